@@ -1,0 +1,128 @@
+/* connect4, connect6: what a pod dials goes to the listener in its own network namespace.
+ *
+ * The verdicts are those of kernel/bpf/cgroup.c: 1 lets connect() go on (with what we wrote into ctx), 0 is EPERM.
+ */
+#include "maps.h"
+
+enum verdict { REFUSE = 0, PASS = 1, REDIRECT = 2 };
+
+/* Depth of cgroups that is searched for the daemon's own; kubelet's are 3 to 6 deep. */
+#define CGROUP_DEPTH 12
+
+/* As a DaemonSet the daemon lives below the captured cgroup: its own sockets must not come back to it for ever.
+ * The depth of its cgroup is not asked for: within a cgroup namespace it cannot be known. */
+static inline bool is_agent(u64 agent_cgroup) {
+  if (!agent_cgroup)
+    return false;
+#pragma unroll
+  for (int level = 1; level <= CGROUP_DEPTH; level++) {
+    u64 ancestor = bpf_get_current_ancestor_cgroup_id(level);
+    if (ancestor == agent_cgroup)
+      return true;
+    if (!ancestor)
+      return false;
+  }
+  return false;
+}
+
+static inline bool is_link_local6(const struct address *address) {
+  return (address->words[0] & bpf_htonl(0xffc00000)) == bpf_htonl(0xfe800000);
+}
+
+/* A listener that is gone says sooner than the heartbeat that the daemon is. */
+static inline bool has_listener(u64 netns, const struct address *address) {
+  struct listener_key key = {.netns = netns, .direction = OUTBOUND, .family = is_ipv4(address) ? 4 : 6};
+  struct bpf_sock *listener = (void *)listeners.lookup(&key);
+  if (!listener)
+    return false;
+  bpf_sk_release(listener);
+  return true;
+}
+
+/* A connection that cannot be redirected: STRICT refuses, PERMISSIVE passes; the two counters stand side by side. */
+static inline int fail(const struct pod *pod, u32 passed) {
+  count(pod->strict ? passed + 1 : passed);
+  return pod->strict ? REFUSE : PASS;
+}
+
+static inline int unknown(const struct settings *node) {
+  count(node->deny_unknown ? OUTBOUND_UNKNOWN_DENIED : OUTBOUND_UNKNOWN_ALLOWED);
+  return node->deny_unknown ? REFUSE : PASS;
+}
+
+/* The whole decision, IPv4 and IPv6 alike. bound_device: the socket's SO_BINDTODEVICE, 0 for none. */
+static inline int decide(u64 netns, u64 cookie, struct original *to, u32 bound_device) {
+  u32 zero = 0;
+  struct settings *node = settings.lookup(&zero);
+  if (!node || is_agent(node->agent_cgroup) || netns == node->host_netns || is_loopback(&to->address))
+    return PASS;
+  if (is_own(netns, &to->address))
+    return PASS;
+  if (excluded(netns, OUTBOUND, to->port)) {
+    count(OUTBOUND_EXCLUDED);
+    return PASS;
+  }
+  struct pod *pod = pods.lookup(&netns);
+  if (!pod)
+    return unknown(node);
+  if (!daemon_alive(node) || !has_listener(netns, &to->address))
+    return fail(pod, OUTBOUND_DEAD_PASSED);
+  /* lo cannot be reached through another device, and a link-local address means nothing without its scope. */
+  if (bound_device || is_link_local6(&to->address))
+    return fail(pod, OUTBOUND_UNREDIRECTABLE_PASSED);
+  if (by_cookie.update(&cookie, to))
+    return fail(pod, OUTBOUND_FULL_PASSED);
+  count(OUTBOUND_CAPTURED);
+  return REDIRECT;
+}
+
+/* A socket may connect again after a failure, so what an earlier attempt left is forgotten unless this one is redirected. */
+static inline int outbound(struct bpf_sock_addr *ctx, u64 netns, u64 cookie, struct original *to) {
+  struct bpf_sock *socket = ctx->sk;
+  int verdict = decide(netns, cookie, to, socket ? socket->bound_dev_if : 0);
+  if (verdict != REDIRECT)
+    by_cookie.delete(&cookie);
+  return verdict;
+}
+
+static inline u32 listener_port(void) {
+  u32 zero = 0;
+  struct settings *node = settings.lookup(&zero);
+  return node ? bpf_htons(node->outbound_port) : 0;
+}
+
+static inline bool is_tcp(struct bpf_sock_addr *ctx) {
+  return ctx->protocol == TCP;
+}
+
+int connect4(struct bpf_sock_addr *ctx) {
+  if (!is_tcp(ctx))
+    return PASS;
+  struct original to = {.address = mapped(ctx->user_ip4), .port = bpf_ntohs(ctx->user_port)};
+  int verdict = outbound(ctx, bpf_get_netns_cookie(ctx), bpf_get_socket_cookie(ctx), &to);
+  if (verdict != REDIRECT)
+    return verdict;
+  ctx->user_ip4 = bpf_htonl(0x7f000001);
+  ctx->user_port = listener_port();
+  return PASS;
+}
+
+int connect6(struct bpf_sock_addr *ctx) {
+  if (!is_tcp(ctx))
+    return PASS;
+  struct original to = {.port = bpf_ntohs(ctx->user_port)};
+  to.address.words[0] = ctx->user_ip6[0];
+  to.address.words[1] = ctx->user_ip6[1];
+  to.address.words[2] = ctx->user_ip6[2];
+  to.address.words[3] = ctx->user_ip6[3];
+  int verdict = outbound(ctx, bpf_get_netns_cookie(ctx), bpf_get_socket_cookie(ctx), &to);
+  if (verdict != REDIRECT)
+    return verdict;
+  bool ipv4 = is_ipv4(&to.address);
+  ctx->user_ip6[0] = 0;
+  ctx->user_ip6[1] = 0;
+  ctx->user_ip6[2] = ipv4 ? bpf_htonl(0xffff) : 0;
+  ctx->user_ip6[3] = ipv4 ? bpf_htonl(0x7f000001) : bpf_htonl(1);
+  ctx->user_port = listener_port();
+  return PASS;
+}

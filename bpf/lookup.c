@@ -1,0 +1,67 @@
+/* sk_lookup: new connections that come to a pod from outside meet the daemon's listener, whatever port they ask for.
+ *
+ * Attached to each enrolled pod's network namespace. The kernel asks only when no established socket matches, so live
+ * connections never get here. SK_DROP answers with a reset. The kernel gives no netns cookie here: the local address,
+ * which is the pod's own, stands for it. A reuseport group spreads what is assigned to its first listener over all slots.
+ *
+ * What the pod sends to itself passes: the app, and the daemon that delivers from inside the pod. The ingress interface does
+ * not tell, for a connection to an own address has that address's interface here (orig_oif in net/ipv4/route.c); the source
+ * does. From outside it cannot be had: the kernel drops such packets (martian source), and no handshake would complete.
+ */
+#include "maps.h"
+
+static inline int dead(const struct pod *pod) {
+  count(pod->strict ? INBOUND_DEAD_REFUSED : INBOUND_DEAD_PASSED);
+  return pod->strict ? SK_DROP : SK_PASS;
+}
+
+static inline int assign(struct bpf_sk_lookup *ctx, const struct pod *pod, u64 netns, u32 family) {
+  struct listener_key key = {.netns = netns, .direction = INBOUND, .family = family};
+  struct bpf_sock *listener = (void *)listeners.lookup(&key);
+  if (!listener)
+    return dead(pod);
+  long error = bpf_sk_assign(ctx, listener, 0);
+  bpf_sk_release(listener);
+  count(error ? INBOUND_ASSIGN_FAILED : INBOUND_CAPTURED);
+  return error ? SK_DROP : SK_PASS;
+}
+
+static inline int inbound(struct bpf_sk_lookup *ctx, const struct address *local, const struct address *remote, u32 family) {
+  u64 *found = addresses.lookup((struct address *)local);
+  u64 netns = found ? *found : 0;
+  if (is_loopback(remote) || (netns && is_own(netns, remote)))
+    return SK_PASS;
+  struct pod *pod = pods.lookup(&netns);
+  if (!pod) {
+    count(INBOUND_UNKNOWN_REFUSED);
+    return SK_DROP;
+  }
+  if (excluded(netns, INBOUND, ctx->local_port)) {
+    count(INBOUND_EXCLUDED);
+    return SK_PASS;
+  }
+  u32 zero = 0;
+  struct settings *node = settings.lookup(&zero);
+  if (!node || !daemon_alive(node))
+    return dead(pod);
+  return assign(ctx, pod, netns, family);
+}
+
+int sk_lookup(struct bpf_sk_lookup *ctx) {
+  if (ctx->protocol != TCP || ctx->ingress_ifindex == LOOPBACK_INTERFACE)
+    return SK_PASS;
+  if (ctx->family == AF_INET) {
+    struct address local = mapped(ctx->local_ip4), remote = mapped(ctx->remote_ip4);
+    return inbound(ctx, &local, &remote, 4);
+  }
+  struct address local, remote;
+  local.words[0] = ctx->local_ip6[0];
+  local.words[1] = ctx->local_ip6[1];
+  local.words[2] = ctx->local_ip6[2];
+  local.words[3] = ctx->local_ip6[3];
+  remote.words[0] = ctx->remote_ip6[0];
+  remote.words[1] = ctx->remote_ip6[1];
+  remote.words[2] = ctx->remote_ip6[2];
+  remote.words[3] = ctx->remote_ip6[3];
+  return inbound(ctx, &local, &remote, 6);
+}

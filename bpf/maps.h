@@ -1,0 +1,69 @@
+/* The maps, and the few questions that several programs ask of them.
+ *
+ * The loader makes and pins every map before it compiles this (nodeagent/redirect/maps.py), so a restart works on the
+ * maps that are in use; PINS is its folder, and the sizes given here only satisfy the macro.
+ */
+#ifndef NODEAGENT_MAPS_H
+#define NODEAGENT_MAPS_H
+
+#include "nodeagent.h"
+
+#define PINNED(type, key, value, name) BPF_TABLE_PINNED(type, key, value, name, 1, PINS "/" #name)
+
+PINNED("array", u32, struct settings, settings);
+PINNED("array", u32, u64, heartbeat);
+PINNED("percpu_array", u32, u64, counters);
+PINNED("hash", u64, struct pod, pods);
+PINNED("hash", struct address, u64, addresses);
+PINNED("hash", struct port_key, u32, exclusions);
+PINNED("sockhash", struct listener_key, u64, listeners);
+PINNED("hash", u64, struct original, by_cookie);
+PINNED("lru_hash", struct source, struct original, by_source);
+
+#define TCP 6     /* IPPROTO_TCP */
+#define AF_INET 2 /* linux/socket.h */
+#define LOOPBACK_INTERFACE 1 /* net/core/dev.c: every netns' lo has index 1 (LOOPBACK_IFINDEX) */
+
+static inline void count(u32 which) {
+  u64 *slot = counters.lookup(&which);
+  if (slot)
+    *slot += 1;
+}
+
+static inline bool is_ipv4(const struct address *address) {
+  return address->words[0] == 0 && address->words[1] == 0 && address->words[2] == bpf_htonl(0xffff);
+}
+
+static inline struct address mapped(u32 ipv4) {
+  struct address address = {.words = {0, 0, bpf_htonl(0xffff), ipv4}};
+  return address;
+}
+
+/* 127/8, ::1, and the unspecified addresses, which connect() takes for them. */
+static inline bool is_loopback(const struct address *address) {
+  u32 last = bpf_ntohl(address->words[3]);
+  if (is_ipv4(address))
+    return last >> 24 == 127 || last == 0;
+  return !address->words[0] && !address->words[1] && !address->words[2] && last <= 1;
+}
+
+static inline bool is_own(u64 netns, const struct address *address) {
+  u64 *owner = addresses.lookup((struct address *)address);
+  return owner && *owner == netns;
+}
+
+static inline bool excluded(u64 netns, u32 direction, u32 port) {
+  struct port_key key = {.netns = netns, .direction = direction, .port = port};
+  return exclusions.lookup(&key) != NULL;
+}
+
+/* Control beats several times within the timeout; 0 says that it stopped on purpose. Signed, because a beat from another
+ * CPU may be a moment ahead of this one's clock. */
+static inline bool daemon_alive(const struct settings *node) {
+  u32 zero = 0;
+  u64 *slot = heartbeat.lookup(&zero);
+  u64 beat = slot ? *slot : 0;
+  return beat && (s64)(bpf_ktime_get_ns() - beat) < (s64)node->heartbeat_timeout_ns;
+}
+
+#endif

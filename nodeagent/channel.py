@@ -1,0 +1,109 @@
+"""Messages between the daemon's processes: JSON objects and file descriptors over a SOCK_SEQPACKET pair.
+
+One packet is one message, so descriptors cannot slip to a neighbour. A reader never trusts a descriptor count: what
+it did not expect, it closes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import collections
+import os
+import socket
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import orjson
+
+MESSAGE_BYTES = 160_000
+"""Below net.core.wmem_default on every kernel seen; larger payloads are split by their senders."""
+DESCRIPTORS = 200
+"""SCM_MAX_FD is 253."""
+
+Message = dict[str, Any]
+Handler = Callable[[Message, list[int]], None]
+
+
+def pair() -> tuple[socket.socket, socket.socket]:
+    """Return two connected, non-blocking ends; neither survives an exec."""
+    ends = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    for end in ends:
+        end.setblocking(False)
+        for option in (socket.SO_SNDBUF, socket.SO_RCVBUF):
+            end.setsockopt(socket.SOL_SOCKET, option, 4 * MESSAGE_BYTES)
+    return ends
+
+
+class Channel:
+    """One end of a channel on an event loop.
+
+    ``handler(message, descriptors)`` owns the descriptors; ``closed()`` is called once when the other end is gone.
+    """
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, end: socket.socket, handler: Handler, closed: Callable[[], None]) -> None:
+        self._loop, self._end, self._handler, self._closed = loop, end, handler, closed
+        self._queue: collections.deque[tuple[bytes, list[int]]] = collections.deque()
+        self._open = True
+        loop.add_reader(end.fileno(), self._readable)
+
+    def send(self, message: Message, descriptors: Sequence[int] = ()) -> None:
+        """Queue *message*; the descriptors are duplicated, so the caller may close its own at once."""
+        if not self._open:
+            return
+        payload = orjson.dumps(message)
+        self._queue.append((payload, [os.dup(descriptor) for descriptor in descriptors]))
+        if len(self._queue) == 1:
+            self._flush()
+
+    def close(self) -> None:
+        """Close this end; queued messages are dropped."""
+        if not self._open:
+            return
+        self._open = False
+        self._loop.remove_reader(self._end.fileno())
+        self._loop.remove_writer(self._end.fileno())
+        for _, descriptors in self._queue:
+            _close_all(descriptors)
+        self._queue.clear()
+        self._end.close()
+
+    def _flush(self) -> None:
+        while self._queue:
+            payload, descriptors = self._queue[0]
+            try:
+                socket.send_fds(self._end, [payload], descriptors)
+            except (BlockingIOError, InterruptedError):
+                self._loop.add_writer(self._end.fileno(), self._flush)
+                return
+            except OSError:
+                self._lost()
+                return
+            self._queue.popleft()
+            _close_all(descriptors)
+        self._loop.remove_writer(self._end.fileno())
+
+    def _readable(self) -> None:
+        for _ in range(64):
+            try:
+                payload, descriptors, _, _ = socket.recv_fds(self._end, 2 * MESSAGE_BYTES, DESCRIPTORS + 1)
+            except (BlockingIOError, InterruptedError):
+                return
+            except OSError:
+                self._lost()
+                return
+            if not payload:
+                self._lost()
+                return
+            self._handler(orjson.loads(payload), descriptors)
+            if not self._open:
+                return
+
+    def _lost(self) -> None:
+        if self._open:
+            self.close()
+            self._closed()
+
+
+def _close_all(descriptors: Sequence[int]) -> None:
+    for descriptor in descriptors:
+        os.close(descriptor)

@@ -1,0 +1,144 @@
+"""What the daemon answers about itself: admin API, metrics, readiness."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, Final
+
+from nodeagent.mesh.entries import Service, Workload
+from nodeagent.telemetry import metrics as declared
+from nodeagent.telemetry.http_server import EVERYWHERE, LOCALHOST, HttpServer, Response, serve, serve_unix
+
+if TYPE_CHECKING:
+    from nodeagent.control.main import Control
+
+FLOWS_KEPT: Final = 2000
+
+
+class Admin:
+    """The three HTTP servers of control."""
+
+    def __init__(self, control: Control) -> None:
+        self._control = control
+        self._servers: list[HttpServer] = []
+        self._sequence = itertools.count(1)
+        self._seen: dict[str, tuple[int, dict[str, Any]]] = {}
+
+    async def start(self) -> None:
+        """Open the ports of ``telemetry`` in agent.yaml (0: any free one) and the admin socket. Raises ControlError."""
+        config = self._control.config
+        telemetry = config.telemetry
+        admin = {
+            ("GET", "/pods"): self._pods,
+            ("GET", "/certs"): self._certs,
+            ("GET", "/endpoints"): self._endpoints,
+            ("GET", "/routes"): self._routes,
+            ("GET", "/policies"): self._policies,
+            ("GET", "/flows"): self._flows,
+            ("GET", "/ready"): self._ready,
+            ("GET", "/metrics"): self._metrics,
+            ("POST", "/reload"): self._reload,
+        }
+        metrics = {("GET", "/metrics"): self._metrics, ("GET", "/stats/prometheus"): self._metrics}
+        ready = {("GET", "/ready"): self._ready, ("GET", "/healthz/ready"): self._ready}
+        self._servers = [
+            await serve(admin, port=telemetry.admin_port, hosts=LOCALHOST),
+            await serve_unix(admin, config.runtime_directory / "admin.sock"),
+            await serve(metrics, port=telemetry.metrics_port, hosts=EVERYWHERE),
+            await serve(ready, port=telemetry.ready_port, hosts=EVERYWHERE),
+        ]
+
+    async def stop(self) -> None:
+        for server in self._servers:
+            await server.close()
+
+    async def _ready(self, query: Mapping[str, str]) -> Response:
+        missing = self._control.ready()
+        return Response(("\n".join(missing) + "\n").encode(), 503) if missing else Response(b"ready\n")
+
+    async def _pods(self, query: Mapping[str, str]) -> Response:
+        flows = await self._live()
+        rows = self._control.enrolment.rows()
+        for row in rows:
+            row["connections"] = sum(1 for flow in flows if not flow["closed"] and flow["pod"] == row["uid"])
+        return Response.json(rows)
+
+    async def _certs(self, query: Mapping[str, str]) -> Response:
+        return Response.json(
+            [
+                {
+                    "identity": held.certificate.identity,
+                    "serial": held.certificate.serial,
+                    "issued": held.certificate.issued,
+                    "not_after": held.certificate.not_after,
+                    "renew_at": held.renew_at,
+                    "error": held.error,
+                }
+                for held in self._control.certificates.list()
+            ]
+        )
+
+    async def _endpoints(self, query: Mapping[str, str]) -> Response:
+        return Response.json(
+            [
+                {"service": entry.host, "port": port.port, "protocol": port.protocol, "addresses": list(entry.addresses), "endpoints": [f"{endpoint.address}:{endpoint.port}" for endpoint in port.endpoints]}
+                for entry in self._entries(Service)
+                for port in entry.ports
+            ]
+        )
+
+    async def _routes(self, query: Mapping[str, str]) -> Response:
+        """Every Service port is one route to its endpoints; traffic rules join here."""
+        return Response.json([{"service": entry.host, "port": port.port, "match": "*", "cluster": f"outbound|{port.port}||{entry.host}", "balance": "least request"} for entry in self._entries(Service) for port in entry.ports])
+
+    async def _policies(self, query: Mapping[str, str]) -> Response:
+        mode = self._control.config.mtls.mode
+        return Response.json([{"pod": f"{entry.namespace}/{entry.pod}", "mtls": mode, "from": "agent.yaml: mtls.mode"} for entry in self._entries(Workload) if entry.uid in self._control.enrolment.members])
+
+    async def _flows(self, query: Mapping[str, str]) -> Response:
+        """Connections that are new or changed since the sequence number ``since``."""
+        try:
+            since = int(query.get("since", "0"))
+        except ValueError:
+            return Response(b"since: a whole number is expected\n", 400)
+        for flow in await self._live():
+            known = self._seen.get(flow["id"])
+            if known is None or known[1] != flow:
+                self._seen.pop(flow["id"], None)
+                self._seen[flow["id"]] = (next(self._sequence), flow)
+        while len(self._seen) > FLOWS_KEPT:
+            del self._seen[next(iter(self._seen))]
+        changed = [(number, flow) for number, flow in self._seen.values() if number > since]
+        return Response.json({"next": max((number for number, _ in changed), default=since), "flows": [flow for _, flow in changed]})
+
+    async def _reload(self, query: Mapping[str, str]) -> Response:
+        return Response.json({"workers": await self._control.reload()})
+
+    async def _metrics(self, query: Mapping[str, str]) -> Response:
+        """Everything that was counted until now: workers are asked for what they have not reported yet."""
+        control, store = self._control, self._control.store
+        await self._live()
+        members = control.enrolment.members.values()
+        store.set(declared.ENROLLED_PODS, (), sum(1 for member in members if member.state == "enrolled"))
+        store.set(declared.FAULTY_PODS, (), sum(1 for member in members if member.state != "enrolled"))
+        for kind, count in (("workload", len(list(self._entries(Workload)))), ("service", len(list(self._entries(Service))))):
+            store.set(declared.SNAPSHOT_ENTRIES, (kind,), count)
+        store.replace(declared.CERTIFICATE_EXPIRY, {(held.certificate.identity,): held.certificate.not_after for held in control.certificates.list()})
+        assert control.plane is not None
+        statistics = control.plane.statistics()
+        for name, (used, possible) in statistics.maps.items():
+            store.set(declared.MAP_ENTRIES, (name,), used)
+            store.set(declared.MAP_CAPACITY, (name,), possible)
+        for name, value in statistics.counters.items():
+            store.set(declared.KERNEL_EVENTS, (name,), value)
+        return Response(store.exposition(), content_type="text/plain; version=0.0.4; charset=utf-8")
+
+    async def _live(self) -> list[dict[str, Any]]:
+        assert self._control.workers is not None
+        return await self._control.workers.ask({"op": "flows"})
+
+    def _entries(self, kind: Any) -> Any:
+        assert self._control.workers is not None
+        return (entry for entry in self._control.workers.entries() if isinstance(entry, kind))
+

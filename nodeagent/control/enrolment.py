@@ -1,0 +1,150 @@
+"""Enrolment: the pods of this node whose traffic is captured, kept equal to what the source says and the kernel has.
+
+Enrolling and releasing touch neither the pod's processes nor its open connections; what fails for one pod is told and
+tried again, and never keeps another pod from its enrolment.
+"""
+
+from __future__ import annotations
+
+import logging
+import socket
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from dataclasses import dataclass, field
+from typing import Any
+
+from nodeagent.channel import Message
+from nodeagent.control.workers import Workers
+from nodeagent.errors import IdentityError, KernelError
+from nodeagent.identity.store import Certificates
+from nodeagent.mesh.entries import PodUid
+from nodeagent.mesh.local import LocalPod
+from nodeagent.redirect.netns import PodNetns
+from nodeagent.redirect.plane import DataPlane
+from nodeagent.redirect.pod import EnrolledPod, ListenerId, Listeners
+
+log = logging.getLogger("nodeagent.enrolment")
+
+
+@dataclass(slots=True)
+class Member:
+    """One enrolled (or not yet enrollable) pod."""
+
+    pod: LocalPod
+    cookie: int = 0
+    state: str = "pending"
+    faults: list[str] = field(default_factory=list)
+    repaired: int = 0
+
+
+class Enrolment:
+    """Reconciles local pods with the data plane; ``publish(uid, enrolled)`` tells the other nodes."""
+
+    def __init__(self, plane: DataPlane, workers: Workers, certificates: Certificates, *, strict: bool, publish: Callable[[PodUid, bool], None], keep: Callable[[dict[str, socket.socket]], None], drop: Callable[[str], None], repaired: Callable[[str], None]) -> None:
+        self._plane, self._workers, self._certificates, self._strict = plane, workers, certificates, strict
+        self._publish, self._keep, self._drop, self._repaired = publish, keep, drop, repaired
+        self.members: dict[PodUid, Member] = {}
+        self.kept: dict[str, dict[ListenerId, socket.socket]] = {}
+        """Listeners that an earlier control process made, by pod."""
+
+    def reconcile(self, pods: Mapping[PodUid, LocalPod]) -> None:
+        """Make the enrolled pods be *pods*: uid -> (pod, identity)."""
+        for uid in [uid for uid in self.members if uid not in pods]:
+            self.release(uid)
+        for uid, pod in pods.items():
+            member = self.members.get(uid)
+            if member is not None and member.pod == pod and member.state == "enrolled":
+                continue
+            self._enrol(uid, Member(pod))
+
+    def _enrol(self, uid: PodUid, member: Member) -> None:
+        self.members[uid] = member
+        pod = member.pod
+        netns: PodNetns | None = None
+        try:
+            self._certificates.ensure(member.pod.identity)
+            netns = self._plane.pod_netns(Path(pod.netns))
+            wanted = EnrolledPod(uid, netns, pod.addresses, self._strict, pod.exclude_inbound, pod.exclude_outbound)
+            listeners = self._plane.enroll(wanted, Listeners(self.kept.pop(uid, {})))
+        except (KernelError, IdentityError) as error:
+            if netns is not None:
+                netns.close()
+            member.state, member.faults = "failed", [str(error)]
+            log.error("pod %s/%s is not captured: %s", pod.namespace, pod.pod, error)
+            return
+        member.state, member.faults, member.cookie = "enrolled", [], netns.cookie
+        self._hand_on(uid, member, listeners)
+        self._publish(uid, True)
+
+    def _hand_on(self, uid: PodUid, member: Member, listeners: Listeners) -> None:
+        """Give the pod's listeners to the workers, and to the supervisor to keep."""
+        self._keep({f"{uid}/{direction}/{family}/{slot}": listener for (direction, family, slot), listener in listeners.fds.items()})
+        message: Message = {"op": "pod", "uid": uid, "cookie": member.cookie, "strict": self._strict, "identity": member.pod.identity}
+        self._workers.enrol(uid, message, listeners.fds)
+
+    def release(self, uid: PodUid) -> None:
+        """Stop capturing the pod's new connections; those it has go on."""
+        member = self.members.pop(uid, None)
+        if member is None:
+            return
+        self._publish(uid, False)
+        if member.state == "failed":
+            return
+        try:
+            self._plane.release(uid)
+        except (KernelError, OSError) as error:
+            log.warning("pod %s/%s was not released cleanly: %s", member.pod.podspace, member.pod.pod, error)
+        self._workers.release(uid)
+        self._drop(uid)
+
+    def check(self) -> None:
+        """Compare each pod, and what all share, with the kernel's real state and repair what differs."""
+        self._mend("the node", self._plane.verify_node, self._plane.repair_node)
+        for uid, member in list(self.members.items()):
+            if member.state == "failed":
+                self._enrol(uid, member)
+                continue
+            before = self._plane.listeners(uid)
+            name = f"pod {member.pod.podspace}/{member.pod.pod}"
+            found, member.faults = self._mend(name, lambda uid=uid: self._plane.verify(uid), lambda uid=uid: self._plane.repair(uid))  # type: ignore[misc]
+            member.state = "faulty" if member.faults else "enrolled"
+            member.repaired += len(found)
+            if self._plane.listeners(uid) is not before:
+                self._hand_on(uid, member, self._plane.listeners(uid))
+
+    def _mend(self, name: str, verify: Callable[[], list[str]], repair: Callable[[], list[str]]) -> tuple[list[str], list[str]]:
+        """Return what was repaired and what is still wrong, in words."""
+        try:
+            found = repair() if verify() else []
+            left = verify() if found else []
+        except (KernelError, OSError) as error:
+            found, left = [], [str(error)]
+        for fault in found:
+            log.warning("%s: repaired: %s", name, fault)
+            self._repaired(fault.split(":")[0])
+        if left:
+            log.error("%s: %s", name, "; ".join(left))
+        return found, left
+
+    def healthy(self) -> bool:
+        """Say whether every pod that should be captured is."""
+        return all(member.state == "enrolled" for member in self.members.values())
+
+    def rows(self) -> list[dict[str, Any]]:
+        """Return the pods as ``nodeagent get pods`` shows them."""
+        return [
+            {
+                "pod": member.pod.pod,
+                "namespace": member.pod.podspace,
+                "uid": uid,
+                "addresses": list(member.pod.addresses),
+                "identity": member.pod.identity,
+                "state": member.state,
+                "faults": member.faults,
+                "repaired": member.repaired,
+                "mode": "STRICT" if self._strict else "PERMISSIVE",
+                "listeners": len(self._plane.listeners(uid).fds) if member.state != "failed" else 0,
+            }
+            for uid, member in self.members.items()
+        ]
+

@@ -1,0 +1,216 @@
+"""The control process's composition: source → mesh → workers, pods → data plane, certificates, admin."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import logging
+import signal
+import socket
+import time
+from collections.abc import AsyncIterator
+from typing import Any, Final
+
+import uvloop
+
+from nodeagent.channel import Channel, Message
+from nodeagent.config import AgentConfig
+from nodeagent.control.admin import Admin
+from nodeagent.control.enrolment import Enrolment
+from nodeagent.control.workers import State, Workers
+from nodeagent.errors import NodeagentError
+from nodeagent.identity.ca import CertificateAuthority
+from nodeagent.identity.certificate import Certificate
+from nodeagent.identity.store import Certificates
+from nodeagent.mesh.compile import Mesh
+from nodeagent.redirect.plane import DataPlane
+from nodeagent.redirect.pod import ListenerId
+from nodeagent.resources.source import AnyChange, DirectorySource
+from nodeagent.telemetry import metrics as declared
+from nodeagent.telemetry.store import Store
+
+BEATS_PER_TIMEOUT: Final = 5
+log = logging.getLogger("nodeagent.control")
+
+
+def main(config: AgentConfig, end: socket.socket) -> None:
+    """Run control on its end of the supervisor's channel; the process's last call."""
+    gc.collect()
+    gc.freeze()
+    try:
+        uvloop.run(_run(config, end))
+    except NodeagentError as error:
+        log.critical("%s", error)
+        raise SystemExit(1) from None
+
+
+async def _run(config: AgentConfig, end: socket.socket) -> None:
+    control = Control(config, end)
+    try:
+        await control.start()
+        await control.stopped.wait()
+    finally:
+        await control.stop()
+
+
+class Control:
+    """Starts in the order in which things need each other, stops in the reverse."""
+
+    def __init__(self, config: AgentConfig, end: socket.socket) -> None:
+        self.config = config
+        self.loop = asyncio.get_running_loop()
+        self.stopped = asyncio.Event()
+        self.store = Store()
+        self.started = time.monotonic()
+        self._begun = asyncio.Event()
+        self._orphans: list[int] = []
+        self._kept: dict[str, dict[ListenerId, socket.socket]] = {}
+        self.supervisor = Channel(self.loop, end, self._from_supervisor, self.stopped.set)
+        self._tasks: list[asyncio.Task[Any]] = []
+        self.workers: Workers | None = None
+        self.enrolment: Enrolment
+        self.plane: DataPlane | None = None
+        self.mesh = Mesh(config.node, config.identity.trust_domain)
+        self.certificates: Certificates
+        self._admin: Admin | None = None
+        self._listed = False
+
+    # -- life --
+
+    async def start(self) -> None:
+        """Bring everything up. Raises NodeagentError when something that is needed is missing."""
+        config, loop = self.config, self.loop
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self.stopped.set)
+        loop.add_signal_handler(signal.SIGHUP, lambda: self._start(self.reload()))
+        await self._begun.wait()
+        config.runtime_directory.mkdir(parents=True, exist_ok=True)
+        source = DirectorySource(config.source)
+        slots = config.proxy.worker_count()
+        authority = CertificateAuthority.open_or_create(config.identity.ca_directory, config.identity.trust_domain)
+        self.plane = await DataPlane.load(config.redirect, slots=slots)
+        self.certificates = Certificates(lambda identity: authority.issue(identity, config.identity.ttl_seconds), self._certificate)
+        state = State({"config": config.model_dump(mode="json", by_alias=True), "node_addresses": []}, self.plane.original_map_fd)
+        self.workers = Workers(
+            loop, slots, state, self.supervisor, sockets=self.plane.sockets, metrics=self.store.merge, restarted=lambda slot: self.store.add(declared.WORKER_RESTARTS, (str(slot),))
+        )
+        self.enrolment = Enrolment(
+            self.plane, self.workers, self.certificates, strict=config.mtls.mode == "STRICT", publish=source.publish,
+            keep=self._keep, drop=lambda uid: self.supervisor.send({"op": "drop", "uid": uid}), repaired=lambda fault: self.store.add(declared.REPAIRS, (fault,)),
+        )  # fmt: skip
+        self.enrolment.kept = self._kept
+        changes = source.changes()
+        self._apply(await anext(changes))
+        state.start["node_addresses"] = sorted(self.mesh.node_addresses())
+        self.workers.start()
+        self._reconcile()
+        self.plane.prune()
+        self._listed = True
+        self._start(self._watch(changes))
+        self._start(self._heartbeat())
+        self._start(self._check())
+        self._start(self.certificates.run())
+        self._admin = Admin(self)
+        await self._admin.start()
+        self._start(self._retire_orphans())
+
+    async def stop(self) -> None:
+        """Let PERMISSIVE pods pass by, drain, end. Pins stay: STRICT pods are refused until a daemon is back."""
+        for task in self._tasks:
+            task.cancel()
+        if self.plane is not None:
+            self.plane.stop_beating()
+        if self.workers is not None:
+            await self.workers.stop(self.config.proxy.timeouts.drain)
+        if self._admin is not None:
+            await self._admin.stop()
+
+    async def reload(self) -> list[int]:
+        """Replace all workers without losing a connection; return the new pids."""
+        assert self.workers is not None
+        pids = await self.workers.reload(self.config.proxy.timeouts.drain)
+        log.info("workers replaced: %s", pids)
+        return pids
+
+    def ready(self) -> list[str]:
+        """Return what keeps the daemon from being ready; nothing: it is."""
+        missing = []
+        if not self._listed:
+            missing.append("the source has not been read")
+        if self.workers is None or not self.workers.ready():
+            missing.append("a worker is not up")
+        if self._listed and not self.enrolment.healthy():
+            missing += [f"pod {row['namespace']}/{row['pod']}: {row['state']}: {'; '.join(row['faults'])}" for row in self.enrolment.rows() if row["state"] != "enrolled"]
+        return missing
+
+    # -- the supervisor's messages --
+
+    def _from_supervisor(self, message: Message, descriptors: list[int]) -> None:
+        operation = message["op"]
+        if operation == "begin":
+            self._orphans = list(message["orphans"])
+            self._begun.set()
+        elif operation == "kept":
+            uid, direction, family, slot = str(message["key"]).rsplit("/", 3)
+            which: ListenerId = ("outbound" if direction == "outbound" else "inbound", 4 if family == "4" else 6, int(slot))
+            self._kept.setdefault(uid, {})[which] = socket.socket(fileno=descriptors[0])
+        elif operation == "forked" and self.workers is not None:
+            self.workers.forked(message["number"], message["pid"])
+        elif operation == "exited" and self.workers is not None:
+            self.workers.exited(message["pid"], message["status"])
+
+    def _keep(self, listeners: dict[str, socket.socket]) -> None:
+        self.supervisor.send({"op": "keep", "keys": list(listeners)}, [listener.fileno() for listener in listeners.values()])
+
+    async def _retire_orphans(self) -> None:
+        """Workers of an earlier control served on; they drain as soon as their successors are up."""
+        assert self.workers is not None
+        while self._orphans and not self.workers.ready():
+            await asyncio.sleep(0.02)
+        for pid in self._orphans:
+            self.supervisor.send({"op": "signal", "pid": pid, "signal": int(signal.SIGTERM)})
+
+    # -- what changes --
+
+    def _apply(self, changes: list[AnyChange]) -> None:
+        delta = self.mesh.apply(changes)
+        if delta and self.workers is not None:
+            self.workers.apply(delta)
+
+    def _reconcile(self) -> None:
+        self.enrolment.reconcile({pod.uid: pod for pod in self.mesh.local_pods()})
+
+    async def _watch(self, batches: AsyncIterator[list[AnyChange]]) -> None:
+        async for batch in batches:
+            self._apply(batch)
+            self._reconcile()
+
+    def _certificate(self, certificate: Certificate) -> None:
+        assert self.workers is not None
+        self.workers.certificate(certificate.identity, {"op": "certificate", "certificate": certificate.to_json()})
+
+    async def _heartbeat(self) -> None:
+        assert self.plane is not None and self.workers is not None
+        pause = self.config.redirect.heartbeat_timeout_seconds / BEATS_PER_TIMEOUT
+        while True:
+            if self.workers.alive():
+                self.plane.beat()
+            await asyncio.sleep(pause if self.workers.ready() else 0.02)
+
+    async def _check(self) -> None:
+        while True:
+            await asyncio.sleep(self.config.redirect.check_interval_seconds)
+            self.enrolment.check()
+
+    def _start(self, coroutine: Any) -> None:
+        task = self.loop.create_task(coroutine)
+        self._tasks.append(task)
+        task.add_done_callback(self._ended)
+
+    def _ended(self, task: asyncio.Task[Any]) -> None:
+        if task in self._tasks:
+            self._tasks.remove(task)
+        if not task.cancelled() and task.exception() is not None:
+            log.critical("control cannot go on: %s", task.exception(), exc_info=task.exception())
+            self.stopped.set()
+

@@ -1,0 +1,314 @@
+"""The proxy workers as control sees them: slots that must be filled, and everything a worker has to be told.
+
+A listener belongs to a slot, not to a process: whoever fills the slot gets it, so a backlog survives its worker.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import itertools
+import logging
+import os
+import signal
+import socket
+from collections.abc import Callable, Iterable
+from typing import Any, Final
+
+import orjson
+
+from nodeagent.channel import DESCRIPTORS, MESSAGE_BYTES, Channel, Message, pair
+from nodeagent.errors import ControlError, KernelError
+from nodeagent.mesh.entries import Delta, Entry, to_json
+from nodeagent.redirect.pod import Family, ListenerId
+
+PING_SECONDS: Final = 1.0
+SILENT_SECONDS: Final = 10.0
+"""A worker whose loop has not turned for this long is replaced."""
+RESPAWN_LIMIT: Final = 20
+"""Deaths within a minute after which a worker is restarted only once a second."""
+log = logging.getLogger("nodeagent.control")
+
+
+class WorkerProcess:
+    """One worker process and control's end of its channel."""
+
+    def __init__(self, slot: int, number: int) -> None:
+        self.slot, self.number = slot, number
+        self.pid = 0
+        self.channel: Channel
+        self.ready = False
+        self.draining = False
+        self.last_pong = 0.0
+        self.connections = 0
+        self.replies: dict[int, tuple[asyncio.Future[list[Any]], list[Any]]] = {}
+
+
+class State:
+    """What a new worker is told first: the snapshot, certificates, pods and listeners as they stand."""
+
+    def __init__(self, start: Message, original_fd: int) -> None:
+        self.start, self.original_fd = start, original_fd
+        self.entries: dict[str, Entry] = {}
+        self.certificates: dict[str, Message] = {}
+        self.pods: dict[str, Message] = {}
+        self.listeners: dict[str, dict[ListenerId, socket.socket]] = {}
+
+
+class Workers:
+    """Fills ``count`` slots, replaces what dies, and sends every change to all."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, count: int, state: State, supervisor: Channel, *, sockets: Callable[[str, Family, int], list[socket.socket]], metrics: Callable[[Message], None], restarted: Callable[[int], None]) -> None:
+        self._loop, self._count, self._state, self._supervisor = loop, count, state, supervisor
+        self._sockets, self._metrics, self._restarted = sockets, metrics, restarted
+        self._numbers = itertools.count(1)
+        self._pings = itertools.count(1)
+        self._slots: dict[int, WorkerProcess] = {}
+        self._draining: list[WorkerProcess] = []
+        self._deaths: list[float] = []
+        self._stopping = False
+
+    # -- slots --
+
+    def start(self) -> None:
+        for slot in range(self._count):
+            self._spawn(slot)
+        self._loop.call_later(PING_SECONDS, self._ping)
+
+    def alive(self) -> bool:
+        """Say whether some worker carries traffic: what the heartbeat stands for."""
+        return any(worker.ready and self._answers(worker) for worker in self._slots.values())
+
+    def ready(self) -> bool:
+        """Say whether every slot is filled by a worker that answers."""
+        return len(self._slots) == self._count and all(worker.ready for worker in self._slots.values())
+
+    def _answers(self, worker: WorkerProcess) -> bool:
+        return self._loop.time() - worker.last_pong < SILENT_SECONDS
+
+    def _spawn(self, slot: int) -> WorkerProcess:
+        worker = WorkerProcess(slot, next(self._numbers))
+        ours, theirs = pair()
+        worker.channel = Channel(self._loop, ours, lambda message, descriptors: self._message(worker, message, descriptors), lambda: None)
+        worker.last_pong = self._loop.time()
+        self._slots[slot] = worker
+        self._supervisor.send({"op": "fork", "number": worker.number}, [theirs.fileno()])
+        theirs.close()
+        self._tell_everything(worker)
+        return worker
+
+    def forked(self, number: int, pid: int) -> None:
+        """The supervisor forked worker *number*."""
+        for worker in (*self._slots.values(), *self._draining):
+            if worker.number == number:
+                worker.pid = pid
+
+    def exited(self, pid: int, status: int) -> None:
+        """A worker is gone: its slot is filled again at once, unless it was told to go."""
+        for worker in list(self._draining):
+            if worker.pid == pid:
+                self._draining.remove(worker)
+                worker.channel.close()
+        for slot, worker in list(self._slots.items()):
+            if worker.pid != pid:
+                continue
+            worker.channel.close()
+            del self._slots[slot]
+            self._fail_replies(worker)
+            if not self._stopping:
+                log.error("worker %d (pid %d) died with status %d and is replaced; its connections are lost", slot, pid, status)
+                self._restarted(slot)
+                self._loop.call_later(self._delay(), self._respawn, slot)
+
+    def _respawn(self, slot: int) -> None:
+        if not self._stopping and slot not in self._slots:
+            self._spawn(slot)
+
+    def _delay(self) -> float:
+        now = self._loop.time()
+        self._deaths = [death for death in self._deaths if now - death < 60] + [now]
+        return 0.0 if len(self._deaths) < RESPAWN_LIMIT else 1.0
+
+    # -- what workers are told --
+
+    def _tell_everything(self, worker: WorkerProcess) -> None:
+        state = self._state
+        worker.channel.send({"op": "start", "worker": worker.slot, **state.start}, [state.original_fd])
+        for part in _parts(state.entries.values(), ()):
+            worker.channel.send(part)
+        for certificate in state.certificates.values():
+            worker.channel.send(certificate)
+        for uid, pod in state.pods.items():
+            self._tell_pod(worker, uid, pod)
+        worker.channel.send({"op": "ping", "number": 0})
+
+    def _tell_pod(self, worker: WorkerProcess, uid: str, pod: Message) -> None:
+        worker.channel.send(pod)
+        for (direction, family, slot), listener in self._state.listeners.get(uid, {}).items():
+            if slot == worker.slot:
+                worker.channel.send({"op": "listen", "uid": uid, "direction": direction, "family": family}, [listener.fileno()])
+
+    def apply(self, delta: Delta) -> None:
+        """Send the changed entries of the snapshot."""
+        for key in delta.removals:
+            self._state.entries.pop(key, None)
+        for entry in delta.upserts:
+            self._state.entries[entry.key] = entry
+        for part in _parts(delta.upserts, delta.removals):
+            self._broadcast(part)
+
+    def certificate(self, identity: str, message: Message) -> None:
+        self._state.certificates[identity] = message
+        self._broadcast(message)
+
+    def enrol(self, uid: str, pod: Message, listeners: dict[ListenerId, socket.socket]) -> None:
+        """A pod's traffic is captured: its listeners go to the slots they belong to."""
+        self._state.pods[uid] = pod
+        self._state.listeners[uid] = listeners
+        for worker in self._slots.values():
+            self._tell_pod(worker, uid, pod)
+
+    def release(self, uid: str) -> None:
+        if self._state.pods.pop(uid, None) is not None:
+            self._state.listeners.pop(uid, None)
+            self._broadcast({"op": "release", "uid": uid})
+
+    def _broadcast(self, message: Message) -> None:
+        for worker in (*self._slots.values(), *self._draining):
+            worker.channel.send(message)
+
+    # -- what workers say --
+
+    def _message(self, worker: WorkerProcess, message: Message, descriptors: list[int]) -> None:
+        for descriptor in descriptors:
+            os.close(descriptor)
+        operation = message.get("op")
+        if operation == "need":
+            self._hand_sockets(worker, str(message["uid"]), 4 if message["family"] == 4 else 6, min(int(message["count"]), DESCRIPTORS))
+        elif operation == "pong":
+            worker.last_pong = self._loop.time()
+            worker.ready = True
+            worker.connections = int(message["connections"])
+        elif operation == "metrics":
+            self._metrics(message)
+        elif operation == "flows":
+            self._collect(worker, message)
+
+    def _hand_sockets(self, worker: WorkerProcess, uid: str, family: Family, count: int) -> None:
+        try:
+            sockets = self._sockets(uid, family, count)
+        except (KeyError, KernelError) as error:  # the pod may be gone at any moment; the worker's waiters end with its release
+            log.warning("no sockets for pod %s: %s", uid, error)
+            return
+        worker.channel.send({"op": "sockets", "uid": uid, "family": family}, [made.fileno() for made in sockets])
+        for made in sockets:
+            made.close()
+
+    def _ping(self) -> None:
+        self._loop.call_later(PING_SECONDS, self._ping)
+        number = next(self._pings)
+        for worker in list(self._slots.values()):
+            worker.channel.send({"op": "ping", "number": number})
+            if not self._answers(worker) and worker.pid:
+                log.error("worker %d (pid %d) has not answered for %d s and is killed", worker.slot, worker.pid, SILENT_SECONDS)
+                self._signal(worker, signal.SIGKILL)
+        for worker in self._draining:
+            worker.channel.send({"op": "ping", "number": number})
+
+    async def ask(self, message: Message, seconds: float = 1.0) -> list[Any]:
+        """Send a question to all workers and return their answers' items; one that is silent is left out."""
+        number = next(self._pings)
+        futures = []
+        for worker in (*self._slots.values(), *self._draining):
+            future: asyncio.Future[list[Any]] = self._loop.create_future()
+            worker.replies[number] = (future, [])
+            futures.append(future)
+            worker.channel.send({**message, "number": number})
+        if not futures:
+            return []
+        done, _ = await asyncio.wait(futures, timeout=seconds)
+        for worker in (*self._slots.values(), *self._draining):
+            worker.replies.pop(number, None)
+        return [item for future in done for item in future.result()]
+
+    def _collect(self, worker: WorkerProcess, message: Message) -> None:
+        reply = worker.replies.get(int(message["number"]))
+        if reply is None:
+            return
+        future, items = reply
+        items.extend(message["flows"])
+        if not message["more"] and not future.done():
+            future.set_result(items)
+
+    def _fail_replies(self, worker: WorkerProcess) -> None:
+        for future, items in worker.replies.values():
+            if not future.done():
+                future.set_result(items)
+
+    # -- reload and stop --
+
+    async def reload(self, drain_seconds: float) -> list[int]:
+        """Replace every worker: the new one listens on the same listeners before the old one stops. Return the new pids.
+
+        Raises ControlError when a new worker does not come up; the old ones then go on.
+        """
+        replaced = []
+        for slot, old in list(self._slots.items()):
+            new = self._spawn(slot)
+            if not await self._wait(functools.partial(getattr, new, "ready")):
+                self._signal(new, signal.SIGKILL)
+                self._slots[slot] = old
+                self._draining.append(new)
+                raise ControlError(f"the new worker for slot {slot} did not come up within 10 s; the old one goes on, see the daemon's log")
+            self._retire(old, drain_seconds)
+            replaced.append(new.pid)
+        return replaced
+
+    def _retire(self, worker: WorkerProcess, drain_seconds: float) -> None:
+        worker.draining = True
+        self._draining.append(worker)
+        worker.channel.send({"op": "drain", "seconds": drain_seconds})
+
+    async def stop(self, drain_seconds: float) -> None:
+        """Drain all workers and wait for their end."""
+        self._stopping = True
+        for slot in list(self._slots):
+            self._retire(self._slots.pop(slot), drain_seconds)
+        await self._wait(lambda: not self._draining, drain_seconds + 1)
+
+    async def _wait(self, condition: Callable[[], bool], seconds: float = 10.0) -> bool:
+        end = self._loop.time() + seconds
+        while not condition():
+            if self._loop.time() > end:
+                return False
+            await asyncio.sleep(0.02)
+        return True
+
+    def _signal(self, worker: WorkerProcess, number: int) -> None:
+        self._supervisor.send({"op": "signal", "pid": worker.pid, "signal": int(number)})
+
+    def entries(self) -> list[Entry]:
+        """Return the snapshot as the workers have it."""
+        return list(self._state.entries.values())
+
+    def pids(self) -> list[int]:
+        return [worker.pid for worker in self._slots.values()]
+
+
+def _parts(entries: Iterable[Entry], removals: Iterable[str]) -> Iterable[Message]:
+    """Split a delta into messages that fit a packet."""
+    upserts: list[Any] = []
+    size = 0
+    gone = list(removals)
+    for at in range(0, len(gone), 500):
+        yield {"op": "mesh", "upserts": [], "removals": gone[at : at + 500]}
+    for entry in entries:
+        value = to_json(entry)
+        length = len(orjson.dumps(value))
+        if upserts and size + length > MESSAGE_BYTES - 1000:
+            yield {"op": "mesh", "upserts": upserts, "removals": []}
+            upserts, size = [], 0
+        upserts.append(value)
+        size += length
+    if upserts:
+        yield {"op": "mesh", "upserts": upserts, "removals": []}

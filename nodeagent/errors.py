@@ -1,0 +1,69 @@
+"""The error tree, and the reasons for which traffic is refused.
+
+Every exception that leaves a package is one of these: third-party exceptions are translated at the boundary.
+A message names what went wrong, the likely cause and the next step; it never holds a secret.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+class NodeagentError(Exception):
+    """Something a user can act on; the command line prints it on one line and exits with 1."""
+
+
+class ConfigError(NodeagentError):
+    """A file, field or value is wrong; the last good configuration stays in force."""
+
+
+class ResourceError(ConfigError):
+    """A Kubernetes or Istio document is wrong: says file, document, field, value and what is allowed."""
+
+
+class KernelError(NodeagentError):
+    """The kernel refused something that the data plane needs."""
+
+
+class LabError(NodeagentError):
+    """The lab cluster could not be made, changed or removed."""
+
+
+class IdentityError(NodeagentError):
+    """A certificate, key or trust bundle is missing, does not match or could not be issued."""
+
+
+class ControlError(NodeagentError):
+    """The running daemon could not be reached, or answered with an error."""
+
+
+@dataclass(frozen=True, slots=True)
+class Reason:
+    """Why a request or connection did not get its answer from the application.
+
+    ``flag`` is Envoy's response flag, as Istio's metrics and access log carry it; ``details`` its response code
+    details; ``hint`` the likely cause and the next step, for the one who reads the 5xx body.
+    """
+
+    code: str
+    status: int
+    flag: str
+    details: str
+    hint: str
+
+
+BAD_REQUEST = Reason("bad_request", 400, "DPE", "http1.codec_error", "the request is not valid HTTP/1.1 or its length is ambiguous")
+HEADERS_TOO_LARGE = Reason("headers_too_large", 431, "DPE", "http1.headers_too_large", "the request's headers exceed proxy.limits.headerBytes or headerCount")
+NO_ENDPOINTS = Reason("no_endpoints", 503, "UH", "no_healthy_upstream", "the Service has no ready endpoint: compare its selector with the pods' labels and readiness")
+CONNECT_FAILED = Reason("connect_failed", 503, "UF", "upstream_reset_before_response_started{connection_failure}", "nothing listens at the endpoint, or a firewall is in the way")
+CONNECT_TIMEOUT = Reason("connect_timeout", 503, "UF,URX", "upstream_reset_before_response_started{connection_timeout}", "the endpoint does not answer: is the pod's node reachable?")
+UPSTREAM_TLS = Reason("upstream_tls", 503, "UF", "upstream_reset_before_response_started{tls_error}", "the peer's certificate was not accepted: compare trust roots and the expected identity")
+UPSTREAM_RESET = Reason("upstream_reset", 503, "UC", "upstream_reset_before_response_started{connection_termination}", "the application closed the connection before it answered")
+UPSTREAM_PROTOCOL = Reason("upstream_protocol", 502, "UPE", "upstream_reset_before_response_started{protocol_error}", "the application's answer is not valid HTTP/1.1")
+REQUEST_TIMEOUT = Reason("request_timeout", 504, "UT", "response_timeout", "the application did not answer within proxy.timeouts.request")
+DOWNSTREAM_GONE = Reason("downstream_gone", 0, "DC", "downstream_remote_disconnect", "the client closed the connection before the answer was complete")
+DOWNSTREAM_TIMEOUT = Reason("downstream_timeout", 408, "SI", "stream_idle_timeout", "the client did not finish its request in time")
+PLAINTEXT_REFUSED = Reason("plaintext_refused", 403, "NR", "filter_chain_not_found", "the workload is STRICT and the peer spoke plaintext: is the client enrolled?")
+PROBE_REFUSED = Reason("probe_refused", 403, "NR", "filter_chain_not_found", "the workload is STRICT and this is not a probe that the pod declares")
+OVER_LIMIT = Reason("connections_per_pod", 503, "UO", "overflow", "the pod holds proxy.limits.connectionsPerPod connections")
+NO_ORIGINAL = Reason("no_original_destination", 0, "NR", "original_destination_unknown", "the connection did not come through the connect hook")

@@ -1,0 +1,90 @@
+"""Mutual TLS between workloads as Istio speaks it: TLS 1.3, both sides prove a SPIFFE ID, ALPN says what is inside.
+
+Keys reach OpenSSL through memory, never through a file on disk. Resumption is off: every connection proves both
+identities against the roots of this hour.
+"""
+
+from __future__ import annotations
+
+import os
+import ssl
+from dataclasses import dataclass
+from typing import Any, Final
+
+from nodeagent.errors import IdentityError
+from nodeagent.identity.certificate import Certificate
+from nodeagent.identity.spiffe import parse
+from nodeagent.mesh.entries import SpiffeId
+
+HTTP_ALPN: Final = "istio-http/1.1"
+TCP_ALPN: Final = "istio"
+
+
+@dataclass(frozen=True, slots=True)
+class Contexts:
+    """The three contexts of one identity; workloads of one service account may share them."""
+
+    server: ssl.SSLContext
+    client_http: ssl.SSLContext
+    client_tcp: ssl.SSLContext
+
+
+def contexts(certificate: Certificate) -> Contexts:
+    """Return all contexts for *certificate*. Raises IdentityError."""
+    return Contexts(server_context(certificate), client_context(certificate, HTTP_ALPN), client_context(certificate, TCP_ALPN))
+
+
+def server_context(certificate: Certificate) -> ssl.SSLContext:
+    """Return the context of a server that demands the client's certificate; takes HTTP/1.1 before TCP. Raises IdentityError."""
+    context = _context(ssl.PROTOCOL_TLS_SERVER, certificate, (HTTP_ALPN, TCP_ALPN))
+    context.num_tickets = 0
+    return context
+
+
+def client_context(certificate: Certificate, alpn: str) -> ssl.SSLContext:
+    """Return the context of a client that offers *alpn* (HTTP_ALPN or TCP_ALPN). Raises IdentityError.
+
+    The caller compares :func:`peer_identity` with whom it meant to reach: a SPIFFE ID is no host name.
+    """
+    return _context(ssl.PROTOCOL_TLS_CLIENT, certificate, (alpn,))
+
+
+def peer_identity(session: Any, trust_domain: str) -> SpiffeId:
+    """Return the SPIFFE ID that the peer of the finished handshake *session* (SSLObject or SSLSocket) proved.
+
+    Raises IdentityError when its certificate has not exactly one URI, or one of another trust domain (SPIFFE X.509-SVID, section 2).
+    """
+    certificate = session.getpeercert()
+    if not certificate:
+        raise IdentityError("the peer showed no certificate: is it part of the mesh?")
+    uris = [value for kind, value in certificate.get("subjectAltName", ()) if kind == "URI"]
+    if len(uris) != 1:
+        raise IdentityError(f"the peer's certificate holds {len(uris)} URIs, a SPIFFE certificate exactly one")
+    parse(uris[0], trust_domain)
+    return SpiffeId(uris[0])
+
+
+def _context(protocol: int, certificate: Certificate, alpn: tuple[str, ...]) -> ssl.SSLContext:
+    context = ssl.SSLContext(protocol)
+    context.check_hostname = False
+    context.verify_mode = ssl.CERT_REQUIRED
+    context.minimum_version = ssl.TLSVersion.TLSv1_3
+    context.options |= ssl.OP_NO_TICKET
+    context.set_alpn_protocols(list(alpn))
+    try:
+        context.load_verify_locations(cadata=certificate.roots_pem.decode("ascii"))
+        _load(context, certificate)
+    except (ssl.SSLError, UnicodeDecodeError) as error:
+        raise IdentityError(f"{certificate.identity}: the certificate, its key and its roots do not fit together: {error}") from None
+    return context
+
+
+def _load(context: ssl.SSLContext, certificate: Certificate) -> None:
+    """Give *context* its chain and key; the ssl module only reads files, so they stand in memory for that moment."""
+    descriptor = os.memfd_create("certificate", os.MFD_CLOEXEC)
+    try:
+        os.write(descriptor, certificate.chain_pem + certificate.key_pem)
+        # An encrypted key must be an error, not a question on the terminal.
+        context.load_cert_chain(f"/proc/self/fd/{descriptor}", password="")
+    finally:
+        os.close(descriptor)

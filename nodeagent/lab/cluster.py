@@ -1,0 +1,317 @@
+"""A cluster on one machine: the Python side of ``nodeagent lab``.
+
+    with Lab.up(["app.yaml"], name="mine", mode="nodeagent") as lab:
+        print(lab.exec("deploy/web", ["curl", "-s", "http://api"]).stdout)
+
+Nodes are network namespaces on a bridge, pods processes in namespaces and cgroups of their own. A lab is on disk, below
+``/run/nodeagent/lab/<name>``, and belongs to no process: another one may open it, and whoever says ``down`` ends it.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import socket
+import time
+import uuid
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Literal, Self
+
+from nodeagent.errors import LabError
+from nodeagent.lab import cgroup, construction, plan
+from nodeagent.lab.agent import Agent
+from nodeagent.lab.environment import PATH
+from nodeagent.lab.layout import MAX_NODES, STATE_ROOT, Layout, Node, read_objects, write_json
+from nodeagent.lab.processes import tail
+from nodeagent.lab.view import Object, View, is_ready
+from nodeagent.resources.load import Document, load_documents, parse
+from nodeagent.resources.model import Deployment, Pod, PodSpec
+
+Mode = Literal["direct", "nodeagent"]
+_KUBELET_SECONDS = 10.0
+_POLL_SECONDS = 0.02
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """What cannot be changed in a lab that is up."""
+
+    nodes: int
+    mode: Mode
+    agent: Mapping[str, Any]
+    agent_in_kubepods: bool
+
+
+class Lab(View):
+    """A lab that is up; see :class:`View` for ``pods``, ``exec``, ``popen``, ``status`` and what else can be asked."""
+
+    def __init__(self, layout: Layout, shape: Shape) -> None:
+        super().__init__(layout, [Node(index) for index in range(1, shape.nodes + 1)], shape.mode)
+        self.shape = shape
+
+    @classmethod
+    def up(
+        cls,
+        files: Iterable[Path | str] = (),
+        *,
+        text: str = "",
+        name: str = "lab",
+        nodes: int = 2,
+        mode: Mode = "direct",
+        agent: Mapping[str, Any] | None = None,
+        agent_in_kubepods: bool = False,
+        wait_seconds: float = 30.0,
+        root: Path = STATE_ROOT,
+    ) -> Lab:
+        """Make the lab *name*, or bring the one that is there up to what is asked, and apply resources to it.
+
+        *files* are YAML files or folders, *text* is YAML itself. *mode* nodeagent runs an agent on every node, whose
+        agent.yaml *agent* is merged into; *agent_in_kubepods* puts it below the captured cgroup, as a DaemonSet is.
+        Waits up to *wait_seconds* for the pods to be ready (0: does not wait).
+        Raises ResourceError for wrong YAML and LabError; a lab that was not there before is then not there after either.
+        """
+        construction.check_machine()
+        documents = _load(files, text)
+        layout, shape = Layout(name, root), Shape(nodes, mode, dict(agent or {}), agent_in_kubepods)
+        if not 1 <= nodes <= MAX_NODES:
+            raise LabError(f"--nodes: {nodes}: allowed: 1 to {MAX_NODES}")
+        lab = cls(layout, shape)
+        plan.make(documents, (), (), lab._nodes, str)  # what is wrong in itself is said before anything is made
+        with construction.locked(layout):
+            there = _recorded(layout)
+            if there is not None and there != shape:
+                raise LabError(f"lab {name} is up with other settings ({there}); take it down first: nodeagent lab down --name {name}")
+            try:
+                if there is None:
+                    construction.destroy(layout)
+                    construction.build(layout, lab._nodes)
+                lab._start()
+                lab._apply(documents, wait_seconds)
+                write_json(layout.cluster, asdict(shape))
+            except OSError as error:
+                if there is None:
+                    construction.destroy(layout)
+                raise LabError(f"lab {name}: {error}") from error
+            except BaseException:
+                if there is None:
+                    construction.destroy(layout)
+                raise
+        return lab
+
+    @classmethod
+    def open(cls, name: str = "lab", *, root: Path = STATE_ROOT) -> Lab:
+        """Return the lab *name* that is up; raises LabError if there is none."""
+        layout = Layout(name, root)
+        shape = _recorded(layout)
+        if shape is None:
+            raise LabError(f"there is no lab {name}: nodeagent lab up --name {name}")
+        return cls(layout, shape)
+
+    @staticmethod
+    def remove(name: str = "lab", *, root: Path = STATE_ROOT) -> bool:
+        """Remove the lab *name*, also half of one; return whether there was anything. Raises LabError if something stays."""
+        construction.check_machine()
+        layout = Layout(name, root)
+        with construction.locked(layout):
+            return construction.destroy(layout)
+
+    def down(self) -> None:
+        """Remove this lab with everything in it."""
+        self.remove(self.layout.name, root=self.layout.root)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, traceback: TracebackType | None) -> None:
+        self.down()
+
+    def agent(self, node: str = "node1") -> Agent:
+        """Return the agent of *node*; raises LabError if there is no such node or the mode is direct."""
+        found = self._node(node)
+        if found is None or self.shape.mode == "direct":
+            raise LabError(f"{node}: no agent: this lab has {', '.join(self.nodes)} and its mode is {self.shape.mode}")
+        group = self.layout.cgroup(cgroup.hierarchy()) / found.name
+        return Agent(self.layout, found, group / "kubepods/agent" if self.shape.agent_in_kubepods else group / "agent", self.shape.agent)
+
+    def apply(self, files: Iterable[Path | str] = (), *, text: str = "", wait_seconds: float = 30.0) -> None:
+        """Add or change resources; a pod whose spec changed is replaced. Raises ResourceError or LabError, and then nothing has changed."""
+        documents = _load(files, text)
+        with construction.locked(self.layout):
+            self._apply(documents, wait_seconds)
+
+    def delete_pod(self, target: str, namespace: str = "default", *, grace_seconds: float | None = None) -> None:
+        """End a pod as Kubernetes does (0: without SIGTERM) and return when it is gone. One of a Deployment comes back with the next apply."""
+        pod = self.pod(target, namespace)
+        with construction.locked(self.layout):
+            _desired_file(self.layout, pod).unlink(missing_ok=True)
+            self._sync(grace_seconds)
+
+    def wait_ready(self, seconds: float = 30.0) -> None:
+        """Wait until every pod is ready (and, with agents, enrolled); raises LabError that says which is not, and why."""
+        self._wait([each for node in self.nodes for each in read_objects(self.layout.desired(node))], seconds)
+
+    def _start(self) -> None:
+        """Start what does not run: kubelets, then agents."""
+        missing = [node for node in self._nodes if not _answers(self.layout.socket(node.name))]
+        for node in missing:
+            construction.start_kubelet(self.layout, node)
+        deadline = time.monotonic() + _KUBELET_SECONDS
+        for node in missing:
+            while not _answers(self.layout.socket(node.name)):
+                if time.monotonic() > deadline:
+                    raise LabError(f"{node.name}: the kubelet does not answer; the end of its log:\n{tail(self.layout.node(node.name) / 'kubelet.log')}")
+                time.sleep(_POLL_SECONDS)
+        if self.mode == "nodeagent":
+            agents = [self.agent(node) for node in self.nodes]
+            for agent in agents:
+                agent.start(wait_seconds=0)
+            for agent in agents:
+                agent.wait_ready()
+
+    def _apply(self, documents: Sequence[Document], wait_seconds: float) -> None:
+        there = [each for each in read_objects(self.layout.objects) if each["kind"] not in ("Pod", "Node")]
+        pods = [each for node in self.nodes for each in read_objects(self.layout.desired(node))]
+        made = plan.make(documents, there, pods, self._nodes, lambda: str(uuid.uuid4()))
+        undo: list[Callable[[], None]] = []
+        try:
+            for value in made.objects:
+                metadata = value["metadata"]
+                _replace(self.layout.object_file(value["kind"], metadata.get("namespace", ""), metadata["name"]), value, undo)
+            for pod in made.removed:
+                _replace(_desired_file(self.layout, pod), None, undo)
+            for pod in made.pods:
+                _replace(_desired_file(self.layout, pod), pod, undo)
+            self._sync(None)
+            if wait_seconds:
+                self._wait(made.pods, wait_seconds)
+        except BaseException:
+            for step in reversed(undo):
+                step()
+            self._sync(0)
+            raise
+
+    def _sync(self, grace_seconds: float | None) -> None:
+        """Have every kubelet make its pods what its folder says; raises LabError with the first fault."""
+        faults = []
+        connections = []
+        for node in self.nodes:
+            connection = socket.socket(socket.AF_UNIX)
+            connection.connect(str(self.layout.socket(node)))
+            connection.sendall(json.dumps({"grace": grace_seconds}).encode() + b"\n")
+            connections.append(connection)
+        for node, connection in zip(self.nodes, connections, strict=True):
+            with connection, connection.makefile() as answers:
+                line = answers.readline()
+            if not line:
+                raise LabError(f"{node}: the kubelet ended; the end of its log:\n{tail(self.layout.node(node) / 'kubelet.log')}")
+            if fault := json.loads(line)["error"]:
+                faults.append(f"{node}: {fault}")
+        if faults:
+            raise LabError(faults[0])
+
+    def _wait(self, pods: Iterable[Object], seconds: float) -> None:
+        deadline = time.monotonic() + seconds
+        waiting = {_object_file(self.layout, pod): pod for pod in pods}
+        while waiting:
+            for path in list(waiting):
+                if self._settled(path):
+                    del waiting[path]
+            if waiting and time.monotonic() > deadline:
+                raise LabError(f"after {seconds:g} s: {self._complaint(*next(iter(waiting.items())), len(waiting))}")
+            if waiting:
+                time.sleep(_POLL_SECONDS)
+
+    def _settled(self, path: Path) -> bool:
+        try:
+            pod = json.loads(path.read_text())
+        except FileNotFoundError:
+            return False
+        if pod["status"]["phase"] == "Succeeded":
+            return True
+        return is_ready(pod) and (not self._will_be_enrolled(pod) or (self.state / "enrolled" / pod["metadata"]["uid"]).exists())
+
+    def _will_be_enrolled(self, pod: Object) -> bool:
+        metadata, spec = pod["metadata"], pod["spec"]
+        if self.mode == "direct" or spec.get("hostNetwork") or not self.agent(spec["nodeName"]).alive:
+            return False
+        marks = {**metadata.get("labels", {}), **metadata["annotations"]}
+        return marks.get("nodeagent.io/enroll") != "false" and "sidecar.istio.io/status" not in marks
+
+    def _complaint(self, path: Path, manifest: Object, count: int) -> str:
+        key = f"{manifest['metadata']['namespace']}/{manifest['metadata']['name']}"
+        more = f" ({count} pods are waited for)" if count > 1 else ""
+        if not path.exists():
+            return f"Pod {key} was not made{more}"
+        pod = json.loads(path.read_text())
+        if is_ready(pod):
+            node = pod["spec"]["nodeName"]
+            return f"Pod {key} is ready but not enrolled{more}; the end of the log of {node}'s agent:\n{tail(self.agent(node).log)}"
+        for status in pod["status"]["containerStatuses"]:
+            if not status["ready"]:
+                log = self.layout.logs(manifest["metadata"]["namespace"], manifest["metadata"]["name"]) / f"{status['name']}.log"
+                state = f"{json.dumps(status['state'])} {status.get('lastState', '')}"
+                return f"Pod {key} is not ready{more}: container {status['name']}: {state}; the end of its log:\n{tail(log)}"
+        return f"Pod {key} is {pod['status']['phase']}{more}"
+
+
+def _recorded(layout: Layout) -> Shape | None:
+    try:
+        return Shape(**json.loads(layout.cluster.read_text()))
+    except FileNotFoundError:
+        return None
+
+
+def _load(files: Iterable[Path | str], text: str) -> list[Document]:
+    """Return the resources asked for; raises ResourceError, also for a program that this machine does not have."""
+    documents = load_documents(files) + (parse(text, "<text>") if text else [])
+    for document in documents:
+        resource = document.resource
+        if isinstance(resource, Pod):
+            _check_programs(document, resource.spec, "spec")
+        elif isinstance(resource, Deployment):
+            _check_programs(document, resource.spec.template.spec, "spec.template.spec")
+    return documents
+
+
+def _check_programs(document: Document, spec: PodSpec, path: str) -> None:
+    for index, container in enumerate(spec.containers):
+        program = container.command[0]
+        if "$(" in program or any(program.startswith(mount.mount_path) for mount in container.volume_mounts):
+            continue  # known only in the container
+        variables = {variable.name: variable.value for variable in container.env}
+        if shutil.which(program, path=variables.get("PATH", PATH)) is None:
+            raise document.error(
+                f"{path}.containers[{index}].command[0]", program, "a program of this machine (an absolute path, or a name in the container's PATH)"
+            )
+
+
+def _answers(path: Path) -> bool:
+    with socket.socket(socket.AF_UNIX) as connection:
+        try:
+            connection.connect(str(path))
+        except OSError:
+            return False
+    return True
+
+
+def _object_file(layout: Layout, pod: Object) -> Path:
+    return layout.object_file("Pod", pod["metadata"]["namespace"], pod["metadata"]["name"])
+
+
+def _desired_file(layout: Layout, pod: Object) -> Path:
+    return layout.desired(pod["spec"]["nodeName"]) / f"{pod['metadata']['uid']}.json"
+
+
+def _replace(path: Path, value: Object | None, undo: list[Callable[[], None]]) -> None:
+    """Write *value* to *path* (None: remove it) and add to *undo* what takes that back."""
+    before = json.loads(path.read_text()) if path.exists() else None
+    if value == before:
+        return
+    if value is None:
+        path.unlink(missing_ok=True)
+    else:
+        write_json(path, value)
+    undo.append(lambda: path.unlink(missing_ok=True) if before is None else write_json(path, before))

@@ -1,0 +1,184 @@
+"""A container: started, watched, probed, and started again as its pod's restartPolicy says."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from nodeagent.errors import LabError
+from nodeagent.lab import cgroup, probes
+from nodeagent.lab.sandbox import Process, start
+from nodeagent.resources.model import Container, Probe
+
+_BACKOFF_SECONDS, _BACKOFF_LIMIT_SECONDS = 0.1, 5.0
+"""Far below Kubernetes' 10 s and 5 min: a lab is there to be waited for."""
+_STABLE_SECONDS = 10.0
+_FIRST_READY_SECONDS = 0.1
+"""Until it is ready for the first time, a container is asked more often than its period says."""
+
+Policy = Literal["Always", "OnFailure", "Never"]
+
+
+async def exited(pid: int) -> int:
+    """Wait until the child *pid* ends and return its exit status, negative for a signal."""
+    loop = asyncio.get_running_loop()
+    descriptor = os.pidfd_open(pid)
+    done = asyncio.Event()
+    loop.add_reader(descriptor, done.set)
+    try:
+        await done.wait()
+    finally:
+        loop.remove_reader(descriptor)
+        os.close(descriptor)
+    try:
+        return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+    except ChildProcessError:  # reaped when its cgroup was killed
+        return -signal.SIGKILL
+
+
+@dataclass(slots=True)
+class RunningContainer:
+    """A container and how it fares. ``changed`` is called whenever that changes."""
+
+    spec: Container
+    process: Process
+    address: str
+    policy: Policy
+    grace_seconds: float
+    changed: Callable[[], None]
+    pid: int = 0
+    """0: it does not run."""
+    restarts: int = 0
+    ready: bool = False
+    exit_code: int | None = None
+    finished: bool = False
+    """It has ended and will not be started again."""
+    message: str = ""
+    _passed_startup: asyncio.Event = field(default_factory=asyncio.Event)
+    _tasks: set[asyncio.Task[None]] = field(default_factory=set)
+
+    def start(self) -> None:
+        """Start it; raises LabError if its program cannot be run."""
+        self.process.cgroup.mkdir(exist_ok=True)
+        self.pid = start(self.process).settle()
+        self.ready = not self.spec.readiness_probe and not self.spec.startup_probe
+        self.message = ""
+        self._passed_startup.clear()
+        if not self.spec.startup_probe:
+            self._passed_startup.set()
+
+    async def supervise(self) -> None:
+        """Stay with the container, already started, until it ends for good."""
+        backoff = _BACKOFF_SECONDS
+        while True:
+            begun = time.monotonic()
+            self.exit_code = await self._watch() if self.pid else 128
+            self.pid, self.ready = 0, False
+            if self.policy == "Never" or (self.policy == "OnFailure" and self.exit_code == 0):
+                self.finished = True
+                self.changed()
+                return
+            self.changed()
+            backoff = _BACKOFF_SECONDS if time.monotonic() - begun > _STABLE_SECONDS else backoff
+            await asyncio.sleep(backoff)
+            backoff = min(2 * backoff, _BACKOFF_LIMIT_SECONDS)
+            self.restarts += 1
+            try:
+                self.start()
+            except LabError as error:
+                self.message = str(error)
+            self.changed()
+
+    async def _watch(self) -> int:
+        declared = {"startup": self.spec.startup_probe, "readiness": self.spec.readiness_probe, "liveness": self.spec.liveness_probe}
+        tasks = [asyncio.create_task(self._probe(kind, probe)) for kind, probe in declared.items() if probe]
+        try:
+            return await exited(self.pid)
+        finally:
+            for task in tasks:
+                task.cancel()
+            cgroup.kill(self.process.cgroup)  # what the program left behind
+
+    async def _probe(self, kind: str, probe: Probe) -> None:
+        if kind != "startup":
+            await self._passed_startup.wait()
+        await asyncio.sleep(probe.initial_delay_seconds)
+        streak, succeeding, eager = 0, False, _FIRST_READY_SECONDS
+        while True:
+            reason = await probes.check(probe, self.spec, self.address, self._run)
+            streak = streak + 1 if succeeding == (not reason) else 1
+            succeeding = not reason
+            if streak >= (probe.success_threshold if succeeding else probe.failure_threshold):
+                if kind == "readiness":
+                    self._set_ready(succeeding, reason)
+                elif not succeeding:
+                    self.message = f"{kind} probe failed: {reason}"
+                    await self.terminate(self.grace_seconds)
+                elif kind == "startup":
+                    self._passed_startup.set()
+                    self._set_ready(not self.spec.readiness_probe, "")
+                    return
+            waiting_for_first = kind == "readiness" and not self.ready and not self.exit_code
+            await asyncio.sleep(min(eager, probe.period_seconds) if waiting_for_first else probe.period_seconds)
+            eager *= 1.5
+
+    def _set_ready(self, value: bool, reason: str) -> None:
+        message = f"readiness probe failed: {reason}" if reason else ""
+        if (self.ready, self.message) != (value, message):
+            self.ready, self.message = value, message
+            self.changed()
+
+    async def _run(self, argv: Sequence[str]) -> int:
+        """Run a probe's command in the container; cancelled, it is killed."""
+        process = replace(self.process, argv=tuple(argv), namespaces=self.pid, mounts=(), root=None, log=Path(os.devnull))
+        try:
+            pid = start(process).settle()
+        except (LabError, OSError):
+            return 127
+        try:
+            return await exited(pid)
+        except asyncio.CancelledError:
+            os.kill(pid, signal.SIGKILL)
+            os.waitpid(pid, 0)
+            raise
+
+    async def terminate(self, grace_seconds: float) -> None:
+        """Send SIGTERM, after *grace_seconds* SIGKILL, and return when the program is gone."""
+        pid = self.pid
+        if not pid:
+            return
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGTERM)
+        deadline = time.monotonic() + grace_seconds
+        while self.pid == pid and time.monotonic() < deadline:
+            await asyncio.sleep(0.01)
+        if self.pid == pid:
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+
+    def status(self) -> Mapping[str, Any]:
+        """Return its entry of the pod's ``status.containerStatuses``."""
+        state: dict[str, Any] = {"waiting": {"reason": "CrashLoopBackOff", "message": self.message}}
+        if self.pid:
+            state = {"running": {}}
+        elif self.finished:
+            state = {"terminated": {"exitCode": self.exit_code}}
+        found = {
+            "name": self.spec.name,
+            "ready": self.ready,
+            "restartCount": self.restarts,
+            "started": bool(self.pid) and self._passed_startup.is_set(),
+            "state": state,
+        }
+        if self.pid:
+            found["containerID"] = f"lab://{self.pid}"
+        if self.exit_code is not None:
+            found["lastState"] = {"terminated": {"exitCode": self.exit_code, "message": self.message}}
+        return found

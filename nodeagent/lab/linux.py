@@ -1,0 +1,99 @@
+"""The system calls for namespaces and mounts that Python 3.11 lacks, as functions that raise OSError with what was tried."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+CLONE_NEWNS, CLONE_NEWUTS, CLONE_NEWIPC = 0x00020000, 0x04000000, 0x08000000
+CLONE_NEWPID, CLONE_NEWNET = 0x20000000, 0x40000000
+MS_RDONLY, MS_REMOUNT, MS_BIND, MS_REC, MS_UNBINDABLE, MS_PRIVATE = 1, 32, 4096, 16384, 1 << 17, 1 << 18
+_MNT_DETACH = 2
+_PR_SET_PDEATHSIG = 1
+
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+def _check(result: int, what: str) -> None:
+    if result < 0:
+        number = ctypes.get_errno()
+        raise OSError(number, f"{what}: {os.strerror(number)}")
+
+
+def setns(fd: int, kind: int) -> None:
+    """Enter the namespace of *fd* (for a pid namespace: the caller's later children do)."""
+    _check(_libc.setns(fd, kind), "setns")
+
+
+def unshare(flags: int) -> None:
+    """Leave the namespaces of *flags* (CLONE_NEW…) for new ones."""
+    _check(_libc.unshare(flags), "unshare")
+
+
+def mount(source: Path | str, target: Path | str, kind: str = "", flags: int = 0, data: str = "") -> None:
+    """mount(2)."""
+    arguments = (os.fsencode(source), os.fsencode(target), kind.encode() or None, ctypes.c_ulong(flags), data.encode() or None)
+    _check(_libc.mount(*arguments), f"mount {source} on {target}")
+
+
+def bind(source: Path | str, target: Path | str, *, read_only: bool = False) -> None:
+    """Bind *source*, with the mounts below it, on *target*."""
+    mount(source, target, flags=MS_BIND | MS_REC)
+    if read_only:
+        mount("none", target, flags=MS_BIND | MS_REMOUNT | MS_RDONLY)
+
+
+def unmount(target: Path | str) -> None:
+    """Detach *target* and the mounts below it, at once and however busy they are."""
+    _check(_libc.umount2(os.fsencode(target), _MNT_DETACH), f"umount {target}")
+
+
+def pivot_root(root: Path) -> None:
+    """Make the mount point *root* the root of this mount namespace and drop the old one."""
+    os.chdir(root)
+    _check(_libc.pivot_root(b".", b"."), f"pivot_root {root}")
+    unmount(".")
+    os.chdir("/")
+
+
+def die_with_parent(signal: int) -> None:
+    """Have the kernel send *signal* to this process when its parent dies."""
+    _check(_libc.prctl(_PR_SET_PDEATHSIG, ctypes.c_ulong(signal)), "prctl")
+
+
+@contextmanager
+def children_in(pid_namespace: int | None) -> Iterator[None]:
+    """Within, children of this process start in the pid namespace of that fd; ``None``: in a new one, whose first child is pid 1."""
+    own = os.open("/proc/self/ns/pid", os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        if pid_namespace is None:
+            unshare(CLONE_NEWPID)
+        else:
+            setns(pid_namespace, CLONE_NEWPID)
+        try:
+            yield
+        finally:
+            setns(own, CLONE_NEWPID)
+    finally:
+        os.close(own)
+
+
+@contextmanager
+def network_namespace(path: Path) -> Iterator[None]:
+    """Within, what this thread opens belongs to the network namespace *path*. Nothing else may run in the thread meanwhile: no await."""
+    own = os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        other = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            setns(other, CLONE_NEWNET)
+        finally:
+            os.close(other)
+        try:
+            yield
+        finally:
+            setns(own, CLONE_NEWNET)
+    finally:
+        os.close(own)

@@ -1,0 +1,214 @@
+"""One pod on its node: sandbox, network, volumes, containers, and what its object says about them."""
+
+from __future__ import annotations
+
+import asyncio
+import copy
+import json
+import shutil
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from nodeagent.lab import cgroup, linux, network, volumes
+from nodeagent.lab.containers import RunningContainer
+from nodeagent.lab.environment import ConfigMaps, command, environment
+from nodeagent.lab.layout import CGROUP, NETNS, PAUSE_PID, Layout, Node, write_json
+from nodeagent.lab.sandbox import Process, Sandbox, Started, start_pause
+from nodeagent.lab.services import DOMAIN
+from nodeagent.resources.model import Container, PodSpec
+
+
+@dataclass(frozen=True, slots=True)
+class Host:
+    """The node, as its pods need it."""
+
+    layout: Layout
+    node: Node
+    pods_cgroup: Path
+    config_maps: Callable[[str], ConfigMaps]
+    """Namespace -> its ConfigMaps."""
+
+
+@dataclass(slots=True)
+class RunningPod:
+    """A pod that this node shall run. ``manifest`` is the lab's order: its object with uid, node and addresses."""
+
+    host: Host
+    manifest: Mapping[str, Any]
+    pause: int = 0
+    containers: list[RunningContainer] = field(default_factory=list)
+    _tasks: list[asyncio.Task[Any]] = field(default_factory=list)
+    _deleted: str = ""
+    _started: str = ""
+    _published: str = ""
+
+    @property
+    def spec(self) -> PodSpec:
+        return PodSpec.model_validate_json(json.dumps(self.manifest["spec"]))
+
+    @property
+    def uid(self) -> str:
+        return str(self.manifest["metadata"]["uid"])
+
+    def describe(self) -> str:
+        """Return the pod's name for messages."""
+        return f"Pod {self.manifest['metadata']['namespace']}/{self.manifest['metadata']['name']}"
+
+    @property
+    def own_network(self) -> bool:
+        return not self.manifest["spec"].get("hostNetwork", False)
+
+    @property
+    def netns(self) -> Path:
+        metadata = self.manifest["metadata"]
+        return self.host.layout.netns(f"{metadata['namespace']}.{metadata['name']}" if self.own_network else self.host.node.name)
+
+    @property
+    def link(self) -> str:
+        """Return the name of the node's end of its link."""
+        return f"veth{self.uid[:8]}"
+
+    @property
+    def cgroup(self) -> Path:
+        return self.host.pods_cgroup / f"pod{self.uid}"
+
+    @property
+    def volumes(self) -> Path:
+        return self.host.layout.volumes(self.host.node.name, self.uid)
+
+    @property
+    def addresses(self) -> tuple[str, ...]:
+        return tuple(each["ip"] for each in self.manifest["status"]["podIPs"])
+
+    def start_sandbox(self) -> Started:
+        """Begin the pod: cgroup, /etc files, pause process; what a crash left of it goes first."""
+        self.remove_leftovers()
+        self.cgroup.mkdir(parents=True)
+        etc = self.volumes / ".etc"
+        etc.mkdir(parents=True)
+        metadata, spec = self.manifest["metadata"], self.manifest["spec"]
+        hostname = spec.get("hostname", metadata["name"])
+        search = " ".join(f"{prefix}{DOMAIN}" for prefix in (f"{metadata['namespace']}.svc.", "svc.", ""))
+        (etc / "resolv.conf").write_text(f"nameserver {self.host.node.addresses[0]}\nsearch {search}\noptions ndots:5\n")
+        own = "".join(f"{address}\t{hostname}\n" for address in self.addresses)
+        (etc / "hosts").write_text(f"127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost\n{own}")
+        return start_pause(Sandbox(hostname[:63], self.cgroup, etc, self.own_network))
+
+    def settle_sandbox(self, started: Started) -> None:
+        """Wait for the pause process and keep its netns under the pod's name; raises LabError."""
+        self.pause = started.settle()
+        if not self.own_network:
+            return
+        self.netns.touch()
+        linux.mount(f"/proc/{self.pause}/ns/net", self.netns, flags=linux.MS_BIND)
+
+    def connect(self) -> None:
+        """Set up the pod's own end of its network; raises LabError."""
+        if self.own_network:
+            network.run(network.pod(self.host.node, network.pair(self.addresses)), self.netns)
+
+    def node_batch(self) -> list[str]:
+        """Return the node's part of the pod's network, for ``ip -batch``."""
+        if not self.own_network:
+            return []
+        return network.pod_on_node(self.host.node, self.link, self.netns, network.pair(self.addresses))
+
+    def start_containers(self) -> None:
+        """Start every container and stay with it; raises LabError if a program or volume is not there."""
+        spec = self.spec
+        config_maps = self.host.config_maps(self.manifest["metadata"]["namespace"])
+        sources = volumes.prepare(self.volumes, spec, config_maps)
+        self._started = _now()
+        self.containers = [self._container(container, spec, sources, config_maps) for container in spec.containers]
+        for container in self.containers:
+            container.start()
+        self._tasks = [asyncio.create_task(container.supervise()) for container in self.containers]
+
+    def _container(self, container: Container, spec: PodSpec, sources: dict[str, Path], config_maps: ConfigMaps) -> RunningContainer:
+        variables = environment(container, self.manifest, config_maps)
+        metadata = self.manifest["metadata"]
+        logs = self.host.layout.logs(metadata["namespace"], metadata["name"])
+        logs.mkdir(parents=True, exist_ok=True)
+        bound = volumes.mounts(container, sources)
+        root = self.volumes / f".root-{container.name}" if bound else None
+        if root:
+            root.mkdir()
+        process = Process(
+            argv=command(container, variables),
+            environment=variables,
+            directory=container.working_dir,
+            cgroup=self.cgroup / container.name,
+            namespaces=self.pause,
+            pause=self.pause,
+            log=logs / f"{container.name}.log",
+            mounts=bound,
+            root=root,
+        )
+        return RunningContainer(container, process, self.addresses[0], spec.restart_policy, spec.termination_grace_period_seconds, self.publish)
+
+    def publish(self) -> None:
+        """Write the pod's object, if it is not what was written last."""
+        value = self.render()
+        text = json.dumps(value)
+        if text != self._published:
+            metadata = value["metadata"]
+            write_json(self.host.layout.object_file("Pod", metadata["namespace"], metadata["name"]), value)
+            self._published = text
+
+    def render(self) -> dict[str, Any]:
+        """Return the pod's object as an API server would show it."""
+        value: dict[str, Any] = copy.deepcopy(dict(self.manifest))
+        value["metadata"].setdefault("annotations", {}).update({NETNS: str(self.netns), CGROUP: str(self.cgroup), PAUSE_PID: str(self.pause)})
+        if self._deleted:
+            value["metadata"]["deletionTimestamp"] = self._deleted
+        everyone = bool(self.containers) and all(container.ready for container in self.containers) and not self._deleted
+        conditions = {"PodScheduled": True, "Initialized": True, "ContainersReady": everyone, "Ready": everyone}
+        value["status"] |= {
+            "phase": self._phase(),
+            "startTime": self._started,
+            "conditions": [{"type": name, "status": str(status)} for name, status in conditions.items()],
+            "containerStatuses": [container.status() for container in self.containers],
+        }
+        return value
+
+    def _phase(self) -> str:
+        if not self.containers:
+            return "Pending"
+        if not all(container.finished for container in self.containers):
+            return "Running"
+        return "Failed" if any(container.exit_code for container in self.containers) else "Succeeded"
+
+    async def stop(self, grace_seconds: float | None) -> None:
+        """End the pod as Kubernetes does: out of its Services, SIGTERM, after the grace period SIGKILL, then its object goes."""
+        grace = self.spec.termination_grace_period_seconds if grace_seconds is None else grace_seconds
+        if self.pause:
+            self._deleted = _now()
+            self.publish()
+        for container in self.containers:
+            container.policy = "Never"
+        if grace > 0:
+            await asyncio.gather(*(container.terminate(grace) for container in self.containers))
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        self.remove_leftovers()
+        metadata = self.manifest["metadata"]
+        self.host.layout.object_file("Pod", metadata["namespace"], metadata["name"]).unlink(missing_ok=True)
+
+    def remove_leftovers(self) -> None:
+        """Remove processes, cgroup, netns and volumes; the link goes with the netns."""
+        cgroup.remove(self.cgroup)
+        if self.own_network and self.netns.exists():
+            with suppress(OSError):  # not mounted: the crash was before that
+                linux.unmount(self.netns)
+            self.netns.unlink()
+        shutil.rmtree(self.volumes, ignore_errors=True)
+        self.pause = 0
+
+
+def _now() -> str:
+    return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")

@@ -1,0 +1,199 @@
+"""What there is in a lab, and running commands in it: the reading half of :class:`nodeagent.lab.Lab`."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from nodeagent.errors import LabError
+from nodeagent.lab import cgroup
+from nodeagent.lab.environment import environment
+from nodeagent.lab.layout import CGROUP, NETNS, PAUSE_PID, Layout, Node, NodeName, read_objects
+from nodeagent.lab.network import inside
+from nodeagent.lab.processes import joining
+from nodeagent.resources.model import Container
+
+Object = dict[str, Any]
+"""A Kubernetes object in its JSON form."""
+
+
+class View:
+    """A lab that is up, as its state on disk tells."""
+
+    def __init__(self, layout: Layout, nodes: Sequence[Node], mode: str) -> None:
+        self.layout = layout
+        self.mode = mode
+        self._nodes = tuple(nodes)
+
+    @property
+    def name(self) -> str:
+        return self.layout.name
+
+    @property
+    def state(self) -> Path:
+        """The folder with the lab's state: the agents' ``source``."""
+        return self.layout.state
+
+    @property
+    def nodes(self) -> tuple[NodeName, ...]:
+        return tuple(node.name for node in self._nodes)
+
+    @property
+    def pods(self) -> dict[str, Object]:
+        """``namespace/name`` -> the pod's object as it is now."""
+        found = (each for each in self.objects("Pod"))
+        return {f"{each['metadata']['namespace']}/{each['metadata']['name']}": each for each in found}
+
+    def objects(self, kind: str) -> list[Object]:
+        """Return the objects of *kind* as they are now."""
+        return read_objects(self.layout.objects, f"{kind}.")
+
+    def pod(self, target: str, namespace: str = "default") -> Object:
+        """Return the pod that *target* means: ``pod``, ``namespace/pod`` or ``deploy/name`` (its first); raises LabError."""
+        return self.select(target, namespace)[0]
+
+    def select(self, target: str, namespace: str = "default") -> list[Object]:
+        """Return the pods that *target* means, at least one; raises LabError."""
+        first, slash, second = target.partition("/")
+        pods = self.pods
+        if first in ("deploy", "deployment") and slash:
+            found = [each for each in pods.values() if each["metadata"]["namespace"] == namespace and owner(each) == second]
+        else:
+            key = target if slash else f"{namespace}/{target}"
+            found = [pods[key]] if key in pods else []
+        if not found:
+            raise LabError(f"there is no pod {target} in namespace {namespace}; there are: {', '.join(pods) or 'none'}")
+        return found
+
+    def address(self, target: str, namespace: str = "default", *, version: Literal[4, 6] = 4) -> str:
+        """Return the address of the pod, node or ``underlay`` that *target* means."""
+        if node := self._node(target):
+            return str(node.addresses[version == 6])
+        return str(self.pod(target, namespace)["status"]["podIPs"][version == 6]["ip"])
+
+    def netns(self, target: str, namespace: str = "default") -> Path:
+        """Return the netns file of a pod, a node, or ``underlay`` (the bridge between them, and the world outside)."""
+        if target == "underlay" or self._node(target):
+            return self.layout.netns(target)
+        return Path(self.pod(target, namespace)["metadata"]["annotations"][NETNS])
+
+    def log(self, target: str, namespace: str = "default", container: str | None = None) -> str:
+        """Return what a container of the pod has written so far."""
+        pod = self.pod(target, namespace)
+        name = _container(pod, container).name
+        path = self.layout.logs(pod["metadata"]["namespace"], pod["metadata"]["name"]) / f"{name}.log"
+        return path.read_text(errors="replace") if path.exists() else ""
+
+    def command(self, target: str, argv: Sequence[str], namespace: str = "default", container: str | None = None) -> list[str]:
+        """Return the command line by which *argv* runs in a pod's container, on a node or in the ``underlay``: for subprocess or asyncio.
+
+        In a pod it has the container's environment and cgroup (so it is captured as the container is), and dies with the command.
+        """
+        group = self.layout.cgroup(cgroup.hierarchy())
+        if target == "underlay" or self._node(target):
+            return joining(group / "exec", inside(self.layout.netns(target), argv))
+        pod = self.pod(target, namespace)
+        spec = _container(pod, container)
+        pid = _container_pid(pod, spec.name) or pod["metadata"]["annotations"][PAUSE_PID]
+        pod_group = Path(pod["metadata"]["annotations"][CGROUP])
+        maps = {
+            each["metadata"]["name"]: each.get("data", {})
+            for each in self.objects("ConfigMap")
+            if each["metadata"]["namespace"] == pod["metadata"]["namespace"]
+        }
+        variables = [f"{key}={value}" for key, value in environment(spec, pod, maps.get).items()]
+        enter = ["nsenter", "--target", str(pid), "--net", "--uts", "--ipc", "--mount", "--pid", "--", "setpriv", "--pdeathsig", "KILL", "--"]
+        return joining(pod_group / spec.name, [*enter, "env", "-i", *variables, *argv])
+
+    def exec(
+        self,
+        target: str,
+        argv: Sequence[str],
+        namespace: str = "default",
+        *,
+        container: str | None = None,
+        input: str | None = None,
+        timeout: float | None = 60,
+        check: bool = False,
+    ) -> subprocess.CompletedProcess[str]:
+        """Run *argv* in a pod, on a node or in the ``underlay``, and return what it wrote and how it ended.
+
+        Raises LabError if there is no such pod, subprocess.TimeoutExpired, and with *check* subprocess.CalledProcessError.
+        """
+        return subprocess.run(self.command(target, argv, namespace, container), input=input, text=True, capture_output=True, timeout=timeout, check=check)
+
+    def popen(self, target: str, argv: Sequence[str], namespace: str = "default", *, container: str | None = None, **options: Any) -> subprocess.Popen[Any]:
+        """Start *argv* as :meth:`exec` does and return the running process; *options* are subprocess.Popen's."""
+        return subprocess.Popen(self.command(target, argv, namespace, container), **options)
+
+    def status(self) -> Object:
+        """Return the lab as plain values, for people and programs."""
+        return {
+            "name": self.name,
+            "mode": self.mode,
+            "state": str(self.state),
+            "nodes": [self._node_status(node) for node in self._nodes],
+            "pods": [_pod_status(pod) for pod in self.pods.values()],
+            "services": [
+                {
+                    "name": each["metadata"]["name"],
+                    "namespace": each["metadata"]["namespace"],
+                    "clusterIPs": each["spec"]["clusterIPs"],
+                    "ports": [port["port"] for port in each["spec"]["ports"]],
+                }
+                for each in self.objects("Service")
+            ],
+        }
+
+    def _node_status(self, node: Node) -> Object:
+        group = self.layout.cgroup(cgroup.hierarchy()) / node.name
+        agents = cgroup.processes(group / "agent") + cgroup.processes(group / "kubepods" / "agent")
+        return {
+            "name": node.name,
+            "addresses": [str(address) for address in node.addresses],
+            "netns": str(self.layout.netns(node.name)),
+            "kubelet": bool(cgroup.processes(group / "kubelet")),
+            "agent": "none" if self.mode == "direct" else "running" if agents else "not running",
+        }
+
+    def _node(self, name: str) -> Node | None:
+        return next((node for node in self._nodes if node.name == name), None)
+
+
+def owner(pod: Object) -> str | None:
+    """Return the name of the pod's Deployment."""
+    return next((each["name"] for each in pod["metadata"].get("ownerReferences", ())), None)
+
+
+def is_ready(pod: Object) -> bool:
+    """Return whether the pod's Ready condition holds."""
+    return any(each["type"] == "Ready" and each["status"] == "True" for each in pod["status"]["conditions"])
+
+
+def _pod_status(pod: Object) -> Object:
+    metadata, status = pod["metadata"], pod["status"]
+    return {
+        "namespace": metadata["namespace"],
+        "name": metadata["name"],
+        "node": pod["spec"]["nodeName"],
+        "phase": status["phase"],
+        "ready": is_ready(pod),
+        "restarts": sum(each["restartCount"] for each in status["containerStatuses"]),
+        "addresses": [each["ip"] for each in status["podIPs"]],
+    }
+
+
+def _container(pod: Object, name: str | None) -> Container:
+    containers = [Container.model_validate_json(json.dumps(each)) for each in pod["spec"]["containers"]]
+    found = next((each for each in containers if name in (None, each.name)), None)
+    if found is None:
+        raise LabError(f"pod {pod['metadata']['name']} has no container {name}; it has {', '.join(each.name for each in containers)}")
+    return found
+
+
+def _container_pid(pod: Object, name: str) -> int | None:
+    identifiers = [each.get("containerID") for each in pod["status"]["containerStatuses"] if each["name"] == name]
+    return int(identifiers[0].removeprefix("lab://")) if identifiers and identifiers[0] else None

@@ -1,0 +1,64 @@
+"""A pod's volumes as folders and files of the node, to be bound into its containers."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from nodeagent.errors import LabError
+from nodeagent.lab.environment import ConfigMaps
+from nodeagent.lab.sandbox import Mount
+from nodeagent.resources.model import ConfigMapVolume, Container, HostPath, PodSpec
+
+
+def prepare(directory: Path, spec: PodSpec, config_maps: ConfigMaps) -> dict[str, Path]:
+    """Make the volumes of *spec* in *directory* and return name -> where it is; raises LabError, naming the volume, if one cannot be had."""
+    sources = {}
+    for volume in spec.volumes:
+        source = directory / volume.name
+        if volume.host_path:
+            source = _host_path(volume.name, volume.host_path)
+        else:
+            source.mkdir(parents=True, exist_ok=True)
+            if volume.config_map:
+                _write(source, volume.name, volume.config_map, config_maps)
+        sources[volume.name] = source
+    return sources
+
+
+def mounts(container: Container, sources: dict[str, Path]) -> tuple[Mount, ...]:
+    """Return what to bind into *container*; raises LabError for a subPath that the volume does not hold."""
+    found = []
+    for each in container.volume_mounts:
+        source = sources[each.name] / each.sub_path
+        if not source.exists():
+            raise LabError(f"container {container.name}: volumeMounts: volume {each.name} holds no {each.sub_path}")
+        found.append(Mount(source, each.mount_path, each.read_only))
+    return tuple(found)
+
+
+def _host_path(name: str, volume: HostPath) -> Path:
+    path = Path(volume.path)
+    if volume.type == "DirectoryOrCreate":
+        path.mkdir(parents=True, exist_ok=True)
+    elif volume.type == "FileOrCreate" and not path.exists():
+        path.touch()
+    fits = {"Directory": path.is_dir, "DirectoryOrCreate": path.is_dir, "File": path.is_file, "FileOrCreate": path.is_file, "Socket": path.is_socket}
+    if not fits.get(volume.type, path.exists)():
+        raise LabError(f"volume {name}: hostPath {path} is not there or is no {volume.type or 'file'}")
+    return path
+
+
+def _write(directory: Path, name: str, volume: ConfigMapVolume, config_maps: ConfigMaps) -> None:
+    data = config_maps(volume.name)
+    if data is None:
+        if volume.optional:
+            return
+        raise LabError(f"volume {name}: ConfigMap {volume.name} does not exist")
+    files = {item.path: (item.key, item.mode or volume.default_mode) for item in volume.items} or {key: (key, volume.default_mode) for key in data}
+    for path, (key, mode) in files.items():
+        if key not in data:
+            raise LabError(f"volume {name}: ConfigMap {volume.name} has no key {key}; it has {', '.join(data) or 'none'}")
+        file = directory / path
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(data[key])
+        file.chmod(mode)

@@ -1,0 +1,233 @@
+"""Kubernetes objects → the snapshot's entries. Pure and incremental: a change costs what it touches.
+
+The result depends on the objects alone, never on the order in which they came: that is what lets two agents agree,
+and what the tests hold it to.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Set
+
+from nodeagent.errors import IdentityError
+from nodeagent.identity.spiffe import spiffe_id
+from nodeagent.mesh import rules
+from nodeagent.mesh.entries import Address, Delta, Endpoint, Entry, PodUid, Protocol, Service, ServicePort, Workload
+from nodeagent.mesh.local import LocalPod, finished, local_pod
+from nodeagent.mesh.selection import Key, Postings, Selection
+from nodeagent.resources import objects
+from nodeagent.resources.source import AnyChange, EnrolledChange
+
+log = logging.getLogger("nodeagent.mesh")
+
+
+class Mesh:
+    """The cluster as *node* of *trust_domain* sees it."""
+
+    def __init__(self, node: str, trust_domain: str) -> None:
+        self._node, self._trust_domain = node, trust_domain
+        self._pods: dict[Key, objects.Pod] = {}
+        self._services: dict[Key, objects.Service] = {}
+        self._nodes: dict[str, objects.Node] = {}
+        self._enrolled: set[PodUid] = set()
+        self._selection = Selection()
+        self._claims: Postings[Address] = Postings()
+        self._by_uid: Postings[PodUid] = Postings()
+        self._entries: dict[str, Entry] = {}
+        self._made: dict[Key, str] = {}
+        self._local: dict[PodUid, LocalPod] = {}
+        self._dirty_pods: set[Key] = set()
+        self._dirty_services: set[Key] = set()
+
+    def apply(self, changes: Iterable[AnyChange]) -> Delta:
+        """Take *changes* in and return the entries that differ for it."""
+        for change in changes:
+            if isinstance(change, EnrolledChange):
+                self._mark(change.uid, change.enrolled)
+                continue
+            key = (change.namespace, change.name)
+            if change.kind == "Pod":
+                self._put_pod(key, change.object if isinstance(change.object, objects.Pod) else None)
+            elif change.kind == "Service":
+                self._put_service(key, change.object if isinstance(change.object, objects.Service) else None)
+            elif change.kind == "Node" and isinstance(change.object, objects.Node):
+                self._nodes[change.name] = change.object
+            elif change.kind == "Node":
+                self._nodes.pop(change.name, None)
+        return self._recompile()
+
+    def local_pods(self) -> tuple[LocalPod, ...]:
+        """Return the pods of this node that shall be enrolled, as they are after the last :meth:`apply`."""
+        return tuple(self._local.values())
+
+    def node_addresses(self, node: str = "") -> tuple[Address, ...]:
+        """Return the InternalIPs of *node* (this one by default), empty while it is not known."""
+        found = self._nodes.get(node or self._node)
+        return found.addresses if found else ()
+
+    def entries(self) -> Delta:
+        """Return the whole snapshot as a delta to an empty one: for a worker that starts."""
+        return Delta(tuple(self._entries[key] for key in sorted(self._entries)))
+
+    # -- what a change touches --
+
+    def _mark(self, uid: PodUid, enrolled: bool) -> None:
+        (self._enrolled.add if enrolled else self._enrolled.discard)(uid)
+        self._dirty_pods |= self._by_uid.get(uid)
+
+    def _put_pod(self, key: Key, pod: objects.Pod | None) -> None:
+        self._touch_pod(key)
+        before = self._pods.pop(key, None)
+        if before is not None:
+            self._selection.drop_pod(key)
+            self._by_uid.discard(before.uid, key)
+            for address in before.addresses:
+                self._claims.discard(address, key)
+        if pod is not None:
+            self._pods[key] = pod
+            self._selection.put_pod(key, pod.labels)
+            self._by_uid.add(pod.uid, key)
+            for address in () if finished(pod) or pod.host_network else pod.addresses:
+                self._claims.add(address, key)
+            self._touch_pod(key)
+
+    def _touch_pod(self, key: Key) -> None:
+        """Mark the pod, the Services that select it, and whoever claims one of its addresses (and their Services)."""
+        pod = self._pods.get(key)
+        rivals = set().union(*(self._claims.get(address) for address in pod.addresses)) if pod else set()
+        twins: Set[Key] = self._by_uid.get(pod.uid) if pod else frozenset()
+        for touched in {key} | rivals | twins:
+            self._dirty_pods.add(touched)
+            self._dirty_services.update(self._selection.services_of(touched))
+
+    def _put_service(self, key: Key, service: objects.Service | None) -> None:
+        self._dirty_services.add(key)
+        self._dirty_pods.update(self._selection.pods_of(key))
+        self._services.pop(key, None)
+        self._selection.drop_service(key)
+        if service is not None and not service.external:
+            self._services[key] = service
+            self._selection.put_service(key, service.selector)
+            self._dirty_pods.update(self._selection.pods_of(key))
+
+    # -- what is made of it --
+
+    def _recompile(self) -> Delta:
+        fresh: dict[str, Entry] = {}
+        stale: set[str] = set()
+        for key in self._dirty_pods:
+            previous = self._made.pop(key, None)
+            if previous is not None:
+                stale.add(previous)
+            workload = self._workload(key)
+            if workload is not None:
+                fresh[workload.key] = workload
+                self._made[key] = workload.key
+        for key in self._dirty_services:
+            stale.add(f"service/{key[0]}/{key[1]}")
+            service = self._service(key)
+            if service is not None:
+                fresh[service.key] = service
+        self._dirty_pods.clear()
+        self._dirty_services.clear()
+        return self._commit(fresh, stale)
+
+    def _commit(self, fresh: dict[str, Entry], stale: set[str]) -> Delta:
+        """Replace entries; what came out as it was is no change."""
+        removals = sorted(key for key in stale - fresh.keys() if self._entries.pop(key, None) is not None)
+        upserts = [fresh[key] for key in sorted(fresh) if self._entries.get(key) != fresh[key]]
+        self._entries.update((entry.key, entry) for entry in upserts)
+        for key in removals:
+            self._local.pop(PodUid(key.removeprefix("workload/")), None)
+        return Delta(tuple(upserts), tuple(removals))
+
+    def _owned(self, key: Key, pod: objects.Pod) -> tuple[Address, ...]:
+        """Return the addresses that are *pod*'s: while two claim one, the younger has it, as the older is on its way out."""
+        if pod.host_network or finished(pod):
+            return ()
+        return tuple(address for address in pod.addresses if max(self._claims.get(address), key=self._age) == key)
+
+    def _age(self, key: Key) -> tuple[bool, str, str, Key]:
+        pod = self._pods[key]
+        return (not pod.terminating, pod.created, pod.uid, key)
+
+    def _workload(self, key: Key) -> Workload | None:
+        """Return the entry of the pod *key*; also keeps the list of pods to enrol."""
+        pod = self._pods.get(key)
+        if pod is None or finished(pod) or not pod.addresses or max(self._by_uid.get(pod.uid), key=self._age) != key:
+            return None
+        try:
+            identity = spiffe_id(self._trust_domain, pod.namespace, pod.service_account)
+        except IdentityError as error:
+            log.error("Pod %s/%s: spec.serviceAccountName: %s (left out)", *key, error)
+            return None
+        addresses = self._owned(key, pod)
+        local = local_pod(pod, self._node, addresses, identity)
+        if local is None:
+            self._local.pop(pod.uid, None)
+        else:
+            if local.faults != (known.faults if (known := self._local.get(pod.uid)) else ()):
+                log.warning("Pod %s/%s: %s", *key, "; ".join(local.faults) or "its annotations are good again")
+            self._local[pod.uid] = local
+        ports, services = self._served(key, pod)
+        name = rules.workload_name(pod)
+        return Workload(
+            uid=pod.uid,
+            pod=pod.name,
+            namespace=pod.namespace,
+            node=pod.node,
+            addresses=addresses,
+            service_account=pod.service_account,
+            identity=identity,
+            workload=name,
+            app=pod.labels.get("app", ""),
+            version=pod.labels.get("version", ""),
+            canonical_service=rules.canonical_service(pod.labels, name),
+            canonical_revision=rules.canonical_revision(pod.labels),
+            ready=_serving(pod),
+            enrolled=pod.uid in self._enrolled and not pod.host_network,
+            ports=ports,
+            probes=rules.probes(pod),
+            services=services,
+        )
+
+    def _served(self, key: Key, pod: objects.Pod) -> tuple[tuple[tuple[int, Protocol], ...], tuple[tuple[int, str], ...]]:
+        """Return protocol and Service by workload port; the oldest Service that targets a port decides, as in Istio."""
+        ports: dict[int, Protocol] = {}
+        services: dict[int, str] = {}
+        selecting = (self._services[service] for service in self._selection.services_of(key))
+        for service in sorted(selecting, key=lambda service: (service.created, service.name)):
+            for port in service.ports:
+                number = rules.target_port(port, pod) if port.transport == "TCP" else None
+                if number is not None and number not in ports:
+                    ports[number] = rules.port_protocol(port)
+                    services[number] = f"{service.namespace}/{service.name}"
+        return tuple(sorted(ports.items())), tuple(sorted(services.items()))
+
+    def _service(self, key: Key) -> Service | None:
+        """Return the entry of the Service *key*; None without a selector: its endpoints are not known here, so the node routes it."""
+        service = self._services.get(key)
+        if service is None or not service.selector:
+            return None
+        pods = [(pod, self._pods[pod]) for pod in sorted(self._selection.pods_of(key))]
+        chosen = [(pod, self._reachable(where, pod)) for where, pod in pods if _serving(pod) or (service.publish_not_ready and not finished(pod))]
+        ports = tuple(
+            ServicePort(port.port, port.name, rules.port_protocol(port), tuple(_endpoints(port, chosen))) for port in service.ports if port.transport == "TCP"
+        )
+        host = f"{service.name}.{service.namespace}.svc.cluster.local"
+        return Service(service.name, service.namespace, host, service.addresses, ports)
+
+    def _reachable(self, key: Key, pod: objects.Pod) -> tuple[Address, ...]:
+        return pod.addresses if pod.host_network else self._owned(key, pod)
+
+
+def _serving(pod: objects.Pod) -> bool:
+    """Say whether *pod* may be given new connections."""
+    return pod.ready and not pod.terminating and not finished(pod)
+
+
+def _endpoints(port: objects.ServicePort, pods: Iterable[tuple[objects.Pod, tuple[Address, ...]]]) -> Iterable[Endpoint]:
+    for pod, addresses in pods:
+        number = rules.target_port(port, pod)
+        if number is not None:
+            yield from (Endpoint(address, number, pod.uid) for address in addresses)

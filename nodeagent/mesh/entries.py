@@ -1,0 +1,130 @@
+"""The entries of a snapshot: small, immutable, JSON-able; what a proxy worker knows of the cluster.
+
+Control compiles them from resources and sends a worker only those that changed. A worker never sees YAML.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any, Literal, NewType
+
+SpiffeId = NewType("SpiffeId", str)
+"""``spiffe://<trust domain>/ns/<namespace>/sa/<service account>``."""
+PodUid = NewType("PodUid", str)
+Address = NewType("Address", str)
+"""An IPv4 or IPv6 address in its canonical text form (RFC 5952)."""
+
+Protocol = Literal["http", "tcp", "auto"]
+"""How a port is proxied: ``auto`` sniffs. http2, grpc and tls ports are carried as ``tcp`` for now."""
+
+
+@dataclass(frozen=True, slots=True)
+class Probe:
+    """A probe that a pod's spec declares: what the node may ask of a STRICT pod in plaintext."""
+
+    kind: Literal["http", "tcp", "grpc"]
+    port: int
+    path: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Workload:
+    """A pod of the cluster that has an address, whichever node it is on."""
+
+    uid: PodUid
+    pod: str
+    namespace: str
+    node: str
+    addresses: tuple[Address, ...]
+    service_account: str
+    identity: SpiffeId
+    workload: str
+    app: str
+    version: str
+    canonical_service: str
+    canonical_revision: str
+    ready: bool
+    enrolled: bool
+    """Its node's agent captures it, so that it takes mTLS on its own ports."""
+    ports: tuple[tuple[int, Protocol], ...] = ()
+    """Workload port -> protocol, from the Services that select it."""
+    probes: tuple[Probe, ...] = ()
+    services: tuple[tuple[int, str], ...] = ()
+    """Workload port -> ``namespace/name`` of the first Service that targets it."""
+    excluded_ports: tuple[int, ...] = ()
+    """Ports that its node's agent does not capture (excludeInboundPorts): they take no mTLS."""
+
+    @property
+    def key(self) -> str:
+        return f"workload/{self.uid}"
+
+
+@dataclass(frozen=True, slots=True)
+class Endpoint:
+    """Where a Service's port is really served."""
+
+    address: Address
+    port: int
+    uid: PodUid
+
+
+@dataclass(frozen=True, slots=True)
+class ServicePort:
+    port: int
+    name: str
+    protocol: Protocol
+    endpoints: tuple[Endpoint, ...]
+    """Ready endpoints of both address families; a connection uses those of the family that was dialled."""
+
+
+@dataclass(frozen=True, slots=True)
+class Service:
+    name: str
+    namespace: str
+    host: str
+    """``name.namespace.svc.cluster.local``."""
+    addresses: tuple[Address, ...]
+    """ClusterIPs; empty for a headless Service."""
+    ports: tuple[ServicePort, ...]
+
+    @property
+    def key(self) -> str:
+        return f"service/{self.namespace}/{self.name}"
+
+
+Entry = Workload | Service
+
+
+@dataclass(frozen=True, slots=True)
+class Delta:
+    """What changed between two snapshots: entries to put, keys to drop."""
+
+    upserts: tuple[Entry, ...] = ()
+    removals: tuple[str, ...] = ()
+
+    def __bool__(self) -> bool:
+        return bool(self.upserts or self.removals)
+
+
+def to_json(entry: Entry) -> dict[str, Any]:
+    """Return *entry* as JSON-able values, with its kind."""
+    return {"kind": type(entry).__name__, **asdict(entry)}
+
+
+def from_json(value: dict[str, Any]) -> Entry:
+    """The inverse of :func:`to_json`; trusts its input, which is this program's own."""
+    fields = dict(value)
+    kind = fields.pop("kind")
+    if kind == "Workload":
+        return Workload(
+            **{
+                **fields,
+                "addresses": tuple(fields["addresses"]),
+                "ports": tuple((port, protocol) for port, protocol in fields["ports"]),
+                "probes": tuple(Probe(**probe) for probe in fields["probes"]),
+                "excluded_ports": tuple(fields["excluded_ports"]),
+                "services": tuple((port, service) for port, service in fields["services"]),
+            }
+        )
+    ports = tuple(ServicePort(**{**port, "endpoints": tuple(Endpoint(**endpoint) for endpoint in port["endpoints"])}) for port in fields["ports"])
+    return Service(**{**fields, "addresses": tuple(fields["addresses"]), "ports": ports})

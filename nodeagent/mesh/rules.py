@@ -1,0 +1,87 @@
+"""Istio's rules for what objects mean: a port's protocol, a pod's workload, app and version. Pure."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Final
+
+from nodeagent.mesh.entries import Probe, Protocol
+from nodeagent.resources.objects import Pod, ServicePort
+
+_HTTP: Final = frozenset(("http", "http_proxy"))
+_TCP: Final = frozenset(("http2", "grpc", "grpc-web", "https", "tls", "tcp", "mongo", "redis", "mysql", "hbone"))
+"""Protocols that Istio knows (pkg/config/protocol) and that are carried as bytes here."""
+_KUBERNETES: Final[Mapping[str, Protocol]] = {"kubernetes.io/h2c": "tcp", "kubernetes.io/ws": "http", "kubernetes.io/wss": "tcp"}
+_SERVER_FIRST: Final = frozenset((25, 53, 3306, 27017))
+"""Istio's well-known ports: unnamed ones are TCP at once, as their servers may speak first."""
+_CRON_JOB: Final = re.compile(r"(.+)-\d{8,10}")
+
+
+def port_protocol(port: ServicePort) -> Protocol:
+    """Return how *port* is carried: by appProtocol, else by its name up to the first ``-`` (Istio's protocol selection)."""
+    declared = (port.app_protocol or port.name).lower()
+    known = _KUBERNETES.get(declared)
+    if known is not None:
+        return known
+    if declared.startswith("grpc-web"):
+        return "tcp"
+    prefix = declared.partition("-")[0]
+    if prefix in _HTTP:
+        return "http"
+    return "tcp" if prefix in _TCP or port.port in _SERVER_FIRST else "auto"
+
+
+def target_port(port: ServicePort, pod: Pod) -> int | None:
+    """Return the workload port of *pod* that *port* leads to, None when the pod declares no port of that name."""
+    return port.target if isinstance(port.target, int) else named_port(pod, port.target)
+
+
+def named_port(pod: Pod, name: str) -> int | None:
+    """Return the number of *pod*'s container port *name*."""
+    return next((port.number for container in pod.containers for port in container.ports if port.name == name), None)
+
+
+def workload_name(pod: Pod) -> str:
+    """Return the name of what made *pod*, as Istio's metrics call it: the Deployment behind a ReplicaSet, the CronJob behind a Job."""
+    owner = next((owner for owner in pod.owners if owner.controller), pod.owners[0] if len(pod.owners) == 1 else None)
+    if owner is None:
+        return pod.name
+    if owner.kind == "ReplicaSet":
+        for label in ("pod-template-hash", "rollouts-pod-template-hash"):
+            suffix = "-" + pod.labels.get(label, "")
+            if len(suffix) > 1 and owner.name.endswith(suffix) and len(owner.name) > len(suffix):
+                return owner.name.removesuffix(suffix)
+    if owner.kind == "ReplicationController":
+        return pod.labels.get("deploymentconfig") or owner.name
+    if owner.kind == "Job" and (match := _CRON_JOB.fullmatch(owner.name)):
+        return match[1]
+    return owner.name
+
+
+def canonical_service(labels: Mapping[str, str], workload: str) -> str:
+    """Return Istio's canonical service of a workload with *labels*."""
+    return _first(labels, "service.istio.io/canonical-name", "app.kubernetes.io/name", "app") or workload
+
+
+def canonical_revision(labels: Mapping[str, str]) -> str:
+    """Return Istio's canonical revision of a workload with *labels*."""
+    return _first(labels, "service.istio.io/canonical-revision", "app.kubernetes.io/version", "version") or "latest"
+
+
+def probes(pod: Pod) -> tuple[Probe, ...]:
+    """Return the probes by which the node reaches *pod* over the network, each once, ports by number."""
+    found: dict[Probe, None] = {}
+    for container in pod.containers:
+        for action in container.probes:
+            if action.host and action.host not in pod.addresses:
+                continue  # aimed at something else than the pod
+            named = next((port.number for port in container.ports if port.name == action.port), None)
+            number = action.port if isinstance(action.port, int) else named
+            if number is not None:
+                found[Probe(action.kind, number, action.path)] = None
+    return tuple(found)
+
+
+def _first(labels: Mapping[str, str], *names: str) -> str:
+    return next((labels[name] for name in names if labels.get(name)), "")

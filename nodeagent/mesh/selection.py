@@ -1,0 +1,82 @@
+"""Which Services select which pods, both ways, at the cost of what matches and not of what exists."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping
+from typing import Generic, TypeVar
+
+Key = tuple[str, str]
+"""Namespace and name."""
+Term = tuple[str, str, str]
+"""Namespace, label, value."""
+_EMPTY: frozenset[Key] = frozenset()
+_Name = TypeVar("_Name")
+
+
+class Postings(Generic[_Name]):
+    """Sets of keys by name; no set is ever empty."""
+
+    def __init__(self) -> None:
+        self._sets: defaultdict[_Name, set[Key]] = defaultdict(set)
+
+    def add(self, name: _Name, key: Key) -> None:
+        self._sets[name].add(key)
+
+    def discard(self, name: _Name, key: Key) -> None:
+        keys = self._sets.get(name)
+        if keys is not None:
+            keys.discard(key)
+            if not keys:
+                del self._sets[name]
+
+    def get(self, name: _Name) -> set[Key] | frozenset[Key]:
+        return self._sets.get(name, _EMPTY)
+
+
+class Selection:
+    """Two indexes: pods by each of their labels, Services by one term of their selector.
+
+    A Service without a selector selects nothing: somebody else says what its endpoints are.
+    """
+
+    def __init__(self) -> None:
+        self._pods: Postings[Term] = Postings()
+        self._services: Postings[Term] = Postings()
+        self._labels: dict[Key, Mapping[str, str]] = {}
+        self._selectors: dict[Key, Mapping[str, str]] = {}
+
+    def put_pod(self, key: Key, labels: Mapping[str, str]) -> None:
+        self.drop_pod(key)
+        self._labels[key] = labels
+        for item in labels.items():
+            self._pods.add((key[0], *item), key)
+
+    def drop_pod(self, key: Key) -> None:
+        for item in self._labels.pop(key, {}).items():
+            self._pods.discard((key[0], *item), key)
+
+    def put_service(self, key: Key, selector: Mapping[str, str]) -> None:
+        self.drop_service(key)
+        if selector:
+            self._selectors[key] = selector
+            self._services.add((key[0], *min(selector.items())), key)
+
+    def drop_service(self, key: Key) -> None:
+        selector = self._selectors.pop(key, None)
+        if selector:
+            self._services.discard((key[0], *min(selector.items())), key)
+
+    def services_of(self, pod: Key) -> list[Key]:
+        """Return the Services that select *pod*, in no order."""
+        labels = self._labels.get(pod, {})
+        found = (service for item in labels.items() for service in self._services.get((pod[0], *item)))
+        return [service for service in found if self._selectors[service].items() <= labels.items()]
+
+    def pods_of(self, service: Key) -> list[Key]:
+        """Return the pods that *service* selects, in no order."""
+        selector = self._selectors.get(service)
+        if not selector:
+            return []
+        fewest = min((self._pods.get((service[0], *item)) for item in selector.items()), key=len)
+        return [pod for pod in fewest if selector.items() <= self._labels[pod].items()]

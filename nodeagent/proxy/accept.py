@@ -1,0 +1,191 @@
+"""Accept: what a captured connection is, before a byte of it is carried.
+
+Outbound: the kernel remembered whereto the application dialled. Inbound: the local address is the one that was asked
+for; the first bytes tell mTLS from plaintext.
+"""
+
+from __future__ import annotations
+
+import ssl
+from time import time
+from typing import Any
+
+from nodeagent.errors import NO_ORIGINAL, OVER_LIMIT, PLAINTEXT_REFUSED, UPSTREAM_TLS, IdentityError
+from nodeagent.identity.tls import peer_identity
+from nodeagent.mesh.entries import Protocol
+from nodeagent.proxy.authorize import Permit, Refusal
+from nodeagent.proxy.connection import Connection, Direction, Peer
+from nodeagent.proxy.pipeline import Pipeline
+from nodeagent.proxy.pods import PodState
+from nodeagent.proxy.sniff import sniff
+from nodeagent.proxy.tcp import reset
+from nodeagent.proxy.tls.client_hello import ClientHello, NeedMore, parse
+from nodeagent.proxy.tls.stream import TlsStream
+from nodeagent.proxy.view import Target
+from nodeagent.redirect.original import OriginalDestinations
+
+LOOPBACK = ("127.0.0.1", "::1")
+
+
+class Accepted:
+    """The protocol of a connection until it is known what it is; then it hands the transport on."""
+
+    def __init__(self, pipeline: Pipeline, pod: PodState, direction: Direction, originals: OriginalDestinations) -> None:
+        self._pipeline, self._pod, self._direction, self._originals = pipeline, pod, direction, originals
+        self._transport: Any = None
+        self._connection: Connection | None = None
+        self._handed: Connection | None = None
+        self._permit: Permit | None = None
+        self._early = b""
+        self._timer: Any = None
+        self._protocol: Protocol = "auto"
+
+    # -- events of the transport --
+
+    def connection_made(self, transport: Any) -> None:
+        self._transport = transport
+        pipeline, pod = self._pipeline, self._pod
+        target, peer = self._identify(transport)
+        if target is None:
+            pipeline.count_refused(NO_ORIGINAL)
+            reset(transport)
+            return
+        connection = self._connection = Connection(pod, self._direction, peer, target, time())
+        pipeline.opened(connection)
+        if pod.connections > pipeline.limits.connections_per_pod:
+            pipeline.refuse(connection, transport, OVER_LIMIT)
+            return
+        self._protocol = target.protocol
+        if self._direction == "outbound":
+            self._admit()
+            if self._protocol == "tcp":
+                self._hand_on("tcp")
+                return
+            if self._protocol == "http":
+                return
+        self._timer = pipeline.loop.call_later(pipeline.timeouts.sniff, self._silent)
+
+    def data_received(self, data: bytes) -> None:
+        if self._handed:
+            self._handed.early += data  # the endpoint is being dialled
+            return
+        self._early = early = self._early + data if self._early else data
+        if self._direction == "inbound" and self._permit is None:
+            hello = parse(early)
+            if isinstance(hello, NeedMore):
+                return
+            if isinstance(hello, ClientHello) and self._terminates(hello):
+                self._start_tls(early)
+                return
+            if not self._admit():
+                return
+        verdict = sniff(early, self._protocol)
+        if verdict != "more":
+            self._hand_on(verdict)
+
+    def eof_received(self) -> bool:
+        if self._handed is not None:
+            self._handed.half_closed = True
+        elif self._connection is not None and self._admit():
+            self._connection.half_closed = True
+            self._hand_on("tcp")
+        return True
+
+    def connection_lost(self, error: Exception | None) -> None:
+        self._cancel()
+        if self._connection is not None:
+            self._pipeline.closed(self._connection)
+
+    def pause_writing(self) -> None:
+        """Nothing was written yet."""
+
+    resume_writing = pause_writing
+
+    # -- stages --
+
+    def _identify(self, transport: Any) -> tuple[Target | None, Peer]:
+        """Who is it, and whom did it ask for? The listener's network namespace says which pod; nothing the peer sends does."""
+        view, pod = self._pipeline.view, self._pod
+        address, port = transport.get_extra_info("peername")[:2]
+        if self._direction == "outbound":
+            original = self._originals.take(pod.cookie, address, port)
+            peer = Peer(address, port, pod.identity, "kernel_attested", view.workload(pod.uid))
+            return (view.resolve(*original) if original else None), peer
+        local, local_port = transport.get_extra_info("sockname")[:2]
+        peer = Peer(address, port, "", "none", view.workload_at(address))
+        return (None if local in LOOPBACK else view.resolve(local, local_port)), peer
+
+    def _admit(self) -> bool:
+        connection = self._connection
+        assert connection is not None
+        verdict = self._pipeline.admit(connection)
+        if isinstance(verdict, Refusal):
+            self._cancel()
+            self._pipeline.refuse(connection, self._transport, verdict.reason)
+            return False
+        self._permit = verdict
+        return True
+
+    def _terminates(self, hello: ClientHello) -> bool:
+        """A peer's mTLS has Istio's ALPN; an application's own TLS goes through untouched where plaintext may."""
+        return self._pod.strict or any(name.startswith(b"istio") for name in hello.alpn)
+
+    def _start_tls(self, early: bytes) -> None:
+        tls = self._pod.tls
+        if tls is None:
+            self._tls_failed(IdentityError("no certificate yet"))
+            return
+        self._cancel()
+        stream = TlsStream(tls.server, server_side=True, ready=self._tls_ready, failed=self._tls_failed)
+        self._early = b""
+        self._timer = self._pipeline.loop.call_later(self._pipeline.timeouts.handshake, self._transport.abort)
+        transport = self._transport
+        transport.set_protocol(stream)
+        stream.connection_made(transport)
+        stream.data_received(early)
+
+    def _tls_ready(self, stream: TlsStream) -> None:
+        self._cancel()
+        connection = self._connection
+        assert connection is not None
+        try:
+            identity = peer_identity(stream.session, self._pipeline.trust_domain)
+        except IdentityError:
+            self._pipeline.refuse(connection, self._transport, UPSTREAM_TLS)
+            return
+        peer = connection.peer
+        workload = peer.workload if peer.workload is not None and peer.workload.identity == identity else None
+        connection.peer = Peer(peer.address, peer.port, identity, "mutual_tls", workload)
+        self._transport = stream
+        stream.protocol = self
+        if not self._admit():
+            return
+        alpn = stream.session.selected_alpn_protocol()
+        if alpn == "istio-http/1.1":
+            self._protocol = "http"
+        else:
+            self._hand_on("tcp")
+
+    def _tls_failed(self, error: Exception) -> None:
+        self._cancel()
+        connection = self._connection
+        if connection is not None:
+            reason = PLAINTEXT_REFUSED if isinstance(error, ssl.SSLError) and error.reason == "PEER_DID_NOT_RETURN_A_CERTIFICATE" else UPSTREAM_TLS
+            self._pipeline.refuse(connection, self._transport, reason)
+
+    def _silent(self) -> None:
+        """The client waits for the server to speak first: whatever it is, it is carried as TCP."""
+        if self._permit is not None or self._admit():
+            self._hand_on("tcp")
+
+    def _hand_on(self, protocol: str) -> None:
+        self._cancel()
+        connection, self._connection = self._connection, None
+        assert connection is not None and self._permit is not None
+        self._handed = connection
+        self._pipeline.begin(connection, self._permit, self._transport, protocol, self._early)
+
+    def _cancel(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None

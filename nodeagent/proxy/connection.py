@@ -1,0 +1,92 @@
+"""What is known of one accepted connection: who, whereto, why it was let through, and how much it carried."""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import dataclass
+from typing import Any, Final, Literal
+
+from nodeagent.mesh.entries import Workload
+from nodeagent.proxy.pods import PodState
+from nodeagent.proxy.view import Target
+
+Direction = Literal["outbound", "inbound"]
+Path = Literal["proxy-local", "proxy-mtls", "proxy-plaintext", "passthrough", "none"]
+Security = Literal["mutual_tls", "kernel_attested", "none"]
+
+_numbers: Final = itertools.count(1)
+
+
+def host_port(address: str, port: int) -> str:
+    """Return an address and port as Envoy prints them."""
+    return f"[{address}]:{port}" if ":" in address else f"{address}:{port}"
+
+
+@dataclass(frozen=True, slots=True)
+class Peer:
+    """The downstream side as the proxy knows it, not as it calls itself.
+
+    ``identity`` is empty for a plaintext peer; ``security`` says what proved it: a TLS certificate, or the kernel (the
+    connection came through a listener inside the pod's own network namespace).
+    """
+
+    address: str
+    port: int
+    identity: str
+    security: Security
+    workload: Workload | None
+
+
+class Connection:
+    """One downstream connection; its record in ``flows``."""
+
+    __slots__ = (
+        "active", "closed", "direction", "early", "half_closed", "http", "local_text", "number", "path", "peer", "peer_text", "pod", "protocol", "reason", "received", "relay", "requests",
+        "routes", "sent", "target", "upstream_workload", "verdict", "view", "wall",
+    )  # fmt: skip
+
+    def __init__(self, pod: PodState, direction: Direction, peer: Peer, target: Target, wall: float) -> None:
+        self.number = next(_numbers)
+        self.pod, self.direction, self.peer, self.target = pod, direction, peer, target
+        self.wall = wall
+        self.closed: float | None = None
+        self.half_closed = False
+        self.active = 0.0
+        self.early = b""
+        self.protocol = "?"
+        self.path: Path = "none"
+        self.verdict = "pending"
+        self.reason = ""
+        self.requests = self.sent = self.received = 0
+        self.upstream_workload: Workload | None = None
+        self.view = -1
+        self.routes: Any = None
+        self.http: Any = None
+        self.relay: Any = None
+        self.peer_text = host_port(peer.address, peer.port)
+        self.local_text = host_port(target.address, target.port)
+
+    def flow(self, worker: int) -> dict[str, object]:
+        """Return the connection as ``nodeagent flows`` shows it."""
+        target, peer, upstream = self.target, self.peer, self.upstream_workload
+        service = target.service
+        return {
+            "id": f"{worker}-{self.number}",
+            "opened": self.wall,
+            "closed": self.closed,
+            "pod": self.pod.uid,
+            "direction": self.direction,
+            "source": f"{peer.workload.namespace}/{peer.workload.pod}" if peer.workload else self.peer_text,
+            "source_identity": peer.identity,
+            "destination": f"{upstream.namespace}/{upstream.pod}:{target.port}" if upstream else self.local_text,
+            "destination_identity": upstream.identity if upstream and self.path != "proxy-plaintext" else "",
+            "service": service.host if service else ("PassthroughCluster" if target.passthrough else ""),
+            "path": self.path,
+            "protocol": self.protocol,
+            "verdict": self.verdict,
+            "reason": self.reason,
+            "requests": self.requests,
+            "sent": self.sent,
+            "received": self.received,
+            "worker": worker,
+        }

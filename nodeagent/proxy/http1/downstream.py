@@ -1,0 +1,330 @@
+"""The server's half of HTTP/1.1: parses what a client sends, keeps requests in order, writes answers.
+
+It never forwards bytes that it did not parse: a request's head is written anew, its body is re-framed. What is
+ambiguous is refused with 400 and the connection is closed (RFC 9112 sections 6 and 11.2).
+"""
+
+from __future__ import annotations
+
+import collections
+from time import perf_counter
+from typing import TYPE_CHECKING, Any, Final
+
+import httptools
+
+from nodeagent.errors import BAD_REQUEST, DOWNSTREAM_GONE, DOWNSTREAM_TIMEOUT, HEADERS_TOO_LARGE, Reason
+from nodeagent.proxy.http1 import headers as field
+from nodeagent.proxy.http1.exchange import CHUNKED_BODY, LENGTH_BODY, NO_BODY, Exchange, without
+from nodeagent.proxy.http1.framing import Ambiguous, BodyKind, request_framing
+from nodeagent.proxy.http1.headers import classify
+
+if TYPE_CHECKING:
+    from nodeagent.proxy.authorize import Permit
+    from nodeagent.proxy.connection import Connection
+    from nodeagent.proxy.pipeline import Pipeline
+
+QUEUED_REQUESTS: Final = 1
+"""Pipelined requests taken before reading stops; they are answered in order, one upstream at a time."""
+_PROTO_LINE: Final = (b"x-forwarded-proto", b": ", b"http", b"\r\n")
+_HOSTS_KNOWN: Final = 4096
+_hosts: set[bytes] = set()
+"""Host values that were found to be valid, within a bound."""
+PHRASES: Final = {400: "Bad Request", 403: "Forbidden", 408: "Request Timeout", 431: "Request Header Fields Too Large", 502: "Bad Gateway", 503: "Service Unavailable", 504: "Gateway Timeout"}
+
+
+class HttpDownstream:
+    """The protocol of an accepted connection that speaks HTTP/1.x; ``transport`` is plain or a TlsStream."""
+
+    def __init__(self, pipeline: Pipeline, connection: Connection, permit: Permit, transport: Any) -> None:
+        self.pipeline, self.connection, self.permit, self.transport = pipeline, connection, permit, transport
+        self.write = transport.write
+        self.header_limit, self.count_limit = pipeline.limits.header_bytes, pipeline.limits.header_count * 4
+        self.parser = httptools.HttpRequestParser(self)
+        self.current: Exchange | None = None
+        self.queue: collections.deque[Exchange] = collections.deque()
+        self.reading: Exchange | None = None
+        self.closing = False
+        self.touched = pipeline.now
+        self._refused: Reason | None = None
+        self.reading_head = False
+        self._head_bytes = 0
+        self._paused: set[str] = set()
+        self._trailers: list[bytes] = []
+        self._reset()
+
+    def _reset(self) -> None:
+        self._lines: list[bytes] = []
+        self._url = self._host = self._request_id = self._user_agent = self._forwarded_for = b""
+        self._seen = self._hosts = 0
+
+    # -- events of the transport --
+
+    def data_received(self, data: bytes) -> None:
+        if self.closing:
+            return
+        self.touched = self.pipeline.now
+        if self.reading_head:
+            self._head_bytes += len(data)
+        try:
+            self.parser.feed_data(data)
+        except httptools.HttpParserUpgrade as upgrade:
+            self._hold_upgrade(data[upgrade.args[0] :])
+        except httptools.HttpParserError:
+            self._protocol_error(self._refused or BAD_REQUEST)
+            return
+        if self._refused is not None:
+            self._protocol_error(self._refused)
+        elif self._head_bytes > self.header_limit:
+            self._protocol_error(HEADERS_TOO_LARGE)
+
+    def eof_received(self) -> bool:
+        # A client may half-close after its last request and still read the answer.
+        if self.current is None or (self.reading is not None and not self.reading.request_complete):
+            return False
+        self.closing = True
+        self.current.keep_alive = False
+        return True
+
+    def connection_lost(self, error: Exception | None) -> None:
+        self.closing = True
+        current, self.current = self.current, None
+        self.queue.clear()
+        if current is not None and not current.finished:
+            current.finished = True
+            upstream = current.upstream
+            if upstream is not None:
+                upstream.abandon()
+            self.pipeline.observe(current, DOWNSTREAM_GONE.status, DOWNSTREAM_GONE)
+        self.pipeline.closed(self.connection)
+
+    def pause_writing(self) -> None:
+        if self.current is not None and self.current.upstream is not None:
+            self.current.upstream.pause_reading()
+
+    def resume_writing(self) -> None:
+        if self.current is not None and self.current.upstream is not None:
+            self.current.upstream.resume_reading()
+
+    # -- events of the parser --
+
+    def on_message_begin(self) -> None:
+        self.reading_head = True
+
+    def on_url(self, url: bytes) -> None:
+        self._url = self._url + url if self._url else url
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        kind = classify(name)
+        if not self.reading_head:
+            self._trailer(kind, name, value)
+            return
+        if kind:
+            self._seen |= kind
+            if kind == field.HOST:
+                self._hosts += 1
+                self._host = value
+            elif kind == field.USER_AGENT:
+                self._user_agent = value
+            elif kind == field.REQUEST_ID:
+                self._request_id = value
+            elif kind == field.FORWARDED_FOR:
+                self._forwarded_for = value
+        self._lines += (name, b": ", value, b"\r\n")
+
+    def on_headers_complete(self) -> None:
+        self.reading_head = False
+        self._head_bytes = 0
+        parser, seen, lines, host = self.parser, self._seen, self._lines, self._host
+        exchange = Exchange(self, parser.get_method(), self._url, host, lines, perf_counter())
+        simple = not seen & field.FRAMING and self._hosts == 1 and parser.should_keep_alive() and host in _hosts and exchange.method != b"CONNECT"
+        if not simple and not self._frame(exchange, parser.get_http_version()):
+            self._refused = BAD_REQUEST
+        elif len(lines) > self.count_limit:
+            self._refused = HEADERS_TOO_LARGE
+        if seen & field.NOTED:
+            exchange.user_agent, exchange.forwarded_for = self._user_agent, self._forwarded_for
+            exchange.client_cert = seen & field.CLIENT_CERT != 0
+            exchange.request_id = self._request_id
+        if not exchange.request_id:
+            exchange.request_id = request_id = self.pipeline.new_request_id()
+            exchange.lines += (b"x-request-id", b": ", request_id, b"\r\n")
+        if not seen & field.FORWARDED_PROTO:
+            exchange.lines += _PROTO_LINE
+        self._reset()
+        self.reading = exchange
+        if self.current is None:
+            self._begin(exchange)
+        else:
+            self.queue.append(exchange)
+            exchange.pending = []
+            if len(self.queue) >= QUEUED_REQUESTS:
+                self.pause_reading("pipelining")
+
+    def on_body(self, data: bytes) -> None:
+        exchange = self.reading
+        if exchange is None or exchange.finished:
+            return
+        exchange.received += len(data)
+        if exchange.body == CHUNKED_BODY:
+            data = b"%x\r\n%b\r\n" % (len(data), data)
+        self._forward_body(exchange, data)
+
+    def on_message_complete(self) -> None:
+        exchange, self.reading = self.reading, None
+        if exchange is None:
+            return
+        exchange.request_complete = True
+        if exchange.body == CHUNKED_BODY and not exchange.finished:
+            self._forward_body(exchange, b"".join((b"0\r\n", *self._trailers, b"\r\n")))
+            self._trailers = []
+        if exchange.finished and exchange is self.current:
+            self._next()
+
+    def _trailer(self, kind: int, name: bytes, value: bytes) -> None:
+        """Keep a trailer to pass on; fields that frame, route or identify have no business there (RFC 9110 section 6.5.1)."""
+        exchange = self.reading
+        if exchange is not None and not kind:
+            exchange.received += len(name) + len(value)
+            self._trailers += (name, b": ", value, b"\r\n")
+            if len(self._trailers) > self.count_limit:
+                self._refused = HEADERS_TOO_LARGE
+
+    # -- requests --
+
+    def _frame(self, exchange: Exchange, version: str) -> bool:
+        """Decide body, persistence and hop-by-hop fields of a request that names any of them; False: refuse it."""
+        lines = exchange.lines
+        try:
+            framing = request_framing(exchange.method, version, list(zip(lines[0::4], lines[2::4], strict=True)))
+        except Ambiguous:
+            return False
+        if exchange.method == b"CONNECT":
+            return False
+        if len(_hosts) < _HOSTS_KNOWN:
+            _hosts.add(exchange.host)
+        exchange.http10 = version == "1.0"
+        exchange.keep_alive = framing.keep_alive
+        exchange.body = {BodyKind.NONE: NO_BODY, BodyKind.LENGTH: LENGTH_BODY, BodyKind.CHUNKED: CHUNKED_BODY}[framing.kind]
+        exchange.upgrade = bool(framing.upgrade) and exchange.body == NO_BODY
+        kept = without(lines, lambda name: name.lower() in framing.hop_by_hop)
+        if exchange.body == CHUNKED_BODY:
+            kept += (b"transfer-encoding", b": ", b"chunked", b"\r\n")
+        if exchange.upgrade:
+            kept += (b"connection", b": ", b"upgrade", b"\r\n", b"upgrade", b": ", framing.upgrade, b"\r\n")
+        exchange.lines = kept
+        return True
+
+    def _begin(self, exchange: Exchange) -> None:
+        self.current = exchange
+        if self.pipeline.draining:
+            exchange.keep_alive = False
+        if self._refused is None:
+            self.pipeline.request(exchange)
+
+    def _forward_body(self, exchange: Exchange, data: bytes) -> None:
+        if exchange.upstream is not None and exchange.pending is None:
+            exchange.upstream.write(data)
+            return
+        if exchange.pending is None:
+            exchange.pending = []
+        exchange.pending.append(data)
+        exchange.pending_bytes += len(data)
+        if exchange.pending_bytes > self.pipeline.limits.buffer_bytes:
+            self.pause_reading("body")
+
+    def _hold_upgrade(self, rest: bytes) -> None:
+        """The client asked for another protocol: what it sends next waits for the answer."""
+        exchange = self.current
+        if exchange is None or not exchange.upgrade or self.queue:
+            if rest:
+                self.data_received(rest)
+            return
+        if rest:
+            exchange.pending = [*(exchange.pending or ()), rest]
+        self.pause_reading("upgrade")
+
+    def pause_reading(self, why: str) -> None:
+        """Stop reading from the client until every reason is gone."""
+        if not self._paused:
+            self.transport.pause_reading()
+        self._paused.add(why)
+
+    def resume_reading(self, why: str) -> None:
+        if why in self._paused:
+            self._paused.discard(why)
+            if not self._paused and not self.transport.is_closing():
+                self.transport.resume_reading()
+
+    # -- answers --
+
+    def finish(self, exchange: Exchange) -> None:
+        """The answer of *exchange* is written whole: take the next request, or close."""
+        if exchange is self.current and exchange.request_complete:
+            self._next()
+        elif not exchange.keep_alive:
+            self.close()
+
+    def _next(self) -> None:
+        exchange, self.current = self.current, None
+        if exchange is None or not exchange.keep_alive or self.closing:
+            self.close()
+            return
+        for why in ("upgrade", "body", "upstream"):
+            self.resume_reading(why)
+        if self.queue:
+            following = self.queue.popleft()
+            self.resume_reading("pipelining")
+            self._begin(following)
+        elif self.pipeline.draining:
+            self.close()
+
+    def refuse(self, exchange: Exchange, reason: Reason) -> None:
+        """Answer *exchange* with the reason's status, or cut the connection when an answer has begun."""
+        exchange.finished = True
+        if exchange.answered:
+            self.pipeline.observe(exchange, exchange.status, reason)
+            self.transport.abort()
+            return
+        exchange.status = reason.status
+        exchange.answered = True
+        body = f"{reason.code} ({reason.flag}): {reason.hint}\n".encode()
+        if not exchange.request_complete:
+            exchange.keep_alive = False
+        close = b"" if exchange.keep_alive else b"connection: close\r\n"
+        head = b"HTTP/1.1 %d %b\r\ncontent-type: text/plain\r\ncontent-length: %d\r\nserver: nodeagent\r\n%b\r\n" % (reason.status, PHRASES[reason.status].encode(), len(body), close)
+        answer = head if exchange.method == b"HEAD" else head + body
+        exchange.sent = len(answer)
+        self.write(answer)
+        self.pipeline.observe(exchange, reason.status, reason)
+        self.finish(exchange)
+
+    def _protocol_error(self, reason: Reason) -> None:
+        """What was sent is not HTTP, or not safely so: answer once, in its turn, and close."""
+        self._refused = reason
+        self.closing = True
+        exchange = self.reading if self.reading is not None and not self.reading.finished else None
+        if self.current is not None and exchange is not self.current:
+            # Earlier requests are still being answered: they are finished first, then the connection closes.
+            self.current.keep_alive = False
+            self.queue.clear()
+            return
+        if exchange is None:
+            exchange = Exchange(self, b"-", b"-", b"-", [], perf_counter())
+        elif exchange.upstream is not None:
+            exchange.upstream.abandon()
+        exchange.keep_alive = False
+        self.current = exchange
+        self.refuse(exchange, reason)
+
+    def time_out(self) -> None:
+        """The client stopped in the middle of a request."""
+        self._protocol_error(DOWNSTREAM_TIMEOUT)
+
+    def drain(self) -> None:
+        """Ask the client to come back on a new connection, with the answer under way or with the next one."""
+        if self.current is not None and not self.current.answered:
+            self.current.keep_alive = False
+
+    def close(self) -> None:
+        self.closing = True
+        self.transport.close()

@@ -1,0 +1,69 @@
+"""One request and its answer, from the first header line to the access-log record."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Final
+
+from nodeagent.errors import Reason
+
+if TYPE_CHECKING:
+    from nodeagent.proxy.http1.downstream import HttpDownstream
+    from nodeagent.proxy.http1.upstream import HttpUpstream
+    from nodeagent.proxy.route import Route
+
+NO_BODY: Final = 0
+LENGTH_BODY: Final = 1
+CHUNKED_BODY: Final = 2
+
+IDEMPOTENT: Final = frozenset((b"GET", b"HEAD", b"OPTIONS", b"TRACE", b"PUT", b"DELETE"))
+"""RFC 9110 section 9.2.2: may be sent again when a kept-alive upstream closed before a byte of the answer."""
+
+
+class Exchange:
+    """The state of one request on a downstream connection; made by the downstream codec, finished once."""
+
+    # What most requests never change stays on the class: making an exchange is part of every request's cost.
+    body = NO_BODY
+    http10 = request_complete = answered = finished = client_cert = upgrade = False
+    keep_alive = True
+    forwarded_for = user_agent = b""
+    pending: list[bytes] | None = None
+    pending_bytes = received = sent = status = tries = 0
+    deadline = 0.0
+    route: Route | None = None
+    upstream: HttpUpstream | None = None
+
+    def __init__(self, downstream: HttpDownstream, method: bytes, target: bytes, host: bytes, lines: list[bytes], started: float) -> None:
+        self.downstream = downstream
+        self.method, self.target, self.host, self.lines = method, target, host, lines
+        self.started = started
+        """By perf_counter, in seconds."""
+        self.request_id = b""
+
+    def head(self, route: Route) -> bytes:
+        """Return the request's head as it goes upstream on *route*, written anew from what was parsed."""
+        lines = self.lines
+        if self.client_cert and route.delivers:
+            lines = without(lines, lambda name: name.lower() == b"x-forwarded-client-cert")
+        return b"".join((self.method, b" ", self.target, b" HTTP/1.1\r\n", *lines, route.head_tail))
+
+    def replayable(self) -> bool:
+        """Say whether the request may be sent once more: nothing was answered and nothing of a body was lost."""
+        return self.tries < 2 and not self.answered and self.body == NO_BODY and self.method in IDEMPOTENT
+
+    def refuse(self, reason: Reason) -> None:
+        """Answer on the proxy's own account, or cut the connection when an answer has begun."""
+        if not self.finished:
+            self.downstream.refuse(self, reason)
+
+
+def without(lines: list[bytes], unwanted: Callable[[bytes], bool]) -> list[bytes]:
+    """Return header *lines* (name, ``: ``, value, CRLF by fours) without the fields whose name is *unwanted*."""
+    kept: list[bytes] = []
+    for at in range(0, len(lines), 4):
+        if not unwanted(lines[at]):
+            kept += lines[at : at + 4]
+    return kept
+
+

@@ -1,0 +1,202 @@
+"""Where an HTTP/1.x message ends, and which of its fields belong to one connection only (RFC 9112 section 6, RFC 9110 section 7.6.1).
+
+Pure. What two parsers could read differently is refused, never guessed: a length that is ambiguous here is a request
+smuggled past policy there. It must never accept a message whose end an other parser may see elsewhere.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from enum import Enum
+from typing import Final, NamedTuple
+
+Fields = Sequence[tuple[bytes, bytes]]
+
+
+class Ambiguous(ValueError):  # noqa: N818 - the word of the decision: a message is framed, or ambiguous
+    """The message could be read in two ways, or breaks a rule that keeps readings apart; says which."""
+
+
+class BodyKind(Enum):
+    """How the body's end is found."""
+
+    NONE = 0
+    LENGTH = 1
+    CHUNKED = 2
+    UNTIL_CLOSE = 3
+    """Only responses: the body ends with the connection."""
+
+
+class Framing(NamedTuple):
+    """The decision about one message."""
+
+    kind: BodyKind
+    length: int
+    """Bytes of the body when ``kind`` is LENGTH, else 0."""
+    keep_alive: bool
+    """The connection may carry another message after this one."""
+    hop_by_hop: frozenset[bytes]
+    """Lower-case names of the fields that must not be passed on."""
+    upgrade: bytes = b""
+    """The protocols asked for or switched to; empty when there are none, or when they were not named in Connection."""
+
+
+HOP_BY_HOP: Final = frozenset((b"connection", b"keep-alive", b"proxy-connection", b"te", b"transfer-encoding", b"upgrade"))
+"""RFC 9110 section 7.6.1."""
+_WITH_LENGTH: Final = HOP_BY_HOP | {b"content-length"}
+_END_TO_END: Final = frozenset((b"content-length", b"host"))
+"""Fields that frame or route: a Connection field naming them asks the proxy to break the message."""
+_TOKEN_BYTES: Final = b"!#$%&'*+-.^_`|~0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
+_HOST: Final = re.compile(rb"(?:[A-Za-z0-9._~!$&'()*+;=%-]*|\[[0-9A-Fa-f:.]+\])(?::[0-9]{0,5})?")
+"""RFC 9110 section 7.2; no comma: it is what a folded, repeated Host looks like."""
+_MAX_LENGTH_DIGITS: Final = 18
+"""Below 2**63 for every reader."""
+_DECIDING: Final = frozenset((b"host", b"content-length", b"transfer-encoding", b"connection", b"upgrade"))
+
+_SHAPES: Final = 512
+_SHAPE_NAMES: Final = 32
+_shapes: dict[tuple[bytes, ...], tuple[tuple[int, bytes], ...]] = {}
+
+_NO_BODY: Final = Framing(BodyKind.NONE, 0, True, HOP_BY_HOP)
+_UNTIL_CLOSE: Final = Framing(BodyKind.UNTIL_CLOSE, 0, False, HOP_BY_HOP)
+
+
+def request_framing(method: bytes, version: str, headers: Fields) -> Framing:
+    """Decide the framing of a request; *version* is ``1.0`` or ``1.1``, names and values are without surrounding space.
+
+    CONNECT gets no special reading: its caller refuses or tunnels it. Raises Ambiguous.
+    """
+    names, values = _columns(headers)
+    return frame_request(method, version, names, values)
+
+
+def response_framing(status: int, request_method: bytes, headers: Fields, version: str = "1.1") -> Framing:
+    """Decide the framing of the response with *status* to a request with *request_method*.
+
+    1xx, 204, 304 and answers to HEAD have no body whatever their fields say; in 1xx and 204 a Content-Length has no
+    meaning and is dropped. Raises Ambiguous.
+    """
+    names, values = _columns(headers)
+    return frame_response(status, request_method, version, names, values)
+
+
+def frame_request(method: bytes, version: str, names: tuple[bytes, ...], values: Sequence[bytes]) -> Framing:
+    """Do what :func:`request_framing` does, for fields that stand in two columns."""
+    fields = _deciding(names, values)
+    hosts = fields.pop(b"host", ())
+    if len(hosts) != 1 and (hosts or version != "1.0"):
+        raise Ambiguous("HTTP/1.1 asks for exactly one Host" if not hosts else "Host is repeated")
+    if hosts and not valid_host(hosts[0]):
+        raise Ambiguous("Host is not a name or address with an optional port")
+    if not method:
+        raise Ambiguous("the request has no method")
+    if not fields and version == "1.1":
+        return _NO_BODY
+    kind, length = _body(version, fields)
+    return _with_options(BodyKind.NONE if kind is None else kind, length, version, fields)
+
+
+def frame_response(status: int, request_method: bytes, version: str, names: tuple[bytes, ...], values: Sequence[bytes]) -> Framing:
+    """Do what :func:`response_framing` does, for fields that stand in two columns."""
+    fields = _deciding(names, values)
+    bodiless = status < 200 or status in (204, 304) or request_method == b"HEAD"
+    if not fields and version == "1.1":
+        return _NO_BODY if bodiless else _UNTIL_CLOSE
+    kind, length = _body(version, fields)
+    if bodiless:
+        framing = _with_options(BodyKind.NONE, 0, version, fields)
+        return framing._replace(hop_by_hop=framing.hop_by_hop | _WITH_LENGTH) if status < 200 or status == 204 else framing
+    if kind is None:
+        return _with_options(BodyKind.UNTIL_CLOSE, 0, version, fields)._replace(keep_alive=False)
+    return _with_options(kind, length, version, fields)
+
+
+def valid_host(value: bytes) -> bool:
+    """Say whether *value* may stand in a Host field; the empty one may (RFC 9110 section 7.2)."""
+    return _HOST.fullmatch(value) is not None
+
+
+def content_length(digits: bytes) -> int:
+    """Return the number in a Content-Length that stands alone. Raises Ambiguous."""
+    if not digits.isdigit() or len(digits) > _MAX_LENGTH_DIGITS:
+        raise Ambiguous(f"Content-Length is not a number of at most {_MAX_LENGTH_DIGITS} digits")
+    return int(digits)
+
+
+def _columns(headers: Fields) -> tuple[tuple[bytes, ...], tuple[bytes, ...]]:
+    return tuple(zip(*headers, strict=True)) if headers else ((), ())  # type: ignore[return-value]
+
+
+def _deciding(names: tuple[bytes, ...], values: Sequence[bytes]) -> dict[bytes, list[bytes]]:
+    """Return the values of the fields that decide, by lower-case name; every field is checked for forbidden bytes."""
+    text = b"".join(values)
+    if b"\n" in text or b"\r" in text or b"\0" in text:
+        raise Ambiguous("a header value holds CR, LF or NUL")
+    shape = _shapes.get(names)
+    if shape is None:
+        shape = _shape(names)
+    if len(values) != len(names):
+        raise ValueError("as many names as values are expected")
+    found: dict[bytes, list[bytes]] = {}
+    for at, name in shape:
+        if name in found:
+            found[name].append(values[at].strip(b" \t"))
+        else:
+            found[name] = [values[at].strip(b" \t")]
+    return found
+
+
+def _shape(names: tuple[bytes, ...]) -> tuple[tuple[int, bytes], ...]:
+    """Return which of *names* decide: position and lower-case name. Peers send the same names again and again, so it is kept."""
+    if b"" in names or b"".join(names).translate(None, _TOKEN_BYTES):
+        raise Ambiguous("a header name is empty or holds a character that no token may hold")
+    shape = tuple((at, name) for at, name in enumerate(map(bytes.lower, names)) if name in _DECIDING)
+    if len(names) <= _SHAPE_NAMES:
+        if len(_shapes) >= _SHAPES:
+            _shapes.clear()  # a peer made names up; start again rather than hold what it likes
+        _shapes[names] = shape
+    return shape
+
+
+def _body(version: str, fields: dict[bytes, list[bytes]]) -> tuple[BodyKind | None, int]:
+    """Return how the body ends by its fields, None without any."""
+    if version not in ("1.0", "1.1"):
+        raise Ambiguous("the version is neither HTTP/1.0 nor HTTP/1.1")
+    codings, lengths = fields.get(b"transfer-encoding"), fields.get(b"content-length")
+    if codings is not None:
+        if lengths is not None:
+            raise Ambiguous("Transfer-Encoding and Content-Length together")
+        if version == "1.0":
+            raise Ambiguous("Transfer-Encoding in HTTP/1.0")
+        if len(codings) != 1 or codings[0].lower() != b"chunked":
+            raise Ambiguous("Transfer-Encoding is not 'chunked', once")
+        return BodyKind.CHUNKED, 0
+    if lengths is None:
+        return None, 0
+    if len(lengths) != 1:
+        raise Ambiguous("Content-Length is repeated")
+    return BodyKind.LENGTH, content_length(lengths[0])
+
+
+def _with_options(kind: BodyKind, length: int, version: str, fields: dict[bytes, list[bytes]]) -> Framing:
+    """Complete a framing by what Connection and Upgrade say."""
+    connection = fields.get(b"connection")
+    if connection is None:
+        return Framing(kind, length, version == "1.1", HOP_BY_HOP)
+    if len(connection) == 1 and version == "1.1" and connection[0].lower() == b"keep-alive":
+        return Framing(kind, length, True, HOP_BY_HOP)
+    options = {option.strip(b" \t") for value in connection for option in value.lower().split(b",")} - {b""}
+    if not options.isdisjoint(_END_TO_END):
+        raise Ambiguous("Connection names a field that every recipient needs")
+    keep_alive = b"close" not in options and (version == "1.1" or b"keep-alive" in options)
+    upgrade = b""
+    if b"upgrade" in options and version == "1.1":
+        upgrade = _upgrade(fields.get(b"upgrade", []))
+    return Framing(kind, length, keep_alive, HOP_BY_HOP | options, upgrade)
+
+
+def _upgrade(values: list[bytes]) -> bytes:
+    """Return the protocols to offer on. h2c is left out: behind it requests would pass that nobody authorised one by one."""
+    protocols = [protocol.strip(b" \t") for value in values for protocol in value.split(b",")]
+    return b", ".join(protocol for protocol in protocols if protocol and protocol.lower() != b"h2c")

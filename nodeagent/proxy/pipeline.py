@@ -1,0 +1,371 @@
+"""The way of a connection through the proxy: accept → identify → authorize → route → forward → observe.
+
+One instance a worker. Everything here runs on the worker's event loop, without locks; what can be decided once per
+connection or per route is not decided again per request.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import collections
+import logging
+import os
+from time import monotonic, perf_counter, time
+from typing import Any, Final
+
+from nodeagent.config import Limits, Proxy, Timeouts
+from nodeagent.errors import NO_ENDPOINTS, PROBE_REFUSED, REQUEST_TIMEOUT, Reason
+from nodeagent.mesh.entries import Endpoint, Workload
+from nodeagent.proxy.authorize import OPEN, Permit, Refusal, authorize_connection, authorize_request
+from nodeagent.proxy.connection import Connection, Path, host_port
+from nodeagent.proxy.http1.downstream import HttpDownstream
+from nodeagent.proxy.http1.exchange import Exchange
+from nodeagent.proxy.http1.upstream import HttpUpstream
+from nodeagent.proxy.pods import PodState
+from nodeagent.proxy.pool import Dial, DialError, Pool
+from nodeagent.proxy.route import Destination, Route
+from nodeagent.proxy.tcp import Relay, reset
+from nodeagent.proxy.view import ClusterView
+from nodeagent.telemetry.access_log import AccessLog
+from nodeagent.telemetry.cells import WorkerMetrics
+from nodeagent.telemetry.log_format import Record
+from nodeagent.telemetry.metrics import REFUSED
+
+RECENT_FLOWS: Final = 512
+ROUTES_PER_POD: Final = 4096
+"""A pod that scans addresses makes its own cache useless, nothing more."""
+log = logging.getLogger("nodeagent.proxy")
+
+
+class Pipeline:
+    """What the stages share: the cluster's view, the pods, the pools, the counters."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, settings: Proxy, trust_domain: str, cluster_id: str, metrics: WorkerMetrics, access_log: AccessLog | None) -> None:
+        self.loop, self.metrics, self.access_log = loop, metrics, access_log
+        self.trust_domain, self.cluster_id = trust_domain, cluster_id
+        self.limits: Limits = settings.limits
+        self.timeouts: Timeouts = settings.timeouts
+        self.view = ClusterView()
+        self.pods: dict[str, PodState] = {}
+        self.node_addresses: frozenset[str] = frozenset()
+        self.connections: dict[int, Connection] = {}
+        self.recent: collections.deque[dict[str, object]] = collections.deque(maxlen=RECENT_FLOWS)
+        self.draining = False
+        self.now = monotonic()
+        self.wall_offset = time() - perf_counter()
+        self._pools: dict[Dial, Pool] = {}
+        self._request_ids: list[bytes] = []
+
+    # -- the line --
+
+    def begin(self, connection: Connection, permit: Permit, transport: Any, protocol: str, early: bytes) -> None:
+        """Carry an identified and permitted connection whose protocol is known; *early* was read already."""
+        connection.protocol = protocol
+        if protocol == "http":
+            codec = HttpDownstream(self, connection, permit, transport)
+            connection.http = codec
+            transport.set_protocol(codec)
+            if early:
+                codec.data_received(early)
+            return
+        if permit.probes is not None and early:
+            self.refuse(connection, transport, PROBE_REFUSED)
+            return
+        connection.early = early
+        task = self.loop.create_task(self._carry(connection, transport))
+        connection.pod.open.add(task)
+        task.add_done_callback(connection.pod.open.discard)
+
+    def request(self, exchange: Exchange) -> None:
+        """Authorize, route and forward one HTTP request; :meth:`observe` follows when it is answered."""
+        connection = exchange.downstream.connection
+        permit = exchange.downstream.permit
+        if permit is not OPEN:
+            refusal = authorize_request(permit, exchange.method, exchange.target)
+            if refusal is not None:
+                exchange.refuse(refusal.reason)
+                return
+        route = exchange.route = self.route(connection)
+        if route.pool is None:
+            exchange.refuse(NO_ENDPOINTS)
+            return
+        route.active += 1
+        connection.path, connection.upstream_workload = route.path, route.workload
+        exchange.deadline = self.now + self.timeouts.request
+        route.pool.send(exchange)
+
+    def route(self, connection: Connection) -> Route:
+        """Return the route of the connection's next request: of two random endpoints the less busy one."""
+        if connection.view != self.view.generation:
+            self._make_routes(connection)
+        routes: list[Route] = connection.routes
+        if len(routes) == 1:
+            return routes[0]
+        one, other = _two(len(routes))
+        return routes[one] if routes[one].active <= routes[other].active else routes[other]
+
+    def observe(self, exchange: Exchange, status: int, reason: Reason | None) -> None:
+        """Count an answered request and write its access-log record."""
+        connection = exchange.downstream.connection
+        route = exchange.route
+        if route is None:
+            route = self._unrouted(connection)
+        else:
+            route.active -= 1
+        flags = "-" if reason is None else reason.flag
+        milliseconds = (perf_counter() - exchange.started) * 1000
+        connection.requests += 1
+        connection.received += exchange.received
+        connection.sent += exchange.sent
+        route.cell(status, flags).observe(milliseconds, exchange.received, exchange.sent)
+        if self.access_log is not None:
+            self.access_log.log(self._record(exchange, connection, route, status, flags, reason, milliseconds))
+
+    # -- identify and authorize: at accept --
+
+    def admit(self, connection: Connection) -> Permit | Refusal:
+        """Authorize a connection at the server's side; a client's side asks nothing of its own pod."""
+        if connection.direction == "outbound":
+            return OPEN
+        workload = self.view.workload(connection.pod.uid)
+        if workload is None:
+            return Refusal(NO_ENDPOINTS)
+        from_node = connection.peer.address in self.node_addresses
+        verdict = authorize_connection(connection.peer, workload, connection.target.port, strict=connection.pod.strict, from_node=from_node)
+        connection.verdict = "allow" if isinstance(verdict, Permit) else "deny"
+        return verdict
+
+    def opened(self, connection: Connection) -> None:
+        self.connections[connection.number] = connection
+        connection.pod.connections += 1
+
+    def closed(self, connection: Connection) -> None:
+        """The downstream connection is gone."""
+        if self.connections.pop(connection.number, None) is not None:
+            connection.pod.connections -= 1
+            connection.closed = time()
+            connection.http = None
+            self.recent.append(connection.flow(os.getpid()))
+
+    def refuse(self, connection: Connection, transport: Any, reason: Reason) -> None:
+        """Cut a connection before it carried anything; the client sees a reset."""
+        connection.verdict, connection.reason = "deny", reason.code
+        self.count_refused(reason)
+        self._tcp_record(connection, self._unrouted(connection), reason, time(), 0, 0, 0.0)
+        self.closed(connection)
+        reset(transport)
+
+    # -- route --
+
+    def _make_routes(self, connection: Connection) -> None:
+        """Give the connection the routes of the current snapshot, which connections alike share."""
+        generation = connection.view = self.view.generation
+        pod, peer = connection.pod, connection.peer
+        if pod.routes_view != generation or len(pod.routes) > ROUTES_PER_POD:
+            pod.routes.clear()
+            pod.routes_view = generation
+        inbound = connection.direction == "inbound"
+        if not inbound:
+            connection.target = self.view.resolve(connection.target.address, connection.target.port)
+        target = connection.target
+        key = (connection.direction, peer.identity, peer.security, peer.workload and peer.workload.uid, target.address, target.port)
+        routes = pod.routes.get(key)
+        if routes is None:
+            destinations = [self._inbound(connection)] if inbound else self._outbound(connection)
+            routes = pod.routes[key] = [Route(self.metrics, connection, to, self.cluster_id) for to in destinations]
+        connection.routes = routes
+
+    def _inbound(self, connection: Connection) -> Destination:
+        """The application in the pod itself, dialled from inside it."""
+        target, pod = connection.target, connection.pod
+        path: Path = "proxy-mtls" if connection.peer.security == "mutual_tls" else "proxy-plaintext"
+        endpoint = Endpoint(target.address, target.port, pod.uid)
+        pool = self._pool(Dial(pod, target.address, target.port, None))
+        return Destination(endpoint, self.view.workload(pod.uid), path, pool, f"inbound|{target.port}||", delivers=True)
+
+    def _outbound(self, connection: Connection) -> list[Destination]:
+        """One destination an endpoint; outside the mesh, the address itself."""
+        target, pod = connection.target, connection.pod
+        if target.passthrough:
+            outside = Endpoint(target.address, target.port, pod.uid)
+            pool = self._pool(Dial(pod, target.address, target.port, None))
+            return [Destination(outside, None, "passthrough", pool, "PassthroughCluster", delivers=False)]
+        cluster = f"outbound|{target.port}||{target.service.host if target.service else target.address}"
+        return [self._towards(pod, endpoint, cluster) for endpoint in target.endpoints] or [Destination(None, None, "none", None, cluster, delivers=False)]
+
+    def _towards(self, pod: PodState, endpoint: Endpoint, cluster: str) -> Destination:
+        """An enrolled pod of this node is entered directly; another node's gets mTLS; one that is not enrolled, plaintext."""
+        workload = self.view.workload(endpoint.uid)
+        local = self.pods.get(endpoint.uid)
+        path: Path = "proxy-plaintext"
+        dialler, expected = pod, None
+        if local is not None:
+            dialler, path = local, "proxy-local"
+        elif workload is not None and workload.enrolled and endpoint.port not in workload.excluded_ports:
+            path, expected = "proxy-mtls", workload.identity
+        pool = self._pool(Dial(dialler, endpoint.address, endpoint.port, expected))
+        return Destination(endpoint, workload, path, pool, cluster, delivers=local is not None)
+
+    def _pool(self, dial: Dial) -> Pool:
+        pool = self._pools.get(dial)
+        if pool is None:
+            pool = self._pools[dial] = Pool(self, dial)
+        return pool
+
+    def _unrouted(self, connection: Connection) -> Route:
+        nowhere = Destination(None, None, "none", None, "-", delivers=False)
+        return Route(self.metrics, connection, nowhere, self.cluster_id)
+
+    # -- forward: TCP --
+
+    async def _carry(self, connection: Connection, transport: Any) -> None:
+        """Forward a connection that is not HTTP, whole."""
+        started, wall = perf_counter(), connection.wall
+        route = self.route(connection)
+        connection.path, connection.upstream_workload = route.path, route.workload
+        transport.pause_reading()
+        try:
+            if route.pool is None:
+                raise DialError(NO_ENDPOINTS)
+            dialled = await route.pool.dial.connect(self, http=False)
+        except DialError as error:
+            connection.reason = error.reason.code
+            self.count_refused(error.reason)
+            self._tcp_record(connection, route, error.reason, wall, 0, 0, perf_counter() - started)
+            self.closed(connection)
+            reset(transport)
+            return
+        if transport.is_closing():
+            dialled.transport.abort()
+            self.closed(connection)
+            return
+        self._join(connection, route, transport, dialled.transport, connection.early, dialled.early, started)
+        if dialled.ended:
+            connection.relay[0].upstream.eof_received()
+        if not transport.is_closing():
+            transport.resume_reading()
+
+    def tunnel(self, exchange: Exchange, upstream: HttpUpstream, rest: bytes) -> None:
+        """Both sides of an exchange left HTTP: relay what follows."""
+        downstream = exchange.downstream
+        connection, route = downstream.connection, exchange.route
+        assert route is not None
+        connection.protocol = "upgrade"
+        self.observe(exchange, exchange.status, None)
+        early = b"".join(exchange.pending or ())
+        self._join(connection, route, downstream.transport, upstream.transport, early, rest, exchange.started)
+        downstream.resume_reading("upgrade")
+
+    def _join(self, connection: Connection, route: Route, transport: Any, upstream: Any, early: bytes, answer: bytes, started: float) -> None:
+        cell = route.tcp()
+        cell.opened += 1
+        connection.verdict = "allow"
+        connection.requests += 1
+
+        def closed(received: int, sent: int, error: Exception | None) -> None:
+            self._count_bytes(connection)
+            cell.closed += 1
+            self._tcp_record(connection, route, None, connection.wall, received, sent, perf_counter() - started)
+            self.closed(connection)
+
+        relay = Relay(transport, upstream, closed)
+        connection.relay, connection.active = (relay, cell), self.now
+        relay.start(early, answer)
+        if connection.half_closed:
+            relay.downstream.eof_received()
+
+    def _count_bytes(self, connection: Connection) -> int:
+        """Add what a relay carried since the last time, so that a long connection shows in the metrics while it lives; return how much."""
+        relay, cell = connection.relay
+        received, sent = relay.take()
+        cell.received += received
+        cell.sent += sent
+        connection.received += received
+        connection.sent += sent
+        return int(received + sent)
+
+    # -- observe --
+
+    def _record(self, exchange: Exchange, connection: Connection, route: Route, status: int, flags: str, reason: Reason | None, milliseconds: float) -> Record:
+        return (
+            exchange.started + self.wall_offset, exchange.method.decode("latin-1"), exchange.target.decode("latin-1"),
+            "HTTP/1.0" if exchange.http10 else "HTTP/1.1", status, flags, "via_upstream" if reason is None else reason.details, "-", "-",
+            exchange.received, exchange.sent, milliseconds, milliseconds if exchange.upstream is not None else None,
+            exchange.forwarded_for.decode("latin-1") or "-", exchange.user_agent.decode("latin-1") or "-",
+            exchange.request_id.decode("latin-1") or "-", exchange.host.decode("latin-1") or "-", route.upstream_host, route.cluster, "-",
+            connection.local_text, connection.peer_text, "-", "default",
+        )  # fmt: skip
+
+    def _tcp_record(self, connection: Connection, route: Route, reason: Reason | None, wall: float, received: int, sent: int, seconds: float) -> None:
+        if self.access_log is None:
+            return
+        flags, details = ("-", "-") if reason is None else (reason.flag, reason.details)
+        self.access_log.log((
+            wall, "-", "-", "-", 0, flags, details, "-", "-", received, sent, seconds * 1000, None, "-", "-", "-", "-",
+            route.upstream_host, route.cluster, "-", connection.local_text, connection.peer_text, "-", "-",
+        ))  # fmt: skip
+
+    def new_request_id(self) -> bytes:
+        """Return a random UUID (version 4, RFC 9562) for a request that has none."""
+        ids = self._request_ids
+        if not ids:
+            text = os.urandom(16 * 256).hex()
+            drawn = [text[at : at + 32] for at in range(0, len(text), 32)]
+            ids += [f"{one[:8]}-{one[8:12]}-4{one[13:16]}-a{one[17:20]}-{one[20:]}".encode() for one in drawn]
+        return ids.pop()
+
+    def count_refused(self, reason: Reason) -> None:
+        self.metrics.count(REFUSED, (reason.code,))
+
+    def note_failure(self, dial: Dial, error: Exception) -> None:
+        log.warning("mTLS from %s to %s failed: %s", dial.pod.identity, host_port(dial.address, dial.port), error)
+
+    # -- time --
+
+    def drain(self) -> None:
+        """Ask clients to come back on new connections as they finish; idle upstream connections close."""
+        self.draining = True
+        for connection in list(self.connections.values()):
+            if connection.http is not None:
+                connection.http.drain()
+
+    def sweep(self) -> None:
+        """Enforce timeouts; runs a few times a second instead of a timer per request."""
+        self.now = now = monotonic()
+        self.wall_offset = time() - perf_counter()
+        for connection in list(self.connections.values()):
+            if connection.relay is not None:
+                self._sweep_relay(connection)
+            elif connection.http is not None:
+                self._sweep_http(connection.http)
+        for dial, pool in list(self._pools.items()):
+            if not pool.sweep(now, self.timeouts.idle):
+                del self._pools[dial]
+
+    def _sweep_http(self, codec: HttpDownstream) -> None:
+        exchange = codec.current
+        if exchange is None:
+            silent = self.now - codec.touched
+            if codec.reading_head and silent > self.timeouts.request:
+                codec.time_out()
+            elif silent > self.timeouts.idle:
+                codec.close()
+        elif not exchange.request_complete and self.now - codec.touched > self.timeouts.request:
+            codec.time_out()
+        elif not exchange.answered and exchange.request_complete and exchange.deadline < self.now:
+            if exchange.upstream is not None:
+                exchange.upstream.abandon()
+            exchange.refuse(REQUEST_TIMEOUT)
+
+    def _sweep_relay(self, connection: Connection) -> None:
+        if self._count_bytes(connection):
+            connection.active = self.now
+        elif self.now - connection.active > self.timeouts.idle:
+            connection.relay[0].downstream.transport.close()
+
+
+def _two(count: int) -> tuple[int, int]:
+    """Return two different random indexes below *count* (at least 2)."""
+    chosen = int.from_bytes(os.urandom(4), "little")
+    one = chosen % count
+    return one, (one + 1 + (chosen >> 16) % (count - 1)) % count

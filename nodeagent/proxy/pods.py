@@ -1,0 +1,86 @@
+"""A worker's side of an enrolled pod: its sockets, its certificate's TLS contexts, what it holds open.
+
+Sockets for connections out of a pod's network namespace come from control, which alone may enter it; a small stock
+per pod and family hides the round trip.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import collections
+import socket
+from collections.abc import Callable
+from typing import Any, Final, Literal
+
+from nodeagent.identity.tls import Contexts
+from nodeagent.mesh.entries import PodUid
+
+Family = Literal[4, 6]
+LOW_WATER: Final = 4
+SMALLEST: Final = 8
+LARGEST: Final = 128
+
+
+class SocketStock:
+    """Unconnected TCP sockets of one pod and family; asks for more before it is empty, and doubles what it asks for
+    when it ran dry."""
+
+    def __init__(self, ask: Callable[[int], None]) -> None:
+        self._ask = ask
+        self._sockets: collections.deque[socket.socket] = collections.deque()
+        self._waiting: collections.deque[asyncio.Future[socket.socket]] = collections.deque()
+        self._asked = 0
+        self._batch = SMALLEST
+
+    async def take(self) -> socket.socket:
+        """Return an unconnected, non-blocking socket in the pod's network namespace."""
+        if len(self._sockets) <= LOW_WATER:
+            self._refill()
+        if self._sockets:
+            return self._sockets.popleft()
+        self._batch = min(self._batch * 2, LARGEST)
+        waiter: asyncio.Future[socket.socket] = asyncio.get_running_loop().create_future()
+        self._waiting.append(waiter)
+        if self._asked < len(self._waiting):
+            self._refill(force=True)
+        return await waiter
+
+    def add(self, sockets: list[socket.socket]) -> None:
+        """Take in what control made."""
+        self._asked = max(0, self._asked - len(sockets))
+        for fresh in sockets:
+            while self._waiting:
+                waiter = self._waiting.popleft()
+                if not waiter.done():
+                    waiter.set_result(fresh)
+                    break
+            else:
+                self._sockets.append(fresh)
+
+    def close(self) -> None:
+        while self._sockets:
+            self._sockets.popleft().close()
+        while self._waiting:
+            waiter = self._waiting.popleft()
+            if not waiter.done():
+                waiter.set_exception(OSError("the pod is gone"))
+
+    def _refill(self, *, force: bool = False) -> None:
+        if not self._asked or force:
+            self._asked += self._batch
+            self._ask(self._batch)
+
+
+class PodState:
+    """An enrolled pod of this node."""
+
+    __slots__ = ("connections", "cookie", "identity", "open", "routes", "routes_view", "stock", "strict", "tls", "uid")
+
+    def __init__(self, uid: PodUid, cookie: int, strict: bool, identity: str, ask: Callable[[Family, int], None]) -> None:
+        self.uid, self.cookie, self.strict, self.identity = uid, cookie, strict, identity
+        self.stock: dict[Family, SocketStock] = {4: SocketStock(lambda count: ask(4, count)), 6: SocketStock(lambda count: ask(6, count))}
+        self.connections = 0
+        self.open: set[Any] = set()
+        self.routes: dict[tuple[object, ...], Any] = {}
+        self.routes_view = -1
+        self.tls: Contexts | None = None

@@ -1,0 +1,182 @@
+"""Upstream connections to one endpoint for one client: idle ones to use again, and how to make another.
+
+A pool belongs to (the pod whose network namespace dials, the identity it dials with, the endpoint), so no request
+ever leaves under another workload's identity.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ssl
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final
+
+from nodeagent.errors import CONNECT_FAILED, CONNECT_TIMEOUT, UPSTREAM_RESET, UPSTREAM_TLS, IdentityError, Reason
+from nodeagent.identity.tls import peer_identity
+from nodeagent.mesh.entries import SpiffeId
+from nodeagent.proxy.http1.exchange import Exchange
+from nodeagent.proxy.http1.upstream import HttpUpstream
+from nodeagent.proxy.pods import PodState
+from nodeagent.proxy.tls.stream import TlsStream
+
+if TYPE_CHECKING:
+    from nodeagent.proxy.pipeline import Pipeline
+
+IDLE_CONNECTIONS: Final = 256
+
+
+class DialError(Exception):
+    """An endpoint could not be reached; ``reason`` is what the client is told."""
+
+    def __init__(self, reason: Reason) -> None:
+        super().__init__(reason.code)
+        self.reason = reason
+
+
+@dataclass(frozen=True, slots=True)
+class Dial:
+    """How to reach an endpoint: from inside which pod, at which address, expecting whom (None: plaintext)."""
+
+    pod: PodState
+    address: str
+    port: int
+    expected: SpiffeId | None
+
+    async def connect(self, pipeline: Pipeline, *, http: bool) -> Dialled:
+        """Return a connected transport, plain or a TlsStream whose peer proved to be ``expected``.
+
+        Raises DialError.
+        """
+        timeouts = pipeline.timeouts
+        try:
+            async with asyncio.timeout(timeouts.connect):
+                return await self._connect(pipeline, http=http)
+        except TimeoutError:
+            raise DialError(CONNECT_TIMEOUT) from None
+        except (ssl.SSLError, IdentityError) as error:
+            pipeline.note_failure(self, error)
+            raise DialError(UPSTREAM_TLS) from None
+        except OSError:
+            raise DialError(CONNECT_FAILED) from None
+
+    async def _connect(self, pipeline: Pipeline, *, http: bool) -> Dialled:
+        loop = pipeline.loop
+        family = 6 if ":" in self.address else 4
+        sock = await self.pod.stock[family].take()
+        try:
+            await loop.sock_connect(sock, (self.address, self.port))
+        except BaseException:
+            sock.close()
+            raise
+        if self.expected is None:
+            return (await loop.create_connection(Dialled, sock=sock))[1]
+        tls = self.pod.tls
+        if tls is None:
+            sock.close()
+            raise IdentityError(f"{self.pod.identity} has no certificate yet")
+        established: asyncio.Future[TlsStream] = loop.create_future()
+
+        def failed(error: Exception) -> None:
+            if not established.done():
+                established.set_exception(error)
+
+        stream = TlsStream(tls.client_http if http else tls.client_tcp, server_side=False, ready=established.set_result, failed=failed)
+        dialled = stream.protocol = Dialled()
+        dialled.transport = stream
+        await loop.create_connection(lambda: stream, sock=sock)  # type: ignore[arg-type, return-value]
+        try:
+            await established
+            found = peer_identity(stream.session, pipeline.trust_domain)
+            if found != self.expected:
+                raise IdentityError(f"{self.address}:{self.port} proved to be {found}, not {self.expected}")
+        except BaseException:
+            stream.abort()
+            raise
+        return dialled
+
+
+class Dialled(asyncio.Protocol):
+    """A connected transport that waits for its real protocol; keeps what a server that speaks first says meanwhile."""
+
+    def __init__(self) -> None:
+        self.transport: Any = None
+        self.early = b""
+        self.ended = False
+
+    def connection_made(self, transport: Any) -> None:
+        self.transport = transport
+
+    def data_received(self, data: bytes) -> None:
+        self.early += data
+
+    def eof_received(self) -> bool:
+        self.ended = True
+        return True
+
+
+class Pool:
+    """Idle HTTP connections to one endpoint, most recently used first."""
+
+    def __init__(self, pipeline: Pipeline, dial: Dial) -> None:
+        self.pipeline, self.dial = pipeline, dial
+        self._idle: list[HttpUpstream] = []
+        self._dialling: set[asyncio.Task[None]] = set()
+
+    def send(self, exchange: Exchange) -> None:
+        """Forward *exchange* on an idle connection, or on a new one as soon as it stands."""
+        idle = self._idle
+        if idle:
+            idle.pop().begin(exchange)
+        else:
+            self.retry(exchange)
+
+    def retry(self, exchange: Exchange) -> None:
+        """Forward *exchange* on a new connection."""
+        if exchange.pending is None:
+            exchange.pending = []
+        task = self.pipeline.loop.create_task(self._send_anew(exchange))
+        self._dialling.add(task)
+        task.add_done_callback(self._dialling.discard)
+
+    async def _send_anew(self, exchange: Exchange) -> None:
+        try:
+            dialled = await self.dial.connect(self.pipeline, http=True)
+        except DialError as error:
+            exchange.refuse(error.reason)
+            return
+        upstream = HttpUpstream(self)
+        upstream.attach(dialled.transport)
+        dialled.transport.set_protocol(upstream)
+        if dialled.early or dialled.ended:
+            # Nothing was asked yet: what speaks or leaves now is not an HTTP server, or one on its way out.
+            dialled.transport.abort()
+            exchange.refuse(UPSTREAM_RESET)
+        elif exchange.finished:
+            self.release(upstream)
+        else:
+            upstream.begin(exchange)
+
+    def release(self, upstream: HttpUpstream) -> None:
+        """Take *upstream* back: its answer was complete."""
+        if len(self._idle) >= IDLE_CONNECTIONS or self.pipeline.draining:
+            upstream.transport.close()
+            return
+        upstream.idle_since = self.pipeline.now
+        self._idle.append(upstream)
+
+    def forget(self, upstream: HttpUpstream) -> None:
+        """*upstream* is closed."""
+        if upstream.exchange is None and upstream in self._idle:
+            self._idle.remove(upstream)
+
+    def sweep(self, now: float, idle: float) -> bool:
+        """Close what idled for *idle* seconds at *now* (monotonic); False: the pool is empty and unused."""
+        stale = [upstream for upstream in self._idle if now - upstream.idle_since > idle]
+        for upstream in stale:
+            upstream.transport.close()
+        return bool(self._idle or self._dialling)
+
+    def close(self) -> None:
+        for upstream in list(self._idle):
+            upstream.transport.close()
+

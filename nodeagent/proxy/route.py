@@ -1,0 +1,91 @@
+"""Where a request of one connection goes, with all that can be decided before the request comes.
+
+A route is made once per (client, target, endpoint) and snapshot; a request only picks one and counts on its cells.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from nodeagent.mesh.entries import Endpoint, Workload
+from nodeagent.proxy.connection import Connection, Path, host_port
+from nodeagent.telemetry import labels
+from nodeagent.telemetry.cells import HttpCell, TcpCell, WorkerMetrics
+from nodeagent.telemetry.metrics import UNKNOWN, Labels
+
+if TYPE_CHECKING:
+    from nodeagent.proxy.pool import Pool
+
+
+@dataclass(frozen=True, slots=True)
+class Destination:
+    """The upstream side of a route: ``pool`` is None when nothing serves the target."""
+
+    endpoint: Endpoint | None
+    workload: Workload | None
+    path: Path
+    pool: Pool | None
+    cluster: str
+    delivers: bool
+    """The next hop is the application itself: no other proxy will check or count the request."""
+
+
+class Route:
+    """One endpoint as one client reaches it, with its counters."""
+
+    __slots__ = (
+        "_cells", "_metrics", "_peers", "_reporters", "_tcp", "active", "cluster", "delivers", "head_tail", "path", "pool", "upstream_host", "workload",
+    )  # fmt: skip
+
+    def __init__(self, metrics: WorkerMetrics, connection: Connection, to: Destination, cluster_id: str) -> None:
+        self._metrics = metrics
+        self._peers = _peers(connection, to, cluster_id)
+        self._reporters = _reporters(connection, to)
+        self._cells: dict[tuple[int, str], HttpCell] = {}
+        self._tcp: dict[str, TcpCell] = {}
+        self.workload, self.path, self.delivers, self.pool, self.cluster = to.workload, to.path, to.delivers, to.pool, to.cluster
+        self.upstream_host = host_port(to.endpoint.address, to.endpoint.port) if to.endpoint else "-"
+        self.active = 0
+        self.head_tail = _head_tail(connection, to)
+
+    def cell(self, status: int, flags: str) -> HttpCell:
+        """Return the counters of answers with *status* and response *flags* on this route."""
+        found = self._cells.get((status, flags))
+        if found is None:
+            found = self._cells[status, flags] = self._metrics.http(self._reporters, labels.http(self._peers, status, flags))
+        return found
+
+    def tcp(self, flags: str = "-") -> TcpCell:
+        """Return the counters of TCP connections that ended with *flags*."""
+        found = self._tcp.get(flags)
+        if found is None:
+            found = self._tcp[flags] = self._metrics.tcp(self._reporters, labels.tcp(self._peers, flags))
+        return found
+
+
+def _reporters(connection: Connection, to: Destination) -> tuple[str, ...]:
+    """Return whose view of the request this proxy gives: Istio counts each request at both ends."""
+    if connection.direction == "inbound":
+        return ("destination",)
+    return ("source", "destination") if to.delivers else ("source",)
+
+
+def _peers(connection: Connection, to: Destination, cluster_id: str) -> Labels:
+    peer, target = connection.peer, connection.target
+    source = labels.side(peer.workload, peer.identity or None, cluster_id)
+    secured = to.path != "proxy-plaintext" and to.workload is not None
+    destination = labels.side(to.workload, to.workload.identity if to.workload is not None and secured else None, cluster_id)
+    if target.service is None and not target.passthrough:
+        service: Labels = (host_port(target.address, target.port), UNKNOWN, to.workload.namespace if to.workload else UNKNOWN)
+    else:
+        service = labels.service(target.service)
+    policy: labels.SecurityPolicy = peer.security if secured or connection.direction == "inbound" else "none"
+    return labels.peers(source, destination, service, policy)
+
+
+def _head_tail(connection: Connection, to: Destination) -> bytes:
+    """Return the end of a request's head; on delivery X-Forwarded-Client-Cert says what was proved, as Istio's inbound does."""
+    if not to.delivers or not connection.peer.identity or to.workload is None:
+        return b"\r\n"
+    return f"x-forwarded-client-cert: By={to.workload.identity};URI={connection.peer.identity}\r\n\r\n".encode()

@@ -1,0 +1,93 @@
+"""A relay of bytes between two transports: half-close, back-pressure and resets pass through."""
+
+from __future__ import annotations
+
+import socket
+import struct
+from collections.abc import Callable
+from typing import Any, Final
+
+_LINGER_ZERO: Final = struct.pack("ii", 1, 0)
+
+
+def reset(transport: Any) -> None:
+    """Close *transport* with a RST, as the peer did to its side."""
+    raw = transport.get_extra_info("socket")
+    if raw is not None and not transport.is_closing():
+        raw.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _LINGER_ZERO)
+    transport.abort()
+
+
+class Side:
+    """One half of a relay: the protocol of one transport, which writes to the other's."""
+
+    __slots__ = ("count", "ended", "lost", "other", "relay", "taken", "transport")
+
+    def __init__(self, relay: Relay, transport: Any) -> None:
+        self.relay, self.transport = relay, transport
+        self.other: Side = self
+        self.count = self.taken = 0
+        self.ended = self.lost = False
+
+    def connection_made(self, transport: Any) -> None:
+        self.transport = transport
+
+    def data_received(self, data: bytes) -> None:
+        self.count += len(data)
+        self.other.transport.write(data)
+
+    def eof_received(self) -> bool:
+        self.ended = True
+        if self.other.ended:
+            self.other.transport.close()
+            self.transport.close()
+        elif not self.other.lost:
+            self.other.transport.write_eof()
+        return True
+
+    def connection_lost(self, error: Exception | None) -> None:
+        self.lost = True
+        if not self.other.lost:
+            if error is not None or not self.ended:
+                reset(self.other.transport)
+            else:
+                self.other.transport.close()
+        self.relay.side_lost(error)
+
+    def pause_writing(self) -> None:
+        self.other.transport.pause_reading()
+
+    def resume_writing(self) -> None:
+        if not self.other.lost:
+            self.other.transport.resume_reading()
+
+
+class Relay:
+    """Two sides joined. ``closed(received, sent, error)`` runs once, when both are gone; bytes as the downstream sees them."""
+
+    def __init__(self, downstream: Any, upstream: Any, closed: Callable[[int, int, Exception | None], None]) -> None:
+        self.downstream, self.upstream = Side(self, downstream), Side(self, upstream)
+        self.downstream.other, self.upstream.other = self.upstream, self.downstream
+        self._closed = closed
+        self._error: Exception | None = None
+
+    def start(self, early: bytes = b"", answer: bytes = b"") -> None:
+        """Join the transports; *early* was already read from downstream, *answer* from upstream."""
+        self.upstream.transport.set_protocol(self.upstream)
+        self.downstream.transport.set_protocol(self.downstream)
+        if early:
+            self.downstream.data_received(early)
+        if answer:
+            self.upstream.data_received(answer)
+
+    def take(self) -> tuple[int, int]:
+        """Return the bytes (received from downstream, sent to it) since the last call."""
+        downstream, upstream = self.downstream, self.upstream
+        taken = downstream.count - downstream.taken, upstream.count - upstream.taken
+        downstream.taken, upstream.taken = downstream.count, upstream.count
+        return taken
+
+    def side_lost(self, error: Exception | None) -> None:
+        self._error = self._error or error
+        if self.downstream.lost and self.upstream.lost:
+            self._closed(self.downstream.count, self.upstream.count, self._error)

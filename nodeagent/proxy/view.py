@@ -1,0 +1,100 @@
+"""What a worker knows of the cluster: the snapshot's entries, indexed for one question per connection.
+
+Immutable entries come as deltas from control; an index entry is replaced, never changed, so whoever holds one keeps
+what it started with.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from nodeagent.mesh.entries import Address, Delta, Endpoint, PodUid, Protocol, Service, ServicePort, Workload
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """What a dialled address stands for: a Service's port, a pod's port, or something outside the mesh."""
+
+    address: Address
+    port: int
+    protocol: Protocol
+    service: Service | None
+    endpoints: tuple[Endpoint, ...]
+    """Empty for an address outside the mesh (passed through), and for a Service that nothing serves."""
+    passthrough: bool = False
+
+
+class ClusterView:
+    """Entries by uid, by address and by ClusterIP; ``generation`` grows with each delta."""
+
+    def __init__(self) -> None:
+        self.generation = 0
+        self._workloads: dict[PodUid, Workload] = {}
+        self._services: dict[str, Service] = {}
+        self._by_address: dict[Address, Workload] = {}
+        self._by_vip: dict[tuple[Address, int], tuple[Service, ServicePort]] = {}
+        self._vip_addresses: dict[Address, Service] = {}
+
+    def apply(self, delta: Delta) -> None:
+        """Put and drop entries; the cost is the size of the delta."""
+        for key in delta.removals:
+            self._drop(key)
+        for entry in delta.upserts:
+            self._drop(entry.key)
+            if isinstance(entry, Workload):
+                self._workloads[entry.uid] = entry
+                for address in entry.addresses:
+                    self._by_address[address] = entry
+            else:
+                self._services[entry.key] = entry
+                for address in entry.addresses:
+                    self._vip_addresses[address] = entry
+                    for port in entry.ports:
+                        self._by_vip[address, port.port] = (entry, port)
+        self.generation += 1
+
+    def _drop(self, key: str) -> None:
+        kind, _, name = key.partition("/")
+        if kind == "workload":
+            workload = self._workloads.pop(PodUid(name), None)
+            for address in workload.addresses if workload else ():
+                if self._by_address.get(address) is workload:
+                    del self._by_address[address]
+            return
+        service = self._services.pop(key, None)
+        for address in service.addresses if service else ():
+            self._vip_addresses.pop(address, None)
+            for port in service.ports if service else ():
+                self._by_vip.pop((address, port.port), None)
+
+    def workload(self, uid: PodUid) -> Workload | None:
+        return self._workloads.get(uid)
+
+    def workload_at(self, address: str) -> Workload | None:
+        return self._by_address.get(Address(address))
+
+    def service_of(self, workload: Workload, port: int) -> Service | None:
+        """Return the Service that *workload* serves at its own *port*, for the metrics' labels."""
+        for served, name in workload.services:
+            if served == port:
+                return self._services.get(f"service/{name}")
+        return None
+
+    def resolve(self, address: str, port: int) -> Target:
+        """Return what *address* and *port*, as an application dialled them, stand for."""
+        where = Address(address)
+        found = self._by_vip.get((where, port))
+        if found is not None:
+            service, service_port = found
+            v6 = ":" in address
+            endpoints = tuple(endpoint for endpoint in service_port.endpoints if (":" in endpoint.address) == v6)
+            return Target(where, port, service_port.protocol, service, endpoints)
+        vip = self._vip_addresses.get(where)
+        if vip is not None:
+            # A ClusterIP at a port that the Service does not have: nothing answers there, and nothing may be guessed.
+            return Target(where, port, "tcp", vip, ())
+        workload = self._by_address.get(where)
+        if workload is None:
+            return Target(where, port, "auto", None, (), passthrough=True)
+        protocol = dict(workload.ports).get(port, "auto")
+        return Target(where, port, protocol, self.service_of(workload, port), (Endpoint(where, port, workload.uid),))

@@ -1,0 +1,221 @@
+"""A proxy worker: one event loop that carries the pods' traffic.
+
+It has no privilege of its own: listeners, sockets inside pods, certificates and the cluster's view come from control
+over a channel. It never reads YAML, never enters a namespace, and dies alone.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import logging
+import os
+import signal
+import socket
+from typing import Any, Final
+
+import uvloop
+
+from nodeagent.channel import Channel, Message
+from nodeagent.config import AgentConfig
+from nodeagent.identity.certificate import Certificate
+from nodeagent.identity.tls import Contexts, contexts
+from nodeagent.mesh.entries import Delta, PodUid, from_json
+from nodeagent.proxy.accept import Accepted
+from nodeagent.proxy.pipeline import Pipeline
+from nodeagent.proxy.pods import Family, PodState
+from nodeagent.redirect.original import OriginalDestinations
+from nodeagent.telemetry.access_log import AccessLog
+from nodeagent.telemetry.cells import WorkerMetrics
+from nodeagent.telemetry.metrics import LOOP_LAG, OPEN_CONNECTIONS
+
+SWEEP_SECONDS: Final = 0.25
+BACKLOG: Final = 4096
+FLOWS_PER_MESSAGE: Final = 100
+log = logging.getLogger("nodeagent.worker")
+
+
+def main(end: socket.socket) -> None:
+    """Run a worker on its end of the channel until control drains it or is gone; the process's last call."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(20_000, 20, 50)
+    uvloop.run(_serve(end))
+
+
+async def _serve(end: socket.socket) -> None:
+    worker = Worker(asyncio.get_running_loop(), end)
+    await worker.done
+    worker.close()
+
+
+class Worker:
+    """Carries out control's messages; see ``nodeagent.control.workers`` for the other side."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, end: socket.socket) -> None:
+        self.loop = loop
+        self.done: asyncio.Future[None] = loop.create_future()
+        self.metrics = WorkerMetrics()
+        self._name = ""
+        self._pipeline: Pipeline
+        self._access_log: AccessLog | None = None
+        self._originals: OriginalDestinations
+        self._contexts: dict[str, Contexts] = {}
+        self._servers: dict[str, list[Any]] = {}
+        self._drain_until = 0.0
+        self._lag = 0.0
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._channel = Channel(loop, end, self._message, self._orphaned)
+        loop.add_signal_handler(signal.SIGTERM, self._orphaned)
+        loop.add_signal_handler(signal.SIGINT, lambda: None)  # Ctrl-C is the supervisor's to handle
+        self._next_sweep = loop.time() + SWEEP_SECONDS
+        loop.call_at(self._next_sweep, self._sweep)
+
+    def close(self) -> None:
+        """Flush what is left before the process ends."""
+        if self._access_log is not None:
+            self._access_log.close()
+
+    # -- control's messages --
+
+    def _message(self, message: Message, descriptors: list[int]) -> None:
+        getattr(self, f"_on_{message['op']}")(message, descriptors)
+
+    def _on_start(self, message: Message, descriptors: list[int]) -> None:
+        config = AgentConfig.model_validate(message["config"])
+        self._name = str(message["worker"])
+        self._originals = OriginalDestinations(descriptors[0])
+        if config.telemetry.access_log.path:
+            self._access_log = AccessLog(config.telemetry.access_log.path, config.telemetry.access_log.format)
+            self._access_log.start()
+        self._pipeline = Pipeline(self.loop, config.proxy, config.identity.trust_domain, config.cluster, self.metrics, self._access_log)
+        self._pipeline.node_addresses = frozenset(message["node_addresses"])
+
+    def _on_mesh(self, message: Message, descriptors: list[int]) -> None:
+        self._pipeline.view.apply(Delta(tuple(from_json(entry) for entry in message["upserts"]), tuple(message["removals"])))
+
+    def _on_certificate(self, message: Message, descriptors: list[int]) -> None:
+        certificate = Certificate.from_json(message["certificate"])
+        fresh = self._contexts[certificate.identity] = contexts(certificate)
+        for pod in self._pipeline.pods.values():
+            if pod.identity == certificate.identity:
+                pod.tls = fresh
+
+    def _on_pod(self, message: Message, descriptors: list[int]) -> None:
+        uid = PodUid(message["uid"])
+        known = self._pipeline.pods.get(uid)
+        if known is not None:
+            known.strict = message["strict"]
+            for server in self._servers.pop(uid, []):
+                server.close()  # its listeners were opened anew and follow
+            return
+
+        def ask(family: Family, count: int) -> None:
+            self._channel.send({"op": "need", "uid": uid, "family": family, "count": count})
+
+        pod = self._pipeline.pods[uid] = PodState(uid, message["cookie"], message["strict"], message["identity"], ask)
+        self._pipeline.view.generation += 1
+        pod.tls = self._contexts.get(pod.identity)
+
+    def _on_listen(self, message: Message, descriptors: list[int]) -> None:
+        pod = self._pipeline.pods[message["uid"]]
+        listener = socket.socket(fileno=descriptors[0])
+        self._start(self._listen(pod, message["direction"], listener))
+
+    def _on_release(self, message: Message, descriptors: list[int]) -> None:
+        """The pod is no longer enrolled: what it holds goes on, nothing new comes."""
+        for server in self._servers.pop(message["uid"], []):
+            server.close()
+        pod = self._pipeline.pods.pop(message["uid"], None)
+        if pod is not None:
+            self._pipeline.view.generation += 1
+            for stock in pod.stock.values():
+                stock.close()
+
+    def _on_sockets(self, message: Message, descriptors: list[int]) -> None:
+        pod = self._pipeline.pods.get(message["uid"])
+        sockets = [socket.socket(fileno=descriptor) for descriptor in descriptors]
+        if pod is None:
+            for unused in sockets:
+                unused.close()
+            return
+        pod.stock[message["family"]].add(sockets)
+
+    def _on_ping(self, message: Message, descriptors: list[int]) -> None:
+        self._report()
+        self._channel.send({"op": "pong", "number": message["number"], "connections": len(self._pipeline.connections)})
+
+    def _on_flows(self, message: Message, descriptors: list[int]) -> None:
+        """Answer with live and recent connections, in parts that fit a packet."""
+        self._report()
+        flows = [*self._pipeline.recent, *(connection.flow(os.getpid()) for connection in self._pipeline.connections.values())]
+        for at in range(0, len(flows), FLOWS_PER_MESSAGE):
+            self._channel.send({"op": "flows", "number": message["number"], "flows": flows[at : at + FLOWS_PER_MESSAGE], "more": True})
+        self._channel.send({"op": "flows", "number": message["number"], "flows": [], "more": False})
+
+    def _on_drain(self, message: Message, descriptors: list[int]) -> None:
+        self._drain(float(message["seconds"]))
+
+    # -- life --
+
+    async def _listen(self, pod: PodState, direction: Any, listener: socket.socket) -> None:
+        server = await self.loop.create_server(lambda: Accepted(self._pipeline, pod, direction, self._originals), sock=listener, backlog=BACKLOG)
+        if self._pipeline.pods.get(pod.uid) is pod and not self._pipeline.draining:
+            self._servers.setdefault(pod.uid, []).append(server)
+        else:
+            server.close()
+
+    def _orphaned(self) -> None:
+        """Control is gone or wants this worker gone: serve what is open, take nothing new."""
+        self._drain(self._pipeline.timeouts.drain if hasattr(self, "_pipeline") else 0.0)
+
+    def _drain(self, seconds: float) -> None:
+        if self._drain_until:
+            return
+        self._drain_until = self.loop.time() + seconds
+        for servers in self._servers.values():
+            for server in servers:
+                server.close()
+        self._servers.clear()
+        if hasattr(self, "_pipeline"):
+            self._pipeline.drain()
+        self._sweep_drain()
+
+    def _sweep(self) -> None:
+        now = self.loop.time()
+        self._lag = max(self._lag, now - self._next_sweep)
+        self._next_sweep = now + SWEEP_SECONDS
+        self.loop.call_at(self._next_sweep, self._sweep)
+        if hasattr(self, "_pipeline"):
+            self._pipeline.sweep()
+        if self._drain_until:
+            self._sweep_drain()
+
+    def _sweep_drain(self) -> None:
+        idle = not hasattr(self, "_pipeline") or not self._pipeline.connections
+        if (idle or self.loop.time() >= self._drain_until) and not self.done.done():
+            self._report()
+            self.loop.call_later(0.05, self._end)
+
+    def _end(self) -> None:
+        if not self.done.done():
+            self.done.set_result(None)
+
+    def _report(self) -> None:
+        if not hasattr(self, "_pipeline"):
+            return
+        self.metrics.gauge(LOOP_LAG, (self._name,), self._lag)
+        self.metrics.gauge(OPEN_CONNECTIONS, (self._name,), len(self._pipeline.connections))
+        self._lag = 0.0
+        for part in self.metrics.delta():
+            self._channel.send({"op": "metrics", **part})
+
+    def _start(self, coroutine: Any) -> None:
+        task = self.loop.create_task(coroutine)
+        self._tasks.add(task)
+        task.add_done_callback(self._finished)
+
+    def _finished(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and task.exception() is not None:
+            log.error("a listener could not be used: %s", task.exception())

@@ -1,0 +1,118 @@
+"""Where each program is attached, by links that are pinned: made, updated in place, checked, replaced."""
+
+from __future__ import annotations
+
+import os
+import struct
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from nodeagent.errors import KernelError
+from nodeagent.redirect import syscall
+
+
+@dataclass(frozen=True, slots=True)
+class Hook:
+    """A program, its type and where the kernel calls it (enum bpf_prog_type, enum bpf_attach_type)."""
+
+    name: str
+    program_type: int
+    attach_type: int
+
+
+_SOCK, _SOCK_ADDR, _SOCK_OPS, _SK_LOOKUP = 9, 18, 13, 30
+
+CGROUP_HOOKS: Final = (
+    # What remembers and forgets a connection comes before what captures one.
+    Hook("sock_release", _SOCK, 34),
+    Hook("sockops", _SOCK_OPS, 3),
+    Hook("getpeername4", _SOCK_ADDR, 29),
+    Hook("getpeername6", _SOCK_ADDR, 30),
+    Hook("getsockname4", _SOCK_ADDR, 31),
+    Hook("getsockname6", _SOCK_ADDR, 32),
+    Hook("connect4", _SOCK_ADDR, 10),
+    Hook("connect6", _SOCK_ADDR, 11),
+)
+LOOKUP: Final = Hook("sk_lookup", _SK_LOOKUP, 36)
+HOOKS: Final = (*CGROUP_HOOKS, LOOKUP)
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """A cgroup (its id is the inode of its directory) or a network namespace (inode of its file), open."""
+
+    fd: int
+    id: int
+    what: str
+
+    @classmethod
+    def open(cls, path: Path, what: str) -> Target:
+        """Raises OSError."""
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        return cls(fd, os.fstat(fd).st_ino, what)
+
+
+def program_id(fd: int) -> int:
+    """Return the kernel's id of an open program (struct bpf_prog_info)."""
+    return int(struct.unpack_from("=I", syscall.info(fd), 4)[0])
+
+
+def fault(link: int, hook: Hook, target: Target, program: int) -> str | None:
+    """Compare a link with what it should be; return what is wrong in words, None when nothing is. *program* is an id."""
+    actual, attached = _state(link, hook)
+    if attached != target.id:
+        return f"{hook.name} is not attached to {target.what}"
+    if actual != program:
+        return f"{hook.name} runs program {actual} instead of {program}"
+    return None
+
+
+def _state(link: int, hook: Hook) -> tuple[int, int]:
+    """Return (program id, id of the target) from struct bpf_link_info; the target is 0 once detached."""
+    raw = syscall.info(link)
+    layout = "=I" if hook is LOOKUP else "=Q"
+    return int(struct.unpack_from("=I", raw, 8)[0]), int(struct.unpack_from(layout, raw, 16)[0])
+
+
+def ensure(path: Path, hook: Hook, target: Target, program: int) -> int:
+    """Return a link, pinned at *path*, by which *program* (a descriptor) is attached to *target*.
+
+    A link that is there and alive gets the program in one step; otherwise a new one takes its place. Raises KernelError.
+    """
+    try:
+        link = _adopt(path, hook, target, program)
+        if link is None:
+            link = syscall.link_create(program, target.fd, hook.attach_type)
+            path.unlink(missing_ok=True)
+            syscall.pin(link, path)
+    except OSError as error:
+        raise KernelError(f"{hook.name} cannot be attached to {target.what}: {error.strerror}; `nodeagent check` says whether the kernel has what it takes") from None
+    return link
+
+
+def _adopt(path: Path, hook: Hook, target: Target, program: int) -> int | None:
+    try:
+        link = syscall.get(path)
+    except FileNotFoundError:
+        return None
+    current, attached = _state(link, hook)
+    if attached != target.id:
+        os.close(link)
+        return None
+    if current != program_id(program):
+        syscall.link_update(link, program)
+    return link
+
+
+def remove(path: Path) -> None:
+    """Detach and unpin the link at *path*, whoever else holds it; nothing happens when there is none."""
+    try:
+        link = syscall.get(path)
+    except FileNotFoundError:
+        return
+    try:
+        syscall.link_detach(link)
+    finally:
+        os.close(link)
+        path.unlink(missing_ok=True)

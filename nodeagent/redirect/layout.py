@@ -1,0 +1,83 @@
+"""bpf/nodeagent.h for Python: the structs that kernel programs and the daemon share, each declared once.
+
+tests/bpf/test_layout.py compiles the header and compares sizes, offsets and the order of the counters.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import socket
+from typing import Final
+
+_u16, _u32, _u64 = ctypes.c_uint16, ctypes.c_uint32, ctypes.c_uint64
+
+ADDRESS_BYTES: Final = 16
+MAPPED: Final = b"\0" * 10 + b"\xff\xff"
+"""Prefix of an IPv4 address in 16 bytes (RFC 4291, 2.5.5.2)."""
+
+OUTBOUND: Final = 0
+INBOUND: Final = 1
+
+
+class Settings(ctypes.Structure):
+    _fields_ = [("heartbeat_timeout_ns", _u64), ("agent_cgroup", _u64), ("host_netns", _u64), ("deny_unknown", _u32), ("outbound_port", _u16), ("inbound_port", _u16)]
+
+
+class Pod(ctypes.Structure):
+    _fields_ = [("strict", _u32), ("reserved", _u32), ("ipv4", ctypes.c_uint8 * ADDRESS_BYTES), ("ipv6", ctypes.c_uint8 * ADDRESS_BYTES)]
+
+
+class PortKey(ctypes.Structure):
+    _fields_ = [("netns", _u64), ("direction", _u32), ("port", _u32)]
+
+
+class ListenerKey(ctypes.Structure):
+    _fields_ = [("netns", _u64), ("direction", _u32), ("family", _u32)]
+
+
+class Original(ctypes.Structure):
+    _fields_ = [("address", ctypes.c_uint8 * ADDRESS_BYTES), ("port", _u32)]
+
+
+class Source(ctypes.Structure):
+    _fields_ = [("netns", _u64), ("address", ctypes.c_uint8 * ADDRESS_BYTES), ("port", _u32), ("reserved", _u32)]
+
+
+COUNTERS: Final = (
+    "outbound_captured",
+    "outbound_excluded",
+    "outbound_unknown_allowed",
+    "outbound_unknown_denied",
+    "outbound_dead_passed",
+    "outbound_dead_refused",
+    "outbound_full_passed",
+    "outbound_full_refused",
+    "outbound_unredirectable_passed",
+    "outbound_unredirectable_refused",
+    "inbound_captured",
+    "inbound_excluded",
+    "inbound_unknown_refused",
+    "inbound_dead_passed",
+    "inbound_dead_refused",
+    "inbound_assign_failed",
+)
+"""enum counter, in its order and in lower case."""
+
+
+def pack_address(text: str) -> bytes:
+    """Return the 16 bytes of an IPv4 or IPv6 address. Raises OSError when *text* is none."""
+    if ":" in text:
+        return socket.inet_pton(socket.AF_INET6, text)
+    return MAPPED + socket.inet_pton(socket.AF_INET, text)
+
+
+def unpack_address(packed: bytes) -> str:
+    """Return the canonical text (RFC 5952) of 16 bytes; a v4-mapped address comes back as IPv4."""
+    if packed.startswith(MAPPED):
+        return socket.inet_ntop(socket.AF_INET, packed[12:])
+    return socket.inet_ntop(socket.AF_INET6, packed)
+
+
+def family_of(text: str) -> int:
+    """Return 4 or 6 for an address in canonical text."""
+    return 6 if ":" in text else 4

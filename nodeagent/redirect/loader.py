@@ -1,0 +1,174 @@
+"""``python -m nodeagent.redirect.loader < settings.json``: compiles, loads, pins and attaches the programs, and exits.
+
+The only importer of bcc, which maps 110 MB of LLVM into its process. Safe to run again at any time: pinned maps stay as
+they are, and running programs are replaced link by link, in one step each, while traffic flows.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import platform
+import struct
+import sys
+import sysconfig
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Final
+
+from pydantic import BaseModel
+
+from nodeagent.config import Redirect
+from nodeagent.errors import KernelError, NodeagentError
+from nodeagent.redirect import hooks, layout, maps, netns, pins, syscall
+
+SOURCES: Final = ("maps.h", "connect.c", "name.c", "sockops.c", "release.c", "lookup.c")
+"""Joined into one text: BCC rewrites map accesses only in the main file, not in what it includes."""
+
+
+class Request(BaseModel):
+    """What control asks of the loader, as JSON on standard input."""
+
+    redirect: Redirect
+    agent_cgroup: Path | None = None
+    outbound_port: int
+    inbound_port: int
+
+
+def source_directory() -> Path:
+    """Return the folder of the C files: beside the package in a checkout, inside it when installed. Raises KernelError."""
+    package = Path(__file__).resolve().parents[1]
+    for candidate in (package / "bpf", package.parent / "bpf"):
+        if (candidate / "nodeagent.h").is_file():
+            return candidate
+    raise KernelError(f"the folder bpf/ is neither in {package} nor beside it: install the package again")
+
+
+def compile_programs(pin_directory: Path) -> Any:
+    """Compile all programs against the maps pinned in *pin_directory*; return bcc's BPF object. Raises KernelError."""
+    source = source_directory()
+    release = tuple(int(part) for part in platform.release().split("-")[0].split(".")[:2])
+    os.environ["BCC_KERNEL_SOURCE"] = str(source / "include")
+    os.environ["BCC_LINUX_VERSION_CODE"] = str((release[0] << 16) + (release[1] << 8))
+    try:
+        from bcc import BPF
+    except ImportError as error:
+        raise KernelError(f"bcc cannot be imported: {error}; install python3-bpfcc and use Debian's interpreter (--system-site-packages)") from None
+    text = "".join(f'#line 1 "{name}"\n{(source / name).read_text()}\n' for name in SOURCES)
+    triplet = sysconfig.get_config_var("MULTIARCH") or f"{platform.machine()}-linux-gnu"
+    flags = [f"-I{source}", "-I/usr/include", f"-I/usr/include/{triplet}", "-Wno-everything", f'-DPINS="{pin_directory}"']
+    try:
+        return BPF(text=text, cflags=flags)
+    except Exception as error:  # noqa: BLE001 - bcc raises bare Exception
+        raise KernelError(f"the BPF programs do not compile: {error}; is linux-libc-dev installed? The compiler's words are above") from None
+
+
+def _load(program: Any, pinned: pins.Pins) -> dict[str, int]:
+    """Load every program into the kernel and pin it in place of its predecessor; return descriptors by name."""
+    loaded = {}
+    for hook in hooks.HOOKS:
+        try:
+            fd = program.load_func(hook.name, hook.program_type, attach_type=hook.attach_type).fd
+        except Exception as error:  # noqa: BLE001 - bcc raises bare Exception
+            raise KernelError(f"the kernel does not take the program {hook.name}: {error}; `nodeagent check` says what is missing") from None
+        fresh = pinned.programs / f"new-{hook.name}"
+        fresh.unlink(missing_ok=True)
+        syscall.pin(fd, fresh)
+        fresh.rename(pinned.programs / hook.name)
+        loaded[hook.name] = fd
+    return loaded
+
+
+def own_cgroup(captured: Path) -> Path | None:
+    """Return this process's cgroup if it is below *captured*, else None.
+
+    Searched by pid: within a cgroup namespace /proc/self/cgroup does not say where it is. Raises KernelError when it is
+    *captured* itself, for then nothing would tell the daemon's own connections from the pods'.
+    """
+    me = str(os.getpid())
+    for directory, _, _ in os.walk(captured):
+        with contextlib.suppress(OSError):  # a cgroup may vanish while we look
+            if me in (Path(directory) / "cgroup.procs").read_text().split():
+                if Path(directory) == captured:
+                    raise KernelError(f"{captured}: the daemon runs in the captured cgroup itself; give it a cgroup of its own")
+                return Path(directory)
+    return None
+
+
+def _settings(request: Request) -> bytes:
+    redirect = request.redirect
+    cgroup = request.agent_cgroup or own_cgroup(redirect.cgroup)
+    try:
+        agent = cgroup.stat().st_ino if cgroup else 0
+    except OSError as error:
+        raise KernelError(f"{cgroup}: the daemon's cgroup cannot be read: {error.strerror}") from None
+    values = layout.Settings(
+        heartbeat_timeout_ns=int(redirect.heartbeat_timeout_seconds * 1e9),
+        agent_cgroup=agent,
+        host_netns=netns.own_cookie(),
+        deny_unknown=redirect.unknown_pods == "deny",
+        outbound_port=request.outbound_port,
+        inbound_port=request.inbound_port,
+    )
+    return bytes(values)
+
+
+def open_cgroup(path: Path) -> hooks.Target:
+    """Open the captured cgroup. Raises KernelError."""
+    try:
+        if pins.filesystem(path.resolve(strict=True)) != "cgroup2":
+            raise KernelError(f"{path}: is not in a cgroup2 hierarchy, where BPF attaches: see redirect.cgroup and `grep cgroup2 /proc/mounts`")
+        return hooks.Target.open(path, f"the cgroup {path}")
+    except OSError as error:
+        raise KernelError(f"{path}: the captured cgroup cannot be opened: {error.strerror}; see redirect.cgroup") from None
+
+
+@contextlib.contextmanager
+def _exclusive(directory: Path) -> Iterator[None]:
+    fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(fd)
+
+
+def run(request: Request) -> None:
+    """Bring the kernel to what *request* asks for. Raises KernelError; what was attached before then stays attached."""
+    redirect = request.redirect
+    cgroup = open_cgroup(redirect.cgroup)
+    pinned = pins.Pins(redirect.pin_directory)
+    pinned.make()
+    with _exclusive(redirect.pin_directory):
+        opened = maps.adopt_all(pinned.maps, redirect.maps)
+        opened["settings"].put(struct.pack("=I", 0), _settings(request))
+        loaded = _load(compile_programs(pinned.maps), pinned)
+        for link in pinned.links.glob("lookup-*"):
+            _replace(link, loaded[hooks.LOOKUP.name])
+        for hook in hooks.CGROUP_HOOKS:
+            hooks.ensure(pinned.links / hook.name, hook, cgroup, loaded[hook.name])
+
+
+def _replace(path: Path, program: int) -> None:
+    """Give a pod's link the new program; remove the link when its network namespace is gone (ENOLINK)."""
+    link = syscall.get(path)
+    try:
+        syscall.link_update(link, program)
+    except OSError:
+        path.unlink()
+    finally:
+        os.close(link)
+
+
+def main() -> int:
+    try:
+        run(Request.model_validate_json(sys.stdin.read()))
+    except NodeagentError as error:
+        print(f"loader: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

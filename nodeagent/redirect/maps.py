@@ -1,0 +1,169 @@
+"""The maps: what shape each has, and how one that is pinned already is taken over by a new daemon.
+
+Values are bytes here; layout.py gives them their meaning.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import os
+import struct
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Final
+
+from nodeagent.config import MapSizes
+from nodeagent.errors import KernelError
+from nodeagent.redirect import layout, syscall
+
+_HASH, _ARRAY, _PERCPU_ARRAY, _LRU_HASH, _SOCKHASH = 1, 2, 6, 9, 18
+_NO_PREALLOC: Final = 1
+"""BPF_F_NO_PREALLOC: these maps are only written from user space, and mostly empty."""
+
+_COOKIE: Final = 8
+_FAMILIES_AND_DIRECTIONS: Final = 4
+_ADDRESSES_A_POD: Final = 4
+
+
+@dataclass(frozen=True, slots=True)
+class MapSpec:
+    """A map's shape, and the field of agent.yaml that gives its size (empty: fixed)."""
+
+    name: str
+    kind: int
+    key_size: int
+    value_size: int
+    entries: int
+    flags: int = 0
+    setting: str = ""
+
+
+def specifications(sizes: MapSizes) -> tuple[MapSpec, ...]:
+    """Return the shape of every map; bpf/maps.h declares the same names."""
+    size, pods, connections = ctypes.sizeof, "redirect.maps.pods", "redirect.maps.connections"
+    address, original = layout.ADDRESS_BYTES, size(layout.Original)
+    return (
+        MapSpec("settings", _ARRAY, 4, size(layout.Settings), 1),
+        MapSpec("heartbeat", _ARRAY, 4, 8, 1),
+        MapSpec("counters", _PERCPU_ARRAY, 4, 8, len(layout.COUNTERS)),
+        MapSpec("pods", _HASH, _COOKIE, size(layout.Pod), sizes.pods, _NO_PREALLOC, pods),
+        MapSpec("addresses", _HASH, address, _COOKIE, sizes.pods * _ADDRESSES_A_POD, _NO_PREALLOC, pods),
+        MapSpec("exclusions", _HASH, size(layout.PortKey), 4, sizes.exclusions, _NO_PREALLOC, "redirect.maps.exclusions"),
+        MapSpec("listeners", _SOCKHASH, size(layout.ListenerKey), 8, sizes.pods * _FAMILIES_AND_DIRECTIONS, 0, pods),
+        MapSpec("by_cookie", _HASH, _COOKIE, original, sizes.connections, 0, connections),
+        MapSpec("by_source", _LRU_HASH, size(layout.Source), original, sizes.connections, 0, connections),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Map:
+    """An open map."""
+
+    spec: MapSpec
+    fd: int
+
+    def get(self, key: bytes) -> bytes | None:
+        return syscall.map_lookup(self.fd, key, self.spec.value_size)
+
+    def put(self, key: bytes, value: bytes) -> None:
+        """Raises KernelError when the map is full; OSError for anything else."""
+        try:
+            syscall.map_update(self.fd, key, value)
+        except OSError as error:
+            if error.errno not in (errno.E2BIG, errno.ENOSPC):
+                raise
+            raise KernelError(f"the BPF map {self.spec.name} is full ({self.spec.entries} entries): raise {self.spec.setting}") from None
+
+    def drop(self, key: bytes) -> bool:
+        """Delete *key*; return whether it was there."""
+        return syscall.map_delete(self.fd, key)
+
+    def items(self) -> list[tuple[bytes, bytes]]:
+        return syscall.map_items(self.fd, self.spec.key_size, self.spec.value_size)
+
+    def keys(self) -> Iterator[bytes]:
+        """One system call a key: for sockhash, which knows no batches."""
+        key = syscall.map_next_key(self.fd, None, self.spec.key_size)
+        while key is not None:
+            yield key
+            key = syscall.map_next_key(self.fd, key, self.spec.key_size)
+
+    def used(self) -> int:
+        return sum(1 for _ in self.keys()) if self.spec.kind == _SOCKHASH else len(self.items())
+
+
+@lru_cache(1)
+def _possible_cpus() -> int:
+    ranges = Path("/sys/devices/system/cpu/possible").read_text().strip().split(",")
+    return sum(int(part.split("-")[-1]) - int(part.split("-")[0]) + 1 for part in ranges)
+
+
+def read_counters(counters: Map) -> dict[str, int]:
+    """Return every counter by name, summed over the CPUs."""
+    totals = {}
+    for index, name in enumerate(layout.COUNTERS):
+        raw = syscall.map_lookup(counters.fd, struct.pack("=I", index), 8 * _possible_cpus()) or b""
+        totals[name] = sum(struct.unpack(f"={len(raw) // 8}Q", raw))
+    return totals
+
+
+def open_all(directory: Path, sizes: MapSizes) -> dict[str, Map]:
+    """Open the pinned maps. Raises KernelError when one is missing."""
+    maps = {}
+    for spec in specifications(sizes):
+        try:
+            maps[spec.name] = Map(spec, syscall.get(directory / spec.name))
+        except OSError as error:
+            raise KernelError(f"{directory / spec.name}: the pinned map cannot be opened: {error.strerror}; has the loader run?") from None
+    return maps
+
+
+def adopt_all(directory: Path, sizes: MapSizes) -> dict[str, Map]:
+    """Open every map that is pinned already in the right shape, and make the others. Raises KernelError."""
+    return {spec.name: _adopt(directory / spec.name, spec) for spec in specifications(sizes)}
+
+
+def _adopt(path: Path, spec: MapSpec) -> Map:
+    old: int | None
+    try:
+        old = syscall.get(path)
+    except FileNotFoundError:
+        old = None
+    if old is not None and _shape(old) == (spec.kind, spec.key_size, spec.value_size, spec.entries, spec.flags):
+        return Map(spec, old)
+    try:
+        new = Map(spec, syscall.map_create(spec.kind, spec.name, spec.key_size, spec.value_size, spec.entries, spec.flags))
+    except OSError as error:
+        raise KernelError(f"the BPF map {spec.name} ({spec.entries} entries) cannot be made: {error.strerror}; `nodeagent check` says what the kernel lacks") from None
+    if old is not None:
+        _move(old, new)
+        os.close(old)
+    fresh = path.with_name(f"new-{path.name}")
+    fresh.unlink(missing_ok=True)
+    syscall.pin(new.fd, fresh)
+    fresh.rename(path)
+    return new
+
+
+def _shape(fd: int) -> tuple[int, ...]:
+    """struct bpf_map_info: type, id, key_size, value_size, max_entries, map_flags."""
+    kind, _, *rest = struct.unpack("=6I", syscall.info(fd)[:24])
+    return (kind, *rest)
+
+
+def _move(old: int, new: Map) -> None:
+    """Carry the entries of live connections over to a map of another size; what does not fit is left behind.
+
+    Pods are not carried: the daemon enrolls them again. Nor are maps whose layout has changed.
+    """
+    kind, key_size, value_size, *_ = _shape(old)
+    if new.spec.name not in ("by_cookie", "by_source") or (kind, key_size, value_size) != (new.spec.kind, new.spec.key_size, new.spec.value_size):
+        return
+    for key, value in syscall.map_items(old, key_size, value_size):
+        try:
+            new.put(key, value)
+        except KernelError:
+            return

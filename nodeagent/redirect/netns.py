@@ -1,0 +1,72 @@
+"""Network namespaces of pods: told apart by cookie, entered for as long as it takes to make a socket.
+
+setns(2) moves only the calling thread, and nothing is awaited inside, so no other code of the process ever runs there.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import struct
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from nodeagent.errors import KernelError
+from nodeagent.redirect import syscall
+
+SO_NETNS_COOKIE: Final = 71
+"""asm-generic/socket.h; not in Python's socket module."""
+
+
+def _cookie(of: socket.socket) -> int:
+    return int(struct.unpack("=Q", of.getsockopt(socket.SOL_SOCKET, SO_NETNS_COOKIE, 8))[0])
+
+
+def own_cookie() -> int:
+    """Return the cookie of the calling thread's network namespace: 64 bits that the kernel never uses again."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        return _cookie(probe)
+
+
+@contextlib.contextmanager
+def inside(fd: int) -> Iterator[None]:
+    """Run the body (no await in it!) in the network namespace *fd*. Raises OSError when it cannot be entered."""
+    home = os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        syscall.setns(fd)
+        try:
+            yield
+        finally:
+            syscall.setns(home)
+    finally:
+        os.close(home)
+
+
+@dataclass(frozen=True, slots=True)
+class PodNetns:
+    """An open network namespace; whoever opened it closes it. Holding it keeps the namespace."""
+
+    path: Path
+    fd: int
+    cookie: int
+    inode: int
+
+    @classmethod
+    def open(cls, path: Path) -> PodNetns:
+        """Open the namespace file *path*. Raises KernelError."""
+        fd = -1
+        try:
+            fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+            with inside(fd):
+                cookie = own_cookie()
+        except OSError as error:
+            if fd >= 0:
+                os.close(fd)
+            raise KernelError(f"{path}: the network namespace cannot be entered: {error.strerror}; is the pod still there?") from None
+        return cls(path, fd, cookie, os.fstat(fd).st_ino)
+
+    def close(self) -> None:
+        os.close(self.fd)

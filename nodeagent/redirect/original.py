@@ -1,0 +1,43 @@
+"""Where a captured connection wanted to go: asked by the proxy workers once for every outbound connection."""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import os
+from functools import lru_cache
+
+from nodeagent.errors import KernelError
+from nodeagent.redirect import layout, syscall
+
+_pack = lru_cache(1024)(layout.pack_address)
+_unpack = lru_cache(4096)(layout.unpack_address)
+
+
+class OriginalDestinations:
+    """The by_source map, seen from a worker. Not for use by several threads at once: the buffers are shared."""
+
+    def __init__(self, map_fd: int) -> None:
+        """*map_fd* is DataPlane.original_map_fd, or a copy of it received from control."""
+        self._key = layout.Source()
+        self._value = layout.Original()
+        attr = syscall.MapElement(map_fd, 0, ctypes.addressof(self._key), ctypes.addressof(self._value))
+        libc = ctypes.CDLL(None, use_errno=True)
+        self._call = libc.syscall
+        self._arguments = (syscall.NUMBER, syscall.MAP_LOOKUP_AND_DELETE, ctypes.byref(attr), ctypes.sizeof(attr))
+        self._attr = attr
+
+    def take(self, netns_cookie: int, source_address: str, source_port: int) -> tuple[str, int] | None:
+        """Return and forget the original (address, port) of the connection that came from this source, None if it was not captured.
+
+        *source_address* and *source_port* are the accepted socket's peer. Raises KernelError when the map cannot be read.
+        """
+        key = self._key
+        key.netns = netns_cookie
+        key.address[:] = _pack(source_address)
+        key.port = source_port
+        if self._call(*self._arguments) < 0:
+            if ctypes.get_errno() == errno.ENOENT:
+                return None
+            raise KernelError(f"the map of original destinations cannot be read: {os.strerror(ctypes.get_errno())}; the kernel must be 5.19 or newer")
+        return _unpack(bytes(self._value.address)), self._value.port

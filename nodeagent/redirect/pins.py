@@ -1,0 +1,99 @@
+"""The daemon's folder in bpffs: what keeps programs, maps and links alive when no process does."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from nodeagent.errors import KernelError
+from nodeagent.redirect import hooks, syscall
+
+BPFFS: Final = Path("/sys/fs/bpf")
+
+
+@dataclass(frozen=True, slots=True)
+class Pins:
+    """``<directory>/maps/<map>``, ``progs/<program>``, ``links/<hook>`` and ``links/lookup-<netns cookie>``."""
+
+    directory: Path
+
+    @property
+    def maps(self) -> Path:
+        return self.directory / "maps"
+
+    @property
+    def programs(self) -> Path:
+        return self.directory / "progs"
+
+    @property
+    def links(self) -> Path:
+        return self.directory / "links"
+
+    def lookup(self, cookie: int) -> Path:
+        """Where the sk_lookup link of the network namespace *cookie* is pinned."""
+        return self.links / f"lookup-{cookie}"
+
+    def make(self) -> None:
+        """Make the folders, and mount bpffs when /sys/fs/bpf is empty. Raises KernelError."""
+        if self.directory.is_relative_to(BPFFS) and filesystem(BPFFS) != "bpf":
+            try:
+                syscall.mount("bpf", str(BPFFS), "bpf")
+            except OSError as error:
+                raise KernelError(f"{BPFFS}: bpffs cannot be mounted: {error.strerror}; the daemon needs root and CAP_SYS_ADMIN") from None
+        try:
+            for directory in (self.maps, self.programs, self.links):
+                directory.mkdir(0o700, parents=True, exist_ok=True)
+        except OSError as error:
+            raise KernelError(f"{error.filename}: cannot be made: {error.strerror}; redirect.pinDirectory must be below a mounted bpffs") from None
+        if filesystem(self.directory) != "bpf":
+            raise KernelError(f"{self.directory}: is not in bpffs; set redirect.pinDirectory to a folder below {BPFFS}")
+
+
+def filesystem(path: Path) -> str:
+    """Return the type of the file system that holds *path* ("bpf", "cgroup2", …), "" when there is none.
+
+    By /proc/self/mountinfo (proc_pid_mountinfo(5)): the last mount whose mount point is a prefix wins.
+    """
+    found, best = "", -1
+    for line in Path("/proc/self/mountinfo").read_text().splitlines():
+        before, _, after = line.partition(" - ")
+        point = before.split()[4].encode().decode("unicode_escape")
+        if path.is_relative_to(point) and len(point) >= best:
+            found, best = after.split()[0], len(point)
+    return found
+
+
+def open_pinned(path: Path) -> int:
+    """Return a descriptor of the object pinned at *path*. Raises KernelError."""
+    try:
+        return syscall.get(path)
+    except OSError as error:
+        raise KernelError(f"{path}: cannot be opened: {error.strerror}; has the loader run?") from None
+
+
+def pin(fd: int, path: Path) -> None:
+    """Pin an open object. Raises KernelError."""
+    try:
+        syscall.pin(fd, path)
+    except OSError as error:
+        raise KernelError(f"{path}: cannot be pinned: {error.strerror}") from None
+
+
+def cleanup(directory: Path) -> None:
+    """Detach and remove everything pinned below *directory*, and the folder; idempotent. Raises OSError."""
+    pins = Pins(directory)
+    for link in _files(pins.links):
+        hooks.remove(link)
+    for folder in (pins.links, pins.programs, pins.maps):
+        for path in _files(folder):
+            path.unlink()
+        if folder.exists():
+            folder.rmdir()
+    if directory.exists():
+        directory.rmdir()
+
+
+def _files(folder: Path) -> list[Path]:
+    return [Path(entry.path) for entry in os.scandir(folder)] if folder.is_dir() else []

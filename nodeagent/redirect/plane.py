@@ -1,0 +1,326 @@
+"""The data plane as control sees it: enroll and release pods, check them against the kernel, beat, count.
+
+Works on what the loader has pinned. Everything that it does to a pod is idempotent, and ordered so that a connection is
+never captured before there is a listener to take it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+import struct
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Final
+
+from nodeagent.config import Redirect
+from nodeagent.errors import KernelError
+from nodeagent.redirect import hooks, layout, loader, maps, pins
+from nodeagent.redirect import pod as pods
+from nodeagent.redirect.netns import PodNetns
+from nodeagent.redirect.pod import EnrolledPod, Family, ListenerId, Listeners
+
+OUTBOUND_PORT: Final = 15001
+INBOUND_PORT: Final = 15006
+_ZERO: Final = struct.pack("=I", 0)
+_POD_MAPS: Final = ("pods", "exclusions", "addresses")
+
+
+@dataclass(frozen=True, slots=True)
+class Statistics:
+    """Counters by name since the maps were made; entries used and possible by map."""
+
+    counters: dict[str, int]
+    maps: dict[str, tuple[int, int]]
+
+
+@dataclass(slots=True)
+class _State:
+    """An enrolled pod: what it must have in the kernel, and what holds it there."""
+
+    pod: EnrolledPod
+    entries: pods.Entries
+    listeners: Listeners
+    link: int = -1
+
+    @property
+    def target(self) -> hooks.Target:
+        return hooks.Target(self.pod.netns.fd, self.pod.netns.inode, f"the network namespace of pod {self.pod.uid}")
+
+
+_Fault = tuple[str, Callable[[], None]]
+"""What is wrong, and what puts it right."""
+
+
+class DataPlane:
+    """The pinned maps, programs and links, open. One thread only."""
+
+    def __init__(self, redirect: Redirect, slots: int, ports: dict[pods.Direction, int]) -> None:
+        """Open what the loader pinned. Raises KernelError when something is missing."""
+        self._pins = pins.Pins(redirect.pin_directory)
+        self._slots, self._ports = slots, ports
+        self._enrolled: dict[str, _State] = {}
+        self._cgroup = loader.open_cgroup(redirect.cgroup)
+        self._maps = maps.open_all(self._pins.maps, redirect.maps)
+        self._programs = {hook.name: pins.open_pinned(self._pins.programs / hook.name) for hook in hooks.HOOKS}
+        self._ids = {name: hooks.program_id(fd) for name, fd in self._programs.items()}
+        self._links = {hook.name: pins.open_pinned(self._pins.links / hook.name) for hook in hooks.CGROUP_HOOKS}
+
+    @classmethod
+    async def load(
+        cls,
+        redirect: Redirect,
+        *,
+        slots: int = 1,
+        agent_cgroup: Path | None = None,
+        outbound_port: int = OUTBOUND_PORT,
+        inbound_port: int = INBOUND_PORT,
+    ) -> DataPlane:
+        """Run the loader and open what it pinned; maps of an earlier daemon are adopted, its programs replaced in one step each.
+
+        *slots*: listeners per pod, direction and family, one for each worker. *agent_cgroup*: the daemon's own, searched by
+        its pid below the captured one when None. Raises KernelError with the loader's words.
+        """
+        request = loader.Request(redirect=redirect, agent_cgroup=agent_cgroup, outbound_port=outbound_port, inbound_port=inbound_port)
+        pipe = asyncio.subprocess.PIPE
+        process = await asyncio.create_subprocess_exec(sys.executable, "-m", loader.__name__, stdin=pipe, stdout=pipe, stderr=asyncio.subprocess.STDOUT)
+        said, _ = await process.communicate(request.model_dump_json(by_alias=True).encode())
+        if process.returncode:
+            raise KernelError(said.decode(errors="replace").strip() or f"the loader died: exit status {process.returncode}")
+        return cls(redirect, slots, {"outbound": outbound_port, "inbound": inbound_port})
+
+    @property
+    def original_map_fd(self) -> int:
+        """For OriginalDestinations in the workers: pass it on, do not close it."""
+        return self._maps["by_source"].fd
+
+    def beat(self) -> None:
+        """Say that the daemon lives; to be called several times within redirect.heartbeatTimeoutSeconds."""
+        self._maps["heartbeat"].put(_ZERO, struct.pack("=Q", time.clock_gettime_ns(time.CLOCK_MONOTONIC)))
+
+    def stop_beating(self) -> None:
+        """Say that the daemon stops: from now on PERMISSIVE pods pass through and STRICT ones are refused."""
+        self._maps["heartbeat"].put(_ZERO, struct.pack("=Q", 0))
+
+    @staticmethod
+    def pod_netns(path: Path) -> PodNetns:
+        """Open a pod's network namespace. Raises KernelError."""
+        return PodNetns.open(path)
+
+    def enroll(self, pod: EnrolledPod, listeners: Listeners | None = None) -> Listeners:
+        """Capture *pod*, or bring an enrolled one to its new description; return its listeners.
+
+        Takes over pod.netns, and the sockets of *listeners* (handed over by an earlier daemon). Raises KernelError: pod.netns
+        then remains the caller's, and a pod that was not enrolled before is not; one that was stays captured, and repair()
+        goes on trying to bring it to the new description.
+        """
+        state = self._enrolled.get(pod.uid)
+        if state and state.pod.netns.cookie != pod.netns.cookie:
+            self.release(pod.uid)
+            state = None
+        try:
+            wanted = pods.entries(pod)
+        except OSError:
+            raise KernelError(f"pod {pod.uid}: {', '.join(pod.addresses)}: not IPv4 and IPv6 addresses") from None
+        self._yield_addresses(pod.uid, wanted["addresses"])
+        if state:
+            self._change(state, pod, wanted)
+        else:
+            state = _State(pod, wanted, self._useful(listeners or Listeners()))
+        try:
+            for _, repair in self._faults(state):
+                repair()
+        except (KernelError, OSError) as error:
+            if pod.uid not in self._enrolled:
+                self._withdraw(state)
+                state.listeners.close()
+            raise error if isinstance(error, KernelError) else KernelError(f"pod {pod.uid}: the kernel refused its entries: {error.strerror}") from None
+        if state.pod.netns.fd != pod.netns.fd:
+            pod.netns.close()
+        self._enrolled[pod.uid] = state
+        return state.listeners
+
+    def release(self, uid: str) -> None:
+        """Stop capturing new connections of a pod, then close its listeners here; live connections are untouched."""
+        state = self._enrolled.pop(uid, None)
+        if state:
+            self._withdraw(state)
+            state.listeners.close()
+            state.pod.netns.close()
+
+    def listeners(self, uid: str) -> Listeners:
+        """Return the pod's listeners: another object than before when a repair had to open some anew."""
+        return self._enrolled[uid].listeners
+
+    def sockets(self, uid: str, family: Family, count: int) -> list[socket.socket]:
+        """Make *count* unconnected, non-blocking TCP sockets inside the pod. Raises KernelError; KeyError when it is not enrolled."""
+        return pods.open_sockets(self._enrolled[uid].pod, family, count)
+
+    def verify(self, uid: str) -> list[str]:
+        """Compare an enrolled pod with the kernel's real state; return what is wrong, in words."""
+        return [words for words, _ in self._faults(self._enrolled[uid])]
+
+    def repair(self, uid: str) -> list[str]:
+        """Put right whatever verify() would find; return what was. Raises KernelError when that is not possible."""
+        return _put_right(self._faults(self._enrolled[uid]))
+
+    def verify_node(self) -> list[str]:
+        """Compare the cgroup's links and all pins, which every pod depends on, with what they should be."""
+        return [words for words, _ in self._node_faults()]
+
+    def repair_node(self) -> list[str]:
+        """Put right whatever verify_node() would find; return what was. Raises KernelError when that is not possible."""
+        return _put_right(self._node_faults())
+
+    def prune(self) -> list[str]:
+        """Remove what an earlier daemon left of pods that are not enrolled now; return it in words. Call it once all pods are."""
+        found = []
+        for name in _POD_MAPS:
+            wanted = {key for state in self._enrolled.values() for key in state.entries[name]}
+            stale = [key for key, _ in self._maps[name].items() if key not in wanted]
+            found += [f"an entry of {name}" for key in stale if self._maps[name].drop(key)]
+        cookies = {self._pins.lookup(state.pod.netns.cookie) for state in self._enrolled.values()}
+        for link in set(self._pins.links.glob("lookup-*")) - cookies:
+            hooks.remove(link)
+            found.append(f"the link {link.name}")
+        return found
+
+    def statistics(self) -> Statistics:
+        """Read all counters, and count the entries of the maps that can be full (a system call per 4096 entries)."""
+        filling = {name: (one.used(), one.spec.entries) for name, one in self._maps.items() if one.spec.setting}
+        return Statistics(maps.read_counters(self._maps["counters"]), filling)
+
+    def close(self) -> None:
+        """Close every descriptor; what is pinned stays, and captures go on as the heartbeat says."""
+        for state in self._enrolled.values():
+            state.listeners.close()
+            state.pod.netns.close()
+            os.close(state.link)
+        self._enrolled.clear()
+        for fd in (*self._links.values(), *self._programs.values(), *(one.fd for one in self._maps.values()), self._cgroup.fd):
+            os.close(fd)
+
+    def unload(self) -> None:
+        """Release every pod, detach and remove everything that is pinned, and close."""
+        for uid in list(self._enrolled):
+            self.release(uid)
+        self.close()
+        pins.cleanup(self._pins.directory)
+
+    def _yield_addresses(self, uid: str, addresses: dict[bytes, bytes]) -> None:
+        """An address that is given to a new pod is no longer the old one's, which is on its way out."""
+        for state in self._enrolled.values():
+            if state.pod.uid != uid:
+                for address in addresses:
+                    state.entries["addresses"].pop(address, None)
+
+    def _change(self, state: _State, pod: EnrolledPod, wanted: pods.Entries) -> None:
+        for name in _POD_MAPS:
+            for key in state.entries[name].keys() - wanted[name].keys():
+                self._maps[name].drop(key)
+        state.pod, state.entries = replace(pod, netns=state.pod.netns), wanted
+
+    def _useful(self, handed: Listeners) -> Listeners:
+        """Close those of slots that no longer exist: the kernel would give connections to them, and nobody would accept."""
+        wanted = pods.listener_ids(self._slots)
+        Listeners({one: listener for one, listener in handed.fds.items() if one not in wanted}).close()
+        return Listeners({one: listener for one, listener in handed.fds.items() if one in wanted})
+
+    def _withdraw(self, state: _State) -> None:
+        """Take the pod out of the kernel: inbound capture first, then outbound, then what they used."""
+        hooks.remove(self._pins.lookup(state.pod.netns.cookie))
+        if state.link >= 0:
+            os.close(state.link)
+            state.link = -1
+        for name in _POD_MAPS:
+            for key, value in state.entries[name].items():
+                if name == "pods" or self._maps[name].get(key) == value:
+                    self._maps[name].drop(key)
+        for direction, family, _ in pods.listener_ids(1):
+            self._maps["listeners"].drop(pods.listener_key(state.pod.netns.cookie, direction, family))
+
+    def _faults(self, state: _State) -> Iterator[_Fault]:
+        """Everything in which the kernel differs from *state*, in the order in which it has to be repaired; lazily."""
+        yield from self._listener_faults(state)
+        for name, wanted in state.entries.items():
+            for key, value in wanted.items():
+                if self._maps[name].get(key) != value:
+                    yield f"the map {name} does not hold the pod's entry", lambda name=name, key=key, value=value: self._maps[name].put(key, value)  # type: ignore[misc]
+        yield from self._link_faults(state)
+
+    def _listener_faults(self, state: _State) -> Iterator[_Fault]:
+        missing = [one for one in self._listener_ids(state) if one not in state.listeners.fds or not pods.is_listening(state.listeners.fds[one])]
+        if missing:
+            names = ", ".join(f"{direction} IPv{family} slot {slot}" for direction, family, slot in missing)
+            yield f"no listener: {names}", lambda: self._reopen(state, missing)
+        for direction, family, _ in pods.listener_ids(1):
+            first = state.listeners.fds.get((direction, family, 0))
+            key = pods.listener_key(state.pod.netns.cookie, direction, family)
+            if first and pods.is_listening(first) and self._maps["listeners"].get(key) != pods.socket_cookie(first):
+                yield (
+                    f"the {direction} IPv{family} listener is not in the map",
+                    lambda key=key, first=first: self._maps["listeners"].put(key, struct.pack("=Q", first.fileno())),  # type: ignore[misc]
+                )
+
+    def _listener_ids(self, state: _State) -> list[ListenerId]:
+        """Those that the pod must have; before it is enrolled, also those which may turn out to be impossible."""
+        families = {layout.family_of(address) for address in state.pod.addresses}
+        if state.pod.uid not in self._enrolled:
+            families = {4, 6}
+        return [one for one in pods.listener_ids(self._slots) if one[1] in families or one in state.listeners.fds]
+
+    def _reopen(self, state: _State, missing: list[ListenerId]) -> None:
+        for one in missing:
+            if one in state.listeners.fds:
+                state.listeners.fds[one].close()
+        kept = {one: listener for one, listener in state.listeners.fds.items() if one not in missing}
+        state.listeners = Listeners({**kept, **pods.open_listeners(state.pod, missing, self._ports)})
+
+    def _link_faults(self, state: _State) -> Iterator[_Fault]:
+        hook, path = hooks.LOOKUP, self._pins.lookup(state.pod.netns.cookie)
+        wrong = hooks.fault(state.link, hook, state.target, self._ids[hook.name]) if state.link >= 0 else f"{hook.name} is not attached to {state.target.what}"
+        if wrong or not path.exists():
+            yield wrong or f"the link {path.name} is not pinned", lambda: self._relink(state, path)
+
+    def _relink(self, state: _State, path: Path) -> None:
+        state.link = self._attach(state.link, path, hooks.LOOKUP, state.target)
+
+    def _attach(self, held: int, path: Path, hook: hooks.Hook, target: hooks.Target) -> int:
+        """Return a pinned link; the one that is *held* (-1: none) is kept if it only lost its pin.
+
+        Never two links at once: a program that saw its own redirection would take it for a connection to loopback.
+        """
+        if held >= 0:
+            if hooks.fault(held, hook, target, self._ids[hook.name]) is None:
+                pins.pin(held, path)
+                return held
+            os.close(held)
+        return hooks.ensure(path, hook, target, self._programs[hook.name])
+
+    def _node_faults(self) -> Iterator[_Fault]:
+        if not all(folder.is_dir() for folder in (self._pins.maps, self._pins.programs, self._pins.links)):
+            yield f"{self._pins.directory}: folders are missing", self._pins.make
+        for folder, held in ((self._pins.programs, self._programs), (self._pins.maps, {name: one.fd for name, one in self._maps.items()})):
+            for name, fd in held.items():
+                if not (folder / name).exists():
+                    yield f"{name} is not pinned", lambda fd=fd, path=folder / name: pins.pin(fd, path)  # type: ignore[misc]
+        for hook in hooks.CGROUP_HOOKS:
+            path = self._pins.links / hook.name
+            wrong = hooks.fault(self._links[hook.name], hook, self._cgroup, self._ids[hook.name])
+            if wrong or not path.exists():
+                yield wrong or f"the link {hook.name} is not pinned", lambda hook=hook, path=path: self._relink_node(hook, path)  # type: ignore[misc]
+
+    def _relink_node(self, hook: hooks.Hook, path: Path) -> None:
+        self._links[hook.name] = self._attach(self._links[hook.name], path, hook, self._cgroup)
+
+
+def _put_right(faults: Iterator[_Fault]) -> list[str]:
+    repaired = []
+    for words, repair in faults:
+        repair()
+        repaired.append(words)
+    return repaired

@@ -1,0 +1,180 @@
+"""bpf(2), setns(2) and mount(2) by ctypes, for the long-lived processes: they never import bcc.
+
+One function per kernel command, raw bytes in and out. Every failure is an OSError with the kernel's errno; the callers
+turn it into a KernelError that says what it means. Sources: include/uapi/linux/bpf.h, kernel/bpf/syscall.c.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import platform
+from typing import Final
+
+NUMBER: Final = {"x86_64": 321, "aarch64": 280, "riscv64": 280, "s390x": 351, "ppc64le": 361}.get(platform.machine(), 321)
+_libc: Final = ctypes.CDLL(None, use_errno=True)
+
+MAP_CREATE, MAP_LOOKUP, MAP_UPDATE, MAP_DELETE, MAP_NEXT_KEY = range(5)
+OBJ_PIN, OBJ_GET = 6, 7
+OBJ_INFO = 15
+MAP_LOOKUP_AND_DELETE = 21
+MAP_LOOKUP_BATCH = 24
+LINK_CREATE, LINK_UPDATE = 28, 29
+LINK_DETACH = 34
+
+ANY: Final = 0
+CLONE_NEWNET: Final = 0x40000000
+
+_u32, _u64 = ctypes.c_uint32, ctypes.c_uint64
+
+
+class MapElement(ctypes.Structure):
+    """attr of the BPF_MAP_*_ELEM commands; ``value`` is next_key for BPF_MAP_GET_NEXT_KEY."""
+
+    _fields_ = [("map_fd", _u32), ("pad", _u32), ("key", _u64), ("value", _u64), ("flags", _u64)]
+
+
+class _MapCreate(ctypes.Structure):
+    _fields_ = [
+        *((name, _u32) for name in ("type", "key_size", "value_size", "max_entries", "flags", "inner", "numa")),
+        ("name", ctypes.c_char * 16),
+        ("rest", _u32 * 12),
+    ]
+
+
+class _Batch(ctypes.Structure):
+    _fields_ = [(name, _u64) for name in ("in_batch", "out_batch", "keys", "values")] + [("count", _u32), ("map_fd", _u32), ("element_flags", _u64), ("flags", _u64)]
+
+
+class _Object(ctypes.Structure):
+    _fields_ = [("pathname", _u64), ("fd", _u32), ("flags", _u32)]
+
+
+class _Info(ctypes.Structure):
+    _fields_ = [("fd", _u32), ("size", _u32), ("info", _u64)]
+
+
+class _Link(ctypes.Structure):
+    """LINK_CREATE: program, target, attach type, flags; LINK_UPDATE: link, new program, flags, old program; LINK_DETACH: link."""
+
+    _fields_ = [("first", _u32), ("second", _u32), ("third", _u32), ("fourth", _u32), ("rest", _u32 * 12)]
+
+
+def bpf(command: int, attr: ctypes.Structure) -> int:
+    """Call bpf(2); return what it returns. Raises OSError."""
+    result: int = _libc.syscall(NUMBER, command, ctypes.byref(attr), ctypes.sizeof(attr))
+    if result < 0:
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number))
+    return result
+
+
+def _own(fd: int) -> int:
+    os.set_inheritable(fd, False)
+    return fd
+
+
+def map_create(kind: int, name: str, key_size: int, value_size: int, entries: int, flags: int) -> int:
+    """Make a map; return its descriptor. Raises OSError."""
+    return _own(bpf(MAP_CREATE, _MapCreate(kind, key_size, value_size, entries, flags, 0, 0, name.encode()[:15])))
+
+
+def map_lookup(fd: int, key: bytes, size: int) -> bytes | None:
+    """Return the *size* bytes stored under *key*, or None. Raises OSError for anything but ENOENT."""
+    keys, value = ctypes.create_string_buffer(key, len(key)), ctypes.create_string_buffer(size)
+    try:
+        bpf(MAP_LOOKUP, MapElement(fd, 0, ctypes.addressof(keys), ctypes.addressof(value)))
+    except FileNotFoundError:
+        return None
+    return value.raw
+
+
+def map_update(fd: int, key: bytes, value: bytes, flags: int = ANY) -> None:
+    """Store *value* under *key*. Raises OSError (E2BIG: the map is full)."""
+    keys, values = ctypes.create_string_buffer(key, len(key)), ctypes.create_string_buffer(value, len(value))
+    bpf(MAP_UPDATE, MapElement(fd, 0, ctypes.addressof(keys), ctypes.addressof(values), flags))
+
+
+def map_delete(fd: int, key: bytes) -> bool:
+    """Delete *key*; return whether it was there. Raises OSError."""
+    keys = ctypes.create_string_buffer(key, len(key))
+    try:
+        bpf(MAP_DELETE, MapElement(fd, 0, ctypes.addressof(keys)))
+    except FileNotFoundError:
+        return False
+    return True
+
+
+def map_next_key(fd: int, key: bytes | None, size: int) -> bytes | None:
+    """Return the key after *key* (None: the first), or None at the end. Raises OSError."""
+    before, after = ctypes.create_string_buffer(key or b"", size), ctypes.create_string_buffer(size)
+    try:
+        bpf(MAP_NEXT_KEY, MapElement(fd, 0, ctypes.addressof(before) if key is not None else 0, ctypes.addressof(after)))
+    except FileNotFoundError:
+        return None
+    return after.raw
+
+
+def map_items(fd: int, key_size: int, value_size: int, chunk: int = 4096) -> list[tuple[bytes, bytes]]:
+    """Return a hash map's entries, a chunk a system call (BPF_MAP_LOOKUP_BATCH). Raises OSError."""
+    keys, values, cursor = (ctypes.create_string_buffer(size) for size in (key_size * chunk, value_size * chunk, max(key_size, 8)))
+    items: list[tuple[bytes, bytes]] = []
+    attr = _Batch(0, ctypes.addressof(cursor), ctypes.addressof(keys), ctypes.addressof(values), chunk, fd)
+    more = True
+    while more:
+        attr.count = chunk
+        try:
+            bpf(MAP_LOOKUP_BATCH, attr)
+        except FileNotFoundError:  # the last chunk, which may hold entries
+            more = False
+        items += ((keys.raw[n * key_size : (n + 1) * key_size], values.raw[n * value_size : (n + 1) * value_size]) for n in range(attr.count))
+        attr.in_batch = ctypes.addressof(cursor)
+    return items
+
+
+def pin(fd: int, path: str | os.PathLike[str]) -> None:
+    """Pin an object into bpffs. Raises OSError."""
+    name = ctypes.create_string_buffer(os.fsencode(path))
+    bpf(OBJ_PIN, _Object(ctypes.addressof(name), fd))
+
+
+def get(path: str | os.PathLike[str]) -> int:
+    """Open a pinned object; return its descriptor. Raises OSError."""
+    name = ctypes.create_string_buffer(os.fsencode(path))
+    return _own(bpf(OBJ_GET, _Object(ctypes.addressof(name))))
+
+
+def info(fd: int, size: int = 80) -> bytes:
+    """Return the first *size* bytes of the kernel's struct bpf_{map,prog,link}_info for *fd*. Raises OSError."""
+    buffer = ctypes.create_string_buffer(size)
+    bpf(OBJ_INFO, _Info(fd, size, ctypes.addressof(buffer)))
+    return buffer.raw
+
+
+def link_create(program: int, target: int, attach_type: int) -> int:
+    """Attach *program* to a cgroup or network namespace; return the link's descriptor. Raises OSError."""
+    return _own(bpf(LINK_CREATE, _Link(program, target, attach_type)))
+
+
+def link_update(link: int, program: int) -> None:
+    """Replace the link's program in one step: no connection sees neither (BPF_LINK_UPDATE). Raises OSError."""
+    bpf(LINK_UPDATE, _Link(link, program))
+
+
+def link_detach(link: int) -> None:
+    """Detach, whoever else holds the link. Raises OSError."""
+    bpf(LINK_DETACH, _Link(link))
+
+
+def setns(fd: int, kind: int = CLONE_NEWNET) -> None:
+    """Move the calling thread into the namespace *fd*. Raises OSError."""
+    if _libc.setns(fd, kind):
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number))
+
+
+def mount(source: str, target: str, kind: str) -> None:
+    """Mount a file system. Raises OSError."""
+    if _libc.mount(source.encode(), target.encode(), kind.encode(), 0, None):
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number), target)

@@ -1,0 +1,1 @@
+"""Kubernetes resources: typed and validated (``model``, ``load``), and followed as they change (``source``)."""

@@ -1,0 +1,193 @@
+"""Read Kubernetes YAML into typed objects, or say in one line what is wrong and what is allowed.
+
+The whole input is checked before anything is handed out, so a caller never acts on half of it.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Hashable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, get_args, get_origin
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from nodeagent.errors import ResourceError
+from nodeagent.resources.model import CLUSTER_SCOPED, KINDS, Resource
+
+SUFFIXES = (".yaml", ".yml", ".json")
+
+
+@dataclass(frozen=True, slots=True)
+class Document:
+    """A resource and where it was read."""
+
+    file: str
+    number: int
+    """Position in the file, from 1."""
+    resource: Resource
+
+    @property
+    def key(self) -> tuple[str, str, str]:
+        """Return (kind, namespace, name); the namespace of a cluster-scoped object is empty."""
+        metadata = self.resource.metadata
+        return self.resource.kind, "" if self.resource.kind in CLUSTER_SCOPED else metadata.namespace, metadata.name
+
+    def error(self, field: str, value: object, allowed: str) -> ResourceError:
+        """Return the error for *field* (dotted path), whose *value* should have been *allowed*."""
+        return ResourceError(f"{self.file}: document {self.number} ({self.resource.describe()}): {field}: {_show(value)}: allowed: {allowed}")
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML as Kubernetes reads it: a duplicate key is an error, a date is text."""
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Hashable, Any]:
+        self.flatten_mapping(node)
+        seen: set[Hashable] = set()
+        for key_node, _ in node.value:
+            key = self.construct_object(key_node, deep=True)
+            if not isinstance(key, str):
+                raise yaml.constructor.ConstructorError(None, None, f"key {key!r} is not text (quote it)", key_node.start_mark)
+            if key in seen:
+                raise yaml.constructor.ConstructorError(None, None, f"key {key!r} stands twice", key_node.start_mark)
+            seen.add(key)
+        return super().construct_mapping(node, deep)
+
+
+_Loader.yaml_implicit_resolvers = {
+    first: [(tag, pattern) for tag, pattern in resolvers if tag != "tag:yaml.org,2002:timestamp"]
+    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+
+
+def load_documents(paths: Iterable[Path | str]) -> list[Document]:
+    """Return the resources of *paths*: files, folders (their YAML and JSON files by name), or ``-`` for standard input.
+
+    Raises ResourceError: a file cannot be read, is not YAML, or holds an unknown kind or field, a wrong value or the same object twice.
+    """
+    documents: list[Document] = []
+    for path in paths:
+        for file, text in _texts(path):
+            documents += parse(text, file)
+    refuse_duplicates(documents)
+    return documents
+
+
+def refuse_duplicates(documents: Iterable[Document]) -> None:
+    """Raise ResourceError if two of *documents* are the same object."""
+    first: dict[tuple[str, str, str], Document] = {}
+    for document in documents:
+        other = first.setdefault(document.key, document)
+        if other is not document:
+            raise document.error("metadata.name", document.resource.metadata.name, f"a name that differs from {other.file}: document {other.number}")
+
+
+def _texts(path: Path | str) -> Iterator[tuple[str, str]]:
+    if str(path) == "-":
+        yield "<stdin>", sys.stdin.read()
+        return
+    path = Path(path)
+    files = sorted(file for file in path.iterdir() if file.suffix in SUFFIXES) if path.is_dir() else [path]
+    if not files:
+        raise ResourceError(f"{path}: the folder holds no file that ends in {', '.join(SUFFIXES)}")
+    for file in files:
+        try:
+            yield str(file), file.read_text()
+        except (OSError, UnicodeDecodeError) as error:
+            reason = error.strerror if isinstance(error, OSError) else error
+            raise ResourceError(f"{file}: cannot be read: {reason}") from None
+
+
+def parse(text: str, file: str) -> list[Document]:
+    """Return the resources in *text*, whose name for messages is *file*; raises ResourceError."""
+    documents = []
+    try:
+        raw = [document for document in yaml.load_all(text, _Loader) if document is not None]
+    except yaml.YAMLError as error:
+        raise ResourceError(f"{file}: not YAML: {' '.join(str(error).split())}") from None
+    for number, value in enumerate(raw, 1):
+        items = value.get("items") if isinstance(value, dict) and value.get("kind") == "List" else None
+        for item in items if isinstance(items, list) else [value]:
+            documents.append(Document(file, number, _validate(item, file, number)))
+    return documents
+
+
+def _validate(value: Any, file: str, number: int) -> Resource:
+    where = f"{file}: document {number}"
+    if not isinstance(value, dict):
+        raise ResourceError(f"{where}: {_show(value)}: allowed: a mapping with apiVersion, kind, metadata")
+    kind = value.get("kind")
+    model = KINDS.get(kind) if isinstance(kind, str) else None
+    if model is None:
+        raise ResourceError(f"{where}: kind: {_show(kind)}: allowed: {', '.join(KINDS)}")
+    metadata = value.get("metadata")
+    name = metadata.get("name") if isinstance(metadata, dict) else None
+    namespace = "" if kind in CLUSTER_SCOPED or not isinstance(metadata, dict) else f"{metadata.get('namespace', 'default')}/"
+    try:
+        return model.model_validate_json(json.dumps(value))
+    except ValidationError as error:
+        raise ResourceError(f"{where} ({kind} {namespace}{name}): {explain(error, model)}") from None
+
+
+def explain(error: ValidationError, model: type[BaseModel]) -> str:
+    """Return *error*'s most telling fault as ``field: value: allowed: …``."""
+    faults = error.errors(include_url=False)
+    # A union reports every branch; the deepest fault is the branch that was meant.
+    fault = max(faults, key=lambda each: (len(_path(each["loc"], model)[0]), each["type"] != "missing"))
+    path, owner = _path(fault["loc"], model)
+    context: Mapping[str, Any] = fault.get("ctx", {})
+    match fault["type"]:
+        case "extra_forbidden":
+            allowed = ", ".join(sorted(field.alias or name for name, field in owner.model_fields.items()))
+            return f"{path}: {_show(fault['input'])}: unknown field: allowed: {allowed}"
+        case "missing":
+            return f"{path}: missing: allowed: a value, as this field is required"
+        case "literal_error":
+            allowed = str(context["expected"])
+        case "string_pattern_mismatch":
+            allowed = f"text that matches {context['pattern']}"
+        case "value_error":
+            allowed = str(context["error"])
+        case _:
+            others = {each["msg"] for each in faults if _path(each["loc"], model)[0] == path}
+            allowed = " or ".join(sorted(message.removeprefix("Input should be ").removeprefix("a valid ") for message in others))
+    more = f" (and {len(faults) - 1} more)" if len({_path(each["loc"], model)[0] for each in faults}) > 1 else ""
+    return f"{path or 'document'}: {_show(fault['input'])}: allowed: {allowed}{more}"
+
+
+def _path(location: tuple[int | str, ...], model: type[BaseModel]) -> tuple[str, type[BaseModel]]:
+    """Return *location* as ``spec.containers[0].name``, without pydantic's names of union branches, and the model that holds it."""
+    text, owner = "", model
+    annotation: Any = model
+    for part in location:
+        if isinstance(part, int):
+            text += f"[{part}]"
+            continue
+        models = _models(annotation)
+        field = next((found for each in models for found in each.model_fields.values() if found.alias == part), None)
+        if models:
+            owner = models[0]
+        if not models and text and not _is_mapping(annotation):
+            continue
+        if part != "[key]":
+            text += f".{part}" if text else part
+        annotation = field.annotation if field else None
+    return text, owner
+
+
+def _is_mapping(annotation: Any) -> bool:
+    return get_origin(annotation) is dict or any(_is_mapping(argument) for argument in get_args(annotation))
+
+
+def _models(annotation: Any) -> list[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    return [model for argument in get_args(annotation) for model in _models(argument)]
+
+
+def _show(value: object) -> str:
+    text = json.dumps(value, default=str)
+    return text if len(text) <= 80 else f"{text[:77]}..."

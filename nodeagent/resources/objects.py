@@ -1,0 +1,277 @@
+"""What the agent reads of Kubernetes objects as an API server would show them: small, typed, frozen.
+
+An API server has validated them and knows more fields every year, so unknown fields are no error here; a field that
+is read must be what Kubernetes says it is. Nothing else of an object is kept.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from ipaddress import ip_address
+from typing import Any, Literal
+
+from nodeagent.errors import ResourceError
+from nodeagent.mesh.entries import Address, PodUid
+
+
+@dataclass(frozen=True, slots=True)
+class ContainerPort:
+    name: str
+    number: int
+
+
+@dataclass(frozen=True, slots=True)
+class ProbeAction:
+    """A probe as declared; ``port`` may be a container port's name. ``host`` is empty when it is the pod itself."""
+
+    kind: Literal["http", "tcp", "grpc"]
+    port: int | str
+    path: str
+    host: str
+
+
+@dataclass(frozen=True, slots=True)
+class Container:
+    ports: tuple[ContainerPort, ...]
+    """Its TCP ports."""
+    probes: tuple[ProbeAction, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Owner:
+    kind: str
+    name: str
+    controller: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Pod:
+    namespace: str
+    name: str
+    uid: PodUid
+    created: str
+    """RFC 3339, which sorts by time."""
+    terminating: bool
+    labels: Mapping[str, str]
+    annotations: Mapping[str, str]
+    owners: tuple[Owner, ...]
+    node: str
+    service_account: str
+    host_network: bool
+    containers: tuple[Container, ...]
+    phase: str
+    addresses: tuple[Address, ...]
+    ready: bool
+
+
+@dataclass(frozen=True, slots=True)
+class ServicePort:
+    name: str
+    port: int
+    transport: str
+    app_protocol: str
+    target: int | str
+    """A workload port, or the name of a container's port."""
+
+
+@dataclass(frozen=True, slots=True)
+class Service:
+    namespace: str
+    name: str
+    created: str
+    external: bool
+    """ExternalName: a DNS alias and nothing else."""
+    addresses: tuple[Address, ...]
+    selector: Mapping[str, str]
+    ports: tuple[ServicePort, ...]
+    publish_not_ready: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Node:
+    name: str
+    addresses: tuple[Address, ...]
+
+
+Object = Pod | Service | Node
+
+
+def parse(document: Any) -> Object | None:
+    """Return what the agent reads of *document*, a Kubernetes object; None for a kind that it does not read.
+
+    Raises ResourceError naming the field, its value and what is allowed.
+    """
+    root = Field("", document)
+    kind = root.text("kind")
+    metadata = root.part("metadata")
+    reader = _READERS.get(kind)
+    return reader(root, metadata) if reader else None
+
+
+class Field:
+    """A part of a document that knows its path; every reading checks the type and names the path when it is wrong."""
+
+    __slots__ = ("_path", "_values")
+
+    def __init__(self, path: str, value: Any) -> None:
+        if not isinstance(value, dict):
+            raise ResourceError(f"{path or 'document'}: {value!r:.80}: a mapping is expected")
+        self._path, self._values = path, value
+
+    def at(self, name: str) -> str:
+        return f"{self._path}.{name}" if self._path else name
+
+    def wrong(self, name: str, expected: str) -> ResourceError:
+        return ResourceError(f"{self.at(name)}: {self._values.get(name)!r:.80}: {expected}")
+
+    def part(self, name: str) -> Field:
+        value = self._values.get(name)
+        return Field(self.at(name), {} if value is None else value)
+
+    def text(self, name: str, default: str | None = None) -> str:
+        value = self._values.get(name)
+        if value is None and default is not None:
+            return default
+        if not isinstance(value, str) or (default is None and not value):
+            raise self.wrong(name, "a text is expected")
+        return value
+
+    def flag(self, name: str) -> bool:
+        value = self._values.get(name)
+        if value is not None and not isinstance(value, bool):
+            raise self.wrong(name, "true or false is expected")
+        return bool(value)
+
+    def port(self, name: str, *, named: bool = False, default: int | None = None) -> int | str:
+        value = self._values.get(name)
+        if value is None and default is not None:
+            return default
+        if named and isinstance(value, str) and value and not value.isdigit():
+            return value
+        if isinstance(value, str) and named and value.isdigit():
+            value = int(value)
+        if not isinstance(value, int) or isinstance(value, bool) or not 0 < value < 65536:
+            raise self.wrong(name, "a port from 1 to 65535 is expected" + (", or its name" if named else ""))
+        return value
+
+    def number(self, name: str, default: int | None = None) -> int:
+        value = self.port(name, default=default)
+        assert isinstance(value, int)
+        return value
+
+    def texts(self, name: str) -> dict[str, str]:
+        value = self._values.get(name)
+        if value is None:
+            return {}
+        if not isinstance(value, dict) or not all(isinstance(key, str) and isinstance(text, str) for key, text in value.items()):
+            raise self.wrong(name, "a mapping of texts is expected")
+        return value
+
+    def parts(self, name: str) -> list[Field]:
+        return [Field(f"{self.at(name)}[{index}]", value) for index, value in enumerate(self._sequence(name))]
+
+    def strings(self, name: str) -> list[str]:
+        values = self._sequence(name)
+        if not all(isinstance(value, str) for value in values):
+            raise self.wrong(name, "a list of texts is expected")
+        return values
+
+    def has(self, name: str) -> bool:
+        return self._values.get(name) is not None
+
+    def address(self, name: str) -> Address:
+        return self.canonical(name, self.text(name))
+
+    def canonical(self, name: str, text: str) -> Address:
+        try:
+            return Address(str(ip_address(text)))
+        except ValueError:
+            raise self.wrong(name, "an IPv4 or IPv6 address is expected") from None
+
+    def addresses(self, name: str) -> tuple[Address, ...]:
+        return tuple(self.canonical(name, text) for text in self.strings(name))
+
+    def _sequence(self, name: str) -> list[Any]:
+        value = self._values.get(name)
+        if value is None:
+            return []
+        if not isinstance(value, list):
+            raise self.wrong(name, "a list is expected")
+        return value
+
+
+def _pod(root: Field, metadata: Field) -> Pod:
+    spec, status = root.part("spec"), root.part("status")
+    given = tuple(item.address("ip") for item in status.parts("podIPs"))
+    if not given and status.text("podIP", ""):
+        given = (status.address("podIP"),)
+    restartable = [item for item in spec.parts("initContainers") if item.text("restartPolicy", "") == "Always"]
+    return Pod(
+        namespace=metadata.text("namespace"),
+        name=metadata.text("name"),
+        uid=PodUid(metadata.text("uid")),
+        created=metadata.text("creationTimestamp", ""),
+        terminating=metadata.has("deletionTimestamp"),
+        labels=metadata.texts("labels"),
+        annotations=metadata.texts("annotations"),
+        owners=tuple(Owner(item.text("kind"), item.text("name"), item.flag("controller")) for item in metadata.parts("ownerReferences")),
+        node=spec.text("nodeName", ""),
+        service_account=spec.text("serviceAccountName", "") or "default",
+        host_network=spec.flag("hostNetwork"),
+        containers=tuple(_container(item) for item in [*spec.parts("containers"), *restartable]),
+        phase=status.text("phase", "Pending"),
+        addresses=tuple(dict.fromkeys(given)),
+        ready=any(item.text("type") == "Ready" and item.text("status") == "True" for item in status.parts("conditions")),
+    )
+
+
+def _container(item: Field) -> Container:
+    ports = tuple(ContainerPort(port.text("name", ""), port.number("containerPort")) for port in item.parts("ports") if port.text("protocol", "TCP") == "TCP")
+    probes = (_probe(item.part(name)) for name in ("startupProbe", "livenessProbe", "readinessProbe") if item.has(name))
+    return Container(ports, tuple(probe for probe in probes if probe is not None))
+
+
+def _probe(declared: Field) -> ProbeAction | None:
+    """Return a probe that uses the network, None for an exec probe. An HTTPS probe is TLS to the application: bytes on a port."""
+    if declared.has("httpGet"):
+        action = declared.part("httpGet")
+        path = action.text("path", "") or "/"
+        secure = action.text("scheme", "HTTP").upper() == "HTTPS"
+        port, host = action.port("port", named=True), action.text("host", "")
+        return ProbeAction("tcp", port, "", host) if secure else ProbeAction("http", port, "/" + path.removeprefix("/"), host)
+    if declared.has("tcpSocket"):
+        action = declared.part("tcpSocket")
+        return ProbeAction("tcp", action.port("port", named=True), "", action.text("host", ""))
+    if declared.has("grpc"):
+        return ProbeAction("grpc", declared.part("grpc").port("port"), "", "")
+    return None
+
+
+def _service(root: Field, metadata: Field) -> Service:
+    spec = root.part("spec")
+    given = [text for text in spec.strings("clusterIPs") or [spec.text("clusterIP", "")] if text not in ("", "None")]
+    return Service(
+        namespace=metadata.text("namespace"),
+        name=metadata.text("name"),
+        created=metadata.text("creationTimestamp", ""),
+        external=spec.text("type", "ClusterIP") == "ExternalName",
+        addresses=tuple(dict.fromkeys(spec.canonical("clusterIPs", text) for text in given)),
+        selector=spec.texts("selector"),
+        ports=tuple(_service_port(item) for item in spec.parts("ports")),
+        publish_not_ready=spec.flag("publishNotReadyAddresses"),
+    )
+
+
+def _service_port(item: Field) -> ServicePort:
+    port = item.number("port")
+    target = item.port("targetPort", named=True, default=port)
+    return ServicePort(item.text("name", ""), port, item.text("protocol", "TCP"), item.text("appProtocol", ""), target)
+
+
+def _node(root: Field, metadata: Field) -> Node:
+    addresses = tuple(item.address("address") for item in root.part("status").parts("addresses") if item.text("type") == "InternalIP")
+    return Node(metadata.text("name"), addresses)
+
+
+_READERS: Mapping[str, Callable[[Field, Field], Object]] = {"Pod": _pod, "Service": _service, "Node": _node}

@@ -1,0 +1,139 @@
+"""A worker's metrics: plain integers in slots, found once per route and bumped per request.
+
+This is the hot path: ``HttpCell.observe`` runs for every request. A cell holds what happened since the last report;
+``WorkerMetrics.delta`` takes it away, so control only ever adds and a counter never goes back when a worker is replaced.
+"""
+
+from __future__ import annotations
+
+import itertools
+from bisect import bisect_left
+from collections.abc import Iterator
+from typing import Any, Final
+
+from nodeagent.telemetry.metrics import BUCKETS, Labels, Metric
+
+Message = dict[str, Any]
+
+SERIES_PER_MESSAGE: Final = 40
+"""Keeps a message below the channel's packet size: 40 series of 24 labels, the longest of which are 250 bytes."""
+_MILLISECONDS: Final = [float(bound) for bound in BUCKETS]
+_BYTES: Final = [int(bound) for bound in BUCKETS]
+"""Integers compare faster; a whole number is at most 0.5 exactly when it is at most 0."""
+_ZEROS: Final = [0] * (len(BUCKETS) + 1)
+
+
+class HttpCell:
+    """One istio_requests_total series and its three histograms."""
+
+    __slots__ = ("duration", "duration_sum", "received", "received_sum", "sent", "sent_sum")
+
+    def __init__(self) -> None:
+        self._clear()
+
+    def observe(self, duration_ms: float, received: int, sent: int) -> None:
+        """Count one finished request: its *duration_ms*, its bytes *received* from and *sent* to the client, headers included."""
+        self.duration[bisect_left(_MILLISECONDS, duration_ms)] += 1
+        self.received[bisect_left(_BYTES, received)] += 1
+        self.sent[bisect_left(_BYTES, sent)] += 1
+        self.duration_sum += duration_ms
+        self.received_sum += received
+        self.sent_sum += sent
+
+    def take(self) -> list[Any] | None:
+        """Return what was observed since the last call, as [buckets, sum] pairs with sparse buckets, or None."""
+        if not any(self.duration):
+            return None
+        taken = [
+            [_sparse(self.duration), self.duration_sum],
+            [_sparse(self.received), self.received_sum],
+            [_sparse(self.sent), self.sent_sum],
+        ]
+        self._clear()
+        return taken
+
+    def _clear(self) -> None:
+        self.duration, self.received, self.sent = _ZEROS[:], _ZEROS[:], _ZEROS[:]
+        self.duration_sum, self.received_sum, self.sent_sum = 0.0, 0, 0
+
+
+class TcpCell:
+    """The four istio_tcp_* counters of one series; whoever carries the bytes adds to the slots."""
+
+    __slots__ = ("closed", "opened", "received", "sent")
+
+    def __init__(self) -> None:
+        self.opened = self.closed = self.sent = self.received = 0
+
+    def take(self) -> list[int] | None:
+        """Return [opened, closed, sent, received] since the last call, or None."""
+        taken = [self.opened, self.closed, self.sent, self.received]
+        if not any(taken):
+            return None
+        self.opened = self.closed = self.sent = self.received = 0
+        return taken
+
+
+class WorkerMetrics:
+    """All cells of one worker."""
+
+    def __init__(self) -> None:
+        self._http: dict[tuple[Labels, Labels], HttpCell] = {}
+        self._tcp: dict[tuple[Labels, Labels], TcpCell] = {}
+        self._counts: dict[tuple[str, Labels], int] = {}
+        self._gauges: dict[tuple[str, Labels], float] = {}
+
+    def http(self, reporters: tuple[str, ...], labels: Labels) -> HttpCell:
+        """Return the cell of *labels* (HTTP_LABELS), the same one for the same arguments: keep it per route and code.
+
+        *reporters* are those for whom the request counts: one that never leaves the node counts as both.
+        """
+        key = (reporters, labels)
+        cell = self._http.get(key)
+        if cell is None:
+            cell = self._http[key] = HttpCell()
+        return cell
+
+    def tcp(self, reporters: tuple[str, ...], labels: Labels) -> TcpCell:
+        """Return the cell of *labels* (TCP_LABELS), the same one for the same arguments."""
+        key = (reporters, labels)
+        cell = self._tcp.get(key)
+        if cell is None:
+            cell = self._tcp[key] = TcpCell()
+        return cell
+
+    def count(self, metric: Metric, labels: Labels = (), amount: int = 1) -> None:
+        """Add *amount* to a nodeagent_* counter."""
+        key = (metric.name, labels)
+        self._counts[key] = self._counts.get(key, 0) + amount
+
+    def gauge(self, metric: Metric, labels: Labels, value: float) -> None:
+        """Set a nodeagent_* gauge."""
+        self._gauges[metric.name, labels] = value
+
+    def delta(self) -> list[Message]:
+        """Return what changed since the last call as messages for ``Store.merge``, each small enough for one packet."""
+        messages = []
+        for kind, series in (("http", _taken(self._http)), ("tcp", _taken(self._tcp))):
+            while chunk := list(itertools.islice(series, SERIES_PER_MESSAGE)):
+                messages.append({kind: chunk})
+        if self._counts or self._gauges:
+            messages.append(
+                {
+                    "counts": [[name, labels, amount] for (name, labels), amount in self._counts.items()],
+                    "gauges": [[name, labels, value] for (name, labels), value in self._gauges.items()],
+                }
+            )
+            self._counts, self._gauges = {}, {}
+        return messages
+
+
+def _taken(cells: dict[tuple[Labels, Labels], Any]) -> Iterator[list[Any]]:
+    for (reporters, labels), cell in cells.items():
+        values = cell.take()
+        if values is not None:
+            yield [reporters, labels, values]
+
+
+def _sparse(buckets: list[int]) -> list[list[int]]:
+    return [[index, count] for index, count in enumerate(buckets) if count]

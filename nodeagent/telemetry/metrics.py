@@ -1,0 +1,107 @@
+"""Every metric of the daemon, declared once: name, kind, labels, help.
+
+The ``istio_*`` families carry Istio's names, labels and buckets exactly, so that existing dashboards and alerts work;
+the ``nodeagent_*`` families are the daemon's own state. Nothing else in the program writes a metric's name or a
+label's name.
+
+Source: Istio "Standard Metrics"; histogram buckets are Envoy's defaults, which Istio leaves alone.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final, Literal
+
+Kind = Literal["counter", "gauge", "histogram"]
+Labels = tuple[str, ...]
+"""Label values, in the order in which the metric declares its labels."""
+Reporter = Literal["source", "destination"]
+
+REPORTERS: Final[tuple[Reporter, ...]] = ("source", "destination")
+UNKNOWN: Final = "unknown"
+"""What Istio says where a value is missing."""
+
+
+@dataclass(frozen=True, slots=True)
+class Metric:
+    """One family: counters end in ``_total``."""
+
+    name: str
+    kind: Kind
+    labels: Labels
+    help: str
+
+
+_SIDE = ("workload", "workload_namespace", "principal", "app", "version", "canonical_service", "canonical_revision", "cluster")
+PEER_LABELS: Final[Labels] = (
+    *(f"source_{name}" for name in _SIDE),
+    *(f"destination_{name}" for name in _SIDE),
+    "destination_service",
+    "destination_service_name",
+    "destination_service_namespace",
+    "connection_security_policy",
+)
+"""What is constant for a pair of workloads and a Service; see ``nodeagent.telemetry.labels``."""
+HTTP_LABELS: Final[Labels] = (*PEER_LABELS, "request_protocol", "response_code", "grpc_response_status", "response_flags")
+TCP_LABELS: Final[Labels] = (*PEER_LABELS, "request_protocol", "response_flags")
+SECURITY_POLICY: Final = PEER_LABELS.index("connection_security_policy")
+
+BUCKETS: Final[tuple[float, ...]] = (
+    *(0.5, 1, 5, 10, 25, 50, 100, 250, 500, 1000, 2500, 5000, 10000),
+    *(30000, 60000, 300000, 600000, 1800000, 3600000),
+)
+"""Upper bounds, inclusive, of every istio_* histogram, whatever its unit."""
+
+_HTTP = ("reporter", *HTTP_LABELS)
+_TCP = ("reporter", *TCP_LABELS)
+
+REQUESTS = Metric("istio_requests_total", "counter", _HTTP, "HTTP requests handled.")
+REQUEST_DURATION = Metric("istio_request_duration_milliseconds", "histogram", _HTTP, "Duration of HTTP requests.")
+REQUEST_BYTES = Metric("istio_request_bytes", "histogram", _HTTP, "Sizes of HTTP requests.")
+RESPONSE_BYTES = Metric("istio_response_bytes", "histogram", _HTTP, "Sizes of HTTP responses.")
+TCP_OPENED = Metric("istio_tcp_connections_opened_total", "counter", _TCP, "TCP connections opened.")
+TCP_CLOSED = Metric("istio_tcp_connections_closed_total", "counter", _TCP, "TCP connections closed.")
+TCP_SENT = Metric("istio_tcp_sent_bytes_total", "counter", _TCP, "Bytes sent in responses of TCP connections.")
+TCP_RECEIVED = Metric("istio_tcp_received_bytes_total", "counter", _TCP, "Bytes received in requests of TCP connections.")
+ISTIO_BUILD = Metric("istio_build", "gauge", ("component", "tag"), "Build of the component that reports Istio's metrics; always 1.")
+
+BUILD_INFO = Metric("nodeagent_build_info", "gauge", ("version", "python", "node"), "Version of the daemon; always 1.")
+ENROLLED_PODS = Metric("nodeagent_enrolled_pods", "gauge", (), "Pods of this node whose traffic is captured.")
+FAULTY_PODS = Metric("nodeagent_faulty_pods", "gauge", (), "Enrolled pods whose capture differs from what it should be.")
+REPAIRS = Metric("nodeagent_repairs_total", "counter", ("fault",), "Faults of capture found by the check and repaired.")
+MAP_ENTRIES = Metric("nodeagent_map_entries", "gauge", ("map",), "Entries in use in a BPF map.")
+MAP_CAPACITY = Metric("nodeagent_map_capacity", "gauge", ("map",), "Entries that a BPF map can hold.")
+KERNEL_EVENTS = Metric("nodeagent_kernel_events_total", "counter", ("event",), "Decisions of the BPF programs.")
+LOOP_LAG = Metric("nodeagent_event_loop_lag_seconds", "gauge", ("worker",), "Longest delay of a worker's event loop since its last report.")
+OPEN_CONNECTIONS = Metric("nodeagent_open_connections", "gauge", ("worker",), "Connections that a worker holds for pods.")
+CONNECTIONS = Metric("nodeagent_connections_total", "counter", ("direction", "path"), "Captured connections by the path that they took.")
+REFUSED = Metric("nodeagent_refused_connections_total", "counter", ("reason",), "Connections and requests that the proxy refused or failed.")
+CERTIFICATE_EXPIRY = Metric("nodeagent_certificate_expiry_timestamp_seconds", "gauge", ("identity",), "When a workload's certificate ends, Unix time.")
+WORKER_RESTARTS = Metric("nodeagent_worker_restarts_total", "counter", ("worker",), "Workers that died and were replaced.")
+SNAPSHOT_ENTRIES = Metric("nodeagent_snapshot_entries", "gauge", ("kind",), "Entries of the snapshot that workers decide by.")
+LOG_DROPPED = Metric("nodeagent_access_log_dropped_total", "counter", (), "Access log lines lost: the disk was too slow, full or gone.")
+REJECTED = Metric("nodeagent_telemetry_rejected_total", "counter", ("cause",), "Reports of workers that were malformed or over the bound on series.")
+
+HTTP_FAMILIES: Final = (REQUEST_DURATION, REQUEST_BYTES, RESPONSE_BYTES)
+"""Histograms in the order in which a HttpCell keeps them; REQUESTS is the duration's count."""
+TCP_FAMILIES: Final = (TCP_OPENED, TCP_CLOSED, TCP_SENT, TCP_RECEIVED)
+"""Counters in the order in which a TcpCell keeps them."""
+PLAIN: Final = {
+    metric.name: metric
+    for metric in (
+        *(ISTIO_BUILD, BUILD_INFO, ENROLLED_PODS, FAULTY_PODS, REPAIRS, MAP_ENTRIES, MAP_CAPACITY, KERNEL_EVENTS, LOOP_LAG, OPEN_CONNECTIONS),
+        *(CONNECTIONS, REFUSED, CERTIFICATE_EXPIRY, WORKER_RESTARTS, SNAPSHOT_ENTRIES, LOG_DROPPED, REJECTED),
+    )
+}
+"""Families with one number a series, by name."""
+
+
+def reported(reporter: str, labels: Labels) -> Labels:
+    """Return the full label values of a series that *reporter* tells of; *labels* are those of HTTP_LABELS or TCP_LABELS.
+
+    A client's proxy does not know what the server's will accept: Istio has it say ``unknown`` for the security policy,
+    and dashboards count on it.
+    """
+    if reporter == "source":
+        labels = (*labels[:SECURITY_POLICY], UNKNOWN, *labels[SECURITY_POLICY + 1 :])
+    return (reporter, *labels)

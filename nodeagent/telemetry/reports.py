@@ -1,0 +1,117 @@
+"""A worker's metrics report, checked: the shape of what ``WorkerMetrics.delta`` makes, and nothing else.
+
+A worker parses what pods send; if one is taken over, it must not be able to do more here than to miscount.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+from nodeagent.telemetry.metrics import BUCKETS, HTTP_FAMILIES, HTTP_LABELS, PLAIN, REPORTERS, TCP_FAMILIES, TCP_LABELS, Kind, Labels, Metric
+
+_LABEL_LENGTH: Final = 1024
+_LARGEST: Final = 1 << 53
+"""Beyond it a float, which is what Prometheus makes of it, is not exact."""
+
+Histogram = tuple[list[tuple[int, int]], float]
+"""Sparse (bucket index, count) pairs and the sum of what was observed."""
+
+
+class ReportError(Exception):
+    """What is wrong with a report; stays inside the package, because no user can act on it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    http: list[tuple[Labels, Labels, list[Histogram]]]
+    """(reporters, HTTP_LABELS, one histogram for each of HTTP_FAMILIES)."""
+    tcp: list[tuple[Labels, Labels, list[int]]]
+    """(reporters, TCP_LABELS, one amount for each of TCP_FAMILIES)."""
+    counts: list[tuple[Metric, Labels, int]]
+    gauges: list[tuple[Metric, Labels, float]]
+
+
+def parse(message: Mapping[str, Any]) -> Report:
+    """Return *message* as a Report. Raises ReportError; never any other error, whatever the message holds."""
+    return Report(
+        http=[_http(item) for item in _items(message, "http")],
+        tcp=[_tcp(item) for item in _items(message, "tcp")],
+        counts=[_count(item) for item in _items(message, "counts")],
+        gauges=[_gauge(item) for item in _items(message, "gauges")],
+    )
+
+
+def _http(item: Any) -> tuple[Labels, Labels, list[Histogram]]:
+    reporters, labels, values = _sequence(item, 3)
+    return _reporters(reporters), _labels(labels, len(HTTP_LABELS)), [_histogram(value) for value in _sequence(values, len(HTTP_FAMILIES))]
+
+
+def _tcp(item: Any) -> tuple[Labels, Labels, list[int]]:
+    reporters, labels, values = _sequence(item, 3)
+    return _reporters(reporters), _labels(labels, len(TCP_LABELS)), [_amount(value) for value in _sequence(values, len(TCP_FAMILIES))]
+
+
+def _count(item: Any) -> tuple[Metric, Labels, int]:
+    name, labels, amount = _sequence(item, 3)
+    metric = _metric(name, "counter")
+    return metric, _labels(labels, len(metric.labels)), _amount(amount)
+
+
+def _gauge(item: Any) -> tuple[Metric, Labels, float]:
+    name, labels, value = _sequence(item, 3)
+    metric = _metric(name, "gauge")
+    return metric, _labels(labels, len(metric.labels)), _number(value)
+
+
+def _histogram(item: Any) -> Histogram:
+    buckets, total = _sequence(item, 2)
+    pairs = [_sequence(pair, 2) for pair in _sequence(buckets)]
+    if any(type(index) is not int or not 0 <= index <= len(BUCKETS) for index, _ in pairs):
+        raise ReportError(f"bucket index out of range in {pairs!r:.100}")
+    return [(index, _amount(count)) for index, count in pairs], _number(total)
+
+
+def _items(message: Mapping[str, Any], key: str) -> list[Any]:
+    return _sequence(message.get(key, []))
+
+
+def _sequence(value: Any, length: int | None = None) -> list[Any]:
+    if not isinstance(value, list | tuple) or (length is not None and len(value) != length):
+        raise ReportError(f"expected {length or 'any number of'} items, not {value!r:.100}")
+    return list(value)
+
+
+def _reporters(value: Any) -> Labels:
+    reporters = tuple(_sequence(value))
+    if not reporters or any(reporter not in REPORTERS for reporter in reporters) or len(set(reporters)) != len(reporters):
+        raise ReportError(f"reporters are some of {REPORTERS!r}, not {value!r:.100}")
+    return reporters
+
+
+def _labels(value: Any, count: int) -> Labels:
+    labels = _sequence(value, count)
+    if any(type(label) is not str or len(label) > _LABEL_LENGTH for label in labels):
+        raise ReportError(f"a label is text of at most {_LABEL_LENGTH} characters: {value!r:.100}")
+    return tuple(labels)
+
+
+def _metric(name: Any, kind: Kind) -> Metric:
+    metric = PLAIN.get(name) if isinstance(name, str) else None
+    if metric is None or metric.kind != kind:
+        raise ReportError(f"no {kind} is called {name!r:.100}")
+    return metric
+
+
+def _amount(value: Any) -> int:
+    if type(value) is not int or not 0 <= value < _LARGEST:
+        raise ReportError(f"a count is a whole number below 2^53, not {value!r:.100}")
+    return value
+
+
+def _number(value: Any) -> float:
+    if type(value) not in (int, float) or not math.isfinite(value) or not 0 <= value < _LARGEST:
+        raise ReportError(f"a value is a number from 0 to 2^53, not {value!r:.100}")
+    return float(value)

@@ -1,0 +1,111 @@
+"""One wire with two pods for all, one captured cgroup with the programs on it per test module, fresh enrolments per test."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from nodeagent.config import Redirect
+from nodeagent.redirect import pins
+from nodeagent.redirect.original import OriginalDestinations
+from nodeagent.redirect.plane import DataPlane
+from nodeagent.redirect.pod import EnrolledPod, Listeners
+from tests.bpf.world import Pod, Stage, pair
+
+_numbers = itertools.count()
+
+
+class Node:
+    """A captured cgroup (``stage``), the data plane on it, and how to enroll the test's pods."""
+
+    def __init__(self, stage: Stage, **settings: Any) -> None:
+        self.stage = stage
+        self.pin_directory = Path(f"/sys/fs/bpf/nodeagent-test-{os.getpid()}-{next(_numbers)}")
+        self.settings = settings
+        self.plane = self.load()
+
+    def redirect(self, **settings: Any) -> Redirect:
+        return Redirect(cgroup=self.stage.cgroup, pinDirectory=self.pin_directory, **{**self.settings, **settings})
+
+    def load(self, slots: int = 1, **settings: Any) -> DataPlane:
+        plane = asyncio.run(DataPlane.load(self.redirect(**settings), slots=slots, agent_cgroup=self.stage.cgroup / "agent"))
+        plane.beat()
+        return plane
+
+    def enroll(self, pod: Pod, uid: str = "pod", **options: Any) -> Listeners:
+        return self.plane.enroll(EnrolledPod(uid, self.plane.pod_netns(pod.path), options.pop("addresses", pod.addresses), **options))
+
+    @property
+    def destinations(self) -> OriginalDestinations:
+        return OriginalDestinations(self.plane.original_map_fd)
+
+    def counted(self) -> dict[str, int]:
+        """The counters that are not zero."""
+        return {name: value for name, value in self.plane.statistics().counters.items() if value}
+
+    def remove(self) -> None:
+        self.plane.close()
+        pins.cleanup(self.pin_directory)
+        self.stage.leave()
+
+
+@pytest.fixture(scope="session")
+def wire() -> Iterator[tuple[Pod, Pod]]:
+    a, b = pair()
+    yield a, b
+    os.close(a.fd)
+    os.close(b.fd)
+
+
+@pytest.fixture
+def a(wire: tuple[Pod, Pod]) -> Pod:
+    return wire[0]
+
+
+@pytest.fixture
+def b(wire: tuple[Pod, Pod]) -> Pod:
+    return wire[1]
+
+
+@pytest.fixture(scope="module")
+def _shared() -> Iterator[Node]:
+    node = Node(Stage.make())
+    yield node
+    node.remove()
+
+
+@pytest.fixture
+def node(_shared: Node) -> Iterator[Node]:
+    """A node with default settings, whose daemon lives; pods are released after the test."""
+    _shared.plane.beat()
+    yield _shared
+    _shared.stage.stop()
+    for uid in list(_shared.plane._enrolled):
+        _shared.plane.release(uid)
+
+
+@pytest.fixture
+def make_node() -> Iterator[Callable[..., Node]]:
+    """Make nodes with other settings (agent.yaml's redirect section)."""
+    made: list[Node] = []
+
+    def make(**settings: Any) -> Node:
+        made.append(Node(Stage.make(), **settings))
+        return made[-1]
+
+    yield make
+    for node in made:
+        node.remove()
+
+
+@pytest.fixture
+def counted(node: Node) -> Callable[[], dict[str, int]]:
+    """What the counters have grown by since the test began."""
+    before = node.plane.statistics().counters
+    return lambda: {name: value - before[name] for name, value in node.plane.statistics().counters.items() if value != before[name]}
