@@ -1,4 +1,4 @@
-/* sock_release: by_cookie holds what is open and nothing else. */
+/* sock_release: forgets what was remembered for a connection that never began (a connect() that failed at once). */
 #include "maps.h"
 
 int sock_release(struct bpf_sock *ctx) {

@@ -25,7 +25,7 @@ from nodeagent.channel import DESCRIPTORS, MESSAGE_BYTES, pair
 from nodeagent.config import AgentConfig
 
 RESPAWN_SECONDS: Final = 1.0
-"""Control may die once a second; a daemon whose control dies at every start does not spin."""
+"""A control that died within this time waits as long: a daemon whose control dies at every start does not spin."""
 _PR_SET_PDEATHSIG: Final = 1
 log = logging.getLogger("nodeagent.supervisor")
 
@@ -36,6 +36,7 @@ class Supervisor:
     def __init__(self, config: AgentConfig, control: Callable[[AgentConfig, socket.socket], None], worker: Callable[[socket.socket], None]) -> None:
         self._config, self._control_main, self._worker_main = config, control, worker
         self._control_pid = 0
+        self._control_started = 0.0
         self._workers: set[int] = set()
         self._kept: dict[str, int] = {}
         self._channel: socket.socket
@@ -70,6 +71,7 @@ class Supervisor:
         ours, theirs = pair()
         ours.setblocking(True)
         self._channel = ours
+        self._control_started = time.monotonic()
         self._control_pid = self._fork(lambda: self._control_main(self._config, theirs), keep={theirs.fileno()})
         theirs.close()
         for key, descriptor in self._kept.items():
@@ -86,7 +88,8 @@ class Supervisor:
         if not self._kept and not self._workers:
             return code or 1  # it never came up: say so and stop, the node's supervisor will try again
         log.error("control died (status %d); it is started again, workers go on", code)
-        time.sleep(RESPAWN_SECONDS)
+        if time.monotonic() - self._control_started < RESPAWN_SECONDS:
+            time.sleep(RESPAWN_SECONDS)
         self._start_control()
         return 0
 

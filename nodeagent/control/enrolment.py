@@ -93,7 +93,7 @@ class Enrolment:
         try:
             self._plane.release(uid)
         except (KernelError, OSError) as error:
-            log.warning("pod %s/%s was not released cleanly: %s", member.pod.podspace, member.pod.pod, error)
+            log.warning("pod %s/%s was not released cleanly: %s", member.pod.namespace, member.pod.pod, error)
         self._workers.release(uid)
         self._drop(uid)
 
@@ -105,7 +105,7 @@ class Enrolment:
                 self._enrol(uid, member)
                 continue
             before = self._plane.listeners(uid)
-            name = f"pod {member.pod.podspace}/{member.pod.pod}"
+            name = f"pod {member.pod.namespace}/{member.pod.pod}"
             found, member.faults = self._mend(name, lambda uid=uid: self._plane.verify(uid), lambda uid=uid: self._plane.repair(uid))  # type: ignore[misc]
             member.state = "faulty" if member.faults else "enrolled"
             member.repaired += len(found)
@@ -135,7 +135,7 @@ class Enrolment:
         return [
             {
                 "pod": member.pod.pod,
-                "namespace": member.pod.podspace,
+                "namespace": member.pod.namespace,
                 "uid": uid,
                 "addresses": list(member.pod.addresses),
                 "identity": member.pod.identity,

@@ -31,7 +31,7 @@ from nodeagent.resources.load import Document, load_documents, parse
 from nodeagent.resources.model import Deployment, Pod, PodSpec
 
 Mode = Literal["direct", "nodeagent"]
-_KUBELET_SECONDS = 10.0
+_KUBELET_SECONDS, _SYNC_SECONDS = 10.0, 180.0
 _POLL_SECONDS = 0.02
 
 
@@ -43,6 +43,11 @@ class Shape:
     mode: Mode
     agent: Mapping[str, Any]
     agent_in_kubepods: bool
+
+    def describe(self) -> str:
+        """Return the settings for messages."""
+        place = "in" if self.agent_in_kubepods else "beside"
+        return f"{self.nodes} nodes, mode {self.mode}, agent configuration {json.dumps(self.agent)} and {place} kubepods"
 
 
 class Lab(View):
@@ -83,7 +88,7 @@ class Lab(View):
         with construction.locked(layout):
             there = _recorded(layout)
             if there is not None and there != shape:
-                raise LabError(f"lab {name} is up with other settings ({there}); take it down first: nodeagent lab down --name {name}")
+                raise LabError(f"lab {name} is up with other settings ({there.describe()}); take it down first: nodeagent lab down --name {name}")
             try:
                 if there is None:
                     construction.destroy(layout)
@@ -199,6 +204,7 @@ class Lab(View):
         connections = []
         for node in self.nodes:
             connection = socket.socket(socket.AF_UNIX)
+            connection.settimeout(_SYNC_SECONDS)
             connection.connect(str(self.layout.socket(node)))
             connection.sendall(json.dumps({"grace": grace_seconds}).encode() + b"\n")
             connections.append(connection)

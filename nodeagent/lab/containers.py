@@ -61,6 +61,9 @@ class RunningContainer:
     finished: bool = False
     """It has ended and will not be started again."""
     message: str = ""
+    """Why it is not ready, or is being restarted."""
+    exit_message: str = ""
+    """What ``message`` was when it ended last."""
     _passed_startup: asyncio.Event = field(default_factory=asyncio.Event)
     _tasks: set[asyncio.Task[None]] = field(default_factory=set)
 
@@ -80,7 +83,7 @@ class RunningContainer:
         while True:
             begun = time.monotonic()
             self.exit_code = await self._watch() if self.pid else 128
-            self.pid, self.ready = 0, False
+            self.pid, self.ready, self.exit_message = 0, False, self.message
             if self.policy == "Never" or (self.policy == "OnFailure" and self.exit_code == 0):
                 self.finished = True
                 self.changed()
@@ -180,5 +183,5 @@ class RunningContainer:
         if self.pid:
             found["containerID"] = f"lab://{self.pid}"
         if self.exit_code is not None:
-            found["lastState"] = {"terminated": {"exitCode": self.exit_code, "message": self.message}}
+            found["lastState"] = {"terminated": {"exitCode": self.exit_code, "message": self.exit_message}}
         return found

@@ -88,8 +88,7 @@ class Kubelet:
             for pod in gone:
                 del self._pods[pod.uid]
             for uid, pod in self._pods.items():
-                pod.manifest = desired[uid]
-                pod.publish()
+                pod.update(desired[uid])
             await self._make([RunningPod(self._host, manifest) for uid, manifest in desired.items() if uid not in self._pods])
             self._on_objects()
 

@@ -150,6 +150,12 @@ class RunningPod:
         )
         return RunningContainer(container, process, self.addresses[0], spec.restart_policy, spec.termination_grace_period_seconds, self.publish)
 
+    def update(self, manifest: Mapping[str, Any]) -> None:
+        """Take over new labels and annotations, and what the ConfigMaps of its volumes hold now; raises LabError."""
+        self.manifest = manifest
+        volumes.prepare(self.volumes, self.spec, self.host.config_maps(manifest["metadata"]["namespace"]))
+        self.publish()
+
     def publish(self) -> None:
         """Write the pod's object, if it is not what was written last."""
         value = self.render()

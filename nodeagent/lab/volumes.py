@@ -11,7 +11,10 @@ from nodeagent.resources.model import ConfigMapVolume, Container, HostPath, PodS
 
 
 def prepare(directory: Path, spec: PodSpec, config_maps: ConfigMaps) -> dict[str, Path]:
-    """Make the volumes of *spec* in *directory* and return name -> where it is; raises LabError, naming the volume, if one cannot be had."""
+    """Make the volumes of *spec* in *directory*, or bring their ConfigMaps up to date, and return name -> where it is.
+
+    Raises LabError, naming the volume, if one cannot be had.
+    """
     sources = {}
     for volume in spec.volumes:
         source = directory / volume.name
@@ -60,5 +63,8 @@ def _write(directory: Path, name: str, volume: ConfigMapVolume, config_maps: Con
             raise LabError(f"volume {name}: ConfigMap {volume.name} has no key {key}; it has {', '.join(data) or 'none'}")
         file = directory / path
         file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text(data[key])
-        file.chmod(mode)
+        if not file.exists() or file.read_text() != data[key]:
+            temporary = file.with_name(f".{file.name}.new")
+            temporary.write_text(data[key])
+            temporary.chmod(mode)
+            temporary.replace(file)

@@ -126,6 +126,7 @@ class Pipeline:
     def admit(self, connection: Connection) -> Permit | Refusal:
         """Authorize a connection at the server's side; a client's side asks nothing of its own pod."""
         if connection.direction == "outbound":
+            connection.verdict = "allow"
             return OPEN
         workload = self.view.workload(connection.pod.uid)
         if workload is None:

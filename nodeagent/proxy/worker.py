@@ -66,7 +66,7 @@ class Worker:
         self._lag = 0.0
         self._tasks: set[asyncio.Task[None]] = set()
         self._channel = Channel(loop, end, self._message, self._orphaned)
-        loop.add_signal_handler(signal.SIGTERM, self._orphaned)
+        loop.add_signal_handler(signal.SIGTERM, self._told_to_go)
         loop.add_signal_handler(signal.SIGINT, lambda: None)  # Ctrl-C is the supervisor's to handle
         self._next_sweep = loop.time() + SWEEP_SECONDS
         loop.call_at(self._next_sweep, self._sweep)
@@ -166,7 +166,10 @@ class Worker:
             server.close()
 
     def _orphaned(self) -> None:
-        """Control is gone or wants this worker gone: serve what is open, take nothing new."""
+        """Control is gone: serve on with what is here; its successor starts new workers and has this one drain."""
+        log.warning("control is gone; this worker serves on until it is replaced")
+
+    def _told_to_go(self) -> None:
         self._drain(self._pipeline.timeouts.drain if hasattr(self, "_pipeline") else 0.0)
 
     def _drain(self, seconds: float) -> None:

@@ -6,6 +6,7 @@ setns(2) moves only the calling thread, and nothing is awaited inside, so no oth
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import socket
 import struct
@@ -19,6 +20,8 @@ from nodeagent.redirect import syscall
 
 SO_NETNS_COOKIE: Final = 71
 """asm-generic/socket.h; not in Python's socket module."""
+_SIOCSIFFLAGS: Final = 0x8914
+_IFF_UP: Final = 1
 
 
 def _cookie(of: socket.socket) -> int:
@@ -29,6 +32,27 @@ def own_cookie() -> int:
     """Return the cookie of the calling thread's network namespace: 64 bits that the kernel never uses again."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
         return _cookie(probe)
+
+
+def create() -> int:
+    """Make a network namespace without a name, with lo up; return its descriptor, which keeps it. Raises OSError."""
+    home = os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        syscall.unshare()
+        made = os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            _raise_loopback()
+        finally:
+            syscall.setns(home)
+    finally:
+        os.close(home)
+    return made
+
+
+def _raise_loopback() -> None:
+    """SIOCSIFFLAGS with IFF_UP (netdevice(7)): no ip(8) needed."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as control:
+        fcntl.ioctl(control, _SIOCSIFFLAGS, struct.pack("=16sH22x", b"lo", _IFF_UP))
 
 
 @contextlib.contextmanager

@@ -42,13 +42,13 @@ class Pins:
                 syscall.mount("bpf", str(BPFFS), "bpf")
             except OSError as error:
                 raise KernelError(f"{BPFFS}: bpffs cannot be mounted: {error.strerror}; the daemon needs root and CAP_SYS_ADMIN") from None
+        if filesystem(self.directory) != "bpf":
+            raise KernelError(f"{self.directory}: is not in bpffs; set redirect.pinDirectory to a folder below {BPFFS}")
         try:
             for directory in (self.maps, self.programs, self.links):
                 directory.mkdir(0o700, parents=True, exist_ok=True)
         except OSError as error:
-            raise KernelError(f"{error.filename}: cannot be made: {error.strerror}; redirect.pinDirectory must be below a mounted bpffs") from None
-        if filesystem(self.directory) != "bpf":
-            raise KernelError(f"{self.directory}: is not in bpffs; set redirect.pinDirectory to a folder below {BPFFS}")
+            raise KernelError(f"{error.filename}: cannot be made: {error.strerror}") from None
 
 
 def filesystem(path: Path) -> str:

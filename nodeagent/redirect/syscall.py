@@ -15,6 +15,7 @@ NUMBER: Final = {"x86_64": 321, "aarch64": 280, "riscv64": 280, "s390x": 351, "p
 _libc: Final = ctypes.CDLL(None, use_errno=True)
 
 MAP_CREATE, MAP_LOOKUP, MAP_UPDATE, MAP_DELETE, MAP_NEXT_KEY = range(5)
+PROG_LOAD = 5
 OBJ_PIN, OBJ_GET = 6, 7
 OBJ_INFO = 15
 MAP_LOOKUP_AND_DELETE = 21
@@ -52,6 +53,18 @@ class _Object(ctypes.Structure):
 
 class _Info(ctypes.Structure):
     _fields_ = [("fd", _u32), ("size", _u32), ("info", _u64)]
+
+
+class _Program(ctypes.Structure):
+    _fields_ = [
+        *((name, _u32) for name in ("type", "count")),
+        *((name, _u64) for name in ("instructions", "license")),
+        *((name, _u32) for name in ("log_level", "log_size")),
+        ("log", _u64),
+        *((name, _u32) for name in ("kernel", "flags")),
+        ("name", ctypes.c_char * 16),
+        *((name, _u32) for name in ("interface", "attach_type")),
+    ]
 
 
 class _Link(ctypes.Structure):
@@ -151,6 +164,13 @@ def info(fd: int, size: int = 80) -> bytes:
     return buffer.raw
 
 
+def program_load(kind: int, attach_type: int, instructions: bytes) -> int:
+    """Load a program given as machine code (what `nodeagent check` tries); return its descriptor. Raises OSError."""
+    code, licence = ctypes.create_string_buffer(instructions, len(instructions)), ctypes.create_string_buffer(b"GPL")
+    attr = _Program(kind, len(instructions) // 8, ctypes.addressof(code), ctypes.addressof(licence), attach_type=attach_type)
+    return _own(bpf(PROG_LOAD, attr))
+
+
 def link_create(program: int, target: int, attach_type: int) -> int:
     """Attach *program* to a cgroup or network namespace; return the link's descriptor. Raises OSError."""
     return _own(bpf(LINK_CREATE, _Link(program, target, attach_type)))
@@ -169,6 +189,13 @@ def link_detach(link: int) -> None:
 def setns(fd: int, kind: int = CLONE_NEWNET) -> None:
     """Move the calling thread into the namespace *fd*. Raises OSError."""
     if _libc.setns(fd, kind):
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number))
+
+
+def unshare(kind: int = CLONE_NEWNET) -> None:
+    """Move the calling thread into a new namespace. Raises OSError."""
+    if _libc.unshare(kind):
         number = ctypes.get_errno()
         raise OSError(number, os.strerror(number))
 

@@ -16,7 +16,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from nodeagent.errors import ResourceError
-from nodeagent.resources.model import CLUSTER_SCOPED, KINDS, Resource
+from nodeagent.resources.model import CLUSTER_SCOPED, FIELD_FAULT, KINDS, Resource
 
 SUFFIXES = (".yaml", ".yml", ".json")
 
@@ -110,8 +110,7 @@ def parse(text: str, file: str) -> list[Document]:
         raise ResourceError(f"{file}: not YAML: {' '.join(str(error).split())}") from None
     for number, value in enumerate(raw, 1):
         items = value.get("items") if isinstance(value, dict) and value.get("kind") == "List" else None
-        for item in items if isinstance(items, list) else [value]:
-            documents.append(Document(file, number, _validate(item, file, number)))
+        documents += [Document(file, number, _validate(item, file, number)) for item in (items if isinstance(items, list) else [value])]
     return documents
 
 
@@ -149,12 +148,16 @@ def explain(error: ValidationError, model: type[BaseModel]) -> str:
             allowed = str(context["expected"])
         case "string_pattern_mismatch":
             allowed = f"text that matches {context['pattern']}"
+        case kind if kind == FIELD_FAULT:
+            return f"{path}.{context['path']}: {_show(context['value'])}: allowed: {context['allowed']}"
         case "value_error":
             allowed = str(context["error"])
         case _:
             others = {each["msg"] for each in faults if _path(each["loc"], model)[0] == path}
             allowed = " or ".join(sorted(message.removeprefix("Input should be ").removeprefix("a valid ") for message in others))
-    more = f" (and {len(faults) - 1} more)" if len({_path(each["loc"], model)[0] for each in faults}) > 1 else ""
+    # An ancestor of a wrong field is often reported too, as a list that became too short without it.
+    others_too = {each for each in (_path(fault["loc"], model)[0] for fault in faults) if not path.startswith(each)}
+    more = f" (and {len(others_too)} more)" if others_too else ""
     return f"{path or 'document'}: {_show(fault['input'])}: allowed: {allowed}{more}"
 
 

@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints, model_validator
 from pydantic.alias_generators import to_camel
+from pydantic_core import PydanticCustomError
 
 Name = Annotated[str, StringConstraints(pattern=r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$", max_length=63)]
 """An RFC 1123 label; Kubernetes asks no more of most names, and a DNS name needs no less."""
@@ -55,12 +56,21 @@ RelativePath = Annotated[str, AfterValidator(_relative)]
 ClusterIP = Annotated[str, AfterValidator(_cluster_ip)]
 
 
-def _unique(values: Iterable[object], what: str) -> None:
-    seen: set[object] = set()
-    for value in values:
+FIELD_FAULT = "field_fault"
+
+
+def _fault(path: str, value: object, allowed: str) -> PydanticCustomError:
+    """Return the error for the field at *path* below the model that finds the fault, as no single field can see it."""
+    return PydanticCustomError(FIELD_FAULT, "{allowed}", {"path": path, "value": value, "allowed": allowed})
+
+
+def _unique(values: Iterable[tuple[str, object]]) -> None:
+    """Refuse the second of two equal values; *values* are pairs of path and value."""
+    seen: dict[object, str] = {}
+    for path, value in values:
         if value in seen:
-            raise ValueError(f"{what} that differ, not {value!r} twice")
-        seen.add(value)
+            raise _fault(path, value, f"a value that differs from {seen[value]}")
+        seen[value] = path
 
 
 class Section(BaseModel):
@@ -220,13 +230,14 @@ class Container(Section):
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
-        _unique((port.name for port in self.ports if port.name), "port names")
-        _unique((mount.mount_path for mount in self.volume_mounts), "mount paths")
-        named = {port.name for port in self.ports}
-        for probe in (self.readiness_probe, self.liveness_probe, self.startup_probe):
+        _unique((f"ports[{index}].name", port.name) for index, port in enumerate(self.ports) if port.name)
+        _unique((f"volumeMounts[{index}].mountPath", mount.mount_path) for index, mount in enumerate(self.volume_mounts))
+        named = {port.name for port in self.ports if port.name}
+        for name, probe in (("readiness", self.readiness_probe), ("liveness", self.liveness_probe), ("startup", self.startup_probe)):
             handler = (probe.http_get or probe.tcp_socket) if probe else None
             if handler and isinstance(handler.port, str) and handler.port not in named:
-                raise ValueError(f"probe ports that are numbers or names of this container's ports, not {handler.port!r}")
+                path = f"{name}Probe.{'httpGet' if isinstance(handler, HttpGet) else 'tcpSocket'}.port"
+                raise _fault(path, handler.port, f"a number, or the name of one of this container's ports ({', '.join(sorted(named)) or 'none has one'})")
         return self
 
 
@@ -288,13 +299,13 @@ class PodSpec(Section):
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
-        _unique((container.name for container in self.containers), "container names")
-        _unique((volume.name for volume in self.volumes), "volume names")
+        _unique((f"containers[{index}].name", container.name) for index, container in enumerate(self.containers))
+        _unique((f"volumes[{index}].name", volume.name) for index, volume in enumerate(self.volumes))
         known = sorted(volume.name for volume in self.volumes)
-        for container in self.containers:
-            for mount in container.volume_mounts:
+        for at, container in enumerate(self.containers):
+            for index, mount in enumerate(container.volume_mounts):
                 if mount.name not in known:
-                    raise ValueError(f"volumeMounts that name one of the pod's volumes ({', '.join(known) or 'none'}), not {mount.name!r}")
+                    raise _fault(f"containers[{at}].volumeMounts[{index}].name", mount.name, f"one of the pod's volumes ({', '.join(known) or 'it has none'})")
         return self
 
 
@@ -363,9 +374,9 @@ class DeploymentSpec(Section):
     @model_validator(mode="after")
     def _consistent(self) -> Self:
         if not self.selector.match_labels.items() <= self.template.metadata.labels.items():
-            raise ValueError("a selector.matchLabels that template.metadata.labels contain")
+            raise _fault("selector.matchLabels", self.selector.match_labels, f"some of template.metadata.labels ({dict(self.template.metadata.labels)})")
         if self.template.spec.restart_policy != "Always":
-            raise ValueError("template.spec.restartPolicy: Always")
+            raise _fault("template.spec.restartPolicy", self.template.spec.restart_policy, "Always")
         return self
 
 
@@ -398,13 +409,13 @@ class ServiceSpec(Section):
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
-        _unique(((port.port, port.protocol) for port in self.ports), "ports")
-        if len(self.ports) > 1:
-            _unique((port.name for port in self.ports), "port names")
-            if not all(port.name for port in self.ports):
-                raise ValueError("a name on every port, as there are several")
+        _unique((f"ports[{index}].port", (port.port, port.protocol)) for index, port in enumerate(self.ports))
+        for index, port in enumerate(self.ports):
+            if len(self.ports) > 1 and not port.name:
+                raise _fault(f"ports[{index}].name", port.name, "a name, as there are several ports")
+        _unique((f"ports[{index}].name", port.name) for index, port in enumerate(self.ports))
         if self.cluster_ip and self.cluster_ips and self.cluster_ips[0] != self.cluster_ip:
-            raise ValueError("a clusterIPs[0] that equals clusterIP")
+            raise _fault("clusterIPs[0]", self.cluster_ips[0], f"clusterIP's value, {self.cluster_ip}")
         return self
 
 

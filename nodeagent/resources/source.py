@@ -126,6 +126,10 @@ class DirectorySource:
             self._watch(self._path / folder, _CLOSE_WRITE | _MOVED_FROM | _MOVED_TO | _DELETE | (_CREATE if folder == ENROLLED else 0), folder)
         except FileNotFoundError:
             return  # its parent is watched: it is taken up when it comes
+        newest = max(self._watches)
+        for number in [number for number, watched in self._watches.items() if watched == folder and number != newest]:
+            del self._watches[number]  # a folder of this name that was moved away
+            _libc.inotify_rm_watch(self._inotify, number)
 
     def _watch(self, path: Path, mask: int, folder: str) -> None:
         number = _libc.inotify_add_watch(self._inotify, os.fsencode(path), mask | _ONLYDIR)
@@ -138,15 +142,15 @@ class DirectorySource:
         self._watches[number] = folder
 
     def _read(self) -> list[AnyChange]:
-        """Return the changes behind the events that wait."""
+        """Return the changes behind the events that wait (inotify(7))."""
         touched: dict[tuple[str, str], None] = {}
         anew: set[str] = set()
         for number, mask, name in _events(self._inotify):
             if mask & _OVERFLOW:
                 anew |= {OBJECTS, ENROLLED}
             elif mask & _IGNORED:
-                gone = self._path / self._watches.pop(number, "")
-                log.warning("%s: the folder is gone; what was known of it stays in force", gone)
+                if (gone := self._watches.pop(number, None)) is not None:
+                    log.warning("%s: the folder is gone; what was known of it stays in force", self._path / gone)
             elif (folder := self._watches.get(number)) == "":
                 if name in (OBJECTS, ENROLLED):
                     self._watch_folder(name)
@@ -227,11 +231,14 @@ def _read_json(path: Path) -> dict[str, Any]:
         raise
     except OSError as error:
         raise ResourceError(f"cannot be read: {error.strerror}") from None
-    with os.fdopen(descriptor, "rb") as file:
+    try:
         status = os.fstat(descriptor)
         if not stat.S_ISREG(status.st_mode) or status.st_size > MAX_OBJECT_BYTES:
             raise ResourceError(f"not a regular file of at most {MAX_OBJECT_BYTES} bytes")
-        content = file.read(MAX_OBJECT_BYTES + 1)
+        with open(descriptor, "rb", closefd=False) as file:
+            content = file.read(MAX_OBJECT_BYTES)
+    finally:
+        os.close(descriptor)
     try:
         document = json.loads(content)
     except (ValueError, RecursionError) as error:

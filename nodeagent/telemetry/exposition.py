@@ -42,7 +42,7 @@ class HttpSeries:
 
     def histogram(self, name: str, place: int) -> str:
         """Return the lines of family *name*, number *place* of HTTP_FAMILIES: cumulative buckets, sum and count."""
-        head = f"{name}_bucket{{{self.text},le=\""
+        head = f'{name}_bucket{{{self.text},le="'
         cumulative = list(accumulate(self.buckets[place]))
         lines = "".join([f'{head}{le}"}} {count}\n' for le, count in zip(_LES, cumulative, strict=True)])
         return f"{lines}{name}_sum{{{self.text}}} {number(self.sums[place])}\n{name}_count{{{self.text}}} {cumulative[-1]}\n"

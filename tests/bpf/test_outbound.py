@@ -5,15 +5,19 @@ from __future__ import annotations
 import errno
 import os
 import socket
+import struct
 import time
 from collections.abc import Callable
 from multiprocessing.connection import Connection
+from pathlib import Path
 
 import pytest
 
+from nodeagent.redirect import netns
 from nodeagent.redirect.original import OriginalDestinations
+from nodeagent.redirect.pod import listener_key
 from tests.bpf.conftest import Node
-from tests.bpf.world import Pod, Seen, accept, answering, connected, dial, serve, take
+from tests.bpf.world import Pod, Seen, accept, answering, connected, dial, eventually, serve, take
 
 KINDS = ["4", "6", "mapped"]
 Counted = Callable[[], dict[str, int]]
@@ -190,7 +194,6 @@ def _receive_datagram(pipe: Connection, address: str, port: int) -> tuple[bytes,
 
 def _fast_open(_pipe: Connection, address: str, port: int) -> tuple[bytes, tuple[str, int]]:
     with socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET, socket.SOCK_STREAM) as sender:
-        sender.settimeout(5)
         sender.sendto(b"early", socket.MSG_FASTOPEN, (address, port))
         return sender.recv(100), sender.getpeername()[:2]
 
@@ -199,6 +202,8 @@ def _fast_open(_pipe: Connection, address: str, port: int) -> tuple[bytes, tuple
 def test_tcp_fast_open(node: Node, a: Pod, b: Pod, kind: str) -> None:
     """Input: data sent with the SYN, without connect(). Verdict: captured like any other, original destination known."""
     listeners = node.enroll(a)
+    with netns.inside(a.fd):
+        Path("/proc/sys/net/ipv4/tcp_fastopen").write_text("5")  # as a client, without a cookie first
     child = node.stage.start(a, _fast_open, b.address(kind), 8089)
     with accept(listeners.fds["outbound", 6 if kind == "6" else 4, 0]) as connection:
         assert take(node.destinations, connection) == (b.ipv6 if kind == "6" else b.ipv4, 8089)
@@ -245,7 +250,6 @@ def test_bound_to_a_source_address(node: Node, a: Pod, b: Pod, kind: str) -> Non
 def _again(_pipe: Connection, first: tuple[str, int], second: tuple[str, int]) -> Seen:
     """A socket whose first connection is refused connects again."""
     with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as connection:
-        connection.settimeout(5)
         try:
             connection.connect(first)
         except ConnectionRefusedError:
@@ -253,16 +257,20 @@ def _again(_pipe: Connection, first: tuple[str, int], second: tuple[str, int]) -
         return Seen(connection.getpeername()[:2], connection.getsockname()[:2], connection.recv(100))
 
 
-def test_a_second_connect_forgets_the_first(make_node: Callable[..., Node], a: Pod, b: Pod) -> None:
-    """Input: a redirected connect() that fails, then one to loopback on the same socket. Verdict: its names are the real ones."""
-    node = make_node()
-    listeners = node.enroll(a)
-    listeners.fds["outbound", 4, 0].shutdown(socket.SHUT_RDWR)  # leaves the map too, so: closed port, while another holds the place
-    node.plane.repair("pod")
+def test_a_second_connect_forgets_the_first(node: Node, a: Pod, b: Pod, counted: Counted) -> None:
+    """Input: a redirected connect() that is refused, then one to loopback on the same socket. Verdict: its names are the real ones."""
     node.stage.start(a, serve, "127.0.0.1", 8092).receive()
-    seen: Seen = node.stage.run(a, _again, ("127.0.0.1", 8093), ("127.0.0.1", 8092))
+    listeners = node.enroll(a)
+    with netns.inside(a.fd), socket.create_server(("127.0.0.1", 0)) as other:
+        # BPF believes in a listener, but nothing listens on 15001.
+        key = listener_key(node.plane._enrolled["pod"].pod.netns.cookie, "outbound", 4)
+        listeners.fds["outbound", 4, 0].close()
+        node.plane._maps["listeners"].put(key, struct.pack("=Q", other.fileno()))
+        seen: Seen = node.stage.run(a, _again, (b.ipv4, 8093), ("127.0.0.1", 8092))
     assert seen.peer == ("127.0.0.1", 8092)
     assert seen.name[0] == "127.0.0.1"
+    assert counted() == {"outbound_captured": 1}
+    assert node.plane.statistics().maps["by_cookie"][0] == 0
 
 
 def _unprivileged(_pipe: Connection, map_fd: int, cookie: int, port: int) -> tuple[str, int] | None:
@@ -318,8 +326,11 @@ def _mptcp(_pipe: Connection, address: str, port: int) -> bytes:
         return connection.recv(100)
 
 
-def test_mptcp(node: Node, a: Pod, b: Pod, counted: Counted) -> None:
+def test_mptcp_is_tcp(node: Node, a: Pod, b: Pod, counted: Counted) -> None:
+    """Input: a multipath TCP socket, whose subflows the kernel makes. Verdict: captured, and nothing of it stays in the map."""
     listeners = node.enroll(a, strict=True)
     node.stage.start(b, serve, "0.0.0.0", 8096).receive()
     with answering(listeners, b"proxy"):
         assert node.stage.run(a, _mptcp, b.ipv4, 8096) == b"proxy"
+    assert counted() == {"outbound_captured": 1}
+    eventually(lambda: node.plane.statistics().maps["by_cookie"][0] == 0)

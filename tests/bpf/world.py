@@ -6,7 +6,6 @@ Namespaces have no names and live as long as this process holds them, so that a 
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import itertools
 import multiprocessing
 import os
@@ -33,21 +32,6 @@ _numbers = itertools.count()
 def cgroup2() -> Path:
     """Where the cgroup2 hierarchy is mounted."""
     return next(Path(line.split()[1]) for line in Path("/proc/mounts").read_text().splitlines() if line.split()[2] == "cgroup2")
-
-
-def new_netns() -> int:
-    """Make a network namespace (lo up); return its descriptor."""
-    made: list[int] = []
-
-    def make() -> None:
-        if ctypes.CDLL(None).unshare(syscall.CLONE_NEWNET) == 0:
-            made.append(os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC))
-
-    thread = threading.Thread(target=make)
-    thread.start()
-    thread.join()
-    ip(made[0], "link set lo up")
-    return made[0]
 
 
 def ip(fd: int, arguments: str) -> None:
@@ -79,7 +63,7 @@ class Pod:
 
 def pair() -> tuple[Pod, Pod]:
     """Two pods on one wire."""
-    a, b = (Pod(new_netns(), f"10.77.0.{n}", f"fd77::{n}") for n in (1, 2))
+    a, b = (Pod(netns.create(), f"10.77.0.{n}", f"fd77::{n}") for n in (1, 2))
     ip(a.fd, f"link add eth0 type veth peer name eth0 netns /proc/{os.getpid()}/fd/{b.fd}")
     for pod in (a, b):
         ip(pod.fd, "link set eth0 up")
@@ -225,6 +209,14 @@ def keep_dialling(pipe: Connection, address: str, port: int) -> list[bytes]:
 
 
 # The daemon's side.
+
+
+def eventually(condition: Callable[[], bool], seconds: float = 3) -> None:
+    """Wait until *condition* holds."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "it did not come about"
+        time.sleep(0.01)
 
 
 def netns_cookie(of: socket.socket) -> int:

@@ -1,0 +1,44 @@
+"""``nodeagent get``: what running agents believe."""
+
+from __future__ import annotations
+
+from typing import Final
+
+import click
+
+from nodeagent.cli.admin import admin_option, find
+from nodeagent.cli.output import NODE, Column, Output, emit, listed, output_option, until
+
+COLUMNS: Final = {
+    "pods": (
+        *(Column("NAMESPACE", "namespace"), Column("POD", "pod"), Column("STATE", "state"), Column("MTLS", "mode"), Column("ADDRESSES", "addresses", listed)),
+        *(Column("IDENTITY", "identity"), Column("CONNECTIONS", "connections", right=True), Column("LISTENERS", "listeners", right=True)),
+        *(Column("REPAIRED", "repaired", right=True), Column("FAULTS", "faults", listed)),
+    ),
+    "certs": (
+        *(Column("IDENTITY", "identity"), Column("SERIAL", "serial"), Column("EXPIRES IN", "not_after", until, right=True)),
+        *(Column("RENEWED IN", "renew_at", until, right=True), Column("ERROR", "error")),
+    ),
+    "policies": (Column("POD", "pod"), Column("MTLS", "mtls"), Column("FROM", "from")),
+    "routes": (
+        *(Column("SERVICE", "service"), Column("PORT", "port", right=True), Column("MATCH", "match")),
+        *(Column("CLUSTER", "cluster"), Column("BALANCE", "balance")),
+    ),
+    "endpoints": (
+        *(Column("SERVICE", "service"), Column("PORT", "port", right=True), Column("PROTOCOL", "protocol")),
+        *(Column("ADDRESSES", "addresses", listed), Column("ENDPOINTS", "endpoints", listed)),
+    ),
+}
+"""What can be asked for -> the columns of its table."""
+
+
+@click.command()
+@click.argument("what", type=click.Choice(list(COLUMNS)))
+@admin_option
+@output_option
+def get(what: str, admin: str | None, output: Output) -> None:
+    """Print WHAT running agents believe: their pods, certificates, policies, routes or endpoints."""
+    agents = find(admin)
+    rows = [{"node": agent.node, **row} for agent in agents for row in agent.get(f"/{what}")]
+    columns = COLUMNS[what]
+    emit(rows, (NODE, *columns) if len(agents) > 1 else columns, output)

@@ -1,0 +1,103 @@
+"""What lists look like: a table for people, JSON or YAML for programs."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final, Literal
+
+import click
+
+Output = Literal["table", "json", "yaml"]
+Row = Mapping[str, Any]
+
+output_option = click.option("-o", "--output", type=click.Choice(["table", "json", "yaml"]), default="table", show_default=True, help="How to print.")
+
+
+@dataclass(frozen=True, slots=True)
+class Column:
+    """A column of a table: its title, the row's key, and how the value reads."""
+
+    title: str
+    key: str
+    show: Callable[[Any], str] = str
+    right: bool = False
+
+
+NODE: Final = Column("NODE", "node")
+
+
+def emit(rows: Sequence[Row], columns: Sequence[Column], output: Output) -> None:
+    """Print *rows*: whole in JSON and YAML, by *columns* in a table."""
+    if output == "json":
+        print(json.dumps(list(rows), indent=2, ensure_ascii=False))
+    elif output == "yaml":
+        print(_yaml(list(rows)), end="")
+    else:
+        _table(rows, columns)
+
+
+def emit_one(row: Row, output: Output) -> None:
+    """Print *row* at once, as one JSON line or one YAML document, for what goes on without end."""
+    print(json.dumps(row, ensure_ascii=False) if output == "json" else f"---\n{_yaml(dict(row))}".rstrip("\n"), flush=True)
+
+
+def _yaml(value: Any) -> str:
+    import yaml
+
+    text: str = yaml.safe_dump(value, sort_keys=False, allow_unicode=True, width=160)
+    return text
+
+
+def _table(rows: Sequence[Row], columns: Sequence[Column]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
+    for column in columns:
+        table.add_column(column.title, justify="right" if column.right else "left", overflow="fold")
+    for row in rows:
+        table.add_row(*[Text(cell(column, row)) for column in columns])
+    # Into a pipe a row stays a line, whatever its length.
+    console = Console(width=None if sys.stdout.isatty() else 1 << 16, highlight=False)
+    console.print(table) if rows else console.print("nothing yet", style="dim")
+
+
+def cell(column: Column, row: Row) -> str:
+    """Return the text of one cell; what a terminal would act on is written out."""
+    value = row.get(column.key)
+    text = "" if value is None else column.show(value)
+    return text if text.isprintable() else "".join([letter if letter.isprintable() else repr(letter)[1:-1] for letter in text])
+
+
+def listed(values: Sequence[Any]) -> str:
+    """Return *values* separated by blanks, so that a narrow table can break between them."""
+    return " ".join(map(str, values))
+
+
+def clock(seconds: float) -> str:
+    """Return Unix time as local time of day."""
+    return time.strftime("%H:%M:%S", time.localtime(seconds))
+
+
+def until(seconds: float) -> str:
+    """Return Unix time as the time left until then, in its two largest units."""
+    left = int(seconds - time.time())
+    sign, left = ("-", -left) if left < 0 else ("", left)
+    days, hours, minutes = left // 86400, left // 3600 % 24, left // 60 % 60
+    if days:
+        return f"{sign}{days}d{hours}h"
+    return f"{sign}{hours}h{minutes}m" if hours else f"{sign}{minutes}m{left % 60}s"
+
+
+def size(count: float) -> str:
+    """Return a number of bytes in binary units."""
+    for unit in ("B", "KiB", "MiB"):
+        if count < 1024:
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1024
+    return f"{count:.1f} GiB"

@@ -1,0 +1,123 @@
+"""sk_lookup: what happens to the connections that reach a pod from outside."""
+
+from __future__ import annotations
+
+import socket
+import time
+from collections.abc import Callable
+from multiprocessing.connection import Connection
+
+import pytest
+
+from tests.bpf.conftest import Node
+from tests.bpf.world import Pod, accept, dial, hold, ip, serve
+
+KINDS = ["4", "6", "mapped"]
+Counted = Callable[[], dict[str, int]]
+
+
+def _family(kind: str) -> int:
+    return 6 if kind == "6" else 4
+
+
+def _any(kind: str) -> str:
+    return "::" if kind == "6" else "0.0.0.0"
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("port", [80, 15001, 15006, 65535])
+def test_steered_to_the_listener_whatever_the_port(node: Node, a: Pod, b: Pod, counted: Counted, kind: str, port: int) -> None:
+    """Input: a SYN from outside for any port. Verdict: the 15006 listener accepts it; both ends' addresses stay what they were."""
+    listeners = node.enroll(b)
+    child = node.stage.start(a, dial, b.address(kind), port)
+    with accept(listeners.fds["inbound", _family(kind), 0]) as connection:
+        local, peer = connection.getsockname()[:2], connection.getpeername()[:2]
+        connection.sendall(b"proxy")
+        seen = child.receive()
+    version6 = kind == "6"
+    assert local == (b.ipv6 if version6 else b.ipv4, port)
+    assert peer == (a.ipv6 if version6 else a.ipv4, seen.name[1])
+    assert seen.data == b"proxy"
+    assert counted() == {"inbound_captured": 1, "outbound_unknown_allowed": 1}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_the_daemon_opens_inside_the_pod_reaches_the_app(node: Node, b: Pod, kind: str) -> None:
+    """Input: a socket made by sockets() connects to the pod's own address and to loopback. Verdict: the app, not the listener."""
+    node.stage.start(b, serve, _any(kind), 8180).receive()
+    node.enroll(b, strict=True)
+    for address in (b.address(kind), {"4": "127.0.0.1", "6": "::1", "mapped": "::ffff:127.0.0.1"}[kind]):
+        (upstream,) = node.plane.sockets("pod", 6 if ":" in address else 4, 1)
+        with upstream:
+            assert upstream.getblocking() is False
+            upstream.settimeout(5)
+            upstream.connect((address, 8180))
+            assert upstream.recv(100).startswith(b"app ")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_excluded_port_passes(node: Node, a: Pod, b: Pod, counted: Counted, kind: str) -> None:
+    node.enroll(b, strict=True, exclude_inbound=frozenset({8181}), exclude_outbound=frozenset({8182}))
+    node.stage.start(b, serve, _any(kind), 8181).receive()
+    assert node.stage.run(a, dial, b.address(kind), 8181).data.startswith(b"app ")
+    assert counted() == {"inbound_excluded": 1, "outbound_unknown_allowed": 1}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_address_that_is_not_the_pods_is_refused(node: Node, a: Pod, b: Pod, counted: Counted, kind: str) -> None:
+    """Input: a connection to an address of the pod's interface that its object does not have. Verdict: reset at once."""
+    extra = "fd77::99" if kind == "6" else "10.77.0.99"
+    ip(b.fd, f"addr add {extra}/{'64' if kind == '6' else '24'} dev eth0 {'nodad' if kind == '6' else ''}")
+    try:
+        node.stage.start(b, serve, _any(kind), 8182).receive()
+        node.enroll(b)
+        with pytest.raises(ConnectionRefusedError):
+            node.stage.run(a, dial, f"::ffff:{extra}" if kind == "mapped" else extra, 8182)
+        assert counted() == {"inbound_unknown_refused": 1, "outbound_unknown_allowed": 1}
+    finally:
+        ip(b.fd, f"addr del {extra}/{'64' if kind == '6' else '24'} dev eth0")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("cause", ["stopped", "silent", "no listener"])
+@pytest.mark.parametrize("strict", [False, True])
+def test_dead_daemon(make_node: Callable[..., Node], a: Pod, b: Pod, kind: str, cause: str, strict: bool) -> None:
+    """Input: a connection from outside and the daemon is not there. Verdict: PERMISSIVE reaches the app, STRICT is reset."""
+    node = make_node(heartbeatTimeoutSeconds=0.3) if cause == "silent" else make_node()
+    node.stage.start(b, serve, _any(kind), 8183).receive()
+    listeners = node.enroll(b, strict=strict)
+    if cause == "stopped":
+        node.plane.stop_beating()
+    elif cause == "silent":
+        time.sleep(0.5)
+    else:
+        listeners.close()
+    if strict:
+        with pytest.raises(ConnectionRefusedError):
+            node.stage.run(a, dial, b.address(kind), 8183)
+        assert node.counted() == {"inbound_dead_refused": 1, "outbound_unknown_allowed": 1}
+    else:
+        assert node.stage.run(a, dial, b.address(kind), 8183).data.startswith(b"app ")
+        assert node.counted() == {"inbound_dead_passed": 1, "outbound_unknown_allowed": 1}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_established_connections_stay_where_they_are(node: Node, a: Pod, b: Pod, kind: str) -> None:
+    """Input: both ends of a live connection are enrolled, and released. Verdict: it never notices."""
+    server = node.stage.start(b, _echo, _any(kind), 8184)
+    server.receive()
+    client = node.stage.start(a, hold, b.address(kind), 8184)
+    assert client.receive() == "connected"
+    for change in (lambda: (node.enroll(a, "a", strict=True), node.enroll(b, "b", strict=True)), lambda: (node.plane.release("a"), node.plane.release("b"))):
+        change()
+        client.send(b"still here")
+        assert client.receive() == (b"still here", (b.address(kind), 8184))
+
+
+def _echo(pipe: Connection, address: str, port: int) -> None:
+    with socket.create_server((address, port), family=socket.AF_INET6 if ":" in address else socket.AF_INET) as listener:
+        pipe.send("ready")
+        connection, _ = listener.accept()
+        with connection:
+            while data := connection.recv(100):
+                connection.sendall(data)

@@ -1,0 +1,212 @@
+"""What goes wrong while a lab is made, and that nothing of it stays: namespaces, cgroups, processes, files."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from nodeagent.cli.lab import lab as command
+from nodeagent.errors import LabError, ResourceError
+from nodeagent.lab import Lab, cgroup
+from nodeagent.lab.layout import ADDRESSES, NETNS_DIRECTORY, Layout
+
+NAME = "t-faults"
+SLEEP = "containers: [{name: c, command: [sleep, infinity]}]"
+
+
+def pod(name: str, spec: str = SLEEP, metadata: str = "") -> str:
+    return f"---\napiVersion: v1\nkind: Pod\nmetadata: {{name: {name}{metadata}}}\nspec: {{{spec}}}\n"
+
+
+def many(replicas: int) -> str:
+    template = f"{{metadata: {{labels: {{app: many}}}}, spec: {{{SLEEP}}}}}"
+    return f"---\napiVersion: apps/v1\nkind: Deployment\nmetadata: {{name: many}}\nspec: {{replicas: {replicas}, selector: {{matchLabels: {{app: many}}}}, template: {template}}}\n"
+
+
+def left_behind() -> list[str]:
+    layout = Layout(NAME)
+    group = layout.cgroup(cgroup.hierarchy())
+    found = [str(path) for path in (layout.state, group, layout.root / f".{NAME}.lock") if path.exists()]
+    found += [str(path) for path in NETNS_DIRECTORY.glob(f"{NAME}.*")] + [str(path) for path in Path("/sys/fs/bpf").glob(f"nodeagent-lab-{NAME}-*")]
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            if f"nodeagent-lab-{NAME}/" in (process / "cgroup").read_text() or f"{NAME}\0".encode() in (process / "cmdline").read_bytes():
+                found.append(str(process))
+        except OSError:
+            continue
+    return found
+
+
+@pytest.fixture(autouse=True)
+def nothing_stays() -> Iterator[None]:
+    assert left_behind() == []
+    yield
+    found = left_behind()
+    Lab.remove(NAME)
+    assert found == []
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (
+            pod("a", "containers: [{name: c, command: [no-such-program]}]"),
+            'spec.containers[0].command[0]: "no-such-program": allowed: a program of this machine',
+        ),
+        (pod("a") + pod("a"), "<text>: document 2 (Pod default/a): metadata.name: "),
+        (pod("a", SLEEP + ", frobnicate: 1"), "spec.frobnicate: 1: unknown field: allowed: "),
+        ("kind: Frob\n", 'kind: "Frob": allowed: Namespace, '),
+        (pod("a", metadata=f", annotations: {{{ADDRESSES}: 10.0.0.1}}"), "allowed: addresses of one host of its node's ranges, such as 10.244.1.7"),
+    ],
+)
+def test_wrong_yaml_is_refused_before_anything_is_made(text: str, message: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("nodeagent.lab.construction.build", lambda *_: pytest.fail("it began"))
+    with pytest.raises(ResourceError) as caught:
+        Lab.up(text=text, name=NAME)
+    assert message in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("spec", "message"),
+    [
+        (
+            SLEEP + ", volumes: [{name: v, hostPath: {path: /no/such, type: Directory}}]",
+            "Pod default/a: volume v: hostPath /no/such is not there or is no Directory",
+        ),
+        ("containers: [{name: c, command: [sleep, infinity], workingDir: /no/such}]", "Pod default/a: sleep: [Errno 2] No such file or directory: '/no/such'"),
+        (
+            "containers: [{name: c, command: [/v/program], volumeMounts: [{name: v, mountPath: /v}]}], volumes: [{name: v, emptyDir: {}}]",
+            "Pod default/a: /v/program: [Errno 2] No such file or directory",
+        ),
+    ],
+)
+def test_a_pod_that_cannot_be_made_undoes_the_lab(spec: str, message: str) -> None:
+    with pytest.raises(LabError) as caught:
+        Lab.up(text=pod("b") + pod("a", spec), name=NAME)
+    assert message in str(caught.value)
+
+
+def test_a_pod_that_never_becomes_ready_is_an_error_with_the_end_of_its_log() -> None:
+    with pytest.raises(LabError, match=r"(?s)Pod default/a is not ready: container c: .*the end of its log:\n.*what went wrong"):
+        Lab.up(text=pod("a", "containers: [{name: c, command: [sh, -c, 'echo what went wrong; exit 1']}]"), name=NAME, wait_seconds=0.5)
+
+
+def test_an_agent_that_does_not_start_is_an_error_with_the_end_of_its_log() -> None:
+    with pytest.raises(LabError, match=r"(?s)node1: the agent ended before it was ready; the end of its log:\n.*nosuchfield"):
+        Lab.up(name=NAME, nodes=1, mode="nodeagent", agent={"nosuchfield": 1})
+
+
+def test_a_failed_apply_changes_nothing() -> None:
+    with Lab.up(text=pod("a"), name=NAME) as lab:
+        before = {path.name: path.read_bytes() for path in lab.layout.objects.iterdir()}
+        wrong = pod("b", SLEEP + ", volumes: [{name: v, hostPath: {path: /no/such}}]")
+        config_map = "---\n{apiVersion: v1, kind: ConfigMap, metadata: {name: m}}\n"
+        with pytest.raises(LabError, match="volume v: hostPath /no/such"):
+            lab.apply(text=config_map + pod("c") + wrong)
+        assert {path.name: path.read_bytes() for path in lab.layout.objects.iterdir()} == before
+        assert sorted(path.name for path in NETNS_DIRECTORY.glob(f"{NAME}.default.*")) == [f"{NAME}.default.a"]
+        with pytest.raises(ResourceError, match="an address that Service default/s does not have|addresses that no other pod has"):
+            lab.apply(text=pod("b", metadata=f", annotations: {{{ADDRESSES}: {lab.address('a')}}}"))
+
+
+def test_another_shape_is_refused_and_the_lab_stays() -> None:
+    with Lab.up(text=pod("a"), name=NAME, nodes=1) as lab:
+        with pytest.raises(LabError, match=r"is up with other settings \(1 nodes, mode direct"):
+            Lab.up(name=NAME, nodes=2)
+        assert lab.exec("a", ["true"]).returncode == 0
+
+
+@pytest.mark.parametrize("delay_ms", [50, 200, 350, 500, 700, 1000])
+def test_a_killed_up_can_be_taken_down_and_made_again(delay_ms: int) -> None:
+    script = f"import sys; from nodeagent.lab import Lab; Lab.up(text=sys.stdin.read(), name={NAME!r})"
+    with subprocess.Popen([sys.executable, "-c", script], stdin=subprocess.PIPE, text=True) as up:
+        assert up.stdin
+        up.stdin.write(many(20))
+        up.stdin.close()
+        deadline = time.monotonic() + 10
+        while not Layout(NAME).state.exists() and up.poll() is None:
+            assert time.monotonic() < deadline
+            time.sleep(0.002)
+        time.sleep(delay_ms / 1000)
+        up.send_signal(signal.SIGKILL)
+    if delay_ms % 100 == 0:
+        with Lab.up(text=many(4), name=NAME) as lab:
+            assert len(lab.pods) in (4, 20)
+    else:
+        assert Lab.remove(NAME)
+
+
+def test_labs_stand_side_by_side() -> None:
+    with Lab.up(text=pod("a"), name=NAME), Lab.up(text=pod("a"), name=f"{NAME}-b") as second:
+        Lab.remove(NAME)
+        assert second.exec("a", ["hostname"]).stdout == "a\n"
+        assert second.address("a") == "10.244.1.2"
+
+
+def test_down_takes_along_what_was_started_in_it() -> None:
+    with Lab.up(text=pod("a"), name=NAME) as lab:
+        started = [lab.popen(target, ["sleep", "1000"]) for target in ("a", "node1", "underlay")]
+        assert all(process.poll() is None for process in started)
+    for process in started:
+        assert process.wait(5) != 0
+
+
+def test_a_killed_popen_takes_its_program_along() -> None:
+    with Lab.up(text=pod("a"), name=NAME) as lab:
+        group = Path(lab.pod("a")["metadata"]["annotations"]["lab.nodeagent.io/cgroup"])
+        before = cgroup.processes(group)
+        process = lab.popen("a", ["sleep", "1000"])
+        while len(cgroup.processes(group)) < len(before) + 2:
+            time.sleep(0.01)
+        process.kill()
+        process.wait()
+        deadline = time.monotonic() + 5
+        while cgroup.processes(group) != before:
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+
+
+def test_a_hundred_pods_in_fifteen_seconds() -> None:
+    begun = time.monotonic()
+    with Lab.up(text=many(100), name=NAME) as lab:
+        assert len(lab.pods) == 100
+        taken = time.monotonic() - begun
+        assert lab.exec(sorted(lab.pods)[-1], ["hostname"]).returncode == 0
+    assert taken < 15
+
+
+def test_the_command_line(tmp_path: Path) -> None:
+    file = tmp_path / "a.yaml"
+    file.write_text(pod("a"))
+
+    def run(*arguments: str) -> tuple[int, str]:
+        result = CliRunner().invoke(command, list(arguments))
+        return result.exit_code, result.output
+
+    assert run("up", "--name", NAME, "-f", str(file), "--nodes", "1")[0] == 0
+    code, output = run("status", "--name", NAME, "-o", "json")
+    assert (code, '"name": "a"' in output) == (0, True)
+    assert run("exec", "--name", NAME, "a", "--", "sh", "-c", "exit 7")[0] == 7
+    assert run("exec", "--name", NAME, "b", "true") == (1, "error: there is no pod b in namespace default; there are: default/a\n")
+    file.write_text(pod("a", SLEEP + ", x: 1"))
+    code, output = run("apply", "--name", NAME, "-f", str(file))
+    assert code == 1
+    assert output.startswith(f"error: {file}: document 1 (Pod default/a): spec.x: 1: unknown field: allowed: ")
+    assert output.count("\n") == 1
+    assert run("down", "--name", NAME) == (0, f"lab {NAME} is removed\n")
+    assert run("down", "--name", NAME) == (0, f"there was no lab {NAME}\n")
+    assert run("status", "--name", NAME)[0] == 1
+
+
+def test_without_root_it_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)
+    with pytest.raises(LabError, match="takes root"):
+        Lab.up(name=NAME)

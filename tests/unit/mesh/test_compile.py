@@ -1,0 +1,344 @@
+"""The snapshot: what objects become, what a change costs, and that the order of changes never matters."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from nodeagent.mesh import compile as compiler
+from nodeagent.mesh.compile import Mesh
+from nodeagent.mesh.entries import Delta, Endpoint, Entry, PodUid, Service, ServicePort, Workload, from_json, to_json
+from nodeagent.resources.objects import parse
+from nodeagent.resources.source import AnyChange, Change, EnrolledChange
+
+DOMAIN = "cluster.local"
+
+
+def pod(name: str, address: str | None = "10.244.1.5", *, uid: str = "", app: str = "web", ready: bool = True, node: str = "node1", **more: Any) -> Change:
+    metadata = {
+        "name": name,
+        "namespace": more.get("namespace", "default"),
+        "uid": uid or f"uid-{name}",
+        "labels": {"app": app, **more.get("labels", {})},
+        "annotations": {"lab.nodeagent.io/netns": f"/run/netns/{name}"},
+        "ownerReferences": [{"kind": "Deployment", "name": app}],
+        "creationTimestamp": more.get("created"),
+        "deletionTimestamp": more.get("deleted"),
+    }
+    spec = {
+        "nodeName": node,
+        "serviceAccountName": app,
+        "hostNetwork": more.get("host_network", False),
+        "containers": [{"ports": [{"name": "web", "containerPort": more.get("port", 8080)}], "readinessProbe": {"httpGet": {"port": "web", "path": "/ready"}}}],
+    }
+    addresses = [{"ip": text} for text in (address, more.get("address6")) if text]
+    status = {"phase": more.get("phase", "Running"), "podIPs": addresses, "conditions": [{"type": "Ready", "status": str(ready)}]}
+    return Change("Pod", metadata["namespace"], name, parse({"kind": "Pod", "metadata": metadata, "spec": spec, "status": status}))
+
+
+def service(name: str = "web", app: str | None = "web", ports: Sequence[dict[str, Any]] | None = None, **more: Any) -> Change:
+    metadata = {"name": name, "namespace": more.get("namespace", "default"), "creationTimestamp": more.get("created")}
+    spec = {
+        "clusterIPs": more.get("addresses", ["10.96.0.7", "fd00:10:96::7"]),
+        "selector": {"app": app, **more.get("selector", {})} if app else None,
+        "ports": [{"name": "http", "port": 80, "targetPort": "web"}] if ports is None else ports,
+        "type": more.get("type", "ClusterIP"),
+        "publishNotReadyAddresses": more.get("publish_not_ready", False),
+    }
+    return Change("Service", metadata["namespace"], name, parse({"kind": "Service", "metadata": metadata, "spec": spec}))
+
+
+def gone(change: Change) -> Change:
+    return Change(change.kind, change.namespace, change.name, None)
+
+
+def mesh(*changes: AnyChange) -> Mesh:
+    made = Mesh("node1", DOMAIN)
+    made.apply(changes)
+    return made
+
+
+def entry(made: Mesh, key: str) -> Any:
+    return next((found for found in made.entries().upserts if found.key == key), None)
+
+
+def keys(entries: Sequence[Entry]) -> list[str]:
+    return [found.key for found in entries]
+
+
+def test_a_pod_and_its_service() -> None:
+    made = mesh(pod("web-1", address6="FD00:10:244:1:0::5"), service())
+    assert entry(made, "workload/uid-web-1") == Workload(
+        uid=PodUid("uid-web-1"),
+        pod="web-1",
+        namespace="default",
+        node="node1",
+        addresses=("10.244.1.5", "fd00:10:244:1::5"),
+        service_account="web",
+        identity="spiffe://cluster.local/ns/default/sa/web",
+        workload="web",
+        app="web",
+        version="",
+        canonical_service="web",
+        canonical_revision="latest",
+        ready=True,
+        enrolled=False,
+        ports=((8080, "http"),),
+        probes=entry(made, "workload/uid-web-1").probes,
+        services=((8080, "default/web"),),
+    )
+    endpoints = (Endpoint("10.244.1.5", 8080, "uid-web-1"), Endpoint("fd00:10:244:1::5", 8080, "uid-web-1"))
+    assert entry(made, "service/default/web") == Service(
+        "web", "default", "web.default.svc.cluster.local", ("10.96.0.7", "fd00:10:96::7"), (ServicePort(80, "http", "http", endpoints),)
+    )
+
+
+def test_entries_survive_the_channel() -> None:
+    for found in mesh(pod("web-1"), service()).entries().upserts:
+        assert from_json(to_json(found)) == found
+
+
+def test_only_ready_pods_are_endpoints() -> None:
+    made = mesh(
+        pod("a", "10.0.0.1"),
+        pod("b", "10.0.0.2", ready=False),
+        pod("c", "10.0.0.3", deleted="2026-01-01T00:00:00Z"),
+        pod("d", "10.0.0.4", phase="Failed"),
+        service(),
+    )
+    assert [endpoint.address for endpoint in entry(made, "service/default/web").ports[0].endpoints] == ["10.0.0.1"]
+    assert entry(made, "workload/uid-b").ready is False
+    assert entry(made, "workload/uid-d") is None
+    made.apply([service(publish_not_ready=True)])
+    assert [endpoint.address for endpoint in entry(made, "service/default/web").ports[0].endpoints] == ["10.0.0.1", "10.0.0.2", "10.0.0.3"]
+
+
+def test_ports_by_number_by_name_and_by_default() -> None:
+    ports = [
+        {"name": "a", "port": 1, "targetPort": 9000},
+        {"name": "b", "port": 2, "targetPort": "web"},
+        {"name": "c", "port": 8080},
+        {"name": "d", "port": 4, "targetPort": "nowhere"},
+        {"name": "dns", "port": 53, "protocol": "UDP"},
+        {"name": "s", "port": 54, "protocol": "SCTP"},
+        {"name": "e", "port": 5, "targetPort": "9001"},
+    ]
+    made = mesh(pod("a", "10.0.0.1"), pod("b", "10.0.0.2", port=7070), service(ports=ports))
+    found = {port.port: [(endpoint.address, endpoint.port) for endpoint in port.endpoints] for port in entry(made, "service/default/web").ports}
+    assert found == {
+        1: [("10.0.0.1", 9000), ("10.0.0.2", 9000)],
+        2: [("10.0.0.1", 8080), ("10.0.0.2", 7070)],
+        8080: [("10.0.0.1", 8080), ("10.0.0.2", 8080)],
+        4: [],
+        5: [("10.0.0.1", 9001), ("10.0.0.2", 9001)],
+    }
+
+
+def test_a_headless_service_has_endpoints_but_no_address() -> None:
+    found = entry(mesh(pod("a"), service(addresses=["None"])), "service/default/web")
+    assert found.addresses == ()
+    assert found.ports[0].endpoints
+
+
+def test_services_whose_endpoints_are_not_known_here_are_left_to_the_node() -> None:
+    made = mesh(service("manual", None), service("alias", type="ExternalName", addresses=[]))
+    assert made.entries() == Delta()
+
+
+def test_the_oldest_service_decides_a_ports_protocol() -> None:
+    young = service("a-young", created="2026-02-01T00:00:00Z", ports=[{"name": "tcp", "port": 1, "targetPort": 8080}])
+    old = service("z-old", created="2026-01-01T00:00:00Z", ports=[{"name": "http", "port": 1, "targetPort": 8080}])
+    made = mesh(pod("a"), young, old)
+    assert entry(made, "workload/uid-a").ports == ((8080, "http"),)
+    assert entry(made, "workload/uid-a").services == ((8080, "default/z-old"),)
+    made.apply([gone(old)])
+    assert entry(made, "workload/uid-a").ports == ((8080, "tcp"),)
+
+
+def test_a_change_touches_its_pod_and_the_services_that_select_it() -> None:
+    made = mesh(
+        *(pod(f"{app}-{number}", f"10.{place}.0.{number}", app=app) for place, app in enumerate(("web", "shop")) for number in range(1, 6)),
+        service(),
+        service("shop", "shop"),
+    )
+    delta = made.apply([pod("web-1", "10.0.0.1", ready=False)])
+    assert keys(delta.upserts) == ["service/default/web", "workload/uid-web-1"]
+    assert made.apply([pod("web-1", "10.0.0.1", ready=False)]) == Delta()
+    delta = made.apply([pod("web-1", "10.0.0.1", app="shop")])
+    assert keys(delta.upserts) == ["service/default/shop", "workload/uid-web-1"]
+    delta = made.apply([gone(pod("web-2"))])
+    assert (keys(delta.upserts), delta.removals) == (["service/default/web"], ("workload/uid-web-2",))
+    assert made.apply([gone(pod("never"))]) == Delta()
+
+
+def test_a_change_recompiles_nothing_else(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = mesh(
+        *(pod(f"p{number}", f"10.0.0.{number}", app=f"app{number % 10}") for number in range(1, 101)),
+        *(service(f"app{number}", f"app{number}") for number in range(10)),
+    )
+    seen: list[object] = []
+
+    def spied(original: Callable[[Mesh, Any], Any]) -> Callable[[Mesh, Any], Any]:
+        return lambda self, key: (seen.append(key), original(self, key))[1]
+
+    monkeypatch.setattr(compiler.Mesh, "_workload", spied(Mesh._workload))
+    monkeypatch.setattr(compiler.Mesh, "_service", spied(Mesh._service))
+    made.apply([pod("p5", "10.0.0.5", app="app5", ready=False)])
+    assert sorted(seen) == [("default", "app5"), ("default", "p5")]
+
+
+def test_enrolment_marks_may_come_before_the_pod_and_stay() -> None:
+    made = mesh(EnrolledChange(PodUid("uid-a"), True), pod("a"))
+    assert entry(made, "workload/uid-a").enrolled
+    delta = made.apply([EnrolledChange(PodUid("uid-a"), False)])
+    assert keys(delta.upserts) == ["workload/uid-a"]
+    assert not entry(made, "workload/uid-a").enrolled
+    assert made.apply([EnrolledChange(PodUid("nobody"), True)]) == Delta()
+
+
+def test_an_address_goes_to_the_younger_pod() -> None:
+    old, young = pod("old", created="2026-01-01T00:00:00Z"), pod("young", created="2026-01-02T00:00:00Z", app="shop")
+    made = mesh(young, old, service())
+    assert entry(made, "workload/uid-young").addresses == ("10.244.1.5",)
+    assert entry(made, "workload/uid-old").addresses == ()
+    assert entry(made, "service/default/web").ports[0].endpoints == ()
+    assert [local.pod for local in made.local_pods()] == ["young"]
+    delta = made.apply([gone(young)])
+    assert keys(delta.upserts) == ["service/default/web", "workload/uid-old"]
+    assert entry(made, "workload/uid-old").addresses == ("10.244.1.5",)
+
+
+def test_a_pod_on_its_way_out_gives_its_address_up() -> None:
+    leaving, fresh = pod("leaving", created="2026-01-02T00:00:00Z", deleted="2026-01-03T00:00:00Z"), pod("fresh", created="2026-01-01T00:00:00Z")
+    assert entry(mesh(leaving, fresh), "workload/uid-fresh").addresses == ("10.244.1.5",)
+
+
+def test_a_pod_that_ended_holds_no_address() -> None:
+    made = mesh(pod("done", phase="Succeeded", created="2026-01-02T00:00:00Z"), pod("next", created="2026-01-01T00:00:00Z"))
+    assert entry(made, "workload/uid-next").addresses == ("10.244.1.5",)
+    assert [local.pod for local in made.local_pods()] == ["next"]
+
+
+def test_a_pod_of_the_same_name_is_another_pod() -> None:
+    made = mesh(pod("db-0", uid="first"), service())
+    delta = made.apply([pod("db-0", uid="second")])
+    assert (keys(delta.upserts), delta.removals) == (["service/default/web", "workload/second"], ("workload/first",))
+    assert [local.uid for local in made.local_pods()] == ["second"]
+
+
+def test_pods_on_the_nodes_network_have_no_address_of_their_own() -> None:
+    made = mesh(
+        pod("agent", "172.18.0.11", host_network=True, labels={"k": "v"}), pod("web", "172.18.0.12"), service(), EnrolledChange(PodUid("uid-agent"), True)
+    )
+    assert entry(made, "workload/uid-agent").addresses == ()
+    assert not entry(made, "workload/uid-agent").enrolled
+    assert {endpoint.address for endpoint in entry(made, "service/default/web").ports[0].endpoints} == {"172.18.0.11", "172.18.0.12"}
+    assert [local.pod for local in made.local_pods()] == ["web"]
+
+
+def test_namespaces_are_apart() -> None:
+    made = mesh(pod("a", "10.0.0.1"), pod("a", "10.0.0.2", namespace="other", uid="o"), service(), service(namespace="other"))
+    assert [endpoint.uid for endpoint in entry(made, "service/other/web").ports[0].endpoints] == ["o"]
+    assert entry(made, "workload/o").identity == "spiffe://cluster.local/ns/other/sa/web"
+
+
+def test_local_pods_follow() -> None:
+    made = mesh(pod("a", "10.0.0.1"), pod("far", "10.0.0.2", node="node2"), pod("waiting", None))
+    assert [local.pod for local in made.local_pods()] == ["a"]
+    made.apply([pod("a", "10.0.0.1", labels={"nodeagent.io/enroll": "false"})])
+    assert made.local_pods() == ()
+    made.apply([pod("waiting", "10.0.0.3"), gone(pod("a"))])
+    assert [local.pod for local in made.local_pods()] == ["waiting"]
+    made.apply([gone(pod("waiting"))])
+    assert made.local_pods() == ()
+
+
+def test_node_addresses() -> None:
+    node = {
+        "kind": "Node",
+        "metadata": {"name": "node1"},
+        "status": {"addresses": [{"type": "InternalIP", "address": "172.18.0.11"}, {"type": "Hostname", "address": "node1"}]},
+    }
+    made = mesh(Change("Node", "", "node1", parse(node)))
+    assert made.node_addresses() == ("172.18.0.11",)
+    made.apply([Change("Node", "", "node1", None)])
+    assert made.node_addresses() == ()
+
+
+def test_a_service_account_that_makes_no_identity_is_left_out(caplog: pytest.LogCaptureFixture) -> None:
+    made = mesh(pod("a", app="a/../b"), service(app="a/../b"))
+    assert entry(made, "workload/uid-a") is None
+    assert made.local_pods() == ()
+    assert "Pod default/a: spec.serviceAccountName" in caplog.text
+
+
+# -- the order of changes, and what came before, never matter --
+
+_APPS = st.sampled_from(["web", "shop"])
+_POD = st.builds(
+    pod,
+    st.sampled_from(["a", "b", "c", "d"]),
+    st.sampled_from(["10.0.0.1", "10.0.0.2", "10.0.0.3", None]),
+    uid=st.sampled_from(["u1", "u2", "u3", "u4", "u5"]),
+    app=_APPS,
+    ready=st.booleans(),
+    node=st.sampled_from(["node1", "node2"]),
+    created=st.sampled_from([None, "2026-01-01T00:00:00Z", "2026-01-02T00:00:00Z"]),
+    deleted=st.sampled_from([None, None, "2026-01-03T00:00:00Z"]),
+    phase=st.sampled_from(["Running", "Running", "Succeeded"]),
+    host_network=st.sampled_from([False, False, True]),
+    labels=st.sampled_from([{}, {"tier": "x"}]),
+    namespace=st.sampled_from(["default", "default", "other"]),
+)
+_SERVICE = st.builds(
+    service,
+    st.sampled_from(["s", "t"]),
+    st.sampled_from(["web", "shop", None]),
+    st.sampled_from(
+        [[{"port": 80, "targetPort": "web"}], [{"name": "http", "port": 80, "targetPort": 8080}, {"name": "tcp-x", "port": 81, "targetPort": 8081}]]
+    ),
+    selector=st.sampled_from([{}, {"tier": "x"}]),
+    namespace=st.sampled_from(["default", "default", "other"]),
+    publish_not_ready=st.booleans(),
+    type=st.sampled_from(["ClusterIP", "ClusterIP", "ExternalName"]),
+)
+_MARK = st.builds(EnrolledChange, st.sampled_from([PodUid("u1"), PodUid("u2")]), st.booleans())
+_CHANGES = st.lists(st.one_of(_POD, _SERVICE, _POD.map(gone), _SERVICE.map(gone), _MARK), max_size=25)
+
+
+def last_of_each(changes: Sequence[AnyChange]) -> list[AnyChange]:
+    final: dict[object, AnyChange] = {}
+    for change in changes:
+        final[change.uid if isinstance(change, EnrolledChange) else (change.kind, change.namespace, change.name)] = change
+    return list(final.values())
+
+
+@settings(max_examples=400)
+@given(_CHANGES, st.integers(1, 6), st.randoms(use_true_random=False))
+def test_incremental_equals_whole(changes: list[AnyChange], batch: int, random: Any) -> None:
+    incremental = Mesh("node1", DOMAIN)
+    seen: dict[str, Entry] = {}
+    for at in range(0, len(changes), batch):
+        delta = incremental.apply(changes[at : at + batch])
+        for key in delta.removals:
+            del seen[key]
+        for found in delta.upserts:
+            assert seen.get(found.key) != found, "an entry that did not change"
+            seen[found.key] = found
+    rest = last_of_each(changes)
+    random.shuffle(rest)
+    whole = Mesh("node1", DOMAIN)
+    whole.apply(rest)
+    assert incremental.entries() == whole.entries()
+    assert {found.key: found for found in whole.entries().upserts} == seen
+    assert sorted(incremental.local_pods(), key=str) == sorted(whole.local_pods(), key=str)
+
+
+@given(_CHANGES)
+def test_no_address_is_two_workloads(changes: list[AnyChange]) -> None:
+    held = [address for found in mesh(*changes).entries().upserts if isinstance(found, Workload) for address in found.addresses]
+    assert len(held) == len(set(held))

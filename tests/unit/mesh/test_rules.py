@@ -1,0 +1,161 @@
+"""Istio's rules, case by case."""
+
+from __future__ import annotations
+
+import pytest
+
+from nodeagent.mesh import rules
+from nodeagent.mesh.entries import Address, Probe, SpiffeId
+from nodeagent.mesh.local import EXCLUDE_INBOUND, EXCLUDE_OUTBOUND, local_pod
+from nodeagent.resources.objects import Pod, ServicePort, parse
+
+
+def pod(
+    labels: dict[str, str] | None = None, owners: list[dict[str, object]] | None = None, *, annotations: dict[str, str] | None = None, **spec: object
+) -> Pod:
+    found = parse(
+        {
+            "kind": "Pod",
+            "metadata": {
+                "name": "p-1",
+                "namespace": "d",
+                "uid": "u",
+                "labels": labels,
+                "annotations": {"lab.nodeagent.io/netns": "/n", **(annotations or {})},
+                "ownerReferences": owners,
+            },
+            "spec": {"nodeName": "node1", **spec},
+            "status": {"phase": "Running", "podIPs": [{"ip": "10.0.0.1"}]},
+        }
+    )
+    assert isinstance(found, Pod)
+    return found
+
+
+@pytest.mark.parametrize(
+    ("name", "app_protocol", "port", "expected"),
+    [
+        ("http", "", 80, "http"),
+        ("http-web", "", 80, "http"),
+        ("HTTP-web", "", 80, "http"),
+        ("httpx", "", 80, "auto"),
+        ("http2", "", 80, "tcp"),
+        ("grpc-api", "", 80, "tcp"),
+        ("grpc-web", "", 80, "tcp"),
+        ("https", "", 443, "tcp"),
+        ("tls-x", "", 443, "tcp"),
+        ("tcp", "", 80, "tcp"),
+        ("mongo", "", 80, "tcp"),
+        ("redis-1", "", 80, "tcp"),
+        ("mysql", "", 80, "tcp"),
+        ("", "", 80, "auto"),
+        ("web", "", 80, "auto"),
+        ("", "", 3306, "tcp"),
+        ("db", "", 27017, "tcp"),
+        ("tcp", "http", 80, "http"),
+        ("http", "tcp", 80, "tcp"),
+        ("http", "kubernetes.io/h2c", 80, "tcp"),
+        ("tcp", "kubernetes.io/ws", 80, "http"),
+        ("http", "kubernetes.io/wss", 80, "tcp"),
+        ("http", "example.com/own", 80, "auto"),
+    ],
+)
+def test_port_protocol(name: str, app_protocol: str, port: int, expected: str) -> None:
+    assert rules.port_protocol(ServicePort(name, port, "TCP", app_protocol, port)) == expected
+
+
+@pytest.mark.parametrize(
+    ("labels", "owner", "expected"),
+    [
+        ({}, None, "p-1"),
+        ({}, ("Deployment", "web"), "web"),
+        ({"pod-template-hash": "5f6d"}, ("ReplicaSet", "web-5f6d"), "web"),
+        ({"pod-template-hash": "5f6d"}, ("ReplicaSet", "web-other"), "web-other"),
+        ({"rollouts-pod-template-hash": "77"}, ("ReplicaSet", "web-77"), "web"),
+        ({}, ("ReplicaSet", "web-5f6d"), "web-5f6d"),
+        ({}, ("StatefulSet", "db"), "db"),
+        ({}, ("DaemonSet", "ds-12345678"), "ds-12345678"),
+        ({}, ("Job", "tick-28371234"), "tick"),
+        ({}, ("Job", "once"), "once"),
+        ({"deploymentconfig": "dc"}, ("ReplicationController", "dc-1"), "dc"),
+    ],
+)
+def test_workload_name(labels: dict[str, str], owner: tuple[str, str] | None, expected: str) -> None:
+    owners: list[dict[str, object]] = [{"kind": owner[0], "name": owner[1]}] if owner else []
+    assert rules.workload_name(pod(labels, owners)) == expected
+
+
+def test_the_controller_decides_among_owners() -> None:
+    assert rules.workload_name(pod(owners=[{"kind": "X", "name": "x"}, {"kind": "Deployment", "name": "web", "controller": True}])) == "web"
+    assert rules.workload_name(pod(owners=[{"kind": "X", "name": "x"}, {"kind": "Y", "name": "y"}])) == "p-1"
+
+
+def test_canonical_names_by_precedence() -> None:
+    labels = {"app": "a", "version": "v1"}
+    assert (rules.canonical_service(labels, "w"), rules.canonical_revision(labels)) == ("a", "v1")
+    labels |= {"app.kubernetes.io/name": "b", "app.kubernetes.io/version": "v2"}
+    assert (rules.canonical_service(labels, "w"), rules.canonical_revision(labels)) == ("b", "v2")
+    labels |= {"service.istio.io/canonical-name": "c", "service.istio.io/canonical-revision": "v3"}
+    assert (rules.canonical_service(labels, "w"), rules.canonical_revision(labels)) == ("c", "v3")
+    assert (rules.canonical_service({"app": ""}, "w"), rules.canonical_revision({})) == ("w", "latest")
+
+
+def test_probes_by_number_and_once() -> None:
+    containers = [
+        {
+            "ports": [{"name": "web", "containerPort": 8080}, {"name": "dns", "containerPort": 53, "protocol": "UDP"}],
+            "readinessProbe": {"httpGet": {"port": "web", "path": "/ready?x=1"}},
+            "livenessProbe": {"httpGet": {"port": 8080, "path": "/ready?x=1"}},
+            "startupProbe": {"tcpSocket": {"port": "dns"}},
+        },
+        {"livenessProbe": {"grpc": {"port": 9000}}, "readinessProbe": {"exec": {"command": ["true"]}}, "startupProbe": {"httpGet": {"port": "web"}}},
+        {"livenessProbe": {"httpGet": {"port": 8443, "scheme": "HTTPS", "path": "/x"}}, "readinessProbe": {"httpGet": {"port": 80, "host": "10.9.9.9"}}},
+        {"livenessProbe": {"httpGet": {"port": "81", "host": "10.0.0.1", "path": "x"}}},
+    ]
+    assert rules.probes(pod(containers=containers)) == (
+        Probe("http", 8080, "/ready?x=1"),
+        Probe("grpc", 9000, ""),
+        Probe("tcp", 8443, ""),
+        Probe("http", 81, "/x"),
+    )
+
+
+ADDRESSES = (Address("10.0.0.1"),)
+IDENTITY = SpiffeId("spiffe://x/ns/d/sa/default")
+
+
+def test_exclusions() -> None:
+    local = local_pod(pod(annotations={EXCLUDE_INBOUND: "22, 80,", EXCLUDE_OUTBOUND: "3306"}), "node1", ADDRESSES, IDENTITY)
+    assert local is not None
+    assert (local.exclude_inbound, local.exclude_outbound, local.faults) == (frozenset((22, 80)), frozenset((3306,)), ())
+
+
+@pytest.mark.parametrize("text", ["80;81", "http", "0", "65536", "-1", "*", "80,*", "²", "8e1", "1" * 5000])
+def test_a_wrong_exclusion_opens_nothing(text: str) -> None:
+    local = local_pod(pod(annotations={EXCLUDE_INBOUND: text, EXCLUDE_OUTBOUND: "443"}), "node1", ADDRESSES, IDENTITY)
+    assert local is not None
+    assert local.exclude_inbound == frozenset()
+    assert local.exclude_outbound == {443}
+    assert len(local.faults) == 1
+    assert EXCLUDE_INBOUND in local.faults[0]
+    assert len(local.faults[0]) < 300
+
+
+@pytest.mark.parametrize(
+    "left_out",
+    [
+        pod(annotations={"nodeagent.io/enroll": "false"}),
+        pod({"nodeagent.io/enroll": "false"}),
+        pod(annotations={"sidecar.istio.io/status": "{}"}),
+        pod(hostNetwork=True),
+        pod(nodeName="node2"),
+        pod(annotations={"lab.nodeagent.io/netns": ""}),
+    ],
+)
+def test_left_out(left_out: Pod) -> None:
+    assert local_pod(left_out, "node1", ADDRESSES, IDENTITY) is None
+
+
+def test_a_pod_without_an_address_waits() -> None:
+    assert local_pod(pod(), "node1", (), IDENTITY) is None
+    assert local_pod(pod(annotations={"nodeagent.io/enroll": "true"}), "node1", ADDRESSES, IDENTITY) is not None
