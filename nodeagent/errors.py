@@ -54,16 +54,34 @@ class Reason:
 
 BAD_REQUEST = Reason("bad_request", 400, "DPE", "http1.codec_error", "the request is not valid HTTP/1.1 or its length is ambiguous")
 HEADERS_TOO_LARGE = Reason("headers_too_large", 431, "DPE", "http1.headers_too_large", "the request's headers exceed proxy.limits.headerBytes or headerCount")
-NO_ENDPOINTS = Reason("no_endpoints", 503, "UH", "no_healthy_upstream", "the Service has no ready endpoint: compare its selector with the pods' labels and readiness")
-CONNECT_FAILED = Reason("connect_failed", 503, "UF", "upstream_reset_before_response_started{connection_failure}", "nothing listens at the endpoint, or a firewall is in the way")
-CONNECT_TIMEOUT = Reason("connect_timeout", 503, "UF,URX", "upstream_reset_before_response_started{connection_timeout}", "the endpoint does not answer: is the pod's node reachable?")
-UPSTREAM_TLS = Reason("upstream_tls", 503, "UF", "upstream_reset_before_response_started{tls_error}", "the peer's certificate was not accepted: compare trust roots and the expected identity")
-UPSTREAM_RESET = Reason("upstream_reset", 503, "UC", "upstream_reset_before_response_started{connection_termination}", "the application closed the connection before it answered")
-UPSTREAM_PROTOCOL = Reason("upstream_protocol", 502, "UPE", "upstream_reset_before_response_started{protocol_error}", "the application's answer is not valid HTTP/1.1")
+NO_ENDPOINTS = Reason(
+    "no_endpoints", 503, "UH", "no_healthy_upstream", "the Service has no ready endpoint: compare its selector with the pods' labels and readiness"
+)
+CONNECT_FAILED = Reason(
+    "connect_failed", 503, "UF", "upstream_reset_before_response_started{connection_failure}", "nothing listens at the endpoint, or a firewall is in the way"
+)
+CONNECT_TIMEOUT = Reason(
+    "connect_timeout", 503, "UF,URX", "upstream_reset_before_response_started{connection_timeout}", "the endpoint does not answer: is the pod's node reachable?"
+)
+UPSTREAM_TLS = Reason(
+    "upstream_tls",
+    503,
+    "UF",
+    "upstream_reset_before_response_started{tls_error}",
+    "the peer's certificate was not accepted: compare trust roots and the expected identity",
+)
+UPSTREAM_RESET = Reason(
+    "upstream_reset", 503, "UC", "upstream_reset_before_response_started{connection_termination}", "the application closed the connection before it answered"
+)
+UPSTREAM_PROTOCOL = Reason(
+    "upstream_protocol", 502, "UPE", "upstream_reset_before_response_started{protocol_error}", "the application's answer is not valid HTTP/1.1"
+)
 REQUEST_TIMEOUT = Reason("request_timeout", 504, "UT", "response_timeout", "the application did not answer within proxy.timeouts.request")
 DOWNSTREAM_GONE = Reason("downstream_gone", 0, "DC", "downstream_remote_disconnect", "the client closed the connection before the answer was complete")
 DOWNSTREAM_TIMEOUT = Reason("downstream_timeout", 408, "SI", "stream_idle_timeout", "the client did not finish its request in time")
-PLAINTEXT_REFUSED = Reason("plaintext_refused", 403, "NR", "filter_chain_not_found", "the workload is STRICT and the peer spoke plaintext: is the client enrolled?")
+PLAINTEXT_REFUSED = Reason(
+    "plaintext_refused", 403, "NR", "filter_chain_not_found", "the workload is STRICT and the peer spoke plaintext: is the client enrolled?"
+)
 PROBE_REFUSED = Reason("probe_refused", 403, "NR", "filter_chain_not_found", "the workload is STRICT and this is not a probe that the pod declares")
 OVER_LIMIT = Reason("connections_per_pod", 503, "UO", "overflow", "the pod holds proxy.limits.connectionsPerPod connections")
 NO_ORIGINAL = Reason("no_original_destination", 0, "NR", "original_destination_unknown", "the connection did not come through the connect hook")

@@ -6,7 +6,8 @@ import itertools
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Final
 
-from nodeagent.mesh.entries import Service, Workload
+from nodeagent.mesh.entries import Service, ServicePort, Workload
+from nodeagent.proxy.connection import host_port
 from nodeagent.telemetry import metrics as declared
 from nodeagent.telemetry.http_server import EVERYWHERE, LOCALHOST, HttpServer, Response, serve, serve_unix
 
@@ -82,19 +83,34 @@ class Admin:
     async def _endpoints(self, query: Mapping[str, str]) -> Response:
         return Response.json(
             [
-                {"service": entry.host, "port": port.port, "protocol": port.protocol, "addresses": list(entry.addresses), "endpoints": [f"{endpoint.address}:{endpoint.port}" for endpoint in port.endpoints]}
-                for entry in self._entries(Service)
-                for port in entry.ports
+                {
+                    "service": service.host,
+                    "port": port.port,
+                    "protocol": port.protocol,
+                    "addresses": list(service.addresses),
+                    "endpoints": [host_port(endpoint.address, endpoint.port) for endpoint in port.endpoints],
+                }
+                for service, port in self._service_ports()
             ]
         )
 
     async def _routes(self, query: Mapping[str, str]) -> Response:
-        """Every Service port is one route to its endpoints; traffic rules join here."""
-        return Response.json([{"service": entry.host, "port": port.port, "match": "*", "cluster": f"outbound|{port.port}||{entry.host}", "balance": "least request"} for entry in self._entries(Service) for port in entry.ports])
+        """Every Service port is one route to its endpoints."""
+        return Response.json(
+            [
+                {"service": service.host, "port": port.port, "match": "*", "cluster": f"outbound|{port.port}||{service.host}", "balance": "least request"}
+                for service, port in self._service_ports()
+            ]
+        )
 
     async def _policies(self, query: Mapping[str, str]) -> Response:
         mode = self._control.config.mtls.mode
-        return Response.json([{"pod": f"{entry.namespace}/{entry.pod}", "mtls": mode, "from": "agent.yaml: mtls.mode"} for entry in self._entries(Workload) if entry.uid in self._control.enrolment.members])
+        return Response.json(
+            [{"pod": f"{row['namespace']}/{row['pod']}", "mtls": mode, "from": "agent.yaml: mtls.mode"} for row in self._control.enrolment.rows()]
+        )
+
+    def _service_ports(self) -> list[tuple[Service, ServicePort]]:
+        return [(entry, port) for entry in self._entries(Service) for port in entry.ports]
 
     async def _flows(self, query: Mapping[str, str]) -> Response:
         """Connections that are new or changed since the sequence number ``since``."""
@@ -141,4 +157,3 @@ class Admin:
     def _entries(self, kind: Any) -> Any:
         assert self._control.workers is not None
         return (entry for entry in self._control.workers.entries() if isinstance(entry, kind))
-

@@ -9,8 +9,8 @@ from __future__ import annotations
 import logging
 import socket
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from nodeagent.channel import Message
@@ -37,12 +37,25 @@ class Member:
     repaired: int = 0
 
 
-class Enrolment:
-    """Reconciles local pods with the data plane; ``publish(uid, enrolled)`` tells the other nodes."""
+@dataclass(frozen=True, slots=True)
+class Effects:
+    """What enrolment causes elsewhere."""
 
-    def __init__(self, plane: DataPlane, workers: Workers, certificates: Certificates, *, strict: bool, publish: Callable[[PodUid, bool], None], keep: Callable[[dict[str, socket.socket]], None], drop: Callable[[str], None], repaired: Callable[[str], None]) -> None:
-        self._plane, self._workers, self._certificates, self._strict = plane, workers, certificates, strict
-        self._publish, self._keep, self._drop, self._repaired = publish, keep, drop, repaired
+    publish: Callable[[PodUid, bool], None]
+    """Tell the other nodes whether a pod takes mTLS."""
+    keep: Callable[[dict[str, socket.socket]], None]
+    """Have the supervisor keep listeners across a death of control."""
+    drop: Callable[[PodUid], None]
+    """Have it forget a pod's."""
+    repaired: Callable[[str], None]
+    """Count a repaired fault."""
+
+
+class Enrolment:
+    """Reconciles local pods with the data plane."""
+
+    def __init__(self, plane: DataPlane, workers: Workers, certificates: Certificates, effects: Effects, *, strict: bool) -> None:
+        self._plane, self._workers, self._certificates, self._effects, self._strict = plane, workers, certificates, effects, strict
         self.members: dict[PodUid, Member] = {}
         self.kept: dict[str, dict[ListenerId, socket.socket]] = {}
         """Listeners that an earlier control process made, by pod."""
@@ -74,11 +87,11 @@ class Enrolment:
             return
         member.state, member.faults, member.cookie = "enrolled", [], netns.cookie
         self._hand_on(uid, member, listeners)
-        self._publish(uid, True)
+        self._effects.publish(uid, True)
 
     def _hand_on(self, uid: PodUid, member: Member, listeners: Listeners) -> None:
         """Give the pod's listeners to the workers, and to the supervisor to keep."""
-        self._keep({f"{uid}/{direction}/{family}/{slot}": listener for (direction, family, slot), listener in listeners.fds.items()})
+        self._effects.keep({f"{uid}/{direction}/{family}/{slot}": listener for (direction, family, slot), listener in listeners.fds.items()})
         message: Message = {"op": "pod", "uid": uid, "cookie": member.cookie, "strict": self._strict, "identity": member.pod.identity}
         self._workers.enrol(uid, message, listeners.fds)
 
@@ -87,7 +100,7 @@ class Enrolment:
         member = self.members.pop(uid, None)
         if member is None:
             return
-        self._publish(uid, False)
+        self._effects.publish(uid, False)
         if member.state == "failed":
             return
         try:
@@ -95,7 +108,7 @@ class Enrolment:
         except (KernelError, OSError) as error:
             log.warning("pod %s/%s was not released cleanly: %s", member.pod.namespace, member.pod.pod, error)
         self._workers.release(uid)
-        self._drop(uid)
+        self._effects.drop(uid)
 
     def check(self) -> None:
         """Compare each pod, and what all share, with the kernel's real state and repair what differs."""
@@ -121,10 +134,15 @@ class Enrolment:
             found, left = [], [str(error)]
         for fault in found:
             log.warning("%s: repaired: %s", name, fault)
-            self._repaired(fault.split(":")[0])
+            self._effects.repaired(fault.split(":")[0])
         if left:
             log.error("%s: %s", name, "; ".join(left))
         return found, left
+
+    def withdraw(self) -> None:
+        """Tell the other nodes that these pods take no mTLS from now on: the daemon is leaving."""
+        for uid in self.members:
+            self._effects.publish(uid, False)
 
     def healthy(self) -> bool:
         """Say whether every pod that should be captured is."""
@@ -140,11 +158,10 @@ class Enrolment:
                 "addresses": list(member.pod.addresses),
                 "identity": member.pod.identity,
                 "state": member.state,
-                "faults": member.faults,
+                "faults": [*member.faults, *member.pod.faults],
                 "repaired": member.repaired,
                 "mode": "STRICT" if self._strict else "PERMISSIVE",
                 "listeners": len(self._plane.listeners(uid).fds) if member.state != "failed" else 0,
             }
             for uid, member in self.members.items()
         ]
-

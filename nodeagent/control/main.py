@@ -16,8 +16,8 @@ import uvloop
 from nodeagent.channel import Channel, Message
 from nodeagent.config import AgentConfig
 from nodeagent.control.admin import Admin
-from nodeagent.control.enrolment import Enrolment
-from nodeagent.control.workers import State, Workers
+from nodeagent.control.enrolment import Effects, Enrolment
+from nodeagent.control.workers import Needs, State, Workers
 from nodeagent.errors import NodeagentError
 from nodeagent.identity.ca import CertificateAuthority
 from nodeagent.identity.certificate import Certificate
@@ -91,13 +91,15 @@ class Control:
         self.plane = await DataPlane.load(config.redirect, slots=slots)
         self.certificates = Certificates(lambda identity: authority.issue(identity, config.identity.ttl_seconds), self._certificate)
         state = State({"config": config.model_dump(mode="json", by_alias=True), "node_addresses": []}, self.plane.original_map_fd)
-        self.workers = Workers(
-            loop, slots, state, self.supervisor, sockets=self.plane.sockets, metrics=self.store.merge, restarted=lambda slot: self.store.add(declared.WORKER_RESTARTS, (str(slot),))
+        needs = Needs(self.plane.sockets, self.store.merge, lambda slot: self.store.add(declared.WORKER_RESTARTS, (str(slot),)))
+        self.workers = Workers(loop, slots, state, self.supervisor, needs)
+        effects = Effects(
+            publish=source.publish,
+            keep=self._keep,
+            drop=lambda uid: self.supervisor.send({"op": "drop", "uid": uid}),
+            repaired=lambda fault: self.store.add(declared.REPAIRS, (fault,)),
         )
-        self.enrolment = Enrolment(
-            self.plane, self.workers, self.certificates, strict=config.mtls.mode == "STRICT", publish=source.publish,
-            keep=self._keep, drop=lambda uid: self.supervisor.send({"op": "drop", "uid": uid}), repaired=lambda fault: self.store.add(declared.REPAIRS, (fault,)),
-        )  # fmt: skip
+        self.enrolment = Enrolment(self.plane, self.workers, self.certificates, effects, strict=config.mtls.mode == "STRICT")
         self.enrolment.kept = self._kept
         changes = source.changes()
         self._apply(await anext(changes))
@@ -119,6 +121,8 @@ class Control:
         for task in self._tasks:
             task.cancel()
         if self.plane is not None:
+            if self._listed:
+                self.enrolment.withdraw()
             self.plane.stop_beating()
         if self.workers is not None:
             await self.workers.stop(self.config.proxy.timeouts.drain)
@@ -140,7 +144,8 @@ class Control:
         if self.workers is None or not self.workers.ready():
             missing.append("a worker is not up")
         if self._listed and not self.enrolment.healthy():
-            missing += [f"pod {row['namespace']}/{row['pod']}: {row['state']}: {'; '.join(row['faults'])}" for row in self.enrolment.rows() if row["state"] != "enrolled"]
+            wrong = [row for row in self.enrolment.rows() if row["state"] != "enrolled"]
+            missing += [f"pod {row['namespace']}/{row['pod']}: {row['state']}: {'; '.join(row['faults'])}" for row in wrong]
         return missing
 
     # -- the supervisor's messages --
@@ -190,7 +195,8 @@ class Control:
         self.workers.certificate(certificate.identity, {"op": "certificate", "certificate": certificate.to_json()})
 
     async def _heartbeat(self) -> None:
-        assert self.plane is not None and self.workers is not None
+        assert self.plane is not None
+        assert self.workers is not None
         pause = self.config.redirect.heartbeat_timeout_seconds / BEATS_PER_TIMEOUT
         while True:
             if self.workers.alive():
@@ -213,4 +219,3 @@ class Control:
         if not task.cancelled() and task.exception() is not None:
             log.critical("control cannot go on: %s", task.exception(), exc_info=task.exception())
             self.stopped.set()
-

@@ -13,6 +13,7 @@ import os
 import signal
 import socket
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from typing import Any, Final
 
 import orjson
@@ -55,12 +56,20 @@ class State:
         self.listeners: dict[str, dict[ListenerId, socket.socket]] = {}
 
 
+@dataclass(frozen=True, slots=True)
+class Needs:
+    """Where control takes what workers ask for, and puts what they report."""
+
+    sockets: Callable[[str, Family, int], list[socket.socket]]
+    metrics: Callable[[Message], None]
+    restarted: Callable[[int], None]
+
+
 class Workers:
     """Fills ``count`` slots, replaces what dies, and sends every change to all."""
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, count: int, state: State, supervisor: Channel, *, sockets: Callable[[str, Family, int], list[socket.socket]], metrics: Callable[[Message], None], restarted: Callable[[int], None]) -> None:
-        self._loop, self._count, self._state, self._supervisor = loop, count, state, supervisor
-        self._sockets, self._metrics, self._restarted = sockets, metrics, restarted
+    def __init__(self, loop: asyncio.AbstractEventLoop, count: int, state: State, supervisor: Channel, needs: Needs) -> None:
+        self._loop, self._count, self._state, self._supervisor, self._needs = loop, count, state, supervisor, needs
         self._numbers = itertools.count(1)
         self._pings = itertools.count(1)
         self._slots: dict[int, WorkerProcess] = {}
@@ -117,7 +126,7 @@ class Workers:
             self._fail_replies(worker)
             if not self._stopping:
                 log.error("worker %d (pid %d) died with status %d and is replaced; its connections are lost", slot, pid, status)
-                self._restarted(slot)
+                self._needs.restarted(slot)
                 self._loop.call_later(self._delay(), self._respawn, slot)
 
     def _respawn(self, slot: int) -> None:
@@ -190,13 +199,13 @@ class Workers:
             worker.ready = True
             worker.connections = int(message["connections"])
         elif operation == "metrics":
-            self._metrics(message)
+            self._needs.metrics(message)
         elif operation == "flows":
             self._collect(worker, message)
 
     def _hand_sockets(self, worker: WorkerProcess, uid: str, family: Family, count: int) -> None:
         try:
-            sockets = self._sockets(uid, family, count)
+            sockets = self._needs.sockets(uid, family, count)
         except (KeyError, KernelError) as error:  # the pod may be gone at any moment; the worker's waiters end with its release
             log.warning("no sockets for pod %s: %s", uid, error)
             return

@@ -192,6 +192,7 @@ class Lab(View):
             self._sync(None)
             if wait_seconds:
                 self._wait(made.pods, wait_seconds)
+                self._sync(None)  # every node knows the ready endpoints when this returns
         except BaseException:
             for step in reversed(undo):
                 step()

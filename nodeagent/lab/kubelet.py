@@ -90,6 +90,7 @@ class Kubelet:
             for uid, pod in self._pods.items():
                 pod.update(desired[uid])
             await self._make([RunningPod(self._host, manifest) for uid, manifest in desired.items() if uid not in self._pods])
+            self._objects.refresh()
             self._on_objects()
 
     async def _make(self, pods: list[RunningPod]) -> None:

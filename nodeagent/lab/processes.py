@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Sequence
 from pathlib import Path
+
+from nodeagent.lab import cgroup
 
 _JOIN = 'echo $$ > "$0/cgroup.procs" && exec "$@"'
 
@@ -15,14 +18,17 @@ def joining(group: Path, argv: Sequence[str]) -> list[str]:
 
 
 def spawn(argv: Sequence[str], group: Path, log: Path) -> int:
-    """Start *argv* in *group*, in a session of its own, its output appended to *log*; return its pid."""
+    """Start *argv* in *group*, in a session of its own, its output appended to *log*; return its pid once it is in the group."""
     group.mkdir(parents=True, exist_ok=True)
     actions = [
         (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0),
         (os.POSIX_SPAWN_OPEN, 1, str(log), os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644),
         (os.POSIX_SPAWN_DUP2, 1, 2),
     ]
-    return os.posix_spawnp("sh", joining(group, argv), os.environ, file_actions=actions, setsid=True)
+    pid = os.posix_spawnp("sh", joining(group, argv), os.environ, file_actions=actions, setsid=True)
+    while pid not in cgroup.processes(group) and cgroup.reap(pid):
+        time.sleep(0.001)
+    return pid
 
 
 def tail(log: Path, lines: int = 8) -> str:

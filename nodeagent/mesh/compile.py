@@ -13,7 +13,7 @@ from nodeagent.errors import IdentityError
 from nodeagent.identity.spiffe import spiffe_id
 from nodeagent.mesh import rules
 from nodeagent.mesh.entries import Address, Delta, Endpoint, Entry, PodUid, Protocol, Service, ServicePort, Workload
-from nodeagent.mesh.local import LocalPod, finished, local_pod
+from nodeagent.mesh.local import EXCLUDE_INBOUND, LocalPod, excluded_ports, finished, local_pod
 from nodeagent.mesh.selection import Key, Postings, Selection
 from nodeagent.resources import objects
 from nodeagent.resources.source import AnyChange, EnrolledChange
@@ -189,6 +189,7 @@ class Mesh:
             ports=ports,
             probes=rules.probes(pod),
             services=services,
+            excluded_ports=tuple(sorted(excluded_ports(pod, EXCLUDE_INBOUND, []))),
         )
 
     def _served(self, key: Key, pod: objects.Pod) -> tuple[tuple[tuple[int, Protocol], ...], tuple[tuple[int, str], ...]]:

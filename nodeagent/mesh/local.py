@@ -43,7 +43,7 @@ def local_pod(pod: Pod, node: str, addresses: tuple[Address, ...], identity: Spi
     if (pod.labels.get(ENROLL) or pod.annotations.get(ENROLL, "")).lower() == "false":
         return None
     faults: list[str] = []
-    inbound, outbound = (_ports(pod, name, faults) for name in (EXCLUDE_INBOUND, EXCLUDE_OUTBOUND))
+    inbound, outbound = (excluded_ports(pod, name, faults) for name in (EXCLUDE_INBOUND, EXCLUDE_OUTBOUND))
     return LocalPod(pod.uid, pod.name, pod.namespace, addresses, identity, netns, pod.annotations.get(CGROUP, ""), inbound, outbound, tuple(faults))
 
 
@@ -52,8 +52,8 @@ def finished(pod: Pod) -> bool:
     return pod.phase in ("Succeeded", "Failed")
 
 
-def _ports(pod: Pod, annotation: str, faults: list[str]) -> frozenset[int]:
-    """Return the ports of a comma-separated *annotation*. A wrong one excludes nothing: no typing error opens a hole."""
+def excluded_ports(pod: Pod, annotation: str, faults: list[str]) -> frozenset[int]:
+    """Return the ports of a comma-separated *annotation*; what is wrong goes to *faults*. A wrong one excludes nothing: no typing error opens a hole."""
     text = pod.annotations.get(annotation, "")
     parts = [part.strip() for part in text.split(",") if part.strip()]
     if not all(part.isascii() and part.isdigit() and len(part) <= 5 and 0 < int(part) < 65536 for part in parts):

@@ -181,7 +181,8 @@ class Accepted:
     def _hand_on(self, protocol: str) -> None:
         self._cancel()
         connection, self._connection = self._connection, None
-        assert connection is not None and self._permit is not None
+        assert connection is not None
+        assert self._permit is not None
         self._handed = connection
         self._pipeline.begin(connection, self._permit, self._transport, protocol, self._early)
 

@@ -15,7 +15,7 @@ from typing import Any, Final
 
 from nodeagent.config import Limits, Proxy, Timeouts
 from nodeagent.errors import NO_ENDPOINTS, PROBE_REFUSED, REQUEST_TIMEOUT, Reason
-from nodeagent.mesh.entries import Endpoint, Workload
+from nodeagent.mesh.entries import Endpoint
 from nodeagent.proxy.authorize import OPEN, Permit, Refusal, authorize_connection, authorize_request
 from nodeagent.proxy.connection import Connection, Path, host_port
 from nodeagent.proxy.http1.downstream import HttpDownstream
@@ -40,7 +40,9 @@ log = logging.getLogger("nodeagent.proxy")
 class Pipeline:
     """What the stages share: the cluster's view, the pods, the pools, the counters."""
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, settings: Proxy, trust_domain: str, cluster_id: str, metrics: WorkerMetrics, access_log: AccessLog | None) -> None:
+    def __init__(
+        self, loop: asyncio.AbstractEventLoop, settings: Proxy, trust_domain: str, cluster_id: str, metrics: WorkerMetrics, access_log: AccessLog | None
+    ) -> None:
         self.loop, self.metrics, self.access_log = loop, metrics, access_log
         self.trust_domain, self.cluster_id = trust_domain, cluster_id
         self.limits: Limits = settings.limits

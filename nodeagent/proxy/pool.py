@@ -16,7 +16,7 @@ from nodeagent.identity.tls import peer_identity
 from nodeagent.mesh.entries import SpiffeId
 from nodeagent.proxy.http1.exchange import Exchange
 from nodeagent.proxy.http1.upstream import HttpUpstream
-from nodeagent.proxy.pods import PodState
+from nodeagent.proxy.pods import Family, PodState
 from nodeagent.proxy.tls.stream import TlsStream
 
 if TYPE_CHECKING:
@@ -61,7 +61,7 @@ class Dial:
 
     async def _connect(self, pipeline: Pipeline, *, http: bool) -> Dialled:
         loop = pipeline.loop
-        family = 6 if ":" in self.address else 4
+        family: Family = 6 if ":" in self.address else 4
         sock = await self.pod.stock[family].take()
         try:
             await loop.sock_connect(sock, (self.address, self.port))
@@ -83,7 +83,7 @@ class Dial:
         stream = TlsStream(tls.client_http if http else tls.client_tcp, server_side=False, ready=established.set_result, failed=failed)
         dialled = stream.protocol = Dialled()
         dialled.transport = stream
-        await loop.create_connection(lambda: stream, sock=sock)  # type: ignore[arg-type, return-value]
+        await loop.create_connection(lambda: stream, sock=sock)  # type: ignore[type-var]  # asyncio's protocols are duck-typed
         try:
             await established
             found = peer_identity(stream.session, pipeline.trust_domain)

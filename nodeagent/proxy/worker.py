@@ -159,7 +159,10 @@ class Worker:
     # -- life --
 
     async def _listen(self, pod: PodState, direction: Any, listener: socket.socket) -> None:
-        server = await self.loop.create_server(lambda: Accepted(self._pipeline, pod, direction, self._originals), sock=listener, backlog=BACKLOG)
+        def accepted() -> Any:
+            return Accepted(self._pipeline, pod, direction, self._originals)
+
+        server = await self.loop.create_server(accepted, sock=listener, backlog=BACKLOG)
         if self._pipeline.pods.get(pod.uid) is pod and not self._pipeline.draining:
             self._servers.setdefault(pod.uid, []).append(server)
         else:

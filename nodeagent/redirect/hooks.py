@@ -87,7 +87,9 @@ def ensure(path: Path, hook: Hook, target: Target, program: int) -> int:
             path.unlink(missing_ok=True)
             syscall.pin(link, path)
     except OSError as error:
-        raise KernelError(f"{hook.name} cannot be attached to {target.what}: {error.strerror}; `nodeagent check` says whether the kernel has what it takes") from None
+        raise KernelError(
+            f"{hook.name} cannot be attached to {target.what}: {error.strerror}; `nodeagent check` says whether the kernel has what it takes"
+        ) from None
     return link
 
 

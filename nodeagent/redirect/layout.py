@@ -20,7 +20,14 @@ INBOUND: Final = 1
 
 
 class Settings(ctypes.Structure):
-    _fields_ = [("heartbeat_timeout_ns", _u64), ("agent_cgroup", _u64), ("host_netns", _u64), ("deny_unknown", _u32), ("outbound_port", _u16), ("inbound_port", _u16)]
+    _fields_ = [
+        ("heartbeat_timeout_ns", _u64),
+        ("agent_cgroup", _u64),
+        ("host_netns", _u64),
+        ("deny_unknown", _u32),
+        ("outbound_port", _u16),
+        ("inbound_port", _u16),
+    ]
 
 
 class Pod(ctypes.Structure):

@@ -137,7 +137,9 @@ def _adopt(path: Path, spec: MapSpec) -> Map:
     try:
         new = Map(spec, syscall.map_create(spec.kind, spec.name, spec.key_size, spec.value_size, spec.entries, spec.flags))
     except OSError as error:
-        raise KernelError(f"the BPF map {spec.name} ({spec.entries} entries) cannot be made: {error.strerror}; `nodeagent check` says what the kernel lacks") from None
+        raise KernelError(
+            f"the BPF map {spec.name} ({spec.entries} entries) cannot be made: {error.strerror}; `nodeagent check` says what the kernel lacks"
+        ) from None
     if old is not None:
         _move(old, new)
         os.close(old)

@@ -44,7 +44,12 @@ class _MapCreate(ctypes.Structure):
 
 
 class _Batch(ctypes.Structure):
-    _fields_ = [(name, _u64) for name in ("in_batch", "out_batch", "keys", "values")] + [("count", _u32), ("map_fd", _u32), ("element_flags", _u64), ("flags", _u64)]
+    _fields_ = [(name, _u64) for name in ("in_batch", "out_batch", "keys", "values")] + [
+        ("count", _u32),
+        ("map_fd", _u32),
+        ("element_flags", _u64),
+        ("flags", _u64),
+    ]
 
 
 class _Object(ctypes.Structure):

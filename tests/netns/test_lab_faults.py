@@ -28,7 +28,8 @@ def pod(name: str, spec: str = SLEEP, metadata: str = "") -> str:
 
 def many(replicas: int) -> str:
     template = f"{{metadata: {{labels: {{app: many}}}}, spec: {{{SLEEP}}}}}"
-    return f"---\napiVersion: apps/v1\nkind: Deployment\nmetadata: {{name: many}}\nspec: {{replicas: {replicas}, selector: {{matchLabels: {{app: many}}}}, template: {template}}}\n"
+    head = "---\napiVersion: apps/v1\nkind: Deployment\nmetadata: {name: many}\n"
+    return f"{head}spec: {{replicas: {replicas}, selector: {{matchLabels: {{app: many}}}}, template: {template}}}\n"
 
 
 def left_behind() -> list[str]:
@@ -38,6 +39,9 @@ def left_behind() -> list[str]:
     found += [str(path) for path in NETNS_DIRECTORY.glob(f"{NAME}.*")] + [str(path) for path in Path("/sys/fs/bpf").glob(f"nodeagent-lab-{NAME}-*")]
     for process in Path("/proc").glob("[0-9]*"):
         try:
+            state, parent = (process / "stat").read_text().rpartition(")")[2].split()[:2]
+            if state == "Z" and int(parent) != os.getpid():
+                continue  # dead, and for the first process of the machine to reap
             if f"nodeagent-lab-{NAME}/" in (process / "cgroup").read_text() or f"{NAME}\0".encode() in (process / "cmdline").read_bytes():
                 found.append(str(process))
         except OSError:
@@ -95,8 +99,9 @@ def test_a_pod_that_cannot_be_made_undoes_the_lab(spec: str, message: str) -> No
 
 
 def test_a_pod_that_never_becomes_ready_is_an_error_with_the_end_of_its_log() -> None:
+    container = "{name: c, command: [sh, -c, 'echo what went wrong; exit 1'], readinessProbe: {exec: {command: ['true']}, initialDelaySeconds: 1}}"
     with pytest.raises(LabError, match=r"(?s)Pod default/a is not ready: container c: .*the end of its log:\n.*what went wrong"):
-        Lab.up(text=pod("a", "containers: [{name: c, command: [sh, -c, 'echo what went wrong; exit 1']}]"), name=NAME, wait_seconds=0.5)
+        Lab.up(text=pod("a", f"containers: [{container}]"), name=NAME, wait_seconds=0.5)
 
 
 def test_an_agent_that_does_not_start_is_an_error_with_the_end_of_its_log() -> None:
@@ -113,7 +118,7 @@ def test_a_failed_apply_changes_nothing() -> None:
             lab.apply(text=config_map + pod("c") + wrong)
         assert {path.name: path.read_bytes() for path in lab.layout.objects.iterdir()} == before
         assert sorted(path.name for path in NETNS_DIRECTORY.glob(f"{NAME}.default.*")) == [f"{NAME}.default.a"]
-        with pytest.raises(ResourceError, match="an address that Service default/s does not have|addresses that no other pod has"):
+        with pytest.raises(ResourceError, match="addresses that no other pod has"):
             lab.apply(text=pod("b", metadata=f", annotations: {{{ADDRESSES}: {lab.address('a')}}}"))
 
 
@@ -179,7 +184,7 @@ def test_a_hundred_pods_in_fifteen_seconds() -> None:
     with Lab.up(text=many(100), name=NAME) as lab:
         assert len(lab.pods) == 100
         taken = time.monotonic() - begun
-        assert lab.exec(sorted(lab.pods)[-1], ["hostname"]).returncode == 0
+        assert lab.exec(max(lab.pods), ["hostname"]).returncode == 0
     assert taken < 15
 
 

@@ -29,7 +29,15 @@ _PROTO_LINE: Final = (b"x-forwarded-proto", b": ", b"http", b"\r\n")
 _HOSTS_KNOWN: Final = 4096
 _hosts: set[bytes] = set()
 """Host values that were found to be valid, within a bound."""
-PHRASES: Final = {400: "Bad Request", 403: "Forbidden", 408: "Request Timeout", 431: "Request Header Fields Too Large", 502: "Bad Gateway", 503: "Service Unavailable", 504: "Gateway Timeout"}
+PHRASES: Final = {
+    400: b"Bad Request",
+    403: b"Forbidden",
+    408: b"Request Timeout",
+    431: b"Request Header Fields Too Large",
+    502: b"Bad Gateway",
+    503: b"Service Unavailable",
+    504: b"Gateway Timeout",
+}
 
 
 class HttpDownstream:
@@ -291,7 +299,7 @@ class HttpDownstream:
         if not exchange.request_complete:
             exchange.keep_alive = False
         close = b"" if exchange.keep_alive else b"connection: close\r\n"
-        head = b"HTTP/1.1 %d %b\r\ncontent-type: text/plain\r\ncontent-length: %d\r\nserver: nodeagent\r\n%b\r\n" % (reason.status, PHRASES[reason.status].encode(), len(body), close)
+        head = b"HTTP/1.1 %d %b\r\ncontent-type: text/plain\r\ncontent-length: %d\r\nserver: nodeagent\r\n%b\r\n" % (reason.status, PHRASES[reason.status], len(body), close)
         answer = head if exchange.method == b"HEAD" else head + body
         exchange.sent = len(answer)
         self.write(answer)

@@ -64,9 +64,7 @@ class HttpUpstream:
         head = exchange.head(route)
         exchange.received += len(head)
         pending = exchange.pending
-        if pending is None:
-            self.write(head)
-        elif exchange.upgrade:
+        if pending is None or exchange.upgrade:
             self.write(head)
         else:
             exchange.pending = None
