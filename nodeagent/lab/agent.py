@@ -148,6 +148,8 @@ class Agent:
     def kill(self) -> None:
         """Kill the whole daemon, all processes at once (SIGKILL)."""
         cgroup.kill(self.cgroup)
+        with suppress(FileNotFoundError):
+            cgroup.reap_all([int((self.directory / "agent.pid").read_text())])
 
 
 def merge(base: Mapping[str, Any], overlay: Mapping[str, Any]) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import time
+from collections.abc import Iterable
 from pathlib import Path
 
 from nodeagent.errors import LabError
@@ -37,10 +38,10 @@ def processes(group: Path) -> list[int]:
     return [pid for pid in found if pid]
 
 
-def kill(group: Path) -> None:
+def kill(group: Path, *, parent: bool = False) -> None:
     """Kill every process in *group* and below it, and wait until they are gone; raises LabError if some stay.
 
-    Those that are children of the caller are reaped: the first process of a pid namespace ends only after all others were.
+    A *parent* of theirs takes their exit statuses: the first process of a pid namespace ends only after that of all others was taken.
     """
     if not group.exists():
         return
@@ -53,13 +54,13 @@ def kill(group: Path) -> None:
         else:
             for pid in victims:
                 _signal(pid)
-        seen = {pid for pid in seen if reap(pid)}
+        if parent:
+            seen = {pid for pid in seen if reap(pid)}
         if time.monotonic() > deadline:
             raise LabError(f"{group}: processes {victims} do not die: are they stuck in the kernel (ps -o stat,wchan)?")
         time.sleep(0.002)
-    deadline = time.monotonic() + _REAP_SECONDS
-    while (seen := {pid for pid in seen if reap(pid)}) and time.monotonic() < deadline:
-        time.sleep(0.002)
+    if parent:
+        reap_all(seen)
 
 
 def _signal(pid: int) -> None:
@@ -77,9 +78,16 @@ def reap(pid: int) -> bool:
         return False
 
 
-def remove(group: Path) -> None:
-    """Kill what is in *group* and remove it with everything below."""
-    kill(group)
+def reap_all(pids: Iterable[int]) -> None:
+    """Take the exit status of those of *pids* that are dying children of the caller."""
+    deadline = time.monotonic() + _REAP_SECONDS
+    while (pids := {pid for pid in pids if reap(pid)}) and time.monotonic() < deadline:
+        time.sleep(0.002)
+
+
+def remove(group: Path, *, parent: bool = False) -> None:
+    """Kill what is in *group*, as :func:`kill` does, and remove it with everything below."""
+    kill(group, parent=parent)
     for directory, _, _ in os.walk(group, topdown=False):
         _rmdir(Path(directory))
 

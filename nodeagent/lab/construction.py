@@ -6,6 +6,7 @@ import fcntl
 import os
 import re
 import shutil
+import socket
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -17,6 +18,7 @@ from nodeagent.lab.layout import NETNS_DIRECTORY, Layout, Node, write_json
 from nodeagent.lab.network import inside
 from nodeagent.lab.processes import spawn
 
+_END_SECONDS = 5.0
 _TOOLS = {"ip": "iproute2", "nft": "nftables", "nsenter": "util-linux", "setpriv": "util-linux", "sleep": "coreutils"}
 
 
@@ -84,10 +86,11 @@ def _node_object(node: Node) -> dict[str, object]:
 def start_kubelet(layout: Layout, node: Node) -> None:
     """Start *node*'s kubelet in place of one that may hang."""
     group = layout.cgroup(cgroup.hierarchy()) / node.name / "kubelet"
-    cgroup.kill(group)
+    cgroup.kill(group)  # one that hangs
     layout.socket(node.name).unlink(missing_ok=True)
     argv = [sys.executable, "-m", "nodeagent.lab.kubelet", str(layout.root), layout.name, str(node.index)]
-    spawn(inside(layout.netns(node.name), argv), group, layout.node(node.name) / "kubelet.log")
+    pid = spawn(inside(layout.netns(node.name), argv), group, layout.node(node.name) / "kubelet.log")
+    (layout.node(node.name) / "kubelet.pid").write_text(str(pid))
 
 
 def destroy(layout: Layout) -> bool:
@@ -96,7 +99,9 @@ def destroy(layout: Layout) -> bool:
     pins = _pins(layout)
     spaces = list(NETNS_DIRECTORY.glob(f"{layout.name}.*"))
     there = group.exists() or layout.state.exists() or bool(pins or spaces)
+    _end_kubelets(layout)
     cgroup.remove(group)
+    cgroup.reap_all(int(path.read_text() or 0) for path in layout.state.glob("*/*.pid"))
     for directory in pins:  # an unlinked pin of a link detaches its program
         shutil.rmtree(directory)
     for space in spaces:
@@ -106,6 +111,21 @@ def destroy(layout: Layout) -> bool:
     if layout.state.exists():
         shutil.rmtree(layout.state)
     return there
+
+
+def _end_kubelets(layout: Layout) -> None:
+    """Have the kubelets that live kill their pods and end; the others are killed with the cgroup."""
+    connections = []
+    for path in layout.state.glob("*/kubelet.sock"):
+        connection = socket.socket(socket.AF_UNIX)
+        connection.settimeout(_END_SECONDS)
+        connections.append(connection)
+        with suppress(OSError):
+            connection.connect(str(path))
+            connection.sendall(b'{"end": true}\n')
+    for connection in connections:
+        with connection, suppress(OSError):
+            connection.recv(1)
 
 
 def _pins(layout: Layout) -> list[Path]:

@@ -107,7 +107,7 @@ class RunningContainer:
         finally:
             for task in tasks:
                 task.cancel()
-            cgroup.kill(self.process.cgroup)  # what the program left behind
+            cgroup.kill(self.process.cgroup, parent=True)  # what the program left behind
 
     async def _probe(self, kind: str, probe: Probe) -> None:
         if kind != "startup":

@@ -65,12 +65,15 @@ class Kubelet:
             await asyncio.gather(server.serve_forever(), *(each.serve_forever() for each in servers))
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        """Answer orders, a JSON object a line: ``{"grace": seconds | null}`` -> ``{"error": text | null}``."""
+        """Answer orders, a JSON object a line: ``{"grace": seconds | null}`` -> ``{"error": text | null}``; ``{"end": true}`` ends the node."""
         with suppress(ConnectionError):
             while line := await reader.readline():
-                fault = None
+                order, fault = json.loads(line), None
+                if order.get("end"):
+                    cgroup.kill(self._host.pods_cgroup, parent=True)  # here, as their parent must take their exit statuses
+                    os._exit(0)
                 try:
-                    await self._sync(json.loads(line)["grace"])
+                    await self._sync(order["grace"])
                 except (LabError, OSError) as error:
                     fault = str(error)
                     _log.error("sync: %s", fault)

@@ -13,6 +13,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from nodeagent.errors import LabError
 from nodeagent.lab import cgroup, linux, network, volumes
 from nodeagent.lab.containers import RunningContainer
 from nodeagent.lab.environment import ConfigMaps, command, environment
@@ -206,9 +207,11 @@ class RunningPod:
         self.host.layout.object_file("Pod", metadata["namespace"], metadata["name"]).unlink(missing_ok=True)
 
     def remove_leftovers(self) -> None:
-        """Remove processes, cgroup, netns and volumes; the link goes with the netns."""
-        cgroup.remove(self.cgroup)
+        """Remove processes, cgroup, link, netns and volumes. The link would go with the netns, but later, and its routes would be in the way."""
+        cgroup.remove(self.cgroup, parent=True)
         if self.own_network and self.netns.exists():
+            with suppress(LabError):  # it was not there yet
+                network.run([f"link del {self.link}"])
             with suppress(OSError):  # not mounted: the crash was before that
                 linux.unmount(self.netns)
             self.netns.unlink()

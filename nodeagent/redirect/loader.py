@@ -48,9 +48,7 @@ def source_directory() -> Path:
 def compile_programs(pin_directory: Path) -> Any:
     """Compile all programs against the maps pinned in *pin_directory*; return bcc's BPF object. Raises KernelError."""
     source = source_directory()
-    release = tuple(int(part) for part in platform.release().split("-")[0].split(".")[:2])
     os.environ["BCC_KERNEL_SOURCE"] = str(source / "include")
-    os.environ["BCC_LINUX_VERSION_CODE"] = str((release[0] << 16) + (release[1] << 8))
     try:
         from bcc import BPF
     except ImportError as error:

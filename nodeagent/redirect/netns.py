@@ -24,14 +24,15 @@ _SIOCSIFFLAGS: Final = 0x8914
 _IFF_UP: Final = 1
 
 
-def _cookie(of: socket.socket) -> int:
+def cookie_of(of: socket.socket) -> int:
+    """Return the cookie of the network namespace that *of* was made in. Raises OSError."""
     return int(struct.unpack("=Q", of.getsockopt(socket.SOL_SOCKET, SO_NETNS_COOKIE, 8))[0])
 
 
 def own_cookie() -> int:
     """Return the cookie of the calling thread's network namespace: 64 bits that the kernel never uses again."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-        return _cookie(probe)
+        return cookie_of(probe)
 
 
 def create() -> int:

@@ -37,11 +37,8 @@ class Pins:
 
     def make(self) -> None:
         """Make the folders, and mount bpffs when /sys/fs/bpf is empty. Raises KernelError."""
-        if self.directory.is_relative_to(BPFFS) and filesystem(BPFFS) != "bpf":
-            try:
-                syscall.mount("bpf", str(BPFFS), "bpf")
-            except OSError as error:
-                raise KernelError(f"{BPFFS}: bpffs cannot be mounted: {error.strerror}; the daemon needs root and CAP_SYS_ADMIN") from None
+        if self.directory.is_relative_to(BPFFS):
+            mount_bpffs()
         if filesystem(self.directory) != "bpf":
             raise KernelError(f"{self.directory}: is not in bpffs; set redirect.pinDirectory to a folder below {BPFFS}")
         try:
@@ -49,6 +46,15 @@ class Pins:
                 directory.mkdir(0o700, parents=True, exist_ok=True)
         except OSError as error:
             raise KernelError(f"{error.filename}: cannot be made: {error.strerror}") from None
+
+
+def mount_bpffs() -> None:
+    """Mount bpffs where everybody expects it, unless it is. Raises KernelError."""
+    if filesystem(BPFFS) != "bpf":
+        try:
+            syscall.mount("bpf", str(BPFFS), "bpf")
+        except OSError as error:
+            raise KernelError(f"{BPFFS}: bpffs cannot be mounted: {error.strerror}; the daemon needs root and CAP_SYS_ADMIN") from None
 
 
 def filesystem(path: Path) -> str:

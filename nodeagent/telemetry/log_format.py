@@ -32,7 +32,8 @@ FIELDS: Final = (
     *("downstream_local_address", "downstream_remote_address", "requested_server_name", "route_name"),
 )
 """Istio's JSON keys, in the order of its text format. ``start_time`` is Unix time in seconds; ``duration`` and
-``upstream_service_time`` are milliseconds, the latter None where no upstream answered. A text is ``-`` where there is none."""
+``upstream_service_time`` are milliseconds, the latter None where no upstream answered. A text is ``-`` where there is
+none; one that a client sent is its bytes decoded as Latin-1."""
 _PATH: Final = 2
 _FLAGS: Final = 5
 _UPSTREAM_TIME: Final = 12
@@ -90,8 +91,15 @@ def _escaped(record: Record) -> Record:
 
 def _escape(value: str, spaces: bool) -> str:
     first = 32 if spaces else 33
-    encoded = value.encode(errors="surrogatepass")
-    return "".join([chr(byte) if first <= byte <= 126 and byte not in _SPECIAL else f"\\x{byte:02X}" for byte in encoded])
+    return "".join([chr(byte) if first <= byte <= 126 and byte not in _SPECIAL else f"\\x{byte:02X}" for byte in _bytes(value)])
+
+
+def _bytes(value: str) -> bytes:
+    """Return what was on the wire: header values are kept as Latin-1, one character a byte (RFC 9110 section 5.5)."""
+    try:
+        return value.encode("latin-1")
+    except UnicodeEncodeError:
+        return value.encode(errors="surrogatepass")
 
 
 def _object(record: Record) -> bytes:
@@ -106,10 +114,11 @@ def _object(record: Record) -> bytes:
         line = orjson.dumps(fields)
     except TypeError:
         line = b"\xff"  # a lone surrogate, which orjson refuses
-    if not line.isascii() or b"\x7f" in line:
-        # orjson leaves DEL and everything from U+0080 as it is; a terminal's C1 escape codes are among them.
-        line = stdlib_json.dumps(fields, separators=(",", ":")).replace("\x7f", "\\u007f").encode()
-    return line + b"\n"
+    if line.isascii() and b"\x7f" not in line:
+        return line + b"\n"
+    # orjson leaves DEL and everything from U+0080 as it is; a terminal's C1 escape codes are among them.
+    decoded = {name: _bytes(value).decode(errors="replace") if isinstance(value, str) else value for name, value in fields.items()}
+    return stdlib_json.dumps(decoded, separators=(",", ":")).replace("\x7f", "\\u007f").encode() + b"\n"
 
 
 @lru_cache(maxsize=256)

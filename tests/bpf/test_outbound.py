@@ -44,7 +44,8 @@ def test_own_address_and_loopback_are_left_alone(node: Node, a: Pod, counted: Co
     node.enroll(a)
     server = node.stage.start(a, serve, "::" if kind == "6" else "0.0.0.0", 8081)
     server.receive()
-    for address in (a.address(kind), {"4": "127.0.0.1", "6": "::1", "mapped": "::ffff:127.0.0.1"}[kind], {"4": "0.0.0.0", "6": "::", "mapped": "::ffff:0.0.0.0"}[kind]):
+    loopback = {"4": ["127.0.0.1", "0.0.0.0"], "6": ["::1", "::"], "mapped": ["::ffff:127.0.0.1", "::ffff:0.0.0.0"]}[kind]
+    for address in (a.address(kind), *loopback):
         assert node.stage.run(a, dial, address, 8081).data.startswith(b"app ")
     assert node.stage.run(a, dial, "127.7.7.7" if kind == "4" else a.address(kind), 8081).data.startswith(b"app ")
     assert counted() == {}

@@ -10,7 +10,6 @@ import itertools
 import multiprocessing
 import os
 import socket
-import struct
 import subprocess
 import threading
 import time
@@ -21,7 +20,6 @@ from pathlib import Path
 from typing import Any
 
 from nodeagent.redirect import netns, syscall
-from nodeagent.redirect.netns import SO_NETNS_COOKIE
 from nodeagent.redirect.original import OriginalDestinations
 from nodeagent.redirect.pod import Listeners
 
@@ -219,10 +217,6 @@ def eventually(condition: Callable[[], bool], seconds: float = 3) -> None:
         time.sleep(0.01)
 
 
-def netns_cookie(of: socket.socket) -> int:
-    return int(struct.unpack("=Q", of.getsockopt(socket.SOL_SOCKET, SO_NETNS_COOKIE, 8))[0])
-
-
 def accept(listener: socket.socket, seconds: float = 5) -> socket.socket:
     listener.settimeout(seconds)
     connection, _ = listener.accept()
@@ -232,7 +226,7 @@ def accept(listener: socket.socket, seconds: float = 5) -> socket.socket:
 
 def take(destinations: OriginalDestinations, connection: socket.socket) -> tuple[str, int] | None:
     address, port = connection.getpeername()[:2]
-    return destinations.take(netns_cookie(connection), address, port)
+    return destinations.take(netns.cookie_of(connection), address, port)
 
 
 @contextlib.contextmanager

@@ -39,11 +39,11 @@ def left_behind() -> list[str]:
     found += [str(path) for path in NETNS_DIRECTORY.glob(f"{NAME}.*")] + [str(path) for path in Path("/sys/fs/bpf").glob(f"nodeagent-lab-{NAME}-*")]
     for process in Path("/proc").glob("[0-9]*"):
         try:
-            state, parent = (process / "stat").read_text().rpartition(")")[2].split()[:2]
-            if state == "Z" and int(parent) != os.getpid():
-                continue  # dead, and for the first process of the machine to reap
+            _, parent, *_, flags = (process / "stat").read_text().rpartition(")")[2].split()[:7]
+            if int(flags) & 4 and int(parent) != os.getpid():
+                continue  # PF_EXITING: dead, and for the first process of the machine to reap
             if f"nodeagent-lab-{NAME}/" in (process / "cgroup").read_text() or f"{NAME}\0".encode() in (process / "cmdline").read_bytes():
-                found.append(str(process))
+                found.append((process / "stat").read_text()[:60])
         except OSError:
             continue
     return found
@@ -168,11 +168,10 @@ def test_a_killed_popen_takes_its_program_along() -> None:
     with Lab.up(text=pod("a"), name=NAME) as lab:
         group = Path(lab.pod("a")["metadata"]["annotations"]["lab.nodeagent.io/cgroup"])
         before = cgroup.processes(group)
-        process = lab.popen("a", ["sleep", "1000"])
-        while len(cgroup.processes(group)) < len(before) + 2:
-            time.sleep(0.01)
-        process.kill()
-        process.wait()
+        with lab.popen("a", ["sh", "-c", "echo runs; exec sleep 1000"], stdout=subprocess.PIPE, text=True) as process:
+            assert process.stdout
+            assert process.stdout.readline() == "runs\n"
+            process.kill()
         deadline = time.monotonic() + 5
         while cgroup.processes(group) != before:
             assert time.monotonic() < deadline

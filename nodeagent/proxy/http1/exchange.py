@@ -25,11 +25,21 @@ class Exchange:
 
     # What most requests never change stays on the class: making an exchange is part of every request's cost.
     body = NO_BODY
-    http10 = request_complete = answered = finished = client_cert = upgrade = False
+    http10 = False
+    request_complete = False
+    answered = False
+    finished = False
+    client_cert = False
+    upgrade = False
     keep_alive = True
-    forwarded_for = user_agent = b""
+    forwarded_for = b""
+    user_agent = b""
     pending: list[bytes] | None = None
-    pending_bytes = received = sent = status = tries = 0
+    pending_bytes = 0
+    received = 0
+    sent = 0
+    status = 0
+    tries = 0
     deadline = 0.0
     route: Route | None = None
     upstream: HttpUpstream | None = None

@@ -1,0 +1,52 @@
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help setup packages demo test bench lint
+
+VENV := .venv
+PYTHON := $(VENV)/bin/python
+# Debian's interpreter by its full name: python3 on PATH may be another one, which cannot import Debian's bcc.
+DEBIAN_PYTHON := /usr/bin/python3
+PACKAGES := python3-venv python3-bpfcc python3-cryptography linux-libc-dev iproute2 util-linux procps nftables iptables tcpdump \
+	wrk nginx-light haproxy iperf3 prometheus
+# Seconds of load for each figure of `make bench`, and how often all of them are measured in turn.
+BENCH_SECONDS ?= 3
+BENCH_ROUNDS ?= 3
+
+help: ## this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-7s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+setup: packages $(VENV)/.complete ## system packages and the virtual environment in .venv/ (root, Debian 12); quick when nothing is missing
+
+demo: setup ## two nodes, a small application, real requests through the agent; leaves nothing behind
+	@$(PYTHON) -m nodeagent.lab.demo
+
+test: setup ## everything: linters, types, and all tests in parts (root)
+	@$(PYTHON) tests/parts.py
+
+bench: setup ## measures the agent beside direct, HAProxy and real Envoy sidecars in one run; writes build/bench.json
+	@$(PYTHON) -m nodeagent.compare --seconds $(BENCH_SECONDS) --rounds $(BENCH_ROUNDS) --output build/bench.json
+
+lint: setup ## ruff and mypy only
+	@$(PYTHON) tests/parts.py lint
+
+# Packages that bring a service (nginx, haproxy, prometheus) must not start it: policy-rc.d says so to their install scripts.
+packages:
+	@missing=(); for package in $(PACKAGES); do \
+		[[ $$(dpkg-query --show --showformat='$${db:Status-Status}' $$package 2>/dev/null) == installed ]] || missing+=($$package); \
+	done; \
+	[[ $${#missing[@]} -gt 0 ]] || exit 0; \
+	[[ $$(id -u) -eq 0 ]] || { echo "missing packages: $${missing[*]}: run this as root, or apt-get install them" >&2; exit 1; }; \
+	echo "apt-get install $${missing[*]}"; \
+	policy=/usr/sbin/policy-rc.d; \
+	[[ -e $$policy ]] || { trap 'rm -f '$$policy EXIT; printf '#!/bin/sh\nexit 101\n' > $$policy; chmod +x $$policy; }; \
+	export DEBIAN_FRONTEND=noninteractive; \
+	install() { apt-get install -y -qq --no-install-recommends "$${missing[@]}" > /dev/null; }; \
+	install 2>/dev/null || { apt-get update -qq && install; }
+
+$(VENV)/.complete: pyproject.toml constraints.txt
+	@echo "virtual environment in $(VENV)/"
+	@$(DEBIAN_PYTHON) -m venv --clear --system-site-packages $(VENV)
+	@$(PYTHON) -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev,compare]'
+	@touch $@

@@ -1,0 +1,41 @@
+"""``nodeagent check``: will the agent work on this machine, and what is lost where something is missing?"""
+
+from __future__ import annotations
+
+import os
+import platform
+from dataclasses import asdict
+from typing import Any, Final
+
+import click
+
+from nodeagent.cli.output import Column, Output, emit, output_option
+from nodeagent.errors import KernelError
+
+COLUMNS: Final = (
+    Column("FEATURE", "feature"),
+    Column("", "state"),
+    Column("DETAIL", "detail"),
+    Column("LOST WITHOUT IT", "lost"),
+)
+
+
+@click.command()
+@output_option
+def check(output: Output) -> int:
+    """Try each thing that the agent needs of this machine; exit 1 when one is missing."""
+    if os.geteuid():
+        raise KernelError("checking means to load BPF programs and to make network namespaces: run it as root, which the agent needs to be as well")
+    from nodeagent.redirect import probes
+
+    rows: list[dict[str, Any]] = [{**asdict(finding), "state": _state(finding.ok, finding.needed)} for finding in probes.run()]
+    emit(rows, COLUMNS, output)
+    missing = [row["feature"] for row in rows if row["state"] == "missing"]
+    if output == "table":
+        kernel = f"Linux {platform.release()} on {platform.machine()}"
+        click.echo(f"\n{kernel}: the agent cannot work here without {', '.join(missing)}." if missing else f"\n{kernel}: the agent can work here.")
+    return 1 if missing else 0
+
+
+def _state(ok: bool, needed: bool) -> str:
+    return "ok" if ok else "missing" if needed else "absent"

@@ -1,0 +1,337 @@
+"""What `nodeagent check` tries: each kernel feature and tool by itself, then the whole capture with real connections.
+
+Nothing is concluded from version numbers. Every trial happens in a cgroup, network namespaces and pins of its own, which
+are gone afterwards, also when it fails.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import os
+import shutil
+import socket
+import ssl
+import struct
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final, NoReturn
+
+from nodeagent.config import MapSizes, Redirect
+from nodeagent.errors import KernelError
+from nodeagent.redirect import hooks, layout, maps, netns, pins, syscall
+from nodeagent.redirect.original import OriginalDestinations
+from nodeagent.redirect.plane import DataPlane
+from nodeagent.redirect.pod import EnrolledPod, Listeners
+
+# r0 = 1; exit: a program that lets everything pass (include/uapi/linux/bpf.h, struct bpf_insn).
+_PASS: Final = struct.pack("=BBhi", 0xB7, 0, 0, 1) + struct.pack("=BBhi", 0x95, 0, 0, 0)
+_SECONDS: Final = 3.0
+_NOBODY: Final = 65534
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """What a probe found: ``ok``, the details or the kernel's refusal, whether the agent can do without, and what is lost then."""
+
+    feature: str
+    ok: bool
+    needed: bool
+    detail: str
+    lost: str
+
+
+@dataclass(frozen=True, slots=True)
+class Probe:
+    """``attempt`` returns the details, and raises OSError, KernelError or subprocess.SubprocessError when the feature is not there."""
+
+    feature: str
+    attempt: Callable[[Ground], str]
+    lost: str
+    needed: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Ground:
+    """Where the probes try: a cgroup, two network namespaces (no wire between them yet)."""
+
+    cgroup: Path
+    client: int
+    server: int
+
+    @property
+    def pins(self) -> Path:
+        return pins.BPFFS / self.cgroup.name
+
+
+def find_cgroup2() -> Path:
+    """Return where the cgroup2 hierarchy is mounted. Raises KernelError."""
+    for line in Path("/proc/self/mounts").read_text().splitlines():
+        _, point, kind, *_ = line.split()
+        if kind == "cgroup2":
+            return Path(point)
+    raise KernelError("no cgroup2 hierarchy is mounted: mount -t cgroup2 none /sys/fs/cgroup/unified")
+
+
+@contextlib.contextmanager
+def ground() -> Iterator[Ground]:
+    """Make the ground and take it away. Raises OSError, KernelError."""
+    with contextlib.ExitStack() as stack:
+        cgroup = find_cgroup2() / f"nodeagent-check-{os.getpid()}"
+        cgroup.mkdir()
+        stack.callback(_remove_cgroup, cgroup)
+        namespaces = []
+        for _ in range(2):
+            namespaces.append(netns.create())
+            stack.callback(os.close, namespaces[-1])
+        yield Ground(cgroup, *namespaces)
+
+
+def _remove_cgroup(cgroup: Path) -> None:
+    """A process that has ended leaves its cgroup a moment later."""
+    deadline = time.monotonic() + _SECONDS
+    while True:
+        try:
+            return cgroup.rmdir()
+        except OSError:
+            if time.monotonic() > deadline:
+                raise
+        time.sleep(0.01)
+
+
+def _hook(hook: hooks.Hook) -> Callable[[Ground], str]:
+    def attempt(where: Ground) -> str:
+        with contextlib.ExitStack() as stack:
+            program = syscall.program_load(hook.program_type, hook.attach_type, _PASS)
+            stack.callback(os.close, program)
+            target = where.client if hook is hooks.LOOKUP else os.open(where.cgroup, os.O_RDONLY)
+            if target != where.client:
+                stack.callback(os.close, target)
+            link = syscall.link_create(program, target, hook.attach_type)
+            stack.callback(os.close, link)
+            syscall.link_update(link, program)
+        return "loaded, attached by a link, replaced in place"
+
+    return attempt
+
+
+def _bpffs(_: Ground) -> str:
+    pins.mount_bpffs()
+    return f"mounted at {pins.BPFFS}"
+
+
+def _netns_cookie(_: Ground) -> str:
+    return f"SO_NETNS_COOKIE: {netns.own_cookie()}"
+
+
+def _unprivileged_lookup(_: Ground) -> str:
+    """What a proxy worker does as nobody: take an entry out of an LRU map by a descriptor that it was given."""
+    spec = next(spec for spec in maps.specifications(MapSizes.model_validate({})) if spec.name == "by_source")
+    fd = syscall.map_create(spec.kind, spec.name, spec.key_size, spec.value_size, 64, spec.flags)
+    try:
+        key = layout.Source(netns=1, port=2)
+        key.address[:] = layout.pack_address("127.0.0.1")
+        syscall.map_update(fd, bytes(key), bytes(layout.Original(port=3)))
+        child = os.fork()
+        if not child:
+            _take_as_nobody(fd)
+        if os.waitpid(child, 0)[1]:
+            raise KernelError("refused: Linux 5.19 and newer allow it whatever kernel.unprivileged_bpf_disabled says")
+    finally:
+        os.close(fd)
+    return "lookup-and-delete on an LRU map as nobody"
+
+
+def _take_as_nobody(fd: int) -> NoReturn:
+    """In a forked process, which must not go on: its exit status is the answer."""
+    try:
+        os.setgroups([])
+        os.setresgid(_NOBODY, _NOBODY, _NOBODY)
+        os.setresuid(_NOBODY, _NOBODY, _NOBODY)
+        found = OriginalDestinations(fd).take(1, "127.0.0.1", 2)
+        os._exit(0 if found and found[1] == 3 else 1)
+    finally:
+        os._exit(1)
+
+
+def _wire(where: Ground) -> None:
+    """Join the two namespaces by a veth pair: 192.0.2.1 and .2 (RFC 5737), 2001:db8::1 and ::2 (RFC 3849)."""
+    with netns.inside(where.client):
+        _ip(f"link add wire type veth peer name wire netns /proc/{os.getpid()}/fd/{where.server}")
+    for number, namespace in ((1, where.client), (2, where.server)):
+        with netns.inside(namespace):
+            _ip("link set wire up")
+            _ip(f"addr add 192.0.2.{number}/24 dev wire")
+            _ip(f"addr add 2001:db8::{number}/64 dev wire nodad")
+
+
+def _ip(arguments: str) -> None:
+    done = subprocess.run(["ip", *arguments.split()], capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise subprocess.SubprocessError(f"ip {arguments}: {done.stderr.strip()}")
+
+
+def _capture(where: Ground) -> str:
+    """The real thing: loader, enrolment of the client and, in turn, of the server, connections of both families."""
+    _wire(where)
+    began = time.monotonic()
+    try:
+        plane = asyncio.run(DataPlane.load(Redirect.model_validate({"cgroup": where.cgroup, "pinDirectory": where.pins}), slots=2))
+        took = time.monotonic() - began
+        try:
+            plane.beat()
+            for address in ("192.0.2.2", "2001:db8::2"):
+                _outbound(where, plane, address)
+                _inbound(where, plane, address)
+        finally:
+            plane.close()
+    finally:
+        pins.cleanup(where.pins)
+    return f"compiled, loaded and attached in {took:.1f} s; connections captured both ways, IPv4 and IPv6, two listeners sharing them"
+
+
+def _enroll(plane: DataPlane, namespace: int, address: str) -> Listeners:
+    return plane.enroll(EnrolledPod("check", plane.pod_netns(Path(f"/proc/self/fd/{namespace}")), (address,)))
+
+
+def _outbound(where: Ground, plane: DataPlane, address: str) -> None:
+    listeners = _enroll(plane, where.client, address.removesuffix("2") + "1")
+    with _dialling(where, address), _accepted(listeners, "outbound", address) as connection:
+        peer = connection.getpeername()
+        if (found := OriginalDestinations(plane.original_map_fd).take(netns.cookie_of(connection), peer[0], peer[1])) != (address, 80):
+            raise KernelError(f"a connection to {address} port 80 was redirected, but its destination was found to be {found}")
+    plane.release("check")
+
+
+def _inbound(where: Ground, plane: DataPlane, address: str) -> None:
+    listeners = _enroll(plane, where.server, address)
+    with _dialling(where, address), _accepted(listeners, "inbound", address) as connection:
+        if connection.getsockname()[:2] != (address, 80):
+            raise KernelError(f"a connection to {address} port 80 was steered to the listener, but its local address is {connection.getsockname()[:2]}")
+    plane.release("check")
+
+
+@contextlib.contextmanager
+def _dialling(where: Ground, address: str) -> Iterator[None]:
+    """A process in the client's cgroup and network namespace connects to port 80 of *address*."""
+
+    def enter() -> None:
+        (where.cgroup / "cgroup.procs").write_text(str(os.getpid()))
+        syscall.setns(where.client)
+
+    code = f"import socket; socket.create_connection(({address!r}, 80), {_SECONDS}).recv(1)"
+    process = subprocess.Popen([sys.executable, "-IS", "-c", code], preexec_fn=enter, stderr=subprocess.DEVNULL)  # noqa: PLW1509 - this process has one thread
+    try:
+        yield
+    finally:
+        process.kill()
+        process.wait()
+
+
+@contextlib.contextmanager
+def _accepted(listeners: Listeners, direction: str, address: str) -> Iterator[socket.socket]:
+    """The connection that arrives at any slot's listener."""
+    waiting = [listener for (towards, family, _), listener in listeners.fds.items() if (towards, family) == (direction, layout.family_of(address))]
+    deadline = time.monotonic() + _SECONDS
+    while time.monotonic() < deadline:
+        for listener in waiting:
+            with contextlib.suppress(BlockingIOError):
+                connection, _ = listener.accept()
+                with connection:
+                    yield connection
+                return
+        time.sleep(0.005)
+    raise KernelError(f"no {direction} connection to {address} reached the listener within {_SECONDS:.0f} s")
+
+
+def _ipv6(where: Ground) -> str:
+    with netns.inside(where.client), socket.create_server(("::1", 0), family=socket.AF_INET6):
+        return "::1 answers in a new network namespace"
+
+
+def _tls13(_: Ground) -> str:
+    if not ssl.HAS_TLSv1_3:
+        raise OSError(errno.EOPNOTSUPP, f"{ssl.OPENSSL_VERSION} has no TLS 1.3")
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.minimum_version = ssl.TLSVersion.TLSv1_3
+    return ssl.OPENSSL_VERSION
+
+
+def _memfd(_: Ground) -> str:
+    os.close(os.memfd_create("nodeagent-check"))
+    return "memfd_create"
+
+
+def _nftables(where: Ground) -> str:
+    balance = "ip daddr 192.0.2.9 tcp dport 80 dnat to numgen random mod 2 map { 0 : 192.0.2.1, 1 : 192.0.2.2 };"
+    rules = f"table ip check {{ chain out {{ type nat hook output priority -100; {balance} }}; }}"
+    with netns.inside(where.server):
+        done = subprocess.run(["nft", "-f", "-"], input=rules, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise subprocess.SubprocessError(done.stderr.strip().splitlines()[0])
+    return "balancing DNAT accepted"
+
+
+def _tool(name: str) -> Callable[[Ground], str]:
+    def attempt(_: Ground) -> str:
+        found = shutil.which(name)
+        if not found:
+            raise FileNotFoundError(errno.ENOENT, f"not found; apt-get install {_PACKAGES[name]}")
+        return found
+
+    return attempt
+
+
+_PACKAGES: Final = {"ip": "iproute2", "tcpdump": "tcpdump", "wrk": "wrk"}
+_LOST: Final = {
+    "connect4": "IPv4 connections of pods are not captured",
+    "connect6": "IPv6 connections of pods are not captured",
+    "getpeername4": "apps see 127.0.0.1 as their peer",
+    "getpeername6": "apps see ::1 as their peer",
+    "getsockname4": "apps see 127.0.0.1 as their own address",
+    "getsockname6": "apps see ::1 as their own address",
+    "sockops": "the agent does not learn where a connection wanted to go",
+    "sock_release": "the map of open connections fills up",
+    "sk_lookup": "connections to pods are not captured: no mTLS, no policy on the receiving side",
+}
+
+PROBES: Final = (
+    Probe("bpffs", _bpffs, "captures end with the daemon, and STRICT pods are open while it restarts"),
+    *(Probe(hook.name, _hook(hook), _LOST[hook.name]) for hook in hooks.HOOKS),
+    Probe("netns cookie", _netns_cookie, "pods cannot be told apart"),
+    Probe("map lookup without privilege", _unprivileged_lookup, "proxy workers need CAP_BPF"),
+    Probe("ip", _tool("ip"), "no lab, and the capture cannot be tried here"),
+    Probe("IPv6", _ipv6, "pods have IPv4 only", needed=False),
+    Probe("capture (BCC, all programs)", _capture, "the data plane"),
+    Probe("TLS 1.3", _tls13, "no mTLS between nodes"),
+    Probe("memfd", _memfd, "private keys would have to touch a disk"),
+    Probe("nftables", _nftables, "the lab has no ClusterIPs for pods that are not captured", needed=False),
+    Probe("tcpdump", _tool("tcpdump"), "the demo cannot show that the wire carries no plaintext", needed=False),
+    Probe("wrk", _tool("wrk"), "no benchmark", needed=False),
+)
+
+
+def run() -> Iterator[Finding]:
+    """Try everything, one finding at a time. Needs root."""
+    try:
+        with ground() as where:
+            yield Finding("cgroup2, network namespaces", True, True, str(where.cgroup.parent), "")
+            for probe in PROBES:
+                yield _try(probe, where)
+    except (OSError, KernelError) as error:
+        yield Finding("cgroup2, network namespaces", False, True, str(error), "everything: nothing else can be tried")
+
+
+def _try(probe: Probe, where: Ground) -> Finding:
+    try:
+        return Finding(probe.feature, True, probe.needed, probe.attempt(where), "")
+    except OSError as error:
+        said = error.strerror or str(error)
+    except (KernelError, subprocess.SubprocessError) as error:
+        said = str(error)
+    return Finding(probe.feature, False, probe.needed, said, probe.lost)

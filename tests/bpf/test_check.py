@@ -1,0 +1,64 @@
+"""``nodeagent check``: the truth about this machine, in every format, and clear words where it cannot or must not work."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import yaml
+
+from nodeagent.redirect import hooks, probes
+from tests.bpf.world import cgroup2
+
+
+def _check(*arguments: str, **options: object) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-c", "from nodeagent.cli.main import main; main()", "check", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=60, **options)  # type: ignore[call-overload]
+
+
+def test_everything_is_tried_and_nothing_left() -> None:
+    done = _check("-o", "json")
+    rows = json.loads(done.stdout)
+    assert done.returncode == 0, rows
+    assert {hook.name for hook in hooks.HOOKS} < {row["feature"] for row in rows}
+    assert all(row["ok"] and row["detail"] for row in rows if row["needed"])
+    assert not list(cgroup2().glob("nodeagent-check-*"))
+    assert not list(Path("/sys/fs/bpf").glob("nodeagent-check-*"))
+
+
+def test_table_and_yaml() -> None:
+    table = _check()
+    assert table.returncode == 0
+    assert table.stdout.startswith("FEATURE")
+    assert "the agent can work here" in table.stdout
+    assert {"feature", "state", "detail", "lost"} < set(yaml.safe_load(_check("-o", "yaml").stdout)[0])
+
+
+def test_a_missing_tool_is_named(tmp_path: Path) -> None:
+    """Input: a PATH without ip(8) and wrk. Verdict: exit 1 for the one that is needed; both say what is lost."""
+    done = _check("-o", "json", env={**os.environ, "PATH": str(tmp_path)})
+    rows = {row["feature"]: row for row in json.loads(done.stdout)}
+    assert done.returncode == 1
+    assert (rows["ip"]["state"], rows["ip"]["detail"]) == ("missing", "not found; apt-get install iproute2")
+    assert (rows["wrk"]["state"], rows["wrk"]["lost"]) == ("absent", "no benchmark")
+    assert rows["capture (BCC, all programs)"]["state"] == "missing"
+    assert rows["sk_lookup"]["state"] == "ok"
+
+
+def test_a_refusal_is_told_in_the_kernels_words() -> None:
+    """Input: a kernel that does not know sk_lookup (here: a type that none knows). Verdict: missing, with what is lost."""
+    unknown = hooks.Hook("sk_lookup", 9999, 36)
+    probe = probes.Probe("sk_lookup", probes._hook(unknown), "connections to pods are not captured")
+    with probes.ground() as where:
+        assert probes._try(probe, where) == probes.Finding("sk_lookup", False, True, "Invalid argument", "connections to pods are not captured")
+
+
+def test_without_root() -> None:
+    """Input: nobody runs it. Verdict: exit 1 and one line that says what to do."""
+    code = "import os, nodeagent.cli.check, nodeagent.cli.main as m; os.setgroups([]); os.setresuid(65534, 65534, 65534); m.main(['check'])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=60)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr == "nodeagent: checking means to load BPF programs and to make network namespaces: run it as root, which the agent needs to be as well\n"

@@ -1,0 +1,32 @@
+"""The lab that most end-to-end tests of the agent share. A test that kills or changes what others need makes its own."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from nodeagent.lab import Lab
+from tests.netns.world import account, client, cluster, server, service
+
+CLUSTER = "".join(
+    (
+        account("client", "server"),
+        client("client", "node1", account="client", labels="version: v1"),
+        client("far", "node2", account="client"),
+        client("plain", "node1", annotations='nodeagent.io/enroll: "false"'),
+        server("local", "node1", account="server", labels="tier: both, version: v7"),
+        server("remote", "node2", account="server", labels="tier: both"),
+        server("unmeshed", "node2", annotations='nodeagent.io/enroll: "false"'),
+        service("both", "tier: both"),
+        service("headless", "tier: both", headless=True),
+        service("nobody", "app: nobody"),
+    )
+)
+
+
+@pytest.fixture(scope="session")
+def mesh() -> Iterator[Lab]:
+    """Two nodes with agents, PERMISSIVE."""
+    with cluster("t-mesh", CLUSTER) as lab:
+        yield lab
