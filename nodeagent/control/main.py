@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import logging
+import os
 import signal
 import socket
 import time
@@ -90,7 +91,7 @@ class Control:
         authority = CertificateAuthority.open_or_create(config.identity.ca_directory, config.identity.trust_domain)
         self.plane = await DataPlane.load(config.redirect, slots=slots)
         self.certificates = Certificates(lambda identity: authority.issue(identity, config.identity.ttl_seconds), self._certificate)
-        state = State({"config": config.model_dump(mode="json", by_alias=True), "node_addresses": []}, self.plane.original_map_fd)
+        state = State({"config": config.model_dump(mode="json", by_alias=True), "node_addresses": [], "supervisor": os.getppid()}, self.plane.original_map_fd)
         needs = Needs(self.plane.sockets, self.store.merge, lambda slot: self.store.add(declared.WORKER_RESTARTS, (str(slot),)))
         self.workers = Workers(loop, slots, state, self.supervisor, needs)
         effects = Effects(

@@ -86,22 +86,17 @@ def reap_all(pids: Iterable[int]) -> None:
 
 
 def remove(group: Path, *, parent: bool = False) -> None:
-    """Kill what is in *group*, as :func:`kill` does, and remove it with everything below."""
-    kill(group, parent=parent)
-    for directory, _, _ in os.walk(group, topdown=False):
-        _rmdir(Path(directory))
+    """Kill what is in *group*, as :func:`kill` does, and remove it with everything below.
 
-
-def _rmdir(group: Path) -> None:
-    """A cgroup is busy for a moment after its last process died."""
+    Again and again, as a process may still be on its way into the group, and a group is busy for a moment after its last process died.
+    """
     deadline = time.monotonic() + _KILL_SECONDS
-    while True:
+    while group.exists():
+        kill(group, parent=parent)
         try:
-            group.rmdir()
-            return
-        except FileNotFoundError:
-            return
+            for directory, _, _ in os.walk(group, topdown=False):
+                Path(directory).rmdir()
         except OSError as error:
             if time.monotonic() > deadline:
-                raise LabError(f"{group}: cannot be removed: {error.strerror}") from None
-            time.sleep(0.005)
+                raise LabError(f"{group}: cannot be removed: {error}") from None
+            time.sleep(0.002)

@@ -65,10 +65,10 @@ def build(layout: Layout, nodes: Sequence[Node]) -> None:
     for node in nodes:
         (group / node.name / "kubepods").mkdir(parents=True, exist_ok=True)
     (group / "exec").mkdir(exist_ok=True)
-    network.run(network.namespaces(layout, nodes))
-    network.run(network.underlay(layout, nodes), layout.netns("underlay"))
+    network.run(network.namespaces(layout, nodes), group=group / "exec")  # there, it dies with the lab
+    network.run(network.underlay(layout, nodes), layout.netns("underlay"), group / "exec")
     for node in nodes:
-        network.run(network.node(node, nodes), layout.netns(node.name))
+        network.run(network.node(node, nodes), layout.netns(node.name), group / "exec")
         write_json(layout.object_file("Node", "", node.name), _node_object(node))
 
 
@@ -96,12 +96,12 @@ def start_kubelet(layout: Layout, node: Node) -> None:
 def destroy(layout: Layout) -> bool:
     """Remove everything of the lab, whatever state it is in; return whether there was anything. Raises LabError if something stays."""
     group = layout.cgroup(cgroup.hierarchy())
-    pins = _pins(layout)
-    spaces = list(NETNS_DIRECTORY.glob(f"{layout.name}.*"))
-    there = group.exists() or layout.state.exists() or bool(pins or spaces)
+    there = group.exists() or layout.state.exists()
     _end_kubelets(layout)
-    cgroup.remove(group)
-    cgroup.reap_all(int(path.read_text() or 0) for path in layout.state.glob("*/*.pid"))
+    cgroup.remove(group)  # from here on nobody makes anything
+    spaces = list(NETNS_DIRECTORY.glob(f"{layout.name}.*"))
+    cgroup.reap_all(int(text) for text in (path.read_text() for path in layout.state.glob("*/*.pid")) if text)
+    pins = _pins(layout)
     for directory in pins:  # an unlinked pin of a link detaches its program
         shutil.rmtree(directory)
     for space in spaces:
@@ -110,7 +110,7 @@ def destroy(layout: Layout) -> bool:
         space.unlink(missing_ok=True)
     if layout.state.exists():
         shutil.rmtree(layout.state)
-    return there
+    return there or bool(pins or spaces)
 
 
 def _end_kubelets(layout: Layout) -> None:

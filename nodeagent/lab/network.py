@@ -13,6 +13,7 @@ from pathlib import Path
 
 from nodeagent.errors import LabError
 from nodeagent.lab.layout import GATEWAY6, OUTSIDE, POD6, UNDERLAY, Layout, Node
+from nodeagent.lab.processes import joining
 
 Addresses = tuple[IPv4Address, IPv6Address]
 
@@ -22,12 +23,15 @@ def inside(netns: Path, argv: Sequence[str]) -> list[str]:
     return ["nsenter", f"--net={netns}", "--", *argv]
 
 
-def run(lines: Iterable[str], netns: Path | None = None) -> None:
-    """Carry the *lines* out by ``ip -batch``; raises LabError with the line that failed and ip's words."""
+def run(lines: Iterable[str], netns: Path | None = None, group: Path | None = None) -> None:
+    """Carry the *lines* out by ``ip -batch``, in *netns* and in the cgroup *group* if given.
+
+    Raises LabError with the line that failed and ip's words.
+    """
     batch = list(lines)
-    argv = ["ip", "-batch", "-"]
+    argv = inside(netns, ["ip", "-batch", "-"]) if netns else ["ip", "-batch", "-"]
     try:
-        done = subprocess.run(inside(netns, argv) if netns else argv, input="\n".join(batch) + "\n", text=True, capture_output=True, check=False)
+        done = subprocess.run(joining(group, argv) if group else argv, input="\n".join(batch) + "\n", text=True, capture_output=True, check=False)
     except FileNotFoundError as error:
         raise LabError(f"{error.filename} is not installed: apt-get install iproute2 util-linux") from None
     if done.returncode:

@@ -21,6 +21,7 @@ from nodeagent.config import AgentConfig
 from nodeagent.identity.certificate import Certificate
 from nodeagent.identity.tls import Contexts, contexts
 from nodeagent.mesh.entries import Delta, PodUid, from_json
+from nodeagent.proxy import privilege
 from nodeagent.proxy.accept import Accepted
 from nodeagent.proxy.pipeline import Pipeline
 from nodeagent.proxy.pods import Family, PodState
@@ -90,6 +91,7 @@ class Worker:
             self._access_log.start()
         self._pipeline = Pipeline(self.loop, config.proxy, config.identity.trust_domain, config.cluster, self.metrics, self._access_log)
         self._pipeline.node_addresses = frozenset(message["node_addresses"])
+        privilege.drop(message["supervisor"])
 
     def _on_mesh(self, message: Message, descriptors: list[int]) -> None:
         self._pipeline.view.apply(Delta(tuple(from_json(entry) for entry in message["upserts"]), tuple(message["removals"])))
