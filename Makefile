@@ -2,22 +2,34 @@ SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup packages demo test bench lint
+.PHONY: help setup packages demo test bench lint pure
 
 VENV := .venv
 PYTHON := $(VENV)/bin/python
 # Debian's interpreter by its full name: python3 on PATH may be another one, which cannot import Debian's bcc.
 DEBIAN_PYTHON := /usr/bin/python3
 PACKAGES := python3-venv python3-bpfcc python3-cryptography linux-libc-dev iproute2 util-linux procps nftables iptables tcpdump \
-	wrk nginx-light haproxy iperf3 prometheus
+	wrk nginx-light haproxy iperf3 prometheus gcc python3-dev
+# What runs for every request: compiled by mypyc where gcc is; the same modules work uncompiled.
+HOT := $(addprefix nodeagent/,$(addsuffix .py, proxy/http1/headers proxy/http1/exchange proxy/http1/downstream proxy/http1/upstream proxy/tcp \
+	proxy/tls/stream proxy/pipeline proxy/route proxy/connection telemetry/cells telemetry/log_format))
 # Seconds of load for each figure of `make bench`, and how often all of them are measured in turn.
 BENCH_SECONDS ?= 3
 BENCH_ROUNDS ?= 3
 
+define COMPILE
+import sys
+from mypyc.build import mypycify
+from setuptools import setup
+modules = mypycify(sys.argv[1:], group_name="nodeagent", target_dir="build/mypyc")
+setup(name="nodeagent-hot", packages=[], ext_modules=modules, script_args=["build_ext", "--inplace", "--build-temp", "build/mypyc"])
+endef
+export COMPILE
+
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-7s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
-setup: packages $(VENV)/.complete ## system packages and the virtual environment in .venv/ (root, Debian 12); quick when nothing is missing
+setup: packages $(VENV)/.complete $(VENV)/.compiled ## system packages and the virtual environment in .venv/ (root, Debian 12); quick when nothing is missing
 
 demo: setup ## two nodes, a small application, real requests through the agent; leaves nothing behind
 	@$(PYTHON) -m nodeagent.lab.demo
@@ -50,3 +62,12 @@ $(VENV)/.complete: pyproject.toml constraints.txt
 	@$(DEBIAN_PYTHON) -m venv --clear --system-site-packages $(VENV)
 	@$(PYTHON) -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev,compare]'
 	@touch $@
+
+$(VENV)/.compiled: $(HOT) $(VENV)/.complete
+	@echo "compiling the proxy's hot modules"
+	@find nodeagent -name '*.so' -delete; rm -f ./*__mypyc*.so
+	@$(PYTHON) -c "$$COMPILE" $(HOT) > $(VENV)/compile.log 2>&1 || { tail -n 20 $(VENV)/compile.log; exit 1; }
+	@touch $@
+
+pure: ## remove the compiled modules: the sources run as they are until the next `make setup`
+	@find nodeagent -name '*.so' -delete; rm -f ./*__mypyc*.so $(VENV)/.compiled

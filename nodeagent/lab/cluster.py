@@ -28,7 +28,8 @@ from nodeagent.lab.layout import MAX_NODES, STATE_ROOT, Layout, Node, read_objec
 from nodeagent.lab.processes import tail
 from nodeagent.lab.view import Object, View, is_ready
 from nodeagent.resources.load import Document, load_documents, parse
-from nodeagent.resources.model import Deployment, Pod, PodSpec
+from nodeagent.resources.model import Deployment, Pod
+from nodeagent.resources.pod import PodSpec
 
 Mode = Literal["direct", "nodeagent"]
 _KUBELET_SECONDS, _SYNC_SECONDS = 10.0, 180.0

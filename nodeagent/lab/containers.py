@@ -15,7 +15,7 @@ from typing import Any, Literal
 from nodeagent.errors import LabError
 from nodeagent.lab import cgroup, probes
 from nodeagent.lab.sandbox import Process, start
-from nodeagent.resources.model import Container, Probe
+from nodeagent.resources.pod import Container, Probe
 
 _BACKOFF_SECONDS, _BACKOFF_LIMIT_SECONDS = 0.1, 5.0
 """Far below Kubernetes' 10 s and 5 min: a lab is there to be waited for."""

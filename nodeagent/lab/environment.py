@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from nodeagent.errors import LabError
-from nodeagent.resources.model import Container, EnvSource
+from nodeagent.resources.pod import Container, EnvSource
 
 PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 ConfigMaps = Callable[[str], Mapping[str, str] | None]

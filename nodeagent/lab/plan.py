@@ -11,7 +11,8 @@ from typing import Any
 
 from nodeagent.lab.layout import ADDRESSES, FIRST_HOST, LAST_HOST, SERVICES, Node, NodeName
 from nodeagent.resources.load import Document, refuse_duplicates
-from nodeagent.resources.model import ConfigMap, Deployment, Namespace, Pod, PodSpec, Service, ServiceAccount
+from nodeagent.resources.model import ConfigMap, Deployment, Namespace, Pod, Service, ServiceAccount
+from nodeagent.resources.pod import PodSpec
 
 Object = dict[str, Any]
 SPEC_HASH = "lab.nodeagent.io/spec-hash"

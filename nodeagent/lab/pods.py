@@ -20,7 +20,7 @@ from nodeagent.lab.environment import ConfigMaps, command, environment
 from nodeagent.lab.layout import CGROUP, NETNS, PAUSE_PID, Layout, Node, write_json
 from nodeagent.lab.sandbox import Process, Sandbox, Started, start_pause
 from nodeagent.lab.services import DOMAIN
-from nodeagent.resources.model import Container, PodSpec
+from nodeagent.resources.pod import Container, PodSpec
 
 
 @dataclass(frozen=True, slots=True)

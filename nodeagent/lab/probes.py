@@ -6,7 +6,7 @@ import asyncio
 import ssl
 from collections.abc import Awaitable, Callable, Sequence
 
-from nodeagent.resources.model import Container, HttpGet, Probe
+from nodeagent.resources.pod import Container, HttpGet, Probe
 
 RunInPod = Callable[[Sequence[str]], Awaitable[int]]
 """Run a command in the container and return its exit status."""

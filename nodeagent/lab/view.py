@@ -14,7 +14,7 @@ from nodeagent.lab.environment import environment
 from nodeagent.lab.layout import CGROUP, NETNS, PAUSE_PID, Layout, Node, NodeName, read_objects
 from nodeagent.lab.network import inside
 from nodeagent.lab.processes import joining
-from nodeagent.resources.model import Container
+from nodeagent.resources.pod import Container
 
 Object = dict[str, Any]
 """A Kubernetes object in its JSON form."""

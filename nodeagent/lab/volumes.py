@@ -7,7 +7,7 @@ from pathlib import Path
 from nodeagent.errors import LabError
 from nodeagent.lab.environment import ConfigMaps
 from nodeagent.lab.sandbox import Mount
-from nodeagent.resources.model import ConfigMapVolume, Container, HostPath, PodSpec
+from nodeagent.resources.pod import ConfigMapVolume, Container, HostPath, PodSpec
 
 
 def prepare(directory: Path, spec: PodSpec, config_maps: ConfigMaps) -> dict[str, Path]:

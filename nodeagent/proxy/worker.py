@@ -1,6 +1,6 @@
 """A proxy worker: one event loop that carries the pods' traffic.
 
-It has no privilege of its own: listeners, sockets inside pods, certificates and the cluster's view come from control
+It has no privilege (user 1337, no capability): listeners, sockets inside pods, certificates and the cluster's view come from control
 over a channel. It never reads YAML, never enters a namespace, and dies alone.
 """
 

@@ -16,7 +16,8 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from nodeagent.errors import ResourceError
-from nodeagent.resources.model import CLUSTER_SCOPED, FIELD_FAULT, KINDS, Resource
+from nodeagent.resources.fields import FIELD_FAULT
+from nodeagent.resources.model import CLUSTER_SCOPED, KINDS, Resource
 
 SUFFIXES = (".yaml", ".yml", ".json")
 

@@ -73,6 +73,7 @@ class AccessLog:
         self.flush()
         if self._writer:
             self._writer.close(timeout_seconds)
+            self._refused += self._writer.dropped
             self._writer = None
 
     def _format_batch(self) -> None:

@@ -6,7 +6,6 @@ This is the hot path: ``HttpCell.observe`` runs for every request. A cell holds 
 
 from __future__ import annotations
 
-import itertools
 from bisect import bisect_left
 from collections.abc import Iterator
 from typing import Any, Final
@@ -15,8 +14,10 @@ from nodeagent.telemetry.metrics import BUCKETS, Labels, Metric
 
 Message = dict[str, Any]
 
-SERIES_PER_MESSAGE: Final = 40
-"""Keeps a message below the channel's packet size: 40 series of 24 labels, the longest of which are 250 bytes."""
+MESSAGE_CHARACTERS: Final = 80_000
+"""Of label values and buckets in one message: half of the channel's packet, the rest is for JSON's own marks."""
+_SERIES_CHARACTERS: Final = 700
+"""What a series needs besides its labels at most, nearly: sixty buckets with their counts."""
 _MILLISECONDS: Final = [float(bound) for bound in BUCKETS]
 _BYTES: Final = [int(bound) for bound in BUCKETS]
 """Integers compare faster; a whole number is at most 0.5 exactly when it is at most 0."""
@@ -113,10 +114,9 @@ class WorkerMetrics:
 
     def delta(self) -> list[Message]:
         """Return what changed since the last call as messages for ``Store.merge``, each small enough for one packet."""
-        messages = []
+        messages: list[Message] = []
         for kind, series in (("http", _taken(self._http)), ("tcp", _taken(self._tcp))):
-            while chunk := list(itertools.islice(series, SERIES_PER_MESSAGE)):
-                messages.append({kind: chunk})
+            messages += [{kind: chunk} for chunk in _chunks(series)]
         if self._counts or self._gauges:
             messages.append(
                 {
@@ -133,6 +133,19 @@ def _taken(cells: dict[tuple[Labels, Labels], Any]) -> Iterator[list[Any]]:
         values = cell.take()
         if values is not None:
             yield [reporters, labels, values]
+
+
+def _chunks(series: Iterator[list[Any]]) -> Iterator[list[Any]]:
+    chunk: list[Any] = []
+    size = 0
+    for item in series:
+        size += _SERIES_CHARACTERS + sum(map(len, item[1]))
+        if chunk and size > MESSAGE_CHARACTERS:
+            yield chunk
+            chunk, size = [], _SERIES_CHARACTERS + sum(map(len, item[1]))
+        chunk.append(item)
+    if chunk:
+        yield chunk
 
 
 def _sparse(buckets: list[int]) -> list[list[int]]:

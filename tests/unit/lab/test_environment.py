@@ -8,7 +8,7 @@ import pytest
 
 from nodeagent.errors import LabError
 from nodeagent.lab.environment import PATH, command, environment, expand
-from nodeagent.resources.model import Container
+from nodeagent.resources.pod import Container
 
 POD: dict[str, Any] = {
     "metadata": {"name": "a", "namespace": "shop", "uid": "u", "labels": {"app": "web"}, "annotations": {}},

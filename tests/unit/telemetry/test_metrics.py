@@ -109,11 +109,11 @@ def test_buckets_are_inclusive_and_cumulative() -> None:
     reported(worker, store)
     found = samples(store)
     duration = "istio_request_duration_milliseconds"
-    assert [found[f"{duration}_bucket {le}"] for le in ("0.5", "1.0", "5.0", "1800000.0", "3600000.0", "+Inf")] == [2, 3, 4, 4, 5, 6]
+    assert [found[f"{duration}_bucket {le}"] for le in ("0.5", "1", "5", "1800000", "3600000", "+Inf")] == [2, 3, 4, 4, 5, 6]
     assert found[f"{duration}_count"] == found["istio_requests_total"] == 6
     assert found["istio_request_bytes_bucket 0.5"] == 6
     assert found["istio_response_bytes_bucket 0.5"] == 0
-    assert found["istio_response_bytes_bucket 1.0"] == 6
+    assert found["istio_response_bytes_bucket 1"] == 6
 
 
 @given(st.lists(st.tuples(st.floats(0, 1e7), st.integers(0, 10**8), st.integers(0, 10**8)), max_size=30))
@@ -170,8 +170,7 @@ def test_a_report_fits_the_channel() -> None:
     messages = worker.delta()
     assert len(messages) > 1
     assert sum(len(message["http"]) for message in messages) == 500
-    # Every label at Kubernetes' bound is beyond what can be; even that must pass.
-    assert max(len(orjson.dumps(message)) for message in messages) < MESSAGE_BYTES * 2
+    assert max(len(orjson.dumps(message)) for message in messages) < MESSAGE_BYTES
 
 
 GOOD: list[Any] = [["source"], list(labels.http(PEERS, 200, "-")), [[[[2, 1]], 1.5], [[[0, 1]], 0], [[[0, 1]], 0]]]

@@ -1,0 +1,219 @@
+"""A pod's spec: containers, probes, volumes, as far as the lab honours them; see ``model`` for what the rest of an object is."""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, StringConstraints, model_validator
+
+from nodeagent.resources.fields import AbsolutePath, Ignored, Name, PortName, PortNumber, RelativePath, Seconds, Section, fault, unique
+
+
+class ConfigMapKey(Section):
+    name: Name
+    key: str
+    optional: bool = False
+
+
+class FieldPath(Section):
+    field_path: str
+    api_version: Literal["v1"] = "v1"
+
+    @model_validator(mode="after")
+    def _known(self) -> Self:
+        allowed = (
+            "metadata.name",
+            "metadata.namespace",
+            "metadata.uid",
+            "spec.nodeName",
+            "spec.serviceAccountName",
+            "status.podIP",
+            "status.podIPs",
+            "status.hostIP",
+            "status.hostIPs",
+        )
+        if self.field_path not in allowed and not re.fullmatch(r"metadata\.(labels|annotations)\['[^']+'\]", self.field_path):
+            raise ValueError(f"one of {', '.join(allowed)}, metadata.labels['KEY'], metadata.annotations['KEY']")
+        return self
+
+
+class EnvSource(Section):
+    field_ref: FieldPath | None = None
+    config_map_key_ref: ConfigMapKey | None = None
+
+    @model_validator(mode="after")
+    def _one(self) -> Self:
+        if (self.field_ref is None) == (self.config_map_key_ref is None):
+            raise ValueError("exactly one of fieldRef, configMapKeyRef")
+        return self
+
+
+class EnvVar(Section):
+    name: Annotated[str, StringConstraints(pattern=r"^[A-Za-z_.-][A-Za-z0-9_.-]*$")]
+    value: str = ""
+    value_from: EnvSource | None = None
+
+
+class ConfigMapReference(Section):
+    name: Name
+    optional: bool = False
+
+
+class EnvFrom(Section):
+    config_map_ref: ConfigMapReference
+    prefix: str = ""
+
+
+class ContainerPort(Section):
+    container_port: PortNumber
+    name: PortName | None = None
+    protocol: Literal["TCP", "UDP"] = "TCP"
+
+
+class HttpHeader(Section):
+    name: Annotated[str, StringConstraints(pattern=r"^[!#$%&'*+.^_`|~0-9A-Za-z-]+$")]
+    value: Annotated[str, StringConstraints(pattern=r"^[^\r\n]*$")]
+
+
+class HttpGet(Section):
+    port: PortNumber | PortName
+    path: Annotated[str, StringConstraints(pattern=r"^/[^\s]*$")] = "/"
+    host: str = ""
+    scheme: Literal["HTTP", "HTTPS"] = "HTTP"
+    http_headers: tuple[HttpHeader, ...] = ()
+
+
+class TcpSocket(Section):
+    port: PortNumber | PortName
+    host: str = ""
+
+
+class Exec(Section):
+    command: Annotated[tuple[str, ...], Field(min_length=1)]
+
+
+class Probe(Section):
+    http_get: HttpGet | None = None
+    tcp_socket: TcpSocket | None = None
+    exec: Exec | None = None
+    initial_delay_seconds: Seconds = 0
+    period_seconds: Annotated[int, Field(ge=1)] = 10
+    timeout_seconds: Annotated[int, Field(ge=1)] = 1
+    success_threshold: Annotated[int, Field(ge=1)] = 1
+    failure_threshold: Annotated[int, Field(ge=1)] = 3
+
+    @model_validator(mode="after")
+    def _one(self) -> Self:
+        if sum(handler is not None for handler in (self.http_get, self.tcp_socket, self.exec)) != 1:
+            raise ValueError("exactly one of httpGet, tcpSocket, exec")
+        return self
+
+
+class VolumeMount(Section):
+    name: str
+    mount_path: AbsolutePath
+    read_only: bool = False
+    sub_path: RelativePath = ""
+
+
+class Container(Section):
+    """What runs: ``command`` and ``args`` name a program of the host."""
+
+    name: Name
+    command: Annotated[tuple[str, ...], Field(min_length=1)]
+    args: tuple[str, ...] = ()
+    env: tuple[EnvVar, ...] = ()
+    env_from: tuple[EnvFrom, ...] = ()
+    working_dir: AbsolutePath = "/"
+    ports: tuple[ContainerPort, ...] = ()
+    volume_mounts: tuple[VolumeMount, ...] = ()
+    readiness_probe: Probe | None = None
+    liveness_probe: Probe | None = None
+    startup_probe: Probe | None = None
+    image: Ignored = None
+    image_pull_policy: Ignored = None
+    resources: Ignored = None
+    security_context: Ignored = None
+    termination_message_path: Ignored = None
+    termination_message_policy: Ignored = None
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        unique((f"ports[{index}].name", port.name) for index, port in enumerate(self.ports) if port.name)
+        unique((f"volumeMounts[{index}].mountPath", mount.mount_path) for index, mount in enumerate(self.volume_mounts))
+        named = {port.name for port in self.ports if port.name}
+        for name, probe in (("readiness", self.readiness_probe), ("liveness", self.liveness_probe), ("startup", self.startup_probe)):
+            handler = (probe.http_get or probe.tcp_socket) if probe else None
+            if handler and isinstance(handler.port, str) and handler.port not in named:
+                path = f"{name}Probe.{'httpGet' if isinstance(handler, HttpGet) else 'tcpSocket'}.port"
+                raise fault(path, handler.port, f"a number, or the name of one of this container's ports ({', '.join(sorted(named)) or 'none has one'})")
+        return self
+
+
+class EmptyDir(Section):
+    medium: Literal["", "Memory"] = ""
+    size_limit: Ignored = None
+
+
+class HostPath(Section):
+    path: AbsolutePath
+    type: Literal["", "Directory", "DirectoryOrCreate", "File", "FileOrCreate", "Socket"] = ""
+
+
+class KeyToPath(Section):
+    key: str
+    path: RelativePath
+    mode: Annotated[int, Field(ge=0, le=0o777)] | None = None
+
+
+class ConfigMapVolume(Section):
+    name: Name
+    items: tuple[KeyToPath, ...] = ()
+    default_mode: Annotated[int, Field(ge=0, le=0o777)] = 0o644
+    optional: bool = False
+
+
+class Volume(Section):
+    name: Name
+    empty_dir: EmptyDir | None = None
+    host_path: HostPath | None = None
+    config_map: ConfigMapVolume | None = None
+
+    @model_validator(mode="after")
+    def _one(self) -> Self:
+        if sum(source is not None for source in (self.empty_dir, self.host_path, self.config_map)) != 1:
+            raise ValueError("exactly one of emptyDir, hostPath, configMap")
+        return self
+
+
+class PodSpec(Section):
+    containers: Annotated[tuple[Container, ...], Field(min_length=1)]
+    service_account_name: Name = "default"
+    node_name: Name | None = None
+    restart_policy: Literal["Always", "OnFailure", "Never"] = "Always"
+    volumes: tuple[Volume, ...] = ()
+    hostname: Name | None = None
+    host_network: bool = False
+    termination_grace_period_seconds: Seconds = 30
+    affinity: Ignored = None
+    automount_service_account_token: Ignored = None
+    dns_policy: Ignored = None
+    enable_service_links: Ignored = None
+    image_pull_secrets: Ignored = None
+    priority_class_name: Ignored = None
+    scheduler_name: Ignored = None
+    security_context: Ignored = None
+    tolerations: Ignored = None
+    topology_spread_constraints: Ignored = None
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        unique((f"containers[{index}].name", container.name) for index, container in enumerate(self.containers))
+        unique((f"volumes[{index}].name", volume.name) for index, volume in enumerate(self.volumes))
+        known = sorted(volume.name for volume in self.volumes)
+        for at, container in enumerate(self.containers):
+            for index, mount in enumerate(container.volume_mounts):
+                if mount.name not in known:
+                    raise fault(f"containers[{at}].volumeMounts[{index}].name", mount.name, f"one of the pod's volumes ({', '.join(known) or 'it has none'})")
+        return self
