@@ -101,8 +101,6 @@ class Enrolment:
         if member is None:
             return
         self._effects.publish(uid, False)
-        if member.state == "failed":
-            return
         try:
             self._plane.release(uid)
         except (KernelError, OSError) as error:

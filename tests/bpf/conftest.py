@@ -28,7 +28,12 @@ class Node:
         self.stage = stage
         self.pin_directory = Path(f"/sys/fs/bpf/nodeagent-test-{os.getpid()}-{next(_numbers)}")
         self.settings = {"heartbeatTimeoutSeconds": 60, **settings}  # a test beats once, and the machine may be busy
-        self.plane = self.load()
+        try:
+            self.plane = self.load()
+        except BaseException:
+            pins.cleanup(self.pin_directory)
+            stage.leave()
+            raise
 
     def redirect(self, **settings: Any) -> Redirect:
         return Redirect(cgroup=self.stage.cgroup, pinDirectory=self.pin_directory, **{**self.settings, **settings})

@@ -1,0 +1,132 @@
+"""STRICT, and a daemon that is gone: only who proved an identity comes in, and nothing passes by."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from nodeagent.lab import Lab
+from nodeagent.lab.agent import merge
+from tests.netns.world import (
+    QUICK,
+    about,
+    account,
+    access_log,
+    ask,
+    bracketed,
+    client,
+    cluster,
+    cluster_ip,
+    curl,
+    eventually,
+    growth,
+    pod_row,
+    server,
+)
+
+PROBES = "readinessProbe: {httpGet: {port: 8080, path: /about}, periodSeconds: 1}, livenessProbe: {tcpSocket: {port: 9000}, periodSeconds: 1}"
+TEXT = "".join(
+    (
+        account("client", "server"),
+        client("client", "node1", account="client"),
+        client("plain", "node1", annotations='nodeagent.io/enroll: "false"'),
+        server("local", "node1", account="server"),
+        server("remote", "node2", account="server"),
+        server("probed", "node1").replace("readinessProbe: {exec: {command: [sh, -c, 'grep -q :1F90 /proc/net/tcp6']}, periodSeconds: 1}", PROBES),
+        server("open", "node1", annotations='traffic.sidecar.istio.io/excludeInboundPorts: "8080,9000"'),
+    )
+)
+
+
+@pytest.fixture(scope="module")
+def strict() -> Iterator[Lab]:
+    settings = merge(QUICK, {"mtls": {"mode": "STRICT"}, "proxy": {"timeouts": {"request": 1}}, "telemetry": {"accessLog": {"format": "json"}}})
+    with cluster("t-strict", TEXT, agent=settings) as lab:
+        yield lab
+
+
+@pytest.mark.parametrize("version", [4, 6])
+@pytest.mark.parametrize("name", ["local", "remote"])
+def test_enrolled_pods_talk(strict: Lab, name: str, version: int) -> None:
+    assert about(strict, "client", f"http://{bracketed(cluster_ip(strict, name, version))}")["pod"] == name
+    assert ask(strict, "client", "duplex", cluster_ip(strict, name, version), 9001, "--send-bytes", 100000, "--receive-bytes", 100000)["ok"] == 1
+
+
+@pytest.mark.parametrize("source", ["plain", "node1", "node2"])
+@pytest.mark.parametrize("name", ["local", "remote"])
+def test_plaintext_is_refused(strict: Lab, name: str, source: str) -> None:
+    counted = growth(strict, strict.pod(name)["spec"]["nodeName"])
+    done = curl(strict, source, f"http://{strict.address(name)}:8080/about")
+    assert done.returncode in (52, 56), done  # the connection was cut, without an answer
+    assert ask_from(strict, source, strict.address(name), 9001) in ("ECONNRESET", "ECONNREFUSED", "end")
+    assert counted.of("nodeagent_refused_connections_total", reason="plaintext_refused") >= 2
+
+
+def ask_from(lab: Lab, source: str, address: str, port: int) -> str:
+    got = ask(lab, source, "dial", address, port, "--send", "1 10 10\n0123456789")
+    assert got["received"] == ""
+    return str(got.get("error", got.get("ended")))
+
+
+def test_only_declared_probes_pass(strict: Lab) -> None:
+    """It is ready at all because its probes pass; what it does not declare does not."""
+    address = strict.address("probed")
+    assert curl(strict, "node1", "-w", " %{http_code}", f"http://{address}:8080/about").stdout.endswith(" 200")
+    assert curl(strict, "node1", "-w", " %{http_code}", f"http://{address}:8080/echo").stdout.endswith(" 403")
+    assert curl(strict, "node1", "-w", " %{http_code}", "-d", "x", f"http://{address}:8080/about").stdout.endswith(" 403")
+    assert curl(strict, "node1", f"http://{address}:9001/").returncode != 0
+    assert curl(strict, "plain", f"http://{address}:8080/about").returncode in (52, 56)
+    got = ask(strict, "node1", "dial", address, 9000, "--send", "data through a port that is only probed", "--until", "probed")
+    assert got["received"] == ""
+
+
+def test_excluded_ports_are_open(strict: Lab) -> None:
+    assert about(strict, "plain", f"http://{strict.address('open')}:8080")["pod"] == "open"
+    assert curl(strict, "plain", f"http://{strict.address('open')}:9001/").returncode != 0
+    assert about(strict, "client", f"http://{cluster_ip(strict, 'open')}")["pod"] == "open"
+
+
+def test_json_access_log_and_a_request_that_takes_too_long(strict: Lab) -> None:
+    log = access_log(strict)
+    counted = growth(strict)
+    done = curl(strict, "client", "-w", " %{http_code}", f"http://{cluster_ip(strict, 'local')}/never")
+    assert done.stdout.endswith(" 504"), done
+    counted.comes_to(1, "istio_requests_total", reporter="source", response_code="504", response_flags="UT")
+    eventually(lambda: b'"path":"/never"' in log.path.read_bytes()[log.start :], "the log line")
+    (line,) = [line for line in log.path.read_text().splitlines() if '"path":"/never"' in line]
+    for part in ('"response_code":504', '"response_flags":"UT"', '"response_code_details":"response_timeout"', '"method":"GET"'):
+        assert part in line
+
+
+def test_without_the_daemon_nothing_passes_until_it_is_back(strict: Lab) -> None:
+    agent = strict.agent("node1")
+    assert pod_row(strict, "local")["mode"] == "STRICT"
+    pins = {path.name for path in (agent.pins / "links").iterdir()}
+    agent.kill()
+    outbound = {"to this node": strict.address("local"), "to the other node": strict.address("remote"), "to a service": cluster_ip(strict, "local")}
+    for what, address in outbound.items():
+        eventually(lambda address=address: refused(strict, "client", address), f"outbound {what} is refused")  # type: ignore[misc]
+    for source in ("plain", "node1", "node2"):
+        eventually(lambda source=source: refused(strict, source, strict.address("local")), f"inbound from {source} is refused")  # type: ignore[misc]
+    assert {path.name for path in (agent.pins / "links").iterdir()} == pins
+    agent.start()
+    assert {path.name for path in (agent.pins / "links").iterdir()} == pins
+    for name in ("local", "remote"):
+        assert about(strict, "client", f"http://{cluster_ip(strict, name)}")["pod"] == name
+    assert refused(strict, "plain", strict.address("local"))
+
+
+def refused(lab: Lab, source: str, address: str) -> bool:
+    done = curl(lab, source, f"http://{bracketed(address)}:8080/about")
+    assert done.returncode != 28, done  # refused, not hung
+    return done.returncode != 0 and not done.stdout
+
+
+def test_a_graceful_stop_refuses_too(strict: Lab) -> None:
+    agent = strict.agent("node1")
+    agent.stop()
+    assert refused(strict, "client", cluster_ip(strict, "local"))
+    assert refused(strict, "node2", strict.address("local"))
+    agent.start()
+    assert about(strict, "client", f"http://{cluster_ip(strict, 'local')}")["pod"] == "local"
