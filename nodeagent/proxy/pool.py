@@ -7,6 +7,9 @@ ever leaves under another workload's identity.
 from __future__ import annotations
 
 import asyncio
+import errno
+import os
+import socket
 import ssl
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
@@ -64,7 +67,7 @@ class Dial:
         family: Family = 6 if ":" in self.address else 4
         sock = await self.pod.stock[family].take()
         try:
-            await loop.sock_connect(sock, (self.address, self.port))
+            await _connect_socket(loop, sock, (self.address, self.port))
         except BaseException:
             sock.close()
             raise
@@ -93,6 +96,26 @@ class Dial:
             stream.abort()
             raise
         return dialled
+
+
+async def _connect_socket(loop: asyncio.AbstractEventLoop, sock: socket.socket, address: tuple[str, int]) -> None:
+    """Connect to a numeric *address*; the loop's own sock_connect would start resolver threads for it. Raises OSError."""
+    code = sock.connect_ex(address)
+    if code == errno.EINPROGRESS:
+        writable: asyncio.Future[None] = loop.create_future()
+        loop.add_writer(sock, _wake, writable)
+        try:
+            await writable
+        finally:
+            loop.remove_writer(sock)
+        code = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+    if code:
+        raise OSError(code, os.strerror(code))
+
+
+def _wake(future: asyncio.Future[None]) -> None:
+    if not future.done():
+        future.set_result(None)
 
 
 class Dialled(asyncio.Protocol):

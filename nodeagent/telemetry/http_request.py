@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Any, Final
 from urllib.parse import parse_qsl, unquote
@@ -57,18 +57,24 @@ class Request:
     """Whether the client understands a chunked answer (HTTP/1.1)."""
 
 
-@dataclass(slots=True)
 class _Head:
     """Collects what httptools calls back with."""
 
-    target: bytes = b""
-    headers: list[tuple[bytes, bytes]] = field(default_factory=list)
+    def __init__(self) -> None:
+        self.target = b""
+        self.headers: list[tuple[bytes, bytes]] = []
+        self.keep_alive = False
+        self.parser = httptools.HttpRequestParser(self)
 
     def on_url(self, url: bytes) -> None:
         self.target += url
 
     def on_header(self, name: bytes, value: bytes) -> None:
         self.headers.append((name.lower(), value))
+
+    def on_headers_complete(self) -> None:
+        # Asked here, because the parser forgets it once the message is complete.
+        self.keep_alive = self.parser.should_keep_alive()
 
 
 def parse(head: bytes, body_bytes: int) -> Request:
@@ -78,7 +84,7 @@ def parse(head: bytes, body_bytes: int) -> Request:
     than *body_bytes*.
     """
     events = _Head()
-    parser = httptools.HttpRequestParser(events)
+    parser = events.parser
     try:
         parser.feed_data(head)
         url = httptools.parse_url(events.target)
@@ -91,7 +97,7 @@ def parse(head: bytes, body_bytes: int) -> Request:
     method = parser.get_method().decode()
     if method not in _METHODS:
         raise BadRequestError(405, f"{method} is not a method of anything here")
-    return Request(method, path, query, _length(events.headers, body_bytes), parser.should_keep_alive(), parser.get_http_version() == "1.1")
+    return Request(method, path, query, _length(events.headers, body_bytes), events.keep_alive, parser.get_http_version() == "1.1")
 
 
 def _length(headers: Iterable[tuple[bytes, bytes]], limit: int) -> int:

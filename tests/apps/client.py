@@ -165,11 +165,13 @@ async def one_load(options: argparse.Namespace, number: int, stop: asyncio.Event
                 outcome = "ok"
             else:
                 outcome = f"{head.split(chr(13).encode())[0].decode()}: {answer[:40]!r}"
-            if b"connection: close" in head:
+            if options.fresh or b"connection: close" in head:
                 writer.close()
                 connection = None
         except (OSError, asyncio.IncompleteReadError, TimeoutError) as error:
-            outcome = f"{name_of(error)} at request {sequence}" if options.verbose else name_of(error)
+            outcome = name_of(error)
+            if isinstance(error, asyncio.IncompleteReadError):
+                outcome += f" after {error.partial[:200]!r}"
             if connection:
                 connection[1].transport.abort()
             connection = None
@@ -197,7 +199,7 @@ def main() -> None:
     parser.add_argument("port", type=int)
     parser.add_argument("--send", default="")
     parser.add_argument("--until", default="")
-    for flag in ("half-close", "reset", "linger", "stall", "fresh", "verbose"):
+    for flag in ("half-close", "reset", "linger", "stall", "fresh"):
         parser.add_argument(f"--{flag}", action="store_true")
     for number in ("seed", "send-bytes", "receive-bytes"):
         parser.add_argument(f"--{number}", type=int, default=0)

@@ -21,11 +21,12 @@ MARKER = "this-must-not-be-read-on-the-wire"
 @contextmanager
 def wiretap(lab: Lab, path: Path, filter: str) -> Iterator[Path]:
     """Record what passes between the nodes meanwhile."""
-    argv = ["tcpdump", "-i", "br0", "-U", "--immediate-mode", "-s", "0", "-w", str(path), filter]
-    with lab.popen("underlay", ["tcpdump", "-i", "node1", *argv[3:]], stderr=subprocess.PIPE, text=True) as tcpdump:
+    argv = ["tcpdump", "-i", "node1", "-U", "--immediate-mode", "-s", "0", "-w", str(path), filter]
+    with lab.popen("underlay", argv, stderr=subprocess.PIPE, text=True) as tcpdump:
         try:
             assert tcpdump.stderr is not None
-            assert "listening on" in tcpdump.stderr.readline() + tcpdump.stderr.readline()
+            while "listening on" not in (line := tcpdump.stderr.readline()):
+                assert line, "tcpdump ended"
             yield path
         finally:
             tcpdump.terminate()

@@ -146,17 +146,14 @@ def test_without_the_daemon_permissive_pods_pass_by(lab: Lab, ending: str) -> No
             seen = eventually(lambda source=source, address=address: reached(lab, source, f"{bracketed(address)}:8080"), f"{source} reaches {name}")  # type: ignore[misc]
             assert "x-forwarded-client-cert" not in seen
         assert eventually(lambda version=version: reached(lab, "client", bracketed(cluster_ip(lab, "remote", version))), "a Service is reached")  # type: ignore[misc]
-    eventually(lambda: "lost" not in agent_enrolled(lab) and reached(lab, "far", f"{lab.address('local')}:8080"), "the other node's pods reach it")
+    if ending == "stop":  # a daemon that leaves says so: the other node's pods then send plaintext, which passes
+        eventually(lambda: reached(lab, "far", f"{lab.address('local')}:8080"), "the other node's pods reach it")
     assert {path.name for path in (agent.pins / "links").iterdir()} == pins
     agent.start()
     assert {path.name for path in (agent.pins / "links").iterdir()} == pins
     seen = about(lab, "client", f"http://{cluster_ip(lab, 'remote')}")
     assert seen["headers"]["x-forwarded-client-cert"].endswith("URI=spiffe://cluster.local/ns/default/sa/client")
     assert ask(lab, "far", "duplex", cluster_ip(lab, "local"), 9001, "--send-bytes", 100000, "--receive-bytes", 100000)["ok"] == 1
-
-
-def agent_enrolled(lab: Lab) -> str:
-    return " ".join(path.name for path in (lab.state / "enrolled").iterdir())
 
 
 def reached(lab: Lab, source: str, where: str) -> str:

@@ -54,7 +54,7 @@ def run(request: pytest.FixtureRequest) -> Callable[[Callable[[], Awaitable[Any]
     def runner(test: Callable[[], Awaitable[Any]]) -> Any:
         factory = uvloop.new_event_loop if request.param == "uvloop" else asyncio.new_event_loop
         with asyncio.Runner(loop_factory=factory) as loop:
-            return loop.run(asyncio.wait_for(test(), 30))  # type: ignore[arg-type]
+            return loop.run(asyncio.wait_for(test(), 15))  # type: ignore[arg-type]
 
     return runner
 
@@ -95,7 +95,7 @@ def test_a_connection_is_kept_and_answers_in_order(run: Any) -> None:
         (b"GET /fails HTTP/1.1\r\nHost: x\r\n", 500, b"was bpffs unmounted?"),
         (b"GET /broken HTTP/1.1\r\nHost: x\r\n", 500, b"internal error"),
         (b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03\r\n", 400, b"not a valid HTTP/1.1 request"),
-        (b"PRI * HTTP/2.0\r\n", 400, b"not a valid HTTP/1.1 request"),
+        (b"PRI * HTTP/2.0\r\n", 405, b"PRI"),
         (b"GET http://[ HTTP/1.1\r\nHost: x\r\n", 400, b"not a valid HTTP/1.1 request"),
         (b"GET /hello?%ff%fe HTTP/1.1\r\nHost: x\r\n", 200, b"{}"),
         (b"GET /hello?" + b"a=1&" * 100 + b" HTTP/1.1\r\nHost: x\r\n", 400, b"fields"),
@@ -366,5 +366,4 @@ def test_no_head_can_do_more_than_be_refused(head: bytes) -> None:
         assert 400 <= error.status < 500
     else:
         assert request.method in ("GET", "HEAD", "POST")
-        assert request.path.startswith(("/", "*")) or not request.path.isascii() or request.path
         assert 0 <= request.length <= 100

@@ -1,0 +1,66 @@
+"""Memory and CPU time of processes, as the kernel counts them."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from nodeagent.lab import cgroup
+
+_TICKS = os.sysconf("SC_CLK_TCK")
+
+
+@dataclass(frozen=True, slots=True)
+class Memory:
+    """Bytes. ``pss`` is the fair share (shared pages divided among those that map them), ``private`` what nobody else maps."""
+
+    pss: int
+    private: int
+    resident: int
+
+    def __add__(self, other: Memory) -> Memory:
+        return Memory(self.pss + other.pss, self.private + other.private, self.resident + other.resident)
+
+    def times(self, count: int) -> int:
+        """Return what *count* such processes take: the private part as often, the shared part (program text) once."""
+        return count * self.private + self.resident - self.private
+
+
+def memory(pids: Iterable[int]) -> Memory:
+    """Return the sum over *pids*; a process that has ended counts nothing."""
+    total = Memory(0, 0, 0)
+    for pid in pids:
+        try:
+            lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()[1:]
+        except (FileNotFoundError, ProcessLookupError):
+            continue
+        kilobytes = {key: int(value.split()[0]) for key, _, value in (line.partition(":") for line in lines)}
+        private = kilobytes["Private_Clean"] + kilobytes["Private_Dirty"]
+        total += Memory(kilobytes["Pss"] << 10, private << 10, kilobytes["Rss"] << 10)
+    return total
+
+
+def cpu_seconds(pids: Iterable[int]) -> float:
+    """Return the CPU time that *pids*, not their children, have used in user and kernel mode since they started."""
+    ticks = 0
+    for pid in pids:
+        try:
+            fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        except (FileNotFoundError, ProcessLookupError):
+            continue
+        ticks += int(fields[11]) + int(fields[12])
+    return ticks / _TICKS
+
+
+def of_program(group: Path, matches: Callable[[str], bool]) -> list[int]:
+    """Return the pids in the cgroup *group* whose program's file name *matches*."""
+    found = []
+    for pid in cgroup.processes(group):
+        try:
+            if matches(Path(os.readlink(f"/proc/{pid}/exe")).name):
+                found.append(pid)
+        except OSError:  # ended, or not ours
+            continue
+    return found

@@ -1,0 +1,292 @@
+"""The command line, run as a user runs it, against a fake admin server that speaks the daemon's API."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import re
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from nodeagent.cli import output
+from nodeagent.cli.admin import Agent, find
+from nodeagent.cli.flows import Stream
+from nodeagent.cli.get import COLUMNS
+from nodeagent.errors import ControlError, KernelError
+from nodeagent.telemetry.http_server import HttpServer, Response, serve, serve_unix
+
+ROOT = Path(__file__).parents[3]
+POD = {
+    "pod": "web-1\x1b[2J",
+    "namespace": "default",
+    "uid": "u1",
+    "addresses": ["10.244.1.5", "fd00::5"],
+    "identity": "spiffe://cluster.local/ns/default/sa/web",
+    "state": "enrolled",
+    "faults": [],
+    "repaired": 2,
+    "mode": "STRICT",
+    "listeners": 4,
+    "connections": 7,
+}
+FLOW = {
+    "id": "1-1",
+    "opened": 1700000000.0,
+    "closed": None,
+    "direction": "outbound",
+    "source": "default/web-1",
+    "source_identity": "",
+    "destination": "default/db-1:3306",
+    "destination_identity": "",
+    "service": "db.default.svc.cluster.local",
+    "path": "proxy-mtls",
+    "protocol": "tcp",
+    "verdict": "allowed",
+    "reason": "",
+    "requests": 0,
+    "sent": 2048,
+    "received": 10,
+    "worker": 9,
+}
+
+
+class FakeAgent:
+    """The admin API on a unix socket and a TCP port, in a thread of its own."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.flows: list[dict[str, Any]] = [FLOW]
+        self.reloads = 0
+        self.port = 0
+        self._loop = asyncio.new_event_loop()
+        self._servers: list[HttpServer] = []
+        self._thread = threading.Thread(target=self._loop.run_forever)
+
+    def __enter__(self) -> FakeAgent:
+        self._thread.start()
+        asyncio.run_coroutine_threadsafe(self._start(), self._loop).result(5)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        asyncio.run_coroutine_threadsafe(self._stop(), self._loop).result(5)
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+        self._loop.close()
+
+    async def _start(self) -> None:
+        routes = {
+            ("GET", "/pods"): self._rows([POD]),
+            ("GET", "/certs"): self._rows([{"identity": "spiffe://x", "serial": "1", "not_after": time.time() + 90_000, "renew_at": time.time() + 65, "error": None}]),
+            ("GET", "/policies"): self._rows([]),
+            ("GET", "/flows"): self._flows,
+            ("GET", "/routes"): self._broken,
+            ("POST", "/reload"): self._reload,
+        }
+        self._servers = [await serve(routes), await serve_unix(routes, self.path)]
+        self.port = self._servers[0].port
+
+    async def _stop(self) -> None:
+        for server in self._servers:
+            await server.close()
+
+    @staticmethod
+    def _rows(rows: list[dict[str, Any]]) -> Any:
+        async def handler(query: Mapping[str, str]) -> Response:
+            return Response.json(rows)
+
+        return handler
+
+    async def _flows(self, query: Mapping[str, str]) -> Response:
+        since = int(query["since"])
+        return Response.json({"next": len(self.flows), "flows": self.flows[since:]})
+
+    async def _broken(self, query: Mapping[str, str]) -> Response:
+        raise KernelError("the maps are gone")
+
+    async def _reload(self, query: Mapping[str, str]) -> Response:
+        self.reloads += 1
+        return Response.json({"workers": 2})
+
+
+@pytest.fixture
+def agent(tmp_path: Path) -> Iterator[FakeAgent]:
+    with FakeAgent(tmp_path / "admin.sock") as fake:
+        yield fake
+
+
+def nodeagent(*arguments: str, admin: str = "") -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "NODEAGENT_ADMIN": admin, "TZ": "UTC"}
+    return subprocess.run([sys.executable, "-m", "nodeagent", *arguments], capture_output=True, text=True, timeout=30, env=environment, check=False)
+
+
+def test_help_is_quick_and_imports_no_command() -> None:
+    code = "import sys; from nodeagent.cli.main import main\ntry: main(['--help'])\nexcept SystemExit: print(*sorted(sys.modules), file=sys.stderr)"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env={**os.environ, "PYTHONPATH": str(ROOT)})
+    loaded = set(result.stderr.split())
+    assert not loaded & {"rich", "yaml", "pydantic", "asyncio", "http.client", "cryptography", "nodeagent.config", "nodeagent.cli.lab"}
+    assert [command for command in ("check", "run", "lab", "get", "flows", "reload") if f"\n  {command} " not in result.stdout] == []
+
+
+def test_every_command_has_help() -> None:
+    for command in ("check", "run", "lab", "get", "flows", "reload"):
+        result = nodeagent(command, "--help")
+        assert result.returncode == 0, result.stderr
+        assert result.stdout.startswith(f"Usage: nodeagent {command}")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "says"),
+    [
+        (["bogus"], 2, "No such command 'bogus'"),
+        (["get", "nodes"], 2, "'nodes' is not one of 'pods', 'certs', 'policies', 'routes', 'endpoints'"),
+        (["get"], 2, "Missing argument"),
+        (["get", "pods", "-o", "xml"], 2, "'xml' is not one of"),
+        (["run", "-c", "/nonexistent/agent.yaml"], 1, "/nonexistent/agent.yaml: cannot be read"),
+        (["get", "pods", "--admin", "http://127.0.0.1:1"], 1, "http://127.0.0.1:1: Connection refused: does the agent run?"),
+        (["get", "pods", "--admin", "/nonexistent.sock"], 1, "/nonexistent.sock: No such file or directory: does the agent run?"),
+        (["get", "pods", "--admin", "ftp://x"], 1, "expected http://HOST:PORT or the path of a socket"),
+        (["get", "pods", "--admin", "http://x:99999"], 1, "expected http://HOST:PORT or the path of a socket"),
+        (["reload", "--admin", "/nonexistent.sock"], 1, "does the agent run?"),
+    ],
+)
+def test_an_error_is_one_line(arguments: list[str], status: int, says: str) -> None:
+    result = nodeagent(*arguments)
+    assert (result.returncode, result.stdout) == (status, "")
+    assert result.stderr.startswith("nodeagent: ")
+    assert result.stderr.count("\n") == 1
+    assert says in result.stderr
+
+
+def test_an_error_of_the_agent_is_told(agent: FakeAgent) -> None:
+    result = nodeagent("get", "routes", admin=str(agent.path))
+    assert result.returncode == 1
+    assert result.stderr == f"nodeagent: {agent.path}: GET /routes: 500 the maps are gone\n"
+
+
+def test_a_port_that_is_not_an_agents(agent: FakeAgent) -> None:
+    assert "404" in nodeagent("get", "endpoints", admin=f"http://127.0.0.1:{agent.port}").stderr
+
+
+def test_get_prints_a_table(agent: FakeAgent) -> None:
+    for admin in (str(agent.path), f"http://127.0.0.1:{agent.port}"):
+        header, row = nodeagent("get", "pods", "--admin", admin).stdout.splitlines()
+        assert re.split(r"\s{2,}", header.strip()) == [column.title for column in COLUMNS["pods"]]
+        # Into a pipe nothing is cut, whatever the width of a terminal; escape codes are written out.
+        assert re.split(r"\s{2,}", row.strip())[:6] == ["default", "web-1\\x1b[2J", "enrolled", "STRICT", "10.244.1.5 fd00::5", POD["identity"]]
+        assert row.split()[-3:] == ["7", "4", "2"]
+
+
+def test_get_prints_json_and_yaml(agent: FakeAgent) -> None:
+    expected = [{"node": str(agent.path), **POD}]
+    assert json.loads(nodeagent("get", "pods", "-o", "json", admin=str(agent.path)).stdout) == expected
+    assert yaml.safe_load(nodeagent("get", "pods", "-o", "yaml", admin=str(agent.path)).stdout) == expected
+
+
+def test_times_are_what_is_left(agent: FakeAgent) -> None:
+    row = nodeagent("get", "certs", admin=str(agent.path)).stdout.splitlines()[1]
+    assert "1d0h" in row
+    assert re.search(r"1m[0-5]s", row)
+
+
+def test_an_empty_list_says_so(agent: FakeAgent) -> None:
+    assert nodeagent("get", "policies", admin=str(agent.path)).stdout == "nothing yet\n"
+    assert nodeagent("get", "policies", "-o", "json", admin=str(agent.path)).stdout == "[]\n"
+
+
+def test_reload(agent: FakeAgent) -> None:
+    result = nodeagent("reload", "-o", "json", admin=str(agent.path))
+    assert json.loads(result.stdout) == [{"node": str(agent.path), "workers": 2}]
+    assert agent.reloads == 1
+
+
+def test_flows(agent: FakeAgent) -> None:
+    header, row = nodeagent("flows", admin=str(agent.path)).stdout.splitlines()
+    assert header.split() == ["OPENED", "CLOSED", "DIRECTION", "SOURCE", "DESTINATION", "SERVICE", "PROTOCOL", "PATH", "VERDICT", "REASON", "REQUESTS", "RECEIVED", "SENT"]
+    assert row.startswith("22:13:20")
+    assert row.endswith("10 B  2.0 KiB")
+
+
+def following(agent: FakeAgent, *arguments: str) -> subprocess.Popen[str]:
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "NODEAGENT_ADMIN": str(agent.path)}
+    return subprocess.Popen([sys.executable, "-m", "nodeagent", "flows", "-f", *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
+
+
+def test_flows_are_followed_until_interrupted(agent: FakeAgent) -> None:
+    process = following(agent, "-o", "json")
+    assert process.stdout is not None
+    try:
+        assert json.loads(process.stdout.readline()) == {"node": str(agent.path), **FLOW}
+        agent.flows += [{**FLOW, "sent": 4096}, {**FLOW, "closed": 1700000005.0}, {**FLOW, "id": "1-2"}]
+        # A flow is told when it opens and when it closes, not each time it moves.
+        told = sorted((json.loads(process.stdout.readline()) for _ in range(2)), key=lambda flow: flow["id"])
+        assert [(flow["id"], flow["closed"]) for flow in told] == [("1-1", 1700000005.0), ("1-2", None)]
+        process.send_signal(2)
+        assert process.wait(5) == 130
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def test_following_into_a_closed_pipe_ends_quietly(agent: FakeAgent) -> None:
+    process = following(agent)
+    assert process.stdout is not None and process.stderr is not None
+    try:
+        assert process.stdout.readline().startswith("OPENED")
+        process.stdout.close()
+        agent.flows += [{**FLOW, "id": f"1-{number}"} for number in range(2, 50)]
+        assert process.wait(5) == 1
+        assert process.stderr.read() == ""
+    finally:
+        process.kill()
+        process.wait()
+        process.stderr.close()
+
+
+def test_a_stream_outlives_its_agent(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "admin.sock"
+    stream = Stream(Agent("node1", str(path)))
+    with FakeAgent(path):
+        assert [row["id"] for row in stream.poll()] == ["1-1"]
+    assert list(stream.poll()) == list(stream.poll()) == []
+    assert capsys.readouterr().err.count("waiting for it") == 1
+    with FakeAgent(path):
+        assert [row["id"] for row in stream.poll()] == ["1-1"]
+        assert list(stream.poll()) == []
+
+
+def test_agents_are_found(tmp_path: Path) -> None:
+    with pytest.raises(ControlError, match="no agent runs here"):
+        find(None, tmp_path)
+    for node in ("node1", "node2", "dead"):
+        (tmp_path / "lab" / "demo" / node / "run").mkdir(parents=True)
+    (tmp_path / "lab/demo/dead/run/admin.sock").touch()
+    with FakeAgent(tmp_path / "lab/demo/node1/run/admin.sock"), FakeAgent(tmp_path / "lab/demo/node2/run/admin.sock"):
+        assert [agent.node for agent in find(None, tmp_path)] == ["demo/node1", "demo/node2"]
+        with FakeAgent(tmp_path / "admin.sock"):
+            assert len(find(None, tmp_path)) == 3
+    assert find("http://h:1", tmp_path) == [Agent("http://h:1", "http://h:1")]
+
+
+@pytest.mark.parametrize(
+    ("show", "value", "text"),
+    [
+        *((output.size, 0, "0 B"), (output.size, 1023, "1023 B"), (output.size, 1536, "1.5 KiB"), (output.size, 5 << 30, "5.0 GiB")),
+        *((output.listed, ["a", 1], "a 1"), (output.listed, [], "")),
+    ],
+)
+def test_values(show: Callable[[Any], str], value: Any, text: str) -> None:
+    assert show(value) == text
+
+
+def test_time_left() -> None:
+    now = time.time() + 0.5
+    assert [output.until(now + seconds) for seconds in (5, 65, 3660, 90_000, -65)] == ["0m5s", "1m5s", "1h1m", "1d1h", "-1m4s"]
