@@ -75,15 +75,12 @@ def server_side(certificates: Path, log: Path) -> Json:
 def capture_rules(side: str) -> list[list[str]]:
     """Return the iptables commands that bring the pod's traffic to the listeners, as Istio's init container does."""
     if side == "client":
-        return [
-            [*("iptables -w -t nat -A OUTPUT -p tcp --dport".split()), str(port), "-m", "owner", "!", "--gid-owner", str(GROUP), *_redirect(to)]
-            for port, to in OUTBOUND.items()
-        ]
-    return [[*("iptables -w -t nat -A PREROUTING -p tcp --dport".split()), str(port), *_redirect(to)] for port, to in INBOUND.items()]
+        return [_rule("OUTPUT", port, to, "-m", "owner", "!", "--gid-owner", str(GROUP)) for port, to in OUTBOUND.items()]
+    return [_rule("PREROUTING", port, to) for port, to in INBOUND.items()]
 
 
-def _redirect(port: int) -> list[str]:
-    return ["-j", "REDIRECT", "--to-ports", str(port)]
+def _rule(chain: str, port: int, to: int, *match: str) -> list[str]:
+    return ["iptables", "-w", "-t", "nat", "-A", chain, "-p", "tcp", "--dport", str(port), *match, "-j", "REDIRECT", "--to-ports", str(to)]
 
 
 def _bootstrap(listeners: list[Json], clusters: list[Json]) -> Json:
@@ -122,7 +119,8 @@ def _tcp(log: Path, cluster: str) -> Json:
 
 def _log(path: Path) -> Json:
     text = {"text_format_source": {"inline_string": TEXT_FORMAT}}
-    return {"name": "envoy.access_loggers.file", "typed_config": {"@type": f"{_EXTENSION}access_loggers.file.v3.FileAccessLog", "path": str(path), "log_format": text}}
+    config = {"@type": f"{_EXTENSION}access_loggers.file.v3.FileAccessLog", "path": str(path), "log_format": text}
+    return {"name": "envoy.access_loggers.file", "typed_config": config}
 
 
 def _tls(certificates: Path, side: str) -> Json:

@@ -7,10 +7,10 @@ This is the hot path: ``HttpCell.observe`` runs for every request. A cell holds 
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Iterator
+from collections.abc import Iterator, Sized
 from typing import Any, Final
 
-from nodeagent.telemetry.metrics import BUCKETS, Labels, Metric
+from nodeagent.telemetry.metrics import BUCKETS, REJECTED, SERIES_LIMIT, Labels, Metric
 
 Message = dict[str, Any]
 
@@ -78,7 +78,8 @@ class TcpCell:
 class WorkerMetrics:
     """All cells of one worker."""
 
-    def __init__(self) -> None:
+    def __init__(self, series_limit: int = SERIES_LIMIT) -> None:
+        self._limit = series_limit
         self._http: dict[tuple[Labels, Labels], HttpCell] = {}
         self._tcp: dict[tuple[Labels, Labels], TcpCell] = {}
         self._counts: dict[tuple[str, Labels], int] = {}
@@ -92,7 +93,9 @@ class WorkerMetrics:
         key = (reporters, labels)
         cell = self._http.get(key)
         if cell is None:
-            cell = self._http[key] = HttpCell()
+            cell = HttpCell()
+            if self._has_room(self._http):
+                self._http[key] = cell
         return cell
 
     def tcp(self, reporters: tuple[str, ...], labels: Labels) -> TcpCell:
@@ -100,7 +103,9 @@ class WorkerMetrics:
         key = (reporters, labels)
         cell = self._tcp.get(key)
         if cell is None:
-            cell = self._tcp[key] = TcpCell()
+            cell = TcpCell()
+            if self._has_room(self._tcp):
+                self._tcp[key] = cell
         return cell
 
     def count(self, metric: Metric, labels: Labels = (), amount: int = 1) -> None:
@@ -111,6 +116,13 @@ class WorkerMetrics:
     def gauge(self, metric: Metric, labels: Labels, value: float) -> None:
         """Set a nodeagent_* gauge."""
         self._gauges[metric.name, labels] = value
+
+    def _has_room(self, cells: Sized) -> bool:
+        """Say whether a new cell will be reported; one beyond the bound works, but goes nowhere."""
+        if len(cells) < self._limit:
+            return True
+        self.count(REJECTED, ("series",))
+        return False
 
     def delta(self) -> list[Message]:
         """Return what changed since the last call as messages for ``Store.merge``, each small enough for one packet."""

@@ -65,18 +65,28 @@ class LogWriter:
         return os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o640)
 
     def _run(self) -> None:
-        while (item := self._queue.get()) != "close":
+        following: _Item | None = None
+        while (item := following or self._queue.get()) != "close":
+            following = None
             if item == "reopen":
                 self._replace()
                 continue
-            data, lines = item
-            try:
-                _write(self._descriptor, data)
-            except OSError as error:
-                self.dropped += lines
-                self._complain(error)
-            self._done += len(data)
+            # All that waits goes in one write: under load this thread gets the interpreter only every few milliseconds.
+            waiting, lines = [item[0]], item[1]
+            while not self._queue.empty() and not isinstance(following := self._queue.get(), str):
+                waiting.append(following[0])
+                lines += following[1]
+                following = None
+            self._append(b"".join(waiting), lines)
         os.close(self._descriptor)
+
+    def _append(self, data: bytes, lines: int) -> None:
+        try:
+            _write(self._descriptor, data)
+        except OSError as error:
+            self.dropped += lines
+            self._complain(error)
+        self._done += len(data)
 
     def _replace(self) -> None:
         try:

@@ -20,6 +20,8 @@ Reporter = Literal["source", "destination"]
 REPORTERS: Final[tuple[Reporter, ...]] = ("source", "destination")
 UNKNOWN: Final = "unknown"
 """What Istio says where a value is missing."""
+SERIES_LIMIT: Final = 5_000
+"""Bound on HTTP and on TCP series each: what applications make up (status codes) must not fill the daemon's memory."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,15 +9,13 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Mapping
-from typing import Any, Final, TypeVar
+from typing import Any, TypeVar
 
 from nodeagent.telemetry import exposition
 from nodeagent.telemetry.exposition import HttpSeries, TcpSeries
-from nodeagent.telemetry.metrics import PLAIN, REJECTED, Labels, Metric, reported
+from nodeagent.telemetry.metrics import PLAIN, REJECTED, SERIES_LIMIT, Labels, Metric, reported
 from nodeagent.telemetry.reports import ReportError, parse
 
-SERIES_LIMIT: Final = 20_000
-"""Bound on each of the two kinds of istio_* series: what an application makes up must not fill the daemon's memory."""
 _log = logging.getLogger(__name__)
 _S = TypeVar("_S", HttpSeries, TcpSeries)
 

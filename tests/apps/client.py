@@ -4,7 +4,7 @@
     client.py duplex HOST PORT --seed S --send N --receive N [--connections C] [--stall]
     client.py hold HOST PORT [--connections C]      echo; stays open until a line comes on standard input, then echoes again
     client.py http HOST PORT --raw                  standard input is sent as it is; prints what comes back
-    client.py load HOST PORT [--connections C] [--fresh]    HTTP POST /echo until standard input ends; every answer checked
+    client.py load HOST PORT [--connections C] [--fresh] [--kind pause]   HTTP POST until standard input ends; every answer checked
     client.py udp HOST PORT
 """
 
@@ -157,7 +157,7 @@ async def one_load(options: argparse.Namespace, number: int, stop: asyncio.Event
         try:
             async with asyncio.timeout(PATIENCE):
                 reader, writer = connection = connection or await asyncio.open_connection(options.host, options.port)
-                writer.write(b"POST /echo HTTP/1.1\r\nhost: load\r\ncontent-length: %d\r\n%b\r\n%b" % (len(body), close, body))
+                writer.write(b"POST /%b HTTP/1.1\r\nhost: load\r\ncontent-length: %d\r\n%b\r\n%b" % (options.kind.encode(), len(body), close, body))
                 head = (await reader.readuntil(b"\r\n\r\n")).lower()
                 length = int(head.partition(b"content-length: ")[2].split(b"\r\n")[0])
                 answer = await reader.readexactly(length)
@@ -199,6 +199,7 @@ def main() -> None:
     parser.add_argument("port", type=int)
     parser.add_argument("--send", default="")
     parser.add_argument("--until", default="")
+    parser.add_argument("--kind", default="echo", choices=("echo", "pause"))
     for flag in ("half-close", "reset", "linger", "stall", "fresh"):
         parser.add_argument(f"--{flag}", action="store_true")
     for number in ("seed", "send-bytes", "receive-bytes"):

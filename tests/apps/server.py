@@ -91,6 +91,7 @@ def quietly(behaviour):  # type: ignore[no-untyped-def]
 async def main() -> None:
     for port, behaviour in {8080: http, 9000: echo, 9001: duplex, 9002: greet, 9003: slam, 9004: hush, 9006: watch}.items():
         listener = socket.create_server(("::", port), family=socket.AF_INET6, dualstack_ipv6=True, backlog=4096)
+        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # connections inherit it
         await asyncio.start_server(quietly(behaviour), sock=listener, limit=1 << 20)
     udp = socket.socket(socket.AF_INET6, socket.SOCK_DGRAM)
     udp.bind(("::", 9005))

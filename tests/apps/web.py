@@ -89,8 +89,10 @@ async def _answer(writer: Writer, method: str, kind: str, arguments: list[str], 
         writer.write(b"this is not HTTP\r\n\r\n")
         return False
     else:
-        data = json.dumps(request).encode() if kind == "about" else body if kind == "echo" else os.environ.get("ANSWER", socket.gethostname()).encode()
+        data = json.dumps(request).encode() if kind == "about" else body if kind in ("echo", "pause") else os.environ.get("ANSWER", socket.gethostname()).encode()
         writer.write(b"HTTP/1.1 200 OK\r\ncontent-length: %d\r\nx-pod: %b\r\n\r\n" % (len(data), socket.gethostname().encode()))
+        if kind == "pause":  # there is a time at which the answer has begun and not ended
+            await asyncio.sleep(0.02)
         writer.write(b"" if method == "HEAD" else data)
     await writer.drain()
     return True

@@ -45,7 +45,7 @@ def test_reload_loses_no_request(lab: Lab) -> None:
         clients = [
             stack.enter_context(client_in(lab, "client", "load", cluster_ip(lab, name), 80, "--connections", connections, *more))
             for name in ("local", "remote")
-            for connections, more in ((4, ()), (2, ("--fresh",)))
+            for connections, more in ((2, ()), (2, ("--kind", "pause")), (2, ("--fresh",)))
         ]
         before = {node: workers(lab, node) for node in lab.nodes}
         for _ in range(2):

@@ -85,7 +85,7 @@ class FakeAgent:
     async def _start(self) -> None:
         routes = {
             ("GET", "/pods"): self._rows([POD]),
-            ("GET", "/certs"): self._rows([{"identity": "spiffe://x", "serial": "1", "not_after": time.time() + 90_000, "renew_at": time.time() + 65, "error": None}]),
+            ("GET", "/certs"): self._rows([{"identity": "spiffe://x", "serial": "1", "not_after": time.time() + 90_000, "renew_at": time.time() + 65}]),
             ("GET", "/policies"): self._rows([]),
             ("GET", "/flows"): self._flows,
             ("GET", "/routes"): self._broken,
@@ -210,14 +210,18 @@ def test_reload(agent: FakeAgent) -> None:
 
 def test_flows(agent: FakeAgent) -> None:
     header, row = nodeagent("flows", admin=str(agent.path)).stdout.splitlines()
-    assert header.split() == ["OPENED", "CLOSED", "DIRECTION", "SOURCE", "DESTINATION", "SERVICE", "PROTOCOL", "PATH", "VERDICT", "REASON", "REQUESTS", "RECEIVED", "SENT"]
+    assert header.split() == [
+        *("OPENED", "CLOSED", "DIRECTION", "SOURCE", "DESTINATION", "SERVICE", "PROTOCOL", "PATH"),
+        *("VERDICT", "REASON", "REQUESTS", "RECEIVED", "SENT"),
+    ]
     assert row.startswith("22:13:20")
     assert row.endswith("10 B  2.0 KiB")
 
 
 def following(agent: FakeAgent, *arguments: str) -> subprocess.Popen[str]:
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "NODEAGENT_ADMIN": str(agent.path)}
-    return subprocess.Popen([sys.executable, "-m", "nodeagent", "flows", "-f", *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
+    command = [sys.executable, "-m", "nodeagent", "flows", "-f", *arguments]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
 
 
 def test_flows_are_followed_until_interrupted(agent: FakeAgent) -> None:

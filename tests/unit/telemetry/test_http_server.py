@@ -346,7 +346,8 @@ def test_curl_understands_it(run: Any) -> None:
     async def test() -> bytes:
         server = await serve(ROUTES)
         url = f"http://127.0.0.1:{server.port}"
-        command = ["curl", "-sS", "--max-time", "5", f"{url}/stream?n=50", "-o", "/dev/null", "-w", "%{size_download} ", "--next", "-sS", "-X", "POST", f"{url}/reload?a=b"]
+        first = ["-sS", "--max-time", "5", f"{url}/stream?n=50", "-o", "/dev/null", "-w", "%{size_download} "]
+        command = ["curl", *first, "--next", "-sS", "-X", "POST", f"{url}/reload?a=b"]
         process = await asyncio.create_subprocess_exec(*command, stdout=subprocess.PIPE)
         output, _ = await process.communicate()
         await server.close()
@@ -357,13 +358,20 @@ def test_curl_understands_it(run: Any) -> None:
     assert json.loads(body) == {"a": "b"}
 
 
+ANY = st.binary(max_size=60)
+NEARLY = st.tuples(st.sampled_from([b"GET ", b"POST /", b"HEAD /?"]), ANY, st.sampled_from([b" HTTP/1.1\r\nHost: x", b" HTTP/1.0\r\n"]), ANY)
+
+
 @settings(max_examples=300)
-@given(st.binary(max_size=200) | st.tuples(st.sampled_from([b"GET ", b"POST "]), st.binary(max_size=60), st.just(b" HTTP/1.1\r\nHost: x"), st.binary(max_size=60)).map(b"".join))
+@given(st.binary(max_size=200) | NEARLY.map(b"".join))
 def test_no_head_can_do_more_than_be_refused(head: bytes) -> None:
     try:
         request = parse(head + b"\r\n\r\n", 100)
-    except BadRequestError as error:
-        assert 400 <= error.status < 500
+    except BadRequestError as refusal:
+        request, status = None, refusal.status
     else:
+        status = 200
+    assert status in (200, 400, 405, 411, 413)
+    if request:
         assert request.method in ("GET", "HEAD", "POST")
         assert 0 <= request.length <= 100

@@ -21,7 +21,15 @@ from nodeagent.telemetry.store import Store
 
 BOTH = ("source", "destination")
 PRODUCT = Workload(
-    *(PodUid("1"), "productpage-v1-abc", "default", "node1", (Address("10.0.0.1"),), "productpage", SpiffeId("spiffe://cluster.local/ns/default/sa/productpage")),
+    *(
+        PodUid("1"),
+        "productpage-v1-abc",
+        "default",
+        "node1",
+        (Address("10.0.0.1"),),
+        "productpage",
+        SpiffeId("spiffe://cluster.local/ns/default/sa/productpage"),
+    ),
     *("productpage-v1", "productpage", "v1", "productpage", "v1", True, True),
 )
 REVIEWS = replace(PRODUCT, workload="reviews-v2", app="reviews", version="v2", canonical_service="reviews", canonical_revision="v2")
@@ -33,12 +41,11 @@ PEERS = labels.peers(
     "mutual_tls",
 )
 # Istio's documentation of its standard metrics, with the order of no importance.
-ISTIO_HTTP = set(
-    "reporter source_workload source_workload_namespace source_principal source_app source_version source_cluster source_canonical_service "
-    "source_canonical_revision destination_workload destination_workload_namespace destination_principal destination_app destination_version "
-    "destination_cluster destination_canonical_service destination_canonical_revision destination_service destination_service_name "
-    "destination_service_namespace request_protocol response_code grpc_response_status response_flags connection_security_policy".split()
-)
+ISTIO_SIDE = {"workload", "workload_namespace", "principal", "app", "version", "cluster", "canonical_service", "canonical_revision"}
+ISTIO_HTTP = {f"{side}_{name}" for side in ("source", "destination") for name in ISTIO_SIDE} | {
+    *("reporter", "destination_service", "destination_service_name", "destination_service_namespace", "connection_security_policy"),
+    *("request_protocol", "response_code", "grpc_response_status", "response_flags"),
+}
 
 
 def reported(worker: WorkerMetrics, store: Store) -> None:
@@ -229,6 +236,16 @@ def test_the_number_of_series_is_bounded() -> None:
     reported(worker, store)
     assert len([line for line in written(store).splitlines() if line.startswith("istio_requests_total")]) == 4
     assert store.value(metrics.REJECTED, ("series",)) == 6
+
+
+def test_the_number_of_cells_is_bounded() -> None:
+    worker, store = WorkerMetrics(series_limit=4), Store()
+    for code in range(10):
+        worker.http(("source",), labels.http(PEERS, code, "-")).observe(1, 1, 1)
+        worker.tcp(("source",), labels.tcp(PEERS, str(code))).opened += 1
+    reported(worker, store)
+    assert sum(line.startswith(("istio_requests_total", "istio_tcp_connections_opened")) for line in written(store).splitlines()) == 8
+    assert store.value(metrics.REJECTED, ("series",)) == 12
 
 
 def test_families_can_be_replaced_and_series_ended() -> None:

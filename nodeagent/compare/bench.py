@@ -1,0 +1,137 @@
+"""One interleaved run: every mode is measured in turn, round after round, so that a machine that slows down slows all of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field, replace
+
+from nodeagent.compare import envoy, load, measure
+from nodeagent.compare.load import Client, Sample, Workload
+from nodeagent.compare.modes import Direct, EnvoyHop, EnvoyPair, HaproxyHop, Mode, NodeAgent, namespaces
+from nodeagent.compare.scale import Scale, measure_scale
+from nodeagent.lab import Lab
+
+EVERYWHERE: Sequence[Workload] = ("http", "cross-node", "bulk", "bulk-cross-node")
+LABS = ("bench", "bench-agent", "bench-workers")
+SCALE_LAB = "bench-scale"
+MANY_PODS = 100
+_WARM_UP_SECONDS = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Cell:
+    """One figure of the table."""
+
+    mode: Mode
+    workload: Workload
+    connections: int
+
+    def describe(self) -> str:
+        variant = f" ({self.mode.variant})" if self.mode.variant else ""
+        return f"{self.mode.name}{variant}: {self.workload}, {self.connections} connection{'s' if self.connections > 1 else ''}"
+
+    def measure(self, seconds: int) -> Sample:
+        """Put load on for *seconds*. Raises BenchError."""
+        address = self.mode.address(self.workload)
+        before = measure.cpu_seconds(self.mode.processes())
+        if "bulk" in self.workload:
+            sample = load.stream(self.mode.client, address, seconds)
+        else:
+            sample = load.requests(self.mode.client, address, self.connections, seconds)
+        return replace(sample, cpu_seconds=measure.cpu_seconds(self.mode.processes()) - before)
+
+
+@dataclass(slots=True)
+class Results:
+    """Everything that was measured; what is missing was not reached."""
+
+    samples: dict[Cell, list[Sample]] = field(default_factory=dict)
+    memory: dict[str, int] = field(default_factory=dict)
+    """What the text says -> bytes."""
+    scale: Scale | None = None
+    notes: list[str] = field(default_factory=list)
+    """What went wrong, in words."""
+
+
+def run(rounds: int, seconds: int, results: Results, progress: Callable[[str, int, int], None]) -> None:
+    """Measure *rounds* times *seconds* for each figure, into *results* as it comes; *progress* is told what, done, of how many.
+
+    Raises BenchError or LabError when a mode does not come up; leaves nothing on the machine, however it ends.
+    """
+    progress("setting up", 0, 1)
+    with _modes() as modes:
+        cells = _cells(modes)
+        total = (rounds + 1) * len(cells) + 1
+        done = 0
+        for turn in range(rounds + 1):
+            for cell in cells:
+                progress(cell.describe() if turn else f"warm-up: {cell.describe()}", done, total)
+                sample = cell.measure(seconds if turn else _WARM_UP_SECONDS)
+                results.samples.setdefault(cell, []).append(sample)
+                for log in cell.mode.logs:
+                    log.drain()
+                done += 1
+        results.memory = _memory(modes)
+        progress(f"one agent, {MANY_PODS} pods", total - 1, total)
+        results.scale = measure_scale(MANY_PODS, SCALE_LAB)
+        for mode in modes:  # only now: Envoy writes its log out every 10 s
+            counted = {cell.workload: 0 for cell in cells if cell.mode is mode}
+            for cell, samples in results.samples.items():
+                if cell.mode is mode:
+                    counted[cell.workload] += sum(sample.requests for sample in samples)
+            results.notes += mode.verify(counted)
+    for cell, samples in results.samples.items():
+        del samples[0]  # the warm-up
+        if errors := sum(sample.errors for sample in samples):
+            results.notes.append(f"{cell.describe()}: {errors} of {sum(sample.requests for sample in samples)} requests failed")
+
+
+def _cells(modes: Sequence[Mode]) -> list[Cell]:
+    """Return what to measure, what is compared with each other side by side."""
+    return [
+        Cell(mode, workload, connections)
+        for workload in EVERYWHERE
+        for connections in ((1,) if "bulk" in workload else (1, 32))
+        for mode in modes
+        if workload in mode.workloads and connections in ((1,) if "bulk" in workload else mode.connections)
+    ]
+
+
+@contextmanager
+def _modes() -> Iterator[list[Mode]]:
+    """Set all modes up; take everything down afterwards. Labs of the same names that a crash left are removed first."""
+    envoy.binary()
+    with ExitStack() as stack:
+        for name in (*LABS, SCALE_LAB):
+            Lab.remove(name)
+            stack.callback(Lab.remove, name)
+        plain, agents, workers = LABS
+        lab = Lab.up(text=namespaces(["plain", "pair", "pair-one"]), name=plain)
+        directory = lab.state / "bench"
+        directory.mkdir()
+        direct = Direct(Client(lab, "plain"), workloads=EVERYWHERE)
+        haproxy, hop = HaproxyHop(direct.client), EnvoyHop(direct.client)
+        pair = EnvoyPair(Client(lab, "pair"), workloads=EVERYWHERE)
+        single = EnvoyPair(Client(lab, "pair-one"), "concurrency 1", connections=(32,), concurrency=1)
+        for started in (haproxy, hop, pair, single):
+            started.start(directory)
+        agent = NodeAgent(Client(Lab.up(text=namespaces(["mesh"]), name=agents, mode="nodeagent"), "mesh"), workloads=EVERYWHERE)
+        two = Lab.up(text=namespaces(["mesh"]), name=workers, mode="nodeagent", agent={"proxy": {"workers": 2}})
+        several = NodeAgent(Client(two, "mesh"), "2 workers", workloads=("http", "cross-node"), connections=(32,))
+        for each in (agent, several):
+            each.start()
+        yield [direct, haproxy, hop, pair, single, agent, several]
+
+
+def _memory(modes: Sequence[Mode]) -> dict[str, int]:
+    """Return the memory of each mode after all that load."""
+    found = {}
+    for mode in modes:
+        if isinstance(mode, NodeAgent) and not mode.variant:
+            found["agent, 2 pods"] = measure.memory(mode.client.lab.agent("node1").processes()).pss
+        if isinstance(mode, EnvoyPair) and not mode.variant:
+            one = measure.memory(mode.envoys("client"))
+            found["one Envoy"] = one.pss
+            found[f"{MANY_PODS} Envoys"] = one.times(MANY_PODS)
+    return found
