@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 
@@ -47,6 +47,8 @@ class Results:
     """Everything that was measured; what is missing was not reached."""
 
     samples: dict[Cell, list[Sample]] = field(default_factory=dict)
+    answered: dict[Cell, int] = field(default_factory=dict)
+    """Requests, those of the warm-up with them."""
     memory: dict[str, int] = field(default_factory=dict)
     """What the text says -> bytes."""
     scale: Scale | None = None
@@ -68,7 +70,9 @@ def run(rounds: int, seconds: int, results: Results, progress: Callable[[str, in
             for cell in cells:
                 progress(cell.describe() if turn else f"warm-up: {cell.describe()}", done, total)
                 sample = cell.measure(seconds if turn else _WARM_UP_SECONDS)
-                results.samples.setdefault(cell, []).append(sample)
+                results.answered[cell] = results.answered.get(cell, 0) + sample.requests
+                if turn:
+                    results.samples.setdefault(cell, []).append(sample)
                 for log in cell.mode.logs:
                     log.drain()
                 done += 1
@@ -76,15 +80,18 @@ def run(rounds: int, seconds: int, results: Results, progress: Callable[[str, in
         progress(f"one agent, {MANY_PODS} pods", total - 1, total)
         results.scale = measure_scale(MANY_PODS, SCALE_LAB)
         for mode in modes:  # only now: Envoy writes its log out every 10 s
-            counted = {cell.workload: 0 for cell in cells if cell.mode is mode}
-            for cell, samples in results.samples.items():
-                if cell.mode is mode:
-                    counted[cell.workload] += sum(sample.requests for sample in samples)
-            results.notes += mode.verify(counted)
+            results.notes += mode.verify(_by_workload(mode, results.answered))
     for cell, samples in results.samples.items():
-        del samples[0]  # the warm-up
         if errors := sum(sample.errors for sample in samples):
             results.notes.append(f"{cell.describe()}: {errors} of {sum(sample.requests for sample in samples)} requests failed")
+
+
+def _by_workload(mode: Mode, answered: Mapping[Cell, int]) -> dict[Workload, int]:
+    counted = dict.fromkeys(mode.workloads, 0)
+    for cell, requests in answered.items():
+        if cell.mode is mode:
+            counted[cell.workload] += requests
+    return counted
 
 
 def _cells(modes: Sequence[Mode]) -> list[Cell]:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 from nodeagent.mesh.entries import Service, ServicePort, Workload
 from nodeagent.proxy.connection import host_port
 from nodeagent.telemetry import metrics as declared
+from nodeagent.telemetry.exposition import CONTENT_TYPE
 from nodeagent.telemetry.http_server import EVERYWHERE, LOCALHOST, HttpServer, Response, serve, serve_unix
 
 if TYPE_CHECKING:
@@ -148,7 +149,7 @@ class Admin:
             store.set(declared.MAP_CAPACITY, (name,), possible)
         for name, value in statistics.counters.items():
             store.set(declared.KERNEL_EVENTS, (name,), value)
-        return Response(store.exposition(), content_type="text/plain; version=0.0.4; charset=utf-8")
+        return Response(store.exposition(), content_type=CONTENT_TYPE)
 
     async def _live(self) -> list[dict[str, Any]]:
         assert self._control.workers is not None

@@ -6,6 +6,7 @@ import asyncio
 import gc
 import logging
 import os
+import platform
 import signal
 import socket
 import time
@@ -14,6 +15,7 @@ from typing import Any, Final
 
 import uvloop
 
+from nodeagent import __version__
 from nodeagent.channel import Channel, Message
 from nodeagent.config import AgentConfig
 from nodeagent.control.admin import Admin
@@ -62,6 +64,8 @@ class Control:
         self.loop = asyncio.get_running_loop()
         self.stopped = asyncio.Event()
         self.store = Store()
+        self.store.set(declared.ISTIO_BUILD, ("nodeagent", __version__), 1)
+        self.store.set(declared.BUILD_INFO, (__version__, platform.python_version(), config.node), 1)
         self.started = time.monotonic()
         self._begun = asyncio.Event()
         self._orphans: list[int] = []

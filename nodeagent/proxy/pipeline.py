@@ -29,7 +29,7 @@ from nodeagent.proxy.view import ClusterView
 from nodeagent.telemetry.access_log import AccessLog
 from nodeagent.telemetry.cells import WorkerMetrics
 from nodeagent.telemetry.log_format import Record
-from nodeagent.telemetry.metrics import REFUSED
+from nodeagent.telemetry.metrics import CONNECTIONS, REFUSED
 
 RECENT_FLOWS: Final = 512
 ROUTES_PER_POD: Final = 4096
@@ -92,7 +92,8 @@ class Pipeline:
             exchange.refuse(NO_ENDPOINTS)
             return
         route.active += 1
-        connection.path, connection.upstream_workload = route.path, route.workload
+        if connection.upstream_workload is not route.workload or connection.path != route.path:
+            self._follow(connection, route)
         exchange.deadline = self.now + self.timeouts.request
         route.pool.send(exchange)
 
@@ -105,6 +106,12 @@ class Pipeline:
             return routes[0]
         one, other = _two(len(routes))
         return routes[one] if routes[one].active <= routes[other].active else routes[other]
+
+    def _follow(self, connection: Connection, route: Route) -> None:
+        """Note which path the connection takes; it is counted by the first."""
+        if connection.path == "none":
+            self.metrics.count(CONNECTIONS, (connection.direction, route.path))
+        connection.path, connection.upstream_workload = route.path, route.workload
 
     def observe(self, exchange: Exchange, status: int, reason: Reason | None) -> None:
         """Count an answered request and write its access-log record."""
@@ -225,7 +232,7 @@ class Pipeline:
         """Forward a connection that is not HTTP, whole."""
         started, wall = perf_counter(), connection.wall
         route = self.route(connection)
-        connection.path, connection.upstream_workload = route.path, route.workload
+        self._follow(connection, route)
         transport.pause_reading()
         try:
             if route.pool is None:

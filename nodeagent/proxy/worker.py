@@ -28,7 +28,7 @@ from nodeagent.proxy.pods import Family, PodState
 from nodeagent.redirect.original import OriginalDestinations
 from nodeagent.telemetry.access_log import AccessLog
 from nodeagent.telemetry.cells import WorkerMetrics
-from nodeagent.telemetry.metrics import LOOP_LAG, OPEN_CONNECTIONS
+from nodeagent.telemetry.metrics import LOG_DROPPED, LOOP_LAG, OPEN_CONNECTIONS
 
 SWEEP_SECONDS: Final = 0.25
 BACKLOG: Final = 4096
@@ -65,6 +65,7 @@ class Worker:
         self._servers: dict[str, list[Any]] = {}
         self._drain_until = 0.0
         self._lag = 0.0
+        self._dropped = 0
         self._tasks: set[asyncio.Task[None]] = set()
         self._channel = Channel(loop, end, self._message, self._orphaned)
         loop.add_signal_handler(signal.SIGTERM, self._told_to_go)
@@ -212,6 +213,9 @@ class Worker:
     def _report(self) -> None:
         if not hasattr(self, "_pipeline"):
             return
+        if self._access_log is not None and self._access_log.dropped > self._dropped:
+            self.metrics.count(LOG_DROPPED, (), self._access_log.dropped - self._dropped)
+            self._dropped = self._access_log.dropped
         self.metrics.gauge(LOOP_LAG, (self._name,), self._lag)
         self.metrics.gauge(OPEN_CONNECTIONS, (self._name,), len(self._pipeline.connections))
         self._lag = 0.0

@@ -60,12 +60,6 @@ class AccessLog:
         if self._lines:
             self._hand_over()
 
-    def reopen(self) -> None:
-        """Open the path anew (log rotation); lines logged until now go to the old file."""
-        self.flush()
-        if self._writer:
-            self._writer.reopen()
-
     def close(self, timeout_seconds: float = 2.0) -> None:
         """Flush, and wait at most *timeout_seconds* for the writer."""
         if self._timer:

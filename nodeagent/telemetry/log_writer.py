@@ -15,10 +15,10 @@ from typing import Final, Literal
 from nodeagent.errors import ConfigError
 
 RETRY_SECONDS: Final = 5.0
-"""Between two complaints about the same trouble, and between two attempts to open the file."""
+"""Between two complaints about the same trouble."""
 _log = logging.getLogger(__name__)
 
-_Item = tuple[bytes, int] | Literal["reopen", "close"]
+_Item = tuple[bytes, int] | Literal["close"]
 
 
 class LogWriter:
@@ -50,10 +50,6 @@ class LogWriter:
         self._queue.put((data, lines))
         return True
 
-    def reopen(self) -> None:
-        """Open the path anew once everything queued so far is written."""
-        self._queue.put("reopen")
-
     def close(self, timeout: float) -> None:
         """Wait at most *timeout* seconds until everything is written, and close."""
         self._queue.put("close")
@@ -68,9 +64,6 @@ class LogWriter:
         following: _Item | None = None
         while (item := following or self._queue.get()) != "close":
             following = None
-            if item == "reopen":
-                self._replace()
-                continue
             # All that waits goes in one write: under load this thread gets the interpreter only every few milliseconds.
             waiting, lines = [item[0]], item[1]
             while not self._queue.empty() and not isinstance(following := self._queue.get(), str):
@@ -87,15 +80,6 @@ class LogWriter:
             self.dropped += lines
             self._complain(error)
         self._done += len(data)
-
-    def _replace(self) -> None:
-        try:
-            descriptor = self._open()
-        except OSError as error:
-            self._complain(error)
-            return
-        os.close(self._descriptor)
-        self._descriptor = descriptor
 
     def _complain(self, error: OSError) -> None:
         now = time.monotonic()

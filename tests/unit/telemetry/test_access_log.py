@@ -147,30 +147,6 @@ def test_lines_reach_the_file_within_the_interval(tmp_path: Path) -> None:
     assert path.stat().st_mode & 0o777 == 0o640
 
 
-def test_reopen_after_rotation(tmp_path: Path) -> None:
-    path, rotated = tmp_path / "access.log", tmp_path / "access.log.1"
-    log = AccessLog(str(path), "json")
-    log.log(REQUEST)
-    path.rename(rotated)
-    log.reopen()
-    log.log(CONNECTION)
-    log.close()
-    assert json.loads(rotated.read_text())["method"] == "GET"
-    assert json.loads(path.read_text())["method"] is None
-
-
-def test_a_reopen_that_fails_keeps_the_old_file(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    folder = tmp_path / "logs"
-    folder.mkdir()
-    log = AccessLog(str(folder / "access.log"))
-    moved = folder.rename(tmp_path / "moved")
-    log.reopen()
-    log.log(REQUEST)
-    log.close()
-    assert (moved / "access.log").read_text().count("\n") == 1
-    assert "No such file" in caplog.text
-
-
 def test_a_full_disk_loses_lines_and_counts_them(caplog: pytest.LogCaptureFixture) -> None:
     log = AccessLog("/dev/full")
     for _ in range(10):
@@ -207,7 +183,6 @@ def test_no_path_logs_nothing() -> None:
     assert not log.enabled
     for _ in range(1000):
         log.log(REQUEST)
-    log.reopen()
     log.close()
     assert log.dropped == 0
 

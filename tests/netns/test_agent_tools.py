@@ -1,0 +1,206 @@
+"""What people use: agent.yaml and its errors, the command line against live agents, promtool, a real Prometheus."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from nodeagent.lab import Lab
+from tests.netns.world import about, client_in, cluster_ip, curl, eventually, get, scrape
+
+NODEAGENT = [sys.executable, "-m", "nodeagent"]
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def run(*arguments: str, timeout: float = 60) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([*NODEAGENT, *arguments], capture_output=True, text=True, timeout=timeout, cwd=ROOT, check=False)
+
+
+# -- agent.yaml --
+
+GOOD: dict[str, Any] = {"node": "n", "source": "/nowhere", "redirect": {"cgroup": "/nowhere"}, "identity": {"caDirectory": "/nowhere"}}
+BAD = {
+    "unknown field": ({"colour": "red"}, "colour", "red"),
+    "unknown field below": ({"proxy": {"limits": {"headerByte": 5}}}, "proxy.limits.headerByte", "5"),
+    "out of range": ({"redirect": {"cgroup": "/x", "heartbeatTimeoutSeconds": 0}}, "redirect.heartbeatTimeoutSeconds", "0"),
+    "wrong type": ({"telemetry": {"metricsPort": "many"}}, "telemetry.metricsPort", "many"),
+    "wrong word": ({"mtls": {"mode": "LAX"}}, "mtls.mode", "LAX"),
+    "wrong workers": ({"proxy": {"workers": "two"}}, "proxy.workers", "two"),
+    "wrong domain": ({"identity": {"caDirectory": "/x", "trustDomain": "No Domain"}}, "identity.trustDomain", "No Domain"),
+    "missing": ({"redirect": {}}, "redirect.cgroup", ""),
+}
+
+
+@pytest.mark.parametrize(("change", "field", "value"), BAD.values(), ids=BAD)
+def test_a_wrong_agent_yaml_is_one_line(tmp_path: Path, change: dict[str, Any], field: str, value: str) -> None:
+    path = tmp_path / "agent.yaml"
+    path.write_text(yaml.safe_dump({**GOOD, **change}))
+    done = run("run", "-c", str(path))
+    assert (done.returncode, done.stdout) == (1, ""), done
+    assert len(done.stderr.strip().splitlines()) == 1, done.stderr
+    assert str(path) in done.stderr
+    assert field in done.stderr, done.stderr
+    assert value in done.stderr, done.stderr
+
+
+@pytest.mark.parametrize("text", ["- a list", "a: [", "", "\x00"])
+def test_what_is_not_a_mapping_is_one_line(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "agent.yaml"
+    path.write_text(text)
+    done = run("run", "-c", str(path))
+    assert done.returncode == 1
+    assert len(done.stderr.strip().splitlines()) == 1, done.stderr
+    assert str(path) in done.stderr
+
+
+def test_a_missing_agent_yaml_is_one_line(tmp_path: Path) -> None:
+    done = run("run", "-c", str(tmp_path / "none.yaml"))
+    assert done.returncode == 1
+    assert "none.yaml" in done.stderr
+
+
+@pytest.mark.parametrize("section", ["source", "cgroup"])
+def test_a_place_that_does_not_exist_is_told(tmp_path: Path, section: str) -> None:
+    settings = {**GOOD, "source": str(tmp_path), "identity": {"caDirectory": str(tmp_path / "ca")}, "runtimeDirectory": str(tmp_path / "run")}
+    settings["redirect"] = {"cgroup": "/sys/fs/cgroup/nothing-here", "pinDirectory": "/sys/fs/bpf/t-nothing-here"}
+    if section == "source":
+        settings["source"] = str(tmp_path / "nothing-here")
+    path = tmp_path / "agent.yaml"
+    path.write_text(yaml.safe_dump(settings))
+    done = run("run", "-c", str(path))
+    assert done.returncode == 1, done
+    assert "nothing-here" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not Path("/sys/fs/bpf/t-nothing-here").exists()
+
+
+# -- the command line --
+
+
+def on(lab: Lab, node: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    done = run(*arguments, "--admin", str(lab.agent(node).admin_socket))
+    assert done.returncode == 0, done
+    return done
+
+
+def test_get(mesh: Lab) -> None:
+    pods = {row["pod"]: row for row in json.loads(on(mesh, "node1", "get", "pods", "-o", "json").stdout)}
+    assert set(pods) == {"client", "local"}
+    assert (pods["local"]["state"], pods["local"]["mode"], pods["local"]["faults"]) == ("enrolled", "PERMISSIVE", [])
+    assert pods["local"]["identity"] == "spiffe://cluster.local/ns/default/sa/server"
+    assert pods["local"]["addresses"] == [mesh.address("local"), mesh.address("local", version=6)]
+    certs = json.loads(on(mesh, "node1", "get", "certs", "-o", "json").stdout)
+    assert {"spiffe://cluster.local/ns/default/sa/server", "spiffe://cluster.local/ns/default/sa/client"} <= {row["identity"] for row in certs}
+    endpoints = yaml.safe_load(on(mesh, "node1", "get", "endpoints", "-o", "yaml").stdout)
+    (row,) = [row for row in endpoints if row["service"] == "both.default.svc.cluster.local" and row["port"] == 80]
+    assert f"{mesh.address('remote')}:8080" in row["endpoints"]
+    for what in ("pods", "certs", "endpoints", "routes", "policies"):
+        table = on(mesh, "node1", "get", what).stdout
+        assert re.search("local|server", table), table
+
+
+def test_get_asks_every_agent_that_runs_here(mesh: Lab) -> None:
+    rows = json.loads(run("get", "pods", "-o", "json").stdout)
+    assert {"t-mesh/node1", "t-mesh/node2"} <= {row["node"] for row in rows}
+
+
+def test_flows(mesh: Lab) -> None:
+    with client_in(mesh, "client", "hold", cluster_ip(mesh, "remote"), 9000) as _:
+        for node, direction, path in (("node1", "outbound", "proxy-mtls"), ("node2", "inbound", "proxy-mtls")):
+            rows = [row for row in json.loads(on(mesh, node, "flows", "-o", "json").stdout) if row["protocol"] == "tcp" and not row["closed"]]
+            (row,) = [row for row in rows if row["source"] == "default/client"]
+            assert (row["direction"], row["path"], row["verdict"]) == (direction, path, "allow")
+            assert row["source_identity"].endswith("/sa/client")
+            assert row["destination_identity"].endswith("/sa/server")
+            assert row["received"] > 0
+    assert "default/client" in on(mesh, "node1", "flows").stdout
+
+
+def test_flows_are_followed(mesh: Lab) -> None:
+    argv = [*NODEAGENT, "flows", "-f", "-o", "json", "--admin", str(mesh.agent("node1").admin_socket)]
+    with subprocess.Popen(argv, stdout=subprocess.PIPE, text=True, cwd=ROOT) as follower:
+        try:
+            about(mesh, "client", f"http://{cluster_ip(mesh, 'remote')}", "-H", "connection: close")
+            assert follower.stdout is not None
+            while True:
+                row = json.loads(follower.stdout.readline())
+                if row["closed"] and row["service"].startswith("remote.") and row["protocol"] == "http":
+                    break
+        finally:
+            follower.kill()
+
+
+def test_reload_names_the_new_workers(mesh: Lab) -> None:
+    (row,) = json.loads(on(mesh, "node2", "reload", "-o", "json").stdout)
+    assert len(row["workers"]) == 1
+    assert about(mesh, "client", f"http://{cluster_ip(mesh, 'remote')}")["pod"] == "remote"
+
+
+def test_the_admin_port_is_the_nodes_own(mesh: Lab) -> None:
+    """Metrics and readiness may be asked for from anywhere, the admin API only on the node itself."""
+    address = mesh.address("node1")
+    assert curl(mesh, "plain", "-o", "/dev/null", "-w", "%{http_code}", f"http://{address}:15020/metrics").stdout == "200"
+    assert curl(mesh, "plain", "-o", "/dev/null", "-w", "%{http_code}", f"http://{address}:15021/ready").stdout == "200"
+    assert curl(mesh, "plain", f"http://{address}:15000/pods").returncode == 7
+    assert mesh.agent("node1").admin_socket.stat().st_mode & 0o777 == 0o600
+
+
+def test_a_pod_cannot_reach_the_admin_api_through_its_own_listeners(mesh: Lab) -> None:
+    for port in (15000, 15001, 15006):
+        done = curl(mesh, "client", "-w", " %{http_code}", f"http://127.0.0.1:{port}/pods")
+        assert '"identity"' not in done.stdout
+        assert not done.stdout.endswith(" 200")
+
+
+# -- Prometheus --
+
+
+def test_promtool(mesh: Lab) -> None:
+    for name in ("local", "remote", "nobody"):
+        curl(mesh, "client", f"http://{cluster_ip(mesh, name)}/about")
+    for node in mesh.nodes:
+        done = subprocess.run(["promtool", "check", "metrics"], input=scrape(mesh, node).text, capture_output=True, text=True, check=False)
+        assert (done.returncode, done.stdout, done.stderr) == (0, "", ""), done
+
+
+def test_a_real_prometheus_scrapes_both_agents(mesh: Lab, tmp_path: Path) -> None:
+    about(mesh, "client", f"http://{cluster_ip(mesh, 'remote')}")
+    targets = [f"{mesh.address(node)}:15020" for node in mesh.nodes]
+    settings = {"global": {"scrape_interval": "1s"}, "scrape_configs": [{"job_name": "nodeagent", "static_configs": [{"targets": targets}]}]}
+    (tmp_path / "prometheus.yml").write_text(yaml.safe_dump(settings))
+    argv = ["prometheus", f"--config.file={tmp_path}/prometheus.yml", f"--storage.tsdb.path={tmp_path}/data", "--web.listen-address=127.0.0.1:19090", "--log.level=error"]
+    with mesh.popen("node1", argv) as prometheus:
+        try:
+            query = "sum by (reporter, connection_security_policy) (istio_requests_total{source_workload='client', destination_workload='remote'})"
+            found = eventually(lambda: reporters(mesh, query), "both reporters are scraped", 60)
+            assert found["source"] >= 1
+            assert found["destination"] >= 1
+            up = answer(mesh, "up{job='nodeagent'}")
+            assert [sample["value"][1] for sample in up] == ["1", "1"]
+        finally:
+            prometheus.terminate()
+            prometheus.wait(timeout=20)
+
+
+def answer(lab: Lab, query: str) -> Any:
+    from urllib.parse import quote
+
+    try:
+        status, text = get(lab, "node1", 19090, f"/api/v1/query?query={quote(query)}")
+    except OSError:
+        return []
+    return json.loads(text)["data"]["result"] if status == 200 else []
+
+
+def reporters(lab: Lab, query: str) -> dict[str, float]:
+    found: dict[str, float] = {}
+    for sample in answer(lab, query):
+        found[sample["metric"]["reporter"]] = found.get(sample["metric"]["reporter"], 0) + float(sample["value"][1])
+    return found if set(found) == {"source", "destination"} else {}
