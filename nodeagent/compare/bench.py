@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 
 from nodeagent.compare import envoy, load, measure
-from nodeagent.compare.load import Client, Sample, Workload
+from nodeagent.compare.load import BenchError, Client, Sample, Workload
 from nodeagent.compare.modes import Direct, EnvoyHop, EnvoyPair, HaproxyHop, Mode, NodeAgent, namespaces
 from nodeagent.compare.scale import Scale, measure_scale
 from nodeagent.lab import Lab
@@ -62,8 +63,8 @@ def run(rounds: int, seconds: int, results: Results, progress: Callable[[str, in
     Raises BenchError or LabError when a mode does not come up; leaves nothing on the machine, however it ends.
     """
     progress("setting up", 0, 1)
-    with _modes() as modes:
-        cells = _cells(modes)
+    with all_modes() as modes:
+        cells = all_cells(modes)
         total = (rounds + 1) * len(cells) + 1
         done = 0
         for turn in range(rounds + 1):
@@ -94,7 +95,7 @@ def _by_workload(mode: Mode, answered: Mapping[Cell, int]) -> dict[Workload, int
     return counted
 
 
-def _cells(modes: Sequence[Mode]) -> list[Cell]:
+def all_cells(modes: Sequence[Mode]) -> list[Cell]:
     """Return what to measure, what is compared with each other side by side."""
     return [
         Cell(mode, workload, connections)
@@ -106,10 +107,11 @@ def _cells(modes: Sequence[Mode]) -> list[Cell]:
 
 
 @contextmanager
-def _modes() -> Iterator[list[Mode]]:
+def all_modes() -> Iterator[list[Mode]]:
     """Set all modes up; take everything down afterwards. Labs of the same names that a crash left are removed first."""
     envoy.binary()
     with ExitStack() as stack:
+        _alone(stack.enter_context(socket.socket(socket.AF_UNIX)))
         for name in (*LABS, SCALE_LAB):
             Lab.remove(name)
             stack.callback(Lab.remove, name)
@@ -129,6 +131,14 @@ def _modes() -> Iterator[list[Mode]]:
         for each in (agent, several):
             each.start()
         yield [direct, haproxy, hop, pair, single, agent, several]
+
+
+def _alone(lock: socket.socket) -> None:
+    """Hold a name that only one process of the machine can hold; it goes with the process. Raises BenchError."""
+    try:
+        lock.bind("\0nodeagent-bench")
+    except OSError:
+        raise BenchError("another benchmark is running on this machine: they would disturb each other") from None
 
 
 def _memory(modes: Sequence[Mode]) -> dict[str, int]:

@@ -149,7 +149,7 @@ class EnvoyPair(Mode):
     def start(self, directory: Path) -> None:
         """Start the Envoys of the three pods and redirect their traffic. Raises BenchError."""
         certificates = directory / "certificates"
-        _issue(certificates)
+        issue(certificates)
         for pod, side, make in (("client", "client", envoy.client_side), ("server", "server", envoy.server_side), ("remote", "server", envoy.server_side)):
             log = Log(directory / f"{self.client.namespace}-{pod}-access.log")
             if pod == "client":  # it sees every request; each server only its own
@@ -248,7 +248,7 @@ def _get(netns: Path, port: int, path: str) -> str:
         connection.close()
 
 
-def _issue(directory: Path) -> None:
+def issue(directory: Path) -> None:
     """Make certificates for the Envoys: the agent's own kind, from a CA of their own."""
     directory.mkdir(exist_ok=True)
     authority = CertificateAuthority.open_or_create(directory, "cluster.local")
@@ -263,4 +263,3 @@ def namespaces(names: Sequence[str]) -> str:
     """Return the manifest of the workload, once for each namespace."""
     text = (Path(__file__).parent / "workload.yaml").read_text()
     return "\n---\n".join(text.replace("NAMESPACE", name) for name in names)
-

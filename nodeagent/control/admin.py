@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import time
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Final
 
@@ -119,7 +120,11 @@ class Admin:
             since = int(query.get("since", "0"))
         except ValueError:
             return Response(b"since: a whole number is expected\n", 400)
-        for flow in await self._live():
+        told = {flow["id"]: flow for flow in await self._live()}
+        for _, flow in self._seen.values():
+            if not flow["closed"] and flow["id"] not in told:
+                told[flow["id"]] = {**flow, "closed": time.time()}  # gone with its worker, or among too many others
+        for flow in told.values():
             known = self._seen.get(flow["id"])
             if known is None or known[1] != flow:
                 self._seen.pop(flow["id"], None)

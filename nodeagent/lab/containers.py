@@ -148,8 +148,9 @@ class RunningContainer:
         try:
             return await exited(pid)
         except asyncio.CancelledError:
-            os.kill(pid, signal.SIGKILL)
-            os.waitpid(pid, 0)
+            with suppress(OSError):  # it has just ended by itself; an error here would hide that this task was cancelled
+                os.kill(pid, signal.SIGKILL)
+                os.waitpid(pid, 0)
             raise
 
     async def terminate(self, grace_seconds: float) -> None:

@@ -63,7 +63,7 @@ class Accepted:
                 return
             if self._protocol == "http":
                 return
-        self._timer = pipeline.loop.call_later(pipeline.timeouts.sniff, self._silent)
+        self._timer = pipeline.loop.call_later(self._patience(), self._silent)
 
     def data_received(self, data: bytes) -> None:
         if self._handed:
@@ -114,6 +114,15 @@ class Accepted:
         local, local_port = transport.get_extra_info("sockname")[:2]
         peer = Peer(address, port, "", "none", view.workload_at(address))
         return (None if local in LOOPBACK else view.resolve(local, local_port)), peer
+
+    def _patience(self) -> float:
+        """How long the first bytes may take. A peer that is enrolled always begins with a ClientHello: to take it for a silent
+        client because its node is busy would hand its TLS to the application."""
+        connection, timeouts = self._connection, self._pipeline.timeouts
+        assert connection is not None
+        workload = connection.peer.workload
+        speaks_tls = self._direction == "inbound" and (self._pod.strict or (workload is not None and workload.enrolled))
+        return timeouts.handshake if speaks_tls else timeouts.sniff
 
     def _admit(self) -> bool:
         connection = self._connection

@@ -1,11 +1,11 @@
 """The client of the end-to-end tests, run in a pod: does one thing and prints what came of it as JSON lines.
 
-    client.py dial HOST PORT [--send TEXT] [--half-close | --reset | --linger]
-    client.py duplex HOST PORT --seed S --send N --receive N [--connections C] [--stall]
-    client.py hold HOST PORT [--connections C]      echo; stays open until a line comes on standard input, then echoes again
-    client.py http HOST PORT --raw                  standard input is sent as it is; prints what comes back
-    client.py load HOST PORT [--connections C] [--fresh] [--kind pause]   HTTP POST until standard input ends; every answer checked
-    client.py udp HOST PORT
+client.py dial HOST PORT [--send TEXT] [--half-close | --reset | --linger]
+client.py duplex HOST PORT --seed S --send N --receive N [--connections C] [--stall]
+client.py hold HOST PORT [--connections C]      echo; stays open until a line comes on standard input, then echoes again
+client.py http HOST PORT --raw                  standard input is sent as it is; prints what comes back
+client.py load HOST PORT [--connections C] [--fresh] [--kind pause]   HTTP POST until standard input ends; every answer checked
+client.py udp HOST PORT
 """
 
 from __future__ import annotations
@@ -161,10 +161,8 @@ async def one_load(options: argparse.Namespace, number: int, stop: asyncio.Event
                 head = (await reader.readuntil(b"\r\n\r\n")).lower()
                 length = int(head.partition(b"content-length: ")[2].split(b"\r\n")[0])
                 answer = await reader.readexactly(length)
-            if b" 200 " in head.split(b"\r\n")[0] and answer == body:
-                outcome = "ok"
-            else:
-                outcome = f"{head.split(chr(13).encode())[0].decode()}: {answer[:40]!r}"
+            status = head.partition(b"\r\n")[0].decode()
+            outcome = "ok" if " 200 " in status and answer == body else f"{status}: {answer[:40]!r}"
             if options.fresh or b"connection: close" in head:
                 writer.close()
                 connection = None

@@ -1,9 +1,9 @@
 """The application of a pod in the end-to-end tests: one small server per behaviour, each on a port of its own.
 
-    8080  HTTP, see web.py                  9003  resets the connection at the first byte
-    9000  echo                              9004  silent until the client has half-closed, then says what it got
-    9001  both directions at once           9005  UDP echo
-    9002  greets before it is asked         9006  writes to its log how each connection ended
+8080  HTTP, see web.py                  9003  resets the connection at the first byte
+9000  echo                              9004  silent until the client has half-closed, then says what it got
+9001  both directions at once           9005  UDP echo
+9002  greets before it is asked         9006  writes to its log how each connection ended
 """
 
 from __future__ import annotations
@@ -69,13 +69,13 @@ async def watch(reader: Reader, writer: Writer) -> None:
 
 class UdpEcho(asyncio.DatagramProtocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self.send = transport.sendto  # type: ignore[attr-defined]
+        self.send = transport.sendto
 
     def datagram_received(self, data: bytes, address: tuple[str, int]) -> None:
         self.send(data, address)
 
 
-def quietly(behaviour):  # type: ignore[no-untyped-def]
+def quietly(behaviour):
     """A client that goes away is no fault of the server."""
 
     async def run(reader: Reader, writer: Writer) -> None:

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import json
-import os
 import random
 import socket
 import struct
@@ -29,8 +27,8 @@ async def http(reader: Reader, writer: Writer) -> None:
         if kind == "upgrade":
             await _upgrade(reader, writer)
             return
-        request = {"method": method, "target": target, "headers": headers, "trailers": trailers, "length": len(body)}
-        request |= {"sha256": hashlib.sha256(body).hexdigest(), "pod": socket.gethostname(), "seen": writer.get_extra_info("peername")[0].removeprefix("::ffff:")}
+        seen = writer.get_extra_info("peername")[0].removeprefix("::ffff:")
+        request = {"method": method, "target": target, "headers": headers, "trailers": trailers, "length": len(body), "pod": socket.gethostname(), "seen": seen}
         if not await _answer(writer, method, kind, arguments, body, request):
             return
         if headers.get("connection", "").lower() == "close":
@@ -52,7 +50,7 @@ async def _body(reader: Reader, headers: Headers) -> tuple[bytes, Headers]:
         body += await reader.readexactly(size)
         await reader.readexactly(2)
     trailers = {}
-    while (line := (await reader.readline()).decode().strip()):
+    while line := (await reader.readline()).decode().strip():
         name, _, value = line.partition(":")
         trailers[name.lower()] = value.strip()
     return body, trailers
@@ -89,7 +87,7 @@ async def _answer(writer: Writer, method: str, kind: str, arguments: list[str], 
         writer.write(b"this is not HTTP\r\n\r\n")
         return False
     else:
-        data = json.dumps(request).encode() if kind == "about" else body if kind in ("echo", "pause") else os.environ.get("ANSWER", socket.gethostname()).encode()
+        data = json.dumps(request).encode() if kind == "about" else body
         writer.write(b"HTTP/1.1 200 OK\r\ncontent-length: %d\r\nx-pod: %b\r\n\r\n" % (len(data), socket.gethostname().encode()))
         if kind == "pause":  # there is a time at which the answer has begun and not ended
             await asyncio.sleep(0.02)

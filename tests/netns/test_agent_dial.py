@@ -10,7 +10,7 @@ import pytest
 
 from nodeagent.lab import Lab
 from nodeagent.lab.layout import OUTSIDE
-from tests.netns.world import SERVER, about, access_log, ask, bracketed, cluster_ip, eventually, growth, scrape
+from tests.netns.world import SERVER, about, access_log, address_of, ask, bracketed, cluster_ip, eventually, growth, scrape
 
 VERSIONS = (4, 6)
 
@@ -42,7 +42,7 @@ def captured(lab: Lab) -> float:
 @pytest.mark.parametrize("version", VERSIONS)
 @pytest.mark.parametrize("which", ["loopback", "own address"])
 def test_a_pod_that_dials_itself_is_left_alone(mesh: Lab, which: str, version: int) -> None:
-    address = ("127.0.0.1" if version == 4 else "::1") if which == "loopback" else mesh.address("local", version=6 if version == 6 else 4)
+    address = ("127.0.0.1" if version == 4 else "::1") if which == "loopback" else address_of(mesh, "local", version)
     before = captured(mesh)
     seen = about(mesh, "local", f"http://{bracketed(address)}:8080")
     assert (seen["pod"], seen["seen"]) == ("local", address)
@@ -62,7 +62,7 @@ def test_a_pod_reaches_itself_through_its_service(mesh: Lab, name: str, version:
 @pytest.mark.parametrize("version", VERSIONS)
 @pytest.mark.parametrize("name", ["local", "remote", "unmeshed"])
 def test_a_pods_address_may_be_dialled_instead_of_its_service(mesh: Lab, name: str, version: int) -> None:
-    address = mesh.address(name, version=6 if version == 6 else 4)
+    address = address_of(mesh, name, version)
     counted = growth(mesh)
     assert about(mesh, "client", f"http://{bracketed(address)}:8080")["pod"] == name
     counted.comes_to(1, "istio_requests_total", reporter="source", destination_workload=name, source_workload="client")
@@ -79,7 +79,7 @@ def test_a_headless_service_is_its_pods(mesh: Lab) -> None:
 
 @pytest.mark.parametrize("version", VERSIONS)
 def test_the_node(on_node: Lab, version: int) -> None:
-    address = on_node.address("node1", version=6 if version == 6 else 4)
+    address = address_of(on_node, "node1", version)
     assert about(on_node, "client", f"http://{bracketed(address)}:8080")["pod"]
     assert ask(on_node, "client", "duplex", address, 9001, "--send-bytes", 100000, "--receive-bytes", 100000)["ok"] == 1
     assert about(on_node, "far", f"http://{bracketed(address)}:8080")["pod"]
@@ -90,7 +90,7 @@ def test_outside_the_cluster(outside: Lab, version: int) -> None:
     address = str(OUTSIDE[version == 6])
     counted, log = growth(outside), access_log(outside)
     seen = about(outside, "client", f"http://{bracketed(address)}:8080")
-    assert seen["seen"] == outside.address("node1", version=6 if version == 6 else 4)  # as without the agent: from the pod, masqueraded by the node
+    assert seen["seen"] == address_of(outside, "node1", version)  # as without the agent: from the pod, masqueraded by the node
     assert "x-forwarded-client-cert" not in seen["headers"]
     labels = {"destination_service": "unknown", "destination_service_name": "PassthroughCluster", "destination_workload": "unknown"}
     counted.comes_to(1, "istio_requests_total", reporter="source", source_workload="client", response_code="200", **labels)
@@ -107,21 +107,24 @@ def test_a_server_outside_may_speak_first(outside: Lab) -> None:
 
 @pytest.mark.parametrize("version", VERSIONS)
 def test_getpeername_is_what_was_dialled(outside: Lab, version: int) -> None:
-    exact = 6 if version == 6 else 4
-    pods = [outside.address(name, version=exact) for name in ("local", "remote", "unmeshed")]
+    pods = [address_of(outside, name, version) for name in ("local", "remote", "unmeshed")]
     for address in (*pods, cluster_ip(outside, "local", version), cluster_ip(outside, "remote", version), str(OUTSIDE[version == 6])):
         got = ask(outside, "client", "dial", address, 9002, "--until", "\n")
         assert got["peer"] == [address, 9002]
 
 
+def place_address(lab: Lab, place: str, version: int) -> str:
+    if place == "underlay":
+        return str(OUTSIDE[version == 6])
+    if place in ("service", "nobody"):
+        return cluster_ip(lab, {"service": "local"}.get(place, place), version)
+    return address_of(lab, place, version)
+
+
 @pytest.mark.parametrize("place", ["local", "remote", "unmeshed", "node1", "node2", "underlay", "service", "nobody"])
 def test_a_closed_port_refuses_at_once(mesh: Lab, place: str) -> None:
     for version in VERSIONS:
-        address = {
-            "underlay": lambda: str(OUTSIDE[version == 6]),
-            "service": lambda: cluster_ip(mesh, "local", version),
-            "nobody": lambda: cluster_ip(mesh, "nobody", version),
-        }.get(place, lambda: mesh.address(place, version=6 if version == 6 else 4))()
+        address = place_address(mesh, place, version)
         for port in (7777, 9001 if place == "nobody" else 7778):
             got = ask(mesh, "client", "dial", address, port)
             assert got.get("error", got.get("ended")) in ("ECONNREFUSED", "ECONNRESET"), (address, got)
@@ -131,7 +134,7 @@ def test_a_closed_port_refuses_at_once(mesh: Lab, place: str) -> None:
 @pytest.mark.parametrize("name", ["local", "remote"])
 def test_udp_is_untouched(mesh: Lab, name: str, version: int) -> None:
     before = captured(mesh)
-    assert ask(mesh, "client", "udp", mesh.address(name, version=6 if version == 6 else 4), 9005)["received"] == "datagram"
+    assert ask(mesh, "client", "udp", address_of(mesh, name, version), 9005)["received"] == "datagram"
     assert ask(mesh, "client", "udp", cluster_ip(mesh, name, version), 9005)["received"] == "datagram"
     assert captured(mesh) == before
 
@@ -139,8 +142,8 @@ def test_udp_is_untouched(mesh: Lab, name: str, version: int) -> None:
 @pytest.mark.parametrize("version", VERSIONS)
 @pytest.mark.parametrize("name", ["local", "remote", "unmeshed"])
 def test_the_node_and_pods_outside_the_mesh_reach_every_pod(mesh: Lab, name: str, version: int) -> None:
-    address = mesh.address(name, version=6 if version == 6 else 4)
+    address = address_of(mesh, name, version)
     for source in ("plain", "node1", "node2"):
-        seen = eventually(lambda source=source: about(mesh, source, f"http://{bracketed(address)}:8080"), "an answer")  # type: ignore[misc]
+        seen = eventually(lambda source=source: about(mesh, source, f"http://{bracketed(address)}:8080"), "an answer")
         assert seen["pod"] == name
         assert "x-forwarded-client-cert" not in seen["headers"]

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from nodeagent.lab import Lab
-from tests.netns.world import about, ask, bracketed, cluster_ip, curl, eventually, growth, pod, service
+from tests.netns.world import about, address_of, ask, bracketed, cluster_ip, curl, eventually, growth, pod
 
 CLIENT, SERVER = "spiffe://cluster.local/ns/default/sa/client", "spiffe://cluster.local/ns/default/sa/server"
 MARKER = "this-must-not-be-read-on-the-wire"
@@ -35,7 +35,7 @@ def wiretap(lab: Lab, path: Path, filter: str) -> Iterator[Path]:
 
 @pytest.mark.parametrize("version", [4, 6])
 def test_nothing_can_be_read_between_the_nodes(mesh: Lab, tmp_path: Path, version: int) -> None:
-    remote = mesh.address("remote", version=6 if version == 6 else 4)
+    remote = address_of(mesh, "remote", version)
     with wiretap(mesh, tmp_path / "tap", f"host {remote}") as tap:
         url = f"http://{bracketed(cluster_ip(mesh, 'remote', version))}"
         assert curl(mesh, "client", "-d", MARKER, f"{url}/echo/{MARKER}", "-H", f"x-secret: {MARKER}").stdout == MARKER
@@ -95,8 +95,9 @@ def test_an_applications_own_tls_passes_untouched(mesh: Lab, tmp_path: Path, nod
     subprocess.run(made, check=True, capture_output=True)
     (tmp_path / "pem").write_text((tmp_path / "key").read_text() + (tmp_path / "cert").read_text())
     (tmp_path / "server.py").write_text(OWN_TLS.replace("/etc/own", str(tmp_path)))
-    ports = service("owntls", "app: owntls").replace('[{"name": "http", "port": 80', '[{"name": "https", "port": 443, "targetPort": 8443}, {"name": "http", "port": 80')
-    mesh.apply(text=pod("owntls", node, command=f"[{sys.executable}, {tmp_path}/server.py]") + ports)
+    https = "spec: {ports: [{name: https, port: 443, targetPort: 8443}], selector: {app: owntls}}"
+    https = f"\n---\napiVersion: v1\nkind: Service\nmetadata: {{name: owntls}}\n{https}\n"
+    mesh.apply(text=pod("owntls", node, command=f"[{sys.executable}, {tmp_path}/server.py]") + https)
     eventually(lambda: "ready" in mesh.log("owntls"), "the server listens")
     for source in ("client", "plain"):
         for address in (f"{cluster_ip(mesh, 'owntls')}:443", f"{mesh.address('owntls')}:8443"):

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import re
+import signal
 import time
 from collections.abc import Iterator
 
@@ -14,6 +16,7 @@ from tests.netns.world import (
     QUICK,
     about,
     account,
+    address_of,
     admin,
     ask,
     bracketed,
@@ -63,7 +66,7 @@ def test_the_agent_below_the_captured_cgroup_does_not_capture_itself(kubepods: L
 @pytest.mark.parametrize("version", [4, 6])
 def test_unknown_pods_are_denied_in_the_kernel(kubepods: Lab, version: int) -> None:
     counted = growth(kubepods)
-    for address in (kubepods.address("local", version=6 if version == 6 else 4), cluster_ip(kubepods, "remote", version)):
+    for address in (address_of(kubepods, "local", version), cluster_ip(kubepods, "remote", version)):
         done = curl(kubepods, "plain", f"http://{bracketed(address)}:8080/about")
         assert done.returncode == 7, done  # EPERM at connect(): nothing leaves the pod
     assert counted.of("nodeagent_kernel_events_total", event="outbound_unknown_denied") == 2
@@ -71,9 +74,6 @@ def test_unknown_pods_are_denied_in_the_kernel(kubepods: Lab, version: int) -> N
 
 
 def test_both_workers_carry_traffic_and_one_of_them_may_die(kubepods: Lab) -> None:
-    import os
-    import signal
-
     assert len(workers(kubepods, "node1")) == 2
     with client_in(kubepods, "client", "hold", cluster_ip(kubepods, "local"), 9000, "--connections", 60) as held:
         flows = [flow for flow in admin(kubepods, "node1", "/flows")["flows"] if not flow["closed"]]
@@ -90,9 +90,10 @@ def test_both_workers_carry_traffic_and_one_of_them_may_die(kubepods: Lab) -> No
 
 def test_a_hundred_pods() -> None:
     template = "{metadata: {labels: {app: many}}, spec: {nodeName: node1, containers: [{name: c, command: [sleep, infinity]}]}}"
-    many = f"\n---\napiVersion: apps/v1\nkind: Deployment\nmetadata: {{name: many}}\nspec: {{replicas: 99, selector: {{matchLabels: {{app: many}}}}, template: {template}}}\n"
-    settings = merge(QUICK, {"redirect": {"checkIntervalSeconds": 1}})
-    with cluster("t-many", account("server") + server("local", "node1", account="server") + service("many", "app: many") + many, nodes=1, agent=settings) as lab:
+    spec = f"{{replicas: 99, selector: {{matchLabels: {{app: many}}}}, template: {template}}}"
+    text = f"\n---\napiVersion: apps/v1\nkind: Deployment\nmetadata: {{name: many}}\nspec: {spec}\n"
+    text += account("server") + server("local", "node1", account="server") + service("many", "app: many")
+    with cluster("t-many", text, nodes=1, agent=merge(QUICK, {"redirect": {"checkIntervalSeconds": 1}})) as lab:
         agent = lab.agent("node1")
         assert scrape(lab).sum("nodeagent_enrolled_pods") == 100
         assert len(list((agent.pins / "links").glob("lookup-*"))) == 100

@@ -13,7 +13,24 @@ from contextlib import ExitStack
 import pytest
 
 from nodeagent.lab import Lab
-from tests.netns.world import about, account, ask, bracketed, client, client_in, cluster, cluster_ip, control, curl, eventually, growth, scrape, server, workers
+from tests.netns.world import (
+    about,
+    account,
+    address_of,
+    ask,
+    bracketed,
+    client,
+    client_in,
+    cluster,
+    cluster_ip,
+    control,
+    curl,
+    eventually,
+    growth,
+    scrape,
+    server,
+    workers,
+)
 
 TEXT = "".join(
     (
@@ -52,13 +69,13 @@ def test_reload_loses_no_request(lab: Lab) -> None:
             for node in lab.nodes:
                 reload(lab, node)
                 counts = [each.say() for each in clients]
-                eventually(lambda counts=counts: all(each.say()["ok"] > count["ok"] + 20 for each, count in zip(clients, counts, strict=True)), "they go on")  # type: ignore[misc]
+                eventually(lambda counts=counts: all(each.say()["ok"] > count["ok"] + 20 for each, count in zip(clients, counts, strict=True)), "they go on")
         results = [each.finish() for each in clients]
     for result in results:
         assert set(result) == {"ok"}, results
         assert result["ok"] > 100
     for node in lab.nodes:
-        eventually(lambda node=node: set(workers(lab, node)).isdisjoint(before[node]), "the old workers have ended")  # type: ignore[misc]
+        eventually(lambda node=node: set(workers(lab, node)).isdisjoint(before[node]), "the old workers have ended")
         assert scrape(lab, node).sum("nodeagent_worker_restarts_total") == 0  # reloaded is not restarted
 
 
@@ -79,7 +96,8 @@ def test_counters_survive_a_reload(lab: Lab) -> None:
 def test_a_killed_worker_is_replaced_and_costs_only_its_connections(lab: Lab) -> None:
     counted = growth(lab)
     (worker,) = eventually(lambda: only_one(workers(lab, "node1")), "one worker, the drained ones are gone")
-    with client_in(lab, "client", "hold", cluster_ip(lab, "local"), 9000, "--connections", 5) as held, client_in(lab, "far", "hold", cluster_ip(lab, "remote"), 9000) as other:
+    here, there = cluster_ip(lab, "local"), cluster_ip(lab, "remote")
+    with client_in(lab, "client", "hold", here, 9000, "--connections", 5) as held, client_in(lab, "far", "hold", there, 9000) as other:
         os.kill(worker, signal.SIGKILL)
         # The very next connection waits in the listener's backlog, if need be, and is answered.
         assert about(lab, "client", f"http://{cluster_ip(lab, 'local')}")["pod"] == "local"
@@ -113,12 +131,13 @@ def slowness() -> float:
 
 
 def test_a_killed_control_costs_no_request(lab: Lab) -> None:
-    with client_in(lab, "client", "load", cluster_ip(lab, "local"), 80, "--connections", 4) as load, client_in(lab, "client", "load", cluster_ip(lab, "remote"), 80, "--fresh") as fresh:
+    here, there = cluster_ip(lab, "local"), cluster_ip(lab, "remote")
+    with client_in(lab, "client", "load", here, 80, "--connections", 4) as load, client_in(lab, "client", "load", there, 80, "--fresh") as fresh:
         with client_in(lab, "client", "hold", cluster_ip(lab, "remote"), 9000, "--connections", 5) as held:
             for node in lab.nodes:
                 old = control(lab, node)
                 os.kill(old, signal.SIGKILL)
-                eventually(lambda node=node, old=old: control_or_none(lab, node) not in (None, old), "control is back")  # type: ignore[misc]
+                eventually(lambda node=node, old=old: control_or_none(lab, node) not in (None, old), "control is back")
                 lab.agent(node).wait_ready()
             assert held.say() == {"ok": 5, "bad": []}
         counts = load.say(), fresh.say()
@@ -142,10 +161,10 @@ def test_without_the_daemon_permissive_pods_pass_by(lab: Lab, ending: str) -> No
     assert not agent.alive
     for version in (4, 6):
         for source, name in (("client", "local"), ("client", "remote"), ("plain", "local"), ("node2", "local")):
-            address = lab.address(name, version=6 if version == 6 else 4)
-            seen = eventually(lambda source=source, address=address: reached(lab, source, f"{bracketed(address)}:8080"), f"{source} reaches {name}")  # type: ignore[misc]
+            address = address_of(lab, name, version)
+            seen = eventually(lambda source=source, address=address: reached(lab, source, f"{bracketed(address)}:8080"), f"{source} reaches {name}")
             assert "x-forwarded-client-cert" not in seen
-        assert eventually(lambda version=version: reached(lab, "client", bracketed(cluster_ip(lab, "remote", version))), "a Service is reached")  # type: ignore[misc]
+        assert eventually(lambda version=version: reached(lab, "client", bracketed(cluster_ip(lab, "remote", version))), "a Service is reached")
     if ending == "stop":  # a daemon that leaves says so: the other node's pods then send plaintext, which passes
         eventually(lambda: reached(lab, "far", f"{lab.address('local')}:8080"), "the other node's pods reach it")
     assert {path.name for path in (agent.pins / "links").iterdir()} == pins
@@ -174,7 +193,8 @@ def test_connections_of_before_the_daemon_died_are_the_only_ones_lost(lab: Lab) 
 
 def test_a_graceful_stop_finishes_what_is_under_way(lab: Lab) -> None:
     agent = lab.agent("node1")
-    with client_in(lab, "client", "load", cluster_ip(lab, "local"), 80, "--connections", 4) as load, client_in(lab, "client", "load", cluster_ip(lab, "local"), 80, "--fresh") as fresh:
+    here = cluster_ip(lab, "local")
+    with client_in(lab, "client", "load", here, 80, "--connections", 4) as load, client_in(lab, "client", "load", here, 80, "--fresh") as fresh:
         agent.stop()
         counts = load.say(), fresh.say()
         eventually(lambda: load.say()["ok"] > counts[0]["ok"] + 20 and fresh.say()["ok"] > counts[1]["ok"] + 20, "they pass by")

@@ -11,8 +11,8 @@ from nodeagent.lab.agent import merge
 from tests.netns.world import (
     QUICK,
     about,
-    account,
     access_log,
+    account,
     ask,
     bracketed,
     client,
@@ -106,9 +106,9 @@ def test_without_the_daemon_nothing_passes_until_it_is_back(strict: Lab) -> None
     agent.kill()
     outbound = {"to this node": strict.address("local"), "to the other node": strict.address("remote"), "to a service": cluster_ip(strict, "local")}
     for what, address in outbound.items():
-        eventually(lambda address=address: refused(strict, "client", address), f"outbound {what} is refused")  # type: ignore[misc]
+        eventually(lambda address=address: refused(strict, "client", address), f"outbound {what} is refused")
     for source in ("plain", "node1", "node2"):
-        eventually(lambda source=source: refused(strict, source, strict.address("local")), f"inbound from {source} is refused")  # type: ignore[misc]
+        eventually(lambda source=source: refused(strict, source, strict.address("local")), f"inbound from {source} is refused")
     assert {path.name for path in (agent.pins / "links").iterdir()} == pins
     agent.start()
     assert {path.name for path in (agent.pins / "links").iterdir()} == pins

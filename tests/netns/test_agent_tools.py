@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import pytest
 import yaml
@@ -114,13 +115,20 @@ def test_get_asks_every_agent_that_runs_here(mesh: Lab) -> None:
 def test_flows(mesh: Lab) -> None:
     with client_in(mesh, "client", "hold", cluster_ip(mesh, "remote"), 9000) as _:
         for node, direction, path in (("node1", "outbound", "proxy-mtls"), ("node2", "inbound", "proxy-mtls")):
-            rows = [row for row in json.loads(on(mesh, node, "flows", "-o", "json").stdout) if row["protocol"] == "tcp" and not row["closed"]]
-            (row,) = [row for row in rows if row["source"] == "default/client"]
+            row = eventually(lambda node=node: carried(mesh, node), "bytes are shown")
             assert (row["direction"], row["path"], row["verdict"]) == (direction, path, "allow")
             assert row["source_identity"].endswith("/sa/client")
             assert row["destination_identity"].endswith("/sa/server")
-            assert row["received"] > 0
     assert "default/client" in on(mesh, "node1", "flows").stdout
+
+
+def carried(lab: Lab, node: str) -> Any:
+    """Return the one open TCP connection of the pod ``client``, once it has carried something."""
+    rows = [row for row in json.loads(on(lab, node, "flows", "-o", "json").stdout) if row["protocol"] == "tcp" and not row["closed"]]
+    found = [row for row in rows if row["source"] == "default/client"]
+    assert len(found) == 1, found
+    (row,) = found
+    return row if row["received"] else None
 
 
 def test_flows_are_followed(mesh: Lab) -> None:
@@ -167,7 +175,10 @@ def test_promtool(mesh: Lab) -> None:
         curl(mesh, "client", f"http://{cluster_ip(mesh, name)}/about")
     for node in mesh.nodes:
         done = subprocess.run(["promtool", "check", "metrics"], input=scrape(mesh, node).text, capture_output=True, text=True, check=False)
-        assert (done.returncode, done.stdout, done.stderr) == (0, "", ""), done
+        # The one name that promtool finds wrong is Istio's.
+        said = [line for line in done.stderr.splitlines() if line != 'istio_request_duration_milliseconds use base unit "seconds" instead of "milliseconds"']
+        assert (done.stdout, said) == ("", []), done
+        assert done.returncode in (0, 3)  # 3: well-formed, with remarks on style
 
 
 def test_a_real_prometheus_scrapes_both_agents(mesh: Lab, tmp_path: Path) -> None:
@@ -175,8 +186,8 @@ def test_a_real_prometheus_scrapes_both_agents(mesh: Lab, tmp_path: Path) -> Non
     targets = [f"{mesh.address(node)}:15020" for node in mesh.nodes]
     settings = {"global": {"scrape_interval": "1s"}, "scrape_configs": [{"job_name": "nodeagent", "static_configs": [{"targets": targets}]}]}
     (tmp_path / "prometheus.yml").write_text(yaml.safe_dump(settings))
-    argv = ["prometheus", f"--config.file={tmp_path}/prometheus.yml", f"--storage.tsdb.path={tmp_path}/data", "--web.listen-address=127.0.0.1:19090", "--log.level=error"]
-    with mesh.popen("node1", argv) as prometheus:
+    argv = ["prometheus", f"--config.file={tmp_path}/prometheus.yml", f"--storage.tsdb.path={tmp_path}/data", "--web.listen-address=127.0.0.1:19090"]
+    with mesh.popen("node1", argv, stderr=subprocess.DEVNULL) as prometheus:
         try:
             query = "sum by (reporter, connection_security_policy) (istio_requests_total{source_workload='client', destination_workload='remote'})"
             found = eventually(lambda: reporters(mesh, query), "both reporters are scraped", 60)
@@ -190,8 +201,6 @@ def test_a_real_prometheus_scrapes_both_agents(mesh: Lab, tmp_path: Path) -> Non
 
 
 def answer(lab: Lab, query: str) -> Any:
-    from urllib.parse import quote
-
     try:
         status, text = get(lab, "node1", 19090, f"/api/v1/query?query={quote(query)}")
     except OSError:

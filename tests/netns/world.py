@@ -20,7 +20,8 @@ from nodeagent.lab.layout import NETNS_DIRECTORY, Layout
 
 APPS = Path(__file__).resolve().parent.parent / "apps"
 SERVER, CLIENT = APPS / "server.py", APPS / "client.py"
-PORTS = {"http": 8080, "tcp-echo": 9000, "tcp-duplex": 9001, "tcp-greet": 9002, "tcp-slam": 9003, "tcp-hush": 9004, "tcp-watch": 9006}
+REMAPPED = (("http", 80, 8080), ("any", 81, 8080), ("any-duplex", 91, 9001))
+PORTS = {"tcp-echo": 9000, "tcp-duplex": 9001, "tcp-greet": 9002, "tcp-slam": 9003, "tcp-hush": 9004, "tcp-watch": 9006}
 DEADLINE = 20.0
 """Seconds that a condition may take on a busy machine; nothing waits for it to pass."""
 QUICK: dict[str, Any] = {
@@ -48,7 +49,7 @@ def eventually(condition: Callable[[], Any], what: str = "the condition", second
 # -- YAML --
 
 
-def pod(name: str, node: str, *, account: str = "default", labels: str = "", annotations: str = "", command: str = "", container: str = "", env: str = "") -> str:
+def pod(name: str, node: str, *, account: str = "default", labels: str = "", annotations: str = "", command: str = "", container: str = "") -> str:
     """Return a pod's YAML: the test server unless *command* says otherwise."""
     argv = command or json.dumps([sys.executable, str(SERVER)])
     return f"""
@@ -61,7 +62,7 @@ spec:
   serviceAccountName: {account}
   terminationGracePeriodSeconds: 1
   containers:
-  - {{name: c, command: {argv}, env: [{env}]{", " + container if container else ""}}}
+  - {{name: c, command: {argv}{", " + container if container else ""}}}
 """
 
 
@@ -77,8 +78,8 @@ def client(name: str, node: str, **options: str) -> str:
 
 def service(name: str, selector: str, *, headless: bool = False) -> str:
     """Return the YAML of a Service: HTTP on port 80, an unnamed protocol on 81 and 91, TCP on the servers' own ports."""
-    ports = [{"name": "http", "port": 80, "targetPort": 8080}, {"name": "any", "port": 81, "targetPort": 8080}, {"name": "any-duplex", "port": 91, "targetPort": 9001}]
-    ports += [{"name": key, "port": number} for key, number in PORTS.items() if key != "http"]
+    ports: list[dict[str, object]] = [{"name": name, "port": port, "targetPort": target} for name, port, target in REMAPPED]
+    ports += [{"name": name, "port": port} for name, port in PORTS.items()]
     ports.append({"name": "udp", "port": 9005, "protocol": "UDP"})
     cluster_ip = "clusterIP: None, " if headless else ""
     return f"\n---\napiVersion: v1\nkind: Service\nmetadata: {{name: {name}}}\nspec: {{{cluster_ip}selector: {{{selector}}}, ports: {json.dumps(ports)}}}\n"
@@ -271,7 +272,7 @@ class AccessLog:
 
     def find(self, **wanted: str) -> dict[str, str]:
         """Wait for a line with these fields."""
-        return eventually(lambda: next((line for line in self.lines() if wanted.items() <= line.items()), None), f"a line with {wanted} in {self.lines()[-5:]}")  # type: ignore[no-any-return]
+        return eventually(lambda: next((line for line in self.lines() if wanted.items() <= line.items()), None), f"a line with {wanted} in {self.lines()[-5:]}")
 
 
 def access_log(lab: Lab, node: str = "node1") -> AccessLog:
@@ -284,6 +285,11 @@ def access_log(lab: Lab, node: str = "node1") -> AccessLog:
 
 def bracketed(address: str) -> str:
     return f"[{address}]" if ":" in address else address
+
+
+def address_of(lab: Lab, target: str, version: int) -> str:
+    """Return the IPv4 or IPv6 address of a pod or node."""
+    return lab.address(target, version=6 if version == 6 else 4)
 
 
 def cluster_ip(lab: Lab, name: str, version: int = 4) -> str:
@@ -347,4 +353,4 @@ def cluster(name: str, text: str, **options: Any) -> Iterator[Lab]:
             yield lab
     finally:
         Lab.remove(name)
-    assert left_behind(name) == []
+    eventually(lambda: not left_behind(name), f"nothing is left of the lab; now: {left_behind(name)}")

@@ -11,29 +11,42 @@ NAMESPACE: Final = "bookinfo"
 VISITOR: Final = "visitor"
 """The pod from which requests are sent."""
 PAGE: Final = "http://frontend/"
-NEAR: Final = "http://frontend/health"
-"""One hop, from node1 to node1."""
-FAR: Final = "http://details:9080/health"
-"""One hop, from node1 to node2."""
+MEASURED: Final = {
+    "http://frontend/health": "one hop on one node",
+    "http://details:9080/health": "one hop to the other node",
+    "http://ratings:9080/": "two hops: ratings, its TCP store",
+}
+"""What latency is measured of: each URL takes the same way every time, whereas a page needs reviews v1 or v2."""
 PROGRAMS: Final = ("bookinfo.py", "visitor.py")
+IDENTITIES: Final = f"spiffe://cluster.local/ns/{NAMESPACE}/sa/"
 
 Policy = Literal["mutual_tls", "kernel_attested"]
 
 
 @dataclass(frozen=True, slots=True)
 class Hop:
-    """One service calling another; both have a service account of their own name."""
+    """One workload calling another. Both have a service account with the name of their service."""
 
     source: str
     destination: str
-    """Workloads."""
     policy: Policy
+    """How each side is told who the other is."""
     protocol: Literal["http", "tcp"] = "http"
 
     @property
-    def accounts(self) -> tuple[str, str]:
-        """Return the service accounts of both sides."""
-        return self.source.partition("-v")[0], self.destination.partition("-v")[0]
+    def client(self) -> str:
+        """The identity that the calling side has to prove."""
+        return identity(self.source)
+
+    @property
+    def server(self) -> str:
+        """The identity that the called side has to prove."""
+        return identity(self.destination)
+
+
+def identity(workload: str) -> str:
+    """Return the SPIFFE identity that *workload* should have: two versions of a service share one account."""
+    return IDENTITIES + workload.partition("-v")[0]
 
 
 HOPS: Final = (

@@ -140,6 +140,8 @@ class HttpDownstream:
         self._lines += (name, b": ", value, b"\r\n")
 
     def on_headers_complete(self) -> None:
+        if self._refused is not None:
+            return
         self.reading_head = False
         self._head_bytes = 0
         parser, seen, lines, host = self.parser, self._seen, self._lines, self._host
@@ -178,6 +180,8 @@ class HttpDownstream:
         self._forward_body(exchange, data)
 
     def on_message_complete(self) -> None:
+        if self._refused is not None:
+            return  # data_received answers it, and must know that this is the one
         exchange, self.reading = self.reading, None
         if exchange is None:
             return
@@ -283,8 +287,6 @@ class HttpDownstream:
             following = self.queue.popleft()
             self.resume_reading("pipelining")
             self._begin(following)
-        elif self.pipeline.draining:
-            self.close()
 
     def refuse(self, exchange: Exchange, reason: Reason) -> None:
         """Answer *exchange* with the reason's status, or cut the connection when an answer has begun."""

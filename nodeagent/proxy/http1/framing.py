@@ -14,7 +14,7 @@ from typing import Final, NamedTuple
 Fields = Sequence[tuple[bytes, bytes]]
 
 
-class Ambiguous(ValueError):  # noqa: N818 - the word of the decision: a message is framed, or ambiguous
+class Ambiguous(ValueError):
     """The message could be read in two ways, or breaks a rule that keeps readings apart; says which."""
 
 

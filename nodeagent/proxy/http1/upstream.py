@@ -265,6 +265,7 @@ class HttpUpstream:
                 return
         if not exchange.http10:
             self._parts += (b"HTTP/1.1 %d %b\r\n" % (status, REASONS.get(status, b"")), *lines, b"\r\n")
+            self._flush(exchange)  # at once: the answer's head, which may be in the same packet, is put before what is held
 
     def _flush(self, exchange: Exchange) -> None:
         data = b"".join(self._parts)

@@ -1,0 +1,134 @@
+"""The findings as a person reads them."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Final
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from nodeagent.lab.demo.agents import Proof
+from nodeagent.lab.demo.application import IDENTITIES
+from nodeagent.lab.demo.findings import Findings
+from nodeagent.lab.demo.traffic import REQUESTS_PER_ROUND, ROUNDS, Visit
+from nodeagent.lab.demo.wiretap import Seen
+
+_PATHS: Final = {
+    "proxy-local": "same node: handed over inside the agent, no TLS needed",
+    "proxy-mtls": "other node: TLS 1.3, both sides with a certificate",
+    "proxy-plaintext": "the nodes' own health probes of their pods",
+}
+_MEANS: Final = {"kernel_attested": "the kernel (same node)", "mutual_tls": "certificates (mTLS)"}
+
+
+def show(console: Console, found: Findings) -> None:
+    """Print *found*, one paragraph a question."""
+    _pages(console, found)
+    _connections(console, found)
+    _identities(console, found)
+    _underlay(console, found)
+    _latency(console, found)
+    _memory(console, found)
+
+
+def show_next(console: Console) -> None:
+    """Print the commands with which to go on."""
+    _title(console, "Where to look next", "the same lab, to stay")
+    program, python = (_program(name) for name in ("nodeagent", Path(sys.executable).name))
+    commands = (
+        (f"{python} -m nodeagent.lab.demo --yaml | {program} lab up -f - --mode nodeagent", ""),
+        (f"{program} lab exec -n bookinfo visitor -- python3 /app/visitor.py me 100 10 http://frontend/", "traffic"),
+        (f"{program} get pods", "what is captured; also certs, endpoints, routes, policies"),
+        (f"{program} flows -f", "connections, live"),
+        (f"{program} lab exec node1 -- curl -s localhost:15020/metrics", "for Prometheus"),
+        (f"{program} lab down", ""),
+    )
+    for command, comment in commands:
+        console.print(Text.assemble("  ", (command, "cyan"), (f"  # {comment}" if comment else "", "dim")), soft_wrap=True)
+
+
+def _pages(console: Console, found: Findings) -> None:
+    versions, good = found.agent.versions, len(found.agent.milliseconds) - len(found.agent.failures)
+    _title(console, "What came back", f"through the agents, for the reader named {found.reader}")
+    console.print(f"  {max(good, 0)} of {found.requests} pages as they should be; reviews v1 wrote {versions['v1']} of them, v2 (with stars) {versions['v2']}")
+
+
+def _connections(console: Console, found: Findings) -> None:
+    _title(console, "Captured connections by path", "opened meanwhile, both nodes")
+    table = _table(("path", ""), ("from pods", "r"), ("to pods", "r"), ("", ""))
+    for path in sorted({path for _, path in found.paths}):
+        counts = [str(found.paths[direction, path] or "·") for direction in ("outbound", "inbound")]
+        table.add_row(path, *counts, Text(_PATHS.get(path, ""), "dim"))
+    console.print(table)
+
+
+def _identities(console: Console, found: Findings) -> None:
+    _title(console, "Identity that each side proved", f"{IDENTITIES}…")
+    table = _table(("hop", ""), ("client", ""), ("server", ""), ("proved by", ""), ("carried", "r"))
+    for proof in found.proofs:
+        table.add_row(f"{proof.hop.source} → {proof.hop.destination}", *_proved(proof))
+    console.print(table)
+
+
+def _proved(proof: Proof) -> tuple[str, str, str, str]:
+    clients, servers = ("…" + _listed([name.removeprefix(IDENTITIES) for name in side]) for side in (proof.clients, proof.servers))
+    unit = "request" if proof.hop.protocol == "http" else "TCP connection"
+    return clients, servers, _listed([_MEANS.get(policy, policy) for policy in proof.policies]), f"{proof.count} {unit}{'s' * (proof.count != 1)}"
+
+
+def _underlay(console: Console, found: Findings) -> None:
+    _title(console, "Between the nodes", "tcpdump looks for the reader's name: requests, answers and the store's data carry it")
+    table = _table(("", ""), ("packets", "r"), ("TLS records", "r"), ("packets with the name", "r"), ("bytes of it in plaintext", "r"))
+    table.add_row("without agents", *_seen(found.direct_underlay), style="dim")
+    table.add_row("with agents", *_seen(found.agent_underlay), style="bold")
+    console.print(table)
+
+
+def _seen(seen: Seen) -> tuple[str, ...]:
+    return tuple(f"{count:,}" for count in (seen.packets, seen.records, seen.marked, seen.marked_bytes))
+
+
+def _latency(console: Console, found: Findings) -> None:
+    _title(console, "Latency", f"ms, p50 and p90 of {ROUNDS * REQUESTS_PER_ROUND} requests over one connection at a time")
+    table = _table(("", ""), ("direct", "r"), ("", "r"), ("agent", "r"), ("", "r"), ("p50 ratio", "r"))
+    for each in found.latencies:
+        ratio = each.agent.percentile(50) / each.direct.percentile(50)
+        table.add_row(each.what, *_percentiles(each.direct), *_percentiles(each.agent), f"[bold]{ratio:.1f} ×")
+    console.print(table)
+    console.print("  [dim]Both in turn on this one, noisy machine: the ratio tells more than the milliseconds, and `make bench` more than this.")
+
+
+def _percentiles(visit: Visit) -> tuple[str, str]:
+    return f"{visit.percentile(50):.2f}", f"[dim]{visit.percentile(90):.2f}"
+
+
+def _memory(console: Console, found: Findings) -> None:
+    _title(console, "Memory of the agents", "PSS of all their processes")
+    for each in found.footprints:
+        console.print(f"  {each.node}  [bold]{each.pss / 1e6:.0f} MB[/] [dim]in {each.processes} processes, for {each.pods} pods")
+
+
+def _title(console: Console, title: str, remark: str) -> None:
+    console.print(f"\n[bold]{title}[/]  [dim]{remark}", soft_wrap=True)
+
+
+def _table(*columns: tuple[str, str]) -> Table:
+    table = Table(box=None, padding=(0, 3, 0, 0), pad_edge=False, header_style="dim")
+    table.add_column("", width=0)
+    for title, justify in columns:
+        table.add_column(title, justify="right" if justify else "left", overflow="fold")
+    return table
+
+
+def _listed(values: Sequence[str]) -> str:
+    return ", ".join(sorted(values)) or "nobody"
+
+
+def _program(name: str) -> str:
+    """Return how *name* of this environment is called from the current folder."""
+    path = Path(sys.executable).parent / name
+    return str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path)
