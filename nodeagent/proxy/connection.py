@@ -41,8 +41,8 @@ class Connection:
     """One downstream connection; its record in ``flows``."""
 
     __slots__ = (
-        "active", "closed", "direction", "early", "half_closed", "http", "local_text", "number", "path", "peer", "peer_text", "pod", "protocol", "reason", "received", "relay", "requests",
-        "routes", "sent", "target", "upstream_workload", "verdict", "view", "wall",
+        "active", "closed", "direction", "early", "half_closed", "http", "local_text", "number", "path", "peer", "peer_text", "pod", "protocol",
+        "reason", "received", "relay", "requests", "routes", "sent", "target", "upstream_workload", "verdict", "view", "wall",
     )  # fmt: skip
 
     def __init__(self, pod: PodState, direction: Direction, peer: Peer, target: Target, wall: float) -> None:

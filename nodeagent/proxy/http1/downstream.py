@@ -301,7 +301,8 @@ class HttpDownstream:
         if not exchange.request_complete:
             exchange.keep_alive = False
         close = b"" if exchange.keep_alive else b"connection: close\r\n"
-        head = b"HTTP/1.1 %d %b\r\ncontent-type: text/plain\r\ncontent-length: %d\r\nserver: nodeagent\r\n%b\r\n" % (reason.status, PHRASES[reason.status], len(body), close)
+        start = b"HTTP/1.1 %d %b\r\ncontent-type: text/plain\r\n" % (reason.status, PHRASES[reason.status])
+        head = b"%bcontent-length: %d\r\nserver: nodeagent\r\n%b\r\n" % (start, len(body), close)
         answer = head if exchange.method == b"HEAD" else head + body
         exchange.sent = len(answer)
         self.write(answer)

@@ -75,5 +75,3 @@ def without(lines: list[bytes], unwanted: Callable[[bytes], bool]) -> list[bytes
         if not unwanted(lines[at]):
             kept += lines[at : at + 4]
     return kept
-
-
