@@ -14,8 +14,8 @@ PACKAGES := python3-venv python3-bpfcc python3-cryptography linux-libc-dev iprou
 HOT := $(addprefix nodeagent/,$(addsuffix .py, proxy/http1/headers proxy/http1/exchange proxy/http1/downstream proxy/http1/upstream proxy/tcp \
 	proxy/tls/stream proxy/pipeline proxy/route proxy/connection telemetry/cells telemetry/log_format))
 # Seconds of load for each figure of `make bench`, and how often all of them are measured in turn.
-BENCH_SECONDS ?= 3
-BENCH_ROUNDS ?= 3
+BENCH_SECONDS ?= 2
+BENCH_ROUNDS ?= 5
 
 define COMPILE
 import sys

@@ -18,8 +18,8 @@ from nodeagent.errors import NodeagentError
 
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m nodeagent.compare", description=__doc__, allow_abbrev=False)
-    parser.add_argument("--seconds", type=int, default=3, help="of load for each figure and round (default 3)")
-    parser.add_argument("--rounds", type=int, default=3, help="in which all figures are measured in turn (default 3)")
+    parser.add_argument("--seconds", type=int, default=2, help="of load for each figure and round (default 2)")
+    parser.add_argument("--rounds", type=int, default=5, help="in which all figures are measured in turn (default 5)")
     parser.add_argument("--output", type=Path, default=Path("build/bench.json"))
     arguments = parser.parse_args()
     for name in ("seconds", "rounds"):

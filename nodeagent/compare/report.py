@@ -7,7 +7,7 @@ import os
 import platform
 import statistics
 import subprocess
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -17,10 +17,10 @@ from rich.table import Table
 
 from nodeagent import __version__
 from nodeagent.compare.bench import Cell, Results
-from nodeagent.compare.load import Sample
+from nodeagent.compare.load import Sample, Workload
 
 Json = dict[str, Any]
-Figure = Callable[[Json], float]
+Figure = Callable[[Sample], float]
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,28 +44,32 @@ class Goal:
         return "aim" if self.aim is None or reaches(self.aim) else "must"
 
 
-def _requests(run: Json) -> float:
-    return float(run["requests_per_second"])
+def _requests(sample: Sample) -> float:
+    return sample.requests / sample.seconds
 
 
-def _bits(run: Json) -> float:
-    return float(run["bits_per_second"])
+def _bits(sample: Sample) -> float:
+    return sample.bits_per_second or 0.0
 
 
-def _percentile(name: str) -> Figure:
-    return lambda run: float(run["latency_us"][name])
+def _p50(sample: Sample) -> float:
+    return float(sample.latency[0]) if sample.latency else 0.0
 
 
-AGAINST_PAIR: Sequence[tuple[Goal, str, int, Figure]] = (
+def _p99(sample: Sample) -> float:
+    return float(sample.latency[2]) if sample.latency else 0.0
+
+
+AGAINST_PAIR: Sequence[tuple[Goal, Workload, int, Figure]] = (
     (Goal("same node, 32 connections, requests/s", 2.3, 3, True), "http", 32, _requests),
-    (Goal("same node, 1 connection, p50", 0.50, 0.42, False), "http", 1, _percentile("p50")),
-    (Goal("same node, 32 connections, p99", 1, 0.5, False), "http", 32, _percentile("p99")),
+    (Goal("same node, 1 connection, p50", 0.50, 0.42, False), "http", 1, _p50),
+    (Goal("same node, 32 connections, p99", 1, 0.5, False), "http", 32, _p99),
     (Goal("between nodes, mTLS, 32 connections, requests/s", 1.2, 1.5, True), "cross-node", 32, _requests),
-    (Goal("between nodes, mTLS, 1 connection, p50", 0.70, 0.60, False), "cross-node", 1, _percentile("p50")),
-    (Goal("between nodes, mTLS, 32 connections, p99", 1, 0.5, False), "cross-node", 32, _percentile("p99")),
+    (Goal("between nodes, mTLS, 1 connection, p50", 0.70, 0.60, False), "cross-node", 1, _p50),
+    (Goal("between nodes, mTLS, 32 connections, p99", 1, 0.5, False), "cross-node", 32, _p99),
     (Goal("TCP stream, one node, bits/s", 0.5, 1, True), "bulk", 1, _bits),
 )
-"""Each compared with the Envoy pair on the same way, at the same load, in the same run."""
+"""Each compared with the Envoy pair on the same way, at the same load, round by round: the two were measured within seconds of each other."""
 MEGABYTE = 1 << 20
 
 
@@ -77,13 +81,13 @@ def summarize(results: Results, rounds: int, seconds: int) -> Json:
         "runs": runs,
         "memory": results.memory,
         "scale": asdict(results.scale) if results.scale else None,
-        "ratios": {goal.name: _rated(goal, value) for goal, value in _values(runs, results)},
+        "ratios": {goal.name: _rated(goal, values) for goal, values in (*_against_pair(results), *_totals(results))},
         "notes": results.notes,
     }
 
 
 def _run(cell: Cell, samples: Sequence[Sample], memory: Mapping[str, int]) -> Json:
-    rates = [sample.requests / sample.seconds for sample in samples]
+    rates = [_requests(sample) for sample in samples]
     bits = [sample.bits_per_second for sample in samples if sample.bits_per_second is not None]
     latencies = [sample.latency for sample in samples if sample.latency is not None]
     requests = sum(sample.requests for sample in samples)
@@ -114,28 +118,39 @@ def _memory_of(cell: Cell, memory: Mapping[str, int]) -> int | None:
     return memory.get("agent, 2 pods") if cell.mode.name == "nodeagent" else None
 
 
-def _values(runs: Sequence[Json], results: Results) -> list[tuple[Goal, float]]:
-    by_key = {(run["mode"], run["workload"], run["connections"]): run for run in runs if not run["variant"]}
-    values = []
+def _against_pair(results: Results) -> Iterator[tuple[Goal, list[float]]]:
+    """Yield each goal with its ratio in every round."""
+    samples = {(cell.mode.name, cell.workload, cell.connections): found for cell, found in results.samples.items() if not cell.mode.variant}
     for goal, workload, connections, figure in AGAINST_PAIR:
-        ours, theirs = by_key.get(("nodeagent", workload, connections)), by_key.get(("envoy", workload, connections))
-        if ours and theirs:
-            values.append((goal, figure(ours) / figure(theirs)))
+        pairs = zip(samples.get(("nodeagent", workload, connections), ()), samples.get(("envoy", workload, connections), ()), strict=False)
+        ratios = [figure(ours) / theirs for ours, theirs in ((ours, figure(theirs)) for ours, theirs in pairs) if theirs]
+        if ratios:
+            yield goal, ratios
+
+
+def _totals(results: Results) -> Iterator[tuple[Goal, list[float]]]:
+    """Yield the goals that are measured once."""
     if "agent, 2 pods" in results.memory:
-        values.append((Goal("memory, 2 pods", 100, None, False, "MB"), results.memory["agent, 2 pods"] / MEGABYTE))
+        yield Goal("memory, 2 pods", 100, None, False, "MB"), [results.memory["agent, 2 pods"] / MEGABYTE]
     if scale := results.scale:
-        values += [
-            (Goal(f"memory, {scale.pods} pods", 130, None, False, "MB"), scale.memory_bytes / MEGABYTE),
-            (Goal(f"ready, {scale.pods} pods there", 3, None, False, "s"), scale.ready_seconds),
-            (Goal(f"{scale.pods} pods enrolled, from the start", 2, None, False, "s"), scale.enrolled_seconds),
-            (Goal(f"idle CPU, {scale.pods} pods", 0.5, None, False, "% of a core"), scale.idle_cpu_percent),
-        ]
-    return values
+        yield Goal(f"memory, {scale.pods} pods", 130, None, False, "MB"), [scale.memory_bytes / MEGABYTE]
+        yield Goal(f"ready, {scale.pods} pods there", 3, None, False, "s"), [scale.ready_seconds]
+        yield Goal(f"{scale.pods} pods enrolled, from the start", 2, None, False, "s"), [scale.enrolled_seconds]
+        yield Goal(f"idle CPU, {scale.pods} pods", 0.5, None, False, "% of a core"), [scale.idle_cpu_percent]
 
 
-def _rated(goal: Goal, value: float) -> Json:
-    better = "more" if goal.least else "less"
-    return {"value": round(value, 4), "must": goal.must, "aim": goal.aim, "better": better, "unit": goal.unit, "reached": goal.verdict(value)}
+def _rated(goal: Goal, values: Sequence[float]) -> Json:
+    value = statistics.median(values)
+    return {
+        "value": round(value, 4),
+        "lowest": round(min(values), 4),
+        "highest": round(max(values), 4),
+        "must": goal.must,
+        "aim": goal.aim,
+        "better": "more" if goal.least else "less",
+        "unit": goal.unit,
+        "reached": goal.verdict(value),
+    }
 
 
 def environment(rounds: int, seconds: int) -> Json:
@@ -195,15 +210,17 @@ def figures(summary: Json) -> Table:
 
 def goals(summary: Json) -> Table:
     """Return the table of what must be reached."""
-    table = Table(title="nodeagent: × is against the Envoy pair on the same way in this run", title_style="bold")
-    for name in ("figure", "must", "aim", "measured", ""):
+    table = Table(title="nodeagent: × is against the Envoy pair on the same way, median of the rounds", title_style="bold")
+    for name in ("figure", "must", "aim", "measured", "lowest … highest", ""):
         table.add_column(name, justify="left" if name in ("figure", "") else "right", no_wrap=True)
     colours = {"aim": "green", "must": "yellow", "missed": "red"}
     for name, ratio in summary["ratios"].items():
         sign, unit = ("≥" if ratio["better"] == "more" else "≤"), ratio["unit"]
         aim = f"{sign} {ratio['aim']:g} {unit}" if ratio["aim"] is not None else ""
+        spread = f"{ratio['lowest']:.3g} … {ratio['highest']:.3g}" if ratio["lowest"] != ratio["highest"] else ""
         verdict = "reached" if ratio["aim"] is None and ratio["reached"] == "aim" else ratio["reached"]
-        table.add_row(name, f"{sign} {ratio['must']:g} {unit}", aim, f"{ratio['value']:.3g} {unit}", f"[{colours[ratio['reached']]}]{verdict}[/]")
+        measured = f"{ratio['value']:.3g} {unit}"
+        table.add_row(name, f"{sign} {ratio['must']:g} {unit}", aim, measured, spread, f"[{colours[ratio['reached']]}]{verdict}[/]")
     return table
 
 

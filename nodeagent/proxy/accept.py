@@ -109,7 +109,10 @@ class Accepted:
         address, port = transport.get_extra_info("peername")[:2]
         if self._direction == "outbound":
             original = self._originals.take(pod.cookie, address, port)
-            peer = Peer(address, port, pod.identity, "kernel_attested", view.workload(pod.uid))
+            workload = view.workload(pod.uid)
+            # A redirected socket's own address is the loopback's; whose it is, the record shall say.
+            own = [one for one in workload.addresses if (":" in one) == (":" in address)] if workload else []
+            peer = Peer(own[0] if own else address, port, pod.identity, "kernel_attested", workload)
             return (view.resolve(*original) if original else None), peer
         local, local_port = transport.get_extra_info("sockname")[:2]
         peer = Peer(address, port, "", "none", view.workload_at(address))

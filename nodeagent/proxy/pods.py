@@ -43,7 +43,12 @@ class SocketStock:
         self._waiting.append(waiter)
         if self._asked < len(self._waiting):
             self._refill(force=True)
-        return await waiter
+        try:
+            return await waiter
+        except asyncio.CancelledError:
+            if waiter.done() and not waiter.cancelled() and waiter.exception() is None:
+                self.add([waiter.result()])  # it came in the moment in which its taker gave up
+            raise
 
     def add(self, sockets: list[socket.socket]) -> None:
         """Take in what control made."""

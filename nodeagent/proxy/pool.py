@@ -124,7 +124,7 @@ class Dialled(asyncio.Protocol):
     def __init__(self) -> None:
         self.transport: Any = None
         self.early = b""
-        self.ended = False
+        self.ended = self.lost = False
 
     def connection_made(self, transport: Any) -> None:
         self.transport = transport
@@ -135,6 +135,9 @@ class Dialled(asyncio.Protocol):
     def eof_received(self) -> bool:
         self.ended = True
         return True
+
+    def connection_lost(self, error: Exception | None) -> None:
+        self.lost = True
 
 
 class Pool:
@@ -167,6 +170,9 @@ class Pool:
         except DialError as error:
             exchange.refuse(error.reason)
             return
+        if dialled.lost:
+            exchange.refuse(UPSTREAM_RESET)
+            return
         upstream = HttpUpstream(self)
         upstream.attach(dialled.transport)
         dialled.transport.set_protocol(upstream)
@@ -192,14 +198,10 @@ class Pool:
         if upstream.exchange is None and upstream in self._idle:
             self._idle.remove(upstream)
 
-    def sweep(self, now: float, idle: float) -> bool:
-        """Close what idled for *idle* seconds at *now* (monotonic); False: the pool is empty and unused."""
+    def sweep(self, now: float, idle: float) -> None:
+        """Close what idled for *idle* seconds at *now* (monotonic)."""
         stale = [upstream for upstream in self._idle if now - upstream.idle_since > idle]
         for upstream in stale:
-            upstream.transport.close()
-        return bool(self._idle or self._dialling)
-
-    def close(self) -> None:
-        for upstream in list(self._idle):
+            self._idle.remove(upstream)
             upstream.transport.close()
 

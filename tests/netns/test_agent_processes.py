@@ -56,6 +56,15 @@ def reload(lab: Lab, node: str) -> None:
     assert done.returncode == 0, done
 
 
+def test_a_worker_has_no_privilege(lab: Lab) -> None:
+    """What parses the pods' bytes cannot read the CA's key, enter a namespace or come back to root."""
+    for pid in workers(lab, "node1"):
+        status = dict(line.split(":\t", 1) for line in open(f"/proc/{pid}/status").read().splitlines() if ":\t" in line)
+        assert set(status["Uid"].split()) == {"1337"}
+        assert not int(status["CapEff"], 16) | int(status["CapPrm"], 16) | int(status["CapBnd"], 16)
+        assert status["NoNewPrivs"].strip() == "1"
+
+
 def test_reload_loses_no_request(lab: Lab) -> None:
     """Keep-alive clients and clients with a connection a request, same node and other node, while both agents are reloaded twice."""
     with ExitStack() as stack:

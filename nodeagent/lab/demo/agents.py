@@ -26,7 +26,8 @@ class Samples:
     """Counters and gauges of all nodes, added up."""
 
     def __init__(self, texts: Iterable[str]) -> None:
-        self._samples = [(sample.name, sample.labels, sample.value) for text in texts for family in text_string_to_metric_families(text) for sample in family.samples]
+        families = (family for text in texts for family in text_string_to_metric_families(text))
+        self._samples = [(sample.name, sample.labels, sample.value) for family in families for sample in family.samples]
 
     def select(self, name: str, **labels: str) -> Iterator[tuple[Labels, float]]:
         """Yield labels and value of the series of *name* that have these *labels*."""
@@ -56,8 +57,7 @@ class Proof:
     @property
     def holds(self) -> bool:
         """Whether each side proved to be who it should be, by the means expected."""
-        hop = self.hop
-        return self.count > 0 and (self.clients, self.servers, self.policies) == ({hop.client}, {hop.server}, {hop.policy})
+        return self.count > 0 and self.clients == {self.hop.client} and self.servers == {self.hop.server} and self.policies == {self.hop.policy}
 
 
 @dataclass(frozen=True, slots=True)

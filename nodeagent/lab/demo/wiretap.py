@@ -12,7 +12,7 @@ from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import IO, Final
+from typing import Final
 
 from nodeagent.errors import LabError
 from nodeagent.lab import Lab
@@ -51,16 +51,15 @@ class Seen:
 
 
 class Recording:
-    """What tcpdump writes; whole when the ``with`` of :func:`record` has ended."""
+    """What tcpdump has written; filled when the ``with`` of :func:`record` ends."""
 
-    def __init__(self, file: IO[bytes]) -> None:
-        self._file = file
+    def __init__(self) -> None:
+        self.pcap = b""
         self.dropped = 0
 
     def examine(self, marker: bytes) -> Seen:
         """Return what has been recorded."""
-        self._file.seek(0)
-        return examine(self._file.read(), marker, self.dropped)
+        return examine(self.pcap, marker, self.dropped)
 
 
 @contextmanager
@@ -68,7 +67,7 @@ def record(lab: Lab) -> Iterator[Recording]:
     """Record all TCP between the nodes of *lab* meanwhile. Raises LabError if tcpdump does not work; no file with a name is made."""
     argv = ["tcpdump", "-i", "node1", "-U", "--immediate-mode", "-B", "16384", "-s", "0", "-w", "-", "tcp"]
     with tempfile.TemporaryFile() as file, lab.popen("underlay", argv, stdout=file, stderr=subprocess.PIPE, text=True) as tcpdump:
-        recording = Recording(file)
+        recording = Recording()
         try:
             _started(tcpdump)
             yield recording
@@ -77,6 +76,8 @@ def record(lab: Lab) -> Iterator[Recording]:
             tcpdump.terminate()
             _, said = tcpdump.communicate(timeout=_STOP_SECONDS)
         missed = re.search(r"(\d+) packets? dropped by kernel", said)
+        file.seek(0)
+        recording.pcap = file.read()
         recording.dropped = int(missed[1]) if missed else 0
         if tcpdump.returncode not in (0, -signal.SIGTERM):
             raise LabError(f"tcpdump on the underlay ended with {tcpdump.returncode}: {said.strip()[-300:]}")
@@ -84,7 +85,7 @@ def record(lab: Lab) -> Iterator[Recording]:
 
 def _started(tcpdump: subprocess.Popen[str]) -> None:
     assert tcpdump.stderr is not None
-    words = []
+    words: list[str] = []
     while "listening on" not in (line := tcpdump.stderr.readline()):
         if not line:
             raise LabError(f"tcpdump does not run on the underlay (is it installed?): {' '.join(words) or 'it says nothing'}")

@@ -15,8 +15,10 @@ import httptools
 from nodeagent.errors import BAD_REQUEST, DOWNSTREAM_GONE, DOWNSTREAM_TIMEOUT, HEADERS_TOO_LARGE, Reason
 from nodeagent.proxy.http1 import headers as field
 from nodeagent.proxy.http1.exchange import CHUNKED_BODY, LENGTH_BODY, NO_BODY, Exchange, without
-from nodeagent.proxy.http1.framing import Ambiguous, BodyKind, request_framing
+from nodeagent.proxy.http1.framing import Ambiguous, BodyKind, request_framing, valid_target
 from nodeagent.proxy.http1.headers import classify
+from nodeagent.proxy.http1.phrases import PHRASES
+from nodeagent.proxy.tcp import reset
 
 if TYPE_CHECKING:
     from nodeagent.proxy.authorize import Permit
@@ -25,19 +27,14 @@ if TYPE_CHECKING:
 
 QUEUED_REQUESTS: Final = 1
 """Pipelined requests taken before reading stops; they are answered in order, one upstream at a time."""
+LINGER_SECONDS: Final = 1.0
+"""How long what a client still sends is read and dropped after the last answer: a connection closed with unread bytes is reset,
+and the reset can overtake the answer (RFC 9112 section 9.6)."""
+_SLASH: Final = 0x2F
 _PROTO_LINE: Final = (b"x-forwarded-proto", b": ", b"http", b"\r\n")
 _HOSTS_KNOWN: Final = 4096
 _hosts: set[bytes] = set()
 """Host values that were found to be valid, within a bound."""
-PHRASES: Final = {
-    400: b"Bad Request",
-    403: b"Forbidden",
-    408: b"Request Timeout",
-    431: b"Request Header Fields Too Large",
-    502: b"Bad Gateway",
-    503: b"Service Unavailable",
-    504: b"Gateway Timeout",
-}
 
 
 class HttpDownstream:
@@ -55,7 +52,10 @@ class HttpDownstream:
         self.touched = pipeline.now
         self._refused: Reason | None = None
         self.reading_head = False
+        self.head_since = 0.0
+        self.swept = 0
         self._head_bytes = 0
+        self._full = False
         self._paused: set[str] = set()
         self._trailers: list[bytes] = []
         self._reset()
@@ -71,8 +71,7 @@ class HttpDownstream:
         if self.closing:
             return
         self.touched = self.pipeline.now
-        if self.reading_head:
-            self._head_bytes += len(data)
+        self._head_bytes += len(data)
         try:
             self.parser.feed_data(data)
         except httptools.HttpParserUpgrade as upgrade:
@@ -86,11 +85,14 @@ class HttpDownstream:
             self._protocol_error(HEADERS_TOO_LARGE)
 
     def eof_received(self) -> bool:
-        # A client may half-close after its last request and still read the answer.
-        if self.current is None or (self.reading is not None and not self.reading.request_complete):
+        # A client may half-close after its last request and still read the answers.
+        if self.current is None:
             return False
-        self.closing = True
-        self.current.keep_alive = False
+        if not self.closing:
+            if self.reading is not None:
+                return False
+            self.closing = True
+            (self.queue[-1] if self.queue else self.current).keep_alive = False
         return True
 
     def connection_lost(self, error: Exception | None) -> None:
@@ -106,17 +108,24 @@ class HttpDownstream:
         self.pipeline.closed(self.connection)
 
     def pause_writing(self) -> None:
+        self._full = True
         if self.current is not None and self.current.upstream is not None:
             self.current.upstream.pause_reading()
 
     def resume_writing(self) -> None:
-        if self.current is not None and self.current.upstream is not None:
+        self._full = False
+        self.resume_reading("answers")
+        if self.current is None:
+            if self.queue:
+                self._take_next()
+        elif self.current.upstream is not None:
             self.current.upstream.resume_reading()
 
     # -- events of the parser --
 
     def on_message_begin(self) -> None:
         self.reading_head = True
+        self.head_since = self.pipeline.now
 
     def on_url(self, url: bytes) -> None:
         self._url = self._url + url if self._url else url
@@ -140,17 +149,17 @@ class HttpDownstream:
         self._lines += (name, b": ", value, b"\r\n")
 
     def on_headers_complete(self) -> None:
-        if self._refused is not None:
+        if self._refused is not None or self.closing:
             return
         self.reading_head = False
-        self._head_bytes = 0
         parser, seen, lines, host = self.parser, self._seen, self._lines, self._host
         exchange = Exchange(self, parser.get_method(), self._url, host, lines, perf_counter())
-        simple = not seen & field.FRAMING and self._hosts == 1 and parser.should_keep_alive() and host in _hosts and exchange.method != b"CONNECT"
+        simple = not seen & field.FRAMING and self._hosts == 1 and parser.should_keep_alive() and host in _hosts and self._url[0] == _SLASH
         if not simple and not self._frame(exchange, parser.get_http_version()):
             self._refused = BAD_REQUEST
-        elif len(lines) > self.count_limit:
+        elif len(lines) > self.count_limit or (self._head_bytes > self.header_limit and sum(map(len, lines)) > self.header_limit):
             self._refused = HEADERS_TOO_LARGE
+        self._head_bytes = 0
         if seen & field.NOTED:
             exchange.user_agent, exchange.forwarded_for = self._user_agent, self._forwarded_for
             exchange.client_cert = seen & field.CLIENT_CERT != 0
@@ -163,7 +172,9 @@ class HttpDownstream:
         self._reset()
         self.reading = exchange
         if self.current is None:
-            self._begin(exchange)
+            self.current = exchange
+            if self._refused is None:
+                self._begin(exchange)
         else:
             self.queue.append(exchange)
             exchange.pending = []
@@ -171,6 +182,7 @@ class HttpDownstream:
                 self.pause_reading("pipelining")
 
     def on_body(self, data: bytes) -> None:
+        self._head_bytes = 0
         exchange = self.reading
         if exchange is None or exchange.finished:
             return
@@ -186,8 +198,10 @@ class HttpDownstream:
         if exchange is None:
             return
         exchange.request_complete = True
-        if exchange.body == CHUNKED_BODY and not exchange.finished:
-            self._forward_body(exchange, b"".join((b"0\r\n", *self._trailers, b"\r\n")))
+        if exchange.body:
+            exchange.deadline = self.pipeline.now + self.pipeline.timeouts.request
+            if exchange.body == CHUNKED_BODY and not exchange.finished:
+                self._forward_body(exchange, b"".join((b"0\r\n", *self._trailers, b"\r\n")))
             self._trailers = []
         if exchange.finished and exchange is self.current:
             self._next()
@@ -210,15 +224,17 @@ class HttpDownstream:
             framing = request_framing(exchange.method, version, list(zip(lines[0::4], lines[2::4], strict=True)))
         except Ambiguous:
             return False
-        if exchange.method == b"CONNECT":
+        if not valid_target(exchange.method, exchange.target, exchange.host):
             return False
         if len(_hosts) < _HOSTS_KNOWN:
             _hosts.add(exchange.host)
         exchange.http10 = version == "1.0"
         exchange.keep_alive = framing.keep_alive
         exchange.body = {BodyKind.NONE: NO_BODY, BodyKind.LENGTH: LENGTH_BODY, BodyKind.CHUNKED: CHUNKED_BODY}[framing.kind]
-        exchange.upgrade = bool(framing.upgrade) and exchange.body == NO_BODY
+        exchange.upgrade = bool(framing.upgrade) and exchange.body == NO_BODY and self.permit.probes is None
         kept = without(lines, lambda name: name.lower() in framing.hop_by_hop)
+        if not self._hosts:
+            kept += (b"host", b": ", self.connection.local_text.encode(), b"\r\n")  # HTTP/1.0 may leave out what goes on as HTTP/1.1
         if exchange.body == CHUNKED_BODY:
             kept += (b"transfer-encoding", b": ", b"chunked", b"\r\n")
         if exchange.upgrade:
@@ -227,11 +243,9 @@ class HttpDownstream:
         return True
 
     def _begin(self, exchange: Exchange) -> None:
-        self.current = exchange
         if self.pipeline.draining:
             exchange.keep_alive = False
-        if self._refused is None:
-            self.pipeline.request(exchange)
+        self.pipeline.request(exchange)
 
     def _forward_body(self, exchange: Exchange, data: bytes) -> None:
         if exchange.upstream is not None and exchange.pending is None:
@@ -246,8 +260,8 @@ class HttpDownstream:
 
     def _hold_upgrade(self, rest: bytes) -> None:
         """The client asked for another protocol: what it sends next waits for the answer."""
-        exchange = self.current
-        if exchange is None or not exchange.upgrade or self.queue:
+        exchange = self.queue[-1] if self.queue else self.current
+        if exchange is None or not exchange.upgrade or exchange.finished:
             if rest:
                 self.data_received(rest)
             return
@@ -271,36 +285,60 @@ class HttpDownstream:
 
     def finish(self, exchange: Exchange) -> None:
         """The answer of *exchange* is written whole: take the next request, or close."""
-        if exchange is self.current and exchange.request_complete:
+        if exchange is not self.current:
+            return
+        if exchange.request_complete:
             self._next()
-        elif not exchange.keep_alive:
-            self.close()
+        elif exchange.keep_alive:
+            # The answer came before the request's end: the rest of its body is read and dropped.
+            for why in ("body", "upstream"):
+                self.resume_reading(why)
+        else:
+            self._linger()
 
     def _next(self) -> None:
         exchange, self.current = self.current, None
-        if exchange is None or not exchange.keep_alive or self.closing:
+        if exchange is None or not exchange.keep_alive or (self.closing and not self.queue):
             self.close()
             return
-        for why in ("upgrade", "body", "upstream"):
-            self.resume_reading(why)
-        if self.queue:
-            following = self.queue.popleft()
-            self.resume_reading("pipelining")
-            self._begin(following)
+        if self._paused:
+            for why in ("body", "upstream"):
+                self.resume_reading(why)
+        if self._full:
+            self.pause_reading("answers")  # what is not read yet must not grow by the next answer
+        elif self.queue:
+            self._take_next()
+        if exchange.upgrade:
+            self._declined(exchange)
+
+    def _take_next(self) -> None:
+        following = self.current = self.queue.popleft()
+        if self._refused is not None and not self.queue:
+            self.refuse(following, self._refused)
+            return
+        self.resume_reading("pipelining")
+        self._begin(following)
+
+    def _declined(self, exchange: Exchange) -> None:
+        """The server stayed with HTTP: so does what was held back."""
+        held, exchange.pending = exchange.pending, None
+        self.resume_reading("upgrade")
+        if held:
+            self.data_received(b"".join(held))
 
     def refuse(self, exchange: Exchange, reason: Reason) -> None:
         """Answer *exchange* with the reason's status, or cut the connection when an answer has begun."""
         exchange.finished = True
         if exchange.answered:
             self.pipeline.observe(exchange, exchange.status, reason)
-            self.transport.abort()
+            reset(self.transport)  # an end without a reset could pass for the answer's own
             return
         exchange.status = reason.status
         exchange.answered = True
         body = f"{reason.code} ({reason.flag}): {reason.hint}\n".encode()
-        if not exchange.request_complete:
+        if not exchange.request_complete and exchange.body != NO_BODY:
             exchange.keep_alive = False
-        close = b"" if exchange.keep_alive else b"connection: close\r\n"
+        close = (b"connection: keep-alive\r\n" if exchange.http10 else b"") if exchange.keep_alive else b"connection: close\r\n"
         start = b"HTTP/1.1 %d %b\r\ncontent-type: text/plain\r\n" % (reason.status, PHRASES[reason.status])
         head = b"%bcontent-length: %d\r\nserver: nodeagent\r\n%b\r\n" % (start, len(body), close)
         answer = head if exchange.method == b"HEAD" else head + body
@@ -310,21 +348,25 @@ class HttpDownstream:
         self.finish(exchange)
 
     def _protocol_error(self, reason: Reason) -> None:
-        """What was sent is not HTTP, or not safely so: answer once, in its turn, and close."""
+        """What was sent is not HTTP, or not safely so: nothing more is read; it is answered in its turn, and the connection closes."""
+        if self.closing:
+            return
         self._refused = reason
         self.closing = True
-        exchange = self.reading if self.reading is not None and not self.reading.finished else None
-        if self.current is not None and exchange is not self.current:
-            # Earlier requests are still being answered: they are finished first, then the connection closes.
-            self.current.keep_alive = False
-            self.queue.clear()
-            return
+        exchange = self.reading
         if exchange is None:
             exchange = Exchange(self, b"-", b"-", b"-", [], perf_counter())
-        elif exchange.upstream is not None:
-            exchange.upstream.abandon()
+            self.queue.append(exchange)
+            if self.current is None:
+                self.current = self.queue.popleft()
         exchange.keep_alive = False
-        self.current = exchange
+        if exchange is not self.current:
+            return
+        if exchange.finished:
+            self._linger()
+            return
+        if exchange.upstream is not None:
+            exchange.upstream.abandon()
         self.refuse(exchange, reason)
 
     def time_out(self) -> None:
@@ -336,6 +378,22 @@ class HttpDownstream:
         if self.current is not None and not self.current.answered:
             self.current.keep_alive = False
 
+    def stalled(self) -> bool:
+        """Say whether it is the upstream, not the client, who does not go on with the request."""
+        return bool(self._paused)
+
     def close(self) -> None:
         self.closing = True
+        self.queue.clear()
         self.transport.close()
+
+    def _linger(self) -> None:
+        """Close when the client has read what was said, or soon."""
+        self.closing = True
+        self.current = self.reading = None
+        self.queue.clear()
+        for why in tuple(self._paused):
+            self.resume_reading(why)
+        if not self.transport.is_closing():
+            self.transport.write_eof()
+            self.pipeline.loop.call_later(LINGER_SECONDS, self.transport.close)

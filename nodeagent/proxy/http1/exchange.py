@@ -52,9 +52,12 @@ class Exchange:
         self.request_id = b""
 
     def head(self, route: Route) -> bytes:
-        """Return the request's head as it goes upstream on *route*, written anew from what was parsed."""
+        """Return the request's head as it goes upstream on *route*, written anew from what was parsed.
+
+        What a client says of certificates itself is left out wherever the request goes, as Istio does (SANITIZE).
+        """
         lines = self.lines
-        if self.client_cert and route.delivers:
+        if self.client_cert:
             lines = without(lines, lambda name: name.lower() == b"x-forwarded-client-cert")
         return b"".join((self.method, b" ", self.target, b" HTTP/1.1\r\n", *lines, route.head_tail))
 

@@ -117,6 +117,19 @@ def valid_host(value: bytes) -> bool:
     return _HOST.fullmatch(value) is not None
 
 
+def valid_target(method: bytes, target: bytes, host: bytes) -> bool:
+    """Say whether *target* is one that a server takes (RFC 9112 section 3.2): a path, ``*`` for OPTIONS, or an URL of the same *host*."""
+    if method == b"CONNECT":
+        return False
+    if target == b"*":
+        return method == b"OPTIONS"
+    if target[:1] == b"/":
+        return True
+    scheme, _, rest = target.partition(b"://")
+    authority = rest.partition(b"/")[0].partition(b"?")[0]
+    return scheme.lower() in (b"http", b"https") and authority.lower() == host.strip(b" \t").lower() != b""
+
+
 def content_length(digits: bytes) -> int:
     """Return the number in a Content-Length that stands alone. Raises Ambiguous."""
     if not digits.isdigit() or len(digits) > _MAX_LENGTH_DIGITS:

@@ -15,6 +15,7 @@ from nodeagent.proxy.http1 import headers as field
 from nodeagent.proxy.http1.exchange import Exchange, without
 from nodeagent.proxy.http1.framing import Ambiguous, BodyKind, response_framing
 from nodeagent.proxy.http1.headers import classify
+from nodeagent.proxy.http1.phrases import PHRASES
 
 if TYPE_CHECKING:
     from nodeagent.proxy.pool import Pool
@@ -45,6 +46,7 @@ class HttpUpstream:
         self._body = BodyKind.NONE
         self._length = 0
         self._in_body = self._chunk_out = self._complete = False
+        self._unproductive = 0
         self._whole: list[bytes] | None = None
         self._lengths: list[bytes] = []
         self._connection = b""
@@ -94,6 +96,8 @@ class HttpUpstream:
             return
         except httptools.HttpParserError:
             if not self._complete:
+                if self._parts and self._whole is None:
+                    self._flush(exchange)
                 self._fail(UPSTREAM_PROTOCOL)
                 return
             self._reusable = False  # bytes behind a complete answer: the answer stands, the connection does not
@@ -108,13 +112,22 @@ class HttpUpstream:
                 self._finish(exchange)
                 return
             self._write_head(exchange, exchange.status, without(head, _is_connection))
+        if self.exchange is None:
+            self._parts.clear()  # refused while it was parsed: nothing of it goes on
+            return
         if self._parts:
+            self._unproductive = 0
             self._flush(exchange)
+        else:
+            self._unproductive += len(data)
         if self._complete:
             self._between = True
             self._finish(exchange)
+        elif self._unproductive > self.pool.pipeline.limits.header_bytes:
+            self._fail(UPSTREAM_PROTOCOL)
 
     def eof_received(self) -> bool:
+        self.pool.forget(self)
         return False
 
     def connection_lost(self, error: Exception | None) -> None:
@@ -146,8 +159,9 @@ class HttpUpstream:
             self.exchange.downstream.resume_reading("upstream")
 
     def pause_reading(self) -> None:
-        self._paused = True
-        self.transport.pause_reading()
+        if not self.lost:
+            self._paused = True
+            self.transport.pause_reading()
 
     def resume_reading(self) -> None:
         if self._paused and not self.lost:
@@ -167,7 +181,7 @@ class HttpUpstream:
             if kind == field.LENGTH:
                 self._lengths.append(value)
             elif kind == field.CONNECTION:
-                self._connection = value
+                self._connection = value if not self._connection else self._connection + b"," + value
         self._lines += (name, b": ", value, b"\r\n")
 
     def on_headers_complete(self) -> None:
@@ -180,13 +194,14 @@ class HttpUpstream:
         lines, self._lines = self._lines, []
         seen, self._seen = self._seen, 0
         lengths = self._lengths
+        connection = self._connection
         if seen & field.FRAMING:
-            self._lengths = []
+            self._lengths, self._connection = [], b""
         simple = (
             status >= 200
             and len(lengths) == 1
             and not seen & ~_SIMPLE
-            and (not seen & field.CONNECTION or self._connection in _KEEP_ALIVE)
+            and (not seen & field.CONNECTION or (connection in _KEEP_ALIVE and self._parser.get_http_version() == "1.1"))
             and status not in (204, 304)
             and self._parser.should_keep_alive()
             and exchange.keep_alive
@@ -232,7 +247,7 @@ class HttpUpstream:
             lines += (b"connection", b": ", b"close", b"\r\n")
         elif exchange.http10:
             lines += (b"connection", b": ", b"keep-alive", b"\r\n")
-        self._parts[:0] = (b"HTTP/1.1 %d %b\r\n" % (status, REASONS.get(status, b"")), *lines, b"\r\n")
+        self._parts[:0] = (b"HTTP/1.1 %d %b\r\n" % (status, PHRASES.get(status, b"")), *lines, b"\r\n")
 
     def on_body(self, data: bytes) -> None:
         if self._complete or not self._in_body:
@@ -264,7 +279,7 @@ class HttpUpstream:
                 self._fail(UPSTREAM_PROTOCOL)
                 return
         if not exchange.http10:
-            self._parts += (b"HTTP/1.1 %d %b\r\n" % (status, REASONS.get(status, b"")), *lines, b"\r\n")
+            self._parts += (b"HTTP/1.1 %d %b\r\n" % (status, PHRASES.get(status, b"")), *lines, b"\r\n")
             self._flush(exchange)  # at once: the answer's head, which may be in the same packet, is put before what is held
 
     def _flush(self, exchange: Exchange) -> None:
@@ -280,6 +295,7 @@ class HttpUpstream:
         self.served += 1
         head_only = exchange.method == b"HEAD"
         self._in_body = self._complete = False
+        self._unproductive = 0
         if self._trailers:
             self._trailers = []
         reusable = self._reusable and exchange.request_complete
@@ -317,14 +333,3 @@ class HttpUpstream:
 
 def _is_connection(name: bytes) -> bool:
     return name.lower() == b"connection"
-
-
-REASONS: Final = {
-    100: b"Continue", 101: b"Switching Protocols", 103: b"Early Hints", 200: b"OK", 201: b"Created", 202: b"Accepted", 204: b"No Content",
-    206: b"Partial Content",
-    301: b"Moved Permanently", 302: b"Found", 303: b"See Other", 304: b"Not Modified", 307: b"Temporary Redirect", 308: b"Permanent Redirect",
-    400: b"Bad Request", 401: b"Unauthorized", 403: b"Forbidden", 404: b"Not Found", 405: b"Method Not Allowed", 409: b"Conflict", 410: b"Gone",
-    412: b"Precondition Failed", 413: b"Content Too Large", 415: b"Unsupported Media Type", 422: b"Unprocessable Content", 429: b"Too Many Requests",
-    500: b"Internal Server Error", 501: b"Not Implemented", 502: b"Bad Gateway", 503: b"Service Unavailable", 504: b"Gateway Timeout",
-}  # fmt: skip
-"""RFC 9110 section 15; the phrase has no meaning, any other status goes out with none."""

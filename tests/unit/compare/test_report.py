@@ -62,6 +62,15 @@ def test_ratios_compare_with_the_pair_on_the_same_way() -> None:
     assert "2.00 ×" in "".join(report.remarks(summary))
 
 
+def test_a_ratio_is_taken_round_by_round() -> None:
+    """A machine that became three times as fast after the first round changes no ratio."""
+    both = results({(PAIR, "http", 32): requests(100, 300, 310), (AGENT, "http", 32): requests(200, 600, 930)})
+    ratio = report.summarize(both, 3, 2)["ratios"]["same node, 32 connections, requests/s"]
+    assert (ratio["value"], ratio["lowest"], ratio["highest"], ratio["reached"]) == (2, 2, 3, "missed")
+    both.samples[Cell(AGENT, "http", 32)].pop()  # interrupted
+    assert report.summarize(both, 3, 2)["ratios"]["same node, 32 connections, requests/s"]["highest"] == 2
+
+
 @pytest.mark.parametrize(
     ("goal", "value", "verdict"),
     [

@@ -19,7 +19,7 @@ import sys
 import threading
 from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import Any
+from typing import Any, ClassVar
 
 WEB_PORT, STORE_PORT = 9080, 6380
 PASSED_ON = ("end-user", "x-request-id", "traceparent", "tracestate")
@@ -116,7 +116,7 @@ class Web(BaseHTTPRequestHandler):
     disable_nagle_algorithm = True
     page: Page
 
-    def do_GET(self) -> None:  # noqa: N802: http.server's name
+    def do_GET(self) -> None:  # noqa: N802
         headers = {name: self.headers[name] for name in PASSED_ON if name in self.headers}
         try:
             self._answer(200, {"ok": True} if self.path == "/health" else type(self).page(headers))
@@ -144,7 +144,8 @@ class Store(socketserver.StreamRequestHandler):
     """``SET key value`` answers ``OK``, ``GET key`` answers ``VALUE value`` or ``NONE``; anything else ``ERROR why``."""
 
     disable_nagle_algorithm = True
-    kept = {"stars": "4"}  # noqa: RUF012: one store for all connections
+    kept: ClassVar = {"stars": "4"}
+    """One store for all connections."""
 
     def handle(self) -> None:
         for line in self.rfile:
