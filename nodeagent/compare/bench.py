@@ -18,6 +18,7 @@ LABS = ("bench", "bench-agent", "bench-workers")
 SCALE_LAB = "bench-scale"
 MANY_PODS = 100
 _WARM_UP_SECONDS = 1
+_WATCH_SECONDS, _QUIET_CORES = 2.0, 0.15
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +65,8 @@ def run(rounds: int, seconds: int, results: Results, progress: Callable[[str, in
     """
     progress("setting up", 0, 1)
     with all_modes() as modes:
+        if (busy := measure.busy_cores(_WATCH_SECONDS)) > _QUIET_CORES:
+            results.notes.append(f"the machine was busy before anything was measured ({busy:.1f} cores): these figures are noisy")
         cells = all_cells(modes)
         total = (rounds + 1) * len(cells) + 1
         done = 0

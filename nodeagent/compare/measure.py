@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -57,6 +58,18 @@ def cpu_seconds(pids: Iterable[int]) -> float:
 def group_cpu_seconds(group: Path) -> float:
     """Return the CPU time that the processes of the cgroup *group* have used since it was made; finer than :func:`cpu_seconds`."""
     return int((group / "cpu.stat").read_text().split()[1]) / 1e6
+
+
+def busy_cores(seconds: float) -> float:
+    """Watch the machine for *seconds* and return how many of its cores were at work."""
+
+    def worked() -> int:
+        fields = [int(field) for field in Path("/proc/stat").read_text().splitlines()[0].split()[1:9]]
+        return sum(fields) - fields[3] - fields[4]  # all but idle and iowait
+
+    before = worked()
+    time.sleep(seconds)
+    return (worked() - before) / _TICKS / seconds
 
 
 def of_program(group: Path, matches: Callable[[str], bool]) -> list[int]:

@@ -61,8 +61,6 @@ class Accepted:
             if self._protocol == "tcp":
                 self._hand_on("tcp")
                 return
-            if self._protocol == "http":
-                return
         self._timer = pipeline.loop.call_later(self._patience(), self._silent)
 
     def data_received(self, data: bytes) -> None:
@@ -119,13 +117,16 @@ class Accepted:
         return (None if local in LOOPBACK else view.resolve(local, local_port)), peer
 
     def _patience(self) -> float:
-        """How long the first bytes may take. A peer that is enrolled always begins with a ClientHello: to take it for a silent
-        client because its node is busy would hand its TLS to the application."""
+        """How long the first bytes may take, in seconds. A peer that is enrolled always begins with a ClientHello: to take it for a
+        silent client because its node is busy would hand its TLS to the application. On an HTTP port the client speaks first."""
         connection, timeouts = self._connection, self._pipeline.timeouts
         assert connection is not None
         workload = connection.peer.workload
-        speaks_tls = self._direction == "inbound" and (self._pod.strict or (workload is not None and workload.enrolled))
-        return timeouts.handshake if speaks_tls else timeouts.sniff
+        if self._direction == "inbound" and self._pod.strict:
+            return timeouts.handshake
+        if self._protocol == "http":
+            return timeouts.idle
+        return timeouts.handshake if self._direction == "inbound" and workload is not None and workload.enrolled else timeouts.sniff
 
     def _admit(self) -> bool:
         connection = self._connection
@@ -175,6 +176,7 @@ class Accepted:
         alpn = stream.session.selected_alpn_protocol()
         if alpn == "istio-http/1.1":
             self._protocol = "http"
+            self._timer = self._pipeline.loop.call_later(self._pipeline.timeouts.idle, self._silent)
         else:
             self._hand_on("tcp")
 
@@ -186,8 +188,12 @@ class Accepted:
             self._pipeline.refuse(connection, self._transport, reason)
 
     def _silent(self) -> None:
-        """The client waits for the server to speak first: whatever it is, it is carried as TCP."""
-        if self._permit is not None or self._admit():
+        """The client waits for the server to speak first: whatever it is, it is carried as TCP; on an HTTP port it idled too long."""
+        if self._permit is None and not self._admit():
+            return
+        if self._protocol == "http":
+            self._transport.close()
+        else:
             self._hand_on("tcp")
 
     def _hand_on(self, protocol: str) -> None:

@@ -10,11 +10,12 @@ import asyncio
 import collections
 import logging
 import os
+import weakref
 from time import monotonic, perf_counter, time
 from typing import Any, Final
 
 from nodeagent.config import Limits, Proxy, Timeouts
-from nodeagent.errors import NO_ENDPOINTS, PROBE_REFUSED, REQUEST_TIMEOUT, Reason
+from nodeagent.errors import DOWNSTREAM_GONE, DOWNSTREAM_TIMEOUT, NO_ENDPOINTS, PROBE_REFUSED, REQUEST_TIMEOUT, Reason
 from nodeagent.mesh.entries import Endpoint
 from nodeagent.proxy.authorize import OPEN, Permit, Refusal, authorize_connection, authorize_request
 from nodeagent.proxy.connection import Connection, Path, host_port
@@ -55,7 +56,7 @@ class Pipeline:
         self.draining = False
         self.now = monotonic()
         self.wall_offset = time() - perf_counter()
-        self._pools: dict[Dial, Pool] = {}
+        self._pools: weakref.WeakValueDictionary[Dial, Pool] = weakref.WeakValueDictionary()  # routes and open connections hold them
         self._request_ids: list[bytes] = []
 
     # -- the line --
@@ -88,10 +89,10 @@ class Pipeline:
                 exchange.refuse(refusal.reason)
                 return
         route = exchange.route = self.route(connection)
+        route.active += 1
         if route.pool is None:
             exchange.refuse(NO_ENDPOINTS)
             return
-        route.active += 1
         if connection.upstream_workload is not route.workload or connection.path != route.path:
             self._follow(connection, route)
         exchange.deadline = self.now + self.timeouts.request
@@ -233,8 +234,10 @@ class Pipeline:
         started, wall = perf_counter(), connection.wall
         route = self.route(connection)
         self._follow(connection, route)
-        transport.pause_reading()
         try:
+            if transport.is_closing():
+                raise DialError(DOWNSTREAM_GONE)
+            transport.pause_reading()
             if route.pool is None:
                 raise DialError(NO_ENDPOINTS)
             dialled = await route.pool.dial.connect(self, http=False)
@@ -245,8 +248,9 @@ class Pipeline:
             self.closed(connection)
             reset(transport)
             return
-        if transport.is_closing():
-            dialled.transport.abort()
+        if transport.is_closing() or dialled.lost:
+            reset(dialled.transport)
+            reset(transport)
             self.closed(connection)
             return
         self._join(connection, route, transport, dialled.transport, connection.early, dialled.early, started)
@@ -348,24 +352,38 @@ class Pipeline:
                 self._sweep_relay(connection)
             elif connection.http is not None:
                 self._sweep_http(connection.http)
-        for dial, pool in list(self._pools.items()):
-            if not pool.sweep(now, self.timeouts.idle):
-                del self._pools[dial]
+        for pool in list(self._pools.values()):
+            pool.sweep(now, self.timeouts.idle)
 
     def _sweep_http(self, codec: HttpDownstream) -> None:
         exchange = codec.current
         if exchange is None:
-            silent = self.now - codec.touched
-            if codec.reading_head and silent > self.timeouts.request:
+            if codec.reading_head and self.now - codec.head_since > self.timeouts.request:
                 codec.time_out()
-            elif silent > self.timeouts.idle:
+            elif self.now - codec.touched > self.timeouts.idle:
                 codec.close()
-        elif not exchange.request_complete and self.now - codec.touched > self.timeouts.request:
-            codec.time_out()
-        elif not exchange.answered and exchange.request_complete and exchange.deadline < self.now:
-            if exchange.upstream is not None:
-                exchange.upstream.abandon()
-            exchange.refuse(REQUEST_TIMEOUT)
+        elif exchange.answered:
+            self._sweep_answer(codec, exchange)
+        elif not exchange.request_complete and not codec.stalled():
+            if self.now - codec.touched > self.timeouts.request:
+                codec.time_out()
+        elif exchange.deadline < self.now and self.now - codec.touched > self.timeouts.request:
+            self._give_up(exchange, REQUEST_TIMEOUT)
+
+    def _sweep_answer(self, codec: HttpDownstream, exchange: Exchange) -> None:
+        """An answer may take as long as it moves."""
+        if exchange.sent != codec.swept:
+            codec.swept, codec.touched = exchange.sent, self.now
+        elif self.now - codec.touched > self.timeouts.idle:
+            if exchange.finished:
+                codec.close()
+            else:
+                self._give_up(exchange, DOWNSTREAM_TIMEOUT)
+
+    def _give_up(self, exchange: Exchange, reason: Reason) -> None:
+        if exchange.upstream is not None:
+            exchange.upstream.abandon()
+        exchange.refuse(reason)
 
     def _sweep_relay(self, connection: Connection) -> None:
         if self._count_bytes(connection):

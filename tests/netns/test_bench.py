@@ -11,14 +11,14 @@ import pytest
 from nodeagent.compare import bench, envoy, load
 from nodeagent.compare.modes import EnvoyPair, Mode, NodeAgent
 from nodeagent.lab.network import inside
-from tests.netns.world import left_behind
+from tests.netns.world import eventually, left_behind
 
 
 @pytest.fixture(scope="module")
 def modes() -> Iterator[list[Mode]]:
     with bench.all_modes() as found:
         yield found
-    assert [each for name in bench.LABS for each in left_behind(name)] == []
+    eventually(lambda: not any(left_behind(name) for name in bench.LABS), "nothing is left of the labs")  # a killed process takes a moment to vanish
 
 
 def plaintext_on_the_way(mode: Mode, workload: load.Workload, pod: str) -> tuple[int, int]:

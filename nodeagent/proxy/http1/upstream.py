@@ -96,8 +96,6 @@ class HttpUpstream:
             return
         except httptools.HttpParserError:
             if not self._complete:
-                if self._parts and self._whole is None:
-                    self._flush(exchange)
                 self._fail(UPSTREAM_PROTOCOL)
                 return
             self._reusable = False  # bytes behind a complete answer: the answer stands, the connection does not

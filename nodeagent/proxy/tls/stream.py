@@ -7,6 +7,7 @@ TLS transports, and it can start on bytes that were already read.
 from __future__ import annotations
 
 import asyncio
+import collections
 import ssl
 from collections.abc import Callable
 from typing import Any
@@ -26,6 +27,8 @@ class TlsStream:
         self._eof_sent = self._eof_received = False
         self._closing = False
         self._reading = True
+        self._held: collections.deque[bytes] = collections.deque()
+        self._broken: Exception | None = None
         self.protocol: Any = None
         self.transport: Any = None
 
@@ -45,6 +48,7 @@ class TlsStream:
     def eof_received(self) -> bool:
         if not self._eof_received:
             # FIN without close_notify is a truncation (RFC 8446 section 6.1), not an end: it is passed on as an abort.
+            self._broken = ConnectionResetError("the peer's stream was cut off: FIN without close_notify")
             self.abort()
         return not self._closing
 
@@ -52,7 +56,7 @@ class TlsStream:
         if self._established:
             protocol, self.protocol = self.protocol, None
             if protocol is not None:
-                protocol.connection_lost(error)
+                protocol.connection_lost(error or self._broken)
         else:
             self._fail(error or ConnectionResetError("the peer closed the connection during the TLS handshake"))
 
@@ -77,7 +81,9 @@ class TlsStream:
         if self._eof_sent or self._closing:
             return
         self._eof_sent = True
+        self._hold_unread()
         self._close_notify()
+        asyncio.get_running_loop().call_soon(self._read)  # the peer's own end may have been met on the way
 
     def close(self) -> None:
         if self._closing:
@@ -103,7 +109,7 @@ class TlsStream:
             return
         self._reading = True
         self.transport.resume_reading()
-        if self._incoming.pending or self.session.pending():
+        if self._incoming.pending or self.session.pending() or self._eof_sent:
             asyncio.get_running_loop().call_soon(self._read)
 
     def get_extra_info(self, name: str) -> Any:
@@ -128,7 +134,7 @@ class TlsStream:
         self._established = True
         self._send()
         self._ready(self)
-        if self._incoming.pending and not self._closing:
+        if self._incoming.pending and not self._closing and self.protocol is not None:
             self._read()
 
     def _fail(self, error: Exception) -> None:
@@ -136,31 +142,42 @@ class TlsStream:
         failed(error)
 
     def _read(self) -> None:
-        read, pending = self.session.read, self.session.pending
+        read, pending, held = self.session.read, self.session.pending, self._held
         try:
             while self._reading and not self._closing:
-                data = read(READ_BYTES)
+                data = held.popleft() if held else read(READ_BYTES)
                 if not data:
                     self._peer_ended()
                     return
                 self.protocol.data_received(data)
-                if not (pending() or self._incoming.pending):
+                if not (pending() or self._incoming.pending or held):
                     break
         except ssl.SSLWantReadError:
             pass
         except ssl.SSLZeroReturnError:
             self._peer_ended()
             return
-        except (ssl.SSLError, OSError):
+        except (ssl.SSLError, OSError) as error:
+            self._broken = error
             self.abort()
             return
         if self._outgoing.pending:
             self._send()
 
     def _peer_ended(self) -> None:
+        if self._eof_received:
+            return
         self._eof_received = True
         if self.protocol is not None and not self.protocol.eof_received() and not self._closing:
             self.close()
+
+    def _hold_unread(self) -> None:
+        """Decrypt what came but was not taken yet: SSL_shutdown reads on by itself, and would throw it away."""
+        try:
+            while data := self.session.read(READ_BYTES):
+                self._held.append(data)
+        except (ssl.SSLError, OSError):
+            pass  # nothing more now; what is wrong with it, _read meets again
 
     def _close_notify(self) -> None:
         try:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -124,5 +125,11 @@ def test_a_log_is_counted_and_emptied(tmp_path: Path) -> None:
 
 def test_memory_of_many_counts_program_text_once() -> None:
     assert measure.Memory(pss=30, private=20, resident=70).times(100) == 100 * 20 + 50
-    own = measure.memory([1 << 22])
-    assert own == measure.Memory(0, 0, 0)
+
+
+def test_what_the_kernel_counts() -> None:
+    own = measure.memory([os.getpid()])
+    assert 0 < own.private <= own.pss <= own.resident
+    assert measure.memory([1 << 22]) == measure.Memory(0, 0, 0)
+    assert measure.cpu_seconds([os.getpid(), 1 << 22]) > 0
+    assert 0 <= measure.busy_cores(0.1) <= (os.cpu_count() or 1) * 1.5

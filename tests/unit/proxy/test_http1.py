@@ -307,7 +307,8 @@ def test_a_slow_application_is_given_up() -> None:
 def test_a_client_that_stops_in_a_head_is_let_go() -> None:
     async def scene(stage: Stage) -> None:
         assert (await stage.exchange(b"GET / HTTP/1.1\r\nHo")).startswith(b"HTTP/1.1 408 ")
-        assert not stage.pipeline.connections
+        while stage.pipeline.connections:
+            await asyncio.sleep(0.01)
 
     play(answering(show_head), scene, timeouts={"request": 0.2})
 

@@ -1,0 +1,240 @@
+"""TlsStream over real sockets: against itself, and against OpenSSL driven by hand."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import ssl
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import pytest
+import uvloop
+
+from nodeagent.identity.tls import Contexts
+from nodeagent.proxy.tls.stream import TlsStream
+from tests.unit.proxy.nodes import SERVER, Nodes, play
+
+
+class Above(asyncio.Protocol):
+    """Notes what a stream says to the protocol above it."""
+
+    def __init__(self) -> None:
+        self.data, self.ended, self.lost = b"", False, asyncio.Event()
+        self.error: Exception | None = None
+        self.on_data: Callable[[], None] = lambda: None
+
+    def data_received(self, data: bytes) -> None:
+        self.data += data
+        self.on_data()
+
+    def eof_received(self) -> bool:
+        assert not self.ended, "an end comes once"
+        self.ended = True
+        return True
+
+    def connection_lost(self, error: Exception | None) -> None:
+        self.error = error
+        self.lost.set()
+
+
+class End:
+    """One end of a connection."""
+
+    def __init__(self, context: ssl.SSLContext, *, server_side: bool) -> None:
+        self.above = Above()
+        self.ready: asyncio.Future[TlsStream] = asyncio.get_running_loop().create_future()
+        self.stream = TlsStream(context, server_side=server_side, ready=self._ready, failed=self._failed)
+
+    def _ready(self, stream: TlsStream) -> None:
+        stream.protocol = self.above
+        self.ready.set_result(stream)
+
+    def _failed(self, error: Exception) -> None:
+        if not self.ready.done():
+            self.ready.set_exception(error)
+
+
+def on_a_pair(tls: dict[str, Contexts], scene: Callable[[End, End], Awaitable[None]]) -> None:
+    async def run() -> None:
+        loop = asyncio.get_running_loop()
+        faults: list[Any] = []
+        loop.set_exception_handler(lambda _, context: faults.append(context))
+        one, other = socket.socketpair()
+        client, server = End(tls["client"].client_tcp, server_side=False), End(tls["server"].server, server_side=True)
+        await loop.create_connection(lambda: server.stream, sock=other)  # type: ignore[type-var]
+        await loop.create_connection(lambda: client.stream, sock=one)  # type: ignore[type-var]
+        async with asyncio.timeout(10):
+            await asyncio.gather(client.ready, server.ready)
+            await scene(client, server)
+        for end in (client, server):
+            end.stream.abort()
+        await asyncio.sleep(0.01)
+        assert not faults
+
+    uvloop.run(run())
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    while not condition():
+        await asyncio.sleep(0.002)
+
+
+def test_each_direction_ends_by_itself(tls: dict[str, Contexts]) -> None:
+    async def scene(client: End, server: End) -> None:
+        client.stream.write(b"question")
+        client.stream.write_eof()
+        await until(lambda: server.above.ended)
+        assert server.above.data == b"question"
+        server.stream.write(b"answer" * 50_000)
+        server.stream.write_eof()
+        await until(lambda: client.above.ended)
+        assert client.above.data == b"answer" * 50_000
+        assert not client.above.lost.is_set()
+
+    on_a_pair(tls, scene)
+
+
+@pytest.mark.parametrize("with_end", [False, True])
+def test_what_was_not_read_yet_survives_the_end_of_the_other_direction(tls: dict[str, Contexts], with_end: bool) -> None:
+    """SSL_shutdown reads on by itself: it must not find what the protocol above has yet to take."""
+
+    async def scene(client: End, server: End) -> None:
+        server.above.on_data = server.stream.pause_reading
+        client.stream.write(b"a" * 300_000)
+        if with_end:
+            client.stream.write_eof()
+        await until(lambda: bool(server.above.data))
+        server.stream.write_eof()
+        await until(lambda: client.above.ended)
+        server.above.on_data = lambda: None
+        server.stream.resume_reading()
+        await until(lambda: len(server.above.data) == 300_000)
+        if not with_end:
+            client.stream.write(b"more")
+            await until(lambda: server.above.data.endswith(b"more"))
+            client.stream.write_eof()
+        await until(lambda: server.above.ended)
+        assert not server.above.lost.is_set()
+
+    on_a_pair(tls, scene)
+
+
+def test_ending_from_within_a_callback_loses_nothing(tls: dict[str, Contexts]) -> None:
+    async def scene(client: End, server: End) -> None:
+        server.above.on_data = server.stream.write_eof
+        client.stream.write(b"a" * 200_000)
+        client.stream.write_eof()
+        await until(lambda: server.above.ended)
+        assert server.above.data == b"a" * 200_000
+
+    on_a_pair(tls, scene)
+
+
+def test_close_sends_what_was_written_and_a_close_notify(tls: dict[str, Contexts]) -> None:
+    async def scene(client: End, server: End) -> None:
+        client.stream.write(b"z" * 500_000)
+        client.stream.close()
+        client.stream.close()
+        client.stream.write(b"too late")
+        await until(lambda: server.above.ended)
+        assert server.above.data == b"z" * 500_000
+
+    on_a_pair(tls, scene)
+
+
+def test_a_stream_cut_off_is_lost_with_an_error(tls: dict[str, Contexts]) -> None:
+    async def scene(client: End, server: End) -> None:
+        client.stream.write(b"half of it")
+        client.stream.transport.write_eof()
+        await server.above.lost.wait()
+        assert server.above.data == b"half of it"
+        assert not server.above.ended
+        assert isinstance(server.above.error, ConnectionResetError)
+
+    on_a_pair(tls, scene)
+
+
+def test_bytes_that_are_not_tls_end_it_with_an_error(tls: dict[str, Contexts]) -> None:
+    async def scene(client: End, server: End) -> None:
+        client.stream.transport.write(b"GET / HTTP/1.1\r\n\r\n")
+        await server.above.lost.wait()
+        assert isinstance(server.above.error, ssl.SSLError)
+
+    on_a_pair(tls, scene)
+
+
+class ByHand:
+    """A TLS client over a blocking-style socket, which can leave out what a decent one does."""
+
+    def __init__(self, context: ssl.SSLContext) -> None:
+        self._in, self._out = ssl.MemoryBIO(), ssl.MemoryBIO()
+        self.session = context.wrap_bio(self._in, self._out)
+
+    async def start(self, nodes: Nodes) -> None:
+        self.reader, self.writer = await nodes.dial("127.0.0.3")
+        while True:
+            try:
+                self.session.do_handshake()
+                break
+            except ssl.SSLWantReadError:
+                self._flush()
+                self._in.write(await self.reader.read(65536))
+        self._flush()
+
+    def send(self, data: bytes) -> None:
+        self.session.write(data)
+        self._flush()
+
+    def _flush(self) -> None:
+        self.writer.write(self._out.read())
+
+
+def test_a_truncated_upload_is_not_an_end_for_the_application(tls: dict[str, Contexts]) -> None:
+    """FIN without close_notify (RFC 8446 section 6.1): whoever cuts the wire must not be able to shorten a message."""
+    outcome: list[object] = []
+    done = asyncio.Event()
+
+    async def app(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            outcome.append(await reader.read())
+        except ConnectionResetError:
+            outcome.append("reset")
+        done.set()
+
+    async def scene(nodes: Nodes) -> None:
+        peer = ByHand(tls["client"].client_tcp)
+        await peer.start(nodes)
+        peer.send(b"transfer 100")
+        await asyncio.sleep(0.05)
+        peer.writer.write_eof()
+        await done.wait()
+        assert outcome == ["reset"]
+
+    play(app, scene, tls, protocol="tcp")
+
+
+def test_a_truncated_answer_is_not_passed_off_as_whole(tls: dict[str, Contexts]) -> None:
+    """An answer that ends with the connection, over a TLS stream that was cut off."""
+
+    async def scene(nodes: Nodes) -> None:
+        loop = asyncio.get_running_loop()
+        ends: list[End] = []
+
+        def accept() -> Any:
+            end = End(tls["server"].server, server_side=True)
+            ends.append(end)
+            return end.stream
+
+        peer = await loop.create_server(accept, SERVER, 0)
+        nodes.originals.to = (SERVER, peer.sockets[0].getsockname()[1])
+        reader, writer = await nodes.connect()
+        writer.write(b"GET / HTTP/1.1\r\nHost: web\r\n\r\n")
+        await until(lambda: bool(ends) and b"\r\n\r\n" in ends[0].above.data)
+        ends[0].stream.write(b"HTTP/1.1 200 OK\r\n\r\nhalf an ans")
+        ends[0].stream.transport.write_eof()
+        with pytest.raises(ConnectionResetError):
+            raise AssertionError(await reader.read())
+        peer.close()
+
+    play(lambda reader, writer: asyncio.sleep(0), scene, tls, protocol="http")
