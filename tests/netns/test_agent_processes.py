@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack
+from pathlib import Path
 
 import pytest
 
@@ -59,7 +60,7 @@ def reload(lab: Lab, node: str) -> None:
 def test_a_worker_has_no_privilege(lab: Lab) -> None:
     """What parses the pods' bytes cannot read the CA's key, enter a namespace or come back to root."""
     for pid in workers(lab, "node1"):
-        status = dict(line.split(":\t", 1) for line in open(f"/proc/{pid}/status").read().splitlines() if ":\t" in line)
+        status = dict(line.split(":\t", 1) for line in Path(f"/proc/{pid}/status").read_text().splitlines() if ":\t" in line)
         assert set(status["Uid"].split()) == {"1337"}
         assert not int(status["CapEff"], 16) | int(status["CapPrm"], 16) | int(status["CapBnd"], 16)
         assert status["NoNewPrivs"].strip() == "1"

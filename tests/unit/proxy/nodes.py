@@ -60,7 +60,9 @@ class Originals:
 class Nodes:
     """The client's node sends to the server's node; *reach* it through both (:meth:`connect`) or from outside (:meth:`dial`)."""
 
-    def __init__(self, app: Handler, tls: dict[str, Contexts], *, protocol: Protocol, strict: bool, probes: tuple[Probe, ...], settings: dict[str, Any]) -> None:
+    def __init__(
+        self, app: Handler, tls: dict[str, Contexts], *, protocol: Protocol, strict: bool, probes: tuple[Probe, ...], settings: dict[str, Any]
+    ) -> None:
         self._app, self._tls, self._protocol, self._strict, self._probes = app, tls, protocol, strict, probes
         self._settings = Proxy.model_validate(settings)
         self._redirected: dict[tuple[str, int], tuple[str, int]] = {}
@@ -104,8 +106,10 @@ class Nodes:
         assert not self.faults, self.faults
 
     async def settled(self) -> None:
-        """Wait until no connection, no request and no handler is left on either node."""
+        """Wait until no connection, no request and no handler is left on either node; idle upstream connections are closed for it."""
         while any(pipeline.connections for pipeline in (self.near, self.far)) or self._tasks:
+            for pool in [*self.near._pools.values(), *self.far._pools.values()]:
+                pool.sweep(float("inf"), 0)
             await asyncio.sleep(0.01)
         for pipeline in (self.near, self.far):
             for pod in pipeline.pods.values():
@@ -119,7 +123,9 @@ class Nodes:
 
     async def dial(self, source: str = STRANGER, context: ssl.SSLContext | None = None) -> Streams:
         """Connect to the server's pod from *source*, which has no agent."""
-        return self._kept(await asyncio.open_connection(SERVER, self.port, local_addr=(source, 0), ssl=context, server_hostname="" if context else None, limit=1 << 18))
+        return self._kept(
+            await asyncio.open_connection(SERVER, self.port, local_addr=(source, 0), ssl=context, server_hostname="" if context else None, limit=1 << 18)
+        )
 
     def refused(self, pipeline: Pipeline) -> list[str]:
         """Return the reasons for which connections were refused since the last call."""
@@ -180,10 +186,11 @@ def play(
     async def run() -> None:
         nodes = Nodes(app, tls, protocol=protocol, strict=strict, probes=probes, settings=settings)
         await nodes.start()
-        async with asyncio.timeout(seconds):
-            try:
+        try:
+            async with asyncio.timeout(seconds):
                 await scene(nodes)
-            finally:
+        finally:
+            async with asyncio.timeout(10):
                 await nodes.stop()
 
     uvloop.run(run())

@@ -128,7 +128,9 @@ def own_tls(foreign: dict[str, Contexts]) -> tuple[ssl.SSLContext, ssl.SSLContex
 
 @pytest.mark.parametrize("alpn", [None, ["h2", "http/1.1"], ["not-istio"]])
 @pytest.mark.parametrize("protocol", ["tcp", "auto"])
-def test_an_applications_own_tls_passes_in_permissive_mode(tls: dict[str, Contexts], foreign_tls: dict[str, Contexts], alpn: list[str] | None, protocol: Any) -> None:
+def test_an_applications_own_tls_passes_in_permissive_mode(
+    tls: dict[str, Contexts], foreign_tls: dict[str, Contexts], alpn: list[str] | None, protocol: Any
+) -> None:
     server, client = own_tls(foreign_tls)
     if alpn:
         client.set_alpn_protocols(alpn)

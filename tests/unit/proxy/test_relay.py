@@ -235,7 +235,7 @@ def test_a_closed_port_is_a_reset_and_is_counted(reach: Reach, tls: dict[str, Co
     async def scene(nodes: Nodes) -> None:
         nodes.app.close()
         await asyncio.sleep(0)
-        reader, writer = await reach(nodes)
+        reader, _ = await reach(nodes)
         with pytest.raises(ConnectionResetError):
             await reader.read()
         await nodes.settled()

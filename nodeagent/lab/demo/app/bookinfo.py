@@ -116,7 +116,7 @@ class Web(BaseHTTPRequestHandler):
     disable_nagle_algorithm = True
     page: Page
 
-    def do_GET(self) -> None:  # noqa: N802
+    def do_GET(self) -> None:
         headers = {name: self.headers[name] for name in PASSED_ON if name in self.headers}
         try:
             self._answer(200, {"ok": True} if self.path == "/health" else type(self).page(headers))
