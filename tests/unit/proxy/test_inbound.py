@@ -16,7 +16,6 @@ from tests.unit.proxy.test_http1 import read_answer
 
 GET = b"GET / HTTP/1.1\r\nHost: web\r\n\r\n"
 show_head = answering(lambda head, body: ok(head))
-PROBES = (Probe("http", 0, "/healthz"),)
 
 
 async def cut(reader: asyncio.StreamReader) -> bool:
