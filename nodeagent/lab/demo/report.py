@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Final
 
 from rich.console import Console
+from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
@@ -63,7 +64,7 @@ def _connections(console: Console, found: Findings) -> None:
     for path in sorted({path for _, path in found.paths}):
         counts = [str(found.paths[direction, path] or "·") for direction in ("outbound", "inbound")]
         table.add_row(path, *counts, Text(_PATHS.get(path, ""), "dim"))
-    console.print(table)
+    console.print(Padding(table, (0, 0, 0, 2), expand=False))
 
 
 def _identities(console: Console, found: Findings) -> None:
@@ -71,7 +72,7 @@ def _identities(console: Console, found: Findings) -> None:
     table = _table(("hop", ""), ("client", ""), ("server", ""), ("proved by", ""), ("carried", "r"))
     for proof in found.proofs:
         table.add_row(f"{proof.hop.source} → {proof.hop.destination}", *_proved(proof))
-    console.print(table)
+    console.print(Padding(table, (0, 0, 0, 2), expand=False))
 
 
 def _proved(proof: Proof) -> tuple[str, str, str, str]:
@@ -85,7 +86,7 @@ def _underlay(console: Console, found: Findings) -> None:
     table = _table(("", ""), ("packets", "r"), ("TLS records", "r"), ("packets with the name", "r"), ("bytes of it in plaintext", "r"))
     table.add_row("without agents", *_seen(found.direct_underlay), style="dim")
     table.add_row("with agents", *_seen(found.agent_underlay), style="bold")
-    console.print(table)
+    console.print(Padding(table, (0, 0, 0, 2), expand=False))
 
 
 def _seen(seen: Seen) -> tuple[str, ...]:
@@ -98,7 +99,7 @@ def _latency(console: Console, found: Findings) -> None:
     for each in found.latencies:
         ratio = each.agent.percentile(50) / each.direct.percentile(50)
         table.add_row(each.what, *_percentiles(each.direct), *_percentiles(each.agent), f"[bold]{ratio:.1f} ×")
-    console.print(table)
+    console.print(Padding(table, (0, 0, 0, 2), expand=False))
     console.print("  [dim]Both in turn on this one, noisy machine: the ratio tells more than the milliseconds, and `make bench` more than this.")
 
 
@@ -118,7 +119,6 @@ def _title(console: Console, title: str, remark: str) -> None:
 
 def _table(*columns: tuple[str, str]) -> Table:
     table = Table(box=None, padding=(0, 3, 0, 0), pad_edge=False, header_style="dim")
-    table.add_column("", width=0)
     for title, justify in columns:
         table.add_column(title, justify="right" if justify else "left", overflow="fold")
     return table

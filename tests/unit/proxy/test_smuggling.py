@@ -182,7 +182,11 @@ _token = st.text("abcdefghijklmnopqrstuvwxyzABCDEFXYZ-_.!#$%&'*+^`|~0123456789",
 _value = st.binary(max_size=20).map(lambda raw: bytes(byte for byte in raw if byte == 9 or 32 <= byte < 127 or byte > 127).strip(b" \t"))
 _fields = st.lists(st.tuples(_token, _value), max_size=6)
 _target = st.text("abcXYZ019/?&=%-._~:@!$'()*+,;", max_size=30).map(lambda text: b"/" + text.encode())
-_bodies = st.one_of(st.none(), st.tuples(st.just("length"), st.lists(st.binary(max_size=2000), max_size=3)), st.tuples(st.just("chunked"), st.lists(st.binary(min_size=1, max_size=2000), max_size=5)))
+_bodies = st.one_of(
+    st.none(),
+    st.tuples(st.just("length"), st.lists(st.binary(max_size=2000), max_size=3)),
+    st.tuples(st.just("chunked"), st.lists(st.binary(min_size=1, max_size=2000), max_size=5)),
+)
 _requests = st.tuples(st.sampled_from([b"GET", b"POST", b"PUT", b"DELETE", b"PATCH", b"OPTIONS", b"HEAD"]), _target, _fields, _bodies, _fields)
 
 
@@ -226,7 +230,9 @@ def summary(read: Read) -> tuple[object, ...]:
     return read.method, read.target, kept, read.body, read.trailers
 
 
-def expected(method: bytes, target: bytes, fields: list[tuple[bytes, bytes]], body: tuple[str, list[bytes]] | None, trailers: list[tuple[bytes, bytes]]) -> tuple[object, ...]:
+def expected(
+    method: bytes, target: bytes, fields: list[tuple[bytes, bytes]], body: tuple[str, list[bytes]] | None, trailers: list[tuple[bytes, bytes]]
+) -> tuple[object, ...]:
     kept = [(name.lower(), value) for name, value in fields]
     kind, pieces = body or ("", [])
     return method, target, kept, b"".join(pieces), [(name.lower(), value) for name, value in trailers] if kind == "chunked" else []
@@ -236,7 +242,26 @@ _seeds = st.sampled_from([request for request, _ in PASSED.values()] + list(REFU
 _edits = st.lists(
     st.tuples(
         st.integers(0, 200),
-        st.sampled_from([b"", b" ", b"\t", b"\r", b"\n", b"\r\n", b"\0", b":", b";", b",", b"0", b"chunked", b"Content-Length: 5\r\n", b"Transfer-Encoding: chunked\r\n", b"\xff", b"\x0b"]),
+        st.sampled_from(
+            [
+                b"",
+                b" ",
+                b"\t",
+                b"\r",
+                b"\n",
+                b"\r\n",
+                b"\0",
+                b":",
+                b";",
+                b",",
+                b"0",
+                b"chunked",
+                b"Content-Length: 5\r\n",
+                b"Transfer-Encoding: chunked\r\n",
+                b"\xff",
+                b"\x0b",
+            ]
+        ),
         st.integers(0, 2),
     ),
     max_size=4,
@@ -262,4 +287,4 @@ def test_a_damaged_request_is_refused_or_read_alike(seed: bytes, edits: list[tup
 
     play(app, scene)
     assert not [fault for fault in app.faults if "closed" not in fault], (damaged, app.faults)
-    assert all(request.target not in (b"/smuggled",) or SMUGGLED in damaged for request in app.requests)
+    assert all(request.target != b"/smuggled" or SMUGGLED in damaged for request in app.requests)
