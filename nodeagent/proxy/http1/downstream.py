@@ -231,7 +231,9 @@ class HttpDownstream:
         exchange.http10 = version == "1.0"
         exchange.keep_alive = framing.keep_alive
         exchange.body = {BodyKind.NONE: NO_BODY, BodyKind.LENGTH: LENGTH_BODY, BodyKind.CHUNKED: CHUNKED_BODY}[framing.kind]
-        exchange.upgrade = bool(framing.upgrade) and exchange.body == NO_BODY and self.permit.probes is None
+        if exchange.body != NO_BODY and self._seen & field.UPGRADE:
+            return False  # the parser takes such a body for what follows an upgrade: two readings, so none
+        exchange.upgrade = bool(framing.upgrade) and self.permit.probes is None
         kept = without(lines, lambda name: name.lower() in framing.hop_by_hop)
         if not self._hosts:
             kept += (b"host", b": ", self.connection.local_text.encode(), b"\r\n")  # HTTP/1.0 may leave out what goes on as HTTP/1.1
