@@ -358,9 +358,12 @@ class Pipeline:
     def _sweep_http(self, codec: HttpDownstream) -> None:
         exchange = codec.current
         if exchange is None:
-            if codec.reading_head and self.now - codec.head_since > self.timeouts.request:
+            done = codec.connection.requests
+            if not codec.reading_head or done != codec.swept:
+                codec.swept, codec.head_since = done, self.now
+            elif self.now - codec.head_since > self.timeouts.request:
                 codec.time_out()
-            elif self.now - codec.touched > self.timeouts.idle:
+            if self.now - codec.touched > self.timeouts.idle:
                 codec.close()
         elif exchange.answered:
             self._sweep_answer(codec, exchange)

@@ -15,6 +15,13 @@ from nodeagent.lab.demo.report import show, show_next
 from nodeagent.lab.demo.run import run
 
 _WIDTH = 110
+"""Of lines at most, and of lines into a file or pipe."""
+
+
+def _console() -> Console:
+    console = Console(highlight=False)
+    console.width = min(console.width, _WIDTH) if console.is_terminal else _WIDTH
+    return console
 
 
 @click.command()
@@ -25,8 +32,7 @@ def main(requests: int, only_yaml: bool) -> None:
     if only_yaml:
         click.echo(manifest(), nl=False)
         return
-    console = Console(highlight=False)
-    console = Console(highlight=False, width=min(console.width, _WIDTH) if console.is_terminal else _WIDTH)
+    console = _console()
     started = time.monotonic()
     try:
         found = run(console, requests)
@@ -39,7 +45,7 @@ def main(requests: int, only_yaml: bool) -> None:
     if faults := broken(found):
         sys.exit("\n".join(f"error: a claim does not hold: {fault}" for fault in faults))
     show_next(console)
-    console.print(f"\n[green]✓[/] [bold]Everything held[/] [dim]in {time.monotonic() - started:.0f} s; nothing is left on this machine.")
+    console.print(f"\n[green]✓[/] [bold]Every claim holds[/] [dim]({time.monotonic() - started:.0f} s; nothing is left on this machine)")
 
 
 if __name__ == "__main__":

@@ -39,17 +39,17 @@ def show(console: Console, found: Findings) -> None:
 def show_next(console: Console) -> None:
     """Print the commands with which to go on."""
     _title(console, "Where to look next", "the same lab, to stay")
-    program, python = (_program(name) for name in ("nodeagent", Path(sys.executable).name))
-    commands = (
-        (f"{python} -m nodeagent.lab.demo --yaml | {program} lab up -f - --mode nodeagent", ""),
-        (f"{program} lab exec -n bookinfo visitor -- python3 /app/visitor.py me 100 10 http://frontend/", "traffic"),
-        (f"{program} get pods", "what is captured; also certs, endpoints, routes, policies"),
-        (f"{program} flows -f", "connections, live"),
-        (f"{program} lab exec node1 -- curl -s localhost:15020/metrics", "for Prometheus"),
-        (f"{program} lab down", ""),
-    )
-    for command, comment in commands:
-        console.print(Text.assemble("  ", (command, "cyan"), (f"  # {comment}" if comment else "", "dim")), soft_wrap=True)
+    agent, demo = _command("nodeagent", "-m nodeagent"), f"{_relative(Path(sys.executable))} -m nodeagent.lab.demo"
+    commands = {
+        "up": f"{demo} --yaml | {agent} lab up -f - --mode nodeagent",
+        "traffic": f"{agent} lab exec -n bookinfo visitor -- python3 /app/visitor.py me 100 10 http://frontend/",
+        "pods": f"{agent} get pods",
+        "live": f"{agent} flows -f",
+        "metrics": f"{agent} lab exec node1 -- curl -s localhost:15020/metrics",
+        "down": f"{agent} lab down",
+    }
+    for purpose, command in commands.items():
+        console.print(Text.assemble("  ", (f"{purpose:<9}", "dim"), (command, "cyan")), soft_wrap=True)
 
 
 def _pages(console: Console, found: Findings) -> None:
@@ -82,7 +82,7 @@ def _proved(proof: Proof) -> tuple[str, str, str, str]:
 
 
 def _underlay(console: Console, found: Findings) -> None:
-    _title(console, "Between the nodes", "tcpdump looks for the reader's name: requests, answers and the store's data carry it")
+    _title(console, "Between the nodes", "tcpdump; the reader's name is in requests, answers and the store's data")
     table = _table(("", ""), ("packets", "r"), ("TLS records", "r"), ("packets with the name", "r"), ("bytes of it in plaintext", "r"))
     table.add_row("without agents", *_seen(found.direct_underlay), style="dim")
     table.add_row("with agents", *_seen(found.agent_underlay), style="bold")
@@ -94,13 +94,13 @@ def _seen(seen: Seen) -> tuple[str, ...]:
 
 
 def _latency(console: Console, found: Findings) -> None:
-    _title(console, "Latency", f"ms, p50 and p90 of {ROUNDS * REQUESTS_PER_ROUND} requests over one connection at a time")
-    table = _table(("", ""), ("direct", "r"), ("", "r"), ("agent", "r"), ("", "r"), ("p50 ratio", "r"))
+    _title(console, "Latency", f"milliseconds, {ROUNDS * REQUESTS_PER_ROUND} requests each way, over one connection at a time")
+    table = _table(("", ""), ("direct p50", "r"), ("p90", "r"), ("agents p50", "r"), ("p90", "r"), ("ratio of p50", "r"))
     for each in found.latencies:
         ratio = each.agent.percentile(50) / each.direct.percentile(50)
         table.add_row(each.what, *_percentiles(each.direct), *_percentiles(each.agent), f"[bold]{ratio:.1f} ×")
     console.print(Padding(table, (0, 0, 0, 2), expand=False))
-    console.print("  [dim]Both in turn on this one, noisy machine: the ratio tells more than the milliseconds, and `make bench` more than this.")
+    console.print("  [dim]Both in turn on one noisy machine: trust the ratio, not the milliseconds; make bench knows more.")
 
 
 def _percentiles(visit: Visit) -> tuple[str, str]:
@@ -124,11 +124,19 @@ def _table(*columns: tuple[str, str]) -> Table:
     return table
 
 
+def _indented(table: Table) -> Padding:
+    return Padding(table, (0, 0, 0, 2))
+
+
 def _listed(values: Sequence[str]) -> str:
     return ", ".join(sorted(values)) or "nobody"
 
 
-def _program(name: str) -> str:
-    """Return how *name* of this environment is called from the current folder."""
-    path = Path(sys.executable).parent / name
+def _command(script: str, module: str) -> str:
+    """Return how this environment's *script* is called from the current folder, or the *module* behind it where that is not installed."""
+    path = Path(sys.executable).parent / script
+    return _relative(path) if path.exists() else f"{_relative(Path(sys.executable))} {module}"
+
+
+def _relative(path: Path) -> str:
     return str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path)

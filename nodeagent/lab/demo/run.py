@@ -7,7 +7,7 @@ import signal
 import socket
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from types import FrameType
 from typing import Final
 
@@ -52,9 +52,9 @@ def run(console: Console, requests: int) -> Findings:
             return _carry_out(steps, requests)
         finally:
             _ignore_signals()
-            with steps.step("everything is removed again"):
+            with steps.step("everything is removed again"), ExitStack() as labs:
                 for name in LABS.values():
-                    Lab.remove(name)
+                    labs.callback(Lab.remove, name)
 
 
 def _carry_out(steps: Steps, requests: int) -> Findings:

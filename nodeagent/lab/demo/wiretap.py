@@ -97,9 +97,9 @@ def examine(pcap: bytes, marker: bytes, dropped: int = 0) -> Seen:
     frames = list(_frames(pcap))
     streams: defaultdict[Flow, dict[int, bytes]] = defaultdict(dict)
     for segment in filter(None, map(_segment, frames)):
-        if segment.payload:
-            streams[segment.flow].setdefault(segment.sequence, segment.payload)
-    texts = [_assembled(segments) for segments in streams.values()]
+        if len(segment.payload) > len(streams[segment.flow].get(segment.sequence, b"")):
+            streams[segment.flow][segment.sequence] = segment.payload
+    texts = [_assembled(segments) for segments in streams.values() if segments]
     return Seen(
         packets=len(frames),
         marked=sum(marker in frame for frame in frames),

@@ -14,10 +14,10 @@ import httptools
 
 from nodeagent.errors import BAD_REQUEST, DOWNSTREAM_GONE, DOWNSTREAM_TIMEOUT, HEADERS_TOO_LARGE, Reason
 from nodeagent.proxy.http1 import headers as field
-from nodeagent.proxy.http1.exchange import CHUNKED_BODY, LENGTH_BODY, NO_BODY, Exchange, without
-from nodeagent.proxy.http1.framing import Ambiguous, BodyKind, request_framing, valid_target
+from nodeagent.proxy.http1.answers import refusal
+from nodeagent.proxy.http1.exchange import CHUNKED_BODY, NO_BODY, Exchange
+from nodeagent.proxy.http1.framing import Ambiguous, request_framing, valid_target
 from nodeagent.proxy.http1.headers import classify
-from nodeagent.proxy.http1.phrases import PHRASES
 from nodeagent.proxy.tcp import reset
 
 if TYPE_CHECKING:
@@ -30,6 +30,7 @@ QUEUED_REQUESTS: Final = 1
 LINGER_SECONDS: Final = 1.0
 """How long what a client still sends is read and dropped after the last answer: a connection closed with unread bytes is reset,
 and the reset can overtake the answer (RFC 9112 section 9.6)."""
+_BEHIND: Final = b"POST / HTTP/1.1\r\nhost: a\r\n%b\r\n\r\n"
 _SLASH: Final = 0x2F
 _PROTO_LINE: Final = (b"x-forwarded-proto", b": ", b"http", b"\r\n")
 _HOSTS_KNOWN: Final = 4096
@@ -52,12 +53,13 @@ class HttpDownstream:
         self.touched = pipeline.now
         self._refused: Reason | None = None
         self.reading_head = False
-        self.head_since = 0.0
+        self.head_since = self.touched
         self.swept = 0
         self._head_bytes = 0
         self._full = False
         self._paused: set[str] = set()
         self._trailers: list[bytes] = []
+        self._behind = b""
         self._reset()
 
     def _reset(self) -> None:
@@ -81,7 +83,7 @@ class HttpDownstream:
             return
         if self._refused is not None:
             self._protocol_error(self._refused)
-        elif self._head_bytes > self.header_limit:
+        elif self._head_bytes and self._head_bytes > self.header_limit:
             self._protocol_error(HEADERS_TOO_LARGE)
 
     def eof_received(self) -> bool:
@@ -125,7 +127,6 @@ class HttpDownstream:
 
     def on_message_begin(self) -> None:
         self.reading_head = True
-        self.head_since = self.pipeline.now
 
     def on_url(self, url: bytes) -> None:
         self._url = self._url + url if self._url else url
@@ -197,12 +198,15 @@ class HttpDownstream:
         exchange, self.reading = self.reading, None
         if exchange is None:
             return
-        exchange.request_complete = True
         if exchange.body:
+            if self._behind:
+                self.reading = exchange  # another parser reads its body
+                return
             exchange.deadline = self.pipeline.now + self.pipeline.timeouts.request
             if exchange.body == CHUNKED_BODY and not exchange.finished:
                 self._forward_body(exchange, b"".join((b"0\r\n", *self._trailers, b"\r\n")))
             self._trailers = []
+        exchange.request_complete = True
         if exchange.finished and exchange is self.current:
             self._next()
 
@@ -229,19 +233,9 @@ class HttpDownstream:
         if len(_hosts) < _HOSTS_KNOWN:
             _hosts.add(exchange.host)
         exchange.http10 = version == "1.0"
-        exchange.keep_alive = framing.keep_alive
-        exchange.body = {BodyKind.NONE: NO_BODY, BodyKind.LENGTH: LENGTH_BODY, BodyKind.CHUNKED: CHUNKED_BODY}[framing.kind]
-        if exchange.body != NO_BODY and self._seen & field.UPGRADE:
-            return False  # the parser takes such a body for what follows an upgrade: two readings, so none
-        exchange.upgrade = bool(framing.upgrade) and self.permit.probes is None
-        kept = without(lines, lambda name: name.lower() in framing.hop_by_hop)
-        if not self._hosts:
-            kept += (b"host", b": ", self.connection.local_text.encode(), b"\r\n")  # HTTP/1.0 may leave out what goes on as HTTP/1.1
-        if exchange.body == CHUNKED_BODY:
-            kept += (b"transfer-encoding", b": ", b"chunked", b"\r\n")
-        if exchange.upgrade:
-            kept += (b"connection", b": ", b"upgrade", b"\r\n", b"upgrade", b": ", framing.upgrade, b"\r\n")
-        exchange.lines = kept
+        exchange.adopt(framing, b"" if self._hosts else self.connection.local_text.encode(), tunnels=self.permit.probes is None)
+        if exchange.body and self.parser.should_upgrade():
+            self._behind = _BEHIND % (b"transfer-encoding: chunked" if exchange.body == CHUNKED_BODY else b"content-length: %d" % framing.length)
         return True
 
     def _begin(self, exchange: Exchange) -> None:
@@ -262,6 +256,9 @@ class HttpDownstream:
 
     def _hold_upgrade(self, rest: bytes) -> None:
         """The client asked for another protocol: what it sends next waits for the answer."""
+        if self._behind:
+            self._read_behind(rest)
+            return
         exchange = self.queue[-1] if self.queue else self.current
         if exchange is None or not exchange.upgrade or exchange.finished:
             if rest:
@@ -270,6 +267,19 @@ class HttpDownstream:
         if rest:
             exchange.pending = [*(exchange.pending or ()), rest]
         self.pause_reading("upgrade")
+
+    def _read_behind(self, rest: bytes) -> None:
+        """Read the body behind an Upgrade (a Java client's h2c offer): llhttp believes that there is none, and would take it for the next request."""
+        behind, self._behind = self._behind, b""
+        if self.closing:
+            return
+        self.closing = True  # the head that primes the parser is no news
+        self.parser = httptools.HttpRequestParser(self)
+        self.parser.feed_data(behind)
+        self.closing = self.reading_head = False
+        self._reset()
+        if rest:
+            self.data_received(rest)
 
     def pause_reading(self, why: str) -> None:
         """Stop reading from the client until every reason is gone."""
@@ -337,13 +347,9 @@ class HttpDownstream:
             return
         exchange.status = reason.status
         exchange.answered = True
-        body = f"{reason.code} ({reason.flag}): {reason.hint}\n".encode()
         if not exchange.request_complete and exchange.body != NO_BODY:
             exchange.keep_alive = False
-        close = (b"connection: keep-alive\r\n" if exchange.http10 else b"") if exchange.keep_alive else b"connection: close\r\n"
-        start = b"HTTP/1.1 %d %b\r\ncontent-type: text/plain\r\n" % (reason.status, PHRASES[reason.status])
-        head = b"%bcontent-length: %d\r\nserver: nodeagent\r\n%b\r\n" % (start, len(body), close)
-        answer = head if exchange.method == b"HEAD" else head + body
+        answer = refusal(exchange, reason)
         exchange.sent = len(answer)
         self.write(answer)
         self.pipeline.observe(exchange, reason.status, reason)

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Final
 
 from nodeagent.errors import Reason
+from nodeagent.proxy.http1.framing import BodyKind, Framing
 
 if TYPE_CHECKING:
     from nodeagent.proxy.http1.downstream import HttpDownstream
@@ -50,6 +51,21 @@ class Exchange:
         self.started = started
         """By perf_counter, in seconds."""
         self.request_id = b""
+
+    def adopt(self, framing: Framing, host: bytes, *, tunnels: bool) -> None:
+        """Take over what *framing* decided, and with it the fields as they go on. *host* stands in for a missing Host: HTTP/1.0
+        may leave out what goes on as HTTP/1.1. Unless *tunnels*, no upgrade is offered on."""
+        self.keep_alive = framing.keep_alive
+        self.body = CHUNKED_BODY if framing.kind is BodyKind.CHUNKED else LENGTH_BODY if framing.length else NO_BODY
+        self.upgrade = bool(framing.upgrade) and self.body == NO_BODY and tunnels
+        kept = without(self.lines, lambda name: name.lower() in framing.hop_by_hop)
+        if host:
+            kept += (b"host", b": ", host, b"\r\n")
+        if self.body == CHUNKED_BODY:
+            kept += (b"transfer-encoding", b": ", b"chunked", b"\r\n")
+        if self.upgrade:
+            kept += (b"connection", b": ", b"upgrade", b"\r\n", b"upgrade", b": ", framing.upgrade, b"\r\n")
+        self.lines = kept
 
     def head(self, route: Route) -> bytes:
         """Return the request's head as it goes upstream on *route*, written anew from what was parsed.

@@ -12,15 +12,17 @@ import httptools
 
 from nodeagent.errors import UPSTREAM_PROTOCOL, UPSTREAM_RESET, Reason
 from nodeagent.proxy.http1 import headers as field
+from nodeagent.proxy.http1.answers import PHRASES
 from nodeagent.proxy.http1.exchange import Exchange, without
 from nodeagent.proxy.http1.framing import Ambiguous, BodyKind, response_framing
 from nodeagent.proxy.http1.headers import classify
-from nodeagent.proxy.http1.phrases import PHRASES
 
 if TYPE_CHECKING:
     from nodeagent.proxy.pool import Pool
 
 _END: Final = b"\r\n\r\n"
+_MINOR: Final = len(b"HTTP/1.")
+_ONE: Final = 0x31
 _SIMPLE: Final = ~field.FRAMING | field.LENGTH | field.CONNECTION
 _KEEP_ALIVE: Final = (b"keep-alive", b"Keep-Alive")
 
@@ -101,7 +103,7 @@ class HttpUpstream:
             self._reusable = False  # bytes behind a complete answer: the answer stands, the connection does not
         head, self._whole = self._whole, None
         if head is not None:
-            if self._complete and fresh and data.find(_END) + 4 + self._length == len(data):
+            if self._complete and fresh and data[_MINOR] == _ONE and data.find(_END) + 4 + self._length == len(data):
                 # The packet is one whole answer that needs no change: it goes on as it came.
                 self._parts.clear()
                 exchange.sent += len(data)
@@ -199,7 +201,7 @@ class HttpUpstream:
             status >= 200
             and len(lengths) == 1
             and not seen & ~_SIMPLE
-            and (not seen & field.CONNECTION or (connection in _KEEP_ALIVE and self._parser.get_http_version() == "1.1"))
+            and (not seen & field.CONNECTION or connection in _KEEP_ALIVE)
             and status not in (204, 304)
             and self._parser.should_keep_alive()
             and exchange.keep_alive
@@ -293,7 +295,6 @@ class HttpUpstream:
         self.served += 1
         head_only = exchange.method == b"HEAD"
         self._in_body = self._complete = False
-        self._unproductive = 0
         if self._trailers:
             self._trailers = []
         reusable = self._reusable and exchange.request_complete

@@ -18,7 +18,6 @@ CHUNKED = POST + b"Transfer-Encoding: chunked\r\n"
 SMUGGLED = b"GET /smuggled HTTP/1.1\r\nHost: web\r\n\r\n"
 
 REFUSED = {
-    "upgrade with a body": POST + b"Connection: Upgrade\r\nUpgrade: websocket\r\nContent-Length: 3\r\n\r\nabc",
     "CL.TE": POST + b"Content-Length: 6\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\nG",
     "TE.CL": POST + b"Transfer-Encoding: chunked\r\nContent-Length: 4\r\n\r\n5c\r\n" + SMUGGLED + b"\r\n0\r\n\r\n",
     "TE.TE obfuscated": CHUNKED + b"Transfer-Encoding: x\r\n\r\n0\r\n\r\n" + SMUGGLED,
@@ -126,6 +125,10 @@ PASSED = {
     "chunk size with zeros and capitals": (CHUNKED + b"\r\n00A\r\n0123456789\r\n000\r\n\r\n", b"0123456789"),
     "Connection names a private field": (b"GET / HTTP/1.1\r\nHost: web\r\nConnection: x-private\r\nX-Private: 1\r\n\r\n", b""),
     "h2c upgrade": (b"GET / HTTP/1.1\r\nHost: web\r\nConnection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAA\r\n\r\n", b""),
+    "upgrade with a body": (POST + b"Connection: Upgrade\r\nUpgrade: websocket\r\nContent-Length: 3\r\n\r\nabc", b"abc"),
+    "upgrade with a request as body": (POST + b"Connection: Upgrade\r\nUpgrade: h2c\r\nContent-Length: %d\r\n\r\n" % len(SMUGGLED) + SMUGGLED, SMUGGLED),
+    "upgrade with a chunked body": (CHUNKED + b"Connection: Upgrade\r\nUpgrade: h2c\r\n\r\n%x\r\n%b\r\n0\r\n\r\n" % (len(SMUGGLED), SMUGGLED), SMUGGLED),
+    "upgrade with an empty body": (POST + b"Connection: Upgrade\r\nUpgrade: h2c\r\nContent-Length: 0\r\n\r\n", b""),
 }
 
 

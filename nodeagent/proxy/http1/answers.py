@@ -1,0 +1,30 @@
+"""What the proxy says on its own account: status lines, and whole answers to what it refuses."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+from nodeagent.errors import Reason
+
+if TYPE_CHECKING:
+    from nodeagent.proxy.http1.exchange import Exchange
+
+PHRASES: Final = {
+    100: b"Continue", 101: b"Switching Protocols", 103: b"Early Hints",
+    200: b"OK", 201: b"Created", 202: b"Accepted", 204: b"No Content", 206: b"Partial Content",
+    301: b"Moved Permanently", 302: b"Found", 303: b"See Other", 304: b"Not Modified", 307: b"Temporary Redirect", 308: b"Permanent Redirect",
+    400: b"Bad Request", 401: b"Unauthorized", 403: b"Forbidden", 404: b"Not Found", 405: b"Method Not Allowed", 408: b"Request Timeout", 409: b"Conflict",
+    410: b"Gone", 412: b"Precondition Failed", 413: b"Content Too Large", 415: b"Unsupported Media Type", 422: b"Unprocessable Content",
+    429: b"Too Many Requests", 431: b"Request Header Fields Too Large",
+    500: b"Internal Server Error", 501: b"Not Implemented", 502: b"Bad Gateway", 503: b"Service Unavailable", 504: b"Gateway Timeout",
+}  # fmt: skip
+"""RFC 9110 section 15. The phrase has no meaning; a status that is not here goes out with none."""
+
+
+def refusal(exchange: Exchange, reason: Reason) -> bytes:
+    """Return the answer to *exchange* that says why it is refused: flag, likely cause and next step."""
+    body = f"{reason.code} ({reason.flag}): {reason.hint}\n".encode()
+    connection = (b"connection: keep-alive\r\n" if exchange.http10 else b"") if exchange.keep_alive else b"connection: close\r\n"
+    fields = b"content-type: text/plain\r\ncontent-length: %d\r\nserver: nodeagent\r\n%b\r\n" % (len(body), connection)
+    head = b"HTTP/1.1 %d %b\r\n%b" % (reason.status, PHRASES[reason.status], fields)
+    return head if exchange.method == b"HEAD" else head + body
