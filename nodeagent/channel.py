@@ -16,10 +16,12 @@ from typing import Any
 import orjson
 
 MESSAGE_BYTES = 160_000
-"""Below net.core.wmem_default on every kernel seen; larger payloads are split by their senders."""
+"""Below net.core.wmem_default on every kernel seen; a larger message goes as a memory file, whose descriptor is sent."""
+LARGEST_BYTES = 64 << 20
 DESCRIPTORS = 200
 """SCM_MAX_FD is 253."""
 
+_IN_FILE = b"memory file"
 Message = dict[str, Any]
 Handler = Callable[[Message, list[int]], None]
 
@@ -50,8 +52,11 @@ class Channel:
         """Queue *message*; the descriptors are duplicated, so the caller may close its own at once."""
         if not self._open:
             return
-        payload = orjson.dumps(message)
-        self._queue.append((payload, [os.dup(descriptor) for descriptor in descriptors]))
+        payload, copies = orjson.dumps(message), [os.dup(descriptor) for descriptor in descriptors]
+        if len(payload) > MESSAGE_BYTES:
+            copies.insert(0, _memory_file(payload))
+            payload = _IN_FILE
+        self._queue.append((payload, copies))
         if len(self._queue) == 1:
             self._flush()
 
@@ -94,6 +99,8 @@ class Channel:
             if not payload:
                 self._lost()
                 return
+            if payload == _IN_FILE and descriptors:
+                payload = _read_memory_file(descriptors.pop(0))
             self._handler(orjson.loads(payload), descriptors)
             if not self._open:
                 return
@@ -102,6 +109,21 @@ class Channel:
         if self._open:
             self.close()
             self._closed()
+
+
+def _memory_file(payload: bytes) -> int:
+    """Return a descriptor of a file in memory that holds *payload*."""
+    descriptor = os.memfd_create("message", os.MFD_CLOEXEC)
+    with open(descriptor, "wb", closefd=False) as file:
+        file.write(payload)
+    return descriptor
+
+
+def _read_memory_file(descriptor: int) -> bytes:
+    """Return at most LARGEST_BYTES of the file and close it; the sender may be a worker that was taken over."""
+    with open(descriptor, "rb") as file:
+        file.seek(0)
+        return file.read(LARGEST_BYTES)
 
 
 def _close_all(descriptors: Sequence[int]) -> None:

@@ -367,11 +367,11 @@ class Pipeline:
                 codec.close()
         elif exchange.answered:
             self._sweep_answer(codec, exchange)
-        elif not exchange.request_complete and not codec.stalled():
+        elif not exchange.request_complete and not codec.paused:
             if self.now - codec.touched > self.timeouts.request:
                 codec.time_out()
         elif exchange.deadline < self.now and self.now - codec.touched > self.timeouts.request:
-            self._give_up(exchange, REQUEST_TIMEOUT)
+            exchange.give_up(REQUEST_TIMEOUT)
 
     def _sweep_answer(self, codec: HttpDownstream, exchange: Exchange) -> None:
         """An answer may take as long as it moves."""
@@ -381,12 +381,7 @@ class Pipeline:
             if exchange.finished:
                 codec.close()
             else:
-                self._give_up(exchange, DOWNSTREAM_TIMEOUT)
-
-    def _give_up(self, exchange: Exchange, reason: Reason) -> None:
-        if exchange.upstream is not None:
-            exchange.upstream.abandon()
-        exchange.refuse(reason)
+                exchange.give_up(DOWNSTREAM_TIMEOUT)
 
     def _sweep_relay(self, connection: Connection) -> None:
         if self._count_bytes(connection):

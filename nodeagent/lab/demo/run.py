@@ -23,6 +23,7 @@ from nodeagent.lab.demo.traffic import measure, visit
 from nodeagent.lab.demo.wiretap import record
 
 LABS: Final[dict[Mode, str]] = {"direct": "demo-direct", "nodeagent": "demo"}
+_WIDTH: Final = 90
 _ENDING: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
@@ -38,7 +39,12 @@ class Steps:
         started = time.monotonic()
         with self._console.status(f"[dim]{what}"):
             yield
-        self._console.print(f"  [green]✓[/] {what:<80} [dim]{time.monotonic() - started:5.1f} s", highlight=False)
+        self.done(what, started)
+
+    def done(self, what: str, started: float) -> None:
+        """Say that *what*, begun at *started* (monotonic), is done."""
+        room = min(self._console.width, _WIDTH) - len("  ✓  99.9 s")
+        self._console.print(f"  [green]✓[/] {what:<{room}} [dim]{time.monotonic() - started:4.1f} s")
 
 
 def run(console: Console, requests: int) -> Findings:
@@ -52,9 +58,11 @@ def run(console: Console, requests: int) -> Findings:
             return _carry_out(steps, requests)
         finally:
             _ignore_signals()
-            with steps.step("everything is removed again"), ExitStack() as labs:
+            started = time.monotonic()
+            with ExitStack() as labs:  # nothing is printed before: the terminal may be what has gone
                 for name in LABS.values():
                     labs.callback(Lab.remove, name)
+            steps.done("everything is removed again", started)
 
 
 def _carry_out(steps: Steps, requests: int) -> Findings:
@@ -66,7 +74,7 @@ def _carry_out(steps: Steps, requests: int) -> Findings:
         direct = Lab.up(text=yaml, name=LABS["direct"], mode="direct")
     with steps.step("the same lab with one agent a node"):
         agent = Lab.up(text=yaml, name=LABS["nodeagent"], mode="nodeagent")
-    with steps.step(f"{requests} pages without agents, tcpdump on the bridge between the nodes"), record(direct) as direct_tap:
+    with steps.step(f"{requests} pages without agents, tcpdump between the nodes"), record(direct) as direct_tap:
         direct_visit = visit(direct, reader, requests)
     with steps.step(f"{requests} pages through the agents, tcpdump again"), record(agent) as agent_tap:
         before = scrape(agent)

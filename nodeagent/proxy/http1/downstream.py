@@ -28,8 +28,7 @@ if TYPE_CHECKING:
 QUEUED_REQUESTS: Final = 1
 """Pipelined requests taken before reading stops; they are answered in order, one upstream at a time."""
 LINGER_SECONDS: Final = 1.0
-"""How long what a client still sends is read and dropped after the last answer: a connection closed with unread bytes is reset,
-and the reset can overtake the answer (RFC 9112 section 9.6)."""
+"""What the client still sends is read and dropped so long: a close with unread bytes is a reset, which can overtake the answer (RFC 9112 section 9.6)."""
 _BEHIND: Final = b"POST / HTTP/1.1\r\nhost: a\r\n%b\r\n\r\n"
 _SLASH: Final = 0x2F
 _PROTO_LINE: Final = (b"x-forwarded-proto", b": ", b"http", b"\r\n")
@@ -57,7 +56,7 @@ class HttpDownstream:
         self.swept = 0
         self._head_bytes = 0
         self._full = False
-        self._paused: set[str] = set()
+        self.paused: set[str] = set()
         self._trailers: list[bytes] = []
         self._behind = b""
         self._reset()
@@ -117,10 +116,9 @@ class HttpDownstream:
     def resume_writing(self) -> None:
         self._full = False
         self.resume_reading("answers")
-        if self.current is None:
-            if self.queue:
-                self._take_next()
-        elif self.current.upstream is not None:
+        if self.current is None and self.queue:
+            self._take_next()
+        elif self.current is not None and self.current.upstream is not None:
             self.current.upstream.resume_reading()
 
     # -- events of the parser --
@@ -283,14 +281,14 @@ class HttpDownstream:
 
     def pause_reading(self, why: str) -> None:
         """Stop reading from the client until every reason is gone."""
-        if not self._paused:
+        if not self.paused:
             self.transport.pause_reading()
-        self._paused.add(why)
+        self.paused.add(why)
 
     def resume_reading(self, why: str) -> None:
-        if why in self._paused:
-            self._paused.discard(why)
-            if not self._paused and not self.transport.is_closing():
+        if why in self.paused:
+            self.paused.discard(why)
+            if not self.paused and not self.transport.is_closing():
                 self.transport.resume_reading()
 
     # -- answers --
@@ -313,7 +311,7 @@ class HttpDownstream:
         if exchange is None or not exchange.keep_alive or (self.closing and not self.queue):
             self.close()
             return
-        if self._paused:
+        if self.paused:
             for why in ("body", "upstream"):
                 self.resume_reading(why)
         if self._full:
@@ -373,9 +371,7 @@ class HttpDownstream:
         if exchange.finished:
             self._linger()
             return
-        if exchange.upstream is not None:
-            exchange.upstream.abandon()
-        self.refuse(exchange, reason)
+        exchange.give_up(reason)
 
     def time_out(self) -> None:
         """The client stopped in the middle of a request."""
@@ -385,10 +381,6 @@ class HttpDownstream:
         """Ask the client to come back on a new connection, with the answer under way or with the next one."""
         if self.current is not None and not self.current.answered:
             self.current.keep_alive = False
-
-    def stalled(self) -> bool:
-        """Say whether it is the upstream, not the client, who does not go on with the request."""
-        return bool(self._paused)
 
     def close(self) -> None:
         self.closing = True
@@ -400,7 +392,7 @@ class HttpDownstream:
         self.closing = True
         self.current = self.reading = None
         self.queue.clear()
-        for why in tuple(self._paused):
+        for why in tuple(self.paused):
             self.resume_reading(why)
         if not self.transport.is_closing():
             self.transport.write_eof()

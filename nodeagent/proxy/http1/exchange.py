@@ -81,6 +81,12 @@ class Exchange:
         """Say whether the request may be sent once more: nothing was answered and nothing of a body was lost."""
         return self.tries < 2 and not self.answered and self.body == NO_BODY and self.method in IDEMPOTENT
 
+    def give_up(self, reason: Reason) -> None:
+        """Wait for the upstream no longer."""
+        if not self.finished and self.upstream is not None:
+            self.upstream.abandon()
+        self.refuse(reason)
+
     def refuse(self, reason: Reason) -> None:
         """Answer on the proxy's own account, or cut the connection when an answer has begun."""
         if not self.finished:

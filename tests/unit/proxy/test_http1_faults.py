@@ -554,7 +554,7 @@ def test_fields_of_the_servers_hop_stay_behind() -> None:
         reader, writer = await stage.connect()
         for _ in range(3):
             writer.write(GET)
-            head, _ = await read_answer(reader)
+            head, body = await read_answer(reader)
             assert head.startswith(b"HTTP/1.1 200 ")
             assert body == b"abc"
             for gone in (b"X-Hop", b"Keep-Alive: ", b"Proxy-Connection"):
