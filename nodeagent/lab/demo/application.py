@@ -12,9 +12,9 @@ VISITOR: Final = "visitor"
 """The pod from which requests are sent."""
 PAGE: Final = "http://frontend/"
 MEASURED: Final = {
-    "http://frontend/health": "one hop on one node",
-    "http://details:9080/health": "one hop to the other node",
-    "http://ratings:9080/": "two hops: ratings, its TCP store",
+    "http://frontend/health": "one hop, same node",
+    "http://details:9080/health": "one hop, other node",
+    "http://ratings:9080/": "ratings and TCP store",
 }
 """What latency is measured of: each URL takes the same way every time, whereas a page needs reviews v1 or v2."""
 PROGRAMS: Final = ("bookinfo.py", "visitor.py")

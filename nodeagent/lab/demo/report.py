@@ -19,11 +19,11 @@ from nodeagent.lab.demo.traffic import REQUESTS_PER_ROUND, ROUNDS, Visit
 from nodeagent.lab.demo.wiretap import Seen
 
 _PATHS: Final = {
-    "proxy-local": "same node: handed over inside the agent, no TLS needed",
-    "proxy-mtls": "other node: TLS 1.3, both sides with a certificate",
-    "proxy-plaintext": "the nodes' own health probes of their pods",
+    "proxy-local": "same node: handed over in the agent",
+    "proxy-mtls": "other node: TLS 1.3 both ways",
+    "proxy-plaintext": "the nodes' own health probes",
 }
-_MEANS: Final = {"kernel_attested": "the kernel (same node)", "mutual_tls": "certificates (mTLS)"}
+_MEANS: Final = {"kernel_attested": "kernel", "mutual_tls": "mTLS"}
 
 
 def show(console: Console, found: Findings) -> None:
@@ -55,7 +55,7 @@ def show_next(console: Console) -> None:
 def _pages(console: Console, found: Findings) -> None:
     versions, good = found.agent.versions, len(found.agent.milliseconds) - len(found.agent.failures)
     _title(console, "What came back", f"through the agents, for the reader named {found.reader}")
-    console.print(f"  {max(good, 0)} of {found.requests} pages as they should be; reviews v1 wrote {versions['v1']} of them, v2 (with stars) {versions['v2']}")
+    console.print(f"  {max(good, 0)} of {found.requests} pages as they should be: {versions['v1']} with reviews v1, {versions['v2']} with v2")
 
 
 def _connections(console: Console, found: Findings) -> None:
@@ -68,7 +68,7 @@ def _connections(console: Console, found: Findings) -> None:
 
 
 def _identities(console: Console, found: Findings) -> None:
-    _title(console, "Identity that each side proved", f"{IDENTITIES}…")
+    _title(console, "Identity that each side proved", f"…: {IDENTITIES}")
     table = _table(("hop", ""), ("client", ""), ("server", ""), ("proved by", ""), ("carried", "r"))
     for proof in found.proofs:
         table.add_row(f"{proof.hop.source} → {proof.hop.destination}", *_proved(proof))
@@ -83,7 +83,7 @@ def _proved(proof: Proof) -> tuple[str, str, str, str]:
 
 def _underlay(console: Console, found: Findings) -> None:
     _title(console, "Between the nodes", "tcpdump; the reader's name is in requests, answers and the store's data")
-    table = _table(("", ""), ("packets", "r"), ("TLS records", "r"), ("packets with the name", "r"), ("bytes of it in plaintext", "r"))
+    table = _table(("", ""), ("packets", "r"), ("TLS records", "r"), ("showing the name", "r"), ("its bytes", "r"))
     table.add_row("without agents", *_seen(found.direct_underlay), style="dim")
     table.add_row("with agents", *_seen(found.agent_underlay), style="bold")
     console.print(Padding(table, (0, 0, 0, 2), expand=False))
@@ -100,7 +100,7 @@ def _latency(console: Console, found: Findings) -> None:
         ratio = each.agent.percentile(50) / each.direct.percentile(50)
         table.add_row(each.what, *_percentiles(each.direct), *_percentiles(each.agent), f"[bold]{ratio:.1f} ×")
     console.print(Padding(table, (0, 0, 0, 2), expand=False))
-    console.print("  [dim]Both in turn on one noisy machine: trust the ratio, not the milliseconds; make bench knows more.")
+    console.print("  [dim]Both in turn on a noisy machine: trust the ratio. More by make bench.")
 
 
 def _percentiles(visit: Visit) -> tuple[str, str]:
