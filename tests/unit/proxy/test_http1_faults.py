@@ -285,6 +285,23 @@ def test_a_long_upload_does_not_use_up_the_time_for_the_answer() -> None:
     play(app, scene, timeouts={"request": 0.4})
 
 
+def test_an_endpoint_that_cannot_be_reached_in_time_is_503_and_its_socket_is_not_lost() -> None:
+    async def scene(stage: Stage) -> None:
+        stock = stage.pods["server"].stock[4]
+        stock._ask = lambda count: None  # control is busy
+        answer = await stage.exchange(b"POST / HTTP/1.1\r\nHost: web\r\nConnection: close\r\nContent-Length: 3\r\n\r\nabc")
+        assert answer.startswith(b"HTTP/1.1 503 ")
+        assert b"connect_timeout (UF,URX): the endpoint does not answer" in answer
+        late = socket.socket()
+        late.setblocking(False)
+        stock.add([late])
+        assert (await stage.exchange(CLOSE)).startswith(b"HTTP/1.1 200 ")
+        await idle(stage)
+        assert counted(stage) == {("503", "UF,URX"): 1, ("200", "-"): 1}
+
+    play(answering(echo_target), scene, timeouts={"connect": 0.2})
+
+
 def test_a_client_that_stops_in_a_body_is_let_go_and_an_upstream_that_takes_none_is_given_up() -> None:
     async def app(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.readuntil(b"\r\n\r\n")
