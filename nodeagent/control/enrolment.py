@@ -70,6 +70,13 @@ class Enrolment:
                 continue
             self._enrol(uid, Member(pod))
 
+    def forget_kept(self) -> None:
+        """Close the listeners of pods that ended while control was away: they would keep the pods' network alive."""
+        for uid, listeners in self.kept.items():
+            Listeners(listeners).close()
+            self._effects.drop(PodUid(uid))
+        self.kept.clear()
+
     def _enrol(self, uid: PodUid, member: Member) -> None:
         self.members[uid] = member
         pod = member.pod
@@ -107,6 +114,10 @@ class Enrolment:
             log.warning("pod %s/%s was not released cleanly: %s", member.pod.namespace, member.pod.pod, error)
         self._workers.release(uid)
         self._effects.drop(uid)
+        identity = member.pod.identity
+        if all(other.pod.identity != identity for other in self.members.values()):
+            self._certificates.forget(identity)
+            self._workers.forget(identity)
 
     def check(self) -> None:
         """Compare each pod, and what all share, with the kernel's real state and repair what differs."""

@@ -21,7 +21,7 @@ from nodeagent.config import AgentConfig
 from nodeagent.control.admin import Admin
 from nodeagent.control.enrolment import Effects, Enrolment
 from nodeagent.control.workers import Needs, State, Workers
-from nodeagent.errors import NodeagentError
+from nodeagent.errors import ControlError, NodeagentError
 from nodeagent.identity.ca import CertificateAuthority
 from nodeagent.identity.certificate import Certificate
 from nodeagent.identity.store import Certificates
@@ -53,7 +53,11 @@ async def _run(config: AgentConfig, end: socket.socket) -> None:
         await control.start()
         await control.stopped.wait()
     finally:
-        await control.stop()
+        if not control.failed:
+            await control.stop()
+    if control.failed:
+        # Not a stop: the workers serve on, and the supervisor starts control again.
+        raise ControlError("control failed; its successor takes over")
 
 
 class Control:
@@ -63,6 +67,7 @@ class Control:
         self.config = config
         self.loop = asyncio.get_running_loop()
         self.stopped = asyncio.Event()
+        self.failed = False
         self.store = Store()
         self.store.set(declared.ISTIO_BUILD, ("nodeagent", __version__), 1)
         self.store.set(declared.BUILD_INFO, (__version__, platform.python_version(), config.node), 1)
@@ -87,7 +92,7 @@ class Control:
         config, loop = self.config, self.loop
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self.stopped.set)
-        loop.add_signal_handler(signal.SIGHUP, lambda: self._start(self.reload()))
+        loop.add_signal_handler(signal.SIGHUP, lambda: self._start(self._reload_on_signal()))
         await self._begun.wait()
         config.runtime_directory.mkdir(parents=True, exist_ok=True)
         source = DirectorySource(config.source)
@@ -111,6 +116,7 @@ class Control:
         state.start["node_addresses"] = sorted(self.mesh.node_addresses())
         self.workers.start()
         self._reconcile()
+        self.enrolment.forget_kept()
         self.plane.prune()
         self._listed = True
         self._start(self._watch(changes))
@@ -140,6 +146,12 @@ class Control:
         pids = await self.workers.reload(self.config.proxy.timeouts.drain)
         log.info("workers replaced: %s", pids)
         return pids
+
+    async def _reload_on_signal(self) -> None:
+        try:
+            await self.reload()
+        except ControlError as error:
+            log.error("%s", error)
 
     def ready(self) -> list[str]:
         """Return what keeps the daemon from being ready; nothing: it is."""
@@ -223,4 +235,5 @@ class Control:
             self._tasks.remove(task)
         if not task.cancelled() and task.exception() is not None:
             log.critical("control cannot go on: %s", task.exception(), exc_info=task.exception())
+            self.failed = True
             self.stopped.set()

@@ -170,6 +170,10 @@ class Workers:
         self._state.certificates[identity] = message
         self._broadcast(message)
 
+    def forget(self, identity: str) -> None:
+        """No pod of the node has *identity* any more: later workers do not get its key."""
+        self._state.certificates.pop(identity, None)
+
     def enrol(self, uid: str, pod: Message, listeners: dict[ListenerId, socket.socket]) -> None:
         """A pod's traffic is captured: its listeners go to the slots they belong to."""
         self._state.pods[uid] = pod

@@ -161,8 +161,9 @@ class Pipeline:
     def refuse(self, connection: Connection, transport: Any, reason: Reason) -> None:
         """Cut a connection before it carried anything; the client sees a reset."""
         connection.verdict, connection.reason = "deny", reason.code
-        self.count_refused(reason)
-        self._tcp_record(connection, self._unrouted(connection), reason, time(), 0, 0, 0.0)
+        route = self._unrouted(connection)
+        self._count_failed(route, reason)
+        self._tcp_record(connection, route, reason, time(), 0, 0, 0.0)
         self.closed(connection)
         reset(transport)
 
@@ -243,7 +244,7 @@ class Pipeline:
             dialled = await route.pool.dial.connect(self, http=False)
         except DialError as error:
             connection.reason = error.reason.code
-            self.count_refused(error.reason)
+            self._count_failed(route, error.reason)
             self._tcp_record(connection, route, error.reason, wall, 0, 0, perf_counter() - started)
             self.closed(connection)
             reset(transport)
@@ -327,6 +328,13 @@ class Pipeline:
             drawn = [text[at : at + 32] for at in range(0, len(text), 32)]
             ids += [f"{one[:8]}-{one[8:12]}-4{one[13:16]}-a{one[17:20]}-{one[20:]}".encode() for one in drawn]
         return ids.pop()
+
+    def _count_failed(self, route: Route, reason: Reason) -> None:
+        """Count a connection that carried nothing: by its reason, and under its response flag in Istio's metrics."""
+        self.count_refused(reason)
+        cell = route.tcp(reason.flag)
+        cell.opened += 1
+        cell.closed += 1
 
     def count_refused(self, reason: Reason) -> None:
         self.metrics.count(REFUSED, (reason.code,))

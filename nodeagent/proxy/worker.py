@@ -18,6 +18,7 @@ import uvloop
 
 from nodeagent.channel import Channel, Message
 from nodeagent.config import AgentConfig
+from nodeagent.errors import NodeagentError
 from nodeagent.identity.certificate import Certificate
 from nodeagent.identity.tls import Contexts, contexts
 from nodeagent.mesh.entries import Delta, PodUid, from_json
@@ -84,6 +85,14 @@ class Worker:
         getattr(self, f"_on_{message['op']}")(message, descriptors)
 
     def _on_start(self, message: Message, descriptors: list[int]) -> None:
+        try:
+            self._prepare(message, descriptors)
+        except NodeagentError as error:
+            # Above all: a worker that could not give up its privileges must not carry a byte.
+            log.critical("this worker cannot start: %s", error)
+            os._exit(1)
+
+    def _prepare(self, message: Message, descriptors: list[int]) -> None:
         config = AgentConfig.model_validate(message["config"])
         self._name = str(message["worker"])
         self._originals = OriginalDestinations(descriptors[0])
