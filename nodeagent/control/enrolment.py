@@ -15,7 +15,7 @@ from typing import Any
 
 from nodeagent.channel import Message
 from nodeagent.control.workers import Workers
-from nodeagent.errors import IdentityError, KernelError
+from nodeagent.errors import IdentityError, KernelError, ResourceError
 from nodeagent.identity.store import Certificates
 from nodeagent.mesh.entries import PodUid
 from nodeagent.mesh.local import LocalPod
@@ -35,6 +35,7 @@ class Member:
     state: str = "pending"
     faults: list[str] = field(default_factory=list)
     repaired: int = 0
+    published: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +95,21 @@ class Enrolment:
             return
         member.state, member.faults, member.cookie = "enrolled", [], netns.cookie
         self._hand_on(uid, member, listeners)
-        self._effects.publish(uid, True)
+        self._publish(uid, member)
+
+    def _publish(self, uid: PodUid, member: Member) -> None:
+        """Tell the other nodes; where that fails they keep sending plaintext, and it is tried again."""
+        try:
+            self._effects.publish(uid, True)
+            member.published = True
+        except ResourceError as error:
+            log.error("pod %s/%s: other nodes do not hear that it takes mTLS: %s", member.pod.namespace, member.pod.pod, error)
+
+    def _unpublish(self, uid: PodUid) -> None:
+        try:
+            self._effects.publish(uid, False)
+        except ResourceError as error:
+            log.error("other nodes do not hear that a pod takes no mTLS any more: %s", error)
 
     def _hand_on(self, uid: PodUid, member: Member, listeners: Listeners) -> None:
         """Give the pod's listeners to the workers, and to the supervisor to keep."""
@@ -107,7 +122,7 @@ class Enrolment:
         member = self.members.pop(uid, None)
         if member is None:
             return
-        self._effects.publish(uid, False)
+        self._unpublish(uid)
         try:
             self._plane.release(uid)
         except (KernelError, OSError) as error:
@@ -126,6 +141,8 @@ class Enrolment:
             if member.state == "failed":
                 self._enrol(uid, member)
                 continue
+            if not member.published:
+                self._publish(uid, member)
             before = self._plane.listeners(uid)
             name = f"pod {member.pod.namespace}/{member.pod.pod}"
             found, member.faults = self._mend(name, lambda uid=uid: self._plane.verify(uid), lambda uid=uid: self._plane.repair(uid))  # type: ignore[misc]
@@ -151,7 +168,7 @@ class Enrolment:
     def withdraw(self) -> None:
         """Tell the other nodes that these pods take no mTLS from now on: the daemon is leaving."""
         for uid in self.members:
-            self._effects.publish(uid, False)
+            self._unpublish(uid)
 
     def healthy(self) -> bool:
         """Say whether every pod that should be captured is."""

@@ -9,7 +9,6 @@ import os
 import platform
 import signal
 import socket
-import time
 from collections.abc import AsyncIterator
 from typing import Any, Final
 
@@ -71,7 +70,6 @@ class Control:
         self.store = Store()
         self.store.set(declared.ISTIO_BUILD, ("nodeagent", __version__), 1)
         self.store.set(declared.BUILD_INFO, (__version__, platform.python_version(), config.node), 1)
-        self.started = time.monotonic()
         self._begun = asyncio.Event()
         self._orphans: list[int] = []
         self._kept: dict[str, dict[ListenerId, socket.socket]] = {}

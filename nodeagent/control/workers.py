@@ -39,7 +39,6 @@ class WorkerProcess:
         self.pid = 0
         self.channel: Channel
         self.ready = False
-        self.draining = False
         self.last_pong = 0.0
         self.connections = 0
         self.replies: dict[int, tuple[asyncio.Future[list[Any]], list[Any]]] = {}
@@ -278,7 +277,6 @@ class Workers:
         return replaced
 
     def _retire(self, worker: WorkerProcess, drain_seconds: float) -> None:
-        worker.draining = True
         self._draining.append(worker)
         worker.channel.send({"op": "drain", "seconds": drain_seconds})
 
@@ -304,8 +302,6 @@ class Workers:
         """Return the snapshot as the workers have it."""
         return list(self._state.entries.values())
 
-    def pids(self) -> list[int]:
-        return [worker.pid for worker in self._slots.values()]
 
 
 def _parts(entries: Iterable[Entry], removals: Iterable[str]) -> Iterable[Message]:

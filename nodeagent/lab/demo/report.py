@@ -64,7 +64,7 @@ def _connections(console: Console, found: Findings) -> None:
     for path in sorted({path for _, path in found.paths}):
         counts = [str(found.paths[direction, path] or "·") for direction in ("outbound", "inbound")]
         table.add_row(path, *counts, Text(_PATHS.get(path, ""), "dim"))
-    console.print(Padding(table, (0, 0, 0, 2), expand=False))
+    console.print(_indented(table))
 
 
 def _identities(console: Console, found: Findings) -> None:
@@ -72,7 +72,7 @@ def _identities(console: Console, found: Findings) -> None:
     table = _table(("hop", ""), ("client", ""), ("server", ""), ("proved by", ""), ("carried", "r"))
     for proof in found.proofs:
         table.add_row(f"{proof.hop.source} → {proof.hop.destination}", *_proved(proof))
-    console.print(Padding(table, (0, 0, 0, 2), expand=False))
+    console.print(_indented(table))
 
 
 def _proved(proof: Proof) -> tuple[str, str, str, str]:
@@ -86,7 +86,7 @@ def _underlay(console: Console, found: Findings) -> None:
     table = _table(("", ""), ("packets", "r"), ("TLS records", "r"), ("showing the name", "r"), ("its bytes", "r"))
     table.add_row("without agents", *_seen(found.direct_underlay), style="dim")
     table.add_row("with agents", *_seen(found.agent_underlay), style="bold")
-    console.print(Padding(table, (0, 0, 0, 2), expand=False))
+    console.print(_indented(table))
 
 
 def _seen(seen: Seen) -> tuple[str, ...]:
@@ -99,7 +99,7 @@ def _latency(console: Console, found: Findings) -> None:
     for each in found.latencies:
         ratio = each.agent.percentile(50) / each.direct.percentile(50)
         table.add_row(each.what, *_percentiles(each.direct), *_percentiles(each.agent), f"[bold]{ratio:.1f} ×")
-    console.print(Padding(table, (0, 0, 0, 2), expand=False))
+    console.print(_indented(table))
     console.print("  [dim]Both in turn on a noisy machine: trust the ratio. More by make bench.")
 
 
@@ -125,7 +125,7 @@ def _table(*columns: tuple[str, str]) -> Table:
 
 
 def _indented(table: Table) -> Padding:
-    return Padding(table, (0, 0, 0, 2))
+    return Padding(table, (0, 0, 0, 2), expand=False)
 
 
 def _listed(values: Sequence[str]) -> str:
