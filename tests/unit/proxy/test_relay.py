@@ -239,7 +239,9 @@ def test_a_closed_port_is_a_reset_and_is_counted(reach: Reach, tls: dict[str, Co
         with pytest.raises(ConnectionResetError):
             await reader.read()
         await nodes.settled()
-        assert nodes.refused(nodes.far) == ["connect_failed"]
+        taken = {kind: series for part in nodes.far.metrics.delta() for kind, series in part.items()}
+        assert [count for count in taken["counts"] if count[1] == ("connect_failed",)]
+        assert [values[:2] for _, labels, values in taken["tcp"] if labels[-1] == "UF"] == [[1, 1]], "opened and closed under its flag"
 
     play(echo, scene, tls, protocol="tcp")
 
