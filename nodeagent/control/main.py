@@ -32,6 +32,8 @@ from nodeagent.telemetry import metrics as declared
 from nodeagent.telemetry.store import Store
 
 BEATS_PER_TIMEOUT: Final = 5
+SETTLE_SECONDS: Final = 0.3
+"""A connect() that was redirected before the heartbeat stopped reaches its listener within this time."""
 log = logging.getLogger("nodeagent.control")
 
 
@@ -134,6 +136,8 @@ class Control:
                 self.enrolment.withdraw()
             self.plane.stop_beating()
         if self.workers is not None:
+            # What waits in a backlog when the last listener closes is reset: workers accept until nothing more can come.
+            await asyncio.sleep(SETTLE_SECONDS)
             await self.workers.stop(self.config.proxy.timeouts.drain)
         if self._admin is not None:
             await self._admin.stop()
