@@ -6,7 +6,10 @@ Control compiles them from resources and sends a worker only those that changed.
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from typing import Any, Literal, NewType
+from typing import Any, Final, Literal, NewType
+
+from nodeagent.mesh.codec import decode
+from nodeagent.policy.model import AuthorizationPolicy, Jwks, MtlsMode, PathSetting, RateLimit, RequestAuthentication
 
 SpiffeId = NewType("SpiffeId", str)
 """``spiffe://<trust domain>/ns/<namespace>/sa/<service account>``."""
@@ -53,6 +56,25 @@ class Workload:
     """Workload port -> ``namespace/name`` of the first Service that targets it."""
     excluded_ports: tuple[int, ...] = ()
     """Ports that its node's agent does not capture (excludeInboundPorts): they take no mTLS."""
+    sidecar: bool = False
+    """It brings a classic sidecar, which takes mTLS as an enrolled pod does."""
+    mtls: MtlsMode = "PERMISSIVE"
+    """By PeerAuthentication (workload, namespace, mesh) or agent.yaml's mtls.mode."""
+    mtls_from: str = ""
+    """``namespace/name`` of the PeerAuthentication that says so, empty: agent.yaml."""
+    port_mtls: tuple[tuple[int, MtlsMode], ...] = ()
+    """Workload ports whose mode differs (portLevelMtls)."""
+    policies: tuple[str, ...] = ()
+    """Keys of the AuthorizationPolicy, RequestAuthentication and RateLimit entries that apply to it; known on its own node only."""
+    path: PathSetting = "auto"
+    bypass: bool = False
+
+    def mtls_at(self, port: int) -> MtlsMode:
+        """Return the mTLS mode of the workload port *port*."""
+        for number, mode in self.port_mtls:
+            if number == port:
+                return mode
+        return self.mtls
 
     @property
     def key(self) -> str:
@@ -86,13 +108,15 @@ class Service:
     addresses: tuple[Address, ...]
     """ClusterIPs; empty for a headless Service."""
     ports: tuple[ServicePort, ...]
+    path: PathSetting = "auto"
 
     @property
     def key(self) -> str:
         return f"service/{self.namespace}/{self.name}"
 
 
-Entry = Workload | Service
+Entry = Workload | Service | AuthorizationPolicy | RequestAuthentication | Jwks | RateLimit
+_KINDS: Final[dict[str, Any]] = {kind.__name__: kind for kind in (Workload, Service, AuthorizationPolicy, RequestAuthentication, Jwks, RateLimit)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,17 +138,5 @@ def to_json(entry: Entry) -> dict[str, Any]:
 def from_json(value: dict[str, Any]) -> Entry:
     """The inverse of :func:`to_json`; trusts its input, which is this program's own."""
     fields = dict(value)
-    kind = fields.pop("kind")
-    if kind == "Workload":
-        return Workload(
-            **{
-                **fields,
-                "addresses": tuple(fields["addresses"]),
-                "ports": tuple((port, protocol) for port, protocol in fields["ports"]),
-                "probes": tuple(Probe(**probe) for probe in fields["probes"]),
-                "excluded_ports": tuple(fields["excluded_ports"]),
-                "services": tuple((port, service) for port, service in fields["services"]),
-            }
-        )
-    ports = tuple(ServicePort(**{**port, "endpoints": tuple(Endpoint(**endpoint) for endpoint in port["endpoints"])}) for port in fields["ports"])
-    return Service(**{**fields, "addresses": tuple(fields["addresses"]), "ports": ports})
+    entry: Entry = decode(_KINDS[fields.pop("kind")], fields)
+    return entry

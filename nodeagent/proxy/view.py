@@ -45,7 +45,7 @@ class ClusterView:
                 self._workloads[entry.uid] = entry
                 for address in entry.addresses:
                     self._by_address[address] = entry
-            else:
+            elif isinstance(entry, Service):
                 self._services[entry.key] = entry
                 for address in entry.addresses:
                     self._vip_addresses[address] = entry

@@ -1,0 +1,1 @@
+"""Policy as pure decisions: compiled when configuration changes, evaluated without I/O."""

@@ -1,0 +1,183 @@
+"""Istio's security resources as validated data: what a policy says, before anything is compiled from it.
+
+Parsed by ``resources/security.py``, carried to the workers as snapshot entries, compiled by the modules of this package.
+An absent field is an empty tuple or text; values are as the user wrote them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+MtlsMode = Literal["STRICT", "PERMISSIVE", "DISABLE"]
+Action = Literal["ALLOW", "DENY", "AUDIT", "CUSTOM"]
+PathSetting = Literal["auto", "kernel", "proxy"]
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """``rules[].from[].source``: all fields must match, one value of each is enough."""
+
+    principals: tuple[str, ...] = ()
+    not_principals: tuple[str, ...] = ()
+    request_principals: tuple[str, ...] = ()
+    not_request_principals: tuple[str, ...] = ()
+    namespaces: tuple[str, ...] = ()
+    not_namespaces: tuple[str, ...] = ()
+    service_accounts: tuple[str, ...] = ()
+    not_service_accounts: tuple[str, ...] = ()
+    trust_domains: tuple[str, ...] = ()
+    not_trust_domains: tuple[str, ...] = ()
+    ip_blocks: tuple[str, ...] = ()
+    not_ip_blocks: tuple[str, ...] = ()
+    remote_ip_blocks: tuple[str, ...] = ()
+    not_remote_ip_blocks: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Operation:
+    """``rules[].to[].operation``."""
+
+    hosts: tuple[str, ...] = ()
+    not_hosts: tuple[str, ...] = ()
+    ports: tuple[int, ...] = ()
+    not_ports: tuple[int, ...] = ()
+    methods: tuple[str, ...] = ()
+    not_methods: tuple[str, ...] = ()
+    paths: tuple[str, ...] = ()
+    not_paths: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Condition:
+    """``rules[].when[]``."""
+
+    key: str
+    values: tuple[str, ...] = ()
+    not_values: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """One of ``rules``: some source, some operation and all conditions; an empty part always matches."""
+
+    sources: tuple[Source, ...] = ()
+    operations: tuple[Operation, ...] = ()
+    conditions: tuple[Condition, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class AuthorizationPolicy:
+    """``rules`` empty: never matches (an ALLOW policy then denies all)."""
+
+    namespace: str
+    name: str
+    action: Action = "ALLOW"
+    rules: tuple[Rule, ...] = ()
+    dry_run: bool = False
+    provider: str = ""
+    """CUSTOM: a name of ``extensionProviders`` in agent.yaml."""
+
+    @property
+    def key(self) -> str:
+        return f"authorization/{self.namespace}/{self.name}"
+
+
+@dataclass(frozen=True, slots=True)
+class TokenHeader:
+    """``fromHeaders[]``: where a token stands, and what stands before it."""
+
+    name: str
+    prefix: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class JwtRule:
+    """``jwtRules[]``."""
+
+    issuer: str
+    audiences: tuple[str, ...] = ()
+    jwks: str = ""
+    """The key set itself, as JSON text."""
+    jwks_uri: str = ""
+    from_headers: tuple[TokenHeader, ...] = ()
+    from_params: tuple[str, ...] = ()
+    from_cookies: tuple[str, ...] = ()
+    output_payload_to_header: str = ""
+    output_claim_to_headers: tuple[tuple[str, str], ...] = ()
+    """Header and claim (``a.b`` for a nested one)."""
+    forward_original_token: bool = False
+    timeout_seconds: float = 5.0
+
+
+@dataclass(frozen=True, slots=True)
+class RequestAuthentication:
+    namespace: str
+    name: str
+    rules: tuple[JwtRule, ...] = ()
+
+    @property
+    def key(self) -> str:
+        return f"authentication/{self.namespace}/{self.name}"
+
+
+@dataclass(frozen=True, slots=True)
+class Jwks:
+    """The keys behind a ``jwksUri``, fetched by control; ``keys`` empty: ``error`` says why there are none."""
+
+    uri: str
+    keys: str = ""
+    """The key set as JSON text, checked to be one."""
+    error: str = ""
+
+    @property
+    def key(self) -> str:
+        return f"jwks/{self.uri}"
+
+
+@dataclass(frozen=True, slots=True)
+class TokenBucket:
+    """Envoy's: ``tokens_per_fill`` are added every ``fill_seconds``, up to ``max_tokens``."""
+
+    max_tokens: int
+    tokens_per_fill: int
+    fill_seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class LocalLimit:
+    """One of ``local[]``: requests that match share a bucket, or have one for each value of ``by``."""
+
+    bucket: TokenBucket
+    methods: tuple[str, ...] = ()
+    paths: tuple[str, ...] = ()
+    headers: tuple[tuple[str, str], ...] = ()
+    """Header and value (``*`` at its begin or end, or alone: present)."""
+    by: tuple[str, ...] = ()
+    """``principal``, ``pod``, ``path``, ``header:<name>``."""
+
+
+@dataclass(frozen=True, slots=True)
+class GlobalLimit:
+    """``global``: ask a rate limit service (envoy.service.ratelimit.v3)."""
+
+    provider: str
+    domain: str
+    descriptors: tuple[tuple[tuple[str, str], ...], ...] = ()
+    """Each is a list of (key, value); a value may be ``{principal}``, ``{pod}``, ``{path}``, ``{method}``, ``{host}`` or ``{header:<name>}``."""
+    failure_mode: Literal["allow", "deny"] = "allow"
+    timeout_seconds: float = 0.02
+
+
+@dataclass(frozen=True, slots=True)
+class RateLimit:
+    """``RateLimit`` of nodeagent.io/v1alpha1."""
+
+    namespace: str
+    name: str
+    local: tuple[LocalLimit, ...] = ()
+    service: GlobalLimit | None = None
+
+    @property
+    def key(self) -> str:
+        return f"ratelimit/{self.namespace}/{self.name}"
