@@ -3,29 +3,38 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal, Self, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
 from pydantic.alias_generators import to_camel
 
 from nodeagent.errors import ConfigError
 
+Model = TypeVar("Model", bound=BaseModel)
 
-class _Section(BaseModel):
+
+class Section(BaseModel):
+    """A mapping of which every key is known."""
+
     model_config = ConfigDict(alias_generator=to_camel, extra="forbid", frozen=True)
 
 
-class MapSizes(_Section):
+class MapSizes(Section):
     """Entries per BPF map; a full map fails safe and is counted."""
 
     pods: int = Field(1024, ge=1, le=65536)
     connections: int = Field(65536, ge=1, le=4194304)
     exclusions: int = Field(4096, ge=1, le=1048576)
+    endpoints: int = Field(16384, ge=1, le=1048576)
+    """Of Services whose ClusterIPs are balanced in the kernel."""
+    verdicts: int = Field(65536, ge=1, le=4194304)
+    """Pairs of pods, by port, that the kernel decides."""
 
 
-class Redirect(_Section):
+class Redirect(Section):
     """Capture: which pods' cgroup subtree, where to pin, what to do about pods that are not enrolled."""
 
     cgroup: Path
@@ -36,7 +45,7 @@ class Redirect(_Section):
     maps: MapSizes = MapSizes()  # type: ignore[call-arg]
 
 
-class Limits(_Section):
+class Limits(Section):
     """Bounds on what a pod may make the shared proxy hold."""
 
     header_bytes: int = Field(61440, ge=1024, le=1048576)
@@ -45,7 +54,7 @@ class Limits(_Section):
     buffer_bytes: int = Field(65536, ge=4096, le=16777216)
 
 
-class Timeouts(_Section):
+class Timeouts(Section):
     """Seconds."""
 
     connect: float = Field(10, gt=0)
@@ -58,7 +67,7 @@ class Timeouts(_Section):
     drain: float = Field(30, ge=0)
 
 
-class Proxy(_Section):
+class Proxy(Section):
     workers: int | Literal["auto"] = 1
     limits: Limits = Limits()  # type: ignore[call-arg]
     timeouts: Timeouts = Timeouts()  # type: ignore[call-arg]
@@ -68,46 +77,143 @@ class Proxy(_Section):
         return (os.cpu_count() or 1) if self.workers == "auto" else self.workers
 
 
-class Mtls(_Section):
+class Mtls(Section):
     mode: Literal["PERMISSIVE", "STRICT"] = "PERMISSIVE"
+    """Where no PeerAuthentication says otherwise."""
+    root_namespace: str = Field("istio-system", pattern=r"^[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?$")
+    """Policies of this namespace are for the whole mesh."""
 
 
-class Identity(_Section):
+class IstioCa(Section):
+    """A service of Istio's CA protocol: istiod, or ``nodeagent ca``."""
+
+    address: str = Field(pattern=r"^(\[[0-9a-fA-F:.]+\]|[A-Za-z0-9._-]+):[0-9]{1,5}$")
+    """``HOST:PORT``; the server's certificate must be for HOST."""
+    token_file: Path
+    """This node's token, read anew for each request."""
+    root_cert_file: Path
+    """Roots that the server and the workloads are verified against, read anew when they change."""
+    cluster_id: str = ""
+    """What the CA calls this cluster; empty: ``cluster``."""
+    timeout: float = Field(10, gt=0, le=300)
+
+
+class IdentityFiles(Section):
+    """A mount with ``cert-chain.pem``, ``key.pem`` and ``root-cert.pem`` that something else renews."""
+
+    directory: Path
+
+
+class Identity(Section):
+    """Where certificates come from: exactly one of ``caDirectory``, ``istioCa`` and ``files``."""
+
+    ca_directory: Path | None = None
     """The built-in CA: a directory that the nodes share (its keys are 0600)."""
-
-    ca_directory: Path
+    istio_ca: IstioCa | None = None
+    files: IdentityFiles | None = None
     trust_domain: str = Field("cluster.local", pattern=r"^[a-z0-9._-]{1,255}$")
     ttl_seconds: int = Field(86400, ge=10)
 
+    @model_validator(mode="after")
+    def _one_source(self) -> Self:
+        if [self.ca_directory, self.istio_ca, self.files].count(None) != 2:
+            raise ValueError("exactly one of caDirectory, istioCa and files must be given")
+        return self
 
-class AccessLog(_Section):
+
+class AccessLog(Section):
     path: str = "-"
     """A file to append to, ``-`` for standard output, empty for none."""
     format: Literal["text", "json"] = "text"
 
 
-class Telemetry(_Section):
+class Telemetry(Section):
     access_log: AccessLog = AccessLog()
     admin_port: int = Field(15000, ge=0, le=65535)
     metrics_port: int = Field(15020, ge=0, le=65535)
     ready_port: int = Field(15021, ge=0, le=65535)
 
 
-class AgentConfig(_Section):
+def _seconds(value: object) -> object:
+    """Return the seconds of a duration as Istio writes it (``250ms``, ``5s``); anything else as it is."""
+    match = re.fullmatch(r"(\d{1,9}(?:\.\d{1,9})?)(ms|s|m|h)", value) if isinstance(value, str) else None
+    return float(match[1]) * {"ms": 0.001, "s": 1, "m": 60, "h": 3600}[match[2]] if match else value
+
+
+Duration = Annotated[float, BeforeValidator(_seconds), Field(gt=0, le=3600)]
+"""Seconds, or a text such as ``250ms``."""
+MeshHost = Annotated[str, Field(pattern=r"^([a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?/)?[A-Za-z0-9]([-A-Za-z0-9.]{0,251}[A-Za-z0-9])?$")]
+"""A Service's host name or an address, with its namespace and a slash before it where the name alone does not tell."""
+
+
+class EnvoyExtAuthzGrpc(Section):
+    """A service of envoy.service.auth.v3, for AuthorizationPolicies with action CUSTOM."""
+
+    service: MeshHost
+    port: int = Field(ge=1, le=65535)
+    timeout: Duration = 600
+    """Istio's default."""
+    fail_open: bool = False
+    """Whether a request passes when the service does not answer."""
+    status_on_error: int = Field(403, ge=200, le=599)
+    """The refusal's status when it does not."""
+
+
+class RateLimitGrpc(Section):
+    """A service of envoy.service.ratelimit.v3, for RateLimits with ``global``."""
+
+    service: MeshHost
+    port: int = Field(ge=1, le=65535)
+    timeout: Duration = 0.02
+    """Envoy's default; a RateLimit may ask for another."""
+
+
+class ExtensionProvider(Section):
+    """Somebody else who decides about requests, under the name that policies use: exactly one kind."""
+
+    name: str = Field(min_length=1, max_length=253)
+    envoy_ext_authz_grpc: EnvoyExtAuthzGrpc | None = None
+    rate_limit_grpc: RateLimitGrpc | None = None
+
+    @model_validator(mode="after")
+    def _one_kind(self) -> Self:
+        if (self.envoy_ext_authz_grpc is None) == (self.rate_limit_grpc is None):
+            raise ValueError("exactly one of envoyExtAuthzGrpc and rateLimitGrpc must be given")
+        return self
+
+
+class AgentConfig(Section):
     node: str = Field(min_length=1)
     cluster: str = "Kubernetes"
     source: Path
     """The cluster's state: a folder of Kubernetes objects (``objects/``) and of enrolment marks (``enrolled/``)."""
+    resources: tuple[Path, ...] = Field((), max_length=64)
+    """Folders of YAML files with PeerAuthentication, AuthorizationPolicy, RequestAuthentication and RateLimit, watched."""
     runtime_directory: Path = Path("/run/nodeagent")
     redirect: Redirect
     identity: Identity
     proxy: Proxy = Proxy()
-    mtls: Mtls = Mtls()
+    mtls: Mtls = Mtls()  # type: ignore[call-arg]
     telemetry: Telemetry = Telemetry()  # type: ignore[call-arg]
+    extension_providers: tuple[ExtensionProvider, ...] = Field((), max_length=64)
+
+    @field_validator("extension_providers")
+    @classmethod
+    def _named_once(cls, providers: tuple[ExtensionProvider, ...]) -> tuple[ExtensionProvider, ...]:
+        names = [provider.name for provider in providers]
+        for name in names:
+            if names.count(name) > 1:
+                raise ValueError(f"a name that is given once is expected, {name!r:.80} is given {names.count(name)} times")
+        return providers
 
 
 def load(path: Path) -> AgentConfig:
-    """Read and validate *path*.
+    """Read and validate agent.yaml. Raises ConfigError."""
+    return load_as(path, AgentConfig)
+
+
+def load_as(path: Path, model: type[Model]) -> Model:
+    """Read *path* (YAML) and validate it as *model*.
 
     Raises ConfigError naming the file, the field, the value and what is allowed.
     """
@@ -122,7 +228,7 @@ def load(path: Path) -> AgentConfig:
     if not isinstance(document, dict):
         raise ConfigError(f"{path}: expected a mapping at the top, found {type(document).__name__}")
     try:
-        return AgentConfig.model_validate(document)
+        return model.model_validate(document)
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         field = ".".join(str(part) for part in first["loc"])

@@ -42,7 +42,8 @@ class Reason:
     """Why a request or connection did not get its answer from the application.
 
     ``flag`` is Envoy's response flag, as Istio's metrics and access log carry it; ``details`` its response code
-    details; ``hint`` the likely cause and the next step, for the one who reads the 5xx body.
+    details; ``hint`` the likely cause and the next step, for the one who reads the 5xx body. ``body`` stands in its stead where
+    Envoy's words are part of the interface; ``headers`` go with the answer.
     """
 
     code: str
@@ -50,6 +51,8 @@ class Reason:
     flag: str
     details: str
     hint: str
+    body: bytes = b""
+    headers: tuple[tuple[str, str], ...] = ()
 
 
 BAD_REQUEST = Reason("bad_request", 400, "DPE", "http1.codec_error", "the request is not valid HTTP/1.1 or its length is ambiguous")
@@ -84,4 +87,15 @@ PLAINTEXT_REFUSED = Reason(
 )
 PROBE_REFUSED = Reason("probe_refused", 403, "NR", "filter_chain_not_found", "the workload is STRICT and this is not a probe that the pod declares")
 OVER_LIMIT = Reason("connections_per_pod", 503, "UO", "overflow", "the pod holds proxy.limits.connectionsPerPod connections")
+JWT_REFUSED = Reason("jwt_refused", 401, "-", "jwt_authn_access_denied", "the token is not valid for a RequestAuthentication of the workload")
+POLICY_DENIED = Reason(
+    "policy_denied", 403, "-", "rbac_access_denied_matched_policy[none]", "no ALLOW policy of the workload matches: see nodeagent explain",
+    b"RBAC: access denied",
+)  # fmt: skip
+EXTERNAL_DENIED = Reason("external_denied", 403, "UAEX", "ext_authz_denied", "the external authorizer refused the request")
+EXTERNAL_ERROR = Reason("external_error", 403, "UAEX", "ext_authz_error", "the external authorizer did not answer: is its Service up? See extensionProviders")
+RATE_LIMITED = Reason("rate_limited", 429, "RL", "local_rate_limited", "a RateLimit of the workload is used up", b"local_rate_limited")
+CERTIFICATE_ENDED = Reason(
+    "certificate_ended", 0, "UC", "certificate_expired", "the certificate that the connection was authorised by has ended: the client connects anew"
+)
 NO_ORIGINAL = Reason("no_original_destination", 0, "NR", "original_destination_unknown", "the connection did not come through the connect hook")

@@ -19,7 +19,10 @@ COLUMNS: Final = {
         *(Column("IDENTITY", "identity"), Column("SERIAL", "serial"), Column("EXPIRES IN", "not_after", until, right=True)),
         *(Column("RENEWED IN", "renew_at", until, right=True), Column("ERROR", "error")),
     ),
-    "policies": (Column("POD", "pod"), Column("MTLS", "mtls"), Column("FROM", "from")),
+    "policies": (
+        *(Column("KIND", "kind"), Column("POLICY", "policy"), Column("ACTION", "action"), Column("SELECTOR", "selector"), Column("SCOPE", "scope")),
+        *(Column("PODS", "pods", right=True), Column("STATE", "state"), Column("FILE", "file")),
+    ),
     "routes": (
         *(Column("SERVICE", "service"), Column("PORT", "port", right=True), Column("MATCH", "match")),
         *(Column("CLUSTER", "cluster"), Column("BALANCE", "balance")),

@@ -18,7 +18,9 @@ COMMANDS: Final = {
     "run": ("nodeagent.cli.run", "The daemon, in the foreground."),
     "lab": ("nodeagent.cli.lab", "A cluster on this machine: nodes, pods, services; no Kubernetes needed."),
     "get": ("nodeagent.cli.get", "What running agents believe: pods, certs, policies, routes, endpoints."),
+    "explain": ("nodeagent.cli.explain", "Which policy and rule would decide about a request, and why."),
     "flows": ("nodeagent.cli.flows", "Who talks to whom, over which path, and why not."),
+    "ca": ("nodeagent.cli.ca", "The certificate authority as a service, and the exchange of its root."),
     "reload": ("nodeagent.cli.reload", "Replace the proxy's workers without losing a request."),
 }
 """Name -> (module that holds a click command of that name, one line of help)."""

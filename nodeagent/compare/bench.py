@@ -9,14 +9,18 @@ from dataclasses import dataclass, field, replace
 
 from nodeagent.compare import envoy, load, measure
 from nodeagent.compare.load import BenchError, Client, Sample, Workload
-from nodeagent.compare.modes import Direct, EnvoyHop, EnvoyPair, HaproxyHop, Mode, NodeAgent, namespaces
+from nodeagent.compare.modes import Bypass, Direct, EnvoyHop, EnvoyPair, HaproxyHop, KernelPath, Mode, NodeAgent, namespaces, policies
 from nodeagent.compare.scale import Scale, measure_scale
 from nodeagent.lab import Lab
 
-EVERYWHERE: Sequence[Workload] = ("http", "cross-node", "bulk", "bulk-cross-node")
-LABS = ("bench", "bench-agent", "bench-workers")
+EVERYWHERE: Sequence[Workload] = ("http", "tcp-churn", "cross-node", "bulk", "bulk-cross-node")
+ALL: Sequence[Workload] = (*EVERYWHERE, "http-authz", "http-kernel-metrics")
+POLICIES = (1, 100, 10_000)
+LABS = ("bench", "bench-agent", "bench-workers", "bench-kernel", *(f"bench-authz-{count}" for count in POLICIES))
 SCALE_LAB = "bench-scale"
 MANY_PODS = 100
+_CONNECTIONS: Mapping[Workload, Sequence[int]] = {"bulk": (1,), "bulk-cross-node": (1,), "http-authz": (32,)}
+"""Where it is not 1 and 32."""
 _WARM_UP_SECONDS = 1
 _WATCH_SECONDS, _QUIET_CORES = 2.0, 0.15
 
@@ -40,7 +44,7 @@ class Cell:
         if "bulk" in self.workload:
             sample = load.stream(self.mode.client, address, seconds)
         else:
-            sample = load.requests(self.mode.client, address, self.connections, seconds)
+            sample = load.requests(self.mode.client, address, self.connections, seconds, fresh=self.workload == "tcp-churn")
         return replace(sample, cpu_seconds=measure.cpu_seconds(self.mode.processes()) - before)
 
 
@@ -102,10 +106,10 @@ def all_cells(modes: Sequence[Mode]) -> list[Cell]:
     """Return what to measure, what is compared with each other side by side."""
     return [
         Cell(mode, workload, connections)
-        for workload in EVERYWHERE
-        for connections in ((1,) if "bulk" in workload else (1, 32))
+        for workload in ALL
+        for connections in (_CONNECTIONS.get(workload, (1, 32)))
         for mode in modes
-        if workload in mode.workloads and connections in ((1,) if "bulk" in workload else mode.connections)
+        if workload in mode.workloads and (connections in mode.connections or "bulk" in workload)
     ]
 
 
@@ -118,7 +122,7 @@ def all_modes() -> Iterator[list[Mode]]:
         for name in (*LABS, SCALE_LAB):
             Lab.remove(name)
             stack.callback(Lab.remove, name)
-        plain, agents, workers = LABS
+        plain, agents, workers, kernel, *authz = LABS
         lab = Lab.up(text=namespaces(["plain", "pair", "pair-one"]), name=plain)
         directory = lab.state / "bench"
         directory.mkdir()
@@ -131,9 +135,23 @@ def all_modes() -> Iterator[list[Mode]]:
         agent = NodeAgent(Client(Lab.up(text=namespaces(["mesh"]), name=agents, mode="nodeagent"), "mesh"), workloads=EVERYWHERE)
         two = Lab.up(text=namespaces(["mesh"]), name=workers, mode="nodeagent", agent={"proxy": {"workers": 2}})
         several = NodeAgent(Client(two, "mesh"), "2 workers", workloads=("http", "cross-node"), connections=(32,))
-        for each in (agent, several):
+        silent = {"telemetry": {"accessLog": {"path": ""}}}
+        setting = "nodeagent.io/path: kernel"
+        text = (
+            namespaces(["kernel"], annotations=setting)
+            + "\n---\n"
+            + namespaces(["bypass"], annotations=setting, pod_annotations="nodeagent.io/bypass: enabled")
+        )
+        around = Lab.up(text=text, name=kernel, mode="nodeagent", agent=silent)
+        past = KernelPath(Client(around, "kernel"), workloads=("http", "http-kernel-metrics", "tcp-churn", "bulk"))
+        joined = Bypass(Client(around, "bypass"), workloads=("http", "bulk"))
+        protected = []
+        for count, name in zip(POLICIES, authz, strict=True):
+            guarded = Lab.up(text=namespaces(["mesh"]) + policies("mesh", count), name=name, mode="nodeagent")
+            protected.append(NodeAgent(Client(guarded, "mesh"), f"{count:,} polic{'ies' if count > 1 else 'y'}", workloads=("http-authz",), connections=(32,)))
+        for each in (agent, several, past, joined, *protected):
             each.start()
-        yield [direct, haproxy, hop, pair, single, agent, several]
+        yield [direct, haproxy, hop, pair, single, agent, several, past, joined, *protected]
 
 
 def _alone(lock: socket.socket) -> None:

@@ -10,9 +10,11 @@ from typing import Literal
 from nodeagent.errors import NodeagentError
 from nodeagent.lab import Lab
 
-Workload = Literal["http", "cross-node", "bulk", "bulk-cross-node"]
-"""The schema's names: requests and a stream, to a server on the same node or on the other."""
-HTTP_PORT, BULK_PORT = 8080, 5201
+Workload = Literal["http", "http-authz", "http-kernel-metrics", "tcp-churn", "cross-node", "bulk", "bulk-cross-node"]
+"""The schema's names: requests, requests under a policy of method, path and principal, requests that the kernel counts, a new
+connection for each request, and a stream; to a server on the same node or on the other."""
+HTTP_PORT, TCP_PORT, BULK_PORT = 8080, 8081, 5201
+"""TCP_PORT: the same web server, declared as TCP, so that connections are counted and not requests."""
 
 
 class BenchError(NodeagentError):
@@ -51,9 +53,13 @@ class Sample:
     """Of the processes that the mode adds."""
 
 
-def requests(client: Client, address: str, connections: int, seconds: int) -> Sample:
-    """Ask ``http://address:port/`` over *connections* keep-alive connections from one thread, each as soon as the last answer is there."""
-    argv = ["wrk", "-t1", f"-c{connections}", f"-d{seconds}s", "--timeout", "5s", "-s", "/workload/report.lua", f"http://{address}/"]
+def requests(client: Client, address: str, connections: int, seconds: int, *, fresh: bool = False) -> Sample:
+    """Ask ``http://address:port/`` over *connections* connections from one thread, each as soon as the last answer is there.
+
+    *fresh*: each request on a connection of its own.
+    """
+    argv = ["wrk", "-t1", f"-c{connections}", f"-d{seconds}s", "--timeout", "5s", "-s", "/workload/report.lua"]
+    argv += [*(("-H", "Connection: close") if fresh else ()), f"http://{address}/"]
     told = json.loads(client.run(argv, seconds).strip().splitlines()[-1])
     if not told["requests"]:
         raise BenchError(f"no request to {address} from {client.namespace}/client was answered")

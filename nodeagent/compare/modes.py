@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import ClassVar
 
 from nodeagent.compare import envoy, measure
-from nodeagent.compare.load import BULK_PORT, HTTP_PORT, BenchError, Client, Workload
+from nodeagent.compare.load import BULK_PORT, HTTP_PORT, TCP_PORT, BenchError, Client, Workload
 from nodeagent.identity.ca import CertificateAuthority
 from nodeagent.lab import linux
 from nodeagent.lab.layout import CGROUP
@@ -35,6 +35,15 @@ backend server
   server server {server}
 global
   nbthread 1
+"""
+
+
+_POLICY = """
+---
+apiVersion: security.istio.io/v1
+kind: AuthorizationPolicy
+metadata: {{name: {name}, namespace: {namespace}}}
+spec: {{selector: {{matchLabels: {{app: {name}}}}}, action: ALLOW, rules: [{rule}]}}
 """
 
 
@@ -208,6 +217,48 @@ class NodeAgent(Mode):
         return faults
 
 
+@dataclass(slots=True, eq=False)
+class KernelPath(NodeAgent):
+    """This project, with connections that are authorised once and then run pod to pod: no access log, nothing per request."""
+
+    name = "nodeagent-kernel"
+
+    def start(self) -> None:
+        """There is no log to count."""
+
+    def address(self, workload: Workload) -> str:
+        host, _, port = NodeAgent.address(self, workload).rpartition(":")
+        return f"{host}:{port if workload in ('http-kernel-metrics', 'bulk') else TCP_PORT}"
+
+    def verify(self, answered: Mapping[Workload, int]) -> list[str]:
+        lines = _get(self.client.lab.netns("node1"), 15020, "/metrics").splitlines()
+        counted = sum(_value(line) for line in lines if line.startswith('istio_requests_total{reporter="destination"') and self._ours(line))
+        opened = sum(_value(line) for line in lines if line.startswith('istio_tcp_connections_opened_total{reporter="destination"') and self._ours(line))
+        taken = sum(_value(line) for line in lines if line.startswith('nodeagent_connections_total{direction="outbound"'))
+        faults = []
+        if counted < answered.get("http-kernel-metrics", 0):
+            faults.append(f"{self.name}: of {answered['http-kernel-metrics']} requests {counted:.0f} were counted in the kernel")
+        if not opened and any(workload != "http-kernel-metrics" for workload in answered):
+            faults.append(f"{self.name}: no connection was counted in the kernel")
+        if taken:
+            faults.append(f"{self.name}: {taken:.0f} connections went through the proxy")
+        return faults
+
+    def _ours(self, line: str) -> bool:
+        return f'destination_workload_namespace="{self.client.namespace}"' in line
+
+
+@dataclass(slots=True, eq=False)
+class Bypass(KernelPath):
+    """The kernel path with the two sockets joined."""
+
+    name = "nodeagent-bypass"
+
+
+def _value(line: str) -> float:
+    return float(line.rpartition(" ")[2])
+
+
 def _in_pod(client: Client, pod: str, program: str) -> list[int]:
     group = Path(client.lab.pod(pod, client.namespace)["metadata"]["annotations"][CGROUP])
     return measure.of_program(group, lambda name: name == program)
@@ -259,7 +310,16 @@ def issue(directory: Path) -> None:
         (directory / "ca.crt").write_bytes(issued.roots_pem)
 
 
-def namespaces(names: Sequence[str]) -> str:
-    """Return the manifest of the workload, once for each namespace."""
+def namespaces(names: Sequence[str], *, annotations: str = "", pod_annotations: str = "") -> str:
+    """Return the manifest of the workload, once for each namespace; annotations as in a YAML flow mapping."""
     text = (Path(__file__).parent / "workload.yaml").read_text()
+    text = text.replace("NAMESPACE-ANNOTATIONS", annotations).replace("POD-ANNOTATIONS", pod_annotations)
     return "\n---\n".join(text.replace("NAMESPACE", name) for name in names)
+
+
+def policies(namespace: str, count: int) -> str:
+    """Return AuthorizationPolicies: one that lets the client in by method, path and principal, the others for workloads that are not there."""
+    principal = f"cluster.local/ns/{namespace}/sa/client"
+    rule = f"{{from: [{{source: {{principals: [{principal}]}}}}], to: [{{operation: {{methods: [GET], paths: [/]}}}}]}}"
+    names = ["server", *(f"other-{number}" for number in range(1, count))]
+    return "".join(_POLICY.format(name=name, namespace=namespace, rule=rule) for name in names)

@@ -7,7 +7,9 @@ import time
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Final
 
-from nodeagent.mesh.entries import Service, ServicePort, Workload
+from nodeagent.errors import ConfigError
+from nodeagent.mesh.entries import Entry, Service, ServicePort, Workload
+from nodeagent.mesh.explain import Question, explain
 from nodeagent.proxy.connection import host_port
 from nodeagent.telemetry import metrics as declared
 from nodeagent.telemetry.exposition import CONTENT_TYPE
@@ -38,6 +40,7 @@ class Admin:
             ("GET", "/endpoints"): self._endpoints,
             ("GET", "/routes"): self._routes,
             ("GET", "/policies"): self._policies,
+            ("GET", "/explain"): self._explain,
             ("GET", "/flows"): self._flows,
             ("GET", "/ready"): self._ready,
             ("GET", "/metrics"): self._metrics,
@@ -106,10 +109,17 @@ class Admin:
         )
 
     async def _policies(self, query: Mapping[str, str]) -> Response:
-        mode = self._control.config.mtls.mode
-        return Response.json(
-            [{"pod": f"{row['namespace']}/{row['pod']}", "mtls": mode, "from": "agent.yaml: mtls.mode"} for row in self._control.enrolment.rows()]
-        )
+        return Response.json(self._control.mesh.policies(self._control.source.refused()))
+
+    async def _explain(self, query: Mapping[str, str]) -> Response:
+        headers = dict(line.split(": ", 1) for line in query.get("headers", "").split("\n") if ": " in line)
+        question = Question(query.get("source", "-"), query.get("destination", ""), query.get("method", ""), query.get("path", "") or "/", headers)
+        config = self._control.config
+        try:
+            found = explain(self._entries(Entry), question, node=config.node, trust_domain=config.identity.trust_domain)
+        except ConfigError as error:
+            return Response(f"{error}\n".encode(), 400)
+        return Response.json(found.to_json())
 
     def _service_ports(self) -> list[tuple[Service, ServicePort]]:
         return [(entry, port) for entry in self._entries(Service) for port in entry.ports]

@@ -17,8 +17,9 @@ from nodeagent.channel import Message
 from nodeagent.control.workers import Workers
 from nodeagent.errors import IdentityError, KernelError, ResourceError
 from nodeagent.identity.store import Certificates
-from nodeagent.mesh.entries import PodUid
+from nodeagent.mesh.entries import PodUid, SpiffeId, Workload
 from nodeagent.mesh.local import LocalPod
+from nodeagent.policy.model import MtlsMode
 from nodeagent.redirect.netns import PodNetns
 from nodeagent.redirect.plane import DataPlane
 from nodeagent.redirect.pod import EnrolledPod, ListenerId, Listeners
@@ -36,6 +37,9 @@ class Member:
     faults: list[str] = field(default_factory=list)
     repaired: int = 0
     published: bool = False
+    mtls: MtlsMode = "PERMISSIVE"
+    port_mtls: tuple[tuple[int, MtlsMode], ...] = ()
+    """By PeerAuthentication; what the kernel does while no daemon is there."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,9 +59,10 @@ class Effects:
 class Enrolment:
     """Reconciles local pods with the data plane."""
 
-    def __init__(self, plane: DataPlane, workers: Workers, certificates: Certificates, effects: Effects, *, strict: bool) -> None:
-        self._plane, self._workers, self._certificates, self._effects, self._strict = plane, workers, certificates, effects, strict
+    def __init__(self, plane: DataPlane, workers: Workers, certificates: Certificates, effects: Effects) -> None:
+        self._plane, self._workers, self._certificates, self._effects = plane, workers, certificates, effects
         self.members: dict[PodUid, Member] = {}
+        self._handed: dict[PodUid, Listeners] = {}
         self.kept: dict[str, dict[ListenerId, socket.socket]] = {}
         """Listeners that an earlier control process made, by pod."""
 
@@ -67,9 +72,20 @@ class Enrolment:
             self.release(uid)
         for uid, pod in pods.items():
             member = self.members.get(uid)
-            if member is not None and member.pod == pod and member.state == "enrolled":
+            mtls, port_mtls = self._modes(uid)
+            if member is not None and (member.pod, member.mtls, member.port_mtls, member.state) == (pod, mtls, port_mtls, "enrolled"):
                 continue
-            self._enrol(uid, Member(pod))
+            self._enrol(uid, Member(pod, mtls=mtls, port_mtls=port_mtls))
+
+    def _modes(self, uid: PodUid) -> tuple[MtlsMode, tuple[tuple[int, MtlsMode], ...]]:
+        workload = self._workers.entry(f"workload/{uid}")
+        return (workload.mtls, workload.port_mtls) if isinstance(workload, Workload) else ("PERMISSIVE", ())
+
+    def certified(self, identity: SpiffeId) -> None:
+        """Enrol the pods that waited for the certificate of *identity*."""
+        for uid, member in list(self.members.items()):
+            if member.state == "pending" and member.pod.identity == identity:
+                self._enrol(uid, member)
 
     def forget_kept(self) -> None:
         """Close the listeners of pods that ended while control was away: they would keep the pods' network alive."""
@@ -82,12 +98,17 @@ class Enrolment:
         self.members[uid] = member
         pod = member.pod
         netns: PodNetns | None = None
+        missing = self._certificate_faults(pod.identity)
+        if missing and uid not in self._handed:
+            member.state, member.faults = "pending", missing
+            log.warning("pod %s/%s is not captured yet: %s", pod.namespace, pod.pod, missing[0])
+            return
         try:
-            self._certificates.ensure(member.pod.identity)
             netns = self._plane.pod_netns(Path(pod.netns))
-            wanted = EnrolledPod(uid, netns, pod.addresses, self._strict, pod.exclude_inbound, pod.exclude_outbound)
+            strict = {port: mode == "STRICT" for port, mode in member.port_mtls}
+            wanted = EnrolledPod(uid, netns, pod.addresses, member.mtls == "STRICT", pod.exclude_inbound, pod.exclude_outbound, strict)
             listeners = self._plane.enroll(wanted, Listeners(self.kept.pop(uid, {})))
-        except (KernelError, IdentityError) as error:
+        except KernelError as error:
             if netns is not None:
                 netns.close()
             member.state, member.faults = "failed", [str(error)]
@@ -112,14 +133,18 @@ class Enrolment:
             log.error("other nodes do not hear that a pod takes no mTLS any more: %s", error)
 
     def _hand_on(self, uid: PodUid, member: Member, listeners: Listeners) -> None:
-        """Give the pod's listeners to the workers, and to the supervisor to keep."""
+        """Give the pod's listeners to the workers, and to the supervisor to keep, unless they have these already."""
+        if self._handed.get(uid) is listeners:
+            return
+        self._handed[uid] = listeners
         self._effects.keep({f"{uid}/{direction}/{family}/{slot}": listener for (direction, family, slot), listener in listeners.fds.items()})
-        message: Message = {"op": "pod", "uid": uid, "cookie": member.cookie, "strict": self._strict, "identity": member.pod.identity}
+        message: Message = {"op": "pod", "uid": uid, "cookie": member.cookie, "identity": member.pod.identity}
         self._workers.enrol(uid, message, listeners.fds)
 
     def release(self, uid: PodUid) -> None:
         """Stop capturing the pod's new connections; those it has go on."""
         member = self.members.pop(uid, None)
+        self._handed.pop(uid, None)
         if member is None:
             return
         self._unpublish(uid)
@@ -138,18 +163,24 @@ class Enrolment:
         """Compare each pod, and what all share, with the kernel's real state and repair what differs."""
         self._mend("the node", self._plane.verify_node, self._plane.repair_node)
         for uid, member in list(self.members.items()):
-            if member.state == "failed":
+            if member.state in ("failed", "pending"):
                 self._enrol(uid, member)
                 continue
             if not member.published:
                 self._publish(uid, member)
-            before = self._plane.listeners(uid)
             name = f"pod {member.pod.namespace}/{member.pod.pod}"
             found, member.faults = self._mend(name, lambda uid=uid: self._plane.verify(uid), lambda uid=uid: self._plane.repair(uid))  # type: ignore[misc]
+            member.faults += self._certificate_faults(member.pod.identity)
             member.state = "faulty" if member.faults else "enrolled"
             member.repaired += len(found)
-            if self._plane.listeners(uid) is not before:
-                self._hand_on(uid, member, self._plane.listeners(uid))
+            self._hand_on(uid, member, self._plane.listeners(uid))
+
+    def _certificate_faults(self, identity: SpiffeId) -> list[str]:
+        try:
+            self._certificates.current(identity)
+        except IdentityError as error:
+            return [str(error)]
+        return []
 
     def _mend(self, name: str, verify: Callable[[], list[str]], repair: Callable[[], list[str]]) -> tuple[list[str], list[str]]:
         """Return what was repaired and what is still wrong, in words."""
@@ -186,8 +217,9 @@ class Enrolment:
                 "state": member.state,
                 "faults": [*member.faults, *member.pod.faults],
                 "repaired": member.repaired,
-                "mode": "STRICT" if self._strict else "PERMISSIVE",
-                "listeners": len(self._plane.listeners(uid).fds) if member.state != "failed" else 0,
+                "mode": member.mtls,
+                "port_modes": {str(port): mode for port, mode in member.port_mtls},
+                "listeners": len(self._plane.listeners(uid).fds) if member.state in ("enrolled", "faulty") else 0,
             }
             for uid, member in self.members.items()
         ]

@@ -19,12 +19,15 @@ from nodeagent.channel import Channel, Message
 from nodeagent.config import AgentConfig
 from nodeagent.control.admin import Admin
 from nodeagent.control.enrolment import Effects, Enrolment
+from nodeagent.control.jwks import KeySets, wanted_by
 from nodeagent.control.workers import Needs, State, Workers
 from nodeagent.errors import ControlError, NodeagentError
-from nodeagent.identity.ca import CertificateAuthority
 from nodeagent.identity.certificate import Certificate
+from nodeagent.identity.sources import open_source
 from nodeagent.identity.store import Certificates
 from nodeagent.mesh.compile import Mesh
+from nodeagent.mesh.entries import Delta, SpiffeId
+from nodeagent.policy.model import Jwks, RequestAuthentication
 from nodeagent.redirect.plane import DataPlane
 from nodeagent.redirect.pod import ListenerId
 from nodeagent.resources.source import AnyChange, DirectorySource
@@ -32,6 +35,9 @@ from nodeagent.telemetry import metrics as declared
 from nodeagent.telemetry.store import Store
 
 BEATS_PER_TIMEOUT: Final = 5
+START_PATIENCE: Final = 5.0
+PATIENCE: Final = 1.0
+"""Seconds to wait for the certificates of new pods; pods whose certificate comes later are enrolled when it comes."""
 SETTLE_SECONDS: Final = 0.3
 """A connect() that was redirected before the heartbeat stopped reaches its listener within this time."""
 log = logging.getLogger("nodeagent.control")
@@ -80,8 +86,10 @@ class Control:
         self.workers: Workers | None = None
         self.enrolment: Enrolment
         self.plane: DataPlane | None = None
-        self.mesh = Mesh(config.node, config.identity.trust_domain)
+        self.mesh = Mesh(config.node, config.identity.trust_domain, default_mtls=config.mtls.mode, root_namespace=config.mtls.root_namespace)
         self.certificates: Certificates
+        self.source: DirectorySource
+        self.key_sets = KeySets(lambda found: self.workers.apply(Delta((found,))) if self.workers is not None else None)
         self._admin: Admin | None = None
         self._listed = False
 
@@ -95,11 +103,11 @@ class Control:
         loop.add_signal_handler(signal.SIGHUP, lambda: self._start(self._reload_on_signal()))
         await self._begun.wait()
         config.runtime_directory.mkdir(parents=True, exist_ok=True)
-        source = DirectorySource(config.source)
+        source = self.source = DirectorySource(config.source, config.resources)
         slots = config.proxy.worker_count()
-        authority = CertificateAuthority.open_or_create(config.identity.ca_directory, config.identity.trust_domain)
+        issuer = open_source(config.identity, config.cluster)
         self.plane = await DataPlane.load(config.redirect, slots=slots)
-        self.certificates = Certificates(lambda identity: authority.issue(identity, config.identity.ttl_seconds), self._certificate)
+        self.certificates = Certificates(issuer, config.identity.ttl_seconds, self._certificate, self._certificate_ended)
         state = State({"config": config.model_dump(mode="json", by_alias=True), "node_addresses": [], "supervisor": os.getppid()}, self.plane.original_map_fd)
         needs = Needs(self.plane.sockets, self.store.merge, lambda slot: self.store.add(declared.WORKER_RESTARTS, (str(slot),)))
         self.workers = Workers(loop, slots, state, self.supervisor, needs)
@@ -109,20 +117,20 @@ class Control:
             drop=lambda uid: self.supervisor.send({"op": "drop", "uid": uid}),
             repaired=lambda fault: self.store.add(declared.REPAIRS, (fault,)),
         )
-        self.enrolment = Enrolment(self.plane, self.workers, self.certificates, effects, strict=config.mtls.mode == "STRICT")
+        self.enrolment = Enrolment(self.plane, self.workers, self.certificates, effects)
         self.enrolment.kept = self._kept
         changes = source.changes()
         self._apply(await anext(changes))
         state.start["node_addresses"] = sorted(self.mesh.node_addresses())
         self.workers.start()
-        self._reconcile()
+        self._start(self.certificates.run())
+        await self._reconcile(START_PATIENCE)
         self.enrolment.forget_kept()
         self.plane.prune()
         self._listed = True
         self._start(self._watch(changes))
         self._start(self._heartbeat())
         self._start(self._check())
-        self._start(self.certificates.run())
         self._admin = Admin(self)
         await self._admin.start()
         self._start(self._retire_orphans())
@@ -131,6 +139,7 @@ class Control:
         """Let PERMISSIVE pods pass by, drain, end. Pins stay: STRICT pods are refused until a daemon is back."""
         for task in self._tasks:
             task.cancel()
+        await self.key_sets.close()
         if self.plane is not None:
             if self._listed:
                 self.enrolment.withdraw()
@@ -200,18 +209,32 @@ class Control:
         delta = self.mesh.apply(changes)
         if delta and self.workers is not None:
             self.workers.apply(delta)
+            if any(key.startswith("authentication/") for key in (*delta.removals, *(entry.key for entry in delta.upserts))):
+                self._want_keys(self.workers)
 
-    def _reconcile(self) -> None:
+    def _want_keys(self, workers: Workers) -> None:
+        """Have the key sets that RequestAuthentications name, and no others."""
+        wanted = wanted_by(entry for entry in workers.entries() if isinstance(entry, RequestAuthentication))
+        workers.apply(Delta(removals=tuple(entry.key for entry in workers.entries() if isinstance(entry, Jwks) and entry.uri not in wanted)))
+        self.key_sets.wanted(wanted)
+
+    async def _reconcile(self, patience: float) -> None:
+        await self.certificates.ensure({pod.identity for pod in self.mesh.local_pods()}, patience)
         self.enrolment.reconcile({pod.uid: pod for pod in self.mesh.local_pods()})
 
     async def _watch(self, batches: AsyncIterator[list[AnyChange]]) -> None:
         async for batch in batches:
             self._apply(batch)
-            self._reconcile()
+            await self._reconcile(PATIENCE)
 
     def _certificate(self, certificate: Certificate) -> None:
         assert self.workers is not None
         self.workers.certificate(certificate.identity, {"op": "certificate", "certificate": certificate.to_json()})
+        if self._listed:
+            self.enrolment.certified(certificate.identity)
+
+    def _certificate_ended(self, identity: SpiffeId) -> None:
+        self.enrolment.check()
 
     async def _heartbeat(self) -> None:
         assert self.plane is not None

@@ -165,6 +165,10 @@ class Workers:
         for part in _parts(delta.upserts, delta.removals):
             self._broadcast(part)
 
+    def entry(self, key: str) -> Entry | None:
+        """Return the snapshot's entry of *key*."""
+        return self._state.entries.get(key)
+
     def certificate(self, identity: str, message: Message) -> None:
         self._state.certificates[identity] = message
         self._broadcast(message)
@@ -301,7 +305,6 @@ class Workers:
     def entries(self) -> list[Entry]:
         """Return the snapshot as the workers have it."""
         return list(self._state.entries.values())
-
 
 
 def _parts(entries: Iterable[Entry], removals: Iterable[str]) -> Iterable[Message]:

@@ -1,7 +1,9 @@
 """The node's certificates: issued when a pod needs one, renewed at half-life, kept while they are good.
 
-Renewal that fails costs nothing until the certificate ends: the old one stays, and it is tried again with growing
-pauses (Istio's rule: at most 150 s). The store asks for certificates through one function, and holds no authority's key.
+Pods that wait come first, then the certificate that ends soonest; a few are asked for at a time, so that a node's start
+does not drown the authority. Renewal that fails costs nothing until the certificate ends: the old one stays, and it is
+tried again with growing pauses (Istio's rule: at most 150 s). When what is trusted changes, all hear of it at once; when
+another root signs, all certificates are issued anew. The store asks one source, and holds no authority's key.
 """
 
 from __future__ import annotations
@@ -10,21 +12,23 @@ import asyncio
 import logging
 import random
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from typing import Final
 
 from nodeagent.errors import IdentityError
 from nodeagent.identity.certificate import Certificate
+from nodeagent.identity.sources import Source
 from nodeagent.mesh.entries import SpiffeId
 
 JITTER: Final = 0.05
 """Share of a lifetime by which renewals of one hour are spread, to either side of the half."""
 FIRST_PAUSE: Final = 1.0
 LONGEST_PAUSE: Final = 150.0
-LONGEST_SLEEP: Final = 60.0
-"""Seconds after which the clock is looked at again, as somebody may have set it."""
-Issue = Callable[[SpiffeId], Certificate]
+AT_ONCE: Final = 16
+"""Requests under way together."""
+LOOK_SECONDS: Final = 5.0
+"""How often it is looked whether other roots are trusted, and at the clock, as somebody may have set it."""
 log = logging.getLogger("nodeagent.identity")
 
 
@@ -39,72 +43,196 @@ class Held:
     """Why the last renewal failed, empty when it did not."""
 
 
+@dataclass(frozen=True, slots=True)
+class _Wanted:
+    """An identity's state: with or without a certificate."""
+
+    held: Held | None = None
+    due: float = 0.0
+    failures: int = 0
+    error: str = ""
+    ended: bool = False
+    """The one held has ended, and that was told."""
+
+
 class Certificates:
-    """One certificate an identity. *on_change* hears of each new one, also of the first."""
+    """One certificate an identity.
+
+    *on_change* hears of each new certificate, also of the first, and of the same one with other roots; *on_end* of an
+    identity whose certificate ended before another could be had: what it proved holds no more. Both are called on the
+    event loop. Nothing is issued but while :meth:`run` runs.
+    """
 
     def __init__(
         self,
-        issue: Issue,
+        source: Source,
+        ttl_seconds: float,
         on_change: Callable[[Certificate], None],
+        on_end: Callable[[SpiffeId], None],
+        *,
         clock: Callable[[], float] = time.time,
         uniform: Callable[[float, float], float] = random.uniform,
     ) -> None:
-        self._issue, self._on_change, self._clock, self._uniform = issue, on_change, clock, uniform
-        self._held: dict[SpiffeId, Held] = {}
+        self._source, self._ttl_seconds, self._on_change, self._on_end, self._clock, self._uniform = source, ttl_seconds, on_change, on_end, clock, uniform
+        self._wanted: dict[SpiffeId, _Wanted] = {}
+        self._under_way: dict[SpiffeId, asyncio.Future[None]] = {}
+        self._queue: set[SpiffeId] = set()
+        self._running = 0
+        self._group: asyncio.TaskGroup | None = None
         self._wake = asyncio.Event()
+        self._signer: str | None = None
+        self._trust_error = ""
 
-    def ensure(self, identity: SpiffeId) -> Certificate:
-        """Return a certificate for *identity* that is good now, issuing one if need be. Raises IdentityError."""
-        held = self._held.get(identity)
-        if held is not None and held.certificate.not_after > self._clock():
-            return held.certificate
-        return self._take(self._issue(identity))
+    # -- asking --
+
+    def want(self, identity: SpiffeId) -> None:
+        """Have a certificate for *identity* from now on; *on_change* tells when it is there. Idempotent."""
+        if identity not in self._wanted:
+            self._wanted[identity] = _Wanted()
+            self._request(identity)
+
+    async def ensure(self, identities: Iterable[SpiffeId], timeout: float) -> None:
+        """Want all *identities* and wait until the new ones were tried once, at most *timeout* seconds; :meth:`current` says how it went."""
+        waiting = []
+        for identity in identities:
+            if identity not in self._wanted:
+                self.want(identity)
+                waiting.append(self._under_way[identity])
+        if waiting:
+            await asyncio.wait(waiting, timeout=timeout)
+
+    def current(self, identity: SpiffeId) -> Certificate:
+        """Return the certificate of *identity* that is good now. Raises IdentityError saying why there is none (yet)."""
+        wanted = self._wanted.get(identity)
+        if wanted is not None and wanted.held is not None:
+            if wanted.held.certificate.not_after > self._clock():
+                return wanted.held.certificate
+            raise IdentityError(f"the certificate of {identity} has ended and could not be renewed: {wanted.error or 'it is being asked for'}")
+        why = wanted.error if wanted is not None else ""
+        raise IdentityError(f"no certificate for {identity} yet: {why or 'it is being asked for'}")
 
     def forget(self, identity: SpiffeId) -> None:
         """Drop the certificate: no pod of this node has the identity any more."""
-        self._held.pop(identity, None)
+        self._wanted.pop(identity, None)
 
     def list(self) -> tuple[Held, ...]:
         """Return what is held, by identity."""
-        return tuple(self._held[identity] for identity in sorted(self._held))
+        ordered = (self._wanted[identity] for identity in sorted(self._wanted))
+        return tuple(replace(wanted.held, renew_at=wanted.due, failures=wanted.failures, error=wanted.error) for wanted in ordered if wanted.held is not None)
 
-    def rotate(self) -> float:
-        """Renew what is due; return when the next one is (infinity: none is held)."""
-        now = self._clock()
-        for identity, held in list(self._held.items()):
-            if held.renew_at <= now:
-                self._renew(identity, held, now)
-        return min((held.renew_at for held in self._held.values()), default=float("inf"))
+    def trust_error(self) -> str:
+        """Return why it could not be read what is trusted now; empty: it could."""
+        return self._trust_error
+
+    # -- working --
 
     async def run(self) -> None:
-        """Rotate for ever; sleeps until something is due."""
-        while True:
-            self._wake.clear()
-            pause = max(0.0, min(self.rotate() - self._clock(), LONGEST_SLEEP))
-            if not self._held:
-                await self._wake.wait()
-                continue
-            try:
-                async with asyncio.timeout(pause):
-                    await self._wake.wait()
-            except TimeoutError:
-                continue
+        """Issue and renew for ever; ends only with what ends control."""
+        async with asyncio.TaskGroup() as group:
+            self._group = group
+            while True:
+                self._wake.clear()
+                self._look_at_trust()
+                pause = max(0.0, min(self.rotate() - self._clock(), LOOK_SECONDS))
+                try:
+                    async with asyncio.timeout(pause):
+                        await self._wake.wait()
+                except TimeoutError:
+                    continue
 
-    def _renew(self, identity: SpiffeId, held: Held, now: float) -> None:
-        try:
-            self._take(self._issue(identity))
-        except IdentityError as error:
-            failures = held.failures + 1
-            pause = min(FIRST_PAUSE * 2 ** min(failures - 1, 16), LONGEST_PAUSE) * self._uniform(0.8, 1.0)
-            self._held[identity] = replace(held, failures=failures, renew_at=now + pause, error=str(error))
-            left = held.certificate.not_after - now
-            state = f"is good for {left:.0f} s" if left > 0 else "has ended"
-            log.error("%s: certificate not renewed: %s; the one held %s; next try in %.0f s", identity, error, state, pause)
+    def rotate(self) -> float:
+        """Ask for what is due, tell what has ended; return when to look again (infinity: nothing is held)."""
+        now = self._clock()
+        for identity, wanted in list(self._wanted.items()):
+            if wanted.held is not None and not wanted.ended and wanted.held.certificate.not_after <= now:
+                self._wanted[identity] = replace(wanted, ended=True)
+                log.error("%s: the certificate has ended: %s", identity, wanted.error or "it was not renewed in time")
+                self._on_end(identity)
+            if wanted.due <= now:
+                self._request(identity)
+        self._fill()
+        return min((self._next(wanted) for identity, wanted in self._wanted.items() if identity not in self._under_way), default=float("inf"))
 
-    def _take(self, certificate: Certificate) -> Certificate:
-        lifetime = certificate.not_after - certificate.issued
-        renew_at = certificate.issued + lifetime * (0.5 + self._uniform(-JITTER, JITTER))
-        self._held[certificate.identity] = Held(certificate, renew_at)
+    def _next(self, wanted: _Wanted) -> float:
+        return wanted.due if wanted.held is None or wanted.ended else min(wanted.due, wanted.held.certificate.not_after)
+
+    def _request(self, identity: SpiffeId) -> None:
+        if identity in self._under_way:
+            return
+        self._under_way[identity] = asyncio.get_running_loop().create_future()
+        self._queue.add(identity)
         self._wake.set()
-        self._on_change(certificate)
-        return certificate
+
+    def _fill(self) -> None:
+        """Start requests, the most urgent first, while there is room."""
+        while self._queue and self._running < AT_ONCE and self._group is not None:
+            identity = min(self._queue, key=self._urgency)
+            self._queue.remove(identity)
+            self._running += 1
+            self._group.create_task(self._ask(identity))
+
+    def _urgency(self, identity: SpiffeId) -> float:
+        wanted = self._wanted.get(identity)
+        return wanted.held.certificate.not_after if wanted is not None and wanted.held is not None else 0.0
+
+    async def _ask(self, identity: SpiffeId) -> None:
+        try:
+            if identity in self._wanted:
+                certificate = await self._source.issue(identity, self._ttl_seconds)
+                self._take(certificate)
+        except IdentityError as error:
+            self._fail(identity, str(error))
+        finally:
+            self._running -= 1
+            self._under_way.pop(identity).set_result(None)
+        self._fill()
+        self._wake.set()
+
+    def _take(self, certificate: Certificate) -> None:
+        wanted = self._wanted.get(certificate.identity)
+        if wanted is None:
+            return  # its last pod left meanwhile
+        now = self._clock()
+        if wanted.held is not None and wanted.held.certificate.serial == certificate.serial:
+            # Files that nobody has renewed yet; when they change, trust() tells.
+            due = now + LONGEST_PAUSE
+        else:
+            lifetime = certificate.not_after - certificate.issued
+            due = max(certificate.issued + lifetime * (0.5 + self._uniform(-JITTER, JITTER)), now + FIRST_PAUSE)
+        self._wanted[certificate.identity] = _Wanted(Held(certificate, due), due)
+        if wanted.held is None or wanted.held.certificate != certificate:
+            self._on_change(certificate)
+
+    def _fail(self, identity: SpiffeId, error: str) -> None:
+        wanted = self._wanted.get(identity)
+        if wanted is None:
+            return
+        now, failures = self._clock(), wanted.failures + 1
+        pause = min(FIRST_PAUSE * 2 ** min(failures - 1, 16), LONGEST_PAUSE) * self._uniform(0.8, 1.0)
+        self._wanted[identity] = replace(wanted, due=now + pause, failures=failures, error=error)
+        if wanted.held is None:
+            state = "no pod with it is captured"
+        else:
+            left = wanted.held.certificate.not_after - now
+            state = f"the one held is good for {left:.0f} s" if left > 0 else "the one held has ended"
+        log.error("%s: no new certificate: %s; %s; next try in %.0f s", identity, error, state, pause)
+
+    def _look_at_trust(self) -> None:
+        """Hand on roots that changed, and have all issued anew when another root signs."""
+        try:
+            trust = self._source.trust()
+        except IdentityError as error:
+            if str(error) != self._trust_error:
+                self._trust_error = str(error)
+                log.error("what is trusted cannot be read: %s; what is known stays in force", error)
+            return
+        renew = self._signer is not None and trust.signer != self._signer
+        self._signer, self._trust_error = trust.signer, ""
+        for identity, wanted in list(self._wanted.items()):
+            held = wanted.held
+            if held is not None and held.certificate.roots_pem != trust.roots_pem:
+                held = replace(held, certificate=replace(held.certificate, roots_pem=trust.roots_pem))
+                self._wanted[identity] = wanted = replace(wanted, held=held)
+                self._on_change(held.certificate)
+            if renew:
+                self._wanted[identity] = replace(wanted, due=0.0)

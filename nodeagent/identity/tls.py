@@ -64,6 +64,11 @@ def peer_identity(session: Any, trust_domain: str) -> SpiffeId:
     return SpiffeId(uris[0])
 
 
+def peer_expiry(session: Any) -> float:
+    """Return when the certificate that the peer of *session* showed ends, in seconds of the Unix epoch."""
+    return float(ssl.cert_time_to_seconds(session.getpeercert()["notAfter"]))
+
+
 def _context(protocol: int, certificate: Certificate, alpn: tuple[str, ...]) -> ssl.SSLContext:
     context = ssl.SSLContext(protocol)
     context.check_hostname = False

@@ -27,6 +27,7 @@ from nodeagent.lab.environment import PATH
 from nodeagent.lab.layout import MAX_NODES, STATE_ROOT, Layout, Node, read_objects, write_json
 from nodeagent.lab.processes import tail
 from nodeagent.lab.view import Object, View, is_ready
+from nodeagent.resources import security
 from nodeagent.resources.load import Document, load_documents, parse
 from nodeagent.resources.model import Deployment, Pod
 from nodeagent.resources.pod import PodSpec
@@ -154,6 +155,14 @@ class Lab(View):
         with construction.locked(self.layout):
             _desired_file(self.layout, pod).unlink(missing_ok=True)
             self._sync(grace_seconds)
+
+    def delete_policy(self, kind: str, name: str, namespace: str = "default") -> None:
+        """Remove a PeerAuthentication, AuthorizationPolicy, RequestAuthentication or RateLimit; raises LabError if there is none."""
+        path = self.layout.object_file(kind, namespace, name)
+        with construction.locked(self.layout):
+            if kind not in security.KINDS or not path.exists():
+                raise LabError(f"{kind} {namespace}/{name}: there is no such policy")
+            path.unlink()
 
     def wait_ready(self, seconds: float = 30.0) -> None:
         """Wait until every pod is ready (and, with agents, enrolled); raises LabError that says which is not, and why."""

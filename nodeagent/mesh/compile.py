@@ -7,37 +7,51 @@ and what the tests hold it to.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Set
+from collections.abc import Iterable, Sequence, Set
+from dataclasses import replace
+from typing import Any
 
 from nodeagent.errors import IdentityError
 from nodeagent.identity.spiffe import spiffe_id
 from nodeagent.mesh import rules
 from nodeagent.mesh.entries import Address, Delta, Endpoint, Entry, PodUid, Protocol, Service, ServicePort, Workload
-from nodeagent.mesh.local import EXCLUDE_INBOUND, LocalPod, excluded_ports, finished, local_pod
+from nodeagent.mesh.local import EXCLUDE_INBOUND, LocalPod, bypass, excluded_ports, finished, has_sidecar, local_pod, path_setting
+from nodeagent.mesh.policies import Policies, PolicyKey, entry_key, names, refused_row
 from nodeagent.mesh.selection import Key, Postings, Selection
+from nodeagent.policy.model import MtlsMode, PathSetting
 from nodeagent.resources import objects
-from nodeagent.resources.source import AnyChange, EnrolledChange
+from nodeagent.resources.changes import AnyChange, EnrolledChange, Refused
+from nodeagent.resources.security import KINDS, Policy
 
 log = logging.getLogger("nodeagent.mesh")
 
 
 class Mesh:
-    """The cluster as *node* of *trust_domain* sees it."""
+    """The cluster as *node* of *trust_domain* sees it.
 
-    def __init__(self, node: str, trust_domain: str) -> None:
+    *default_mtls* is in force where no PeerAuthentication says otherwise; policies of *root_namespace* are for the whole mesh.
+    """
+
+    def __init__(self, node: str, trust_domain: str, *, default_mtls: MtlsMode = "PERMISSIVE", root_namespace: str = "istio-system") -> None:
         self._node, self._trust_domain = node, trust_domain
         self._pods: dict[Key, objects.Pod] = {}
         self._services: dict[Key, objects.Service] = {}
         self._nodes: dict[str, objects.Node] = {}
         self._enrolled: set[PodUid] = set()
         self._selection = Selection()
-        self._claims: Postings[Address] = Postings()
-        self._by_uid: Postings[PodUid] = Postings()
+        self._namespaces: dict[str, objects.Namespace] = {}
+        self._policies = Policies(default_mtls, root_namespace)
+        self._users: Postings[str, Key] = Postings()
+        self._using: dict[Key, tuple[str, ...]] = {}
+        self._claims: Postings[Address, Key] = Postings()
+        self._by_uid: Postings[PodUid, Key] = Postings()
         self._entries: dict[str, Entry] = {}
         self._made: dict[Key, str] = {}
         self._local: dict[PodUid, LocalPod] = {}
         self._dirty_pods: set[Key] = set()
         self._dirty_services: set[Key] = set()
+        self._dirty_modes: set[Key] = set()
+        self._dirty_policies: set[PolicyKey] = set()
 
     def apply(self, changes: Iterable[AnyChange]) -> Delta:
         """Take *changes* in and return the entries that differ for it."""
@@ -54,6 +68,11 @@ class Mesh:
                 self._nodes[change.name] = change.object
             elif change.kind == "Node":
                 self._nodes.pop(change.name, None)
+            elif change.kind == "Namespace":
+                self._put_namespace(change.name, change.object if isinstance(change.object, objects.Namespace) else None)
+            elif change.kind in KINDS:
+                policy = change.object if isinstance(change.object, Policy) else None
+                self._put_policy((change.kind, change.namespace, change.name), policy, change.file)
         return self._recompile()
 
     def local_pods(self) -> tuple[LocalPod, ...]:
@@ -71,6 +90,20 @@ class Mesh:
 
     # -- what a change touches --
 
+    def policies(self, refused: Sequence[Refused] = ()) -> list[dict[str, Any]]:
+        """Return a row for each policy and for each of the *refused* documents, for ``nodeagent get policies``."""
+        local = {key for key, pod in self._pods.items() if pod.node == self._node and not pod.host_network and key in self._made}
+        wrong: dict[PolicyKey, Refused] = {(each.kind, each.namespace, each.name): each for each in refused if each.kind}
+        rows = []
+        for key in sorted(self._policies.known):
+            pods = len(self._affected(key) & local)
+            row = self._policies.row(key, pods)
+            if (error := wrong.pop(key, None)) is not None:
+                row |= {"state": f"last good one in force; refused: {error.error}", "file": error.file}
+            rows.append(row)
+        unnamed = [each for each in refused if not each.kind]
+        return rows + [refused_row(each) for each in (*wrong.values(), *unnamed)]
+
     def _mark(self, uid: PodUid, enrolled: bool) -> None:
         (self._enrolled.add if enrolled else self._enrolled.discard)(uid)
         self._dirty_pods |= self._by_uid.get(uid)
@@ -80,12 +113,14 @@ class Mesh:
         before = self._pods.pop(key, None)
         if before is not None:
             self._selection.drop_pod(key)
+            self._policies.drop_pod(key)
             self._by_uid.discard(before.uid, key)
             for address in before.addresses:
                 self._claims.discard(address, key)
         if pod is not None:
             self._pods[key] = pod
             self._selection.put_pod(key, pod.labels)
+            self._policies.put_pod(key, pod.labels)
             self._by_uid.add(pod.uid, key)
             for address in () if finished(pod) or pod.host_network else pod.addresses:
                 self._claims.add(address, key)
@@ -110,26 +145,57 @@ class Mesh:
             self._selection.put_service(key, service.selector)
             self._dirty_pods.update(self._selection.pods_of(key))
 
+    def _put_namespace(self, name: str, namespace: objects.Namespace | None) -> None:
+        self._namespaces.pop(name, None)
+        if namespace is not None:
+            self._namespaces[name] = namespace
+        self._dirty_pods |= self._policies.pods_in(name)
+
+    def _put_policy(self, key: PolicyKey, policy: Policy | None, file: str) -> None:
+        """Mark the policy and the pods that it was for and is for now: their entries change by their modes and policies alone."""
+        self._dirty_policies.add(key)
+        self._dirty_modes |= self._affected(key)
+        self._policies.put(key, policy, file)
+        self._dirty_modes |= self._affected(key)
+
+    def _affected(self, key: PolicyKey) -> Set[Key]:
+        return self._policies.pods(key) | {pod for service in self._policies.services(key) for pod in self._selection.pods_of(service)}
+
     # -- what is made of it --
 
     def _recompile(self) -> Delta:
         fresh: dict[str, Entry] = {}
         stale: set[str] = set()
+        used = {entry for key in self._dirty_policies if (entry := entry_key(*key))}
+        for key in self._dirty_modes - self._dirty_pods:
+            made = self._entries.get(self._made.get(key, ""))
+            if isinstance(made, Workload):
+                governed = self._governed(key, made)
+                fresh[made.key] = governed
+                used |= self._use(key, governed)
         for key in self._dirty_pods:
             previous = self._made.pop(key, None)
             if previous is not None:
                 stale.add(previous)
             workload = self._workload(key)
             if workload is not None:
+                workload = self._governed(key, workload)
                 fresh[workload.key] = workload
                 self._made[key] = workload.key
+            used |= self._use(key, workload)
         for key in self._dirty_services:
             stale.add(f"service/{key[0]}/{key[1]}")
             service = self._service(key)
             if service is not None:
                 fresh[service.key] = service
-        self._dirty_pods.clear()
-        self._dirty_services.clear()
+        for entry in used:
+            spec = self._policies.entries.get(entry) if self._users.get(entry) else None
+            if spec is None:
+                stale.add(entry)
+            else:
+                fresh[entry] = spec
+        for dirty in (self._dirty_pods, self._dirty_modes, self._dirty_services, self._dirty_policies):
+            dirty.clear()
         return self._commit(fresh, stale)
 
     def _commit(self, fresh: dict[str, Entry], stale: set[str]) -> Delta:
@@ -140,6 +206,24 @@ class Mesh:
         for key in removals:
             self._local.pop(PodUid(key.removeprefix("workload/")), None)
         return Delta(tuple(upserts), tuple(removals))
+
+    def _governed(self, key: Key, workload: Workload) -> Workload:
+        """Return *workload* with what the policies for the pod *key* make of it; the policies themselves matter on its own node only."""
+        found = self._policies.of(key, self._selection.services_of(key))
+        modes = self._policies.mtls(found)
+        here = workload.node == self._node and not self._pods[key].host_network
+        return replace(workload, mtls=modes.mode, mtls_from=modes.source, port_mtls=modes.ports, policies=names(found) if here else ())
+
+    def _use(self, key: Key, workload: Workload | None) -> set[str]:
+        """Keep which local pods use which policies' entries; return those for which that changed."""
+        before, after = set(self._using.pop(key, ())), set(workload.policies if workload else ())
+        for entry in before - after:
+            self._users.discard(entry, key)
+        for entry in after - before:
+            self._users.add(entry, key)
+        if workload is not None and workload.policies:
+            self._using[key] = workload.policies
+        return before ^ after
 
     def _owned(self, key: Key, pod: objects.Pod) -> tuple[Address, ...]:
         """Return the addresses that are *pod*'s: while two claim one, the younger has it, as the older is on its way out."""
@@ -162,7 +246,10 @@ class Mesh:
             log.error("Pod %s/%s: spec.serviceAccountName: %s (left out)", *key, error)
             return None
         addresses = self._owned(key, pod)
-        local = local_pod(pod, self._node, addresses, identity)
+        faults: list[str] = []
+        path = self._path(pod, faults)
+        bypassed = bypass(pod.annotations, faults)
+        local = local_pod(pod, self._node, addresses, identity, tuple(faults))
         if local is None:
             self._local.pop(pod.uid, None)
         else:
@@ -190,7 +277,19 @@ class Mesh:
             probes=rules.probes(pod),
             services=services,
             excluded_ports=tuple(sorted(excluded_ports(pod, EXCLUDE_INBOUND, []))),
+            sidecar=has_sidecar(pod),
+            path=path,
+            bypass=bypassed,
         )
+
+    def _path(self, pod: objects.Pod, faults: list[str]) -> PathSetting:
+        """Return the path that *pod* or else its namespace asks for; what is wrong there or at a Service that selects it goes to *faults*."""
+        own = path_setting(pod.annotations, "", faults)
+        namespace = self._namespaces.get(pod.namespace)
+        wider = path_setting(namespace.annotations, f"Namespace {namespace.name}: ", faults) if namespace else None
+        for key in sorted(self._selection.services_of((pod.namespace, pod.name))):
+            path_setting(self._services[key].annotations, f"Service {key[1]}: ", faults)
+        return own or wider or "auto"
 
     def _served(self, key: Key, pod: objects.Pod) -> tuple[tuple[tuple[int, Protocol], ...], tuple[tuple[int, str], ...]]:
         """Return protocol and Service by workload port; the oldest Service that targets a port decides, as in Istio."""
@@ -216,7 +315,7 @@ class Mesh:
             ServicePort(port.port, port.name, rules.port_protocol(port), tuple(_endpoints(port, chosen))) for port in service.ports if port.transport == "TCP"
         )
         host = f"{service.name}.{service.namespace}.svc.cluster.local"
-        return Service(service.name, service.namespace, host, service.addresses, ports)
+        return Service(service.name, service.namespace, host, service.addresses, ports, path_setting(service.annotations, "", []) or "auto")
 
     def _reachable(self, key: Key, pod: objects.Pod) -> tuple[Address, ...]:
         return pod.addresses if pod.host_network else self._owned(key, pod)

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, cast, get_args
 
 from nodeagent.mesh.entries import Address, PodUid, SpiffeId
+from nodeagent.policy.model import PathSetting
 from nodeagent.resources.objects import Pod
 
 NETNS, CGROUP = "lab.nodeagent.io/netns", "lab.nodeagent.io/cgroup"
 ENROLL: Final = "nodeagent.io/enroll"
 SIDECAR: Final = "sidecar.istio.io/status"
+TLS_MODE: Final = "security.istio.io/tlsMode"
+PATH: Final = "nodeagent.io/path"
+BYPASS: Final = "nodeagent.io/bypass"
 EXCLUDE_INBOUND: Final = "traffic.sidecar.istio.io/excludeInboundPorts"
 EXCLUDE_OUTBOUND: Final = "traffic.sidecar.istio.io/excludeOutboundPorts"
 
@@ -34,9 +39,11 @@ class LocalPod:
     """Annotations that were wrong and have no effect; the pod is captured without those exceptions."""
 
 
-def local_pod(pod: Pod, node: str, addresses: tuple[Address, ...], identity: SpiffeId) -> LocalPod | None:
-    """Return how *pod* is to be enrolled on *node*; None: it is not this node's, shares the node's network, brings its
-    own proxy, asks to be left alone, or has no network (yet or any more)."""
+def local_pod(pod: Pod, node: str, addresses: tuple[Address, ...], identity: SpiffeId, more_faults: tuple[str, ...] = ()) -> LocalPod | None:
+    """Return how *pod* is to be enrolled on *node*, with *more_faults* beside those of its ports' annotations.
+
+    None: it is not this node's, shares the node's network, brings its own proxy, asks to be left alone, or has no network (yet or any more).
+    """
     netns = pod.annotations.get(NETNS, "")
     if pod.node != node or pod.host_network or not netns or not addresses or finished(pod) or SIDECAR in pod.annotations:
         return None
@@ -44,7 +51,7 @@ def local_pod(pod: Pod, node: str, addresses: tuple[Address, ...], identity: Spi
         return None
     faults: list[str] = []
     inbound, outbound = (excluded_ports(pod, name, faults) for name in (EXCLUDE_INBOUND, EXCLUDE_OUTBOUND))
-    return LocalPod(pod.uid, pod.name, pod.namespace, addresses, identity, netns, pod.annotations.get(CGROUP, ""), inbound, outbound, tuple(faults))
+    return LocalPod(pod.uid, pod.name, pod.namespace, addresses, identity, netns, pod.annotations.get(CGROUP, ""), inbound, outbound, (*faults, *more_faults))
 
 
 def finished(pod: Pod) -> bool:
@@ -60,3 +67,25 @@ def excluded_ports(pod: Pod, annotation: str, faults: list[str]) -> frozenset[in
         faults.append(f"metadata.annotations[{annotation}]: {text!r:.80}: ports from 1 to 65535, separated by commas, are allowed; it has no effect")
         return frozenset()
     return frozenset(int(part) for part in parts)
+
+
+def path_setting(annotations: Mapping[str, str], whose: str, faults: list[str]) -> PathSetting | None:
+    """Return what ``nodeagent.io/path`` among *annotations* asks for, None when it does not; a wrong value goes to *faults* with *whose* it is."""
+    text = annotations.get(PATH)
+    if text is None or text in get_args(PathSetting):
+        return cast(PathSetting | None, text)
+    faults.append(f"{whose}metadata.annotations[{PATH}]: {text!r:.80}: {', '.join(get_args(PathSetting))} are allowed; it has no effect")
+    return None
+
+
+def bypass(annotations: Mapping[str, str], faults: list[str]) -> bool:
+    """Say whether ``nodeagent.io/bypass`` among *annotations* asks for it; a wrong value goes to *faults*."""
+    text = annotations.get(BYPASS, "disabled")
+    if text not in ("enabled", "disabled"):
+        faults.append(f"metadata.annotations[{BYPASS}]: {text!r:.80}: enabled, disabled are allowed; it has no effect")
+    return text == "enabled"
+
+
+def has_sidecar(pod: Pod) -> bool:
+    """Say whether *pod* brings a classic sidecar, which takes mTLS for it."""
+    return SIDECAR in pod.annotations or pod.labels.get(TLS_MODE) == "istio"

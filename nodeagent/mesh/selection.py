@@ -10,28 +10,28 @@ Key = tuple[str, str]
 """Namespace and name."""
 Term = tuple[str, str, str]
 """Namespace, label, value."""
-_EMPTY: frozenset[Key] = frozenset()
 _Name = TypeVar("_Name")
+_Item = TypeVar("_Item")
 
 
-class Postings(Generic[_Name]):
-    """Sets of keys by name; no set is ever empty."""
+class Postings(Generic[_Name, _Item]):
+    """Sets of items by name; no set is ever empty."""
 
     def __init__(self) -> None:
-        self._sets: defaultdict[_Name, set[Key]] = defaultdict(set)
+        self._sets: defaultdict[_Name, set[_Item]] = defaultdict(set)
 
-    def add(self, name: _Name, key: Key) -> None:
-        self._sets[name].add(key)
+    def add(self, name: _Name, item: _Item) -> None:
+        self._sets[name].add(item)
 
-    def discard(self, name: _Name, key: Key) -> None:
-        keys = self._sets.get(name)
-        if keys is not None:
-            keys.discard(key)
-            if not keys:
+    def discard(self, name: _Name, item: _Item) -> None:
+        items = self._sets.get(name)
+        if items is not None:
+            items.discard(item)
+            if not items:
                 del self._sets[name]
 
-    def get(self, name: _Name) -> set[Key] | frozenset[Key]:
-        return self._sets.get(name, _EMPTY)
+    def get(self, name: _Name) -> set[_Item] | frozenset[_Item]:
+        return self._sets.get(name, frozenset())
 
 
 class Selection:
@@ -41,8 +41,8 @@ class Selection:
     """
 
     def __init__(self) -> None:
-        self._pods: Postings[Term] = Postings()
-        self._services: Postings[Term] = Postings()
+        self._pods: Postings[Term, Key] = Postings()
+        self._services: Postings[Term, Key] = Postings()
         self._labels: dict[Key, Mapping[str, str]] = {}
         self._selectors: dict[Key, Mapping[str, str]] = {}
 

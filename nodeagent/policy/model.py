@@ -7,11 +7,25 @@ An absent field is an empty tuple or text; values are as the user wrote them.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Final, Literal
 
 MtlsMode = Literal["STRICT", "PERMISSIVE", "DISABLE"]
 Action = Literal["ALLOW", "DENY", "AUDIT", "CUSTOM"]
 PathSetting = Literal["auto", "kernel", "proxy"]
+DISCOVERY: Final = "/.well-known/openid-configuration"
+"""What follows an issuer in the address of its document that names its key set (OpenID Connect Discovery 1.0, section 4)."""
+
+
+@dataclass(frozen=True, slots=True)
+class PeerAuthentication:
+    """Never an entry of its own: it is compiled into the mode of each workload."""
+
+    namespace: str
+    name: str
+    mode: MtlsMode | None = None
+    """``mtls.mode``; None: UNSET, the next wider scope says."""
+    ports: tuple[tuple[int, MtlsMode | None], ...] = ()
+    """``portLevelMtls``: workload port and mode; None: the workload's."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,6 +123,11 @@ class JwtRule:
     forward_original_token: bool = False
     timeout_seconds: float = 5.0
 
+    @property
+    def keys_uri(self) -> str:
+        """Where control gets the keys (the ``uri`` of a :class:`Jwks`), empty: ``jwks`` has them. By default the issuer's OpenID Connect discovery document."""
+        return "" if self.jwks else self.jwks_uri or self.issuer.removesuffix("/") + DISCOVERY
+
 
 @dataclass(frozen=True, slots=True)
 class RequestAuthentication:
@@ -123,7 +142,7 @@ class RequestAuthentication:
 
 @dataclass(frozen=True, slots=True)
 class Jwks:
-    """The keys behind a ``jwksUri``, fetched by control; ``keys`` empty: ``error`` says why there are none."""
+    """The keys behind a ``JwtRule.keys_uri``, fetched by control; ``error`` says why there are none, or why they are not fresh."""
 
     uri: str
     keys: str = ""
@@ -166,7 +185,8 @@ class GlobalLimit:
     descriptors: tuple[tuple[tuple[str, str], ...], ...] = ()
     """Each is a list of (key, value); a value may be ``{principal}``, ``{pod}``, ``{path}``, ``{method}``, ``{host}`` or ``{header:<name>}``."""
     failure_mode: Literal["allow", "deny"] = "allow"
-    timeout_seconds: float = 0.02
+    timeout_seconds: float = 0.0
+    """0: the provider's."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,8 +11,9 @@ from time import time
 from typing import Any
 
 from nodeagent.errors import NO_ORIGINAL, OVER_LIMIT, PLAINTEXT_REFUSED, UPSTREAM_TLS, IdentityError
-from nodeagent.identity.tls import peer_identity
+from nodeagent.identity.tls import peer_expiry, peer_identity
 from nodeagent.mesh.entries import Protocol
+from nodeagent.policy.model import MtlsMode
 from nodeagent.proxy.authorize import Permit, Refusal
 from nodeagent.proxy.connection import Connection, Direction, Peer
 from nodeagent.proxy.pipeline import Pipeline
@@ -122,11 +123,18 @@ class Accepted:
         connection, timeouts = self._connection, self._pipeline.timeouts
         assert connection is not None
         workload = connection.peer.workload
-        if self._direction == "inbound" and self._pod.strict:
+        mode = self._mode() if self._direction == "inbound" else "DISABLE"
+        if mode == "STRICT":
             return timeouts.handshake
         if self._protocol == "http":
             return timeouts.idle
-        return timeouts.handshake if self._direction == "inbound" and workload is not None and workload.enrolled else timeouts.sniff
+        return timeouts.handshake if mode == "PERMISSIVE" and workload is not None and (workload.enrolled or workload.sidecar) else timeouts.sniff
+
+    def _mode(self) -> MtlsMode:
+        """The server's mTLS mode at the port that was asked for."""
+        assert self._connection is not None
+        workload = self._pipeline.view.workload(self._pod.uid)
+        return workload.mtls_at(self._connection.target.port) if workload is not None else "STRICT"
 
     def _admit(self) -> bool:
         connection = self._connection
@@ -141,7 +149,10 @@ class Accepted:
 
     def _terminates(self, hello: ClientHello) -> bool:
         """A peer's mTLS has Istio's ALPN; an application's own TLS goes through untouched where plaintext may."""
-        return self._pod.strict or any(name.startswith(b"istio") for name in hello.alpn)
+        assert self._connection is not None
+        self._connection.sni = hello.sni or ""
+        mode = self._mode()
+        return mode == "STRICT" or (mode == "PERMISSIVE" and any(name.startswith(b"istio") for name in hello.alpn))
 
     def _start_tls(self, early: bytes) -> None:
         tls = self._pod.tls
@@ -169,6 +180,7 @@ class Accepted:
         peer = connection.peer
         workload = peer.workload if peer.workload is not None and peer.workload.identity == identity else None
         connection.peer = Peer(peer.address, peer.port, identity, "mutual_tls", workload)
+        connection.expires = peer_expiry(stream.session)
         self._transport = stream
         stream.protocol = self
         if not self._admit():

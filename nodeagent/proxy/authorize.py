@@ -1,5 +1,6 @@
 """May this peer talk to this workload? Pure: facts in, a permit or a refusal out.
 
+Here the mTLS mode decides; what AuthorizationPolicies and their like say of a permitted connection is ``proxy/guard.py``.
 Later stages require the permit; it carries what the decision rested on.
 """
 
@@ -7,16 +8,17 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from nodeagent.errors import PLAINTEXT_REFUSED, PROBE_REFUSED, Reason
+from nodeagent.errors import PLAINTEXT_REFUSED, Reason
 from nodeagent.mesh.entries import Probe, Workload
 from nodeagent.proxy.connection import Peer
 
 
 @dataclass(frozen=True, slots=True)
 class Permit:
-    """The connection may go on; ``probes``: only if it is one of these requests."""
+    """The connection may go on. ``probes``: requests that pass whatever policies say; ``only_probes``: and nothing else does."""
 
-    probes: tuple[Probe, ...] | None = None
+    probes: tuple[Probe, ...] = ()
+    only_probes: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,24 +29,18 @@ class Refusal:
 OPEN = Permit()
 
 
-def authorize_connection(peer: Peer, workload: Workload, port: int, *, strict: bool, from_node: bool) -> Permit | Refusal:
+def authorize_connection(peer: Peer, workload: Workload, port: int, *, from_node: bool) -> Permit | Refusal:
     """Decide whether *peer* may open a connection to *port* of *workload*.
 
-    STRICT takes only peers whose identity was proved, and from the node itself the probes that the pod's spec declares.
+    STRICT takes only peers whose identity was proved, and from the node itself the probes that the pod's spec declares. Declared
+    probes pass policies too, as in Istio, where the agent in the pod asks the application in the kubelet's stead.
     """
-    if not strict or peer.security != "none":
-        return OPEN
-    declared = tuple(probe for probe in workload.probes if probe.port == port)
-    if from_node and declared:
-        return Permit(declared)
-    return Refusal(PLAINTEXT_REFUSED)
+    declared = tuple(probe for probe in workload.probes if probe.port == port) if from_node and peer.security == "none" else ()
+    if peer.security != "none" or workload.mtls_at(port) != "STRICT":
+        return Permit(declared) if declared else OPEN
+    return Permit(declared, only_probes=True) if declared else Refusal(PLAINTEXT_REFUSED)
 
 
-def authorize_request(permit: Permit, method: bytes, target: bytes) -> Refusal | None:
-    """Decide whether one request may pass on a connection with *permit*; None: it may."""
-    if permit.probes is None:
-        return None
-    for probe in permit.probes:
-        if probe.kind == "http" and method == b"GET" and target == probe.path.encode():
-            return None
-    return Refusal(PROBE_REFUSED)
+def is_probe(permit: Permit, method: bytes, target: bytes) -> bool:
+    """Say whether a request is one of the HTTP probes that *permit* lets through."""
+    return method == b"GET" and any(probe.kind == "http" and target == probe.path.encode() for probe in permit.probes)

@@ -41,8 +41,8 @@ class Connection:
     """One downstream connection; its record in ``flows``."""
 
     __slots__ = (
-        "active", "closed", "direction", "early", "half_closed", "http", "local_text", "number", "path", "peer", "peer_text", "pod", "protocol",
-        "reason", "received", "relay", "requests", "routes", "sent", "target", "upstream_workload", "verdict", "view", "wall",
+        "active", "closed", "direction", "early", "expires", "half_closed", "http", "local_text", "number", "path", "peer", "peer_text", "pod", "policy",
+        "protocol", "reason", "received", "relay", "requests", "routes", "sent", "sni", "target", "upstream_workload", "verdict", "view", "wall",
     )  # fmt: skip
 
     def __init__(self, pod: PodState, direction: Direction, peer: Peer, target: Target, wall: float) -> None:
@@ -53,6 +53,11 @@ class Connection:
         self.half_closed = False
         self.active = 0.0
         self.early = b""
+        self.sni = ""
+        self.policy = ""
+        """What decided the verdict, where a policy did."""
+        self.expires = 0.0
+        """When the peer's certificate ends, Unix seconds; 0: it showed none."""
         self.protocol = "?"
         self.path: Path = "none"
         self.verdict = "pending"
@@ -85,6 +90,7 @@ class Connection:
             "protocol": self.protocol,
             "verdict": self.verdict,
             "reason": self.reason,
+            "policy": self.policy,
             "requests": self.requests,
             "sent": self.sent,
             "received": self.received,

@@ -11,14 +11,16 @@ import collections
 import logging
 import os
 import weakref
+from collections.abc import Coroutine
 from time import monotonic, perf_counter, time
 from typing import Any, Final
 
 from nodeagent.config import Limits, Proxy, Timeouts
-from nodeagent.errors import DOWNSTREAM_GONE, DOWNSTREAM_TIMEOUT, NO_ENDPOINTS, PROBE_REFUSED, REQUEST_TIMEOUT, Reason
-from nodeagent.mesh.entries import Endpoint
-from nodeagent.proxy.authorize import OPEN, Permit, Refusal, authorize_connection, authorize_request
+from nodeagent.errors import CERTIFICATE_ENDED, DOWNSTREAM_GONE, DOWNSTREAM_TIMEOUT, NO_ENDPOINTS, PROBE_REFUSED, REQUEST_TIMEOUT, Reason
+from nodeagent.mesh.entries import Endpoint, Workload
+from nodeagent.proxy.authorize import OPEN, Permit, Refusal, authorize_connection, is_probe
 from nodeagent.proxy.connection import Connection, Path, host_port
+from nodeagent.proxy.guard import UNGUARDED, Bound, Guard, facts
 from nodeagent.proxy.http1.downstream import HttpDownstream
 from nodeagent.proxy.http1.exchange import Exchange
 from nodeagent.proxy.http1.upstream import HttpUpstream
@@ -35,6 +37,8 @@ from nodeagent.telemetry.metrics import CONNECTIONS, REFUSED
 RECENT_FLOWS: Final = 512
 ROUTES_PER_POD: Final = 4096
 """A pod that scans addresses makes its own cache useless, nothing more."""
+RECONSIDERED_AT_ONCE: Final = 64
+"""Connections that are looked at again in one turn of the event loop."""
 log = logging.getLogger("nodeagent.proxy")
 
 
@@ -58,6 +62,10 @@ class Pipeline:
         self.wall_offset = time() - perf_counter()
         self._pools: weakref.WeakValueDictionary[Dial, Pool] = weakref.WeakValueDictionary()  # routes and open connections hold them
         self._request_ids: list[bytes] = []
+        self._guards: dict[tuple[str, bool], tuple[Guard, int]] = {}
+        self._waiting: set[asyncio.Task[None]] = set()
+        self.share = 1.0
+        """This worker's part of each local rate limit: workers do not count together."""
 
     # -- the line --
 
@@ -71,11 +79,11 @@ class Pipeline:
             if early:
                 codec.data_received(early)
             return
-        if permit.probes is not None and early:
+        if permit.only_probes and early:
             self.refuse(connection, transport, PROBE_REFUSED)
             return
         connection.early = early
-        task = self.loop.create_task(self._carry(connection, transport))
+        task = self.loop.create_task(self._carry(connection, transport, permit))
         connection.pod.open.add(task)
         task.add_done_callback(connection.pod.open.discard)
 
@@ -83,16 +91,24 @@ class Pipeline:
         """Authorize, route and forward one HTTP request; :meth:`observe` follows when it is answered."""
         connection = exchange.downstream.connection
         permit = exchange.downstream.permit
-        if permit is not OPEN:
-            refusal = authorize_request(permit, exchange.method, exchange.target)
-            if refusal is not None:
-                exchange.refuse(refusal.reason)
-                return
+        probe = permit is not OPEN and is_probe(permit, exchange.method, exchange.target)
+        if permit.only_probes and not probe:
+            exchange.refuse(PROBE_REFUSED)
+            return
         route = exchange.route = self.route(connection)
         route.active += 1
+        guard = route.http_guard
+        if guard is None:
+            guard = route.http_guard = self._guard(connection, route, http=True)
+        if guard is UNGUARDED or probe or guard.admits(self, exchange, route):
+            self.forward(exchange, route)
+
+    def forward(self, exchange: Exchange, route: Route) -> None:
+        """Send an authorized request to its endpoint."""
         if route.pool is None:
             exchange.refuse(NO_ENDPOINTS)
             return
+        connection = exchange.downstream.connection
         if connection.upstream_workload is not route.workload or connection.path != route.path:
             self._follow(connection, route)
         exchange.deadline = self.now + self.timeouts.request
@@ -142,7 +158,7 @@ class Pipeline:
         if workload is None:
             return Refusal(NO_ENDPOINTS)
         from_node = connection.peer.address in self.node_addresses
-        verdict = authorize_connection(connection.peer, workload, connection.target.port, strict=connection.pod.strict, from_node=from_node)
+        verdict = authorize_connection(connection.peer, workload, connection.target.port, from_node=from_node)
         connection.verdict = "allow" if isinstance(verdict, Permit) else "deny"
         return verdict
 
@@ -167,6 +183,53 @@ class Pipeline:
         self.closed(connection)
         reset(transport)
 
+    def _guard(self, connection: Connection, route: Route, *, http: bool) -> Bound:
+        """Return what stands between the client and the application on *route*: nothing, where another proxy will check."""
+        workload = route.workload
+        if not route.delivers or workload is None or not workload.policies:
+            return UNGUARDED
+        key = (workload.uid, http)
+        guard, protection = self._guards.get(key, (None, -1))
+        if guard is None or protection != self.view.protection:
+            guard = Guard.made(self.view, workload, guard, http=http, trust_domain=self.trust_domain, share=self.share)
+            self._guards[key] = (guard, self.view.protection)
+        peer = connection.peer.workload
+        client = f"{peer.namespace}/{peer.pod}" if peer is not None else connection.peer.address
+        return guard.bind(facts(connection, route), client, f"{workload.namespace}/{workload.workload}")
+
+    async def reconsider(self) -> None:
+        """After a change that may alter verdicts: close established connections that would not be permitted now."""
+        for number, connection in enumerate(list(self.connections.values())):
+            if connection.http is None and connection.relay is None:
+                continue  # not permitted yet; it will be by what is in force now
+            if number % RECONSIDERED_AT_ONCE == 0:
+                await asyncio.sleep(0)
+            reason = self._reconsidered(connection)
+            if reason is not None:
+                self._revoke(connection, reason)
+
+    def _reconsidered(self, connection: Connection) -> Reason | None:
+        verdict = self.admit(connection)
+        if isinstance(verdict, Refusal):
+            return verdict.reason
+        if verdict.probes:
+            return None
+        http = connection.http is not None
+        self.route(connection)
+        uid = connection.upstream_workload.uid if connection.upstream_workload is not None else ""
+        routes = [route for route in connection.routes if http or (route.workload is not None and route.workload.uid == uid)]
+        reasons = [self._guard(connection, route, http=http).reason for route in routes]
+        return reasons[0] if reasons and all(reason is not None for reason in reasons) else None
+
+    def _revoke(self, connection: Connection, reason: Reason) -> None:
+        """Close an established connection that is no longer permitted."""
+        self.count_refused(reason)
+        connection.verdict, connection.reason = "deny", reason.code
+        if connection.relay is not None:
+            reset(connection.relay[0].downstream.transport)
+        else:
+            reset(connection.http.transport)
+
     # -- route --
 
     def _make_routes(self, connection: Connection) -> None:
@@ -180,7 +243,8 @@ class Pipeline:
         if not inbound:
             connection.target = self.view.resolve(connection.target.address, connection.target.port)
         target = connection.target
-        key = (connection.direction, peer.identity, peer.security, peer.workload and peer.workload.uid, target.address, target.port)
+        who = peer.workload.uid if peer.workload is not None else peer.address
+        key = (connection.direction, peer.identity, peer.security, who, target.address, target.port, connection.sni)
         routes = pod.routes.get(key)
         if routes is None:
             destinations = [self._inbound(connection)] if inbound else self._outbound(connection)
@@ -213,7 +277,7 @@ class Pipeline:
         dialler, expected = pod, None
         if local is not None:
             dialler, path = local, "proxy-local"
-        elif workload is not None and workload.enrolled and endpoint.port not in workload.excluded_ports:
+        elif workload is not None and takes_mtls(workload, endpoint.port):
             path, expected = "proxy-mtls", workload.identity
         pool = self._pool(Dial(dialler, endpoint.address, endpoint.port, expected))
         return Destination(endpoint, workload, path, pool, cluster, delivers=local is not None)
@@ -230,10 +294,17 @@ class Pipeline:
 
     # -- forward: TCP --
 
-    async def _carry(self, connection: Connection, transport: Any) -> None:
+    async def _carry(self, connection: Connection, transport: Any, permit: Permit) -> None:
         """Forward a connection that is not HTTP, whole."""
         started, wall = perf_counter(), connection.wall
         route = self.route(connection)
+        guard = route.tcp_guard
+        if guard is None:
+            guard = route.tcp_guard = self._guard(connection, route, http=False)
+        reason = None if guard is UNGUARDED or permit.probes else await guard.admits_connection(self, connection, route)
+        if reason is not None:
+            self.refuse(connection, transport, reason)
+            return
         self._follow(connection, route)
         try:
             if transport.is_closing():
@@ -342,7 +413,26 @@ class Pipeline:
     def note_failure(self, dial: Dial, error: Exception) -> None:
         log.warning("mTLS from %s to %s failed: %s", dial.pod.identity, host_port(dial.address, dial.port), error)
 
+    def wait(self, exchange: Exchange, verdict: Coroutine[Any, Any, None]) -> None:
+        """Let *verdict*, which refuses or forwards *exchange*, wait for somebody else's answer; what the client sends meanwhile is held."""
+        if exchange.pending is None:
+            exchange.pending = []
+        task = self.loop.create_task(verdict)
+        self._waiting.add(task)
+        task.add_done_callback(self._waited)
+
+    def _waited(self, task: asyncio.Task[None]) -> None:
+        self._waiting.discard(task)
+        if not task.cancelled() and task.exception() is not None:
+            log.error("a request was lost between policies: %s", task.exception(), exc_info=task.exception())
+
     # -- time --
+
+    def renewed(self, pod: PodState) -> None:
+        """*pod* has a new certificate: clients come back before the one that they were shown ends."""
+        for connection in list(self.connections.values()):
+            if connection.pod is pod and connection.direction == "inbound" and connection.http is not None and connection.peer.security == "mutual_tls":
+                connection.http.drain()
 
     def drain(self) -> None:
         """Ask clients to come back on new connections as they finish; idle upstream connections close."""
@@ -354,9 +444,12 @@ class Pipeline:
     def sweep(self) -> None:
         """Enforce timeouts; runs a few times a second instead of a timer per request."""
         self.now = now = monotonic()
-        self.wall_offset = time() - perf_counter()
+        now_wall = time()
+        self.wall_offset = now_wall - perf_counter()
         for connection in list(self.connections.values()):
-            if connection.relay is not None:
+            if connection.expires and connection.expires < now_wall:
+                self._revoke(connection, CERTIFICATE_ENDED)
+            elif connection.relay is not None:
                 self._sweep_relay(connection)
             elif connection.http is not None:
                 self._sweep_http(connection.http)
@@ -396,6 +489,13 @@ class Pipeline:
             connection.active = self.now
         elif self.now - connection.active > self.timeouts.idle:
             connection.relay[0].downstream.transport.close()
+
+
+def takes_mtls(workload: Workload, port: int) -> bool:
+    """Say whether a client's proxy shall speak mTLS to *port* of *workload* on another node, or to one with a sidecar: Istio's auto mTLS."""
+    if workload.mtls_at(port) == "DISABLE" or port in workload.excluded_ports:
+        return False
+    return workload.enrolled or workload.sidecar
 
 
 def _two(count: int) -> tuple[int, int]:

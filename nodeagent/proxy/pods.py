@@ -79,10 +79,10 @@ class SocketStock:
 class PodState:
     """An enrolled pod of this node."""
 
-    __slots__ = ("connections", "cookie", "identity", "open", "routes", "routes_view", "stock", "strict", "tls", "uid")
+    __slots__ = ("connections", "cookie", "identity", "open", "routes", "routes_view", "stock", "tls", "uid")
 
-    def __init__(self, uid: PodUid, cookie: int, strict: bool, identity: str, ask: Callable[[Family, int], None]) -> None:
-        self.uid, self.cookie, self.strict, self.identity = uid, cookie, strict, identity
+    def __init__(self, uid: PodUid, cookie: int, identity: str, ask: Callable[[Family, int], None]) -> None:
+        self.uid, self.cookie, self.identity = uid, cookie, identity
         self.stock: dict[Family, SocketStock] = {4: SocketStock(lambda count: ask(4, count)), 6: SocketStock(lambda count: ask(6, count))}
         self.connections = 0
         self.open: set[Any] = set()

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 from nodeagent.errors import CONNECT_FAILED, CONNECT_TIMEOUT, UPSTREAM_RESET, UPSTREAM_TLS, IdentityError, Reason
-from nodeagent.identity.tls import peer_identity
+from nodeagent.identity.tls import Contexts, peer_identity
 from nodeagent.mesh.entries import SpiffeId
 from nodeagent.proxy.http1.exchange import Exchange
 from nodeagent.proxy.http1.upstream import HttpUpstream
@@ -44,6 +44,10 @@ class Dial:
     address: str
     port: int
     expected: SpiffeId | None
+
+    def contexts(self) -> Contexts | None:
+        """Return the TLS contexts that a new connection would have; None: plaintext."""
+        return self.pod.tls if self.expected is not None else None
 
     async def connect(self, pipeline: Pipeline, *, http: bool) -> Dialled:
         """Return a connected transport, plain or a TlsStream whose peer proved to be ``expected``.
@@ -174,6 +178,7 @@ class Pool:
             exchange.refuse(UPSTREAM_RESET)
             return
         upstream = HttpUpstream(self)
+        upstream.tls = self.dial.contexts()
         upstream.attach(dialled.transport)
         dialled.transport.set_protocol(upstream)
         if dialled.early or dialled.ended:
@@ -187,7 +192,7 @@ class Pool:
 
     def release(self, upstream: HttpUpstream) -> None:
         """Take *upstream* back: its answer was complete."""
-        if len(self._idle) >= IDLE_CONNECTIONS or self.pipeline.draining:
+        if len(self._idle) >= IDLE_CONNECTIONS or self.pipeline.draining or upstream.tls is not self.dial.contexts():
             upstream.transport.close()
             return
         upstream.idle_since = self.pipeline.now
@@ -200,8 +205,8 @@ class Pool:
 
     def sweep(self, now: float, idle: float) -> None:
         """Close what idled for *idle* seconds at *now* (monotonic)."""
-        stale = [upstream for upstream in self._idle if now - upstream.idle_since > idle]
+        tls = self.dial.contexts()  # a certificate that was renewed is not shown until it ends: the server would cut the connection
+        stale = [upstream for upstream in self._idle if now - upstream.idle_since > idle or upstream.tls is not tls]
         for upstream in stale:
             self._idle.remove(upstream)
             upstream.transport.close()
-

@@ -6,7 +6,7 @@ A route is made once per (client, target, endpoint) and snapshot; a request only
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from nodeagent.mesh.entries import Endpoint, Workload
 from nodeagent.proxy.connection import Connection, Path, host_port
@@ -35,7 +35,8 @@ class Route:
     """One endpoint as one client reaches it, with its counters."""
 
     __slots__ = (
-        "_cells", "_metrics", "_peers", "_reporters", "_tcp", "active", "cluster", "delivers", "head_tail", "path", "pool", "upstream_host", "workload",
+        "_cells", "_metrics", "_peers", "_reporters", "_tcp", "active", "cluster", "delivers", "endpoint", "head_tail", "http_guard", "path", "pool",
+        "tcp_guard", "upstream_host", "workload",
     )  # fmt: skip
 
     def __init__(self, metrics: WorkerMetrics, connection: Connection, to: Destination, cluster_id: str) -> None:
@@ -47,6 +48,10 @@ class Route:
         self.workload, self.path, self.delivers, self.pool, self.cluster = to.workload, to.path, to.delivers, to.pool, to.cluster
         self.upstream_host = host_port(to.endpoint.address, to.endpoint.port) if to.endpoint else "-"
         self.active = 0
+        self.endpoint = to.endpoint
+        self.http_guard: Any = None
+        """What protects the endpoint against this client (``proxy/guard.py``), bound when the first request comes."""
+        self.tcp_guard: Any = None
         self.head_tail = _head_tail(connection, to)
 
     def cell(self, status: int, flags: str) -> HttpCell:

@@ -8,9 +8,7 @@ from nodeagent.mesh.entries import Protocol
 
 Verdict = Literal["http", "tcp", "more"]
 
-_METHODS: Final = tuple(
-    method + b" " for method in (b"GET", b"HEAD", b"POST", b"PUT", b"DELETE", b"OPTIONS", b"PATCH", b"TRACE")
-)
+_METHODS: Final = tuple(method + b" " for method in (b"GET", b"HEAD", b"POST", b"PUT", b"DELETE", b"OPTIONS", b"PATCH", b"TRACE"))
 _HTTP2_PREFACE: Final = b"PRI * HTTP/2.0\r\n"
 LONGEST: Final = 16
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from nodeagent.mesh.entries import Address, Delta, Endpoint, PodUid, Protocol, Service, ServicePort, Workload
+from nodeagent.mesh.entries import Address, Delta, Endpoint, Entry, PodUid, Protocol, Service, ServicePort, Workload
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,10 +25,11 @@ class Target:
 
 
 class ClusterView:
-    """Entries by uid, by address and by ClusterIP; ``generation`` grows with each delta."""
+    """Entries by uid, by address and by ClusterIP; ``generation`` grows with each delta, ``protection`` with each that may change a verdict."""
 
     def __init__(self) -> None:
-        self.generation = 0
+        self.generation = self.protection = 0
+        self._policies: dict[str, Entry] = {}
         self._workloads: dict[PodUid, Workload] = {}
         self._services: dict[str, Service] = {}
         self._by_address: dict[Address, Workload] = {}
@@ -37,9 +38,14 @@ class ClusterView:
 
     def apply(self, delta: Delta) -> None:
         """Put and drop entries; the cost is the size of the delta."""
+        verdicts = False
         for key in delta.removals:
+            verdicts |= not key.startswith(("workload/", "service/"))
             self._drop(key)
         for entry in delta.upserts:
+            if isinstance(entry, Workload):
+                before = self._workloads.get(entry.uid)
+                verdicts |= before is not None and _protection(before) != _protection(entry)
             self._drop(entry.key)
             if isinstance(entry, Workload):
                 self._workloads[entry.uid] = entry
@@ -51,7 +57,11 @@ class ClusterView:
                     self._vip_addresses[address] = entry
                     for port in entry.ports:
                         self._by_vip[address, port.port] = (entry, port)
+            else:
+                self._policies[entry.key] = entry
+                verdicts = True
         self.generation += 1
+        self.protection += verdicts
 
     def _drop(self, key: str) -> None:
         kind, _, name = key.partition("/")
@@ -60,6 +70,9 @@ class ClusterView:
             for address in workload.addresses if workload else ():
                 if self._by_address.get(address) is workload:
                     del self._by_address[address]
+            return
+        if kind != "service":
+            self._policies.pop(key, None)
             return
         service = self._services.pop(key, None)
         for address in service.addresses if service else ():
@@ -72,6 +85,14 @@ class ClusterView:
 
     def workload_at(self, address: str) -> Workload | None:
         return self._by_address.get(Address(address))
+
+    def policy(self, key: str) -> Entry | None:
+        """Return the policy, or the key set of one, that is kept under *key*."""
+        return self._policies.get(key)
+
+    def policies_of(self, workload: Workload) -> tuple[Entry, ...]:
+        """Return the policies that apply to *workload*, which is of this node."""
+        return tuple(entry for key in workload.policies if (entry := self._policies.get(key)) is not None)
 
     def service_of(self, workload: Workload, port: int) -> Service | None:
         """Return the Service that *workload* serves at its own *port*, for the metrics' labels."""
@@ -98,3 +119,8 @@ class ClusterView:
             return Target(where, port, "auto", None, (), passthrough=True)
         protocol = dict(workload.ports).get(port, "auto")
         return Target(where, port, protocol, self.service_of(workload, port), (Endpoint(where, port, workload.uid),))
+
+
+def _protection(workload: Workload) -> tuple[object, ...]:
+    """Return what of *workload* a verdict on its connections rests on."""
+    return workload.identity, workload.mtls, workload.port_mtls, workload.policies

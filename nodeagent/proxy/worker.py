@@ -100,11 +100,16 @@ class Worker:
             self._access_log = AccessLog(config.telemetry.access_log.path, config.telemetry.access_log.format)
             self._access_log.start()
         self._pipeline = Pipeline(self.loop, config.proxy, config.identity.trust_domain, config.cluster, self.metrics, self._access_log)
+        self._pipeline.share = 1 / config.proxy.worker_count()
         self._pipeline.node_addresses = frozenset(message["node_addresses"])
         privilege.drop(message["supervisor"])
 
     def _on_mesh(self, message: Message, descriptors: list[int]) -> None:
-        self._pipeline.view.apply(Delta(tuple(from_json(entry) for entry in message["upserts"]), tuple(message["removals"])))
+        view = self._pipeline.view
+        protection = view.protection
+        view.apply(Delta(tuple(from_json(entry) for entry in message["upserts"]), tuple(message["removals"])))
+        if view.protection != protection and self._pipeline.connections:
+            self._start(self._pipeline.reconsider())
 
     def _on_certificate(self, message: Message, descriptors: list[int]) -> None:
         certificate = Certificate.from_json(message["certificate"])
@@ -112,12 +117,12 @@ class Worker:
         for pod in self._pipeline.pods.values():
             if pod.identity == certificate.identity:
                 pod.tls = fresh
+                self._pipeline.renewed(pod)
 
     def _on_pod(self, message: Message, descriptors: list[int]) -> None:
         uid = PodUid(message["uid"])
         known = self._pipeline.pods.get(uid)
         if known is not None:
-            known.strict = message["strict"]
             for server in self._servers.pop(uid, []):
                 server.close()  # its listeners were opened anew and follow
             return
@@ -125,7 +130,7 @@ class Worker:
         def ask(family: Family, count: int) -> None:
             self._channel.send({"op": "need", "uid": uid, "family": family, "count": count})
 
-        pod = self._pipeline.pods[uid] = PodState(uid, message["cookie"], message["strict"], message["identity"], ask)
+        pod = self._pipeline.pods[uid] = PodState(uid, message["cookie"], message["identity"], ask)
         self._pipeline.view.generation += 1
         pod.tls = self._contexts.get(pod.identity)
 

@@ -38,6 +38,8 @@ class EnrolledPod:
     strict: bool = False
     exclude_inbound: frozenset[int] = frozenset()
     exclude_outbound: frozenset[int] = frozenset()
+    port_strict: Mapping[int, bool] = field(default_factory=dict)
+    """Ports whose mode differs from ``strict``."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,15 +7,15 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Hashable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args, get_origin
 
-import yaml
 from pydantic import BaseModel, ValidationError
 
 from nodeagent.errors import ResourceError
+from nodeagent.resources import security, yaml_text
 from nodeagent.resources.fields import FIELD_FAULT
 from nodeagent.resources.model import CLUSTER_SCOPED, KINDS, Resource
 
@@ -40,28 +40,6 @@ class Document:
     def error(self, field: str, value: object, allowed: str) -> ResourceError:
         """Return the error for *field* (dotted path), whose *value* should have been *allowed*."""
         return ResourceError(f"{self.file}: document {self.number} ({self.resource.describe()}): {field}: {_show(value)}: allowed: {allowed}")
-
-
-class _Loader(yaml.SafeLoader):
-    """YAML as Kubernetes reads it: a duplicate key is an error, a date is text."""
-
-    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Hashable, Any]:
-        self.flatten_mapping(node)
-        seen: set[Hashable] = set()
-        for key_node, _ in node.value:
-            key = self.construct_object(key_node, deep=True)
-            if not isinstance(key, str):
-                raise yaml.constructor.ConstructorError(None, None, f"key {key!r} is not text (quote it)", key_node.start_mark)
-            if key in seen:
-                raise yaml.constructor.ConstructorError(None, None, f"key {key!r} stands twice", key_node.start_mark)
-            seen.add(key)
-        return super().construct_mapping(node, deep)
-
-
-_Loader.yaml_implicit_resolvers = {
-    first: [(tag, pattern) for tag, pattern in resolvers if tag != "tag:yaml.org,2002:timestamp"]
-    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
-}
 
 
 def load_documents(paths: Iterable[Path | str]) -> list[Document]:
@@ -106,9 +84,9 @@ def parse(text: str, file: str) -> list[Document]:
     """Return the resources in *text*, whose name for messages is *file*; raises ResourceError."""
     documents = []
     try:
-        raw = [document for document in yaml.load_all(text, _Loader) if document is not None]
-    except yaml.YAMLError as error:
-        raise ResourceError(f"{file}: not YAML: {' '.join(str(error).split())}") from None
+        raw = [value for line, part in yaml_text.split(text) for value in yaml_text.load(part, line)]
+    except ResourceError as error:
+        raise ResourceError(f"{file}: {error}") from None
     for number, value in enumerate(raw, 1):
         items = value.get("items") if isinstance(value, dict) and value.get("kind") == "List" else None
         documents += [Document(file, number, _validate(item, file, number)) for item in (items if isinstance(items, list) else [value])]
@@ -127,9 +105,14 @@ def _validate(value: Any, file: str, number: int) -> Resource:
     name = metadata.get("name") if isinstance(metadata, dict) else None
     namespace = "" if kind in CLUSTER_SCOPED or not isinstance(metadata, dict) else f"{metadata.get('namespace', 'default')}/"
     try:
-        return model.model_validate_json(json.dumps(value))
+        resource = model.model_validate_json(json.dumps(value))
+        if kind in security.KINDS:
+            security.parse(value)
     except ValidationError as error:
         raise ResourceError(f"{where} ({kind} {namespace}{name}): {explain(error, model)}") from None
+    except ResourceError as error:
+        raise ResourceError(f"{where} ({kind} {namespace}{name}): {error}") from None
+    return resource
 
 
 def explain(error: ValidationError, model: type[BaseModel]) -> str:

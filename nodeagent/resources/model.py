@@ -6,10 +6,11 @@ nobody waits for an effect that never comes. Names, defaults and meaning are tho
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, StringConstraints, model_validator
 
+from nodeagent.resources import security
 from nodeagent.resources.fields import ClusterIP, Ignored, LabelKey, Labels, Name, PortName, PortNumber, Section, ServicePortName, fault, unique
 from nodeagent.resources.pod import PodSpec
 
@@ -148,5 +149,13 @@ class Service(Resource):
     status: Ignored = None
 
 
+class SecurityResource(Resource):
+    """A PeerAuthentication, AuthorizationPolicy, RequestAuthentication or RateLimit: checked as the agent does (``security``), kept as it is."""
+
+    spec: dict[str, Any] = Field(default_factory=dict)
+    status: Ignored = None
+
+
 KINDS: dict[str, type[Resource]] = {kind.__name__: kind for kind in (Namespace, ServiceAccount, ConfigMap, Pod, Deployment, Service)}
+KINDS |= dict.fromkeys(sorted(security.KINDS), SecurityResource)
 CLUSTER_SCOPED = frozenset({"Namespace", "Node"})

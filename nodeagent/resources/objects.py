@@ -7,7 +7,7 @@ is read must be what Kubernetes says it is. Nothing else of an object is kept.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from ipaddress import ip_address
 from typing import Any, Literal
 
@@ -86,6 +86,7 @@ class Service:
     selector: Mapping[str, str]
     ports: tuple[ServicePort, ...]
     publish_not_ready: bool
+    annotations: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +95,14 @@ class Node:
     addresses: tuple[Address, ...]
 
 
-Object = Pod | Service | Node
+@dataclass(frozen=True, slots=True)
+class Namespace:
+    name: str
+    labels: Mapping[str, str]
+    annotations: Mapping[str, str]
+
+
+Object = Pod | Service | Node | Namespace
 
 
 def parse(document: Any) -> Object | None:
@@ -260,6 +268,7 @@ def _service(root: Field, metadata: Field) -> Service:
         selector=spec.texts("selector"),
         ports=tuple(_service_port(item) for item in spec.parts("ports")),
         publish_not_ready=spec.flag("publishNotReadyAddresses"),
+        annotations=metadata.texts("annotations"),
     )
 
 
@@ -274,4 +283,8 @@ def _node(root: Field, metadata: Field) -> Node:
     return Node(metadata.text("name"), addresses)
 
 
-_READERS: Mapping[str, Callable[[Field, Field], Object]] = {"Pod": _pod, "Service": _service, "Node": _node}
+def _namespace(root: Field, metadata: Field) -> Namespace:
+    return Namespace(metadata.text("name"), metadata.texts("labels"), metadata.texts("annotations"))
+
+
+_READERS: Mapping[str, Callable[[Field, Field], Object]] = {"Pod": _pod, "Service": _service, "Node": _node, "Namespace": _namespace}

@@ -7,64 +7,48 @@ that takes mTLS. A file that is wrong never takes a good object away: the last g
 from __future__ import annotations
 
 import asyncio
-import ctypes
-import errno
 import json
 import logging
 import os
 import re
 import stat
-import struct
-from collections.abc import AsyncIterator, Iterable
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Iterable, Sequence
 from pathlib import Path
 from typing import Any, Final
 
-from nodeagent.errors import ConfigError, KernelError, ResourceError
+from nodeagent.errors import ConfigError, ResourceError
 from nodeagent.mesh.entries import PodUid
-from nodeagent.resources.objects import Object, parse
+from nodeagent.resources import inotify, objects, security
+from nodeagent.resources.changes import AnyChange, Change, EnrolledChange, Refused
+from nodeagent.resources.manifests import Manifests
+from nodeagent.resources.security import Policy
+
+__all__ = ["AnyChange", "Change", "DirectorySource", "EnrolledChange", "Refused"]
 
 OBJECTS, ENROLLED = "objects", "enrolled"
 MAX_OBJECT_BYTES: Final = 4 << 20
 """etcd takes no object above 1.5 MiB."""
-_CREATE, _CLOSE_WRITE, _MOVED_FROM, _MOVED_TO, _DELETE = 0x100, 0x8, 0x40, 0x80, 0x200
-_IGNORED, _OVERFLOW, _ONLYDIR = 0x8000, 0x4000, 0x01000000
-_EVENT: Final = struct.Struct("iIII")
 _MARK: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,252}")
+_Key = tuple[str, str, str]
 log = logging.getLogger("nodeagent.resources")
 
 
-@dataclass(frozen=True, slots=True)
-class Change:
-    """An object that was put (``object``) or is gone (None)."""
-
-    kind: str
-    namespace: str
-    name: str
-    object: Object | None
-
-
-@dataclass(frozen=True, slots=True)
-class EnrolledChange:
-    """A pod that takes mTLS from now on, or no more."""
-
-    uid: PodUid
-    enrolled: bool
-
-
-AnyChange = Change | EnrolledChange
-
-
 class DirectorySource:
-    """Watches *path*. Use :meth:`changes` once, on a running loop; :meth:`close` ends it."""
+    """Watches *path*, and *resources*: folders of YAML with policies. Use :meth:`changes` once, on a running loop; :meth:`close` ends it.
 
-    def __init__(self, path: Path) -> None:
+    A policy that stands in several places is taken from *path* first, then from the first file by name; the others are refused.
+    """
+
+    def __init__(self, path: Path, resources: Sequence[Path] = ()) -> None:
         self._path = path
+        self._manifests = Manifests(resources)
+        self._policies: dict[_Key, dict[Path, Policy]] = {}
+        self._given: dict[Path, set[_Key]] = {}
         self._objects: dict[str, Change] = {}
         self._marks: set[str] = set()
         self._bad: dict[str, str] = {}
         self._watches: dict[int, str] = {}
-        self._inotify = -1
+        self._inotify = self._manifests_inotify = -1
 
     async def changes(self) -> AsyncIterator[list[AnyChange]]:
         """Yield batches of changes; the first, perhaps empty, is everything that is there at the start.
@@ -72,15 +56,18 @@ class DirectorySource:
         Raises ConfigError when the folder is not there, KernelError when it cannot be watched.
         """
         loop = asyncio.get_running_loop()
-        self._open()
         readable = asyncio.Event()
-        loop.add_reader(self._inotify, readable.set)
         try:
-            yield self._list((OBJECTS, ENROLLED))
+            self._open()
+            self._manifests_inotify = self._manifests.open()
+            for descriptor in (self._inotify, self._manifests_inotify):
+                if descriptor >= 0:
+                    loop.add_reader(descriptor, readable.set)
+            yield self._list((OBJECTS, ENROLLED)) + self._claimed(self._manifests.everything())
             while True:
                 await readable.wait()
                 readable.clear()
-                batch = self._read()
+                batch = self._read() + self._claimed(self._manifests.changed())
                 if batch:
                     yield batch
         finally:
@@ -88,13 +75,29 @@ class DirectorySource:
 
     def close(self) -> None:
         """Stop watching."""
+        for descriptor in (self._inotify, self._manifests_inotify):
+            if descriptor >= 0:
+                try:
+                    asyncio.get_running_loop().remove_reader(descriptor)
+                except RuntimeError:
+                    pass  # the loop has ended, and its readers with it
         if self._inotify >= 0:
-            try:
-                asyncio.get_running_loop().remove_reader(self._inotify)
-            except RuntimeError:
-                pass  # the loop has ended, and its readers with it
             os.close(self._inotify)
-            self._inotify = -1
+        self._manifests.close()
+        self._inotify = self._manifests_inotify = -1
+
+    def refused(self) -> tuple[Refused, ...]:
+        """Return the documents with policies that are wrong, and those that stand in two places."""
+        found = []
+        for name, error in sorted(self._bad.items()):
+            kind, _, rest = name.partition(".")
+            if kind in security.KINDS:
+                namespace, _, own = rest.removesuffix(".json").partition(".")
+                found.append(Refused(kind, namespace, own, str(self._path / OBJECTS / name), error, name in self._objects))
+        for key, holders in sorted(self._policies.items()):
+            first, *others = sorted(holders, key=self._rank)
+            found += [Refused(*key, str(file), f"metadata.name: {key[2]!r}: stands in {first} too, and that one is in force", True) for file in others]
+        return (*found, *self._manifests.refused())
 
     def publish(self, uid: PodUid, enrolled: bool) -> None:
         """Tell the other nodes that the pod *uid* takes mTLS, or no more. Idempotent. Raises ResourceError."""
@@ -115,40 +118,34 @@ class DirectorySource:
     def _open(self) -> None:
         if not self._path.is_dir():
             raise ConfigError(f"source: {self._path}: no such folder: is the lab (or the controller) up?")
-        self._inotify = _inotify_init()
-        self._watch(self._path, _CREATE | _MOVED_TO, "")
+        self._inotify = inotify.open_instance()
+        self._watch(self._path, inotify.CREATE | inotify.MOVED_TO, "")
         for folder in (OBJECTS, ENROLLED):
             self._watch_folder(folder)
 
     def _watch_folder(self, folder: str) -> None:
         try:
             # A new object is read when its writer closes it; a mark has no content to wait for.
-            self._watch(self._path / folder, _CLOSE_WRITE | _MOVED_FROM | _MOVED_TO | _DELETE | (_CREATE if folder == ENROLLED else 0), folder)
+            mask = inotify.CLOSE_WRITE | inotify.MOVED_FROM | inotify.MOVED_TO | inotify.DELETE
+            self._watch(self._path / folder, mask | (inotify.CREATE if folder == ENROLLED else 0), folder)
         except FileNotFoundError:
             return  # its parent is watched: it is taken up when it comes
         newest = max(self._watches)
         for number in [number for number, watched in self._watches.items() if watched == folder and number != newest]:
             del self._watches[number]  # a folder of this name that was moved away
-            _libc.inotify_rm_watch(self._inotify, number)
+            inotify.unwatch(self._inotify, number)
 
     def _watch(self, path: Path, mask: int, folder: str) -> None:
-        number = _libc.inotify_add_watch(self._inotify, os.fsencode(path), mask | _ONLYDIR)
-        if number < 0:
-            code = ctypes.get_errno()
-            if code in (errno.ENOENT, errno.ENOTDIR):
-                raise FileNotFoundError(code, os.strerror(code), str(path))
-            hint = ": raise fs.inotify.max_user_watches" if code == errno.ENOSPC else ""
-            raise KernelError(f"{path}: cannot be watched: {os.strerror(code)}{hint}")
-        self._watches[number] = folder
+        self._watches[inotify.watch(self._inotify, path, mask)] = folder
 
     def _read(self) -> list[AnyChange]:
         """Return the changes behind the events that wait (inotify(7))."""
         touched: dict[tuple[str, str], None] = {}
         anew: set[str] = set()
-        for number, mask, name in _events(self._inotify):
-            if mask & _OVERFLOW:
+        for number, mask, name in inotify.events(self._inotify):
+            if mask & inotify.OVERFLOW:
                 anew |= {OBJECTS, ENROLLED}
-            elif mask & _IGNORED:
+            elif mask & inotify.IGNORED:
                 if (gone := self._watches.pop(number, None)) is not None:
                     log.warning("%s: the folder is gone; what was known of it stays in force", self._path / gone)
             elif (folder := self._watches.get(number)) == "":
@@ -196,6 +193,8 @@ class DirectorySource:
             if known is None:
                 return []
             del self._objects[name]
+            if isinstance(known.object, Policy):
+                return self._claim(self._path / OBJECTS / name, [])
             return [Change(known.kind, known.namespace, known.name, None)]
         except ResourceError as error:
             self._complain(name, str(error), stays=known is not None)
@@ -205,12 +204,49 @@ class DirectorySource:
         if change is None or change == known:
             return []
         self._objects[name] = change
+        if isinstance(change.object, Policy):
+            return self._claim(self._path / OBJECTS / name, [change.object])
         return [change]
+
+    # -- policies, which may stand in several places --
+
+    def _claimed(self, files: Iterable[Path]) -> list[AnyChange]:
+        return [change for file in files for change in self._claim(file, self._manifests.held(file).values())]
+
+    def _claim(self, file: Path, policies: Iterable[Policy]) -> list[AnyChange]:
+        """Take *policies* as what *file* holds and return what that changes."""
+        given = {policy.key: policy for policy in policies}
+        changes: list[AnyChange] = []
+        for key in sorted(self._given.get(file, set()) | given.keys()):
+            holders = self._policies.setdefault(key, {})
+            before, held = self._first(holders), holders.get(file)
+            if (policy := given.get(key)) is not None:
+                holders[file] = policy
+            else:
+                holders.pop(file, None)
+            after = self._first(holders)
+            if not holders:
+                del self._policies[key]
+            if after is not before:
+                changes.append(Change(*key, holders[after] if after else None, str(after or "")))
+            elif after == file and policy is not None and policy != held:
+                changes.append(Change(*key, policy, str(file)))
+        if given:
+            self._given[file] = set(given)
+        else:
+            self._given.pop(file, None)
+        return changes
+
+    def _first(self, holders: Iterable[Path]) -> Path | None:
+        return min(holders, key=self._rank, default=None)
+
+    def _rank(self, file: Path) -> tuple[bool, Path]:
+        return file.parent != self._path / OBJECTS, file
 
     def _load(self, name: str) -> Change | None:
         """Read one object; None for a kind that nobody reads. Raises FileNotFoundError, ResourceError."""
         document = _read_json(self._path / OBJECTS / name)
-        found = parse(document)
+        found: objects.Object | Policy | None = security.parse(document) if str(document.get("kind")) in security.KINDS else objects.parse(document)
         metadata = document.get("metadata") or {}
         kind, namespace, own = document["kind"], metadata.get("namespace") or "", str(metadata.get("name"))
         if name != f"{kind}.{namespace}.{own}.json":
@@ -246,30 +282,3 @@ def _read_json(path: Path) -> dict[str, Any]:
     if not isinstance(document, dict):
         raise ResourceError(f"document: {type(document).__name__}: a mapping is expected")
     return document
-
-
-_libc = ctypes.CDLL(None, use_errno=True)
-
-
-def _inotify_init() -> int:
-    descriptor = _libc.inotify_init1(os.O_NONBLOCK | os.O_CLOEXEC)
-    if descriptor < 0:
-        code = ctypes.get_errno()
-        raise KernelError(f"inotify: {os.strerror(code)}: raise fs.inotify.max_user_instances")
-    return int(descriptor)
-
-
-def _events(descriptor: int) -> list[tuple[int, int, str]]:
-    """Return the waiting events as (watch, mask, file name); inotify(7)."""
-    found: list[tuple[int, int, str]] = []
-    while True:
-        try:
-            data = os.read(descriptor, 65536)
-        except BlockingIOError:
-            return found
-        at = 0
-        while at < len(data):
-            number, mask, _, length = _EVENT.unpack_from(data, at)
-            at += _EVENT.size
-            found.append((number, mask, os.fsdecode(data[at : at + length].rstrip(b"\0"))))
-            at += length

@@ -78,6 +78,14 @@ LOOP_LAG = Metric("nodeagent_event_loop_lag_seconds", "gauge", ("worker",), "Lon
 OPEN_CONNECTIONS = Metric("nodeagent_open_connections", "gauge", ("worker",), "Connections that a worker holds for pods.")
 CONNECTIONS = Metric("nodeagent_connections_total", "counter", ("direction", "path"), "Captured connections by the path that they took.")
 REFUSED = Metric("nodeagent_refused_connections_total", "counter", ("reason",), "Connections and requests that the proxy refused or failed.")
+POLICY_EVENTS = Metric(
+    "nodeagent_policy_events_total", "counter", ("workload", "policy", "event"),
+    "What policies decided: deny, audit, dry_run_allow, dry_run_deny, jwt_refused, external_denied, rate_limited, closed.",
+)  # fmt: skip
+KERNEL_HTTP_UNKNOWN = Metric(
+    "nodeagent_kernel_http_unknown_total", "counter", ("destination_workload", "destination_workload_namespace", "reason"),
+    "HTTP requests of kernel-path flows, at least, that the kernel could not follow: they are in no istio_* series.",
+)  # fmt: skip
 CERTIFICATE_EXPIRY = Metric("nodeagent_certificate_expiry_timestamp_seconds", "gauge", ("identity",), "When a workload's certificate ends, Unix time.")
 WORKER_RESTARTS = Metric("nodeagent_worker_restarts_total", "counter", ("worker",), "Workers that died and were replaced.")
 SNAPSHOT_ENTRIES = Metric("nodeagent_snapshot_entries", "gauge", ("kind",), "Entries of the snapshot that workers decide by.")
@@ -92,7 +100,7 @@ PLAIN: Final = {
     metric.name: metric
     for metric in (
         *(ISTIO_BUILD, BUILD_INFO, ENROLLED_PODS, FAULTY_PODS, REPAIRS, MAP_ENTRIES, MAP_CAPACITY, KERNEL_EVENTS, LOOP_LAG, OPEN_CONNECTIONS),
-        *(CONNECTIONS, REFUSED, CERTIFICATE_EXPIRY, WORKER_RESTARTS, SNAPSHOT_ENTRIES, LOG_DROPPED, REJECTED),
+        *(CONNECTIONS, REFUSED, POLICY_EVENTS, KERNEL_HTTP_UNKNOWN, CERTIFICATE_EXPIRY, WORKER_RESTARTS, SNAPSHOT_ENTRIES, LOG_DROPPED, REJECTED),
     )
 }
 """Families with one number a series, by name."""

@@ -102,7 +102,7 @@ def test_get(mesh: Lab) -> None:
     endpoints = yaml.safe_load(on(mesh, "node1", "get", "endpoints", "-o", "yaml").stdout)
     (row,) = [row for row in endpoints if row["service"] == "both.default.svc.cluster.local" and row["port"] == 80]
     assert f"{mesh.address('remote')}:8080" in row["endpoints"]
-    for what in ("pods", "certs", "endpoints", "routes", "policies"):
+    for what in ("pods", "certs", "endpoints", "routes"):
         table = on(mesh, "node1", "get", what).stdout
         assert re.search("local|server", table), table
 

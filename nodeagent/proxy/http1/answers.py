@@ -23,8 +23,9 @@ PHRASES: Final = {
 
 def refusal(exchange: Exchange, reason: Reason) -> bytes:
     """Return the answer to *exchange* that says why it is refused: flag, likely cause and next step."""
-    body = f"{reason.code} ({reason.flag}): {reason.hint}\n".encode()
+    body = reason.body or f"{reason.code} ({reason.flag}): {reason.hint}\n".encode()
+    extra = "".join([f"{name}: {value}\r\n" for name, value in reason.headers]).encode("latin-1", "replace")
     connection = (b"connection: keep-alive\r\n" if exchange.http10 else b"") if exchange.keep_alive else b"connection: close\r\n"
-    fields = b"content-type: text/plain\r\ncontent-length: %d\r\nserver: nodeagent\r\n%b\r\n" % (len(body), connection)
-    head = b"HTTP/1.1 %d %b\r\n%b" % (reason.status, PHRASES[reason.status], fields)
+    fields = b"content-type: text/plain\r\ncontent-length: %d\r\nserver: nodeagent\r\n%b%b\r\n" % (len(body), extra, connection)
+    head = b"HTTP/1.1 %d %b\r\n%b" % (reason.status, PHRASES.get(reason.status, b""), fields)
     return head if exchange.method == b"HEAD" else head + body

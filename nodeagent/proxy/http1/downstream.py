@@ -48,7 +48,7 @@ class HttpDownstream:
         self.current: Exchange | None = None
         self.queue: collections.deque[Exchange] = collections.deque()
         self.reading: Exchange | None = None
-        self.closing = False
+        self.closing = self.retiring = False
         self.touched = pipeline.now
         self._refused: Reason | None = None
         self.reading_head = False
@@ -231,13 +231,13 @@ class HttpDownstream:
         if len(_hosts) < _HOSTS_KNOWN:
             _hosts.add(exchange.host)
         exchange.http10 = version == "1.0"
-        exchange.adopt(framing, b"" if self._hosts else self.connection.local_text.encode(), tunnels=self.permit.probes is None)
+        exchange.adopt(framing, b"" if self._hosts else self.connection.local_text.encode(), tunnels=not self.permit.only_probes)
         if exchange.body and self.parser.should_upgrade():
             self._behind = _BEHIND % (b"transfer-encoding: chunked" if exchange.body == CHUNKED_BODY else b"content-length: %d" % framing.length)
         return True
 
     def _begin(self, exchange: Exchange) -> None:
-        if self.pipeline.draining:
+        if self.pipeline.draining or self.retiring:
             exchange.keep_alive = False
         self.pipeline.request(exchange)
 
@@ -379,6 +379,7 @@ class HttpDownstream:
 
     def drain(self) -> None:
         """Ask the client to come back on a new connection, with the answer under way or with the next one."""
+        self.retiring = True
         if self.current is not None and not self.current.answered:
             self.current.keep_alive = False
 

@@ -67,6 +67,12 @@ class Exchange:
             kept += (b"connection", b": ", b"upgrade", b"\r\n", b"upgrade", b": ", framing.upgrade, b"\r\n")
         self.lines = kept
 
+    def header(self, name: str) -> str | None:
+        """Return the value of the field *name* (lower case), several lines joined with a comma (RFC 9110 section 5.3); None without it."""
+        wanted, lines = name.encode("latin-1", "replace"), self.lines
+        values = [lines[at + 2] for at in range(0, len(lines), 4) if lines[at].lower() == wanted]
+        return b",".join(values).decode("latin-1") if values else None
+
     def head(self, route: Route) -> bytes:
         """Return the request's head as it goes upstream on *route*, written anew from what was parsed.
 

@@ -35,6 +35,8 @@ class HttpUpstream:
         self.transport: Any = None
         self.write: Any = None
         self.exchange: Exchange | None = None
+        self.tls: Any = None
+        """The TLS contexts that it was dialled with."""
         self.served = 0
         self.idle_since = 0.0
         self.lost = False

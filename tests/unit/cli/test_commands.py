@@ -133,11 +133,11 @@ def test_help_is_quick_and_imports_no_command() -> None:
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env={**os.environ, "PYTHONPATH": str(ROOT)})
     loaded = set(result.stderr.split())
     assert not loaded & {"rich", "yaml", "pydantic", "asyncio", "http.client", "cryptography", "nodeagent.config", "nodeagent.cli.lab"}
-    assert [command for command in ("check", "run", "lab", "get", "flows", "reload") if f"\n  {command} " not in result.stdout] == []
+    assert [command for command in ("check", "run", "lab", "get", "flows", "ca", "reload") if f"\n  {command} " not in result.stdout] == []
 
 
 def test_every_command_has_help() -> None:
-    for command in ("check", "run", "lab", "get", "flows", "reload"):
+    for command in ("check", "run", "lab", "get", "flows", "ca", "reload"):
         result = nodeagent(command, "--help")
         assert result.returncode == 0, result.stderr
         assert result.stdout.startswith(f"Usage: nodeagent {command}")

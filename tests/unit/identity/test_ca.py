@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import time
+from collections.abc import Callable
 from datetime import UTC
 from pathlib import Path
 
@@ -13,7 +15,9 @@ from cryptography import x509
 from cryptography.x509.oid import ExtendedKeyUsageOID
 
 from nodeagent.errors import IdentityError
-from nodeagent.identity.ca import KEY, ROOT, CertificateAuthority
+from nodeagent.identity import profiles
+from nodeagent.identity.authority_directory import LOCK, OLD_KEY, ROOT_KEY, ROOTS, SIGNING, certificates
+from nodeagent.identity.ca import CertificateAuthority, private_pem
 from nodeagent.identity.certificate import Certificate
 from nodeagent.identity.spiffe import spiffe_id
 from nodeagent.mesh.entries import SpiffeId
@@ -25,7 +29,12 @@ WEB = spiffe_id(DOMAIN, "default", "web")
 def test_a_certificate_is_a_spiffe_svid(tmp_path: Path) -> None:
     now = 1_800_000_000.0
     issued = CertificateAuthority.open_or_create(tmp_path / "ca", DOMAIN, lambda: now).issue(WEB, 3600)
-    leaf = x509.load_pem_x509_certificate(issued.chain_pem)
+    leaf, intermediate = certificates(issued.chain_pem)
+    (root,) = certificates(issued.roots_pem)
+    assert leaf.issuer == intermediate.subject
+    assert intermediate.issuer == root.subject == root.issuer
+    lengths = [certificate.extensions.get_extension_for_class(x509.BasicConstraints).value.path_length for certificate in (leaf, intermediate, root)]
+    assert lengths == [None, 0, 1]
     san = leaf.extensions.get_extension_for_class(x509.SubjectAlternativeName)
     assert san.critical
     assert [name.value for name in san.value] == [WEB]
@@ -54,8 +63,7 @@ def test_it_is_opened_again_and_keys_are_private(tmp_path: Path) -> None:
     second = CertificateAuthority.open_or_create(directory, DOMAIN).issue(WEB, 60)
     assert first.roots_pem == second.roots_pem
     assert directory.stat().st_mode & 0o777 == 0o700
-    assert (directory / KEY).stat().st_mode & 0o777 == 0o600
-    assert sorted(path.name for path in directory.iterdir()) == [".lock", KEY, ROOT]
+    assert {path.name: path.stat().st_mode & 0o777 for path in directory.iterdir()} == {LOCK: 0o600, ROOT_KEY: 0o600, SIGNING: 0o600, ROOTS: 0o644}
 
 
 def test_agents_that_start_together_share_one_root(tmp_path: Path) -> None:
@@ -80,8 +88,8 @@ def test_agents_that_start_together_share_one_root(tmp_path: Path) -> None:
 
 def test_a_maker_that_died_halfway_leaves_nothing_in_the_way(tmp_path: Path) -> None:
     CertificateAuthority.open_or_create(tmp_path, DOMAIN)
-    (tmp_path / ROOT).unlink()
-    (tmp_path / f".{ROOT}.{os.getpid()}").write_text("half")
+    (tmp_path / ROOTS).unlink()
+    (tmp_path / f".{ROOTS}.{os.getpid()}").write_text("half")
     CertificateAuthority.open_or_create(tmp_path, DOMAIN).issue(WEB, 60)
 
 
@@ -93,28 +101,111 @@ def test_it_signs_only_for_its_trust_domain(tmp_path: Path, identity: str) -> No
         CertificateAuthority.open_or_create(tmp_path, DOMAIN).issue(SpiffeId(identity), 60)
 
 
+def exchange(name: str) -> Callable[[Path], None]:
+    """Put another authority's file in the place of *name*."""
+
+    def damage(path: Path) -> None:
+        other = path / "other"
+        CertificateAuthority.open_or_create(other, DOMAIN)
+        (path / name).write_bytes((other / name).read_bytes())
+
+    return damage
+
+
 def exchange_key(path: Path) -> None:
-    other = path / "other"
-    CertificateAuthority.open_or_create(other, DOMAIN)
-    (path / KEY).write_bytes((other / KEY).read_bytes())
+    """Put another authority's key beside the intermediate."""
+    mine = (path / SIGNING).read_bytes()
+    exchange(SIGNING)(path)
+    (path / SIGNING).write_bytes((path / SIGNING).read_bytes().partition(b"-----BEGIN CERT")[0] + b"".join(mine.partition(b"-----BEGIN CERT")[1:]))
 
 
 @pytest.mark.parametrize(
     ("damage", "words"),
     [
-        pytest.param(lambda path: (path / KEY).chmod(0o640), "chmod 600", id="a key that others may read"),
-        pytest.param(lambda path: (path / KEY).write_text("nothing"), "not what this program wrote", id="no key"),
-        pytest.param(lambda path: (path / ROOT).write_text("nothing"), "not what this program wrote", id="no root"),
-        pytest.param(lambda path: (path / KEY).unlink(), "read and write", id="the key is gone"),
-        pytest.param(exchange_key, "is not the key of", id="another key"),
+        pytest.param(lambda path: (path / SIGNING).chmod(0o640), "chmod 600", id="a key that others may read"),
+        pytest.param(lambda path: (path / SIGNING).write_text("nothing"), "signing.pem: not what this program wrote", id="no key"),
+        pytest.param(lambda path: (path / ROOTS).write_text("nothing"), "root-cert.pem: not what this program wrote", id="no root"),
+        pytest.param(lambda path: (path / SIGNING).unlink(), "read and write", id="the key is gone"),
+        pytest.param(exchange_key, "its key is not its certificate's", id="another key"),
+        pytest.param(exchange(SIGNING), "not signed by a root", id="another intermediate"),
+        pytest.param(exchange(ROOTS), "not signed by a root", id="another root"),
     ],
 )
-def test_a_damaged_authority_is_an_error(tmp_path: Path, damage: object, words: str) -> None:
+def test_a_damaged_authority_is_an_error(tmp_path: Path, damage: Callable[[Path], None], words: str) -> None:
     CertificateAuthority.open_or_create(tmp_path, DOMAIN)
-    assert callable(damage)
     damage(tmp_path)
-    with pytest.raises(IdentityError, match=words):
+    with pytest.raises(IdentityError, match=words) as refused:
         CertificateAuthority.open_or_create(tmp_path, DOMAIN)
+    assert "PRIVATE" not in str(refused.value)
+
+
+def test_what_was_read_last_stays_in_force_when_the_directory_is_damaged(tmp_path: Path) -> None:
+    authority = CertificateAuthority.open_or_create(tmp_path, DOMAIN)
+    exchange(SIGNING)(tmp_path)
+    with pytest.raises(IdentityError, match="not signed by a root"):
+        authority.refresh()
+    with pytest.raises(IdentityError, match="not signed by a root"):
+        authority.refresh()
+    assert authority.issue(WEB, 60).roots_pem == (tmp_path / ROOTS).read_bytes()
+
+
+def old_layout(directory: Path, now: float | None = None) -> None:
+    """Make what versions without an intermediate made: the root's key signs."""
+    root = profiles.root(DOMAIN, time.time() if now is None else now)
+    directory.mkdir(mode=0o700, exist_ok=True)
+    for name, content, mode in ((OLD_KEY, private_pem(root.key), 0o600), (ROOTS, profiles.pem(root.certificate), 0o644)):
+        (directory / name).write_bytes(content)
+        (directory / name).chmod(mode)
+
+
+def test_a_directory_of_the_older_layout_goes_on(tmp_path: Path) -> None:
+    old_layout(tmp_path)
+    issued = CertificateAuthority.open_or_create(tmp_path, DOMAIN).issue(WEB, 60)
+    (leaf,), (root,) = certificates(issued.chain_pem), certificates(issued.roots_pem)
+    assert profiles.signed_by(leaf, root)
+    other = tmp_path / "other"
+    old_layout(other)
+    (tmp_path / OLD_KEY).write_bytes((other / OLD_KEY).read_bytes())
+    with pytest.raises(IdentityError, match="is not the key of a root"):
+        CertificateAuthority.open_or_create(tmp_path, DOMAIN)
+
+
+def test_the_intermediate_is_renewed_at_half_its_life_and_the_root_stays(tmp_path: Path) -> None:
+    now = [1_800_000_000.0]
+    authority = CertificateAuthority.open_or_create(tmp_path, DOMAIN, lambda: now[0])
+    first = authority.issue(WEB, 60)
+    now[0] += 180 * 86400
+    authority.refresh()
+    assert certificates(authority.issue(WEB, 60).chain_pem)[1:] == certificates(first.chain_pem)[1:]
+    now[0] += 4 * 86400
+    authority.refresh()
+    second = authority.issue(WEB, 60)
+    assert certificates(second.chain_pem)[1:] != certificates(first.chain_pem)[1:]
+    assert second.roots_pem == first.roots_pem
+
+
+def test_the_root_key_may_be_kept_elsewhere_until_the_intermediate_ends(tmp_path: Path) -> None:
+    now = [1_800_000_000.0]
+    authority = CertificateAuthority.open_or_create(tmp_path, DOMAIN, lambda: now[0])
+    key = (tmp_path / ROOT_KEY).rename(tmp_path / "elsewhere")
+    now[0] += 300 * 86400
+    authority.refresh()
+    end = authority.issue(WEB, 100 * 86400).not_after
+    assert end == 1_800_000_000 + 365 * 86400
+    now[0] = end
+    with pytest.raises(IdentityError, match=f"the intermediate has ended: put {ROOT_KEY} back"):
+        authority.issue(WEB, 60)
+    key.rename(tmp_path / ROOT_KEY)
+    assert authority.issue(WEB, 60).not_after == end + 60
+
+
+def test_a_servers_certificate_proves_no_spiffe_id(tmp_path: Path) -> None:
+    made = CertificateAuthority.open_or_create(tmp_path, DOMAIN).issue_server(["ca.example", "192.0.2.1", "2001:db8::1"], 60)
+    leaf = certificates(made.chain_pem)[0]
+    names = leaf.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    assert [str(name.value) for name in names] == ["ca.example", "192.0.2.1", "2001:db8::1"]
+    assert list(leaf.extensions.get_extension_for_class(x509.ExtendedKeyUsage).value) == [ExtendedKeyUsageOID.SERVER_AUTH]
+    assert "PRIVATE" not in repr(made)
 
 
 def test_another_trust_domain_is_an_error(tmp_path: Path) -> None:
@@ -132,7 +223,7 @@ def test_certificates_end_with_the_root_and_an_ended_root_is_an_error(tmp_path: 
     now[0] = end - 100
     assert authority.issue(WEB, 86400).not_after == end
     now[0] = end
-    with pytest.raises(IdentityError, match="has ended"):
+    with pytest.raises(IdentityError, match="the root ended at"):
         authority.issue(WEB, 86400)
     with pytest.raises(IdentityError, match="ended at"):
         CertificateAuthority.open_or_create(tmp_path, DOMAIN, lambda: now[0])

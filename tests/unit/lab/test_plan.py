@@ -172,3 +172,45 @@ def test_addresses_are_never_shared_and_replicas_always_right(steps: list[tuple[
         taken = [each["ip"] for one in cluster.pods.values() for each in one["status"]["podIPs"]]
         assert len(taken) == len(set(taken))
         assert sum(one["metadata"]["ownerReferences"][0]["name"] == name for one in cluster.pods.values()) == replicas
+
+
+def test_policies_and_namespaces_are_kept_as_they_are() -> None:
+    cluster = Cluster()
+    text = """
+apiVersion: v1
+kind: Namespace
+metadata: {name: shop, annotations: {nodeagent.io/path: proxy}, labels: {a: b}}
+---
+apiVersion: security.istio.io/v1
+kind: PeerAuthentication
+metadata: {name: web, namespace: shop, creationTimestamp: 2026-01-01T00:00:00Z}
+spec:
+  selector: {matchLabels: {app: web}}
+  portLevelMtls:
+    8080: {mode: STRICT}
+"""
+    made = {each["kind"]: each for each in cluster.apply(text).objects if "shop" in each["metadata"].values()}
+    assert made["Namespace"]["metadata"] == {"name": "shop", "annotations": {"nodeagent.io/path": "proxy"}, "labels": {"a": "b"}}
+    assert made["PeerAuthentication"] == {
+        "apiVersion": "security.istio.io/v1",
+        "kind": "PeerAuthentication",
+        "metadata": {"name": "web", "namespace": "shop", "creationTimestamp": "2026-01-01T00:00:00Z"},
+        "spec": {"selector": {"matchLabels": {"app": "web"}}, "portLevelMtls": {"8080": {"mode": "STRICT"}}},
+    }
+    changed = cluster.apply(text.replace("STRICT", "DISABLE")).objects
+    assert [each["spec"]["portLevelMtls"] for each in changed if each["kind"] == "PeerAuthentication"] == [{"8080": {"mode": "DISABLE"}}]
+
+
+@pytest.mark.parametrize(
+    ("policy", "message"),
+    [
+        ("kind: PeerAuthentication, metadata: {name: p}, spec: {mtls: {mode: ON}}", "(PeerAuthentication default/p): spec.mtls.mode: True: allowed: UNSET"),
+        ("kind: AuthorizationPolicy, metadata: {name: p}, spec: {action: DENY}", "document 1 (AuthorizationPolicy default/p): spec.rules: None: a DENY policy"),
+        ("kind: PeerAuthentication, metadata: {name: p}, data: 1", "data: 1: unknown field"),
+        ("kind: PeerAuthentication, metadata: {name: p, namespace: nowhere}", "metadata.namespace: \"nowhere\": allowed: a Namespace that exists"),
+    ],
+)  # fmt: skip
+def test_a_wrong_policy_is_refused(policy: str, message: str) -> None:
+    with pytest.raises(ResourceError) as caught:
+        Cluster().apply(f"{{apiVersion: security.istio.io/v1, {policy}}}")
+    assert message in str(caught.value)

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from nodeagent.mesh import compile as compiler
 from nodeagent.mesh.compile import Mesh
 from nodeagent.mesh.entries import Delta, Endpoint, Entry, PodUid, Service, ServicePort, Workload, from_json, to_json
+from nodeagent.resources import security
 from nodeagent.resources.objects import parse
 from nodeagent.resources.source import AnyChange, Change, EnrolledChange
 
@@ -24,7 +25,7 @@ def pod(name: str, address: str | None = "10.244.1.5", *, uid: str = "", app: st
         "namespace": more.get("namespace", "default"),
         "uid": uid or f"uid-{name}",
         "labels": {"app": app, **more.get("labels", {})},
-        "annotations": {"lab.nodeagent.io/netns": f"/run/netns/{name}"},
+        "annotations": {"lab.nodeagent.io/netns": f"/run/netns/{name}", **more.get("annotations", {})},
         "ownerReferences": [{"kind": "Deployment", "name": app}],
         "creationTimestamp": more.get("created"),
         "deletionTimestamp": more.get("deleted"),
@@ -41,7 +42,7 @@ def pod(name: str, address: str | None = "10.244.1.5", *, uid: str = "", app: st
 
 
 def service(name: str = "web", app: str | None = "web", ports: Sequence[dict[str, Any]] | None = None, **more: Any) -> Change:
-    metadata = {"name": name, "namespace": more.get("namespace", "default"), "creationTimestamp": more.get("created")}
+    metadata = {"name": name, "namespace": more.get("namespace", "default"), "creationTimestamp": more.get("created"), "annotations": more.get("annotations")}
     spec = {
         "clusterIPs": more.get("addresses", ["10.96.0.7", "fd00:10:96::7"]),
         "selector": {"app": app, **more.get("selector", {})} if app else None,
@@ -50,6 +51,15 @@ def service(name: str = "web", app: str | None = "web", ports: Sequence[dict[str
         "publishNotReadyAddresses": more.get("publish_not_ready", False),
     }
     return Change("Service", metadata["namespace"], name, parse({"kind": "Service", "metadata": metadata, "spec": spec}))
+
+
+def policy(kind: str, spec: dict[str, Any], *, name: str = "p", namespace: str = "default", created: str | None = None, file: str = "") -> Change:
+    metadata = {"name": name, "namespace": namespace, "creationTimestamp": created}
+    return Change(kind, namespace, name, security.parse({"apiVersion": "security.istio.io/v1", "kind": kind, "metadata": metadata, "spec": spec}), file)
+
+
+def namespace(name: str, **annotations: str) -> Change:
+    return Change("Namespace", "", name, parse({"kind": "Namespace", "metadata": {"name": name, "annotations": annotations}}))
 
 
 def gone(change: Change) -> Change:
@@ -307,7 +317,41 @@ _SERVICE = st.builds(
     type=st.sampled_from(["ClusterIP", "ClusterIP", "ExternalName"]),
 )
 _MARK = st.builds(EnrolledChange, st.sampled_from([PodUid("u1"), PodUid("u2")]), st.booleans())
-_CHANGES = st.lists(st.one_of(_POD, _SERVICE, _POD.map(gone), _SERVICE.map(gone), _MARK), max_size=25)
+_SCOPE = st.sampled_from([{}, {}, {"selector": {"matchLabels": {"app": "web"}}}, {"selector": {"matchLabels": {"app": "web", "tier": "x"}}}])
+_MODE = st.sampled_from(["UNSET", "STRICT", "PERMISSIVE", "DISABLE"])
+_PEER = st.builds(
+    lambda name, namespace, scope, mode, port, created: policy(
+        "PeerAuthentication",
+        {**scope, "mtls": {"mode": mode}, **({"portLevelMtls": {"8080": {"mode": port}}} if scope and port else {})},
+        name=name,
+        namespace=namespace,
+        created=created,
+    ),
+    st.sampled_from(["m", "n"]),
+    st.sampled_from(["default", "other", "istio-system"]),
+    _SCOPE,
+    _MODE,
+    st.one_of(st.none(), _MODE),
+    st.sampled_from([None, "2026-01-01T00:00:00Z", "2026-01-02T00:00:00Z"]),
+)
+_RULES = st.builds(
+    lambda kind, name, namespace, scope, rules: policy(kind, {**scope, **(rules if kind == "AuthorizationPolicy" else {})}, name=name, namespace=namespace),
+    st.sampled_from(["AuthorizationPolicy", "RequestAuthentication"]),
+    st.sampled_from(["m", "n"]),
+    st.sampled_from(["default", "other", "istio-system"]),
+    st.one_of(_SCOPE, st.just({"targetRefs": [{"kind": "Service", "name": "s"}]})),
+    st.sampled_from([{}, {"rules": [{}]}, {"action": "DENY", "rules": [{}]}]),
+)
+_POLICY = st.one_of(_PEER, _RULES)
+_NAMESPACE = st.builds(
+    lambda name, path: namespace(name, **({"nodeagent.io/path": path} if path else {})),
+    st.sampled_from(["default", "other"]),
+    st.sampled_from(["kernel", "proxy", "wrong", None]),
+)
+_CHANGES = st.lists(
+    st.one_of(_POD, _SERVICE, _POLICY, _NAMESPACE, *(each.map(gone) for each in (_POD, _SERVICE, _POLICY, _NAMESPACE)), _MARK),
+    max_size=25,
+)  # fmt: skip
 
 
 def last_of_each(changes: Sequence[AnyChange]) -> list[AnyChange]:
@@ -334,6 +378,7 @@ def test_incremental_equals_whole(changes: list[AnyChange], batch: int, random: 
     whole = Mesh("node1", DOMAIN)
     whole.apply(rest)
     assert incremental.entries() == whole.entries()
+    assert incremental.policies() == whole.policies()
     assert {found.key: found for found in whole.entries().upserts} == seen
     assert sorted(incremental.local_pods(), key=str) == sorted(whole.local_pods(), key=str)
 

@@ -19,6 +19,7 @@ from nodeagent.config import Proxy
 from nodeagent.identity.ca import CertificateAuthority
 from nodeagent.identity.tls import Contexts, contexts
 from nodeagent.mesh.entries import Address, Delta, PodUid, Probe, Protocol, SpiffeId, Workload
+from nodeagent.policy.model import AuthorizationPolicy, Jwks, MtlsMode, RateLimit, RequestAuthentication
 from nodeagent.proxy.accept import Accepted
 from nodeagent.proxy.pipeline import Pipeline
 from nodeagent.proxy.pods import PodState
@@ -27,6 +28,7 @@ from tests.unit.proxy.stage import Handler, Log
 
 CLIENT, SERVER, NODE, STRANGER = "127.0.0.3", "127.0.0.2", "127.0.0.9", "127.0.0.8"
 """Addresses of the client's pod, the server's pod, the server's node, and of somebody outside the mesh."""
+Policy = AuthorizationPolicy | RequestAuthentication | RateLimit | Jwks
 Streams = tuple[asyncio.StreamReader, asyncio.StreamWriter]
 
 
@@ -61,9 +63,17 @@ class Nodes:
     """The client's node sends to the server's node; *reach* it through both (:meth:`connect`) or from outside (:meth:`dial`)."""
 
     def __init__(
-        self, app: Handler, tls: dict[str, Contexts], *, protocol: Protocol, strict: bool, probes: tuple[Probe, ...], settings: dict[str, Any]
+        self,
+        app: Handler,
+        tls: dict[str, Contexts],
+        *,
+        protocol: Protocol,
+        mode: MtlsMode,
+        probes: tuple[Probe, ...],
+        policies: tuple[Policy, ...],
+        settings: dict[str, Any],
     ) -> None:
-        self._app, self._tls, self._protocol, self._strict, self._probes = app, tls, protocol, strict, probes
+        self._app, self._tls, self._protocol, self._mode, self._probes, self._policies = app, tls, protocol, mode, probes, policies
         self._settings = Proxy.model_validate(settings)
         self._redirected: dict[tuple[str, int], tuple[str, int]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
@@ -88,9 +98,20 @@ class Nodes:
         outbound = await loop.create_server(lambda: Accepted(self.near, client, "outbound", self.originals), "127.0.0.1", 0, backlog=4096)  # type: ignore[arg-type]
         self.app, self._outbound = app, outbound.sockets[0].getsockname()
         self._servers = [app, inbound, outbound]
-        for pipeline in (self.near, self.far):
-            pipeline.view.apply(Delta((self._workload("client", CLIENT, 1, ()), self._workload("server", SERVER, self.port, self._probes))))
+        self.publish()
         self._sweeper = loop.create_task(self._sweep())
+
+    def publish(self) -> None:
+        """Give both nodes the snapshot."""
+        for pipeline in (self.near, self.far):
+            workloads = self._workload("client", CLIENT, 1, ()), self._workload("server", SERVER, self.port, self._probes)
+            pipeline.view.apply(Delta((*workloads, *(self._policies if pipeline is self.far else ()))))
+
+    async def protect(self, policies: tuple[Policy, ...], mode: MtlsMode = "PERMISSIVE") -> None:
+        """Change what protects the server, as control would."""
+        self._policies, self._mode = policies, mode
+        self.publish()
+        await self.far.reconsider()
 
     async def stop(self) -> None:
         """Close everything; nothing may be left, nor may the loop have seen an error."""
@@ -147,7 +168,7 @@ class Nodes:
                     one.bind((source, 0))
             asyncio.get_running_loop().call_soon(pod.stock[family].add, made)
 
-        pod = pipeline.pods[uid] = PodState(PodUid(uid), 1, self._strict and uid == "server", identity(uid), ask)
+        pod = pipeline.pods[uid] = PodState(PodUid(uid), 1, identity(uid), ask)
         pod.tls = self._tls.get(uid)
         return pipeline, pod
 
@@ -155,6 +176,7 @@ class Nodes:
         return Workload(
             uid=PodUid(uid), pod=uid, namespace="default", node=uid, addresses=(Address(address),), service_account=uid, identity=identity(uid), workload=uid,
             app=uid, version="v1", canonical_service=uid, canonical_revision="v1", ready=True, enrolled=True, ports=((port, self._protocol),), probes=probes,
+            mtls=self._mode if uid == "server" else "PERMISSIVE", policies=tuple(entry.key for entry in self._policies) if uid == "server" else (),
         )  # fmt: skip
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -179,12 +201,12 @@ class Nodes:
 
 def play(
     app: Handler, scene: Callable[[Nodes], Awaitable[None]], tls: dict[str, Contexts], *, protocol: Protocol = "auto", strict: bool = False,
-    probes: tuple[Probe, ...] = (), seconds: float = 30, **settings: Any,
+    probes: tuple[Probe, ...] = (), policies: tuple[Policy, ...] = (), seconds: float = 30, **settings: Any,
 ) -> None:  # fmt: skip
     """Run *scene* on two nodes whose server application is *app*."""
 
     async def run() -> None:
-        nodes = Nodes(app, tls, protocol=protocol, strict=strict, probes=probes, settings=settings)
+        nodes = Nodes(app, tls, protocol=protocol, mode="STRICT" if strict else "PERMISSIVE", probes=probes, policies=policies, settings=settings)
         await nodes.start()
         try:
             async with asyncio.timeout(seconds):

@@ -62,7 +62,7 @@ class Stage:
         self.back = await asyncio.start_server(self._serve, "127.0.0.1", 0, limit=1 << 20)
         self.endpoint_port = self.back.sockets[0].getsockname()[1]
         self.pipeline = Pipeline(loop, self._settings, "cluster.local", "Kubernetes", WorkerMetrics(), self.log)  # type: ignore[arg-type]
-        self.pods = {uid: PodState(PodUid(uid), 1, False, f"spiffe://cluster.local/ns/default/sa/{uid}", self._ask(uid)) for uid in ("client", "server")}
+        self.pods = {uid: PodState(PodUid(uid), 1, f"spiffe://cluster.local/ns/default/sa/{uid}", self._ask(uid)) for uid in ("client", "server")}
         self.pipeline.pods.update(self.pods)
         self.publish((Endpoint(Address("127.0.0.1"), self.endpoint_port, PodUid("server")),))
         self.front = await loop.create_server(self._accepted, "127.0.0.1", 0)

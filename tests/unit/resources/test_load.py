@@ -84,7 +84,7 @@ def test_a_date_is_text() -> None:
         ("app: a", "app: a b", WHERE + 'metadata.labels.app: "a b": allowed: text that matches '),
         ("  containers:", "  restartPolicy: Maybe\n  containers:", WHERE + "spec.restartPolicy: \"Maybe\": allowed: 'Always', 'OnFailure' or 'Never'"),
         ('    command: [sleep, "1"]\n', "", C + "command: missing: allowed: "),
-        ("name: c", "name: c\n    name: d", "f.yaml: not YAML: key 'name' stands twice"),
+        ("name: c", "name: c\n    name: d", "f.yaml: not YAML: line 8: the key 'name' stands twice"),
         (
             "name: c",
             "name: c\n    readinessProbe: {httpGet: {port: true}}",
@@ -113,7 +113,7 @@ def test_a_date_is_text() -> None:
         ("name: c", "name: c\n    env: [{name: a, value: 1}]", C + "env[0].value: 1: allowed: string"),
         ("name: c", "name: c\n    env: [{name: a, valueFrom: {fieldRef: {fieldPath: x}}}]", C + "env[0].valueFrom.fieldRef: "),
         ("spec:", "spec:\n  volumes: [{name: v}]", WHERE + 'spec.volumes[0]: {"name": "v"}: allowed: exactly one of emptyDir, hostPath, configMap'),
-        ("a, labels", "a, 1: 2, labels", "f.yaml: not YAML: key 1 is not text"),
+        ("a, labels", "a, true: 2, labels", "f.yaml: not YAML: line 4: the key True is not text"),
         ("\nspec:", "\n- x\nspec:", "f.yaml: not YAML: "),
     ],
 )

@@ -1,0 +1,67 @@
+"""``nodeagent ca``: the certificate authority as a service, and the exchange of its root."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import click
+
+SETTLED: float = 60.0
+
+
+@click.group()
+def ca() -> None:
+    """The built-in certificate authority."""
+
+
+@ca.command()
+@click.option(
+    "-c", "--config", "path", type=click.Path(path_type=Path), default="/etc/nodeagent/ca.yaml", show_default=True, help="The service's configuration."
+)
+def serve(path: Path) -> None:
+    """Serve Istio's certificate protocol (gRPC over TLS) until SIGTERM."""
+    import asyncio
+    import logging
+
+    from nodeagent.ca.server import serve as run
+    from nodeagent.ca.settings import CaConfig
+    from nodeagent.config import load_as
+
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
+    asyncio.run(run(load_as(path, CaConfig)))
+
+
+@ca.command("rotate-root")
+@click.argument("step", type=click.Choice(["prepare", "switch", "finish"]))
+@click.option("-d", "--directory", type=click.Path(path_type=Path), required=True, help="The authority's directory (identity.caDirectory).")
+@click.option(
+    "--after", default=SETTLED, show_default=True, type=click.FloatRange(min=0),
+    help="Refuse unless the step before was taken so many seconds ago. Agents that share the directory follow within seconds; those that use "
+    "`nodeagent ca serve` hold certificates of the old root for up to identity.ttlSeconds: give that before `finish`.",
+)  # fmt: skip
+def rotate_root(step: str, directory: Path, after: float) -> None:
+    """Exchange the root without a refused connection, in three steps.
+
+    prepare: make a new root and have it trusted beside the old one.
+    switch: sign with the new root; agents renew all certificates.
+    finish: trust the old root no more.
+
+    Running agents take up each step by themselves; take the next when all have.
+    """
+    from nodeagent.errors import IdentityError
+    from nodeagent.identity import authority_directory
+
+    now = time.time()
+    since = now - authority_directory.last_step(directory)
+    if step != "prepare" and since < after:
+        raise IdentityError(
+            f"{directory}: the step before was taken {since:.0f} s ago: wait until it is in force everywhere, {after - since:.0f} s more, or give --after"
+        )
+    {"prepare": authority_directory.prepare, "switch": authority_directory.switch, "finish": authority_directory.finish}[step](directory, now)
+    then = {
+        "prepare": "the new root is trusted beside the old one; next: switch",
+        "switch": "the new root signs; next, when no certificate of the old root is held any more: finish",
+        "finish": "the new root alone is trusted",
+    }
+    click.echo(then[step])

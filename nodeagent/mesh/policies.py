@@ -1,0 +1,229 @@
+"""Which policies are for which pods, both ways, and what PeerAuthentication makes of it. Pure and incremental.
+
+A policy is for the pods of its namespace, one of the root namespace for those of the whole mesh; its selector or ``targetRefs``
+narrow that (Istio's rules). Finding what belongs together costs what matches, not what exists.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Mapping, Set
+from dataclasses import dataclass
+from typing import Any, Final
+
+from nodeagent.mesh.selection import Key, Postings
+from nodeagent.policy.model import AuthorizationPolicy, MtlsMode, PeerAuthentication, RateLimit, RequestAuthentication
+from nodeagent.resources.changes import Refused
+from nodeagent.resources.security import Policy, Target
+
+PolicyKey = tuple[str, str, str]
+"""Kind, namespace and name."""
+_Term = tuple[str, str, str]
+"""Namespace (empty: of the whole mesh), label and value; label and value empty: everything of the namespace."""
+_EVERYTHING: Final = ("", "")
+
+
+@dataclass(frozen=True, slots=True)
+class Mtls:
+    """What PeerAuthentication says about a pod."""
+
+    mode: MtlsMode
+    source: str
+    """``namespace/name`` of what says so; empty: the default of agent.yaml."""
+    ports: tuple[tuple[int, MtlsMode], ...]
+    """Ports whose mode differs from ``mode``."""
+
+
+class Policies:
+    """Every policy of the cluster, and the pods that it may be for."""
+
+    def __init__(self, default: MtlsMode, root: str) -> None:
+        self._default, self.root = default, root
+        self.known: dict[PolicyKey, Policy] = {}
+        self.files: dict[PolicyKey, str] = {}
+        self.entries: dict[str, AuthorizationPolicy | RequestAuthentication | RateLimit] = {}
+        """By the entry's key; those of policies that are entries."""
+        self._labels: dict[Key, Mapping[str, str]] = {}
+        self._pods: Postings[_Term, Key] = Postings()
+        self._by_term: Postings[_Term, PolicyKey] = Postings()
+        self._by_service: Postings[Key, PolicyKey] = Postings()
+
+    # -- pods --
+
+    def put_pod(self, key: Key, labels: Mapping[str, str]) -> None:
+        """Know the pod *key*, or know it anew."""
+        self.drop_pod(key)
+        self._labels[key] = labels
+        for term in _terms_of_pod(key, labels):
+            self._pods.add(term, key)
+
+    def drop_pod(self, key: Key) -> None:
+        for term in _terms_of_pod(key, self._labels.pop(key, {})):
+            self._pods.discard(term, key)
+
+    def pods_in(self, namespace: str) -> Set[Key]:
+        """Return the pods of *namespace*."""
+        return self._pods.get((namespace, *_EVERYTHING))
+
+    # -- policies --
+
+    def put(self, key: PolicyKey, policy: Policy | None, file: str) -> None:
+        """Know the policy *key*, know it anew, or (None) no more."""
+        before = self.known.pop(key, None)
+        self.files.pop(key, None)
+        self.entries.pop(entry_key(*key), None)
+        if before is not None:
+            for service in _services(before):
+                self._by_service.discard(service, key)
+            if not before.targets:
+                self._by_term.discard(self._term(before), key)
+        if policy is not None:
+            self.known[key], self.files[key] = policy, file
+            if not isinstance(policy.spec, PeerAuthentication):
+                self.entries[policy.spec.key] = policy.spec
+            for service in _services(policy):
+                self._by_service.add(service, key)
+            if not policy.targets:
+                self._by_term.add(self._term(policy), key)
+
+    def services(self, key: PolicyKey) -> list[Key]:
+        """Return the Services to whose pods the policy *key* is attached."""
+        policy = self.known.get(key)
+        return _services(policy) if policy else []
+
+    def pods(self, key: PolicyKey) -> Set[Key]:
+        """Return the pods that the policy *key* is for by namespace and selector."""
+        policy = self.known.get(key)
+        if policy is None or policy.targets:
+            return frozenset()
+        scope = self._scope(policy)
+        if not policy.selector:
+            return self._labels.keys() if not scope else self._pods.get((scope, *_EVERYTHING))
+        wanted = dict(policy.selector).items()
+        fewest = min((self._pods.get((scope, *item)) for item in policy.selector), key=len)
+        return {pod for pod in fewest if wanted <= self._labels[pod].items()}
+
+    def of(self, pod: Key, services: Iterable[Key]) -> list[Policy]:
+        """Return the policies that are for *pod*, which *services* select, oldest first."""
+        labels = self._labels.get(pod, {})
+        found: set[PolicyKey] = set()
+        for scope in (pod[0], ""):
+            found |= self._by_term.get((scope, *_EVERYTHING))
+            for item in labels.items():
+                found |= {key for key in self._by_term.get((scope, *item)) if dict(self.known[key].selector).items() <= labels.items()}
+        for service in services:
+            found |= self._by_service.get(service)
+        return sorted((self.known[key] for key in found), key=_age)
+
+    def mtls(self, policies: Iterable[Policy]) -> Mtls:
+        """Return the modes that *policies*, those of one pod and oldest first, make: port > workload > namespace > mesh > default; UNSET inherits."""
+        mesh: PeerAuthentication | None = None
+        namespace: PeerAuthentication | None = None
+        workload: PeerAuthentication | None = None
+        for policy in policies:
+            spec = policy.spec
+            if not isinstance(spec, PeerAuthentication):
+                continue
+            if policy.namespace == self.root:
+                mesh = mesh or (spec if not policy.selector else None)
+            elif policy.selector:
+                workload = workload or spec
+            else:
+                namespace = namespace or spec
+        mode, source = self._default, ""
+        for said in (mesh, namespace, workload):
+            if said is not None and said.mode is not None:
+                mode, source = said.mode, f"{said.namespace}/{said.name}"
+        ports = ((port, own or mode) for port, own in workload.ports) if workload else ()
+        return Mtls(mode, source, tuple((port, own) for port, own in ports if own != mode))
+
+    def idle(self, key: PolicyKey) -> str:
+        """Return why the policy *key* can have no effect on any pod; empty: it can."""
+        policy = self.known[key]
+        others = [target for target in policy.targets if not _is_service(target)]
+        if others and len(others) == len(policy.targets):
+            return f"targetRefs: {', '.join(map(str, others))}: only a Service is served here"
+        if isinstance(policy.spec, PeerAuthentication):
+            if policy.selector and policy.namespace == self.root:
+                return "a PeerAuthentication of the root namespace with a selector is ignored, as in Istio"
+            if (older := self._older(policy)) is not None:
+                return f"the older {older.namespace}/{older.name} has the same scope"
+        return ""
+
+    def row(self, key: PolicyKey, pods: int) -> dict[str, Any]:
+        """Return the policy *key*, which is for *pods* pods of this node, as a row for people."""
+        policy = self.known[key]
+        why = self.idle(key) or ("" if pods else "no pod of this node is meant")
+        return {
+            "kind": policy.kind,
+            "policy": f"{policy.namespace}/{policy.name}",
+            "action": _action(policy),
+            "selector": ",".join(f"{name}={value}" for name, value in policy.selector) or ",".join(map(str, policy.targets)),
+            "scope": ("mesh" if policy.namespace == self.root else "namespace") if not policy.selector and not policy.targets else "workload",
+            "pods": pods,
+            "state": f"no effect: {why}" if why else "in force",
+            "file": self.files[key],
+        }
+
+    def _older(self, policy: Policy) -> Policy | None:
+        """Return the PeerAuthentication that takes *policy*'s place for every pod: one with the same selector."""
+        rivals = [self.known[key] for key in self._by_term.get(self._term(policy)) if key[0] == policy.kind]
+        oldest = min((each for each in rivals if each.selector == policy.selector), key=_age)
+        return None if oldest is policy else oldest
+
+    def _scope(self, policy: Policy) -> str:
+        return "" if policy.namespace == self.root else policy.namespace
+
+    def _term(self, policy: Policy) -> _Term:
+        return (self._scope(policy), *min(policy.selector, default=_EVERYTHING))
+
+
+_PREFIXES: Final = {"AuthorizationPolicy": "authorization", "RequestAuthentication": "authentication", "RateLimit": "ratelimit"}
+
+
+def entry_key(kind: str, namespace: str, name: str) -> str:
+    """Return the key of the entry of a policy; empty: its kind has none."""
+    return f"{_PREFIXES[kind]}/{namespace}/{name}" if kind in _PREFIXES else ""
+
+
+def refused_row(refused: Refused) -> dict[str, Any]:
+    """Return the row of a document that is not in force."""
+    policy = f"{refused.namespace}/{refused.name}" if refused.kind else ""
+    stays = "; what it held stays in force" if refused.stays and not refused.kind else ""
+    state = f"refused: {refused.error}{stays}"
+    return {"kind": refused.kind, "policy": policy, "action": "", "selector": "", "scope": "", "pods": 0, "state": state, "file": refused.file}
+
+
+def _action(policy: Policy) -> str:
+    spec = policy.spec
+    if isinstance(spec, PeerAuthentication):
+        ports = [f"{port}:{mode or 'UNSET'}" for port, mode in spec.ports]
+        return " ".join([spec.mode or "UNSET", *ports])
+    if isinstance(spec, AuthorizationPolicy):
+        return spec.action + (f" {spec.provider}" if spec.provider else "") + (" (dry run)" if spec.dry_run else "")
+    if isinstance(spec, RequestAuthentication):
+        return "JWT " + ",".join(rule.issuer or rule.jwks_uri for rule in spec.rules)
+    return " ".join([f"{len(spec.local)} local", *([f"global {spec.service.provider}"] if spec.service else [])])
+
+
+def _age(policy: Policy) -> tuple[str, str, str, str]:
+    return policy.created, policy.namespace, policy.name, policy.kind
+
+
+def _terms_of_pod(key: Key, labels: Mapping[str, str]) -> Iterable[_Term]:
+    yield (key[0], *_EVERYTHING)
+    for item in labels.items():
+        yield (key[0], *item)
+        yield ("", *item)
+
+
+def _is_service(target: Target) -> bool:
+    return target.kind == "Service" and target.group in ("", "core")
+
+
+def _services(policy: Policy) -> list[Key]:
+    return [(policy.namespace, target.name) for target in policy.targets if _is_service(target)]
+
+
+def names(policies: Collection[Policy]) -> tuple[str, ...]:
+    """Return the keys of the entries of *policies*, sorted; PeerAuthentication has none, it is part of the workload's."""
+    return tuple(sorted(policy.spec.key for policy in policies if not isinstance(policy.spec, PeerAuthentication)))

@@ -1,0 +1,225 @@
+"""AuthorizationPolicy: compiled for one workload, evaluated once a connection as far as that goes, and the rest once a request.
+
+The order is Istio's: CUSTOM first (its provider is asked, and JWTs are checked, before :meth:`RequestAuthorizer.decide`), then AUDIT, which only
+notes, then DENY, then ALLOW. Without any ALLOW policy what is not denied is allowed; with one, what none allows is denied.
+https://istio.io/latest/docs/concepts/security/#authorization-policies
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
+from typing import Final, Generic, TypeVar
+
+from nodeagent.policy.authorization_facts import ConnectionFacts, Peer, RequestFacts
+from nodeagent.policy.authorization_terms import CompiledRule, RequestTest, compile_rule
+from nodeagent.policy.model import AuthorizationPolicy
+from nodeagent.policy.paths import holds_nul, normalise_path, normalise_target
+
+__all__ = [
+    "Authorizer", "ConnectionFacts", "Decision", "Note", "RequestAuthorizer", "RequestFacts", "holds_nul", "normalise_path", "normalise_target",
+]  # fmt: skip
+
+_NAMED: Final = 5
+"""So many policies are named in one explanation."""
+_Outcome = TypeVar("_Outcome")
+
+
+@dataclass(frozen=True, slots=True)
+class Note:
+    """A match that decides nothing."""
+
+    policy: str
+    """``namespace/name``; empty for a dry run in which none of several ALLOW policies matches."""
+    rule: int
+    """Index in ``rules``, -1: none."""
+    kind: str
+    """``audit``; ``dry_run_allow``, ``dry_run_deny`` or ``dry_run_custom``: what the policies in dry run would have done."""
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """What the policies say."""
+
+    allowed: bool
+    policy: str = ""
+    """``namespace/name`` of the one that decides, empty when none does."""
+    rule: int = -1
+    """Index in its ``rules``, -1: none."""
+    custom: str = ""
+    """The provider that must also allow the whole connection, empty: none."""
+    notes: tuple[Note, ...] = ()
+    explain: str = ""
+    """The reason in words."""
+
+
+class _Bound(Generic[_Outcome]):
+    """The first of ``steps`` that matches a request gives the outcome, otherwise it is ``final``."""
+
+    __slots__ = ("final", "steps")
+
+    def __init__(self, steps: tuple[tuple[RequestTest, _Outcome], ...], final: _Outcome) -> None:
+        self.steps, self.final = steps, final
+
+    def first(self, request: RequestFacts) -> _Outcome:
+        for test, outcome in self.steps:
+            if test(request):
+                return outcome
+        return self.final
+
+
+@dataclass(frozen=True, slots=True)
+class _Chain(Generic[_Outcome]):
+    """Rules in the order in which they are looked at, and the outcome when none matches."""
+
+    steps: tuple[tuple[CompiledRule, _Outcome], ...]
+    final: _Outcome
+
+    def at(self, peer: Peer) -> _Bound[_Outcome]:
+        """Return what remains to be asked of the requests of *peer*."""
+        left: list[tuple[RequestTest, _Outcome]] = []
+        for rule, outcome in self.steps:
+            found = rule.at(peer)
+            if found is True:
+                return _Bound(tuple(left), outcome)
+            if found is not False:
+                left.append((found, outcome))
+        return _Bound(tuple(left), self.final)
+
+
+class RequestAuthorizer:
+    """The policies of a workload as the requests of one connection meet them."""
+
+    __slots__ = ("_customs", "_decisions", "_final", "_steps", "_watches")
+
+    def __init__(self, customs: _Bound[str], decisions: _Bound[Decision], watches: tuple[_Bound[Note | None], ...]) -> None:
+        self._customs, self._watches = customs, watches
+        self._steps, self._final = decisions.steps, decisions.final
+
+    def custom(self, request: RequestFacts) -> str:
+        """Return the provider that must allow *request* before anything else is decided, empty: none."""
+        return self._customs.first(request)
+
+    def decide(self, request: RequestFacts) -> Decision:
+        """Return what AUDIT, DENY and ALLOW policies say of *request*."""
+        decision = self._final
+        for test, outcome in self._steps:
+            if test(request):
+                decision = outcome
+                break
+        if self._watches:
+            notes = tuple(note for watch in self._watches if (note := watch.first(request)) is not None)
+            if notes:
+                return replace(decision, notes=notes)
+        return decision
+
+
+@dataclass(frozen=True, slots=True)
+class Authorizer:
+    """All AuthorizationPolicies that apply to one workload, for the ports it serves as HTTP or for the others."""
+
+    needs_request: bool
+    """Some rule has terms that only a request decides."""
+    _customs: _Chain[str]
+    _decisions: _Chain[Decision]
+    _watches: tuple[_Chain[Note | None], ...]
+    _rules: tuple[tuple[str, CompiledRule], ...]
+    """What each rule is called, for :meth:`trace`."""
+
+    @classmethod
+    def compile(cls, policies: Iterable[AuthorizationPolicy], *, http: bool, trust_domain: str) -> Authorizer:
+        """Compile *policies* in the mesh of *trust_domain*.
+
+        Where the port is not *http*, an ALLOW rule with HTTP fields is left out, so its policy still denies what it does not
+        allow, and rules of other actions lose just those fields, so they match more: never does that allow what HTTP would not.
+
+        Raises ResourceError when a value cannot be understood.
+        """
+        ordered = [
+            _Compiled.of(policy, http=http, trust_domain=trust_domain) for policy in sorted(policies, key=lambda policy: (policy.namespace, policy.name))
+        ]
+        enforced = [policy for policy in ordered if not policy.dry_run]
+        customs = [policy for policy in enforced if policy.action == "CUSTOM"]
+        providers = sorted({policy.provider for policy in customs})
+        refused: list[_Compiled] = []
+        if providers[1:] or "" in providers:
+            # Nobody says whom to ask: such rules deny, as in Istio.
+            customs, refused = [], customs
+        denies = [*refused, *(policy for policy in enforced if policy.action == "DENY")]
+        allows = [policy for policy in enforced if policy.action == "ALLOW"]
+        steps = [(rule, policy.decision(index, allowed=action)) for group, action in ((denies, False), (allows, True)) for policy, index, rule in _each(group)]
+        rules = tuple((f"{policy.title}, rule {index}", rule) for policy, index, rule in _each(ordered))
+        return cls(
+            needs_request=any(rule.needs_request for _, rule in rules),
+            _customs=_Chain(tuple((rule, policy.provider) for policy, _, rule in _each(customs)), ""),
+            _decisions=_Chain(tuple(steps), _otherwise(allows, denies)),
+            _watches=tuple(_watches(ordered)),
+            _rules=rules,
+        )
+
+    def connection(self, facts: ConnectionFacts) -> Decision | RequestAuthorizer:
+        """Return the decision on every request of the connection of *facts*, or what decides on each of them."""
+        peer = Peer(facts)
+        customs, decisions = self._customs.at(peer), self._decisions.at(peer)
+        watches = tuple(bound for bound in (watch.at(peer) for watch in self._watches) if bound.steps or bound.final is not None)
+        if customs.steps or decisions.steps or any(watch.steps for watch in watches):
+            return RequestAuthorizer(customs, decisions, watches)
+        notes = tuple(watch.final for watch in watches if watch.final is not None)
+        return replace(decisions.final, custom=customs.final, notes=notes) if notes or customs.final else decisions.final
+
+    def trace(self, facts: ConnectionFacts, request: RequestFacts | None) -> tuple[str, ...]:
+        """Return a line for every rule: that it matches, or which of its fields do not. For people, not for the hot path."""
+        peer = Peer(facts)
+        outcomes = ((title, rule.failing(peer, request)) for title, rule in self._rules)
+        return tuple(f"{title}: {f'does not match ({failing})' if failing else 'matches'}" for title, failing in outcomes)
+
+
+@dataclass(frozen=True, slots=True)
+class _Compiled:
+    """A policy whose rules are compiled; ``rules`` keep their index in the policy."""
+
+    name: str
+    action: str
+    dry_run: bool
+    provider: str
+    rules: tuple[tuple[int, CompiledRule], ...]
+
+    @classmethod
+    def of(cls, policy: AuthorizationPolicy, *, http: bool, trust_domain: str) -> _Compiled:
+        rules = [(index, compile_rule(rule, policy.namespace, trust_domain)) for index, rule in enumerate(policy.rules)]
+        if not http:
+            allow = policy.action == "ALLOW"
+            rules = [(index, rule.without_request()) for index, rule in rules if not (allow and rule.needs_request)]
+        return cls(f"{policy.namespace}/{policy.name}", policy.action, policy.dry_run, policy.provider, tuple(rules))
+
+    @property
+    def title(self) -> str:
+        return f"{self.action} policy {self.name}{' (dry run)' if self.dry_run else ''}"
+
+    def decision(self, rule: int, *, allowed: bool) -> Decision:
+        reason = " and denies: the workload's CUSTOM policies do not agree on one provider" if self.action == "CUSTOM" else ""
+        return Decision(allowed, self.name, rule, explain=f"{self.title}, rule {rule} matches{reason}")
+
+
+def _each(policies: Iterable[_Compiled]) -> Iterator[tuple[_Compiled, int, CompiledRule]]:
+    return ((policy, index, rule) for policy in policies for index, rule in policy.rules)
+
+
+def _otherwise(allows: list[_Compiled], denies: list[_Compiled]) -> Decision:
+    """Return the decision when no rule matches."""
+    if allows:
+        names = ", ".join(policy.name for policy in allows[:_NAMED]) + (f" and {len(allows) - _NAMED} more" if allows[_NAMED:] else "")
+        return Decision(False, explain=f"no rule of the workload's ALLOW policies matches: {names}")
+    return Decision(True, explain="no DENY policy matches, and no ALLOW policy applies" if denies else "no policy that decides applies")
+
+
+def _watches(policies: list[_Compiled]) -> Iterator[_Chain[Note | None]]:
+    """Yield what only notes: each AUDIT policy, each other one in dry run, and all ALLOW policies in dry run together, as they would decide."""
+    for policy in policies:
+        if policy.action == "AUDIT" or (policy.dry_run and policy.action != "ALLOW"):
+            kind = "audit" if policy.action == "AUDIT" else f"dry_run_{policy.action.lower()}"
+            yield _Chain(tuple((rule, Note(policy.name, index, kind)) for index, rule in policy.rules), None)
+    allows = [policy for policy in policies if policy.dry_run and policy.action == "ALLOW"]
+    if allows:
+        steps = tuple((rule, Note(policy.name, index, "dry_run_allow")) for policy, index, rule in _each(allows))
+        yield _Chain(steps, Note(allows[0].name if len(allows) == 1 else "", -1, "dry_run_deny"))

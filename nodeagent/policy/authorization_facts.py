@@ -1,0 +1,64 @@
+"""What authorization is told about a connection and a request, and what it derives from that."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from nodeagent.policy.authorization_match import number_of
+from nodeagent.policy.claims import Claims
+from nodeagent.policy.paths import normalise_path
+
+
+@dataclass(frozen=True, slots=True)
+class ConnectionFacts:
+    """What is known of a connection before its first request."""
+
+    principal: str
+    """The peer's proved identity without ``spiffe://``, empty when it proved none."""
+    source_ip: str
+    """The address at the connection's other end."""
+    remote_ip: str
+    """The client's address as far as trusted proxies tell, otherwise ``source_ip``."""
+    destination_ip: str
+    destination_port: int
+    """The workload's own port."""
+    sni: str = ""
+
+
+@dataclass(slots=True)
+class RequestFacts:
+    """What is known of a request. ``claims`` may be set later, before the decision."""
+
+    method: str
+    path: str
+    """The request target as received, one character a byte."""
+    host: str
+    """The Host field or :authority, with its port."""
+    header: Callable[[str], str | None]
+    """Return a field's value by its lower-case name, several lines joined with ``,``; None when it is absent."""
+    claims: Claims | None = None
+    normal: str = field(default="", init=False, repr=False, compare=False)
+    """The normalised path, once somebody asked for it."""
+
+    def normalised(self) -> str:
+        """Return the path as policies compare it, and keep it."""
+        self.normal = normalise_path(self.path)
+        return self.normal
+
+
+class Peer:
+    """A connection as the compiled terms see it: texts to look up, addresses as numbers."""
+
+    __slots__ = ("destination", "namespace", "port", "principal", "remote", "service_account", "sni", "source", "trust_domain")
+
+    def __init__(self, facts: ConnectionFacts) -> None:
+        self.principal = facts.principal
+        self.trust_domain = self.namespace = self.service_account = ""
+        parts = facts.principal.split("/")
+        if len(parts) == 5 and parts[1] == "ns" and parts[3] == "sa":
+            self.trust_domain, _, self.namespace, _, account = parts
+            self.service_account = f"{self.namespace}/{account}"
+        self.source, self.remote, self.destination = map(number_of, (facts.source_ip, facts.remote_ip, facts.destination_ip))
+        self.port = facts.destination_port
+        self.sni = facts.sni

@@ -1,0 +1,300 @@
+"""One rule of an AuthorizationPolicy, compiled: which of its terms a connection decides, and which only a request can."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, replace
+from typing import Any, Final
+
+from nodeagent.errors import ResourceError
+from nodeagent.policy import authorization_match as matchers
+from nodeagent.policy.authorization_facts import Peer, RequestFacts
+from nodeagent.policy.claims import Claims
+from nodeagent.policy.model import Condition, Operation, Rule, Source
+
+PeerTest = Callable[[Peer], bool]
+RequestTest = Callable[[RequestFacts], bool]
+ClaimsTest = Callable[[Claims], bool]
+
+_SOURCE: Final = {
+    "principals": "source.principal",
+    "request_principals": "request.auth.principal",
+    "namespaces": "source.namespace",
+    "service_accounts": "source.serviceAccount",
+    "trust_domains": "source.trustDomain",
+    "ip_blocks": "source.ip",
+    "remote_ip_blocks": "remote.ip",
+}
+_OPERATION: Final = {"hosts": "hosts", "ports": "destination.port", "methods": "methods", "paths": "paths"}
+"""Fields of the model -> keys; where ``when`` knows the same thing, its name for it."""
+_HEADER: Final = re.compile(r"request\.headers\[([^\[\]]+)\]")
+_CLAIMS: Final = re.compile(r"request\.auth\.claims((?:\[[^\[\]]+\])+)")
+_SPACE_DELIMITED: Final = frozenset(("scope", "permission"))
+"""Claims that hold a list in one text (RFC 8693, section 4.2); Istio splits these."""
+
+
+@dataclass(frozen=True, slots=True)
+class Clause:
+    """Terms that must all hold, each with the name of its field in YAML: one source, one operation, or all conditions."""
+
+    peer: tuple[tuple[str, PeerTest], ...]
+    request: tuple[tuple[str, RequestTest], ...]
+    residual: RequestTest | None
+    """All of ``request``, None when there are none."""
+
+    def admits(self, peer: Peer) -> bool:
+        """Whether the terms that *peer* decides hold."""
+        return all(test(peer) for _, test in self.peer)
+
+    def failing(self, peer: Peer, request: RequestFacts | None) -> str:
+        """Return the first field that does not hold, empty when all do; without a *request* its terms do not."""
+        for name, test in self.peer:
+            if not test(peer):
+                return name
+        for name, check in self.request:
+            if request is None or not check(request):
+                return name
+        return ""
+
+
+@dataclass(frozen=True, slots=True)
+class CompiledRule:
+    """Some of ``sources``, some of ``operations`` and all ``conditions``; no sources or operations at all: any."""
+
+    sources: tuple[Clause, ...]
+    operations: tuple[Clause, ...]
+    conditions: Clause
+
+    @property
+    def needs_request(self) -> bool:
+        return any(clause.request for clause in (*self.sources, *self.operations, self.conditions))
+
+    def without_request(self) -> CompiledRule:
+        """Return the rule without the terms that only a request decides: it matches more."""
+        sources, operations = (tuple(_peer_only(clause) for clause in group) for group in (self.sources, self.operations))
+        return CompiledRule(sources, operations, _peer_only(self.conditions))
+
+    def at(self, peer: Peer) -> bool | RequestTest:
+        """Return whether the rule matches every or no request of *peer*, or else what tells it of one."""
+        if not self.conditions.admits(peer):
+            return False
+        tests: list[RequestTest] = []
+        for group in (self.operations, self.sources):
+            if group:
+                found = _alternatives(group, peer)
+                if found is False:
+                    return False
+                if found is not True:
+                    tests.append(found)
+        if self.conditions.residual is not None:
+            tests.append(self.conditions.residual)
+        return matchers.all_of(tests) if tests else True
+
+    def failing(self, peer: Peer, request: RequestFacts | None) -> str:
+        """Return what does not match, in the words of the YAML, empty when the rule matches."""
+        for name, group in (("from", self.sources), ("to", self.operations)):
+            failing = [clause.failing(peer, request) for clause in group]
+            if failing and all(failing):
+                return f"{name}: {', '.join(dict.fromkeys(failing))}"
+        condition = self.conditions.failing(peer, request)
+        return f"when: {condition}" if condition else ""
+
+
+def _alternatives(clauses: tuple[Clause, ...], peer: Peer) -> bool | RequestTest:
+    tests: list[RequestTest] = []
+    for clause in clauses:
+        if clause.admits(peer):
+            if clause.residual is None:
+                return True
+            tests.append(clause.residual)
+    return matchers.any_of(tests) if tests else False
+
+
+def _peer_only(clause: Clause) -> Clause:
+    return replace(clause, request=(), residual=None)
+
+
+def compile_rule(rule: Rule, namespace: str, trust_domain: str) -> CompiledRule:
+    """Compile *rule* of a policy in *namespace* for a mesh of *trust_domain*.
+
+    Raises ResourceError naming the field and value when one cannot be understood; the resources' validation refuses those already.
+    """
+
+    def clause(fields: Iterable[tuple[str, str, tuple[Any, ...], bool]]) -> Clause:
+        peer: list[tuple[str, PeerTest]] = []
+        request: list[tuple[str, RequestTest]] = []
+        for name, key, values, negated in fields:
+            if not values:
+                continue
+            on_peer = _peer_test(name, key, values, namespace, trust_domain)
+            if on_peer is not None:
+                peer.append((name, _negated(on_peer) if negated else on_peer))
+            else:
+                on_request = _request_test(name, key, values)
+                request.append((name, _negated(on_request) if negated else on_request))
+        return Clause(tuple(peer), tuple(request), matchers.all_of([test for _, test in request]) if request else None)
+
+    return CompiledRule(
+        tuple(clause(_fields(source, _SOURCE)) for source in rule.sources),
+        tuple(clause(_fields(operation, _OPERATION)) for operation in rule.operations),
+        clause(_condition_fields(rule.conditions)),
+    )
+
+
+def _fields(holder: Source | Operation, keys: dict[str, str]) -> Iterator[tuple[str, str, tuple[Any, ...], bool]]:
+    """Yield name, key, values, and whether they must not match."""
+    for attribute, key in keys.items():
+        first, *others = attribute.split("_")
+        camel = first + "".join(word.capitalize() for word in others)
+        yield camel, key, getattr(holder, attribute), False
+        yield f"not{camel[0].upper()}{camel[1:]}", key, getattr(holder, f"not_{attribute}"), True
+
+
+def _condition_fields(conditions: tuple[Condition, ...]) -> Iterator[tuple[str, str, tuple[Any, ...], bool]]:
+    for condition in conditions:
+        yield condition.key, condition.key, condition.values, False
+        yield f"{condition.key} notValues", condition.key, condition.not_values, True
+
+
+def _negated(test: Callable[[matchers.Subject], bool]) -> Callable[[matchers.Subject], bool]:
+    return lambda subject: not test(subject)
+
+
+# -- what the connection decides --
+
+
+def _peer_test(name: str, key: str, values: tuple[Any, ...], namespace: str, trust_domain: str) -> PeerTest | None:
+    match key:
+        case "source.principal":
+            identity = matchers.principals(values, trust_domain)
+            return lambda peer: identity(peer.principal)
+        case "source.namespace":
+            within = matchers.globs(values)
+            return lambda peer: within(peer.namespace)
+        case "source.serviceAccount":
+            accounts = frozenset(value if "/" in value else f"{namespace}/{value}" for value in values)
+            return lambda peer: peer.service_account in accounts
+        case "source.trustDomain":
+            domain = matchers.text(values)
+            return lambda peer: domain(peer.trust_domain)
+        case "source.ip":
+            source = matchers.networks(values, name)
+            return lambda peer: source(peer.source)
+        case "remote.ip":
+            remote = matchers.networks(values, name)
+            return lambda peer: remote(peer.remote)
+        case "destination.ip":
+            destination = matchers.networks(values, name)
+            return lambda peer: destination(peer.destination)
+        case "destination.port":
+            ports = matchers.ports(_port(value, name) for value in values)
+            return lambda peer: ports(peer.port)
+        case "connection.sni":
+            server_name = matchers.folded(values)
+            return lambda peer: server_name(peer.sni)
+    return None
+
+
+def _port(value: int | str, name: str) -> int:
+    number = int(value) if str(value).isascii() and str(value).isdigit() and len(str(value)) <= 5 else -1
+    if not 0 <= number <= 65535:
+        raise ResourceError(f"{name}: {value!r} is not a port number: 0 to 65535 is allowed")
+    return number
+
+
+# -- what a request decides --
+
+
+def _request_test(name: str, key: str, values: tuple[str, ...]) -> RequestTest:
+    match key:
+        case "methods":
+            method = matchers.text(values)
+            return lambda request: method(request.method)
+        case "paths":
+            path = matchers.paths(values)
+            return lambda request: path(request.normal or request.normalised())
+        case "hosts":
+            host = matchers.folded(values)
+            return lambda request: host(request.host)
+        case "request.auth.principal":
+            return _on_claims(_request_principal(values))
+        case "request.auth.audiences":
+            audience = matchers.text(values)
+            return _on_claims(lambda claims: any(map(audience, claims.audiences)))
+        case "request.auth.presenter":
+            presenter = matchers.text(values)
+            return _on_claims(lambda claims: presenter(claims.presenter))
+    if header := _HEADER.fullmatch(key):
+        return _header(header[1].lower(), values)
+    if claims := _CLAIMS.fullmatch(key):
+        return _on_claims(_claim(tuple(claims[1][1:-1].split("][")), matchers.text(values)))
+    raise ResourceError(
+        f"{name!r} is not a key of 'when': allowed are request.headers[x], source.ip, source.namespace, source.serviceAccount, source.trustDomain,"
+        " source.principal, remote.ip, request.auth.principal, request.auth.audiences, request.auth.presenter, request.auth.claims[x], destination.ip,"
+        " destination.port and connection.sni"
+    )
+
+
+def _header(name: str, values: tuple[str, ...]) -> RequestTest:
+    """``*`` means present, even if empty. The names of HTTP/2's pseudo-headers are known, as Envoy knows them."""
+    value = matchers.text(values)
+    match name:
+        case ":authority" | "host":
+            return lambda request: value(request.host)
+        case ":method":
+            return lambda request: value(request.method)
+        case ":path":
+            return lambda request: value(request.path)
+    if "*" in values:
+        return lambda request: request.header(name) is not None
+
+    def matches(request: RequestFacts) -> bool:
+        found = request.header(name)
+        return found is not None and value(found)
+
+    return matches
+
+
+def _on_claims(test: ClaimsTest) -> RequestTest:
+    def matches(request: RequestFacts) -> bool:
+        claims = request.claims
+        return claims is not None and test(claims)
+
+    return matches
+
+
+def _request_principal(values: tuple[str, ...]) -> ClaimsTest:
+    """Issuer and subject are compared apart, cut at the last slash of the value, as Istio does: an issuer may be an URL."""
+    pairs = [_principal_pair(value) for value in values]
+    return lambda claims: any(issuer(claims.issuer) and subject(claims.subject) for issuer, subject in pairs)
+
+
+def _principal_pair(value: str) -> tuple[matchers.Text, matchers.Text]:
+    issuer, slash, subject = value.rpartition("/")
+    if value == "*":
+        return bool, bool
+    if value.startswith("*"):
+        return (matchers.text([issuer]), _exactly(subject)) if slash else (bool, matchers.text([value]))
+    if value.endswith("*"):
+        return (_exactly(issuer), matchers.text([subject])) if slash else (matchers.text([value]), bool)
+    return (_exactly(issuer), _exactly(subject)) if slash else (_exactly(value), _exactly(""))
+
+
+def _exactly(expected: str) -> matchers.Text:
+    return lambda value: value == expected
+
+
+def _claim(names: tuple[str, ...], value: matchers.Text) -> ClaimsTest:
+    """Match the claim at *names*: a text, or a list of which one text matches; nothing else, as in Istio."""
+    split = len(names) == 1 and names[0] in _SPACE_DELIMITED
+
+    def matches(claims: Claims) -> bool:
+        found: Any = claims.values
+        for name in names:
+            found = found.get(name) if hasattr(found, "get") else None
+        if isinstance(found, str):
+            return any(map(value, found.split(" "))) if split else value(found)
+        return isinstance(found, list | tuple) and any(isinstance(item, str) and value(item) for item in found)
+
+    return matches

@@ -1,0 +1,126 @@
+"""Request paths: the form in which policies compare them and applications receive them, and path templates.
+
+The form is that of Istio's path normalisation BASE, which is Envoy's ``normalize_path``: dot segments are removed (RFC 3986, section
+5.2.4), also those with parameters (``..;x``), percent-encoded unreserved characters are decoded once (section 2.3), a backslash becomes a
+slash, characters that a path may not hold are percent-encoded. Slashes are not merged, and ``%2F`` and ``%5C`` stay as they are.
+https://istio.io/latest/docs/reference/config/security/normalization
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Final
+
+from nodeagent.errors import ResourceError
+
+_UNRESERVED: Final = frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-._~")
+_PLAIN: Final = r"A-Za-z0-9_~!$&'()*+,:;=@\[\]/.\-"
+_is_plain: Final = re.compile(f"/[{_PLAIN}]*").fullmatch
+_is_plain_bytes: Final = re.compile(f"/[{_PLAIN}]*".encode()).fullmatch
+_TOKEN: Final = re.compile(rf"%[0-9A-Fa-f]{{2}}|[^{_PLAIN}]")
+_STRAY: Final = "\0"
+"""Stands for a percent sign that begins no escape, while those after it are decoded; a NUL that was sent is encoded by then."""
+_ORIGIN: Final = re.compile(r"[A-Za-z][A-Za-z0-9+.\-]*://[^/?#]*")
+"""What precedes the path in an absolute target (RFC 9112, section 3.2.2)."""
+_NESTED: Final = re.compile(f"{_STRAY}(?=[0-9A-Fa-f]{{2}})")
+
+
+def normalise_path(target: str) -> str:
+    """Return the path of the request target *target* as policies compare it: normalised, without query and fragment.
+
+    *target* has one character a byte; it may be an absolute one, whose path counts; ``*`` stays. Normalising twice changes nothing.
+    """
+    end = target.find("?")
+    path = target if end < 0 else target[:end]
+    return path if _is_plain(path) and "/." not in path else _canonical(path)
+
+
+def normalise_target(target: bytes) -> bytes:
+    """Return *target* in origin form with its path normalised, its query kept and its fragment gone; the same object when nothing changes."""
+    end = target.find(b"?")
+    path = target if end < 0 else target[:end]
+    if _is_plain_bytes(path) and b"/." not in path and b"#" not in target:
+        return target
+    query = b"" if end < 0 or b"#" in path else target[end:].partition(b"#")[0]
+    normalised = _canonical(path.decode("latin-1")).encode("latin-1") + query
+    return target if normalised == target else normalised
+
+
+def holds_nul(target: bytes) -> bool:
+    """Whether the path holds a NUL, which Istio answers with 400 whatever the policies say: applications may end the path there."""
+    return b"%00" in target.partition(b"?")[0] or b"\0" in target
+
+
+def _canonical(path: str) -> str:
+    if path == "*":
+        return path
+    absolute = _ORIGIN.match(path)
+    path = _TOKEN.sub(_token, path[absolute.end() if absolute else 0 :].partition("#")[0])
+    if _STRAY in path:
+        # What only decoding made an escape must not be one for who decodes next ("%2%65" would be "%2e").
+        path = _NESTED.sub("%25", path).replace(_STRAY, "%")
+    if path[:1] != "/":
+        path = f"/{path}"
+    return _without_dots(path) if "/." in path else path
+
+
+def _token(match: re.Match[str]) -> str:
+    text = match[0]
+    if len(text) == 3:
+        character = chr(int(text[1:], 16))
+        return character if character in _UNRESERVED else text
+    if text == "%":
+        return _STRAY
+    if text == "\\":
+        return "/"
+    return "".join(f"%{byte:02X}" for byte in text.encode("latin-1" if text <= "\xff" else "utf-8"))
+
+
+def _without_dots(path: str) -> str:
+    kept: list[str] = []
+    bare = ""
+    for segment in path.split("/")[1:]:
+        # Servers that know parameters (RFC 3986, section 3.3) take "..;x" for ".."; so does Envoy since CVE-2026-73551.
+        bare = segment.partition(";")[0]
+        if bare == "..":
+            if kept:
+                kept.pop()
+        elif bare != ".":
+            kept.append(segment)
+    if bare in {".", ".."}:
+        kept.append("")
+    return "/" + "/".join(kept)
+
+
+def is_template(pattern: str) -> bool:
+    """Whether *pattern* of ``paths`` is a path template, not a text with ``*`` at an end."""
+    return "{*}" in pattern or "{**}" in pattern
+
+
+def compile_template(pattern: str) -> re.Pattern[str]:
+    """Return what matches the paths of the template *pattern*: ``{*}`` is one segment that is not empty, ``{**}`` any number of them.
+
+    Envoy's operators refuse a few characters that paths may hold (``=`` for one), which would open a hole in a DENY policy; these take them all.
+
+    Raises ResourceError when it is none as Istio allows it.
+    """
+    if not pattern.startswith("/"):
+        raise _bad_template(pattern)
+    segments = pattern[1:].split("/")
+    parts: list[str] = []
+    open_ended = False
+    for position, segment in enumerate(segments, start=1):
+        operator = next((sign for sign in ("{**}", "{*}") if segment.startswith(sign)), "")
+        literal = segment[len(operator) :]
+        if any(sign in literal for sign in "{}*") or (operator and (open_ended or (literal and position < len(segments)))):
+            raise _bad_template(pattern)
+        open_ended = open_ended or operator == "{**}"
+        parts.append({"": "", "{*}": "[^/]+", "{**}": ".*"}[operator] + re.escape(literal))
+    return re.compile("/" + "/".join(parts), re.DOTALL)
+
+
+def _bad_template(pattern: str) -> ResourceError:
+    return ResourceError(
+        f"paths: {pattern!r} is not a path template: it begins with a slash, {{*}} and {{**}} stand for whole segments, no operator follows {{**}}, and no"
+        " other '*', '{' or '}' is allowed"
+    )

@@ -1,0 +1,207 @@
+"""What protects one port of one workload, and what that means for one of its clients.
+
+A :class:`Guard` is compiled from the policies that apply to the workload, once per change. A :class:`Bound` guard belongs to a
+route: what depends on the connection alone is decided there already, so a request costs only what it decides itself.
+The order is Istio's: CUSTOM, JWT, AUDIT, DENY, ALLOW, and then the rate limits.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import replace
+from functools import lru_cache
+from time import monotonic, time
+from typing import TYPE_CHECKING, Final
+
+from nodeagent.errors import BAD_REQUEST, JWT_REFUSED, POLICY_DENIED, RATE_LIMITED, Reason, ResourceError
+from nodeagent.mesh.entries import Workload
+from nodeagent.policy.authorization import Authorizer, ConnectionFacts, Decision, RequestAuthorizer, RequestFacts, holds_nul, normalise_target
+from nodeagent.policy.model import AuthorizationPolicy, GlobalLimit, Jwks, RateLimit, RequestAuthentication
+from nodeagent.proxy.http1.exchange import Exchange, without
+from nodeagent.telemetry.metrics import POLICY_EVENTS
+
+if TYPE_CHECKING:
+    from nodeagent.policy.jwt import Authenticator
+    from nodeagent.policy.rate_limit import RateLimiter
+    from nodeagent.proxy.connection import Connection
+    from nodeagent.proxy.pipeline import Pipeline
+    from nodeagent.proxy.route import Route
+    from nodeagent.proxy.view import ClusterView
+
+_SCHEME: Final = "spiffe://"
+log = logging.getLogger("nodeagent.proxy")
+
+
+class Guard:
+    """The policies of one workload, compiled for what it serves as HTTP, or for what it does not."""
+
+    __slots__ = ("authenticator", "authorizer", "limiter", "services")
+
+    def __init__(self, authorizer: Authorizer, authenticator: Authenticator | None, limiter: RateLimiter | None, services: tuple[GlobalLimit, ...]) -> None:
+        self.authorizer, self.authenticator, self.limiter, self.services = authorizer, authenticator, limiter, services
+
+    @classmethod
+    def made(cls, view: ClusterView, workload: Workload, previous: Guard | None, *, http: bool, trust_domain: str, share: float) -> Guard:
+        """Compile what applies to *workload*. Token buckets of limits that did not change are taken over from *previous*."""
+        entries = view.policies_of(workload)
+
+        def keys(uri: str) -> Jwks | None:
+            found = view.policy(f"jwks/{uri}")
+            return found if isinstance(found, Jwks) else None
+
+        policies = [entry for entry in entries if isinstance(entry, AuthorizationPolicy)]
+        authentications = [entry for entry in entries if isinstance(entry, RequestAuthentication)]
+        limits = [entry for entry in entries if isinstance(entry, RateLimit)] if http else []
+        before = previous.limiter if previous is not None else None
+        authenticator = limiter = None
+        if http and authentications:
+            from nodeagent.policy.jwt import Authenticator  # it brings a cryptography library, which most workers never need
+
+            authenticator = Authenticator.compile(authentications, keys, time)
+        if any(limit.local for limit in limits):
+            from nodeagent.policy.rate_limit import RateLimiter
+
+            limiter = RateLimiter.compile(limits, monotonic, share=share, previous=before)
+        return cls(_authorizer(policies, http, trust_domain), authenticator, limiter, tuple(limit.service for limit in limits if limit.service is not None))
+
+    def bind(self, facts: ConnectionFacts, client: str, workload: str) -> Bound:
+        """Return what the guard means for the client that *facts* describe: *client* is its pod or address, *workload* whose guard it is."""
+        return Bound(self, facts, self.authorizer.connection(facts), client, workload)
+
+
+class Bound:
+    """A guard as one client meets it."""
+
+    __slots__ = ("client", "decision", "facts", "guard", "reason", "residual", "workload")
+
+    def __init__(self, guard: Guard, facts: ConnectionFacts, outcome: Decision | RequestAuthorizer, client: str, workload: str) -> None:
+        self.guard, self.facts, self.client, self.workload = guard, facts, client, workload
+        self.residual = outcome if isinstance(outcome, RequestAuthorizer) else None
+        self.decision = outcome if isinstance(outcome, Decision) else None
+        self.reason: Reason | None = None
+        """Why no request of this client is permitted, None where some may be."""
+        if self.decision is not None and not self.decision.allowed:
+            self.reason = denied(self.decision.policy, self.decision.rule)
+
+    # -- HTTP --
+
+    def admits(self, pipeline: Pipeline, exchange: Exchange, route: Route) -> bool:
+        """Decide on a request. False: it was refused, or its answer waits for somebody else's and it is forwarded then."""
+        if holds_nul(exchange.target):
+            exchange.refuse(BAD_REQUEST)
+            return False
+        exchange.target = normalise_target(exchange.target)
+        residual = self.residual
+        request = RequestFacts(exchange.method.decode("latin-1"), exchange.target.decode("latin-1"), exchange.host.decode("latin-1"), exchange.header, None)
+        provider = residual.custom(request) if residual is not None else (self.decision.custom if self.decision is not None else "")
+        if provider or self.guard.services:
+            pipeline.wait(exchange, self._ask(pipeline, exchange, route, request, provider))
+            return False
+        reason = self._decide(pipeline, exchange, request)
+        if reason is not None:
+            exchange.refuse(reason)
+        return reason is None
+
+    def _decide(self, pipeline: Pipeline, exchange: Exchange, request: RequestFacts) -> Reason | None:
+        """JWT, AUDIT, DENY, ALLOW, local rate limits."""
+        guard = self.guard
+        if guard.authenticator is not None:
+            refused = self._authenticate(pipeline, guard.authenticator, exchange, request)
+            if refused is not None:
+                return refused
+        decision = self.decision if self.residual is None else self.residual.decide(request)
+        assert decision is not None
+        if decision.notes or not decision.allowed:
+            self._note(pipeline, decision)
+        exchange.downstream.connection.policy = decision.policy
+        if not decision.allowed:
+            return denied(decision.policy, decision.rule)
+        if guard.limiter is not None:
+            limited = guard.limiter.take(request, self.facts.principal, self.client)
+            if limited is not None:
+                self._count(pipeline, limited.policy, "rate_limited")
+                return replace(RATE_LIMITED, headers=limited.headers)
+        return None
+
+    def _authenticate(self, pipeline: Pipeline, authenticator: Authenticator, exchange: Exchange, request: RequestFacts) -> Reason | None:
+        """Check the request's tokens; what they say is in *request* and, where it was asked for, in the fields that go on."""
+        from nodeagent.policy.jwt import Rejected
+
+        outcome = authenticator.authenticate(request)
+        if isinstance(outcome, Rejected):
+            self._count(pipeline, "", "jwt_refused")
+            return replace(JWT_REFUSED, status=outcome.status, details=outcome.details, body=outcome.words.encode(), headers=outcome.headers)
+        adopt(exchange, outcome.remove, outcome.add, outcome.target)
+        request.claims = outcome.claims
+        return None
+
+    async def _ask(self, pipeline: Pipeline, exchange: Exchange, route: Route, request: RequestFacts, provider: str) -> None:
+        """The same with others' answers in their places."""
+        raise NotImplementedError
+
+    # -- TCP --
+
+    async def admits_connection(self, pipeline: Pipeline, connection: Connection, route: Route) -> Reason | None:
+        """Decide on a connection that is not HTTP; return why it is refused."""
+        decision = self.decision
+        assert decision is not None, "on a TCP port nothing depends on a request"
+        connection.policy = decision.policy
+        if decision.notes or not decision.allowed:
+            self._note(pipeline, decision)
+        return self.reason
+
+    # -- observe --
+
+    def _note(self, pipeline: Pipeline, decision: Decision) -> None:
+        if not decision.allowed:
+            self._count(pipeline, decision.policy, "deny")
+        for note in decision.notes:
+            self._count(pipeline, note.policy, note.kind)
+
+    def _count(self, pipeline: Pipeline, policy: str, event: str) -> None:
+        pipeline.metrics.count(POLICY_EVENTS, (self.workload, policy, event))
+
+
+def _authorizer(policies: list[AuthorizationPolicy], http: bool, trust_domain: str) -> Authorizer:
+    """Compile *policies*; what cannot be compiled, although control took it, lets nobody in."""
+    try:
+        return Authorizer.compile(policies, http=http, trust_domain=trust_domain)
+    except ResourceError as error:
+        log.error("policies that cannot be compiled deny everything: %s", error)
+        return Authorizer.compile([AuthorizationPolicy("", "invalid")], http=http, trust_domain=trust_domain)
+
+
+UNGUARDED: Final = Bound.__new__(Bound)
+"""Nothing stands between this client and the endpoint, or somebody else checks."""
+UNGUARDED.reason = None
+
+
+def adopt(exchange: Exchange, remove: tuple[str, ...], add: tuple[tuple[str, str], ...], target: str | None = None) -> None:
+    """Rewrite the request's fields as a policy says: *remove* lower-case names, then *add* names and values."""
+    if remove:
+        unwanted = frozenset(name.encode("latin-1") for name in remove)
+        exchange.lines = without(exchange.lines, lambda name: name.lower() in unwanted)
+    for name, value in add:
+        exchange.lines += (name.encode("latin-1"), b": ", value.encode("latin-1"), b"\r\n")
+    if target is not None:
+        exchange.target = target.encode("latin-1")
+
+
+@lru_cache(maxsize=4096)
+def denied(policy: str, rule: int) -> Reason:
+    """Return the refusal by *rule* of *policy* (``namespace/name``, empty: no ALLOW policy matched), with Envoy's words for it."""
+    if not policy:
+        return POLICY_DENIED
+    namespace, _, name = policy.partition("/")
+    details = f"rbac_access_denied_matched_policy[ns[{namespace}]-policy[{name}]-rule[{rule}]]"
+    return replace(POLICY_DENIED, details=details, hint=f"AuthorizationPolicy {policy}, rule {rule}")
+
+
+def facts(connection: Connection, route: Route) -> ConnectionFacts:
+    """Return what authorization may know of *connection* on its way to the endpoint of *route*."""
+    peer, endpoint = connection.peer, route.endpoint
+    assert endpoint is not None
+    return ConnectionFacts(
+        principal=peer.identity.removeprefix(_SCHEME), source_ip=peer.address, remote_ip=peer.address,
+        destination_ip=endpoint.address, destination_port=endpoint.port, sni=connection.sni,
+    )  # fmt: skip

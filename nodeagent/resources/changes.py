@@ -1,0 +1,46 @@
+"""What a source of resources tells: what was put, what is gone, and what was refused."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from nodeagent.mesh.entries import PodUid
+from nodeagent.resources.objects import Object
+from nodeagent.resources.security import Policy
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """An object that was put (``object``) or is gone (None)."""
+
+    kind: str
+    namespace: str
+    name: str
+    object: Object | Policy | None
+    file: str = field(default="", compare=False)
+    """Where a policy stands."""
+
+
+@dataclass(frozen=True, slots=True)
+class EnrolledChange:
+    """A pod that takes mTLS from now on, or no more."""
+
+    uid: PodUid
+    enrolled: bool
+
+
+AnyChange = Change | EnrolledChange
+
+
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """A document that has no effect as it stands."""
+
+    kind: str
+    """Empty, as ``namespace`` and ``name``, when the document does not even say that."""
+    namespace: str
+    name: str
+    file: str
+    error: str
+    stays: bool
+    """Its last good version is still in force."""

@@ -1,0 +1,60 @@
+"""inotify(7) for asyncio: which files of watched folders have changed."""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import os
+import struct
+from pathlib import Path
+from typing import Final
+
+from nodeagent.errors import KernelError
+
+CREATE, CLOSE_WRITE, MOVED_FROM, MOVED_TO, DELETE = 0x100, 0x8, 0x40, 0x80, 0x200
+IGNORED, OVERFLOW = 0x8000, 0x4000
+_ONLYDIR: Final = 0x01000000
+_EVENT: Final = struct.Struct("iIII")
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+def open_instance() -> int:
+    """Return a non-blocking inotify descriptor. Raises KernelError."""
+    descriptor = _libc.inotify_init1(os.O_NONBLOCK | os.O_CLOEXEC)
+    if descriptor < 0:
+        code = ctypes.get_errno()
+        raise KernelError(f"inotify: {os.strerror(code)}: raise fs.inotify.max_user_instances")
+    return int(descriptor)
+
+
+def watch(descriptor: int, path: Path, mask: int) -> int:
+    """Watch the folder *path* and return the watch's number. Raises FileNotFoundError when there is no such folder, KernelError."""
+    number = _libc.inotify_add_watch(descriptor, os.fsencode(path), mask | _ONLYDIR)
+    if number < 0:
+        code = ctypes.get_errno()
+        if code in (errno.ENOENT, errno.ENOTDIR):
+            raise FileNotFoundError(code, os.strerror(code), str(path))
+        hint = ": raise fs.inotify.max_user_watches" if code == errno.ENOSPC else ""
+        raise KernelError(f"{path}: cannot be watched: {os.strerror(code)}{hint}")
+    return int(number)
+
+
+def unwatch(descriptor: int, number: int) -> None:
+    """End the watch *number*."""
+    _libc.inotify_rm_watch(descriptor, number)
+
+
+def events(descriptor: int) -> list[tuple[int, int, str]]:
+    """Return the waiting events as (watch, mask, file name)."""
+    found: list[tuple[int, int, str]] = []
+    while True:
+        try:
+            data = os.read(descriptor, 65536)
+        except BlockingIOError:
+            return found
+        at = 0
+        while at < len(data):
+            number, mask, _, length = _EVENT.unpack_from(data, at)
+            at += _EVENT.size
+            found.append((number, mask, os.fsdecode(data[at : at + length].rstrip(b"\0"))))
+            at += length

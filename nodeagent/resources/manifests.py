@@ -1,0 +1,234 @@
+"""Folders of ordinary YAML files with policies, watched: several documents a file, and one that is wrong never takes a good one away.
+
+A document is known by kind, namespace and name. While it is wrong, its last good version stays; while nobody can say whose document
+it is (it is not YAML, or has no name), everything stays that its file held and that the rest of the file does not give anew.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import stat
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final
+
+from nodeagent.errors import ConfigError, ResourceError
+from nodeagent.resources import inotify, security, yaml_text
+from nodeagent.resources.changes import Refused
+from nodeagent.resources.security import Policy
+
+SUFFIXES: Final = (".yaml", ".yml", ".json")
+MAX_FILE_BYTES: Final = 64 << 20
+MAX_DOCUMENTS: Final = 100_000
+"""Documents of one file."""
+_Key = tuple[str, str, str]
+log = logging.getLogger("nodeagent.resources")
+
+
+@dataclass(frozen=True, slots=True)
+class _Outcome:
+    """What one document came to: a policy, or an error and, if that can be said, whose."""
+
+    policy: Policy | None
+    key: _Key | None
+    error: str = ""
+
+
+@dataclass(slots=True)
+class _File:
+    held: dict[_Key, Policy] = field(default_factory=dict)
+    refused: list[Refused] = field(default_factory=list)
+    outcomes: dict[str, tuple[_Outcome, ...]] = field(default_factory=dict)
+    """Of good documents, by their text: a file of thousands of documents is read anew at the cost of those that changed."""
+
+
+class Manifests:
+    """The policies of *folders*. Call :meth:`open`, then :meth:`everything`, then :meth:`changed` whenever the descriptor is readable."""
+
+    def __init__(self, folders: Sequence[Path]) -> None:
+        self._folders = folders
+        self._files: dict[Path, _File] = {}
+        self._watches: dict[int, Path] = {}
+        self._inotify = -1
+
+    def open(self) -> int:
+        """Begin to watch; return the descriptor to wait on, -1 where there are no folders. Raises ConfigError for a folder that is not there, KernelError."""
+        if self._folders:
+            self._inotify = inotify.open_instance()
+        for index, folder in enumerate(self._folders):
+            try:
+                mask = inotify.CREATE | inotify.CLOSE_WRITE | inotify.MOVED_FROM | inotify.MOVED_TO | inotify.DELETE
+                self._watches[inotify.watch(self._inotify, folder, mask)] = folder
+            except FileNotFoundError:
+                self.close()
+                raise ConfigError(f"resources[{index}]: {folder}: no such folder") from None
+        return self._inotify
+
+    def close(self) -> None:
+        """Stop watching."""
+        if self._inotify >= 0:
+            os.close(self._inotify)
+            self._inotify = -1
+
+    def everything(self) -> list[Path]:
+        """Read every file; return those whose policies differ from what was known."""
+        return self._look_at(self._folders)
+
+    def changed(self) -> list[Path]:
+        """Read the files behind the events that wait; return those whose policies differ."""
+        folders: dict[Path, None] = {}
+        names: dict[Path, None] = {}
+        for number, mask, name in inotify.events(self._inotify) if self._inotify >= 0 else ():
+            folder = self._watches.get(number)
+            if mask & inotify.OVERFLOW:
+                folders.update(dict.fromkeys(self._folders))
+            elif folder is None:
+                continue
+            elif mask & inotify.IGNORED:
+                del self._watches[number]
+                log.warning("resources: %s: the folder is gone; what was known of it stays in force", folder)
+            elif name.startswith(".."):
+                folders[folder] = None  # the link behind which all files of a mounted ConfigMap change at once
+            elif _is_manifest(name) and not (mask & inotify.CREATE and not (folder / name).is_symlink()):
+                # A file is read when its writer closes it; a link is complete at once.
+                names[folder / name] = None
+        return self._look_at(folders) + [path for path in names if path.parent not in folders and self._look(path)]
+
+    def held(self, path: Path) -> dict[_Key, Policy]:
+        """Return the policies in force that *path* gives."""
+        known = self._files.get(path)
+        return known.held if known else {}
+
+    def refused(self) -> list[Refused]:
+        """Return the documents that are wrong."""
+        return [refused for path in sorted(self._files) for refused in self._files[path].refused]
+
+    def _look_at(self, folders: Iterable[Path]) -> list[Path]:
+        differing = []
+        for folder in folders:
+            try:
+                found = {folder / name for name in os.listdir(folder) if _is_manifest(name)}
+            except OSError as error:
+                log.error("resources: %s: cannot be listed: %s (what was known of it stays)", folder, error.strerror)
+                continue
+            known = {path for path in self._files if path.parent == folder}
+            differing += [path for path in sorted(found | known) if self._look(path)]
+        return differing
+
+    def _look(self, path: Path) -> bool:
+        """Read *path* anew and say whether its policies differ."""
+        known = self._files.setdefault(path, _File())
+        before = known.held
+        try:
+            text = _read(path)
+        except FileNotFoundError:
+            del self._files[path]
+            return bool(before)
+        except ResourceError as error:
+            self._refuse(known, [Refused("", "", "", str(path), str(error), bool(before))])
+            return False
+        self._take(path, known, text)
+        return known.held != before
+
+    def _take(self, path: Path, known: _File, text: str) -> None:
+        outcomes: dict[str, tuple[_Outcome, ...]] = {}
+        held: dict[_Key, Policy] = {}
+        wrong: list[tuple[int, _Outcome]] = []
+        number = 0
+        for line, part in yaml_text.split(text):
+            found = known.outcomes.get(part)
+            if found is None:
+                found = _parse(part, line)
+            if all(outcome.policy for outcome in found):
+                outcomes[part] = found
+            for outcome in found:
+                number += 1
+                if number > MAX_DOCUMENTS:
+                    continue
+                if outcome.policy is None:
+                    wrong.append((number, outcome))
+                elif outcome.policy.key in held:
+                    wrong.append(
+                        (number, _Outcome(None, outcome.policy.key, f"metadata.name: {outcome.policy.name!r}: stands in an earlier document of the file"))
+                    )
+                else:
+                    held[outcome.policy.key] = outcome.policy
+        if number > MAX_DOCUMENTS:
+            wrong.append((number, _Outcome(None, None, f"{number} documents: at most {MAX_DOCUMENTS} are allowed in a file")))
+        named = {outcome.key for _, outcome in wrong}
+        for key, policy in known.held.items():
+            if None in named or key in named:
+                held.setdefault(key, policy)
+        known.held, known.outcomes = held, outcomes
+        self._refuse(
+            known,
+            [
+                Refused(*(outcome.key or ("", "", "")), str(path), f"document {number}: {outcome.error}", outcome.key in held if outcome.key else bool(held))
+                for number, outcome in wrong
+            ],
+        )
+
+    def _refuse(self, known: _File, refused: list[Refused]) -> None:
+        """Log what is wrong, once."""
+        for each in refused:
+            if each not in known.refused:
+                whose = f" ({each.kind} {each.namespace}/{each.name})" if each.kind else ""
+                log.error("%s: %s%s (%s)", each.file, each.error, whose, "the last good one stays" if each.stays else "left out")
+        if known.refused and not refused:
+            log.info("%s: good again", known.refused[0].file)
+        known.refused = refused
+
+
+def _is_manifest(name: str) -> bool:
+    return name.endswith(SUFFIXES) and not name.startswith(".")
+
+
+def _read(path: Path) -> str:
+    """Return the text of *path*. Raises FileNotFoundError, ResourceError."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        raise ResourceError(f"cannot be read: {error.strerror}") from None
+    with open(descriptor, "rb") as file:
+        status = os.fstat(descriptor)
+        if not stat.S_ISREG(status.st_mode) or status.st_size > MAX_FILE_BYTES:
+            raise ResourceError(f"not a regular file of at most {MAX_FILE_BYTES} bytes")
+        try:
+            return file.read(MAX_FILE_BYTES).decode()
+        except UnicodeDecodeError as error:
+            raise ResourceError(f"not UTF-8 text: {error.reason} at byte {error.start}") from None
+
+
+def _parse(text: str, lines_before: int) -> tuple[_Outcome, ...]:
+    try:
+        values = yaml_text.load(text, lines_before)
+    except ResourceError as error:
+        return (_Outcome(None, None, str(error)),)
+    items: list[object] = []
+    for value in values:
+        listed = value.get("items") if isinstance(value, dict) and value.get("kind") == "List" else None
+        items += listed if isinstance(listed, list) else [value]
+    return tuple(_outcome(item) for item in items)
+
+
+def _outcome(value: object) -> _Outcome:
+    try:
+        policy = security.parse(value)
+    except ResourceError as error:
+        return _Outcome(None, _whose(value), str(error))
+    return _Outcome(policy, policy.key)
+
+
+def _whose(value: object) -> _Key | None:
+    """Return whose document *value* is although it is wrong; None if that cannot be said."""
+    metadata = value.get("metadata") if isinstance(value, dict) else None
+    if not isinstance(value, dict) or not isinstance(metadata, dict):
+        return None
+    kind, namespace, name = value.get("kind"), metadata.get("namespace", "default"), metadata.get("name")
+    if not isinstance(kind, str) or not isinstance(namespace, str) or not isinstance(name, str) or not 0 < len(name) <= 253:
+        return None
+    return kind[:253], namespace[:253], name

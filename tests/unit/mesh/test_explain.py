@@ -1,0 +1,170 @@
+"""``nodeagent explain``: the steps in words, and that the verdict is the one that the proxy's own code gives."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from nodeagent.errors import ConfigError
+from nodeagent.mesh.compile import Mesh
+from nodeagent.mesh.entries import PodUid
+from nodeagent.mesh.explain import Explanation, Question, explain
+from nodeagent.policy.claims import Claims
+from nodeagent.resources.changes import Change, EnrolledChange
+from tests.unit.mesh.test_compile import DOMAIN, pod, policy, service
+
+CLIENT = "cluster.local/ns/default/sa/client"
+GET_ITEMS = [{"from": [{"source": {"principals": [CLIENT]}}], "to": [{"operation": {"methods": ["GET"], "paths": ["/items*"]}}]}]
+
+
+def cluster(*policies: Change) -> Mesh:
+    made = Mesh("node1", DOMAIN)
+    pods = [
+        pod("web", "10.0.0.1"),
+        pod("client", "10.0.0.2", app="client"),
+        pod("remote", "10.0.1.2", app="client", node="node2"),
+        pod("bare", "10.0.1.3", app="bare", node="node2"),
+        pod("far", "10.0.1.4", app="far", node="node2"),
+    ]
+    made.apply([*pods, service(), service("idle", "nobody", addresses=["10.96.0.8"]), *policies])
+    made.apply([EnrolledChange(PodUid(f"uid-{name}"), True) for name in ("web", "client", "remote", "far")])
+    return made
+
+
+def asked(made: Mesh, source: str, destination: str, method: str = "", path: str = "/", **more: Any) -> Explanation:
+    question = Question(source, destination, method, path, more.pop("headers", {}))
+    return explain(made.entries().upserts, question, node="node1", trust_domain=DOMAIN, **more)
+
+
+def words(found: Explanation, stage: str) -> str:
+    return "; ".join(step.words for step in found.steps if step.stage == stage)
+
+
+def allow(rules: Any = None, **spec: Any) -> Change:
+    return policy("AuthorizationPolicy", {"rules": GET_ITEMS if rules is None else rules, **spec})
+
+
+def strict() -> Change:
+    return policy("PeerAuthentication", {"mtls": {"mode": "STRICT"}}, name="strict", namespace="istio-system")
+
+
+@pytest.mark.parametrize(
+    ("source", "method", "path", "verdict"),
+    [
+        ("client", "GET", "/items/1", "allowed"),
+        ("default/remote", "GET", "/items/1", "allowed"),
+        (f"spiffe://{CLIENT}", "GET", "/items", "allowed"),
+        ("client", "POST", "/items/1", "refused"),
+        ("client", "GET", "/other", "refused"),
+        ("bare", "GET", "/items", "refused"),
+        ("-", "GET", "/items", "refused"),
+        ("192.0.2.1", "GET", "/items", "refused"),
+        ("client", "", "/", "unknown"),
+    ],
+)
+def test_the_verdict(source: str, method: str, path: str, verdict: str) -> None:
+    found = asked(cluster(allow()), source, "web:80", method, path)
+    assert found.verdict == verdict
+    assert [step.stage for step in found.steps][:3] == ["route", "mtls", "path"]
+    assert found.steps[-1].stage == "verdict"
+
+
+def test_the_steps_of_a_request() -> None:
+    found = asked(cluster(allow(), strict()), "client", "web.default.svc.cluster.local:80", "GET", "/items/1")
+    assert words(found, "route") == (
+        "Service web.default.svc.cluster.local port 80 (http) is served by default/web; what follows is for default/web on node1, port 8080"
+    )
+    assert words(found, "mtls").startswith("STRICT (by PeerAuthentication istio-system/strict): both pods are on node1: the kernel proves the client, ")
+    assert words(found, "path") == "nodeagent.io/path is not set: auto"
+    assert words(found, "policy") == "ALLOW policy default/p, rule 0: matches"
+    assert words(found, "verdict").startswith("allowed: ")
+    assert "default/p" in words(found, "verdict")
+    assert found.to_json()["steps"][0] == {"stage": "route", "words": words(found, "route")}
+
+
+@pytest.mark.parametrize(
+    ("source", "mode", "said", "verdict"),
+    [
+        ("remote", "STRICT", "mTLS; the client's certificate proves", "allowed"),
+        ("remote", "PERMISSIVE", "mTLS; the client's certificate proves", "allowed"),
+        ("remote", "DISABLE", "plaintext between nodes", "allowed"),
+        ("bare", "PERMISSIVE", "plaintext is taken", "allowed"),
+        ("bare", "STRICT", "the client cannot prove an identity: refused", "refused"),
+        ("-", "STRICT", "the client cannot prove an identity: refused", "refused"),
+    ],
+)
+def test_modes(source: str, mode: str, said: str, verdict: str) -> None:
+    found = asked(cluster(policy("PeerAuthentication", {"mtls": {"mode": mode}})), source, "web", "GET")
+    assert said in words(found, "mtls")
+    assert found.verdict == verdict
+
+
+def test_a_port_level_mode_is_named() -> None:
+    spec = {"selector": {"matchLabels": {"app": "web"}}, "portLevelMtls": {"8080": {"mode": "STRICT"}}}
+    assert "portLevelMtls" in words(asked(cluster(policy("PeerAuthentication", spec)), "client", "web", "GET"), "mtls")
+
+
+def test_custom_jwt_audit_and_dry_run() -> None:
+    made = cluster(
+        policy("AuthorizationPolicy", {"action": "CUSTOM", "provider": {"name": "opa"}, "rules": [{}]}, name="c"),
+        policy("AuthorizationPolicy", {"action": "AUDIT", "rules": [{"to": [{"operation": {"methods": ["GET"]}}]}]}, name="audit"),
+        policy("AuthorizationPolicy", {"rules": [{"from": [{"source": {"requestPrincipals": ["me/sub"]}}]}]}, name="token"),
+        policy("RequestAuthentication", {"jwtRules": [{"issuer": "me"}]}, name="jwt"),
+    )
+    found = asked(made, "client", "web", "GET")
+    assert found.verdict == "refused"
+    assert "opa is asked first" in words(found, "custom")
+    assert "RequestAuthentication default/jwt: a token must be valid for one of: me" in words(found, "jwt")
+    assert "none is assumed" in words(found, "jwt")
+    assert words(found, "audit") == "default/audit, rule 0: reported only"
+    stages = [step.stage for step in found.steps]
+    assert stages.index("custom") < stages.index("jwt") < stages.index("policy") < stages.index("verdict")
+    taken = asked(made, "client", "web", "GET", claims=Claims("me", "sub", (), "", {"iss": "me", "sub": "sub"}))
+    assert taken.verdict == "unknown", "the external authorizer has the last word"
+    assert "me/sub" in words(taken, "jwt")
+
+
+def test_a_connection_without_request_terms_needs_no_request() -> None:
+    by_client = [{"from": [{"source": {"principals": [CLIENT]}}]}]
+    assert asked(cluster(allow(by_client)), "client", "web").verdict == "allowed"
+    assert asked(cluster(allow(by_client)), "bare", "web").verdict == "refused"
+
+
+def test_what_other_nodes_decide_and_what_nothing_serves() -> None:
+    found = asked(cluster(), "client", "far:8080", "GET")
+    assert (found.verdict, words(found, "policy")) == ("unknown", "the policies of default/far are known on its own node: ask the agent of node2")
+    found = asked(cluster(), "client", "idle")
+    assert (found.verdict, words(found, "route")) == (
+        "refused",
+        "Service idle.default.svc.cluster.local port 80 (http) has no ready endpoint: 503, flag UH",
+    )
+    assert "not enrolled and has no sidecar" in words(asked(cluster(), "client", "bare:80", "GET"), "mtls")
+
+
+@pytest.mark.parametrize(
+    "destination", ["web", "default/web", "web.default", "web.default.svc", "10.96.0.7", "10.96.0.7:80", "fd00:10:96::7", "[fd00:10:96::7]:80"]
+)
+def test_names_of_a_service(destination: str) -> None:
+    assert "Service web.default" in words(asked(cluster(), "client", destination, "GET"), "route")
+
+
+@pytest.mark.parametrize(
+    ("source", "destination", "error"),
+    [
+        ("nobody", "web", "SRC: 'nobody': no such pod"),
+        ("client", "nothing", "DST: 'nothing': no such Service or pod"),
+        ("client", "web:81", "DST: 'web:81': web.default.svc.cluster.local has no such port: allowed: 80"),
+        ("client", "web:http", "DST: 'web:http': the port must be a number"),
+        ("client", "default/client", "DST: 'default/client': a port is needed"),
+    ],
+)
+def test_who_is_not_known(source: str, destination: str, error: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        asked(cluster(), source, destination, "GET")
+    assert error in str(caught.value)
+
+
+def test_the_kernel_path_may_be_told() -> None:
+    found = asked(cluster(), "client", "web", "GET", kernel_path=lambda client, server, port: f"{client and client.pod} to {server.pod}:{port} by kernel")
+    assert words(found, "path") == "client to web:8080 by kernel"

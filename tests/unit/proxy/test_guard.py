@@ -1,0 +1,209 @@
+"""Policies where they act: what a protected server's proxy answers, counts, logs and cuts."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import Any
+
+import pytest
+
+from nodeagent.identity.tls import Contexts
+from nodeagent.mesh.entries import Probe
+from nodeagent.policy.model import AuthorizationPolicy, LocalLimit, Operation, RateLimit, Rule, Source, TokenBucket
+from nodeagent.proxy.pipeline import Pipeline
+from tests.unit.proxy.nodes import NODE, STRANGER, Nodes, Policy, Streams, play
+from tests.unit.proxy.stage import answering, ok
+from tests.unit.proxy.test_http1 import read_answer
+from tests.unit.proxy.test_inbound import cut, with_probes
+
+CLIENT_ID = "cluster.local/ns/default/sa/client"
+show_head = answering(lambda head, body: ok(head))
+
+
+async def echo(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    while data := await reader.read(1000):
+        writer.write(data)
+
+
+def allow(*rules: Rule, name: str = "allow") -> AuthorizationPolicy:
+    return AuthorizationPolicy("default", name, "ALLOW", rules)
+
+
+def deny(*rules: Rule, name: str = "deny") -> AuthorizationPolicy:
+    return AuthorizationPolicy("default", name, "DENY", rules)
+
+
+def paths(*patterns: str) -> Rule:
+    return Rule(operations=(Operation(paths=patterns),))
+
+
+FROM_CLIENT = Rule(sources=(Source(principals=(CLIENT_ID,)),))
+
+
+async def get(streams: Streams, target: str = "/", *fields: str, method: str = "GET") -> tuple[int, bytes, bytes]:
+    """Ask for *target*; return status, the answer's head and its body."""
+    streams[1].write("\r\n".join((f"{method} {target} HTTP/1.1", "Host: web", *fields, "", "")).encode())
+    head, body = await read_answer(streams[0])
+    return int(head.split()[1]), head, body
+
+
+def events(pipeline: Pipeline) -> dict[tuple[str, str], int]:
+    """Return what policies decided since the last call: (policy, event) -> count."""
+    return {
+        (labels[1], labels[2]): count
+        for part in pipeline.metrics.delta()
+        for name, labels, count in part.get("counts", ())
+        if name == "nodeagent_policy_events_total"
+    }  # fmt: skip
+
+
+def last_record(pipeline: Pipeline) -> dict[str, Any]:
+    log: Any = pipeline.access_log
+    record: dict[str, Any] = log.records[-1]
+    return record
+
+
+def test_only_the_principal_that_is_named_comes_in(tls: dict[str, Contexts]) -> None:
+    async def scene(nodes: Nodes) -> None:
+        assert (await get(await nodes.connect()))[0] == 200
+        stranger = await nodes.dial(STRANGER)
+        status, _, body = await get(stranger)
+        assert (status, body) == (403, b"RBAC: access denied")
+        assert (await get(stranger))[0] == 403, "the connection itself goes on"
+        assert nodes.app_connections == 1
+        assert events(nodes.far) == {("", "deny"): 2}
+        assert last_record(nodes.far)["response_code_details"] == "rbac_access_denied_matched_policy[none]"
+
+    play(show_head, scene, tls, protocol="http", policies=(allow(FROM_CLIENT),))
+
+
+@pytest.mark.parametrize("target", ["/admin", "/admin?x", "/./admin", "/a/../admin", "/%61dmin", "/admin/../admin", "/a/%2e%2e/admin", "/x/..\\admin"])
+def test_a_path_is_refused_however_it_is_written(tls: dict[str, Contexts], target: str) -> None:
+    async def scene(nodes: Nodes) -> None:
+        streams = await nodes.connect()
+        status, _, body = await get(streams, target)
+        assert (status, body) == (403, b"RBAC: access denied")
+        assert last_record(nodes.far)["response_code_details"] == "rbac_access_denied_matched_policy[ns[default]-policy[deny]-rule[0]]"
+        assert (await get(streams, "/public"))[0] == 200
+        assert events(nodes.far) == {("default/deny", "deny"): 1}
+
+    play(show_head, scene, tls, protocol="http", policies=(deny(paths("/admin")),))
+
+
+def test_what_was_decided_on_is_what_goes_on(tls: dict[str, Contexts]) -> None:
+    async def scene(nodes: Nodes) -> None:
+        _, _, body = await get(await nodes.connect(), "/a/./b/../%63?q=/../x")
+        assert body.startswith(b"GET /a/c?q=/../x HTTP/1.1\r\n")
+
+    play(show_head, scene, tls, protocol="http", policies=(deny(paths("/admin")),))
+
+
+def test_a_tcp_connection_is_reset_before_the_application_hears_of_it(tls: dict[str, Contexts]) -> None:
+    async def scene(nodes: Nodes) -> None:
+        reader, writer = await nodes.dial(STRANGER)
+        writer.write(b"\x00hello")
+        assert await cut(reader)
+        assert nodes.app_connections == 0
+        reader, writer = await nodes.connect()
+        writer.write(b"\x00hello")
+        assert await reader.readexactly(6) == b"\x00hello"
+        assert events(nodes.far) == {("", "deny"): 1}
+
+    play(echo, scene, tls, protocol="tcp", policies=(allow(FROM_CLIENT),))
+
+
+def test_an_http_rule_on_a_tcp_port_lets_nobody_in_and_keeps_everybody_out(tls: dict[str, Contexts]) -> None:
+    async def scene(nodes: Nodes) -> None:
+        for policies in ((allow(paths("/ok")),), (deny(paths("/admin")),)):
+            await nodes.protect(policies)
+            reader, writer = await nodes.connect()
+            writer.write(b"\x00hello")
+            assert await cut(reader)
+        assert nodes.app_connections == 0
+
+    play(echo, scene, tls, protocol="tcp")
+
+
+def test_a_new_policy_cuts_what_it_refuses_and_leaves_the_rest(tls: dict[str, Contexts]) -> None:
+    async def scene(nodes: Nodes) -> None:
+        kept, refused = await nodes.connect(), await nodes.dial(STRANGER)
+        for reader, writer in (kept, refused):
+            writer.write(b"\x00hello")
+            assert await reader.readexactly(6) == b"\x00hello"
+        await nodes.protect((allow(FROM_CLIENT),))
+        assert await cut(refused[0])
+        kept[1].write(b"still")
+        assert await kept[0].readexactly(5) == b"still"
+        assert "policy_denied" in nodes.refused(nodes.far)
+
+    play(echo, scene, tls, protocol="tcp")
+
+
+def test_a_new_policy_holds_for_the_next_request(tls: dict[str, Contexts]) -> None:
+    async def scene(nodes: Nodes) -> None:
+        streams = await nodes.connect()
+        assert (await get(streams, "/admin"))[0] == 200
+        await nodes.protect((deny(paths("/admin")),))
+        assert (await get(streams, "/admin"))[0] == 403
+        assert (await get(streams, "/other"))[0] == 200
+        await nodes.protect(())
+        assert (await get(streams, "/admin"))[0] == 200
+
+    play(show_head, scene, tls, protocol="http")
+
+
+@pytest.mark.parametrize("protocol", ["http", "tcp"])
+def test_strict_cuts_the_plaintext_that_permissive_let_in(tls: dict[str, Contexts], protocol: Any) -> None:
+    async def scene(nodes: Nodes) -> None:
+        reader, writer = await nodes.dial(STRANGER)
+        writer.write(b"GET / HTTP/1.1\r\nHost: web\r\n\r\n")
+        await reader.readuntil(b"\r\n\r\n")
+        await nodes.protect((), "STRICT")
+        writer.write(b"GET / HTTP/1.1\r\nHost: web\r\n\r\n")
+        with pytest.raises(ConnectionResetError):
+            await reader.read(-1)
+        assert "plaintext_refused" in nodes.refused(nodes.far)
+
+    play(show_head, scene, tls, protocol=protocol)
+
+
+def test_a_connection_ends_with_the_certificate_that_it_was_let_in_by(tls: dict[str, Contexts]) -> None:
+    async def scene(nodes: Nodes) -> None:
+        reader, writer = await nodes.connect()
+        writer.write(b"\x00hello")
+        assert await reader.readexactly(6) == b"\x00hello"
+        (connection,) = nodes.far.connections.values()
+        assert time.time() < connection.expires < time.time() + 3700
+        connection.expires = time.time() - 1
+        assert await cut(reader)
+        assert "certificate_ended" in nodes.refused(nodes.far)
+
+    play(echo, scene, tls, protocol="tcp")
+
+
+def test_declared_probes_pass_policies_and_nothing_else_of_the_node_does(tls: dict[str, Contexts]) -> None:
+    async def scene(nodes: Nodes) -> None:
+        with_probes(nodes)
+        streams = await nodes.dial(NODE)
+        assert (await get(streams, "/healthz"))[0] == 200
+        assert (await get(streams, "/other"))[0] == 403
+
+    play(show_head, scene, tls, protocol="http", policies=(allow(FROM_CLIENT),), probes=(Probe("http", 1, "/healthz"),))
+
+
+def test_a_used_up_bucket_answers_429_and_says_when_to_come_back(tls: dict[str, Contexts]) -> None:
+    limit: Policy = RateLimit("default", "slow", local=(LocalLimit(TokenBucket(2, 1, 3600.0)),))
+
+    async def scene(nodes: Nodes) -> None:
+        streams = await nodes.connect()
+        assert [(await get(streams))[0] for _ in range(3)] == [200, 200, 429]
+        _, head, body = await get(streams)
+        assert body == b"local_rate_limited"
+        assert b"x-ratelimit-limit: 2" in head.lower()
+        assert last_record(nodes.far)["response_flags"] == "RL"
+        assert events(nodes.far) == {("default/slow", "rate_limited"): 2}
+        await nodes.protect((limit, deny(paths("/admin"))))
+        assert (await get(streams))[0] == 429, "another policy's change fills no bucket"
+
+    play(show_head, scene, tls, protocol="http", policies=(limit,))
