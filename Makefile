@@ -29,7 +29,7 @@ export COMPILE
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-7s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
-setup: packages $(VENV)/.complete $(VENV)/.compiled ## system packages and the virtual environment in .venv/ (root, Debian 12); quick when nothing is missing
+setup: packages $(VENV)/.complete $(VENV)/.compiled $(VENV)/spiffe/.complete ## system packages and the virtual environment in .venv/ (root, Debian 12); quick when nothing is missing
 
 demo: setup ## two nodes, a small application, real requests through the agent; leaves nothing behind
 	@$(PYTHON) -m nodeagent.lab.demo
@@ -61,6 +61,12 @@ $(VENV)/.complete: pyproject.toml constraints.txt
 	@echo "virtual environment in $(VENV)/"
 	@$(DEBIAN_PYTHON) -m venv --clear --system-site-packages $(VENV)
 	@$(PYTHON) -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev,compare]'
+	@touch $@
+
+# An application of the tests, which is no part of the agent: its packages are not for the agent's environment.
+$(VENV)/spiffe/.complete: tests/apps/workload-requirements.txt $(VENV)/.complete
+	@$(DEBIAN_PYTHON) -m venv --clear $(VENV)/spiffe
+	@$(VENV)/spiffe/bin/python -m pip install --quiet --disable-pip-version-check --requirement $<
 	@touch $@
 
 $(VENV)/.compiled: $(HOT) $(VENV)/.complete

@@ -1,10 +1,13 @@
 /* connect4, connect6: what a pod dials goes to the listener in its own network namespace.
  *
+ * What needs no proxy goes to the endpoint itself: a connection to a pod of this node whose policies are decided here.
+ *
  * The verdicts are those of kernel/bpf/cgroup.c: 1 lets connect() go on (with what we wrote into ctx), 0 is EPERM.
  */
 #include "maps.h"
 
-enum verdict { REFUSE = 0, PASS = 1, REDIRECT = 2 };
+enum outcome { REFUSE = 0, PASS = 1, REDIRECT = 2, DIRECT = 3 };
+#define ECONNREFUSED 111 /* asm-generic/errno.h */
 
 /* Depth of cgroups that is searched for the daemon's own; kubelet's are 3 to 6 deep. */
 #define CGROUP_DEPTH 12
@@ -50,39 +53,73 @@ static inline int unknown(const struct settings *node) {
   return node->deny_unknown ? REFUSE : PASS;
 }
 
+/* Pick an endpoint where a ClusterIP is dialled, and judge where policy is decided here. REDIRECT: that is for the proxy. */
+static inline int kernel_path(const struct pod *pod, struct original *to) {
+  struct endpoint there = to->asked;
+  struct service *service = services.lookup(&there);
+  if (service && service->count) {
+    struct backend_key key = {.set = service->set, .slot = bpf_get_prandom_u32() % service->count};
+    struct endpoint *chosen = backends.lookup(&key);
+    if (!chosen)
+      return REDIRECT; /* the set was replaced at this moment */
+    there = *chosen;
+    to->chosen = there;
+    to->service = service->number;
+  }
+  struct destination *destination = destinations.lookup(&there);
+  if (!destination)
+    return REDIRECT;
+  u32 judgement = judge(pod->id, destination, there.port);
+  if (judgement == UNDECIDED)
+    return REDIRECT;
+  count(judgement == ALLOWED ? OUTBOUND_KERNEL : OUTBOUND_KERNEL_REFUSED);
+  if (judgement == DENIED) {
+    bpf_set_retval(-ECONNREFUSED);
+    return REFUSE;
+  }
+  to->kernel = 1;
+  return DIRECT;
+}
+
 /* The whole decision, IPv4 and IPv6 alike. bound_device: the socket's SO_BINDTODEVICE, 0 for none. */
 static inline int decide(u64 netns, u64 cookie, struct original *to, u32 bound_device) {
   u32 zero = 0;
   struct settings *node = settings.lookup(&zero);
-  if (!node || is_agent(node->agent_cgroup) || netns == node->host_netns || is_loopback(&to->address))
+  if (!node || is_agent(node->agent_cgroup) || netns == node->host_netns || is_loopback(&to->asked.address))
     return PASS;
-  if (is_own(netns, &to->address))
+  if (is_own(netns, &to->asked.address))
     return PASS;
-  if (excluded(netns, OUTBOUND, to->port)) {
+  if (excluded(netns, OUTBOUND, to->asked.port)) {
     count(OUTBOUND_EXCLUDED);
     return PASS;
   }
   struct pod *pod = pods.lookup(&netns);
   if (!pod)
     return unknown(node);
-  if (!daemon_alive(node) || !has_listener(netns, &to->address))
-    return fail(pod, OUTBOUND_DEAD_PASSED);
-  /* lo cannot be reached through another device, and a link-local address means nothing without its scope. */
-  if (bound_device || is_link_local6(&to->address))
-    return fail(pod, OUTBOUND_UNREDIRECTABLE_PASSED);
+  int way = kernel_path(pod, to);
+  if (way == REFUSE)
+    return REFUSE;
+  if (way == REDIRECT) {
+    if (!daemon_alive(node) || !has_listener(netns, &to->asked.address))
+      return fail(pod, OUTBOUND_DEAD_PASSED);
+    /* lo cannot be reached through another device, and a link-local address means nothing without its scope. */
+    if (bound_device || is_link_local6(&to->asked.address))
+      return fail(pod, OUTBOUND_UNREDIRECTABLE_PASSED);
+  }
   if (by_cookie.update(&cookie, to))
     return fail(pod, OUTBOUND_FULL_PASSED);
-  count(OUTBOUND_CAPTURED);
-  return REDIRECT;
+  if (way == REDIRECT)
+    count(OUTBOUND_CAPTURED);
+  return way;
 }
 
-/* A socket may connect again after a failure, so what an earlier attempt left is forgotten unless this one is redirected. */
+/* A socket may connect again after a failure, so what an earlier attempt left is forgotten unless this one leaves something. */
 static inline int outbound(struct bpf_sock_addr *ctx, u64 netns, u64 cookie, struct original *to) {
   struct bpf_sock *socket = ctx->sk;
-  int verdict = decide(netns, cookie, to, socket ? socket->bound_dev_if : 0);
-  if (verdict != REDIRECT)
+  int way = decide(netns, cookie, to, socket ? socket->bound_dev_if : 0);
+  if (way == PASS || way == REFUSE)
     by_cookie.delete(&cookie);
-  return verdict;
+  return way;
 }
 
 static inline u32 listener_port(void) {
@@ -98,31 +135,40 @@ static inline bool is_tcp(struct bpf_sock_addr *ctx) {
 int connect4(struct bpf_sock_addr *ctx) {
   if (!is_tcp(ctx))
     return PASS;
-  struct original to = {.address = mapped(ctx->user_ip4), .port = bpf_ntohs(ctx->user_port)};
-  int verdict = outbound(ctx, bpf_get_netns_cookie(ctx), bpf_get_socket_cookie(ctx), &to);
-  if (verdict != REDIRECT)
-    return verdict;
-  ctx->user_ip4 = bpf_htonl(0x7f000001);
-  ctx->user_port = listener_port();
-  return PASS;
+  struct original to = {.asked = {.address = mapped(ctx->user_ip4), .port = bpf_ntohs(ctx->user_port)}};
+  int way = outbound(ctx, bpf_get_netns_cookie(ctx), bpf_get_socket_cookie(ctx), &to);
+  if (way == REDIRECT) {
+    ctx->user_ip4 = bpf_htonl(0x7f000001);
+    ctx->user_port = listener_port();
+  } else if (way == DIRECT && to.chosen.port) {
+    ctx->user_ip4 = to.chosen.address.words[3];
+    ctx->user_port = bpf_htons(to.chosen.port);
+  }
+  return way == REFUSE ? REFUSE : PASS;
 }
 
 int connect6(struct bpf_sock_addr *ctx) {
   if (!is_tcp(ctx))
     return PASS;
-  struct original to = {.port = bpf_ntohs(ctx->user_port)};
-  to.address.words[0] = ctx->user_ip6[0];
-  to.address.words[1] = ctx->user_ip6[1];
-  to.address.words[2] = ctx->user_ip6[2];
-  to.address.words[3] = ctx->user_ip6[3];
-  int verdict = outbound(ctx, bpf_get_netns_cookie(ctx), bpf_get_socket_cookie(ctx), &to);
-  if (verdict != REDIRECT)
-    return verdict;
-  bool ipv4 = is_ipv4(&to.address);
-  ctx->user_ip6[0] = 0;
-  ctx->user_ip6[1] = 0;
-  ctx->user_ip6[2] = ipv4 ? bpf_htonl(0xffff) : 0;
-  ctx->user_ip6[3] = ipv4 ? bpf_htonl(0x7f000001) : bpf_htonl(1);
-  ctx->user_port = listener_port();
-  return PASS;
+  struct original to = {.asked.port = bpf_ntohs(ctx->user_port)};
+  to.asked.address.words[0] = ctx->user_ip6[0];
+  to.asked.address.words[1] = ctx->user_ip6[1];
+  to.asked.address.words[2] = ctx->user_ip6[2];
+  to.asked.address.words[3] = ctx->user_ip6[3];
+  int way = outbound(ctx, bpf_get_netns_cookie(ctx), bpf_get_socket_cookie(ctx), &to);
+  if (way == REDIRECT) {
+    bool ipv4 = is_ipv4(&to.asked.address);
+    ctx->user_ip6[0] = 0;
+    ctx->user_ip6[1] = 0;
+    ctx->user_ip6[2] = ipv4 ? bpf_htonl(0xffff) : 0;
+    ctx->user_ip6[3] = ipv4 ? bpf_htonl(0x7f000001) : bpf_htonl(1);
+    ctx->user_port = listener_port();
+  } else if (way == DIRECT && to.chosen.port) {
+    ctx->user_ip6[0] = to.chosen.address.words[0];
+    ctx->user_ip6[1] = to.chosen.address.words[1];
+    ctx->user_ip6[2] = to.chosen.address.words[2];
+    ctx->user_ip6[3] = to.chosen.address.words[3];
+    ctx->user_port = bpf_htons(to.chosen.port);
+  }
+  return way == REFUSE ? REFUSE : PASS;
 }

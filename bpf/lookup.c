@@ -7,19 +7,41 @@
  * What the pod sends to itself passes: the app, and the daemon that delivers from inside the pod. The ingress interface does
  * not tell, for a connection to an own address has that address's interface here (orig_oif in net/ipv4/route.c); the source
  * does. From outside it cannot be had: the kernel drops such packets (martian source), and no handshake would complete.
+ *
+ * On the kernel path a connection is known by the record that sockops made in the client's pod, so its client is proved; it
+ * is judged again by the policy of this moment. What has no such record (another node, a forged source) gets the listener.
  */
 #include "maps.h"
 
-static inline int dead(const struct pod *pod) {
-  count(pod->strict ? INBOUND_DEAD_REFUSED : INBOUND_DEAD_PASSED);
-  return pod->strict ? SK_DROP : SK_PASS;
+static inline int dead(struct bpf_sk_lookup *ctx, const struct pod *pod, u64 netns) {
+  struct port_key key = {.netns = netns, .direction = INBOUND, .port = ctx->local_port};
+  u32 *own = port_modes.lookup(&key);
+  u32 strict = own ? *own : pod->strict;
+  count(strict ? INBOUND_DEAD_REFUSED : INBOUND_DEAD_PASSED);
+  return strict ? SK_DROP : SK_PASS;
+}
+
+/* The kernel's part of a verdict, UNDECIDED where the connection is not one of the kernel path. A record serves one handshake;
+ * when it is none any more under the policy of now, not even the proxy may take it: there its client would be nobody. */
+static inline u32 attested(struct bpf_sk_lookup *ctx, const struct pod *pod, const struct address *local, const struct address *remote) {
+  struct flow_key key = {.source = *remote, .destination = *local, .source_port = bpf_ntohs(ctx->remote_port), .destination_port = ctx->local_port};
+  struct kernel_flow *flow = kernel_flows.lookup(&key);
+  if (!flow || flow->server || flow->client_closed)
+    return UNDECIDED;
+  struct endpoint here = {.address = *local, .port = ctx->local_port};
+  struct destination *destination = destinations.lookup(&here);
+  u32 judgement = UNDECIDED;
+  if (destination && destination->pod == pod->id)
+    judgement = judge(flow->source, destination, here.port);
+  count(judgement == ALLOWED ? INBOUND_KERNEL : INBOUND_KERNEL_REFUSED);
+  return judgement == ALLOWED ? ALLOWED : DENIED;
 }
 
 static inline int assign(struct bpf_sk_lookup *ctx, const struct pod *pod, u64 netns, u32 family) {
   struct listener_key key = {.netns = netns, .direction = INBOUND, .family = family};
   struct bpf_sock *listener = (void *)listeners.lookup(&key);
   if (!listener)
-    return dead(pod);
+    return dead(ctx, pod, netns);
   long error = bpf_sk_assign(ctx, listener, 0);
   bpf_sk_release(listener);
   count(error ? INBOUND_ASSIGN_FAILED : INBOUND_CAPTURED);
@@ -40,10 +62,13 @@ static inline int inbound(struct bpf_sk_lookup *ctx, const struct address *local
     count(INBOUND_EXCLUDED);
     return SK_PASS;
   }
+  u32 judgement = attested(ctx, pod, local, remote);
+  if (judgement != UNDECIDED)
+    return judgement == ALLOWED ? SK_PASS : SK_DROP;
   u32 zero = 0;
   struct settings *node = settings.lookup(&zero);
   if (!node || !daemon_alive(node))
-    return dead(pod);
+    return dead(ctx, pod, netns);
   return assign(ctx, pod, netns, family);
 }
 

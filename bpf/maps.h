@@ -16,9 +16,16 @@ PINNED("percpu_array", u32, u64, counters);
 PINNED("hash", u64, struct pod, pods);
 PINNED("hash", struct address, u64, addresses);
 PINNED("hash", struct port_key, u32, exclusions);
+PINNED("hash", struct port_key, u32, port_modes);
 PINNED("sockhash", struct listener_key, u64, listeners);
 PINNED("hash", u64, struct original, by_cookie);
 PINNED("lru_hash", struct source, struct original, by_source);
+PINNED("hash", struct endpoint, struct destination, destinations);
+PINNED("hash", struct verdict_key, struct verdict, verdicts);
+PINNED("hash", struct endpoint, struct service, services);
+PINNED("hash", struct backend_key, struct endpoint, backends);
+PINNED("hash", struct flow_key, struct kernel_flow, kernel_flows);
+PINNED("hash", struct flow_total_key, struct flow_total, flow_totals);
 
 #define TCP 6     /* IPPROTO_TCP */
 #define AF_INET 2 /* linux/socket.h */
@@ -55,6 +62,22 @@ static inline bool is_own(u64 netns, const struct address *address) {
 static inline bool excluded(u64 netns, u32 direction, u32 port) {
   struct port_key key = {.netns = netns, .direction = direction, .port = port};
   return exclusions.lookup(&key) != NULL;
+}
+
+enum judgement { UNDECIDED, ALLOWED, DENIED };
+
+/* What policy says, at this moment, of a connection from the pod *source*. A refusal is counted. */
+static inline u32 judge(u32 source, const struct destination *destination, u32 port) {
+  if (destination->verdict == ANY_SOURCE)
+    return ALLOWED;
+  struct verdict_key key = {.source = source, .destination = destination->pod, .port = port, .generation = destination->generation};
+  struct verdict *verdict = verdicts.lookup(&key);
+  if (!verdict)
+    return UNDECIDED;
+  if (verdict->allowed)
+    return ALLOWED;
+  __sync_fetch_and_add(&verdict->refused, 1);
+  return DENIED;
 }
 
 /* Control beats several times within the timeout; 0 says that it stopped on purpose. Signed, because a beat from another

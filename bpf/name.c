@@ -1,6 +1,8 @@
 /* getpeername4/6 and getsockname4/6: a captured connection looks to the app like the one it asked for.
  *
- * Only sockets in by_cookie, that is, those which the connect programs redirected, are touched. The verdict is always 1.
+ * One on the kernel path has its real name; only its peer may have been dialled by a ClusterIP.
+ *
+ * Only sockets in by_cookie, that is, those which the connect programs took, are touched. The verdict is always 1.
  */
 #include "maps.h"
 
@@ -26,15 +28,15 @@ static inline const struct address *own(struct bpf_sock_addr *ctx, const struct 
   struct pod *pod = pods.lookup(&netns);
   if (!pod)
     return NULL;
-  const struct address *address = is_ipv4(&to->address) ? &pod->ipv4 : &pod->ipv6;
+  const struct address *address = is_ipv4(&to->asked.address) ? &pod->ipv4 : &pod->ipv6;
   return address->words[3] ? address : NULL;
 }
 
 int getpeername4(struct bpf_sock_addr *ctx) {
   struct original *to = captured(ctx);
   if (to) {
-    show4(ctx, &to->address);
-    ctx->user_port = bpf_htons(to->port);
+    show4(ctx, &to->asked.address);
+    ctx->user_port = bpf_htons(to->asked.port);
   }
   return 1;
 }
@@ -42,15 +44,15 @@ int getpeername4(struct bpf_sock_addr *ctx) {
 int getpeername6(struct bpf_sock_addr *ctx) {
   struct original *to = captured(ctx);
   if (to) {
-    show6(ctx, &to->address);
-    ctx->user_port = bpf_htons(to->port);
+    show6(ctx, &to->asked.address);
+    ctx->user_port = bpf_htons(to->asked.port);
   }
   return 1;
 }
 
 int getsockname4(struct bpf_sock_addr *ctx) {
   struct original *to = captured(ctx);
-  const struct address *address = to ? own(ctx, to) : NULL;
+  const struct address *address = to && !to->kernel ? own(ctx, to) : NULL;
   if (address)
     show4(ctx, address);
   return 1;
@@ -58,7 +60,7 @@ int getsockname4(struct bpf_sock_addr *ctx) {
 
 int getsockname6(struct bpf_sock_addr *ctx) {
   struct original *to = captured(ctx);
-  const struct address *address = to ? own(ctx, to) : NULL;
+  const struct address *address = to && !to->kernel ? own(ctx, to) : NULL;
   if (address)
     show6(ctx, address);
   return 1;

@@ -26,6 +26,8 @@ struct settings {
 /* pods: netns cookie -> struct pod */
 struct pod {
   __u32 strict; /* 1: refuse rather than let a connection pass un-redirected */
+  __u32 id;     /* the pod's number on this node, from 1 on, never used again */
+  __u32 bypass; /* 1: it asks for the socket bypass */
   __u32 reserved;
   struct address ipv4; /* what getsockname answers on a captured connection; zero: none */
   struct address ipv6;
@@ -33,7 +35,8 @@ struct pod {
 
 enum direction { OUTBOUND = 0, INBOUND = 1 };
 
-/* exclusions: struct port_key -> __u32 */
+/* exclusions: struct port_key -> __u32 1
+ * port_modes: struct port_key, INBOUND -> __u32: 1 or 0 in place of the pod's strict */
 struct port_key {
   __u64 netns;
   __u32 direction;
@@ -47,10 +50,17 @@ struct listener_key {
   __u32 family; /* 4 or 6 */
 };
 
-/* by_cookie: socket cookie -> struct original; by_source: struct source -> struct original */
-struct original {
+struct endpoint {
   struct address address;
   __u32 port;
+};
+
+/* by_cookie: socket cookie -> struct original; by_source: struct source -> struct original */
+struct original {
+  struct endpoint asked;  /* what the app dialled */
+  struct endpoint chosen; /* the endpoint picked for a ClusterIP; port 0: none was */
+  __u32 service;          /* number of the Service it was picked from, 0: none */
+  __u32 kernel;           /* 1: goes to the endpoint itself, not to the proxy */
 };
 
 /* How the daemon knows an accepted connection: netns cookie of the listener, peer address, peer port. */
@@ -59,6 +69,91 @@ struct source {
   struct address address;
   __u32 port;
   __u32 reserved;
+};
+
+/* The kernel path. Pods and Services are numbers that control gives. */
+
+enum verdict_of { ANY_SOURCE, BY_SOURCE };
+enum flow_flag { FLOW_HTTP = 1, FLOW_BYPASS = 2 };
+
+/* destinations: struct endpoint of a pod of this node -> how connections to it are decided. Absent: by the proxy. */
+struct destination {
+  __u32 pod;
+  __u32 generation; /* of its verdicts: a new one makes all older ones unfindable */
+  __u32 verdict;    /* enum verdict_of; ANY_SOURCE: every enrolled pod may */
+  __u32 flags;      /* enum flow_flag */
+};
+
+/* verdicts: struct verdict_key -> struct verdict. Absent: the proxy decides. */
+struct verdict_key {
+  __u32 source;
+  __u32 destination;
+  __u32 port;
+  __u32 generation;
+};
+
+struct verdict {
+  __u64 refused; /* connections */
+  __u32 allowed;
+  __u32 reserved;
+};
+
+/* services: struct endpoint (a ClusterIP) -> struct service */
+struct service {
+  __u32 set;    /* its endpoints: backends [set, 0 … count) */
+  __u32 count;
+  __u32 number;
+  __u32 reserved;
+};
+
+/* backends: struct backend_key -> struct endpoint */
+struct backend_key {
+  __u32 set;
+  __u32 slot;
+};
+
+/* A connection as its client sees it. */
+struct flow_key {
+  struct address source;
+  struct address destination;
+  __u32 source_port;
+  __u32 destination_port;
+};
+
+/* Bytes of data, known when the end is closed; at least as much was carried. */
+struct flow_end {
+  __u64 sent; /* and acknowledged */
+  __u64 received;
+};
+
+/* kernel_flows: struct flow_key -> struct kernel_flow, from the SYN until both ends are closed */
+struct kernel_flow {
+  __u64 client; /* socket cookies; */
+  __u64 server; /* 0: its end is not established yet */
+  __u64 opened; /* monotonic ns, 0: the client's end is not established yet */
+  struct flow_end ends[2]; /* client's, server's */
+  __u32 source;
+  __u32 destination;
+  __u32 service; /* 0: the pod's own address was dialled */
+  __u32 flags;   /* enum flow_flag */
+  __u32 client_closed;
+  __u32 server_closed;
+};
+
+/* flow_totals: struct flow_total_key -> struct flow_total. Connections, and the bytes of those of which both ends are closed. */
+struct flow_total_key {
+  __u32 source;
+  __u32 destination;
+  __u32 port;
+  __u32 service;
+};
+
+struct flow_total {
+  __u64 opened;
+  __u64 closed;
+  __u64 failed;   /* never established */
+  __u64 received; /* by the server */
+  __u64 sent;
 };
 
 /* counters: per-CPU array of __u64, indexed by this. */
@@ -79,6 +174,11 @@ enum counter {
   INBOUND_DEAD_PASSED,
   INBOUND_DEAD_REFUSED,
   INBOUND_ASSIGN_FAILED,
+  OUTBOUND_KERNEL,
+  OUTBOUND_KERNEL_REFUSED,
+  INBOUND_KERNEL,
+  INBOUND_KERNEL_REFUSED,
+  KERNEL_UNCOUNTED, /* a map of the kernel path was full */
   COUNTERS
 };
 

@@ -1,36 +1,173 @@
-/* sockops: now that a captured connection has a source port, tell the daemon by it where the app wanted to go.
+/* sockops: what becomes known of a connection once it has a source port.
  *
- * BPF_SOCK_OPS_TCP_CONNECT_CB runs in tcp_connect() before the SYN leaves, so the entry is there before the daemon can
- * accept, with TCP fast open too. The daemon takes the entry out; by_source is an LRU for those it never sees.
+ * BPF_SOCK_OPS_TCP_CONNECT_CB runs in tcp_connect() before the SYN leaves, so the entry is there before anybody can
+ * accept, with TCP fast open too. A redirected connection's original destination is told to the daemon by its source: it takes
+ * the entry out; by_source is an LRU for those it never sees. One on the kernel path gets its record, by which sk_lookup knows it.
  *
  * by_cookie is left when the connection has ended: the sock_release hook does not run for the sockets that the kernel
  * makes itself (MPTCP's subflows), and a pod must not be able to fill the map with them.
+ *
+ * A kernel-path connection's bytes are counted when both ends are closed. What an end sent, and had acknowledged, is short of
+ * what the other received where the connection was cut; what it received is not known to the byte in FIN_WAIT2, where a FIN
+ * may be counted with it. Both are bounds from below, and one of the two is exact.
  */
 #include "maps.h"
+
+/* Word by word: the verifier takes no wider reads of the context, and clang likes to join them. */
+#define READ(field) (*(volatile u32 *)&(field))
+#define READ_ADDRESS(ctx, name) {.words = {READ(ctx->name[0]), READ(ctx->name[1]), READ(ctx->name[2]), READ(ctx->name[3])}}
+
+/* The socket's own end is the flow's source where it is the client's, otherwise its destination. */
+static inline struct flow_key flow_of(struct bpf_sock_ops *ctx, bool client) {
+  struct address local = mapped(ctx->local_ip4), remote = mapped(ctx->remote_ip4);
+  if (ctx->family != AF_INET) { /* IPv4 on an IPv6 socket is mapped already */
+    struct address local6 = READ_ADDRESS(ctx, local_ip6), remote6 = READ_ADDRESS(ctx, remote_ip6);
+    local = local6;
+    remote = remote6;
+  }
+  u32 local_port = ctx->local_port, remote_port = bpf_ntohl(ctx->remote_port);
+  struct flow_key key = {.source = client ? local : remote,
+                         .destination = client ? remote : local,
+                         .source_port = client ? local_port : remote_port,
+                         .destination_port = client ? remote_port : local_port};
+  return key;
+}
+
+static inline void watch_state(struct bpf_sock_ops *ctx) {
+  bpf_sock_ops_cb_flags_set(ctx, ctx->bpf_sock_ops_cb_flags | BPF_SOCK_OPS_STATE_CB_FLAG);
+}
+
+static inline void redirected(struct bpf_sock_ops *ctx, const struct original *to) {
+  struct flow_key ends = flow_of(ctx, true);
+  struct source from = {.netns = bpf_get_netns_cookie(ctx), .address = ends.source, .port = ends.source_port};
+  by_source.update(&from, (struct original *)to);
+}
+
+static inline struct flow_total *total_of(const struct kernel_flow *flow, u32 port) {
+  struct flow_total_key key = {.source = flow->source, .destination = flow->destination, .port = port, .service = flow->service};
+  struct flow_total *total = flow_totals.lookup(&key);
+  if (!total) {
+    struct flow_total zero = {};
+    flow_totals.insert(&key, &zero);
+    total = flow_totals.lookup(&key);
+    if (!total)
+      count(KERNEL_UNCOUNTED);
+  }
+  return total;
+}
+
+/* Both ends of a connection are known, or never will be: count its bytes. Of several who try, one can delete. */
+static inline void settle(struct flow_key *key, struct kernel_flow *flow) {
+  struct flow_end client = flow->ends[0], server = flow->ends[1];
+  struct flow_total *total = total_of(flow, key->destination_port);
+  if (kernel_flows.delete(key) || !total)
+    return;
+  __sync_fetch_and_add(&total->received, client.sent > server.received ? client.sent : server.received);
+  __sync_fetch_and_add(&total->sent, server.sent > client.received ? server.sent : client.received);
+}
+
+/* Without a record sk_lookup takes the connection for a stranger's. */
+static inline void begin(struct bpf_sock_ops *ctx, u64 cookie, const struct original *to) {
+  struct flow_key key = flow_of(ctx, true);
+  struct endpoint there = {.address = key.destination, .port = key.destination_port};
+  u64 netns = bpf_get_netns_cookie(ctx);
+  struct pod *pod = pods.lookup(&netns);
+  struct destination *destination = destinations.lookup(&there);
+  if (!pod || !destination)
+    return;
+  u32 flags = pod->bypass ? destination->flags : destination->flags & ~FLOW_BYPASS;
+  struct kernel_flow flow = {.client = cookie, .source = pod->id, .destination = destination->pod, .service = to->service, .flags = flags};
+  struct kernel_flow *before = kernel_flows.lookup(&key);
+  if (before) /* the port is used again, and the server's end is still open */
+    settle(&key, before);
+  if (kernel_flows.update(&key, &flow))
+    count(KERNEL_UNCOUNTED);
+}
 
 static inline void connecting(struct bpf_sock_ops *ctx, u64 cookie) {
   struct original *to = by_cookie.lookup(&cookie);
   if (!to)
     return;
-  struct original copy = *to;
-  struct source from = {.netns = bpf_get_netns_cookie(ctx), .port = ctx->local_port};
-  if (is_ipv4(&copy.address)) {
-    from.address = mapped(ctx->local_ip4);
+  if (to->kernel)
+    begin(ctx, cookie, to);
+  else
+    redirected(ctx, to);
+  watch_state(ctx);
+}
+
+static inline void established(struct bpf_sock_ops *ctx, u64 cookie, bool client) {
+  struct flow_key key = flow_of(ctx, client);
+  struct kernel_flow *flow = kernel_flows.lookup(&key);
+  if (!flow || (client ? flow->client != cookie : flow->server || flow->client_closed))
+    return;
+  if (client) {
+    flow->opened = bpf_ktime_get_ns();
+    struct flow_total *total = total_of(flow, key.destination_port);
+    if (total)
+      __sync_fetch_and_add(&total->opened, 1);
   } else {
-    from.address.words[0] = ctx->local_ip6[0];
-    from.address.words[1] = ctx->local_ip6[1];
-    from.address.words[2] = ctx->local_ip6[2];
-    from.address.words[3] = ctx->local_ip6[3];
+    flow->server = cookie;
+    watch_state(ctx);
   }
-  by_source.update(&from, &copy);
-  bpf_sock_ops_cb_flags_set(ctx, ctx->bpf_sock_ops_cb_flags | BPF_SOCK_OPS_STATE_CB_FLAG);
+  if (flow->flags & FLOW_HTTP) {
+    struct http_key http = {.source = flow->source, .destination = flow->destination, .service = flow->service, .port = key.destination_port};
+    http_begin(ctx, cookie, flow->client, client ? HTTP_CLIENT : HTTP_SERVER, &http);
+  }
+  if (flow->flags & FLOW_BYPASS)
+    bypass_join(ctx);
+}
+
+/* What the end that is closing has carried. The kernel counts its SYN, where it is a client, and FINs as if they were data. */
+static inline struct flow_end carried(struct bpf_sock_ops *ctx, u32 syn) {
+  u32 before = ctx->args[0];
+  bool received = before == BPF_TCP_CLOSE_WAIT || before == BPF_TCP_LAST_ACK || before == BPF_TCP_CLOSING;
+  bool acknowledged = (before == BPF_TCP_LAST_ACK || before == BPF_TCP_CLOSING) && ctx->snd_una == ctx->snd_nxt;
+  bool both = before == BPF_TCP_FIN_WAIT2; /* received: perhaps */
+  u64 sent = ctx->bytes_acked - syn - (acknowledged || both), got = ctx->bytes_received;
+  struct flow_end end = {.sent = sent, .received = got ? got - (received || both) : 0};
+  return end;
+}
+
+static inline void ended(struct bpf_sock_ops *ctx, u64 cookie) {
+  bool client = true;
+  struct flow_key key = flow_of(ctx, true);
+  struct kernel_flow *flow = kernel_flows.lookup(&key);
+  if (!flow || flow->client != cookie) {
+    client = false;
+    key = flow_of(ctx, false);
+    flow = kernel_flows.lookup(&key);
+    if (!flow || flow->server != cookie) {
+      bypass_leave(ctx); /* its record went when the client's port was used again */
+      return;
+    }
+  }
+  struct flow_total *total = client ? total_of(flow, key.destination_port) : NULL;
+  if (total)
+    __sync_fetch_and_add(flow->opened ? &total->closed : &total->failed, 1);
+  if (!client || flow->opened) {
+    struct flow_end end = carried(ctx, client);
+    if (flow->flags & FLOW_BYPASS)
+      end.sent += bypass_leave(ctx);
+    flow->ends[client ? 0 : 1] = end;
+  }
+  /* The barrier: of two that close at once, at least one sees that the other has, and what it carried. */
+  __sync_fetch_and_add(client ? &flow->client_closed : &flow->server_closed, 1);
+  if (client ? !flow->server || flow->server_closed : flow->client_closed)
+    settle(&key, flow);
 }
 
 int sockops(struct bpf_sock_ops *ctx) {
   u64 cookie = bpf_get_socket_cookie(ctx);
-  if (ctx->op == BPF_SOCK_OPS_TCP_CONNECT_CB)
+  if (ctx->op == BPF_SOCK_OPS_TCP_CONNECT_CB) {
     connecting(ctx, cookie);
-  else if (ctx->op == BPF_SOCK_OPS_STATE_CB && ctx->args[1] == BPF_TCP_CLOSE)
+  } else if (ctx->op == BPF_SOCK_OPS_ACTIVE_ESTABLISHED_CB) {
+    established(ctx, cookie, true);
+  } else if (ctx->op == BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB) {
+    established(ctx, cookie, false);
+  } else if (ctx->op == BPF_SOCK_OPS_STATE_CB && ctx->args[1] == BPF_TCP_CLOSE) {
     by_cookie.delete(&cookie);
+    http_finish(cookie);
+    ended(ctx, cookie);
+  }
   return 1;
 }

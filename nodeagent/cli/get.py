@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Final
 
 import click
@@ -9,9 +10,25 @@ import click
 from nodeagent.cli.admin import admin_option, find
 from nodeagent.cli.output import NODE, Column, Output, emit, listed, output_option, until
 
+
+def _paths(paths: Mapping[str, str]) -> str:
+    """Return ports by path, without the reasons: those are in the other formats."""
+    by_path: dict[str, list[str]] = {}
+    for port, words in paths.items():
+        by_path.setdefault(words.partition(":")[0], []).append(port)
+    return " ".join(f"{path}:{','.join(ports)}" for path, ports in sorted(by_path.items()))
+
+
 COLUMNS: Final = {
     "pods": (
-        *(Column("NAMESPACE", "namespace"), Column("POD", "pod"), Column("STATE", "state"), Column("MTLS", "mode"), Column("ADDRESSES", "addresses", listed)),
+        *(
+            Column("NAMESPACE", "namespace"),
+            Column("POD", "pod"),
+            Column("STATE", "state"),
+            Column("MTLS", "mode"),
+            Column("PATHS", "paths", _paths),
+            Column("ADDRESSES", "addresses", listed),
+        ),
         *(Column("IDENTITY", "identity"), Column("CONNECTIONS", "connections", right=True), Column("LISTENERS", "listeners", right=True)),
         *(Column("REPAIRED", "repaired", right=True), Column("FAULTS", "faults", listed)),
     ),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import logging
 import time
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Final
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from nodeagent.control.main import Control
 
 FLOWS_KEPT: Final = 2000
+log = logging.getLogger("nodeagent.control")
 
 
 class Admin:
@@ -68,6 +70,7 @@ class Admin:
         rows = self._control.enrolment.rows()
         for row in rows:
             row["connections"] = sum(1 for flow in flows if not flow["closed"] and flow["pod"] == row["uid"])
+            row["paths"] = {str(port): path for port, path in self._control.kernel_paths.paths(row["uid"]).items()}
         return Response.json(rows)
 
     async def _certs(self, query: Mapping[str, str]) -> Response:
@@ -116,7 +119,9 @@ class Admin:
         question = Question(query.get("source", "-"), query.get("destination", ""), query.get("method", ""), query.get("path", "") or "/", headers)
         config = self._control.config
         try:
-            found = explain(self._entries(Entry), question, node=config.node, trust_domain=config.identity.trust_domain)
+            found = explain(
+                self._entries(Entry), question, node=config.node, trust_domain=config.identity.trust_domain, kernel_path=self._control.kernel_paths.explain
+            )
         except ConfigError as error:
             return Response(f"{error}\n".encode(), 400)
         return Response.json(found.to_json())
@@ -151,6 +156,10 @@ class Admin:
         """Everything that was counted until now: workers are asked for what they have not reported yet."""
         control, store = self._control, self._control.store
         await self._live()
+        try:
+            control.kernel_paths.collect(store)
+        except OSError as error:
+            log.error("what the kernel counted cannot be read: %s", error)
         members = control.enrolment.members.values()
         store.set(declared.ENROLLED_PODS, (), sum(1 for member in members if member.state == "enrolled"))
         store.set(declared.FAULTY_PODS, (), sum(1 for member in members if member.state != "enrolled"))
@@ -168,7 +177,12 @@ class Admin:
 
     async def _live(self) -> list[dict[str, Any]]:
         assert self._control.workers is not None
-        return await self._control.workers.ask({"op": "flows"})
+        flows = await self._control.workers.ask({"op": "flows"})
+        try:
+            return flows + self._control.kernel_paths.flows()
+        except OSError as error:
+            log.error("connections on the kernel path cannot be listed: %s", error)
+            return flows
 
     def _entries(self, kind: Any) -> Any:
         assert self._control.workers is not None

@@ -40,6 +40,11 @@ class Member:
     mtls: MtlsMode = "PERMISSIVE"
     port_mtls: tuple[tuple[int, MtlsMode], ...] = ()
     """By PeerAuthentication; what the kernel does while no daemon is there."""
+    bypass: bool = False
+
+    def alike(self, other: Member) -> bool:
+        """Say whether the kernel has to know the same of both."""
+        return (self.pod, self.mtls, self.port_mtls, self.bypass) == (other.pod, other.mtls, other.port_mtls, other.bypass)
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,14 +77,13 @@ class Enrolment:
             self.release(uid)
         for uid, pod in pods.items():
             member = self.members.get(uid)
-            mtls, port_mtls = self._modes(uid)
-            if member is not None and (member.pod, member.mtls, member.port_mtls, member.state) == (pod, mtls, port_mtls, "enrolled"):
-                continue
-            self._enrol(uid, Member(pod, mtls=mtls, port_mtls=port_mtls))
+            wanted = self._described(uid, pod)
+            if member is None or member.state != "enrolled" or not member.alike(wanted):
+                self._enrol(uid, wanted)
 
-    def _modes(self, uid: PodUid) -> tuple[MtlsMode, tuple[tuple[int, MtlsMode], ...]]:
+    def _described(self, uid: PodUid, pod: LocalPod) -> Member:
         workload = self._workers.entry(f"workload/{uid}")
-        return (workload.mtls, workload.port_mtls) if isinstance(workload, Workload) else ("PERMISSIVE", ())
+        return Member(pod, mtls=workload.mtls, port_mtls=workload.port_mtls, bypass=workload.bypass) if isinstance(workload, Workload) else Member(pod)
 
     def certified(self, identity: SpiffeId) -> None:
         """Enrol the pods that waited for the certificate of *identity*."""
@@ -106,7 +110,7 @@ class Enrolment:
         try:
             netns = self._plane.pod_netns(Path(pod.netns))
             strict = {port: mode == "STRICT" for port, mode in member.port_mtls}
-            wanted = EnrolledPod(uid, netns, pod.addresses, member.mtls == "STRICT", pod.exclude_inbound, pod.exclude_outbound, strict)
+            wanted = EnrolledPod(uid, netns, pod.addresses, member.mtls == "STRICT", pod.exclude_inbound, pod.exclude_outbound, strict, member.bypass)
             listeners = self._plane.enroll(wanted, Listeners(self.kept.pop(uid, {})))
         except KernelError as error:
             if netns is not None:
@@ -154,10 +158,6 @@ class Enrolment:
             log.warning("pod %s/%s was not released cleanly: %s", member.pod.namespace, member.pod.pod, error)
         self._workers.release(uid)
         self._effects.drop(uid)
-        identity = member.pod.identity
-        if all(other.pod.identity != identity for other in self.members.values()):
-            self._certificates.forget(identity)
-            self._workers.forget(identity)
 
     def check(self) -> None:
         """Compare each pod, and what all share, with the kernel's real state and repair what differs."""

@@ -20,13 +20,16 @@ from nodeagent.config import AgentConfig
 from nodeagent.control.admin import Admin
 from nodeagent.control.enrolment import Effects, Enrolment
 from nodeagent.control.jwks import KeySets, wanted_by
+from nodeagent.control.kernel_path import KernelPaths
+from nodeagent.control.pod_sockets import PodSockets
 from nodeagent.control.workers import Needs, State, Workers
-from nodeagent.errors import ControlError, NodeagentError
+from nodeagent.errors import ControlError, KernelError, NodeagentError
 from nodeagent.identity.certificate import Certificate
 from nodeagent.identity.sources import open_source
 from nodeagent.identity.store import Certificates
 from nodeagent.mesh.compile import Mesh
 from nodeagent.mesh.entries import Delta, SpiffeId
+from nodeagent.mesh.kernel_path import Settings
 from nodeagent.policy.model import Jwks, RequestAuthentication
 from nodeagent.redirect.plane import DataPlane
 from nodeagent.redirect.pod import ListenerId
@@ -89,9 +92,11 @@ class Control:
         self.mesh = Mesh(config.node, config.identity.trust_domain, default_mtls=config.mtls.mode, root_namespace=config.mtls.root_namespace)
         self.certificates: Certificates
         self.source: DirectorySource
+        self.pod_sockets: PodSockets
+        self.kernel_paths: KernelPaths
         self.key_sets = KeySets(lambda found: self.workers.apply(Delta((found,))) if self.workers is not None else None)
         self._admin: Admin | None = None
-        self._listed = False
+        self._listed = self._kernel_behind = False
 
     # -- life --
 
@@ -107,7 +112,10 @@ class Control:
         slots = config.proxy.worker_count()
         issuer = open_source(config.identity, config.cluster)
         self.plane = await DataPlane.load(config.redirect, slots=slots)
+        observed = "the access log" if config.telemetry.access_log.path else ""
+        self.kernel_paths = KernelPaths(self.plane, Settings(config.node, config.identity.trust_domain, observed), config.cluster)
         self.certificates = Certificates(issuer, config.identity.ttl_seconds, self._certificate, self._certificate_ended)
+        self.pod_sockets = PodSockets(config.runtime_directory, self.certificates.current, config.identity.ca_directory, config.identity.trust_domain)
         state = State({"config": config.model_dump(mode="json", by_alias=True), "node_addresses": [], "supervisor": os.getppid()}, self.plane.original_map_fd)
         needs = Needs(self.plane.sockets, self.store.merge, lambda slot: self.store.add(declared.WORKER_RESTARTS, (str(slot),)))
         self.workers = Workers(loop, slots, state, self.supervisor, needs)
@@ -131,6 +139,7 @@ class Control:
         self._start(self._watch(changes))
         self._start(self._heartbeat())
         self._start(self._check())
+        self._start(self.pod_sockets.run(config.redirect.check_interval_seconds))
         self._admin = Admin(self)
         await self._admin.start()
         self._start(self._retire_orphans())
@@ -140,6 +149,8 @@ class Control:
         for task in self._tasks:
             task.cancel()
         await self.key_sets.close()
+        if self._listed:
+            self.pod_sockets.close()
         if self.plane is not None:
             if self._listed:
                 self.enrolment.withdraw()
@@ -219,8 +230,32 @@ class Control:
         self.key_sets.wanted(wanted)
 
     async def _reconcile(self, patience: float) -> None:
-        await self.certificates.ensure({pod.identity for pod in self.mesh.local_pods()}, patience)
+        await self.certificates.ensure(self._identities(), patience)
         self.enrolment.reconcile({pod.uid: pod for pod in self.mesh.local_pods()})
+        self.pod_sockets.reconcile({pod.uid: pod for pod in self.mesh.asking_pods()})
+        self._forget_all_but(self._identities())
+        self._update_kernel_paths()
+
+    def _update_kernel_paths(self) -> None:
+        """Bring what the kernel decides alone to the snapshot and the pods; a fault there leaves connections to the proxy, and is tried again."""
+        assert self.workers is not None
+        self._kernel_behind = True
+        try:
+            self.kernel_paths.update(self.workers.entries())
+            self.kernel_paths.close_refused(self.store)
+            self._kernel_behind = False
+        except (KernelError, OSError) as error:
+            log.error("the kernel path cannot be brought up to date: %s", error)
+
+    def _identities(self) -> set[SpiffeId]:
+        return {pod.identity for pod in self.mesh.local_pods()} | {pod.identity for pod in self.mesh.asking_pods()}
+
+    def _forget_all_but(self, identities: set[SpiffeId]) -> None:
+        """Drop the certificates of identities that no pod of this node has any more."""
+        assert self.workers is not None
+        for identity in self.certificates.wanted() - identities:
+            self.certificates.forget(identity)
+            self.workers.forget(identity)
 
     async def _watch(self, batches: AsyncIterator[list[AnyChange]]) -> None:
         async for batch in batches:
@@ -230,10 +265,12 @@ class Control:
     def _certificate(self, certificate: Certificate) -> None:
         assert self.workers is not None
         self.workers.certificate(certificate.identity, {"op": "certificate", "certificate": certificate.to_json()})
+        self.pod_sockets.certified(certificate)
         if self._listed:
             self.enrolment.certified(certificate.identity)
 
     def _certificate_ended(self, identity: SpiffeId) -> None:
+        self.pod_sockets.ended(identity)
         self.enrolment.check()
 
     async def _heartbeat(self) -> None:
@@ -249,6 +286,8 @@ class Control:
         while True:
             await asyncio.sleep(self.config.redirect.check_interval_seconds)
             self.enrolment.check()
+            if self._kernel_behind:
+                self._update_kernel_paths()
 
     def _start(self, coroutine: Any) -> None:
         task = self.loop.create_task(coroutine)

@@ -68,7 +68,7 @@ def open_or_create(directory: Path, trust_domain: str, now: float) -> Authority:
     Raises IdentityError when it cannot be read or made, does not fit together, or belongs to another trust domain.
     """
     check_trust_domain(trust_domain)
-    with _opened(directory, create=True):
+    with opened(directory, create=True):
         if not (directory / ROOTS).exists():
             _create(directory, trust_domain, now)
         authority = _read(directory, trust_domain, now)
@@ -84,7 +84,7 @@ def open_or_create(directory: Path, trust_domain: str, now: float) -> Authority:
 
 def prepare(directory: Path, now: float) -> None:
     """First step of an exchange of the root: make another and have it trusted beside the present one. Raises IdentityError."""
-    with _opened(directory):
+    with opened(directory):
         authority = _read_own(directory, now)
         if not (directory / NEXT).exists():
             _write_pair(directory / NEXT, profiles.root(_trust_domain(authority.root), now))
@@ -95,7 +95,7 @@ def prepare(directory: Path, now: float) -> None:
 
 def switch(directory: Path, now: float) -> None:
     """Second step: sign with the new root from now on. Raises IdentityError when it was not prepared."""
-    with _opened(directory):
+    with opened(directory):
         authority = _read_own(directory, now)
         if not (directory / NEXT).exists():
             raise IdentityError(f"{directory}: there is no root to switch to: prepare comes first")
@@ -109,7 +109,7 @@ def switch(directory: Path, now: float) -> None:
 
 def finish(directory: Path, now: float) -> None:
     """Last step: trust the root that signs, and no other. Raises IdentityError in the middle of an exchange."""
-    with _opened(directory):
+    with opened(directory):
         if (directory / NEXT).exists():
             raise IdentityError(f"{directory}: the new root does not sign yet: switch comes first")
         authority = _read_own(directory, now)
@@ -119,7 +119,7 @@ def finish(directory: Path, now: float) -> None:
 
 def last_step(directory: Path) -> float:
     """Return when the last step of an exchange was taken, in Unix seconds. Raises IdentityError."""
-    with _opened(directory):
+    with opened(directory):
         return max((directory / name).stat().st_mtime for name in (ROOTS, SIGNING) if (directory / name).exists())
 
 
@@ -138,7 +138,7 @@ def _unreadable(directory: Path, error: OSError) -> IdentityError:
 
 
 @contextmanager
-def _opened(directory: Path, *, create: bool = False) -> Iterator[None]:
+def opened(directory: Path, *, create: bool = False) -> Iterator[None]:
     """Hold the directory's lock; OSError becomes IdentityError."""
     try:
         if create:
@@ -208,7 +208,7 @@ def _check_root(directory: Path, root: Signer, authority: Authority) -> None:
 
 
 def _old_signer(path: Path, roots: tuple[x509.Certificate, ...]) -> Signer:
-    key = _key(path, _private(path))
+    key = _key(path, read_private(path))
     for root in roots:
         if _same_key(key, root):
             return Signer(key, root)
@@ -216,7 +216,7 @@ def _old_signer(path: Path, roots: tuple[x509.Certificate, ...]) -> Signer:
 
 
 def _pair(path: Path) -> Signer:
-    content = _private(path)
+    content = read_private(path)
     key = _key(path, content)
     try:
         certificate = x509.load_pem_x509_certificate(content)
@@ -228,7 +228,7 @@ def _pair(path: Path) -> Signer:
     return Signer(key, certificate)
 
 
-def _private(path: Path) -> bytes:
+def read_private(path: Path) -> bytes:
     """Read a file that must be its owner's alone."""
     with path.open("rb") as file:
         if os.fstat(file.fileno()).st_mode & 0o077:
@@ -257,14 +257,14 @@ def _same_key(key: ec.EllipticCurvePrivateKey, certificate: x509.Certificate) ->
 
 def _write_pair(path: Path, pair: Signer) -> None:
     key = pair.key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
-    _write(path, key + profiles.pem(pair.certificate), 0o600)
+    write(path, key + profiles.pem(pair.certificate), 0o600)
 
 
 def _write_roots(directory: Path, roots: tuple[x509.Certificate, ...]) -> None:
-    _write(directory / ROOTS, b"".join(profiles.pem(root) for root in roots), 0o644)
+    write(directory / ROOTS, b"".join(profiles.pem(root) for root in roots), 0o644)
 
 
-def _write(path: Path, content: bytes, mode: int) -> None:
+def write(path: Path, content: bytes, mode: int) -> None:
     """Write *path* whole or not at all, with *mode* from the first byte on."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     temporary.unlink(missing_ok=True)

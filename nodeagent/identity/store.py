@@ -115,6 +115,10 @@ class Certificates:
         """Drop the certificate: no pod of this node has the identity any more."""
         self._wanted.pop(identity, None)
 
+    def wanted(self) -> set[SpiffeId]:
+        """Return the identities for which there is, or shall be, a certificate."""
+        return set(self._wanted)
+
     def list(self) -> tuple[Held, ...]:
         """Return what is held, by identity."""
         ordered = (self._wanted[identity] for identity in sorted(self._wanted))

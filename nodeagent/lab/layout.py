@@ -99,6 +99,10 @@ class Layout:
     def volumes(self, node: str, uid: str) -> Path:
         return self.node(node) / "volumes" / uid
 
+    def pod_sockets(self, node: str, uid: str) -> Path:
+        """Return the folder in which *node*'s agent opens the sockets that are for one pod."""
+        return self.node(node) / "run" / "pods" / uid
+
     def socket(self, node: str) -> Path:
         """Return the socket on which *node*'s kubelet takes orders."""
         return self.node(node) / "kubelet.sock"

@@ -82,6 +82,10 @@ class RunningPod:
         return self.host.layout.volumes(self.host.node.name, self.uid)
 
     @property
+    def sockets(self) -> Path:
+        return self.host.layout.pod_sockets(self.host.node.name, self.uid)
+
+    @property
     def addresses(self) -> tuple[str, ...]:
         return tuple(each["ip"] for each in self.manifest["status"]["podIPs"])
 
@@ -122,7 +126,7 @@ class RunningPod:
         """Start every container and stay with it; raises LabError if a program or volume is not there."""
         spec = self.spec
         config_maps = self.host.config_maps(self.manifest["metadata"]["namespace"])
-        sources = volumes.prepare(self.volumes, spec, config_maps)
+        sources = volumes.prepare(self.volumes, spec, config_maps, self.sockets)
         self._started = _now()
         self.containers = [self._container(container, spec, sources, config_maps) for container in spec.containers]
         for container in self.containers:
@@ -134,7 +138,7 @@ class RunningPod:
         metadata = self.manifest["metadata"]
         logs = self.host.layout.logs(metadata["namespace"], metadata["name"])
         logs.mkdir(parents=True, exist_ok=True)
-        bound = volumes.mounts(container, sources)
+        bound = volumes.mounts(container, spec, sources)
         root = self.volumes / f".root-{container.name}" if bound else None
         if root:
             root.mkdir()
@@ -154,7 +158,7 @@ class RunningPod:
     def update(self, manifest: Mapping[str, Any]) -> None:
         """Take over new labels and annotations, and what the ConfigMaps of its volumes hold now; raises LabError."""
         self.manifest = manifest
-        volumes.prepare(self.volumes, self.spec, self.host.config_maps(manifest["metadata"]["namespace"]))
+        volumes.prepare(self.volumes, self.spec, self.host.config_maps(manifest["metadata"]["namespace"]), self.sockets)
         self.publish()
 
     def publish(self) -> None:

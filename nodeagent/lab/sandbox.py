@@ -185,9 +185,11 @@ def _build_root(root: Path, mounts: tuple[Mount, ...]) -> None:
     pivot_root(root)
     mount("none", "/", flags=MS_PRIVATE)  # an overlay takes no layer from an unbindable mount
     overlaid: set[Path] = set()
+    # Found before an overlay covers them: behind one, a socket is not the one that somebody listens on.
+    sources = {each.source: os.open(each.source, os.O_PATH | os.O_CLOEXEC) for each in mounts}
     for each in sorted(mounts, key=lambda each: each.target):
         _mount_point(Path(each.target), each.source.is_dir(), overlaid)
-        bind(each.source, each.target, read_only=each.read_only)
+        bind(f"/proc/self/fd/{sources[each.source]}", each.target, read_only=each.read_only)
 
 
 def _mount_point(target: Path, directory: bool, overlaid: set[Path]) -> None:

@@ -10,8 +10,10 @@ from nodeagent.lab.sandbox import Mount
 from nodeagent.resources.pod import ConfigMapVolume, Container, HostPath, PodSpec
 
 
-def prepare(directory: Path, spec: PodSpec, config_maps: ConfigMaps) -> dict[str, Path]:
+def prepare(directory: Path, spec: PodSpec, config_maps: ConfigMaps, sockets: Path) -> dict[str, Path]:
     """Make the volumes of *spec* in *directory*, or bring their ConfigMaps up to date, and return name -> where it is.
+
+    A csi volume is *sockets*, the folder in which the node's agent serves this pod.
 
     Raises LabError, naming the volume, if one cannot be had.
     """
@@ -21,6 +23,8 @@ def prepare(directory: Path, spec: PodSpec, config_maps: ConfigMaps) -> dict[str
         if volume.host_path:
             source = _host_path(volume.name, volume.host_path)
         else:
+            if volume.csi:
+                source = sockets
             source.mkdir(parents=True, exist_ok=True)
             if volume.config_map:
                 _write(source, volume.name, volume.config_map, config_maps)
@@ -28,14 +32,15 @@ def prepare(directory: Path, spec: PodSpec, config_maps: ConfigMaps) -> dict[str
     return sources
 
 
-def mounts(container: Container, sources: dict[str, Path]) -> tuple[Mount, ...]:
-    """Return what to bind into *container*; raises LabError for a subPath that the volume does not hold."""
+def mounts(container: Container, spec: PodSpec, sources: dict[str, Path]) -> tuple[Mount, ...]:
+    """Return what to bind into *container* of *spec*; raises LabError for a subPath that the volume does not hold."""
     found = []
+    always = {volume.name for volume in spec.volumes if volume.csi}
     for each in container.volume_mounts:
         source = sources[each.name] / each.sub_path
         if not source.exists():
             raise LabError(f"container {container.name}: volumeMounts: volume {each.name} holds no {each.sub_path}")
-        found.append(Mount(source, each.mount_path, each.read_only))
+        found.append(Mount(source, each.mount_path, each.read_only or each.name in always))
     return tuple(found)
 
 

@@ -15,7 +15,7 @@ from nodeagent.errors import IdentityError
 from nodeagent.identity.spiffe import spiffe_id
 from nodeagent.mesh import rules
 from nodeagent.mesh.entries import Address, Delta, Endpoint, Entry, PodUid, Protocol, Service, ServicePort, Workload
-from nodeagent.mesh.local import EXCLUDE_INBOUND, LocalPod, bypass, excluded_ports, finished, has_sidecar, local_pod, path_setting
+from nodeagent.mesh.local import EXCLUDE_INBOUND, AskingPod, LocalPod, asking_pod, bypass, excluded_ports, finished, has_sidecar, local_pod, path_setting
 from nodeagent.mesh.policies import Policies, PolicyKey, entry_key, names, refused_row
 from nodeagent.mesh.selection import Key, Postings, Selection
 from nodeagent.policy.model import MtlsMode, PathSetting
@@ -48,6 +48,7 @@ class Mesh:
         self._entries: dict[str, Entry] = {}
         self._made: dict[Key, str] = {}
         self._local: dict[PodUid, LocalPod] = {}
+        self._asking: dict[PodUid, AskingPod] = {}
         self._dirty_pods: set[Key] = set()
         self._dirty_services: set[Key] = set()
         self._dirty_modes: set[Key] = set()
@@ -78,6 +79,10 @@ class Mesh:
     def local_pods(self) -> tuple[LocalPod, ...]:
         """Return the pods of this node that shall be enrolled, as they are after the last :meth:`apply`."""
         return tuple(self._local.values())
+
+    def asking_pods(self) -> tuple[AskingPod, ...]:
+        """Return the pods of this node that ask for the Workload API, as they are after the last :meth:`apply`."""
+        return tuple(self._asking.values())
 
     def node_addresses(self, node: str = "") -> tuple[Address, ...]:
         """Return the InternalIPs of *node* (this one by default), empty while it is not known."""
@@ -205,6 +210,7 @@ class Mesh:
         self._entries.update((entry.key, entry) for entry in upserts)
         for key in removals:
             self._local.pop(PodUid(key.removeprefix("workload/")), None)
+            self._asking.pop(PodUid(key.removeprefix("workload/")), None)
         return Delta(tuple(upserts), tuple(removals))
 
     def _governed(self, key: Key, workload: Workload) -> Workload:
@@ -249,6 +255,11 @@ class Mesh:
         faults: list[str] = []
         path = self._path(pod, faults)
         bypassed = bypass(pod.annotations, faults)
+        asking = asking_pod(pod, self._node, identity, faults)
+        if asking is None:
+            self._asking.pop(pod.uid, None)
+        else:
+            self._asking[pod.uid] = asking
         local = local_pod(pod, self._node, addresses, identity, tuple(faults))
         if local is None:
             self._local.pop(pod.uid, None)
@@ -279,6 +290,7 @@ class Mesh:
             excluded_ports=tuple(sorted(excluded_ports(pod, EXCLUDE_INBOUND, []))),
             sidecar=has_sidecar(pod),
             path=path,
+            own_path=path_setting(pod.annotations, "", []) is not None,
             bypass=bypassed,
         )
 

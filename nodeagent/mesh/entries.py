@@ -67,6 +67,9 @@ class Workload:
     policies: tuple[str, ...] = ()
     """Keys of the AuthorizationPolicy, RequestAuthentication and RateLimit entries that apply to it; known on its own node only."""
     path: PathSetting = "auto"
+    """``nodeagent.io/path`` of the pod, else of its namespace."""
+    own_path: bool = False
+    """It is the pod's own: it goes before the Service's."""
     bypass: bool = False
 
     def mtls_at(self, port: int) -> MtlsMode:

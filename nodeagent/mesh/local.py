@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import PurePosixPath
 from typing import Final, cast, get_args
 
 from nodeagent.mesh.entries import Address, PodUid, SpiffeId
@@ -16,6 +17,11 @@ SIDECAR: Final = "sidecar.istio.io/status"
 TLS_MODE: Final = "security.istio.io/tlsMode"
 PATH: Final = "nodeagent.io/path"
 BYPASS: Final = "nodeagent.io/bypass"
+WORKLOAD_API: Final = "nodeagent.io/workload-api"
+DRIVERS: Final = frozenset({"csi.nodeagent.io", "csi.spiffe.io"})
+"""CSI drivers whose volumes hold a pod's sockets."""
+SOCKETS: Final = "/run/nodeagent"
+"""Where ``nodeagent.io/workload-api: enabled`` puts them."""
 EXCLUDE_INBOUND: Final = "traffic.sidecar.istio.io/excludeInboundPorts"
 EXCLUDE_OUTBOUND: Final = "traffic.sidecar.istio.io/excludeOutboundPorts"
 
@@ -37,6 +43,36 @@ class LocalPod:
     exclude_outbound: frozenset[int]
     faults: tuple[str, ...] = ()
     """Annotations that were wrong and have no effect; the pod is captured without those exceptions."""
+
+
+@dataclass(frozen=True, slots=True)
+class AskingPod:
+    """A pod of this node that asks for its own certificate: for a folder with the socket of the SPIFFE Workload API and Envoy's SDS."""
+
+    uid: PodUid
+    pod: str
+    namespace: str
+    identity: SpiffeId
+    netns: str
+    cgroup: str
+    mount_at: str
+    """Where the folder is to be mounted in the pod; empty: a volume of its spec does that."""
+
+
+def asking_pod(pod: Pod, node: str, identity: SpiffeId, faults: list[str]) -> AskingPod | None:
+    """Return what *pod* asks for on *node*, by a volume or by annotation; what is wrong goes to *faults*. A pod need not be captured to ask.
+
+    None: it does not ask, is not this node's, or has no network of its own, by which it is known.
+    """
+    text = pod.annotations.get(WORKLOAD_API, "")
+    mount_at = {"enabled": SOCKETS, "disabled": ""}.get(text, text)
+    if mount_at and (not mount_at.startswith("/") or str(PurePosixPath(mount_at)) != mount_at or ".." in mount_at.split("/") or mount_at in ("/", "//")):
+        faults.append(f"metadata.annotations[{WORKLOAD_API}]: {text!r:.80}: enabled, disabled, or an absolute path without '..' is allowed; it has no effect")
+        mount_at = ""
+    netns = pod.annotations.get(NETNS, "")
+    if pod.node != node or pod.host_network or not netns or finished(pod) or not (mount_at or DRIVERS.intersection(pod.drivers)):
+        return None
+    return AskingPod(pod.uid, pod.name, pod.namespace, identity, netns, pod.annotations.get(CGROUP, ""), mount_at)
 
 
 def local_pod(pod: Pod, node: str, addresses: tuple[Address, ...], identity: SpiffeId, more_faults: tuple[str, ...] = ()) -> LocalPod | None:

@@ -46,12 +46,13 @@ class Accepted:
     def connection_made(self, transport: Any) -> None:
         self._transport = transport
         pipeline, pod = self._pipeline, self._pod
-        target, peer = self._identify(transport)
+        target, peer, chosen = self._identify(transport)
         if target is None:
             pipeline.count_refused(NO_ORIGINAL)
             reset(transport)
             return
         connection = self._connection = Connection(pod, self._direction, peer, target, time())
+        connection.chosen = chosen
         pipeline.opened(connection)
         if pod.connections > pipeline.limits.connections_per_pod:
             pipeline.refuse(connection, transport, OVER_LIMIT)
@@ -102,8 +103,8 @@ class Accepted:
 
     # -- stages --
 
-    def _identify(self, transport: Any) -> tuple[Target | None, Peer]:
-        """Who is it, and whom did it ask for? The listener's network namespace says which pod; nothing the peer sends does."""
+    def _identify(self, transport: Any) -> tuple[Target | None, Peer, tuple[str, int] | None]:
+        """Who is it, whom did it ask for, and which endpoint did the kernel pick? The listener's namespace says which pod, nothing the peer sends."""
         view, pod = self._pipeline.view, self._pod
         address, port = transport.get_extra_info("peername")[:2]
         if self._direction == "outbound":
@@ -112,10 +113,10 @@ class Accepted:
             # A redirected socket's own address is the loopback's; whose it is, the record shall say.
             own = [one for one in workload.addresses if (":" in one) == (":" in address)] if workload else []
             peer = Peer(own[0] if own else address, port, pod.identity, "kernel_attested", workload)
-            return (view.resolve(*original) if original else None), peer
+            return (view.resolve(original.address, original.port), peer, original.chosen) if original else (None, peer, None)
         local, local_port = transport.get_extra_info("sockname")[:2]
         peer = Peer(address, port, "", "none", view.workload_at(address))
-        return (None if local in LOOPBACK else view.resolve(local, local_port)), peer
+        return (None if local in LOOPBACK else view.resolve(local, local_port)), peer, None
 
     def _patience(self) -> float:
         """How long the first bytes may take, in seconds. A peer that is enrolled always begins with a ClientHello: to take it for a

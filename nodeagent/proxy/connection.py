@@ -41,8 +41,8 @@ class Connection:
     """One downstream connection; its record in ``flows``."""
 
     __slots__ = (
-        "active", "closed", "direction", "early", "expires", "half_closed", "http", "local_text", "number", "path", "peer", "peer_text", "pod", "policy",
-        "protocol", "reason", "received", "relay", "requests", "routes", "sent", "sni", "target", "upstream_workload", "verdict", "view", "wall",
+        "active", "chosen", "closed", "direction", "early", "expires", "half_closed", "http", "local_text", "number", "path", "peer", "peer_text", "pod",
+        "policy", "protocol", "reason", "received", "relay", "requests", "routes", "sent", "sni", "target", "upstream_workload", "verdict", "view", "wall",
     )  # fmt: skip
 
     def __init__(self, pod: PodState, direction: Direction, peer: Peer, target: Target, wall: float) -> None:
@@ -52,6 +52,8 @@ class Connection:
         self.closed: float | None = None
         self.half_closed = False
         self.active = 0.0
+        self.chosen: tuple[str, int] | None = None
+        """The endpoint that the kernel picked, so that balance does not depend on the path; None: it left that to the proxy."""
         self.early = b""
         self.sni = ""
         self.policy = ""

@@ -13,10 +13,11 @@ from functools import lru_cache
 from time import monotonic, time
 from typing import TYPE_CHECKING, Final
 
-from nodeagent.errors import BAD_REQUEST, JWT_REFUSED, POLICY_DENIED, RATE_LIMITED, Reason, ResourceError
+from nodeagent.errors import BAD_REQUEST, EXTERNAL_DENIED, EXTERNAL_ERROR, JWT_REFUSED, POLICY_DENIED, RATE_LIMITED, Reason, ResourceError
 from nodeagent.mesh.entries import Workload
 from nodeagent.policy.authorization import Authorizer, ConnectionFacts, Decision, RequestAuthorizer, RequestFacts, holds_nul, normalise_target
 from nodeagent.policy.model import AuthorizationPolicy, GlobalLimit, Jwks, RateLimit, RequestAuthentication
+from nodeagent.proxy.external.model import HttpFacts, Party, Verdict
 from nodeagent.proxy.http1.exchange import Exchange, without
 from nodeagent.telemetry.metrics import POLICY_EVENTS
 
@@ -136,8 +137,58 @@ class Bound:
         return None
 
     async def _ask(self, pipeline: Pipeline, exchange: Exchange, route: Route, request: RequestFacts, provider: str) -> None:
-        """The same with others' answers in their places."""
-        raise NotImplementedError
+        """The same with others' answers in their places; then the request is forwarded or refused."""
+        reason = await self._checked(pipeline, exchange, provider) if provider else None
+        if reason is None and not exchange.finished:
+            reason = self._decide(pipeline, exchange, request)
+        for limit in self.guard.services if reason is None else ():
+            if not exchange.finished:
+                reason = reason or await self._rated(pipeline, exchange, request, limit)
+        if exchange.finished:
+            return  # the client did not wait
+        if reason is not None:
+            exchange.refuse(reason)
+        else:
+            pipeline.forward(exchange, route)
+
+    async def _checked(self, pipeline: Pipeline, exchange: Exchange, provider: str) -> Reason | None:
+        """Ask the external authorizer about a request; what it wants changed is changed."""
+        connection, lines = exchange.downstream.connection, exchange.lines
+        headers = tuple((lines[at].decode("latin-1"), lines[at + 2].decode("latin-1")) for at in range(0, len(lines), 4))
+        asked = HttpFacts(
+            exchange.method.decode("latin-1"), exchange.target.decode("latin-1"), exchange.host.decode("latin-1"), headers,
+            version="HTTP/1.0" if exchange.http10 else "HTTP/1.1",
+        )  # fmt: skip
+        verdict = await pipeline.providers.check(provider, *self._parties(connection), asked, connection.sni)
+        if verdict.allowed:
+            adopt(exchange, (*verdict.remove, *(name for name, _ in verdict.set)), verdict.set + verdict.append)
+            return None
+        return self._external(pipeline, provider, verdict)
+
+    def _external(self, pipeline: Pipeline, provider: str, verdict: Verdict) -> Reason:
+        """Return the refusal that *verdict* is."""
+        self._count(pipeline, provider, "external_denied")
+        if verdict.failed:
+            log.warning("%s: the external authorizer %s: %s", self.workload, provider, verdict.failed)
+            return replace(EXTERNAL_ERROR, status=verdict.status)
+        return replace(EXTERNAL_DENIED, status=verdict.status, body=verdict.body, headers=verdict.headers)
+
+    async def _rated(self, pipeline: Pipeline, exchange: Exchange, request: RequestFacts, limit: GlobalLimit) -> Reason | None:
+        """Ask the rate limit service that *limit* names."""
+        from nodeagent.policy.rate_limit import descriptors
+
+        verdict = await pipeline.providers.ask(limit, descriptors(limit, request, self.facts.principal, self.client))
+        if verdict.failed:
+            log.warning("%s: the rate limit service %s: %s", self.workload, limit.provider, verdict.failed)
+        if verdict.allowed:
+            adopt(exchange, (), verdict.request_headers)
+            return None
+        self._count(pipeline, limit.provider, "rate_limited")
+        return replace(RATE_LIMITED, status=verdict.status, details="request_rate_limited", body=verdict.body, headers=verdict.headers)
+
+    def _parties(self, connection: Connection) -> tuple[Party, Party]:
+        facts, target = self.facts, connection.target
+        return Party(facts.source_ip, connection.peer.port, facts.principal), Party(target.address, target.port)
 
     # -- TCP --
 
@@ -148,6 +199,10 @@ class Bound:
         connection.policy = decision.policy
         if decision.notes or not decision.allowed:
             self._note(pipeline, decision)
+        if decision.custom and self.reason is None:
+            verdict = await pipeline.providers.check(decision.custom, *self._parties(connection), None, connection.sni)
+            if not verdict.allowed:
+                return self._external(pipeline, decision.custom, verdict)
         return self.reason
 
     # -- observe --

@@ -16,10 +16,11 @@ from time import monotonic, perf_counter, time
 from typing import Any, Final
 
 from nodeagent.config import Limits, Proxy, Timeouts
-from nodeagent.errors import CERTIFICATE_ENDED, DOWNSTREAM_GONE, DOWNSTREAM_TIMEOUT, NO_ENDPOINTS, PROBE_REFUSED, REQUEST_TIMEOUT, Reason
+from nodeagent.errors import CERTIFICATE_ENDED, DOWNSTREAM_GONE, DOWNSTREAM_TIMEOUT, EXTERNAL_ERROR, NO_ENDPOINTS, PROBE_REFUSED, REQUEST_TIMEOUT, Reason
 from nodeagent.mesh.entries import Endpoint, Workload
 from nodeagent.proxy.authorize import OPEN, Permit, Refusal, authorize_connection, is_probe
 from nodeagent.proxy.connection import Connection, Path, host_port
+from nodeagent.proxy.external.providers import Providers
 from nodeagent.proxy.guard import UNGUARDED, Bound, Guard, facts
 from nodeagent.proxy.http1.downstream import HttpDownstream
 from nodeagent.proxy.http1.exchange import Exchange
@@ -64,6 +65,8 @@ class Pipeline:
         self._request_ids: list[bytes] = []
         self._guards: dict[tuple[str, bool], tuple[Guard, int]] = {}
         self._waiting: set[asyncio.Task[None]] = set()
+        self.providers = Providers((), self.view.endpoint_of)
+        """Whom policies may ask (``extensionProviders``)."""
         self.share = 1.0
         """This worker's part of each local rate limit: workers do not count together."""
 
@@ -244,7 +247,7 @@ class Pipeline:
             connection.target = self.view.resolve(connection.target.address, connection.target.port)
         target = connection.target
         who = peer.workload.uid if peer.workload is not None else peer.address
-        key = (connection.direction, peer.identity, peer.security, who, target.address, target.port, connection.sni)
+        key = (connection.direction, peer.identity, peer.security, who, target.address, target.port, connection.sni, connection.chosen)
         routes = pod.routes.get(key)
         if routes is None:
             destinations = [self._inbound(connection)] if inbound else self._outbound(connection)
@@ -267,7 +270,10 @@ class Pipeline:
             pool = self._pool(Dial(pod, target.address, target.port, None))
             return [Destination(outside, None, "passthrough", pool, "PassthroughCluster", delivers=False)]
         cluster = f"outbound|{target.port}||{target.service.host if target.service else target.address}"
-        return [self._towards(pod, endpoint, cluster) for endpoint in target.endpoints] or [Destination(None, None, "none", None, cluster, delivers=False)]
+        chosen = [endpoint for endpoint in target.endpoints if (endpoint.address, endpoint.port) == connection.chosen]
+        return [self._towards(pod, endpoint, cluster) for endpoint in chosen or target.endpoints] or [
+            Destination(None, None, "none", None, cluster, delivers=False)
+        ]
 
     def _towards(self, pod: PodState, endpoint: Endpoint, cluster: str) -> Destination:
         """An enrolled pod of this node is entered directly; another node's gets mTLS; one that is not enrolled, plaintext."""
@@ -417,14 +423,16 @@ class Pipeline:
         """Let *verdict*, which refuses or forwards *exchange*, wait for somebody else's answer; what the client sends meanwhile is held."""
         if exchange.pending is None:
             exchange.pending = []
-        task = self.loop.create_task(verdict)
+        task = self.loop.create_task(self._decided(exchange, verdict))
         self._waiting.add(task)
-        task.add_done_callback(self._waited)
+        task.add_done_callback(self._waiting.discard)
 
-    def _waited(self, task: asyncio.Task[None]) -> None:
-        self._waiting.discard(task)
-        if not task.cancelled() and task.exception() is not None:
-            log.error("a request was lost between policies: %s", task.exception(), exc_info=task.exception())
+    async def _decided(self, exchange: Exchange, verdict: Coroutine[Any, Any, None]) -> None:
+        try:
+            await verdict
+        except Exception as error:
+            log.error("a request could not be decided: %s", error, exc_info=error)
+            exchange.refuse(EXTERNAL_ERROR)
 
     # -- time --
 

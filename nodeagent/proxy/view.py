@@ -101,6 +101,16 @@ class ClusterView:
                 return self._services.get(f"service/{name}")
         return None
 
+    def endpoint_of(self, host: str, port: int) -> tuple[str, int] | None:
+        """Return where *host* (a Service's ``[namespace/]name``, short or whole, or an address) serves *port* now; None: nowhere."""
+        namespace, _, name = host.rpartition("/")
+        if ":" in name or name.replace(".", "").isdigit():
+            return name, port
+        own, _, rest = name.removesuffix(".svc.cluster.local").removesuffix(".svc").partition(".")
+        service = self._services.get(f"service/{rest or namespace or 'default'}/{own}")
+        served = next((each for each in service.ports if each.port == port), None) if service is not None else None
+        return (served.endpoints[0].address, served.endpoints[0].port) if served is not None and served.endpoints else None
+
     def resolve(self, address: str, port: int) -> Target:
         """Return what *address* and *port*, as an application dialled them, stand for."""
         where = Address(address)

@@ -24,6 +24,7 @@ from nodeagent.identity.tls import Contexts, contexts
 from nodeagent.mesh.entries import Delta, PodUid, from_json
 from nodeagent.proxy import privilege
 from nodeagent.proxy.accept import Accepted
+from nodeagent.proxy.external.providers import Providers
 from nodeagent.proxy.pipeline import Pipeline
 from nodeagent.proxy.pods import Family, PodState
 from nodeagent.redirect.original import OriginalDestinations
@@ -100,6 +101,7 @@ class Worker:
             self._access_log = AccessLog(config.telemetry.access_log.path, config.telemetry.access_log.format)
             self._access_log.start()
         self._pipeline = Pipeline(self.loop, config.proxy, config.identity.trust_domain, config.cluster, self.metrics, self._access_log)
+        self._pipeline.providers = Providers(config.extension_providers, self._pipeline.view.endpoint_of)
         self._pipeline.share = 1 / config.proxy.worker_count()
         self._pipeline.node_addresses = frozenset(message["node_addresses"])
         privilege.drop(message["supervisor"])

@@ -21,7 +21,7 @@ class Hook:
     attach_type: int
 
 
-_SOCK, _SOCK_ADDR, _SOCK_OPS, _SK_LOOKUP = 9, 18, 13, 30
+_SKB, _SOCK, _SOCK_OPS, _SK_MSG, _SOCK_ADDR, _SK_LOOKUP = 8, 9, 13, 16, 18, 30
 
 CGROUP_HOOKS: Final = (
     # What remembers and forgets a connection comes before what captures one.
@@ -35,7 +35,11 @@ CGROUP_HOOKS: Final = (
     Hook("connect6", _SOCK_ADDR, 11),
 )
 LOOKUP: Final = Hook("sk_lookup", _SK_LOOKUP, 36)
-HOOKS: Final = (*CGROUP_HOOKS, LOOKUP)
+HTTP_EGRESS: Final = Hook("http_egress", _SKB, 1)
+"""Attached to the cgroup only while HTTP is counted in the kernel: see http_metrics.py."""
+BYPASS_MESSAGE: Final = Hook("bypass_message", _SK_MSG, 7)
+"""Attached to the map bypass_sockets: it runs for the sockets in it only."""
+HOOKS: Final = (*CGROUP_HOOKS, LOOKUP, HTTP_EGRESS, BYPASS_MESSAGE)
 
 
 @dataclass(frozen=True, slots=True)

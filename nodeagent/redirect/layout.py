@@ -9,7 +9,7 @@ import ctypes
 import socket
 from typing import Final
 
-_u16, _u32, _u64 = ctypes.c_uint16, ctypes.c_uint32, ctypes.c_uint64
+_u8, _u16, _u32, _u64 = ctypes.c_uint8, ctypes.c_uint16, ctypes.c_uint32, ctypes.c_uint64
 
 ADDRESS_BYTES: Final = 16
 MAPPED: Final = b"\0" * 10 + b"\xff\xff"
@@ -31,7 +31,7 @@ class Settings(ctypes.Structure):
 
 
 class Pod(ctypes.Structure):
-    _fields_ = [("strict", _u32), ("reserved", _u32), ("ipv4", ctypes.c_uint8 * ADDRESS_BYTES), ("ipv6", ctypes.c_uint8 * ADDRESS_BYTES)]
+    _fields_ = [*((name, _u32) for name in ("strict", "id", "bypass", "reserved")), ("ipv4", _u8 * ADDRESS_BYTES), ("ipv6", _u8 * ADDRESS_BYTES)]
 
 
 class PortKey(ctypes.Structure):
@@ -42,12 +42,68 @@ class ListenerKey(ctypes.Structure):
     _fields_ = [("netns", _u64), ("direction", _u32), ("family", _u32)]
 
 
+class Endpoint(ctypes.Structure):
+    _fields_ = [("address", _u8 * ADDRESS_BYTES), ("port", _u32)]
+
+
 class Original(ctypes.Structure):
-    _fields_ = [("address", ctypes.c_uint8 * ADDRESS_BYTES), ("port", _u32)]
+    _fields_ = [("asked", Endpoint), ("chosen", Endpoint), ("service", _u32), ("kernel", _u32)]
 
 
 class Source(ctypes.Structure):
-    _fields_ = [("netns", _u64), ("address", ctypes.c_uint8 * ADDRESS_BYTES), ("port", _u32), ("reserved", _u32)]
+    _fields_ = [("netns", _u64), ("address", _u8 * ADDRESS_BYTES), ("port", _u32), ("reserved", _u32)]
+
+
+ANY_SOURCE: Final = 0
+BY_SOURCE: Final = 1
+"""enum verdict_of."""
+FLOW_HTTP: Final = 1
+FLOW_BYPASS: Final = 2
+"""enum flow_flag."""
+
+
+class Destination(ctypes.Structure):
+    _fields_ = [(name, _u32) for name in ("pod", "generation", "verdict", "flags")]
+
+
+class VerdictKey(ctypes.Structure):
+    _fields_ = [(name, _u32) for name in ("source", "destination", "port", "generation")]
+
+
+class Verdict(ctypes.Structure):
+    _fields_ = [("refused", _u64), ("allowed", _u32), ("reserved", _u32)]
+
+
+class Service(ctypes.Structure):
+    _fields_ = [(name, _u32) for name in ("set", "count", "number", "reserved")]
+
+
+class BackendKey(ctypes.Structure):
+    _fields_ = [("set", _u32), ("slot", _u32)]
+
+
+class FlowKey(ctypes.Structure):
+    _fields_ = [("source", _u8 * ADDRESS_BYTES), ("destination", _u8 * ADDRESS_BYTES), ("source_port", _u32), ("destination_port", _u32)]
+
+
+class FlowEnd(ctypes.Structure):
+    _fields_ = [("sent", _u64), ("received", _u64)]
+
+
+class KernelFlow(ctypes.Structure):
+    _fields_ = [
+        *((name, _u64) for name in ("client", "server", "opened")),
+        ("ends", FlowEnd * 2),
+        *((name, _u32) for name in ("source", "destination", "service", "flags", "client_closed", "server_closed")),
+    ]
+
+
+class FlowTotalKey(ctypes.Structure):
+    _fields_ = [(name, _u32) for name in ("source", "destination", "port", "service")]
+
+
+class FlowTotal(ctypes.Structure):
+    _fields_ = [(name, _u64) for name in ("opened", "closed", "failed", "received", "sent")]
 
 
 COUNTERS: Final = (
@@ -67,6 +123,11 @@ COUNTERS: Final = (
     "inbound_dead_passed",
     "inbound_dead_refused",
     "inbound_assign_failed",
+    "outbound_kernel",
+    "outbound_kernel_refused",
+    "inbound_kernel",
+    "inbound_kernel_refused",
+    "kernel_uncounted",
 )
 """enum counter, in its order and in lower case."""
 

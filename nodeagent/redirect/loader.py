@@ -21,9 +21,9 @@ from pydantic import BaseModel
 
 from nodeagent.config import Redirect
 from nodeagent.errors import KernelError, NodeagentError
-from nodeagent.redirect import hooks, layout, maps, netns, pins, syscall
+from nodeagent.redirect import bypass, hooks, http_metrics, layout, maps, netns, pins, syscall
 
-SOURCES: Final = ("maps.h", "connect.c", "name.c", "sockops.c", "release.c", "lookup.c")
+SOURCES: Final = ("maps.h", "http.c", "bypass.c", "connect.c", "name.c", "sockops.c", "release.c", "lookup.c")
 """Joined into one text: BCC rewrites map accesses only in the main file, not in what it includes."""
 
 
@@ -144,6 +144,8 @@ def run(request: Request) -> None:
         loaded = _load(compile_programs(pinned.maps), pinned)
         for link in pinned.links.glob("lookup-*"):
             _replace(link, loaded[hooks.LOOKUP.name])
+        http_metrics.install(opened, loaded, pinned.links)
+        bypass.install(opened, loaded)
         for hook in hooks.CGROUP_HOOKS:
             hooks.ensure(pinned.links / hook.name, hook, cgroup, loaded[hook.name])
 

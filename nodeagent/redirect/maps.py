@@ -17,9 +17,9 @@ from typing import Final
 
 from nodeagent.config import MapSizes
 from nodeagent.errors import KernelError
-from nodeagent.redirect import layout, syscall
+from nodeagent.redirect import bypass_layout, http_layout, layout, syscall
 
-_HASH, _ARRAY, _PERCPU_ARRAY, _LRU_HASH, _SOCKHASH = 1, 2, 6, 9, 18
+_HASH, _ARRAY, _PROGRAMS, _PERCPU_HASH, _PERCPU_ARRAY, _LRU_HASH, _SOCKHASH = 1, 2, 3, 5, 6, 9, 18
 _NO_PREALLOC: Final = 1
 """BPF_F_NO_PREALLOC: these maps are only written from user space, and mostly empty."""
 
@@ -44,7 +44,8 @@ class MapSpec:
 def specifications(sizes: MapSizes) -> tuple[MapSpec, ...]:
     """Return the shape of every map; bpf/maps.h declares the same names."""
     size, pods, connections = ctypes.sizeof, "redirect.maps.pods", "redirect.maps.connections"
-    address, original = layout.ADDRESS_BYTES, size(layout.Original)
+    endpoints, verdicts = "redirect.maps.endpoints", "redirect.maps.verdicts"
+    address, endpoint, original = layout.ADDRESS_BYTES, size(layout.Endpoint), size(layout.Original)
     return (
         MapSpec("settings", _ARRAY, 4, size(layout.Settings), 1),
         MapSpec("heartbeat", _ARRAY, 4, 8, 1),
@@ -52,9 +53,23 @@ def specifications(sizes: MapSizes) -> tuple[MapSpec, ...]:
         MapSpec("pods", _HASH, _COOKIE, size(layout.Pod), sizes.pods, _NO_PREALLOC, pods),
         MapSpec("addresses", _HASH, address, _COOKIE, sizes.pods * _ADDRESSES_A_POD, _NO_PREALLOC, pods),
         MapSpec("exclusions", _HASH, size(layout.PortKey), 4, sizes.exclusions, _NO_PREALLOC, "redirect.maps.exclusions"),
+        MapSpec("port_modes", _HASH, size(layout.PortKey), 4, sizes.exclusions, _NO_PREALLOC, "redirect.maps.exclusions"),
         MapSpec("listeners", _SOCKHASH, size(layout.ListenerKey), 8, sizes.pods * _FAMILIES_AND_DIRECTIONS, 0, pods),
         MapSpec("by_cookie", _HASH, _COOKIE, original, sizes.connections, 0, connections),
         MapSpec("by_source", _LRU_HASH, size(layout.Source), original, sizes.connections, 0, connections),
+        MapSpec("destinations", _HASH, endpoint, size(layout.Destination), sizes.endpoints, _NO_PREALLOC, endpoints),
+        MapSpec("verdicts", _HASH, size(layout.VerdictKey), size(layout.Verdict), sizes.verdicts, _NO_PREALLOC, verdicts),
+        MapSpec("services", _HASH, endpoint, size(layout.Service), sizes.endpoints, _NO_PREALLOC, endpoints),
+        MapSpec("backends", _HASH, size(layout.BackendKey), endpoint, sizes.endpoints, _NO_PREALLOC, endpoints),
+        MapSpec("kernel_flows", _HASH, size(layout.FlowKey), size(layout.KernelFlow), 2 * sizes.connections, _NO_PREALLOC, connections),
+        MapSpec("flow_totals", _HASH, size(layout.FlowTotalKey), size(layout.FlowTotal), sizes.verdicts, _NO_PREALLOC, verdicts),
+        MapSpec("http_tables", _ARRAY, 4, size(http_layout.HttpTables), 1),
+        MapSpec("http_programs", _PROGRAMS, 4, 4, 1),
+        MapSpec("http_flows", _HASH, _COOKIE, size(http_layout.HttpFlow), sizes.connections, _NO_PREALLOC, connections),
+        MapSpec("http_ends", _HASH, _COOKIE, size(http_layout.HttpEnd), 2 * sizes.connections, _NO_PREALLOC, connections),
+        MapSpec("http_requests", _PERCPU_HASH, size(http_layout.HttpKey), size(http_layout.HttpCell), http_layout.SERIES, _NO_PREALLOC),
+        MapSpec("bypass_sockets", _SOCKHASH, size(bypass_layout.BypassSide), 8, 2 * sizes.connections, 0, connections),
+        MapSpec("bypass_streams", _HASH, size(bypass_layout.BypassSide), size(bypass_layout.BypassStream), 2 * sizes.connections, _NO_PREALLOC, connections),
     )
 
 
@@ -96,7 +111,7 @@ class Map:
 
 
 @lru_cache(1)
-def _possible_cpus() -> int:
+def possible_cpus() -> int:
     ranges = Path("/sys/devices/system/cpu/possible").read_text().strip().split(",")
     return sum(int(part.split("-")[-1]) - int(part.split("-")[0]) + 1 for part in ranges)
 
@@ -105,7 +120,7 @@ def read_counters(counters: Map) -> dict[str, int]:
     """Return every counter by name, summed over the CPUs."""
     totals = {}
     for index, name in enumerate(layout.COUNTERS):
-        raw = syscall.map_lookup(counters.fd, struct.pack("=I", index), 8 * _possible_cpus()) or b""
+        raw = syscall.map_lookup(counters.fd, struct.pack("=I", index), 8 * possible_cpus()) or b""
         totals[name] = sum(struct.unpack(f"={len(raw) // 8}Q", raw))
     return totals
 
@@ -161,8 +176,9 @@ def _move(old: int, new: Map) -> None:
 
     Pods are not carried: the daemon enrolls them again. Nor are maps whose layout has changed.
     """
+    spec = new.spec
     kind, key_size, value_size, *_ = _shape(old)
-    if new.spec.name not in ("by_cookie", "by_source") or (kind, key_size, value_size) != (new.spec.kind, new.spec.key_size, new.spec.value_size):
+    if spec.name not in ("by_cookie", "by_source", "kernel_flows") or (kind, key_size, value_size) != (spec.kind, spec.key_size, spec.value_size):
         return
     for key, value in syscall.map_items(old, key_size, value_size):
         try:

@@ -6,12 +6,21 @@ import ctypes
 import errno
 import os
 from functools import lru_cache
+from typing import NamedTuple
 
 from nodeagent.errors import KernelError
 from nodeagent.redirect import layout, syscall
 
 _pack = lru_cache(1024)(layout.pack_address)
 _unpack = lru_cache(4096)(layout.unpack_address)
+
+
+class Original(NamedTuple):
+    """What the app dialled; ``chosen``: the endpoint that the kernel picked for a ClusterIP, None where it did not."""
+
+    address: str
+    port: int
+    chosen: tuple[str, int] | None
 
 
 class OriginalDestinations:
@@ -27,8 +36,8 @@ class OriginalDestinations:
         self._arguments = (syscall.NUMBER, syscall.MAP_LOOKUP_AND_DELETE, ctypes.byref(attr), ctypes.sizeof(attr))
         self._attr = attr
 
-    def take(self, netns_cookie: int, source_address: str, source_port: int) -> tuple[str, int] | None:
-        """Return and forget the original (address, port) of the connection that came from this source, None if it was not captured.
+    def take(self, netns_cookie: int, source_address: str, source_port: int) -> Original | None:
+        """Return and forget the original destination of the connection that came from this source, None if it was not captured.
 
         *source_address* and *source_port* are the accepted socket's peer. Raises KernelError when the map cannot be read.
         """
@@ -40,4 +49,5 @@ class OriginalDestinations:
             if ctypes.get_errno() == errno.ENOENT:
                 return None
             raise KernelError(f"the map of original destinations cannot be read: {os.strerror(ctypes.get_errno())}; the kernel must be 5.19 or newer")
-        return _unpack(bytes(self._value.address)), self._value.port
+        asked, chosen = self._value.asked, self._value.chosen
+        return Original(_unpack(bytes(asked.address)), asked.port, (_unpack(bytes(chosen.address)), chosen.port) if chosen.port else None)

@@ -19,15 +19,18 @@ from typing import Final
 
 from nodeagent.config import Redirect
 from nodeagent.errors import KernelError
-from nodeagent.redirect import hooks, layout, loader, maps, pins
+from nodeagent.mesh.entries import PodUid
+from nodeagent.redirect import bypass, hooks, layout, loader, maps, pins, sock_diag
 from nodeagent.redirect import pod as pods
+from nodeagent.redirect.http_metrics import HttpMetrics
+from nodeagent.redirect.kernel import Flow, FlowId, KernelPath
 from nodeagent.redirect.netns import PodNetns
 from nodeagent.redirect.pod import EnrolledPod, Family, ListenerId, Listeners
 
 OUTBOUND_PORT: Final = 15001
 INBOUND_PORT: Final = 15006
 _ZERO: Final = struct.pack("=I", 0)
-_POD_MAPS: Final = ("pods", "exclusions", "addresses")
+_POD_MAPS: Final = ("pods", "exclusions", "port_modes", "addresses")
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +72,8 @@ class DataPlane:
         self._programs = {hook.name: pins.open_pinned(self._pins.programs / hook.name) for hook in hooks.HOOKS}
         self._ids = {name: hooks.program_id(fd) for name, fd in self._programs.items()}
         self._links = {hook.name: pins.open_pinned(self._pins.links / hook.name) for hook in hooks.CGROUP_HOOKS}
+        self.kernel = KernelPath(self._maps)
+        self.http = HttpMetrics(self._maps, self._programs[hooks.HTTP_EGRESS.name], self._cgroup, self._pins.links)
 
     @classmethod
     async def load(
@@ -123,10 +128,10 @@ class DataPlane:
             self.release(pod.uid)
             state = None
         try:
-            wanted = pods.entries(pod)
+            wanted = pods.entries(pod, self.kernel.number(pod.netns.cookie))
         except OSError:
             raise KernelError(f"pod {pod.uid}: {', '.join(pod.addresses)}: not IPv4 and IPv6 addresses") from None
-        self._yield_addresses(pod.uid, wanted["addresses"])
+        self._yield_addresses(pod, wanted["addresses"])
         if state:
             self._change(state, pod, wanted)
         else:
@@ -159,6 +164,30 @@ class DataPlane:
     def sockets(self, uid: str, family: Family, count: int) -> list[socket.socket]:
         """Make *count* unconnected, non-blocking TCP sockets inside the pod. Raises KernelError; KeyError when it is not enrolled."""
         return pods.open_sockets(self._enrolled[uid].pod, family, count)
+
+    def numbers(self) -> dict[PodUid, int]:
+        """Return the number of each enrolled pod on the kernel path."""
+        return {PodUid(uid): self.kernel.number(state.pod.netns.cookie) for uid, state in self._enrolled.items()}
+
+    def carried(self, source: int) -> dict[FlowId, sock_diag.Carried]:
+        """Return what the open connections of the pod with number *source* have carried as clients; nothing when it is gone. Raises OSError."""
+        state = self._numbered(source)
+        return {FlowId(*ends): carried for ends, carried in sock_diag.clients(state.pod.netns.fd).items()} if state else {}
+
+    def bypassed(self) -> dict[bypass.Side, bypass.Stream]:
+        """Return what open connections have carried past TCP, by the socket that sent it. Raises OSError."""
+        return bypass.streams(self._maps)
+
+    def close_flow(self, flow: Flow) -> bool:
+        """Close a connection on the kernel path by whichever end is in an enrolled pod; return whether it was there. Raises OSError."""
+        client, server = self._numbered(flow.source), self._numbered(flow.destination)
+        if client is not None and sock_diag.destroy(client.pod.netns.fd, flow.id, flow.client):
+            return True
+        ends = flow.id.destination, flow.id.source
+        return server is not None and bool(flow.server) and sock_diag.destroy(server.pod.netns.fd, ends, flow.server)
+
+    def _numbered(self, number: int) -> _State | None:
+        return next((state for state in self._enrolled.values() if self.kernel.number(state.pod.netns.cookie) == number), None)
 
     def verify(self, uid: str) -> list[str]:
         """Compare an enrolled pod with the kernel's real state; return what is wrong, in words."""
@@ -211,14 +240,16 @@ class DataPlane:
         self.close()
         pins.cleanup(self._pins.directory)
 
-    def _yield_addresses(self, uid: str, addresses: dict[bytes, bytes]) -> None:
+    def _yield_addresses(self, pod: EnrolledPod, addresses: dict[bytes, bytes]) -> None:
         """An address that is given to a new pod is no longer the old one's, which is on its way out."""
+        self.kernel.yield_addresses(self.kernel.number(pod.netns.cookie), pod.addresses)
         for state in self._enrolled.values():
-            if state.pod.uid != uid:
+            if state.pod.uid != pod.uid:
                 for address in addresses:
                     state.entries["addresses"].pop(address, None)
 
     def _change(self, state: _State, pod: EnrolledPod, wanted: pods.Entries) -> None:
+        self.kernel.withdraw(self.kernel.number(state.pod.netns.cookie), set(state.pod.addresses) - set(pod.addresses))
         for name in _POD_MAPS:
             for key in state.entries[name].keys() - wanted[name].keys():
                 self._maps[name].drop(key)
@@ -231,7 +262,8 @@ class DataPlane:
         return Listeners({one: listener for one, listener in handed.fds.items() if one in wanted})
 
     def _withdraw(self, state: _State) -> None:
-        """Take the pod out of the kernel: inbound capture first, then outbound, then what they used."""
+        """Take the pod out of the kernel: its addresses off the kernel path first, then inbound capture, then outbound, then what they used."""
+        self.kernel.withdraw(self.kernel.number(state.pod.netns.cookie))
         hooks.remove(self._pins.lookup(state.pod.netns.cookie))
         if state.link >= 0:
             os.close(state.link)
@@ -313,6 +345,7 @@ class DataPlane:
             wrong = hooks.fault(self._links[hook.name], hook, self._cgroup, self._ids[hook.name])
             if wrong or not path.exists():
                 yield wrong or f"the link {hook.name} is not pinned", lambda hook=hook, path=path: self._relink_node(hook, path)  # type: ignore[misc]
+        yield from self.kernel.faults()
 
     def _relink_node(self, hook: hooks.Hook, path: Path) -> None:
         self._links[hook.name] = self._attach(self._links[hook.name], path, hook, self._cgroup)

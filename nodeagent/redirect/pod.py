@@ -40,6 +40,8 @@ class EnrolledPod:
     exclude_outbound: frozenset[int] = frozenset()
     port_strict: Mapping[int, bool] = field(default_factory=dict)
     """Ports whose mode differs from ``strict``."""
+    bypass: bool = False
+    """It asks for the socket bypass."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,17 +55,21 @@ class Listeners:
             listener.close()
 
 
-def entries(pod: EnrolledPod) -> Entries:
-    """Return every map entry of *pod*; "pods", which begins the outbound capture, comes last. Raises OSError for a bad address."""
+def entries(pod: EnrolledPod, number: int) -> Entries:
+    """Return every map entry of *pod*, whose number on this node is *number*; "pods", which begins the outbound capture, comes last.
+
+    Raises OSError for a bad address.
+    """
     cookie = pod.netns.cookie
     own = {layout.family_of(address): layout.pack_address(address) for address in reversed(pod.addresses)}
-    value = layout.Pod(strict=pod.strict)
+    value = layout.Pod(strict=pod.strict, id=number, bypass=pod.bypass)
     value.ipv4[:], value.ipv6[:] = own.get(4, bytes(layout.ADDRESS_BYTES)), own.get(6, bytes(layout.ADDRESS_BYTES))
     excluded = ((layout.OUTBOUND, pod.exclude_outbound), (layout.INBOUND, pod.exclude_inbound))
     netns_key = struct.pack("=Q", cookie)
     return {
         "addresses": {layout.pack_address(address): netns_key for address in pod.addresses},
         "exclusions": {bytes(layout.PortKey(cookie, direction, port)): struct.pack("=I", 1) for direction, ports in excluded for port in ports},
+        "port_modes": {bytes(layout.PortKey(cookie, layout.INBOUND, port)): struct.pack("=I", strict) for port, strict in pod.port_strict.items()},
         "pods": {netns_key: bytes(value)},
     }
 

@@ -24,7 +24,7 @@ from typing import Final, NoReturn
 
 from nodeagent.config import MapSizes, Redirect
 from nodeagent.errors import KernelError
-from nodeagent.redirect import hooks, layout, maps, netns, pins, syscall
+from nodeagent.redirect import hooks, layout, maps, netns, pins, sock_diag, syscall
 from nodeagent.redirect.original import OriginalDestinations
 from nodeagent.redirect.plane import DataPlane
 from nodeagent.redirect.pod import EnrolledPod, Listeners
@@ -104,7 +104,23 @@ def _remove_cgroup(cgroup: Path) -> None:
         time.sleep(0.01)
 
 
+def _message(_: Ground) -> str:
+    """A program of a map: neither a cgroup's nor a namespace's."""
+    hook = hooks.BYPASS_MESSAGE
+    spec = next(spec for spec in maps.specifications(MapSizes.model_validate({})) if spec.name == "bypass_sockets")
+    with contextlib.ExitStack() as stack:
+        program = syscall.program_load(hook.program_type, hook.attach_type, _PASS)
+        stack.callback(os.close, program)
+        sockets = syscall.map_create(spec.kind, spec.name, spec.key_size, spec.value_size, 2, spec.flags)
+        stack.callback(os.close, sockets)
+        syscall.program_attach(program, sockets, hook.attach_type)
+    return "loaded, attached to a sockhash"
+
+
 def _hook(hook: hooks.Hook) -> Callable[[Ground], str]:
+    if hook is hooks.BYPASS_MESSAGE:
+        return _message
+
     def attempt(where: Ground) -> str:
         with contextlib.ExitStack() as stack:
             program = syscall.program_load(hook.program_type, hook.attach_type, _PASS)
@@ -129,6 +145,16 @@ def _netns_cookie(_: Ground) -> str:
     return f"SO_NETNS_COOKIE: {netns.own_cookie()}"
 
 
+def _destroy(where: Ground) -> str:
+    """Close a connection from outside, as control does with one that policy refuses now."""
+    with netns.inside(where.client), socket.create_server(("127.0.0.1", 0)) as listener, socket.create_connection(listener.getsockname()) as client:
+        if not sock_diag.destroy(where.client, (client.getsockname(), client.getpeername()), sock_diag.ANY_COOKIE):
+            raise KernelError("the connection was not found")
+        if client.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) != errno.ECONNABORTED:
+            raise KernelError("the connection was not closed")
+    return "SOCK_DESTROY over sock_diag"
+
+
 def _unprivileged_lookup(_: Ground) -> str:
     """What a proxy worker does as nobody: take an entry out of an LRU map by a descriptor that it was given."""
     spec = next(spec for spec in maps.specifications(MapSizes.model_validate({})) if spec.name == "by_source")
@@ -136,7 +162,7 @@ def _unprivileged_lookup(_: Ground) -> str:
     try:
         key = layout.Source(netns=1, port=2)
         key.address[:] = layout.pack_address("127.0.0.1")
-        syscall.map_update(fd, bytes(key), bytes(layout.Original(port=3)))
+        syscall.map_update(fd, bytes(key), bytes(layout.Original(asked=layout.Endpoint(port=3))))
         child = os.fork()
         if not child:
             _take_as_nobody(fd)
@@ -203,7 +229,7 @@ def _outbound(where: Ground, plane: DataPlane, address: str) -> None:
     listeners = _enroll(plane, where.client, address.removesuffix("2") + "1")
     with _dialling(where, address), _accepted(listeners, "outbound", address) as connection:
         peer = connection.getpeername()
-        if (found := OriginalDestinations(plane.original_map_fd).take(netns.cookie_of(connection), peer[0], peer[1])) != (address, 80):
+        if (found := OriginalDestinations(plane.original_map_fd).take(netns.cookie_of(connection), peer[0], peer[1])) != (address, 80, None):
             raise KernelError(f"a connection to {address} port 80 was redirected, but its destination was found to be {found}")
     plane.release("check")
 
@@ -297,12 +323,15 @@ _LOST: Final = {
     "getsockname6": "apps see ::1 as their own address",
     "sockops": "the agent does not learn where a connection wanted to go",
     "sock_release": "the map of open connections fills up",
+    "http_egress": "no HTTP metrics of connections on the kernel path",
+    "bypass_message": "no socket bypass",
     "sk_lookup": "connections to pods are not captured: no mTLS, no policy on the receiving side",
 }
 
 PROBES: Final = (
     Probe("bpffs", _bpffs, "captures end with the daemon, and STRICT pods are open while it restarts"),
     *(Probe(hook.name, _hook(hook), _LOST[hook.name]) for hook in hooks.HOOKS),
+    Probe("closing connections", _destroy, "connections on the kernel path that policy refuses now go on"),
     Probe("netns cookie", _netns_cookie, "pods cannot be told apart"),
     Probe("map lookup without privilege", _unprivileged_lookup, "proxy workers need CAP_BPF"),
     Probe("ip", _tool("ip"), "no lab, and the capture cannot be tried here"),

@@ -17,6 +17,7 @@ _libc: Final = ctypes.CDLL(None, use_errno=True)
 MAP_CREATE, MAP_LOOKUP, MAP_UPDATE, MAP_DELETE, MAP_NEXT_KEY = range(5)
 PROG_LOAD = 5
 OBJ_PIN, OBJ_GET = 6, 7
+PROG_ATTACH = 8
 OBJ_INFO = 15
 MAP_LOOKUP_AND_DELETE = 21
 MAP_LOOKUP_BATCH = 24
@@ -70,6 +71,10 @@ class _Program(ctypes.Structure):
         ("name", ctypes.c_char * 16),
         *((name, _u32) for name in ("interface", "attach_type")),
     ]
+
+
+class _Attach(ctypes.Structure):
+    _fields_ = [("target", _u32), ("program", _u32), ("attach_type", _u32), ("flags", _u32), ("rest", _u32 * 12)]
 
 
 class _Link(ctypes.Structure):
@@ -174,6 +179,11 @@ def program_load(kind: int, attach_type: int, instructions: bytes) -> int:
     code, licence = ctypes.create_string_buffer(instructions, len(instructions)), ctypes.create_string_buffer(b"GPL")
     attr = _Program(kind, len(instructions) // 8, ctypes.addressof(code), ctypes.addressof(licence), attach_type=attach_type)
     return _own(bpf(PROG_LOAD, attr))
+
+
+def program_attach(program: int, target: int, attach_type: int) -> None:
+    """Attach *program* to a map, in place of the one that is (BPF_PROG_ATTACH). Raises OSError."""
+    bpf(PROG_ATTACH, _Attach(target, program, attach_type))
 
 
 def link_create(program: int, target: int, attach_type: int) -> int:

@@ -63,6 +63,8 @@ class Pod:
     phase: str
     addresses: tuple[Address, ...]
     ready: bool
+    drivers: tuple[str, ...] = ()
+    """CSI drivers of its volumes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -231,6 +233,7 @@ def _pod(root: Field, metadata: Field) -> Pod:
         phase=status.text("phase", "Pending"),
         addresses=tuple(dict.fromkeys(given)),
         ready=any(item.text("type") == "Ready" and item.text("status") == "True" for item in status.parts("conditions")),
+        drivers=tuple(item.part("csi").text("driver") for item in spec.parts("volumes") if item.has("csi")),
     )
 
 

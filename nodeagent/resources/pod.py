@@ -174,16 +174,24 @@ class ConfigMapVolume(Section):
     optional: bool = False
 
 
+class CsiVolume(Section):
+    """The pod's folder with the agent's socket; the lab has no other driver."""
+
+    driver: Literal["csi.nodeagent.io", "csi.spiffe.io"]
+    read_only: bool = True
+
+
 class Volume(Section):
     name: Name
     empty_dir: EmptyDir | None = None
     host_path: HostPath | None = None
     config_map: ConfigMapVolume | None = None
+    csi: CsiVolume | None = None
 
     @model_validator(mode="after")
     def _one(self) -> Self:
-        if sum(source is not None for source in (self.empty_dir, self.host_path, self.config_map)) != 1:
-            raise ValueError("exactly one of emptyDir, hostPath, configMap")
+        if sum(source is not None for source in (self.empty_dir, self.host_path, self.config_map, self.csi)) != 1:
+            raise ValueError("exactly one of emptyDir, hostPath, configMap, csi")
         return self
 
 

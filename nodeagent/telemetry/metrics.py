@@ -86,6 +86,9 @@ KERNEL_HTTP_UNKNOWN = Metric(
     "nodeagent_kernel_http_unknown_total", "counter", ("destination_workload", "destination_workload_namespace", "reason"),
     "HTTP requests of kernel-path flows, at least, that the kernel could not follow: they are in no istio_* series.",
 )  # fmt: skip
+KERNEL_LEFT_OUT = Metric(
+    "nodeagent_kernel_path_left_out", "gauge", (), "Ports and ClusterIPs that should be on the kernel path and take the proxy because a BPF map is full."
+)
 CERTIFICATE_EXPIRY = Metric("nodeagent_certificate_expiry_timestamp_seconds", "gauge", ("identity",), "When a workload's certificate ends, Unix time.")
 WORKER_RESTARTS = Metric("nodeagent_worker_restarts_total", "counter", ("worker",), "Workers that died and were replaced.")
 SNAPSHOT_ENTRIES = Metric("nodeagent_snapshot_entries", "gauge", ("kind",), "Entries of the snapshot that workers decide by.")
@@ -100,7 +103,8 @@ PLAIN: Final = {
     metric.name: metric
     for metric in (
         *(ISTIO_BUILD, BUILD_INFO, ENROLLED_PODS, FAULTY_PODS, REPAIRS, MAP_ENTRIES, MAP_CAPACITY, KERNEL_EVENTS, LOOP_LAG, OPEN_CONNECTIONS),
-        *(CONNECTIONS, REFUSED, POLICY_EVENTS, KERNEL_HTTP_UNKNOWN, CERTIFICATE_EXPIRY, WORKER_RESTARTS, SNAPSHOT_ENTRIES, LOG_DROPPED, REJECTED),
+        *(CONNECTIONS, REFUSED, POLICY_EVENTS, KERNEL_HTTP_UNKNOWN, KERNEL_LEFT_OUT),
+        *(CERTIFICATE_EXPIRY, WORKER_RESTARTS, SNAPSHOT_ENTRIES, LOG_DROPPED, REJECTED),
     )
 }
 """Families with one number a series, by name."""

@@ -102,6 +102,21 @@ def test_dead_daemon(make_node: Callable[..., Node], a: Pod, b: Pod, kind: str, 
 
 
 @pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("strict", [False, True])
+def test_dead_daemon_and_a_port_of_another_mode(node: Node, a: Pod, b: Pod, counted: Counted, kind: str, strict: bool) -> None:
+    """Input: one port's mode is not the pod's, and the daemon is gone. Verdict: the port's own mode holds there, the pod's elsewhere."""
+    for port in (8185, 8186):
+        node.stage.start(b, serve, _any(kind), port).receive()
+    node.enroll(b, strict=strict, port_strict={8185: not strict})
+    node.plane.stop_beating()
+    passes, refuses = (8185, 8186) if strict else (8186, 8185)
+    assert node.stage.run(a, dial, b.address(kind), passes).data.startswith(b"app ")
+    with pytest.raises(ConnectionRefusedError):
+        node.stage.run(a, dial, b.address(kind), refuses)
+    assert counted() == {"inbound_dead_passed": 1, "inbound_dead_refused": 1, "outbound_unknown_allowed": 2}
+
+
+@pytest.mark.parametrize("kind", KINDS)
 def test_established_connections_stay_where_they_are(node: Node, a: Pod, b: Pod, kind: str) -> None:
     """Input: both ends of a live connection are enrolled, and released. Verdict: it never notices."""
     server = node.stage.start(b, _echo, _any(kind), 8184)

@@ -13,8 +13,19 @@ STRUCTS: dict[str, type[ctypes.Structure]] = {
     "pod": layout.Pod,
     "port_key": layout.PortKey,
     "listener_key": layout.ListenerKey,
+    "endpoint": layout.Endpoint,
     "original": layout.Original,
     "source": layout.Source,
+    "destination": layout.Destination,
+    "verdict_key": layout.VerdictKey,
+    "verdict": layout.Verdict,
+    "service": layout.Service,
+    "backend_key": layout.BackendKey,
+    "flow_key": layout.FlowKey,
+    "flow_end": layout.FlowEnd,
+    "kernel_flow": layout.KernelFlow,
+    "flow_total_key": layout.FlowTotalKey,
+    "flow_total": layout.FlowTotal,
 }
 
 
@@ -31,7 +42,9 @@ def test_python_and_c_agree(tmp_path: Path) -> None:
         wanted.append(f"{counter} {index}")
         prints.append(f'printf("{counter} %d\\n", {counter.upper()});')
     wanted.append(f"constants {layout.OUTBOUND} {layout.INBOUND} {len(layout.COUNTERS)} {layout.ADDRESS_BYTES}")
+    wanted.append(f"kernel {layout.ANY_SOURCE} {layout.BY_SOURCE} {layout.FLOW_HTTP} {layout.FLOW_BYPASS}")
     prints.append('printf("constants %d %d %d %zu\\n", OUTBOUND, INBOUND, COUNTERS, sizeof(struct address));')
+    prints.append('printf("kernel %d %d %d %d\\n", ANY_SOURCE, BY_SOURCE, FLOW_HTTP, FLOW_BYPASS);')
     source = tmp_path / "layout.c"
     source.write_text(f'#include <stddef.h>\n#include <stdio.h>\n#include "nodeagent.h"\nint main(void) {{\n{chr(10).join(prints)}\nreturn 0;\n}}\n')
     subprocess.run(["cc", f"-I{loader.source_directory()}", str(source), "-o", str(tmp_path / "layout")], check=True)

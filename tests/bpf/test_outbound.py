@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from nodeagent.redirect import netns
-from nodeagent.redirect.original import OriginalDestinations
+from nodeagent.redirect.original import Original, OriginalDestinations
 from nodeagent.redirect.pod import listener_key
 from tests.bpf.conftest import Node
 from tests.bpf.world import Pod, Seen, accept, answering, connected, dial, eventually, serve, take
@@ -274,7 +274,7 @@ def test_a_second_connect_forgets_the_first(node: Node, a: Pod, b: Pod, counted:
     assert node.plane.statistics().maps["by_cookie"][0] == 0
 
 
-def _unprivileged(_pipe: Connection, map_fd: int, cookie: int, port: int) -> tuple[str, int] | None:
+def _unprivileged(_pipe: Connection, map_fd: int, cookie: int, port: int) -> Original | None:
     os.setgroups([])
     os.setresgid(65534, 65534, 65534)
     os.setresuid(65534, 65534, 65534)
@@ -286,7 +286,7 @@ def test_a_worker_needs_no_privilege(node: Node, a: Pod, b: Pod) -> None:
     node.stage.start(a, dial, b.ipv4, 8094)
     with accept(listeners.fds["outbound", 4, 0]) as connection:
         cookie, port = node.plane._enrolled["pod"].pod.netns.cookie, connection.getpeername()[1]
-        assert node.stage.run(None, _unprivileged, node.plane.original_map_fd, cookie, port) == (b.ipv4, 8094)
+        assert node.stage.run(None, _unprivileged, node.plane.original_map_fd, cookie, port) == (b.ipv4, 8094, None)
 
 
 def test_a_direct_call_of_the_listener_has_no_original(node: Node, a: Pod) -> None:

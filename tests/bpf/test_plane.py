@@ -132,7 +132,7 @@ POD_DAMAGE: dict[str, Callable[[Node], object]] = {
     "the pod's entry is gone": lambda node: _drop_all(node, "pods"),
     "the addresses are gone": lambda node: _drop_all(node, "addresses"),
     "the exclusions are gone": lambda node: _drop_all(node, "exclusions"),
-    "the pod's entry is another": lambda node: node.plane._maps["pods"].put(struct.pack("=Q", _cookie(node)), bytes(40)),
+    "the pod's entry is another": lambda node: node.plane._maps["pods"].put(struct.pack("=Q", _cookie(node)), bytes(48)),
     "a listener is closed": lambda node: node.plane.listeners("pod").fds["inbound", 4, 0].close(),
     "a listener is shut down": lambda node: node.plane.listeners("pod").fds["outbound", 6, 0].shutdown(socket.SHUT_RDWR),
     "a listener has left the map": lambda node: node.plane._maps["listeners"].drop(listener_key(_cookie(node), "inbound", 4)),

@@ -226,7 +226,9 @@ def accept(listener: socket.socket, seconds: float = 5) -> socket.socket:
 
 def take(destinations: OriginalDestinations, connection: socket.socket) -> tuple[str, int] | None:
     address, port = connection.getpeername()[:2]
-    return destinations.take(netns.cookie_of(connection), address, port)
+    found = destinations.take(netns.cookie_of(connection), address, port)
+    assert found is None or found.chosen is None
+    return (found.address, found.port) if found else None
 
 
 @contextlib.contextmanager

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import subprocess
+import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -12,6 +14,7 @@ import pytest
 
 from nodeagent.lab import Lab
 from nodeagent.lab.agent import merge
+from nodeagent.lab.layout import CGROUP
 from nodeagent.lab.network import inside
 from tests.netns.world import (
     QUICK,
@@ -28,9 +31,11 @@ from tests.netns.world import (
     curl,
     eventually,
     growth,
+    pod,
     pod_row,
     server,
 )
+from tests.unit.policy.jwt_issuer import ISSUER, key_set, token
 
 PRINCIPAL = "cluster.local/ns/default/sa/client"
 SERVERS = ("local", "remote")
@@ -243,8 +248,9 @@ def test_a_network_namespace_of_its_own_does_not_hide_a_pod(policies: Policies, 
     put(policy("only", f"{{selector: {{matchLabels: {{role: server}}}}, rules: [{{from: [{{source: {{principals: [{PRINCIPAL}]}}}}]}}]}}"))
     url = f"http://{lab.address('local')}:8080/about"
     eventually(lambda: status(lab, "other", url) == 403, "in force")
-    done = lab.exec("client", ["nsenter", f"--net={lab.netns('plain')}", "curl", "-sS", "--max-time", "10", url])
-    assert done.stdout in ("", "RBAC: access denied"), done
+    join = f'echo $$ > {lab.pod("client")["metadata"]["annotations"][CGROUP]}/c/cgroup.procs && exec "$@"'
+    done = lab.exec("node1", ["sh", "-c", join, "sh", "nsenter", f"--net={lab.netns('plain')}", "curl", "-sS", "--max-time", "10", url])
+    assert done.stdout == "RBAC: access denied", done
 
 
 def test_explain_says_which_rule_decides(policies: Policies, put: Callable[..., None]) -> None:
@@ -256,3 +262,84 @@ def test_explain_says_which_rule_decides(policies: Policies, put: Callable[..., 
     assert allowed["verdict"] == "allowed"
     assert "default/only" in json.dumps(allowed)
     assert denied["verdict"] == "refused"
+
+
+# -- with others' help: these run in a lab of their own, whose agents know the providers --
+
+FAKES = Path(__file__).resolve().parent.parent / "fakes"
+
+
+def provider(name: str, *arguments: str) -> str:
+    """Return the YAML of a pod that runs the program *name* of tests/fakes, and of its Service."""
+    command = json.dumps([sys.executable, str(FAKES / f"{name}.py"), "--port", "9100", "--address", "0.0.0.0", *arguments])
+    ready = "readinessProbe: {tcpSocket: {port: 9100}, periodSeconds: 1}"
+    own = name.replace("_", "-")
+    spec = f"{{selector: {{app: {own}}}, ports: [{{name: grpc, port: 9100}}]}}"
+    return pod(own, "node1", command=command, container=ready) + f"\n---\napiVersion: v1\nkind: Service\nmetadata: {{name: {own}}}\nspec: {spec}\n"
+
+
+@pytest.fixture(scope="module")
+def providers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Policies]:
+    folder = tmp_path_factory.mktemp("policies")
+    known = [
+        {"name": "authz", "envoyExtAuthzGrpc": {"service": "ext-authz.default.svc.cluster.local", "port": 9100, "timeout": "5s"}},
+        {"name": "gone", "envoyExtAuthzGrpc": {"service": "nowhere.default.svc.cluster.local", "port": 9100, "timeout": "1s"}},
+        {"name": "limits", "rateLimitGrpc": {"service": "rate-limit.default.svc.cluster.local", "port": 9100, "timeout": "5s"}},
+    ]
+    text = TEXT + provider("ext_authz", "--tcp", "deny") + provider("rate_limit", "--limit", "3")
+    with cluster("t-providers", text, agent=merge(QUICK, {"resources": [str(folder)], "extensionProviders": known})) as lab:
+        yield Policies(lab, folder)
+
+
+def test_an_external_authorizer_decides(providers: Policies) -> None:
+    lab = providers.lab
+    providers.put("test", policy("ask", "{selector: {matchLabels: {app: local}}, action: CUSTOM, provider: {name: authz}, rules: [{}]}"))
+    url = f"http://{cluster_ip(lab, 'local')}"
+    eventually(lambda: status(lab, "client", f"{url}/about") == 403, "it is asked and says no")
+    log = access_log(lab)
+    assert status(lab, "client", f"{url}/about", "-H", "x-ext-authz: allow") == 200
+    assert status(lab, "client", f"{url}/about") == 403
+    assert log.find(code="403")["flags"] == "UAEX"
+    done = curl(lab, "client", "-H", "x-ext-authz: allow", "--data-binary", "@-", f"{url}/echo", input="x" * 300_000)
+    assert done.stdout == "x" * 300_000, "a body waits for the verdict"
+    assert ask(lab, "client", "dial", cluster_ip(lab, "local"), 9001, "--send", "1 10 10\n0123456789")["received"] == ""
+
+
+def test_an_authorizer_that_is_not_there_refuses(providers: Policies) -> None:
+    lab = providers.lab
+    providers.put("test", policy("ask", "{selector: {matchLabels: {app: local}}, action: CUSTOM, provider: {name: gone}, rules: [{}]}"))
+    url = f"http://{cluster_ip(lab, 'local')}/about"
+    eventually(lambda: status(lab, "client", url, "-H", "x-ext-authz: allow") == 403, "nobody says yes")
+    providers.put("test", policy("ask", "{selector: {matchLabels: {app: local}}, action: CUSTOM, provider: {name: unknown}, rules: [{}]}"))
+    eventually(lambda: "unknown" in str(providers.rows()), "it is read")
+    assert status(lab, "client", url, "-H", "x-ext-authz: allow") == 403
+
+
+def test_a_rate_limit_service_is_asked(providers: Policies) -> None:
+    lab = providers.lab
+    descriptors = "[{entries: [{key: path, value: '{path}'}, {key: who, value: '{pod}'}]}]"
+    spec = f"{{selector: {{matchLabels: {{app: local}}}}, global: {{provider: limits, domain: test, descriptors: {descriptors}}}}}"
+    providers.put("test", policy("shared", spec, kind="RateLimit"))
+    url = f"http://{cluster_ip(lab, 'local')}/about"
+    eventually(lambda: status(lab, "client", url) == 429, "used up")
+    assert [status(lab, "other", url) for _ in range(4)] == [200, 200, 200, 429]
+
+
+def test_a_token_is_asked_for_and_its_claims_decide(policies: Policies, put: Callable[..., None]) -> None:
+    lab = policies.lab
+    tokens = {name: token({"sub": name, "groups": [name], "exp": time.time() + 600}) for name in ("admin", "guest")}
+    expired = token({"sub": "admin", "groups": ["admin"], "exp": 1})
+    rule = f"{{issuer: {ISSUER}, jwks: '{key_set()}', outputClaimToHeaders: [{{header: x-sub, claim: sub}}]}}"
+    put(
+        policy("jwt", f"{{selector: {{matchLabels: {{role: server}}}}, jwtRules: [{rule}]}}", kind="RequestAuthentication"),
+        policy("admins", "{selector: {matchLabels: {role: server}}, rules: [{when: [{key: 'request.auth.claims[groups]', values: [admin]}]}]}"),
+    )
+    for name in SERVERS:
+        url = f"http://{cluster_ip(lab, name)}/about"
+        eventually(lambda url=url: status(lab, "client", url) == 403, "without a token there are no claims")
+        assert status(lab, "client", url, "-H", f"authorization: Bearer {tokens['guest']}") == 403
+        assert status(lab, "client", url, "-H", f"authorization: Bearer {expired}") == 401
+        seen = about(lab, "client", f"http://{cluster_ip(lab, name)}", "-H", f"authorization: Bearer {tokens['admin']}", "-H", "x-sub: root")
+        assert seen["headers"]["x-sub"] == "admin"
+        assert "authorization" not in seen["headers"]
+    assert tokens["guest"] not in lab.agent("node1").access_log.read_text()

@@ -387,3 +387,41 @@ def test_incremental_equals_whole(changes: list[AnyChange], batch: int, random: 
 def test_no_address_is_two_workloads(changes: list[AnyChange]) -> None:
     held = [address for found in mesh(*changes).entries().upserts if isinstance(found, Workload) for address in found.addresses]
     assert len(held) == len(set(held))
+
+
+def asks(**annotations: str) -> Mesh:
+    return mesh(pod("web", annotations={f"nodeagent.io/{name.replace('_', '-')}": text for name, text in annotations.items()}))
+
+
+@pytest.mark.parametrize(("text", "place"), [("enabled", "/run/nodeagent"), ("/var/run/api", "/var/run/api"), ("/x", "/x")])
+def test_a_pod_asks_for_its_certificate_by_annotation(text: str, place: str) -> None:
+    (asking,) = asks(workload_api=text).asking_pods()
+    assert (asking.uid, asking.identity, asking.mount_at) == ("uid-web", "spiffe://cluster.local/ns/default/sa/web", place)
+
+
+@pytest.mark.parametrize("text", ["", "disabled"])
+def test_a_pod_that_does_not_ask_gets_nothing(text: str) -> None:
+    made = asks(workload_api=text)
+    assert made.asking_pods() == ()
+    assert made.local_pods()[0].faults == ()
+
+
+@pytest.mark.parametrize("text", ["yes", "relative/path", "/", "//", "/a/../etc", "/a//b", "/a/", "/./a", ".."])
+def test_a_place_that_makes_no_sense_is_told_and_has_no_effect(text: str) -> None:
+    made = asks(workload_api=text)
+    assert made.asking_pods() == ()
+    assert "nodeagent.io/workload-api" in made.local_pods()[0].faults[0]
+
+
+def test_a_pod_asks_with_a_sidecar_and_without_enrolment_but_never_without_a_network_of_its_own() -> None:
+    wish = {"nodeagent.io/workload-api": "enabled"}
+    made = mesh(
+        pod("sidecar", "10.244.1.6", annotations={**wish, "sidecar.istio.io/status": "{}"}),
+        pod("left", "10.244.1.7", annotations={**wish, "nodeagent.io/enroll": "false"}),
+        pod("host", "10.244.1.8", annotations=wish, host_network=True),
+        pod("far", "10.244.2.5", annotations=wish, node="node2"),
+        pod("done", "10.244.1.9", annotations=wish, phase="Succeeded"),
+    )
+    assert sorted(asking.pod for asking in made.asking_pods()) == ["left", "sidecar"]
+    made.apply([gone(pod("sidecar"))])
+    assert [asking.pod for asking in made.asking_pods()] == ["left"]

@@ -23,6 +23,7 @@ from nodeagent.policy.model import AuthorizationPolicy, Jwks, MtlsMode, RateLimi
 from nodeagent.proxy.accept import Accepted
 from nodeagent.proxy.pipeline import Pipeline
 from nodeagent.proxy.pods import PodState
+from nodeagent.redirect.original import Original
 from nodeagent.telemetry.cells import WorkerMetrics
 from tests.unit.proxy.stage import Handler, Log
 
@@ -55,8 +56,8 @@ class Originals:
     def __init__(self, to: tuple[str, int]) -> None:
         self.to = to
 
-    def take(self, cookie: int, address: str, port: int) -> tuple[str, int]:
-        return self.to
+    def take(self, cookie: int, address: str, port: int) -> Original:
+        return Original(*self.to, None)
 
 
 class Nodes:

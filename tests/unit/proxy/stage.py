@@ -14,6 +14,7 @@ from nodeagent.mesh.entries import Address, Delta, Endpoint, PodUid, Protocol, S
 from nodeagent.proxy.accept import Accepted
 from nodeagent.proxy.pipeline import Pipeline
 from nodeagent.proxy.pods import PodState
+from nodeagent.redirect.original import Original
 from nodeagent.telemetry.cells import WorkerMetrics
 from nodeagent.telemetry.log_format import FIELDS
 
@@ -32,8 +33,8 @@ class Log:
 
 
 class Originals:
-    def take(self, cookie: int, address: str, port: int) -> tuple[str, int]:
-        return VIP, 80
+    def take(self, cookie: int, address: str, port: int) -> Original:
+        return Original(VIP, 80, None)
 
 
 def _workload(uid: str, address: str, port: int) -> Workload:

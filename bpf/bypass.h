@@ -1,0 +1,25 @@
+/* What bypass.c and the daemon share; mirrored by nodeagent/redirect/bypass.py (tests/bpf/test_bypass.py compares). */
+#ifndef NODEAGENT_BYPASS_H
+#define NODEAGENT_BYPASS_H
+
+#include "nodeagent.h"
+
+enum bypass_way { BYPASS_UNDECIDED, BYPASS_SOCKET, BYPASS_TCP };
+
+/* One socket of a connection, as it sees itself. bypass_sockets: struct bypass_side -> socket */
+struct bypass_side {
+  struct address local;
+  struct address remote;
+  __u32 local_port;
+  __u32 remote_port;
+};
+
+/* bypass_streams: struct bypass_side -> what that socket sends; written under its lock */
+struct bypass_stream {
+  __u64 bytes; /* that went past TCP */
+  __u64 messages;
+  __u32 way;
+  __u32 joined; /* 1: the socket is in the sockhash */
+};
+
+#endif

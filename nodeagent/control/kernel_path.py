@@ -1,0 +1,272 @@
+"""The kernel path as control runs it: plan, bring to the maps, tell, count, and close what may not go on."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any, Final
+
+from nodeagent.errors import CONNECT_FAILED, POLICY_DENIED
+from nodeagent.mesh.entries import Entry, PodUid, Service, Workload
+from nodeagent.mesh.kernel_path import ALLOWED, Plan, Planner, PortPath, Settings, Verdict
+from nodeagent.proxy.connection import host_port
+from nodeagent.redirect.bypass import Side
+from nodeagent.redirect.kernel import Flow, FlowId, Pair, Total
+from nodeagent.redirect.plane import DataPlane
+from nodeagent.redirect.sock_diag import Carried
+from nodeagent.telemetry import labels
+from nodeagent.telemetry.metrics import CONNECTIONS, KERNEL_LEFT_OUT, POLICY_EVENTS, REFUSED, UNKNOWN, Labels
+from nodeagent.telemetry.store import Store
+
+log = logging.getLogger("nodeagent.kernel_path")
+_REPORTERS: Final = ("source", "destination")
+_NOTHING: Final = Carried(0, 0)
+
+
+@dataclass(frozen=True, slots=True)
+class _Peers:
+    source: Workload
+    server: Workload
+
+
+class KernelPaths:
+    """One for the node. One thread only."""
+
+    def __init__(self, plane: DataPlane, settings: Settings, cluster: str) -> None:
+        """*cluster*: the label of Istio's metrics."""
+        self._plane, self._settings, self._cluster = plane, settings, cluster
+        self._planner = Planner(settings)
+        self._plan = Plan()
+        self._entries: dict[str, Entry] = {}
+        self._workloads: dict[int, Workload] = {}
+        """By number; those of pods that are gone until they are counted a last time."""
+        self._numbers: dict[PodUid, int] = {}
+        self._told: dict[Pair, Total] = {}
+
+    # -- what changes --
+
+    def update(self, entries: Iterable[Entry]) -> None:
+        """Bring the kernel to the snapshot *entries* and to the pods that are enrolled now. Call it after each change of either. Raises OSError."""
+        self._entries = {entry.key: entry for entry in entries}
+        self._numbers = self._plane.numbers()
+        for uid, number in self._numbers.items():
+            workload = self._entries.get(f"workload/{uid}")
+            if isinstance(workload, Workload):
+                self._workloads[number] = workload
+        self._plan = self._planner.plan(self._entries.values(), self._numbers.keys())
+        before = set(self._plane.kernel.left_out)
+        self._plane.kernel.sync(self._plan, self._numbers)
+        for where, why in self._plane.kernel.left_out.items():
+            if where not in before:
+                log.error("%s stays on the proxy path: %s", host_port(*where), why)
+        wanted = any(to.http for to in self._plan.destinations.values())
+        if wanted != self._plane.http.enabled:
+            (self._plane.http.enable if wanted else self._plane.http.disable)()
+
+    def close_refused(self, store: Store) -> int:
+        """Close established connections that policy refuses now, or would decide per request; return how many. Call it after :meth:`update`.
+
+        Raises OSError.
+        """
+        closed = 0
+        for flow in self._plane.kernel.flows():
+            peers = self._peers(flow)
+            if peers is None:
+                continue
+            verdict = self._judged(flow, peers)
+            if not verdict.allowed and self._plane.close_flow(flow):
+                closed += 1
+                store.add(POLICY_EVENTS, (_name(peers.server), verdict.policy, "closed"))
+        return closed
+
+    # -- what is told --
+
+    def path_of(self, server: Workload, port: int) -> PortPath:
+        """Return the path of connections from this node's captured pods to *port* of *server*."""
+        if server.uid not in self._numbers:
+            return PortPath("proxy", "the server is not a captured pod of this node")
+        known = self._plan.ports.get((server.uid, port))
+        if known is None:
+            return PortPath("proxy", "no Service targets the port")
+        full = [why for address in server.addresses if (why := self._plane.kernel.left_out.get((address, port)))]
+        return PortPath("proxy", full[0]) if full and known.path == "kernel" else known
+
+    def explain(self, client: Workload | None, server: Workload, port: int) -> str:
+        """Say in words which path a connection takes, and why: for ``nodeagent explain``."""
+        if client is None or client.uid not in self._numbers:
+            return "proxy: the client is not a captured pod of this node"
+        path = self.path_of(server, port)
+        return f"{path.path}: {path.why}"
+
+    def paths(self, uid: PodUid) -> dict[int, str]:
+        """Return the path of each port of a pod with the reason, in words: for ``nodeagent get pods``."""
+        workload = self._entries.get(f"workload/{uid}")
+        if not isinstance(workload, Workload):
+            return {}
+        paths = ((port, self.path_of(workload, port)) for port, _ in workload.ports)
+        return {port: f"{path.path}: {path.why}" for port, path in paths}
+
+    def flows(self) -> list[dict[str, object]]:
+        """Return the established connections on the kernel path, as ``nodeagent flows`` shows them. Raises OSError."""
+        flows = [flow for flow in self._plane.kernel.flows() if flow.opened]
+        carried = self._carried(flows)
+        rows = []
+        for flow in flows:
+            peers = self._peers(flow)
+            if peers is not None:
+                rows.append(self._row(flow, peers, carried.get(flow.id, _NOTHING)))
+        return rows
+
+    def _row(self, flow: Flow, peers: _Peers, carried: Carried) -> dict[str, object]:
+        source, server, port = peers.source, peers.server, flow.id.destination[1]
+        service = self._service(flow.service, server, port)
+        return {
+            "id": f"kernel-{flow.client}",
+            "opened": flow.opened,
+            "closed": None,
+            "pod": source.uid,
+            "direction": "outbound",
+            "source": f"{source.namespace}/{source.pod}",
+            "source_identity": source.identity,
+            "destination": f"{server.namespace}/{server.pod}:{port}",
+            "destination_identity": server.identity,
+            "service": service.host if service else "",
+            "path": "kernel",
+            "protocol": "http" if dict(server.ports).get(port) == "http" else "tcp",
+            "verdict": "allow",
+            "reason": "",
+            "why": self.path_of(server, port).why,
+            "policy": self._judged(flow, peers).policy,
+            "requests": 0,
+            "sent": carried.received,
+            "received": carried.sent,
+            "worker": "kernel",
+        }
+
+    # -- what is counted --
+
+    def collect(self, store: Store) -> None:
+        """Add to *store* what the kernel counted since the last call: TCP, HTTP and refusals. Raises OSError."""
+        kernel = self._plane.kernel
+        totals = dict(kernel.totals())
+        self._add_open(totals)  # after the totals: what ends in between is counted next time, and not twice
+        series = []
+        for pair, total in totals.items():
+            told = self._told.get(pair, Total())
+            new = _growth(told, total)
+            self._told[pair] = _higher(told, total)
+            peers = self._labels(pair.source, pair.destination, pair.port, pair.service)
+            if peers is None or not any((new.opened, new.closed, new.failed, new.received, new.sent)):
+                continue
+            series.append([_REPORTERS, labels.tcp(peers), [new.opened, new.closed, new.sent, new.received]])
+            if new.opened:
+                store.add(CONNECTIONS, ("outbound", "kernel"), new.opened)
+            if new.failed:
+                series.append([_REPORTERS, labels.tcp(peers, CONNECT_FAILED.flag), [new.failed, new.failed, 0, 0]])
+                store.add(REFUSED, (CONNECT_FAILED.code,), new.failed)
+        series += self._refused(store)
+        if series:
+            store.merge({"tcp": series})
+        self._plane.http.collect(store, self._peer_labels)
+        store.set(KERNEL_LEFT_OUT, (), len(kernel.left_out))
+        self._forget()
+
+    def _refused(self, store: Store) -> list[Any]:
+        series: list[Any] = []
+        for refusal in self._plane.kernel.refusals():
+            server = self._workloads.get(refusal.destination)
+            peers = self._labels(refusal.source, refusal.destination, refusal.port, "")
+            if server is None or peers is None:
+                continue
+            store.add(POLICY_EVENTS, (_name(server), refusal.policy, "deny"), refusal.count)
+            store.add(REFUSED, (POLICY_DENIED.code,), refusal.count)
+            series.append([_REPORTERS, labels.tcp(peers, POLICY_DENIED.flag), [refusal.count, refusal.count, 0, 0]])
+        return series
+
+    def _add_open(self, totals: dict[Pair, Total]) -> None:
+        """Add what open connections have carried to *totals*."""
+        flows = [flow for flow in self._plane.kernel.flows() if flow.opened]
+        carried = self._carried(flows)
+        for flow in flows:
+            pair = Pair(flow.source, flow.destination, flow.id.destination[1], flow.service)
+            total, one = totals.get(pair, Total()), carried.get(flow.id, _NOTHING)
+            totals[pair] = Total(total.opened, total.closed, total.failed, total.received + one.sent, total.sent + one.received)
+
+    def _carried(self, flows: list[Flow]) -> dict[FlowId, Carried]:
+        """Return what open connections have carried, by TCP and past it."""
+        found: dict[FlowId, Carried] = {}
+        for source in {flow.source for flow in flows}:
+            found.update(self._plane.carried(source))
+        bypassed = self._plane.bypassed() if any(flow.bypass for flow in flows) else {}
+        for flow in flows:
+            there, back = bypassed.get(Side(*flow.id)), bypassed.get(Side(flow.id.destination, flow.id.source))
+            if there or back:
+                one = found.get(flow.id, _NOTHING)
+                found[flow.id] = Carried(one.sent + (there.sent_bytes if there else 0), one.received + (back.sent_bytes if back else 0))
+        return found
+
+    def _forget(self) -> None:
+        """Pods that are gone, and have no connection any more, were counted a last time now."""
+        live = {number for flow in self._plane.kernel.flows() for number in (flow.source, flow.destination)}
+        gone = set(self._workloads) - set(self._numbers.values()) - live
+        if not gone:
+            return
+        self._plane.kernel.forget(gone)
+        for number in gone:
+            del self._workloads[number]
+            self._plane.http.forget(number)
+        self._told = {pair: total for pair, total in self._told.items() if pair.source not in gone and pair.destination not in gone}
+
+    # -- who is who --
+
+    def _peers(self, flow: Flow) -> _Peers | None:
+        source, server = self._workloads.get(flow.source), self._workloads.get(flow.destination)
+        return _Peers(source, server) if source and server else None
+
+    def _policies(self, server: Workload) -> list[Entry]:
+        return [self._entries[key] for key in server.policies if key in self._entries]
+
+    def _judged(self, flow: Flow, peers: _Peers) -> Verdict:
+        """Return what the plan says of a connection, or policy itself where an end has left the kernel path."""
+        planned = self._plan.destinations.get(flow.id.destination)
+        if planned is not None and planned.pod == peers.server.uid:
+            verdict = ALLOWED if planned.verdicts is None else planned.verdicts.get(peers.source.uid)
+            if verdict is not None:
+                return verdict
+        return self._planner.permits(peers.source, peers.server, flow.id.destination, self._policies(peers.server))
+
+    def _service(self, name: str, server: Workload, port: int) -> Service | None:
+        found = self._entries.get(f"service/{name or dict(server.services).get(port, '')}")
+        return found if isinstance(found, Service) else None
+
+    def _peer_labels(self, source: int, destination: int, service: int, port: int) -> Labels | None:
+        return self._labels(source, destination, port, self._plane.kernel.service_name(service))
+
+    def _labels(self, source: int, destination: int, port: int, service: str) -> Labels | None:
+        """Return the values of PEER_LABELS, as the proxy gives them for its own connections within the node."""
+        client, server = self._workloads.get(source), self._workloads.get(destination)
+        if client is None or server is None:
+            return None
+        found = self._service(service, server, port)
+        named: Labels = labels.service(found) if found else (host_port(next(iter(server.addresses), ""), port), UNKNOWN, server.namespace)
+        source_side, server_side = (labels.side(one, one.identity, self._cluster) for one in (client, server))
+        return labels.peers(source_side, server_side, named, "kernel_attested")
+
+
+def _name(workload: Workload) -> str:
+    """The name under which policies count."""
+    return f"{workload.namespace}/{workload.workload}"
+
+
+def _growth(told: Total, now: Total) -> Total:
+    return Total(*(max(after - before, 0) for before, after in _pairs(told, now)))
+
+
+def _higher(told: Total, now: Total) -> Total:
+    return Total(*(max(pair) for pair in _pairs(told, now)))
+
+
+def _pairs(one: Total, other: Total) -> Iterable[tuple[int, int]]:
+    values = ((each.opened, each.closed, each.failed, each.received, each.sent) for each in (one, other))
+    return zip(*values, strict=True)

@@ -1,0 +1,255 @@
+"""A socket for each pod of this node that asks for its own certificate: SPIFFE Workload API and Envoy's SDS.
+
+A pod finds ``socket`` in a folder that is its own: ``<runtimeDirectory>/pods/<uid>``, mounted by a volume of its spec or, for
+an annotation, by :mod:`nodeagent.redirect.place`. Having found a socket proves nothing: a connection is served only when the
+process that made it is the pod's (:mod:`nodeagent.identity.peer`), and anyone else hears PERMISSION_DENIED.
+
+gRPC is imported when the first pod asks: it costs memory, and most nodes have no such pod.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import shutil
+import socket
+import time
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from nodeagent.errors import IdentityError, KernelError
+from nodeagent.identity.certificate import Certificate
+from nodeagent.identity.peer import PodPlace, stranger
+from nodeagent.mesh.entries import PodUid, SpiffeId
+from nodeagent.mesh.local import AskingPod
+from nodeagent.redirect import place
+
+if TYPE_CHECKING:
+    from nodeagent.identity.grpc_socket import GrpcSocket
+    from nodeagent.identity.subject import JwtAuthority, Subject
+
+NAME: Final = "socket"
+"""Istio's sidecars look for it by this name."""
+MAX_CONNECTIONS: Final = 32
+"""Of one pod: an Envoy has one or two, an application one."""
+MAX_STRANGERS: Final = 4
+"""Connections of others that wait for their refusal."""
+QUIET_SECONDS: Final = 60.0
+"""Between two words in the log about strangers at one socket."""
+log = logging.getLogger("nodeagent.sockets")
+
+
+class PodSockets:
+    """The sockets of this node's pods, below *directory*. *current* gives an identity's certificate or raises IdentityError.
+
+    *authority* is the built-in authority's directory, None where certificates come from elsewhere: no tokens are issued then.
+    """
+
+    def __init__(self, directory: Path, current: Callable[[SpiffeId], Certificate], authority: Path | None, trust_domain: str) -> None:
+        self._directory, self._current, self._authority, self._trust_domain = directory / "pods", current, authority, trust_domain
+        self._sockets: dict[PodUid, _PodSocket] = {}
+        self._tokens: JwtAuthority | None = None
+        self._wake = asyncio.Event()
+
+    def reconcile(self, pods: Mapping[PodUid, AskingPod]) -> None:
+        """Make the pods with a socket be *pods*. What fails for one is told, and tried again by :meth:`run`."""
+        for uid in [uid for uid, known in self._sockets.items() if pods.get(uid) != known.pod]:
+            self._sockets.pop(uid).close(remove=uid not in pods)
+        for uid, pod in pods.items():
+            if uid not in self._sockets:
+                self._sockets[uid] = _PodSocket(pod, self._directory / uid, self._subject(pod.identity))
+                self._sockets[uid].check()
+                self._wake.set()
+
+    def certified(self, certificate: Certificate) -> None:
+        """Hand a new certificate, or new roots, to the pods with its identity."""
+        for each in self._sockets.values():
+            if each.pod.identity == certificate.identity:
+                each.subject.certificate.set(certificate)
+
+    def ended(self, identity: SpiffeId) -> None:
+        """Give nobody a certificate that has ended."""
+        for each in self._sockets.values():
+            if each.pod.identity == identity:
+                each.subject.certificate.set(None)
+
+    async def run(self, seconds: float) -> None:
+        """Keep sockets, mounts and keys for tokens as they should be, looking every *seconds*; for ever."""
+        while True:
+            self._wake.clear()
+            self._refresh_tokens()
+            for each in list(self._sockets.values()):
+                each.check()
+                await each.mount()
+            with suppress(TimeoutError):
+                async with asyncio.timeout(seconds):
+                    await self._wake.wait()
+
+    def close(self) -> None:
+        """Stop serving; the folders stay for the next daemon, as pods have them mounted."""
+        for each in self._sockets.values():
+            each.close(remove=False)
+        self._sockets.clear()
+
+    def _subject(self, identity: SpiffeId) -> Subject:
+        from nodeagent.identity.subject import Subject
+
+        self._refresh_tokens()
+        subject = Subject(identity, self._tokens)
+        with suppress(IdentityError):  # not there yet: certified() comes
+            subject.certificate.set(self._current(identity))
+        return subject
+
+    def _refresh_tokens(self) -> None:
+        if self._authority is None:
+            return
+        try:
+            if self._tokens is None:
+                from nodeagent.identity.jwt_svid import JwtKeys
+                from nodeagent.identity.subject import JwtAuthority
+
+                self._tokens = JwtAuthority(JwtKeys(self._authority, self._trust_domain))
+            self._tokens.refresh()
+        except IdentityError as error:
+            log.error("keys of JWT-SVIDs: %s; %s", error, "what is known stays in force" if self._tokens else "none are issued")
+
+
+class _PodSocket:
+    """One pod's folder and socket."""
+
+    def __init__(self, pod: AskingPod, folder: Path, subject: Subject) -> None:
+        from nodeagent.identity.grpc_socket import GrpcSocket, Refused
+        from nodeagent.identity.sds import SecretDiscovery
+        from nodeagent.identity.workload_api import WorkloadApi
+
+        self.pod, self.subject = pod, subject
+        self._folder, self._place = folder, PodPlace(pod.netns, pod.cgroup)
+        services = (WorkloadApi(subject), SecretDiscovery(subject))
+        self._allowed = _Door(GrpcSocket(services), MAX_CONNECTIONS)
+        refused = Refused(services, f"this socket serves the pod {pod.namespace}/{pod.pod}, which the caller is not of")
+        self._refused = _Door(GrpcSocket([refused]), MAX_STRANGERS)
+        self._listener: socket.socket | None = None
+        self._inode = 0
+        self._placement = place.Placement(folder, pod.mount_at, self._place) if pod.mount_at and pod.cgroup else None
+        self._faults: dict[str, str] = {}
+        self._said = -QUIET_SECONDS
+        self._loop = asyncio.get_running_loop()
+
+    def check(self) -> None:
+        """Listen, if that is not so, or if what stands in the folder is not the socket any more."""
+        try:
+            if self._listener is None or os.lstat(self._folder / NAME).st_ino != self._inode:
+                self._stop_listening()
+                self._listen()
+            self._tell("socket", "")
+        except OSError as error:
+            self._tell("socket", f"{self._folder}: {error.strerror}")
+
+    async def mount(self) -> None:
+        """Mount the folder where the annotation wants it, in whichever of the pod's mount namespaces has it not."""
+        if self._placement is None:
+            return
+        try:
+            await self._placement.everywhere()
+            self._tell("mount", "")
+        except KernelError as error:
+            self._tell("mount", f"{self.pod.mount_at}: {error}")
+
+    def close(self, *, remove: bool) -> None:
+        """End all connections; *remove* the folder too, when the pod is gone."""
+        self._stop_listening()
+        for door in (self._allowed, self._refused):
+            door.close()
+        if remove:
+            shutil.rmtree(self._folder, ignore_errors=True)
+        else:
+            with suppress(OSError):
+                (self._folder / NAME).unlink()
+
+    def _listen(self) -> None:
+        """Raises OSError."""
+        self._folder.mkdir(mode=0o755, parents=True, exist_ok=True)
+        folder = os.open(self._folder, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+        before = os.umask(0o111)  # every user of the pod may call; who it is decides, not the file's mode
+        try:
+            with suppress(FileNotFoundError):
+                os.unlink(NAME, dir_fd=folder)
+            listener.bind(f"/proc/self/fd/{folder}/{NAME}")  # a path may have 107 bytes, and this one is short
+            listener.listen(MAX_CONNECTIONS)
+            self._inode = os.stat(NAME, dir_fd=folder, follow_symlinks=False).st_ino
+        except OSError:
+            listener.close()
+            raise
+        finally:
+            os.umask(before)
+            os.close(folder)
+        self._listener = listener
+        self._loop.add_reader(listener.fileno(), self._accept)
+
+    def _stop_listening(self) -> None:
+        if self._listener is not None:
+            self._loop.remove_reader(self._listener.fileno())
+            self._listener.close()
+            self._listener = None
+
+    def _accept(self) -> None:
+        listener = self._listener
+        if listener is None:
+            return
+        try:
+            connection, _ = listener.accept()
+        except BlockingIOError:
+            return
+        except OSError as error:  # no descriptors, no memory: a pause, or the event loop would spin
+            log.error("%s: %s", self._folder, error.strerror)
+            self._stop_listening()
+            return
+        connection.setblocking(False)
+        why = stranger(connection, self._place)
+        if why and time.monotonic() - self._said > QUIET_SECONDS:
+            self._said = time.monotonic()
+            log.warning("a caller at the socket of pod %s/%s is refused: %s", self.pod.namespace, self.pod.pod, why)
+        (self._refused if why else self._allowed).admit(connection)
+
+    def _tell(self, what: str, fault: str) -> None:
+        """Log a fault when it is new."""
+        if fault != self._faults.get(what, ""):
+            self._faults[what] = fault
+            if fault:
+                log.error("the socket of pod %s/%s: %s", self.pod.namespace, self.pod.pod, fault)
+
+
+class _Door:
+    """The connections that are served in one way."""
+
+    def __init__(self, server: GrpcSocket, limit: int) -> None:
+        self._server, self._limit = server, limit
+        self._open: dict[socket.socket, asyncio.Task[None]] = {}
+
+    def admit(self, connection: socket.socket) -> None:
+        if len(self._open) >= self._limit:
+            connection.close()
+            return
+        self._open[connection] = asyncio.get_running_loop().create_task(self._serve(connection))
+
+    async def _serve(self, connection: socket.socket) -> None:
+        loop = asyncio.get_running_loop()
+        ended = asyncio.Event()
+        try:
+            transport, _ = await loop.connect_accepted_socket(lambda: self._server.protocol(ended.set), connection)
+            try:
+                await ended.wait()
+            finally:
+                transport.abort()
+        except OSError:
+            connection.close()  # the caller is gone already
+        finally:
+            self._open.pop(connection, None)
+
+    def close(self) -> None:
+        for task in list(self._open.values()):
+            task.cancel()

@@ -1,0 +1,87 @@
+"""Who calls on a unix socket: the kernel says which process connected, and that process's cgroup and network namespace say of which pod it is.
+
+Nothing that the caller says is asked. A process id may be given to another process when its first owner has died, so it is
+held by a pidfd, and nothing read by its number counts unless the process still exists afterwards.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import struct
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path, PurePosixPath
+from typing import Final
+
+SO_PEERPIDFD: Final = 77
+"""asm-generic/socket.h, since Linux 6.5; not in Python's socket module."""
+
+
+@dataclass(frozen=True, slots=True)
+class PodPlace:
+    """What tells a pod's processes from all others."""
+
+    netns: str
+    """Path of its network namespace's file."""
+    cgroup: str
+    """Path of its cgroup's folder; empty: not known, and the network namespace decides alone."""
+
+
+def stranger(connection: socket.socket, pod: PodPlace) -> str:
+    """Return why the process that connected *connection*, a unix socket, is none of *pod*'s; empty: it is one."""
+    try:
+        pid = struct.unpack("=iII", connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))[0]
+        if pid <= 0:
+            return "its process cannot be seen from here"
+        pidfd = _pidfd(connection, pid)
+    except OSError as error:
+        return f"its process is gone: {error.strerror}"
+    try:
+        return outsider(pid, pod, pidfd)
+    finally:
+        os.close(pidfd)
+
+
+def outsider(pid: int, pod: PodPlace, pidfd: int) -> str:
+    """Return why the process *pid*, held by *pidfd*, is none of *pod*'s; empty: it is one."""
+    try:
+        found, own = os.stat(f"/proc/{pid}/ns/net"), os.stat(pod.netns)
+        lines = Path(f"/proc/{pid}/cgroup").read_text().splitlines()
+        signal.pidfd_send_signal(pidfd, 0)
+    except OSError as error:
+        return f"its process is gone: {error.strerror}"
+    if (found.st_dev, found.st_ino) != (own.st_dev, own.st_ino):
+        return "its process is in another network namespace"
+    if pod.cgroup and not _is_within(lines, pod.cgroup):
+        return "its process is in another cgroup"
+    return ""
+
+
+def _pidfd(connection: socket.socket, pid: int) -> int:
+    """Return a pidfd of the process that connected. Raises OSError."""
+    try:
+        pidfd = connection.getsockopt(socket.SOL_SOCKET, SO_PEERPIDFD)
+    except OSError:
+        # Before Linux 6.5. Were the number another process's by now, that would have to be one of the very pod whose socket it is.
+        return os.pidfd_open(pid)
+    os.set_inheritable(pidfd, False)
+    return pidfd
+
+
+def _is_within(lines: list[str], cgroup: str) -> bool:
+    """Say whether the *lines* of a ``/proc/<pid>/cgroup`` name *cgroup* or one below it in the cgroup2 hierarchy (cgroups(7))."""
+    within = next((line[3:] for line in lines if line.startswith("0::")), "")
+    path = PurePosixPath(f"{_hierarchy()}{within}")
+    return bool(within) and PurePosixPath(cgroup) in (path, *path.parents)
+
+
+@cache
+def _hierarchy() -> str:
+    """Return where cgroup2 is mounted."""
+    for line in Path("/proc/self/mountinfo").read_text().splitlines():
+        before, _, after = line.partition(" - ")
+        if after.startswith("cgroup2 "):
+            return before.split()[4]
+    return "/sys/fs/cgroup"

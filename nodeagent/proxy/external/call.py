@@ -1,0 +1,163 @@
+"""Single calls to a gRPC service over connections that are kept: bounded in time, number and size. A failure is a :class:`CallError`."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import struct
+from collections import OrderedDict
+from typing import Final, TypeVar
+
+from google.protobuf.message import Message
+from grpclib.client import Channel, Stream, UnaryUnaryMethod
+from grpclib.config import Configuration
+from grpclib.exceptions import GRPCError, StreamTerminatedError
+
+from nodeagent.errors import NodeagentError
+from nodeagent.proxy.external.model import Resolve
+
+MAX_ANSWER: Final = 256 << 10
+"""Bytes of an answer."""
+MAX_CALLS: Final = 1024
+"""Calls to one provider under way at once; more are refused at once, so that a slow provider does not pile requests up."""
+MAX_CONNECTIONS: Final = 16
+"""Connections to the endpoints of one provider that are kept."""
+_WINDOW: Final = Configuration(http2_stream_window_size=(1 << 16) - 1, http2_connection_window_size=1 << 20)
+_Answer = TypeVar("_Answer", bound=Message)
+log = logging.getLogger("nodeagent.proxy")
+
+
+class CallError(NodeagentError):
+    """There is no answer; says why, without anything that the other side said at length."""
+
+
+class Caller:
+    """The calls of one worker to one method of a provider."""
+
+    def __init__(self, name: str, service: str, port: int, path: str, resolve: Resolve) -> None:
+        self._name, self._service, self._port, self._path, self._resolve = name, service, port, path, resolve
+        self._channels: OrderedDict[tuple[str, int], _Shared] = OrderedDict()
+        self._calls = 0
+        self._failing = False
+
+    async def call(self, request: Message, answer: type[_Answer], timeout: float) -> _Answer:
+        """Send *request*; return the answer, which must come within *timeout* seconds. Raises CallError."""
+        try:
+            if self._calls >= MAX_CALLS:
+                raise CallError(f"{MAX_CALLS} calls wait for an answer already")
+            self._calls += 1
+            try:
+                async with asyncio.timeout(timeout) as limit:
+                    result = await self._call(request, answer, limit)
+            except TimeoutError:
+                raise CallError(f"no answer within {timeout:g} s") from None
+            finally:
+                self._calls -= 1
+        except CallError as error:
+            if not self._failing:
+                log.warning("extension provider %s (%s:%d) does not answer: %s", self._name, self._service, self._port, error)
+            self._failing = True
+            raise
+        if self._failing:
+            self._failing = False
+            log.info("extension provider %s answers again", self._name)
+        return result
+
+    def close(self) -> None:
+        """Close the connections; calls under way fail."""
+        for shared in self._channels.values():
+            shared.retired = True
+            shared.channel.close()
+        self._channels.clear()
+
+    async def _call(self, request: Message, answer: type[_Answer], limit: asyncio.Timeout) -> _Answer:
+        try:
+            return await self._attempt(request, answer, limit)
+        except StreamTerminatedError:
+            # The connection went away under the call: a provider that restarts or renews connections. Its next endpoint is asked once.
+            pass
+        try:
+            return await self._attempt(request, answer, limit)
+        except StreamTerminatedError:
+            raise CallError("the connection was closed before the answer") from None
+
+    async def _attempt(self, request: Message, answer: type[_Answer], limit: asyncio.Timeout) -> _Answer:
+        where = self._resolve(self._service, self._port)
+        if where is None:
+            raise CallError("no such Service, or it has no ready endpoint")
+        shared = self._lend(where)
+        keep = False
+        try:
+            result = await _unary(UnaryUnaryMethod(shared.channel, self._path, type(request), answer), request, answer)
+            keep = True
+            return result
+        except GRPCError as error:
+            keep = True  # a refusal by status is an answer of a sound connection
+            raise CallError(f"gRPC status {error.status.name}") from None
+        except (StreamTerminatedError, CallError):
+            raise
+        except asyncio.CancelledError:
+            keep = not limit.expired()  # the client went, or the connection may lead nowhere any more
+            raise
+        except OSError as error:
+            raise CallError(f"cannot connect: {error.strerror or type(error).__name__}") from None
+        except Exception as error:  # noqa: BLE001 - the library asserts, and raises others' errors, on what a broken peer sends
+            raise CallError(f"the answer is not valid gRPC ({type(error).__name__})") from None
+        finally:
+            self._give_back(where, shared, keep)
+
+    def _lend(self, where: tuple[str, int]) -> _Shared:
+        shared = self._channels.get(where)
+        if shared is None:
+            shared = self._channels[where] = _Shared(Channel(*where, config=_WINDOW))
+            if len(self._channels) > MAX_CONNECTIONS:
+                self._channels.popitem(last=False)[1].retire()
+        self._channels.move_to_end(where)
+        shared.users += 1
+        return shared
+
+    def _give_back(self, where: tuple[str, int], shared: _Shared, keep: bool) -> None:
+        """Keep the connection, or let the next call make a new one."""
+        shared.users -= 1
+        if not keep and self._channels.get(where) is shared:
+            del self._channels[where]
+            shared.retired = True
+        if shared.retired:
+            shared.retire()
+
+
+class _Shared:
+    """A connection and how many calls use it; one that is retired is closed by the last of them."""
+
+    __slots__ = ("channel", "retired", "users")
+
+    def __init__(self, channel: Channel) -> None:
+        self.channel, self.users, self.retired = channel, 0, False
+
+    def retire(self) -> None:
+        self.retired = True
+        if not self.users:
+            self.channel.close()
+
+
+async def _unary(method: UnaryUnaryMethod[Message, _Answer], request: Message, answer: type[_Answer]) -> _Answer:
+    stream: Stream[Message, _Answer]
+    async with method.open() as stream:
+        await stream.send_message(request, end=True)
+        await stream.recv_initial_metadata()
+        result = await _bounded(stream, answer)
+    if result is None:
+        raise CallError("the answer is empty")
+    return result
+
+
+async def _bounded(stream: Stream[Message, _Answer], answer: type[_Answer]) -> _Answer | None:
+    """What ``Stream.recv_message`` does, but for a message's length, which that believes whatever it is."""
+    with stream._wrapper:
+        head = await stream._stream.recv_data(5)
+        if not head:
+            return None  # the trailers say why
+        compressed, length = struct.unpack(">?I", head)
+        if compressed or length > MAX_ANSWER:
+            raise CallError("the answer is compressed" if compressed else f"the answer is longer than {MAX_ANSWER} bytes")
+        return answer.FromString(await stream._stream.recv_data(length))

@@ -1,0 +1,50 @@
+"""Header fields on their way to and from external services."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from typing import Final
+
+from nodeagent.protocols.envoy_core_pb2 import HeaderValue
+from nodeagent.proxy.external.call import CallError
+from nodeagent.proxy.external.model import Header
+
+MAX_FIELDS: Final = 128
+"""Header fields in an answer."""
+_NAME: Final = re.compile(r"[a-z0-9!#$%&'*+.^_`|~-]{1,256}")
+_VALUE: Final = re.compile(r"[\t\x20-\x7e\x80-\xff]{0,16384}")
+_KEPT: Final = frozenset(
+    ("host", "content-length", "transfer-encoding", "connection", "keep-alive", "proxy-connection", "te", "trailer", "upgrade", "x-forwarded-client-cert")
+)
+"""What the proxy itself answers for: where a message ends, whose connection it is, who the client is."""
+
+
+def utf8(text: str) -> str:
+    """Return *text*, one character a byte, as the UTF-8 that it may be; other bytes are replaced."""
+    return text if text.isascii() else text.encode("latin-1", "replace").decode("utf-8", "replace")
+
+
+def changeable(name: str) -> str:
+    """Return *name* in lower case, or nothing when an external service may not change that field; pseudo-headers are none. Raises CallError."""
+    lower = name.lower()
+    if lower.startswith(":") or lower in _KEPT:
+        return ""
+    if not _NAME.fullmatch(lower):
+        raise CallError("the answer names a header field that cannot be")
+    return lower
+
+
+def read(values: Iterable[HeaderValue]) -> tuple[Header, ...]:
+    """Return the fields of *values* that may be put, one character a byte. Raises CallError when one cannot be a header field."""
+    found = []
+    for value in values:
+        name = changeable(value.key)
+        text = (value.raw_value or value.value.encode()).decode("latin-1")
+        if not _VALUE.fullmatch(text):
+            raise CallError("the answer holds a header field whose value cannot be")
+        if name:
+            found.append((name, text.strip(" \t")))
+    if len(found) > MAX_FIELDS:
+        raise CallError(f"the answer holds more than {MAX_FIELDS} header fields")
+    return tuple(found)

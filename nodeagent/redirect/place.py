@@ -1,0 +1,162 @@
+"""Mounts a folder of the host, read-only, into a pod's mount namespaces: for pods whose spec has no volume for it.
+
+A process must have one thread to enter a mount namespace, and would not come back the same: so a short-lived process does
+it, this module run as a program. It enters by a pidfd, makes the mount point name by name without following a symbolic link,
+and leaves nothing behind when it fails. No process of the pod is touched, and the pod's own root is all that it can reach.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ctypes
+import errno
+import os
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Final
+
+from nodeagent.errors import KernelError
+from nodeagent.identity.peer import PodPlace, outsider
+
+CLONE_NEWNS: Final = 0x00020000
+OPEN_TREE, MOVE_MOUNT, MOUNT_SETATTR = 428, 429, 442
+"""System calls, by the numbers that all architectures share (Linux 5.2, 5.2, 5.12)."""
+_AT_FDCWD: Final = -100
+_EMPTY_PATH, _CLONE, _CLOEXEC = 0x1000, 1, os.O_CLOEXEC
+_FROM_EMPTY, _TO_EMPTY = 0x04, 0x40
+_READ_ONLY, _NO_SUID, _NO_DEVICES, _NO_EXEC = 1, 2, 4, 8
+MAX_PROCESSES: Final = 4096
+FIRST_PAUSE: Final = 5.0
+LONGEST_PAUSE: Final = 300.0
+
+
+@dataclass(slots=True)
+class _Attempt:
+    """A mount namespace in which it failed; times are of the monotonic clock, in seconds."""
+
+    fault: str
+    pause: float
+    not_before: float
+
+
+class Placement:
+    """*folder* at *target* in the mount namespaces of *pod*'s processes: containers come and go, and each brings its own."""
+
+    def __init__(self, folder: Path, target: str, pod: PodPlace) -> None:
+        self._folder, self._target, self._pod = folder, target, pod
+        self._failed: dict[int, _Attempt] = {}
+
+    async def everywhere(self) -> None:
+        """Mount it where it is not. Raises KernelError when it is nowhere; where it failed it is tried again, after growing pauses."""
+        seen: set[int] = set()
+        for pid in _processes(Path(self._pod.cgroup)):
+            try:
+                pidfd = os.pidfd_open(pid)
+            except OSError:
+                continue  # it has ended
+            try:
+                namespace = os.stat(f"/proc/{pid}/ns/mnt").st_ino
+                if namespace not in seen and not outsider(pid, self._pod, pidfd):
+                    seen.add(namespace)
+                    await self._into(namespace, pid, pidfd)
+            except OSError:
+                continue
+            finally:
+                os.close(pidfd)
+        self._failed = {namespace: attempt for namespace, attempt in self._failed.items() if namespace in seen}
+        # The sandbox's own process (pause) often has a root without a single folder: it needs no socket.
+        if self._failed and len(self._failed) == len(seen):
+            raise KernelError(next(iter(self._failed.values())).fault)
+
+    async def _into(self, namespace: int, pid: int, pidfd: int) -> None:
+        """Mount it in *namespace*, which the process *pid* is in, if it is due. Raises OSError when the process is gone."""
+        if _is_mounted(pid, self._folder, self._target):
+            self._failed.pop(namespace, None)
+            return
+        before = self._failed.get(namespace)
+        if before is not None and time.monotonic() < before.not_before:
+            return
+        if fault := await _run(self._folder, self._target, pidfd):
+            pause = min(2 * before.pause, LONGEST_PAUSE) if before is not None else FIRST_PAUSE
+            self._failed[namespace] = _Attempt(fault, pause, time.monotonic() + pause)
+        else:
+            self._failed.pop(namespace, None)
+
+
+def _processes(cgroup: Path) -> list[int]:
+    found: list[int] = []
+    for directory, _, _ in os.walk(cgroup):
+        try:
+            found += map(int, (Path(directory) / "cgroup.procs").read_text().split())
+        except OSError:
+            continue  # removed meanwhile
+        if len(found) > MAX_PROCESSES:
+            break
+    return found[:MAX_PROCESSES]
+
+
+def _is_mounted(pid: int, folder: Path, target: str) -> bool:
+    """Say whether the topmost mount at *target* is *folder*. Raises OSError."""
+    ours = f"/{folder.parent.name}/{folder.name}"
+    roots = [fields[3] for line in Path(f"/proc/{pid}/mountinfo").read_text().splitlines() if (fields := line.split())[4] == target]
+    return bool(roots) and roots[-1].endswith(ours)
+
+
+async def _run(folder: Path, target: str, pidfd: int) -> str:
+    """Run this module as a program; return its words when it fails."""
+    argv = [sys.executable, "-m", __name__, str(pidfd), str(folder), target]
+    process = await asyncio.create_subprocess_exec(*argv, pass_fds=(pidfd,), stdout=asyncio.subprocess.DEVNULL, stderr=asyncio.subprocess.PIPE)
+    _, said = await process.communicate()
+    return said.decode(errors="replace").strip()[-300:] or "the mount failed" if process.returncode else ""
+
+
+def main(pidfd: int, folder: str, target: str) -> None:
+    """Mount *folder* at *target* where the process *pidfd* is. Raises OSError."""
+    tree = _call(OPEN_TREE, _AT_FDCWD, folder.encode(), _CLONE | _CLOEXEC)
+    attributes = (ctypes.c_uint64 * 4)(_READ_ONLY | _NO_SUID | _NO_DEVICES | _NO_EXEC, 0, 0, 0)
+    _call(MOUNT_SETATTR, tree, b"", _EMPTY_PATH, ctypes.byref(attributes), ctypes.sizeof(attributes))
+    if _libc.setns(pidfd, CLONE_NEWNS) < 0:
+        raise _error()
+    point = _mount_point(target)
+    _call(MOVE_MOUNT, tree, b"", point, b"", _FROM_EMPTY | _TO_EMPTY)
+
+
+def _mount_point(target: str) -> int:
+    """Return *target*'s descriptor, making what is missing of it. Raises OSError, also where a symbolic link is on the way."""
+    flags = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+    at = os.open("/", flags)
+    for name in PurePosixPath(target).parts[1:]:
+        try:
+            below = os.open(name, flags, dir_fd=at)
+        except FileNotFoundError:
+            os.mkdir(name, 0o755, dir_fd=at)
+            below = os.open(name, flags, dir_fd=at)
+        except NotADirectoryError:
+            raise OSError(errno.ENOTDIR, f"{name} is no folder, and a symbolic link is not followed", target) from None
+        os.close(at)
+        at = below
+    return at
+
+
+_libc: Final = ctypes.CDLL(None, use_errno=True)
+
+
+def _call(number: int, *arguments: object) -> int:
+    result: int = _libc.syscall(number, *arguments)
+    if result < 0:
+        raise _error()
+    return result
+
+
+def _error() -> OSError:
+    number = ctypes.get_errno()
+    return OSError(number, os.strerror(number))
+
+
+if __name__ == "__main__":
+    try:
+        main(int(sys.argv[1]), sys.argv[2], sys.argv[3])
+    except OSError as error:
+        sys.exit(error.strerror)

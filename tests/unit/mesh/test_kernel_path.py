@@ -1,0 +1,174 @@
+"""The plan of the kernel path: which ports are on it and why, which pods may, what is balanced."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+
+import pytest
+
+from nodeagent.mesh.entries import Address, Endpoint, Entry, PodUid, Protocol, Service, ServicePort, SpiffeId, Workload
+from nodeagent.mesh.kernel_path import KernelDestination, KernelService, Plan, Planner, PortPath, Settings, Verdict
+from nodeagent.policy.model import AuthorizationPolicy, JwtRule, LocalLimit, Operation, RateLimit, RequestAuthentication, Rule, Source, TokenBucket
+
+SERVER = PodUid("server")
+FOUR, SIX = ("10.0.0.1", 8080), ("fd00::1", 8080)
+
+
+def workload(uid: str, number: int, **fields: object) -> Workload:
+    base = Workload(
+        uid=PodUid(uid), pod=uid, namespace="ns", node="n", addresses=(Address(f"10.0.0.{number}"), Address(f"fd00::{number}")), service_account=uid,
+        identity=SpiffeId(f"spiffe://cluster.local/ns/ns/sa/{uid}"), workload=uid, app=uid, version="", canonical_service=uid, canonical_revision="",
+        ready=True, enrolled=True,
+    )  # fmt: skip
+    return dataclasses.replace(base, **fields)  # type: ignore[arg-type]
+
+
+def service(protocol: Protocol = "http", *more: Endpoint, **fields: object) -> Service:
+    endpoints = (*(Endpoint(Address(address), port, SERVER) for address, port in (FOUR, SIX)), *more)
+    base = Service("svc", "ns", "svc.ns.svc.cluster.local", (Address("10.9.0.1"), Address("fd09::1")), (ServicePort(80, "web", protocol, endpoints),))
+    return dataclasses.replace(base, **fields)  # type: ignore[arg-type]
+
+
+def plan(
+    *policies: Entry, settings: Settings | None = None, protocol: Protocol = "http", path: object = "", of_service: object = "auto", **fields: object
+) -> Plan:
+    """The plan for a client and a server pod; *path*: the pod's own setting."""
+    if path:
+        fields |= {"path": path, "own_path": True}
+    server = workload("server", 1, ports=((8080, protocol),), services=((8080, "ns/svc"),), policies=tuple(each.key for each in policies), **fields)
+    entries = [server, workload("client", 2), service(protocol, path=of_service), *policies]
+    return Planner(settings or Settings("n", "cluster.local")).plan(entries, {SERVER, PodUid("client")})
+
+
+def policy(action: str, account: str = "client", methods: tuple[str, ...] = (), **fields: object) -> AuthorizationPolicy:
+    operations = (Operation(methods=methods),) if methods else ()
+    rule = Rule((Source(principals=(f"cluster.local/ns/ns/sa/{account}",)),), operations)
+    return AuthorizationPolicy("ns", "p", action, (rule,), **fields)  # type: ignore[arg-type]
+
+
+def port(of: Plan) -> PortPath:
+    return of.ports[SERVER, 8080]
+
+
+def test_without_policy_every_captured_pod_may() -> None:
+    made = plan()
+    destination = KernelDestination(SERVER, None, http=True)
+    assert made.destinations == {FOUR: destination, SIX: destination}
+    assert made.services == {("10.9.0.1", 80): KernelService("ns/svc", (FOUR,)), ("fd09::1", 80): KernelService("ns/svc", (SIX,))}
+    assert port(made) == PortPath("kernel", "nothing is decided per request")
+
+
+def test_verdicts_of_a_deny() -> None:
+    made = plan(policy("DENY"))
+    assert made.destinations[FOUR].verdicts == {"client": Verdict(False, "ns/p"), "server": Verdict(True)}
+
+
+def test_verdicts_of_an_allow() -> None:
+    made = plan(policy("ALLOW"))
+    assert made.destinations[SIX].verdicts == {"client": Verdict(True, "ns/p"), "server": Verdict(False)}
+
+
+def test_a_verdict_by_address_uses_the_family_that_is_dialled() -> None:
+    made = plan(AuthorizationPolicy("ns", "p", "ALLOW", (Rule((Source(ip_blocks=("fd00::2/128",)),)),)))
+    assert made.destinations[FOUR].verdicts == {"client": Verdict(False), "server": Verdict(False)}
+    assert made.destinations[SIX].verdicts == {"client": Verdict(True, "ns/p"), "server": Verdict(False)}
+
+
+def test_a_pod_without_the_family_has_no_verdict() -> None:
+    server = workload("server", 1, ports=((8080, "tcp"),), policies=(policy("ALLOW").key,))
+    lonely = workload("client", 2, addresses=(Address("10.0.0.2"),))
+    made = Planner(Settings("n", "cluster.local")).plan([server, lonely, policy("ALLOW")], {SERVER, lonely.uid})
+    assert made.destinations[SIX].verdicts == {"server": Verdict(False)}
+
+
+PER_REQUEST: dict[str, tuple[Entry, str]] = {
+    "methods": (policy("DENY", methods=("POST",)), "an AuthorizationPolicy decides by the request: ns/p"),
+    "custom": (policy("CUSTOM", provider="x"), "AuthorizationPolicy ns/p asks an external authorizer"),
+    "audit": (policy("AUDIT"), "AuthorizationPolicy ns/p reports what it matches"),
+    "dry run": (policy("DENY", dry_run=True), "AuthorizationPolicy ns/p reports what it matches"),
+    "jwt": (RequestAuthentication("ns", "r", (JwtRule("issuer"),)), "RequestAuthentication ns/r checks each request"),
+    "limit": (RateLimit("ns", "r", (LocalLimit(TokenBucket(1, 1, 1.0)),)), "RateLimit ns/r counts each request"),
+}
+
+
+@pytest.mark.parametrize("setting", ["", "kernel"])
+@pytest.mark.parametrize("protocol", ["http", "auto"])
+@pytest.mark.parametrize("case", PER_REQUEST)
+def test_what_is_decided_per_request_takes_the_proxy(case: str, protocol: Protocol, setting: str) -> None:
+    """Whatever is asked for: nothing goes past a decision."""
+    entry, why = PER_REQUEST[case]
+    made = plan(entry, protocol=protocol, path=setting)
+    asked = "nodeagent.io/path of the pod is kernel, but " if setting else ""
+    assert port(made) == PortPath("proxy", asked + why, per_request=True)
+    assert not made.destinations
+    assert not made.services
+
+
+@pytest.mark.parametrize("case", ["methods", "jwt", "limit"])
+def test_on_a_tcp_port_there_are_no_requests(case: str) -> None:
+    """Istio: a DENY rule loses its HTTP fields and so matches more; JWT and rate limits have no effect."""
+    made = plan(PER_REQUEST[case][0], protocol="tcp")
+    verdicts = {"client": Verdict(False, "ns/p"), "server": Verdict(True)} if case == "methods" else None
+    assert made.destinations[FOUR] == KernelDestination(SERVER, verdicts)
+
+
+SETTINGS: dict[str, tuple[Callable[[], Plan], PortPath]] = {
+    "observed": (lambda: plan(settings=OBSERVED), PortPath("proxy", "the access log is asked for")),
+    "observed, kernel asked for": (lambda: plan(settings=OBSERVED, path="kernel"), PortPath("kernel", "nodeagent.io/path of the pod is kernel")),
+    "pod": (lambda: plan(path="proxy", of_service="kernel"), PortPath("proxy", "nodeagent.io/path of the pod is proxy")),
+    "pod says auto": (lambda: plan(path="auto", of_service="proxy"), PortPath("kernel", "nothing is decided per request")),
+    "service": (lambda: plan(of_service="proxy"), PortPath("proxy", "nodeagent.io/path of the Service ns/svc is proxy")),
+    "excluded": (lambda: plan(excluded_ports=(8080,)), PortPath("proxy", "port 8080 is excluded from capture")),
+}
+OBSERVED = Settings("n", "cluster.local", observed="the access log")
+
+
+@pytest.mark.parametrize("case", SETTINGS)
+def test_settings(case: str) -> None:
+    make, expected = SETTINGS[case]
+    made = make()
+    assert port(made) == expected
+    assert bool(made.destinations) == (expected.path == "kernel")
+
+
+def test_the_namespaces_setting_gives_way_to_the_services() -> None:
+    for of_service, expected in (("auto", "namespace"), ("kernel", "Service ns/svc")):
+        server = workload("server", 1, ports=((8080, "http"),), services=((8080, "ns/svc"),), path="kernel")
+        made = Planner(OBSERVED).plan([server, service(path=of_service)], {SERVER})
+        assert port(made) == PortPath("kernel", f"nodeagent.io/path of the {expected} is kernel")
+
+
+def test_only_captured_pods_take_part() -> None:
+    server = workload("server", 1, ports=((8080, "http"),))
+    assert Planner(Settings("n", "cluster.local")).plan([server, workload("client", 2)], {PodUid("client")}) == Plan()
+
+
+def test_a_service_is_balanced_over_all_its_endpoints() -> None:
+    """Input: one endpoint on this node's kernel path, one on another node. Verdict: both are in the set, of the ClusterIP's family."""
+    remote = Endpoint(Address("10.1.0.1"), 8080, PodUid("remote"))
+    server = workload("server", 1, ports=((8080, "http"),), services=((8080, "ns/svc"),))
+    made = Planner(Settings("n", "cluster.local")).plan([server, service("http", remote)], {SERVER})
+    assert made.services["10.9.0.1", 80].endpoints == (FOUR, ("10.1.0.1", 8080))
+    assert made.services["fd09::1", 80].endpoints == (SIX,)
+
+
+def test_plans_again_as_from_scratch() -> None:
+    """Input: the same planner sees policies and pods come and go. Verdict: each plan is the one that a new planner makes."""
+    planner = Planner(Settings("n", "cluster.local"))
+    client, other = workload("client", 2), workload("other", 3)
+    for policies in ((policy("DENY"),), (policy("ALLOW"),), (), (policy("DENY", "other"),)):
+        for pods in ([client], [client, other], [dataclasses.replace(client, identity=SpiffeId("spiffe://cluster.local/ns/ns/sa/other"))]):
+            server = workload("server", 1, ports=((8080, "http"),), policies=tuple(each.key for each in policies))
+            entries: list[Entry] = [server, *pods, *policies]
+            captured = {entry.uid for entry in entries if isinstance(entry, Workload)}
+            assert planner.plan(entries, captured) == Planner(Settings("n", "cluster.local")).plan(entries, captured)
+
+
+def test_established_connections() -> None:
+    planner = Planner(Settings("n", "cluster.local"))
+    server = workload("server", 1, ports=((8080, "http"),))
+    client = workload("client", 2)
+    assert planner.permits(client, server, FOUR, []) == Verdict(True)
+    assert planner.permits(client, server, FOUR, [policy("DENY")]) == Verdict(False, "ns/p")
+    assert planner.permits(client, server, FOUR, [policy("DENY", "other", methods=("POST",))]) == Verdict(False)
