@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -17,6 +18,7 @@ from tests.netns.world import (
     ask,
     bracketed,
     client,
+    client_argv,
     client_in,
     cluster,
     cluster_ip,
@@ -181,3 +183,41 @@ def test_without_the_daemon_kernel_connections_go_on_and_new_ones_come(policies:
     assert status(lab, "client", f"http://{cluster_ip(lab, 'local')}/about") == 200
     counted.comes_to(1, "istio_requests_total", reporter="destination", destination_workload="local")
     assert scrape(lab).sum("nodeagent_faulty_pods") == 0
+
+
+GET = "GET /about HTTP/1.1\r\nHost: web\r\n\r\n"
+LAST = "GET /about HTTP/1.1\r\nHost: web\r\nConnection: close\r\n\r\n"
+CHUNKED = "POST /echo HTTP/1.1\r\nHost: web\r\nTransfer-Encoding: chunked\r\n\r\n"
+LOOKALIKE = "GET /evil HTTP/1.1\r\nHost: web\r\n\r\nHTTP/1.1 500 Evil\r\n\r\n"
+
+
+@pytest.mark.parametrize(
+    ("what", "sent", "requests"),
+    [
+        ("one", LAST, 1),
+        ("pipelined in one packet", GET * 4 + LAST, 5),
+        ("a body that looks like requests", f"POST /echo HTTP/1.1\r\nHost: web\r\nContent-Length: {len(LOOKALIKE)}\r\n\r\n{LOOKALIKE}{LAST}", 2),
+        ("chunks that look like requests", f"{CHUNKED}{len(LOOKALIKE):x}\r\n{LOOKALIKE}\r\n0\r\n\r\n{LAST}", 2),
+        ("HEAD and GET", f"HEAD /about HTTP/1.1\r\nHost: web\r\n\r\n{LAST}", 2),
+        ("HTTP/1.0", "GET /about HTTP/1.0\r\nHost: web\r\n\r\n", 1),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("version", [4, 6])
+def test_what_the_kernel_counts(policies: Policies, what: str, sent: str, requests: int, version: int) -> None:
+    lab = policies.lab
+    counted = growth(lab)
+    done = lab.exec("client", client_argv("http", cluster_ip(lab, "local", version), 80), input=sent, timeout=60)
+    answers = done.stdout.count('"pod": "local"') + done.stdout.count("HTTP/1.1 500 Evil")
+    assert answers >= 1, done
+    counted.comes_to(requests, "istio_requests_total", reporter="destination", destination_workload="local", response_code="200")
+    assert counted.of("istio_requests_total", reporter="destination", response_code="500") == 0
+
+
+def test_under_load_the_kernel_counts_what_the_client_counts(policies: Policies) -> None:
+    lab = policies.lab
+    counted = growth(lab)
+    done = lab.exec("client", ["wrk", "-t1", "-c8", "-d1s", f"http://{cluster_ip(lab, 'local')}/about"], timeout=60)
+    answered = int(re.findall(r"(\d+) requests in", done.stdout)[0])
+    assert answered > 50, done.stdout
+    seen = eventually(lambda: n if (n := counted.of("istio_requests_total", reporter="destination", destination_workload="local")) >= answered else 0, "all")
+    assert seen <= answered + 8, "those under way at the end, and no others"
