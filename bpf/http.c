@@ -20,7 +20,7 @@ PINNED("hash", u64, struct http_end, http_ends);
 PINNED("percpu_hash", struct http_key, struct http_cell, http_requests);
 PINNED("prog", u32, u32, http_programs);
 
-#define HTTP_STEPS 128
+#define HTTP_STEPS 64 /* what the verifier looks at, and so the time to load it, grows with this */
 #define HTTP_LARGEST (1ull << 50) /* of a length: beyond it is nonsense */
 #define EACH_BYTE 0x0101010101010101ull
 

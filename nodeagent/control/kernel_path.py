@@ -61,7 +61,7 @@ class KernelPaths:
             if where not in before:
                 log.error("%s stays on the proxy path: %s", host_port(*where), why)
         wanted = any(to.http for to in self._plan.destinations.values())
-        if wanted != self._plane.http.enabled:
+        if wanted != self._plane.http.enabled and (self._plane.http.ready or not wanted):
             (self._plane.http.enable if wanted else self._plane.http.disable)()
 
     def close_refused(self, store: Store) -> int:

@@ -111,7 +111,7 @@ class Control:
         source = self.source = DirectorySource(config.source, config.resources)
         slots = config.proxy.worker_count()
         issuer = open_source(config.identity, config.cluster)
-        self.plane = await DataPlane.load(config.redirect, slots=slots)
+        self.plane = await DataPlane.load(config.redirect, slots=slots, wait=False)
         observed = "the access log" if config.telemetry.access_log.path else ""
         self.kernel_paths = KernelPaths(self.plane, Settings(config.node, config.identity.trust_domain, observed), config.cluster)
         self.certificates = Certificates(issuer, config.identity.ttl_seconds, self._certificate, self._certificate_ended)
@@ -139,6 +139,7 @@ class Control:
         self._start(self._watch(changes))
         self._start(self._heartbeat())
         self._start(self._check())
+        self._start(self._finish_loading(self.plane))
         self._start(self.pod_sockets.run(config.redirect.check_interval_seconds))
         self._admin = Admin(self)
         await self._admin.start()
@@ -272,6 +273,14 @@ class Control:
     def _certificate_ended(self, identity: SpiffeId) -> None:
         self.pod_sockets.ended(identity)
         self.enrolment.check()
+
+    async def _finish_loading(self, plane: DataPlane) -> None:
+        """What counts HTTP in the kernel is loaded while pods are served already."""
+        try:
+            await plane.loaded()
+        except KernelError as error:
+            log.error("HTTP is not counted on the kernel path: %s", error)
+        self._update_kernel_paths()
 
     async def _heartbeat(self) -> None:
         assert self.plane is not None

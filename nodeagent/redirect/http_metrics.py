@@ -71,11 +71,11 @@ class HttpMetrics:
     """The pinned program and maps. One thread only."""
 
     def __init__(self, maps: Mapping[str, Map], program: int, cgroup: hooks.Target, links: Path) -> None:
-        """*program*, *cgroup*: the open program ``http_egress`` and the pods' cgroup, which remain the caller's.
+        """*program*, *cgroup*: the open program ``http_egress`` (-1: it is not loaded yet) and the pods' cgroup, which remain the caller's.
 
         What an earlier daemon did not read is dropped: its numbers meant other pods. Raises OSError.
         """
-        self._maps, self._program, self._cgroup = maps, program, cgroup
+        self._maps, self.program, self._cgroup = maps, program, cgroup
         self._path = links / hooks.HTTP_EGRESS.name
         self._seen: dict[bytes, _Values] = {}
         self._uncounted = 0
@@ -83,12 +83,16 @@ class HttpMetrics:
         self._newly_uncounted()
 
     @property
+    def ready(self) -> bool:
+        return self.program >= 0
+
+    @property
     def enabled(self) -> bool:
         return self._path.exists()
 
     def enable(self) -> None:
         """Attach the program, or see that it is; packets of all pods pay a few tens of ns from now on. Raises KernelError."""
-        os.close(hooks.ensure(self._path, hooks.HTTP_EGRESS, self._cgroup, self._program))
+        os.close(hooks.ensure(self._path, hooks.HTTP_EGRESS, self._cgroup, self.program))
 
     def disable(self) -> None:
         """Detach the program; connections that it was reading are unknown from here on. Raises OSError."""

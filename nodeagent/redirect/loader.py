@@ -13,7 +13,7 @@ import platform
 import struct
 import sys
 import sysconfig
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, Final
 
@@ -62,10 +62,14 @@ def compile_programs(pin_directory: Path) -> Any:
         raise KernelError(f"the BPF programs do not compile: {error}; is linux-libc-dev installed? The compiler's words are above") from None
 
 
-def _load(program: Any, pinned: pins.Pins) -> dict[str, int]:
-    """Load every program into the kernel and pin it in place of its predecessor; return descriptors by name."""
+ATTACHED: Final = b"attached\n"
+"""What the loader says when pods can be captured; only what counts HTTP is loaded after that, as it takes the verifier longest."""
+
+
+def _load(program: Any, pinned: pins.Pins, wanted: Iterable[hooks.Hook]) -> dict[str, int]:
+    """Load *wanted* programs into the kernel and pin each in place of its predecessor; return descriptors by name."""
     loaded = {}
-    for hook in hooks.HOOKS:
+    for hook in wanted:
         try:
             fd = program.load_func(hook.name, hook.program_type, attach_type=hook.attach_type).fd
         except Exception as error:  # noqa: BLE001 - bcc raises bare Exception
@@ -141,13 +145,16 @@ def run(request: Request) -> None:
     with _exclusive(redirect.pin_directory):
         opened = maps.adopt_all(pinned.maps, redirect.maps)
         opened["settings"].put(struct.pack("=I", 0), _settings(request))
-        loaded = _load(compile_programs(pinned.maps), pinned)
+        programs = compile_programs(pinned.maps)
+        loaded = _load(programs, pinned, (hook for hook in hooks.HOOKS if hook is not hooks.HTTP_EGRESS))
         for link in pinned.links.glob("lookup-*"):
             _replace(link, loaded[hooks.LOOKUP.name])
-        http_metrics.install(opened, loaded, pinned.links)
         bypass.install(opened, loaded)
         for hook in hooks.CGROUP_HOOKS:
             hooks.ensure(pinned.links / hook.name, hook, cgroup, loaded[hook.name])
+        sys.stdout.buffer.write(ATTACHED)
+        sys.stdout.flush()
+        http_metrics.install(opened, _load(programs, pinned, (hooks.HTTP_EGRESS,)), pinned.links)
 
 
 def _replace(path: Path, program: int) -> None:

@@ -69,11 +69,13 @@ class DataPlane:
         self._enrolled: dict[str, _State] = {}
         self._cgroup = loader.open_cgroup(redirect.cgroup)
         self._maps = maps.open_all(self._pins.maps, redirect.maps)
-        self._programs = {hook.name: pins.open_pinned(self._pins.programs / hook.name) for hook in hooks.HOOKS}
+        self._loader: asyncio.subprocess.Process | None = None
+        there = [hook for hook in hooks.HOOKS if hook is not hooks.HTTP_EGRESS or (self._pins.programs / hook.name).exists()]
+        self._programs = {hook.name: pins.open_pinned(self._pins.programs / hook.name) for hook in there}
         self._ids = {name: hooks.program_id(fd) for name, fd in self._programs.items()}
         self._links = {hook.name: pins.open_pinned(self._pins.links / hook.name) for hook in hooks.CGROUP_HOOKS}
         self.kernel = KernelPath(self._maps)
-        self.http = HttpMetrics(self._maps, self._programs[hooks.HTTP_EGRESS.name], self._cgroup, self._pins.links)
+        self.http = HttpMetrics(self._maps, self._programs.get(hooks.HTTP_EGRESS.name, -1), self._cgroup, self._pins.links)
 
     @classmethod
     async def load(
@@ -84,19 +86,42 @@ class DataPlane:
         agent_cgroup: Path | None = None,
         outbound_port: int = OUTBOUND_PORT,
         inbound_port: int = INBOUND_PORT,
+        wait: bool = True,
     ) -> DataPlane:
         """Run the loader and open what it pinned; maps of an earlier daemon are adopted, its programs replaced in one step each.
 
         *slots*: listeners per pod, direction and family, one for each worker. *agent_cgroup*: the daemon's own, searched by
-        its pid below the captured one when None. Raises KernelError with the loader's words.
+        its pid below the captured one when None. *wait*: until HTTP can be counted too; otherwise call :meth:`loaded`. Raises KernelError with the
+        loader's words.
         """
         request = loader.Request(redirect=redirect, agent_cgroup=agent_cgroup, outbound_port=outbound_port, inbound_port=inbound_port)
         pipe = asyncio.subprocess.PIPE
         process = await asyncio.create_subprocess_exec(sys.executable, "-m", loader.__name__, stdin=pipe, stdout=pipe, stderr=asyncio.subprocess.STDOUT)
-        said, _ = await process.communicate(request.model_dump_json(by_alias=True).encode())
-        if process.returncode:
-            raise KernelError(said.decode(errors="replace").strip() or f"the loader died: exit status {process.returncode}")
-        return cls(redirect, slots, {"outbound": outbound_port, "inbound": inbound_port})
+        assert process.stdin is not None and process.stdout is not None
+        process.stdin.write(request.model_dump_json(by_alias=True).encode())
+        process.stdin.close()
+        said: list[bytes] = []
+        while (line := await process.stdout.readline()) != loader.ATTACHED:
+            if not line:
+                await _ended(process, said)
+            said.append(line)
+        plane = cls(redirect, slots, {"outbound": outbound_port, "inbound": inbound_port})
+        plane._loader = process
+        if wait:
+            await plane.loaded()
+        return plane
+
+    async def loaded(self) -> None:
+        """Wait for the loader's end: from then on HTTP can be counted. Raises KernelError with its words."""
+        process, self._loader = self._loader, None
+        if process is None or process.stdout is None:
+            return
+        await _ended(process, [await process.stdout.read()])
+        name = hooks.HTTP_EGRESS.name
+        if name in self._programs:
+            os.close(self._programs[name])
+        self._programs[name] = self.http.program = pins.open_pinned(self._pins.programs / name)
+        self._ids[name] = hooks.program_id(self._programs[name])
 
     @property
     def original_map_fd(self) -> int:
@@ -349,6 +374,12 @@ class DataPlane:
 
     def _relink_node(self, hook: hooks.Hook, path: Path) -> None:
         self._links[hook.name] = self._attach(self._links[hook.name], path, hook, self._cgroup)
+
+
+async def _ended(process: asyncio.subprocess.Process, said: list[bytes]) -> None:
+    """Wait for the loader. Raises KernelError when it failed."""
+    if await process.wait():
+        raise KernelError(b"".join(said).decode(errors="replace").strip() or f"the loader died: exit status {process.returncode}")
 
 
 def _put_right(faults: Iterator[_Fault]) -> list[str]:
