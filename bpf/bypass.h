@@ -1,4 +1,4 @@
-/* What bypass.c and the daemon share; mirrored by nodeagent/redirect/bypass.py (tests/bpf/test_bypass.py compares). */
+/* What bypass.c and the daemon share; mirrored by nodeagent/redirect/bypass_layout.py (tests/bpf/test_layout.py compares). */
 #ifndef NODEAGENT_BYPASS_H
 #define NODEAGENT_BYPASS_H
 

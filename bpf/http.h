@@ -1,4 +1,4 @@
-/* What http.c and the daemon share; mirrored by nodeagent/redirect/http_layout.py (tests/bpf/test_http_metrics.py compares).
+/* What http.c and the daemon share; mirrored by nodeagent/redirect/http_layout.py (tests/bpf/test_layout.py compares).
  *
  * Plain C and UAPI types only. Padding is named and zero: keys are hashed byte for byte.
  */

@@ -1,4 +1,4 @@
-"""bpf/nodeagent.h and nodeagent/redirect/layout.py say the same: sizes, offsets, counters."""
+"""The headers in bpf/ and their mirrors in nodeagent/redirect/ say the same: sizes, offsets, numbers."""
 
 from __future__ import annotations
 
@@ -6,7 +6,9 @@ import ctypes
 import subprocess
 from pathlib import Path
 
-from nodeagent.redirect import layout, loader
+import pytest
+
+from nodeagent.redirect import bypass_layout, http_layout, layout, loader
 
 STRUCTS: dict[str, type[ctypes.Structure]] = {
     "settings": layout.Settings,
@@ -27,11 +29,22 @@ STRUCTS: dict[str, type[ctypes.Structure]] = {
     "flow_total_key": layout.FlowTotalKey,
     "flow_total": layout.FlowTotal,
 }
+HTTP_STRUCTS: dict[str, type[ctypes.Structure]] = {
+    "http_key": http_layout.HttpKey,
+    "http_cell": http_layout.HttpCell,
+    "http_request": http_layout.HttpRequest,
+    "http_stream": http_layout.HttpStream,
+    "http_flow": http_layout.HttpFlow,
+    "http_end": http_layout.HttpEnd,
+    "http_tables": http_layout.HttpTables,
+}
+BYPASS_STRUCTS: dict[str, type[ctypes.Structure]] = {"bypass_side": bypass_layout.BypassSide, "bypass_stream": bypass_layout.BypassStream}
+HEADERS = {"nodeagent.h": {**STRUCTS, "address": None}, "http.h": HTTP_STRUCTS, "bypass.h": BYPASS_STRUCTS}
 
 
 def test_python_and_c_agree(tmp_path: Path) -> None:
     wanted, prints = [], []
-    for name, mirror in STRUCTS.items():
+    for name, mirror in {**STRUCTS, **HTTP_STRUCTS, **BYPASS_STRUCTS}.items():
         wanted.append(f"{name} {ctypes.sizeof(mirror)}")
         prints.append(f'printf("{name} %zu\\n", sizeof(struct {name}));')
         for field, *_ in mirror._fields_:
@@ -41,21 +54,28 @@ def test_python_and_c_agree(tmp_path: Path) -> None:
     for index, counter in enumerate(layout.COUNTERS):
         wanted.append(f"{counter} {index}")
         prints.append(f'printf("{counter} %d\\n", {counter.upper()});')
+    for names in (http_layout.NAMED_STATES, http_layout.OUTCOMES):
+        for index, name in enumerate(names):
+            wanted.append(f"http {name} {index}")
+            prints.append(f'printf("http {name} %d\\n", HTTP_{name.upper()});')
     wanted.append(f"constants {layout.OUTBOUND} {layout.INBOUND} {len(layout.COUNTERS)} {layout.ADDRESS_BYTES}")
     wanted.append(f"kernel {layout.ANY_SOURCE} {layout.BY_SOURCE} {layout.FLOW_HTTP} {layout.FLOW_BYPASS}")
     prints.append('printf("constants %d %d %d %zu\\n", OUTBOUND, INBOUND, COUNTERS, sizeof(struct address));')
     prints.append('printf("kernel %d %d %d %d\\n", ANY_SOURCE, BY_SOURCE, FLOW_HTTP, FLOW_BYPASS);')
     source = tmp_path / "layout.c"
-    source.write_text(f'#include <stddef.h>\n#include <stdio.h>\n#include "nodeagent.h"\nint main(void) {{\n{chr(10).join(prints)}\nreturn 0;\n}}\n')
+    source.write_text(
+        f'#include <stddef.h>\n#include <stdio.h>\n#include "nodeagent.h"\n#include "http.h"\n#include "bypass.h"\nint main(void) {{\n{chr(10).join(prints)}\nreturn 0;\n}}\n'
+    )
     subprocess.run(["cc", f"-I{loader.source_directory()}", str(source), "-o", str(tmp_path / "layout")], check=True)
     said = subprocess.run([str(tmp_path / "layout")], check=True, capture_output=True, text=True).stdout.splitlines()
     assert said == wanted
 
 
-def test_every_struct_of_the_header_is_mirrored() -> None:
-    header = (loader.source_directory() / "nodeagent.h").read_text()
-    declared = {line.split()[1] for line in header.splitlines() if line.startswith("struct ") and line.endswith("{")}
-    assert declared == {"address", *STRUCTS}
+@pytest.mark.parametrize("header", HEADERS)
+def test_every_struct_of_a_header_is_mirrored(header: str) -> None:
+    text = (loader.source_directory() / header).read_text()
+    declared = {line.split()[1] for line in text.splitlines() if line.startswith("struct ") and line.endswith("{")}
+    assert declared == set(HEADERS[header])
 
 
 def test_addresses_are_canonical() -> None:
