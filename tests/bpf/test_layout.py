@@ -63,9 +63,8 @@ def test_python_and_c_agree(tmp_path: Path) -> None:
     prints.append('printf("constants %d %d %d %zu\\n", OUTBOUND, INBOUND, COUNTERS, sizeof(struct address));')
     prints.append('printf("kernel %d %d %d %d\\n", ANY_SOURCE, BY_SOURCE, FLOW_HTTP, FLOW_BYPASS);')
     source = tmp_path / "layout.c"
-    source.write_text(
-        f'#include <stddef.h>\n#include <stdio.h>\n#include "nodeagent.h"\n#include "http.h"\n#include "bypass.h"\nint main(void) {{\n{chr(10).join(prints)}\nreturn 0;\n}}\n'
-    )
+    includes = "\n".join(f"#include {header}" for header in ("<stddef.h>", "<stdio.h>", *(f'"{name}"' for name in HEADERS)))
+    source.write_text(f"{includes}\nint main(void) {{\n{chr(10).join(prints)}\nreturn 0;\n}}\n")
     subprocess.run(["cc", f"-I{loader.source_directory()}", str(source), "-o", str(tmp_path / "layout")], check=True)
     said = subprocess.run([str(tmp_path / "layout")], check=True, capture_output=True, text=True).stdout.splitlines()
     assert said == wanted
