@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, replace
 from nodeagent.compare import envoy, load, measure
 from nodeagent.compare.load import BenchError, Client, Sample, Workload
 from nodeagent.compare.modes import Bypass, Direct, EnvoyHop, EnvoyPair, HaproxyHop, KernelPath, Mode, NodeAgent, namespaces, policies
+from nodeagent.compare.micro import Micro, measure_micro
 from nodeagent.compare.scale import Scale, measure_scale
 from nodeagent.lab import Lab
 
@@ -58,6 +59,7 @@ class Results:
     memory: dict[str, int] = field(default_factory=dict)
     """What the text says -> bytes."""
     scale: Scale | None = None
+    micro: Micro | None = None
     notes: list[str] = field(default_factory=list)
     """What went wrong, in words."""
 
@@ -87,6 +89,7 @@ def run(rounds: int, seconds: int, results: Results, progress: Callable[[str, in
         results.memory = _memory(modes)
         progress(f"one agent, {MANY_PODS} pods", total - 1, total)
         results.scale = measure_scale(MANY_PODS, SCALE_LAB)
+        results.micro = measure_micro()
         for mode in modes:  # only now: Envoy writes its log out every 10 s
             results.notes += mode.verify(_by_workload(mode, results.answered))
     for cell, samples in results.samples.items():

@@ -111,7 +111,8 @@ def summarize(results: Results, rounds: int, seconds: int) -> Json:
         "runs": runs,
         "memory": results.memory,
         "scale": asdict(results.scale) if results.scale else None,
-        "ratios": {goal.name: _rated(goal, values) for goal, values in (*_compare(results), *_totals(results))},
+        "micro": asdict(results.micro) if results.micro else None,
+        "ratios": {goal.name: _rated(goal, values) for goal, values in (*_compare(results), *_totals(results), *_singles(results))},
         "notes": results.notes,
     }
 
@@ -168,6 +169,15 @@ def _totals(results: Results) -> Iterator[tuple[Goal, list[float]]]:
         yield Goal(f"ready, {scale.pods} pods there", 3, None, False, "s"), [scale.ready_seconds]
         yield Goal(f"{scale.pods} pods enrolled, from the start", 2, None, False, "s"), [scale.enrolled_seconds]
         yield Goal(f"idle CPU, {scale.pods} pods", 0.5, None, False, "% of a core"), [scale.idle_cpu_percent]
+
+
+def _singles(results: Results) -> Iterator[tuple[Goal, list[float]]]:
+    """Yield the goals of single decisions."""
+    if micro := results.micro:
+        yield Goal("10,000 policies, 1,000 workloads compiled", 1, None, False, "s"), [micro.compile_seconds]
+        yield Goal("one changed policy among them", 50, None, False, "ms"), [1000 * micro.change_seconds]
+        yield Goal("JWT, ES256, added to a request", 60, None, False, "µs"), [micro.jwt_microseconds]
+        yield Goal("the same token again", 60, 10, False, "µs"), [micro.jwt_cached_microseconds]
 
 
 def _rated(goal: Goal, values: Sequence[float]) -> Json:
