@@ -9,8 +9,8 @@ from dataclasses import dataclass, field, replace
 
 from nodeagent.compare import envoy, load, measure
 from nodeagent.compare.load import BenchError, Client, Sample, Workload
-from nodeagent.compare.modes import Bypass, Direct, EnvoyHop, EnvoyPair, HaproxyHop, KernelPath, Mode, NodeAgent, namespaces, policies
 from nodeagent.compare.micro import Micro, measure_micro
+from nodeagent.compare.modes import Bypass, Direct, EnvoyHop, EnvoyPair, HaproxyHop, KernelPath, Mode, NodeAgent, namespaces, policies
 from nodeagent.compare.scale import Scale, measure_scale
 from nodeagent.lab import Lab
 
