@@ -23,9 +23,9 @@ from typing import Any, Literal, Self
 from nodeagent.errors import LabError
 from nodeagent.lab import cgroup, construction, plan
 from nodeagent.lab.agent import Agent
-from nodeagent.lab.environment import PATH
 from nodeagent.lab.layout import MAX_NODES, STATE_ROOT, Layout, Node, read_objects, write_json
 from nodeagent.lab.processes import tail
+from nodeagent.lab.programs import PATH
 from nodeagent.lab.view import Object, View, is_ready
 from nodeagent.resources import security
 from nodeagent.resources.load import Document, load_documents, parse
@@ -266,8 +266,8 @@ class Lab(View):
         if is_ready(pod):
             node = pod["spec"]["nodeName"]
             return f"Pod {key} is ready but not enrolled{more}; the end of the log of {node}'s agent:\n{tail(self.agent(node).log)}"
-        for status in pod["status"]["containerStatuses"]:
-            if not status["ready"]:
+        for status in (*pod["status"].get("initContainerStatuses", ()), *pod["status"].get("containerStatuses", ())):
+            if not status["ready"] and status["state"].get("terminated", {}).get("exitCode") != 0:
                 log = self.layout.logs(manifest["metadata"]["namespace"], manifest["metadata"]["name"]) / f"{status['name']}.log"
                 state = f"{json.dumps(status['state'])} {status.get('lastState', '')}"
                 return f"Pod {key} is not ready{more}: container {status['name']}: {state}; the end of its log:\n{tail(log)}"
@@ -294,14 +294,14 @@ def _load(files: Iterable[Path | str], text: str) -> list[Document]:
 
 
 def _check_programs(document: Document, spec: PodSpec, path: str) -> None:
-    for index, container in enumerate(spec.containers):
+    for field, container in spec.placed():
         program = container.command[0]
         if "$(" in program or any(program.startswith(mount.mount_path) for mount in container.volume_mounts):
             continue  # known only in the container
         variables = {variable.name: variable.value for variable in container.env}
         if shutil.which(program, path=variables.get("PATH", PATH)) is None:
             raise document.error(
-                f"{path}.containers[{index}].command[0]", program, "a program of this machine (an absolute path, or a name in the container's PATH)"
+                f"{path}.{field}.command[0]", program, "a program of this machine (an absolute path, or a name in the container's PATH)"
             )
 
 

@@ -64,6 +64,8 @@ class RunningContainer:
     """Why it is not ready, or is being restarted."""
     exit_message: str = ""
     """What ``message`` was when it ended last."""
+    begun: asyncio.Event = field(default_factory=asyncio.Event)
+    """Its postStart hook has ended well and its startup probe has succeeded: what comes after it in its pod may start."""
     _passed_startup: asyncio.Event = field(default_factory=asyncio.Event)
     _tasks: set[asyncio.Task[None]] = field(default_factory=set)
 
@@ -71,8 +73,9 @@ class RunningContainer:
         """Start it; raises LabError if its program cannot be run."""
         self.process.cgroup.mkdir(exist_ok=True)
         self.pid = start(self.process).settle()
-        self.ready = not self.spec.readiness_probe and not self.spec.startup_probe
+        self.ready = not self.spec.readiness_probe and not self.spec.startup_probe and not self._hook("post_start")
         self.message = ""
+        self.begun.clear()
         self._passed_startup.clear()
         if not self.spec.startup_probe:
             self._passed_startup.set()
@@ -102,12 +105,31 @@ class RunningContainer:
     async def _watch(self) -> int:
         declared = {"startup": self.spec.startup_probe, "readiness": self.spec.readiness_probe, "liveness": self.spec.liveness_probe}
         tasks = [asyncio.create_task(self._probe(kind, probe)) for kind, probe in declared.items() if probe]
+        tasks.append(asyncio.create_task(self._begin()))
         try:
             return await exited(self.pid)
         finally:
             for task in tasks:
                 task.cancel()
             cgroup.kill(self.process.cgroup, parent=True)  # what the program left behind
+
+    async def _begin(self) -> None:
+        """Run the postStart hook; a container whose hook fails is killed and started again (Kubernetes' rule)."""
+        if hook := self._hook("post_start"):
+            status = await self._run(hook)
+            if status:
+                self.message = f"postStart: exit status {status}"
+                await self.terminate(self.grace_seconds)
+                return
+            if not self.spec.readiness_probe and not self.spec.startup_probe:
+                self._set_ready(True, "")
+        await self._passed_startup.wait()
+        self.begun.set()
+
+    def _hook(self, name: Literal["post_start", "pre_stop"]) -> tuple[str, ...]:
+        """Return the command of a lifecycle hook, empty: there is none."""
+        handler = getattr(self.spec.lifecycle, name, None)
+        return handler.exec.command if handler else ()
 
     async def _probe(self, kind: str, probe: Probe) -> None:
         if kind != "startup":
@@ -158,9 +180,13 @@ class RunningContainer:
         pid = self.pid
         if not pid:
             return
+        deadline = time.monotonic() + grace_seconds
+        if hook := self._hook("pre_stop"):
+            with suppress(TimeoutError):
+                async with asyncio.timeout(grace_seconds):
+                    await self._run(hook)
         with suppress(ProcessLookupError):
             os.kill(pid, signal.SIGTERM)
-        deadline = time.monotonic() + grace_seconds
         while self.pid == pid and time.monotonic() < deadline:
             await asyncio.sleep(0.01)
         if self.pid == pid:

@@ -7,9 +7,9 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from nodeagent.errors import LabError
+from nodeagent.lab.programs import PATH
 from nodeagent.resources.pod import Container, EnvSource
 
-PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 ConfigMaps = Callable[[str], Mapping[str, str] | None]
 """Name -> data of that ConfigMap in the pod's namespace, ``None`` if there is none."""
 

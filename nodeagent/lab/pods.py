@@ -6,6 +6,7 @@ import asyncio
 import copy
 import json
 import shutil
+import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -42,7 +43,9 @@ class RunningPod:
     manifest: Mapping[str, Any]
     pause: int = 0
     containers: list[RunningContainer] = field(default_factory=list)
+    init_containers: list[RunningContainer] = field(default_factory=list)
     _tasks: list[asyncio.Task[Any]] = field(default_factory=list)
+    _starting: asyncio.Task[None] | None = None
     _deleted: str = ""
     _started: str = ""
     _published: str = ""
@@ -123,15 +126,60 @@ class RunningPod:
         return network.pod_on_node(self.host.node, self.link, self.netns, network.pair(self.addresses))
 
     def start_containers(self) -> None:
-        """Start every container and stay with it; raises LabError if a program or volume is not there."""
+        """Start every container and stay with it; raises LabError if a program or volume is not there.
+
+        What has to wait for an init container or a postStart hook starts later; what goes wrong then is told by the pod's status.
+        """
         spec = self.spec
         config_maps = self.host.config_maps(self.manifest["metadata"]["namespace"])
         sources = volumes.prepare(self.volumes, spec, config_maps, self.sockets)
         self._started = _now()
         self.containers = [self._container(container, spec, sources, config_maps) for container in spec.containers]
+        self.init_containers = [self._container(container, spec, sources, config_maps) for container in spec.init_containers]
+        if self.init_containers or any(container.spec.lifecycle for container in self.containers):
+            self._starting = asyncio.create_task(self._start_in_order())
+            return
         for container in self.containers:
             container.start()
         self._tasks = [asyncio.create_task(container.supervise()) for container in self.containers]
+
+    async def _start_in_order(self) -> None:
+        """Start init containers one after the other, each when the one before has ended well (a native sidecar: has begun), then the others.
+
+        Of those, too, one that has a postStart hook has to have begun first: that is how a proxy holds the application back.
+        """
+        for container in self.init_containers:
+            native = container.spec.restart_policy is not None
+            supervision = self._stay_with(container)
+            if native:
+                await container.begun.wait()
+            else:
+                await supervision
+                if container.exit_code:
+                    return  # restartPolicy Never: the pod has failed
+        supervisions = []
+        for container in self.containers:
+            supervisions.append(self._stay_with(container))
+            if container.spec.lifecycle and container.spec.lifecycle.post_start:
+                await container.begun.wait()
+        await asyncio.gather(*supervisions)
+        await self._end_sidecars(time.monotonic() + self.spec.termination_grace_period_seconds)
+
+    async def _end_sidecars(self, deadline: float) -> None:
+        """End the native sidecars, the last first: they outlive those they serve, and no longer."""
+        for sidecar in reversed(self.init_containers):
+            sidecar.policy = "Never"
+            await sidecar.terminate(max(0.0, deadline - time.monotonic()))
+
+    def _stay_with(self, container: RunningContainer) -> asyncio.Task[None]:
+        try:
+            container.start()
+        except LabError as error:
+            container.message = str(error)  # supervision tries again, as the pod's policy says
+        task = asyncio.create_task(container.supervise())
+        self._tasks.append(task)
+        self.publish()
+        return task
 
     def _container(self, container: Container, spec: PodSpec, sources: dict[str, Path], config_maps: ConfigMaps) -> RunningContainer:
         variables = environment(container, self.manifest, config_maps)
@@ -142,6 +190,7 @@ class RunningPod:
         root = self.volumes / f".root-{container.name}" if bound else None
         if root:
             root.mkdir()
+        contexts = (container.security_context or spec.security_context, spec.security_context)
         process = Process(
             argv=command(container, variables),
             environment=variables,
@@ -152,8 +201,13 @@ class RunningPod:
             log=logs / f"{container.name}.log",
             mounts=bound,
             root=root,
+            user=_first(*(context.run_as_user for context in contexts)),
+            group=_first(*(context.run_as_group for context in contexts)),
         )
-        return RunningContainer(container, process, self.addresses[0], spec.restart_policy, spec.termination_grace_period_seconds, self.publish)
+        policy = spec.restart_policy
+        if container in spec.init_containers:
+            policy = container.restart_policy or ("Never" if policy == "Never" else "OnFailure")
+        return RunningContainer(container, process, self.addresses[0], policy, spec.termination_grace_period_seconds, self.publish)
 
     def update(self, manifest: Mapping[str, Any]) -> None:
         """Take over new labels and annotations, and what the ConfigMaps of its volumes hold now; raises LabError."""
@@ -176,18 +230,24 @@ class RunningPod:
         value["metadata"].setdefault("annotations", {}).update({NETNS: str(self.netns), CGROUP: str(self.cgroup), PAUSE_PID: str(self.pause)})
         if self._deleted:
             value["metadata"]["deletionTimestamp"] = self._deleted
-        everyone = bool(self.containers) and all(container.ready for container in self.containers) and not self._deleted
-        conditions = {"PodScheduled": True, "Initialized": True, "ContainersReady": everyone, "Ready": everyone}
+        sidecars = [container for container in self.init_containers if container.spec.restart_policy]
+        initialized = all(container in sidecars or container.finished for container in self.init_containers)
+        everyone = bool(self.containers) and all(container.ready for container in (*self.containers, *sidecars)) and not self._deleted
+        conditions = {"PodScheduled": True, "Initialized": initialized, "ContainersReady": everyone, "Ready": everyone}
         value["status"] |= {
             "phase": self._phase(),
             "startTime": self._started,
             "conditions": [{"type": name, "status": str(status)} for name, status in conditions.items()],
             "containerStatuses": [container.status() for container in self.containers],
         }
+        if self.init_containers:
+            value["status"]["initContainerStatuses"] = [container.status() for container in self.init_containers]
         return value
 
     def _phase(self) -> str:
-        if not self.containers:
+        if any(container.finished and container.exit_code for container in self.init_containers):
+            return "Failed"
+        if not self.containers or not any(container.pid or container.exit_code is not None for container in self.containers):
             return "Pending"
         if not all(container.finished for container in self.containers):
             return "Running"
@@ -199,10 +259,14 @@ class RunningPod:
         if self.pause:
             self._deleted = _now()
             self.publish()
-        for container in self.containers:
+        if self._starting:
+            self._starting.cancel()
+        for container in (*self.containers, *self.init_containers):
             container.policy = "Never"
         if grace > 0:
+            deadline = time.monotonic() + grace
             await asyncio.gather(*(container.terminate(grace) for container in self.containers))
+            await self._end_sidecars(deadline)
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -221,6 +285,11 @@ class RunningPod:
             self.netns.unlink()
         shutil.rmtree(self.volumes, ignore_errors=True)
         self.pause = 0
+
+
+def _first(*values: int | None) -> int:
+    """Return the first of *values* that was given, 0: none was."""
+    return next((value for value in values if value is not None), 0)
 
 
 def _now() -> str:

@@ -72,6 +72,8 @@ class Process:
     mounts: tuple[Mount, ...] = ()
     root: Path | None = None
     """An empty folder on which to build the container's own root, if it has mounts."""
+    user: int = 0
+    group: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,6 +126,8 @@ def start(process: Process) -> Started:
         cgroup.join(process.cgroup)
         descriptors = [(os.open(f"/proc/{process.namespaces}/ns/{name}", os.O_RDONLY | os.O_CLOEXEC), kind) for name, kind in kinds.items()]
         _standard_streams(process.log)
+        if process.user:
+            os.fchown(1, process.user, process.group)  # so that it may open /dev/stdout, as in a container
         for descriptor, kind in descriptors:
             setns(descriptor, kind)
         if process.root:
@@ -131,6 +135,10 @@ def start(process: Process) -> Started:
         os.chdir(process.directory)
         for number in (signal.SIGPIPE, signal.SIGXFSZ):  # Python ignores them, and that would be inherited
             signal.signal(number, signal.SIG_DFL)
+        if process.user or process.group:
+            os.setgroups([])
+            os.setresgid(process.group, process.group, process.group)
+            os.setresuid(process.user, process.user, process.user)
         os.execvpe(process.argv[0], process.argv, dict(process.environment))
 
     try:

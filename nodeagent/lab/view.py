@@ -187,7 +187,8 @@ def _pod_status(pod: Object) -> Object:
 
 
 def _container(pod: Object, name: str | None) -> Container:
-    containers = [Container.model_validate_json(json.dumps(each)) for each in pod["spec"]["containers"]]
+    spec = pod["spec"]
+    containers = [Container.model_validate_json(json.dumps(each)) for each in (*spec["containers"], *spec.get("initContainers", ()))]
     found = next((each for each in containers if name in (None, each.name)), None)
     if found is None:
         raise LabError(f"pod {pod['metadata']['name']} has no container {name}; it has {', '.join(each.name for each in containers)}")
@@ -195,5 +196,7 @@ def _container(pod: Object, name: str | None) -> Container:
 
 
 def _container_pid(pod: Object, name: str) -> int | None:
-    identifiers = [each.get("containerID") for each in pod["status"]["containerStatuses"] if each["name"] == name]
+    status = pod["status"]
+    statuses = [*status["containerStatuses"], *status.get("initContainerStatuses", ())]
+    identifiers = [each.get("containerID") for each in statuses if each["name"] == name]
     return int(identifiers[0].removeprefix("lab://")) if identifiers and identifiers[0] else None

@@ -26,6 +26,8 @@ def prepare(directory: Path, spec: PodSpec, config_maps: ConfigMaps, sockets: Pa
             if volume.csi:
                 source = sockets
             source.mkdir(parents=True, exist_ok=True)
+            if volume.empty_dir:
+                source.chmod(0o777)  # whoever its containers run as
             if volume.config_map:
                 _write(source, volume.name, volume.config_map, config_maps)
         sources[volume.name] = source

@@ -117,8 +117,52 @@ class VolumeMount(Section):
     sub_path: RelativePath = ""
 
 
+class SecurityContext(Section):
+    """As whom a container runs; the lab's containers have every capability."""
+
+    run_as_user: Annotated[int, Field(ge=0, le=2**32 - 2)] | None = None
+    run_as_group: Annotated[int, Field(ge=0, le=2**32 - 2)] | None = None
+    allow_privilege_escalation: Ignored = None
+    app_armor_profile: Ignored = None
+    capabilities: Ignored = None
+    privileged: Ignored = None
+    proc_mount: Ignored = None
+    read_only_root_filesystem: Ignored = None
+    run_as_non_root: Ignored = None
+    se_linux_options: Ignored = None
+    seccomp_profile: Ignored = None
+    windows_options: Ignored = None
+
+
+class PodSecurityContext(Section):
+    """What holds for containers that do not say otherwise."""
+
+    run_as_user: Annotated[int, Field(ge=0, le=2**32 - 2)] | None = None
+    run_as_group: Annotated[int, Field(ge=0, le=2**32 - 2)] | None = None
+    app_armor_profile: Ignored = None
+    fs_group: Ignored = None
+    fs_group_change_policy: Ignored = None
+    run_as_non_root: Ignored = None
+    se_linux_options: Ignored = None
+    seccomp_profile: Ignored = None
+    supplemental_groups: Ignored = None
+    sysctls: Ignored = None
+
+
+class LifecycleHandler(Section):
+    exec: Exec
+
+
+class Lifecycle(Section):
+    post_start: LifecycleHandler | None = None
+    """Containers after this one start when it has ended."""
+    pre_stop: LifecycleHandler | None = None
+    """SIGTERM follows when it has ended, or when the grace period has."""
+    stop_signal: Ignored = None
+
+
 class Container(Section):
-    """What runs: ``command`` and ``args`` name a program of the host."""
+    """What runs: ``command`` and ``args`` name a program of the host, or ``nodeagent`` or ``envoy``."""
 
     name: Name
     command: Annotated[tuple[str, ...], Field(min_length=1)]
@@ -131,10 +175,13 @@ class Container(Section):
     readiness_probe: Probe | None = None
     liveness_probe: Probe | None = None
     startup_probe: Probe | None = None
+    lifecycle: Lifecycle | None = None
+    restart_policy: Literal["Always"] | None = None
+    """Of an init container: it goes on running beside those that follow (a native sidecar)."""
+    security_context: SecurityContext | None = None
     image: Ignored = None
     image_pull_policy: Ignored = None
     resources: Ignored = None
-    security_context: Ignored = None
     termination_message_path: Ignored = None
     termination_message_policy: Ignored = None
 
@@ -197,6 +244,7 @@ class Volume(Section):
 
 class PodSpec(Section):
     containers: Annotated[tuple[Container, ...], Field(min_length=1)]
+    init_containers: tuple[Container, ...] = ()
     service_account_name: Name = "default"
     node_name: Name | None = None
     restart_policy: Literal["Always", "OnFailure", "Never"] = "Always"
@@ -211,17 +259,26 @@ class PodSpec(Section):
     image_pull_secrets: Ignored = None
     priority_class_name: Ignored = None
     scheduler_name: Ignored = None
-    security_context: Ignored = None
+    security_context: PodSecurityContext = PodSecurityContext()
     tolerations: Ignored = None
     topology_spread_constraints: Ignored = None
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
-        unique((f"containers[{index}].name", container.name) for index, container in enumerate(self.containers))
+        everyone = self.placed()
+        unique((f"{path}.name", container.name) for path, container in everyone)
+        for index, container in enumerate(self.containers):
+            if container.restart_policy:
+                raise fault(f"containers[{index}].restartPolicy", container.restart_policy, "no value: only an init container has one of its own")
         unique((f"volumes[{index}].name", volume.name) for index, volume in enumerate(self.volumes))
         known = sorted(volume.name for volume in self.volumes)
-        for at, container in enumerate(self.containers):
+        for path, container in everyone:
             for index, mount in enumerate(container.volume_mounts):
                 if mount.name not in known:
-                    raise fault(f"containers[{at}].volumeMounts[{index}].name", mount.name, f"one of the pod's volumes ({', '.join(known) or 'it has none'})")
+                    raise fault(f"{path}.volumeMounts[{index}].name", mount.name, f"one of the pod's volumes ({', '.join(known) or 'it has none'})")
         return self
+
+    def placed(self) -> list[tuple[str, Container]]:
+        """Return all containers, each with its path in the spec."""
+        fields = {"containers": self.containers, "initContainers": self.init_containers}
+        return [(f"{field}[{index}]", container) for field, found in fields.items() for index, container in enumerate(found)]
