@@ -154,7 +154,7 @@ class RunningPod:
             if native:
                 await container.begun.wait()
             else:
-                await supervision
+                await asyncio.wait([supervision])
                 if container.exit_code:
                     return  # restartPolicy Never: the pod has failed
         supervisions = []
@@ -162,7 +162,7 @@ class RunningPod:
             supervisions.append(self._stay_with(container))
             if container.spec.lifecycle and container.spec.lifecycle.post_start:
                 await container.begun.wait()
-        await asyncio.gather(*supervisions)
+        await asyncio.wait(supervisions)  # not gather, which would cancel them with this task
         await self._end_sidecars(time.monotonic() + self.spec.termination_grace_period_seconds)
 
     async def _end_sidecars(self, deadline: float) -> None:
@@ -245,7 +245,7 @@ class RunningPod:
         return value
 
     def _phase(self) -> str:
-        if any(container.finished and container.exit_code for container in self.init_containers):
+        if any(container.finished and container.exit_code for container in self.init_containers if not container.spec.restart_policy):
             return "Failed"
         if not self.containers or not any(container.pid or container.exit_code is not None for container in self.containers):
             return "Pending"
