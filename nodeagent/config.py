@@ -40,6 +40,8 @@ class Redirect(Section):
     cgroup: Path
     pin_directory: Path = Path("/sys/fs/bpf/nodeagent")
     unknown_pods: Literal["allow", "deny"] = "allow"
+    enroll: bool = True
+    """False: no pod is captured; the agent only gives certificates to pods that ask, as where all still have classic sidecars."""
     heartbeat_timeout_seconds: float = Field(2.0, ge=0.2, le=60)
     check_interval_seconds: float = Field(5.0, ge=0.1, le=3600)
     maps: MapSizes = MapSizes()  # type: ignore[call-arg]

@@ -8,7 +8,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, ParamSpec, cast
+from typing import Any, ParamSpec, get_args
 
 import click
 import yaml
@@ -18,6 +18,7 @@ from rich.table import Table
 from nodeagent.errors import NodeagentError
 from nodeagent.lab import Lab
 from nodeagent.lab.cluster import Mode
+from nodeagent.lab.injection import TEMPLATES
 
 P = ParamSpec("P")
 _NAME = click.option("--name", default="lab", show_default=True, metavar="NAME", help="Which lab: several can stand side by side.")
@@ -49,14 +50,21 @@ def lab() -> None:
 @_FILES
 @_WAIT
 @click.option("--nodes", default=2, show_default=True, type=click.IntRange(1, 200), help="How many nodes.")
-@click.option("--mode", default="direct", show_default=True, type=click.Choice(["direct", "nodeagent"]), help="With an agent on every node, or without.")
+@click.option(
+    "--mode", default="direct", show_default=True, type=click.Choice(get_args(Mode)), help="No mesh, an agent a node, or a sidecar (ours, Envoy) a pod."
+)
+@click.option("--native", is_flag=True, help="With sidecars: as init containers that go on running (native sidecars).")
+@click.option("--hold", is_flag=True, help="With sidecars: applications start after their proxy is ready.")
 @click.option("--agent-config", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="Part of an agent.yaml, merged into every node's.")
 @_errors
-def up(name: str, files: tuple[str, ...], wait: float, nodes: int, mode: str, agent_config: Path | None) -> None:
+def up(name: str, files: tuple[str, ...], wait: float, nodes: int, mode: Mode, native: bool, hold: bool, agent_config: Path | None) -> None:
     """Make a lab and apply resources to it. Twice is the same as once."""
+    if mode not in TEMPLATES and (native or hold):
+        raise click.UsageError(f"--native and --hold are for the modes {' and '.join(TEMPLATES)}")
     overlay = _overlay(agent_config)
+    injection = {key: True for key, given in (("native", native), ("hold", hold)) if given}
     with Console(stderr=True).status(f"lab {name}: {nodes} nodes, {mode}"):
-        made = Lab.up(files, name=name, nodes=nodes, mode=cast(Mode, mode), agent=overlay, wait_seconds=wait)
+        made = Lab.up(files, name=name, nodes=nodes, mode=mode, agent=overlay, injection=injection, wait_seconds=wait)
     click.echo(f"lab {name} is up: {nodes} nodes, {len(made.pods)} pods, mode {mode}; state in {made.state}")
 
 

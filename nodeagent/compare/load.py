@@ -1,23 +1,27 @@
-"""What is asked of each mode, and what one asking gives: requests by wrk in a closed loop, a stream by iperf3."""
+"""What is asked of each mode, and what one asking gives: requests in a closed or an open loop, a stream."""
 
 from __future__ import annotations
 
 import json
 import subprocess
+import sys
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Final, Literal
 
 from nodeagent.errors import NodeagentError
 from nodeagent.lab import Lab
 
-Workload = Literal["http", "http-authz", "http-kernel-metrics", "tcp-churn", "cross-node", "bulk", "bulk-cross-node"]
-"""The schema's names: requests, requests under a policy of method, path and principal, requests that the kernel counts, a new
-connection for each request, and a stream; to a server on the same node or on the other."""
+Workload = Literal["http", "http-authz", "tcp", "tcp-churn", "chain5", "cross-node", "bulk", "bulk-cross-node", "manifest"]
+"""``http``: requests to a server on the same node; ``http-authz``: under a policy of method, path and principal; ``tcp``: the same
+requests to a port declared TCP; ``tcp-churn``: a new connection for each request; ``chain5``: a request that goes through five services;
+``cross-node``: to the other node; ``bulk``: one stream; ``manifest``: to what the user's own YAML serves."""
 HTTP_PORT, TCP_PORT, BULK_PORT = 8080, 8081, 5201
-"""TCP_PORT: the same web server, declared as TCP, so that connections are counted and not requests."""
+PERCENTILES: Final = (1, 10, 25, 50, 75, 90, 95, 97.5, 99, 99.5, 99.75, 99.9, 99.95, 99.99, 100)
+"""What is told of a closed loop's latencies."""
+_PATIENCE_SECONDS: Final = 20
 
 
-class BenchError(NodeagentError):
+class CompareError(NodeagentError):
     """A mode does not do what it is to be measured for."""
 
 
@@ -27,15 +31,17 @@ class Client:
 
     lab: Lab
     namespace: str
+    pod: str = "client"
 
     def run(self, argv: list[str], seconds: float) -> str:
-        """Run *argv* in the pod and return what it writes; raises BenchError if it fails or takes much longer than *seconds*."""
+        """Run *argv* in the pod and return what it writes; raises CompareError if it fails or takes much longer than *seconds*."""
+        where = f"{argv[0]} in {self.namespace}/{self.pod} of lab {self.lab.name}"
         try:
-            done = self.lab.exec("client", argv, self.namespace, timeout=seconds + 20)
+            done = self.lab.exec(self.pod, argv, self.namespace, timeout=seconds + _PATIENCE_SECONDS)
         except subprocess.TimeoutExpired:
-            raise BenchError(f"{' '.join(argv)} in {self.namespace}/client: still running after {seconds + 20:g} s") from None
+            raise CompareError(f"{where}: still running after {seconds + _PATIENCE_SECONDS:g} s") from None
         if done.returncode:
-            raise BenchError(f"{' '.join(argv)} in {self.namespace}/client: {(done.stderr or done.stdout).strip()[-300:]}")
+            raise CompareError(f"{where}: {(done.stderr or done.stdout).strip()[-300:] or f'exit status {done.returncode}'}")
         return done.stdout
 
 
@@ -46,24 +52,45 @@ class Sample:
     requests: int
     seconds: float
     errors: int
-    latency: tuple[int, int, int] | None = None
-    """p50, p90, p99."""
+    percentiles: tuple[tuple[float, float], ...] = ()
+    """(percentile, µs), rising."""
     bits_per_second: float | None = None
     cpu_seconds: float = 0.0
-    """Of the processes that the mode adds."""
+    """Of what the mode adds."""
+    all_cpu_seconds: float = 0.0
+    """Of everything in the lab: client, application, mode."""
+
+    def at(self, percentile: float) -> float:
+        """Return the latency at one of the percentiles that were told, in µs; 0: there is none."""
+        return next((value for key, value in self.percentiles if key == percentile), 0.0)
+
+    @property
+    def rate(self) -> float:
+        """Requests a second."""
+        return self.requests / self.seconds
 
 
-def requests(client: Client, address: str, connections: int, seconds: int, *, fresh: bool = False) -> Sample:
-    """Ask ``http://address:port/`` over *connections* connections from one thread, each as soon as the last answer is there.
+def closed(client: Client, url: str, connections: int, seconds: int, *, fresh: bool = False) -> Sample:
+    """Ask *url* over *connections* connections from one thread (wrk), each as soon as the last answer is there.
 
     *fresh*: each request on a connection of its own.
     """
-    argv = ["wrk", "-t1", f"-c{connections}", f"-d{seconds}s", "--timeout", "5s", "-s", "/workload/report.lua"]
-    argv += [*(("-H", "Connection: close") if fresh else ()), f"http://{address}/"]
-    told = json.loads(client.run(argv, seconds).strip().splitlines()[-1])
+    argv = ["wrk", "-t1", f"-c{connections}", f"-d{seconds}s", "--timeout", "5s", "-s", "/dev/stdin", *(("-H", "Connection: close") if fresh else ()), url]
+    script = _LUA.replace("PERCENTILES", ", ".join(map(str, PERCENTILES)))
+    done = client.lab.exec(client.pod, argv, client.namespace, input=script, timeout=seconds + _PATIENCE_SECONDS)
+    told = _last_line(done, client, argv)
     if not told["requests"]:
-        raise BenchError(f"no request to {address} from {client.namespace}/client was answered")
-    return Sample(told["requests"], told["microseconds"] / 1e6, told["errors"], (told["p50"], told["p90"], told["p99"]))
+        raise CompareError(f"no request to {url} from {client.namespace}/{client.pod} of lab {client.lab.name} was answered")
+    percentiles = tuple(zip(PERCENTILES, told["latencies"], strict=True))
+    return Sample(told["requests"], told["microseconds"] / 1e6, told["errors"], percentiles)
+
+
+def open_loop(client: Client, url: str, rate: int, connections: int, seconds: int) -> Sample:
+    """Ask *url* *rate* times a second, whatever becomes of the answers; latencies count from when a request was due."""
+    argv = [sys.executable, "-m", "nodeagent.compare.openloop", "--url", url, "--rate", str(rate), "--connections", str(connections)]
+    told = json.loads(client.run([*argv, "--seconds", str(seconds)], seconds).splitlines()[-1])
+    percentiles = {key: value for key, value in told["percentiles"]} | {float(key[1:]): value for key, value in told["latency_us"].items() if key[0] == "p"}
+    return Sample(told["requests"], told["seconds"], told["errors"] + told["late"], tuple(sorted(percentiles.items())))
 
 
 def stream(client: Client, address: str, seconds: int) -> Sample:
@@ -71,4 +98,24 @@ def stream(client: Client, address: str, seconds: int) -> Sample:
     host, _, port = address.rpartition(":")
     argv = ["iperf3", "--client", host.strip("[]"), "--port", port, "--time", str(seconds), "--json", "--connect-timeout", "3000"]
     received = json.loads(client.run(argv, seconds))["end"]["sum_received"]
-    return Sample(0, received["seconds"], 0, None, received["bits_per_second"])
+    return Sample(0, received["seconds"], 0, (), received["bits_per_second"])
+
+
+def _last_line(done: subprocess.CompletedProcess[str], client: Client, argv: list[str]) -> Any:
+    try:
+        return json.loads(done.stdout.strip().splitlines()[-1])
+    except (IndexError, ValueError):
+        said = (done.stderr or done.stdout).strip()[-300:] or f"exit status {done.returncode}"
+        raise CompareError(f"{argv[0]} in {client.namespace}/{client.pod} of lab {client.lab.name}: {said}") from None
+
+
+_LUA: Final = """
+done = function(summary, latency, requests)
+  local errors, told = summary.errors, {}
+  for place, percentile in ipairs({PERCENTILES}) do
+    told[place] = percentile == 100 and latency.max or latency:percentile(percentile)
+  end
+  io.write(string.format('\\n{"requests": %d, "microseconds": %d, "errors": %d, "latencies": [%s]}\\n',
+    summary.requests, summary.duration, errors.connect + errors.read + errors.write + errors.status + errors.timeout, table.concat(told, ", ")))
+end
+"""

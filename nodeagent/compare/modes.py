@@ -1,25 +1,26 @@
-"""The ways from client to server that are compared. All run in the lab's pods: the same namespaces, links, client and server programs."""
+"""The ways from client to server that are compared. All run the same manifests in labs: the same pods, links, client and server programs."""
 
 from __future__ import annotations
 
 import http.client
 import json
+import re
 import subprocess
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import ClassVar
+from typing import ClassVar, Final
 
 from nodeagent.compare import envoy, measure
-from nodeagent.compare.load import BULK_PORT, HTTP_PORT, TCP_PORT, BenchError, Client, Workload
-from nodeagent.identity.ca import CertificateAuthority
-from nodeagent.lab import linux
+from nodeagent.compare.load import BULK_PORT, HTTP_PORT, TCP_PORT, Client, CompareError, Workload
+from nodeagent.compare.manifests import BYPASSED, CHAIN, GUARDED, PLAIN
+from nodeagent.inject import PROXY
+from nodeagent.lab import Lab, cgroup, linux
 from nodeagent.lab.layout import CGROUP
-from nodeagent.mesh.entries import SpiffeId
 
-HAPROXY_PORT = 10081
+HAPROXY_PORT: Final = 10081
 _START_SECONDS = 10.0
 _HAPROXY = """
 defaults
@@ -38,18 +39,36 @@ global
 """
 
 
-_POLICY = """
----
-apiVersion: security.istio.io/v1
-kind: AuthorizationPolicy
-metadata: {{name: {name}, namespace: {namespace}}}
-spec: {{selector: {{matchLabels: {{app: {name}}}}}, action: ALLOW, rules: [{rule}]}}
-"""
+@dataclass(frozen=True, slots=True)
+class Target:
+    """Who asks whom: ``service`` is also the name of the pod behind it."""
+
+    namespace: str
+    service: str
+    port: int
+    client: str = "client"
+    path: str = "/"
+    through: tuple[str, ...] = ()
+    """Pods that the request goes through on its way, beyond the first."""
+
+    @property
+    def pods(self) -> tuple[str, ...]:
+        """The pods that take part."""
+        return (self.client, self.service, *self.through)
 
 
-def server_of(workload: Workload) -> tuple[str, int]:
-    """Return the pod that serves *workload*, and its port."""
-    return "remote" if "cross-node" in workload else "server", BULK_PORT if "bulk" in workload else HTTP_PORT
+TARGETS: Final[Mapping[Workload, Target]] = {
+    "http": Target(PLAIN, "server", HTTP_PORT),
+    "http-authz": Target(GUARDED, "server", HTTP_PORT),
+    "tcp": Target(PLAIN, "server", TCP_PORT),
+    "tcp-churn": Target(PLAIN, "server", HTTP_PORT),
+    "chain5": Target(PLAIN, CHAIN[0], HTTP_PORT, through=CHAIN[1:]),
+    "cross-node": Target(PLAIN, "remote", HTTP_PORT),
+    "bulk": Target(PLAIN, "server", BULK_PORT),
+    "bulk-cross-node": Target(PLAIN, "remote", BULK_PORT),
+}
+Answered = Mapping[Workload, int]
+"""Requests by workload, those of the warm-up with them."""
 
 
 @dataclass(slots=True)
@@ -73,26 +92,54 @@ class Log:
 class Mode(ABC):
     """One way. ``variant`` tells two of the same name apart."""
 
-    client: Client
+    lab: Lab
     variant: str = ""
     workloads: Sequence[Workload] = ("http",)
     connections: Sequence[int] = (1, 32)
+    targets: Mapping[Workload, Target] = field(default_factory=lambda: TARGETS)
     logs: list[Log] = field(default_factory=list)
     name: ClassVar[str]
+    does: ClassVar[Sequence[str]]
+    does_not: ClassVar[Sequence[str]] = ()
+
+    def describe(self) -> str:
+        return f"{self.name} ({self.variant})" if self.variant else self.name
+
+    def client(self, workload: Workload) -> Client:
+        target = self.targets[workload]
+        return Client(self.lab, target.namespace, target.client)
 
     def address(self, workload: Workload) -> str:
-        """Return the ``address:port`` that the client asks."""
-        pod, port = server_of(workload)
-        return f"{self.client.lab.address(pod, self.client.namespace)}:{port}"
+        """Return the ``address:port`` that the client asks: the pod's own, so that nothing is paid for Services that the mode does not do itself."""
+        target = self.targets[workload]
+        return f"{self.lab.address(target.service, target.namespace)}:{target.port}"
+
+    def url(self, workload: Workload) -> str:
+        return f"http://{self.address(workload)}{self.targets[workload].path}"
 
     @abstractmethod
-    def processes(self) -> list[int]:
-        """Return the pids of what the mode adds to the client and the server."""
+    def groups(self, workload: Workload | None = None) -> list[Path]:
+        """Return the cgroups of what the mode adds, for *workload* or at all."""
 
-    def verify(self, answered: Mapping[Workload, int]) -> list[str]:
-        """Return what was not done for the requests *answered*, in words: nothing, if the mode did its work."""
+    def cpu_seconds(self) -> float:
+        """Return the CPU time that what the mode adds has used."""
+        return sum(map(measure.group_cpu_seconds, self.groups()))
+
+    def memory(self, workload: Workload | None = None) -> int:
+        """Return the PSS of what the mode adds, in bytes."""
+        return measure.memory(pid for group in self.groups(workload) for pid in cgroup.processes(group)).pss
+
+    def verify(self, answered: Answered) -> tuple[list[str], list[str]]:
+        """Return what was checked, and what of it was not done, in words, for the requests *answered*."""
         requests = sum(answered.values())
-        return [f"{self.name}: {log.path.name} has {log.drain()} lines for {requests} requests" for log in self.logs if log.drain() < requests]
+        checked = [f"a line in {log.path.name} for each of {requests:,} requests" for log in self.logs]
+        failed = [f"{log.path.name} has {log.lines:,} lines for {requests:,} requests" for log in self.logs if log.drain() < requests]
+        return checked, failed
+
+    def _service_address(self, workload: Workload) -> str:
+        target = self.targets[workload]
+        named = (each for each in self.lab.objects("Service") if (each["metadata"]["namespace"], each["metadata"]["name"]) == (target.namespace, target.service))
+        return f"{next(named)['spec']['clusterIPs'][0]}:{target.port}"
 
 
 @dataclass(slots=True, eq=False)
@@ -100,92 +147,153 @@ class Direct(Mode):
     """No mesh: pod to pod."""
 
     name = "direct"
+    does = ("nothing: pod to pod",)
+    does_not = ("mTLS, policy, metrics, access log",)
 
-    def processes(self) -> list[int]:
+    def groups(self, workload: Workload | None = None) -> list[Path]:
         return []
 
 
 @dataclass(slots=True, eq=False)
 class _Hop(Mode):
-    """A proxy in the client's pod that the client asks instead of the server."""
+    """One proxy in the client's pod that the client asks instead of the server."""
 
     program: ClassVar[str]
+    port: ClassVar[int]
 
-    def processes(self) -> list[int]:
-        return _in_pod(self.client, "client", self.program)
+    @property
+    def _server(self) -> str:
+        return Mode.address(self, "http")
+
+    def address(self, workload: Workload) -> str:
+        return f"127.0.0.1:{self.port}"
+
+    def groups(self, workload: Workload | None = None) -> list[Path]:
+        return []
+
+    def _processes(self) -> list[int]:
+        return measure.of_program(_pod_group(self.lab, PLAIN, "client"), lambda name: name == self.program)
+
+    def cpu_seconds(self) -> float:
+        return measure.cpu_seconds(self._processes())
+
+    def memory(self, workload: Workload | None = None) -> int:
+        return measure.memory(self._processes()).pss
 
 
 @dataclass(slots=True, eq=False)
 class HaproxyHop(_Hop):
-    """HAProxy, one thread, pooled connections, no TLS, no log."""
+    """HAProxy, one thread, pooled connections."""
 
-    name, program = "haproxy", "haproxy"
+    name, program, port = "haproxy", "haproxy", HAPROXY_PORT
+    does = ("one plain proxy hop in the client's pod, one thread",)
+    does_not = ("capture, mTLS, policy, metrics, access log, the server's side",)
 
     def start(self, directory: Path) -> None:
-        """Start it, with its configuration in *directory*. Raises BenchError."""
-        config = directory / f"{self.client.namespace}-haproxy.cfg"
-        config.write_text(_HAPROXY.format(port=HAPROXY_PORT, server=Direct(self.client).address("http")))
-        _start(self.client, "client", ["haproxy", "-db", "-f", str(config)], HAPROXY_PORT, directory / f"{config.stem}.log")
-
-    def address(self, workload: Workload) -> str:
-        return f"127.0.0.1:{HAPROXY_PORT}"
+        """Start it, with its configuration in *directory*. Raises CompareError."""
+        config = directory / "haproxy.cfg"
+        config.write_text(_HAPROXY.format(port=self.port, server=self._server))
+        _start(self.lab, ["haproxy", "-db", "-f", str(config)], self.port, directory / "haproxy.log")
 
 
 @dataclass(slots=True, eq=False)
 class EnvoyHop(_Hop):
     """Envoy, one worker thread, router only, access log."""
 
-    name, program = "envoy-hop", "envoy"
+    name, program, port = "envoy-hop", "envoy", envoy.HOP_PORT
+    does = ("one plain proxy hop in the client's pod, one thread", "access log")
+    does_not = ("capture, mTLS, policy, the server's side",)
 
     def start(self, directory: Path) -> None:
-        """Start it, with its configuration in *directory*. Raises BenchError."""
-        log = Log(directory / f"{self.client.namespace}-hop-access.log")
+        """Start it, with its configuration in *directory*. Raises CompareError."""
+        log = Log(directory / "envoy-hop-access.log")
         self.logs.append(log)
-        _start_envoy(self.client, "client", envoy.hop(Direct(self.client).address("http"), log.path), 1, directory)
-
-    def address(self, workload: Workload) -> str:
-        return f"127.0.0.1:{envoy.HOP_PORT}"
+        path = directory / "envoy-hop.json"
+        path.write_text(json.dumps(envoy.hop(self._server, log.path)))
+        argv = [str(envoy.binary()), "-c", str(path), "--concurrency", "1", "--disable-hot-restart", "--log-level", "warning"]
+        _start(self.lab, argv, self.port, directory / "envoy-hop.log")
 
 
 @dataclass(slots=True, eq=False)
-class EnvoyPair(Mode):
-    """Classic sidecars: an Envoy in every pod, traffic brought to it by iptables, mTLS between the two, access log on both sides."""
+class Sidecars(Mode):
+    """Classic sidecars as the injector makes them: a proxy in every pod, captured by iptables, mTLS between any two."""
 
-    concurrency: int = 2
-    """Istio's default."""
+    def start(self) -> None:
+        """Count the log of each client's sidecar: it sees every request, where each server's sees only its own."""
+        clients = {(target.namespace, target.client) for workload, target in self.targets.items() if workload in self.workloads}
+        self.logs += [Log(self.lab.layout.logs(*client) / f"{PROXY}.log") for client in sorted(clients)]
+
+    def groups(self, workload: Workload | None = None) -> list[Path]:
+        if workload is not None:
+            target = self.targets[workload]
+            return [_pod_group(self.lab, target.namespace, pod) / PROXY for pod in target.pods]
+        return [found for pod in self.lab.pods.values() if (found := Path(pod["metadata"]["annotations"][CGROUP]) / PROXY).exists()]
+
+    def verify(self, answered: Answered) -> tuple[list[str], list[str]]:
+        requests = sum(answered.values())
+        lines = sum(log.drain() for log in self.logs)
+        checked = [f"a line in the clients' access logs for each of {requests:,} requests"]
+        failed = [f"the clients' access logs have {lines:,} lines for {requests:,} requests"] if lines < requests else []
+        if "http-authz" in answered:
+            checked.append("a request that the policy forbids is refused")
+            failed += _policy_fault(self)
+        return checked, failed
+
+
+@dataclass(slots=True, eq=False)
+class EnvoySidecars(Sidecars):
+    """Real Envoy."""
+
     name = "envoy"
+    does = (
+        "capture by iptables in each pod",
+        "two real Envoys on the way of each request, 2 threads each (Istio's default)",
+        "mTLS (TLS 1.3) between any two pods, also of one node",
+        "AuthorizationPolicy as Envoy's RBAC",
+        "Istio's access log on both sides",
+    )
+    does_not = ("Istio's own filters (stats, metadata exchange), which would only make it slower", "xDS: its configuration is static; endpoints are the kernel's")
 
-    def start(self, directory: Path) -> None:
-        """Start the Envoys of the three pods and redirect their traffic. Raises BenchError."""
-        certificates = directory / "certificates"
-        issue(certificates)
-        for pod, side, make in (("client", "client", envoy.client_side), ("server", "server", envoy.server_side), ("remote", "server", envoy.server_side)):
-            log = Log(directory / f"{self.client.namespace}-{pod}-access.log")
-            if pod == "client":  # it sees every request; each server only its own
-                self.logs.append(log)
-            _start_envoy(self.client, pod, make(certificates, log.path), self.concurrency, directory)
-            for rule in envoy.capture_rules(side):
-                done = subprocess.run(
-                    ["nsenter", f"--net={self.client.lab.netns(pod, self.client.namespace)}", "--", *rule], capture_output=True, text=True, check=False
-                )
-                if done.returncode:
-                    raise BenchError(f"{' '.join(rule)}: {done.stderr.strip()}")
+    def verify(self, answered: Answered) -> tuple[list[str], list[str]]:
+        checked, failed = Sidecars.verify(self, answered)
+        servers = {(self.targets[workload].namespace, self.targets[workload].service) for workload, count in answered.items() if count}
+        for namespace, pod in sorted(servers):
+            text = _get(self.lab.netns(pod, namespace), 15000, "/stats?filter=ssl")
+            counted = {key: int(value) for key, _, value in (line.partition(": ") for line in text.splitlines()) if value.isdigit()}
+            handshakes = sum(value for key, value in counted.items() if re.search(r"listener\..*15006.*ssl\.handshake$", key))
+            without = sum(value for key, value in counted.items() if re.search(r"listener\..*15006.*ssl\.no_certificate$", key))
+            checked.append(f"mutual TLS at {namespace}/{pod}: {handshakes:,} handshakes, {without} without a certificate")
+            if not handshakes or without:
+                failed.append(f"no mutual TLS at {namespace}/{pod}")
+        return checked, failed
 
-    def processes(self) -> list[int]:
-        return [pid for pod in ("client", "server", "remote") for pid in self.envoys(pod)]
 
-    def envoys(self, pod: str) -> list[int]:
-        return _in_pod(self.client, pod, "envoy")
+@dataclass(slots=True, eq=False)
+class OwnSidecars(Sidecars):
+    """This project's proxy, one process a pod."""
 
-    def verify(self, answered: Mapping[Workload, int]) -> list[str]:
-        faults = Mode.verify(self, answered)
-        pods = ["server", "remote"] if "cross-node" in self.workloads else ["server"]
-        for pod in pods:
-            text = _get(self.client.lab.netns(pod, self.client.namespace), envoy.ADMIN_PORT, "/stats?filter=15006.ssl")
-            stats = {key.rpartition(".")[2]: int(value) for key, _, value in (line.partition(": ") for line in text.splitlines())}
-            if not stats.get("handshake") or stats.get("no_certificate") or not stats.get("TLSv1.3", stats.get("handshake")):
-                faults.append(f"{self.name}: no mutual TLS 1.3 at {pod}: {stats}")
-        return faults
+    name = "sidecar"
+    does = (
+        "capture by iptables in each pod",
+        "this project's proxy twice on the way of each request, one process a pod",
+        "mTLS (TLS 1.3) between any two pods, also of one node",
+        "Istio's policy, metrics and access log on both sides, Services and balancing",
+    )
+
+    def address(self, workload: Workload) -> str:
+        return self._service_address(workload)
+
+    def verify(self, answered: Answered) -> tuple[list[str], list[str]]:
+        checked, failed = Sidecars.verify(self, answered)
+        for workload, count in answered.items():
+            if workload not in ("http", "http-authz", "cross-node", "tcp-churn"):
+                continue
+            target = self.targets[workload]
+            counted = _requests_by_tls(_get(self.lab.netns(target.service, target.namespace), 15020, "/metrics"))
+            checked.append(f"{workload}: {counted:,.0f} requests counted at the server's side as mutual TLS")
+            if counted < count:
+                failed.append(f"{workload}: of {count:,} requests {counted:,.0f} came by mutual TLS")
+        return checked, failed
 
 
 @dataclass(slots=True, eq=False)
@@ -193,28 +301,36 @@ class NodeAgent(Mode):
     """This project: one agent per node. The client asks the Service, whose balancing is part of the agent's work."""
 
     name = "nodeagent"
+    does = (
+        "capture by eBPF, nothing in the pods",
+        "one proxy process a node, once on the way of a request within a node",
+        "mTLS (TLS 1.3) between nodes; within a node the kernel says who is who",
+        "Istio's policy, metrics and access log, Services and balancing",
+    )
+    does_not = ("TLS within one node: the bytes do not leave the kernel",)
 
     def start(self) -> None:
         """Count its access log; the lab has started the agents."""
-        self.logs.append(Log(self.client.lab.agent("node1").access_log))
+        self.logs.append(Log(self.lab.agent("node1").access_log))
 
     def address(self, workload: Workload) -> str:
-        pod, port = server_of(workload)
-        services = self.client.lab.objects("Service")
-        (found,) = (each for each in services if (each["metadata"]["namespace"], each["metadata"]["name"]) == (self.client.namespace, pod))
-        return f"{found['spec']['clusterIPs'][0]}:{port}"
+        return self._service_address(workload)
 
-    def processes(self) -> list[int]:
-        return [pid for node in self.client.lab.nodes for pid in self.client.lab.agent(node).processes()]
+    def groups(self, workload: Workload | None = None) -> list[Path]:
+        both = workload is None or "cross-node" in workload
+        return [self.lab.agent(node).cgroup for node in (self.lab.nodes if both else self.lab.nodes[:1])]
 
-    def verify(self, answered: Mapping[Workload, int]) -> list[str]:
-        faults = Mode.verify(self, answered)
-        lines = _get(self.client.lab.netns("node2"), 15020, "/metrics").splitlines()
-        counted = [line for line in lines if line.startswith("istio_requests_total{") and 'connection_security_policy="mutual_tls"' in line]
-        encrypted = sum(float(line.rpartition(" ")[2]) for line in counted)
-        if encrypted < answered.get("cross-node", 0):
-            faults.append(f"{self.name}: of {answered['cross-node']} requests to the other node {encrypted:.0f} came by mutual TLS")
-        return faults
+    def verify(self, answered: Answered) -> tuple[list[str], list[str]]:
+        checked, failed = Mode.verify(self, answered)
+        if answered.get("cross-node"):
+            counted = _requests_by_tls(_get(self.lab.netns("node2"), 15020, "/metrics"))
+            checked.append(f"{counted:,.0f} requests counted on the other node as mutual TLS")
+            if counted < answered["cross-node"]:
+                failed.append(f"of {answered['cross-node']:,} requests to the other node {counted:,.0f} came by mutual TLS")
+        if "http-authz" in answered:
+            checked.append("a request that the policy forbids is refused")
+            failed += _policy_fault(self)
+        return checked, failed
 
 
 @dataclass(slots=True, eq=False)
@@ -222,30 +338,33 @@ class KernelPath(NodeAgent):
     """This project, with connections that are authorised once and then run pod to pod: no access log, nothing per request."""
 
     name = "nodeagent-kernel"
+    does = (
+        "capture, L4 authorisation and Services' balancing by eBPF in connect() and sk_lookup",
+        "no proxy on the way within a node",
+        "Istio's TCP metrics, and for HTTP ports its HTTP metrics, counted in the kernel",
+    )
+    does_not = ("access log (that is what makes the agent choose this path)", "L7 policy: such a port goes through the proxy", "TLS within one node")
 
     def start(self) -> None:
         """There is no log to count."""
 
-    def address(self, workload: Workload) -> str:
-        host, _, port = NodeAgent.address(self, workload).rpartition(":")
-        return f"{host}:{port if workload in ('http-kernel-metrics', 'bulk') else TCP_PORT}"
-
-    def verify(self, answered: Mapping[Workload, int]) -> list[str]:
-        lines = _get(self.client.lab.netns("node1"), 15020, "/metrics").splitlines()
-        counted = sum(_value(line) for line in lines if line.startswith('istio_requests_total{reporter="destination"') and self._ours(line))
-        opened = sum(_value(line) for line in lines if line.startswith('istio_tcp_connections_opened_total{reporter="destination"') and self._ours(line))
+    def verify(self, answered: Answered) -> tuple[list[str], list[str]]:
+        lines = _get(self.lab.netns("node1"), 15020, "/metrics").splitlines()
+        ours = f'destination_workload_namespace="{self.targets["http"].namespace}"'
+        counted = sum(_value(line) for line in lines if line.startswith('istio_requests_total{reporter="destination"') and ours in line)
+        opened = sum(_value(line) for line in lines if line.startswith('istio_tcp_connections_opened_total{reporter="destination"') and ours in line)
         taken = sum(_value(line) for line in lines if line.startswith('nodeagent_connections_total{direction="outbound"') and 'path="kernel"' not in line)
-        faults = []
-        if counted < answered.get("http-kernel-metrics", 0):
-            faults.append(f"{self.name}: of {answered['http-kernel-metrics']} requests {counted:.0f} were counted in the kernel")
-        if not opened and any(workload != "http-kernel-metrics" for workload in answered):
-            faults.append(f"{self.name}: no connection was counted in the kernel")
+        checked = [f"{counted:,.0f} requests and {opened:,.0f} connections counted in the kernel, {taken:,.0f} connections through the proxy"]
+        failed = []
+        if self.counts_http and counted < answered.get("http", 0) + answered.get("tcp-churn", 0):
+            failed.append(f"of {answered.get('http', 0) + answered.get('tcp-churn', 0):,} requests {counted:,.0f} were counted in the kernel")
+        if not opened and any(answered.values()):
+            failed.append("no connection was counted in the kernel")
         if taken:
-            faults.append(f"{self.name}: {taken:.0f} connections went through the proxy")
-        return faults
+            failed.append(f"{taken:.0f} connections went through the proxy")
+        return checked, failed
 
-    def _ours(self, line: str) -> bool:
-        return f'destination_workload_namespace="{self.client.namespace}"' in line
+    counts_http: ClassVar[bool] = True
 
 
 @dataclass(slots=True, eq=False)
@@ -253,33 +372,44 @@ class Bypass(KernelPath):
     """The kernel path with the two sockets joined."""
 
     name = "nodeagent-bypass"
+    does = ("what nodeagent-kernel does, with the two applications' sockets joined past TCP",)
+    does_not = (*KernelPath.does_not, "HTTP metrics: no packets pass", "every application: one that uses a blocking socket from two threads may see EAGAIN")
+    counts_http = False
+
+
+BYPASS_TARGETS: Final[Mapping[Workload, Target]] = {"http": Target(BYPASSED, "server", TCP_PORT), "bulk": Target(BYPASSED, "server", BULK_PORT)}
+"""The sockets of this port are joined; its requests are not counted, so it is declared TCP."""
+
+
+def _policy_fault(mode: Mode) -> list[str]:
+    """Return what is wrong if the guarded server takes a request that its policy does not allow."""
+    client = mode.client("http-authz")
+    argv = ["curl", "-sS", "-o", "/dev/null", "-w", "%{http_code}", "--max-time", "5", "-X", "DELETE", mode.url("http-authz")]
+    told = mode.lab.exec(client.pod, argv, client.namespace).stdout
+    return [] if told == "403" else [f"the policy is not enforced: DELETE was answered {told or 'not at all'}"]
+
+
+def _requests_by_tls(metrics: str) -> float:
+    lines = (line for line in metrics.splitlines() if line.startswith("istio_requests_total{"))
+    return sum(_value(line) for line in lines if 'reporter="destination"' in line and 'connection_security_policy="mutual_tls"' in line)
 
 
 def _value(line: str) -> float:
     return float(line.rpartition(" ")[2])
 
 
-def _in_pod(client: Client, pod: str, program: str) -> list[int]:
-    group = Path(client.lab.pod(pod, client.namespace)["metadata"]["annotations"][CGROUP])
-    return measure.of_program(group, lambda name: name == program)
+def _pod_group(lab: Lab, namespace: str, pod: str) -> Path:
+    return Path(lab.pod(pod, namespace)["metadata"]["annotations"][CGROUP])
 
 
-def _start_envoy(client: Client, pod: str, config: envoy.Json, concurrency: int, directory: Path) -> None:
-    path = directory / f"{client.namespace}-{pod}.json"
-    path.write_text(json.dumps(config))
-    argv = ["setpriv", "--regid", str(envoy.GROUP), "--clear-groups", "--", str(envoy.binary())]
-    argv += ["-c", str(path), "--concurrency", str(concurrency), "--disable-hot-restart", "--log-level", "warning"]
-    _start(client, pod, argv, envoy.ADMIN_PORT, path.with_suffix(".log"))
-
-
-def _start(client: Client, pod: str, argv: list[str], port: int, log: Path) -> None:
-    """Start *argv* in the pod and wait until something listens on *port*. It dies with the pod."""
+def _start(lab: Lab, argv: list[str], port: int, log: Path) -> None:
+    """Start *argv* in the client's pod and wait until something listens on *port*. It dies with the pod."""
     with log.open("ab") as output:
-        process = client.lab.popen(pod, argv, client.namespace, stdin=subprocess.DEVNULL, stdout=output, stderr=output)
+        process = lab.popen("client", argv, PLAIN, stdin=subprocess.DEVNULL, stdout=output, stderr=output)
     deadline = time.monotonic() + _START_SECONDS
-    while not _listening(client.lab.netns(pod, client.namespace), port):
+    while not _listening(lab.netns("client", PLAIN), port):
         if process.poll() is not None or time.monotonic() > deadline:
-            raise BenchError(f"{argv[0]} in {client.namespace}/{pod} does not come up: {log.read_text(errors='replace').strip()[-500:]}")
+            raise CompareError(f"{argv[0]} in {PLAIN}/client does not come up: {log.read_text(errors='replace').strip()[-500:]}")
         time.sleep(0.05)
 
 
@@ -295,31 +425,7 @@ def _get(netns: Path, port: int, path: str) -> str:
             connection.connect()
         connection.request("GET", path)
         return connection.getresponse().read().decode()
+    except (OSError, http.client.HTTPException) as error:
+        raise CompareError(f"{netns.name}: port {port} does not answer {path}: {error}") from None
     finally:
         connection.close()
-
-
-def issue(directory: Path) -> None:
-    """Make certificates for the Envoys: the agent's own kind, from a CA of their own."""
-    directory.mkdir(exist_ok=True)
-    authority = CertificateAuthority.open_or_create(directory, "cluster.local")
-    for side in ("client", "server"):
-        issued = authority.issue(SpiffeId(f"spiffe://cluster.local/ns/bench/sa/{side}"), 86400)
-        (directory / f"{side}.crt").write_bytes(issued.chain_pem)
-        (directory / f"{side}.key").write_bytes(issued.key_pem)
-        (directory / "ca.crt").write_bytes(issued.roots_pem)
-
-
-def namespaces(names: Sequence[str], *, annotations: str = "", pod_annotations: str = "") -> str:
-    """Return the manifest of the workload, once for each namespace; annotations as in a YAML flow mapping."""
-    text = (Path(__file__).parent / "workload.yaml").read_text()
-    text = text.replace("NAMESPACE-ANNOTATIONS", annotations).replace("POD-ANNOTATIONS", pod_annotations)
-    return "\n---\n".join(text.replace("NAMESPACE", name) for name in names)
-
-
-def policies(namespace: str, count: int) -> str:
-    """Return AuthorizationPolicies: one that lets the client in by method, path and principal, the others for workloads that are not there."""
-    principal = f"cluster.local/ns/{namespace}/sa/client"
-    rule = f"{{from: [{{source: {{principals: [{principal}]}}}}], to: [{{operation: {{methods: [GET], paths: [/]}}}}]}}"
-    names = ["server", *(f"other-{number}" for number in range(1, count))]
-    return "".join(_POLICY.format(name=name, namespace=namespace, rule=rule) for name in names)

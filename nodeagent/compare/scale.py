@@ -1,54 +1,78 @@
-"""What an agent takes for a node full of pods: memory, start, enrolment, CPU at rest."""
+"""What a mode takes for a node full of pods that do nothing: memory, CPU at rest, how long until they are served."""
 
 from __future__ import annotations
 
 import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any, Final
 
-from nodeagent.compare import measure
-from nodeagent.lab import Lab
+from nodeagent.compare import manifests, measure
+from nodeagent.compare.labs import Missing
+from nodeagent.errors import NodeagentError
+from nodeagent.inject import PROXY
+from nodeagent.lab import Lab, cgroup
 
-_IDLE_SECONDS = 10.0
-_SETTLE_SECONDS = 2.0
-_POD = """
----
-apiVersion: v1
-kind: Pod
-metadata: {{name: pod-{index}}}
-spec: {{nodeName: node1, containers: [{{name: main, command: [sleep, infinity]}}]}}
-"""
+SCALE_LAB: Final = "compare-scale"
+MODES: Final = ("nodeagent", "sidecar", "envoy")
+_IDLE_SECONDS: Final = 8.0
+_SETTLE_SECONDS: Final = 2.0
+_WAIT_SECONDS: Final = 240.0
 
 
 @dataclass(frozen=True, slots=True)
 class Scale:
-    """One agent with ``pods`` pods."""
+    """One node with ``pods`` pods."""
 
+    mode: str
     pods: int
     memory_bytes: int
-    """PSS of all of its processes."""
+    """PSS of everything that the mode adds."""
     idle_cpu_percent: float
     """Of one core, while no pod does anything."""
     ready_seconds: float
-    """From the start of the process until readiness answers 200, with the pods already there."""
-    enrolled_seconds: float
-    """From the same moment until the last pod was enrolled."""
+    """Until all pods were ready and served: for an agent from its start, with the pods already there; for sidecars from when the last pods were applied."""
 
 
-def measure_scale(pods: int, name: str = "bench-scale") -> Scale:
-    """Make a lab *name* of one node with *pods* pods that sleep, measure its agent, and remove it."""
-    text = "".join(_POD.format(index=index) for index in range(pods))
-    with Lab.up(text=text, name=name, nodes=1, mode="nodeagent", wait_seconds=120) as lab:
-        agent = lab.agent()
-        agent.stop()
-        marks = lab.state / "enrolled"
-        started = time.monotonic()
-        agent.start()
-        ready = time.monotonic() - started
-        while sum(1 for mark in marks.iterdir() if not mark.name.startswith(".")) < pods:
-            time.sleep(0.005)
-        enrolled = time.monotonic() - started
-        time.sleep(_SETTLE_SECONDS)
-        before = measure.group_cpu_seconds(agent.cgroup)
-        time.sleep(_IDLE_SECONDS)
-        idle = measure.group_cpu_seconds(agent.cgroup) - before
-        return Scale(pods, measure.memory(agent.processes()).pss, 100 * idle / _IDLE_SECONDS, ready, enrolled)
+def measure_scale(
+    counts: Sequence[int], modes: Sequence[str], found: list[Scale], missing: list[Missing], progress: Callable[[str, int, int], None]
+) -> None:
+    """Measure each of *modes* with each of *counts* pods (rising), into *found*; what fails goes to *missing*."""
+    for mode in (mode for mode in MODES if mode in modes):
+        try:
+            with Lab.up(name=SCALE_LAB, nodes=1, mode=mode) as lab:  # type: ignore[arg-type]  # one of the lab's modes
+                before = 0
+                for step, count in enumerate(counts):
+                    progress(f"{mode}: {count} pods", step, len(counts))
+                    started = time.monotonic()
+                    lab.apply(text=manifests.sleepers(range(before, count)), wait_seconds=_WAIT_SECONDS)
+                    ready = time.monotonic() - started if mode != "nodeagent" else restart(lab)
+                    found.append(_measured(lab, mode, count, ready))
+                    before = count
+        except (NodeagentError, OSError) as error:
+            missing.append({"what": f"{mode}: many pods", "why": str(error)})
+
+
+def restart(lab: Lab) -> float:
+    """Start the agent anew with all pods there; return the seconds until the last one is enrolled."""
+    agent, marks = lab.agent(), lab.state / "enrolled"
+    agent.stop()
+    started = time.monotonic()
+    agent.start()
+    while sum(1 for mark in marks.iterdir() if not mark.name.startswith(".")) < len(lab.pods):
+        time.sleep(0.005)
+    return time.monotonic() - started
+
+
+def _measured(lab: Lab, mode: str, pods: int, ready: float) -> Scale:
+    groups = [lab.agent().cgroup] if mode == "nodeagent" else [group for group in lab.group.rglob(PROXY) if group.is_dir()]
+
+    def used() -> float:
+        return sum(map(measure.group_cpu_seconds, groups))
+
+    time.sleep(_SETTLE_SECONDS)
+    before: Any = used()
+    time.sleep(_IDLE_SECONDS)
+    idle = used() - before
+    memory = measure.memory(pid for group in groups for pid in cgroup.processes(group)).pss
+    return Scale(mode, pods, memory, 100 * idle / _IDLE_SECONDS, ready)

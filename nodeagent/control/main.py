@@ -30,6 +30,7 @@ from nodeagent.identity.store import Certificates
 from nodeagent.mesh.compile import Mesh
 from nodeagent.mesh.entries import Delta, SpiffeId
 from nodeagent.mesh.kernel_path import Settings
+from nodeagent.mesh.local import LocalPod
 from nodeagent.policy.model import Jwks, RequestAuthentication
 from nodeagent.redirect.plane import DataPlane
 from nodeagent.redirect.pod import ListenerId
@@ -232,7 +233,7 @@ class Control:
 
     async def _reconcile(self, patience: float) -> None:
         await self.certificates.ensure(self._identities(), patience)
-        self.enrolment.reconcile({pod.uid: pod for pod in self.mesh.local_pods()})
+        self.enrolment.reconcile({pod.uid: pod for pod in self._local_pods()})
         self.pod_sockets.reconcile({pod.uid: pod for pod in self.mesh.asking_pods()})
         self._forget_all_but(self._identities())
         self._update_kernel_paths()
@@ -248,8 +249,11 @@ class Control:
         except (KernelError, OSError) as error:
             log.error("the kernel path cannot be brought up to date: %s", error)
 
+    def _local_pods(self) -> tuple[LocalPod, ...]:
+        return self.mesh.local_pods() if self.config.redirect.enroll else ()
+
     def _identities(self) -> set[SpiffeId]:
-        return {pod.identity for pod in self.mesh.local_pods()} | {pod.identity for pod in self.mesh.asking_pods()}
+        return {pod.identity for pod in self._local_pods()} | {pod.identity for pod in self.mesh.asking_pods()}
 
     def _forget_all_but(self, identities: set[SpiffeId]) -> None:
         """Drop the certificates of identities that no pod of this node has any more."""

@@ -15,14 +15,14 @@ import socket
 import time
 import uuid
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Self
 
 from nodeagent.errors import LabError
-from nodeagent.lab import cgroup, construction, plan
-from nodeagent.lab.agent import Agent
+from nodeagent.lab import cgroup, construction, injection, plan
+from nodeagent.lab.agent import Agent, merge
 from nodeagent.lab.layout import MAX_NODES, STATE_ROOT, Layout, Node, read_objects, write_json
 from nodeagent.lab.processes import tail
 from nodeagent.lab.programs import PATH
@@ -32,7 +32,8 @@ from nodeagent.resources.load import Document, load_documents, parse
 from nodeagent.resources.model import Deployment, Pod
 from nodeagent.resources.pod import PodSpec
 
-Mode = Literal["direct", "nodeagent"]
+Mode = Literal["direct", "nodeagent", "sidecar", "envoy"]
+"""Nothing between pods; an agent on every node; a classic sidecar in every pod, our own or Envoy, with an agent that only gives out certificates."""
 _KUBELET_SECONDS, _SYNC_SECONDS = 10.0, 180.0
 _POLL_SECONDS = 0.02
 
@@ -45,11 +46,13 @@ class Shape:
     mode: Mode
     agent: Mapping[str, Any]
     agent_in_kubepods: bool
+    injection: Mapping[str, Any] = field(default_factory=dict)
 
     def describe(self) -> str:
         """Return the settings for messages."""
         place = "in" if self.agent_in_kubepods else "beside"
-        return f"{self.nodes} nodes, mode {self.mode}, agent configuration {json.dumps(self.agent)} and {place} kubepods"
+        injection = f", injection {json.dumps(self.injection)}" if self.injection else ""
+        return f"{self.nodes} nodes, mode {self.mode}, agent configuration {json.dumps(self.agent)} and {place} kubepods{injection}"
 
 
 class Lab(View):
@@ -70,22 +73,24 @@ class Lab(View):
         mode: Mode = "direct",
         agent: Mapping[str, Any] | None = None,
         agent_in_kubepods: bool = False,
+        injection: Mapping[str, Any] | None = None,
         wait_seconds: float = 30.0,
         root: Path = STATE_ROOT,
     ) -> Lab:
         """Make the lab *name*, or bring the one that is there up to what is asked, and apply resources to it.
 
         *files* are YAML files or folders, *text* is YAML itself. *mode* nodeagent runs an agent on every node, whose
-        agent.yaml *agent* is merged into; *agent_in_kubepods* puts it below the captured cgroup, as a DaemonSet is.
+        agent.yaml *agent* is merged into; *agent_in_kubepods* puts it below the captured cgroup, as a DaemonSet is. *mode* sidecar and envoy run
+        what the injector makes of each pod, by *injection* (``native``, ``hold``, ``values`` of the template).
         Waits up to *wait_seconds* for the pods to be ready (0: does not wait).
         Raises ResourceError for wrong YAML and LabError; a lab that was not there before is then not there after either.
         """
         construction.check_machine()
-        documents = _load(files, text)
-        layout, shape = Layout(name, root), Shape(nodes, mode, dict(agent or {}), agent_in_kubepods)
+        layout, shape = Layout(name, root), Shape(nodes, mode, dict(agent or {}), agent_in_kubepods, dict(injection or {}))
         if not 1 <= nodes <= MAX_NODES:
             raise LabError(f"--nodes: {nodes}: allowed: 1 to {MAX_NODES}")
         lab = cls(layout, shape)
+        documents = lab._load(files, text)
         plan.make(documents, (), (), lab._nodes, str)  # what is wrong in itself is said before anything is made
         with construction.locked(layout):
             there = _recorded(layout)
@@ -140,12 +145,16 @@ class Lab(View):
         found = self._node(node)
         if found is None or self.shape.mode == "direct":
             raise LabError(f"{node}: no agent: this lab has {', '.join(self.nodes)} and its mode is {self.shape.mode}")
-        group = self.layout.cgroup(cgroup.hierarchy()) / found.name
-        return Agent(self.layout, found, group / "kubepods/agent" if self.shape.agent_in_kubepods else group / "agent", self.shape.agent)
+        group = self.group / found.name
+        place = group / "kubepods/agent" if self.shape.agent_in_kubepods else group / "agent"
+        overlay = self.shape.agent
+        if self.mode in injection.TEMPLATES:  # it gives out certificates, and no program of its is in the way of a pod's traffic
+            overlay = merge({"redirect": {"enroll": False, "cgroup": str(group / "agent")}}, overlay)
+        return Agent(self.layout, found, place, overlay)
 
     def apply(self, files: Iterable[Path | str] = (), *, text: str = "", wait_seconds: float = 30.0) -> None:
         """Add or change resources; a pod whose spec changed is replaced. Raises ResourceError or LabError, and then nothing has changed."""
-        documents = _load(files, text)
+        documents = self._load(files, text)
         with construction.locked(self.layout):
             self._apply(documents, wait_seconds)
 
@@ -168,6 +177,15 @@ class Lab(View):
         """Wait until every pod is ready (and, with agents, enrolled); raises LabError that says which is not, and why."""
         self._wait([each for node in self.nodes for each in read_objects(self.layout.desired(node))], seconds)
 
+    def _load(self, files: Iterable[Path | str], text: str) -> list[Document]:
+        """Return the resources asked for, with sidecars where the mode has them; raises ResourceError."""
+        documents = load_documents(files) + (parse(text, "<text>") if text else [])
+        if self.mode in injection.TEMPLATES:
+            given = injection.settings(self.mode, self.layout, self.shape.injection)
+            documents = injection.injected(documents, read_objects(self.layout.objects), given)
+        _check_programs(documents)
+        return documents
+
     def _start(self) -> None:
         """Start what does not run: kubelets, then agents."""
         missing = [node for node in self._nodes if not _answers(self.layout.socket(node.name))]
@@ -179,7 +197,7 @@ class Lab(View):
                 if time.monotonic() > deadline:
                     raise LabError(f"{node.name}: the kubelet does not answer; the end of its log:\n{tail(self.layout.node(node.name) / 'kubelet.log')}")
                 time.sleep(_POLL_SECONDS)
-        if self.mode == "nodeagent":
+        if self.mode != "direct":
             agents = [self.agent(node) for node in self.nodes]
             for agent in agents:
                 agent.start(wait_seconds=0)
@@ -252,7 +270,7 @@ class Lab(View):
 
     def _will_be_enrolled(self, pod: Object) -> bool:
         metadata, spec = pod["metadata"], pod["spec"]
-        if self.mode == "direct" or spec.get("hostNetwork") or not self.agent(spec["nodeName"]).alive:
+        if self.mode != "nodeagent" or spec.get("hostNetwork") or not self.agent(spec["nodeName"]).alive:
             return False
         marks = {**metadata.get("labels", {}), **metadata["annotations"]}
         return marks.get("nodeagent.io/enroll") != "false" and "sidecar.istio.io/status" not in marks
@@ -281,27 +299,25 @@ def _recorded(layout: Layout) -> Shape | None:
         return None
 
 
-def _load(files: Iterable[Path | str], text: str) -> list[Document]:
-    """Return the resources asked for; raises ResourceError, also for a program that this machine does not have."""
-    documents = load_documents(files) + (parse(text, "<text>") if text else [])
+def _check_programs(documents: Iterable[Document]) -> None:
+    """Raise ResourceError for a program that this machine does not have."""
     for document in documents:
         resource = document.resource
         if isinstance(resource, Pod):
-            _check_programs(document, resource.spec, "spec")
+            _check_pod(document, resource.spec, "spec")
         elif isinstance(resource, Deployment):
-            _check_programs(document, resource.spec.template.spec, "spec.template.spec")
-    return documents
+            _check_pod(document, resource.spec.template.spec, "spec.template.spec")
 
 
-def _check_programs(document: Document, spec: PodSpec, path: str) -> None:
-    for field, container in spec.placed():
+def _check_pod(document: Document, spec: PodSpec, path: str) -> None:
+    for place, container in spec.placed():
         program = container.command[0]
         if "$(" in program or any(program.startswith(mount.mount_path) for mount in container.volume_mounts):
             continue  # known only in the container
         variables = {variable.name: variable.value for variable in container.env}
         if shutil.which(program, path=variables.get("PATH", PATH)) is None:
             raise document.error(
-                f"{path}.{field}.command[0]", program, "a program of this machine (an absolute path, or a name in the container's PATH)"
+                f"{path}.{place}.command[0]", program, "a program of this machine (an absolute path, or a name in the container's PATH)"
             )
 
 

@@ -38,6 +38,11 @@ class View:
         return self.layout.state
 
     @property
+    def group(self) -> Path:
+        """The cgroup of everything that the lab started."""
+        return self.layout.cgroup(cgroup.hierarchy())
+
+    @property
     def nodes(self) -> tuple[NodeName, ...]:
         return tuple(node.name for node in self._nodes)
 
@@ -92,7 +97,7 @@ class View:
 
         In a pod it has the container's environment and cgroup (so it is captured as the container is), and dies with the command.
         """
-        group = self.layout.cgroup(cgroup.hierarchy())
+        group = self.group
         if target == "underlay" or self._node(target):
             return joining(group / "exec", inside(self.layout.netns(target), argv))
         pod = self.pod(target, namespace)
@@ -149,7 +154,7 @@ class View:
         }
 
     def _node_status(self, node: Node) -> Object:
-        group = self.layout.cgroup(cgroup.hierarchy()) / node.name
+        group = self.group / node.name
         agents = cgroup.processes(group / "agent") + cgroup.processes(group / "kubepods" / "agent")
         return {
             "name": node.name,

@@ -1,0 +1,192 @@
+"""Brings the modes up, each in a lab of its own (where two cannot disturb each other, in one), and takes everything down again."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any, Final
+
+from nodeagent.compare import envoy, manifests
+from nodeagent.compare.load import CompareError, Workload
+from nodeagent.compare.manifests import BYPASSED, GUARDED, PLAIN
+from nodeagent.compare.modes import (
+    BYPASS_TARGETS,
+    Bypass,
+    Direct,
+    EnvoyHop,
+    EnvoySidecars,
+    HaproxyHop,
+    KernelPath,
+    Mode,
+    NodeAgent,
+    OwnSidecars,
+)
+from nodeagent.errors import NodeagentError
+from nodeagent.lab import Lab
+
+POLICIES: Final = (100, 10_000)
+"""How many policies there are in the cluster, in variants of the agent."""
+_WAIT_SECONDS: Final = 90.0
+_SILENT: Final = {"telemetry": {"accessLog": {"path": ""}}}
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """What a comparison needs of its labs."""
+
+    workloads: Sequence[Workload]
+    variants: bool = False
+    """Also what is compared with a mode's usual settings."""
+
+    def of(self, *served: Workload) -> tuple[Workload, ...]:
+        """Return those of *served* that are wanted."""
+        return tuple(workload for workload in served if workload in self.workloads)
+
+    def text(self, *, guarded: bool = True) -> str:
+        """Return the manifests of a lab."""
+        parts = [manifests.workload(PLAIN)]
+        if "chain5" in self.workloads:
+            parts.append(manifests.chain(PLAIN))
+        if guarded and "http-authz" in self.workloads:
+            parts.append(manifests.workload(GUARDED) + manifests.policies(GUARDED))
+        return "\n---\n".join(part.strip("-\n ") for part in parts)
+
+
+@dataclass(frozen=True, slots=True)
+class Setup:
+    """A lab and the modes in it."""
+
+    lab: str
+    modes: Sequence[str]
+    make: Callable[[str, Wanted, frozenset[str]], list[Mode]]
+    """Lab's name, what is wanted, names of the modes wanted."""
+    variant: bool = False
+
+
+def _direct(name: str, wanted: Wanted, modes: frozenset[str]) -> list[Mode]:
+    lab = _up(wanted.text(guarded=False), name, "direct")
+    made: list[Mode] = [Direct(lab, workloads=wanted.of("http", "tcp", "tcp-churn", "chain5", "cross-node", "bulk", "bulk-cross-node"))]
+    directory = lab.state / "compare"
+    directory.mkdir()
+    for hop in (HaproxyHop(lab), EnvoyHop(lab)):
+        if hop.name in modes:
+            hop.start(directory)
+            made.append(hop)
+    return made
+
+
+_EVERYTHING: Final[tuple[Workload, ...]] = ("http", "http-authz", "tcp", "tcp-churn", "chain5", "cross-node", "bulk", "bulk-cross-node")
+
+
+def _nodeagent(name: str, wanted: Wanted, modes: frozenset[str]) -> list[Mode]:
+    mode = NodeAgent(_up(wanted.text(), name, "nodeagent"), workloads=wanted.of(*_EVERYTHING))
+    mode.start()
+    return [mode]
+
+
+def _workers(name: str, wanted: Wanted, modes: frozenset[str]) -> list[Mode]:
+    lab = _up(manifests.workload(PLAIN), name, "nodeagent", agent={"proxy": {"workers": 2}})
+    mode = NodeAgent(lab, "2 workers", workloads=wanted.of("http", "cross-node"), connections=(32,))
+    mode.start()
+    return [mode]
+
+
+def _kernel(name: str, wanted: Wanted, modes: frozenset[str]) -> list[Mode]:
+    text = wanted.text(guarded=False)
+    if "nodeagent-bypass" in modes:
+        text += "\n---\n" + manifests.workload(BYPASSED, pod_annotations="nodeagent.io/bypass: enabled")
+    lab = _up(text, name, "nodeagent", agent=_SILENT)
+    made: list[Mode] = [KernelPath(lab, workloads=wanted.of("http", "tcp", "tcp-churn", "chain5", "bulk"))]
+    if "nodeagent-bypass" in modes:
+        made.append(Bypass(lab, workloads=wanted.of("http", "bulk"), targets=BYPASS_TARGETS))
+    return made
+
+
+def _sidecar(name: str, wanted: Wanted, modes: frozenset[str]) -> list[Mode]:
+    mode = OwnSidecars(_up(wanted.text(), name, "sidecar"), workloads=wanted.of(*_EVERYTHING))
+    mode.start()
+    return [mode]
+
+
+TCP_PORTS: Final = "8081,5201"
+"""Envoy without a control plane knows no Service, so it is told which ports are declared TCP."""
+
+
+def _envoy(name: str, wanted: Wanted, modes: frozenset[str]) -> list[Mode]:
+    envoy.binary()
+    mode = EnvoySidecars(_up(wanted.text(), name, "envoy", injection={"values": {"tcpPorts": TCP_PORTS}}), workloads=wanted.of(*_EVERYTHING))
+    mode.start()
+    return [mode]
+
+
+def _one_thread(name: str, wanted: Wanted, modes: frozenset[str]) -> list[Mode]:
+    envoy.binary()
+    lab = _up(manifests.workload(PLAIN), name, "envoy", injection={"values": {"tcpPorts": TCP_PORTS, "concurrency": 1}})
+    mode = EnvoySidecars(lab, "1 thread", workloads=wanted.of("http", "tcp-churn"), connections=(32,))
+    mode.start()
+    return [mode]
+
+
+def _policies(count: int) -> Callable[[str, Wanted, frozenset[str]], list[Mode]]:
+    def make(name: str, wanted: Wanted, modes: frozenset[str]) -> list[Mode]:
+        lab = _up(manifests.workload(GUARDED) + manifests.policies(GUARDED, count), name, "nodeagent")
+        mode = NodeAgent(lab, f"{count:,} policies", workloads=wanted.of("http-authz"), connections=(32,))
+        mode.start()
+        return [mode]
+
+    return make
+
+
+SETUPS: Final = (
+    Setup("compare", ("direct", "haproxy", "envoy-hop"), _direct),
+    Setup("compare-agent", ("nodeagent",), _nodeagent),
+    Setup("compare-kernel", ("nodeagent-kernel", "nodeagent-bypass"), _kernel),
+    Setup("compare-sidecar", ("sidecar",), _sidecar),
+    Setup("compare-envoy", ("envoy",), _envoy),
+    Setup("compare-workers", ("nodeagent",), _workers, variant=True),
+    Setup("compare-envoy-one", ("envoy",), _one_thread, variant=True),
+    *(Setup(f"compare-policies-{count}", ("nodeagent",), _policies(count), variant=True) for count in POLICIES),
+)
+MODES: Final = tuple(name for setup in SETUPS if not setup.variant for name in setup.modes)
+Missing = dict[str, str]
+"""``what`` is not in the results, and ``why``."""
+
+
+@contextmanager
+def alone(names: Sequence[str]) -> Iterator[None]:
+    """Keep other comparisons off this machine, and remove the labs *names*: those that a crash left, and afterwards those of this run.
+
+    Raises CompareError if another one is running.
+    """
+    with ExitStack() as stack:
+        lock = stack.enter_context(socket.socket(socket.AF_UNIX))
+        try:
+            lock.bind("\0nodeagent-compare")  # only one process of the machine can hold it; it goes with the process
+        except OSError:
+            raise CompareError("another comparison is running on this machine: they would disturb each other") from None
+        for name in names:
+            Lab.remove(name)
+            stack.callback(Lab.remove, name)
+        yield
+
+
+def bring_up(names: Sequence[str], wanted: Wanted, missing: list[Missing], progress: Callable[[str], None]) -> list[Mode]:
+    """Return the modes *names* that came up, with their variants; those that did not go to *missing*, and nothing of them stays."""
+    chosen, made = frozenset(names), []
+    for setup in SETUPS:
+        here = chosen.intersection(setup.modes)
+        if not here or (setup.variant and not wanted.variants):
+            continue
+        progress(f"setting up {', '.join(name for name in setup.modes if name in here)}{' (a variant)' if setup.variant else ''}")
+        try:
+            made += [mode for mode in setup.make(setup.lab, wanted, chosen) if mode.name in chosen and mode.workloads]
+        except (NodeagentError, OSError) as error:
+            Lab.remove(setup.lab)
+            missing += [{"what": name, "why": f"did not come up: {error}"} for name in setup.modes if name in here]
+    return sorted(made, key=lambda mode: (MODES.index(mode.name), mode.variant))
+
+
+def _up(text: str, name: str, mode: Any, *, agent: Mapping[str, Any] | None = None, injection: Mapping[str, Any] | None = None) -> Lab:
+    return Lab.up(text=text, name=name, mode=mode, agent=agent, injection=injection, wait_seconds=_WAIT_SECONDS)

@@ -1,0 +1,181 @@
+"""One interleaved run: every mode is measured in turn, round after round, so that a machine that slows down slows all of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Final
+
+from nodeagent.compare import labs, load, measure
+from nodeagent.compare.labs import Missing, Wanted
+from nodeagent.compare.load import CompareError, Sample, Workload
+from nodeagent.compare.micro import Micro, measure_micro
+from nodeagent.compare.modes import Mode
+from nodeagent.compare.scale import SCALE_LAB, Scale, measure_scale
+from nodeagent.compare.switches import SWITCH_LAB, Switched, measure_switches
+from nodeagent.errors import NodeagentError
+
+_CONNECTIONS: Final[Mapping[Workload, Sequence[int]]] = {"bulk": (1,), "bulk-cross-node": (1,), "http-authz": (32,)}
+"""Where it is not 1 and 32."""
+_OPEN_CONNECTIONS: Final = 32
+_OPEN_SECONDS: Final = 4
+_WARM_UP_SECONDS: Final = 1
+_WATCH_SECONDS, _QUIET_CORES = 2.0, 0.15
+Progress = Callable[[str, int, int], None]
+"""What is done, how many steps are, of how many."""
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What to compare."""
+
+    modes: Sequence[str]
+    workloads: Sequence[Workload]
+    rounds: int
+    seconds: int
+    """Of load for each figure and round."""
+    rates: Sequence[int] = ()
+    """Requests a second of the open loop."""
+    scale: Sequence[int] = ()
+    """Numbers of pods."""
+    switches: bool = False
+    variants: bool = False
+    """Also the modes' variants, and what single decisions cost."""
+
+
+@dataclass(frozen=True, slots=True)
+class Cell:
+    """One figure of the table. ``rate``: requests a second in an open loop; None: a closed one."""
+
+    mode: Mode
+    workload: Workload
+    connections: int
+    rate: int | None = None
+
+    def describe(self) -> str:
+        loop = f" at {self.rate:,}/s" if self.rate else ""
+        return f"{self.mode.describe()}: {self.workload}{loop}, {self.connections} connection{'s' if self.connections > 1 else ''}"
+
+    def measure(self, seconds: int) -> Sample:
+        """Put load on for *seconds*. Raises CompareError."""
+        mode, client = self.mode, self.mode.client(self.workload)
+        everything = mode.lab.group
+        before, all_before = mode.cpu_seconds(), measure.group_cpu_seconds(everything)
+        if "bulk" in self.workload:
+            sample = load.stream(client, mode.address(self.workload), seconds)
+        elif self.rate:
+            sample = load.open_loop(client, mode.url(self.workload), self.rate, self.connections, seconds)
+        else:
+            sample = load.closed(client, mode.url(self.workload), self.connections, seconds, fresh=self.workload == "tcp-churn")
+        return replace(sample, cpu_seconds=mode.cpu_seconds() - before, all_cpu_seconds=measure.group_cpu_seconds(everything) - all_before)
+
+
+@dataclass(slots=True)
+class Results:
+    """Everything that was measured; what is missing was not reached, or is named."""
+
+    samples: dict[Cell, list[Sample]] = field(default_factory=dict)
+    answered: dict[Cell, int] = field(default_factory=dict)
+    """Requests, those of the warm-up with them."""
+    memory: dict[tuple[Mode, Workload], int] = field(default_factory=dict)
+    """PSS of what the mode adds for the pods that take part, in bytes."""
+    work: dict[Mode, tuple[list[str], list[str]]] = field(default_factory=dict)
+    """What was checked of a mode's work, and what of it failed."""
+    scale: list[Scale] = field(default_factory=list)
+    switches: list[Switched] = field(default_factory=list)
+    micro: Micro | None = None
+    missing: list[Missing] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    """What went wrong, in words."""
+
+
+def run(plan: Plan, results: Results, progress: Progress) -> None:
+    """Carry *plan* out, into *results* as it comes.
+
+    A mode that does not come up, or fails in the middle, is named in ``results.missing``, and the others go on. Raises CompareError when
+    there is nothing to compare; leaves nothing on the machine, however it ends.
+    """
+    names = [setup.lab for setup in labs.SETUPS] + [SCALE_LAB, SWITCH_LAB]
+    with labs.alone(names):
+        if (busy := measure.busy_cores(_WATCH_SECONDS)) > _QUIET_CORES:
+            results.notes.append(f"the machine was busy before anything was measured ({busy:.1f} cores): these figures are noisy")
+        modes = labs.bring_up(plan.modes, Wanted(plan.workloads, plan.variants), results.missing, lambda what: progress(what, 0, 1))
+        if not modes:
+            raise CompareError(f"no mode came up: {'; '.join(each['why'] for each in results.missing)}")
+        try:
+            _rounds(plan, modes, results, progress)
+            _account(modes, results)
+        finally:
+            for mode in modes:
+                mode.lab.down()
+        if plan.scale:
+            measure_scale(plan.scale, plan.modes, results.scale, results.missing, progress)
+        if plan.switches:
+            measure_switches(plan.seconds, plan.rounds, plan.modes, results.switches, results.missing, progress)
+        if plan.variants:
+            progress("single decisions", 0, 1)
+            results.micro = measure_micro()
+
+
+def _rounds(plan: Plan, modes: Sequence[Mode], results: Results, progress: Progress) -> None:
+    cells = all_cells(plan, modes)
+    total, done = (plan.rounds + 1) * len(cells), 0
+    lost: set[Mode] = set()
+    for turn in range(plan.rounds + 1):
+        for cell in cells:
+            done += 1
+            if cell.mode in lost:
+                continue
+            progress(cell.describe() if turn else f"warm-up: {cell.describe()}", done - 1, total)
+            try:
+                sample = cell.measure((_OPEN_SECONDS if cell.rate else plan.seconds) if turn else _WARM_UP_SECONDS)
+            except (NodeagentError, OSError) as error:
+                lost.add(cell.mode)
+                results.missing.append({"what": f"{cell.mode.describe()}, from {cell.workload} in round {turn} on", "why": str(error)})
+                continue
+            results.answered[cell] = results.answered.get(cell, 0) + sample.requests
+            if turn:
+                results.samples.setdefault(cell, []).append(sample)
+            for log in cell.mode.logs:
+                log.drain()
+
+
+def _account(modes: Sequence[Mode], results: Results) -> None:
+    """Note memory after all that load, and whether each mode did the work that it was measured for."""
+    lost = {each["what"].partition(",")[0] for each in results.missing}
+    for mode in modes:
+        if mode.describe() in lost:
+            continue
+        try:
+            for workload in mode.workloads:
+                results.memory[mode, workload] = mode.memory(workload)
+            results.work[mode] = mode.verify(_by_workload(mode, results.answered))
+        except (NodeagentError, OSError) as error:
+            results.work[mode] = ([], [f"its work could not be checked: {error}"])
+        results.notes += [f"{mode.describe()}: {fault}" for fault in results.work[mode][1]]
+    for cell, samples in results.samples.items():
+        if errors := sum(sample.errors for sample in samples):
+            results.notes.append(f"{cell.describe()}: {errors} of {sum(sample.requests for sample in samples)} requests failed")
+
+
+def _by_workload(mode: Mode, answered: Mapping[Cell, int]) -> dict[Workload, int]:
+    counted = dict.fromkeys(mode.workloads, 0)
+    for cell, requests in answered.items():
+        if cell.mode is mode:
+            counted[cell.workload] += requests
+    return counted
+
+
+def all_cells(plan: Plan, modes: Sequence[Mode]) -> list[Cell]:
+    """Return what to measure, what is compared with each other side by side."""
+    closed = [
+        Cell(mode, workload, connections)
+        for workload in plan.workloads
+        for connections in _CONNECTIONS.get(workload, (1, 32))
+        for mode in modes
+        if workload in mode.workloads and (connections in mode.connections or workload in _CONNECTIONS)
+    ]
+    opened = [
+        Cell(mode, "http", _OPEN_CONNECTIONS, rate) for rate in plan.rates for mode in modes if "http" in mode.workloads and not mode.variant
+    ]
+    return closed + opened
