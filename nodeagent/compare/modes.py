@@ -16,7 +16,7 @@ from typing import ClassVar, Final
 from nodeagent.compare import envoy, measure
 from nodeagent.compare.load import BULK_PORT, HTTP_PORT, TCP_PORT, Client, CompareError, Workload
 from nodeagent.compare.manifests import BYPASSED, CHAIN, GUARDED, PLAIN
-from nodeagent.inject import PROXY
+from nodeagent.inject.model import PROXY
 from nodeagent.lab import Lab, cgroup, linux
 from nodeagent.lab.layout import CGROUP
 
@@ -252,7 +252,10 @@ class EnvoySidecars(Sidecars):
         "AuthorizationPolicy as Envoy's RBAC",
         "Istio's access log on both sides",
     )
-    does_not = ("Istio's own filters (stats, metadata exchange), which would only make it slower", "xDS: its configuration is static; endpoints are the kernel's")
+    does_not = (
+        "Istio's own filters (stats, metadata exchange), which would only make it slower",
+        "xDS: its configuration is static; endpoints are the kernel's",
+    )
 
     def verify(self, answered: Answered) -> tuple[list[str], list[str]]:
         checked, failed = Sidecars.verify(self, answered)
@@ -301,13 +304,13 @@ class NodeAgent(Mode):
     """This project: one agent per node. The client asks the Service, whose balancing is part of the agent's work."""
 
     name = "nodeagent"
-    does = (
+    does: ClassVar[Sequence[str]] = (
         "capture by eBPF, nothing in the pods",
         "one proxy process a node, once on the way of a request within a node",
         "mTLS (TLS 1.3) between nodes; within a node the kernel says who is who",
         "Istio's policy, metrics and access log, Services and balancing",
     )
-    does_not = ("TLS within one node: the bytes do not leave the kernel",)
+    does_not: ClassVar[Sequence[str]] = ("TLS within one node: the bytes do not leave the kernel",)
 
     def start(self) -> None:
         """Count its access log; the lab has started the agents."""
@@ -338,12 +341,12 @@ class KernelPath(NodeAgent):
     """This project, with connections that are authorised once and then run pod to pod: no access log, nothing per request."""
 
     name = "nodeagent-kernel"
-    does = (
+    does: ClassVar[Sequence[str]] = (
         "capture, L4 authorisation and Services' balancing by eBPF in connect() and sk_lookup",
         "no proxy on the way within a node",
         "Istio's TCP metrics, and for HTTP ports its HTTP metrics, counted in the kernel",
     )
-    does_not = ("access log (that is what makes the agent choose this path)", "L7 policy: such a port goes through the proxy", "TLS within one node")
+    does_not: ClassVar[Sequence[str]] = ("access log (that is what makes the agent choose this path)", "L7 policy: such a port goes through the proxy", "TLS within one node")
 
     def start(self) -> None:
         """There is no log to count."""
@@ -372,7 +375,7 @@ class Bypass(KernelPath):
     """The kernel path with the two sockets joined."""
 
     name = "nodeagent-bypass"
-    does = ("what nodeagent-kernel does, with the two applications' sockets joined past TCP",)
+    does: ClassVar[Sequence[str]] = ("what nodeagent-kernel does, with the two applications' sockets joined past TCP",)
     does_not = (*KernelPath.does_not, "HTTP metrics: no packets pass", "every application: one that uses a blocking socket from two threads may see EAGAIN")
     counts_http = False
 

@@ -10,11 +10,12 @@ from typing import Any, Final
 from nodeagent.compare import manifests, measure
 from nodeagent.compare.labs import Missing
 from nodeagent.errors import NodeagentError
-from nodeagent.inject import PROXY
+from nodeagent.inject.model import PROXY
 from nodeagent.lab import Lab, cgroup
+from nodeagent.lab.cluster import Mode
 
 SCALE_LAB: Final = "compare-scale"
-MODES: Final = ("nodeagent", "sidecar", "envoy")
+MODES: Final[Sequence[Mode]] = ("nodeagent", "sidecar", "envoy")
 _IDLE_SECONDS: Final = 8.0
 _SETTLE_SECONDS: Final = 2.0
 _WAIT_SECONDS: Final = 240.0
@@ -40,7 +41,7 @@ def measure_scale(
     """Measure each of *modes* with each of *counts* pods (rising), into *found*; what fails goes to *missing*."""
     for mode in (mode for mode in MODES if mode in modes):
         try:
-            with Lab.up(name=SCALE_LAB, nodes=1, mode=mode) as lab:  # type: ignore[arg-type]  # one of the lab's modes
+            with Lab.up(name=SCALE_LAB, nodes=1, mode=mode) as lab:
                 before = 0
                 for step, count in enumerate(counts):
                     progress(f"{mode}: {count} pods", step, len(counts))

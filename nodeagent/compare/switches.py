@@ -92,9 +92,9 @@ def _compared(mode: str, settings: Sequence[Switch], seconds: int, rounds: int) 
         for name in names:
             Lab.remove(name)
     medians = list(map(statistics.median, values))
-    figure, unit, scale = ("throughput", "Gbit/s", 1e9) if settings[0].workload == "bulk" else ("requests/s, 32 connections", "/s", 1)
+    what, unit, scale = ("throughput", "Gbit/s", 1e9) if settings[0].workload == "bulk" else ("requests/s, 32 connections", "/s", 1)
     return [
-        Switched(each.switch, each.setting, mode, each.workload, figure, median / scale, unit, median / medians[0])
+        Switched(each.switch, each.setting, mode, each.workload, what, median / scale, unit, median / medians[0])
         for each, median in zip(settings, medians, strict=True)
     ]
 

@@ -21,7 +21,7 @@ from types import TracebackType
 from typing import Any, Literal, Self
 
 from nodeagent.errors import LabError
-from nodeagent.lab import cgroup, construction, injection, plan
+from nodeagent.lab import construction, injection, plan
 from nodeagent.lab.agent import Agent, merge
 from nodeagent.lab.layout import MAX_NODES, STATE_ROOT, Layout, Node, read_objects, write_json
 from nodeagent.lab.processes import tail
@@ -149,7 +149,7 @@ class Lab(View):
         place = group / "kubepods/agent" if self.shape.agent_in_kubepods else group / "agent"
         overlay = self.shape.agent
         if self.mode in injection.TEMPLATES:  # it gives out certificates, and no program of its is in the way of a pod's traffic
-            overlay = merge({"redirect": {"enroll": False, "cgroup": str(group / "agent")}}, overlay)
+            overlay = merge({"redirect": {"enroll": False, "cgroup": str(group / "empty")}}, overlay)
         return Agent(self.layout, found, place, overlay)
 
     def apply(self, files: Iterable[Path | str] = (), *, text: str = "", wait_seconds: float = 30.0) -> None:

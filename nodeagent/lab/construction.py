@@ -64,6 +64,7 @@ def build(layout: Layout, nodes: Sequence[Node]) -> None:
         directory.mkdir(parents=True, exist_ok=True)
     for node in nodes:
         (group / node.name / "kubepods").mkdir(parents=True, exist_ok=True)
+        (group / node.name / "empty").mkdir(exist_ok=True)  # what an agent captures where pods have sidecars
     (group / "exec").mkdir(exist_ok=True)
     network.run(network.namespaces(layout, nodes), group=group / "exec")  # there, it dies with the lab
     network.run(network.underlay(layout, nodes), layout.netns("underlay"), group / "exec")
