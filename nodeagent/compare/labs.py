@@ -13,6 +13,7 @@ from nodeagent.compare.load import CompareError, Workload
 from nodeagent.compare.manifests import BYPASSED, GUARDED, PLAIN
 from nodeagent.compare.modes import (
     BYPASS_TARGETS,
+    TARGETS,
     Bypass,
     Direct,
     EnvoyHop,
@@ -22,9 +23,11 @@ from nodeagent.compare.modes import (
     Mode,
     NodeAgent,
     OwnSidecars,
+    Target,
 )
 from nodeagent.errors import NodeagentError
 from nodeagent.lab import Lab
+from nodeagent.lab.cluster import Mode as LabMode
 
 POLICIES: Final = (100, 10_000)
 """How many policies there are in the cluster, in variants of the agent."""
@@ -39,13 +42,23 @@ class Wanted:
     workloads: Sequence[Workload]
     variants: bool = False
     """Also what is compared with a mode's usual settings."""
+    files: Sequence[str] = ()
+    """The user's own YAML instead of ours."""
+    target: Target | None = None
+    """Who asks what there."""
+
+    @property
+    def targets(self) -> Mapping[Workload, Target]:
+        return {"manifest": self.target} if self.target else TARGETS
 
     def of(self, *served: Workload) -> tuple[Workload, ...]:
         """Return those of *served* that are wanted."""
         return tuple(workload for workload in served if workload in self.workloads)
 
     def text(self, *, guarded: bool = True) -> str:
-        """Return the manifests of a lab."""
+        """Return the manifests of a lab, empty: they are ``files``."""
+        if self.files:
+            return ""
         parts = [manifests.workload(PLAIN)]
         if "chain5" in self.workloads:
             parts.append(manifests.chain(PLAIN))
@@ -66,22 +79,23 @@ class Setup:
 
 
 def _direct(name: str, wanted: Wanted, modes: frozenset[str]) -> list[Mode]:
-    lab = _up(wanted.text(guarded=False), name, "direct")
-    made: list[Mode] = [Direct(lab, workloads=wanted.of("http", "tcp", "tcp-churn", "chain5", "cross-node", "bulk", "bulk-cross-node"))]
+    lab = _up(wanted.text(guarded=False), name, "direct", wanted.files)
+    served = wanted.of("http", "tcp", "tcp-churn", "chain5", "cross-node", "bulk", "bulk-cross-node", "manifest")
+    made: list[Mode] = [Direct(lab, workloads=served, targets=wanted.targets)]
     directory = lab.state / "compare"
     directory.mkdir()
     for hop in (HaproxyHop(lab), EnvoyHop(lab)):
-        if hop.name in modes:
+        if hop.name in modes and wanted.of(*hop.workloads):
             hop.start(directory)
             made.append(hop)
     return made
 
 
-_EVERYTHING: Final[tuple[Workload, ...]] = ("http", "http-authz", "tcp", "tcp-churn", "chain5", "cross-node", "bulk", "bulk-cross-node")
+_EVERYTHING: Final[tuple[Workload, ...]] = ("http", "http-authz", "tcp", "tcp-churn", "chain5", "cross-node", "bulk", "bulk-cross-node", "manifest")
 
 
 def _nodeagent(name: str, wanted: Wanted, modes: frozenset[str]) -> list[Mode]:
-    mode = NodeAgent(_up(wanted.text(), name, "nodeagent"), workloads=wanted.of(*_EVERYTHING))
+    mode = NodeAgent(_up(wanted.text(), name, "nodeagent", wanted.files), workloads=wanted.of(*_EVERYTHING), targets=wanted.targets)
     mode.start()
     return [mode]
 
@@ -97,15 +111,16 @@ def _kernel(name: str, wanted: Wanted, modes: frozenset[str]) -> list[Mode]:
     text = wanted.text(guarded=False)
     if "nodeagent-bypass" in modes:
         text += "\n---\n" + manifests.workload(BYPASSED, pod_annotations="nodeagent.io/bypass: enabled")
-    lab = _up(text, name, "nodeagent", agent=_SILENT)
-    made: list[Mode] = [KernelPath(lab, workloads=wanted.of("http", "tcp", "tcp-churn", "chain5", "bulk"))]
+    lab = _up(text, name, "nodeagent", wanted.files, agent=_SILENT)
+    served = wanted.of("http", "tcp", "tcp-churn", "chain5", "bulk", "manifest")
+    made: list[Mode] = [KernelPath(lab, workloads=served, targets=wanted.targets)]
     if "nodeagent-bypass" in modes:
         made.append(Bypass(lab, workloads=wanted.of("http", "bulk"), targets=BYPASS_TARGETS))
     return made
 
 
 def _sidecar(name: str, wanted: Wanted, modes: frozenset[str]) -> list[Mode]:
-    mode = OwnSidecars(_up(wanted.text(), name, "sidecar"), workloads=wanted.of(*_EVERYTHING))
+    mode = OwnSidecars(_up(wanted.text(), name, "sidecar", wanted.files), workloads=wanted.of(*_EVERYTHING), targets=wanted.targets)
     mode.start()
     return [mode]
 
@@ -116,7 +131,8 @@ TCP_PORTS: Final = "8081,5201"
 
 def _envoy(name: str, wanted: Wanted, modes: frozenset[str]) -> list[Mode]:
     envoy.binary()
-    mode = EnvoySidecars(_up(wanted.text(), name, "envoy", injection={"values": {"tcpPorts": TCP_PORTS}}), workloads=wanted.of(*_EVERYTHING))
+    lab = _up(wanted.text(), name, "envoy", wanted.files, injection={"values": {} if wanted.files else {"tcpPorts": TCP_PORTS}})
+    mode = EnvoySidecars(lab, workloads=wanted.of(*_EVERYTHING), targets=wanted.targets)
     mode.start()
     return [mode]
 
@@ -188,5 +204,7 @@ def bring_up(names: Sequence[str], wanted: Wanted, missing: list[Missing], progr
     return sorted(made, key=lambda mode: (MODES.index(mode.name), mode.variant))
 
 
-def _up(text: str, name: str, mode: Any, *, agent: Mapping[str, Any] | None = None, injection: Mapping[str, Any] | None = None) -> Lab:
-    return Lab.up(text=text, name=name, mode=mode, agent=agent, injection=injection, wait_seconds=_WAIT_SECONDS)
+def _up(
+    text: str, name: str, mode: LabMode, files: Sequence[str] = (), *, agent: Mapping[str, Any] | None = None, injection: Mapping[str, Any] | None = None
+) -> Lab:
+    return Lab.up(files, text=text, name=name, mode=mode, agent=agent, injection=injection, wait_seconds=_WAIT_SECONDS)

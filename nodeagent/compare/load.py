@@ -89,7 +89,8 @@ def open_loop(client: Client, url: str, rate: int, connections: int, seconds: in
     """Ask *url* *rate* times a second, whatever becomes of the answers; latencies count from when a request was due."""
     argv = [sys.executable, "-m", "nodeagent.compare.openloop", "--url", url, "--rate", str(rate), "--connections", str(connections)]
     told = json.loads(client.run([*argv, "--seconds", str(seconds)], seconds).splitlines()[-1])
-    percentiles = {key: value for key, value in told["percentiles"]} | {float(key[1:]): value for key, value in told["latency_us"].items() if key[0] == "p"}
+    named = {float(name[1:]): value for name, value in told["latency_us"].items() if name[0] == "p"}
+    percentiles = {percentile: value for percentile, value in told["percentiles"]} | named  # noqa: C416 (pairs are lists in JSON)
     return Sample(told["requests"], told["seconds"], told["errors"] + told["late"], tuple(sorted(percentiles.items())))
 
 

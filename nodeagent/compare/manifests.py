@@ -81,8 +81,11 @@ def chain(namespace: str) -> str:
     """Return five services in the namespace of :func:`workload`, each of which asks the next one before it answers."""
     links = []
     for name, following in zip(CHAIN, (*CHAIN[1:], ""), strict=True):
-        upstream = f"upstream next {{ server {following}.{namespace}.svc.cluster.local:8080; keepalive 64; keepalive_requests 1000000000; }}" if following else ""
-        answer = 'proxy_pass http://next; proxy_http_version 1.1; proxy_set_header Connection "";' if following else 'return 200 "the last of five\\n";'
+        upstream, answer = "", 'return 200 "the last of five\\n";'
+        if following:
+            server = f"server {following}.{namespace}.svc.cluster.local:8080;"
+            upstream = f"upstream next {{ {server} keepalive 64; keepalive_requests 1000000000; }}"
+            answer = 'proxy_pass http://next; proxy_http_version 1.1; proxy_set_header Connection "";'
         links.append(_LINK.format(name=name, namespace=namespace, upstream=upstream, answer=answer))
     return "".join(links)
 

@@ -50,11 +50,13 @@ class Target:
     path: str = "/"
     through: tuple[str, ...] = ()
     """Pods that the request goes through on its way, beyond the first."""
+    url: str = ""
+    """What is asked, where ``service`` and ``port`` do not say it."""
 
     @property
     def pods(self) -> tuple[str, ...]:
-        """The pods that take part."""
-        return (self.client, self.service, *self.through)
+        """The pods that take part, as far as they are known."""
+        return (self.client, *((self.service, *self.through) if self.service else ()))
 
 
 TARGETS: Final[Mapping[Workload, Target]] = {
@@ -115,7 +117,8 @@ class Mode(ABC):
         return f"{self.lab.address(target.service, target.namespace)}:{target.port}"
 
     def url(self, workload: Workload) -> str:
-        return f"http://{self.address(workload)}{self.targets[workload].path}"
+        target = self.targets[workload]
+        return target.url or f"http://{self.address(workload)}{target.path}"
 
     @abstractmethod
     def groups(self, workload: Workload | None = None) -> list[Path]:
@@ -138,8 +141,8 @@ class Mode(ABC):
 
     def _service_address(self, workload: Workload) -> str:
         target = self.targets[workload]
-        named = (each for each in self.lab.objects("Service") if (each["metadata"]["namespace"], each["metadata"]["name"]) == (target.namespace, target.service))
-        return f"{next(named)['spec']['clusterIPs'][0]}:{target.port}"
+        services = {(each["metadata"]["namespace"], each["metadata"]["name"]): each["spec"] for each in self.lab.objects("Service")}
+        return f"{services[target.namespace, target.service]['clusterIPs'][0]}:{target.port}"
 
 
 @dataclass(slots=True, eq=False)
@@ -224,7 +227,7 @@ class Sidecars(Mode):
         self.logs += [Log(self.lab.layout.logs(*client) / f"{PROXY}.log") for client in sorted(clients)]
 
     def groups(self, workload: Workload | None = None) -> list[Path]:
-        if workload is not None:
+        if workload is not None and self.targets[workload].service:
             target = self.targets[workload]
             return [_pod_group(self.lab, target.namespace, pod) / PROXY for pod in target.pods]
         return [found for pod in self.lab.pods.values() if (found := Path(pod["metadata"]["annotations"][CGROUP]) / PROXY).exists()]
@@ -259,7 +262,8 @@ class EnvoySidecars(Sidecars):
 
     def verify(self, answered: Answered) -> tuple[list[str], list[str]]:
         checked, failed = Sidecars.verify(self, answered)
-        servers = {(self.targets[workload].namespace, self.targets[workload].service) for workload, count in answered.items() if count}
+        targets = [self.targets[workload] for workload, count in answered.items() if count]
+        servers = {(target.namespace, target.service) for target in targets if target.service}
         for namespace, pod in sorted(servers):
             text = _get(self.lab.netns(pod, namespace), 15000, "/stats?filter=ssl")
             counted = {key: int(value) for key, _, value in (line.partition(": ") for line in text.splitlines()) if value.isdigit()}
@@ -346,14 +350,18 @@ class KernelPath(NodeAgent):
         "no proxy on the way within a node",
         "Istio's TCP metrics, and for HTTP ports its HTTP metrics, counted in the kernel",
     )
-    does_not: ClassVar[Sequence[str]] = ("access log (that is what makes the agent choose this path)", "L7 policy: such a port goes through the proxy", "TLS within one node")
+    does_not: ClassVar[Sequence[str]] = (
+        "access log (to have none makes the agent choose this path)",
+        "L7 policy: such a port goes through the proxy",
+        "TLS within one node",
+    )
 
     def start(self) -> None:
         """There is no log to count."""
 
     def verify(self, answered: Answered) -> tuple[list[str], list[str]]:
         lines = _get(self.lab.netns("node1"), 15020, "/metrics").splitlines()
-        ours = f'destination_workload_namespace="{self.targets["http"].namespace}"'
+        ours = f'destination_workload_namespace="{self.targets[self.workloads[0]].namespace}"'
         counted = sum(_value(line) for line in lines if line.startswith('istio_requests_total{reporter="destination"') and ours in line)
         opened = sum(_value(line) for line in lines if line.startswith('istio_tcp_connections_opened_total{reporter="destination"') and ours in line)
         taken = sum(_value(line) for line in lines if line.startswith('nodeagent_connections_total{direction="outbound"') and 'path="kernel"' not in line)

@@ -10,7 +10,7 @@ from nodeagent.compare import labs, load, measure
 from nodeagent.compare.labs import Missing, Wanted
 from nodeagent.compare.load import CompareError, Sample, Workload
 from nodeagent.compare.micro import Micro, measure_micro
-from nodeagent.compare.modes import Mode
+from nodeagent.compare.modes import Mode, Target
 from nodeagent.compare.scale import SCALE_LAB, Scale, measure_scale
 from nodeagent.compare.switches import SWITCH_LAB, Switched, measure_switches
 from nodeagent.errors import NodeagentError
@@ -41,6 +41,9 @@ class Plan:
     switches: bool = False
     variants: bool = False
     """Also the modes' variants, and what single decisions cost."""
+    files: Sequence[str] = ()
+    """The user's own YAML, and who asks what there: for the workload ``manifest``."""
+    target: Target | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +102,7 @@ def run(plan: Plan, results: Results, progress: Progress) -> None:
     with labs.alone(names):
         if (busy := measure.busy_cores(_WATCH_SECONDS)) > _QUIET_CORES:
             results.notes.append(f"the machine was busy before anything was measured ({busy:.1f} cores): these figures are noisy")
-        modes = labs.bring_up(plan.modes, Wanted(plan.workloads, plan.variants), results.missing, lambda what: progress(what, 0, 1))
+        modes = labs.bring_up(plan.modes, Wanted(plan.workloads, plan.variants, plan.files, plan.target), results.missing, lambda what: progress(what, 0, 1))
         if not modes:
             raise CompareError(f"no mode came up: {'; '.join(each['why'] for each in results.missing)}")
         try:

@@ -1,0 +1,176 @@
+"""``nodeagent compare``: no mesh, the node agent, and per-pod sidecars, on the same workload, in one run."""
+
+from __future__ import annotations
+
+import json
+import signal
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Final, cast, get_args
+
+import click
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+from nodeagent.compare import summary, tables
+from nodeagent.compare.labs import MODES
+from nodeagent.compare.load import CompareError, Workload
+from nodeagent.compare.modes import Target
+from nodeagent.compare.run import Plan, Results, run
+from nodeagent.errors import NodeagentError
+
+_MAIN: Final = ("direct", "nodeagent", "nodeagent-kernel", "sidecar", "envoy")
+_WORKLOADS: Final[tuple[Workload, ...]] = ("http", "http-authz", "tcp", "tcp-churn", "chain5", "cross-node", "bulk")
+PROFILES: Final = {
+    "full": Plan(MODES, _WORKLOADS, rounds=3, seconds=2, rates=(500, 2000, 5000), scale=(1, 10, 50, 100), switches=True),
+    "quick": Plan(_MAIN, ("http", "tcp"), rounds=2, seconds=2),
+    "bench": Plan(MODES, (*_WORKLOADS, "bulk-cross-node"), rounds=5, seconds=2, scale=(2, 100), variants=True),
+}
+_KNOWN: Final = tuple(workload for workload in get_args(Workload) if workload != "manifest")
+
+
+def _names(allowed: Sequence[str]) -> Callable[[click.Context, click.Parameter, str | None], tuple[str, ...] | None]:
+    def check(context: click.Context, parameter: click.Parameter, text: str | None) -> tuple[str, ...] | None:
+        if text is None:
+            return None
+        names = tuple(dict.fromkeys(part.strip() for part in text.split(",") if part.strip()))
+        if not names or not set(names) <= set(allowed):
+            raise click.BadParameter(f"{text!r}: allowed: some of {', '.join(allowed)}, separated by commas")
+        return tuple(name for name in allowed if name in names)
+
+    return check
+
+
+def _numbers(least: int, most: int) -> Callable[[click.Context, click.Parameter, str | None], tuple[int, ...] | None]:
+    def check(context: click.Context, parameter: click.Parameter, text: str | None) -> tuple[int, ...] | None:
+        if text is None or text == "none":
+            return None if text is None else ()
+        parts = [part.strip() for part in text.split(",")]
+        if not all(part.isascii() and part.isdigit() and least <= int(part) <= most for part in parts):
+            raise click.BadParameter(f"{text!r}: allowed: none, or numbers from {least} to {most}, separated by commas")
+        return tuple(sorted({int(part) for part in parts}))
+
+    return check
+
+
+@click.command()
+@click.option("--quick", "profile", flag_value="quick", help="The five main modes, http and tcp only, in less than 3 minutes.")
+@click.option("--bench", "profile", flag_value="bench", help="What this project holds itself to: five rounds, and the modes' variants.")
+@click.option("--modes", callback=_names(MODES), metavar="A,B,…", help=f"Some of: {', '.join(MODES)}.")
+@click.option("--workloads", callback=_names(_KNOWN), metavar="A,B,…", help=f"Some of: {', '.join(_KNOWN)}.")
+@click.option("--rounds", type=click.IntRange(1, 600), help="How often all figures are measured in turn.")
+@click.option("--seconds", type=click.IntRange(1, 600), help="Of load for each figure and round.")
+@click.option("--rates", callback=_numbers(1, 200_000), metavar="N,N,…", help="Requests/s of the open loop; none leaves it out.")
+@click.option("--scale", callback=_numbers(1, 250), metavar="N,N,…", help="Numbers of idle pods to measure memory and CPU with; none leaves it out.")
+@click.option("--switches/--no-switches", default=None, help="Measure what buffer size, pooling and native sidecars change.")
+@click.option("--manifest", "files", multiple=True, metavar="FILE|DIR", help="Compare on your own YAML instead; takes --from and --url.")
+@click.option("--from", "source", metavar="[NAMESPACE/]POD", help="With --manifest: the pod that asks (deploy/NAME: its first).")
+@click.option("--url", metavar="URL", help="With --manifest: what it asks, such as http://web.shop:8080/.")
+@click.option("--estimate", multiple=True, metavar="FILE", help="Measure nothing: read a cluster's pods (kubectl get pods -A -o yaml) and say what sidecars take.")
+@click.option("--top", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="With --estimate: the output of kubectl top pods -A --containers.")
+@click.option("--against", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="The JSON of an earlier run, to set its ratios beside these.")
+@click.option("--report", type=click.Path(file_okay=False, path_type=Path), metavar="DIR", help="Write an HTML page with charts, and the JSON, into DIR.")
+@click.option("--output", type=click.Path(dir_okay=False, path_type=Path), metavar="FILE", help="Write the JSON into FILE.")
+@click.option("-o", "form", type=click.Choice(["table", "json"]), default="table", show_default=True)
+def compare(
+    profile: str | None,
+    estimate: tuple[str, ...],
+    top: Path | None,
+    against: Path | None,
+    report: Path | None,
+    output: Path | None,
+    form: str,
+    **asked: Any,
+) -> int:
+    """Measure no mesh, the node agent and per-pod sidecars side by side on the same workload; takes root.
+
+    Round by round, every mode in turn: compare the ratios of one run, not the figures of two machines. Without options all of it, in less than 25 minutes.
+    """
+    if estimate:
+        return _estimate(estimate, top, form)
+    plan, before = _plan(profile or "full", **asked), _earlier(against)
+    results, failed = Results(), _carry_out(plan, results := Results())
+    told = summary.summarize(results, plan, before)
+    _write(told, output, report)
+    if form == "json":
+        click.echo(json.dumps(told, indent=1))
+    else:
+        _show(told)
+        for place in (output, report):
+            if place:
+                click.echo(f"written to {place}")
+    return int(failed)
+
+
+def _plan(profile: str, files: tuple[str, ...], source: str | None, url: str | None, **asked: Any) -> Plan:
+    """Return the plan of *profile* with what was *asked* otherwise. Raises UsageError."""
+    base = PROFILES[profile]
+    values = {name: getattr(base, name) if asked[name] is None else asked[name] for name in ("modes", "workloads", "rounds", "seconds", "rates", "scale", "switches")}
+    if bool(files) != bool(source) or bool(files) != bool(url):
+        raise click.UsageError("--manifest, --from and --url go together")
+    if not files:
+        return Plan(**values, variants=profile == "bench")
+    assert source is not None
+    assert url is not None
+    if not url.startswith("http://"):
+        raise click.UsageError(f"--url: {url!r}: allowed: http://HOST[:PORT]/PATH")
+    first, slash, rest = source.partition("/")
+    namespace, pod = ("default", source) if not slash or first in ("deploy", "deployment") else (first, rest)
+    unable = ("haproxy", "envoy-hop", "nodeagent-bypass")
+    values |= {"workloads": ("manifest",), "rates": (), "scale": (), "switches": False, "modes": [mode for mode in values["modes"] if mode not in unable]}
+    return Plan(**values, files=files, target=Target(namespace, "", 0, pod, url=url))
+
+
+def _earlier(path: Path | None) -> dict[str, Any] | None:
+    if path is None:
+        return None
+    try:
+        found = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise CompareError(f"--against: {path}: not a comparison's JSON: {error}") from None
+    if not isinstance(found, dict) or not isinstance(found.get("ratios"), dict):
+        raise CompareError(f"--against: {path}: not a comparison's JSON: it has no ratios")
+    return cast(dict[str, Any], found)
+
+
+def _carry_out(plan: Plan, results: Results) -> bool:
+    """Return whether it ended early; what was measured until then is in *results*."""
+    console = Console(stderr=True)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    started = time.monotonic()
+    try:
+        with Progress(TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn(), console=console, transient=True) as shown:
+            task = shown.add_task("")
+            run(plan, results, lambda what, done, total: shown.update(task, description=what, completed=done, total=total))
+    except KeyboardInterrupt:
+        results.notes.append("interrupted: what is here had been measured before")
+        return True
+    except NodeagentError as error:
+        results.notes.append(f"ended early: {error}")
+        return True
+    click.echo(f"measured in {time.monotonic() - started:.0f} s", err=True)
+    return False
+
+
+def _show(told: dict[str, Any]) -> None:
+    console = Console(width=None if sys.stdout.isatty() else 150)
+    for name, table in (("runs", tables.figures), ("ratios", tables.goals), ("scale", tables.scale), ("switches", tables.switches)):
+        if told[name]:
+            console.print(table(told))
+    for line in tables.remarks(told):
+        console.print(line, highlight=False, markup=False)
+
+
+def _write(told: dict[str, Any], output: Path | None, report: Path | None) -> None:
+    try:
+        if output:
+            output.parent.mkdir(parents=True, exist_ok=True)
+            output.write_text(json.dumps(told, indent=1) + "\n")
+        if report:
+            from nodeagent.compare import page  # it draws: matplotlib is slow to import
+
+            page.write(told, report)
+    except OSError as error:
+        raise CompareError(f"the results cannot be written: {error}") from None

@@ -1,0 +1,95 @@
+"""The JSON object of a comparison as tables for a terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import pairwise
+from typing import Any
+
+from rich.table import Table
+
+from nodeagent.compare.goals import MEGABYTE
+
+Json = dict[str, Any]
+_COLOURS = {"aim": "green", "must": "yellow", "missed": "red", None: "default"}
+
+
+def figures(summary: Json) -> Table:
+    """Return the table of all modes."""
+    table = Table(title="median of the rounds", title_style="bold")
+    for name in ("workload", "load", "mode"):
+        table.add_column(name, no_wrap=True)
+    for name in ("requests/s", "Gbit/s", "p50 µs", "p90 µs", "p99 µs", "CPU µs/req", "memory MB", "lowest … highest"):
+        table.add_column(name, justify="right", no_wrap=True)
+    runs = summary["runs"]
+    for previous, run in pairwise([None, *runs]):
+        group, before = _group(run), _group(previous)
+        if before not in (None, group):
+            table.add_section()
+        table.add_row(*(("", "") if before == group or group is None else group), *_row(run))
+    return table
+
+
+def _group(run: Json | None) -> tuple[str, str] | None:
+    if run is None:
+        return None
+    load = f"{run['rate']:,}/s" if run["rate"] else f"{run['connections']} conn."
+    return run["workload"], load
+
+
+def _row(run: Json) -> Iterator[str]:
+    yield f"{run['mode']} ({run['variant']})" if run["variant"] else run["mode"]
+    yield f"{run['requests_per_second']:,.0f}" if run["requests_per_second"] else ""
+    yield f"{run['bits_per_second'] / 1e9:.2f}" if run["bits_per_second"] else ""
+    for name in ("p50", "p90", "p99"):
+        yield f"{run['latency_us'][name]:,.0f}" if name in run["latency_us"] else ""
+    yield f"{run['cpu_us_per_request']:.1f}" if run["cpu_us_per_request"] is not None and run["mode"] != "direct" else ""
+    yield f"{run['memory_bytes'] / MEGABYTE:,.0f}" if run["memory_bytes"] else ""
+    scale, digits = (1e9, 2) if run["bits_per_second"] else (1, 0)
+    yield f"{run['lowest'] / scale:,.{digits}f} … {run['highest'] / scale:,.{digits}f}"
+
+
+def goals(summary: Json) -> Table:
+    """Return the table of ratios, with what must be reached where something must."""
+    table = Table(title="ratios, round by round; the median", title_style="bold")
+    for name in ("figure", "must", "aim", "measured", "lowest … highest", ""):
+        table.add_column(name, justify="left" if name in ("figure", "") else "right", no_wrap=True)
+    for name, ratio in summary["ratios"].items():
+        sign, unit = ("≥" if ratio["better"] == "more" else "≤"), ratio["unit"]
+        must, aim = (f"{sign} {ratio[key]:.3g} {unit}" if ratio[key] is not None else "" for key in ("must", "aim"))
+        spread = f"{ratio['lowest']:.3g} … {ratio['highest']:.3g}" if ratio["lowest"] != ratio["highest"] else ""
+        verdict = "reached" if ratio["aim"] is None and ratio["reached"] == "aim" else ratio["reached"] or ""
+        verdict += "" if ratio["steady"] else " (unsteady)"
+        table.add_row(name, must, aim, f"{ratio['value']:.3g} {unit}", spread, f"[{_COLOURS[ratio['reached']]}]{verdict.strip()}[/]")
+    return table
+
+
+def scale(summary: Json) -> Table:
+    """Return the table of nodes full of pods that do nothing."""
+    table = Table(title="pods that do nothing, one node", title_style="bold")
+    for name in ("pods", "mode", "memory MB", "idle CPU, % of a core", "ready s"):
+        table.add_column(name, justify="left" if name == "mode" else "right", no_wrap=True)
+    rows = sorted(summary["scale"], key=lambda row: row["pods"])
+    for previous, row in pairwise([None, *rows]):
+        if previous and previous["pods"] != row["pods"]:
+            table.add_section()
+        cells = (str(row["pods"]), row["mode"], f"{row['memory_bytes'] / MEGABYTE:,.0f}", f"{row['idle_cpu_percent']:.2f}", f"{row['ready_seconds']:.1f}")
+        table.add_row(*cells)
+    return table
+
+
+def switches(summary: Json) -> Table:
+    """Return the table of what the usual switches change."""
+    table = Table(title="switches", title_style="bold")
+    for name in ("switch", "setting", "mode", "figure", "value", "× of the default"):
+        table.add_column(name, justify="right" if name in ("value", "× of the default") else "left", no_wrap=True)
+    for row in summary["switches"]:
+        value = f"{row['value']:,.2f} {row['unit']}" if row["value"] < 100 else f"{row['value']:,.0f} {row['unit']}"
+        table.add_row(row["switch"], row["setting"], row["mode"], row["figure"], value, f"{row['against_default']:.2f}")
+    return table
+
+
+def remarks(summary: Json) -> list[str]:
+    """Return what belongs below the tables: what is missing, and what went wrong."""
+    lines = [f"missing: {each['what']}: {each['why']}" for each in summary["missing"]]
+    return lines + [f"note: {note}" for note in summary["notes"]]
