@@ -20,6 +20,7 @@ COMMANDS: Final = {
     "get": ("nodeagent.cli.get", "What running agents believe: pods, certs, policies, routes, endpoints."),
     "explain": ("nodeagent.cli.explain", "Which policy and rule would decide about a request, and why."),
     "flows": ("nodeagent.cli.flows", "Who talks to whom, over which path, and why not."),
+    "inject": ("nodeagent.cli.inject", "Classic sidecars, given to pods and workloads in YAML files."),
     "ca": ("nodeagent.cli.ca", "The certificate authority as a service, and the exchange of its root."),
     "sidecar": ("nodeagent.cli.sidecar", "The proxy as a classic sidecar: one process in a pod."),
     "sidecar-init": ("nodeagent.cli.sidecar_init", "The iptables rules of a pod with a classic sidecar."),
