@@ -68,7 +68,7 @@ def _numbers(least: int, most: int) -> Callable[[click.Context, click.Parameter,
 @click.option("--manifest", "files", multiple=True, metavar="FILE|DIR", help="Compare on your own YAML instead; takes --from and --url.")
 @click.option("--from", "source", metavar="[NAMESPACE/]POD", help="With --manifest: the pod that asks (deploy/NAME: its first).")
 @click.option("--url", metavar="URL", help="With --manifest: what it asks, such as http://web.shop:8080/.")
-@click.option("--estimate", multiple=True, metavar="FILE", help="Measure nothing: read a cluster's pods (kubectl get pods -A -o yaml) and say what sidecars take.")
+@click.option("--estimate", multiple=True, metavar="FILE", help="Measure nothing: say what sidecars take by a cluster's pods (kubectl get pods -A -o yaml).")
 @click.option("--top", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="With --estimate: the output of kubectl top pods -A --containers.")
 @click.option("--against", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="The JSON of an earlier run, to set its ratios beside these.")
 @click.option("--report", type=click.Path(file_okay=False, path_type=Path), metavar="DIR", help="Write an HTML page with charts, and the JSON, into DIR.")
@@ -91,7 +91,8 @@ def compare(
     if estimate:
         return _estimate(estimate, top, form)
     plan, before = _plan(profile or "full", **asked), _earlier(against)
-    results, failed = Results(), _carry_out(plan, results := Results())
+    results = Results()
+    failed = _carry_out(plan, results)
     told = summary.summarize(results, plan, before)
     _write(told, output, report)
     if form == "json":
@@ -107,7 +108,7 @@ def compare(
 def _plan(profile: str, files: tuple[str, ...], source: str | None, url: str | None, **asked: Any) -> Plan:
     """Return the plan of *profile* with what was *asked* otherwise. Raises UsageError."""
     base = PROFILES[profile]
-    values = {name: getattr(base, name) if asked[name] is None else asked[name] for name in ("modes", "workloads", "rounds", "seconds", "rates", "scale", "switches")}
+    values = {name: getattr(base, name) if value is None else value for name, value in asked.items()}
     if bool(files) != bool(source) or bool(files) != bool(url):
         raise click.UsageError("--manifest, --from and --url go together")
     if not files:
@@ -174,3 +175,7 @@ def _write(told: dict[str, Any], output: Path | None, report: Path | None) -> No
             page.write(told, report)
     except OSError as error:
         raise CompareError(f"the results cannot be written: {error}") from None
+
+
+def _estimate(files: Sequence[str], top: Path | None, form: str) -> int:
+    raise NotImplementedError

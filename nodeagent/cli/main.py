@@ -14,6 +14,7 @@ from nodeagent import __version__
 from nodeagent.errors import NodeagentError
 
 COMMANDS: Final = {
+    "compare": ("nodeagent.cli.compare", "No mesh, the node agent, per-pod sidecars: the same workload, one run, one report."),
     "check": ("nodeagent.cli.check", "Preflight of kernel and tools: what is missing, and what is lost without it."),
     "run": ("nodeagent.cli.run", "The daemon, in the foreground."),
     "lab": ("nodeagent.cli.lab", "A cluster on this machine: nodes, pods, services; no Kubernetes needed."),

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 from pathlib import Path
 
 from nodeagent.lab import cgroup
@@ -13,33 +12,16 @@ from nodeagent.lab import cgroup
 _TICKS = os.sysconf("SC_CLK_TCK")
 
 
-@dataclass(frozen=True, slots=True)
-class Memory:
-    """Bytes. ``pss`` is the fair share (shared pages divided among those that map them), ``private`` what nobody else maps."""
-
-    pss: int
-    private: int
-    resident: int
-
-    def __add__(self, other: Memory) -> Memory:
-        return Memory(self.pss + other.pss, self.private + other.private, self.resident + other.resident)
-
-    def times(self, count: int) -> int:
-        """Return what *count* such processes take: the private part as often, the shared part (program text) once."""
-        return count * self.private + self.resident - self.private
-
-
-def memory(pids: Iterable[int]) -> Memory:
-    """Return the sum over *pids*; a process that has ended counts nothing."""
-    total = Memory(0, 0, 0)
+def memory(pids: Iterable[int]) -> int:
+    """Return the memory of *pids* in bytes (PSS: pages that several share are divided among them); a process that has ended counts nothing."""
+    total = 0
     for pid in pids:
         try:
             lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()[1:]
         except (FileNotFoundError, ProcessLookupError):
             continue
         kilobytes = {key: int(value.split()[0]) for key, _, value in (line.partition(":") for line in lines)}
-        private = kilobytes["Private_Clean"] + kilobytes["Private_Dirty"]
-        total += Memory(kilobytes["Pss"] << 10, private << 10, kilobytes["Rss"] << 10)
+        total += kilobytes["Pss"] << 10
     return total
 
 

@@ -75,5 +75,5 @@ def _measured(lab: Lab, mode: str, pods: int, ready: float) -> Scale:
     before: Any = used()
     time.sleep(_IDLE_SECONDS)
     idle = used() - before
-    memory = measure.memory(pid for group in groups for pid in cgroup.processes(group)).pss
+    memory = measure.memory(pid for group in groups for pid in cgroup.processes(group))
     return Scale(mode, pods, memory, 100 * idle / _IDLE_SECONDS, ready)

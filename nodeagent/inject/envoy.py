@@ -36,6 +36,7 @@ _MTLS_TCP: Final = ["istio", "istio-peer-exchange"]
 _OWN_SOURCE: Final = {"IPv4": "127.0.0.6", "IPv6": "::6"}
 """Whence Envoy connects to its own pod: what comes from there is not captured again (Istio's InboundPassthroughBindIpv4 and 6)."""
 _ANY: Final = {"IPv4": "0.0.0.0", "IPv6": "::"}
+_BOTH: Final[Json] = {"http_protocol_options": {}, "http2_protocol_options": {}}
 _SNIFF: Final = "0.1s"
 """How long a client may keep silent before its connection is carried as TCP: the agent's own proxy.timeouts.sniff."""
 
@@ -53,11 +54,12 @@ def bootstrap(values: Values, probes: Json, rules: Rules) -> Json:
             raise InjectionError(f"values.plaintextRanges: {network}: allowed: a range within one of meshRanges, not the same")
     asked = {path: _Probe(index, probe) for index, (path, probe) in enumerate(literal(probes).items())}
     listeners = [_outbound(values), _inbound(values, literal(rules)), _ready(values), _metrics(values), _status(values, asked)]
+    reuse = {} if values.pooling else {"common_http_protocol_options": {"max_requests_per_connection": 1}}
     clusters = [
-        _original("mesh-http", _upstream_tls(values, "istio-http/1.1")),
-        _original("mesh-tcp", _upstream_tls(values, "istio")),
-        _original("PassthroughCluster"),
-        _original("InboundPassthroughCluster") | _from_own_source(values) | _same_protocol(),
+        _original(values, "mesh-http", _upstream_tls(values, "istio-http/1.1")) | _protocol(explicit_http_config={"http_protocol_options": {}}, **reuse),
+        _original(values, "mesh-tcp", _upstream_tls(values, "istio")),
+        _original(values, "PassthroughCluster"),
+        _original(values, "InboundPassthroughCluster") | _from_own_source(values) | _protocol(use_downstream_protocol_config=_BOTH, **reuse),
         {"name": "BlackHoleCluster", "type": "STATIC", "connect_timeout": "1s"},
         _static("admin", _address("127.0.0.1", ADMIN_PORT)),
         _static("sds", {"pipe": {"path": SDS_SOCKET}}) | _http2(),
@@ -89,7 +91,7 @@ def _outbound(values: Values) -> Json:
         (values.plaintext_ranges, "PassthroughCluster", "PassthroughCluster"),
         (None, "PassthroughCluster", "PassthroughCluster"),
     ):
-        match = {} if ranges is None else {"prefix_ranges": [_prefix(network) for network in ranges]}
+        match: Json = {} if ranges is None else {"prefix_ranges": [_prefix(network) for network in ranges]}
         if ranges != ():
             chains.append(_chain(match | {"application_protocols": _PLAIN_HTTP}, [_http("outbound", http, values.access_log)]))
             chains.append(_chain(match, [_tcp("outbound", tcp, values.access_log)]))
@@ -149,7 +151,7 @@ def _own(name: str, port: int, values: Values, routes: list[Json], filters: list
 def _listener(name: str, port: int, values: Values, chains: list[Json]) -> Json:
     first, *others = [_address(_ANY[family], port) for family in values.ip_families]
     more = {"additional_addresses": [{"address": address} for address in others]} if others else {}
-    return {"name": name, "address": first, "filter_chains": chains} | more
+    return {"name": name, "address": first, "filter_chains": chains, "per_connection_buffer_limit_bytes": values.buffer_bytes} | more
 
 
 def _chain(match: Json, filters: list[Json], tls: Json | None = None) -> Json:
@@ -246,11 +248,12 @@ def _upstream_tls(values: Values, protocol: str) -> Json:
 # -- clusters --
 
 
-def _original(name: str, tls: Json | None = None) -> Json:
+def _original(values: Values, name: str, tls: Json | None = None) -> Json:
     """To where the connection was going. Without a limit of connections, as Istio's default."""
     most = 2**32 - 1
     limits = {"max_connections": most, "max_pending_requests": most, "max_requests": most, "max_retries": most}
     cluster: Json = {"name": name, "type": "ORIGINAL_DST", "lb_policy": "CLUSTER_PROVIDED", "connect_timeout": "10s"}
+    cluster["per_connection_buffer_limit_bytes"] = values.buffer_bytes
     return cluster | {"circuit_breakers": {"thresholds": [limits]}} | ({"transport_socket": tls} if tls else {})
 
 
@@ -272,10 +275,6 @@ def _protocol(**options: Any) -> Json:
 
 def _http2() -> Json:
     return _protocol(explicit_http_config={"http2_protocol_options": {}})
-
-
-def _same_protocol() -> Json:
-    return _protocol(use_downstream_protocol_config={"http_protocol_options": {}, "http2_protocol_options": {}})
 
 
 # -- probes --

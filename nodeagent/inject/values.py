@@ -67,7 +67,11 @@ class Values(Section):
     access_log: Annotated[str, Field(pattern=r"^(/[^\s]*)?$")] = "/dev/stdout"
     """A path; empty: none."""
     concurrency: Annotated[int, Field(ge=1, le=256)] = 2
-    """Worker threads, or processes."""
+    """Envoy's worker threads."""
+    buffer_bytes: Annotated[int, Field(ge=1024, le=1 << 24)] = 1 << 20
+    """How much Envoy keeps of a connection whose other side is slow (per_connection_buffer_limit_bytes; Envoy's default)."""
+    pooling: bool = True
+    """False: Envoy makes a connection for each request."""
     authorization_policies: tuple[dict[str, Any], ...] = ()
     """AuthorizationPolicy resources; those that select the pod are enforced by its sidecar."""
     ip_families: Annotated[tuple[Literal["IPv4", "IPv6"], ...], BeforeValidator(_split), Field(min_length=1)] = ("IPv4", "IPv6")

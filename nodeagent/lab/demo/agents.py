@@ -102,7 +102,7 @@ def _proof(hop: Hop, samples: Samples) -> Proof:
 def _footprint(lab: Lab, node: str) -> Footprint:
     processes = lab.agent(node).processes()
     enrolled = sum(int(value) for _, value in Samples([_metrics(lab, node)]).select(ENROLLED_PODS.name))
-    return Footprint(node, memory(processes).pss, len(processes), enrolled)
+    return Footprint(node, memory(processes), len(processes), enrolled)
 
 
 def _metrics(lab: Lab, node: str) -> str:

@@ -141,7 +141,7 @@ def test_what_the_nodeagent_proxy_is_told() -> None:
     proxy = named(injected(PODS["http probes"], Settings("nodeagent", values={"source": "/srv/mesh", "trustDomain": "td"}))["spec"]["containers"], "istio-proxy")
     words = dict(zip(proxy["command"][2::2], proxy["command"][3::2], strict=True))
     assert words == {
-        "--source": "/srv/mesh", "--trust-domain": "td", "--sds-socket": "/run/nodeagent/sds/socket", "--access-log": "/dev/stdout", "--workers": "1",
+        "--source": "/srv/mesh", "--trust-domain": "td", "--sds-socket": "/run/nodeagent/sds/socket", "--access-log": "/dev/stdout",
     }  # fmt: skip
     asked = json.loads(named(proxy["env"], "NODEAGENT_APP_PROBES")["value"])
     assert asked["/app-health/app/readyz"] == {"httpGet": {"path": "/healthy?deep=1", "port": 8080}, "timeoutSeconds": 5}
