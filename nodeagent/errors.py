@@ -21,6 +21,10 @@ class ResourceError(ConfigError):
     """A Kubernetes or Istio document is wrong: says file, document, field, value and what is allowed."""
 
 
+class InjectionError(NodeagentError):
+    """A pod cannot be given a sidecar, or a template is wrong: the message begins with the field's path, and says its value and what is allowed."""
+
+
 class KernelError(NodeagentError):
     """The kernel refused something that the data plane needs."""
 

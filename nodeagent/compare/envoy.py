@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from nodeagent.compare.load import BULK_PORT, HTTP_PORT, BenchError
+from nodeagent.inject.envoy import TEXT_FORMAT
 
 Json = dict[str, Any]
 ADMIN_PORT = 15000
@@ -20,13 +21,6 @@ OUTBOUND = {HTTP_PORT: 15001, BULK_PORT: 15002}
 INBOUND = {HTTP_PORT: 15006, BULK_PORT: 15007}
 GROUP = 1337
 """The group that Envoy runs as, whose own connections are not captured."""
-TEXT_FORMAT = (
-    '[%START_TIME%] "%REQ(:METHOD)% %REQ(X-ENVOY-ORIGINAL-PATH?:PATH)% %PROTOCOL%" %RESPONSE_CODE% %RESPONSE_FLAGS% %RESPONSE_CODE_DETAILS% '
-    '%CONNECTION_TERMINATION_DETAILS% "%UPSTREAM_TRANSPORT_FAILURE_REASON%" %BYTES_RECEIVED% %BYTES_SENT% %DURATION% %RESP(X-ENVOY-UPSTREAM-SERVICE-TIME)% '
-    '"%REQ(X-FORWARDED-FOR)%" "%REQ(USER-AGENT)%" "%REQ(X-REQUEST-ID)%" "%REQ(:AUTHORITY)%" "%UPSTREAM_HOST%" %UPSTREAM_CLUSTER% %UPSTREAM_LOCAL_ADDRESS% '
-    "%DOWNSTREAM_LOCAL_ADDRESS% %DOWNSTREAM_REMOTE_ADDRESS% %REQUESTED_SERVER_NAME% %ROUTE_NAME%\n"
-)
-"""Istio's default (istio/istio pilot/pkg/model/log.go: EnvoyTextLogFormat)."""
 _EXTENSION = "type.googleapis.com/envoy.extensions."
 
 

@@ -1,0 +1,102 @@
+"""Istio's annotations of a pod that say what its sidecar captures and uses; source of the rules: Istio's pkg/kube/inject: validate.go. Pure."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from ipaddress import ip_network
+from typing import Any, Final
+
+from nodeagent.errors import InjectionError
+from nodeagent.inject.model import show
+
+PREFIX: Final = "traffic.sidecar.istio.io/"
+NATIVE: Final = "sidecar.istio.io/nativeSidecar"
+REWRITE: Final = "sidecar.istio.io/rewriteAppHTTPProbers"
+IMAGE: Final = "sidecar.istio.io/proxyImage"
+_QUANTITY: Final = re.compile(r"\+?(\d{1,18}(\.\d{0,9})?|\.\d{1,9})([eE][+-]?\d{1,2}|m|u|n|k|M|G|T|P|E|Ki|Mi|Gi|Ti|Pi|Ei)?")
+_RESOURCES: Final = {
+    "proxyCPU": ("requests", "cpu"),
+    "proxyMemory": ("requests", "memory"),
+    "proxyCPULimit": ("limits", "cpu"),
+    "proxyMemoryLimit": ("limits", "memory"),
+}
+_TRUTH: Final = {word: truth for truth, words in ((True, "1 t T TRUE true True"), (False, "0 f F FALSE false False")) for word in words.split()}
+
+
+def ports(text: str) -> str:
+    """Return the comma-separated ports of *text* without blanks; raises ValueError saying what is allowed."""
+    found = [part.strip() for part in text.split(",")] if text.strip() else []
+    if not all(part.isascii() and part.isdigit() and len(part) <= 5 and 0 < int(part) < 65536 for part in found):
+        raise ValueError("ports from 1 to 65535, separated by commas")
+    return ",".join(found)
+
+
+def ranges(text: str) -> str:
+    """Return the comma-separated address ranges of *text* without blanks; raises ValueError saying what is allowed."""
+    found = [part.strip() for part in text.split(",")] if text.strip() else []
+    try:
+        return ",".join(str(ip_network(part, strict=False)) if "/" in part else str(ip_network("")) for part in found)
+    except ValueError:
+        raise ValueError("address ranges as 10.0.0.0/8 or fd00::/8, separated by commas") from None
+
+
+def _or_all(read: Callable[[str], str]) -> Callable[[str], str]:
+    def checked(text: str) -> str:
+        try:
+            return "*" if text.strip() == "*" else read(text)
+        except ValueError as error:
+            raise ValueError(f"{error}, or * for all") from None
+
+    return checked
+
+
+CAPTURE: Final[dict[str, Callable[[str], str]]] = {
+    "includeInboundPorts": _or_all(ports),
+    "excludeInboundPorts": ports,
+    "includeOutboundPorts": ports,
+    "excludeOutboundPorts": ports,
+    "includeOutboundIPRanges": _or_all(ranges),
+    "excludeOutboundIPRanges": ranges,
+}
+"""Name of the annotation after PREFIX, and of the value that holds its default -> how it is read."""
+
+
+def capture(annotations: Mapping[str, str], values: Mapping[str, Any]) -> dict[str, str]:
+    """Return each of CAPTURE: the pod's annotation, else the value. Raises InjectionError."""
+    found = {}
+    for name, read in CAPTURE.items():
+        given = PREFIX + name in annotations
+        text = annotations[PREFIX + name] if given else values[name]
+        try:
+            found[name] = read(text)
+        except ValueError as error:
+            raise _wrong(PREFIX + name, text, str(error)) if given else InjectionError(f"values.{name}: {show(text)}: allowed: {error}") from None
+    return found
+
+
+def resources(annotations: Mapping[str, str], default: Any) -> Any:
+    """Return the proxy's resources: one annotation replaces all of *default*, as in Istio's template. Raises InjectionError."""
+    found: dict[str, dict[str, str]] = {}
+    for name, (part, resource) in _RESOURCES.items():
+        text = annotations.get(f"sidecar.istio.io/{name}")
+        if text is None:
+            continue
+        if not _QUANTITY.fullmatch(text):
+            raise _wrong(f"sidecar.istio.io/{name}", text, "a quantity as 100m, 0.5, 128Mi")
+        found.setdefault(part, {})[resource] = text
+    return found or default
+
+
+def flag(annotations: Mapping[str, str], name: str, default: bool) -> bool:
+    """Return the truth that the annotation *name* states, else *default*. Raises InjectionError."""
+    text = annotations.get(name)
+    if text is None:
+        return default
+    if text not in _TRUTH:
+        raise _wrong(name, text, "true, false")
+    return _TRUTH[text]
+
+
+def _wrong(name: str, text: str, allowed: str) -> InjectionError:
+    return InjectionError(f"metadata.annotations[{name}]: {show(text)}: allowed: {allowed}")

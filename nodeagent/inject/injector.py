@@ -1,0 +1,141 @@
+"""Giving a pod its sidecar, and taking it away again. Pure, but for the template's file.
+
+Order of containers as in Istio's pkg/kube/inject: webhook.go: reorderPod.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Iterable, Mapping
+from typing import Any, Final
+
+from nodeagent.errors import InjectionError
+from nodeagent.inject import annotated, envoy, probes, rbac, selection, shape, status, template, values
+from nodeagent.inject.model import PROXY, STATUS, Injected, Json, Namespace, Settings, Skipped, show
+
+OWN_PORTS: Final = (15000, 15001, 15006, 15008, 15020, 15021, 15090)
+USER: Final = 1337
+
+
+def inject(pod: Mapping[str, Any], namespace: Namespace, settings: Settings) -> Injected | Skipped:
+    """Return *pod* with its sidecar, or why it gets none.
+
+    *pod* is a Pod object or a workload's pod template (metadata, spec); it is not changed. A pod that has a sidecar is skipped. Raises
+    InjectionError when it cannot be given one, or the template or a value is wrong.
+    """
+    read = shape.read(pod)
+    if skipped := selection.refusal(read, namespace, settings.revision):
+        return skipped
+    chosen = template.load(settings.template)
+    known = values.read(chosen.defaults, settings.values)
+    native = annotated.flag(read.annotations, annotated.NATIVE, settings.native)
+    injected: Json = copy.deepcopy(dict(pod))
+    asked: Json = {}
+    before: Json = {}
+    if annotated.flag(read.annotations, annotated.REWRITE, known.rewrite_app_http_probe):
+        asked, before = probes.rewrite(read, injected["spec"])
+    added = chosen.fill(_variables(chosen, read, namespace, settings, known, asked))
+    _refuse_conflicts(read, added)
+    absent = status.absent(injected)
+    lists = _add_to_spec(injected["spec"], added, native, settings.hold)
+    metadata = _add_metadata(injected, added.get("metadata") or {})
+    revision = settings.revision or selection.DEFAULT_REVISION
+    text = status.Status(**lists, **metadata, revision=revision, probes=before, absent=absent).text()
+    injected["metadata"]["annotations"] = {**(injected["metadata"].get("annotations") or {}), STATUS: text}
+    return Injected(injected)
+
+
+def uninject(pod: Mapping[str, Any]) -> Json:
+    """Return *pod* without what :func:`inject` added, and with its own probes; a pod without a sidecar as it is.
+
+    Raises InjectionError when something else injected it: what was there before is not known then.
+    """
+    read = shape.read(pod)
+    found: Json = copy.deepcopy(dict(pod))
+    if STATUS not in read.annotations:
+        return found
+    before = status.read(read.annotations[STATUS])
+    spec, metadata = found["spec"], found["metadata"]
+    for name, added in (("initContainers", before.init_containers), ("containers", before.containers), ("volumes", before.volumes)):
+        spec[name] = [item for item in spec.get(name) or () if item["name"] not in added]
+    probes.restore(spec, before.probes)
+    for name, added in (("labels", before.labels), ("annotations", (*before.annotations, STATUS))):
+        metadata[name] = {key: value for key, value in (metadata.get(name) or {}).items() if key not in added}
+    status.forget(found, before)
+    return found
+
+
+def _variables(chosen: template.Template, pod: shape.Pod, namespace: Namespace, settings: Settings, known: values.Values, asked: Json) -> Json:
+    """Return what a template may refer to: the values, and what is worked out from the pod."""
+    held = values.as_variables(known)
+    labels = pod.labels
+    name = labels.get("app.kubernetes.io/name") or labels.get("app") or (pod.metadata and pod.metadata.name)
+    found: Json = held | annotated.capture(pod.annotations, held)
+    found |= {
+        "image": pod.annotations.get(annotated.IMAGE, known.image),
+        "resources": annotated.resources(pod.annotations, known.resources),
+        "canonicalName": labels.get("service.istio.io/canonical-name") or (name or "unknown")[:63].strip("-_."),
+        "canonicalRevision": labels.get("service.istio.io/canonical-revision") or labels.get("app.kubernetes.io/version") or labels.get("version") or "latest",
+        "revision": settings.revision or selection.DEFAULT_REVISION,
+        "appProbes": envoy.literal(json.dumps(asked)),
+    }
+    if chosen.uses("bootstrap"):
+        rules = rbac.translate(known.authorization_policies, known.root_namespace, namespace.name, labels)
+        found["bootstrap"] = json.dumps(envoy.bootstrap(known, asked, rules), separators=(",", ":"))
+    return found
+
+
+def _refuse_conflicts(pod: shape.Pod, added: Json) -> None:
+    """What Kubernetes would refuse, or what would silently not work."""
+    names = [PROXY, *(item["name"] for item in added.get("initContainers") or ())]
+    users = [("spec", pod.spec.security_context), *((at, container.security_context) for at, container in pod.containers())]
+    for at, container in pod.containers():
+        if container.name in names:
+            raise InjectionError(f"{at}.name: {show(container.name)}: allowed: another name: the sidecar has this one")
+        for index, port in enumerate(container.ports or ()):
+            if port.container_port in OWN_PORTS and (port.protocol or "TCP") == "TCP":
+                taken = ", ".join(map(str, OWN_PORTS))
+                raise InjectionError(f"{at}.ports[{index}].containerPort: {port.container_port}: allowed: none of the sidecar's own ({taken})")
+    for index, volume in enumerate(pod.spec.volumes or ()):
+        if volume.name in [item["name"] for item in added.get("volumes") or ()]:
+            raise InjectionError(f"spec.volumes[{index}].name: {show(volume.name)}: allowed: another name: a volume of the sidecar has this one")
+    for at, context in users:
+        if context and context.run_as_user == USER:
+            raise InjectionError(f"{at}.securityContext.runAsUser: {USER}: allowed: another user: what runs as the sidecar's own is not captured")
+
+
+def _add_to_spec(spec: Json, added: Json, native: bool, hold: bool) -> dict[str, tuple[str, ...]]:
+    """Return the names of what was added, for the status.
+
+    Native: capture, the proxy, then the pod's init containers, which are in the mesh. Else capture comes after those, and the proxy last, or first
+    when it is waited for: a container starts when the one before it has, its postStart included.
+    """
+    proxy = added["container"] | ((added.get("whenNative") or {}) if native else (added.get("whenHeld") or {}) if hold else {})
+    setup = list(added.get("initContainers") or ())
+    own = list(spec.get("initContainers") or ())
+    init = [*setup, proxy] if native else setup
+    if init:
+        spec["initContainers"] = [*init, *own] if native else [*own, *init]
+    if not native:
+        spec["containers"] = [proxy, *spec["containers"]] if hold else [*spec["containers"], proxy]
+    if volumes := added.get("volumes") or ():
+        spec["volumes"] = [*(spec.get("volumes") or ()), *volumes]
+    return {"init_containers": _names(init), "containers": () if native else (PROXY,), "volumes": _names(volumes)}
+
+
+def _names(items: Iterable[Json]) -> tuple[str, ...]:
+    return tuple(item["name"] for item in items)
+
+
+def _add_metadata(pod: Json, added: Json) -> dict[str, tuple[str, ...]]:
+    """Return the keys that were added, for the status; the pod's own labels and annotations win over the template's."""
+    metadata = pod["metadata"] = pod.get("metadata") or {}
+    keys = {}
+    for field in ("labels", "annotations"):
+        held = metadata.get(field) or {}
+        extra = {key: str(value) for key, value in (added.get(field) or {}).items() if key not in held}
+        if extra:
+            metadata[field] = held | extra
+        keys[field] = tuple(extra)
+    return keys

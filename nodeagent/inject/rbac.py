@@ -1,0 +1,147 @@
+"""AuthorizationPolicies as Envoy's RBAC rules. Pure. What cannot be said there is refused, never left out: a policy that half applies is worse than none.
+
+Source: Istio's pilot/pkg/security/authz/builder and /model.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, fields
+from typing import Any, Final, cast
+
+from nodeagent.errors import InjectionError, ResourceError
+from nodeagent.inject.model import Json
+from nodeagent.policy.model import AuthorizationPolicy, Operation, Rule, Source
+from nodeagent.resources import security
+
+_SOURCES: Final = ("principals", "namespaces", "ip_blocks")
+_OPERATIONS: Final = ("methods", "paths", "ports")
+_OF_HTTP: Final = ("methods", "paths")
+
+
+@dataclass(frozen=True, slots=True)
+class Rules:
+    """The rules that are in force at one pod: (action, policies), DENY first, each for HTTP and for TCP."""
+
+    http: tuple[Json, ...] = ()
+    tcp: tuple[Json, ...] = ()
+
+
+def translate(documents: Iterable[Mapping[str, Any]], root: str, namespace: str, labels: Mapping[str, str]) -> Rules:
+    """Return the rules of the AuthorizationPolicies in *documents* for a pod of *namespace* with *labels*; *root* is the mesh's root namespace.
+
+    Raises InjectionError naming the policy and the field that Envoy's rules here cannot express.
+    """
+    found = list(_selected(documents, root, namespace, labels))
+    return Rules(tuple(_all(found, tcp=False)), tuple(_all(found, tcp=True)))
+
+
+def _selected(documents: Iterable[Mapping[str, Any]], root: str, namespace: str, labels: Mapping[str, str]) -> Iterator[AuthorizationPolicy]:
+    for index, document in enumerate(documents):
+        at = f"values.authorizationPolicies[{index}]"
+        try:
+            policy = security.parse(dict(document))
+        except ResourceError as error:
+            raise InjectionError(f"{at}: {error}") from None
+        if policy.kind != "AuthorizationPolicy":
+            raise InjectionError(f"{at}.kind: {policy.kind}: allowed: AuthorizationPolicy")
+        if policy.namespace not in (namespace, root) or not dict(policy.selector).items() <= labels.items():
+            continue
+        spec = cast(AuthorizationPolicy, policy.spec)
+        where = f"{at} ({spec.namespace}/{spec.name})"
+        if policy.targets:
+            raise InjectionError(f"{where}: spec.targetRefs: allowed: a selector: a sidecar's template does not know the Services")
+        if spec.action not in ("ALLOW", "DENY") or spec.dry_run:
+            raise InjectionError(f"{where}: spec.action: {'dry run' if spec.dry_run else spec.action}: allowed: ALLOW, DENY")
+        _refuse_unknown(where, spec)
+        yield spec
+
+
+def _refuse_unknown(where: str, policy: AuthorizationPolicy) -> None:
+    for index, rule in enumerate(policy.rules):
+        at = f"{where}: spec.rules[{index}]"
+        if rule.conditions:
+            raise InjectionError(f"{at}.when: {rule.conditions[0].key}: not translated for Envoy: allowed: from and to")
+        for part, known in ((rule.sources, _SOURCES), (rule.operations, _OPERATIONS)):
+            for item in part:
+                for field in fields(item):
+                    if getattr(item, field.name) and field.name.removeprefix("not_") not in known:
+                        raise InjectionError(f"{at}: {field.name}: not translated for Envoy: allowed: {', '.join(known)}, each also with not")
+        if any("{" in path for item in rule.operations for path in (*item.paths, *item.not_paths)):
+            raise InjectionError(f"{at}.to: paths: templates are not translated for Envoy: allowed: exact, PREFIX*, *SUFFIX")
+
+
+def _all(policies: list[AuthorizationPolicy], *, tcp: bool) -> Iterator[Json]:
+    for action in ("DENY", "ALLOW"):
+        chosen = [policy for policy in policies if policy.action == action]
+        if chosen:
+            yield {"action": action, "policies": {name: rule for policy in chosen for name, rule in _rules(policy, tcp)}}
+
+
+def _rules(policy: AuthorizationPolicy, tcp: bool) -> Iterator[tuple[str, Json]]:
+    for index, rule in enumerate(policy.rules):
+        if tcp and _needs_http(rule):
+            if policy.action == "ALLOW":
+                continue  # Istio: the rule goes, the policy still denies what no other rule allows.
+            rule = _without_http(rule)
+        name = f"ns[{policy.namespace}]-policy[{policy.name}]-rule[{index}]"
+        permissions = [_both(operation, _OPERATIONS, _permission, "not_rule", "and_rules", "or_rules") for operation in rule.operations]
+        principals = [_both(source, _SOURCES, _principal, "not_id", "and_ids", "or_ids") for source in rule.sources]
+        yield name, {"permissions": permissions or [{"any": True}], "principals": principals or [{"any": True}]}
+
+
+def _needs_http(rule: Rule) -> bool:
+    return any(getattr(item, prefix + name) for item in rule.operations for name in _OF_HTTP for prefix in ("", "not_"))
+
+
+def _without_http(rule: Rule) -> Rule:
+    operations = tuple(Operation(ports=item.ports, not_ports=item.not_ports) for item in rule.operations)
+    return Rule(rule.sources, operations, rule.conditions)
+
+
+def _both(item: Source | Operation, names: tuple[str, ...], one: Callable[[str, Any], Json], negation: str, conjunction: str, disjunction: str) -> Json:
+    """All fields must match; of a field's values one; of a negated field's none."""
+    key = conjunction.removeprefix("and_")
+    found: list[Json] = []
+    for name in names:
+        for prefix in ("", "not_"):
+            values = getattr(item, prefix + name)
+            if values:
+                any_of = {disjunction: {key: [one(name, value) for value in values]}}
+                found.append({negation: any_of} if prefix else any_of)
+    return {conjunction: {key: found or [{"any": True}]}}
+
+
+def _permission(name: str, value: Any) -> Json:
+    if name == "ports":
+        return {"destination_port": value}
+    matcher = _matcher(value)
+    return {"url_path": {"path": matcher}} if name == "paths" else {"header": {"name": ":method", "string_match": matcher}}
+
+
+def _principal(name: str, value: str) -> Json:
+    if name == "ip_blocks":
+        address, _, length = value.partition("/")
+        return {"direct_remote_ip": {"address_prefix": address, "prefix_len": int(length or (128 if ":" in address else 32))}}
+    matcher = _matcher(value, "spiffe://") if name == "principals" else _regex(f"spiffe://[^/]+/ns/{_pattern(value)}/sa/.+")
+    return {"authenticated": {"principal_name": matcher}}
+
+
+def _pattern(value: str) -> str:
+    return re.escape(value).replace(r"\*", "[^/]+" if value == "*" else "[^/]*")
+
+
+def _regex(pattern: str) -> Json:
+    return {"safe_regex": {"regex": pattern}}
+
+
+def _matcher(value: str, before: str = "") -> Json:
+    """``*`` is any text that is not empty, ``*x`` and ``x*`` are suffix and prefix (Istio's string match)."""
+    if value == "*":
+        return _regex(f"{re.escape(before)}.+") if before else _regex(".+")
+    if value.startswith("*"):
+        return _regex(f"{re.escape(before)}.*{re.escape(value[1:])}") if before else {"suffix": value[1:]}
+    if value.endswith("*"):
+        return {"prefix": before + value[:-1]}
+    return {"exact": before + value}

@@ -1,0 +1,55 @@
+"""Whether a pod is to have a sidecar: Istio's rules. Pure.
+
+Source: Istio's MutatingWebhookConfiguration (which namespaces and pods reach an injector) and pkg/kube/inject: injectRequired (what it does then).
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from nodeagent.inject.model import STATUS, Namespace, Skipped
+from nodeagent.inject.shape import Pod
+
+INJECT: Final = "sidecar.istio.io/inject"
+NAMESPACE_LABEL: Final = "istio-injection"
+REVISION_LABEL: Final = "istio.io/rev"
+DEFAULT_REVISION: Final = "default"
+IGNORED: Final = ("kube-system", "kube-public", "kube-node-lease", "local-path-storage")
+
+
+def refusal(pod: Pod, namespace: Namespace, revision: str) -> Skipped | None:
+    """Return why *pod* gets no sidecar from the injector of *revision* (empty: the default one); None: it gets one."""
+    if STATUS in pod.annotations:
+        return Skipped("already-injected", f"it has a sidecar already (annotation {STATUS})")
+    if pod.spec.host_network:
+        return Skipped("host-network", "it shares the node's network: capturing there would capture the node's traffic")
+    if namespace.name in IGNORED:
+        return Skipped("system-namespace", f"{namespace.name} is a namespace of the system's own")
+    return _not_meant(pod, namespace, revision or DEFAULT_REVISION) or _opted_out(pod)
+
+
+def _not_meant(pod: Pod, namespace: Namespace, revision: str) -> Skipped | None:
+    """The namespace's istio-injection label beats its istio.io/rev, and either beats what the pod asks for."""
+    if NAMESPACE_LABEL in namespace.labels:
+        if namespace.labels[NAMESPACE_LABEL] != "enabled":
+            return Skipped("namespace-disabled", f"namespace {namespace.name}: {NAMESPACE_LABEL}={namespace.labels[NAMESPACE_LABEL]}")
+        return None if revision == DEFAULT_REVISION else _other(f"namespace {namespace.name}", DEFAULT_REVISION, revision)
+    if REVISION_LABEL in namespace.labels:
+        wanted = namespace.labels[REVISION_LABEL]
+        return None if wanted == revision else _other(f"namespace {namespace.name}", wanted, revision)
+    if REVISION_LABEL in pod.labels:
+        wanted = pod.labels[REVISION_LABEL]
+        return None if wanted == revision else _other("the pod", wanted, revision)
+    if pod.labels.get(INJECT) == "true":
+        return None if revision == DEFAULT_REVISION else _other("the pod", DEFAULT_REVISION, revision)
+    return Skipped("not-asked", f"neither namespace {namespace.name} ({NAMESPACE_LABEL}, {REVISION_LABEL}) nor the pod (label {INJECT}) asks for a sidecar")
+
+
+def _other(who: str, wanted: str, revision: str) -> Skipped:
+    return Skipped("other-revision", f"{who} asks for revision {wanted}; this one is {revision}")
+
+
+def _opted_out(pod: Pod) -> Skipped | None:
+    """The label beats the annotation, even when it is empty; another value than true and false counts as none."""
+    place, held = ("label", pod.labels) if INJECT in pod.labels else ("annotation", pod.annotations)
+    return Skipped("opted-out", f"its {place} {INJECT} is false") if held.get(INJECT) == "false" else None

@@ -1,0 +1,153 @@
+"""A template: what is added to a pod, as YAML that a user can replace.
+
+A file ``sidecar.yaml`` with these keys: ``values`` (defaults, and names of the template's own), ``metadata`` (labels and annotations for the pod),
+``initContainers``, ``container`` (the proxy), ``whenNative`` and ``whenHeld`` (laid over the proxy), ``volumes``. In texts, ``${name}`` stands for
+a value: a text that is nothing else becomes the value itself, of any kind (text in a command); a key or item whose value is null goes away; ``$${``
+is a literal ``${``. The YAML is read before anything is filled in, so no value can change its structure. Kubernetes expands ``$(NAME)`` itself.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, Final
+
+from nodeagent.errors import InjectionError, ResourceError
+from nodeagent.inject.model import PROXY, Json, show
+from nodeagent.resources import yaml_text
+
+FILE: Final = "sidecar.yaml"
+_BUILTIN: Final = Path(__file__).parent / "templates"
+_REFERENCE: Final = re.compile(r"\$\$\{|\$\{([^}]*)\}")
+_COMMANDS: Final = ("command", "args")
+_KINDS: Final[dict[str, type]] = {
+    "values": dict,
+    "metadata": dict,
+    "initContainers": list,
+    "container": dict,
+    "whenNative": dict,
+    "whenHeld": dict,
+    "volumes": list,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Template:
+    """A template's file, read and checked; treat what it holds as frozen."""
+
+    name: str
+    content: Json
+
+    @property
+    def defaults(self) -> Mapping[str, Any]:
+        found: Mapping[str, Any] = self.content.get("values") or {}
+        return found
+
+    def uses(self, name: str) -> bool:
+        """Say whether ``${name}`` stands anywhere in it."""
+        return any(name == match[1] for text in _texts(self.content) for match in _REFERENCE.finditer(text))
+
+    def fill(self, variables: Mapping[str, Any]) -> Json:
+        """Return the content with every reference replaced. Raises InjectionError for a name that *variables* does not hold."""
+        content = {key: value for key, value in self.content.items() if key != "values"}
+        filled: Json = _fill(content, variables, f"template {self.name}: ")
+        return filled
+
+
+def builtins() -> list[str]:
+    """Return the names of the templates that come with nodeagent."""
+    return sorted(folder.name for folder in _BUILTIN.iterdir() if (folder / FILE).is_file())
+
+
+def load(name: str) -> Template:
+    """Return the builtin template *name*, or the one at that path (a file, or a folder with FILE). Raises InjectionError."""
+    names = builtins()
+    path = _BUILTIN / name / FILE if name in names else Path(name)
+    try:
+        path = path / FILE if path.is_dir() else path
+        return _read(name, path, path.stat().st_mtime_ns)
+    except OSError as error:
+        raise InjectionError(f"template {show(name)}: {error.strerror}: allowed: {', '.join(names)}, or a path of a file or of a folder with {FILE}") from None
+
+
+@lru_cache(maxsize=16)
+def _read(name: str, path: Path, changed: int) -> Template:
+    """*changed* makes a file that was replaced be read again."""
+    where = f"template {name}: "
+    try:
+        documents = yaml_text.load(path.read_text())
+    except (ResourceError, UnicodeDecodeError) as error:
+        raise InjectionError(f"{where}{error}") from None
+    if len(documents) != 1 or not isinstance(documents[0], dict):
+        raise InjectionError(f"{where}allowed: one document, a mapping of {', '.join(_KINDS)}")
+    content: Json = documents[0]
+    for key, value in content.items():
+        if key not in _KINDS:
+            raise InjectionError(f"{where}{key:.80}: unknown field: allowed: {', '.join(_KINDS)}")
+        if value is not None and not isinstance(value, _KINDS[key]):
+            raise InjectionError(f"{where}{key}: {show(value)}: allowed: a {'mapping' if _KINDS[key] is dict else 'list'}")
+    _check_names(where, content)
+    return Template(name, content)
+
+
+def _check_names(where: str, content: Json) -> None:
+    if (content.get("container") or {}).get("name") != PROXY:
+        raise InjectionError(f"{where}container.name: {show((content.get('container') or {}).get('name'))}: allowed: {PROXY}")
+    for key in ("initContainers", "volumes"):
+        seen: set[str] = {PROXY}
+        for index, item in enumerate(content.get(key) or ()):
+            name = item.get("name") if isinstance(item, dict) else item
+            if not isinstance(item, dict) or not isinstance(name, str) or not name or name in seen or "${" in name:
+                raise InjectionError(f"{where}{key}[{index}].name: {show(name)}: allowed: a name of its own, without ${{…}}")
+            seen.add(name)
+    for key in ("labels", "annotations"):
+        if not isinstance((content.get("metadata") or {}).get(key) or {}, dict):
+            raise InjectionError(f"{where}metadata.{key}: allowed: a mapping")
+
+
+def _texts(value: Any) -> list[str]:
+    if isinstance(value, str):
+        return [value]
+    children = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return [text for child in children for text in _texts(child)]
+
+
+def _fill(value: Any, variables: Mapping[str, Any], at: str) -> Any:
+    if isinstance(value, str):
+        return _fill_text(value, variables, at)
+    if isinstance(value, dict):
+        filled = {key: _fill(child, variables, f"{at}{'' if at.endswith(' ') else '.'}{key}") for key, child in value.items()}
+        filled |= {key: _words(filled[key]) for key in _COMMANDS if isinstance(filled.get(key), list)}
+        return {key: child for key, child in filled.items() if child is not None or value[key] is None}
+    if isinstance(value, list):
+        items = [_fill(child, variables, f"{at}[{index}]") for index, child in enumerate(value)]
+        return [item for item in items if item is not None]
+    return value
+
+
+def _words(items: list[Any]) -> list[Any]:
+    """A command's words are texts, whatever stands for them."""
+    return [str(item) if isinstance(item, int | float) and not isinstance(item, bool) else item for item in items]
+
+
+def _fill_text(text: str, variables: Mapping[str, Any], at: str) -> Any:
+    def value_of(match: re.Match[str]) -> Any:
+        if match[1] is None:
+            return "${"
+        if match[1] not in variables:
+            raise InjectionError(f"{at}: {show(match[0])}: unknown: allowed: {', '.join(sorted(variables))}")
+        return variables[match[1]]
+
+    if (whole := _REFERENCE.fullmatch(text)) and whole[1] is not None:
+        return value_of(whole)
+
+    def as_text(match: re.Match[str]) -> str:
+        found = value_of(match)
+        if isinstance(found, dict | list):
+            raise InjectionError(f"{at}: {show(match[0])}: a {type(found).__name__} cannot be part of a text: it must stand alone")
+        return "" if found is None else str(found).lower() if isinstance(found, bool) else str(found)
+
+    return _REFERENCE.sub(as_text, text)

@@ -1,0 +1,96 @@
+"""The values that templates are filled with: typed, checked, with defaults."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from ipaddress import ip_network
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic.alias_generators import to_camel
+
+from nodeagent import __version__
+from nodeagent.errors import InjectionError
+from nodeagent.inject.model import Json
+from nodeagent.resources.fields import AbsolutePath, Section
+from nodeagent.resources.load import explain
+
+
+def _split(value: Any) -> Any:
+    """A list may be given as text, as ``--set`` gives it."""
+    if isinstance(value, str):
+        return tuple(part.strip() for part in value.split(",") if part.strip())
+    return tuple(value) if isinstance(value, list) else value
+
+
+def _network(text: str) -> str:
+    try:
+        if "/" not in text:
+            raise ValueError
+        return str(ip_network(text, strict=False))
+    except ValueError:
+        raise ValueError("an address range as 10.0.0.0/8 or fd00::/8") from None
+
+
+Networks = Annotated[tuple[Annotated[str, AfterValidator(_network)], ...], BeforeValidator(_split)]
+Image = Annotated[str, Field(min_length=1, max_length=1024, pattern=r"^[^\s]+$")]
+
+
+class Values(Section):
+    """Values that the code knows; a template's file may have more, which are only filled in."""
+
+    model_config = ConfigDict(alias_generator=to_camel, populate_by_name=True, extra="allow", frozen=True, strict=True)
+
+    image: Image = f"nodeagent:{__version__}"
+    """The proxy's."""
+    init_image: Image = f"nodeagent:{__version__}"
+    """Of the init container that sets up capture."""
+    image_pull_policy: Literal["Always", "IfNotPresent", "Never"] | None = None
+    trust_domain: Annotated[str, Field(pattern=r"^[a-z0-9._-]{1,255}$")] = "cluster.local"
+    root_namespace: str = "istio-system"
+    """Whose policies are for the whole mesh."""
+    mesh_ranges: Networks = ()
+    """Where peers that speak mTLS are: the pods' and Services' ranges. Everything else is passed through as it is."""
+    plaintext_ranges: Networks = ()
+    """Exceptions within them, such as the API server's Service."""
+    mtls: Literal["STRICT", "PERMISSIVE"] = "PERMISSIVE"
+    """STRICT: plaintext is refused."""
+    access_log: Annotated[str, Field(pattern=r"^(/[^\s]*)?$")] = "/dev/stdout"
+    """A path; empty: none."""
+    concurrency: Annotated[int, Field(ge=1, le=256)] = 2
+    """Worker threads, or processes."""
+    authorization_policies: tuple[dict[str, Any], ...] = ()
+    """AuthorizationPolicy resources; those that select the pod are enforced by its sidecar."""
+    ip_families: Annotated[tuple[Literal["IPv4", "IPv6"], ...], BeforeValidator(_split), Field(min_length=1)] = ("IPv4", "IPv6")
+    source: AbsolutePath = "/var/lib/nodeagent/source"
+    """The node's folder with the mesh's resources (template nodeagent)."""
+    csi_driver: str = "csi.nodeagent.io"
+    """Whose volume holds the socket that certificates come from."""
+    resources: dict[str, Any] = Field(default_factory=lambda: {"requests": {"cpu": "100m", "memory": "128Mi"}, "limits": {"cpu": "2", "memory": "1Gi"}})
+    rewrite_app_http_probe: Annotated[bool, Field(alias="rewriteAppHTTPProbe")] = True
+    include_inbound_ports: str = "*"
+    exclude_inbound_ports: str = ""
+    include_outbound_ports: str = ""
+    exclude_outbound_ports: str = ""
+    include_outbound_ip_ranges: Annotated[str, Field(alias="includeOutboundIPRanges")] = "*"
+    exclude_outbound_ip_ranges: Annotated[str, Field(alias="excludeOutboundIPRanges")] = ""
+
+
+def read(defaults: Mapping[str, Any], given: Mapping[str, Any]) -> Values:
+    """Return the values *given*, else the template's *defaults*, else ours. Raises InjectionError for an unknown name or a wrong value."""
+    known = {field.alias or name for name, field in Values.model_fields.items()} | set(defaults)
+    for name in given:
+        if name not in known:
+            raise InjectionError(f"values.{name:.80}: unknown: allowed: {', '.join(sorted(known))}")
+    try:
+        return Values.model_validate_json(json.dumps({**defaults, **given}))
+    except ValidationError as error:
+        raise InjectionError(f"values.{explain(error, Values)}") from None
+    except (TypeError, ValueError, RecursionError):
+        raise InjectionError("values: allowed: what JSON can hold") from None
+
+
+def as_variables(values: Values) -> Json:
+    """Return *values* by the names that templates use."""
+    return values.model_dump(mode="json", by_alias=True)
