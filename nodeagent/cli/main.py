@@ -20,6 +20,7 @@ COMMANDS: Final = {
     "get": ("nodeagent.cli.get", "What running agents believe: pods, certs, policies, routes, endpoints."),
     "explain": ("nodeagent.cli.explain", "Which policy and rule would decide about a request, and why."),
     "flows": ("nodeagent.cli.flows", "Who talks to whom, over which path, and why not."),
+    "inject": ("nodeagent.cli.inject", "Classic sidecars, given to pods and workloads in YAML files."),
     "ca": ("nodeagent.cli.ca", "The certificate authority as a service, and the exchange of its root."),
     "reload": ("nodeagent.cli.reload", "Replace the proxy's workers without losing a request."),
 }

@@ -49,7 +49,7 @@ def load_documents(paths: Iterable[Path | str]) -> list[Document]:
     """
     documents: list[Document] = []
     for path in paths:
-        for file, text in _texts(path):
+        for file, text in texts(path):
             documents += parse(text, file)
     refuse_duplicates(documents)
     return documents
@@ -64,7 +64,8 @@ def refuse_duplicates(documents: Iterable[Document]) -> None:
             raise document.error("metadata.name", document.resource.metadata.name, f"a name that differs from {other.file}: document {other.number}")
 
 
-def _texts(path: Path | str) -> Iterator[tuple[str, str]]:
+def texts(path: Path | str) -> Iterator[tuple[str, str]]:
+    """Return name and content of what *path* means: a file, a folder's YAML and JSON files by name, or ``-`` for standard input. Raises ResourceError."""
     if str(path) == "-":
         yield "<stdin>", sys.stdin.read()
         return

@@ -1,0 +1,156 @@
+"""``nodeagent inject``: classic sidecars, given to pods and workloads in YAML."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from nodeagent.errors import InjectionError, ResourceError
+
+if TYPE_CHECKING:
+    from nodeagent.inject import Settings
+    from nodeagent.inject.documents import Workload
+
+
+@click.command()
+@click.option("-f", "--filename", "files", multiple=True, required=True, metavar="FILE", help="A file, a folder, or -; several may be given.")
+@click.option("-o", "--output", type=click.Path(path_type=Path, dir_okay=False), help="Where to write; standard output by default.")
+@click.option("--uninject", "undo", is_flag=True, help="Take the sidecars away again.")
+@click.option("--template", default="envoy", show_default=True, help="envoy, nodeagent, or a path: a file, or a folder with sidecar.yaml.")
+@click.option("--set", "assigned", multiple=True, metavar="NAME=VALUE", help="A value of the template; lists as a,b or as JSON.")
+@click.option("--values", type=click.Path(path_type=Path), help="A YAML file of values.")
+@click.option("--policies", multiple=True, metavar="FILE", help="AuthorizationPolicies that the sidecars enforce (template envoy).")
+@click.option("-n", "--namespace", default="default", show_default=True, help="Namespace of objects that do not say theirs.")
+@click.option(
+    "--namespace-label", "labels", multiple=True, metavar="KEY=VALUE", default=("istio-injection=enabled",), show_default=True,
+    help="Labels of the objects' namespaces; they decide with the pods' own labels who gets a sidecar, as in Istio.",
+)  # fmt: skip
+@click.option("--revision", default="", help="This injector's revision (istio.io/rev).")
+@click.option("--native", is_flag=True, help="The proxy as a native sidecar: an init container that keeps running (Kubernetes 1.29).")
+@click.option("--hold", is_flag=True, help="Applications start after the proxy is ready.")
+def inject(
+    files: tuple[str, ...], output: Path | None, undo: bool, template: str, assigned: tuple[str, ...], values: Path | None, policies: tuple[str, ...],
+    namespace: str, labels: tuple[str, ...], revision: str, native: bool, hold: bool,
+) -> None:  # fmt: skip
+    """Give pods a sidecar: Pods, Deployments, StatefulSets, DaemonSets, ReplicaSets, Jobs, CronJobs, and Lists of them.
+
+    Other kinds pass through as they are, and so do pods that have a sidecar or opted out. Nothing is written when anything is wrong.
+    """
+    from nodeagent.inject import Settings
+
+    given = _values(values) | dict(_assignments("--set", assigned, _parsed))
+    given |= {"authorizationPolicies": [*given.get("authorizationPolicies", ()), *_policies(policies)]} if policies else {}
+    settings = Settings(template, revision, native, hold, given)
+    namespace_labels = dict(_assignments("--namespace-label", labels, str))
+    notes: list[str] = []
+    change = _undo(notes) if undo else _change(settings, namespace, namespace_labels, notes)
+    text = _transform(files, change)
+    if not notes:
+        raise InjectionError(f"{', '.join(files)}: nothing in it has pods: allowed: {_kinds()}, List")
+    _write(output, text)
+    for note in notes:
+        click.echo(note, err=True)
+
+
+def _kinds() -> str:
+    from nodeagent.inject.documents import TEMPLATES
+
+    return ", ".join(TEMPLATES)
+
+
+def _change(settings: Settings, namespace: str, labels: dict[str, str], notes: list[str]) -> Callable[[Workload], dict[str, Any]]:
+    from nodeagent.inject import Namespace, Skipped
+    from nodeagent.inject import inject as into
+
+    def change(workload: Workload) -> dict[str, Any]:
+        found = into(workload.pod, Namespace(workload.namespace or namespace, labels), settings)
+        if isinstance(found, Skipped):
+            notes.append(f"skipped: {workload}: {found.text}")
+            return workload.pod
+        ends = workload.kind in ("Job", "CronJob") and not settings.native
+        notes.append(f"injected: {workload}{': its sidecar keeps it from completing; --native does not' if ends else ''}")
+        return found.pod
+
+    return change
+
+
+def _undo(notes: list[str]) -> Callable[[Workload], dict[str, Any]]:
+    from nodeagent.inject import uninject
+
+    def change(workload: Workload) -> dict[str, Any]:
+        found = uninject(workload.pod)
+        notes.append(f"{'skipped' if found == workload.pod else 'uninjected'}: {workload}")
+        return found
+
+    return change
+
+
+def _transform(files: tuple[str, ...], change: Callable[[Workload], dict[str, Any]]) -> str:
+    from nodeagent.inject.documents import transform
+    from nodeagent.resources.load import texts
+
+    found = ""
+    for path in files:
+        for file, text in texts(path):
+            new = transform(text, file, change)
+            apart = "" if not found or new.startswith("---") else "---\n"
+            found += ("\n" if found and not found.endswith("\n") else "") + apart + new
+    return found
+
+
+def _values(path: Path | None) -> dict[str, Any]:
+    from nodeagent.resources import yaml_text
+
+    if path is None:
+        return {}
+    try:
+        found = yaml_text.load(path.read_text())
+    except (OSError, UnicodeDecodeError, ResourceError) as error:
+        raise InjectionError(f"{path}: {error.strerror if isinstance(error, OSError) else error}") from None
+    if len(found) != 1 or not isinstance(found[0], dict):
+        raise InjectionError(f"{path}: allowed: one mapping of values by name")
+    return dict(found[0])
+
+
+def _policies(paths: tuple[str, ...]) -> list[Any]:
+    from nodeagent.resources import yaml_text
+    from nodeagent.resources.load import texts
+
+    return [value for path in paths for _, text in texts(path) for line, part in yaml_text.split(text) for value in yaml_text.load(part, line)]
+
+
+def _assignments(option: str, items: tuple[str, ...], read: Callable[[str], Any]) -> Iterator[tuple[str, Any]]:
+    for item in items:
+        key, equals, value = item.partition("=")
+        if not equals or not key:
+            raise click.BadParameter(f"{item!r}: NAME=VALUE is expected", param_hint=option)
+        yield key, read(value)
+
+
+def _parsed(text: str) -> Any:
+    """JSON where it is, else the text itself."""
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        return text
+
+
+def _write(path: Path | None, text: str) -> None:
+    """Write the whole *text* or nothing."""
+    if path is None:
+        sys.stdout.write(text)
+        return
+    try:
+        with tempfile.NamedTemporaryFile("w", dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
+            file.write(text)
+        os.chmod(file.name, path.stat().st_mode & 0o777 if path.exists() else 0o644)
+        os.replace(file.name, path)
+    except OSError as error:
+        raise InjectionError(f"{path}: cannot be written: {error.strerror}") from None

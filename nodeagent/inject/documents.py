@@ -1,0 +1,135 @@
+"""Pods and pod templates in YAML text: where they stand in which kind of object, and the text anew with nothing else changed. Pure."""
+
+from __future__ import annotations
+
+import copy
+import json
+import re
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+from nodeagent.errors import InjectionError, ResourceError
+from nodeagent.inject import round_trip
+from nodeagent.inject.model import Json, show
+from nodeagent.resources import yaml_text
+
+TEMPLATES: Final[dict[str, tuple[str, tuple[str, ...]]]] = {
+    "Pod": ("", ()),
+    "Deployment": ("apps", ("spec", "template")),
+    "StatefulSet": ("apps", ("spec", "template")),
+    "DaemonSet": ("apps", ("spec", "template")),
+    "ReplicaSet": ("apps", ("spec", "template")),
+    "Job": ("batch", ("spec", "template")),
+    "CronJob": ("batch", ("spec", "jobTemplate", "spec", "template")),
+}
+"""Kind -> (its API group, where its pod or pod template stands)."""
+_HEAD: Final = re.compile(r"(?:(?:---)?[ \t]*(?:#[^\n]*)?\n)*")
+_INDENT: Final = re.compile(r"\{\s*\n( +)")
+
+
+@dataclass(frozen=True, slots=True)
+class Workload:
+    """A pod, or what makes pods."""
+
+    file: str
+    document: int
+    """Position in the file, from 1."""
+    kind: str
+    namespace: str
+    """Empty: the object does not say."""
+    name: str
+    pod: Json
+    path: tuple[str | int, ...]
+    """Where ``pod`` stands in the document."""
+
+    def __str__(self) -> str:
+        return f"{self.file}: document {self.document} ({self.kind} {f'{self.namespace}/' if self.namespace else ''}{self.name})"
+
+
+Change = Callable[[Workload], Json]
+"""Returns the pod anew, or the same one. Raises InjectionError, whose message begins with the field."""
+
+
+def transform(text: str, file: str, change: Change) -> str:
+    """Return *text*, one or more YAML or JSON documents, with every pod and pod template in it *change*\\ d; *file* names it in errors.
+
+    A document in which nothing changes is not touched; in others comments, order and quotes of the rest stay. Raises InjectionError naming file,
+    document and field.
+    """
+    parts, number = [], 0
+    for line, part in yaml_text.split(text):
+        try:
+            values = yaml_text.load(part, line)
+        except ResourceError as error:
+            raise InjectionError(f"{file}: {error}") from None
+        if not values:
+            parts.append(part)
+            continue
+        number += 1
+        parts.append(_document(part, values[0], file, number, change))
+    return "".join(parts)
+
+
+def _document(part: str, value: Any, file: str, number: int, change: Change) -> str:
+    found = copy.deepcopy(value)
+    for workload in _workloads(value, file, number, ()):
+        try:
+            _put(found, workload.path, change(workload))
+        except InjectionError as error:
+            at = "".join(f"[{key}]" if isinstance(key, int) else f".{key}" for key in workload.path).removeprefix(".")
+            of_pod = str(error).startswith(("spec", "metadata"))
+            raise InjectionError(f"{workload}: {f'{at}.' if at and of_pod else ''}{error}") from None
+    if found == value:
+        return part
+    head = _HEAD.match(part)
+    begin = head.end() if head else 0
+    written = part[:begin] + (_as_json(part[begin:], found) or round_trip.edit(part[begin:], value, found))
+    if yaml_text.load(written) != [found]:
+        raise InjectionError(f"{file}: document {number}: cannot be changed without changing the rest of it: write it in plain block style")
+    return written
+
+
+def _workloads(value: Any, file: str, number: int, path: tuple[str | int, ...]) -> Iterator[Workload]:
+    where = f"{file}: document {number}{''.join(f'[{key}]' if isinstance(key, int) else f' {key}' for key in path)}"
+    if not isinstance(value, dict) or not isinstance(value.get("kind"), str):
+        shown = value.get("kind") if isinstance(value, dict) else value
+        raise InjectionError(f"{where}: kind: {show(shown)}: allowed: a Kubernetes object: a mapping with apiVersion, kind, metadata")
+    kind, metadata = value["kind"], value.get("metadata")
+    if kind == "List":
+        items = value.get("items")
+        if not isinstance(items, list):
+            raise InjectionError(f"{where}: items: {show(items)}: allowed: a list of objects")
+        for index, item in enumerate(items):
+            yield from _workloads(item, file, number, (*path, "items", index))
+        return
+    group, place = TEMPLATES.get(kind, (None, ()))
+    version = value.get("apiVersion")
+    if group is None or not isinstance(version, str) or version.rpartition("/")[0] != group:
+        return
+    names = metadata if isinstance(metadata, dict) else {}
+    pod: Any = value
+    for depth, key in enumerate(place):
+        pod = pod.get(key)
+        if not isinstance(pod, dict):
+            raise InjectionError(f"{where} ({kind} {names.get('name')}): {'.'.join(place[: depth + 1])}: {show(pod)}: allowed: a mapping")
+    yield Workload(file, number, kind, str(names.get("namespace") or ""), str(names.get("name") or names.get("generateName")), pod, (*path, *place))
+
+
+def _put(document: Json, path: tuple[str | int, ...], pod: Json) -> None:
+    target: Any = document
+    for key in path:
+        target = target[key]
+    target.clear()
+    target.update(copy.deepcopy(pod))
+
+
+def _as_json(text: str, value: Mapping[str, Any]) -> str:
+    """Return *value* as JSON indented as *text* is; empty: *text* is not JSON."""
+    try:
+        json.loads(text)
+    except (ValueError, RecursionError):
+        return ""
+    indent = _INDENT.match(text.lstrip())
+    tail = text[len(text.rstrip()) :]
+    return json.dumps(value, indent=len(indent[1]) if indent else None, ensure_ascii=False) + tail
