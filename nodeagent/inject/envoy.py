@@ -131,8 +131,12 @@ def _status(values: Values, probes: dict[str, _Probe]) -> Json:
 
 
 def _captured(name: str, port: int, values: Values, chains: list[Json], inspectors: list[str]) -> Json:
+    """A listener for what iptables redirects. HTTP is known by its first line (the last of *inspectors*), but on ports that are declared TCP."""
     types = {"original_dst": "OriginalDst", "tls_inspector": "TlsInspector", "http_inspector": "HttpInspector"}
     filters = [_typed(f"envoy.filters.listener.{each}", f"filters.listener.{each}.v3.{types[each]}") for each in inspectors]
+    if values.tcp_ports:
+        ranges = [{"destination_port_range": {"start": each, "end": each + 1}} for each in values.tcp_ports]
+        filters[-1]["filter_disabled"] = {"or_match": {"rules": ranges}} if len(ranges) > 1 else ranges[0]
     options = {"listener_filters_timeout": _SNIFF, "continue_on_listener_filters_timeout": True, "traffic_direction": name.upper()}
     return _listener(name, port, values, chains) | {"listener_filters": filters} | options
 

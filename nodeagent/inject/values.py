@@ -13,7 +13,7 @@ from pydantic.alias_generators import to_camel
 from nodeagent import __version__
 from nodeagent.errors import InjectionError
 from nodeagent.inject.model import Json
-from nodeagent.resources.fields import AbsolutePath, Section
+from nodeagent.resources.fields import AbsolutePath, PortNumber, Section
 from nodeagent.resources.load import explain
 
 
@@ -22,6 +22,12 @@ def _split(value: Any) -> Any:
     if isinstance(value, str):
         return tuple(part.strip() for part in value.split(",") if part.strip())
     return tuple(value) if isinstance(value, list) else value
+
+
+def _numbers(value: Any) -> Any:
+    """As :func:`_split`; one port may be given as a number."""
+    items = _split((value,) if isinstance(value, int) else value)
+    return tuple(int(item) if isinstance(item, str) and item.isascii() and item.isdigit() else item for item in items) if isinstance(items, tuple) else items
 
 
 def _network(text: str) -> str:
@@ -54,6 +60,8 @@ class Values(Section):
     """Where peers that speak mTLS are: the pods' and Services' ranges. Everything else is passed through as it is."""
     plaintext_ranges: Networks = ()
     """Exceptions within them, such as the API server's Service."""
+    tcp_ports: Annotated[tuple[PortNumber, ...], BeforeValidator(_numbers)] = ()
+    """Ports, of peers and of the pod, that are never HTTP. On others the client's first line is waited for, and one that closes before it ends is cut off."""
     mtls: Literal["STRICT", "PERMISSIVE"] = "PERMISSIVE"
     """STRICT: plaintext is refused."""
     access_log: Annotated[str, Field(pattern=r"^(/[^\s]*)?$")] = "/dev/stdout"

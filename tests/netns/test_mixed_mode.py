@@ -51,7 +51,7 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
     logs = tmp_path_factory.mktemp("envoy")
     with cluster("t-mixed", TEXT, agent=merge(QUICK, {"identity": {"ttlSeconds": 120}})) as lab, ExitStack() as stack:
         for name in ("classic", "other-classic"):
-            process = sidecar.start(lab, name, logs / f"{name}.log", admits=["less"], trusts=["less"])
+            process = sidecar.start(lab, name, logs / f"{name}.log", admits=["less"])
             stack.callback(process.wait, 20)
             stack.callback(process.terminate)
             eventually(lambda name=name: sidecar.certificate(lab, name)[0] == f"{PREFIX}/{name}", "it has its certificate")
@@ -135,3 +135,17 @@ def test_bodies_arrive_whole(lab: Lab, source: str, target: str) -> None:
     body = base64.b64encode(hashlib.shake_256(b"body").digest(300_000)).decode()
     done = curl(lab, source, "--data-binary", "@-", f"{addresses(lab, target)[0]}/echo", input=body)
     assert done.stdout == body
+
+
+def test_probes_are_answered_by_the_sidecar(lab: Lab) -> None:
+    at = f"http://{lab.address('classic')}"
+    answers = {word: status_of(lab, f"{at}:15020/app-health/c/{word}") for word in ("readyz", "livez", "startupz", "other")}
+    assert answers == {"readyz": 200, "livez": 200, "startupz": 503, "other": 404}
+    assert status_of(lab, f"{at}:15021/healthz/ready") == 200
+    assert "envoy_cluster_upstream_cx_total" in curl(lab, "plain", f"{at}:15090/stats/prometheus").stdout
+    assert status_of(lab, f"{at}:15090/quitquitquit") == 404
+
+
+def status_of(lab: Lab, url: str) -> int:
+    """Return the status that somebody without a certificate gets, as the kubelet has none."""
+    return int(curl(lab, "plain", "-o", "/dev/null", "-w", "%{http_code}", url).stdout[-3:])

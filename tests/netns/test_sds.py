@@ -26,7 +26,7 @@ def lab() -> Iterator[Lab]:
 @pytest.mark.parametrize("name", VARIANTS)
 def test_a_sidecar_shows_its_pods_certificate_and_each_new_one(lab: Lab, tmp_path: Path, name: str) -> None:
     log = tmp_path / "envoy.log"
-    process = sidecar.start(lab, name, log, admits=[name], trusts=[name], delta=VARIANTS[name])
+    process = sidecar.start(lab, name, log, admits=[name], delta=VARIANTS[name])
     try:
         identity, first = eventually(lambda: found if (found := sidecar.certificate(lab, name))[0] else None, "it has a certificate")
         assert identity == f"{PREFIX}/{name}"
