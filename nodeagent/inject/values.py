@@ -64,10 +64,10 @@ class Values(Section):
     """Ports, of peers and of the pod, that are never HTTP. On others the client's first line is waited for, and one that closes before it ends is cut off."""
     mtls: Literal["STRICT", "PERMISSIVE"] = "PERMISSIVE"
     """STRICT: plaintext is refused."""
-    access_log: Annotated[str, Field(pattern=r"^(/[^\s]*)?$")] = "/dev/stdout"
-    """A path; empty: none."""
+    access_log: Annotated[str, Field(pattern=r"^(-|/[^\s]*)?$"), AfterValidator(lambda path: "-" if path == "/dev/stdout" else path)] = "-"
+    """A path, ``-`` for standard output; empty: none."""
     concurrency: Annotated[int, Field(ge=1, le=256)] = 2
-    """Worker threads, or processes."""
+    """Worker threads."""
     authorization_policies: tuple[dict[str, Any], ...] = ()
     """AuthorizationPolicy resources; those that select the pod are enforced by its sidecar."""
     ip_families: Annotated[tuple[Literal["IPv4", "IPv6"], ...], BeforeValidator(_split), Field(min_length=1)] = ("IPv4", "IPv6")
