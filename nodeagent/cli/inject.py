@@ -123,7 +123,13 @@ def _policies(paths: tuple[str, ...]) -> list[Any]:
     from nodeagent.resources import yaml_text
     from nodeagent.resources.load import texts
 
-    return [value for path in paths for _, text in texts(path) for line, part in yaml_text.split(text) for value in yaml_text.load(part, line)]
+    found = []
+    for file, text in (each for path in paths for each in texts(path)):
+        try:
+            found += [value for line, part in yaml_text.split(text) for value in yaml_text.load(part, line)]
+        except ResourceError as error:
+            raise InjectionError(f"{file}: {error}") from None
+    return found
 
 
 def _assignments(option: str, items: tuple[str, ...], read: Callable[[str], Any]) -> Iterator[tuple[str, Any]]:
