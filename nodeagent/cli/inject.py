@@ -96,10 +96,18 @@ def _transform(files: tuple[str, ...], change: Callable[[Workload], dict[str, An
     from nodeagent.inject.documents import transform
     from nodeagent.resources.load import texts
 
+    seen: dict[tuple[str, str, str], Workload] = {}
+
+    def once(workload: Workload) -> dict[str, Any]:
+        other = seen.setdefault((workload.kind, workload.namespace, workload.name), workload) if workload.name else workload
+        if other is not workload:
+            raise InjectionError(f"name: {workload.name}: allowed: another name than that of {other}")
+        return change(workload)
+
     found = ""
     for path in files:
         for file, text in texts(path):
-            new = transform(text, file, change)
+            new = transform(text, file, once)
             apart = "" if not found or new.startswith("---") else "---\n"
             found += ("\n" if found and not found.endswith("\n") else "") + apart + new
     return found

@@ -242,10 +242,11 @@ def test_another_groups_job_passes_through(run: Run) -> None:
             'in.yaml: document 1 (Deployment shop/web): spec.template.spec.containers[0].name: "istio-proxy": allowed: another name',
         ),
         (
-            f"{DEPLOYMENT}---\n{DEPLOYMENT.replace('port: http', 'port: web')}",
-            'document 2 (Deployment shop/web): spec.template.spec.containers[0].readinessProbe.httpGet.port: "web": allowed: a number, or the name',
+            f"{DEPLOYMENT}---\n{DEPLOYMENT.replace('port: http', 'port: web').replace('shop', 'other')}",
+            'document 2 (Deployment other/web): spec.template.spec.containers[0].readinessProbe.httpGet.port: "web": allowed: a number, or the name',
         ),
         (DEPLOYMENT.replace("containerPort: 8080", "containerPort: 15006"), "spec.template.spec.containers[0].ports[0].containerPort: 15006: allowed"),
+        (f"{DEPLOYMENT}---\n{DEPLOYMENT}", "document 2 (Deployment shop/web): name: web: allowed: another name than that of"),
         ("[" * 3000, "nested deeper than"),
     ],
 )

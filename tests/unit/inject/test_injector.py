@@ -123,6 +123,14 @@ def test_the_annotation_beats_the_setting_for_native() -> None:
     assert names(injected(asked, Settings(native=True, values=ENVOY.values))["spec"]["containers"]) == ["app", "istio-proxy"]
 
 
+def test_the_proxy_config_annotation() -> None:
+    asked = pod(annotations={"proxy.istio.io/config": "holdApplicationUntilProxyStarts: true\nconcurrency: 7\ntracing: {}"})
+    containers = injected(asked)["spec"]["containers"]
+    assert names(containers) == ["istio-proxy", "app"]
+    command = containers[0]["command"]
+    assert command[command.index("--concurrency") + 1] == "7"
+
+
 def test_who_runs_as_whom() -> None:
     spec = injected(pod())["spec"]
     assert (
@@ -192,6 +200,8 @@ CAPTURE = "traffic.sidecar.istio.io/"
         ("sidecar.istio.io/proxyMemoryLimit", "1\n"),
         ("sidecar.istio.io/rewriteAppHTTPProbers", "maybe"),
         ("sidecar.istio.io/nativeSidecar", "yes"),
+        ("proxy.istio.io/config", "- a"),
+        ("proxy.istio.io/config", "a: ["),
     ],
 )
 def test_a_wrong_annotation_is_named(name: str, value: str) -> None:
@@ -215,6 +225,10 @@ def test_a_wrong_annotation_is_named(name: str, value: str) -> None:
         (pod(securityContext={"runAsUser": 1337}), "spec.securityContext.runAsUser: 1337: allowed"),
         (pod(container(readinessProbe={"tcpSocket": {"port": "web"}}, ports=[HTTP])), 'spec.containers[0].readinessProbe.tcpSocket.port: "web": allowed'),
         (pod(container(readinessProbe={"httpGet": {"port": 0}})), "spec.containers[0].readinessProbe.httpGet.port: 0: allowed"),
+        (pod(container(), container()), 'spec.containers[1].name: "app": allowed: another name than that of spec.containers[0]'),
+        (pod(container(), initContainers=[container()]), 'spec.containers[0].name: "app": allowed: another name than that of spec.initContainers[0]'),
+        (pod(volumes=[{"name": "a"}, {"name": "a"}]), 'spec.volumes[1].name: "a": allowed: another name than that of spec.volumes[0]'),
+        (pod(annotations={"proxy.istio.io/config": "concurrency: 0"}), "metadata.annotations[proxy.istio.io/config].[concurrency]: 0: allowed"),
         ({"metadata": {}}, "spec: missing"),
         ({"spec": {"containers": []}}, "spec.containers: []"),
         ({"spec": {"containers": "all"}}, 'spec.containers: "all"'),
