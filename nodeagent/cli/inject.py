@@ -96,10 +96,18 @@ def _transform(files: tuple[str, ...], change: Callable[[Workload], dict[str, An
     from nodeagent.inject.documents import transform
     from nodeagent.resources.load import texts
 
+    seen: dict[tuple[str, str, str], Workload] = {}
+
+    def once(workload: Workload) -> dict[str, Any]:
+        other = seen.setdefault((workload.kind, workload.namespace, workload.name), workload) if workload.name else workload
+        if other is not workload:
+            raise InjectionError(f"name: {workload.name}: allowed: another name than that of {other}")
+        return change(workload)
+
     found = ""
     for path in files:
         for file, text in texts(path):
-            new = transform(text, file, change)
+            new = transform(text, file, once)
             apart = "" if not found or new.startswith("---") else "---\n"
             found += ("\n" if found and not found.endswith("\n") else "") + apart + new
     return found
@@ -123,7 +131,13 @@ def _policies(paths: tuple[str, ...]) -> list[Any]:
     from nodeagent.resources import yaml_text
     from nodeagent.resources.load import texts
 
-    return [value for path in paths for _, text in texts(path) for line, part in yaml_text.split(text) for value in yaml_text.load(part, line)]
+    found = []
+    for file, text in (each for path in paths for each in texts(path)):
+        try:
+            found += [value for line, part in yaml_text.split(text) for value in yaml_text.load(part, line)]
+        except ResourceError as error:
+            raise InjectionError(f"{file}: {error}") from None
+    return found
 
 
 def _assignments(option: str, items: tuple[str, ...], read: Callable[[str], Any]) -> Iterator[tuple[str, Any]]:

@@ -7,12 +7,14 @@ from collections.abc import Callable, Mapping
 from ipaddress import ip_network
 from typing import Any, Final
 
-from nodeagent.errors import InjectionError
+from nodeagent.errors import InjectionError, ResourceError
 from nodeagent.inject.model import show
+from nodeagent.resources import yaml_text
 
 PREFIX: Final = "traffic.sidecar.istio.io/"
 NATIVE: Final = "sidecar.istio.io/nativeSidecar"
 REWRITE: Final = "sidecar.istio.io/rewriteAppHTTPProbers"
+PROXY_CONFIG: Final = "proxy.istio.io/config"
 IMAGE: Final = "sidecar.istio.io/proxyImage"
 _QUANTITY: Final = re.compile(r"\+?(\d{1,18}(\.\d{0,9})?|\.\d{1,9})([eE][+-]?\d{1,2}|m|u|n|k|M|G|T|P|E|Ki|Mi|Gi|Ti|Pi|Ei)?")
 _RESOURCES: Final = {
@@ -98,5 +100,25 @@ def flag(annotations: Mapping[str, str], name: str, default: bool) -> bool:
     return _TRUTH[text]
 
 
-def _wrong(name: str, text: str, allowed: str) -> InjectionError:
+def proxy_config(annotations: Mapping[str, str]) -> tuple[bool | None, int | None]:
+    """Return holdApplicationUntilProxyStarts and concurrency of the annotation PROXY_CONFIG, None for what it does not say. Raises InjectionError.
+
+    The rest of Istio's ProxyConfig is about a control plane, which is not there.
+    """
+    text = annotations.get(PROXY_CONFIG)
+    if text is None:
+        return None, None
+    try:
+        (found,) = yaml_text.load(text) or [{}]
+        hold, concurrency = found.get("holdApplicationUntilProxyStarts"), found.get("concurrency")
+    except (ResourceError, ValueError, AttributeError):
+        raise _wrong(PROXY_CONFIG, text, "a YAML mapping") from None
+    if hold is not None and not isinstance(hold, bool):
+        raise _wrong(f"{PROXY_CONFIG}].[holdApplicationUntilProxyStarts", hold, "true, false")
+    if concurrency is not None and (isinstance(concurrency, bool) or not isinstance(concurrency, int) or not 1 <= concurrency <= 256):
+        raise _wrong(f"{PROXY_CONFIG}].[concurrency", concurrency, "a number from 1 to 256")
+    return hold, concurrency
+
+
+def _wrong(name: str, text: object, allowed: str) -> InjectionError:
     return InjectionError(f"metadata.annotations[{name}]: {show(text)}: allowed: {allowed}")

@@ -39,6 +39,7 @@ class Workload:
     namespace: str
     """Empty: the object does not say."""
     name: str
+    """Empty: the API server makes one (generateName)."""
     pod: Json
     path: tuple[str | int, ...]
     """Where ``pod`` stands in the document."""
@@ -113,7 +114,7 @@ def _workloads(value: Any, file: str, number: int, path: tuple[str | int, ...]) 
         pod = pod.get(key)
         if not isinstance(pod, dict):
             raise InjectionError(f"{where} ({kind} {names.get('name')}): {'.'.join(place[: depth + 1])}: {show(pod)}: allowed: a mapping")
-    yield Workload(file, number, kind, str(names.get("namespace") or ""), str(names.get("name") or names.get("generateName")), pod, (*path, *place))
+    yield Workload(file, number, kind, str(names.get("namespace") or ""), str(names.get("name") or ""), pod, (*path, *place))
 
 
 def _put(document: Json, path: tuple[str | int, ...], pod: Json) -> None:

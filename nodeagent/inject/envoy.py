@@ -20,7 +20,6 @@ INBOUND_PORT: Final = 15006
 READY_PORT: Final = 15021
 METRICS_PORT: Final = 15090
 SDS_SOCKET: Final = "/run/nodeagent/sds/socket"
-STDOUT: Final = "/dev/stdout"
 TEXT_FORMAT: Final = (
     '[%START_TIME%] "%REQ(:METHOD)% %REQ(X-ENVOY-ORIGINAL-PATH?:PATH)% %PROTOCOL%" %RESPONSE_CODE% %RESPONSE_FLAGS% %RESPONSE_CODE_DETAILS% '
     '%CONNECTION_TERMINATION_DETAILS% "%UPSTREAM_TRANSPORT_FAILURE_REASON%" %BYTES_RECEIVED% %BYTES_SENT% %DURATION% %RESP(X-ENVOY-UPSTREAM-SERVICE-TIME)% '
@@ -91,7 +90,7 @@ def _outbound(values: Values) -> Json:
         (values.plaintext_ranges, "PassthroughCluster", "PassthroughCluster"),
         (None, "PassthroughCluster", "PassthroughCluster"),
     ):
-        match: Json = {} if ranges is None else {"prefix_ranges": [_prefix(network) for network in ranges]}
+        match = {} if ranges is None else {"prefix_ranges": [_prefix(network) for network in ranges]}
         if ranges != ():
             chains.append(_chain(match | {"application_protocols": _PLAIN_HTTP}, [_http("outbound", http, values.access_log)]))
             chains.append(_chain(match, [_tcp("outbound", tcp, values.access_log)]))
@@ -207,8 +206,8 @@ def _log(path: str) -> list[Json]:
     if not path:
         return []
     form = {"log_format": {"text_format_source": {"inline_string": TEXT_FORMAT}}}
-    if path == STDOUT:
-        # The descriptor, not the path: a user that is not root may not open the pipe behind it again.
+    if path == "-":
+        # The descriptor, not /dev/stdout: a user that is not root may not open the pipe behind it again.
         return [_typed("envoy.access_loggers.stdout", "access_loggers.stream.v3.StdoutAccessLog", **form)]
     return [_typed("envoy.access_loggers.file", "access_loggers.file.v3.FileAccessLog", path=literal(path), **form)]
 

@@ -30,6 +30,8 @@ def inject(pod: Mapping[str, Any], namespace: Namespace, settings: Settings) -> 
     chosen = template.load(settings.template)
     known = values.read(chosen.defaults, settings.values)
     native = annotated.flag(read.annotations, annotated.NATIVE, settings.native)
+    hold, concurrency = annotated.proxy_config(read.annotations)
+    known = known if concurrency is None else known.model_copy(update={"concurrency": concurrency})
     injected: Json = copy.deepcopy(dict(pod))
     asked: Json = {}
     before: Json = {}
@@ -38,7 +40,7 @@ def inject(pod: Mapping[str, Any], namespace: Namespace, settings: Settings) -> 
     added = chosen.fill(_variables(chosen, read, namespace, settings, known, asked))
     _refuse_conflicts(read, added)
     absent = status.absent(injected)
-    lists = _add_to_spec(injected["spec"], added, native, settings.hold)
+    lists = _add_to_spec(injected["spec"], added, native, settings.hold if hold is None else hold)
     metadata = _add_metadata(injected, added.get("metadata") or {})
     revision = settings.revision or selection.DEFAULT_REVISION
     text = status.Status(**lists, **metadata, revision=revision, probes=before, absent=absent).text()
@@ -77,6 +79,7 @@ def _variables(chosen: template.Template, pod: shape.Pod, namespace: Namespace, 
         "resources": annotated.resources(pod.annotations, known.resources),
         "canonicalName": labels.get("service.istio.io/canonical-name") or (name or "unknown")[:63].strip("-_."),
         "canonicalRevision": labels.get("service.istio.io/canonical-revision") or labels.get("app.kubernetes.io/version") or labels.get("version") or "latest",
+        "defaultContainer": pod.spec.containers[0].name,
         "revision": settings.revision or selection.DEFAULT_REVISION,
         "appProbes": envoy.literal(json.dumps(asked)),
     }

@@ -11,11 +11,11 @@ import yaml
 from ruamel.yaml import YAML
 from ruamel.yaml.comments import CommentedMap, CommentedSeq
 from ruamel.yaml.constructor import RoundTripConstructor
-from ruamel.yaml.error import YAMLError
+from ruamel.yaml.error import CommentMark, YAMLError
 from ruamel.yaml.nodes import ScalarNode
 from ruamel.yaml.representer import RoundTripRepresenter
 from ruamel.yaml.scalarstring import DoubleQuotedScalarString, LiteralScalarString, PlainScalarString
-from ruamel.yaml.tokens import BlockEntryToken, BlockMappingStartToken, KeyToken, ValueToken
+from ruamel.yaml.tokens import BlockEntryToken, BlockMappingStartToken, CommentToken, KeyToken, ValueToken
 
 from nodeagent.errors import InjectionError
 from nodeagent.inject.model import Json
@@ -132,7 +132,17 @@ def _change_item(node: Any, key: Any, old: Any, new: Any, shared: frozenset[int]
     elif isinstance(held, CommentedSeq) and isinstance(new, list) and id(held) not in shared and _named(old) and _named(new):
         _change_list(held, old, new, shared)
     else:
-        node[key] = _fresh(new)
+        value = _fresh(new)
+        # A text in the place of another takes its quotes over (CommentedMap does that); in the place of what is no text there are none.
+        node[key] = PlainScalarString(value) if type(value) is str and isinstance(held, _Verbatim) else value
+        _move_comment(node, key, len(str(new)) - len(str(old)))
+
+
+def _move_comment(node: Any, key: Any, by: int) -> None:
+    """Keep the comment behind a value as far from it as it was."""
+    for token in node.ca.items.get(key) or ():
+        if isinstance(token, CommentToken) and token.value.startswith("#"):
+            token.start_mark = cast(Any, CommentMark(max(0, token.start_mark.column + by)))
 
 
 def _change_list(node: CommentedSeq, old: list[Json], new: list[Json], shared: frozenset[int]) -> None:

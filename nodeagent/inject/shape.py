@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Annotated, Any, Final
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pydantic.alias_generators import to_camel
 
 from nodeagent.errors import InjectionError
+from nodeagent.inject.model import show
 from nodeagent.resources.fields import PortName, PortNumber
 from nodeagent.resources.load import explain
 
@@ -52,8 +53,7 @@ class Handler(_Part):
 
 
 class Probe(Handler):
-    timeout_seconds: Annotated[int, Field(ge=1)] | None = None
-    period_seconds: Annotated[int, Field(ge=1)] | None = None
+    timeout_seconds: Annotated[int, Field(ge=0)] | None = None
 
 
 class SecurityContext(_Part):
@@ -112,8 +112,19 @@ class Pod(_Part):
 def read(pod: Mapping[str, Any]) -> Pod:
     """Return what injection reads of *pod*. Raises InjectionError naming the field, its value and what is allowed."""
     try:
-        return Pod.model_validate_json(json.dumps(pod))
+        found = Pod.model_validate_json(json.dumps(pod))
     except ValidationError as error:
         raise InjectionError(explain(error, Pod)) from None
     except (TypeError, ValueError, RecursionError):
         raise InjectionError("spec: what JSON cannot hold, or nested too deeply: allowed: a pod as Kubernetes takes it") from None
+    _refuse_duplicates([(at, container.name) for at, container in found.containers()])
+    _refuse_duplicates([(f"spec.volumes[{index}]", volume.name) for index, volume in enumerate(found.spec.volumes or ())])
+    return found
+
+
+def _refuse_duplicates(names: Iterable[tuple[str, str]]) -> None:
+    seen: dict[str, str] = {}
+    for at, name in names:
+        if name in seen:
+            raise InjectionError(f"{at}.name: {show(name)}: allowed: another name than that of {seen[name]}")
+        seen[name] = at

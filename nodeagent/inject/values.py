@@ -64,14 +64,14 @@ class Values(Section):
     """Ports, of peers and of the pod, that are never HTTP. On others the client's first line is waited for, and one that closes before it ends is cut off."""
     mtls: Literal["STRICT", "PERMISSIVE"] = "PERMISSIVE"
     """STRICT: plaintext is refused."""
-    access_log: Annotated[str, Field(pattern=r"^(/[^\s]*)?$")] = "/dev/stdout"
-    """A path; empty: none."""
-    concurrency: Annotated[int, Field(ge=1, le=256)] = 2
-    """Envoy's worker threads."""
+    access_log: Annotated[str, Field(pattern=r"^(-|/[^\s]*)?$"), AfterValidator(lambda path: "-" if path == "/dev/stdout" else path)] = "-"
+    """A path, ``-`` for standard output; empty: none."""
     buffer_bytes: Annotated[int, Field(ge=1024, le=1 << 24)] = 1 << 20
-    """How much Envoy keeps of a connection whose other side is slow (per_connection_buffer_limit_bytes; Envoy's default)."""
+    """How much Envoy keeps of a connection whose other side is slow (per_connection_buffer_limit_bytes; its own default)."""
     pooling: bool = True
     """False: Envoy makes a connection for each request."""
+    concurrency: Annotated[int, Field(ge=1, le=256)] = 2
+    """Worker threads."""
     authorization_policies: tuple[dict[str, Any], ...] = ()
     """AuthorizationPolicy resources; those that select the pod are enforced by its sidecar."""
     ip_families: Annotated[tuple[Literal["IPv4", "IPv6"], ...], BeforeValidator(_split), Field(min_length=1)] = ("IPv4", "IPv6")

@@ -25,7 +25,6 @@ from nodeagent.proxy.tls.stream import TlsStream
 if TYPE_CHECKING:
     from nodeagent.proxy.pipeline import Pipeline
 
-IDLE_CONNECTIONS: Final = 256
 
 
 class DialError(Exception):
@@ -192,7 +191,7 @@ class Pool:
 
     def release(self, upstream: HttpUpstream) -> None:
         """Take *upstream* back: its answer was complete."""
-        if len(self._idle) >= IDLE_CONNECTIONS or self.pipeline.draining or upstream.tls is not self.dial.contexts():
+        if len(self._idle) >= self.pipeline.limits.idle_upstream_connections or self.pipeline.draining or upstream.tls is not self.dial.contexts():
             upstream.transport.close()
             return
         upstream.idle_since = self.pipeline.now

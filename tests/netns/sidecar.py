@@ -7,6 +7,7 @@ import subprocess
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from nodeagent.compare import envoy
 from nodeagent.inject import Injected, Namespace, Settings, inject
@@ -17,10 +18,11 @@ from nodeagent.lab.network import inside
 from tests.netns.identity import PREFIX, with_volume
 from tests.netns.world import server
 
+Json = dict[str, Any]
 USER = 1337
 ADMIN, OUTBOUND, INBOUND = 15000, 15001, 15006
 MOUNT = "volumeMounts: [{name: api, mountPath: /run/nodeagent/sds}]"
-PROBES = {
+PROBES: Json = {
     "readinessProbe": {"httpGet": {"port": 8080, "path": "/about?probed=1"}},
     "livenessProbe": {"tcpSocket": {"port": 9000}},
     "startupProbe": {"tcpSocket": {"port": 9999}},
@@ -54,17 +56,30 @@ def pod(name: str, node: str, *, account: str) -> str:
     return with_volume(first.replace(PROBE, f"{PROBE}, {MOUNT}")) + f"\n---{service}"
 
 
-def start(lab: Lab, name: str, log: Path, *, admits: Sequence[str], delta: bool = False) -> subprocess.Popen[bytes]:
-    """Start the sidecar of the pod *name*: it admits clients of the accounts *admits*, and plaintext never. It dies with the pod."""
-    argv = ["setpriv", "--reuid", str(USER), "--regid", str(USER), "--clear-groups", "--", *_command(lab, name, admits, delta)]
+def start(
+    lab: Lab, name: str, log: Path, *, admits: Sequence[str] = (), probes: Json = PROBES, values: Json | None = None, delta: bool = False
+) -> subprocess.Popen[bytes]:
+    """Start the sidecar of the pod *name*, whose application has *probes*. It dies with the pod.
+
+    It admits clients of the accounts *admits*, and plaintext never, unless *values* of the injector's template say otherwise.
+    """
+    argv = ["setpriv", "--reuid", str(USER), "--regid", str(USER), "--clear-groups", "--", *_command(lab, name, probes, _strict(admits) | (values or {}))]
+    argv = [word.replace('"api_type":"GRPC"', '"api_type":"DELTA_GRPC"') if delta else word for word in argv]
     with log.open("ab") as output:
         process = lab.popen(name, argv, stdin=subprocess.DEVNULL, stdout=output, stderr=output)
     deadline = time.monotonic() + 20
     while b"LIVE" not in admin(lab, name, "/ready"):
         assert process.poll() is None and time.monotonic() < deadline, log.read_text(errors="replace")[-2000:]
         time.sleep(0.05)
-    subprocess.run(inside(lab.netns(name), ["iptables-restore", "--noflush", "-w"]), input=RULES.encode(), check=True, capture_output=True)
+    _capture(lab.netns(name))
     return process
+
+
+def _capture(netns: Path) -> None:
+    """Lead the pod's traffic to the sidecar, for both families; ::6 is no loopback address by itself as 127.0.0.6 is."""
+    subprocess.run(inside(netns, ["ip", "-6", "address", "add", "::6/128", "dev", "lo"]), check=True, capture_output=True)
+    for command, rules in (("iptables-restore", RULES), ("ip6tables-restore", RULES.replace("127.0.0.6/32", "::6/128").replace("127.0.0.1/32", "::1/128"))):
+        subprocess.run(inside(netns, [command, "--noflush", "-w"]), input=rules.encode(), check=True, capture_output=True)
 
 
 def admin(lab: Lab, name: str, path: str) -> bytes:
@@ -82,16 +97,22 @@ def certificate(lab: Lab, name: str) -> tuple[str, str]:
     return (uris.pop(), serials[-1]) if len(uris) == 1 and len(serials) == 1 else ("", "")
 
 
-def _command(lab: Lab, name: str, admits: Sequence[str], delta: bool) -> list[str]:
-    """Return what the injector would have the pod's proxy run."""
+def _strict(admits: Sequence[str]) -> Json:
     principals = [f"{PREFIX}/{account}".removeprefix("spiffe://") for account in admits]
-    rule = {"from": [{"source": {"principals": principals}}]}
-    policy = {"apiVersion": "security.istio.io/v1", "kind": "AuthorizationPolicy", "metadata": {"name": "peers"}, "spec": {"rules": [rule]}}
-    values = {"meshRanges": [str(network) for network in (*PODS, *SERVICES)], "mtls": "STRICT", "concurrency": 1, "authorizationPolicies": [policy]}
-    values["tcpPorts"] = [9000, 9001]
-    pod = {"metadata": {"name": name}, "spec": {"containers": [{"name": "c"} | PROBES]}}
+    rules = [{"from": [{"source": {"principals": principals}}]}] if admits else []
+    return {"mtls": "STRICT", "tcpPorts": [9000, 9001], "authorizationPolicies": [policy("peers", rules=rules)]}
+
+
+def policy(name: str, **spec: Any) -> Json:
+    return {"apiVersion": "security.istio.io/v1", "kind": "AuthorizationPolicy", "metadata": {"name": name}, "spec": spec}
+
+
+def _command(lab: Lab, name: str, probes: Json, values: Json) -> list[str]:
+    """Return what the injector would have the pod's proxy run."""
+    pod = {"metadata": {"name": name}, "spec": {"containers": [{"name": "c"} | probes]}}
+    values = {"meshRanges": [str(network) for network in (*PODS, *SERVICES)], "concurrency": 1} | values
     found = inject(pod, Namespace("default", {"istio-injection": "enabled"}), Settings(values=values))
     assert isinstance(found, Injected)
     environment = {"POD_IP": lab.address(name), "POD_NAME": name, "POD_NAMESPACE": "default"}
     _, *words = [expand(word, environment) for word in found.pod["spec"]["containers"][-1]["command"]]
-    return [str(envoy.binary()), *(word.replace('"api_type":"GRPC"', '"api_type":"DELTA_GRPC"') if delta else word for word in words)]
+    return [str(envoy.binary()), *words]

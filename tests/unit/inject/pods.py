@@ -61,7 +61,9 @@ PODS: dict[str, Json] = {
         container(volumeMounts=[{"name": "data", "mountPath": "/data"}, {"name": "settings", "mountPath": "/etc/app", "subPath": "a"}]),
         volumes=[{"name": "data", "emptyDir": {}}, {"name": "settings", "configMap": {"name": "app"}}, {"name": "key", "secret": {"secretName": "key"}}],
     ),
-    "a log shipper beside it": pod(container(), container("fluent-bit", volumeMounts=[{"name": "logs", "mountPath": "/logs"}]), volumes=[{"name": "logs", "emptyDir": {}}]),
+    "a log shipper beside it": pod(
+        container(), container("fluent-bit", volumeMounts=[{"name": "logs", "mountPath": "/logs"}]), volumes=[{"name": "logs", "emptyDir": {}}]
+    ),
     "http probes": pod(container(ports=[HTTP], readinessProbe=HTTP_PROBE, livenessProbe=HTTPS_PROBE)),
     "tcp probes": pod(container(ports=[HTTP], readinessProbe=TCP_PROBE, livenessProbe={"tcpSocket": {"port": 8080}})),
     "grpc probes": pod(container(readinessProbe=GRPC_PROBE, startupProbe={"grpc": {"port": 9000}})),

@@ -68,7 +68,10 @@ def test_a_pod_without_a_sidecar_is_not_uninjected() -> None:
     assert uninject(pod()) == pod()
 
 
-@pytest.mark.parametrize("status", ["{}", "no JSON", "[]", '{"initContainers":["istio-init"],"containers":["istio-proxy"],"volumes":null,"revision":"default"}', "1" * 5000])
+ISTIOS = '{"initContainers":["istio-init"],"containers":["istio-proxy"],"volumes":["istio-token"],"imagePullSecrets":null,"revision":"default"}'
+
+
+@pytest.mark.parametrize("status", ["{}", "no JSON", "[]", ISTIOS, "1" * 5000, "[" * 5000])
 def test_what_another_injector_did_is_not_undone(status: str) -> None:
     other = pod(annotations={STATUS: status})
     assert isinstance(inject(other, ENABLED, ENVOY), Skipped)
@@ -120,10 +123,19 @@ def test_the_annotation_beats_the_setting_for_native() -> None:
     assert names(injected(asked, Settings(native=True, values=ENVOY.values))["spec"]["containers"]) == ["app", "istio-proxy"]
 
 
+def test_the_proxy_config_annotation() -> None:
+    asked = pod(annotations={"proxy.istio.io/config": "holdApplicationUntilProxyStarts: true\nconcurrency: 7\ntracing: {}"})
+    containers = injected(asked)["spec"]["containers"]
+    assert names(containers) == ["istio-proxy", "app"]
+    command = containers[0]["command"]
+    assert command[command.index("--concurrency") + 1] == "7"
+
+
 def test_who_runs_as_whom() -> None:
     spec = injected(pod())["spec"]
-    assert named(spec["containers"], "istio-proxy")["securityContext"] | {"runAsUser": 1337, "runAsGroup": 1337, "runAsNonRoot": True} == (
-        named(spec["containers"], "istio-proxy")["securityContext"]
+    assert (
+        named(spec["containers"], "istio-proxy")["securityContext"] | {"runAsUser": 1337, "runAsGroup": 1337, "runAsNonRoot": True}
+        == (named(spec["containers"], "istio-proxy")["securityContext"])
     )
     init = named(spec["initContainers"], "istio-init")["securityContext"]
     assert (init["runAsUser"], init["capabilities"]["add"]) == (0, ["NET_ADMIN", "NET_RAW"])
@@ -133,16 +145,16 @@ def test_what_the_init_container_is_told() -> None:
     command = named(injected(PODS["capture annotations"])["spec"]["initContainers"], "istio-init")["command"]
     assert command == [
         "nodeagent", "sidecar-init", "--inbound-ports", "80,8080", "--exclude-inbound-ports", "9090", "--outbound-ranges", "10.0.0.0/8,fd00::/8",
-        "--exclude-outbound-ranges", "10.1.0.0/16", "--include-outbound-ports", "443", "--exclude-outbound-ports", "5432,3306", "--uid", "1337", "--gid", "1337",
+        "--exclude-outbound-ranges", "10.1.0.0/16", "--include-outbound-ports", "443", "--exclude-outbound-ports", "5432,3306",
+        "--uid", "1337", "--gid", "1337",
     ]  # fmt: skip
 
 
 def test_what_the_nodeagent_proxy_is_told() -> None:
-    proxy = named(injected(PODS["http probes"], Settings("nodeagent", values={"source": "/srv/mesh", "trustDomain": "td"}))["spec"]["containers"], "istio-proxy")
+    chosen = Settings("nodeagent", values={"source": "/srv/mesh", "trustDomain": "td"})
+    proxy = named(injected(PODS["http probes"], chosen)["spec"]["containers"], "istio-proxy")
     words = dict(zip(proxy["command"][2::2], proxy["command"][3::2], strict=True))
-    assert words == {
-        "--source": "/srv/mesh", "--trust-domain": "td", "--sds-socket": "/run/nodeagent/sds/socket", "--access-log": "/dev/stdout",
-    }  # fmt: skip
+    assert words == {"--source": "/srv/mesh", "--trust-domain": "td", "--sds-socket": "/run/nodeagent/sds/socket", "--access-log": "-"}
     asked = json.loads(named(proxy["env"], "NODEAGENT_APP_PROBES")["value"])
     assert asked["/app-health/app/readyz"] == {"httpGet": {"path": "/healthy?deep=1", "port": 8080}, "timeoutSeconds": 5}
 
@@ -188,6 +200,8 @@ CAPTURE = "traffic.sidecar.istio.io/"
         ("sidecar.istio.io/proxyMemoryLimit", "1\n"),
         ("sidecar.istio.io/rewriteAppHTTPProbers", "maybe"),
         ("sidecar.istio.io/nativeSidecar", "yes"),
+        ("proxy.istio.io/config", "- a"),
+        ("proxy.istio.io/config", "a: ["),
     ],
 )
 def test_a_wrong_annotation_is_named(name: str, value: str) -> None:
@@ -211,6 +225,10 @@ def test_a_wrong_annotation_is_named(name: str, value: str) -> None:
         (pod(securityContext={"runAsUser": 1337}), "spec.securityContext.runAsUser: 1337: allowed"),
         (pod(container(readinessProbe={"tcpSocket": {"port": "web"}}, ports=[HTTP])), 'spec.containers[0].readinessProbe.tcpSocket.port: "web": allowed'),
         (pod(container(readinessProbe={"httpGet": {"port": 0}})), "spec.containers[0].readinessProbe.httpGet.port: 0: allowed"),
+        (pod(container(), container()), 'spec.containers[1].name: "app": allowed: another name than that of spec.containers[0]'),
+        (pod(container(), initContainers=[container()]), 'spec.containers[0].name: "app": allowed: another name than that of spec.initContainers[0]'),
+        (pod(volumes=[{"name": "a"}, {"name": "a"}]), 'spec.volumes[1].name: "a": allowed: another name than that of spec.volumes[0]'),
+        (pod(annotations={"proxy.istio.io/config": "concurrency: 0"}), "metadata.annotations[proxy.istio.io/config].[concurrency]: 0: allowed"),
         ({"metadata": {}}, "spec: missing"),
         ({"spec": {"containers": []}}, "spec.containers: []"),
         ({"spec": {"containers": "all"}}, 'spec.containers: "all"'),
@@ -241,7 +259,7 @@ _HANDLER = st.one_of(
     st.builds(lambda port, service: {"grpc": {"port": port, "service": service}}, _PORT, st.text(max_size=4)),
     st.just({"exec": {"command": ["true"]}}),
 )
-_PROBES = st.fixed_dictionaries({}, optional={name: _HANDLER for name in ("readinessProbe", "livenessProbe", "startupProbe")})
+_PROBES = st.fixed_dictionaries({}, optional=dict.fromkeys(("readinessProbe", "livenessProbe", "startupProbe"), _HANDLER))
 _CONTAINERS = st.lists(st.tuples(_NAME, _PROBES), min_size=1, max_size=3, unique_by=lambda each: each[0])
 _TEXTS = st.none() | st.dictionaries(_NAME, st.text(max_size=5), max_size=3)
 
