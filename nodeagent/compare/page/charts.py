@@ -10,7 +10,7 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 import matplotlib as mpl
 from markupsafe import Markup, escape
@@ -29,8 +29,9 @@ _PLACEHOLDERS: Final = {
     _MUTED: "var(--muted)",
     **{colour: f"var({variable(mode)})" for mode, colour in _MODE.items()},
 }
-_STYLE: Final = {
+_STYLE: Final[dict[Any, Any]] = {
     "svg.fonttype": "none",
+    "text.parse_math": False,
     "font.size": 10,
     "text.color": _TEXT,
     "axes.labelcolor": _TEXT,
@@ -90,21 +91,26 @@ def _inline(text: str, label: str) -> Markup:
     text = text[text.index("<svg") :]
     used = set(re.findall(r"(?:url\(#|href=\"#)([^)\"]+)", text))
     text = re.sub(r' id="([^"]*)"', lambda match: match[0] if match[1] in used else "", text)
-    text = re.sub(r"#f[de]00[0-9a-f]{2}", lambda match: _PLACEHOLDERS[match[0]], text)
+    text = re.sub(r"#f[de]00[0-9a-f]{2}", lambda match: _PLACEHOLDERS.get(match[0], match[0]), text)
     text = re.sub(r"(font: [^;\"]*?px) [^;\"]*", r"\1 var(--font)", text)
     viewbox = re.search(r'viewBox="[^"]*"', text)
     assert viewbox is not None
     head = f'<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink" {viewbox[0]} role="img"><title>{escape(label)}</title>'
-    return Markup(head + text[text.index(">") + 1 :])  # noqa: S704 - text that came from outside was escaped by matplotlib's writer
+    return Markup(head + text[text.index(">") + 1 :])  # matplotlib's writer has escaped every text in it
 
 
-def plain(text: str) -> str:
-    """Return *text* without what matplotlib would take for mathematics."""
-    return text.replace("$", r"\$")
+def _tick(show: Callable[[float], str]) -> FuncFormatter:
+    """Return *show* for ticks, whose numbers are round: without zeros at the end of a fraction."""
+    return FuncFormatter(lambda value, _: re.sub(r"(\.\d*?)0+(?!\d)", lambda match: match[1].rstrip("."), show(value)))
+
+
+def _name(text: str) -> str:
+    """Return *text* as it fits beside a chart; matplotlib leaves out of a legend what begins with an underscore."""
+    return text.strip().lstrip("_")[:40] or "?"
 
 
 def _legend(axes: Axes, count: int) -> None:
-    axes.figure.legend(loc="outside upper left", ncols=min(4, count), columnspacing=1.4)  # type: ignore[union-attr]
+    axes.figure.legend(loc="outside upper left", ncols=min(4, count), columnspacing=1.4)
 
 
 def _numbers(axis: mpl.axis.Axis, show: Callable[[float], str]) -> None:
@@ -113,7 +119,7 @@ def _numbers(axis: mpl.axis.Axis, show: Callable[[float], str]) -> None:
     within = (1.0, 2.0, 5.0) if high / low < 2000 else (1.0,)
     axis.set_major_locator(LogLocator(subs=within, numticks=20))
     axis.set_minor_locator(NullLocator())
-    axis.set_major_formatter(FuncFormatter(lambda value, _: show(value)))
+    axis.set_major_formatter(_tick(show))
     axis.set_minor_formatter(NullFormatter())
 
 
@@ -127,10 +133,9 @@ def latency_curves(runs: Sequence[Run], label: str) -> Markup:
             if points:
                 how = look(run.mode)
                 top = max(top, points[-1][0])
-                name = f"{run.mode} {run.variant}".strip()
                 axes.plot(
                     *zip(*points, strict=True), color=colour(run.mode), linestyle=how.dash, linewidth=how.width,
-                    marker=how.marker, markersize=4.5, markevery=4, label=plain(name),
+                    marker=how.marker, markersize=4.5, markevery=4, label=_name(f"{run.mode} {run.variant}"),
                 )  # fmt: skip
         axes.set_xscale("log")
         axes.set_yscale("log")
@@ -153,7 +158,7 @@ def lines(series: Sequence[tuple[str, Sequence[tuple[float, float]]]], label: st
         for mode, points in sorted(series, key=lambda each: order(each[0])):
             how = look(mode)
             axes.plot(
-                *zip(*points, strict=True), color=colour(mode), linestyle=how.dash, linewidth=how.width, marker=how.marker, markersize=6, label=plain(mode)
+                *zip(*points, strict=True), color=colour(mode), linestyle=how.dash, linewidth=how.width, marker=how.marker, markersize=6, label=_name(mode)
             )  # fmt: skip
         axes.set_xscale("log")
         axes.set_yscale("log")
@@ -170,9 +175,11 @@ def lines(series: Sequence[tuple[str, Sequence[tuple[float, float]]]], label: st
 
 def scale(points: Sequence[Scale], of: Callable[[Scale], float | None], label: str, show: Callable[[float], str] = size) -> Markup:
     """Return a figure by the number of pods, one line a mode. What is zero or was not measured has no point."""
-    modes = dict.fromkeys(point.mode for point in points)
-    found = [(mode, [(float(point.pods), value) for point in sorted(points, key=lambda each: each.pods) if point.mode == mode and (value := of(point))]) for mode in modes]
-    return lines([each for each in found if each[1]], label, "pods on the node", label, show)
+    found: dict[str, list[tuple[float, float]]] = {}
+    for point in sorted(points, key=lambda each: each.pods):
+        if value := of(point):
+            found.setdefault(point.mode, []).append((float(point.pods), value))
+    return lines(list(found.items()), label, "pods on the node", label, show)
 
 
 def bars(rows: Sequence[Bar], label: str, show: Callable[[float], str]) -> Markup:
@@ -190,15 +197,15 @@ def bars(rows: Sequence[Bar], label: str, show: Callable[[float], str]) -> Marku
                     row.value, place, xerr=[[max(0, row.value - row.lowest)], [max(0, row.highest - row.value)]], color=_TEXT, linewidth=0.9, capsize=2.5
                 )  # fmt: skip
             axes.annotate(
-                plain(row.text), (max(row.value, row.highest or 0), place), xytext=(5, 0), textcoords="offset points", va="center", fontsize=9.5
+                row.text, (max(row.value, row.highest or 0), place), xytext=(5, 0), textcoords="offset points", va="center", fontsize=9.5
             )  # fmt: skip
-        axes.set_yticks(range(len(rows)), [plain(row.name) for row in rows])
+        axes.set_yticks(range(len(rows)), [_name(row.name) for row in rows])
         axes.tick_params(axis="y", length=0)
         axes.grid(visible=False, axis="y")
         axes.invert_yaxis()
         axes.set_xlim(0, longest * 1.28)
         axes.xaxis.set_major_locator(MaxNLocator(5))
-        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: show(value)))
+        axes.xaxis.set_major_formatter(_tick(show))
     return into[0]
 
 

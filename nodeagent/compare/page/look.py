@@ -98,6 +98,16 @@ def size(value: float) -> str:
     return f"{value:.0f} B"
 
 
+def gigabits(value: float) -> str:
+    """Return bits/s in Gbit/s."""
+    return f"{figure(value / 1e9)} Gbit/s"
+
+
 def times(value: float) -> str:
     """Return a ratio."""
-    return f"{value:,.0f} ×" if value >= 100 else f"{value:.1f} ×" if value >= 10 else f"{value:.2f} ×"
+    return f"{value:,.0f} ×" if value >= 100 else f"{value:.1f} ×" if value >= 10 else f"{value:.2f} ×" if value >= 0.1 else f"{value:.2g} ×"
+
+
+def share(value: float) -> str:
+    """Return a ratio in words, to be followed by what it is of."""
+    return f"{100 * value:.0f} % of" if value < 1.005 else f"{times(value).removesuffix(' ×')} times"

@@ -11,7 +11,7 @@ from markupsafe import Markup
 
 from nodeagent.compare.page import charts
 from nodeagent.compare.page.charts import Bar
-from nodeagent.compare.page.look import MODES, WORKLOADS, figure, microseconds, order, size, times
+from nodeagent.compare.page.look import MODES, WORKLOADS, figure, gigabits, microseconds, order, share, size, times
 from nodeagent.compare.page.shape import Ratio, Run, Scale, Summary
 
 AGREE: Final = 0.15
@@ -105,21 +105,21 @@ def sentences(summary: Summary) -> list[str]:
     row = next((row for row in headlines(summary) if row.mode == "nodeagent"), None)
     parts = []
     if row and row.requests is not None:
-        parts.append(f"served {times(row.requests)} the requests per second")
+        parts.append(f"served {share(row.requests)} the requests per second")
     if row and row.p50 is not None:
-        parts.append(f"needed {times(row.p50)} the time for a request on an idle machine")
+        parts.append(f"needed {share(row.p50)} the time for a request on an idle machine")
     if row and row.p99 is not None:
-        parts.append(f"answered 99 of 100 requests under load within {times(row.p99)} the time")
+        parts.append(f"answered 99 of 100 requests under load within {share(row.p99)} the time")
     if parts:
         found.append(f"Against classic Envoy sidecars on the same workload, one agent per node {_listed(parts)}.")
     if node := largest(summary, "nodeagent"):
         ours, theirs = (each.memory_bytes or 0 for each in node)
-        less = f"1/{theirs / ours:.0f} of" if theirs >= 2 * ours else f"{times(ours / theirs)}"
+        less = f"1/{theirs / ours:.0f} of" if theirs >= 2 * ours else share(ours / theirs)
         found.append(f"For {node[0].pods} pods on a node it took {size(ours)} of memory where sidecars took {size(theirs)}: {less} the memory.")
     _, many = _ends(summary.runs, "http")
     kernel, direct = find(summary.runs, "nodeagent-kernel", "http", many), find(summary.runs, "direct", "http", many)
-    if kernel and direct and (share := _divide(kernel.requests_per_second, direct.requests_per_second)):
-        found.append(f"Where nothing has to be decided per request, its kernel path ran at {100 * share:.0f} % of the rate of a direct connection.")
+    if kernel and direct and (part := _divide(kernel.requests_per_second, direct.requests_per_second)):
+        found.append(f"Where nothing has to be decided per request, its kernel path ran at {100 * part:.0f} % of the rate of a direct connection.")
     return found
 
 
@@ -135,11 +135,11 @@ def doubts(summary: Summary) -> list[str]:
     found = [f"A check of equal work failed: {each}" for each in failed]
     found += [f"Requests failed: {_listed(errors)}."] if errors else []
     doubtful = [row.name for row in rows if row.doubtful]
-    found += [f"{len(doubtful)} of {len(rows)} ratios are not to be relied upon (see Goals)."] if doubtful else []
+    found += [f"Unsteady, or unlike an earlier run: {'; '.join(doubtful)}."] if doubtful else []
     missed = [row.name for row in rows if row.ratio.reached == "missed"]
     found += [f"{len(missed)} of {len(rows)} goals were missed: {'; '.join(missed)}."] if missed else []
     absent = absences(summary)
-    found += [f"{len(absent)} parts are missing (see What is missing)."] if absent else []
+    found += [f"Not measured: {'; '.join(what for what, _ in absent)} (see What is missing)."] if absent else []
     return found
 
 
@@ -206,13 +206,13 @@ def under_load(summary: Summary) -> list[Chart]:
     for workload in _workloads(summary.runs):
         _, many = _ends(summary.runs, workload)
         if workload in STREAMS:
-            chart = _bars(summary, workload, many, lambda run: run.bits_per_second, lambda value: f"{figure(value / 1e9)} Gbit/s", lambda value: figure(value / 1e9))
+            chart = _bars(summary, workload, many, lambda run: run.bits_per_second, gigabits, gigabits)
         elif workload != "chain5":
             chart = _bars(summary, workload, many, lambda run: run.requests_per_second, lambda value: f"{value:,.0f}/s", charts.throughput)
         else:
             continue
-        unit = "Gbit/s" if workload in STREAMS else f"requests/s, {many} connections"
-        found += [Chart(f"{_explained(workload)}; {unit}", chart)] if chart else []
+        unit = "" if workload in STREAMS else f"; requests/s, {many} connections"
+        found += [Chart(f"{_explained(workload)}{unit}", chart)] if chart else []
     return found + list(_by_rate(summary))
 
 
@@ -231,10 +231,11 @@ def _by_rate(summary: Summary) -> Iterator[Chart]:
 def _bars(
     summary: Summary, workload: str, connections: int, of: Callable[[Run], float | None], text: Callable[[float], str], show: Callable[[float], str]
 ) -> Markup | None:  # fmt: skip
-    rows = []
-    for run in sorted(summary.runs, key=lambda run: (order(run.mode), run.variant)):
-        if (run.workload, run.load, run.connections) == (workload, "closed", connections) and (value := of(run)):
-            rows.append(Bar(f"{run.mode} {run.variant}".strip(), run.mode, value, text(value), run.lowest, run.highest))
+    rows = [
+        Bar(f"{run.mode} {run.variant}".strip(), run.mode, value, text(value), run.lowest, run.highest)
+        for run in sorted(summary.runs, key=lambda run: (order(run.mode), run.variant))
+        if (run.workload, run.load, run.connections) == (workload, "closed", connections) and (value := of(run))
+    ]
     return charts.bars(rows, f"throughput, {workload}, {connections} connections", show) if rows else None
 
 
@@ -296,6 +297,11 @@ def modes(summary: Summary) -> list[str]:
 def claim_modes(summary: Summary) -> list[str]:
     """Return the modes with something measured for a claim."""
     return sorted({mode for claim in summary.claims for mode in claim.measured}, key=lambda mode: (order(mode), mode))
+
+
+def when(date: str) -> str:
+    """Return an ISO date to the minute."""
+    return f"{date[:16].replace('T', ' ')} UTC" if date.endswith(("+00:00", "Z")) else date
 
 
 def told(value: Any) -> str:

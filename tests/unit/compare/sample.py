@@ -68,7 +68,7 @@ def summary() -> dict[str, Any]:
         },
         "scale": scale,
         "claims": [
-            {"claim": "latency a hop", "seed": "1–2 ms", "measured": {"envoy": "0.38 ms", "nodeagent": "0.07 ms", "nodeagent-kernel": "0.00 ms"}},
+            {"claim": "latency a hop", "seed": "1-2 ms", "measured": {"envoy": "0.38 ms", "nodeagent": "0.07 ms", "nodeagent-kernel": "0.00 ms"}},
             {"claim": "five services", "seed": "5 ms → 15 ms", "measured": {"direct": "0.45 ms", "envoy": "2.3 ms", "nodeagent": "0.81 ms"}},
             {"claim": "100 pods", "seed": "10 cores, 12.5 GB", "measured": {"envoy": "0.2 cores, 2.3 GB", "nodeagent": "0.002 cores, 51 MB"}},
         ],
@@ -85,7 +85,10 @@ def summary() -> dict[str, Any]:
             },
         },
         "switches": [
-            {"switch": switch, "setting": setting, "mode": mode, "workload": "http", "figure": "requests/s", "value": value, "unit": "/s", "against_default": change}
+            {
+                "switch": switch, "setting": setting, "mode": mode, "workload": "http", "figure": "requests/s", "value": value, "unit": "/s",
+                "against_default": change,
+            }
             for switch, setting, mode, value, change in (
                 ("buffer size", "32 KiB", "envoy", 2010.0, 0.98), ("buffer size", "32 KiB", "nodeagent", 6100.0, 1.01),
                 ("connection pooling", "off", "envoy", 900.0, 0.45), ("connection pooling", "off", "nodeagent", 2800.0, 0.46),
