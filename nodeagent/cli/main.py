@@ -21,9 +21,11 @@ COMMANDS: Final = {
     "explain": ("nodeagent.cli.explain", "Which policy and rule would decide about a request, and why."),
     "flows": ("nodeagent.cli.flows", "Who talks to whom, over which path, and why not."),
     "ca": ("nodeagent.cli.ca", "The certificate authority as a service, and the exchange of its root."),
+    "sidecar": ("nodeagent.cli.sidecar", "The proxy as a classic sidecar: one process in a pod."),
+    "sidecar-init": ("nodeagent.cli.sidecar_init", "The iptables rules of a pod with a classic sidecar."),
     "reload": ("nodeagent.cli.reload", "Replace the proxy's workers without losing a request."),
 }
-"""Name -> (module that holds a click command of that name, one line of help)."""
+"""Name -> (module that holds a click command of that name, with ``_`` for ``-``; one line of help)."""
 
 
 class LazyGroup(click.Group):
@@ -35,7 +37,7 @@ class LazyGroup(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in COMMANDS:
             return None
-        command: click.Command = getattr(import_module(COMMANDS[cmd_name][0]), cmd_name)
+        command: click.Command = getattr(import_module(COMMANDS[cmd_name][0]), cmd_name.replace("-", "_"))
         return command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:

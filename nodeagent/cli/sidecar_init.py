@@ -1,0 +1,80 @@
+"""``nodeagent sidecar-init``: the iptables rules of a pod with a classic sidecar, in the network namespace where it runs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from ipaddress import ip_network
+from typing import TYPE_CHECKING, Any
+
+import click
+
+if TYPE_CHECKING:
+    from nodeagent.sidecar.rules import Network
+
+_EVERYTHING = "*"
+_MOST = 1024
+"""Entries of one list; each is a rule or two."""
+
+
+def _port(text: str) -> int:
+    if not (text.isascii() and text.isdigit() and len(text) <= 5 and 1 <= int(text) <= 65535):
+        raise click.BadParameter(f"{text!r:.80}: ports from 1 to 65535, separated by commas, are allowed")
+    return int(text)
+
+
+def _range(text: str) -> Network:
+    try:
+        return ip_network(text)
+    except ValueError as error:
+        raise click.BadParameter(f"{text!r:.80}: networks such as 10.0.0.0/8 or fd00::/8, separated by commas, are allowed ({error})") from None
+
+
+def _list(read: Callable[[str], Any], wildcard: bool, context: click.Context, parameter: click.Parameter, text: str) -> tuple[Any, ...] | None:
+    """Return the parts of *text*, each once; None for everything. Raises click.BadParameter."""
+    parts = dict.fromkeys(part.strip() for part in text.split(",") if part.strip())
+    if _EVERYTHING in parts:
+        if wildcard and len(parts) == 1:
+            return None
+        raise click.BadParameter(f"{text!r:.80}: '*' " + ("stands alone" if wildcard else "is not allowed here"))
+    if len(parts) > _MOST:
+        raise click.BadParameter(f"{len(parts)} entries: at most {_MOST} are allowed")
+    return tuple(read(part) for part in parts)
+
+
+_some_ports, _all_ports = partial(_list, _port, False), partial(_list, _port, True)
+_some_ranges, _all_ranges = partial(_list, _range, False), partial(_list, _range, True)
+_port_number, _owner = click.IntRange(1, 65535), click.IntRange(1, 2**32 - 2)
+
+
+@click.command("sidecar-init")
+@click.option("--inbound-ports", "inbound", default="*", show_default=True, callback=_all_ports, help="Captured inbound ports: '*', a list, or '' for none.")
+@click.option(
+    "--exclude-inbound-ports", "exclude_inbound", default="", callback=_some_ports, help="Inbound ports that are left alone; 15090,15021,15020,15008 always are."
+)
+@click.option("--include-outbound-ports", "include_outbound", default="", callback=_some_ports, help="Outbound ports that are captured wherever they lead.")
+@click.option("--exclude-outbound-ports", "exclude_outbound", default="", callback=_some_ports, help="Outbound ports that are left alone.")
+@click.option("--outbound-ranges", "ranges", default="*", show_default=True, callback=_all_ranges, help="Captured destinations: '*', or CIDRs.")
+@click.option("--exclude-outbound-ranges", "exclude_ranges", default="", callback=_some_ranges, help="Destinations that are left alone: CIDRs.")
+@click.option("--uid", default=1337, show_default=True, type=_owner, help="The sidecar's user, whose traffic is left alone.")
+@click.option("--gid", default=1337, show_default=True, type=_owner, help="The sidecar's group, as --uid.")
+@click.option("--proxy-port", default=15001, show_default=True, type=_port_number, help="Where outbound connections are led to.")
+@click.option("--inbound-capture-port", "inbound_port", default=15006, show_default=True, type=_port_number, help="Where inbound connections are led to.")
+@click.option("--clean", is_flag=True, help="Remove the rules instead.")
+@click.option("--dry-run", is_flag=True, help="Print the rules and change nothing.")
+def sidecar_init(*, clean: bool, dry_run: bool, **settings: Any) -> None:
+    """Lead a pod's traffic to its sidecar by Istio's iptables rules, IPv4 and IPv6; running it again changes nothing.
+
+    Run it in the pod's network namespace before the application starts; it needs CAP_NET_ADMIN and CAP_NET_RAW.
+    """
+    from nodeagent.sidecar import iptables
+    from nodeagent.sidecar.rules import Capture
+
+    if dry_run and clean:
+        raise click.UsageError("--dry-run and --clean exclude each other")
+    if dry_run:
+        click.echo(iptables.preview(Capture(**settings)), nl=False)
+    elif clean:
+        iptables.clean()
+    else:
+        iptables.install(Capture(**settings))
