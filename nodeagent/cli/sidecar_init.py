@@ -50,8 +50,9 @@ _port_number, _owner = click.IntRange(1, 65535), click.IntRange(1, 2**32 - 2)
 @click.command("sidecar-init")
 @click.option("--inbound-ports", "inbound", default="*", show_default=True, callback=_all_ports, help="Captured inbound ports: '*', a list, or '' for none.")
 @click.option(
-    "--exclude-inbound-ports", "exclude_inbound", default="", callback=_some_ports, help="Inbound ports that are left alone; 15090,15021,15020,15008 always are."
-)
+    "--exclude-inbound-ports", "exclude_inbound", default="", callback=_some_ports,
+    help="Inbound ports that are left alone; 15090, 15021, 15020 and 15008 always are.",
+)  # fmt: skip
 @click.option("--include-outbound-ports", "include_outbound", default="", callback=_some_ports, help="Outbound ports that are captured wherever they lead.")
 @click.option("--exclude-outbound-ports", "exclude_outbound", default="", callback=_some_ports, help="Outbound ports that are left alone.")
 @click.option("--outbound-ranges", "ranges", default="*", show_default=True, callback=_all_ranges, help="Captured destinations: '*', or CIDRs.")

@@ -1,7 +1,6 @@
 """Accept: what a captured connection is, before a byte of it is carried.
 
-Outbound: the kernel remembered whereto the application dialled. Inbound: the local address is the one that was asked
-for; the first bytes tell mTLS from plaintext.
+Whom it asked for, ``originals`` tells; the first bytes of an inbound one tell mTLS from plaintext.
 """
 
 from __future__ import annotations
@@ -16,6 +15,7 @@ from nodeagent.mesh.entries import Protocol
 from nodeagent.policy.model import MtlsMode
 from nodeagent.proxy.authorize import Permit, Refusal
 from nodeagent.proxy.connection import Connection, Direction, Peer
+from nodeagent.proxy.originals import Originals
 from nodeagent.proxy.pipeline import Pipeline
 from nodeagent.proxy.pods import PodState
 from nodeagent.proxy.sniff import sniff
@@ -23,15 +23,12 @@ from nodeagent.proxy.tcp import reset
 from nodeagent.proxy.tls.client_hello import ClientHello, NeedMore, parse
 from nodeagent.proxy.tls.stream import TlsStream
 from nodeagent.proxy.view import Target
-from nodeagent.redirect.original import OriginalDestinations
-
-LOOPBACK = ("127.0.0.1", "::1")
 
 
 class Accepted:
     """The protocol of a connection until it is known what it is; then it hands the transport on."""
 
-    def __init__(self, pipeline: Pipeline, pod: PodState, direction: Direction, originals: OriginalDestinations) -> None:
+    def __init__(self, pipeline: Pipeline, pod: PodState, direction: Direction, originals: Originals) -> None:
         self._pipeline, self._pod, self._direction, self._originals = pipeline, pod, direction, originals
         self._transport: Any = None
         self._connection: Connection | None = None
@@ -107,16 +104,16 @@ class Accepted:
         """Who is it, whom did it ask for, and which endpoint did the kernel pick? The listener's namespace says which pod, nothing the peer sends."""
         view, pod = self._pipeline.view, self._pod
         address, port = transport.get_extra_info("peername")[:2]
+        original = self._originals.of(transport, pod, self._direction)
+        target = view.resolve(original.address, original.port) if original else None
         if self._direction == "outbound":
-            original = self._originals.take(pod.cookie, address, port)
             workload = view.workload(pod.uid)
             # A redirected socket's own address is the loopback's; whose it is, the record shall say.
             own = [one for one in workload.addresses if (":" in one) == (":" in address)] if workload else []
             peer = Peer(own[0] if own else address, port, pod.identity, "kernel_attested", workload)
-            return (view.resolve(original.address, original.port), peer, original.chosen) if original else (None, peer, None)
-        local, local_port = transport.get_extra_info("sockname")[:2]
-        peer = Peer(address, port, "", "none", view.workload_at(address))
-        return (None if local in LOOPBACK else view.resolve(local, local_port)), peer, None
+        else:
+            peer = Peer(address, port, "", "none", view.workload_at(address))
+        return target, peer, original.chosen if original else None
 
     def _patience(self) -> float:
         """How long the first bytes may take, in seconds. A peer that is enrolled always begins with a ClientHello: to take it for a

@@ -25,6 +25,7 @@ from nodeagent.mesh.entries import Delta, PodUid, from_json
 from nodeagent.proxy import privilege
 from nodeagent.proxy.accept import Accepted
 from nodeagent.proxy.external.providers import Providers
+from nodeagent.proxy.originals import Captured
 from nodeagent.proxy.pipeline import Pipeline
 from nodeagent.proxy.pods import Family, PodState
 from nodeagent.redirect.original import OriginalDestinations
@@ -62,7 +63,7 @@ class Worker:
         self._name = ""
         self._pipeline: Pipeline
         self._access_log: AccessLog | None = None
-        self._originals: OriginalDestinations
+        self._originals: Captured
         self._contexts: dict[str, Contexts] = {}
         self._servers: dict[str, list[Any]] = {}
         self._drain_until = 0.0
@@ -96,7 +97,7 @@ class Worker:
     def _prepare(self, message: Message, descriptors: list[int]) -> None:
         config = AgentConfig.model_validate(message["config"])
         self._name = str(message["worker"])
-        self._originals = OriginalDestinations(descriptors[0])
+        self._originals = Captured(OriginalDestinations(descriptors[0]))
         if config.telemetry.access_log.path:
             self._access_log = AccessLog(config.telemetry.access_log.path, config.telemetry.access_log.format)
             self._access_log.start()

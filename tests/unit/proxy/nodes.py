@@ -21,6 +21,7 @@ from nodeagent.identity.tls import Contexts, contexts
 from nodeagent.mesh.entries import Address, Delta, PodUid, Probe, Protocol, SpiffeId, Workload
 from nodeagent.policy.model import AuthorizationPolicy, Jwks, MtlsMode, RateLimit, RequestAuthentication
 from nodeagent.proxy.accept import Accepted
+from nodeagent.proxy.originals import Captured
 from nodeagent.proxy.pipeline import Pipeline
 from nodeagent.proxy.pods import PodState
 from nodeagent.redirect.original import Original
@@ -92,11 +93,12 @@ class Nodes:
         self.near, client = self._node("client", CLIENT)
         self.far, server = self._node("server", "")
         self.far.node_addresses = frozenset((NODE,))
-        inbound = await loop.create_server(lambda: Accepted(self.far, server, "inbound", None), SERVER, 0, backlog=4096)  # type: ignore[arg-type]
+        inbound = await loop.create_server(lambda: Accepted(self.far, server, "inbound", Captured(None)), SERVER, 0, backlog=4096)  # type: ignore[arg-type]
         self.port = inbound.sockets[0].getsockname()[1]
         self._redirected[SERVER, self.port] = app.sockets[0].getsockname()
         self.originals = Originals((SERVER, self.port))
-        outbound = await loop.create_server(lambda: Accepted(self.near, client, "outbound", self.originals), "127.0.0.1", 0, backlog=4096)  # type: ignore[arg-type]
+        captured = Captured(self.originals)  # type: ignore[arg-type]
+        outbound = await loop.create_server(lambda: Accepted(self.near, client, "outbound", captured), "127.0.0.1", 0, backlog=4096)
         self.app, self._outbound = app, outbound.sockets[0].getsockname()
         self._servers = [app, inbound, outbound]
         self.publish()

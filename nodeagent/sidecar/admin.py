@@ -1,0 +1,65 @@
+"""What a sidecar answers about itself, at Istio's ports: metrics and the application's probes, readiness, and (localhost only) its connections."""
+
+from __future__ import annotations
+
+import functools
+import os
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+from nodeagent.sidecar import ports
+from nodeagent.sidecar.probes import AppProbe, check
+from nodeagent.telemetry.exposition import CONTENT_TYPE
+from nodeagent.telemetry.http_server import EVERYWHERE, LOCALHOST, HttpServer, Response, Routes, serve
+
+if TYPE_CHECKING:
+    from nodeagent.sidecar.main import Sidecar
+
+
+class Admin:
+    """The three HTTP servers of a sidecar."""
+
+    def __init__(self, sidecar: Sidecar, probes: Mapping[str, AppProbe]) -> None:
+        self._sidecar, self._probes = sidecar, probes
+        self._servers: list[HttpServer] = []
+
+    async def start(self) -> None:
+        """Open the ports. Raises ConfigError when one is taken."""
+        metrics = {("GET", "/metrics"): self._metrics, ("GET", "/stats/prometheus"): self._metrics}
+        probes: Routes = {("GET", path): functools.partial(self._probe, probe) for path, probe in self._probes.items()}
+        ready = {("GET", "/healthz/ready"): self._ready}
+        admin = {("GET", "/flows"): self._flows, ("GET", "/certs"): self._certs, ("GET", "/policies"): self._policies, **metrics, **ready}
+        for port, hosts, routes in (
+            (ports.ADMIN, LOCALHOST, admin),
+            (ports.METRICS, EVERYWHERE, {**metrics, **ready, **probes}),
+            (ports.READY, EVERYWHERE, ready),
+        ):
+            self._servers.append(await serve(routes, port=port, hosts=hosts))
+
+    async def close(self) -> None:
+        for server in self._servers:
+            await server.close()
+
+    async def _metrics(self, query: Mapping[str, str]) -> Response:
+        self._sidecar.report()
+        return Response(self._sidecar.store.exposition(), content_type=CONTENT_TYPE)
+
+    async def _ready(self, query: Mapping[str, str]) -> Response:
+        missing = self._sidecar.ready()
+        return Response(("\n".join(missing) + "\n").encode(), 503) if missing else Response(b"ready\n")
+
+    async def _probe(self, probe: AppProbe, query: Mapping[str, str]) -> Response:
+        fault = await check(probe, self._sidecar.pod.addresses[0])
+        return Response(f"{fault}\n".encode("utf-8", "replace"), 503) if fault else Response(b"ok\n")
+
+    async def _flows(self, query: Mapping[str, str]) -> Response:
+        pipeline = self._sidecar.pipeline
+        return Response.json([*pipeline.recent, *(connection.flow(os.getpid()) for connection in pipeline.connections.values())])
+
+    async def _certs(self, query: Mapping[str, str]) -> Response:
+        held = self._sidecar.certificate
+        row = {"identity": held.identity, "serial": held.serial, "issued": held.issued, "not_after": held.not_after} if held is not None else None
+        return Response.json([row | {"error": self._sidecar.secrets.fault}] if row is not None else [])
+
+    async def _policies(self, query: Mapping[str, str]) -> Response:
+        return Response.json(self._sidecar.mesh.policies(self._sidecar.source.refused()))

@@ -1,0 +1,252 @@
+"""A sidecar's composition: source → mesh → pipeline, the pod's two listeners, its certificate, metrics and readiness. One process, one event loop.
+
+It has no privilege: whoever starts it makes it user 1337, whose traffic the pod's rules leave alone. It serves one pod, so
+whatever arrives at its listeners is that pod's; there is no other identity that it could mix up with it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import logging
+import platform
+import signal
+import sys
+import time
+from collections.abc import AsyncIterator, Coroutine
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import uvloop
+
+from nodeagent import __version__
+from nodeagent.control.jwks import KeySets, wanted_by
+from nodeagent.errors import ConfigError, IdentityError, NodeagentError
+from nodeagent.identity.certificate import Certificate
+from nodeagent.identity.tls import contexts
+from nodeagent.mesh.compile import Mesh
+from nodeagent.mesh.entries import Delta
+from nodeagent.policy.model import RequestAuthentication
+from nodeagent.proxy.accept import Accepted
+from nodeagent.proxy.connection import Direction
+from nodeagent.proxy.external.providers import Providers
+from nodeagent.proxy.pipeline import Pipeline
+from nodeagent.proxy.pods import PodState
+from nodeagent.resources.source import AnyChange, DirectorySource
+from nodeagent.sidecar import ports
+from nodeagent.sidecar.admin import Admin
+from nodeagent.sidecar.config import SidecarConfig
+from nodeagent.sidecar.pod import Pod, Redirected, listeners, pod_state
+from nodeagent.sidecar.probes import AppProbe
+from nodeagent.sidecar.secrets import Secrets
+from nodeagent.telemetry import metrics as declared
+from nodeagent.telemetry.access_log import AccessLog
+from nodeagent.telemetry.cells import WorkerMetrics
+from nodeagent.telemetry.store import Store
+
+SWEEP_SECONDS: Final = 0.25
+BACKLOG: Final = 4096
+NAME: Final = "sidecar"
+"""What the metrics of workers call the one that there is."""
+log = logging.getLogger("nodeagent.sidecar")
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """What the command line says; *source* and the rest of the cluster's view are as in agent.yaml."""
+
+    source: Path
+    trust_domain: str
+    sds_socket: Path
+    access_log: str
+    drain_seconds: float
+    config: SidecarConfig
+
+
+def main(settings: Settings, pod: Pod, probes: dict[str, AppProbe]) -> int:
+    """Run the sidecar of *pod* until SIGTERM; return its exit status. Raises NodeagentError when it cannot start."""
+    logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(20_000, 20, 50)
+    uvloop.run(_run(settings, pod, probes))
+    return 0
+
+
+async def _run(settings: Settings, pod: Pod, probes: dict[str, AppProbe]) -> None:
+    sidecar = Sidecar(settings, pod, probes)
+    try:
+        await sidecar.start()
+        await sidecar.ended
+    finally:
+        await sidecar.close()
+
+
+class Sidecar:
+    """Everything of one pod's sidecar."""
+
+    def __init__(self, settings: Settings, pod: Pod, probes: dict[str, AppProbe]) -> None:
+        config = settings.config
+        self.settings, self.pod = settings, pod
+        self.loop = asyncio.get_running_loop()
+        self.ended: asyncio.Future[None] = self.loop.create_future()
+        self.store, self.metrics = Store(), WorkerMetrics()
+        self.mesh = Mesh(pod.node, settings.trust_domain, default_mtls=config.mtls.mode, root_namespace=config.mtls.root_namespace)
+        self.source = DirectorySource(settings.source, config.resources)
+        self.certificate: Certificate | None = None
+        self.secrets = Secrets(settings.sds_socket, settings.trust_domain, pod.namespace, self._certified)
+        self.access_log = AccessLog(settings.access_log, config.access_log_format) if settings.access_log else None
+        self.pipeline = Pipeline(self.loop, config.proxy, settings.trust_domain, config.cluster, self.metrics, self.access_log)
+        self.pipeline.providers = Providers(config.extension_providers, self.pipeline.view.endpoint_of)
+        # Two ways to dial: to the pod's own application the rules must let it through, elsewhere it is the pod.
+        self._outbound, self._inbound = pod_state(pod.uid, {}), pod_state(pod.uid, ports.OWN_SOURCE)
+        self.pipeline.pods[pod.uid] = self._inbound
+        self._key_sets = KeySets(lambda found: self.pipeline.view.apply(Delta((found,))))
+        self._admin = Admin(self, probes)
+        self._servers: list[asyncio.Server] = []
+        self._tasks: set[asyncio.Task[Any]] = set()
+        self._lag = 0.0
+        self._next_sweep = self.loop.time()
+        self._drain_until = 0.0
+
+    # -- life --
+
+    async def start(self) -> None:
+        """Bring everything up. Raises NodeagentError."""
+        for number in (signal.SIGTERM, signal.SIGINT):
+            self.loop.add_signal_handler(number, self._drain)
+        changes = self.source.changes()
+        self._apply(await self._first(changes))
+        if self.access_log is not None:
+            self.access_log.start()
+        self._sweep()
+        for direction, port, state in (("outbound", ports.OUTBOUND, self._outbound), ("inbound", ports.INBOUND, self._inbound)):
+            await self._listen(direction, port, state)  # type: ignore[arg-type]
+        await self._admin.start()
+        self._start(self._watch(changes))
+        self._start(self.secrets.run())
+
+    async def close(self) -> None:
+        """End what runs, flush what is left."""
+        for task in self._tasks:
+            task.cancel()
+        for server in self._servers:
+            server.close()
+        await self._key_sets.close()
+        await self._admin.close()
+        if self.access_log is not None:
+            self.access_log.close()
+
+    async def _listen(self, direction: Direction, port: int, state: PodState) -> None:
+        originals = Redirected(self.pod.addresses)
+
+        def accepted() -> Any:
+            return Accepted(self.pipeline, state, direction, originals)
+
+        self._servers += [await self.loop.create_server(accepted, sock=each, backlog=BACKLOG) for each in listeners(port)]
+
+    def ready(self) -> list[str]:
+        """Return what keeps the sidecar from being ready; nothing: it is."""
+        missing = []
+        if self._drain_until:
+            missing.append("it is draining")
+        if self.certificate is None:
+            missing.append(f"there is no certificate: {self.secrets.fault}")
+        if self.pipeline.view.workload(self.pod.uid) is None:
+            missing.append(f"--source {self.settings.source}: does not know this pod (uid {self.pod.uid})")
+        return missing
+
+    def _drain(self) -> None:
+        """Stop being ready and ask clients to come back elsewhere; who comes all the same is served until the time is over (Istio's rule)."""
+        if self._drain_until:
+            return
+        self._drain_until = self.loop.time() + self.settings.drain_seconds
+        log.info("draining for %g s", self.settings.drain_seconds)
+        self.pipeline.drain()
+        self.loop.call_at(self._drain_until, self._end)
+
+    def _end(self) -> None:
+        if not self.ended.done():
+            self.ended.set_result(None)
+
+    def _sweep(self) -> None:
+        now = self.loop.time()
+        self._lag = max(self._lag, now - self._next_sweep)
+        self._next_sweep = now + SWEEP_SECONDS
+        self.loop.call_at(self._next_sweep, self._sweep)
+        self.pipeline.sweep()
+        if self.certificate is not None and self.certificate.not_after < time.time():
+            log.error("the certificate of %s has ended and no other came: mTLS is refused: %s", self.certificate.identity, self.secrets.fault)
+            self.certificate = self._inbound.tls = self._outbound.tls = None
+
+    def _start(self, coroutine: Coroutine[Any, Any, None]) -> None:
+        task = self.loop.create_task(coroutine)
+        self._tasks.add(task)
+        task.add_done_callback(self._finished)
+
+    def _finished(self, task: asyncio.Task[Any]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None and not self.ended.done():
+            self.ended.set_exception(error)
+
+    # -- what changes --
+
+    async def _first(self, changes: AsyncIterator[list[AnyChange]]) -> list[AnyChange]:
+        try:
+            return await anext(changes)
+        except NodeagentError as error:
+            raise ConfigError(f"--source: {error}") from None
+        except OSError as error:
+            raise ConfigError(f"--source {self.settings.source}: {error.strerror}: may user {ports.USER} read it?") from None
+
+    async def _watch(self, batches: AsyncIterator[list[AnyChange]]) -> None:
+        async for batch in batches:
+            self._apply(batch)
+
+    def _apply(self, changes: list[AnyChange]) -> None:
+        delta, view = self.mesh.apply(changes), self.pipeline.view
+        self.pipeline.node_addresses = frozenset(self.mesh.node_addresses())
+        if not delta:
+            return
+        protection = view.protection
+        view.apply(delta)
+        if view.protection != protection and self.pipeline.connections:
+            self._start(self.pipeline.reconsider())
+        self._want_keys()
+
+    def _want_keys(self) -> None:
+        """Have the key sets that this pod's RequestAuthentications name, and no others."""
+        workload = self.pipeline.view.workload(self.pod.uid)
+        entries = self.pipeline.view.policies_of(workload) if workload is not None else ()
+        dropped = self._key_sets.wanted(wanted_by(entry for entry in entries if isinstance(entry, RequestAuthentication)))
+        if dropped:
+            self.pipeline.view.apply(Delta(removals=dropped))
+
+    def _certified(self, certificate: Certificate) -> None:
+        """Use *certificate* from now on. Raises IdentityError when it is not this pod's, or does not work."""
+        workload = self.pipeline.view.workload(self.pod.uid)
+        if workload is not None and workload.identity != certificate.identity:
+            raise IdentityError(f"the certificate is for {certificate.identity}, and this pod is {workload.identity}")
+        fresh = contexts(certificate)
+        self.certificate = certificate
+        for state in (self._inbound, self._outbound):
+            state.identity, state.tls = certificate.identity, fresh
+            self.pipeline.renewed(state)
+
+    # -- what it tells --
+
+    def report(self) -> None:
+        """Bring the store up to now."""
+        store = self.store
+        store.set(declared.ISTIO_BUILD, (NAME, __version__), 1)
+        store.set(declared.BUILD_INFO, (__version__, platform.python_version(), self.pod.node), 1)
+        if self.access_log is not None:
+            store.set(declared.LOG_DROPPED, (), self.access_log.dropped)
+        self.metrics.gauge(declared.LOOP_LAG, (NAME,), self._lag)
+        self.metrics.gauge(declared.OPEN_CONNECTIONS, (NAME,), len(self.pipeline.connections))
+        self._lag = 0.0
+        held = self.certificate
+        store.replace(declared.CERTIFICATE_EXPIRY, {(held.identity,): held.not_after} if held is not None else {})
+        for part in self.metrics.delta():
+            store.merge(part)

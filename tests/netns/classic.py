@@ -1,0 +1,135 @@
+"""Our own classic sidecar in a lab pod: ``nodeagent sidecar-init``, then ``nodeagent sidecar`` as user 1337, with the node agent's certificates."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from nodeagent.lab import Lab, cgroup, linux
+from nodeagent.lab.layout import CGROUP
+from nodeagent.lab.network import inside
+from tests.netns.identity import MOUNT, SOCKET, with_volume
+from tests.netns.world import AccessLog, Samples, eventually, server
+
+ROOT = Path(__file__).resolve().parents[2]
+USER = 1337
+PROBE = "readinessProbe: {exec: {command: [sh, -c, 'grep -q :1F90 /proc/net/tcp6']}, periodSeconds: 1}"
+NODEAGENT = ["env", f"PYTHONPATH={ROOT}", sys.executable, "-m", "nodeagent"]
+
+
+def pod(name: str, node: str, *, account: str, labels: str = "") -> str:
+    """Return the YAML of a pod with the test server that brings a sidecar, and of its Service; :func:`sidecar` starts the sidecar."""
+    text = server(name, node, account=account, labels=labels, annotations="sidecar.istio.io/status: '{}'")
+    first, _, service = text.partition("\n\n---")
+    return with_volume(first.replace(PROBE, f"{PROBE}, {MOUNT}")) + f"\n---{service}"
+
+
+def init(lab: Lab, name: str, *arguments: str) -> None:
+    subprocess.run(inside(lab.netns(name), [*NODEAGENT, "sidecar-init", *arguments]), check=True, capture_output=True)
+
+
+def environment(lab: Lab, name: str) -> dict[str, str]:
+    """Return what the downward API says in the pod *name*."""
+    found = lab.pod(name)
+    metadata = found["metadata"]
+    return {
+        "POD_NAME": name,
+        "POD_NAMESPACE": metadata["namespace"],
+        "POD_UID": metadata["uid"],
+        "POD_IPS": ",".join(each["ip"] for each in found["status"]["podIPs"]),
+        "NODE_NAME": found["spec"]["nodeName"],
+    }
+
+
+def command(lab: Lab, variables: Mapping[str, str], *arguments: str, socket: str = SOCKET) -> list[str]:
+    argv = [*NODEAGENT, "sidecar", "--source", str(lab.state), "--sds-socket", socket, *arguments]
+    return ["env", *(f"{key}={value}" for key, value in variables.items()), *unprivileged(argv)]
+
+
+def unprivileged(argv: Sequence[str]) -> list[str]:
+    return ["setpriv", "--reuid", str(USER), "--regid", str(USER), "--clear-groups", "--", *argv]
+
+
+@dataclass
+class Sidecar:
+    lab: Lab
+    name: str
+    process: subprocess.Popen[bytes]
+    log: Path
+    access: Path
+
+    def get(self, port: int, path: str, host: str = "127.0.0.1") -> tuple[int, str]:
+        connection = http.client.HTTPConnection(host, port, timeout=20)
+        try:
+            with linux.network_namespace(self.lab.netns(self.name)):
+                connection.connect()
+            connection.request("GET", path)
+            response = connection.getresponse()
+            return response.status, response.read().decode()
+        finally:
+            connection.close()
+
+    def samples(self) -> Samples:
+        status, text = self.get(15020, "/stats/prometheus")
+        assert status == 200
+        return Samples(text)
+
+    def ready(self) -> bool:
+        try:
+            return self.get(15021, "/healthz/ready")[0] == 200
+        except OSError:
+            return False
+
+    def certificate(self) -> Any:
+        return json.loads(self.get(15000, "/certs")[1])[0]
+
+    def access_log(self) -> AccessLog:
+        return AccessLog(self.access, self.access.stat().st_size)
+
+    def pid(self) -> int:
+        """Return the process in the pod: ``process`` is who entered its namespaces for it."""
+        group = Path(self.lab.pod(self.name)["metadata"]["annotations"][CGROUP])
+        found = [pid for pid in cgroup.processes(group / "c") if _runs(pid, self.name)]
+        assert len(found) == 1, found
+        return found[0]
+
+    def terminate(self) -> int:
+        """Send SIGTERM and return the exit status."""
+        os.kill(self.pid(), signal.SIGTERM)
+        return self.process.wait(30)
+
+
+def _runs(pid: int, name: str) -> bool:
+    try:
+        return b"\0sidecar\0" in Path(f"/proc/{pid}/cmdline").read_bytes() and os.stat(f"/proc/{pid}").st_uid == USER
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
+@contextmanager
+def sidecar(lab: Lab, name: str, logs: Path, *arguments: str, variables: Mapping[str, str] | None = None, rules: Sequence[str] = ()) -> Iterator[Sidecar]:
+    """Run the sidecar of the pod *name*, with its rules; enter when it is ready."""
+    log, access = logs / f"{name}.log", logs / f"{name}.access"
+    init(lab, name, *rules)
+    with log.open("ab") as errors, access.open("ab") as lines:
+        argv = command(lab, environment(lab, name) | dict(variables or {}), "--drain-seconds", "2", *arguments)
+        process = lab.popen(name, argv, stdin=subprocess.DEVNULL, stdout=lines, stderr=errors)
+    running = Sidecar(lab, name, process, log, access)
+    try:
+        eventually(lambda: process.poll() is not None or running.ready(), f"the sidecar of {name} is ready; its log: {log.read_text()[-2000:]}")
+        assert process.poll() is None, log.read_text()[-2000:]
+        yield running
+    finally:
+        if process.poll() is None:
+            os.kill(running.pid(), signal.SIGKILL)
+            process.wait(20)
+        init(lab, name, "--clean")
