@@ -107,10 +107,8 @@ def original_destination(connection: Any) -> tuple[str, int]:
             return socket.inet_ntop(socket.AF_INET, found[4:8]), struct.unpack_from("!H", found, 2)[0]
         found = connection.getsockopt(socket.IPPROTO_IPV6, _SO_ORIGINAL_DST, 28)  # struct sockaddr_in6
         return socket.inet_ntop(socket.AF_INET6, found[8:24]), struct.unpack_from("!H", found, 2)[0]
-    except OSError as error:
-        if error.errno in (errno.ENOENT, errno.ENOTCONN, errno.EINVAL, errno.ENOPROTOOPT):
-            return "", 0
-        raise
+    except OSError:
+        return "", 0
 
 
 def listeners(port: int) -> list[socket.socket]:

@@ -22,7 +22,6 @@ from pydantic.alias_generators import to_camel
 
 from nodeagent.errors import ConfigError
 from nodeagent.resources.fields import PortNumber
-from nodeagent.resources.pod import HttpHeader
 from nodeagent.sidecar import ports
 from nodeagent.sidecar.ports import Family
 
@@ -35,6 +34,11 @@ _SERVING: Final = 1
 
 class _Section(BaseModel):
     model_config = ConfigDict(alias_generator=to_camel, extra="forbid", frozen=True)
+
+
+class HttpHeader(_Section):
+    name: Annotated[str, Field(pattern=r"^[!#$%&'*+.^_`|~0-9A-Za-z-]{1,256}$")]
+    value: Annotated[str, Field(pattern=r"^[^\x00\r\n]*$", max_length=4096)]
 
 
 class HttpGet(_Section):

@@ -92,3 +92,95 @@ def test_http_goes_by_identity(lab: Lab, target: str) -> None:
         assert status(lab, "one", f"{url}/other") == 403
         refused = curl(lab, "intruder", f"{url}/about")
         assert refused.stdout == "RBAC: access denied"
+
+
+@pytest.mark.parametrize("target", ["near-by", "far-off", *LESS])
+def test_tcp_goes_by_identity(lab: Lab, target: str) -> None:
+    for version in (4, 6):
+        for host in (address_of(lab, target, version), cluster_ip(lab, target, version)):
+            assert ask(lab, "one", "duplex", host, 9001, "--send-bytes", 100_000, "--receive-bytes", 100_000)["ok"] == 1
+        assert says(lab, "one", target, version) == "a word"
+        assert says(lab, "intruder", target, version) == ""
+    greeting = ask(lab, "one", "dial", address_of(lab, "one", 4), 9002, "--send", "a word", "--half-close")["received"]
+    assert greeting.startswith("220 one greets "), "a server that speaks first, at the pod's own address"
+
+
+@pytest.mark.parametrize("source", LESS)
+def test_http_from_pods_without_a_sidecar(lab: Lab, source: str) -> None:
+    for url in urls(lab, "near-by"):
+        seen = about(lab, source, url)
+        assert seen["pod"] == "near-by"
+        assert f"URI={PREFIX}/less" in seen["headers"]["x-forwarded-client-cert"]
+        assert status(lab, source, f"{url}/other") == 403
+    assert ask(lab, source, "duplex", cluster_ip(lab, "near-by"), 9001, "--send-bytes", 100_000, "--receive-bytes", 100_000)["ok"] == 1
+
+
+@pytest.mark.parametrize("target", SIDECARS)
+def test_plaintext_gets_nowhere(lab: Lab, target: str) -> None:
+    for version in (4, 6):
+        url = f"http://{bracketed(address_of(lab, target, version))}:8080/about"
+        assert curl(lab, "plain", url).returncode == 56, "reset"
+        assert says(lab, "plain", target, version) == ""
+
+
+def test_an_application_reaches_itself_by_its_service(lab: Lab) -> None:
+    for version in (4, 6):
+        seen = about(lab, "one", f"http://{bracketed(cluster_ip(lab, 'one', version))}")
+        assert seen["pod"] == "one"
+        assert f"URI={PREFIX}/one" in seen["headers"]["x-forwarded-client-cert"]
+
+
+def test_the_outside_is_passed_through(lab: Lab, sidecars: dict[str, Sidecar]) -> None:
+    """The node is no pod of the mesh: its agent's metrics are outside."""
+    for version in (4, 6):
+        url = f"http://{bracketed(address_of(lab, 'node2', version))}:15020/metrics"
+        assert status(lab, "one", url) == 200
+    series = sidecars["one"].samples().labels("istio_requests_total", destination_service_name="PassthroughCluster")
+    assert len(series) == 1
+
+
+def test_nothing_answers(lab: Lab) -> None:
+    assert status(lab, "near-by", f"http://{address_of(lab, 'one', 4)}:8099/") == 503
+
+
+@pytest.mark.parametrize("port", [15001, 15006])
+def test_the_sidecars_own_ports_lead_nowhere(lab: Lab, port: int) -> None:
+    """Dialled directly they would lead to themselves, and so on for ever."""
+    for source, host in (("plain", "near-by"), ("near-by", "near-by"), ("one", "near-by")):
+        for version in (4, 6):
+            assert status(lab, source, f"http://{bracketed(address_of(lab, host, version))}:{port}/") in (0, 503)
+    assert status(lab, "near-by", f"http://127.0.0.1:{port}/") == 0
+
+
+def test_both_ends_are_counted_and_logged(lab: Lab, sidecars: dict[str, Sidecar]) -> None:
+    logs = {name: each.access_log() for name, each in sidecars.items()}
+    ends = {"source_principal": f"{PREFIX}/one", "destination_principal": f"{PREFIX}/far-off", "destination_service_name": "far-off", "response_code": "200"}
+
+    def counted(name: str, reporter: str) -> float:
+        return sidecars[name].samples().sum("istio_requests_total", reporter=reporter, **ends)
+
+    before = counted("one", "source"), counted("far-off", "destination")
+    about(lab, "one", f"http://{cluster_ip(lab, 'far-off')}", "-H", "x-request-id: 4711")
+    eventually(lambda: (counted("one", "source"), counted("far-off", "destination")) == (before[0] + 1, before[1] + 1), "counted once at each end")
+    secured = sidecars["far-off"].samples().sum("istio_requests_total", connection_security_policy="mutual_tls", **ends)
+    assert secured == counted("far-off", "destination")
+    sent = logs["one"].find(id="4711")
+    assert (sent["code"], sent["cluster"]) == ("200", "outbound|80||far-off.default.svc.cluster.local")
+    assert logs["far-off"].find(id="4711")["cluster"] == "inbound|8080||"
+    about(lab, "one", f"http://{cluster_ip(lab, 'far-off')}")
+    assert curl(lab, "intruder", f"http://{cluster_ip(lab, 'far-off')}/about").stdout
+    denied = logs["far-off"].find(code="403")
+    assert denied["details"].startswith("rbac_access_denied_matched_policy[")
+    tcp = sidecars["one"].samples().sum("istio_tcp_connections_opened_total", reporter="source", destination_workload="far-off", response_flags="-")
+    assert tcp > 0
+
+
+def test_the_sidecar_tells_about_itself(lab: Lab, sidecars: dict[str, Sidecar]) -> None:
+    one = sidecars["one"]
+    assert one.certificate()["identity"] == f"{PREFIX}/one"
+    assert one.get(15000, "/flows")[0] == 200
+    assert one.samples().sum("istio_build", component="sidecar") == 1
+    assert one.samples().sum("nodeagent_certificate_expiry_timestamp_seconds", identity=f"{PREFIX}/one") > 0
+    assert status(lab, "plain", f"http://{address_of(lab, 'one', 4)}:15020/stats/prometheus") == 200, "Prometheus needs no identity"
+    assert status(lab, "plain", f"http://{bracketed(address_of(lab, 'one', 6))}:15021/healthz/ready") == 200
+    assert status(lab, "plain", f"http://{address_of(lab, 'one', 4)}:15000/flows") == 0, "the administration is the pod's own"
