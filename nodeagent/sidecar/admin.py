@@ -29,6 +29,7 @@ class Admin:
         probes: Routes = {("GET", path): functools.partial(self._probe, probe) for path, probe in self._probes.items()}
         ready = {("GET", "/healthz/ready"): self._ready}
         admin = {("GET", "/flows"): self._flows, ("GET", "/certs"): self._certs, ("GET", "/policies"): self._policies, **metrics, **ready}
+        admin[("POST", "/quitquitquit")] = self._quit
         for port, hosts, routes in (
             (ports.ADMIN, LOCALHOST, admin),
             (ports.METRICS, EVERYWHERE, {**metrics, **ready, **probes}),
@@ -51,6 +52,11 @@ class Admin:
     async def _probe(self, probe: AppProbe, query: Mapping[str, str]) -> Response:
         fault = await check(probe, self._sidecar.pod.addresses[0])
         return Response(f"{fault}\n".encode("utf-8", "replace"), 503) if fault else Response(b"ok\n")
+
+    async def _quit(self, query: Mapping[str, str]) -> Response:
+        """Drain and end, as on SIGTERM: how a Job's last container lets its pod complete (Envoy's word for it)."""
+        self._sidecar.drain()
+        return Response(b"draining\n")
 
     async def _flows(self, query: Mapping[str, str]) -> Response:
         pipeline = self._sidecar.pipeline

@@ -102,7 +102,7 @@ class Sidecar:
         # Two ways to dial: to the pod's own application the rules must let it through, elsewhere it is the pod.
         self._outbound, self._inbound = pod_state(pod.uid, {}), pod_state(pod.uid, ports.OWN_SOURCE)
         self.pipeline.pods[pod.uid] = self._inbound
-        self._key_sets = KeySets(lambda found: self.pipeline.view.apply(Delta((found,))))
+        self._key_sets = KeySets(lambda found: self._take(Delta((found,))))
         self._admin = Admin(self, probes)
         self._servers: list[asyncio.Server] = []
         self._tasks: set[asyncio.Task[Any]] = set()
@@ -115,7 +115,7 @@ class Sidecar:
     async def start(self) -> None:
         """Bring everything up. Raises NodeagentError."""
         for number in (signal.SIGTERM, signal.SIGINT):
-            self.loop.add_signal_handler(number, self._drain)
+            self.loop.add_signal_handler(number, self.drain)
         changes = self.source.changes()
         self._apply(await self._first(changes))
         if self.access_log is not None:
@@ -157,7 +157,7 @@ class Sidecar:
             missing.append(f"--source {self.settings.source}: does not know this pod (uid {self.pod.uid})")
         return missing
 
-    def _drain(self) -> None:
+    def drain(self) -> None:
         """Stop being ready and ask clients to come back elsewhere; who comes all the same is served until the time is over (Istio's rule)."""
         if self._drain_until:
             return
@@ -205,15 +205,18 @@ class Sidecar:
             self._apply(batch)
 
     def _apply(self, changes: list[AnyChange]) -> None:
-        delta, view = self.mesh.apply(changes), self.pipeline.view
+        delta = self.mesh.apply(changes)
         self.pipeline.node_addresses = frozenset(self.mesh.node_addresses())
-        if not delta:
-            return
+        if delta:
+            self._take(delta)
+            self._want_keys()
+
+    def _take(self, delta: Delta) -> None:
+        view = self.pipeline.view
         protection = view.protection
         view.apply(delta)
         if view.protection != protection and self.pipeline.connections:
             self._start(self.pipeline.reconsider())
-        self._want_keys()
 
     def _want_keys(self) -> None:
         """Have the key sets that this pod's RequestAuthentications name, and no others."""
@@ -221,7 +224,7 @@ class Sidecar:
         entries = self.pipeline.view.policies_of(workload) if workload is not None else ()
         dropped = self._key_sets.wanted(wanted_by(entry for entry in entries if isinstance(entry, RequestAuthentication)))
         if dropped:
-            self.pipeline.view.apply(Delta(removals=dropped))
+            self._take(Delta(removals=dropped))
 
     def _certified(self, certificate: Certificate) -> None:
         """Use *certificate* from now on. Raises IdentityError when it is not this pod's, or does not work."""

@@ -23,7 +23,8 @@ NEAR = {4: "10.99.0.1", 6: "fd99::1"}
 FAR = {4: "10.98.0.1", 6: "fd98::1"}
 LOOPBACK = {4: "127.0.0.1", 6: "::1"}
 OWN = {4: "127.0.0.6", 6: "::6"}
-LISTENERS = {15001: "outbound", 15006: "inbound", 15011: "other outbound", 15016: "other inbound", 8080: "app", 8081: "app", 15020: "own", 15021: "own", 15090: "own", 15008: "own"}
+LISTENERS = {15001: "outbound", 15006: "inbound", 15011: "other outbound", 15016: "other inbound", 8080: "app", 8081: "app"}
+LISTENERS |= dict.fromkeys((15008, 15020, 15021, 15090), "own")
 SIDECAR = 1337
 VERSIONS = pytest.mark.parametrize("version", [4, 6])
 
@@ -100,7 +101,8 @@ def install(*arguments: str) -> None:
 
 def table() -> str:
     """Return the whole nat table of the pod, without comments."""
-    texts = [subprocess.run(["ip", "netns", "exec", POD, f"{name}-save", "-t", "nat"], text=True, capture_output=True, check=True).stdout for name in ("iptables", "ip6tables")]
+    saving = (["ip", "netns", "exec", POD, f"{name}-save", "-t", "nat"] for name in ("iptables", "ip6tables"))
+    texts = [subprocess.run(argv, text=True, capture_output=True, check=True).stdout for argv in saving]
     return "\n".join(line for text in texts for line in text.splitlines() if not line.startswith("#"))
 
 

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import ExitStack
+from pathlib import Path
 
 import pytest
 
 from nodeagent.lab import Lab
 from nodeagent.lab.agent import merge
+from tests.netns import sidecar as real
 from tests.netns.classic import Sidecar, pod, sidecar
 from tests.netns.identity import PREFIX
 from tests.netns.world import QUICK, about, account, address_of, ask, bracketed, client, cluster, cluster_ip, curl, eventually, pod_row, server
@@ -38,6 +40,7 @@ TEXT = "".join(
         account(*SIDECARS, "less", "intruder"),
         *(pod(name, node, account=name, labels="" if name == "one" else 'guard: "on"') for name, node in SIDECARS.items()),
         *(server(name, node, account="less", labels='guard: "on"') for name, node in LESS.items()),
+        real.pod("envoy", "node1", account="less"),
         client("intruder", "node1", account="intruder"),
         client("plain", "node2", annotations='nodeagent.io/enroll: "false"'),
         POLICY,
@@ -113,6 +116,22 @@ def test_http_from_pods_without_a_sidecar(lab: Lab, source: str) -> None:
         assert f"URI={PREFIX}/less" in seen["headers"]["x-forwarded-client-cert"]
         assert status(lab, source, f"{url}/other") == 403
     assert ask(lab, source, "duplex", cluster_ip(lab, "near-by"), 9001, "--send-bytes", 100_000, "--receive-bytes", 100_000)["ok"] == 1
+
+
+def test_a_real_envoy_and_ours_take_each_other_for_peers(lab: Lab, sidecars: dict[str, Sidecar], tmp_path: Path) -> None:
+    process = real.start(lab, "envoy", tmp_path / "envoy.log", admits=["one"], trusts=["near-by", "far-off"])
+    try:
+        eventually(lambda: real.certificate(lab, "envoy")[0], "it has its certificate")
+        for target in ("near-by", "far-off"):
+            seen = about(lab, "envoy", f"http://{cluster_ip(lab, target)}")
+            assert (seen["pod"], f"URI={PREFIX}/less" in seen["headers"]["x-forwarded-client-cert"]) == (target, True)
+            assert ask(lab, "envoy", "duplex", cluster_ip(lab, target), 9001, "--send-bytes", 100_000, "--receive-bytes", 100_000)["ok"] == 1
+        assert about(lab, "one", f"http://{cluster_ip(lab, 'envoy')}")["pod"] == "envoy"
+        assert status(lab, "near-by", f"http://{cluster_ip(lab, 'envoy')}/about") == 403
+        assert ask(lab, "one", "duplex", cluster_ip(lab, "envoy"), 9001, "--send-bytes", 100_000, "--receive-bytes", 100_000)["ok"] == 1
+    finally:
+        process.terminate()
+        process.wait(20)
 
 
 @pytest.mark.parametrize("target", SIDECARS)

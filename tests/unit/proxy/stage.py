@@ -12,6 +12,7 @@ import uvloop
 from nodeagent.config import Proxy
 from nodeagent.mesh.entries import Address, Delta, Endpoint, PodUid, Protocol, Service, ServicePort, SpiffeId, Workload
 from nodeagent.proxy.accept import Accepted
+from nodeagent.proxy.connection import Direction
 from nodeagent.proxy.pipeline import Pipeline
 from nodeagent.proxy.pods import PodState
 from nodeagent.redirect.original import Original
@@ -33,7 +34,7 @@ class Log:
 
 
 class Originals:
-    def take(self, cookie: int, address: str, port: int) -> Original:
+    def of(self, transport: Any, pod: PodState, direction: Direction) -> Original:
         return Original(VIP, 80, None)
 
 
@@ -105,7 +106,7 @@ class Stage:
         return sum(route.active for pod in self.pods.values() for routes in pod.routes.values() for route in routes)
 
     def _accepted(self) -> Any:
-        return Accepted(self.pipeline, self.pods["client"], "outbound", Originals())  # type: ignore[arg-type]
+        return Accepted(self.pipeline, self.pods["client"], "outbound", Originals())
 
     def _ask(self, uid: str) -> Callable[[Any, int], None]:
         def ask(family: Any, count: int) -> None:
