@@ -29,8 +29,8 @@ if TYPE_CHECKING:
 @click.option("--policies", multiple=True, metavar="FILE", help="AuthorizationPolicies that the sidecars enforce (template envoy).")
 @click.option("-n", "--namespace", default="default", show_default=True, help="Namespace of objects that do not say theirs.")
 @click.option(
-    "--namespace-label", "labels", multiple=True, metavar="KEY=VALUE", default=("istio-injection=enabled",), show_default=True,
-    help="Labels of the objects' namespaces; they decide with the pods' own labels who gets a sidecar, as in Istio.",
+    "--namespace-label", "labels", multiple=True, metavar="KEY=VALUE",
+    help="Labels of the objects' namespaces; they decide with the pods' own labels who gets a sidecar, as in Istio. By default they ask for one.",
 )  # fmt: skip
 @click.option("--revision", default="", help="This injector's revision (istio.io/rev).")
 @click.option("--native", is_flag=True, help="The proxy as a native sidecar: an init container that keeps running (Kubernetes 1.29).")
@@ -48,7 +48,8 @@ def inject(
     given = _values(values) | dict(_assignments("--set", assigned, _parsed))
     given |= {"authorizationPolicies": [*given.get("authorizationPolicies", ()), *_policies(policies)]} if policies else {}
     settings = Settings(template, revision, native, hold, given)
-    namespace_labels = dict(_assignments("--namespace-label", labels, str))
+    asking = {"istio.io/rev": revision} if revision else {"istio-injection": "enabled"}
+    namespace_labels = dict(_assignments("--namespace-label", labels, str)) or asking
     notes: list[str] = []
     change = _undo(notes) if undo else _change(settings, namespace, namespace_labels, notes)
     text = _transform(files, change)

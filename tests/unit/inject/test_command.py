@@ -208,6 +208,11 @@ def test_the_namespaces_labels_decide(run: Run, labels: Sequence[str], injected:
     assert err.startswith("injected: " if injected else "skipped: ")
 
 
+def test_a_revision_by_hand_is_that_of_the_namespace(run: Run) -> None:
+    out, _ = run("-f", run.file(DEPLOYMENT), *MESH, "--revision", "canary")
+    assert yaml.safe_load(out)["spec"]["template"]["metadata"]["annotations"]["istio.io/rev"] == "canary"
+
+
 def test_values_and_policies_from_files(run: Run) -> None:
     values = run.file("meshRanges: [10.0.0.0/8]\nmtls: STRICT\n", "values.yaml")
     policy = "apiVersion: security.istio.io/v1\nkind: AuthorizationPolicy\nmetadata: {name: only, namespace: shop}\nspec: {}\n"
