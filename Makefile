@@ -9,7 +9,7 @@ PYTHON := $(VENV)/bin/python
 # Debian's interpreter by its full name: python3 on PATH may be another one, which cannot import Debian's bcc.
 DEBIAN_PYTHON := /usr/bin/python3
 PACKAGES := python3-venv python3-bpfcc python3-cryptography linux-libc-dev iproute2 util-linux procps nftables iptables tcpdump \
-	iputils-ping curl openssl wrk nginx-light haproxy iperf3 prometheus gcc python3-dev
+	iputils-ping curl openssl wrk nginx-light haproxy iperf3 prometheus gcc python3-dev etcd-server
 # What runs for every request: compiled by mypyc where gcc is; the same modules work uncompiled.
 HOT := $(addprefix nodeagent/,$(addsuffix .py, proxy/http1/headers proxy/http1/exchange proxy/http1/downstream proxy/http1/upstream proxy/tcp \
 	proxy/tls/stream proxy/pipeline proxy/route proxy/connection telemetry/cells telemetry/log_format))

@@ -22,6 +22,7 @@ COMMANDS: Final = {
     "flows": ("nodeagent.cli.flows", "Who talks to whom, over which path, and why not."),
     "inject": ("nodeagent.cli.inject", "Classic sidecars, given to pods and workloads in YAML files."),
     "ca": ("nodeagent.cli.ca", "The certificate authority as a service, and the exchange of its root."),
+    "webhook": ("nodeagent.cli.webhook", "Injects classic sidecars into a cluster's pods as they are made."),
     "reload": ("nodeagent.cli.reload", "Replace the proxy's workers without losing a request."),
 }
 """Name -> (module that holds a click command of that name, one line of help)."""

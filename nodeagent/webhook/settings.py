@@ -1,0 +1,32 @@
+"""``webhook.yaml``: the configuration of ``nodeagent webhook``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pydantic import Field
+
+from nodeagent.ca.settings import Host
+from nodeagent.config import Section
+
+
+class Registration(Section):
+    """The MutatingWebhookConfiguration whose caBundle is kept right."""
+
+    name: str = Field(pattern=r"^[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?$")
+    kubeconfig: Path | None = None
+    """How to reach the API server; absent: as the service account of the pod that this runs in."""
+
+
+class WebhookConfig(Section):
+    directory: Path
+    """The authority's directory, as in ca.yaml; its certificate comes from there, and the API server is told its roots."""
+    trust_domain: str = Field("cluster.local", pattern=r"^[a-z0-9._-]{1,255}$")
+    names: tuple[Host, ...] = Field(min_length=1, max_length=100)
+    """By which the API server reaches it: SERVICE.NAMESPACE.svc."""
+    address: str = "0.0.0.0"
+    port: int = Field(15017, ge=0, le=65535)
+    telemetry_port: int = Field(15014, ge=0, le=65535)
+    """/metrics and /ready, without TLS."""
+    registration: Registration | None = None
+    """Absent: somebody else keeps the caBundle."""
