@@ -11,7 +11,6 @@ from typing import Final
 from nodeagent.errors import IdentityError
 from nodeagent.identity.ca import CertificateAuthority, ServerCertificate
 from nodeagent.identity.serving import ServingCertificate
-from nodeagent.inject import Settings
 from nodeagent.telemetry import metrics
 from nodeagent.telemetry.exposition import CONTENT_TYPE
 from nodeagent.telemetry.http_server import EVERYWHERE, HttpServer, Response, serve
@@ -30,9 +29,9 @@ log = logging.getLogger("nodeagent.webhook")
 class Webhook:
     """The whole. Use :meth:`start`, then :meth:`run`; :meth:`stop` ends it."""
 
-    def __init__(self, config: WebhookConfig, settings: Settings, authority: CertificateAuthority) -> None:
+    def __init__(self, config: WebhookConfig, authority: CertificateAuthority) -> None:
         """Raises IdentityError, ConfigError."""
-        self._config, self._settings, self._authority = config, settings, authority
+        self._config, self._settings, self._authority = config, config.injection.settings(), authority
         self._serving = ServingCertificate(authority, config.names)
         self._shown: ServerCertificate | None = None
         self._store = Store()
@@ -99,9 +98,9 @@ class Webhook:
         return Response(self._store.exposition(), content_type=CONTENT_TYPE)
 
 
-async def run(config: WebhookConfig, settings: Settings) -> None:
+async def run(config: WebhookConfig) -> None:
     """Serve until SIGTERM or SIGINT. Raises NodeagentError."""
-    webhook = Webhook(config, settings, CertificateAuthority.open_or_create(config.directory, config.trust_domain))
+    webhook = Webhook(config, CertificateAuthority.open_or_create(config.directory, config.trust_domain))
     await webhook.start()
     work = asyncio.create_task(webhook.run())
     for number in (signal.SIGTERM, signal.SIGINT):

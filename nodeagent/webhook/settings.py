@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from pydantic import Field
 
 from nodeagent.ca.settings import Host
 from nodeagent.config import Section
+from nodeagent.errors import ConfigError, InjectionError
+from nodeagent.inject import Namespace, Settings, inject
+from nodeagent.inject.selection import REVISION_LABEL
 
 
 class Registration(Section):
@@ -16,6 +20,29 @@ class Registration(Section):
     name: str = Field(pattern=r"^[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?$")
     kubeconfig: Path | None = None
     """How to reach the API server; absent: as the service account of the pod that this runs in."""
+
+
+class Injection(Section):
+    """How pods are injected, as the options of ``nodeagent inject``."""
+
+    template: str = "envoy"
+    """A builtin's name or a path."""
+    revision: str = Field("default", pattern=r"^[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?$")
+    """This injector's ``istio.io/rev``; the registration's selectors must name the same."""
+    native: bool = False
+    hold: bool = False
+    values: dict[str, Any] = Field(default_factory=dict)
+    """The template's."""
+
+    def settings(self) -> Settings:
+        """Return them for the injector. Raises ConfigError when it could inject no pod with them."""
+        settings = Settings(self.template, self.revision, self.native, self.hold, self.values)
+        trial = {"metadata": {"labels": {REVISION_LABEL: self.revision}}, "spec": {"containers": [{"name": "trial", "image": "trial"}]}}
+        try:
+            inject(trial, Namespace("trial"), settings)
+        except InjectionError as error:
+            raise ConfigError(f"injection: {error}") from None
+        return settings
 
 
 class WebhookConfig(Section):
@@ -30,3 +57,4 @@ class WebhookConfig(Section):
     """/metrics and /ready, without TLS."""
     registration: Registration | None = None
     """Absent: somebody else keeps the caBundle."""
+    injection: Injection = Injection()  # type: ignore[call-arg]

@@ -8,7 +8,7 @@ from typing import Any
 from nodeagent.inject import Settings
 from nodeagent.webhook.review import Review, parse
 
-SETTINGS = Settings()
+SETTINGS = Settings(values={"meshRanges": ["10.244.0.0/16", "10.96.0.0/12"]})
 POD: dict[str, Any] = {
     "apiVersion": "v1", "kind": "Pod",
     "metadata": {"name": "web", "labels": {"app": "web"}},
