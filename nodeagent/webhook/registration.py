@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, Final
 
 from nodeagent.webhook.kube_api import Access, ApiError, KubeApi, from_kubeconfig, in_cluster
@@ -16,6 +16,7 @@ LOOK_SECONDS: Final = 5.0
 """How long a wrong caBundle stays: Istio's webhooks fail for as long."""
 MAX_DELAY: Final = 60.0
 CONFLICT: Final = 409
+Sleep = Callable[[float], Awaitable[None]]
 log = logging.getLogger("nodeagent.webhook")
 
 
@@ -43,8 +44,8 @@ def access(registration: Registration) -> Access:
 class Keeper:
     """Looks at the registration, and at its own failures, in intervals."""
 
-    def __init__(self, api: KubeApi, name: str, roots: Callable[[], bytes], count: Callable[[str], None]) -> None:
-        self._api, self._path, self._roots, self._count = api, f"{PATH}/{name}", roots, count
+    def __init__(self, api: KubeApi, name: str, roots: Callable[[], bytes], count: Callable[[str], None], sleep: Sleep = asyncio.sleep) -> None:
+        self._api, self._path, self._roots, self._count, self._sleep = api, f"{PATH}/{name}", roots, count, sleep
 
     async def run(self) -> None:
         """Keep it right until cancelled."""
@@ -58,7 +59,7 @@ class Keeper:
                 # A conflict is no trouble: the next look sees what the other has written.
                 delay = LOOK_SECONDS if error.status == CONFLICT else min(2 * delay, MAX_DELAY)
                 log.error("%s; the caBundle is looked at again in %.0f s", error, delay)
-            await asyncio.sleep(delay)
+            await self._sleep(delay)
 
     async def look(self) -> None:
         """Repair it if need be. Raises ApiError."""

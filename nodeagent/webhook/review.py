@@ -21,8 +21,10 @@ API_VERSION: Final = "admission.k8s.io/v1"
 POD: Final = {"group": "", "version": "v1", "kind": "Pod"}
 PODS: Final = {"group": "", "version": "v1", "resource": "pods"}
 MAX_NAME: Final = 253
+MAX_VALUES: Final = 200_000
+"""In a review, by its commas, those in texts included: eight megabytes of nothing but values would take half a minute."""
 MAX_ITEMS: Final = 1000
-"""Of a pod's containers, init containers and volumes each; a pod of the API server's 3 MB may hold a hundred thousand, which would take minutes."""
+"""Of a pod's containers, init containers and volumes each; a second's work."""
 Entry = Literal["namespace", "object", "revision-namespace", "revision-object"]
 ENTRIES: Final[tuple[Entry, ...]] = ("namespace", "object", "revision-namespace", "revision-object")
 """What of Istio's four webhooks the API server matched; the last part of the path that it calls."""
@@ -65,6 +67,8 @@ class Verdict:
 
 def parse(body: bytes) -> Review:
     """Return the review that *body* (JSON) holds. Raises BadReviewError."""
+    if (values := body.count(b",")) > MAX_VALUES:
+        raise BadReviewError(413, "too_large", f"a review of about {values} values; at most {MAX_VALUES} are allowed")
     try:
         document = orjson.loads(body)
     except orjson.JSONDecodeError as error:

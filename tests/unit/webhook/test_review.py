@@ -11,7 +11,7 @@ import jsonpatch
 import pytest
 
 from nodeagent.inject import Injected, Namespace, inject
-from nodeagent.webhook.review import ENTRIES, MAX_ITEMS, BadReviewError, answer, decide, labels, parse
+from nodeagent.webhook.review import ENTRIES, MAX_ITEMS, MAX_VALUES, BadReviewError, answer, decide, labels, parse
 from tests.unit.webhook.reviews import POD, SETTINGS, body, review_of
 
 
@@ -63,6 +63,12 @@ def test_what_is_no_review_is_refused_by_name(bad: bytes, message: str) -> None:
     assert message in str(caught.value)
     assert caught.value.status == 400
     assert len(str(caught.value)) < 400
+
+
+def test_a_review_of_a_million_values_is_refused_before_it_is_parsed() -> None:
+    with pytest.raises(BadReviewError, match="200001 values; at most 200000") as caught:
+        parse(b"[" + b"," * (MAX_VALUES + 1))
+    assert caught.value.status == 413
 
 
 def test_the_patch_makes_the_injectors_pod() -> None:

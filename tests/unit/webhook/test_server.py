@@ -270,6 +270,7 @@ def test_an_expired_certificate_is_not_accepted_and_replaced(tmp_path: Path, cap
     run(test)
 
 
+@pytest.mark.filterwarnings("ignore:ssl.TLSVersion:DeprecationWarning")
 def test_no_older_tls_than_1_2(tmp_path: Path) -> None:
     async def test() -> None:
         async with running(Stage(tmp_path)) as stage:
