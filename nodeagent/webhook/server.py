@@ -60,7 +60,7 @@ class Server:
         self._held = 0
         self._threads = ThreadPoolExecutor(THREADS, "review")
         self._busy: set[object] = set()
-        self._handshakes: set[asyncio.Task[None]] = set()
+        self._handshakes: dict[asyncio.Task[None], None] = {}  # in the order in which they began
         self._listener: socket.socket
         self._accepting: asyncio.Task[None]
         self._runner: web.AppRunner
@@ -96,7 +96,7 @@ class Server:
         with suppress(asyncio.CancelledError):
             await self._accepting
         self._listener.close()
-        for handshake in self._handshakes:
+        for handshake in list(self._handshakes):
             handshake.cancel()
         await self._runner.cleanup()
         self._threads.shutdown(wait=False, cancel_futures=True)
@@ -112,20 +112,24 @@ class Server:
                 continue
             if self._make_room():
                 task = asyncio.create_task(self._shake_hands(connection))
-                self._handshakes.add(task)
-                task.add_done_callback(self._handshakes.discard)
+                self._handshakes[task] = None
+                task.add_done_callback(lambda done: self._handshakes.pop(done, None))
             else:
                 connection.close()
 
     def _make_room(self) -> bool:
-        """Say whether another connection may come, having sent away one that only waits if need be."""
+        """Say whether another connection may come, having sent away one that only waits, or does not finish its handshake, if need be."""
         open_ones = self._server.connections
         if len(open_ones) + len(self._handshakes) < self._limits.connections:
             return True
-        victim = next((handler for handler in open_ones if handler not in self._busy and handler.transport is not None), None)
-        if victim is None or victim.transport is None:
+        waiting = (handler.transport for handler in open_ones if handler not in self._busy)
+        if victim := next((transport for transport in waiting if transport is not None and not transport.is_closing()), None):
+            victim.abort()
+        elif handshake := next(iter(self._handshakes), None):
+            handshake.cancel()
+            del self._handshakes[handshake]
+        else:
             return False
-        victim.transport.abort()
         return True
 
     async def _shake_hands(self, connection: socket.socket) -> None:

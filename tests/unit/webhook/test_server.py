@@ -224,6 +224,34 @@ def test_many_idle_clients_do_not_keep_out_another(tmp_path: Path) -> None:
     run(test)
 
 
+def test_many_clients_that_never_shake_hands_do_not_keep_out_another(tmp_path: Path) -> None:
+    async def test() -> None:
+        async with running(Stage(tmp_path, Limits(connections=8, handshake_seconds=60))) as stage, stage.session() as session:
+            silent = [await asyncio.open_connection("127.0.0.1", stage.server.port) for _ in range(20)]
+            assert (await post(session, stage.url, body(POD)))[0] == 200
+            assert len(stage.server._handshakes) <= 8
+            for _, writer in silent:
+                writer.transport.abort()
+
+    run(test)
+
+
+def test_a_server_that_is_busy_with_all_it_may_hold_lets_nobody_else_in(tmp_path: Path) -> None:
+    async def test() -> None:
+        async with running(Stage(tmp_path, Limits(connections=2, body_seconds=5))) as stage:
+            busy = [await stage.raw() for _ in range(2)]
+            for _, writer in busy:
+                writer.write(HEAD % 100 + b"{")
+            while len(stage.server._busy) < 2:
+                await asyncio.sleep(0.01)
+            with pytest.raises((ConnectionError, ssl.SSLError)):
+                await stage.raw()
+            for _, writer in busy:
+                writer.transport.abort()
+
+    run(test)
+
+
 def test_many_reviews_at_once_are_all_answered(tmp_path: Path) -> None:
     async def test() -> None:
         async with running(Stage(tmp_path)) as stage, stage.session() as session:
