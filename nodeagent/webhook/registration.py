@@ -1,0 +1,70 @@
+"""Keeps the caBundle of the webhook's registration equal to the roots of its authority, whoever wrote something else there."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import logging
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any, Final
+
+from nodeagent.webhook.kube_api import Access, ApiError, KubeApi, from_kubeconfig, in_cluster
+from nodeagent.webhook.settings import Registration
+
+PATH: Final = "/apis/admissionregistration.k8s.io/v1/mutatingwebhookconfigurations"
+LOOK_SECONDS: Final = 5.0
+"""How long a wrong caBundle stays: Istio's webhooks fail for as long."""
+MAX_DELAY: Final = 60.0
+CONFLICT: Final = 409
+Sleep = Callable[[float], Awaitable[None]]
+log = logging.getLogger("nodeagent.webhook")
+
+
+def repair(configuration: Mapping[str, Any], roots_pem: bytes) -> dict[str, Any] | None:
+    """Return the strategic merge patch that gives every webhook of *configuration* the caBundle *roots_pem*; None: they have it.
+
+    It holds the resource's version: whatever was changed meanwhile is not overwritten but looked at anew. Raises ApiError: not such an object.
+    """
+    bundle = base64.b64encode(roots_pem).decode()
+    try:
+        wrong = [webhook["name"] for webhook in configuration.get("webhooks") or () if webhook["clientConfig"].get("caBundle") != bundle]
+        version = configuration["metadata"]["resourceVersion"]
+    except (KeyError, TypeError, AttributeError):
+        raise ApiError("the API server's answer is no MutatingWebhookConfiguration") from None
+    if not wrong:
+        return None
+    return {"metadata": {"resourceVersion": version}, "webhooks": [{"name": name, "clientConfig": {"caBundle": bundle}} for name in wrong]}
+
+
+def access(registration: Registration) -> Access:
+    """Return how to reach the API server. Raises ConfigError."""
+    return from_kubeconfig(registration.kubeconfig) if registration.kubeconfig is not None else in_cluster()
+
+
+class Keeper:
+    """Looks at the registration, and at its own failures, in intervals."""
+
+    def __init__(self, api: KubeApi, name: str, roots: Callable[[], bytes], count: Callable[[str], None], sleep: Sleep = asyncio.sleep) -> None:
+        self._api, self._path, self._roots, self._count, self._sleep = api, f"{PATH}/{name}", roots, count, sleep
+
+    async def run(self) -> None:
+        """Keep it right until cancelled."""
+        delay = LOOK_SECONDS
+        while True:
+            try:
+                await self.look()
+                delay = LOOK_SECONDS
+            except ApiError as error:
+                self._count("failed")
+                # A conflict is no trouble: the next look sees what the other has written.
+                delay = LOOK_SECONDS if error.status == CONFLICT else min(2 * delay, MAX_DELAY)
+                log.error("%s; the caBundle is looked at again in %.0f s", error, delay)
+            await self._sleep(delay)
+
+    async def look(self) -> None:
+        """Repair it if need be. Raises ApiError."""
+        patch = repair(await self._api.get(self._path), self._roots())
+        if patch is not None:
+            await self._api.patch(self._path, patch)
+            log.info("caBundle of %s set", ", ".join(webhook["name"] for webhook in patch["webhooks"]))
+        self._count("repaired" if patch is not None else "right")

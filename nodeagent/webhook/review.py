@@ -1,0 +1,149 @@
+"""An AdmissionReview (admission.k8s.io/v1) and its answer. No I/O.
+
+What is no review of a pod that is being made is refused with an HTTP status, and the registration's failurePolicy says what then becomes of
+the pod. A pod that cannot be injected is denied in the answer, as Istio does: its user sees why, and no pod starts without its sidecar.
+"""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Final, Literal
+
+import jsonpatch
+import orjson
+
+from nodeagent.errors import NodeagentError
+from nodeagent.inject import Injected, InjectionError, Namespace, Settings, inject
+
+API_VERSION: Final = "admission.k8s.io/v1"
+POD: Final = {"group": "", "version": "v1", "kind": "Pod"}
+PODS: Final = {"group": "", "version": "v1", "resource": "pods"}
+MAX_NAME: Final = 253
+MAX_VALUES: Final = 200_000
+"""In a review, by its commas, those in texts included: eight megabytes of nothing but values would take half a minute."""
+MAX_ITEMS: Final = 1000
+"""Of a pod's containers, init containers and volumes each; a second's work."""
+Entry = Literal["namespace", "object", "revision-namespace", "revision-object"]
+ENTRIES: Final[tuple[Entry, ...]] = ("namespace", "object", "revision-namespace", "revision-object")
+"""What of Istio's four webhooks the API server matched; the last part of the path that it calls."""
+
+
+class BadReviewError(NodeagentError):
+    """What came is no review that can be answered; goes to the client with *status*."""
+
+    def __init__(self, status: int, reason: str, message: str) -> None:
+        super().__init__(message)
+        self.status, self.reason = status, reason
+
+
+@dataclass(frozen=True, slots=True)
+class Review:
+    """A pod that is about to be made."""
+
+    uid: str
+    namespace: str
+    """From the request: pods that controllers make hold none themselves."""
+    pod: Mapping[str, Any] = field(repr=False)
+
+    @property
+    def name(self) -> str:
+        """For logs: what the pod is called, or the beginning of it where the API server makes up the rest."""
+        metadata = self.pod["metadata"]
+        return f"{self.namespace}/{metadata.get('name') or metadata.get('generateName', '')}"[: 2 * MAX_NAME]
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What is answered; *result* and *reason* are counted, *text* is for people."""
+
+    result: Literal["injected", "skipped", "denied"]
+    reason: str
+    text: str
+    patch: tuple[Mapping[str, Any], ...] = ()
+    """RFC 6902."""
+
+
+def parse(body: bytes) -> Review:
+    """Return the review that *body* (JSON) holds. Raises BadReviewError."""
+    if (values := body.count(b",")) > MAX_VALUES:
+        raise BadReviewError(413, "too_large", f"a review of about {values} values; at most {MAX_VALUES} are allowed")
+    try:
+        document = orjson.loads(body)
+    except orjson.JSONDecodeError as error:
+        raise BadReviewError(400, "malformed", f"not JSON: {str(error)[:200]}") from None
+    if not isinstance(document, dict) or document.get("kind") != "AdmissionReview":
+        raise BadReviewError(400, "malformed", "kind: AdmissionReview is expected")
+    _expect(document, "apiVersion", API_VERSION)
+    request = _mapping(document, "request")
+    for name, value in (("operation", "CREATE"), ("resource", PODS), ("kind", POD)):
+        _expect(request, name, value)
+    if request.get("subResource"):
+        raise BadReviewError(400, "malformed", "request.subResource: none is expected")
+    uid, namespace = _text(request, "uid"), _text(request, "namespace")
+    pod = _mapping(request, "object")
+    _mapping(pod, "metadata")
+    _mapping(pod, "spec")
+    return Review(uid, namespace, pod)
+
+
+def labels(entry: Entry, revision: str) -> Mapping[str, str]:
+    """Return the labels of a namespace for whose pods the API server calls *entry*, as far as injection looks at them.
+
+    The API server has compared the real ones with the selectors of the registration (daemonset/webhook/registration.yaml), which are Istio's:
+    no other namespace's pods come here.
+    """
+    match entry:
+        case "namespace":
+            return {"istio-injection": "enabled"}
+        case "revision-namespace":
+            return {"istio.io/rev": revision}
+        case "object" | "revision-object":
+            return {}
+
+
+def decide(review: Review, namespace_labels: Mapping[str, str], settings: Settings) -> Verdict:
+    """Return what becomes of the pod: the injector's decision, as a patch of what was sent."""
+    for name in ("containers", "initContainers", "volumes"):
+        items = review.pod["spec"].get(name)
+        if isinstance(items, list) and len(items) > MAX_ITEMS:
+            return Verdict("denied", "too_large", f"spec.{name}: {len(items)} items, at most {MAX_ITEMS} are allowed")
+    try:
+        outcome = inject(review.pod, Namespace(review.namespace, namespace_labels), settings)
+        if isinstance(outcome, Injected):
+            return Verdict("injected", "", "injected", tuple(jsonpatch.make_patch(review.pod, outcome.pod)))
+    except InjectionError as error:
+        return Verdict("denied", "injection_error", str(error))
+    except RecursionError:
+        return Verdict("denied", "too_deep", "the pod is nested too deeply")
+    return Verdict("skipped", outcome.reason, outcome.text)
+
+
+def answer(review: Review, verdict: Verdict) -> bytes:
+    """Return the AdmissionReview that tells the API server of *verdict*."""
+    response: dict[str, Any] = {"uid": review.uid, "allowed": verdict.result != "denied"}
+    if verdict.result == "denied":
+        response["status"] = {"code": 400, "reason": "BadRequest", "message": f"sidecar injection: {verdict.text}"}
+    elif verdict.patch:
+        response |= {"patchType": "JSONPatch", "patch": base64.b64encode(orjson.dumps(verdict.patch)).decode()}
+    return orjson.dumps({"apiVersion": API_VERSION, "kind": "AdmissionReview", "response": response})
+
+
+def _mapping(holder: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    value = holder.get(name)
+    if not isinstance(value, dict):
+        raise BadReviewError(400, "malformed", f"{name}: a mapping is expected")
+    return value
+
+
+def _text(holder: Mapping[str, Any], name: str) -> str:
+    value = holder.get(name)
+    if not isinstance(value, str) or not 0 < len(value) <= MAX_NAME:
+        raise BadReviewError(400, "malformed", f"{name}: a text of 1 to {MAX_NAME} characters is expected")
+    return value
+
+
+def _expect(holder: Mapping[str, Any], name: str, expected: object) -> None:
+    if holder.get(name) != expected:
+        raise BadReviewError(400, "malformed", f"{name}: {orjson.dumps(expected).decode()} is expected, not {holder.get(name)!r:.100}")

@@ -1,0 +1,60 @@
+"""``webhook.yaml``: the configuration of ``nodeagent webhook``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field
+
+from nodeagent.ca.settings import Host
+from nodeagent.config import Section
+from nodeagent.errors import ConfigError, InjectionError
+from nodeagent.inject import Namespace, Settings, inject
+from nodeagent.inject.selection import REVISION_LABEL
+
+
+class Registration(Section):
+    """The MutatingWebhookConfiguration whose caBundle is kept right."""
+
+    name: str = Field(pattern=r"^[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?$")
+    kubeconfig: Path | None = None
+    """How to reach the API server; absent: as the service account of the pod that this runs in."""
+
+
+class Injection(Section):
+    """How pods are injected, as the options of ``nodeagent inject``."""
+
+    template: str = "envoy"
+    """A builtin's name or a path."""
+    revision: str = Field("default", pattern=r"^[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?$")
+    """This injector's ``istio.io/rev``; the registration's selectors must name the same."""
+    native: bool = False
+    hold: bool = False
+    values: dict[str, Any] = Field(default_factory=dict)
+    """The template's."""
+
+    def settings(self) -> Settings:
+        """Return them for the injector. Raises ConfigError when it could inject no pod with them."""
+        settings = Settings(self.template, self.revision, self.native, self.hold, self.values)
+        trial = {"metadata": {"labels": {REVISION_LABEL: self.revision}}, "spec": {"containers": [{"name": "trial", "image": "trial"}]}}
+        try:
+            inject(trial, Namespace("trial"), settings)
+        except InjectionError as error:
+            raise ConfigError(f"injection: {error}") from None
+        return settings
+
+
+class WebhookConfig(Section):
+    directory: Path
+    """The authority's directory, as in ca.yaml; its certificate comes from there, and the API server is told its roots."""
+    trust_domain: str = Field("cluster.local", pattern=r"^[a-z0-9._-]{1,255}$")
+    names: tuple[Host, ...] = Field(min_length=1, max_length=100)
+    """By which the API server reaches it: SERVICE.NAMESPACE.svc."""
+    address: str = "0.0.0.0"
+    port: int = Field(15017, ge=0, le=65535)
+    telemetry_port: int = Field(15014, ge=0, le=65535)
+    """/metrics and /ready, without TLS."""
+    registration: Registration | None = None
+    """Absent: somebody else keeps the caBundle."""
+    injection: Injection = Injection()  # type: ignore[call-arg]
