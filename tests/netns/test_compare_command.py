@@ -18,37 +18,10 @@ from nodeagent.compare.scale import SCALE_LAB
 from nodeagent.compare.switches import SWITCH_LAB
 from nodeagent.lab import Lab
 from nodeagent.lab.layout import CGROUP, Layout
-from tests.netns.world import eventually, left_behind
+from tests.netns.world import client, eventually, left_behind, server
 
 COMMAND = [sys.executable, "-m", "nodeagent", "compare"]
 LABS = (*(setup.lab for setup in labs.SETUPS), SCALE_LAB, SWITCH_LAB)
-MANIFEST = """
-apiVersion: apps/v1
-kind: Deployment
-metadata: {name: web}
-spec:
-  selector: {matchLabels: {app: web}}
-  template:
-    metadata: {labels: {app: web}}
-    spec:
-      containers:
-      - name: web
-        command: [python3, -m, http.server, "8000", --directory, /usr/share/doc/curl]
-        ports: [{containerPort: 8000}]
-        readinessProbe: {tcpSocket: {port: 8000}, periodSeconds: 1}
----
-apiVersion: v1
-kind: Service
-metadata: {name: web}
-spec: {selector: {app: web}, ports: [{name: http, port: 80, targetPort: 8000}]}
----
-apiVersion: v1
-kind: Pod
-metadata: {name: asking}
-spec: {containers: [{name: c, command: [sleep, infinity]}]}
-"""
-
-
 def nothing_is_left() -> None:
     eventually(lambda: not any(left_behind(name) for name in LABS), "nothing is left of the labs")  # a killed process takes a moment to vanish
 
@@ -118,8 +91,8 @@ def test_a_mode_that_does_not_come_up_is_named_and_the_others_go_on(monkeypatch:
 
 def test_on_ones_own_manifest(tmp_path: Path) -> None:
     path = tmp_path / "app.yaml"
-    path.write_text(MANIFEST)
-    done = compare("--manifest", str(path), "--from", "asking", "--url", "http://web/", "--modes", "direct,nodeagent,envoy", "--rounds", "1", "--seconds", "1",
+    path.write_text(client("asking", "node1") + server("web", "node2"))
+    done = compare("--manifest", str(path), "--from", "asking", "--url", "http://web/about", "--modes", "direct,nodeagent,envoy", "--rounds", "1", "--seconds", "1",
                    "-o", "json")  # fmt: skip
     assert done.returncode == 0, done.stderr
     told = json.loads(done.stdout)
