@@ -323,7 +323,7 @@ def test_tables_and_json() -> None:
     shown = io.StringIO()
     for each in tables(found):
         Console(file=shown, width=160, color_system=None).print(each)
-    for text in ("shop", "mesh", "128.0 MiB", "60.0 MiB", "0.1", "1 pods more, injected", "51.0 MiB", "77.0 MiB", "2 pods on 1 nodes"):
+    for text in ("shop", "mesh", "128.0 MiB", "60.0 MiB", "0.1", "not injected yet: 1", "51.0 MiB", "77.0 MiB", "Pods: 2; nodes: 1."):
         assert text in shown.getvalue()
     assert "\x1b" not in shown.getvalue()
     told = json.loads(json.dumps(found.json()))
