@@ -49,10 +49,13 @@ def split(text: str) -> list[tuple[int, str]]:
     return found
 
 
-def load(text: str, lines_before: int = 0) -> list[Any]:
-    """Return the values of the documents in *text*, without empty ones. Raises ResourceError, which names the line."""
+def load(text: str, lines_before: int = 0, most: int = MAX_VALUES) -> list[Any]:
+    """Return the values of the documents in *text*, without empty ones. Raises ResourceError, which names the line.
+
+    *most*: how many keys and values a document may hold.
+    """
     try:
-        return [value for value in _documents(yaml.parse(text, Loader=_PARSER), lines_before) if value is not None]
+        return [value for value in _documents(yaml.parse(text, Loader=_PARSER), lines_before, most) if value is not None]
     except yaml.MarkedYAMLError as error:
         line = f"line {error.problem_mark.line + 1 + lines_before}: " if error.problem_mark else ""
         raise ResourceError(f"not YAML: {line}{error.problem}") from None
@@ -74,19 +77,21 @@ class _Open:
 
 @dataclass(slots=True)
 class _Document:
+    most: int
+    """Values it may hold."""
     stack: list[_Open] = field(default_factory=list)
     anchors: dict[str, tuple[Any, int]] = field(default_factory=dict)
     values: int = 0
     root: Any = None
 
 
-def _documents(events: Iterator[Any], lines_before: int) -> Iterator[Any]:
-    document = _Document()
+def _documents(events: Iterator[Any], lines_before: int, most: int) -> Iterator[Any]:
+    document = _Document(most)
     for event in events:
         kind = type(event).__name__
         line = event.start_mark.line + 1 + lines_before if event.start_mark else 0
         if kind == "DocumentStartEvent":
-            document = _Document()
+            document = _Document(most)
         elif kind == "DocumentEndEvent":
             yield document.root
         elif kind == "ScalarEvent":
@@ -122,8 +127,8 @@ def _scalar(event: Any, line: int) -> Any:
 
 def _put(document: _Document, value: Any, line: int, size: int) -> None:
     document.values += size
-    if document.values > MAX_VALUES:
-        raise ResourceError(f"not YAML: line {line}: the document holds more than {MAX_VALUES} values")
+    if document.values > document.most:
+        raise ResourceError(f"not YAML: line {line}: the document holds more than {document.most} values")
     if not document.stack:
         document.root = value
         return

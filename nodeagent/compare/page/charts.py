@@ -18,7 +18,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, MaxNLocator, NullFormatter, NullLocator
 
-from nodeagent.compare.page.look import MODES, OTHER, figure, look, microseconds, order, size, variable
+from nodeagent.compare.page.look import MODES, OTHER, figure, known, microseconds, order, size, variable
 from nodeagent.compare.page.shape import Run, Scale
 
 _TEXT, _GRID, _MUTED = "#fd0000", "#fd0001", "#fd0002"
@@ -71,7 +71,7 @@ class Bar:
 
 def colour(mode: str) -> str:
     """Return the placeholder of a mode."""
-    return _MODE.get(mode, _MODE[OTHER.name])
+    return _MODE[known(mode).name]
 
 
 @contextmanager
@@ -131,7 +131,7 @@ def latency_curves(runs: Sequence[Run], label: str) -> Markup:
         for run in sorted(runs, key=lambda run: order(run.mode)):
             points = [(100 / (100 - percentile), latency) for percentile, latency in run.percentiles if 0 <= percentile < 100 and latency > 0]
             if points:
-                how = look(run.mode)
+                how = known(run.mode)
                 top = max(top, points[-1][0])
                 axes.plot(
                     *zip(*points, strict=True), color=colour(run.mode), linestyle=how.dash, linewidth=how.width,
@@ -156,7 +156,7 @@ def lines(series: Sequence[tuple[str, Sequence[tuple[float, float]]]], label: st
     into: list[Markup] = []
     with _axes(3.2, into, label) as axes:
         for mode, points in sorted(series, key=lambda each: order(each[0])):
-            how = look(mode)
+            how = known(mode)
             axes.plot(
                 *zip(*points, strict=True), color=colour(mode), linestyle=how.dash, linewidth=how.width, marker=how.marker, markersize=6, label=_name(mode)
             )  # fmt: skip

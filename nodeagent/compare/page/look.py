@@ -49,9 +49,9 @@ WORKLOADS: Final = {
 }
 
 
-def look(mode: str) -> Look:
-    """Return how *mode* is drawn; what this version does not know is grey."""
-    return MODES.get(mode, OTHER)
+def known(mode: str) -> Look:
+    """Return how *mode* is drawn, a variant (``nodeagent (2 workers)``) like its mode; what this version does not know is grey."""
+    return MODES.get(mode.partition(" ")[0], OTHER)
 
 
 def drawn() -> list[Look]:
@@ -61,12 +61,12 @@ def drawn() -> list[Look]:
 
 def order(mode: str) -> int:
     """Return the place of *mode* among the modes."""
-    return list(MODES).index(mode) if mode in MODES else len(MODES)
+    return drawn().index(known(mode))
 
 
 def variable(mode: str) -> str:
     """Return the name of the CSS variable that holds the colour of *mode*."""
-    return f"--mode-{mode}" if mode in MODES else "--mode-other"
+    return f"--mode-{known(mode).name}"
 
 
 def dashes(how: Look) -> str:

@@ -35,6 +35,9 @@ class Run(_Part):
     percentiles: tuple[tuple[float, float], ...] = ()
     """(percentile, µs)."""
     cpu_us_per_request: float | None = None
+    """Of the processes that the mode adds."""
+    all_cpu_us_per_request: float | None = None
+    """With client and server."""
     memory_bytes: float | None = None
     errors: int = 0
     late: int | None = None
@@ -116,6 +119,8 @@ class Summary(_Part):
     claims: tuple[Claim, ...] = ()
     work: Mapping[str, Work] = Field(default_factory=dict)
     switches: tuple[Switch, ...] = ()
+    micro: Mapping[str, Any] = Field(default_factory=dict)
+    """Single decisions, measured without traffic."""
     missing: tuple[Missing, ...] = ()
     notes: tuple[str, ...] = ()
 

@@ -52,7 +52,13 @@ class Rated:
     @property
     def doubtful(self) -> bool:
         """Return whether it moved too much within this run or since the earlier one."""
-        return not self.ratio.steady or (self.change is not None and abs(self.change) > AGREE)
+        return not self.ratio.steady or self.disagrees
+
+    @property
+    def disagrees(self) -> bool:
+        """Return whether an earlier run said something else."""
+        before, value = self.ratio.before, self.ratio.value
+        return before is not None and abs(value - before) > AGREE * max(before, value)
 
 
 def find(runs: Iterable[Run], mode: str, workload: str, connections: int) -> Run | None:
@@ -189,13 +195,12 @@ def _explained(workload: str) -> str:
 
 def curves(summary: Summary) -> list[Chart]:
     """Return latency by percentile for each workload and rate."""
-    runs = [run for run in summary.runs if run.percentiles and not run.variant]
+    runs = [run for run in summary.runs if run.percentiles and run.load == "open" and not run.variant]
     found = []
     for workload in _workloads(runs):
-        ways = sorted({(run.load, run.rate or 0, run.connections) for run in runs if run.workload == workload}, reverse=True)
-        for load, rate, connections in sorted(ways, key=lambda way: way[1]):
-            group = [run for run in runs if (run.workload, run.load, run.rate or 0, run.connections) == (workload, load, rate, connections)]
-            how = f"{rate:,.0f} requests/s, open loop" if load == "open" else f"{connections} connections, closed loop"
+        for rate, connections in sorted({(run.rate or 0, run.connections) for run in runs if run.workload == workload}):
+            group = [run for run in runs if (run.workload, run.rate or 0, run.connections) == (workload, rate, connections)]
+            how = f"{rate:,.0f} requests/s over {connections} connections"
             found.append(Chart(f"{_explained(workload)}; {how}", charts.latency_curves(group, f"latency by percentile, {workload}, {how}")))
     return found
 
@@ -290,7 +295,7 @@ def by_pods(summary: Summary) -> list[Chart]:
 
 def modes(summary: Summary) -> list[str]:
     """Return every mode that the summary speaks of, in order."""
-    named = {run.mode for run in summary.runs} | {each.mode for each in summary.scale} | set(summary.work)
+    named = {run.mode for run in summary.runs} | {each.mode for each in summary.scale} | {mode.partition(" (")[0] for mode in summary.work}
     return sorted(named, key=lambda mode: (order(mode), mode))
 
 
@@ -308,4 +313,6 @@ def told(value: Any) -> str:
     """Return a value of the environment or a round as text."""
     if isinstance(value, bool):
         return "yes" if value else "no"
+    if isinstance(value, list | tuple) and all(isinstance(each, str) for each in value):
+        return ", ".join(value)
     return f"{value:,}" if isinstance(value, float) else str(value) if isinstance(value, str | int) else json.dumps(value, default=str)

@@ -91,10 +91,16 @@ def test_the_words_at_the_top(read: Reader) -> None:
     assert "its kernel path ran at 98 % of the rate of a direct connection" in read.text
 
 
+def test_variants_look_like_their_modes() -> None:
+    assert look.known("nodeagent (2 workers)") is look.MODES["nodeagent"]
+    assert look.known("nodeagentx") is look.OTHER
+    assert view.modes(Summary.read(summary())) == list(COST)
+
+
 def test_everything_is_on_it(read: Reader) -> None:
     for text in (
         *COST, *WORKLOADS, "99.999 %", "10 cores, 12.5 GB", "5 ms → 15 ms", "buffer size", "native sidecar", "0.45 ×", "0.0.0-test-data",
-        "the kernel tells them apart", "41,233 log lines", "joins with traces", "Test data: measured nowhere.", "2 workers",
+        "the kernel tells them apart", "41,233 log lines", "joins with traces", "Test data: measured nowhere.", "2 workers", "jwt_microseconds", "41.5",
         "between nodes, mTLS, 32 connections, p99",
     ):  # fmt: skip
         assert text in read.text
@@ -132,7 +138,7 @@ def test_an_absent_part_is_said_to_be_missing(part: str) -> None:
     empty = type(less.pop(part))()
     assert Summary.read(less) == Summary.read({**less, part: None}) == Summary.read({**less, part: empty})
     text = Reader(page(less)).text
-    if part not in ("notes", "missing"):
+    if part not in ("notes", "missing", "micro"):
         assert "Not in this comparison" in text
 
 

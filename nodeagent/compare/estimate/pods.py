@@ -1,0 +1,222 @@
+"""A cluster's pods from YAML or JSON: what ``kubectl get -o yaml`` writes, or manifests, where a workload counts as its replicas."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Final
+
+from nodeagent.compare.estimate.known import Kind, sidecars
+from nodeagent.compare.estimate.known import kind as kind_of
+from nodeagent.compare.estimate.quantity import Amount, quantity
+from nodeagent.errors import NodeagentError, ResourceError
+from nodeagent.resources import yaml_text
+
+SYSTEM: Final = frozenset({"kube-system", "kube-public", "kube-node-lease", "local-path-storage"})
+"""Namespaces whose pods Istio never injects."""
+INJECT: Final = "sidecar.istio.io/inject"
+_ASKED: Final = {"cpu": ("sidecar.istio.io/proxyCPU", "100m"), "memory": ("sidecar.istio.io/proxyMemory", "128Mi")}
+"""What Istio's injector requests: the pod's annotation, where one of them replaces all defaults, and the default."""
+_LIMITS: Final = ("sidecar.istio.io/proxyCPULimit", "sidecar.istio.io/proxyMemoryLimit")
+_REPLICATED: Final = ("Deployment", "StatefulSet", "ReplicaSet", "ReplicationController")
+_WORKLOADS: Final = (*_REPLICATED, "DaemonSet", "Job", "CronJob")
+MAX_VALUES: Final = 20_000_000
+"""Of one YAML document: a list of tens of thousands of pods."""
+
+
+class EstimateError(NodeagentError):
+    """A file is not what kubectl writes, or holds no pods."""
+
+
+@dataclass(frozen=True, slots=True)
+class Sidecar:
+    """A container beside an application. ``requested`` is None where neither a request nor a limit is set."""
+
+    name: str
+    kind: Kind
+    requested: Amount | None
+
+
+@dataclass(frozen=True, slots=True)
+class Pod:
+    """A pod, or so many alike."""
+
+    namespace: str
+    name: str
+    node: str | None
+    count: int
+    sidecars: tuple[Sidecar, ...]
+    injected: Amount | None
+    """What Istio's injector would make a proxy of it request, if it has none and may have one."""
+
+
+@dataclass(frozen=True, slots=True)
+class Cluster:
+    """What was read."""
+
+    pods: tuple[Pod, ...]
+    notes: tuple[str, ...] = ()
+
+
+def read(files: Sequence[str]) -> Cluster:
+    """Return the pods in *files*; ``-`` is standard input. Raises EstimateError."""
+    texts = []
+    for file in files:
+        try:
+            texts.append((file, sys.stdin.read() if file == "-" else Path(file).read_text(encoding="utf-8")))
+        except (OSError, UnicodeDecodeError) as error:
+            raise EstimateError(f"{file}: cannot be read: {error.strerror if isinstance(error, OSError) else error}") from None
+    return parse(texts)
+
+
+def parse(texts: Iterable[tuple[str, str]]) -> Cluster:
+    """Return the pods in *texts*, pairs of a name for messages and YAML or JSON. Raises EstimateError, also if there are none."""
+    names: list[str] = []
+    objects: list[tuple[str, Mapping[str, Any]]] = []
+    for file, text in texts:
+        names.append(file)
+        for number, value in enumerate(_values(file, text), 1):
+            where = f"{file}: document {number}"
+            if not isinstance(value, dict) or not isinstance(value.get("kind"), str):
+                raise EstimateError(f"{where}: allowed: Kubernetes objects with apiVersion and kind, as kubectl get -o yaml writes them")
+            objects += _items(where, value)
+    cluster = _cluster(objects)
+    if not cluster.pods:
+        raise EstimateError(
+            f"{', '.join(names) or 'no file'}: no pods: allowed: the output of kubectl get pods -A -o yaml (or json), or manifests of workloads"
+        )
+    return cluster
+
+
+def _values(file: str, text: str) -> list[Any]:
+    if text.lstrip().startswith("{"):  # JSON is YAML too, but read much faster
+        try:
+            return [json.loads(text)]
+        except (ValueError, RecursionError) as error:
+            if not isinstance(error, json.JSONDecodeError) or error.msg != "Extra data":  # several documents, or flow YAML
+                reason = "nested too deeply" if isinstance(error, RecursionError) else error
+                raise EstimateError(f"{file}: not JSON: {reason}") from None
+    try:
+        return [value for line, part in yaml_text.split(text) for value in yaml_text.load(part, line, MAX_VALUES)]
+    except ResourceError as error:
+        raise EstimateError(f"{file}: {error}") from None
+
+
+def _items(where: str, value: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """Yield *value*, or what it lists, with words for where that stands."""
+    if not value["kind"].endswith("List"):
+        yield where, value
+        return
+    items = value.get("items")
+    for index, item in enumerate(items if isinstance(items, list) else ()):
+        if not isinstance(item, dict):
+            raise EstimateError(f"{where}: items[{index}]: allowed: a Kubernetes object")
+        # Items of a typed list, such as PodList, need not repeat their kind.
+        yield f"{where}: items[{index}]", {"kind": value["kind"].removesuffix("List"), **item}
+
+
+def _cluster(objects: Sequence[tuple[str, Mapping[str, Any]]]) -> Cluster:
+    # A listing may hold a Deployment, its ReplicaSet and their pods: only what owns nothing there is counted.
+    owners = {reference.get("uid") for where, each in objects for reference in _list(where, _section(where, each, "metadata"), "ownerReferences")}
+    pods: list[Pod] = []
+    notes: dict[str, None] = {}
+    seen: set[tuple[str, str, str]] = set()
+    for where, each in objects:
+        metadata, kind = _section(where, each, "metadata"), str(each["kind"])
+        key = (kind, str(metadata.get("namespace", "default")), str(metadata.get("name", metadata.get("generateName", where))))
+        if key in seen or (metadata.get("uid") is not None and metadata["uid"] in owners):
+            continue
+        seen.add(key)
+        if kind == "Pod" and _section(where, each, "status").get("phase") not in ("Succeeded", "Failed"):
+            pods.append(_pod(where, key, metadata, _section(where, each, "spec"), 1))
+        elif kind == "CronJob":
+            notes[f"CronJob {key[1]}/{key[2]} is not counted: its pods come and go"] = None
+        elif kind in _WORKLOADS:
+            pods += _workload(where, key, each, notes)
+    return Cluster(tuple(pods), tuple(notes))
+
+
+def _workload(where: str, key: tuple[str, str, str], each: Mapping[str, Any], notes: dict[str, None]) -> Iterator[Pod]:
+    """Yield the pods of a workload's template."""
+    spec, kind = _section(where, each, "spec"), key[0]
+    if kind == "DaemonSet":
+        count = _section(where, each, "status").get("desiredNumberScheduled")
+        if count is None:
+            count = 1
+            notes[f"DaemonSet {key[1]}/{key[2]} is counted as one pod: on how many nodes it runs is not known"] = None
+    else:
+        count = spec.get("replicas" if kind in _REPLICATED else "parallelism", 1)
+    if not isinstance(count, int) or isinstance(count, bool) or not 0 <= count <= 1_000_000:
+        raise EstimateError(f"{where} ({kind} {key[1]}/{key[2]}): replicas: {count!r:.40}: allowed: a whole number")
+    template = _section(where, spec, "template")
+    if count:
+        yield _pod(where, key, _section(where, template, "metadata"), _section(where, template, "spec"), count)
+
+
+def _pod(where: str, key: tuple[str, str, str], metadata: Mapping[str, Any], spec: Mapping[str, Any], count: int) -> Pod:
+    where = f"{where} ({key[0]} {key[1]}/{key[2]})"
+    containers = _list(where, spec, "containers")
+    native = [each for each in _list(where, spec, "initContainers") if each.get("restartPolicy") == "Always"]
+    kinds = sidecars([_names(each) for each in containers], [_names(each) for each in native])
+    found = tuple(Sidecar(name, kinds[name], _requested(where, each)) for each in (*containers, *native) if (name := _names(each)[0]) in kinds)
+    node = spec.get("nodeName")
+    pod = Pod(key[1], key[2], node if isinstance(node, str) and node else None, count, found, None)
+    meshed = any(each.kind == "mesh" for each in found) or any(kind_of(*_names(each)) == "mesh" for each in containers)  # a gateway
+    marks = {name: {str(mark): str(text).lower() for mark, text in _section(where, metadata, name).items()} for name in ("labels", "annotations")}
+    opted_out = marks["labels"].get(INJECT, marks["annotations"].get(INJECT)) == "false"
+    if meshed or opted_out or spec.get("hostNetwork") is True or key[1] in SYSTEM:
+        return pod
+    return replace(pod, injected=_injected(where, _section(where, metadata, "annotations")))
+
+
+def _injected(where: str, annotations: Mapping[str, Any]) -> Amount:
+    """Return what Istio's injector would request for the pod's proxy."""
+    replaced = any(name in annotations for name in (*_LIMITS, *(annotation for annotation, _ in _ASKED.values())))
+    asked = {what: annotations.get(name, None if replaced else default) for what, (name, default) in _ASKED.items()}
+    limits = dict(zip(_ASKED, (annotations.get(name) for name in _LIMITS), strict=True))
+    return Amount(*(_quantity(where, f"metadata.annotations[{_ASKED[what][0]}]", asked[what] or limits[what] or "0") for what in ("cpu", "memory")))
+
+
+def _requested(where: str, container: Mapping[str, Any]) -> Amount | None:
+    """Return what a container requests; a limit without a request is the request, as for Kubernetes."""
+    name = _names(container)[0]
+    resources = _section(where, container, "resources")
+    both = _section(where, resources, "limits") | _section(where, resources, "requests")
+    if both.get("cpu") is None and both.get("memory") is None:
+        return None
+    return Amount(*(_quantity(where, f"container {name}: resources.requests.{what}", both.get(what) or 0) for what in ("cpu", "memory")))
+
+
+def _quantity(where: str, field: str, value: Any) -> Any:
+    try:
+        amount = quantity(value)
+    except ValueError as error:
+        raise EstimateError(f"{where}: {field}: {value!r:.40}: allowed: {error}") from None
+    if amount < 0:
+        raise EstimateError(f"{where}: {field}: {value!r:.40}: allowed: nothing below zero")
+    return amount
+
+
+def _names(container: Mapping[str, Any]) -> tuple[str, str]:
+    return str(container.get("name", "")), str(container.get("image", ""))
+
+
+def _section(where: str, value: Mapping[str, Any], name: str) -> dict[str, Any]:
+    found = value.get(name)
+    if found is None:
+        return {}
+    if not isinstance(found, dict):
+        raise EstimateError(f"{where}: {name}: {found!r:.40}: allowed: a mapping")
+    return found
+
+
+def _list(where: str, value: Mapping[str, Any], name: str) -> list[dict[str, Any]]:
+    found = value.get(name)
+    if found is None:
+        return []
+    if not isinstance(found, list) or not all(isinstance(each, dict) for each in found):
+        raise EstimateError(f"{where}: {name}: {found!r:.40}: allowed: a list of mappings")
+    return found

@@ -1,0 +1,54 @@
+"""Kubernetes' quantities, exactly: ``100m``, ``0.5``, ``128Mi``, ``1e3``.
+
+Source: k8s.io/apimachinery/pkg/api/resource, Quantity: a signed decimal number and one suffix, of powers of 1024, of powers of 1000, or an exponent.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import Any, Final
+
+_SUFFIXES: Final = {
+    **{suffix: Fraction(1000) ** power for power, suffix in enumerate(("n", "u", "m", "", "k", "M", "G", "T", "P", "E"), -3)},
+    **{suffix: Fraction(1024) ** power for power, suffix in enumerate(("Ki", "Mi", "Gi", "Ti", "Pi", "Ei"), 1)},
+}
+_FORM: Final = re.compile(r"(?P<number>[+-]?(?:[0-9]{1,30}(?:\.[0-9]{0,30})?|\.[0-9]{1,30}))(?:[eE](?P<exponent>[+-]?[0-9]{1,2})|(?P<suffix>[A-Za-z]{0,2}))")
+
+
+@dataclass(frozen=True, slots=True)
+class Amount:
+    """CPU in cores and memory in bytes."""
+
+    cores: Fraction = Fraction(0)
+    memory: Fraction = Fraction(0)
+
+    def __add__(self, other: Amount) -> Amount:
+        return Amount(self.cores + other.cores, self.memory + other.memory)
+
+    def __sub__(self, other: Amount) -> Amount:
+        return Amount(self.cores - other.cores, self.memory - other.memory)
+
+    def __mul__(self, count: int) -> Amount:
+        return Amount(self.cores * count, self.memory * count)
+
+    def json(self) -> dict[str, float | int]:
+        """Return the amount as JSON: cores to the nanocore, whole bytes."""
+        return {"cores": round(float(self.cores), 9), "bytes": round(self.memory)}
+
+
+NOTHING: Final = Amount()
+
+
+def quantity(value: Any) -> Fraction:
+    """Return the value of a quantity, which YAML may have made a number of. Raises ValueError, which says what is allowed.
+
+    ``E`` alone is 10^18; before digits it is an exponent, as for Kubernetes.
+    """
+    text = str(value) if isinstance(value, str | int | float) and not isinstance(value, bool) else ""
+    match = _FORM.fullmatch(text)
+    if match is None or (match["suffix"] or "") not in _SUFFIXES:
+        raise ValueError("a quantity as 100m, 0.5, 128Mi")
+    number = Fraction(match["number"] if not match["number"].endswith(".") else match["number"][:-1])
+    return number * (Fraction(10) ** int(match["exponent"]) if match["exponent"] else _SUFFIXES[match["suffix"]])
