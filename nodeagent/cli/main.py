@@ -23,6 +23,8 @@ COMMANDS: Final = {
     "flows": ("nodeagent.cli.flows", "Who talks to whom, over which path, and why not."),
     "inject": ("nodeagent.cli.inject", "Classic sidecars, given to pods and workloads in YAML files."),
     "ca": ("nodeagent.cli.ca", "The certificate authority as a service, and the exchange of its root."),
+    "sidecar": ("nodeagent.cli.sidecar", "The proxy as a classic sidecar: one process in a pod."),
+    "sidecar-init": ("nodeagent.cli.sidecar_init", "The iptables rules of a pod with a classic sidecar."),
     "webhook": ("nodeagent.cli.webhook", "Injects classic sidecars into a cluster's pods as they are made."),
     "reload": ("nodeagent.cli.reload", "Replace the proxy's workers without losing a request."),
 }
