@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
-from nodeagent.config import ExtensionProvider
+from nodeagent.config import ExtensionProvider, RequestBody
 from nodeagent.policy.model import GlobalLimit
 from nodeagent.proxy.external.model import Descriptor, HttpFacts, Party, RateVerdict, Resolve, Verdict
 
@@ -29,6 +29,11 @@ class Providers:
                 from nodeagent.proxy.external.rate_limit import RateLimitService
 
                 self._limits[provider.name] = RateLimitService(provider.name, provider.rate_limit_grpc, resolve)
+
+    def body_of(self, provider: str) -> RequestBody | None:
+        """Return what the external authorizer *provider* wants to see of requests' bodies; None: nothing."""
+        authorizer = self._authorizers.get(provider)
+        return authorizer.body if authorizer is not None else None
 
     async def check(self, provider: str, source: Party, destination: Party, http: HttpFacts | None, sni: str = "") -> Verdict:
         """Ask the external authorizer *provider* about a request, or about a connection when *http* is None. Never raises."""
