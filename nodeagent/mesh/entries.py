@@ -111,7 +111,8 @@ class Service:
     addresses: tuple[Address, ...]
     """ClusterIPs; empty for a headless Service."""
     ports: tuple[ServicePort, ...]
-    path: PathSetting = "auto"
+    path: PathSetting | None = None
+    """``nodeagent.io/path`` of the Service; None: it does not say, and the namespace's holds."""
 
     @property
     def key(self) -> str:
