@@ -28,6 +28,7 @@ class Probe:
     kind: Literal["http", "tcp", "grpc"]
     port: int
     path: str = ""
+    """Of an HTTP probe; of a gRPC probe the service that is asked about."""
 
 
 @dataclass(frozen=True, slots=True)

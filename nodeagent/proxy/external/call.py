@@ -88,7 +88,7 @@ class Caller:
         shared = self._lend(where)
         keep = False
         try:
-            result = await _unary(UnaryUnaryMethod(shared.channel, self._path, type(request), answer), request, answer)
+            result = await unary(UnaryUnaryMethod(shared.channel, self._path, type(request), answer), request, answer)
             keep = True
             return result
         except GRPCError as error:
@@ -140,7 +140,8 @@ class _Shared:
             self.channel.close()
 
 
-async def _unary(method: UnaryUnaryMethod[Message, _Answer], request: Message, answer: type[_Answer]) -> _Answer:
+async def unary(method: UnaryUnaryMethod[Message, _Answer], request: Message, answer: type[_Answer]) -> _Answer:
+    """Call *method*; return its answer, of no more than MAX_ANSWER bytes. Raises CallError, and what grpclib raises."""
     stream: Stream[Message, _Answer]
     async with method.open() as stream:
         await stream.send_message(request, end=True)
