@@ -20,24 +20,29 @@ USER = 1337
 ADMIN, OUTBOUND, INBOUND = 15000, 15001, 15006
 HTTP_PORTS, TCP_PORTS = (80, 8080), (9000, 9001)
 PROBE = "readinessProbe: {exec: {command: [sh, -c, 'grep -q :1F90 /proc/net/tcp6']}, periodSeconds: 1}"
-RULES = f"""*nat
+_RULES = f"""*nat
 :INBOUND -
 :SIDECAR -
 -A PREROUTING -p tcp -j INBOUND
 -A INBOUND -p tcp -m multiport --dports 15008,15090,15021,15020 -j RETURN
 -A INBOUND -p tcp -j REDIRECT --to-ports {INBOUND}
 -A OUTPUT -p tcp -j SIDECAR
--A SIDECAR -s 127.0.0.6/32 -o lo -j RETURN
--A SIDECAR ! -d 127.0.0.1/32 -o lo -p tcp -m owner --uid-owner {USER} -j REDIRECT --to-ports {INBOUND}
+-A SIDECAR -s %(own)s -o lo -j RETURN
+-A SIDECAR ! -d %(loopback)s -o lo -p tcp -m owner --uid-owner {USER} -j REDIRECT --to-ports {INBOUND}
 -A SIDECAR -o lo -m owner ! --uid-owner {USER} -j RETURN
 -A SIDECAR -m owner --uid-owner {USER} -j RETURN
--A SIDECAR ! -d 127.0.0.1/32 -o lo -p tcp -m owner --gid-owner {USER} -j REDIRECT --to-ports {INBOUND}
+-A SIDECAR ! -d %(loopback)s -o lo -p tcp -m owner --gid-owner {USER} -j REDIRECT --to-ports {INBOUND}
 -A SIDECAR -o lo -m owner ! --gid-owner {USER} -j RETURN
 -A SIDECAR -m owner --gid-owner {USER} -j RETURN
--A SIDECAR -d 127.0.0.1/32 -j RETURN
+-A SIDECAR -d %(loopback)s -j RETURN
 -A SIDECAR -p tcp -j REDIRECT --to-ports {OUTBOUND}
 COMMIT
 """
+RULES = {
+    "iptables-restore": _RULES % {"own": "127.0.0.6/32", "loopback": "127.0.0.1/32"},
+    "ip6tables-restore": _RULES % {"own": "::6/128", "loopback": "::1/128"},
+}
+"""By the program that takes them."""
 _EXTENSION = "type.googleapis.com/envoy.extensions."
 
 
@@ -59,7 +64,8 @@ def start(lab: Lab, name: str, log: Path, *, admits: Sequence[str], trusts: Sequ
     while b"LIVE" not in admin(lab, name, "/ready"):
         assert process.poll() is None and time.monotonic() < deadline, log.read_text(errors="replace")[-2000:]
         time.sleep(0.05)
-    subprocess.run(inside(lab.netns(name), ["iptables-restore", "--noflush", "-w"]), input=RULES.encode(), check=True, capture_output=True)
+    for program, rules in RULES.items():
+        subprocess.run(inside(lab.netns(name), [program, "--noflush", "-w"]), input=rules.encode(), check=True, capture_output=True)
     return process
 
 
@@ -88,10 +94,9 @@ def _bootstrap(admits: Sequence[str], trusts: Sequence[str], delta: bool) -> Jso
     inbound = [_chain(port, _http("in", f"in-{port}", rules), downstream) for port in HTTP_PORTS]
     inbound += [_chain(port, _tcp("in", f"in-{port}"), downstream, before=[_rbac_of_tcp(rules)]) for port in TCP_PORTS]
     outbound = [_chain(port, _http("out", "out-http")) for port in HTTP_PORTS] + [_chain(port, _tcp("out", "out-tcp")) for port in TCP_PORTS]
-    listeners = [
-        _listener(OUTBOUND, outbound, ["original_dst.v3.OriginalDst"]),
-        _listener(INBOUND, inbound, ["original_dst.v3.OriginalDst", "tls_inspector.v3.TlsInspector"]),
-    ]
+    filters = ["original_dst.v3.OriginalDst", "tls_inspector.v3.TlsInspector"]
+    listeners = [_listener(address, OUTBOUND, outbound, filters[:1]) for address in ("0.0.0.0", "::")]
+    listeners += [_listener(address, INBOUND, inbound, filters) for address in ("0.0.0.0", "::")]
     servers = [{"exact": f"{PREFIX}/{account}"} for account in trusts]
     clusters = [_original(name, _tls([protocol], servers, delta)) for name, protocol in (("out-http", "istio-http/1.1"), ("out-tcp", "istio"))]
     clusters += [_application(port) for port in (*HTTP_PORTS, *TCP_PORTS)]
@@ -148,10 +153,10 @@ def _assignment(name: str, address: Json) -> Json:
     return {"cluster_name": name, "endpoints": [{"lb_endpoints": [{"endpoint": {"address": address}}]}]}
 
 
-def _listener(port: int, chains: list[Json], filters: list[str]) -> Json:
+def _listener(address: str, port: int, chains: list[Json], filters: list[str]) -> Json:
     named = [{"name": each, "typed_config": {"@type": f"{_EXTENSION}filters.listener.{each}"}} for each in filters]
-    address = {"socket_address": {"address": "0.0.0.0", "port_value": port}}
-    return {"name": f"listener-{port}", "address": address, "listener_filters": named, "filter_chains": chains}
+    where = {"socket_address": {"address": address, "port_value": port}}
+    return {"name": f"{address}-{port}", "address": where, "listener_filters": named, "filter_chains": chains}
 
 
 def _chain(port: int, last: Json, tls: Json | None = None, *, before: Sequence[Json] = ()) -> Json:
