@@ -8,19 +8,19 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import Any, Final
 
-from grpclib.client import Channel, UnaryUnaryMethod
+from grpclib.client import UnaryUnaryMethod
 from grpclib.const import Cardinality, Handler, Status
 from grpclib.exceptions import GRPCError, StreamTerminatedError
-from grpclib.protocol import H2Protocol
 
 from nodeagent.errors import CONNECT_FAILED
 from nodeagent.identity.grpc_socket import GrpcSocket
 from nodeagent.protocols.health_pb2 import HealthCheckRequest, HealthCheckResponse
-from nodeagent.proxy.external.call import CallError, unary
+from nodeagent.proxy.external.call import CallError, Inside, unary
 from nodeagent.proxy.pipeline import Pipeline
-from nodeagent.proxy.pool import Dial, DialError, Dialled
+from nodeagent.proxy.pool import Dial, DialError
 
 CHECK: Final = "/grpc.health.v1.Health/Check"
 
@@ -30,7 +30,7 @@ def answering(services: frozenset[str], dial: Dial, pipeline: Pipeline, ended: C
 
     async def ask(service: str) -> HealthCheckResponse:
         async with asyncio.timeout(pipeline.timeouts.request):
-            return await _asked(await dial.connect(pipeline, http=False), dial, service)
+            return await _asked(dial, pipeline, service)
 
     return GrpcSocket([_Health(services, ask)]).protocol(ended)
 
@@ -53,29 +53,10 @@ class _Health:
         await stream.send_message(answer)
 
 
-async def _asked(dialled: Dialled, dial: Dial, service: str) -> HealthCheckResponse:
-    """Ask the application. Raises GRPCError with its own refusal, CallError, and what grpclib raises of a connection that ends."""
-    channel = _Inside(dialled, dial)
+async def _asked(dial: Dial, pipeline: Pipeline, service: str) -> HealthCheckResponse:
+    """Ask the application. Raises GRPCError with its own refusal, DialError, CallError, and what grpclib raises of a connection that ends."""
+    channel = Inside(partial(dial.connect, pipeline, http=False), dial.address, dial.port)
     try:
         return await unary(UnaryUnaryMethod(channel, CHECK, HealthCheckRequest, HealthCheckResponse), HealthCheckRequest(service=service), HealthCheckResponse)
     finally:
         channel.close()
-        dialled.transport.abort()
-
-
-class _Inside(Channel):
-    """A channel over one connection that stands already."""
-
-    def __init__(self, dialled: Dialled, dial: Dial) -> None:
-        super().__init__(dial.address, dial.port)
-        self._dialled = dialled
-
-    async def _create_connection(self) -> H2Protocol:
-        made, dialled = self._protocol_factory(), self._dialled
-        if dialled.lost or dialled.ended:
-            raise ConnectionResetError("the application closed the connection")
-        dialled.transport.set_protocol(made)
-        made.connection_made(dialled.transport)
-        if dialled.early:
-            made.data_received(dialled.early)
-        return made

@@ -168,7 +168,7 @@ class Bound:
             exchange.method.decode("latin-1"), exchange.target.decode("latin-1"), exchange.host.decode("latin-1"), headers,
             version="HTTP/1.0" if exchange.http10 else "HTTP/1.1", body=body,
         )  # fmt: skip
-        verdict = await pipeline.providers.check(provider, *self._parties(connection), asked, connection.sni)
+        verdict = await pipeline.providers.check(provider, *self._parties(connection), asked, connection.sni, _protected(exchange.route))
         if verdict.allowed:
             if verdict.query_set or verdict.query_remove:
                 request.path = with_parameters(request.path, verdict.query_set, verdict.query_remove)
@@ -191,7 +191,7 @@ class Bound:
         """Ask the rate limit service that *limit* names."""
         from nodeagent.policy.rate_limit import descriptors
 
-        verdict = await pipeline.providers.ask(limit, descriptors(limit, request, self.facts.principal, self.client))
+        verdict = await pipeline.providers.ask(limit, descriptors(limit, request, self.facts.principal, self.client), _protected(exchange.route))
         if verdict.failed:
             log.warning("%s: the rate limit service %s: %s", self.workload, limit.provider, verdict.failed)
         if verdict.allowed:
@@ -215,7 +215,7 @@ class Bound:
         if decision.notes or not decision.allowed:
             self._note(pipeline, decision)
         if decision.custom and self.reason is None:
-            verdict = await pipeline.providers.check(decision.custom, *self._parties(connection), None, connection.sni)
+            verdict = await pipeline.providers.check(decision.custom, *self._parties(connection), None, connection.sni, _protected(route))
             if not verdict.allowed:
                 return self._external(pipeline, decision.custom, verdict)
         return self.reason
@@ -265,6 +265,11 @@ def denied(policy: str, rule: int) -> Reason:
     namespace, _, name = policy.partition("/")
     details = f"rbac_access_denied_matched_policy[ns[{namespace}]-policy[{name}]-rule[{rule}]]"
     return replace(POLICY_DENIED, details=details, hint=f"AuthorizationPolicy {policy}, rule {rule}")
+
+
+def _protected(route: Route | None) -> str:
+    """Return the uid of the pod that the endpoint of *route* is: for it others are asked."""
+    return route.endpoint.uid if route is not None and route.endpoint is not None else ""
 
 
 def facts(connection: Connection, route: Route) -> ConnectionFacts:

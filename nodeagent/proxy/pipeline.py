@@ -12,6 +12,7 @@ import logging
 import os
 import weakref
 from collections.abc import Coroutine
+from functools import partial
 from time import monotonic, perf_counter, time
 from typing import Any, Final
 
@@ -20,6 +21,7 @@ from nodeagent.errors import CERTIFICATE_ENDED, DOWNSTREAM_GONE, DOWNSTREAM_TIME
 from nodeagent.mesh.entries import Endpoint, Workload
 from nodeagent.proxy.authorize import OPEN, Permit, Refusal, asked_health, authorize_connection, is_probe
 from nodeagent.proxy.connection import Connection, Path, host_port
+from nodeagent.proxy.external.model import Way
 from nodeagent.proxy.external.providers import Providers
 from nodeagent.proxy.guard import UNGUARDED, Bound, Guard, facts
 from nodeagent.proxy.http1.downstream import HttpDownstream
@@ -65,7 +67,7 @@ class Pipeline:
         self._request_ids: list[bytes] = []
         self._guards: dict[tuple[str, bool], tuple[Guard, int]] = {}
         self._waiting: set[asyncio.Task[None]] = set()
-        self.providers = Providers((), self.view.endpoint_of)
+        self.providers = Providers((), self.way_to)
         """Whom policies may ask (``extensionProviders``)."""
         self.share = 1.0
         """This worker's part of each local rate limit: workers do not count together."""
@@ -291,6 +293,20 @@ class Pipeline:
             path, expected = "proxy-mtls", workload.identity
         pool = self._pool(Dial(dialler, endpoint.address, endpoint.port, expected))
         return Destination(endpoint, workload, path, pool, cluster, delivers=local is not None)
+
+    def way_to(self, service: str, port: int, asker: str) -> Way | None:
+        """Return how the provider at *port* of *service* is reached for the pod *asker*; None: it is nowhere.
+
+        One that takes mTLS is asked from inside that pod and with its identity, as a sidecar there would; any other from the node, in plaintext.
+        """
+        where = self.view.endpoint_of(service, port)
+        if where is None:
+            return None
+        workload, pod = self.view.workload_at(where[0]), self.pods.get(asker)
+        if workload is None or pod is None or not takes_mtls(workload, where[1]):
+            return Way(*where)
+        dial = Dial(pod, *where, None if workload.uid == asker else workload.identity)
+        return Way(*where, dial, partial(dial.connect, self, http=False))
 
     def _pool(self, dial: Dial) -> Pool:
         pool = self._pools.get(dial)

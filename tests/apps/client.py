@@ -70,7 +70,7 @@ async def dial(options: argparse.Namespace) -> None:
     except OSError as error:
         say(**result, error=name_of(error))
         return
-    result["peer"] = list(writer.get_extra_info("peername")[:2])
+    result["peer"] = list((writer.get_extra_info("peername") or ())[:2])  # none where it was reset at once
     result["local"] = writer.get_extra_info("sockname")[0]
     received = b""
     try:

@@ -33,11 +33,14 @@ class ExtAuthz:
         """What it wants to see of requests' bodies."""
         self._caller = Caller(name, settings.service, settings.port, PATH, resolve)
 
-    async def check(self, source: Party, destination: Party, http: HttpFacts | None, sni: str = "") -> Verdict:
-        """Ask about a request, or about a connection when *http* is None. Never raises; what the provider does not answer the settings do."""
+    async def check(self, source: Party, destination: Party, http: HttpFacts | None, sni: str = "", asker: str = "") -> Verdict:
+        """Ask for the pod *asker* about a request, or about a connection when *http* is None.
+
+        Never raises; what the provider does not answer the settings do.
+        """
         try:
             request = CheckRequest(attributes=_attributes(source, destination, http, sni, self.body))
-            return _verdict(await self._caller.call(request, CheckResponse, self._settings.timeout))
+            return _verdict(await self._caller.call(request, CheckResponse, self._settings.timeout, asker))
         except CallError as error:
             return Verdict(self._settings.fail_open, status=self._settings.status_on_error, failed=str(error))
 

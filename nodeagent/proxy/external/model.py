@@ -2,14 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Awaitable, Callable, Hashable
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
 from nodeagent.policy.model import GlobalLimit
 
-Resolve = Callable[[str, int], tuple[str, int] | None]
-"""Host (``name`` or ``namespace/name``) and port of a provider -> address and port to connect to now; None when there is none."""
+
+@dataclass(frozen=True, slots=True)
+class Way:
+    """How a provider is reached. Ways that are equal may share a connection."""
+
+    address: str
+    port: int
+    through: Hashable = None
+    """Whose connection it is; None: the node's own, in plaintext."""
+    connect: Callable[[], Awaitable[Any]] | None = field(default=None, compare=False)
+    """Makes a connection ``through`` that; returns a ``Dialled``."""
+
+
+Resolve = Callable[[str, int, str], Way | None]
+"""Host (``name`` or ``namespace/name``) and port of a provider, and the uid of the pod for which it is asked -> the way to it now; None when there is none."""
 Header = tuple[str, str]
 AnswerAction = Literal["add", "set", "add_if_absent", "set_if_present"]
 AnswerField = tuple[str, str, AnswerAction]

@@ -13,6 +13,7 @@ from nodeagent.config import ExtensionProvider
 from nodeagent.identity.tls import Contexts
 from nodeagent.policy.model import AuthorizationPolicy, Rule
 from nodeagent.protocols.envoy_auth_pb2 import CheckRequest, CheckResponse
+from nodeagent.proxy.external.model import Way
 from nodeagent.proxy.external.providers import Providers
 from nodeagent.proxy.external.query import with_parameters
 from nodeagent.proxy.http1.exchange import with_fields
@@ -59,7 +60,7 @@ def asking(authorizer: Authorizer, nodes: Nodes, **body: object) -> None:
     if body:
         settings["includeRequestBodyInCheck"] = body
     provider = ExtensionProvider.model_validate({"name": "authz", "envoyExtAuthzGrpc": settings})
-    nodes.far.providers = Providers((provider,), lambda service, port: ("127.0.0.1", authorizer.port))
+    nodes.far.providers = Providers((provider,), lambda service, port, asker: Way("127.0.0.1", authorizer.port))
 
 
 def acted(authorizer: Authorizer, tls: dict[str, Contexts], scene: Callable[[Nodes, Streams], Any], body: dict[str, object] | None = None, **more: Any) -> None:
