@@ -17,9 +17,10 @@ from nodeagent.proxy.external.model import Way
 from nodeagent.proxy.external.providers import Providers
 from nodeagent.proxy.external.query import with_parameters
 from nodeagent.proxy.http1.exchange import with_fields
+from nodeagent.proxy.pool import Dial
 from tests.fakes import ext_authz
 from tests.fakes.serving import serve
-from tests.unit.proxy.nodes import STRANGER, Nodes, Streams, play
+from tests.unit.proxy.nodes import SERVER, STRANGER, Nodes, Streams, identity, play
 from tests.unit.proxy.stage import answering, ok
 from tests.unit.proxy.test_guard import get, last_record
 from tests.unit.proxy.test_http1 import read_answer
@@ -327,3 +328,19 @@ def test_a_refusal_is_the_authorizers_own(tls: dict[str, Contexts], authorizer: 
 
     authorizer.answer = answer
     acted(authorizer, tls, scene)
+
+
+def test_who_takes_mtls_is_asked_from_inside_the_protected_pod(tls: dict[str, Contexts]) -> None:
+    async def scene(nodes: Nodes) -> None:
+        way = nodes.near.way_to(SERVER, nodes.port, "client")
+        assert way is not None and isinstance(way.through, Dial)
+        assert (way.through.pod, way.through.expected) == (nodes.near.pods["client"], identity("server"))
+        own = nodes.far.way_to(SERVER, nodes.port, "server")
+        assert own is not None and isinstance(own.through, Dial) and own.through.expected is None, "within the pod itself"
+        assert nodes.near.way_to(SERVER, nodes.port, "nobody") == Way(SERVER, nodes.port)
+        assert nodes.near.way_to("192.0.2.1", 80, "client") == Way("192.0.2.1", 80)
+        assert nodes.near.way_to("nowhere", 80, "client") is None
+        await nodes.protect((), "DISABLE")
+        assert nodes.near.way_to(SERVER, nodes.port, "client") == Way(SERVER, nodes.port)
+
+    play(mirror, scene, tls)
