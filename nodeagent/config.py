@@ -150,6 +150,17 @@ MeshHost = Annotated[str, Field(pattern=r"^([a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?/)
 """A Service's host name or an address, with its namespace and a slash before it where the name alone does not tell."""
 
 
+class RequestBody(Section):
+    """How much of a request's body an external authorizer sees."""
+
+    max_request_bytes: int = Field(ge=1, le=16 << 20)
+    """Bytes of a body that are held until the verdict."""
+    allow_partial_message: bool = False
+    """Whether the beginning of a longer body will do; otherwise such a request is refused with 413."""
+    pack_as_bytes: bool = False
+    """Whether the body is sent as bytes; otherwise as UTF-8, with a replacement character for what is not."""
+
+
 class EnvoyExtAuthzGrpc(Section):
     """A service of envoy.service.auth.v3, for AuthorizationPolicies with action CUSTOM."""
 
@@ -161,6 +172,10 @@ class EnvoyExtAuthzGrpc(Section):
     """Whether a request passes when the service does not answer."""
     status_on_error: int = Field(403, ge=200, le=599)
     """The refusal's status when it does not."""
+    clear_route_cache: bool = False
+    """Taken as Istio has it; no route here depends on what an authorizer changes."""
+    include_request_body_in_check: RequestBody | None = None
+    """Without it no body is asked about."""
 
 
 class RateLimitGrpc(Section):

@@ -96,6 +96,10 @@ POLICY_DENIED = Reason(
     "policy_denied", 403, "-", "rbac_access_denied_matched_policy[none]", "no ALLOW policy of the workload matches: see nodeagent explain",
     b"RBAC: access denied",
 )  # fmt: skip
+BODY_TOO_LARGE = Reason(
+    "body_too_large", 413, "-", "request_payload_too_large", "the body exceeds maxRequestBytes of the external authorizer: see extensionProviders",
+    b"Payload Too Large",
+)  # fmt: skip
 EXTERNAL_DENIED = Reason("external_denied", 403, "UAEX", "ext_authz_denied", "the external authorizer refused the request")
 EXTERNAL_ERROR = Reason("external_error", 403, "UAEX", "ext_authz_error", "the external authorizer did not answer: is its Service up? See extensionProviders")
 RATE_LIMITED = Reason("rate_limited", 429, "RL", "local_rate_limited", "a RateLimit of the workload is used up", b"local_rate_limited")

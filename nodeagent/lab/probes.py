@@ -1,4 +1,4 @@
-"""Ask a container how it is, from the node's network namespace, as its spec declares (httpGet, tcpSocket, exec)."""
+"""Ask a container how it is, from the node's network namespace, as its spec declares (httpGet, tcpSocket, exec, grpc)."""
 
 from __future__ import annotations
 
@@ -21,6 +21,8 @@ async def check(probe: Probe, container: Container, address: str, run: RunInPod)
                 return f"exec: exit status {status}" if status else ""
             if probe.tcp_socket:
                 return await _tcp(probe.tcp_socket.host or address, _port(container, probe.tcp_socket.port))
+            if probe.grpc:
+                return await _grpc(address, probe.grpc.port, probe.grpc.service)
             assert probe.http_get is not None, "a Probe holds exactly one handler"
             return await _http(probe.http_get, probe.http_get.host or address, _port(container, probe.http_get.port))
     except TimeoutError:
@@ -55,3 +57,22 @@ async def _http(get: HttpGet, host: str, port: int) -> str:
         return "" if 200 <= int(line[1]) < 400 else f"HTTP status {int(line[1])}"
     finally:
         writer.close()
+
+
+async def _grpc(host: str, port: int, service: str) -> str:
+    from grpclib.client import Channel, UnaryUnaryMethod  # most pods have no such probe
+    from grpclib.exceptions import GRPCError, StreamTerminatedError
+
+    from nodeagent.protocols.health_pb2 import HealthCheckRequest, HealthCheckResponse
+
+    channel = Channel(host, port)
+    try:
+        method = UnaryUnaryMethod(channel, "/grpc.health.v1.Health/Check", HealthCheckRequest, HealthCheckResponse)
+        status = (await method(HealthCheckRequest(service=service))).status
+        return "" if status == HealthCheckResponse.SERVING else f"grpc: {service or 'the server'} is {HealthCheckResponse.ServingStatus.Name(status)}"
+    except GRPCError as error:
+        return f"grpc: status {error.status.name}"
+    except StreamTerminatedError:
+        return "grpc: the connection was closed before the answer"
+    finally:
+        channel.close()

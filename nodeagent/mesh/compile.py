@@ -327,7 +327,7 @@ class Mesh:
             ServicePort(port.port, port.name, rules.port_protocol(port), tuple(_endpoints(port, chosen))) for port in service.ports if port.transport == "TCP"
         )
         host = f"{service.name}.{service.namespace}.svc.cluster.local"
-        return Service(service.name, service.namespace, host, service.addresses, ports, path_setting(service.annotations, "", []) or "auto")
+        return Service(service.name, service.namespace, host, service.addresses, ports, path_setting(service.annotations, "", []))
 
     def _reachable(self, key: Key, pod: objects.Pod) -> tuple[Address, ...]:
         return pod.addresses if pod.host_network else self._owned(key, pod)

@@ -28,6 +28,7 @@ class Probe:
     kind: Literal["http", "tcp", "grpc"]
     port: int
     path: str = ""
+    """Of an HTTP probe; of a gRPC probe the service that is asked about."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,7 +112,8 @@ class Service:
     addresses: tuple[Address, ...]
     """ClusterIPs; empty for a headless Service."""
     ports: tuple[ServicePort, ...]
-    path: PathSetting = "auto"
+    path: PathSetting | None = None
+    """``nodeagent.io/path`` of the Service; None: it does not say, and the namespace's holds."""
 
     @property
     def key(self) -> str:

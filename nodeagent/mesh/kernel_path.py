@@ -192,7 +192,7 @@ def setting_of(server: Workload, service: Service | None) -> tuple[PathSetting, 
     """Return the setting in force and whose it is: the pod's own, the Service's, or else the namespace's."""
     if server.own_path:
         return server.path, "pod"
-    if service is not None and service.path != "auto":
+    if service is not None and service.path is not None:
         return service.path, f"Service {service.namespace}/{service.name}"
     return server.path, "namespace"
 

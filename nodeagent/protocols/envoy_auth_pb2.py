@@ -27,7 +27,7 @@ from nodeagent.protocols import envoy_core_pb2 as nodeagent_dot_protocols_dot_en
 from nodeagent.protocols import status_pb2 as nodeagent_dot_protocols_dot_status__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n$nodeagent/protocols/envoy_auth.proto\x12\x15\x65nvoy.service.auth.v3\x1a\x1fgoogle/protobuf/timestamp.proto\x1a$nodeagent/protocols/envoy_core.proto\x1a nodeagent/protocols/status.proto\"\x96\x06\n\x10\x41ttributeContext\x12<\n\x06source\x18\x01 \x01(\x0b\x32,.envoy.service.auth.v3.AttributeContext.Peer\x12\x41\n\x0b\x64\x65stination\x18\x02 \x01(\x0b\x32,.envoy.service.auth.v3.AttributeContext.Peer\x12@\n\x07request\x18\x04 \x01(\x0b\x32/.envoy.service.auth.v3.AttributeContext.Request\x12G\n\x0btls_session\x18\x0c \x01(\x0b\x32\x32.envoy.service.auth.v3.AttributeContext.TLSSession\x1aZ\n\x04Peer\x12.\n\x07\x61\x64\x64ress\x18\x01 \x01(\x0b\x32\x1d.envoy.config.core.v3.Address\x12\x0f\n\x07service\x18\x02 \x01(\t\x12\x11\n\tprincipal\x18\x04 \x01(\t\x1a\x86\x02\n\x0bHttpRequest\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0e\n\x06method\x18\x02 \x01(\t\x12Q\n\x07headers\x18\x03 \x03(\x0b\x32@.envoy.service.auth.v3.AttributeContext.HttpRequest.HeadersEntry\x12\x0c\n\x04path\x18\x04 \x01(\t\x12\x0c\n\x04host\x18\x05 \x01(\t\x12\x0e\n\x06scheme\x18\x06 \x01(\t\x12\x0c\n\x04size\x18\t \x01(\x03\x12\x10\n\x08protocol\x18\n \x01(\t\x12\x0c\n\x04\x62ody\x18\x0b \x01(\t\x1a.\n\x0cHeadersEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\x1av\n\x07Request\x12(\n\x04time\x18\x01 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x41\n\x04http\x18\x02 \x01(\x0b\x32\x33.envoy.service.auth.v3.AttributeContext.HttpRequest\x1a\x19\n\nTLSSession\x12\x0b\n\x03sni\x18\x01 \x01(\t\"K\n\x0c\x43heckRequest\x12;\n\nattributes\x18\x01 \x01(\x0b\x32\'.envoy.service.auth.v3.AttributeContext\"\x1a\n\nHttpStatus\x12\x0c\n\x04\x63ode\x18\x01 \x01(\x05\"\x8f\x01\n\x12\x44\x65niedHttpResponse\x12\x31\n\x06status\x18\x01 \x01(\x0b\x32!.envoy.service.auth.v3.HttpStatus\x12\x38\n\x07headers\x18\x02 \x03(\x0b\x32\'.envoy.config.core.v3.HeaderValueOption\x12\x0c\n\x04\x62ody\x18\x03 \x01(\t\"\xaf\x01\n\x0eOkHttpResponse\x12\x38\n\x07headers\x18\x02 \x03(\x0b\x32\'.envoy.config.core.v3.HeaderValueOption\x12\x19\n\x11headers_to_remove\x18\x05 \x03(\t\x12H\n\x17response_headers_to_add\x18\x06 \x03(\x0b\x32\'.envoy.config.core.v3.HeaderValueOption\"\xd1\x01\n\rCheckResponse\x12+\n\x06status\x18\x01 \x01(\x0b\x32\x1b.nodeagent.protocols.Status\x12\x44\n\x0f\x64\x65nied_response\x18\x02 \x01(\x0b\x32).envoy.service.auth.v3.DeniedHttpResponseH\x00\x12<\n\x0bok_response\x18\x03 \x01(\x0b\x32%.envoy.service.auth.v3.OkHttpResponseH\x00\x42\x0f\n\rhttp_response2c\n\rAuthorization\x12R\n\x05\x43heck\x12#.envoy.service.auth.v3.CheckRequest\x1a$.envoy.service.auth.v3.CheckResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n$nodeagent/protocols/envoy_auth.proto\x12\x15\x65nvoy.service.auth.v3\x1a\x1fgoogle/protobuf/timestamp.proto\x1a$nodeagent/protocols/envoy_core.proto\x1a nodeagent/protocols/status.proto\"\xa8\x06\n\x10\x41ttributeContext\x12<\n\x06source\x18\x01 \x01(\x0b\x32,.envoy.service.auth.v3.AttributeContext.Peer\x12\x41\n\x0b\x64\x65stination\x18\x02 \x01(\x0b\x32,.envoy.service.auth.v3.AttributeContext.Peer\x12@\n\x07request\x18\x04 \x01(\x0b\x32/.envoy.service.auth.v3.AttributeContext.Request\x12G\n\x0btls_session\x18\x0c \x01(\x0b\x32\x32.envoy.service.auth.v3.AttributeContext.TLSSession\x1aZ\n\x04Peer\x12.\n\x07\x61\x64\x64ress\x18\x01 \x01(\x0b\x32\x1d.envoy.config.core.v3.Address\x12\x0f\n\x07service\x18\x02 \x01(\t\x12\x11\n\tprincipal\x18\x04 \x01(\t\x1a\x98\x02\n\x0bHttpRequest\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0e\n\x06method\x18\x02 \x01(\t\x12Q\n\x07headers\x18\x03 \x03(\x0b\x32@.envoy.service.auth.v3.AttributeContext.HttpRequest.HeadersEntry\x12\x0c\n\x04path\x18\x04 \x01(\t\x12\x0c\n\x04host\x18\x05 \x01(\t\x12\x0e\n\x06scheme\x18\x06 \x01(\t\x12\x0c\n\x04size\x18\t \x01(\x03\x12\x10\n\x08protocol\x18\n \x01(\t\x12\x0c\n\x04\x62ody\x18\x0b \x01(\t\x12\x10\n\x08raw_body\x18\x0c \x01(\x0c\x1a.\n\x0cHeadersEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\x1av\n\x07Request\x12(\n\x04time\x18\x01 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x41\n\x04http\x18\x02 \x01(\x0b\x32\x33.envoy.service.auth.v3.AttributeContext.HttpRequest\x1a\x19\n\nTLSSession\x12\x0b\n\x03sni\x18\x01 \x01(\t\"K\n\x0c\x43heckRequest\x12;\n\nattributes\x18\x01 \x01(\x0b\x32\'.envoy.service.auth.v3.AttributeContext\"\x1a\n\nHttpStatus\x12\x0c\n\x04\x63ode\x18\x01 \x01(\x05\"\x8f\x01\n\x12\x44\x65niedHttpResponse\x12\x31\n\x06status\x18\x01 \x01(\x0b\x32!.envoy.service.auth.v3.HttpStatus\x12\x38\n\x07headers\x18\x02 \x03(\x0b\x32\'.envoy.config.core.v3.HeaderValueOption\x12\x0c\n\x04\x62ody\x18\x03 \x01(\t\"\x9a\x02\n\x0eOkHttpResponse\x12\x38\n\x07headers\x18\x02 \x03(\x0b\x32\'.envoy.config.core.v3.HeaderValueOption\x12\x19\n\x11headers_to_remove\x18\x05 \x03(\t\x12H\n\x17response_headers_to_add\x18\x06 \x03(\x0b\x32\'.envoy.config.core.v3.HeaderValueOption\x12\x45\n\x17query_parameters_to_set\x18\x07 \x03(\x0b\x32$.envoy.config.core.v3.QueryParameter\x12\"\n\x1aquery_parameters_to_remove\x18\x08 \x03(\t\"\xd1\x01\n\rCheckResponse\x12+\n\x06status\x18\x01 \x01(\x0b\x32\x1b.nodeagent.protocols.Status\x12\x44\n\x0f\x64\x65nied_response\x18\x02 \x01(\x0b\x32).envoy.service.auth.v3.DeniedHttpResponseH\x00\x12<\n\x0bok_response\x18\x03 \x01(\x0b\x32%.envoy.service.auth.v3.OkHttpResponseH\x00\x42\x0f\n\rhttp_response2c\n\rAuthorization\x12R\n\x05\x43heck\x12#.envoy.service.auth.v3.CheckRequest\x1a$.envoy.service.auth.v3.CheckResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -37,27 +37,27 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_ATTRIBUTECONTEXT_HTTPREQUEST_HEADERSENTRY']._loaded_options = None
   _globals['_ATTRIBUTECONTEXT_HTTPREQUEST_HEADERSENTRY']._serialized_options = b'8\001'
   _globals['_ATTRIBUTECONTEXT']._serialized_start=169
-  _globals['_ATTRIBUTECONTEXT']._serialized_end=959
+  _globals['_ATTRIBUTECONTEXT']._serialized_end=977
   _globals['_ATTRIBUTECONTEXT_PEER']._serialized_start=457
   _globals['_ATTRIBUTECONTEXT_PEER']._serialized_end=547
   _globals['_ATTRIBUTECONTEXT_HTTPREQUEST']._serialized_start=550
-  _globals['_ATTRIBUTECONTEXT_HTTPREQUEST']._serialized_end=812
-  _globals['_ATTRIBUTECONTEXT_HTTPREQUEST_HEADERSENTRY']._serialized_start=766
-  _globals['_ATTRIBUTECONTEXT_HTTPREQUEST_HEADERSENTRY']._serialized_end=812
-  _globals['_ATTRIBUTECONTEXT_REQUEST']._serialized_start=814
-  _globals['_ATTRIBUTECONTEXT_REQUEST']._serialized_end=932
-  _globals['_ATTRIBUTECONTEXT_TLSSESSION']._serialized_start=934
-  _globals['_ATTRIBUTECONTEXT_TLSSESSION']._serialized_end=959
-  _globals['_CHECKREQUEST']._serialized_start=961
-  _globals['_CHECKREQUEST']._serialized_end=1036
-  _globals['_HTTPSTATUS']._serialized_start=1038
-  _globals['_HTTPSTATUS']._serialized_end=1064
-  _globals['_DENIEDHTTPRESPONSE']._serialized_start=1067
-  _globals['_DENIEDHTTPRESPONSE']._serialized_end=1210
-  _globals['_OKHTTPRESPONSE']._serialized_start=1213
-  _globals['_OKHTTPRESPONSE']._serialized_end=1388
-  _globals['_CHECKRESPONSE']._serialized_start=1391
-  _globals['_CHECKRESPONSE']._serialized_end=1600
-  _globals['_AUTHORIZATION']._serialized_start=1602
-  _globals['_AUTHORIZATION']._serialized_end=1701
+  _globals['_ATTRIBUTECONTEXT_HTTPREQUEST']._serialized_end=830
+  _globals['_ATTRIBUTECONTEXT_HTTPREQUEST_HEADERSENTRY']._serialized_start=784
+  _globals['_ATTRIBUTECONTEXT_HTTPREQUEST_HEADERSENTRY']._serialized_end=830
+  _globals['_ATTRIBUTECONTEXT_REQUEST']._serialized_start=832
+  _globals['_ATTRIBUTECONTEXT_REQUEST']._serialized_end=950
+  _globals['_ATTRIBUTECONTEXT_TLSSESSION']._serialized_start=952
+  _globals['_ATTRIBUTECONTEXT_TLSSESSION']._serialized_end=977
+  _globals['_CHECKREQUEST']._serialized_start=979
+  _globals['_CHECKREQUEST']._serialized_end=1054
+  _globals['_HTTPSTATUS']._serialized_start=1056
+  _globals['_HTTPSTATUS']._serialized_end=1082
+  _globals['_DENIEDHTTPRESPONSE']._serialized_start=1085
+  _globals['_DENIEDHTTPRESPONSE']._serialized_end=1228
+  _globals['_OKHTTPRESPONSE']._serialized_start=1231
+  _globals['_OKHTTPRESPONSE']._serialized_end=1513
+  _globals['_CHECKRESPONSE']._serialized_start=1516
+  _globals['_CHECKRESPONSE']._serialized_end=1725
+  _globals['_AUTHORIZATION']._serialized_start=1727
+  _globals['_AUTHORIZATION']._serialized_end=1826
 # @@protoc_insertion_point(module_scope)

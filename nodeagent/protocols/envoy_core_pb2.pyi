@@ -50,6 +50,14 @@ class HeaderValue(_message.Message):
     raw_value: bytes
     def __init__(self, key: _Optional[str] = ..., value: _Optional[str] = ..., raw_value: _Optional[bytes] = ...) -> None: ...
 
+class QueryParameter(_message.Message):
+    __slots__ = ("key", "value")
+    KEY_FIELD_NUMBER: _ClassVar[int]
+    VALUE_FIELD_NUMBER: _ClassVar[int]
+    key: str
+    value: str
+    def __init__(self, key: _Optional[str] = ..., value: _Optional[str] = ...) -> None: ...
+
 class HeaderValueOption(_message.Message):
     __slots__ = ("header", "append", "append_action")
     class HeaderAppendAction(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):

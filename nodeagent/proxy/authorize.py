@@ -7,10 +7,14 @@ Later stages require the permit; it carries what the decision rested on.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Final
 
 from nodeagent.errors import PLAINTEXT_REFUSED, Reason
 from nodeagent.mesh.entries import Probe, Workload
 from nodeagent.proxy.connection import Peer
+
+PREFACE: Final = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
+"""With what an HTTP/2 client begins (RFC 9113 section 3.4)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +43,11 @@ def authorize_connection(peer: Peer, workload: Workload, port: int, *, from_node
     if peer.security != "none" or workload.mtls_at(port) != "STRICT":
         return Permit(declared) if declared else OPEN
     return Permit(declared, only_probes=True) if declared else Refusal(PLAINTEXT_REFUSED)
+
+
+def asked_health(permit: Permit, early: bytes) -> frozenset[str]:
+    """Return the services that a client whose first bytes are *early* may ask the health of: those of the gRPC probes that *permit* lets through."""
+    return frozenset(probe.path for probe in permit.probes if probe.kind == "grpc") if early and PREFACE.startswith(early[: len(PREFACE)]) else frozenset()
 
 
 def is_probe(permit: Permit, method: bytes, target: bytes) -> bool:

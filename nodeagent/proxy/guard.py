@@ -13,11 +13,13 @@ from functools import lru_cache
 from time import monotonic, time
 from typing import TYPE_CHECKING, Final
 
-from nodeagent.errors import BAD_REQUEST, EXTERNAL_DENIED, EXTERNAL_ERROR, JWT_REFUSED, POLICY_DENIED, RATE_LIMITED, Reason, ResourceError
+from nodeagent.errors import BAD_REQUEST, BODY_TOO_LARGE, EXTERNAL_DENIED, EXTERNAL_ERROR, JWT_REFUSED, POLICY_DENIED, RATE_LIMITED, Reason, ResourceError
 from nodeagent.mesh.entries import Workload
 from nodeagent.policy.authorization import Authorizer, CompiledPolicy, ConnectionFacts, Decision, RequestAuthorizer, RequestFacts, holds_nul, normalise_target
 from nodeagent.policy.model import AuthorizationPolicy, GlobalLimit, Jwks, RateLimit, RequestAuthentication, Rule
+from nodeagent.proxy.external.body import beginning
 from nodeagent.proxy.external.model import HttpFacts, Party, Verdict
+from nodeagent.proxy.external.query import with_parameters
 from nodeagent.proxy.http1.exchange import Exchange, without
 from nodeagent.telemetry.metrics import POLICY_EVENTS
 
@@ -211,7 +213,7 @@ class Bound:
 
     async def _ask(self, pipeline: Pipeline, exchange: Exchange, route: Route, request: RequestFacts, provider: str) -> None:
         """The same with others' answers in their places; then the request is forwarded or refused."""
-        reason = await self._checked(pipeline, exchange, provider) if provider else None
+        reason = await self._checked(pipeline, exchange, request, provider) if provider else None
         if reason is None and not exchange.finished:
             reason = self._decide(pipeline, exchange, request)
         for limit in self.guard.services if reason is None else ():
@@ -224,17 +226,29 @@ class Bound:
         else:
             pipeline.forward(exchange, route)
 
-    async def _checked(self, pipeline: Pipeline, exchange: Exchange, provider: str) -> Reason | None:
+    async def _checked(self, pipeline: Pipeline, exchange: Exchange, request: RequestFacts, provider: str) -> Reason | None:
         """Ask the external authorizer about a request; what it wants changed is changed."""
+        body, wanted = None, pipeline.providers.body_of(provider)
+        if wanted is not None:
+            body = await beginning(exchange, wanted)
+            if exchange.finished:
+                return None
+            if body is not None and body.partial and not wanted.allow_partial_message:
+                return BODY_TOO_LARGE
         connection, lines = exchange.downstream.connection, exchange.lines
         headers = tuple((lines[at].decode("latin-1"), lines[at + 2].decode("latin-1")) for at in range(0, len(lines), 4))
         asked = HttpFacts(
             exchange.method.decode("latin-1"), exchange.target.decode("latin-1"), exchange.host.decode("latin-1"), headers,
-            version="HTTP/1.0" if exchange.http10 else "HTTP/1.1",
+            version="HTTP/1.0" if exchange.http10 else "HTTP/1.1", body=body,
         )  # fmt: skip
-        verdict = await pipeline.providers.check(provider, *self._parties(connection), asked, connection.sni)
+        verdict = await pipeline.providers.check(provider, *self._parties(connection), asked, connection.sni, _protected(exchange.route))
         if verdict.allowed:
-            adopt(exchange, (*verdict.remove, *(name for name, _ in verdict.set)), verdict.set + verdict.append)
+            if verdict.query_set or verdict.query_remove:
+                request.path = with_parameters(request.path, verdict.query_set, verdict.query_remove)
+                exchange.target = request.path.encode("latin-1")
+            added = tuple((name, value) for name, value in verdict.append if exchange.header(name) is not None)
+            adopt(exchange, (*verdict.remove, *(name for name, _ in verdict.set)), verdict.set + added)
+            exchange.answer_fields += verdict.answer
             return None
         return self._external(pipeline, provider, verdict)
 
@@ -250,11 +264,12 @@ class Bound:
         """Ask the rate limit service that *limit* names."""
         from nodeagent.policy.rate_limit import descriptors
 
-        verdict = await pipeline.providers.ask(limit, descriptors(limit, request, self.facts.principal, self.client))
+        verdict = await pipeline.providers.ask(limit, descriptors(limit, request, self.facts.principal, self.client), _protected(exchange.route))
         if verdict.failed:
             log.warning("%s: the rate limit service %s: %s", self.workload, limit.provider, verdict.failed)
         if verdict.allowed:
             adopt(exchange, (), verdict.request_headers)
+            exchange.answer_fields += tuple((name, value, "add") for name, value in verdict.headers)
             return None
         self._count(pipeline, limit.provider, "rate_limited")
         return replace(RATE_LIMITED, status=verdict.status, details="request_rate_limited", body=verdict.body, headers=verdict.headers)
@@ -273,7 +288,7 @@ class Bound:
         if decision.notes or not decision.allowed:
             self._note(pipeline, decision)
         if decision.custom and self.reason is None:
-            verdict = await pipeline.providers.check(decision.custom, *self._parties(connection), None, connection.sni)
+            verdict = await pipeline.providers.check(decision.custom, *self._parties(connection), None, connection.sni, _protected(route))
             if not verdict.allowed:
                 return self._external(pipeline, decision.custom, verdict)
         return self.reason
@@ -313,6 +328,11 @@ def denied(policy: str, rule: int) -> Reason:
     namespace, _, name = policy.partition("/")
     details = f"rbac_access_denied_matched_policy[ns[{namespace}]-policy[{name}]-rule[{rule}]]"
     return replace(POLICY_DENIED, details=details, hint=f"AuthorizationPolicy {policy}, rule {rule}")
+
+
+def _protected(route: Route | None) -> str:
+    """Return the uid of the pod that the endpoint of *route* is: for it others are asked."""
+    return route.endpoint.uid if route is not None and route.endpoint is not None else ""
 
 
 def facts(connection: Connection, route: Route) -> ConnectionFacts:

@@ -12,14 +12,16 @@ import logging
 import os
 import weakref
 from collections.abc import Coroutine
+from functools import partial
 from time import monotonic, perf_counter, time
 from typing import Any, Final
 
 from nodeagent.config import Limits, Proxy, Timeouts
 from nodeagent.errors import CERTIFICATE_ENDED, DOWNSTREAM_GONE, DOWNSTREAM_TIMEOUT, EXTERNAL_ERROR, NO_ENDPOINTS, PROBE_REFUSED, REQUEST_TIMEOUT, Reason
 from nodeagent.mesh.entries import Endpoint, Workload
-from nodeagent.proxy.authorize import OPEN, Permit, Refusal, authorize_connection, is_probe
+from nodeagent.proxy.authorize import OPEN, Permit, Refusal, asked_health, authorize_connection, is_probe
 from nodeagent.proxy.connection import Connection, Path, host_port
+from nodeagent.proxy.external.model import Way
 from nodeagent.proxy.external.providers import Providers
 from nodeagent.proxy.guard import UNGUARDED, Bound, Compiler, Guard, facts
 from nodeagent.proxy.http1.downstream import HttpDownstream
@@ -65,7 +67,7 @@ class Pipeline:
         self.compiler = Compiler(trust_domain)
         self._guards: dict[tuple[str, bool], tuple[Guard, int]] = {}
         self._waiting: set[asyncio.Task[None]] = set()
-        self.providers = Providers((), self.view.endpoint_of)
+        self.providers = Providers((), self.way_to)
         """Whom policies may ask (``extensionProviders``)."""
         self.share = 1.0
         """This worker's part of each local rate limit: workers do not count together."""
@@ -82,8 +84,8 @@ class Pipeline:
             if early:
                 codec.data_received(early)
             return
-        if permit.only_probes and early:
-            self.refuse(connection, transport, PROBE_REFUSED)
+        if permit.only_probes:
+            self._probed(connection, permit, transport, early)
             return
         connection.early = early
         task = self.loop.create_task(self._carry(connection, transport, permit))
@@ -235,9 +237,13 @@ class Pipeline:
         verdict = self.admit(connection)
         if isinstance(verdict, Refusal):
             return verdict.reason
-        if verdict.probes:
-            return None
         http = connection.http is not None
+        if http:
+            connection.http.permit = verdict
+        if connection.relay is not None and verdict.only_probes:
+            return PROBE_REFUSED
+        if connection.relay is None and verdict.probes:
+            return None  # each request is looked at
         self.route(connection)
         uid = connection.upstream_workload.uid if connection.upstream_workload is not None else ""
         routes = [route for route in connection.routes if http or (route.workload is not None and route.workload.uid == uid)]
@@ -308,6 +314,20 @@ class Pipeline:
         pool = self._pool(Dial(dialler, endpoint.address, endpoint.port, expected))
         return Destination(endpoint, workload, path, pool, cluster, delivers=local is not None)
 
+    def way_to(self, service: str, port: int, asker: str) -> Way | None:
+        """Return how the provider at *port* of *service* is reached for the pod *asker*; None: it is nowhere.
+
+        One that takes mTLS is asked from inside that pod and with its identity, as a sidecar there would; any other from the node, in plaintext.
+        """
+        where = self.view.endpoint_of(service, port)
+        if where is None:
+            return None
+        workload, pod = self.view.workload_at(where[0]), self.pods.get(asker)
+        if workload is None or pod is None or not takes_mtls(workload, where[1]):
+            return Way(*where)
+        dial = Dial(pod, *where, None if workload.uid == asker else workload.identity)
+        return Way(*where, dial, partial(dial.connect, self, http=False))
+
     def _pool(self, dial: Dial) -> Pool:
         pool = self._pools.get(dial)
         if pool is None:
@@ -325,9 +345,12 @@ class Pipeline:
         started, wall = perf_counter(), connection.wall
         route = self.route(connection)
         guard = self._guard(connection, route, http=False)
-        reason = None if guard is UNGUARDED or permit.probes else await guard.admits_connection(self, connection, route)
+        reason = None if guard is UNGUARDED else await guard.admits_connection(self, connection, route)
         if reason is not None:
-            self.refuse(connection, transport, reason)
+            if services := asked_health(permit, connection.early):
+                self._answer_health(connection, services, transport)
+            else:
+                self.refuse(connection, transport, reason)
             return
         self._follow(connection, route)
         try:
@@ -354,6 +377,32 @@ class Pipeline:
             connection.relay[0].upstream.eof_received()
         if not transport.is_closing():
             transport.resume_reading()
+
+    def _probed(self, connection: Connection, permit: Permit, transport: Any, early: bytes) -> None:
+        """Of what is not HTTP/1.1, declared probes alone: a gRPC probe is answered, and for a TCP probe it is enough that the connection was opened."""
+        connection.early = early
+        if services := asked_health(permit, early):
+            self._answer_health(connection, services, transport)
+        elif early:
+            self.refuse(connection, transport, PROBE_REFUSED)
+        else:
+            self.closed(connection)
+            transport.close()
+
+    def _answer_health(self, connection: Connection, services: frozenset[str], transport: Any) -> None:
+        """Let the client ask for the health of *services*; it is the application's, whatever else the client wants does not reach that."""
+        from nodeagent.proxy.grpc_probe import answering  # it brings gRPC
+
+        route = self.route(connection)
+        assert route.pool is not None, "a pod's own port is always there"
+        self._follow(connection, route)
+        protocol = answering(services, route.pool.dial, self, lambda: self.closed(connection))
+        transport.set_protocol(protocol)
+        protocol.connection_made(transport)
+        protocol.data_received(connection.early)
+        if connection.half_closed:
+            protocol.eof_received()
+        self.loop.call_later(self.timeouts.request, transport.close)
 
     def tunnel(self, exchange: Exchange, upstream: HttpUpstream, rest: bytes) -> None:
         """Both sides of an exchange left HTTP: relay what follows."""

@@ -23,7 +23,10 @@ class ContainerPort:
 
 @dataclass(frozen=True, slots=True)
 class ProbeAction:
-    """A probe as declared; ``port`` may be a container port's name. ``host`` is empty when it is the pod itself."""
+    """A probe as declared; ``port`` may be a container port's name. ``host`` is empty when it is the pod itself.
+
+    ``path``: of an HTTP probe, or the service that a gRPC probe asks about.
+    """
 
     kind: Literal["http", "tcp", "grpc"]
     port: int | str
@@ -255,7 +258,8 @@ def _probe(declared: Field) -> ProbeAction | None:
         action = declared.part("tcpSocket")
         return ProbeAction("tcp", action.port("port", named=True), "", action.text("host", ""))
     if declared.has("grpc"):
-        return ProbeAction("grpc", declared.part("grpc").port("port"), "", "")
+        action = declared.part("grpc")
+        return ProbeAction("grpc", action.port("port"), action.text("service", ""), "")
     return None
 
 

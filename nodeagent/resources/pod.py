@@ -89,6 +89,11 @@ class TcpSocket(Section):
     host: str = ""
 
 
+class Grpc(Section):
+    port: PortNumber
+    service: str = ""
+
+
 class Exec(Section):
     command: Annotated[tuple[str, ...], Field(min_length=1)]
 
@@ -97,6 +102,7 @@ class Probe(Section):
     http_get: HttpGet | None = None
     tcp_socket: TcpSocket | None = None
     exec: Exec | None = None
+    grpc: Grpc | None = None
     initial_delay_seconds: Seconds = 0
     period_seconds: Annotated[int, Field(ge=1)] = 10
     timeout_seconds: Annotated[int, Field(ge=1)] = 1
@@ -105,8 +111,8 @@ class Probe(Section):
 
     @model_validator(mode="after")
     def _one(self) -> Self:
-        if sum(handler is not None for handler in (self.http_get, self.tcp_socket, self.exec)) != 1:
-            raise ValueError("exactly one of httpGet, tcpSocket, exec")
+        if sum(handler is not None for handler in (self.http_get, self.tcp_socket, self.exec, self.grpc)) != 1:
+            raise ValueError("exactly one of httpGet, tcpSocket, exec, grpc")
         return self
 
 

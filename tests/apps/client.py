@@ -1,6 +1,7 @@
 """The client of the end-to-end tests, run in a pod: does one thing and prints what came of it as JSON lines.
 
-client.py dial HOST PORT [--send TEXT] [--half-close | --reset | --linger]
+client.py dial HOST PORT [--send TEXT] [--half-close | --reset | --linger] [--source ADDRESS] [--ring]
+client.py forge HOST PORT --source ADDRESS      a SYN by a raw socket, as from another's address
 client.py duplex HOST PORT --seed S --send N --receive N [--connections C] [--stall]
 client.py hold HOST PORT [--connections C]      echo; stays open until a line comes on standard input, then echoes again
 client.py http HOST PORT --raw                  standard input is sent as it is; prints what comes back
@@ -20,6 +21,8 @@ import struct
 import sys
 import traceback
 
+import uring
+from forged import syn
 from streams import digest, drink, pour
 
 PATIENCE = 60.0
@@ -40,15 +43,34 @@ async def line_from_stdin() -> str:
     return await asyncio.get_running_loop().run_in_executor(None, sys.stdin.readline)
 
 
+def connected(options: argparse.Namespace) -> socket.socket:
+    """Connect, from a source address or by io_uring if so asked."""
+    sock = socket.socket(socket.AF_INET6 if ":" in options.host else socket.AF_INET, socket.SOCK_STREAM)
+    if options.source:
+        sock.bind((options.source, 0))
+    if options.ring:
+        uring.connect(sock, options.host, options.port, polled=True)
+    else:
+        sock.connect((options.host, options.port))
+    return sock
+
+
+async def forge(options: argparse.Namespace) -> None:
+    family = socket.AF_INET6 if ":" in options.host else socket.AF_INET
+    with socket.socket(family, socket.SOCK_RAW, socket.IPPROTO_RAW) as raw_socket:
+        raw_socket.sendto(syn(options.source, 40000, options.host, options.port), (options.host, 0))
+    say(sent=True)
+
+
 async def dial(options: argparse.Namespace) -> None:
     """Connect, send, read to the end."""
     result: dict[str, object] = {"received": ""}
     try:
-        reader, writer = await asyncio.open_connection(options.host, options.port)
+        reader, writer = await asyncio.open_connection(sock=connected(options))
     except OSError as error:
         say(**result, error=name_of(error))
         return
-    result["peer"] = list(writer.get_extra_info("peername")[:2])
+    result["peer"] = list((writer.get_extra_info("peername") or ())[:2])  # none where it was reset at once
     result["local"] = writer.get_extra_info("sockname")[0]
     received = b""
     try:
@@ -187,7 +209,7 @@ async def udp(options: argparse.Namespace) -> None:
     say(received=data.decode(), sender=sender[0])
 
 
-COMMANDS = {"dial": dial, "duplex": duplex, "hold": hold, "http": raw, "load": load, "udp": udp}
+COMMANDS = {"dial": dial, "forge": forge, "duplex": duplex, "hold": hold, "http": raw, "load": load, "udp": udp}
 
 
 def main() -> None:
@@ -196,9 +218,10 @@ def main() -> None:
     parser.add_argument("host")
     parser.add_argument("port", type=int)
     parser.add_argument("--send", default="")
+    parser.add_argument("--source", default="")
     parser.add_argument("--until", default="")
     parser.add_argument("--kind", default="echo", choices=("echo", "pause"))
-    for flag in ("half-close", "reset", "linger", "stall", "fresh"):
+    for flag in ("half-close", "reset", "linger", "stall", "fresh", "ring"):
         parser.add_argument(f"--{flag}", action="store_true")
     for number in ("seed", "send-bytes", "receive-bytes"):
         parser.add_argument(f"--{number}", type=int, default=0)

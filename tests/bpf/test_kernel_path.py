@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import os
 import socket
-import struct
 from collections.abc import Callable, Iterator
 from multiprocessing.connection import Connection
 from pathlib import Path as File
@@ -16,8 +15,9 @@ from nodeagent.mesh.entries import PodUid
 from nodeagent.mesh.kernel_path import ALLOWED, KernelDestination, KernelService, Plan, Verdict
 from nodeagent.redirect import netns
 from nodeagent.redirect.kernel import Pair, Total
+from tests.apps.forged import syn
 from tests.bpf.conftest import Node
-from tests.bpf.world import Pod, Seen, accept, connected, dial, eventually, ip, serve
+from tests.bpf.world import Pod, Seen, accept, connected, dial, dial_by_ring, eventually, ip, serve
 
 KINDS = ["4", "6", "mapped"]
 Counted = Callable[[], dict[str, int]]
@@ -294,27 +294,16 @@ def test_the_server_judges_again(path: Path, counted: Counted, change: str) -> N
 
 def _forged(_pipe: Connection, source: str, destination: str, port: int) -> None:
     """Send a SYN by a raw socket, with any source address."""
-    packet = forged_syn(source, 40000, destination, port)
-    with socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_RAW) as raw:
-        raw.sendto(packet, (destination, 0))
+    with socket.socket(socket.AF_INET6 if ":" in source else socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_RAW) as raw:
+        raw.sendto(syn(source, 40000, destination, port), (destination, 0))
 
 
-def forged_syn(source: str, source_port: int, destination: str, port: int) -> bytes:
-    """An IPv4 packet (the kernel fills in its checksum) with a TCP SYN."""
-    tcp = struct.pack("!2H2I2B3H", source_port, port, 1, 0, 5 << 4, 2, 1024, 0, 0)
-    ends = socket.inet_aton(source) + socket.inet_aton(destination)
-    words = struct.unpack("!16H", ends + struct.pack("!2H", socket.IPPROTO_TCP, len(tcp)) + tcp)
-    total = sum(words)
-    total = (total & 0xFFFF) + (total >> 16)
-    tcp = tcp[:16] + struct.pack("!H", ~(total + (total >> 16)) & 0xFFFF) + tcp[18:]
-    return struct.pack("!2B3H2BH", 0x45, 0, 40, 0, 0, 64, socket.IPPROTO_TCP, 0) + ends + tcp
-
-
-def test_a_forged_source_meets_the_proxy(path: Path, counted: Counted) -> None:
+@pytest.mark.parametrize("kind", ["4", "6"])
+def test_a_forged_source_meets_the_proxy(path: Path, counted: Counted, kind: str) -> None:
     """Input: SYNs by raw sockets, as from the allowed pod and from a stranger. Verdict: never the kernel path's treatment."""
     path.put(ALLOWED, 8312)
-    for source in (path.a.ipv4, "10.77.0.77"):
-        path.node.stage.run(path.a, _forged, source, path.b.ipv4, 8312)
+    for source in (path.a.address(kind), "fd77::77" if kind == "6" else "10.77.0.77"):
+        path.node.stage.run(path.a, _forged, source, path.b.address(kind), 8312)
     eventually(lambda: counted().get("inbound_captured", 0) >= 2)
     assert counted().keys() == {"inbound_captured"}
 
@@ -441,6 +430,19 @@ def test_tcp_fast_open(path: Path, counted: Counted, kind: str) -> None:
     path.put(DENIED, 8317)
     with pytest.raises(ConnectionRefusedError):
         path.node.stage.run(path.a, _early, path.b.address(kind), 8317)
+    assert counted() == {"outbound_kernel": 1, "inbound_kernel": 1, "outbound_kernel_refused": 1}
+
+
+@pytest.mark.parametrize("polled", [False, True])
+@pytest.mark.parametrize("kind", KINDS)
+def test_io_uring(path: Path, counted: Counted, kind: str, polled: bool) -> None:
+    """Input: io_uring connects. Verdict: allowed and refused as connect() is."""
+    path.serve(kind, 8318)
+    path.put(ALLOWED, 8318)
+    assert path.node.stage.run(path.a, dial_by_ring, path.b.address(kind), 8318, polled).data.startswith(b"app ")
+    path.put(DENIED, 8318)
+    with pytest.raises(ConnectionRefusedError):
+        path.node.stage.run(path.a, dial_by_ring, path.b.address(kind), 8318, polled)
     assert counted() == {"outbound_kernel": 1, "inbound_kernel": 1, "outbound_kernel_refused": 1}
 
 

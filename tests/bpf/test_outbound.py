@@ -17,7 +17,7 @@ from nodeagent.redirect import netns
 from nodeagent.redirect.original import Original, OriginalDestinations
 from nodeagent.redirect.pod import listener_key
 from tests.bpf.conftest import Node
-from tests.bpf.world import Pod, Seen, accept, answering, connected, dial, eventually, serve, take
+from tests.bpf.world import Pod, Seen, accept, answering, connected, dial, dial_by_ring, eventually, serve, take
 
 KINDS = ["4", "6", "mapped"]
 Counted = Callable[[], dict[str, int]]
@@ -211,6 +211,20 @@ def test_tcp_fast_open(node: Node, a: Pod, b: Pod, kind: str) -> None:
         assert connection.recv(100) == b"early"
         connection.sendall(b"proxy")
         assert child.receive() == (b"proxy", (b.address(kind), 8089))
+
+
+@pytest.mark.parametrize("polled", [False, True])
+@pytest.mark.parametrize("kind", KINDS)
+def test_io_uring(node: Node, a: Pod, b: Pod, counted: Counted, kind: str, polled: bool) -> None:
+    """Input: io_uring connects, by the app's call or by a thread of the kernel. Verdict: captured as connect() is, with the same names."""
+    listeners = node.enroll(a, strict=True)
+    child = node.stage.start(a, dial_by_ring, b.address(kind), 8097, polled)
+    with accept(listeners.fds["outbound", 6 if kind == "6" else 4, 0]) as connection:
+        assert take(node.destinations, connection) == (b.ipv6 if kind == "6" else b.ipv4, 8097)
+        source = connection.getpeername()[1]
+        connection.sendall(b"proxy")
+        assert child.receive() == Seen((b.address(kind), 8097), (a.address(kind), source), b"proxy")
+    assert counted() == {"outbound_captured": 1}
 
 
 def _bound(_pipe: Connection, address: str, port: int, device: str, source: str) -> bytes:

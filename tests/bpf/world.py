@@ -22,6 +22,7 @@ from typing import Any
 from nodeagent.redirect import netns, syscall
 from nodeagent.redirect.original import OriginalDestinations
 from nodeagent.redirect.pod import Listeners
+from tests.apps import uring
 
 _fork = multiprocessing.get_context("fork")
 _numbers = itertools.count()
@@ -172,6 +173,15 @@ def connected(address: str, port: int, seconds: float = 5) -> socket.socket:
 def dial(_pipe: Connection, address: str, port: int) -> Seen:
     """Connect, read to the end."""
     with connected(address, port) as connection:
+        peer, name = connection.getpeername()[:2], connection.getsockname()[:2]
+        return Seen(peer, name, connection.recv(100))
+
+
+def dial_by_ring(_pipe: Connection, address: str, port: int, polled: bool) -> Seen:
+    """As :func:`dial`, the connection being made by io_uring; *polled*: by a thread of the kernel."""
+    with socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET, socket.SOCK_STREAM) as connection:
+        uring.connect(connection, address, port, polled=polled)
+        connection.settimeout(5)
         peer, name = connection.getpeername()[:2], connection.getsockname()[:2]
         return Seen(peer, name, connection.recv(100))
 

@@ -1,6 +1,6 @@
 """An external authorizer (envoy.service.auth.v3) for tests, also as a program: ``python tests/fakes/ext_authz.py --port N``.
 
-Allows a request whose field ``x-ext-authz`` is ``allow``, as Istio's sample authorizer does, and tells the application so; a TCP connection
+Allows a request whose field ``x-ext-authz`` is ``allow``, as Istio's sample authorizer does, or whose body is, and tells the application so; a TCP connection
 by ``--tcp allow|deny``. Prints one JSON line a check, and "ready" with its port when it listens.
 """
 
@@ -51,7 +51,7 @@ def by_header(request: CheckRequest, context: grpc.ServicerContext, tcp: str = "
     attributes = request.attributes
     if not attributes.request.HasField("http"):
         return allowed() if tcp == "allow" else denied()
-    if attributes.request.http.headers.get("x-ext-authz") == "allow":
+    if "allow" in (attributes.request.http.headers.get("x-ext-authz"), attributes.request.http.body):
         return allowed(x_ext_authz_check_result="allowed")
     return denied(body="denied by ext_authz for not found header `x-ext-authz: allow` in the request", x_ext_authz_check_result="denied")
 

@@ -4,16 +4,22 @@ from __future__ import annotations
 
 import json
 import re
+import subprocess
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import pytest
 
+from nodeagent.lab import Lab
 from nodeagent.lab.agent import merge
+from nodeagent.lab.layout import ADDRESSES
+from nodeagent.lab.network import inside
 from tests.netns.test_agent_policy import PRINCIPAL, Policies, policy, status
 from tests.netns.world import (
     QUICK,
     account,
+    address_of,
     admin,
     ask,
     bracketed,
@@ -224,3 +230,98 @@ def test_under_load_the_kernel_counts_what_the_client_counts(policies: Policies)
     assert answered > 50, done.stdout
     seen = eventually(lambda: n if (n := counted.of("istio_requests_total", reporter="destination", destination_workload="local")) >= answered else 0, "all")
     assert seen <= answered + 8, "those under way at the end, and no others"
+
+
+# -- ways round --
+
+
+def only_client(policies: Policies, target: str) -> None:
+    """Let the pod `client` alone reach the servers; return once that is in force."""
+    policies.put("only", policy("only", ONLY_CLIENT))
+    eventually(lambda: '"pod"' not in curl(policies.lab, "other", f"http://{cluster_ip(policies.lab, target)}/about").stdout, "other is refused")
+
+
+@pytest.mark.parametrize("version", [4, 6])
+@pytest.mark.parametrize("source", ["plain", "other"])
+def test_a_forged_syn_is_not_the_pods_whose_address_it_bears(policies: Policies, source: str, version: int) -> None:
+    lab = policies.lab
+    only_client(policies, "local")
+    counted = growth(lab)
+    ask(lab, source, "forge", address_of(lab, "local", version), 8080, "--source", address_of(lab, "client", version))
+    eventually(lambda: counted.of("nodeagent_kernel_events_total", event="inbound_captured"), "it came to the server's side")
+    assert counted.of("nodeagent_kernel_events_total", event="inbound_kernel") == 0
+    assert counted.of("istio_tcp_connections_opened_total") == 0
+
+
+@pytest.mark.parametrize("version", [4, 6])
+@pytest.mark.parametrize(("place", "target"), [("node1", "local"), ("node2", "remote"), ("other", "local"), ("other", "remote")])
+def test_who_takes_a_pods_address_does_not_take_its_identity(policies: Policies, place: str, target: str, version: int) -> None:
+    """*place* has the address of an allowed pod for itself, so that a whole connection as from there is made."""
+    lab = policies.lab
+    only_client(policies, target)
+    address, stolen = address_of(lab, target, version), address_of(lab, "client", version)
+    dialled = ("dial", address, 8080, "--source", stolen, "--send", LAST)
+    with borrowed(lab, place, stolen):
+        got = ask(lab, place, *dialled)
+        assert '"pod"' not in got["received"], got
+        assert place == "other" or "403 Forbidden" in got["received"], got
+        policies.put("strict", policy("default", "{mtls: {mode: STRICT}}", kind="PeerAuthentication"))
+        eventually(lambda: curl(lab, "plain", f"http://{lab.address(target)}:8080/about").returncode != 0, "STRICT is in force")
+        got = ask(lab, place, *dialled)
+        assert '"pod"' not in got["received"] if place == "other" else got["received"] == "", got
+    assert status(lab, "client", f"http://{bracketed(address)}:8080/about") == 200
+
+
+@contextmanager
+def borrowed(lab: Lab, place: str, address: str) -> Iterator[None]:
+    """Give *address* to the loopback of a node or pod meanwhile."""
+    where = [f"{address}/{128 if ':' in address else 32}", "dev", "lo"]
+    subprocess.run(inside(lab.netns(place), ["ip", "addr", "add", *where, *(["nodad"] if ":" in address else [])]), check=True)
+    try:
+        yield
+    finally:
+        subprocess.run(inside(lab.netns(place), ["ip", "addr", "del", *where]), check=True)
+
+
+@pytest.mark.parametrize("version", [4, 6])
+def test_io_uring_is_no_way_round(policies: Policies, version: int) -> None:
+    lab = policies.lab
+    only_client(policies, "local")
+    for name in ("local", "remote"):
+        dialled = ("dial", address_of(lab, name, version), 8080, "--ring", "--send", LAST)
+        assert '"pod"' in ask(lab, "client", *dialled)["received"]
+        assert '"pod"' not in ask(lab, "other", *dialled)["received"]
+        assert '"pod"' not in ask(lab, "plain", *dialled)["received"], "nobody, to the server's side"
+
+
+def test_an_address_carries_no_verdict_to_the_next_pod(policies: Policies) -> None:
+    """The second pod has the first's addresses and another account, at once after it: neither as client nor as server does it inherit."""
+    lab = policies.lab
+    policies.put("only", policy("only", ONLY_CLIENT))
+    policies.put("second", policy("second", "{selector: {matchLabels: {app: second}}, action: DENY, rules: [{to: [{operation: {ports: ['8080']}}]}]}"))
+    eventually(lambda: len(policies.rows()) == 2, "both are read")
+    lab.apply(text=server("first", "node1", account="client"))
+    addresses = [each["ip"] for each in lab.pod("first")["status"]["podIPs"]]
+    urls = [f"http://{bracketed(address)}:8080/about" for address in addresses]
+    served = [f"http://{bracketed(cluster_ip(lab, 'local', version))}/about" for version in (4, 6)]
+    eventually(lambda: pod_row(lab, "first")["paths"]["8080"].startswith("kernel"), "the kernel path")
+    assert [status(lab, "client", url) for url in urls] == [200, 200]
+    assert [status(lab, "first", url) for url in served] == [200, 200]
+    with client_in(lab, "client", "hold", addresses[0], 9000, "--connections", 2) as held:
+        assert paths(admin(lab, "node1", "/flows")["flows"], "first") == {"kernel"}
+        lab.delete_pod("first", grace_seconds=0)
+        lab.apply(text=server("second", "node1", account="other", annotations=f'{ADDRESSES}: "{",".join(addresses)}"'))
+        assert held.say()["ok"] == 0
+    counted = growth(lab)
+    try:
+        assert [each["ip"] for each in lab.pod("second")["status"]["podIPs"]] == addresses
+        assert pod_row(lab, "second")["paths"]["8080"].startswith("kernel")
+        assert [curl(lab, "client", url).returncode for url in urls] == [7, 7], "refused by the second's own policy, at connect()"
+        assert [curl(lab, "second", url).returncode for url in served] == [7, 7], "the first's principal was allowed"
+        for address in addresses:
+            assert ask(lab, "client", "dial", address, 9000, "--send", "a word", "--half-close")["received"] == "a word"
+        wanted = {"destination_workload": "second", "destination_principal": "spiffe://cluster.local/ns/default/sa/other"}
+        counted.comes_to(2 * len("a word"), "istio_tcp_received_bytes_total", reporter="destination", **wanted)
+        assert counted.of("istio_tcp_connections_opened_total", destination_workload="first") == 0
+    finally:
+        lab.delete_pod("second", grace_seconds=0)

@@ -283,6 +283,7 @@ def providers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Policies]:
     folder = tmp_path_factory.mktemp("policies")
     known = [
         {"name": "authz", "envoyExtAuthzGrpc": {"service": "ext-authz.default.svc.cluster.local", "port": 9100, "timeout": "5s"}},
+        {"name": "bodies", "envoyExtAuthzGrpc": {"service": "ext-authz", "port": 9100, "includeRequestBodyInCheck": {"maxRequestBytes": 4096}}},
         {"name": "gone", "envoyExtAuthzGrpc": {"service": "nowhere.default.svc.cluster.local", "port": 9100, "timeout": "1s"}},
         {"name": "limits", "rateLimitGrpc": {"service": "rate-limit.default.svc.cluster.local", "port": 9100, "timeout": "5s"}},
     ]
@@ -303,6 +304,42 @@ def test_an_external_authorizer_decides(providers: Policies) -> None:
     done = curl(lab, "client", "-H", "x-ext-authz: allow", "--data-binary", "@-", f"{url}/echo", input="x" * 300_000)
     assert done.stdout == "x" * 300_000, "a body waits for the verdict"
     assert ask(lab, "client", "dial", cluster_ip(lab, "local"), 9001, "--send", "1 10 10\n0123456789")["received"] == ""
+
+
+def test_an_authorizer_decides_by_the_body(providers: Policies) -> None:
+    lab = providers.lab
+    providers.put("test", policy("ask", "{selector: {matchLabels: {role: server}}, action: CUSTOM, provider: {name: bodies}, rules: [{}]}"))
+    for name in SERVERS:
+        url = f"http://{cluster_ip(lab, name)}/echo"
+        eventually(lambda url=url: status(lab, "client", url) == 403, "it is asked and says no")
+        for more in ((), ("-H", "transfer-encoding: chunked"), ("-H", "expect: 100-continue")):
+            assert curl(lab, "client", "--data-binary", "allow", *more, url).stdout == "allow"
+            assert status(lab, "client", url, "-d", "deny", *more) == 403
+            assert status(lab, "client", url, "-d", "x" * 5000, *more) == 413
+
+
+def test_a_strict_authorizer_is_asked_with_the_servers_identity(providers: Policies) -> None:
+    """From both nodes by mTLS, and the authorizer's own policy decides who may ask."""
+    lab = providers.lab
+    ask_it = policy("ask", "{selector: {matchLabels: {role: server}}, action: CUSTOM, provider: {name: authz}, rules: [{}]}")
+    strict = policy("default", "{mtls: {mode: STRICT}}", kind="PeerAuthentication")
+
+    def may_ask(account: str) -> str:
+        return policy("may-ask", f"{{selector: {{matchLabels: {{app: ext-authz}}}}, rules: [{{from: [{{source: {{serviceAccounts: [{account}]}}}}]}}]}}")
+
+    providers.put("test", ask_it + strict + may_ask("server"))
+    urls = [f"http://{cluster_ip(lab, name)}/about" for name in SERVERS]
+    for url in urls:
+        eventually(lambda url=url: status(lab, "client", url) == 403, "it is asked and says no")
+        eventually(lambda url=url: status(lab, "client", url, "-H", "x-ext-authz: allow") == 200, "it is asked and says yes")
+    inbound = [
+        flow for flow in admin(lab, "node1", "/flows")["flows"] if flow["direction"] == "inbound" and flow["destination"].startswith("default/ext-authz:")
+    ]
+    asking = {flow["source"]: (flow["source_identity"], flow["path"]) for flow in inbound if not flow["closed"]}
+    assert asking == {f"default/{name}": ("spiffe://cluster.local/ns/default/sa/server", "proxy-mtls") for name in SERVERS}
+    providers.put("test", ask_it + strict + may_ask("other"))
+    for url in urls:
+        eventually(lambda url=url: status(lab, "client", url, "-H", "x-ext-authz: allow") == 403, "the servers may not ask any more")
 
 
 def test_an_authorizer_that_is_not_there_refuses(providers: Policies) -> None:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -13,6 +16,7 @@ from tests.netns.world import (
     about,
     access_log,
     account,
+    address_of,
     ask,
     bracketed,
     client,
@@ -21,11 +25,17 @@ from tests.netns.world import (
     curl,
     eventually,
     growth,
+    pod,
     pod_row,
     server,
 )
 
-PROBES = "readinessProbe: {httpGet: {port: 8080, path: /about}, periodSeconds: 1}, livenessProbe: {tcpSocket: {port: 9000}, periodSeconds: 1}"
+PROBES = (
+    "readinessProbe: {httpGet: {port: 8080, path: /about}, periodSeconds: 1}, livenessProbe: {tcpSocket: {port: 9000}, periodSeconds: 1}, "
+    "startupProbe: {tcpSocket: {port: 9002}, periodSeconds: 1}"
+)
+HEALTH = Path(__file__).resolve().parent.parent / "fakes" / "health.py"
+GRPC = "ports: [{containerPort: 9200}], readinessProbe: {grpc: {port: 9200, service: web}, periodSeconds: 1, timeoutSeconds: 5}"
 TEXT = "".join(
     (
         account("client", "server"),
@@ -34,6 +44,7 @@ TEXT = "".join(
         server("local", "node1", account="server"),
         server("remote", "node2", account="server"),
         server("probed", "node1").replace("readinessProbe: {exec: {command: [sh, -c, 'grep -q :1F90 /proc/net/tcp6']}, periodSeconds: 1}", PROBES),
+        pod("healthy", "node1", command=json.dumps([sys.executable, str(HEALTH)]), container=GRPC),
         server("open", "node1", annotations='traffic.sidecar.istio.io/excludeInboundPorts: "8080,9000"'),
     )
 )
@@ -79,6 +90,31 @@ def test_only_declared_probes_pass(strict: Lab) -> None:
     assert curl(strict, "plain", f"http://{address}:8080/about").returncode in (52, 56)
     got = ask(strict, "node1", "dial", address, 9000, "--send", "data through a port that is only probed", "--until", "probed")
     assert got["received"] == ""
+
+
+def test_a_tcp_probe_carries_nothing(strict: Lab) -> None:
+    """Behind 9002 a server speaks first; what it says is not heard, however the connection goes."""
+    address = strict.address("probed")
+    for more in ((), ("--half-close",)):
+        got = ask(strict, "node1", "dial", address, 9002, *more)
+        assert (got["received"], got.get("ended")) == ("", "end"), got
+    assert ask(strict, "node1", "dial", address, 9002, "--send", "hello")["received"] == ""
+
+
+@pytest.mark.parametrize("version", [4, 6])
+def test_a_grpc_probe_passes_and_nothing_else_of_the_node(strict: Lab, version: int) -> None:
+    """The pod is ready at all because the kubelet's gRPC probe passes."""
+    target = f"{bracketed(address_of(strict, 'healthy', version))}:9200"
+
+    def says(source: str, *arguments: str) -> str:
+        return strict.exec(source, [sys.executable, str(HEALTH), "--ask", target, *arguments], timeout=60).stdout.strip()
+
+    assert says("node1", "--service", "web") == "SERVING"
+    assert says("node1", "--service", "ill") == "PERMISSION_DENIED"
+    assert says("node1", "--service", "web", "--method", "/test.Secret/Tell") == "UNIMPLEMENTED"
+    assert says("plain", "--service", "web") == "UNAVAILABLE"
+    assert says("node2", "--service", "web") == "UNAVAILABLE"
+    assert "Secret" not in strict.log("healthy")
 
 
 def test_excluded_ports_are_open(strict: Lab) -> None:

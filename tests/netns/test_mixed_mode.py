@@ -13,7 +13,7 @@ from nodeagent.lab import Lab
 from nodeagent.lab.agent import merge
 from tests.netns import sidecar
 from tests.netns.identity import PREFIX
-from tests.netns.world import QUICK, about, account, ask, client, cluster, cluster_ip, curl, eventually, growth, pod_row, server
+from tests.netns.world import QUICK, about, account, address_of, ask, bracketed, client, cluster, cluster_ip, curl, eventually, growth, pod_row, server
 
 STRICT = """
 ---
@@ -58,9 +58,9 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
         yield lab
 
 
-def addresses(lab: Lab, name: str) -> tuple[str, str]:
+def addresses(lab: Lab, name: str, version: int = 4) -> tuple[str, str]:
     """Return where the pod *name* is reached over HTTP: by itself, and by its Service."""
-    return f"http://{lab.address(name)}:8080", f"http://{cluster_ip(lab, name)}"
+    return f"http://{bracketed(address_of(lab, name, version))}:8080", f"http://{bracketed(cluster_ip(lab, name, version))}"
 
 
 def status(lab: Lab, source: str, url: str) -> int:
@@ -68,9 +68,9 @@ def status(lab: Lab, source: str, url: str) -> int:
     return int(curl(lab, source, "-o", "/dev/null", "-w", "%{http_code}", f"{url}/about").stdout[-3:])
 
 
-def says(lab: Lab, source: str, target: str) -> str:
+def says(lab: Lab, source: str, target: str, version: int = 4) -> str:
     """Return what comes back over TCP for a word."""
-    return str(ask(lab, source, "dial", lab.address(target), 9000, "--send", "a word", "--half-close")["received"])
+    return str(ask(lab, source, "dial", address_of(lab, target, version), 9000, "--send", "a word", "--half-close")["received"])
 
 
 def test_a_pod_with_a_sidecar_is_not_captured(lab: Lab) -> None:
@@ -78,9 +78,10 @@ def test_a_pod_with_a_sidecar_is_not_captured(lab: Lab) -> None:
     assert pod_row(lab, "near")["state"] == "enrolled"
 
 
+@pytest.mark.parametrize("version", [4, 6])
 @pytest.mark.parametrize("name", SIDECARLESS)
-def test_http_from_the_sidecar(lab: Lab, name: str) -> None:
-    for url in addresses(lab, name):
+def test_http_from_the_sidecar(lab: Lab, name: str, version: int) -> None:
+    for url in addresses(lab, name, version):
         seen = about(lab, "classic", url)
         assert seen["pod"] == name
         assert f"URI={PREFIX}/classic" in seen["headers"]["x-forwarded-client-cert"]
@@ -88,36 +89,40 @@ def test_http_from_the_sidecar(lab: Lab, name: str) -> None:
         assert denied.stdout == "RBAC: access denied", denied
 
 
+@pytest.mark.parametrize("version", [4, 6])
 @pytest.mark.parametrize("name", SIDECARLESS)
-def test_http_to_the_sidecar(lab: Lab, name: str) -> None:
-    for url in addresses(lab, "classic"):
+def test_http_to_the_sidecar(lab: Lab, name: str, version: int) -> None:
+    for url in addresses(lab, "classic", version):
         seen = about(lab, name, url)
         assert seen["pod"] == "classic"
         assert f"URI={PREFIX}/less" in seen["headers"]["x-forwarded-client-cert"]
         assert status(lab, "intruder", url) == 403, "Envoy's own policy does not know this principal"
 
 
+@pytest.mark.parametrize("version", [4, 6])
 @pytest.mark.parametrize("name", SIDECARLESS)
-def test_tcp_from_the_sidecar(lab: Lab, name: str) -> None:
-    for host in (lab.address(name), cluster_ip(lab, name)):
+def test_tcp_from_the_sidecar(lab: Lab, name: str, version: int) -> None:
+    for host in (address_of(lab, name, version), cluster_ip(lab, name, version)):
         assert ask(lab, "classic", "duplex", host, 9001, *DUPLEX)["ok"] == 1
-    assert says(lab, "classic", name) == "a word"
-    assert says(lab, "other-classic", name) == ""
+    assert says(lab, "classic", name, version) == "a word"
+    assert says(lab, "other-classic", name, version) == ""
 
 
+@pytest.mark.parametrize("version", [4, 6])
 @pytest.mark.parametrize("name", SIDECARLESS)
-def test_tcp_to_the_sidecar(lab: Lab, name: str) -> None:
-    for host in (lab.address("classic"), cluster_ip(lab, "classic")):
+def test_tcp_to_the_sidecar(lab: Lab, name: str, version: int) -> None:
+    for host in (address_of(lab, "classic", version), cluster_ip(lab, "classic", version)):
         assert ask(lab, name, "duplex", host, 9001, *DUPLEX)["ok"] == 1
-    assert says(lab, name, "classic") == "a word"
-    assert says(lab, "intruder", "classic") == ""
+    assert says(lab, name, "classic", version) == "a word"
+    assert says(lab, "intruder", "classic", version) == ""
 
 
+@pytest.mark.parametrize("version", [4, 6])
 @pytest.mark.parametrize("name", ["classic", *SIDECARLESS])
-def test_plaintext_gets_nowhere(lab: Lab, name: str) -> None:
-    url = addresses(lab, name)[0]
+def test_plaintext_gets_nowhere(lab: Lab, name: str, version: int) -> None:
+    url = addresses(lab, name, version)[0]
     assert status(lab, "plain", url) in (0, 403)
-    assert says(lab, "plain", name) == ""
+    assert says(lab, "plain", name, version) == ""
 
 
 def test_metrics_name_both_ends(lab: Lab) -> None:

@@ -22,7 +22,8 @@ def loaded(tmp_path: Path, *providers: dict[str, Any]) -> tuple[config.Extension
 
 
 def test_istios_shape_is_taken(tmp_path: Path) -> None:
-    full = {**AUTHZ, "timeout": "500ms", "failOpen": True, "statusOnError": "503"}
+    body = {"maxRequestBytes": 4096, "allowPartialMessage": True, "packAsBytes": True}
+    full = {**AUTHZ, "timeout": "500ms", "failOpen": True, "statusOnError": "503", "clearRouteCache": True, "includeRequestBodyInCheck": body}
     first, second, third = loaded(
         tmp_path,
         {"name": "full", "envoyExtAuthzGrpc": full},
@@ -31,6 +32,8 @@ def test_istios_shape_is_taken(tmp_path: Path) -> None:
     )
     authz = first.envoy_ext_authz_grpc
     assert authz is not None and (authz.service, authz.port, authz.timeout, authz.fail_open, authz.status_on_error) == (AUTHZ["service"], 9000, 0.5, True, 503)
+    asked = authz.include_request_body_in_check
+    assert asked is not None and (asked.max_request_bytes, asked.allow_partial_message, asked.pack_as_bytes) == (4096, True, True)
     authz = second.envoy_ext_authz_grpc
     assert authz is not None and (authz.timeout, authz.fail_open, authz.status_on_error) == (600, False, 403)
     assert third.rate_limit_grpc is not None and third.rate_limit_grpc.timeout == 0.5
@@ -50,7 +53,11 @@ def test_istios_shape_is_taken(tmp_path: Path) -> None:
         ([{"name": "a", "envoyExtAuthzGrpc": {**AUTHZ, "timeout": "soon"}}], "extensionProviders.0.envoyExtAuthzGrpc.timeout"),
         ([{"name": "a", "envoyExtAuthzGrpc": {**AUTHZ, "timeout": 0}}], "extensionProviders.0.envoyExtAuthzGrpc.timeout"),
         ([{"name": "a", "envoyExtAuthzGrpc": {**AUTHZ, "statusOnError": 99}}], "extensionProviders.0.envoyExtAuthzGrpc.statusOnError"),
-        ([{"name": "a", "envoyExtAuthzGrpc": {**AUTHZ, "includeRequestBodyInCheck": {}}}], "includeRequestBodyInCheck"),
+        ([{"name": "a", "envoyExtAuthzGrpc": {**AUTHZ, "includeRequestBodyInCheck": {}}}], "includeRequestBodyInCheck.maxRequestBytes"),
+        ([{"name": "a", "envoyExtAuthzGrpc": {**AUTHZ, "includeRequestBodyInCheck": {"maxRequestBytes": 0}}}], "maxRequestBytes"),
+        # Istio has these for HTTP providers only.
+        ([{"name": "a", "envoyExtAuthzGrpc": {**AUTHZ, "includeAdditionalHeadersInCheck": {"x": "y"}}}], "includeAdditionalHeadersInCheck"),
+        ([{"name": "a", "envoyExtAuthzGrpc": {**AUTHZ, "pathPrefix": "/check"}}], "pathPrefix"),
     ],
 )
 def test_what_is_wrong_is_named(tmp_path: Path, providers: list[dict[str, Any]], words: str) -> None:

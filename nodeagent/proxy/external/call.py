@@ -3,25 +3,29 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import logging
 import struct
 from collections import OrderedDict
+from collections.abc import Awaitable, Callable
 from typing import Final, TypeVar
 
 from google.protobuf.message import Message
 from grpclib.client import Channel, Stream, UnaryUnaryMethod
 from grpclib.config import Configuration
 from grpclib.exceptions import GRPCError, StreamTerminatedError
+from grpclib.protocol import H2Protocol
 
 from nodeagent.errors import NodeagentError
-from nodeagent.proxy.external.model import Resolve
+from nodeagent.proxy.external.model import Resolve, Way
+from nodeagent.proxy.pool import DialError, Dialled
 
 MAX_ANSWER: Final = 256 << 10
 """Bytes of an answer."""
 MAX_CALLS: Final = 1024
 """Calls to one provider under way at once; more are refused at once, so that a slow provider does not pile requests up."""
-MAX_CONNECTIONS: Final = 16
-"""Connections to the endpoints of one provider that are kept."""
+MAX_CONNECTIONS: Final = 64
+"""Connections to one provider that are kept: one for each of its endpoints, or each pod for which an endpoint is asked."""
 _WINDOW: Final = Configuration(http2_stream_window_size=(1 << 16) - 1, http2_connection_window_size=1 << 20)
 _Answer = TypeVar("_Answer", bound=Message)
 log = logging.getLogger("nodeagent.proxy")
@@ -36,19 +40,19 @@ class Caller:
 
     def __init__(self, name: str, service: str, port: int, path: str, resolve: Resolve) -> None:
         self._name, self._service, self._port, self._path, self._resolve = name, service, port, path, resolve
-        self._channels: OrderedDict[tuple[str, int], _Shared] = OrderedDict()
+        self._channels: OrderedDict[Way, _Shared] = OrderedDict()
         self._calls = 0
         self._failing = False
 
-    async def call(self, request: Message, answer: type[_Answer], timeout: float) -> _Answer:
-        """Send *request*; return the answer, which must come within *timeout* seconds. Raises CallError."""
+    async def call(self, request: Message, answer: type[_Answer], timeout: float, asker: str) -> _Answer:
+        """Send *request* for the pod *asker*; return the answer, which must come within *timeout* seconds. Raises CallError."""
         try:
             if self._calls >= MAX_CALLS:
                 raise CallError(f"{MAX_CALLS} calls wait for an answer already")
             self._calls += 1
             try:
                 async with asyncio.timeout(timeout) as limit:
-                    result = await self._call(request, answer, limit)
+                    result = await self._call(request, answer, asker, limit)
             except TimeoutError:
                 raise CallError(f"no answer within {timeout:g} s") from None
             finally:
@@ -70,25 +74,25 @@ class Caller:
             shared.channel.close()
         self._channels.clear()
 
-    async def _call(self, request: Message, answer: type[_Answer], limit: asyncio.Timeout) -> _Answer:
+    async def _call(self, request: Message, answer: type[_Answer], asker: str, limit: asyncio.Timeout) -> _Answer:
         try:
-            return await self._attempt(request, answer, limit)
+            return await self._attempt(request, answer, asker, limit)
         except StreamTerminatedError:
             # The connection went away under the call: a provider that restarts or renews connections. Its next endpoint is asked once.
             pass
         try:
-            return await self._attempt(request, answer, limit)
+            return await self._attempt(request, answer, asker, limit)
         except StreamTerminatedError:
             raise CallError("the connection was closed before the answer") from None
 
-    async def _attempt(self, request: Message, answer: type[_Answer], limit: asyncio.Timeout) -> _Answer:
-        where = self._resolve(self._service, self._port)
-        if where is None:
+    async def _attempt(self, request: Message, answer: type[_Answer], asker: str, limit: asyncio.Timeout) -> _Answer:
+        way = self._resolve(self._service, self._port, asker)
+        if way is None:
             raise CallError("no such Service, or it has no ready endpoint")
-        shared = self._lend(where)
+        shared = self._lend(way)
         keep = False
         try:
-            result = await _unary(UnaryUnaryMethod(shared.channel, self._path, type(request), answer), request, answer)
+            result = await unary(UnaryUnaryMethod(shared.channel, self._path, type(request), answer), request, answer)
             keep = True
             return result
         except GRPCError as error:
@@ -99,31 +103,55 @@ class Caller:
         except asyncio.CancelledError:
             keep = not limit.expired()  # the client went, or the connection may lead nowhere any more
             raise
+        except DialError as error:
+            raise CallError(f"cannot connect: {error.reason.code}") from None
         except OSError as error:
             raise CallError(f"cannot connect: {error.strerror or type(error).__name__}") from None
         except Exception as error:  # noqa: BLE001 - the library asserts, and raises others' errors, on what a broken peer sends
             raise CallError(f"the answer is not valid gRPC ({type(error).__name__})") from None
         finally:
-            self._give_back(where, shared, keep)
+            self._give_back(way, shared, keep)
 
-    def _lend(self, where: tuple[str, int]) -> _Shared:
-        shared = self._channels.get(where)
+    def _lend(self, way: Way) -> _Shared:
+        shared = self._channels.get(way)
         if shared is None:
-            shared = self._channels[where] = _Shared(Channel(*where, config=_WINDOW))
+            shared = self._channels[way] = _Shared(
+                Inside(way.connect, way.address, way.port) if way.connect else Channel(way.address, way.port, config=_WINDOW)
+            )
             if len(self._channels) > MAX_CONNECTIONS:
                 self._channels.popitem(last=False)[1].retire()
-        self._channels.move_to_end(where)
+        self._channels.move_to_end(way)
         shared.users += 1
         return shared
 
-    def _give_back(self, where: tuple[str, int], shared: _Shared, keep: bool) -> None:
+    def _give_back(self, way: Way, shared: _Shared, keep: bool) -> None:
         """Keep the connection, or let the next call make a new one."""
         shared.users -= 1
-        if not keep and self._channels.get(where) is shared:
-            del self._channels[where]
+        if not keep and self._channels.get(way) is shared:
+            del self._channels[way]
             shared.retired = True
         if shared.retired:
             shared.retire()
+
+
+class Inside(Channel):
+    """A channel whose connection another makes: from inside a pod, by mTLS or not."""
+
+    def __init__(self, connect: Callable[[], Awaitable[Dialled]], address: str, port: int) -> None:
+        super().__init__(address, port, config=_WINDOW)
+        self._connect = connect
+
+    async def _create_connection(self) -> H2Protocol:
+        dialled = await self._connect()
+        if dialled.lost or dialled.ended:
+            dialled.transport.abort()
+            raise ConnectionResetError(errno.ECONNRESET, "closed before a word was said")
+        protocol = self._protocol_factory()
+        dialled.transport.set_protocol(protocol)
+        protocol.connection_made(dialled.transport)
+        if dialled.early:
+            protocol.data_received(dialled.early)
+        return protocol
 
 
 class _Shared:
@@ -140,7 +168,8 @@ class _Shared:
             self.channel.close()
 
 
-async def _unary(method: UnaryUnaryMethod[Message, _Answer], request: Message, answer: type[_Answer]) -> _Answer:
+async def unary(method: UnaryUnaryMethod[Message, _Answer], request: Message, answer: type[_Answer]) -> _Answer:
+    """Call *method*; return its answer, of no more than MAX_ANSWER bytes. Raises CallError, and what grpclib raises."""
     stream: Stream[Message, _Answer]
     async with method.open() as stream:
         await stream.send_message(request, end=True)

@@ -14,6 +14,9 @@ MAX_FIELDS: Final = 128
 """Header fields in an answer."""
 _NAME: Final = re.compile(r"[a-z0-9!#$%&'*+.^_`|~-]{1,256}")
 _VALUE: Final = re.compile(r"[\t\x20-\x7e\x80-\xff]{0,16384}")
+_PARAMETER: Final = re.compile(r"[A-Za-z0-9!$'()*+,./:;?@_~%-]{1,1024}")
+_PARAMETER_VALUE: Final = re.compile(r"[A-Za-z0-9!$'()*+,./:;=?@_~%-]{0,8192}")
+"""What RFC 3986 section 3.4 lets stand in a query, but for what separates its parameters."""
 _KEPT: Final = frozenset(
     ("host", "content-length", "transfer-encoding", "connection", "keep-alive", "proxy-connection", "te", "trailer", "upgrade", "x-forwarded-client-cert")
 )
@@ -48,3 +51,10 @@ def read(values: Iterable[HeaderValue]) -> tuple[Header, ...]:
     if len(found) > MAX_FIELDS:
         raise CallError(f"the answer holds more than {MAX_FIELDS} header fields")
     return tuple(found)
+
+
+def parameter(key: str, value: str) -> tuple[str, str]:
+    """Return a query parameter that may be put as it is. Raises CallError when it would have to be escaped first."""
+    if not _PARAMETER.fullmatch(key) or not _PARAMETER_VALUE.fullmatch(value):
+        raise CallError("the answer holds a query parameter that cannot be: escape it")
+    return key, value

@@ -2,14 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable, Hashable
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
 from nodeagent.policy.model import GlobalLimit
 
-Resolve = Callable[[str, int], tuple[str, int] | None]
-"""Host (``name`` or ``namespace/name``) and port of a provider -> address and port to connect to now; None when there is none."""
+
+@dataclass(frozen=True, slots=True)
+class Way:
+    """How a provider is reached. Ways that are equal may share a connection."""
+
+    address: str
+    port: int
+    through: Hashable = None
+    """Whose connection it is; None: the node's own, in plaintext."""
+    connect: Callable[[], Awaitable[Any]] | None = field(default=None, compare=False)
+    """Makes a connection ``through`` that; returns a ``Dialled``."""
+
+
+Resolve = Callable[[str, int, str], Way | None]
+"""Host (``name`` or ``namespace/name``) and port of a provider, and the uid of the pod for which it is asked -> the way to it now; None when there is none."""
 Header = tuple[str, str]
+AnswerAction = Literal["add", "set", "add_if_absent", "set_if_present"]
+AnswerField = tuple[str, str, AnswerAction]
+"""A field for the application's answer, and how it is put beside one of the same name."""
 Descriptor = tuple[tuple[str, str], ...]
 
 
@@ -24,6 +41,15 @@ class Party:
 
 
 @dataclass(frozen=True, slots=True)
+class Body:
+    """What of a request's body is shown."""
+
+    data: bytes
+    partial: bool
+    """There is, or may be, more of it."""
+
+
+@dataclass(frozen=True, slots=True)
 class HttpFacts:
     """A request. Texts have one character a byte."""
 
@@ -35,6 +61,8 @@ class HttpFacts:
     """As received, in order; Host is not needed again."""
     scheme: str = "http"
     version: str = "HTTP/1.1"
+    body: Body | None = None
+    """None: it has none, or the provider does not ask for it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,11 +75,17 @@ class Verdict:
     set: tuple[Header, ...] = ()
     """Allowed: request header fields to put in the place of any of the same name. Names are lower-case here and below."""
     append: tuple[Header, ...] = ()
-    """Allowed: request header fields to add."""
+    """Allowed: request header fields to add to one of the same name; without one they are left out, as by Envoy."""
     remove: tuple[str, ...] = ()
     """Allowed: names of request header fields to take away, before the others are put."""
+    query_set: tuple[tuple[str, str], ...] = ()
+    """Allowed: query parameters to put in the place of any of the same name."""
+    query_remove: tuple[str, ...] = ()
+    """Allowed: query parameters to take away, after the others were put."""
+    answer: tuple[AnswerField, ...] = ()
+    """Allowed: for the application's answer, in the order in which they are put."""
     headers: tuple[Header, ...] = ()
-    """For the answer to the client: the refusal, or the application's."""
+    """Of the refusal."""
     body: bytes = b""
     """Of the refusal."""
     failed: str = ""

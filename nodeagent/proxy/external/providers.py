@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
-from nodeagent.config import ExtensionProvider
+from nodeagent.config import ExtensionProvider, RequestBody
 from nodeagent.policy.model import GlobalLimit
 from nodeagent.proxy.external.model import Descriptor, HttpFacts, Party, RateVerdict, Resolve, Verdict
 
@@ -30,21 +30,26 @@ class Providers:
 
                 self._limits[provider.name] = RateLimitService(provider.name, provider.rate_limit_grpc, resolve)
 
-    async def check(self, provider: str, source: Party, destination: Party, http: HttpFacts | None, sni: str = "") -> Verdict:
-        """Ask the external authorizer *provider* about a request, or about a connection when *http* is None. Never raises."""
+    def body_of(self, provider: str) -> RequestBody | None:
+        """Return what the external authorizer *provider* wants to see of requests' bodies; None: nothing."""
+        authorizer = self._authorizers.get(provider)
+        return authorizer.body if authorizer is not None else None
+
+    async def check(self, provider: str, source: Party, destination: Party, http: HttpFacts | None, sni: str = "", asker: str = "") -> Verdict:
+        """Ask the external authorizer *provider* for the pod *asker* about a request, or about a connection when *http* is None. Never raises."""
         authorizer = self._authorizers.get(provider)
         if authorizer is None:
             return Verdict(False, failed=f"no envoyExtAuthzGrpc provider is named {provider!r:.80} in extensionProviders")
-        return await authorizer.check(source, destination, http, sni)
+        return await authorizer.check(source, destination, http, sni, asker)
 
-    async def ask(self, limit: GlobalLimit, descriptors: Sequence[Descriptor]) -> RateVerdict:
-        """Ask the service that *limit* names; without a descriptor there is nothing to ask. Never raises."""
+    async def ask(self, limit: GlobalLimit, descriptors: Sequence[Descriptor], asker: str = "") -> RateVerdict:
+        """Ask the service that *limit* names for the pod *asker*; without a descriptor there is nothing to ask. Never raises."""
         if not descriptors:
             return RateVerdict(True)
         service = self._limits.get(limit.provider)
         if service is None:
             return RateVerdict.unanswered(limit, f"no rateLimitGrpc provider is named {limit.provider!r:.80} in extensionProviders")
-        return await service.ask(limit, descriptors)
+        return await service.ask(limit, descriptors, asker)
 
     def close(self) -> None:
         """Close all connections; calls under way fail."""

@@ -24,14 +24,17 @@ class RateLimitService:
         self._settings = settings
         self._caller = Caller(name, settings.service, settings.port, PATH, resolve)
 
-    async def ask(self, limit: GlobalLimit, descriptors: Sequence[Descriptor]) -> RateVerdict:
-        """Ask about a request that *descriptors* describe. Never raises; what the service does not answer the limit's failure mode does."""
+    async def ask(self, limit: GlobalLimit, descriptors: Sequence[Descriptor], asker: str) -> RateVerdict:
+        """Ask for the pod *asker* about a request that *descriptors* describe.
+
+        Never raises; what the service does not answer the limit's failure mode does.
+        """
         request = RateLimitRequest(domain=limit.domain)
         for descriptor in descriptors:
             entries = [RateLimitDescriptor.Entry(key=key, value=utf8(value)) for key, value in descriptor]
             request.descriptors.add(entries=entries)
         try:
-            return _verdict(await self._caller.call(request, RateLimitResponse, limit.timeout_seconds or self._settings.timeout))
+            return _verdict(await self._caller.call(request, RateLimitResponse, limit.timeout_seconds or self._settings.timeout, asker))
         except CallError as error:
             return RateVerdict.unanswered(limit, str(error))
 

@@ -24,8 +24,11 @@ PHRASES: Final = {
 def refusal(exchange: Exchange, reason: Reason) -> bytes:
     """Return the answer to *exchange* that says why it is refused: flag, likely cause and next step."""
     body = reason.body or f"{reason.code} ({reason.flag}): {reason.hint}\n".encode()
-    extra = "".join([f"{name}: {value}\r\n" for name, value in reason.headers]).encode("latin-1", "replace")
+    bodiless = reason.status in (204, 304)  # RFC 9110 sections 15.3.5, 15.4.5: what follows would be taken for the next answer
+    own = () if bodiless else (("content-type", "text/plain"), ("content-length", str(len(body))))
+    given = frozenset(name for name, _ in reason.headers)
+    fields = (*[field for field in (*own, ("server", "nodeagent")) if field[0] not in given], *reason.headers)
+    text = "".join([f"{name}: {value}\r\n" for name, value in fields]).encode("latin-1", "replace")
     connection = (b"connection: keep-alive\r\n" if exchange.http10 else b"") if exchange.keep_alive else b"connection: close\r\n"
-    fields = b"content-type: text/plain\r\ncontent-length: %d\r\nserver: nodeagent\r\n%b%b\r\n" % (len(body), extra, connection)
-    head = b"HTTP/1.1 %d %b\r\n%b" % (reason.status, PHRASES.get(reason.status, b""), fields)
-    return head if exchange.method == b"HEAD" else head + body
+    head = b"HTTP/1.1 %d %b\r\n%b%b\r\n" % (reason.status, PHRASES.get(reason.status, b""), text, connection)
+    return head if bodiless or exchange.method == b"HEAD" else head + body

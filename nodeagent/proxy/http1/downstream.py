@@ -103,6 +103,7 @@ class HttpDownstream:
         self.queue.clear()
         if current is not None and not current.finished:
             current.finished = True
+            current.progressed()
             upstream = current.upstream
             if upstream is not None:
                 upstream.abandon()
@@ -195,6 +196,10 @@ class HttpDownstream:
         if exchange is None or exchange.finished:
             return
         exchange.received += len(data)
+        if exchange.held is not None:
+            exchange.held += data
+            exchange.progressed()
+            return
         if exchange.body == CHUNKED_BODY:
             data = b"%x\r\n%b\r\n" % (len(data), data)
         self._forward_body(exchange, data)
@@ -214,6 +219,8 @@ class HttpDownstream:
                 self._forward_body(exchange, b"".join((b"0\r\n", *self._trailers, b"\r\n")))
             self._trailers = []
         exchange.request_complete = True
+        if exchange.arrived is not None:
+            exchange.progressed()
         if exchange.finished and exchange is self.current:
             self._next()
 
@@ -348,6 +355,7 @@ class HttpDownstream:
     def refuse(self, exchange: Exchange, reason: Reason) -> None:
         """Answer *exchange* with the reason's status, or cut the connection when an answer has begun."""
         exchange.finished = True
+        exchange.progressed()
         if exchange.answered:
             self.pipeline.observe(exchange, exchange.status, reason)
             reset(self.transport)  # an end without a reset could pass for the answer's own

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Final
 
@@ -39,6 +40,10 @@ class Exchange:
     pending_bytes = 0
     received = 0
     sent = 0
+    held: bytearray | None = None
+    enough = 0
+    arrived: asyncio.Future[None] | None = None
+    answer_fields: tuple[tuple[str, str, str], ...] = ()
     status = 0
     tries = 0
     deadline = 0.0
@@ -83,6 +88,38 @@ class Exchange:
             lines = without(lines, lambda name: name.lower() == b"x-forwarded-client-cert")
         return b"".join((self.method, b" ", self.target, b" HTTP/1.1\r\n", *lines, route.head_tail))
 
+    def hold(self, enough: int) -> asyncio.Future[None]:
+        """Keep the body as it comes, unframed, until :meth:`let_go`.
+
+        The future is done when *enough* bytes of it are there, when it is complete, or when nobody waits for its answer any more.
+        """
+        held, last = bytearray(), []
+        for piece in self.pending or ():  # a request that waited for its turn
+            size, data = (int(piece[: piece.index(b"\r")], 16), piece[piece.index(b"\n") + 1 : -2]) if self.body == CHUNKED_BODY else (len(piece), piece)
+            if size:
+                held += data
+            else:
+                last.append(piece)
+        self.held, self.pending, self.enough = held, last, enough
+        self.arrived = asyncio.get_running_loop().create_future()
+        self.progressed()
+        return self.arrived
+
+    def progressed(self) -> None:
+        """Tell who waits for the body how far it is."""
+        waiter = self.arrived
+        if waiter is not None and not waiter.done() and (self.finished or self.request_complete or len(self.held or b"") >= self.enough):
+            waiter.set_result(None)
+
+    def let_go(self) -> bytes:
+        """Return what was held of the body; it goes on with the rest."""
+        held, self.held, self.arrived = bytes(self.held or b""), None, None
+        if held:
+            framed = b"%x\r\n%b\r\n" % (len(held), held) if self.body == CHUNKED_BODY else held
+            self.pending = [framed, *(self.pending or ())]
+            self.pending_bytes = sum(map(len, self.pending))
+        return held
+
     def replayable(self) -> bool:
         """Say whether the request may be sent once more: nothing was answered and nothing of a body was lost."""
         return self.tries < 2 and not self.answered and self.body == NO_BODY and self.method in IDEMPOTENT
@@ -106,3 +143,20 @@ def without(lines: list[bytes], unwanted: Callable[[bytes], bool]) -> list[bytes
         if not unwanted(lines[at]):
             kept += lines[at : at + 4]
     return kept
+
+
+def with_fields(lines: list[bytes], fields: tuple[tuple[str, str, str], ...]) -> list[bytes]:
+    """Return header *lines* with *fields* (lower-case name, value, how: add, set, add_if_absent or set_if_present) put one after the other."""
+    for name, value, how in fields:
+        key = name.encode("latin-1")
+        rest = without(lines, _named(key))
+        present = len(rest) < len(lines)
+        if (how == "add_if_absent" and present) or (how == "set_if_present" and not present):
+            continue
+        kept = rest if how in ("set", "set_if_present") else lines
+        lines = [*kept, key, b": ", value.encode("latin-1"), b"\r\n"]
+    return lines
+
+
+def _named(key: bytes) -> Callable[[bytes], bool]:
+    return lambda name: name.lower() == key

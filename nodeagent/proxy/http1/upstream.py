@@ -13,7 +13,7 @@ import httptools
 from nodeagent.errors import UPSTREAM_PROTOCOL, UPSTREAM_RESET, Reason
 from nodeagent.proxy.http1 import headers as field
 from nodeagent.proxy.http1.answers import PHRASES
-from nodeagent.proxy.http1.exchange import Exchange, without
+from nodeagent.proxy.http1.exchange import Exchange, with_fields, without
 from nodeagent.proxy.http1.framing import Ambiguous, BodyKind, response_framing
 from nodeagent.proxy.http1.headers import classify
 
@@ -208,6 +208,7 @@ class HttpUpstream:
             and self._parser.should_keep_alive()
             and not exchange.http10
             and exchange.method != b"HEAD"
+            and not exchange.answer_fields
         )
         if not simple:
             self._head(exchange, status, lines)
@@ -237,7 +238,8 @@ class HttpUpstream:
         self._chunk_out = unbounded and not exchange.http10
         if unbounded and exchange.http10:
             exchange.keep_alive = False
-        self._write_head(exchange, status, without(lines, lambda name: name.lower() in framing.hop_by_hop))
+        lines = without(lines, lambda name: name.lower() in framing.hop_by_hop)
+        self._write_head(exchange, status, with_fields(lines, exchange.answer_fields) if exchange.answer_fields else lines)
         if framing.kind is BodyKind.NONE:
             self._complete = True
 

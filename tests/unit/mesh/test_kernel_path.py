@@ -31,7 +31,7 @@ def service(protocol: Protocol = "http", *more: Endpoint, **fields: object) -> S
 
 
 def plan(
-    *policies: Entry, settings: Settings | None = None, protocol: Protocol = "http", path: object = "", of_service: object = "auto", **fields: object
+    *policies: Entry, settings: Settings | None = None, protocol: Protocol = "http", path: object = "", of_service: object = None, **fields: object
 ) -> Plan:
     """The plan for a client and a server pod; *path*: the pod's own setting."""
     if path:
@@ -133,10 +133,16 @@ def test_settings(case: str) -> None:
 
 
 def test_the_namespaces_setting_gives_way_to_the_services() -> None:
-    for of_service, expected in (("auto", "namespace"), ("kernel", "Service ns/svc")):
-        server = workload("server", 1, ports=((8080, "http"),), services=((8080, "ns/svc"),), path="kernel")
-        made = Planner(OBSERVED).plan([server, service(path=of_service)], {SERVER})
-        assert port(made) == PortPath("kernel", f"nodeagent.io/path of the {expected} is kernel")
+    for wider in ("kernel", "proxy"):
+        expected = {
+            None: PortPath(wider, f"nodeagent.io/path of the namespace is {wider}"),
+            "kernel": PortPath("kernel", "nodeagent.io/path of the Service ns/svc is kernel"),
+            "proxy": PortPath("proxy", "nodeagent.io/path of the Service ns/svc is proxy"),
+            "auto": PortPath("proxy", "the access log is asked for"),
+        }
+        server = workload("server", 1, ports=((8080, "http"),), services=((8080, "ns/svc"),), path=wider)
+        for of_service, path in expected.items():
+            assert port(Planner(OBSERVED).plan([server, service(path=of_service)], {SERVER})) == path
 
 
 def test_only_captured_pods_take_part() -> None:

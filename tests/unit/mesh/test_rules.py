@@ -108,13 +108,17 @@ def test_probes_by_number_and_once() -> None:
             "livenessProbe": {"httpGet": {"port": 8080, "path": "/ready?x=1"}},
             "startupProbe": {"tcpSocket": {"port": "dns"}},
         },
-        {"livenessProbe": {"grpc": {"port": 9000}}, "readinessProbe": {"exec": {"command": ["true"]}}, "startupProbe": {"httpGet": {"port": "web"}}},
+        {
+            "livenessProbe": {"grpc": {"port": 9000, "service": "shop"}},
+            "readinessProbe": {"exec": {"command": ["true"]}},
+            "startupProbe": {"httpGet": {"port": "web"}},
+        },
         {"livenessProbe": {"httpGet": {"port": 8443, "scheme": "HTTPS", "path": "/x"}}, "readinessProbe": {"httpGet": {"port": 80, "host": "10.9.9.9"}}},
         {"livenessProbe": {"httpGet": {"port": "81", "host": "10.0.0.1", "path": "x"}}},
     ]
     assert rules.probes(pod(containers=containers)) == (
         Probe("http", 8080, "/ready?x=1"),
-        Probe("grpc", 9000, ""),
+        Probe("grpc", 9000, "shop"),
         Probe("tcp", 8443, ""),
         Probe("http", 81, "/x"),
     )

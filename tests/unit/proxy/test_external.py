@@ -22,7 +22,7 @@ from nodeagent.policy.rate_limit import descriptors
 from nodeagent.protocols.envoy_auth_pb2 import CheckRequest, CheckResponse
 from nodeagent.protocols.envoy_ratelimit_pb2 import RateLimitRequest, RateLimitResponse
 from nodeagent.proxy.external import call
-from nodeagent.proxy.external.model import HttpFacts, Party, RateVerdict, Verdict
+from nodeagent.proxy.external.model import HttpFacts, Party, RateVerdict, Verdict, Way
 from nodeagent.proxy.external.providers import Providers
 from tests.fakes import ext_authz, rate_limit
 from tests.fakes.serving import Method, serve
@@ -58,7 +58,12 @@ def providers(port: int, *, where: Callable[[str, int], tuple[str, int] | None] 
         {"name": "authz", "envoyExtAuthzGrpc": {**common, **settings}},
         {"name": "limits", "rateLimitGrpc": common},
     ]
-    return Providers((ExtensionProvider.model_validate(kind) for kind in kinds), where or (lambda service, asked: ("127.0.0.1", port)))
+
+    def way(service: str, asked: int, asker: str) -> Way | None:
+        found = where(service, asked) if where else ("127.0.0.1", port)
+        return Way(*found) if found else None
+
+    return Providers((ExtensionProvider.model_validate(kind) for kind in kinds), way)
 
 
 def run(subject: Callable[[], Providers], use: Callable[[Providers], Awaitable[T]]) -> T:
@@ -152,7 +157,7 @@ def test_set_append_and_remove(start: Start) -> None:
     answer.ok_response.response_headers_to_add.add(header={"key": "x-told", "value": "t"})
     port = start(ext_authz.METHOD, lambda request, context: answer)
     expected = Verdict(
-        True, set=(("x-set", "s"), ("x-raw", "\xe9")), append=(("x-more", "m"),), remove=("authorization",), headers=(("x-told", "t"),)
+        True, set=(("x-set", "s"), ("x-raw", "\xe9")), append=(("x-more", "m"),), remove=("authorization",), answer=(("x-told", "t", "add"),)
     )  # fmt: skip
     assert checked(port) == expected
 

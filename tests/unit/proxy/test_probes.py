@@ -1,0 +1,255 @@
+"""What the node may ask of a pod in plaintext beside HTTP probes: the health that a gRPC probe asks for, and whether a port opens."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import socket
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import h2.config
+import h2.connection
+import h2.events
+import pytest
+
+from nodeagent.identity.tls import Contexts
+from nodeagent.mesh.entries import Delta, Probe
+from nodeagent.policy.model import AuthorizationPolicy, MtlsMode, Rule, Source
+from nodeagent.protocols.health_pb2 import HealthCheckRequest, HealthCheckResponse
+from tests.fakes import health
+from tests.unit.proxy.nodes import NODE, SERVER, STRANGER, Nodes, Streams, play
+from tests.unit.proxy.test_guard import get
+from tests.unit.proxy.test_inbound import cut, show_head
+
+ONLY_CLIENT = AuthorizationPolicy("default", "only", "ALLOW", (Rule(sources=(Source(principals=("cluster.local/ns/default/sa/client",)),)),))
+OK, NOT_FOUND, PERMISSION_DENIED, UNIMPLEMENTED, UNAVAILABLE = "0", "5", "7", "12", "14"
+
+
+@pytest.fixture
+def application() -> Iterator[health.Health]:
+    made = health.Health()
+    server, made.port = health.serve(made)  # type: ignore[attr-defined]
+    yield made
+    server.stop(None).wait()
+
+
+def declare(nodes: Nodes, *probes: tuple[str, str], application: Any = None) -> None:
+    """Have the server's pod declare *probes* (kind, path or service) for its port, and *application* serve that."""
+    workload = nodes.far.view.workload(nodes.far.pods["server"].uid)  # type: ignore[index]
+    assert workload is not None
+    declared = tuple(Probe(kind, nodes.port, path) for kind, path in probes)  # type: ignore[arg-type]
+    nodes._probes = declared
+    nodes.far.view.apply(Delta((dataclasses.replace(workload, probes=declared),)))
+    if application is not None:
+        nodes._redirected[SERVER, nodes.port] = ("127.0.0.1", application.port)
+
+
+class Http2:
+    """A client that may do what a gRPC library would not."""
+
+    def __init__(self, streams: Streams) -> None:
+        self.reader, self.writer = streams
+        self.h2 = h2.connection.H2Connection(h2.config.H2Configuration(header_encoding="utf-8"))
+        self.h2.initiate_connection()
+        self.headers: dict[int, dict[str, str]] = {}
+        self.data: dict[int, bytes] = {}
+        self.ended: set[int] = set()
+
+    def ask(self, path: str = health.CHECK, service: str = "", method: str = "POST") -> int:
+        """Send a request; return its stream."""
+        stream = self.h2.get_next_available_stream_id()
+        fields = [(":method", method), (":scheme", "http"), (":path", path), (":authority", "probe"), ("te", "trailers"), ("content-type", "application/grpc")]
+        message = HealthCheckRequest(service=service).SerializeToString()
+        self.h2.send_headers(stream, fields)
+        self.h2.send_data(stream, b"\0" + len(message).to_bytes(4, "big") + message, end_stream=True)
+        self.flush()
+        return stream
+
+    def flush(self) -> None:
+        self.writer.write(self.h2.data_to_send())
+
+    async def answer(self, stream: int) -> tuple[str, bytes]:
+        """Return the gRPC status of *stream*, and its message."""
+        while stream not in self.ended:
+            data = await self.reader.read(65536)
+            assert data, "the connection was closed"
+            for event in self.h2.receive_data(data):
+                if isinstance(event, h2.events.ResponseReceived | h2.events.TrailersReceived):
+                    self.headers.setdefault(event.stream_id, {}).update(event.headers)  # type: ignore[arg-type]
+                elif isinstance(event, h2.events.DataReceived):
+                    self.data[event.stream_id] = self.data.get(event.stream_id, b"") + event.data
+                elif isinstance(event, h2.events.StreamEnded | h2.events.StreamReset):
+                    self.ended.add(event.stream_id)
+            self.flush()
+        return self.headers[stream].get("grpc-status", "none"), self.data.get(stream, b"")[5:]
+
+
+def probed(
+    tls: dict[str, Contexts], application: health.Health, scene: Callable[[Nodes], Any], *probes: tuple[str, str], mode: MtlsMode = "STRICT", **options: Any
+) -> None:
+    async def run(nodes: Nodes) -> None:
+        declare(nodes, *probes, application=application)
+        await scene(nodes)
+
+    play(show_head, run, tls, strict=mode == "STRICT", **options)
+
+
+@pytest.mark.parametrize("protocol", ["tcp", "auto", "http"])
+@pytest.mark.parametrize("pieces", [1, 9])
+def test_a_grpc_probe_is_answered_by_the_application(tls: dict[str, Contexts], application: health.Health, protocol: Any, pieces: int) -> None:
+    async def scene(nodes: Nodes) -> None:
+        streams = await nodes.dial(NODE)
+        client = Http2(streams)
+        written: list[bytes] = []
+        client.writer = type("Writer", (), {"write": staticmethod(written.append)})()  # type: ignore[assignment]
+        stream = client.ask(service="web")
+        whole = b"".join(written)
+        for at in range(0, len(whole), len(whole) // pieces):
+            streams[1].write(whole[at : at + len(whole) // pieces])
+            await asyncio.sleep(0.01)
+        client.writer = streams[1]
+        status, message = await client.answer(stream)
+        assert (status, HealthCheckResponse.FromString(message).status) == (OK, HealthCheckResponse.SERVING)
+        assert application.asked == [(health.CHECK, "web")]
+        streams[1].close()
+        await nodes.settled()
+
+    probed(tls, application, scene, ("grpc", "web"), protocol=protocol)
+
+
+def test_what_the_application_says_is_what_the_node_hears(tls: dict[str, Contexts], application: health.Health) -> None:
+    async def scene(nodes: Nodes) -> None:
+        client = Http2(await nodes.dial(NODE))
+        status, message = await client.answer(client.ask(service="ill"))
+        assert (status, HealthCheckResponse.FromString(message).status) == (OK, HealthCheckResponse.NOT_SERVING)
+        assert (await client.answer(client.ask(service="unheard-of")))[0] == NOT_FOUND
+        with socket.socket() as unused:
+            unused.bind(("127.0.0.1", 0))
+            nodes._redirected[SERVER, nodes.port] = unused.getsockname()
+            assert (await client.answer(client.ask(service="ill")))[0] == UNAVAILABLE
+
+    probed(tls, application, scene, ("grpc", "ill"), ("grpc", "unheard-of"))
+
+
+def test_nothing_but_the_declared_service_is_asked(tls: dict[str, Contexts], application: health.Health) -> None:
+    async def scene(nodes: Nodes) -> None:
+        client = Http2(await nodes.dial(NODE))
+        for service in ("", "WEB", "web2", "ill"):
+            assert (await client.answer(client.ask(service=service)))[0] == PERMISSION_DENIED
+        for path in (health.SECRET, "/grpc.health.v1.Health/Watch", health.CHECK.lower(), health.CHECK + "/", "/" + health.CHECK, f"{health.CHECK}?x"):
+            assert (await client.answer(client.ask(path, "web")))[0] == UNIMPLEMENTED
+        assert (await client.answer(client.ask(method="GET")))[0] != OK
+        both = [client.ask(service="web"), client.ask(health.SECRET, "web")]
+        assert [(await client.answer(stream))[0] for stream in both] == [OK, UNIMPLEMENTED]
+        assert application.asked == [(health.CHECK, "web")]
+        assert "probe" not in str(application.metadata), "what it sent itself goes nowhere"
+
+    probed(tls, application, scene, ("grpc", "web"))
+
+
+@pytest.mark.parametrize("rest", [b"garbage" * 10, b"\0\0\4\1\x25\0\0\0\1" + b"\xff" * 4, b"\xff\xff\xff\0\0\0\0\0\1", b""])
+def test_nonsense_reaches_nobody(tls: dict[str, Contexts], application: health.Health, rest: bytes) -> None:
+    async def scene(nodes: Nodes) -> None:
+        reader, writer = await nodes.dial(NODE)
+        writer.write(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + rest)
+        writer.write_eof()
+        await reader.read()
+        await nodes.settled()
+        assert application.asked == []
+
+    probed(tls, application, scene, ("grpc", "web"), timeouts={"request": 1})
+
+
+@pytest.mark.parametrize(("source", "probe"), [(STRANGER, ("grpc", "web")), (NODE, ("tcp", "")), (NODE, ("http", "/web"))])
+def test_who_is_not_the_node_and_what_is_not_declared_is_cut(tls: dict[str, Contexts], application: health.Health, source: str, probe: tuple[str, str]) -> None:
+    async def scene(nodes: Nodes) -> None:
+        streams = await nodes.dial(source)
+        Http2(streams).ask(service="web")
+        assert await cut(streams[0])
+        assert application.asked == []
+
+    probed(tls, application, scene, probe)
+
+
+def test_policies_let_probes_pass_and_nothing_beside(tls: dict[str, Contexts], application: health.Health) -> None:
+    """PERMISSIVE, and a policy that asks for a principal, which the node has not."""
+
+    async def scene(nodes: Nodes) -> None:
+        client = Http2(await nodes.dial(NODE))
+        assert (await client.answer(client.ask(service="web")))[0] == OK
+        assert (await client.answer(client.ask(health.SECRET, "web")))[0] == UNIMPLEMENTED
+        reader, writer = await nodes.dial(NODE)
+        writer.write(b"\x00not a probe")
+        assert await cut(reader)
+        streams = await nodes.dial(STRANGER)
+        Http2(streams).ask(service="web")
+        assert await cut(streams[0])
+        assert application.asked == [(health.CHECK, "web")]
+
+    probed(tls, application, scene, ("grpc", "web"), ("tcp", ""), mode="PERMISSIVE", policies=(ONLY_CLIENT,))
+
+
+def test_without_a_policy_a_permissive_port_is_open_to_the_node(tls: dict[str, Contexts], application: health.Health) -> None:
+    async def scene(nodes: Nodes) -> None:
+        client = Http2(await nodes.dial(NODE))
+        assert (await client.answer(client.ask(health.SECRET, "web")))[0] == OK
+
+    probed(tls, application, scene, ("grpc", "web"), mode="PERMISSIVE")
+
+
+# -- TCP probes --
+
+
+async def greet(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    """An application that speaks first, and hears."""
+    writer.write(b"hello")
+    heard.append(await reader.read(100))
+
+
+heard: list[bytes] = []
+
+
+@pytest.mark.parametrize("protocol", ["tcp", "auto", "http"])
+@pytest.mark.parametrize("kind", ["tcp", "http", "grpc"])
+def test_a_connection_may_be_opened_and_carries_nothing(tls: dict[str, Contexts], protocol: Any, kind: str) -> None:
+    async def scene(nodes: Nodes) -> None:
+        declare(nodes, (kind, "/"))
+        heard.clear()
+        for half_close in (True, False):
+            reader, writer = await nodes.dial(NODE)
+            if half_close:
+                writer.write_eof()
+            assert await reader.read() == b"", "it ends by itself, and not as refused"
+        reader, writer = await nodes.dial(NODE)
+        writer.write(b"\x00data")
+        if protocol == "http":
+            assert (await reader.read()).startswith(b"HTTP/1.1 400"), "our own answer"
+        else:
+            assert await cut(reader)
+        await nodes.settled()
+        assert nodes.app_connections == 0 and heard == []
+        assert nodes.refused(nodes.far) == ([] if protocol == "http" else ["probe_refused"])
+
+    play(greet, scene, tls, strict=True, protocol=protocol, timeouts={"handshake": 0.3, "idle": 0.3})
+
+
+@pytest.mark.parametrize("http", [False, True])
+def test_what_was_open_before_strict_is_held_to_it(tls: dict[str, Contexts], http: bool) -> None:
+    """An established connection of the node, on a port that has probes: from now on it is asked for those alone."""
+
+    async def scene(nodes: Nodes) -> None:
+        declare(nodes, ("tcp", ""), ("http", "/healthz"))
+        streams = await nodes.dial(NODE)
+        if http:
+            assert (await get(streams, "/admin"))[0] == 200
+            await nodes.protect((), "STRICT")
+            assert (await get(streams, "/admin"))[0] == 403
+            assert (await get(streams, "/healthz"))[0] == 200
+        else:
+            streams[1].write(b"\x00")
+            assert await streams[0].readexactly(5) == b"hello"
+            await nodes.protect((), "STRICT")
+            assert await cut(streams[0])
+
+    play(show_head if http else greet, scene, tls, protocol="http" if http else "tcp")
