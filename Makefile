@@ -41,8 +41,8 @@ demo: setup ## two nodes, a small application, real requests through the agent; 
 test: setup kube ## everything: linters, types, and all tests in parts (root)
 	@$(PYTHON) tests/parts.py
 
-bench: setup ## measures the agent beside direct, HAProxy and real Envoy sidecars in one run; writes build/bench.json
-	@$(PYTHON) -m nodeagent.compare --seconds $(BENCH_SECONDS) --rounds $(BENCH_ROUNDS) --output build/bench.json
+bench: setup ## nodeagent compare with what this project holds itself to; writes build/bench.json
+	@$(PYTHON) -m nodeagent compare --bench --seconds $(BENCH_SECONDS) --rounds $(BENCH_ROUNDS) --output build/bench.json
 
 lint: setup ## ruff and mypy only
 	@$(PYTHON) tests/parts.py lint

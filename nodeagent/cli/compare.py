@@ -15,6 +15,8 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from nodeagent.compare import summary, tables
+from nodeagent.compare.estimate import estimate, read, usage
+from nodeagent.compare.estimate import tables as tables_of
 from nodeagent.compare.labs import MODES
 from nodeagent.compare.load import CompareError, Workload
 from nodeagent.compare.modes import Target
@@ -68,16 +70,18 @@ def _numbers(least: int, most: int) -> Callable[[click.Context, click.Parameter,
 @click.option("--manifest", "files", multiple=True, metavar="FILE|DIR", help="Compare on your own YAML instead; takes --from and --url.")
 @click.option("--from", "source", metavar="[NAMESPACE/]POD", help="With --manifest: the pod that asks (deploy/NAME: its first).")
 @click.option("--url", metavar="URL", help="With --manifest: what it asks, such as http://web.shop:8080/.")
-@click.option("--estimate", multiple=True, metavar="FILE", help="Measure nothing: say what sidecars take by a cluster's pods (kubectl get pods -A -o yaml).")
+@click.option("--estimate", "estimated", multiple=True, metavar="FILE", help="Measure nothing: what sidecars take in a cluster, by its pods (YAML or JSON).")
 @click.option("--top", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="With --estimate: the output of kubectl top pods -A --containers.")
+@click.option("--nodes", type=click.IntRange(1, 100_000), help="With --estimate: on how many nodes the pods run, where they do not say.")
 @click.option("--against", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="The JSON of an earlier run, to set its ratios beside these.")
 @click.option("--report", type=click.Path(file_okay=False, path_type=Path), metavar="DIR", help="Write an HTML page with charts, and the JSON, into DIR.")
 @click.option("--output", type=click.Path(dir_okay=False, path_type=Path), metavar="FILE", help="Write the JSON into FILE.")
 @click.option("-o", "form", type=click.Choice(["table", "json"]), default="table", show_default=True)
 def compare(
     profile: str | None,
-    estimate: tuple[str, ...],
+    estimated: tuple[str, ...],
     top: Path | None,
+    nodes: int | None,
     against: Path | None,
     report: Path | None,
     output: Path | None,
@@ -88,8 +92,8 @@ def compare(
 
     Round by round, every mode in turn: compare the ratios of one run, not the figures of two machines. Without options all of it, in less than 25 minutes.
     """
-    if estimate:
-        return _estimate(estimate, top, form)
+    if estimated:
+        return _estimate(estimated, top, nodes, form)
     plan, before = _plan(profile or "full", **asked), _earlier(against)
     results = Results()
     failed = _carry_out(plan, results)
@@ -156,7 +160,7 @@ def _carry_out(plan: Plan, results: Results) -> bool:
 
 
 def _show(told: dict[str, Any]) -> None:
-    console = Console(width=None if sys.stdout.isatty() else 150)
+    console = _console()
     for name, table in (("runs", tables.figures), ("ratios", tables.goals), ("scale", tables.scale), ("switches", tables.switches)):
         if told[name]:
             console.print(table(told))
@@ -177,5 +181,18 @@ def _write(told: dict[str, Any], output: Path | None, report: Path | None) -> No
         raise CompareError(f"the results cannot be written: {error}") from None
 
 
-def _estimate(files: Sequence[str], top: Path | None, form: str) -> int:
-    raise NotImplementedError
+def _estimate(files: Sequence[str], top: Path | None, nodes: int | None, form: str) -> int:
+    try:
+        used = usage(top.read_text(), str(top)) if top else None
+    except (OSError, UnicodeDecodeError) as error:
+        raise CompareError(f"--top: {top}: cannot be read: {error}") from None
+    found = estimate(read(files), used, nodes=nodes)
+    if form == "json":
+        click.echo(json.dumps(found.json(), indent=1))
+    else:
+        _console().print(*tables_of(found))
+    return 0
+
+
+def _console() -> Console:
+    return Console(width=None if sys.stdout.isatty() else 150)

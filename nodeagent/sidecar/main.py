@@ -15,6 +15,7 @@ import sys
 import time
 from collections.abc import AsyncIterator, Coroutine
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -98,10 +99,10 @@ class Sidecar:
         self.secrets = Secrets(settings.sds_socket, settings.trust_domain, pod.namespace, self._certified)
         self.access_log = AccessLog(settings.access_log, config.access_log_format) if settings.access_log else None
         self.pipeline = Pipeline(self.loop, config.proxy, settings.trust_domain, config.cluster, self.metrics, self.access_log)
-        self.pipeline.providers = Providers(config.extension_providers, self.pipeline.view.endpoint_of)
         # Two ways to dial: to the pod's own application the rules must let it through, elsewhere it is the pod.
         self._outbound, self._inbound = pod_state(pod.uid, {}), pod_state(pod.uid, ports.OWN_SOURCE)
         self.pipeline.pods[pod.uid] = self._inbound
+        self.pipeline.providers = Providers(config.extension_providers, partial(self.pipeline.way_to, dialler=self._outbound))
         self._key_sets = KeySets(lambda found: self._take(Delta((found,))))
         self._admin = Admin(self, probes)
         self._servers: list[asyncio.Server] = []

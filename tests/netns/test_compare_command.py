@@ -92,8 +92,8 @@ def test_a_mode_that_does_not_come_up_is_named_and_the_others_go_on(monkeypatch:
 def test_on_ones_own_manifest(tmp_path: Path) -> None:
     path = tmp_path / "app.yaml"
     path.write_text(client("asking", "node1") + server("web", "node2"))
-    done = compare("--manifest", str(path), "--from", "asking", "--url", "http://web/about", "--modes", "direct,nodeagent,envoy", "--rounds", "1", "--seconds", "1",
-                   "-o", "json")  # fmt: skip
+    asked = ("--manifest", str(path), "--from", "asking", "--url", "http://web/about")
+    done = compare(*asked, "--modes", "direct,nodeagent,envoy", "--rounds", "1", "--seconds", "1", "-o", "json")
     assert done.returncode == 0, done.stderr
     told = json.loads(done.stdout)
     assert {run["mode"] for run in told["runs"]} == {"direct", "nodeagent", "envoy"}
