@@ -11,8 +11,8 @@ DEBIAN_PYTHON := /usr/bin/python3
 PACKAGES := python3-venv python3-bpfcc python3-cryptography linux-libc-dev iproute2 util-linux procps nftables iptables tcpdump \
 	iputils-ping curl openssl wrk nginx-light haproxy iperf3 prometheus gcc python3-dev
 # What runs for every request: compiled by mypyc where gcc is; the same modules work uncompiled.
-HOT := $(addprefix nodeagent/,$(addsuffix .py, proxy/http1/headers proxy/http1/exchange proxy/http1/downstream proxy/http1/upstream proxy/tcp \
-	proxy/tls/stream proxy/pipeline proxy/route proxy/connection telemetry/cells telemetry/log_format))
+HOT := $(addprefix nodeagent/,$(addsuffix .py, proxy/http1/headers proxy/http1/framing proxy/http1/exchange proxy/http1/downstream proxy/http1/upstream proxy/tcp \
+	proxy/tls/stream proxy/accept proxy/sniff proxy/view proxy/pipeline proxy/guard proxy/route proxy/pool proxy/connection telemetry/cells telemetry/log_format))
 # Seconds of load for each figure of `make bench`, and how often all of them are measured in turn.
 BENCH_SECONDS ?= 2
 BENCH_ROUNDS ?= 5
@@ -69,7 +69,7 @@ $(VENV)/spiffe/.complete: tests/apps/workload-requirements.txt $(VENV)/.complete
 	@$(VENV)/spiffe/bin/python -m pip install --quiet --disable-pip-version-check --requirement $<
 	@touch $@
 
-$(VENV)/.compiled: $(HOT) $(VENV)/.complete
+$(VENV)/.compiled: $(HOT) $(VENV)/.complete Makefile
 	@echo "compiling the proxy's hot modules"
 	@find nodeagent -name '*.so' -delete; rm -f ./*__mypyc*.so
 	@$(PYTHON) -c "$$COMPILE" $(HOT) > $(VENV)/compile.log 2>&1 || { tail -n 20 $(VENV)/compile.log; exit 1; }

@@ -54,12 +54,12 @@ class Decision:
 
 
 class _Bound(Generic[_Outcome]):
-    """The first of ``steps`` that matches a request gives the outcome, otherwise it is ``final``."""
+    """The first of ``steps`` that matches a request gives the outcome, otherwise it is ``final``; ``by_line`` as in :class:`RequestAuthorizer`."""
 
-    __slots__ = ("final", "steps")
+    __slots__ = ("by_line", "final", "steps")
 
-    def __init__(self, steps: tuple[tuple[RequestTest, _Outcome], ...], final: _Outcome) -> None:
-        self.steps, self.final = steps, final
+    def __init__(self, steps: tuple[tuple[RequestTest, _Outcome], ...], final: _Outcome, by_line: bool) -> None:
+        self.steps, self.final, self.by_line = steps, final, by_line
 
     def first(self, request: RequestFacts) -> _Outcome:
         for test, outcome in self.steps:
@@ -78,23 +78,27 @@ class _Chain(Generic[_Outcome]):
     def at(self, peer: Peer) -> _Bound[_Outcome]:
         """Return what remains to be asked of the requests of *peer*."""
         left: list[tuple[RequestTest, _Outcome]] = []
+        by_line = True
         for rule, outcome in self.steps:
             found = rule.at(peer)
             if found is True:
-                return _Bound(tuple(left), outcome)
+                return _Bound(tuple(left), outcome, by_line)
             if found is not False:
                 left.append((found, outcome))
-        return _Bound(tuple(left), self.final)
+                by_line = by_line and rule.by_line
+        return _Bound(tuple(left), self.final, by_line)
 
 
 class RequestAuthorizer:
     """The policies of a workload as the requests of one connection meet them."""
 
-    __slots__ = ("_customs", "_decisions", "_final", "_steps", "_watches")
+    __slots__ = ("_customs", "_final", "_steps", "_watches", "by_line")
 
     def __init__(self, customs: _Bound[str], decisions: _Bound[Decision], watches: tuple[_Bound[Note | None], ...]) -> None:
         self._customs, self._watches = customs, watches
         self._steps, self._final = decisions.steps, decisions.final
+        self.by_line = customs.by_line and decisions.by_line and all([watch.by_line for watch in watches])
+        """Every request with the same method, target and host meets the same outcome: nothing asks for fields or claims."""
 
     def custom(self, request: RequestFacts) -> str:
         """Return the provider that must allow *request* before anything else is decided, empty: none."""

@@ -32,6 +32,8 @@ _HEADER: Final = re.compile(r"request\.headers\[([^\[\]]+)\]")
 _CLAIMS: Final = re.compile(r"request\.auth\.claims((?:\[[^\[\]]+\])+)")
 _SPACE_DELIMITED: Final = frozenset(("scope", "permission"))
 """Claims that hold a list in one text (RFC 8693, section 4.2); Istio splits these."""
+_IN_LINE: Final = frozenset(("methods", "paths", "hosts", *(f"request.headers[{name}]" for name in (":authority", "host", ":method", ":path"))))
+"""Keys of terms for which a request's method, target and host are enough."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +67,8 @@ class CompiledRule:
     sources: tuple[Clause, ...]
     operations: tuple[Clause, ...]
     conditions: Clause
+    by_line: bool
+    """Of a request, only its method, target and host matter."""
 
     @property
     def needs_request(self) -> bool:
@@ -73,7 +77,7 @@ class CompiledRule:
     def without_request(self) -> CompiledRule:
         """Return the rule without the terms that only a request decides: it matches more."""
         sources, operations = (tuple(_peer_only(clause) for clause in group) for group in (self.sources, self.operations))
-        return CompiledRule(sources, operations, _peer_only(self.conditions))
+        return CompiledRule(sources, operations, _peer_only(self.conditions), by_line=True)
 
     def at(self, peer: Peer) -> bool | RequestTest:
         """Return whether the rule matches every or no request of *peer*, or else what tells it of one."""
@@ -121,9 +125,12 @@ def compile_rule(rule: Rule, namespace: str, trust_domain: str) -> CompiledRule:
     Raises ResourceError naming the field and value when one cannot be understood; the resources' validation refuses those already.
     """
 
+    by_line = True
+
     def clause(fields: Iterable[tuple[str, str, tuple[Any, ...], bool]]) -> Clause:
         peer: list[tuple[str, PeerTest]] = []
         request: list[tuple[str, RequestTest]] = []
+        nonlocal by_line
         for name, key, values, negated in fields:
             if not values:
                 continue
@@ -132,14 +139,13 @@ def compile_rule(rule: Rule, namespace: str, trust_domain: str) -> CompiledRule:
                 peer.append((name, _negated(on_peer) if negated else on_peer))
             else:
                 on_request = _request_test(name, key, values)
+                by_line = by_line and key.lower() in _IN_LINE
                 request.append((name, _negated(on_request) if negated else on_request))
         return Clause(tuple(peer), tuple(request), matchers.all_of([test for _, test in request]) if request else None)
 
-    return CompiledRule(
-        tuple(clause(_fields(source, _SOURCE)) for source in rule.sources),
-        tuple(clause(_fields(operation, _OPERATION)) for operation in rule.operations),
-        clause(_condition_fields(rule.conditions)),
-    )
+    sources = tuple(clause(_fields(source, _SOURCE)) for source in rule.sources)
+    operations = tuple(clause(_fields(operation, _OPERATION)) for operation in rule.operations)
+    return CompiledRule(sources, operations, clause(_condition_fields(rule.conditions)), by_line)
 
 
 def _fields(holder: Source | Operation, keys: dict[str, str]) -> Iterator[tuple[str, str, tuple[Any, ...], bool]]:

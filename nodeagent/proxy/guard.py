@@ -30,16 +30,27 @@ if TYPE_CHECKING:
     from nodeagent.proxy.view import ClusterView
 
 _SCHEME: Final = "spiffe://"
+DECISIONS: Final = 1024
+"""Decisions that a guard remembers, for all of its clients together: clients choose what they ask for."""
+_LONGEST: Final = 512
+"""Bytes of a target and a host that are remembered."""
 log = logging.getLogger("nodeagent.proxy")
+_Asked = tuple["Bound", bytes, bytes, bytes]
+"""By whom, and a request's method, target as it came, and host."""
 
 
 class Guard:
     """The policies of one workload, compiled for what it serves as HTTP, or for what it does not."""
 
-    __slots__ = ("authenticator", "authorizer", "limiter", "services")
+    __slots__ = ("_decided", "authenticator", "authorizer", "by_line", "decided", "limiter", "services")
 
     def __init__(self, authorizer: Authorizer, authenticator: Authenticator | None, limiter: RateLimiter | None, services: tuple[GlobalLimit, ...]) -> None:
         self.authorizer, self.authenticator, self.limiter, self.services = authorizer, authenticator, limiter, services
+        self.by_line = authenticator is None and limiter is None and not services
+        """Nothing but AuthorizationPolicies has a say."""
+        self._decided: dict[_Asked, tuple[bytes, Decision]] = {}
+        self.decided = self._decided.get
+        """What was decided on a request like this one: the target that goes on, and the decision. It ends with the guard, which ends with its policies."""
 
     @classmethod
     def made(cls, view: ClusterView, workload: Workload, previous: Guard | None, *, http: bool, trust_domain: str, share: float) -> Guard:
@@ -69,11 +80,19 @@ class Guard:
         """Return what the guard means for the client that *facts* describe: *client* is its pod or address, *workload* whose guard it is."""
         return Bound(self, facts, self.authorizer.connection(facts), client, workload)
 
+    def remember(self, asked: _Asked, target: bytes, decision: Decision) -> None:
+        """Keep *decision* on what *asked* for, which goes on as *target*."""
+        if len(asked[2]) + len(asked[3]) > _LONGEST:
+            return
+        if len(self._decided) >= DECISIONS:
+            self._decided.clear()
+        self._decided[asked] = (target, decision)
+
 
 class Bound:
     """A guard as one client meets it."""
 
-    __slots__ = ("client", "decision", "facts", "guard", "reason", "residual", "workload")
+    __slots__ = ("by_line", "client", "decision", "facts", "guard", "reason", "residual", "workload")
 
     def __init__(self, guard: Guard, facts: ConnectionFacts, outcome: Decision | RequestAuthorizer, client: str, workload: str) -> None:
         self.guard, self.facts, self.client, self.workload = guard, facts, client, workload
@@ -83,11 +102,18 @@ class Bound:
         """Why no request of this client is permitted, None where some may be."""
         if self.decision is not None and not self.decision.allowed:
             self.reason = denied(self.decision.policy, self.decision.rule)
+        self.by_line = guard.by_line and (self.residual is None or self.residual.by_line)
+        """Requests with the same method, target and host are decided alike: it needs to be done once."""
 
     # -- HTTP --
 
     def admits(self, pipeline: Pipeline, exchange: Exchange, route: Route) -> bool:
         """Decide on a request. False: it was refused, or its answer waits for somebody else's and it is forwarded then."""
+        asked = (self, exchange.method, exchange.target, exchange.host)
+        known = self.guard.decided(asked) if self.by_line else None
+        if known is not None:
+            exchange.target = known[0]
+            return self._passes(pipeline, exchange, known[1])
         if holds_nul(exchange.target):
             exchange.refuse(BAD_REQUEST)
             return False
@@ -98,6 +124,10 @@ class Bound:
         if provider or self.guard.services:
             pipeline.wait(exchange, self._ask(pipeline, exchange, route, request, provider))
             return False
+        if self.by_line:
+            decision = self._decision(request)
+            self.guard.remember(asked, exchange.target, decision)
+            return self._passes(pipeline, exchange, decision)
         reason = self._decide(pipeline, exchange, request)
         if reason is not None:
             exchange.refuse(reason)
@@ -110,19 +140,34 @@ class Bound:
             refused = self._authenticate(pipeline, guard.authenticator, exchange, request)
             if refused is not None:
                 return refused
-        decision = self.decision if self.residual is None else self.residual.decide(request)
-        assert decision is not None
-        if decision.notes or not decision.allowed:
-            self._note(pipeline, decision)
-        exchange.downstream.connection.policy = decision.policy
-        if not decision.allowed:
-            return denied(decision.policy, decision.rule)
+        refused = self._authorize(pipeline, exchange, self._decision(request))
+        if refused is not None:
+            return refused
         if guard.limiter is not None:
             limited = guard.limiter.take(request, self.facts.principal, self.client)
             if limited is not None:
                 self._count(pipeline, limited.policy, "rate_limited")
                 return replace(RATE_LIMITED, headers=limited.headers)
         return None
+
+    def _decision(self, request: RequestFacts) -> Decision:
+        decision = self.decision if self.residual is None else self.residual.decide(request)
+        assert decision is not None
+        return decision
+
+    def _authorize(self, pipeline: Pipeline, exchange: Exchange, decision: Decision) -> Reason | None:
+        """Note *decision* where it has to be; return the refusal that it is."""
+        if decision.notes or not decision.allowed:
+            self._note(pipeline, decision)
+        exchange.downstream.connection.policy = decision.policy
+        return None if decision.allowed else denied(decision.policy, decision.rule)
+
+    def _passes(self, pipeline: Pipeline, exchange: Exchange, decision: Decision) -> bool:
+        """The same where nothing else has a say."""
+        refused = self._authorize(pipeline, exchange, decision)
+        if refused is not None:
+            exchange.refuse(refused)
+        return refused is None
 
     def _authenticate(self, pipeline: Pipeline, authenticator: Authenticator, exchange: Exchange, request: RequestFacts) -> Reason | None:
         """Check the request's tokens; what they say is in *request* and, where it was asked for, in the fields that go on."""
@@ -226,9 +271,8 @@ def _authorizer(policies: list[AuthorizationPolicy], http: bool, trust_domain: s
         return Authorizer.compile([AuthorizationPolicy("", "invalid")], http=http, trust_domain=trust_domain)
 
 
-UNGUARDED: Final = Bound.__new__(Bound)
+UNGUARDED: Final = Guard(Authorizer.compile((), http=True, trust_domain=""), None, None, ()).bind(ConnectionFacts("", "", "", "", 0), "", "")
 """Nothing stands between this client and the endpoint, or somebody else checks."""
-UNGUARDED.reason = None
 
 
 def adopt(exchange: Exchange, remove: tuple[str, ...], add: tuple[tuple[str, str], ...], target: str | None = None) -> None:
