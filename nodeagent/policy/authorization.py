@@ -17,7 +17,8 @@ from nodeagent.policy.model import AuthorizationPolicy
 from nodeagent.policy.paths import holds_nul, normalise_path, normalise_target
 
 __all__ = [
-    "Authorizer", "ConnectionFacts", "Decision", "Note", "RequestAuthorizer", "RequestFacts", "holds_nul", "normalise_path", "normalise_target",
+    "Authorizer", "CompiledPolicy", "ConnectionFacts", "Decision", "Note", "RequestAuthorizer", "RequestFacts", "holds_nul", "normalise_path",
+    "normalise_target",
 ]  # fmt: skip
 
 _NAMED: Final = 5
@@ -97,7 +98,7 @@ class RequestAuthorizer:
     def __init__(self, customs: _Bound[str], decisions: _Bound[Decision], watches: tuple[_Bound[Note | None], ...]) -> None:
         self._customs, self._watches = customs, watches
         self._steps, self._final = decisions.steps, decisions.final
-        self.by_line = customs.by_line and decisions.by_line and all([watch.by_line for watch in watches])
+        self.by_line = customs.by_line and decisions.by_line and all(watch.by_line for watch in watches)
         """Every request with the same method, target and host meets the same outcome: nothing asks for fields or claims."""
 
     def custom(self, request: RequestFacts) -> str:
@@ -127,38 +128,42 @@ class Authorizer:
     _customs: _Chain[str]
     _decisions: _Chain[Decision]
     _watches: tuple[_Chain[Note | None], ...]
-    _rules: tuple[tuple[str, CompiledRule], ...]
-    """What each rule is called, for :meth:`trace`."""
+    _policies: tuple[CompiledPolicy, ...]
+    """In order, for :meth:`trace`."""
 
     @classmethod
     def compile(cls, policies: Iterable[AuthorizationPolicy], *, http: bool, trust_domain: str) -> Authorizer:
-        """Compile *policies* in the mesh of *trust_domain*.
-
-        Where the port is not *http*, an ALLOW rule with HTTP fields is left out, so its policy still denies what it does not
-        allow, and rules of other actions lose just those fields, so they match more: never does that allow what HTTP would not.
+        """Compile *policies* in the mesh of *trust_domain* and put them together.
 
         Raises ResourceError when a value cannot be understood.
         """
-        ordered = [
-            _Compiled.of(policy, http=http, trust_domain=trust_domain) for policy in sorted(policies, key=lambda policy: (policy.namespace, policy.name))
-        ]
+        return cls.of([CompiledPolicy.of(policy, trust_domain) for policy in policies], http=http)
+
+    @classmethod
+    def of(cls, policies: Iterable[CompiledPolicy], *, http: bool) -> Authorizer:
+        """Put *policies* together, which costs little beside compiling them.
+
+        Where the port is not *http*, an ALLOW rule with HTTP fields is left out, so its policy still denies what it does not
+        allow, and rules of other actions lose just those fields, so they match more: never does that allow what HTTP would not.
+        """
+        ordered = sorted(policies, key=lambda policy: policy.order)
+        if not http:
+            ordered = [policy.without_request() for policy in ordered]
         enforced = [policy for policy in ordered if not policy.dry_run]
         customs = [policy for policy in enforced if policy.action == "CUSTOM"]
         providers = sorted({policy.provider for policy in customs})
-        refused: list[_Compiled] = []
+        refused: list[CompiledPolicy] = []
         if providers[1:] or "" in providers:
             # Nobody says whom to ask: such rules deny, as in Istio.
             customs, refused = [], customs
         denies = [*refused, *(policy for policy in enforced if policy.action == "DENY")]
         allows = [policy for policy in enforced if policy.action == "ALLOW"]
-        steps = [(rule, policy.decision(index, allowed=action)) for group, action in ((denies, False), (allows, True)) for policy, index, rule in _each(group)]
-        rules = tuple((f"{policy.title}, rule {index}", rule) for policy, index, rule in _each(ordered))
         return cls(
-            needs_request=any(rule.needs_request for _, rule in rules),
-            _customs=_Chain(tuple((rule, policy.provider) for policy, _, rule in _each(customs)), ""),
-            _decisions=_Chain(tuple(steps), _otherwise(allows, denies)),
+            needs_request=any(rule.needs_request for policy in ordered for _, rule, _ in policy.rules),
+            _customs=_Chain(tuple((rule, policy.provider) for policy in customs for _, rule, _ in policy.rules), ""),
+            _decisions=_Chain(tuple((rule, decision) for policy in (*denies, *allows) for _, rule, decision in policy.rules), _otherwise(allows, denies)),
             _watches=tuple(_watches(ordered)),
-            _rules=rules,
+            _policies=tuple(ordered),
         )
 
     def connection(self, facts: ConnectionFacts) -> Decision | RequestAuthorizer:
@@ -174,42 +179,54 @@ class Authorizer:
     def trace(self, facts: ConnectionFacts, request: RequestFacts | None) -> tuple[str, ...]:
         """Return a line for every rule: that it matches, or which of its fields do not. For people, not for the hot path."""
         peer = Peer(facts)
-        outcomes = ((title, rule.failing(peer, request)) for title, rule in self._rules)
+        outcomes = ((f"{policy.title}, rule {index}", rule.failing(peer, request)) for policy in self._policies for index, rule, _ in policy.rules)
         return tuple(f"{title}: {f'does not match ({failing})' if failing else 'matches'}" for title, failing in outcomes)
 
 
 @dataclass(frozen=True, slots=True)
-class _Compiled:
-    """A policy whose rules are compiled; ``rules`` keep their index in the policy."""
+class CompiledPolicy:
+    """A policy whose rules are compiled, for any workload and port that it applies to."""
 
+    order: tuple[str, str]
+    """Namespace and name: policies are looked at in this order."""
     name: str
     action: str
     dry_run: bool
     provider: str
-    rules: tuple[tuple[int, CompiledRule], ...]
+    rules: tuple[tuple[int, CompiledRule, Decision], ...]
+    """Each rule with its index in the policy, and the decision where it matches and the policy decides."""
 
     @classmethod
-    def of(cls, policy: AuthorizationPolicy, *, http: bool, trust_domain: str) -> _Compiled:
-        rules = [(index, compile_rule(rule, policy.namespace, trust_domain)) for index, rule in enumerate(policy.rules)]
-        if not http:
-            allow = policy.action == "ALLOW"
-            rules = [(index, rule.without_request()) for index, rule in rules if not (allow and rule.needs_request)]
-        return cls(f"{policy.namespace}/{policy.name}", policy.action, policy.dry_run, policy.provider, tuple(rules))
+    def of(cls, policy: AuthorizationPolicy, trust_domain: str) -> CompiledPolicy:
+        """Compile *policy* in the mesh of *trust_domain*. Raises ResourceError when a value cannot be understood."""
+        name, title = f"{policy.namespace}/{policy.name}", _title(policy.action, f"{policy.namespace}/{policy.name}", policy.dry_run)
+        reason = " and denies: the workload's CUSTOM policies do not agree on one provider" if policy.action == "CUSTOM" else ""
+        rules = [
+            (
+                index,
+                compile_rule(rule, policy.namespace, trust_domain),
+                Decision(policy.action == "ALLOW", name, index, explain=f"{title}, rule {index} matches{reason}"),
+            )
+            for index, rule in enumerate(policy.rules)
+        ]
+        return cls((policy.namespace, policy.name), name, policy.action, policy.dry_run, policy.provider, tuple(rules))
+
+    def without_request(self) -> CompiledPolicy:
+        """Return what holds where there are no requests to ask about."""
+        allow = self.action == "ALLOW"
+        rules = [(index, rule.without_request(), decision) for index, rule, decision in self.rules if not (allow and rule.needs_request)]
+        return replace(self, rules=tuple(rules))
 
     @property
     def title(self) -> str:
-        return f"{self.action} policy {self.name}{' (dry run)' if self.dry_run else ''}"
-
-    def decision(self, rule: int, *, allowed: bool) -> Decision:
-        reason = " and denies: the workload's CUSTOM policies do not agree on one provider" if self.action == "CUSTOM" else ""
-        return Decision(allowed, self.name, rule, explain=f"{self.title}, rule {rule} matches{reason}")
+        return _title(self.action, self.name, self.dry_run)
 
 
-def _each(policies: Iterable[_Compiled]) -> Iterator[tuple[_Compiled, int, CompiledRule]]:
-    return ((policy, index, rule) for policy in policies for index, rule in policy.rules)
+def _title(action: str, name: str, dry_run: bool) -> str:
+    return f"{action} policy {name}{' (dry run)' if dry_run else ''}"
 
 
-def _otherwise(allows: list[_Compiled], denies: list[_Compiled]) -> Decision:
+def _otherwise(allows: list[CompiledPolicy], denies: list[CompiledPolicy]) -> Decision:
     """Return the decision when no rule matches."""
     if allows:
         names = ", ".join(policy.name for policy in allows[:_NAMED]) + (f" and {len(allows) - _NAMED} more" if allows[_NAMED:] else "")
@@ -217,13 +234,13 @@ def _otherwise(allows: list[_Compiled], denies: list[_Compiled]) -> Decision:
     return Decision(True, explain="no DENY policy matches, and no ALLOW policy applies" if denies else "no policy that decides applies")
 
 
-def _watches(policies: list[_Compiled]) -> Iterator[_Chain[Note | None]]:
+def _watches(policies: list[CompiledPolicy]) -> Iterator[_Chain[Note | None]]:
     """Yield what only notes: each AUDIT policy, each other one in dry run, and all ALLOW policies in dry run together, as they would decide."""
     for policy in policies:
         if policy.action == "AUDIT" or (policy.dry_run and policy.action != "ALLOW"):
             kind = "audit" if policy.action == "AUDIT" else f"dry_run_{policy.action.lower()}"
-            yield _Chain(tuple((rule, Note(policy.name, index, kind)) for index, rule in policy.rules), None)
+            yield _Chain(tuple((rule, Note(policy.name, index, kind)) for index, rule, _ in policy.rules), None)
     allows = [policy for policy in policies if policy.dry_run and policy.action == "ALLOW"]
     if allows:
-        steps = tuple((rule, Note(policy.name, index, "dry_run_allow")) for policy, index, rule in _each(allows))
+        steps = tuple((rule, Note(policy.name, index, "dry_run_allow")) for policy in allows for index, rule, _ in policy.rules)
         yield _Chain(steps, Note(allows[0].name if len(allows) == 1 else "", -1, "dry_run_deny"))

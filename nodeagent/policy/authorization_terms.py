@@ -17,17 +17,23 @@ PeerTest = Callable[[Peer], bool]
 RequestTest = Callable[[RequestFacts], bool]
 ClaimsTest = Callable[[Claims], bool]
 
-_SOURCE: Final = {
-    "principals": "source.principal",
-    "request_principals": "request.auth.principal",
-    "namespaces": "source.namespace",
-    "service_accounts": "source.serviceAccount",
-    "trust_domains": "source.trustDomain",
-    "ip_blocks": "source.ip",
-    "remote_ip_blocks": "remote.ip",
-}
-_OPERATION: Final = {"hosts": "hosts", "ports": "destination.port", "methods": "methods", "paths": "paths"}
-"""Fields of the model -> keys; where ``when`` knows the same thing, its name for it."""
+
+def _columns(**keys: str) -> tuple[tuple[str, str, str, bool], ...]:
+    """Return attribute, name in YAML, key, and whether values must not match, for each field and its opposite."""
+    columns: list[tuple[str, str, str, bool]] = []
+    for attribute, key in keys.items():
+        first, *others = attribute.split("_")
+        camel = first + "".join(word.capitalize() for word in others)
+        columns += (attribute, camel, key, False), (f"not_{attribute}", f"not{camel[0].upper()}{camel[1:]}", key, True)
+    return tuple(columns)
+
+
+_SOURCE: Final = _columns(
+    principals="source.principal", request_principals="request.auth.principal", namespaces="source.namespace", service_accounts="source.serviceAccount",
+    trust_domains="source.trustDomain", ip_blocks="source.ip", remote_ip_blocks="remote.ip",
+)  # fmt: skip
+_OPERATION: Final = _columns(hosts="hosts", ports="destination.port", methods="methods", paths="paths")
+"""Fields of the model; where ``when`` knows the same thing, its name for it is the key."""
 _HEADER: Final = re.compile(r"request\.headers\[([^\[\]]+)\]")
 _CLAIMS: Final = re.compile(r"request\.auth\.claims((?:\[[^\[\]]+\])+)")
 _SPACE_DELIMITED: Final = frozenset(("scope", "permission"))
@@ -67,17 +73,15 @@ class CompiledRule:
     sources: tuple[Clause, ...]
     operations: tuple[Clause, ...]
     conditions: Clause
+    needs_request: bool
+    """Some terms only a request decides."""
     by_line: bool
     """Of a request, only its method, target and host matter."""
-
-    @property
-    def needs_request(self) -> bool:
-        return any(clause.request for clause in (*self.sources, *self.operations, self.conditions))
 
     def without_request(self) -> CompiledRule:
         """Return the rule without the terms that only a request decides: it matches more."""
         sources, operations = (tuple(_peer_only(clause) for clause in group) for group in (self.sources, self.operations))
-        return CompiledRule(sources, operations, _peer_only(self.conditions), by_line=True)
+        return CompiledRule(sources, operations, _peer_only(self.conditions), needs_request=False, by_line=True)
 
     def at(self, peer: Peer) -> bool | RequestTest:
         """Return whether the rule matches every or no request of *peer*, or else what tells it of one."""
@@ -125,12 +129,12 @@ def compile_rule(rule: Rule, namespace: str, trust_domain: str) -> CompiledRule:
     Raises ResourceError naming the field and value when one cannot be understood; the resources' validation refuses those already.
     """
 
-    by_line = True
+    needs_request, by_line = False, True
 
     def clause(fields: Iterable[tuple[str, str, tuple[Any, ...], bool]]) -> Clause:
         peer: list[tuple[str, PeerTest]] = []
         request: list[tuple[str, RequestTest]] = []
-        nonlocal by_line
+        nonlocal needs_request, by_line
         for name, key, values, negated in fields:
             if not values:
                 continue
@@ -139,22 +143,18 @@ def compile_rule(rule: Rule, namespace: str, trust_domain: str) -> CompiledRule:
                 peer.append((name, _negated(on_peer) if negated else on_peer))
             else:
                 on_request = _request_test(name, key, values)
-                by_line = by_line and key.lower() in _IN_LINE
+                needs_request, by_line = True, by_line and key.lower() in _IN_LINE
                 request.append((name, _negated(on_request) if negated else on_request))
         return Clause(tuple(peer), tuple(request), matchers.all_of([test for _, test in request]) if request else None)
 
     sources = tuple(clause(_fields(source, _SOURCE)) for source in rule.sources)
     operations = tuple(clause(_fields(operation, _OPERATION)) for operation in rule.operations)
-    return CompiledRule(sources, operations, clause(_condition_fields(rule.conditions)), by_line)
+    return CompiledRule(sources, operations, clause(_condition_fields(rule.conditions)), needs_request, by_line)
 
 
-def _fields(holder: Source | Operation, keys: dict[str, str]) -> Iterator[tuple[str, str, tuple[Any, ...], bool]]:
-    """Yield name, key, values, and whether they must not match."""
-    for attribute, key in keys.items():
-        first, *others = attribute.split("_")
-        camel = first + "".join(word.capitalize() for word in others)
-        yield camel, key, getattr(holder, attribute), False
-        yield f"not{camel[0].upper()}{camel[1:]}", key, getattr(holder, f"not_{attribute}"), True
+def _fields(holder: Source | Operation, columns: tuple[tuple[str, str, str, bool], ...]) -> Iterator[tuple[str, str, tuple[Any, ...], bool]]:
+    """Yield name, key, values, and whether they must not match, of what *holder* says."""
+    return ((name, key, values, negated) for attribute, name, key, negated in columns if (values := getattr(holder, attribute)))
 
 
 def _condition_fields(conditions: tuple[Condition, ...]) -> Iterator[tuple[str, str, tuple[Any, ...], bool]]:

@@ -99,7 +99,8 @@ class Accepted:
     def pause_writing(self) -> None:
         """Nothing was written yet."""
 
-    resume_writing = pause_writing
+    def resume_writing(self) -> None:
+        """Nothing was written yet."""
 
     # -- stages --
 

@@ -15,13 +15,15 @@ from typing import TYPE_CHECKING, Final
 
 from nodeagent.errors import BAD_REQUEST, EXTERNAL_DENIED, EXTERNAL_ERROR, JWT_REFUSED, POLICY_DENIED, RATE_LIMITED, Reason, ResourceError
 from nodeagent.mesh.entries import Workload
-from nodeagent.policy.authorization import Authorizer, ConnectionFacts, Decision, RequestAuthorizer, RequestFacts, holds_nul, normalise_target
-from nodeagent.policy.model import AuthorizationPolicy, GlobalLimit, Jwks, RateLimit, RequestAuthentication
+from nodeagent.policy.authorization import Authorizer, CompiledPolicy, ConnectionFacts, Decision, RequestAuthorizer, RequestFacts, holds_nul, normalise_target
+from nodeagent.policy.model import AuthorizationPolicy, GlobalLimit, Jwks, RateLimit, RequestAuthentication, Rule
 from nodeagent.proxy.external.model import HttpFacts, Party, Verdict
 from nodeagent.proxy.http1.exchange import Exchange, without
 from nodeagent.telemetry.metrics import POLICY_EVENTS
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from nodeagent.policy.jwt import Authenticator
     from nodeagent.policy.rate_limit import RateLimiter
     from nodeagent.proxy.connection import Connection
@@ -39,8 +41,34 @@ _Asked = tuple["Bound", bytes, bytes, bytes]
 """By whom, and a request's method, target as it came, and host."""
 
 
+class Compiler:
+    """Compiles each AuthorizationPolicy once, for all the workloads to which it applies."""
+
+    __slots__ = ("_known", "_trust_domain")
+
+    def __init__(self, trust_domain: str) -> None:
+        self._trust_domain = trust_domain
+        self._known: dict[int, tuple[AuthorizationPolicy, CompiledPolicy]] = {}  # by id: a policy with the same name may say something else
+
+    def compiled(self, policy: AuthorizationPolicy) -> CompiledPolicy:
+        """Return what *policy* is compiled to; what cannot be compiled, although control took it, lets nobody in."""
+        known = self._known.get(id(policy))
+        if known is None:
+            try:
+                made = CompiledPolicy.of(policy, self._trust_domain)
+            except ResourceError as error:
+                log.error("the policy %s/%s cannot be compiled, and denies everything: %s", policy.namespace, policy.name, error)
+                made = CompiledPolicy.of(AuthorizationPolicy(policy.namespace, policy.name, "DENY", (Rule(),)), self._trust_domain)
+            known = self._known[id(policy)] = (policy, made)
+        return known[1]
+
+    def keep(self, entries: Iterable[object]) -> None:
+        """Forget every policy that is not one of *entries*."""
+        self._known = {id(entry): known for entry in entries if (known := self._known.get(id(entry))) is not None}
+
+
 class Guard:
-    """The policies of one workload, compiled for what it serves as HTTP, or for what it does not."""
+    """The policies of one workload, put together for what it serves as HTTP, or for what it does not."""
 
     __slots__ = ("_decided", "authenticator", "authorizer", "by_line", "decided", "limiter", "services")
 
@@ -53,15 +81,15 @@ class Guard:
         """What was decided on a request like this one: the target that goes on, and the decision. It ends with the guard, which ends with its policies."""
 
     @classmethod
-    def made(cls, view: ClusterView, workload: Workload, previous: Guard | None, *, http: bool, trust_domain: str, share: float) -> Guard:
-        """Compile what applies to *workload*. Token buckets of limits that did not change are taken over from *previous*."""
+    def made(cls, view: ClusterView, compiler: Compiler, workload: Workload, previous: Guard | None, *, http: bool, share: float) -> Guard:
+        """Put together what applies to *workload*. Token buckets of limits that did not change are taken over from *previous*."""
         entries = view.policies_of(workload)
 
         def keys(uri: str) -> Jwks | None:
             found = view.policy(f"jwks/{uri}")
             return found if isinstance(found, Jwks) else None
 
-        policies = [entry for entry in entries if isinstance(entry, AuthorizationPolicy)]
+        policies = [compiler.compiled(entry) for entry in entries if isinstance(entry, AuthorizationPolicy)]
         authentications = [entry for entry in entries if isinstance(entry, RequestAuthentication)]
         limits = [entry for entry in entries if isinstance(entry, RateLimit)] if http else []
         before = previous.limiter if previous is not None else None
@@ -74,7 +102,7 @@ class Guard:
             from nodeagent.policy.rate_limit import RateLimiter
 
             limiter = RateLimiter.compile(limits, monotonic, share=share, previous=before)
-        return cls(_authorizer(policies, http, trust_domain), authenticator, limiter, tuple(limit.service for limit in limits if limit.service is not None))
+        return cls(Authorizer.of(policies, http=http), authenticator, limiter, tuple(limit.service for limit in limits if limit.service is not None))
 
     def bind(self, facts: ConnectionFacts, client: str, workload: str) -> Bound:
         """Return what the guard means for the client that *facts* describe: *client* is its pod or address, *workload* whose guard it is."""
@@ -260,15 +288,6 @@ class Bound:
 
     def _count(self, pipeline: Pipeline, policy: str, event: str) -> None:
         pipeline.metrics.count(POLICY_EVENTS, (self.workload, policy, event))
-
-
-def _authorizer(policies: list[AuthorizationPolicy], http: bool, trust_domain: str) -> Authorizer:
-    """Compile *policies*; what cannot be compiled, although control took it, lets nobody in."""
-    try:
-        return Authorizer.compile(policies, http=http, trust_domain=trust_domain)
-    except ResourceError as error:
-        log.error("policies that cannot be compiled deny everything: %s", error)
-        return Authorizer.compile([AuthorizationPolicy("", "invalid")], http=http, trust_domain=trust_domain)
 
 
 UNGUARDED: Final = Guard(Authorizer.compile((), http=True, trust_domain=""), None, None, ()).bind(ConnectionFacts("", "", "", "", 0), "", "")

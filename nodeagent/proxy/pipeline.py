@@ -21,10 +21,11 @@ from nodeagent.mesh.entries import Endpoint, Workload
 from nodeagent.proxy.authorize import OPEN, Permit, Refusal, authorize_connection, is_probe
 from nodeagent.proxy.connection import Connection, Path, host_port
 from nodeagent.proxy.external.providers import Providers
-from nodeagent.proxy.guard import UNGUARDED, Bound, Guard, facts
+from nodeagent.proxy.guard import UNGUARDED, Bound, Compiler, Guard, facts
 from nodeagent.proxy.http1.downstream import HttpDownstream
 from nodeagent.proxy.http1.exchange import Exchange
 from nodeagent.proxy.http1.upstream import HttpUpstream
+from nodeagent.proxy.pace import Pace
 from nodeagent.proxy.pods import PodState
 from nodeagent.proxy.pool import Dial, DialError, Pool
 from nodeagent.proxy.route import Destination, Route
@@ -38,8 +39,6 @@ from nodeagent.telemetry.metrics import CONNECTIONS, REFUSED
 RECENT_FLOWS: Final = 512
 ROUTES_PER_POD: Final = 4096
 """A pod that scans addresses makes its own cache useless, nothing more."""
-RECONSIDERED_AT_ONCE: Final = 64
-"""Connections that are looked at again in one turn of the event loop."""
 log = logging.getLogger("nodeagent.proxy")
 
 
@@ -57,12 +56,13 @@ class Pipeline:
         self.pods: dict[str, PodState] = {}
         self.node_addresses: frozenset[str] = frozenset()
         self.connections: dict[int, Connection] = {}
-        self.recent: collections.deque[dict[str, object]] = collections.deque(maxlen=RECENT_FLOWS)
+        self.recent: collections.deque[Connection] = collections.deque(maxlen=RECENT_FLOWS)
         self.draining = False
         self.now = monotonic()
         self.wall_offset = time() - perf_counter()
         self._pools: weakref.WeakValueDictionary[Dial, Pool] = weakref.WeakValueDictionary()  # routes and open connections hold them
         self._request_ids: list[bytes] = []
+        self.compiler = Compiler(trust_domain)
         self._guards: dict[tuple[str, bool], tuple[Guard, int]] = {}
         self._waiting: set[asyncio.Task[None]] = set()
         self.providers = Providers((), self.view.endpoint_of)
@@ -102,7 +102,7 @@ class Pipeline:
         route.active += 1
         guard = route.http_guard
         if guard is None:
-            guard = route.http_guard = self._guard(connection, route, http=True)
+            guard = self._guard(connection, route, http=True)
         if guard is UNGUARDED or probe or guard.admits(self, exchange, route):
             self.forward(exchange, route)
 
@@ -174,8 +174,9 @@ class Pipeline:
         if self.connections.pop(connection.number, None) is not None:
             connection.pod.connections -= 1
             connection.closed = time()
-            connection.http = None
-            self.recent.append(connection.flow(os.getpid()))
+            connection.http = connection.relay = connection.routes = None  # it stays among the recent flows for a while, they shall not
+            connection.view = -1
+            self.recent.append(connection)
 
     def refuse(self, connection: Connection, transport: Any, reason: Reason) -> None:
         """Cut a connection before it carried anything; the client sees a reset."""
@@ -187,26 +188,45 @@ class Pipeline:
         reset(transport)
 
     def _guard(self, connection: Connection, route: Route, *, http: bool) -> Bound:
-        """Return what stands between the client and the application on *route*: nothing, where another proxy will check."""
+        """Return what stands between the client and the application on *route*, which is kept there: a change of policies ends the routes."""
+        bound: Bound | None = route.http_guard if http else route.tcp_guard
+        if bound is None:
+            bound = self._bound(connection, route, http)
+            if http:
+                route.http_guard = bound
+            else:
+                route.tcp_guard = bound
+        return bound
+
+    def _bound(self, connection: Connection, route: Route, http: bool) -> Bound:
+        """Nothing stands there where another proxy will check."""
         workload = route.workload
         if not route.delivers or workload is None or not workload.policies:
             return UNGUARDED
         key = (workload.uid, http)
         guard, protection = self._guards.get(key, (None, -1))
         if guard is None or protection != self.view.protection:
-            guard = Guard.made(self.view, workload, guard, http=http, trust_domain=self.trust_domain, share=self.share)
+            guard = Guard.made(self.view, self.compiler, workload, guard, http=http, share=self.share)
             self._guards[key] = (guard, self.view.protection)
         peer = connection.peer.workload
         client = f"{peer.namespace}/{peer.pod}" if peer is not None else connection.peer.address
         return guard.bind(facts(connection, route), client, f"{workload.namespace}/{workload.workload}")
 
+    def release(self, uid: str) -> PodState | None:
+        """Forget the pod *uid*, which is no longer enrolled; return what there was of it."""
+        for http in (False, True):
+            self._guards.pop((uid, http), None)
+        pod = self.pods.pop(uid, None)
+        self.view.generation += pod is not None
+        return pod
+
     async def reconsider(self) -> None:
         """After a change that may alter verdicts: close established connections that would not be permitted now."""
-        for number, connection in enumerate(list(self.connections.values())):
+        pace = Pace()
+        for connection in list(self.connections.values()):
+            await pace.keep()
             if connection.http is None and connection.relay is None:
-                continue  # not permitted yet; it will be by what is in force now
-            if number % RECONSIDERED_AT_ONCE == 0:
-                await asyncio.sleep(0)
+                continue  # gone, or not permitted yet: it will be by what is in force now
             reason = self._reconsidered(connection)
             if reason is not None:
                 self._revoke(connection, reason)
@@ -304,9 +324,7 @@ class Pipeline:
         """Forward a connection that is not HTTP, whole."""
         started, wall = perf_counter(), connection.wall
         route = self.route(connection)
-        guard = route.tcp_guard
-        if guard is None:
-            guard = route.tcp_guard = self._guard(connection, route, http=False)
+        guard = self._guard(connection, route, http=False)
         reason = None if guard is UNGUARDED or permit.probes else await guard.admits_connection(self, connection, route)
         if reason is not None:
             self.refuse(connection, transport, reason)

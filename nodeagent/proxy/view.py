@@ -6,9 +6,14 @@ what it started with.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Final
 
 from nodeagent.mesh.entries import Address, Delta, Endpoint, Entry, PodUid, Protocol, Service, ServicePort, Workload
+
+TARGETS: Final = 4096
+"""Resolved addresses that are kept; a pod that scans addresses makes its node resolve anew, nothing more."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +40,7 @@ class ClusterView:
         self._by_address: dict[Address, Workload] = {}
         self._by_vip: dict[tuple[Address, int], tuple[Service, ServicePort]] = {}
         self._vip_addresses: dict[Address, Service] = {}
+        self._targets: dict[tuple[str, int], Target] = {}
 
     def apply(self, delta: Delta) -> None:
         """Put and drop entries; the cost is the size of the delta."""
@@ -62,6 +68,7 @@ class ClusterView:
                 verdicts = True
         self.generation += 1
         self.protection += verdicts
+        self._targets.clear()
 
     def _drop(self, key: str) -> None:
         kind, _, name = key.partition("/")
@@ -90,6 +97,10 @@ class ClusterView:
         """Return the policy, or the key set of one, that is kept under *key*."""
         return self._policies.get(key)
 
+    def policies(self) -> Iterable[Entry]:
+        """Return everything that is kept under such keys."""
+        return self._policies.values()
+
     def policies_of(self, workload: Workload) -> tuple[Entry, ...]:
         """Return the policies that apply to *workload*, which is of this node."""
         return tuple(entry for key in workload.policies if (entry := self._policies.get(key)) is not None)
@@ -113,6 +124,14 @@ class ClusterView:
 
     def resolve(self, address: str, port: int) -> Target:
         """Return what *address* and *port*, as an application dialled them, stand for."""
+        found = self._targets.get((address, port))
+        if found is None:
+            if len(self._targets) >= TARGETS:
+                self._targets.clear()
+            found = self._targets[address, port] = self._resolved(address, port)
+        return found
+
+    def _resolved(self, address: str, port: int) -> Target:
         where = Address(address)
         found = self._by_vip.get((where, port))
         if found is not None:

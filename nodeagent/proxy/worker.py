@@ -7,6 +7,7 @@ over a channel. It never reads YAML, never enters a namespace, and dies alone.
 from __future__ import annotations
 
 import asyncio
+import collections
 import gc
 import logging
 import os
@@ -22,9 +23,11 @@ from nodeagent.errors import NodeagentError
 from nodeagent.identity.certificate import Certificate
 from nodeagent.identity.tls import Contexts, contexts
 from nodeagent.mesh.entries import Delta, PodUid, from_json
+from nodeagent.policy.model import AuthorizationPolicy
 from nodeagent.proxy import privilege
 from nodeagent.proxy.accept import Accepted
 from nodeagent.proxy.external.providers import Providers
+from nodeagent.proxy.pace import Pace
 from nodeagent.proxy.pipeline import Pipeline
 from nodeagent.proxy.pods import Family, PodState
 from nodeagent.redirect.original import OriginalDestinations
@@ -69,6 +72,8 @@ class Worker:
         self._lag = 0.0
         self._dropped = 0
         self._tasks: set[asyncio.Task[None]] = set()
+        self._learning = False
+        self._held: collections.deque[tuple[Message, list[int]]] = collections.deque()
         self._channel = Channel(loop, end, self._message, self._orphaned)
         loop.add_signal_handler(signal.SIGTERM, self._told_to_go)
         loop.add_signal_handler(signal.SIGINT, lambda: None)  # Ctrl-C is the supervisor's to handle
@@ -83,6 +88,16 @@ class Worker:
     # -- control's messages --
 
     def _message(self, message: Message, descriptors: list[int]) -> None:
+        """Carry *message* out, in its turn: what follows a change of the snapshot may rest on it, and waits."""
+        if self._learning:
+            self._held.append((message, descriptors))
+        elif message["op"] == "mesh":
+            self._learning = True
+            self._start(self._learn(message))
+        else:
+            self._obey(message, descriptors)
+
+    def _obey(self, message: Message, descriptors: list[int]) -> None:
         getattr(self, f"_on_{message['op']}")(message, descriptors)
 
     def _on_start(self, message: Message, descriptors: list[int]) -> None:
@@ -106,12 +121,49 @@ class Worker:
         self._pipeline.node_addresses = frozenset(message["node_addresses"])
         privilege.drop(message["supervisor"])
 
-    def _on_mesh(self, message: Message, descriptors: list[int]) -> None:
-        view = self._pipeline.view
-        protection = view.protection
-        view.apply(Delta(tuple(from_json(entry) for entry in message["upserts"]), tuple(message["removals"])))
-        if view.protection != protection and self._pipeline.connections:
-            self._start(self._pipeline.reconsider())
+    async def _learn(self, message: Message) -> None:
+        """Take a change of the snapshot in: decoded and compiled in slices, in force at once, with the parts of it that came meanwhile."""
+        try:
+            deltas = [await self._decoded(message)]
+            while self._held and self._held[0][0]["op"] == "mesh":
+                deltas.append(await self._decoded(self._held.popleft()[0]))
+            self._put(deltas)
+        finally:
+            self._catch_up()
+
+    def _catch_up(self) -> None:
+        """Carry out what waited, up to the next change of the snapshot."""
+        held = self._held
+        while held and held[0][0]["op"] != "mesh":
+            message, descriptors = held.popleft()
+            try:
+                self._obey(message, descriptors)
+            except Exception as error:  # as the event loop would have it: the next message is not to blame
+                log.error("control's message %s failed: %s", message["op"], error, exc_info=error)
+        self._learning = bool(held)
+        if held:
+            self._start(self._learn(held.popleft()[0]))
+
+    async def _decoded(self, message: Message) -> Delta:
+        pace, upserts = Pace(), []
+        for value in message["upserts"]:
+            entry = from_json(value)
+            if isinstance(entry, AuthorizationPolicy):
+                self._pipeline.compiler.compiled(entry)
+            upserts.append(entry)
+            await pace.keep()
+        return Delta(tuple(upserts), tuple(message["removals"]))
+
+    def _put(self, deltas: list[Delta]) -> None:
+        """Put *deltas* in force."""
+        pipeline = self._pipeline
+        view, protection = pipeline.view, pipeline.view.protection
+        for delta in deltas:
+            view.apply(delta)
+        if view.protection != protection:
+            pipeline.compiler.keep(view.policies())
+            if pipeline.connections:
+                self._start(pipeline.reconsider())
 
     def _on_certificate(self, message: Message, descriptors: list[int]) -> None:
         certificate = Certificate.from_json(message["certificate"])
@@ -145,9 +197,8 @@ class Worker:
         """The pod is no longer enrolled: what it holds goes on, nothing new comes."""
         for server in self._servers.pop(message["uid"], []):
             server.close()
-        pod = self._pipeline.pods.pop(message["uid"], None)
+        pod = self._pipeline.release(message["uid"])
         if pod is not None:
-            self._pipeline.view.generation += 1
             for stock in pod.stock.values():
                 stock.close()
 
@@ -167,7 +218,7 @@ class Worker:
     def _on_flows(self, message: Message, descriptors: list[int]) -> None:
         """Answer with live and recent connections, in parts that fit a packet."""
         self._report()
-        flows = [*self._pipeline.recent, *(connection.flow(os.getpid()) for connection in self._pipeline.connections.values())]
+        flows = [connection.flow(os.getpid()) for connection in (*self._pipeline.recent, *self._pipeline.connections.values())]
         for at in range(0, len(flows), FLOWS_PER_MESSAGE):
             self._channel.send({"op": "flows", "number": message["number"], "flows": flows[at : at + FLOWS_PER_MESSAGE], "more": True})
         self._channel.send({"op": "flows", "number": message["number"], "flows": [], "more": False})
@@ -246,4 +297,4 @@ class Worker:
     def _finished(self, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)
         if not task.cancelled() and task.exception() is not None:
-            log.error("a listener could not be used: %s", task.exception())
+            log.error("a task of this worker failed: %s", task.exception(), exc_info=task.exception())

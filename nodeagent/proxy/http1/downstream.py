@@ -15,7 +15,7 @@ import httptools
 from nodeagent.errors import BAD_REQUEST, DOWNSTREAM_GONE, DOWNSTREAM_TIMEOUT, HEADERS_TOO_LARGE, Reason
 from nodeagent.proxy.http1 import headers as field
 from nodeagent.proxy.http1.answers import refusal
-from nodeagent.proxy.http1.exchange import CHUNKED_BODY, NO_BODY, Exchange
+from nodeagent.proxy.http1.exchange import CHUNKED_BODY, NO_BODY, Exchange, without
 from nodeagent.proxy.http1.framing import Ambiguous, request_framing, valid_target
 from nodeagent.proxy.http1.headers import classify
 from nodeagent.proxy.tcp import reset
@@ -32,6 +32,7 @@ LINGER_SECONDS: Final = 1.0
 _BEHIND: Final = b"POST / HTTP/1.1\r\nhost: a\r\n%b\r\n\r\n"
 _SLASH: Final = 0x2F
 _PROTO_LINE: Final = (b"x-forwarded-proto", b": ", b"http", b"\r\n")
+_CLOSING: Final = (b"connection", b"close")
 _HOSTS_KNOWN: Final = 4096
 _hosts: set[bytes] = set()
 """Host values that were found to be valid, within a bound."""
@@ -63,7 +64,7 @@ class HttpDownstream:
 
     def _reset(self) -> None:
         self._lines: list[bytes] = []
-        self._url = self._host = self._request_id = self._user_agent = self._forwarded_for = b""
+        self._url = self._host = self._connection = self._request_id = self._user_agent = self._forwarded_for = b""
         self._seen = self._hosts = 0
 
     # -- events of the transport --
@@ -139,6 +140,8 @@ class HttpDownstream:
             if kind == field.HOST:
                 self._hosts += 1
                 self._host = value
+            elif kind == field.CONNECTION:
+                self._connection = self._connection + b"," + value if self._connection else value
             elif kind == field.USER_AGENT:
                 self._user_agent = value
             elif kind == field.REQUEST_ID:
@@ -153,7 +156,13 @@ class HttpDownstream:
         self.reading_head = False
         parser, seen, lines, host = self.parser, self._seen, self._lines, self._host
         exchange = Exchange(self, parser.get_method(), self._url, host, lines, perf_counter())
-        simple = not seen & field.FRAMING and self._hosts == 1 and parser.should_keep_alive() and host in _hosts and self._url[0] == _SLASH
+        framing = seen & field.FRAMING
+        usual = self._hosts == 1 and host in _hosts and self._url[0] == _SLASH
+        closes = usual and framing == field.CONNECTION and self._connection == b"close" and parser.get_http_version() == "1.1"
+        if closes:
+            exchange.keep_alive = False
+            exchange.lines = without(lines, _is_closing)
+        simple = closes or (usual and not framing and parser.should_keep_alive())
         if not simple and not self._frame(exchange, parser.get_http_version()):
             self._refused = BAD_REQUEST
         elif len(lines) > self.count_limit or (self._head_bytes > self.header_limit and sum(map(len, lines)) > self.header_limit):
@@ -398,3 +407,8 @@ class HttpDownstream:
         if not self.transport.is_closing():
             self.transport.write_eof()
             self.pipeline.loop.call_later(LINGER_SECONDS, self.transport.close)
+
+
+def _is_closing(name: bytes) -> bool:
+    """Name what ``Connection: close`` keeps to this hop."""
+    return name.lower() in _CLOSING

@@ -105,7 +105,7 @@ class HttpUpstream:
             self._reusable = False  # bytes behind a complete answer: the answer stands, the connection does not
         head, self._whole = self._whole, None
         if head is not None:
-            if self._complete and fresh and data[_MINOR] == _ONE and data.find(_END) + 4 + self._length == len(data):
+            if exchange.keep_alive and self._complete and fresh and data[_MINOR] == _ONE and data.find(_END) + 4 + self._length == len(data):
                 # The packet is one whole answer that needs no change: it goes on as it came.
                 self._parts.clear()
                 exchange.sent += len(data)
@@ -206,7 +206,6 @@ class HttpUpstream:
             and (not seen & field.CONNECTION or connection in _KEEP_ALIVE)
             and status not in (204, 304)
             and self._parser.should_keep_alive()
-            and exchange.keep_alive
             and not exchange.http10
             and exchange.method != b"HEAD"
         )

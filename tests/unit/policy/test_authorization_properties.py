@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Literal
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nodeagent.policy.authorization import Authorizer, ConnectionFacts, Decision, RequestFacts
+from nodeagent.policy.authorization import Authorizer, ConnectionFacts, Decision, RequestAuthorizer, RequestFacts
 from nodeagent.policy.claims import Claims
 from nodeagent.policy.model import AuthorizationPolicy, Condition, Operation, Rule, Source
 from tests.unit.policy import authorization_reference as reference
@@ -158,6 +160,39 @@ def test_a_decision_on_the_connection_holds_for_every_request(policies: list[Aut
         first = outcome.decide(request)
         outcome.decide(RequestFacts("OTHER", "/elsewhere", "elsewhere", {}.get))
         assert outcome.decide(request) == first
+
+
+@settings(max_examples=250, deadline=None)
+@given(SETS, CONNECTIONS, requests(), TEXTS, CLAIMS)
+def test_where_the_line_decides_fields_and_claims_change_nothing(
+    policies: list[AuthorizationPolicy], connection: ConnectionFacts, request: RequestFacts, word: str, claims: Claims | None
+) -> None:
+    outcome = Authorizer.compile(policies, http=True, trust_domain=DOMAIN).connection(connection)
+    if isinstance(outcome, RequestAuthorizer) and outcome.by_line:
+        other = RequestFacts(request.method, request.path, request.host, {"x-word": word}.get, claims)
+        assert outcome.decide(other) == outcome.decide(request)
+        assert outcome.custom(other) == outcome.custom(request)
+
+
+@pytest.mark.parametrize(
+    ("rule", "by_line"),
+    [
+        (Rule(operations=(Operation(methods=("GET",), paths=("/a/{*}",), not_hosts=("h",)),)), True),
+        (Rule(conditions=(Condition("request.headers[:Path]", ("/a*",)), Condition("request.headers[host]", ("h",)))), True),
+        (Rule(operations=(Operation(paths=("/a",)),), conditions=(Condition("request.headers[x-word]", ("v",)),)), False),
+        (Rule(operations=(Operation(paths=("/a",)),), conditions=(Condition("request.auth.claims[a]", (), ("v",)),)), False),
+        (Rule((Source(not_request_principals=("iss/sub",)),), (Operation(paths=("/a",)),)), False),
+    ],
+)
+@pytest.mark.parametrize("action", ["ALLOW", "DENY", "AUDIT", "CUSTOM"])
+def test_which_rules_the_line_decides(rule: Rule, by_line: bool, action: Literal["ALLOW", "DENY", "AUDIT", "CUSTOM"]) -> None:
+    policies = [
+        AuthorizationPolicy("a", "p", action, (rule,), provider="p"),
+        AuthorizationPolicy("a", "q", "DENY", (Rule(operations=(Operation(paths=("/q",)),)),)),
+    ]
+    outcome = Authorizer.compile(policies, http=True, trust_domain=DOMAIN).connection(ConnectionFacts("", "10.0.0.1", "10.0.0.1", "10.0.0.2", 80))
+    assert isinstance(outcome, RequestAuthorizer)
+    assert outcome.by_line == by_line
 
 
 @settings(max_examples=80, deadline=None)

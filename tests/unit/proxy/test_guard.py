@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import random
 import time
 from typing import Any
 
@@ -10,9 +11,13 @@ import pytest
 
 from nodeagent.identity.tls import Contexts
 from nodeagent.mesh.entries import Probe
-from nodeagent.policy.model import AuthorizationPolicy, LocalLimit, Operation, RateLimit, Rule, Source, TokenBucket
+from nodeagent.policy.authorization import Authorizer, ConnectionFacts, Decision, RequestFacts, normalise_target
+from nodeagent.policy.jwt import Authenticator
+from nodeagent.policy.model import Action, AuthorizationPolicy, Condition, GlobalLimit, LocalLimit, Operation, RateLimit, Rule, Source, TokenBucket
+from nodeagent.policy.rate_limit import RateLimiter
+from nodeagent.proxy.guard import DECISIONS, Compiler, Guard
 from nodeagent.proxy.pipeline import Pipeline
-from tests.unit.proxy.nodes import NODE, STRANGER, Nodes, Policy, Streams, play
+from tests.unit.proxy.nodes import CLIENT, NODE, SERVER, STRANGER, Nodes, Policy, Streams, play
 from tests.unit.proxy.stage import answering, ok
 from tests.unit.proxy.test_http1 import read_answer
 from tests.unit.proxy.test_inbound import cut, with_probes
@@ -97,6 +102,87 @@ def test_what_was_decided_on_is_what_goes_on(tls: dict[str, Contexts]) -> None:
         assert body.startswith(b"GET /a/c?q=/../x HTTP/1.1\r\n")
 
     play(show_head, scene, tls, protocol="http", policies=(deny(paths("/admin")),))
+
+
+def random_rule(draw: random.Random) -> Rule:
+    def some(values: list[str]) -> tuple[str, ...]:
+        return tuple(draw.sample(values, draw.randrange(3)))
+
+    operation = Operation(methods=some(["GET", "POST", "P*"]), paths=some(["/a", "/a/*", "*/b", "/{*}/b"]), not_hosts=some(["web", "w*", "other"]))
+    condition = Condition("request.headers[x-word]", ("v",))
+    return Rule(draw.choice([(), (Source(principals=(CLIENT_ID,)),)]), (operation,), (condition,) if draw.random() < 0.3 else ())
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_remembered_decision_is_the_one_that_is_made_anew(tls: dict[str, Contexts], seed: int) -> None:
+    draw = random.Random(seed)
+
+    async def scene(nodes: Nodes) -> None:
+        for _ in range(15):
+            actions: list[Action] = ["ALLOW", "DENY", "AUDIT"]
+            policies = tuple(AuthorizationPolicy("default", f"p{at}", draw.choice(actions), (random_rule(draw),)) for at in range(draw.randrange(1, 4)))
+            await nodes.protect(policies)
+            facts = ConnectionFacts(CLIENT_ID, CLIENT, CLIENT, SERVER, nodes.port)
+            authorizer = Authorizer.compile(policies, http=True, trust_domain="cluster.local")
+            streams = await nodes.connect()
+            for _ in range(20):
+                method, target = draw.choice(["GET", "POST"]), draw.choice(["/a", "/a/b", "/a/./b", "/x/b?q", "/%61"])
+                word = draw.choice(["v", "w"])
+                outcome = authorizer.connection(facts)
+                if not isinstance(outcome, Decision):
+                    path = normalise_target(target.encode()).decode()
+                    outcome = outcome.decide(RequestFacts(method, path, "web", {"x-word": word}.get))
+                events(nodes.far)
+                status, _, body = await get(streams, target, f"X-Word: {word}", "Content-Length: 0", method=method)
+                assert status == (200 if outcome.allowed else 403)
+                assert not outcome.allowed or body.split()[1] == normalise_target(target.encode())
+                expected = [(note.policy, note.kind) for note in outcome.notes] + ([] if outcome.allowed else [(outcome.policy, "deny")])
+                assert events(nodes.far) == dict.fromkeys(expected, 1)
+
+    play(show_head, scene, tls, protocol="http")
+
+
+def test_what_a_guard_remembers_is_bounded() -> None:
+    guard = Guard(Authorizer.compile([deny(paths("/admin"))], http=True, trust_domain="cluster.local"), None, None, ())
+    bound = guard.bind(ConnectionFacts("", CLIENT, CLIENT, SERVER, 80), "client", "server")
+    for number in range(3 * DECISIONS):
+        guard.remember((bound, b"GET", b"/%d" % number, b"web"), b"/", Decision(True))
+        assert len(guard._decided) <= DECISIONS
+    long = (bound, b"GET", b"/" + b"x" * 1000, b"web")
+    guard.remember(long, b"/", Decision(True))
+    assert guard.decided(long) is None
+
+
+def test_what_limits_or_tokens_have_a_say_in_is_not_remembered() -> None:
+    authorizer = Authorizer.compile([deny(paths("/admin"))], http=True, trust_domain="cluster.local")
+    client = ConnectionFacts("", CLIENT, CLIENT, SERVER, 80)
+    limit = RateLimit("default", "limit", (LocalLimit(TokenBucket(1, 1, 60.0)),))
+    guards = [
+        Guard(authorizer, Authenticator.compile([], lambda uri: None, time.time), None, ()),
+        Guard(authorizer, None, RateLimiter.compile([limit], time.monotonic), ()),
+        Guard(authorizer, None, None, (GlobalLimit("limits", "domain"),)),
+    ]
+    assert [guard.bind(client, "client", "server").by_line for guard in guards] == [False] * 3
+    assert Guard(authorizer, None, None, ()).bind(client, "client", "server").by_line
+
+
+def test_a_policy_is_compiled_once_and_forgotten_with_it() -> None:
+    compiler = Compiler("cluster.local")
+    old, same_name = deny(paths("/admin")), deny(paths("/other"))
+    compiled = compiler.compiled(old)
+    assert compiler.compiled(old) is compiled
+    assert compiler.compiled(same_name) is not compiled
+    compiler.keep([same_name])
+    assert list(compiler._known) == [id(same_name)]
+
+
+def test_a_policy_that_cannot_be_compiled_lets_nobody_in(tls: dict[str, Contexts]) -> None:
+    async def scene(nodes: Nodes) -> None:
+        assert (await get(await nodes.connect()))[0] == 403
+        assert events(nodes.far) == {("default/wrong", "deny"): 1}
+
+    wrong = AuthorizationPolicy("default", "wrong", "ALLOW", (Rule(sources=(Source(ip_blocks=("everywhere",)),)),))
+    play(show_head, scene, tls, protocol="http", policies=(allow(FROM_CLIENT), wrong))
 
 
 def test_a_tcp_connection_is_reset_before_the_application_hears_of_it(tls: dict[str, Contexts]) -> None:

@@ -1,0 +1,120 @@
+"""A worker takes the snapshot's changes in without holding the pods' traffic up, and never half of one."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import Awaitable, Callable
+
+import uvloop
+
+from nodeagent.channel import Channel, Message, pair
+from nodeagent.config import Proxy
+from nodeagent.mesh.entries import Address, Entry, PodUid, SpiffeId, Workload, to_json
+from nodeagent.policy.model import AuthorizationPolicy, Operation, Rule
+from nodeagent.proxy.pipeline import Pipeline
+from nodeagent.proxy.worker import Worker
+from nodeagent.telemetry.cells import WorkerMetrics
+
+PARTS, POLICIES = 3, 150
+
+
+def policy(number: int) -> AuthorizationPolicy:
+    return AuthorizationPolicy("default", f"p{number}", "ALLOW", (Rule(operations=(Operation(methods=("GET",), paths=(f"/{number}/*", "/{*}/x")),)),))
+
+
+def workload(policies: tuple[str, ...] = ()) -> Workload:
+    return Workload(
+        uid=PodUid("server"), pod="server", namespace="default", node="n1", addresses=(Address("10.0.0.1"),), service_account="server",
+        identity=SpiffeId("spiffe://cluster.local/ns/default/sa/server"), workload="server", app="server", version="v1", canonical_service="server",
+        canonical_revision="v1", ready=True, enrolled=True, policies=policies,
+    )  # fmt: skip
+
+
+class Told:
+    """A worker as control sees it."""
+
+    def __init__(self) -> None:
+        loop = asyncio.get_running_loop()
+        near, far = pair()
+        self.answers: list[Message] = []
+        self.worker = Worker(loop, far)
+        self.pipeline = self.worker._pipeline = Pipeline(loop, Proxy(), "cluster.local", "Kubernetes", WorkerMetrics(), None)
+        self.channel = Channel(loop, near, lambda message, _: self.answers.append(message), lambda: None)
+
+    def mesh(self, *entries: Entry, removals: tuple[str, ...] = ()) -> None:
+        self.channel.send({"op": "mesh", "upserts": [to_json(entry) for entry in entries], "removals": list(removals)})
+
+    async def answered(self, number: int) -> None:
+        while not any(answer["op"] == "pong" and answer["number"] == number for answer in self.answers):
+            await asyncio.sleep(0)
+
+
+def play(scene: Callable[[Told], Awaitable[None]]) -> None:
+    async def run() -> None:
+        told = Told()
+        try:
+            async with asyncio.timeout(30):
+                await scene(told)
+        finally:
+            told.channel.close()
+            told.worker._channel.close()
+
+    uvloop.run(run())
+
+
+def test_many_policies_come_into_force_at_once_and_the_loop_turns_meanwhile() -> None:
+    async def scene(told: Told) -> None:
+        view = told.pipeline.view
+        turns: list[int] = []
+        keys = tuple(policy(number).key for number in range(PARTS * POLICIES))
+
+        def turn() -> None:
+            found = view.workload(PodUid("server"))
+            turns.append(len(view.policies_of(found)) if found is not None else -1)
+            if turns[-1] < len(keys):
+                told.pipeline.loop.call_soon(turn)
+
+        for part in range(PARTS):
+            told.mesh(*(policy(number) for number in range(part * POLICIES, (part + 1) * POLICIES)))
+        told.mesh(workload(keys))
+        told.channel.send({"op": "ping", "number": 1})
+        turn()
+        await told.answered(1)
+        assert len(view.policies_of(view.workload(PodUid("server")) or workload())) == len(keys), "what follows a change finds it in force"
+        assert set(turns) == {-1, len(keys)}, "half of a change was in force"
+        assert len(turns) > PARTS, "the loop stood still"
+
+    play(scene)
+
+
+def test_a_policy_that_changes_leaves_nothing_of_the_old_one() -> None:
+    async def scene(told: Told) -> None:
+        told.mesh(policy(1), workload((policy(1).key,)))
+        told.channel.send({"op": "ping", "number": 1})
+        await told.answered(1)
+        told.mesh(AuthorizationPolicy("default", "p1", "DENY", (Rule(),)))
+        told.mesh(removals=(policy(2).key,))
+        told.channel.send({"op": "ping", "number": 2})
+        await told.answered(2)
+        (entry,) = told.pipeline.view.policies()
+        assert isinstance(entry, AuthorizationPolicy)
+        assert entry.action == "DENY"
+        assert list(told.pipeline.compiler._known) == [id(entry)]
+
+    play(scene)
+
+
+def test_messages_keep_their_order_whatever_fails() -> None:
+    async def scene(told: Told) -> None:
+        end, other = socket.socketpair()
+        told.mesh(*(policy(number) for number in range(POLICIES)))
+        told.channel.send({"op": "listen", "uid": "nobody", "direction": "inbound", "family": 4}, [end.fileno()])
+        told.mesh(removals=(policy(0).key,))
+        told.channel.send({"op": "ping", "number": 1})
+        await told.answered(1)
+        assert len(list(told.pipeline.view.policies())) == POLICIES - 1
+        end.close()
+        other.close()
+
+    play(scene)
