@@ -12,7 +12,8 @@ PACKAGES := python3-venv python3-bpfcc python3-cryptography linux-libc-dev iprou
 	iputils-ping curl openssl wrk nginx-light haproxy iperf3 prometheus gcc python3-dev
 # What runs for every request: compiled by mypyc where gcc is; the same modules work uncompiled.
 HOT := $(addprefix nodeagent/,$(addsuffix .py, proxy/http1/headers proxy/http1/framing proxy/http1/exchange proxy/http1/downstream proxy/http1/upstream proxy/tcp \
-	proxy/tls/stream proxy/accept proxy/sniff proxy/view proxy/pipeline proxy/guard proxy/route proxy/connection telemetry/cells telemetry/log_format))
+	proxy/tls/stream proxy/accept proxy/sniff proxy/view proxy/pipeline proxy/guard proxy/route proxy/connection \
+	policy/jwt policy/jwt_token telemetry/cells telemetry/log_format))
 # Seconds of load for each figure of `make bench`, and how often all of them are measured in turn.
 BENCH_SECONDS ?= 2
 BENCH_ROUNDS ?= 5
