@@ -18,6 +18,8 @@ import orjson
 MESSAGE_BYTES = 160_000
 """Below net.core.wmem_default on every kernel seen; a larger message goes as a memory file, whose descriptor is sent."""
 LARGEST_BYTES = 64 << 20
+MESSAGES_AT_ONCE = 4
+"""Read in one turn of the event loop: a large one takes a millisecond."""
 DESCRIPTORS = 200
 """SCM_MAX_FD is 253."""
 
@@ -88,7 +90,7 @@ class Channel:
         self._loop.remove_writer(self._end.fileno())
 
     def _readable(self) -> None:
-        for _ in range(64):
+        for _ in range(MESSAGES_AT_ONCE):
             try:
                 payload, descriptors, _, _ = socket.recv_fds(self._end, 2 * MESSAGE_BYTES, DESCRIPTORS + 1)
             except (BlockingIOError, InterruptedError):

@@ -63,16 +63,6 @@ class Rejected:
         return f"jwt_authn_access_denied{{{self.words.replace(' ', '_')}}}"
 
 
-class _Proved(NamedTuple):
-    """A valid token, and for how long and by which keys it is."""
-
-    result: Authenticated
-    begin: float
-    end: float
-    rule: _Rule
-    keys: KeySet
-
-
 class _Rule:
     """A :class:`JwtRule`, compiled."""
 
@@ -123,6 +113,16 @@ class _Rule:
             if value is not None:
                 told.append((header, value))
         return tuple(told)
+
+
+class _Proved(NamedTuple):
+    """A valid token, and for how long and by which keys it is."""
+
+    result: Authenticated
+    begin: float
+    end: float
+    rule: _Rule
+    keys: KeySet
 
 
 class _Reader:

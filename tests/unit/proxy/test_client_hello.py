@@ -8,7 +8,7 @@ import struct
 from time import perf_counter
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nodeagent.proxy.tls.client_hello import MAX_BYTES, MAX_RECORDS, NEED_MORE, NOT_TLS, ClientHello, NeedMore, NotTls, parse
@@ -141,12 +141,14 @@ def test_a_trickle_ends_at_the_bound() -> None:
     assert parse(b"\x16\x03\x01\x40\x00\x01\x00\x3f\xf0" + bytes(MAX_BYTES)) == NOT_TLS
 
 
+@settings(deadline=None)
 @given(st.binary(max_size=200), st.booleans())
 def test_any_bytes_get_an_answer(data: bytes, record: bool) -> None:
     verdict = parse(b"\x16\x03\x01" + vector(2, data) if record and data else data)
     assert isinstance(verdict, NeedMore | NotTls | ClientHello)
 
 
+@settings(deadline=None)
 @given(st.integers(0, 400), st.integers(0, 255), st.integers(1, 400))
 def test_a_damaged_hello_never_raises_and_never_changes_its_mind(at: int, value: int, cut: int) -> None:
     hello = bytearray(real_or_cached())

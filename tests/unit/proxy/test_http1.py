@@ -482,3 +482,19 @@ def test_however_a_request_is_cut_upstream_reads_what_was_sent(headers: list[tup
     assert got == body
     fields = [line for line in head.split(b"\r\n")[1:-2] if line[:2] == b"X-"]
     assert b"\r\n".join(fields) == lines.strip(b"\r\n")
+
+
+@pytest.mark.parametrize("fields", ["", "Close: x\r\n", "Connection: \r\n", "connection: close\r\n", "X-Forwarded-Proto: https\r\nCLOSE: y\r\n"])
+def test_the_short_way_of_a_closing_request_says_what_the_long_one_says(fields: str) -> None:
+    async def scene(stage: Stage) -> None:
+        host = f"host-{len(fields)}"  # one that was not met yet takes the long way
+        request = f"GET / HTTP/1.1\r\nHost: {host}\r\nX-Request-Id: 1\r\nConnection: close\r\n{fields}X: y\r\n\r\n".encode()
+        long, short = [await stage.exchange(request) for _ in range(2)]
+        assert long == short
+        head, body = short.split(b"\r\n\r\n", 1)
+        assert b"connection: close" in head.lower()
+        names = [line.partition(b":")[0].lower() for line in body.split(b"\r\n")[1:] if line]
+        assert not {b"connection", b"close"}.intersection(names)
+        assert {b"host", b"x", b"x-request-id", b"x-forwarded-proto"} <= set(names)
+
+    play(answering(lambda head, body: ok(head)), scene)
