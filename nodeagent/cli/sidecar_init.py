@@ -25,7 +25,7 @@ def _port(text: str) -> int:
 
 def _range(text: str) -> Network:
     try:
-        return ip_network(text)
+        return ip_network(text, strict=False)  # Istio takes 10.0.0.1/8 for 10.0.0.0/8, too
     except ValueError as error:
         raise click.BadParameter(f"{text!r:.80}: networks such as 10.0.0.0/8 or fd00::/8, separated by commas, are allowed ({error})") from None
 

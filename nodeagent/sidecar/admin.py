@@ -60,7 +60,7 @@ class Admin:
 
     async def _flows(self, query: Mapping[str, str]) -> Response:
         pipeline = self._sidecar.pipeline
-        return Response.json([*pipeline.recent, *(connection.flow(os.getpid()) for connection in pipeline.connections.values())])
+        return Response.json([connection.flow(os.getpid()) for connection in (*pipeline.recent, *pipeline.connections.values())])
 
     async def _certs(self, query: Mapping[str, str]) -> Response:
         held = self._sidecar.certificate

@@ -216,8 +216,10 @@ class Sidecar:
         view = self.pipeline.view
         protection = view.protection
         view.apply(delta)
-        if view.protection != protection and self.pipeline.connections:
-            self._start(self.pipeline.reconsider())
+        if view.protection != protection:
+            self.pipeline.compiler.keep(view.policies())
+            if self.pipeline.connections:
+                self._start(self.pipeline.reconsider())
 
     def _want_keys(self) -> None:
         """Have the key sets that this pod's RequestAuthentications name, and no others."""

@@ -11,13 +11,14 @@ import json
 import ssl
 import struct
 from collections.abc import Mapping
-from typing import Annotated, Final, Self
+from typing import Annotated, Any, Final, Self
+from urllib.parse import quote
 
 import h2.config
 import h2.connection
 import h2.events
 import h2.exceptions
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
 from pydantic.alias_generators import to_camel
 
 from nodeagent.errors import ConfigError
@@ -35,6 +36,16 @@ _SERVING: Final = 1
 class _Section(BaseModel):
     model_config = ConfigDict(alias_generator=to_camel, extra="forbid", frozen=True)
 
+    @model_validator(mode="before")
+    @classmethod
+    def _without_nulls(cls, values: Any) -> Any:
+        return {key: value for key, value in values.items() if value is not None} if isinstance(values, dict) else values
+
+
+def _target(path: str) -> str:
+    """Return *path* as a request's target: as Go's net/url does for the kubelet, which takes one without a slash, or with spaces."""
+    return quote(path if path.startswith("/") else f"/{path}", safe="/%?:@!$&'()*+,;=[]~")
+
 
 class HttpHeader(_Section):
     name: Annotated[str, Field(pattern=r"^[!#$%&'*+.^_`|~0-9A-Za-z-]{1,256}$")]
@@ -43,7 +54,7 @@ class HttpHeader(_Section):
 
 class HttpGet(_Section):
     port: PortNumber
-    path: Annotated[str, Field(pattern=r"^/[!-~]*$", max_length=4096)] = "/"
+    path: Annotated[str, AfterValidator(_target), Field(max_length=4096)] = "/"
     host: str = ""
     scheme: Annotated[str, Field(pattern="^HTTPS?$")] = "HTTP"
     http_headers: Annotated[tuple[HttpHeader, ...], Field(max_length=64)] = ()

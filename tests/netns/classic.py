@@ -15,22 +15,26 @@ from pathlib import Path
 from typing import Any
 
 from nodeagent.lab import Lab, cgroup, linux
-from nodeagent.lab.layout import CGROUP
+from nodeagent.lab.layout import CGROUP, Layout
 from nodeagent.lab.network import inside
 from tests.netns.identity import MOUNT, SOCKET, with_volume
 from tests.netns.world import AccessLog, Samples, eventually, server
 
 ROOT = Path(__file__).resolve().parents[2]
 USER = 1337
+SOURCE = "/cluster"
+"""The lab's state as a volume of the pod: what a container sees of its node's /run is an overlay, in which inotify is silent."""
 PROBE = "readinessProbe: {exec: {command: [sh, -c, 'grep -q :1F90 /proc/net/tcp6']}, periodSeconds: 1}"
 NODEAGENT = ["env", f"PYTHONPATH={ROOT}", sys.executable, "-m", "nodeagent"]
 
 
-def pod(name: str, node: str, *, account: str, labels: str = "") -> str:
-    """Return the YAML of a pod with the test server that brings a sidecar, and of its Service; :func:`sidecar` starts the sidecar."""
+def pod(lab: str, name: str, node: str, *, account: str, labels: str = "") -> str:
+    """Return the YAML of a pod of *lab* with the test server that brings a sidecar, and of its Service; :func:`sidecar` starts the sidecar."""
     text = server(name, node, account=account, labels=labels, annotations="sidecar.istio.io/status: '{}'")
     first, _, service = text.partition("\n\n---")
-    return with_volume(first.replace(PROBE, f"{PROBE}, {MOUNT}")) + f"\n---{service}"
+    first = with_volume(first.replace(PROBE, f"{PROBE}, {MOUNT[:-1]}, {{name: source, mountPath: {SOURCE}, readOnly: true}}]"))
+    source = f"volumes: [{{name: source, hostPath: {{path: {Layout(lab).state}}}}}, "
+    return first.replace("volumes: [", source) + f"\n---{service}"
 
 
 def init(lab: Lab, name: str, *arguments: str) -> None:
@@ -50,8 +54,8 @@ def environment(lab: Lab, name: str) -> dict[str, str]:
     }
 
 
-def command(lab: Lab, variables: Mapping[str, str], *arguments: str, socket: str = SOCKET) -> list[str]:
-    argv = [*NODEAGENT, "sidecar", "--source", str(lab.state), "--sds-socket", socket, *arguments]
+def command(variables: Mapping[str, str], *arguments: str, socket: str = SOCKET) -> list[str]:
+    argv = [*NODEAGENT, "sidecar", "--source", SOURCE, "--sds-socket", socket, *arguments]
     return ["env", *(f"{key}={value}" for key, value in variables.items()), *unprivileged(argv)]
 
 
@@ -121,7 +125,7 @@ def sidecar(lab: Lab, name: str, logs: Path, *arguments: str, variables: Mapping
     log, access = logs / f"{name}.log", logs / f"{name}.access"
     init(lab, name, *rules)
     with log.open("ab") as errors, access.open("ab") as lines:
-        argv = command(lab, environment(lab, name) | dict(variables or {}), "--drain-seconds", "2", *arguments)
+        argv = command(environment(lab, name) | dict(variables or {}), "--drain-seconds", "2", *arguments)
         process = lab.popen(name, argv, stdin=subprocess.DEVNULL, stdout=lines, stderr=errors)
     running = Sidecar(lab, name, process, log, access)
     try:

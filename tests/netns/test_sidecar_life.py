@@ -13,15 +13,16 @@ import pytest
 
 from nodeagent.lab import Lab
 from nodeagent.lab.agent import merge
-from tests.netns.classic import Sidecar, command, environment, pod, sidecar
+from tests.netns.classic import SOURCE, Sidecar, command, environment, pod, sidecar
 from tests.netns.identity import PREFIX
 from tests.netns.world import QUICK, about, account, client, client_in, cluster, cluster_ip, curl, eventually, memory
 
+LAB = "t-classic-life"
 TEXT = "".join(
     (
         account("caller", "called", "less"),
-        pod("caller", "node1", account="caller"),
-        pod("called", "node1", account="called"),
+        pod(LAB, "caller", "node1", account="caller"),
+        pod(LAB, "called", "node1", account="called"),
         client("less", "node2", account="less"),
         client("plain", "node2", annotations='nodeagent.io/enroll: "false"'),
     )
@@ -39,7 +40,7 @@ PROBES = {
 @pytest.fixture(scope="module")
 def lab() -> Iterator[Lab]:
     """Certificates live for 20 s, and are renewed after 10."""
-    with cluster("t-classic-life", TEXT, agent=merge(QUICK, {"identity": {"ttlSeconds": 20}})) as lab:
+    with cluster(LAB, TEXT, agent=merge(QUICK, {"identity": {"ttlSeconds": 20}})) as lab:
         yield lab
 
 
@@ -158,7 +159,7 @@ def test_without_a_certificate_it_is_not_ready_and_gives_no_identity(lab: Lab, t
     with sidecar(lab, "called", tmp_path) as running:
         running.terminate()
         with log.open("ab") as output:
-            process = lab.popen("called", command(lab, environment(lab, "called"), "--access-log", "", socket="/nowhere/socket"), stdout=output, stderr=output)
+            process = lab.popen("called", command(environment(lab, "called"), "--access-log", "", socket="/nowhere/socket"), stdout=output, stderr=output)
         try:
             status, words = eventually(lambda: _not_ready(running), "it answers")
             assert (status, "/nowhere/socket" in words) == (503, True)
@@ -181,15 +182,14 @@ def _not_ready(running: Sidecar) -> tuple[int, str] | None:
 
 def test_what_it_cannot_start_with(lab: Lab, caller: Sidecar) -> None:
     """A second one in the same pod; a source that its user may not read."""
-    done = lab.exec("caller", command(lab, environment(lab, "caller")))
+    done = lab.exec("caller", command(environment(lab, "caller")))
     assert (done.returncode, done.stderr.count("\n")) == (1, 1)
     assert "does another sidecar run in this pod?" in done.stderr
-    hidden = lab.state / "hidden"
-    (hidden / "inside" / "objects").mkdir(parents=True)
-    hidden.chmod(0o700)
-    for source, status in ((hidden, 2), (hidden / "inside", 1)):
-        argv = command(lab, environment(lab, "caller"))
-        argv[argv.index("--source") + 1] = str(source)
+    (lab.state / "hidden" / "inside" / "objects").mkdir(parents=True)
+    (lab.state / "hidden").chmod(0o700)
+    for source, status in ((f"{SOURCE}/hidden", 2), (f"{SOURCE}/hidden/inside", 1)):
+        argv = command(environment(lab, "caller"))
+        argv[argv.index("--source") + 1] = source
         done = lab.exec("caller", argv)
         assert (done.returncode, done.stderr.count("\n")) == (status, 1)
-        assert str(source) in done.stderr
+        assert source in done.stderr

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -13,7 +14,7 @@ from nodeagent.lab.agent import merge
 from tests.netns import sidecar as real
 from tests.netns.classic import Sidecar, pod, sidecar
 from tests.netns.identity import PREFIX
-from tests.netns.world import QUICK, about, account, address_of, ask, bracketed, client, cluster, cluster_ip, curl, eventually, pod_row, server
+from tests.netns.world import QUICK, about, account, address_of, ask, bracketed, client, client_in, cluster, cluster_ip, curl, eventually, pod_row, server
 
 POLICY = """
 ---
@@ -33,12 +34,20 @@ spec:
   - from: [{source: {principals: [cluster.local/ns/default/sa/one, cluster.local/ns/default/sa/less]}}]
     to: [{operation: {ports: ["9000", "9001"]}}]
 """
+DENY = """
+---
+apiVersion: security.istio.io/v1
+kind: AuthorizationPolicy
+metadata: {name: not-near-by}
+spec: {action: DENY, selector: {matchLabels: {app: one}}, rules: [{from: [{source: {principals: [cluster.local/ns/default/sa/near-by]}}]}]}
+"""
 SIDECARS = {"one": "node1", "near-by": "node1", "far-off": "node2"}
 LESS = {"less-near": "node1", "less-far": "node2"}
+LAB = "t-classic"
 TEXT = "".join(
     (
         account(*SIDECARS, "less", "intruder"),
-        *(pod(name, node, account=name, labels="" if name == "one" else 'guard: "on"') for name, node in SIDECARS.items()),
+        *(pod(LAB, name, node, account=name, labels="" if name == "one" else 'guard: "on"') for name, node in SIDECARS.items()),
         *(server(name, node, account="less", labels='guard: "on"') for name, node in LESS.items()),
         real.pod("envoy", "node1", account="less"),
         client("intruder", "node1", account="intruder"),
@@ -50,7 +59,7 @@ TEXT = "".join(
 
 @pytest.fixture(scope="module")
 def lab() -> Iterator[Lab]:
-    with cluster("t-classic", TEXT, agent=merge(QUICK, {"identity": {"ttlSeconds": 120}})) as lab:
+    with cluster(LAB, TEXT, agent=merge(QUICK, {"identity": {"ttlSeconds": 120}})) as lab:
         yield lab
 
 
@@ -119,7 +128,7 @@ def test_http_from_pods_without_a_sidecar(lab: Lab, source: str) -> None:
 
 
 def test_a_real_envoy_and_ours_take_each_other_for_peers(lab: Lab, sidecars: dict[str, Sidecar], tmp_path: Path) -> None:
-    process = real.start(lab, "envoy", tmp_path / "envoy.log", admits=["one"], trusts=["near-by", "far-off"])
+    process = real.start(lab, "envoy", tmp_path / "envoy.log", admits=["one"])
     try:
         eventually(lambda: real.certificate(lab, "envoy")[0], "it has its certificate")
         for target in ("near-by", "far-off"):
@@ -203,3 +212,19 @@ def test_the_sidecar_tells_about_itself(lab: Lab, sidecars: dict[str, Sidecar]) 
     assert status(lab, "plain", f"http://{address_of(lab, 'one', 4)}:15020/stats/prometheus") == 200, "Prometheus needs no identity"
     assert status(lab, "plain", f"http://{bracketed(address_of(lab, 'one', 6))}:15021/healthz/ready") == 200
     assert status(lab, "plain", f"http://{address_of(lab, 'one', 4)}:15000/flows") == 0, "the administration is the pod's own"
+
+
+def test_a_new_policy_is_in_force_at_once_also_for_what_is_open(lab: Lab, sidecars: dict[str, Sidecar]) -> None:
+    url = f"http://{cluster_ip(lab, 'one')}/about"
+    with client_in(lab, "near-by", "hold", cluster_ip(lab, "one"), 9000) as held:
+        assert held.say()["ok"] == 1
+        lab.apply(text=DENY)
+        try:
+            eventually(lambda: status(lab, "near-by", url) == 403, "it is refused")
+            assert held.say()["ok"] == 0
+            assert status(lab, "far-off", url) == 200
+            row = next(row for row in json.loads(sidecars["one"].get(15000, "/policies")[1]) if row["policy"] == "default/not-near-by")
+            assert (row["state"], row["pods"]) == ("in force", 1)
+        finally:
+            lab.delete_policy("AuthorizationPolicy", "not-near-by")
+    eventually(lambda: status(lab, "near-by", url) == 200, "it is permitted again")

@@ -29,7 +29,7 @@ def complaint(done: subprocess.CompletedProcess[str], status: int) -> str:
     ("--exclude-inbound-ports", "*", "'*'", "not allowed"), ("--exclude-outbound-ports", "65536", "'65536'", "ports from 1 to 65535"),
     ("--include-outbound-ports", "0", "'0'", "ports from 1 to 65535"),
     ("--exclude-outbound-ports", "80\n-j ACCEPT", "'80\\n-j ACCEPT'", "ports from 1 to 65535"),
-    ("--outbound-ranges", "10.0.0.1/8", "'10.0.0.1/8'", "networks such as"), ("--outbound-ranges", "*,10.0.0.0/8", "'*,10.0.0.0/8'", "stands alone"),
+    ("--outbound-ranges", "10.0.0.0/33", "'10.0.0.0/33'", "networks such as"), ("--outbound-ranges", "*,10.0.0.0/8", "'*,10.0.0.0/8'", "stands alone"),
     ("--exclude-outbound-ranges", "example.com", "'example.com'", "networks such as"), ("--uid", "0", "0 is not", "range"), ("--gid", "x", "'x'", "integer"),
     ("--proxy-port", "70000", "70000", "range"), ("--inbound-capture-port", "0", "0 is not", "range"),
     ("--exclude-inbound-ports", ",".join(map(str, range(1, 2000))), "1999 entries", "at most 1024"),
@@ -39,6 +39,10 @@ def test_rules_that_cannot_be(flag: str, value: str, wrong: str, allowed: str) -
     assert f"'{flag}'" in said
     assert wrong in said
     assert allowed in said
+
+
+def test_a_range_is_masked_as_istio_does() -> None:
+    assert "-A ISTIO_OUTPUT -d 10.0.0.0/8 -p tcp -j ISTIO_REDIRECT" in run("sidecar-init", "--dry-run", "--outbound-ranges", "10.0.0.1/8").stdout
 
 
 def test_clean_and_dry_run_exclude_each_other() -> None:
@@ -58,7 +62,7 @@ def test_an_environment_that_does_not_say_which_pod_it_is(tmp_path: Path, name: 
     ("NODEAGENT_APP_PROBES", json.dumps({"/metrics": {"tcpSocket": {"port": 80}}}), "/metrics"),
     ("NODEAGENT_APP_PROBES", json.dumps({"/app-health/c/readyz": {}}), "exactly one of httpGet, tcpSocket, grpc"),
     ("NODEAGENT_APP_PROBES", json.dumps({"/app-health/c/readyz": {"tcpSocket": {"port": "http"}}}), "tcpSocket.port"),
-    ("NODEAGENT_APP_PROBES", json.dumps({"/app-health/c/readyz": {"httpGet": {"port": 80, "path": "/ HTTP/1.1\r\nx: y"}}}), "httpGet.path"),
+    ("NODEAGENT_APP_PROBES", json.dumps({"/app-health/c/readyz": {"httpGet": {"port": 80, "path": "/" * 5000}}}), "httpGet.path"),
     ("NODEAGENT_APP_PROBES", json.dumps({"/app-health/c/readyz": {"httpGet": {"port": 80}, "timeoutSeconds": 0}}), "timeoutSeconds"),
     ("NODEAGENT_APP_PROBES", json.dumps({"/app-health/c/readyz": {"httpGet": {"port": 80, "httpHeaders": [{"name": "a b", "value": ""}]}}}), "httpHeaders"),
 ])  # fmt: skip

@@ -100,6 +100,20 @@ def test_the_request_is_the_kubelets() -> None:
     assert any(field.startswith("user-agent: kube-probe/") for field in fields)
 
 
+@pytest.mark.parametrize(("path", "target"), [
+    ("healthz", "/healthz"), ("/a b", "/a%20b"), ("/ HTTP/1.1\r\nx: y", "/%20HTTP/1.1%0D%0Ax:%20y"), ("/%41?x=%20", "/%41?x=%20"),
+])  # fmt: skip
+def test_any_path_makes_one_request(path: str, target: str) -> None:
+    heard: list[bytes] = []
+
+    async def scenario() -> None:
+        async with application(says(b"HTTP/1.1 200 OK\r\n\r\n", heard)) as port:
+            assert await asked(port, "httpGet", path=path, host=None) == ""
+
+    asyncio.run(scenario())
+    assert heard[0].startswith(f"GET {target} HTTP/1.1\r\n".encode())
+
+
 def test_https_is_not_verified(tmp_path: Path) -> None:
     certificate = CertificateAuthority.open_or_create(tmp_path / "ca", "cluster.local").issue_server(["elsewhere"], 3600)
     (tmp_path / "pem").write_bytes(certificate.chain_pem + certificate.key_pem)
