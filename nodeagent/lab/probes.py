@@ -62,8 +62,7 @@ async def _http(get: HttpGet, host: str, port: int) -> str:
 async def _grpc(host: str, port: int, service: str) -> str:
     from grpclib.client import Channel, UnaryUnaryMethod  # most pods have no such probe
     from grpclib.exceptions import GRPCError, StreamTerminatedError
-
-    from nodeagent.protocols.health_pb2 import HealthCheckRequest, HealthCheckResponse
+    from grpclib.health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
 
     channel = Channel(host, port)
     try:

@@ -14,10 +14,10 @@ from typing import Any, Final
 from grpclib.client import UnaryUnaryMethod
 from grpclib.const import Cardinality, Handler, Status
 from grpclib.exceptions import GRPCError, StreamTerminatedError
+from grpclib.health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
 
 from nodeagent.errors import CONNECT_FAILED
 from nodeagent.identity.grpc_socket import GrpcSocket
-from nodeagent.protocols.health_pb2 import HealthCheckRequest, HealthCheckResponse
 from nodeagent.proxy.external.call import CallError, Inside, unary
 from nodeagent.proxy.pipeline import Pipeline
 from nodeagent.proxy.pool import Dial, DialError

@@ -18,7 +18,7 @@ import grpc
 if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).parents[2]))
 
-from nodeagent.protocols.health_pb2 import HealthCheckRequest, HealthCheckResponse
+from grpclib.health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
 
 SECRET = "/test.Secret/Tell"
 CHECK = "/grpc.health.v1.Health/Check"

@@ -12,11 +12,11 @@ import h2.config
 import h2.connection
 import h2.events
 import pytest
+from grpclib.health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
 
 from nodeagent.identity.tls import Contexts
 from nodeagent.mesh.entries import Delta, Probe
 from nodeagent.policy.model import AuthorizationPolicy, MtlsMode, Rule, Source
-from nodeagent.protocols.health_pb2 import HealthCheckRequest, HealthCheckResponse
 from tests.fakes import health
 from tests.unit.proxy.nodes import NODE, SERVER, STRANGER, Nodes, Streams, play
 from tests.unit.proxy.test_guard import get
