@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import signal
 import sys
-import time
+import threading
 from collections.abc import Iterator
 from typing import Any, Final
 
@@ -39,13 +40,17 @@ def flows(follow: bool, admin: str | None, output: Output) -> None:
     if output == "table":
         print(_line([column.title for column in columns], columns), flush=True)
     streams = [Stream(agent) for agent in agents]
-    while True:
+    # A flag, not an exception: one that comes while an object is being finalised is ignored by the interpreter.
+    interrupted = threading.Event()
+    signal.signal(signal.SIGINT, lambda number, frame: interrupted.set())
+    while not interrupted.is_set():
         for row in sorted((row for stream in streams for row in stream.poll()), key=lambda row: row["closed"] or row["opened"]):
             if output == "table":
                 print(_line([cell(column, row) for column in columns], columns), flush=True)
             else:
                 emit_one(row, output)
-        time.sleep(POLL_SECONDS)
+        interrupted.wait(POLL_SECONDS)
+    sys.exit(130)
 
 
 class Stream:
