@@ -34,6 +34,8 @@ class Accepted:
         self._connection: Connection | None = None
         self._handed: Connection | None = None
         self._permit: Permit | None = None
+        self._permitted = -1
+        """By which generation of the snapshot."""
         self._early = b""
         self._timer: Any = None
         self._protocol: Protocol = "auto"
@@ -143,7 +145,7 @@ class Accepted:
             self._cancel()
             self._pipeline.refuse(connection, self._transport, verdict.reason)
             return False
-        self._permit = verdict
+        self._permit, self._permitted = verdict, self._pipeline.view.generation
         return True
 
     def _terminates(self, hello: ClientHello) -> bool:
@@ -209,6 +211,8 @@ class Accepted:
 
     def _hand_on(self, protocol: str) -> None:
         self._cancel()
+        if self._permitted != self._pipeline.view.generation and not self._admit():
+            return  # the client took its time, and what let it in is no longer in force
         connection, self._connection = self._connection, None
         assert connection is not None
         assert self._permit is not None

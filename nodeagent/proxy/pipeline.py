@@ -88,7 +88,7 @@ class Pipeline:
             self._probed(connection, permit, transport, early)
             return
         connection.early = early
-        task = self.loop.create_task(self._carry(connection, transport, permit))
+        task = self.loop.create_task(self._carry(connection, transport, permit, self.view.generation))
         connection.pod.open.add(task)
         task.add_done_callback(connection.pod.open.discard)
 
@@ -240,9 +240,10 @@ class Pipeline:
         http = connection.http is not None
         if http:
             connection.http.permit = verdict
-        if connection.relay is not None and verdict.only_probes:
+        requests = http and connection.relay is None
+        if verdict.only_probes and not requests:
             return PROBE_REFUSED
-        if connection.relay is None and verdict.probes:
+        if verdict.probes and requests:
             return None  # each request is looked at
         self.route(connection)
         uid = connection.upstream_workload.uid if connection.upstream_workload is not None else ""
@@ -340,14 +341,18 @@ class Pipeline:
 
     # -- forward: TCP --
 
-    async def _carry(self, connection: Connection, transport: Any, permit: Permit) -> None:
-        """Forward a connection that is not HTTP, whole."""
+    async def _carry(self, connection: Connection, transport: Any, permit: Permit, generation: int) -> None:
+        """Forward a connection that is not HTTP, whole; the snapshot's *generation* permitted it."""
         started, wall = perf_counter(), connection.wall
+        if not transport.is_closing():
+            transport.pause_reading()  # an authorizer, or the endpoint, may take its time
         route = self.route(connection)
         guard = self._guard(connection, route, http=False)
         reason = None if guard is UNGUARDED else await guard.admits_connection(self, connection, route)
         if reason is not None:
             if services := asked_health(permit, connection.early):
+                if not transport.is_closing():
+                    transport.resume_reading()
                 self._answer_health(connection, services, transport)
             else:
                 self.refuse(connection, transport, reason)
@@ -356,7 +361,6 @@ class Pipeline:
         try:
             if transport.is_closing():
                 raise DialError(DOWNSTREAM_GONE)
-            transport.pause_reading()
             if route.pool is None:
                 raise DialError(NO_ENDPOINTS)
             dialled = await route.pool.dial.connect(self, http=False)
@@ -371,6 +375,10 @@ class Pipeline:
             reset(dialled.transport)
             reset(transport)
             self.closed(connection)
+            return
+        if generation != self.view.generation and (reason := self._reconsidered(connection)) is not None:
+            reset(dialled.transport)
+            self.refuse(connection, transport, reason)
             return
         self._join(connection, route, transport, dialled.transport, connection.early, dialled.early, started)
         if dialled.ended:

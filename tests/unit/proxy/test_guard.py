@@ -15,8 +15,11 @@ from nodeagent.policy.authorization import Authorizer, ConnectionFacts, Decision
 from nodeagent.policy.jwt import Authenticator
 from nodeagent.policy.model import Action, AuthorizationPolicy, Condition, GlobalLimit, LocalLimit, Operation, RateLimit, Rule, Source, TokenBucket
 from nodeagent.policy.rate_limit import RateLimiter
+from nodeagent.proxy.external.model import Verdict
+from nodeagent.proxy.external.providers import Providers
 from nodeagent.proxy.guard import DECISIONS, Compiler, Guard
 from nodeagent.proxy.pipeline import Pipeline
+from nodeagent.proxy.pool import Dial
 from tests.unit.proxy.nodes import CLIENT, NODE, SERVER, STRANGER, Nodes, Policy, Streams, play
 from tests.unit.proxy.stage import answering, ok
 from tests.unit.proxy.test_http1 import read_answer
@@ -293,3 +296,70 @@ def test_a_used_up_bucket_answers_429_and_says_when_to_come_back(tls: dict[str, 
         assert (await get(streams))[0] == 429, "another policy's change fills no bucket"
 
     play(show_head, scene, tls, protocol="http", policies=(limit,))
+
+
+@pytest.mark.parametrize("protocol", ["auto", "http"])
+def test_who_has_not_said_enough_yet_meets_the_mode_that_is_in_force_when_it_has(tls: dict[str, Contexts], protocol: Any) -> None:
+    async def scene(nodes: Nodes) -> None:
+        reader, writer = await nodes.dial(STRANGER)
+        writer.write(b"P")
+        while not nodes.far.connections:
+            await asyncio.sleep(0.01)
+        await asyncio.sleep(0.05)
+        await nodes.protect((), "STRICT")
+        writer.write(b"OST / HTTP/1.1\r\nHost: web\r\nContent-Length: 0\r\n\r\n")
+        assert await cut(reader)
+        assert nodes.app_connections == 0
+        assert nodes.refused(nodes.far) == ["plaintext_refused"]
+        await nodes.settled()
+
+    play(show_head, scene, tls, protocol=protocol, timeouts={"sniff": 5})
+
+
+@pytest.mark.parametrize(("policies", "mode"), [((), "STRICT"), ((deny(Rule()),), "PERMISSIVE")])
+def test_what_changes_while_the_application_is_dialled_is_in_force(
+    tls: dict[str, Contexts], monkeypatch: pytest.MonkeyPatch, policies: tuple[Policy, ...], mode: Any
+) -> None:
+    dialling, go, connect = asyncio.Event(), asyncio.Event(), Dial.connect
+
+    async def slow(self: Dial, pipeline: Pipeline, *, http: bool) -> Any:
+        dialling.set()
+        await go.wait()
+        return await connect(self, pipeline, http=http)
+
+    async def scene(nodes: Nodes) -> None:
+        monkeypatch.setattr(Dial, "connect", slow)
+        reader, writer = await nodes.dial(STRANGER)
+        writer.write(b"hello")
+        await dialling.wait()
+        await nodes.protect(policies, mode)
+        go.set()
+        assert await cut(reader)
+        assert len(nodes.refused(nodes.far)) == 1
+        await nodes.settled()
+
+    play(echo, scene, tls, protocol="tcp")
+
+
+def test_no_more_than_one_read_is_kept_of_a_connection_that_waits_for_an_authorizer(tls: dict[str, Contexts]) -> None:
+    asked, answer = asyncio.Event(), asyncio.Event()
+
+    class Slow(Providers):
+        async def check(self, *_: Any) -> Verdict:
+            asked.set()
+            await answer.wait()
+            return Verdict(True)
+
+    async def scene(nodes: Nodes) -> None:
+        nodes.far.providers = Slow((), nodes.far.way_to)
+        reader, writer = await nodes.dial(STRANGER)
+        writer.write(b"x" * (8 << 20))
+        await asked.wait()
+        await asyncio.sleep(0.2)
+        (connection,) = nodes.far.connections.values()
+        assert len(connection.early) < 1 << 20
+        answer.set()
+        for _ in range(8):
+            assert await reader.readexactly(1 << 20) == b"x" * (1 << 20)
+
+    play(echo, scene, tls, protocol="tcp", policies=(AuthorizationPolicy("default", "ask", "CUSTOM", (Rule(),), provider="authz"),))
