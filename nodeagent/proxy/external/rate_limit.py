@@ -46,7 +46,12 @@ def _verdict(answer: RateLimitResponse) -> RateVerdict:
     """Translate *answer*. Raises CallError when it says neither yes nor no."""
     if answer.overall_code not in (RateLimitResponse.OK, RateLimitResponse.OVER_LIMIT):
         raise CallError("the answer says neither OK nor OVER_LIMIT")
-    headers = (*_quota(answer.statuses), *read(answer.response_headers_to_add))
+    try:
+        headers = (*_quota(answer.statuses), *read(answer.response_headers_to_add))
+    except CallError as error:
+        if answer.overall_code == RateLimitResponse.OVER_LIMIT:
+            return RateVerdict(False, failed=str(error))  # a no all the same
+        raise
     if answer.overall_code == RateLimitResponse.OK:
         return RateVerdict(True, request_headers=read(answer.request_headers_to_add), headers=headers)
     return RateVerdict(False, headers=(("x-envoy-ratelimited", "true"), *headers), body=answer.raw_body)

@@ -100,7 +100,8 @@ class Exchange:
                 held += data
             else:
                 last.append(piece)
-        self.held, self.pending, self.enough = held, last, enough
+        self.held, self.pending, self.pending_bytes, self.enough = held, last, 0, enough
+        self.downstream.resume_reading("body")  # what came before anybody waited may have filled what is kept otherwise
         self.arrived = asyncio.get_running_loop().create_future()
         self.progressed()
         return self.arrived

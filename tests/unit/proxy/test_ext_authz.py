@@ -344,3 +344,41 @@ def test_who_takes_mtls_is_asked_from_inside_the_protected_pod(tls: dict[str, Co
         assert nodes.near.way_to(SERVER, nodes.port, "client") == Way(SERVER, nodes.port)
 
     play(mirror, scene, tls)
+
+
+def test_a_body_of_several_reads_that_fits_is_read_on(tls: dict[str, Contexts], authorizer: Authorizer) -> None:
+    """The first read already holds more than the proxy otherwise keeps, before anybody waits for it."""
+
+    async def scene(nodes: Nodes, streams: Streams) -> None:
+        async with asyncio.timeout(5):
+            status, _, body = await sent(streams, post(b"x" * 700_000, chunked=False), apart=False)
+        assert status == 200
+        assert len(authorizer.http.body) == 700_000
+        assert body.endswith(b"x" * 700_000)
+
+    acted(authorizer, tls, scene, {"maxRequestBytes": 1 << 20}, limits={"bufferBytes": 4096})
+
+
+@pytest.mark.parametrize("name", ["x-why", "not a name"])
+def test_a_refusal_whose_fields_cannot_be_stays_one(tls: dict[str, Contexts], authorizer: Authorizer, name: str) -> None:
+    """Not to be taken for no answer, which may mean that the request passes: what stands there may come from the client."""
+
+    def answer(http: Any) -> CheckResponse:
+        answer = ext_authz.denied(401, "no")
+        answer.denied_response.headers.add(header={"key": name, "value": "a\r\nb"})
+        return answer
+
+    async def scene(nodes: Nodes) -> None:
+        settings = {"service": "authz", "port": 9000, "timeout": "5s", "failOpen": True}
+        provider = ExtensionProvider.model_validate({"name": "authz", "envoyExtAuthzGrpc": settings})
+        nodes.far.providers = Providers((provider,), lambda service, port, asker: Way("127.0.0.1", authorizer.port))
+        try:
+            status, head, _ = await get(await nodes.dial(STRANGER))
+            assert status == 401
+            assert b"\nb" not in head and nodes.app_connections == 0
+        finally:
+            nodes.far.providers.close()
+            await asyncio.sleep(0)
+
+    authorizer.answer = answer
+    play(mirror, scene, tls, protocol="http", policies=(ASK,))

@@ -426,6 +426,13 @@ def test_without_an_answer_the_failure_mode_decides(start: Start, answer: Callab
     assert (denied.allowed, denied.status) == (False, 500)
 
 
+def test_over_the_limit_with_a_field_that_cannot_be_is_over_the_limit(start: Start) -> None:
+    answer = RateLimitResponse(overall_code=RateLimitResponse.OVER_LIMIT)
+    answer.response_headers_to_add.add(key="x-down", value="a\nb")
+    verdict = asked(start(rate_limit.METHOD, lambda request, context: answer))
+    assert (verdict.allowed, verdict.status, verdict.headers) == (False, 429, ()) and "header field" in verdict.failed
+
+
 def test_a_limits_own_timeout_counts() -> None:
     with socket.create_server(("127.0.0.1", 0)) as silent:
         answer = asked(silent.getsockname()[1], GlobalLimit("limits", "shop", LIMIT.descriptors, timeout_seconds=0.05))
