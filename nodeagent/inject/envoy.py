@@ -292,9 +292,11 @@ class _Probe:
         return self._kind == "httpGet"
 
     def route(self, path: str) -> Json:
-        """A redirect is a success to the kubelet; it must not follow it to the sidecar's port, so it is not told whereto."""
+        """Just what the kubelet asks: this way leads past mTLS and policies. A redirect is a success to the kubelet; it must not follow it to the
+        sidecar's port, so it is not told whereto."""
         target = self._handler.get("path") or "/"
-        action = _route({"path": path}, self.name, prefix_rewrite=target if target.startswith("/") else f"/{target}")
+        exact = [{"name": name, "string_match": {"exact": value}} for name, value in ((":method", "GET"), (":path", path))]
+        action = _route({"path": path, "headers": exact}, self.name, prefix_rewrite=target if target.startswith("/") else f"/{target}")
         action["route"]["timeout"] = self._timeout
         return action | {"response_headers_to_remove": ["location"]}
 

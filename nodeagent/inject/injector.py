@@ -84,7 +84,7 @@ def _variables(chosen: template.Template, pod: shape.Pod, namespace: Namespace, 
         "appProbes": envoy.literal(json.dumps(asked)),
     }
     if chosen.uses("bootstrap"):
-        rules = rbac.translate(known.authorization_policies, known.root_namespace, namespace.name, labels)
+        rules = rbac.translate(known.authorization_policies, known.root_namespace, namespace.name, labels, known.trust_domain)
         found["bootstrap"] = json.dumps(envoy.bootstrap(known, asked, rules), separators=(",", ":"))
     return found
 

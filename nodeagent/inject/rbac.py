@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any, Final, cast
 
 from nodeagent.errors import InjectionError, ResourceError
 from nodeagent.inject.model import Json
+from nodeagent.policy.authorization_match import in_domain
 from nodeagent.policy.model import AuthorizationPolicy, Operation, Rule, Source
 from nodeagent.resources import security
 
@@ -28,12 +29,14 @@ class Rules:
     tcp: tuple[Json, ...] = ()
 
 
-def translate(documents: Iterable[Mapping[str, Any]], root: str, namespace: str, labels: Mapping[str, str]) -> Rules:
-    """Return the rules of the AuthorizationPolicies in *documents* for a pod of *namespace* with *labels*; *root* is the mesh's root namespace.
+def translate(documents: Iterable[Mapping[str, Any]], root: str, namespace: str, labels: Mapping[str, str], trust_domain: str) -> Rules:
+    """Return the rules of the AuthorizationPolicies in *documents* for a pod of *namespace* with *labels*.
+
+    *root* is the mesh's root namespace, *trust_domain* what ``cluster.local`` stands for in principals.
 
     Raises InjectionError naming the policy and the field that Envoy's rules here cannot express.
     """
-    found = list(_selected(documents, root, namespace, labels))
+    found = [_resolved(policy, trust_domain) for policy in _selected(documents, root, namespace, labels)]
     return Rules(tuple(_all(found, tcp=False)), tuple(_all(found, tcp=True)))
 
 
@@ -56,6 +59,16 @@ def _selected(documents: Iterable[Mapping[str, Any]], root: str, namespace: str,
             raise InjectionError(f"{where}: spec.action: {'dry run' if spec.dry_run else spec.action}: allowed: ALLOW, DENY")
         _refuse_unknown(where, spec)
         yield spec
+
+
+def _resolved(policy: AuthorizationPolicy, trust_domain: str) -> AuthorizationPolicy:
+    def names(values: tuple[str, ...]) -> tuple[str, ...]:
+        return tuple(in_domain(value, trust_domain) for value in values)
+
+    def resolved(source: Source) -> Source:
+        return replace(source, principals=names(source.principals), not_principals=names(source.not_principals))
+
+    return replace(policy, rules=tuple(replace(rule, sources=tuple(map(resolved, rule.sources))) for rule in policy.rules))
 
 
 def _refuse_unknown(where: str, policy: AuthorizationPolicy) -> None:

@@ -139,10 +139,11 @@ def principals(patterns: Iterable[str], trust_domain: str) -> Text:
     Where a pattern is a whole identity (five parts) and its trust domain is ``cluster.local``, that stands for the mesh's own
     *trust_domain*, as Istio has it (its trust domain bundle).
     """
-    return text(_in_domain(pattern, trust_domain) for pattern in patterns)
+    return text(in_domain(pattern, trust_domain) for pattern in patterns)
 
 
-def _in_domain(pattern: str, trust_domain: str) -> str:
+def in_domain(pattern: str, trust_domain: str) -> str:
+    """Return one *pattern* of principals with ``cluster.local`` resolved, as :func:`principals` has it."""
     domain, *rest = pattern.split("/")
     return "/".join((trust_domain, *rest)) if domain == "cluster.local" and len(rest) == 4 else pattern
 

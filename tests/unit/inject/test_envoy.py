@@ -172,3 +172,15 @@ def test_a_wrong_value_is_named(values: Json, message: str) -> None:
     with pytest.raises(InjectionError) as error:
         inject(pod(), ENABLED, Settings(values={"meshRanges": RANGES} | values))
     assert str(error.value).startswith(message)
+
+
+def test_the_applications_probes_are_asked_for_and_nothing_else() -> None:
+    """Port 15020 is open to whoever reaches it, past mTLS and policies: a probe is a GET of just that path, never what else a client would send there."""
+    config = bootstrap(PODS["probes of every kind"])
+    (manager,) = [each["filters"][0]["typed_config"] for each in chains(config, "status")]
+    routes = manager["route_config"]["virtual_hosts"][0]["routes"]
+    asked = [each["match"] for each in routes if each["route"]["cluster"].startswith("probe-")]
+    assert asked
+    for match in asked:
+        exact = {each["name"]: each["string_match"] for each in match["headers"]}
+        assert exact == {":method": {"exact": "GET"}, ":path": {"exact": match["path"]}}, "without a query"

@@ -21,7 +21,7 @@ def rule(source: Json | None = None, operation: Json | None = None) -> Json:
 
 
 def of_web(*policies: Json) -> Any:
-    return translate(policies, "istio-system", "default", {"app": "web"})
+    return translate(policies, "istio-system", "default", {"app": "web"}, "cluster.local")
 
 
 def test_who_is_selected() -> None:
@@ -74,6 +74,19 @@ def name_of(value: str) -> Json:
 )
 def test_principals(value: str, matcher: Json) -> None:
     assert name_of(value) == matcher
+
+
+def test_cluster_local_is_the_meshs_own_trust_domain() -> None:
+    """As Istio has it, and as the agent's own policies: a DENY rule would let pass whom it names."""
+    principals = ["cluster.local/ns/a/sa/b", "cluster.local/ns/a/*", "other/ns/a/sa/b"]
+    given = policy(action="DENY", rules=[rule({"principals": principals})])
+    (deny,) = translate([given], "istio-system", "default", {}, "td.example").http
+    ids = deny["policies"]["ns[default]-policy[p]-rule[0]"]["principals"][0]["and_ids"]["ids"][0]["or_ids"]["ids"]
+    assert [each["authenticated"]["principal_name"] for each in ids] == [
+        {"exact": "spiffe://td.example/ns/a/sa/b"},
+        {"prefix": "spiffe://cluster.local/ns/a/"},
+        {"exact": "spiffe://other/ns/a/sa/b"},
+    ]
 
 
 @pytest.mark.parametrize(
