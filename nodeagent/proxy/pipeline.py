@@ -65,7 +65,7 @@ class Pipeline:
         self._pools: weakref.WeakValueDictionary[Dial, Pool] = weakref.WeakValueDictionary()  # routes and open connections hold them
         self._request_ids: list[bytes] = []
         self.compiler = Compiler(trust_domain)
-        self._guards: dict[tuple[str, bool], tuple[Guard, int]] = {}
+        self._guards: dict[tuple[str, bool], tuple[Guard, int, tuple[str, ...]]] = {}
         self._waiting: set[asyncio.Task[None]] = set()
         self.providers = Providers((), self.way_to)
         """Whom policies may ask (``extensionProviders``)."""
@@ -206,10 +206,10 @@ class Pipeline:
         if not route.delivers or workload is None or not workload.policies:
             return UNGUARDED
         key = (workload.uid, http)
-        guard, protection = self._guards.get(key, (None, -1))
-        if guard is None or protection != self.view.protection:
+        guard, protection, policies = self._guards.get(key, (None, -1, ()))
+        if guard is None or protection != self.view.protection or policies != workload.policies:  # a pod that went and came back changes no verdict by itself
             guard = Guard.made(self.view, self.compiler, workload, guard, http=http, share=self.share)
-            self._guards[key] = (guard, self.view.protection)
+            self._guards[key] = (guard, self.view.protection, workload.policies)
         peer = connection.peer.workload
         client = f"{peer.namespace}/{peer.pod}" if peer is not None else connection.peer.address
         return guard.bind(facts(connection, route), client, f"{workload.namespace}/{workload.workload}")

@@ -5,12 +5,13 @@ from __future__ import annotations
 import asyncio
 import random
 import time
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
 from nodeagent.identity.tls import Contexts
-from nodeagent.mesh.entries import Probe
+from nodeagent.mesh.entries import Delta, Probe
 from nodeagent.policy.authorization import Authorizer, ConnectionFacts, Decision, RequestFacts, normalise_target
 from nodeagent.policy.jwt import Authenticator
 from nodeagent.policy.model import Action, AuthorizationPolicy, Condition, GlobalLimit, LocalLimit, Operation, RateLimit, Rule, Source, TokenBucket
@@ -296,6 +297,25 @@ def test_a_used_up_bucket_answers_429_and_says_when_to_come_back(tls: dict[str, 
         assert (await get(streams))[0] == 429, "another policy's change fills no bucket"
 
     play(show_head, scene, tls, protocol="http", policies=(limit,))
+
+
+def test_a_pod_that_comes_back_has_the_policies_that_it_has_now(tls: dict[str, Contexts]) -> None:
+    """The policy that selects it by then was there all the time, for another pod."""
+    other = deny(paths("/other"), name="other")
+
+    async def scene(nodes: Nodes) -> None:
+        view = nodes.far.view
+        workload = view.workload(nodes.far.pods["server"].uid)
+        assert workload is not None
+        view.apply(Delta((other, replace(workload, policies=(deny().key,)))))
+        streams = await nodes.dial(STRANGER)
+        assert (await get(streams, "/other"))[0] == 200
+        view.apply(Delta(removals=(workload.key,)))
+        view.apply(Delta((replace(workload, policies=(deny().key, other.key)),)))
+        assert (await get(await nodes.dial(STRANGER), "/other"))[0] == 403
+        assert (await get(streams, "/other"))[0] == 403
+
+    play(show_head, scene, tls, protocol="http", policies=(deny(paths("/admin")),))
 
 
 @pytest.mark.parametrize("protocol", ["auto", "http"])
