@@ -12,7 +12,7 @@ import logging
 import os
 import signal
 import socket
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -307,8 +307,18 @@ class Workers:
         return list(self._state.entries.values())
 
 
-def _parts(entries: Iterable[Entry], removals: Iterable[str]) -> Iterable[Message]:
-    """Split a delta into messages that fit a packet."""
+def _parts(entries: Iterable[Entry], removals: Iterable[str]) -> Iterator[Message]:
+    """Split a delta into messages that fit a packet. Each but the last says that there is ``more``: half of a change might let in whom the whole refuses."""
+    last: Message | None = None
+    for part in _split(entries, removals):
+        if last is not None:
+            yield last | {"more": True}
+        last = part
+    if last is not None:
+        yield last
+
+
+def _split(entries: Iterable[Entry], removals: Iterable[str]) -> Iterator[Message]:
     upserts: list[Any] = []
     size = 0
     gone = list(removals)

@@ -75,6 +75,8 @@ class Worker:
         self._tasks: set[asyncio.Task[None]] = set()
         self._learning = False
         self._held: collections.deque[tuple[Message, list[int]]] = collections.deque()
+        self._deltas: list[Delta] = []
+        """Of a change whose last part is not there yet."""
         self._channel = Channel(loop, end, self._message, self._orphaned)
         loop.add_signal_handler(signal.SIGTERM, self._told_to_go)
         loop.add_signal_handler(signal.SIGINT, lambda: None)  # Ctrl-C is the supervisor's to handle
@@ -123,12 +125,15 @@ class Worker:
         privilege.drop(message["supervisor"])
 
     async def _learn(self, message: Message) -> None:
-        """Take a change of the snapshot in: decoded and compiled in slices, in force at once, with the parts of it that came meanwhile."""
+        """Take a change of the snapshot in: decoded and compiled in slices, in force at once, when its last part is there."""
         try:
-            deltas = [await self._decoded(message)]
+            self._deltas.append(await self._decoded(message))
             while self._held and self._held[0][0]["op"] == "mesh":
-                deltas.append(await self._decoded(self._held.popleft()[0]))
-            self._put(deltas)
+                message = self._held.popleft()[0]
+                self._deltas.append(await self._decoded(message))
+            if not message.get("more"):
+                deltas, self._deltas = self._deltas, []
+                self._put(deltas)
         finally:
             self._catch_up()
 

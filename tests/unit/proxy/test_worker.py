@@ -10,6 +10,7 @@ import uvloop
 
 from nodeagent.channel import Channel, Message, pair
 from nodeagent.config import Proxy
+from nodeagent.control.workers import _parts
 from nodeagent.mesh.entries import Address, Entry, PodUid, SpiffeId, Workload, to_json
 from nodeagent.policy.model import AuthorizationPolicy, Operation, Rule
 from nodeagent.proxy.pipeline import Pipeline
@@ -84,6 +85,29 @@ def test_many_policies_come_into_force_at_once_and_the_loop_turns_meanwhile() ->
         assert len(view.policies_of(view.workload(PodUid("server")) or workload())) == len(keys), "what follows a change finds it in force"
         assert set(turns) == {-1, len(keys)}, "half of a change was in force"
         assert len(turns) > PARTS, "the loop stood still"
+
+    play(scene)
+
+
+def test_a_change_waits_for_its_last_part() -> None:
+    """Else a policy would be gone before the one that takes its place is there, and everybody be let in between."""
+
+    async def scene(told: Told) -> None:
+        view = told.pipeline.view
+        told.mesh(policy(1), workload((policy(1).key,)))
+        told.channel.send({"op": "ping", "number": 0})
+        await told.answered(0)
+        first, *others = _parts([policy(2), workload((policy(2).key,))], [policy(1).key])
+        told.channel.send(first)
+        told.channel.send({"op": "ping", "number": 1})
+        await told.answered(1)
+        assert [entry.key for entry in view.policies()] == [policy(1).key]
+        for part in others:
+            told.channel.send(part)
+        told.channel.send({"op": "ping", "number": 2})
+        await told.answered(2)
+        assert [entry.key for entry in view.policies()] == [policy(2).key]
+        assert [entry.key for entry in view.policies_of(view.workload(PodUid("server")) or workload())] == [policy(2).key]
 
     play(scene)
 
