@@ -152,7 +152,7 @@ async def _grpc(grpc: Grpc, address: str) -> str:
     """grpc.health.v1.Health/Check over plaintext HTTP/2, by hand: a library would take a message of any length."""
     reader, writer = await _connect(address, grpc.port, address)
     try:
-        connection = h2.connection.H2Connection(h2.config.H2Configuration(header_encoding="utf-8"))
+        connection = h2.connection.H2Connection(h2.config.H2Configuration(header_encoding="latin-1"))  # any byte may stand in a field
         connection.initiate_connection()
         headers = {":method": "POST", ":scheme": "http", ":path": "/grpc.health.v1.Health/Check", ":authority": f"{address}:{grpc.port}"}
         connection.send_headers(1, [*headers.items(), ("content-type", "application/grpc"), ("te", "trailers"), ("user-agent", "kube-probe/1.31")])

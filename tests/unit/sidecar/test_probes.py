@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import ssl
+import struct
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -13,6 +14,7 @@ from typing import Any
 import h2.config
 import h2.connection
 import h2.events
+import hpack
 import pytest
 from grpclib.health.check import ServiceStatus
 from grpclib.health.service import OVERALL, Health
@@ -200,6 +202,23 @@ def test_grpc_that_answers_nonsense(body: bytes) -> None:
             return await asked(port, "grpc")
 
     assert "not SERVING" in asyncio.run(scenario())
+
+
+def test_grpc_with_a_field_that_is_no_text() -> None:
+    async def serve(reader: Reader, writer: Writer) -> None:
+        await reader.read(65536)
+        encoder, end_headers, end = hpack.Encoder(), 0x4, 0x5
+        fields = encoder.encode([(b":status", b"200"), (b"x-app", b"\xff\xfe")]), encoder.encode([(b"grpc-status", b"0")])
+        frames = (1, end_headers, fields[0]), (0, 0, b"\0\0\0\0\2\x08\1"), (1, end, fields[1])
+        writer.write(b"\0\0\0\4\0\0\0\0\0" + b"".join(struct.pack("!HBBBI", 0, len(data), kind, flags, 1) + data for kind, flags, data in frames))
+        await writer.drain()
+        await reader.read()
+
+    async def scenario() -> str:
+        async with application(serve) as port:
+            return await asked(port, "grpc")
+
+    assert asyncio.run(scenario()) == ""
 
 
 def test_grpc_is_bounded() -> None:
