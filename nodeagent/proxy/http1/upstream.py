@@ -276,9 +276,10 @@ class HttpUpstream:
     def _interim(self, exchange: Exchange, status: int, lines: list[bytes]) -> None:
         """Pass a 1xx on; 101 ends HTTP on this connection and is passed by :meth:`_switch`."""
         if status == 101:
-            self._switched = exchange.upgrade
+            # What was offered on in PERMISSIVE mode is no more in STRICT.
+            self._switched = exchange.upgrade and not exchange.downstream.permit.only_probes
             exchange.status = status
-            if not exchange.upgrade:
+            if not self._switched:
                 self._fail(UPSTREAM_PROTOCOL)
                 return
         if not exchange.http10:

@@ -253,3 +253,26 @@ def test_what_was_open_before_strict_is_held_to_it(tls: dict[str, Contexts], htt
             assert await cut(streams[0])
 
     play(show_head if http else greet, scene, tls, protocol="http" if http else "tcp")
+
+
+def test_no_tunnel_opens_after_strict_for_who_asked_before(tls: dict[str, Contexts]) -> None:
+    asked, go = asyncio.Event(), asyncio.Event()
+
+    async def application(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        asked.set()
+        await go.wait()
+        writer.write(b"HTTP/1.1 101 Switching Protocols\r\nConnection: upgrade\r\nUpgrade: websocket\r\n\r\nhello")
+        await reader.read()
+
+    async def scene(nodes: Nodes) -> None:
+        declare(nodes, ("http", "/healthz"))
+        streams = await nodes.dial(NODE)
+        streams[1].write(b"GET /admin HTTP/1.1\r\nHost: web\r\nConnection: upgrade\r\nUpgrade: websocket\r\n\r\n")
+        await asked.wait()
+        await nodes.protect((), "STRICT")
+        go.set()
+        assert (await streams[0].readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 502")
+        assert not any(connection.relay for connection in nodes.far.connections.values())
+
+    play(application, scene, tls, protocol="http")
