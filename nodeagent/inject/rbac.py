@@ -41,6 +41,7 @@ def translate(documents: Iterable[Mapping[str, Any]], root: str, namespace: str,
 
 
 def _selected(documents: Iterable[Mapping[str, Any]], root: str, namespace: str, labels: Mapping[str, str]) -> Iterator[AuthorizationPolicy]:
+    seen: set[tuple[str, str]] = set()
     for index, document in enumerate(documents):
         at = f"values.authorizationPolicies[{index}]"
         try:
@@ -53,6 +54,9 @@ def _selected(documents: Iterable[Mapping[str, Any]], root: str, namespace: str,
             continue
         spec = cast(AuthorizationPolicy, policy.spec)
         where = f"{at} ({spec.namespace}/{spec.name})"
+        if (spec.namespace, spec.name) in seen:
+            raise InjectionError(f"{where}: metadata.name: allowed: another name than that of a policy before it")
+        seen.add((spec.namespace, spec.name))
         if policy.targets:
             raise InjectionError(f"{where}: spec.targetRefs: allowed: a selector: a sidecar's template does not know the Services")
         if spec.action not in ("ALLOW", "DENY") or spec.dry_run:

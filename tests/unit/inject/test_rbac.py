@@ -120,3 +120,10 @@ def test_what_cannot_be_said_is_refused(wrong: Json, message: str) -> None:
         of_web(wrong)
     assert str(error.value).startswith("values.authorizationPolicies[0]")
     assert message in str(error.value)
+
+
+def test_a_policy_that_stands_twice_is_refused() -> None:
+    """Rules are told apart by the policy's name: of two with the same, some would silently be lost."""
+    with pytest.raises(InjectionError, match=r"values\.authorizationPolicies\[2\] \(default/p\): metadata\.name: allowed: another name"):
+        of_web(policy(rules=[rule({"principals": ["a"]})]), policy("q"), policy(action="DENY", rules=[{}]))
+    of_web(policy(), policy(namespace="istio-system"), policy(namespace="elsewhere"))
