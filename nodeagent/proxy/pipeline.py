@@ -318,14 +318,17 @@ class Pipeline:
     def way_to(self, service: str, port: int, asker: str, dialler: PodState | None = None) -> Way | None:
         """Return how the provider at *port* of *service* is reached for the pod *asker*, by *dialler* if that is not the pod itself; None: it is nowhere.
 
-        One that takes mTLS is asked from inside that pod and with its identity, as a sidecar there would; any other from the node, in plaintext.
+        One that takes mTLS is asked from inside that pod and with its identity, as a sidecar there would, and not at all for a pod that is not here (any
+        more); any other from the node, in plaintext.
         """
         where = self.view.endpoint_of(service, port)
         if where is None:
             return None
         workload, pod = self.view.workload_at(where[0]), dialler or self.pods.get(asker)
-        if workload is None or pod is None or not takes_mtls(workload, where[1]):
+        if workload is None or not takes_mtls(workload, where[1]):
             return Way(*where)
+        if pod is None:
+            return None
         dial = Dial(pod, *where, None if workload.uid == asker else workload.identity)
         return Way(*where, dial, partial(dial.connect, self, http=False))
 

@@ -48,6 +48,8 @@ class Access:
             token = self.token_file.read_text().strip() if self.token_file else self.token
         except (OSError, UnicodeDecodeError) as error:
             raise ApiError(f"{self.token_file}: {error}") from None
+        if not token.isprintable():
+            raise ApiError(f"{self.token_file or 'the kubeconfig'}: the token holds a character that no HTTP header may have")
         return {"Authorization": f"Bearer {token}"} if token else {}
 
 

@@ -133,6 +133,10 @@ def test_the_token_is_read_anew_and_never_told(tmp_path: Path, caplog: pytest.Lo
         with pytest.raises(ApiError, match="status 401: Unauthorized") as caught:
             await api.get("/a")
         assert "secret" not in str(caught.value) + caplog.text
+        server.token.write_text("secret\nX-Other: 1")
+        with pytest.raises(ApiError, match="no HTTP header may have") as caught:
+            await api.get("/a")
+        assert "secret" not in str(caught.value)
         server.token.unlink()
         with pytest.raises(ApiError, match="token"):
             await api.get("/a")
