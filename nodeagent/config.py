@@ -11,6 +11,7 @@ import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
 from pydantic.alias_generators import to_camel
 
+from nodeagent import istio
 from nodeagent.errors import ConfigError
 
 Model = TypeVar("Model", bound=BaseModel)
@@ -84,7 +85,7 @@ class Proxy(Section):
 class Mtls(Section):
     mode: Literal["PERMISSIVE", "STRICT"] = "PERMISSIVE"
     """Where no PeerAuthentication says otherwise."""
-    root_namespace: str = Field("istio-system", pattern=r"^[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?$")
+    root_namespace: str = Field(istio.ROOT_NAMESPACE, pattern=r"^[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?$")
     """Policies of this namespace are for the whole mesh."""
 
 
@@ -133,9 +134,9 @@ class AccessLog(Section):
 
 class Telemetry(Section):
     access_log: AccessLog = AccessLog()
-    admin_port: int = Field(15000, ge=0, le=65535)
-    metrics_port: int = Field(15020, ge=0, le=65535)
-    ready_port: int = Field(15021, ge=0, le=65535)
+    admin_port: int = Field(istio.ADMIN_PORT, ge=0, le=65535)
+    metrics_port: int = Field(istio.STATUS_PORT, ge=0, le=65535)
+    ready_port: int = Field(istio.READY_PORT, ge=0, le=65535)
 
 
 def _seconds(value: object) -> object:

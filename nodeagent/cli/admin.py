@@ -13,6 +13,7 @@ from urllib.parse import urlsplit
 import click
 
 from nodeagent.errors import ControlError
+from nodeagent.istio import ADMIN_PORT
 
 SOCKET: Final = Path("/run/nodeagent/admin.sock")
 LAB_SOCKETS: Final = "lab/*/*/run/admin.sock"
@@ -99,7 +100,7 @@ def _connection(address: str) -> http.client.HTTPConnection:
         host, port = None, None
     if url.scheme != "http" or not host:
         raise ControlError(f"--admin {address}: expected http://HOST:PORT or the path of a socket")
-    return http.client.HTTPConnection(host, port or 15000, timeout=_TIMEOUT_SECONDS)
+    return http.client.HTTPConnection(host, port or ADMIN_PORT, timeout=_TIMEOUT_SECONDS)
 
 
 class _UnixConnection(http.client.HTTPConnection):

@@ -44,11 +44,12 @@ def inject(
     Other kinds pass through as they are, and so do pods that have a sidecar or opted out. Nothing is written when anything is wrong.
     """
     from nodeagent.inject import Settings
+    from nodeagent.istio import INJECTION_LABEL, REVISION_LABEL
 
     given = _values(values) | dict(_assignments("--set", assigned, _parsed))
     given |= {"authorizationPolicies": [*given.get("authorizationPolicies", ()), *_policies(policies)]} if policies else {}
     settings = Settings(template, revision, native, hold, given)
-    asking = {"istio.io/rev": revision} if revision else {"istio-injection": "enabled"}
+    asking = {REVISION_LABEL: revision} if revision else {INJECTION_LABEL: "enabled"}
     namespace_labels = dict(_assignments("--namespace-label", labels, str)) or asking
     notes: list[str] = []
     change = _undo(notes) if undo else _change(settings, namespace, namespace_labels, notes)

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from nodeagent import istio
+
 if TYPE_CHECKING:
     from nodeagent.sidecar.rules import Network
 
@@ -51,16 +53,18 @@ _port_number, _owner = click.IntRange(1, 65535), click.IntRange(1, 2**32 - 2)
 @click.option("--inbound-ports", "inbound", default="*", show_default=True, callback=_all_ports, help="Captured inbound ports: '*', a list, or '' for none.")
 @click.option(
     "--exclude-inbound-ports", "exclude_inbound", default="", callback=_some_ports,
-    help="Inbound ports that are left alone; 15090, 15021, 15020 and 15008 always are.",
+    help=f"Inbound ports that are left alone; {', '.join(map(str, istio.UNCAPTURED_PORTS))} always are.",
 )  # fmt: skip
 @click.option("--include-outbound-ports", "include_outbound", default="", callback=_some_ports, help="Outbound ports that are captured wherever they lead.")
 @click.option("--exclude-outbound-ports", "exclude_outbound", default="", callback=_some_ports, help="Outbound ports that are left alone.")
 @click.option("--outbound-ranges", "ranges", default="*", show_default=True, callback=_all_ranges, help="Captured destinations: '*', or CIDRs.")
 @click.option("--exclude-outbound-ranges", "exclude_ranges", default="", callback=_some_ranges, help="Destinations that are left alone: CIDRs.")
-@click.option("--uid", default=1337, show_default=True, type=_owner, help="The sidecar's user, whose traffic is left alone.")
-@click.option("--gid", default=1337, show_default=True, type=_owner, help="The sidecar's group, as --uid.")
-@click.option("--proxy-port", default=15001, show_default=True, type=_port_number, help="Where outbound connections are led to.")
-@click.option("--inbound-capture-port", "inbound_port", default=15006, show_default=True, type=_port_number, help="Where inbound connections are led to.")
+@click.option("--uid", default=istio.USER, show_default=True, type=_owner, help="The sidecar's user, whose traffic is left alone.")
+@click.option("--gid", default=istio.USER, show_default=True, type=_owner, help="The sidecar's group, as --uid.")
+@click.option("--proxy-port", default=istio.OUTBOUND_PORT, show_default=True, type=_port_number, help="Where outbound connections are led to.")
+@click.option(
+    "--inbound-capture-port", "inbound_port", default=istio.INBOUND_PORT, show_default=True, type=_port_number, help="Where inbound connections are led to.",
+)  # fmt: skip
 @click.option("--clean", is_flag=True, help="Remove the rules instead.")
 @click.option("--dry-run", is_flag=True, help="Print the rules and change nothing.")
 def sidecar_init(*, clean: bool, dry_run: bool, **settings: Any) -> None:

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar, Final
 
+from nodeagent import istio
 from nodeagent.compare import envoy, measure
 from nodeagent.compare.load import BULK_PORT, HTTP_PORT, TCP_PORT, Client, CompareError, Workload
 from nodeagent.compare.manifests import BYPASSED, CHAIN, GUARDED, PLAIN
@@ -270,10 +271,10 @@ class EnvoySidecars(Sidecars):
         targets = [self.targets[workload] for workload, count in answered.items() if count]
         servers = {(target.namespace, target.service) for target in targets if target.service}
         for namespace, pod in sorted(servers):
-            text = _get(self.lab.netns(pod, namespace), 15000, "/stats?filter=ssl")
+            text = _get(self.lab.netns(pod, namespace), istio.ADMIN_PORT, "/stats?filter=ssl")
             counted = {key: int(value) for key, _, value in (line.partition(": ") for line in text.splitlines()) if value.isdigit()}
-            handshakes = sum(value for key, value in counted.items() if re.search(r"listener\..*15006.*ssl\.handshake$", key))
-            without = sum(value for key, value in counted.items() if re.search(r"listener\..*15006.*ssl\.no_certificate$", key))
+            handshakes = sum(value for key, value in counted.items() if re.search(rf"listener\..*{istio.INBOUND_PORT}.*ssl\.handshake$", key))
+            without = sum(value for key, value in counted.items() if re.search(rf"listener\..*{istio.INBOUND_PORT}.*ssl\.no_certificate$", key))
             checked.append(f"mutual TLS at {namespace}/{pod}: {handshakes:,} handshakes, {without} without a certificate")
             if not handshakes or without:
                 failed.append(f"no mutual TLS at {namespace}/{pod}")
@@ -301,7 +302,7 @@ class OwnSidecars(Sidecars):
             if workload not in ("http", "http-authz", "cross-node", "tcp-churn"):
                 continue
             target = self.targets[workload]
-            counted = _requests_by_tls(_get(self.lab.netns(target.service, target.namespace), 15020, "/metrics"))
+            counted = _requests_by_tls(_get(self.lab.netns(target.service, target.namespace), istio.STATUS_PORT, "/metrics"))
             checked.append(f"{workload}: {counted:,.0f} requests counted at the server's side as mutual TLS")
             if counted < count:
                 failed.append(f"{workload}: of {count:,} requests {counted:,.0f} came by mutual TLS")
@@ -335,7 +336,7 @@ class NodeAgent(Mode):
     def verify(self, answered: Answered) -> tuple[list[str], list[str]]:
         checked, failed = Mode.verify(self, answered)
         if answered.get("cross-node"):
-            counted = _requests_by_tls(_get(self.lab.netns("node2"), 15020, "/metrics"))
+            counted = _requests_by_tls(_get(self.lab.netns("node2"), istio.STATUS_PORT, "/metrics"))
             checked.append(f"{counted:,.0f} requests counted on the other node as mutual TLS")
             if counted < answered["cross-node"]:
                 failed.append(f"of {answered['cross-node']:,} requests to the other node {counted:,.0f} came by mutual TLS")
@@ -365,7 +366,7 @@ class KernelPath(NodeAgent):
         """There is no log to count."""
 
     def verify(self, answered: Answered) -> tuple[list[str], list[str]]:
-        lines = _get(self.lab.netns("node1"), 15020, "/metrics").splitlines()
+        lines = _get(self.lab.netns("node1"), istio.STATUS_PORT, "/metrics").splitlines()
         ours = f'destination_workload_namespace="{self.targets[self.workloads[0]].namespace}"'
         counted = sum(_value(line) for line in lines if line.startswith('istio_requests_total{reporter="destination"') and ours in line)
         opened = sum(_value(line) for line in lines if line.startswith('istio_tcp_connections_opened_total{reporter="destination"') and ours in line)

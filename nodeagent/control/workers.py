@@ -20,8 +20,8 @@ import orjson
 
 from nodeagent.channel import DESCRIPTORS, MESSAGE_BYTES, Channel, Message, pair
 from nodeagent.errors import ControlError, KernelError
-from nodeagent.mesh.entries import Delta, Entry, to_json
-from nodeagent.redirect.pod import Family, ListenerId
+from nodeagent.mesh.entries import Delta, Entry, Family, to_json
+from nodeagent.redirect.pod import ListenerId
 
 PING_SECONDS: Final = 1.0
 SILENT_SECONDS: Final = 10.0

@@ -2,6 +2,7 @@
 
 from nodeagent.errors import InjectionError
 from nodeagent.inject.injector import inject, uninject
-from nodeagent.inject.model import STATUS, Injected, Namespace, Settings, Skipped
+from nodeagent.inject.model import Injected, Namespace, Settings, Skipped
+from nodeagent.istio import STATUS
 
 __all__ = ["STATUS", "Injected", "InjectionError", "Namespace", "Settings", "Skipped", "inject", "uninject"]

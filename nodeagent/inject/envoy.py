@@ -10,15 +10,10 @@ from typing import Any, Final
 
 from nodeagent.errors import InjectionError
 from nodeagent.inject.model import Json
-from nodeagent.inject.probes import STATUS_PORT
 from nodeagent.inject.rbac import Rules
 from nodeagent.inject.values import Values
+from nodeagent.istio import ADMIN_PORT, INBOUND_PORT, OUTBOUND_PORT, OWN_SOURCE, READY_PORT, SCRAPE_PORT, STATUS_PORT
 
-ADMIN_PORT: Final = 15000
-OUTBOUND_PORT: Final = 15001
-INBOUND_PORT: Final = 15006
-READY_PORT: Final = 15021
-METRICS_PORT: Final = 15090
 SDS_SOCKET: Final = "/run/nodeagent/sds/socket"
 TEXT_FORMAT: Final = (
     '[%START_TIME%] "%REQ(:METHOD)% %REQ(X-ENVOY-ORIGINAL-PATH?:PATH)% %PROTOCOL%" %RESPONSE_CODE% %RESPONSE_FLAGS% %RESPONSE_CODE_DETAILS% '
@@ -32,8 +27,8 @@ _POD_IP: Final = "$(POD_IP)"
 _PLAIN_HTTP: Final = ["http/1.0", "http/1.1"]
 _MTLS_HTTP: Final = ["istio-http/1.0", "istio-http/1.1", "istio-h2"]
 _MTLS_TCP: Final = ["istio", "istio-peer-exchange"]
-_OWN_SOURCE: Final = {"IPv4": "127.0.0.6", "IPv6": "::6"}
-"""Whence Envoy connects to its own pod: what comes from there is not captured again (Istio's InboundPassthroughBindIpv4 and 6)."""
+_OWN_SOURCE: Final = {"IPv4": OWN_SOURCE[4], "IPv6": OWN_SOURCE[6]}
+"""Istio's InboundPassthroughBindIpv4 and 6."""
 _ANY: Final = {"IPv4": "0.0.0.0", "IPv6": "::"}
 _BOTH: Final[Json] = {"http_protocol_options": {}, "http2_protocol_options": {}}
 _SNIFF: Final = "0.1s"
@@ -120,7 +115,7 @@ def _ready(values: Values) -> Json:
 
 
 def _metrics(values: Values) -> Json:
-    return _own("metrics", METRICS_PORT, values, [_route({"path": "/stats/prometheus"}, "admin")])
+    return _own("metrics", SCRAPE_PORT, values, [_route({"path": "/stats/prometheus"}, "admin")])
 
 
 def _status(values: Values, probes: dict[str, _Probe]) -> Json:

@@ -8,14 +8,12 @@ from __future__ import annotations
 import copy
 import json
 from collections.abc import Iterable, Mapping
-from typing import Any, Final
+from typing import Any
 
 from nodeagent.errors import InjectionError
 from nodeagent.inject import annotated, envoy, probes, rbac, selection, shape, status, template, values
-from nodeagent.inject.model import PROXY, STATUS, Injected, Json, Namespace, Settings, Skipped, show
-
-OWN_PORTS: Final = (15000, 15001, 15006, 15008, 15020, 15021, 15090)
-USER: Final = 1337
+from nodeagent.inject.model import PROXY, Injected, Json, Namespace, Settings, Skipped, show
+from nodeagent.istio import PORTS, STATUS, USER
 
 
 def inject(pod: Mapping[str, Any], namespace: Namespace, settings: Settings) -> Injected | Skipped:
@@ -97,8 +95,8 @@ def _refuse_conflicts(pod: shape.Pod, added: Json) -> None:
         if container.name in names:
             raise InjectionError(f"{at}.name: {show(container.name)}: allowed: another name: the sidecar has this one")
         for index, port in enumerate(container.ports or ()):
-            if port.container_port in OWN_PORTS and (port.protocol or "TCP") == "TCP":
-                taken = ", ".join(map(str, OWN_PORTS))
+            if port.container_port in PORTS and (port.protocol or "TCP") == "TCP":
+                taken = ", ".join(map(str, PORTS))
                 raise InjectionError(f"{at}.ports[{index}].containerPort: {port.container_port}: allowed: none of the sidecar's own ({taken})")
     for index, volume in enumerate(pod.spec.volumes or ()):
         if volume.name in [item["name"] for item in added.get("volumes") or ()]:

@@ -8,8 +8,6 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 Json = dict[str, Any]
-STATUS: Final = "sidecar.istio.io/status"
-"""The annotation of an injected pod: what was added and what was there before, as JSON."""
 PROXY: Final = "istio-proxy"
 
 

@@ -10,8 +10,8 @@ from typing import Any, Final
 from nodeagent.errors import InjectionError
 from nodeagent.inject.model import Json, show
 from nodeagent.inject.shape import PROBES, Container, Handler, HttpGet, Pod, Probe, TcpSocket
+from nodeagent.istio import STATUS_PORT
 
-STATUS_PORT: Final = 15020
 _WORDS: Final = dict(zip(PROBES, ("readyz", "livez", "startupz"), strict=True))
 _HANDLERS: Final = ("httpGet", "tcpSocket", "grpc")
 

@@ -7,14 +7,11 @@ from __future__ import annotations
 
 from typing import Final
 
-from nodeagent.inject.model import STATUS, Namespace, Skipped
+from nodeagent.inject.model import Namespace, Skipped
 from nodeagent.inject.shape import Pod
+from nodeagent.istio import INJECT, INJECTION_LABEL, REVISION_LABEL, STATUS, SYSTEM_NAMESPACES
 
-INJECT: Final = "sidecar.istio.io/inject"
-NAMESPACE_LABEL: Final = "istio-injection"
-REVISION_LABEL: Final = "istio.io/rev"
 DEFAULT_REVISION: Final = "default"
-IGNORED: Final = ("kube-system", "kube-public", "kube-node-lease", "local-path-storage")
 
 
 def refusal(pod: Pod, namespace: Namespace, revision: str) -> Skipped | None:
@@ -23,16 +20,16 @@ def refusal(pod: Pod, namespace: Namespace, revision: str) -> Skipped | None:
         return Skipped("already-injected", f"it has a sidecar already (annotation {STATUS})")
     if pod.spec.host_network:
         return Skipped("host-network", "it shares the node's network: capturing there would capture the node's traffic")
-    if namespace.name in IGNORED:
+    if namespace.name in SYSTEM_NAMESPACES:
         return Skipped("system-namespace", f"{namespace.name} is a namespace of the system's own")
     return _not_meant(pod, namespace, revision or DEFAULT_REVISION) or _opted_out(pod)
 
 
 def _not_meant(pod: Pod, namespace: Namespace, revision: str) -> Skipped | None:
     """The namespace's istio-injection label beats its istio.io/rev, and either beats what the pod asks for."""
-    if NAMESPACE_LABEL in namespace.labels:
-        if namespace.labels[NAMESPACE_LABEL] != "enabled":
-            return Skipped("namespace-disabled", f"namespace {namespace.name}: {NAMESPACE_LABEL}={namespace.labels[NAMESPACE_LABEL]}")
+    if INJECTION_LABEL in namespace.labels:
+        if namespace.labels[INJECTION_LABEL] != "enabled":
+            return Skipped("namespace-disabled", f"namespace {namespace.name}: {INJECTION_LABEL}={namespace.labels[INJECTION_LABEL]}")
         return None if revision == DEFAULT_REVISION else _other(f"namespace {namespace.name}", DEFAULT_REVISION, revision)
     if REVISION_LABEL in namespace.labels:
         wanted = namespace.labels[REVISION_LABEL]
@@ -42,7 +39,7 @@ def _not_meant(pod: Pod, namespace: Namespace, revision: str) -> Skipped | None:
         return None if wanted == revision else _other("the pod", wanted, revision)
     if pod.labels.get(INJECT) == "true":
         return None if revision == DEFAULT_REVISION else _other("the pod", DEFAULT_REVISION, revision)
-    return Skipped("not-asked", f"neither namespace {namespace.name} ({NAMESPACE_LABEL}, {REVISION_LABEL}) nor the pod (label {INJECT}) asks for a sidecar")
+    return Skipped("not-asked", f"neither namespace {namespace.name} ({INJECTION_LABEL}, {REVISION_LABEL}) nor the pod (label {INJECT}) asks for a sidecar")
 
 
 def _other(who: str, wanted: str, revision: str) -> Skipped:

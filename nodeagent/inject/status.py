@@ -8,7 +8,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pydantic.alias_generators import to_camel
 
 from nodeagent.errors import InjectionError
-from nodeagent.inject.model import STATUS, Json, show
+from nodeagent.inject.model import Json, show
+from nodeagent.istio import STATUS
 
 Names = tuple[str, ...]
 Handlers = dict[str, Annotated[dict[str, Any], Field(min_length=1, max_length=1)]]

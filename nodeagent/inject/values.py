@@ -13,6 +13,7 @@ from pydantic.alias_generators import to_camel
 from nodeagent import __version__
 from nodeagent.errors import InjectionError
 from nodeagent.inject.model import Json
+from nodeagent.istio import ROOT_NAMESPACE
 from nodeagent.resources.fields import AbsolutePath, PortNumber, Section
 from nodeagent.resources.load import explain
 
@@ -54,7 +55,7 @@ class Values(Section):
     """Of the init container that sets up capture."""
     image_pull_policy: Literal["Always", "IfNotPresent", "Never"] | None = None
     trust_domain: Annotated[str, Field(pattern=r"^[a-z0-9._-]{1,255}$")] = "cluster.local"
-    root_namespace: str = "istio-system"
+    root_namespace: str = ROOT_NAMESPACE
     """Whose policies are for the whole mesh."""
     mesh_ranges: Networks = ()
     """Where peers that speak mTLS are: the pods' and Services' ranges. Everything else is passed through as it is."""

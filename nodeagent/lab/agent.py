@@ -16,6 +16,7 @@ from typing import Any
 import yaml
 
 from nodeagent.errors import LabError
+from nodeagent.istio import READY_PORT
 from nodeagent.lab import cgroup, linux
 from nodeagent.lab.layout import Layout, Node
 from nodeagent.lab.network import inside
@@ -120,7 +121,7 @@ class Agent:
         raise LabError(f"{self.node.name}: the agent is not ready after {seconds:g} s ({answer}); the end of its log:\n{tail(self.log)}")
 
     def _readiness(self) -> str:
-        port = self.config()["telemetry"].get("readyPort", 15021)
+        port = self.config()["telemetry"].get("readyPort", READY_PORT)
         connection = http.client.HTTPConnection("127.0.0.1", port, timeout=2)
         try:
             with linux.network_namespace(self.layout.netns(self.node.name)):

@@ -21,6 +21,7 @@ from types import TracebackType
 from typing import Any, Literal, Self
 
 from nodeagent.errors import LabError
+from nodeagent.istio import STATUS
 from nodeagent.lab import construction, injection, plan
 from nodeagent.lab.agent import Agent, merge
 from nodeagent.lab.layout import MAX_NODES, STATE_ROOT, Layout, Node, read_objects, write_json
@@ -273,7 +274,7 @@ class Lab(View):
         if self.mode != "nodeagent" or spec.get("hostNetwork") or not self.agent(spec["nodeName"]).alive:
             return False
         marks = {**metadata.get("labels", {}), **metadata["annotations"]}
-        return marks.get("nodeagent.io/enroll") != "false" and "sidecar.istio.io/status" not in marks
+        return marks.get("nodeagent.io/enroll") != "false" and STATUS not in marks
 
     def _complaint(self, path: Path, manifest: Object, count: int) -> str:
         key = f"{manifest['metadata']['namespace']}/{manifest['metadata']['name']}"

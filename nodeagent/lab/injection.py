@@ -11,6 +11,7 @@ from typing import Any, Final
 
 from nodeagent.errors import InjectionError
 from nodeagent.inject import Injected, Namespace, Settings, inject
+from nodeagent.istio import INJECTION_LABEL, ROOT_NAMESPACE
 from nodeagent.lab.layout import PODS, SERVICES, Layout
 from nodeagent.resources.load import Document
 from nodeagent.resources.model import Deployment, Pod
@@ -18,7 +19,6 @@ from nodeagent.resources.model import Deployment, Pod
 Object = Mapping[str, Any]
 TEMPLATES: Final = {"envoy": "envoy", "sidecar": "nodeagent"}
 """Lab mode -> the injector's template."""
-_ENABLED: Final = {"istio-injection": "enabled"}
 
 
 def settings(mode: str, layout: Layout, overlay: Mapping[str, Any]) -> Settings:
@@ -57,7 +57,7 @@ def _injected(document: Document, objects: Iterable[Object], given: Settings) ->
 
 def _labels(name: str, objects: Iterable[Object]) -> Mapping[str, str]:
     found = (each["metadata"].get("labels", {}) for each in objects if each["kind"] == "Namespace" and each["metadata"]["name"] == name)
-    return {**_ENABLED, **next(found, {})}
+    return {INJECTION_LABEL: "enabled", **next(found, {})}
 
 
 def _of_the_mesh(namespace: str, objects: Iterable[Object]) -> Mapping[str, Any]:
@@ -68,5 +68,5 @@ def _of_the_mesh(namespace: str, objects: Iterable[Object]) -> Mapping[str, Any]
         for each in objects
         if each["kind"] == "PeerAuthentication" and not each.get("spec", {}).get("selector")
     }
-    mode = next((modes[place] for place in (namespace, "istio-system") if modes.get(place, "UNSET") != "UNSET"), "PERMISSIVE")
+    mode = next((modes[place] for place in (namespace, ROOT_NAMESPACE) if modes.get(place, "UNSET") != "UNSET"), "PERMISSIVE")
     return {"authorizationPolicies": policies, "mtls": mode}

@@ -13,6 +13,7 @@ from typing import Any
 
 from nodeagent.errors import IdentityError
 from nodeagent.identity.spiffe import spiffe_id
+from nodeagent.istio import ROOT_NAMESPACE
 from nodeagent.mesh import rules
 from nodeagent.mesh.entries import Address, Delta, Endpoint, Entry, PodUid, Protocol, Service, ServicePort, Workload
 from nodeagent.mesh.local import EXCLUDE_INBOUND, AskingPod, LocalPod, asking_pod, bypass, excluded_ports, finished, has_sidecar, local_pod, path_setting
@@ -32,7 +33,7 @@ class Mesh:
     *default_mtls* is in force where no PeerAuthentication says otherwise; policies of *root_namespace* are for the whole mesh.
     """
 
-    def __init__(self, node: str, trust_domain: str, *, default_mtls: MtlsMode = "PERMISSIVE", root_namespace: str = "istio-system") -> None:
+    def __init__(self, node: str, trust_domain: str, *, default_mtls: MtlsMode = "PERMISSIVE", root_namespace: str = ROOT_NAMESPACE) -> None:
         self._node, self._trust_domain = node, trust_domain
         self._pods: dict[Key, objects.Pod] = {}
         self._services: dict[Key, objects.Service] = {}

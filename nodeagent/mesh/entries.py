@@ -16,6 +16,7 @@ SpiffeId = NewType("SpiffeId", str)
 PodUid = NewType("PodUid", str)
 Address = NewType("Address", str)
 """An IPv4 or IPv6 address in its canonical text form (RFC 5952)."""
+Family = Literal[4, 6]
 
 Protocol = Literal["http", "tcp", "auto"]
 """How a port is proxied: ``auto`` sniffs. http2, grpc and tls ports are carried as ``tcp`` for now."""

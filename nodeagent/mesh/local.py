@@ -7,13 +7,13 @@ from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Final, cast, get_args
 
+from nodeagent.istio import STATUS
 from nodeagent.mesh.entries import Address, PodUid, SpiffeId
 from nodeagent.policy.model import PathSetting
 from nodeagent.resources.objects import Pod
 
 NETNS, CGROUP = "lab.nodeagent.io/netns", "lab.nodeagent.io/cgroup"
 ENROLL: Final = "nodeagent.io/enroll"
-SIDECAR: Final = "sidecar.istio.io/status"
 TLS_MODE: Final = "security.istio.io/tlsMode"
 PATH: Final = "nodeagent.io/path"
 BYPASS: Final = "nodeagent.io/bypass"
@@ -81,7 +81,7 @@ def local_pod(pod: Pod, node: str, addresses: tuple[Address, ...], identity: Spi
     None: it is not this node's, shares the node's network, brings its own proxy, asks to be left alone, or has no network (yet or any more).
     """
     netns = pod.annotations.get(NETNS, "")
-    if pod.node != node or pod.host_network or not netns or not addresses or finished(pod) or SIDECAR in pod.annotations:
+    if pod.node != node or pod.host_network or not netns or not addresses or finished(pod) or STATUS in pod.annotations:
         return None
     if (pod.labels.get(ENROLL) or pod.annotations.get(ENROLL, "")).lower() == "false":
         return None
@@ -124,4 +124,4 @@ def bypass(annotations: Mapping[str, str], faults: list[str]) -> bool:
 
 def has_sidecar(pod: Pod) -> bool:
     """Say whether *pod* brings a classic sidecar, which takes mTLS for it."""
-    return SIDECAR in pod.annotations or pod.labels.get(TLS_MODE) == "istio"
+    return STATUS in pod.annotations or pod.labels.get(TLS_MODE) == "istio"

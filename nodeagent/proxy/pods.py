@@ -10,12 +10,11 @@ import asyncio
 import collections
 import socket
 from collections.abc import Callable
-from typing import Any, Final, Literal
+from typing import Any, Final
 
 from nodeagent.identity.tls import Contexts
-from nodeagent.mesh.entries import PodUid
+from nodeagent.mesh.entries import Family, PodUid
 
-Family = Literal[4, 6]
 LOW_WATER: Final = 4
 SMALLEST: Final = 8
 LARGEST: Final = 128

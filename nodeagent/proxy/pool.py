@@ -16,10 +16,10 @@ from typing import TYPE_CHECKING, Any
 
 from nodeagent.errors import CONNECT_FAILED, CONNECT_TIMEOUT, UPSTREAM_RESET, UPSTREAM_TLS, IdentityError, Reason
 from nodeagent.identity.tls import Contexts, peer_identity
-from nodeagent.mesh.entries import SpiffeId
+from nodeagent.mesh.entries import Family, SpiffeId
 from nodeagent.proxy.http1.exchange import Exchange
 from nodeagent.proxy.http1.upstream import HttpUpstream
-from nodeagent.proxy.pods import Family, PodState
+from nodeagent.proxy.pods import PodState
 from nodeagent.proxy.tls.stream import TlsStream
 
 if TYPE_CHECKING:

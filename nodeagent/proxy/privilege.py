@@ -8,15 +8,14 @@ import signal
 from typing import Final
 
 from nodeagent.errors import KernelError
+from nodeagent.istio import USER
 
-WORKER_ID: Final = 1337
-"""User and group of a worker; Istio's proxies have the same."""
 _PR_SET_PDEATHSIG, _PR_SET_DUMPABLE, _PR_CAPBSET_DROP, _PR_SET_NO_NEW_PRIVS = 1, 4, 24, 38
 _LAST_CAPABILITY: Final = 63
 
 
 def drop(parent: int) -> None:
-    """Become WORKER_ID for good; a no-op for who is not root. *parent* is the pid whose death shall end this process.
+    """Become Istio's proxy user for good; a no-op for who is not root. *parent* is the pid whose death shall end this process.
 
     Raises KernelError when the kernel refuses: a worker that kept privileges must not carry traffic.
     """
@@ -27,10 +26,10 @@ def drop(parent: int) -> None:
         libc.prctl(_PR_CAPBSET_DROP, capability, 0, 0, 0)  # EINVAL beyond those that this kernel has
     try:
         os.setgroups([])
-        os.setresgid(WORKER_ID, WORKER_ID, WORKER_ID)
-        os.setresuid(WORKER_ID, WORKER_ID, WORKER_ID)  # drops every capability (capabilities(7))
+        os.setresgid(USER, USER, USER)
+        os.setresuid(USER, USER, USER)  # drops every capability (capabilities(7))
     except OSError as error:
-        raise KernelError(f"a worker cannot become user {WORKER_ID}: {error.strerror}; does the daemon's container allow CAP_SETUID and CAP_SETGID?") from None
+        raise KernelError(f"a worker cannot become user {USER}: {error.strerror}; does the daemon's container allow CAP_SETUID and CAP_SETGID?") from None
     libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
     # A change of user clears both: certificates are loaded through /proc/self/fd, and the worker must not outlive its supervisor.
     libc.prctl(_PR_SET_DUMPABLE, 1, 0, 0, 0)

@@ -22,7 +22,7 @@ from nodeagent.config import AgentConfig
 from nodeagent.errors import NodeagentError
 from nodeagent.identity.certificate import Certificate
 from nodeagent.identity.tls import Contexts, contexts
-from nodeagent.mesh.entries import Delta, PodUid, from_json
+from nodeagent.mesh.entries import Delta, Family, PodUid, from_json
 from nodeagent.policy.model import AuthorizationPolicy
 from nodeagent.proxy import privilege
 from nodeagent.proxy.accept import Accepted
@@ -30,7 +30,7 @@ from nodeagent.proxy.external.providers import Providers
 from nodeagent.proxy.originals import Captured
 from nodeagent.proxy.pace import Pace
 from nodeagent.proxy.pipeline import Pipeline
-from nodeagent.proxy.pods import Family, PodState
+from nodeagent.proxy.pods import PodState
 from nodeagent.redirect.original import OriginalDestinations
 from nodeagent.telemetry.access_log import AccessLog
 from nodeagent.telemetry.cells import WorkerMetrics

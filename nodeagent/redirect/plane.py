@@ -19,16 +19,15 @@ from typing import Final
 
 from nodeagent.config import Redirect
 from nodeagent.errors import KernelError
-from nodeagent.mesh.entries import PodUid
+from nodeagent.istio import INBOUND_PORT, OUTBOUND_PORT
+from nodeagent.mesh.entries import Family, PodUid
 from nodeagent.redirect import bypass, hooks, layout, loader, maps, pins, sock_diag
 from nodeagent.redirect import pod as pods
 from nodeagent.redirect.http_metrics import HttpMetrics
 from nodeagent.redirect.kernel import Flow, FlowId, KernelPath
 from nodeagent.redirect.netns import PodNetns
-from nodeagent.redirect.pod import EnrolledPod, Family, ListenerId, Listeners
+from nodeagent.redirect.pod import EnrolledPod, ListenerId, Listeners
 
-OUTBOUND_PORT: Final = 15001
-INBOUND_PORT: Final = 15006
 _ZERO: Final = struct.pack("=I", 0)
 _POD_MAPS: Final = ("pods", "exclusions", "port_modes", "addresses")
 

@@ -11,10 +11,10 @@ from dataclasses import dataclass, field
 from typing import Final, Literal
 
 from nodeagent.errors import KernelError
+from nodeagent.mesh.entries import Family
 from nodeagent.redirect import layout, netns
 
 Direction = Literal["outbound", "inbound"]
-Family = Literal[4, 6]
 ListenerId = tuple[Direction, Family, int]
 """Direction, address family and slot: each worker slot has a listener of its own (SO_REUSEPORT)."""
 

@@ -7,7 +7,7 @@ import os
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from nodeagent.sidecar import ports
+from nodeagent import istio
 from nodeagent.sidecar.probes import AppProbe, check
 from nodeagent.telemetry.exposition import CONTENT_TYPE
 from nodeagent.telemetry.http_server import EVERYWHERE, LOCALHOST, HttpServer, Response, Routes, serve
@@ -31,9 +31,9 @@ class Admin:
         admin = {("GET", "/flows"): self._flows, ("GET", "/certs"): self._certs, ("GET", "/policies"): self._policies, **metrics, **ready}
         admin[("POST", "/quitquitquit")] = self._quit
         for port, hosts, routes in (
-            (ports.ADMIN, LOCALHOST, admin),
-            (ports.METRICS, EVERYWHERE, {**metrics, **ready, **probes}),
-            (ports.READY, EVERYWHERE, ready),
+            (istio.ADMIN_PORT, LOCALHOST, admin),
+            (istio.STATUS_PORT, EVERYWHERE, {**metrics, **ready, **probes}),
+            (istio.READY_PORT, EVERYWHERE, ready),
         ):
             self._servers.append(await serve(routes, port=port, hosts=hosts))
 

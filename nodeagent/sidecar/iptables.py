@@ -7,9 +7,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Final
 
+from nodeagent import istio
 from nodeagent.errors import KernelError
-from nodeagent.sidecar import ports, rules
-from nodeagent.sidecar.ports import Family
+from nodeagent.mesh.entries import Family
+from nodeagent.sidecar import rules
 from nodeagent.sidecar.rules import Capture
 
 _PREFIX: Final[dict[Family, str]] = {4: "iptables", 6: "ip6tables"}
@@ -50,7 +51,7 @@ def _own_source(action: str) -> None:
     """IPv4's whole 127.0.0.0/8 is the loopback's; of IPv6 only ::1 is."""
     if 6 not in families():
         return
-    address = f"{ports.OWN_SOURCE[6]}/128"
+    address = f"{istio.OWN_SOURCE[6]}/128"
     there = f"inet6 {address} " in _run(["ip", "-6", "addr", "show", "dev", "lo"])
     if there != (action == "replace"):
         _run(["ip", "-6", "addr", action, address, "dev", "lo"])

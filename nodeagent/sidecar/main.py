@@ -21,7 +21,7 @@ from typing import Any, Final
 
 import uvloop
 
-from nodeagent import __version__
+from nodeagent import __version__, istio
 from nodeagent.control.jwks import KeySets, wanted_by
 from nodeagent.errors import ConfigError, IdentityError, NodeagentError
 from nodeagent.identity.certificate import Certificate
@@ -35,7 +35,6 @@ from nodeagent.proxy.external.providers import Providers
 from nodeagent.proxy.pipeline import Pipeline
 from nodeagent.proxy.pods import PodState
 from nodeagent.resources.source import AnyChange, DirectorySource
-from nodeagent.sidecar import ports
 from nodeagent.sidecar.admin import Admin
 from nodeagent.sidecar.config import SidecarConfig
 from nodeagent.sidecar.pod import Pod, Redirected, listeners, pod_state
@@ -100,7 +99,7 @@ class Sidecar:
         self.access_log = AccessLog(settings.access_log, config.access_log_format) if settings.access_log else None
         self.pipeline = Pipeline(self.loop, config.proxy, settings.trust_domain, config.cluster, self.metrics, self.access_log)
         # Two ways to dial: to the pod's own application the rules must let it through, elsewhere it is the pod.
-        self._outbound, self._inbound = pod_state(pod.uid, {}), pod_state(pod.uid, ports.OWN_SOURCE)
+        self._outbound, self._inbound = pod_state(pod.uid, {}), pod_state(pod.uid, istio.OWN_SOURCE)
         self.pipeline.pods[pod.uid] = self._inbound
         self.pipeline.providers = Providers(config.extension_providers, partial(self.pipeline.way_to, dialler=self._outbound))
         self._key_sets = KeySets(lambda found: self._take(Delta((found,))))
@@ -122,7 +121,7 @@ class Sidecar:
         if self.access_log is not None:
             self.access_log.start()
         self._sweep()
-        for direction, port, state in (("outbound", ports.OUTBOUND, self._outbound), ("inbound", ports.INBOUND, self._inbound)):
+        for direction, port, state in (("outbound", istio.OUTBOUND_PORT, self._outbound), ("inbound", istio.INBOUND_PORT, self._inbound)):
             await self._listen(direction, port, state)  # type: ignore[arg-type]
         await self._admin.start()
         self._start(self._watch(changes))
@@ -199,7 +198,7 @@ class Sidecar:
         except NodeagentError as error:
             raise ConfigError(f"--source: {error}") from None
         except OSError as error:
-            raise ConfigError(f"--source {self.settings.source}: {error.strerror}: may user {ports.USER} read it?") from None
+            raise ConfigError(f"--source {self.settings.source}: {error.strerror}: may user {istio.USER} read it?") from None
 
     async def _watch(self, batches: AsyncIterator[list[AnyChange]]) -> None:
         async for batch in batches:

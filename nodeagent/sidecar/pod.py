@@ -10,12 +10,12 @@ from dataclasses import dataclass
 from ipaddress import ip_address
 from typing import Any, Final
 
+from nodeagent import istio
 from nodeagent.errors import ConfigError
-from nodeagent.mesh.entries import Address, PodUid
+from nodeagent.mesh.entries import Address, Family, PodUid
 from nodeagent.proxy.connection import Direction
-from nodeagent.proxy.pods import Family, PodState, SocketStock
+from nodeagent.proxy.pods import PodState, SocketStock
 from nodeagent.redirect.original import Original
-from nodeagent.sidecar import ports
 
 _SO_ORIGINAL_DST: Final = 80
 """Also IP6T_SO_ORIGINAL_DST (linux/netfilter_ipv4.h, linux/netfilter_ipv6/ip6_tables.h)."""
@@ -94,9 +94,9 @@ class Redirected:
     def of(self, transport: Any, pod: PodState, direction: Direction) -> Original | None:
         address, port = original_destination(transport.get_extra_info("socket"))
         if direction == "inbound":
-            return Original(address, port, None) if address in self._own and port not in (ports.OUTBOUND, ports.INBOUND) else None
+            return Original(address, port, None) if address in self._own and port not in (istio.OUTBOUND_PORT, istio.INBOUND_PORT) else None
         here = address in self._own or address in ("127.0.0.1", "::1", "")
-        return None if here and port in (0, ports.OUTBOUND, ports.INBOUND) else Original(address, port, None)
+        return None if here and port in (0, istio.OUTBOUND_PORT, istio.INBOUND_PORT) else Original(address, port, None)
 
 
 def original_destination(connection: Any) -> tuple[str, int]:

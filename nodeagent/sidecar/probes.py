@@ -21,10 +21,10 @@ import h2.exceptions
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
 from pydantic.alias_generators import to_camel
 
+from nodeagent import istio
 from nodeagent.errors import ConfigError
+from nodeagent.mesh.entries import Family
 from nodeagent.resources.fields import PortNumber
-from nodeagent.sidecar import ports
-from nodeagent.sidecar.ports import Family
 
 VARIABLE: Final = "NODEAGENT_APP_PROBES"
 MAX_HEAD: Final = 16 << 10
@@ -124,7 +124,7 @@ async def check(probe: AppProbe, address: str) -> str:
 async def _connect(host: str, port: int, own: str, tls: ssl.SSLContext | None = None) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
     """Connect as the sidecar connects to its application, so that the pod's rules let it through. Raises OSError."""
     family: Family = 6 if ":" in own else 4
-    source = (ports.OWN_SOURCE[family], 0) if host == own else None
+    source = (istio.OWN_SOURCE[family], 0) if host == own else None
     return await asyncio.open_connection(host, port, local_addr=source, ssl=tls, limit=MAX_HEAD)
 
 

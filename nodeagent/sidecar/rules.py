@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from ipaddress import IPv4Network, IPv6Network
 from typing import Final
 
-from nodeagent.sidecar import ports
-from nodeagent.sidecar.ports import Family
+from nodeagent import istio
+from nodeagent.mesh.entries import Family
 
 CHAINS: Final = ("ISTIO_INBOUND", "ISTIO_REDIRECT", "ISTIO_IN_REDIRECT", "ISTIO_OUTPUT")
 _JUMPS: Final = ("-j ISTIO_INBOUND", "-j ISTIO_OUTPUT")
@@ -30,10 +30,10 @@ class Capture:
     exclude_outbound: tuple[int, ...] = ()
     ranges: tuple[Network, ...] | None = None
     exclude_ranges: tuple[Network, ...] = ()
-    uid: int = ports.USER
-    gid: int = ports.USER
-    proxy_port: int = ports.OUTBOUND
-    inbound_port: int = ports.INBOUND
+    uid: int = istio.USER
+    gid: int = istio.USER
+    proxy_port: int = istio.OUTBOUND_PORT
+    inbound_port: int = istio.INBOUND_PORT
 
 
 def install(capture: Capture, family: Family, present: str) -> str:
@@ -74,7 +74,7 @@ def _inbound(capture: Capture) -> Iterator[str]:
     if capture.inbound == ():
         return
     yield "-A PREROUTING -p tcp -j ISTIO_INBOUND"
-    for port in dict.fromkeys((ports.TUNNEL, *ports.OWN_PORTS, *capture.exclude_inbound)):
+    for port in dict.fromkeys((*istio.UNCAPTURED_PORTS, *capture.exclude_inbound)):
         yield f"-A ISTIO_INBOUND -p tcp --dport {port} -j RETURN"
     if capture.inbound is None:
         yield "-A ISTIO_INBOUND -p tcp -j ISTIO_IN_REDIRECT"
@@ -83,13 +83,13 @@ def _inbound(capture: Capture) -> Iterator[str]:
 
 
 def _output(capture: Capture, family: Family) -> Iterator[str]:
-    loopback, own = _LOOPBACK[family], f"{ports.OWN_SOURCE[family]}/{32 if family == 4 else 128}"
+    loopback, own = _LOOPBACK[family], f"{istio.OWN_SOURCE[family]}/{32 if family == 4 else 128}"
     yield f"-A ISTIO_REDIRECT -p tcp -j REDIRECT --to-ports {capture.proxy_port}"
     yield "-A OUTPUT -p tcp -j ISTIO_OUTPUT"
     yield f"-A ISTIO_OUTPUT -s {own} -o lo -j RETURN"
     for owner in (f"--uid-owner {capture.uid}", f"--gid-owner {capture.gid}"):
         # The sidecar calls its own pod by the pod's address (an application that calls its own Service): that comes in as from outside.
-        yield f"-A ISTIO_OUTPUT ! -d {loopback} -o lo -p tcp -m tcp ! --dport {ports.TUNNEL} -m owner {owner} -j ISTIO_IN_REDIRECT"
+        yield f"-A ISTIO_OUTPUT ! -d {loopback} -o lo -p tcp -m tcp ! --dport {istio.TUNNEL_PORT} -m owner {owner} -j ISTIO_IN_REDIRECT"
         yield f"-A ISTIO_OUTPUT -o lo -m owner ! {owner} -j RETURN"
         yield f"-A ISTIO_OUTPUT -m owner {owner} -j RETURN"
     yield f"-A ISTIO_OUTPUT -d {loopback} -j RETURN"

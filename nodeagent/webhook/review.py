@@ -16,6 +16,7 @@ import orjson
 
 from nodeagent.errors import NodeagentError
 from nodeagent.inject import Injected, InjectionError, Namespace, Settings, inject
+from nodeagent.istio import INJECTION_LABEL, REVISION_LABEL
 
 API_VERSION: Final = "admission.k8s.io/v1"
 POD: Final = {"group": "", "version": "v1", "kind": "Pod"}
@@ -96,9 +97,9 @@ def labels(entry: Entry, revision: str) -> Mapping[str, str]:
     """
     match entry:
         case "namespace":
-            return {"istio-injection": "enabled"}
+            return {INJECTION_LABEL: "enabled"}
         case "revision-namespace":
-            return {"istio.io/rev": revision}
+            return {REVISION_LABEL: revision}
         case "object" | "revision-object":
             return {}
 

@@ -11,7 +11,7 @@ from nodeagent.ca.settings import Host
 from nodeagent.config import Section
 from nodeagent.errors import ConfigError, InjectionError
 from nodeagent.inject import Namespace, Settings, inject
-from nodeagent.inject.selection import REVISION_LABEL
+from nodeagent.istio import REVISION_LABEL
 
 
 class Registration(Section):

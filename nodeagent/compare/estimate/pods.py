@@ -13,11 +13,9 @@ from nodeagent.compare.estimate.known import Kind, sidecars
 from nodeagent.compare.estimate.known import kind as kind_of
 from nodeagent.compare.estimate.quantity import Amount, quantity
 from nodeagent.errors import NodeagentError, ResourceError
+from nodeagent.istio import INJECT, SYSTEM_NAMESPACES
 from nodeagent.resources import yaml_text
 
-SYSTEM: Final = frozenset({"kube-system", "kube-public", "kube-node-lease", "local-path-storage"})
-"""Namespaces whose pods Istio never injects."""
-INJECT: Final = "sidecar.istio.io/inject"
 _ASKED: Final = {"cpu": ("sidecar.istio.io/proxyCPU", "100m"), "memory": ("sidecar.istio.io/proxyMemory", "128Mi")}
 """What Istio's injector requests: the pod's annotation, where one of them replaces all defaults, and the default."""
 _LIMITS: Final = ("sidecar.istio.io/proxyCPULimit", "sidecar.istio.io/proxyMemoryLimit")
@@ -167,7 +165,7 @@ def _pod(where: str, key: tuple[str, str, str], metadata: Mapping[str, Any], spe
     meshed = any(each.kind == "mesh" for each in found) or any(kind_of(*_names(each)) == "mesh" for each in containers)  # a gateway
     marks = {name: {str(mark): str(text).lower() for mark, text in _section(where, metadata, name).items()} for name in ("labels", "annotations")}
     opted_out = marks["labels"].get(INJECT, marks["annotations"].get(INJECT)) == "false"
-    if meshed or opted_out or spec.get("hostNetwork") is True or key[1] in SYSTEM:
+    if meshed or opted_out or spec.get("hostNetwork") is True or key[1] in SYSTEM_NAMESPACES:
         return pod
     return replace(pod, injected=_injected(where, _section(where, metadata, "annotations")))
 

@@ -11,11 +11,12 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from nodeagent.compare.measure import memory
 from nodeagent.errors import ControlError
+from nodeagent.istio import STATUS_PORT
 from nodeagent.lab import Lab, linux
 from nodeagent.lab.demo.application import HOPS, Hop
 from nodeagent.telemetry.metrics import CONNECTIONS, ENROLLED_PODS, REQUESTS, TCP_OPENED
 
-_METRICS_PORT, _TIMEOUT_SECONDS = 15020, 10.0
+_TIMEOUT_SECONDS = 10.0
 
 Labels = Mapping[str, str]
 Paths = Counter[tuple[str, str]]
@@ -106,7 +107,7 @@ def _footprint(lab: Lab, node: str) -> Footprint:
 
 
 def _metrics(lab: Lab, node: str) -> str:
-    connection = http.client.HTTPConnection("127.0.0.1", _METRICS_PORT, timeout=_TIMEOUT_SECONDS)
+    connection = http.client.HTTPConnection("127.0.0.1", STATUS_PORT, timeout=_TIMEOUT_SECONDS)
     try:
         with linux.network_namespace(lab.netns(node)):
             connection.connect()
@@ -114,9 +115,9 @@ def _metrics(lab: Lab, node: str) -> str:
         response = connection.getresponse()
         text = response.read().decode()
     except (OSError, http.client.HTTPException) as error:
-        raise ControlError(f"{node}: the agent's metrics on port {_METRICS_PORT}: {error}; its log: {lab.agent(node).log}") from None
+        raise ControlError(f"{node}: the agent's metrics on port {STATUS_PORT}: {error}; its log: {lab.agent(node).log}") from None
     finally:
         connection.close()
     if response.status != http.client.OK:
-        raise ControlError(f"{node}: the agent's metrics on port {_METRICS_PORT}: {response.status} {text[:200]}")
+        raise ControlError(f"{node}: the agent's metrics on port {STATUS_PORT}: {response.status} {text[:200]}")
     return text

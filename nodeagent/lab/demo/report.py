@@ -12,6 +12,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
+from nodeagent.istio import STATUS_PORT
 from nodeagent.lab.demo.agents import Proof
 from nodeagent.lab.demo.application import IDENTITIES
 from nodeagent.lab.demo.findings import Findings
@@ -45,7 +46,7 @@ def show_next(console: Console) -> None:
         "traffic": f"{agent} lab exec -n bookinfo visitor -- python3 /app/visitor.py me 100 10 http://frontend/",
         "pods": f"{agent} get pods",
         "live": f"{agent} flows -f",
-        "metrics": f"{agent} lab exec node1 -- curl -s localhost:15020/metrics",
+        "metrics": f"{agent} lab exec node1 -- curl -s localhost:{STATUS_PORT}/metrics",
         "down": f"{agent} lab down",
     }
     for purpose, command in commands.items():
