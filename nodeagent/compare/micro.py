@@ -22,20 +22,20 @@ _TOKENS = 200
 
 @dataclass(frozen=True, slots=True)
 class Micro:
-    """``compile``: 10,000 policies and 1,000 workloads; ``change``: one of those policies; seconds. JWT: µs a request more than without one."""
+    """What single decisions cost."""
 
     compile_seconds: float
+    """10,000 policies, 1,000 workloads."""
     change_seconds: float
+    """One of those policies, validated and compiled."""
     jwt_microseconds: float
-    """A token that was not seen before, ES256."""
+    """Of a request whose token was not seen before (ES256)."""
     jwt_cached_microseconds: float
 
 
 def measure_micro() -> Micro:
     """Measure all of it; takes a few seconds."""
-    times = policies.measure()
-    fresh, cached = _jwt()
-    return Micro(times.compile, times.change, fresh, cached)
+    return Micro(*policies.measure(), *_jwt())
 
 
 def _jwt() -> tuple[float, float]:

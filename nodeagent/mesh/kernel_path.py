@@ -38,8 +38,6 @@ class PortPath:
 
     path: Literal["kernel", "proxy"]
     why: str
-    per_request: bool = False
-    """Something must be decided per request: a connection past the proxy may not go on."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,7 +120,7 @@ class Planner:
         reason = self._per_request(server, port, protocol, list(policies))
         if reason:
             asked = f"nodeagent.io/path of the {whose} is kernel, but " if setting == "kernel" else ""
-            return PortPath("proxy", asked + reason, per_request=True)
+            return PortPath("proxy", asked + reason)
         if setting == "kernel":
             return PortPath("kernel", f"nodeagent.io/path of the {whose} is kernel")
         if self._settings.observed:

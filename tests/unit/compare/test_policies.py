@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import astuple
-
 import pytest
 
 from nodeagent.compare import policies
@@ -16,5 +14,5 @@ def test_what_is_measured_does_something(monkeypatch: pytest.MonkeyPatch) -> Non
     original = Mesh.apply
     monkeypatch.setattr(Mesh, "apply", lambda self, changes: (deltas.append(original(self, changes)), deltas[-1])[1])
     times = policies.measure(30, 10)
-    assert [len(delta.upserts) for delta in deltas] == [40, 1, 10]
-    assert min(astuple(times)) > 0
+    assert [len(delta.upserts) for delta in deltas] == [40, 1]
+    assert min(times) > 0

@@ -100,7 +100,7 @@ def test_what_is_decided_per_request_takes_the_proxy(case: str, protocol: Protoc
     entry, why = PER_REQUEST[case]
     made = plan(entry, protocol=protocol, path=setting)
     asked = "nodeagent.io/path of the pod is kernel, but " if setting else ""
-    assert port(made) == PortPath("proxy", asked + why, per_request=True)
+    assert port(made) == PortPath("proxy", asked + why)
     assert not made.destinations
     assert not made.services
 
