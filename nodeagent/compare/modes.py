@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import http.client
 import json
 import re
 import subprocess
@@ -18,7 +17,7 @@ from nodeagent.compare import envoy, measure
 from nodeagent.compare.load import BULK_PORT, HTTP_PORT, TCP_PORT, Client, CompareError, Workload
 from nodeagent.compare.manifests import BYPASSED, CHAIN, GUARDED, PLAIN
 from nodeagent.inject.model import PROXY
-from nodeagent.lab import Lab, cgroup, linux
+from nodeagent.lab import Lab, cgroup, http
 from nodeagent.lab.layout import CGROUP
 
 HAPROXY_PORT: Final = 10081
@@ -436,13 +435,7 @@ def _listening(netns: Path, port: int) -> bool:
 
 
 def _get(netns: Path, port: int, path: str) -> str:
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
     try:
-        with linux.network_namespace(netns):
-            connection.connect()
-        connection.request("GET", path)
-        return connection.getresponse().read().decode()
-    except (OSError, http.client.HTTPException) as error:
+        return http.get(netns, port, path)[1]
+    except OSError as error:
         raise CompareError(f"{netns.name}: port {port} does not answer {path}: {error}") from None
-    finally:
-        connection.close()

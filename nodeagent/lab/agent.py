@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import http.client
 import os
 import signal
 import sys
@@ -17,7 +16,7 @@ import yaml
 
 from nodeagent.errors import LabError
 from nodeagent.istio import READY_PORT
-from nodeagent.lab import cgroup, linux
+from nodeagent.lab import cgroup, http, linux
 from nodeagent.lab.layout import Layout, Node
 from nodeagent.lab.network import inside
 from nodeagent.lab.processes import spawn, tail
@@ -122,17 +121,11 @@ class Agent:
 
     def _readiness(self) -> str:
         port = self.config()["telemetry"].get("readyPort", READY_PORT)
-        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=2)
         try:
-            with linux.network_namespace(self.layout.netns(self.node.name)):
-                connection.connect()
-            connection.request("GET", "/ready")
-            response = connection.getresponse()
-            return f"{response.status} {response.read(200).decode(errors='replace').strip()}"
-        except (OSError, http.client.HTTPException) as error:
+            status, text = http.get(self.layout.netns(self.node.name), port, "/ready", seconds=2)
+        except OSError as error:
             return str(error)
-        finally:
-            connection.close()
+        return f"{status} {text.strip():.200}"
 
     def stop(self, *, wait_seconds: float = _STOP_SECONDS) -> None:
         """Send SIGTERM and wait until every process is gone; raises LabError if that takes longer than *wait_seconds*."""

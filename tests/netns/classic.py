@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import http.client
 import json
 import os
 import signal
@@ -14,14 +13,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from nodeagent.lab import Lab, cgroup, linux
+from nodeagent.istio import USER
+from nodeagent.lab import Lab, cgroup, http
 from nodeagent.lab.layout import CGROUP, Layout
 from nodeagent.lab.network import inside
 from tests.netns.identity import MOUNT, SOCKET, with_volume
 from tests.netns.world import AccessLog, Samples, eventually, server
 
 ROOT = Path(__file__).resolve().parents[2]
-USER = 1337
 SOURCE = "/cluster"
 """The lab's state as a volume of the pod: what a container sees of its node's /run is an overlay, in which inotify is silent."""
 PROBE = "readinessProbe: {exec: {command: [sh, -c, 'grep -q :1F90 /proc/net/tcp6']}, periodSeconds: 1}"
@@ -72,15 +71,7 @@ class Sidecar:
     access: Path
 
     def get(self, port: int, path: str, host: str = "127.0.0.1") -> tuple[int, str]:
-        connection = http.client.HTTPConnection(host, port, timeout=20)
-        try:
-            with linux.network_namespace(self.lab.netns(self.name)):
-                connection.connect()
-            connection.request("GET", path)
-            response = connection.getresponse()
-            return response.status, response.read().decode()
-        finally:
-            connection.close()
+        return http.get(self.lab.netns(self.name), port, path, host=host, seconds=20)
 
     def samples(self) -> Samples:
         status, text = self.get(15020, "/stats/prometheus")

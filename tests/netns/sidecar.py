@@ -11,16 +11,16 @@ from typing import Any
 
 from nodeagent.compare import envoy
 from nodeagent.inject import Injected, Namespace, Settings, inject
+from nodeagent.istio import ADMIN_PORT, INBOUND_PORT, OUTBOUND_PORT, USER
 from nodeagent.lab import Lab
 from nodeagent.lab.environment import expand
 from nodeagent.lab.layout import PODS, SERVICES
 from nodeagent.lab.network import inside
+from tests.netns.classic import unprivileged
 from tests.netns.identity import PREFIX, with_volume
 from tests.netns.world import server
 
 Json = dict[str, Any]
-USER = 1337
-ADMIN, OUTBOUND, INBOUND = 15000, 15001, 15006
 MOUNT = "volumeMounts: [{name: api, mountPath: /run/nodeagent/sds}]"
 PROBES: Json = {
     "readinessProbe": {"httpGet": {"port": 8080, "path": "/about?probed=1"}},
@@ -34,17 +34,17 @@ RULES = f"""*nat
 :SIDECAR -
 -A PREROUTING -p tcp -j INBOUND
 -A INBOUND -p tcp -m multiport --dports 15008,15090,15021,15020 -j RETURN
--A INBOUND -p tcp -j REDIRECT --to-ports {INBOUND}
+-A INBOUND -p tcp -j REDIRECT --to-ports {INBOUND_PORT}
 -A OUTPUT -p tcp -j SIDECAR
 -A SIDECAR -s 127.0.0.6/32 -o lo -j RETURN
--A SIDECAR ! -d 127.0.0.1/32 -o lo -p tcp -m owner --uid-owner {USER} -j REDIRECT --to-ports {INBOUND}
+-A SIDECAR ! -d 127.0.0.1/32 -o lo -p tcp -m owner --uid-owner {USER} -j REDIRECT --to-ports {INBOUND_PORT}
 -A SIDECAR -o lo -m owner ! --uid-owner {USER} -j RETURN
 -A SIDECAR -m owner --uid-owner {USER} -j RETURN
--A SIDECAR ! -d 127.0.0.1/32 -o lo -p tcp -m owner --gid-owner {USER} -j REDIRECT --to-ports {INBOUND}
+-A SIDECAR ! -d 127.0.0.1/32 -o lo -p tcp -m owner --gid-owner {USER} -j REDIRECT --to-ports {INBOUND_PORT}
 -A SIDECAR -o lo -m owner ! --gid-owner {USER} -j RETURN
 -A SIDECAR -m owner --gid-owner {USER} -j RETURN
 -A SIDECAR -d 127.0.0.1/32 -j RETURN
--A SIDECAR -p tcp -j REDIRECT --to-ports {OUTBOUND}
+-A SIDECAR -p tcp -j REDIRECT --to-ports {OUTBOUND_PORT}
 COMMIT
 """
 
@@ -63,7 +63,7 @@ def start(
 
     It admits clients of the accounts *admits*, and plaintext never, unless *values* of the injector's template say otherwise.
     """
-    argv = ["setpriv", "--reuid", str(USER), "--regid", str(USER), "--clear-groups", "--", *_command(lab, name, probes, _strict(admits) | (values or {}))]
+    argv = unprivileged(_command(lab, name, probes, _strict(admits) | (values or {})))
     argv = [word.replace('"api_type":"GRPC"', '"api_type":"DELTA_GRPC"') if delta else word for word in argv]
     with log.open("ab") as output:
         process = lab.popen(name, argv, stdin=subprocess.DEVNULL, stdout=output, stderr=output)
@@ -84,7 +84,7 @@ def _capture(netns: Path) -> None:
 
 def admin(lab: Lab, name: str, path: str) -> bytes:
     """Return what the sidecar's administration says; empty: it does not answer."""
-    argv = ["curl", "-sS", "--max-time", "5", f"http://127.0.0.1:{ADMIN}{path}"]
+    argv = ["curl", "-sS", "--max-time", "5", f"http://127.0.0.1:{ADMIN_PORT}{path}"]
     return subprocess.run(inside(lab.netns(name), argv), capture_output=True, check=False).stdout
 
 

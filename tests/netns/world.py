@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import http.client
 import json
 import re
 import subprocess
@@ -15,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from nodeagent.lab import Lab, cgroup, linux
+from nodeagent.lab import Lab, cgroup, http
 from nodeagent.lab.layout import NETNS_DIRECTORY, Layout
 
 APPS = Path(__file__).resolve().parent.parent / "apps"
@@ -189,15 +188,7 @@ class Samples:
 
 def get(lab: Lab, node: str, port: int, path: str) -> tuple[int, str]:
     """GET from the agent of *node*, from within its network namespace."""
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=DEADLINE)
-    try:
-        with linux.network_namespace(lab.netns(node)):
-            connection.connect()
-        connection.request("GET", path)
-        response = connection.getresponse()
-        return response.status, response.read().decode()
-    finally:
-        connection.close()
+    return http.get(lab.netns(node), port, path, seconds=DEADLINE)
 
 
 def scrape(lab: Lab, node: str = "node1") -> Samples:

@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import http.client
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from http import HTTPStatus
 
 from prometheus_client.parser import text_string_to_metric_families
 
 from nodeagent.compare.measure import memory
 from nodeagent.errors import ControlError
 from nodeagent.istio import STATUS_PORT
-from nodeagent.lab import Lab, linux
+from nodeagent.lab import Lab, http
 from nodeagent.lab.demo.application import HOPS, Hop
 from nodeagent.telemetry.metrics import CONNECTIONS, ENROLLED_PODS, REQUESTS, TCP_OPENED
-
-_TIMEOUT_SECONDS = 10.0
 
 Labels = Mapping[str, str]
 Paths = Counter[tuple[str, str]]
@@ -107,17 +105,10 @@ def _footprint(lab: Lab, node: str) -> Footprint:
 
 
 def _metrics(lab: Lab, node: str) -> str:
-    connection = http.client.HTTPConnection("127.0.0.1", STATUS_PORT, timeout=_TIMEOUT_SECONDS)
     try:
-        with linux.network_namespace(lab.netns(node)):
-            connection.connect()
-        connection.request("GET", "/metrics")
-        response = connection.getresponse()
-        text = response.read().decode()
-    except (OSError, http.client.HTTPException) as error:
+        status, text = http.get(lab.netns(node), STATUS_PORT, "/metrics")
+    except OSError as error:
         raise ControlError(f"{node}: the agent's metrics on port {STATUS_PORT}: {error}; its log: {lab.agent(node).log}") from None
-    finally:
-        connection.close()
-    if response.status != http.client.OK:
-        raise ControlError(f"{node}: the agent's metrics on port {STATUS_PORT}: {response.status} {text[:200]}")
+    if status != HTTPStatus.OK:
+        raise ControlError(f"{node}: the agent's metrics on port {STATUS_PORT}: {status} {text[:200]}")
     return text
