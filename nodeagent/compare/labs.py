@@ -9,22 +9,11 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from nodeagent.compare import envoy, manifests
+from nodeagent.compare.hops import EnvoyHop, HaproxyHop
 from nodeagent.compare.load import CompareError, Workload
 from nodeagent.compare.manifests import BYPASSED, GUARDED, PLAIN
-from nodeagent.compare.modes import (
-    BYPASS_TARGETS,
-    TARGETS,
-    Bypass,
-    Direct,
-    EnvoyHop,
-    EnvoySidecars,
-    HaproxyHop,
-    KernelPath,
-    Mode,
-    NodeAgent,
-    OwnSidecars,
-    Target,
-)
+from nodeagent.compare.meshes import BYPASS_TARGETS, Bypass, EnvoySidecars, KernelPath, NodeAgent, OwnSidecars
+from nodeagent.compare.modes import TARGETS, Direct, Mode, Target
 from nodeagent.errors import NodeagentError
 from nodeagent.lab import Lab
 from nodeagent.lab.cluster import Mode as LabMode

@@ -12,7 +12,8 @@ from nodeagent.compare import labs, load, manifests
 from nodeagent.compare.labs import Missing
 from nodeagent.compare.load import Workload
 from nodeagent.compare.manifests import PLAIN
-from nodeagent.compare.modes import EnvoySidecars, Mode, NodeAgent
+from nodeagent.compare.meshes import EnvoySidecars, NodeAgent
+from nodeagent.compare.modes import Mode
 from nodeagent.errors import NodeagentError
 from nodeagent.lab import Lab
 

@@ -11,7 +11,8 @@ import pytest
 from nodeagent.compare import labs, load
 from nodeagent.compare.labs import MODES, Wanted
 from nodeagent.compare.load import CompareError, Workload
-from nodeagent.compare.modes import KernelPath, Mode, Sidecars
+from nodeagent.compare.meshes import KernelPath, Sidecars
+from nodeagent.compare.modes import Mode
 from nodeagent.compare.run import Cell, Plan, all_cells
 from nodeagent.lab.network import inside
 from tests.netns.world import eventually, left_behind

@@ -14,10 +14,12 @@ from rich.console import Console
 from nodeagent.cli.compare import PROFILES
 from nodeagent.compare import measure, summary, tables
 from nodeagent.compare.goals import COMPARISONS, Goal
+from nodeagent.compare.hops import EnvoyHop
 from nodeagent.compare.labs import MODES
 from nodeagent.compare.load import PERCENTILES, Sample, Workload
+from nodeagent.compare.meshes import EnvoySidecars, NodeAgent
 from nodeagent.compare.micro import Micro
-from nodeagent.compare.modes import Direct, EnvoyHop, EnvoySidecars, Log, Mode, NodeAgent
+from nodeagent.compare.modes import Direct, Log, Mode
 from nodeagent.compare.run import Cell, Plan, Results, all_cells
 from nodeagent.compare.scale import Scale
 from nodeagent.compare.switches import Switched

@@ -1,0 +1,110 @@
+"""One plain proxy on the way: what a hop costs at least."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar, Final
+
+from nodeagent.compare import envoy, measure
+from nodeagent.compare.load import CompareError, Workload
+from nodeagent.compare.manifests import PLAIN
+from nodeagent.compare.modes import Log, Mode, pod_group
+from nodeagent.lab import Lab
+
+HAPROXY_PORT: Final = 10081
+_START_SECONDS = 10.0
+_HAPROXY = """
+defaults
+  mode http
+  timeout connect 1s
+  timeout client 60s
+  timeout server 60s
+  http-reuse always
+frontend hop
+  bind 127.0.0.1:{port}
+  default_backend server
+backend server
+  server server {server}
+global
+  nbthread 1
+"""
+
+
+@dataclass(slots=True, eq=False)
+class _Hop(Mode):
+    """One proxy in the client's pod that the client asks instead of the server."""
+
+    program: ClassVar[str]
+    port: ClassVar[int]
+
+    @property
+    def _server(self) -> str:
+        return Mode.address(self, "http")
+
+    def address(self, workload: Workload) -> str:
+        return f"127.0.0.1:{self.port}"
+
+    def groups(self, workload: Workload | None = None) -> list[Path]:
+        return []
+
+    def _processes(self) -> list[int]:
+        return measure.of_program(pod_group(self.lab, PLAIN, "client"), lambda name: name == self.program)
+
+    def cpu_seconds(self) -> float:
+        return measure.cpu_seconds(self._processes())
+
+    def memory(self, workload: Workload | None = None) -> int:
+        return measure.memory(self._processes())
+
+
+@dataclass(slots=True, eq=False)
+class HaproxyHop(_Hop):
+    """HAProxy, one thread, pooled connections."""
+
+    name, program, port = "haproxy", "haproxy", HAPROXY_PORT
+    does = ("one plain proxy hop in the client's pod, one thread",)
+    does_not = ("capture, mTLS, policy, metrics, access log, the server's side",)
+
+    def start(self, directory: Path) -> None:
+        """Start it, with its configuration in *directory*. Raises CompareError."""
+        config = directory / "haproxy.cfg"
+        config.write_text(_HAPROXY.format(port=self.port, server=self._server))
+        _start(self.lab, ["haproxy", "-db", "-f", str(config)], self.port, directory / "haproxy.log")
+
+
+@dataclass(slots=True, eq=False)
+class EnvoyHop(_Hop):
+    """Envoy, one worker thread, router only, access log."""
+
+    name, program, port = "envoy-hop", "envoy", envoy.HOP_PORT
+    does = ("one plain proxy hop in the client's pod, one thread", "access log")
+    does_not = ("capture, mTLS, policy, the server's side",)
+
+    def start(self, directory: Path) -> None:
+        """Start it, with its configuration in *directory*. Raises CompareError."""
+        log = Log(directory / "envoy-hop-access.log")
+        self.logs.append(log)
+        path = directory / "envoy-hop.json"
+        path.write_text(json.dumps(envoy.hop(self._server, log.path)))
+        argv = [str(envoy.binary()), "-c", str(path), "--concurrency", "1", "--disable-hot-restart", "--log-level", "warning"]
+        _start(self.lab, argv, self.port, directory / "envoy-hop.log")
+
+
+def _start(lab: Lab, argv: list[str], port: int, log: Path) -> None:
+    """Start *argv* in the client's pod and wait until something listens on *port*. It dies with the pod."""
+    with log.open("ab") as output:
+        process = lab.popen("client", argv, PLAIN, stdin=subprocess.DEVNULL, stdout=output, stderr=output)
+    deadline = time.monotonic() + _START_SECONDS
+    while not _listening(lab.netns("client", PLAIN), port):
+        if process.poll() is not None or time.monotonic() > deadline:
+            raise CompareError(f"{argv[0]} in {PLAIN}/client does not come up: {log.read_text(errors='replace').strip()[-500:]}")
+        time.sleep(0.05)
+
+
+def _listening(netns: Path, port: int) -> bool:
+    done = subprocess.run(["nsenter", f"--net={netns}", "--", "ss", "-Hltn", f"sport = :{port}"], capture_output=True, text=True, check=True)
+    return bool(done.stdout.strip())

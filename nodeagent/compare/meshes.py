@@ -1,0 +1,195 @@
+"""The ways with a mesh: a sidecar in each pod, or an agent on each node; and how it is known that they did their work."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar, Final
+
+from nodeagent import istio
+from nodeagent.compare.load import BULK_PORT, TCP_PORT, CompareError, Workload
+from nodeagent.compare.manifests import BYPASSED
+from nodeagent.compare.modes import Answered, Log, Mode, Target, pod_group
+from nodeagent.inject.model import PROXY
+from nodeagent.lab import http
+from nodeagent.lab.layout import CGROUP
+
+
+@dataclass(slots=True, eq=False)
+class Sidecars(Mode):
+    """Classic sidecars as the injector makes them: a proxy in every pod, captured by iptables, mTLS between any two."""
+
+    def start(self) -> None:
+        """Count the log of each client's sidecar: it sees every request, where each server's sees only its own."""
+        clients = {(target.namespace, target.client) for workload, target in self.targets.items() if workload in self.workloads}
+        self.logs += [Log(self.lab.layout.logs(*client) / f"{PROXY}.log") for client in sorted(clients)]
+
+    def groups(self, workload: Workload | None = None) -> list[Path]:
+        if workload is not None and self.targets[workload].service:
+            target = self.targets[workload]
+            return [pod_group(self.lab, target.namespace, pod) / PROXY for pod in target.pods]
+        return [found for pod in self.lab.pods.values() if (found := Path(pod["metadata"]["annotations"][CGROUP]) / PROXY).exists()]
+
+
+@dataclass(slots=True, eq=False)
+class EnvoySidecars(Sidecars):
+    """Real Envoy."""
+
+    name = "envoy"
+    does = (
+        "capture by iptables in each pod",
+        "two real Envoys on the way of each request, 2 threads each (Istio's default)",
+        "mTLS (TLS 1.3) between any two pods, also of one node",
+        "AuthorizationPolicy as Envoy's RBAC",
+        "Istio's access log on both sides",
+    )
+    does_not = (
+        "Istio's own filters (stats, metadata exchange), which would only make it slower",
+        "xDS: its configuration is static; endpoints are the kernel's",
+    )
+
+    def verify(self, answered: Answered) -> tuple[list[str], list[str]]:
+        checked, failed = Mode.verify(self, answered)
+        targets = [self.targets[workload] for workload, count in answered.items() if count]
+        servers = {(target.namespace, target.service) for target in targets if target.service}
+        for namespace, pod in sorted(servers):
+            text = _get(self.lab.netns(pod, namespace), istio.ADMIN_PORT, "/stats?filter=ssl")
+            counted = {key: int(value) for key, _, value in (line.partition(": ") for line in text.splitlines()) if value.isdigit()}
+            handshakes = sum(value for key, value in counted.items() if re.search(rf"listener\..*{istio.INBOUND_PORT}.*ssl\.handshake$", key))
+            without = sum(value for key, value in counted.items() if re.search(rf"listener\..*{istio.INBOUND_PORT}.*ssl\.no_certificate$", key))
+            checked.append(f"mutual TLS at {namespace}/{pod}: {handshakes:,} handshakes, {without} without a certificate")
+            if not handshakes or without:
+                failed.append(f"no mutual TLS at {namespace}/{pod}")
+        return checked, failed
+
+
+@dataclass(slots=True, eq=False)
+class OwnSidecars(Sidecars):
+    """This project's proxy, one process a pod."""
+
+    name = "sidecar"
+    does = (
+        "capture by iptables in each pod",
+        "this project's proxy twice on the way of each request, one process a pod",
+        "mTLS (TLS 1.3) between any two pods, also of one node",
+        "Istio's policy, metrics and access log on both sides, Services and balancing",
+    )
+
+    def address(self, workload: Workload) -> str:
+        return self._service_address(workload)
+
+    def verify(self, answered: Answered) -> tuple[list[str], list[str]]:
+        checked, failed = Mode.verify(self, answered)
+        for workload, count in answered.items():
+            if workload not in ("http", "http-authz", "cross-node", "tcp-churn"):
+                continue
+            target = self.targets[workload]
+            counted = _requests_by_tls(_get(self.lab.netns(target.service, target.namespace), istio.STATUS_PORT, "/metrics"))
+            checked.append(f"{workload}: {counted:,.0f} requests counted at the server's side as mutual TLS")
+            if counted < count:
+                failed.append(f"{workload}: of {count:,} requests {counted:,.0f} came by mutual TLS")
+        return checked, failed
+
+
+@dataclass(slots=True, eq=False)
+class NodeAgent(Mode):
+    """This project: one agent per node. The client asks the Service, whose balancing is part of the agent's work."""
+
+    name = "nodeagent"
+    does: ClassVar[Sequence[str]] = (
+        "capture by eBPF, nothing in the pods",
+        "one proxy process a node, once on the way of a request within a node",
+        "mTLS (TLS 1.3) between nodes; within a node the kernel says who is who",
+        "Istio's policy, metrics and access log, Services and balancing",
+    )
+    does_not: ClassVar[Sequence[str]] = ("TLS within one node: the bytes do not leave the kernel",)
+
+    def start(self) -> None:
+        """Count its access log; the lab has started the agents."""
+        self.logs.append(Log(self.lab.agent("node1").access_log))
+
+    def address(self, workload: Workload) -> str:
+        return self._service_address(workload)
+
+    def groups(self, workload: Workload | None = None) -> list[Path]:
+        both = workload is None or "cross-node" in workload
+        return [self.lab.agent(node).cgroup for node in (self.lab.nodes if both else self.lab.nodes[:1])]
+
+    def verify(self, answered: Answered) -> tuple[list[str], list[str]]:
+        checked, failed = Mode.verify(self, answered)
+        if answered.get("cross-node"):
+            counted = _requests_by_tls(_get(self.lab.netns("node2"), istio.STATUS_PORT, "/metrics"))
+            checked.append(f"{counted:,.0f} requests counted on the other node as mutual TLS")
+            if counted < answered["cross-node"]:
+                failed.append(f"of {answered['cross-node']:,} requests to the other node {counted:,.0f} came by mutual TLS")
+        return checked, failed
+
+
+@dataclass(slots=True, eq=False)
+class KernelPath(NodeAgent):
+    """This project, with connections that are authorised once and then run pod to pod: no access log, nothing per request."""
+
+    name = "nodeagent-kernel"
+    does: ClassVar[Sequence[str]] = (
+        "capture, L4 authorisation and Services' balancing by eBPF in connect() and sk_lookup",
+        "no proxy on the way within a node",
+        "Istio's TCP metrics, and for HTTP ports its HTTP metrics, counted in the kernel",
+    )
+    does_not: ClassVar[Sequence[str]] = (
+        "access log (to have none makes the agent choose this path)",
+        "L7 policy: such a port goes through the proxy",
+        "TLS within one node",
+    )
+
+    counts_http: ClassVar[bool] = True
+
+    def start(self) -> None:
+        """There is no log to count."""
+
+    def verify(self, answered: Answered) -> tuple[list[str], list[str]]:
+        lines = _get(self.lab.netns("node1"), istio.STATUS_PORT, "/metrics").splitlines()
+        ours = f'destination_workload_namespace="{self.targets[self.workloads[0]].namespace}"'
+        counted = sum(_value(line) for line in lines if line.startswith('istio_requests_total{reporter="destination"') and ours in line)
+        opened = sum(_value(line) for line in lines if line.startswith('istio_tcp_connections_opened_total{reporter="destination"') and ours in line)
+        taken = sum(_value(line) for line in lines if line.startswith('nodeagent_connections_total{direction="outbound"') and 'path="kernel"' not in line)
+        checked = [f"{counted:,.0f} requests and {opened:,.0f} connections counted in the kernel, {taken:,.0f} connections through the proxy"]
+        failed = []
+        if self.counts_http and counted < answered.get("http", 0) + answered.get("tcp-churn", 0):
+            failed.append(f"of {answered.get('http', 0) + answered.get('tcp-churn', 0):,} requests {counted:,.0f} were counted in the kernel")
+        if not opened and any(answered.values()):
+            failed.append("no connection was counted in the kernel")
+        if taken:
+            failed.append(f"{taken:.0f} connections went through the proxy")
+        return checked, failed
+
+
+@dataclass(slots=True, eq=False)
+class Bypass(KernelPath):
+    """The kernel path with the two sockets joined."""
+
+    name = "nodeagent-bypass"
+    does: ClassVar[Sequence[str]] = ("what nodeagent-kernel does, with the two applications' sockets joined past TCP",)
+    does_not = (*KernelPath.does_not, "HTTP metrics: no packets pass", "every application: one that uses a blocking socket from two threads may see EAGAIN")
+    counts_http = False
+
+
+BYPASS_TARGETS: Final[Mapping[Workload, Target]] = {"http": Target(BYPASSED, "server", TCP_PORT), "bulk": Target(BYPASSED, "server", BULK_PORT)}
+"""The sockets of this port are joined; its requests are not counted, so it is declared TCP."""
+
+
+def _requests_by_tls(metrics: str) -> float:
+    lines = (line for line in metrics.splitlines() if line.startswith("istio_requests_total{"))
+    return sum(_value(line) for line in lines if 'reporter="destination"' in line and 'connection_security_policy="mutual_tls"' in line)
+
+
+def _value(line: str) -> float:
+    return float(line.rpartition(" ")[2])
+
+
+def _get(netns: Path, port: int, path: str) -> str:
+    try:
+        return http.get(netns, port, path)[1]
+    except OSError as error:
+        raise CompareError(f"{netns.name}: port {port} does not answer {path}: {error}") from None
