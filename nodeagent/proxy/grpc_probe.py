@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable
 from functools import partial
-from typing import Any, Final
+from typing import Any
 
 from grpclib.client import UnaryUnaryMethod
 from grpclib.const import Cardinality, Handler, Status
@@ -17,12 +17,11 @@ from grpclib.exceptions import GRPCError, StreamTerminatedError
 from grpclib.health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
 
 from nodeagent.errors import CONNECT_FAILED
+from nodeagent.health import CHECK
 from nodeagent.identity.grpc_socket import GrpcSocket
 from nodeagent.proxy.external.call import CallError, Inside, unary
 from nodeagent.proxy.pipeline import Pipeline
 from nodeagent.proxy.pool import Dial, DialError
-
-CHECK: Final = "/grpc.health.v1.Health/Check"
 
 
 def answering(services: frozenset[str], dial: Dial, pipeline: Pipeline, ended: Callable[[], None]) -> asyncio.Protocol:

@@ -20,8 +20,9 @@ from grpclib.health.check import ServiceStatus
 from grpclib.health.service import OVERALL, Health
 from grpclib.server import Server
 
+from nodeagent.health import MAX_BYTES
 from nodeagent.identity.ca import CertificateAuthority
-from nodeagent.sidecar.probes import MAX_GRPC, VARIABLE, check, from_environment
+from nodeagent.sidecar.probes import VARIABLE, check, from_environment
 
 Reader, Writer = asyncio.StreamReader, asyncio.StreamWriter
 HOST = "127.0.0.1"
@@ -164,8 +165,8 @@ def test_grpc_health(service: str) -> None:
             status.set(True)
             assert await asked(port, "grpc", service=service) == ""
             status.set(False)
-            assert "not SERVING" in await asked(port, "grpc", service=service)
-            assert "gRPC status '5'" in await asked(port, "grpc", service="unheard-of")
+            assert "NOT_SERVING" in await asked(port, "grpc", service=service)
+            assert "status NOT_FOUND" in await asked(port, "grpc", service="unheard-of")
         finally:
             server.close()
             await server.wait_closed()
@@ -183,7 +184,7 @@ class _Shop:
         return {f"/{self._name}/Method": None}
 
 
-@pytest.mark.parametrize("body", [b"", b"\0\0\0\0\2\x08\2", b"\0\0\0\0\2\x08\1\x08\2", b"x" * 1000])
+@pytest.mark.parametrize("body", [b"", b"\0\0\0\0\2\x08\2", b"\0\0\0\0\4\x08\1\x08\2", b"x" * 1000])
 def test_grpc_that_answers_nonsense(body: bytes) -> None:
     async def serve(reader: Reader, writer: Writer) -> None:
         connection = h2.connection.H2Connection(h2.config.H2Configuration(client_side=False))
@@ -201,14 +202,15 @@ def test_grpc_that_answers_nonsense(body: bytes) -> None:
         async with application(serve) as port:
             return await asked(port, "grpc")
 
-    assert "not SERVING" in asyncio.run(scenario())
+    assert asyncio.run(scenario()).startswith("grpc: ")
 
 
 def test_grpc_with_a_field_that_is_no_text() -> None:
     async def serve(reader: Reader, writer: Writer) -> None:
         await reader.read(65536)
         encoder, end_headers, end = hpack.Encoder(), 0x4, 0x5
-        fields = encoder.encode([(b":status", b"200"), (b"x-app", b"\xff\xfe")]), encoder.encode([(b"grpc-status", b"0")])
+        head = [(b":status", b"200"), (b"content-type", b"application/grpc"), (b"x-app", b"\xff\xfe")]
+        fields = encoder.encode(head), encoder.encode([(b"grpc-status", b"0")])
         frames = (1, end_headers, fields[0]), (0, 0, b"\0\0\0\0\2\x08\1"), (1, end, fields[1])
         writer.write(b"\0\0\0\4\0\0\0\0\0" + b"".join(struct.pack("!HBBBI", 0, len(data), kind, flags, 1) + data for kind, flags, data in frames))
         await writer.drain()
@@ -235,7 +237,7 @@ def test_grpc_is_bounded() -> None:
         async with application(serve) as port:
             return await asked(port, "grpc")
 
-    assert str(MAX_GRPC) in asyncio.run(scenario())
+    assert str(MAX_BYTES) in asyncio.run(scenario())
 
 
 def test_none_is_none() -> None:
