@@ -15,7 +15,7 @@ def ca() -> None:
     """The built-in certificate authority."""
 
 
-@ca.command()
+@ca.command(short_help="Serve Istio's certificate protocol until SIGTERM.")
 @click.option(
     "-c", "--config", "path", type=click.Path(path_type=Path), default="/etc/nodeagent/ca.yaml", show_default=True, help="The service's configuration."
 )
@@ -32,7 +32,7 @@ def serve(path: Path) -> None:
     asyncio.run(run(load_as(path, CaConfig)))
 
 
-@ca.command("rotate-root")
+@ca.command("rotate-root", short_help="Exchange the root without a refused connection.")
 @click.argument("step", type=click.Choice(["prepare", "switch", "finish"]))
 @click.option("-d", "--directory", type=click.Path(path_type=Path), required=True, help="The authority's directory (identity.caDirectory).")
 @click.option(
@@ -43,6 +43,7 @@ def serve(path: Path) -> None:
 def rotate_root(step: str, directory: Path, after: float) -> None:
     """Exchange the root without a refused connection, in three steps.
 
+    \b
     prepare: make a new root and have it trusted beside the old one.
     switch: sign with the new root; agents renew all certificates.
     finish: trust the old root no more.

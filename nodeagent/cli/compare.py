@@ -76,7 +76,7 @@ def _numbers(least: int, most: int) -> Callable[[click.Context, click.Parameter,
 @click.option("--against", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="The JSON of an earlier run, to set its ratios beside these.")
 @click.option("--report", type=click.Path(file_okay=False, path_type=Path), metavar="DIR", help="Write an HTML page with charts, and the JSON, into DIR.")
 @click.option("--output", type=click.Path(dir_okay=False, path_type=Path), metavar="FILE", help="Write the JSON into FILE.")
-@click.option("-o", "form", type=click.Choice(["table", "json"]), default="table", show_default=True)
+@click.option("-o", "form", type=click.Choice(["table", "json"]), default="table", show_default=True, help="How to print.")
 def compare(
     profile: str | None,
     estimated: tuple[str, ...],
@@ -90,8 +90,14 @@ def compare(
 ) -> int:
     """Measure no mesh, the node agent and per-pod sidecars side by side on the same workload; takes root.
 
-    Round by round, every mode in turn: compare the ratios of one run, not the figures of two machines. Without options all of it, in less than 25 minutes.
+    Round by round, every mode in turn: compare the ratios of one run, not the figures of two machines. Without options every mode, in less than
+    25 minutes. With --estimate nothing is measured, and nobody need be root.
     """
+    measured = (profile, against, report, output, *asked.values())
+    if estimated and any(value not in (None, ()) for value in measured):
+        raise click.UsageError("--estimate measures nothing: it takes --top, --nodes and -o")
+    if not estimated and (top or nodes):
+        raise click.UsageError("--top and --nodes go with --estimate")
     if estimated:
         return _estimate(estimated, top, nodes, form)
     plan, before = _plan(profile or "full", **asked), _earlier(against)

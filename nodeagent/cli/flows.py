@@ -30,7 +30,7 @@ _WIDTHS: Final = {"NODE": 10, "DIRECTION": 9, "SOURCE": 28, "DESTINATION": 32, "
 @admin_option
 @output_option
 def flows(follow: bool, admin: str | None, output: Output) -> None:
-    """Print the connections that the proxy carries or lately carried."""
+    """Print the connections of the agents' pods, through the proxy and past it; of the proxy's also those that closed lately."""
     agents = find(admin)
     columns = (NODE, *COLUMNS) if len(agents) > 1 else COLUMNS
     if not follow:

@@ -57,7 +57,7 @@ COLUMNS: Final = {
 @admin_option
 @output_option
 def get(what: str, admin: str | None, output: Output) -> None:
-    """Print WHAT running agents believe: their pods, certificates, policies, routes or endpoints."""
+    """Print what running agents believe: their pods, certificates, policies, routes or endpoints."""
     agents = find(admin)
     rows = [{"node": agent.node, **row} for agent in agents for row in agent.get(f"/{what}")]
     columns = COLUMNS[what]

@@ -2,42 +2,26 @@
 
 from __future__ import annotations
 
-import functools
 import json
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any, ParamSpec, get_args
+from typing import Any, get_args
 
 import click
 import yaml
 from rich.console import Console
 from rich.table import Table
 
+from nodeagent.cli.output import Output, output_option
 from nodeagent.errors import NodeagentError
 from nodeagent.lab import Lab
 from nodeagent.lab.cluster import Mode
 from nodeagent.lab.injection import TEMPLATES
 
-P = ParamSpec("P")
 _NAME = click.option("--name", default="lab", show_default=True, metavar="NAME", help="Which lab: several can stand side by side.")
 _FILES = click.option("-f", "--file", "files", multiple=True, metavar="FILE|DIR|-", help="Kubernetes YAML to apply; may be given several times.")
 _WAIT = click.option("--wait", default=30.0, show_default=True, metavar="SECONDS", help="How long pods may take to be ready; 0 does not wait.")
-
-
-def _errors(function: Callable[P, None]) -> Callable[P, None]:
-    """Print an error of ours on one line and exit with 1."""
-
-    @functools.wraps(function)
-    def wrapper(*args: P.args, **kwargs: P.kwargs) -> None:
-        try:
-            function(*args, **kwargs)
-        except NodeagentError as error:
-            click.echo(f"error: {error}", err=True)
-            sys.exit(1)
-
-    return wrapper
 
 
 @click.group()
@@ -56,7 +40,6 @@ def lab() -> None:
 @click.option("--native", is_flag=True, help="With sidecars: as init containers that go on running (native sidecars).")
 @click.option("--hold", is_flag=True, help="With sidecars: applications start after their proxy is ready.")
 @click.option("--agent-config", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="Part of an agent.yaml, merged into every node's.")
-@_errors
 def up(name: str, files: tuple[str, ...], wait: float, nodes: int, mode: Mode, native: bool, hold: bool, agent_config: Path | None) -> None:
     """Make a lab and apply resources to it. Twice is the same as once."""
     if mode not in TEMPLATES and (native or hold):
@@ -82,7 +65,6 @@ def _overlay(path: Path | None) -> dict[str, Any]:
 
 @lab.command()
 @_NAME
-@_errors
 def down(name: str) -> None:
     """Remove a lab with everything in it, also after a crash."""
     click.echo(f"lab {name} is removed" if Lab.remove(name) else f"there was no lab {name}")
@@ -92,7 +74,6 @@ def down(name: str) -> None:
 @_NAME
 @_FILES
 @_WAIT
-@_errors
 def apply(name: str, files: tuple[str, ...], wait: float) -> None:
     """Add or change resources; on an error nothing changes."""
     if not files:
@@ -103,9 +84,8 @@ def apply(name: str, files: tuple[str, ...], wait: float) -> None:
 
 @lab.command()
 @_NAME
-@click.option("-o", "--output", type=click.Choice(["table", "json", "yaml"]), default="table", show_default=True)
-@_errors
-def status(name: str, output: str) -> None:
+@output_option
+def status(name: str, output: Output) -> None:
     """Show nodes, pods and Services."""
     value = Lab.open(name).status()
     if output == "json":
@@ -135,13 +115,12 @@ def _cell(value: Any) -> str:
     return "\n".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
-@lab.command("exec", context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False})
+@lab.command("exec", short_help="Run a command in a pod or on a node.", context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False})
 @_NAME
-@click.option("-n", "--namespace", default="default", show_default=True)
+@click.option("-n", "--namespace", default="default", show_default=True, help="Of a pod that does not say its own.")
 @click.option("-c", "--container", help="Which container; the first if not given.")
 @click.argument("target", metavar="POD|NODE")
 @click.argument("command", nargs=-1, required=True, type=click.UNPROCESSED)
-@_errors
 def execute(name: str, namespace: str, container: str | None, target: str, command: tuple[str, ...]) -> None:
     """Run COMMAND in a pod (POD, NAMESPACE/POD, deploy/NAME), on a node (node1, …) or in the underlay; exits as it does."""
     words = command[1:] if command[0] == "--" else command

@@ -25,8 +25,8 @@ COMMANDS: Final = {
     "ca": ("nodeagent.cli.ca", "The certificate authority as a service, and the exchange of its root."),
     "sidecar": ("nodeagent.cli.sidecar", "The proxy as a classic sidecar: one process in a pod."),
     "sidecar-init": ("nodeagent.cli.sidecar_init", "The iptables rules of a pod with a classic sidecar."),
-    "webhook": ("nodeagent.cli.webhook", "Injects classic sidecars into a cluster's pods as they are made."),
-    "reload": ("nodeagent.cli.reload", "Replace the proxy's workers without losing a request."),
+    "webhook": ("nodeagent.cli.webhook", "Classic sidecars, given to a cluster's pods as they are made: the admission webhook."),
+    "reload": ("nodeagent.cli.reload", "New workers for the proxy, without a lost request."),
 }
 """Name -> (module that holds a click command of that name, with ``_`` for ``-``; one line of help)."""
 

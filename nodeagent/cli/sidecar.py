@@ -22,8 +22,8 @@ import click
 def sidecar(context: click.Context, *, source: Path, trust_domain: str, sds_socket: Path, access_log: str, drain_seconds: float, config: Path | None) -> None:
     """Carry a pod's traffic, which `nodeagent sidecar-init` leads here, until SIGTERM.
 
-    Runs in the pod's network namespace as user 1337, without a privilege. The environment says which pod it is, by the downward API:
-    POD_NAME, POD_NAMESPACE, POD_UID, POD_IPS, NODE_NAME; NODEAGENT_APP_PROBES holds the probes to answer at 15020/app-health.
+    Runs in the pod's network namespace as the sidecar's user (1337), without a privilege. The environment says which pod it is, by the downward API:
+    POD_NAME, POD_NAMESPACE, POD_UID, POD_IPS, NODE_NAME; NODEAGENT_APP_PROBES holds the probes to answer at port 15020, /app-health/.
     """
     from nodeagent.config import load_as
     from nodeagent.identity.spiffe import check_trust_domain

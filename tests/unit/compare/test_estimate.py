@@ -14,6 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
+from nodeagent.cli.main import main
 from nodeagent.compare.estimate import Agent, Estimate, EstimateError, estimate, parse, read, tables, usage
 from nodeagent.compare.estimate.known import kind, sidecars
 from nodeagent.compare.estimate.quantity import Amount, quantity
@@ -331,6 +332,15 @@ def test_tables_and_json() -> None:
     assert told["namespaces"]["shop"]["used"] == {"cores": 0.04, "bytes": 60 * MI}
     assert told["uninjected"]["pods"] == 1
     assert told["agent"]["base_bytes"] == 50 * MI
+
+
+@pytest.mark.parametrize("argv", [["--top", "."], ["--nodes", "3"], ["--estimate", "-", "--quick"], ["--estimate", "-", "--no-switches"]])
+def test_options_that_would_do_nothing_are_refused(argv: list[str], capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    (tmp_path / "top").touch()
+    with pytest.raises(SystemExit) as ended:
+        main(["compare", *(str(tmp_path / "top") if word == "." else word for word in argv)])
+    assert ended.value.code == 2
+    assert "--estimate" in capsys.readouterr().err
 
 
 @given(st.lists(st.tuples(st.integers(0, 3), st.booleans(), st.integers(0, 2000)), max_size=12))
