@@ -11,9 +11,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from click.testing import CliRunner
 
-from nodeagent.cli.lab import lab as command
+from nodeagent.cli.main import main
 from nodeagent.errors import LabError, ResourceError
 from nodeagent.lab import Lab, cgroup
 from nodeagent.lab.layout import ADDRESSES, NETNS_DIRECTORY, Layout
@@ -187,23 +186,25 @@ def test_a_hundred_pods_in_fifteen_seconds() -> None:
     assert taken < 15
 
 
-def test_the_command_line(tmp_path: Path) -> None:
+def test_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = tmp_path / "a.yaml"
     file.write_text(pod("a"))
 
     def run(*arguments: str) -> tuple[int, str]:
-        result = CliRunner().invoke(command, list(arguments))
-        return result.exit_code, result.output
+        with pytest.raises(SystemExit) as ended:
+            main(["lab", *arguments])
+        told = capsys.readouterr()
+        return int(ended.value.code or 0), told.out + told.err
 
     assert run("up", "--name", NAME, "-f", str(file), "--nodes", "1")[0] == 0
     code, output = run("status", "--name", NAME, "-o", "json")
     assert (code, '"name": "a"' in output) == (0, True)
     assert run("exec", "--name", NAME, "a", "--", "sh", "-c", "exit 7")[0] == 7
-    assert run("exec", "--name", NAME, "b", "true") == (1, "error: there is no pod b in namespace default; there are: default/a\n")
+    assert run("exec", "--name", NAME, "b", "true") == (1, "nodeagent: there is no pod b in namespace default; there are: default/a\n")
     file.write_text(pod("a", SLEEP + ", x: 1"))
     code, output = run("apply", "--name", NAME, "-f", str(file))
     assert code == 1
-    assert output.startswith(f"error: {file}: document 1 (Pod default/a): spec.x: 1: unknown field: allowed: ")
+    assert output.startswith(f"nodeagent: {file}: document 1 (Pod default/a): spec.x: 1: unknown field: allowed: ")
     assert output.count("\n") == 1
     assert run("down", "--name", NAME) == (0, f"lab {NAME} is removed\n")
     assert run("down", "--name", NAME) == (0, f"there was no lab {NAME}\n")
