@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import signal
 from collections.abc import AsyncIterator
 from typing import Any, Final
 
@@ -19,17 +18,17 @@ from nodeagent.ca.settings import CaConfig
 from nodeagent.ca.tokens import StaticTokens, Validator
 from nodeagent.errors import ControlError, IdentityError
 from nodeagent.identity.ca import CertificateAuthority, ServerCertificate
-from nodeagent.identity.serving import ServingCertificate
+from nodeagent.identity.serving import LOOK_SECONDS, ServingCertificate
 from nodeagent.identity.spiffe import spiffe_id
 from nodeagent.protocols.istio_ca_pb2 import IstioCertificateRequest, IstioCertificateResponse
 from nodeagent.resources.source import AnyChange
+from nodeagent.service import until_signal
 
 SERVICE, METHOD = "istio.v1.auth.IstioCertificateService", "CreateCertificate"
 MAX_REQUEST_BYTES: Final = 64 << 10
 MAX_METADATA_BYTES: Final = 32 << 10
 MAX_REQUESTS: Final = 256
 """Requests under way; more are refused with RESOURCE_EXHAUSTED."""
-LOOK_SECONDS: Final = 5.0
 GRACE_SECONDS: Final = 2.0
 OPTIONS: Final = (
     ("grpc.max_receive_message_length", MAX_REQUEST_BYTES),
@@ -86,11 +85,7 @@ class Server:
 
     async def _look(self) -> None:
         while True:
-            for step in (self._authority.refresh, self._serving.renew):
-                try:
-                    step()
-                except IdentityError as error:
-                    log.error("%s; what was there stays in force", error)
+            self._serving.look()
             await asyncio.sleep(LOOK_SECONDS)
 
     async def _create(self, request: Any, context: Any) -> Any:
@@ -140,14 +135,7 @@ async def serve(config: CaConfig) -> None:
     server = Server(config)
     await server.start()
     log.info("serving %s on %s:%d", SERVICE, config.address, server.port)
-    work = asyncio.create_task(server.run())
-    for number in (signal.SIGTERM, signal.SIGINT):
-        asyncio.get_running_loop().add_signal_handler(number, work.cancel)
     try:
-        await work
-    except asyncio.CancelledError:
-        pass  # a signal
-    except ExceptionGroup as group:
-        raise group.exceptions[0] from None
+        await until_signal(server.run())
     finally:
         await server.stop()

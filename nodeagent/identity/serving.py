@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Final
 
+from nodeagent.errors import IdentityError
 from nodeagent.identity.ca import CertificateAuthority, ServerCertificate
 
 TTL_SECONDS: Final = 86400.0
+LOOK_SECONDS: Final = 5.0
+"""How often to look after it."""
+log = logging.getLogger("nodeagent.identity")
 
 
 class ServingCertificate:
@@ -19,6 +24,14 @@ class ServingCertificate:
         self._signer = ""
         self.current: ServerCertificate
         self.renew()
+
+    def look(self) -> None:
+        """Take up what the authority's directory has, and renew. What fails is logged, and leaves what was there in force."""
+        for step in (self._authority.refresh, self.renew):
+            try:
+                step()
+            except IdentityError as error:
+                log.error("%s; what was there stays in force", error)
 
     def renew(self) -> None:
         """Have another certificate if one is due. Raises IdentityError; the one before stays in force."""

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import signal
 from collections.abc import Mapping
 from typing import Final
 
-from nodeagent.errors import IdentityError
 from nodeagent.identity.ca import CertificateAuthority, ServerCertificate
-from nodeagent.identity.serving import ServingCertificate
+from nodeagent.identity.serving import LOOK_SECONDS, ServingCertificate
+from nodeagent.service import until_signal
 from nodeagent.telemetry import metrics
 from nodeagent.telemetry.exposition import CONTENT_TYPE
 from nodeagent.telemetry.http_server import EVERYWHERE, HttpServer, Response, serve
@@ -21,7 +20,6 @@ from nodeagent.webhook.review import Entry, Review, Verdict, decide, labels
 from nodeagent.webhook.server import Server
 from nodeagent.webhook.settings import WebhookConfig
 
-LOOK_SECONDS: Final = 5.0
 NAME: Final = "webhook"
 log = logging.getLogger("nodeagent.webhook")
 
@@ -64,11 +62,7 @@ class Webhook:
 
     def renew(self) -> None:
         """Take up what the authority has, and have the server show another certificate if one is due. What fails leaves what was there in force."""
-        for step in (self._authority.refresh, self._serving.renew):
-            try:
-                step()
-            except IdentityError as error:
-                log.error("%s; what was there stays in force", error)
+        self._serving.look()
         self._show()
 
     def _show(self) -> None:
@@ -102,12 +96,7 @@ async def run(config: WebhookConfig) -> None:
     """Serve until SIGTERM or SIGINT. Raises NodeagentError."""
     webhook = Webhook(config, CertificateAuthority.open_or_create(config.directory, config.trust_domain))
     await webhook.start()
-    work = asyncio.create_task(webhook.run())
-    for number in (signal.SIGTERM, signal.SIGINT):
-        asyncio.get_running_loop().add_signal_handler(number, work.cancel)
     try:
-        await work
-    except asyncio.CancelledError:
-        pass  # a signal
+        await until_signal(webhook.run())
     finally:
         await webhook.stop()
