@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Mapping
 from ipaddress import ip_network
 from typing import Any, Final
@@ -10,13 +9,13 @@ from typing import Any, Final
 from nodeagent.errors import InjectionError, ResourceError
 from nodeagent.inject.model import show
 from nodeagent.resources import yaml_text
+from nodeagent.resources.quantity import quantity
 
 PREFIX: Final = "traffic.sidecar.istio.io/"
 NATIVE: Final = "sidecar.istio.io/nativeSidecar"
 REWRITE: Final = "sidecar.istio.io/rewriteAppHTTPProbers"
 PROXY_CONFIG: Final = "proxy.istio.io/config"
 IMAGE: Final = "sidecar.istio.io/proxyImage"
-_QUANTITY: Final = re.compile(r"\+?(\d{1,18}(\.\d{0,9})?|\.\d{1,9})([eE][+-]?\d{1,2}|m|u|n|k|M|G|T|P|E|Ki|Mi|Gi|Ti|Pi|Ei)?")
 _RESOURCES: Final = {
     "proxyCPU": ("requests", "cpu"),
     "proxyMemory": ("requests", "memory"),
@@ -84,8 +83,11 @@ def resources(annotations: Mapping[str, str], default: Any) -> Any:
         text = annotations.get(f"sidecar.istio.io/{name}")
         if text is None:
             continue
-        if not _QUANTITY.fullmatch(text):
-            raise _wrong(f"sidecar.istio.io/{name}", text, "a quantity as 100m, 0.5, 128Mi")
+        try:
+            if quantity(text) < 0:
+                raise ValueError("a quantity of at least 0")
+        except ValueError as error:
+            raise _wrong(f"sidecar.istio.io/{name}", text, str(error)) from None
         found.setdefault(part, {})[resource] = text
     return found or default
 

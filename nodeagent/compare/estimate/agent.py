@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from fractions import Fraction
 
+from nodeagent.compare.estimate.amount import Amount
 from nodeagent.compare.estimate.known import Kind
-from nodeagent.compare.estimate.quantity import Amount
 
 
 @dataclass(frozen=True, slots=True)

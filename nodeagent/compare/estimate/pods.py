@@ -9,12 +9,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
+from nodeagent.compare.estimate.amount import Amount
 from nodeagent.compare.estimate.known import Kind, sidecars
 from nodeagent.compare.estimate.known import kind as kind_of
-from nodeagent.compare.estimate.quantity import Amount, quantity
 from nodeagent.errors import NodeagentError, ResourceError
 from nodeagent.istio import INJECT, SYSTEM_NAMESPACES
 from nodeagent.resources import yaml_text
+from nodeagent.resources.quantity import quantity
 
 _ASKED: Final = {"cpu": ("sidecar.istio.io/proxyCPU", "100m"), "memory": ("sidecar.istio.io/proxyMemory", "128Mi")}
 """What Istio's injector requests: the pod's annotation, where one of them replaces all defaults, and the default."""

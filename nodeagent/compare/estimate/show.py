@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from rich.table import Table
 from rich.text import Text
 
-from nodeagent.compare.estimate.quantity import Amount
+from nodeagent.compare.estimate.amount import Amount
 from nodeagent.compare.estimate.sums import Change, Estimate, Sum
 
 _UNITS = (("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10))

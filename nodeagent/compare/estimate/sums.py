@@ -8,9 +8,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from nodeagent.compare.estimate.agent import Agent
+from nodeagent.compare.estimate.amount import NOTHING, Amount
 from nodeagent.compare.estimate.known import Kind
 from nodeagent.compare.estimate.pods import Cluster, Pod
-from nodeagent.compare.estimate.quantity import NOTHING, Amount
 from nodeagent.compare.estimate.top import Key
 
 

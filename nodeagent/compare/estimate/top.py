@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Final
 
+from nodeagent.compare.estimate.amount import Amount
 from nodeagent.compare.estimate.pods import EstimateError
-from nodeagent.compare.estimate.quantity import Amount, quantity
+from nodeagent.resources.quantity import quantity
 
 Key = tuple[str | None, str, str]
 """Namespace, if it is told; pod; container."""

@@ -16,8 +16,9 @@ from rich.console import Console
 
 from nodeagent.cli.main import main
 from nodeagent.compare.estimate import Agent, Estimate, EstimateError, estimate, parse, read, tables, usage
+from nodeagent.compare.estimate.amount import Amount
 from nodeagent.compare.estimate.known import kind, sidecars
-from nodeagent.compare.estimate.quantity import Amount, quantity
+from nodeagent.resources.quantity import quantity
 
 MI = 1 << 20
 AGENT = Agent(base_bytes=50 * MI, pod_bytes=MI, requested_cores=Fraction(1, 2), idle_cores=Fraction(1, 100), cpu_share=Fraction(1, 4))

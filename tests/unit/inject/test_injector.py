@@ -198,6 +198,8 @@ CAPTURE = "traffic.sidecar.istio.io/"
         ("sidecar.istio.io/proxyMemory", "128MB"),
         ("sidecar.istio.io/proxyCPULimit", ""),
         ("sidecar.istio.io/proxyMemoryLimit", "1\n"),
+        ("sidecar.istio.io/proxyCPULimit", "-1"),
+        ("sidecar.istio.io/proxyCPU", "\u0661"),
         ("sidecar.istio.io/rewriteAppHTTPProbers", "maybe"),
         ("sidecar.istio.io/nativeSidecar", "yes"),
         ("proxy.istio.io/config", "- a"),

@@ -6,7 +6,6 @@ Source: k8s.io/apimachinery/pkg/api/resource, Quantity: a signed decimal number 
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any, Final
 
@@ -15,30 +14,6 @@ _SUFFIXES: Final = {
     **{suffix: Fraction(1024) ** power for power, suffix in enumerate(("Ki", "Mi", "Gi", "Ti", "Pi", "Ei"), 1)},
 }
 _FORM: Final = re.compile(r"(?P<number>[+-]?(?:[0-9]{1,30}(?:\.[0-9]{0,30})?|\.[0-9]{1,30}))(?:[eE](?P<exponent>[+-]?[0-9]{1,2})|(?P<suffix>[A-Za-z]{0,2}))")
-
-
-@dataclass(frozen=True, slots=True)
-class Amount:
-    """CPU in cores and memory in bytes."""
-
-    cores: Fraction = Fraction(0)
-    memory: Fraction = Fraction(0)
-
-    def __add__(self, other: Amount) -> Amount:
-        return Amount(self.cores + other.cores, self.memory + other.memory)
-
-    def __sub__(self, other: Amount) -> Amount:
-        return Amount(self.cores - other.cores, self.memory - other.memory)
-
-    def __mul__(self, count: int) -> Amount:
-        return Amount(self.cores * count, self.memory * count)
-
-    def json(self) -> dict[str, float | int]:
-        """Return the amount as JSON: cores to the nanocore, whole bytes."""
-        return {"cores": round(float(self.cores), 9), "bytes": round(self.memory)}
-
-
-NOTHING: Final = Amount()
 
 
 def quantity(value: Any) -> Fraction:
