@@ -9,17 +9,16 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
-from nodeagent.compare.estimate.amount import Amount
+from nodeagent.compare.estimate.amount import NOTHING, Amount
 from nodeagent.compare.estimate.known import Kind, sidecars
 from nodeagent.compare.estimate.known import kind as kind_of
-from nodeagent.errors import NodeagentError, ResourceError
+from nodeagent.errors import InjectionError, NodeagentError, ResourceError
+from nodeagent.inject import annotated
+from nodeagent.inject.values import Values
 from nodeagent.istio import INJECT, SYSTEM_NAMESPACES
 from nodeagent.resources import yaml_text
 from nodeagent.resources.quantity import quantity
 
-_ASKED: Final = {"cpu": ("sidecar.istio.io/proxyCPU", "100m"), "memory": ("sidecar.istio.io/proxyMemory", "128Mi")}
-"""What Istio's injector requests: the pod's annotation, where one of them replaces all defaults, and the default."""
-_LIMITS: Final = ("sidecar.istio.io/proxyCPULimit", "sidecar.istio.io/proxyMemoryLimit")
 _REPLICATED: Final = ("Deployment", "StatefulSet", "ReplicaSet", "ReplicationController")
 _WORKLOADS: Final = (*_REPLICATED, "DaemonSet", "Job", "CronJob")
 MAX_VALUES: Final = 20_000_000
@@ -172,21 +171,24 @@ def _pod(where: str, key: tuple[str, str, str], metadata: Mapping[str, Any], spe
 
 
 def _injected(where: str, annotations: Mapping[str, Any]) -> Amount:
-    """Return what Istio's injector would request for the pod's proxy."""
-    replaced = any(name in annotations for name in (*_LIMITS, *(annotation for annotation, _ in _ASKED.values())))
-    asked = {what: annotations.get(name, None if replaced else default) for what, (name, default) in _ASKED.items()}
-    limits = dict(zip(_ASKED, (annotations.get(name) for name in _LIMITS), strict=True))
-    return Amount(*(_quantity(where, f"metadata.annotations[{_ASKED[what][0]}]", asked[what] or limits[what] or "0") for what in ("cpu", "memory")))
+    """Return what the injector would request for the pod's proxy."""
+    try:
+        return _amount(f"{where}: the proxy", annotated.resources(annotations, Values().resources)) or NOTHING
+    except InjectionError as error:
+        raise EstimateError(f"{where}: {error}") from None
 
 
 def _requested(where: str, container: Mapping[str, Any]) -> Amount | None:
-    """Return what a container requests; a limit without a request is the request, as for Kubernetes."""
-    name = _names(container)[0]
-    resources = _section(where, container, "resources")
+    """Return what a container requests."""
+    return _amount(f"{where}: container {_names(container)[0]}", _section(where, container, "resources"))
+
+
+def _amount(where: str, resources: Mapping[str, Any]) -> Amount | None:
+    """Return what *resources* request, None if nothing; a limit without a request is the request, as for Kubernetes."""
     both = _section(where, resources, "limits") | _section(where, resources, "requests")
     if both.get("cpu") is None and both.get("memory") is None:
         return None
-    return Amount(*(_quantity(where, f"container {name}: resources.requests.{what}", both.get(what) or 0) for what in ("cpu", "memory")))
+    return Amount(*(_quantity(where, f"resources.requests.{what}", both.get(what) or 0) for what in ("cpu", "memory")))
 
 
 def _quantity(where: str, field: str, value: Any) -> Any:

@@ -297,7 +297,7 @@ def test_a_large_cluster_is_read() -> None:
             "(Pod default/a): container envoy: resources.requests.cpu: 'lots': allowed: a quantity as 100m",
         ),
         ("kind: Pod\nmetadata: {name: a}\nspec: {containers: [{name: app}, {name: envoy, resources: {requests: {cpu: -1}}}]}\n", "allowed: nothing below zero"),
-        ("kind: Pod\nmetadata: {name: a, annotations: {sidecar.istio.io/proxyCPU: many}}\n", "metadata.annotations[sidecar.istio.io/proxyCPU]: 'many'"),
+        ("kind: Pod\nmetadata: {name: a, annotations: {sidecar.istio.io/proxyCPU: many}}\n", "metadata.annotations[sidecar.istio.io/proxyCPU]: \"many\""),
         ("kind: Deployment\nmetadata: {name: a}\nspec: {replicas: -1}\n", "(Deployment default/a): replicas: -1: allowed: a whole number"),
     ],
 )
