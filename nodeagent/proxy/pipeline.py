@@ -10,27 +10,25 @@ import asyncio
 import collections
 import logging
 import os
-import weakref
 from collections.abc import Coroutine
-from functools import partial
 from time import monotonic, perf_counter, time
 from typing import Any, Final
 
 from nodeagent.config import Limits, Proxy, Timeouts
-from nodeagent.errors import CERTIFICATE_ENDED, DOWNSTREAM_GONE, DOWNSTREAM_TIMEOUT, EXTERNAL_ERROR, NO_ENDPOINTS, PROBE_REFUSED, REQUEST_TIMEOUT, Reason
-from nodeagent.mesh.entries import Endpoint, Workload
+from nodeagent.errors import CERTIFICATE_ENDED, DOWNSTREAM_GONE, EXTERNAL_ERROR, NO_ENDPOINTS, PROBE_REFUSED, Reason
 from nodeagent.proxy.authorize import OPEN, Permit, Refusal, asked_health, authorize_connection, is_probe
-from nodeagent.proxy.connection import Connection, Path, host_port
-from nodeagent.proxy.external.model import Way
+from nodeagent.proxy.connection import Connection, host_port
 from nodeagent.proxy.external.providers import Providers
 from nodeagent.proxy.guard import UNGUARDED, Bound, Compiler, Guard, facts
+from nodeagent.proxy.http1 import patience
 from nodeagent.proxy.http1.downstream import HttpDownstream
 from nodeagent.proxy.http1.exchange import Exchange
 from nodeagent.proxy.http1.upstream import HttpUpstream
 from nodeagent.proxy.pace import Pace
 from nodeagent.proxy.pods import PodState
-from nodeagent.proxy.pool import Dial, DialError, Pool
-from nodeagent.proxy.route import Destination, Route
+from nodeagent.proxy.pool import Dial, DialError
+from nodeagent.proxy.route import Route
+from nodeagent.proxy.routing import Routing
 from nodeagent.proxy.tcp import Relay, reset
 from nodeagent.proxy.view import ClusterView
 from nodeagent.telemetry.access_log import AccessLog
@@ -39,8 +37,6 @@ from nodeagent.telemetry.log_format import Record
 from nodeagent.telemetry.metrics import CONNECTIONS, REFUSED
 
 RECENT_FLOWS: Final = 512
-ROUTES_PER_POD: Final = 4096
-"""A pod that scans addresses makes its own cache useless, nothing more."""
 log = logging.getLogger("nodeagent.proxy")
 
 
@@ -62,12 +58,12 @@ class Pipeline:
         self.draining = False
         self.now = monotonic()
         self.wall_offset = time() - perf_counter()
-        self._pools: weakref.WeakValueDictionary[Dial, Pool] = weakref.WeakValueDictionary()  # routes and open connections hold them
         self._request_ids: list[bytes] = []
+        self.routing = Routing(self)
         self.compiler = Compiler(trust_domain)
         self._guards: dict[tuple[str, bool], tuple[Guard, int, tuple[str, ...]]] = {}
         self._waiting: set[asyncio.Task[None]] = set()
-        self.providers = Providers((), self.way_to)
+        self.providers = Providers((), self.routing.way_to)
         """Whom policies may ask (``extensionProviders``)."""
         self.share = 1.0
         """This worker's part of each local rate limit: workers do not count together."""
@@ -122,7 +118,7 @@ class Pipeline:
     def route(self, connection: Connection) -> Route:
         """Return the route of the connection's next request: of two random endpoints the less busy one."""
         if connection.view != self.view.generation:
-            self._make_routes(connection)
+            self.routing.provide(connection)
         routes: list[Route] = connection.routes
         if len(routes) == 1:
             return routes[0]
@@ -140,7 +136,7 @@ class Pipeline:
         connection = exchange.downstream.connection
         route = exchange.route
         if route is None:
-            route = self._unrouted(connection)
+            route = self.routing.nowhere(connection)
         else:
             route.active -= 1
         flags = "-" if reason is None else reason.flag
@@ -183,7 +179,7 @@ class Pipeline:
     def refuse(self, connection: Connection, transport: Any, reason: Reason) -> None:
         """Cut a connection before it carried anything; the client sees a reset."""
         connection.verdict, connection.reason = "deny", reason.code
-        route = self._unrouted(connection)
+        route = self.routing.nowhere(connection)
         self._count_failed(route, reason)
         self._tcp_record(connection, route, reason, time(), 0, 0, 0.0)
         self.closed(connection)
@@ -259,88 +255,6 @@ class Pipeline:
             reset(connection.relay[0].downstream.transport)
         else:
             reset(connection.http.transport)
-
-    # -- route --
-
-    def _make_routes(self, connection: Connection) -> None:
-        """Give the connection the routes of the current snapshot, which connections alike share."""
-        generation = connection.view = self.view.generation
-        pod, peer = connection.pod, connection.peer
-        if pod.routes_view != generation or len(pod.routes) > ROUTES_PER_POD:
-            pod.routes.clear()
-            pod.routes_view = generation
-        inbound = connection.direction == "inbound"
-        if not inbound:
-            connection.target = self.view.resolve(connection.target.address, connection.target.port)
-        target = connection.target
-        who = peer.workload.uid if peer.workload is not None else peer.address
-        key = (connection.direction, peer.identity, peer.security, who, target.address, target.port, connection.sni, connection.chosen)
-        routes = pod.routes.get(key)
-        if routes is None:
-            destinations = [self._inbound(connection)] if inbound else self._outbound(connection)
-            routes = pod.routes[key] = [Route(self.metrics, connection, to, self.cluster_id) for to in destinations]
-        connection.routes = routes
-
-    def _inbound(self, connection: Connection) -> Destination:
-        """The application in the pod itself, dialled from inside it."""
-        target, pod = connection.target, connection.pod
-        path: Path = "proxy-mtls" if connection.peer.security == "mutual_tls" else "proxy-plaintext"
-        endpoint = Endpoint(target.address, target.port, pod.uid)
-        pool = self._pool(Dial(pod, target.address, target.port, None))
-        return Destination(endpoint, self.view.workload(pod.uid), path, pool, f"inbound|{target.port}||", delivers=True)
-
-    def _outbound(self, connection: Connection) -> list[Destination]:
-        """One destination an endpoint; outside the mesh, the address itself."""
-        target, pod = connection.target, connection.pod
-        if target.passthrough:
-            outside = Endpoint(target.address, target.port, pod.uid)
-            pool = self._pool(Dial(pod, target.address, target.port, None))
-            return [Destination(outside, None, "passthrough", pool, "PassthroughCluster", delivers=False)]
-        cluster = f"outbound|{target.port}||{target.service.host if target.service else target.address}"
-        chosen = [endpoint for endpoint in target.endpoints if (endpoint.address, endpoint.port) == connection.chosen]
-        return [self._towards(pod, endpoint, cluster) for endpoint in chosen or target.endpoints] or [
-            Destination(None, None, "none", None, cluster, delivers=False)
-        ]
-
-    def _towards(self, pod: PodState, endpoint: Endpoint, cluster: str) -> Destination:
-        """An enrolled pod of this node is entered directly; another node's gets mTLS; one that is not enrolled, plaintext."""
-        workload = self.view.workload(endpoint.uid)
-        local = self.pods.get(endpoint.uid)
-        path: Path = "proxy-plaintext"
-        dialler, expected = pod, None
-        if local is not None:
-            dialler, path = local, "proxy-local"
-        elif workload is not None and takes_mtls(workload, endpoint.port):
-            path, expected = "proxy-mtls", workload.identity
-        pool = self._pool(Dial(dialler, endpoint.address, endpoint.port, expected))
-        return Destination(endpoint, workload, path, pool, cluster, delivers=local is not None)
-
-    def way_to(self, service: str, port: int, asker: str, dialler: PodState | None = None) -> Way | None:
-        """Return how the provider at *port* of *service* is reached for the pod *asker*, by *dialler* if that is not the pod itself; None: it is nowhere.
-
-        One that takes mTLS is asked from inside that pod and with its identity, as a sidecar there would, and not at all for a pod that is not here (any
-        more); any other from the node, in plaintext.
-        """
-        where = self.view.endpoint_of(service, port)
-        if where is None:
-            return None
-        workload, pod = self.view.workload_at(where[0]), dialler or self.pods.get(asker)
-        if workload is None or not takes_mtls(workload, where[1]):
-            return Way(*where)
-        if pod is None:
-            return None
-        dial = Dial(pod, *where, None if workload.uid == asker else workload.identity)
-        return Way(*where, dial, partial(dial.connect, self, http=False))
-
-    def _pool(self, dial: Dial) -> Pool:
-        pool = self._pools.get(dial)
-        if pool is None:
-            pool = self._pools[dial] = Pool(self, dial)
-        return pool
-
-    def _unrouted(self, connection: Connection) -> Route:
-        nowhere = Destination(None, None, "none", None, "-", delivers=False)
-        return Route(self.metrics, connection, nowhere, self.cluster_id)
 
     # -- forward: TCP --
 
@@ -538,50 +452,15 @@ class Pipeline:
             elif connection.relay is not None:
                 self._sweep_relay(connection)
             elif connection.http is not None:
-                self._sweep_http(connection.http)
-        for pool in list(self._pools.values()):
+                patience.enforce(connection.http, now, self.timeouts)
+        for pool in self.routing.pools():
             pool.sweep(now, self.timeouts.idle)
-
-    def _sweep_http(self, codec: HttpDownstream) -> None:
-        exchange = codec.current
-        if exchange is None:
-            done = codec.connection.requests
-            if not codec.reading_head or done != codec.swept:
-                codec.swept, codec.head_since = done, self.now
-            elif self.now - codec.head_since > self.timeouts.request:
-                codec.time_out()
-            if self.now - codec.touched > self.timeouts.idle:
-                codec.close()
-        elif exchange.answered:
-            self._sweep_answer(codec, exchange)
-        elif not exchange.request_complete and not codec.paused:
-            if self.now - codec.touched > self.timeouts.request:
-                codec.time_out()
-        elif exchange.deadline < self.now and self.now - codec.touched > self.timeouts.request:
-            exchange.give_up(REQUEST_TIMEOUT)
-
-    def _sweep_answer(self, codec: HttpDownstream, exchange: Exchange) -> None:
-        """An answer may take as long as it moves."""
-        if exchange.sent != codec.swept:
-            codec.swept, codec.touched = exchange.sent, self.now
-        elif self.now - codec.touched > self.timeouts.idle:
-            if exchange.finished:
-                codec.close()
-            else:
-                exchange.give_up(DOWNSTREAM_TIMEOUT)
 
     def _sweep_relay(self, connection: Connection) -> None:
         if self._count_bytes(connection):
             connection.active = self.now
         elif self.now - connection.active > self.timeouts.idle:
             connection.relay[0].downstream.transport.close()
-
-
-def takes_mtls(workload: Workload, port: int) -> bool:
-    """Say whether a client's proxy shall speak mTLS to *port* of *workload* on another node, or to one with a sidecar: Istio's auto mTLS."""
-    if workload.mtls_at(port) == "DISABLE" or port in workload.excluded_ports:
-        return False
-    return workload.enrolled or workload.sidecar
 
 
 def _two(count: int) -> tuple[int, int]:

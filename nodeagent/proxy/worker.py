@@ -119,7 +119,7 @@ class Worker:
             self._access_log = AccessLog(config.telemetry.access_log.path, config.telemetry.access_log.format)
             self._access_log.start()
         self._pipeline = Pipeline(self.loop, config.proxy, config.identity.trust_domain, config.cluster, self.metrics, self._access_log)
-        self._pipeline.providers = Providers(config.extension_providers, self._pipeline.way_to)
+        self._pipeline.providers = Providers(config.extension_providers, self._pipeline.routing.way_to)
         self._pipeline.share = 1 / config.proxy.worker_count()
         self._pipeline.node_addresses = frozenset(message["node_addresses"])
         privilege.drop(message["supervisor"])

@@ -101,7 +101,7 @@ class Sidecar:
         # Two ways to dial: to the pod's own application the rules must let it through, elsewhere it is the pod.
         self._outbound, self._inbound = pod_state(pod.uid, {}), pod_state(pod.uid, istio.OWN_SOURCE)
         self.pipeline.pods[pod.uid] = self._inbound
-        self.pipeline.providers = Providers(config.extension_providers, partial(self.pipeline.way_to, dialler=self._outbound))
+        self.pipeline.providers = Providers(config.extension_providers, partial(self.pipeline.routing.way_to, dialler=self._outbound))
         self._key_sets = KeySets(lambda found: self._take(Delta((found,))))
         self._admin = Admin(self, probes)
         self._servers: list[asyncio.Server] = []

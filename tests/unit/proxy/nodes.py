@@ -132,7 +132,7 @@ class Nodes:
     async def settled(self) -> None:
         """Wait until no connection, no request and no handler is left on either node; idle upstream connections are closed for it."""
         while any(pipeline.connections for pipeline in (self.near, self.far)) or self._tasks:
-            for pool in [*self.near._pools.values(), *self.far._pools.values()]:
+            for pool in [*self.near.routing.pools(), *self.far.routing.pools()]:
                 pool.sweep(float("inf"), 0)
             await asyncio.sleep(0.01)
         for pipeline in (self.near, self.far):

@@ -332,16 +332,16 @@ def test_a_refusal_is_the_authorizers_own(tls: dict[str, Contexts], authorizer: 
 
 def test_who_takes_mtls_is_asked_from_inside_the_protected_pod(tls: dict[str, Contexts]) -> None:
     async def scene(nodes: Nodes) -> None:
-        way = nodes.near.way_to(SERVER, nodes.port, "client")
+        way = nodes.near.routing.way_to(SERVER, nodes.port, "client")
         assert way is not None and isinstance(way.through, Dial)
         assert (way.through.pod, way.through.expected) == (nodes.near.pods["client"], identity("server"))
-        own = nodes.far.way_to(SERVER, nodes.port, "server")
+        own = nodes.far.routing.way_to(SERVER, nodes.port, "server")
         assert own is not None and isinstance(own.through, Dial) and own.through.expected is None, "within the pod itself"
-        assert nodes.near.way_to(SERVER, nodes.port, "nobody") is None, "what takes mTLS is never asked in plaintext"
-        assert nodes.near.way_to("192.0.2.1", 80, "client") == Way("192.0.2.1", 80)
-        assert nodes.near.way_to("nowhere", 80, "client") is None
+        assert nodes.near.routing.way_to(SERVER, nodes.port, "nobody") is None, "what takes mTLS is never asked in plaintext"
+        assert nodes.near.routing.way_to("192.0.2.1", 80, "client") == Way("192.0.2.1", 80)
+        assert nodes.near.routing.way_to("nowhere", 80, "client") is None
         await nodes.protect((), "DISABLE")
-        assert nodes.near.way_to(SERVER, nodes.port, "client") == Way(SERVER, nodes.port)
+        assert nodes.near.routing.way_to(SERVER, nodes.port, "client") == Way(SERVER, nodes.port)
 
     play(mirror, scene, tls)
 

@@ -371,7 +371,7 @@ def test_no_more_than_one_read_is_kept_of_a_connection_that_waits_for_an_authori
             return Verdict(True)
 
     async def scene(nodes: Nodes) -> None:
-        nodes.far.providers = Slow((), nodes.far.way_to)
+        nodes.far.providers = Slow((), nodes.far.routing.way_to)
         reader, writer = await nodes.dial(STRANGER)
         writer.write(b"x" * (8 << 20))
         await asked.wait()

@@ -1,0 +1,124 @@
+"""Where a connection may lead: the routes of the current snapshot, and what reaches their endpoints.
+
+Routes are made once per client, target and snapshot; which of them a request takes is the pipeline's decision.
+"""
+
+from __future__ import annotations
+
+import weakref
+from functools import partial
+from typing import TYPE_CHECKING, Final
+
+from nodeagent.mesh.entries import Endpoint, Workload
+from nodeagent.proxy.connection import Connection, Path
+from nodeagent.proxy.external.model import Way
+from nodeagent.proxy.pods import PodState
+from nodeagent.proxy.pool import Dial, Pool
+from nodeagent.proxy.route import Destination, Route
+
+if TYPE_CHECKING:
+    from nodeagent.proxy.pipeline import Pipeline
+
+ROUTES_PER_POD: Final = 4096
+"""A pod that scans addresses makes its own cache useless, nothing more."""
+
+
+class Routing:
+    """The routes of one worker."""
+
+    def __init__(self, pipeline: Pipeline) -> None:
+        self._pipeline = pipeline
+        self._pools: weakref.WeakValueDictionary[Dial, Pool] = weakref.WeakValueDictionary()  # routes and open connections hold them
+
+    def provide(self, connection: Connection) -> None:
+        """Give the connection the routes of the current snapshot, which connections alike share."""
+        view = self._pipeline.view
+        generation = connection.view = view.generation
+        pod, peer = connection.pod, connection.peer
+        if pod.routes_view != generation or len(pod.routes) > ROUTES_PER_POD:
+            pod.routes.clear()
+            pod.routes_view = generation
+        inbound = connection.direction == "inbound"
+        if not inbound:
+            connection.target = view.resolve(connection.target.address, connection.target.port)
+        target = connection.target
+        who = peer.workload.uid if peer.workload is not None else peer.address
+        key = (connection.direction, peer.identity, peer.security, who, target.address, target.port, connection.sni, connection.chosen)
+        routes = pod.routes.get(key)
+        if routes is None:
+            destinations = [self._inbound(connection)] if inbound else self._outbound(connection)
+            routes = pod.routes[key] = [Route(self._pipeline.metrics, connection, to, self._pipeline.cluster_id) for to in destinations]
+        connection.routes = routes
+
+    def _inbound(self, connection: Connection) -> Destination:
+        """The application in the pod itself, dialled from inside it."""
+        target, pod = connection.target, connection.pod
+        path: Path = "proxy-mtls" if connection.peer.security == "mutual_tls" else "proxy-plaintext"
+        endpoint = Endpoint(target.address, target.port, pod.uid)
+        pool = self._pool(Dial(pod, target.address, target.port, None))
+        return Destination(endpoint, self._pipeline.view.workload(pod.uid), path, pool, f"inbound|{target.port}||", delivers=True)
+
+    def _outbound(self, connection: Connection) -> list[Destination]:
+        """One destination an endpoint; outside the mesh, the address itself."""
+        target, pod = connection.target, connection.pod
+        if target.passthrough:
+            outside = Endpoint(target.address, target.port, pod.uid)
+            pool = self._pool(Dial(pod, target.address, target.port, None))
+            return [Destination(outside, None, "passthrough", pool, "PassthroughCluster", delivers=False)]
+        cluster = f"outbound|{target.port}||{target.service.host if target.service else target.address}"
+        chosen = [endpoint for endpoint in target.endpoints if (endpoint.address, endpoint.port) == connection.chosen]
+        return [self._towards(pod, endpoint, cluster) for endpoint in chosen or target.endpoints] or [
+            Destination(None, None, "none", None, cluster, delivers=False)
+        ]
+
+    def _towards(self, pod: PodState, endpoint: Endpoint, cluster: str) -> Destination:
+        """An enrolled pod of this node is entered directly; another node's gets mTLS; one that is not enrolled, plaintext."""
+        workload = self._pipeline.view.workload(endpoint.uid)
+        local = self._pipeline.pods.get(endpoint.uid)
+        path: Path = "proxy-plaintext"
+        dialler, expected = pod, None
+        if local is not None:
+            dialler, path = local, "proxy-local"
+        elif workload is not None and takes_mtls(workload, endpoint.port):
+            path, expected = "proxy-mtls", workload.identity
+        pool = self._pool(Dial(dialler, endpoint.address, endpoint.port, expected))
+        return Destination(endpoint, workload, path, pool, cluster, delivers=local is not None)
+
+    def way_to(self, service: str, port: int, asker: str, dialler: PodState | None = None) -> Way | None:
+        """Return how the provider at *port* of *service* is reached for the pod *asker*, by *dialler* if that is not the pod itself; None: it is nowhere.
+
+        One that takes mTLS is asked from inside that pod and with its identity, as a sidecar there would, and not at all for a pod that is not here (any
+        more); any other from the node, in plaintext.
+        """
+        where = self._pipeline.view.endpoint_of(service, port)
+        if where is None:
+            return None
+        workload, pod = self._pipeline.view.workload_at(where[0]), dialler or self._pipeline.pods.get(asker)
+        if workload is None or not takes_mtls(workload, where[1]):
+            return Way(*where)
+        if pod is None:
+            return None
+        dial = Dial(pod, *where, None if workload.uid == asker else workload.identity)
+        return Way(*where, dial, partial(dial.connect, self._pipeline, http=False))
+
+    def _pool(self, dial: Dial) -> Pool:
+        pool = self._pools.get(dial)
+        if pool is None:
+            pool = self._pools[dial] = Pool(self._pipeline, dial)
+        return pool
+
+    def nowhere(self, connection: Connection) -> Route:
+        """Return what a connection counts under that leads nowhere."""
+        none = Destination(None, None, "none", None, "-", delivers=False)
+        return Route(self._pipeline.metrics, connection, none, self._pipeline.cluster_id)
+
+    def pools(self) -> list[Pool]:
+        """Return the pools that are in use."""
+        return list(self._pools.values())
+
+
+def takes_mtls(workload: Workload, port: int) -> bool:
+    """Say whether a client's proxy shall speak mTLS to *port* of *workload* on another node, or to one with a sidecar: Istio's auto mTLS."""
+    if workload.mtls_at(port) == "DISABLE" or port in workload.excluded_ports:
+        return False
+    return workload.enrolled or workload.sidecar
