@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import signal
 import sys
+import threading
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -149,12 +150,25 @@ def _earlier(path: Path | None) -> dict[str, Any] | None:
 def _carry_out(plan: Plan, results: Results) -> bool:
     """Return whether it ended early; what was measured until then is in *results*."""
     console = Console(stderr=True)
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    interrupted = threading.Event()
+
+    def interrupt(number: int, frame: object) -> None:
+        interrupted.set()
+        raise KeyboardInterrupt
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, interrupt)
     started = time.monotonic()
     try:
         with Progress(TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn(), console=console, transient=True) as shown:
             task = shown.add_task("")
-            run(plan, results, lambda what, done, total: shown.update(task, description=what, completed=done, total=total))
+
+            def progress(what: str, done: int, total: int) -> None:
+                if interrupted.is_set():  # an exception that comes while an object is being finalised is ignored by the interpreter
+                    raise KeyboardInterrupt
+                shown.update(task, description=what, completed=done, total=total)
+
+            run(plan, results, progress)
     except KeyboardInterrupt:
         results.notes.append("interrupted: what is here had been measured before")
         return True
