@@ -40,6 +40,7 @@ class _Hop(Mode):
 
     program: ClassVar[str]
     port: ClassVar[int]
+    whole: ClassVar[bool] = False
 
     @property
     def _server(self) -> str:

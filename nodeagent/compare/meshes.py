@@ -170,6 +170,7 @@ class Bypass(KernelPath):
     """The kernel path with the two sockets joined."""
 
     name = "nodeagent-bypass"
+    whole = False
     does: ClassVar[Sequence[str]] = ("what nodeagent-kernel does, with the two applications' sockets joined past TCP",)
     does_not = (*KernelPath.does_not, "HTTP metrics: no packets pass", "every application: one that uses a blocking socket from two threads may see EAGAIN")
     counts_http = False

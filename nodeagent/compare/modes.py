@@ -82,6 +82,8 @@ class Mode(ABC):
     targets: Mapping[Workload, Target] = field(default_factory=lambda: TARGETS)
     logs: list[Log] = field(default_factory=list)
     name: ClassVar[str]
+    whole: ClassVar[bool] = True
+    """It is a way for any pod: not one of a single hop, or for applications that ask for it. The open loop, which takes long, is for these."""
     does: ClassVar[Sequence[str]]
     does_not: ClassVar[Sequence[str]] = ()
 

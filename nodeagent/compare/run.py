@@ -179,6 +179,6 @@ def all_cells(plan: Plan, modes: Sequence[Mode]) -> list[Cell]:
         if workload in mode.workloads and (connections in mode.connections or workload in _CONNECTIONS)
     ]
     opened = [
-        Cell(mode, "http", _OPEN_CONNECTIONS, rate) for rate in plan.rates for mode in modes if "http" in mode.workloads and not mode.variant
+        Cell(mode, "http", _OPEN_CONNECTIONS, rate) for rate in plan.rates for mode in modes if "http" in mode.workloads and mode.whole and not mode.variant
     ]
     return closed + opened

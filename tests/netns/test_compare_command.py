@@ -37,7 +37,7 @@ def test_the_result_is_one_json_object_and_a_page(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     told = json.loads(done.stdout)
     assert {(run["mode"], run["workload"], run["load"]) for run in told["runs"]} >= {("direct", "http", "closed"), ("nodeagent", "tcp", "closed")}
-    assert {(run["mode"], run["load"]) for run in told["runs"] if run["rate"] == 50} == {("direct", "open"), ("nodeagent", "open"), ("haproxy", "open")}
+    assert {(run["mode"], run["load"]) for run in told["runs"] if run["rate"] == 50} == {("direct", "open"), ("nodeagent", "open")}
     assert [(each["mode"], each["pods"]) for each in told["scale"]] == [("nodeagent", 1), ("nodeagent", 2)]
     assert told["missing"] == []
     assert "<svg" in (tmp_path / "report" / "index.html").read_text()
