@@ -49,6 +49,12 @@ class _Hop(Mode):
     def address(self, workload: Workload) -> str:
         return f"127.0.0.1:{self.port}"
 
+    def _directory(self) -> Path:
+        """Return the folder of its configuration and logs."""
+        directory = self.lab.state / "compare"
+        directory.mkdir(exist_ok=True)
+        return directory
+
     def groups(self, workload: Workload | None = None) -> list[Path]:
         return []
 
@@ -70,8 +76,9 @@ class HaproxyHop(_Hop):
     does = ("one plain proxy hop in the client's pod, one thread",)
     does_not = ("capture, mTLS, policy, metrics, access log, the server's side",)
 
-    def start(self, directory: Path) -> None:
-        """Start it, with its configuration in *directory*. Raises CompareError."""
+    def start(self) -> None:
+        """Start it in the client's pod. Raises CompareError."""
+        directory = self._directory()
         config = directory / "haproxy.cfg"
         config.write_text(_HAPROXY.format(port=self.port, server=self._server))
         _start(self.lab, ["haproxy", "-db", "-f", str(config)], self.port, directory / "haproxy.log")
@@ -85,8 +92,9 @@ class EnvoyHop(_Hop):
     does = ("one plain proxy hop in the client's pod, one thread", "access log")
     does_not = ("capture, mTLS, policy, the server's side",)
 
-    def start(self, directory: Path) -> None:
-        """Start it, with its configuration in *directory*. Raises CompareError."""
+    def start(self) -> None:
+        """Start it in the client's pod. Raises CompareError."""
+        directory = self._directory()
         log = Log(directory / "envoy-hop-access.log")
         self.logs.append(log)
         path = directory / "envoy-hop.json"

@@ -70,30 +70,20 @@ class Setup:
 def _direct(name: str, wanted: Wanted, modes: frozenset[str]) -> list[Mode]:
     lab = _up(wanted.text(guarded=False), name, "direct", wanted.files)
     served = wanted.of("http", "tcp", "tcp-churn", "chain5", "cross-node", "bulk", "bulk-cross-node", "manifest")
-    made: list[Mode] = [Direct(lab, workloads=served, targets=wanted.targets)]
-    directory = lab.state / "compare"
-    directory.mkdir()
-    for hop in (HaproxyHop(lab), EnvoyHop(lab)):
-        if hop.name in modes and wanted.of(*hop.workloads):
-            hop.start(directory)
-            made.append(hop)
-    return made
+    hops = [] if wanted.files else [HaproxyHop(lab), EnvoyHop(lab)]
+    return [Direct(lab, workloads=served, targets=wanted.targets), *hops]
 
 
 _EVERYTHING: Final[tuple[Workload, ...]] = ("http", "http-authz", "tcp", "tcp-churn", "chain5", "cross-node", "bulk", "bulk-cross-node", "manifest")
 
 
 def _nodeagent(name: str, wanted: Wanted, modes: frozenset[str]) -> list[Mode]:
-    mode = NodeAgent(_up(wanted.text(), name, "nodeagent", wanted.files), workloads=wanted.of(*_EVERYTHING), targets=wanted.targets)
-    mode.start()
-    return [mode]
+    return [NodeAgent(_up(wanted.text(), name, "nodeagent", wanted.files), workloads=wanted.of(*_EVERYTHING), targets=wanted.targets)]
 
 
 def _workers(name: str, wanted: Wanted, modes: frozenset[str]) -> list[Mode]:
     lab = _up(manifests.workload(PLAIN), name, "nodeagent", agent={"proxy": {"workers": 2}})
-    mode = NodeAgent(lab, "2 workers", workloads=wanted.of("http", "cross-node"), connections=(32,))
-    mode.start()
-    return [mode]
+    return [NodeAgent(lab, "2 workers", workloads=wanted.of("http", "cross-node"), connections=(32,))]
 
 
 def _kernel(name: str, wanted: Wanted, modes: frozenset[str]) -> list[Mode]:
@@ -109,9 +99,7 @@ def _kernel(name: str, wanted: Wanted, modes: frozenset[str]) -> list[Mode]:
 
 
 def _sidecar(name: str, wanted: Wanted, modes: frozenset[str]) -> list[Mode]:
-    mode = OwnSidecars(_up(wanted.text(), name, "sidecar", wanted.files), workloads=wanted.of(*_EVERYTHING), targets=wanted.targets)
-    mode.start()
-    return [mode]
+    return [OwnSidecars(_up(wanted.text(), name, "sidecar", wanted.files), workloads=wanted.of(*_EVERYTHING), targets=wanted.targets)]
 
 
 TCP_PORTS: Final = "8081,5201"
@@ -121,25 +109,19 @@ TCP_PORTS: Final = "8081,5201"
 def _envoy(name: str, wanted: Wanted, modes: frozenset[str]) -> list[Mode]:
     envoy.binary()
     lab = _up(wanted.text(), name, "envoy", wanted.files, injection={"values": {} if wanted.files else {"tcpPorts": TCP_PORTS}})
-    mode = EnvoySidecars(lab, workloads=wanted.of(*_EVERYTHING), targets=wanted.targets)
-    mode.start()
-    return [mode]
+    return [EnvoySidecars(lab, workloads=wanted.of(*_EVERYTHING), targets=wanted.targets)]
 
 
 def _one_thread(name: str, wanted: Wanted, modes: frozenset[str]) -> list[Mode]:
     envoy.binary()
     lab = _up(manifests.workload(PLAIN), name, "envoy", injection={"values": {"tcpPorts": TCP_PORTS, "concurrency": 1}})
-    mode = EnvoySidecars(lab, "1 thread", workloads=wanted.of("http", "tcp-churn"), connections=(32,))
-    mode.start()
-    return [mode]
+    return [EnvoySidecars(lab, "1 thread", workloads=wanted.of("http", "tcp-churn"), connections=(32,))]
 
 
 def _policies(count: int) -> Callable[[str, Wanted, frozenset[str]], list[Mode]]:
     def make(name: str, wanted: Wanted, modes: frozenset[str]) -> list[Mode]:
         lab = _up(manifests.workload(GUARDED) + manifests.policies(GUARDED, count), name, "nodeagent")
-        mode = NodeAgent(lab, f"{count:,} policies", workloads=wanted.of("http-authz"), connections=(32,))
-        mode.start()
-        return [mode]
+        return [NodeAgent(lab, f"{count:,} policies", workloads=wanted.of("http-authz"), connections=(32,))]
 
     return make
 
@@ -186,10 +168,19 @@ def bring_up(names: Sequence[str], wanted: Wanted, missing: list[Missing], progr
             continue
         progress(f"setting up {', '.join(name for name in setup.modes if name in here)}{' (a variant)' if setup.variant else ''}")
         try:
-            made += [mode for mode in setup.make(setup.lab, wanted, chosen) if mode.name in chosen and mode.workloads]
+            found = setup.make(setup.lab, wanted, chosen)
         except (NodeagentError, OSError) as error:
             Lab.remove(setup.lab)
             missing += [{"what": name, "why": f"did not come up: {error}"} for name in setup.modes if name in here]
+            continue
+        for mode in found:
+            if mode.name not in chosen or not set(mode.workloads) <= set(wanted.workloads) or not mode.workloads:
+                continue
+            try:
+                mode.start()
+                made.append(mode)
+            except (NodeagentError, OSError) as error:
+                missing.append({"what": mode.describe(), "why": f"did not come up: {error}"})
     return sorted(made, key=lambda mode: (MODES.index(mode.name), mode.variant))
 
 

@@ -103,6 +103,9 @@ class Mode(ABC):
         target = self.targets[workload]
         return target.url or f"http://{self.address(workload)}{target.path}"
 
+    def start(self) -> None:  # noqa: B027 (most modes are up with their lab)
+        """Start what is not up with the lab, and count its logs. Raises CompareError."""
+
     @abstractmethod
     def groups(self, workload: Workload | None = None) -> list[Path]:
         """Return the cgroups of what the mode adds, for *workload* or at all."""

@@ -81,10 +81,9 @@ def test_a_mode_that_fails_in_the_middle_is_named_and_the_others_go_on() -> None
 def test_a_mode_that_does_not_come_up_is_named_and_the_others_go_on(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("nodeagent.lab.programs.envoy", lambda: None)
     results = Results()
-    run.run(Plan(("direct", "envoy"), ("http",), rounds=1, seconds=1), results, lambda *step: None)
-    (missing,) = results.missing
-    assert missing["what"] == "envoy"
-    assert "nodeagent[compare]" in missing["why"]
+    run.run(Plan(("direct", "envoy-hop", "envoy"), ("http",), rounds=1, seconds=1), results, lambda *step: None)
+    assert [missing["what"] for missing in results.missing] == ["envoy-hop", "envoy"]
+    assert all("nodeagent[compare]" in missing["why"] for missing in results.missing)
     assert {cell.mode.name for cell in results.samples} == {"direct"}
     nothing_is_left()
 
