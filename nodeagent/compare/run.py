@@ -158,7 +158,7 @@ def _account(modes: Sequence[Mode], results: Results) -> None:
         results.notes += [f"{mode.describe()}: {fault}" for fault in results.work[mode][1]]
     for cell, samples in results.samples.items():
         if errors := sum(sample.errors for sample in samples):
-            results.notes.append(f"{cell.describe()}: {errors} of {sum(sample.requests for sample in samples)} requests failed")
+            results.notes.append(f"{cell.describe()}: {errors} of {sum(sample.requests for sample in samples)} requests failed, or were not sent in time")
 
 
 def _by_workload(mode: Mode, answered: Mapping[Cell, int]) -> dict[Workload, int]:

@@ -26,28 +26,27 @@ Settings = Mapping[str, Any]
 
 @dataclass(frozen=True, slots=True)
 class Switch:
-    """One setting of a switch. ``agent`` is merged into agent.yaml, ``values`` are the injector's."""
+    """One setting of a switch; the first is what others are compared with. ``agent`` is merged into agent.yaml, ``values`` are the injector's."""
 
     switch: str
     setting: str
     workload: Workload
     agent: Settings
     values: Settings
-    default: bool = False
 
 
 SWITCHES: Final = (
-    Switch("buffer size", "64 KiB", "bulk", {}, {}, default=True),
+    Switch("buffer size", "64 KiB", "bulk", {"proxy": {"limits": {"bufferBytes": 64 << 10}}}, {"bufferBytes": 64 << 10}),
     Switch("buffer size", "8 KiB", "bulk", {"proxy": {"limits": {"bufferBytes": 8 << 10}}}, {"bufferBytes": 8 << 10}),
     Switch("buffer size", "1 MiB", "bulk", {"proxy": {"limits": {"bufferBytes": 1 << 20}}}, {"bufferBytes": 1 << 20}),
-    Switch("pooling", "on", "http", {}, {}, default=True),
+    Switch("pooling", "on", "http", {}, {}),
     Switch("pooling", "off", "http", {"proxy": {"limits": {"idleUpstreamConnections": 0}}}, {"pooling": False}),
 )
 
 
 @dataclass(frozen=True, slots=True)
 class Switched:
-    """What a mode does under a setting; ``against_default`` divides by the figure of the default setting, of the same run."""
+    """What a mode does under a setting; ``against_default`` divides by the figure of the first setting, of the same run."""
 
     switch: str
     setting: str
@@ -79,7 +78,7 @@ def measure_switches(
 
 
 def _compared(mode: str, settings: Sequence[Switch], seconds: int, rounds: int) -> list[Switched]:
-    """Measure the *settings* of one switch in turn, round by round, each in a lab of its own; the default comes first."""
+    """Measure the *settings* of one switch in turn, round by round, each in a lab of its own."""
     names = [f"{SWITCH_LAB}-{number}" for number in range(len(settings))]
     values: list[list[float]] = [[] for _ in settings]
     try:

@@ -81,8 +81,8 @@ def scale(summary: Json) -> Table:
 def switches(summary: Json) -> Table:
     """Return the table of what the usual switches change."""
     table = Table(title="switches", title_style="bold")
-    for name in ("switch", "setting", "mode", "figure", "value", "× of the default"):
-        table.add_column(name, justify="right" if name in ("value", "× of the default") else "left", no_wrap=True)
+    for name in ("switch", "setting", "mode", "figure", "value", "× of the first"):
+        table.add_column(name, justify="right" if name in ("value", "× of the first") else "left", no_wrap=True)
     for row in summary["switches"]:
         value = f"{row['value']:,.2f} {row['unit']}" if row["value"] < 100 else f"{row['value']:,.0f} {row['unit']}"
         table.add_row(row["switch"], row["setting"], row["mode"], row["figure"], value, f"{row['against_default']:.2f}")
