@@ -39,7 +39,6 @@ OTHER: Final = Look("other", "", "#444444", "#cccccc", "-", ".")
 WORKLOADS: Final = {
     "http": "HTTP request, pods on one node",
     "http-authz": "HTTP request under a policy of method, path and principal",
-    "http-kernel-metrics": "HTTP request, counted in the kernel where there is a kernel path",
     "tcp": "request over a port declared as TCP",
     "tcp-churn": "a new connection for each request",
     "bulk": "one TCP stream, pods on one node",

@@ -9,7 +9,7 @@ COST = {
 }  # fmt: skip
 """Times the direct one's latency."""
 STREAMS = ("bulk", "bulk-cross-node")
-WORKLOADS = ("http", "http-authz", "http-kernel-metrics", "tcp", "tcp-churn", "bulk", "chain5", "cross-node", "bulk-cross-node")
+WORKLOADS = ("http", "http-authz", "tcp", "tcp-churn", "bulk", "chain5", "cross-node", "bulk-cross-node")
 
 
 def percentiles(cost: float, rate: float) -> list[list[float]]:

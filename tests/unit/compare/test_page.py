@@ -104,7 +104,7 @@ def test_everything_is_on_it(read: Reader) -> None:
         "between nodes, mTLS, 32 connections, p99",
     ):  # fmt: skip
         assert text in read.text
-    assert read.tags.count("figure") == 2 + 2 + 6 + 8 + 2 + 12
+    assert read.tags.count("figure") == 2 + 2 + 6 + 7 + 2 + 10
     for run in summary()["runs"]:
         for value in run["latency_us"].values():
             assert f"{value:,}" in read.text
