@@ -33,16 +33,19 @@ class Client:
     namespace: str
     pod: str = "client"
 
-    def run(self, argv: list[str], seconds: float) -> str:
-        """Run *argv* in the pod and return what it writes; raises CompareError if it fails or takes much longer than *seconds*."""
+    def run(self, argv: list[str], seconds: float, input: str | None = None) -> Any:
+        """Run *argv* in the pod and return the JSON that it ends with; raises CompareError if it fails or takes much longer than *seconds*."""
         where = f"{argv[0]} in {self.namespace}/{self.pod} of lab {self.lab.name}"
         try:
-            done = self.lab.exec(self.pod, argv, self.namespace, timeout=seconds + _PATIENCE_SECONDS)
+            done = self.lab.exec(self.pod, argv, self.namespace, input=input, timeout=seconds + _PATIENCE_SECONDS)
         except subprocess.TimeoutExpired:
             raise CompareError(f"{where}: still running after {seconds + _PATIENCE_SECONDS:g} s") from None
         if done.returncode:
             raise CompareError(f"{where}: {(done.stderr or done.stdout).strip()[-300:] or f'exit status {done.returncode}'}")
-        return done.stdout
+        try:
+            return json.loads(done.stdout[done.stdout.index("{") :])
+        except ValueError:
+            raise CompareError(f"{where}: {(done.stderr or done.stdout).strip()[-300:] or 'it says nothing'}") from None
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,8 +80,7 @@ def closed(client: Client, url: str, connections: int, seconds: int, *, fresh: b
     """
     argv = ["wrk", "-t1", f"-c{connections}", f"-d{seconds}s", "--timeout", "5s", "-s", "/dev/stdin", *(("-H", "Connection: close") if fresh else ()), url]
     script = _LUA.replace("PERCENTILES", ", ".join(map(str, PERCENTILES)))
-    done = client.lab.exec(client.pod, argv, client.namespace, input=script, timeout=seconds + _PATIENCE_SECONDS)
-    told = _last_line(done, client, argv)
+    told = client.run(argv, seconds, script)
     if not told["requests"]:
         raise CompareError(f"no request to {url} from {client.namespace}/{client.pod} of lab {client.lab.name} was answered")
     percentiles = tuple(zip(PERCENTILES, told["latencies"], strict=True))
@@ -88,7 +90,7 @@ def closed(client: Client, url: str, connections: int, seconds: int, *, fresh: b
 def open_loop(client: Client, url: str, rate: int, connections: int, seconds: int) -> Sample:
     """Ask *url* *rate* times a second, whatever becomes of the answers; latencies count from when a request was due."""
     argv = [sys.executable, "-m", "nodeagent.compare.openloop", "--url", url, "--rate", str(rate), "--connections", str(connections)]
-    told = json.loads(client.run([*argv, "--seconds", str(seconds)], seconds).splitlines()[-1])
+    told = client.run([*argv, "--seconds", str(seconds)], seconds)
     named = {float(name[1:]): value for name, value in told["latency_us"].items() if name[0] == "p"}
     percentiles = {percentile: value for percentile, value in told["percentiles"]} | named  # noqa: C416 (pairs are lists in JSON)
     return Sample(told["requests"], told["seconds"], told["errors"] + told["late"], tuple(sorted(percentiles.items())))
@@ -98,16 +100,8 @@ def stream(client: Client, address: str, seconds: int) -> Sample:
     """Send one TCP stream to iperf3 at *address*, as fast as it goes; what counts is what the server received."""
     host, _, port = address.rpartition(":")
     argv = ["iperf3", "--client", host.strip("[]"), "--port", port, "--time", str(seconds), "--json", "--connect-timeout", "3000"]
-    received = json.loads(client.run(argv, seconds))["end"]["sum_received"]
+    received = client.run(argv, seconds)["end"]["sum_received"]
     return Sample(0, received["seconds"], 0, (), received["bits_per_second"])
-
-
-def _last_line(done: subprocess.CompletedProcess[str], client: Client, argv: list[str]) -> Any:
-    try:
-        return json.loads(done.stdout.strip().splitlines()[-1])
-    except (IndexError, ValueError):
-        said = (done.stderr or done.stdout).strip()[-300:] or f"exit status {done.returncode}"
-        raise CompareError(f"{argv[0]} in {client.namespace}/{client.pod} of lab {client.lab.name}: {said}") from None
 
 
 _LUA: Final = """

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -82,14 +83,15 @@ class OwnSidecars(Sidecars):
 
     def verify(self, answered: Answered) -> tuple[list[str], list[str]]:
         checked, failed = Mode.verify(self, answered)
+        servers: Counter[tuple[str, str]] = Counter()
         for workload, count in answered.items():
-            if workload not in ("http", "http-authz", "cross-node", "tcp-churn"):
-                continue
-            target = self.targets[workload]
-            counted = _requests_by_tls(_get(self.lab.netns(target.service, target.namespace), istio.STATUS_PORT, "/metrics"))
-            checked.append(f"{workload}: {counted:,.0f} requests counted at the server's side as mutual TLS")
+            if workload in ("http", "http-authz", "cross-node", "tcp-churn"):
+                servers[self.targets[workload].namespace, self.targets[workload].service] += count
+        for (namespace, pod), count in servers.items():
+            counted = _requests_by_tls(_get(self.lab.netns(pod, namespace), istio.STATUS_PORT, "/metrics"))
+            checked.append(f"{counted:,.0f} requests counted at {namespace}/{pod} as mutual TLS")
             if counted < count:
-                failed.append(f"{workload}: of {count:,} requests {counted:,.0f} came by mutual TLS")
+                failed.append(f"of {count:,} requests to {namespace}/{pod} {counted:,.0f} came by mutual TLS")
         return checked, failed
 
 
