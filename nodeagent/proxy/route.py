@@ -36,7 +36,7 @@ class Route:
 
     __slots__ = (
         "_cells", "_metrics", "_peers", "_reporters", "_tcp", "active", "cluster", "delivers", "endpoint", "head_tail", "http_guard", "path", "pool",
-        "tcp_guard", "upstream_host", "workload",
+        "single", "tcp_guard", "upstream_host", "workload",
     )  # fmt: skip
 
     def __init__(self, metrics: WorkerMetrics, connection: Connection, to: Destination, cluster_id: str) -> None:
@@ -53,6 +53,8 @@ class Route:
         """What protects the endpoint against this client (``proxy/guard.py``), bound when the first request comes."""
         self.tcp_guard: Any = None
         self.head_tail = _head_tail(connection, to)
+        self.single = to.pool is not None and to.pool.pipeline.limits.idle_upstream_connections == 0
+        """Every connection carries one request, and the server is told so (RFC 9112 section 9.6)."""
 
     def cell(self, status: int, flags: str) -> HttpCell:
         """Return the counters of answers with *status* and response *flags* on this route."""

@@ -86,6 +86,8 @@ class Exchange:
         lines = self.lines
         if self.client_cert:
             lines = without(lines, lambda name: name.lower() == b"x-forwarded-client-cert")
+        if route.single and not self.upgrade:
+            lines = [*lines, b"connection", b": ", b"close", b"\r\n"]
         return b"".join((self.method, b" ", self.target, b" HTTP/1.1\r\n", *lines, route.head_tail))
 
     def hold(self, enough: int) -> asyncio.Future[None]:

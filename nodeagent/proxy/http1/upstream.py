@@ -24,6 +24,8 @@ _END: Final = b"\r\n\r\n"
 _MINOR: Final = len(b"HTTP/1.")
 _ONE: Final = 0x31
 _SIMPLE: Final = ~field.FRAMING | field.LENGTH | field.CONNECTION
+LINGER_SECONDS: Final = 1.0
+"""How long a server that said that it closes is waited for."""
 _KEEP_ALIVE: Final = (b"keep-alive", b"Keep-Alive")
 
 
@@ -55,6 +57,9 @@ class HttpUpstream:
         self._lengths: list[bytes] = []
         self._connection = b""
         self._reusable = self._between = True
+        self._announced = False
+        """The server said that it closes, and when the answer ends."""
+        self._leaving: Any = None
 
     def attach(self, transport: Any) -> None:
         """Use *transport*, which is connected (and whose TLS is established)."""
@@ -134,6 +139,8 @@ class HttpUpstream:
 
     def connection_lost(self, error: Exception | None) -> None:
         self.lost = True
+        if self._leaving is not None:
+            self._leaving.cancel()
         self.pool.forget(self)
         exchange = self.exchange
         if exchange is None:
@@ -233,6 +240,7 @@ class HttpUpstream:
         exchange.status = status
         exchange.answered = True
         self._body, self._length = framing.kind, framing.length
+        self._announced = not framing.keep_alive and framing.kind is not BodyKind.UNTIL_CLOSE
         self._reusable = framing.keep_alive and framing.kind is not BodyKind.UNTIL_CLOSE
         unbounded = framing.kind in (BodyKind.CHUNKED, BodyKind.UNTIL_CLOSE)
         self._chunk_out = unbounded and not exchange.http10
@@ -310,6 +318,10 @@ class HttpUpstream:
                 self._parser = httptools.HttpResponseParser(self)
             self.resume_reading()
             pool.release(self)
+        elif self._announced and exchange.request_complete and not self.lost:
+            self.resume_reading()
+            # Who closes first keeps the port for a minute (TIME_WAIT, RFC 9293 section 3.6.1): that is the server, as agreed.
+            self._leaving = pool.pipeline.loop.call_later(LINGER_SECONDS, self.transport.close)
         else:
             self.transport.close()
         pool.pipeline.observe(exchange, exchange.status, None)

@@ -54,6 +54,65 @@ def test_kept_alive_on_both_sides() -> None:
     play(answering(echo_target), scene)
 
 
+def test_without_pooling_the_server_is_told_and_closes_first() -> None:
+    """Whoever closes first keeps the port for a minute: the client's pod would have none left after half a minute of load."""
+    waited: list[bool] = []
+
+    async def app(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        head, _ = await read_request(reader)
+        assert head.lower().count(b"connection: close\r\n") == 1
+        writer.write(ok(head.split(b" ")[1], b"Connection: close\r\n"))
+        try:
+            await asyncio.wait_for(reader.read(1), 0.1)
+            waited.append(False)
+        except TimeoutError:
+            waited.append(True)
+
+    async def scene(stage: Stage) -> None:
+        reader, writer = await stage.connect()
+        for number in range(3):
+            writer.write(b"GET /%d HTTP/1.1\r\nHost: web\r\n\r\n" % number)
+            head, body = await read_answer(reader)
+            assert body == b"/%d" % number
+            assert b"connection" not in head.lower(), "what the server said concerns its own connection"
+        await asyncio.sleep(0.3)
+        assert stage.upstream_connections == 3
+        assert waited == [True] * 3
+        writer.close()
+
+    play(app, scene, limits={"idleUpstreamConnections": 0})
+
+
+@pytest.mark.parametrize("late", [b"", b"HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nevil"])
+def test_a_server_that_says_it_closes_and_does_not_is_closed(late: bytes) -> None:
+    ended: list[bytes] = []
+
+    async def app(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await read_request(reader)
+        writer.write(ok(b"one", b"Connection: close\r\n"))
+        if late:
+            await asyncio.sleep(0.05)
+            writer.write(late)
+        try:
+            ended.append(await reader.read(1))
+        except ConnectionError:
+            ended.append(b"")
+
+    async def scene(stage: Stage) -> None:
+        reader, writer = await stage.connect()
+        for number in (1, 2):
+            writer.write(GET)
+            assert (await read_answer(reader))[1] == b"one"
+            async with asyncio.timeout(5):
+                while len(ended) < number:
+                    await asyncio.sleep(0.02)
+        assert ended == [b"", b""]
+        assert stage.upstream_connections == 2
+        writer.close()
+
+    play(app, scene)
+
+
 def test_pipelined_requests_are_answered_in_order_with_their_bodies() -> None:
     async def scene(stage: Stage) -> None:
         request = b"".join(b"POST /%d HTTP/1.1\r\nHost: web\r\nContent-Length: 3\r\n\r\nb%02d" % (number, number) for number in range(20))
@@ -126,10 +185,12 @@ def test_expect_continue_and_early_hints_pass() -> None:
     play(app, scene)
 
 
-def test_an_upgrade_becomes_a_tunnel() -> None:
+@pytest.mark.parametrize("idle", [256, 0])
+def test_an_upgrade_becomes_a_tunnel(idle: int) -> None:
     async def app(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         head = (await reader.readuntil(b"\r\n\r\n")).lower()
         assert b"connection: upgrade" in head
+        assert b"connection: close" not in head
         assert b"upgrade: websocket" in head
         writer.write(b"HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\nhi")
         while data := await reader.read(100):
@@ -147,7 +208,7 @@ def test_an_upgrade_becomes_a_tunnel() -> None:
         assert await reader.read() == b"bye"
         writer.close()
 
-    play(app, scene)
+    play(app, scene, limits={"idleUpstreamConnections": idle})
 
 
 def test_a_declined_upgrade_stays_http_and_h2c_is_never_offered() -> None:
