@@ -56,7 +56,7 @@ class Limits(Section):
     connections_per_pod: int = Field(10000, ge=1)
     buffer_bytes: int = Field(65536, ge=4096, le=16777216)
     idle_upstream_connections: int = Field(256, ge=0, le=65536)
-    """Kept for the next request, for each client and endpoint; 0: every request gets a connection of its own."""
+    """Kept for the next request, for each client and endpoint; 0: every request gets a connection of its own, and the server is told so."""
 
 
 class Timeouts(Section):

@@ -12,7 +12,7 @@ import os
 import socket
 import ssl
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from nodeagent.errors import CONNECT_FAILED, CONNECT_TIMEOUT, UPSTREAM_RESET, UPSTREAM_TLS, IdentityError, Reason
 from nodeagent.identity.tls import Contexts, peer_identity
@@ -25,6 +25,10 @@ from nodeagent.proxy.tls.stream import TlsStream
 if TYPE_CHECKING:
     from nodeagent.proxy.pipeline import Pipeline
 
+LINGER_SECONDS: Final = 1.0
+"""How long a server is waited for that is to close its connection."""
+_LEAVING: Final = 256
+"""Connections to one endpoint that are waited for at once: one that never closes shall not collect them."""
 
 
 class DialError(Exception):
@@ -149,6 +153,7 @@ class Pool:
     def __init__(self, pipeline: Pipeline, dial: Dial) -> None:
         self.pipeline, self.dial = pipeline, dial
         self._idle: list[HttpUpstream] = []
+        self._leaving: set[HttpUpstream] = set()
         self._dialling: set[asyncio.Task[None]] = set()
 
     def send(self, exchange: Exchange) -> None:
@@ -190,22 +195,31 @@ class Pool:
             upstream.begin(exchange)
 
     def release(self, upstream: HttpUpstream) -> None:
-        """Take *upstream* back: its answer was complete."""
-        if len(self._idle) >= self.pipeline.limits.idle_upstream_connections or self.pipeline.draining or upstream.tls is not self.dial.contexts():
-            upstream.transport.close()
-            return
+        """Take *upstream* back: its answer was complete. One that the server is to close is left to it for a while: who closes first keeps
+        the port (TIME_WAIT, RFC 9293 section 3.6.1), and the client's pod has not many for one endpoint."""
+        limit = self.pipeline.limits.idle_upstream_connections
         upstream.idle_since = self.pipeline.now
-        self._idle.append(upstream)
+        if upstream.closes or not limit:
+            if len(self._leaving) < _LEAVING:
+                self._leaving.add(upstream)
+            else:
+                upstream.transport.close()
+        elif len(self._idle) >= limit or self.pipeline.draining or upstream.tls is not self.dial.contexts():
+            upstream.transport.close()
+        else:
+            self._idle.append(upstream)
 
     def forget(self, upstream: HttpUpstream) -> None:
         """*upstream* is closed."""
+        self._leaving.discard(upstream)
         if upstream.exchange is None and upstream in self._idle:
             self._idle.remove(upstream)
 
     def sweep(self, now: float, idle: float) -> None:
-        """Close what idled for *idle* seconds at *now* (monotonic)."""
+        """Close what idled for *idle* seconds at *now* (monotonic), and what the server should have closed."""
         tls = self.dial.contexts()  # a certificate that was renewed is not shown until it ends: the server would cut the connection
         stale = [upstream for upstream in self._idle if now - upstream.idle_since > idle or upstream.tls is not tls]
+        stale += [upstream for upstream in self._leaving if now - upstream.idle_since > LINGER_SECONDS]
         for upstream in stale:
-            self._idle.remove(upstream)
+            self.forget(upstream)
             upstream.transport.close()

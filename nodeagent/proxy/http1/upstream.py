@@ -24,8 +24,6 @@ _END: Final = b"\r\n\r\n"
 _MINOR: Final = len(b"HTTP/1.")
 _ONE: Final = 0x31
 _SIMPLE: Final = ~field.FRAMING | field.LENGTH | field.CONNECTION
-LINGER_SECONDS: Final = 1.0
-"""How long a server that said that it closes is waited for."""
 _KEEP_ALIVE: Final = (b"keep-alive", b"Keep-Alive")
 
 
@@ -56,10 +54,10 @@ class HttpUpstream:
         self._whole: list[bytes] | None = None
         self._lengths: list[bytes] = []
         self._connection = b""
-        self._reusable = self._between = True
-        self._announced = False
-        """The server said that it closes, and when the answer ends."""
-        self._leaving: Any = None
+        self._sound = self._between = True
+        """Sound: both messages ended where they said, and nothing is behind them."""
+        self.closes = False
+        """The server said that it closes after this answer."""
 
     def attach(self, transport: Any) -> None:
         """Use *transport*, which is connected (and whose TLS is established)."""
@@ -86,7 +84,7 @@ class HttpUpstream:
     def abandon(self) -> None:
         """Nobody waits for this answer any more."""
         self.exchange = None
-        self._reusable = False
+        self._sound = False
         self.transport.abort()
 
     # -- events of the transport --
@@ -94,7 +92,7 @@ class HttpUpstream:
     def data_received(self, data: bytes) -> None:
         exchange = self.exchange
         if exchange is None:
-            self._reusable = False
+            self._sound = False
             self.transport.abort()
             return
         fresh, self._between = self._between, False
@@ -107,7 +105,7 @@ class HttpUpstream:
             if not self._complete:
                 self._fail(UPSTREAM_PROTOCOL)
                 return
-            self._reusable = False  # bytes behind a complete answer: the answer stands, the connection does not
+            self._sound = False  # bytes behind a complete answer: the answer stands, the connection does not
         head, self._whole = self._whole, None
         if head is not None:
             if exchange.keep_alive and self._complete and fresh and data[_MINOR] == _ONE and data.find(_END) + 4 + self._length == len(data):
@@ -139,14 +137,12 @@ class HttpUpstream:
 
     def connection_lost(self, error: Exception | None) -> None:
         self.lost = True
-        if self._leaving is not None:
-            self._leaving.cancel()
         self.pool.forget(self)
         exchange = self.exchange
         if exchange is None:
             return
         if self._in_body and self._body is BodyKind.UNTIL_CLOSE and error is None:
-            self._reusable = False
+            self._sound = False
             if self._chunk_out:
                 self._parts.append(b"0\r\n\r\n")
             self._flush(exchange)
@@ -196,7 +192,7 @@ class HttpUpstream:
     def on_headers_complete(self) -> None:
         exchange = self.exchange
         if exchange is None or self._complete:
-            self._reusable = False
+            self._sound = False
             return
         self._in_body = True
         status = self._parser.get_status_code()
@@ -223,7 +219,7 @@ class HttpUpstream:
         exchange.status = status
         exchange.answered = True
         self._body, self._length = BodyKind.LENGTH, int(lengths[0])
-        self._reusable, self._chunk_out = True, False
+        self._sound, self._chunk_out = True, False
         self._whole = lines
 
     def _head(self, exchange: Exchange, status: int, lines: list[bytes]) -> None:
@@ -231,7 +227,7 @@ class HttpUpstream:
         try:
             framing = response_framing(status, exchange.method, list(zip(lines[0::4], lines[2::4], strict=True)), self._parser.get_http_version())
         except Ambiguous:
-            self._reusable = False
+            self._sound = False
             self._fail(UPSTREAM_PROTOCOL)
             return
         if status < 200:
@@ -240,8 +236,8 @@ class HttpUpstream:
         exchange.status = status
         exchange.answered = True
         self._body, self._length = framing.kind, framing.length
-        self._announced = not framing.keep_alive and framing.kind is not BodyKind.UNTIL_CLOSE
-        self._reusable = framing.keep_alive and framing.kind is not BodyKind.UNTIL_CLOSE
+        self.closes = not framing.keep_alive
+        self._sound = framing.kind is not BodyKind.UNTIL_CLOSE
         unbounded = framing.kind in (BodyKind.CHUNKED, BodyKind.UNTIL_CLOSE)
         self._chunk_out = unbounded and not exchange.http10
         if unbounded and exchange.http10:
@@ -262,7 +258,7 @@ class HttpUpstream:
 
     def on_body(self, data: bytes) -> None:
         if self._complete or not self._in_body:
-            self._reusable = False
+            self._sound = False
         elif self._chunk_out:
             self._parts += (b"%x\r\n" % len(data), data, b"\r\n")
         else:
@@ -309,19 +305,15 @@ class HttpUpstream:
         self._in_body = self._complete = False
         if self._trailers:
             self._trailers = []
-        reusable = self._reusable and exchange.request_complete
+        sound = self._sound and exchange.request_complete
         exchange.finished = True
         pool = self.pool
-        if reusable:
+        if sound:
             if head_only:
                 # The parser waits for the body that a HEAD answer only announces.
                 self._parser = httptools.HttpResponseParser(self)
             self.resume_reading()
             pool.release(self)
-        elif self._announced and exchange.request_complete and not self.lost:
-            self.resume_reading()
-            # Who closes first keeps the port for a minute (TIME_WAIT, RFC 9293 section 3.6.1): that is the server, as agreed.
-            self._leaving = pool.pipeline.loop.call_later(LINGER_SECONDS, self.transport.close)
         else:
             self.transport.close()
         pool.pipeline.observe(exchange, exchange.status, None)

@@ -54,14 +54,15 @@ def test_kept_alive_on_both_sides() -> None:
     play(answering(echo_target), scene)
 
 
-def test_without_pooling_the_server_is_told_and_closes_first() -> None:
+@pytest.mark.parametrize("said", [b"Connection: close\r\n", b""])
+def test_without_pooling_the_server_is_told_and_closes_first(said: bytes) -> None:
     """Whoever closes first keeps the port for a minute: the client's pod would have none left after half a minute of load."""
     waited: list[bool] = []
 
     async def app(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         head, _ = await read_request(reader)
         assert head.lower().count(b"connection: close\r\n") == 1
-        writer.write(ok(head.split(b" ")[1], b"Connection: close\r\n"))
+        writer.write(ok(head.split(b" ")[1], said))
         try:
             await asyncio.wait_for(reader.read(1), 0.1)
             waited.append(False)
@@ -108,6 +109,30 @@ def test_a_server_that_says_it_closes_and_does_not_is_closed(late: bytes) -> Non
                     await asyncio.sleep(0.02)
         assert ended == [b"", b""]
         assert stage.upstream_connections == 2
+        writer.close()
+
+    play(app, scene)
+
+
+def test_servers_that_never_close_do_not_collect_connections(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("nodeagent.proxy.pool._LEAVING", 2)
+    monkeypatch.setattr("nodeagent.proxy.pool.LINGER_SECONDS", 3600.0)
+    still = [0]
+
+    async def app(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await read_request(reader)
+        still[0] += 1
+        writer.write(ok(b"one", b"Connection: close\r\n"))
+        await reader.read(1)
+        still[0] -= 1
+
+    async def scene(stage: Stage) -> None:
+        reader, writer = await stage.connect()
+        for _ in range(5):
+            writer.write(GET)
+            assert (await read_answer(reader))[1] == b"one"
+        await asyncio.sleep(0.2)
+        assert still == [2]
         writer.close()
 
     play(app, scene)
