@@ -1,8 +1,10 @@
-/* The socket bypass: bytes between two sockets of this node, moved past TCP. For pods that ask for it, after authorisation.
+/* The socket bypass: bytes between two sockets of this node, moved past TCP. For pods that ask for it, after authorisation:
+ * from app to app on the kernel path, otherwise from app to proxy and from proxy to app.
  *
- * Both sockets of a connection are put into a sockhash when it is established. Each direction is decided once, when its
- * sender first sends: past TCP if the receiver is there by then, otherwise by TCP for ever, because the kernel keeps no
- * order between the two ways. The receiver's queue is empty then, for nothing was sent before.
+ * Both sockets of a connection are put into a sockhash when it is established. Each direction is decided when its sender
+ * first sends: past TCP if the receiver is there by then, otherwise by TCP for ever, because a receiver reads what came past
+ * TCP first. So the one change that keeps the order is from past TCP to TCP, and it is made, for ever too, when the receiver
+ * leaves unread what would fill a TCP window: nothing else bounds that queue.
  *
  * What goes past TCP is seen by no other program and in none of TCP's counters; it is counted here.
  */
@@ -21,8 +23,11 @@ __attribute__((section("maps/sockhash:" PINS "/bypass_sockets"))) struct bypass_
 BPF_ANNOTATE_KV_PAIR(bypass_sockets, struct bypass_side, u64);
 PINNED("hash", struct bypass_side, struct bypass_stream, bypass_streams);
 
+/* What a receiver may leave unread. A message more may come on top of it: 17 fragments, net/core/skmsg.c. */
+#define BYPASS_UNREAD (256 << 10)
+
 static inline struct bypass_side bypass_other(const struct bypass_side *side) {
-  struct bypass_side other = {.local = side->remote, .remote = side->local, .local_port = side->remote_port, .remote_port = side->local_port};
+  struct bypass_side other = {.netns = side->netns, .local = side->remote, .remote = side->local, .local_port = side->remote_port, .remote_port = side->local_port};
   return other;
 }
 
@@ -48,14 +53,18 @@ static inline struct bypass_side bypass_other(const struct bypass_side *side) {
     }                                                                          \
     side.local_port = ctx->local_port;                                         \
     side.remote_port = bpf_ntohl(ctx->remote_port);                            \
+    side.netns = same_address(&side.local, &side.remote) ? bpf_get_netns_cookie(ctx) : 0; \
   } while (0)
 
-/* For sockops, on both sides, when an authorised connection of two pods that ask for the bypass is established. */
+/* For sockops, on both sides, when an authorised connection of pods that ask for the bypass is established. */
 static inline void bypass_join(struct bpf_sock_ops *ctx) {
   struct bypass_side side = {};
+  struct bpf_sock *socket = ctx->sk;
+  if (!UNREAD_OFFSET || !socket)
+    return;
   BYPASS_SIDE(side, ctx);
   /* Data in the SYN (TCP fast open) went by TCP already. */
-  struct bypass_stream stream = {.way = ctx->data_segs_out ? BYPASS_TCP : BYPASS_UNDECIDED};
+  struct bypass_stream stream = {.way = ctx->data_segs_out ? BYPASS_TCP : BYPASS_UNDECIDED, .socket = (u64)socket};
   if (bypass_streams.update(&side, &stream))
     return;
   long error = bypass_sockets.sock_hash_update(ctx, &side, BPF_ANY);
@@ -80,17 +89,24 @@ static inline u64 bypass_leave(struct bpf_sock_ops *ctx) {
   return bytes;
 }
 
+/* The bytes that a socket has not read: sk_rmem_alloc. Of one that is gone, anything; there is nothing to overflow then. */
+static inline u32 bypass_unread(const struct bypass_stream *receiver) {
+  u32 bytes = 0;
+  bpf_probe_read_kernel(&bytes, sizeof(bytes), (void *)(receiver->socket + UNREAD_OFFSET));
+  return bytes;
+}
+
 int bypass_message(struct sk_msg_md *ctx) {
   struct bypass_side side = {};
   BYPASS_SIDE(side, ctx);
   struct bypass_stream *stream = bypass_streams.lookup(&side);
   if (!stream)
     return SK_PASS;
+  if (stream->way == BYPASS_TCP)
+    return SK_PASS;
   struct bypass_side peer = bypass_other(&side);
-  if (stream->way == BYPASS_UNDECIDED) {
-    struct bypass_stream *other = bypass_streams.lookup(&peer);
-    stream->way = other && other->joined ? BYPASS_SOCKET : BYPASS_TCP;
-  }
+  struct bypass_stream *other = bypass_streams.lookup(&peer);
+  stream->way = other && other->joined && bypass_unread(other) < BYPASS_UNREAD ? BYPASS_SOCKET : BYPASS_TCP;
   if (stream->way == BYPASS_TCP)
     return SK_PASS;
   u32 size = ctx->size;

@@ -8,6 +8,7 @@ enum bypass_way { BYPASS_UNDECIDED, BYPASS_SOCKET, BYPASS_TCP };
 
 /* One socket of a connection, as it sees itself. bypass_sockets: struct bypass_side -> socket */
 struct bypass_side {
+  __u64 netns; /* its cookie where both ends have one address, which says nothing outside of it; otherwise 0 */
   struct address local;
   struct address remote;
   __u32 local_port;
@@ -20,6 +21,7 @@ struct bypass_stream {
   __u64 messages;
   __u32 way;
   __u32 joined; /* 1: the socket is in the sockhash */
+  __u64 socket; /* the kernel's struct sock */
 };
 
 #endif

@@ -41,6 +41,10 @@ static inline bool is_ipv4(const struct address *address) {
   return address->words[0] == 0 && address->words[1] == 0 && address->words[2] == bpf_htonl(0xffff);
 }
 
+static inline bool same_address(const struct address *one, const struct address *other) {
+  return one->words[0] == other->words[0] && one->words[1] == other->words[1] && one->words[2] == other->words[2] && one->words[3] == other->words[3];
+}
+
 static inline struct address mapped(u32 ipv4) {
   struct address address = {.words = {0, 0, bpf_htonl(0xffff), ipv4}};
   return address;

@@ -95,9 +95,26 @@ static inline void connecting(struct bpf_sock_ops *ctx, u64 cookie) {
   watch_state(ctx);
 }
 
+/* The two legs of a proxied connection, from the app to the listener in its pod and from the proxy, inside the server's pod, to the
+ * app, are joined for pods that ask for it. Both ends of a leg have the pod's address, or the loopback's where the app was redirected. */
+static inline void leg(struct bpf_sock_ops *ctx, const struct flow_key *ends) {
+  if (!same_address(&ends->source, &ends->destination))
+    return;
+  u32 zero = 0;
+  u64 netns = bpf_get_netns_cookie(ctx);
+  struct pod *pod = pods.lookup(&netns);
+  struct settings *node = settings.lookup(&zero);
+  if (!pod || !pod->bypass || !node || (is_loopback(&ends->source) && ends->destination_port != node->outbound_port))
+    return;
+  watch_state(ctx);
+  bypass_join(ctx);
+}
+
 static inline void established(struct bpf_sock_ops *ctx, u64 cookie, bool client) {
   struct flow_key key = flow_of(ctx, client);
   struct kernel_flow *flow = kernel_flows.lookup(&key);
+  if (!flow)
+    leg(ctx, &key);
   if (!flow || (client ? flow->client != cookie : flow->server || flow->client_closed))
     return;
   if (client) {
@@ -137,7 +154,7 @@ static inline void ended(struct bpf_sock_ops *ctx, u64 cookie) {
     key = flow_of(ctx, false);
     flow = kernel_flows.lookup(&key);
     if (!flow || flow->server != cookie) {
-      bypass_leave(ctx); /* its record went when the client's port was used again */
+      bypass_leave(ctx); /* a proxied connection's; or the record went when the client's port was used again */
       return;
     }
   }

@@ -99,6 +99,13 @@ COMPARISONS: Final[Sequence[Comparison]] = (
         ("kernel path / direct: TCP stream, bits/s", 0.95, None, True, "bulk", 1, _bits),
     )),
     *_against("direct", "nodeagent-bypass", (
+        ("agent with the bypass / direct: five services, 1 connection, p50", 1.8, None, False, "chain5", 1, _p50),
+    ), variant="proxy"),
+    *_against("nodeagent", "nodeagent-bypass", (
+        ("agent with the bypass / without: same node, 1 connection, p50", None, None, False, "http", 1, _p50),
+        ("agent with the bypass / without: same node, 32 connections, requests/s", None, None, True, "http", 32, _rate),
+    ), variant="proxy"),
+    *_against("direct", "nodeagent-bypass", (
         ("bypass / direct: 32 connections, requests/s", 1.7, None, True, "http", 32, _rate),
     )),
     *_against("direct", "envoy", (

@@ -11,8 +11,8 @@ from typing import Any, Final
 from nodeagent.compare import envoy, manifests
 from nodeagent.compare.hops import EnvoyHop, HaproxyHop
 from nodeagent.compare.load import CompareError, Workload
-from nodeagent.compare.manifests import BYPASSED, GUARDED, PLAIN
-from nodeagent.compare.meshes import BYPASS_TARGETS, Bypass, EnvoySidecars, KernelPath, NodeAgent, OwnSidecars
+from nodeagent.compare.manifests import BYPASS, BYPASSED, GUARDED, PLAIN
+from nodeagent.compare.meshes import BYPASS_TARGETS, Bypass, EnvoySidecars, Joined, KernelPath, NodeAgent, OwnSidecars
 from nodeagent.compare.modes import TARGETS, Direct, Mode, Target
 from nodeagent.errors import NodeagentError
 from nodeagent.lab import Lab
@@ -89,13 +89,19 @@ def _workers(name: str, wanted: Wanted, modes: frozenset[str]) -> list[Mode]:
 def _kernel(name: str, wanted: Wanted, modes: frozenset[str]) -> list[Mode]:
     text = wanted.text(guarded=False)
     if "nodeagent-bypass" in modes:
-        text += "\n---\n" + manifests.workload(BYPASSED, pod_annotations="nodeagent.io/bypass: enabled")
+        text += "\n---\n" + manifests.workload(BYPASSED, pod_annotations=BYPASS)
     lab = _up(text, name, "nodeagent", wanted.files, agent=_SILENT)
     served = wanted.of("http", "tcp", "tcp-churn", "chain5", "bulk", "manifest")
     made: list[Mode] = [KernelPath(lab, workloads=served, targets=wanted.targets)]
     if "nodeagent-bypass" in modes:
         made.append(Bypass(lab, workloads=wanted.of("http", "bulk"), targets=BYPASS_TARGETS))
     return made
+
+
+def _joined(name: str, wanted: Wanted, modes: frozenset[str]) -> list[Mode]:
+    chain = manifests.chain(PLAIN, pod_annotations=BYPASS) if "chain5" in wanted.workloads else ""
+    lab = _up(manifests.workload(PLAIN, pod_annotations=BYPASS) + chain, name, "nodeagent")
+    return [Joined(lab, "proxy", workloads=wanted.of("http", "chain5"))]
 
 
 def _sidecar(name: str, wanted: Wanted, modes: frozenset[str]) -> list[Mode]:
@@ -130,13 +136,14 @@ SETUPS: Final = (
     Setup("compare", ("direct", "haproxy", "envoy-hop"), _direct),
     Setup("compare-agent", ("nodeagent",), _nodeagent),
     Setup("compare-kernel", ("nodeagent-kernel", "nodeagent-bypass"), _kernel),
+    Setup("compare-joined", ("nodeagent-bypass",), _joined),
     Setup("compare-sidecar", ("sidecar",), _sidecar),
     Setup("compare-envoy", ("envoy",), _envoy),
     Setup("compare-workers", ("nodeagent",), _workers, variant=True),
     Setup("compare-envoy-one", ("envoy",), _one_thread, variant=True),
     *(Setup(f"compare-policies-{count}", ("nodeagent",), _policies(count), variant=True) for count in POLICIES),
 )
-MODES: Final = tuple(name for setup in SETUPS if not setup.variant for name in setup.modes)
+MODES: Final = tuple(dict.fromkeys(name for setup in SETUPS if not setup.variant for name in setup.modes))
 Missing = dict[str, str]
 """``what`` is not in the results, and ``why``."""
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Final
 
 PLAIN, GUARDED, BYPASSED = "plain", "guarded", "bypassed"
+BYPASS: Final = "nodeagent.io/bypass: enabled"
 """Namespaces: without a policy, with one, and with sockets joined."""
 CHAIN: Final = ("a", "b", "c", "d", "e")
 """The services that one request of ``chain5`` goes through."""
@@ -21,7 +22,7 @@ _LINK: Final = """
 ---
 apiVersion: v1
 kind: Pod
-metadata: {{name: {name}, namespace: {namespace}, labels: {{app: {name}}}}}
+metadata: {{name: {name}, namespace: {namespace}, labels: {{app: {name}}}, annotations: {{{annotations}}}}}
 spec:
   nodeName: node1
   serviceAccountName: server
@@ -77,7 +78,7 @@ def workload(namespace: str, *, annotations: str = "", pod_annotations: str = ""
     return text.replace("NAMESPACE", namespace)
 
 
-def chain(namespace: str) -> str:
+def chain(namespace: str, *, pod_annotations: str = "") -> str:
     """Return five services in the namespace of :func:`workload`, each of which asks the next one before it answers."""
     links = []
     for name, following in zip(CHAIN, (*CHAIN[1:], ""), strict=True):
@@ -86,7 +87,7 @@ def chain(namespace: str) -> str:
             server = f"server {following}.{namespace}.svc.cluster.local:8080;"
             upstream = f"upstream next {{ {server} keepalive 64; keepalive_requests 1000000000; }}"
             answer = 'proxy_pass http://next; proxy_http_version 1.1; proxy_set_header Connection "";'
-        links.append(_LINK.format(name=name, namespace=namespace, upstream=upstream, answer=answer))
+        links.append(_LINK.format(name=name, namespace=namespace, annotations=pod_annotations, upstream=upstream, answer=answer))
     return "".join(links)
 
 

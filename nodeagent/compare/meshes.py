@@ -17,6 +17,8 @@ from nodeagent.inject.model import PROXY
 from nodeagent.lab import http
 from nodeagent.lab.layout import CGROUP
 
+_BLOCKING: Final = "every application: one that uses a blocking socket from two threads may see EAGAIN"
+
 
 @dataclass(slots=True, eq=False)
 class Sidecars(Mode):
@@ -130,6 +132,16 @@ class NodeAgent(Mode):
 
 
 @dataclass(slots=True, eq=False)
+class Joined(NodeAgent):
+    """The same with the applications' and the proxy's sockets joined."""
+
+    name = "nodeagent-bypass"
+    whole = False
+    does: ClassVar[Sequence[str]] = ("what nodeagent does, with the sockets of application and proxy joined past TCP",)
+    does_not = (*NodeAgent.does_not, _BLOCKING)
+
+
+@dataclass(slots=True, eq=False)
 class KernelPath(NodeAgent):
     """This project, with connections that are authorised once and then run pod to pod: no access log, nothing per request."""
 
@@ -174,7 +186,7 @@ class Bypass(KernelPath):
     name = "nodeagent-bypass"
     whole = False
     does: ClassVar[Sequence[str]] = ("what nodeagent-kernel does, with the two applications' sockets joined past TCP",)
-    does_not = (*KernelPath.does_not, "HTTP metrics: no packets pass", "every application: one that uses a blocking socket from two threads may see EAGAIN")
+    does_not = (*KernelPath.does_not, "HTTP metrics: no packets pass", _BLOCKING)
     counts_http = False
 
 

@@ -6,14 +6,25 @@ gets them from ``bypass_leave`` in bpf/bypass.c.
 
 from __future__ import annotations
 
+import contextlib
+import os
+import socket
+import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Final
 
 from nodeagent.errors import KernelError
-from nodeagent.redirect import hooks, syscall
+from nodeagent.redirect import btf, hooks, syscall
 from nodeagent.redirect.bypass_layout import WAYS, BypassSide, BypassStream
 from nodeagent.redirect.layout import unpack_address
-from nodeagent.redirect.maps import Map
+from nodeagent.redirect.maps import SOCKHASH, Map
+
+UNREAD: Final = ("sock", "sk_backlog", "rmem_alloc")
+"""Where the kernel counts the bytes that a socket has not read: sk_rmem_alloc."""
+_SO_MEMINFO: Final = 55
+"""asm-generic/socket.h; the first of its words is sk_rmem_alloc again."""
+_TRIED: Final = 1000
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +51,47 @@ def install(maps: Mapping[str, Map], programs: Mapping[str, int]) -> None:
         syscall.program_attach(programs[hook.name], maps["bypass_sockets"].fd, hook.attach_type)
     except OSError as error:
         raise KernelError(f"{hook.name} cannot be attached to the map bypass_sockets: {error.strerror}") from None
+
+
+def unread_offset() -> int:
+    """Return where struct sock counts unread bytes, which bound what is sent past TCP; 0: this kernel does not say, and no socket is joined."""
+    try:
+        counted()
+        return btf.offset(*UNREAD)
+    except (KernelError, OSError):
+        return 0
+
+
+def counted() -> None:
+    """Try on two sockets whether what came past TCP counts as unread: kernels before 6.13 (and their stable series) did not. Raises KernelError, OSError."""
+    with contextlib.ExitStack() as stack:
+        sockets = syscall.map_create(SOCKHASH, "unread", 4, 8, 2, 0)
+        stack.callback(os.close, sockets)
+        program = syscall.program_load(hooks.BYPASS_MESSAGE.program_type, hooks.BYPASS_MESSAGE.attach_type, _to_first(sockets))
+        stack.callback(os.close, program)
+        syscall.program_attach(program, sockets, hooks.BYPASS_MESSAGE.attach_type)
+        listener = stack.enter_context(socket.create_server(("127.0.0.1", 0)))
+        sender = stack.enter_context(socket.create_connection(listener.getsockname()))
+        receiver = stack.enter_context(listener.accept()[0])
+        for key, one in enumerate((receiver, sender)):
+            syscall.map_update(sockets, struct.pack("=I", key), struct.pack("=Q", one.fileno()))
+        sender.sendall(bytes(_TRIED))
+        unread = struct.unpack_from("=I", receiver.getsockopt(socket.SOL_SOCKET, _SO_MEMINFO, 36))[0]
+        if unread < _TRIED:
+            raise KernelError(f"{unread} of {_TRIED} bytes that came past TCP count as unread")
+
+
+def _to_first(sockets: int) -> bytes:
+    """Return a program that sends every message to the socket with key 0 (include/uapi/linux/bpf.h: struct bpf_insn)."""
+    instructions = (
+        (0x62, 10, -4, 0),  # *(u32 *)(r10 - 4) = 0
+        (0x18, 0x12, 0, sockets), (0, 0, 0, 0),  # r2 = the map
+        (0xBF, 0xA3, 0, 0), (0x07, 3, 0, -4),  # r3 = r10 - 4
+        (0xB7, 4, 0, 1),  # r4 = BPF_F_INGRESS
+        (0x85, 0, 0, 71),  # r0 = bpf_msg_redirect_hash(r1, r2, r3, r4)
+        (0x95, 0, 0, 0),
+    )  # fmt: skip
+    return b"".join(struct.pack("=BBhi", *one) for one in instructions)
 
 
 def streams(maps: Mapping[str, Map]) -> dict[Side, Stream]:

@@ -23,10 +23,11 @@ class Hook:
 
 _SKB, _SOCK, _SOCK_OPS, _SK_MSG, _SOCK_ADDR, _SK_LOOKUP = 8, 9, 13, 16, 18, 30
 
+SOCKOPS: Final = Hook("sockops", _SOCK_OPS, 3)
 CGROUP_HOOKS: Final = (
     # What remembers and forgets a connection comes before what captures one.
     Hook("sock_release", _SOCK, 34),
-    Hook("sockops", _SOCK_OPS, 3),
+    SOCKOPS,
     Hook("getpeername4", _SOCK_ADDR, 29),
     Hook("getpeername6", _SOCK_ADDR, 30),
     Hook("getsockname4", _SOCK_ADDR, 31),

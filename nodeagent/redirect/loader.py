@@ -45,8 +45,8 @@ def source_directory() -> Path:
     raise KernelError(f"the folder bpf/ is neither in {package} nor beside it: install the package again")
 
 
-def compile_programs(pin_directory: Path) -> Any:
-    """Compile all programs against the maps pinned in *pin_directory*; return bcc's BPF object. Raises KernelError."""
+def compile_programs(pin_directory: Path, unread_offset: int) -> Any:
+    """Compile all programs against the maps pinned in *pin_directory*; return bcc's BPF object. *unread_offset*: see ``bypass``. Raises KernelError."""
     source = source_directory()
     os.environ["BCC_KERNEL_SOURCE"] = str(source / "include")
     try:
@@ -55,7 +55,7 @@ def compile_programs(pin_directory: Path) -> Any:
         raise KernelError(f"bcc cannot be imported: {error}; install python3-bpfcc and use Debian's interpreter (--system-site-packages)") from None
     text = "".join(f'#line 1 "{name}"\n{(source / name).read_text()}\n' for name in SOURCES)
     triplet = sysconfig.get_config_var("MULTIARCH") or f"{platform.machine()}-linux-gnu"
-    flags = [f"-I{source}", "-I/usr/include", f"-I/usr/include/{triplet}", "-Wno-everything", f'-DPINS="{pin_directory}"']
+    flags = [f"-I{source}", "-I/usr/include", f"-I/usr/include/{triplet}", "-Wno-everything", f'-DPINS="{pin_directory}"', f"-DUNREAD_OFFSET={unread_offset}"]
     try:
         return BPF(text=text, cflags=flags)
     except Exception as error:  # noqa: BLE001 - bcc raises bare Exception
@@ -98,9 +98,18 @@ def own_cgroup(captured: Path) -> Path | None:
     return None
 
 
-def _settings(request: Request) -> bytes:
+def cgroup_beside(captured: Path) -> Path | None:
+    """Return this process's cgroup, which is not below *captured*; None if it holds *captured*, where a program would run for every pod once more."""
+    root = captured.resolve()
+    while root.parent.stat().st_dev == root.stat().st_dev:
+        root = root.parent
+    path = next((line[3:] for line in Path("/proc/self/cgroup").read_text().splitlines() if line.startswith("0::")), "/")
+    own = root / path.lstrip("/")
+    return None if ".." in own.parts or captured.resolve().is_relative_to(own) else own
+
+
+def _settings(request: Request, cgroup: Path | None) -> bytes:
     redirect = request.redirect
-    cgroup = request.agent_cgroup or own_cgroup(redirect.cgroup)
     try:
         agent = cgroup.stat().st_ino if cgroup else 0
     except OSError as error:
@@ -144,17 +153,28 @@ def run(request: Request) -> None:
     pinned.make()
     with _exclusive(redirect.pin_directory):
         opened = maps.adopt_all(pinned.maps, redirect.maps)
-        opened["settings"].put(struct.pack("=I", 0), _settings(request))
-        programs = compile_programs(pinned.maps)
+        below = request.agent_cgroup or own_cgroup(redirect.cgroup)
+        opened["settings"].put(struct.pack("=I", 0), _settings(request, below))
+        programs = compile_programs(pinned.maps, bypass.unread_offset())
         loaded = _load(programs, pinned, (hook for hook in hooks.HOOKS if hook is not hooks.HTTP_EGRESS))
         for link in pinned.links.glob("lookup-*"):
             _replace(link, loaded[hooks.LOOKUP.name])
         bypass.install(opened, loaded)
         for hook in hooks.CGROUP_HOOKS:
             hooks.ensure(pinned.links / hook.name, hook, cgroup, loaded[hook.name])
+        _follow_own(pinned, cgroup_beside(redirect.cgroup) if below is None else None, loaded[hooks.SOCKOPS.name])
         sys.stdout.buffer.write(ATTACHED)
         sys.stdout.flush()
         http_metrics.install(opened, _load(programs, pinned, (hooks.HTTP_EGRESS,)), pinned.links)
+
+
+def _follow_own(pinned: pins.Pins, beside: Path | None, sockops: int) -> None:
+    """Run sockops for the daemon's own sockets too, which are ends of proxied connections, where its cgroup is not below the captured one."""
+    link = pinned.links / "sockops-own"
+    if beside is None:
+        hooks.remove(link)
+    else:
+        hooks.ensure(link, hooks.SOCKOPS, open_cgroup(beside), sockops)
 
 
 def _replace(path: Path, program: int) -> None:

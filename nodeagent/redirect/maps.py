@@ -19,7 +19,7 @@ from nodeagent.config import MapSizes
 from nodeagent.errors import KernelError
 from nodeagent.redirect import bypass_layout, http_layout, layout, syscall
 
-_HASH, _ARRAY, _PROGRAMS, _PERCPU_HASH, _PERCPU_ARRAY, _LRU_HASH, _SOCKHASH = 1, 2, 3, 5, 6, 9, 18
+_HASH, _ARRAY, _PROGRAMS, _PERCPU_HASH, _PERCPU_ARRAY, _LRU_HASH, SOCKHASH = 1, 2, 3, 5, 6, 9, 18
 _NO_PREALLOC: Final = 1
 """BPF_F_NO_PREALLOC: these maps are only written from user space, and mostly empty."""
 
@@ -54,7 +54,7 @@ def specifications(sizes: MapSizes) -> tuple[MapSpec, ...]:
         MapSpec("addresses", _HASH, address, _COOKIE, sizes.pods * _ADDRESSES_A_POD, _NO_PREALLOC, pods),
         MapSpec("exclusions", _HASH, size(layout.PortKey), 4, sizes.exclusions, _NO_PREALLOC, "redirect.maps.exclusions"),
         MapSpec("port_modes", _HASH, size(layout.PortKey), 4, sizes.exclusions, _NO_PREALLOC, "redirect.maps.exclusions"),
-        MapSpec("listeners", _SOCKHASH, size(layout.ListenerKey), 8, sizes.pods * _FAMILIES_AND_DIRECTIONS, 0, pods),
+        MapSpec("listeners", SOCKHASH, size(layout.ListenerKey), 8, sizes.pods * _FAMILIES_AND_DIRECTIONS, 0, pods),
         MapSpec("by_cookie", _HASH, _COOKIE, original, sizes.connections, 0, connections),
         MapSpec("by_source", _LRU_HASH, size(layout.Source), original, sizes.connections, 0, connections),
         MapSpec("destinations", _HASH, endpoint, size(layout.Destination), sizes.endpoints, _NO_PREALLOC, endpoints),
@@ -68,7 +68,7 @@ def specifications(sizes: MapSizes) -> tuple[MapSpec, ...]:
         MapSpec("http_flows", _HASH, _COOKIE, size(http_layout.HttpFlow), sizes.connections, _NO_PREALLOC, connections),
         MapSpec("http_ends", _HASH, _COOKIE, size(http_layout.HttpEnd), 2 * sizes.connections, _NO_PREALLOC, connections),
         MapSpec("http_requests", _PERCPU_HASH, size(http_layout.HttpKey), size(http_layout.HttpCell), http_layout.SERIES, _NO_PREALLOC),
-        MapSpec("bypass_sockets", _SOCKHASH, size(bypass_layout.BypassSide), 8, 2 * sizes.connections, 0, connections),
+        MapSpec("bypass_sockets", SOCKHASH, size(bypass_layout.BypassSide), 8, 2 * sizes.connections, 0, connections),
         MapSpec("bypass_streams", _HASH, size(bypass_layout.BypassSide), size(bypass_layout.BypassStream), 2 * sizes.connections, _NO_PREALLOC, connections),
     )
 
@@ -107,7 +107,7 @@ class Map:
             key = syscall.map_next_key(self.fd, key, self.spec.key_size)
 
     def used(self) -> int:
-        return sum(1 for _ in self.keys()) if self.spec.kind == _SOCKHASH else len(self.items())
+        return sum(1 for _ in self.keys()) if self.spec.kind == SOCKHASH else len(self.items())
 
 
 @lru_cache(1)

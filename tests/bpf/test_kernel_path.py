@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import socket
+import struct
 from collections.abc import Callable, Iterator
 from multiprocessing.connection import Connection
 from pathlib import Path as File
@@ -48,6 +49,7 @@ class Path:
 
     def put(self, verdict: Verdict | None, port: int, vip: int = 0, **flags: bool) -> None:
         """Decide connections to *port* of b so (None: any pod may), and balance the ClusterIP's port *vip* over it."""
+        self.node.enroll(self.a, A, strict=True, bypass=flags.get("bypass", False))
         verdicts = None if verdict is None else {A: verdict}
         destinations = {(address, port): KernelDestination(B, verdicts, **flags) for address in self.b.addresses}
         services = {}
@@ -365,11 +367,61 @@ def _until_reset(pipe: Connection, address: str, port: int) -> int:
 
 
 def _error_of(connection: socket.socket) -> int:
+    """Past TCP a blocking reader that is woken by the end hears EAGAIN first (net/ipv4/tcp_bpf.c: tcp_bpf_recvmsg)."""
     try:
-        connection.recv(100)
+        try:
+            connection.recv(100)
+        except BlockingIOError:
+            connection.recv(100)
     except OSError as error:
         return error.errno or 0
     return 0
+
+
+def _flood(pipe: Connection, address: str, port: int) -> int:
+    """Send numbered words until nobody takes more, at most 64 MB; then what is left of the last one, in peace. Return how many bytes were taken in the rush."""
+    words = b"".join(number.to_bytes(4, "big") for number in range(16 << 20))
+    with connected(address, port) as connection:
+        connection.setblocking(False)
+        taken = 0
+        try:
+            while taken < len(words):
+                taken += connection.send(words[taken : taken + 10_000])
+        except BlockingIOError:
+            pipe.send("full")
+        connection.settimeout(10)
+        connection.sendall(words[taken : taken + 1_000_000 - taken % 4])
+        return taken
+
+
+def _read_late(pipe: Connection, address: str, port: int) -> int:
+    """Read when told to; return how many words came in their order, -1: one did not."""
+    with socket.create_server((address, port), family=socket.AF_INET6 if ":" in address else socket.AF_INET) as listener:
+        pipe.send("ready")
+        connection, _ = listener.accept()
+        with connection:
+            pipe.recv()
+            data = bytearray()
+            while piece := connection.recv(1 << 20):
+                data += piece
+    words = struct.unpack(f">{len(data) // 4}I", data)
+    return len(words) if words == tuple(range(len(words))) else -1
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_receiver_that_does_not_read_is_not_flooded(path: Path, kind: str) -> None:
+    """Input: a sender past TCP that is never told to wait. Verdict: it is, by TCP, when much is unread; the bytes keep their order."""
+    server = path.node.stage.start(path.b, _read_late, _any(kind), 8319)
+    server.receive()
+    path.put(ALLOWED, 8319, bypass=True)
+    client = path.node.stage.start(path.a, _flood, path.b.address(kind), 8319)
+    assert client.receive() == "full"
+    (sent,) = [stream for stream in path.node.plane.bypassed().values() if stream.way != "undecided"]
+    assert sent.way == "tcp"
+    assert 256 << 10 <= sent.sent_bytes < 1 << 20
+    server.send("read")
+    taken = client.receive()
+    assert server.receive() == (taken + 1_000_000 - taken % 4) // 4
 
 
 def _multipath(_pipe: Connection, address: str, port: int) -> tuple[bytes, tuple[str, int]]:

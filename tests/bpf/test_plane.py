@@ -375,6 +375,23 @@ def test_loader_says_what_is_wrong(make_node: Callable[..., Node], tmp_path: Pat
     assert list(tmp_path.iterdir()) == []
     with pytest.raises(KernelError, match="the daemon runs in the captured cgroup itself"):
         loader.own_cgroup(_own_cgroup())
+    assert loader.cgroup_beside(_own_cgroup()) is None
+
+
+def test_the_daemons_own_cgroup_is_beside_the_captured_one_or_holds_it() -> None:
+    stage, other = Stage.make(), Stage.make()
+    try:
+        (other.cgroup / "below").mkdir()
+        found = [stage.run(None, _find_beside, captured, cgroup="agent") for captured in (other.cgroup, stage.cgroup / "agent", other.cgroup / "below")]
+        assert found == [stage.cgroup / "agent", None, stage.cgroup / "agent"]
+    finally:
+        (other.cgroup / "below").rmdir()
+        stage.leave()
+        other.leave()
+
+
+def _find_beside(_pipe: Connection, captured: Path) -> Path | None:
+    return loader.cgroup_beside(captured)
 
 
 def _own_cgroup() -> Path:
