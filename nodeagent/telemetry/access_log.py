@@ -34,7 +34,9 @@ class AccessLog:
         self._records: list[Record] = []
         self._lines: list[bytes] = []
         self._count = self._size = self._refused = 0
+        self._loop: asyncio.AbstractEventLoop | None = None
         self._timer: asyncio.TimerHandle | None = None
+        """Runs while something waits: a log of which nothing is asked wakes nobody."""
 
     @property
     def dropped(self) -> int:
@@ -45,13 +47,23 @@ class AccessLog:
         """Take the record of one finished request or connection; see ``log_format.FIELDS``."""
         records = self._records
         records.append(record)
+        if self._timer is None:
+            self._set_timer()
         if len(records) >= BATCH_RECORDS:
             self._format_batch()
 
     def start(self) -> None:
-        """Flush now and every INTERVAL_SECONDS on the running loop."""
+        """From now on, on the running loop, hand over within INTERVAL_SECONDS what is logged."""
+        self._loop = asyncio.get_running_loop()
+        self._set_timer()
+
+    def _set_timer(self) -> None:
+        if self._loop is not None:
+            self._timer = self._loop.call_later(INTERVAL_SECONDS, self._due)
+
+    def _due(self) -> None:
+        self._timer = None
         self.flush()
-        self._timer = asyncio.get_running_loop().call_later(INTERVAL_SECONDS, self.start)
 
     def flush(self) -> None:
         """Hand everything logged so far to the writer; returns before it is on disk."""
@@ -62,6 +74,7 @@ class AccessLog:
 
     def close(self, timeout_seconds: float = 2.0) -> None:
         """Flush, and wait at most *timeout_seconds* for the writer."""
+        self._loop = None
         if self._timer:
             self._timer.cancel()
         self.flush()

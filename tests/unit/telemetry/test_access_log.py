@@ -13,6 +13,7 @@ import sys
 import time
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 from hypothesis import given
@@ -145,6 +146,27 @@ def test_lines_reach_the_file_within_the_interval(tmp_path: Path) -> None:
     assert asyncio.run(run()).count("\n") == 100
     assert path.read_text().count("\n") == 101
     assert path.stat().st_mode & 0o777 == 0o640
+
+
+def test_a_log_of_which_nothing_is_asked_wakes_nobody(tmp_path: Path) -> None:
+    path = tmp_path / "access.log"
+
+    async def run() -> list[int]:
+        loop, log, found = asyncio.get_running_loop(), AccessLog(str(path)), []
+        log.start()
+        await asyncio.sleep(0.25)
+        with mock.patch.object(loop, "call_at", wraps=loop.call_at) as timers:
+            for lines in (0, 2, 0, 1):
+                for _ in range(lines):
+                    log.log(REQUEST)
+                await asyncio.sleep(0.25)
+                found.append(sum(call.args[1].__qualname__.startswith("AccessLog") for call in timers.call_args_list))
+                timers.reset_mock()
+        assert path.read_text().count("\n") == 3
+        log.close()
+        return found
+
+    assert asyncio.run(run()) == [0, 1, 0, 1]
 
 
 def test_a_full_disk_loses_lines_and_counts_them(caplog: pytest.LogCaptureFixture) -> None:
