@@ -1,5 +1,5 @@
-/* The socket bypass: bytes between two sockets of this node, moved past TCP. For pods that ask for it, after authorisation:
- * from app to app on the kernel path, otherwise from app to proxy and from proxy to app.
+/* The socket bypass: bytes between two sockets of this node, moved past TCP. For pods that ask for it: from app to app on
+ * the kernel path, after authorisation; otherwise from app to proxy, which authorises, and from there to the other app.
  *
  * Both sockets of a connection are put into a sockhash when it is established. Each direction is decided when its sender
  * first sends: past TCP if the receiver is there by then, otherwise by TCP for ever, because a receiver reads what came past
@@ -56,7 +56,7 @@ static inline struct bypass_side bypass_other(const struct bypass_side *side) {
     side.netns = same_address(&side.local, &side.remote) ? bpf_get_netns_cookie(ctx) : 0; \
   } while (0)
 
-/* For sockops, on both sides, when an authorised connection of pods that ask for the bypass is established. */
+/* For sockops, on both sides, when a connection is established that may go past TCP. */
 static inline void bypass_join(struct bpf_sock_ops *ctx) {
   struct bypass_side side = {};
   struct bpf_sock *socket = ctx->sk;
@@ -89,11 +89,14 @@ static inline u64 bypass_leave(struct bpf_sock_ops *ctx) {
   return bytes;
 }
 
-/* The bytes that a socket has not read: sk_rmem_alloc. Of one that is gone, anything; there is nothing to overflow then. */
-static inline u32 bypass_unread(const struct bypass_stream *receiver) {
-  u32 bytes = 0;
-  bpf_probe_read_kernel(&bytes, sizeof(bytes), (void *)(receiver->socket + UNREAD_OFFSET));
-  return bytes;
+/* Whether a receiver has read enough of what came: sk_rmem_alloc. Of one that is gone, anything; there is nothing to overflow then. */
+static inline bool bypass_reads(const struct bypass_stream *receiver) {
+#if UNREAD_OFFSET
+  u32 unread = 0;
+  return !bpf_probe_read_kernel(&unread, sizeof(unread), (void *)(receiver->socket + UNREAD_OFFSET)) && unread < BYPASS_UNREAD;
+#else /* a kernel that may not even let this program be, and no socket is joined */
+  return false;
+#endif
 }
 
 int bypass_message(struct sk_msg_md *ctx) {
@@ -106,7 +109,7 @@ int bypass_message(struct sk_msg_md *ctx) {
     return SK_PASS;
   struct bypass_side peer = bypass_other(&side);
   struct bypass_stream *other = bypass_streams.lookup(&peer);
-  stream->way = other && other->joined && bypass_unread(other) < BYPASS_UNREAD ? BYPASS_SOCKET : BYPASS_TCP;
+  stream->way = other && other->joined && bypass_reads(other) ? BYPASS_SOCKET : BYPASS_TCP;
   if (stream->way == BYPASS_TCP)
     return SK_PASS;
   u32 size = ctx->size;

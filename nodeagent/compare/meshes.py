@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -13,9 +14,11 @@ from nodeagent import istio
 from nodeagent.compare.load import BULK_PORT, TCP_PORT, CompareError, Workload
 from nodeagent.compare.manifests import BYPASSED
 from nodeagent.compare.modes import Answered, Log, Mode, Target, pod_group
+from nodeagent.config import MapSizes
 from nodeagent.inject.model import PROXY
 from nodeagent.lab import http
 from nodeagent.lab.layout import CGROUP
+from nodeagent.redirect import bypass, maps
 
 _BLOCKING: Final = "every application: one that uses a blocking socket from two threads may see EAGAIN"
 
@@ -140,6 +143,12 @@ class Joined(NodeAgent):
     does: ClassVar[Sequence[str]] = ("what nodeagent does, with the sockets of application and proxy joined past TCP",)
     does_not = (*NodeAgent.does_not, _BLOCKING)
 
+    def verify(self, answered: Answered) -> tuple[list[str], list[str]]:
+        checked, failed = NodeAgent.verify(self, answered)
+        kept = _past_tcp(self.lab.agent("node1").pins / "maps")
+        checked.append(f"{kept} sockets that are kept for the next request have sent past TCP")
+        return checked, failed if kept else [*failed, "no socket was joined"]
+
 
 @dataclass(slots=True, eq=False)
 class KernelPath(NodeAgent):
@@ -192,6 +201,16 @@ class Bypass(KernelPath):
 
 BYPASS_TARGETS: Final[Mapping[Workload, Target]] = {"http": Target(BYPASSED, "server", TCP_PORT), "bulk": Target(BYPASSED, "server", BULK_PORT)}
 """The sockets of this port are joined; its requests are not counted, so it is declared TCP."""
+
+
+def _past_tcp(pinned: Path) -> int:
+    """Return how many open sockets of a node have sent past TCP."""
+    opened = maps.open_all(pinned, MapSizes.model_validate({}))
+    try:
+        return sum(1 for stream in bypass.streams(opened).values() if stream.sent_bytes)
+    finally:
+        for one in opened.values():
+            os.close(one.fd)
 
 
 def _requests_by_tls(metrics: str) -> float:

@@ -218,7 +218,7 @@ class Enrolment:
                 "faults": [*member.faults, *member.pod.faults],
                 "repaired": member.repaired,
                 "mode": member.mtls,
-                "bypass": member.bypass,
+                "bypass": member.bypass and self._plane.joins,
                 "port_modes": {str(port): mode for port, mode in member.port_mtls},
                 "listeners": len(self._plane.listeners(uid).fds) if member.state in ("enrolled", "faulty") else 0,
             }

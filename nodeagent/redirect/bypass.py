@@ -20,11 +20,10 @@ from nodeagent.redirect.bypass_layout import WAYS, BypassSide, BypassStream
 from nodeagent.redirect.layout import unpack_address
 from nodeagent.redirect.maps import SOCKHASH, Map
 
-UNREAD: Final = ("sock", "sk_backlog", "rmem_alloc")
-"""Where the kernel counts the bytes that a socket has not read: sk_rmem_alloc."""
 _SO_MEMINFO: Final = 55
-"""asm-generic/socket.h; the first of its words is sk_rmem_alloc again."""
+"""asm-generic/socket.h; the first of its words is sk_rmem_alloc: the bytes that a socket has not read."""
 _TRIED: Final = 1000
+_PATIENCE_SECONDS: Final = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,16 +53,18 @@ def install(maps: Mapping[str, Map], programs: Mapping[str, int]) -> None:
 
 
 def unread_offset() -> int:
-    """Return where struct sock counts unread bytes, which bound what is sent past TCP; 0: this kernel does not say, and no socket is joined."""
+    """Return at which byte struct sock counts what a receiver has not read, which bounds what is sent past TCP.
+
+    Tried on two sockets: older kernels do not count what came past TCP. Raises KernelError where it cannot be counted or read: no socket may be joined there.
+    """
     try:
-        counted()
-        return btf.offset(*UNREAD)
-    except (KernelError, OSError):
-        return 0
+        _try_counting()
+    except OSError as error:
+        raise KernelError(f"what goes past TCP cannot be tried: {error.strerror or error}") from None
+    return btf.offset("sock", "sk_backlog", "rmem_alloc")
 
 
-def counted() -> None:
-    """Try on two sockets whether what came past TCP counts as unread: kernels before 6.13 (and their stable series) did not. Raises KernelError, OSError."""
+def _try_counting() -> None:
     with contextlib.ExitStack() as stack:
         sockets = syscall.map_create(SOCKHASH, "unread", 4, 8, 2, 0)
         stack.callback(os.close, sockets)
@@ -71,19 +72,26 @@ def counted() -> None:
         stack.callback(os.close, program)
         syscall.program_attach(program, sockets, hooks.BYPASS_MESSAGE.attach_type)
         listener = stack.enter_context(socket.create_server(("127.0.0.1", 0)))
-        sender = stack.enter_context(socket.create_connection(listener.getsockname()))
+        sender = stack.enter_context(socket.create_connection(listener.getsockname(), timeout=_PATIENCE_SECONDS))
         receiver = stack.enter_context(listener.accept()[0])
         for key, one in enumerate((receiver, sender)):
             syscall.map_update(sockets, struct.pack("=I", key), struct.pack("=Q", one.fileno()))
         sender.sendall(bytes(_TRIED))
         unread = struct.unpack_from("=I", receiver.getsockopt(socket.SOL_SOCKET, _SO_MEMINFO, 36))[0]
         if unread < _TRIED:
-            raise KernelError(f"{unread} of {_TRIED} bytes that came past TCP count as unread")
+            raise KernelError(f"this kernel counts {unread} of {_TRIED} bytes that came past TCP as unread")
 
 
 def _to_first(sockets: int) -> bytes:
-    """Return a program that sends every message to the socket with key 0 (include/uapi/linux/bpf.h: struct bpf_insn)."""
+    """Return a program that sends every message to the socket with key 0 (include/uapi/linux/bpf.h: struct bpf_insn).
+
+    It also reads kernel memory, as bpf/bypass.c does: a kernel that is locked down refuses such a program.
+    """
     instructions = (
+        (0xBF, 0x16, 0, 0),  # r6 = r1
+        (0xBF, 0xA1, 0, 0), (0x07, 1, 0, -8), (0xB7, 2, 0, 4), (0xB7, 3, 0, 0),  # r1 = r10 - 8, r2 = 4, r3 = 0
+        (0x85, 0, 0, 113),  # bpf_probe_read_kernel(r1, r2, r3)
+        (0xBF, 0x61, 0, 0),  # r1 = r6
         (0x62, 10, -4, 0),  # *(u32 *)(r10 - 4) = 0
         (0x18, 0x12, 0, sockets), (0, 0, 0, 0),  # r2 = the map
         (0xBF, 0xA3, 0, 0), (0x07, 3, 0, -4),  # r3 = r10 - 4

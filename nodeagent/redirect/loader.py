@@ -34,6 +34,8 @@ class Request(BaseModel):
     agent_cgroup: Path | None = None
     outbound_port: int
     inbound_port: int
+    unread_offset: int = 0
+    """For the bypass: see bypass.unread_offset; 0: no socket is joined."""
 
 
 def source_directory() -> Path:
@@ -46,7 +48,7 @@ def source_directory() -> Path:
 
 
 def compile_programs(pin_directory: Path, unread_offset: int) -> Any:
-    """Compile all programs against the maps pinned in *pin_directory*; return bcc's BPF object. *unread_offset*: see ``bypass``. Raises KernelError."""
+    """Compile all programs against the maps pinned in *pin_directory*; return bcc's BPF object. *unread_offset*: see Request. Raises KernelError."""
     source = source_directory()
     os.environ["BCC_KERNEL_SOURCE"] = str(source / "include")
     try:
@@ -85,27 +87,32 @@ def _load(program: Any, pinned: pins.Pins, wanted: Iterable[hooks.Hook]) -> dict
 def own_cgroup(captured: Path) -> Path | None:
     """Return this process's cgroup if it is below *captured*, else None.
 
-    Searched by pid: within a cgroup namespace /proc/self/cgroup does not say where it is. Raises KernelError when it is
-    *captured* itself, for then nothing would tell the daemon's own connections from the pods'.
+    Raises KernelError when it is *captured* itself, for then nothing would tell the daemon's own connections from the pods'.
     """
+    found = _search(captured)
+    if found == captured:
+        raise KernelError(f"{captured}: the daemon runs in the captured cgroup itself; give it a cgroup of its own")
+    return found
+
+
+def _search(top: Path) -> Path | None:
+    """Return this process's cgroup if it is *top* or below it: by pid, for within a cgroup namespace /proc/self/cgroup does not say where it is."""
     me = str(os.getpid())
-    for directory, _, _ in os.walk(captured):
+    for directory, _, _ in os.walk(top):
         with contextlib.suppress(OSError):  # a cgroup may vanish while we look
             if me in (Path(directory) / "cgroup.procs").read_text().split():
-                if Path(directory) == captured:
-                    raise KernelError(f"{captured}: the daemon runs in the captured cgroup itself; give it a cgroup of its own")
                 return Path(directory)
     return None
 
 
 def cgroup_beside(captured: Path) -> Path | None:
-    """Return this process's cgroup, which is not below *captured*; None if it holds *captured*, where a program would run for every pod once more."""
-    root = captured.resolve()
-    while root.parent.stat().st_dev == root.stat().st_dev:
-        root = root.parent
-    path = next((line[3:] for line in Path("/proc/self/cgroup").read_text().splitlines() if line.startswith("0::")), "/")
-    own = root / path.lstrip("/")
-    return None if ".." in own.parts or captured.resolve().is_relative_to(own) else own
+    """Return this process's cgroup, which is not below *captured*.
+
+    None if it is not seen, or holds *captured*: a program there would run for every pod once more.
+    """
+    captured = captured.resolve()
+    own = _search(next(one for one in (captured, *captured.parents) if one.is_mount()))
+    return None if own is None or captured.is_relative_to(own) else own
 
 
 def _settings(request: Request, cgroup: Path | None) -> bytes:
@@ -155,7 +162,7 @@ def run(request: Request) -> None:
         opened = maps.adopt_all(pinned.maps, redirect.maps)
         below = request.agent_cgroup or own_cgroup(redirect.cgroup)
         opened["settings"].put(struct.pack("=I", 0), _settings(request, below))
-        programs = compile_programs(pinned.maps, bypass.unread_offset())
+        programs = compile_programs(pinned.maps, request.unread_offset)
         loaded = _load(programs, pinned, (hook for hook in hooks.HOOKS if hook is not hooks.HTTP_EGRESS))
         for link in pinned.links.glob("lookup-*"):
             _replace(link, loaded[hooks.LOOKUP.name])

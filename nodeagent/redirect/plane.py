@@ -7,6 +7,7 @@ never captured before there is a listener to take it.
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import socket
 import struct
@@ -28,6 +29,7 @@ from nodeagent.redirect.kernel import Flow, FlowId, KernelPath
 from nodeagent.redirect.netns import PodNetns
 from nodeagent.redirect.pod import EnrolledPod, ListenerId, Listeners
 
+log = logging.getLogger("nodeagent.redirect")
 _ZERO: Final = struct.pack("=I", 0)
 _POD_MAPS: Final = ("pods", "exclusions", "port_modes", "addresses")
 
@@ -69,6 +71,8 @@ class DataPlane:
         self._cgroup = loader.open_cgroup(redirect.cgroup)
         self._maps = maps.open_all(self._pins.maps, redirect.maps)
         self._loader: asyncio.subprocess.Process | None = None
+        self.joins = False
+        """Sockets of pods that ask for it are joined past TCP."""
         there = [hook for hook in hooks.HOOKS if hook is not hooks.HTTP_EGRESS or (self._pins.programs / hook.name).exists()]
         self._programs = {hook.name: pins.open_pinned(self._pins.programs / hook.name) for hook in there}
         self._ids = {name: hooks.program_id(fd) for name, fd in self._programs.items()}
@@ -93,7 +97,14 @@ class DataPlane:
         its pid below the captured one when None. *wait*: until HTTP can be counted too; otherwise call :meth:`loaded`. Raises KernelError with the
         loader's words.
         """
-        request = loader.Request(redirect=redirect, agent_cgroup=agent_cgroup, outbound_port=outbound_port, inbound_port=inbound_port)
+        try:
+            unread_offset = bypass.unread_offset()
+        except KernelError as error:
+            unread_offset = 0
+            log.warning("no socket is joined for pods that ask for nodeagent.io/bypass: %s", error)
+        request = loader.Request(
+            redirect=redirect, agent_cgroup=agent_cgroup, outbound_port=outbound_port, inbound_port=inbound_port, unread_offset=unread_offset
+        )
         pipe = asyncio.subprocess.PIPE
         process = await asyncio.create_subprocess_exec(sys.executable, "-m", loader.__name__, stdin=pipe, stdout=pipe, stderr=asyncio.subprocess.STDOUT)
         assert process.stdin is not None and process.stdout is not None
@@ -105,7 +116,7 @@ class DataPlane:
                 await _ended(process, said)
             said.append(line)
         plane = cls(redirect, slots, {"outbound": outbound_port, "inbound": inbound_port})
-        plane._loader = process
+        plane._loader, plane.joins = process, unread_offset > 0
         if wait:
             await plane.loaded()
         return plane

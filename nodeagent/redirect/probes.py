@@ -24,7 +24,7 @@ from typing import Final, NoReturn
 
 from nodeagent.config import MapSizes, Redirect
 from nodeagent.errors import KernelError
-from nodeagent.redirect import btf, bypass, hooks, layout, maps, netns, pins, sock_diag, syscall
+from nodeagent.redirect import bypass, hooks, layout, maps, netns, pins, sock_diag, syscall
 from nodeagent.redirect.original import OriginalDestinations
 from nodeagent.redirect.plane import DataPlane
 from nodeagent.redirect.pod import EnrolledPod, Listeners
@@ -118,8 +118,7 @@ def _message(_: Ground) -> str:
 
 
 def _unread(_: Ground) -> str:
-    bypass.counted()
-    return f"bytes past TCP count as unread, at {btf.offset(*bypass.UNREAD)} of struct sock"
+    return f"counted, at byte {bypass.unread_offset()} of struct sock"
 
 
 def _hook(hook: hooks.Hook) -> Callable[[Ground], str]:
@@ -336,7 +335,7 @@ _LOST: Final = {
 PROBES: Final = (
     Probe("bpffs", _bpffs, "captures end with the daemon, and STRICT pods are open while it restarts"),
     *(Probe(hook.name, _hook(hook), _LOST[hook.name]) for hook in hooks.HOOKS),
-    Probe("unread bytes of joined sockets", _unread, "no socket bypass: a receiver that does not read could be flooded", needed=False),
+    Probe("unread bytes past TCP", _unread, "no socket bypass: a receiver that does not read could be flooded", needed=False),
     Probe("closing connections", _destroy, "connections on the kernel path that policy refuses now go on"),
     Probe("netns cookie", _netns_cookie, "pods cannot be told apart"),
     Probe("map lookup without privilege", _unprivileged_lookup, "proxy workers need CAP_BPF"),

@@ -12,9 +12,10 @@ from pathlib import Path as File
 
 import pytest
 
+from nodeagent.errors import KernelError
 from nodeagent.mesh.entries import PodUid
 from nodeagent.mesh.kernel_path import ALLOWED, KernelDestination, KernelService, Plan, Verdict
-from nodeagent.redirect import netns
+from nodeagent.redirect import bypass, netns
 from nodeagent.redirect.kernel import Pair, Total
 from tests.apps.forged import syn
 from tests.bpf.conftest import Node
@@ -379,7 +380,7 @@ def _error_of(connection: socket.socket) -> int:
 
 
 def _flood(pipe: Connection, address: str, port: int) -> int:
-    """Send numbered words until nobody takes more, at most 64 MB; then what is left of the last one, in peace. Return how many bytes were taken in the rush."""
+    """Send numbered words until nobody takes more, at most 64 MB; then a megabyte in peace. Return how many bytes were taken in the rush."""
     words = b"".join(number.to_bytes(4, "big") for number in range(16 << 20))
     with connected(address, port) as connection:
         connection.setblocking(False)
@@ -422,6 +423,26 @@ def test_a_receiver_that_does_not_read_is_not_flooded(path: Path, kind: str) -> 
     server.send("read")
     taken = client.receive()
     assert server.receive() == (taken + 1_000_000 - taken % 4) // 4
+
+
+def test_where_unread_bytes_are_not_counted_nothing_is_joined(make_node: Callable[..., Node], a: Pod, b: Pod, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Input: a kernel without what bounds a receiver's queue. Verdict: connections of pods that ask for the bypass go by TCP."""
+    monkeypatch.setattr(bypass, "unread_offset", _refused)
+    node = make_node()
+    path = Path(node, a, b)
+    node.enroll(b, B, strict=True, bypass=True)
+    server = node.stage.start(b, _read_late, "0.0.0.0", 8319)
+    server.receive()
+    path.put(ALLOWED, 8319, bypass=True)
+    client = node.stage.start(a, _flood, b.ipv4, 8319)
+    assert client.receive() == "full"
+    assert (node.plane.joins, node.plane.bypassed()) == (False, {})
+    server.send("read")
+    assert server.receive() == (client.receive() + 1_000_000) // 4
+
+
+def _refused() -> int:
+    raise KernelError("not counted")
 
 
 def _multipath(_pipe: Connection, address: str, port: int) -> tuple[bytes, tuple[str, int]]:

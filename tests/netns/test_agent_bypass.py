@@ -13,6 +13,7 @@ from nodeagent.config import MapSizes
 from nodeagent.lab import Lab
 from nodeagent.redirect import bypass, maps
 from tests.netns.test_agent_http import (  # noqa: F401  (they run here once more, with joined sockets)
+    test_a_request_is_delivered_counted_and_logged,
     test_an_answer_is_streamed,
     test_an_upgraded_connection_becomes_a_tunnel,
     test_large_answers_are_byte_exact,
@@ -28,13 +29,13 @@ from tests.netns.test_agent_tcp import (  # noqa: F401
     test_half_close,
     test_transfers_in_both_directions_at_once_are_byte_exact,
 )
-from tests.netns.world import about, account, bracketed, client, client_in, cluster, cluster_ip, eventually, server, service
+from tests.netns.world import account, client, client_in, cluster, cluster_ip, eventually, pod_row, server, service
 
 JOINED = "nodeagent.io/bypass: enabled"
 TEXT = "".join(
     (
         account("client", "server"),
-        client("client", "node1", account="client", annotations=JOINED),
+        client("client", "node1", account="client", labels="version: v1", annotations=JOINED),
         client("other", "node1", account="client"),
         server("local", "node1", account="server", labels="tier: both", annotations=JOINED),
         server("remote", "node2", account="server", labels="tier: both", annotations=JOINED),
@@ -96,6 +97,7 @@ def test_both_legs_are_joined_and_forgotten(request: pytest.FixtureRequest, plac
 
 
 def test_a_pod_that_does_not_ask_is_left_alone(mesh: Lab) -> None:
+    assert [pod_row(mesh, name)["bypass"] for name in ("client", "other", "local")] == [True, False, True]
     with watched(mesh) as watch, client_in(mesh, "other", "hold", cluster_ip(mesh, "local"), 9000) as held:
         assert watch.ways() == {("server's", "socket"): 2}
         assert held.say() == {"ok": 1, "bad": []}
@@ -116,10 +118,3 @@ def test_what_is_not_read_turns_the_direction_to_tcp(mesh: Lab) -> None:
         held.process.stdin.write("\n")
         held.process.stdin.flush()
         assert held.hear() == {"ok": 1, "bad": []}
-
-
-@pytest.mark.parametrize("version", [4, 6])
-def test_a_policy_is_enforced_and_requests_are_counted(mesh: Lab, version: int) -> None:
-    """The proxy sees every request: it says who asks."""
-    seen = about(mesh, "client", f"http://{bracketed(cluster_ip(mesh, 'local', version))}")
-    assert seen["headers"]["x-forwarded-client-cert"].endswith("URI=spiffe://cluster.local/ns/default/sa/client")

@@ -32,7 +32,7 @@ MODES: Final = {
         Look("sidecar", "classic sidecars: nodeagent's own proxy in both pods, iptables, mTLS, access log", "#7a6a00", "#e8d74a", "-.", "D"),
         Look("nodeagent", "one agent per node, captured by eBPF, through its shared proxy", "#0060a8", "#5cb3f5", "-", "P", 2.4),
         Look("nodeagent-kernel", "the agent's kernel path: authorised once, then pod to pod", "#00795a", "#35c79b", (0, (6, 2)), "v", 2.0),
-        Look("nodeagent-bypass", "the kernel path with the two sockets joined (opt-in)", "#6d4fc4", "#b39df5", (0, (3, 1, 1, 1, 1, 1)), "*"),
+        Look("nodeagent-bypass", "sockets joined past TCP (opt-in): the kernel path, or the shared proxy", "#6d4fc4", "#b39df5", (0, (3, 1, 1, 1, 1, 1)), "*"),
     )
 }
 OTHER: Final = Look("other", "", "#444444", "#cccccc", "-", ".")
