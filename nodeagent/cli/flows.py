@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import signal
 import sys
-import threading
 from collections.abc import Iterator
 from typing import Any, Final
 
@@ -40,16 +39,17 @@ def flows(follow: bool, admin: str | None, output: Output) -> None:
     if output == "table":
         print(_line([column.title for column in columns], columns), flush=True)
     streams = [Stream(agent) for agent in agents]
-    # A flag, not an exception: one that comes while an object is being finalised is ignored by the interpreter.
-    interrupted = threading.Event()
-    signal.signal(signal.SIGINT, lambda number, frame: interrupted.set())
-    while not interrupted.is_set():
+    # Waited for, not handled: an exception while an object is being finalised is ignored by the interpreter, and a handler that
+    # sets an Event waits for ever for its lock where it interrupts the wait for that Event.
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    while True:
         for row in sorted((row for stream in streams for row in stream.poll()), key=lambda row: row["closed"] or row["opened"]):
             if output == "table":
                 print(_line([cell(column, row) for column in columns], columns), flush=True)
             else:
                 emit_one(row, output)
-        interrupted.wait(POLL_SECONDS)
+        if signal.sigtimedwait({signal.SIGINT}, POLL_SECONDS):
+            break
     sys.exit(130)
 
 
