@@ -74,8 +74,18 @@ class Timeouts(Section):
 
 class Proxy(Section):
     workers: int | Literal["auto"] = 1
+    """1 to 256; ``auto``: one for each processor."""
+    busy_poll_microseconds: int = Field(100, ge=0, le=1000)
+    """A worker whose events follow each other faster than this looks for the next one instead of sleeping; 0: it always sleeps."""
     limits: Limits = Limits()  # type: ignore[call-arg]
     timeouts: Timeouts = Timeouts()  # type: ignore[call-arg]
+
+    @field_validator("workers", mode="before")
+    @classmethod
+    def _some_workers(cls, value: object) -> object:
+        if value != "auto" and (type(value) is not int or not 1 <= value <= 256):
+            raise ValueError("must be a number from 1 to 256, or auto")
+        return value
 
     def worker_count(self) -> int:
         """Return the number of worker processes that ``workers`` stands for."""
@@ -212,7 +222,7 @@ class AgentConfig(Section):
     runtime_directory: Path = Path("/run/nodeagent")
     redirect: Redirect
     identity: Identity
-    proxy: Proxy = Proxy()
+    proxy: Proxy = Proxy()  # type: ignore[call-arg]
     mtls: Mtls = Mtls()  # type: ignore[call-arg]
     telemetry: Telemetry = Telemetry()  # type: ignore[call-arg]
     extension_providers: tuple[ExtensionProvider, ...] = Field((), max_length=64)

@@ -70,6 +70,7 @@ def _run(cell: Cell, samples: Sequence[Sample], results: Results) -> Json:
         "lowest": round(min(main), 1),
         "highest": round(max(main), 1),
         "rounds": [round(value, 1) for value in main],
+        "latency_rounds_us": {name: [round(sample.at(key), 1) for sample in samples] for name, key in _TOLD if key in at},
     }
 
 

@@ -1,4 +1,4 @@
-"""The switches by which sidecars are usually tuned (buffer size, pooling, native sidecars), and what each changes."""
+"""The switches by which sidecars are usually tuned (buffer size, pooling, native sidecars), one of the agent's own, and what each changes."""
 
 from __future__ import annotations
 
@@ -26,13 +26,15 @@ Settings = Mapping[str, Any]
 
 @dataclass(frozen=True, slots=True)
 class Switch:
-    """One setting of a switch; the first is what others are compared with. ``agent`` is merged into agent.yaml, ``values`` are the injector's."""
+    """One setting of a switch; the first is what others are compared with. ``agent`` is merged into agent.yaml, ``values`` are the
+    injector's; None: Envoy has no such switch."""
 
     switch: str
     setting: str
     workload: Workload
     agent: Settings
-    values: Settings
+    values: Settings | None
+    connections: int = 32
 
 
 SWITCHES: Final = (
@@ -41,6 +43,8 @@ SWITCHES: Final = (
     Switch("buffer size", "1 MiB", "bulk", {"proxy": {"limits": {"bufferBytes": 1 << 20}}}, {"bufferBytes": 1 << 20}),
     Switch("pooling", "on", "http", {}, {}),
     Switch("pooling", "off", "http", {"proxy": {"limits": {"idleUpstreamConnections": 0}}}, {"pooling": False}),
+    Switch("busy polling", "on", "http", {}, None, 1),
+    Switch("busy polling", "off", "http", {"proxy": {"busyPollMicroseconds": 0}}, None, 1),
 )
 
 
@@ -63,10 +67,11 @@ def measure_switches(
 ) -> None:
     """Measure every switch of each of *modes* that has it, into *found*; what fails goes to *missing*."""
     for mode in (mode for mode in _KINDS if mode in modes):
-        for name in dict.fromkeys(switch.switch for switch in SWITCHES):
+        here = [switch for switch in SWITCHES if mode != "envoy" or switch.values is not None]
+        for name in dict.fromkeys(switch.switch for switch in here):
             progress(f"{mode}: {name}", 0, 1)
             try:
-                found += _compared(mode, [switch for switch in SWITCHES if switch.switch == name], seconds, rounds)
+                found += _compared(mode, [switch for switch in here if switch.switch == name], seconds, rounds)
             except (NodeagentError, OSError) as error:
                 missing.append({"what": f"{mode}: {name}", "why": str(error)})
     for mode in (mode for mode in ("envoy", "sidecar") if mode in modes):
@@ -85,14 +90,16 @@ def _compared(mode: str, settings: Sequence[Switch], seconds: int, rounds: int) 
         ways = [_way(mode, setting, name) for setting, name in zip(settings, names, strict=True)]
         for turn in range(rounds + 1):
             for setting, way, taken in zip(settings, ways, values, strict=True):
-                figure = _figure(way, setting.workload, seconds if turn else 1)
+                figure = _figure(way, setting, seconds if turn else 1)
                 if turn:
                     taken.append(figure)
     finally:
         for name in names:
             Lab.remove(name)
     medians = list(map(statistics.median, values))
-    what, unit, scale = ("throughput", "Gbit/s", 1e9) if settings[0].workload == "bulk" else ("requests/s, 32 connections", "/s", 1)
+    of_all = settings[0]
+    several = f"{of_all.connections} connection{'s' if of_all.connections > 1 else ''}"
+    what, unit, scale = ("throughput", "Gbit/s", 1e9) if of_all.workload == "bulk" else (f"requests/s, {several}", "/s", 1)
     return [
         Switched(each.switch, each.setting, mode, each.workload, what, median / scale, unit, median / medians[0])
         for each, median in zip(settings, medians, strict=True)
@@ -101,16 +108,16 @@ def _compared(mode: str, settings: Sequence[Switch], seconds: int, rounds: int) 
 
 def _way(mode: str, setting: Switch, name: str) -> Mode:
     Lab.remove(name)
-    injection = {"values": {"tcpPorts": labs.TCP_PORTS, **setting.values}} if mode == "envoy" else None
+    injection = {"values": {"tcpPorts": labs.TCP_PORTS, **(setting.values or {})}} if mode == "envoy" else None
     lab = Lab.up(text=manifests.workload(PLAIN), name=name, mode=mode, agent=setting.agent, injection=injection, wait_seconds=_WAIT_SECONDS)  # type: ignore[arg-type]
     return _KINDS[mode](lab, setting.setting)
 
 
-def _figure(way: Mode, workload: Workload, seconds: int) -> float:
-    client = way.client(workload)
-    if workload == "bulk":
-        return load.stream(client, way.address(workload), seconds).bits_per_second or 0.0
-    return load.closed(client, way.url(workload), 32, seconds).rate
+def _figure(way: Mode, setting: Switch, seconds: int) -> float:
+    client = way.client(setting.workload)
+    if setting.workload == "bulk":
+        return load.stream(client, way.address(setting.workload), seconds).bits_per_second or 0.0
+    return load.closed(client, way.url(setting.workload), setting.connections, seconds).rate
 
 
 def _native(mode: Literal["envoy", "sidecar"] | str) -> list[Switched]:

@@ -17,6 +17,7 @@ from typing import Any, Final
 from nodeagent.config import Limits, Proxy, Timeouts
 from nodeagent.errors import CERTIFICATE_ENDED, DOWNSTREAM_GONE, EXTERNAL_ERROR, NO_ENDPOINTS, PROBE_REFUSED, Reason
 from nodeagent.proxy.authorize import OPEN, Permit, Refusal, asked_health, authorize_connection, is_probe
+from nodeagent.proxy.busy_poll import BusyPoll
 from nodeagent.proxy.connection import Connection, host_port
 from nodeagent.proxy.external.providers import Providers
 from nodeagent.proxy.guard import UNGUARDED, Bound, Compiler, Guard, facts
@@ -65,6 +66,7 @@ class Pipeline:
         self._waiting: set[asyncio.Task[None]] = set()
         self.providers = Providers((), self.routing.way_to)
         """Whom policies may ask (``extensionProviders``)."""
+        self.busy_poll = BusyPoll(loop, settings.busy_poll_microseconds / 1e6)
         self.share = 1.0
         """This worker's part of each local rate limit: workers do not count together."""
 
@@ -90,6 +92,7 @@ class Pipeline:
 
     def request(self, exchange: Exchange) -> None:
         """Authorize, route and forward one HTTP request; :meth:`observe` follows when it is answered."""
+        self.busy_poll.event(exchange.started)
         connection = exchange.downstream.connection
         permit = exchange.downstream.permit
         probe = permit is not OPEN and is_probe(permit, exchange.method, exchange.target)
@@ -140,7 +143,9 @@ class Pipeline:
         else:
             route.active -= 1
         flags = "-" if reason is None else reason.flag
-        milliseconds = (perf_counter() - exchange.started) * 1000
+        now = perf_counter()
+        self.busy_poll.event(now)
+        milliseconds = (now - exchange.started) * 1000
         connection.requests += 1
         connection.received += exchange.received
         connection.sent += exchange.sent
@@ -352,7 +357,7 @@ class Pipeline:
             self._tcp_record(connection, route, None, connection.wall, received, sent, perf_counter() - started)
             self.closed(connection)
 
-        relay = Relay(transport, upstream, closed)
+        relay = Relay(transport, upstream, closed, self.busy_poll)
         connection.relay, connection.active = (relay, cell), self.now
         relay.start(early, answer)
         if connection.half_closed:

@@ -5,7 +5,10 @@ from __future__ import annotations
 import socket
 import struct
 from collections.abc import Callable
+from time import perf_counter
 from typing import Any, Final
+
+from nodeagent.proxy.busy_poll import BusyPoll
 
 _LINGER_ZERO: Final = struct.pack("ii", 1, 0)
 
@@ -35,6 +38,7 @@ class Side:
     def data_received(self, data: bytes) -> None:
         self.count += len(data)
         self.other.transport.write(data)
+        self.relay.busy_poll.event(perf_counter())
 
     def eof_received(self) -> bool:
         self.ended = True
@@ -65,10 +69,10 @@ class Side:
 class Relay:
     """Two sides joined. ``closed(received, sent, error)`` runs once, when both are gone; bytes as the downstream sees them."""
 
-    def __init__(self, downstream: Any, upstream: Any, closed: Callable[[int, int, Exception | None], None]) -> None:
+    def __init__(self, downstream: Any, upstream: Any, closed: Callable[[int, int, Exception | None], None], busy_poll: BusyPoll) -> None:
         self.downstream, self.upstream = Side(self, downstream), Side(self, upstream)
         self.downstream.other, self.upstream.other = self.upstream, self.downstream
-        self._closed = closed
+        self._closed, self.busy_poll = closed, busy_poll
         self._error: Exception | None = None
 
     def start(self, early: bytes = b"", answer: bytes = b"") -> None:

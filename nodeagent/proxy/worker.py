@@ -34,7 +34,7 @@ from nodeagent.proxy.pods import PodState
 from nodeagent.redirect.original import OriginalDestinations
 from nodeagent.telemetry.access_log import AccessLog
 from nodeagent.telemetry.cells import WorkerMetrics
-from nodeagent.telemetry.metrics import LOG_DROPPED, LOOP_LAG, OPEN_CONNECTIONS
+from nodeagent.telemetry.metrics import BUSY_POLL, LOG_DROPPED, LOOP_LAG, OPEN_CONNECTIONS
 
 SWEEP_SECONDS: Final = 0.25
 BACKLOG: Final = 4096
@@ -290,6 +290,7 @@ class Worker:
             self.metrics.count(LOG_DROPPED, (), self._access_log.dropped - self._dropped)
             self._dropped = self._access_log.dropped
         self.metrics.gauge(LOOP_LAG, (self._name,), self._lag)
+        self.metrics.gauge(BUSY_POLL, (self._name,), self._pipeline.busy_poll.share())
         self.metrics.gauge(OPEN_CONNECTIONS, (self._name,), len(self._pipeline.connections))
         self._lag = 0.0
         for part in self.metrics.delta():

@@ -15,7 +15,7 @@ class SidecarConfig(Section):
 
     cluster: str = "Kubernetes"
     resources: tuple[Path, ...] = Field((), max_length=64)
-    proxy: Proxy = Proxy()
+    proxy: Proxy = Proxy()  # type: ignore[call-arg]
     mtls: Mtls = Mtls()  # type: ignore[call-arg]
     access_log_format: Literal["text", "json"] = "text"
     extension_providers: tuple[ExtensionProvider, ...] = Field((), max_length=64)

@@ -249,6 +249,7 @@ class Sidecar:
         if self.access_log is not None:
             store.set(declared.LOG_DROPPED, (), self.access_log.dropped)
         self.metrics.gauge(declared.LOOP_LAG, (NAME,), self._lag)
+        self.metrics.gauge(declared.BUSY_POLL, (NAME,), self.pipeline.busy_poll.share())
         self.metrics.gauge(declared.OPEN_CONNECTIONS, (NAME,), len(self.pipeline.connections))
         self._lag = 0.0
         held = self.certificate

@@ -75,6 +75,7 @@ MAP_ENTRIES = Metric("nodeagent_map_entries", "gauge", ("map",), "Entries in use
 MAP_CAPACITY = Metric("nodeagent_map_capacity", "gauge", ("map",), "Entries that a BPF map can hold.")
 KERNEL_EVENTS = Metric("nodeagent_kernel_events_total", "counter", ("event",), "Decisions of the BPF programs.")
 LOOP_LAG = Metric("nodeagent_event_loop_lag_seconds", "gauge", ("worker",), "Longest delay of a worker's event loop since its last report.")
+BUSY_POLL = Metric("nodeagent_busy_poll_ratio", "gauge", ("worker",), "Part of its time that a worker spent looking for its next event, since its last report.")
 OPEN_CONNECTIONS = Metric("nodeagent_open_connections", "gauge", ("worker",), "Connections that a worker holds for pods.")
 CONNECTIONS = Metric("nodeagent_connections_total", "counter", ("direction", "path"), "Captured connections by the path that they took.")
 REFUSED = Metric("nodeagent_refused_connections_total", "counter", ("reason",), "Connections and requests that the proxy refused or failed.")
@@ -109,7 +110,7 @@ TCP_FAMILIES: Final = (TCP_OPENED, TCP_CLOSED, TCP_SENT, TCP_RECEIVED)
 PLAIN: Final = {
     metric.name: metric
     for metric in (
-        *(ISTIO_BUILD, BUILD_INFO, ENROLLED_PODS, FAULTY_PODS, REPAIRS, MAP_ENTRIES, MAP_CAPACITY, KERNEL_EVENTS, LOOP_LAG, OPEN_CONNECTIONS),
+        *(ISTIO_BUILD, BUILD_INFO, ENROLLED_PODS, FAULTY_PODS, REPAIRS, MAP_ENTRIES, MAP_CAPACITY, KERNEL_EVENTS, LOOP_LAG, BUSY_POLL, OPEN_CONNECTIONS),
         *(CONNECTIONS, REFUSED, POLICY_EVENTS, KERNEL_HTTP_UNKNOWN, KERNEL_LEFT_OUT),
         *(CERTIFICATE_EXPIRY, WORKER_RESTARTS, SNAPSHOT_ENTRIES, LOG_DROPPED, REJECTED),
         *(WEBHOOK_REVIEWS, WEBHOOK_REGISTRATIONS),

@@ -34,6 +34,8 @@ BAD = {
     "wrong type": ({"telemetry": {"metricsPort": "many"}}, "telemetry.metricsPort", "many"),
     "wrong word": ({"mtls": {"mode": "LAX"}}, "mtls.mode", "LAX"),
     "wrong workers": ({"proxy": {"workers": "two"}}, "proxy.workers", "two"),
+    "no workers": ({"proxy": {"workers": 0}}, "proxy.workers", "0"),
+    "too long a poll": ({"proxy": {"busyPollMicroseconds": 5000}}, "proxy.busyPollMicroseconds", "5000"),
     "wrong domain": ({"identity": {"caDirectory": "/x", "trustDomain": "No Domain"}}, "identity.trustDomain", "No Domain"),
     "missing": ({"redirect": {}}, "redirect.cgroup", ""),
 }

@@ -43,7 +43,8 @@ class Run(_Part):
     late: int | None = None
     lowest: float | None = None
     highest: float | None = None
-    rounds: tuple[Any, ...] = ()
+    rounds: tuple[float, ...] = ()
+    latency_rounds_us: Mapping[str, tuple[float, ...]] = Field(default_factory=dict)
 
 
 class Ratio(_Part):

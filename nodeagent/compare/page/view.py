@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import statistics
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
@@ -77,6 +78,20 @@ def _divide(ours: float | None, theirs: float | None) -> float | None:
     return ours / theirs if ours is not None and theirs else None
 
 
+def _compared(ours: Run | None, theirs: Run | None, latency: str = "") -> float | None:
+    """Return the median over the rounds of ours / theirs, of requests/s or of a *latency*; of runs without rounds that of their figures.
+
+    The rounds of two runs were measured in turn: a machine that changes from one to the next changes no ratio.
+    """
+    if ours is None or theirs is None:
+        return None
+    figures = [[run.latency_us.get(latency)] if latency else [run.requests_per_second] for run in (ours, theirs)]
+    rounds = [run.latency_rounds_us.get(latency, ()) if latency else run.rounds for run in (ours, theirs)]
+    told = rounds if rounds[0] and len(rounds[0]) == len(rounds[1]) else figures
+    found = [ratio for mine, other in zip(*told, strict=True) if (ratio := _divide(mine, other)) is not None]
+    return statistics.median(found) if found else None
+
+
 def largest(summary: Summary, mode: str) -> tuple[Scale, Scale] | None:
     """Return what *mode* and classic sidecars take for the largest number of pods at which the memory of both was measured."""
     both = {(each.mode, each.pods): each for each in summary.scale if each.memory_bytes}
@@ -94,9 +109,9 @@ def headlines(summary: Summary) -> list[Headline]:
         node = largest(summary, mode)
         row = Headline(
             mode,
-            _divide(ours.requests_per_second, theirs.requests_per_second) if ours and theirs else None,
-            _divide(one.latency_us.get("p50"), other.latency_us.get("p50")) if one and other else None,
-            _divide(ours.latency_us.get("p99"), theirs.latency_us.get("p99")) if ours and theirs else None,
+            _compared(ours, theirs),
+            _compared(one, other, "p50"),
+            _compared(ours, theirs, "p99"),
             _divide(ours.cpu_us_per_request, theirs.cpu_us_per_request) if ours and theirs else None,
             _divide(node[0].memory_bytes, node[1].memory_bytes) if node else None,
         )
@@ -124,7 +139,7 @@ def sentences(summary: Summary) -> list[str]:
         found.append(f"For {node[0].pods} pods on a node it took {size(ours)} of memory where sidecars took {size(theirs)}: {less} the memory.")
     _, many = _ends(summary.runs, "http")
     kernel, direct = find(summary.runs, "nodeagent-kernel", "http", many), find(summary.runs, "direct", "http", many)
-    if kernel and direct and (part := _divide(kernel.requests_per_second, direct.requests_per_second)):
+    if part := _compared(kernel, direct):
         found.append(f"Where nothing has to be decided per request, its kernel path ran at {100 * part:.0f} % of the rate of a direct connection.")
     return found
 

@@ -22,14 +22,16 @@ def run(mode: str, workload: str, connections: int, rate: float | None = None) -
     requests = rate or round(11_000 / cost * min(connections, 8) ** 0.5, 1)
     bits = round(30e9 / cost) if workload in STREAMS else None
     main = bits or requests
+    latencies = {} if bits else {"p50": 90 * cost * connections**0.6, "p90": 130 * cost * connections**0.6, "p99": 210 * cost * connections**0.7}
     return {
         "mode": mode, "variant": "", "workload": workload, "load": "open" if rate else "closed", "rate": rate, "connections": connections, "pods": 2,
         "requests_per_second": None if bits else requests, "bits_per_second": bits,
-        "latency_us": {} if bits else {"p50": 90 * cost * connections**0.6, "p90": 130 * cost * connections**0.6, "p99": 210 * cost * connections**0.7},
+        "latency_us": latencies,
         "percentiles": percentiles(cost, rate) if rate else [],
         "cpu_us_per_request": None if bits else round(12 * cost, 2), "all_cpu_us_per_request": None if bits else round(12 * cost + 25, 2),
         "memory_bytes": round(20e6 * cost), "errors": 0,
         "lowest": main * 0.94, "highest": main * 1.05, "rounds": [main * 0.94, main, main * 1.05],
+        "latency_rounds_us": {name: [value * 0.9, value, value * 1.2] for name, value in latencies.items()},
     }  # fmt: skip
 
 

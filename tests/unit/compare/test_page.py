@@ -14,7 +14,7 @@ import pytest
 
 from nodeagent.compare.page import PageError, look, page, view, write
 from nodeagent.compare.page.shape import Summary
-from tests.unit.compare.sample import COST, WORKLOADS, summary
+from tests.unit.compare.sample import COST, WORKLOADS, run, summary
 
 VOID = {"meta", "link", "br", "input", "path", "line", "use", "rect"}
 
@@ -91,6 +91,30 @@ def test_the_words_at_the_top(read: Reader) -> None:
     assert "its kernel path ran at 98 % of the rate of a direct connection" in read.text
 
 
+def headline(ours: dict[str, Any], theirs: dict[str, Any]) -> view.Headline:
+    """Return what the page says of the agent's run *ours* against sidecars' *theirs*."""
+    runs = [{**run(mode, "http", connections), **more} for mode, more in (("nodeagent", ours), ("envoy", theirs)) for connections in (1, 32)]
+    (row,) = view.headlines(Summary.read({"runs": runs}))
+    return row
+
+
+def test_the_words_at_the_top_compare_round_by_round() -> None:
+    """A machine that became slow in one round changes no ratio."""
+    latency = {"p50": [100, 700, 100], "p99": [200, 1400, 200]}
+    twice = {name: [2 * value for value in values] for name, values in latency.items()}
+    ours = {"requests_per_second": 900, "rounds": [900, 100, 1000], "latency_rounds_us": latency}
+    theirs = {"requests_per_second": 450, "rounds": [300, 50, 500], "latency_rounds_us": twice}
+    row = headline(ours, theirs)
+    assert (row.requests, row.p50, row.p99) == (2, 0.5, 0.5)
+
+
+def test_runs_of_other_rounds_are_compared_by_their_figures() -> None:
+    ours = {"requests_per_second": 900, "rounds": [900], "latency_rounds_us": {}, "latency_us": {"p50": 10, "p99": 30}}
+    theirs = {"requests_per_second": 300, "rounds": [100, 300, 900], "latency_us": {"p50": 20, "p99": 0}}
+    row = headline(ours, theirs)
+    assert (row.requests, row.p50, row.p99) == (3, 0.5, None)
+
+
 def test_variants_look_like_their_modes() -> None:
     assert look.known("nodeagent (2 workers)") is look.MODES["nodeagent"]
     assert look.known("nodeagentx") is look.OTHER
@@ -105,8 +129,8 @@ def test_everything_is_on_it(read: Reader) -> None:
     ):  # fmt: skip
         assert text in read.text
     assert read.tags.count("figure") == 2 + 2 + 6 + 7 + 2 + 10
-    for run in summary()["runs"]:
-        for value in run["latency_us"].values():
+    for each in summary()["runs"]:
+        for value in each["latency_us"].values():
             assert f"{value:,}" in read.text
 
 
@@ -156,12 +180,12 @@ def test_what_is_known_to_be_missing_is_not_said_twice() -> None:
     assert [why for what, why in view.absences(Summary.read(less)) if "haproxy" in what] == ["haproxy is not installed"]
 
 
-@pytest.mark.parametrize("field", ["latency_us", "percentiles", "requests_per_second", "cpu_us_per_request", "lowest", "rate", "rounds"])
+@pytest.mark.parametrize("field", ["latency_us", "percentiles", "requests_per_second", "cpu_us_per_request", "lowest", "rate", "rounds", "latency_rounds_us"])
 def test_a_run_without_a_figure(field: str) -> None:
     less = summary()
     less["runs"] = [run for run in less["runs"] if run["workload"] == "http"][-3:]
-    for run in less["runs"]:
-        del run[field]
+    for each in less["runs"]:
+        del each[field]
     Reader(page({"runs": less["runs"]}))
 
 

@@ -47,6 +47,7 @@ def test_a_figure_is_the_median_of_its_rounds() -> None:
     (run,) = summary.summarize(results({(ENVOY, "http", 32): requests(100, 900, 300)}), PLAN)["runs"]
     assert (run["requests_per_second"], run["lowest"], run["highest"], run["rounds"]) == (300, 100, 900, [100, 900, 300])
     assert run["latency_us"] == {"p50": 100, "p90": 200, "p99": 300, "p99.9": 300}
+    assert run["latency_rounds_us"]["p99"] == [300, 300, 300]
     assert (run["cpu_us_per_request"], run["all_cpu_us_per_request"]) == (20, 30)
     assert (run["mode"], run["load"], run["rate"], run["pods"], run["errors"]) == ("envoy", "closed", None, 2, 0)
     assert [key for key, _ in run["percentiles"]] == list(PERCENTILES)
