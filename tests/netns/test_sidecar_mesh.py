@@ -208,6 +208,7 @@ def test_the_sidecar_tells_about_itself(lab: Lab, sidecars: dict[str, Sidecar]) 
     assert one.certificate()["identity"] == f"{PREFIX}/one"
     assert one.get(15000, "/flows")[0] == 200
     assert one.samples().sum("istio_build", component="sidecar") == 1
+    assert one.samples().labels("nodeagent_busy_poll_ratio", worker="sidecar")
     assert one.samples().sum("nodeagent_certificate_expiry_timestamp_seconds", identity=f"{PREFIX}/one") > 0
     assert status(lab, "plain", f"http://{address_of(lab, 'one', 4)}:15020/stats/prometheus") == 200, "Prometheus needs no identity"
     assert status(lab, "plain", f"http://{bracketed(address_of(lab, 'one', 6))}:15021/healthz/ready") == 200
