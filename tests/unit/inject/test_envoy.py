@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -61,7 +62,7 @@ def test_envoy_takes_every_probe(given: Json) -> None:
     [
         {"mtls": "STRICT"},
         {"mtls": "PERMISSIVE", "accessLog": ""},
-        {"accessLog": "/tmp/access.log", "concurrency": 8},
+        {"concurrency": 8},
         {"ipFamilies": ["IPv4"], "meshRanges": "10.0.0.0/8"},
         {"ipFamilies": ["IPv6"], "meshRanges": "fd00::/8", "family": "IPv6"},
         {"plaintextRanges": "10.96.0.1/32,fd00:10:244::1/128"},
@@ -76,6 +77,13 @@ def test_envoy_takes_every_probe(given: Json) -> None:
 def test_envoy_takes_every_value(values: Json) -> None:
     done = validate(command(PODS["probes of every kind"], **values))
     assert done.returncode == 0, done.stderr
+
+
+def test_envoy_takes_a_file_for_its_access_log(tmp_path: Path) -> None:
+    """It makes the file even when it only validates."""
+    done = validate(command(PODS["probes of every kind"], accessLog=str(tmp_path / "access.log")))
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "access.log").exists()
 
 
 def test_envoy_refuses_what_is_wrong() -> None:
