@@ -6,6 +6,8 @@ import errno
 import os
 import socket
 import struct
+import sys
+from array import array
 from collections.abc import Callable, Iterator
 from multiprocessing.connection import Connection
 from pathlib import Path as File
@@ -381,7 +383,10 @@ def _error_of(connection: socket.socket) -> int:
 
 def _flood(pipe: Connection, address: str, port: int) -> int:
     """Send numbered words until nobody takes more, at most 64 MB; then a megabyte in peace. Return how many bytes were taken in the rush."""
-    words = b"".join(number.to_bytes(4, "big") for number in range(16 << 20))
+    numbers = array("I", range(16 << 20))
+    if sys.byteorder == "little":
+        numbers.byteswap()
+    words = memoryview(numbers).cast("B")
     with connected(address, port) as connection:
         connection.setblocking(False)
         taken = 0

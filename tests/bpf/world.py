@@ -80,7 +80,7 @@ class Child:
         self.process.start()
         theirs.close()
 
-    def receive(self, seconds: float = 10) -> Any:
+    def receive(self, seconds: float = 60) -> Any:
         """What the function sends or returns; raises what it raised."""
         assert self.pipe.poll(seconds), "the process in the pod said nothing"
         said = self.pipe.recv()
