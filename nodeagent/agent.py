@@ -11,10 +11,20 @@ import sys
 from nodeagent import supervisor
 from nodeagent.config import AgentConfig
 from nodeagent.control import main as control
+from nodeagent.folder_lock import held
 from nodeagent.proxy import worker
+from nodeagent.redirect import pins
 
 
 def main(config: AgentConfig) -> int:
-    """Run the daemon in the foreground until SIGTERM; return its exit status."""
+    """Run the daemon in the foreground until SIGTERM; return its exit status.
+
+    Raises ControlError when a daemon runs with one of its folders already; nothing of that one has been touched then.
+    Raises KernelError when bpffs cannot be mounted.
+    """
     logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(process)d %(levelname)s %(name)s: %(message)s")
-    return supervisor.main(config, control.main, worker.main)
+    pinned = config.redirect.pin_directory
+    if pinned.is_relative_to(pins.BPFFS):
+        pins.mount_bpffs()
+    with held(config.runtime_directory, "runtimeDirectory") as own, held(pinned, "redirect.pinDirectory") as kernel:
+        return supervisor.main(config, control.main, worker.main, (own, kernel))

@@ -16,7 +16,7 @@ import socket
 import sys
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Final
 
 import orjson
@@ -33,8 +33,11 @@ log = logging.getLogger("nodeagent.supervisor")
 class Supervisor:
     """Children by pid, and listeners by (pod, direction, family, slot)."""
 
-    def __init__(self, config: AgentConfig, control: Callable[[AgentConfig, socket.socket], None], worker: Callable[[socket.socket], None]) -> None:
-        self._config, self._control_main, self._worker_main = config, control, worker
+    def __init__(
+        self, config: AgentConfig, control: Callable[[AgentConfig, socket.socket], None], worker: Callable[[socket.socket], None], own: Sequence[int] = ()
+    ) -> None:
+        """*own*: descriptors that no child may have."""
+        self._config, self._control_main, self._worker_main, self._own = config, control, worker, own
         self._control_pid = 0
         self._control_started = 0.0
         self._workers: set[int] = set()
@@ -116,7 +119,7 @@ class Supervisor:
             os._exit(status)
 
     def _close_inherited(self, keep: set[int]) -> None:
-        for descriptor in (self._wake_read, self._wake_write, self._channel.fileno(), *self._kept.values()):
+        for descriptor in (self._wake_read, self._wake_write, self._channel.fileno(), *self._own, *self._kept.values()):
             if descriptor not in keep:
                 os.close(descriptor)
         self._channel.detach()
@@ -182,8 +185,10 @@ class Supervisor:
             os.kill(self._control_pid, signal.SIGHUP)
 
 
-def main(config: AgentConfig, control: Callable[[AgentConfig, socket.socket], None], worker: Callable[[socket.socket], None]) -> int:
-    """Run the daemon's processes for *config*; return the exit status."""
+def main(
+    config: AgentConfig, control: Callable[[AgentConfig, socket.socket], None], worker: Callable[[socket.socket], None], own: Sequence[int] = ()
+) -> int:
+    """Run the daemon's processes for *config*; return the exit status. *own*: descriptors that only the supervisor keeps, such as its locks."""
     gc.collect()
     gc.freeze()
-    return Supervisor(config, control, worker).run()
+    return Supervisor(config, control, worker, own).run()

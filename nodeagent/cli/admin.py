@@ -1,16 +1,19 @@
-"""Finding running agents and asking them: the client of the admin API, over its unix socket or TCP."""
+"""Finding running agents and asking them: which ones a command line means, and the client of their admin API, over its unix socket or TCP."""
 
 from __future__ import annotations
 
+import functools
 import http.client
 import json
 import socket
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 from urllib.parse import urlsplit
 
 import click
+from click.core import ParameterSource
 
 from nodeagent.errors import ControlError
 from nodeagent.istio import ADMIN_PORT
@@ -19,22 +22,18 @@ SOCKET: Final = Path("/run/nodeagent/admin.sock")
 LAB_SOCKETS: Final = "lab/*/*/run/admin.sock"
 """Below the folder of SOCKET: lab's name, node's name."""
 _TIMEOUT_SECONDS: Final = 60.0
-
-admin_option = click.option(
-    "--admin",
-    envvar="NODEAGENT_ADMIN",
-    metavar="URL|SOCKET",
-    help="The agent to ask, as http://HOST:PORT or the path of its admin.sock.  [env: NODEAGENT_ADMIN; default: every agent found below /run/nodeagent]",
-)
-
+_ADMIN_HELP: Final = "The agent at http://HOST:PORT, or at the path of its admin.sock.  [env: NODEAGENT_ADMIN]"
 
 @dataclass(frozen=True, slots=True)
 class Agent:
     """A running agent: how it is reached, and what its rows are labelled with."""
 
-    node: str
+    name: str
+    """In a lab ``LAB/NODE``, otherwise the machine's; its address where it was named by that."""
     address: str
     """``http://HOST:PORT``, or the path of a unix socket."""
+    lab: str = ""
+    node: str = ""
 
     def get(self, path: str) -> Any:
         """Return what GET *path* answers. Raises ControlError."""
@@ -61,22 +60,66 @@ class Agent:
             connection.close()
 
 
-def find(admin: str | None, base: Path = SOCKET.parent) -> list[Agent]:
-    """Return the agent named by *admin*, or every one that listens on a socket below *base*.
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """Which of the running agents a command line means."""
 
-    Raises ControlError when there is none.
+    admin: str | None = None
+    lab: str | None = None
+    node: str | None = None
+    every: bool = False
+
+
+def choosing(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Give *command* the options that say which agents are meant; it is called with them as ``agents``, a list of at least one Agent."""
+
+    @click.option("--name", "lab", metavar="LAB", help="The agents of this lab.")
+    @click.option("--node", metavar="NODE", help="The agent of this node.")
+    @click.option("--all", "every", is_flag=True, help="Every agent that runs on this machine. Without any of these: the only one.")
+    @click.option("--admin", envvar="NODEAGENT_ADMIN", metavar="ADDRESS", help=_ADMIN_HELP)
+    @functools.wraps(command)
+    def chosen(*values: Any, admin: str | None, lab: str | None, node: str | None, every: bool, **others: Any) -> Any:
+        if admin and (lab or node or every):
+            if click.get_current_context().get_parameter_source("admin") is not ParameterSource.ENVIRONMENT:
+                raise click.UsageError("--admin names one agent; leave out --name, --node and --all", click.get_current_context())
+            admin = None  # what is said beats what was set once
+        return command(*values, agents=find(Choice(admin, lab, node, every)), **others)
+
+    return chosen
+
+
+def find(choice: Choice, base: Path = SOCKET.parent) -> list[Agent]:
+    """Return the agents that *choice* means, of those that listen on a socket below *base*.
+
+    Raises ControlError when there is none, and click.UsageError when several run and nothing says that all of them, or a lab's, are meant.
     """
-    if admin:
-        return [Agent(admin, admin)]
-    found = [Agent(socket.gethostname(), str(base / SOCKET.name))] if _listens(base / SOCKET.name) else []
-    for path in sorted(base.glob(LAB_SOCKETS)):
-        if _listens(path):
-            node, lab = path.parts[-3], path.parts[-4]
-            found.append(Agent(f"{lab}/{node}", str(path)))
-    if not found:
+    if choice.admin:
+        return [Agent(choice.admin, choice.admin)]
+    running = _running(base)
+    if not running:
         where = f"{base / SOCKET.name} or {base / LAB_SOCKETS}"
         raise ControlError(f"no agent runs here: nothing listens on {where}; see nodeagent run and nodeagent lab up, or name one with --admin")
+    found = [agent for agent in running if choice.lab in (None, agent.lab) and choice.node in (None, agent.node)]
+    if not found:
+        wanted = " ".join(f"--{flag} {value}" for flag, value in (("name", choice.lab), ("node", choice.node)) if value is not None)
+        raise ControlError(f"no agent is meant by {wanted}; running: {_names(running)}")
+    if len(found) > 1 and not choice.every and choice.lab is None:
+        ask = "which one is meant? Say --name LAB, --node NODE, --admin ADDRESS, or --all"
+        raise click.UsageError(f"{len(found)} agents run here ({_names(found)}): {ask}", click.get_current_context(silent=True))
     return found
+
+
+def _running(base: Path) -> list[Agent]:
+    host = socket.gethostname()
+    found = [Agent(host, str(base / SOCKET.name), node=host)]
+    for path in sorted(base.glob(LAB_SOCKETS)):
+        lab, node = path.parts[-4:-2]
+        found.append(Agent(f"{lab}/{node}", str(path), lab, node))
+    return [agent for agent in found if _listens(Path(agent.address))]
+
+
+def _names(agents: list[Agent]) -> str:
+    return ", ".join(agent.name for agent in agents)
 
 
 def _listens(path: Path) -> bool:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from itertools import groupby
 from typing import Any, Final
 from urllib.parse import urlencode
 
 import click
 
-from nodeagent.cli.admin import Agent, admin_option, find
+from nodeagent.cli.admin import Agent, choosing
 from nodeagent.cli.output import Column, Output, emit, output_option
 from nodeagent.errors import ControlError
 
@@ -20,13 +21,14 @@ COLUMNS: Final = (Column("STAGE", "stage"), Column("WHAT", "words"))
 @click.argument("method", default="")
 @click.argument("path", default="/")
 @click.option("-H", "--header", "headers", multiple=True, metavar="'NAME: VALUE'", help="A field of the request; may be given several times.")
-@admin_option
+@choosing
 @output_option
-def explain(source: str, destination: str, method: str, path: str, headers: tuple[str, ...], admin: str | None, output: Output) -> None:
+def explain(source: str, destination: str, method: str, path: str, headers: tuple[str, ...], agents: list[Agent], output: Output) -> None:
     """Say what would happen to a connection of SRC to DST, or to a request METHOD PATH on it.
 
     SRC is [NAMESPACE/]POD, an address, a SPIFFE ID, or - for a client without identity; DST is [NAMESPACE/]NAME[:PORT] of a
-    Service or pod, a Service's host, or ADDRESS:PORT. The exit status is 0 when it is allowed, 3 when it is refused or depends on more.
+    Service or pod, a Service's host, or ADDRESS:PORT. Of several agents the one on DST's node answers. The exit status is 0
+    when it is allowed, 3 when it is refused or depends on more.
     """
     for header in headers:
         if ": " not in header:
@@ -34,21 +36,24 @@ def explain(source: str, destination: str, method: str, path: str, headers: tupl
     fields = [header.split(": ", 1) for header in headers]
     lines = "\n".join(f"{name.lower()}: {value}" for name, value in fields)
     question = urlencode({"source": source, "destination": destination, "method": method, "path": path, "headers": lines})
-    found = _ask(find(admin), question)
+    found = [_ask(list(of_lab), question) for _, of_lab in groupby(agents, key=lambda agent: agent.lab)]
     if output == "table":
-        emit(found["steps"], COLUMNS, output)
-        print(found["verdict"])
+        for answer in found:
+            if len(found) > 1:
+                print(f"{answer['node']}:")
+            emit(answer["steps"], COLUMNS, output)
+            print(answer["verdict"])
     else:
-        emit([found], (), output)
-    raise SystemExit(0 if found["verdict"] == "allowed" else 3)
+        emit(found, (), output)
+    raise SystemExit(0 if all(answer["verdict"] == "allowed" for answer in found) else 3)
 
 
-def _ask(agents: list[Agent], question: str) -> Any:
-    """Return the answer of the agent that knows most: the one on the destination's node. Raises ControlError."""
+def _ask(agents: list[Agent], question: str) -> dict[str, Any]:
+    """Return the answer of the agent of a mesh that knows most: the one on the destination's node. Raises ControlError."""
     answers, errors = [], []
     for agent in agents:
         try:
-            answers.append(agent.get(f"/explain?{question}"))
+            answers.append({"node": agent.name, **agent.get(f"/explain?{question}")})
         except ControlError as error:
             errors.append(error)
     if not answers:

@@ -9,7 +9,7 @@ from typing import Any, Final
 
 import click
 
-from nodeagent.cli.admin import Agent, admin_option, find
+from nodeagent.cli.admin import Agent, choosing
 from nodeagent.cli.output import NODE, Column, Output, Row, cell, clock, emit, emit_one, output_option, size
 from nodeagent.errors import ControlError
 
@@ -26,11 +26,10 @@ _WIDTHS: Final = {"NODE": 10, "DIRECTION": 9, "SOURCE": 28, "DESTINATION": 32, "
 
 @click.command()
 @click.option("-f", "--follow", is_flag=True, help="Go on printing flows as they open and close.")
-@admin_option
+@choosing
 @output_option
-def flows(follow: bool, admin: str | None, output: Output) -> None:
+def flows(follow: bool, agents: list[Agent], output: Output) -> None:
     """Print the connections of the agents' pods, through the proxy and past it; of the proxy's also those that closed lately."""
-    agents = find(admin)
     columns = (NODE, *COLUMNS) if len(agents) > 1 else COLUMNS
     if not follow:
         rows = [row for agent in agents for row in _rows(agent, agent.get("/flows?since=0"))]
@@ -86,7 +85,7 @@ class Stream:
 
 
 def _rows(agent: Agent, answer: Any) -> list[Row]:
-    return [{"node": agent.node, **flow} for flow in answer["flows"]]
+    return [{"node": agent.name, **flow} for flow in answer["flows"]]
 
 
 def _line(cells: list[str], columns: tuple[Column, ...]) -> str:

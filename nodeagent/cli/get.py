@@ -7,7 +7,7 @@ from typing import Final
 
 import click
 
-from nodeagent.cli.admin import admin_option, find
+from nodeagent.cli.admin import Agent, choosing
 from nodeagent.cli.output import NODE, Column, Output, emit, listed, output_option, until
 
 
@@ -54,11 +54,10 @@ COLUMNS: Final = {
 
 @click.command()
 @click.argument("what", type=click.Choice(list(COLUMNS)))
-@admin_option
+@choosing
 @output_option
-def get(what: str, admin: str | None, output: Output) -> None:
+def get(what: str, agents: list[Agent], output: Output) -> None:
     """Print what running agents believe: their pods, certificates, policies, routes or endpoints."""
-    agents = find(admin)
-    rows = [{"node": agent.node, **row} for agent in agents for row in agent.get(f"/{what}")]
+    rows = [{"node": agent.name, **row} for agent in agents for row in agent.get(f"/{what}")]
     columns = COLUMNS[what]
     emit(rows, (NODE, *columns) if len(agents) > 1 else columns, output)

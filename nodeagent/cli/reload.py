@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import click
 
-from nodeagent.cli.admin import admin_option, find
+from nodeagent.cli.admin import Agent, choosing
 from nodeagent.cli.output import NODE, Column, Output, emit, output_option
 
 
 @click.command()
-@admin_option
+@choosing
 @output_option
-def reload(admin: str | None, output: Output) -> None:
-    """Replace the proxy workers of running agents; open connections finish on the old ones."""
-    rows = [{"node": agent.node, **agent.post("/reload")} for agent in find(admin)]
+def reload(agents: list[Agent], output: Output) -> None:
+    """Replace the proxy workers of an agent; open connections finish on the old ones."""
+    rows = [{"node": agent.name, **agent.post("/reload")} for agent in agents]
     emit(rows, (NODE, Column("NEW WORKERS", "workers", right=True)), output)

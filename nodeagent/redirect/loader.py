@@ -158,7 +158,7 @@ def run(request: Request) -> None:
     cgroup = open_cgroup(redirect.cgroup)
     pinned = pins.Pins(redirect.pin_directory)
     pinned.make()
-    with _exclusive(redirect.pin_directory):
+    with _exclusive(pinned.maps):  # the folder itself is the daemon's to lock
         opened = maps.adopt_all(pinned.maps, redirect.maps)
         below = request.agent_cgroup or own_cgroup(redirect.cgroup)
         opened["settings"].put(struct.pack("=I", 0), _settings(request, below))

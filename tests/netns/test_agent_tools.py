@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -14,7 +15,9 @@ import pytest
 import yaml
 
 from nodeagent.lab import Lab
-from tests.netns.world import about, client_in, cluster_ip, curl, eventually, get, scrape
+from nodeagent.redirect import syscall
+from nodeagent.redirect.hooks import program_id
+from tests.netns.world import about, client_in, cluster_ip, curl, eventually, get, scrape, workers
 
 NODEAGENT = [sys.executable, "-m", "nodeagent"]
 ROOT = Path(__file__).resolve().parents[2]
@@ -84,6 +87,33 @@ def test_a_place_that_does_not_exist_is_told(tmp_path: Path, section: str) -> No
     assert not Path("/sys/fs/bpf/t-nothing-here").exists()
 
 
+def test_a_second_daemon_is_refused_before_it_touches_anything(mesh: Lab, tmp_path: Path) -> None:
+    """With the same configuration, and with only the pinned programs in common: those of the first stay, and it is named."""
+    agent = mesh.agent("node1")
+    eventually(lambda: "http_egress" in pinned(agent.pins), "the loader has ended")
+    programs = pinned(agent.pins)
+    for change, setting in (({}, "runtimeDirectory"), ({"runtimeDirectory": str(tmp_path / "run")}, "redirect.pinDirectory")):
+        path = tmp_path / "agent.yaml"
+        path.write_text(yaml.safe_dump({**agent.config(), **change}))
+        done = run("run", "-c", str(path))
+        assert (done.returncode, done.stdout) == (1, ""), done
+        assert f"nodeagent: {setting} " in done.stderr
+        assert f"is in use by the daemon with pid {agent.pid}: end that one first" in done.stderr
+        assert len(done.stderr.splitlines()) == 1, done.stderr
+    assert pinned(agent.pins) == programs
+    assert not (tmp_path / "run").exists()
+
+
+def pinned(directory: Path) -> dict[str, int]:
+    """Return the kernel's numbers of the pinned programs: a program that is replaced has another one."""
+    found = {}
+    for path in (directory / "progs").iterdir():
+        descriptor = syscall.get(path)
+        found[path.name] = program_id(descriptor)
+        os.close(descriptor)
+    return found
+
+
 # -- the command line --
 
 
@@ -109,9 +139,19 @@ def test_get(mesh: Lab) -> None:
         assert re.search("local|server", table), table
 
 
-def test_get_asks_every_agent_that_runs_here(mesh: Lab) -> None:
-    rows = json.loads(run("get", "pods", "-o", "json").stdout)
-    assert {"t-mesh/node1", "t-mesh/node2"} <= {row["node"] for row in rows}
+def test_several_agents_are_a_question(mesh: Lab) -> None:
+    """Neither reloads another lab's agents nor answers for it: what is meant must be said."""
+    before = workers(mesh, "node1") + workers(mesh, "node2")
+    for command in (["get", "pods"], ["reload"], ["flows"], ["explain", "default/client", "default/local:80"]):
+        done = run(*command)
+        assert (done.returncode, done.stdout) == (2, ""), done
+        assert "t-mesh/node1, t-mesh/node2" in done.stderr
+        assert "--name LAB, --node NODE, --admin ADDRESS, or --all" in done.stderr
+    assert workers(mesh, "node1") + workers(mesh, "node2") == before
+    rows = json.loads(run("get", "pods", "--name", "t-mesh", "-o", "json").stdout)
+    assert {row["node"] for row in rows} == {"t-mesh/node1", "t-mesh/node2"}
+    assert {row["node"] for row in json.loads(run("get", "pods", "--name", "t-mesh", "--node", "node2", "-o", "json").stdout)} == {"t-mesh/node2"}
+    assert {"t-mesh/node1", "t-mesh/node2"} <= {row["node"] for row in json.loads(run("get", "pods", "--all", "-o", "json").stdout)}
 
 
 def test_flows(mesh: Lab) -> None:

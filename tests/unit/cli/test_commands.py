@@ -6,19 +6,22 @@ import asyncio
 import json
 import os
 import re
+import socket
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+import click
 import pytest
 import yaml
 
 from nodeagent.cli import output
-from nodeagent.cli.admin import Agent, find
+from nodeagent.cli.admin import Agent, Choice, find
 from nodeagent.cli.flows import Stream
 from nodeagent.cli.get import COLUMNS
 from nodeagent.errors import ControlError, KernelError
@@ -267,17 +270,69 @@ def test_a_stream_outlives_its_agent(tmp_path: Path, capsys: pytest.CaptureFixtu
         assert list(stream.poll()) == []
 
 
-def test_agents_are_found(tmp_path: Path) -> None:
-    with pytest.raises(ControlError, match="no agent runs here"):
-        find(None, tmp_path)
-    for node in ("node1", "node2", "dead"):
-        (tmp_path / "lab" / "demo" / node / "run").mkdir(parents=True)
+@pytest.fixture
+def three(tmp_path: Path) -> Iterator[Path]:
+    """Agents of this machine and of two labs, one of which has a dead one too."""
+    places = ["lab/demo/node1/run", "lab/demo/node2/run", "lab/other/node1/run"]
+    for place in (*places, "lab/demo/dead/run"):
+        (tmp_path / place).mkdir(parents=True)
     (tmp_path / "lab/demo/dead/run/admin.sock").touch()
-    with FakeAgent(tmp_path / "lab/demo/node1/run/admin.sock"), FakeAgent(tmp_path / "lab/demo/node2/run/admin.sock"):
-        assert [agent.node for agent in find(None, tmp_path)] == ["demo/node1", "demo/node2"]
-        with FakeAgent(tmp_path / "admin.sock"):
-            assert len(find(None, tmp_path)) == 3
-    assert find("http://h:1", tmp_path) == [Agent("http://h:1", "http://h:1")]
+    with ExitStack() as stack:
+        for place in places:
+            stack.enter_context(FakeAgent(tmp_path / place / "admin.sock"))
+        yield tmp_path
+
+
+def test_no_agent_runs(tmp_path: Path) -> None:
+    with pytest.raises(ControlError, match="no agent runs here"):
+        find(Choice(every=True), tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("choice", "meant"),
+    [
+        (Choice(every=True), ["demo/node1", "demo/node2", "other/node1"]),
+        (Choice(lab="demo"), ["demo/node1", "demo/node2"]),
+        (Choice(lab="demo", node="node1"), ["demo/node1"]),
+        (Choice(node="node2"), ["demo/node2"]),
+        (Choice(node="node1", every=True), ["demo/node1", "other/node1"]),
+        (Choice(admin="http://h:1"), ["http://h:1"]),
+    ],
+)
+def test_which_agents_are_meant(three: Path, choice: Choice, meant: list[str]) -> None:
+    assert [agent.name for agent in find(choice, three)] == meant
+
+
+@pytest.mark.parametrize(
+    ("choice", "says"),
+    [
+        (Choice(), r"3 agents run here \(demo/node1, demo/node2, other/node1\): which one is meant\? Say --name LAB, --node NODE, --admin ADDRESS, or --all"),
+        (Choice(node="node1"), r"2 agents run here \(demo/node1, other/node1\)"),
+        (Choice(lab="none"), "no agent is meant by --name none; running: demo/node1, demo/node2, other/node1"),
+        (Choice(lab="other", node="node2"), "no agent is meant by --name other --node node2"),
+    ],
+)
+def test_several_agents_are_a_question(three: Path, choice: Choice, says: str) -> None:
+    with pytest.raises((ControlError, click.UsageError), match=says):
+        find(choice, three)
+
+
+def test_the_only_agent_is_the_default(tmp_path: Path) -> None:
+    with FakeAgent(tmp_path / "admin.sock"):
+        (agent,) = find(Choice(), tmp_path)
+        assert (agent.name, agent.lab) == (socket.gethostname(), "")
+
+
+@pytest.mark.parametrize("command", [["get", "pods"], ["flows"], ["explain", "a", "b"], ["reload"]])
+def test_every_command_that_talks_to_agents_chooses_them_alike(command: list[str]) -> None:
+    options = nodeagent(command[0], "--help").stdout
+    assert [flag for flag in ("--name LAB", "--node NODE", "--all ", "--admin ADDRESS") if flag not in options] == []
+    both = nodeagent(*command, "--admin", "/x", "--all")
+    assert (both.returncode, both.stdout) == (2, "")
+    assert "--admin names one agent" in both.stderr
+    beaten = nodeagent(*command, "--name", "no-such-lab", admin="/nonexistent.sock")  # what is said beats the environment
+    assert beaten.returncode == 1
+    assert "/nonexistent.sock" not in beaten.stderr
 
 
 @pytest.mark.parametrize(
