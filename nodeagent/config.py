@@ -60,12 +60,17 @@ class Limits(Section):
 
 
 class Timeouts(Section):
-    """Seconds."""
+    """Seconds. For what an application may take there is no bound unless one is set: the network has none either."""
 
     connect: float = Field(10, gt=0)
-    request: float = Field(300, gt=0)
+    head: float = Field(300, gt=0)
+    """For a request's head, from its first byte on."""
+    request: float | None = Field(None, gt=0)
     """From the complete request to the first byte of the answer."""
+    stream_idle: float | None = Field(None, gt=0)
+    """How long a body, or a connection that is relayed, may stand still."""
     idle: float = Field(3600, gt=0)
+    """How long an HTTP connection is kept for its next request."""
     sniff: float = Field(0.1, gt=0, le=5)
     """How long a port of unknown protocol may keep silent before it is carried as TCP."""
     handshake: float = Field(10, gt=0)

@@ -11,7 +11,7 @@ from typing import Any
 
 from nodeagent.lab.layout import ADDRESSES, FIRST_HOST, LAST_HOST, SERVICES, Node, NodeName
 from nodeagent.resources.load import Document, refuse_duplicates
-from nodeagent.resources.model import ConfigMap, Deployment, Namespace, Pod, SecurityResource, Service, ServiceAccount
+from nodeagent.resources.model import ConfigMap, Deployment, Namespace, Pod, SecurityResource, Service, ServiceAccount, ServiceSpec
 from nodeagent.resources.pod import PodSpec
 
 Object = dict[str, Any]
@@ -288,17 +288,24 @@ def _service(document: Document, cluster: _Cluster) -> Object:
     value = resource.dump()
     value["metadata"]["namespace"] = metadata.namespace
     asked = _asked_ips(document)
+    families = _families(spec)
     if asked and "None" in asked:
         addresses = ["None"]
     else:
-        families = spec.ip_families or (("IPv4",) if spec.ip_family_policy == "SingleStack" else ("IPv4", "IPv6"))
         before = cluster.objects.get(document.key, {}).get("spec", {}).get("clusterIPs", [])
         for address in asked:
             _check_cluster_ip(document, address, cluster)
         addresses = [_cluster_ip(document, family, asked or tuple(before), cluster) for family in families]
         cluster.cluster_ips |= dict.fromkeys(addresses, f"{metadata.namespace}/{metadata.name}")
-    value["spec"] |= {"clusterIP": addresses[0], "clusterIPs": addresses, "type": "ClusterIP"}
+    value["spec"] |= {"clusterIP": addresses[0], "clusterIPs": addresses, "ipFamilies": list(families), "type": "ClusterIP"}
     return value
+
+
+def _families(spec: ServiceSpec) -> tuple[str, ...]:
+    """Return the families of the ClusterIPs, the first one first: one unless both are asked for, as the API server decides."""
+    asked = spec.ip_families or ("IPv4",)
+    dual = spec.ip_family_policy != "SingleStack" or len(spec.cluster_ips) == 2
+    return asked if len(asked) == 2 or not dual else (asked[0], "IPv6" if asked[0] == "IPv4" else "IPv4")
 
 
 def _check_cluster_ip(document: Document, address: str, cluster: _Cluster) -> None:

@@ -130,12 +130,18 @@ def names(services: Iterable[Object], pods: Sequence[Object]) -> dict[str, tuple
         host = f"{metadata['name']}.{metadata['namespace']}.svc.{DOMAIN}"
         addresses = tuple(service["spec"].get("clusterIPs", ()))
         if addresses == ("None",):
-            chosen = selected(service, pods)
-            table |= {f"{pod['metadata']['name']}.{host}": tuple(each["ip"] for each in pod["status"]["podIPs"]) for pod in chosen}
-            addresses = tuple(each["ip"] for pod in chosen for each in pod["status"]["podIPs"])
+            families = service["spec"].get("ipFamilies", ("IPv4", "IPv6"))
+            found = {pod["metadata"]["name"]: _of(families, pod) for pod in selected(service, pods)}
+            table |= {f"{name}.{host}": own for name, own in found.items()}
+            addresses = tuple(each for own in found.values() for each in own)
         table[host] = addresses
     for pod in pods:
         for each in pod["status"]["podIPs"]:
             dashed = each["ip"].replace(".", "-").replace(":", "-")
             table[f"{dashed}.{pod['metadata']['namespace']}.pod.{DOMAIN}"] = (each["ip"],)
     return table
+
+
+def _of(families: Sequence[str], pod: Object) -> tuple[str, ...]:
+    """Return the addresses of *pod* in these *families* ("IPv4", "IPv6")."""
+    return tuple(each["ip"] for each in pod["status"]["podIPs"] if f"IPv{ip_address(each['ip']).version}" in families)

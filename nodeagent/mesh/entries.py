@@ -101,7 +101,7 @@ class ServicePort:
     name: str
     protocol: Protocol
     endpoints: tuple[Endpoint, ...]
-    """Ready endpoints of both address families; a connection uses those of the family that was dialled."""
+    """Ready endpoints of both address families; a connection uses those of the family that was dialled, if there are any."""
 
 
 @dataclass(frozen=True, slots=True)

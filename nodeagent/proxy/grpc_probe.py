@@ -28,7 +28,7 @@ def answering(services: frozenset[str], dial: Dial, pipeline: Pipeline, ended: C
     """Return what serves one connection of the node: the health of *services*, as the application at *dial* tells it. *ended*: it is over."""
 
     async def ask(service: str) -> HealthCheckResponse:
-        async with asyncio.timeout(pipeline.timeouts.request):
+        async with asyncio.timeout(pipeline.timeouts.head):
             return await _asked(dial, pipeline, service)
 
     return GrpcSocket([_Health(services, ask)]).protocol(ended)

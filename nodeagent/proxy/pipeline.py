@@ -115,7 +115,7 @@ class Pipeline:
         connection = exchange.downstream.connection
         if connection.upstream_workload is not route.workload or connection.path != route.path:
             self._follow(connection, route)
-        exchange.deadline = self.now + self.timeouts.request
+        exchange.since = self.now
         route.pool.send(exchange)
 
     def route(self, connection: Connection) -> Route:
@@ -332,7 +332,7 @@ class Pipeline:
         protocol.data_received(connection.early)
         if connection.half_closed:
             protocol.eof_received()
-        self.loop.call_later(self.timeouts.request, transport.close)
+        self.loop.call_later(self.timeouts.head, transport.close)
 
     def tunnel(self, exchange: Exchange, upstream: HttpUpstream, rest: bytes) -> None:
         """Both sides of an exchange left HTTP: relay what follows."""
@@ -464,7 +464,7 @@ class Pipeline:
     def _sweep_relay(self, connection: Connection) -> None:
         if self._count_bytes(connection):
             connection.active = self.now
-        elif self.now - connection.active > self.timeouts.idle:
+        elif self.timeouts.stream_idle is not None and self.now - connection.active > self.timeouts.stream_idle:
             connection.relay[0].downstream.transport.close()
 
 

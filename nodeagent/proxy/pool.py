@@ -11,12 +11,13 @@ import errno
 import os
 import socket
 import ssl
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Final
 
 from nodeagent.errors import CONNECT_FAILED, CONNECT_TIMEOUT, UPSTREAM_RESET, UPSTREAM_TLS, IdentityError, Reason
 from nodeagent.identity.tls import Contexts, peer_identity
 from nodeagent.mesh.entries import Family, SpiffeId
+from nodeagent.proxy.connection import host_port
 from nodeagent.proxy.http1.exchange import Exchange
 from nodeagent.proxy.http1.upstream import HttpUpstream
 from nodeagent.proxy.pods import PodState
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
 
 LINGER_SECONDS: Final = 1.0
 """How long a server is waited for that is to close its connection."""
+_ELSEWHERE: Final = frozenset((errno.ECONNREFUSED, errno.EHOSTUNREACH, errno.ENETUNREACH, errno.EADDRNOTAVAIL))
+"""What tells that an endpoint is not at this address, and may be at another."""
 _LEAVING: Final = 256
 """Connections to one endpoint that are waited for at once: one that never closes shall not collect them."""
 
@@ -41,12 +44,17 @@ class DialError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Dial:
-    """How to reach an endpoint: from inside which pod, at which address, expecting whom (None: plaintext)."""
+    """How to reach an endpoint: from inside which pod, at which address, expecting whom (None: plaintext).
+
+    ``other``: its address in the other family, empty if it has none; it is tried where nothing listens at the first: the client, whose connection
+    the proxy took, cannot go there itself any more (RFC 8305 section 5).
+    """
 
     pod: PodState
     address: str
     port: int
     expected: SpiffeId | None
+    other: str = ""
 
     def contexts(self) -> Contexts | None:
         """Return the TLS contexts that a new connection would have; None: plaintext."""
@@ -66,18 +74,17 @@ class Dial:
         except (ssl.SSLError, IdentityError) as error:
             pipeline.note_failure(self, error)
             raise DialError(UPSTREAM_TLS) from None
-        except OSError:
-            raise DialError(CONNECT_FAILED) from None
+        except OSError as error:
+            raise DialError(self._failed(error)) from None
 
     async def _connect(self, pipeline: Pipeline, *, http: bool) -> Dialled:
         loop = pipeline.loop
-        family: Family = 6 if ":" in self.address else 4
-        sock = await self.pod.stock[family].take()
         try:
-            await _connect_socket(loop, sock, (self.address, self.port))
-        except BaseException:
-            sock.close()
-            raise
+            sock = await self._connected(loop, self.address)
+        except OSError as error:
+            if not self.other or error.errno not in _ELSEWHERE:
+                raise
+            sock = await self._connected(loop, self.other)
         if self.expected is None:
             return (await loop.create_connection(Dialled, sock=sock))[1]
         tls = self.pod.tls
@@ -103,6 +110,22 @@ class Dial:
             stream.abort()
             raise
         return dialled
+
+    async def _connected(self, loop: asyncio.AbstractEventLoop, address: str) -> socket.socket:
+        """Return a socket that is connected to the endpoint at *address*. Raises OSError."""
+        family: Family = 6 if ":" in address else 4
+        sock = await self.pod.stock[family].take()
+        try:
+            await _connect_socket(loop, sock, (address, self.port))
+        except BaseException:
+            sock.close()
+            raise
+        return sock
+
+    def _failed(self, error: OSError) -> Reason:
+        """Return the reason that says which addresses could not be reached, and what the kernel said of the last."""
+        where = " and ".join(host_port(address, self.port) for address in (self.address, self.other) if address)
+        return replace(CONNECT_FAILED, hint=f"{where}: {error.strerror or error}: {CONNECT_FAILED.hint}")
 
 
 async def _connect_socket(loop: asyncio.AbstractEventLoop, sock: socket.socket, address: tuple[str, int]) -> None:

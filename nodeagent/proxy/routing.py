@@ -52,11 +52,12 @@ class Routing:
 
     def _inbound(self, connection: Connection) -> Destination:
         """The application in the pod itself, dialled from inside it."""
-        target, pod = connection.target, connection.pod
-        path: Path = "proxy-mtls" if connection.peer.security == "mutual_tls" else "proxy-plaintext"
-        endpoint = Endpoint(target.address, target.port, pod.uid)
-        pool = self._pool(Dial(pod, target.address, target.port, None))
-        return Destination(endpoint, self._pipeline.view.workload(pod.uid), path, pool, f"inbound|{target.port}||", delivers=True)
+        target, pod, peer = connection.target, connection.pod, connection.peer
+        path: Path = "proxy-mtls" if peer.security == "mutual_tls" else "proxy-plaintext"
+        endpoint, workload = Endpoint(target.address, target.port, pod.uid), self._pipeline.view.workload(pod.uid)
+        probes = peer.security == "none" and peer.address in self._pipeline.node_addresses  # a probe asks about the address that it asks
+        pool = self._pool(Dial(pod, target.address, target.port, None, "" if probes else other_address(workload, target.address)))
+        return Destination(endpoint, workload, path, pool, f"inbound|{target.port}||", delivers=True)
 
     def _outbound(self, connection: Connection) -> list[Destination]:
         """One destination an endpoint; outside the mesh, the address itself."""
@@ -81,7 +82,7 @@ class Routing:
             dialler, path = local, "proxy-local"
         elif workload is not None and takes_mtls(workload, endpoint.port):
             path, expected = "proxy-mtls", workload.identity
-        pool = self._pool(Dial(dialler, endpoint.address, endpoint.port, expected))
+        pool = self._pool(Dial(dialler, endpoint.address, endpoint.port, expected, other_address(workload, endpoint.address)))
         return Destination(endpoint, workload, path, pool, cluster, delivers=local is not None)
 
     def way_to(self, service: str, port: int, asker: str, dialler: PodState | None = None) -> Way | None:
@@ -115,6 +116,11 @@ class Routing:
     def pools(self) -> list[Pool]:
         """Return the pools that are in use."""
         return list(self._pools.values())
+
+
+def other_address(workload: Workload | None, address: str) -> str:
+    """Return the address that *workload* has in the other family than *address*, empty if it has none."""
+    return next((own for own in workload.addresses if (":" in own) != (":" in address)), "") if workload is not None else ""
 
 
 def takes_mtls(workload: Workload, port: int) -> bool:

@@ -138,7 +138,7 @@ class ClusterView:
             service, service_port = found
             v6 = ":" in address
             endpoints = tuple(endpoint for endpoint in service_port.endpoints if (":" in endpoint.address) == v6)
-            return Target(where, port, service_port.protocol, service, endpoints)
+            return Target(where, port, service_port.protocol, service, endpoints or service_port.endpoints)
         vip = self._vip_addresses.get(where)
         if vip is not None:
             # A ClusterIP at a port that the Service does not have: nothing answers there, and nothing may be guessed.

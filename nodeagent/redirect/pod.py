@@ -121,6 +121,7 @@ def _listen(family: Family, port: int) -> socket.socket:
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)  # for what it accepts: an end that vanished must be noticed some day
         if family == 6:
             listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
         listener.bind((_LOOPBACK[family], port))
@@ -155,6 +156,7 @@ def open_sockets(pod: EnrolledPod, family: Family, count: int) -> list[socket.so
         with netns.inside(pod.netns.fd):
             while len(made) < count:
                 made.append(socket.socket(_DOMAIN[family], socket.SOCK_STREAM | socket.SOCK_NONBLOCK))
+                made[-1].setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
     except OSError as error:
         for one in made:
             one.close()

@@ -125,7 +125,7 @@ class ServiceSpec(Section):
     cluster_ip: ClusterIP | None = Field(None, alias="clusterIP")
     cluster_ips: Annotated[tuple[ClusterIP, ...], Field(max_length=2)] = Field((), alias="clusterIPs")
     ip_families: tuple[Literal["IPv4", "IPv6"], ...] = ()
-    ip_family_policy: Literal["SingleStack", "PreferDualStack", "RequireDualStack"] = "PreferDualStack"
+    ip_family_policy: Literal["SingleStack", "PreferDualStack", "RequireDualStack"] = "SingleStack"
     publish_not_ready_addresses: bool = False
     session_affinity: Literal["None"] = "None"
     internal_traffic_policy: Literal["Cluster"] = "Cluster"

@@ -64,6 +64,7 @@ class LocalSockets(SocketStock):
         """Return an unconnected, non-blocking socket. Raises OSError."""
         made = socket.socket(socket.AF_INET if self._family == 4 else socket.AF_INET6, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
         try:
+            made.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
             if self._source:
                 # The port is chosen at connect, when it need only be free for that destination (ip(7)).
                 made.setsockopt(socket.IPPROTO_IP, _IP_BIND_ADDRESS_NO_PORT, 1)
@@ -119,6 +120,7 @@ def listeners(port: int) -> list[socket.socket]:
             made = socket.socket(domain, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
             opened.append(made)
             made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            made.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
             if domain == socket.AF_INET6:
                 made.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
             made.bind((host, port))

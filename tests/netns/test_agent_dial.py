@@ -10,7 +10,7 @@ import pytest
 
 from nodeagent.lab import Lab
 from nodeagent.lab.layout import OUTSIDE
-from tests.netns.world import SERVER, about, access_log, address_of, ask, bracketed, cluster_ip, eventually, growth, scrape
+from tests.netns.world import SERVER, about, access_log, address_of, ask, bracketed, cluster_ip, curl, eventually, growth, pod, scrape, service
 
 VERSIONS = (4, 6)
 
@@ -147,3 +147,13 @@ def test_the_node_and_pods_outside_the_mesh_reach_every_pod(mesh: Lab, name: str
         seen = eventually(lambda source=source: about(mesh, source, f"http://{bracketed(address)}:8080"), "an answer")
         assert seen["pod"] == name
         assert "x-forwarded-client-cert" not in seen["headers"]
+
+
+@pytest.mark.parametrize("node", ["node1", "node2"])
+def test_a_server_on_ipv4_alone_behind_a_service_with_both(mesh: Lab, node: str) -> None:
+    """A client takes the IPv6 ClusterIP first, is connected to the proxy, and cannot fall back by itself any more."""
+    name = f"four-{node}"
+    ready = "readinessProbe: {httpGet: {port: 8080}, periodSeconds: 1}"
+    mesh.apply(text=pod(name, node, command='[python3, -m, http.server, "8080", --bind, 0.0.0.0]', container=ready) + service(name, f"app: {name}"))
+    dialled = [f"{bracketed(cluster_ip(mesh, name, 6))}:80", f"{bracketed(cluster_ip(mesh, name, 6))}:81", f"{bracketed(address_of(mesh, name, 6))}:8080"]
+    assert [curl(mesh, "client", "-o", "/dev/null", "-w", "%{http_code}", f"http://{each}/").stdout for each in dialled] == ["200"] * 3

@@ -64,12 +64,12 @@ spec:
 apiVersion: v1
 kind: Service
 metadata: {name: web, namespace: shop}
-spec: {selector: {app: web}, ports: [{port: 80, targetPort: http}]}
+spec: {ipFamilyPolicy: PreferDualStack, selector: {app: web}, ports: [{port: 80, targetPort: http}]}
 ---
 apiVersion: v1
 kind: Service
 metadata: {name: each, namespace: shop}
-spec: {clusterIP: None, selector: {app: web}, ports: [{port: 8080}]}
+spec: {clusterIP: None, ipFamilyPolicy: PreferDualStack, selector: {app: web}, ports: [{port: 8080}]}
 ---
 apiVersion: v1
 kind: Service

@@ -80,8 +80,8 @@ def service(name: str, selector: str, *, headless: bool = False) -> str:
     ports: list[dict[str, object]] = [{"name": name, "port": port, "targetPort": target} for name, port, target in REMAPPED]
     ports += [{"name": name, "port": port} for name, port in PORTS.items()]
     ports.append({"name": "udp", "port": 9005, "protocol": "UDP"})
-    cluster_ip = "clusterIP: None, " if headless else ""
-    return f"\n---\napiVersion: v1\nkind: Service\nmetadata: {{name: {name}}}\nspec: {{{cluster_ip}selector: {{{selector}}}, ports: {json.dumps(ports)}}}\n"
+    spec = f"{'clusterIP: None, ' if headless else ''}ipFamilyPolicy: PreferDualStack, selector: {{{selector}}}, ports: {json.dumps(ports)}"
+    return f"\n---\napiVersion: v1\nkind: Service\nmetadata: {{name: {name}}}\nspec: {{{spec}}}\n"
 
 
 def account(*names: str) -> str:

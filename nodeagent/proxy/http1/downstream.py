@@ -214,7 +214,7 @@ class HttpDownstream:
             if self._behind:
                 self.reading = exchange  # another parser reads its body
                 return
-            exchange.deadline = self.pipeline.now + self.pipeline.timeouts.request
+            exchange.since = self.pipeline.now
             if exchange.body == CHUNKED_BODY and not exchange.finished:
                 self._forward_body(exchange, b"".join((b"0\r\n", *self._trailers, b"\r\n")))
             self._trailers = []

@@ -46,7 +46,8 @@ class Exchange:
     answer_fields: tuple[tuple[str, str, str], ...] = ()
     status = 0
     tries = 0
-    deadline = 0.0
+    since = 0.0
+    """When the request was complete and permitted, by the pipeline's clock."""
     route: Route | None = None
     upstream: HttpUpstream | None = None
 

@@ -15,25 +15,29 @@ def enforce(codec: HttpDownstream, now: float, timeouts: Timeouts) -> None:
         done = codec.connection.requests
         if not codec.reading_head or done != codec.swept:
             codec.swept, codec.head_since = done, now
-        elif now - codec.head_since > timeouts.request:
+        elif now - codec.head_since > timeouts.head:
             codec.time_out()
         if now - codec.touched > timeouts.idle:
             codec.close()
     elif exchange.answered:
         _enforce_answer(codec, exchange, now, timeouts)
     elif not exchange.request_complete and not codec.paused:
-        if now - codec.touched > timeouts.request:
+        if _over(timeouts.stream_idle, now - codec.touched):
             codec.time_out()
-    elif exchange.deadline < now and now - codec.touched > timeouts.request:
+    elif _over(timeouts.request, now - max(exchange.since, codec.touched)):
         exchange.give_up(REQUEST_TIMEOUT)
 
 
 def _enforce_answer(codec: HttpDownstream, exchange: Exchange, now: float, timeouts: Timeouts) -> None:
-    """An answer may take as long as it moves."""
+    """An answer may take as long as it moves, or for ever."""
     if exchange.sent != codec.swept:
         codec.swept, codec.touched = exchange.sent, now
-    elif now - codec.touched > timeouts.idle:
-        if exchange.finished:
+    elif exchange.finished:  # the rest of the request's body is read and dropped
+        if now - codec.touched > timeouts.idle:
             codec.close()
-        else:
-            exchange.give_up(DOWNSTREAM_TIMEOUT)
+    elif _over(timeouts.stream_idle, now - codec.touched):
+        exchange.give_up(DOWNSTREAM_TIMEOUT)
+
+
+def _over(bound: float | None, seconds: float) -> bool:
+    return bound is not None and seconds > bound

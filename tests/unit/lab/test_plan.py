@@ -108,12 +108,34 @@ def test_a_long_deployment_name_still_gives_pod_names() -> None:
 
 def test_cluster_ips_stay_and_may_be_asked_for() -> None:
     cluster = Cluster()
-    cluster.apply(service("a") + service("b", ", clusterIP: 10.96.0.10") + service("h", ", clusterIP: None") + service("six", ", ipFamilies: [IPv6]"))
+    both = ", ipFamilyPolicy: PreferDualStack"
+    asked = service("b", f", clusterIP: 10.96.0.10{both}")
+    cluster.apply(service("a", both) + asked + service("h", ", clusterIP: None") + service("six", ", ipFamilies: [IPv6]"))
     ips = {key[2]: each["spec"]["clusterIPs"] for key, each in cluster.objects.items() if key[0] == "Service"}
     assert ips == {"b": ["10.96.0.10", "fd00:10:96::a"], "a": ["10.96.0.11", "fd00:10:96::b"], "h": ["None"], "six": ["fd00:10:96::c"]}
-    cluster.apply(service("a") + service("z"))
+    cluster.apply(service("a", both) + service("z"))
     assert cluster.objects["Service", "default", "a"]["spec"]["clusterIPs"] == ips["a"]
-    assert cluster.objects["Service", "default", "z"]["spec"]["clusterIPs"] == ["10.96.0.12", "fd00:10:96::d"]
+    assert cluster.objects["Service", "default", "z"]["spec"]["clusterIPs"] == ["10.96.0.12"]
+
+
+@pytest.mark.parametrize(
+    ("extra", "families"),
+    [
+        ("", ["IPv4"]),
+        (", ipFamilies: [IPv6]", ["IPv6"]),
+        (", ipFamilyPolicy: RequireDualStack", ["IPv4", "IPv6"]),
+        (", ipFamilyPolicy: PreferDualStack, ipFamilies: [IPv6]", ["IPv6", "IPv4"]),
+        (", clusterIPs: [10.96.0.9, 'fd00:10:96::9']", ["IPv4", "IPv6"]),
+        (", clusterIP: None", ["IPv4"]),
+        (", clusterIP: None, ipFamilyPolicy: PreferDualStack", ["IPv4", "IPv6"]),
+    ],
+)
+def test_a_service_has_one_family_unless_it_asks_for_both(extra: str, families: list[str]) -> None:
+    cluster = Cluster()
+    cluster.apply(service("a", extra))
+    spec = cluster.objects["Service", "default", "a"]["spec"]
+    assert spec["ipFamilies"] == families
+    assert spec["clusterIPs"] == ["None"] or ["IPv6" if ":" in each else "IPv4" for each in spec["clusterIPs"]] == families
 
 
 def test_addresses_may_be_asked_for() -> None:

@@ -73,3 +73,6 @@ def test_a_headless_service_answers_with_its_endpoints() -> None:
     table = services.names([service(["None"])], PODS)
     assert table["web.default.svc.cluster.local"] == ("10.0.0.1", "fd00::1", "10.0.0.2", "fd00::2")
     assert table["b.web.default.svc.cluster.local"] == ("10.0.0.2", "fd00::2")
+    single = service(["None"])
+    single["spec"]["ipFamilies"] = ["IPv4"]
+    assert services.names([single], PODS)["web.default.svc.cluster.local"] == ("10.0.0.1", "10.0.0.2")

@@ -19,7 +19,7 @@ from nodeagent.redirect.original import Original
 from nodeagent.telemetry.cells import WorkerMetrics
 from nodeagent.telemetry.log_format import FIELDS
 
-VIP = "10.96.0.1"
+VIP, VIP6 = "10.96.0.1", "fd00:10:96::1"
 Handler = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 
 
@@ -34,13 +34,16 @@ class Log:
 
 
 class Originals:
+    def __init__(self, address: str) -> None:
+        self._address = address
+
     def of(self, transport: Any, pod: PodState, direction: Direction) -> Original:
-        return Original(VIP, 80, None)
+        return Original(self._address, 80, None)
 
 
-def _workload(uid: str, address: str, port: int) -> Workload:
+def _workload(uid: str, port: int, *addresses: str) -> Workload:
     return Workload(
-        uid=PodUid(uid), pod=uid, namespace="default", node="n1", addresses=(Address(address),), service_account=uid,
+        uid=PodUid(uid), pod=uid, namespace="default", node="n1", addresses=tuple(map(Address, addresses)), service_account=uid,
         identity=SpiffeId(f"spiffe://cluster.local/ns/default/sa/{uid}"), workload=uid, app=uid, version="v1", canonical_service=uid,
         canonical_revision="v1", ready=True, enrolled=True, ports=((port, "http"),), services=((port, "default/web"),),
     )  # fmt: skip
@@ -56,6 +59,7 @@ class Stage:
         self._settings = Proxy.model_validate(settings)
         self._tasks: set[asyncio.Task[None]] = set()
         self.endpoint_port = 0
+        self.addresses, self.asked = ("127.0.0.1",), VIP
         self.front: asyncio.Server
         self.back: asyncio.Server
 
@@ -72,8 +76,9 @@ class Stage:
 
     def publish(self, endpoints: tuple[Endpoint, ...]) -> None:
         """Give the Service these endpoints."""
-        service = Service("web", "default", "web.default.svc.cluster.local", (Address(VIP),), (ServicePort(80, "http", self._protocol, endpoints),))
-        self.pipeline.view.apply(Delta((_workload("client", "10.244.1.2", 1), _workload("server", "127.0.0.1", self.endpoint_port), service)))
+        port = ServicePort(80, "http", self._protocol, endpoints)
+        service = Service("web", "default", "web.default.svc.cluster.local", (Address(VIP), Address(VIP6)), (port,))
+        self.pipeline.view.apply(Delta((_workload("client", 1, "10.244.1.2"), _workload("server", self.endpoint_port, *self.addresses), service)))
 
     async def stop(self) -> None:
         self._sweeper.cancel()
@@ -106,11 +111,11 @@ class Stage:
         return sum(route.active for pod in self.pods.values() for routes in pod.routes.values() for route in routes)
 
     def _accepted(self) -> Any:
-        return Accepted(self.pipeline, self.pods["client"], "outbound", Originals())
+        return Accepted(self.pipeline, self.pods["client"], "outbound", Originals(self.asked))
 
     def _ask(self, uid: str) -> Callable[[Any, int], None]:
         def ask(family: Any, count: int) -> None:
-            sockets = [socket.socket() for _ in range(count)]
+            sockets = [socket.socket(socket.AF_INET6 if family == 6 else socket.AF_INET) for _ in range(count)]
             for made in sockets:
                 made.setblocking(False)
             asyncio.get_running_loop().call_soon(self.pods[uid].stock[family].add, sockets)

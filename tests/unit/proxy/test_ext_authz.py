@@ -206,7 +206,7 @@ def test_a_client_that_goes_or_stops_is_not_waited_for(tls: dict[str, Contexts],
             await asyncio.sleep(0.01)
         assert authorizer.asked == []
 
-    acted(authorizer, tls, scene, {"maxRequestBytes": 100}, timeouts={"request": 0.3})
+    acted(authorizer, tls, scene, {"maxRequestBytes": 100}, timeouts={"streamIdle": 0.3})
 
 
 # -- what it changes --

@@ -11,8 +11,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from nodeagent.mesh.entries import Address, Endpoint, PodUid
-from tests.unit.proxy.stage import Stage, answering, ok, play, read_request
+from nodeagent.mesh.entries import Address, Endpoint, PodUid, Protocol
+from nodeagent.proxy.connection import host_port
+from tests.unit.proxy.stage import VIP6, Stage, answering, ok, play, read_request
 
 GET = b"GET / HTTP/1.1\r\nHost: web\r\n\r\n"
 CLOSE = b"GET / HTTP/1.1\r\nHost: web\r\nConnection: close\r\n\r\n"
@@ -369,11 +370,34 @@ def test_failures_have_a_status_a_flag_and_a_hint() -> None:
         assert b"no_endpoints (UH): the Service has no ready endpoint" in answer
         stage.publish((Endpoint(Address("127.0.0.1"), 1, PodUid("server")),))
         answer = await stage.exchange(CLOSE)
-        assert b"connect_failed (UF)" in answer
+        assert b"connect_failed (UF): 127.0.0.1:1: Connection refused: nothing listens" in answer
         assert [record["response_flags"] for record in stage.log.records] == ["UH", "UF"]
         assert stage.active() == 0
 
     play(answering(show_head), scene)
+
+
+@pytest.mark.parametrize("protocol", ["http", "tcp"])
+@pytest.mark.parametrize("family", [4, 6], ids=["the Service has no endpoint of its family", "nothing listens at the endpoint"])
+def test_an_endpoint_is_reached_at_its_other_address_where_nothing_listens_at_the_first(protocol: Protocol, family: int) -> None:
+    """A Service with two ClusterIPs, an application on IPv4 alone, a client that took IPv6: the proxy took its connection, and with it its choice."""
+
+    async def scene(stage: Stage) -> None:
+        stage.addresses = ("::1", "127.0.0.1") if family == 6 else ("127.0.0.1",)
+        stage.asked = VIP6
+        stage.publish((Endpoint(Address(stage.addresses[0]), stage.endpoint_port, PodUid("server")),))
+        reader, writer = await stage.connect()
+        writer.write(CLOSE)
+        assert (await read_answer(reader))[0].startswith(b"HTTP/1.1 200 ")
+        writer.close()
+        stage.back.close()
+        for pool in stage.pipeline.routing.pools():
+            pool.sweep(float("inf"), 0)
+        answer = await stage.exchange(CLOSE)
+        where = " and ".join(host_port(address, stage.endpoint_port) for address in stage.addresses)
+        assert f"connect_failed (UF): {where}: Connection refused:".encode() in answer if protocol == "http" else not answer
+
+    play(answering(show_head), scene, protocol=protocol)
 
 
 def test_a_slow_application_is_given_up() -> None:
@@ -396,7 +420,7 @@ def test_a_client_that_stops_in_a_head_is_let_go() -> None:
         while stage.pipeline.connections:
             await asyncio.sleep(0.01)
 
-    play(answering(show_head), scene, timeouts={"request": 0.2})
+    play(answering(show_head), scene, timeouts={"head": 0.2})
 
 
 def test_a_kept_connection_that_upstream_closed_is_replaced_once() -> None:

@@ -6,10 +6,13 @@ import asyncio
 import socket
 import tracemalloc
 from collections.abc import Callable
+from time import monotonic
 from typing import Any
 
 import pytest
 
+from nodeagent.config import Timeouts
+from nodeagent.proxy.http1 import patience
 from nodeagent.proxy.tcp import reset
 from nodeagent.telemetry.metrics import HTTP_LABELS
 from tests.unit.proxy.stage import Stage, answering, ok, play, read_request
@@ -34,6 +37,13 @@ def counted(stage: Stage) -> dict[tuple[str, str], int]:
         for _, labels, (duration, *_) in part.get("http", ()):
             key = labels[CODE], labels[FLAGS]
             found[key] = found.get(key, 0) + sum(count for _, count in duration[0])
+    return found
+
+
+async def soon(condition: Callable[[], Any]) -> Any:
+    """Wait until *condition* holds and return what it says."""
+    while not (found := condition()):
+        await asyncio.sleep(0.01)
     return found
 
 
@@ -318,7 +328,7 @@ def test_a_client_that_stops_in_a_body_is_let_go_and_an_upstream_that_takes_none
         await idle(stage)
         assert counted(stage) == {("408", "SI"): 1, ("504", "UT"): 1}
 
-    play(app, scene, timeouts={"request": 0.4})
+    play(app, scene, timeouts={"request": 0.4, "streamIdle": 0.4})
 
 
 def test_a_head_in_drops_is_let_go() -> None:
@@ -340,10 +350,10 @@ def test_a_head_in_drops_is_let_go() -> None:
         await idle(stage)
         assert counted(stage) == {("408", "SI"): 1}
 
-    play(answering(echo_target), scene, timeouts={"request": 0.3})
+    play(answering(echo_target), scene, timeouts={"head": 0.3})
 
 
-def test_an_answer_that_stands_still_is_cut_after_the_idle_time() -> None:
+def test_an_answer_that_stands_still_is_cut_where_a_bound_is_set() -> None:
     async def scene(stage: Stage) -> None:
         reader, writer = await stage.connect()
         writer.write(GET)
@@ -352,7 +362,43 @@ def test_an_answer_that_stands_still_is_cut_after_the_idle_time() -> None:
         await idle(stage)
         assert len(counted(stage)) == 1
 
-    play(says(b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\nsome"), scene, timeouts={"idle": 0.3})
+    play(says(b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\nsome"), scene, timeouts={"streamIdle": 0.3})
+
+
+def test_by_default_nothing_ends_for_the_time_that_it_takes() -> None:
+    """A day in a body, a day until the answer, a day in the answer: the network would not cut it either."""
+    go = asyncio.Event()
+
+    async def app(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await read_request(reader)
+        await go.wait()
+        writer.write(ok(b"done")[:-2])
+        go.clear()
+        await go.wait()
+        writer.write(b"ne")
+
+    async def scene(stage: Stage) -> None:
+        reader, writer = await stage.connect()
+        writer.write(b"POST / HTTP/1.1\r\nHost: web\r\nContent-Length: 4\r\n\r\nbo")
+        codec = await soon(lambda: next((each.http for each in stage.pipeline.connections.values() if each.http and each.http.current), None))
+        exchange = codec.current
+
+        def a_day_passes() -> None:
+            patience.enforce(codec, monotonic() + 86400, Timeouts())
+            assert codec.current is exchange and not exchange.finished
+
+        a_day_passes()
+        writer.write(b"dy")
+        await soon(lambda: exchange.request_complete and exchange.upstream)
+        a_day_passes()
+        go.set()
+        await soon(lambda: exchange.answered)
+        a_day_passes()
+        go.set()
+        assert (await read_answer(reader))[1] == b"done"
+        writer.close()
+
+    play(app, scene)
 
 
 def test_idle_connections_close_on_both_sides() -> None:

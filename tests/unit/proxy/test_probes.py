@@ -158,7 +158,7 @@ def test_nonsense_reaches_nobody(tls: dict[str, Contexts], application: health.H
         await nodes.settled()
         assert application.asked == []
 
-    probed(tls, application, scene, ("grpc", "web"), timeouts={"request": 1})
+    probed(tls, application, scene, ("grpc", "web"), timeouts={"head": 1})
 
 
 @pytest.mark.parametrize(("source", "probe"), [(STRANGER, ("grpc", "web")), (NODE, ("tcp", "")), (NODE, ("http", "/web"))])

@@ -261,7 +261,23 @@ def test_a_client_that_is_gone_at_once_leaves_nothing(reach: Reach, tls: dict[st
     play(echo, scene, tls, protocol="tcp")
 
 
-def test_an_idle_relay_is_closed_after_the_idle_time(reach: Reach, tls: dict[str, Contexts]) -> None:
+def test_a_relay_may_stand_still_for_a_day(reach: Reach, tls: dict[str, Contexts]) -> None:
+    async def scene(nodes: Nodes) -> None:
+        reader, writer = await reach(nodes)
+        writer.write(b"x")
+        assert await reader.readexactly(1) == b"x"
+        for pipeline in (nodes.near, nodes.far):
+            for connection in list(pipeline.connections.values()):
+                pipeline._sweep_relay(connection)
+                pipeline.now += 86400
+                pipeline._sweep_relay(connection)
+        writer.write(b"y")
+        assert await reader.readexactly(1) == b"y"
+
+    play(echo, scene, tls, protocol="tcp")
+
+
+def test_a_relay_that_stands_still_is_closed_where_a_bound_is_set(reach: Reach, tls: dict[str, Contexts]) -> None:
     async def scene(nodes: Nodes) -> None:
         reader, writer = await reach(nodes)
         writer.write(b"x")
@@ -272,4 +288,4 @@ def test_an_idle_relay_is_closed_after_the_idle_time(reach: Reach, tls: dict[str
             pass
         await nodes.settled()
 
-    play(echo, scene, tls, protocol="tcp", timeouts={"idle": 0.3})
+    play(echo, scene, tls, protocol="tcp", timeouts={"streamIdle": 0.3})
