@@ -1,9 +1,14 @@
-"""Which service accounts have pods on which node, from the cluster's state (``source``), kept up to date."""
+"""Which service accounts have pods on which node, from the cluster's state (``source``), kept up to date.
+
+The rules are those of Istio's node authorizer (``security/pkg/server/ca/node_auth.go``). Of pods, a node may make only mirrors of
+its static ones (admission plugin NodeRestriction), in any namespace: so no mirror gives its node an identity.
+"""
 
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Iterable, Set
 from pathlib import Path
+from typing import Final
 
 from nodeagent.errors import IdentityError
 from nodeagent.identity.spiffe import spiffe_id
@@ -11,6 +16,9 @@ from nodeagent.mesh.entries import SpiffeId
 from nodeagent.mesh.local import finished
 from nodeagent.resources.objects import Pod
 from nodeagent.resources.source import AnyChange, Change, DirectorySource
+
+MIRROR: Final = "kubernetes.io/config.mirror"
+"""The annotation by which a kubelet marks the mirror of a static pod (k8s.io/api/core/v1: MirrorPodAnnotationKey)."""
 
 
 class Pods:
@@ -42,17 +50,22 @@ class Pods:
             self.apply(batch)
 
     def identities_on(self, node: str) -> Set[SpiffeId]:
-        """Return the identities of the pods that run on *node*."""
+        """Return the identities of the pods that run on *node*: of those that the cluster gave an account."""
         found = set()
         for pod in self._pods.values():
-            if pod.node == node:
+            if pod.node == node and _accountable(pod):
                 try:
                     found.add(spiffe_id(self._trust_domain, pod.namespace, pod.service_account))
                 except IdentityError:
                     continue  # a name that no SPIFFE ID can hold
         return found
 
-    def node_of(self, namespace: str, name: str, uid: str) -> str:
-        """Return the node of a running pod; empty: there is no such pod."""
+    def live(self, namespace: str, name: str, uid: str) -> Pod | None:
+        """Return the pod if it is there, has not ended, and has an account that the cluster gave it."""
         pod = self._pods.get((namespace, name))
-        return pod.node if pod is not None and pod.uid == uid else ""
+        return pod if pod is not None and pod.uid == uid and _accountable(pod) else None
+
+
+def _accountable(pod: Pod) -> bool:
+    """Say whether *pod* names its account itself and is no mirror of a static pod, by annotation or by owner (KEP-1314)."""
+    return bool(pod.service_account) and MIRROR not in pod.annotations and all(owner.kind != "Node" for owner in pod.owners)

@@ -126,7 +126,7 @@ def _validators(config: CaConfig, pods: Pods) -> list[Validator]:
     if config.authentication.token_file is not None:
         validators.append(StaticTokens(config.authentication.token_file, config.trust_domain))
     if config.authentication.service_account_tokens is not None:
-        validators.append(ServiceAccountValidator(config.authentication.service_account_tokens, config.trust_domain, pods.node_of))
+        validators.append(ServiceAccountValidator(config.authentication.service_account_tokens, config.trust_domain, pods.live))
     return validators
 
 

@@ -12,21 +12,23 @@ from nodeagent.ca.refusal import Refusal
 from nodeagent.ca.settings import ServiceAccountTokens
 from nodeagent.ca.tokens import WatchedFile
 from nodeagent.errors import IdentityError
+from nodeagent.identity.profiles import printable
 from nodeagent.identity.spiffe import spiffe_id
 from nodeagent.policy.jwt_keys import KeySet
 from nodeagent.policy.jwt_token import Token, TokenError, parse
+from nodeagent.resources.objects import Pod
 
 SKEW_SECONDS: Final = 60.0
-NodeOf = Callable[[str, str, str], str]
-"""Namespace, name and uid of a pod -> its node; empty: there is no such pod."""
+Live = Callable[[str, str, str], Pod | None]
+"""Namespace, name and uid -> the pod, None when no such pod runs."""
 
 
 class ServiceAccountValidator:
     """Knows tokens of one issuer; others are of another kind."""
 
-    def __init__(self, settings: ServiceAccountTokens, trust_domain: str, node_of: NodeOf, clock: Callable[[], float] = time.time) -> None:
+    def __init__(self, settings: ServiceAccountTokens, trust_domain: str, live: Live, clock: Callable[[], float] = time.time) -> None:
         """Raises IdentityError when the keys cannot be read."""
-        self._settings, self._trust_domain, self._node_of, self._clock = settings, trust_domain, node_of, clock
+        self._settings, self._trust_domain, self._live, self._clock = settings, trust_domain, live, clock
         self._keys = WatchedFile(settings.keys, jwks, private=False)
 
     def validate(self, token: str) -> Caller | None:
@@ -63,11 +65,24 @@ class ServiceAccountValidator:
             identity = spiffe_id(self._trust_domain, namespace, account)
         except IdentityError as error:
             raise Refusal("UNAUTHENTICATED", str(error)) from None
-        node, pod = _mapping(kubernetes.get("node")).get("name"), _mapping(kubernetes.get("pod"))
-        if not isinstance(node, str):
-            # Before Kubernetes 1.30 a token names its pod only.
-            node = self._node_of(namespace, str(pod.get("name")), str(pod.get("uid")))
-        return Caller(identity, node)
+        if "pod" not in kubernetes:
+            return Caller(identity)
+        return Caller(identity, self._node(namespace, account, kubernetes))
+
+    def _node(self, namespace: str, account: str, kubernetes: Mapping[str, Any]) -> str:
+        """Return the node of the live pod that the token is bound to: what the cluster says, which the token may only confirm. Raises Refusal."""
+        claimed = _mapping(kubernetes["pod"])
+        name, uid = str(claimed.get("name")), str(claimed.get("uid"))
+        pod = self._live(namespace, name, uid)
+        if pod is None:
+            which = f"{printable([name])}, uid {printable([uid])},"
+            raise Refusal("UNAUTHENTICATED", f"the token's pod {which} does not run in {namespace}; if it has just begun, ask again")
+        if pod.service_account != account:
+            raise Refusal("UNAUTHENTICATED", f"the token is of {account}, and its pod {namespace}/{pod.name} runs as {pod.service_account}")
+        # Since Kubernetes 1.30 a token names its node as well.
+        if "node" in kubernetes and _mapping(kubernetes["node"]).get("name") != pod.node:
+            raise Refusal("UNAUTHENTICATED", f"the token names another node than {pod.node}, on which its pod {namespace}/{pod.name} is")
+        return pod.node
 
 
 def jwks(content: bytes) -> KeySet:

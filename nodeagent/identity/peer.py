@@ -1,7 +1,9 @@
-"""Who calls on a unix socket: the kernel says which process connected, and that process's cgroup and network namespace say of which pod it is.
+"""Who calls on a unix socket: the kernel says in which network namespace the calling socket was made, and which process connected it.
 
-Nothing that the caller says is asked. A process id may be given to another process when its first owner has died, so it is
-held by a pidfd, and nothing read by its number counts unless the process still exists afterwards.
+Nothing that the caller says is asked. The namespace's cookie decides: it is a property of the socket (unix_stream_connect makes the
+accepted one in the caller's namespace), outlives the process, and is never used again. The process's cgroup is looked at besides, which keeps
+out what entered the pod's network from outside. A process id may be given to another process when its first owner has died: it is held by
+a pidfd, and nothing read by its number counts unless the process still exists afterwards.
 """
 
 from __future__ import annotations
@@ -14,6 +16,9 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path, PurePosixPath
 from typing import Final
+
+from nodeagent.errors import KernelError
+from nodeagent.redirect.netns import cookie_at, cookie_of
 
 SO_PEERPIDFD: Final = 77
 """asm-generic/socket.h, since Linux 6.5; not in Python's socket module."""
@@ -32,10 +37,14 @@ class PodPlace:
 def stranger(connection: socket.socket, pod: PodPlace) -> str:
     """Return why the process that connected *connection*, a unix socket, is none of *pod*'s; empty: it is one."""
     try:
+        if cookie_of(connection) != cookie_at(Path(pod.netns)):
+            return "its socket is of another network namespace"
         pid = struct.unpack("=iII", connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))[0]
         if pid <= 0:
             return "its process cannot be seen from here"
         pidfd = _pidfd(connection, pid)
+    except KernelError as error:
+        return f"the pod has no network any more: {error}"
     except OSError as error:
         return f"its process is gone: {error.strerror}"
     try:
@@ -64,7 +73,7 @@ def _pidfd(connection: socket.socket, pid: int) -> int:
     try:
         pidfd = connection.getsockopt(socket.SOL_SOCKET, SO_PEERPIDFD)
     except OSError:
-        # Before Linux 6.5. Were the number another process's by now, that would have to be one of the very pod whose socket it is.
+        # Before Linux 6.5. Were the number another process's by now, the cookie has still told whose the socket is.
         return os.pidfd_open(pid)
     os.set_inheritable(pidfd, False)
     return pidfd

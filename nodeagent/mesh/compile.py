@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable, Sequence, Set
 from dataclasses import replace
-from typing import Any
+from typing import Any, Final
 
 from nodeagent.errors import IdentityError
 from nodeagent.identity.spiffe import spiffe_id
@@ -24,6 +24,8 @@ from nodeagent.resources import objects
 from nodeagent.resources.changes import AnyChange, EnrolledChange, Refused
 from nodeagent.resources.security import KINDS, Policy
 
+DEFAULT_ACCOUNT: Final = "default"
+"""Of pods that name none: mirrors of static pods. The mesh names them so; `nodeagent ca` gives no node this identity for them."""
 log = logging.getLogger("nodeagent.mesh")
 
 
@@ -247,8 +249,9 @@ class Mesh:
         pod = self._pods.get(key)
         if pod is None or finished(pod) or not pod.addresses or max(self._by_uid.get(pod.uid), key=self._age) != key:
             return None
+        account = pod.service_account or DEFAULT_ACCOUNT
         try:
-            identity = spiffe_id(self._trust_domain, pod.namespace, pod.service_account)
+            identity = spiffe_id(self._trust_domain, pod.namespace, account)
         except IdentityError as error:
             log.error("Pod %s/%s: spec.serviceAccountName: %s (left out)", *key, error)
             return None
@@ -276,7 +279,7 @@ class Mesh:
             namespace=pod.namespace,
             node=pod.node,
             addresses=addresses,
-            service_account=pod.service_account,
+            service_account=account,
             identity=identity,
             workload=name,
             app=pod.labels.get("app", ""),

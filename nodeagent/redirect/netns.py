@@ -95,3 +95,9 @@ class PodNetns:
 
     def close(self) -> None:
         os.close(self.fd)
+
+
+def cookie_at(path: Path) -> int:
+    """Return the cookie of the network namespace whose file is *path*. Raises KernelError."""
+    with contextlib.closing(PodNetns.open(path)) as namespace:
+        return namespace.cookie

@@ -61,6 +61,7 @@ class Pod:
     owners: tuple[Owner, ...]
     node: str
     service_account: str
+    """As its spec names it; empty: it names none, as the mirror of a static pod never does."""
     host_network: bool
     containers: tuple[Container, ...]
     phase: str
@@ -230,7 +231,7 @@ def _pod(root: Field, metadata: Field) -> Pod:
         annotations=metadata.texts("annotations"),
         owners=tuple(Owner(item.text("kind"), item.text("name"), item.flag("controller")) for item in metadata.parts("ownerReferences")),
         node=spec.text("nodeName", ""),
-        service_account=spec.text("serviceAccountName", "") or "default",
+        service_account=spec.text("serviceAccountName", ""),
         host_network=spec.flag("hostNetwork"),
         containers=tuple(_container(item) for item in [*spec.parts("containers"), *restartable]),
         phase=status.text("phase", "Pending"),

@@ -52,6 +52,7 @@ class Stage:
         (path / "source" / "objects").mkdir(parents=True)
         for name, node in (("web", "node1"), ("shop", "node1"), ("elsewhere", "node2")):
             self.pod(name, node)
+        self.pod("agent", "node1", namespace="system")
         self.tokens = path / "tokens.yaml"
         self.tokens.touch(0o600)
         rows = [
@@ -69,14 +70,14 @@ class Stage:
         self.token_file, self.roots = path / "token", path / "roots.pem"
         self.token_file.write_text(AGENT_TOKEN + "\n")
 
-    def pod(self, name: str, node: str, phase: str = "Running") -> None:
-        """Put a pod of the service account *name* on *node*."""
-        metadata = {"name": name, "namespace": "default", "uid": f"uid-{name}"}
+    def pod(self, name: str, node: str, phase: str = "Running", *, namespace: str = "default", account: str | None = None, **metadata: Any) -> None:
+        """Put a pod on *node*, of the service account *name* or *account* (empty: none)."""
+        account = name if account is None else account
         pod = {
-            "apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": {"nodeName": node, "serviceAccountName": name, "containers": []},
-            "status": {"phase": phase},
+            "apiVersion": "v1", "kind": "Pod", "metadata": {"name": name, "namespace": namespace, "uid": f"uid-{name}", **metadata},
+            "spec": {"nodeName": node, "containers": [], **({"serviceAccountName": account} if account else {})}, "status": {"phase": phase},
         }  # fmt: skip
-        (self.path / "source" / "objects" / f"Pod.default.{name}.json").write_text(json.dumps(pod))
+        (self.path / "source" / "objects" / f"Pod.{namespace}.{name}.json").write_text(json.dumps(pod))
 
     def client(self, **settings: Any) -> IstioCa:
         """Return a node's source."""
@@ -464,13 +465,20 @@ class Cluster:
         kubernetes = {
             "namespace": namespace,
             "serviceaccount": {"name": account, "uid": "u"},
-            "pod": {"name": "p", "uid": "p"},
+            "pod": {"name": account, "uid": f"uid-{account}"},
             "node": {"name": "node1", "uid": "n"},
         }
         return {
             "iss": ISSUER, "aud": ["istio-ca"], "iat": now, "nbf": now, "exp": now + 600, "sub": f"system:serviceaccount:{namespace}:{account}",
             "kubernetes.io": kubernetes, **changes,
         }  # fmt: skip
+
+    def bound(self, **changes: Any) -> dict[str, Any]:
+        """Return the agent's claims with *changes* in what they are bound to; None: that is missing."""
+        claims = self.claims()
+        kubernetes = {**claims["kubernetes.io"], **changes}
+        claims["kubernetes.io"] = {name: value for name, value in kubernetes.items() if value is not None or name == "pod"}
+        return claims
 
     def token(self, claims: dict[str, Any], header: dict[str, Any] | None = None, key: rsa.RSAPrivateKey | None = None) -> str:
         head = {"alg": "RS256", "kid": "one", **(header or {})}
@@ -491,17 +499,64 @@ def test_a_service_accounts_token(tmp_path: Path) -> None:
         mine = cluster.token(cluster.claims("default", "web"))
         assert uris(leaf_of(await stage.call(IstioCertificateRequest(csr=csr()), mine))) == [WEB]
         assert (await stage.refused(request(SHOP), mine))[0] == "PERMISSION_DENIED"
-        # An older Kubernetes: the node is that of the token's pod.
-        kubernetes = {"namespace": "default", "serviceaccount": {"name": "shop"}, "pod": {"name": "shop", "uid": "uid-shop"}}
-        caller = stage.server._service._validators[0].validate(cluster.token(cluster.claims("default", "shop", **{"kubernetes.io": kubernetes})))
-        assert caller is not None
-        assert (caller.identity, caller.node) == (SHOP, "node1")
-        kubernetes["pod"] = {"name": "shop", "uid": "of-an-earlier-pod"}
-        caller = stage.server._service._validators[0].validate(cluster.token(cluster.claims("default", "shop", **{"kubernetes.io": kubernetes})))
-        assert caller is not None
-        assert caller.node == ""
+        # Before Kubernetes 1.30 no token names its node: it is that of the token's pod.
+        assert uris(leaf_of(await stage.call(request(WEB), cluster.token(cluster.bound(node=None))))) == [WEB]
 
     play(tmp_path, scene, **cluster.settings())
+
+
+def test_a_token_holds_while_its_pod_runs_and_only_for_its_node(tmp_path: Path) -> None:
+    cluster = Cluster(tmp_path)
+    dead = {"name": "agent", "uid": "of-an-earlier-pod"}
+    unproved = {
+        "an earlier pod of its name": cluster.bound(pod=dead),
+        "a pod that never was": cluster.bound(pod={"name": "x\n", "uid": "x"}),
+        "another account's pod": cluster.bound(pod={"name": "lone", "uid": "uid-lone"}),
+        "no pod by name": cluster.bound(pod=None),
+        "another node than its pod's": cluster.bound(node={"name": "node2"}),
+        "a node without a name": cluster.bound(node={}),
+        "a mirror of a static pod": cluster.bound(pod={"name": "mirror", "uid": "uid-mirror"}),
+    }
+
+    async def scene(stage: Stage) -> None:
+        stage.pod("lone", "node2", namespace="system")
+        stage.pod("mirror", "node2", namespace="system", account="agent", annotations={"kubernetes.io/config.mirror": "x"})
+        while ("system", "mirror") not in stage.server._pods._pods:
+            await asyncio.sleep(0.005)
+        for name, claims in unproved.items():
+            for asked in (request(WEB), request(None)):
+                status, words = await stage.refused(asked, cluster.token(claims))
+                assert status == "UNAUTHENTICATED", name
+                assert words.isprintable()
+        unbound = cluster.token({**cluster.claims(), "kubernetes.io": {"namespace": "system", "serviceaccount": {"name": "agent"}, "node": {"name": "node1"}}})
+        assert uris(leaf_of(await stage.call(request(None), unbound))) == [AGENT]
+        assert "does not say on which node" in (await stage.refused(request(WEB), unbound))[1]
+        # What has ended proves nothing any more.
+        stage.pod("agent", "node1", "Failed", namespace="system")
+        while ("system", "agent") in stage.server._pods._pods:
+            await asyncio.sleep(0.005)
+        assert (await stage.refused(request(WEB), cluster.token(cluster.claims())))[0] == "UNAUTHENTICATED"
+
+    play(tmp_path, scene, **cluster.settings())
+
+
+def test_a_mirror_of_a_static_pod_gives_its_node_no_identity(tmp_path: Path) -> None:
+    """A kubelet may make mirrors in any namespace, and no other pods (NodeRestriction): what it says there proves nothing."""
+    mirror = {"kubernetes.io/config.mirror": "0123", "kubernetes.io/config.source": "file"}
+    owner = [{"apiVersion": "v1", "kind": "Node", "name": "node1", "controller": True}]
+
+    async def scene(stage: Stage) -> None:
+        stage.pod("plain", "node1", namespace="payments", account="")
+        stage.pod("marked", "node1", namespace="payments", account="vault", annotations=mirror)
+        stage.pod("owned", "node1", namespace="payments", account="vault", ownerReferences=owner)
+        stage.pod("after", "node1", namespace="payments")
+        while spiffe_id(DOMAIN, "payments", "after") not in stage.server._pods.identities_on("node1"):
+            await asyncio.sleep(0.005)
+        for account in ("default", "vault"):
+            status, words = await stage.refused(request(spiffe_id(DOMAIN, "payments", account)))
+            assert (status, words.startswith("no pod on node node1 is")) == ("PERMISSION_DENIED", True)
+
+    play(tmp_path, scene)
 
 
 def test_tokens_that_prove_nothing(tmp_path: Path) -> None:

@@ -6,12 +6,15 @@ import os
 import socket
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
 from nodeagent.identity import peer
 from nodeagent.identity.peer import PodPlace, stranger
+from nodeagent.redirect import netns
 
 OWN = "/proc/self/ns/net"
 
@@ -28,6 +31,32 @@ def caller(place: PodPlace) -> str:
         return stranger(ours, place)
 
 
+@contextmanager
+def elsewhere() -> Iterator[str]:
+    """Yield the path of another network namespace's file."""
+    made = netns.create()
+    try:
+        yield f"/proc/{os.getpid()}/fd/{made}"
+    finally:
+        os.close(made)
+
+
+def numbered(pid: int, argv: list[str]) -> subprocess.Popen[bytes]:
+    """Return *argv* as the process *pid*, which reads its input to the end: other programs may take the number first, and end."""
+    while True:
+        Path("/proc/sys/kernel/ns_last_pid").write_text(str(pid - 1))
+        process = subprocess.Popen(argv, stdin=subprocess.PIPE)
+        if process.pid == pid:
+            return process
+        process.communicate()
+
+
+def eventually_in(pid: int, namespace: str) -> None:
+    """Wait until the process *pid* has entered *namespace*."""
+    while os.stat(f"/proc/{pid}/ns/net").st_ino != os.stat(namespace).st_ino:
+        os.sched_yield()
+
+
 def test_a_process_of_the_pod(own_cgroup: str) -> None:
     assert caller(PodPlace(OWN, own_cgroup)) == ""
     assert caller(PodPlace(OWN, str(Path(own_cgroup).parent))) == "", "in a group below the pod's"
@@ -37,8 +66,25 @@ def test_a_process_of_the_pod(own_cgroup: str) -> None:
 def test_a_process_of_another_pod(own_cgroup: str) -> None:
     for other in (f"{own_cgroup}/below", f"{own_cgroup}x", own_cgroup[:-1] + "/" if own_cgroup != peer._hierarchy() else "/elsewhere"):
         assert caller(PodPlace(OWN, other)) == "its process is in another cgroup"
-    assert caller(PodPlace("/proc/self/ns/mnt", own_cgroup)) == "its process is in another network namespace"
-    assert "gone" in caller(PodPlace("/proc/self/ns/nothing", own_cgroup)), "a pod without a network has no processes"
+    assert "no network any more" in caller(PodPlace("/proc/self/ns/nothing", own_cgroup)), "a pod without a network has no processes"
+    with elsewhere() as path:
+        assert caller(PodPlace(path, own_cgroup)) == "its socket is of another network namespace"
+
+
+def test_a_number_that_is_a_process_of_the_pod_by_now_helps_no_stranger(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before Linux 6.5: a child connects and dies, its number goes to a process in the victim's pod, and the stranger keeps the connection."""
+    monkeypatch.setattr(peer, "SO_PEERPIDFD", 9999)
+    path = str(tmp_path / "socket")
+    with elsewhere() as victim, socket.socket(socket.AF_UNIX) as listener, socket.socket(socket.AF_UNIX) as kept:
+        listener.bind(path)
+        listener.listen()
+        child = subprocess.Popen([sys.executable, "-c", f"import socket; socket.socket(fileno={kept.fileno()}).connect({path!r})"], pass_fds=[kept.fileno()])
+        assert child.wait() == 0
+        connection, _ = listener.accept()
+        with connection, numbered(child.pid, ["nsenter", f"--net={victim}", "cat"]) as reborn:
+            eventually_in(reborn.pid, victim)
+            assert stranger(connection, PodPlace(victim, "")) == "its socket is of another network namespace"
+            assert stranger(connection, PodPlace(OWN, "")) != "", "and the process is none of the pod whose socket it was"
 
 
 def test_a_process_that_has_died_is_nobody(tmp_path: Path, own_cgroup: str) -> None:

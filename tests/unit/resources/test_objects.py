@@ -66,7 +66,7 @@ def test_any_json_is_an_object_or_one_error(kind: str, metadata: Any, spec: Any,
 def test_what_an_api_server_leaves_out_has_its_default() -> None:
     found = parse({"kind": "Pod", "metadata": {"name": "n", "namespace": "d", "uid": "u"}, "spec": {}, "status": None})
     assert isinstance(found, Pod)
-    assert (found.service_account, found.addresses, found.ready, found.phase, found.node) == ("default", (), False, "Pending", "")
+    assert (found.service_account, found.addresses, found.ready, found.phase, found.node) == ("", (), False, "Pending", "")
 
 
 def test_the_older_single_fields_are_read() -> None:
