@@ -42,10 +42,11 @@ static inline bool has_listener(u64 netns, const struct address *address) {
   return true;
 }
 
-/* A connection that cannot be redirected: STRICT refuses, PERMISSIVE passes; the two counters stand side by side. */
-static inline int fail(const struct pod *pod, u32 passed) {
-  count(pod->strict ? passed + 1 : passed);
-  return pod->strict ? REFUSE : PASS;
+/* A connection that is not redirected: the pod's protection says whether it may pass; the two counters stand side by side. */
+static inline int fail(const struct pod *pod, u32 why, u32 passed) {
+  bool refuse = pod->protection & why;
+  count(refuse ? passed + 1 : passed);
+  return refuse ? REFUSE : PASS;
 }
 
 static inline int unknown(const struct settings *node) {
@@ -101,13 +102,13 @@ static inline int decide(u64 netns, u64 cookie, struct original *to, u32 bound_d
     return REFUSE;
   if (way == REDIRECT) {
     if (!daemon_alive(node) || !has_listener(netns, &to->asked.address))
-      return fail(pod, OUTBOUND_DEAD_PASSED);
+      return fail(pod, REFUSE_DEAD, OUTBOUND_DEAD_PASSED);
     /* lo cannot be reached through another device, and a link-local address means nothing without its scope. */
     if (bound_device || is_link_local6(&to->asked.address))
-      return fail(pod, OUTBOUND_UNREDIRECTABLE_PASSED);
+      return fail(pod, REFUSE_UNREDIRECTED, OUTBOUND_UNREDIRECTABLE_PASSED);
   }
   if (by_cookie.update(&cookie, to))
-    return fail(pod, OUTBOUND_FULL_PASSED);
+    return fail(pod, REFUSE_UNREDIRECTED, OUTBOUND_FULL_PASSED);
   if (way == REDIRECT)
     count(OUTBOUND_CAPTURED);
   return way;

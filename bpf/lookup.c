@@ -16,9 +16,9 @@
 static inline int dead(struct bpf_sk_lookup *ctx, const struct pod *pod, u64 netns) {
   struct port_key key = {.netns = netns, .direction = INBOUND, .port = ctx->local_port};
   u32 *own = port_modes.lookup(&key);
-  u32 strict = own ? *own : pod->strict;
-  count(strict ? INBOUND_DEAD_REFUSED : INBOUND_DEAD_PASSED);
-  return strict ? SK_DROP : SK_PASS;
+  bool refuse = (own ? *own : pod->protection) & REFUSE_DEAD;
+  count(refuse ? INBOUND_DEAD_REFUSED : INBOUND_DEAD_PASSED);
+  return refuse ? SK_DROP : SK_PASS;
 }
 
 /* The kernel's part of a verdict, UNDECIDED where the connection is not one of the kernel path. A record serves one handshake;

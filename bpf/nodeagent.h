@@ -23,9 +23,13 @@ struct settings {
   __u16 inbound_port;
 };
 
+/* What is refused rather than let pass where no proxy looks at it. REFUSE_DEAD: while the daemon is dead or late.
+ * REFUSE_UNREDIRECTED: what cannot be redirected though the daemon lives. */
+enum protection { REFUSE_DEAD = 1, REFUSE_UNREDIRECTED = 2 };
+
 /* pods: netns cookie -> struct pod */
 struct pod {
-  __u32 strict; /* 1: refuse rather than let a connection pass un-redirected */
+  __u32 protection; /* enum protection */
   __u32 id;     /* the pod's number on this node, from 1 on, never used again */
   __u32 bypass; /* 1: it asks for the socket bypass */
   __u32 reserved;
@@ -36,7 +40,7 @@ struct pod {
 enum direction { OUTBOUND = 0, INBOUND = 1 };
 
 /* exclusions: struct port_key -> __u32 1
- * port_modes: struct port_key, INBOUND -> __u32: 1 or 0 in place of the pod's strict */
+ * port_modes: struct port_key, INBOUND -> __u32: enum protection in place of the pod's */
 struct port_key {
   __u64 netns;
   __u32 direction;

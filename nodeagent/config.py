@@ -44,6 +44,8 @@ class Redirect(Section):
     enroll: bool = True
     """False: no pod is captured; the agent only gives certificates to pods that ask, as where all still have classic sidecars."""
     heartbeat_timeout_seconds: float = Field(2.0, ge=0.2, le=60)
+    when_dead: Literal["policy", "pass", "refuse"] = "policy"
+    """What happens to a pod's connections while no daemon looks at them: refused where a policy protects the pod, all passed, or all refused."""
     check_interval_seconds: float = Field(5.0, ge=0.1, le=3600)
     maps: MapSizes = MapSizes()  # type: ignore[call-arg]
 

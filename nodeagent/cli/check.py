@@ -5,11 +5,13 @@ from __future__ import annotations
 import os
 import platform
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any, Final
 
 import click
 
 from nodeagent.cli.output import Column, Output, emit, output_option
+from nodeagent.cli.run import AGENT_YAML
 from nodeagent.errors import KernelError
 
 COLUMNS: Final = (
@@ -20,15 +22,27 @@ COLUMNS: Final = (
 )
 
 
+WITHOUT_DAEMON: Final = {
+    "policy": "pods that a policy protects are refused, others pass; the kernel path goes on",
+    "pass": "all pods pass, whatever protects them",
+    "refuse": "all pods are refused; the kernel path goes on",
+}
+"""By ``redirect.whenDead``."""
+
+
 @click.command()
+@click.option("-c", "--config", "path", type=click.Path(path_type=Path), default=AGENT_YAML, show_default=True, help="The daemon's configuration, if there is one.")
 @output_option
-def check(output: Output) -> int:
+def check(path: Path, output: Output) -> int:
     """Try each thing that the agent needs of this machine; exit 1 when one is missing."""
     if os.geteuid():
         raise KernelError("checking means to load BPF programs and to make network namespaces: run it as root, which the agent needs to be as well")
+    from nodeagent.config import load
     from nodeagent.redirect import probes
 
-    rows: list[dict[str, Any]] = [{**asdict(finding), "state": _state(finding.ok, finding.needed)} for finding in probes.run()]
+    setting = load(path).redirect.when_dead if path != AGENT_YAML or path.exists() else "policy"
+    findings = [*probes.run(), probes.Finding("while no daemon lives", True, True, f"{WITHOUT_DAEMON[setting]} (redirect.whenDead: {setting})", "")]
+    rows: list[dict[str, Any]] = [{**asdict(finding), "state": _state(finding.ok, finding.needed)} for finding in findings]
     emit(rows, COLUMNS, output)
     missing = [row["feature"] for row in rows if row["state"] == "missing"]
     if output == "table":

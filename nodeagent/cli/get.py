@@ -26,6 +26,7 @@ COLUMNS: Final = {
             Column("POD", "pod"),
             Column("STATE", "state"),
             Column("MTLS", "mode"),
+            Column("WHEN DEAD", "when_dead"),
             Column("PATHS", "paths", _paths),
             Column("ADDRESSES", "addresses", listed),
         ),

@@ -19,6 +19,7 @@ from nodeagent.errors import IdentityError, KernelError, ResourceError
 from nodeagent.identity.store import Certificates
 from nodeagent.mesh.entries import PodUid, SpiffeId, Workload
 from nodeagent.mesh.local import LocalPod
+from nodeagent.mesh.protection import CLOSED, Protection, WhenDead, protection
 from nodeagent.policy.model import MtlsMode
 from nodeagent.redirect.netns import PodNetns
 from nodeagent.redirect.plane import DataPlane
@@ -39,12 +40,18 @@ class Member:
     published: bool = False
     mtls: MtlsMode = "PERMISSIVE"
     port_mtls: tuple[tuple[int, MtlsMode], ...] = ()
-    """By PeerAuthentication; what the kernel does while no daemon is there."""
+    """By PeerAuthentication."""
+    protection: Protection = CLOSED
+    """What the kernel does where no proxy looks."""
     bypass: bool = False
 
     def alike(self, other: Member) -> bool:
         """Say whether the kernel has to know the same of both."""
-        return (self.pod, self.mtls, self.port_mtls, self.bypass) == (other.pod, other.mtls, other.port_mtls, other.bypass)
+        return _described(self) == _described(other)
+
+
+def _described(member: Member) -> tuple[object, ...]:
+    return member.pod, member.mtls, member.port_mtls, member.protection, member.bypass
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,8 +71,8 @@ class Effects:
 class Enrolment:
     """Reconciles local pods with the data plane."""
 
-    def __init__(self, plane: DataPlane, workers: Workers, certificates: Certificates, effects: Effects) -> None:
-        self._plane, self._workers, self._certificates, self._effects = plane, workers, certificates, effects
+    def __init__(self, plane: DataPlane, workers: Workers, certificates: Certificates, effects: Effects, when_dead: WhenDead) -> None:
+        self._plane, self._workers, self._certificates, self._effects, self._when_dead = plane, workers, certificates, effects, when_dead
         self.members: dict[PodUid, Member] = {}
         self._handed: dict[PodUid, Listeners] = {}
         self.kept: dict[str, dict[ListenerId, socket.socket]] = {}
@@ -83,7 +90,11 @@ class Enrolment:
 
     def _described(self, uid: PodUid, pod: LocalPod) -> Member:
         workload = self._workers.entry(f"workload/{uid}")
-        return Member(pod, mtls=workload.mtls, port_mtls=workload.port_mtls, bypass=workload.bypass) if isinstance(workload, Workload) else Member(pod)
+        if not isinstance(workload, Workload):
+            return Member(pod)
+        policies = [entry for key in workload.policies if (entry := self._workers.entry(key)) is not None]
+        protected = protection(workload, policies, self._when_dead)
+        return Member(pod, mtls=workload.mtls, port_mtls=workload.port_mtls, protection=protected, bypass=workload.bypass)
 
     def certified(self, identity: SpiffeId) -> None:
         """Enrol the pods that waited for the certificate of *identity*."""
@@ -109,8 +120,7 @@ class Enrolment:
             return
         try:
             netns = self._plane.pod_netns(Path(pod.netns))
-            strict = {port: mode == "STRICT" for port, mode in member.port_mtls}
-            wanted = EnrolledPod(uid, netns, pod.addresses, member.mtls == "STRICT", pod.exclude_inbound, pod.exclude_outbound, strict, member.bypass)
+            wanted = EnrolledPod(uid, netns, pod.addresses, member.protection, pod.exclude_inbound, pod.exclude_outbound, member.bypass)
             listeners = self._plane.enroll(wanted, Listeners(self.kept.pop(uid, {})))
         except KernelError as error:
             if netns is not None:
@@ -220,7 +230,13 @@ class Enrolment:
                 "mode": member.mtls,
                 "bypass": member.bypass and self._plane.joins,
                 "port_modes": {str(port): mode for port, mode in member.port_mtls},
+                "when_dead": _refusal(member.protection.dead),
+                "when_dead_ports": {str(port): _refusal(dead) for port, dead in member.protection.ports},
                 "listeners": len(self._plane.listeners(uid).fds) if member.state in ("enrolled", "faulty") else 0,
             }
             for uid, member in self.members.items()
         ]
+
+
+def _refusal(dead: bool) -> str:
+    return "refuse" if dead else "pass"

@@ -126,7 +126,7 @@ class Control:
             drop=lambda uid: self.supervisor.send({"op": "drop", "uid": uid}),
             repaired=lambda fault: self.store.add(declared.REPAIRS, (fault,)),
         )
-        self.enrolment = Enrolment(self.plane, self.workers, self.certificates, effects)
+        self.enrolment = Enrolment(self.plane, self.workers, self.certificates, effects, config.redirect.when_dead)
         self.enrolment.kept = self._kept
         changes = source.changes()
         self._apply(await anext(changes))

@@ -30,8 +30,13 @@ class Settings(ctypes.Structure):
     ]
 
 
+REFUSE_DEAD: Final = 1
+REFUSE_UNREDIRECTED: Final = 2
+"""enum protection."""
+
+
 class Pod(ctypes.Structure):
-    _fields_ = [*((name, _u32) for name in ("strict", "id", "bypass", "reserved")), ("ipv4", _u8 * ADDRESS_BYTES), ("ipv6", _u8 * ADDRESS_BYTES)]
+    _fields_ = [*((name, _u32) for name in ("protection", "id", "bypass", "reserved")), ("ipv4", _u8 * ADDRESS_BYTES), ("ipv6", _u8 * ADDRESS_BYTES)]
 
 
 class PortKey(ctypes.Structure):

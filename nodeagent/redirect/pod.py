@@ -12,6 +12,7 @@ from typing import Final, Literal
 
 from nodeagent.errors import KernelError
 from nodeagent.mesh.entries import Family
+from nodeagent.mesh.protection import OPEN, Protection
 from nodeagent.redirect import layout, netns
 
 Direction = Literal["outbound", "inbound"]
@@ -35,11 +36,9 @@ class EnrolledPod:
     uid: str
     netns: netns.PodNetns
     addresses: tuple[str, ...]
-    strict: bool = False
+    protection: Protection = OPEN
     exclude_inbound: frozenset[int] = frozenset()
     exclude_outbound: frozenset[int] = frozenset()
-    port_strict: Mapping[int, bool] = field(default_factory=dict)
-    """Ports whose mode differs from ``strict``."""
     bypass: bool = False
     """It asks for the socket bypass."""
 
@@ -62,16 +61,22 @@ def entries(pod: EnrolledPod, number: int) -> Entries:
     """
     cookie = pod.netns.cookie
     own = {layout.family_of(address): layout.pack_address(address) for address in reversed(pod.addresses)}
-    value = layout.Pod(strict=pod.strict, id=number, bypass=pod.bypass)
+    protection = pod.protection
+    value = layout.Pod(protection=_flags(protection.dead, protection.unredirected), id=number, bypass=pod.bypass)
     value.ipv4[:], value.ipv6[:] = own.get(4, bytes(layout.ADDRESS_BYTES)), own.get(6, bytes(layout.ADDRESS_BYTES))
     excluded = ((layout.OUTBOUND, pod.exclude_outbound), (layout.INBOUND, pod.exclude_inbound))
     netns_key = struct.pack("=Q", cookie)
     return {
         "addresses": {layout.pack_address(address): netns_key for address in pod.addresses},
         "exclusions": {bytes(layout.PortKey(cookie, direction, port)): struct.pack("=I", 1) for direction, ports in excluded for port in ports},
-        "port_modes": {bytes(layout.PortKey(cookie, layout.INBOUND, port)): struct.pack("=I", strict) for port, strict in pod.port_strict.items()},
+        "port_modes": {bytes(layout.PortKey(cookie, layout.INBOUND, port)): struct.pack("=I", _flags(dead)) for port, dead in protection.ports},
         "pods": {netns_key: bytes(value)},
     }
+
+
+def _flags(dead: bool, unredirected: bool = False) -> int:
+    """enum protection."""
+    return dead * layout.REFUSE_DEAD | unredirected * layout.REFUSE_UNREDIRECTED
 
 
 def listener_key(cookie: int, direction: Direction, family: Family) -> bytes:

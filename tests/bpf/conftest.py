@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from nodeagent.config import Redirect
+from nodeagent.mesh.protection import Protection
 from nodeagent.redirect import pins
 from nodeagent.redirect.original import OriginalDestinations
 from nodeagent.redirect.plane import DataPlane
@@ -44,7 +45,10 @@ class Node:
         return plane
 
     def enroll(self, pod: Pod, uid: str = "pod", **options: Any) -> Listeners:
-        return self.plane.enroll(EnrolledPod(uid, self.plane.pod_netns(pod.path), options.pop("addresses", pod.addresses), **options))
+        """*protected*: its connections are refused where no proxy looks at them, but for the exceptions of *ports*."""
+        protected, ports = options.pop("protected", False), options.pop("ports", ())
+        described = {"addresses": pod.addresses, "protection": Protection(protected, protected, ports), **options}
+        return self.plane.enroll(EnrolledPod(uid, self.plane.pod_netns(pod.path), **described))
 
     @property
     def destinations(self) -> OriginalDestinations:

@@ -45,7 +45,7 @@ def test_steered_to_the_listener_whatever_the_port(node: Node, a: Pod, b: Pod, c
 def test_what_the_daemon_opens_inside_the_pod_reaches_the_app(node: Node, b: Pod, kind: str) -> None:
     """Input: a socket made by sockets() connects to the pod's own address and to loopback. Verdict: the app, not the listener."""
     node.stage.start(b, serve, _any(kind), 8180).receive()
-    node.enroll(b, strict=True)
+    node.enroll(b, protected=True)
     for address in (b.address(kind), {"4": "127.0.0.1", "6": "::1", "mapped": "::ffff:127.0.0.1"}[kind]):
         (upstream,) = node.plane.sockets("pod", 6 if ":" in address else 4, 1)
         with upstream:
@@ -57,7 +57,7 @@ def test_what_the_daemon_opens_inside_the_pod_reaches_the_app(node: Node, b: Pod
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_excluded_port_passes(node: Node, a: Pod, b: Pod, counted: Counted, kind: str) -> None:
-    node.enroll(b, strict=True, exclude_inbound=frozenset({8181}), exclude_outbound=frozenset({8182}))
+    node.enroll(b, protected=True, exclude_inbound=frozenset({8181}), exclude_outbound=frozenset({8182}))
     node.stage.start(b, serve, _any(kind), 8181).receive()
     assert node.stage.run(a, dial, b.address(kind), 8181).data.startswith(b"app ")
     assert counted() == {"inbound_excluded": 1, "outbound_unknown_allowed": 1}
@@ -80,19 +80,19 @@ def test_an_address_that_is_not_the_pods_is_refused(node: Node, a: Pod, b: Pod, 
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("cause", ["stopped", "silent", "no listener"])
-@pytest.mark.parametrize("strict", [False, True])
-def test_dead_daemon(make_node: Callable[..., Node], a: Pod, b: Pod, kind: str, cause: str, strict: bool) -> None:
+@pytest.mark.parametrize("protected", [False, True])
+def test_dead_daemon(make_node: Callable[..., Node], a: Pod, b: Pod, kind: str, cause: str, protected: bool) -> None:
     """Input: a connection from outside and the daemon is not there. Verdict: PERMISSIVE reaches the app, STRICT is reset."""
     node = make_node(heartbeatTimeoutSeconds=0.3) if cause == "silent" else make_node()
     node.stage.start(b, serve, _any(kind), 8183).receive()
-    listeners = node.enroll(b, strict=strict)
+    listeners = node.enroll(b, protected=protected)
     if cause == "stopped":
         node.plane.stop_beating()
     elif cause == "silent":
         time.sleep(0.5)
     else:
         listeners.close()
-    if strict:
+    if protected:
         with pytest.raises(ConnectionRefusedError):
             node.stage.run(a, dial, b.address(kind), 8183)
         assert node.counted() == {"inbound_dead_refused": 1, "outbound_unknown_allowed": 1}
@@ -102,14 +102,14 @@ def test_dead_daemon(make_node: Callable[..., Node], a: Pod, b: Pod, kind: str, 
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("strict", [False, True])
-def test_dead_daemon_and_a_port_of_another_mode(node: Node, a: Pod, b: Pod, counted: Counted, kind: str, strict: bool) -> None:
+@pytest.mark.parametrize("protected", [False, True])
+def test_dead_daemon_and_a_port_of_another_mode(node: Node, a: Pod, b: Pod, counted: Counted, kind: str, protected: bool) -> None:
     """Input: one port's mode is not the pod's, and the daemon is gone. Verdict: the port's own mode holds there, the pod's elsewhere."""
     for port in (8185, 8186):
         node.stage.start(b, serve, _any(kind), port).receive()
-    node.enroll(b, strict=strict, port_strict={8185: not strict})
+    node.enroll(b, protected=protected, ports=((8185, not protected),))
     node.plane.stop_beating()
-    passes, refuses = (8185, 8186) if strict else (8186, 8185)
+    passes, refuses = (8185, 8186) if protected else (8186, 8185)
     assert node.stage.run(a, dial, b.address(kind), passes).data.startswith(b"app ")
     with pytest.raises(ConnectionRefusedError):
         node.stage.run(a, dial, b.address(kind), refuses)
@@ -123,7 +123,7 @@ def test_established_connections_stay_where_they_are(node: Node, a: Pod, b: Pod,
     server.receive()
     client = node.stage.start(a, hold, b.address(kind), 8184)
     assert client.receive() == "connected"
-    for change in (lambda: (node.enroll(a, "a", strict=True), node.enroll(b, "b", strict=True)), lambda: (node.plane.release("a"), node.plane.release("b"))):
+    for change in (lambda: (node.enroll(a, "a", protected=True), node.enroll(b, "b", protected=True)), lambda: (node.plane.release("a"), node.plane.release("b"))):
         change()
         client.send(b"still here")
         assert client.receive() == (b"still here", (b.address(kind), 8184))

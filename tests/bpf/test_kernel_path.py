@@ -46,13 +46,13 @@ class Path:
 
     def __init__(self, node: Node, a: Pod, b: Pod) -> None:
         self.node, self.a, self.b = node, a, b
-        self.client, self.server = node.enroll(a, A, strict=True), node.enroll(b, B, strict=True)
+        self.client, self.server = node.enroll(a, A, protected=True), node.enroll(b, B, protected=True)
         self.plan = Plan()
         self._before = node.plane.kernel.totals()
 
     def put(self, verdict: Verdict | None, port: int, vip: int = 0, **flags: bool) -> None:
         """Decide connections to *port* of b so (None: any pod may), and balance the ClusterIP's port *vip* over it."""
-        self.node.enroll(self.a, A, strict=True, bypass=flags.get("bypass", False))
+        self.node.enroll(self.a, A, protected=True, bypass=flags.get("bypass", False))
         verdicts = None if verdict is None else {A: verdict}
         destinations = {(address, port): KernelDestination(B, verdicts, **flags) for address in self.b.addresses}
         services = {}
@@ -435,7 +435,7 @@ def test_where_unread_bytes_are_not_counted_nothing_is_joined(make_node: Callabl
     monkeypatch.setattr(bypass, "unread_offset", _refused)
     node = make_node()
     path = Path(node, a, b)
-    node.enroll(b, B, strict=True, bypass=True)
+    node.enroll(b, B, protected=True, bypass=True)
     server = node.stage.start(b, _read_late, "0.0.0.0", 8319)
     server.receive()
     path.put(ALLOWED, 8319, bypass=True)

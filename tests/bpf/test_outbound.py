@@ -100,7 +100,7 @@ def host_address() -> str:
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_agents_own_connections_pass(node: Node, a: Pod, b: Pod, counted: Counted, kind: str, cgroup: str) -> None:
     """Input: the daemon, in a cgroup below the captured one, dials from inside an enrolled pod. Verdict: not captured."""
-    node.enroll(a, strict=True)
+    node.enroll(a, protected=True)
     node.stage.start(b, serve, "::" if kind == "6" else "0.0.0.0", 8085).receive()
     assert node.stage.run(a, dial, b.address(kind), 8085, cgroup=cgroup).data.startswith(b"app ")
     assert counted() == {}
@@ -108,19 +108,19 @@ def test_the_agents_own_connections_pass(node: Node, a: Pod, b: Pod, counted: Co
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("cause", ["stopped", "silent", "no listener"])
-@pytest.mark.parametrize("strict", [False, True])
-def test_dead_daemon(make_node: Callable[..., Node], a: Pod, b: Pod, kind: str, cause: str, strict: bool) -> None:
+@pytest.mark.parametrize("protected", [False, True])
+def test_dead_daemon(make_node: Callable[..., Node], a: Pod, b: Pod, kind: str, cause: str, protected: bool) -> None:
     """Input: an enrolled pod dials and the daemon is not there. Verdict: PERMISSIVE passes, STRICT is refused."""
     node = make_node(heartbeatTimeoutSeconds=0.3) if cause == "silent" else make_node()
     node.stage.start(b, serve, "::" if kind == "6" else "0.0.0.0", 8086).receive()
-    listeners = node.enroll(a, strict=strict)  # after the fork, for a copy in another process would keep them open
+    listeners = node.enroll(a, protected=protected)  # after the fork, for a copy in another process would keep them open
     if cause == "stopped":
         node.plane.stop_beating()
     elif cause == "silent":
         time.sleep(0.5)
     else:
         listeners.close()
-    if strict:
+    if protected:
         with pytest.raises(PermissionError):
             node.stage.run(a, dial, b.address(kind), 8086)
         assert node.counted() == {"outbound_dead_refused": 1}
@@ -145,11 +145,11 @@ def _dial_many(pipe: Connection, address: str, port: int, count: int) -> list[st
     return [str(connected(address, port).getpeername()[1])]
 
 
-@pytest.mark.parametrize("strict", [False, True])
-def test_full_map_fails_safe(make_node: Callable[..., Node], a: Pod, b: Pod, strict: bool) -> None:
+@pytest.mark.parametrize("protected", [False, True])
+def test_full_map_fails_safe(make_node: Callable[..., Node], a: Pod, b: Pod, protected: bool) -> None:
     """Input: more connections than by_cookie holds. Verdict: STRICT is refused, PERMISSIVE passes; room again once they close."""
     node = make_node(maps={"connections": 4})
-    listeners = node.enroll(a, strict=strict)
+    listeners = node.enroll(a, protected=protected)
     node.stage.start(b, serve, "0.0.0.0", 8087).receive()
     with answering(listeners, b"proxy"):
         child = node.stage.start(a, _dial_many, b.ipv4, 8087, 6)
@@ -157,8 +157,8 @@ def test_full_map_fails_safe(make_node: Callable[..., Node], a: Pod, b: Pod, str
         counters = node.counted()
         captured = counters["outbound_captured"]
         assert 4 <= captured < 6
-        assert counters == {"outbound_captured": captured, "outbound_full_refused" if strict else "outbound_full_passed": 6 - captured}
-        assert results == ["connected"] * captured + (["EPERM"] if strict else ["connected"]) * (6 - captured)
+        assert counters == {"outbound_captured": captured, "outbound_full_refused" if protected else "outbound_full_passed": 6 - captured}
+        assert results == ["connected"] * captured + (["EPERM"] if protected else ["connected"]) * (6 - captured)
         assert node.plane.statistics().maps["by_cookie"] == (captured, 4)
         child.send("close")
         assert child.receive() == ["8087"]
@@ -175,8 +175,8 @@ def _udp(_pipe: Connection, address: str, port: int) -> tuple[str, int]:
 @pytest.mark.parametrize("kind", KINDS)
 def test_udp_is_left_alone(node: Node, a: Pod, b: Pod, counted: Counted, kind: str) -> None:
     """Both directions: from an enrolled pod, to an enrolled pod."""
-    node.enroll(a, strict=True)
-    node.enroll(b, "other", strict=True)
+    node.enroll(a, protected=True)
+    node.enroll(b, "other", protected=True)
     server = node.stage.start(b, _receive_datagram, "::" if kind == "6" else "0.0.0.0", 8088)
     server.receive()
     assert node.stage.run(a, _udp, b.address(kind), 8088) == (b.address(kind), 8088)
@@ -217,7 +217,7 @@ def test_tcp_fast_open(node: Node, a: Pod, b: Pod, kind: str) -> None:
 @pytest.mark.parametrize("kind", KINDS)
 def test_io_uring(node: Node, a: Pod, b: Pod, counted: Counted, kind: str, polled: bool) -> None:
     """Input: io_uring connects, by the app's call or by a thread of the kernel. Verdict: captured as connect() is, with the same names."""
-    listeners = node.enroll(a, strict=True)
+    listeners = node.enroll(a, protected=True)
     child = node.stage.start(a, dial_by_ring, b.address(kind), 8097, polled)
     with accept(listeners.fds["outbound", 6 if kind == "6" else 4, 0]) as connection:
         assert take(node.destinations, connection) == (b.ipv6 if kind == "6" else b.ipv4, 8097)
@@ -238,12 +238,12 @@ def _bound(_pipe: Connection, address: str, port: int, device: str, source: str)
         return connection.recv(100)
 
 
-@pytest.mark.parametrize("strict", [False, True])
-def test_bound_to_a_device(node: Node, a: Pod, b: Pod, counted: Counted, strict: bool) -> None:
+@pytest.mark.parametrize("protected", [False, True])
+def test_bound_to_a_device(node: Node, a: Pod, b: Pod, counted: Counted, protected: bool) -> None:
     """Input: SO_BINDTODEVICE, by which lo cannot be reached. Verdict: PERMISSIVE passes, STRICT is refused."""
-    node.enroll(a, strict=strict)
+    node.enroll(a, protected=protected)
     node.stage.start(b, serve, "0.0.0.0", 8090).receive()
-    if strict:
+    if protected:
         with pytest.raises(PermissionError):
             node.stage.run(a, _bound, b.ipv4, 8090, "eth0", "")
         assert counted() == {"outbound_unredirectable_refused": 1}
@@ -343,7 +343,7 @@ def _mptcp(_pipe: Connection, address: str, port: int) -> bytes:
 
 def test_mptcp_is_tcp(node: Node, a: Pod, b: Pod, counted: Counted) -> None:
     """Input: a multipath TCP socket, whose subflows the kernel makes. Verdict: captured, and nothing of it stays in the map."""
-    listeners = node.enroll(a, strict=True)
+    listeners = node.enroll(a, protected=True)
     node.stage.start(b, serve, "0.0.0.0", 8096).receive()
     with answering(listeners, b"proxy"):
         assert node.stage.run(a, _mptcp, b.ipv4, 8096) == b"proxy"

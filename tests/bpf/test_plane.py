@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 
 from nodeagent.errors import KernelError
+from nodeagent.mesh.protection import CLOSED, OPEN
 from nodeagent.redirect import hooks, loader, netns, pins, syscall
 from nodeagent.redirect.plane import DataPlane
 from nodeagent.redirect.pod import EnrolledPod, Listeners, listener_key
@@ -46,11 +47,11 @@ def test_a_changed_description_takes_effect(node: Node, a: Pod, b: Pod) -> None:
     node.enroll(a)
     node.plane.stop_beating()
     assert _answer(node, a, b.ipv4, 8200) == b"app 1"
-    node.enroll(a, strict=True)
+    node.enroll(a, protected=True)
     assert _answer(node, a, b.ipv4, 8200) == b"EPERM"
-    node.enroll(a, strict=True, exclude_outbound=frozenset({8200}))
+    node.enroll(a, protected=True, exclude_outbound=frozenset({8200}))
     assert _answer(node, a, b.ipv4, 8200) == b"app 1"
-    node.enroll(a, strict=True, exclude_outbound=frozenset({8201}))
+    node.enroll(a, protected=True, exclude_outbound=frozenset({8201}))
     assert _answer(node, a, b.ipv4, 8200) == b"EPERM"
     assert node.plane.prune() == []
 
@@ -142,7 +143,7 @@ POD_DAMAGE: dict[str, Callable[[Node], object]] = {
 @pytest.mark.parametrize("damage", POD_DAMAGE)
 def test_damage_to_a_pod_is_found_and_repaired(node: Node, a: Pod, b: Pod, damage: str) -> None:
     """Verdict: verify() says what, repair() puts it right, and traffic is captured in both directions afterwards."""
-    node.enroll(b, strict=True, exclude_inbound=frozenset({1}), exclude_outbound=frozenset({2}))
+    node.enroll(b, protected=True, exclude_inbound=frozenset({1}), exclude_outbound=frozenset({2}))
     before = node.plane.listeners("pod")
     POD_DAMAGE[damage](node)
     faults = node.plane.verify("pod")
@@ -183,18 +184,18 @@ def test_damage_to_the_node_is_found_and_repaired(node: Node, a: Pod, b: Pod, da
     eventually(lambda: node.plane.statistics().maps["by_cookie"][0] == 0)
 
 
-def _daemon(pipe: Connection, redirect: object, path: Path, addresses: tuple[str, ...], strict: bool) -> None:
+def _daemon(pipe: Connection, redirect: object, path: Path, addresses: tuple[str, ...], protected: bool) -> None:
     """A daemon of its own: loads, enrolls, answers, until it is killed."""
     plane = asyncio.run(DataPlane.load(redirect))  # type: ignore[arg-type]
     plane.beat()
-    listeners = plane.enroll(EnrolledPod("pod", plane.pod_netns(path), addresses, strict))
+    listeners = plane.enroll(EnrolledPod("pod", plane.pod_netns(path), addresses, CLOSED if protected else OPEN))
     with answering(listeners, b"first"):
         pipe.send("ready")
         pipe.recv()
 
 
-@pytest.mark.parametrize("strict", [False, True])
-def test_a_killed_daemon_is_succeeded(a: Pod, b: Pod, strict: bool) -> None:
+@pytest.mark.parametrize("protected", [False, True])
+def test_a_killed_daemon_is_succeeded(a: Pod, b: Pod, protected: bool) -> None:
     """Input: kill -9 of the daemon, then a new one. Verdict: PERMISSIVE passes and STRICT is refused in between, both directions; then the
     new daemon works with the same maps and links, running new programs."""
     node = Node.__new__(Node)
@@ -203,18 +204,18 @@ def test_a_killed_daemon_is_succeeded(a: Pod, b: Pod, strict: bool) -> None:
     try:
         node.stage.start(b, serve, "0.0.0.0", 8206).receive()
         node.stage.start(a, serve, "0.0.0.0", 8206).receive()
-        daemon = Child(node.stage.cgroup / "agent", None, _daemon, node.redirect(), a.path, a.addresses, strict)
+        daemon = Child(node.stage.cgroup / "agent", None, _daemon, node.redirect(), a.path, a.addresses, protected)
         daemon.receive()
         assert [_answer(node, a, b.ipv4, 8206), _answer(node, b, a.ipv4, 8206)] == [b"first", b"first"]
         before = _objects(node)
         daemon.stop()
-        assert [_answer(node, a, b.ipv4, 8206), _answer(node, b, a.ipv4, 8206)] == ([b"EPERM", b"ECONNREFUSED"] if strict else [b"app 1", b"app 1"])
+        assert [_answer(node, a, b.ipv4, 8206), _answer(node, b, a.ipv4, 8206)] == ([b"EPERM", b"ECONNREFUSED"] if protected else [b"app 1", b"app 1"])
         node.plane = node.load()
-        assert [_answer(node, a, b.ipv4, 8206), _answer(node, b, a.ipv4, 8206)] == ([b"EPERM", b"ECONNREFUSED"] if strict else [b"app 1", b"app 1"])
+        assert [_answer(node, a, b.ipv4, 8206), _answer(node, b, a.ipv4, 8206)] == ([b"EPERM", b"ECONNREFUSED"] if protected else [b"app 1", b"app 1"])
         after = _objects(node)
         assert (after["maps"], after["links"]) == (before["maps"], before["links"])
         assert not set(after["progs"]) & set(before["progs"])
-        with answering(node.enroll(a, strict=strict), b"second"):
+        with answering(node.enroll(a, protected=protected), b"second"):
             assert [_answer(node, a, b.ipv4, 8206), _answer(node, b, a.ipv4, 8206)] == [b"secon", b"secon"]
         assert _objects(node)["links"] == before["links"]
         assert node.plane.prune() == []
@@ -282,7 +283,7 @@ def test_programs_are_replaced_while_traffic_flows(make_node: Callable[..., Node
         for pod, address in ((outside, "10.79.0.1"), (b, "10.79.0.2")):
             ip(pod.fd, "link set eth1 up")
             ip(pod.fd, f"addr add {address}/24 dev eth1")
-        outbound, inbound = node.enroll(a, "a", strict=True), node.enroll(b, "b", strict=True, addresses=(*b.addresses, "10.79.0.2"))
+        outbound, inbound = node.enroll(a, "a", protected=True), node.enroll(b, "b", protected=True, addresses=(*b.addresses, "10.79.0.2"))
         with answering(outbound, b"out"), answering(inbound, b"in"):
             clients = [node.stage.start(a, keep_dialling, b.ipv4, 8207), node.stage.start(outside, keep_dialling, "10.79.0.2", 8207)]
             for _ in range(3):
@@ -417,8 +418,8 @@ def test_nothing_is_left(a: Pod, b: Pod) -> None:
     node = Node(Stage.make())
     try:
         node.stage.start(b, serve, "0.0.0.0", 8209).receive()
-        node.enroll(a, strict=True)
-        node.enroll(b, "other", strict=True)
+        node.enroll(a, protected=True)
+        node.enroll(b, "other", protected=True)
         programs = _objects(node)["progs"]
         node.plane.unload()
         assert not node.pin_directory.exists()

@@ -1,0 +1,53 @@
+"""What of a pod's connections may pass where no proxy looks at them: while the daemon is dead or late, and where one cannot be redirected. Pure.
+
+A pod is protected when anything would refuse one of its connections: STRICT, an AuthorizationPolicy that is in force, a RequestAuthentication,
+a RateLimit. Protected means both ways, as with a sidecar that died: its policies say nothing about what it opens itself, but that would go out
+without its identity, by which others decide. What the kernel decides alone (``mesh/kernel_path.py``) goes on as it does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Final, Literal
+
+from nodeagent.mesh.entries import Entry, Workload
+from nodeagent.policy.model import AuthorizationPolicy, RateLimit, RequestAuthentication
+
+WhenDead = Literal["policy", "pass", "refuse"]
+"""``redirect.whenDead`` of agent.yaml."""
+
+
+@dataclass(frozen=True, slots=True)
+class Protection:
+    """``dead``: refuse while no daemon looks, both ways; ``unredirected``: refuse what the pod opens in a way that cannot be redirected."""
+
+    dead: bool = False
+    unredirected: bool = False
+    ports: tuple[tuple[int, bool], ...] = ()
+    """Workload ports, for connections to the pod, at which ``dead`` differs."""
+
+
+OPEN: Final = Protection()
+CLOSED: Final = Protection(dead=True, unredirected=True)
+
+
+def protection(workload: Workload, policies: Iterable[Entry], setting: WhenDead) -> Protection:
+    """Return what protects *workload*, to which *policies* apply.
+
+    ``pass`` and ``refuse`` decide about a dead daemon alone: what gets around a living one is refused where a policy protects the pod.
+    """
+    strict = workload.mtls == "STRICT"
+    governed = any(map(protects, policies))
+    if setting != "policy":
+        return Protection(setting == "refuse", strict or governed)
+    if governed:
+        return CLOSED
+    return Protection(strict, strict, tuple((port, mode == "STRICT") for port, mode in workload.port_mtls if (mode == "STRICT") != strict))
+
+
+def protects(policy: Entry) -> bool:
+    """Say whether *policy* can refuse a connection or a request: AUDIT and a dry run only tell."""
+    if isinstance(policy, AuthorizationPolicy):
+        return policy.action != "AUDIT" and not policy.dry_run
+    return isinstance(policy, RequestAuthentication | RateLimit)
