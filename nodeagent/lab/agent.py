@@ -22,7 +22,7 @@ from nodeagent.lab.network import inside
 from nodeagent.lab.processes import spawn, tail
 
 _BPFFS = Path("/sys/fs/bpf")
-_READY_SECONDS, _STOP_SECONDS = 10.0, 40.0
+_READY_SECONDS, _STOP_SECONDS = 30.0, 40.0
 
 
 @dataclass(frozen=True, slots=True)
