@@ -31,7 +31,7 @@ WITHOUT_DAEMON: Final = {
 
 
 @click.command()
-@click.option("-c", "--config", "path", type=click.Path(path_type=Path), default=AGENT_YAML, show_default=True, help="The daemon's configuration, if there is one.")
+@click.option("-c", "--config", "path", type=click.Path(path_type=Path), default=AGENT_YAML, show_default=True, help="The daemon's configuration.")
 @output_option
 def check(path: Path, output: Output) -> int:
     """Try each thing that the agent needs of this machine; exit 1 when one is missing."""

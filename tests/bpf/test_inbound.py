@@ -123,8 +123,10 @@ def test_established_connections_stay_where_they_are(node: Node, a: Pod, b: Pod,
     server.receive()
     client = node.stage.start(a, hold, b.address(kind), 8184)
     assert client.receive() == "connected"
-    for change in (lambda: (node.enroll(a, "a", protected=True), node.enroll(b, "b", protected=True)), lambda: (node.plane.release("a"), node.plane.release("b"))):
-        change()
+    pods = {"a": a, "b": b}
+    for change in (lambda uid: node.enroll(pods[uid], uid, protected=True), node.plane.release):
+        for uid in pods:
+            change(uid)
         client.send(b"still here")
         assert client.receive() == (b"still here", (b.address(kind), 8184))
 
