@@ -2,7 +2,7 @@ SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup packages demo test bench lint kube pure
+.PHONY: help setup packages demo test bench soak lint kube pure
 
 VENV := .venv
 PYTHON := $(VENV)/bin/python
@@ -21,6 +21,7 @@ KUBE := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/nodeagent/kube-$(KUBE_VERSION)-$(
 # Seconds of load for each figure of `make bench`, and how often all of them are measured in turn.
 BENCH_SECONDS ?= 2
 BENCH_ROUNDS ?= 5
+SOAK_MINUTES ?= 10
 
 define COMPILE
 import sys
@@ -44,6 +45,9 @@ test: setup kube ## everything: linters, types, and all tests in parts (root)
 
 bench: setup ## nodeagent compare with what this project holds itself to; writes build/bench.json
 	@$(PYTHON) -m nodeagent compare --bench --seconds $(BENCH_SECONDS) --rounds $(BENCH_ROUNDS) --output build/bench.json
+
+soak: setup ## ten minutes of everything that fails, under clients whose requests policy refuses; prints how many were answered: 0 is right
+	@tests/room.sh $(PYTHON) -m tests.netns.soak $(SOAK_MINUTES)
 
 lint: setup ## ruff and mypy only
 	@$(PYTHON) tests/parts.py lint

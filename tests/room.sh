@@ -27,5 +27,6 @@ enter='
   umount --lazy "$0"
   mount -t cgroup2 cgroup2 "$0"
   ip link set lo up
-  "$@"'
+  "$@" && exit 0 # not by exec: process 1 reaps what others leave to it
+  exit $?'
 ( echo "$BASHPID" > "$group/cgroup.procs" && exec unshare --mount --net --cgroup --pid --fork --kill-child bash -c "$enter" "$tree" "$@" )
