@@ -57,6 +57,10 @@ class Reason:
     hint: str
     body: bytes = b""
     headers: tuple[tuple[str, str], ...] = ()
+    denies: bool = False
+    """Somebody's rule says no; otherwise something failed."""
+    policy: str = ""
+    """The rule's name (``namespace/name``, or a provider's), where one alone decided."""
 
 
 BAD_REQUEST = Reason("bad_request", 400, "DPE", "http1.codec_error", "the request is not valid HTTP/1.1 or its length is ambiguous")
@@ -87,23 +91,29 @@ REQUEST_TIMEOUT = Reason("request_timeout", 504, "UT", "response_timeout", "the 
 DOWNSTREAM_GONE = Reason("downstream_gone", 0, "DC", "downstream_remote_disconnect", "the client closed the connection before the answer was complete")
 DOWNSTREAM_TIMEOUT = Reason("downstream_timeout", 408, "SI", "stream_idle_timeout", "the client did not finish its request in time")
 PLAINTEXT_REFUSED = Reason(
-    "plaintext_refused", 403, "NR", "filter_chain_not_found", "the workload is STRICT and the peer spoke plaintext: is the client enrolled?"
+    "plaintext_refused", 403, "NR", "filter_chain_not_found", "the workload is STRICT and the peer spoke plaintext: is the client enrolled?",
+    denies=True,
+)  # fmt: skip
+PROBE_REFUSED = Reason(
+    "probe_refused", 403, "NR", "filter_chain_not_found", "the workload is STRICT and this is not a probe that the pod declares", denies=True
 )
-PROBE_REFUSED = Reason("probe_refused", 403, "NR", "filter_chain_not_found", "the workload is STRICT and this is not a probe that the pod declares")
-OVER_LIMIT = Reason("connections_per_pod", 503, "UO", "overflow", "the pod holds proxy.limits.connectionsPerPod connections")
-JWT_REFUSED = Reason("jwt_refused", 401, "-", "jwt_authn_access_denied", "the token is not valid for a RequestAuthentication of the workload")
+OVER_LIMIT = Reason("connections_per_pod", 503, "UO", "overflow", "the pod holds proxy.limits.connectionsPerPod connections", denies=True)
+JWT_REFUSED = Reason("jwt_refused", 401, "-", "jwt_authn_access_denied", "the token is not valid for a RequestAuthentication of the workload", denies=True)
 POLICY_DENIED = Reason(
     "policy_denied", 403, "-", "rbac_access_denied_matched_policy[none]", "no ALLOW policy of the workload matches: see nodeagent explain",
     b"RBAC: access denied",
+    denies=True,
 )  # fmt: skip
 BODY_TOO_LARGE = Reason(
     "body_too_large", 413, "-", "request_payload_too_large", "the body exceeds maxRequestBytes of the external authorizer: see extensionProviders",
     b"Payload Too Large",
+    denies=True,
 )  # fmt: skip
-EXTERNAL_DENIED = Reason("external_denied", 403, "UAEX", "ext_authz_denied", "the external authorizer refused the request")
+EXTERNAL_DENIED = Reason("external_denied", 403, "UAEX", "ext_authz_denied", "the external authorizer refused the request", denies=True)
 EXTERNAL_ERROR = Reason("external_error", 403, "UAEX", "ext_authz_error", "the external authorizer did not answer: is its Service up? See extensionProviders")
-RATE_LIMITED = Reason("rate_limited", 429, "RL", "local_rate_limited", "a RateLimit of the workload is used up", b"local_rate_limited")
+RATE_LIMITED = Reason("rate_limited", 429, "RL", "local_rate_limited", "a RateLimit of the workload is used up", b"local_rate_limited", denies=True)
 CERTIFICATE_ENDED = Reason(
-    "certificate_ended", 0, "UC", "certificate_expired", "the certificate that the connection was authorised by has ended: the client connects anew"
-)
+    "certificate_ended", 0, "UC", "certificate_expired", "the certificate that the connection was authorised by has ended: the client connects anew",
+    denies=True,
+)  # fmt: skip
 NO_ORIGINAL = Reason("no_original_destination", 0, "NR", "original_destination_unknown", "the connection did not come through the connect hook")

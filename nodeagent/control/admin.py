@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import itertools
 import logging
 import time
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from nodeagent.control.main import Control
 
 FLOWS_KEPT: Final = 2000
+"""Connections of which nobody tells any more."""
 log = logging.getLogger("nodeagent.control")
 
 
@@ -144,10 +146,20 @@ class Admin:
             if known is None or known[1] != flow:
                 self._seen.pop(flow["id"], None)
                 self._seen[flow["id"]] = (next(self._sequence), flow)
-        while len(self._seen) > FLOWS_KEPT:
-            del self._seen[next(iter(self._seen))]
+        self._forget_flows(told)
         changed = [(number, flow) for number, flow in self._seen.values() if number > since]
         return Response.json({"next": max((number for number, _ in changed), default=since), "flows": [flow for _, flow in changed]})
+
+    def _forget_flows(self, told: Mapping[str, Any]) -> None:
+        """Keep a bounded number of what is told no more, shared evenly by the pods: a busy one pushes out its own."""
+        past = [(key, flow["pod"]) for key, (_, flow) in self._seen.items() if key not in told]
+        held = collections.Counter(pod for _, pod in past)
+        surplus = len(past) - FLOWS_KEPT
+        share = FLOWS_KEPT // (len(held) or 1)
+        for key, pod in past if surplus > 0 else ():
+            if held[pod] > share:
+                held[pod] -= 1
+                del self._seen[key]
 
     async def _reload(self, query: Mapping[str, str]) -> Response:
         return Response.json({"workers": await self._control.reload()})

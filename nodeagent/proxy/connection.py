@@ -6,6 +6,7 @@ import itertools
 from dataclasses import dataclass
 from typing import Any, Final, Literal
 
+from nodeagent.errors import Reason
 from nodeagent.mesh.entries import Workload
 from nodeagent.proxy.pods import PodState
 from nodeagent.proxy.view import Target
@@ -15,6 +16,13 @@ Path = Literal["proxy-local", "proxy-mtls", "proxy-plaintext", "passthrough", "n
 Security = Literal["mutual_tls", "kernel_attested", "none"]
 
 _numbers: Final = itertools.count(1)
+_ALLOWED: Final = 1
+_DENIED: Final = 2
+_FAILED: Final = 4
+_VERDICTS: Final = {0: "allow", _ALLOWED: "allow", _DENIED: "deny", _FAILED: "error"}
+_CODE_BITS: Final = 10
+_CODES: Final = (1 << 4 * _CODE_BITS) - 1
+"""Status codes of the last four requests, in one number: noting one costs no object."""
 
 
 def host_port(address: str, port: int) -> str:
@@ -41,8 +49,9 @@ class Connection:
     """One downstream connection; its record in ``flows``."""
 
     __slots__ = (
-        "active", "chosen", "closed", "direction", "early", "expires", "half_closed", "http", "local_text", "number", "path", "peer", "peer_text", "pod",
-        "policy", "protocol", "reason", "received", "relay", "requests", "routes", "sent", "sni", "target", "upstream_workload", "verdict", "view", "wall",
+        "_codes", "_outcomes", "active", "chosen", "closed", "direction", "early", "expires", "half_closed", "http", "local_text", "number", "path", "peer",
+        "peer_text", "pod", "policy", "probe", "protocol", "reason", "received", "relay", "requests", "routes", "sent", "sni", "target", "upstream_workload",
+        "view", "wall",
     )  # fmt: skip
 
     def __init__(self, pod: PodState, direction: Direction, peer: Peer, target: Target, wall: float) -> None:
@@ -62,8 +71,11 @@ class Connection:
         """When the peer's certificate ends, Unix seconds; 0: it showed none."""
         self.protocol = "?"
         self.path: Path = "none"
-        self.verdict = "pending"
-        self.reason = ""
+        self.probe = False
+        """So far it carried nothing but the node's declared probes."""
+        self.reason: Reason | None = None
+        """Why it, or the last request of it that was, was not carried."""
+        self._codes = self._outcomes = 0
         self.requests = self.sent = self.received = 0
         self.upstream_workload: Workload | None = None
         self.view = -1
@@ -72,6 +84,41 @@ class Connection:
         self.relay: Any = None
         self.peer_text = host_port(peer.address, peer.port)
         self.local_text = host_port(target.address, target.port)
+
+    def allowed(self) -> None:
+        """Note that it is carried, as what is not HTTP is: whole."""
+        self._outcomes |= _ALLOWED
+
+    def refused(self, reason: Reason) -> None:
+        """Note that it, or a request of it, was not carried."""
+        self.reason = reason
+        if reason.denies:
+            self._outcomes |= _DENIED
+            self.probe = False
+        else:
+            self._outcomes |= _FAILED
+
+    def answered(self, status: int, reason: Reason | None, received: int, sent: int) -> None:
+        """Note a request's end: its *status* and bytes; *reason*: why the answer is not the application's."""
+        self.requests += 1
+        self.received += received
+        self.sent += sent
+        self._codes = (self._codes << _CODE_BITS | status) & _CODES
+        if reason is None:
+            self._outcomes |= _ALLOWED
+        else:
+            self.refused(reason)
+
+    @property
+    def verdict(self) -> str:
+        """``allow``, ``deny`` or ``error``; ``mixed`` where its requests fared differently; ``pending`` while it is not known what it is."""
+        if self.protocol == "?" and not self._outcomes:
+            return "pending"
+        return _VERDICTS.get(self._outcomes, "mixed")
+
+    def codes(self) -> list[int]:
+        """Return the status codes of its last requests, the newest last; 0: no answer was sent."""
+        return [self._codes >> _CODE_BITS * at & (1 << _CODE_BITS) - 1 for at in reversed(range(min(self.requests, 4)))]
 
     def flow(self, worker: int) -> dict[str, object]:
         """Return the connection as ``nodeagent flows`` shows it."""
@@ -91,9 +138,11 @@ class Connection:
             "path": self.path,
             "protocol": self.protocol,
             "verdict": self.verdict,
-            "reason": self.reason,
-            "policy": self.policy,
+            "reason": self.reason.code if self.reason is not None else "",
+            "policy": self.reason.policy if self.reason is not None else self.policy,
+            "probe": self.probe,
             "requests": self.requests,
+            "codes": self.codes(),
             "sent": self.sent,
             "received": self.received,
             "worker": worker,

@@ -177,7 +177,7 @@ class Bound:
             limited = guard.limiter.take(request, self.facts.principal, self.client)
             if limited is not None:
                 self._count(pipeline, limited.policy, "rate_limited")
-                return replace(RATE_LIMITED, headers=limited.headers)
+                return replace(RATE_LIMITED, headers=limited.headers, policy=limited.policy)
         return None
 
     def _decision(self, request: RequestFacts) -> Decision:
@@ -257,8 +257,8 @@ class Bound:
         self._count(pipeline, provider, "external_denied")
         if verdict.failed:
             log.warning("%s: the external authorizer %s: %s", self.workload, provider, verdict.failed)
-            return replace(EXTERNAL_ERROR, status=verdict.status)
-        return replace(EXTERNAL_DENIED, status=verdict.status, body=verdict.body, headers=verdict.headers)
+            return replace(EXTERNAL_ERROR, status=verdict.status, policy=provider)
+        return replace(EXTERNAL_DENIED, status=verdict.status, body=verdict.body, headers=verdict.headers, policy=provider)
 
     async def _rated(self, pipeline: Pipeline, exchange: Exchange, request: RequestFacts, limit: GlobalLimit) -> Reason | None:
         """Ask the rate limit service that *limit* names."""
@@ -272,7 +272,9 @@ class Bound:
             exchange.answer_fields += tuple((name, value, "add") for name, value in verdict.headers)
             return None
         self._count(pipeline, limit.provider, "rate_limited")
-        return replace(RATE_LIMITED, status=verdict.status, details="request_rate_limited", body=verdict.body, headers=verdict.headers)
+        return replace(
+            RATE_LIMITED, status=verdict.status, details="request_rate_limited", body=verdict.body, headers=verdict.headers, policy=limit.provider
+        )
 
     def _parties(self, connection: Connection) -> tuple[Party, Party]:
         facts, target = self.facts, connection.target
@@ -327,7 +329,7 @@ def denied(policy: str, rule: int) -> Reason:
         return POLICY_DENIED
     namespace, _, name = policy.partition("/")
     details = f"rbac_access_denied_matched_policy[ns[{namespace}]-policy[{name}]-rule[{rule}]]"
-    return replace(POLICY_DENIED, details=details, hint=f"AuthorizationPolicy {policy}, rule {rule}")
+    return replace(POLICY_DENIED, details=details, hint=f"AuthorizationPolicy {policy}, rule {rule}", policy=policy)
 
 
 def _protected(route: Route | None) -> str:

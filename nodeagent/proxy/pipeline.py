@@ -7,12 +7,11 @@ connection or per route is not decided again per request.
 from __future__ import annotations
 
 import asyncio
-import collections
 import logging
 import os
 from collections.abc import Coroutine
 from time import monotonic, perf_counter, time
-from typing import Any, Final
+from typing import Any
 
 from nodeagent.config import Limits, Proxy, Timeouts
 from nodeagent.errors import CERTIFICATE_ENDED, DOWNSTREAM_GONE, EXTERNAL_ERROR, NO_ENDPOINTS, PROBE_REFUSED, Reason
@@ -28,6 +27,7 @@ from nodeagent.proxy.http1.upstream import HttpUpstream
 from nodeagent.proxy.pace import Pace
 from nodeagent.proxy.pods import PodState
 from nodeagent.proxy.pool import Dial, DialError
+from nodeagent.proxy.recent import Recent
 from nodeagent.proxy.route import Route
 from nodeagent.proxy.routing import Routing
 from nodeagent.proxy.tcp import Relay, reset
@@ -37,7 +37,6 @@ from nodeagent.telemetry.cells import WorkerMetrics
 from nodeagent.telemetry.log_format import Record
 from nodeagent.telemetry.metrics import CONNECTIONS, REFUSED
 
-RECENT_FLOWS: Final = 512
 log = logging.getLogger("nodeagent.proxy")
 
 
@@ -55,7 +54,7 @@ class Pipeline:
         self.pods: dict[str, PodState] = {}
         self.node_addresses: frozenset[str] = frozenset()
         self.connections: dict[int, Connection] = {}
-        self.recent: collections.deque[Connection] = collections.deque(maxlen=RECENT_FLOWS)
+        self.recent = Recent()
         self.draining = False
         self.now = monotonic()
         self.wall_offset = time() - perf_counter()
@@ -74,7 +73,7 @@ class Pipeline:
 
     def begin(self, connection: Connection, permit: Permit, transport: Any, protocol: str, early: bytes) -> None:
         """Carry an identified and permitted connection whose protocol is known; *early* was read already."""
-        connection.protocol = protocol
+        connection.protocol, connection.probe = protocol, bool(permit.probes)
         if protocol == "http":
             codec = HttpDownstream(self, connection, permit, transport)
             connection.http = codec
@@ -96,9 +95,11 @@ class Pipeline:
         connection = exchange.downstream.connection
         permit = exchange.downstream.permit
         probe = permit is not OPEN and is_probe(permit, exchange.method, exchange.target)
-        if permit.only_probes and not probe:
-            exchange.refuse(PROBE_REFUSED)
-            return
+        if not probe:
+            connection.probe = False
+            if permit.only_probes:
+                exchange.refuse(PROBE_REFUSED)
+                return
         route = exchange.route = self.route(connection)
         route.active += 1
         guard = route.http_guard
@@ -146,9 +147,7 @@ class Pipeline:
         now = perf_counter()
         self.busy_poll.event(now)
         milliseconds = (now - exchange.started) * 1000
-        connection.requests += 1
-        connection.received += exchange.received
-        connection.sent += exchange.sent
+        connection.answered(status, reason, exchange.received, exchange.sent)
         route.cell(status, flags).observe(milliseconds, exchange.received, exchange.sent)
         if self.access_log is not None:
             self.access_log.log(self._record(exchange, connection, route, status, flags, reason, milliseconds))
@@ -158,15 +157,12 @@ class Pipeline:
     def admit(self, connection: Connection) -> Permit | Refusal:
         """Authorize a connection at the server's side; a client's side asks nothing of its own pod."""
         if connection.direction == "outbound":
-            connection.verdict = "allow"
             return OPEN
         workload = self.view.workload(connection.pod.uid)
         if workload is None:
             return Refusal(NO_ENDPOINTS)
         from_node = connection.peer.address in self.node_addresses
-        verdict = authorize_connection(connection.peer, workload, connection.target.port, from_node=from_node)
-        connection.verdict = "allow" if isinstance(verdict, Permit) else "deny"
-        return verdict
+        return authorize_connection(connection.peer, workload, connection.target.port, from_node=from_node)
 
     def opened(self, connection: Connection) -> None:
         self.connections[connection.number] = connection
@@ -179,11 +175,14 @@ class Pipeline:
             connection.closed = time()
             connection.http = connection.relay = connection.routes = None  # it stays among the recent flows for a while, they shall not
             connection.view = -1
-            self.recent.append(connection)
+            if connection.verdict == "pending" and connection.peer.address in self.node_addresses:
+                connection.probe = True  # the kubelet has looked whether somebody listens
+            if connection.pod.uid in self.pods:
+                self.recent.add(connection)
 
     def refuse(self, connection: Connection, transport: Any, reason: Reason) -> None:
         """Cut a connection before it carried anything; the client sees a reset."""
-        connection.verdict, connection.reason = "deny", reason.code
+        connection.refused(reason)
         route = self.routing.nowhere(connection)
         self._count_failed(route, reason)
         self._tcp_record(connection, route, reason, time(), 0, 0, 0.0)
@@ -219,6 +218,7 @@ class Pipeline:
         """Forget the pod *uid*, which is no longer enrolled; return what there was of it."""
         for http in (False, True):
             self._guards.pop((uid, http), None)
+        self.recent.forget(uid)
         pod = self.pods.pop(uid, None)
         self.view.generation += pod is not None
         return pod
@@ -255,7 +255,7 @@ class Pipeline:
     def _revoke(self, connection: Connection, reason: Reason) -> None:
         """Close an established connection that is no longer permitted."""
         self.count_refused(reason)
-        connection.verdict, connection.reason = "deny", reason.code
+        connection.refused(reason)
         if connection.relay is not None:
             reset(connection.relay[0].downstream.transport)
         else:
@@ -287,7 +287,7 @@ class Pipeline:
                 raise DialError(NO_ENDPOINTS)
             dialled = await route.pool.dial.connect(self, http=False)
         except DialError as error:
-            connection.reason = error.reason.code
+            connection.refused(error.reason)
             self._count_failed(route, error.reason)
             self._tcp_record(connection, route, error.reason, wall, 0, 0, perf_counter() - started)
             self.closed(connection)
@@ -348,8 +348,7 @@ class Pipeline:
     def _join(self, connection: Connection, route: Route, transport: Any, upstream: Any, early: bytes, answer: bytes, started: float) -> None:
         cell = route.tcp()
         cell.opened += 1
-        connection.verdict = "allow"
-        connection.requests += 1
+        connection.allowed()
 
         def closed(received: int, sent: int, error: Exception | None) -> None:
             self._count_bytes(connection)
