@@ -25,6 +25,8 @@ class Column:
     key: str
     show: Callable[[Any], str] = str
     right: bool = False
+    wrap: bool = False
+    """In a terminal that is too narrow this one gives way, over several lines."""
 
 
 NODE: Final = Column("NODE", "node")
@@ -59,7 +61,7 @@ def _table(rows: Sequence[Row], columns: Sequence[Column]) -> None:
 
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
     for column in columns:
-        table.add_column(column.title, justify="right" if column.right else "left", overflow="fold")
+        table.add_column(column.title, justify="right" if column.right else "left", overflow="fold", no_wrap=not column.wrap)
     for row in rows:
         table.add_row(*[Text(cell(column, row)) for column in columns])
     # Into a pipe a row stays a line, whatever its length.
@@ -93,11 +95,3 @@ def until(seconds: float) -> str:
         return f"{sign}{days}d{hours}h"
     return f"{sign}{hours}h{minutes}m" if hours else f"{sign}{minutes}m{left % 60}s"
 
-
-def size(count: float) -> str:
-    """Return a number of bytes in binary units."""
-    for unit in ("B", "KiB", "MiB"):
-        if count < 1024:
-            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
-        count /= 1024
-    return f"{count:.1f} GiB"

@@ -20,7 +20,7 @@ import click
 import pytest
 import yaml
 
-from nodeagent.cli import output
+from nodeagent.cli import flow_rows, output
 from nodeagent.cli.admin import Agent, Choice, find
 from nodeagent.cli.flows import Stream
 from nodeagent.cli.get import COLUMNS
@@ -53,9 +53,12 @@ FLOW = {
     "service": "db.default.svc.cluster.local",
     "path": "proxy-mtls",
     "protocol": "tcp",
-    "verdict": "allowed",
-    "reason": "",
-    "requests": 0,
+    "verdict": "error",
+    "reason": "connect_failed",
+    "policy": "",
+    "probe": False,
+    "requests": 2,
+    "codes": [503, 503],
     "sent": 2048,
     "received": 10,
     "worker": 9,
@@ -159,6 +162,9 @@ def test_every_command_has_help() -> None:
         (["get", "pods", "--admin", "ftp://x"], 1, "expected http://HOST:PORT or the path of a socket"),
         (["get", "pods", "--admin", "http://x:99999"], 1, "expected http://HOST:PORT or the path of a socket"),
         (["reload", "--admin", "/nonexistent.sock"], 1, "does the agent run?"),
+        (["flows", "--code", "4x"], 2, "'4x': a status code such as 403, or 5xx, is expected"),
+        (["flows", "--since", "soon"], 2, "'soon': a time such as 30s, 5m or 2h is expected"),
+        (["flows", "--verdict", "no"], 2, "'no' is not one of 'allow', 'deny', 'error', 'mixed'"),
     ],
 )
 def test_an_error_is_one_line(arguments: list[str], status: int, says: str) -> None:
@@ -213,12 +219,19 @@ def test_reload(agent: FakeAgent) -> None:
 
 def test_flows(agent: FakeAgent) -> None:
     header, row = nodeagent("flows", admin=str(agent.path)).stdout.splitlines()
-    assert header.split() == [
-        *("OPENED", "CLOSED", "DIRECTION", "SOURCE", "DESTINATION", "SERVICE", "PROTOCOL", "PATH"),
-        *("VERDICT", "REASON", "REQUESTS", "RECEIVED", "SENT"),
-    ]
-    assert row.startswith("22:13:20")
-    assert row.endswith("10 B  2.0 KiB")
+    assert header.split() == ["TIME", "LASTED", "FROM", "TO", "PATH", "REQS", "CODES", "IN", "OUT", "VERDICT"]
+    told = ["22:13:20", "open", "default/web-1", "db.default", "mtls", "2", "503", "10", "2.0K", "error: connect_failed"]
+    assert re.split(r"\s{2,}", row.strip()) == told
+
+
+def test_flows_are_the_last_twenty_without_probes(agent: FakeAgent) -> None:
+    ended = [{**FLOW, "id": f"1-{number}", "closed": 1700000000.0 + number} for number in range(2, 32)]
+    agent.flows += [*ended, *({**row, "id": f"2-{row['id']}", "probe": True} for row in ended)]
+    asked = nodeagent("flows", admin=str(agent.path))
+    assert len(asked.stdout.splitlines()) == 21
+    assert asked.stderr == "the last 20 of 31 connections: --last 0 shows all\n"
+    for options, count in ((["--last", "0"], 31), (["--last", "0", "--probes"], 61), (["--from", "web-*", "--last", "3"], 3), (["--verdict", "deny"], 0)):
+        assert len(json.loads(nodeagent("flows", "-o", "json", *options, admin=str(agent.path)).stdout)) == count, options
 
 
 def following(agent: FakeAgent, *arguments: str) -> subprocess.Popen[str]:
@@ -247,7 +260,7 @@ def test_following_into_a_closed_pipe_ends_quietly(agent: FakeAgent) -> None:
     process = following(agent)
     assert process.stdout is not None and process.stderr is not None
     try:
-        assert process.stdout.readline().startswith("OPENED")
+        assert process.stdout.readline().startswith("TIME")
         process.stdout.close()
         agent.flows += [{**FLOW, "id": f"1-{number}"} for number in range(2, 50)]
         assert process.wait(5) == 1
@@ -338,7 +351,7 @@ def test_every_command_that_talks_to_agents_chooses_them_alike(command: list[str
 @pytest.mark.parametrize(
     ("show", "value", "text"),
     [
-        *((output.size, 0, "0 B"), (output.size, 1023, "1023 B"), (output.size, 1536, "1.5 KiB"), (output.size, 5 << 30, "5.0 GiB")),
+        *((flow_rows.short, 0, "0"), (flow_rows.short, 999, "999"), (flow_rows.short, 1536, "1.5K"), (flow_rows.short, 5 << 30, "5.0G")),
         *((output.listed, ["a", 1], "a 1"), (output.listed, [], "")),
     ],
 )
