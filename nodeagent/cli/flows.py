@@ -44,15 +44,15 @@ def _codes(context: click.Context, parameter: click.Parameter, values: tuple[str
 @click.option("--to", "destination", default="", metavar="NAME", help="By server: a Service or pod, with or without namespace and port, or an address.")
 @click.option("--namespace", default="", metavar="NAME", help="By the namespace of either side.")
 @click.option("--verdict", "verdicts", multiple=True, type=click.Choice(["allow", "deny", "error", "mixed", "pending"]), help="May be given several times.")
-@click.option("--code", "codes", multiple=True, metavar="CODE", callback=_codes, help="By one of the last status codes: 403, or 5xx. May be given several times.")
+@click.option("--code", "codes", multiple=True, metavar="CODE", callback=_codes, help="By one of the last status codes: 403, or 5xx; likewise.")
 @click.option("--since", metavar="TIME", callback=_duration, help="Leave out what ended longer ago than that: 30s, 5m, 2h.")
 @click.option("--last", "count", default=20, show_default=True, type=click.IntRange(0), metavar="COUNT", help="How many of those that ended last; 0: all.")
 @click.option("--probes", is_flag=True, help="The kubelet's probes too.")
 @choosing
 @output_option
 def flows(
-    follow: bool, source: str, destination: str, namespace: str, verdicts: tuple[str, ...], codes: tuple[str, ...], since: float | None, count: int, probes: bool,
-    agents: list[Agent], output: Output,
+    follow: bool, source: str, destination: str, namespace: str, verdicts: tuple[str, ...], codes: tuple[str, ...], since: float | None, count: int,
+    probes: bool, agents: list[Agent], output: Output,
 ) -> None:  # fmt: skip
     """Print the connections of the agents' pods, through the proxy and past it, open ones and those that ended lately.
 
