@@ -10,6 +10,9 @@
  *
  * On the kernel path a connection is known by the record that sockops made in the client's pod, so its client is proved; it
  * is judged again by the policy of this moment. What has no such record (another node, a forged source) gets the listener.
+ *
+ * A connection by which a worker delivers over the network, from the client's pod, is known by the record that sockops made of its
+ * socket: it was authorised before it was dialled, and goes to the application. The record serves one handshake.
  */
 #include "maps.h"
 
@@ -23,12 +26,11 @@ static inline int dead(struct bpf_sk_lookup *ctx, const struct pod *pod, u64 net
 
 /* The kernel's part of a verdict, UNDECIDED where the connection is not one of the kernel path. A record serves one handshake;
  * when it is none any more under the policy of now, not even the proxy may take it: there its client would be nobody. */
-static inline u32 attested(struct bpf_sk_lookup *ctx, const struct pod *pod, const struct address *local, const struct address *remote) {
-  struct flow_key key = {.source = *remote, .destination = *local, .source_port = bpf_ntohs(ctx->remote_port), .destination_port = ctx->local_port};
-  struct kernel_flow *flow = kernel_flows.lookup(&key);
+static inline u32 attested(const struct pod *pod, struct flow_key *key) {
+  struct kernel_flow *flow = kernel_flows.lookup(key);
   if (!flow || flow->server || flow->client_closed)
     return UNDECIDED;
-  struct endpoint here = {.address = *local, .port = ctx->local_port};
+  struct endpoint here = {.address = key->destination, .port = key->destination_port};
   struct destination *destination = destinations.lookup(&here);
   u32 judgement = UNDECIDED;
   if (destination && destination->pod == pod->id)
@@ -62,9 +64,14 @@ static inline int inbound(struct bpf_sk_lookup *ctx, const struct address *local
     count(INBOUND_EXCLUDED);
     return SK_PASS;
   }
-  u32 judgement = attested(ctx, pod, local, remote);
+  struct flow_key flow = {.source = *remote, .destination = *local, .source_port = bpf_ntohs(ctx->remote_port), .destination_port = ctx->local_port};
+  u32 judgement = attested(pod, &flow);
   if (judgement != UNDECIDED)
     return judgement == ALLOWED ? SK_PASS : SK_DROP;
+  if (deliveries.lookup(&flow)) {
+    count(INBOUND_DELIVERED);
+    return SK_PASS;
+  }
   u32 zero = 0;
   struct settings *node = settings.lookup(&zero);
   if (!node || !daemon_alive(node))

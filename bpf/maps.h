@@ -26,6 +26,9 @@ PINNED("hash", struct endpoint, struct service, services);
 PINNED("hash", struct backend_key, struct endpoint, backends);
 PINNED("hash", struct flow_key, struct kernel_flow, kernel_flows);
 PINNED("hash", struct flow_total_key, struct flow_total, flow_totals);
+PINNED("lru_hash", u64, struct address, announced);
+PINNED("hash", struct flow_key, struct delivery, deliveries);
+PINNED("hash", u64, struct address, clients);
 
 #define TCP 6     /* IPPROTO_TCP */
 #define AF_INET 2 /* linux/socket.h */

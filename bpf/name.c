@@ -2,13 +2,21 @@
  *
  * One on the kernel path has its real name; only its peer may have been dialled by a ClusterIP.
  *
- * Only sockets in by_cookie, that is, those which the connect programs took, are touched. The verdict is always 1.
+ * One that a worker delivered has its client's address as its peer's, wherever it was dialled from; accept() asks here too. The port
+ * is that of the worker's socket, so that no two connections have one name.
+ *
+ * Only sockets in by_cookie and clients, that is, those which the connect programs or a worker took, are touched. The verdict is always 1.
  */
 #include "maps.h"
 
 static inline struct original *captured(struct bpf_sock_addr *ctx) {
   u64 cookie = bpf_get_socket_cookie(ctx);
   return by_cookie.lookup(&cookie);
+}
+
+static inline const struct address *delivered_for(struct bpf_sock_addr *ctx) {
+  u64 cookie = bpf_get_socket_cookie(ctx);
+  return clients.lookup(&cookie);
 }
 
 static inline void show4(struct bpf_sock_addr *ctx, const struct address *address) {
@@ -37,7 +45,11 @@ int getpeername4(struct bpf_sock_addr *ctx) {
   if (to) {
     show4(ctx, &to->asked.address);
     ctx->user_port = bpf_htons(to->asked.port);
+    return 1;
   }
+  const struct address *client = delivered_for(ctx);
+  if (client)
+    show4(ctx, client);
   return 1;
 }
 
@@ -46,7 +58,11 @@ int getpeername6(struct bpf_sock_addr *ctx) {
   if (to) {
     show6(ctx, &to->asked.address);
     ctx->user_port = bpf_htons(to->asked.port);
+    return 1;
   }
+  const struct address *client = delivered_for(ctx);
+  if (client)
+    show6(ctx, client);
   return 1;
 }
 

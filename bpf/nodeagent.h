@@ -144,6 +144,14 @@ struct kernel_flow {
   __u32 server_closed;
 };
 
+/* A worker is about to deliver to a pod's application. It writes announced: its socket's cookie -> the struct address that the
+ * application shall see; only workers can. deliveries: struct flow_key -> struct delivery, from the SYN until the server's end
+ * is established. clients: the application's socket's cookie -> struct address, where that is not the connection's own. */
+struct delivery {
+  __u64 dialler; /* socket cookie */
+  struct address client;
+};
+
 /* flow_totals: struct flow_total_key -> struct flow_total. Connections, and the bytes of those of which both ends are closed. */
 struct flow_total_key {
   __u32 source;
@@ -183,6 +191,8 @@ enum counter {
   INBOUND_KERNEL,
   INBOUND_KERNEL_REFUSED,
   KERNEL_UNCOUNTED, /* a map of the kernel path was full */
+  INBOUND_DELIVERED,
+  DELIVERY_UNKNOWN, /* a map of deliveries was full */
   COUNTERS
 };
 

@@ -4,6 +4,9 @@
  * accept, with TCP fast open too. A redirected connection's original destination is told to the daemon by its source: it takes
  * the entry out; by_source is an LRU for those it never sees. One on the kernel path gets its record, by which sk_lookup knows it.
  *
+ * A worker's connection to an application, which it has announced, is known to sk_lookup until the server's end is established;
+ * from then on the application's socket has the name that the worker gave for the client (name.c).
+ *
  * by_cookie is left when the connection has ended: the sock_release hook does not run for the sockets that the kernel
  * makes itself (MPTCP's subflows), and a pod must not be able to fill the map with them.
  *
@@ -84,10 +87,46 @@ static inline void begin(struct bpf_sock_ops *ctx, u64 cookie, const struct orig
     count(KERNEL_UNCOUNTED);
 }
 
+/* A worker's socket that it did not announce is one of no delivery. */
+static inline void delivering(struct bpf_sock_ops *ctx, u64 cookie) {
+  struct address *client = announced.lookup(&cookie);
+  if (!client)
+    return;
+  struct flow_key key = flow_of(ctx, true);
+  struct delivery delivery = {.dialler = cookie, .client = *client};
+  announced.delete(&cookie);
+  if (deliveries.update(&key, &delivery))
+    count(DELIVERY_UNKNOWN);
+  watch_state(ctx);
+}
+
+static inline void delivered(struct bpf_sock_ops *ctx, struct flow_key *key, u64 cookie) {
+  struct delivery *delivery = deliveries.lookup(key);
+  if (!delivery)
+    return;
+  if (!same_address(&delivery->client, &key->source)) {
+    if (clients.update(&cookie, &delivery->client))
+      count(DELIVERY_UNKNOWN);
+    watch_state(ctx);
+  }
+  deliveries.delete(key);
+}
+
+/* One that was never established, or whose application's socket has ended. */
+static inline void undelivered(struct bpf_sock_ops *ctx, u64 cookie) {
+  struct flow_key key = flow_of(ctx, true);
+  struct delivery *delivery = deliveries.lookup(&key);
+  if (delivery && delivery->dialler == cookie)
+    deliveries.delete(&key);
+  clients.delete(&cookie);
+}
+
 static inline void connecting(struct bpf_sock_ops *ctx, u64 cookie) {
   struct original *to = by_cookie.lookup(&cookie);
-  if (!to)
+  if (!to) {
+    delivering(ctx, cookie);
     return;
+  }
   if (to->kernel)
     begin(ctx, cookie, to);
   else
@@ -113,6 +152,8 @@ static inline void leg(struct bpf_sock_ops *ctx, const struct flow_key *ends) {
 static inline void established(struct bpf_sock_ops *ctx, u64 cookie, bool client) {
   struct flow_key key = flow_of(ctx, client);
   struct kernel_flow *flow = kernel_flows.lookup(&key);
+  if (!flow && !client)
+    delivered(ctx, &key, cookie);
   if (!flow)
     leg(ctx, &key);
   if (!flow || (client ? flow->client != cookie : flow->server || flow->client_closed))
@@ -184,6 +225,7 @@ int sockops(struct bpf_sock_ops *ctx) {
   } else if (ctx->op == BPF_SOCK_OPS_STATE_CB && ctx->args[1] == BPF_TCP_CLOSE) {
     by_cookie.delete(&cookie);
     http_finish(cookie);
+    undelivered(ctx, cookie);
     ended(ctx, cookie);
   }
   return 1;

@@ -14,6 +14,7 @@ from pydantic.alias_generators import to_camel
 from nodeagent import istio
 from nodeagent.errors import ConfigError
 
+Delivery = Literal["auto", "network", "inside"]
 Model = TypeVar("Model", bound=BaseModel)
 
 
@@ -41,6 +42,9 @@ class Redirect(Section):
     cgroup: Path
     pin_directory: Path = Path("/sys/fs/bpf/nodeagent")
     unknown_pods: Literal["allow", "deny"] = "allow"
+    delivery: Delivery = "auto"
+    """How an application on the client's own node is reached: dialled over the pods' interfaces, where the CNI's policy holds (``network``), within its
+    own pod (``inside``), or over the network wherever a NetworkPolicy may concern the pair (``auto``)."""
     enroll: bool = True
     """False: no pod is captured; the agent only gives certificates to pods that ask, as where all still have classic sidecars."""
     heartbeat_timeout_seconds: float = Field(2.0, ge=0.2, le=60)

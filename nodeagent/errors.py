@@ -69,10 +69,18 @@ NO_ENDPOINTS = Reason(
     "no_endpoints", 503, "UH", "no_healthy_upstream", "the Service has no ready endpoint: compare its selector with the pods' labels and readiness"
 )
 CONNECT_FAILED = Reason(
-    "connect_failed", 503, "UF", "upstream_reset_before_response_started{connection_failure}", "nothing listens at the endpoint, or a firewall is in the way"
+    "connect_failed",
+    503,
+    "UF",
+    "upstream_reset_before_response_started{connection_failure}",
+    "nothing listens at the endpoint, or a NetworkPolicy or firewall rejects the connection",
 )
 CONNECT_TIMEOUT = Reason(
-    "connect_timeout", 503, "UF,URX", "upstream_reset_before_response_started{connection_timeout}", "the endpoint does not answer: is the pod's node reachable?"
+    "connect_timeout",
+    503,
+    "UF,URX",
+    "upstream_reset_before_response_started{connection_timeout}",
+    "the endpoint does not answer: does a NetworkPolicy forbid the connection, is the pod's node reachable?",
 )
 UPSTREAM_TLS = Reason(
     "upstream_tls",

@@ -117,7 +117,8 @@ class Control:
         self.kernel_paths = KernelPaths(self.plane, Settings(config.node, config.identity.trust_domain, observed), config.cluster)
         self.certificates = Certificates(issuer, config.identity.ttl_seconds, self._certificate, self._certificate_ended)
         self.pod_sockets = PodSockets(config.runtime_directory, self.certificates.current, config.identity.ca_directory, config.identity.trust_domain)
-        state = State({"config": config.model_dump(mode="json", by_alias=True), "node_addresses": [], "supervisor": os.getppid()}, self.plane.original_map_fd)
+        start = {"config": config.model_dump(mode="json", by_alias=True), "node_addresses": [], "supervisor": os.getppid()}
+        state = State(start, [self.plane.original_map_fd, self.plane.announced_map_fd])
         needs = Needs(self.plane.sockets, self.store.merge, lambda slot: self.store.add(declared.WORKER_RESTARTS, (str(slot),)))
         self.workers = Workers(loop, slots, state, self.supervisor, needs)
         effects = Effects(

@@ -12,7 +12,7 @@ import logging
 import os
 import signal
 import socket
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -47,8 +47,8 @@ class WorkerProcess:
 class State:
     """What a new worker is told first: the snapshot, certificates, pods and listeners as they stand."""
 
-    def __init__(self, start: Message, original_fd: int) -> None:
-        self.start, self.original_fd = start, original_fd
+    def __init__(self, start: Message, map_fds: Sequence[int]) -> None:
+        self.start, self.map_fds = start, map_fds
         self.entries: dict[str, Entry] = {}
         self.certificates: dict[str, Message] = {}
         self.pods: dict[str, Message] = {}
@@ -141,7 +141,7 @@ class Workers:
 
     def _tell_everything(self, worker: WorkerProcess) -> None:
         state = self._state
-        worker.channel.send({"op": "start", "worker": worker.slot, **state.start}, [state.original_fd])
+        worker.channel.send({"op": "start", "worker": worker.slot, **state.start}, state.map_fds)
         for part in _parts(state.entries.values(), ()):
             worker.channel.send(part)
         for certificate in state.certificates.values():

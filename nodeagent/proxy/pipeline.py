@@ -9,11 +9,12 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-from collections.abc import Coroutine
+import socket
+from collections.abc import Callable, Coroutine
 from time import monotonic, perf_counter, time
 from typing import Any
 
-from nodeagent.config import Limits, Proxy, Timeouts
+from nodeagent.config import Delivery, Limits, Proxy, Timeouts
 from nodeagent.errors import CERTIFICATE_ENDED, DOWNSTREAM_GONE, EXTERNAL_ERROR, NO_ENDPOINTS, PROBE_REFUSED, Reason
 from nodeagent.proxy.authorize import OPEN, Permit, Refusal, asked_health, authorize_connection, is_probe
 from nodeagent.proxy.busy_poll import BusyPoll
@@ -66,6 +67,9 @@ class Pipeline:
         self.providers = Providers((), self.routing.way_to)
         """Whom policies may ask (``extensionProviders``)."""
         self.busy_poll = BusyPoll(loop, settings.busy_poll_microseconds / 1e6)
+        self.announce: Callable[[socket.socket, str], None] | None = None
+        """Tells the kernel for which client's address a socket is about to dial an application; None: no programs are there (a sidecar)."""
+        self.delivery: Delivery = "auto"
         self.share = 1.0
         """This worker's part of each local rate limit: workers do not count together."""
 

@@ -47,7 +47,8 @@ class Dial:
     """How to reach an endpoint: from inside which pod, at which address, expecting whom (None: plaintext).
 
     ``other``: its address in the other family, empty if it has none; it is tried where nothing listens at the first: the client, whose connection
-    the proxy took, cannot go there itself any more (RFC 8305 section 5).
+    the proxy took, cannot go there itself any more (RFC 8305 section 5). ``client``: the client's addresses, of which an application that is dialled
+    itself sees the first of its family; the pool is that client's alone then. Empty: another proxy, or something outside, is dialled.
     """
 
     pod: PodState
@@ -55,6 +56,7 @@ class Dial:
     port: int
     expected: SpiffeId | None
     other: str = ""
+    client: tuple[str, ...] = ()
 
     def contexts(self) -> Contexts | None:
         """Return the TLS contexts that a new connection would have; None: plaintext."""
@@ -80,11 +82,11 @@ class Dial:
     async def _connect(self, pipeline: Pipeline, *, http: bool) -> Dialled:
         loop = pipeline.loop
         try:
-            sock = await self._connected(loop, self.address)
+            sock = await self._connected(pipeline, self.address)
         except OSError as error:
             if not self.other or error.errno not in _ELSEWHERE:
                 raise
-            sock = await self._connected(loop, self.other)
+            sock = await self._connected(pipeline, self.other)
         if self.expected is None:
             return (await loop.create_connection(Dialled, sock=sock))[1]
         tls = self.pod.tls
@@ -111,12 +113,15 @@ class Dial:
             raise
         return dialled
 
-    async def _connected(self, loop: asyncio.AbstractEventLoop, address: str) -> socket.socket:
+    async def _connected(self, pipeline: Pipeline, address: str) -> socket.socket:
         """Return a socket that is connected to the endpoint at *address*. Raises OSError."""
         family: Family = 6 if ":" in address else 4
         sock = await self.pod.stock[family].take()
         try:
-            await _connect_socket(loop, sock, (address, self.port))
+            seen = next((own for own in self.client if (":" in own) == (family == 6)), None)
+            if seen is not None and pipeline.announce is not None:
+                pipeline.announce(sock, seen)
+            await _connect_socket(pipeline.loop, sock, (address, self.port))
         except BaseException:
             sock.close()
             raise

@@ -9,6 +9,7 @@ import weakref
 from functools import partial
 from typing import TYPE_CHECKING, Final
 
+from nodeagent.mesh.delivery import delivery
 from nodeagent.mesh.entries import Endpoint, Workload
 from nodeagent.proxy.connection import Connection, Path
 from nodeagent.proxy.external.model import Way
@@ -42,8 +43,7 @@ class Routing:
         if not inbound:
             connection.target = view.resolve(connection.target.address, connection.target.port)
         target = connection.target
-        who = peer.workload.uid if peer.workload is not None else peer.address
-        key = (connection.direction, peer.identity, peer.security, who, target.address, target.port, connection.sni, connection.chosen)
+        key = (connection.direction, peer.identity, peer.security, peer.address, target.address, target.port, connection.sni, connection.chosen)
         routes = pod.routes.get(key)
         if routes is None:
             destinations = [self._inbound(connection)] if inbound else self._outbound(connection)
@@ -56,7 +56,9 @@ class Routing:
         path: Path = "proxy-mtls" if peer.security == "mutual_tls" else "proxy-plaintext"
         endpoint, workload = Endpoint(target.address, target.port, pod.uid), self._pipeline.view.workload(pod.uid)
         probes = peer.security == "none" and peer.address in self._pipeline.node_addresses  # a probe asks about the address that it asks
-        pool = self._pool(Dial(pod, target.address, target.port, None, "" if probes else other_address(workload, target.address)))
+        other = "" if probes else other_address(workload, target.address)
+        client = (peer.address, *(peer.workload.addresses if peer.workload is not None else ()))
+        pool = self._pool(Dial(pod, target.address, target.port, None, other, client))
         return Destination(endpoint, workload, path, pool, f"inbound|{target.port}||", delivers=True)
 
     def _outbound(self, connection: Connection) -> list[Destination]:
@@ -68,21 +70,25 @@ class Routing:
             return [Destination(outside, None, "passthrough", pool, "PassthroughCluster", delivers=False)]
         cluster = f"outbound|{target.port}||{target.service.host if target.service else target.address}"
         chosen = [endpoint for endpoint in target.endpoints if (endpoint.address, endpoint.port) == connection.chosen]
-        return [self._towards(pod, endpoint, cluster) for endpoint in chosen or target.endpoints] or [
+        client = connection.peer.workload
+        return [self._towards(pod, client, endpoint, cluster) for endpoint in chosen or target.endpoints] or [
             Destination(None, None, "none", None, cluster, delivers=False)
         ]
 
-    def _towards(self, pod: PodState, endpoint: Endpoint, cluster: str) -> Destination:
-        """An enrolled pod of this node is entered directly; another node's gets mTLS; one that is not enrolled, plaintext."""
+    def _towards(self, pod: PodState, client: Workload | None, endpoint: Endpoint, cluster: str) -> Destination:
+        """An enrolled pod of this node is delivered to directly; another node's gets mTLS; one that is not enrolled, plaintext."""
         workload = self._pipeline.view.workload(endpoint.uid)
         local = self._pipeline.pods.get(endpoint.uid)
         path: Path = "proxy-plaintext"
         dialler, expected = pod, None
+        seen: tuple[str, ...] = ()
         if local is not None:
-            dialler, path = local, "proxy-local"
+            path, seen = "proxy-local", client.addresses if client is not None else ()
+            if workload is not None and delivery(self._pipeline.delivery, client, workload).way == "inside":
+                dialler = local
         elif workload is not None and takes_mtls(workload, endpoint.port):
             path, expected = "proxy-mtls", workload.identity
-        pool = self._pool(Dial(dialler, endpoint.address, endpoint.port, expected, other_address(workload, endpoint.address)))
+        pool = self._pool(Dial(dialler, endpoint.address, endpoint.port, expected, other_address(workload, endpoint.address), seen))
         return Destination(endpoint, workload, path, pool, cluster, delivers=local is not None)
 
     def way_to(self, service: str, port: int, asker: str, dialler: PodState | None = None) -> Way | None:

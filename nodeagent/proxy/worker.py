@@ -31,6 +31,7 @@ from nodeagent.proxy.originals import Captured
 from nodeagent.proxy.pace import Pace
 from nodeagent.proxy.pipeline import Pipeline
 from nodeagent.proxy.pods import PodState
+from nodeagent.redirect.delivery import Announcements
 from nodeagent.redirect.original import OriginalDestinations
 from nodeagent.telemetry.access_log import AccessLog
 from nodeagent.telemetry.cells import WorkerMetrics
@@ -120,6 +121,8 @@ class Worker:
             self._access_log.start()
         self._pipeline = Pipeline(self.loop, config.proxy, config.identity.trust_domain, config.cluster, self.metrics, self._access_log)
         self._pipeline.providers = Providers(config.extension_providers, self._pipeline.routing.way_to)
+        self._pipeline.announce = Announcements(descriptors[1]).put
+        self._pipeline.delivery = config.redirect.delivery
         self._pipeline.share = 1 / config.proxy.worker_count()
         self._pipeline.node_addresses = frozenset(message["node_addresses"])
         privilege.drop(message["supervisor"])

@@ -103,6 +103,10 @@ class KernelFlow(ctypes.Structure):
     ]
 
 
+class Delivery(ctypes.Structure):
+    _fields_ = [("dialler", _u64), ("client", _u8 * ADDRESS_BYTES)]
+
+
 class FlowTotalKey(ctypes.Structure):
     _fields_ = [(name, _u32) for name in ("source", "destination", "port", "service")]
 
@@ -133,6 +137,8 @@ COUNTERS: Final = (
     "inbound_kernel",
     "inbound_kernel_refused",
     "kernel_uncounted",
+    "inbound_delivered",
+    "delivery_unknown",
 )
 """enum counter, in its order and in lower case."""
 

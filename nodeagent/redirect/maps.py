@@ -26,6 +26,9 @@ _NO_PREALLOC: Final = 1
 _COOKIE: Final = 8
 _FAMILIES_AND_DIRECTIONS: Final = 4
 _ADDRESSES_A_POD: Final = 4
+_OF_CONNECTIONS: Final = ("by_cookie", "by_source", "kernel_flows", "deliveries", "clients")
+_ANNOUNCED: Final = 4096
+"""Dials that workers have announced and not begun: each is begun by the next system call."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +66,9 @@ def specifications(sizes: MapSizes) -> tuple[MapSpec, ...]:
         MapSpec("backends", _HASH, size(layout.BackendKey), endpoint, sizes.endpoints, _NO_PREALLOC, endpoints),
         MapSpec("kernel_flows", _HASH, size(layout.FlowKey), size(layout.KernelFlow), 2 * sizes.connections, _NO_PREALLOC, connections),
         MapSpec("flow_totals", _HASH, size(layout.FlowTotalKey), size(layout.FlowTotal), sizes.verdicts, _NO_PREALLOC, verdicts),
+        MapSpec("announced", _LRU_HASH, _COOKIE, address, _ANNOUNCED),
+        MapSpec("deliveries", _HASH, size(layout.FlowKey), size(layout.Delivery), sizes.connections, _NO_PREALLOC, connections),
+        MapSpec("clients", _HASH, _COOKIE, address, sizes.connections, _NO_PREALLOC, connections),
         MapSpec("http_tables", _ARRAY, 4, size(http_layout.HttpTables), 1),
         MapSpec("http_programs", _PROGRAMS, 4, 4, 1),
         MapSpec("http_flows", _HASH, _COOKIE, size(http_layout.HttpFlow), sizes.connections, _NO_PREALLOC, connections),
@@ -178,7 +184,7 @@ def _move(old: int, new: Map) -> None:
     """
     spec = new.spec
     kind, key_size, value_size, *_ = _shape(old)
-    if spec.name not in ("by_cookie", "by_source", "kernel_flows") or (kind, key_size, value_size) != (spec.kind, spec.key_size, spec.value_size):
+    if spec.name not in _OF_CONNECTIONS or (kind, key_size, value_size) != (spec.kind, spec.key_size, spec.value_size):
         return
     for key, value in syscall.map_items(old, key_size, value_size):
         try:

@@ -138,6 +138,11 @@ class DataPlane:
         """For OriginalDestinations in the workers: pass it on, do not close it."""
         return self._maps["by_source"].fd
 
+    @property
+    def announced_map_fd(self) -> int:
+        """For Announcements in the workers: pass it on, do not close it."""
+        return self._maps["announced"].fd
+
     def beat(self) -> None:
         """Say that the daemon lives; to be called several times within redirect.heartbeatTimeoutSeconds."""
         self._maps["heartbeat"].put(_ZERO, struct.pack("=Q", time.clock_gettime_ns(time.CLOCK_MONOTONIC)))

@@ -26,6 +26,7 @@ STRUCTS: dict[str, type[ctypes.Structure]] = {
     "flow_key": layout.FlowKey,
     "flow_end": layout.FlowEnd,
     "kernel_flow": layout.KernelFlow,
+    "delivery": layout.Delivery,
     "flow_total_key": layout.FlowTotalKey,
     "flow_total": layout.FlowTotal,
 }
