@@ -22,6 +22,8 @@ struct bypass_stream {
   __u32 way;
   __u32 joined; /* 1: the socket is in the sockhash */
   __u64 socket; /* the kernel's struct sock */
+  __u32 written; /* its write_seq when it was joined: past TCP nothing is added to it */
+  __u32 reserved;
 };
 
 #endif

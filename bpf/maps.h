@@ -34,6 +34,10 @@ PINNED("hash", u64, struct address, clients);
 #define AF_INET 2 /* linux/socket.h */
 #define LOOPBACK_INTERFACE 1 /* net/core/dev.c: every netns' lo has index 1 (LOOPBACK_IFINDEX) */
 
+/* Word by word: the verifier takes no wider reads of the context, and clang likes to join them. */
+#define READ(field) (*(volatile u32 *)&(field))
+#define READ_ADDRESS(ctx, name) {.words = {READ(ctx->name[0]), READ(ctx->name[1]), READ(ctx->name[2]), READ(ctx->name[3])}}
+
 static inline void count(u32 which) {
   u64 *slot = counters.lookup(&which);
   if (slot)

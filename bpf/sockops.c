@@ -16,10 +16,6 @@
  */
 #include "maps.h"
 
-/* Word by word: the verifier takes no wider reads of the context, and clang likes to join them. */
-#define READ(field) (*(volatile u32 *)&(field))
-#define READ_ADDRESS(ctx, name) {.words = {READ(ctx->name[0]), READ(ctx->name[1]), READ(ctx->name[2]), READ(ctx->name[3])}}
-
 /* The socket's own end is the flow's source where it is the client's, otherwise its destination. */
 static inline struct flow_key flow_of(struct bpf_sock_ops *ctx, bool client) {
   struct address local = mapped(ctx->local_ip4), remote = mapped(ctx->remote_ip4);

@@ -51,6 +51,8 @@ class Redirect(Section):
     when_dead: Literal["policy", "pass", "refuse"] = "policy"
     """What happens to a pod's connections while no daemon looks at them: refused where a policy protects the pod, all passed, or all refused."""
     check_interval_seconds: float = Field(5.0, ge=0.1, le=3600)
+    bypass: Literal["proven", "asked"] = "proven"
+    """Of pods with ``nodeagent.io/bypass`` sockets are joined past TCP where this kernel lets no application tell; or all of them, on their author's word."""
     maps: MapSizes = MapSizes()  # type: ignore[call-arg]
 
 

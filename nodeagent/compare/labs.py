@@ -22,6 +22,8 @@ POLICIES: Final = (100, 10_000)
 """How many policies there are in the cluster, in variants of the agent."""
 _WAIT_SECONDS: Final = 90.0
 _SILENT: Final = {"telemetry": {"accessLog": {"path": ""}}}
+_JOINING: Final = {"redirect": {"bypass": "asked"}}
+"""Of what tells joined sockets from others on a kernel of today, this comparison's programs do nothing."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +92,7 @@ def _kernel(name: str, wanted: Wanted, modes: frozenset[str]) -> list[Mode]:
     text = wanted.text(guarded=False)
     if "nodeagent-bypass" in modes:
         text += "\n---\n" + manifests.workload(BYPASSED, pod_annotations=BYPASS)
-    lab = _up(text, name, "nodeagent", wanted.files, agent=_SILENT)
+    lab = _up(text, name, "nodeagent", wanted.files, agent=_SILENT | _JOINING)
     served = wanted.of("http", "tcp", "tcp-churn", "chain5", "bulk", "manifest")
     made: list[Mode] = [KernelPath(lab, workloads=served, targets=wanted.targets)]
     if "nodeagent-bypass" in modes:
@@ -100,7 +102,7 @@ def _kernel(name: str, wanted: Wanted, modes: frozenset[str]) -> list[Mode]:
 
 def _joined(name: str, wanted: Wanted, modes: frozenset[str]) -> list[Mode]:
     chain = manifests.chain(PLAIN, pod_annotations=BYPASS) if "chain5" in wanted.workloads else ""
-    lab = _up(manifests.workload(PLAIN, pod_annotations=BYPASS) + chain, name, "nodeagent")
+    lab = _up(manifests.workload(PLAIN, pod_annotations=BYPASS) + chain, name, "nodeagent", agent=_JOINING)
     return [Joined(lab, "proxy", workloads=wanted.of("http", "chain5"))]
 
 

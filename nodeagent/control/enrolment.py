@@ -18,7 +18,7 @@ from nodeagent.control.workers import Workers
 from nodeagent.errors import IdentityError, KernelError, ResourceError
 from nodeagent.identity.store import Certificates
 from nodeagent.mesh.entries import PodUid, SpiffeId, Workload
-from nodeagent.mesh.local import LocalPod
+from nodeagent.mesh.local import BYPASS, LocalPod
 from nodeagent.mesh.protection import CLOSED, Protection, WhenDead, protection
 from nodeagent.policy.model import MtlsMode
 from nodeagent.redirect.netns import PodNetns
@@ -120,7 +120,8 @@ class Enrolment:
             return
         try:
             netns = self._plane.pod_netns(Path(pod.netns))
-            wanted = EnrolledPod(uid, netns, pod.addresses, member.protection, pod.exclude_inbound, pod.exclude_outbound, member.bypass)
+            bypass = member.bypass and not self._plane.joining.refusal
+            wanted = EnrolledPod(uid, netns, pod.addresses, member.protection, pod.exclude_inbound, pod.exclude_outbound, bypass)
             listeners = self._plane.enroll(wanted, Listeners(self.kept.pop(uid, {})))
         except KernelError as error:
             if netns is not None:
@@ -129,8 +130,15 @@ class Enrolment:
             log.error("pod %s/%s is not captured: %s", pod.namespace, pod.pod, error)
             return
         member.state, member.faults, member.cookie = "enrolled", [], netns.cookie
+        for words in self._unjoined(member):
+            log.warning("pod %s/%s: %s", pod.namespace, pod.pod, words)
         self._hand_on(uid, member, listeners)
         self._publish(uid, member)
+
+    def _unjoined(self, member: Member) -> list[str]:
+        """Say that the pod asks for the bypass and does not get it, and why."""
+        refusal = self._plane.joining.refusal
+        return [f"{BYPASS} is refused: {refusal}"] if member.bypass and refusal else []
 
     def _publish(self, uid: PodUid, member: Member) -> None:
         """Tell the other nodes; where that fails they keep sending plaintext, and it is tried again."""
@@ -225,10 +233,10 @@ class Enrolment:
                 "addresses": list(member.pod.addresses),
                 "identity": member.pod.identity,
                 "state": member.state,
-                "faults": [*member.faults, *member.pod.faults],
+                "faults": [*member.faults, *member.pod.faults, *self._unjoined(member)],
                 "repaired": member.repaired,
                 "mode": member.mtls,
-                "bypass": member.bypass and self._plane.joins,
+                "bypass": member.bypass and not self._plane.joining.refusal,
                 "port_modes": {str(port): mode for port, mode in member.port_mtls},
                 "when_dead": _refusal(member.protection.dead),
                 "when_dead_ports": {str(port): _refusal(dead) for port, dead in member.protection.ports},

@@ -10,6 +10,7 @@ from typing import Any, Final
 from nodeagent.errors import CONNECT_FAILED, POLICY_DENIED
 from nodeagent.mesh.entries import Entry, PodUid, Service, Workload
 from nodeagent.mesh.kernel_path import ALLOWED, Plan, Planner, PortPath, Settings, Verdict
+from nodeagent.mesh.local import BYPASS
 from nodeagent.proxy.connection import host_port
 from nodeagent.redirect.bypass import Side
 from nodeagent.redirect.kernel import Flow, FlowId, Pair, Total
@@ -96,8 +97,9 @@ class KernelPaths:
         """Say in words which path a connection takes, and why: for ``nodeagent explain``."""
         if client is None or client.uid not in self._numbers:
             return "proxy: the client is not a captured pod of this node"
-        path = self.path_of(server, port)
-        return f"{path.path}: {path.why}"
+        path, refusal = self.path_of(server, port), self._plane.joining.refusal
+        unjoined = f"; {BYPASS} is refused: {refusal}" if refusal and (client.bypass or server.bypass) else ""
+        return f"{path.path}: {path.why}{unjoined}"
 
     def paths(self, uid: PodUid) -> dict[int, str]:
         """Return the path of each port of a pod with the reason, in words: for ``nodeagent get pods``."""

@@ -18,4 +18,4 @@ class BypassSide(ctypes.Structure):
 
 
 class BypassStream(ctypes.Structure):
-    _fields_ = [("bytes", _u64), ("messages", _u64), ("way", _u32), ("joined", _u32), ("socket", _u64)]
+    _fields_ = [("bytes", _u64), ("messages", _u64), ("way", _u32), ("joined", _u32), ("socket", _u64), ("written", _u32), ("reserved", _u32)]

@@ -21,7 +21,7 @@ class Hook:
     attach_type: int
 
 
-_SKB, _SOCK, _SOCK_OPS, _SK_MSG, _SOCK_ADDR, _SK_LOOKUP = 8, 9, 13, 16, 18, 30
+_SKB, _SOCK, _SOCK_OPS, _SK_MSG, _SOCK_ADDR, _SOCKOPT, _SK_LOOKUP = 8, 9, 13, 16, 18, 25, 30
 
 SOCKOPS: Final = Hook("sockops", _SOCK_OPS, 3)
 CGROUP_HOOKS: Final = (
@@ -40,7 +40,9 @@ HTTP_EGRESS: Final = Hook("http_egress", _SKB, 1)
 """Attached to the cgroup only while HTTP is counted in the kernel: see http_metrics.py."""
 BYPASS_MESSAGE: Final = Hook("bypass_message", _SK_MSG, 7)
 """Attached to the map bypass_sockets: it runs for the sockets in it only."""
-HOOKS: Final = (*CGROUP_HOOKS, LOOKUP, HTTP_EGRESS, BYPASS_MESSAGE)
+SETSOCKOPT: Final = Hook("setsockopt", _SOCKOPT, 22)
+"""Attached to the cgroup only where sockets are joined: see bypass.py."""
+HOOKS: Final = (*CGROUP_HOOKS, LOOKUP, HTTP_EGRESS, BYPASS_MESSAGE, SETSOCKOPT)
 
 
 @dataclass(frozen=True, slots=True)

@@ -34,8 +34,7 @@ class Request(BaseModel):
     agent_cgroup: Path | None = None
     outbound_port: int
     inbound_port: int
-    unread_offset: int = 0
-    """For the bypass: see bypass.unread_offset; 0: no socket is joined."""
+    joining: bypass.Joining = bypass.Joining()
 
 
 def source_directory() -> Path:
@@ -47,8 +46,8 @@ def source_directory() -> Path:
     raise KernelError(f"the folder bpf/ is neither in {package} nor beside it: install the package again")
 
 
-def compile_programs(pin_directory: Path, unread_offset: int) -> Any:
-    """Compile all programs against the maps pinned in *pin_directory*; return bcc's BPF object. *unread_offset*: see Request. Raises KernelError."""
+def compile_programs(pin_directory: Path, joining: bypass.Joining) -> Any:
+    """Compile all programs against the maps pinned in *pin_directory*; return bcc's BPF object. Raises KernelError."""
     source = source_directory()
     os.environ["BCC_KERNEL_SOURCE"] = str(source / "include")
     try:
@@ -57,7 +56,8 @@ def compile_programs(pin_directory: Path, unread_offset: int) -> Any:
         raise KernelError(f"bcc cannot be imported: {error}; install python3-bpfcc and use Debian's interpreter (--system-site-packages)") from None
     text = "".join(f'#line 1 "{name}"\n{(source / name).read_text()}\n' for name in SOURCES)
     triplet = sysconfig.get_config_var("MULTIARCH") or f"{platform.machine()}-linux-gnu"
-    flags = [f"-I{source}", "-I/usr/include", f"-I/usr/include/{triplet}", "-Wno-everything", f'-DPINS="{pin_directory}"', f"-DUNREAD_OFFSET={unread_offset}"]
+    flags = [f"-I{source}", "-I/usr/include", f"-I/usr/include/{triplet}", "-Wno-everything", f'-DPINS="{pin_directory}"']
+    flags += [f"-DUNREAD_OFFSET={joining.unread}", f"-DWRITTEN_OFFSET={joining.written}"]
     try:
         return BPF(text=text, cflags=flags)
     except Exception as error:  # noqa: BLE001 - bcc raises bare Exception
@@ -162,11 +162,11 @@ def run(request: Request) -> None:
         opened = maps.adopt_all(pinned.maps, redirect.maps)
         below = request.agent_cgroup or own_cgroup(redirect.cgroup)
         opened["settings"].put(struct.pack("=I", 0), _settings(request, below))
-        programs = compile_programs(pinned.maps, request.unread_offset)
+        programs = compile_programs(pinned.maps, request.joining)
         loaded = _load(programs, pinned, (hook for hook in hooks.HOOKS if hook is not hooks.HTTP_EGRESS))
         for link in pinned.links.glob("lookup-*"):
             _replace(link, loaded[hooks.LOOKUP.name])
-        bypass.install(opened, loaded)
+        bypass.install(opened, loaded, cgroup, pinned.links, not request.joining.refusal)
         for hook in hooks.CGROUP_HOOKS:
             hooks.ensure(pinned.links / hook.name, hook, cgroup, loaded[hook.name])
         _follow_own(pinned, cgroup_beside(redirect.cgroup) if below is None else None, loaded[hooks.SOCKOPS.name])

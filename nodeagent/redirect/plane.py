@@ -63,7 +63,7 @@ _Fault = tuple[str, Callable[[], None]]
 class DataPlane:
     """The pinned maps, programs and links, open. One thread only."""
 
-    def __init__(self, redirect: Redirect, slots: int, ports: dict[pods.Direction, int]) -> None:
+    def __init__(self, redirect: Redirect, slots: int, ports: dict[pods.Direction, int], joining: bypass.Joining) -> None:
         """Open what the loader pinned. Raises KernelError when something is missing."""
         self._pins = pins.Pins(redirect.pin_directory)
         self._slots, self._ports = slots, ports
@@ -71,12 +71,12 @@ class DataPlane:
         self._cgroup = loader.open_cgroup(redirect.cgroup)
         self._maps = maps.open_all(self._pins.maps, redirect.maps)
         self._loader: asyncio.subprocess.Process | None = None
-        self.joins = False
-        """Sockets of pods that ask for it are joined past TCP."""
+        self.joining = joining
         there = [hook for hook in hooks.HOOKS if hook is not hooks.HTTP_EGRESS or (self._pins.programs / hook.name).exists()]
         self._programs = {hook.name: pins.open_pinned(self._pins.programs / hook.name) for hook in there}
         self._ids = {name: hooks.program_id(fd) for name, fd in self._programs.items()}
-        self._links = {hook.name: pins.open_pinned(self._pins.links / hook.name) for hook in hooks.CGROUP_HOOKS}
+        self._cgroup_hooks = hooks.CGROUP_HOOKS if joining.refusal else (*hooks.CGROUP_HOOKS, hooks.SETSOCKOPT)
+        self._links = {hook.name: pins.open_pinned(self._pins.links / hook.name) for hook in self._cgroup_hooks}
         self.kernel = KernelPath(self._maps)
         self.http = HttpMetrics(self._maps, self._programs.get(hooks.HTTP_EGRESS.name, -1), self._cgroup, self._pins.links)
 
@@ -97,14 +97,8 @@ class DataPlane:
         its pid below the captured one when None. *wait*: until HTTP can be counted too; otherwise call :meth:`loaded`. Raises KernelError with the
         loader's words.
         """
-        try:
-            unread_offset = bypass.unread_offset()
-        except KernelError as error:
-            unread_offset = 0
-            log.warning("no socket is joined for pods that ask for nodeagent.io/bypass: %s", error)
-        request = loader.Request(
-            redirect=redirect, agent_cgroup=agent_cgroup, outbound_port=outbound_port, inbound_port=inbound_port, unread_offset=unread_offset
-        )
+        joining = bypass.joining(redirect.bypass)
+        request = loader.Request(redirect=redirect, agent_cgroup=agent_cgroup, outbound_port=outbound_port, inbound_port=inbound_port, joining=joining)
         pipe = asyncio.subprocess.PIPE
         process = await asyncio.create_subprocess_exec(sys.executable, "-m", loader.__name__, stdin=pipe, stdout=pipe, stderr=asyncio.subprocess.STDOUT)
         assert process.stdin is not None and process.stdout is not None
@@ -115,8 +109,8 @@ class DataPlane:
             if not line:
                 await _ended(process, said)
             said.append(line)
-        plane = cls(redirect, slots, {"outbound": outbound_port, "inbound": inbound_port})
-        plane._loader, plane.joins = process, unread_offset > 0
+        plane = cls(redirect, slots, {"outbound": outbound_port, "inbound": inbound_port}, joining)
+        plane._loader = process
         if wait:
             await plane.loaded()
         return plane
@@ -380,7 +374,7 @@ class DataPlane:
             for name, fd in held.items():
                 if not (folder / name).exists():
                     yield f"{name} is not pinned", lambda fd=fd, path=folder / name: pins.pin(fd, path)  # type: ignore[misc]
-        for hook in hooks.CGROUP_HOOKS:
+        for hook in self._cgroup_hooks:
             path = self._pins.links / hook.name
             wrong = hooks.fault(self._links[hook.name], hook, self._cgroup, self._ids[hook.name])
             if wrong or not path.exists():

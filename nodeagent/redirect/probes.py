@@ -24,7 +24,7 @@ from typing import Final, NoReturn
 
 from nodeagent.config import MapSizes, Redirect
 from nodeagent.errors import KernelError
-from nodeagent.redirect import bypass, hooks, layout, maps, netns, pins, sock_diag, syscall
+from nodeagent.redirect import bypass, hooks, layout, maps, netns, pins, sock_diag, syscall, transparency
 from nodeagent.redirect.original import OriginalDestinations
 from nodeagent.redirect.plane import DataPlane
 from nodeagent.redirect.pod import EnrolledPod, Listeners
@@ -118,7 +118,13 @@ def _message(_: Ground) -> str:
 
 
 def _unread(_: Ground) -> str:
-    return f"counted, at byte {bypass.unread_offset()} of struct sock"
+    return f"counted, at byte {bypass.struct_places().unread} of struct sock"
+
+
+def _transparent(_: Ground) -> str:
+    if found := transparency.differences():
+        raise KernelError("; ".join(found))
+    return "like others, as far as was tried"
 
 
 def _hook(hook: hooks.Hook) -> Callable[[Ground], str]:
@@ -329,6 +335,7 @@ _LOST: Final = {
     "sock_release": "the map of open connections fills up",
     "http_egress": "no HTTP metrics of connections on the kernel path",
     "bypass_message": "no socket bypass",
+    "setsockopt": "joined sockets could be given to kTLS",
     "sk_lookup": "connections to pods are not captured: no mTLS, no policy on the receiving side",
 }
 
@@ -336,6 +343,7 @@ PROBES: Final = (
     Probe("bpffs", _bpffs, "captures end with the daemon, and STRICT pods are open while it restarts"),
     *(Probe(hook.name, _hook(hook), _LOST[hook.name]) for hook in hooks.HOOKS),
     Probe("unread bytes past TCP", _unread, "no socket bypass: a receiver that does not read could be flooded", needed=False),
+    Probe("joined sockets", _transparent, "nodeagent.io/bypass is refused, unless redirect.bypass is `asked`", needed=False),
     Probe("closing connections", _destroy, "connections on the kernel path that policy refuses now go on"),
     Probe("netns cookie", _netns_cookie, "pods cannot be told apart"),
     Probe("map lookup without privilege", _unprivileged_lookup, "proxy workers need CAP_BPF"),

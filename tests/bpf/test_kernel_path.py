@@ -5,19 +5,15 @@ from __future__ import annotations
 import errno
 import os
 import socket
-import struct
-import sys
-from array import array
 from collections.abc import Callable, Iterator
 from multiprocessing.connection import Connection
 from pathlib import Path as File
 
 import pytest
 
-from nodeagent.errors import KernelError
 from nodeagent.mesh.entries import PodUid
 from nodeagent.mesh.kernel_path import ALLOWED, KernelDestination, KernelService, Plan, Verdict
-from nodeagent.redirect import bypass, netns
+from nodeagent.redirect import netns
 from nodeagent.redirect.kernel import Pair, Total
 from tests.apps.forged import syn
 from tests.bpf.conftest import Node
@@ -379,75 +375,6 @@ def _error_of(connection: socket.socket) -> int:
     except OSError as error:
         return error.errno or 0
     return 0
-
-
-def _flood(pipe: Connection, address: str, port: int) -> int:
-    """Send numbered words until nobody takes more, at most 64 MB; then a megabyte in peace. Return how many bytes were taken in the rush."""
-    numbers = array("I", range(16 << 20))
-    if sys.byteorder == "little":
-        numbers.byteswap()
-    words = memoryview(numbers).cast("B")
-    with connected(address, port) as connection:
-        connection.setblocking(False)
-        taken = 0
-        try:
-            while taken < len(words):
-                taken += connection.send(words[taken : taken + 10_000])
-        except BlockingIOError:
-            pipe.send("full")
-        connection.settimeout(10)
-        connection.sendall(words[taken : taken + 1_000_000 - taken % 4])
-        return taken
-
-
-def _read_late(pipe: Connection, address: str, port: int) -> int:
-    """Read when told to; return how many words came in their order, -1: one did not."""
-    with socket.create_server((address, port), family=socket.AF_INET6 if ":" in address else socket.AF_INET) as listener:
-        pipe.send("ready")
-        connection, _ = listener.accept()
-        with connection:
-            pipe.recv()
-            data = bytearray()
-            while piece := connection.recv(1 << 20):
-                data += piece
-    words = struct.unpack(f">{len(data) // 4}I", data)
-    return len(words) if words == tuple(range(len(words))) else -1
-
-
-@pytest.mark.parametrize("kind", KINDS)
-def test_a_receiver_that_does_not_read_is_not_flooded(path: Path, kind: str) -> None:
-    """Input: a sender past TCP that is never told to wait. Verdict: it is, by TCP, when much is unread; the bytes keep their order."""
-    server = path.node.stage.start(path.b, _read_late, _any(kind), 8319)
-    server.receive()
-    path.put(ALLOWED, 8319, bypass=True)
-    client = path.node.stage.start(path.a, _flood, path.b.address(kind), 8319)
-    assert client.receive() == "full"
-    (sent,) = [stream for stream in path.node.plane.bypassed().values() if stream.way != "undecided"]
-    assert sent.way == "tcp"
-    assert 256 << 10 <= sent.sent_bytes < 1 << 20
-    server.send("read")
-    taken = client.receive()
-    assert server.receive() == (taken + 1_000_000 - taken % 4) // 4
-
-
-def test_where_unread_bytes_are_not_counted_nothing_is_joined(make_node: Callable[..., Node], a: Pod, b: Pod, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Input: a kernel without what bounds a receiver's queue. Verdict: connections of pods that ask for the bypass go by TCP."""
-    monkeypatch.setattr(bypass, "unread_offset", _refused)
-    node = make_node()
-    path = Path(node, a, b)
-    node.enroll(b, B, protected=True, bypass=True)
-    server = node.stage.start(b, _read_late, "0.0.0.0", 8319)
-    server.receive()
-    path.put(ALLOWED, 8319, bypass=True)
-    client = node.stage.start(a, _flood, b.ipv4, 8319)
-    assert client.receive() == "full"
-    assert (node.plane.joins, node.plane.bypassed()) == (False, {})
-    server.send("read")
-    assert server.receive() == (client.receive() + 1_000_000) // 4
-
-
-def _refused() -> int:
-    raise KernelError("not counted")
 
 
 def _multipath(_pipe: Connection, address: str, port: int) -> tuple[bytes, tuple[str, int]]:

@@ -11,6 +11,7 @@ import pytest
 
 from nodeagent.config import MapSizes
 from nodeagent.lab import Lab
+from nodeagent.lab.agent import merge
 from nodeagent.redirect import bypass, maps
 from tests.netns.test_agent_http import (  # noqa: F401  (they run here once more, with joined sockets)
     test_a_request_is_delivered_counted_and_logged,
@@ -29,9 +30,11 @@ from tests.netns.test_agent_tcp import (  # noqa: F401
     test_half_close,
     test_transfers_in_both_directions_at_once_are_byte_exact,
 )
-from tests.netns.world import account, client, client_in, cluster, cluster_ip, eventually, pod_row, server, service
+from tests.netns.world import QUICK, account, client, client_in, cluster, cluster_ip, eventually, pod_row, server, service
 
 JOINED = "nodeagent.io/bypass: enabled"
+ASKED = merge(QUICK, {"redirect": {"bypass": "asked"}})
+"""The programs of this test do nothing that a kernel of today does otherwise on joined sockets."""
 TEXT = "".join(
     (
         account("client", "server"),
@@ -47,14 +50,14 @@ TEXT = "".join(
 
 @pytest.fixture(scope="module")
 def mesh() -> Iterator[Lab]:
-    with cluster("t-bypass", TEXT) as lab:
+    with cluster("t-bypass", TEXT, agent=ASKED) as lab:
         yield lab
 
 
 @pytest.fixture(scope="module")
 def below() -> Iterator[Lab]:
     """The agent as a DaemonSet: its cgroup is below the captured one."""
-    with cluster("t-bypass-below", TEXT, agent_in_kubepods=True) as lab:
+    with cluster("t-bypass-below", TEXT, agent=ASKED, agent_in_kubepods=True) as lab:
         yield lab
 
 
