@@ -7,12 +7,12 @@ import re
 from pathlib import Path
 from typing import Annotated, Literal, Self, TypeVar
 
-import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
 from pydantic.alias_generators import to_camel
 
 from nodeagent import istio
-from nodeagent.errors import ConfigError
+from nodeagent.errors import ConfigError, ResourceError
+from nodeagent.resources import yaml_text
 
 Delivery = Literal["auto", "network", "inside"]
 Model = TypeVar("Model", bound=BaseModel)
@@ -265,9 +265,9 @@ def load_as(path: Path, model: type[Model]) -> Model:
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: cannot be read: {error}") from None
     try:
-        document = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{path}: not YAML: {str(error).splitlines()[0]}") from None
+        document = yaml_text.one(text)
+    except ResourceError as error:
+        raise ConfigError(f"{path}: {error}") from None
     if not isinstance(document, dict):
         raise ConfigError(f"{path}: expected a mapping at the top, found {type(document).__name__}")
     try:

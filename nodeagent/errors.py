@@ -6,7 +6,16 @@ A message names what went wrong, the likely cause and the next step; it never ho
 
 from __future__ import annotations
 
+import logging
+import reprlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Final
+
+_SHOWN: Final = reprlib.Repr()
+_SHOWN.maxstring = _SHOWN.maxother = _SHOWN.maxlong = 80
+log = logging.getLogger("nodeagent.errors")
 
 
 class NodeagentError(Exception):
@@ -39,6 +48,30 @@ class IdentityError(NodeagentError):
 
 class ControlError(NodeagentError):
     """The running daemon could not be reached, or answered with an error."""
+
+
+def shown(value: object) -> str:
+    """Return *value* from a document of others as messages show it: on one line, printable, at most 80 characters, whatever its depth."""
+    text = _SHOWN.repr(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."
+
+
+@contextmanager
+def translated(to: type[NodeagentError], what: str) -> Iterator[None]:
+    """Let only errors of this tree leave the block: whatever else a reader or a library raises there becomes a *to* that begins with *what*.
+
+    For what others send: one document or answer is at fault, never the process. The traceback is logged for debugging.
+    """
+    try:
+        yield
+    except NodeagentError:
+        raise
+    except BaseException as error:
+        # A panic of a library in Rust (cryptography) is no Exception to Python.
+        if not isinstance(error, Exception) and type(error).__module__ != "pyo3_runtime":
+            raise
+        log.debug("%s", what, exc_info=error)
+        raise to(f"{what}: {type(error).__name__}: {shown(str(error))}") from None
 
 
 @dataclass(frozen=True, slots=True)

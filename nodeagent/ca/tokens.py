@@ -8,15 +8,15 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Final, Generic, Protocol, TypeVar
 
-import yaml
 from pydantic import TypeAdapter, ValidationError
 
 from nodeagent.ca.grants import Caller
 from nodeagent.ca.refusal import Refusal
 from nodeagent.ca.settings import Account
 from nodeagent.config import Section
-from nodeagent.errors import IdentityError
+from nodeagent.errors import IdentityError, ResourceError
 from nodeagent.identity.spiffe import spiffe_id
+from nodeagent.resources import yaml_text
 
 MAX_TOKEN: Final = 16 << 10
 MAX_FILE_BYTES: Final = 1 << 20
@@ -114,9 +114,9 @@ class StaticTokens:
 
     def _parse(self, content: bytes) -> Mapping[bytes, Caller]:
         try:
-            rows = _ROWS.validate_python(yaml.safe_load(content))
-        except yaml.YAMLError:
-            raise IdentityError("not YAML") from None
+            rows = _ROWS.validate_python(yaml_text.one(content.decode()))
+        except (ResourceError, UnicodeDecodeError):
+            raise IdentityError("not YAML") from None  # not the parser's words: they may hold a token
         except ValidationError as error:
             # Not the value: it may be a token.
             first = error.errors(include_url=False, include_input=False)[0]

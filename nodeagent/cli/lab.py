@@ -14,10 +14,11 @@ from rich.console import Console
 from rich.table import Table
 
 from nodeagent.cli.output import Output, output_option
-from nodeagent.errors import NodeagentError
+from nodeagent.errors import NodeagentError, ResourceError
 from nodeagent.lab import Lab
 from nodeagent.lab.cluster import Mode
 from nodeagent.lab.injection import TEMPLATES
+from nodeagent.resources import yaml_text
 
 _NAME = click.option("--name", default="lab", show_default=True, metavar="NAME", help="Which lab: several can stand side by side.")
 _FILES = click.option("-f", "--file", "files", multiple=True, metavar="FILE|DIR|-", help="Kubernetes YAML to apply; may be given several times.")
@@ -55,9 +56,9 @@ def _overlay(path: Path | None) -> dict[str, Any]:
     if path is None:
         return {}
     try:
-        value = yaml.safe_load(path.read_text())
-    except yaml.YAMLError as error:
-        raise NodeagentError(f"{path}: not YAML: {' '.join(str(error).split())}") from None
+        value = yaml_text.one(path.read_text())
+    except ResourceError as error:
+        raise NodeagentError(f"{path}: {error}") from None
     if not isinstance(value, dict):
         raise NodeagentError(f"{path}: allowed: a mapping of agent.yaml's fields")
     return value

@@ -15,7 +15,7 @@ from typing import Any
 
 from nodeagent.channel import Message
 from nodeagent.control.workers import Workers
-from nodeagent.errors import IdentityError, KernelError, ResourceError
+from nodeagent.errors import IdentityError, KernelError, ResourceError, translated
 from nodeagent.identity.store import Certificates
 from nodeagent.mesh.entries import PodUid, SpiffeId, Workload
 from nodeagent.mesh.local import BYPASS, LocalPod
@@ -119,10 +119,11 @@ class Enrolment:
             log.warning("pod %s/%s is not captured yet: %s", pod.namespace, pod.pod, missing[0])
             return
         try:
-            netns = self._plane.pod_netns(Path(pod.netns))
-            bypass = member.bypass and not self._plane.joining.refusal
-            wanted = EnrolledPod(uid, netns, pod.addresses, member.protection, pod.exclude_inbound, pod.exclude_outbound, bypass)
-            listeners = self._plane.enroll(wanted, Listeners(self.kept.pop(uid, {})))
+            with translated(KernelError, "the pod cannot be captured"):
+                netns = self._plane.pod_netns(Path(pod.netns))
+                bypass = member.bypass and not self._plane.joining.refusal
+                wanted = EnrolledPod(uid, netns, pod.addresses, member.protection, pod.exclude_inbound, pod.exclude_outbound, bypass)
+                listeners = self._plane.enroll(wanted, Listeners(self.kept.pop(uid, {})))
         except KernelError as error:
             if netns is not None:
                 netns.close()
@@ -171,8 +172,9 @@ class Enrolment:
             return
         self._unpublish(uid)
         try:
-            self._plane.release(uid)
-        except (KernelError, OSError) as error:
+            with translated(KernelError, "the pod cannot be released"):
+                self._plane.release(uid)
+        except KernelError as error:
             log.warning("pod %s/%s was not released cleanly: %s", member.pod.namespace, member.pod.pod, error)
         self._workers.release(uid)
         self._effects.drop(uid)
@@ -203,9 +205,10 @@ class Enrolment:
     def _mend(self, name: str, verify: Callable[[], list[str]], repair: Callable[[], list[str]]) -> tuple[list[str], list[str]]:
         """Return what was repaired and what is still wrong, in words."""
         try:
-            found = repair() if verify() else []
-            left = verify() if found else []
-        except (KernelError, OSError) as error:
+            with translated(KernelError, "it cannot be compared with the kernel"):
+                found = repair() if verify() else []
+                left = verify() if found else []
+        except KernelError as error:
             found, left = [], [str(error)]
         for fault in found:
             log.warning("%s: repaired: %s", name, fault)

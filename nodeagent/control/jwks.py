@@ -18,7 +18,7 @@ from urllib.parse import SplitResult, urlsplit
 import httptools
 
 from nodeagent import __version__
-from nodeagent.errors import ControlError
+from nodeagent.errors import ControlError, translated
 from nodeagent.policy.jwt_token import parse_json
 from nodeagent.policy.model import DISCOVERY, Jwks, RequestAuthentication
 
@@ -97,7 +97,8 @@ class KeySets:
         """
         try:
             async with asyncio.timeout(seconds):
-                return await self._fetch(uri)
+                with translated(ControlError, f"key set {uri}"):
+                    return await self._fetch(uri)
         except TimeoutError:
             raise ControlError(f"key set {uri}: no whole answer within {seconds:g} s: is the server reachable, jwtRules[].timeout long enough?") from None
 

@@ -10,7 +10,7 @@ import platform
 import signal
 import socket
 from collections.abc import AsyncIterator
-from typing import Any, Final
+from typing import Final
 
 import uvloop
 
@@ -21,6 +21,7 @@ from nodeagent.control.admin import Admin
 from nodeagent.control.enrolment import Effects, Enrolment
 from nodeagent.control.jwks import KeySets, wanted_by
 from nodeagent.control.kernel_path import KernelPaths
+from nodeagent.control.parts import Parts
 from nodeagent.control.pod_sockets import PodSockets
 from nodeagent.control.workers import Needs, State, Workers
 from nodeagent.errors import ControlError, KernelError, NodeagentError
@@ -64,11 +65,7 @@ async def _run(config: AgentConfig, end: socket.socket) -> None:
         await control.start()
         await control.stopped.wait()
     finally:
-        if not control.failed:
-            await control.stop()
-    if control.failed:
-        # Not a stop: the workers serve on, and the supervisor starts control again.
-        raise ControlError("control failed; its successor takes over")
+        await control.stop()
 
 
 class Control:
@@ -78,7 +75,6 @@ class Control:
         self.config = config
         self.loop = asyncio.get_running_loop()
         self.stopped = asyncio.Event()
-        self.failed = False
         self.store = Store()
         self.store.set(declared.ISTIO_BUILD, ("nodeagent", __version__), 1)
         self.store.set(declared.BUILD_INFO, (__version__, platform.python_version(), config.node), 1)
@@ -86,7 +82,7 @@ class Control:
         self._orphans: list[int] = []
         self._kept: dict[str, dict[ListenerId, socket.socket]] = {}
         self.supervisor = Channel(self.loop, end, self._from_supervisor, self.stopped.set)
-        self._tasks: list[asyncio.Task[Any]] = []
+        self.parts = Parts(self.loop)
         self.workers: Workers | None = None
         self.enrolment: Enrolment
         self.plane: DataPlane | None = None
@@ -97,6 +93,7 @@ class Control:
         self.kernel_paths: KernelPaths
         self.key_sets = KeySets(lambda found: self.workers.apply(Delta((found,))) if self.workers is not None else None)
         self._admin: Admin | None = None
+        self._changes: AsyncIterator[list[AnyChange]] | None = None
         self._listed = self._kernel_behind = False
 
     # -- life --
@@ -106,7 +103,7 @@ class Control:
         config, loop = self.config, self.loop
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self.stopped.set)
-        loop.add_signal_handler(signal.SIGHUP, lambda: self._start(self._reload_on_signal()))
+        loop.add_signal_handler(signal.SIGHUP, lambda: self.parts.start("the reload", self._reload_on_signal))
         await self._begun.wait()
         config.runtime_directory.mkdir(parents=True, exist_ok=True)
         source = self.source = DirectorySource(config.source, config.resources)
@@ -129,28 +126,26 @@ class Control:
         )
         self.enrolment = Enrolment(self.plane, self.workers, self.certificates, effects, config.redirect.when_dead)
         self.enrolment.kept = self._kept
-        changes = source.changes()
-        self._apply(await anext(changes))
+        await self._watch_once()
         state.start["node_addresses"] = sorted(self.mesh.node_addresses())
         self.workers.start()
-        self._start(self.certificates.run())
+        self.parts.start("what renews certificates", self.certificates.run)
         await self._reconcile(START_PATIENCE)
         self.enrolment.forget_kept()
         self.plane.prune()
         self._listed = True
-        self._start(self._watch(changes))
-        self._start(self._heartbeat())
-        self._start(self._check())
-        self._start(self._finish_loading(self.plane))
-        self._start(self.pod_sockets.run(config.redirect.check_interval_seconds))
+        self.parts.start("the reader of the source", self._watch)
+        self.parts.start("the heartbeat", self._heartbeat)
+        self.parts.start("the check of the pods", self._check)
+        self.parts.start("the loading of the HTTP counters", self._finish_loading)
+        self.parts.start("what serves the pods' sockets", lambda: self.pod_sockets.run(config.redirect.check_interval_seconds))
         self._admin = Admin(self)
         await self._admin.start()
-        self._start(self._retire_orphans())
+        self.parts.start("what ends earlier workers", self._retire_orphans)
 
     async def stop(self) -> None:
         """Let PERMISSIVE pods pass by, drain, end. Pins stay: STRICT pods are refused until a daemon is back."""
-        for task in self._tasks:
-            task.cancel()
+        self.parts.stop()
         await self.key_sets.close()
         if self._listed:
             self.pod_sockets.close()
@@ -188,7 +183,7 @@ class Control:
         if self._listed and not self.enrolment.healthy():
             wrong = [row for row in self.enrolment.rows() if row["state"] != "enrolled"]
             missing += [f"pod {row['namespace']}/{row['pod']}: {row['state']}: {'; '.join(row['faults'])}" for row in wrong]
-        return missing
+        return missing + self.parts.failing() + [f"{whose} stays as it was: {why}" for whose, why in sorted(self.mesh.faults.items())]
 
     # -- the supervisor's messages --
 
@@ -263,10 +258,22 @@ class Control:
             self.certificates.forget(identity)
             self.workers.forget(identity)
 
-    async def _watch(self, batches: AsyncIterator[list[AnyChange]]) -> None:
-        async for batch in batches:
-            self._apply(batch)
+    async def _watch(self) -> None:
+        """Follow the source. Started again after a failure, it reconciles first: the batch at which it failed is in the mesh."""
+        while True:
             await self._reconcile(PATIENCE)
+            await self._watch_once()
+
+    async def _watch_once(self) -> None:
+        """Wait for a batch of changes, and take it in. Raises NodeagentError when the source cannot be read."""
+        if self._changes is None:
+            self._changes = self.source.changes()
+        try:
+            batch = await anext(self._changes)
+        except BaseException:
+            self._changes = None  # a generator that raised has ended; the next one gives what differs from what the source knows
+            raise
+        self._apply(batch)
 
     def _certificate(self, certificate: Certificate) -> None:
         assert self.workers is not None
@@ -279,10 +286,11 @@ class Control:
         self.pod_sockets.ended(identity)
         self.enrolment.check()
 
-    async def _finish_loading(self, plane: DataPlane) -> None:
+    async def _finish_loading(self) -> None:
         """What counts HTTP in the kernel is loaded while pods are served already."""
+        assert self.plane is not None
         try:
-            await plane.loaded()
+            await self.plane.loaded()
         except KernelError as error:
             log.error("HTTP is not counted on the kernel path: %s", error)
         self._update_kernel_paths()
@@ -302,16 +310,3 @@ class Control:
             self.enrolment.check()
             if self._kernel_behind:
                 self._update_kernel_paths()
-
-    def _start(self, coroutine: Any) -> None:
-        task = self.loop.create_task(coroutine)
-        self._tasks.append(task)
-        task.add_done_callback(self._ended)
-
-    def _ended(self, task: asyncio.Task[Any]) -> None:
-        if task in self._tasks:
-            self._tasks.remove(task)
-        if not task.cancelled() and task.exception() is not None:
-            log.critical("control cannot go on: %s", task.exception(), exc_info=task.exception())
-            self.failed = True
-            self.stopped.set()

@@ -20,7 +20,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from nodeagent.errors import IdentityError, KernelError
+from nodeagent.errors import IdentityError, KernelError, translated
 from nodeagent.identity.certificate import Certificate
 from nodeagent.identity.peer import PodPlace, stranger
 from nodeagent.mesh.entries import PodUid, SpiffeId
@@ -141,19 +141,21 @@ class _PodSocket:
     def check(self) -> None:
         """Listen, if that is not so, or if what stands in the folder is not the socket any more."""
         try:
-            if self._listener is None or os.lstat(self._folder / NAME).st_ino != self._inode:
-                self._stop_listening()
-                self._listen()
+            with translated(KernelError, "the socket cannot be made"):
+                if self._listener is None or os.lstat(self._folder / NAME).st_ino != self._inode:
+                    self._stop_listening()
+                    self._listen()
             self._tell("socket", "")
-        except OSError as error:
-            self._tell("socket", f"{self._folder}: {error.strerror}")
+        except KernelError as error:
+            self._tell("socket", f"{self._folder}: {error}")
 
     async def mount(self) -> None:
         """Mount the folder where the annotation wants it, in whichever of the pod's mount namespaces has it not."""
         if self._placement is None:
             return
         try:
-            await self._placement.everywhere()
+            with translated(KernelError, "the folder cannot be mounted"):
+                await self._placement.everywhere()
             self._tell("mount", "")
         except KernelError as error:
             self._tell("mount", f"{self.pod.mount_at}: {error}")

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from typing import Final
 
-from nodeagent.errors import IdentityError
+from nodeagent.errors import IdentityError, translated
 from nodeagent.identity.certificate import Certificate
 from nodeagent.identity.sources import Source
 from nodeagent.mesh.entries import SpiffeId
@@ -133,7 +133,8 @@ class Certificates:
     async def run(self) -> None:
         """Issue and renew for ever; ends only with what ends control."""
         async with asyncio.TaskGroup() as group:
-            self._group = group
+            self._group, self._running = group, 0
+            self._queue |= self._under_way.keys()  # what a run that failed left undone
             while True:
                 self._wake.clear()
                 self._look_at_trust()
@@ -182,7 +183,8 @@ class Certificates:
     async def _ask(self, identity: SpiffeId) -> None:
         try:
             if identity in self._wanted:
-                certificate = await self._source.issue(identity, self._ttl_seconds)
+                with translated(IdentityError, "what came as a certificate is not understood"):
+                    certificate = await self._source.issue(identity, self._ttl_seconds)
                 self._take(certificate)
         except IdentityError as error:
             self._fail(identity, str(error))
@@ -224,7 +226,8 @@ class Certificates:
     def _look_at_trust(self) -> None:
         """Hand on roots that changed, and have all issued anew when another root signs."""
         try:
-            trust = self._source.trust()
+            with translated(IdentityError, "what is trusted is not understood"):
+                trust = self._source.trust()
         except IdentityError as error:
             if str(error) != self._trust_error:
                 self._trust_error = str(error)

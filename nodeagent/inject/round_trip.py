@@ -19,11 +19,13 @@ from ruamel.yaml.tokens import BlockEntryToken, BlockMappingStartToken, CommentT
 
 from nodeagent.errors import InjectionError
 from nodeagent.inject.model import Json
+from nodeagent.resources import yaml_text
 
 _WIDTH: Final = 1 << 20
 """Longer than any line: nothing is folded."""
 _TEXT: Final = "tag:yaml.org,2002:str"
 _MEANING: Final[Any] = yaml.resolver.Resolver().resolve
+"""What a scalar is to readers of YAML 1.1 other than Kubernetes'."""
 """What a plain scalar means in YAML 1.1, as which Kubernetes' tools read it: yes, on and 0644 are no texts."""
 
 
@@ -178,5 +180,13 @@ def _fresh(value: Any) -> Any:
     if isinstance(value, str):
         if "\n" in value:
             return LiteralScalarString(value)
-        return value if value and _MEANING(yaml.ScalarNode, value, (True, False)) == _TEXT else DoubleQuotedScalarString(value)
+        return value if _is_plain(value) else DoubleQuotedScalarString(value)
     return value
+
+
+def _is_plain(text: str) -> bool:
+    """Say whether *text* needs no quotes: it is text to every reader."""
+    try:
+        return _MEANING(yaml.ScalarNode, text, (True, False)) == _TEXT and yaml_text.plain(text) == text
+    except ValueError:
+        return False

@@ -7,11 +7,11 @@ and what the tests hold it to.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Sequence, Set
+from collections.abc import Callable, Iterable, Sequence, Set
 from dataclasses import replace
-from typing import Any, Final
+from typing import Any, Final, TypeVar, cast
 
-from nodeagent.errors import IdentityError
+from nodeagent.errors import IdentityError, shown
 from nodeagent.identity.spiffe import spiffe_id
 from nodeagent.istio import ROOT_NAMESPACE
 from nodeagent.mesh import rules
@@ -26,6 +26,7 @@ from nodeagent.resources.security import KINDS, Policy
 
 DEFAULT_ACCOUNT: Final = "default"
 """Of pods that name none: mirrors of static pods. The mesh names them so; `nodeagent ca` gives no node this identity for them."""
+_Made = TypeVar("_Made", Workload, Service)
 log = logging.getLogger("nodeagent.mesh")
 
 
@@ -56,6 +57,8 @@ class Mesh:
         self._dirty_services: set[Key] = set()
         self._dirty_modes: set[Key] = set()
         self._dirty_policies: set[PolicyKey] = set()
+        self.faults: dict[str, str] = {}
+        """Objects that could not be compiled, and why: their last entries stay."""
 
     def apply(self, changes: Iterable[AnyChange]) -> Delta:
         """Take *changes* in and return the entries that differ for it."""
@@ -185,15 +188,15 @@ class Mesh:
             previous = self._made.pop(key, None)
             if previous is not None:
                 stale.add(previous)
-            workload = self._workload(key)
+            workload = self._compiled(f"Pod {'/'.join(key)}", previous, lambda key=key: self._governed_pod(key))  # type: ignore[misc]
             if workload is not None:
-                workload = self._governed(key, workload)
                 fresh[workload.key] = workload
                 self._made[key] = workload.key
             used |= self._use(key, workload)
         for key in self._dirty_services:
-            stale.add(f"service/{key[0]}/{key[1]}")
-            service = self._service(key)
+            name = f"service/{key[0]}/{key[1]}"
+            stale.add(name)
+            service = self._compiled(f"Service {'/'.join(key)}", name, lambda key=key: self._service(key))  # type: ignore[misc]
             if service is not None:
                 fresh[service.key] = service
         for entry in used:
@@ -205,6 +208,21 @@ class Mesh:
         for dirty in (self._dirty_pods, self._dirty_modes, self._dirty_services, self._dirty_policies):
             dirty.clear()
         return self._commit(fresh, stale)
+
+    def _compiled(self, whose: str, previous: str | None, make: Callable[[], _Made | None]) -> _Made | None:
+        """Return what *make* makes of an object, or its last entry where that fails: one object never takes others along."""
+        try:
+            made = make()
+        except Exception as error:
+            self.faults[whose] = f"{type(error).__name__}: {shown(str(error))}"
+            log.error("%s cannot be compiled (%s); its last entry stays", whose, self.faults[whose], exc_info=error)
+            return cast("_Made | None", self._entries.get(previous or ""))
+        self.faults.pop(whose, None)
+        return made
+
+    def _governed_pod(self, key: Key) -> Workload | None:
+        workload = self._workload(key)
+        return None if workload is None else self._governed(key, workload)
 
     def _commit(self, fresh: dict[str, Entry], stale: set[str]) -> Delta:
         """Replace entries; what came out as it was is no change."""

@@ -20,6 +20,7 @@ BYPASS: Final = "nodeagent.io/bypass"
 WORKLOAD_API: Final = "nodeagent.io/workload-api"
 DRIVERS: Final = frozenset({"csi.nodeagent.io", "csi.spiffe.io"})
 """CSI drivers whose volumes hold a pod's sockets."""
+PATH_MAX: Final = 4096
 SOCKETS: Final = "/run/nodeagent"
 """Where ``nodeagent.io/workload-api: enabled`` puts them."""
 EXCLUDE_INBOUND: Final = "traffic.sidecar.istio.io/excludeInboundPorts"
@@ -66,13 +67,19 @@ def asking_pod(pod: Pod, node: str, identity: SpiffeId, faults: list[str]) -> As
     """
     text = pod.annotations.get(WORKLOAD_API, "")
     mount_at = {"enabled": SOCKETS, "disabled": ""}.get(text, text)
-    if mount_at and (not mount_at.startswith("/") or str(PurePosixPath(mount_at)) != mount_at or ".." in mount_at.split("/") or mount_at in ("/", "//")):
+    if mount_at and not _is_mount_point(mount_at):
         faults.append(f"metadata.annotations[{WORKLOAD_API}]: {text!r:.80}: enabled, disabled, or an absolute path without '..' is allowed; it has no effect")
         mount_at = ""
-    netns = pod.annotations.get(NETNS, "")
+    netns = _path(pod, NETNS)
     if pod.node != node or pod.host_network or not netns or finished(pod) or not (mount_at or DRIVERS.intersection(pod.drivers)):
         return None
-    return AskingPod(pod.uid, pod.name, pod.namespace, identity, netns, pod.annotations.get(CGROUP, ""), mount_at)
+    return AskingPod(pod.uid, pod.name, pod.namespace, identity, netns, _path(pod, CGROUP), mount_at)
+
+
+def _is_mount_point(path: str) -> bool:
+    """Say whether *path* can name a folder below a pod's root, in one way only, and in a line of mountinfo."""
+    plain = path.isprintable() and len(path.encode()) < PATH_MAX
+    return plain and path.startswith("/") and str(PurePosixPath(path)) == path and ".." not in path.split("/") and path not in ("/", "//")
 
 
 def local_pod(pod: Pod, node: str, addresses: tuple[Address, ...], identity: SpiffeId, more_faults: tuple[str, ...] = ()) -> LocalPod | None:
@@ -80,14 +87,20 @@ def local_pod(pod: Pod, node: str, addresses: tuple[Address, ...], identity: Spi
 
     None: it is not this node's, shares the node's network, brings its own proxy, asks to be left alone, or has no network (yet or any more).
     """
-    netns = pod.annotations.get(NETNS, "")
+    netns = _path(pod, NETNS)
     if pod.node != node or pod.host_network or not netns or not addresses or finished(pod) or STATUS in pod.annotations:
         return None
     if (pod.labels.get(ENROLL) or pod.annotations.get(ENROLL, "")).lower() == "false":
         return None
     faults: list[str] = []
     inbound, outbound = (excluded_ports(pod, name, faults) for name in (EXCLUDE_INBOUND, EXCLUDE_OUTBOUND))
-    return LocalPod(pod.uid, pod.name, pod.namespace, addresses, identity, netns, pod.annotations.get(CGROUP, ""), inbound, outbound, (*faults, *more_faults))
+    return LocalPod(pod.uid, pod.name, pod.namespace, addresses, identity, netns, _path(pod, CGROUP), inbound, outbound, (*faults, *more_faults))
+
+
+def _path(pod: Pod, annotation: str) -> str:
+    """Return the path that *annotation* says, empty where none can be meant (NUL)."""
+    text = pod.annotations.get(annotation, "")
+    return text if text.isprintable() else ""
 
 
 def finished(pod: Pod) -> bool:

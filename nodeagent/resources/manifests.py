@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
-from nodeagent.errors import ConfigError, ResourceError
+from nodeagent.errors import ConfigError, ResourceError, translated
 from nodeagent.resources import inotify, security, yaml_text
 from nodeagent.resources.changes import Refused
 from nodeagent.resources.security import Policy
@@ -217,7 +217,8 @@ def _parse(text: str, lines_before: int) -> tuple[_Outcome, ...]:
 
 def _outcome(value: object) -> _Outcome:
     try:
-        policy = security.parse(value)
+        with translated(ResourceError, "the document cannot be read"):
+            policy = security.parse(value)
     except ResourceError as error:
         return _Outcome(None, _whose(value), str(error))
     return _Outcome(policy, policy.key)

@@ -6,13 +6,20 @@ is read must be what Kubernetes says it is. Nothing else of an object is kept.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from ipaddress import ip_address
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
-from nodeagent.errors import ResourceError
+from nodeagent.errors import ResourceError, shown
 from nodeagent.mesh.entries import Address, PodUid
+
+NAME: Final = re.compile(r"[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?")
+"""Of an object: an RFC 1123 subdomain."""
+NAMESPACE: Final = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?")
+_UID: Final = re.compile(r"[A-Za-z0-9][-._A-Za-z0-9]{0,127}")
+"""Of a pod: also a file's name here."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,14 +137,15 @@ class Field:
 
     def __init__(self, path: str, value: Any) -> None:
         if not isinstance(value, dict):
-            raise ResourceError(f"{path or 'document'}: {value!r:.80}: a mapping is expected")
+            raise ResourceError(f"{path or 'document'}: {shown(value)}: a mapping is expected")
         self._path, self._values = path, value
 
     def at(self, name: str) -> str:
+        name = name if name.isprintable() else shown(name)
         return f"{self._path}.{name}" if self._path else name
 
     def wrong(self, name: str, expected: str) -> ResourceError:
-        return ResourceError(f"{self.at(name)}: {self._values.get(name)!r:.80}: {expected}")
+        return ResourceError(f"{self.at(name)}: {shown(self._values.get(name))}: {expected}")
 
     def part(self, name: str) -> Field:
         value = self._values.get(name)
@@ -149,6 +157,12 @@ class Field:
             return default
         if not isinstance(value, str) or (default is None and not value):
             raise self.wrong(name, "a text is expected")
+        return value
+
+    def matching(self, name: str, pattern: re.Pattern[str], expected: str, default: str | None = None) -> str:
+        value = self.text(name, default)
+        if not pattern.fullmatch(value):
+            raise self.wrong(name, f"{expected} is expected")
         return value
 
     def flag(self, name: str) -> bool:
@@ -222,9 +236,9 @@ def _pod(root: Field, metadata: Field) -> Pod:
         given = (status.address("podIP"),)
     restartable = [item for item in spec.parts("initContainers") if item.text("restartPolicy", "") == "Always"]
     return Pod(
-        namespace=metadata.text("namespace"),
-        name=metadata.text("name"),
-        uid=PodUid(metadata.text("uid")),
+        namespace=_namespace_of(metadata),
+        name=_name_of(metadata),
+        uid=PodUid(metadata.matching("uid", _UID, "letters, digits, '.', '_' and '-'")),
         created=metadata.text("creationTimestamp", ""),
         terminating=metadata.has("deletionTimestamp"),
         labels=metadata.texts("labels"),
@@ -239,6 +253,14 @@ def _pod(root: Field, metadata: Field) -> Pod:
         ready=any(item.text("type") == "Ready" and item.text("status") == "True" for item in status.parts("conditions")),
         drivers=tuple(item.part("csi").text("driver") for item in spec.parts("volumes") if item.has("csi")),
     )
+
+
+def _name_of(metadata: Field) -> str:
+    return metadata.matching("name", NAME, "a lower-case DNS name")
+
+
+def _namespace_of(metadata: Field) -> str:
+    return metadata.matching("namespace", NAMESPACE, "a namespace's name")
 
 
 def _container(item: Field) -> Container:
@@ -268,8 +290,8 @@ def _service(root: Field, metadata: Field) -> Service:
     spec = root.part("spec")
     given = [text for text in spec.strings("clusterIPs") or [spec.text("clusterIP", "")] if text not in ("", "None")]
     return Service(
-        namespace=metadata.text("namespace"),
-        name=metadata.text("name"),
+        namespace=_namespace_of(metadata),
+        name=_name_of(metadata),
         created=metadata.text("creationTimestamp", ""),
         external=spec.text("type", "ClusterIP") == "ExternalName",
         addresses=tuple(dict.fromkeys(spec.canonical("clusterIPs", text) for text in given)),
@@ -288,11 +310,11 @@ def _service_port(item: Field) -> ServicePort:
 
 def _node(root: Field, metadata: Field) -> Node:
     addresses = tuple(item.address("address") for item in root.part("status").parts("addresses") if item.text("type") == "InternalIP")
-    return Node(metadata.text("name"), addresses)
+    return Node(_name_of(metadata), addresses)
 
 
 def _namespace(root: Field, metadata: Field) -> Namespace:
-    return Namespace(metadata.text("name"), metadata.texts("labels"), metadata.texts("annotations"))
+    return Namespace(_name_of(metadata), metadata.texts("labels"), metadata.texts("annotations"))
 
 
 _READERS: Mapping[str, Callable[[Field, Field], Object]] = {"Pod": _pod, "Service": _service, "Node": _node, "Namespace": _namespace}

@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable, Collection
 from typing import Any, Final
 
-from nodeagent.errors import ResourceError
+from nodeagent.errors import ResourceError, shown
 from nodeagent.resources.objects import Field
 
 MAX_ITEMS: Final = 512
@@ -52,19 +52,13 @@ class Part(Field):
             raise self.wrong(name, f"allowed: {', '.join(allowed)}")
         return value
 
-    def matching(self, name: str, pattern: re.Pattern[str], expected: str, default: str | None = None) -> str:
-        value = self.text(name, default)
-        if not pattern.fullmatch(value):
-            raise self.wrong(name, f"{expected} is expected")
-        return value
-
     def words(self, name: str, check: Callable[[str], str] | None = None) -> tuple[str, ...]:
         """Return a list of texts that are not empty; *check* says what is wrong with one."""
         values = self.bounded(name)
         for index, value in enumerate(values):
             expected = "a text that is not empty is expected" if not isinstance(value, str) or not value else check(value) if check else ""
             if expected:
-                raise ResourceError(f"{self.at(name)}[{index}]: {value!r:.80}: {expected}")
+                raise ResourceError(f"{self.at(name)}[{index}]: {shown(value)}: {expected}")
         return tuple(values)
 
     def whole(self, name: str, least: int, most: int, default: int | None = None) -> int:

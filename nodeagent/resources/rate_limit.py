@@ -9,7 +9,7 @@ import re
 from collections.abc import Mapping
 from typing import Any, Final, Literal, cast
 
-from nodeagent.errors import ResourceError
+from nodeagent.errors import ResourceError, shown
 from nodeagent.policy.model import GlobalLimit, LocalLimit, RateLimit, TokenBucket
 from nodeagent.resources.part import Part
 
@@ -75,7 +75,7 @@ def _headers(match: Part) -> tuple[tuple[str, str], ...]:
         if not problem and name.lower() in found:
             problem = "a header that is not named twice is expected"
         if problem:
-            raise ResourceError(f"{match.at('headers')}[{name!r:.80}]: {value!r:.80}: {problem}")
+            raise ResourceError(f"{match.at('headers')}[{shown(name)}]: {shown(value)}: {problem}")
         found[name.lower()] = value
     return tuple(found.items())
 
@@ -85,7 +85,7 @@ def _by(item: Part, index: int, value: Any) -> str:
         return value
     if isinstance(value, dict) and list(value) == ["header"] and isinstance(value["header"], str) and _TOKEN.fullmatch(value["header"]):
         return f"header:{value['header'].lower()}"
-    raise ResourceError(f"{item.at('by')}[{index}]: {value!r:.80}: allowed: {', '.join(_SOURCES)}, {{header: NAME}}")
+    raise ResourceError(f"{item.at('by')}[{index}]: {shown(value)}: allowed: {', '.join(_SOURCES)}, {{header: NAME}}")
 
 
 def _global(part: Part) -> GlobalLimit:

@@ -13,7 +13,7 @@ from ipaddress import ip_network
 from typing import Any, Final, Literal, cast, get_args
 from urllib.parse import urlsplit
 
-from nodeagent.errors import ResourceError
+from nodeagent.errors import ResourceError, shown
 from nodeagent.policy.model import (
     Action,
     AuthorizationPolicy,
@@ -29,6 +29,7 @@ from nodeagent.policy.model import (
     TokenHeader,
 )
 from nodeagent.resources import rate_limit
+from nodeagent.resources.objects import NAME, NAMESPACE
 from nodeagent.resources.part import Part
 
 Kind = Literal["PeerAuthentication", "AuthorizationPolicy", "RequestAuthentication", "RateLimit"]
@@ -36,8 +37,6 @@ Spec = PeerAuthentication | AuthorizationPolicy | RequestAuthentication | RateLi
 ISTIO: Final = ("security.istio.io/v1", "security.istio.io/v1beta1")
 DRY_RUN: Final = "istio.io/dry-run"
 MAX_JWKS: Final = 1 << 20
-_NAME: Final = re.compile(r"[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?")
-_NAMESPACE: Final = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?")
 _TIME: Final = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d{1,9})?Z")
 _HEADER: Final = re.compile(r"[-_A-Za-z0-9]{1,256}")
 _SERVICE_ACCOUNT: Final = re.compile(r"([a-z0-9][-a-z0-9]{0,62}/)?[a-z0-9][-a-z0-9.]{0,252}")
@@ -89,8 +88,8 @@ def parse(document: Any) -> Policy:
     root.only("apiVersion", "kind", "metadata", "spec", "status")
     root.choice("apiVersion", versions)
     metadata = root.sub("metadata")
-    name = metadata.matching("name", _NAME, "a lower-case DNS name")
-    namespace = metadata.matching("namespace", _NAMESPACE, "a namespace's name", default="default")
+    name = metadata.matching("name", NAME, "a lower-case DNS name")
+    namespace = metadata.matching("namespace", NAMESPACE, "a namespace's name", default="default")
     created = metadata.matching("creationTimestamp", _TIME, "a time as 2026-01-31T12:00:00Z") if metadata.has("creationTimestamp") else ""
     annotations = metadata.texts("annotations")
     metadata.texts("labels")
@@ -110,7 +109,7 @@ def _selector(spec: Part) -> tuple[tuple[str, str], ...]:
     labels = selector.texts("matchLabels")
     for key, value in labels.items():
         if not key or len(key) > 317 or len(value) > 63 or "*" in key or "*" in value:
-            raise ResourceError(f"{selector.at('matchLabels')}[{key!r:.80}]: {value!r:.80}: a label and its value are expected, without '*'")
+            raise ResourceError(f"{selector.at('matchLabels')}[{shown(key)}]: {shown(value)}: a label and its value are expected, without '*'")
     return tuple(sorted(labels.items()))
 
 
@@ -127,7 +126,7 @@ def _scope(spec: Part, namespace: str) -> tuple[tuple[tuple[str, str], ...], tup
     targets = []
     for part in given:
         part.only("group", "kind", "name", "namespace")
-        target = Target(part.text("group", ""), part.text("kind"), part.matching("name", _NAME, "a lower-case DNS name"))
+        target = Target(part.text("group", ""), part.text("kind"), part.matching("name", NAME, "a lower-case DNS name"))
         if (target.group, target.kind) not in _TARGET_KINDS:
             words = ", ".join(f"{kind} ({group or 'core'})" for group, kind in _TARGET_KINDS if group != "core")
             raise part.wrong("kind", f"allowed: {words}, each with its group")
@@ -179,7 +178,7 @@ def _authorization_policy(spec: Part, namespace: str, name: str, annotations: Ma
         raise spec.wrong("rules", f"a {action} policy without rules never does anything; an empty rule, [{{}}], matches every request")
     dry_run = annotations.get(DRY_RUN, "false")
     if dry_run not in ("true", "false"):
-        raise ResourceError(f"metadata.annotations[{DRY_RUN}]: {dry_run!r:.80}: allowed: true, false")
+        raise ResourceError(f"metadata.annotations[{DRY_RUN}]: {shown(dry_run)}: allowed: true, false")
     if dry_run == "true" and action == "CUSTOM":
         raise ResourceError(f"metadata.annotations[{DRY_RUN}]: 'true': not allowed with action CUSTOM")
     rules = tuple(_rule(part, action) for part in spec.items("rules"))
@@ -291,6 +290,8 @@ def _path(text: str) -> str:
     """Return what is wrong with the path template *text*: braces stand only in ``{*}`` and ``{**}``, each a segment of its own, the second last."""
     if "{" not in text and "}" not in text:
         return ""
+    if not text.startswith("/"):
+        return "a path template begins with '/'"
     segments = text.split("/")
     for index, segment in enumerate(segments):
         if segment == "{**}" and index < len(segments) - 1:

@@ -7,7 +7,6 @@ that takes mTLS. A file that is wrong never takes a good object away: the last g
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
 import os
 import re
@@ -16,7 +15,9 @@ from collections.abc import AsyncIterator, Iterable, Sequence
 from pathlib import Path
 from typing import Any, Final
 
-from nodeagent.errors import ConfigError, ResourceError
+import orjson
+
+from nodeagent.errors import ConfigError, ResourceError, shown, translated
 from nodeagent.mesh.entries import PodUid
 from nodeagent.resources import inotify, objects, security
 from nodeagent.resources.changes import AnyChange, Change, EnrolledChange, Refused
@@ -246,12 +247,14 @@ class DirectorySource:
     def _load(self, name: str) -> Change | None:
         """Read one object; None for a kind that nobody reads. Raises FileNotFoundError, ResourceError."""
         document = _read_json(self._path / OBJECTS / name)
-        found: objects.Object | Policy | None = security.parse(document) if str(document.get("kind")) in security.KINDS else objects.parse(document)
-        metadata = document.get("metadata") or {}
-        kind, namespace, own = document["kind"], metadata.get("namespace") or "", str(metadata.get("name"))
-        if name != f"{kind}.{namespace}.{own}.json":
-            raise ResourceError(f"metadata: the file holds {kind} {namespace}/{own}: its name must be {kind}.{namespace}.{own}.json")
-        return None if found is None else Change(kind, namespace, own, found)
+        with translated(ResourceError, "the object cannot be read"):
+            found: objects.Object | Policy | None = security.parse(document) if document.get("kind") in security.KINDS else objects.parse(document)
+            metadata = document.get("metadata") or {}
+            kind, namespace, own = document["kind"], metadata.get("namespace") or "", str(metadata.get("name"))
+            expected = f"{kind}.{namespace}.{own}.json"
+            if name != expected:
+                raise ResourceError(f"metadata: the file holds {shown(f'{kind} {namespace}/{own}')}: its name must be {shown(expected)}")
+            return None if found is None else Change(kind, namespace, own, found)
 
     def _complain(self, name: str, error: str, *, stays: bool) -> None:
         """Log once for each thing that is wrong with a file."""
@@ -276,8 +279,8 @@ def _read_json(path: Path) -> dict[str, Any]:
     finally:
         os.close(descriptor)
     try:
-        document = json.loads(content)
-    except (ValueError, RecursionError) as error:
+        document = orjson.loads(content)  # also refuses what is no Unicode (a lone surrogate) and what JSON has not (NaN)
+    except orjson.JSONDecodeError as error:
         raise ResourceError(f"not JSON: {error}") from None
     if not isinstance(document, dict):
         raise ResourceError(f"document: {type(document).__name__}: a mapping is expected")

@@ -1,12 +1,16 @@
-"""YAML as an agent may read it from a folder that others write: one document at a time, strict, and bounded in depth and size.
+"""YAML as Kubernetes reads it (sigs.k8s.io/yaml), from folders that others write: JSON's types and nothing else, one document at a time, bounded.
 
-Built from libyaml's events, without recursion: what composes nodes in C overflows the stack on deep nesting, and aliases and
-merge keys make a small text a huge value.
+What a plain scalar stands for is what Go's yaml.v2 says: YAML 1.1's booleans, whole numbers as Go writes them, no base 60, a date is
+text. Tags that make other types are refused, and so is what JSON cannot say (.inf, .nan). An alias counts as what it stands for.
+
+Built from libyaml's events, without recursion: what composes nodes in C overflows the stack on deep nesting. Whatever is wrong, and
+whatever the parser raises, leaves as one ResourceError.
 """
 
 from __future__ import annotations
 
 import itertools
+import math
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -14,25 +18,43 @@ from typing import Any, Final
 
 import yaml
 
-from nodeagent.errors import ResourceError
+from nodeagent.errors import ResourceError, shown, translated
 
 MAX_DEPTH: Final = 64
-MAX_VALUES: Final = 200_000
-"""Keys and values of one document, with those behind aliases; etcd's largest object has fewer."""
 _MARKER: Final = re.compile(r"^---(?=\s|$)", re.MULTILINE)
 _PARSER: Final = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-_MERGE: Final = "tag:yaml.org,2002:merge"
-
-
-class _Scalars(yaml.SafeLoader):
-    """What a scalar stands for, as Kubernetes reads it: a date is text."""
-
-
-_Scalars.yaml_implicit_resolvers = {
-    first: [(tag, pattern) for tag, pattern in resolvers if tag != "tag:yaml.org,2002:timestamp"]
-    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+_TAG: Final = "tag:yaml.org,2002:"
+_SAID: Final[dict[str, bool | None]] = {
+    **dict.fromkeys(("", "~", "null", "Null", "NULL")),
+    **dict.fromkeys(("y", "Y", "yes", "Yes", "YES", "true", "True", "TRUE", "on", "On", "ON"), True),
+    **dict.fromkeys(("n", "N", "no", "No", "NO", "false", "False", "FALSE", "off", "Off", "OFF"), False),
 }
-_SCALARS: Final[Any] = _Scalars("")
+_NO_NUMBER: Final = re.compile(r"[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)")
+_WHOLE: Final = re.compile(r"([-+]?)(?:0[xX]([0-9a-fA-F]+)|0[bB]([01]+)|0[oO]?([0-7]+)|(0|[1-9][0-9]*))")
+_FLOAT: Final = re.compile(r"[-+]?(?:\.[0-9]+|[0-9]+(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)?")
+_LONGEST: Final = 400
+"""Characters of a number that is read as one; the largest float has 309 digits."""
+_TYPES: Final[dict[str, tuple[type, ...]]] = {
+    "bool": (bool,),
+    "int": (int,),
+    "float": (int, float),
+    "null": (type(None),),
+}
+"""What a scalar with such a tag must stand for; one with ``!!str`` is text whatever it is."""
+
+
+@dataclass(frozen=True, slots=True)
+class Bounds:
+    """Of one document, with what its aliases stand for."""
+
+    values: int
+    """Keys and values."""
+    bytes: int
+    """Of its text, and of its value as JSON."""
+
+
+OBJECT: Final = Bounds(200_000, 3 << 19)
+"""An object of the API: etcd takes no larger request (--max-request-bytes, 1.5 MiB), and its largest object has fewer values."""
 
 
 def split(text: str) -> list[tuple[int, str]]:
@@ -49,18 +71,48 @@ def split(text: str) -> list[tuple[int, str]]:
     return found
 
 
-def load(text: str, lines_before: int = 0, most: int = MAX_VALUES) -> list[Any]:
-    """Return the values of the documents in *text*, without empty ones. Raises ResourceError, which names the line.
+def load(text: str, lines_before: int = 0, bounds: Bounds = OBJECT) -> list[Any]:
+    """Return the values of the documents in *text*, without empty ones. Raises ResourceError, which names the line."""
+    with translated(ResourceError, "not YAML"):
+        if _bytes(text) > bounds.bytes:
+            raise ResourceError(f"not YAML: line {lines_before + 1}: the document has more than {bounds.bytes} bytes: split it, a List into its items")
+        try:
+            return [value for value in _documents(yaml.parse(text, Loader=_PARSER), lines_before, bounds) if value is not None]
+        except yaml.MarkedYAMLError as error:
+            line = f"line {error.problem_mark.line + 1 + lines_before}: " if error.problem_mark else ""
+            raise ResourceError(f"not YAML: {line}{error.problem}") from None
+        except yaml.YAMLError as error:
+            raise ResourceError(f"not YAML: {' '.join(str(error).split())}") from None
 
-    *most*: how many keys and values a document may hold.
-    """
-    try:
-        return [value for value in _documents(yaml.parse(text, Loader=_PARSER), lines_before, most) if value is not None]
-    except yaml.MarkedYAMLError as error:
-        line = f"line {error.problem_mark.line + 1 + lines_before}: " if error.problem_mark else ""
-        raise ResourceError(f"not YAML: {line}{error.problem}") from None
-    except (yaml.YAMLError, ValueError) as error:
-        raise ResourceError(f"not YAML: {' '.join(str(error).split())}") from None
+
+def one(text: str) -> Any:
+    """Return the value of the only document in *text*, None where there is none. Raises ResourceError."""
+    values = load(text)
+    if len(values) > 1:
+        raise ResourceError("not YAML: one document is expected")
+    return values[0] if values else None
+
+
+def plain(text: str) -> str | bool | int | float | None:
+    """Return what the plain scalar *text* stands for. Raises ValueError for a number that JSON has not."""
+    if text in _SAID:
+        return _SAID[text]
+    if text[0] not in "+-.0123456789":
+        return text
+    if _NO_NUMBER.fullmatch(text):
+        raise ValueError("JSON has no such number")
+    number = text if text[0] == "." else text.replace("_", "")
+    if len(number) > _LONGEST:
+        return text
+    if whole := _WHOLE.fullmatch(number):
+        sign, *digits = whole.groups()
+        value = next(int(found, base) for found, base in zip(digits, (16, 2, 8, 10), strict=True) if found)
+        value = -value if sign == "-" else value
+        if -(1 << 63) <= value < (1 << 64 if not sign else 1 << 63):
+            return value
+    if _FLOAT.fullmatch(number) and math.isfinite(real := float(number)):
+        return real
+    return text
 
 
 @dataclass(slots=True)
@@ -69,66 +121,97 @@ class _Open:
 
     value: Any
     anchor: str | None
-    begin: int
-    """How many values there were before it."""
+    values: int
+    """How many there were before it."""
+    bytes: int
     key: Any = None
     keyed: bool = False
 
 
 @dataclass(slots=True)
 class _Document:
-    most: int
-    """Values it may hold."""
+    bounds: Bounds
     stack: list[_Open] = field(default_factory=list)
-    anchors: dict[str, tuple[Any, int]] = field(default_factory=dict)
+    anchors: dict[str, tuple[Any, int, int]] = field(default_factory=dict)
+    """A value, how many values it holds, and how many bytes."""
     values: int = 0
+    bytes: int = 0
+    """As JSON, at least."""
     root: Any = None
 
 
-def _documents(events: Iterator[Any], lines_before: int, most: int) -> Iterator[Any]:
-    document = _Document(most)
+def _documents(events: Iterator[Any], lines_before: int, bounds: Bounds) -> Iterator[Any]:
+    document = _Document(bounds)
     for event in events:
         kind = type(event).__name__
         line = event.start_mark.line + 1 + lines_before if event.start_mark else 0
         if kind == "DocumentStartEvent":
-            document = _Document(most)
+            document = _Document(bounds)
         elif kind == "DocumentEndEvent":
             yield document.root
         elif kind == "ScalarEvent":
-            _put(document, _scalar(event, line), line, 1)
+            value, size = _scalar(event, line), _bytes(event.value) + 1
+            _put(document, value, line, 1, size)
             if event.anchor:
-                document.anchors[event.anchor] = (_scalar(event, line), 1)
+                document.anchors[event.anchor] = (value, 1, size)
         elif kind == "AliasEvent":
             if event.anchor not in document.anchors:
-                raise ResourceError(f"not YAML: line {line}: alias {event.anchor!r:.80} without an anchor before it")
-            _put(document, document.anchors[event.anchor][0], line, document.anchors[event.anchor][1])
+                raise ResourceError(f"not YAML: line {line}: alias {shown(event.anchor)} without an anchor before it")
+            value, values, size = document.anchors[event.anchor]
+            _put(document, value, line, values, size)
         elif kind in ("MappingStartEvent", "SequenceStartEvent"):
-            if len(document.stack) >= MAX_DEPTH:
-                raise ResourceError(f"not YAML: line {line}: nested deeper than {MAX_DEPTH}")
-            begin = document.values
-            value: Any = {} if kind == "MappingStartEvent" else []
-            _put(document, value, line, 1)
-            document.stack.append(_Open(value, event.anchor, begin))
+            _begin(document, event, line, {} if kind == "MappingStartEvent" else [])
         elif kind in ("MappingEndEvent", "SequenceEndEvent"):
             ended = document.stack.pop()
             if ended.anchor:
-                document.anchors[ended.anchor] = (ended.value, document.values - ended.begin)
+                document.anchors[ended.anchor] = (ended.value, document.values - ended.values, document.bytes - ended.bytes)
+
+
+def _begin(document: _Document, event: Any, line: int, value: Any) -> None:
+    if len(document.stack) >= MAX_DEPTH:
+        raise ResourceError(f"not YAML: line {line}: nested deeper than {MAX_DEPTH}")
+    if event.tag not in (None, "!", f"{_TAG}{'map' if isinstance(value, dict) else 'seq'}"):
+        raise _unknown_tag(event.tag, line)
+    opened = _Open(value, event.anchor, document.values, document.bytes)
+    _put(document, value, line, 1, len("[]"))
+    document.stack.append(opened)
 
 
 def _scalar(event: Any, line: int) -> Any:
-    tag = event.tag if event.tag not in (None, "!") else _SCALARS.resolve(yaml.ScalarNode, event.value, event.implicit)
-    if tag == _MERGE:
+    """Return what a scalar stands for: by its tag, by itself where it stands without quotes, else text."""
+    text, tag = event.value, event.tag
+    if tag is None and event.implicit[0] and text == "<<":
         raise ResourceError(f"not YAML: line {line}: merge keys (<<) are not allowed")
+    if tag in ("!", f"{_TAG}str") or (tag is None and not event.implicit[0]):
+        return text
+    name = tag.removeprefix(_TAG) if tag else ""
+    if tag and (name == tag or name not in _TYPES):
+        raise _unknown_tag(tag, line)
     try:
-        return _SCALARS.construct_object(yaml.ScalarNode(tag, event.value))
-    except yaml.YAMLError as error:
-        raise ResourceError(f"not YAML: line {line}: {' '.join(str(error).split()):.120}") from None
+        value = plain(text)
+    except ValueError as error:
+        raise ResourceError(f"not YAML: line {line}: {shown(text)}: {error}") from None
+    # True is an int to Python, not to YAML.
+    if tag and (not isinstance(value, _TYPES[name]) or isinstance(value, bool) != (name == "bool")):
+        raise ResourceError(f"not YAML: line {line}: {shown(text)}: no {name}, as its tag says")
+    return float(value) if name == "float" and value is not None else value
 
 
-def _put(document: _Document, value: Any, line: int, size: int) -> None:
-    document.values += size
-    if document.values > document.most:
-        raise ResourceError(f"not YAML: line {line}: the document holds more than {document.most} values")
+def _unknown_tag(tag: str, line: int) -> ResourceError:
+    return ResourceError(f"not YAML: line {line}: the tag {shown(tag)} makes a type that JSON has not: only text, numbers, true, false and null are allowed")
+
+
+def _bytes(text: str) -> int:
+    return len(text) if text.isascii() else len(text.encode())
+
+
+def _put(document: _Document, value: Any, line: int, values: int, size: int) -> None:
+    document.values += values
+    document.bytes += size
+    if document.values > document.bounds.values:
+        raise ResourceError(f"not YAML: line {line}: the document holds more than {document.bounds.values} values")
+    if document.bytes > document.bounds.bytes:
+        raise ResourceError(f"not YAML: line {line}: the document holds more than {document.bounds.bytes} bytes, with what its aliases stand for")
     if not document.stack:
         document.root = value
         return
@@ -138,11 +221,16 @@ def _put(document: _Document, value: Any, line: int, size: int) -> None:
     elif parent.keyed:
         parent.value[parent.key], parent.keyed = value, False
     else:
-        if not isinstance(value, str):
-            # JSON has no other keys; a port number as a key (portLevelMtls) is written both ways in real manifests.
-            if not isinstance(value, int) or isinstance(value, bool):
-                raise ResourceError(f"not YAML: line {line}: the key {value!r:.80} is not text")
-            value = str(value)
-        if value in parent.value:
-            raise ResourceError(f"not YAML: line {line}: the key {value!r:.80} stands twice")
-        parent.key, parent.keyed = value, True
+        key = _key(value, line)
+        if key in parent.value:
+            raise ResourceError(f"not YAML: line {line}: the key {shown(key)} stands twice")
+        parent.key, parent.keyed = key, True
+
+
+def _key(value: Any, line: int) -> str:
+    """JSON's keys are text; a port number as a key (portLevelMtls) is written both ways in real manifests."""
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if not isinstance(value, str | int):
+        raise ResourceError(f"not YAML: line {line}: the key {shown(value)} is not text")
+    return str(value)

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
+from nodeagent.errors import shown
 from nodeagent.telemetry.metrics import BUCKETS, HTTP_FAMILIES, HTTP_LABELS, PLAIN, REPORTERS, TCP_FAMILIES, TCP_LABELS, Kind, Labels, Metric
 
 _LABEL_LENGTH: Final = 1024
@@ -70,7 +71,7 @@ def _histogram(item: Any) -> Histogram:
     buckets, total = _sequence(item, 2)
     pairs = [_sequence(pair, 2) for pair in _sequence(buckets)]
     if any(type(index) is not int or not 0 <= index <= len(BUCKETS) for index, _ in pairs):
-        raise ReportError(f"bucket index out of range in {pairs!r:.100}")
+        raise ReportError(f"bucket index out of range in {shown(pairs)}")
     return [(index, _amount(count)) for index, count in pairs], _number(total)
 
 
@@ -80,38 +81,38 @@ def _items(message: Mapping[str, Any], key: str) -> list[Any]:
 
 def _sequence(value: Any, length: int | None = None) -> list[Any]:
     if not isinstance(value, list | tuple) or (length is not None and len(value) != length):
-        raise ReportError(f"expected {length or 'any number of'} items, not {value!r:.100}")
+        raise ReportError(f"expected {length or 'any number of'} items, not {shown(value)}")
     return list(value)
 
 
 def _reporters(value: Any) -> Labels:
     reporters = tuple(_sequence(value))
     if not reporters or any(reporter not in REPORTERS for reporter in reporters) or len(set(reporters)) != len(reporters):
-        raise ReportError(f"reporters are some of {REPORTERS!r}, not {value!r:.100}")
+        raise ReportError(f"reporters are some of {REPORTERS!r}, not {shown(value)}")
     return reporters
 
 
 def _labels(value: Any, count: int) -> Labels:
     labels = _sequence(value, count)
     if any(type(label) is not str or len(label) > _LABEL_LENGTH for label in labels):
-        raise ReportError(f"a label is text of at most {_LABEL_LENGTH} characters: {value!r:.100}")
+        raise ReportError(f"a label is text of at most {_LABEL_LENGTH} characters: {shown(value)}")
     return tuple(labels)
 
 
 def _metric(name: Any, kind: Kind) -> Metric:
     metric = PLAIN.get(name) if isinstance(name, str) else None
     if metric is None or metric.kind != kind:
-        raise ReportError(f"no {kind} is called {name!r:.100}")
+        raise ReportError(f"no {kind} is called {shown(name)}")
     return metric
 
 
 def _amount(value: Any) -> int:
     if type(value) is not int or not 0 <= value < _LARGEST:
-        raise ReportError(f"a count is a whole number below 2^53, not {value!r:.100}")
+        raise ReportError(f"a count is a whole number below 2^53, not {shown(value)}")
     return value
 
 
 def _number(value: Any) -> float:
     if type(value) not in (int, float) or not math.isfinite(value) or not 0 <= value < _LARGEST:
-        raise ReportError(f"a value is a number from 0 to 2^53, not {value!r:.100}")
+        raise ReportError(f"a value is a number from 0 to 2^53, not {shown(value)}")
     return float(value)

@@ -13,10 +13,10 @@ from typing import Any, Final
 
 import aiohttp
 import orjson
-import yaml
 
-from nodeagent.errors import ConfigError, ControlError
+from nodeagent.errors import ConfigError, ControlError, ResourceError
 from nodeagent.identity.tls import load_chain
+from nodeagent.resources import yaml_text
 
 ACCOUNT: Final = Path("/var/run/secrets/kubernetes.io/serviceaccount")
 TIMEOUT: Final = aiohttp.ClientTimeout(total=10)
@@ -116,7 +116,7 @@ def from_kubeconfig(path: Path) -> Access:
     A user may have a token, a token file or a client certificate; programs that get a token (exec) are not run.
     """
     try:
-        document = yaml.safe_load(path.read_text())
+        document = yaml_text.one(path.read_text())
         context = _named(document, "contexts", "context", document["current-context"])
         cluster = _named(document, "clusters", "cluster", context["cluster"])
         user = _named(document, "users", "user", context["user"])
@@ -126,7 +126,7 @@ def from_kubeconfig(path: Path) -> Access:
         return Access(str(cluster["server"]).rstrip("/"), _context(path.parent, cluster, user), token_file, str(user.get("token", "")))
     except KeyError as error:
         raise ConfigError(f"{path}: {error.args[0]} is missing") from None
-    except (OSError, UnicodeDecodeError, yaml.YAMLError, ssl.SSLError, binascii.Error, TypeError, AttributeError, ValueError) as error:
+    except (OSError, UnicodeDecodeError, ResourceError, ssl.SSLError, binascii.Error, TypeError, AttributeError, ValueError) as error:
         raise ConfigError(f"{path}: not a usable kubeconfig: {type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}") from None
 
 

@@ -29,7 +29,7 @@ def run(*arguments: str, timeout: float = 60) -> subprocess.CompletedProcess[str
 
 # -- agent.yaml --
 
-GOOD: dict[str, Any] = {"node": "n", "source": "/nowhere", "redirect": {"cgroup": "/nowhere"}, "identity": {"caDirectory": "/nowhere"}}
+GOOD: dict[str, Any] = {"node": "node1", "source": "/nowhere", "redirect": {"cgroup": "/nowhere"}, "identity": {"caDirectory": "/nowhere"}}
 BAD = {
     "unknown field": ({"colour": "red"}, "colour", "red"),
     "unknown field below": ({"proxy": {"limits": {"headerByte": 5}}}, "proxy.limits.headerByte", "5"),

@@ -16,7 +16,7 @@ AUTHZ: dict[str, Any] = {"service": "foo/ext-authz.foo.svc.cluster.local", "port
 
 def loaded(tmp_path: Path, *providers: dict[str, Any]) -> tuple[config.ExtensionProvider, ...]:
     path = tmp_path / "agent.yaml"
-    document = {"node": "n", "source": "/s", "redirect": {"cgroup": "/c"}, "identity": {"caDirectory": "/i"}, "extensionProviders": list(providers)}
+    document = {"node": "node1", "source": "/s", "redirect": {"cgroup": "/c"}, "identity": {"caDirectory": "/i"}, "extensionProviders": list(providers)}
     path.write_text(yaml.safe_dump(document))
     return config.load(path).extension_providers
 

@@ -30,7 +30,7 @@ def test_a_worker_that_cannot_give_up_its_privileges_ends() -> None:
 
         privilege.drop = refuse
         ours, theirs = pair()
-        config = {"node": "n", "source": "/", "redirect": {"cgroup": "/"}, "identity": {"caDirectory": "/"}, "telemetry": {"accessLog": {"path": ""}}}
+        config = {"node": "node1", "source": "/", "redirect": {"cgroup": "/"}, "identity": {"caDirectory": "/"}, "telemetry": {"accessLog": {"path": ""}}}
         start = {"op": "start", "worker": 0, "config": config, "node_addresses": [], "supervisor": os.getpid()}
         socket.send_fds(ours, [orjson.dumps(start)], [0])
         worker.main(theirs)

@@ -21,7 +21,7 @@ from nodeagent.resources.quantity import quantity
 
 _REPLICATED: Final = ("Deployment", "StatefulSet", "ReplicaSet", "ReplicationController")
 _WORKLOADS: Final = (*_REPLICATED, "DaemonSet", "Job", "CronJob")
-MAX_VALUES: Final = 20_000_000
+BOUNDS: Final = yaml_text.Bounds(20_000_000, 1 << 30)
 """Of one YAML document: a list of tens of thousands of pods."""
 
 
@@ -98,7 +98,7 @@ def _values(file: str, text: str) -> list[Any]:
                 reason = "nested too deeply" if isinstance(error, RecursionError) else error
                 raise EstimateError(f"{file}: not JSON: {reason}") from None
     try:
-        return [value for line, part in yaml_text.split(text) for value in yaml_text.load(part, line, MAX_VALUES)]
+        return [value for line, part in yaml_text.split(text) for value in yaml_text.load(part, line, BOUNDS)]
     except ResourceError as error:
         raise EstimateError(f"{file}: {error}") from None
 

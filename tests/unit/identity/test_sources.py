@@ -51,7 +51,7 @@ def put(directory: Path, certificate: Certificate) -> None:
     ],
 )
 def test_exactly_one_source(tmp_path: Path, identity: dict[str, Any], words: str) -> None:
-    (tmp_path / "agent.yaml").write_text(yaml.safe_dump({"node": "n", "source": "/", "redirect": {"cgroup": "/"}, "identity": identity}))
+    (tmp_path / "agent.yaml").write_text(yaml.safe_dump({"node": "node1", "source": "/", "redirect": {"cgroup": "/"}, "identity": identity}))
     with pytest.raises(ConfigError, match=words):
         load(tmp_path / "agent.yaml")
 

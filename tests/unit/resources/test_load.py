@@ -113,7 +113,7 @@ def test_a_date_is_text() -> None:
         ("name: c", "name: c\n    env: [{name: a, value: 1}]", C + "env[0].value: 1: allowed: string"),
         ("name: c", "name: c\n    env: [{name: a, valueFrom: {fieldRef: {fieldPath: x}}}]", C + "env[0].valueFrom.fieldRef: "),
         ("spec:", "spec:\n  volumes: [{name: v}]", WHERE + 'spec.volumes[0]: {"name": "v"}: allowed: exactly one of emptyDir, hostPath, configMap'),
-        ("a, labels", "a, true: 2, labels", "f.yaml: not YAML: line 4: the key True is not text"),
+        ("a, labels", "a, 1.5: 2, labels", "f.yaml: not YAML: line 4: the key 1.5 is not text"),
         ("\nspec:", "\n- x\nspec:", "f.yaml: not YAML: "),
     ],
 )

@@ -151,7 +151,7 @@ def test_what_says_nothing_new_is_no_change(state: Path) -> None:
         (pod(podIPs={}), "status.podIPs"),
         (pod() | {"spec": {"containers": [{"ports": [{"containerPort": 70000}]}]}}, "spec.containers[0].ports[0].containerPort: 70000: a port from 1 to 65535"),
         (pod() | {"metadata": pod()["metadata"] | {"labels": {"a": 1}}}, "metadata.labels"),
-        (pod("other"), "its name must be Pod.default.other.json"),
+        (pod("other"), "its name must be 'Pod.default.other.json'"),
         (pod() | {"kind": "Pod/../../etc", "metadata": []}, "metadata"),
     ],
 )

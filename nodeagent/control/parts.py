@@ -1,0 +1,82 @@
+"""Control's parts: each runs for as long as control does, and one that fails is started again alone.
+
+Nothing that a part was given may end control: its successor would be given the same. A part that fails is named in the log and in
+readiness, and begins anew after a growing, jittered pause; all others go on meanwhile.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+from collections.abc import Awaitable, Callable, Coroutine
+from dataclasses import dataclass
+from typing import Any, Final
+
+from nodeagent.errors import shown
+
+FIRST_PAUSE: Final = 0.1
+LONGEST_PAUSE: Final = 30.0
+STEADY_SECONDS: Final = 10.0
+"""A part that has run for so long since it failed is well again."""
+log = logging.getLogger("nodeagent.control")
+
+
+@dataclass(slots=True)
+class _Failure:
+    words: str
+    count: int
+    resumed: float = float("inf")
+    """When the part was started again, by the loop's clock."""
+
+
+class Parts:
+    """Named coroutines. *sleep* and *uniform* are injected for tests."""
+
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        *,
+        sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
+        uniform: Callable[[float, float], float] = random.uniform,
+    ) -> None:
+        self._loop, self._sleep, self._uniform = loop, sleep, uniform
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._failures: dict[str, _Failure] = {}
+
+    def start(self, name: str, part: Callable[[], Coroutine[Any, Any, None]]) -> None:
+        """Run *part*, and run it again whenever it raises; one that returns has done its work."""
+        task = self._loop.create_task(self._keep(name, part), name=name)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    def failing(self) -> list[str]:
+        """Return, in words, the parts that failed and have not run steadily since."""
+        steady = self._loop.time() - STEADY_SECONDS
+        self._failures = {name: failure for name, failure in self._failures.items() if failure.resumed > steady}
+        return [f"{name} failed {failure.count} times: {failure.words}" for name, failure in sorted(self._failures.items())]
+
+    def stop(self) -> None:
+        """Cancel every part."""
+        for task in self._tasks:
+            task.cancel()
+
+    async def _keep(self, name: str, part: Callable[[], Coroutine[Any, Any, None]]) -> None:
+        while True:
+            try:
+                await part()
+            except Exception as error:  # noqa: BLE001 - whatever it is, all other parts go on
+                await self._sleep(self._failed(name, error))
+                self._failures[name].resumed = self._loop.time()
+            else:
+                self._failures.pop(name, None)
+                return
+
+    def _failed(self, name: str, error: Exception) -> float:
+        """Note that *name* failed; return the seconds to wait before it is started again."""
+        self.failing()  # what ran steadily until now starts to count anew
+        before = self._failures.get(name)
+        failure = self._failures[name] = _Failure(f"{type(error).__name__}: {shown(str(error))}", before.count + 1 if before else 1)
+        pause = min(FIRST_PAUSE * 2.0 ** min(failure.count - 1, 16), LONGEST_PAUSE) * self._uniform(0.8, 1.2)
+        log.error("%s failed (%s) and is started again in %.1f s; everything else goes on", name, failure.words, pause, exc_info=error)
+        return pause
