@@ -122,6 +122,13 @@ UPSTREAM_TLS = Reason(
     "upstream_reset_before_response_started{tls_error}",
     "the peer's certificate was not accepted: compare trust roots and the expected identity",
 )
+NO_CERTIFICATE = Reason(
+    "no_certificate",
+    503,
+    "UF",
+    "upstream_reset_before_response_started{no_certificate}",
+    "the pod has no certificate yet, so it neither asks nor answers by mTLS: is the authority reachable? See nodeagent get pods",
+)
 UPSTREAM_RESET = Reason(
     "upstream_reset", 503, "UC", "upstream_reset_before_response_started{connection_termination}", "the application closed the connection before it answered"
 )

@@ -2,6 +2,9 @@
 
 Enrolling and releasing touch neither the pod's processes nor its open connections; what fails for one pod is told and
 tried again, and never keeps another pod from its enrolment.
+
+A pod is captured whether it has a certificate or not: what needs none works, and what needs one fails, with a reason. A pod
+that cannot be captured is held (``DataPlane.enroll``). So neither an authority that is away nor a pod's own doing opens it.
 """
 
 from __future__ import annotations
@@ -11,7 +14,7 @@ import socket
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from nodeagent.channel import Message
 from nodeagent.control.workers import Workers
@@ -21,20 +24,23 @@ from nodeagent.mesh.entries import PodUid, SpiffeId, Workload
 from nodeagent.mesh.local import BYPASS, LocalPod
 from nodeagent.mesh.protection import CLOSED, Protection, WhenDead, protection
 from nodeagent.policy.model import MtlsMode
-from nodeagent.redirect.netns import PodNetns
 from nodeagent.redirect.plane import DataPlane
 from nodeagent.redirect.pod import EnrolledPod, ListenerId, Listeners
 
 log = logging.getLogger("nodeagent.enrolment")
 
 
+State = Literal["enrolled", "pending", "faulty", "failed"]
+"""pending: captured, without a certificate that is good; faulty: captured, and something is wrong that cannot be repaired; failed: not captured."""
+
+
 @dataclass(slots=True)
 class Member:
-    """One enrolled (or not yet enrollable) pod."""
+    """A pod that shall be captured."""
 
     pod: LocalPod
     cookie: int = 0
-    state: str = "pending"
+    state: State = "failed"
     faults: list[str] = field(default_factory=list)
     repaired: int = 0
     published: bool = False
@@ -78,15 +84,21 @@ class Enrolment:
         self.kept: dict[str, dict[ListenerId, socket.socket]] = {}
         """Listeners that an earlier control process made, by pod."""
 
-    def reconcile(self, pods: Mapping[PodUid, LocalPod]) -> None:
-        """Make the enrolled pods be *pods*: uid -> (pod, identity)."""
-        for uid in [uid for uid in self.members if uid not in pods]:
-            self.release(uid)
-        for uid, pod in pods.items():
-            member = self.members.get(uid)
-            wanted = self._described(uid, pod)
-            if member is None or member.state != "enrolled" or not member.alike(wanted):
+    def keep(self, pods: Mapping[PodUid, LocalPod]) -> None:
+        """Release the pods that are not among *pods*, and bring the others to what they are described as now."""
+        for uid, member in list(self.members.items()):
+            if uid not in pods:
+                self.release(uid)
+                continue
+            wanted = self._described(uid, pods[uid])
+            if member.state in ("faulty", "failed") or not member.alike(wanted):
                 self._enrol(uid, wanted)
+
+    def add(self, pods: Mapping[PodUid, LocalPod]) -> None:
+        """Capture those of *pods* that are new."""
+        for uid, pod in pods.items():
+            if uid not in self.members:
+                self._enrol(uid, self._described(uid, pod))
 
     def _described(self, uid: PodUid, pod: LocalPod) -> Member:
         workload = self._workers.entry(f"workload/{uid}")
@@ -97,10 +109,17 @@ class Enrolment:
         return Member(pod, mtls=workload.mtls, port_mtls=workload.port_mtls, protection=protected, bypass=workload.bypass)
 
     def certified(self, identity: SpiffeId) -> None:
-        """Enrol the pods that waited for the certificate of *identity*."""
-        for uid, member in list(self.members.items()):
+        """Let the pods that waited for the certificate of *identity* take mTLS."""
+        for uid, member in self.members.items():
             if member.state == "pending" and member.pod.identity == identity:
-                self._enrol(uid, member)
+                self._judge(uid, member, [])
+
+    def prune(self) -> None:
+        """Remove what an earlier daemon left of pods that exist no more."""
+        captured = self._plane.numbers()
+        spared = [address for uid, member in self.members.items() if uid not in captured for address in member.pod.addresses]
+        for what in self._plane.prune(spared):
+            log.info("removed of a pod that is gone: %s", what)
 
     def forget_kept(self) -> None:
         """Close the listeners of pods that ended while control was away: they would keep the pods' network alive."""
@@ -112,12 +131,6 @@ class Enrolment:
     def _enrol(self, uid: PodUid, member: Member) -> None:
         self.members[uid] = member
         pod = member.pod
-        netns: PodNetns | None = None
-        missing = self._certificate_faults(pod.identity)
-        if missing and uid not in self._handed:
-            member.state, member.faults = "pending", missing
-            log.warning("pod %s/%s is not captured yet: %s", pod.namespace, pod.pod, missing[0])
-            return
         try:
             with translated(KernelError, "the pod cannot be captured"):
                 netns = self._plane.pod_netns(Path(pod.netns))
@@ -125,16 +138,24 @@ class Enrolment:
                 wanted = EnrolledPod(uid, netns, pod.addresses, member.protection, pod.exclude_inbound, pod.exclude_outbound, bypass)
                 listeners = self._plane.enroll(wanted, Listeners(self.kept.pop(uid, {})))
         except KernelError as error:
-            if netns is not None:
-                netns.close()
             member.state, member.faults = "failed", [str(error)]
             log.error("pod %s/%s is not captured: %s", pod.namespace, pod.pod, error)
             return
-        member.state, member.faults, member.cookie = "enrolled", [], netns.cookie
+        member.cookie = netns.cookie
         for words in self._unjoined(member):
             log.warning("pod %s/%s: %s", pod.namespace, pod.pod, words)
         self._hand_on(uid, member, listeners)
-        self._publish(uid, member)
+        self._judge(uid, member, [])
+
+    def _judge(self, uid: PodUid, member: Member, wrong: list[str]) -> None:
+        """Say how a captured pod is, with what is *wrong*; other nodes hear of it when it can take mTLS."""
+        before, missing = member.state, self._certificate_faults(member.pod.identity)
+        member.state = "faulty" if wrong else "pending" if missing else "enrolled"
+        member.faults = [*wrong, *missing]
+        if missing and before != member.state:
+            log.warning("pod %s/%s has no certificate, and no mTLS: %s", member.pod.namespace, member.pod.pod, missing[0])
+        if not missing and not member.published:
+            self._publish(uid, member)
 
     def _unjoined(self, member: Member) -> list[str]:
         """Say that the pod asks for the bypass and does not get it, and why."""
@@ -183,17 +204,14 @@ class Enrolment:
         """Compare each pod, and what all share, with the kernel's real state and repair what differs."""
         self._mend("the node", self._plane.verify_node, self._plane.repair_node)
         for uid, member in list(self.members.items()):
-            if member.state in ("failed", "pending"):
+            if member.state == "failed":
                 self._enrol(uid, member)
                 continue
-            if not member.published:
-                self._publish(uid, member)
             name = f"pod {member.pod.namespace}/{member.pod.pod}"
-            found, member.faults = self._mend(name, lambda uid=uid: self._plane.verify(uid), lambda uid=uid: self._plane.repair(uid))  # type: ignore[misc]
-            member.faults += self._certificate_faults(member.pod.identity)
-            member.state = "faulty" if member.faults else "enrolled"
+            found, left = self._mend(name, lambda uid=uid: self._plane.verify(uid), lambda uid=uid: self._plane.repair(uid))  # type: ignore[misc]
             member.repaired += len(found)
             self._hand_on(uid, member, self._plane.listeners(uid))
+            self._judge(uid, member, left)
 
     def _certificate_faults(self, identity: SpiffeId) -> list[str]:
         try:
@@ -243,7 +261,7 @@ class Enrolment:
                 "port_modes": {str(port): mode for port, mode in member.port_mtls},
                 "when_dead": _refusal(member.protection.dead),
                 "when_dead_ports": {str(port): _refusal(dead) for port, dead in member.protection.ports},
-                "listeners": len(self._plane.listeners(uid).fds) if member.state in ("enrolled", "faulty") else 0,
+                "listeners": len(self._plane.listeners(uid).fds) if member.state != "failed" else 0,
             }
             for uid, member in self.members.items()
         ]

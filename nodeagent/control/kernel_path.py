@@ -65,6 +65,10 @@ class KernelPaths:
         if wanted != self._plane.http.enabled and (self._plane.http.ready or not wanted):
             (self._plane.http.enable if wanted else self._plane.http.disable)()
 
+    def knows_all(self) -> bool:
+        """Say whether the pods are those of the last :meth:`update`."""
+        return self._numbers == self._plane.numbers()
+
     def close_refused(self, store: Store) -> int:
         """Close established connections that policy refuses now, or would decide per request; return how many. Call it after :meth:`update`.
 

@@ -40,9 +40,6 @@ from nodeagent.telemetry import metrics as declared
 from nodeagent.telemetry.store import Store
 
 BEATS_PER_TIMEOUT: Final = 5
-START_PATIENCE: Final = 5.0
-PATIENCE: Final = 1.0
-"""Seconds to wait for the certificates of new pods; pods whose certificate comes later are enrolled when it comes."""
 SETTLE_SECONDS: Final = 0.3
 """A connect() that was redirected before the heartbeat stopped reaches its listener within this time."""
 log = logging.getLogger("nodeagent.control")
@@ -130,9 +127,9 @@ class Control:
         state.start["node_addresses"] = sorted(self.mesh.node_addresses())
         self.workers.start()
         self.parts.start("what renews certificates", self.certificates.run)
-        await self._reconcile(START_PATIENCE)
+        self._reconcile()
         self.enrolment.forget_kept()
-        self.plane.prune()
+        self.enrolment.prune()
         self._listed = True
         self.parts.start("the reader of the source", self._watch)
         self.parts.start("the heartbeat", self._heartbeat)
@@ -227,12 +224,19 @@ class Control:
         workers.apply(Delta(removals=tuple(entry.key for entry in workers.entries() if isinstance(entry, Jwks) and entry.uri not in wanted)))
         self.key_sets.wanted(wanted)
 
-    async def _reconcile(self, patience: float) -> None:
-        await self.certificates.ensure(self._identities(), patience)
-        self.enrolment.reconcile({pod.uid: pod for pod in self._local_pods()})
+    def _reconcile(self) -> None:
+        """Bring the node to the snapshot: first what is there already, which a change may forbid, then what is new. No certificate is waited for."""
+        pods, identities = {pod.uid: pod for pod in self._local_pods()}, self._identities()
+        self.enrolment.keep(pods)
+        if self._listed:
+            self._update_kernel_paths()
+        self._forget_all_but(identities)
+        for identity in identities:
+            self.certificates.want(identity)
+        self.enrolment.add(pods)
         self.pod_sockets.reconcile({pod.uid: pod for pod in self.mesh.asking_pods()})
-        self._forget_all_but(self._identities())
-        self._update_kernel_paths()
+        if not self._listed or not self.kernel_paths.knows_all():
+            self._update_kernel_paths()
 
     def _update_kernel_paths(self) -> None:
         """Bring what the kernel decides alone to the snapshot and the pods; a fault there leaves connections to the proxy, and is tried again."""
@@ -261,7 +265,7 @@ class Control:
     async def _watch(self) -> None:
         """Follow the source. Started again after a failure, it reconciles first: the batch at which it failed is in the mesh."""
         while True:
-            await self._reconcile(PATIENCE)
+            self._reconcile()
             await self._watch_once()
 
     async def _watch_once(self) -> None:

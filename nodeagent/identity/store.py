@@ -12,7 +12,7 @@ import asyncio
 import logging
 import random
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Final
 
@@ -90,16 +90,6 @@ class Certificates:
         if identity not in self._wanted:
             self._wanted[identity] = _Wanted()
             self._request(identity)
-
-    async def ensure(self, identities: Iterable[SpiffeId], timeout: float) -> None:
-        """Want all *identities* and wait until the new ones were tried once, at most *timeout* seconds; :meth:`current` says how it went."""
-        waiting = []
-        for identity in identities:
-            if identity not in self._wanted:
-                self.want(identity)
-                waiting.append(self._under_way[identity])
-        if waiting:
-            await asyncio.wait(waiting, timeout=timeout)
 
     def current(self, identity: SpiffeId) -> Certificate:
         """Return the certificate of *identity* that is good now. Raises IdentityError saying why there is none (yet)."""

@@ -9,7 +9,7 @@ import ssl
 from time import time
 from typing import Any
 
-from nodeagent.errors import NO_ORIGINAL, OVER_LIMIT, PLAINTEXT_REFUSED, UPSTREAM_TLS, IdentityError
+from nodeagent.errors import NO_CERTIFICATE, NO_ORIGINAL, OVER_LIMIT, PLAINTEXT_REFUSED, UPSTREAM_TLS, IdentityError
 from nodeagent.identity.tls import peer_expiry, peer_identity
 from nodeagent.mesh.entries import Protocol
 from nodeagent.policy.model import MtlsMode
@@ -157,10 +157,14 @@ class Accepted:
 
     def _start_tls(self, early: bytes) -> None:
         tls = self._pod.tls
-        if tls is None:
-            self._tls_failed(IdentityError("no certificate yet"))
-            return
         self._cancel()
+        if tls is None:
+            self._transport.pause_reading()
+            self._early = early
+            task = self._pipeline.loop.create_task(self._await_certificate())
+            self._pod.open.add(task)
+            task.add_done_callback(self._pod.open.discard)
+            return
         stream = TlsStream(tls.server, server_side=True, ready=self._tls_ready, failed=self._tls_failed)
         self._early = b""
         self._timer = self._pipeline.loop.call_later(self._pipeline.timeouts.handshake, self._transport.abort)
@@ -168,6 +172,18 @@ class Accepted:
         transport.set_protocol(stream)
         stream.connection_made(transport)
         stream.data_received(early)
+
+    async def _await_certificate(self) -> None:
+        """Begin the handshake when the pod has its first certificate."""
+        tls = await self._pod.certified()
+        if self._transport.is_closing():
+            return
+        if tls is None:
+            assert self._connection is not None
+            self._pipeline.refuse(self._connection, self._transport, NO_CERTIFICATE)
+        else:
+            self._transport.resume_reading()
+            self._start_tls(self._early)
 
     def _tls_ready(self, stream: TlsStream) -> None:
         self._cancel()

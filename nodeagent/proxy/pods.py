@@ -10,6 +10,8 @@ import asyncio
 import collections
 import socket
 from collections.abc import Callable
+from contextlib import suppress
+from time import monotonic
 from typing import Any, Final
 
 from nodeagent.identity.tls import Contexts
@@ -18,6 +20,8 @@ from nodeagent.mesh.entries import Family, PodUid
 LOW_WATER: Final = 4
 SMALLEST: Final = 8
 LARGEST: Final = 128
+CERTIFICATE_SECONDS: Final = 5.0
+"""Since a pod was captured: so long its connections wait for its first certificate. Later ones fail at once."""
 
 
 class SocketStock:
@@ -78,7 +82,7 @@ class SocketStock:
 class PodState:
     """An enrolled pod of this node."""
 
-    __slots__ = ("connections", "cookie", "identity", "open", "routes", "routes_view", "stock", "tls", "uid")
+    __slots__ = ("_certified", "_patient_until", "connections", "cookie", "identity", "open", "routes", "routes_view", "stock", "tls", "uid")
 
     def __init__(self, uid: PodUid, cookie: int, identity: str, ask: Callable[[Family, int], None]) -> None:
         self.uid, self.cookie, self.identity = uid, cookie, identity
@@ -88,3 +92,19 @@ class PodState:
         self.routes: dict[tuple[object, ...], Any] = {}
         self.routes_view = -1
         self.tls: Contexts | None = None
+        self._certified = asyncio.Event()
+        self._patient_until = monotonic() + CERTIFICATE_SECONDS
+
+    def certify(self, tls: Contexts | None) -> None:
+        """Show the certificate of *tls* from the next handshake on; who waits for the first one goes on. None: it has none (any more)."""
+        self.tls = tls
+        if tls is not None:
+            self._certified.set()
+
+    async def certified(self) -> Contexts | None:
+        """Return the pod's TLS contexts. A pod is captured before its first certificate is there: for that one is waited a while, once."""
+        if self.tls is None:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(self._patient_until - monotonic()):
+                    await self._certified.wait()
+        return self.tls

@@ -14,7 +14,7 @@ import ssl
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Final
 
-from nodeagent.errors import CONNECT_FAILED, CONNECT_TIMEOUT, UPSTREAM_RESET, UPSTREAM_TLS, IdentityError, Reason
+from nodeagent.errors import CONNECT_FAILED, CONNECT_TIMEOUT, NO_CERTIFICATE, UPSTREAM_RESET, UPSTREAM_TLS, IdentityError, Reason
 from nodeagent.identity.tls import Contexts, peer_identity
 from nodeagent.mesh.entries import Family, SpiffeId
 from nodeagent.proxy.connection import host_port
@@ -72,7 +72,7 @@ class Dial:
             async with asyncio.timeout(timeouts.connect):
                 return await self._connect(pipeline, http=http)
         except TimeoutError:
-            raise DialError(CONNECT_TIMEOUT) from None
+            raise DialError(NO_CERTIFICATE if self.expected is not None and self.pod.tls is None else CONNECT_TIMEOUT) from None
         except (ssl.SSLError, IdentityError) as error:
             pipeline.note_failure(self, error)
             raise DialError(UPSTREAM_TLS) from None
@@ -81,18 +81,17 @@ class Dial:
 
     async def _connect(self, pipeline: Pipeline, *, http: bool) -> Dialled:
         loop = pipeline.loop
+        tls = await self.pod.certified() if self.expected is not None else None
+        if self.expected is not None and tls is None:
+            raise DialError(NO_CERTIFICATE)
         try:
             sock = await self._connected(pipeline, self.address)
         except OSError as error:
             if not self.other or error.errno not in _ELSEWHERE:
                 raise
             sock = await self._connected(pipeline, self.other)
-        if self.expected is None:
-            return (await loop.create_connection(Dialled, sock=sock))[1]
-        tls = self.pod.tls
         if tls is None:
-            sock.close()
-            raise IdentityError(f"{self.pod.identity} has no certificate yet")
+            return (await loop.create_connection(Dialled, sock=sock))[1]
         established: asyncio.Future[TlsStream] = loop.create_future()
 
         def failed(error: Exception) -> None:

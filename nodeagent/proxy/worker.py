@@ -179,7 +179,7 @@ class Worker:
         fresh = self._contexts[certificate.identity] = contexts(certificate)
         for pod in self._pipeline.pods.values():
             if pod.identity == certificate.identity:
-                pod.tls = fresh
+                pod.certify(fresh)
                 self._pipeline.renewed(pod)
 
     def _on_pod(self, message: Message, descriptors: list[int]) -> None:
@@ -195,7 +195,7 @@ class Worker:
 
         pod = self._pipeline.pods[uid] = PodState(uid, message["cookie"], message["identity"], ask)
         self._pipeline.view.generation += 1
-        pod.tls = self._contexts.get(pod.identity)
+        pod.certify(self._contexts.get(pod.identity))
 
     def _on_listen(self, message: Message, descriptors: list[int]) -> None:
         pod = self._pipeline.pods[message["uid"]]

@@ -13,7 +13,8 @@ import socket
 import struct
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
@@ -26,11 +27,13 @@ from nodeagent.redirect import bypass, hooks, layout, loader, maps, pins, sock_d
 from nodeagent.redirect import pod as pods
 from nodeagent.redirect.http_metrics import HttpMetrics
 from nodeagent.redirect.kernel import Flow, FlowId, KernelPath
+from nodeagent.redirect.layout import pack_address
 from nodeagent.redirect.netns import PodNetns
 from nodeagent.redirect.pod import EnrolledPod, ListenerId, Listeners
 
 log = logging.getLogger("nodeagent.redirect")
 _ZERO: Final = struct.pack("=I", 0)
+_COOKIE: Final = 8
 _POD_MAPS: Final = ("pods", "exclusions", "port_modes", "addresses")
 
 
@@ -50,6 +53,8 @@ class _State:
     entries: pods.Entries
     listeners: Listeners
     link: int = -1
+    captured: bool = False
+    """It had all of it at least once."""
 
     @property
     def target(self) -> hooks.Target:
@@ -153,9 +158,9 @@ class DataPlane:
     def enroll(self, pod: EnrolledPod, listeners: Listeners | None = None) -> Listeners:
         """Capture *pod*, or bring an enrolled one to its new description; return its listeners.
 
-        Takes over pod.netns, and the sockets of *listeners* (handed over by an earlier daemon). Raises KernelError: pod.netns
-        then remains the caller's, and a pod that was not enrolled before is not; one that was stays captured, and repair()
-        goes on trying to bring it to the new description.
+        Takes over pod.netns, and the sockets of *listeners* (handed over by an earlier daemon). Raises KernelError: the pod then has
+        what the kernel took, and repair() goes on trying. Without a listener, the agent's port being taken by a process of the pod,
+        its connections are treated as while no daemon is there.
         """
         state = self._enrolled.get(pod.uid)
         if state and state.pod.netns.cookie != pod.netns.cookie:
@@ -164,24 +169,33 @@ class DataPlane:
         try:
             wanted = pods.entries(pod, self.kernel.number(pod.netns.cookie))
         except OSError:
+            pod.netns.close()
             raise KernelError(f"pod {pod.uid}: {', '.join(pod.addresses)}: not IPv4 and IPv6 addresses") from None
         self._yield_addresses(pod, wanted["addresses"])
         if state:
             self._change(state, pod, wanted)
         else:
-            state = _State(pod, wanted, self._useful(listeners or Listeners()))
-        try:
-            for _, repair in self._faults(state):
-                repair()
-        except (KernelError, OSError) as error:
-            if pod.uid not in self._enrolled:
-                self._withdraw(state)
-                state.listeners.close()
-            raise error if isinstance(error, KernelError) else KernelError(f"pod {pod.uid}: the kernel refused its entries: {error.strerror}") from None
+            state = self._enrolled[pod.uid] = _State(pod, wanted, self._useful(listeners or Listeners()))
         if state.pod.netns.fd != pod.netns.fd:
             pod.netns.close()
-        self._enrolled[pod.uid] = state
+        try:
+            _put_right(self._faults(state))
+        except (KernelError, OSError) as error:
+            self._hold(state)
+            raise error if isinstance(error, KernelError) else KernelError(f"pod {pod.uid}: the kernel refused its entries: {error.strerror}") from None
+        state.captured = True
         return state.listeners
+
+    def _hold(self, state: _State) -> None:
+        """Have the kernel do for a pod without listeners what it does without a daemon. The link refuses whom the maps do not know:
+        where they are full, that is right for a pod that refuses without a daemon, and for no other."""
+        with suppress(KernelError, OSError):
+            _put_right(self._entry_faults(state))
+        protection = state.pod.protection
+        protected = protection.dead or any(dead for _, dead in protection.ports)
+        if protected or not any(self._entry_faults(state)):
+            with suppress(KernelError, OSError):
+                _put_right(self._link_faults(state))
 
     def release(self, uid: str) -> None:
         """Stop capturing new connections of a pod, then close its listeners here; live connections are untouched."""
@@ -239,15 +253,20 @@ class DataPlane:
         """Put right whatever verify_node() would find; return what was. Raises KernelError when that is not possible."""
         return _put_right(self._node_faults())
 
-    def prune(self) -> list[str]:
-        """Remove what an earlier daemon left of pods that are not enrolled now; return it in words. Call it once all pods are."""
+    def prune(self, spared: Collection[str] = ()) -> list[str]:
+        """Remove what an earlier daemon left of pods that are not enrolled now; return it in words. Call it once all pods are.
+
+        What protects the pods with the addresses *spared*, which exist and could not be enrolled, stays.
+        """
         found = []
+        addresses = {pack_address(address) for address in spared}
+        owners = {cookie for address, cookie in self._maps["addresses"].items() if address in addresses}
         for name in _POD_MAPS:
             wanted = {key for state in self._enrolled.values() for key in state.entries[name]}
-            stale = [key for key, _ in self._maps[name].items() if key not in wanted]
+            stale = [key for key, value in self._maps[name].items() if key not in wanted and _owner(name, key, value) not in owners]
             found += [f"an entry of {name}" for key in stale if self._maps[name].drop(key)]
-        cookies = {self._pins.lookup(state.pod.netns.cookie) for state in self._enrolled.values()}
-        for link in set(self._pins.links.glob("lookup-*")) - cookies:
+        known = {state.pod.netns.cookie for state in self._enrolled.values()} | {int.from_bytes(owner, sys.byteorder) for owner in owners}
+        for link in set(self._pins.links.glob("lookup-*")) - {self._pins.lookup(cookie) for cookie in known}:
             hooks.remove(link)
             found.append(f"the link {link.name}")
         return found
@@ -262,7 +281,8 @@ class DataPlane:
         for state in self._enrolled.values():
             state.listeners.close()
             state.pod.netns.close()
-            os.close(state.link)
+            if state.link >= 0:
+                os.close(state.link)
         self._enrolled.clear()
         for fd in (*self._links.values(), *self._programs.values(), *(one.fd for one in self._maps.values()), self._cgroup.fd):
             os.close(fd)
@@ -312,11 +332,14 @@ class DataPlane:
     def _faults(self, state: _State) -> Iterator[_Fault]:
         """Everything in which the kernel differs from *state*, in the order in which it has to be repaired; lazily."""
         yield from self._listener_faults(state)
+        yield from self._entry_faults(state)
+        yield from self._link_faults(state)
+
+    def _entry_faults(self, state: _State) -> Iterator[_Fault]:
         for name, wanted in state.entries.items():
             for key, value in wanted.items():
                 if self._maps[name].get(key) != value:
                     yield f"the map {name} does not hold the pod's entry", lambda name=name, key=key, value=value: self._maps[name].put(key, value)  # type: ignore[misc]
-        yield from self._link_faults(state)
 
     def _listener_faults(self, state: _State) -> Iterator[_Fault]:
         missing = [one for one in self._listener_ids(state) if one not in state.listeners.fds or not pods.is_listening(state.listeners.fds[one])]
@@ -333,9 +356,9 @@ class DataPlane:
                 )
 
     def _listener_ids(self, state: _State) -> list[ListenerId]:
-        """Those that the pod must have; before it is enrolled, also those which may turn out to be impossible."""
+        """Those that the pod must have; before it is captured, also those which may turn out to be impossible."""
         families = {layout.family_of(address) for address in state.pod.addresses}
-        if state.pod.uid not in self._enrolled:
+        if not state.captured:
             families = {4, 6}
         return [one for one in pods.listener_ids(self._slots) if one[1] in families or one in state.listeners.fds]
 
@@ -389,6 +412,11 @@ async def _ended(process: asyncio.subprocess.Process, said: list[bytes]) -> None
     """Wait for the loader. Raises KernelError when it failed."""
     if await process.wait():
         raise KernelError(b"".join(said).decode(errors="replace").strip() or f"the loader died: exit status {process.returncode}")
+
+
+def _owner(name: str, key: bytes, value: bytes) -> bytes:
+    """Return the cookie of the network namespace that an entry of one of _POD_MAPS belongs to."""
+    return value if name == "addresses" else key[:_COOKIE]
 
 
 def _put_right(faults: Iterator[_Fault]) -> list[str]:

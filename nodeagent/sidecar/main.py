@@ -236,7 +236,8 @@ class Sidecar:
         fresh = contexts(certificate)
         self.certificate = certificate
         for state in (self._inbound, self._outbound):
-            state.identity, state.tls = certificate.identity, fresh
+            state.identity = certificate.identity
+            state.certify(fresh)
             self.pipeline.renewed(state)
 
     # -- what it tells --

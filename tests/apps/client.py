@@ -159,7 +159,7 @@ async def load(options: argparse.Namespace) -> None:
     stop = asyncio.Event()
     counts: dict[str, int] = {"ok": 0}
     clients = [asyncio.create_task(one_load(options, number, stop, counts)) for number in range(options.connections)]
-    while not counts["ok"]:
+    while not any(counts.values()):
         await asyncio.sleep(0.01)
     say(started=True)
     while await line_from_stdin():

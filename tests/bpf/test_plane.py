@@ -329,25 +329,55 @@ def test_handed_over_listeners_are_used(make_node: Callable[..., Node], a: Pod) 
     assert node.plane.verify("pod") == []
 
 
-def test_a_port_that_the_pod_uses_itself(node: Node, a: Pod) -> None:
-    node.stage.start(a, serve, "127.0.0.1", 15006).receive()
+@pytest.mark.parametrize("protected", [False, True])
+def test_a_port_that_the_pod_uses_itself(node: Node, a: Pod, b: Pod, protected: bool) -> None:
+    """Verdict: the pod is held, as while no daemon is there; it is captured when the port is free."""
+    for pod in (a, b):
+        node.stage.start(pod, serve, "0.0.0.0", 8210).receive()
+    thief = node.stage.start(a, serve, "127.0.0.1", 15006)
+    thief.receive()
     with pytest.raises(KernelError, match=r"pod pod: cannot listen on 127.0.0.1 port 15006 .* a process in the pod listens on port 15006"):
-        node.enroll(a)
-    assert node.plane._enrolled == {}
+        node.enroll(a, protected=protected)
+    held = [b"EPERM", b"ECONNREFUSED"] if protected else [b"app 1", b"app 1"]
+    assert [_answer(node, a, b.ipv4, 8210), _answer(node, b, a.ipv4, 8210)] == held
     assert node.plane.prune() == []
+    assert [_answer(node, a, b.ipv4, 8210), _answer(node, b, a.ipv4, 8210)] == held
+    thief.stop()
+    node.plane.repair("pod")
+    with answering(node.plane.listeners("pod"), b"proxy"):
+        assert [_answer(node, a, b.ipv4, 8210), _answer(node, b, a.ipv4, 8210)] == [b"proxy", b"proxy"]
+
+
+def test_what_protects_a_pod_that_cannot_be_enrolled_is_not_pruned(make_node: Callable[..., Node], a: Pod, b: Pod) -> None:
+    """Input: a daemon died, and its successor finds a protected pod in the source but not its network namespace. Verdict: refused as before."""
+    node = make_node()
+    node.stage.start(b, serve, "0.0.0.0", 8211).receive()
+    node.enroll(b, "away", protected=True, exclude_inbound=frozenset({1}), ports=((2, False),))
+    node.plane.close()
+    node.plane = node.load()
+    assert node.plane.prune(b.addresses) == []
+    node.plane.stop_beating()
+    assert _answer(node, a, b.ipv4, 8211) == b"ECONNREFUSED"
+    assert len(node.plane.prune()) == 6
+    assert _answer(node, a, b.ipv4, 8211) == b"app 1"
 
 
 def test_full_maps_are_named(make_node: Callable[..., Node], a: Pod, b: Pod) -> None:
     node = make_node(maps={"exclusions": 2, "pods": 1})
     with pytest.raises(KernelError, match=r"exclusions is full \(2 entries\): raise redirect.maps.exclusions"):
         node.enroll(a, exclude_inbound=frozenset({1, 2, 3}))
+    node.plane.release("pod")
     assert node.plane.prune() == []
     node.enroll(a, "one", exclude_inbound=frozenset({1, 2}))
     with pytest.raises(KernelError, match=r"is full .* raise redirect.maps.exclusions"):
         node.enroll(a, "one", exclude_inbound=frozenset({3, 4, 5}))
     assert node.plane.verify("one") == ["the map exclusions does not hold the pod's entry"]
-    with pytest.raises(KernelError, match=r"is full .* raise redirect.maps.pods"):
-        node.enroll(b, "two")
+    node.stage.start(b, serve, "0.0.0.0", 8212).receive()
+    node.plane.stop_beating()
+    for protected, answer in ((False, b"app 1"), (True, b"ECONNREFUSED")):
+        with pytest.raises(KernelError, match=r"is full .* raise redirect.maps.pods"):
+            node.enroll(b, "two", protected=protected)
+        assert _answer(node, a, b.ipv4, 8212) == answer
     node.enroll(a, "one", exclude_inbound=frozenset({3}))
     assert node.plane.verify("one") == []
 

@@ -105,7 +105,7 @@ def test_agents_ask_the_authority_as_soon_as_it_is_there(lab: Lab, tmp_path: Pat
         agent.start(wait_seconds=0)
     try:
         row = eventually(lambda: _row(lab, "remote"), "the agent tells of the pod")
-        assert row["state"] == "pending"
+        assert (row["state"], row["listeners"]) == ("pending", 4)
         assert "no certificate for" in row["faults"][0]
         with served(lab, tmp_path) as log:
             for agent in agents:

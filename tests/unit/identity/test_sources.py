@@ -22,6 +22,7 @@ from nodeagent.identity.certificate import Certificate
 from nodeagent.identity.sources import CHAIN, KEY, ROOTS, BuiltIn, Files, open_source
 from nodeagent.identity.spiffe import spiffe_id
 from nodeagent.identity.store import Certificates
+from tests.unit.identity.waiting import ensure
 
 DOMAIN = "cluster.local"
 WEB, SHOP = spiffe_id(DOMAIN, "default", "web"), spiffe_id(DOMAIN, "default", "shop")
@@ -128,7 +129,7 @@ def test_a_mount_that_is_renewed_reaches_the_store(tmp_path: Path, authority: Ce
     async def scene() -> None:
         store = Certificates(Files(mount, DOMAIN), 600, heard.append, lambda identity: None)
         work = asyncio.create_task(store.run())
-        await store.ensure([WEB, SHOP], 5)
+        await ensure(store, [WEB, SHOP], 5)
         assert store.current(WEB).serial == first.serial
         with pytest.raises(IdentityError, match="not for"):
             store.current(SHOP)
@@ -151,7 +152,7 @@ def test_a_hundred_identities_of_the_built_in_authority_need_no_waiting(tmp_path
     async def scene() -> None:
         store = Certificates(BuiltIn(authority), 600, heard.append, lambda identity: None)
         work = asyncio.create_task(store.run())
-        await store.ensure(names, 30)
+        await ensure(store, names, 30)
         assert [store.current(name).identity for name in names] == names
         work.cancel()
         await asyncio.gather(work, return_exceptions=True)

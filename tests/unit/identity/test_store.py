@@ -12,6 +12,7 @@ from nodeagent.identity.certificate import Certificate
 from nodeagent.identity.sources import Trust
 from nodeagent.identity.store import AT_ONCE, LONGEST_PAUSE, Certificates
 from nodeagent.mesh.entries import SpiffeId
+from tests.unit.identity.waiting import ensure
 
 WEB, SHOP = SpiffeId("spiffe://cluster.local/ns/d/sa/web"), SpiffeId("spiffe://cluster.local/ns/d/sa/shop")
 TTL = 1000.0
@@ -83,8 +84,8 @@ def test_one_certificate_an_identity() -> None:
     async def scene(world: World) -> None:
         with pytest.raises(IdentityError, match="yet"):
             world.certificates.current(WEB)
-        await world.certificates.ensure([WEB, SHOP, WEB], 5)
-        await world.certificates.ensure([WEB], 5)
+        await ensure(world.certificates, [WEB, SHOP, WEB], 5)
+        await ensure(world.certificates, [WEB], 5)
         world.certificates.want(SHOP)
         await world.at(0)
         assert sorted(world.asked) == [SHOP, WEB]
@@ -98,7 +99,7 @@ def test_one_certificate_an_identity() -> None:
 def test_renewed_at_half_life_with_jitter(dice: float, due: float) -> None:
     async def scene(world: World) -> None:
         world.dice = dice
-        await world.certificates.ensure([WEB], 5)
+        await ensure(world.certificates, [WEB], 5)
         assert world.certificates.list()[0].renew_at == due
         await world.at(due - 1)
         assert [certificate.serial for certificate in world.heard] == ["1"]
@@ -112,7 +113,7 @@ def test_renewed_at_half_life_with_jitter(dice: float, due: float) -> None:
 
 def test_a_good_certificate_is_kept_while_renewal_fails(caplog: pytest.LogCaptureFixture) -> None:
     async def scene(world: World) -> None:
-        await world.certificates.ensure([WEB], 5)
+        await ensure(world.certificates, [WEB], 5)
         first = world.certificates.current(WEB)
         world.broken = {WEB}
         pauses = []
@@ -136,7 +137,7 @@ def test_a_good_certificate_is_kept_while_renewal_fails(caplog: pytest.LogCaptur
 
 def test_pauses_are_bounded_after_years_of_failure() -> None:
     async def scene(world: World) -> None:
-        await world.certificates.ensure([WEB], 5)
+        await ensure(world.certificates, [WEB], 5)
         world.broken = {WEB}
         await world.at(500)
         for _ in range(2000):
@@ -149,7 +150,7 @@ def test_pauses_are_bounded_after_years_of_failure() -> None:
 
 def test_an_ended_certificate_is_told_once_and_never_handed_out() -> None:
     async def scene(world: World) -> None:
-        await world.certificates.ensure([WEB], 5)
+        await ensure(world.certificates, [WEB], 5)
         world.broken = {WEB}
         await world.at(500)
         await world.at(TTL - 1)
@@ -168,7 +169,7 @@ def test_an_ended_certificate_is_told_once_and_never_handed_out() -> None:
 
 def test_the_end_is_told_though_no_try_is_due() -> None:
     async def scene(world: World) -> None:
-        await world.certificates.ensure([WEB], 5)
+        await ensure(world.certificates, [WEB], 5)
         world.broken = {WEB}
         await world.at(500)
         for moment in (501, 503, 507, 515, 531, 563, 627, 755, 900):
@@ -186,7 +187,7 @@ def test_the_end_is_told_though_no_try_is_due() -> None:
 def test_a_first_certificate_that_fails_is_tried_again_and_says_why() -> None:
     async def scene(world: World) -> None:
         world.broken = {WEB}
-        await world.certificates.ensure([WEB, SHOP], 5)
+        await ensure(world.certificates, [WEB, SHOP], 5)
         with pytest.raises(IdentityError, match=r"no certificate for .*web yet: the authority is on holiday"):
             world.certificates.current(WEB)
         assert world.certificates.current(SHOP)
@@ -203,7 +204,7 @@ def test_few_at_a_time_and_pods_that_wait_first() -> None:
         old = [SpiffeId(f"spiffe://cluster.local/ns/d/sa/old-{number:03}") for number in range(40)]
         for moment, name in enumerate(old):
             world.now = moment / 100
-            await world.certificates.ensure([name], 5)
+            await ensure(world.certificates, [name], 5)
         world.asked.clear()
         world.gate = asyncio.Event()
         await world.at(600)
@@ -222,7 +223,7 @@ def test_few_at_a_time_and_pods_that_wait_first() -> None:
 def test_a_slow_authority_keeps_nobody_longer_than_asked_for() -> None:
     async def scene(world: World) -> None:
         world.gate = asyncio.Event()
-        await world.certificates.ensure([WEB], 0.01)
+        await ensure(world.certificates, [WEB], 0.01)
         with pytest.raises(IdentityError, match="it is being asked for"):
             world.certificates.current(WEB)
         world.gate.set()
@@ -234,7 +235,7 @@ def test_a_slow_authority_keeps_nobody_longer_than_asked_for() -> None:
 
 def test_forgotten_is_not_renewed_nor_taken_up_late() -> None:
     async def scene(world: World) -> None:
-        await world.certificates.ensure([WEB], 5)
+        await ensure(world.certificates, [WEB], 5)
         world.certificates.forget(WEB)
         world.certificates.forget(WEB)
         await world.at(500)
@@ -254,7 +255,7 @@ def test_forgotten_is_not_renewed_nor_taken_up_late() -> None:
 
 def test_other_roots_reach_all_at_once_with_the_same_certificates() -> None:
     async def scene(world: World) -> None:
-        await world.certificates.ensure([WEB, SHOP], 5)
+        await ensure(world.certificates, [WEB, SHOP], 5)
         world.heard.clear()
         world.trusted = Trust(b"one two", "first")
         await world.at(1)
@@ -268,7 +269,7 @@ def test_other_roots_reach_all_at_once_with_the_same_certificates() -> None:
 
 def test_another_signer_has_all_issued_anew() -> None:
     async def scene(world: World) -> None:
-        await world.certificates.ensure([WEB, SHOP], 5)
+        await ensure(world.certificates, [WEB, SHOP], 5)
         world.trusted = Trust(b"one", "second")
         await world.at(1)
         assert sorted(world.asked) == [SHOP, SHOP, WEB, WEB]
@@ -280,7 +281,7 @@ def test_another_signer_has_all_issued_anew() -> None:
 
 def test_roots_that_cannot_be_read_change_nothing(caplog: pytest.LogCaptureFixture) -> None:
     async def scene(world: World) -> None:
-        await world.certificates.ensure([WEB], 5)
+        await ensure(world.certificates, [WEB], 5)
         first = world.certificates.current(WEB)
         world.unreadable = True
         await world.at(1)
@@ -298,7 +299,7 @@ def test_roots_that_cannot_be_read_change_nothing(caplog: pytest.LogCaptureFixtu
 def test_what_its_owner_has_not_renewed_yet_is_looked_at_seldom() -> None:
     async def scene(world: World) -> None:
         world.same_serial = True
-        await world.certificates.ensure([WEB], 5)
+        await ensure(world.certificates, [WEB], 5)
         await world.at(500)
         assert len(world.asked) == 2
         assert world.certificates.list()[0].renew_at == 500 + LONGEST_PAUSE

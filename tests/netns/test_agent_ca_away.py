@@ -1,0 +1,103 @@
+"""An agent that can have no certificates: what needs none works, what needs one fails with a reason, and what is protected stays so."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from nodeagent.lab import Lab
+from nodeagent.lab.agent import Agent, merge
+from tests.netns.world import QUICK, about, account, admin, client, client_in, cluster, cluster_ip, curl, eventually, pod_row, server
+
+SETTINGS = merge(QUICK, {"mtls": {"mode": "STRICT"}, "telemetry": {"accessLog": {"path": ""}}})
+TEXT = "".join(
+    (
+        account("client", "server"),
+        client("near", "node1", account="client"),
+        client("far", "node2", account="client"),
+        server("one", "node1", account="server"),
+        server("two", "node1", account="server"),
+        server("other", "node2", account="server"),
+    )
+)
+LATE = account("late") + client("late", "node1", account="late")
+DENY = """
+---
+apiVersion: security.istio.io/v1
+kind: AuthorizationPolicy
+metadata: {name: deny-two, namespace: default}
+spec: {selector: {matchLabels: {app: two}}, action: DENY, rules: [{from: [{source: {namespaces: [default]}}]}]}
+"""
+
+
+@pytest.fixture(scope="module")
+def lab() -> Iterator[Lab]:
+    with cluster("t-away", TEXT, agent=SETTINGS) as made:
+        yield made
+
+
+@contextlib.contextmanager
+def without_authority(lab: Lab, node: str, path: Path) -> Iterator[Agent]:
+    """The agent of *node*, started anew, as a client of an authority that is nowhere."""
+    (path / "token").write_text("token")
+    (path / "roots.pem").write_bytes((lab.layout.state / "ca" / "root-cert.pem").read_bytes())
+    ca = {"address": "127.0.0.1:9", "tokenFile": str(path / "token"), "rootCertFile": str(path / "roots.pem"), "timeout": 2}
+    agent = dataclasses.replace(lab.agent(node), overlay=merge(SETTINGS, {"identity": {"caDirectory": None, "istioCa": ca}}))
+    lab.agent(node).stop()
+    agent.start(wait_seconds=0)
+    try:
+        yield agent
+    finally:
+        agent.stop()
+        lab.agent(node).start()
+
+
+def pending(lab: Lab, *names: str) -> None:
+    """Wait until the pods are captured, all of them without a certificate."""
+
+    def all_are() -> bool:
+        with contextlib.suppress(OSError):
+            return all((row := pod_row(lab, name)) and (row["state"], row["listeners"]) == ("pending", 4) for name in names)
+        return False
+
+    eventually(all_are, f"{names} are captured")
+
+
+def test_a_restart_without_certificates_opens_nothing(lab: Lab, tmp_path: Path) -> None:
+    """Input: while node2 asks one of node1's STRICT pods in plaintext all the time, node1's agent comes back without an authority."""
+    address = lab.address("one")
+    with client_in(lab, "node2", "load", address, 8080, "--fresh", "--pause", 0.02) as stranger, without_authority(lab, "node1", tmp_path):
+        pending(lab, "near", "one", "two")
+        checks = admin(lab, "node1", "/pods")
+        assert {row["state"] for row in checks} == {"pending"}
+        before = sum(stranger.say().values())
+        eventually(lambda: sum(stranger.say().values()) > before + 50, "the stranger goes on asking")
+        # Within the node the kernel says who is who.
+        assert about(lab, "near", f"http://{cluster_ip(lab, 'one')}")["pod"] == "one"
+        # To another node it cannot be proved; what comes from there cannot be answered.
+        done = curl(lab, "near", "-w", " %{http_code}", f"http://{cluster_ip(lab, 'other')}/about")
+        assert done.stdout.endswith(" 503"), done
+        assert "no_certificate" in done.stdout
+        assert curl(lab, "far", "-o", "/dev/null", "-w", "%{http_code}", f"http://{cluster_ip(lab, 'one')}/about").stdout != "200"
+        answers = stranger.finish()
+    assert answers.pop("ok", 0) == 0, answers
+    assert about(lab, "far", f"http://{cluster_ip(lab, 'one')}")["pod"] == "one"
+
+
+def test_a_denial_beside_a_pod_that_gets_no_certificate(lab: Lab, tmp_path: Path) -> None:
+    """Verdict: the open connection on the kernel path is closed and new ones are refused, while the new pod waits."""
+    with without_authority(lab, "node1", tmp_path):
+        pending(lab, "near", "two")
+        target = cluster_ip(lab, "two")
+        with client_in(lab, "near", "hold", target, 9000) as held:
+            eventually(lambda: [flow["path"] for flow in admin(lab, "node1", "/flows")["flows"]] == ["kernel"], "the connection is on the kernel path")
+            lab.apply(text=LATE + DENY, wait_seconds=0)
+            eventually(lambda: held.say()["ok"] == 0, "the connection is closed")
+        assert curl(lab, "near", f"http://{target}/about").returncode == 7
+        pending(lab, "late")
+    lab.delete_policy("AuthorizationPolicy", "deny-two")
+    lab.delete_pod("late")

@@ -1,0 +1,97 @@
+"""The order in which control brings the node to a change: what is there already, which may be forbidden now, waits for nothing new."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Mapping
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from nodeagent.control.main import Control
+from nodeagent.identity.certificate import Certificate
+from nodeagent.identity.sources import Trust
+from nodeagent.identity.store import Certificates
+from nodeagent.mesh.entries import PodUid, SpiffeId
+from nodeagent.mesh.local import LocalPod
+
+OLD, NEW = PodUid("old"), PodUid("new")
+
+
+class Silent:
+    """An authority that never answers."""
+
+    async def issue(self, identity: SpiffeId, ttl_seconds: float) -> Certificate:
+        await asyncio.Event().wait()
+        raise AssertionError("it never answers")
+
+    def trust(self) -> Trust:
+        return Trust(b"", "nobody")
+
+
+class Stage:
+    """A control whose parts note what they are told, in order."""
+
+    def __init__(self) -> None:
+        self.told: list[object] = []
+        self.there: set[PodUid] = set()
+        self.captured: set[PodUid] = set()
+        self.planned: set[PodUid] = set()
+        control = self.control = Control.__new__(Control)
+        control._listed, control._kernel_behind = True, False
+        control.config = SimpleNamespace(redirect=SimpleNamespace(enroll=True))  # type: ignore[assignment]
+        control.store = None  # type: ignore[assignment]
+        control.certificates = Certificates(Silent(), 60, lambda _: None, lambda _: None)
+        control.mesh = SimpleNamespace(apply=self._apply, local_pods=self._pods, asking_pods=lambda: ())  # type: ignore[assignment]
+        control.workers = SimpleNamespace(entries=list, apply=lambda _: None, forget=lambda _: None)  # type: ignore[assignment]
+        control.enrolment = SimpleNamespace(keep=self._keep, add=self._add)  # type: ignore[assignment]
+        control.pod_sockets = SimpleNamespace(reconcile=lambda _: None)  # type: ignore[assignment]
+        control.kernel_paths = SimpleNamespace(  # type: ignore[assignment]
+            update=self._update, close_refused=lambda _: self.told.append("closed"), knows_all=lambda: self.planned == self.captured
+        )
+
+    def _apply(self, change: list[Any]) -> None:
+        self.told.append(change[0])
+        self.there |= set(change[1:])
+
+    def _pods(self) -> tuple[LocalPod, ...]:
+        return tuple(_pod(uid) for uid in self.there)
+
+    def _keep(self, pods: Mapping[PodUid, LocalPod]) -> None:
+        self.captured &= set(pods)
+
+    def _add(self, pods: Mapping[PodUid, LocalPod]) -> None:
+        new = set(pods) - self.captured
+        self.captured |= new
+        self.told += sorted(new)
+
+    def _update(self, _: object) -> None:
+        self.planned = set(self.captured)
+        self.told.append("planned")
+
+
+def _pod(uid: PodUid) -> LocalPod:
+    return LocalPod(uid, uid, "default", (), SpiffeId(f"spiffe://cluster.local/ns/default/sa/{uid}"), "", "", frozenset(), frozenset())
+
+
+def test_what_is_forbidden_waits_for_no_certificate() -> None:
+    """Input: two batches in a row, a DENY with a new pod, then another DENY; no certificate ever comes. Verdict: for each the kernel path is
+    planned and connections are closed before anything is done for the new pod, and the loop is not left in between."""
+    stage = Stage()
+
+    async def batches() -> AsyncIterator[list[Any]]:
+        yield ["deny", OLD, NEW]
+        yield ["deny again"]
+
+    async def scene() -> None:
+        work = asyncio.create_task(stage.control.certificates.run())
+        stage.there, stage.captured, stage.planned = {OLD}, {OLD}, {OLD}
+        stage.control._changes = batches()
+        with pytest.raises(StopAsyncIteration):
+            await stage.control._watch()
+        assert stage.told == ["planned", "closed", "deny", "planned", "closed", NEW, "planned", "closed", "deny again", "planned", "closed"]
+        work.cancel()
+        await asyncio.gather(work, return_exceptions=True)
+
+    asyncio.run(scene())
