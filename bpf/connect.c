@@ -7,7 +7,9 @@
 #include "maps.h"
 
 enum outcome { REFUSE = 0, PASS = 1, REDIRECT = 2, DIRECT = 3 };
-#define ECONNREFUSED 111 /* asm-generic/errno.h */
+#define ECONNREFUSED 111    /* asm-generic/errno.h */
+#define SOL_SOCKET 1        /* asm-generic/socket.h */
+#define SO_BINDTOIFINDEX 62 /* the same */
 
 /* Depth of cgroups that is searched for the daemon's own; kubelet's are 3 to 6 deep. */
 #define CGROUP_DEPTH 12
@@ -26,10 +28,6 @@ static inline bool is_agent(u64 agent_cgroup) {
       return false;
   }
   return false;
-}
-
-static inline bool is_link_local6(const struct address *address) {
-  return (address->words[0] & bpf_htonl(0xffc00000)) == bpf_htonl(0xfe800000);
 }
 
 /* A listener that is gone says sooner than the heartbeat that the daemon is. */
@@ -82,8 +80,17 @@ static inline int kernel_path(const struct pod *pod, struct original *to) {
   return DIRECT;
 }
 
-/* The whole decision, IPv4 and IPv6 alike. bound_device: the socket's SO_BINDTODEVICE, 0 for none. */
-static inline int decide(u64 netns, u64 cookie, struct original *to, u32 bound_device) {
+/* lo cannot be reached through another device, so a socket that is bound to one is taken off it. To bind it needed no privilege, but this does:
+ * for a process without CAP_NET_RAW (sock_bindtoindex) the connection cannot be redirected. What comes of that is the server's side's
+ * to refuse: there its source says whose it is. */
+static inline bool unbound(struct bpf_sock_addr *ctx) {
+  struct bpf_sock *socket = ctx->sk;
+  int none = 0;
+  return !socket || !socket->bound_dev_if || !bpf_setsockopt(ctx, SOL_SOCKET, SO_BINDTOIFINDEX, &none, sizeof(none));
+}
+
+/* The whole decision, IPv4 and IPv6 alike. */
+static inline int decide(struct bpf_sock_addr *ctx, u64 netns, u64 cookie, struct original *to) {
   u32 zero = 0;
   struct settings *node = settings.lookup(&zero);
   if (!node || is_agent(node->agent_cgroup) || netns == node->host_netns || is_loopback(&to->asked.address))
@@ -103,8 +110,8 @@ static inline int decide(u64 netns, u64 cookie, struct original *to, u32 bound_d
   if (way == REDIRECT) {
     if (!daemon_alive(node) || !has_listener(netns, &to->asked.address))
       return fail(pod, REFUSE_DEAD, OUTBOUND_DEAD_PASSED);
-    /* lo cannot be reached through another device, and a link-local address means nothing without its scope. */
-    if (bound_device || is_link_local6(&to->asked.address))
+    /* A link-local address means nothing without its scope. */
+    if (is_link_local6(&to->asked.address) || !unbound(ctx))
       return fail(pod, REFUSE_UNREDIRECTED, OUTBOUND_UNREDIRECTABLE_PASSED);
   }
   if (by_cookie.update(&cookie, to))
@@ -116,8 +123,7 @@ static inline int decide(u64 netns, u64 cookie, struct original *to, u32 bound_d
 
 /* A socket may connect again after a failure, so what an earlier attempt left is forgotten unless this one leaves something. */
 static inline int outbound(struct bpf_sock_addr *ctx, u64 netns, u64 cookie, struct original *to) {
-  struct bpf_sock *socket = ctx->sk;
-  int way = decide(netns, cookie, to, socket ? socket->bound_dev_if : 0);
+  int way = decide(ctx, netns, cookie, to);
   if (way == PASS || way == REFUSE)
     by_cookie.delete(&cookie);
   return way;

@@ -64,6 +64,11 @@ static inline int inbound(struct bpf_sk_lookup *ctx, const struct address *local
     count(INBOUND_EXCLUDED);
     return SK_PASS;
   }
+  /* A pod may take a link-local address for its source, by which no policy knows it. */
+  if (is_link_local6(remote) && pod->protection & REFUSE_UNREDIRECTED) {
+    count(INBOUND_UNKNOWN_REFUSED);
+    return SK_DROP;
+  }
   struct flow_key flow = {.source = *remote, .destination = *local, .source_port = bpf_ntohs(ctx->remote_port), .destination_port = ctx->local_port};
   u32 judgement = attested(pod, &flow);
   if (judgement != UNDECIDED)

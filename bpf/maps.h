@@ -65,6 +65,10 @@ static inline bool is_loopback(const struct address *address) {
   return !address->words[0] && !address->words[1] && !address->words[2] && last <= 1;
 }
 
+static inline bool is_link_local6(const struct address *address) {
+  return (address->words[0] & bpf_htonl(0xffc00000)) == bpf_htonl(0xfe800000);
+}
+
 static inline bool is_own(u64 netns, const struct address *address) {
   u64 *owner = addresses.lookup((struct address *)address);
   return owner && *owner == netns;

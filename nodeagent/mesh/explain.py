@@ -85,7 +85,8 @@ class _Facts:
 
     def connection(self) -> ConnectionFacts:
         to = next(iter(self.server.workload.addresses), "")
-        return ConnectionFacts(self.principal, self.client.address, self.client.address, to, self.server.port)
+        presumed = "" if self.principal or self.client.workload is None else self.client.principal
+        return ConnectionFacts(self.principal, self.client.address, self.client.address, to, self.server.port, presumed=presumed)
 
     def request(self) -> RequestFacts | None:
         question, service = self.question, self.server.service
@@ -223,7 +224,8 @@ def _mtls(client: _Client, server: _Server) -> tuple[str, str, bool]:
         return client.principal, f"{said}: mTLS; the client's certificate proves {client.principal}", False
     if mode == "STRICT":
         return "", f"{said}: the client cannot prove an identity: refused (only probes that the pod declares pass, and only from its node)", True
-    return "", f"{said}: plaintext is taken; the client's identity is not known", False
+    presumed = f": no ALLOW is for it; DENY and CUSTOM take it for {client.principal}, by its address" if client.principal else ""
+    return "", f"{said}: plaintext is taken; the client's identity is not known{presumed}", False
 
 
 def _path(workload: Workload) -> str:

@@ -2,6 +2,9 @@
 
 The order is Istio's: CUSTOM first (its provider is asked, and JWTs are checked, before :meth:`RequestAuthorizer.decide`), then AUDIT, which only
 notes, then DENY, then ALLOW. Without any ALLOW policy what is not denied is allowed; with one, what none allows is denied.
+
+Beyond Istio's rules: a peer that proved no identity is nobody to ALLOW, as there, but to all others it is also the pod whose address it has
+(``ConnectionFacts.presumed``). Otherwise a DENY or CUSTOM by identity would be passed by whoever leaves his out, wherever plaintext is taken.
 https://istio.io/latest/docs/concepts/security/#authorization-policies
 """
 
@@ -204,7 +207,7 @@ class CompiledPolicy:
         rules = [
             (
                 index,
-                compile_rule(rule, policy.namespace, trust_domain),
+                compile_rule(rule, policy.namespace, trust_domain, permits=policy.action == "ALLOW"),
                 Decision(policy.action == "ALLOW", name, index, explain=f"{title}, rule {index} matches{reason}"),
             )
             for index, rule in enumerate(policy.rules)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from nodeagent.policy.authorization_match import number_of
 from nodeagent.policy.claims import Claims
@@ -24,6 +24,8 @@ class ConnectionFacts:
     destination_port: int
     """The workload's own port."""
     sni: str = ""
+    presumed: str = ""
+    """Where the peer proved no identity: that of the pod whose address it has, as ``principal`` writes it; empty: no pod has it."""
 
 
 @dataclass(slots=True)
@@ -50,9 +52,11 @@ class RequestFacts:
 class Peer:
     """A connection as the compiled terms see it: texts to look up, addresses as numbers."""
 
-    __slots__ = ("destination", "namespace", "port", "principal", "remote", "service_account", "sni", "source", "trust_domain")
+    __slots__ = ("destination", "namespace", "port", "presumed", "principal", "remote", "service_account", "sni", "source", "trust_domain")
 
     def __init__(self, facts: ConnectionFacts) -> None:
+        self.presumed: Peer | None = Peer(replace(facts, principal=facts.presumed, presumed="")) if facts.presumed else None
+        """The same peer as it would be, had it proved the identity that it is presumed to have."""
         self.principal = facts.principal
         self.trust_domain = self.namespace = self.service_account = ""
         parts = facts.principal.split("/")

@@ -80,14 +80,25 @@ class CompiledRule:
     """Some terms only a request decides."""
     by_line: bool
     """Of a request, only its method, target and host matter."""
+    permits: bool
+    """It is an ALLOW policy's: only a proved identity counts. Any other rule meets whoever hides his identity as what he is presumed to be."""
 
     def without_request(self) -> CompiledRule:
         """Return the rule without the terms that only a request decides: it matches more."""
         sources, operations = (tuple(_peer_only(clause) for clause in group) for group in (self.sources, self.operations))
-        return CompiledRule(sources, operations, _peer_only(self.conditions), needs_request=False, by_line=True)
+        return CompiledRule(sources, operations, _peer_only(self.conditions), needs_request=False, by_line=True, permits=self.permits)
 
     def at(self, peer: Peer) -> bool | RequestTest:
         """Return whether the rule matches every or no request of *peer*, or else what tells it of one."""
+        found = self._of(peer)
+        if found is True or self.permits or peer.presumed is None:
+            return found
+        presumed = self._of(peer.presumed)
+        if found is False or presumed is True:
+            return presumed
+        return found if presumed is False else matchers.any_of([found, presumed])
+
+    def _of(self, peer: Peer) -> bool | RequestTest:
         if not self.conditions.admits(peer):
             return False
         tests: list[RequestTest] = []
@@ -104,6 +115,10 @@ class CompiledRule:
 
     def failing(self, peer: Peer, request: RequestFacts | None) -> str:
         """Return what does not match, in the words of the YAML, empty when the rule matches."""
+        failing = self._failing(peer, request)
+        return self._failing(peer.presumed, request) if failing and not self.permits and peer.presumed is not None else failing
+
+    def _failing(self, peer: Peer, request: RequestFacts | None) -> str:
         for name, group in (("from", self.sources), ("to", self.operations)):
             failing = [clause.failing(peer, request) for clause in group]
             if failing and all(failing):
@@ -126,8 +141,8 @@ def _peer_only(clause: Clause) -> Clause:
     return replace(clause, request=(), residual=None)
 
 
-def compile_rule(rule: Rule, namespace: str, trust_domain: str) -> CompiledRule:
-    """Compile *rule* of a policy in *namespace* for a mesh of *trust_domain*.
+def compile_rule(rule: Rule, namespace: str, trust_domain: str, *, permits: bool) -> CompiledRule:
+    """Compile *rule* of a policy in *namespace* for a mesh of *trust_domain*; *permits*: it is an ALLOW policy.
 
     Raises ResourceError naming the field and value when one cannot be understood; the resources' validation refuses those already.
     """
@@ -152,7 +167,7 @@ def compile_rule(rule: Rule, namespace: str, trust_domain: str) -> CompiledRule:
 
     sources = tuple(clause(_fields(source, _SOURCE)) for source in rule.sources)
     operations = tuple(clause(_fields(operation, _OPERATION)) for operation in rule.operations)
-    return CompiledRule(sources, operations, clause(_condition_fields(rule.conditions)), needs_request, by_line)
+    return CompiledRule(sources, operations, clause(_condition_fields(rule.conditions)), needs_request, by_line, permits)
 
 
 def _fields(holder: Source | Operation, columns: tuple[tuple[str, str, str, bool], ...]) -> Iterator[tuple[str, str, tuple[Any, ...], bool]]:

@@ -341,7 +341,8 @@ def facts(connection: Connection, route: Route) -> ConnectionFacts:
     """Return what authorization may know of *connection* on its way to the endpoint of *route*."""
     peer, endpoint = connection.peer, route.endpoint
     assert endpoint is not None
+    presumed = peer.workload.identity if peer.workload is not None and not peer.identity else ""
     return ConnectionFacts(
         principal=peer.identity.removeprefix(_SCHEME), source_ip=peer.address, remote_ip=peer.address,
-        destination_ip=endpoint.address, destination_port=endpoint.port, sni=connection.sni,
+        destination_ip=endpoint.address, destination_port=endpoint.port, sni=connection.sni, presumed=presumed.removeprefix(_SCHEME),
     )  # fmt: skip

@@ -6,6 +6,7 @@ Routes are made once per client, target and snapshot; which of them a request ta
 from __future__ import annotations
 
 import weakref
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Final
 
@@ -42,6 +43,9 @@ class Routing:
         inbound = connection.direction == "inbound"
         if not inbound:
             connection.target = view.resolve(connection.target.address, connection.target.port)
+        elif peer.workload is None and not peer.identity:
+            # It may have come before its pod was known here.
+            peer = connection.peer = replace(peer, workload=view.workload_at(peer.address))
         target = connection.target
         key = (connection.direction, peer.identity, peer.security, peer.address, target.address, target.port, connection.sni, connection.chosen)
         routes = pod.routes.get(key)

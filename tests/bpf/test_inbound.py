@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import socket
 import time
 from collections.abc import Callable
+from ipaddress import IPv6Address
 from multiprocessing.connection import Connection
+from pathlib import Path
 
 import pytest
 
@@ -76,6 +79,33 @@ def test_an_address_that_is_not_the_pods_is_refused(node: Node, a: Pod, b: Pod, 
         assert counted() == {"inbound_unknown_refused": 1, "outbound_unknown_allowed": 1}
     finally:
         ip(b.fd, f"addr del {extra}/{'64' if kind == '6' else '24'} dev eth0")
+
+
+def _from_link_local(_pipe: Connection, address: str, port: int) -> bytes:
+    """Dial from the link-local address of eth0, which binds the socket to it, without any privilege."""
+    own = next(line.split() for line in Path("/proc/net/if_inet6").read_text().splitlines() if line.startswith("fe80") and line.endswith("eth0"))
+    os.setresuid(65534, 65534, 65534)
+    with socket.socket(socket.AF_INET6) as connection:
+        connection.bind((str(IPv6Address(int(own[0], 16))), 0, 0, socket.if_nametoindex("eth0")))
+        connection.connect((address, port))
+        return connection.recv(100)
+
+
+@pytest.mark.parametrize("protected", [False, True])
+def test_who_comes_by_a_link_local_address_is_nobody(node: Node, a: Pod, b: Pod, counted: Counted, protected: bool) -> None:
+    """Input: an enrolled pod's way out of capture by which no policy knows it. Verdict: what a policy protects is reset at once, another pod's
+    listener takes it."""
+    node.enroll(a, "client")
+    listeners = node.enroll(b, protected=protected)
+    child = node.stage.start(a, _from_link_local, b.ipv6, 8187)
+    if protected:
+        with pytest.raises(ConnectionRefusedError):
+            child.receive()
+        assert counted() == {"inbound_unknown_refused": 1, "outbound_unredirectable_passed": 1}
+    else:
+        with accept(listeners.fds["inbound", 6, 0]) as connection:
+            connection.sendall(b"proxy")
+            assert child.receive() == b"proxy"
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -21,6 +21,7 @@ from tests.bpf.world import Pod, Seen, accept, answering, connected, dial, dial_
 
 KINDS = ["4", "6", "mapped"]
 Counted = Callable[[], dict[str, int]]
+NOBODY = 65534
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -227,7 +228,10 @@ def test_io_uring(node: Node, a: Pod, b: Pod, counted: Counted, kind: str, polle
     assert counted() == {"outbound_captured": 1}
 
 
-def _bound(_pipe: Connection, address: str, port: int, device: str, source: str) -> bytes:
+def _bound(_pipe: Connection, address: str, port: int, device: str, source: str, user: int = 0) -> bytes:
+    """Dial from a socket that is bound to *device* or *source*, as *user*: another than root's has no capabilities."""
+    if user:
+        os.setresuid(user, user, user)
     with socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET, socket.SOCK_STREAM) as connection:
         connection.settimeout(5)
         if device:
@@ -238,18 +242,32 @@ def _bound(_pipe: Connection, address: str, port: int, device: str, source: str)
         return connection.recv(100)
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_bound_to_a_device(node: Node, a: Pod, b: Pod, counted: Counted, kind: str) -> None:
+    """Input: SO_BINDTODEVICE, by which lo cannot be reached. Verdict: taken off the device and captured."""
+    listeners = node.enroll(a)
+    child = node.stage.start(a, _bound, b.address(kind), 8090, "eth0", "")
+    with accept(listeners.fds["outbound", 6 if kind == "6" else 4, 0]) as connection:
+        assert take(node.destinations, connection) == (b.ipv6 if kind == "6" else b.ipv4, 8090)
+        connection.sendall(b"proxy")
+        assert child.receive() == b"proxy"
+    assert counted() == {"outbound_captured": 1}
+
+
 @pytest.mark.parametrize("protected", [False, True])
-def test_bound_to_a_device(node: Node, a: Pod, b: Pod, counted: Counted, protected: bool) -> None:
-    """Input: SO_BINDTODEVICE, by which lo cannot be reached. Verdict: PERMISSIVE passes, STRICT is refused."""
+@pytest.mark.parametrize("kind", KINDS)
+def test_bound_to_a_device_without_privilege(node: Node, a: Pod, b: Pod, counted: Counted, kind: str, protected: bool) -> None:
+    """Input: the same without CAP_NET_RAW, so that the kernel keeps the socket on its device. Verdict: a protected pod's is refused, another's passes."""
     node.enroll(a, protected=protected)
-    node.stage.start(b, serve, "0.0.0.0", 8090).receive()
+    node.stage.start(b, serve, "::" if kind == "6" else "0.0.0.0", 8090).receive()
     if protected:
         with pytest.raises(PermissionError):
-            node.stage.run(a, _bound, b.ipv4, 8090, "eth0", "")
+            node.stage.run(a, _bound, b.address(kind), 8090, "eth0", "", NOBODY)
         assert counted() == {"outbound_unredirectable_refused": 1}
     else:
-        assert node.stage.run(a, _bound, b.ipv4, 8090, "eth0", "").startswith(b"app ")
+        assert node.stage.run(a, _bound, b.address(kind), 8090, "eth0", "", NOBODY).startswith(b"app ")
         assert counted() == {"outbound_unredirectable_passed": 1}
+    assert node.plane.statistics().maps["by_cookie"][0] == 0
 
 
 @pytest.mark.parametrize("kind", KINDS)

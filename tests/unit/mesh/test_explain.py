@@ -100,6 +100,15 @@ def test_modes(source: str, mode: str, said: str, verdict: str) -> None:
     assert found.verdict == verdict
 
 
+@pytest.mark.parametrize("action", ["ALLOW", "DENY"])
+def test_a_client_that_proves_nothing_is_denied_by_its_address_and_never_allowed_by_it(action: str) -> None:
+    bare = [{"from": [{"source": {"namespaces": ["default"]}}]}]
+    found = asked(cluster(policy("AuthorizationPolicy", {"action": action, "rules": bare})), "bare", "web", "GET")
+    assert found.verdict == "refused"
+    assert words(found, "policy").endswith("matches" if action == "DENY" else "does not match (from: namespaces)")
+    assert "DENY and CUSTOM take it for cluster.local/ns/default/sa/" in words(found, "mtls")
+
+
 def test_a_port_level_mode_is_named() -> None:
     spec = {"selector": {"matchLabels": {"app": "web"}}, "portLevelMtls": {"8080": {"mode": "STRICT"}}}
     assert "portLevelMtls" in words(asked(cluster(policy("PeerAuthentication", spec)), "client", "web", "GET"), "mtls")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ipaddress
 import re
 from collections.abc import Iterable
+from dataclasses import replace
 
 from nodeagent.policy.authorization import ConnectionFacts, RequestFacts
 from nodeagent.policy.claims import Claims
@@ -59,10 +60,10 @@ def matching(policy: AuthorizationPolicy, connection: ConnectionFacts, request: 
     for index, rule in enumerate(policy.rules):
         if request is None and policy.action == "ALLOW" and uses_http(rule):
             continue
-        look = Look(policy, connection, request, trust_domain)
-        sources = not rule.sources or any(look.source(source) for source in rule.sources)
-        operations = not rule.operations or any(look.operation(operation) for operation in rule.operations)
-        if sources and operations and all(look.condition(condition) for condition in rule.conditions):
+        peers = [connection]
+        if connection.presumed and policy.action != "ALLOW":
+            peers.append(replace(connection, principal=connection.presumed))
+        if any(Look(policy, peer, request, trust_domain).rule(rule) for peer in peers):
             found.append(index)
     return found
 
@@ -82,6 +83,11 @@ class Look:
     def __init__(self, policy: AuthorizationPolicy, connection: ConnectionFacts, request: RequestFacts | None, trust_domain: str) -> None:
         self.policy, self.connection, self.request, self.trust_domain = policy, connection, request, trust_domain
         self.identity = re.fullmatch(r"([^/]+)/ns/([^/]+)/sa/([^/]+)", connection.principal)
+
+    def rule(self, rule: Rule) -> bool:
+        sources = not rule.sources or any(self.source(source) for source in rule.sources)
+        operations = not rule.operations or any(self.operation(operation) for operation in rule.operations)
+        return sources and operations and all(self.condition(condition) for condition in rule.conditions)
 
     def source(self, source: Source) -> bool:
         return (

@@ -63,7 +63,7 @@ SETS = st.lists(POLICIES, max_size=4).map(lambda policies: [replace(policy, name
 CONNECTIONS = st.builds(
     ConnectionFacts, st.sampled_from(["", "mesh.example/ns/a/sa/x", "mesh.example/ns/b/sa/y", "other/ns/ab/sa/x", "other/odd"]),
     st.sampled_from(ADDRESSES), st.sampled_from(ADDRESSES), st.sampled_from(ADDRESSES), st.sampled_from([80, 8080, 9000]),
-    st.sampled_from(["", "h.example", "H.EXAMPLE"]),
+    st.sampled_from(["", "h.example", "H.EXAMPLE"]), st.sampled_from(["", "mesh.example/ns/a/sa/x", "mesh.example/ns/b/sa/y"]),
 )  # fmt: skip
 TEXTS = st.sampled_from(["v", "w", "vw", ""])
 CLAIMS = st.none() | st.builds(
@@ -145,6 +145,20 @@ def test_one_allow_policy_less_of_several_never_allows_more(
     fewer = [*policies, replace(one, name="one", action="ALLOW", dry_run=False)]
     all_of_them = [*fewer, replace(other, name="other", action="ALLOW", dry_run=False)]
     assert decide(all_of_them, connection, asked)[0].allowed or not decide(fewer, connection, asked)[0].allowed
+
+
+@settings(max_examples=120, deadline=None)
+@given(SETS, CONNECTIONS, requests(), st.booleans())
+def test_who_hides_his_identity_gains_nothing(policies: list[AuthorizationPolicy], connection: ConnectionFacts, request: RequestFacts, http: bool) -> None:
+    """What is denied to him, or asked of others about him, when he proves it, is so when his address alone tells."""
+    asked = request if http else None
+    restricting = [policy for policy in policies if policy.action != "ALLOW"]
+    proved, hidden = (replace(connection, principal=one, presumed=other) for one, other in ((connection.presumed, ""), ("", connection.presumed)))
+    (open_one, asked_one), (open_other, asked_other) = (decide(restricting, each, asked) for each in (proved, hidden))
+    assert open_one.allowed or not open_other.allowed
+    assert not asked_one or asked_other
+    nobody = replace(connection, principal="", presumed="")
+    assert decide(policies, nobody, asked)[0].allowed or not decide(policies, hidden, asked)[0].allowed, "nor does what he is presumed to be let him in"
 
 
 @settings(max_examples=80, deadline=None)
