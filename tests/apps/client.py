@@ -7,6 +7,7 @@ client.py hold HOST PORT [--connections C]      echo; stays open until a line co
 client.py http HOST PORT --raw                  standard input is sent as it is; prints what comes back
 client.py load HOST PORT [--connections C] [--fresh] [--kind pause]   HTTP POST until standard input ends; every answer checked
 client.py udp HOST PORT
+client.py put HOST PORT --seed S --send-bytes N   PUT /file and GET it again, with blocking sockets
 """
 
 from __future__ import annotations
@@ -14,6 +15,8 @@ from __future__ import annotations
 import argparse
 import asyncio
 import errno
+import hashlib
+import http.client
 import json
 import os
 import socket
@@ -23,7 +26,7 @@ import traceback
 
 import uring
 from forged import syn
-from streams import digest, drink, pour
+from streams import blocks, digest, drink, pour
 
 PATIENCE = 60.0
 """Seconds after which a client that hangs gives up."""
@@ -209,7 +212,17 @@ async def udp(options: argparse.Namespace) -> None:
     say(received=data.decode(), sender=sender[0])
 
 
-COMMANDS = {"dial": dial, "forge": forge, "duplex": duplex, "hold": hold, "http": raw, "load": load, "udp": udp}
+async def put(options: argparse.Namespace) -> None:
+    connection = http.client.HTTPConnection(options.host, options.port, timeout=PATIENCE / 2)
+    connection.request("PUT", "/file", b"".join(blocks(options.seed, options.send_bytes)))
+    response = connection.getresponse()
+    response.read()
+    connection.request("GET", "/file")
+    back = hashlib.sha256(connection.getresponse().read()).hexdigest()
+    say(status=response.status, same=back == digest(options.seed, options.send_bytes))
+
+
+COMMANDS = {"dial": dial, "forge": forge, "duplex": duplex, "hold": hold, "http": raw, "load": load, "udp": udp, "put": put}
 
 
 def main() -> None:
