@@ -27,4 +27,4 @@ def main(config: AgentConfig) -> int:
     if pinned.is_relative_to(pins.BPFFS):
         pins.mount_bpffs()
     with held(config.runtime_directory, "runtimeDirectory") as own, held(pinned, "redirect.pinDirectory") as kernel:
-        return supervisor.main(config, control.main, worker.main, (own, kernel))
+        return supervisor.main(config, control.main, worker.main, (own, kernel), config.proxy.timeouts.stop)

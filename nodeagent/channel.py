@@ -113,6 +113,46 @@ class Channel:
             self._closed()
 
 
+class Outbox:
+    """The sending side of one end without an event loop, for a process that may never wait: whoever polls calls :meth:`flush`.
+
+    It is true while something is queued. What cannot be sent because the other side is gone is dropped.
+    """
+
+    def __init__(self, end: socket.socket) -> None:
+        """*end*: non-blocking."""
+        self._end = end
+        self._queue: collections.deque[tuple[bytes, list[int]]] = collections.deque()
+
+    def __bool__(self) -> bool:
+        return bool(self._queue)
+
+    def send(self, message: Message, descriptors: Sequence[int] = ()) -> None:
+        """Queue *message*, which fits a packet; the descriptors are duplicated."""
+        self._queue.append((orjson.dumps(message), [os.dup(descriptor) for descriptor in descriptors]))
+        self.flush()
+
+    def flush(self) -> None:
+        """Send what the other side has room for."""
+        while self._queue:
+            payload, descriptors = self._queue[0]
+            try:
+                socket.send_fds(self._end, [payload], descriptors)
+            except (BlockingIOError, InterruptedError):
+                return
+            except OSError:
+                self.close()
+                return
+            self._queue.popleft()
+            _close_all(descriptors)
+
+    def close(self) -> None:
+        """Drop what is queued."""
+        for _, descriptors in self._queue:
+            _close_all(descriptors)
+        self._queue.clear()
+
+
 def _memory_file(payload: bytes) -> int:
     """Return a descriptor of a file in memory that holds *payload*."""
     descriptor = os.memfd_create("message", os.MFD_CLOEXEC)

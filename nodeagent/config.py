@@ -83,6 +83,9 @@ class Timeouts(Section):
     """How long a port of unknown protocol may keep silent before it is carried as TCP."""
     handshake: float = Field(10, gt=0)
     drain: float = Field(30, ge=0)
+    """How long a worker that is replaced lets its connections end."""
+    stop: float = Field(2, ge=0, le=600)
+    """How long a daemon that is stopped does: nobody takes its place, and meanwhile pods that a policy protects are refused."""
 
 
 class Proxy(Section):

@@ -188,7 +188,6 @@ class Admin:
         return Response(store.exposition(), content_type=CONTENT_TYPE)
 
     async def _live(self) -> list[dict[str, Any]]:
-        assert self._control.workers is not None
         flows = await self._control.workers.ask({"op": "flows"})
         try:
             return flows + self._control.kernel_paths.flows()
@@ -197,5 +196,4 @@ class Admin:
             return flows
 
     def _entries(self, kind: Any) -> Any:
-        assert self._control.workers is not None
         return (entry for entry in self._control.workers.entries() if isinstance(entry, kind))

@@ -66,8 +66,8 @@ class Effects:
 
     publish: Callable[[PodUid, bool], None]
     """Tell the other nodes whether a pod takes mTLS."""
-    keep: Callable[[dict[str, socket.socket]], None]
-    """Have the supervisor keep listeners across a death of control."""
+    keep: Callable[[dict[str, int]], None]
+    """Have the supervisor keep descriptors across a death of control: ``uid/direction/family/slot`` a listener, ``uid/netns``."""
     drop: Callable[[PodUid], None]
     """Have it forget a pod's."""
     repaired: Callable[[str], None]
@@ -181,7 +181,8 @@ class Enrolment:
         if self._handed.get(uid) is listeners:
             return
         self._handed[uid] = listeners
-        self._effects.keep({f"{uid}/{direction}/{family}/{slot}": listener for (direction, family, slot), listener in listeners.fds.items()})
+        kept = {f"{uid}/{direction}/{family}/{slot}": listener.fileno() for (direction, family, slot), listener in listeners.fds.items()}
+        self._effects.keep({**kept, f"{uid}/netns": self._plane.network(uid)})
         message: Message = {"op": "pod", "uid": uid, "cookie": member.cookie, "identity": member.pod.identity}
         self._workers.enrol(uid, message, listeners.fds)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gc
 import logging
 import os
@@ -15,7 +16,7 @@ from typing import Final
 import uvloop
 
 from nodeagent import __version__
-from nodeagent.channel import Channel, Message
+from nodeagent.channel import DESCRIPTORS, Channel, Message
 from nodeagent.config import AgentConfig
 from nodeagent.control.admin import Admin
 from nodeagent.control.enrolment import Effects, Enrolment
@@ -23,25 +24,26 @@ from nodeagent.control.jwks import KeySets, wanted_by
 from nodeagent.control.kernel_path import KernelPaths
 from nodeagent.control.parts import Parts
 from nodeagent.control.pod_sockets import PodSockets
-from nodeagent.control.workers import Needs, State, Workers
+from nodeagent.control.workers import Needs, Workers
 from nodeagent.errors import ControlError, KernelError, NodeagentError
 from nodeagent.identity.certificate import Certificate
 from nodeagent.identity.sources import open_source
 from nodeagent.identity.store import Certificates
 from nodeagent.mesh.compile import Mesh
-from nodeagent.mesh.entries import Delta, SpiffeId
+from nodeagent.mesh.entries import Delta, Family, SpiffeId
 from nodeagent.mesh.kernel_path import Settings
 from nodeagent.mesh.local import LocalPod
 from nodeagent.policy.model import Jwks, RequestAuthentication
 from nodeagent.redirect.plane import DataPlane
-from nodeagent.redirect.pod import ListenerId
+from nodeagent.redirect.pod import ListenerId, open_sockets
 from nodeagent.resources.source import AnyChange, DirectorySource
 from nodeagent.telemetry import metrics as declared
 from nodeagent.telemetry.store import Store
 
-BEATS_PER_TIMEOUT: Final = 5
 SETTLE_SECONDS: Final = 0.3
 """A connect() that was redirected before the heartbeat stopped reaches its listener within this time."""
+STILL_SECONDS: Final = 1.0
+"""The supervisor, which never waits for anybody, has stopped the heartbeat within this time."""
 log = logging.getLogger("nodeagent.control")
 
 
@@ -58,11 +60,9 @@ def main(config: AgentConfig, end: socket.socket) -> None:
 
 async def _run(config: AgentConfig, end: socket.socket) -> None:
     control = Control(config, end)
-    try:
-        await control.start()
-        await control.stopped.wait()
-    finally:
-        await control.stop()
+    await control.start()  # what raises here is no stop: workers of an earlier control serve on, and a successor tries again
+    await control.stopped.wait()
+    await control.stop()
 
 
 class Control:
@@ -75,12 +75,15 @@ class Control:
         self.store = Store()
         self.store.set(declared.ISTIO_BUILD, ("nodeagent", __version__), 1)
         self.store.set(declared.BUILD_INFO, (__version__, platform.python_version(), config.node), 1)
-        self._begun = asyncio.Event()
-        self._orphans: list[int] = []
+        self._begun, self._stilled = asyncio.Event(), asyncio.Event()
+        self._beats = False
         self._kept: dict[str, dict[ListenerId, socket.socket]] = {}
+        self._networks: dict[str, int] = {}
+        """Pods' network namespaces that an earlier control opened."""
         self.supervisor = Channel(self.loop, end, self._from_supervisor, self.stopped.set)
         self.parts = Parts(self.loop)
-        self.workers: Workers | None = None
+        needs = Needs(self._sockets, self.store.merge, lambda slot: self.store.add(declared.WORKER_RESTARTS, (str(slot),)))
+        self.workers = Workers(self.loop, config.proxy.worker_count(), self.supervisor, needs)
         self.enrolment: Enrolment
         self.plane: DataPlane | None = None
         self.mesh = Mesh(config.node, config.identity.trust_domain, default_mtls=config.mtls.mode, root_namespace=config.mtls.root_namespace)
@@ -88,7 +91,7 @@ class Control:
         self.source: DirectorySource
         self.pod_sockets: PodSockets
         self.kernel_paths: KernelPaths
-        self.key_sets = KeySets(lambda found: self.workers.apply(Delta((found,))) if self.workers is not None else None)
+        self.key_sets = KeySets(lambda found: self.workers.apply(Delta((found,))))
         self._admin: Admin | None = None
         self._changes: AsyncIterator[list[AnyChange]] | None = None
         self._listed = self._kernel_behind = False
@@ -97,69 +100,68 @@ class Control:
 
     async def start(self) -> None:
         """Bring everything up. Raises NodeagentError when something that is needed is missing."""
-        config, loop = self.config, self.loop
+        config, loop, workers = self.config, self.loop, self.workers
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self.stopped.set)
         loop.add_signal_handler(signal.SIGHUP, lambda: self.parts.start("the reload", self._reload_on_signal))
         await self._begun.wait()
         config.runtime_directory.mkdir(parents=True, exist_ok=True)
         source = self.source = DirectorySource(config.source, config.resources)
-        slots = config.proxy.worker_count()
         issuer = open_source(config.identity, config.cluster)
-        self.plane = await DataPlane.load(config.redirect, slots=slots, wait=False)
+        self.plane = await DataPlane.load(config.redirect, slots=workers.count, wait=False)
         observed = "the access log" if config.telemetry.access_log.path else ""
         self.kernel_paths = KernelPaths(self.plane, Settings(config.node, config.identity.trust_domain, observed), config.cluster)
         self.certificates = Certificates(issuer, config.identity.ttl_seconds, self._certificate, self._certificate_ended)
         self.pod_sockets = PodSockets(config.runtime_directory, self.certificates.current, config.identity.ca_directory, config.identity.trust_domain)
-        start = {"config": config.model_dump(mode="json", by_alias=True), "node_addresses": [], "supervisor": os.getppid()}
-        state = State(start, [self.plane.original_map_fd, self.plane.announced_map_fd])
-        needs = Needs(self.plane.sockets, self.store.merge, lambda slot: self.store.add(declared.WORKER_RESTARTS, (str(slot),)))
-        self.workers = Workers(loop, slots, state, self.supervisor, needs)
         effects = Effects(
             publish=source.publish,
             keep=self._keep,
             drop=lambda uid: self.supervisor.send({"op": "drop", "uid": uid}),
             repaired=lambda fault: self.store.add(declared.REPAIRS, (fault,)),
         )
-        self.enrolment = Enrolment(self.plane, self.workers, self.certificates, effects, config.redirect.when_dead)
+        self.enrolment = Enrolment(self.plane, workers, self.certificates, effects, config.redirect.when_dead)
         self.enrolment.kept = self._kept
         await self._watch_once()
-        state.start["node_addresses"] = sorted(self.mesh.node_addresses())
-        self.workers.start()
+        start = {"config": config.model_dump(mode="json", by_alias=True), "node_addresses": sorted(self.mesh.node_addresses()), "supervisor": os.getppid()}
+        workers.start(start, [self.plane.original_map_fd, self.plane.announced_map_fd])
         self.parts.start("what renews certificates", self.certificates.run)
         self._reconcile()
-        self.enrolment.forget_kept()
+        self._forget_kept()
         self.enrolment.prune()
         self._listed = True
+        self.supervisor.send({"op": "heart", "timeout": config.redirect.heartbeat_timeout_seconds}, [self.plane.heartbeat_fd])
         self.parts.start("the reader of the source", self._watch)
-        self.parts.start("the heartbeat", self._heartbeat)
+        self.parts.start("what ends earlier workers", self._retire_orphans)
         self.parts.start("the check of the pods", self._check)
         self.parts.start("the loading of the HTTP counters", self._finish_loading)
         self.parts.start("what serves the pods' sockets", lambda: self.pod_sockets.run(config.redirect.check_interval_seconds))
         self._admin = Admin(self)
         await self._admin.start()
-        self.parts.start("what ends earlier workers", self._retire_orphans)
 
     async def stop(self) -> None:
-        """Let PERMISSIVE pods pass by, drain, end. Pins stay: STRICT pods are refused until a daemon is back."""
+        """Serve while what is open may end, stop the heartbeat, let what came since end, and end. Pins stay: protected pods are refused until a daemon is back.
+
+        ``proxy.timeouts.stop`` bounds the whole, half of it each: with a connection open that never ends, pods are refused for the second half only.
+        """
+        patience = self.config.proxy.timeouts.stop / 2
         self.parts.stop()
         await self.key_sets.close()
         if self._listed:
             self.pod_sockets.close()
-        if self.plane is not None:
-            if self._listed:
-                self.enrolment.withdraw()
-            self.plane.stop_beating()
-        if self.workers is not None:
-            # What waits in a backlog when the last listener closes is reset: workers accept until nothing more can come.
-            await asyncio.sleep(SETTLE_SECONDS)
-            await self.workers.stop(self.config.proxy.timeouts.drain)
+        await self.workers.finish(patience)
+        if self._listed:
+            self.enrolment.withdraw()
+        self.supervisor.send({"op": "still"})
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._stilled.wait(), STILL_SECONDS)
+        # What waits in a backlog when the last listener closes is reset: workers accept until nothing more can come.
+        await asyncio.sleep(SETTLE_SECONDS)
+        await self.workers.stop(patience)
         if self._admin is not None:
             await self._admin.stop()
 
     async def reload(self) -> list[int]:
         """Replace all workers without losing a connection; return the new pids."""
-        assert self.workers is not None
         pids = await self.workers.reload(self.config.proxy.timeouts.drain)
         log.info("workers replaced: %s", pids)
         return pids
@@ -175,8 +177,10 @@ class Control:
         missing = []
         if not self._listed:
             missing.append("the source has not been read")
-        if self.workers is None or not self.workers.ready():
+        if not self.workers.ready():
             missing.append("a worker is not up")
+        if not self._beats:
+            missing.append("there is no heartbeat: no worker's event loop turns")
         if self._listed and not self.enrolment.healthy():
             wrong = [row for row in self.enrolment.rows() if row["state"] != "enrolled"]
             missing += [f"pod {row['namespace']}/{row['pod']}: {row['state']}: {'; '.join(row['faults'])}" for row in wrong]
@@ -187,33 +191,62 @@ class Control:
     def _from_supervisor(self, message: Message, descriptors: list[int]) -> None:
         operation = message["op"]
         if operation == "begin":
-            self._orphans = list(message["orphans"])
             self._begun.set()
         elif operation == "kept":
-            uid, direction, family, slot = str(message["key"]).rsplit("/", 3)
-            which: ListenerId = ("outbound" if direction == "outbound" else "inbound", 4 if family == "4" else 6, int(slot))
-            self._kept.setdefault(uid, {})[which] = socket.socket(fileno=descriptors[0])
-        elif operation == "forked" and self.workers is not None:
+            for key, descriptor in zip(message["keys"], descriptors, strict=True):
+                self._take_over(key, descriptor)
+        elif operation == "orphan":
+            self.workers.adopt(message["pid"], socket.socket(fileno=descriptors[0]))
+        elif operation == "forked":
             self.workers.forked(message["number"], message["pid"])
-        elif operation == "exited" and self.workers is not None:
+        elif operation == "exited":
             self.workers.exited(message["pid"], message["status"])
+        elif operation == "beats":
+            self._beats = message["felt"]
+        elif operation == "stilled":
+            self._stilled.set()
 
-    def _keep(self, listeners: dict[str, socket.socket]) -> None:
-        self.supervisor.send({"op": "keep", "keys": list(listeners)}, [listener.fileno() for listener in listeners.values()])
+    def _keep(self, kept: dict[str, int]) -> None:
+        """Have the supervisor keep descriptors across a death of control, in messages of as many as one can carry."""
+        keys = list(kept)
+        for some in (keys[at : at + DESCRIPTORS] for at in range(0, len(keys), DESCRIPTORS)):
+            self.supervisor.send({"op": "keep", "keys": some}, [kept[key] for key in some])
+
+    def _take_over(self, key: str, descriptor: int) -> None:
+        """An earlier control had the supervisor keep *descriptor*: see :meth:`Enrolment.kept_as`."""
+        uid, *which = key.split("/")
+        if which == ["netns"]:
+            self._networks[uid] = descriptor
+            return
+        direction, family, slot = which
+        listener: ListenerId = ("outbound" if direction == "outbound" else "inbound", 4 if family == "4" else 6, int(slot))
+        self._kept.setdefault(uid, {})[listener] = socket.socket(fileno=descriptor)
+
+    def _forget_kept(self) -> None:
+        """Close what was kept of pods that are gone; those that are not have their own."""
+        self.enrolment.forget_kept()
+        while self._networks:
+            os.close(self._networks.popitem()[1])
+
+    def _sockets(self, uid: str, family: Family, count: int) -> list[socket.socket]:
+        """Make sockets inside a pod; also for workers of an earlier control, before this one has enrolled it. Raises KernelError; KeyError: it is not known."""
+        if uid in self._networks:
+            return open_sockets(uid, self._networks[uid], family, count)
+        if self.plane is None:
+            raise KeyError(uid)
+        return self.plane.sockets(uid, family, count)
 
     async def _retire_orphans(self) -> None:
         """Workers of an earlier control served on; they drain as soon as their successors are up."""
-        assert self.workers is not None
-        while self._orphans and not self.workers.ready():
+        while not self.workers.ready():
             await asyncio.sleep(0.02)
-        for pid in self._orphans:
-            self.supervisor.send({"op": "signal", "pid": pid, "signal": int(signal.SIGTERM)})
+        self.workers.retire_adopted(self.config.proxy.timeouts.drain)
 
     # -- what changes --
 
     def _apply(self, changes: list[AnyChange]) -> None:
         delta = self.mesh.apply(changes)
-        if delta and self.workers is not None:
+        if delta:
             self.workers.apply(delta)
             if any(key.startswith("authentication/") for key in (*delta.removals, *(entry.key for entry in delta.upserts))):
                 self._want_keys(self.workers)
@@ -240,7 +273,6 @@ class Control:
 
     def _update_kernel_paths(self) -> None:
         """Bring what the kernel decides alone to the snapshot and the pods; a fault there leaves connections to the proxy, and is tried again."""
-        assert self.workers is not None
         self._kernel_behind = True
         try:
             self.kernel_paths.update(self.workers.entries())
@@ -257,7 +289,6 @@ class Control:
 
     def _forget_all_but(self, identities: set[SpiffeId]) -> None:
         """Drop the certificates of identities that no pod of this node has any more."""
-        assert self.workers is not None
         for identity in self.certificates.wanted() - identities:
             self.certificates.forget(identity)
             self.workers.forget(identity)
@@ -280,7 +311,6 @@ class Control:
         self._apply(batch)
 
     def _certificate(self, certificate: Certificate) -> None:
-        assert self.workers is not None
         self.workers.certificate(certificate.identity, {"op": "certificate", "certificate": certificate.to_json()})
         self.pod_sockets.certified(certificate)
         if self._listed:
@@ -298,15 +328,6 @@ class Control:
         except KernelError as error:
             log.error("HTTP is not counted on the kernel path: %s", error)
         self._update_kernel_paths()
-
-    async def _heartbeat(self) -> None:
-        assert self.plane is not None
-        assert self.workers is not None
-        pause = self.config.redirect.heartbeat_timeout_seconds / BEATS_PER_TIMEOUT
-        while True:
-            if self.workers.alive():
-                self.plane.beat()
-            await asyncio.sleep(pause if self.workers.ready() else 0.02)
 
     async def _check(self) -> None:
         while True:

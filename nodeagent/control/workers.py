@@ -22,10 +22,9 @@ from nodeagent.channel import DESCRIPTORS, MESSAGE_BYTES, Channel, Message, pair
 from nodeagent.errors import ControlError, KernelError
 from nodeagent.mesh.entries import Delta, Entry, Family, to_json
 from nodeagent.redirect.pod import ListenerId
+from nodeagent.supervisor import SILENT_SECONDS
 
 PING_SECONDS: Final = 1.0
-SILENT_SECONDS: Final = 10.0
-"""A worker whose loop has not turned for this long is replaced."""
 RESPAWN_LIMIT: Final = 20
 """Deaths within a minute after which a worker is restarted only once a second."""
 log = logging.getLogger("nodeagent.control")
@@ -34,11 +33,10 @@ log = logging.getLogger("nodeagent.control")
 class WorkerProcess:
     """One worker process and control's end of its channel."""
 
-    def __init__(self, slot: int, number: int) -> None:
-        self.slot, self.number = slot, number
-        self.pid = 0
+    def __init__(self, slot: int, number: int, pid: int = 0) -> None:
+        self.slot, self.number, self.pid = slot, number, pid
         self.channel: Channel
-        self.ready = False
+        self.ready = self.finished = False
         self.last_pong = 0.0
         self.connections = 0
         self.replies: dict[int, tuple[asyncio.Future[list[Any]], list[Any]]] = {}
@@ -47,8 +45,9 @@ class WorkerProcess:
 class State:
     """What a new worker is told first: the snapshot, certificates, pods and listeners as they stand."""
 
-    def __init__(self, start: Message, map_fds: Sequence[int]) -> None:
-        self.start, self.map_fds = start, map_fds
+    def __init__(self) -> None:
+        self.start: Message = {}
+        self.map_fds: Sequence[int] = ()
         self.entries: dict[str, Entry] = {}
         self.certificates: dict[str, Message] = {}
         self.pods: dict[str, Message] = {}
@@ -67,29 +66,45 @@ class Needs:
 class Workers:
     """Fills ``count`` slots, replaces what dies, and sends every change to all."""
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, count: int, state: State, supervisor: Channel, needs: Needs) -> None:
-        self._loop, self._count, self._state, self._supervisor, self._needs = loop, count, state, supervisor, needs
+    def __init__(self, loop: asyncio.AbstractEventLoop, count: int, supervisor: Channel, needs: Needs) -> None:
+        self._loop, self.count, self._supervisor, self._needs = loop, count, supervisor, needs
+        self._state = State()
         self._numbers = itertools.count(1)
         self._pings = itertools.count(1)
         self._slots: dict[int, WorkerProcess] = {}
         self._draining: list[WorkerProcess] = []
+        self._adopted: list[WorkerProcess] = []
         self._deaths: list[float] = []
         self._stopping = False
 
     # -- slots --
 
-    def start(self) -> None:
-        for slot in range(self._count):
+    def start(self, start: Message, map_fds: Sequence[int]) -> None:
+        """Fill the slots; each worker is told *start* first, with the descriptors of the maps of original destinations and of announcements."""
+        self._state.start, self._state.map_fds = start, map_fds
+        for slot in range(self.count):
             self._spawn(slot)
         self._loop.call_later(PING_SECONDS, self._ping)
 
-    def alive(self) -> bool:
-        """Say whether some worker carries traffic: what the heartbeat stands for."""
-        return any(worker.ready and self._answers(worker) for worker in self._slots.values())
+    def adopt(self, pid: int, end: socket.socket) -> None:
+        """Take over a worker that an earlier control started, with that one's *end* of its channel.
+
+        It gets what it needs and hears of every change, as one that drains, and drains itself when :meth:`retire_adopted` says so.
+        """
+        worker = WorkerProcess(-1, next(self._numbers), pid)
+        self._connect(worker, end)
+        self._draining.append(worker)
+        self._adopted.append(worker)
+        worker.channel.send({"op": "succeeded"})
+
+    def retire_adopted(self, drain_seconds: float) -> None:
+        for worker in self._adopted:
+            worker.channel.send({"op": "drain", "seconds": drain_seconds})
+        self._adopted.clear()
 
     def ready(self) -> bool:
         """Say whether every slot is filled by a worker that answers."""
-        return len(self._slots) == self._count and all(worker.ready for worker in self._slots.values())
+        return len(self._slots) == self.count and all(worker.ready for worker in self._slots.values())
 
     def _answers(self, worker: WorkerProcess) -> bool:
         return self._loop.time() - worker.last_pong < SILENT_SECONDS
@@ -97,13 +112,16 @@ class Workers:
     def _spawn(self, slot: int) -> WorkerProcess:
         worker = WorkerProcess(slot, next(self._numbers))
         ours, theirs = pair()
-        worker.channel = Channel(self._loop, ours, lambda message, descriptors: self._message(worker, message, descriptors), lambda: None)
         worker.last_pong = self._loop.time()
         self._slots[slot] = worker
-        self._supervisor.send({"op": "fork", "number": worker.number}, [theirs.fileno()])
+        self._supervisor.send({"op": "fork", "number": worker.number}, [theirs.fileno(), ours.fileno()])
+        self._connect(worker, ours)
         theirs.close()
         self._tell_everything(worker)
         return worker
+
+    def _connect(self, worker: WorkerProcess, end: socket.socket) -> None:
+        worker.channel = Channel(self._loop, end, lambda message, descriptors: self._message(worker, message, descriptors), lambda: None)
 
     def forked(self, number: int, pid: int) -> None:
         """The supervisor forked worker *number*."""
@@ -205,6 +223,8 @@ class Workers:
             worker.last_pong = self._loop.time()
             worker.ready = True
             worker.connections = int(message["connections"])
+        elif operation == "finished":
+            worker.finished = True
         elif operation == "metrics":
             self._needs.metrics(message)
         elif operation == "flows":
@@ -213,9 +233,9 @@ class Workers:
     def _hand_sockets(self, worker: WorkerProcess, uid: str, family: Family, count: int) -> None:
         try:
             sockets = self._needs.sockets(uid, family, count)
-        except (KeyError, KernelError) as error:  # the pod may be gone at any moment; the worker's waiters end with its release
+        except (KeyError, KernelError) as error:  # the pod may be gone at any moment; without any, the worker's waiters fail at once
             log.warning("no sockets for pod %s: %s", uid, error)
-            return
+            sockets = []
         worker.channel.send({"op": "sockets", "uid": uid, "family": family}, [made.fileno() for made in sockets])
         for made in sockets:
             made.close()
@@ -284,11 +304,20 @@ class Workers:
         self._draining.append(worker)
         worker.channel.send({"op": "drain", "seconds": drain_seconds})
 
+    async def finish(self, seconds: float) -> None:
+        """Ask for the end of what is open now, while new connections are taken; return when it has ended, at the latest after *seconds*."""
+        workers = list(self._slots.values())
+        for worker in workers:
+            worker.channel.send({"op": "finish"})
+        await self._wait(lambda: all(worker.finished for worker in workers), seconds)
+
     async def stop(self, drain_seconds: float) -> None:
-        """Drain all workers and wait for their end."""
+        """Drain all workers, also those that do so already, and wait for their end."""
         self._stopping = True
         for slot in list(self._slots):
-            self._retire(self._slots.pop(slot), drain_seconds)
+            self._draining.append(self._slots.pop(slot))
+        for worker in self._draining:
+            worker.channel.send({"op": "drain", "seconds": drain_seconds})
         await self._wait(lambda: not self._draining, drain_seconds + 1)
 
     async def _wait(self, condition: Callable[[], bool], seconds: float = 10.0) -> bool:

@@ -65,13 +65,27 @@ class SocketStock:
             else:
                 self._sockets.append(fresh)
 
+    def again(self) -> None:
+        """What was asked for may be lost with the control that was asked: ask its successor."""
+        self._asked = 0
+        while self._asked < max(len(self._waiting), self._batch - len(self._sockets)):
+            self._refill(force=True)
+
+    def refused(self) -> None:
+        """Control could make none: nobody shall wait."""
+        self._asked = 0
+        self._fail("no socket could be made in the pod")
+
     def close(self) -> None:
         while self._sockets:
             self._sockets.popleft().close()
+        self._fail("the pod is gone")
+
+    def _fail(self, why: str) -> None:
         while self._waiting:
             waiter = self._waiting.popleft()
             if not waiter.done():
-                waiter.set_exception(OSError("the pod is gone"))
+                waiter.set_exception(OSError(why))
 
     def _refill(self, *, force: bool = False) -> None:
         if not self._asked or force:

@@ -19,7 +19,6 @@ import uvloop
 
 from nodeagent.channel import Channel, Message
 from nodeagent.config import AgentConfig
-from nodeagent.errors import NodeagentError
 from nodeagent.identity.certificate import Certificate
 from nodeagent.identity.tls import Contexts, contexts
 from nodeagent.mesh.entries import Delta, Family, PodUid, from_json
@@ -31,6 +30,7 @@ from nodeagent.proxy.originals import Captured
 from nodeagent.proxy.pace import Pace
 from nodeagent.proxy.pipeline import Pipeline
 from nodeagent.proxy.pods import PodState
+from nodeagent.pulse import Pulse
 from nodeagent.redirect.delivery import Announcements
 from nodeagent.redirect.original import OriginalDestinations
 from nodeagent.telemetry.access_log import AccessLog
@@ -43,16 +43,16 @@ FLOWS_PER_MESSAGE: Final = 100
 log = logging.getLogger("nodeagent.worker")
 
 
-def main(end: socket.socket) -> None:
-    """Run a worker on its end of the channel until control drains it or is gone; the process's last call."""
+def main(end: socket.socket, pulse: Pulse) -> None:
+    """Run a worker on its end of the channel until control drains it; *pulse* is where it says that its loop turns. The process's last call."""
     gc.collect()
     gc.freeze()
     gc.set_threshold(20_000, 20, 50)
-    uvloop.run(_serve(end))
+    uvloop.run(_serve(end, pulse))
 
 
-async def _serve(end: socket.socket) -> None:
-    worker = Worker(asyncio.get_running_loop(), end)
+async def _serve(end: socket.socket, pulse: Pulse) -> None:
+    worker = Worker(asyncio.get_running_loop(), end, pulse)
     await worker.done
     worker.close()
 
@@ -60,8 +60,8 @@ async def _serve(end: socket.socket) -> None:
 class Worker:
     """Carries out control's messages; see ``nodeagent.control.workers`` for the other side."""
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, end: socket.socket) -> None:
-        self.loop = loop
+    def __init__(self, loop: asyncio.AbstractEventLoop, end: socket.socket, pulse: Pulse) -> None:
+        self.loop, self._pulse = loop, pulse
         self.done: asyncio.Future[None] = loop.create_future()
         self.metrics = WorkerMetrics()
         self._name = ""
@@ -71,6 +71,8 @@ class Worker:
         self._contexts: dict[str, Contexts] = {}
         self._servers: dict[str, list[Any]] = {}
         self._drain_until = 0.0
+        self._finishing: set[int] | None = None
+        """Connections that were open when all were asked to end; None: none was."""
         self._lag = 0.0
         self._dropped = 0
         self._tasks: set[asyncio.Task[None]] = set()
@@ -107,8 +109,8 @@ class Worker:
     def _on_start(self, message: Message, descriptors: list[int]) -> None:
         try:
             self._prepare(message, descriptors)
-        except NodeagentError as error:
-            # Above all: a worker that could not give up its privileges must not carry a byte.
+        except Exception as error:  # noqa: BLE001 - as said below
+            # Whatever it was: a worker that could not give up its privileges must not carry a byte.
             log.critical("this worker cannot start: %s", error)
             os._exit(1)
 
@@ -218,9 +220,20 @@ class Worker:
             for unused in sockets:
                 unused.close()
             return
-        pod.stock[message["family"]].add(sockets)
+        stock = pod.stock[message["family"]]
+        if sockets:
+            stock.add(sockets)
+        else:
+            stock.refused()
+
+    def _on_succeeded(self, message: Message, descriptors: list[int]) -> None:
+        """Another control is at the other end: the one that was asked for sockets may have died before it gave them."""
+        for pod in self._pipeline.pods.values() if hasattr(self, "_pipeline") else ():
+            for stock in pod.stock.values():
+                stock.again()
 
     def _on_ping(self, message: Message, descriptors: list[int]) -> None:
+        self._beat()
         self._report()
         self._channel.send({"op": "pong", "number": message["number"], "connections": len(self._pipeline.connections)})
 
@@ -232,6 +245,12 @@ class Worker:
             self._channel.send({"op": "flows", "number": message["number"], "flows": flows[at : at + FLOWS_PER_MESSAGE], "more": True})
         self._channel.send({"op": "flows", "number": message["number"], "flows": [], "more": False})
 
+    def _on_finish(self, message: Message, descriptors: list[int]) -> None:
+        """Ask for the end of what is open; what comes is still served."""
+        self._finishing = set(self._pipeline.connections)
+        self._pipeline.drain()
+        self._sweep_finishing()
+
     def _on_drain(self, message: Message, descriptors: list[int]) -> None:
         self._drain(float(message["seconds"]))
 
@@ -242,22 +261,26 @@ class Worker:
             return Accepted(self._pipeline, pod, direction, self._originals)
 
         server = await self.loop.create_server(accepted, sock=listener, backlog=BACKLOG)
-        if self._pipeline.pods.get(pod.uid) is pod and not self._pipeline.draining:
+        if self._pipeline.pods.get(pod.uid) is pod and not self._drain_until:
             self._servers.setdefault(pod.uid, []).append(server)
         else:
             server.close()
 
     def _orphaned(self) -> None:
-        """Control is gone: serve on with what is here; its successor starts new workers and has this one drain."""
-        log.warning("control is gone; this worker serves on until it is replaced")
+        """The supervisor, which keeps the other end while control is replaced, is gone too: the kernel kills this process."""
+        log.warning("nobody tells this worker anything any more")
 
     def _told_to_go(self) -> None:
-        self._drain(self._pipeline.timeouts.drain if hasattr(self, "_pipeline") else 0.0)
+        """The daemon ends, and control is not there to say so."""
+        self._drain(self._pipeline.timeouts.stop if hasattr(self, "_pipeline") else 0.0)
 
     def _drain(self, seconds: float) -> None:
+        until = self.loop.time() + seconds
         if self._drain_until:
+            self._drain_until = min(self._drain_until, until)
             return
-        self._drain_until = self.loop.time() + seconds
+        self._drain_until = until
+        self._pulse.rest()
         for servers in self._servers.values():
             for server in servers:
                 server.close()
@@ -271,13 +294,26 @@ class Worker:
         self._lag = max(self._lag, now - self._next_sweep)
         self._next_sweep = now + SWEEP_SECONDS
         self.loop.call_at(self._next_sweep, self._sweep)
+        self._beat()
         if hasattr(self, "_pipeline"):
             self._pipeline.sweep()
+        if self._finishing is not None:
+            self._sweep_finishing()
         if self._drain_until:
             self._sweep_drain()
 
+    def _beat(self) -> None:
+        """The loop turns; that counts while this worker takes connections."""
+        if hasattr(self, "_pipeline") and not self._drain_until:
+            self._pulse.turn()
+
+    def _sweep_finishing(self) -> None:
+        if not self._finishing or self._finishing.isdisjoint(self._pipeline.connections):
+            self._channel.send({"op": "finished"})
+
     def _sweep_drain(self) -> None:
-        idle = not hasattr(self, "_pipeline") or not self._pipeline.connections
+        """End when all connections have, but for those that had their time before."""
+        idle = not hasattr(self, "_pipeline") or self._pipeline.connections.keys() <= (self._finishing or set())
         if (idle or self.loop.time() >= self._drain_until) and not self.done.done():
             self._report()
             self.loop.call_later(0.05, self._end)

@@ -12,7 +12,6 @@ import os
 import socket
 import struct
 import sys
-import time
 from collections.abc import Callable, Collection, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -23,7 +22,7 @@ from nodeagent.config import Redirect
 from nodeagent.errors import KernelError
 from nodeagent.istio import INBOUND_PORT, OUTBOUND_PORT
 from nodeagent.mesh.entries import Family, PodUid
-from nodeagent.redirect import bypass, hooks, layout, loader, maps, pins, sock_diag
+from nodeagent.redirect import bypass, heartbeat, hooks, layout, loader, maps, pins, sock_diag
 from nodeagent.redirect import pod as pods
 from nodeagent.redirect.http_metrics import HttpMetrics
 from nodeagent.redirect.kernel import Flow, FlowId, KernelPath
@@ -142,13 +141,18 @@ class DataPlane:
         """For Announcements in the workers: pass it on, do not close it."""
         return self._maps["announced"].fd
 
+    @property
+    def heartbeat_fd(self) -> int:
+        """For :mod:`nodeagent.redirect.heartbeat` in the supervisor: pass it on, do not close it."""
+        return self._maps["heartbeat"].fd
+
     def beat(self) -> None:
         """Say that the daemon lives; to be called several times within redirect.heartbeatTimeoutSeconds."""
-        self._maps["heartbeat"].put(_ZERO, struct.pack("=Q", time.clock_gettime_ns(time.CLOCK_MONOTONIC)))
+        heartbeat.beat(self.heartbeat_fd)
 
     def stop_beating(self) -> None:
-        """Say that the daemon stops: from now on PERMISSIVE pods pass through and STRICT ones are refused."""
-        self._maps["heartbeat"].put(_ZERO, struct.pack("=Q", 0))
+        """Say that the daemon stops: from now on each pod's protection says what is refused."""
+        heartbeat.end(self.heartbeat_fd)
 
     @staticmethod
     def pod_netns(path: Path) -> PodNetns:
@@ -211,7 +215,11 @@ class DataPlane:
 
     def sockets(self, uid: str, family: Family, count: int) -> list[socket.socket]:
         """Make *count* unconnected, non-blocking TCP sockets inside the pod. Raises KernelError; KeyError when it is not enrolled."""
-        return pods.open_sockets(self._enrolled[uid].pod, family, count)
+        return pods.open_sockets(uid, self.network(uid), family, count)
+
+    def network(self, uid: str) -> int:
+        """Return the descriptor of an enrolled pod's network namespace: pass it on, do not close it. Raises KeyError."""
+        return self._enrolled[uid].pod.netns.fd
 
     def numbers(self) -> dict[PodUid, int]:
         """Return the number of each enrolled pod on the kernel path."""

@@ -154,16 +154,16 @@ def socket_cookie(of: socket.socket) -> bytes:
     return of.getsockopt(socket.SOL_SOCKET, _SO_COOKIE, ctypes.sizeof(ctypes.c_uint64))
 
 
-def open_sockets(pod: EnrolledPod, family: Family, count: int) -> list[socket.socket]:
-    """Make *count* unconnected, non-blocking TCP sockets inside the pod. Raises KernelError."""
+def open_sockets(uid: str, network: int, family: Family, count: int) -> list[socket.socket]:
+    """Make *count* unconnected, non-blocking TCP sockets inside the pod *uid*, whose network namespace is open as *network*. Raises KernelError."""
     made: list[socket.socket] = []
     try:
-        with netns.inside(pod.netns.fd):
+        with netns.inside(network):
             while len(made) < count:
                 made.append(socket.socket(_DOMAIN[family], socket.SOCK_STREAM | socket.SOCK_NONBLOCK))
                 made[-1].setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
     except OSError as error:
         for one in made:
             one.close()
-        raise KernelError(f"pod {pod.uid}: no socket could be made in {pod.netns.path}: {error.strerror}") from None
+        raise KernelError(f"pod {uid}: no socket could be made in its network namespace: {error.strerror}") from None
     return made

@@ -1,0 +1,55 @@
+"""A page of memory that the daemon's processes share, in which each worker notes when its event loop last turned.
+
+Made before the first fork. A note is one store: no message that a busy reader would have to take, no system call. Workers are not
+believed more than they must be: one that writes into others' slots can end the heartbeat, or keep it up as long as it lives itself.
+"""
+
+from __future__ import annotations
+
+import mmap
+import struct
+import time
+from typing import Final
+
+SLOTS: Final = 1024
+"""Four times as many as there can be worker slots: for those that drain."""
+_SLOT: Final = struct.Struct("=Q")
+
+
+class Pulse:
+    """One worker's slot."""
+
+    def __init__(self, page: mmap.mmap, number: int) -> None:
+        self._page, self.number = page, number
+
+    def turn(self) -> None:
+        """Note that the loop turns, and that this worker takes connections."""
+        _SLOT.pack_into(self._page, self.number * _SLOT.size, time.monotonic_ns())
+
+    def rest(self) -> None:
+        """Note that this worker takes no connections any more."""
+        _SLOT.pack_into(self._page, self.number * _SLOT.size, 0)
+
+
+class Pulses:
+    """All slots, in the process that forks."""
+
+    def __init__(self) -> None:
+        self._page = mmap.mmap(-1, SLOTS * _SLOT.size)
+        self._taken: set[int] = set()
+
+    def claim(self) -> Pulse:
+        """Return a slot for a worker that is about to be forked; the last one is shared by those for which none is left."""
+        number = next((each for each in range(SLOTS - 1) if each not in self._taken), SLOTS - 1)
+        self._taken.add(number)
+        return Pulse(self._page, number)
+
+    def free(self, pulse: Pulse) -> None:
+        """The worker is gone."""
+        pulse.rest()
+        self._taken.discard(pulse.number)
+
+    def felt(self, seconds: float) -> bool:
+        """Say whether any worker's loop turned within *seconds*. A time to come was not written by a worker that is well."""
+        now, oldest = time.monotonic_ns(), int(seconds * 1e9)
+        return any(0 <= now - turned < oldest for each in self._taken for (turned,) in (_SLOT.unpack_from(self._page, each * _SLOT.size),) if turned)
