@@ -145,6 +145,11 @@ PLAINTEXT_REFUSED = Reason(
 PROBE_REFUSED = Reason(
     "probe_refused", 403, "NR", "filter_chain_not_found", "the workload is STRICT and this is not a probe that the pod declares", denies=True
 )
+UNPARSED_HTTP = Reason(
+    "unparsed_http", 403, "NR", "filter_chain_not_found", "this is not HTTP/1, and here only what is parsed may pass: a policy of the workload decides by the "
+    "request, or the port is declared http: declare the port's protocol (its Service's port name or appProtocol: tcp, or http2 where no such policy is)",
+    denies=True,
+)  # fmt: skip
 OVER_LIMIT = Reason("connections_per_pod", 503, "UO", "overflow", "the pod holds proxy.limits.connectionsPerPod connections", denies=True)
 JWT_REFUSED = Reason("jwt_refused", 401, "-", "jwt_authn_access_denied", "the token is not valid for a RequestAuthentication of the workload", denies=True)
 POLICY_DENIED = Reason(

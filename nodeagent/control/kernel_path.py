@@ -139,7 +139,7 @@ class KernelPaths:
             "destination_identity": server.identity,
             "service": service.host if service else "",
             "path": "kernel",
-            "protocol": "http" if dict(server.ports).get(port) == "http" else "tcp",
+            "protocol": "http" if server.protocol_at(port) == "http" else "tcp",
             "verdict": "allow",
             "reason": "",
             "why": self.path_of(server, port).why,

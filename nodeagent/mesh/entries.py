@@ -18,8 +18,9 @@ Address = NewType("Address", str)
 """An IPv4 or IPv6 address in its canonical text form (RFC 5952)."""
 Family = Literal[4, 6]
 
-Protocol = Literal["http", "tcp", "auto"]
-"""How a port is proxied: ``auto`` sniffs. http2, grpc and tls ports are carried as ``tcp`` for now."""
+Protocol = Literal["http", "http2", "tcp", "auto"]
+"""What a port was declared to be. ``http``: HTTP/1; ``http2``: HTTP/2 and gRPC, which are carried as bytes for now; ``tcp``: anything else that has
+a name, TLS among it; ``auto``: nothing, so its first bytes tell."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +74,13 @@ class Workload:
     own_path: bool = False
     """It is the pod's own: it goes before the Service's."""
     bypass: bool = False
+
+    def protocol_at(self, port: int) -> Protocol:
+        """Return what the workload port *port* was declared to be."""
+        for number, protocol in self.ports:
+            if number == port:
+                return protocol
+        return "auto"
 
     def mtls_at(self, port: int) -> MtlsMode:
         """Return the mTLS mode of the workload port *port*."""

@@ -12,7 +12,7 @@ from typing import Any, Final, Literal
 
 from nodeagent.errors import ConfigError
 from nodeagent.mesh.entries import Entry, Protocol, Service, ServicePort, Workload
-from nodeagent.policy.authorization import Authorizer, ConnectionFacts, Decision, RequestFacts
+from nodeagent.policy.authorization import Authorizer, CompiledPolicy, ConnectionFacts, Decision, RequestFacts
 from nodeagent.policy.claims import Claims
 from nodeagent.policy.model import AuthorizationPolicy, MtlsMode, RateLimit, RequestAuthentication
 
@@ -148,7 +148,7 @@ def _server(entries: list[Entry], text: str) -> tuple[_Server | None, list[Step]
         if not number:
             raise ConfigError(f"DST: {text!r:.120}: a port is needed: no Service selects the pod")
         words = f"pod {workload.namespace}/{workload.pod} on {workload.node}, port {number}"
-        return _Server(workload, number, dict(workload.ports).get(number, "auto"), None), [Step("route", words)]
+        return _Server(workload, number, workload.protocol_at(number), None), [Step("route", words)]
     chosen = _service_port(service, port, text)
     workloads = {entry.uid: entry for entry in entries if isinstance(entry, Workload)}
     serving = [(endpoint, workloads[endpoint.uid]) for endpoint in chosen.endpoints if endpoint.uid in workloads]
@@ -234,6 +234,8 @@ def _path(workload: Workload) -> str:
 
 def _policies(facts: _Facts, entries: list[Entry]) -> tuple[Verdict, list[Step]]:
     steps: list[Step] = []
+    if not facts.http and (unparsed := _unparsed(facts, entries)) is not None:
+        return unparsed
     policies = [entry for entry in entries if isinstance(entry, AuthorizationPolicy)]
     authorizer = Authorizer.compile(policies, http=facts.http, trust_domain=facts.trust_domain)
     connection, request = facts.connection(), facts.request()
@@ -259,6 +261,23 @@ def _policies(facts: _Facts, entries: list[Entry]) -> tuple[Verdict, list[Step]]
     if facts.http:
         steps += [step for entry in entries if isinstance(entry, RateLimit) for step in _limits(entry)]
     return ("unknown" if custom else "allowed"), steps
+
+
+def _unparsed(facts: _Facts, entries: list[Entry]) -> tuple[Verdict, list[Step]] | None:
+    """Return what happens to bytes that are not parsed as HTTP/1, None where policies may judge them as TCP."""
+    protocol = facts.server.workload.protocol_at(facts.server.port)
+    policies = [each for each in entries if isinstance(each, AuthorizationPolicy | RequestAuthentication | RateLimit)]
+    readers = [f"{type(each).__name__} {each.namespace}/{each.name}" for each in policies if _decides_requests(each, facts.trust_domain)]
+    if protocol == "tcp" or not readers:
+        return None
+    refused = f"what is not HTTP/1 is refused (unparsed_http), as {', '.join(readers)} decides by the request: if it is none, declare the port's protocol"
+    if protocol == "http2":
+        return "refused", [Step("verdict", f"the port is declared {protocol}, which is not parsed yet: {refused}")]
+    return "unknown", [Step("verdict", f"it depends on the request: say METHOD and PATH; {refused}")]
+
+
+def _decides_requests(entry: AuthorizationPolicy | RequestAuthentication | RateLimit, trust_domain: str) -> bool:
+    return not isinstance(entry, AuthorizationPolicy) or CompiledPolicy.of(entry, trust_domain).decides_requests
 
 
 def _jwt(facts: _Facts, authentications: list[RequestAuthentication]) -> list[Step]:

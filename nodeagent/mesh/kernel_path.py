@@ -111,7 +111,7 @@ class Planner:
 
     def port_path(self, server: Workload, port: int, service: Service | None, policies: Iterable[Entry]) -> PortPath:
         """Return the path of connections from captured pods of this node to *port* of *server*, which *policies* protect."""
-        protocol = dict(server.ports).get(port, "auto")
+        protocol = server.protocol_at(port)
         setting, whose = setting_of(server, service)
         if setting == "proxy":
             return PortPath("proxy", f"nodeagent.io/path of the {whose} is proxy")
@@ -130,7 +130,7 @@ class Planner:
     def permits(self, source: Workload, server: Workload, where: Where, policies: Iterable[Entry]) -> Verdict:
         """Return what policy says now of an established connection of *source* past the proxy; a per-request decision refuses it."""
         _, port = where
-        protocol = dict(server.ports).get(port, "auto")
+        protocol = server.protocol_at(port)
         entries = list(policies)
         if self._per_request(server, port, protocol, entries):
             return Verdict(False)

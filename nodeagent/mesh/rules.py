@@ -10,25 +10,26 @@ from nodeagent.mesh.entries import Probe, Protocol
 from nodeagent.resources.objects import Pod, ServicePort
 
 _HTTP: Final = frozenset(("http", "http_proxy"))
-_TCP: Final = frozenset(("http2", "grpc", "grpc-web", "https", "tls", "tcp", "mongo", "redis", "mysql", "hbone"))
-"""Protocols that Istio knows (pkg/config/protocol) and that are carried as bytes here."""
-_KUBERNETES: Final[Mapping[str, Protocol]] = {"kubernetes.io/h2c": "tcp", "kubernetes.io/ws": "http", "kubernetes.io/wss": "tcp"}
+_HTTP2: Final = frozenset(("http2", "grpc", "hbone"))
+_TCP: Final = frozenset(("https", "tls", "tcp", "mongo", "redis", "mysql"))
+"""Protocols that Istio knows (pkg/config/protocol)."""
+_KUBERNETES: Final[Mapping[str, Protocol]] = {"kubernetes.io/h2c": "http2", "kubernetes.io/ws": "http", "kubernetes.io/wss": "tcp"}
 _SERVER_FIRST: Final = frozenset((25, 53, 3306, 27017))
 """Istio's well-known ports: unnamed ones are TCP at once, as their servers may speak first."""
 _CRON_JOB: Final = re.compile(r"(.+)-\d{8,10}")
 
 
 def port_protocol(port: ServicePort) -> Protocol:
-    """Return how *port* is carried: by appProtocol, else by its name up to the first ``-`` (Istio's protocol selection)."""
+    """Return what *port* is declared to be: by appProtocol, else by its name up to the first ``-`` (Istio's protocol selection)."""
     declared = (port.app_protocol or port.name).lower()
     known = _KUBERNETES.get(declared)
     if known is not None:
         return known
-    if declared.startswith("grpc-web"):
-        return "tcp"
     prefix = declared.partition("-")[0]
     if prefix in _HTTP:
         return "http"
+    if prefix in _HTTP2:
+        return "http2"
     return "tcp" if prefix in _TCP or port.port in _SERVER_FIRST else "auto"
 
 

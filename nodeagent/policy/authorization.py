@@ -221,6 +221,11 @@ class CompiledPolicy:
         return replace(self, rules=tuple(rules))
 
     @property
+    def decides_requests(self) -> bool:
+        """Say whether some rule in force decides by what a request says."""
+        return not self.dry_run and self.action != "AUDIT" and any(rule.needs_request for _, rule, _ in self.rules)
+
+    @property
     def title(self) -> str:
         return _title(self.action, self.name, self.dry_run)
 

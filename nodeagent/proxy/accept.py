@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import ssl
 from time import time
-from typing import Any
+from typing import Any, Literal
 
 from nodeagent.errors import NO_CERTIFICATE, NO_ORIGINAL, OVER_LIMIT, PLAINTEXT_REFUSED, UPSTREAM_TLS, IdentityError
 from nodeagent.identity.tls import peer_expiry, peer_identity
@@ -18,7 +18,7 @@ from nodeagent.proxy.connection import Connection, Direction, Peer
 from nodeagent.proxy.originals import Originals
 from nodeagent.proxy.pipeline import Pipeline
 from nodeagent.proxy.pods import PodState
-from nodeagent.proxy.sniff import sniff
+from nodeagent.proxy.sniff import FirstLine, Verdict, sniff_declared
 from nodeagent.proxy.tcp import reset
 from nodeagent.proxy.tls.client_hello import ClientHello, NeedMore, parse
 from nodeagent.proxy.tls.stream import TlsStream
@@ -39,6 +39,7 @@ class Accepted:
         self._early = b""
         self._timer: Any = None
         self._protocol: Protocol = "auto"
+        self._line: FirstLine | None = None
 
     # -- events of the transport --
 
@@ -78,7 +79,7 @@ class Accepted:
                 return
             if not self._admit():
                 return
-        verdict = sniff(early, self._protocol)
+        verdict = self._sniff(early, data)
         if verdict != "more":
             self._hand_on(verdict)
 
@@ -102,6 +103,22 @@ class Accepted:
         """Nothing was written yet."""
 
     # -- stages --
+
+    def _sniff(self, early: bytes, data: bytes) -> Verdict:
+        """Return what the connection is by *early*, which ends with *data*."""
+        if self._protocol == "tcp":
+            return "tcp"
+        if self._protocol == "http":
+            return sniff_declared(early)
+        if self._line is not None:
+            verdict = self._line.feed(data)
+        else:
+            self._line = FirstLine()
+            verdict = self._line.feed(early)
+            if verdict == "more":  # an HTTP request has begun, so it may take longer than silence
+                self._cancel()
+                self._timer = self._pipeline.loop.call_later(self._pipeline.timeouts.handshake, self._silent)
+        return "http" if verdict == "more" and len(early) > self._pipeline.limits.header_bytes else verdict
 
     def _identify(self, transport: Any) -> tuple[Target | None, Peer, tuple[str, int] | None]:
         """Who is it, whom did it ask for, and which endpoint did the kernel pick? The listener's namespace says which pod, nothing the peer sends."""
@@ -202,12 +219,14 @@ class Accepted:
         stream.protocol = self
         if not self._admit():
             return
-        alpn = stream.session.selected_alpn_protocol()
-        if alpn == "istio-http/1.1":
+        timeouts = self._pipeline.timeouts
+        if stream.session.selected_alpn_protocol() == "istio-http/1.1":
             self._protocol = "http"
-            self._timer = self._pipeline.loop.call_later(self._pipeline.timeouts.idle, self._silent)
-        else:
+        # What the peer says that it carries is its word: what the port is, its own pod says.
+        if self._protocol == "tcp":
             self._hand_on("tcp")
+        else:
+            self._timer = self._pipeline.loop.call_later(timeouts.idle if self._protocol == "http" else timeouts.sniff, self._silent)
 
     def _tls_failed(self, error: Exception) -> None:
         self._cancel()
@@ -217,15 +236,17 @@ class Accepted:
             self._pipeline.refuse(connection, self._transport, reason)
 
     def _silent(self) -> None:
-        """The client waits for the server to speak first: whatever it is, it is carried as TCP; on an HTTP port it idled too long."""
+        """The client may be waiting for the server to speak first; on an HTTP port it idled too long."""
         if self._permit is None and not self._admit():
             return
         if self._protocol == "http":
             self._transport.close()
-        else:
+        elif self._protocol == "tcp":
             self._hand_on("tcp")
+        else:
+            self._hand_on("unlikely" if self._early else "silent")
 
-    def _hand_on(self, protocol: str) -> None:
+    def _hand_on(self, verdict: Verdict | Literal["silent"]) -> None:
         self._cancel()
         if self._permitted != self._pipeline.view.generation and not self._admit():
             return  # the client took its time, and what let it in is no longer in force
@@ -233,7 +254,8 @@ class Accepted:
         assert connection is not None
         assert self._permit is not None
         self._handed = connection
-        self._pipeline.begin(connection, self._permit, self._transport, protocol, self._early)
+        connection.line = self._line if verdict == "unlikely" else None
+        self._pipeline.begin(connection, self._permit, self._transport, verdict, self._early)
 
     def _cancel(self) -> None:
         if self._timer is not None:

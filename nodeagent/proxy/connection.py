@@ -9,6 +9,7 @@ from typing import Any, Final, Literal
 from nodeagent.errors import Reason
 from nodeagent.mesh.entries import Workload
 from nodeagent.proxy.pods import PodState
+from nodeagent.proxy.sniff import FirstLine
 from nodeagent.proxy.view import Target
 
 Direction = Literal["outbound", "inbound"]
@@ -49,9 +50,9 @@ class Connection:
     """One downstream connection; its record in ``flows``."""
 
     __slots__ = (
-        "_codes", "_outcomes", "active", "chosen", "closed", "direction", "early", "expires", "half_closed", "http", "local_text", "number", "path", "peer",
-        "peer_text", "pod", "policy", "probe", "protocol", "reason", "received", "relay", "requests", "routes", "sent", "sni", "target", "upstream_workload",
-        "view", "wall",
+        "_codes", "_outcomes", "active", "chosen", "closed", "direction", "early", "expires", "half_closed", "http", "line", "local_text", "number", "path",
+        "peer", "peer_text", "pod", "policy", "probe", "protocol", "reason", "received", "relay", "requests", "routes", "sent", "sni", "target",
+        "upstream_workload", "view", "wall",
     )  # fmt: skip
 
     def __init__(self, pod: PodState, direction: Direction, peer: Peer, target: Target, wall: float) -> None:
@@ -64,6 +65,8 @@ class Connection:
         self.chosen: tuple[str, int] | None = None
         """The endpoint that the kernel picked, so that balance does not depend on the path; None: it left that to the proxy."""
         self.early = b""
+        self.line: FirstLine | None = None
+        """What was read of the client's first line, while that may still become one of HTTP."""
         self.sni = ""
         self.policy = ""
         """What decided the verdict, where a policy did."""

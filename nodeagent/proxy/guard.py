@@ -72,10 +72,15 @@ class Compiler:
 class Guard:
     """The policies of one workload, put together for what it serves as HTTP, or for what it does not."""
 
-    __slots__ = ("_decided", "authenticator", "authorizer", "by_line", "decided", "limiter", "services")
+    __slots__ = ("_decided", "authenticator", "authorizer", "by_line", "decided", "limiter", "reads_requests", "services")
 
-    def __init__(self, authorizer: Authorizer, authenticator: Authenticator | None, limiter: RateLimiter | None, services: tuple[GlobalLimit, ...]) -> None:
+    def __init__(
+        self, authorizer: Authorizer, authenticator: Authenticator | None, limiter: RateLimiter | None, services: tuple[GlobalLimit, ...],
+        *, reads_requests: bool = False,
+    ) -> None:  # fmt: skip
         self.authorizer, self.authenticator, self.limiter, self.services = authorizer, authenticator, limiter, services
+        self.reads_requests = reads_requests
+        """Some policy decides by what a request says: what is not parsed may pass only where the port is declared not to be HTTP."""
         self.by_line = authenticator is None and limiter is None and not services
         """Nothing but AuthorizationPolicies has a say."""
         self._decided: dict[_Asked, tuple[bytes, Decision]] = {}
@@ -93,7 +98,10 @@ class Guard:
 
         policies = [compiler.compiled(entry) for entry in entries if isinstance(entry, AuthorizationPolicy)]
         authentications = [entry for entry in entries if isinstance(entry, RequestAuthentication)]
-        limits = [entry for entry in entries if isinstance(entry, RateLimit)] if http else []
+        limits = [entry for entry in entries if isinstance(entry, RateLimit)]
+        reads = bool(authentications or limits) or any(policy.decides_requests for policy in policies)
+        if not http:
+            limits = []
         before = previous.limiter if previous is not None else None
         authenticator = limiter = None
         if http and authentications:
@@ -104,7 +112,8 @@ class Guard:
             from nodeagent.policy.rate_limit import RateLimiter
 
             limiter = RateLimiter.compile(limits, monotonic, share=share, previous=before)
-        return cls(Authorizer.of(policies, http=http), authenticator, limiter, tuple(limit.service for limit in limits if limit.service is not None))
+        services = tuple(limit.service for limit in limits if limit.service is not None)
+        return cls(Authorizer.of(policies, http=http), authenticator, limiter, services, reads_requests=reads)
 
     def bind(self, facts: ConnectionFacts, client: str, workload: str) -> Bound:
         """Return what the guard means for the client that *facts* describe: *client* is its pod or address, *workload* whose guard it is."""
@@ -281,6 +290,11 @@ class Bound:
         return Party(facts.source_ip, connection.peer.port, facts.principal), Party(target.address, target.port)
 
     # -- TCP --
+
+    @property
+    def awaits_requests(self) -> bool:
+        """Say whether the connection would be refused now, but as HTTP might not be: while nobody has spoken, that is waited for."""
+        return self.reason is not None and self.guard.reads_requests
 
     async def admits_connection(self, pipeline: Pipeline, connection: Connection, route: Route) -> Reason | None:
         """Decide on a connection that is not HTTP; return why it is refused."""

@@ -15,11 +15,13 @@ from time import monotonic, perf_counter, time
 from typing import Any
 
 from nodeagent.config import Delivery, Limits, Proxy, Timeouts
-from nodeagent.errors import CERTIFICATE_ENDED, DOWNSTREAM_GONE, EXTERNAL_ERROR, NO_ENDPOINTS, PROBE_REFUSED, Reason
+from nodeagent.errors import CERTIFICATE_ENDED, DOWNSTREAM_GONE, EXTERNAL_ERROR, NO_ENDPOINTS, PROBE_REFUSED, UNPARSED_HTTP, Reason
 from nodeagent.proxy.authorize import OPEN, Permit, Refusal, asked_health, authorize_connection, is_probe
 from nodeagent.proxy.busy_poll import BusyPoll
 from nodeagent.proxy.connection import Connection, host_port
 from nodeagent.proxy.external.providers import Providers
+from nodeagent.proxy.first_words import FirstWords
+from nodeagent.proxy.goaway import go_away
 from nodeagent.proxy.guard import UNGUARDED, Bound, Compiler, Guard, facts
 from nodeagent.proxy.http1 import patience
 from nodeagent.proxy.http1.downstream import HttpDownstream
@@ -27,10 +29,11 @@ from nodeagent.proxy.http1.exchange import Exchange
 from nodeagent.proxy.http1.upstream import HttpUpstream
 from nodeagent.proxy.pace import Pace
 from nodeagent.proxy.pods import PodState
-from nodeagent.proxy.pool import Dial, DialError
+from nodeagent.proxy.pool import Dial, DialError, Dialled
 from nodeagent.proxy.recent import Recent
 from nodeagent.proxy.route import Route
 from nodeagent.proxy.routing import Routing
+from nodeagent.proxy.sniff import Verdict
 from nodeagent.proxy.tcp import Relay, reset
 from nodeagent.proxy.view import ClusterView
 from nodeagent.telemetry.access_log import AccessLog
@@ -75,10 +78,10 @@ class Pipeline:
 
     # -- the line --
 
-    def begin(self, connection: Connection, permit: Permit, transport: Any, protocol: str, early: bytes) -> None:
-        """Carry an identified and permitted connection whose protocol is known; *early* was read already."""
-        connection.protocol, connection.probe = protocol, bool(permit.probes)
-        if protocol == "http":
+    def begin(self, connection: Connection, permit: Permit, transport: Any, verdict: str, early: bytes) -> None:
+        """Carry an identified and permitted connection of which *verdict* says what it is, ``silent``: nothing yet; *early* was read already."""
+        connection.protocol, connection.probe = verdict if verdict in ("http", "http2") else "tcp", bool(permit.probes)
+        if verdict == "http":
             codec = HttpDownstream(self, connection, permit, transport)
             connection.http = codec
             transport.set_protocol(codec)
@@ -89,7 +92,10 @@ class Pipeline:
             self._probed(connection, permit, transport, early)
             return
         connection.early = early
-        task = self.loop.create_task(self._carry(connection, transport, permit, self.view.generation))
+        words = FirstWords(self.loop, transport, self.timeouts.handshake) if verdict == "silent" else None
+        if words is not None:
+            transport.set_protocol(words)
+        task = self.loop.create_task(self._carry(connection, transport, permit, self.view.generation, words))
         connection.pod.open.add(task)
         task.add_done_callback(connection.pod.open.discard)
 
@@ -191,7 +197,10 @@ class Pipeline:
         self._count_failed(route, reason)
         self._tcp_record(connection, route, reason, time(), 0, 0, 0.0)
         self.closed(connection)
-        reset(transport)
+        if connection.protocol == "http2" and reason is UNPARSED_HTTP:
+            go_away(self.loop, transport, reason)
+        else:
+            reset(transport)
 
     def _guard(self, connection: Connection, route: Route, *, http: bool) -> Bound:
         """Return what stands between the client and the application on *route*, which is kept there: a change of policies ends the routes."""
@@ -216,7 +225,10 @@ class Pipeline:
             self._guards[key] = (guard, self.view.protection, workload.policies)
         peer = connection.peer.workload
         client = f"{peer.namespace}/{peer.pod}" if peer is not None else connection.peer.address
-        return guard.bind(facts(connection, route), client, f"{workload.namespace}/{workload.workload}")
+        bound = guard.bind(facts(connection, route), client, f"{workload.namespace}/{workload.workload}")
+        if not http and guard.reads_requests and route.endpoint is not None and workload.protocol_at(route.endpoint.port) != "tcp":
+            bound.reason = UNPARSED_HTTP
+        return bound
 
     def release(self, uid: str) -> PodState | None:
         """Forget the pod *uid*, which is no longer enrolled; return what there was of it."""
@@ -267,35 +279,31 @@ class Pipeline:
 
     # -- forward: TCP --
 
-    async def _carry(self, connection: Connection, transport: Any, permit: Permit, generation: int) -> None:
-        """Forward a connection that is not HTTP, whole; the snapshot's *generation* permitted it."""
-        started, wall = perf_counter(), connection.wall
-        if not transport.is_closing():
+    async def _carry(self, connection: Connection, transport: Any, permit: Permit, generation: int, words: FirstWords | None) -> None:
+        """Forward a connection that is not HTTP, whole; the snapshot's *generation* permitted it. With *words* it may still turn out to be HTTP."""
+        started = perf_counter()
+        if words is None and not transport.is_closing():
             transport.pause_reading()  # an authorizer, or the endpoint, may take its time
         route = self.route(connection)
         guard = self._guard(connection, route, http=False)
-        reason = None if guard is UNGUARDED else await guard.admits_connection(self, connection, route)
+        if words is not None and guard.awaits_requests and self._turned(connection, transport, words, await words.decided(None, words.patience)):
+            return
+        reason = await self._unpermitted(connection, route, guard)
         if reason is not None:
-            if services := asked_health(permit, connection.early):
-                if not transport.is_closing():
-                    transport.resume_reading()
-                self._answer_health(connection, services, transport)
-            else:
-                self.refuse(connection, transport, reason)
+            self._not_carried(connection, permit, transport, reason)
             return
         self._follow(connection, route)
         try:
-            if transport.is_closing():
-                raise DialError(DOWNSTREAM_GONE)
-            if route.pool is None:
-                raise DialError(NO_ENDPOINTS)
-            dialled = await route.pool.dial.connect(self, http=False)
+            dialled = await self._dialled(route, transport)
         except DialError as error:
             connection.refused(error.reason)
             self._count_failed(route, error.reason)
-            self._tcp_record(connection, route, error.reason, wall, 0, 0, perf_counter() - started)
+            self._tcp_record(connection, route, error.reason, connection.wall, 0, 0, perf_counter() - started)
             self.closed(connection)
             reset(transport)
+            return
+        if words is not None and self._turned(connection, transport, words, await words.decided(dialled)):
+            dialled.transport.abort()
             return
         if transport.is_closing() or dialled.lost:
             reset(dialled.transport)
@@ -311,6 +319,44 @@ class Pipeline:
             connection.relay[0].upstream.eof_received()
         if not transport.is_closing():
             transport.resume_reading()
+
+    async def _unpermitted(self, connection: Connection, route: Route, guard: Bound) -> Reason | None:
+        """Return why a connection that is not HTTP/1 may not go on, None where it may."""
+        if connection.protocol == "http2" and connection.target.protocol == "http":
+            return UNPARSED_HTTP
+        return None if guard is UNGUARDED else await guard.admits_connection(self, connection, route)
+
+    def _not_carried(self, connection: Connection, permit: Permit, transport: Any, reason: Reason) -> None:
+        """Refuse a connection, but for the health that the node may ask for."""
+        services = asked_health(permit, connection.early)
+        if not services:
+            self.refuse(connection, transport, reason)
+            return
+        if not transport.is_closing():
+            transport.resume_reading()
+        self._answer_health(connection, services, transport)
+
+    async def _dialled(self, route: Route, transport: Any) -> Dialled:
+        if transport.is_closing():
+            raise DialError(DOWNSTREAM_GONE)
+        if route.pool is None:
+            raise DialError(NO_ENDPOINTS)
+        return await route.pool.dial.connect(self, http=False)
+
+    def _turned(self, connection: Connection, transport: Any, words: FirstWords, verdict: Verdict) -> bool:
+        """Take over what the client has said; say whether that is HTTP, as which the connection goes on then, by what permits it now."""
+        connection.early, connection.half_closed = words.early, words.ended
+        connection.protocol = "http2" if verdict == "http2" else "tcp"
+        connection.line = words.line if verdict == "unlikely" else None
+        if verdict != "http" or transport.is_closing():
+            return False
+        permit = self.admit(connection)
+        if isinstance(permit, Refusal):
+            self.refuse(connection, transport, permit.reason)
+        else:
+            transport.resume_reading()
+            self.begin(connection, permit, transport, "http", words.early)
+        return True
 
     def _probed(self, connection: Connection, permit: Permit, transport: Any, early: bytes) -> None:
         """Of what is not HTTP/1.1, declared probes alone: a gRPC probe is answered, and for a TCP probe it is enough that the connection was opened."""
@@ -361,6 +407,8 @@ class Pipeline:
             self.closed(connection)
 
         relay = Relay(transport, upstream, closed, self.busy_poll)
+        if connection.line is not None:
+            relay.watch(connection.line, lambda: self._revoke(connection, UNPARSED_HTTP))
         connection.relay, connection.active = (relay, cell), self.now
         relay.start(early, answer)
         if connection.half_closed:

@@ -159,19 +159,33 @@ class Dialled(asyncio.Protocol):
         self.transport: Any = None
         self.early = b""
         self.ended = self.lost = False
+        self._heard: asyncio.Future[None] | None = None
+
+    def heard(self, loop: asyncio.AbstractEventLoop) -> asyncio.Future[None]:
+        """Return what is done as soon as the server has said something, or leaves."""
+        self._heard = loop.create_future()
+        self._told()
+        return self._heard
+
+    def _told(self) -> None:
+        if self._heard is not None and not self._heard.done() and (self.early or self.ended or self.lost):
+            self._heard.set_result(None)
 
     def connection_made(self, transport: Any) -> None:
         self.transport = transport
 
     def data_received(self, data: bytes) -> None:
         self.early += data
+        self._told()
 
     def eof_received(self) -> bool:
         self.ended = True
+        self._told()
         return True
 
     def connection_lost(self, error: Exception | None) -> None:
         self.lost = True
+        self._told()
 
 
 class Pool:

@@ -1,31 +1,82 @@
-"""Which protocol a client speaks, from its first bytes. Pure; hostile input is expected."""
+"""Which protocol a client speaks, from its first line. Pure; hostile input is expected.
+
+Whatever any HTTP server may take for a request line is HTTP here, also where it is none by RFC 9112 section 3: the parser behind refuses
+what it does not like, while bytes that nobody parsed would bring a client's own X-Forwarded-Client-Cert to the application. So lines may
+end with LF alone, blank lines may come first, and any white space that a program may split a line at separates its words.
+"""
 
 from __future__ import annotations
 
 from typing import Final, Literal
 
-from nodeagent.mesh.entries import Protocol
+Verdict = Literal["http", "http2", "tcp", "more", "unlikely"]
+"""``more``: an HTTP request has begun by all appearances. ``unlikely``: it could still become one, with a method that nobody registered."""
 
-Verdict = Literal["http", "tcp", "more"]
+_BLANK: Final = b" \t\r\n\x0b\x0c\x1c\x1d\x1e\x1f\x85\xa0"
+"""At what str.split() of the Latin-1 text splits."""
+_SPACES: Final = bytes(0x20 if byte in _BLANK else byte for byte in range(256))
+_TOKEN: Final = b"!#$%&'*+-.^_`|~0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
+_REGISTERED: Final = (
+    b"ACL", b"BASELINE-CONTROL", b"BIND", b"CHECKIN", b"CHECKOUT", b"CONNECT", b"COPY", b"DELETE", b"GET", b"HEAD", b"LABEL", b"LINK", b"LOCK", b"MERGE",
+    b"MKACTIVITY", b"MKCALENDAR", b"MKCOL", b"MKREDIRECTREF", b"MKWORKSPACE", b"MOVE", b"OPTIONS", b"ORDERPATCH", b"PATCH", b"POST", b"PRI", b"PROPFIND",
+    b"PROPPATCH", b"PUT", b"QUERY", b"REBIND", b"REPORT", b"SEARCH", b"TRACE", b"UNBIND", b"UNCHECKOUT", b"UNLINK", b"UNLOCK", b"UPDATE",
+    b"UPDATEREDIRECTREF", b"VERSION-CONTROL",
+)  # fmt: skip
+"""https://www.iana.org/assignments/http-methods"""
+_PREFACE: Final = b"PRI * HTTP/2.0\r\n"
+"""RFC 9113 section 3.4."""
+_METHOD: Final = 32
+"""Bytes of a method that are kept: more than any registered one has."""
+_VERSION: Final = 128
+"""Bytes of a line's end that are kept, in which its last word is looked for."""
+LONGEST: Final = 1 << 20
+"""No server takes a request line of more bytes."""
 
-_METHODS: Final = tuple(method + b" " for method in (b"GET", b"HEAD", b"POST", b"PUT", b"DELETE", b"OPTIONS", b"PATCH", b"TRACE"))
-_HTTP2_PREFACE: Final = b"PRI * HTTP/2.0\r\n"
-LONGEST: Final = 16
+
+class FirstLine:
+    """Reads the first line of a connection on a port that nobody declared, as its bytes come."""
+
+    __slots__ = ("_end", "_method", "_phase", "_read")
+
+    def __init__(self) -> None:
+        self._phase = self._read = 0
+        self._method = self._end = b""
+
+    def feed(self, data: bytes) -> Verdict:
+        """Return what the connection is, given the next *data*; nothing is asked after ``http``, ``http2`` or ``tcp``."""
+        self._read += len(data)
+        if self._phase == 0:
+            data = data.lstrip(_BLANK)
+            self._phase = 1 if data else 0
+        if self._phase == 1:
+            rest = data.lstrip(_TOKEN)
+            self._method = (self._method + data[: len(data) - len(rest)])[:_METHOD]
+            if rest and (rest[0] not in _BLANK or not self._method):
+                return "tcp"
+            self._phase, data = (2, rest) if rest else (1, b"")
+        end = data.find(b"\n") if self._phase == 2 else -1
+        self._end = (self._end + (data if end < 0 else data[:end]))[-_VERSION:]
+        if end >= 0:
+            return self._whole()
+        return "tcp" if self._read > LONGEST else self._begun()
+
+    def _begun(self) -> Verdict:
+        method = self._method
+        known = method in _REGISTERED if self._phase == 2 else any(each.startswith(method) for each in _REGISTERED)
+        return "more" if method and known else "unlikely"
+
+    def _whole(self) -> Verdict:
+        words = self._end.translate(_SPACES).split()
+        if words and not words[-1].upper().startswith(b"HTTP/"):
+            return "tcp"
+        if not words and len(self._end) < _VERSION:
+            return "tcp"  # a single word
+        return "http2" if self._method == b"PRI" else "http"
 
 
-def sniff(data: bytes, protocol: Protocol) -> Verdict:
-    """Return how a connection that began with *data* is carried on a port of *protocol*; ``more`` bytes may be needed.
-
-    A declared HTTP port is HTTP unless the client starts HTTP/2 (RFC 9113 section 3.4), which is carried as TCP; a
-    declared TCP port is TCP; any other is HTTP when a usual method starts it.
-    """
-    if protocol == "tcp":
-        return "tcp"
-    start = data[:LONGEST]
-    if _HTTP2_PREFACE.startswith(start):
-        return "tcp" if len(start) == len(_HTTP2_PREFACE) else "more"
-    if protocol == "http":
+def sniff_declared(data: bytes) -> Verdict:
+    """Return how a connection that began with *data* is carried on a port that is declared to be HTTP: so it is, unless it is HTTP/2."""
+    start = data[: len(_PREFACE)]
+    if not _PREFACE.startswith(start):
         return "http"
-    if start.startswith(_METHODS):
-        return "http"
-    return "more" if any(method.startswith(start) for method in _METHODS) else "tcp"
+    return "http2" if len(start) == len(_PREFACE) else "more"

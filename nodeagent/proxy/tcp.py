@@ -9,6 +9,7 @@ from time import perf_counter
 from typing import Any, Final
 
 from nodeagent.proxy.busy_poll import BusyPoll
+from nodeagent.proxy.sniff import FirstLine
 
 _LINGER_ZERO: Final = struct.pack("ii", 1, 0)
 
@@ -66,6 +67,28 @@ class Side:
             self.other.transport.resume_reading()
 
 
+class Watched(Side):
+    """The client's side while its first line, part of which has gone on, may still become that of an HTTP request: nobody parsed it, so the connection
+    ends then. Once the server has spoken it is something else."""
+
+    __slots__ = ("line", "refuse")
+
+    def __init__(self, relay: Relay, transport: Any, line: FirstLine, refuse: Callable[[], None]) -> None:
+        Side.__init__(self, relay, transport)
+        self.line: FirstLine | None = line
+        self.refuse = refuse
+
+    def data_received(self, data: bytes) -> None:
+        if self.line is not None:
+            verdict = "tcp" if self.other.count else self.line.feed(data)
+            if verdict in ("http", "http2"):
+                self.refuse()
+                return
+            if verdict == "tcp":
+                self.line = None
+        Side.data_received(self, data)
+
+
 class Relay:
     """Two sides joined. ``closed(received, sent, error)`` runs once, when both are gone; bytes as the downstream sees them."""
 
@@ -75,12 +98,18 @@ class Relay:
         self._closed, self.busy_poll = closed, busy_poll
         self._error: Exception | None = None
 
+    def watch(self, line: FirstLine, refuse: Callable[[], None]) -> None:
+        """Look at what goes on from downstream, of which *line* has seen the beginning, until it is certain not to be HTTP; *refuse* if it is."""
+        side = Watched(self, self.downstream.transport, line, refuse)
+        self.downstream, self.upstream.other, side.other = side, side, self.upstream
+
     def start(self, early: bytes = b"", answer: bytes = b"") -> None:
         """Join the transports; *early* was already read from downstream, *answer* from upstream."""
         self.upstream.transport.set_protocol(self.upstream)
-        self.downstream.transport.set_protocol(self.downstream)
+        downstream = self.downstream
+        downstream.transport.set_protocol(downstream)
         if early:
-            self.downstream.data_received(early)
+            Side.data_received(downstream, early)
         if answer:
             self.upstream.data_received(answer)
 

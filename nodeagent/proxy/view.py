@@ -146,8 +146,7 @@ class ClusterView:
         workload = self._by_address.get(where)
         if workload is None:
             return Target(where, port, "auto", None, (), passthrough=True)
-        protocol = dict(workload.ports).get(port, "auto")
-        return Target(where, port, protocol, self.service_of(workload, port), (Endpoint(where, port, workload.uid),))
+        return Target(where, port, workload.protocol_at(port), self.service_of(workload, port), (Endpoint(where, port, workload.uid),))
 
 
 def _protection(workload: Workload) -> tuple[object, ...]:

@@ -140,6 +140,22 @@ def test_a_connection_without_request_terms_needs_no_request() -> None:
     assert asked(cluster(allow(by_client)), "bare", "web").verdict == "refused"
 
 
+@pytest.mark.parametrize(
+    ("name", "method", "verdict", "said"),
+    [
+        ("web", "", "unknown", "what is not HTTP/1 is refused (unparsed_http), as RequestAuthentication default/p decides by the request"),
+        ("web", "GET", "allowed", ""),
+        ("grpc-web", "GET", "refused", "the port is declared http2, which is not parsed yet"),
+        ("tcp-web", "", "allowed", ""),
+    ],
+)
+def test_what_is_not_parsed_where_requests_are_decided_on(name: str, method: str, verdict: str, said: str) -> None:
+    made = cluster(policy("RequestAuthentication", {"jwtRules": [{"issuer": "me", "jwks": '{"keys":[]}'}]}))
+    made.apply([service(ports=[{"name": name, "port": 80, "targetPort": 8080}])])
+    found = asked(made, "client", "web:80", method)
+    assert (found.verdict, said in words(found, "verdict")) == (verdict, True)
+
+
 def test_what_other_nodes_decide_and_what_nothing_serves() -> None:
     found = asked(cluster(), "client", "far:8080", "GET")
     assert (found.verdict, words(found, "policy")) == ("unknown", "the policies of default/far are known on its own node: ask the agent of node2")

@@ -260,26 +260,6 @@ def test_a_silent_client_on_an_http_port_does_not_stay_for_ever(tls: dict[str, C
     play(show_head, scene, tls, protocol="http", timeouts={"idle": 0.2})
 
 
-@pytest.mark.parametrize("protocol", ["http", "auto"])
-def test_http2_with_prior_knowledge_is_carried_as_tcp(tls: dict[str, Contexts], protocol: Any) -> None:
-    preface = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes(9)
-
-    async def app(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        writer.write(await reader.readexactly(len(preface)))
-        await writer.drain()
-
-    async def scene(nodes: Nodes) -> None:
-        for way in (nodes.connect, nodes.dial):
-            reader, writer = await way()
-            for at in range(0, len(preface), 5):
-                writer.write(preface[at : at + 5])
-                await asyncio.sleep(0.002)
-            assert await reader.readexactly(len(preface)) == preface
-            writer.close()
-
-    play(app, scene, tls, protocol=protocol)
-
-
 def test_connections_per_pod_are_bounded(tls: dict[str, Contexts]) -> None:
     async def scene(nodes: Nodes) -> None:
         kept = [await nodes.dial() for _ in range(5)]
