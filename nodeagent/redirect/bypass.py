@@ -73,14 +73,14 @@ def install(maps: Mapping[str, Map], programs: Mapping[str, int], cgroup: hooks.
 def joining(setting: Literal["proven", "asked"]) -> Joining:
     """Say whether sockets of pods that ask for it may be joined here, by ``redirect.bypass``: see Joining."""
     try:
+        found = "; ".join(transparency.differences())
+        if found and setting == "proven":
+            return Joining(refusal=f"applications could tell on this kernel: {found} (redirect.bypass: asked joins them all the same)")
         places = struct_places()
-        found = transparency.differences()
     except (KernelError, OSError) as error:
         return Joining(refusal=f"it cannot be had on this kernel: {error}")
-    if found and setting == "proven":
-        return Joining(refusal=f"applications could tell on this kernel: {'; '.join(found)} (redirect.bypass: asked joins them all the same)")
     if found:
-        log.warning("sockets of pods that ask for nodeagent.io/bypass are joined on their word (redirect.bypass: asked): %s", "; ".join(found))
+        log.warning("sockets of pods that ask for nodeagent.io/bypass are joined on their word (redirect.bypass: asked): %s", found)
     return places
 
 

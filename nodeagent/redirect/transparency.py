@@ -10,6 +10,7 @@ program does; what it finds is told in the words of that program's system call. 
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import fcntl
 import os
 import select
@@ -30,11 +31,12 @@ from nodeagent.redirect.maps import SOCKHASH
 
 _SO_MEMINFO: Final = 55
 """asm-generic/socket.h; the first of its words is sk_rmem_alloc: the bytes that a socket has not read."""
+_TCP_ZEROCOPY_RECEIVE: Final = 35
+"""linux/tcp.h: a receive by mapping pages."""
 _TCP_INQ: Final = 36
 """linux/tcp.h: a receive tells how much is left."""
 _PART: Final = 500
 _PATIENCE_SECONDS: Final = 1.0
-_DONT_WAIT: Final = socket.MSG_DONTWAIT
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,13 +116,18 @@ def _fionread(made: Pair) -> str:
     """nginx reads an upload's rest by what FIONREAD says; .NET and Java's available() ask it too."""
     made.join(made.receiver)
     made.sender.sendall(bytes(_PART))
-    if not select.select([made.receiver], [], [], _PATIENCE_SECONDS)[0]:
+    if not _readable(made):
         return "what comes by TCP wakes nobody"
     by_tcp = _waiting(made.receiver)
     made.join(made.sender)
     made.sender.sendall(bytes(_PART))
     past = _waiting(made.receiver) - by_tcp
     return "" if by_tcp == past == _PART else f"FIONREAD counts {by_tcp} of {_PART} bytes that came by TCP, {past} of {_PART} past it"
+
+
+def _readable(made: Pair) -> bool:
+    """What comes by TCP may take a moment."""
+    return bool(select.select([made.receiver], [], [], _PATIENCE_SECONDS)[0])
 
 
 def _waiting(one: socket.socket) -> int:
@@ -131,6 +138,7 @@ def _splice(made: Pair) -> str:
     """HAProxy and Go's io.Copy move bytes from socket to socket so."""
     made.join(made.receiver, made.sender)
     made.sender.sendall(bytes(_PART))
+    _readable(made)
     made.receiver.setblocking(False)
     read, write = os.pipe()
     try:
@@ -149,7 +157,7 @@ def _low_water(made: Pair) -> str:
     made.sender.sendall(bytes(_PART))
     early = select.select([made.receiver], [], [], 0)[0]
     made.sender.sendall(bytes(_PART))
-    return "" if select.select([made.receiver], [], [], 0)[0] and not early else "SO_RCVLOWAT is ignored"
+    return "" if _readable(made) and not early else "SO_RCVLOWAT is ignored"
 
 
 def _wait_for_all(made: Pair) -> str:
@@ -169,7 +177,7 @@ def _woken_by_a_writer(made: Pair) -> str:
         written = 0
         with contextlib.suppress(BlockingIOError):
             while True:
-                written += made.receiver.send(bytes(1 << 16), _DONT_WAIT)
+                written += made.receiver.send(bytes(1 << 16), socket.MSG_DONTWAIT)
         while written:
             written -= len(made.sender.recv(1 << 20))
         _until(lambda: received.done() or asleep())
@@ -190,11 +198,31 @@ def _inquiry(made: Pair) -> str:
     made.join(made.receiver, made.sender)
     made.receiver.setsockopt(socket.IPPROTO_TCP, _TCP_INQ, 1)
     made.sender.sendall(bytes(_PART))
-    _, told, _, _ = made.receiver.recvmsg(_PART - 1, socket.CMSG_SPACE(4), _DONT_WAIT)
+    _, told, _, _ = made.receiver.recvmsg(_PART - 1, socket.CMSG_SPACE(4))
     return "" if told == [(socket.IPPROTO_TCP, _TCP_INQ, struct.pack("=i", 1))] else "TCP_INQ is not told"
 
 
-TRIALS: Final[tuple[Callable[[Pair], str], ...]] = (_fionread, _splice, _low_water, _wait_for_all, _woken_by_a_writer, _reset, _inquiry)
+def _urgent(made: Pair) -> str:
+    made.join(made.receiver, made.sender)
+    made.sender.send(b"1", socket.MSG_OOB)
+    return "" if select.select([made.receiver], [], [made.receiver], _PATIENCE_SECONDS)[2] else "MSG_OOB is sent as ordinary data"
+
+
+def _zero_copy(made: Pair) -> str:
+    """Less than a page is not mapped: TCP_ZEROCOPY_RECEIVE says how much is to be read in the ordinary way."""
+    made.join(made.receiver, made.sender)
+    made.sender.sendall(bytes(_PART))
+    _readable(made)
+    words = (ctypes.c_uint32 * 6)()  # struct tcp_zerocopy_receive: address (two words), length, recv_skip_hint, inq, err
+    size = ctypes.c_uint32(ctypes.sizeof(words))
+    ctypes.CDLL(None).getsockopt(made.receiver.fileno(), socket.IPPROTO_TCP, _TCP_ZEROCOPY_RECEIVE, words, ctypes.byref(size))
+    return "" if words[3] == _PART else f"TCP_ZEROCOPY_RECEIVE finds {words[3]} of {_PART} bytes"
+
+
+TRIALS: Final[tuple[Callable[[Pair], str], ...]] = (
+    *(_fionread, _splice, _low_water, _wait_for_all),
+    *(_woken_by_a_writer, _reset, _inquiry, _urgent, _zero_copy),
+)
 
 
 @contextlib.contextmanager
