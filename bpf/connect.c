@@ -73,6 +73,7 @@ static inline int kernel_path(const struct pod *pod, struct original *to) {
     return REDIRECT;
   count(judgement == ALLOWED ? OUTBOUND_KERNEL : OUTBOUND_KERNEL_REFUSED);
   if (judgement == DENIED) {
+    count_refusal(pod->id, destination->pod, there.port, to->service);
     bpf_set_retval(-ECONNREFUSED);
     return REFUSE;
   }

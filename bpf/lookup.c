@@ -35,6 +35,8 @@ static inline u32 attested(const struct pod *pod, struct flow_key *key) {
   u32 judgement = UNDECIDED;
   if (destination && destination->pod == pod->id)
     judgement = judge(flow->source, destination, here.port);
+  if (judgement == DENIED)
+    count_refusal(flow->source, pod->id, here.port, flow->service);
   count(judgement == ALLOWED ? INBOUND_KERNEL : INBOUND_KERNEL_REFUSED);
   return judgement == ALLOWED ? ALLOWED : DENIED;
 }

@@ -29,6 +29,7 @@ PINNED("hash", struct flow_total_key, struct flow_total, flow_totals);
 PINNED("lru_hash", u64, struct address, announced);
 PINNED("hash", struct flow_key, struct delivery, deliveries);
 PINNED("hash", u64, struct address, clients);
+PINNED("hash", u32, struct closed_flows, closed_flows);
 
 #define TCP 6     /* IPPROTO_TCP */
 #define AF_INET 2 /* linux/socket.h */
@@ -81,7 +82,7 @@ static inline bool excluded(u64 netns, u32 direction, u32 port) {
 
 enum judgement { UNDECIDED, ALLOWED, DENIED };
 
-/* What policy says, at this moment, of a connection from the pod *source*. A refusal is counted. */
+/* What policy says, at this moment, of a connection from the pod *source*. */
 static inline u32 judge(u32 source, const struct destination *destination, u32 port) {
   if (destination->verdict == ANY_SOURCE)
     return ALLOWED;
@@ -89,10 +90,29 @@ static inline u32 judge(u32 source, const struct destination *destination, u32 p
   struct verdict *verdict = verdicts.lookup(&key);
   if (!verdict)
     return UNDECIDED;
-  if (verdict->allowed)
-    return ALLOWED;
-  __sync_fetch_and_add(&verdict->refused, 1);
-  return DENIED;
+  return verdict->allowed ? ALLOWED : DENIED;
+}
+
+static inline struct flow_total *total_of(u32 source, u32 destination, u32 port, u32 service) {
+  struct flow_total_key key = {.source = source, .destination = destination, .port = port, .service = service};
+  struct flow_total *total = flow_totals.lookup(&key);
+  if (!total) {
+    struct flow_total zero = {};
+    flow_totals.insert(&key, &zero);
+    total = flow_totals.lookup(&key);
+    if (!total)
+      count(KERNEL_UNCOUNTED);
+  }
+  return total;
+}
+
+/* A refusal is told with the Service that was dialled, as connections are. */
+static inline void count_refusal(u32 source, u32 destination, u32 port, u32 service) {
+  struct flow_total *total = total_of(source, destination, port, service);
+  if (!total)
+    return;
+  __sync_fetch_and_add(&total->refused, 1);
+  total->refused_at = bpf_ktime_get_ns();
 }
 
 /* Control beats several times within the timeout; 0 says that it stopped on purpose. Signed, because a beat from another

@@ -97,7 +97,6 @@ struct verdict_key {
 };
 
 struct verdict {
-  __u64 refused; /* connections */
   __u32 allowed;
   __u32 reserved;
 };
@@ -152,6 +151,20 @@ struct delivery {
   struct address client;
 };
 
+/* closed_flows: a client's number -> struct closed_flows: its connections that ended last, a ring */
+struct closed_flow {
+  struct flow_key ends;
+  struct kernel_flow flow;
+  __u64 closed; /* monotonic ns, 0: the place is free */
+};
+
+enum { CLOSED_FLOWS = 32 }; /* of a pod; a power of two */
+
+struct closed_flows {
+  __u64 next;
+  struct closed_flow flows[CLOSED_FLOWS];
+};
+
 /* flow_totals: struct flow_total_key -> struct flow_total. Connections, and the bytes of those of which both ends are closed. */
 struct flow_total_key {
   __u32 source;
@@ -166,6 +179,8 @@ struct flow_total {
   __u64 failed;   /* never established */
   __u64 received; /* by the server */
   __u64 sent;
+  __u64 refused;    /* by policy */
+  __u64 refused_at; /* monotonic ns of the last time */
 };
 
 /* counters: per-CPU array of __u64, indexed by this. */

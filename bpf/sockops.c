@@ -42,27 +42,26 @@ static inline void redirected(struct bpf_sock_ops *ctx, const struct original *t
   by_source.update(&from, (struct original *)to);
 }
 
-static inline struct flow_total *total_of(const struct kernel_flow *flow, u32 port) {
-  struct flow_total_key key = {.source = flow->source, .destination = flow->destination, .port = port, .service = flow->service};
-  struct flow_total *total = flow_totals.lookup(&key);
-  if (!total) {
-    struct flow_total zero = {};
-    flow_totals.insert(&key, &zero);
-    total = flow_totals.lookup(&key);
-    if (!total)
-      count(KERNEL_UNCOUNTED);
-  }
-  return total;
+/* One more of its client's. Two that end at once on two CPUs may take one place: then one of them leaves no row. */
+static inline void remember(const struct closed_flow *ended) {
+  u32 client = ended->flow.source;
+  struct closed_flows *ring = closed_flows.lookup(&client);
+  if (ring)
+    ring->flows[ring->next++ & (CLOSED_FLOWS - 1)] = *ended;
 }
 
 /* Both ends of a connection are known, or never will be: count its bytes. Of several who try, one can delete. */
 static inline void settle(struct flow_key *key, struct kernel_flow *flow) {
-  struct flow_end client = flow->ends[0], server = flow->ends[1];
-  struct flow_total *total = total_of(flow, key->destination_port);
-  if (kernel_flows.delete(key) || !total)
+  struct closed_flow ended = {.ends = *key, .flow = *flow, .closed = bpf_ktime_get_ns()};
+  struct flow_end *client = &ended.flow.ends[0], *server = &ended.flow.ends[1];
+  struct flow_total *total = total_of(flow->source, flow->destination, key->destination_port, flow->service);
+  if (kernel_flows.delete(key))
     return;
-  __sync_fetch_and_add(&total->received, client.sent > server.received ? client.sent : server.received);
-  __sync_fetch_and_add(&total->sent, server.sent > client.received ? server.sent : client.received);
+  remember(&ended);
+  if (!total)
+    return;
+  __sync_fetch_and_add(&total->received, client->sent > server->received ? client->sent : server->received);
+  __sync_fetch_and_add(&total->sent, server->sent > client->received ? server->sent : client->received);
 }
 
 /* Without a record sk_lookup takes the connection for a stranger's. */
@@ -156,7 +155,7 @@ static inline void established(struct bpf_sock_ops *ctx, u64 cookie, bool client
     return;
   if (client) {
     flow->opened = bpf_ktime_get_ns();
-    struct flow_total *total = total_of(flow, key.destination_port);
+    struct flow_total *total = total_of(flow->source, flow->destination, key.destination_port, flow->service);
     if (total)
       __sync_fetch_and_add(&total->opened, 1);
   } else {
@@ -195,7 +194,7 @@ static inline void ended(struct bpf_sock_ops *ctx, u64 cookie) {
       return;
     }
   }
-  struct flow_total *total = client ? total_of(flow, key.destination_port) : NULL;
+  struct flow_total *total = client ? total_of(flow->source, flow->destination, key.destination_port, flow->service) : NULL;
   if (total)
     __sync_fetch_and_add(flow->opened ? &total->closed : &total->failed, 1);
   if (!client || flow->opened) {

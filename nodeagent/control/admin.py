@@ -190,7 +190,7 @@ class Admin:
     async def _live(self) -> list[dict[str, Any]]:
         flows = await self._control.workers.ask({"op": "flows"})
         try:
-            return flows + self._control.kernel_paths.flows()
+            return flows + self._control.kernel_paths.flows(self._control.store)
         except OSError as error:
             log.error("connections on the kernel path cannot be listed: %s", error)
             return flows

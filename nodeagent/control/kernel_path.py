@@ -13,7 +13,7 @@ from nodeagent.mesh.kernel_path import ALLOWED, Plan, Planner, PortPath, Setting
 from nodeagent.mesh.local import BYPASS
 from nodeagent.proxy.connection import host_port
 from nodeagent.redirect.bypass import Side
-from nodeagent.redirect.kernel import Flow, FlowId, Pair, Total
+from nodeagent.redirect.kernel_record import Flow, FlowId, Pair, Refusals, Total
 from nodeagent.redirect.plane import DataPlane
 from nodeagent.redirect.sock_diag import Carried
 from nodeagent.telemetry import labels
@@ -23,6 +23,8 @@ from nodeagent.telemetry.store import Store
 log = logging.getLogger("nodeagent.kernel_path")
 _REPORTERS: Final = ("source", "destination")
 _NOTHING: Final = Carried(0, 0)
+REFUSALS_KEPT: Final = 32
+"""Rows of a client."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +46,9 @@ class KernelPaths:
         """By number; those of pods that are gone until they are counted a last time."""
         self._numbers: dict[PodUid, int] = {}
         self._told: dict[Pair, Total] = {}
+        self._past: dict[str, dict[str, object]] = {}
+        self._refused: dict[int, dict[str, dict[str, Any]]] = {}
+        """Rows by client's number and id, the latest last."""
 
     # -- what changes --
 
@@ -75,8 +80,8 @@ class KernelPaths:
         Raises OSError.
         """
         closed = 0
-        for flow in self._plane.kernel.flows():
-            peers = self._peers(flow)
+        for flow in self._plane.kernel.record.flows():
+            peers = self._peers(flow.source, flow.destination)
             if peers is None:
                 continue
             verdict = self._judged(flow, peers)
@@ -113,23 +118,43 @@ class KernelPaths:
         paths = ((port, self.path_of(workload, port)) for port, _ in workload.ports)
         return {port: f"{path.path}: {path.why}" for port, path in paths}
 
-    def flows(self) -> list[dict[str, object]]:
-        """Return the established connections on the kernel path, as ``nodeagent flows`` shows them. Raises OSError."""
-        flows = [flow for flow in self._plane.kernel.flows() if flow.opened]
+    def flows(self, store: Store) -> list[dict[str, object]]:
+        """Return the connections on the kernel path as ``nodeagent flows`` shows them: open, ended and refused ones. Raises OSError."""
+        flows = [flow for flow in self._plane.kernel.record.flows() if flow.opened]
         carried = self._carried(flows)
         rows = []
         for flow in flows:
-            peers = self._peers(flow)
+            peers = self._peers(flow.source, flow.destination)
             if peers is not None:
-                rows.append(self._row(flow, peers, carried.get(flow.id, _NOTHING)))
-        return rows
+                there = carried.get(flow.id, _NOTHING)
+                rows.append({**self._row(flow, peers), "sent": there.received, "received": there.sent})
+        self._count_refusals(store)
+        return [*rows, *self._ended(), *(row for of_pod in self._refused.values() for row in of_pod.values())]
 
-    def _row(self, flow: Flow, peers: _Peers, carried: Carried) -> dict[str, object]:
-        source, server, port = peers.source, peers.server, flow.id.destination[1]
-        service = self._service(flow.service, server, port)
+    def _ended(self) -> list[dict[str, object]]:
+        """Rows once made are kept: what is decided now says nothing of a connection that has ended."""
+        rows: dict[str, dict[str, object]] = {}
+        for one in self._plane.kernel.record.ended():
+            key = f"kernel-{one.flow.client}"
+            row = self._past.get(key)
+            if row is None and (peers := self._peers(one.flow.source, one.flow.destination)) is not None:
+                ended = {"opened": one.flow.opened or one.closed, "closed": one.closed, "sent": one.sent, "received": one.received}
+                row = self._row(one.flow, peers) | ended
+            if row is not None:
+                rows[key] = row
+        self._past = rows
+        return list(rows.values())
+
+    def _row(self, flow: Flow, peers: _Peers) -> dict[str, object]:
+        why, policy = self.path_of(peers.server, flow.id.destination[1]).why, self._judged(flow, peers).policy
+        told = {"id": f"kernel-{flow.client}", "opened": flow.opened, "why": why, "policy": policy}
+        if not flow.opened:
+            told |= {"verdict": "error", "reason": CONNECT_FAILED.code}
+        return self._ends(peers, flow.id.destination[1], flow.service) | told
+
+    def _ends(self, peers: _Peers, port: int, service: str) -> dict[str, object]:
+        source, server, found = peers.source, peers.server, self._service(service, peers.server, port)
         return {
-            "id": f"kernel-{flow.client}",
-            "opened": flow.opened,
             "closed": None,
             "pod": source.uid,
             "direction": "outbound",
@@ -137,16 +162,16 @@ class KernelPaths:
             "source_identity": source.identity,
             "destination": f"{server.namespace}/{server.pod}:{port}",
             "destination_identity": server.identity,
-            "service": service.host if service else "",
+            "service": found.host if found else "",
             "path": "kernel",
             "protocol": "http" if server.protocol_at(port) == "http" else "tcp",
             "verdict": "allow",
             "reason": "",
-            "why": self.path_of(server, port).why,
-            "policy": self._judged(flow, peers).policy,
+            "probe": False,
             "requests": 0,
-            "sent": carried.received,
-            "received": carried.sent,
+            "codes": [],
+            "sent": 0,
+            "received": 0,
             "worker": "kernel",
         }
 
@@ -171,28 +196,39 @@ class KernelPaths:
             if new.failed:
                 series.append([_REPORTERS, labels.tcp(peers, CONNECT_FAILED.flag), [new.failed, new.failed, 0, 0]])
                 store.add(REFUSED, (CONNECT_FAILED.code,), new.failed)
-        series += self._refused(store)
         if series:
             store.merge({"tcp": series})
+        self._count_refusals(store)
         self._plane.http.collect(store, self._peer_labels)
         store.set(KERNEL_LEFT_OUT, (), len(kernel.left_out))
         self._forget()
 
-    def _refused(self, store: Store) -> list[Any]:
-        series: list[Any] = []
+    def _count_refusals(self, store: Store) -> None:
+        """Add what was refused since the last call to *store* and to the rows of ``nodeagent flows``. Raises OSError."""
         for refusal in self._plane.kernel.refusals():
-            server = self._workloads.get(refusal.destination)
-            peers = self._labels(refusal.source, refusal.destination, refusal.port, "")
-            if server is None or peers is None:
+            pair, count = refusal.pair, refusal.count
+            peers, named = self._peers(pair.source, pair.destination), self._labels(*pair)
+            if peers is None or named is None:
                 continue
-            store.add(POLICY_EVENTS, (_name(server), refusal.policy, "deny"), refusal.count)
-            store.add(REFUSED, (POLICY_DENIED.code,), refusal.count)
-            series.append([_REPORTERS, labels.tcp(peers, POLICY_DENIED.flag), [refusal.count, refusal.count, 0, 0]])
-        return series
+            store.add(POLICY_EVENTS, (_name(peers.server), refusal.policy, "deny"), count)
+            store.add(REFUSED, (POLICY_DENIED.code,), count)
+            store.merge({"tcp": [[_REPORTERS, labels.tcp(named, POLICY_DENIED.flag), [count, count, 0, 0]]]})
+            self._note_refusal(refusal, peers)
+
+    def _note_refusal(self, refusal: Refusals, peers: _Peers) -> None:
+        """One row for whom, whom, Service and policy, with its count; those of a client that are the oldest go."""
+        pair, rows = refusal.pair, self._refused.setdefault(refusal.pair.source, {})
+        key = "-".join(map(str, ("refused", *pair, refusal.policy)))
+        before = rows.pop(key, {"opened": refusal.last, "times": 0})
+        told = {"id": key, "opened": before["opened"], "closed": refusal.last, "verdict": "deny", "reason": POLICY_DENIED.code, "policy": refusal.policy}
+        counted = {"times": before["times"] + refusal.count, "why": self.path_of(peers.server, pair.port).why}
+        rows[key] = self._ends(peers, pair.port, pair.service) | told | counted
+        if len(rows) > REFUSALS_KEPT:
+            del rows[next(iter(rows))]
 
     def _add_open(self, totals: dict[Pair, Total]) -> None:
         """Add what open connections have carried to *totals*."""
-        flows = [flow for flow in self._plane.kernel.flows() if flow.opened]
+        flows = [flow for flow in self._plane.kernel.record.flows() if flow.opened]
         carried = self._carried(flows)
         for flow in flows:
             pair = Pair(flow.source, flow.destination, flow.id.destination[1], flow.service)
@@ -214,20 +250,21 @@ class KernelPaths:
 
     def _forget(self) -> None:
         """Pods that are gone, and have no connection any more, were counted a last time now."""
-        live = {number for flow in self._plane.kernel.flows() for number in (flow.source, flow.destination)}
+        live = {number for flow in self._plane.kernel.record.flows() for number in (flow.source, flow.destination)}
         gone = set(self._workloads) - set(self._numbers.values()) - live
         if not gone:
             return
         self._plane.kernel.forget(gone)
         for number in gone:
             del self._workloads[number]
+            self._refused.pop(number, None)
             self._plane.http.forget(number)
         self._told = {pair: total for pair, total in self._told.items() if pair.source not in gone and pair.destination not in gone}
 
     # -- who is who --
 
-    def _peers(self, flow: Flow) -> _Peers | None:
-        source, server = self._workloads.get(flow.source), self._workloads.get(flow.destination)
+    def _peers(self, client: int, destination: int) -> _Peers | None:
+        source, server = self._workloads.get(client), self._workloads.get(destination)
         return _Peers(source, server) if source and server else None
 
     def _policies(self, server: Workload) -> list[Entry]:

@@ -9,79 +9,21 @@ from __future__ import annotations
 
 import ctypes
 import struct
-import time
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Final, NamedTuple, TypeVar
+from typing import Final, TypeVar
 
 from nodeagent.errors import KernelError
 from nodeagent.mesh.entries import PodUid
 from nodeagent.mesh.kernel_path import KernelDestination, KernelService, Plan, Verdict, Where
 from nodeagent.redirect import layout
+from nodeagent.redirect.kernel_record import Pair, Record, Refusals, Total, carried
 from nodeagent.redirect.layout import pack_address, unpack_address
 from nodeagent.redirect.maps import Map
 
 _S = TypeVar("_S", bound=ctypes.Structure)
-_REFUSED: Final = 8
-"""Bytes at the beginning of a verdict that the kernel counts in."""
 _WRITTEN: Final = ("destinations", "verdicts", "services", "backends")
-
-
-class FlowId(NamedTuple):
-    """A connection as its client sees it."""
-
-    source: Where
-    destination: Where
-
-
-@dataclass(frozen=True, slots=True)
-class Flow:
-    """A connection on the kernel path. ``source`` and ``destination``: numbers of pods; ``service``: its name, empty for a pod's own address."""
-
-    id: FlowId
-    source: int
-    destination: int
-    service: str
-    opened: float
-    """Unix time, 0: not established yet."""
-    client: int
-    """Cookies of the client's socket, """
-    server: int
-    """and of the server's; 0: not established yet."""
-    http: bool
-    bypass: bool
-
-
-class Pair(NamedTuple):
-    """What connections are counted by: numbers of pods, the server's port, the name of the Service (empty: none)."""
-
-    source: int
-    destination: int
-    port: int
-    service: str
-
-
-@dataclass(frozen=True, slots=True)
-class Total:
-    """Connections, and the bytes of those that have ended."""
-
-    opened: int = 0
-    closed: int = 0
-    failed: int = 0
-    received: int = 0
-    sent: int = 0
-
-
-@dataclass(frozen=True, slots=True)
-class Refusals:
-    """Connections refused in the kernel. ``policy``: ``namespace/name``, empty when no ALLOW policy matched."""
-
-    source: int
-    destination: int
-    port: int
-    policy: str
-    count: int
 
 
 @dataclass(slots=True)
@@ -127,10 +69,6 @@ class _State:
     wanted: dict[str, dict[bytes, bytes]] = field(default_factory=lambda: {name: {} for name in _WRITTEN})
     held: dict[Where, _Held] = field(default_factory=dict)
     sets: dict[Where, _Set] = field(default_factory=dict)
-    policies: dict[bytes, str] = field(default_factory=dict)
-    """By key of a verdict."""
-    refused: dict[bytes, int] = field(default_factory=dict)
-    """Refusals that were told already, by key of a verdict."""
 
 
 class KernelPath:
@@ -146,10 +84,13 @@ class KernelPath:
         self._names: dict[int, str] = {}
         self._vips: dict[bytes, int] = {}
         self._untold: list[Refusals] = []
+        self.record = Record(opened, self.service_name)
         self.left_out: dict[Where, str] = {}
         """What should be on the kernel path and is not, because a map is full; why."""
         self._adopt()
         self._base = self._read_totals()
+        self._refused = {key: total.refused for key, (_, total) in self._base.items()}
+        """Refusals that were told already."""
 
     # -- numbers --
 
@@ -180,11 +121,10 @@ class KernelPath:
             destination = _as(layout.Destination, value)
             numbers.seen("pod", destination.pod)
             numbers.seen("generation", destination.generation)
-        for key, value in items["verdicts"].items():
+        for key in items["verdicts"]:
             verdict = _as(layout.VerdictKey, key)
             numbers.seen("pod", verdict.source, verdict.destination)
             numbers.seen("generation", verdict.generation)
-            state.refused[key] = _as(layout.Verdict, value).refused
         for key, value in items["services"].items():
             service = _as(layout.Service, value)
             numbers.seen("set", service.set)
@@ -204,6 +144,8 @@ class KernelPath:
 
     def sync(self, plan: Plan, numbers: Mapping[PodUid, int]) -> None:
         """Bring the maps to *plan*; *numbers* are those of the captured pods. Raises OSError; a map that is full only goes to ``left_out``."""
+        self._note_refusals()
+        self.record.keep(numbers.values())
         self.left_out.clear()
         wanted = {where: to for where, to in plan.destinations.items() if to.pod in numbers}
         self._leave([where for where in self._state.held if where not in wanted])
@@ -265,7 +207,7 @@ class KernelPath:
         if held.verdicts is None:
             return
         for source in [source for source in held.verdicts if source not in verdicts]:
-            self._drop_verdict(_verdict_key(source, held, where))
+            self._drop("verdicts", _verdict_key(source, held, where))
             del held.verdicts[source]
         for source, verdict in verdicts.items():
             if held.verdicts.get(source) != verdict:
@@ -273,11 +215,11 @@ class KernelPath:
                 held.verdicts[source] = verdict
 
     def _permit(self, source: int, pod: int, port: int, generation: int, verdict: Verdict) -> None:
-        key = bytes(layout.VerdictKey(source, pod, port, generation))
-        self._put("verdicts", key, bytes(layout.Verdict(allowed=verdict.allowed)))
-        self._state.policies[key] = verdict.policy
+        self._put("verdicts", bytes(layout.VerdictKey(source, pod, port, generation)), bytes(layout.Verdict(allowed=verdict.allowed)))
 
     def _leave(self, where: Collection[Where]) -> None:
+        if any(not verdict.allowed for each in where if each in self._state.held for verdict in (self._state.held[each].verdicts or {}).values()):
+            self._note_refusals()
         for each in where:
             self._drop("destinations", _endpoint(each))
         for each in where:
@@ -287,7 +229,7 @@ class KernelPath:
     def _forget(self, where: Where, held: _Held) -> None:
         """Delete what nothing refers to any more."""
         for source in held.verdicts or {}:
-            self._drop_verdict(_verdict_key(source, held, where))
+            self._drop("verdicts", _verdict_key(source, held, where))
 
     def _balance(self, where: Where, service: KernelService) -> None:
         held = self._state.sets.get(where)
@@ -311,7 +253,7 @@ class KernelPath:
             self._drop("backends", key)
         generations = {held.generation for held in self._state.held.values()}
         for key in [key for key in self._state.wanted["verdicts"] if _as(layout.VerdictKey, key).generation not in generations]:
-            self._drop_verdict(key)
+            self._drop("verdicts", key)
 
     def _put(self, name: str, key: bytes, value: bytes) -> None:
         self._maps[name].put(key, value)
@@ -321,58 +263,37 @@ class KernelPath:
         self._maps[name].drop(key)
         self._state.wanted[name].pop(key, None)
 
-    def _drop_verdict(self, key: bytes) -> None:
-        value = self._maps["verdicts"].get(key)
-        if value is not None:
-            self._note_refusals(key, value)
-        self._drop("verdicts", key)
-        self._state.refused.pop(key, None)
-        self._state.policies.pop(key, None)
-
     # -- the check --
 
     def faults(self) -> Iterator[tuple[str, Callable[[], None]]]:
         """Yield everything in which the maps differ from what was written to them, in words, with what puts it right."""
         for name in _WRITTEN:
-            skip = _REFUSED if name == "verdicts" else 0
             one, wanted, actual = self._maps[name], self._state.wanted[name], dict(self._maps[name].items())
             for key in actual.keys() - wanted.keys():
                 yield f"the map {name} has an entry that nobody made", partial(_drop, one, key)
             for key, value in wanted.items():
-                if actual.get(key, b"")[skip:] != value[skip:]:
+                if actual.get(key) != value:
                     yield f"the map {name} does not hold the kernel path's entry", partial(one.put, key, value)
 
     # -- what the kernel counted --
 
-    def flows(self) -> list[Flow]:
-        """Return the connections whose client's end is open. Raises OSError."""
-        wall = time.time_ns() - time.clock_gettime_ns(time.CLOCK_MONOTONIC)
-        found = []
-        for key, value in self._maps["kernel_flows"].items():
-            flow = _as(layout.KernelFlow, value)
-            if flow.client_closed:
-                continue
-            opened = (flow.opened + wall) / 1e9 if flow.opened else 0.0
-            http, bypass = bool(flow.flags & layout.FLOW_HTTP), bool(flow.flags & layout.FLOW_BYPASS)
-            found.append(Flow(_flow_id(key), flow.source, flow.destination, self.service_name(flow.service), opened, flow.client, flow.server, http, bypass))
-        return found
-
     def totals(self) -> dict[Pair, Total]:
         """Return what was counted since this object was made; bytes as soon as the client's end is closed. Raises OSError."""
         totals: dict[Pair, Total] = {}
-        for key, (named, values) in self._read_totals().items():
-            base = self._base.get(key)
-            since = tuple(now - then for now, then in zip(values, base[1], strict=True)) if base else values
-            pair = Pair(named.source, named.destination, named.port, self.service_name(named.service))
-            totals[pair] = _sum(totals.get(pair, Total()), Total(*since))
+        for key, (named, now) in self._read_totals().items():
+            total, base = Total(now.opened, now.closed, now.failed, now.received, now.sent), self._base.get(key)
+            if base is not None:
+                then = base[1]
+                total = Total(now.opened - then.opened, now.closed - then.closed, now.failed - then.failed, now.received - then.received, now.sent - then.sent)
+            pair = self._pair(named)
+            totals[pair] = _sum(totals.get(pair, Total()), total)
         for key, value in self._maps["kernel_flows"].items():
             flow = _as(layout.KernelFlow, value)
             if flow.client_closed:
-                client, server = flow.ends
                 port = _as(layout.FlowKey, key).destination_port
                 pair = Pair(flow.source, flow.destination, port, self.service_name(flow.service))
-                half = Total(received=max(client.sent, server.received), sent=max(server.sent, client.received))
-                totals[pair] = _sum(totals.get(pair, Total()), half)
+                received, sent = carried(flow)
+                totals[pair] = _sum(totals.get(pair, Total()), Total(received=received, sent=sent))
         return totals
 
     def forget(self, gone: Collection[int]) -> None:
@@ -381,24 +302,35 @@ class KernelPath:
             if named.source in gone or named.destination in gone:
                 self._maps["flow_totals"].drop(key)
                 self._base.pop(key, None)
+                self._refused.pop(key, None)
+        self.record.forget(gone)
         self._pods = {cookie: number for cookie, number in self._pods.items() if number not in gone}
 
     def refusals(self) -> list[Refusals]:
         """Return what was refused since the last call. Raises OSError."""
-        for key, value in self._maps["verdicts"].items():
-            self._note_refusals(key, value)
+        self._note_refusals()
         told, self._untold = self._untold, []
         return told
 
-    def _note_refusals(self, key: bytes, value: bytes) -> None:
-        count = _as(layout.Verdict, value).refused
-        if new := count - self._state.refused.get(key, 0):
-            self._state.refused[key] = count
-            named = _as(layout.VerdictKey, key)
-            self._untold.append(Refusals(named.source, named.destination, named.port, self._state.policies.get(key, ""), new))
+    def _note_refusals(self) -> None:
+        """Tell what was refused by the verdicts that are in force; to be called before these change."""
+        fresh = [(key, named, total) for key, (named, total) in self._read_totals().items() if total.refused > self._refused.get(key, 0)]
+        policies = self._denials() if fresh else {}
+        for key, named, total in fresh:
+            policy = policies.get((named.source, named.destination, named.port), "")
+            self._untold.append(Refusals(self._pair(named), policy, total.refused - self._refused.get(key, 0), self.record.unix(total.refused_at)))
+            self._refused[key] = total.refused
 
-    def _read_totals(self) -> dict[bytes, tuple[layout.FlowTotalKey, tuple[int, ...]]]:
-        return {key: (_as(layout.FlowTotalKey, key), struct.unpack("=5Q", value)) for key, value in self._maps["flow_totals"].items()}
+    def _denials(self) -> dict[tuple[int, int, int], str]:
+        """Return the policies that refuse, by client's and server's number and port."""
+        held = ((where, held, held.verdicts or {}) for where, held in self._state.held.items())
+        return {(source, one.pod, where[1]): verdict.policy for where, one, verdicts in held for source, verdict in verdicts.items() if not verdict.allowed}
+
+    def _pair(self, named: layout.FlowTotalKey) -> Pair:
+        return Pair(named.source, named.destination, named.port, self.service_name(named.service))
+
+    def _read_totals(self) -> dict[bytes, tuple[layout.FlowTotalKey, layout.FlowTotal]]:
+        return {key: (_as(layout.FlowTotalKey, key), _as(layout.FlowTotal, value)) for key, value in self._maps["flow_totals"].items()}
 
 
 def _compatible(held: dict[int, Verdict] | None, wanted: dict[int, Verdict] | None) -> bool:
@@ -416,20 +348,15 @@ def _endpoint(where: Where) -> bytes:
     return pack_address(where[0]) + struct.pack("=I", where[1])
 
 
-def _flow_id(key: bytes) -> FlowId:
-    named = _as(layout.FlowKey, key)
-    return FlowId((unpack_address(bytes(named.source)), named.source_port), (unpack_address(bytes(named.destination)), named.destination_port))
-
-
 def _as(kind: type[_S], raw: bytes) -> _S:
     return kind.from_buffer_copy(raw)
+
+
+def _drop(one: Map, key: bytes) -> None:
+    one.drop(key)
 
 
 def _sum(one: Total, other: Total) -> Total:
     return Total(
         one.opened + other.opened, one.closed + other.closed, one.failed + other.failed, one.received + other.received, one.sent + other.sent
     )  # fmt: skip
-
-
-def _drop(one: Map, key: bytes) -> None:
-    one.drop(key)

@@ -76,7 +76,7 @@ class VerdictKey(ctypes.Structure):
 
 
 class Verdict(ctypes.Structure):
-    _fields_ = [("refused", _u64), ("allowed", _u32), ("reserved", _u32)]
+    _fields_ = [("allowed", _u32), ("reserved", _u32)]
 
 
 class Service(ctypes.Structure):
@@ -107,12 +107,24 @@ class Delivery(ctypes.Structure):
     _fields_ = [("dialler", _u64), ("client", _u8 * ADDRESS_BYTES)]
 
 
+CLOSED_FLOWS: Final = 32
+"""Of a pod, in struct closed_flows."""
+
+
+class ClosedFlow(ctypes.Structure):
+    _fields_ = [("ends", FlowKey), ("flow", KernelFlow), ("closed", _u64)]
+
+
+class ClosedFlows(ctypes.Structure):
+    _fields_ = [("next", _u64), ("flows", ClosedFlow * CLOSED_FLOWS)]
+
+
 class FlowTotalKey(ctypes.Structure):
     _fields_ = [(name, _u32) for name in ("source", "destination", "port", "service")]
 
 
 class FlowTotal(ctypes.Structure):
-    _fields_ = [(name, _u64) for name in ("opened", "closed", "failed", "received", "sent")]
+    _fields_ = [(name, _u64) for name in ("opened", "closed", "failed", "received", "sent", "refused", "refused_at")]
 
 
 COUNTERS: Final = (

@@ -65,6 +65,7 @@ def specifications(sizes: MapSizes) -> tuple[MapSpec, ...]:
         MapSpec("services", _HASH, endpoint, size(layout.Service), sizes.endpoints, _NO_PREALLOC, endpoints),
         MapSpec("backends", _HASH, size(layout.BackendKey), endpoint, sizes.endpoints, _NO_PREALLOC, endpoints),
         MapSpec("kernel_flows", _HASH, size(layout.FlowKey), size(layout.KernelFlow), 2 * sizes.connections, _NO_PREALLOC, connections),
+        MapSpec("closed_flows", _HASH, 4, size(layout.ClosedFlows), 2 * sizes.pods, _NO_PREALLOC, pods),
         MapSpec("flow_totals", _HASH, size(layout.FlowTotalKey), size(layout.FlowTotal), sizes.verdicts, _NO_PREALLOC, verdicts),
         MapSpec("announced", _LRU_HASH, _COOKIE, address, _ANNOUNCED),
         MapSpec("deliveries", _HASH, size(layout.FlowKey), size(layout.Delivery), sizes.connections, _NO_PREALLOC, connections),

@@ -25,7 +25,8 @@ from nodeagent.mesh.entries import Family, PodUid
 from nodeagent.redirect import bypass, heartbeat, hooks, layout, loader, maps, pins, sock_diag
 from nodeagent.redirect import pod as pods
 from nodeagent.redirect.http_metrics import HttpMetrics
-from nodeagent.redirect.kernel import Flow, FlowId, KernelPath
+from nodeagent.redirect.kernel import KernelPath
+from nodeagent.redirect.kernel_record import Flow, FlowId
 from nodeagent.redirect.layout import pack_address
 from nodeagent.redirect.netns import PodNetns
 from nodeagent.redirect.pod import EnrolledPod, ListenerId, Listeners

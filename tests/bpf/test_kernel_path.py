@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import socket
+import time
 from collections.abc import Callable, Iterator
 from multiprocessing.connection import Connection
 from pathlib import Path as File
@@ -13,8 +14,8 @@ import pytest
 
 from nodeagent.mesh.entries import PodUid
 from nodeagent.mesh.kernel_path import ALLOWED, KernelDestination, KernelService, Plan, Verdict
-from nodeagent.redirect import netns
-from nodeagent.redirect.kernel import Pair, Total
+from nodeagent.redirect import layout, netns
+from nodeagent.redirect.kernel_record import Pair, Total
 from tests.apps.forged import syn
 from tests.bpf.conftest import Node
 from tests.bpf.world import Pod, Seen, accept, connected, dial, dial_by_ring, eventually, ip, serve
@@ -115,8 +116,41 @@ def test_allowed_and_refused_by_source(path: Path, counted: Counted, kind: str) 
             path.dial(kind, 8301)
     assert counted() == {"outbound_kernel": 1, "inbound_kernel": 1, "outbound_kernel_refused": 2}
     refusals = path.node.plane.kernel.refusals()
-    assert [(each.port, each.policy, each.count) for each in refusals] == [(8301, "ns/deny", 2)]
+    assert [(each.pair, each.policy, each.count) for each in refusals] == [(path.pair(8301), "ns/deny", 2)]
     assert path.node.plane.kernel.refusals() == []
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_refusal_is_told_with_the_service_that_was_dialled(path: Path, kind: str) -> None:
+    """Input: refused connects to a ClusterIP and to the pod itself. Verdict: each counts for what was dialled, by the policy that refused it."""
+    began = time.time()
+    path.put(DENIED, 8310, vip=80)
+    for address, port, times in ((_vip(kind), 80, 3), (path.b.address(kind), 8310, 1)):
+        for _ in range(times):
+            with pytest.raises(ConnectionRefusedError):
+                path.node.stage.run(path.a, dial, address, port)
+    path.put(Verdict(False, "ns/other"), 8310, vip=80)  # what was refused before this counts for the policy of before
+    with pytest.raises(ConnectionRefusedError):
+        path.node.stage.run(path.a, dial, _vip(kind), 80)
+    refusals = path.node.plane.kernel.refusals()
+    assert {(each.pair.service, each.policy, each.count) for each in refusals} == {("ns/svc", "ns/deny", 3), ("", "ns/deny", 1), ("ns/svc", "ns/other", 1)}
+    assert all(began - 1 < each.last < time.time() + 1 for each in refusals)
+
+
+def test_the_last_connections_of_a_pod_are_remembered(path: Path) -> None:
+    """Input: more connections than a pod has places, through a ClusterIP. Verdict: the last of them, with whom, Service, times and bytes."""
+    path.serve("4", 8311)
+    path.put(None, 8311, vip=81)
+    began = time.time()
+    for _ in range(layout.CLOSED_FLOWS + 5):
+        seen = path.node.stage.run(path.a, dial, _vip("4"), 81)
+    eventually(lambda: path.total(8311, "ns/svc").sent == (layout.CLOSED_FLOWS + 5) * len(seen.data))
+    ended = [one for one in path.node.plane.kernel.record.ended() if one.flow.id.destination[1] == 8311]
+    assert len(ended) == layout.CLOSED_FLOWS
+    assert {(one.flow.source, one.flow.destination, one.flow.service) for one in ended} == {tuple(path.pair(8311, "ns/svc"))[:2] + ("ns/svc",)}
+    assert {(one.received, one.sent) for one in ended} == {(0, len(seen.data))}
+    assert all(began - 1 < one.flow.opened <= one.closed < time.time() + 1 for one in ended)
+    assert ended == [one for one in path.node.plane.kernel.record.ended() if one in ended], "what is told of the past does not change"
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -173,7 +207,7 @@ def test_bytes_are_exact(path: Path, kind: str, first: str) -> None:
     for size in (1, 1000):
         child.send(size)
         assert child.receive() == "done"
-    (flow,) = path.node.plane.kernel.flows()
+    (flow,) = path.node.plane.kernel.record.flows()
     assert (flow.source, flow.destination) == path.pair(8303)[:2]
     carried = path.node.plane.carried(flow.source)[flow.id]
     assert (carried.sent, carried.received) == (1001, 12)
@@ -343,7 +377,7 @@ def test_an_established_connection_is_closed(path: Path, kind: str, bypass: bool
     path.put(ALLOWED, 8315, bypass=bypass)
     client = path.node.stage.start(path.a, _until_closed, path.b.address(kind), 8315)
     assert client.receive() == "connected"
-    (flow,) = path.node.plane.kernel.flows()
+    (flow,) = path.node.plane.kernel.record.flows()
     assert path.node.plane.close_flow(flow)
     assert client.receive() == errno.ECONNABORTED
     assert server.receive() == errno.ECONNRESET
@@ -524,7 +558,7 @@ def test_a_new_daemon_takes_over(make_node: Callable[..., Node], a: Pod, b: Pod,
     assert contents(node) == {"destinations": 2, "verdicts": 2, "services": 2, "backends": 2}
     child.send(500)
     assert child.receive() == "done"
-    (flow,) = node.plane.kernel.flows()
+    (flow,) = node.plane.kernel.record.flows()
     assert (flow.source, flow.destination, flow.service) == (numbers[A], numbers[B], "ns/svc")
     child.send(0)
     assert child.receive() == (500, 6)

@@ -27,6 +27,8 @@ STRUCTS: dict[str, type[ctypes.Structure]] = {
     "flow_end": layout.FlowEnd,
     "kernel_flow": layout.KernelFlow,
     "delivery": layout.Delivery,
+    "closed_flow": layout.ClosedFlow,
+    "closed_flows": layout.ClosedFlows,
     "flow_total_key": layout.FlowTotalKey,
     "flow_total": layout.FlowTotal,
 }

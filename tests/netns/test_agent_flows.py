@@ -13,7 +13,7 @@ import pytest
 from nodeagent.lab import Lab
 from nodeagent.lab.agent import merge
 from tests.netns.test_agent_policy import PRINCIPAL, Policies, policy, status
-from tests.netns.world import QUICK, account, client, cluster, cluster_ip, eventually, pod, pod_row, server, service
+from tests.netns.world import QUICK, about, account, client, cluster, cluster_ip, curl, eventually, pod, pod_row, server, service
 from tests.unit.policy.jwt_issuer import ISSUER, key_set
 
 PROBED = "ports: [{containerPort: 8080}], readinessProbe: {httpGet: {path: /about, port: 8080}, periodSeconds: 1}"
@@ -27,6 +27,7 @@ TEXT = "".join(
         service("nobody", "app: nobody"),
         server("direct", "node1", account="server"),
         service("alias", "app: direct"),
+        "\n---\napiVersion: v1\nkind: Service\nmetadata: {name: closed}\nspec: {selector: {app: direct}, ports: [{port: 9008}]}\n",
     )
 )
 ONCE = "{maxTokens: 1, tokensPerFill: 1, fillInterval: 1h}"
@@ -92,3 +93,29 @@ def test_a_connection_with_several_requests_is_one_row(lab: Lab) -> None:
 def test_probes_are_shown_when_they_are_asked_for(lab: Lab) -> None:
     eventually(lambda: [row for row in flows(lab, "--probes", "--to", "web") if row["probe"]], "the kubelet has asked")
     assert not [row for row in flows(lab) if row["source"].partition(":")[0] == lab.address("node1")]
+
+
+def test_what_the_kernel_refuses_is_a_row_of_the_service_that_was_dialled(lab: Lab) -> None:
+    for name, times in (("direct", 2), ("alias", 3)):
+        for _ in range(times):
+            assert curl(lab, "other", f"http://{cluster_ip(lab, name)}/about").returncode == 7
+    for name, times in (("direct", 2), ("alias", 3)):
+        (row,) = flows(lab, "--from", "other", "--to", f"{name}.default.svc.cluster.local")
+        assert (row["path"], row["verdict"], row["reason"], row["policy"], row["times"]) == ("kernel", "deny", "policy_denied", "", times)
+        assert (row["source"], row["destination"]) == ("default/other", "default/direct:8080")
+        assert row["opened"] <= row["closed"]
+
+
+def test_a_connection_past_the_proxy_stays_a_row_when_it_has_closed(lab: Lab) -> None:
+    assert about(lab, "client", f"http://{cluster_ip(lab, 'alias')}")["pod"] == "direct"
+    row = the_last(lab, "--from", "client", "--to", "alias")
+    assert (row["path"], row["verdict"], row["reason"], row["policy"]) == ("kernel", "allow", "", "default/only")
+    assert row["received"] > 50 < row["sent"]
+    assert row["opened"] < row["closed"]
+    assert flows(lab, "--from", "client", "--to", "alias") == [row], "what is told of the past does not change"
+
+
+def test_a_connection_past_the_proxy_that_nobody_takes_is_an_error(lab: Lab) -> None:
+    assert curl(lab, "client", f"http://{cluster_ip(lab, 'closed')}:9008/").returncode == 7
+    row = the_last(lab, "--from", "client", "--verdict", "error", "--to", "default/direct:9008")
+    assert (row["path"], row["reason"]) == ("kernel", "connect_failed")
