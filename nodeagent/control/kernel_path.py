@@ -153,7 +153,8 @@ class KernelPaths:
         return self._ends(peers, flow.id.destination[1], flow.service) | told
 
     def _ends(self, peers: _Peers, port: int, service: str) -> dict[str, object]:
-        source, server, found = peers.source, peers.server, self._service(service, peers.server, port)
+        source, server = peers.source, peers.server
+        found = self._service(service, server, port) if service else None
         return {
             "closed": None,
             "pod": source.uid,

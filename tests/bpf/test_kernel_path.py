@@ -147,7 +147,7 @@ def test_the_last_connections_of_a_pod_are_remembered(path: Path) -> None:
     eventually(lambda: path.total(8311, "ns/svc").sent == (layout.CLOSED_FLOWS + 5) * len(seen.data))
     ended = [one for one in path.node.plane.kernel.record.ended() if one.flow.id.destination[1] == 8311]
     assert len(ended) == layout.CLOSED_FLOWS
-    assert {(one.flow.source, one.flow.destination, one.flow.service) for one in ended} == {tuple(path.pair(8311, "ns/svc"))[:2] + ("ns/svc",)}
+    assert {(one.flow.source, one.flow.destination, one.flow.service) for one in ended} == {(*path.pair(8311)[:2], "ns/svc")}
     assert {(one.received, one.sent) for one in ended} == {(0, len(seen.data))}
     assert all(began - 1 < one.flow.opened <= one.closed < time.time() + 1 for one in ended)
     assert ended == [one for one in path.node.plane.kernel.record.ended() if one in ended], "what is told of the past does not change"

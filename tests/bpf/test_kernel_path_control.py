@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import socket
+import time
 from collections.abc import Iterator
 from multiprocessing.connection import Connection
 
@@ -19,7 +20,7 @@ from tests.bpf.test_kernel_path import KINDS, _answer, _any, _exchange, _until_c
 from tests.bpf.world import Pod, connected, dial, eventually, serve
 
 PORT = 8400
-EMPTY = ("destinations", "verdicts", "services", "backends", "flow_totals", "bypass_streams", "by_cookie")
+EMPTY = ("destinations", "verdicts", "services", "backends", "flow_totals", "closed_flows", "bypass_streams", "by_cookie")
 """Maps that hold nothing once both pods are gone."""
 
 
@@ -105,14 +106,16 @@ def test_counted_while_it_lives_and_when_it_ends(world: World, kind: str, bypass
     assert world.counted() == live
     assert world.counted() == live
     assert any(stream.way == "socket" for stream in world.node.plane.bypassed().values()) == bypass
-    (row,) = world.paths.flows()
+    (row,) = world.paths.flows(world.store)
     assert (row["source"], row["destination"], row["service"]) == ("ns/pod-a", f"ns/pod-b:{PORT}", "svc.ns.svc.cluster.local")
     assert (row["path"], row["why"], row["sent"], row["received"]) == ("kernel", "nothing is decided per request", 6, 1000)
     child.send(0)
     child.receive()
     ended = {key: tcp(1, 1, 6, 1000) for key in live}
     eventually(lambda: world.counted() == ended)
-    assert world.paths.flows() == []
+    (past,) = world.paths.flows(world.store)
+    assert past == {**row, "closed": past["closed"]}
+    assert row["opened"] < past["closed"] < time.time() + 1
 
 
 def test_refusals_count_by_policy(world: World) -> None:
@@ -122,6 +125,13 @@ def test_refusals_count_by_policy(world: World) -> None:
         world.node.stage.run(world.a, dial, world.b.ipv4, PORT)
     assert world.events() == {("ns/app-b", "ns/deny", "deny"): 1}
     assert world.counted()["destination", "kernel_attested", "-"] == tcp(1, 1, 0, 0)
+    (row,) = world.paths.flows(world.store)
+    told = {"source": "ns/pod-a", "destination": f"ns/pod-b:{PORT}", "service": "", "verdict": "deny", "policy": "ns/deny", "times": 1}
+    assert told.items() <= row.items()
+    with pytest.raises(ConnectionRefusedError):
+        world.node.stage.run(world.a, dial, _vip("4"), 80)
+    by_name = {row["service"]: row["times"] for row in world.paths.flows(world.store)}
+    assert by_name == {"": 1, "svc.ns.svc.cluster.local": 1}
 
 
 def _request(_pipe: Connection, address: str, port: int, count: int) -> bytes:
