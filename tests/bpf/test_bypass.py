@@ -75,9 +75,14 @@ def _giving(outcome: list[str] | Exception) -> Callable[[], list[str]]:
 
 
 def test_where_it_is_refused_nothing_is_joined(make_node: Callable[..., Node], a: Pod, b: Pod, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Input: pods that ask for the bypass on a kernel where applications could tell. Verdict: their connections go by TCP, and nothing else runs for them."""
+    """Input: pods that ask for the bypass on a kernel where applications could tell; before, the node took their word. Verdict: their connections go by
+    TCP, and nothing else runs for them any more."""
     monkeypatch.setattr(transparency, "differences", lambda: ["FIONREAD lies"])
-    node = make_node(bypass="proven")
+    node = make_node(bypass="asked")
+    link = node.pin_directory / "links" / hooks.SETSOCKOPT.name
+    assert link.exists() and node.plane.verify_node() == []
+    node.plane.close()
+    node.plane = node.load(bypass="proven")
     pods = Path(node, a, b)
     node.enroll(b, B, protected=True, bypass=True)
     server = node.stage.start(b, _read_late, "4")
@@ -86,8 +91,7 @@ def test_where_it_is_refused_nothing_is_joined(make_node: Callable[..., Node], a
     client = node.stage.start(a, _flood, b.ipv4)
     assert client.receive() == "full"
     assert node.plane.bypassed() == {}
-    assert not (node.pin_directory / "links" / hooks.SETSOCKOPT.name).exists()
-    assert node.plane.verify_node() == []
+    assert not link.exists() and node.plane.verify_node() == []
     server.send("read")
     assert server.receive() == (client.receive() + 1_000_000) // 4
 
