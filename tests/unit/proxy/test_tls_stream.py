@@ -6,13 +6,15 @@ import asyncio
 import socket
 import ssl
 from collections.abc import Awaitable, Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 import uvloop
 
 from nodeagent.identity.tls import Contexts
-from nodeagent.proxy.tls.stream import TlsStream
+from nodeagent.proxy.tls.stream import EMPTY_RECORDS, RECORDS_A_TURN, TlsStream
+from tests.unit.proxy import tls_client
 from tests.unit.proxy.nodes import SERVER, Nodes, play
 
 
@@ -238,3 +240,89 @@ def test_a_truncated_answer_is_not_passed_off_as_whole(tls: dict[str, Contexts])
         peer.close()
 
     play(lambda reader, writer: asyncio.sleep(0), scene, tls, protocol="http")
+
+
+def by_hand(tls: dict[str, Contexts], path: Path, scene: Callable[[tls_client.Writer, socket.socket, End], Awaitable[None]]) -> None:
+    """Play *scene* with a client that writes its own records."""
+
+    async def run() -> None:
+        loop = asyncio.get_running_loop()
+        one, other = socket.socketpair()
+        server = End(tls["server"].server, server_side=True)
+        await loop.create_connection(lambda: server.stream, sock=other)  # type: ignore[type-var]
+        with one:
+            async with asyncio.timeout(30):
+                writer = await loop.run_in_executor(None, tls_client.handshake, tls["client"].client_tcp, one, path / "keys")
+                await server.ready
+                await scene(writer, one, server)
+        server.stream.abort()
+        await asyncio.sleep(0.01)
+
+    uvloop.run(run())
+
+
+@pytest.mark.parametrize("back", [False, True])
+@pytest.mark.parametrize("between", [b"", b"x"])
+def test_key_updates_without_end_end_the_connection(tls: dict[str, Contexts], tmp_path: Path, back: bool, between: bytes) -> None:
+    """OpenSSL takes them for ever, and each costs new keys; a byte of data now and then makes them no better."""
+
+    async def scene(writer: tls_client.Writer, client: socket.socket, server: End) -> None:
+        flood = []
+        for _ in range(100):
+            flood += [writer.key_update(back=back) for _ in range(10)]
+            flood += [writer.data(between)] if between else []
+        sending = asyncio.get_running_loop().run_in_executor(None, _send, client, b"".join(flood))
+        await server.above.lost.wait()
+        await sending
+        assert isinstance(server.above.error, ConnectionAbortedError)
+        assert server.stream._came <= EMPTY_RECORDS + len(server.above.data) + RECORDS_A_TURN
+
+    by_hand(tls, tmp_path, scene)
+
+
+def _send(client: socket.socket, data: bytes) -> None:
+    try:
+        client.sendall(data)
+    except OSError:
+        pass  # it was cut
+
+
+def test_as_many_key_updates_as_the_data_justifies_are_taken(tls: dict[str, Contexts], tmp_path: Path) -> None:
+    async def scene(writer: tls_client.Writer, client: socket.socket, server: End) -> None:
+        for number in range(20):
+            client.sendall(writer.key_update(back=True) + writer.data(b"%d," % number))
+        await until(lambda: server.above.data.endswith(b"19,"))
+        assert not server.above.lost.is_set()
+
+    by_hand(tls, tmp_path, scene)
+
+
+@pytest.mark.parametrize("paused", [False, True])
+def test_small_records_that_come_at_once_take_several_turns(tls: dict[str, Contexts], tmp_path: Path, paused: bool) -> None:
+    """Others have their turns in between, and nothing is lost or out of order, however the protocol above reads."""
+
+    async def scene(writer: tls_client.Writer, client: socket.socket, server: End) -> None:
+        loop = asyncio.get_running_loop()
+        turn = [0]
+        turns: list[int] = []
+
+        def tick() -> None:
+            turn[0] += 1
+            loop.call_soon(tick)
+
+        def pause_now_and_then() -> None:
+            turns.append(turn[0])
+            if paused and len(turns) % 50 == 0:
+                server.stream.pause_reading()
+                loop.call_later(0.001, server.stream.resume_reading)
+
+        server.above.on_data = pause_now_and_then
+        tick()
+        texts = [b"%d," % number for number in range(5000)]
+        sending = loop.run_in_executor(None, _send, client, b"".join(writer.data(text) for text in texts))
+        await until(lambda: len(turns) == len(texts))
+        await sending
+        assert server.above.data == b"".join(texts)
+        assert max(turns.count(one) for one in set(turns)) <= 2 * RECORDS_A_TURN
+
+    by_hand(tls, tmp_path, scene)
