@@ -115,7 +115,7 @@ static inline void count_refusal(u32 source, u32 destination, u32 port, u32 serv
   total->refused_at = bpf_ktime_get_ns();
 }
 
-/* Control beats several times within the timeout; 0 says that it stopped on purpose. Signed, because a beat from another
+/* The supervisor beats several times within the timeout; 0 says that it stopped on purpose. Signed, because a beat from another
  * CPU may be a moment ahead of this one's clock. */
 static inline bool daemon_alive(const struct settings *node) {
   u32 zero = 0;

@@ -6,6 +6,7 @@ client.py duplex HOST PORT --seed S --send N --receive N [--connections C] [--st
 client.py hold HOST PORT [--connections C]      echo; stays open until a line comes on standard input, then echoes again
 client.py http HOST PORT --raw                  standard input is sent as it is; prints what comes back
 client.py load HOST PORT [--connections C] [--fresh] [--kind pause]   HTTP POST until standard input ends; every answer checked
+client.py knock HOST PORT [--connections C]     a new connection for each echo, until standard input ends
 client.py udp HOST PORT
 client.py put HOST PORT --seed S --send-bytes N   PUT /file and GET it again, with blocking sockets
 """
@@ -23,13 +24,14 @@ import socket
 import struct
 import sys
 import traceback
+from collections.abc import Awaitable, Callable
 
 import uring
 from forged import syn
 from streams import blocks, digest, drink, pour
 
 PATIENCE = 60.0
-"""Seconds after which a client that hangs gives up."""
+"""Seconds after which an exchange that hangs is given up; no client lives longer than five times that."""
 
 
 def say(**values: object) -> None:
@@ -159,9 +161,19 @@ async def raw(options: argparse.Namespace) -> None:
 
 async def load(options: argparse.Namespace) -> None:
     """Send requests on every connection until standard input ends; every answer must be the echo of its request."""
+    await several(one_load, options)
+
+
+async def knock(options: argparse.Namespace) -> None:
+    """Echo over one connection after the other until standard input ends."""
+    await several(one_knock, options)
+
+
+async def several(client: Callable[..., Awaitable[None]], options: argparse.Namespace) -> None:
+    """Run as many clients until standard input ends, and say what came of it when asked, and in the end."""
     stop = asyncio.Event()
     counts: dict[str, int] = {"ok": 0}
-    clients = [asyncio.create_task(one_load(options, number, stop, counts)) for number in range(options.connections)]
+    clients = [asyncio.ensure_future(client(options, number, stop, counts)) for number in range(options.connections)]
     while not any(counts.values()):
         await asyncio.sleep(0.01)
     say(started=True)
@@ -203,6 +215,19 @@ async def one_load(options: argparse.Namespace, number: int, stop: asyncio.Event
             await asyncio.sleep(options.pause)
 
 
+async def one_knock(options: argparse.Namespace, number: int, stop: asyncio.Event, counts: dict[str, int]) -> None:
+    while not stop.is_set():
+        try:
+            async with asyncio.timeout(PATIENCE):
+                reader, writer = await asyncio.open_connection(options.host, options.port)
+                outcome = await echo(reader, writer, number)
+            writer.close()
+        except (OSError, TimeoutError) as error:
+            outcome = name_of(error)
+        counts[outcome] = counts.get(outcome, 0) + 1
+        await asyncio.sleep(options.pause)
+
+
 async def udp(options: argparse.Namespace) -> None:
     family, kind, _, _, address = socket.getaddrinfo(options.host, options.port, type=socket.SOCK_DGRAM)[0]
     with socket.socket(family, kind) as sock:
@@ -222,7 +247,7 @@ async def put(options: argparse.Namespace) -> None:
     say(status=response.status, same=back == digest(options.seed, options.send_bytes))
 
 
-COMMANDS = {"dial": dial, "forge": forge, "duplex": duplex, "hold": hold, "http": raw, "load": load, "udp": udp, "put": put}
+COMMANDS = {"dial": dial, "forge": forge, "duplex": duplex, "hold": hold, "http": raw, "load": load, "knock": knock, "udp": udp, "put": put}
 
 
 def main() -> None:
@@ -242,7 +267,7 @@ def main() -> None:
     parser.add_argument("--pause", type=float, default=0)
     options = parser.parse_args()
     try:
-        asyncio.run(asyncio.wait_for(COMMANDS[options.command](options), PATIENCE))
+        asyncio.run(asyncio.wait_for(COMMANDS[options.command](options), 5 * PATIENCE))
     except BaseException:  # noqa: BLE001 - told here, because the process ends the hard way
         traceback.print_exc()
         os._exit(1)
