@@ -19,6 +19,10 @@ def _paths(paths: Mapping[str, str]) -> str:
     return " ".join(f"{path}:{','.join(ports)}" for path, ports in sorted(by_path.items()))
 
 
+def _way(delivery: str) -> str:
+    return delivery.partition(":")[0]
+
+
 COLUMNS: Final = {
     "pods": (
         *(
@@ -28,6 +32,7 @@ COLUMNS: Final = {
             Column("MTLS", "mode"),
             Column("WHEN DEAD", "when_dead"),
             Column("PATHS", "paths", _paths),
+            Column("DELIVERY", "delivery", _way),
             Column("ADDRESSES", "addresses", listed),
         ),
         *(Column("IDENTITY", "identity"), Column("CONNECTIONS", "connections", right=True), Column("LISTENERS", "listeners", right=True)),

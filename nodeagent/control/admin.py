@@ -10,7 +10,8 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Final
 
 from nodeagent.errors import ConfigError
-from nodeagent.mesh.entries import Entry, Service, ServicePort, Workload
+from nodeagent.mesh.delivery import delivery
+from nodeagent.mesh.entries import UNREAD, Entry, Service, ServicePort, Workload
 from nodeagent.mesh.explain import Question, explain
 from nodeagent.proxy.connection import host_port
 from nodeagent.telemetry import metrics as declared
@@ -72,8 +73,16 @@ class Admin:
         rows = self._control.enrolment.rows()
         for row in rows:
             row["connections"] = sum(1 for flow in flows if not flow["closed"] and flow["pod"] == row["uid"])
+            row["delivery"] = self._delivery(row["uid"])
             row["paths"] = {str(port): path for port, path in self._control.kernel_paths.paths(row["uid"]).items()}
         return Response.json(rows)
+
+    def _delivery(self, uid: str) -> str:
+        """Return how a pod is reached from others of the node that no NetworkPolicy selects, and why."""
+        workers = self._control.workers
+        workload, unread = (workers.entry(key) if workers is not None else None for key in (f"workload/{uid}", UNREAD))
+        setting = self._control.config.redirect.delivery
+        return str(delivery(setting, None, workload, unread)) if isinstance(workload, Workload) else ""
 
     async def _certs(self, query: Mapping[str, str]) -> Response:
         return Response.json(
@@ -122,7 +131,12 @@ class Admin:
         config = self._control.config
         try:
             found = explain(
-                self._entries(Entry), question, node=config.node, trust_domain=config.identity.trust_domain, kernel_path=self._control.kernel_paths.explain
+                self._entries(Entry),
+                question,
+                node=config.node,
+                trust_domain=config.identity.trust_domain,
+                setting=config.redirect.delivery,
+                kernel_path=self._control.kernel_paths.explain,
             )
         except ConfigError as error:
             return Response(f"{error}\n".encode(), 400)

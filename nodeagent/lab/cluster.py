@@ -167,12 +167,13 @@ class Lab(View):
             self._sync(grace_seconds)
 
     def delete_policy(self, kind: str, name: str, namespace: str = "default") -> None:
-        """Remove a PeerAuthentication, AuthorizationPolicy, RequestAuthentication or RateLimit; raises LabError if there is none."""
+        """Remove a PeerAuthentication, AuthorizationPolicy, RequestAuthentication, RateLimit or NetworkPolicy; raises LabError if there is none."""
         path = self.layout.object_file(kind, namespace, name)
         with construction.locked(self.layout):
-            if kind not in security.KINDS or not path.exists():
+            if kind not in (*security.KINDS, "NetworkPolicy") or not path.exists():
                 raise LabError(f"{kind} {namespace}/{name}: there is no such policy")
             path.unlink()
+            self._sync(None)  # the nodes' rules follow
 
     def wait_ready(self, seconds: float = 30.0) -> None:
         """Wait until every pod is ready (and, with agents, enrolled); raises LabError that says which is not, and why."""

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from nodeagent.errors import LabError
-from nodeagent.lab import cgroup, dns, network, services
+from nodeagent.lab import cgroup, dns, network, network_policies, services
 from nodeagent.lab.environment import ConfigMaps
 from nodeagent.lab.layout import Layout, Node, read_objects
 from nodeagent.lab.pods import Host, RunningPod
@@ -129,16 +129,17 @@ class Kubelet:
         return lookup
 
     def _on_objects(self) -> None:
-        """Services or pods changed: renew the names and the rules; raises LabError if the kernel takes no such rules."""
+        """Services, pods or NetworkPolicies changed: renew the names and the rules; raises LabError if the kernel takes no such rules."""
         known_services = self._objects.of_kind("Service")
         pods: list[Mapping[str, Any]] = list(self._objects.of_kind("Pod"))
         self._names = services.names(known_services, pods)
-        rules = services.ruleset(known_services, pods)
+        cluster = network_policies.Cluster.of(pods, self._objects.of_kind("Namespace"))
+        rules = services.ruleset(known_services, pods) + network_policies.ruleset(self._objects.of_kind("NetworkPolicy"), cluster, self._node.name)
         if rules == self._rules:
             return
         done = subprocess.run(["nft", "-f", "-"], input=rules, text=True, capture_output=True, check=False)
         if done.returncode:
-            raise LabError(f"the kernel refused the rules for ClusterIPs: nft: {done.stderr.strip()}")
+            raise LabError(f"the kernel refused the rules for ClusterIPs and NetworkPolicies: nft: {done.stderr.strip()}")
         self._rules = rules
 
 

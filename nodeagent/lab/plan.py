@@ -11,7 +11,7 @@ from typing import Any
 
 from nodeagent.lab.layout import ADDRESSES, FIRST_HOST, LAST_HOST, SERVICES, Node, NodeName
 from nodeagent.resources.load import Document, refuse_duplicates
-from nodeagent.resources.model import ConfigMap, Deployment, Namespace, Pod, SecurityResource, Service, ServiceAccount, ServiceSpec
+from nodeagent.resources.model import ConfigMap, Deployment, Namespace, NetworkPolicy, Pod, SecurityResource, Service, ServiceAccount, ServiceSpec
 from nodeagent.resources.pod import PodSpec
 
 Object = dict[str, Any]
@@ -113,7 +113,7 @@ def _plain_objects(documents: Sequence[Document], cluster: _Cluster) -> list[Obj
             raise document.error(
                 "metadata.namespace", resource.metadata.namespace, f"a Namespace that exists or stands in the input: {', '.join(sorted(namespaces))}"
             )
-        if isinstance(resource, Namespace | ServiceAccount | ConfigMap | SecurityResource):
+        if isinstance(resource, Namespace | ServiceAccount | ConfigMap | NetworkPolicy | SecurityResource):
             value = resource.dump()
             if isinstance(resource, Namespace):
                 value["metadata"].pop("namespace", None)

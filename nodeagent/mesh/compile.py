@@ -15,8 +15,9 @@ from nodeagent.errors import IdentityError, shown
 from nodeagent.identity.spiffe import spiffe_id
 from nodeagent.istio import ROOT_NAMESPACE
 from nodeagent.mesh import rules
-from nodeagent.mesh.entries import Address, Delta, Endpoint, Entry, PodUid, Protocol, Service, ServicePort, Workload
+from nodeagent.mesh.entries import UNREAD, Address, Delta, Endpoint, Entry, PodUid, Protocol, Service, ServicePort, UnreadPolicies, Workload
 from nodeagent.mesh.local import EXCLUDE_INBOUND, AskingPod, LocalPod, asking_pod, bypass, excluded_ports, finished, has_sidecar, local_pod, path_setting
+from nodeagent.mesh.network_policies import NetworkPolicies
 from nodeagent.mesh.policies import Policies, PolicyKey, entry_key, names, refused_row
 from nodeagent.mesh.selection import Key, Postings, Selection
 from nodeagent.policy.model import MtlsMode, PathSetting
@@ -45,6 +46,7 @@ class Mesh:
         self._selection = Selection()
         self._namespaces: dict[str, objects.Namespace] = {}
         self._policies = Policies(default_mtls, root_namespace)
+        self._network = NetworkPolicies()
         self._users: Postings[str, Key] = Postings()
         self._using: dict[Key, tuple[str, ...]] = {}
         self._claims: Postings[Address, Key] = Postings()
@@ -80,6 +82,9 @@ class Mesh:
             elif change.kind in KINDS:
                 policy = change.object if isinstance(change.object, Policy) else None
                 self._put_policy((change.kind, change.namespace, change.name), policy, change.file)
+            else:
+                self._network.put(change.kind, *key, change.object if isinstance(change.object, objects.NetworkPolicy | objects.UnreadPolicy) else None)
+                self._dirty_modes |= self._policies.pods_in(change.namespace)
         return self._recompile()
 
     def local_pods(self) -> tuple[LocalPod, ...]:
@@ -205,6 +210,10 @@ class Mesh:
                 stale.add(entry)
             else:
                 fresh[entry] = spec
+        if unread := self._network.unread():
+            fresh[UNREAD] = UnreadPolicies(unread)
+        else:
+            stale.add(UNREAD)
         for dirty in (self._dirty_pods, self._dirty_modes, self._dirty_services, self._dirty_policies):
             dirty.clear()
         return self._commit(fresh, stale)
@@ -235,11 +244,13 @@ class Mesh:
         return Delta(tuple(upserts), tuple(removals))
 
     def _governed(self, key: Key, workload: Workload) -> Workload:
-        """Return *workload* with what the policies for the pod *key* make of it; the policies themselves matter on its own node only."""
+        """Return *workload* with what the policies for the pod *key* make of it; Istio's themselves matter on its own node only."""
         found = self._policies.of(key, self._selection.services_of(key))
         modes = self._policies.mtls(found)
-        here = workload.node == self._node and not self._pods[key].host_network
-        return replace(workload, mtls=modes.mode, mtls_from=modes.source, port_mtls=modes.ports, policies=names(found) if here else ())
+        pod = self._pods[key]
+        network = "" if pod.host_network else self._network.selecting(pod.namespace, pod.labels)
+        own = names(found) if workload.node == self._node and not pod.host_network else ()
+        return replace(workload, mtls=modes.mode, mtls_from=modes.source, port_mtls=modes.ports, policies=own, network_policy=network)
 
     def _use(self, key: Key, workload: Workload | None) -> set[str]:
         """Keep which local pods use which policies' entries; return those for which that changed."""

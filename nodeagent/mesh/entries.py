@@ -17,6 +17,8 @@ PodUid = NewType("PodUid", str)
 Address = NewType("Address", str)
 """An IPv4 or IPv6 address in its canonical text form (RFC 5952)."""
 Family = Literal[4, 6]
+UNREAD: Final = "network/unread"
+"""Key of the one entry of its kind."""
 
 Protocol = Literal["http", "http2", "tcp", "auto"]
 """What a port was declared to be. ``http``: HTTP/1; ``http2``: HTTP/2 and gRPC, which are carried as bytes for now; ``tcp``: anything else that has
@@ -74,6 +76,8 @@ class Workload:
     own_path: bool = False
     """It is the pod's own: it goes before the Service's."""
     bypass: bool = False
+    network_policy: str = ""
+    """``namespace/name`` of a NetworkPolicy that selects it; empty: none does."""
 
     def protocol_at(self, port: int) -> Protocol:
         """Return what the workload port *port* was declared to be."""
@@ -129,8 +133,21 @@ class Service:
         return f"service/{self.namespace}/{self.name}"
 
 
-Entry = Workload | Service | AuthorizationPolicy | RequestAuthentication | Jwks | RateLimit
-_KINDS: Final[dict[str, Any]] = {kind.__name__: kind for kind in (Workload, Service, AuthorizationPolicy, RequestAuthentication, Jwks, RateLimit)}
+@dataclass(frozen=True, slots=True)
+class UnreadPolicies:
+    """There are policies for the network that cannot be read here; ``example``: one of them, in words. The entry is there while they are."""
+
+    example: str
+
+    @property
+    def key(self) -> str:
+        return UNREAD
+
+
+Entry = Workload | Service | AuthorizationPolicy | RequestAuthentication | Jwks | RateLimit | UnreadPolicies
+_KINDS: Final[dict[str, Any]] = {
+    kind.__name__: kind for kind in (Workload, Service, AuthorizationPolicy, RequestAuthentication, Jwks, RateLimit, UnreadPolicies)
+}
 
 
 @dataclass(frozen=True, slots=True)

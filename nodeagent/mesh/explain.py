@@ -10,8 +10,10 @@ from dataclasses import dataclass, field
 from ipaddress import ip_address
 from typing import Any, Final, Literal
 
+from nodeagent.config import Delivery as Setting
 from nodeagent.errors import ConfigError
-from nodeagent.mesh.entries import Entry, Protocol, Service, ServicePort, Workload
+from nodeagent.mesh.delivery import delivery
+from nodeagent.mesh.entries import UNREAD, Entry, Protocol, Service, ServicePort, Workload
 from nodeagent.policy.authorization import Authorizer, CompiledPolicy, ConnectionFacts, Decision, RequestFacts
 from nodeagent.policy.claims import Claims
 from nodeagent.policy.model import AuthorizationPolicy, MtlsMode, RateLimit, RequestAuthentication
@@ -95,9 +97,17 @@ class _Facts:
 
 
 def explain(
-    entries: Iterable[Entry], question: Question, *, node: str, trust_domain: str, kernel_path: KernelPath | None = None, claims: Claims | None = None
+    entries: Iterable[Entry],
+    question: Question,
+    *,
+    node: str,
+    trust_domain: str,
+    setting: Setting = "auto",
+    kernel_path: KernelPath | None = None,
+    claims: Claims | None = None,
 ) -> Explanation:
     """Return what happens to *question* by *entries*, the snapshot of *node*; *claims* are those of the request's token, were it verified.
+    *setting* is ``redirect.delivery`` of agent.yaml.
 
     Raises ConfigError when the source or the destination is not known.
     """
@@ -115,6 +125,9 @@ def explain(
     if workload.node != node:
         steps.append(Step("policy", f"the policies of {workload.namespace}/{workload.pod} are known on its own node: ask the agent of {workload.node}"))
         return Explanation(tuple(steps), "unknown")
+    if client.workload is not None and client.workload.node == node and client.workload.enrolled and workload.enrolled:
+        unread = next((entry for entry in known if entry.key == UNREAD), None)
+        steps.append(Step("delivery", f"by the proxy {delivery(setting, client.workload, workload, unread)}"))
     facts = _Facts(client, server, question, principal, trust_domain, claims)
     verdict, more = _policies(facts, [entry for entry in known if entry.key in workload.policies])
     return Explanation((*steps, *more), verdict)

@@ -72,7 +72,8 @@ class Pipeline:
         self.busy_poll = BusyPoll(loop, settings.busy_poll_microseconds / 1e6)
         self.announce: Callable[[socket.socket, str], None] | None = None
         """Tells the kernel for which client's address a socket is about to dial an application; None: no programs are there (a sidecar)."""
-        self.delivery: Delivery = "auto"
+        self.delivery: Delivery = "inside"
+        """``redirect.delivery``."""
         self.share = 1.0
         """This worker's part of each local rate limit: workers do not count together."""
 
@@ -509,8 +510,7 @@ class Pipeline:
                 self._sweep_relay(connection)
             elif connection.http is not None:
                 patience.enforce(connection.http, now, self.timeouts)
-        for pool in self.routing.pools():
-            pool.sweep(now, self.timeouts.idle)
+        self.routing.sweep(now, self.timeouts.idle)
 
     def _sweep_relay(self, connection: Connection) -> None:
         if self._count_bytes(connection):

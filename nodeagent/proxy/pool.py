@@ -49,6 +49,7 @@ class Dial:
     ``other``: its address in the other family, empty if it has none; it is tried where nothing listens at the first: the client, whose connection
     the proxy took, cannot go there itself any more (RFC 8305 section 5). ``client``: the client's addresses, of which an application that is dialled
     itself sees the first of its family; the pool is that client's alone then. Empty: another proxy, or something outside, is dialled.
+    ``bound``: what is dialled for a connection of the client serves that one alone, so that the network is asked about each.
     """
 
     pod: PodState
@@ -57,6 +58,7 @@ class Dial:
     expected: SpiffeId | None
     other: str = ""
     client: tuple[str, ...] = ()
+    bound: bool = False
 
     def contexts(self) -> Contexts | None:
         """Return the TLS contexts that a new connection would have; None: plaintext."""
@@ -194,6 +196,8 @@ class Pool:
     def __init__(self, pipeline: Pipeline, dial: Dial) -> None:
         self.pipeline, self.dial = pipeline, dial
         self._idle: list[HttpUpstream] = []
+        self._bound: dict[int, HttpUpstream] = {}
+        """Idle ones that wait for their client's connection's next request, by its number."""
         self._leaving: set[HttpUpstream] = set()
         self._dialling: set[asyncio.Task[None]] = set()
 
@@ -202,6 +206,8 @@ class Pool:
         idle = self._idle
         if idle:
             idle.pop().begin(exchange)
+        elif self._bound and (own := self._bound.pop(exchange.downstream.connection.number, None)) is not None:
+            own.begin(exchange)
         else:
             self.retry(exchange)
 
@@ -222,7 +228,7 @@ class Pool:
         if dialled.lost:
             exchange.refuse(UPSTREAM_RESET)
             return
-        upstream = HttpUpstream(self)
+        upstream = HttpUpstream(self, exchange.downstream.connection)
         upstream.tls = self.dial.contexts()
         upstream.attach(dialled.transport)
         dialled.transport.set_protocol(upstream)
@@ -247,6 +253,8 @@ class Pool:
                 upstream.transport.close()
         elif len(self._idle) >= limit or self.pipeline.draining or upstream.tls is not self.dial.contexts():
             upstream.transport.close()
+        elif self.dial.bound:
+            self._bound[upstream.owner.number] = upstream  # the sweep closes it when its client has gone
         else:
             self._idle.append(upstream)
 
@@ -255,12 +263,23 @@ class Pool:
         self._leaving.discard(upstream)
         if upstream.exchange is None and upstream in self._idle:
             self._idle.remove(upstream)
+        if self._bound.get(upstream.owner.number) is upstream:
+            del self._bound[upstream.owner.number]
+
+    def idle(self) -> list[HttpUpstream]:
+        """Return the connections that wait for a request of whoever comes, the longest idle first."""
+        return self._idle
 
     def sweep(self, now: float, idle: float) -> None:
         """Close what idled for *idle* seconds at *now* (monotonic), and what the server should have closed."""
         tls = self.dial.contexts()  # a certificate that was renewed is not shown until it ends: the server would cut the connection
-        stale = [upstream for upstream in self._idle if now - upstream.idle_since > idle or upstream.tls is not tls]
+        stale = [upstream for upstream in (*self._idle, *self._bound.values()) if now - upstream.idle_since > idle or upstream.tls is not tls]
+        stale += [upstream for upstream in self._bound.values() if upstream.owner.closed is not None]
         stale += [upstream for upstream in self._leaving if now - upstream.idle_since > LINGER_SECONDS]
         for upstream in stale:
-            self.forget(upstream)
-            upstream.transport.close()
+            self.close(upstream)
+
+    def close(self, upstream: HttpUpstream) -> None:
+        """Close *upstream*, which is idle."""
+        self.forget(upstream)
+        upstream.transport.close()

@@ -8,10 +8,11 @@ from __future__ import annotations
 import weakref
 from dataclasses import replace
 from functools import partial
+from operator import attrgetter
 from typing import TYPE_CHECKING, Final
 
 from nodeagent.mesh.delivery import delivery
-from nodeagent.mesh.entries import Endpoint, Workload
+from nodeagent.mesh.entries import UNREAD, Endpoint, Workload
 from nodeagent.proxy.connection import Connection, Path
 from nodeagent.proxy.external.model import Way
 from nodeagent.proxy.pods import PodState
@@ -19,8 +20,11 @@ from nodeagent.proxy.pool import Dial, Pool
 from nodeagent.proxy.route import Destination, Route
 
 if TYPE_CHECKING:
+    from nodeagent.proxy.http1.upstream import HttpUpstream
     from nodeagent.proxy.pipeline import Pipeline
 
+IDLE_PER_APPLICATION: Final = 1024
+"""Each client has connections of its own to an application; those that nobody needs any more shall not collect there."""
 ROUTES_PER_POD: Final = 4096
 """A pod that scans addresses makes its own cache useless, nothing more."""
 
@@ -67,14 +71,13 @@ class Routing:
 
     def _outbound(self, connection: Connection) -> list[Destination]:
         """One destination an endpoint; outside the mesh, the address itself."""
-        target, pod = connection.target, connection.pod
+        target, pod, client = connection.target, connection.pod, connection.peer.workload
         if target.passthrough:
             outside = Endpoint(target.address, target.port, pod.uid)
-            pool = self._pool(Dial(pod, target.address, target.port, None))
+            pool = self._pool(Dial(pod, target.address, target.port, None, bound=self._on_network(client, None)))
             return [Destination(outside, None, "passthrough", pool, "PassthroughCluster", delivers=False)]
         cluster = f"outbound|{target.port}||{target.service.host if target.service else target.address}"
         chosen = [endpoint for endpoint in target.endpoints if (endpoint.address, endpoint.port) == connection.chosen]
-        client = connection.peer.workload
         return [self._towards(pod, client, endpoint, cluster) for endpoint in chosen or target.endpoints] or [
             Destination(None, None, "none", None, cluster, delivers=False)
         ]
@@ -82,18 +85,20 @@ class Routing:
     def _towards(self, pod: PodState, client: Workload | None, endpoint: Endpoint, cluster: str) -> Destination:
         """An enrolled pod of this node is delivered to directly; another node's gets mTLS; one that is not enrolled, plaintext."""
         workload = self._pipeline.view.workload(endpoint.uid)
-        local = self._pipeline.pods.get(endpoint.uid)
-        path: Path = "proxy-plaintext"
-        dialler, expected = pod, None
-        seen: tuple[str, ...] = ()
+        local, other = self._pipeline.pods.get(endpoint.uid), other_address(workload, endpoint.address)
+        network = self._on_network(client, workload)
         if local is not None:
-            path, seen = "proxy-local", client.addresses if client is not None else ()
-            if workload is not None and delivery(self._pipeline.delivery, client, workload).way == "inside":
-                dialler = local
-        elif workload is not None and takes_mtls(workload, endpoint.port):
-            path, expected = "proxy-mtls", workload.identity
-        pool = self._pool(Dial(dialler, endpoint.address, endpoint.port, expected, other_address(workload, endpoint.address), seen))
-        return Destination(endpoint, workload, path, pool, cluster, delivers=local is not None)
+            seen = client.addresses if client is not None else ()
+            dial = Dial(pod if network else local, endpoint.address, endpoint.port, None, other, seen, network)
+            return Destination(endpoint, workload, "proxy-local", self._pool(dial), cluster, delivers=True)
+        expected = workload.identity if workload is not None and takes_mtls(workload, endpoint.port) else None
+        dial = Dial(pod, endpoint.address, endpoint.port, expected, other, bound=network)
+        path: Path = "proxy-plaintext" if expected is None else "proxy-mtls"
+        return Destination(endpoint, workload, path, self._pool(dial), cluster, delivers=False)
+
+    def _on_network(self, client: Workload | None, server: Workload | None) -> bool:
+        """Say whether the network is to be asked about each connection of *client* to *server*."""
+        return delivery(self._pipeline.delivery, client, server, self._pipeline.view.policy(UNREAD)).way == "network"
 
     def way_to(self, service: str, port: int, asker: str, dialler: PodState | None = None) -> Way | None:
         """Return how the provider at *port* of *service* is reached for the pod *asker*, by *dialler* if that is not the pod itself; None: it is nowhere.
@@ -126,6 +131,19 @@ class Routing:
     def pools(self) -> list[Pool]:
         """Return the pools that are in use."""
         return list(self._pools.values())
+
+    def sweep(self, now: float, idle: float) -> None:
+        """Close upstream connections that idled for *idle* seconds at *now* (monotonic), and of one application's those beyond IDLE_PER_APPLICATION."""
+        waiting: dict[tuple[str, int], list[HttpUpstream]] = {}
+        for pool in self.pools():
+            pool.sweep(now, idle)
+            if pool.dial.client and pool.idle():
+                waiting.setdefault((pool.dial.address, pool.dial.port), []).extend(pool.idle())
+        for upstreams in waiting.values():
+            if len(upstreams) > IDLE_PER_APPLICATION:
+                upstreams.sort(key=attrgetter("idle_since"))
+                for upstream in upstreams[:-IDLE_PER_APPLICATION]:
+                    upstream.pool.close(upstream)
 
 
 def other_address(workload: Workload | None, address: str) -> str:

@@ -46,9 +46,17 @@ def _cluster_ip(text: str) -> str:
     return text if text == "None" else _address(text)
 
 
+def _cidr(text: str) -> str:
+    try:
+        return str(ipaddress.ip_network(text))
+    except ValueError:
+        raise ValueError("a network such as 10.0.0.0/8 or fd00::/8") from None
+
+
 AbsolutePath = Annotated[str, AfterValidator(_absolute)]
 RelativePath = Annotated[str, AfterValidator(_relative)]
 ClusterIP = Annotated[str, AfterValidator(_cluster_ip)]
+Cidr = Annotated[str, AfterValidator(_cidr)]
 
 
 FIELD_FAULT = "field_fault"

@@ -11,7 +11,21 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, StringConstraints, model_validator
 
 from nodeagent.resources import security
-from nodeagent.resources.fields import ClusterIP, Ignored, LabelKey, Labels, Name, PortName, PortNumber, Section, ServicePortName, fault, unique
+from nodeagent.resources.fields import (
+    Cidr,
+    ClusterIP,
+    Ignored,
+    LabelKey,
+    Labels,
+    LabelValue,
+    Name,
+    PortName,
+    PortNumber,
+    Section,
+    ServicePortName,
+    fault,
+    unique,
+)
 from nodeagent.resources.pod import PodSpec
 
 
@@ -149,6 +163,78 @@ class Service(Resource):
     status: Ignored = None
 
 
+class Expression(Section):
+    key: LabelKey
+    operator: Literal["In", "NotIn", "Exists", "DoesNotExist"]
+    values: tuple[LabelValue, ...] = ()
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if bool(self.values) != (self.operator in ("In", "NotIn")):
+            raise fault("values", self.values, "values for In and NotIn, and for these alone")
+        return self
+
+
+class Selector(Section):
+    """A label selector that may select everything."""
+
+    match_labels: Labels = Field(default_factory=dict)
+    match_expressions: tuple[Expression, ...] = ()
+
+
+class IpBlock(Section):
+    cidr: Cidr
+    excepted: tuple[Cidr, ...] = Field((), alias="except")
+
+
+class NetworkPolicyPeer(Section):
+    pod_selector: Selector | None = None
+    namespace_selector: Selector | None = None
+    ip_block: IpBlock | None = None
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if (self.ip_block is None) == (self.pod_selector is None and self.namespace_selector is None):
+            raise fault("ipBlock", self.ip_block and self.ip_block.cidr, "either ipBlock, or podSelector and namespaceSelector")
+        return self
+
+
+class NetworkPolicyPort(Section):
+    port: PortNumber | PortName | None = None
+    end_port: PortNumber | None = None
+    protocol: Literal["TCP", "UDP", "SCTP"] = "TCP"
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if self.end_port is not None and not (isinstance(self.port, int) and self.port <= self.end_port):
+            raise fault("endPort", self.end_port, "a port from port, a number, on")
+        return self
+
+
+class Ingress(Section):
+    peers: tuple[NetworkPolicyPeer, ...] = Field((), alias="from")
+    ports: tuple[NetworkPolicyPort, ...] = ()
+
+
+class Egress(Section):
+    peers: tuple[NetworkPolicyPeer, ...] = Field((), alias="to")
+    ports: tuple[NetworkPolicyPort, ...] = ()
+
+
+class NetworkPolicySpec(Section):
+    pod_selector: Selector
+    policy_types: tuple[Literal["Ingress", "Egress"], ...] = ()
+    ingress: tuple[Ingress, ...] = ()
+    egress: tuple[Egress, ...] = ()
+
+
+class NetworkPolicy(Resource):
+    api_version: Literal["networking.k8s.io/v1"]
+    kind: Literal["NetworkPolicy"]
+    spec: NetworkPolicySpec
+    status: Ignored = None
+
+
 class SecurityResource(Resource):
     """A PeerAuthentication, AuthorizationPolicy, RequestAuthentication or RateLimit: checked as the agent does (``security``), kept as it is."""
 
@@ -156,6 +242,6 @@ class SecurityResource(Resource):
     status: Ignored = None
 
 
-KINDS: dict[str, type[Resource]] = {kind.__name__: kind for kind in (Namespace, ServiceAccount, ConfigMap, Pod, Deployment, Service)}
+KINDS: dict[str, type[Resource]] = {kind.__name__: kind for kind in (Namespace, ServiceAccount, ConfigMap, Pod, Deployment, Service, NetworkPolicy)}
 KINDS |= dict.fromkeys(sorted(security.KINDS), SecurityResource)
 CLUSTER_SCOPED = frozenset({"Namespace", "Node"})

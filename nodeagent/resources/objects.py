@@ -14,6 +14,7 @@ from typing import Any, Final, Literal
 
 from nodeagent.errors import ResourceError, shown
 from nodeagent.mesh.entries import Address, PodUid
+from nodeagent.resources.labels import OPERATORS, Expression, LabelSelector
 
 NAME: Final = re.compile(r"[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?")
 """Of an object: an RFC 1123 subdomain."""
@@ -115,7 +116,22 @@ class Namespace:
     annotations: Mapping[str, str]
 
 
-Object = Pod | Service | Node | Namespace
+@dataclass(frozen=True, slots=True)
+class NetworkPolicy:
+    """Which pods of its namespace a NetworkPolicy is for. What it lets through is the business of what enforces it, the CNI plugin."""
+
+    selector: LabelSelector
+
+
+@dataclass(frozen=True, slots=True)
+class UnreadPolicy:
+    """A policy for the network that may be for any pod: it is of a kind that is not read here, or wrong."""
+
+
+Object = Pod | Service | Node | Namespace | NetworkPolicy | UnreadPolicy
+_POLICY_GROUPS: Final = frozenset(("cilium.io", "crd.projectcalico.org", "projectcalico.org", "policy.networking.k8s.io", "crd.antrea.io"))
+"""API groups of those who enforce policies of their own."""
+_NETWORK_POLICY: Final = "NetworkPolicy"
 
 
 def parse(document: Any) -> Object | None:
@@ -126,8 +142,16 @@ def parse(document: Any) -> Object | None:
     root = Field("", document)
     kind = root.text("kind")
     metadata = root.part("metadata")
+    group = root.text("apiVersion", "").partition("/")[0]
+    if group in _POLICY_GROUPS or (is_network_policy(kind) and (kind, group) != (_NETWORK_POLICY, "networking.k8s.io")):
+        return UnreadPolicy()
     reader = _READERS.get(kind)
     return reader(root, metadata) if reader else None
+
+
+def is_network_policy(kind: str) -> bool:
+    """Say whether objects of *kind*, whoever defines it, restrict what pods may reach: CiliumNetworkPolicy, GlobalNetworkPolicy, AdminNetworkPolicy, …"""
+    return kind.endswith(_NETWORK_POLICY)
 
 
 class Field:
@@ -317,4 +341,30 @@ def _namespace(root: Field, metadata: Field) -> Namespace:
     return Namespace(_name_of(metadata), metadata.texts("labels"), metadata.texts("annotations"))
 
 
-_READERS: Mapping[str, Callable[[Field, Field], Object]] = {"Pod": _pod, "Service": _service, "Node": _node, "Namespace": _namespace}
+def _network_policy(root: Field, metadata: Field) -> NetworkPolicy:
+    spec = root.part("spec")
+    if not spec.has("podSelector"):
+        raise spec.wrong("podSelector", "a mapping is expected, empty for every pod of the namespace")
+    return NetworkPolicy(label_selector(spec.part("podSelector")))
+
+
+def label_selector(item: Field) -> LabelSelector:
+    """Return a LabelSelector (meta/v1); an empty one selects everything. Raises ResourceError."""
+    expressions = []
+    for each in item.parts("matchExpressions"):
+        operator, values = each.text("operator"), each.strings("values")
+        if operator not in OPERATORS:
+            raise each.wrong("operator", f"allowed: {', '.join(OPERATORS)}")
+        if bool(values) != (operator in ("In", "NotIn")):
+            raise each.wrong("values", "values are expected for In and NotIn, and for these alone")
+        expressions.append(Expression(each.text("key"), operator, frozenset(values)))
+    return LabelSelector(tuple(sorted(item.texts("matchLabels").items())), tuple(expressions))
+
+
+_READERS: Mapping[str, Callable[[Field, Field], Object]] = {
+    "Pod": _pod,
+    "Service": _service,
+    "Node": _node,
+    "Namespace": _namespace,
+    _NETWORK_POLICY: _network_policy,
+}

@@ -199,7 +199,7 @@ class DirectorySource:
             return [Change(known.kind, known.namespace, known.name, None)]
         except ResourceError as error:
             self._complain(name, str(error), stays=known is not None)
-            return []
+            return self._unread(name) if known is None else []
         if self._bad.pop(name, None):
             log.info("%s: good again", self._path / OBJECTS / name)
         if change is None or change == known:
@@ -207,6 +207,15 @@ class DirectorySource:
         self._objects[name] = change
         if isinstance(change.object, Policy):
             return self._claim(self._path / OBJECTS / name, [change.object])
+        return [change]
+
+    def _unread(self, name: str) -> list[AnyChange]:
+        """Return what a wrong file stands for that was never right: nothing, but for a policy for the network, which somebody else may read well."""
+        kind, _, whose = name.removesuffix(".json").partition(".")
+        namespace, _, own = whose.partition(".")
+        if not objects.is_network_policy(kind):
+            return []
+        change = self._objects[name] = Change(kind, namespace, own, objects.UnreadPolicy())
         return [change]
 
     # -- policies, which may stand in several places --

@@ -18,6 +18,7 @@ from nodeagent.proxy.http1.framing import Ambiguous, BodyKind, response_framing
 from nodeagent.proxy.http1.headers import classify
 
 if TYPE_CHECKING:
+    from nodeagent.proxy.connection import Connection
     from nodeagent.proxy.pool import Pool
 
 _END: Final = b"\r\n\r\n"
@@ -30,8 +31,9 @@ _KEEP_ALIVE: Final = (b"keep-alive", b"Keep-Alive")
 class HttpUpstream:
     """The protocol of a connection to an endpoint."""
 
-    def __init__(self, pool: Pool) -> None:
-        self.pool = pool
+    def __init__(self, pool: Pool, owner: Connection) -> None:
+        """*owner*: the client's connection for whose request it was dialled."""
+        self.pool, self.owner = pool, owner
         self.transport: Any = None
         self.write: Any = None
         self.exchange: Exchange | None = None

@@ -1,0 +1,39 @@
+"""The policies for the network that the cluster has: which pods they are for, as far as the agent can tell. Pure.
+
+It enforces none of them; where one may concern two pods, what goes from one to the other crosses their interfaces (``mesh/delivery.py``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from nodeagent.resources.labels import LabelSelector
+from nodeagent.resources.objects import NetworkPolicy, UnreadPolicy
+
+
+class NetworkPolicies:
+    """NetworkPolicies by namespace, and those that cannot be read."""
+
+    def __init__(self) -> None:
+        self._selectors: dict[str, dict[str, LabelSelector]] = {}
+        self._unread: set[tuple[str, str, str]] = set()
+
+    def put(self, kind: str, namespace: str, name: str, policy: NetworkPolicy | UnreadPolicy | None) -> None:
+        """Know the policy *name*, know it anew, or (None) no more."""
+        self._selectors.get(namespace, {}).pop(name, None)
+        self._unread.discard((kind, namespace, name))
+        if isinstance(policy, NetworkPolicy):
+            self._selectors.setdefault(namespace, {})[name] = policy.selector
+        elif policy is not None:
+            self._unread.add((kind, namespace, name))
+
+    def selecting(self, namespace: str, labels: Mapping[str, str]) -> str:
+        """Return ``namespace/name`` of a NetworkPolicy, the first by name, that is for a pod with *labels*; empty: none is."""
+        found = (name for name, selector in self._selectors.get(namespace, {}).items() if selector.matches(labels))
+        first = min(found, default="")
+        return f"{namespace}/{first}" if first else ""
+
+    def unread(self) -> str:
+        """Return the first of the policies that cannot be read, in words; empty: all can."""
+        kind, namespace, name = min(self._unread, default=("", "", ""))
+        return f"{kind} {namespace}/{name}" if namespace else f"{kind} {name}".strip()
