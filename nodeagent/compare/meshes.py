@@ -127,7 +127,7 @@ class NodeAgent(Mode):
     def verify(self, answered: Answered) -> tuple[list[str], list[str]]:
         checked, failed = Mode.verify(self, answered)
         if answered.get("cross-node"):
-            counted = _requests_by_tls(_get(self.lab.netns("node2"), istio.STATUS_PORT, "/metrics"))
+            counted = _requests_by_tls(_get(self.lab.netns("node2"), istio.ADMIN_PORT, "/metrics"))
             checked.append(f"{counted:,.0f} requests counted on the other node as mutual TLS")
             if counted < answered["cross-node"]:
                 failed.append(f"of {answered['cross-node']:,} requests to the other node {counted:,.0f} came by mutual TLS")
@@ -172,7 +172,7 @@ class KernelPath(NodeAgent):
         """There is no log to count."""
 
     def verify(self, answered: Answered) -> tuple[list[str], list[str]]:
-        lines = _get(self.lab.netns("node1"), istio.STATUS_PORT, "/metrics").splitlines()
+        lines = _get(self.lab.netns("node1"), istio.ADMIN_PORT, "/metrics").splitlines()
         ours = f'destination_workload_namespace="{self.targets[self.workloads[0]].namespace}"'
         counted = sum(_value(line) for line in lines if line.startswith('istio_requests_total{reporter="destination"') and ours in line)
         opened = sum(_value(line) for line in lines if line.startswith('istio_tcp_connections_opened_total{reporter="destination"') and ours in line)

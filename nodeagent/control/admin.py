@@ -6,7 +6,7 @@ import collections
 import itertools
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any, Final
 
 from nodeagent.errors import ConfigError
@@ -17,6 +17,7 @@ from nodeagent.proxy.connection import host_port
 from nodeagent.telemetry import metrics as declared
 from nodeagent.telemetry.exposition import CONTENT_TYPE
 from nodeagent.telemetry.http_server import EVERYWHERE, LOCALHOST, HttpServer, Response, serve, serve_unix
+from nodeagent.telemetry.scrapes import Scrapes
 
 if TYPE_CHECKING:
     from nodeagent.control.main import Control
@@ -32,6 +33,7 @@ class Admin:
     def __init__(self, control: Control) -> None:
         self._control = control
         self._servers: list[HttpServer] = []
+        self._scrapes = Scrapes(self._exposition)
         self._sequence = itertools.count(1)
         self._seen: dict[str, tuple[int, dict[str, Any]]] = {}
 
@@ -51,7 +53,7 @@ class Admin:
             ("GET", "/metrics"): self._metrics,
             ("POST", "/reload"): self._reload,
         }
-        metrics = {("GET", "/metrics"): self._metrics, ("GET", "/stats/prometheus"): self._metrics}
+        metrics = {("GET", "/metrics"): self._scraped, ("GET", "/stats/prometheus"): self._scraped}
         ready = {("GET", "/ready"): self._ready, ("GET", "/healthz/ready"): self._ready}
         self._servers = [
             await serve(admin, port=telemetry.admin_port, hosts=LOCALHOST),
@@ -179,9 +181,18 @@ class Admin:
         return Response.json({"workers": await self._control.reload()})
 
     async def _metrics(self, query: Mapping[str, str]) -> Response:
-        """Everything that was counted until now: workers are asked for what they have not reported yet."""
+        """Everything that was counted until now."""
+        return Response(await self._exposition(), content_type=CONTENT_TYPE)
+
+    async def _scraped(self, query: Mapping[str, str]) -> Response:
+        """The same up to a second ago: this port is open to every pod."""
+        return Response(await self._scrapes.get(), content_type=CONTENT_TYPE)
+
+    async def _exposition(self) -> Iterator[bytes]:
+        """Workers are asked for what they have not reported yet."""
         control, store = self._control, self._control.store
-        await self._live()
+        assert control.workers is not None
+        await control.workers.ask({"op": "report"})
         try:
             control.kernel_paths.collect(store)
         except OSError as error:
@@ -199,7 +210,7 @@ class Admin:
             store.set(declared.MAP_CAPACITY, (name,), possible)
         for name, value in statistics.counters.items():
             store.set(declared.KERNEL_EVENTS, (name,), value)
-        return Response(store.exposition(), content_type=CONTENT_TYPE)
+        return store.exposition()
 
     async def _live(self) -> list[dict[str, Any]]:
         flows = await self._control.workers.ask({"op": "flows"})

@@ -245,6 +245,11 @@ class Worker:
             self._channel.send({"op": "flows", "number": message["number"], "flows": flows[at : at + FLOWS_PER_MESSAGE], "more": True})
         self._channel.send({"op": "flows", "number": message["number"], "flows": [], "more": False})
 
+    def _on_report(self, message: Message, descriptors: list[int]) -> None:
+        """Answer with what was counted; it is not asked who is connected, which may be very many."""
+        self._report()
+        self._channel.send({"op": "flows", "number": message["number"], "flows": [], "more": False})
+
     def _on_finish(self, message: Message, descriptors: list[int]) -> None:
         """Ask for the end of what is open; what comes is still served."""
         self._finishing = set(self._pipeline.connections)

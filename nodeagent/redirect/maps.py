@@ -114,7 +114,7 @@ class Map:
             key = syscall.map_next_key(self.fd, key, self.spec.key_size)
 
     def used(self) -> int:
-        return sum(1 for _ in self.keys()) if self.spec.kind == SOCKHASH else len(self.items())
+        return sum(1 for _ in self.keys()) if self.spec.kind == SOCKHASH else syscall.map_used(self.fd, self.spec.key_size, self.spec.value_size)
 
 
 @lru_cache(1)

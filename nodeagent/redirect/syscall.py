@@ -9,6 +9,7 @@ from __future__ import annotations
 import ctypes
 import os
 import platform
+from collections.abc import Iterator
 from typing import Final
 
 NUMBER: Final = {"x86_64": 321, "aarch64": 280, "riscv64": 280, "s390x": 351, "ppc64le": 361}.get(platform.machine(), 321)
@@ -140,8 +141,21 @@ def map_next_key(fd: int, key: bytes | None, size: int) -> bytes | None:
 
 def map_items(fd: int, key_size: int, value_size: int, chunk: int = 4096) -> list[tuple[bytes, bytes]]:
     """Return a hash map's entries, a chunk a system call (BPF_MAP_LOOKUP_BATCH). Raises OSError."""
-    keys, values, cursor = (ctypes.create_string_buffer(size) for size in (key_size * chunk, value_size * chunk, max(key_size, 8)))
     items: list[tuple[bytes, bytes]] = []
+    for count, keys, values in _batches(fd, key_size, value_size, chunk):
+        found, held = keys.raw, values.raw  # once a chunk: each makes a copy of the whole
+        items += ((found[n * key_size : (n + 1) * key_size], held[n * value_size : (n + 1) * value_size]) for n in range(count))
+    return items
+
+
+def map_used(fd: int, key_size: int, value_size: int, chunk: int = 4096) -> int:
+    """Return how many entries a hash map has. Raises OSError."""
+    return sum(count for count, _, _ in _batches(fd, key_size, value_size, chunk))
+
+
+def _batches(fd: int, key_size: int, value_size: int, chunk: int) -> Iterator[tuple[int, ctypes.Array[ctypes.c_char], ctypes.Array[ctypes.c_char]]]:
+    """Yield how many entries a chunk has, and the buffers with their keys and values, which the next one overwrites."""
+    keys, values, cursor = (ctypes.create_string_buffer(size) for size in (key_size * chunk, value_size * chunk, max(key_size, 8)))
     attr = _Batch(0, ctypes.addressof(cursor), ctypes.addressof(keys), ctypes.addressof(values), chunk, fd)
     more = True
     while more:
@@ -150,9 +164,8 @@ def map_items(fd: int, key_size: int, value_size: int, chunk: int = 4096) -> lis
             bpf(MAP_LOOKUP_BATCH, attr)
         except FileNotFoundError:  # the last chunk, which may hold entries
             more = False
-        items += ((keys.raw[n * key_size : (n + 1) * key_size], values.raw[n * value_size : (n + 1) * value_size]) for n in range(attr.count))
+        yield attr.count, keys, values
         attr.in_batch = ctypes.addressof(cursor)
-    return items
 
 
 def pin(fd: int, path: str | os.PathLike[str]) -> None:

@@ -18,6 +18,7 @@ from typing import Final
 
 from nodeagent.errors import ConfigError, NodeagentError
 from nodeagent.telemetry.http_request import BadRequestError, Request, Response, Routes, answer_head, chunk, parse
+from nodeagent.telemetry.sources import Sources
 
 __all__ = ["EVERYWHERE", "LOCALHOST", "HttpServer", "Limits", "Response", "Routes", "serve", "serve_unix"]
 
@@ -33,6 +34,10 @@ class Limits:
 
     connections: int = 64
     """Beyond it, the connection that has waited longest for its next request goes."""
+    connections_per_source: int = 8
+    """The same among those of one address. The node itself (loopback, a unix socket) has no bound of its own."""
+    requests_per_second: float = 20.0
+    """Of one address, after as many at once as two seconds allow; what is more waits."""
     head_bytes: int = 8192
     body_bytes: int = 65536
     request_seconds: float = 5.0
@@ -52,6 +57,7 @@ class HttpServer:
         self._routes, self._limits = routes, limits
         self._servers: list[asyncio.Server] = []
         self._tasks: dict[asyncio.Task[None], asyncio.StreamWriter] = {}
+        self._sources = Sources(limits.requests_per_second, 2 * limits.requests_per_second)
         self._waiting: dict[asyncio.StreamWriter, None] = {}  # in the order in which they began to wait
         self._socket: tuple[Path, int] | None = None
 
@@ -80,12 +86,9 @@ class HttpServer:
     async def _accepted(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         task = asyncio.current_task()
         assert task is not None
-        if len(self._tasks) >= self._limits.connections:
-            victim = next(iter(self._waiting), writer)
-            self._waiting.pop(victim, None)
-            victim.transport.abort()
-            if victim is writer:
-                return
+        if not self._has_room(_source(writer)):
+            writer.transport.abort()
+            return
         self._tasks[task] = writer
         # So that drain() means that the client has taken everything, and the bound on time is one on memory.
         writer.transport.set_write_buffer_limits(0)
@@ -98,8 +101,22 @@ class HttpServer:
             self._waiting.pop(writer, None)
             writer.transport.abort()
 
+    def _has_room(self, source: str) -> bool:
+        """Say whether one more connection of *source* may stay; for that the one that has waited longest goes, of the same source where that has its share."""
+        full = len(self._tasks) >= self._limits.connections
+        crowded = bool(source) and sum(1 for writer in self._tasks.values() if _source(writer) == source) >= self._limits.connections_per_source
+        if not full and not crowded:
+            return True
+        victim = next((writer for writer in self._waiting if not crowded or _source(writer) == source), None)
+        if victim is None:
+            return False
+        del self._waiting[victim]
+        victim.transport.abort()
+        return True
+
     async def _converse(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         patience = self._limits.request_seconds
+        source = _source(writer)
         keep_alive = True
         while keep_alive:
             self._waiting[writer] = None
@@ -111,6 +128,8 @@ class HttpServer:
                 await self._linger(reader, writer)
                 return
             del self._waiting[writer]
+            if source and (wait := self._sources.wait(source)):
+                await asyncio.sleep(wait)
             keep_alive = request.keep_alive and request.chunked
             response = await self._answer(request)
             await self._send(writer, response, keep_alive=keep_alive, chunked=request.chunked, bodiless=request.method == "HEAD")
@@ -161,6 +180,12 @@ class HttpServer:
             for _ in range(64):
                 if not await reader.read(self._limits.head_bytes):
                     return
+
+
+def _source(writer: asyncio.StreamWriter) -> str:
+    """Return the address from which somebody else than the node asks, empty where it is the node."""
+    peer = writer.get_extra_info("peername")
+    return peer[0] if isinstance(peer, tuple) and peer[0] not in (*LOCALHOST, f"::ffff:{LOCALHOST[0]}") else ""
 
 
 def _pieces(body: bytes | Iterable[bytes], chunked: bool) -> Iterable[bytes]:

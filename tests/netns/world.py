@@ -192,7 +192,7 @@ def get(lab: Lab, node: str, port: int, path: str) -> tuple[int, str]:
 
 
 def scrape(lab: Lab, node: str = "node1") -> Samples:
-    status, text = get(lab, node, 15020, "/metrics")
+    status, text = get(lab, node, 15000, "/metrics")
     assert status == 200
     return Samples(text)
 

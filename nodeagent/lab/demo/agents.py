@@ -11,7 +11,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from nodeagent.compare.measure import memory
 from nodeagent.errors import ControlError
-from nodeagent.istio import STATUS_PORT
+from nodeagent.istio import ADMIN_PORT
 from nodeagent.lab import Lab, http
 from nodeagent.lab.demo.application import HOPS, Hop
 from nodeagent.telemetry.metrics import CONNECTIONS, ENROLLED_PODS, REQUESTS, TCP_OPENED
@@ -106,9 +106,9 @@ def _footprint(lab: Lab, node: str) -> Footprint:
 
 def _metrics(lab: Lab, node: str) -> str:
     try:
-        status, text = http.get(lab.netns(node), STATUS_PORT, "/metrics")
+        status, text = http.get(lab.netns(node), ADMIN_PORT, "/metrics")
     except OSError as error:
-        raise ControlError(f"{node}: the agent's metrics on port {STATUS_PORT}: {error}; its log: {lab.agent(node).log}") from None
+        raise ControlError(f"{node}: the agent's metrics on port {ADMIN_PORT}: {error}; its log: {lab.agent(node).log}") from None
     if status != HTTPStatus.OK:
-        raise ControlError(f"{node}: the agent's metrics on port {STATUS_PORT}: {status} {text[:200]}")
+        raise ControlError(f"{node}: the agent's metrics on port {ADMIN_PORT}: {status} {text[:200]}")
     return text
