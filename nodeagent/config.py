@@ -93,6 +93,9 @@ class Proxy(Section):
     """1 to 256; ``auto``: one for each processor."""
     busy_poll_microseconds: int = Field(100, ge=0, le=1000)
     """A worker whose events follow each other faster than this looks for the next one instead of sleeping; 0: it always sleeps."""
+    client_cert_header: Literal["read", "ignored"] = "read"
+    """What applications do with X-Forwarded-Client-Cert. Where they may read it, HTTP does not take the kernel path unless ``nodeagent.io/path``
+    asks for it: there nobody makes the header, nor removes one that a client made up."""
     limits: Limits = Limits()  # type: ignore[call-arg]
     timeouts: Timeouts = Timeouts()  # type: ignore[call-arg]
 

@@ -21,7 +21,8 @@ from nodeagent.lab.cluster import Mode as LabMode
 POLICIES: Final = (100, 10_000)
 """How many policies there are in the cluster, in variants of the agent."""
 _WAIT_SECONDS: Final = 90.0
-_SILENT: Final = {"telemetry": {"accessLog": {"path": ""}}}
+_KERNEL: Final = {"telemetry": {"accessLog": {"path": ""}}, "proxy": {"clientCertHeader": "ignored"}}
+"""What lets HTTP take the kernel path: nobody asks for the log, and no application reads who its client is from a header."""
 _JOINING: Final = {"redirect": {"bypass": "asked"}}
 """Of what tells joined sockets from others on a kernel of today, this comparison's programs do nothing."""
 
@@ -92,7 +93,7 @@ def _kernel(name: str, wanted: Wanted, modes: frozenset[str]) -> list[Mode]:
     text = wanted.text(guarded=False)
     if "nodeagent-bypass" in modes:
         text += "\n---\n" + manifests.workload(BYPASSED, pod_annotations=BYPASS)
-    lab = _up(text, name, "nodeagent", wanted.files, agent=_SILENT | _JOINING)
+    lab = _up(text, name, "nodeagent", wanted.files, agent=_KERNEL | _JOINING)
     served = wanted.of("http", "tcp", "tcp-churn", "chain5", "bulk", "manifest")
     made: list[Mode] = [KernelPath(lab, workloads=served, targets=wanted.targets)]
     if "nodeagent-bypass" in modes:

@@ -152,7 +152,7 @@ class Joined(NodeAgent):
 
 @dataclass(slots=True, eq=False)
 class KernelPath(NodeAgent):
-    """This project, with connections that are authorised once and then run pod to pod: no access log, nothing per request."""
+    """This project, with connections that are authorised once and then run pod to pod: no access log, no header about the client, nothing per request."""
 
     name = "nodeagent-kernel"
     does: ClassVar[Sequence[str]] = (
@@ -161,7 +161,7 @@ class KernelPath(NodeAgent):
         "Istio's TCP metrics, and for HTTP ports its HTTP metrics, counted in the kernel",
     )
     does_not: ClassVar[Sequence[str]] = (
-        "access log (to have none makes the agent choose this path)",
+        "access log, X-Forwarded-Client-Cert (to do without both makes the agent choose this path)",
         "L7 policy: such a port goes through the proxy",
         "TLS within one node",
     )

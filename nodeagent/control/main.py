@@ -110,7 +110,8 @@ class Control:
         issuer = open_source(config.identity, config.cluster)
         self.plane = await DataPlane.load(config.redirect, slots=workers.count, wait=False)
         observed = "the access log" if config.telemetry.access_log.path else ""
-        self.kernel_paths = KernelPaths(self.plane, Settings(config.node, config.identity.trust_domain, observed), config.cluster)
+        settings = Settings(config.node, config.identity.trust_domain, observed, client_cert=config.proxy.client_cert_header == "read")
+        self.kernel_paths = KernelPaths(self.plane, settings, config.cluster)
         self.certificates = Certificates(issuer, config.identity.ttl_seconds, self._certificate, self._certificate_ended)
         self.pod_sockets = PodSockets(config.runtime_directory, self.certificates.current, config.identity.ca_directory, config.identity.trust_domain)
         effects = Effects(

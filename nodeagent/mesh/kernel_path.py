@@ -18,6 +18,11 @@ from nodeagent.policy.model import AuthorizationPolicy, PathSetting, RateLimit, 
 Where = tuple[str, int]
 """An address in canonical text and a port."""
 _SCHEME: Final = "spiffe://"
+_READABLE: Final = (
+    "the application may read X-Forwarded-Client-Cert, which only the proxy makes and protects "
+    "(if it does not: nodeagent.io/path: kernel, or proxy.clientCertHeader: ignored)"
+)
+_UNTOUCHED: Final = "; X-Forwarded-Client-Cert is neither made nor removed"
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +33,8 @@ class Settings:
     trust_domain: str
     observed: str = ""
     """Why ``auto`` takes the proxy: what is asked for that only the proxy gives ("the access log", "traces"); empty: nothing."""
+    client_cert: bool = True
+    """Applications may read X-Forwarded-Client-Cert, which only the proxy makes, and of which it removes a client's own."""
     http_metrics: bool = True
     """Count HTTP requests of kernel-path connections."""
 
@@ -121,11 +128,14 @@ class Planner:
         if reason:
             asked = f"nodeagent.io/path of the {whose} is kernel, but " if setting == "kernel" else ""
             return PortPath("proxy", asked + reason)
+        http = protocol in ("http", "auto")
         if setting == "kernel":
-            return PortPath("kernel", f"nodeagent.io/path of the {whose} is kernel")
+            return PortPath("kernel", f"nodeagent.io/path of the {whose} is kernel{_UNTOUCHED if http else ''}")
         if self._settings.observed:
             return PortPath("proxy", f"{self._settings.observed} is asked for")
-        return PortPath("kernel", "nothing is decided per request")
+        if http and self._settings.client_cert:
+            return PortPath("proxy", _READABLE)
+        return PortPath("kernel", f"nothing is decided per request{_UNTOUCHED if http else ''}")
 
     def permits(self, source: Workload, server: Workload, where: Where, policies: Iterable[Entry]) -> Verdict:
         """Return what policy says now of an established connection of *source* past the proxy; a per-request decision refuses it."""

@@ -43,7 +43,7 @@ class World:
         node.enroll(a, "a")
         node.enroll(b, "b")
         self.store = Store()
-        self.paths = KernelPaths(node.plane, Settings("node", "cluster.local"), "Kubernetes")
+        self.paths = KernelPaths(node.plane, Settings("node", "cluster.local", client_cert=False), "Kubernetes")
 
     def update(self, *policies: AuthorizationPolicy, protocol: str = "tcp", bypass: bool = False) -> None:
         keys = tuple(policy.key for policy in policies)

@@ -25,7 +25,8 @@ TEXT = "".join(
         pod("web", "node1", account="server", annotations="nodeagent.io/path: proxy", container=PROBED),
         service("web", "app: web"),
         service("nobody", "app: nobody"),
-        server("direct", "node1", account="server"),
+        server("direct", "node1", account="server", annotations="nodeagent.io/path: kernel"),
+        server("reader", "node1", account="server"),
         service("alias", "app: direct"),
         "\n---\napiVersion: v1\nkind: Service\nmetadata: {name: closed}\nspec: {selector: {app: direct}, ports: [{port: 9008}]}\n",
     )
@@ -119,3 +120,14 @@ def test_a_connection_past_the_proxy_that_nobody_takes_is_an_error(lab: Lab) -> 
     assert curl(lab, "client", f"http://{cluster_ip(lab, 'closed')}:9008/").returncode == 7
     row = the_last(lab, "--from", "client", "--verdict", "error", "--to", "default/direct:9008")
     assert (row["path"], row["reason"]) == ("kernel", "connect_failed")
+
+
+def test_an_application_that_may_read_who_its_client_is_is_told_so_by_default(lab: Lab) -> None:
+    """No access log is asked for and nothing is decided per request: that alone does not make anything of a client's own words."""
+    forged = ("-H", "X-Forwarded-Client-Cert: By=x;URI=spiffe://forged")
+    told = about(lab, "client", f"http://{cluster_ip(lab, 'reader')}", *forged)["headers"]
+    assert told["x-forwarded-client-cert"] == f"By=spiffe://cluster.local/ns/default/sa/server;URI=spiffe://{PRINCIPAL}"
+    paths = pod_row(lab, "reader")["paths"]
+    assert paths["8080"].startswith("proxy: the application may read X-Forwarded-Client-Cert")
+    assert paths["9000"].startswith("kernel: ")
+    assert pod_row(lab, "direct")["paths"]["8080"].endswith("is kernel; X-Forwarded-Client-Cert is neither made nor removed")

@@ -56,7 +56,8 @@ TEXT = "".join(
 @pytest.fixture(scope="module")
 def kernel(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Policies]:
     folder = tmp_path_factory.mktemp("policies")
-    settings = merge(QUICK, {"resources": [str(folder)], "telemetry": {"accessLog": {"path": ""}}, "redirect": {"bypass": "asked"}})
+    more = {"telemetry": {"accessLog": {"path": ""}}, "redirect": {"bypass": "asked"}, "proxy": {"clientCertHeader": "ignored"}}
+    settings = merge(QUICK, {"resources": [str(folder)], **more})
     with cluster("t-kernel", TEXT, agent=settings) as lab:
         counting = lab.agent("node1").pins / "links" / "http_egress"
         eventually(counting.exists, "what counts HTTP is loaded, after the pods are served")

@@ -12,6 +12,9 @@ from nodeagent.mesh.kernel_path import KernelDestination, KernelService, Plan, P
 from nodeagent.policy.model import AuthorizationPolicy, JwtRule, LocalLimit, Operation, RateLimit, RequestAuthentication, Rule, Source, TokenBucket
 
 SERVER = PodUid("server")
+IGNORED = Settings("n", "cluster.local", client_cert=False)
+"""Applications read no X-Forwarded-Client-Cert."""
+UNTOUCHED = "; X-Forwarded-Client-Cert is neither made nor removed"
 FOUR, SIX = ("10.0.0.1", 8080), ("fd00::1", 8080)
 
 
@@ -38,7 +41,7 @@ def plan(
         fields |= {"path": path, "own_path": True}
     server = workload("server", 1, ports=((8080, protocol),), services=((8080, "ns/svc"),), policies=tuple(each.key for each in policies), **fields)
     entries = [server, workload("client", 2), service(protocol, path=of_service), *policies]
-    return Planner(settings or Settings("n", "cluster.local")).plan(entries, {SERVER, PodUid("client")})
+    return Planner(settings or IGNORED).plan(entries, {SERVER, PodUid("client")})
 
 
 def policy(action: str, account: str = "client", methods: tuple[str, ...] = (), **fields: object) -> AuthorizationPolicy:
@@ -56,7 +59,7 @@ def test_without_policy_every_captured_pod_may() -> None:
     destination = KernelDestination(SERVER, None, http=True)
     assert made.destinations == {FOUR: destination, SIX: destination}
     assert made.services == {("10.9.0.1", 80): KernelService("ns/svc", (FOUR,)), ("fd09::1", 80): KernelService("ns/svc", (SIX,))}
-    assert port(made) == PortPath("kernel", "nothing is decided per request")
+    assert port(made) == PortPath("kernel", f"nothing is decided per request{UNTOUCHED}")
 
 
 def test_verdicts_of_a_deny() -> None:
@@ -78,7 +81,7 @@ def test_a_verdict_by_address_uses_the_family_that_is_dialled() -> None:
 def test_a_pod_without_the_family_has_no_verdict() -> None:
     server = workload("server", 1, ports=((8080, "tcp"),), policies=(policy("ALLOW").key,))
     lonely = workload("client", 2, addresses=(Address("10.0.0.2"),))
-    made = Planner(Settings("n", "cluster.local")).plan([server, lonely, policy("ALLOW")], {SERVER, lonely.uid})
+    made = Planner(IGNORED).plan([server, lonely, policy("ALLOW")], {SERVER, lonely.uid})
     assert made.destinations[SIX].verdicts == {"server": Verdict(False)}
 
 
@@ -115,13 +118,24 @@ def test_on_a_tcp_port_there_are_no_requests(case: str) -> None:
 
 SETTINGS: dict[str, tuple[Callable[[], Plan], PortPath]] = {
     "observed": (lambda: plan(settings=OBSERVED), PortPath("proxy", "the access log is asked for")),
-    "observed, kernel asked for": (lambda: plan(settings=OBSERVED, path="kernel"), PortPath("kernel", "nodeagent.io/path of the pod is kernel")),
+    "observed, kernel asked for": (lambda: plan(settings=OBSERVED, path="kernel"), PortPath("kernel", f"nodeagent.io/path of the pod is kernel{UNTOUCHED}")),
     "pod": (lambda: plan(path="proxy", of_service="kernel"), PortPath("proxy", "nodeagent.io/path of the pod is proxy")),
-    "pod says auto": (lambda: plan(path="auto", of_service="proxy"), PortPath("kernel", "nothing is decided per request")),
+    "pod says auto": (lambda: plan(path="auto", of_service="proxy"), PortPath("kernel", f"nothing is decided per request{UNTOUCHED}")),
     "service": (lambda: plan(of_service="proxy"), PortPath("proxy", "nodeagent.io/path of the Service ns/svc is proxy")),
     "excluded": (lambda: plan(excluded_ports=(8080,)), PortPath("proxy", "port 8080 is excluded from capture")),
 }
 OBSERVED = Settings("n", "cluster.local", observed="the access log")
+
+
+@pytest.mark.parametrize("setting", ["auto", "kernel"])
+@pytest.mark.parametrize("protocol", ["http", "auto", "http2", "tcp"])
+def test_who_may_read_a_header_about_its_client_gets_none_past_the_proxy_silently(protocol: Protocol, setting: str) -> None:
+    """Where HTTP/1 may be, the kernel path would bring a client's own X-Forwarded-Client-Cert: it is taken when somebody asks for it, and that is said."""
+    made = plan(settings=Settings("n", "cluster.local"), protocol=protocol, path=setting)
+    parsed = protocol in ("http", "auto")
+    assert port(made).path == ("proxy" if parsed and setting == "auto" else "kernel")
+    assert ("X-Forwarded-Client-Cert" in port(made).why) == parsed
+    assert bool(made.destinations) == (port(made).path == "kernel")
 
 
 @pytest.mark.parametrize("case", SETTINGS)
@@ -135,8 +149,8 @@ def test_settings(case: str) -> None:
 def test_the_namespaces_setting_gives_way_to_the_services() -> None:
     for wider in ("kernel", "proxy"):
         expected = {
-            None: PortPath(wider, f"nodeagent.io/path of the namespace is {wider}"),
-            "kernel": PortPath("kernel", "nodeagent.io/path of the Service ns/svc is kernel"),
+            None: PortPath(wider, f"nodeagent.io/path of the namespace is {wider}{UNTOUCHED if wider == 'kernel' else ''}"),
+            "kernel": PortPath("kernel", f"nodeagent.io/path of the Service ns/svc is kernel{UNTOUCHED}"),
             "proxy": PortPath("proxy", "nodeagent.io/path of the Service ns/svc is proxy"),
             "auto": PortPath("proxy", "the access log is asked for"),
         }
@@ -147,32 +161,32 @@ def test_the_namespaces_setting_gives_way_to_the_services() -> None:
 
 def test_only_captured_pods_take_part() -> None:
     server = workload("server", 1, ports=((8080, "http"),))
-    assert Planner(Settings("n", "cluster.local")).plan([server, workload("client", 2)], {PodUid("client")}) == Plan()
+    assert Planner(IGNORED).plan([server, workload("client", 2)], {PodUid("client")}) == Plan()
 
 
 def test_a_service_is_balanced_over_all_its_endpoints() -> None:
     """Input: one endpoint on this node's kernel path, one on another node. Verdict: both are in the set, of the ClusterIP's family."""
     remote = Endpoint(Address("10.1.0.1"), 8080, PodUid("remote"))
     server = workload("server", 1, ports=((8080, "http"),), services=((8080, "ns/svc"),))
-    made = Planner(Settings("n", "cluster.local")).plan([server, service("http", remote)], {SERVER})
+    made = Planner(IGNORED).plan([server, service("http", remote)], {SERVER})
     assert made.services["10.9.0.1", 80].endpoints == (FOUR, ("10.1.0.1", 8080))
     assert made.services["fd09::1", 80].endpoints == (SIX,)
 
 
 def test_plans_again_as_from_scratch() -> None:
     """Input: the same planner sees policies and pods come and go. Verdict: each plan is the one that a new planner makes."""
-    planner = Planner(Settings("n", "cluster.local"))
+    planner = Planner(IGNORED)
     client, other = workload("client", 2), workload("other", 3)
     for policies in ((policy("DENY"),), (policy("ALLOW"),), (), (policy("DENY", "other"),)):
         for pods in ([client], [client, other], [dataclasses.replace(client, identity=SpiffeId("spiffe://cluster.local/ns/ns/sa/other"))]):
             server = workload("server", 1, ports=((8080, "http"),), policies=tuple(each.key for each in policies))
             entries: list[Entry] = [server, *pods, *policies]
             captured = {entry.uid for entry in entries if isinstance(entry, Workload)}
-            assert planner.plan(entries, captured) == Planner(Settings("n", "cluster.local")).plan(entries, captured)
+            assert planner.plan(entries, captured) == Planner(IGNORED).plan(entries, captured)
 
 
 def test_established_connections() -> None:
-    planner = Planner(Settings("n", "cluster.local"))
+    planner = Planner(IGNORED)
     server = workload("server", 1, ports=((8080, "http"),))
     client = workload("client", 2)
     assert planner.permits(client, server, FOUR, []) == Verdict(True)
