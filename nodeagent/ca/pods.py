@@ -6,8 +6,7 @@ its static ones (admission plugin NodeRestriction), in any namespace: so no mirr
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterable, Set
-from pathlib import Path
+from collections.abc import Iterable, Set
 from typing import Final
 
 from nodeagent.errors import IdentityError
@@ -38,16 +37,10 @@ class Pods:
                 else:
                     self._pods.pop(key, None)
 
-    async def read(self, source: Path) -> AsyncIterator[list[AnyChange]]:
-        """Read the folder *source* and return its further changes, for :meth:`follow`. Raises ConfigError, KernelError."""
-        changes = DirectorySource(source).changes()
-        self.apply(await anext(changes))
-        return changes
-
-    async def follow(self, changes: AsyncIterator[list[AnyChange]]) -> None:
-        """Keep up with *changes* for ever."""
-        async for batch in changes:
-            self.apply(batch)
+    async def follow(self, source: DirectorySource) -> None:
+        """Keep up with *source* for ever. Raises ConfigError, KernelError."""
+        while True:
+            self.apply(await source.batch())
 
     def identities_on(self, node: str) -> Set[SpiffeId]:
         """Return the identities of the pods that run on *node*: of those that the cluster gave an account."""

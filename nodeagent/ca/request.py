@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import Final
 
 from cryptography import x509
-from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 from cryptography.hazmat.primitives.asymmetric.types import CERTIFICATE_PUBLIC_KEY_TYPES
 
 from nodeagent.ca.refusal import Refusal
+from nodeagent.errors import IdentityError, translated
 from nodeagent.identity.profiles import printable, uris
 from nodeagent.mesh.entries import SpiffeId
 
@@ -27,12 +27,13 @@ def public_key(csr: str, identity: SpiffeId) -> CERTIFICATE_PUBLIC_KEY_TYPES:
     if len(csr) > MAX_BYTES:
         raise Refusal("INVALID_ARGUMENT", f"csr: {len(csr)} characters, at most {MAX_BYTES} are allowed")
     try:
-        request = x509.load_pem_x509_csr(csr.encode())
-        proved = request.is_signature_valid
-        names = uris(request.extensions)
-        key = request.public_key()
-    except (ValueError, UnsupportedAlgorithm, InvalidSignature, x509.DuplicateExtension) as error:
-        raise Refusal("INVALID_ARGUMENT", f"csr: not a certificate signing request as PEM: {str(error)[:200]}") from None
+        with translated(IdentityError, "csr: not a certificate signing request as PEM"):
+            request = x509.load_pem_x509_csr(csr.encode())
+            proved = request.is_signature_valid
+            names = uris(request.extensions)
+            key = request.public_key()
+    except IdentityError as error:
+        raise Refusal("INVALID_ARGUMENT", str(error)) from None
     if not proved:
         raise Refusal("INVALID_ARGUMENT", "csr: its signature is not by its own key")
     if any(name != identity for name in names):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator
 from typing import Any, Final
 
 import grpc
@@ -16,13 +15,13 @@ from nodeagent.ca.service import Rates, Service
 from nodeagent.ca.service_account import ServiceAccountValidator
 from nodeagent.ca.settings import CaConfig
 from nodeagent.ca.tokens import StaticTokens, Validator
-from nodeagent.errors import ControlError, IdentityError
+from nodeagent.errors import ControlError, IdentityError, translated
 from nodeagent.identity.ca import CertificateAuthority, ServerCertificate
 from nodeagent.identity.serving import LOOK_SECONDS, ServingCertificate
 from nodeagent.identity.spiffe import spiffe_id
 from nodeagent.protocols.istio_ca_pb2 import IstioCertificateRequest, IstioCertificateResponse
-from nodeagent.resources.source import AnyChange
-from nodeagent.service import until_signal
+from nodeagent.resources.source import DirectorySource
+from nodeagent.service import kept, until_signal
 
 SERVICE, METHOD = "istio.v1.auth.IstioCertificateService", "CreateCertificate"
 MAX_REQUEST_BYTES: Final = 64 << 10
@@ -53,13 +52,13 @@ class Server:
         agents = frozenset(spiffe_id(config.trust_domain, *account.split("/")) for account in config.node_agents)
         grants = Grants(config.trust_domain, agents, self._pods.identities_on)
         self._service = Service(self._authority, _validators(config, self._pods), grants, Rates(config.requests_per_second), config.max_ttl_seconds)
-        self._changes: AsyncIterator[list[AnyChange]]
+        self._source = DirectorySource(config.source)
         self._server: Any = None
         self.port = 0
 
     async def start(self) -> None:
         """Read the cluster's state, then listen. Raises ConfigError, KernelError, and ControlError when the address cannot be had."""
-        self._changes = await self._pods.read(self._config.source)
+        self._pods.apply(await self._source.batch())
         self._server = grpc.aio.server(options=OPTIONS, maximum_concurrent_rpcs=MAX_REQUESTS)
         handler = grpc.unary_unary_rpc_method_handler(self._create, IstioCertificateRequest.FromString, IstioCertificateResponse.SerializeToString)
         self._server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE, {METHOD: handler}),))
@@ -74,9 +73,7 @@ class Server:
 
     async def run(self) -> None:
         """Keep up with the cluster's pods and the authority's directory until cancelled."""
-        async with asyncio.TaskGroup() as group:
-            group.create_task(self._pods.follow(self._changes))
-            group.create_task(self._look())
+        await kept({"the reader of the source": lambda: self._pods.follow(self._source), "the look at the authority": self._look})
 
     async def stop(self) -> None:
         """Let requests under way end, then close."""
@@ -92,7 +89,8 @@ class Server:
         metadata = dict(context.invocation_metadata())
         impersonated = request.metadata.fields["ImpersonatedIdentity"].string_value if "ImpersonatedIdentity" in request.metadata.fields else ""
         try:
-            issued = self._service.create(str(metadata.get("authorization", "")), request.csr, request.validity_duration, impersonated)
+            with translated(IdentityError, "the request cannot be served"):
+                issued = self._service.create(str(metadata.get("authorization", "")), request.csr, request.validity_duration, impersonated)
         except Refusal as refusal:
             log.warning("%s: refused: %s: %s", context.peer(), refusal.status, refusal)
             await context.abort(grpc.StatusCode[refusal.status], str(refusal))

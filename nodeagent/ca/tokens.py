@@ -90,6 +90,9 @@ class WatchedFile(Generic[T]):
             return self._parse(content)
         except IdentityError as error:
             raise IdentityError(f"{self._path}: {error}") from None
+        except Exception as error:  # noqa: BLE001 - whatever it is, what was read last stays in force
+            # Not its words: they may hold a token.
+            raise IdentityError(f"{self._path}: cannot be read: {type(error).__name__}") from None
 
 
 class _Row(Section):

@@ -10,7 +10,6 @@ import os
 import platform
 import signal
 import socket
-from collections.abc import AsyncIterator
 from typing import Final
 
 import uvloop
@@ -22,7 +21,6 @@ from nodeagent.control.admin import Admin
 from nodeagent.control.enrolment import Effects, Enrolment
 from nodeagent.control.jwks import KeySets, wanted_by
 from nodeagent.control.kernel_path import KernelPaths
-from nodeagent.control.parts import Parts
 from nodeagent.control.pod_sockets import PodSockets
 from nodeagent.control.workers import Needs, Workers
 from nodeagent.errors import ControlError, KernelError, NodeagentError
@@ -33,6 +31,7 @@ from nodeagent.mesh.compile import Mesh
 from nodeagent.mesh.entries import Delta, Family, SpiffeId
 from nodeagent.mesh.kernel_path import Settings
 from nodeagent.mesh.local import LocalPod
+from nodeagent.parts import Parts
 from nodeagent.policy.model import Jwks, RequestAuthentication
 from nodeagent.redirect.plane import DataPlane
 from nodeagent.redirect.pod import ListenerId, open_sockets
@@ -93,7 +92,6 @@ class Control:
         self.kernel_paths: KernelPaths
         self.key_sets = KeySets(lambda found: self.workers.apply(Delta((found,))))
         self._admin: Admin | None = None
-        self._changes: AsyncIterator[list[AnyChange]] | None = None
         self._listed = self._kernel_behind = False
 
     # -- life --
@@ -122,7 +120,7 @@ class Control:
         )
         self.enrolment = Enrolment(self.plane, workers, self.certificates, effects, config.redirect.when_dead)
         self.enrolment.kept = self._kept
-        await self._watch_once()
+        self._apply(await source.batch())
         start = {"config": config.model_dump(mode="json", by_alias=True), "node_addresses": sorted(self.mesh.node_addresses()), "supervisor": os.getppid()}
         workers.start(start, [self.plane.original_map_fd, self.plane.announced_map_fd])
         self.parts.start("what renews certificates", self.certificates.run)
@@ -298,18 +296,7 @@ class Control:
         """Follow the source. Started again after a failure, it reconciles first: the batch at which it failed is in the mesh."""
         while True:
             self._reconcile()
-            await self._watch_once()
-
-    async def _watch_once(self) -> None:
-        """Wait for a batch of changes, and take it in. Raises NodeagentError when the source cannot be read."""
-        if self._changes is None:
-            self._changes = self.source.changes()
-        try:
-            batch = await anext(self._changes)
-        except BaseException:
-            self._changes = None  # a generator that raised has ended; the next one gives what differs from what the source knows
-            raise
-        self._apply(batch)
+            self._apply(await self.source.batch())
 
     def _certificate(self, certificate: Certificate) -> None:
         self.workers.certificate(certificate.identity, {"op": "certificate", "certificate": certificate.to_json()})

@@ -29,7 +29,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from nodeagent.errors import IdentityError
+from nodeagent.errors import IdentityError, translated
 from nodeagent.identity import profiles
 from nodeagent.identity.profiles import Signer
 from nodeagent.identity.spiffe import check_trust_domain
@@ -139,18 +139,19 @@ def _unreadable(directory: Path, error: OSError) -> IdentityError:
 
 @contextmanager
 def opened(directory: Path, *, create: bool = False) -> Iterator[None]:
-    """Hold the directory's lock; OSError becomes IdentityError."""
-    try:
-        if create:
-            directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-        descriptor = os.open(directory / LOCK, os.O_RDWR | (os.O_CREAT if create else 0) | os.O_CLOEXEC, 0o600)
+    """Hold the directory's lock; whatever is raised becomes IdentityError."""
+    with translated(IdentityError, f"identity.caDirectory {directory}: a file of it cannot be read"):
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
-            yield
-        finally:
-            os.close(descriptor)
-    except OSError as error:
-        raise _unreadable(directory, error) from None
+            if create:
+                directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+            descriptor = os.open(directory / LOCK, os.O_RDWR | (os.O_CREAT if create else 0) | os.O_CLOEXEC, 0o600)
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX)
+                yield
+            finally:
+                os.close(descriptor)
+        except OSError as error:
+            raise _unreadable(directory, error) from None
 
 
 def _create(directory: Path, trust_domain: str, now: float) -> None:

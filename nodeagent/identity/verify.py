@@ -13,7 +13,7 @@ from typing import Final
 from cryptography import x509
 from cryptography.hazmat.primitives import serialization
 
-from nodeagent.errors import IdentityError
+from nodeagent.errors import IdentityError, translated
 from nodeagent.identity import profiles
 from nodeagent.identity.authority_directory import certificates
 from nodeagent.identity.certificate import Certificate
@@ -33,6 +33,11 @@ def accept(identity: SpiffeId, chain: bytes, key_pem: bytes, roots: bytes, trust
 
     Raises IdentityError that says what does not match.
     """
+    with translated(IdentityError, f"the certificate for {identity} cannot be read"):
+        return _accepted(identity, chain, key_pem, roots, trust_domain)
+
+
+def _accepted(identity: SpiffeId, chain: bytes, key_pem: bytes, roots: bytes, trust_domain: str) -> Certificate:
     parse(identity, trust_domain)
     parsed = _parse("the chain", chain, MAX_BYTES)
     trusted = _parse("the trusted roots", roots, MAX_ROOT_BYTES)
@@ -66,32 +71,26 @@ def trusted_roots(content: bytes) -> bytes:
 def _parse(what: str, content: bytes, limit: int) -> list[x509.Certificate]:
     if len(content) > limit:
         raise IdentityError(f"{what}: {len(content)} bytes, at most {limit} are allowed")
-    try:
+    with translated(IdentityError, f"{what}: not certificates as PEM"):
         found = certificates(content)
-    except ValueError as error:
-        raise IdentityError(f"{what}: not certificates as PEM: {str(error)[:200]}") from None
     if not found:
         raise IdentityError(f"{what}: no certificate as PEM in it")
     return found
 
 
 def _check_key(leaf: x509.Certificate, key_pem: bytes) -> None:
-    try:
+    with translated(IdentityError, "the private key or the certificate's key cannot be read, unencrypted PEM is expected"):
         key = serialization.load_pem_private_key(key_pem, None)
         encoding, form = serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo
         same = key.public_key().public_bytes(encoding, form) == leaf.public_key().public_bytes(encoding, form)
-    except (ValueError, TypeError):
-        raise IdentityError("the private key or the certificate's key cannot be read: unencrypted PEM is expected") from None
     if not same:
         raise IdentityError("the certificate is for another key than ours")
 
 
 def _check_names(leaf: x509.Certificate, identity: SpiffeId) -> None:
-    try:
+    with translated(IdentityError, "the certificate's extensions cannot be read"):
         names = profiles.uris(leaf.extensions)
         authority = any(isinstance(entry.value, x509.BasicConstraints) and entry.value.ca for entry in leaf.extensions)
-    except (ValueError, x509.DuplicateExtension) as error:
-        raise IdentityError(f"the certificate's extensions cannot be read: {str(error)[:200]}") from None
     if names != [identity]:
         raise IdentityError(f"the certificate is for {profiles.printable(names) or 'nobody'}, not for {identity}")
     if authority:

@@ -35,7 +35,7 @@ log = logging.getLogger("nodeagent.resources")
 
 
 class DirectorySource:
-    """Watches *path*, and *resources*: folders of YAML with policies. Use :meth:`changes` once, on a running loop; :meth:`close` ends it.
+    """Watches *path*, and *resources*: folders of YAML with policies. Use :meth:`batch` or :meth:`changes` on a running loop; :meth:`close` ends it.
 
     A policy that stands in several places is taken from *path* first, then from the first file by name; the others are refused.
     """
@@ -50,6 +50,7 @@ class DirectorySource:
         self._bad: dict[str, str] = {}
         self._watches: dict[int, str] = {}
         self._inotify = self._manifests_inotify = -1
+        self._batches: AsyncIterator[list[AnyChange]] | None = None
 
     async def changes(self) -> AsyncIterator[list[AnyChange]]:
         """Yield batches of changes; the first, perhaps empty, is everything that is there at the start.
@@ -73,6 +74,16 @@ class DirectorySource:
                     yield batch
         finally:
             self.close()
+
+    async def batch(self) -> list[AnyChange]:
+        """Return the next batch of :meth:`changes`; the first is everything. After an error the next call begins to watch anew, with what differs."""
+        if self._batches is None:
+            self._batches = self.changes()
+        try:
+            return await anext(self._batches)
+        except BaseException:
+            self._batches = None
+            raise
 
     def close(self) -> None:
         """Stop watching."""

@@ -18,7 +18,7 @@ from google.protobuf.message import DecodeError
 from grpclib.client import Channel, StreamStreamMethod
 from grpclib.exceptions import GRPCError, ProtocolError, StreamTerminatedError
 
-from nodeagent.errors import IdentityError
+from nodeagent.errors import IdentityError, translated
 from nodeagent.identity import profiles
 from nodeagent.identity.certificate import Certificate
 from nodeagent.identity.sds import CERTIFICATE, ROOTS, SERVICE, TYPE_URL
@@ -82,7 +82,8 @@ class Secrets:
         request.response_nonce = response.nonce
         request.ClearField("error_detail")
         try:
-            self._take(response)
+            with translated(IdentityError, "the answer cannot be read"):
+                self._take(response)
         except IdentityError as error:
             self._tell(str(error))
             request.error_detail.CopyFrom(Status(code=_INVALID_ARGUMENT, message=str(error)[:MAX_WORDS]))
@@ -110,10 +111,8 @@ class Secrets:
 
     def _identity(self, chain: bytes) -> SpiffeId:
         """Return whose certificate it is: an account of the pod's namespace, in the trust domain. Raises IdentityError."""
-        try:
+        with translated(IdentityError, "the certificate cannot be read"):
             names = profiles.uris(x509.load_pem_x509_certificate(chain).extensions)
-        except (ValueError, x509.DuplicateExtension) as error:
-            raise IdentityError(f"the certificate cannot be read: {str(error)[:200]}") from None
         if len(names) != 1:
             raise IdentityError(f"the certificate is for {profiles.printable(names) or 'nobody'}: one SPIFFE ID is expected")
         namespace, _ = parse(names[0], self._trust_domain)

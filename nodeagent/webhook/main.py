@@ -9,7 +9,7 @@ from typing import Final
 
 from nodeagent.identity.ca import CertificateAuthority, ServerCertificate
 from nodeagent.identity.serving import LOOK_SECONDS, ServingCertificate
-from nodeagent.service import until_signal
+from nodeagent.service import kept, until_signal
 from nodeagent.telemetry import metrics
 from nodeagent.telemetry.exposition import CONTENT_TYPE
 from nodeagent.telemetry.http_server import EVERYWHERE, HttpServer, Response, serve
@@ -50,10 +50,10 @@ class Webhook:
 
     async def run(self) -> None:
         """Follow the authority and keep the registration right until cancelled."""
-        async with asyncio.TaskGroup() as group:
-            group.create_task(self._follow())
-            if self._keeper is not None:
-                group.create_task(self._keeper.run())
+        parts = {"the look at the authority": self._follow}
+        if self._keeper is not None:
+            parts["the keeper of the registration"] = self._keeper.run
+        await kept(parts)
 
     async def stop(self) -> None:
         """Let reviews under way end, then close."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 
-from nodeagent.control.parts import LONGEST_PAUSE, STEADY_SECONDS, Parts
+from nodeagent.parts import LONGEST_PAUSE, STEADY_SECONDS, Parts
 
 
 def test_a_part_that_fails_is_started_again_alone_and_named() -> None:

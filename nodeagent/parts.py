@@ -1,7 +1,7 @@
-"""Control's parts: each runs for as long as control does, and one that fails is started again alone.
+"""A process's parts: each runs for as long as the process does, and one that fails is started again alone.
 
-Nothing that a part was given may end control: its successor would be given the same. A part that fails is named in the log and in
-readiness, and begins anew after a growing, jittered pause; all others go on meanwhile.
+Nothing that a part was given may end its process: the successor would be given the same. A part that fails is named in the log and
+in readiness, and begins anew after a growing, jittered pause; all others go on meanwhile.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ FIRST_PAUSE: Final = 0.1
 LONGEST_PAUSE: Final = 30.0
 STEADY_SECONDS: Final = 10.0
 """A part that has run for so long since it failed is well again."""
-log = logging.getLogger("nodeagent.control")
+log = logging.getLogger("nodeagent.parts")
 
 
 @dataclass(slots=True)
