@@ -19,7 +19,7 @@ from typing import Any, Final
 import orjson
 
 from nodeagent.channel import DESCRIPTORS, MESSAGE_BYTES, Channel, Message, pair
-from nodeagent.errors import ControlError, KernelError
+from nodeagent.errors import ControlError, KernelError, shown
 from nodeagent.mesh.entries import Delta, Entry, Family, to_json
 from nodeagent.redirect.pod import ListenerId
 from nodeagent.supervisor import SILENT_SECONDS
@@ -27,6 +27,8 @@ from nodeagent.supervisor import SILENT_SECONDS
 PING_SECONDS: Final = 1.0
 RESPAWN_LIMIT: Final = 20
 """Deaths within a minute after which a worker is restarted only once a second."""
+MAX_FLOWS: Final = 50_000
+"""Of one worker in one answer."""
 log = logging.getLogger("nodeagent.control")
 
 
@@ -36,7 +38,7 @@ class WorkerProcess:
     def __init__(self, slot: int, number: int, pid: int = 0) -> None:
         self.slot, self.number, self.pid = slot, number, pid
         self.channel: Channel
-        self.ready = self.finished = False
+        self.ready = self.finished = self.killed = False
         self.last_pong = 0.0
         self.connections = 0
         self.replies: dict[int, tuple[asyncio.Future[list[Any]], list[Any]]] = {}
@@ -121,13 +123,15 @@ class Workers:
         return worker
 
     def _connect(self, worker: WorkerProcess, end: socket.socket) -> None:
-        worker.channel = Channel(self._loop, end, lambda message, descriptors: self._message(worker, message, descriptors), lambda: None)
+        worker.channel = Channel(self._loop, end, lambda message, descriptors: self._message(worker, message, descriptors), lambda: self._kill(worker))
 
     def forked(self, number: int, pid: int) -> None:
         """The supervisor forked worker *number*."""
         for worker in (*self._slots.values(), *self._draining):
             if worker.number == number:
                 worker.pid = pid
+                if worker.killed:
+                    self._kill(worker)
 
     def exited(self, pid: int, status: int) -> None:
         """A worker is gone: its slot is filled again at once, unless it was told to go."""
@@ -216,9 +220,16 @@ class Workers:
     def _message(self, worker: WorkerProcess, message: Message, descriptors: list[int]) -> None:
         for descriptor in descriptors:
             os.close(descriptor)
-        operation = message.get("op")
+        try:
+            self._hear(worker, message)
+        except (KeyError, TypeError, ValueError, OverflowError, AttributeError) as error:
+            log.error("worker %d (pid %d) says what no worker says (%s) and is killed", worker.slot, worker.pid, shown(repr(error)))
+            self._kill(worker)
+
+    def _hear(self, worker: WorkerProcess, message: Message) -> None:
+        operation = message["op"]
         if operation == "need":
-            self._hand_sockets(worker, str(message["uid"]), 4 if message["family"] == 4 else 6, min(int(message["count"]), DESCRIPTORS))
+            self._hand_sockets(worker, str(message["uid"]), 4 if message["family"] == 4 else 6, min(max(int(message["count"]), 0), DESCRIPTORS))
         elif operation == "pong":
             worker.last_pong = self._loop.time()
             worker.ready = True
@@ -229,6 +240,13 @@ class Workers:
             self._needs.metrics(message)
         elif operation == "flows":
             self._collect(worker, message)
+
+    def _kill(self, worker: WorkerProcess) -> None:
+        """End a worker that cannot be talked to; :meth:`exited` fills its slot again."""
+        worker.killed = True
+        worker.channel.close()
+        if worker.pid:
+            self._signal(worker, signal.SIGKILL)
 
     def _hand_sockets(self, worker: WorkerProcess, uid: str, family: Family, count: int) -> None:
         try:
@@ -272,7 +290,7 @@ class Workers:
         if reply is None:
             return
         future, items = reply
-        items.extend(message["flows"])
+        items.extend(flow for flow in message["flows"][: MAX_FLOWS - len(items)] if isinstance(flow, dict))
         if not message["more"] and not future.done():
             future.set_result(items)
 

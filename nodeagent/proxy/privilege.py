@@ -31,8 +31,9 @@ def drop(parent: int) -> None:
     except OSError as error:
         raise KernelError(f"a worker cannot become user {USER}: {error.strerror}; does the daemon's container allow CAP_SETUID and CAP_SETGID?") from None
     libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
-    # A change of user clears both: certificates are loaded through /proc/self/fd, and the worker must not outlive its supervisor.
-    libc.prctl(_PR_SET_DUMPABLE, 1, 0, 0, 0)
+    # It holds pods' keys: no other process of the user, as a sidecar's proxy is, reads its memory or its descriptors (ptrace(2)).
+    libc.prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0)
+    # A change of user clears this: the worker must not outlive its supervisor.
     libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
     if os.getppid() != parent:
         raise KernelError("the supervisor died while this worker started")
