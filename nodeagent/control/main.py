@@ -104,7 +104,7 @@ class Control:
         loop.add_signal_handler(signal.SIGHUP, lambda: self.parts.start("the reload", self._reload_on_signal))
         await self._begun.wait()
         config.runtime_directory.mkdir(parents=True, exist_ok=True)
-        source = self.source = DirectorySource(config.source, config.resources)
+        source = self.source = DirectorySource(config.source, config.resources, config.runtime_directory / "last-good")
         issuer = open_source(config.identity, config.cluster)
         self.plane = await DataPlane.load(config.redirect, slots=workers.count, wait=False)
         observed = "the access log" if config.telemetry.access_log.path else ""

@@ -114,7 +114,8 @@ class Mesh:
         for key in sorted(self._policies.known):
             pods = len(self._affected(key) & local)
             row = self._policies.row(key, pods)
-            if (error := wrong.pop(key, None)) is not None:
+            error = wrong.pop(key, None)
+            if error is not None and error.stays:
                 row |= {"state": f"last good one in force; refused: {error.error}", "file": error.file}
             rows.append(row)
         unnamed = [each for each in refused if not each.kind]

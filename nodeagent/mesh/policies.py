@@ -70,8 +70,9 @@ class Policies:
         """Know the policy *key*, know it anew, or (None) no more."""
         before = self.known.pop(key, None)
         self.files.pop(key, None)
-        self.entries.pop(entry_key(*key), None)
         if before is not None:
+            if not isinstance(before.spec, PeerAuthentication):
+                self.entries.pop(before.spec.key, None)
             for service in _services(before):
                 self._by_service.discard(service, key)
             if not before.targets:
@@ -153,6 +154,9 @@ class Policies:
         """Return the policy *key*, which is for *pods* pods of this node, as a row for people."""
         policy = self.known[key]
         why = self.idle(key) or ("" if pods else "no pod of this node is meant")
+        state = f"no effect: {why}" if why else "in force"
+        if policy.refused:
+            state = f"refused: {policy.refused}; closes {pods} pods of this node"
         return {
             "kind": policy.kind,
             "policy": f"{policy.namespace}/{policy.name}",
@@ -160,7 +164,7 @@ class Policies:
             "selector": ",".join(f"{name}={value}" for name, value in policy.selector) or ",".join(map(str, policy.targets)),
             "scope": ("mesh" if policy.namespace == self.root else "namespace") if not policy.selector and not policy.targets else "workload",
             "pods": pods,
-            "state": f"no effect: {why}" if why else "in force",
+            "state": state,
             "file": self.files[key],
         }
 

@@ -47,7 +47,7 @@ class Decision:
 
     allowed: bool
     policy: str = ""
-    """``namespace/name`` of the one that decides, empty when none does."""
+    """``namespace/name`` of the one that decides, empty when none does; with its kind before it where it is a wrong document."""
     rule: int = -1
     """Index in its ``rules``, -1: none."""
     custom: str = ""
@@ -202,8 +202,10 @@ class CompiledPolicy:
     @classmethod
     def of(cls, policy: AuthorizationPolicy, trust_domain: str) -> CompiledPolicy:
         """Compile *policy* in the mesh of *trust_domain*. Raises ResourceError when a value cannot be understood."""
-        name, title = f"{policy.namespace}/{policy.name}", _title(policy.action, f"{policy.namespace}/{policy.name}", policy.dry_run)
+        name = f"{policy.refused} {policy.namespace}/{policy.name}".lstrip()
+        title = _title(policy.action, name, policy.dry_run)
         reason = " and denies: the workload's CUSTOM policies do not agree on one provider" if policy.action == "CUSTOM" else ""
+        reason = ": the document is wrong and closes what it selects (see nodeagent get policies)" if policy.refused else reason
         rules = [
             (
                 index,

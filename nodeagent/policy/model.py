@@ -91,10 +91,12 @@ class AuthorizationPolicy:
     dry_run: bool = False
     provider: str = ""
     """CUSTOM: a name of ``extensionProviders`` in agent.yaml."""
+    refused: str = ""
+    """The kind of a wrong document that never was right, in whose place this denies everything."""
 
     @property
     def key(self) -> str:
-        return f"authorization/{self.namespace}/{self.name}"
+        return f"refused/{self.refused}/{self.namespace}/{self.name}" if self.refused else f"authorization/{self.namespace}/{self.name}"
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,7 +13,18 @@ from functools import lru_cache
 from time import monotonic, time
 from typing import TYPE_CHECKING, Final
 
-from nodeagent.errors import BAD_REQUEST, BODY_TOO_LARGE, EXTERNAL_DENIED, EXTERNAL_ERROR, JWT_REFUSED, POLICY_DENIED, RATE_LIMITED, Reason, ResourceError
+from nodeagent.errors import (
+    BAD_REQUEST,
+    BODY_TOO_LARGE,
+    EXTERNAL_DENIED,
+    EXTERNAL_ERROR,
+    JWT_REFUSED,
+    POLICY_DENIED,
+    POLICY_REFUSED,
+    RATE_LIMITED,
+    Reason,
+    ResourceError,
+)
 from nodeagent.mesh.entries import Workload
 from nodeagent.policy.authorization import Authorizer, CompiledPolicy, ConnectionFacts, Decision, RequestAuthorizer, RequestFacts, holds_nul, normalise_target
 from nodeagent.policy.model import AuthorizationPolicy, GlobalLimit, Jwks, RateLimit, RequestAuthentication, Rule
@@ -60,7 +71,8 @@ class Compiler:
                 made = CompiledPolicy.of(policy, self._trust_domain)
             except ResourceError as error:
                 log.error("the policy %s/%s cannot be compiled, and denies everything: %s", policy.namespace, policy.name, error)
-                made = CompiledPolicy.of(AuthorizationPolicy(policy.namespace, policy.name, "DENY", (Rule(),)), self._trust_domain)
+                closed = AuthorizationPolicy(policy.namespace, policy.name, "DENY", (Rule(),), refused=type(policy).__name__)
+                made = CompiledPolicy.of(closed, self._trust_domain)
             known = self._known[id(policy)] = (policy, made)
         return known[1]
 
@@ -338,10 +350,14 @@ def adopt(exchange: Exchange, remove: tuple[str, ...], add: tuple[tuple[str, str
 
 @lru_cache(maxsize=4096)
 def denied(policy: str, rule: int) -> Reason:
-    """Return the refusal by *rule* of *policy* (``namespace/name``, empty: no ALLOW policy matched), with Envoy's words for it."""
+    """Return the refusal by *rule* of *policy* (:attr:`Decision.policy`, empty: no ALLOW policy matched), with Envoy's words for it."""
     if not policy:
         return POLICY_DENIED
-    namespace, _, name = policy.partition("/")
+    kind, _, key = policy.rpartition(" ")
+    namespace, _, name = key.partition("/")
+    if kind:
+        hint = f"{policy} is wrong, and closes what it selects: {POLICY_REFUSED.hint}"
+        return replace(POLICY_REFUSED, details=f"policy_refused[kind[{kind}]-ns[{namespace}]-policy[{name}]]", hint=hint, policy=policy)
     details = f"rbac_access_denied_matched_policy[ns[{namespace}]-policy[{name}]-rule[{rule}]]"
     return replace(POLICY_DENIED, details=details, hint=f"AuthorizationPolicy {policy}, rule {rule}", policy=policy)
 

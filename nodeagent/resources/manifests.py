@@ -1,7 +1,8 @@
 """Folders of ordinary YAML files with policies, watched: several documents a file, and one that is wrong never takes a good one away.
 
-A document is known by kind, namespace and name. While it is wrong, its last good version stays; while nobody can say whose document
-it is (it is not YAML, or has no name), everything stays that its file held and that the rest of the file does not give anew.
+A document is known by kind, namespace and name. While it is wrong, its last good version stays, also over a restart; where there is
+none, it closes what it selects (``security.stand_in``). While nobody can say whose document it is (it is not YAML, or has no name),
+everything stays that its file held and that the rest of the file does not give anew.
 """
 
 from __future__ import annotations
@@ -14,9 +15,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
+import orjson
+
 from nodeagent.errors import ConfigError, ResourceError, translated
 from nodeagent.resources import inotify, security, yaml_text
 from nodeagent.resources.changes import Refused
+from nodeagent.resources.last_good import Documents, LastGood
 from nodeagent.resources.security import Policy
 
 SUFFIXES: Final = (".yaml", ".yml", ".json")
@@ -34,11 +38,22 @@ class _Outcome:
     policy: Policy | None
     key: _Key | None
     error: str = ""
+    document: bytes = b""
+    """A good one, as JSON."""
+    stand_in: Policy | None = None
+    """Takes the place of a wrong one that never was right."""
+
+    def refused(self, path: Path, number: int, known: _File) -> Refused:
+        """Return how a wrong one is told: *number* says where it stands in *path*."""
+        stays = self.key in known.documents if self.key else bool(known.held)
+        return Refused(*(self.key or ("", "", "")), str(path), f"document {number}: {self.error}", stays)
 
 
 @dataclass(slots=True)
 class _File:
     held: dict[_Key, Policy] = field(default_factory=dict)
+    documents: Documents = field(default_factory=dict)
+    """Those of ``held`` that are good."""
     refused: list[Refused] = field(default_factory=list)
     outcomes: dict[str, tuple[_Outcome, ...]] = field(default_factory=dict)
     """Of good documents, by their text: a file of thousands of documents is read anew at the cost of those that changed."""
@@ -47,8 +62,8 @@ class _File:
 class Manifests:
     """The policies of *folders*. Call :meth:`open`, then :meth:`everything`, then :meth:`changed` whenever the descriptor is readable."""
 
-    def __init__(self, folders: Sequence[Path]) -> None:
-        self._folders = folders
+    def __init__(self, folders: Sequence[Path], last_good: LastGood) -> None:
+        self._folders, self._last_good = folders, last_good
         self._files: dict[Path, _File] = {}
         self._watches: dict[int, Path] = {}
         self._inotify = -1
@@ -119,66 +134,63 @@ class Manifests:
 
     def _look(self, path: Path) -> bool:
         """Read *path* anew and say whether its policies differ."""
-        known = self._files.setdefault(path, _File())
-        before = known.held
+        known = self._files.get(path)
+        before = known.held if known is not None else {}
+        if known is None:
+            known = self._files[path] = _File(*self._last_good.of(path))
         try:
-            text = _read(path)
+            self._take(path, known, _read(path))
         except FileNotFoundError:
             del self._files[path]
+            self._last_good.keep(path, {})
             return bool(before)
         except ResourceError as error:
-            self._refuse(known, [Refused("", "", "", str(path), str(error), bool(before))])
-            return False
-        self._take(path, known, text)
+            self._refuse(known, [Refused("", "", "", str(path), str(error), bool(known.held))])
         return known.held != before
 
     def _take(self, path: Path, known: _File, text: str) -> None:
-        outcomes: dict[str, tuple[_Outcome, ...]] = {}
+        """Bring *known* to the documents of *text*: the good ones, the last good ones of those that are wrong, and what stands in for the others."""
         held: dict[_Key, Policy] = {}
+        documents: Documents = {}
         wrong: list[tuple[int, _Outcome]] = []
-        number = 0
-        for line, part in yaml_text.split(text):
-            found = known.outcomes.get(part)
-            if found is None:
-                found = _parse(part, line)
-            if all(outcome.policy for outcome in found):
-                outcomes[part] = found
-            for outcome in found:
-                number += 1
-                if number > MAX_DOCUMENTS:
-                    continue
-                if outcome.policy is None:
-                    wrong.append((number, outcome))
-                elif outcome.policy.key in held:
-                    wrong.append(
-                        (number, _Outcome(None, outcome.policy.key, f"metadata.name: {outcome.policy.name!r}: stands in an earlier document of the file"))
-                    )
-                else:
-                    held[outcome.policy.key] = outcome.policy
-        if number > MAX_DOCUMENTS:
-            wrong.append((number, _Outcome(None, None, f"{number} documents: at most {MAX_DOCUMENTS} are allowed in a file")))
+        for number, outcome in enumerate(_outcomes(known, text), 1):
+            key = outcome.key
+            if number > MAX_DOCUMENTS:
+                wrong.append((number, _Outcome(None, None, f"more documents: at most {MAX_DOCUMENTS} are allowed in a file")))
+                break
+            if outcome.policy is None:
+                wrong.append((number, outcome))
+            elif outcome.policy.key in held:
+                wrong.append((number, _Outcome(None, key, f"metadata.name: {outcome.policy.name!r}: stands in an earlier document of the file")))
+            else:
+                held[outcome.policy.key], documents[outcome.policy.key] = outcome.policy, outcome.document
         named = {outcome.key for _, outcome in wrong}
-        for key, policy in known.held.items():
-            if None in named or key in named:
-                held.setdefault(key, policy)
-        known.held, known.outcomes = held, outcomes
-        self._refuse(
-            known,
-            [
-                Refused(*(outcome.key or ("", "", "")), str(path), f"document {number}: {outcome.error}", outcome.key in held if outcome.key else bool(held))
-                for number, outcome in wrong
-            ],
-        )
+        for kept, policy in known.held.items():
+            if kept not in held and (None in named or kept in named):
+                held[kept] = policy
+                if not policy.refused:
+                    documents[kept] = known.documents[kept]
+        for _, outcome in wrong:
+            if outcome.stand_in is not None and outcome.stand_in.key not in documents:
+                held[outcome.stand_in.key] = outcome.stand_in
+        known.held, known.documents = held, documents
+        self._last_good.keep(path, documents)
+        self._refuse(known, [outcome.refused(path, number, known) for number, outcome in wrong])
 
     def _refuse(self, known: _File, refused: list[Refused]) -> None:
         """Log what is wrong, once."""
         for each in refused:
             if each not in known.refused:
                 whose = f" ({each.kind} {each.namespace}/{each.name})" if each.kind else ""
-                log.error("%s: %s%s (%s)", each.file, each.error, whose, "the last good one stays" if each.stays else "left out")
+                log.error("%s: %s%s (%s)", each.file, each.error, whose, "the last good one stays" if each.stays else self._instead(known, each))
         if known.refused and not refused:
             log.info("%s: good again", known.refused[0].file)
         known.refused = refused
+
+
+    @staticmethod
+    def _instead(known: _File, refused: Refused) -> str:
+        return "it closes what it selects" if (refused.kind, refused.namespace, refused.name) in known.held else "left out"
 
 
 def _is_manifest(name: str) -> bool:
@@ -203,6 +215,13 @@ def _read(path: Path) -> str:
             raise ResourceError(f"not UTF-8 text: {error.reason} at byte {error.start}") from None
 
 
+def _outcomes(known: _File, text: str) -> list[_Outcome]:
+    """Return what the documents of *text* come to; good ones whose text *known* has are not read anew."""
+    read = [(part, known.outcomes.get(part) or _parse(part, line)) for line, part in yaml_text.split(text)]
+    known.outcomes = {part: found for part, found in read if all(outcome.policy for outcome in found)}
+    return [outcome for _, found in read for outcome in found]
+
+
 def _parse(text: str, lines_before: int) -> tuple[_Outcome, ...]:
     try:
         values = yaml_text.load(text, lines_before)
@@ -220,16 +239,6 @@ def _outcome(value: object) -> _Outcome:
         with translated(ResourceError, "the document cannot be read"):
             policy = security.parse(value)
     except ResourceError as error:
-        return _Outcome(None, _whose(value), str(error))
-    return _Outcome(policy, policy.key)
-
-
-def _whose(value: object) -> _Key | None:
-    """Return whose document *value* is although it is wrong; None if that cannot be said."""
-    metadata = value.get("metadata") if isinstance(value, dict) else None
-    if not isinstance(value, dict) or not isinstance(metadata, dict):
-        return None
-    kind, namespace, name = value.get("kind"), metadata.get("namespace", "default"), metadata.get("name")
-    if not isinstance(kind, str) or not isinstance(namespace, str) or not isinstance(name, str) or not 0 < len(name) <= 253:
-        return None
-    return kind[:253], namespace[:253], name
+        key = security.whose(value)
+        return _Outcome(None, key, str(error), stand_in=security.stand_in(key, value, str(error)) if key is not None else None)
+    return _Outcome(policy, policy.key, document=orjson.dumps(value))

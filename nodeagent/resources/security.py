@@ -72,6 +72,8 @@ class Policy:
     """Labels that a pod must have, sorted; empty: every pod."""
     targets: tuple[Target, ...]
     spec: Spec
+    refused: str = ""
+    """What is wrong with the document; the policy then stands in for it and closes what it selects."""
 
     @property
     def key(self) -> tuple[str, str, str]:
@@ -96,6 +98,47 @@ def parse(document: Any) -> Policy:
     spec = root.sub("spec")
     selector, targets = _scope(spec, namespace) if kind != "PeerAuthentication" else (_selector(spec), ())
     return Policy(cast(Kind, kind), namespace, name, created, selector, targets, read(spec, namespace, name, annotations))
+
+
+def whose(document: Any) -> tuple[str, str, str] | None:
+    """Return kind, namespace and name of *document* although it is wrong; None where it does not say."""
+    metadata = document.get("metadata") if isinstance(document, dict) else None
+    if not isinstance(document, dict) or not isinstance(metadata, dict):
+        return None
+    kind, namespace, name = document.get("kind"), metadata.get("namespace", "default"), metadata.get("name")
+    if not isinstance(kind, str) or not isinstance(namespace, str) or not isinstance(name, str) or not 0 < len(name) <= 253:
+        return None
+    return kind[:253], namespace[:253], name
+
+
+def stand_in(key: tuple[str, str, str], document: Any, error: str) -> Policy | None:
+    """Return what takes the place of *document*, which is *key* and was refused with *error*: it closes what the document selects.
+
+    That is read as far as it can be; a selector that is wrong is the whole namespace. A PeerAuthentication becomes STRICT, all others
+    deny everything. None: the document would refuse nobody, being another API's, an AUDIT policy or a dry run.
+    """
+    kind, namespace, name = key
+    document = document if isinstance(document, dict) else {}
+    versions, _ = _READERS.get(kind, ((), None))
+    version, spec, metadata = document.get("apiVersion"), document.get("spec"), document.get("metadata")
+    spec, metadata = spec if isinstance(spec, dict) else {}, metadata if isinstance(metadata, dict) else {}
+    if not versions or (isinstance(version, str) and version.partition("/")[0] not in {each.partition("/")[0] for each in versions}):
+        return None
+    annotations = metadata.get("annotations")
+    dry = isinstance(annotations, dict) and annotations.get(DRY_RUN) == "true"
+    if kind == "AuthorizationPolicy" and (dry or spec.get("action") == "AUDIT"):
+        return None
+    try:
+        part = Part("spec", spec)
+        selector, targets = _scope(part, namespace) if kind != "PeerAuthentication" else (_selector(part), ())
+    except ResourceError:
+        selector, targets = (), ()
+    created = metadata.get("creationTimestamp")
+    created = created if isinstance(created, str) and _TIME.fullmatch(created) else ""
+    closing: Spec = AuthorizationPolicy(namespace, name, "DENY", (Rule(),), refused=kind)
+    if kind == "PeerAuthentication":
+        closing = PeerAuthentication(namespace, name, "STRICT")
+    return Policy(cast(Kind, kind), namespace, name, created, selector, targets, closing, error)
 
 
 # -- whom a policy is for --

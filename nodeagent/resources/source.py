@@ -11,7 +11,7 @@ import logging
 import os
 import re
 import stat
-from collections.abc import AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -21,6 +21,7 @@ from nodeagent.errors import ConfigError, ResourceError, shown, translated
 from nodeagent.mesh.entries import PodUid
 from nodeagent.resources import inotify, objects, security
 from nodeagent.resources.changes import AnyChange, Change, EnrolledChange, Refused
+from nodeagent.resources.last_good import LastGood
 from nodeagent.resources.manifests import Manifests
 from nodeagent.resources.security import Policy
 
@@ -40,9 +41,11 @@ class DirectorySource:
     A policy that stands in several places is taken from *path* first, then from the first file by name; the others are refused.
     """
 
-    def __init__(self, path: Path, resources: Sequence[Path] = ()) -> None:
+    def __init__(self, path: Path, resources: Sequence[Path] = (), last_good: Path | None = None) -> None:
+        """*last_good*: the folder in which policies are kept for a restart while their documents are wrong."""
         self._path = path
-        self._manifests = Manifests(resources)
+        self._last_good = LastGood(last_good)
+        self._manifests = Manifests(resources, self._last_good)
         self._policies: dict[_Key, dict[Path, Policy]] = {}
         self._given: dict[Path, set[_Key]] = {}
         self._objects: dict[str, Change] = {}
@@ -65,6 +68,7 @@ class DirectorySource:
             for descriptor in (self._inotify, self._manifests_inotify):
                 if descriptor >= 0:
                     loop.add_reader(descriptor, readable.set)
+            self._last_good.prune()
             yield self._list((OBJECTS, ENROLLED)) + self._claimed(self._manifests.everything())
             while True:
                 await readable.wait()
@@ -105,9 +109,9 @@ class DirectorySource:
             kind, _, rest = name.partition(".")
             if kind in security.KINDS:
                 namespace, _, own = rest.removesuffix(".json").partition(".")
-                found.append(Refused(kind, namespace, own, str(self._path / OBJECTS / name), error, name in self._objects))
+                found.append(Refused(kind, namespace, own, str(self._path / OBJECTS / name), error, not _closes(self._objects.get(name))))
         for key, holders in sorted(self._policies.items()):
-            first, *others = sorted(holders, key=self._rank)
+            first, *others = self._ordered(holders)
             found += [Refused(*key, str(file), f"metadata.name: {key[2]!r}: stands in {first} too, and that one is in force", True) for file in others]
         return (*found, *self._manifests.refused())
 
@@ -190,18 +194,23 @@ class DirectorySource:
     def _look(self, folder: str, name: str) -> list[AnyChange]:
         """Return what is new about the file *name*."""
         if folder == ENROLLED:
-            there = _MARK.fullmatch(name) is not None and os.path.lexists(self._path / folder / name)
-            if there == (name in self._marks):
-                return []
-            (self._marks.add if there else self._marks.discard)(name)
-            return [EnrolledChange(PodUid(name), there)]
-        if not name.endswith(".json"):
+            return self._look_at_mark(name)
+        return self._look_at_object(name) if name.endswith(".json") else []
+
+    def _look_at_mark(self, name: str) -> list[AnyChange]:
+        there = _MARK.fullmatch(name) is not None and os.path.lexists(self._path / ENROLLED / name)
+        if there == (name in self._marks):
             return []
+        (self._marks.add if there else self._marks.discard)(name)
+        return [EnrolledChange(PodUid(name), there)]
+
+    def _look_at_object(self, name: str) -> list[AnyChange]:
         known = self._objects.get(name)
         try:
-            change = self._load(name)
+            change, document = self._load(name)
         except FileNotFoundError:
             self._bad.pop(name, None)
+            self._last_good.keep(self._path / OBJECTS / name, {})
             if known is None:
                 return []
             del self._objects[name]
@@ -209,24 +218,18 @@ class DirectorySource:
                 return self._claim(self._path / OBJECTS / name, [])
             return [Change(known.kind, known.namespace, known.name, None)]
         except ResourceError as error:
-            self._complain(name, str(error), stays=known is not None)
-            return self._unread(name) if known is None else []
-        if self._bad.pop(name, None):
-            log.info("%s: good again", self._path / OBJECTS / name)
+            change = known if not _closes(known) else self._instead(name, str(error))
+            self._complain(name, str(error), "the last good object stays" if not _closes(change) else "it closes what it selects" if change else "left out")
+        else:
+            if self._bad.pop(name, None):
+                log.info("%s: good again", self._path / OBJECTS / name)
+            if change is not None and isinstance(change.object, Policy):
+                self._last_good.keep(self._path / OBJECTS / name, {change.object.key: orjson.dumps(document)})
         if change is None or change == known:
             return []
         self._objects[name] = change
         if isinstance(change.object, Policy):
             return self._claim(self._path / OBJECTS / name, [change.object])
-        return [change]
-
-    def _unread(self, name: str) -> list[AnyChange]:
-        """Return what a wrong file stands for that was never right: nothing, but for a policy for the network, which somebody else may read well."""
-        kind, _, whose = name.removesuffix(".json").partition(".")
-        namespace, _, own = whose.partition(".")
-        if not objects.is_network_policy(kind):
-            return []
-        change = self._objects[name] = Change(kind, namespace, own, objects.UnreadPolicy())
         return [change]
 
     # -- policies, which may stand in several places --
@@ -258,14 +261,32 @@ class DirectorySource:
             self._given.pop(file, None)
         return changes
 
-    def _first(self, holders: Iterable[Path]) -> Path | None:
-        return min(holders, key=self._rank, default=None)
+    def _first(self, holders: Mapping[Path, Policy]) -> Path | None:
+        return next(iter(self._ordered(holders)), None)
 
-    def _rank(self, file: Path) -> tuple[bool, Path]:
-        return file.parent != self._path / OBJECTS, file
+    def _ordered(self, holders: Mapping[Path, Policy]) -> list[Path]:
+        """Return who holds a policy, the one that is in force first: what is right goes before what stands in for a wrong document."""
+        return sorted(holders, key=lambda file: (bool(holders[file].refused), file.parent != self._path / OBJECTS, file))
 
-    def _load(self, name: str) -> Change | None:
-        """Read one object; None for a kind that nobody reads. Raises FileNotFoundError, ResourceError."""
+    def _instead(self, name: str, error: str) -> Change | None:
+        """Return what takes the place of a wrong file that was not right in this process, if its *name* says that it is a policy's.
+
+        A policy for the network is read by somebody else, perhaps well: it may be for any pod.
+        """
+        kind, _, rest = name.removesuffix(".json").partition(".")
+        namespace, _, own = rest.partition(".")
+        if objects.is_network_policy(kind):
+            return Change(kind, namespace, own, objects.UnreadPolicy())
+        kept, _ = self._last_good.of(self._path / OBJECTS / name)
+        try:
+            document = _read_json(self._path / OBJECTS / name)
+        except (FileNotFoundError, ResourceError):
+            document = {}
+        policy = kept.get((kind, namespace, own)) or security.stand_in((kind, namespace, own), document, error)
+        return Change(kind, namespace, own, policy) if policy is not None else None
+
+    def _load(self, name: str) -> tuple[Change | None, dict[str, Any]]:
+        """Read one object, and as which document; None for a kind that nobody reads. Raises FileNotFoundError, ResourceError."""
         document = _read_json(self._path / OBJECTS / name)
         with translated(ResourceError, "the object cannot be read"):
             found: objects.Object | Policy | None = security.parse(document) if document.get("kind") in security.KINDS else objects.parse(document)
@@ -274,13 +295,18 @@ class DirectorySource:
             expected = f"{kind}.{namespace}.{own}.json"
             if name != expected:
                 raise ResourceError(f"metadata: the file holds {shown(f'{kind} {namespace}/{own}')}: its name must be {shown(expected)}")
-            return None if found is None else Change(kind, namespace, own, found)
+            return None if found is None else Change(kind, namespace, own, found), document
 
-    def _complain(self, name: str, error: str, *, stays: bool) -> None:
-        """Log once for each thing that is wrong with a file."""
+    def _complain(self, name: str, error: str, instead: str) -> None:
+        """Log once for each thing that is wrong with a file, with what is in force *instead*."""
         if self._bad.get(name) != error:
             self._bad[name] = error
-            log.error("%s: %s (%s)", self._path / OBJECTS / name, error, "the last good object stays" if stays else "left out")
+            log.error("%s: %s (%s)", self._path / OBJECTS / name, error, instead)
+
+
+def _closes(change: Change | None) -> bool:
+    """Say whether no good object is known: none at all, or what stands in its place."""
+    return change is None or isinstance(change.object, objects.UnreadPolicy) or (isinstance(change.object, Policy) and bool(change.object.refused))
 
 
 def _read_json(path: Path) -> dict[str, Any]:

@@ -99,13 +99,13 @@ def test_a_wrong_document_keeps_its_last_good_one_and_the_others_go_on(folder: F
     async def scenario(source: DirectorySource, step: Step) -> None:
         await step()
         folder.write("a.yaml", peer("one", "WRONG"), peer("two", "DISABLE"), peer("new", "WRONG"))
-        assert await step() == ["+two=DISABLE"]
+        assert await step() == ["+new=STRICT", "+two=DISABLE"]
         one, new = source.refused()
         assert (one.kind, one.name, one.stays, one.file) == ("PeerAuthentication", "one", True, str(folder.path / "a.yaml"))
         assert one.error.startswith("document 1: spec.mtls.mode: 'WRONG': allowed: UNSET, STRICT")
         assert (new.name, new.stays) == ("new", False)
         folder.write("a.yaml", peer("one", "PERMISSIVE"), peer("two", "DISABLE"))
-        assert await step() == ["+one=PERMISSIVE"]
+        assert await step() == ["+one=PERMISSIVE", "-new"]
         assert source.refused() == ()
 
     folder.run(scenario)
@@ -113,7 +113,7 @@ def test_a_wrong_document_keeps_its_last_good_one_and_the_others_go_on(folder: F
     assert len(errors) == 2
     assert "a.yaml: document 1: spec.mtls.mode" in errors[0]
     assert "(PeerAuthentication shop/one) (the last good one stays)" in errors[0]
-    assert "(left out)" in errors[1]
+    assert "(it closes what it selects)" in errors[1]
 
 
 @pytest.mark.parametrize(
