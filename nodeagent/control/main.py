@@ -23,7 +23,7 @@ from nodeagent.control.jwks import KeySets, wanted_by
 from nodeagent.control.kernel_path import KernelPaths
 from nodeagent.control.pod_sockets import PodSockets
 from nodeagent.control.workers import Needs, Workers
-from nodeagent.errors import ControlError, KernelError, NodeagentError
+from nodeagent.errors import ControlError, KernelError, NodeagentError, shown, translated
 from nodeagent.identity.certificate import Certificate
 from nodeagent.identity.sources import open_source
 from nodeagent.identity.store import Certificates
@@ -124,9 +124,7 @@ class Control:
         start = {"config": config.model_dump(mode="json", by_alias=True), "node_addresses": sorted(self.mesh.node_addresses()), "supervisor": os.getppid()}
         workers.start(start, [self.plane.original_map_fd, self.plane.announced_map_fd])
         self.parts.start("what renews certificates", self.certificates.run)
-        self._reconcile()
-        self._forget_kept()
-        self.enrolment.prune()
+        self._begin()
         self._listed = True
         self.supervisor.send({"op": "heart", "timeout": config.redirect.heartbeat_timeout_seconds}, [self.plane.heartbeat_fd])
         self.parts.start("the reader of the source", self._watch)
@@ -136,6 +134,15 @@ class Control:
         self.parts.start("what serves the pods' sockets", lambda: self.pod_sockets.run(config.redirect.check_interval_seconds))
         self._admin = Admin(self)
         await self._admin.start()
+
+    def _begin(self) -> None:
+        """Take the node over. What fails for what the source says, and not for one pod alone, fails for a successor too: pods stay as they are."""
+        try:
+            self._reconcile()
+            self._forget_kept()
+            self.enrolment.prune()
+        except Exception as error:
+            log.error("the node cannot be brought to what the source says: %s; it is tried again", shown(str(error)), exc_info=error)
 
     async def stop(self) -> None:
         """Serve while what is open may end, stop the heartbeat, let what came since end, and end. Pins stay: protected pods are refused until a daemon is back.
@@ -274,10 +281,11 @@ class Control:
         """Bring what the kernel decides alone to the snapshot and the pods; a fault there leaves connections to the proxy, and is tried again."""
         self._kernel_behind = True
         try:
-            self.kernel_paths.update(self.workers.entries())
-            self.kernel_paths.close_refused(self.store)
+            with translated(KernelError, "the maps cannot be written"):
+                self.kernel_paths.update(self.workers.entries())
+                self.kernel_paths.close_refused(self.store)
             self._kernel_behind = False
-        except (KernelError, OSError) as error:
+        except KernelError as error:
             log.error("the kernel path cannot be brought up to date: %s", error)
 
     def _local_pods(self) -> tuple[LocalPod, ...]:
