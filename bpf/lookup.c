@@ -16,10 +16,23 @@
  */
 #include "maps.h"
 
-static inline int dead(struct bpf_sk_lookup *ctx, const struct pod *pod, u64 netns) {
+/* A record is for one handshake, which ends long before that; its ports may be another's later. */
+#define HANDSHAKE_NS 3000000000ULL
+
+static inline bool from_node(struct flow_key *flow) {
+  u64 *opened = node_flows.lookup(flow);
+  return opened && bpf_ktime_get_ns() - *opened < HANDSHAKE_NS;
+}
+
+static inline int dead(struct bpf_sk_lookup *ctx, const struct pod *pod, u64 netns, struct flow_key *flow) {
   struct port_key key = {.netns = netns, .direction = INBOUND, .port = ctx->local_port};
   u32 *own = port_modes.lookup(&key);
-  bool refuse = (own ? *own : pod->protection) & REFUSE_DEAD;
+  u32 protection = own ? *own : pod->protection;
+  bool refuse = protection & REFUSE_DEAD;
+  if (refuse && protection & PROBED && from_node(flow)) {
+    count(INBOUND_DEAD_PROBED);
+    return SK_PASS;
+  }
   count(refuse ? INBOUND_DEAD_REFUSED : INBOUND_DEAD_PASSED);
   return refuse ? SK_DROP : SK_PASS;
 }
@@ -41,11 +54,11 @@ static inline u32 attested(const struct pod *pod, struct flow_key *key) {
   return judgement == ALLOWED ? ALLOWED : DENIED;
 }
 
-static inline int assign(struct bpf_sk_lookup *ctx, const struct pod *pod, u64 netns, u32 family) {
+static inline int assign(struct bpf_sk_lookup *ctx, const struct pod *pod, u64 netns, u32 family, struct flow_key *flow) {
   struct listener_key key = {.netns = netns, .direction = INBOUND, .family = family};
   struct bpf_sock *listener = (void *)listeners.lookup(&key);
   if (!listener)
-    return dead(ctx, pod, netns);
+    return dead(ctx, pod, netns, flow);
   long error = bpf_sk_assign(ctx, listener, 0);
   bpf_sk_release(listener);
   count(error ? INBOUND_ASSIGN_FAILED : INBOUND_CAPTURED);
@@ -82,8 +95,8 @@ static inline int inbound(struct bpf_sk_lookup *ctx, const struct address *local
   u32 zero = 0;
   struct settings *node = settings.lookup(&zero);
   if (!node || !daemon_alive(node))
-    return dead(ctx, pod, netns);
-  return assign(ctx, pod, netns, family);
+    return dead(ctx, pod, netns, &flow);
+  return assign(ctx, pod, netns, family, &flow);
 }
 
 int sk_lookup(struct bpf_sk_lookup *ctx) {

@@ -25,6 +25,7 @@ PINNED("hash", struct verdict_key, struct verdict, verdicts);
 PINNED("hash", struct endpoint, struct service, services);
 PINNED("hash", struct backend_key, struct endpoint, backends);
 PINNED("hash", struct flow_key, struct kernel_flow, kernel_flows);
+PINNED("lru_hash", struct flow_key, u64, node_flows);
 PINNED("hash", struct flow_total_key, struct flow_total, flow_totals);
 PINNED("lru_hash", u64, struct address, announced);
 PINNED("hash", struct flow_key, struct delivery, deliveries);

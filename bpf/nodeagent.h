@@ -24,8 +24,8 @@ struct settings {
 };
 
 /* What is refused rather than let pass where no proxy looks at it. REFUSE_DEAD: while the daemon is dead or late.
- * REFUSE_UNREDIRECTED: what cannot be redirected though the daemon lives. */
-enum protection { REFUSE_DEAD = 1, REFUSE_UNREDIRECTED = 2 };
+ * REFUSE_UNREDIRECTED: what cannot be redirected though the daemon lives. PROBED: the node's own processes are let in all the same. */
+enum protection { REFUSE_DEAD = 1, REFUSE_UNREDIRECTED = 2, PROBED = 4 };
 
 /* pods: netns cookie -> struct pod */
 struct pod {
@@ -115,7 +115,7 @@ struct backend_key {
   __u32 slot;
 };
 
-/* A connection as its client sees it. */
+/* A connection as its client sees it. node_flows: struct flow_key -> __u64 monotonic ns when a process of the node opened it */
 struct flow_key {
   struct address source;
   struct address destination;
@@ -200,6 +200,7 @@ enum counter {
   INBOUND_UNKNOWN_REFUSED,
   INBOUND_DEAD_PASSED,
   INBOUND_DEAD_REFUSED,
+  INBOUND_DEAD_PROBED,
   INBOUND_ASSIGN_FAILED,
   OUTBOUND_KERNEL,
   OUTBOUND_KERNEL_REFUSED,

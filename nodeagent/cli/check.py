@@ -23,7 +23,7 @@ COLUMNS: Final = (
 
 
 WITHOUT_DAEMON: Final = {
-    "policy": "pods that a policy protects are refused, others pass; the kernel path goes on",
+    "policy": "pods that a policy protects are refused, but for declared probes; others pass; the kernel path goes on",
     "pass": "all pods pass, whatever protects them",
     "refuse": "all pods are refused; the kernel path goes on",
 }

@@ -261,7 +261,10 @@ class Enrolment:
                 "bypass": member.bypass and not self._plane.joining.refusal,
                 "port_modes": {str(port): mode for port, mode in member.port_mtls},
                 "when_dead": _refusal(member.protection.dead),
-                "when_dead_ports": {str(port): _refusal(dead) for port, dead in member.protection.ports},
+                "when_dead_ports": {
+                    **{str(port): _refusal(dead) for port, dead in member.protection.ports},
+                    **{str(port): "probes" for port in member.protection.probed},
+                },
                 "listeners": len(self._plane.listeners(uid).fds) if member.state != "failed" else 0,
             }
             for uid, member in self.members.items()

@@ -26,6 +26,8 @@ class Protection:
     unredirected: bool = False
     ports: tuple[tuple[int, bool], ...] = ()
     """Workload ports, for connections to the pod, at which ``dead`` differs."""
+    probed: tuple[int, ...] = ()
+    """Workload ports at which the node's own processes are let in all the same: kubelet would restart what it cannot probe."""
 
 
 OPEN: Final = Protection()
@@ -35,15 +37,17 @@ CLOSED: Final = Protection(dead=True, unredirected=True)
 def protection(workload: Workload, policies: Iterable[Entry], setting: WhenDead) -> Protection:
     """Return what protects *workload*, to which *policies* apply.
 
+    What the node may probe, it may probe while no daemon looks, at any path of that port; not under ``refuse``.
     ``pass`` and ``refuse`` decide about a dead daemon alone: what gets around a living one is refused where a policy protects the pod.
     """
     strict = workload.mtls == "STRICT"
     governed = any(map(protects, policies))
     if setting != "policy":
         return Protection(setting == "refuse", strict or governed)
-    if governed:
-        return CLOSED
-    return Protection(strict, strict, tuple((port, mode == "STRICT") for port, mode in workload.port_mtls if (mode == "STRICT") != strict))
+    closed = strict or governed
+    ports = () if governed else tuple((port, mode == "STRICT") for port, mode in workload.port_mtls if (mode == "STRICT") != strict)
+    probed = sorted({probe.port for probe in workload.probes if dict(ports).get(probe.port, closed)})
+    return Protection(closed, closed, ports, tuple(probed))
 
 
 def protects(policy: Entry) -> bool:

@@ -35,6 +35,8 @@ CGROUP_HOOKS: Final = (
     Hook("connect4", _SOCK_ADDR, 10),
     Hook("connect6", _SOCK_ADDR, 11),
 )
+NODE_SOCKOPS: Final = Hook("node_sockops", _SOCK_OPS, 3)
+"""Attached to the root of the cgroups: it sees the node's own processes."""
 LOOKUP: Final = Hook("sk_lookup", _SK_LOOKUP, 36)
 HTTP_EGRESS: Final = Hook("http_egress", _SKB, 1)
 """Attached to the cgroup only while HTTP is counted in the kernel: see http_metrics.py."""
@@ -42,7 +44,7 @@ BYPASS_MESSAGE: Final = Hook("bypass_message", _SK_MSG, 7)
 """Attached to the map bypass_sockets: it runs for the sockets in it only."""
 SETSOCKOPT: Final = Hook("setsockopt", _SOCKOPT, 22)
 """Attached to the cgroup only where sockets are joined: see bypass.py."""
-HOOKS: Final = (*CGROUP_HOOKS, LOOKUP, HTTP_EGRESS, BYPASS_MESSAGE, SETSOCKOPT)
+HOOKS: Final = (*CGROUP_HOOKS, NODE_SOCKOPS, LOOKUP, HTTP_EGRESS, BYPASS_MESSAGE, SETSOCKOPT)
 
 
 @dataclass(frozen=True, slots=True)

@@ -32,6 +32,7 @@ class Settings(ctypes.Structure):
 
 REFUSE_DEAD: Final = 1
 REFUSE_UNREDIRECTED: Final = 2
+PROBED: Final = 4
 """enum protection."""
 
 
@@ -143,6 +144,7 @@ COUNTERS: Final = (
     "inbound_unknown_refused",
     "inbound_dead_passed",
     "inbound_dead_refused",
+    "inbound_dead_probed",
     "inbound_assign_failed",
     "outbound_kernel",
     "outbound_kernel_refused",

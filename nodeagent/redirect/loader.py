@@ -23,7 +23,7 @@ from nodeagent.config import Redirect
 from nodeagent.errors import KernelError, NodeagentError
 from nodeagent.redirect import bypass, hooks, http_metrics, layout, maps, netns, pins, syscall
 
-SOURCES: Final = ("maps.h", "http.c", "bypass.c", "connect.c", "name.c", "sockops.c", "release.c", "lookup.c")
+SOURCES: Final = ("maps.h", "http.c", "bypass.c", "connect.c", "name.c", "sockops.c", "node.c", "release.c", "lookup.c")
 """Joined into one text: BCC rewrites map accesses only in the main file, not in what it includes."""
 
 
@@ -105,13 +105,19 @@ def _search(top: Path) -> Path | None:
     return None
 
 
+def root_of(cgroup: Path) -> Path:
+    """Return the root of the hierarchy that *cgroup* is in, as far as this process sees it."""
+    cgroup = cgroup.resolve()
+    return next(one for one in (cgroup, *cgroup.parents) if one.is_mount())
+
+
 def cgroup_beside(captured: Path) -> Path | None:
     """Return this process's cgroup, which is not below *captured*.
 
     None if it is not seen, or holds *captured*: a program there would run for every pod once more.
     """
     captured = captured.resolve()
-    own = _search(next(one for one in (captured, *captured.parents) if one.is_mount()))
+    own = _search(root_of(captured))
     return None if own is None or captured.is_relative_to(own) else own
 
 
@@ -169,6 +175,7 @@ def run(request: Request) -> None:
         bypass.install(opened, loaded, cgroup, pinned.links, not request.joining.refusal)
         for hook in hooks.CGROUP_HOOKS:
             hooks.ensure(pinned.links / hook.name, hook, cgroup, loaded[hook.name])
+        hooks.ensure(pinned.links / hooks.NODE_SOCKOPS.name, hooks.NODE_SOCKOPS, open_cgroup(root_of(redirect.cgroup)), loaded[hooks.NODE_SOCKOPS.name])
         _follow_own(pinned, cgroup_beside(redirect.cgroup) if below is None else None, loaded[hooks.SOCKOPS.name])
         sys.stdout.buffer.write(ATTACHED)
         sys.stdout.flush()

@@ -23,6 +23,8 @@ _HASH, _ARRAY, _PROGRAMS, _PERCPU_HASH, _PERCPU_ARRAY, _LRU_HASH, SOCKHASH = 1, 
 _NO_PREALLOC: Final = 1
 """BPF_F_NO_PREALLOC: these maps are only written from user space, and mostly empty."""
 
+NODE_FLOWS: Final = 8192
+"""Handshakes of the node's own connections to pods that may be under way at a time, and far more than kubelet's probes are."""
 _COOKIE: Final = 8
 _FAMILIES_AND_DIRECTIONS: Final = 4
 _ADDRESSES_A_POD: Final = 4
@@ -66,6 +68,7 @@ def specifications(sizes: MapSizes) -> tuple[MapSpec, ...]:
         MapSpec("backends", _HASH, size(layout.BackendKey), endpoint, sizes.endpoints, _NO_PREALLOC, endpoints),
         MapSpec("kernel_flows", _HASH, size(layout.FlowKey), size(layout.KernelFlow), 2 * sizes.connections, _NO_PREALLOC, connections),
         MapSpec("closed_flows", _HASH, 4, size(layout.ClosedFlows), 2 * sizes.pods, _NO_PREALLOC, pods),
+        MapSpec("node_flows", _LRU_HASH, size(layout.FlowKey), 8, NODE_FLOWS),
         MapSpec("flow_totals", _HASH, size(layout.FlowTotalKey), size(layout.FlowTotal), sizes.verdicts, _NO_PREALLOC, verdicts),
         MapSpec("announced", _LRU_HASH, _COOKIE, address, _ANNOUNCED),
         MapSpec("deliveries", _HASH, size(layout.FlowKey), size(layout.Delivery), sizes.connections, _NO_PREALLOC, connections),

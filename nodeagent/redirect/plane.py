@@ -80,8 +80,10 @@ class DataPlane:
         there = [hook for hook in hooks.HOOKS if hook is not hooks.HTTP_EGRESS or (self._pins.programs / hook.name).exists()]
         self._programs = {hook.name: pins.open_pinned(self._pins.programs / hook.name) for hook in there}
         self._ids = {name: hooks.program_id(fd) for name, fd in self._programs.items()}
-        self._cgroup_hooks = hooks.CGROUP_HOOKS if joining.refusal else (*hooks.CGROUP_HOOKS, hooks.SETSOCKOPT)
-        self._links = {hook.name: pins.open_pinned(self._pins.links / hook.name) for hook in self._cgroup_hooks}
+        self._root = loader.open_cgroup(loader.root_of(redirect.cgroup))
+        on_cgroup = hooks.CGROUP_HOOKS if joining.refusal else (*hooks.CGROUP_HOOKS, hooks.SETSOCKOPT)
+        self._attached = {**dict.fromkeys(on_cgroup, self._cgroup), hooks.NODE_SOCKOPS: self._root}
+        self._links = {hook.name: pins.open_pinned(self._pins.links / hook.name) for hook in self._attached}
         self.kernel = KernelPath(self._maps)
         self.http = HttpMetrics(self._maps, self._programs.get(hooks.HTTP_EGRESS.name, -1), self._cgroup, self._pins.links)
 
@@ -293,7 +295,7 @@ class DataPlane:
             if state.link >= 0:
                 os.close(state.link)
         self._enrolled.clear()
-        for fd in (*self._links.values(), *self._programs.values(), *(one.fd for one in self._maps.values()), self._cgroup.fd):
+        for fd in (*self._links.values(), *self._programs.values(), *(one.fd for one in self._maps.values()), self._cgroup.fd, self._root.fd):
             os.close(fd)
 
     def unload(self) -> None:
@@ -406,15 +408,15 @@ class DataPlane:
             for name, fd in held.items():
                 if not (folder / name).exists():
                     yield f"{name} is not pinned", lambda fd=fd, path=folder / name: pins.pin(fd, path)  # type: ignore[misc]
-        for hook in self._cgroup_hooks:
+        for hook, target in self._attached.items():
             path = self._pins.links / hook.name
-            wrong = hooks.fault(self._links[hook.name], hook, self._cgroup, self._ids[hook.name])
+            wrong = hooks.fault(self._links[hook.name], hook, target, self._ids[hook.name])
             if wrong or not path.exists():
                 yield wrong or f"the link {hook.name} is not pinned", lambda hook=hook, path=path: self._relink_node(hook, path)  # type: ignore[misc]
         yield from self.kernel.faults()
 
     def _relink_node(self, hook: hooks.Hook, path: Path) -> None:
-        self._links[hook.name] = self._attach(self._links[hook.name], path, hook, self._cgroup)
+        self._links[hook.name] = self._attach(self._links[hook.name], path, hook, self._attached[hook])
 
 
 async def _ended(process: asyncio.subprocess.Process, said: list[bytes]) -> None:

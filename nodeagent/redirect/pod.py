@@ -69,9 +69,17 @@ def entries(pod: EnrolledPod, number: int) -> Entries:
     return {
         "addresses": {layout.pack_address(address): netns_key for address in pod.addresses},
         "exclusions": {bytes(layout.PortKey(cookie, direction, port)): struct.pack("=I", 1) for direction, ports in excluded for port in ports},
-        "port_modes": {bytes(layout.PortKey(cookie, layout.INBOUND, port)): struct.pack("=I", _flags(dead)) for port, dead in protection.ports},
+        "port_modes": {bytes(layout.PortKey(cookie, layout.INBOUND, port)): struct.pack("=I", flags) for port, flags in _port_flags(protection)},
         "pods": {netns_key: bytes(value)},
     }
+
+
+def _port_flags(protection: Protection) -> list[tuple[int, int]]:
+    """Return enum protection of the ports at which it is not the pod's."""
+    flags = {port: _flags(dead) for port, dead in protection.ports}
+    for port in protection.probed:
+        flags[port] = flags.get(port, _flags(protection.dead)) | layout.PROBED
+    return sorted(flags.items())
 
 
 def _flags(dead: bool, unredirected: bool = False) -> int:

@@ -332,6 +332,7 @@ _LOST: Final = {
     "getsockname4": "apps see 127.0.0.1 as their own address",
     "getsockname6": "apps see ::1 as their own address",
     "sockops": "the agent does not learn where a connection wanted to go",
+    "node_sockops": "probes of protected pods fail while no daemon lives",
     "sock_release": "the map of open connections fills up",
     "http_egress": "no HTTP metrics of connections on the kernel path",
     "bypass_message": "no socket bypass",

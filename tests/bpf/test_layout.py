@@ -64,9 +64,9 @@ def test_python_and_c_agree(tmp_path: Path) -> None:
     wanted.append(f"constants {layout.OUTBOUND} {layout.INBOUND} {len(layout.COUNTERS)} {layout.ADDRESS_BYTES}")
     wanted.append(f"kernel {layout.ANY_SOURCE} {layout.BY_SOURCE} {layout.FLOW_HTTP} {layout.FLOW_BYPASS}")
     prints.append('printf("constants %d %d %d %zu\\n", OUTBOUND, INBOUND, COUNTERS, sizeof(struct address));')
-    wanted.append(f"protection {layout.REFUSE_DEAD} {layout.REFUSE_UNREDIRECTED}")
+    wanted.append(f"protection {layout.REFUSE_DEAD} {layout.REFUSE_UNREDIRECTED} {layout.PROBED}")
     prints.append('printf("kernel %d %d %d %d\\n", ANY_SOURCE, BY_SOURCE, FLOW_HTTP, FLOW_BYPASS);')
-    prints.append('printf("protection %d %d\\n", REFUSE_DEAD, REFUSE_UNREDIRECTED);')
+    prints.append('printf("protection %d %d %d\\n", REFUSE_DEAD, REFUSE_UNREDIRECTED, PROBED);')
     source = tmp_path / "layout.c"
     includes = "\n".join(f"#include {header}" for header in ("<stddef.h>", "<stdio.h>", *(f'"{name}"' for name in HEADERS)))
     source.write_text(f"{includes}\nint main(void) {{\n{chr(10).join(prints)}\nreturn 0;\n}}\n")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator
 
 import pytest
@@ -9,7 +10,7 @@ import pytest
 from nodeagent.lab import Lab
 from nodeagent.lab.agent import merge
 from tests.netns.test_agent_policy import Policies, policy
-from tests.netns.world import QUICK, client, cluster, curl, eventually, pod_row, server
+from tests.netns.world import QUICK, about, client, cluster, curl, eventually, pod, pod_row, server
 from tests.unit.policy.jwt_issuer import ISSUER, key_set
 
 ANYBODY = "rules: [{to: [{operation: {methods: [GET]}}]}]"
@@ -25,7 +26,19 @@ KINDS = {
 }
 """A server each: kind of its policy, what that says, and whether it protects."""
 SOURCES = ("client", "far", "node1")
-TEXT = "".join((client("client", "node1"), client("far", "node2"), *(server(name, "node1") for name in KINDS)))
+PROBES = (
+    "readinessProbe: {httpGet: {port: 8080, path: /about}, periodSeconds: 1, failureThreshold: 2}, "
+    "livenessProbe: {tcpSocket: {port: 9000}, periodSeconds: 1, failureThreshold: 2}"
+)
+TEXT = "".join(
+    (
+        client("client", "node1"),
+        client("far", "node2"),
+        client("plain", "node1", annotations='nodeagent.io/enroll: "false"'),
+        *(server(name, "node1") for name in KINDS),
+        pod("probed", "node1", container=PROBES),
+    )
+)
 
 
 @pytest.fixture(scope="module")
@@ -35,6 +48,7 @@ def policies(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Policies]:
     for name, (kind, spec, _) in KINDS.items():
         if kind:
             written.put(name, selecting(name, spec, kind))
+    written.put("probed", selecting("probed", KINDS["deny"][1], "AuthorizationPolicy"))
     with cluster("t-dead", TEXT, agent=merge(QUICK, {"resources": [str(folder)]})) as lab:
         yield Policies(lab, folder)
 
@@ -76,6 +90,33 @@ def test_what_a_policy_protects_is_refused(policies: Policies, dead: Callable[[]
         for source in SOURCES:
             if source != "far" or protects:  # the other node still speaks mTLS to a pod that its daemon left without a good-bye
                 assert answered(lab, source, name) == (not protects), (source, name)
+
+
+MASQUERADE = "table ip masked { chain out { type nat hook postrouting priority 90; tcp dport { 8080, 9000 } masquerade; }; }"
+
+
+def test_declared_probes_go_on_and_nothing_else_of_the_node(policies: Policies, dead: Callable[[], Lab]) -> None:
+    """Input: no daemon, and a pod under DENY with probes. Verdict: kubelet goes on and restarts nothing; neither another port, nor a pod whose
+    packets the node masquerades, comes in."""
+    lab = policies.lab
+    assert pod_row(lab, "probed")["when_dead_ports"] == {"8080": "probes", "9000": "probes"}
+    dead()
+    eventually(lambda: answered(lab, "node1", "probed"), "the node probes")
+    assert not curl(lab, "node1", f"http://{lab.address('probed')}:9001/").stdout
+    nft(lab, MASQUERADE)
+    try:
+        assert not answered(lab, "plain", "probed")
+        unprotected = f"http://{lab.address('open')}:8080"
+        assert about(lab, "plain", unprotected)["seen"] == about(lab, "node1", unprotected)["seen"], "what the node masquerades has its address"
+    finally:
+        nft(lab, "delete table ip masked")
+    time.sleep(4)  # twice as long as kubelet has patience
+    status = lab.pod("probed")["status"]
+    assert all(each["ready"] and each["restartCount"] == 0 for each in status["containerStatuses"]), status
+
+
+def nft(lab: Lab, rules: str) -> None:
+    lab.exec("node1", ["nft", "-f", "-"], input=rules)
 
 
 def test_a_change_of_policy_changes_what_is_refused(policies: Policies) -> None:

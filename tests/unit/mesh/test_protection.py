@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nodeagent.mesh.entries import Entry, PodUid, SpiffeId, Workload
+from nodeagent.mesh.entries import Entry, PodUid, Probe, SpiffeId, Workload
 from nodeagent.mesh.protection import CLOSED, OPEN, Protection, WhenDead, protection
 from nodeagent.policy.model import Action, AuthorizationPolicy, MtlsMode, RateLimit, RequestAuthentication
 
@@ -37,7 +37,8 @@ policies = st.lists(
     max_size=4,
 )
 port_modes = st.dictionaries(st.integers(1, 9), modes, max_size=3).map(lambda ports: tuple(ports.items()))
-workloads = st.builds(lambda mode, ports: replace(WORKLOAD, mtls=mode, port_mtls=ports), modes, port_modes)
+probes = st.lists(st.builds(Probe, st.sampled_from(("http", "tcp", "grpc")), st.integers(1, 9)), max_size=3).map(tuple)
+workloads = st.builds(lambda mode, ports, probed: replace(WORKLOAD, mtls=mode, port_mtls=ports, probes=probed), modes, port_modes, probes)
 
 
 @pytest.mark.parametrize("kind", PROTECTS)
@@ -65,12 +66,19 @@ def test_what_is_protected_is_refused_and_nothing_else(workload: Workload, appli
 
 
 @given(workloads, policies, st.sampled_from(get_args(WhenDead)))
+def test_the_node_may_probe_what_is_declared_and_refused_and_nothing_else(workload: Workload, applied: list[Entry], setting: WhenDead) -> None:
+    found = protection(workload, applied, setting)
+    refused = {probe.port for probe in workload.probes if dict(found.ports).get(probe.port, found.dead)}
+    assert set(found.probed) == (refused if setting == "policy" else set())
+
+
+@given(workloads, policies, st.sampled_from(get_args(WhenDead)))
 def test_the_setting_is_about_a_dead_daemon_alone(workload: Workload, applied: list[Entry], setting: WhenDead) -> None:
     """What gets around a living daemon is refused all the same; ``pass`` and ``refuse`` know no exceptions."""
     found = protection(workload, applied, setting)
     assert found.unredirected == protection(workload, applied, "policy").unredirected
     if setting != "policy":
-        assert (found.dead, found.ports) == (setting == "refuse", ())
+        assert (found.dead, found.ports, found.probed) == (setting == "refuse", (), ())
 
 
 @given(workloads, policies, policies)
