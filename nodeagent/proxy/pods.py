@@ -96,7 +96,7 @@ class SocketStock:
 class PodState:
     """An enrolled pod of this node."""
 
-    __slots__ = ("_certified", "_patient_until", "connections", "cookie", "identity", "open", "routes", "routes_view", "stock", "tls", "uid")
+    __slots__ = ("_certified", "_patient_until", "connections", "cookie", "identity", "named", "open", "routes", "routes_view", "stock", "tls", "uid")
 
     def __init__(self, uid: PodUid, cookie: int, identity: str, ask: Callable[[Family, int], None]) -> None:
         self.uid, self.cookie, self.identity = uid, cookie, identity
@@ -105,6 +105,8 @@ class PodState:
         self.open: set[Any] = set()
         self.routes: dict[tuple[object, ...], Any] = {}
         self.routes_view = -1
+        self.named: set[tuple[str, int]] = set()
+        """Addresses and ports without a Service that metrics know by name, see ``proxy/route.py``."""
         self.tls: Contexts | None = None
         self._certified = asyncio.Event()
         self._patient_until = monotonic() + CERTIFICATE_SECONDS

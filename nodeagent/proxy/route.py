@@ -18,6 +18,10 @@ if TYPE_CHECKING:
     from nodeagent.proxy.pool import Pool
 
 
+NAMED = 64
+"""Pods' own ports that the series of one pod tell apart."""
+
+
 @dataclass(frozen=True, slots=True)
 class Destination:
     """The upstream side of a route: ``pool`` is None when nothing serves the target."""
@@ -35,12 +39,13 @@ class Route:
     """One endpoint as one client reaches it, with its counters."""
 
     __slots__ = (
-        "_cells", "_metrics", "_peers", "_reporters", "_tcp", "active", "cluster", "delivers", "endpoint", "head_tail", "http_guard", "path", "pool",
+        "_cells", "_metrics", "_peers", "_pod", "_reporters", "_tcp", "active", "cluster", "delivers", "endpoint", "head_tail", "http_guard", "path", "pool",
         "single", "tcp_guard", "upstream_host", "workload",
     )  # fmt: skip
 
     def __init__(self, metrics: WorkerMetrics, connection: Connection, to: Destination, cluster_id: str) -> None:
         self._metrics = metrics
+        self._pod: str = connection.pod.uid
         self._peers = _peers(connection, to, cluster_id)
         self._reporters = _reporters(connection, to)
         self._cells: dict[tuple[int, str], HttpCell] = {}
@@ -60,14 +65,14 @@ class Route:
         """Return the counters of answers with *status* and response *flags* on this route."""
         found = self._cells.get((status, flags))
         if found is None:
-            found = self._cells[status, flags] = self._metrics.http(self._reporters, labels.http(self._peers, status, flags))
+            found = self._cells[status, flags] = self._metrics.http(self._reporters, labels.http(self._peers, status, flags), self._pod)
         return found
 
     def tcp(self, flags: str = "-") -> TcpCell:
         """Return the counters of TCP connections that ended with *flags*."""
         found = self._tcp.get(flags)
         if found is None:
-            found = self._tcp[flags] = self._metrics.tcp(self._reporters, labels.tcp(self._peers, flags))
+            found = self._tcp[flags] = self._metrics.tcp(self._reporters, labels.tcp(self._peers, flags), self._pod)
         return found
 
 
@@ -84,11 +89,22 @@ def _peers(connection: Connection, to: Destination, cluster_id: str) -> Labels:
     secured = to.path != "proxy-plaintext" and to.workload is not None
     destination = labels.side(to.workload, to.workload.identity if to.workload is not None and secured else None, cluster_id)
     if target.service is None and not target.passthrough:
-        service: Labels = (host_port(target.address, target.port), UNKNOWN, to.workload.namespace if to.workload else UNKNOWN)
+        service: Labels = (_named(connection), UNKNOWN, to.workload.namespace if to.workload else UNKNOWN)
     else:
         service = labels.service(target.service)
     policy: labels.SecurityPolicy = peer.security if secured or connection.direction == "inbound" else "none"
     return labels.peers(source, destination, service, policy)
+
+
+def _named(connection: Connection) -> str:
+    """Return the dialled address and port as a label; of what a pod dials beyond NAMED the port is 0: it may dial as many as it likes."""
+    target, named = connection.target, connection.pod.named
+    dialled = (target.address, target.port)
+    if dialled not in named:
+        if len(named) >= NAMED:
+            return host_port(target.address, 0)
+        named.add(dialled)
+    return host_port(*dialled)
 
 
 def _head_tail(connection: Connection, to: Destination) -> bytes:

@@ -10,7 +10,7 @@ from bisect import bisect_left
 from collections.abc import Iterator, Sized
 from typing import Any, Final
 
-from nodeagent.telemetry.metrics import BUCKETS, REJECTED, SERIES_LIMIT, Labels, Metric
+from nodeagent.telemetry.metrics import BUCKETS, REJECTED, SERIES_LIMIT, SERIES_PER_POD, Labels, Metric
 
 Message = dict[str, Any]
 
@@ -78,33 +78,35 @@ class TcpCell:
 class WorkerMetrics:
     """All cells of one worker."""
 
-    def __init__(self, series_limit: int = SERIES_LIMIT) -> None:
-        self._limit = series_limit
+    def __init__(self, series_limit: int = SERIES_LIMIT, per_pod: int = SERIES_PER_POD) -> None:
+        self._limit, self._per_pod = series_limit, per_pod
+        self._of_pod: dict[str, int] = {}
         self._http: dict[tuple[Labels, Labels], HttpCell] = {}
         self._tcp: dict[tuple[Labels, Labels], TcpCell] = {}
         self._counts: dict[tuple[str, Labels], int] = {}
         self._gauges: dict[tuple[str, Labels], float] = {}
 
-    def http(self, reporters: tuple[str, ...], labels: Labels) -> HttpCell:
+    def http(self, reporters: tuple[str, ...], labels: Labels, pod: str = "") -> HttpCell:
         """Return the cell of *labels* (HTTP_LABELS), the same one for the same arguments: keep it per route and code.
 
-        *reporters* are those for whom the request counts: one that never leaves the node counts as both.
+        *reporters* are those for whom the request counts: one that never leaves the node counts as both. *pod*: the uid of the
+        pod whose traffic it is.
         """
         key = (reporters, labels)
         cell = self._http.get(key)
         if cell is None:
             cell = HttpCell()
-            if self._has_room(self._http):
+            if self._has_room(self._http, pod):
                 self._http[key] = cell
         return cell
 
-    def tcp(self, reporters: tuple[str, ...], labels: Labels) -> TcpCell:
+    def tcp(self, reporters: tuple[str, ...], labels: Labels, pod: str = "") -> TcpCell:
         """Return the cell of *labels* (TCP_LABELS), the same one for the same arguments."""
         key = (reporters, labels)
         cell = self._tcp.get(key)
         if cell is None:
             cell = TcpCell()
-            if self._has_room(self._tcp):
+            if self._has_room(self._tcp, pod):
                 self._tcp[key] = cell
         return cell
 
@@ -117,12 +119,14 @@ class WorkerMetrics:
         """Set a nodeagent_* gauge."""
         self._gauges[metric.name, labels] = value
 
-    def _has_room(self, cells: Sized) -> bool:
-        """Say whether a new cell will be reported; one beyond the bound works, but goes nowhere."""
-        if len(cells) < self._limit:
-            return True
-        self.count(REJECTED, ("series",))
-        return False
+    def _has_room(self, cells: Sized, pod: str) -> bool:
+        """Say whether a new cell of *pod* will be reported; one beyond a bound works, but goes nowhere."""
+        held = self._of_pod.get(pod, 0)
+        if len(cells) >= self._limit or (pod and held >= self._per_pod):
+            self.count(REJECTED, ("series",))
+            return False
+        self._of_pod[pod] = held + 1
+        return True
 
     def delta(self) -> list[Message]:
         """Return what changed since the last call as messages for ``Store.merge``, each small enough for one packet."""

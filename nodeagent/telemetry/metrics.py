@@ -22,6 +22,8 @@ UNKNOWN: Final = "unknown"
 """What Istio says where a value is missing."""
 SERIES_LIMIT: Final = 5_000
 """Bound on HTTP and on TCP series each: what applications make up (status codes) must not fill the daemon's memory."""
+SERIES_PER_POD: Final = 500
+"""Of those that a worker keeps, for the traffic that one pod of the node opens or takes: what a pod makes up costs others none of theirs."""
 
 
 @dataclass(frozen=True, slots=True)

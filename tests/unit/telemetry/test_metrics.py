@@ -248,6 +248,18 @@ def test_the_number_of_cells_is_bounded() -> None:
     assert store.value(metrics.REJECTED, ("series",)) == 12
 
 
+def test_what_one_pod_makes_up_costs_the_others_no_series() -> None:
+    worker, store = WorkerMetrics(series_limit=100, per_pod=10), Store()
+    for code in range(1000):
+        worker.http(("source",), labels.http(PEERS, code, "-"), "hostile").observe(1, 1, 1)
+        worker.tcp(("source",), labels.tcp(PEERS, str(code)), "hostile").opened += 1
+    worker.http(("source",), labels.http(PEERS, 2000, "-"), "other").observe(1, 1, 1)
+    reported(worker, store)
+    assert samples(store, response_code="2000")["istio_requests_total"] == 1
+    assert sum(line.startswith(("istio_requests_total", "istio_tcp_connections_opened")) for line in written(store).splitlines()) == 11
+    assert store.value(metrics.REJECTED, ("series",)) == 1990
+
+
 def test_families_can_be_replaced_and_series_ended() -> None:
     store = Store()
     store.replace(metrics.CERTIFICATE_EXPIRY, {("a",): 1, ("b",): 2})
