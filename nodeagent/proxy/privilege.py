@@ -14,6 +14,14 @@ _PR_SET_PDEATHSIG, _PR_SET_DUMPABLE, _PR_CAPBSET_DROP, _PR_SET_NO_NEW_PRIVS = 1,
 _LAST_CAPABILITY: Final = 63
 
 
+def hide() -> None:
+    """Keep memory, descriptors and dumps of this process from others of its user: pods' keys are in it, and in many a pod something is user 1337.
+
+    What the process reads of itself (/proc/self/fd) stays open to it. Root, with CAP_SYS_PTRACE, sees everything as before.
+    """
+    ctypes.CDLL(None).prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0)
+
+
 def drop(parent: int) -> None:
     """Become Istio's proxy user for good; a no-op for who is not root. *parent* is the pid whose death shall end this process.
 
@@ -31,9 +39,7 @@ def drop(parent: int) -> None:
     except OSError as error:
         raise KernelError(f"a worker cannot become user {USER}: {error.strerror}; does the daemon's container allow CAP_SETUID and CAP_SETGID?") from None
     libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
-    # It holds pods' keys: no other process of the user, as a sidecar's proxy is, reads its memory or its descriptors (ptrace(2)).
-    libc.prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0)
-    # A change of user clears this: the worker must not outlive its supervisor.
-    libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)  # a change of user clears it
+    hide()
     if os.getppid() != parent:
         raise KernelError("the supervisor died while this worker started")

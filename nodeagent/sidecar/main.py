@@ -29,6 +29,7 @@ from nodeagent.identity.tls import contexts
 from nodeagent.mesh.compile import Mesh
 from nodeagent.mesh.entries import Delta
 from nodeagent.policy.model import RequestAuthentication
+from nodeagent.proxy import privilege
 from nodeagent.proxy.accept import Accepted
 from nodeagent.proxy.connection import Direction
 from nodeagent.proxy.external.providers import Providers
@@ -67,6 +68,7 @@ class Settings:
 def main(settings: Settings, pod: Pod, probes: dict[str, AppProbe]) -> int:
     """Run the sidecar of *pod* until SIGTERM; return its exit status. Raises NodeagentError when it cannot start."""
     logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    privilege.hide()
     gc.collect()
     gc.freeze()
     gc.set_threshold(20_000, 20, 50)

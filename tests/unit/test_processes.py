@@ -14,6 +14,53 @@ def run(script: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run([sys.executable, "-c", textwrap.dedent(script)], cwd=ROOT, capture_output=True, text=True, timeout=30, check=False)
 
 
+def test_no_other_process_of_its_user_reads_a_worker() -> None:
+    """Pods' keys are in its memory, its sockets are theirs; it itself goes on loading certificates through /proc/self/fd."""
+    done = run(
+        """
+        import os, ssl, tempfile
+        from pathlib import Path
+        from nodeagent.identity.ca import CertificateAuthority
+        from nodeagent.identity.tls import server_context
+        from nodeagent.mesh.entries import SpiffeId
+        from nodeagent.proxy import privilege
+
+        certificate = CertificateAuthority.open_or_create(Path(tempfile.mkdtemp()) / "ca", "d").issue(SpiffeId("spiffe://d/ns/n/sa/a"), 60)
+        dropped, told = os.pipe()
+        stay, go = os.pipe()
+        parent = os.getpid()
+        worker = os.fork()
+        if worker == 0:
+            privilege.drop(parent)
+            server_context(certificate)
+            os.write(told, b"x")
+            os.read(stay, 1)
+            os._exit(0)
+        assert os.read(dropped, 1) == b"x"
+        reader = os.fork()
+        if reader == 0:
+            os.setgroups([])
+            os.setresgid(1337, 1337, 1337)
+            os.setresuid(1337, 1337, 1337)
+            for what in ("mem", "environ", "maps"):
+                try:
+                    open(f"/proc/{worker}/{what}", "rb").read(1)
+                    print("reads", what)
+                except PermissionError:
+                    pass
+            try:
+                print("sees", os.listdir(f"/proc/{worker}/fd"))
+            except PermissionError:
+                print("sees nothing")
+            os._exit(0)
+        os.waitpid(reader, 0)
+        os.write(go, b"x")
+        assert os.waitpid(worker, 0)[1] == 0
+        """
+    )
+    assert (done.returncode, done.stdout) == (0, "sees nothing\n"), done
+
+
 def test_a_worker_that_cannot_give_up_its_privileges_ends() -> None:
     """It has listeners at hand by then: one that went on would carry pods' bytes as root."""
     done = run(
