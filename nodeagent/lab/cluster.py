@@ -173,7 +173,8 @@ class Lab(View):
             if kind not in (*security.KINDS, "NetworkPolicy") or not path.exists():
                 raise LabError(f"{kind} {namespace}/{name}: there is no such policy")
             path.unlink()
-            self._sync(None)  # the nodes' rules follow
+            if kind not in security.KINDS:
+                self._sync(None)  # the nodes' rules follow
 
     def wait_ready(self, seconds: float = 30.0) -> None:
         """Wait until every pod is ready (and, with agents, enrolled); raises LabError that says which is not, and why."""
