@@ -18,6 +18,7 @@ from nodeagent.proxy.http1.answers import refusal
 from nodeagent.proxy.http1.exchange import CHUNKED_BODY, NO_BODY, Exchange, without
 from nodeagent.proxy.http1.framing import Ambiguous, request_framing, valid_target
 from nodeagent.proxy.http1.headers import classify
+from nodeagent.proxy.http1.turns import PORTION_BYTES, Turns
 from nodeagent.proxy.tcp import reset
 
 if TYPE_CHECKING:
@@ -57,6 +58,8 @@ class HttpDownstream:
         self.swept = 0
         self._head_bytes = 0
         self._full = False
+        self.turns = Turns(self)
+        self._stepping = self._step_again = False
         self.paused: set[str] = set()
         self._trailers: list[bytes] = []
         self._behind = b""
@@ -73,6 +76,14 @@ class HttpDownstream:
         if self.closing:
             return
         self.touched = self.pipeline.now
+        turns = self.turns
+        if len(data) <= PORTION_BYTES and not turns.late:
+            self.parse(data)
+        else:
+            turns.come(data)
+
+    def parse(self, data: bytes) -> None:
+        """Parse the next portion of what came."""
         self._head_bytes += len(data)
         try:
             self.parser.feed_data(data)
@@ -169,6 +180,7 @@ class HttpDownstream:
         elif len(lines) > self.count_limit or (self._head_bytes > self.header_limit and sum(map(len, lines)) > self.header_limit):
             self._refused = HEADERS_TOO_LARGE
         self._head_bytes = 0
+        self.turns.begun += 1
         if seen & field.NOTED:
             exchange.user_agent, exchange.forwarded_for = self._user_agent, self._forwarded_for
             exchange.client_cert = seen & field.CLIENT_CERT != 0
@@ -270,6 +282,7 @@ class HttpDownstream:
 
     def _hold_upgrade(self, rest: bytes) -> None:
         """The client asked for another protocol: what it sends next waits for the answer."""
+        rest, self.turns.late = rest + self.turns.late, b""
         if self._behind:
             self._read_behind(rest)
             return
@@ -305,7 +318,10 @@ class HttpDownstream:
         if why in self.paused:
             self.paused.discard(why)
             if not self.paused and not self.transport.is_closing():
-                self.transport.resume_reading()
+                if self.turns.late and not self.closing:
+                    self.turns.go_on()
+                else:
+                    self.transport.resume_reading()
 
     # -- answers --
 
@@ -323,6 +339,19 @@ class HttpDownstream:
             self._linger()
 
     def _next(self) -> None:
+        """Go on to the next request; one that is refused at once is answered in the same loop, not in a call within the call."""
+        self._step_again = True
+        if self._stepping:
+            return
+        self._stepping = True
+        try:
+            while self._step_again:
+                self._step_again = False
+                self._step()
+        finally:
+            self._stepping = False
+
+    def _step(self) -> None:
         exchange, self.current = self.current, None
         if exchange is None or not exchange.keep_alive or (self.closing and not self.queue):
             self.close()
@@ -342,7 +371,8 @@ class HttpDownstream:
         if self._refused is not None and not self.queue:
             self.refuse(following, self._refused)
             return
-        self.resume_reading("pipelining")
+        if len(self.queue) < QUEUED_REQUESTS:
+            self.resume_reading("pipelining")
         self._begin(following)
 
     def _declined(self, exchange: Exchange) -> None:
