@@ -105,7 +105,7 @@ static inline int decide(struct bpf_sock_addr *ctx, u64 netns, u64 cookie, struc
   struct pod *pod = pods.lookup(&netns);
   if (!pod)
     return unknown(node);
-  int way = kernel_path(pod, to);
+  int way = kernel_path_kept(node) ? kernel_path(pod, to) : REDIRECT;
   if (way == REFUSE)
     return REFUSE;
   if (way == REDIRECT) {

@@ -85,15 +85,15 @@ static inline int inbound(struct bpf_sk_lookup *ctx, const struct address *local
     return SK_DROP;
   }
   struct flow_key flow = {.source = *remote, .destination = *local, .source_port = bpf_ntohs(ctx->remote_port), .destination_port = ctx->local_port};
-  u32 judgement = attested(pod, &flow);
+  u32 zero = 0;
+  struct settings *node = settings.lookup(&zero);
+  u32 judgement = node && kernel_path_kept(node) ? attested(pod, &flow) : UNDECIDED;
   if (judgement != UNDECIDED)
     return judgement == ALLOWED ? SK_PASS : SK_DROP;
   if (deliveries.lookup(&flow)) {
     count(INBOUND_DELIVERED);
     return SK_PASS;
   }
-  u32 zero = 0;
-  struct settings *node = settings.lookup(&zero);
   if (!node || !daemon_alive(node))
     return dead(ctx, pod, netns, &flow);
   return assign(ctx, pod, netns, family, &flow);

@@ -116,13 +116,20 @@ static inline void count_refusal(u32 source, u32 destination, u32 port, u32 serv
   total->refused_at = bpf_ktime_get_ns();
 }
 
-/* The supervisor beats several times within the timeout; 0 says that it stopped on purpose. Signed, because a beat from another
- * CPU may be a moment ahead of this one's clock. */
-static inline bool daemon_alive(const struct settings *node) {
-  u32 zero = 0;
-  u64 *slot = heartbeat.lookup(&zero);
+/* Beats come several times within the timeout. Signed, because a beat from another CPU may be a moment ahead of this one's clock. */
+static inline bool beats(u32 pulse, u64 timeout_ns) {
+  u64 *slot = heartbeat.lookup(&pulse);
   u64 beat = slot ? *slot : 0;
-  return beat && (s64)(bpf_ktime_get_ns() - beat) < (s64)node->heartbeat_timeout_ns;
+  return beat && (s64)(bpf_ktime_get_ns() - beat) < (s64)timeout_ns;
+}
+
+static inline bool daemon_alive(const struct settings *node) {
+  return beats(PULSE_DAEMON, node->heartbeat_timeout_ns);
+}
+
+/* Nobody tells the kernel that a pod is gone and its address another's: what control has not confirmed for so long is not used. */
+static inline bool kernel_path_kept(const struct settings *node) {
+  return beats(PULSE_KERNEL_PATH, node->kernel_path_timeout_ns);
 }
 
 #endif

@@ -21,7 +21,12 @@ struct settings {
   __u32 deny_unknown; /* 1: what lives below the captured cgroup and is not enrolled may not connect */
   __u16 outbound_port;
   __u16 inbound_port;
+  __u64 kernel_path_timeout_ns;
 };
+
+/* heartbeat: enum pulse -> monotonic ns of the last beat. PULSE_DAEMON: connections are carried; 0: it stopped on purpose.
+ * PULSE_KERNEL_PATH: the kernel path's maps are as the cluster is. */
+enum pulse { PULSE_DAEMON, PULSE_KERNEL_PATH };
 
 /* What is refused rather than let pass where no proxy looks at it. REFUSE_DEAD: while the daemon is dead or late.
  * REFUSE_UNREDIRECTED: what cannot be redirected though the daemon lives. PROBED: the node's own processes are let in all the same. */

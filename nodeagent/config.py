@@ -48,12 +48,20 @@ class Redirect(Section):
     enroll: bool = True
     """False: no pod is captured; the agent only gives certificates to pods that ask, as where all still have classic sidecars."""
     heartbeat_timeout_seconds: float = Field(2.0, ge=0.2, le=60)
+    kernel_path_timeout_seconds: float = Field(60.0, ge=1, le=86400)
+    """How long verdicts and endpoints in the kernel are used that no daemon confirms; longer than the heartbeat's."""
     when_dead: Literal["policy", "pass", "refuse"] = "policy"
     """What happens to a pod's connections while no daemon looks at them: refused where a policy protects the pod, all passed, or all refused."""
     check_interval_seconds: float = Field(5.0, ge=0.1, le=3600)
     bypass: Literal["proven", "asked"] = "proven"
     """Of pods with ``nodeagent.io/bypass`` sockets are joined past TCP where this kernel lets no application tell; or all of them, on their author's word."""
     maps: MapSizes = MapSizes()  # type: ignore[call-arg]
+
+    @model_validator(mode="after")
+    def _outlives_a_beat(self) -> Self:
+        if self.kernel_path_timeout_seconds <= self.heartbeat_timeout_seconds:
+            raise ValueError("kernelPathTimeoutSeconds must be longer than heartbeatTimeoutSeconds")
+        return self
 
 
 class Limits(Section):

@@ -33,6 +33,7 @@ from nodeagent.mesh.kernel_path import Settings
 from nodeagent.mesh.local import LocalPod
 from nodeagent.parts import Parts
 from nodeagent.policy.model import Jwks, RequestAuthentication
+from nodeagent.redirect import heartbeat
 from nodeagent.redirect.plane import DataPlane
 from nodeagent.redirect.pod import ListenerId, open_sockets
 from nodeagent.resources.source import AnyChange, DirectorySource
@@ -129,6 +130,7 @@ class Control:
         self.supervisor.send({"op": "heart", "timeout": config.redirect.heartbeat_timeout_seconds}, [self.plane.heartbeat_fd])
         self.parts.start("the reader of the source", self._watch)
         self.parts.start("what ends earlier workers", self._retire_orphans)
+        self.parts.start("what confirms the kernel path", self._confirm)
         self.parts.start("the check of the pods", self._check)
         self.parts.start("the loading of the HTTP counters", self._finish_loading)
         self.parts.start("what serves the pods' sockets", lambda: self.pod_sockets.run(config.redirect.check_interval_seconds))
@@ -324,6 +326,14 @@ class Control:
         except KernelError as error:
             log.error("HTTP is not counted on the kernel path: %s", error)
         self._update_kernel_paths()
+
+    async def _confirm(self) -> None:
+        """Have the kernel use what it decides alone for as long as this control keeps that up to date."""
+        assert self.plane is not None
+        while True:
+            if not self._kernel_behind:
+                self.plane.kernel.confirm()
+            await asyncio.sleep(self.config.redirect.kernel_path_timeout_seconds / heartbeat.PER_TIMEOUT)
 
     async def _check(self) -> None:
         while True:

@@ -1,4 +1,4 @@
-"""The heartbeat map: what tells the kernel's programs whether the daemon lives (bpf/maps.h: daemon_alive)."""
+"""The heartbeat map: what tells the kernel's programs whether the daemon lives, and whether the kernel path is kept up to date (bpf/maps.h: beats)."""
 
 from __future__ import annotations
 
@@ -6,18 +6,17 @@ import struct
 import time
 from typing import Final
 
-from nodeagent.redirect import syscall
+from nodeagent.redirect import layout, syscall
 
 PER_TIMEOUT: Final = 5
-"""Beats within ``redirect.heartbeatTimeoutSeconds``."""
-_KEY: Final = struct.pack("=I", 0)
+"""Beats within a timeout."""
 
 
-def beat(descriptor: int) -> None:
-    """Say, in the map open as *descriptor*, that the daemon lives. Raises OSError."""
-    syscall.map_update(descriptor, _KEY, struct.pack("=Q", time.clock_gettime_ns(time.CLOCK_MONOTONIC)))
+def beat(descriptor: int, pulse: int = layout.PULSE_DAEMON) -> None:
+    """Say, in the map open as *descriptor*, that what *pulse* (enum pulse) stands for lives. Raises OSError."""
+    syscall.map_update(descriptor, struct.pack("=I", pulse), struct.pack("=Q", time.clock_gettime_ns(time.CLOCK_MONOTONIC)))
 
 
 def end(descriptor: int) -> None:
     """Say that the daemon stops: from now on each pod's protection says what is refused. Raises OSError."""
-    syscall.map_update(descriptor, _KEY, struct.pack("=Q", 0))
+    syscall.map_update(descriptor, struct.pack("=I", layout.PULSE_DAEMON), struct.pack("=Q", 0))

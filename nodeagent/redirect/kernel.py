@@ -17,7 +17,7 @@ from typing import Final, TypeVar
 from nodeagent.errors import KernelError
 from nodeagent.mesh.entries import PodUid
 from nodeagent.mesh.kernel_path import KernelDestination, KernelService, Plan, Verdict, Where
-from nodeagent.redirect import layout
+from nodeagent.redirect import heartbeat, layout
 from nodeagent.redirect.kernel_record import Pair, Record, Refusals, Total, carried
 from nodeagent.redirect.layout import pack_address, unpack_address
 from nodeagent.redirect.maps import Map
@@ -142,8 +142,15 @@ class KernelPath:
 
     # -- from plan to plan --
 
+    def confirm(self) -> None:
+        """Say that the maps are as the cluster is; to be called several times within redirect.kernelPathTimeoutSeconds. Raises OSError."""
+        heartbeat.beat(self._maps["heartbeat"].fd, layout.PULSE_KERNEL_PATH)
+
     def sync(self, plan: Plan, numbers: Mapping[PodUid, int]) -> None:
-        """Bring the maps to *plan*; *numbers* are those of the captured pods. Raises OSError; a map that is full only goes to ``left_out``."""
+        """Bring the maps to *plan*, and confirm them; *numbers* are those of the captured pods.
+
+        Raises OSError; a map that is full only goes to ``left_out``.
+        """
         self._note_refusals()
         self.record.keep(numbers.values())
         self.left_out.clear()
@@ -161,6 +168,7 @@ class KernelPath:
         for where, service in plan.services.items():
             self._attempt(where, partial(self._balance, where, service), partial(self._unbalance, where))
         self._sweep()
+        self.confirm()
 
     def withdraw(self, number: int, addresses: Collection[str] | None = None) -> None:
         """Take a pod off the kernel path at once, or only these *addresses*, which are its no longer. Raises OSError."""

@@ -27,7 +27,13 @@ class Settings(ctypes.Structure):
         ("deny_unknown", _u32),
         ("outbound_port", _u16),
         ("inbound_port", _u16),
+        ("kernel_path_timeout_ns", _u64),
     ]
+
+
+PULSE_DAEMON: Final = 0
+PULSE_KERNEL_PATH: Final = 1
+"""enum pulse."""
 
 
 REFUSE_DEAD: Final = 1

@@ -134,6 +134,7 @@ def _settings(request: Request, cgroup: Path | None) -> bytes:
         deny_unknown=redirect.unknown_pods == "deny",
         outbound_port=request.outbound_port,
         inbound_port=request.inbound_port,
+        kernel_path_timeout_ns=int(redirect.kernel_path_timeout_seconds * 1e9),
     )
     return bytes(values)
 

@@ -53,7 +53,7 @@ def specifications(sizes: MapSizes) -> tuple[MapSpec, ...]:
     address, endpoint, original = layout.ADDRESS_BYTES, size(layout.Endpoint), size(layout.Original)
     return (
         MapSpec("settings", _ARRAY, 4, size(layout.Settings), 1),
-        MapSpec("heartbeat", _ARRAY, 4, 8, 1),
+        MapSpec("heartbeat", _ARRAY, 4, 8, 2),
         MapSpec("counters", _PERCPU_ARRAY, 4, 8, len(layout.COUNTERS)),
         MapSpec("pods", _HASH, _COOKIE, size(layout.Pod), sizes.pods, _NO_PREALLOC, pods),
         MapSpec("addresses", _HASH, address, _COOKIE, sizes.pods * _ADDRESSES_A_POD, _NO_PREALLOC, pods),

@@ -28,7 +28,12 @@ class Node:
     def __init__(self, stage: Stage, **settings: Any) -> None:
         self.stage = stage
         self.pin_directory = Path(f"/sys/fs/bpf/nodeagent-test-{os.getpid()}-{next(_numbers)}")
-        self.settings = {"heartbeatTimeoutSeconds": 60, "bypass": "asked", **settings}  # a test beats once, and the machine may be busy
+        self.settings = {
+            "heartbeatTimeoutSeconds": 60,
+            "kernelPathTimeoutSeconds": 90,
+            "bypass": "asked",
+            **settings,
+        }  # a test beats once, and the machine may be busy
         try:
             self.plane = self.load()
         except BaseException:

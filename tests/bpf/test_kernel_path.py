@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import socket
+import struct
 import time
 from collections.abc import Callable, Iterator
 from multiprocessing.connection import Connection
@@ -14,7 +15,7 @@ import pytest
 
 from nodeagent.mesh.entries import PodUid
 from nodeagent.mesh.kernel_path import ALLOWED, KernelDestination, KernelService, Plan, Verdict
-from nodeagent.redirect import layout, netns
+from nodeagent.redirect import layout, netns, syscall
 from nodeagent.redirect.kernel_record import Pair, Total
 from tests.apps.forged import syn
 from tests.bpf.conftest import Node
@@ -161,6 +162,44 @@ def test_without_a_verdict_the_proxy_decides(path: Path, counted: Counted, kind:
         connection.sendall(b"proxy")
         assert child.receive().data == b"proxy"
     assert counted() == {"outbound_captured": 1}
+
+
+@pytest.mark.parametrize("lives", [True, False])
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_nobody_confirms_is_not_used_for_ever(path: Path, counted: Counted, kind: str, lives: bool) -> None:
+    """Input: the kernel path's last confirmation is older than its timeout. Verdict: connections go to the proxy, and without a daemon the way of
+    each pod's protection, at the client's end and at the server's."""
+    node = path.node
+    path.serve(kind, 8303)
+    path.put(None, 8303, vip=83)
+    assert path.dial(kind, 8303).data.startswith(b"app ")
+    if not lives:
+        node.plane.stop_beating()
+    assert node.stage.run(path.a, dial, _vip(kind), 83).data.startswith(b"app ")  # a daemon that has just gone is not missed yet
+    _age(node, seconds=91)
+    if lives:
+        child = node.stage.start(path.a, dial, _vip(kind), 83)
+        with accept(path.client.fds["outbound", _family(kind), 0]) as connection:
+            connection.sendall(b"proxy")
+            assert child.receive().data == b"proxy"
+        assert counted() == {"outbound_kernel": 2, "inbound_kernel": 2, "outbound_captured": 1}
+        return
+    with pytest.raises(PermissionError):
+        path.dial(kind, 8303)
+    node.enroll(path.a, A)
+    with pytest.raises(ConnectionRefusedError):
+        path.dial(kind, 8303)
+    node.enroll(path.b, B)
+    assert path.dial(kind, 8303).data.startswith(b"app ")
+    assert counted() == {
+        "outbound_kernel": 2, "inbound_kernel": 2, "outbound_dead_refused": 1, "inbound_dead_refused": 1, "outbound_dead_passed": 2, "inbound_dead_passed": 1,
+    }  # fmt: skip
+
+
+def _age(node: Node, seconds: float) -> None:
+    """Let the kernel path's last confirmation be *seconds* old."""
+    then = time.clock_gettime_ns(time.CLOCK_MONOTONIC) - int(seconds * 1e9)
+    syscall.map_update(node.plane._maps["heartbeat"].fd, struct.pack("=I", layout.PULSE_KERNEL_PATH), struct.pack("=Q", then))
 
 
 def _exchange(pipe: Connection, address: str, port: int, first: str) -> tuple[int, int]:
