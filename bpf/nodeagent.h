@@ -2,7 +2,9 @@
  * (tests/bpf/test_layout.py compares the two). Plain C and UAPI types only, so that any C compiler can read it.
  *
  * Addresses are always 16 bytes in network order; IPv4 is v4-mapped (::ffff:a.b.c.d), so there is one path for both.
- * Ports are in host order. Padding is named and zero, because these structs are hashed byte for byte.
+ * Ports are in host order. What is kept in maps outlives the daemon, and its successor may be of another version: such a
+ * struct grows only at its end, where zero means what it was before (nodeagent/redirect/maps.py: Succession).
+ * Padding is named and zero, because these structs are hashed byte for byte.
  */
 #ifndef NODEAGENT_H
 #define NODEAGENT_H

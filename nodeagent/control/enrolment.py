@@ -149,11 +149,9 @@ class Enrolment:
 
     def _judge(self, uid: PodUid, member: Member, wrong: list[str]) -> None:
         """Say how a captured pod is, with what is *wrong*; other nodes hear of it when it can take mTLS."""
-        before, missing = member.state, self._certificate_faults(member.pod.identity)
+        missing = self._certificate_faults(member.pod.identity)
         member.state = "faulty" if wrong else "pending" if missing else "enrolled"
         member.faults = [*wrong, *missing]
-        if missing and before != member.state:
-            log.warning("pod %s/%s has no certificate, and no mTLS: %s", member.pod.namespace, member.pod.pod, missing[0])
         if not missing and not member.published:
             self._publish(uid, member)
 

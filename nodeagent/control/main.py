@@ -93,7 +93,7 @@ class Control:
         self.kernel_paths: KernelPaths
         self.key_sets = KeySets(lambda found: self.workers.apply(Delta((found,))))
         self._admin: Admin | None = None
-        self._listed = self._kernel_behind = False
+        self._listed, self._kernel_behind = False, True
 
     # -- life --
 

@@ -207,7 +207,7 @@ class Certificates:
         pause = min(FIRST_PAUSE * 2 ** min(failures - 1, 16), LONGEST_PAUSE) * self._uniform(0.8, 1.0)
         self._wanted[identity] = replace(wanted, due=now + pause, failures=failures, error=error)
         if wanted.held is None:
-            state = "no pod with it is captured"
+            state = "its pods have no mTLS"
         else:
             left = wanted.held.certificate.not_after - now
             state = f"the one held is good for {left:.0f} s" if left > 0 else "the one held has ended"

@@ -11,10 +11,8 @@ gets them from ``bypass_leave`` in bpf/bypass.c.
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Final, Literal
 
 from nodeagent.errors import KernelError
@@ -56,18 +54,12 @@ class Joining:
     """In words; empty: they are joined."""
 
 
-def install(maps: Mapping[str, Map], programs: Mapping[str, int], cgroup: hooks.Target, links: Path, joined: bool) -> None:
-    """Give the sockhash its program; sockets that are in it keep theirs. Where sockets are *joined*, refuse them kTLS. For the loader. Raises KernelError."""
-    hook = hooks.BYPASS_MESSAGE
+def attach(sockets: Map, program: int) -> None:
+    """Give the sockhash its *program*; sockets that are in it keep theirs. Raises KernelError."""
     try:
-        syscall.program_attach(programs[hook.name], maps["bypass_sockets"].fd, hook.attach_type)
+        syscall.program_attach(program, sockets.fd, hooks.BYPASS_MESSAGE.attach_type)
     except OSError as error:
-        raise KernelError(f"{hook.name} cannot be attached to the map bypass_sockets: {error.strerror}") from None
-    link = links / hooks.SETSOCKOPT.name
-    if joined:
-        os.close(hooks.ensure(link, hooks.SETSOCKOPT, cgroup, programs[hooks.SETSOCKOPT.name]))
-    else:
-        hooks.remove(link)
+        raise KernelError(f"{hooks.BYPASS_MESSAGE.name} cannot be attached to the map {sockets.spec.name}: {error.strerror}") from None
 
 
 def joining(setting: Literal["proven", "asked"]) -> Joining:

@@ -2,18 +2,23 @@
 
 The only importer of bcc, which maps 110 MB of LLVM into its process. Safe to run again at any time: pinned maps stay as
 they are, and running programs are replaced link by link, in one step each, while traffic flows.
+
+Maps that change their shape (a size in agent.yaml, a struct of another version) are made anew beside the pinned ones, and
+everything is compiled, loaded and filled before the first link is touched. What fails until the last is swapped takes all back:
+what was in force stays in force, and pins change at the end.
 """
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import os
 import platform
 import struct
 import sys
 import sysconfig
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final
 
@@ -35,6 +40,10 @@ class Request(BaseModel):
     outbound_port: int
     inbound_port: int
     joining: bypass.Joining = bypass.Joining()
+
+
+_OWN: Final = "sockops-own"
+"""The link by which sockops runs for the daemon's own cgroup, where that is not below the captured one."""
 
 
 def source_directory() -> Path:
@@ -166,47 +175,80 @@ def run(request: Request) -> None:
     pinned = pins.Pins(redirect.pin_directory)
     pinned.make()
     with _exclusive(pinned.maps):  # the folder itself is the daemon's to lock
-        opened = maps.adopt_all(pinned.maps, redirect.maps)
         below = request.agent_cgroup or own_cgroup(redirect.cgroup)
-        opened["settings"].put(struct.pack("=I", 0), _settings(request, below))
-        programs = compile_programs(pinned.maps, request.joining)
-        loaded = _load(programs, pinned, (hook for hook in hooks.HOOKS if hook is not hooks.HTTP_EGRESS))
-        for link in pinned.links.glob("lookup-*"):
-            _replace(link, loaded[hooks.LOOKUP.name])
-        bypass.install(opened, loaded, cgroup, pinned.links, not request.joining.refusal)
-        for hook in hooks.CGROUP_HOOKS:
-            hooks.ensure(pinned.links / hook.name, hook, cgroup, loaded[hook.name])
-        hooks.ensure(pinned.links / hooks.NODE_SOCKOPS.name, hooks.NODE_SOCKOPS, open_cgroup(root_of(redirect.cgroup)), loaded[hooks.NODE_SOCKOPS.name])
-        _follow_own(pinned, cgroup_beside(redirect.cgroup) if below is None else None, loaded[hooks.SOCKOPS.name])
+        settings = _settings(request, below)
+        beside = cgroup_beside(redirect.cgroup) if below is None else None
+        with pinned.successor() as successor:
+            succession = maps.succeed(pinned.maps, successor.maps, redirect.maps)
+            programs = compile_programs(successor.maps, request.joining)
+            loaded = _load(programs, successor, (hook for hook in hooks.HOOKS if hook is not hooks.HTTP_EGRESS))
+            succession.carry()
+            with contextlib.ExitStack() as undo:
+                swap = _Swap(pinned, loaded, undo)
+                swap.pods()
+                swap.messages(succession.maps["bypass_sockets"])
+                if not request.joining.refusal:
+                    swap.cgroup(hooks.SETSOCKOPT, cgroup)
+                for hook in hooks.CGROUP_HOOKS:
+                    swap.cgroup(hook, cgroup)
+                swap.cgroup(hooks.NODE_SOCKOPS, open_cgroup(root_of(redirect.cgroup)))
+                if beside is not None:  # the daemon's own sockets are ends of proxied connections
+                    swap.cgroup(hooks.SOCKOPS, open_cgroup(beside), name=_OWN)
+                succession.maps["settings"].put(struct.pack("=I", 0), settings)  # programs of both versions read them: not before the last step
+                undo.pop_all()
+            pinned.take(successor)
+        for name, wanted in ((_OWN, beside is not None), (hooks.SETSOCKOPT.name, not request.joining.refusal)):
+            if not wanted:
+                hooks.remove(pinned.links / name)
         sys.stdout.buffer.write(ATTACHED)
         sys.stdout.flush()
-        http_metrics.install(opened, _load(programs, pinned, (hooks.HTTP_EGRESS,)), pinned.links)
+        http_metrics.install(succession.maps, _load(programs, pinned, (hooks.HTTP_EGRESS,)), pinned.links)
 
 
-def _follow_own(pinned: pins.Pins, beside: Path | None, sockops: int) -> None:
-    """Run sockops for the daemon's own sockets too, which are ends of proxied connections, where its cgroup is not below the captured one."""
-    link = pinned.links / "sockops-own"
-    if beside is None:
-        hooks.remove(link)
-    else:
-        hooks.ensure(link, hooks.SOCKOPS, open_cgroup(beside), sockops)
+class _Swap:
+    """Puts the programs *loaded* in the place of those that are pinned, step by step; *undo* takes every step back."""
 
+    def __init__(self, pinned: pins.Pins, loaded: Mapping[str, int], undo: contextlib.ExitStack) -> None:
+        self._links, self._loaded, self._undo = pinned.links, loaded, undo.callback
+        self._before = {path.name: syscall.get(path) for path in pinned.programs.iterdir()}
 
-def _replace(path: Path, program: int) -> None:
-    """Give a pod's link the new program; remove the link when its network namespace is gone (ENOLINK)."""
-    link = syscall.get(path)
-    try:
-        syscall.link_update(link, program)
-    except OSError:
-        path.unlink()
-    finally:
-        os.close(link)
+    def pods(self) -> None:
+        """Give each pod's link the new program; remove the links whose network namespace is gone."""
+        name = hooks.LOOKUP.name
+        for path in self._links.glob("lookup-*"):
+            link = syscall.get(path)
+            self._undo(os.close, link)
+            try:
+                syscall.link_update(link, self._loaded[name])
+            except OSError as error:
+                if error.errno != errno.ENOLINK:
+                    raise KernelError(f"the link {path.name} does not take its new program: {error.strerror}") from None
+                path.unlink()
+            else:
+                self._undo(syscall.link_update, link, self._before[name])
+
+    def messages(self, sockets: maps.Map) -> None:
+        """Give the sockhash its program; sockets that are in it keep theirs."""
+        name = hooks.BYPASS_MESSAGE.name
+        if name in self._before:
+            self._undo(bypass.attach, sockets, self._before[name])
+        bypass.attach(sockets, self._loaded[name])
+
+    def cgroup(self, hook: hooks.Hook, target: hooks.Target, name: str = "") -> None:
+        """Attach *hook* to *target*, pinned as *name*."""
+        path, before = self._links / (name or hook.name), self._before.get(hook.name)
+        there = path.exists()
+        os.close(hooks.ensure(path, hook, target, self._loaded[hook.name]))
+        if there and before is not None:
+            self._undo(lambda: os.close(hooks.ensure(path, hook, target, before)))
+        else:
+            self._undo(hooks.remove, path)
 
 
 def main() -> int:
     try:
         run(Request.model_validate_json(sys.stdin.read()))
-    except NodeagentError as error:
+    except (NodeagentError, OSError) as error:
         print(f"loader: {error}", file=sys.stderr)
         return 1
     return 0

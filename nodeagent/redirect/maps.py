@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import ctypes
 import errno
-import os
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -146,33 +145,59 @@ def open_all(directory: Path, sizes: MapSizes) -> dict[str, Map]:
     return maps
 
 
-def adopt_all(directory: Path, sizes: MapSizes) -> dict[str, Map]:
-    """Open every map that is pinned already in the right shape, and make the others. Raises KernelError."""
-    return {spec.name: _adopt(directory / spec.name, spec) for spec in specifications(sizes)}
+@dataclass(frozen=True, slots=True)
+class Succession:
+    """All maps by name, and the descriptors of the pinned ones in another shape whose place new, still empty ones take."""
+
+    maps: dict[str, Map]
+    replaced: dict[str, int]
+
+    def carry(self) -> None:
+        """Fill the new maps from those that they replace.
+
+        A struct grows only at its end, and zeros there mean what its absence meant (bpf/nodeagent.h). What protects pods must come over
+        whole; of the rest, what does not fit is left behind. Sockets and counts are not carried. Raises KernelError.
+        """
+        for name in (*_PROTECTING, *_CARRIED):
+            if name in self.replaced:
+                _carry(self.replaced[name], self.maps[name], whole=name in _PROTECTING)
 
 
-def _adopt(path: Path, spec: MapSpec) -> Map:
-    old: int | None
+_PROTECTING: Final = ("pods", "addresses", "exclusions", "port_modes")
+_CARRIED: Final = (
+    *("settings", "heartbeat", "destinations", "verdicts", "services", "backends"),
+    *("kernel_flows", "closed_flows", "flow_totals", "by_cookie", "by_source", "deliveries", "clients"),
+)
+
+
+def succeed(directory: Path, successors: Path, sizes: MapSizes) -> Succession:
+    """Pin every map in the right shape in *successors*: those of *directory* which have it, and new ones for the others. Raises KernelError."""
+    maps: dict[str, Map] = {}
+    replaced: dict[str, int] = {}
+    for spec in specifications(sizes):
+        pinned = _pinned(directory / spec.name)
+        fits = pinned is not None and _shape(pinned) == (spec.kind, spec.key_size, spec.value_size, spec.entries, spec.flags)
+        maps[spec.name] = Map(spec, pinned) if pinned is not None and fits else _make(spec)
+        if pinned is not None and not fits:
+            replaced[spec.name] = pinned
+        syscall.pin(maps[spec.name].fd, successors / spec.name)
+    return Succession(maps, replaced)
+
+
+def _pinned(path: Path) -> int | None:
     try:
-        old = syscall.get(path)
+        return syscall.get(path)
     except FileNotFoundError:
-        old = None
-    if old is not None and _shape(old) == (spec.kind, spec.key_size, spec.value_size, spec.entries, spec.flags):
-        return Map(spec, old)
+        return None
+
+
+def _make(spec: MapSpec) -> Map:
     try:
-        new = Map(spec, syscall.map_create(spec.kind, spec.name, spec.key_size, spec.value_size, spec.entries, spec.flags))
+        return Map(spec, syscall.map_create(spec.kind, spec.name, spec.key_size, spec.value_size, spec.entries, spec.flags))
     except OSError as error:
         raise KernelError(
             f"the BPF map {spec.name} ({spec.entries} entries) cannot be made: {error.strerror}; `nodeagent check` says what the kernel lacks"
         ) from None
-    if old is not None:
-        _move(old, new)
-        os.close(old)
-    fresh = path.with_name(f"new-{path.name}")
-    fresh.unlink(missing_ok=True)
-    syscall.pin(new.fd, fresh)
-    fresh.rename(path)
-    return new
 
 
 def _shape(fd: int) -> tuple[int, ...]:
@@ -181,17 +206,20 @@ def _shape(fd: int) -> tuple[int, ...]:
     return (kind, *rest)
 
 
-def _move(old: int, new: Map) -> None:
-    """Carry the entries of live connections over to a map of another size; what does not fit is left behind.
-
-    Pods are not carried: the daemon enrolls them again. Nor are maps whose layout has changed.
-    """
+def _carry(old: int, new: Map, *, whole: bool) -> None:
     spec = new.spec
     kind, key_size, value_size, *_ = _shape(old)
-    if spec.name not in _OF_CONNECTIONS or (kind, key_size, value_size) != (spec.kind, spec.key_size, spec.value_size):
+    if (kind, key_size) != (spec.kind, spec.key_size) or value_size > spec.value_size:
+        if whole:
+            raise KernelError(
+                f"the pinned BPF map {spec.name} is of a version that this one cannot take over: run that version, whose protection stays in force, "
+                "or `nodeagent uninstall` first, which ends the capture of all pods"
+            )
         return
     for key, value in syscall.map_items(old, key_size, value_size):
         try:
-            new.put(key, value)
+            new.put(key, value.ljust(spec.value_size, b"\0"))
         except KernelError:
+            if whole:
+                raise
             return

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -47,6 +49,30 @@ class Pins:
         except OSError as error:
             raise KernelError(f"{error.filename}: cannot be made: {error.strerror}") from None
 
+    @contextmanager
+    def successor(self) -> Iterator[Pins]:
+        """Yield a folder for what shall take the place of what is pinned; what is left in it, also by a loader that was killed, is removed.
+
+        Raises KernelError.
+        """
+        beside = Pins(self.directory / "next")
+        cleanup(beside.directory)
+        beside.make()
+        try:
+            yield beside
+        finally:
+            cleanup(beside.directory)
+
+    def take(self, successor: Pins) -> None:
+        """Have the maps and programs of *successor* in place of those that are pinned, and no others. Raises OSError."""
+        for mine, theirs in ((self.maps, successor.maps), (self.programs, successor.programs)):
+            fresh = _files(theirs)
+            for path in fresh:
+                path.rename(mine / path.name)
+            for path in _files(mine):
+                if path.name not in {one.name for one in fresh}:
+                    path.unlink()
+
 
 def mount_bpffs() -> None:
     """Mount bpffs where everybody expects it, unless it is. Raises KernelError."""
@@ -90,6 +116,8 @@ def pin(fd: int, path: Path) -> None:
 def cleanup(directory: Path) -> None:
     """Detach and remove everything pinned below *directory*, and the folder; idempotent. Raises OSError."""
     pins = Pins(directory)
+    if (directory / "next").exists():
+        cleanup(directory / "next")
     for link in _files(pins.links):
         hooks.remove(link)
     for folder in (pins.links, pins.programs, pins.maps):

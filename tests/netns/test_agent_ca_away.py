@@ -1,4 +1,4 @@
-"""An agent that can have no certificates: what needs none works, what needs one fails with a reason, and what is protected stays so."""
+"""An agent that comes back to less than it had: no certificates, other maps, a port that is taken. What is protected stays so."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 
 from nodeagent.lab import Lab
 from nodeagent.lab.agent import Agent, merge
-from tests.netns.world import QUICK, about, account, admin, client, client_in, cluster, cluster_ip, curl, eventually, pod_row, server
+from tests.netns.world import QUICK, about, account, admin, ask, client, client_in, cluster, cluster_ip, curl, eventually, pod_row, server
 
 SETTINGS = merge(QUICK, {"mtls": {"mode": "STRICT"}, "telemetry": {"accessLog": {"path": ""}}})
 TEXT = "".join(
@@ -97,7 +97,26 @@ def test_a_denial_beside_a_pod_that_gets_no_certificate(lab: Lab, tmp_path: Path
             eventually(lambda: [flow["path"] for flow in admin(lab, "node1", "/flows")["flows"]] == ["kernel"], "the connection is on the kernel path")
             lab.apply(text=LATE + DENY, wait_seconds=0)
             eventually(lambda: held.say()["ok"] == 0, "the connection is closed")
-        assert curl(lab, "near", f"http://{target}/about").returncode == 7
+        assert ask(lab, "near", "dial", target, 9000)["error"] == "ECONNREFUSED"
         pending(lab, "late")
     lab.delete_policy("AuthorizationPolicy", "deny-two")
     lab.delete_pod("late")
+
+
+def test_a_restart_with_other_maps_that_fails_opens_nothing(lab: Lab) -> None:
+    """Input: node1's agent comes back with room for another number of pods, first without a port that it needs. Verdict: nobody gets in."""
+    own, address = lab.agent("node1"), lab.address("one")
+    sizes = {"redirect": {"maps": {"pods": 2048}}}
+    failing = dataclasses.replace(own, overlay=merge(SETTINGS, merge(sizes, {"telemetry": {"metricsPort": 15000}})))
+    with client_in(lab, "node2", "load", address, 8080, "--fresh", "--pause", 0.02) as stranger:
+        own.stop()
+        failing.start(wait_seconds=0)
+        eventually(lambda: "Address already in use" in failing.log.read_text(), "it fails")
+        failing.kill()
+        dataclasses.replace(own, overlay=merge(SETTINGS, sizes)).start()
+        assert about(lab, "far", f"http://{cluster_ip(lab, 'one')}")["pod"] == "one"
+        answers = stranger.finish()
+    assert answers.pop("ok", 0) == 0, answers
+    assert sum(answers.values()) > 50
+    own.stop()
+    own.start()

@@ -87,7 +87,7 @@ def test_what_is_forbidden_waits_for_no_certificate() -> None:
     async def scene() -> None:
         work = asyncio.create_task(stage.control.certificates.run())
         stage.there, stage.captured, stage.planned = {OLD}, {OLD}, {OLD}
-        stage.control._changes = batches()
+        stage.control.source = SimpleNamespace(batch=batches().__anext__)  # type: ignore[assignment]
         with pytest.raises(StopAsyncIteration):
             await stage.control._watch()
         assert stage.told == ["planned", "closed", "deny", "planned", "closed", NEW, "planned", "closed", "deny again", "planned", "closed"]

@@ -1,0 +1,172 @@
+"""A daemon with other maps than its predecessor's, of another size or version: what is in force comes over, or stays."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from multiprocessing.connection import Connection
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from nodeagent.errors import KernelError
+from nodeagent.mesh.entries import PodUid
+from nodeagent.mesh.kernel_path import ALLOWED, KernelDestination, KernelService, Plan, Verdict
+from nodeagent.redirect import hooks, layout, loader, netns, syscall
+from tests.bpf.conftest import Node
+from tests.bpf.test_plane import _objects
+from tests.bpf.world import Child, Pod, ip, keep_dialling, serve
+
+A, B = PodUid("a"), PodUid("b")
+CARRIED = ("pods", "addresses", "exclusions", "port_modes", "destinations", "verdicts", "services", "backends")
+PORT = 8500
+
+
+class Insistent:
+    """Clients that go on asking: of the protected pod, from it, and of one without protection."""
+
+    def __init__(self, node: Node, a: Pod, b: Pod, outside: Pod) -> None:
+        dialled = ((b, a.ipv4), (a, b.ipv4), (outside, "10.79.0.2"))
+        self._children: list[Child] = [node.stage.start(pod, keep_dialling, address, PORT) for pod, address in dialled]
+
+    def answers(self) -> list[set[bytes]]:
+        for child in self._children:
+            child.send("stop")
+        found = [child.receive() for child in self._children]
+        assert all(len(one) > 20 for one in found)
+        return [set(one) for one in found]
+
+
+AS_WITHOUT_A_DAEMON = [
+    {repr(ConnectionRefusedError(111, "Connection refused")).encode()},
+    {repr(PermissionError(1, "Operation not permitted")).encode()},
+    {b"app 10.79.0.2"},
+]
+
+
+@pytest.fixture
+def outside(b: Pod) -> Iterator[Pod]:
+    """What is no pod, and reaches b by another wire."""
+    made = Pod(netns.create(), "10.79.0.1", "fd79::1")
+    ip(made.fd, f"link add eth1 type veth peer name eth1 netns /proc/{os.getpid()}/fd/{b.fd}")
+    for pod, address in ((made, "10.79.0.1"), (b, "10.79.0.2")):
+        ip(pod.fd, "link set eth1 up")
+        ip(pod.fd, f"addr add {address}/24 dev eth1")
+    yield made
+    ip(made.fd, "link del eth1")
+    os.close(made.fd)
+
+
+@contextmanager
+def abandoned(node: Node, a: Pod, b: Pod, outside: Pod) -> Iterator[None]:
+    """A node with a protected pod a, a pod b without protection and a kernel path between them, whose daemon is gone; clients ask all the time."""
+    for pod in (a, b):
+        node.stage.start(pod, serve, "0.0.0.0", PORT).receive()
+    node.enroll(a, A, protected=True, exclude_inbound=frozenset({1}), ports=((2, False),))
+    node.enroll(b, B, addresses=(*b.addresses, "10.79.0.2"))
+    to = {(b.ipv4, 8501): KernelDestination(B, {A: ALLOWED, B: Verdict(False, "ns/deny")})}
+    node.plane.kernel.sync(Plan(to, {("10.99.0.1", 80): KernelService("ns/svc", ((b.ipv4, 8501),))}), node.plane.numbers())
+    node.plane.close()
+    clients = Insistent(node, a, b, outside)
+    yield
+    assert clients.answers() == AS_WITHOUT_A_DAEMON
+
+
+def contents(node: Node) -> dict[str, dict[bytes, bytes]]:
+    return {name: dict(node.plane._maps[name].items()) for name in CARRIED}
+
+
+def loaded(node: Node, **settings: object) -> None:
+    """Run the loader; the daemon itself then fails to start."""
+    node.plane = node.load(**settings)
+    node.plane.stop_beating()
+
+
+def test_other_sizes_keep_what_is_in_force(make_node: Callable[..., Node], a: Pod, b: Pod, outside: Pod) -> None:
+    node = make_node()
+    with abandoned(node, a, b, outside):
+        loaded(node)
+        before = contents(node)
+        assert all(before.values())
+        node.plane.close()
+        loaded(node, maps={"pods": 2048, "exclusions": 8192, "endpoints": 64, "verdicts": 128})
+        assert contents(node) == before
+        assert node.plane.statistics().maps["pods"] == (2, 2048)
+        node.plane.close()
+        with pytest.raises(KernelError, match=r"pods is full \(1 entries\): raise redirect.maps.pods"):
+            node.load(maps={"pods": 1})
+        loaded(node)
+        assert contents(node) == before
+    assert {path.name for path in node.pin_directory.iterdir()} == {"maps", "progs", "links"}
+
+
+def _load_grown(_pipe: Connection, request: loader.Request, source: Path) -> None:
+    """Be the loader of a version in which a pod's entry has more at its end."""
+    header = source / "nodeagent.h"
+    header.write_text(header.read_text().replace("  struct address ipv6;\n", "  struct address ipv6;\n  __u64 later[2];\n"))
+    layout.Pod = type("Pod", (layout.Pod,), {"_fields_": [("later", layout._u64 * 2)]})  # type: ignore[misc]
+    loader.source_directory = lambda: source
+    loader.run(request)
+
+
+def _load_badly(_pipe: Connection, request: loader.Request) -> None:
+    """Be a loader that cannot attach the very last program."""
+    ensure, last = hooks.ensure, hooks.CGROUP_HOOKS[-1]
+    refused: list[int] = []
+
+    def failing(path: Path, hook: hooks.Hook, target: hooks.Target, program: int) -> int:
+        if hook is last and not refused:
+            refused.append(program)
+            raise OSError(1, "not this one")
+        return ensure(path, hook, target, program)
+
+    hooks.ensure = failing
+    loader.run(request)
+
+
+def _request(node: Node, **settings: object) -> loader.Request:
+    return loader.Request(redirect=node.redirect(**settings), agent_cgroup=node.stage.cgroup / "agent", outbound_port=15001, inbound_port=15006)
+
+
+def test_a_grown_struct_keeps_what_is_in_force_and_an_older_version_is_refused(
+    make_node: Callable[..., Node], a: Pod, b: Pod, outside: Pod, tmp_path: Path
+) -> None:
+    node = make_node()
+    source = tmp_path / "bpf"
+    shutil.copytree(loader.source_directory(), source)
+    with abandoned(node, a, b, outside):
+        node.stage.start(None, _load_grown, _request(node), source, cgroup="agent").receive(60)
+        grown = _objects(node)
+        pods = syscall.get(node.pin_directory / "maps" / "pods")
+        assert [value[-16:] for _, value in syscall.map_items(pods, 8, 64)] == [bytes(16)] * 2
+        os.close(pods)
+        with pytest.raises(KernelError, match=r"pods is of a version that this one cannot take over: .* `nodeagent uninstall` first"):
+            node.load()
+        assert _objects(node) == grown
+    node.plane = SimpleNamespace(close=lambda: None)  # type: ignore[assignment]  # what there was is closed
+
+
+def test_a_loader_that_fails_at_the_last_step_takes_all_back(make_node: Callable[..., Node], a: Pod, b: Pod, outside: Pod) -> None:
+    node = make_node()
+    with abandoned(node, a, b, outside):
+        loaded(node)
+        programs = {path.name: _program(path) for path in (node.pin_directory / "links").iterdir()}
+        before, settings = _objects(node), node.plane._maps["settings"].get(bytes(4))
+        failing = node.stage.start(None, _load_badly, _request(node, maps={"pods": 2048}, unknownPods="deny"), cgroup="agent")
+        with pytest.raises(OSError, match="not this one"):
+            failing.receive(60)
+        assert _objects(node) == before
+        assert {path.name: _program(path) for path in (node.pin_directory / "links").iterdir()} == programs
+        assert node.plane._maps["settings"].get(bytes(4)) == settings
+
+
+def _program(path: Path) -> int:
+    """The id of the program that a pinned link runs."""
+    link = syscall.get(path)
+    try:
+        return int.from_bytes(syscall.info(link)[8:12], "little")
+    finally:
+        os.close(link)
