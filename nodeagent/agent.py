@@ -5,10 +5,7 @@ Everything that more than one process needs is imported here, once, before the f
 
 from __future__ import annotations
 
-import logging
-import sys
-
-from nodeagent import supervisor
+from nodeagent import log_lines, supervisor
 from nodeagent.config import AgentConfig
 from nodeagent.control import main as control
 from nodeagent.folder_lock import held
@@ -22,7 +19,7 @@ def main(config: AgentConfig) -> int:
     Raises ControlError when a daemon runs with one of its folders already; nothing of that one has been touched then.
     Raises KernelError when bpffs cannot be mounted.
     """
-    logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(process)d %(levelname)s %(name)s: %(message)s")
+    log_lines.to_stderr("%(asctime)s %(process)d %(levelname)s %(name)s: %(message)s")
     pinned = config.redirect.pin_directory
     if pinned.is_relative_to(pins.BPFFS):
         pins.mount_bpffs()

@@ -22,13 +22,13 @@ def ca() -> None:
 def serve(path: Path) -> None:
     """Serve Istio's certificate protocol (gRPC over TLS) until SIGTERM."""
     import asyncio
-    import logging
 
+    from nodeagent import log_lines
     from nodeagent.ca.server import serve as run
     from nodeagent.ca.settings import CaConfig
     from nodeagent.config import load_as
 
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
+    log_lines.to_stderr()
     asyncio.run(run(load_as(path, CaConfig)))
 
 

@@ -18,11 +18,11 @@ def webhook(path: Path) -> None:
     reason. The certificate comes from the authority's directory, and the caBundle of the registration is kept right.
     """
     import asyncio
-    import logging
 
+    from nodeagent import log_lines
     from nodeagent.config import load_as
     from nodeagent.webhook.main import run
     from nodeagent.webhook.settings import WebhookConfig
 
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
+    log_lines.to_stderr()
     asyncio.run(run(load_as(path, WebhookConfig)))

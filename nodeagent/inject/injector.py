@@ -98,8 +98,13 @@ def _refuse_conflicts(pod: shape.Pod, added: Json) -> None:
             if port.container_port in PORTS and (port.protocol or "TCP") == "TCP":
                 taken = ", ".join(map(str, PORTS))
                 raise InjectionError(f"{at}.ports[{index}].containerPort: {port.container_port}: allowed: none of the sidecar's own ({taken})")
+    volumes = [item["name"] for item in added.get("volumes") or ()]
+    for at, container in pod.containers():
+        for index, mount in enumerate(container.volume_mounts or ()):
+            if mount.name in volumes:
+                raise InjectionError(f"{at}.volumeMounts[{index}].name: {show(mount.name)}: allowed: a volume of the pod: the sidecar alone has this one")
     for index, volume in enumerate(pod.spec.volumes or ()):
-        if volume.name in [item["name"] for item in added.get("volumes") or ()]:
+        if volume.name in volumes:
             raise InjectionError(f"spec.volumes[{index}].name: {show(volume.name)}: allowed: another name: a volume of the sidecar has this one")
     for at, context in users:
         if context and context.run_as_user == USER:

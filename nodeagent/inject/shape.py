@@ -60,6 +60,10 @@ class SecurityContext(_Part):
     run_as_user: int | None = None
 
 
+class VolumeMount(_Part):
+    name: str
+
+
 class Container(_Part):
     name: Annotated[str, Field(min_length=1)]
     ports: tuple[Port, ...] | None = None
@@ -67,6 +71,7 @@ class Container(_Part):
     liveness_probe: Probe | None = None
     startup_probe: Probe | None = None
     security_context: SecurityContext | None = None
+    volume_mounts: tuple[VolumeMount, ...] | None = None
 
     def probe(self, field: str) -> Probe | None:
         """Return the probe of the field's name as Kubernetes writes it."""

@@ -1,8 +1,8 @@
 """Folders of ordinary YAML files with policies, watched: several documents a file, and one that is wrong never takes a good one away.
 
 A document is known by kind, namespace and name. While it is wrong, its last good version stays, also over a restart; where there is
-none, it closes what it selects (``security.stand_in``). While nobody can say whose document it is (it is not YAML, or has no name),
-everything stays that its file held and that the rest of the file does not give anew.
+none, it closes what it selects (``security.stand_in``). While a file holds a wrong document, it takes no policy away: the document may be
+a policy under a mistyped name, and the file cut off.
 """
 
 from __future__ import annotations
@@ -165,8 +165,8 @@ class Manifests:
             else:
                 held[outcome.policy.key], documents[outcome.policy.key] = outcome.policy, outcome.document
         named = {outcome.key for _, outcome in wrong}
-        for kept, policy in known.held.items():
-            if kept not in held and (None in named or kept in named):
+        for kept, policy in known.held.items() if wrong else ():
+            if kept not in held and (not policy.refused or None in named or kept in named):
                 held[kept] = policy
                 if not policy.refused:
                     documents[kept] = known.documents[kept]

@@ -11,7 +11,6 @@ import gc
 import logging
 import platform
 import signal
-import sys
 import time
 from collections.abc import AsyncIterator, Coroutine
 from dataclasses import dataclass
@@ -21,7 +20,7 @@ from typing import Any, Final
 
 import uvloop
 
-from nodeagent import __version__, istio
+from nodeagent import __version__, istio, log_lines
 from nodeagent.control.jwks import KeySets, wanted_by
 from nodeagent.errors import ConfigError, IdentityError, NodeagentError
 from nodeagent.identity.certificate import Certificate
@@ -67,7 +66,7 @@ class Settings:
 
 def main(settings: Settings, pod: Pod, probes: dict[str, AppProbe]) -> int:
     """Run the sidecar of *pod* until SIGTERM; return its exit status. Raises NodeagentError when it cannot start."""
-    logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    log_lines.to_stderr()
     privilege.hide()
     gc.collect()
     gc.freeze()

@@ -14,7 +14,7 @@ from typing import Any, Final, Literal
 import jsonpatch
 import orjson
 
-from nodeagent.errors import NodeagentError
+from nodeagent.errors import NodeagentError, shown, translated
 from nodeagent.inject import Injected, InjectionError, Namespace, Settings, inject
 from nodeagent.istio import INJECTION_LABEL, REVISION_LABEL
 
@@ -111,13 +111,12 @@ def decide(review: Review, namespace_labels: Mapping[str, str], settings: Settin
         if isinstance(items, list) and len(items) > MAX_ITEMS:
             return Verdict("denied", "too_large", f"spec.{name}: {len(items)} items, at most {MAX_ITEMS} are allowed")
     try:
-        outcome = inject(review.pod, Namespace(review.namespace, namespace_labels), settings)
-        if isinstance(outcome, Injected):
-            return Verdict("injected", "", "injected", tuple(jsonpatch.make_patch(review.pod, outcome.pod)))
+        with translated(InjectionError, "the pod cannot be read"):
+            outcome = inject(review.pod, Namespace(review.namespace, namespace_labels), settings)
+            if isinstance(outcome, Injected):
+                return Verdict("injected", "", "injected", tuple(jsonpatch.make_patch(review.pod, outcome.pod)))
     except InjectionError as error:
         return Verdict("denied", "injection_error", str(error))
-    except RecursionError:
-        return Verdict("denied", "too_deep", "the pod is nested too deeply")
     return Verdict("skipped", outcome.reason, outcome.text)
 
 
@@ -147,4 +146,4 @@ def _text(holder: Mapping[str, Any], name: str) -> str:
 
 def _expect(holder: Mapping[str, Any], name: str, expected: object) -> None:
     if holder.get(name) != expected:
-        raise BadReviewError(400, "malformed", f"{name}: {orjson.dumps(expected).decode()} is expected, not {holder.get(name)!r:.100}")
+        raise BadReviewError(400, "malformed", f"{name}: {orjson.dumps(expected).decode()} is expected, not {shown(holder.get(name))}")

@@ -1,0 +1,22 @@
+"""A record of the log is one line, whatever the names in it: nobody who chooses a name writes a record of their own."""
+
+from __future__ import annotations
+
+import logging
+import sys
+
+
+class OneLine(logging.Formatter):
+    """Writes what is not printable in a message as Python does in a string; a traceback of this program keeps its lines."""
+
+    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 - the name is logging's
+        if not record.message.isprintable():
+            record.message = "".join(sign if sign.isprintable() else repr(sign)[1:-1] for sign in record.message)
+        return super().formatMessage(record)
+
+
+def to_stderr(pattern: str = "%(asctime)s %(levelname)s %(name)s: %(message)s") -> None:
+    """Have this process log to its standard error, from INFO on."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(OneLine(pattern))
+    logging.basicConfig(level=logging.INFO, handlers=[handler])
