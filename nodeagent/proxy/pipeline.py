@@ -12,7 +12,7 @@ import os
 import socket
 from collections.abc import Callable, Coroutine
 from time import monotonic, perf_counter, time
-from typing import Any
+from typing import Any, Final
 
 from nodeagent.config import Delivery, Limits, Proxy, Timeouts
 from nodeagent.errors import CERTIFICATE_ENDED, DOWNSTREAM_GONE, EXTERNAL_ERROR, NO_ENDPOINTS, PROBE_REFUSED, UNPARSED_HTTP, Reason
@@ -41,6 +41,8 @@ from nodeagent.telemetry.cells import WorkerMetrics
 from nodeagent.telemetry.log_format import Record
 from nodeagent.telemetry.metrics import CONNECTIONS, REFUSED
 
+SWEPT_A_TURN: Final = 512
+"""Connections that a sweep looks at before the loop turns."""
 log = logging.getLogger("nodeagent.proxy")
 
 
@@ -501,16 +503,24 @@ class Pipeline:
     def sweep(self) -> None:
         """Enforce timeouts; runs a few times a second instead of a timer per request."""
         self.now = now = monotonic()
-        now_wall = time()
-        self.wall_offset = now_wall - perf_counter()
-        for connection in list(self.connections.values()):
+        self.wall_offset = time() - perf_counter()
+        self._sweep_from(list(self.connections.values()), 0)
+        self.routing.sweep(now, self.timeouts.idle)
+
+    def _sweep_from(self, connections: list[Connection], at: int) -> None:
+        """Look at a number of *connections* from index *at* on; the rest in the loop's next turn: a pod may hold thousands open."""
+        now, now_wall, end = self.now, time(), at + SWEPT_A_TURN
+        for connection in connections[at:end]:
+            if connection.closed is not None:
+                continue
             if connection.expires and connection.expires < now_wall:
                 self._revoke(connection, CERTIFICATE_ENDED)
             elif connection.relay is not None:
                 self._sweep_relay(connection)
             elif connection.http is not None:
                 patience.enforce(connection.http, now, self.timeouts)
-        self.routing.sweep(now, self.timeouts.idle)
+        if end < len(connections):
+            self.loop.call_soon(self._sweep_from, connections, end)
 
     def _sweep_relay(self, connection: Connection) -> None:
         if self._count_bytes(connection):

@@ -240,10 +240,16 @@ class Worker:
     def _on_flows(self, message: Message, descriptors: list[int]) -> None:
         """Answer with live and recent connections, in parts that fit a packet."""
         self._report()
-        flows = [connection.flow(os.getpid()) for connection in (*self._pipeline.recent, *self._pipeline.connections.values())]
-        for at in range(0, len(flows), FLOWS_PER_MESSAGE):
-            self._channel.send({"op": "flows", "number": message["number"], "flows": flows[at : at + FLOWS_PER_MESSAGE], "more": True})
-        self._channel.send({"op": "flows", "number": message["number"], "flows": [], "more": False})
+        self._start(self._tell_flows(message["number"]))
+
+    async def _tell_flows(self, number: int) -> None:
+        pace = Pace()
+        told = [*self._pipeline.recent, *self._pipeline.connections.values()]
+        for at in range(0, len(told), FLOWS_PER_MESSAGE):
+            await pace.keep()
+            rows = [connection.flow(os.getpid()) for connection in told[at : at + FLOWS_PER_MESSAGE]]
+            self._channel.send({"op": "flows", "number": number, "flows": rows, "more": True})
+        self._channel.send({"op": "flows", "number": number, "flows": [], "more": False})
 
     def _on_report(self, message: Message, descriptors: list[int]) -> None:
         """Answer with what was counted; it is not asked who is connected, which may be very many."""
