@@ -17,8 +17,8 @@ from nodeagent.errors import KernelError
 COLUMNS: Final = (
     Column("FEATURE", "feature"),
     Column("", "state"),
-    Column("DETAIL", "detail"),
-    Column("LOST WITHOUT IT", "lost"),
+    Column("DETAIL", "detail", wrap=True),
+    Column("LOST WITHOUT IT", "lost", wrap=True),
 )
 
 

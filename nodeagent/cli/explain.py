@@ -12,7 +12,7 @@ from nodeagent.cli.admin import Agent, choosing
 from nodeagent.cli.output import Column, Output, emit, output_option
 from nodeagent.errors import ControlError
 
-COLUMNS: Final = (Column("STAGE", "stage"), Column("WHAT", "words"))
+COLUMNS: Final = (Column("STAGE", "stage"), Column("WHAT", "words", wrap=True))
 
 
 @click.command()

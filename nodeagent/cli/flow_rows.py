@@ -116,9 +116,10 @@ def short(count: float) -> str:
 
 
 COLUMNS: Final = (
-    *(Column("TIME", "opened", clock), Column("LASTED", "lasted"), Column("FROM", "source", wrap=True), Column("TO", "to", wrap=True)),
+    *(Column("TIME", "opened", clock), Column("LASTED", "lasted", extra=True), Column("FROM", "source", wrap=True), Column("TO", "to", wrap=True)),
     *(Column("PATH", "path", lambda path: str(path).removeprefix("proxy-")), Column("REQS", "requests", right=True), Column("CODES", "codes", _codes)),
-    *(Column("IN", "received", short, right=True), Column("OUT", "sent", short, right=True), Column("VERDICT", "told", wrap=True)),
+    *(Column("IN", "received", short, right=True, extra=True), Column("OUT", "sent", short, right=True, extra=True)),
+    Column("VERDICT", "told", wrap=True),
 )
 
 

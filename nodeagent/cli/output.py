@@ -27,9 +27,13 @@ class Column:
     right: bool = False
     wrap: bool = False
     """In a terminal that is too narrow this one gives way, over several lines."""
+    extra: bool = False
+    """In such a terminal it is left out, the last ones first: other formats and a pipe show everything."""
 
 
 NODE: Final = Column("NODE", "node")
+WRAPPED: Final = 16
+"""Characters that a column which wraps keeps."""
 
 
 def emit(rows: Sequence[Row], columns: Sequence[Column], output: Output) -> None:
@@ -60,13 +64,32 @@ def _table(rows: Sequence[Row], columns: Sequence[Column]) -> None:
     from rich.text import Text
 
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
-    for column in columns:
-        table.add_column(column.title, justify="right" if column.right else "left", overflow="fold", no_wrap=not column.wrap)
-    for row in rows:
-        table.add_row(*[Text(cell(column, row)) for column in columns])
     # Into a pipe a row stays a line, whatever its length.
     console = Console(width=None if sys.stdout.isatty() else 1 << 16, highlight=False)
+    columns = fitting(rows, columns, console.width)
+    for column in columns:
+        table.add_column(column.title, justify="right" if column.right else "left", overflow="fold", no_wrap=not column.wrap, min_width=_least(column, rows))
+    for row in rows:
+        table.add_row(*[Text(cell(column, row)) for column in columns])
     console.print(table) if rows else console.print("nothing yet", style="dim")
+
+
+def fitting(rows: Sequence[Row], columns: Sequence[Column], width: int) -> list[Column]:
+    """Return *columns* without extra ones, the last first, for which *width* characters have no room."""
+    kept = list(columns)
+    needed = {column.title: _least(column, rows) for column in columns}
+    for column in reversed(columns):
+        if sum(needed[each.title] + 2 for each in kept) - 2 <= width:
+            break
+        if column.extra:
+            kept.remove(column)
+    return kept
+
+
+def _least(column: Column, rows: Sequence[Row]) -> int:
+    """Return the width that *column* needs to be readable."""
+    whole = max([len(column.title), *(len(cell(column, row)) for row in rows)])
+    return min(whole, max(len(column.title), WRAPPED)) if column.wrap else whole
 
 
 def cell(column: Column, row: Row) -> str:

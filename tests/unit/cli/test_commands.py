@@ -24,6 +24,7 @@ from nodeagent.cli import flow_rows, output
 from nodeagent.cli.admin import Agent, Choice, find
 from nodeagent.cli.flows import Stream
 from nodeagent.cli.get import COLUMNS
+from nodeagent.cli.output import Column
 from nodeagent.errors import ControlError, KernelError
 from nodeagent.telemetry.http_server import HttpServer, Response, serve, serve_unix
 
@@ -362,3 +363,11 @@ def test_values(show: Callable[[Any], str], value: Any, text: str) -> None:
 def test_time_left() -> None:
     now = time.time() + 0.5
     assert [output.until(now + seconds) for seconds in (5, 65, 3660, 90_000, -65)] == ["0m5s", "1m5s", "1h1m", "1d1h", "-1m4s"]
+
+
+def test_a_narrow_table_leaves_out_what_is_extra_from_the_end() -> None:
+    columns = [Column("NAME", "name"), Column("FIRST", "first", extra=True), Column("SECOND", "second", extra=True), Column("WHY", "why", wrap=True)]
+    rows = [{"name": "n" * 10, "first": "f" * 10, "second": "s" * 10, "why": "w"}]
+    for widths, titles in (((40, 39), "NAME FIRST SECOND WHY"), ((38, 27), "NAME FIRST WHY"), ((26, 5), "NAME WHY")):
+        for width in widths:
+            assert " ".join(column.title for column in output.fitting(rows, columns, width)) == titles
