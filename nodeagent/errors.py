@@ -42,6 +42,10 @@ class LabError(NodeagentError):
     """The lab cluster could not be made, changed or removed."""
 
 
+class PodError(LabError):
+    """A pod of the lab did not become ready, or did not stay it."""
+
+
 class IdentityError(NodeagentError):
     """A certificate, key or trust bundle is missing, does not match or could not be issued."""
 

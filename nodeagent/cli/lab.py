@@ -2,38 +2,75 @@
 
 from __future__ import annotations
 
-import json
 import subprocess
 import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, Final, get_args
 
 import click
-import yaml
 from rich.console import Console
-from rich.table import Table
 
-from nodeagent.cli.output import Output, output_option
-from nodeagent.errors import NodeagentError, ResourceError
+from nodeagent.cli.output import Column, Output, emit, emit_one, listed, output_option
+from nodeagent.errors import NodeagentError, PodError, ResourceError
 from nodeagent.lab import Lab
-from nodeagent.lab.cluster import Mode
+from nodeagent.lab.cluster import Key, Mode
 from nodeagent.lab.injection import TEMPLATES
+from nodeagent.lab.view import is_ready
 from nodeagent.resources import yaml_text
+from nodeagent.resources.load import load_documents
+from nodeagent.resources.model import KINDS
 
+POLL_SECONDS: Final = 0.1
 _NAME = click.option("--name", default="lab", show_default=True, metavar="NAME", help="Which lab: several can stand side by side.")
-_FILES = click.option("-f", "--file", "files", multiple=True, metavar="FILE|DIR|-", help="Kubernetes YAML to apply; may be given several times.")
+_FILES = click.option("-f", "--file", "files", multiple=True, metavar="FILE|DIR|-", help="Kubernetes YAML; may be given several times.")
 _WAIT = click.option("--wait", default=30.0, show_default=True, metavar="SECONDS", help="How long pods may take to be ready; 0 does not wait.")
+_KEEP = click.option("--keep", is_flag=True, help="Where a pod does not become ready, leave everything as it is, to look at it.")
+_NAMESPACE = click.option("-n", "--namespace", default="default", show_default=True, help="Of what does not say its own.")
+_CONTAINER = click.option("-c", "--container", help="Which container; the first if not given.")
+_SHORT: Final = {"Pod": "po", "Deployment": "deploy", "Service": "svc", "ConfigMap": "cm", "ServiceAccount": "sa"}
+
+
+def _yes(value: bool) -> str:
+    return "yes" if value else "no"
+
+
+LIST: Final = (
+    *(Column("NAME", "name"), Column("MODE", "mode"), Column("NODES", "nodes", right=True), Column("PODS", "pods", right=True)),
+    *(Column("READY", "ready", right=True), Column("STATE", "state")),
+)
+STATUS: Final = {
+    "nodes": (
+        *(Column("NAME", "name"), Column("KUBELET", "kubelet", _yes), Column("AGENT", "agent"), Column("ADDRESSES", "addresses", listed)),
+        Column("NETNS", "netns", extra=True),
+    ),
+    "pods": (
+        *(Column("NAMESPACE", "namespace"), Column("NAME", "name"), Column("NODE", "node"), Column("READY", "ready", _yes), Column("PHASE", "phase")),
+        *(Column("RESTARTS", "restarts", right=True, extra=True), Column("ADDRESSES", "addresses", listed, wrap=True), Column("WHY", "why", wrap=True)),
+    ),
+    "services": (
+        *(Column("NAMESPACE", "namespace"), Column("NAME", "name"), Column("CLUSTER IPS", "clusterIPs", listed)),
+        Column("PORTS", "ports", listed, wrap=True),
+    ),
+}
+"""The tables of ``lab status``."""
 
 
 @click.group()
 def lab() -> None:
-    """A cluster on this machine: nodes and pods from namespaces and cgroups, no Kubernetes needed. Takes root."""
+    """A cluster on this machine: nodes and pods from namespaces and cgroups, no Kubernetes needed. Takes root.
+
+    Pods see this machine's files and programs, and an empty /run; what they write anywhere but in a volume is theirs alone and goes with them.
+    """
 
 
 @lab.command()
 @_NAME
 @_FILES
 @_WAIT
+@_KEEP
 @click.option("--nodes", default=2, show_default=True, type=click.IntRange(1, 200), help="How many nodes.")
 @click.option(
     "--mode", default="direct", show_default=True, type=click.Choice(get_args(Mode)), help="No mesh, an agent a node, or a sidecar (ours, Envoy) a pod."
@@ -41,15 +78,31 @@ def lab() -> None:
 @click.option("--native", is_flag=True, help="With sidecars: as init containers that go on running (native sidecars).")
 @click.option("--hold", is_flag=True, help="With sidecars: applications start after their proxy is ready.")
 @click.option("--agent-config", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="Part of an agent.yaml, merged into every node's.")
-def up(name: str, files: tuple[str, ...], wait: float, nodes: int, mode: Mode, native: bool, hold: bool, agent_config: Path | None) -> None:
-    """Make a lab and apply resources to it. Twice is the same as once."""
+def up(
+    name: str, files: tuple[str, ...], wait: float, keep: bool, nodes: int, mode: Mode, native: bool, hold: bool, agent_config: Path | None
+) -> None:  # fmt: skip
+    """Make a lab and apply resources to it. Twice is the same as once.
+
+    A new lab is taken away again where a pod does not become ready, or ends at once: see --keep.
+    """
     if mode not in TEMPLATES and (native or hold):
         raise click.UsageError(f"--native and --hold are for the modes {' and '.join(TEMPLATES)}")
     overlay = _overlay(agent_config)
     injection = {key: True for key, given in (("native", native), ("hold", hold)) if given}
-    with Console(stderr=True).status(f"lab {name}: {nodes} nodes, {mode}"):
-        made = Lab.up(files, name=name, nodes=nodes, mode=mode, agent=overlay, injection=injection, wait_seconds=wait)
-    click.echo(f"lab {name} is up: {nodes} nodes, {len(made.pods)} pods, mode {mode}; state in {made.state}")
+    with Console(stderr=True).status(f"lab {name}: {nodes} nodes, {mode}"), _looking_at(name, keep):
+        made = Lab.up(files, name=name, nodes=nodes, mode=mode, agent=overlay, injection=injection, wait_seconds=wait, keep=keep)
+    waited = "" if wait else " (not waited for)"
+    click.echo(f"lab {name} is up: {nodes} nodes, {len(made.pods)} pods{waited}, mode {mode}; state in {made.state}")
+
+
+@contextmanager
+def _looking_at(name: str, keep: bool) -> Iterator[None]:
+    """Say what can be done about a pod that did not become ready."""
+    try:
+        yield
+    except PodError as error:
+        kept = f"it is kept as it is: see nodeagent lab status --name {name}, nodeagent lab logs --name {name} POD"
+        raise PodError(f"{error}\n({kept if keep else '--keep leaves everything there, to look at it'})") from None
 
 
 def _overlay(path: Path | None) -> dict[str, Any]:
@@ -75,12 +128,51 @@ def down(name: str) -> None:
 @_NAME
 @_FILES
 @_WAIT
-def apply(name: str, files: tuple[str, ...], wait: float) -> None:
+@_KEEP
+def apply(name: str, files: tuple[str, ...], wait: float, keep: bool) -> None:
     """Add or change resources; on an error nothing changes."""
     if not files:
         raise click.UsageError("-f says what to apply")
-    Lab.open(name).apply(files, wait_seconds=wait)
+    with _looking_at(name, keep):
+        Lab.open(name).apply(files, wait_seconds=wait, keep=keep)
     click.echo(f"applied to lab {name}")
+
+
+@lab.command()
+@_NAME
+@_NAMESPACE
+@_FILES
+@click.argument("what", metavar="[KIND/NAME]...", nargs=-1)
+def delete(name: str, namespace: str, files: tuple[str, ...], what: tuple[str, ...]) -> None:
+    """Remove objects: those named (pod/web, deploy/web, service/web), and those in files. If one is not there, nothing changes."""
+    keys = [document.key for document in load_documents(files)] + [_key(each, namespace) for each in what]
+    keys = [key for key in keys if key[0] != "Namespace"]  # others may be in it
+    if not keys:
+        raise click.UsageError("KIND/NAME or -f says what to delete")
+    Lab.open(name).delete(*keys)
+    for kind, place, each in keys:
+        click.echo(f"{kind} {place}/{each} is deleted")
+
+
+def _key(text: str, namespace: str) -> Key:
+    kind, slash, name = text.partition("/")
+    kinds = {word.lower(): found for found in KINDS if found != "Namespace" for word in (found, f"{found}s", _SHORT.get(found, found))}
+    if not slash or kind.lower() not in kinds:
+        raise click.BadParameter(f"{text!r}: KIND/NAME is expected, with KIND one of {', '.join(sorted(set(kinds.values())))}", param_hint="KIND/NAME")
+    return kinds[kind.lower()], namespace, name
+
+
+@lab.command("list")
+@output_option
+def show_all(output: Output) -> None:
+    """Show the labs that are up."""
+    emit([_summary(one) for one in Lab.all()], LIST, output)
+
+
+def _summary(one: Lab) -> dict[str, Any]:
+    pods = one.pods.values()
+    ready = sum(is_ready(pod) for pod in pods)
+    return {"name": one.name, "mode": one.mode, "nodes": len(one.nodes), "pods": len(pods), "ready": ready, "state": str(one.state)}
 
 
 @lab.command()
@@ -89,37 +181,37 @@ def apply(name: str, files: tuple[str, ...], wait: float) -> None:
 def status(name: str, output: Output) -> None:
     """Show nodes, pods and Services."""
     value = Lab.open(name).status()
-    if output == "json":
-        click.echo(json.dumps(value, indent=2))
-    elif output == "yaml":
-        click.echo(yaml.safe_dump(value, sort_keys=False), nl=False)
-    else:
-        console = Console()
-        for title, columns in (
-            ("nodes", ("name", "addresses", "netns", "kubelet", "agent")),
-            ("pods", ("namespace", "name", "node", "ready", "phase", "restarts", "addresses")),
-            ("services", ("namespace", "name", "clusterIPs", "ports")),
-        ):
-            console.print(_table(title, columns, value[title]))
+    if output != "table":
+        emit_one(value, output)
+        return
+    for title, columns in STATUS.items():
+        click.secho(title, bold=True)
+        emit(value[title], columns, output)
+        click.echo()
 
 
-def _table(title: str, columns: tuple[str, ...], rows: list[dict[str, Any]]) -> Table:
-    table = Table(*(column.upper() for column in columns), title=title, title_justify="left", box=None)
-    for row in rows:
-        table.add_row(*(_cell(row[column]) for column in columns))
-    return table
-
-
-def _cell(value: Any) -> str:
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    return "\n".join(map(str, value)) if isinstance(value, list) else str(value)
+@lab.command()
+@_NAME
+@_NAMESPACE
+@_CONTAINER
+@click.option("-f", "--follow", is_flag=True, help="Go on as more is written, until Ctrl-C or the lab is gone.")
+@click.argument("target", metavar="POD")
+def logs(name: str, namespace: str, container: str | None, follow: bool, target: str) -> None:
+    """Print what a container of POD (POD, NAMESPACE/POD, deploy/NAME) has written."""
+    path = Lab.open(name).log_file(target, namespace, container)
+    with path.open("rb") as log:
+        while True:
+            while piece := log.read(1 << 16):
+                click.echo(piece, nl=False)
+            if not follow or not path.exists():
+                return
+            time.sleep(POLL_SECONDS)
 
 
 @lab.command("exec", short_help="Run a command in a pod or on a node.", context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False})
 @_NAME
-@click.option("-n", "--namespace", default="default", show_default=True, help="Of a pod that does not say its own.")
-@click.option("-c", "--container", help="Which container; the first if not given.")
+@_NAMESPACE
+@_CONTAINER
 @click.argument("target", metavar="POD|NODE")
 @click.argument("command", nargs=-1, required=True, type=click.UNPROCESSED)
 def execute(name: str, namespace: str, container: str | None, target: str, command: tuple[str, ...]) -> None:

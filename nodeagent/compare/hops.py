@@ -17,6 +17,8 @@ from nodeagent.lab import Lab
 
 HAPROXY_PORT: Final = 10081
 _START_SECONDS = 10.0
+_FOLDER: Final = Path("/run/hop")
+"""In the client's pod."""
 _HAPROXY = """
 defaults
   mode http
@@ -49,11 +51,16 @@ class _Hop(Mode):
     def address(self, workload: Workload) -> str:
         return f"127.0.0.1:{self.port}"
 
-    def _directory(self) -> Path:
-        """Return the folder of its configuration and logs."""
-        directory = self.lab.state / "compare"
-        directory.mkdir(exist_ok=True)
-        return directory
+    def _outside(self, path: Path) -> Path:
+        """Return where a file of the client's pod is from here."""
+        return self.lab.root("client", PLAIN) / path.relative_to("/")
+
+    def _write(self, name: str, text: str) -> Path:
+        """Write a file of its configuration; return where it is in the pod."""
+        path = _FOLDER / name
+        self._outside(path).parent.mkdir(exist_ok=True)
+        self._outside(path).write_text(text)
+        return path
 
     def groups(self, workload: Workload | None = None) -> list[Path]:
         return []
@@ -78,10 +85,8 @@ class HaproxyHop(_Hop):
 
     def start(self) -> None:
         """Start it in the client's pod. Raises CompareError."""
-        directory = self._directory()
-        config = directory / "haproxy.cfg"
-        config.write_text(_HAPROXY.format(port=self.port, server=self._server))
-        _start(self.lab, ["haproxy", "-db", "-f", str(config)], self.port, directory / "haproxy.log")
+        config = self._write("haproxy.cfg", _HAPROXY.format(port=self.port, server=self._server))
+        _start(self.lab, ["haproxy", "-db", "-f", str(config)], self.port)
 
 
 @dataclass(slots=True, eq=False)
@@ -94,17 +99,16 @@ class EnvoyHop(_Hop):
 
     def start(self) -> None:
         """Start it in the client's pod. Raises CompareError."""
-        directory = self._directory()
-        log = Log(directory / "envoy-hop-access.log")
-        self.logs.append(log)
-        path = directory / "envoy-hop.json"
-        path.write_text(json.dumps(envoy.hop(self._server, log.path)))
+        log = _FOLDER / "envoy-hop-access.log"
+        self.logs.append(Log(self._outside(log)))
+        path = self._write("envoy-hop.json", json.dumps(envoy.hop(self._server, log)))
         argv = [str(envoy.binary()), "-c", str(path), "--concurrency", "1", "--disable-hot-restart", "--log-level", "warning"]
-        _start(self.lab, argv, self.port, directory / "envoy-hop.log")
+        _start(self.lab, argv, self.port)
 
 
-def _start(lab: Lab, argv: list[str], port: int, log: Path) -> None:
+def _start(lab: Lab, argv: list[str], port: int) -> None:
     """Start *argv* in the client's pod and wait until something listens on *port*. It dies with the pod."""
+    log = lab.state / f"{Path(argv[0]).name}.log"
     with log.open("ab") as output:
         process = lab.popen("client", argv, PLAIN, stdin=subprocess.DEVNULL, stdout=output, stderr=output)
     deadline = time.monotonic() + _START_SECONDS

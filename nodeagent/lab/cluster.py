@@ -20,23 +20,27 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Self
 
-from nodeagent.errors import LabError
+from nodeagent.errors import LabError, PodError
 from nodeagent.istio import STATUS
 from nodeagent.lab import construction, injection, plan
 from nodeagent.lab.agent import Agent, merge
 from nodeagent.lab.layout import MAX_NODES, STATE_ROOT, Layout, Node, read_objects, write_json
 from nodeagent.lab.processes import tail
 from nodeagent.lab.programs import PATH
-from nodeagent.lab.view import Object, View, is_ready
-from nodeagent.resources import security
+from nodeagent.lab.steady import Steadiness
+from nodeagent.lab.view import Object, View, faults, is_ready, owner
 from nodeagent.resources.load import Document, load_documents, parse
-from nodeagent.resources.model import Deployment, Pod
+from nodeagent.resources.model import CLUSTER_SCOPED, Deployment, Pod
 from nodeagent.resources.pod import PodSpec
 
+Key = tuple[str, str, str]
+"""Kind, namespace and name of an object."""
 Mode = Literal["direct", "nodeagent", "sidecar", "envoy"]
 """Nothing between pods; an agent on every node; a classic sidecar in every pod, our own or Envoy, with an agent that only gives out certificates."""
 _KUBELET_SECONDS, _SYNC_SECONDS = 10.0, 180.0
 _POLL_SECONDS = 0.02
+_KUBELETS = ("Pod", "Deployment", "NetworkPolicy")
+"""Kinds of which a kubelet has to be told."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +80,7 @@ class Lab(View):
         agent_in_kubepods: bool = False,
         injection: Mapping[str, Any] | None = None,
         wait_seconds: float = 30.0,
+        keep: bool = False,
         root: Path = STATE_ROOT,
     ) -> Lab:
         """Make the lab *name*, or bring the one that is there up to what is asked, and apply resources to it.
@@ -83,8 +88,9 @@ class Lab(View):
         *files* are YAML files or folders, *text* is YAML itself. *mode* nodeagent runs an agent on every node, whose
         agent.yaml *agent* is merged into; *agent_in_kubepods* puts it below the captured cgroup, as a DaemonSet is. *mode* sidecar and envoy run
         what the injector makes of each pod, by *injection* (``native``, ``hold``, ``values`` of the template).
-        Waits up to *wait_seconds* for the pods to be ready (0: does not wait).
-        Raises ResourceError for wrong YAML and LabError; a lab that was not there before is then not there after either.
+        Waits up to *wait_seconds* for the pods to be ready, and to stay it (0: does not wait).
+        Raises ResourceError for wrong YAML and LabError; a lab that was not there before is then not there after either, unless
+        all that went wrong is that a pod did not become ready, and *keep* is asked for.
         """
         construction.check_machine()
         layout, shape = Layout(name, root), Shape(nodes, mode, dict(agent or {}), agent_in_kubepods, dict(injection or {}))
@@ -102,8 +108,14 @@ class Lab(View):
                     construction.destroy(layout)
                     construction.build(layout, lab._nodes)
                 lab._start()
-                lab._apply(documents, wait_seconds)
+                lab._apply(documents, wait_seconds, keep)
                 write_json(layout.cluster, asdict(shape))
+            except PodError:
+                if keep:
+                    write_json(layout.cluster, asdict(shape))
+                elif there is None:
+                    construction.destroy(layout)
+                raise
             except OSError as error:
                 if there is None:
                     construction.destroy(layout)
@@ -131,6 +143,11 @@ class Lab(View):
         with construction.locked(layout):
             return construction.destroy(layout)
 
+    @staticmethod
+    def all(*, root: Path = STATE_ROOT) -> list[Lab]:
+        """Return the labs that are up, by name."""
+        return [Lab.open(path.parent.name, root=root) for path in sorted(root.glob("*/cluster.json"))]
+
     def down(self) -> None:
         """Remove this lab with everything in it."""
         self.remove(self.layout.name, root=self.layout.root)
@@ -153,11 +170,14 @@ class Lab(View):
             overlay = merge({"redirect": {"enroll": False, "cgroup": str(group / "empty")}}, overlay)
         return Agent(self.layout, found, place, overlay)
 
-    def apply(self, files: Iterable[Path | str] = (), *, text: str = "", wait_seconds: float = 30.0) -> None:
-        """Add or change resources; a pod whose spec changed is replaced. Raises ResourceError or LabError, and then nothing has changed."""
+    def apply(self, files: Iterable[Path | str] = (), *, text: str = "", wait_seconds: float = 30.0, keep: bool = False) -> None:
+        """Add or change resources; a pod whose spec changed is replaced.
+
+        Raises ResourceError or LabError, and then nothing has changed, unless all that went wrong is that a pod did not become ready, and *keep* is asked for.
+        """
         documents = self._load(files, text)
         with construction.locked(self.layout):
-            self._apply(documents, wait_seconds)
+            self._apply(documents, wait_seconds, keep)
 
     def delete_pod(self, target: str, namespace: str = "default", *, grace_seconds: float | None = None) -> None:
         """End a pod as Kubernetes does (0: without SIGTERM) and return when it is gone. One of a Deployment comes back with the next apply."""
@@ -166,15 +186,27 @@ class Lab(View):
             _desired_file(self.layout, pod).unlink(missing_ok=True)
             self._sync(grace_seconds)
 
-    def delete_policy(self, kind: str, name: str, namespace: str = "default") -> None:
-        """Remove a PeerAuthentication, AuthorizationPolicy, RequestAuthentication, RateLimit or NetworkPolicy; raises LabError if there is none."""
-        path = self.layout.object_file(kind, namespace, name)
+    def delete(self, *keys: Key, grace_seconds: float | None = None) -> None:
+        """Remove objects by (kind, namespace, name), a Deployment with its pods. Raises LabError if one is not there, and then nothing has changed."""
         with construction.locked(self.layout):
-            if kind not in (*security.KINDS, "NetworkPolicy") or not path.exists():
-                raise LabError(f"{kind} {namespace}/{name}: there is no such policy")
-            path.unlink()
-            if kind not in security.KINDS:
-                self._sync(None)  # the nodes' rules follow
+            pods = [each for node in self.nodes for each in read_objects(self.layout.desired(node))]
+            paths = [path for key in keys for path in self._files(key, pods)]
+            for path in paths:
+                path.unlink(missing_ok=True)
+            if any(kind in _KUBELETS for kind, _, _ in keys):
+                self._sync(grace_seconds)
+
+    def _files(self, key: Key, pods: Sequence[Object]) -> list[Path]:
+        """Return what there is of an object on disk, where the pods that shall run are *pods*."""
+        kind, namespace, name = key
+        if kind in ("Pod", "Deployment"):
+            here = [each for each in pods if each["metadata"]["namespace"] == namespace]
+            found = [_desired_file(self.layout, each) for each in here if name == (owner(each) if kind == "Deployment" else each["metadata"]["name"])]
+        else:
+            found = [path for path in (self.layout.object_file(kind, namespace, name),) if kind not in CLUSTER_SCOPED and path.exists()]
+        if not found:
+            raise LabError(f"{kind} {namespace}/{name}: there is none that can be deleted in lab {self.name}")
+        return found
 
     def wait_ready(self, seconds: float = 30.0) -> None:
         """Wait until every pod is ready (and, with agents, enrolled); raises LabError that says which is not, and why."""
@@ -207,7 +239,7 @@ class Lab(View):
             for agent in agents:
                 agent.wait_ready()
 
-    def _apply(self, documents: Sequence[Document], wait_seconds: float) -> None:
+    def _apply(self, documents: Sequence[Document], wait_seconds: float, keep: bool) -> None:
         there = [each for each in read_objects(self.layout.objects) if each["kind"] not in ("Pod", "Node")]
         pods = [each for node in self.nodes for each in read_objects(self.layout.desired(node))]
         made = plan.make(documents, there, pods, self._nodes, lambda: str(uuid.uuid4()))
@@ -224,7 +256,9 @@ class Lab(View):
             if wait_seconds:
                 self._wait(made.pods, wait_seconds)
                 self._sync(None)  # every node knows the ready endpoints when this returns
-        except BaseException:
+        except BaseException as error:
+            if keep and isinstance(error, PodError):
+                raise
             for step in reversed(undo):
                 step()
             self._sync(0)
@@ -251,21 +285,31 @@ class Lab(View):
             raise LabError(faults[0])
 
     def _wait(self, pods: Iterable[Object], seconds: float) -> None:
+        """Raises PodError."""
         deadline = time.monotonic() + seconds
-        waiting = {_object_file(self.layout, pod): pod for pod in pods}
+        everyone = {_object_file(self.layout, pod): pod for pod in pods}
+        waiting, steadiness = set(everyone), Steadiness()
         while waiting:
-            for path in list(waiting):
-                if self._settled(path):
-                    del waiting[path]
-            if waiting and time.monotonic() > deadline:
-                raise LabError(f"after {seconds:g} s: {self._complaint(*next(iter(waiting.items())), len(waiting))}")
+            now = time.monotonic()
+            waiting = {path for path in waiting if not self._steady(path, steadiness, now, late=now > deadline)}
+            waiting = waiting or {path for path in everyone if not self._settled(_read(path))}  # what has ended while others were waited for
+            failed = next((path for path in waiting if (_read(path) or {}).get("status", {}).get("phase") == "Failed"), None)
+            if failed or (waiting and now > deadline):
+                path = failed or min(waiting)
+                when = "" if failed else f"after {seconds:g} s: "
+                raise PodError(f"{when}{self._complaint(path, everyone[path], len(waiting))}")
             if waiting:
                 time.sleep(_POLL_SECONDS)
 
-    def _settled(self, path: Path) -> bool:
-        try:
-            pod = json.loads(path.read_text())
-        except FileNotFoundError:
+    def _steady(self, path: Path, steadiness: Steadiness, now: float, *, late: bool) -> bool:
+        pod = _read(path)
+        if pod is None or not self._settled(pod):
+            steadiness.lost(path)
+            return False
+        return pod["status"]["phase"] == "Succeeded" or steadiness.lasts(path, pod, now, late=late)
+
+    def _settled(self, pod: Object | None) -> bool:
+        if pod is None:
             return False
         if pod["status"]["phase"] == "Succeeded":
             return True
@@ -284,15 +328,12 @@ class Lab(View):
         if not path.exists():
             return f"Pod {key} was not made{more}"
         pod = json.loads(path.read_text())
-        if is_ready(pod):
+        if is_ready(pod) and not self._settled(pod):
             node = pod["spec"]["nodeName"]
             return f"Pod {key} is ready but not enrolled{more}; the end of the log of {node}'s agent:\n{tail(self.agent(node).log)}"
-        for status in (*pod["status"].get("initContainerStatuses", ()), *pod["status"].get("containerStatuses", ())):
-            if not status["ready"] and status["state"].get("terminated", {}).get("exitCode") != 0:
-                log = self.layout.logs(manifest["metadata"]["namespace"], manifest["metadata"]["name"]) / f"{status['name']}.log"
-                state = f"{json.dumps(status['state'])} {status.get('lastState', '')}"
-                return f"Pod {key} is not ready{more}: container {status['name']}: {state}; the end of its log:\n{tail(log)}"
-        return f"Pod {key} is {pod['status']['phase']}{more}"
+        why, name = faults(pod)
+        log = self.layout.logs(manifest["metadata"]["namespace"], manifest["metadata"]["name"]) / f"{name}.log"
+        return f"Pod {key} is not ready{more}: {why}; the end of its log:\n{tail(log)}"
 
 
 def _recorded(layout: Layout) -> Shape | None:
@@ -331,6 +372,14 @@ def _answers(path: Path) -> bool:
         except OSError:
             return False
     return True
+
+
+def _read(path: Path) -> Object | None:
+    try:
+        found: Object = json.loads(path.read_text())
+    except FileNotFoundError:
+        return None
+    return found
 
 
 def _object_file(layout: Layout, pod: Object) -> Path:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
@@ -22,6 +23,8 @@ _BACKOFF_SECONDS, _BACKOFF_LIMIT_SECONDS = 0.1, 5.0
 _STABLE_SECONDS = 10.0
 _FIRST_READY_SECONDS = 0.1
 """Until it is ready for the first time, a container is asked more often than its period says."""
+PROBE_OUTPUT = 300
+"""Bytes of what a probe's command wrote that are told."""
 
 Policy = Literal["Always", "OnFailure", "Never"]
 
@@ -137,12 +140,14 @@ class RunningContainer:
         await asyncio.sleep(probe.initial_delay_seconds)
         streak, succeeding, eager = 0, False, _FIRST_READY_SECONDS
         while True:
-            reason = await probes.check(probe, self.spec, self.address, self._run)
+            reason = await probes.check(probe, self.spec, self.address, self._ask)
             streak = streak + 1 if succeeding == (not reason) else 1
             succeeding = not reason
+            if reason and kind != "liveness" and not self.ready:
+                self._set_ready(False, f"{kind} probe failed: {reason}")  # said at once; it was not ready before either
             if streak >= (probe.success_threshold if succeeding else probe.failure_threshold):
                 if kind == "readiness":
-                    self._set_ready(succeeding, reason)
+                    self._set_ready(succeeding, f"readiness probe failed: {reason}" if reason else "")
                 elif not succeeding:
                     self.message = f"{kind} probe failed: {reason}"
                     await self.terminate(self.grace_seconds)
@@ -154,15 +159,21 @@ class RunningContainer:
             await asyncio.sleep(min(eager, probe.period_seconds) if waiting_for_first else probe.period_seconds)
             eager *= 1.5
 
-    def _set_ready(self, value: bool, reason: str) -> None:
-        message = f"readiness probe failed: {reason}" if reason else ""
+    def _set_ready(self, value: bool, message: str) -> None:
         if (self.ready, self.message) != (value, message):
             self.ready, self.message = value, message
             self.changed()
 
-    async def _run(self, argv: Sequence[str]) -> int:
-        """Run a probe's command in the container; cancelled, it is killed."""
-        process = replace(self.process, argv=tuple(argv), namespaces=self.pid, mounts=(), root=None, log=Path(os.devnull))
+    async def _ask(self, argv: Sequence[str]) -> tuple[int, str]:
+        """Run a probe's command in the container; return its exit status and the end of what it wrote."""
+        with tempfile.NamedTemporaryFile(dir=self.process.log.parent, prefix=".probe") as output:
+            status = await self._run(argv, Path(output.name))
+            size = os.fstat(output.fileno()).st_size
+            return status, os.pread(output.fileno(), PROBE_OUTPUT, max(0, size - PROBE_OUTPUT)).decode(errors="replace").strip()
+
+    async def _run(self, argv: Sequence[str], log: Path = Path(os.devnull)) -> int:
+        """Run a command in the container; cancelled, it is killed."""
+        process = replace(self.process, argv=tuple(argv), namespaces=self.pid, mounts=(), log=log)
         try:
             pid = start(process).settle()
         except (LabError, OSError):
@@ -192,6 +203,13 @@ class RunningContainer:
         if self.pid == pid:
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
+
+    def told(self) -> str:
+        """Say in words why it is not ready."""
+        ended = "" if self.exit_code is None else f"ended with exit status {self.exit_code}"
+        again = f", started again {self.restarts} times" if self.restarts else ""
+        parts = [f"{ended}{again}", self.message or ("" if self.pid or self.exit_code is not None else "not started yet"), self.exit_message]
+        return "; ".join(part for part in parts if part) or "not ready yet"
 
     def status(self) -> Mapping[str, Any]:
         """Return its entry of the pod's ``status.containerStatuses``."""

@@ -10,9 +10,12 @@ from pathlib import Path
 
 CLONE_NEWNS, CLONE_NEWUTS, CLONE_NEWIPC = 0x00020000, 0x04000000, 0x08000000
 CLONE_NEWPID, CLONE_NEWNET = 0x20000000, 0x40000000
-MS_RDONLY, MS_REMOUNT, MS_BIND, MS_REC, MS_UNBINDABLE, MS_PRIVATE = 1, 32, 4096, 16384, 1 << 17, 1 << 18
+MS_RDONLY, MS_NOSUID, MS_REMOUNT, MS_BIND, MS_REC, MS_PRIVATE = 1, 2, 32, 4096, 16384, 1 << 18
 _MNT_DETACH = 2
 _PR_SET_PDEATHSIG = 1
+_OPEN_TREE, _MOVE_MOUNT = 428, 429
+"""System calls: the same numbers on every architecture."""
+_OPEN_TREE_CLONE, _AT_RECURSIVE, _MOVE_MOUNT_F_EMPTY_PATH, _AT_FDCWD = 1, 0x8000, 4, -100
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -39,11 +42,24 @@ def mount(source: Path | str, target: Path | str, kind: str = "", flags: int = 0
     _check(_libc.mount(*arguments), f"mount {source} on {target}")
 
 
-def bind(source: Path | str, target: Path | str, *, read_only: bool = False) -> None:
+def bind(source: Path | str, target: Path | str) -> None:
     """Bind *source*, with the mounts below it, on *target*."""
     mount(source, target, flags=MS_BIND | MS_REC)
-    if read_only:
-        mount("none", target, flags=MS_BIND | MS_REMOUNT | MS_RDONLY)
+
+
+def detached(source: Path) -> int:
+    """Return a descriptor of a bind mount of *source*, with the mounts below it, that is nowhere yet: for attach(), in any mount namespace (open_tree(2))."""
+    flags = _OPEN_TREE_CLONE | _AT_RECURSIVE | os.O_CLOEXEC
+    descriptor = _libc.syscall(_OPEN_TREE, ctypes.c_int(_AT_FDCWD), ctypes.c_char_p(os.fsencode(source)), ctypes.c_uint(flags))
+    _check(descriptor, f"open_tree {source}")
+    return int(descriptor)
+
+
+def attach(tree: int, target: Path) -> None:
+    """Mount what detached() returned on *target* (move_mount(2))."""
+    empty, to = ctypes.c_char_p(b""), ctypes.c_char_p(os.fsencode(target))
+    flags = ctypes.c_uint(_MOVE_MOUNT_F_EMPTY_PATH)
+    _check(_libc.syscall(_MOVE_MOUNT, ctypes.c_int(tree), empty, ctypes.c_int(_AT_FDCWD), to, flags), f"move_mount {target}")
 
 
 def unmount(target: Path | str) -> None:

@@ -104,7 +104,9 @@ class RunningPod:
         (etc / "resolv.conf").write_text(f"nameserver {self.host.node.addresses[0]}\nsearch {search}\noptions ndots:5\n")
         own = "".join(f"{address}\t{hostname}\n" for address in self.addresses)
         (etc / "hosts").write_text(f"127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost\n{own}")
-        return start_pause(Sandbox(hostname[:63], self.cgroup, etc, self.own_network))
+        root = self.volumes / ".root"
+        root.mkdir()
+        return start_pause(Sandbox(hostname[:63], self.cgroup, etc, root, self.own_network))
 
     def settle_sandbox(self, started: Started) -> None:
         """Wait for the pause process and keep its netns under the pod's name; raises LabError."""
@@ -187,9 +189,6 @@ class RunningPod:
         logs = self.host.layout.logs(metadata["namespace"], metadata["name"])
         logs.mkdir(parents=True, exist_ok=True)
         bound = volumes.mounts(container, spec, sources)
-        root = self.volumes / f".root-{container.name}" if bound else None
-        if root:
-            root.mkdir()
         contexts = (container.security_context or spec.security_context, spec.security_context)
         process = Process(
             argv=command(container, variables),
@@ -200,7 +199,6 @@ class RunningPod:
             pause=self.pause,
             log=logs / f"{container.name}.log",
             mounts=bound,
-            root=root,
             user=_first(*(context.run_as_user for context in contexts)),
             group=_first(*(context.run_as_group for context in contexts)),
         )
@@ -234,10 +232,13 @@ class RunningPod:
         initialized = all(container in sidecars or container.finished for container in self.init_containers)
         everyone = bool(self.containers) and all(container.ready for container in (*self.containers, *sidecars)) and not self._deleted
         conditions = {"PodScheduled": True, "Initialized": initialized, "ContainersReady": everyone, "Ready": everyone}
+        unfinished = [each for each in (*self.init_containers, *self.containers) if not (each.finished and not each.exit_code)]
+        waiting = [each for each in unfinished if each.restarts or not each.ready]
+        why = {"reason": "ContainersNotReady", "message": "; ".join(f"container {each.spec.name}: {each.told()}" for each in waiting)} if waiting else {}
         value["status"] |= {
             "phase": self._phase(),
             "startTime": self._started,
-            "conditions": [{"type": name, "status": str(status)} for name, status in conditions.items()],
+            "conditions": [{"type": name, "status": str(status), **(why if name == "ContainersReady" else {})} for name, status in conditions.items()],
             "containerStatuses": [container.status() for container in self.containers],
         }
         if self.init_containers:

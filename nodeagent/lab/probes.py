@@ -7,8 +7,8 @@ from collections.abc import Awaitable, Callable, Sequence
 from nodeagent.probing import by_grpc, by_http, by_tcp, judged
 from nodeagent.resources.pod import Container, Probe
 
-RunInPod = Callable[[Sequence[str]], Awaitable[int]]
-"""Run a command in the container and return its exit status."""
+RunInPod = Callable[[Sequence[str]], Awaitable[tuple[int, str]]]
+"""Run a command in the container and return its exit status, and what it wrote."""
 
 
 async def check(probe: Probe, container: Container, address: str, run: RunInPod) -> str:
@@ -18,8 +18,8 @@ async def check(probe: Probe, container: Container, address: str, run: RunInPod)
 
 async def _asked(probe: Probe, container: Container, address: str, run: RunInPod) -> str:
     if probe.exec:
-        status = await run(probe.exec.command)
-        return f"exec: exit status {status}" if status else ""
+        status, written = await run(probe.exec.command)
+        return f"exec: exit status {status}{f': {written}' if written else ''}" if status else ""
     if probe.tcp_socket:
         return await by_tcp(probe.tcp_socket.host or address, _port(container, probe.tcp_socket.port))
     if probe.grpc:

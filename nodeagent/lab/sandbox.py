@@ -17,7 +17,6 @@ from typing import NoReturn
 
 from nodeagent.errors import LabError
 from nodeagent.lab import cgroup
-from nodeagent.lab.layout import NETNS_DIRECTORY
 from nodeagent.lab.linux import (
     CLONE_NEWIPC,
     CLONE_NEWNET,
@@ -25,16 +24,13 @@ from nodeagent.lab.linux import (
     CLONE_NEWUTS,
     MS_PRIVATE,
     MS_REC,
-    MS_UNBINDABLE,
-    bind,
     children_in,
     die_with_parent,
     mount,
-    pivot_root,
     setns,
-    unmount,
     unshare,
 )
+from nodeagent.lab.root import Mount, Volumes, enter
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,14 +41,9 @@ class Sandbox:
     cgroup: Path
     etc: Path
     """The folder with the pod's ``resolv.conf`` and ``hosts``."""
+    root: Path
+    """An empty folder, on which the pod's view of the machine's files is built."""
     own_network: bool
-
-
-@dataclass(frozen=True, slots=True)
-class Mount:
-    source: Path
-    target: str
-    read_only: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,8 +61,6 @@ class Process:
     log: Path
     """Where its output is appended."""
     mounts: tuple[Mount, ...] = ()
-    root: Path | None = None
-    """An empty folder on which to build the container's own root, if it has mounts."""
     user: int = 0
     group: int = 0
 
@@ -104,10 +93,9 @@ def start_pause(sandbox: Sandbox) -> Started:
         cgroup.join(sandbox.cgroup)
         unshare(CLONE_NEWNS | CLONE_NEWUTS | CLONE_NEWIPC | (CLONE_NEWNET if sandbox.own_network else 0))
         mount("none", "/", flags=MS_REC | MS_PRIVATE)
-        unmount(NETNS_DIRECTORY)  # or this mount namespace would keep every other pod's netns alive
-        mount("proc", "/proc", "proc")
-        for name in ("resolv.conf", "hosts"):
-            bind(sandbox.etc / name, f"/etc/{name}")
+        files = Volumes(tuple(Mount(sandbox.etc / name, f"/etc/{name}", read_only=False) for name in ("resolv.conf", "hosts")))
+        enter(sandbox.root)  # and with the old root go the other pods' network namespaces, which this mount namespace would keep alive
+        files.attach()
         socket.sethostname(sandbox.hostname)
         _standard_streams(Path(os.devnull))
         signal.signal(signal.SIGCHLD, signal.SIG_IGN)
@@ -128,10 +116,13 @@ def start(process: Process) -> Started:
         _standard_streams(process.log)
         if process.user:
             os.fchown(1, process.user, process.group)  # so that it may open /dev/stdout, as in a container
+        volumes = Volumes(process.mounts)
         for descriptor, kind in descriptors:
             setns(descriptor, kind)
-        if process.root:
-            _build_root(process.root, process.mounts)
+        if process.mounts:
+            unshare(CLONE_NEWNS)
+            mount("none", "/", flags=MS_REC | MS_PRIVATE)
+            volumes.attach()
         os.chdir(process.directory)
         for number in (signal.SIGPIPE, signal.SIGXFSZ):  # Python ignores them, and that would be inherited
             signal.signal(number, signal.SIG_DFL)
@@ -172,54 +163,3 @@ def _standard_streams(output: Path) -> None:
     os.dup2(null, 0)
     os.dup2(out, 1)
     os.dup2(out, 2)
-
-
-def _build_root(root: Path, mounts: tuple[Mount, ...]) -> None:
-    """Give the process a root that shows the host's folders, in which mount points can be made without touching the host."""
-    unshare(CLONE_NEWNS)
-    mount("none", "/", flags=MS_REC | MS_PRIVATE)
-    mount("lab", root, "tmpfs", data="mode=0755")
-    mount("none", root, flags=MS_UNBINDABLE)  # not part of the copies that follow
-    for entry in os.scandir("/"):
-        target = root / entry.name
-        if entry.is_symlink():
-            target.symlink_to(os.readlink(entry.path))
-        elif entry.is_dir():
-            target.mkdir()
-            bind(entry.path, target)
-        else:
-            target.touch()
-            bind(entry.path, target)
-    pivot_root(root)
-    mount("none", "/", flags=MS_PRIVATE)  # an overlay takes no layer from an unbindable mount
-    overlaid: set[Path] = set()
-    # Found before an overlay covers them: behind one, a socket is not the one that somebody listens on.
-    sources = {each.source: os.open(each.source, os.O_PATH | os.O_CLOEXEC) for each in mounts}
-    for each in sorted(mounts, key=lambda each: each.target):
-        _mount_point(Path(each.target), each.source.is_dir(), overlaid)
-        bind(f"/proc/self/fd/{sources[each.source]}", each.target, read_only=each.read_only)
-
-
-def _mount_point(target: Path, directory: bool, overlaid: set[Path]) -> None:
-    """Make *target* if it is not there: on the root's tmpfs, or on an overlay over its nearest folder of the host."""
-    if target.exists():
-        return
-    parent = next(parent for parent in target.parents if parent.is_dir())
-    if parent.stat().st_dev != Path("/").stat().st_dev and parent not in overlaid:
-        _overlay(parent, Path(f"/.lab/{len(overlaid)}"))
-        overlaid.add(parent)
-    (target if directory else target.parent).mkdir(parents=True, exist_ok=True)
-    if not directory:
-        target.touch()
-
-
-def _overlay(directory: Path, layers: Path) -> None:
-    """Make *directory* writable without the host seeing it. An overlay shows no mounts below its lower folder, so they are bound again."""
-    for name in ("upper", "work", "below"):
-        (layers / name).mkdir(parents=True)
-    points = [Path(line.split()[4].encode().decode("unicode_escape")) for line in Path("/proc/self/mountinfo").read_text().splitlines()]
-    below = [point for point in points if directory in point.parents]
-    bind(directory, layers / "below")
-    mount("overlay", directory, "overlay", data=f"lowerdir={directory},upperdir={layers}/upper,workdir={layers}/work")
-    for point in below:
-        bind(layers / "below" / point.relative_to(directory), point)

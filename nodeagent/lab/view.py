@@ -85,11 +85,23 @@ class View:
             return self.layout.netns(target)
         return Path(self.pod(target, namespace)["metadata"]["annotations"][NETNS])
 
-    def log(self, target: str, namespace: str = "default", container: str | None = None) -> str:
-        """Return what a container of the pod has written so far."""
+    def root(self, target: str, namespace: str = "default") -> Path:
+        """Return the root of the pod's own view of the files, as seen from outside; a container's volumes are not in it."""
+        return Path(f"/proc/{self.pod(target, namespace)['metadata']['annotations'][PAUSE_PID]}/root")
+
+    def log_file(self, target: str, namespace: str = "default", container: str | None = None) -> Path:
+        """Return the file to which a container of the pod writes; raises LabError if it has not been started yet."""
         pod = self.pod(target, namespace)
         name = _container(pod, container).name
         path = self.layout.logs(pod["metadata"]["namespace"], pod["metadata"]["name"]) / f"{name}.log"
+        if not path.exists():
+            raise LabError(f"{target}: container {name} has not been started yet: nodeagent lab status --name {self.name} says why")
+        return path
+
+    def log(self, target: str, namespace: str = "default", container: str | None = None) -> str:
+        """Return what a container of the pod has written so far."""
+        pod = self.pod(target, namespace)
+        path = self.layout.logs(pod["metadata"]["namespace"], pod["metadata"]["name"]) / f"{_container(pod, container).name}.log"
         return path.read_text(errors="replace") if path.exists() else ""
 
     def command(self, target: str, argv: Sequence[str], namespace: str = "default", container: str | None = None) -> list[str]:
@@ -178,6 +190,15 @@ def is_ready(pod: Object) -> bool:
     return any(each["type"] == "Ready" and each["status"] == "True" for each in pod["status"]["conditions"])
 
 
+def faults(pod: Object) -> tuple[str, str]:
+    """Return in words why a pod is not ready, and the name of the first container of which that is said."""
+    message = next((str(each["message"]) for each in pod["status"]["conditions"] if "message" in each), "") or str(pod["status"]["phase"])
+    statuses = [*pod["status"].get("initContainerStatuses", ()), *pod["status"]["containerStatuses"]]
+    named = [each["name"] for each in statuses if message.startswith(f"container {each['name']}: ")]
+    ended = [each["name"] for each in statuses if each.get("lastState", {}).get("terminated", {}).get("exitCode")]
+    return message, (named or ended or [statuses[0]["name"]])[0]
+
+
 def _pod_status(pod: Object) -> Object:
     metadata, status = pod["metadata"], pod["status"]
     return {
@@ -188,6 +209,7 @@ def _pod_status(pod: Object) -> Object:
         "ready": is_ready(pod),
         "restarts": sum(each["restartCount"] for each in status["containerStatuses"]),
         "addresses": [each["ip"] for each in status["podIPs"]],
+        "why": "" if is_ready(pod) or status["phase"] == "Succeeded" else faults(pod)[0],
     }
 
 

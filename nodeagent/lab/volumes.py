@@ -6,7 +6,7 @@ from pathlib import Path
 
 from nodeagent.errors import LabError
 from nodeagent.lab.environment import ConfigMaps
-from nodeagent.lab.sandbox import Mount
+from nodeagent.lab.root import Mount
 from nodeagent.resources.pod import ConfigMapVolume, Container, HostPath, PodSpec
 
 

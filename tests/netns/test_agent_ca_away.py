@@ -99,7 +99,7 @@ def test_a_denial_beside_a_pod_that_gets_no_certificate(lab: Lab, tmp_path: Path
             eventually(lambda: held.say()["ok"] == 0, "the connection is closed")
         assert ask(lab, "near", "dial", target, 9000)["error"] == "ECONNREFUSED"
         pending(lab, "late")
-    lab.delete_policy("AuthorizationPolicy", "deny-two")
+    lab.delete(("AuthorizationPolicy", "default", "deny-two"))
     lab.delete_pod("late")
 
 

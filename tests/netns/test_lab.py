@@ -166,6 +166,21 @@ def test_volumes(lab: Lab) -> None:
     assert not Path("/etc/deep").exists()
 
 
+def test_what_a_pod_writes_is_its_own(lab: Lab) -> None:
+    """It sees the machine's files, and neither the machine nor another pod sees what it does to them; its containers share it."""
+    other, names = lab.select("deploy/web", "shop")[0]["metadata"]["name"], ("/", "/etc/", "/tmp/", "/var/tmp/", "/run/", "/root/", "/dev/shm/", "/srv/made/")
+    files = [f"{folder}t-lab-probe" for folder in names]
+    for file in files:
+        sh(lab, f"mkdir -p $(dirname {file}) && echo mine > {file}")
+    assert sh(lab, f"cat {' '.join(files)}", container="second") == "\n".join(["mine"] * len(files))
+    seen = [file for file in files if Path(file).exists() or lab.exec(other, ["test", "-e", file], "shop").returncode == 0]
+    assert seen == []
+    sh(lab, "rm /etc/hostname; echo changed >> /etc/passwd")
+    assert Path("/etc/hostname").exists()
+    assert "changed" not in Path("/etc/passwd").read_text()
+    assert sh(lab, "ls /run/nodeagent 2>&1; true").endswith("No such file or directory"), "what lives in /run is the machine's"
+
+
 def test_logs(lab: Lab) -> None:
     assert lab.log("client", "shop", "second") == "first\n"
 
@@ -251,10 +266,12 @@ apiVersion: v1
 kind: Pod
 metadata: {{name: moody, labels: {{app: moody}}}}
 spec:
+  volumes: [{{name: marks, hostPath: {{path: {tmp_path}}}}}]
   containers:
   - name: c
     command: [sleep, infinity]
-    readinessProbe: {{exec: {{command: [cat, {mark}]}}, periodSeconds: 1, failureThreshold: 1}}
+    volumeMounts: [{{name: marks, mountPath: /marks}}]
+    readinessProbe: {{exec: {{command: [cat, /marks/ready]}}, periodSeconds: 1, failureThreshold: 1}}
 ---
 apiVersion: v1
 kind: Service
@@ -310,7 +327,9 @@ def test_liveness_restarts_a_container(lab: Lab) -> None:
 
 def test_deleting_a_pod_is_gentle_and_complete(lab: Lab, tmp_path: Path) -> None:
     mark = tmp_path / "terminated"
-    lab.apply(text=pod_text("gentle", f"trap 'touch {mark}; exit 0' TERM; while :; do sleep 0.05; done"))
+    volumes = json.dumps({"volumes": [{"name": "marks", "hostPath": {"path": str(tmp_path)}}]})
+    mounts = json.dumps({"volumeMounts": [{"name": "marks", "mountPath": "/marks"}]})
+    lab.apply(text=pod_text("gentle", "trap 'touch /marks/terminated; exit 0' TERM; while :; do sleep 0.05; done", volumes, mounts))
     time.sleep(0.1)  # until the shell has set its trap
     pod = lab.pod("gentle")
     lab.delete_pod("gentle")

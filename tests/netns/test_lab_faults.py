@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -13,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from nodeagent.cli.main import main
-from nodeagent.errors import LabError, ResourceError
+from nodeagent.errors import LabError, PodError, ResourceError
 from nodeagent.lab import Lab, cgroup
 from nodeagent.lab.layout import ADDRESSES, NETNS_DIRECTORY, Layout
 
@@ -101,6 +102,33 @@ def test_a_pod_that_never_becomes_ready_is_an_error_with_the_end_of_its_log() ->
     container = "{name: c, command: [sh, -c, 'echo what went wrong; exit 1'], readinessProbe: {exec: {command: ['true']}, initialDelaySeconds: 1}}"
     with pytest.raises(LabError, match=r"(?s)Pod default/a is not ready: container c: .*the end of its log:\n.*what went wrong"):
         Lab.up(text=pod("a", f"containers: [{container}]"), name=NAME, wait_seconds=0.5)
+
+
+CRASHES = {
+    "at once": ("containers: [{name: c, command: [sh, -c, 'echo why; exit 3']}]", r"(?s)container c: ended with exit status 3, started again \d+ times.*why"),
+    "and not again": ("restartPolicy: Never, containers: [{name: c, command: [sh, -c, 'echo why; exit 3']}]", "(?s)container c: ended with exit status 3.*why"),
+    "beside others": (f"{SLEEP[:-1]}, {{name: d, command: ['false']}}]", "container d: ended with exit status 1"),
+    "after a while": ("containers: [{name: c, command: [sh, -c, 'sleep 0.3; exit 4']}]", "container c: ended with exit status 4"),
+}
+
+
+@pytest.mark.parametrize(("spec", "message"), CRASHES.values(), ids=CRASHES)
+def test_a_pod_that_ends_at_once_is_not_up(spec: str, message: str) -> None:
+    with pytest.raises(PodError, match=message):
+        Lab.up(text=pod("well") + pod("a", spec), name=NAME, nodes=1, wait_seconds=4)
+
+
+PROBES = {
+    "exec": ("exec: {command: [sh, -c, 'echo no database; exit 2']}", "readiness probe failed: exec: exit status 2: no database"),
+    "httpGet": ("httpGet: {port: 9}", "readiness probe failed: .*Connect"),
+}
+
+
+@pytest.mark.parametrize(("probe", "message"), PROBES.values(), ids=PROBES)
+def test_a_probe_that_fails_says_why(probe: str, message: str) -> None:
+    container = f"{{name: c, command: [sleep, infinity], readinessProbe: {{{probe}, periodSeconds: 60}}}}"
+    with pytest.raises(PodError, match=f"Pod default/a is not ready: container c: {message}"):
+        Lab.up(text=pod("a", f"containers: [{container}]"), name=NAME, nodes=1, wait_seconds=1)
 
 
 def test_an_agent_that_does_not_start_is_an_error_with_the_end_of_its_log() -> None:
@@ -209,6 +237,48 @@ def test_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
     assert run("down", "--name", NAME) == (0, f"lab {NAME} is removed\n")
     assert run("down", "--name", NAME) == (0, f"there was no lab {NAME}\n")
     assert run("status", "--name", NAME)[0] == 1
+
+
+def test_a_lab_that_is_kept_can_be_looked_at(tmp_path: Path) -> None:
+    file = tmp_path / "a.yaml"
+    file.write_text(pod("well") + pod("a", "containers: [{name: c, command: [sh, -c, 'echo why; exit 3']}]"))
+    options = ["--name", NAME, "-f", str(file), "--nodes", "1", "--wait", "2"]
+    gone = lab_command("up", *options)
+    assert (gone.returncode, gone.stdout) == (1, "")
+    assert "Pod default/a is not ready: container c: ended with exit status 3" in gone.stderr
+    assert "--keep leaves everything there" in gone.stderr
+    assert left_behind() == []
+    kept = lab_command("up", *options, "--keep")
+    assert kept.returncode == 1
+    assert f"nodeagent lab logs --name {NAME} POD" in kept.stderr
+    rows = {row["name"]: row for row in json.loads(lab_command("status", "--name", NAME, "-o", "json").stdout)["pods"]}
+    assert (rows["well"]["ready"], rows["well"]["why"]) == (True, "")
+    assert rows["a"]["why"].startswith("container c: ended with exit status 3, started again ")
+    assert lab_command("logs", "--name", NAME, "a").stdout.startswith("why\n")
+    assert [row["name"] for row in json.loads(lab_command("list", "-o", "json").stdout)] == [NAME]
+    assert lab_command("delete", "--name", NAME, "pod/nobody", "pod/a").stderr.startswith("nodeagent: Pod default/nobody: there is none that can be deleted")
+    assert lab_command("delete", "--name", NAME, "pod/a").stdout == "Pod default/a is deleted\n"
+    assert [row["name"] for row in json.loads(lab_command("status", "--name", NAME, "-o", "json").stdout)["pods"]] == ["well"]
+    file.write_text(pod("well"))
+    assert lab_command("delete", "--name", NAME, "-f", str(file)).returncode == 0
+    assert lab_command("down", "--name", NAME).returncode == 0
+
+
+def lab_command(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, "-m", "nodeagent", "lab", *arguments], capture_output=True, text=True, timeout=60, check=False)
+
+
+def test_logs_are_followed_until_the_lab_is_gone() -> None:
+    script = "echo one; while ! test -e /tmp/go; do sleep 0.05; done; echo two; sleep 1000"
+    with Lab.up(text=pod("a", f"containers: [{{name: c, command: [sh, -c, '{script}']}}]"), name=NAME) as lab:
+        argv = [sys.executable, "-m", "nodeagent", "lab", "logs", "-f", "--name", NAME, "a"]
+        with subprocess.Popen(argv, stdout=subprocess.PIPE, text=True) as follower:
+            assert follower.stdout
+            assert follower.stdout.readline() == "one\n"
+            lab.exec("a", ["touch", "/tmp/go"])
+            assert follower.stdout.readline() == "two\n"
+            lab.down()
+            assert follower.wait(10) == 0
 
 
 def test_without_root_it_says_so(monkeypatch: pytest.MonkeyPatch) -> None:

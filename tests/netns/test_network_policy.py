@@ -52,7 +52,7 @@ def _no_policy_stays(lab: Lab) -> Iterator[None]:
     yield
     for path in lab.layout.objects.glob("*NetworkPolicy.*.json"):
         kind, namespace, name, _ = path.name.split(".")
-        lab.delete_policy(kind, name, namespace) if kind == "NetworkPolicy" else path.unlink()
+        lab.delete((kind, namespace, name)) if kind == "NetworkPolicy" else path.unlink()
     eventually(lambda: pod_row(lab, "local")["delivery"].startswith("inside"), "no policy is known any more")
 
 
@@ -87,7 +87,7 @@ def test_one_client_may_and_others_may_not(lab: Lab, destination: str, version: 
     assert not reaches(lab, near, destination, version)
     eventually(lambda: not reaches(lab, far, destination, version), "the other node's agent knows too")
     assert about(lab, lab.pod(destination)["spec"]["nodeName"], f"http://{bracketed(address_of(lab, destination, version))}:8080")["pod"] == destination
-    lab.delete_policy("NetworkPolicy", "allow")
+    lab.delete(("NetworkPolicy", "default", "allow"))
     assert reaches(lab, near, destination, version)
 
 

@@ -227,5 +227,5 @@ def test_a_new_policy_is_in_force_at_once_also_for_what_is_open(lab: Lab, sideca
             row = next(row for row in json.loads(sidecars["one"].get(15000, "/policies")[1]) if row["policy"] == "default/not-near-by")
             assert (row["state"], row["pods"]) == ("in force", 1)
         finally:
-            lab.delete_policy("AuthorizationPolicy", "not-near-by")
+            lab.delete(("AuthorizationPolicy", "default", "not-near-by"))
     eventually(lambda: status(lab, "near-by", url) == 200, "it is permitted again")

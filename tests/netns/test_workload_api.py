@@ -28,7 +28,8 @@ TEXT = "".join(
         client("annotated", "node1", account="shop", annotations="nodeagent.io/workload-api: enabled"),
         client("placed", "node1", account="web", annotations=f"nodeagent.io/workload-api: {ELSEWHERE}"),
         client("linked", "node1", account="web", annotations="nodeagent.io/workload-api: /var/run/linked"),
-        client("stranger", "node1"),
+        client("stranger", "node1", container="volumeMounts: [{name: run, mountPath: /run/nodeagent}]")
+        + "  volumes: [{name: run, hostPath: {path: /run/nodeagent}}]\n",  # it has got hold of other pods' sockets
     )
 )
 

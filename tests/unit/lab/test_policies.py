@@ -17,10 +17,10 @@ def test_a_policy_is_taken_away(tmp_path: Path) -> None:
     path = layout.object_file("PeerAuthentication", "default", "p")
     write_json(path, {})
     lab = Lab(layout, Shape(1, "direct", {}, False))
-    lab.delete_policy("PeerAuthentication", "p")
+    lab.delete(("PeerAuthentication", "default", "p"))
     assert not path.exists()
-    with pytest.raises(LabError, match="PeerAuthentication default/p: there is no such policy"):
-        lab.delete_policy("PeerAuthentication", "p")
+    with pytest.raises(LabError, match="PeerAuthentication default/p: there is none that can be deleted in lab paper"):
+        lab.delete(("PeerAuthentication", "default", "p"))
     write_json(layout.object_file("Pod", "default", "p"), {})
     with pytest.raises(LabError):
-        lab.delete_policy("Pod", "p")
+        lab.delete(("Pod", "default", "p"))
