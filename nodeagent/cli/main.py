@@ -26,6 +26,7 @@ COMMANDS: Final = {
     "sidecar": ("nodeagent.cli.sidecar", "The proxy as a classic sidecar: one process in a pod."),
     "sidecar-init": ("nodeagent.cli.sidecar_init", "The iptables rules of a pod with a classic sidecar."),
     "webhook": ("nodeagent.cli.webhook", "Classic sidecars, given to a cluster's pods as they are made: the admission webhook."),
+    "uninstall": ("nodeagent.cli.uninstall", "What a stopped agent left on the node is detached and removed."),
     "reload": ("nodeagent.cli.reload", "New workers for the proxy, without a lost request."),
 }
 """Name -> (module that holds a click command of that name, with ``_`` for ``-``; one line of help)."""

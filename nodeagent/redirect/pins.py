@@ -113,20 +113,21 @@ def pin(fd: int, path: Path) -> None:
         raise KernelError(f"{path}: cannot be pinned: {error.strerror}") from None
 
 
-def cleanup(directory: Path) -> None:
-    """Detach and remove everything pinned below *directory*, and the folder; idempotent. Raises OSError."""
+def cleanup(directory: Path) -> list[Path]:
+    """Detach and remove everything pinned below *directory*, and the folder; return what was. Idempotent. Raises OSError."""
     pins = Pins(directory)
-    if (directory / "next").exists():
-        cleanup(directory / "next")
+    removed = cleanup(directory / "next") if (directory / "next").exists() else []
     for link in _files(pins.links):
         hooks.remove(link)
-    for folder in (pins.links, pins.programs, pins.maps):
+        removed.append(link)
+    for folder in (pins.programs, pins.maps):
         for path in _files(folder):
             path.unlink()
+            removed.append(path)
+    for folder in (pins.links, pins.programs, pins.maps, directory):
         if folder.exists():
             folder.rmdir()
-    if directory.exists():
-        directory.rmdir()
+    return removed
 
 
 def _files(folder: Path) -> list[Path]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -214,3 +215,34 @@ def test_a_graceful_stop_finishes_what_is_under_way(lab: Lab) -> None:
         eventually(lambda: load.say()["ok"] > counts[0]["ok"] + 20 and fresh.say()["ok"] > counts[1]["ok"] + 20, "they go on")
         results = load.finish(), fresh.finish()
     assert set(results[0]) == set(results[1]) == {"ok"}, results
+
+
+def uninstall(lab: Lab, *arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [*NODEAGENT, "uninstall", "-c", str(lab.agent("node1").config_path), *arguments]
+    return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+
+
+def test_uninstall_leaves_nothing_of_a_stopped_agent(lab: Lab) -> None:
+    """A daemon that runs is not touched; after kill -9 all is removed, also what it told other nodes; once more does nothing."""
+    agent = lab.agent("node1")
+    agent.start()
+    links = agent.pins / "links"
+    before = {path.name for path in links.iterdir()}
+    done = uninstall(lab)
+    assert done.returncode == 1
+    assert f"in use by the daemon with pid {agent.pid}" in done.stderr
+    assert {path.name for path in links.iterdir()} == before
+    agent.kill()
+    done = uninstall(lab, "-o", "json")
+    assert done.returncode == 0, done
+    removed = json.loads(done.stdout)
+    assert {row["kind"] for row in removed} == {"mark", "link", "program", "map", "file"}
+    assert {Path(row["path"]).name for row in removed if row["kind"] == "link"} == before
+    assert {row["path"] for row in removed if row["kind"] == "mark"} == {lab.pod(name)["metadata"]["uid"] for name in ("client", "local")}
+    assert not agent.pins.exists()
+    assert list((agent.directory / "run").iterdir()) == []
+    assert "x-forwarded-client-cert" not in about(lab, "client", f"http://{cluster_ip(lab, 'local')}")["headers"]
+    done = uninstall(lab, "-o", "json")
+    assert (done.returncode, json.loads(done.stdout)) == (0, [])
+    agent.start()
+    assert "x-forwarded-client-cert" in about(lab, "client", f"http://{cluster_ip(lab, 'local')}")["headers"]

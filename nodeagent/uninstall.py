@@ -1,0 +1,88 @@
+"""Taking the agent off a node: what outlives its processes is what is pinned in bpffs, its own folder, and what it told the other nodes."""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final, Literal
+
+from nodeagent.config import AgentConfig
+from nodeagent.errors import KernelError
+from nodeagent.folder_lock import held
+from nodeagent.redirect import pins
+from nodeagent.resources.changes import AnyChange, Change, EnrolledChange
+from nodeagent.resources.objects import Pod
+from nodeagent.resources.source import DirectorySource
+
+OWN: Final = ("admin.sock", "pods", "last-good")
+"""What the daemon makes in its runtime directory."""
+
+
+@dataclass(frozen=True, slots=True)
+class Removed:
+    """Something that is gone now; ``path``: where it was."""
+
+    kind: Literal["mark", "link", "program", "map", "file"]
+    path: str
+
+
+def uninstall(config: AgentConfig) -> list[Removed]:
+    """Detach and remove everything that the daemon of *config* left, and return it; nothing, where nothing is.
+
+    From the first link on nothing is captured, and nothing protected. Raises ControlError, naming the process, when a daemon runs;
+    nothing has been touched then. Raises KernelError or ConfigError when something cannot be removed, and may be called again.
+    """
+    pinned, own = config.redirect.pin_directory, config.runtime_directory
+    with ExitStack() as locks:
+        for folder, setting in ((own, "runtimeDirectory"), (pinned, "redirect.pinDirectory")):
+            if folder.is_dir():
+                locks.enter_context(held(folder, setting))
+        try:
+            return [*_marks(config), *_pins(pinned), *_files(own)]
+        except OSError as error:
+            raise KernelError(f"{error.filename}: cannot be removed: {error.strerror}; uninstalling needs root") from None
+
+
+def _marks(config: AgentConfig) -> Iterator[Removed]:
+    """Tell the other nodes that this node's pods take no mTLS any more."""
+    if not config.source.is_dir():
+        return
+    source = DirectorySource(config.source)
+    changes = asyncio.run(_everything(source))
+    pods = {change.object.uid for change in changes if isinstance(change, Change) and isinstance(change.object, Pod) and change.object.node == config.node}
+    for change in changes:
+        if isinstance(change, EnrolledChange) and change.uid in pods:
+            source.publish(change.uid, False)
+            yield Removed("mark", change.uid)
+
+
+async def _everything(source: DirectorySource) -> list[AnyChange]:
+    try:
+        return await source.batch()
+    finally:
+        source.close()
+
+
+def _pins(directory: Path) -> Iterator[Removed]:
+    if not directory.is_dir():
+        return
+    if pins.filesystem(directory) != "bpf":
+        raise KernelError(f"{directory}: is not in bpffs, so nothing in it is the agent's; see redirect.pinDirectory")
+    kinds: dict[str, Literal["link", "program", "map"]] = {"links": "link", "progs": "program", "maps": "map"}
+    for path in pins.cleanup(directory):
+        yield Removed(kinds[path.parent.name], str(path))
+
+
+def _files(directory: Path) -> Iterator[Removed]:
+    for path in (directory / name for name in OWN):
+        if path.is_dir():
+            shutil.rmtree(path)
+        elif path.exists():
+            path.unlink()
+        else:
+            continue
+        yield Removed("file", str(path))
