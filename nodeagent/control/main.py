@@ -254,6 +254,7 @@ class Control:
 
     def _apply(self, changes: list[AnyChange]) -> None:
         delta = self.mesh.apply(changes)
+        self.workers.node(sorted(self.mesh.node_addresses()))
         if delta:
             self.workers.apply(delta)
             if any(key.startswith("authentication/") for key in (*delta.removals, *(entry.key for entry in delta.upserts))):

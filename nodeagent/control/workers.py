@@ -88,6 +88,12 @@ class Workers:
             self._spawn(slot)
         self._loop.call_later(PING_SECONDS, self._ping)
 
+    def node(self, addresses: Sequence[str]) -> None:
+        """The node's own addresses, from which probes come, are *addresses*."""
+        if self._state.start.get("node_addresses") not in (None, addresses):
+            self._state.start["node_addresses"] = addresses
+            self._broadcast({"op": "node", "addresses": addresses})
+
     def adopt(self, pid: int, end: socket.socket) -> None:
         """Take over a worker that an earlier control started, with that one's *end* of its channel.
 

@@ -204,6 +204,10 @@ class Worker:
         listener = socket.socket(fileno=descriptors[0])
         self._start(self._listen(pod, message["direction"], listener))
 
+    def _on_node(self, message: Message, descriptors: list[int]) -> None:
+        self._pipeline.node_addresses = frozenset(message["addresses"])
+        self._pipeline.view.generation += 1  # routes rest on who is the node
+
     def _on_release(self, message: Message, descriptors: list[int]) -> None:
         """The pod is no longer enrolled: what it holds goes on, nothing new comes."""
         for server in self._servers.pop(message["uid"], []):

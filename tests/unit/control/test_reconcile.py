@@ -43,8 +43,8 @@ class Stage:
         control.config = SimpleNamespace(redirect=SimpleNamespace(enroll=True))  # type: ignore[assignment]
         control.store = None  # type: ignore[assignment]
         control.certificates = Certificates(Silent(), 60, lambda _: None, lambda _: None)
-        control.mesh = SimpleNamespace(apply=self._apply, local_pods=self._pods, asking_pods=lambda: ())  # type: ignore[assignment]
-        control.workers = SimpleNamespace(entries=list, apply=lambda _: None, forget=lambda _: None)  # type: ignore[assignment]
+        control.mesh = SimpleNamespace(apply=self._apply, local_pods=self._pods, asking_pods=lambda: (), node_addresses=lambda: ())  # type: ignore[assignment]
+        control.workers = SimpleNamespace(entries=list, apply=lambda _: None, forget=lambda _: None, node=lambda _: None)  # type: ignore[assignment]
         control.enrolment = SimpleNamespace(keep=self._keep, add=self._add)  # type: ignore[assignment]
         control.pod_sockets = SimpleNamespace(reconcile=lambda _: None)  # type: ignore[assignment]
         control.kernel_paths = SimpleNamespace(  # type: ignore[assignment]
