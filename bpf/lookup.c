@@ -11,6 +11,9 @@
  * On the kernel path a connection is known by the record that sockops made in the client's pod, so its client is proved; it
  * is judged again by the policy of this moment. What has no such record (another node, a forged source) gets the listener.
  *
+ * A TCP probe asks whether a port opens, and the listener would open any. What comes to a port that is probed so and where nothing
+ * listens is reset, as the application's own kernel would; that somebody listens, sockops and control see.
+ *
  * A connection by which a worker delivers over the network, from the client's pod, is known by the record that sockops made of its
  * socket: it was authorised before it was dialled, and goes to the application. The record serves one handshake.
  */
@@ -65,6 +68,12 @@ static inline int assign(struct bpf_sk_lookup *ctx, const struct pod *pod, u64 n
   return error ? SK_DROP : SK_PASS;
 }
 
+static inline bool unanswered(u64 netns, u32 port) {
+  struct port_key key = {.netns = netns, .direction = INBOUND, .port = port};
+  u32 *listening = probed.lookup(&key);
+  return listening && !*listening;
+}
+
 static inline int inbound(struct bpf_sk_lookup *ctx, const struct address *local, const struct address *remote, u32 family) {
   u64 *found = addresses.lookup((struct address *)local);
   u64 netns = found ? *found : 0;
@@ -93,6 +102,10 @@ static inline int inbound(struct bpf_sk_lookup *ctx, const struct address *local
   if (deliveries.lookup(&flow)) {
     count(INBOUND_DELIVERED);
     return SK_PASS;
+  }
+  if (unanswered(netns, ctx->local_port)) {
+    count(INBOUND_UNANSWERED);
+    return SK_DROP;
   }
   if (!node || !daemon_alive(node))
     return dead(ctx, pod, netns, &flow);

@@ -17,6 +17,7 @@ PINNED("hash", u64, struct pod, pods);
 PINNED("hash", struct address, u64, addresses);
 PINNED("hash", struct port_key, u32, exclusions);
 PINNED("hash", struct port_key, u32, port_modes);
+PINNED("hash", struct port_key, u32, probed);
 PINNED("sockhash", struct listener_key, u64, listeners);
 PINNED("hash", u64, struct original, by_cookie);
 PINNED("lru_hash", struct source, struct original, by_source);

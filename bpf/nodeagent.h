@@ -47,6 +47,7 @@ struct pod {
 enum direction { OUTBOUND = 0, INBOUND = 1 };
 
 /* exclusions: struct port_key -> __u32 1
+ * probed: struct port_key, INBOUND -> __u32: does anything listen there? Of ports that TCP probes ask for.
  * port_modes: struct port_key, INBOUND -> __u32: enum protection in place of the pod's */
 struct port_key {
   __u64 netns;
@@ -216,6 +217,7 @@ enum counter {
   KERNEL_UNCOUNTED, /* a map of the kernel path was full */
   INBOUND_DELIVERED,
   DELIVERY_UNKNOWN, /* a map of deliveries was full */
+  INBOUND_UNANSWERED,
   COUNTERS
 };
 

@@ -209,6 +209,17 @@ static inline void ended(struct bpf_sock_ops *ctx, u64 cookie) {
     settle(&key, flow);
 }
 
+/* listen(2): a port that is probed opens, at an address that can be reached from outside. When it closes, control sees. */
+static inline void listening(struct bpf_sock_ops *ctx) {
+  struct flow_key ends = flow_of(ctx, true);
+  if (is_loopback(&ends.source) && ends.source.words[3])
+    return;
+  struct port_key key = {.netns = bpf_get_netns_cookie(ctx), .direction = INBOUND, .port = ends.source_port};
+  u32 *there = probed.lookup(&key);
+  if (there)
+    *there = 1;
+}
+
 int sockops(struct bpf_sock_ops *ctx) {
   u64 cookie = bpf_get_socket_cookie(ctx);
   if (ctx->op == BPF_SOCK_OPS_TCP_CONNECT_CB) {
@@ -217,6 +228,8 @@ int sockops(struct bpf_sock_ops *ctx) {
     established(ctx, cookie, true);
   } else if (ctx->op == BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB) {
     established(ctx, cookie, false);
+  } else if (ctx->op == BPF_SOCK_OPS_TCP_LISTEN_CB) {
+    listening(ctx);
   } else if (ctx->op == BPF_SOCK_OPS_STATE_CB && ctx->args[1] == BPF_TCP_CLOSE) {
     by_cookie.delete(&cookie);
     http_finish(cookie);

@@ -50,6 +50,8 @@ class Member:
     protection: Protection = CLOSED
     """What the kernel does where no proxy looks."""
     bypass: bool = False
+    probed: frozenset[int] = frozenset()
+    """Ports at which TCP probes ask."""
 
     def alike(self, other: Member) -> bool:
         """Say whether the kernel has to know the same of both."""
@@ -57,7 +59,7 @@ class Member:
 
 
 def _described(member: Member) -> tuple[object, ...]:
-    return member.pod, member.mtls, member.port_mtls, member.protection, member.bypass
+    return member.pod, member.mtls, member.port_mtls, member.protection, member.bypass, member.probed
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,7 +108,8 @@ class Enrolment:
             return Member(pod)
         policies = [entry for key in workload.policies if (entry := self._workers.entry(key)) is not None]
         protected = protection(workload, policies, self._when_dead)
-        return Member(pod, mtls=workload.mtls, port_mtls=workload.port_mtls, protection=protected, bypass=workload.bypass)
+        probed = frozenset(probe.port for probe in workload.probes if probe.kind == "tcp") - pod.exclude_inbound
+        return Member(pod, mtls=workload.mtls, port_mtls=workload.port_mtls, protection=protected, bypass=workload.bypass, probed=probed)
 
     def certified(self, identity: SpiffeId) -> None:
         """Let the pods that waited for the certificate of *identity* take mTLS."""
@@ -135,7 +138,7 @@ class Enrolment:
             with translated(KernelError, "the pod cannot be captured"):
                 netns = self._plane.pod_netns(Path(pod.netns))
                 bypass = member.bypass and not self._plane.joining.refusal
-                wanted = EnrolledPod(uid, netns, pod.addresses, member.protection, pod.exclude_inbound, pod.exclude_outbound, bypass)
+                wanted = EnrolledPod(uid, netns, pod.addresses, member.protection, pod.exclude_inbound, pod.exclude_outbound, member.probed, bypass)
                 listeners = self._plane.enroll(wanted, Listeners(self.kept.pop(uid, {})))
         except KernelError as error:
             member.state, member.faults = "failed", [str(error)]

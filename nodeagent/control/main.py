@@ -36,6 +36,7 @@ from nodeagent.policy.model import Jwks, RequestAuthentication
 from nodeagent.redirect import heartbeat
 from nodeagent.redirect.plane import DataPlane
 from nodeagent.redirect.pod import ListenerId, open_sockets
+from nodeagent.redirect.probed import LOOK_SECONDS
 from nodeagent.resources.source import AnyChange, DirectorySource
 from nodeagent.telemetry import metrics as declared
 from nodeagent.telemetry.store import Store
@@ -132,6 +133,7 @@ class Control:
         self.parts.start("what ends earlier workers", self._retire_orphans)
         self.parts.start("what confirms the kernel path", self._confirm)
         self.parts.start("the check of the pods", self._check)
+        self.parts.start("the look at probed ports", self._look)
         self.parts.start("the loading of the HTTP counters", self._finish_loading)
         self.parts.start("what serves the pods' sockets", lambda: self.pod_sockets.run(config.redirect.check_interval_seconds))
         self._admin = Admin(self)
@@ -335,6 +337,12 @@ class Control:
             if not self._kernel_behind:
                 self.plane.kernel.confirm()
             await asyncio.sleep(self.config.redirect.kernel_path_timeout_seconds / heartbeat.PER_TIMEOUT)
+
+    async def _look(self) -> None:
+        assert self.plane is not None
+        while True:
+            await asyncio.sleep(LOOK_SECONDS)
+            self.plane.probed.look()
 
     async def _check(self) -> None:
         while True:

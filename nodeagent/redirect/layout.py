@@ -159,6 +159,7 @@ COUNTERS: Final = (
     "kernel_uncounted",
     "inbound_delivered",
     "delivery_unknown",
+    "inbound_unanswered",
 )
 """enum counter, in its order and in lower case."""
 

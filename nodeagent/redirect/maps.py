@@ -58,6 +58,7 @@ def specifications(sizes: MapSizes) -> tuple[MapSpec, ...]:
         MapSpec("addresses", _HASH, address, _COOKIE, sizes.pods * _ADDRESSES_A_POD, _NO_PREALLOC, pods),
         MapSpec("exclusions", _HASH, size(layout.PortKey), 4, sizes.exclusions, _NO_PREALLOC, "redirect.maps.exclusions"),
         MapSpec("port_modes", _HASH, size(layout.PortKey), 4, sizes.exclusions, _NO_PREALLOC, "redirect.maps.exclusions"),
+        MapSpec("probed", _HASH, size(layout.PortKey), 4, sizes.exclusions, _NO_PREALLOC, "redirect.maps.exclusions"),
         MapSpec("listeners", SOCKHASH, size(layout.ListenerKey), 8, sizes.pods * _FAMILIES_AND_DIRECTIONS, 0, pods),
         MapSpec("by_cookie", _HASH, _COOKIE, original, sizes.connections, 0, connections),
         MapSpec("by_source", _LRU_HASH, size(layout.Source), original, sizes.connections, 0, connections),

@@ -30,6 +30,7 @@ from nodeagent.redirect.kernel_record import Flow, FlowId
 from nodeagent.redirect.layout import pack_address
 from nodeagent.redirect.netns import PodNetns
 from nodeagent.redirect.pod import EnrolledPod, ListenerId, Listeners
+from nodeagent.redirect.probed import Probed
 
 log = logging.getLogger("nodeagent.redirect")
 _ZERO: Final = struct.pack("=I", 0)
@@ -85,6 +86,7 @@ class DataPlane:
         self._attached = {**dict.fromkeys(on_cgroup, self._cgroup), hooks.NODE_SOCKOPS: self._root}
         self._links = {hook.name: pins.open_pinned(self._pins.links / hook.name) for hook in self._attached}
         self.kernel = KernelPath(self._maps)
+        self.probed = Probed(self._maps["probed"])
         self.http = HttpMetrics(self._maps, self._programs.get(hooks.HTTP_EGRESS.name, -1), self._cgroup, self._pins.links)
 
     @classmethod
@@ -185,6 +187,7 @@ class DataPlane:
             state = self._enrolled[pod.uid] = _State(pod, wanted, self._useful(listeners or Listeners()))
         if state.pod.netns.fd != pod.netns.fd:
             pod.netns.close()
+        self.probed.keep(state.pod.netns, pod.probed)
         try:
             _put_right(self._faults(state))
         except (KernelError, OSError) as error:
@@ -277,6 +280,7 @@ class DataPlane:
             stale = [key for key, value in self._maps[name].items() if key not in wanted and _owner(name, key, value) not in owners]
             found += [f"an entry of {name}" for key in stale if self._maps[name].drop(key)]
         known = {state.pod.netns.cookie for state in self._enrolled.values()} | {int.from_bytes(owner, sys.byteorder) for owner in owners}
+        found += ["an entry of probed"] * self.probed.prune(known)
         for link in set(self._pins.links.glob("lookup-*")) - {self._pins.lookup(cookie) for cookie in known}:
             hooks.remove(link)
             found.append(f"the link {link.name}")
@@ -328,6 +332,7 @@ class DataPlane:
 
     def _withdraw(self, state: _State) -> None:
         """Take the pod out of the kernel: its addresses off the kernel path first, then inbound capture, then outbound, then what they used."""
+        self.probed.forget(state.pod.netns.cookie)
         self.kernel.withdraw(self.kernel.number(state.pod.netns.cookie))
         hooks.remove(self._pins.lookup(state.pod.netns.cookie))
         if state.link >= 0:

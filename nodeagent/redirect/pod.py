@@ -39,6 +39,8 @@ class EnrolledPod:
     protection: Protection = OPEN
     exclude_inbound: frozenset[int] = frozenset()
     exclude_outbound: frozenset[int] = frozenset()
+    probed: frozenset[int] = frozenset()
+    """Ports at which a TCP probe asks."""
     bypass: bool = False
     """It asks for the socket bypass."""
 

@@ -11,6 +11,7 @@ import socket
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
+from ipaddress import ip_address
 from typing import Final
 
 from nodeagent.redirect import netns
@@ -30,6 +31,7 @@ _INFO: Final = 2
 _BYTES: Final = 120
 """Offset of tcpi_bytes_acked and tcpi_bytes_received in struct tcp_info."""
 _ESTABLISHED, _FIN_WAIT1, _FIN_WAIT2, _LAST_ACK, _CLOSE_WAIT, _CLOSING = 1, 4, 5, 9, 8, 11
+_LISTEN: Final = 10
 _STATES: Final = sum(1 << state for state in (_ESTABLISHED, _FIN_WAIT1, _FIN_WAIT2, _LAST_ACK, _CLOSE_WAIT, _CLOSING))
 _WINDOW: Final = 65536
 
@@ -52,13 +54,24 @@ def clients(namespace: int) -> dict[Ends, Carried]:
 
     A client's SYN and either side's FIN are counted by the kernel and taken off here. Raises OSError.
     """
+    return dict(one for message in _dump(namespace, _STATES, 1 << (_INFO - 1)) if (one := _socket(message)) is not None)
+
+
+def listening(namespace: int) -> frozenset[int]:
+    """Return the TCP ports of the network namespace *namespace* at which something listens that can be reached from outside. Raises OSError."""
+    found = ((struct.unpack_from("!H", message, 4)[0], _text(message[0], message[8:24])) for message in _dump(namespace, 1 << _LISTEN, 0))
+    return frozenset(port for port, address in found if not ip_address(address).is_loopback)
+
+
+def _dump(namespace: int, states: int, extensions: int) -> Iterator[bytes]:
+    """Yield a struct inet_diag_msg with its attributes for each TCP socket in *states*. Raises OSError."""
+    found: list[bytes] = []
     with netns.inside(namespace), socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, _NETLINK_SOCK_DIAG) as link:
-        found = {}
         for family in (socket.AF_INET, socket.AF_INET6):
-            body = _ASK.pack(family, socket.IPPROTO_TCP, 1 << (_INFO - 1), 0, _STATES) + bytes(48)
+            body = _ASK.pack(family, socket.IPPROTO_TCP, extensions, 0, states) + bytes(48)
             link.send(_HEADER.pack(_HEADER.size + len(body), _BY_FAMILY, _REQUEST | _DUMP, 1, 0) + body)
-            found.update(dict(_sockets(link)))
-        return found
+            found += _messages(link)
+    yield from found
 
 
 def destroy(namespace: int, ends: Ends, cookie: int) -> bool:
@@ -87,7 +100,7 @@ def _address(text: str) -> bytes:
     return packed[12:] + bytes(12) if packed.startswith(MAPPED) else packed
 
 
-def _sockets(link: socket.socket) -> Iterator[tuple[Ends, Carried]]:
+def _messages(link: socket.socket) -> Iterator[bytes]:
     while True:
         data = link.recv(_WINDOW)
         at = 0
@@ -98,9 +111,7 @@ def _sockets(link: socket.socket) -> Iterator[tuple[Ends, Carried]]:
             if kind == _ERROR:
                 code = -struct.unpack_from("=i", data, at + _HEADER.size)[0]
                 raise OSError(code, os.strerror(code))
-            one = _socket(data[at + _HEADER.size : at + size])
-            if one is not None:
-                yield one
+            yield data[at + _HEADER.size : at + size]
             at += (size + 3) & ~3
 
 

@@ -31,7 +31,8 @@ class ContainerPort:
 
 @dataclass(frozen=True, slots=True)
 class ProbeAction:
-    """A probe as declared; ``port`` may be a container port's name. ``host`` is empty when it is the pod itself.
+    """A probe as declared, or a hook of the container's lifecycle: what the kubelet asks; ``port`` may be a container port's name. ``host`` is empty when
+    it is the pod itself.
 
     ``path``: of an HTTP probe, or the service that a gRPC probe asks about.
     """
@@ -289,7 +290,10 @@ def _namespace_of(metadata: Field) -> str:
 
 def _container(item: Field) -> Container:
     ports = tuple(ContainerPort(port.text("name", ""), port.number("containerPort")) for port in item.parts("ports") if port.text("protocol", "TCP") == "TCP")
-    probes = (_probe(item.part(name)) for name in ("startupProbe", "livenessProbe", "readinessProbe") if item.has(name))
+    declared = [item.part(name) for name in ("startupProbe", "livenessProbe", "readinessProbe") if item.has(name)]
+    lifecycle = item.part("lifecycle")
+    declared += [lifecycle.part(name) for name in ("postStart", "preStop") if lifecycle.has(name)]
+    probes = (_probe(each) for each in declared)
     return Container(ports, tuple(probe for probe in probes if probe is not None))
 
 

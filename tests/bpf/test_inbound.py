@@ -168,3 +168,47 @@ def _echo(pipe: Connection, address: str, port: int) -> None:
         with connection:
             while data := connection.recv(100):
                 connection.sendall(data)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("protected", [False, True])
+def test_a_port_that_is_probed_opens_only_while_something_listens_there(node: Node, a: Pod, b: Pod, counted: Counted, kind: str, protected: bool) -> None:
+    """Input: SYNs to a port that a TCP probe asks for, before, while and after the application listens there. Verdict: a reset, the listener, a reset."""
+    port = 8190
+    listeners = node.enroll(b, protected=protected, probed=frozenset({port}))
+
+    def refused() -> bool:
+        try:
+            connected = node.stage.start(a, dial, b.address(kind), port)
+            accept(listeners.fds["inbound", _family(kind), 0], 0.5).close()
+        except TimeoutError:
+            with pytest.raises(ConnectionRefusedError):
+                connected.receive()
+            return True
+        connected.receive()
+        return False
+
+    assert refused()
+    local = node.stage.start(b, serve, "::1" if kind == "6" else "127.0.0.1", port)
+    local.receive()
+    assert refused(), "what listens on loopback alone nobody reaches from outside"
+    local.stop()
+    application = node.stage.start(b, serve, _any(kind), port)
+    application.receive()
+    assert not refused(), "it is known at once"
+    application.stop()
+    node.plane.probed.look()
+    assert refused()
+    assert counted()["inbound_unanswered"] == 3
+    node.enroll(b, protected=protected)
+    assert not refused(), "nothing is said of a port that is not probed any more"
+
+
+def test_what_listened_before_its_pod_was_captured_is_found(node: Node, a: Pod, b: Pod) -> None:
+    node.stage.start(b, serve, "0.0.0.0", 8191).receive()
+    listeners = node.enroll(b, probed=frozenset({8191, 8192}))
+    child = node.stage.start(a, dial, b.ipv4, 8191)
+    accept(listeners.fds["inbound", 4, 0]).close()
+    child.receive()
+    with pytest.raises(ConnectionRefusedError):
+        node.stage.run(a, dial, b.ipv4, 8192)

@@ -92,6 +92,28 @@ def test_only_declared_probes_pass(strict: Lab) -> None:
     assert got["received"] == ""
 
 
+def test_a_tcp_probe_is_told_whether_the_application_listens(strict: Lab) -> None:
+    asks = "readinessProbe: {tcpSocket: {port: 7999}, periodSeconds: 1}"
+    strict.apply(text=pod("deaf", "node1", command="[sleep, infinity]", container=asks), wait_seconds=0)
+    url = f"http://{strict.address('deaf')}:7999/"
+    eventually(lambda: pod_row(strict, "deaf")["state"] == "enrolled", "it is captured")
+
+    def ready() -> bool:
+        (row,) = (each for each in strict.objects("Pod") if each["metadata"]["name"] == "deaf")
+        return any(each["type"] == "Ready" and each["status"] == "True" for each in row["status"]["conditions"])
+
+    for _ in range(3):
+        assert curl(strict, "node1", url).returncode == 7, "refused, as the pod's own kernel does"
+    assert not ready()
+    with strict.popen("deaf", [sys.executable, "-m", "http.server", "7999"]) as application:
+        try:
+            eventually(ready, "the kubelet finds the port open")
+            assert "probe_refused" in curl(strict, "node1", url).stdout, "whether it opens is all that may be asked"
+        finally:
+            application.kill()
+    eventually(lambda: not ready(), "the kubelet finds it closed")
+
+
 def test_a_tcp_probe_carries_nothing(strict: Lab) -> None:
     """Behind 9002 a server speaks first; what it says is not heard, however the connection goes."""
     address = strict.address("probed")

@@ -115,12 +115,14 @@ def test_probes_by_number_and_once() -> None:
         },
         {"livenessProbe": {"httpGet": {"port": 8443, "scheme": "HTTPS", "path": "/x"}}, "readinessProbe": {"httpGet": {"port": 80, "host": "10.9.9.9"}}},
         {"livenessProbe": {"httpGet": {"port": "81", "host": "10.0.0.1", "path": "x"}}},
+        {"lifecycle": {"postStart": {"exec": {"command": ["true"]}}, "preStop": {"httpGet": {"port": 82, "path": "/bye"}}}},
     ]
     assert rules.probes(pod(containers=containers)) == (
         Probe("http", 8080, "/ready?x=1"),
         Probe("grpc", 9000, "shop"),
         Probe("tcp", 8443, ""),
         Probe("http", 81, "/x"),
+        Probe("http", 82, "/bye"),
     )
 
 
