@@ -88,7 +88,7 @@ class Channel:
             _close_all(copies)
             raise ControlError(f"a message of {size} bytes, at most {LARGEST_BYTES} are carried")
         if size > MESSAGE_BYTES:
-            copies.insert(0, _memory_file(payload))
+            copies.insert(0, memory_file(payload))
             payload = _IN_FILE
         if copies and not self._unread():
             self._in_flight = 0
@@ -204,7 +204,7 @@ class Outbox:
         self._queue.clear()
 
 
-def _memory_file(payload: bytes) -> int:
+def memory_file(payload: bytes) -> int:
     """Return a descriptor of a file in memory that holds *payload*."""
     descriptor = os.memfd_create("message", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
     with open(descriptor, "wb", closefd=False) as file:
@@ -216,14 +216,14 @@ def _memory_file(payload: bytes) -> int:
 def _message(payload: bytes, descriptors: list[int]) -> Message:
     """Return what *payload*, or the memory file that is the first of *descriptors* in its stead, says. Raises ValueError, OSError."""
     if payload == _IN_FILE and descriptors:
-        payload = _read_memory_file(descriptors.pop(0))
+        payload = read_memory_file(descriptors.pop(0))
     message = orjson.loads(payload)
     if not isinstance(message, dict):
         raise ValueError("not a JSON object")
     return message
 
 
-def _read_memory_file(descriptor: int) -> bytes:
+def read_memory_file(descriptor: int) -> bytes:
     """Return the file's content and close it. Raises ValueError, OSError: only a sealed memory file neither blocks nor changes meanwhile."""
     try:
         # Anything else than a memory file has no seals (fcntl(2): EINVAL).

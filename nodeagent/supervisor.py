@@ -52,7 +52,8 @@ class _Worker:
 
 
 class Supervisor:
-    """Children by pid, and descriptors by key: a pod's listeners (``uid/direction/family/slot``) and network namespace (``uid/netns``)."""
+    """Children by pid, and descriptors by key: a pod's listeners (``uid/direction/family/slot``) and network namespace (``uid/netns``), and an
+    identity's certificate in memory (``identity/certificate``), which is never read here."""
 
     def __init__(self, config: AgentConfig, control: ControlMain, worker: WorkerMain, own: Sequence[int], stop_seconds: float) -> None:
         """*own*: descriptors that no child may have. *stop_seconds*: how long a stop takes."""
@@ -203,7 +204,7 @@ class Supervisor:
         self._stop()
         self._end_heartbeat()
         for pid in self._workers:
-            os.kill(pid, signal.SIGTERM)
+            os.kill(pid, signal.SIGUSR1)
 
     def _fork_workers(self) -> None:
         """Fork the workers that control asked for; what the machine has no room for is tried again."""

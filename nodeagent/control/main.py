@@ -12,10 +12,11 @@ import signal
 import socket
 from typing import Final
 
+import orjson
 import uvloop
 
 from nodeagent import __version__
-from nodeagent.channel import DESCRIPTORS, Channel, Message
+from nodeagent.channel import DESCRIPTORS, Channel, Message, memory_file, read_memory_file
 from nodeagent.config import AgentConfig
 from nodeagent.control.admin import Admin
 from nodeagent.control.enrolment import Effects, Enrolment
@@ -81,6 +82,8 @@ class Control:
         self._kept: dict[str, dict[ListenerId, socket.socket]] = {}
         self._networks: dict[str, int] = {}
         """Pods' network namespaces that an earlier control opened."""
+        self._inherited: list[Certificate] = []
+        """What that one held: a death of control while the authority is away shall cost no identity."""
         self.supervisor = Channel(self.loop, end, self._from_supervisor, self.stopped.set)
         self.parts = Parts(self.loop)
         needs = Needs(self._sockets, self.store.merge, lambda slot: self.store.add(declared.WORKER_RESTARTS, (str(slot),)))
@@ -122,6 +125,8 @@ class Control:
         )
         self.enrolment = Enrolment(self.plane, workers, self.certificates, effects, config.redirect.when_dead)
         self.enrolment.kept = self._kept
+        while self._inherited:
+            self.certificates.adopt(self._inherited.pop())
         self._apply(await source.batch())
         start = {"config": config.model_dump(mode="json", by_alias=True), "node_addresses": sorted(self.mesh.node_addresses()), "supervisor": os.getppid()}
         workers.start(start, [self.plane.original_map_fd, self.plane.announced_map_fd])
@@ -223,12 +228,15 @@ class Control:
             self.supervisor.send({"op": "keep", "keys": some}, [kept[key] for key in some])
 
     def _take_over(self, key: str, descriptor: int) -> None:
-        """An earlier control had the supervisor keep *descriptor*: see :meth:`Enrolment.kept_as`."""
-        uid, *which = key.split("/")
-        if which == ["netns"]:
-            self._networks[uid] = descriptor
+        """An earlier control had the supervisor keep *descriptor*."""
+        owner, _, kind = key.rpartition("/")
+        if kind == "certificate":
+            self._inherited.append(Certificate.from_json(orjson.loads(read_memory_file(descriptor))))
             return
-        direction, family, slot = which
+        if kind == "netns":
+            self._networks[owner] = descriptor
+            return
+        uid, direction, family, slot = key.split("/")
         listener: ListenerId = ("outbound" if direction == "outbound" else "inbound", 4 if family == "4" else 6, int(slot))
         self._kept.setdefault(uid, {})[listener] = socket.socket(fileno=descriptor)
 
@@ -303,6 +311,7 @@ class Control:
         """Drop the certificates of identities that no pod of this node has any more."""
         for identity in self.certificates.wanted() - identities:
             self.certificates.forget(identity)
+            self.supervisor.send({"op": "drop", "uid": identity})
             self.workers.forget(identity)
 
     async def _watch(self) -> None:
@@ -312,7 +321,11 @@ class Control:
             self._apply(await self.source.batch())
 
     def _certificate(self, certificate: Certificate) -> None:
-        self.workers.certificate(certificate.identity, {"op": "certificate", "certificate": certificate.to_json()})
+        told = certificate.to_json()
+        self.workers.certificate(certificate.identity, {"op": "certificate", "certificate": told})
+        file = memory_file(orjson.dumps(told))
+        self._keep({f"{certificate.identity}/certificate": file})
+        os.close(file)
         self.pod_sockets.certified(certificate)
         if self._listed:
             self.enrolment.certified(certificate.identity)

@@ -91,6 +91,13 @@ class Certificates:
             self._wanted[identity] = _Wanted()
             self._request(identity)
 
+    def adopt(self, certificate: Certificate) -> None:
+        """Hold what an earlier control held, if it is still good: another is asked for at once, and nobody has to wait for it."""
+        now = self._clock()
+        if certificate.identity not in self._wanted and certificate.not_after > now:
+            self._wanted[certificate.identity] = _Wanted(Held(certificate, now), now)
+            self._on_change(certificate)
+
     def current(self, identity: SpiffeId) -> Certificate:
         """Return the certificate of *identity* that is good now. Raises IdentityError saying why there is none (yet)."""
         wanted = self._wanted.get(identity)

@@ -81,8 +81,9 @@ class Worker:
         self._deltas: list[Delta] = []
         """Of a change whose last part is not there yet."""
         self._channel = Channel(loop, end, self._message, self._orphaned)
-        loop.add_signal_handler(signal.SIGTERM, self._told_to_go)
-        loop.add_signal_handler(signal.SIGINT, lambda: None)  # Ctrl-C is the supervisor's to handle
+        loop.add_signal_handler(signal.SIGUSR1, self._told_to_go)
+        for number in (signal.SIGTERM, signal.SIGINT):  # the supervisor's to handle, also where a whole group is sent them (Ctrl-C, systemd)
+            loop.add_signal_handler(number, lambda: None)
         self._next_sweep = loop.time() + SWEEP_SECONDS
         loop.call_at(self._next_sweep, self._sweep)
 

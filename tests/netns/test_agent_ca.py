@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import os
 import re
+import signal
 import subprocess
 import sys
 import time
@@ -20,7 +22,7 @@ from nodeagent.identity import authority_directory
 from nodeagent.identity.authority_directory import certificates
 from nodeagent.lab import Lab
 from nodeagent.lab.agent import Agent, merge
-from tests.netns.world import QUICK, about, account, admin, client, client_in, cluster, cluster_ip, eventually, pod_row, server
+from tests.netns.world import QUICK, about, account, admin, client, client_in, cluster, cluster_ip, control, eventually, pod_row, server, workers
 
 TEXT = "".join((account("client", "server"), client("client", "node1", account="client"), server("remote", "node2", account="server")))
 SERVER = "spiffe://cluster.local/ns/default/sa/server"
@@ -114,13 +116,26 @@ def test_agents_ask_the_authority_as_soon_as_it_is_there(lab: Lab, tmp_path: Pat
             issued = re.findall(r"issued \w+ for (\S+) to spiffe://cluster\.local/ns/system/sa/agent", log.read_text())
             assert sorted(issued) == ["spiffe://cluster.local/ns/default/sa/client", SERVER]
             texts = [log.read_text(), *(agent.log.read_text() for agent in agents)]
-        # The authority is gone; what it issued holds.
+        # The authority is gone; what it issued holds, also when control dies.
         assert about(lab, "client", f"http://{cluster_ip(lab, 'remote')}")["pod"] == "remote"
+        for node in lab.nodes:
+            before = set(workers(lab, node))
+            os.kill(control(lab, node), signal.SIGKILL)
+            eventually(lambda node=node, before=before: replaced(lab, node, before), "its successor's worker serves alone", 60)
+        assert about(lab, "client", f"http://{cluster_ip(lab, 'remote')}")["headers"].get("x-forwarded-client-cert", "").count("spiffe://") == 2
         assert not any("the-secret-token" in text or "PRIVATE" in text for text in texts)
     finally:
         for node, agent in zip(lab.nodes, agents, strict=True):
             agent.stop()
             lab.agent(node).start()
+
+
+def replaced(lab: Lab, node: str, before: set[int]) -> bool:
+    """Say whether there are workers, and none of *before*; while there is no control, they cannot be told from it."""
+    with contextlib.suppress(IndexError):
+        now = set(workers(lab, node))
+        return bool(now) and before.isdisjoint(now)
+    return False
 
 
 def _row(lab: Lab, name: str) -> Any:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 
 import pytest
 
@@ -321,3 +322,22 @@ def test_a_fault_of_the_program_ends_the_store() -> None:
         assert fault.group_contains(RuntimeError, match="a bug")
 
     asyncio.run(scene())
+
+
+def test_what_an_earlier_control_held_is_held_and_asked_for_anew() -> None:
+    """Input: certificates taken over, one that has ended among them. Verdict: the good one serves at once, and another comes when it can be had."""
+
+    async def scene(world: World) -> None:
+        await ensure(world.certificates, [WEB, SHOP], 5)
+        good = world.certificates.current(WEB)
+        ended = replace(world.certificates.current(SHOP), not_after=world.now)
+        for name in (WEB, SHOP):
+            world.certificates.forget(name)
+        world.certificates.adopt(good)
+        world.certificates.adopt(ended)
+        assert world.certificates.current(WEB) == good
+        assert world.certificates.wanted() == {WEB}
+        await world.at(world.now)
+        assert world.certificates.current(WEB).serial != good.serial
+
+    play(scene)
