@@ -4,8 +4,8 @@
  * accept, with TCP fast open too. A redirected connection's original destination is told to the daemon by its source: it takes
  * the entry out; by_source is an LRU for those it never sees. One on the kernel path gets its record, by which sk_lookup knows it.
  *
- * A worker's connection to an application, which it has announced, is known to sk_lookup until the server's end is established;
- * from then on the application's socket has the name that the worker gave for the client (name.c).
+ * A worker's connection to an application is known (node.c) until the server's end is established; from then on the application's
+ * socket has the name that the worker gave for the client (name.c).
  *
  * by_cookie is left when the connection has ended: the sock_release hook does not run for the sockets that the kernel
  * makes itself (MPTCP's subflows), and a pod must not be able to fill the map with them.
@@ -82,19 +82,6 @@ static inline void begin(struct bpf_sock_ops *ctx, u64 cookie, const struct orig
     count(KERNEL_UNCOUNTED);
 }
 
-/* A worker's socket that it did not announce is one of no delivery. */
-static inline void delivering(struct bpf_sock_ops *ctx, u64 cookie) {
-  struct address *client = announced.lookup(&cookie);
-  if (!client)
-    return;
-  struct flow_key key = flow_of(ctx, true);
-  struct delivery delivery = {.dialler = cookie, .client = *client};
-  announced.delete(&cookie);
-  if (deliveries.update(&key, &delivery))
-    count(DELIVERY_UNKNOWN);
-  watch_state(ctx);
-}
-
 static inline void delivered(struct bpf_sock_ops *ctx, struct flow_key *key, u64 cookie) {
   struct delivery *delivery = deliveries.lookup(key);
   if (!delivery)
@@ -107,21 +94,10 @@ static inline void delivered(struct bpf_sock_ops *ctx, struct flow_key *key, u64
   deliveries.delete(key);
 }
 
-/* One that was never established, or whose application's socket has ended. */
-static inline void undelivered(struct bpf_sock_ops *ctx, u64 cookie) {
-  struct flow_key key = flow_of(ctx, true);
-  struct delivery *delivery = deliveries.lookup(&key);
-  if (delivery && delivery->dialler == cookie)
-    deliveries.delete(&key);
-  clients.delete(&cookie);
-}
-
 static inline void connecting(struct bpf_sock_ops *ctx, u64 cookie) {
   struct original *to = by_cookie.lookup(&cookie);
-  if (!to) {
-    delivering(ctx, cookie);
+  if (!to)
     return;
-  }
   if (to->kernel)
     begin(ctx, cookie, to);
   else
@@ -233,7 +209,7 @@ int sockops(struct bpf_sock_ops *ctx) {
   } else if (ctx->op == BPF_SOCK_OPS_STATE_CB && ctx->args[1] == BPF_TCP_CLOSE) {
     by_cookie.delete(&cookie);
     http_finish(cookie);
-    undelivered(ctx, cookie);
+    clients.delete(&cookie);
     ended(ctx, cookie);
   }
   return 1;

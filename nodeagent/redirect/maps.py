@@ -27,7 +27,6 @@ NODE_FLOWS: Final = 8192
 _COOKIE: Final = 8
 _FAMILIES_AND_DIRECTIONS: Final = 4
 _ADDRESSES_A_POD: Final = 4
-_OF_CONNECTIONS: Final = ("by_cookie", "by_source", "kernel_flows", "deliveries", "clients")
 _ANNOUNCED: Final = 4096
 """Dials that workers have announced and not begun: each is begun by the next system call."""
 

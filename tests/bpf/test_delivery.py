@@ -58,13 +58,15 @@ def _nothing_left(node: Node) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_over_the_network_to_the_application(node: Node, a: Pod, b: Pod, counted: Counted, kind: str) -> None:
-    """Input: a worker's socket in the client's pod, announced. Verdict: the server's application, past its listener, and it sees the client."""
+@pytest.mark.parametrize("where", ["agent/below", ".."], ids=["below the pods' cgroup", "above it"])
+def test_over_the_network_to_the_application(node: Node, a: Pod, b: Pod, counted: Counted, where: str, kind: str) -> None:
+    """Input: a worker's socket in the client's pod, announced; the daemon's cgroup is anywhere. Verdict: the server's application, past its
+    listener, and it sees the client."""
     node.stage.start(b, _tell, _any(kind), 8400).receive()
     node.enroll(a, "a", protected=True)
     node.enroll(b, "b", protected=True)
     client = a.address(_plain(kind))
-    answer, port = node.stage.run(a, _deliver, node.plane.announced_map_fd, client, b.address(_plain(kind)), 8400, cgroup="agent")
+    answer, port = node.stage.run(a, _deliver, node.plane.announced_map_fd, client, b.address(_plain(kind)), 8400, cgroup=where)
     assert answer == " ".join([f"{a.address(kind)} {port}"] * 2)
     assert counted() == {"inbound_delivered": 1}
     _nothing_left(node)
