@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from nodeagent.errors import IdentityError, KernelError, translated
+from nodeagent.identity.allowance import Allowance
 from nodeagent.identity.certificate import Certificate
 from nodeagent.identity.peer import PodPlace, stranger
 from nodeagent.mesh.entries import PodUid, SpiffeId
@@ -37,6 +38,10 @@ MAX_CONNECTIONS: Final = 32
 """Of one pod: an Envoy has one or two, an application one."""
 MAX_STRANGERS: Final = 4
 """Connections of others that wait for their refusal."""
+BURST_CALLERS: Final = 256
+CALLERS_PER_SECOND: Final = 32
+"""Connections that one socket accepts; more wait in its backlog."""
+PAUSE_SECONDS: Final = 0.25
 QUIET_SECONDS: Final = 60.0
 """Between two words in the log about strangers at one socket."""
 log = logging.getLogger("nodeagent.sockets")
@@ -131,6 +136,7 @@ class _PodSocket:
         self._allowed = _Door(GrpcSocket(services), MAX_CONNECTIONS)
         refused = Refused(services, f"this socket serves the pod {pod.namespace}/{pod.pod}, which the caller is not of")
         self._refused = _Door(GrpcSocket([refused]), MAX_STRANGERS)
+        self._callers = Allowance(BURST_CALLERS, CALLERS_PER_SECOND)
         self._listener: socket.socket | None = None
         self._inode = 0
         self._placement = place.Placement(folder, pod.mount_at, self._place) if pod.mount_at and pod.cgroup else None
@@ -202,6 +208,10 @@ class _PodSocket:
         listener = self._listener
         if listener is None:
             return
+        if not self._callers.take():
+            self._loop.remove_reader(listener.fileno())
+            self._loop.call_later(PAUSE_SECONDS, self._resume, listener)
+            return
         try:
             connection, _ = listener.accept()
         except BlockingIOError:
@@ -216,6 +226,10 @@ class _PodSocket:
             self._said = time.monotonic()
             log.warning("a caller at the socket of pod %s/%s is refused: %s", self.pod.namespace, self.pod.pod, why)
         (self._refused if why else self._allowed).admit(connection)
+
+    def _resume(self, listener: socket.socket) -> None:
+        if listener is self._listener:
+            self._loop.add_reader(listener.fileno(), self._accept)
 
     def _tell(self, what: str, fault: str) -> None:
         """Log a fault when it is new."""

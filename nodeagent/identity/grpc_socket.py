@@ -1,14 +1,14 @@
 """gRPC over connections of unix sockets that were accepted, and whose peer was looked at, before a byte was read.
 
 A pod may send anything and as much as it likes, in the process that keeps all pods' keys: each connection has a budget of
-bytes, a message a greatest size, and whatever the libraries make of nonsense ends that one connection, without a word in the log.
+bytes, all of one socket have one of HTTP/2 frames (nine bytes that cost as much as a thousand), a message has a greatest size, what is worked off
+a turn of the loop is little, and whatever the libraries make of nonsense ends that one connection, without a word in the log.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-import time
 from collections.abc import Callable, Collection, Mapping
 from functools import partial
 from typing import Any, Final, Protocol
@@ -17,11 +17,23 @@ from grpclib import const, protocol, server
 from grpclib.config import Configuration
 from grpclib.exceptions import GRPCError
 
+from nodeagent.identity.allowance import Allowance
+
 MAX_MESSAGE: Final = 64 << 10
 """Bytes of a request; a JWT-SVID to be validated is the largest."""
 BURST_BYTES: Final = 1 << 20
 BYTES_PER_SECOND: Final = 128 << 10
 """What a connection may send: thousands of requests at once, then some hundred a second."""
+BURST_FRAMES: Final = 4000
+FRAMES_PER_SECOND: Final = 400
+"""What all connections of a socket may send; a call is half a dozen."""
+CONNECTION_FRAMES: Final = 10
+"""What a new connection costs, in frames."""
+PORTION: Final = 2048
+"""Bytes that are worked off before the loop turns."""
+PREFACE_BYTES: Final = 24
+"""With what a client begins (RFC 9113 section 3.4)."""
+HEADER_BYTES: Final = 9
 WINDOW: Final = (1 << 16) - 1
 """The smallest that HTTP/2 allows: what is not read yet is kept in memory."""
 
@@ -53,12 +65,13 @@ class GrpcSocket(server.Server):
         # grpclib logs each fault of a client with its stack.
         for name in (server.__name__, protocol.__name__):
             logging.getLogger(name).setLevel(logging.CRITICAL + 1)
+        self._frames = Allowance(BURST_FRAMES, FRAMES_PER_SECOND)
         super().__init__(services, config=Configuration(http2_connection_window_size=WINDOW, http2_stream_window_size=WINDOW))
 
     def protocol(self, ended: Callable[[], None]) -> asyncio.Protocol:
         """Return what serves one connection; *ended* is called when that is over."""
         handler = _Handler(self._mapping, self._codec, self._status_details_codec, self.__dispatch__)
-        return _Connection(handler, self._config, self._h2_config, ended)
+        return _Connection(handler, self._config, self._h2_config, ended, self._frames)
 
 
 class _Buffer(protocol.Buffer):
@@ -78,32 +91,69 @@ class _Handler(server.Handler):
 
 
 class _Connection(protocol.H2Protocol):
-    def __init__(self, handler: server.Handler, config: Configuration, h2_config: Any, ended: Callable[[], None]) -> None:
+    def __init__(self, handler: server.Handler, config: Configuration, h2_config: Any, ended: Callable[[], None], frames: Allowance) -> None:
         super().__init__(handler, config, h2_config)
-        self._ended = ended
-        self._budget, self._at = float(BURST_BYTES), time.monotonic()
-        self._transport: asyncio.BaseTransport | None = None
+        self._ended, self._frames, self._bytes = ended, frames, Allowance(BURST_BYTES, BYTES_PER_SECOND)
+        self._counted = FrameCount()
+        self._late = b""
+        self._transport: asyncio.Transport
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.Transport)
         self._transport = transport
         super().connection_made(transport)
+        if not self._frames.take(CONNECTION_FRAMES):
+            transport.abort()
 
     def data_received(self, data: bytes) -> None:
-        now = time.monotonic()
-        self._budget = min(self._budget + (now - self._at) * BYTES_PER_SECOND, BURST_BYTES) - len(data)
-        self._at = now
-        if self._budget < 0:
-            self._abort()
+        if self._transport.is_closing():
             return
+        if not self._bytes.take(len(data)) or not self._frames.take(self._counted.of(data)):
+            self._transport.abort()
+            return
+        waiting, self._late = bool(self._late), self._late + data
+        if not waiting:
+            self._work()
+
+    def _work(self) -> None:
+        """Work off a portion of what came, and the rest in the loop's next turns."""
+        if self._transport.is_closing():
+            return
+        portion, self._late = self._late[:PORTION], self._late[PORTION:]
         try:
-            super().data_received(data)
+            super().data_received(portion)
         except Exception:  # noqa: BLE001 (the library checks little of what a peer sends; none of that may reach others)
-            self._abort()
+            self._transport.abort()
+            return
+        if self._late:
+            self._transport.pause_reading()
+            asyncio.get_running_loop().call_soon(self._work)
+        elif not self._transport.is_closing():
+            self._transport.resume_reading()
 
     def connection_lost(self, exc: BaseException | None) -> None:
         self._ended()
         super().connection_lost(exc)
 
-    def _abort(self) -> None:
-        assert isinstance(self._transport, asyncio.Transport | asyncio.WriteTransport)
-        self._transport.abort()
+
+class FrameCount:
+    """Counts the frames that begin in a client's stream, by their lengths alone (RFC 9113 section 4.1)."""
+
+    def __init__(self) -> None:
+        self._skip, self._head = PREFACE_BYTES, b""
+
+    def of(self, data: bytes) -> int:
+        """Return how many begin in *data*, the next of what came."""
+        data, at, count = self._head + data, 0, 0
+        self._head = b""
+        while len(data) - at > self._skip:
+            at += self._skip
+            self._skip = 0
+            head = data[at : at + HEADER_BYTES]
+            if len(head) < HEADER_BYTES:
+                self._head = head
+                return count
+            self._skip = HEADER_BYTES + int.from_bytes(head[:3])
+            count += 1
+        self._skip -= len(data) - at
+        return count

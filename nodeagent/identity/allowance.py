@@ -1,0 +1,21 @@
+"""How much a caller may cost: a bucket that fills with time."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+
+class Allowance:
+    """*burst* at once, then *per_second*."""
+
+    def __init__(self, burst: float, per_second: float, clock: Callable[[], float] = time.monotonic) -> None:
+        self._burst, self._per_second, self._clock = burst, per_second, clock
+        self._left, self._at = burst, clock()
+
+    def take(self, amount: float = 1) -> bool:
+        """Take *amount*; False: so much is not there, and all that was is gone."""
+        now = self._clock()
+        left = min(self._burst, self._left + (now - self._at) * self._per_second) - amount
+        self._left, self._at = max(0.0, left), now
+        return left >= 0
