@@ -125,7 +125,7 @@ class Admin:
         )
 
     async def _policies(self, query: Mapping[str, str]) -> Response:
-        return Response.json(self._control.mesh.policies(self._control.source.refused()))
+        return Response.json(self._control.policies())
 
     async def _explain(self, query: Mapping[str, str]) -> Response:
         headers = dict(line.split(": ", 1) for line in query.get("headers", "").split("\n") if ": " in line)

@@ -10,7 +10,7 @@ import os
 import platform
 import signal
 import socket
-from typing import Final
+from typing import Any, Final
 
 import orjson
 import uvloop
@@ -20,6 +20,7 @@ from nodeagent.channel import DESCRIPTORS, Channel, Message, memory_file, read_m
 from nodeagent.config import AgentConfig
 from nodeagent.control.admin import Admin
 from nodeagent.control.enrolment import Effects, Enrolment
+from nodeagent.control.in_force import InForce
 from nodeagent.control.jwks import KeySets, wanted_by
 from nodeagent.control.kernel_path import KernelPaths
 from nodeagent.control.pod_sockets import PodSockets
@@ -98,6 +99,8 @@ class Control:
         self.key_sets = KeySets(lambda found: self.workers.apply(Delta((found,))))
         self._admin: Admin | None = None
         self._listed, self._kernel_behind = False, True
+        self._kernel_generation = 0
+        self.in_force = InForce()
 
     # -- life --
 
@@ -199,7 +202,16 @@ class Control:
         if self._listed and not self.enrolment.healthy():
             wrong = [row for row in self.enrolment.rows() if row["state"] != "enrolled"]
             missing += [f"pod {row['namespace']}/{row['pod']}: {row['state']}: {'; '.join(row['faults'])}" for row in wrong]
+        missing += [f"{key} is not in the workers: {why}" for key, why in sorted(self.workers.unsent.items())]
         return missing + self.parts.failing() + [f"{whose} stays as it was: {why}" for whose, why in sorted(self.mesh.faults.items())]
+
+    def policies(self) -> list[dict[str, Any]]:
+        """Return a row for each policy, which says whether it is in force everywhere, and for each document that was refused."""
+
+        def behind(generation: int) -> list[str]:
+            return self.workers.behind(generation) + (["the kernel's maps"] if self._kernel_generation < generation else [])
+
+        return self.in_force.tell(self.mesh.policies(self.source.refused()), behind)
 
     # -- the supervisor's messages --
 
@@ -265,10 +277,10 @@ class Control:
     def _apply(self, changes: list[AnyChange]) -> None:
         delta = self.mesh.apply(changes)
         self.workers.node(sorted(self.mesh.node_addresses()))
-        if delta:
-            self.workers.apply(delta)
-            if any(key.startswith("authentication/") for key in (*delta.removals, *(entry.key for entry in delta.upserts))):
-                self._want_keys(self.workers)
+        self.workers.apply(delta)
+        self.in_force.bring(changes, self.workers.generation)
+        if any(key.startswith("authentication/") for key in (*delta.removals, *(entry.key for entry in delta.upserts))):
+            self._want_keys(self.workers)
 
     def _want_keys(self, workers: Workers) -> None:
         """Have the key sets that RequestAuthentications name, and no others."""
@@ -297,7 +309,7 @@ class Control:
             with translated(KernelError, "the maps cannot be written"):
                 self.kernel_paths.update(self.workers.entries())
                 self.kernel_paths.close_refused(self.store)
-            self._kernel_behind = False
+            self._kernel_behind, self._kernel_generation = False, self.workers.generation
         except KernelError as error:
             log.error("the kernel path cannot be brought up to date: %s", error)
 

@@ -12,13 +12,14 @@ import logging
 import os
 import signal
 import socket
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
 import orjson
 
-from nodeagent.channel import DESCRIPTORS, MESSAGE_BYTES, Channel, Message, pair
+from nodeagent.channel import DESCRIPTORS, LARGEST_BYTES, MESSAGE_BYTES, Channel, Message, pair
 from nodeagent.errors import ControlError, KernelError, shown
 from nodeagent.mesh.entries import Delta, Entry, Family, to_json
 from nodeagent.redirect.pod import ListenerId
@@ -27,6 +28,8 @@ from nodeagent.supervisor import SILENT_SECONDS
 PING_SECONDS: Final = 1.0
 RESPAWN_LIMIT: Final = 20
 """Deaths within a minute after which a worker is restarted only once a second."""
+LARGEST_ENTRY: Final = LARGEST_BYTES - MESSAGE_BYTES
+"""Bytes of an entry as JSON: its message holds little else."""
 MAX_FLOWS: Final = 50_000
 """Of one worker in one answer."""
 log = logging.getLogger("nodeagent.control")
@@ -40,6 +43,8 @@ class WorkerProcess:
         self.channel: Channel
         self.ready = self.finished = self.killed = False
         self.last_pong = 0.0
+        self.generation = 0
+        """Of the snapshot: the last one that is in force in it, as it says."""
         self.connections = 0
         self.replies: dict[int, tuple[asyncio.Future[list[Any]], list[Any]]] = {}
 
@@ -78,6 +83,10 @@ class Workers:
         self._adopted: list[WorkerProcess] = []
         self._deaths: list[float] = []
         self._stopping = False
+        self.generation = time.time_ns() // 1_000_000
+        """Of the snapshot: counts its changes, from where no earlier control came, whose last acknowledgements may be on their way."""
+        self.unsent: dict[str, str] = {}
+        """Entries that cannot be sent, and why; workers keep what they had."""
 
     # -- slots --
 
@@ -170,7 +179,7 @@ class Workers:
     def _tell_everything(self, worker: WorkerProcess) -> None:
         state = self._state
         worker.channel.send({"op": "start", "worker": worker.slot, **state.start}, state.map_fds)
-        for part in _parts(state.entries.values(), ()):
+        for part in _parts(state.entries.values(), (), self.generation):
             worker.channel.send(part)
         for certificate in state.certificates.values():
             worker.channel.send(certificate)
@@ -185,13 +194,36 @@ class Workers:
                 worker.channel.send({"op": "listen", "uid": uid, "direction": direction, "family": family}, [listener.fileno()])
 
     def apply(self, delta: Delta) -> None:
-        """Send the changed entries of the snapshot."""
+        """Send the changed entries of the snapshot, as its next generation."""
+        upserts = [entry for entry in delta.upserts if self._fits(entry)]
+        if not upserts and not delta.removals:
+            return
+        self.generation += 1
         for key in delta.removals:
             self._state.entries.pop(key, None)
-        for entry in delta.upserts:
+        for entry in upserts:
             self._state.entries[entry.key] = entry
-        for part in _parts(delta.upserts, delta.removals):
+        for part in _parts(upserts, delta.removals, self.generation):
             self._broadcast(part)
+
+    def _fits(self, entry: Entry) -> bool:
+        """Say whether *entry* can be sent. Documents are bounded, so that each can; one that cannot takes no other along."""
+        try:
+            size = len(orjson.dumps(to_json(entry)))
+            why = f"{size} bytes, at most {LARGEST_ENTRY} are carried" if size > LARGEST_ENTRY else ""
+        except TypeError as error:
+            why = str(error)
+        if not why:
+            self.unsent.pop(entry.key, None)
+        elif self.unsent.get(entry.key) != why:
+            self.unsent[entry.key] = why
+            log.error("%s cannot be sent to the workers: %s", entry.key, why)
+        return not why
+
+    def behind(self, generation: int) -> list[str]:
+        """Return the workers, in words, in which *generation* of the snapshot is not in force."""
+        slots = [f"worker {worker.slot} (pid {worker.pid})" for worker in self._slots.values() if worker.generation < generation]
+        return slots + [f"a draining worker (pid {worker.pid})" for worker in self._draining if worker.generation < generation]
 
     def entry(self, key: str) -> Entry | None:
         """Return the snapshot's entry of *key*."""
@@ -240,6 +272,8 @@ class Workers:
             worker.last_pong = self._loop.time()
             worker.ready = True
             worker.connections = int(message["connections"])
+        elif operation == "in_force":
+            worker.generation = max(worker.generation, min(int(message["generation"]), self.generation))
         elif operation == "finished":
             worker.finished = True
         elif operation == "metrics":
@@ -360,15 +394,14 @@ class Workers:
         return list(self._state.entries.values())
 
 
-def _parts(entries: Iterable[Entry], removals: Iterable[str]) -> Iterator[Message]:
+def _parts(entries: Iterable[Entry], removals: Iterable[str], generation: int) -> Iterator[Message]:
     """Split a delta into messages that fit a packet. Each but the last says that there is ``more``: half of a change might let in whom the whole refuses."""
     last: Message | None = None
     for part in _split(entries, removals):
         if last is not None:
             yield last | {"more": True}
         last = part
-    if last is not None:
-        yield last
+    yield (last or {"op": "mesh", "upserts": [], "removals": []}) | {"generation": generation}
 
 
 def _split(entries: Iterable[Entry], removals: Iterable[str]) -> Iterator[Message]:

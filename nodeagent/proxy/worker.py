@@ -78,6 +78,8 @@ class Worker:
         self._tasks: set[asyncio.Task[None]] = set()
         self._learning = False
         self._held: collections.deque[tuple[Message, list[int]]] = collections.deque()
+        self._settling = asyncio.Lock()
+        """Held while open connections are looked at again, which a later generation's acknowledgement waits for."""
         self._deltas: list[Delta] = []
         """Of a change whose last part is not there yet."""
         self._channel = Channel(loop, end, self._message, self._orphaned)
@@ -139,7 +141,7 @@ class Worker:
                 self._deltas.append(await self._decoded(message))
             if not message.get("more"):
                 deltas, self._deltas = self._deltas, []
-                self._put(deltas)
+                self._start(self._acknowledge(message["generation"], self._put(deltas)))
         finally:
             self._catch_up()
 
@@ -166,16 +168,23 @@ class Worker:
             await pace.keep()
         return Delta(tuple(upserts), tuple(message["removals"]))
 
-    def _put(self, deltas: list[Delta]) -> None:
-        """Put *deltas* in force."""
+    async def _acknowledge(self, generation: int, protection_changed: bool) -> None:
+        """Tell control that *generation* of the snapshot is in force, when open connections have been looked at, too, and those before it."""
+        async with self._settling:
+            if protection_changed and self._pipeline.connections:
+                await self._pipeline.reconsider()
+            self._channel.send({"op": "in_force", "generation": generation})
+
+    def _put(self, deltas: list[Delta]) -> bool:
+        """Put *deltas* in force for what comes from now on; say whether they change what protects."""
         pipeline = self._pipeline
         view, protection = pipeline.view, pipeline.view.protection
         for delta in deltas:
             view.apply(delta)
-        if view.protection != protection:
-            pipeline.compiler.keep(view.policies())
-            if pipeline.connections:
-                self._start(pipeline.reconsider())
+        if view.protection == protection:
+            return False
+        pipeline.compiler.keep(view.policies())
+        return True
 
     def _on_certificate(self, message: Message, descriptors: list[int]) -> None:
         certificate = Certificate.from_json(message["certificate"])
@@ -232,7 +241,8 @@ class Worker:
             stock.refused()
 
     def _on_succeeded(self, message: Message, descriptors: list[int]) -> None:
-        """Another control is at the other end: the one that was asked for sockets may have died before it gave them."""
+        """Another control is at the other end: the one before may have died before it gave what it was asked for, and within a change."""
+        self._deltas.clear()
         for pod in self._pipeline.pods.values() if hasattr(self, "_pipeline") else ():
             for stock in pod.stock.values():
                 stock.again()

@@ -123,3 +123,21 @@ def test_a_restart_while_it_is_wrong_keeps_the_last_good_one(policies: Policies,
     eventually(back, "another control is ready")
     assert row(policies, "good")["state"] == "in force"
     assert status(lab, "client", url(policies)) == 403
+
+
+def test_in_force_is_what_every_worker_acknowledged(policies: Policies) -> None:
+    lab = policies.lab
+    policies.put("first", policy("first", "{selector: {matchLabels: {role: none}}, action: DENY, rules: [{}]}"))
+    eventually(lambda: row(policies, "first"), "it is known")
+    (pid,) = workers(lab, "node1")
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        policies.put("good", policy("good", DENY))
+        found = eventually(lambda: row(policies, "good"), "it is known")
+        assert found["state"] == f"pending: worker 0 (pid {pid})"
+        assert found["pending"] == [f"worker 0 (pid {pid})"]
+        assert "pending" not in str(row(policies, "first")["state"])
+    finally:
+        os.kill(pid, signal.SIGCONT)
+    eventually(lambda: row(policies, "good").get("state") == "in force", "the worker has it")
+    eventually_status(policies, 403)
