@@ -15,9 +15,10 @@ from time import monotonic, perf_counter, time
 from typing import Any, Final
 
 from nodeagent.config import Delivery, Limits, Proxy, Timeouts
-from nodeagent.errors import CERTIFICATE_ENDED, DOWNSTREAM_GONE, EXTERNAL_ERROR, NO_ENDPOINTS, PROBE_REFUSED, UNPARSED_HTTP, Reason
-from nodeagent.proxy.authorize import OPEN, Permit, Refusal, asked_health, authorize_connection, is_probe
+from nodeagent.errors import CERTIFICATE_ENDED, EXTERNAL_ERROR, NO_ENDPOINTS, PROBE_REFUSED, UNPARSED_HTTP, Reason
+from nodeagent.proxy.authorize import OPEN, Permit, Refusal, authorize_connection, is_probe
 from nodeagent.proxy.busy_poll import BusyPoll
+from nodeagent.proxy.carry import Carrier
 from nodeagent.proxy.connection import Connection, host_port
 from nodeagent.proxy.external.providers import Providers
 from nodeagent.proxy.first_words import FirstWords
@@ -26,15 +27,13 @@ from nodeagent.proxy.guard import UNGUARDED, Bound, Compiler, Guard, facts
 from nodeagent.proxy.http1 import patience
 from nodeagent.proxy.http1.downstream import HttpDownstream
 from nodeagent.proxy.http1.exchange import Exchange
-from nodeagent.proxy.http1.upstream import HttpUpstream
 from nodeagent.proxy.pace import Pace
 from nodeagent.proxy.pods import PodState
-from nodeagent.proxy.pool import Dial, DialError, Dialled
+from nodeagent.proxy.pool import Dial
 from nodeagent.proxy.recent import Recent
 from nodeagent.proxy.route import Route
 from nodeagent.proxy.routing import Routing
-from nodeagent.proxy.sniff import Verdict
-from nodeagent.proxy.tcp import Relay, reset
+from nodeagent.proxy.tcp import reset
 from nodeagent.proxy.view import ClusterView
 from nodeagent.telemetry.access_log import AccessLog
 from nodeagent.telemetry.cells import WorkerMetrics
@@ -66,6 +65,7 @@ class Pipeline:
         self.wall_offset = time() - perf_counter()
         self._request_ids: list[bytes] = []
         self.routing = Routing(self)
+        self.carrier = Carrier(self)
         self.compiler = Compiler(trust_domain)
         self._guards: dict[tuple[str, bool], tuple[Guard, int, tuple[str, ...]]] = {}
         self._waiting: set[asyncio.Task[None]] = set()
@@ -92,13 +92,13 @@ class Pipeline:
                 codec.data_received(early)
             return
         if permit.only_probes:
-            self._probed(connection, permit, transport, early)
+            self.carrier.probed(connection, permit, transport, early)
             return
         connection.early = early
         words = FirstWords(self.loop, transport, self.timeouts.handshake) if verdict == "silent" else None
         if words is not None:
             transport.set_protocol(words)
-        task = self.loop.create_task(self._carry(connection, transport, permit, self.view.generation, words))
+        task = self.loop.create_task(self.carrier.carry(connection, transport, permit, self.view.generation, words))
         connection.pod.open.add(task)
         task.add_done_callback(connection.pod.open.discard)
 
@@ -117,7 +117,7 @@ class Pipeline:
         route.active += 1
         guard = route.http_guard
         if guard is None:
-            guard = self._guard(connection, route, http=True)
+            guard = self.guard(connection, route, http=True)
         if guard is UNGUARDED or probe or guard.admits(self, exchange, route):
             self.forward(exchange, route)
 
@@ -128,7 +128,7 @@ class Pipeline:
             return
         connection = exchange.downstream.connection
         if connection.upstream_workload is not route.workload or connection.path != route.path:
-            self._follow(connection, route)
+            self.follow(connection, route)
         exchange.since = self.now
         route.pool.send(exchange)
 
@@ -142,7 +142,7 @@ class Pipeline:
         one, other = _two(len(routes))
         return routes[one] if routes[one].active <= routes[other].active else routes[other]
 
-    def _follow(self, connection: Connection, route: Route) -> None:
+    def follow(self, connection: Connection, route: Route) -> None:
         """Note which path the connection takes; it is counted by the first."""
         if connection.path == "none":
             self.metrics.count(CONNECTIONS, (connection.direction, route.path))
@@ -197,15 +197,15 @@ class Pipeline:
         """Cut a connection before it carried anything; the client sees a reset."""
         connection.refused(reason)
         route = self.routing.nowhere(connection)
-        self._count_failed(route, reason)
-        self._tcp_record(connection, route, reason, time(), 0, 0, 0.0)
+        self.count_failed(route, reason)
+        self.tcp_record(connection, route, reason, time(), 0, 0, 0.0)
         self.closed(connection)
         if connection.protocol == "http2" and reason is UNPARSED_HTTP:
             go_away(self.loop, transport, reason)
         else:
             reset(transport)
 
-    def _guard(self, connection: Connection, route: Route, *, http: bool) -> Bound:
+    def guard(self, connection: Connection, route: Route, *, http: bool) -> Bound:
         """Return what stands between the client and the application on *route*, which is kept there: a change of policies ends the routes."""
         bound: Bound | None = route.http_guard if http else route.tcp_guard
         if bound is None:
@@ -249,11 +249,12 @@ class Pipeline:
             await pace.keep()
             if connection.http is None and connection.relay is None:
                 continue  # gone, or not permitted yet: it will be by what is in force now
-            reason = self._reconsidered(connection)
+            reason = self.reconsidered(connection)
             if reason is not None:
-                self._revoke(connection, reason)
+                self.revoke(connection, reason)
 
-    def _reconsidered(self, connection: Connection) -> Reason | None:
+    def reconsidered(self, connection: Connection) -> Reason | None:
+        """Return why *connection* would not be permitted now, None where it would."""
         verdict = self.admit(connection)
         if isinstance(verdict, Refusal):
             return verdict.reason
@@ -268,10 +269,10 @@ class Pipeline:
         self.route(connection)
         uid = connection.upstream_workload.uid if connection.upstream_workload is not None else ""
         routes = [route for route in connection.routes if http or (route.workload is not None and route.workload.uid == uid)]
-        reasons = [self._guard(connection, route, http=http).reason for route in routes]
+        reasons = [self.guard(connection, route, http=http).reason for route in routes]
         return reasons[0] if reasons and all(reason is not None for reason in reasons) else None
 
-    def _revoke(self, connection: Connection, reason: Reason) -> None:
+    def revoke(self, connection: Connection, reason: Reason) -> None:
         """Close an established connection that is no longer permitted."""
         self.count_refused(reason)
         connection.refused(reason)
@@ -279,153 +280,6 @@ class Pipeline:
             reset(connection.relay[0].downstream.transport)
         else:
             reset(connection.http.transport)
-
-    # -- forward: TCP --
-
-    async def _carry(self, connection: Connection, transport: Any, permit: Permit, generation: int, words: FirstWords | None) -> None:
-        """Forward a connection that is not HTTP, whole; the snapshot's *generation* permitted it. With *words* it may still turn out to be HTTP."""
-        started = perf_counter()
-        if words is None and not transport.is_closing():
-            transport.pause_reading()  # an authorizer, or the endpoint, may take its time
-        route = self.route(connection)
-        guard = self._guard(connection, route, http=False)
-        if words is not None and guard.awaits_requests and self._turned(connection, transport, words, await words.decided(None, words.patience)):
-            return
-        reason = await self._unpermitted(connection, route, guard)
-        if reason is not None:
-            self._not_carried(connection, permit, transport, reason)
-            return
-        self._follow(connection, route)
-        try:
-            dialled = await self._dialled(route, transport)
-        except DialError as error:
-            connection.refused(error.reason)
-            self._count_failed(route, error.reason)
-            self._tcp_record(connection, route, error.reason, connection.wall, 0, 0, perf_counter() - started)
-            self.closed(connection)
-            reset(transport)
-            return
-        if words is not None and self._turned(connection, transport, words, await words.decided(dialled)):
-            dialled.transport.abort()
-            return
-        if transport.is_closing() or dialled.lost:
-            reset(dialled.transport)
-            reset(transport)
-            self.closed(connection)
-            return
-        if generation != self.view.generation and (reason := self._reconsidered(connection)) is not None:
-            reset(dialled.transport)
-            self.refuse(connection, transport, reason)
-            return
-        self._join(connection, route, transport, dialled.transport, connection.early, dialled.early, started)
-        if dialled.ended:
-            connection.relay[0].upstream.eof_received()
-        if not transport.is_closing():
-            transport.resume_reading()
-
-    async def _unpermitted(self, connection: Connection, route: Route, guard: Bound) -> Reason | None:
-        """Return why a connection that is not HTTP/1 may not go on, None where it may."""
-        if connection.protocol == "http2" and connection.target.protocol == "http":
-            return UNPARSED_HTTP
-        return None if guard is UNGUARDED else await guard.admits_connection(self, connection, route)
-
-    def _not_carried(self, connection: Connection, permit: Permit, transport: Any, reason: Reason) -> None:
-        """Refuse a connection, but for the health that the node may ask for."""
-        services = asked_health(permit, connection.early)
-        if not services:
-            self.refuse(connection, transport, reason)
-            return
-        if not transport.is_closing():
-            transport.resume_reading()
-        self._answer_health(connection, services, transport)
-
-    async def _dialled(self, route: Route, transport: Any) -> Dialled:
-        if transport.is_closing():
-            raise DialError(DOWNSTREAM_GONE)
-        if route.pool is None:
-            raise DialError(NO_ENDPOINTS)
-        return await route.pool.dial.connect(self, http=False)
-
-    def _turned(self, connection: Connection, transport: Any, words: FirstWords, verdict: Verdict) -> bool:
-        """Take over what the client has said; say whether that is HTTP, as which the connection goes on then, by what permits it now."""
-        connection.early, connection.half_closed = words.early, words.ended
-        connection.protocol = "http2" if verdict == "http2" else "tcp"
-        connection.line = words.line if verdict == "unlikely" else None
-        if verdict != "http" or transport.is_closing():
-            return False
-        permit = self.admit(connection)
-        if isinstance(permit, Refusal):
-            self.refuse(connection, transport, permit.reason)
-        else:
-            transport.resume_reading()
-            self.begin(connection, permit, transport, "http", words.early)
-        return True
-
-    def _probed(self, connection: Connection, permit: Permit, transport: Any, early: bytes) -> None:
-        """Of what is not HTTP/1.1, declared probes alone: a gRPC probe is answered, and for a TCP probe it is enough that the connection was opened."""
-        connection.early = early
-        if services := asked_health(permit, early):
-            self._answer_health(connection, services, transport)
-        elif early:
-            self.refuse(connection, transport, PROBE_REFUSED)
-        else:
-            self.closed(connection)
-            transport.close()
-
-    def _answer_health(self, connection: Connection, services: frozenset[str], transport: Any) -> None:
-        """Let the client ask for the health of *services*; it is the application's, whatever else the client wants does not reach that."""
-        from nodeagent.proxy.grpc_probe import answering  # it brings gRPC
-
-        route = self.route(connection)
-        assert route.pool is not None, "a pod's own port is always there"
-        self._follow(connection, route)
-        protocol = answering(services, route.pool.dial, self, lambda: self.closed(connection))
-        transport.set_protocol(protocol)
-        protocol.connection_made(transport)
-        protocol.data_received(connection.early)
-        if connection.half_closed:
-            protocol.eof_received()
-        self.loop.call_later(self.timeouts.head, transport.close)
-
-    def tunnel(self, exchange: Exchange, upstream: HttpUpstream, rest: bytes) -> None:
-        """Both sides of an exchange left HTTP: relay what follows."""
-        downstream = exchange.downstream
-        connection, route = downstream.connection, exchange.route
-        assert route is not None
-        connection.protocol = "upgrade"
-        self.observe(exchange, exchange.status, None)
-        early = b"".join(exchange.pending or ())
-        self._join(connection, route, downstream.transport, upstream.transport, early, rest, exchange.started)
-        downstream.resume_reading("upgrade")
-
-    def _join(self, connection: Connection, route: Route, transport: Any, upstream: Any, early: bytes, answer: bytes, started: float) -> None:
-        cell = route.tcp()
-        cell.opened += 1
-        connection.allowed()
-
-        def closed(received: int, sent: int, error: Exception | None) -> None:
-            self._count_bytes(connection)
-            cell.closed += 1
-            self._tcp_record(connection, route, None, connection.wall, received, sent, perf_counter() - started)
-            self.closed(connection)
-
-        relay = Relay(transport, upstream, closed, self.busy_poll)
-        if connection.line is not None:
-            relay.watch(connection.line, lambda: self._revoke(connection, UNPARSED_HTTP))
-        connection.relay, connection.active = (relay, cell), self.now
-        relay.start(early, answer)
-        if connection.half_closed:
-            relay.downstream.eof_received()
-
-    def _count_bytes(self, connection: Connection) -> int:
-        """Add what a relay carried since the last time, so that a long connection shows in the metrics while it lives; return how much."""
-        relay, cell = connection.relay
-        received, sent = relay.take()
-        cell.received += received
-        cell.sent += sent
-        connection.received += received
-        connection.sent += sent
-        return int(received + sent)
 
     # -- observe --
 
@@ -439,7 +293,8 @@ class Pipeline:
             connection.local_text, connection.peer_text, "-", "default",
         )  # fmt: skip
 
-    def _tcp_record(self, connection: Connection, route: Route, reason: Reason | None, wall: float, received: int, sent: int, seconds: float) -> None:
+    def tcp_record(self, connection: Connection, route: Route, reason: Reason | None, wall: float, received: int, sent: int, seconds: float) -> None:
+        """Write the access-log record of a connection that is carried as bytes, or of none."""
         if self.access_log is None:
             return
         flags, details = ("-", "-") if reason is None else (reason.flag, reason.details)
@@ -457,7 +312,7 @@ class Pipeline:
             ids += [f"{one[:8]}-{one[8:12]}-4{one[13:16]}-a{one[17:20]}-{one[20:]}".encode() for one in drawn]
         return ids.pop()
 
-    def _count_failed(self, route: Route, reason: Reason) -> None:
+    def count_failed(self, route: Route, reason: Reason) -> None:
         """Count a connection that carried nothing: by its reason, and under its response flag in Istio's metrics."""
         self.count_refused(reason)
         cell = route.tcp(reason.flag)
@@ -514,19 +369,13 @@ class Pipeline:
             if connection.closed is not None:
                 continue
             if connection.expires and connection.expires < now_wall:
-                self._revoke(connection, CERTIFICATE_ENDED)
+                self.revoke(connection, CERTIFICATE_ENDED)
             elif connection.relay is not None:
-                self._sweep_relay(connection)
+                self.carrier.sweep(connection)
             elif connection.http is not None:
                 patience.enforce(connection.http, now, self.timeouts)
         if end < len(connections):
             self.loop.call_soon(self._sweep_from, connections, end)
-
-    def _sweep_relay(self, connection: Connection) -> None:
-        if self._count_bytes(connection):
-            connection.active = self.now
-        elif self.timeouts.stream_idle is not None and self.now - connection.active > self.timeouts.stream_idle:
-            connection.relay[0].downstream.transport.close()
 
 
 def _two(count: int) -> tuple[int, int]:

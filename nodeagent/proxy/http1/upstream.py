@@ -329,7 +329,7 @@ class HttpUpstream:
         self._flush(exchange)
         self.exchange = None
         exchange.answered = exchange.finished = True
-        self.pool.pipeline.tunnel(exchange, self, rest)
+        self.pool.pipeline.carrier.tunnel(exchange, self, rest)
 
     def _fail(self, reason: Reason) -> None:
         exchange, self.exchange = self.exchange, None

@@ -268,9 +268,9 @@ def test_a_relay_may_stand_still_for_a_day(reach: Reach, tls: dict[str, Contexts
         assert await reader.readexactly(1) == b"x"
         for pipeline in (nodes.near, nodes.far):
             for connection in list(pipeline.connections.values()):
-                pipeline._sweep_relay(connection)
+                pipeline.carrier.sweep(connection)
                 pipeline.now += 86400
-                pipeline._sweep_relay(connection)
+                pipeline.carrier.sweep(connection)
         writer.write(b"y")
         assert await reader.readexactly(1) == b"y"
 
