@@ -164,6 +164,7 @@ POLICY_DENIED = Reason(
 POLICY_REFUSED = Reason(
     "policy_refused", 403, "-", "policy_refused[none]", "see nodeagent get policies for what is wrong with the document, and correct it",
     b"RBAC: access denied",
+    denies=True,
 )  # fmt: skip
 BODY_TOO_LARGE = Reason(
     "body_too_large", 413, "-", "request_payload_too_large", "the body exceeds maxRequestBytes of the external authorizer: see extensionProviders",
