@@ -23,6 +23,7 @@ from nodeagent.telemetry.store import Store
 log = logging.getLogger("nodeagent.kernel_path")
 _REPORTERS: Final = ("source", "destination")
 _NOTHING: Final = Carried(0, 0)
+CUTS_KEPT: Final = 4096
 REFUSALS_KEPT: Final = 32
 """Rows of a client."""
 
@@ -47,6 +48,8 @@ class KernelPaths:
         self._numbers: dict[PodUid, int] = {}
         self._told: dict[Pair, Total] = {}
         self._past: dict[str, dict[str, object]] = {}
+        self._cut: dict[int, str] = {}
+        """By the client's socket cookie, of connections that were closed here: the policy that refuses them now."""
         self._refused: dict[int, dict[str, dict[str, Any]]] = {}
         """Rows by client's number and id, the latest last."""
 
@@ -87,7 +90,10 @@ class KernelPaths:
             verdict = self._judged(flow, peers)
             if not verdict.allowed and self._plane.close_flow(flow):
                 closed += 1
+                self._cut[flow.client] = verdict.policy
                 store.add(POLICY_EVENTS, (_name(peers.server), verdict.policy, "closed"))
+        for client in list(self._cut)[:-CUTS_KEPT]:
+            del self._cut[client]
         return closed
 
     # -- what is told --
@@ -140,9 +146,12 @@ class KernelPaths:
             if row is None and (peers := self._peers(one.flow.source, one.flow.destination)) is not None:
                 ended = {"opened": one.flow.opened or one.closed, "closed": one.closed, "sent": one.sent, "received": one.received}
                 row = self._row(one.flow, peers) | ended
+                if one.flow.client in self._cut:
+                    row |= {"verdict": "deny", "reason": POLICY_DENIED.code, "policy": self._cut[one.flow.client]}
             if row is not None:
                 rows[key] = row
         self._past = rows
+        self._cut = {client: policy for client, policy in self._cut.items() if f"kernel-{client}" not in rows}
         return list(rows.values())
 
     def _row(self, flow: Flow, peers: _Peers) -> dict[str, object]:

@@ -183,6 +183,10 @@ def test_established_connections_are_closed(world: World, change: str) -> None:
     assert world.paths.close_refused(world.store) == 1
     assert (client.receive(), server.receive()) == (errno.ECONNABORTED, errno.ECONNRESET)
     assert world.events() == {("ns/app-b", "ns/deny" if change == "denied" else "", "closed"): 1}
+    eventually(lambda: [bool(row["closed"]) for row in world.paths.flows(world.store)] == [True])
+    (row,) = world.paths.flows(world.store)
+    assert (row["verdict"], row["reason"], row["policy"]) == ("deny", "policy_denied", "ns/deny" if change == "denied" else "")
+    assert world.paths.flows(world.store) == [row]
 
 
 def test_why(world: World) -> None:
