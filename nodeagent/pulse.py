@@ -1,4 +1,4 @@
-"""A page of memory that the daemon's processes share, in which each worker notes when its event loop last turned.
+"""A page of memory that the daemon's processes share, in which each worker notes when its event loop last turned; control has one of its own.
 
 Made before the first fork. A note is one store: no message that a busy reader would have to take, no system call. Workers are not
 believed more than they must be: one that writes into others' slots can end the heartbeat, or keep it up as long as it lives itself.
@@ -25,6 +25,10 @@ class Pulse:
     def turn(self) -> None:
         """Note that the loop turns, and that this worker takes connections."""
         _SLOT.pack_into(self._page, self.number * _SLOT.size, time.monotonic_ns())
+
+    def begun(self) -> bool:
+        """Say whether the loop has turned since it last rested."""
+        return bool(_SLOT.unpack_from(self._page, self.number * _SLOT.size)[0])
 
     def rest(self) -> None:
         """Note that this worker takes no connections any more."""

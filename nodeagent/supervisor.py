@@ -34,13 +34,15 @@ RESPAWN_SECONDS: Final = 1.0
 """A control that died within this time is replaced no sooner: a daemon whose control dies at every start does not spin."""
 SILENT_SECONDS: Final = 10.0
 """While no worker's loop has turned for this long, the data plane does not work."""
+CONTROL_SILENT_SECONDS: Final = 30.0
+"""A control whose loop turned once, and has not for this long, is killed and succeeded: without one, sockets inside pods run out."""
 PATIENCE_SECONDS: Final = 10.0
 """What has not ended this long after it should have is killed."""
 _UNFELT_SECONDS: Final = 0.02
 """How often a worker's first turn is looked for."""
 _PR_SET_PDEATHSIG: Final = 1
 log = logging.getLogger("nodeagent.supervisor")
-ControlMain = Callable[[AgentConfig, socket.socket], None]
+ControlMain = Callable[[AgentConfig, socket.socket, Pulse], None]
 WorkerMain = Callable[[socket.socket, Pulse], None]
 
 
@@ -68,7 +70,8 @@ class Supervisor:
         self._kept: dict[str, int] = {}
         self._channel: socket.socket
         self._outbox: Outbox
-        self._pulses = Pulses()
+        self._pulses, self._controls = Pulses(), Pulses()
+        self._control_pulse = self._controls.claim()
         self._heart = -1
         self._beat_seconds = 0.0
         self._next_beat = 0.0
@@ -115,6 +118,7 @@ class Supervisor:
             self._start_control()
         if self._heart >= 0 and now >= self._next_beat:
             self._beat(now)
+            self._look_after_control()
         if self._fork_at and now >= self._fork_at:
             self._fork_workers()
         if self._kill_at and now >= self._kill_at:
@@ -150,7 +154,8 @@ class Supervisor:
         self._channel, self._outbox, self._start_at = ours, Outbox(ours), 0.0
         self._control_started = time.monotonic()
         try:
-            self._control_pid = self._fork(lambda: self._control_main(self._config, theirs), keep={theirs.fileno()})
+            self._control_pulse.rest()
+            self._control_pid = self._fork(lambda: self._control_main(self._config, theirs, self._control_pulse), keep={theirs.fileno()})
         except OSError as error:
             _say(f"control cannot be forked: {error.strerror}")
             ours.close()
@@ -187,6 +192,12 @@ class Supervisor:
         else:
             _say(f"control died (status {code}); it is started again, workers go on")
             self._start_at = max(time.monotonic(), self._control_started + RESPAWN_SECONDS)
+
+    def _look_after_control(self) -> None:
+        if self._control_pid and not self._stopping and self._control_pulse.begun() and not self._controls.felt(CONTROL_SILENT_SECONDS):
+            self._control_pulse.rest()
+            _say(f"control's event loop has not turned for {CONTROL_SILENT_SECONDS:g} s; it is killed")
+            os.kill(self._control_pid, signal.SIGKILL)
 
     def _worker_died(self, pid: int, code: int) -> None:
         worker = self._workers.pop(pid)

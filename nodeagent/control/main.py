@@ -35,6 +35,7 @@ from nodeagent.mesh.kernel_path import Settings
 from nodeagent.mesh.local import LocalPod
 from nodeagent.parts import Parts
 from nodeagent.policy.model import Jwks, RequestAuthentication
+from nodeagent.pulse import Pulse
 from nodeagent.redirect import heartbeat
 from nodeagent.redirect.plane import DataPlane
 from nodeagent.redirect.pod import ListenerId, open_sockets
@@ -50,19 +51,19 @@ STILL_SECONDS: Final = 1.0
 log = logging.getLogger("nodeagent.control")
 
 
-def main(config: AgentConfig, end: socket.socket) -> None:
-    """Run control on its end of the supervisor's channel; the process's last call."""
+def main(config: AgentConfig, end: socket.socket, pulse: Pulse) -> None:
+    """Run control on its end of the supervisor's channel; *pulse* is where it says that its loop turns. The process's last call."""
     gc.collect()
     gc.freeze()
     try:
-        uvloop.run(_run(config, end))
+        uvloop.run(_run(config, end, pulse))
     except NodeagentError as error:
         log.critical("%s", error)
         raise SystemExit(1) from None
 
 
-async def _run(config: AgentConfig, end: socket.socket) -> None:
-    control = Control(config, end)
+async def _run(config: AgentConfig, end: socket.socket, pulse: Pulse) -> None:
+    control = Control(config, end, pulse)
     await control.start()  # what raises here is no stop: workers of an earlier control serve on, and a successor tries again
     await control.stopped.wait()
     await control.stop()
@@ -71,8 +72,8 @@ async def _run(config: AgentConfig, end: socket.socket) -> None:
 class Control:
     """Starts in the order in which things need each other, stops in the reverse."""
 
-    def __init__(self, config: AgentConfig, end: socket.socket) -> None:
-        self.config = config
+    def __init__(self, config: AgentConfig, end: socket.socket, pulse: Pulse) -> None:
+        self.config, self._pulse = config, pulse
         self.loop = asyncio.get_running_loop()
         self.stopped = asyncio.Event()
         self.store = Store()
@@ -146,6 +147,7 @@ class Control:
         self.parts.start("what serves the pods' sockets", lambda: self.pod_sockets.run(config.redirect.check_interval_seconds))
         self._admin = Admin(self)
         await self._admin.start()
+        self.parts.start("what tells the supervisor that control turns", self._turn)
 
     def _begin(self) -> None:
         """Take the node over. What fails for what the source says, and not for one pod alone, fails for a successor too: pods stay as they are."""
@@ -368,6 +370,11 @@ class Control:
         while True:
             await asyncio.sleep(LOOK_SECONDS)
             self.plane.probed.look()
+
+    async def _turn(self) -> None:
+        while True:
+            self._pulse.turn()
+            await asyncio.sleep(1)
 
     async def _check(self) -> None:
         while True:

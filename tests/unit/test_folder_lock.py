@@ -30,7 +30,7 @@ SUPERVISOR = """
     from nodeagent import supervisor
     from nodeagent.folder_lock import held
 
-    def control(config, end):
+    def control(config, end, pulse):
         print(os.getpid(), flush=True)
         signal.pause()
 

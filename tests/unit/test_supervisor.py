@@ -90,7 +90,7 @@ def ended(running: subprocess.Popen[bytes]) -> tuple[int, str, str]:
 
 
 SUCCEEDED = """
-    def control(config, end):
+    def control(config, end, pulse):
         receive(end, "begin")
         if orphans:
             print(json.dumps({"kept": len(kept), "orphans": [len(each) for each in orphans]}), flush=True)
@@ -117,14 +117,14 @@ def test_a_control_that_fails_is_succeeded_with_what_it_left() -> None:
 
 
 def test_a_control_that_never_comes_up_ends_the_daemon_with_its_status() -> None:
-    with supervised("def control(config, end): raise SystemExit(3)") as running:
+    with supervised("def control(config, end, pulse): raise SystemExit(3)") as running:
         assert ended(running)[0] == 3
 
 
 def test_a_control_that_reads_nothing_does_not_end_the_heartbeat() -> None:
     """Input: control is stopped, and what it is to be told fills its channel. Verdict: beats as long as the worker's loop turns."""
     flood = """
-    def control(config, end):
+    def control(config, end, pulse):
         receive(end, "begin")
         fork(end)
         beat(end)
@@ -142,7 +142,7 @@ def test_a_control_that_reads_nothing_does_not_end_the_heartbeat() -> None:
 def test_it_beats_while_a_workers_loop_turns_and_no_longer() -> None:
     """Input: the only worker hangs. Verdict: the heartbeat ages; it goes on when the loop turns again."""
     hangs = """
-    def control(config, end):
+    def control(config, end, pulse):
         receive(end, "begin")
         fork(end)
         beat(end)
@@ -165,7 +165,7 @@ def test_it_beats_while_a_workers_loop_turns_and_no_longer() -> None:
 def test_what_control_says_wrongly_is_said_and_ends_nothing() -> None:
     """Input: fewer descriptors than keys, an unknown operation's leftovers, no JSON. Verdict: nothing is kept of it, nothing leaks, it goes on."""
     wrong = """
-    def control(config, end):
+    def control(config, end, pulse):
         receive(end, "begin")
         before = len(os.listdir(f"/proc/{os.getppid()}/fd"))
         send(end, {"op": "keep", "keys": ["u/1", "u/2", "u/3"]}, [0, 0])
@@ -185,11 +185,32 @@ def test_what_control_says_wrongly_is_said_and_ends_nothing() -> None:
     assert error.count("cannot be obeyed") == 4
 
 
+def test_a_control_that_hangs_is_succeeded() -> None:
+    """Input: control's loop turned, and turns no more. Verdict: killed, and its successor gets the worker; one that never turned is left alone."""
+    hangs = """
+    supervisor.CONTROL_SILENT_SECONDS = 0.5
+
+    def control(config, end, pulse):
+        receive(end, "begin")
+        if orphans:
+            return
+        fork(end)
+        beat(end)
+        time.sleep(1)
+        pulse.turn()
+        signal.pause()
+    """
+    with supervised(hangs) as running:
+        code, _, error = ended(running)
+    assert code == 0, error
+    assert "has not turned for 0.5 s; it is killed" in error
+
+
 def test_a_control_that_does_not_stop_is_killed() -> None:
     deaf = """
     supervisor.PATIENCE_SECONDS = 0.5
 
-    def control(config, end):
+    def control(config, end, pulse):
         receive(end, "begin")
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
         fork(end)
