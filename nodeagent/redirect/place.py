@@ -11,6 +11,7 @@ import asyncio
 import ctypes
 import errno
 import os
+import re
 import sys
 import time
 from dataclasses import dataclass
@@ -27,6 +28,8 @@ _AT_FDCWD: Final = -100
 _EMPTY_PATH, _CLONE, _CLOEXEC = 0x1000, 1, os.O_CLOEXEC
 _FROM_EMPTY, _TO_EMPTY = 0x04, 0x40
 _READ_ONLY, _NO_SUID, _NO_DEVICES, _NO_EXEC = 1, 2, 4, 8
+_ESCAPED: Final = re.compile(rb"[ \t\n\\]")
+"""What the kernel writes as octal numbers in a path (seq_path)."""
 MAX_PROCESSES: Final = 4096
 FIRST_PAUSE: Final = 5.0
 LONGEST_PAUSE: Final = 300.0
@@ -72,7 +75,9 @@ class Placement:
 
     async def _into(self, namespace: int, pid: int, pidfd: int) -> None:
         """Mount it in *namespace*, which the process *pid* is in, if it is due. Raises OSError when the process is gone."""
-        if _is_mounted(pid, self._folder, self._target):
+        # In a thread: a pod may have made as many mounts as the kernel lets it, and to list them takes seconds then.
+        table = await asyncio.to_thread(Path(f"/proc/{pid}/mountinfo").read_bytes)
+        if is_mounted(table, self._folder, self._target):
             self._failed.pop(namespace, None)
             return
         before = self._failed.get(namespace)
@@ -97,11 +102,18 @@ def _processes(cgroup: Path) -> list[int]:
     return found[:MAX_PROCESSES]
 
 
-def _is_mounted(pid: int, folder: Path, target: str) -> bool:
-    """Say whether the topmost mount at *target* is *folder*. Raises OSError."""
-    ours = f"/{folder.parent.name}/{folder.name}"
-    roots = [fields[3] for line in Path(f"/proc/{pid}/mountinfo").read_text().splitlines() if (fields := line.split())[4] == target]
-    return bool(roots) and roots[-1].endswith(ours)
+def is_mounted(table: bytes, folder: Path, target: str) -> bool:
+    """Say whether by *table*, a process's mountinfo (proc_pid_mountinfo(5)), the topmost mount at *target* is *folder*.
+
+    Its cost is that of a search for the target's name, whatever else is mounted.
+    """
+    ours, point = f"/{folder.parent.name}/{folder.name}".encode(), _ESCAPED.sub(lambda sign: b"\\%03o" % sign[0][0], target.encode())
+    end = len(table)
+    while (end := table.rfind(b" %s " % point, 0, end)) >= 0:
+        fields = table[table.rfind(b"\n", 0, end) + 1 : end + len(point) + 1].split(b" ")
+        if len(fields) == 5:
+            return fields[3].endswith(ours)
+    return False
 
 
 async def _run(folder: Path, target: str, pidfd: int) -> str:

@@ -11,9 +11,24 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from nodeagent.errors import shown
-from nodeagent.telemetry.metrics import BUCKETS, HTTP_FAMILIES, HTTP_LABELS, PLAIN, REPORTERS, TCP_FAMILIES, TCP_LABELS, Kind, Labels, Metric
+from nodeagent.telemetry.metrics import (
+    BUCKETS,
+    BUSY_POLL,
+    HTTP_FAMILIES,
+    HTTP_LABELS,
+    LOOP_LAG,
+    OPEN_CONNECTIONS,
+    PLAIN,
+    REPORTERS,
+    TCP_FAMILIES,
+    TCP_LABELS,
+    Kind,
+    Labels,
+    Metric,
+)
 
 _LABEL_LENGTH: Final = 1024
+_OWN_GAUGES: Final = (LOOP_LAG, BUSY_POLL, OPEN_CONNECTIONS)
 _LARGEST: Final = 1 << 53
 """Beyond it a float, which is what Prometheus makes of it, is not exact."""
 
@@ -64,6 +79,8 @@ def _count(item: Any) -> tuple[Metric, Labels, int]:
 def _gauge(item: Any) -> tuple[Metric, Labels, float]:
     name, labels, value = _sequence(item, 3)
     metric = _metric(name, "gauge")
+    if metric not in _OWN_GAUGES:
+        raise ReportError(f"{metric.name} is not for a worker to set")
     return metric, _labels(labels, len(metric.labels)), _number(value)
 
 

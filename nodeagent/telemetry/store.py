@@ -65,9 +65,11 @@ class Store:
             for tcp_series in self._series(self._tcp, TcpSeries, reporters, labels):
                 tcp_series.add(amounts)
         for metric, labels, amount in report.counts:
-            self.add(metric, labels, amount)
+            if self._has_room(metric, labels):
+                self.add(metric, labels, amount)
         for metric, labels, value in report.gauges:
-            self.set(metric, labels, value)
+            if self._has_room(metric, labels):
+                self.set(metric, labels, value)
 
     def exposition(self) -> Iterator[bytes]:
         """Yield the text exposition in pieces of about 64 KB, so that its memory stays flat and others run between them.
@@ -75,6 +77,14 @@ class Store:
         Each series is consistent in itself; what is merged between two pieces may show in later ones.
         """
         return exposition.render(self._http, self._tcp, self._plain)
+
+    def _has_room(self, metric: Metric, labels: Labels) -> bool:
+        """Say whether a worker may count into the series *labels*, which may be a new one; what it may not is counted as rejected."""
+        family = self._plain[metric.name]
+        if labels in family or len(family) < self._limit:
+            return True
+        self.add(REJECTED, ("series",))
+        return False
 
     def _series(self, known: dict[Labels, _S], make: type[_S], reporters: Labels, labels: Labels) -> Iterator[_S]:
         for reporter in reporters:

@@ -207,6 +207,8 @@ COUNT = metrics.REFUSED.name
         {"counts": [[metrics.LOOP_LAG.name, ["0"], 1]]},
         {"gauges": [[COUNT, ["x"], 1]]},
         {"gauges": [[metrics.LOOP_LAG.name, ["0"], "1"]]},
+        {"gauges": [[metrics.CERTIFICATE_EXPIRY.name, ["spiffe://cluster.local/ns/a/sa/b"], 1]]},
+        {"http": orjson.loads(b'{"a":' * 1000 + b"1" + b"}" * 1000)},
     ],
 )
 def test_a_malformed_report_is_dropped_whole(message: dict[str, Any]) -> None:
@@ -236,6 +238,15 @@ def test_the_number_of_series_is_bounded() -> None:
     reported(worker, store)
     assert len([line for line in written(store).splitlines() if line.startswith("istio_requests_total")]) == 4
     assert store.value(metrics.REJECTED, ("series",)) == 6
+
+
+def test_the_number_of_a_workers_plain_series_is_bounded() -> None:
+    store = Store(series_limit=4)
+    store.merge({"counts": [[COUNT, [f"{number}"], 1] for number in range(10)], "gauges": [[metrics.LOOP_LAG.name, [f"{number}"], 1] for number in range(10)]})
+    assert sum(line.startswith((COUNT, metrics.LOOP_LAG.name)) for line in written(store).splitlines()) == 8
+    assert store.value(metrics.REJECTED, ("series",)) == 12
+    store.merge({"counts": [[COUNT, ["0"], 1]]})
+    assert store.value(metrics.REFUSED, ("0",)) == 2
 
 
 def test_the_number_of_cells_is_bounded() -> None:
