@@ -10,6 +10,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import pytest
+import uvloop
 from grpclib.client import Channel
 from grpclib.const import Status
 from grpclib.exceptions import GRPCError
@@ -67,7 +68,7 @@ def run(scenario: Callable[[World], Awaitable[None]], *, tokens: bool = True) ->
         async with _opened(tokens=tokens) as world, asyncio.timeout(PATIENCE):
             await scenario(world)
 
-    asyncio.run(play())
+    uvloop.run(play())  # as control has it
 
 
 @asynccontextmanager
