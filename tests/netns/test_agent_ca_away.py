@@ -11,7 +11,7 @@ import pytest
 
 from nodeagent.lab import Lab
 from nodeagent.lab.agent import Agent, merge
-from tests.netns.world import QUICK, about, account, admin, ask, client, client_in, cluster, cluster_ip, curl, eventually, pod_row, server
+from tests.netns.world import QUICK, about, account, admin, ask, client, client_in, cluster, cluster_ip, curl, eventually, pod_row, scrape, server
 
 SETTINGS = merge(QUICK, {"mtls": {"mode": "STRICT"}, "telemetry": {"accessLog": {"path": ""}}})
 TEXT = "".join(
@@ -22,9 +22,11 @@ TEXT = "".join(
         server("one", "node1", account="server"),
         server("two", "node1", account="server"),
         server("other", "node2", account="server"),
+        server("bare", "node2", annotations='nodeagent.io/enroll: "false"'),
     )
 )
 LATE = account("late") + client("late", "node1", account="late")
+EVENTS = "nodeagent_kernel_events_total"
 DENY = """
 ---
 apiVersion: security.istio.io/v1
@@ -104,19 +106,24 @@ def test_a_denial_beside_a_pod_that_gets_no_certificate(lab: Lab, tmp_path: Path
 
 
 def test_a_restart_with_other_maps_that_fails_opens_nothing(lab: Lab) -> None:
-    """Input: node1's agent comes back with room for another number of pods, first without a port that it needs. Verdict: nobody gets in."""
+    """Input: node1's agent comes back with room for another number of pods, first without a port that it needs. Verdict: nobody gets in,
+    and no pod's connection goes out as that of one which the kernel does not know."""
     own, address = lab.agent("node1"), lab.address("one")
     sizes = {"redirect": {"maps": {"pods": 2048}}}
     failing = dataclasses.replace(own, overlay=merge(SETTINGS, merge(sizes, {"telemetry": {"metricsPort": 15000}})))
-    with client_in(lab, "node2", "load", address, 8080, "--fresh", "--pause", 0.02) as stranger:
+    unknown = scrape(lab).sum(EVENTS, event="outbound_unknown_allowed")
+    fresh = ("--fresh", "--pause", 0.02)
+    with client_in(lab, "node2", "load", address, 8080, *fresh) as stranger, client_in(lab, "near", "load", lab.address("bare"), 8080, *fresh) as own_pod:
         own.stop()
         failing.start(wait_seconds=0)
         eventually(lambda: "Address already in use" in failing.log.read_text(), "it fails")
         failing.kill()
         dataclasses.replace(own, overlay=merge(SETTINGS, sizes)).start()
         assert about(lab, "far", f"http://{cluster_ip(lab, 'one')}")["pod"] == "one"
-        answers = stranger.finish()
+        answers, outcomes = stranger.finish(), own_pod.finish()
     assert answers.pop("ok", 0) == 0, answers
     assert sum(answers.values()) > 50
+    assert min(outcomes.get(one, 0) for one in ("ok", "EPERM")) > 0, outcomes
+    assert scrape(lab).sum(EVENTS, event="outbound_unknown_allowed") == unknown
     own.stop()
     own.start()
