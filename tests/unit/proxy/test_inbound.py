@@ -186,6 +186,47 @@ def test_a_server_with_another_identity_gets_no_request(tls: dict[str, Contexts]
     play(show_head, scene, tls, protocol="http")
 
 
+@pytest.mark.parametrize("protocol", ["http", "auto"])
+@pytest.mark.parametrize("side", ["client", "server"])
+def test_a_new_pods_connection_waits_for_its_first_certificate(tls: dict[str, Contexts], side: str, protocol: Any) -> None:
+    async def scene(nodes: Nodes) -> None:
+        pod = (nodes.near if side == "client" else nodes.far).pods[side]
+        pod.tls = None
+        reader, writer = await nodes.connect()
+        writer.write(GET)
+        pipeline = nodes.near if side == "client" else nodes.far
+        while not pipeline.connections:
+            await asyncio.sleep(0.01)
+        assert nodes.app_connections == 0
+        pod.certify(tls[side])
+        assert (await read_answer(reader))[0].startswith(b"HTTP/1.1 200")
+        writer.close()
+        await nodes.settled()
+
+    play(show_head, scene, tls, protocol=protocol, strict=True)
+
+
+@pytest.mark.parametrize("side", ["client", "server"])
+def test_a_pod_that_gets_no_certificate_says_so_at_once(tls: dict[str, Contexts], side: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Verdict: neither asked nor answered, and least of all in plaintext; a client at whose own pod it fails is told why."""
+    monkeypatch.setattr("nodeagent.proxy.pods.CERTIFICATE_SECONDS", 0.0)
+
+    async def scene(nodes: Nodes) -> None:
+        pipeline = nodes.near if side == "client" else nodes.far
+        pipeline.pods[side].tls = None
+        reader, writer = await nodes.connect()
+        writer.write(GET)
+        head, body = await read_answer(reader)
+        assert head.startswith(b"HTTP/1.1 503")
+        assert (b"no_certificate (UF)" in body) == (side == "client")
+        assert nodes.app_connections == 0
+        writer.close()
+        await nodes.settled()
+        assert "no_certificate" in nodes.refused(pipeline) or side == "client"
+
+    play(show_head, scene, tls, protocol="http")
+
+
 def test_a_clienthello_in_single_bytes_is_still_mtls(tls: dict[str, Contexts]) -> None:
     async def scene(nodes: Nodes) -> None:
         incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
