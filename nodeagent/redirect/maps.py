@@ -165,7 +165,7 @@ class Succession:
 
 _PROTECTING: Final = ("pods", "addresses", "exclusions", "port_modes")
 _CARRIED: Final = (
-    *("settings", "heartbeat", "destinations", "verdicts", "services", "backends"),
+    *("settings", "heartbeat", "probed", "destinations", "verdicts", "services", "backends"),
     *("kernel_flows", "closed_flows", "flow_totals", "by_cookie", "by_source", "deliveries", "clients"),
 )
 
