@@ -9,12 +9,14 @@ from typing import Any
 
 import pytest
 
+from nodeagent.control.in_force import InForce
 from nodeagent.control.main import Control
 from nodeagent.identity.certificate import Certificate
 from nodeagent.identity.sources import Trust
 from nodeagent.identity.store import Certificates
-from nodeagent.mesh.entries import PodUid, SpiffeId
+from nodeagent.mesh.entries import Delta, PodUid, SpiffeId
 from nodeagent.mesh.local import LocalPod
+from nodeagent.resources.changes import Change
 
 OLD, NEW = PodUid("old"), PodUid("new")
 
@@ -44,16 +46,21 @@ class Stage:
         control.store = None  # type: ignore[assignment]
         control.certificates = Certificates(Silent(), 60, lambda _: None, lambda _: None)
         control.mesh = SimpleNamespace(apply=self._apply, local_pods=self._pods, asking_pods=lambda: (), node_addresses=lambda: ())  # type: ignore[assignment]
-        control.workers = SimpleNamespace(entries=list, apply=lambda _: None, forget=lambda _: None, node=lambda _: None)  # type: ignore[assignment]
+        control.workers = SimpleNamespace(  # type: ignore[assignment]
+            entries=list, apply=lambda _: None, forget=lambda _: None, node=lambda _: None, generation=1
+        )
+        control.in_force = InForce()
         control.enrolment = SimpleNamespace(keep=self._keep, add=self._add)  # type: ignore[assignment]
         control.pod_sockets = SimpleNamespace(reconcile=lambda _: None)  # type: ignore[assignment]
         control.kernel_paths = SimpleNamespace(  # type: ignore[assignment]
             update=self._update, close_refused=lambda _: self.told.append("closed"), knows_all=lambda: self.planned == self.captured
         )
 
-    def _apply(self, change: list[Any]) -> None:
-        self.told.append(change[0])
-        self.there |= set(change[1:])
+    def _apply(self, change: list[Any]) -> Delta:
+        words, *pods = change
+        self.told.append(words.name)
+        self.there |= {PodUid(pod.name) for pod in pods}
+        return Delta()
 
     def _pods(self) -> tuple[LocalPod, ...]:
         return tuple(_pod(uid) for uid in self.there)
@@ -71,6 +78,10 @@ class Stage:
         self.told.append("planned")
 
 
+def _change(name: str) -> Change:
+    return Change("", "", name, None)
+
+
 def _pod(uid: PodUid) -> LocalPod:
     return LocalPod(uid, uid, "default", (), SpiffeId(f"spiffe://cluster.local/ns/default/sa/{uid}"), "", "", frozenset(), frozenset())
 
@@ -81,8 +92,8 @@ def test_what_is_forbidden_waits_for_no_certificate() -> None:
     stage = Stage()
 
     async def batches() -> AsyncIterator[list[Any]]:
-        yield ["deny", OLD, NEW]
-        yield ["deny again"]
+        yield [_change("deny"), _change(OLD), _change(NEW)]
+        yield [_change("deny again")]
 
     async def scene() -> None:
         work = asyncio.create_task(stage.control.certificates.run())
