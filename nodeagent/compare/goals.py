@@ -118,6 +118,18 @@ COMPARISONS: Final[Sequence[Comparison]] = (
     ),
     *(
         (
+            Goal(f"agent: delivery over the network / inside the server's pod, {what}", None, None, least),
+            ("nodeagent", "over the network", workload), ("nodeagent", "", workload), connections, figure,
+        )
+        for what, workload, connections, figure, least in (
+            ("1 connection, p50", "http", 1, _p50, False),
+            ("32 connections, requests/s", "http", 32, _rate, True),
+            ("TCP port, 32 connections, requests/s", "tcp", 32, _rate, True),
+            ("new connection per request, 32, requests/s", "tcp-churn", 32, _rate, True),
+        )
+    ),
+    *(
+        (
             Goal(f"agent: {count} policies in the cluster / 1", 0.9, None, True),
             ("nodeagent", f"{count} policies", "http-authz"), ("nodeagent", "", "http-authz"), 32, _rate,
         )

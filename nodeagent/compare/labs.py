@@ -89,6 +89,11 @@ def _workers(name: str, wanted: Wanted, modes: frozenset[str]) -> list[Mode]:
     return [NodeAgent(lab, "2 workers", workloads=wanted.of("http", "cross-node"), connections=(32,))]
 
 
+def _network(name: str, wanted: Wanted, modes: frozenset[str]) -> list[Mode]:
+    lab = _up(manifests.workload(PLAIN), name, "nodeagent", agent={"redirect": {"delivery": "network"}})
+    return [NodeAgent(lab, "over the network", workloads=wanted.of("http", "tcp", "tcp-churn"))]
+
+
 def _kernel(name: str, wanted: Wanted, modes: frozenset[str]) -> list[Mode]:
     text = wanted.text(guarded=False)
     if "nodeagent-bypass" in modes:
@@ -143,6 +148,7 @@ SETUPS: Final = (
     Setup("compare-sidecar", ("sidecar",), _sidecar),
     Setup("compare-envoy", ("envoy",), _envoy),
     Setup("compare-workers", ("nodeagent",), _workers, variant=True),
+    Setup("compare-network", ("nodeagent",), _network, variant=True),
     Setup("compare-envoy-one", ("envoy",), _one_thread, variant=True),
     *(Setup(f"compare-policies-{count}", ("nodeagent",), _policies(count), variant=True) for count in POLICIES),
 )

@@ -23,8 +23,8 @@ if TYPE_CHECKING:
     from nodeagent.proxy.http1.upstream import HttpUpstream
     from nodeagent.proxy.pipeline import Pipeline
 
-IDLE_PER_APPLICATION: Final = 1024
-"""Each client has connections of its own to an application; those that nobody needs any more shall not collect there."""
+_CLIENTS: Final = 4
+"""Each client has connections of its own to an application; of all together as many may idle as of this many clients with all that they may keep."""
 ROUTES_PER_POD: Final = 4096
 """A pod that scans addresses makes its own cache useless, nothing more."""
 
@@ -133,16 +133,17 @@ class Routing:
         return list(self._pools.values())
 
     def sweep(self, now: float, idle: float) -> None:
-        """Close upstream connections that idled for *idle* seconds at *now* (monotonic), and of one application's those beyond IDLE_PER_APPLICATION."""
+        """Close upstream connections that idled for *idle* seconds at *now* (monotonic), and of one application's the oldest beyond some."""
+        most = _CLIENTS * self._pipeline.limits.idle_upstream_connections
         waiting: dict[tuple[str, int], list[HttpUpstream]] = {}
         for pool in self.pools():
             pool.sweep(now, idle)
-            if pool.dial.client and pool.idle():
+            if pool.dial.client:
                 waiting.setdefault((pool.dial.address, pool.dial.port), []).extend(pool.idle())
         for upstreams in waiting.values():
-            if len(upstreams) > IDLE_PER_APPLICATION:
+            if len(upstreams) > most:
                 upstreams.sort(key=attrgetter("idle_since"))
-                for upstream in upstreams[:-IDLE_PER_APPLICATION]:
+                for upstream in upstreams[:-most]:
                     upstream.pool.close(upstream)
 
 
