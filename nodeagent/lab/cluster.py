@@ -297,7 +297,7 @@ class Lab(View):
             if failed or (waiting and now > deadline):
                 path = failed or min(waiting)
                 when = "" if failed else f"after {seconds:g} s: "
-                raise PodError(f"{when}{self._complaint(path, everyone[path], len(waiting))}")
+                raise PodError(f"{when}{self._complaint(path, everyone[path], [_name(everyone[each]) for each in sorted(waiting - {path})])}")
             if waiting:
                 time.sleep(_POLL_SECONDS)
 
@@ -322,9 +322,10 @@ class Lab(View):
         marks = {**metadata.get("labels", {}), **metadata["annotations"]}
         return marks.get("nodeagent.io/enroll") != "false" and STATUS not in marks
 
-    def _complaint(self, path: Path, manifest: Object, count: int) -> str:
-        key = f"{manifest['metadata']['namespace']}/{manifest['metadata']['name']}"
-        more = f" ({count} pods are waited for)" if count > 1 else ""
+    def _complaint(self, path: Path, manifest: Object, others: Sequence[str]) -> str:
+        """Say what is wrong with a pod, and which *others* are waited for."""
+        key = _name(manifest)
+        more = f" (nor {'are' if others[1:] else 'is'} {', '.join(others[:5])}{', …' if others[5:] else ''})" if others else ""
         if not path.exists():
             return f"Pod {key} was not made{more}"
         pod = json.loads(path.read_text())
@@ -372,6 +373,10 @@ def _answers(path: Path) -> bool:
         except OSError:
             return False
     return True
+
+
+def _name(pod: Object) -> str:
+    return f"{pod['metadata']['namespace']}/{pod['metadata']['name']}"
 
 
 def _read(path: Path) -> Object | None:

@@ -241,11 +241,12 @@ def test_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
 
 def test_a_lab_that_is_kept_can_be_looked_at(tmp_path: Path) -> None:
     file = tmp_path / "a.yaml"
-    file.write_text(pod("well") + pod("a", "containers: [{name: c, command: [sh, -c, 'echo why; exit 3']}]"))
+    crashing = "containers: [{name: c, command: [sh, -c, 'echo why; exit 3']}]"
+    file.write_text(pod("well") + pod("a", crashing) + pod("b", crashing))
     options = ["--name", NAME, "-f", str(file), "--nodes", "1", "--wait", "2"]
     gone = lab_command("up", *options)
     assert (gone.returncode, gone.stdout) == (1, "")
-    assert "Pod default/a is not ready: container c: ended with exit status 3" in gone.stderr
+    assert "Pod default/a is not ready (nor is default/b): container c: ended with exit status 3" in gone.stderr
     assert "--keep leaves everything there" in gone.stderr
     assert left_behind() == []
     kept = lab_command("up", *options, "--keep")
@@ -258,7 +259,7 @@ def test_a_lab_that_is_kept_can_be_looked_at(tmp_path: Path) -> None:
     assert [row["name"] for row in json.loads(lab_command("list", "-o", "json").stdout)] == [NAME]
     assert lab_command("delete", "--name", NAME, "pod/nobody", "pod/a").stderr.startswith("nodeagent: Pod default/nobody: there is none that can be deleted")
     assert lab_command("delete", "--name", NAME, "pod/a").stdout == "Pod default/a is deleted\n"
-    assert [row["name"] for row in json.loads(lab_command("status", "--name", NAME, "-o", "json").stdout)["pods"]] == ["well"]
+    assert [row["name"] for row in json.loads(lab_command("status", "--name", NAME, "-o", "json").stdout)["pods"]] == ["b", "well"]
     file.write_text(pod("well"))
     assert lab_command("delete", "--name", NAME, "-f", str(file)).returncode == 0
     assert lab_command("down", "--name", NAME).returncode == 0
