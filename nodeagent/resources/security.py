@@ -9,6 +9,7 @@ import json
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
+from hashlib import sha256
 from ipaddress import ip_network
 from typing import Any, Final, Literal, cast, get_args
 from urllib.parse import urlsplit
@@ -101,13 +102,15 @@ def parse(document: Any) -> Policy:
 
 
 def whose(document: Any) -> tuple[str, str, str] | None:
-    """Return kind, namespace and name of *document* although it is wrong; None where it does not say."""
+    """Return kind, namespace and name of *document* although it is wrong, one without a name by its content; None where it does not say."""
     metadata = document.get("metadata") if isinstance(document, dict) else None
     if not isinstance(document, dict) or not isinstance(metadata, dict):
         return None
     kind, namespace, name = document.get("kind"), metadata.get("namespace", "default"), metadata.get("name")
-    if not isinstance(kind, str) or not isinstance(namespace, str) or not isinstance(name, str) or not 0 < len(name) <= 253:
+    if not isinstance(kind, str) or not isinstance(namespace, str):
         return None
+    if not isinstance(name, str) or not 0 < len(name) <= 253:
+        name = f"unnamed-{sha256(json.dumps(document, sort_keys=True).encode()).hexdigest()[:8]}"
     return kind[:253], namespace[:253], name
 
 

@@ -156,6 +156,17 @@ def test_an_object_whose_text_cannot_be_read_closes_its_namespace(node: Node) ->
     assert (policies["x"].selector, policies["x"].spec.refused, refused) == ((), "RateLimit", ["x closes"])  # type: ignore[union-attr]
 
 
+def test_documents_without_a_name_close_what_they_select(node: Node) -> None:
+    """Each for itself, and until it is named."""
+    nameless = [document(action="DENY", rules=[{}], selector={"matchLabels": {"app": app}}) for app in ("one", "two")]
+    for each in nameless:
+        del each["metadata"]["name"]
+    node.put("---\n".join(json.dumps(each) + "\n" for each in nameless))
+    policies, refused = node.started()
+    assert {policy.selector for policy in policies.values()} == {(("app", "one"),), (("app", "two"),)}
+    assert [each.split()[-1] for each in refused] == ["closes", "closes"]
+
+
 def test_what_is_right_goes_before_what_stands_in(node: Node) -> None:
     """The same policy stands in two places, and the one that would be in force is wrong."""
     (node.state / "objects" / "AuthorizationPolicy.shop.x.json").write_text(json.dumps(document(action="ALOW")))
