@@ -34,7 +34,7 @@ class Limits:
 
     connections: int = 64
     """Beyond it, the connection that has waited longest for its next request goes."""
-    connections_per_source: int = 8
+    connections_per_source: int = 16
     """The same among those of one address. The node itself (loopback, a unix socket) has no bound of its own."""
     requests_per_second: float = 20.0
     """Of one address, after as many at once as two seconds allow; what is more waits."""
