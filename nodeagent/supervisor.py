@@ -187,8 +187,9 @@ class Supervisor:
         if self._stopping or code == 0:
             self._status = code
             self._end_data_plane()
-        elif not self._kept and not self._workers:
-            self._status = code or 1  # it never came up: say so and stop, the node's supervisor will try again
+        elif self._heart < 0:
+            self._status = code  # none ever came up: say so and stop, the node's supervisor will try again
+            self._end_data_plane()
         else:
             _say(f"control died (status {code}); it is started again, workers go on")
             self._start_at = max(time.monotonic(), self._control_started + RESPAWN_SECONDS)

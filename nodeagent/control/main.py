@@ -137,7 +137,6 @@ class Control:
         self.parts.start("what renews certificates", self.certificates.run)
         self._begin()
         self._listed = True
-        self.supervisor.send({"op": "heart", "timeout": config.redirect.heartbeat_timeout_seconds}, [self.plane.heartbeat_fd])
         self.parts.start("the reader of the source", self._watch)
         self.parts.start("what ends earlier workers", self._retire_orphans)
         self.parts.start("what confirms the kernel path", self._confirm)
@@ -147,6 +146,7 @@ class Control:
         self.parts.start("what serves the pods' sockets", lambda: self.pod_sockets.run(config.redirect.check_interval_seconds))
         self._admin = Admin(self)
         await self._admin.start()
+        self.supervisor.send({"op": "heart", "timeout": config.redirect.heartbeat_timeout_seconds}, [self.plane.heartbeat_fd])
         self.parts.start("what tells the supervisor that control turns", self._turn)
 
     def _begin(self) -> None:

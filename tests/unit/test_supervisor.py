@@ -121,6 +121,20 @@ def test_a_control_that_never_comes_up_ends_the_daemon_with_its_status() -> None
         assert ended(running)[0] == 3
 
 
+def test_a_first_control_that_fails_after_it_began_ends_the_daemon_too() -> None:
+    """Input: its admin port is taken, say: there are workers and listeners by then. Verdict: the end and its status, not one start after the other."""
+    begun = """
+    def control(config, end, pulse):
+        receive(end, "begin")
+        fork(end)
+        send(end, {"op": "keep", "keys": ["u/1"]}, [0])
+        raise SystemExit(3)
+    """
+    with supervised(begun) as running:
+        code, _, error = ended(running)
+    assert (code, error) == (3, "")
+
+
 def test_a_control_that_reads_nothing_does_not_end_the_heartbeat() -> None:
     """Input: control is stopped, and what it is to be told fills its channel. Verdict: beats as long as the worker's loop turns."""
     flood = """
