@@ -22,6 +22,7 @@ Verdict = Literal["allowed", "refused", "unknown"]
 KernelPath = Callable[[Workload | None, Workload, int], str]
 """Says in words which path a connection of a client to a workload's port takes, and why."""
 _SCHEME: Final = "spiffe://"
+_DIALS: Final = {"network": "over the pods' interfaces", "inside": "within the server's pod"}
 _CLUSTER: Final = ".svc.cluster.local"
 
 
@@ -127,7 +128,8 @@ def explain(
         return Explanation(tuple(steps), "unknown")
     if client.workload is not None and client.workload.node == node and client.workload.enrolled and workload.enrolled:
         unread = next((entry for entry in known if entry.key == UNREAD), None)
-        steps.append(Step("delivery", f"by the proxy {delivery(setting, client.workload, workload, unread)}"))
+        found = delivery(setting, client.workload, workload, unread)
+        steps.append(Step("delivery", f"the proxy dials {_DIALS[found.way]}: {found.why}"))
     facts = _Facts(client, server, question, principal, trust_domain, claims)
     verdict, more = _policies(facts, [entry for entry in known if entry.key in workload.policies])
     return Explanation((*steps, *more), verdict)

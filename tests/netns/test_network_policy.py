@@ -94,12 +94,12 @@ def test_one_client_may_and_others_may_not(lab: Lab, destination: str, version: 
 def test_egress(lab: Lab) -> None:
     """Input: a client may leave for one server alone. It reaches that, and nothing else on either node; others are free."""
     put(lab, "leave", "podSelector: {matchLabels: {app: client}}, policyTypes: [Egress], egress: [{to: [{podSelector: {matchLabels: {app: local}}}]}]")
-    eventually(lambda: "network: NetworkPolicy default/leave selects default/client" in delivery(lab, "client", "local"), "the agent knows")
+    eventually(lambda: "over the pods' interfaces: NetworkPolicy default/leave selects default/client" in delivery(lab, "client", "local"), "the agent knows")
     assert reaches(lab, "client", "local")
     assert not reaches(lab, "client", "quick")
     assert not reaches(lab, "client", "remote")
     assert reaches(lab, "other", "local")
-    assert delivery(lab, "other", "local") == "by the proxy inside: no NetworkPolicy selects either pod"
+    assert delivery(lab, "other", "local") == "the proxy dials within the server's pod: no NetworkPolicy selects either pod"
 
 
 def delivery(lab: Lab, source: str, destination: str) -> str:
