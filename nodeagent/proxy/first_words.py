@@ -17,10 +17,11 @@ if TYPE_CHECKING:
 
 
 class FirstWords:
-    """The protocol of such a connection until one side has spoken. ``patience``: seconds in which a line that has begun must end."""
+    """The protocol of such a connection until one side has spoken. A line that has begun must end within *patience* seconds, and *longest* bytes: HTTP's
+    parser refuses what is longer."""
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, transport: Any, patience: float) -> None:
-        self._loop, self._transport, self.patience = loop, transport, patience
+    def __init__(self, loop: asyncio.AbstractEventLoop, transport: Any, patience: float, longest: int) -> None:
+        self._loop, self._transport, self.patience, self._longest = loop, transport, patience, longest
         self._timer: Any = None
         self.line = FirstLine()
         self.early = b""
@@ -55,6 +56,8 @@ class FirstWords:
         verdict = self.line.feed(data)
         if verdict != "more":
             self._settle(verdict)
+        elif len(self.early) > self._longest:
+            self._settle("http")
         elif self._timer is None:
             self._timer = self._loop.call_later(self.patience, self._settle, "unlikely")
 

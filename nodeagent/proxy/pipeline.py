@@ -95,7 +95,7 @@ class Pipeline:
             self.carrier.probed(connection, permit, transport, early)
             return
         connection.early = early
-        words = FirstWords(self.loop, transport, self.timeouts.handshake) if verdict == "silent" else None
+        words = FirstWords(self.loop, transport, self.timeouts.handshake, self.limits.header_bytes) if verdict == "silent" else None
         if words is not None:
             transport.set_protocol(words)
         task = self.loop.create_task(self.carrier.carry(connection, transport, permit, self.view.generation, words))

@@ -173,6 +173,18 @@ def test_half_a_line_that_a_protocol_begins_with_is_answered_and_never_looked_at
 
 
 @WAYS
+@pytest.mark.parametrize("late", [0.0, LATE])
+def test_a_line_without_an_end_is_refused_before_it_is_long(tls: dict[str, Contexts], late: float, way: Way) -> None:
+    application = Application()
+
+    async def scene(nodes: Nodes) -> None:
+        assert (await say(way(nodes), (late, b"GET /" + b"x" * 9000))).startswith(b"HTTP/1.1 431 ")
+        assert application.heard == b""
+
+    play(application, scene, tls, protocol="auto", limits={"headerBytes": 8192})
+
+
+@WAYS
 def test_what_was_carried_is_cut_when_such_a_policy_comes(tls: dict[str, Contexts], way: Way) -> None:
     async def scene(nodes: Nodes) -> None:
         reader, writer = await way(nodes)
