@@ -10,7 +10,7 @@ import pytest
 
 from nodeagent.identity.tls import Contexts
 from nodeagent.policy.model import AuthorizationPolicy, JwtRule, LocalLimit, Operation, RateLimit, RequestAuthentication, Rule, TokenBucket
-from tests.unit.proxy.nodes import Nodes, Streams, play
+from tests.unit.proxy.nodes import CLIENT, Nodes, Streams, play
 from tests.unit.proxy.test_inbound import cut
 
 FORGED = b"GET /admin HTTP/1.1\r\nHost: web\r\nAuthorization: Bearer a.b.c\r\nX-Forwarded-Client-Cert: By=x;URI=spoof\r\n\r\n"
@@ -79,6 +79,20 @@ def test_a_clients_own_certificate_field_never_arrives(tls: dict[str, Contexts],
         assert b"spoof" not in application.heard
         answered = {name for name, answer in zip(WRITTEN, answers, strict=True) if b" 200 " in answer}
         assert {"plain", "after an empty line", "late", "the first byte, then late", "a line in two", "PROPFIND"} <= answered
+
+    play(application, scene, tls, protocol=protocol)
+
+
+@pytest.mark.parametrize("protocol", ["auto", "http", "http2"])
+def test_what_a_peer_says_that_it_carries_is_its_word(tls: dict[str, Contexts], protocol: Any) -> None:
+    """A pod that has its own certificate speaks mTLS itself, and offers the ALPN of TCP with HTTP behind it."""
+    application = Application()
+
+    async def scene(nodes: Nodes) -> None:
+        answers = [await say(nodes.dial(CLIENT, tls["client"].client_tcp), pieces) for pieces in ((FORGED,), (LATE, FORGED))]
+        assert all(b" 200 " in answer for answer in answers)
+        assert b"spoof" not in application.heard
+        assert application.heard.count(b"URI=spiffe://cluster.local/ns/default/sa/client") == 2
 
     play(application, scene, tls, protocol=protocol)
 
