@@ -183,7 +183,7 @@ def test_a_policy_is_compiled_once_and_forgotten_with_it() -> None:
 def test_a_policy_that_cannot_be_compiled_lets_nobody_in(tls: dict[str, Contexts]) -> None:
     async def scene(nodes: Nodes) -> None:
         assert (await get(await nodes.connect()))[0] == 403
-        assert events(nodes.far) == {("default/wrong", "deny"): 1}
+        assert events(nodes.far) == {("AuthorizationPolicy default/wrong", "deny"): 1}
 
     wrong = AuthorizationPolicy("default", "wrong", "ALLOW", (Rule(sources=(Source(ip_blocks=("everywhere",)),)),))
     play(show_head, scene, tls, protocol="http", policies=(allow(FROM_CLIENT), wrong))

@@ -15,6 +15,7 @@ from nodeagent.mesh.entries import Address, Entry, PodUid, SpiffeId, Workload, t
 from nodeagent.policy.model import AuthorizationPolicy, Operation, Rule
 from nodeagent.proxy.pipeline import Pipeline
 from nodeagent.proxy.worker import Worker
+from nodeagent.pulse import Pulses
 from nodeagent.telemetry.cells import WorkerMetrics
 
 PARTS, POLICIES = 3, 150
@@ -39,12 +40,12 @@ class Told:
         loop = asyncio.get_running_loop()
         near, far = pair()
         self.answers: list[Message] = []
-        self.worker = Worker(loop, far)
+        self.worker = Worker(loop, far, Pulses().claim())
         self.pipeline = self.worker._pipeline = Pipeline(loop, Proxy(), "cluster.local", "Kubernetes", WorkerMetrics(), None)
         self.channel = Channel(loop, near, lambda message, _: self.answers.append(message), lambda: None)
 
     def mesh(self, *entries: Entry, removals: tuple[str, ...] = ()) -> None:
-        self.channel.send({"op": "mesh", "upserts": [to_json(entry) for entry in entries], "removals": list(removals)})
+        self.channel.send({"op": "mesh", "generation": 1, "upserts": [to_json(entry) for entry in entries], "removals": list(removals)})
 
     async def answered(self, number: int) -> None:
         while not any(answer["op"] == "pong" and answer["number"] == number for answer in self.answers):
@@ -97,7 +98,7 @@ def test_a_change_waits_for_its_last_part() -> None:
         told.mesh(policy(1), workload((policy(1).key,)))
         told.channel.send({"op": "ping", "number": 0})
         await told.answered(0)
-        first, *others = _parts([policy(2), workload((policy(2).key,))], [policy(1).key])
+        first, *others = _parts([policy(2), workload((policy(2).key,))], [policy(1).key], 1)
         told.channel.send(first)
         told.channel.send({"op": "ping", "number": 1})
         await told.answered(1)
