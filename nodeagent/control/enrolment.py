@@ -20,7 +20,7 @@ from nodeagent.channel import Message
 from nodeagent.control.workers import Workers
 from nodeagent.errors import IdentityError, KernelError, ResourceError, translated
 from nodeagent.identity.store import Certificates
-from nodeagent.mesh.entries import PodUid, SpiffeId, Workload
+from nodeagent.mesh.entries import PodUid, SpiffeId, Workload, policies_of
 from nodeagent.mesh.local import BYPASS, LocalPod
 from nodeagent.mesh.protection import CLOSED, Protection, WhenDead, protection
 from nodeagent.policy.model import MtlsMode
@@ -106,8 +106,7 @@ class Enrolment:
         workload = self._workers.entry(f"workload/{uid}")
         if not isinstance(workload, Workload):
             return Member(pod)
-        policies = [entry for key in workload.policies if (entry := self._workers.entry(key)) is not None]
-        protected = protection(workload, policies, self._when_dead)
+        protected = protection(workload, policies_of(workload, self._workers.entry), self._when_dead)
         probed = frozenset(probe.port for probe in workload.probes if probe.kind == "tcp") - pod.exclude_inbound
         return Member(pod, mtls=workload.mtls, port_mtls=workload.port_mtls, protection=protected, bypass=workload.bypass, probed=probed)
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from nodeagent.errors import CONNECT_FAILED, POLICY_DENIED
-from nodeagent.mesh.entries import Entry, PodUid, Service, Workload
+from nodeagent.mesh.entries import Entry, PodUid, Service, Workload, policies_of
 from nodeagent.mesh.kernel_path import ALLOWED, Plan, Planner, PortPath, Settings, Verdict
 from nodeagent.mesh.local import BYPASS
 from nodeagent.proxy.connection import host_port
@@ -277,9 +277,6 @@ class KernelPaths:
         source, server = self._workloads.get(client), self._workloads.get(destination)
         return _Peers(source, server) if source and server else None
 
-    def _policies(self, server: Workload) -> list[Entry]:
-        return [self._entries[key] for key in server.policies if key in self._entries]
-
     def _judged(self, flow: Flow, peers: _Peers) -> Verdict:
         """Return what the plan says of a connection, or policy itself where an end has left the kernel path."""
         planned = self._plan.destinations.get(flow.id.destination)
@@ -287,7 +284,7 @@ class KernelPaths:
             verdict = ALLOWED if planned.verdicts is None else planned.verdicts.get(peers.source.uid)
             if verdict is not None:
                 return verdict
-        return self._planner.permits(peers.source, peers.server, flow.id.destination, self._policies(peers.server))
+        return self._planner.permits(peers.source, peers.server, flow.id.destination, policies_of(peers.server, self._entries.get))
 
     def _service(self, name: str, server: Workload, port: int) -> Service | None:
         found = self._entries.get(f"service/{name or dict(server.services).get(port, '')}")

@@ -5,11 +5,13 @@ Control compiles them from resources and sends a worker only those that changed.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from functools import lru_cache
 from typing import Any, Final, Literal, NewType
 
 from nodeagent.mesh.codec import decode
-from nodeagent.policy.model import AuthorizationPolicy, Jwks, MtlsMode, PathSetting, RateLimit, RequestAuthentication
+from nodeagent.policy.model import AuthorizationPolicy, Jwks, MtlsMode, PathSetting, RateLimit, RequestAuthentication, Rule
 
 SpiffeId = NewType("SpiffeId", str)
 """``spiffe://<trust domain>/ns/<namespace>/sa/<service account>``."""
@@ -148,6 +150,20 @@ Entry = Workload | Service | AuthorizationPolicy | RequestAuthentication | Jwks 
 _KINDS: Final[dict[str, Any]] = {
     kind.__name__: kind for kind in (Workload, Service, AuthorizationPolicy, RequestAuthentication, Jwks, RateLimit, UnreadPolicies)
 }
+
+
+def policies_of(workload: Workload, known: Callable[[str], Entry | None]) -> tuple[Entry, ...]:
+    """Return the policies that apply to *workload*, a pod of this node, by what is *known* under their keys.
+
+    One that applies and is not known, because it could not be carried or taken in, is closed: in its place stands one that denies everything.
+    """
+    return tuple(known(key) or _closed(key) for key in workload.policies)
+
+
+@lru_cache(1024)
+def _closed(key: str) -> AuthorizationPolicy:
+    kind, namespace, name = key.split("/", 2)
+    return AuthorizationPolicy(namespace, name, "DENY", (Rule(),), refused=kind)
 
 
 @dataclass(frozen=True, slots=True)

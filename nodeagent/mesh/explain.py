@@ -13,7 +13,7 @@ from typing import Any, Final, Literal
 from nodeagent.config import Delivery as Setting
 from nodeagent.errors import ConfigError
 from nodeagent.mesh.delivery import delivery
-from nodeagent.mesh.entries import UNREAD, Entry, Protocol, Service, ServicePort, Workload
+from nodeagent.mesh.entries import UNREAD, Entry, Protocol, Service, ServicePort, Workload, policies_of
 from nodeagent.policy.authorization import Authorizer, CompiledPolicy, ConnectionFacts, Decision, RequestFacts
 from nodeagent.policy.claims import Claims
 from nodeagent.policy.model import AuthorizationPolicy, MtlsMode, RateLimit, RequestAuthentication
@@ -131,7 +131,7 @@ def explain(
         found = delivery(setting, client.workload, workload, unread)
         steps.append(Step("delivery", f"the proxy dials {_DIALS[found.way]}: {found.why}"))
     facts = _Facts(client, server, question, principal, trust_domain, claims)
-    verdict, more = _policies(facts, [entry for entry in known if entry.key in workload.policies])
+    verdict, more = _policies(facts, policies_of(workload, {entry.key: entry for entry in known}.get))
     return Explanation((*steps, *more), verdict)
 
 
@@ -247,7 +247,7 @@ def _path(workload: Workload) -> str:
     return f"nodeagent.io/path is {workload.path}" if workload.path != "auto" else "nodeagent.io/path is not set: auto"
 
 
-def _policies(facts: _Facts, entries: list[Entry]) -> tuple[Verdict, list[Step]]:
+def _policies(facts: _Facts, entries: tuple[Entry, ...]) -> tuple[Verdict, list[Step]]:
     steps: list[Step] = []
     if not facts.http and (unparsed := _unparsed(facts, entries)) is not None:
         return unparsed
@@ -278,7 +278,7 @@ def _policies(facts: _Facts, entries: list[Entry]) -> tuple[Verdict, list[Step]]
     return ("unknown" if custom else "allowed"), steps
 
 
-def _unparsed(facts: _Facts, entries: list[Entry]) -> tuple[Verdict, list[Step]] | None:
+def _unparsed(facts: _Facts, entries: tuple[Entry, ...]) -> tuple[Verdict, list[Step]] | None:
     """Return what happens to bytes that are not parsed as HTTP/1, None where policies may judge them as TCP."""
     protocol = facts.server.workload.protocol_at(facts.server.port)
     policies = [each for each in entries if isinstance(each, AuthorizationPolicy | RequestAuthentication | RateLimit)]

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Final, Literal
 
 from nodeagent.errors import ResourceError
-from nodeagent.mesh.entries import Entry, PodUid, Protocol, Service, Workload
+from nodeagent.mesh.entries import Entry, PodUid, Protocol, Service, Workload, policies_of
 from nodeagent.policy.authorization import Authorizer, ConnectionFacts, Decision
 from nodeagent.policy.model import AuthorizationPolicy, PathSetting, RateLimit, RequestAuthentication
 
@@ -102,7 +102,7 @@ class Planner:
         ports: dict[tuple[PodUid, int], PortPath] = {}
         destinations: dict[Where, KernelDestination] = {}
         for server in pods:
-            policies = [known[key] for key in server.policies if key in known]
+            policies = policies_of(server, known.get)
             for port, protocol in server.ports:
                 service = by_name.get(dict(server.services).get(port, ""))
                 path = ports[server.uid, port] = self.port_path(server, port, service, policies)
@@ -168,7 +168,7 @@ class Planner:
         names = ", ".join(sorted(f"{entry.namespace}/{entry.name}" for entry in policies if isinstance(entry, AuthorizationPolicy)))
         return f"an AuthorizationPolicy decides by the request: {names}"
 
-    def _authorizer(self, server: Workload, port: int, protocol: Protocol, policies: list[Entry]) -> Authorizer | None:
+    def _authorizer(self, server: Workload, port: int, protocol: Protocol, policies: Iterable[Entry]) -> Authorizer | None:
         """Return the compiled policies, None when there are none. Raises ResourceError."""
         own = tuple(entry for entry in policies if isinstance(entry, AuthorizationPolicy))
         if not own:

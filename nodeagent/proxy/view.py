@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Final
 
-from nodeagent.mesh.entries import Address, Delta, Endpoint, Entry, PodUid, Protocol, Service, ServicePort, Workload
+from nodeagent.mesh.entries import Address, Delta, Endpoint, Entry, PodUid, Protocol, Service, ServicePort, Workload, policies_of
 
 TARGETS: Final = 4096
 """Resolved addresses that are kept; a pod that scans addresses makes its node resolve anew, nothing more."""
@@ -102,8 +102,8 @@ class ClusterView:
         return self._policies.values()
 
     def policies_of(self, workload: Workload) -> tuple[Entry, ...]:
-        """Return the policies that apply to *workload*, which is of this node."""
-        return tuple(entry for key in workload.policies if (entry := self._policies.get(key)) is not None)
+        """Return the policies that apply to *workload*, which is of this node; what is missing is closed."""
+        return policies_of(workload, self._policies.get)
 
     def service_of(self, workload: Workload, port: int) -> Service | None:
         """Return the Service that *workload* serves at its own *port*, for the metrics' labels."""

@@ -7,8 +7,9 @@ from collections.abc import Callable
 
 import pytest
 
-from nodeagent.mesh.entries import Address, Endpoint, Entry, PodUid, Protocol, Service, ServicePort, SpiffeId, Workload
+from nodeagent.mesh.entries import Address, Endpoint, Entry, PodUid, Protocol, Service, ServicePort, SpiffeId, Workload, policies_of
 from nodeagent.mesh.kernel_path import KernelDestination, KernelService, Plan, Planner, PortPath, Settings, Verdict
+from nodeagent.mesh.protection import CLOSED, protection
 from nodeagent.policy.model import AuthorizationPolicy, JwtRule, LocalLimit, Operation, RateLimit, RequestAuthentication, Rule, Source, TokenBucket
 
 SERVER = PodUid("server")
@@ -70,6 +71,14 @@ def test_verdicts_of_a_deny() -> None:
 def test_verdicts_of_an_allow() -> None:
     made = plan(policy("ALLOW"))
     assert made.destinations[SIX].verdicts == {"client": Verdict(True, "ns/p"), "server": Verdict(False)}
+
+
+def test_a_policy_that_is_not_there_is_closed() -> None:
+    """It selects the server, and could not be carried: neither the kernel nor who asks for an explanation takes it for none."""
+    server = workload("server", 1, ports=((8080, "tcp"),), policies=("authorization/ns/p",))
+    made = Planner(IGNORED).plan([server, workload("client", 2)], {SERVER, PodUid("client")})
+    assert made.destinations[FOUR].verdicts == {"client": Verdict(False, "authorization ns/p"), "server": Verdict(False, "authorization ns/p")}
+    assert protection(server, policies_of(server, {}.get), "policy") == CLOSED
 
 
 def test_a_verdict_by_address_uses_the_family_that_is_dialled() -> None:

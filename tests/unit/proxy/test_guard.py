@@ -189,6 +189,23 @@ def test_a_policy_that_cannot_be_compiled_lets_nobody_in(tls: dict[str, Contexts
     play(show_head, scene, tls, protocol="http", policies=(allow(FROM_CLIENT), wrong))
 
 
+@pytest.mark.parametrize("missing", [deny(name="missing").key, RateLimit("default", "missing").key])
+def test_a_policy_that_is_not_there_lets_nobody_in(tls: dict[str, Contexts], missing: str) -> None:
+    """It selects the workload, and did not come to the worker."""
+
+    async def scene(nodes: Nodes) -> None:
+        view = nodes.far.view
+        workload = view.workload(nodes.far.pods["server"].uid)
+        assert workload is not None
+        streams = await nodes.connect()
+        assert (await get(streams))[0] == 200
+        view.apply(Delta((replace(workload, policies=(*workload.policies, missing)),)))
+        assert (await get(streams))[0] == 403
+        assert "policy[missing]" in last_record(nodes.far)["response_code_details"]
+
+    play(show_head, scene, tls, protocol="http", policies=(allow(FROM_CLIENT),))
+
+
 def test_a_tcp_connection_is_reset_before_the_application_hears_of_it(tls: dict[str, Contexts]) -> None:
     async def scene(nodes: Nodes) -> None:
         reader, writer = await nodes.dial(STRANGER)
