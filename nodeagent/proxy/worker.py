@@ -82,6 +82,8 @@ class Worker:
         """Held while open connections are looked at again, which a later generation's acknowledgement waits for."""
         self._deltas: list[Delta] = []
         """Of a change whose last part is not there yet."""
+        self._missed = False
+        """An entry could not be taken in: control is not told that the change which brought it, or a later one, is in force."""
         self._channel = Channel(loop, end, self._message, self._orphaned)
         loop.add_signal_handler(signal.SIGUSR1, self._told_to_go)
         for number in (signal.SIGTERM, signal.SIGINT):  # the supervisor's to handle, also where a whole group is sent them (Ctrl-C, systemd)
@@ -161,10 +163,14 @@ class Worker:
     async def _decoded(self, message: Message) -> Delta:
         pace, upserts = Pace(), []
         for value in message["upserts"]:
-            entry = from_json(value)
-            if isinstance(entry, AuthorizationPolicy):
-                self._pipeline.compiler.compiled(entry)
-            upserts.append(entry)
+            try:
+                entry = from_json(value)
+                if isinstance(entry, AuthorizationPolicy):
+                    self._pipeline.compiler.compiled(entry)
+                upserts.append(entry)
+            except Exception as error:  # whatever it is, no other entry is to blame
+                self._missed = True
+                log.error("an entry of the snapshot cannot be taken in: %s", error, exc_info=error)
             await pace.keep()
         return Delta(tuple(upserts), tuple(message["removals"]))
 
@@ -173,7 +179,8 @@ class Worker:
         async with self._settling:
             if protection_changed and self._pipeline.connections:
                 await self._pipeline.reconsider()
-            self._channel.send({"op": "in_force", "generation": generation})
+            if not self._missed:
+                self._channel.send({"op": "in_force", "generation": generation})
 
     def _put(self, deltas: list[Delta]) -> bool:
         """Put *deltas* in force for what comes from now on; say whether they change what protects."""

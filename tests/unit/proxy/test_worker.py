@@ -73,7 +73,7 @@ def test_many_policies_come_into_force_at_once_and_the_loop_turns_meanwhile() ->
 
         def turn() -> None:
             found = view.workload(PodUid("server"))
-            turns.append(len(view.policies_of(found)) if found is not None else -1)
+            turns.append(sum(view.policy(key) is not None for key in found.policies) if found is not None else -1)
             if turns[-1] < len(keys):
                 told.pipeline.loop.call_soon(turn)
 
@@ -141,5 +141,31 @@ def test_messages_keep_their_order_whatever_fails() -> None:
         assert len(list(told.pipeline.view.policies())) == POLICIES - 1
         end.close()
         other.close()
+
+    play(scene)
+
+
+def test_what_cannot_be_taken_in_takes_nothing_along_and_is_never_said_to_be_in_force() -> None:
+    """Nor is a later change, which may rest on it."""
+
+    async def scene(told: Told) -> None:
+        def change(generation: int, upserts: list[object]) -> None:
+            told.channel.send({"op": "mesh", "generation": generation, "upserts": upserts, "removals": []})
+
+        async def taken_in(number: int) -> None:
+            told.channel.send({"op": "ping", "number": number})
+            await told.answered(number)
+            while told.worker._tasks:
+                await asyncio.sleep(0)
+            told.channel.send({"op": "ping", "number": -number})
+            await told.answered(-number)
+
+        change(1, [to_json(policy(1))])
+        await taken_in(1)
+        change(2, [{"kind": "of a later version"}, to_json(policy(2))])
+        change(3, [to_json(policy(3))])
+        await taken_in(2)
+        assert [entry.key for entry in told.pipeline.view.policies()] == [policy(number).key for number in (1, 2, 3)]
+        assert [answer["generation"] for answer in told.answers if answer["op"] == "in_force"] == [1]
 
     play(scene)
