@@ -184,6 +184,7 @@ class Supervisor:
             """Its last words count."""
         self._channel.close()
         self._outbox.close()
+        self._forget_unforked()
         if self._stopping or code == 0:
             self._status = code
             self._end_data_plane()
@@ -237,6 +238,14 @@ class Supervisor:
             os.close(theirs)
             self._workers[pid] = _Worker(pulse, controls)
             self._tell({"op": "forked", "number": number, "pid": pid})
+
+    def _forget_unforked(self) -> None:
+        """What a control that is gone asked for, its successor asks for anew, by numbers of its own."""
+        for _, *ends in self._unforked:
+            for end in ends:
+                os.close(end)
+        self._unforked.clear()
+        self._fork_at = 0.0
 
     def _fork(self, child: Callable[[], None], keep: set[int]) -> int:
         pid = os.fork()

@@ -220,6 +220,35 @@ def test_a_control_that_hangs_is_succeeded() -> None:
     assert "has not turned for 0.5 s; it is killed" in error
 
 
+def test_a_worker_that_a_dead_control_asked_for_is_not_forked() -> None:
+    """Input: the machine has no room for a worker, and control dies meanwhile. Verdict: only its successor's is forked, of which somebody knows."""
+    crowded = """
+    forks, fork_now = iter((True, False)), os.fork
+
+    def fork_if_there_is_room():
+        if not next(forks, True):
+            raise OSError(11, "no room")
+        return fork_now()
+
+    os.fork = fork_if_there_is_room
+
+    def control(config, end, pulse):
+        receive(end, "begin")
+        ours, theirs = pair()
+        send(end, {"op": "fork", "number": 2 if kept else 1}, [theirs.fileno(), ours.fileno()])
+        if kept:
+            assert receive(end, "forked")[0]["number"] == 2
+            return
+        beat(end)
+        send(end, {"op": "keep", "keys": ["u/1"]}, [0])
+        raise SystemExit(1)
+    """
+    with supervised(crowded) as running:
+        code, _, error = ended(running)
+    assert code == 0, error
+    assert "a worker cannot be forked: no room" in error
+
+
 def test_a_control_that_does_not_stop_is_killed() -> None:
     deaf = """
     supervisor.PATIENCE_SECONDS = 0.5
