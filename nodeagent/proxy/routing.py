@@ -85,7 +85,8 @@ class Routing:
     def _towards(self, pod: PodState, client: Workload | None, endpoint: Endpoint, cluster: str) -> Destination:
         """An enrolled pod of this node is delivered to directly; another node's gets mTLS; one that is not enrolled, plaintext."""
         workload = self._pipeline.view.workload(endpoint.uid)
-        local, other = self._pipeline.pods.get(endpoint.uid), other_address(workload, endpoint.address)
+        local = self._pipeline.pods.get(endpoint.uid) if workload is not None else None  # else its own side says what protects it
+        other = other_address(workload, endpoint.address)
         network = self._on_network(client, workload)
         if local is not None:
             seen = client.addresses if client is not None else ()

@@ -9,6 +9,7 @@ import pytest
 
 from nodeagent.config import Delivery
 from nodeagent.identity.tls import Contexts
+from nodeagent.mesh.entries import Delta
 from tests.unit.proxy.nodes import NODE, Nodes
 from tests.unit.proxy.stage import Stage, answering, ok, play, read_request
 
@@ -74,6 +75,22 @@ def test_the_kernel_is_told_for_whom_before_each_dial(way: Delivery) -> None:
         reader, writer = await stage.connect()
         await asked(reader, writer)
         assert told == ["10.244.1.2"]
+        writer.close()
+
+    play(SERVE, scene)
+
+
+def test_an_endpoint_whose_policies_nobody_knows_is_dialled_as_a_strangers() -> None:
+    """Input: a captured pod that is not in the snapshot. Verdict: its own side decides who comes in; this one does not get past it."""
+    told: list[str] = []
+
+    async def scene(stage: Stage) -> None:
+        stage.pipeline.announce = lambda dialler, client: told.append(client)
+        stage.pipeline.view.apply(Delta(removals=("workload/server",)))
+        reader, writer = await stage.connect()
+        await asked(reader, writer)
+        assert [connection.path for connection in stage.pipeline.connections.values()] == ["proxy-plaintext"]
+        assert not told
         writer.close()
 
     play(SERVE, scene)
