@@ -72,6 +72,7 @@ class Manifests:
         """Begin to watch; return the descriptor to wait on, -1 where there are no folders. Raises ConfigError for a folder that is not there, KernelError."""
         if self._folders:
             self._inotify = inotify.open_instance()
+            self._watches.clear()
         for index, folder in enumerate(self._folders):
             try:
                 mask = inotify.CREATE | inotify.CLOSE_WRITE | inotify.MOVED_FROM | inotify.MOVED_TO | inotify.DELETE
@@ -186,7 +187,6 @@ class Manifests:
         if known.refused and not refused:
             log.info("%s: good again", known.refused[0].file)
         known.refused = refused
-
 
     @staticmethod
     def _instead(known: _File, refused: Refused) -> str:

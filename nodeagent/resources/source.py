@@ -135,6 +135,7 @@ class DirectorySource:
         if not self._path.is_dir():
             raise ConfigError(f"source: {self._path}: no such folder: is the lab (or the controller) up?")
         self._inotify = inotify.open_instance()
+        self._watches.clear()  # numbers of an instance before this one are others' here
         self._watch(self._path, inotify.CREATE | inotify.MOVED_TO, "")
         for folder in (OBJECTS, ENROLLED):
             self._watch_folder(folder)

@@ -228,6 +228,27 @@ def test_a_folder_that_vanishes_and_comes_back(state: Path, caplog: pytest.LogCa
     watch(state, scenario)
 
 
+def test_watching_begins_anew_after_a_failure_whatever_was_watched_before(state: Path) -> None:
+    """Input: a folder that was replaced, then a failure of the reader. Verdict: its successor hears of what changes, and not only at its start."""
+
+    async def scenario(source: DirectorySource, _: Step) -> None:
+        async def batch() -> list[str]:
+            return described(await asyncio.wait_for(source.batch(), 2))
+
+        assert await batch() == []
+        (state / "objects").rename(state / "elsewhere")
+        (state / "objects").mkdir()
+        write(state, pod())
+        assert await batch() == ["+Pod/web"]
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(source.batch(), 0.01)
+        assert await batch() == []
+        write(state, pod("shop"), "Pod.default.shop.json")
+        assert await batch() == ["+Pod/shop"]
+
+    watch(state, scenario)
+
+
 def test_publish_is_idempotent_and_takes_no_path(state: Path) -> None:
     source = DirectorySource(state)
     for enrolled in (True, True, False, False):
