@@ -49,6 +49,8 @@ class Agent:
             connection.request(method, path)
             response = connection.getresponse()
             body = response.read()
+            if response.status == http.client.BAD_REQUEST:  # the question is wrong, not the way it took
+                raise ControlError(f"{self.name}: {body.decode(errors='replace').strip()[:200]}")
             if response.status != http.client.OK:
                 raise ControlError(f"{self.address}: {method} {path}: {response.status} {body.decode(errors='replace').strip()[:200]}")
             return json.loads(body)

@@ -96,6 +96,7 @@ class FakeAgent:
             ("GET", "/policies"): self._rows([]),
             ("GET", "/flows"): self._flows,
             ("GET", "/routes"): self._broken,
+            ("GET", "/explain"): self._asked_wrongly,
             ("POST", "/reload"): self._reload,
         }
         self._servers = [await serve(routes), await serve_unix(routes, self.path)]
@@ -118,6 +119,9 @@ class FakeAgent:
 
     async def _broken(self, query: Mapping[str, str]) -> Response:
         raise KernelError("the maps are gone")
+
+    async def _asked_wrongly(self, query: Mapping[str, str]) -> Response:
+        return Response(f"DST: {query['destination']!r}: no such Service or pod\n".encode(), 400)
 
     async def _reload(self, query: Mapping[str, str]) -> Response:
         self.reloads += 1
@@ -180,6 +184,11 @@ def test_an_error_of_the_agent_is_told(agent: FakeAgent) -> None:
     result = nodeagent("get", "routes", admin=str(agent.path))
     assert result.returncode == 1
     assert result.stderr == f"nodeagent: {agent.path}: GET /routes: 500 the maps are gone\n"
+
+
+def test_a_question_that_is_wrong_is_told_in_the_agents_words_alone(agent: FakeAgent) -> None:
+    result = nodeagent("explain", "client", "nowhere", admin=str(agent.path))
+    assert (result.returncode, result.stderr) == (1, f"nodeagent: {agent.path}: DST: 'nowhere': no such Service or pod\n")
 
 
 def test_a_port_that_is_not_an_agents(agent: FakeAgent) -> None:
