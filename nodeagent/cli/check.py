@@ -23,9 +23,9 @@ COLUMNS: Final = (
 
 
 WITHOUT_DAEMON: Final = {
-    "policy": "pods that a policy protects are refused, but for declared probes; others pass; the kernel path goes on",
+    "policy": "pods that a policy protects are refused, but for declared probes; others pass; the kernel path goes on for redirect.kernelPathTimeoutSeconds",
     "pass": "all pods pass, whatever protects them",
-    "refuse": "all pods are refused; the kernel path goes on",
+    "refuse": "all pods are refused; the kernel path goes on for redirect.kernelPathTimeoutSeconds",
 }
 """By ``redirect.whenDead``."""
 

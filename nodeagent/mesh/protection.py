@@ -2,7 +2,7 @@
 
 A pod is protected when anything would refuse one of its connections: STRICT, an AuthorizationPolicy that is in force, a RequestAuthentication,
 a RateLimit. Protected means both ways, as with a sidecar that died: its policies say nothing about what it opens itself, but that would go out
-without its identity, by which others decide. What the kernel decides alone (``mesh/kernel_path.py``) goes on as it does.
+without its identity, by which others decide. What the kernel decides alone (``mesh/kernel_path.py``) goes on for ``redirect.kernelPathTimeoutSeconds``.
 """
 
 from __future__ import annotations

@@ -170,7 +170,7 @@ class HttpServer:
                 for piece in _pieces(response.body, chunked):
                     writer.write(piece)
                     await writer.drain()
-                    await asyncio.sleep(0)  # the loop beats the data plane's heart, too
+                    await asyncio.sleep(0)  # the loop has more to do than this answer
             await writer.drain()
 
     async def _linger(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
