@@ -99,7 +99,7 @@ class Control:
         self.kernel_paths: KernelPaths
         self.key_sets = KeySets(lambda found: self.workers.apply(Delta((found,))))
         self._admin: Admin | None = None
-        self._listed, self._kernel_behind = False, True
+        self._listed, self._kernel_behind, self._unpruned = False, True, True
         self._kernel_generation = 0
         self.in_force = InForce()
 
@@ -154,7 +154,7 @@ class Control:
         try:
             self._reconcile()
             self._forget_kept()
-            self.enrolment.prune()
+            self._prune()
         except Exception as error:
             log.error("the node cannot be brought to what the source says: %s; it is tried again", shown(str(error)), exc_info=error)
 
@@ -304,6 +304,15 @@ class Control:
         if not self._listed or not self.kernel_paths.knows_all():
             self._update_kernel_paths()
 
+    def _prune(self) -> None:
+        """Remove what an earlier daemon left of pods that are gone; not before every pod is known, for what is left may protect the others."""
+        unread = self.source.unread_pods()
+        if unread and not self._listed:
+            log.error("what protects pods that were captured before stays: it may be for one that cannot be read (%s)", ", ".join(unread[:5]))
+        if not unread:
+            self.enrolment.prune()
+            self._unpruned = False
+
     def _update_kernel_paths(self) -> None:
         """Bring what the kernel decides alone to the snapshot and the pods; a fault there leaves connections to the proxy, and is tried again."""
         self._kernel_behind = True
@@ -332,6 +341,8 @@ class Control:
         """Follow the source. Started again after a failure, it reconciles first: the batch at which it failed is in the mesh."""
         while True:
             self._reconcile()
+            if self._unpruned:
+                self._prune()
             self._apply(await self.source.batch())
 
     def _certificate(self, certificate: Certificate) -> None:

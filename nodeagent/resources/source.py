@@ -115,6 +115,12 @@ class DirectorySource:
             found += [Refused(*key, str(file), f"metadata.name: {key[2]!r}: stands in {first} too, and that one is in force", True) for file in others]
         return (*found, *self._manifests.refused())
 
+    def unread_pods(self) -> list[str]:
+        """Return the files of pods that are wrong and never were right here, or the folder of objects where it is not there."""
+        if not (self._path / OBJECTS).is_dir():
+            return [OBJECTS]
+        return sorted(name for name in self._bad if name.startswith("Pod.") and name not in self._objects)
+
     def publish(self, uid: PodUid, enrolled: bool) -> None:
         """Tell the other nodes that the pod *uid* takes mTLS, or no more. Idempotent. Raises ResourceError."""
         if not _MARK.fullmatch(uid):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 from collections.abc import Iterator
@@ -9,8 +10,9 @@ from collections.abc import Iterator
 import pytest
 
 from nodeagent.lab.agent import merge
+from nodeagent.lab.layout import write_json
 from tests.netns.test_agent_policy import Policies, policy, status
-from tests.netns.world import QUICK, access_log, account, admin, client, cluster, cluster_ip, control, curl, eventually, get, server, workers
+from tests.netns.world import QUICK, access_log, account, admin, client, client_in, cluster, cluster_ip, control, curl, eventually, get, server, workers
 
 TEXT = account("client", "server") + client("client", "node1", account="client") + server("local", "node1", account="server", labels="role: server")
 WRONG = {
@@ -107,6 +109,31 @@ def test_a_restart_while_it_is_wrong_keeps_the_last_good_one(policies: Policies,
     eventually_status(policies, 403)
     policies.put("good", "kind: [")
     eventually(lambda: len(policies.rows()) == 2, "it is refused")
+    restart(policies, how)
+    assert row(policies, "good")["state"] == "in force"
+    assert status(lab, "client", url(policies)) == 403
+
+
+@pytest.mark.parametrize("how", ["control", "daemon"])
+def test_a_restart_while_a_pod_cannot_be_read_opens_nothing(policies: Policies, how: str) -> None:
+    """Input: the document of a pod under DENY is wrong, and who knew it ends. Verdict: nobody gets in, until it is right again and then by policy."""
+    lab, plain = policies.lab, f"http://{policies.lab.address('local')}:8080/about"
+    policies.put("good", policy("good", DENY))
+    eventually_status(policies, 403)
+    file = lab.layout.object_file("Pod", "default", "local")
+    good = json.loads(file.read_text())
+    write_json(file, good | {"metadata": good["metadata"] | {"labels": good["metadata"]["labels"] | {"odd": 5}}})
+    with client_in(lab, "node1", "load", lab.address("local"), 8080, "--fresh", "--pause", 0.02) as stranger:
+        restart(policies, how)
+        assert all(curl(lab, source, "-o", "/dev/null", "-w", "%{http_code}", plain).stdout != "200" for source in ("client", "node1"))
+        write_json(file, good)
+        eventually(lambda: status(lab, "node1", plain) == 403, "it is captured again")
+        assert stranger.finish().pop("ok", 0) == 0
+
+
+def restart(policies: Policies, how: str) -> None:
+    """Kill control, or stop and start the daemon, of node1; return when it is ready."""
+    lab = policies.lab
     before = control(lab, "node1")
     if how == "control":
         os.kill(before, signal.SIGKILL)
@@ -121,8 +148,6 @@ def test_a_restart_while_it_is_wrong_keeps_the_last_good_one(policies: Policies,
             return False
 
     eventually(back, "another control is ready")
-    assert row(policies, "good")["state"] == "in force"
-    assert status(lab, "client", url(policies)) == 403
 
 
 def test_in_force_is_what_every_worker_acknowledged(policies: Policies) -> None:

@@ -41,7 +41,7 @@ class Stage:
         self.captured: set[PodUid] = set()
         self.planned: set[PodUid] = set()
         control = self.control = Control.__new__(Control)
-        control._listed, control._kernel_behind = True, False
+        control._listed, control._kernel_behind, control._unpruned = True, False, False
         control.config = SimpleNamespace(redirect=SimpleNamespace(enroll=True))  # type: ignore[assignment]
         control.store = None  # type: ignore[assignment]
         control.certificates = Certificates(Silent(), 60, lambda _: None, lambda _: None)

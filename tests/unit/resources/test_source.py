@@ -175,6 +175,25 @@ def test_a_wrong_file_is_said_once_and_the_last_good_object_stays(state: Path, c
     watch(state, scenario)
 
 
+def test_pods_that_never_were_right_are_unread(state: Path) -> None:
+    """A pod that was right is known, whatever its file says now; one that is gone is gone."""
+    write(state, pod())
+    write(state, "{", "Pod.default.odd.json")
+    write(state, "{", "Service.default.odd.json")
+
+    async def scenario(source: DirectorySource, step: Step) -> None:
+        await step()
+        assert source.unread_pods() == ["Pod.default.odd.json"]
+        write(state, "{")
+        write(state, pod("odd"), "Pod.default.odd.json")
+        await step()
+        assert source.unread_pods() == []
+        (state / "objects").rename(state / "away")
+        assert source.unread_pods() == ["objects"]
+
+    watch(state, scenario)
+
+
 def test_files_that_are_no_files_are_left_out(state: Path, caplog: pytest.LogCaptureFixture) -> None:
     secret = state / "secret.json"
     secret.write_text(json.dumps(pod("link")))
