@@ -15,7 +15,12 @@ Verdict = Literal["http", "http2", "tcp", "more", "unlikely"]
 _BLANK: Final = b" \t\r\n\x0b\x0c\x1c\x1d\x1e\x1f\x85\xa0"
 """At what str.split() of the Latin-1 text splits."""
 _SPACES: Final = bytes(0x20 if byte in _BLANK else byte for byte in range(256))
-_TOKEN: Final = b"!#$%&'*+-.^_`|~0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
+_VISIBLE: Final = bytes(range(0x21, 0x7F))
+"""Of what a method may consist: servers take more for one than a token (gunicorn before 22: ``GET:``)."""
+_SIMPLE: Final = (b"GET",)
+"""What a request without a version may ask (HTTP/0.9). Servers read the fields behind it all the same: Node.js, aiohttp, Python's http.server."""
+_AIRPLAY: Final = (b"GET", b"POST")
+"""Of these llhttp (Node.js, aiohttp) also takes RTSP/1.0 for HTTP/1.0; RTSP itself has no such methods (RFC 7826 section 13)."""
 _REGISTERED: Final = (
     b"ACL", b"BASELINE-CONTROL", b"BIND", b"CHECKIN", b"CHECKOUT", b"CONNECT", b"COPY", b"DELETE", b"GET", b"HEAD", b"LABEL", b"LINK", b"LOCK", b"MERGE",
     b"MKACTIVITY", b"MKCALENDAR", b"MKCOL", b"MKREDIRECTREF", b"MKWORKSPACE", b"MOVE", b"OPTIONS", b"ORDERPATCH", b"PATCH", b"POST", b"PRI", b"PROPFIND",
@@ -49,7 +54,7 @@ class FirstLine:
             data = data.lstrip(_BLANK)
             self._phase = 1 if data else 0
         if self._phase == 1:
-            rest = data.lstrip(_TOKEN)
+            rest = data.lstrip(_VISIBLE)
             self._method = (self._method + data[: len(data) - len(rest)])[:_METHOD]
             if rest and (rest[0] not in _BLANK or not self._method):
                 return "tcp"
@@ -67,11 +72,19 @@ class FirstLine:
 
     def _whole(self) -> Verdict:
         words = self._end.translate(_SPACES).split()
-        if words and not words[-1].upper().startswith(b"HTTP/"):
+        if words and not self._asks(words):
             return "tcp"
         if not words and len(self._end) < _VERSION:
             return "tcp"  # a single word
         return "http2" if self._method == b"PRI" else "http"
+
+    def _asks(self, words: list[bytes]) -> bool:
+        """Say whether a line that ends with *words* is a request's, to any server."""
+        last = words[-1].upper()
+        if last.startswith(b"HTTP/") or (last.startswith(b"RTSP/") and self._method.upper() in _AIRPLAY):
+            return True
+        path = len(words) == 1 and (last.startswith(b"/") or b"://" in last or len(self._end) == _VERSION)
+        return path and self._method.upper() in _SIMPLE
 
 
 def sniff_declared(data: bytes) -> Verdict:

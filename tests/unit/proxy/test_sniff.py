@@ -40,6 +40,13 @@ def read(*pieces: bytes) -> Verdict:
         (b"GET /" + b"x" * 70_000 + b" HTTP/1.1\r\n", "http"),
         (b"GET / HTTP/1.1" + b" " * 1000 + b"\r\n", "http"),
         (b"GET / HTTP/9.9\r\n", "http"),
+        (b"GET /about\r\nX-Forwarded-Client-Cert: forged\r\n", "http"),
+        (b"get http://server/about\n", "http"),
+        (b"GET /" + b"x" * 1000 + b"\r\n", "http"),
+        (b"GET /about RTSP/1.0\r\n", "http"),
+        (b"POST /about RTSP/1.0\r\n", "http"),
+        (b"DESCRIBE rtsp://server/stream RTSP/1.0\r\n", "tcp"),
+        (b"POST /about\r\n", "tcp"),
         (PREFACE, "http2"),
         (b"", "unlikely"),
         (b"\r\n", "unlikely"),
@@ -59,7 +66,9 @@ def read(*pieces: bytes) -> Verdict:
         (b"AMQP\x00\x00\x09\x01", "tcp"),
         (b"\x16\x03\x01\x02\x00\x01", "tcp"),
         (b"\x00\x00\x00\x08\x04\xd2\x16\x2f", "tcp"),
-        (b"<?xml version='1.0'?>", "tcp"),
+        (b"<?xml version='1.0'?>", "unlikely"),
+        (b"<?xml version='1.0'?>\n", "tcp"),
+        (b"GET: /about HTTP/1.1\r\n", "http"),
         (b"HTTP/1.1 200 OK\r\n", "tcp"),
         (b"\r\n\x00", "tcp"),
     ],
@@ -68,7 +77,7 @@ def test_a_first_line(first: bytes, verdict: Verdict) -> None:
     assert read(first) == verdict
 
 
-token = st.text("!#$%&'*+-.^_`|~09AZaz", min_size=1, max_size=40).map(str.encode)
+token = st.text("!#$%&'*+-.^_`|~09AZaz\"(),/:;<=>?@[\\]{}", min_size=1, max_size=40).map(str.encode)
 blank = st.lists(st.sampled_from(BLANKS), min_size=1, max_size=3).map(bytes)
 target = st.binary(min_size=1, max_size=200).filter(lambda value: b"\n" not in value)
 
