@@ -82,7 +82,7 @@ class Admin:
     def _delivery(self, uid: str) -> str:
         """Return how a pod is reached from others of the node that no NetworkPolicy selects, and why."""
         workers = self._control.workers
-        workload, unread = (workers.entry(key) if workers is not None else None for key in (f"workload/{uid}", UNREAD))
+        workload, unread = workers.entry(f"workload/{uid}"), workers.entry(UNREAD)
         setting = self._control.config.redirect.delivery
         return str(delivery(setting, None, workload, unread)) if isinstance(workload, Workload) else ""
 
@@ -191,7 +191,6 @@ class Admin:
     async def _exposition(self) -> Iterator[bytes]:
         """Workers are asked for what they have not reported yet."""
         control, store = self._control, self._control.store
-        assert control.workers is not None
         await control.workers.ask({"op": "report"})
         try:
             control.kernel_paths.collect(store)

@@ -25,8 +25,7 @@ _WIDTH: Final = 1 << 20
 """Longer than any line: nothing is folded."""
 _TEXT: Final = "tag:yaml.org,2002:str"
 _MEANING: Final[Any] = yaml.resolver.Resolver().resolve
-"""What a scalar is to readers of YAML 1.1 other than Kubernetes'."""
-"""What a plain scalar means in YAML 1.1, as which Kubernetes' tools read it: yes, on and 0644 are no texts."""
+"""What a plain scalar is to readers of YAML 1.1 other than Kubernetes': yes, on and 0644 are no texts."""
 
 
 def edit(text: str, old: Json, new: Json) -> str:
