@@ -178,20 +178,20 @@ class Workers:
 
     def _tell_everything(self, worker: WorkerProcess) -> None:
         state = self._state
-        worker.channel.send({"op": "start", "worker": worker.slot, **state.start}, state.map_fds)
+        self._tell(worker, {"op": "start", "worker": worker.slot, **state.start}, state.map_fds)
         for part in _parts(state.entries.values(), (), self.generation):
-            worker.channel.send(part)
+            self._tell(worker, part)
         for certificate in state.certificates.values():
-            worker.channel.send(certificate)
+            self._tell(worker, certificate)
         for uid, pod in state.pods.items():
             self._tell_pod(worker, uid, pod)
-        worker.channel.send({"op": "ping", "number": 0})
+        self._tell(worker, {"op": "ping", "number": 0})
 
     def _tell_pod(self, worker: WorkerProcess, uid: str, pod: Message) -> None:
-        worker.channel.send(pod)
+        self._tell(worker, pod)
         for (direction, family, slot), listener in self._state.listeners.get(uid, {}).items():
             if slot == worker.slot:
-                worker.channel.send({"op": "listen", "uid": uid, "direction": direction, "family": family}, [listener.fileno()])
+                self._tell(worker, {"op": "listen", "uid": uid, "direction": direction, "family": family}, [listener.fileno()])
 
     def apply(self, delta: Delta) -> None:
         """Send the changed entries of the snapshot, as its next generation."""
@@ -251,7 +251,15 @@ class Workers:
 
     def _broadcast(self, message: Message) -> None:
         for worker in (*self._slots.values(), *self._draining):
-            worker.channel.send(message)
+            self._tell(worker, message)
+
+    def _tell(self, worker: WorkerProcess, message: Message, descriptors: Sequence[int] = ()) -> None:
+        """Send what a worker must know. One that it cannot be sent to, for want of descriptors or memory here, would serve on by what is no longer in force."""
+        try:
+            worker.channel.send(message, descriptors)
+        except OSError as error:
+            log.error("worker %d (pid %d) cannot be told anything and is killed: %s", worker.slot, worker.pid, error.strerror)
+            self._kill(worker)
 
     # -- what workers say --
 

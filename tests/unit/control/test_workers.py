@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
+import signal
 import socket
 from collections.abc import Sequence
 
-import orjson
+import pytest
 
+from nodeagent import channel
 from nodeagent.channel import MESSAGE_BYTES, Channel, Message
 from nodeagent.control.workers import Needs, Workers
 
@@ -18,10 +21,14 @@ class Supervisor(Channel):
 
     def __init__(self) -> None:
         self.ends: list[socket.socket] = []
+        self.killed: list[int] = []
 
     def send(self, message: Message, descriptors: Sequence[int] = ()) -> None:
         if message["op"] == "fork":
             self.ends.append(socket.socket(fileno=os.dup(descriptors[0])))
+        elif message["op"] == "signal":
+            assert message["signal"] == signal.SIGKILL
+            self.killed.append(message["pid"])
 
 
 def heard(end: socket.socket) -> list[Message]:
@@ -29,8 +36,8 @@ def heard(end: socket.socket) -> list[Message]:
     end.setblocking(False)
     messages = []
     try:
-        while payload := socket.recv_fds(end, MESSAGE_BYTES, 16)[0]:
-            messages.append(orjson.loads(payload))
+        while (received := socket.recv_fds(end, MESSAGE_BYTES, 16))[0]:
+            messages.append(channel._message(received[0], received[1]))
     except BlockingIOError:
         return messages
     return messages
@@ -57,3 +64,34 @@ def test_the_nodes_addresses_change() -> None:
             end.close()
 
     asyncio.run(scene())
+
+
+def test_a_worker_that_cannot_be_told_is_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Input: control has no descriptor left for a large message. Verdict: who did not get it is killed, the other goes on, and the successor knows it."""
+
+    async def scene() -> None:
+        supervisor = Supervisor()
+        workers = Workers(asyncio.get_running_loop(), 2, supervisor, Needs(lambda *_: [], lambda _: None, lambda _: None))
+        workers.start({"node_addresses": []}, ())
+        for number in (1, 2):
+            workers.forked(number, 1000 + number)
+        make, files = channel.memory_file, iter((OSError(errno.EMFILE, "Too many open files"),))
+
+        def memory_file(payload: bytes) -> int:
+            if (error := next(files, None)) is not None:
+                raise error
+            return make(payload)
+
+        monkeypatch.setattr(channel, "memory_file", memory_file)
+        workers.node(["x" * MESSAGE_BYTES])
+        assert supervisor.killed == [1001]
+        assert ["node" in {message["op"] for message in heard(end)} for end in supervisor.ends] == [False, True]
+        workers.exited(1001, -9)
+        await asyncio.sleep(0.01)
+        _, _, successor = supervisor.ends
+        assert heard(successor)[0]["node_addresses"] == ["x" * MESSAGE_BYTES]
+        for end in supervisor.ends:
+            end.close()
+
+    asyncio.run(scene())
+
