@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import array
 import errno
+import os
+import resource
 import socket
 import sys
 import threading
@@ -34,9 +36,19 @@ def _listener(kind: str) -> socket.socket:
 
 
 def test_the_trials_find_nothing_in_sockets_that_are_not_joined(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Input: every trial with TCP alone, which is what each compares with. Verdict: nothing differs."""
+    """Input: every trial with TCP alone, which is what each compares with, by a process that holds many descriptors. Verdict: nothing differs."""
     monkeypatch.setattr(transparency.Pair, "join", lambda *_: None)
-    assert transparency.differences() == []
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(hard, 4096), hard))
+    held = [os.dup(0)]
+    try:
+        while held[-1] < 1024:  # FD_SETSIZE
+            held.append(os.dup(0))
+        assert transparency.differences() == []
+    finally:
+        for descriptor in held:
+            os.close(descriptor)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
 @pytest.mark.parametrize("trial", transparency.TRIALS)
