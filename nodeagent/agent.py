@@ -5,6 +5,8 @@ Everything that more than one process needs is imported here, once, before the f
 
 from __future__ import annotations
 
+import resource
+
 from nodeagent import log_lines, supervisor
 from nodeagent.config import AgentConfig
 from nodeagent.control import main as control
@@ -20,8 +22,17 @@ def main(config: AgentConfig) -> int:
     Raises KernelError when bpffs cannot be mounted.
     """
     log_lines.to_stderr("%(asctime)s %(process)d %(levelname)s %(name)s: %(message)s")
+    take_descriptors()
     pinned = config.redirect.pin_directory
     if pinned.is_relative_to(pins.BPFFS):
         pins.mount_bpffs()
     with held(config.runtime_directory, "runtimeDirectory") as own, held(pinned, "redirect.pinDirectory") as kernel:
         return supervisor.main(config, control.main, worker.main, (own, kernel), config.proxy.timeouts.stop)
+
+
+def take_descriptors() -> None:
+    """Let this process and its children have as many descriptors as they may: a proxied connection takes two, a pod four for each worker,
+    and what a service manager grants at first (1024) one pod could use up for all.
+    """
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
