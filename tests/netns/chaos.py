@@ -259,7 +259,10 @@ def run(storm: Storm, seconds: float) -> list[str]:
             failure(node)
             storm.recovered()
             turn += 1
-            storm.tell(f"{failure.__name__} on {node}: {sum(asker.report()['count'] for asker in askers[:-1])} answered so far")
+            reports = [asker.report() for asker in askers]
+            served, asked = reports[-1]["count"], sum(reports[-1]["outcomes"].values())
+            refused_answered = sum(report["count"] for report in reports[:-1])
+            storm.tell(f"{failure.__name__} on {node}: {refused_answered} answered so far; the friend: {served} of {asked}")
         reports = {asker.source: asker.report() for asker in askers}
     for source, report in reports.items():
         storm.tell(f"{source}: {report['outcomes']}")
