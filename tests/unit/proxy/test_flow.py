@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
-from types import SimpleNamespace
-from typing import Any
-
 import pytest
 
 from nodeagent import errors
 from nodeagent.errors import CONNECT_FAILED, JWT_REFUSED, POLICY_DENIED, Reason
-from nodeagent.mesh.entries import PodUid
+from nodeagent.mesh.entries import Address, PodUid
 from nodeagent.proxy import recent
 from nodeagent.proxy.connection import Connection, Peer
 from nodeagent.proxy.guard import denied
 from nodeagent.proxy.pods import PodState
 from nodeagent.proxy.recent import Recent
+from nodeagent.proxy.view import Target
 
 
 def connection(uid: str = "a", *, probe: bool = False) -> Connection:
-    target: Any = SimpleNamespace(address="10.0.0.2", port=80, service=None, passthrough=False)
+    target = Target(Address("10.0.0.2"), 80, "http", None, ())
     made = Connection(PodState(PodUid(uid), 1, "", lambda family, count: None), "inbound", Peer("10.0.0.1", 1, "", "none", None), target, 0.0)
     made.probe = probe
     return made
