@@ -338,16 +338,19 @@ class Mesh:
         return own or wider or "auto"
 
     def _served(self, key: Key, pod: objects.Pod) -> tuple[tuple[tuple[int, Protocol], ...], tuple[tuple[int, str], ...]]:
-        """Return protocol and Service by workload port; the oldest Service that targets a port decides, as in Istio."""
+        """Return protocol and Service by workload port; the oldest Service that targets a port decides, as in Istio.
+
+        Where two ports of that Service lead there, the one that says what it is decides.
+        """
         ports: dict[int, Protocol] = {}
         services: dict[int, str] = {}
         selecting = (self._services[service] for service in self._selection.services_of(key))
         for service in sorted(selecting, key=lambda service: (service.created, service.name)):
+            name = f"{service.namespace}/{service.name}"
             for port in service.ports:
                 number = rules.target_port(port, pod) if port.transport == "TCP" else None
-                if number is not None and number not in ports:
+                if number is not None and services.setdefault(number, name) == name and ports.get(number, "auto") == "auto":
                     ports[number] = rules.port_protocol(port)
-                    services[number] = f"{service.namespace}/{service.name}"
         return tuple(sorted(ports.items())), tuple(sorted(services.items()))
 
     def _service(self, key: Key) -> Service | None:

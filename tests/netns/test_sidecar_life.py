@@ -145,9 +145,8 @@ def test_permissive_takes_plaintext(lab: Lab, called: Sidecar) -> None:
 
 
 def test_strict_by_its_own_configuration(lab: Lab, tmp_path: Path) -> None:
-    config = lab.state / "sidecar.yaml"
-    config.write_text("mtls: {mode: STRICT}\naccessLogFormat: json\n")
-    with sidecar(lab, "called", tmp_path, "-c", str(config)) as running:
+    (lab.state / "sidecar.yaml").write_text("mtls: {mode: STRICT}\naccessLogFormat: json\n")
+    with sidecar(lab, "called", tmp_path, "-c", f"{SOURCE}/sidecar.yaml") as running:
         assert curl(lab, "plain", f"http://{lab.address('called')}:8080/about").returncode == 56
         about(lab, "less", f"http://{lab.address('called')}:8080", "-H", "x-request-id: 4712")
         eventually(lambda: any(json.loads(line).get("request_id") == "4712" for line in running.access.read_text().splitlines()), running.access.read_text())

@@ -169,6 +169,19 @@ def test_the_oldest_service_decides_a_ports_protocol() -> None:
     assert entry(made, "workload/uid-a").ports == ((8080, "tcp"),)
 
 
+@pytest.mark.parametrize("names", [("any", "tcp"), ("tcp", "any"), ("any", "tcp", "http")])
+def test_of_two_ports_of_a_service_the_declared_one_says_what_the_workloads_is(names: tuple[str, ...]) -> None:
+    old = service("z-old", created="2026-01-01T00:00:00Z", ports=[{"name": name, "port": at, "targetPort": 8080} for at, name in enumerate(names, 1)])
+    young = service("a-young", created="2026-02-01T00:00:00Z", ports=[{"name": "http", "port": 1, "targetPort": 8080}])
+    assert entry(mesh(pod("a"), young, old), "workload/uid-a").ports == ((8080, "tcp"),)
+
+
+def test_another_service_does_not_declare_what_the_oldest_leaves_open() -> None:
+    old = service("z-old", created="2026-01-01T00:00:00Z", ports=[{"name": "any", "port": 1, "targetPort": 8080}])
+    young = service("a-young", created="2026-02-01T00:00:00Z", ports=[{"name": "tcp", "port": 1, "targetPort": 8080}])
+    assert entry(mesh(pod("a"), young, old), "workload/uid-a").ports == ((8080, "auto"),)
+
+
 def test_a_change_touches_its_pod_and_the_services_that_select_it() -> None:
     made = mesh(
         *(pod(f"{app}-{number}", f"10.{place}.0.{number}", app=app) for place, app in enumerate(("web", "shop")) for number in range(1, 6)),
