@@ -277,6 +277,7 @@ class Control:
     # -- what changes --
 
     def _apply(self, changes: list[AnyChange]) -> None:
+        self._kernel_behind = True  # until the kernel has the change, whatever of the pods fails before
         delta = self.mesh.apply(changes)
         self.workers.node(sorted(self.mesh.node_addresses()))
         self.workers.apply(delta)

@@ -106,3 +106,20 @@ def test_what_is_forbidden_waits_for_no_certificate() -> None:
         await asyncio.gather(work, return_exceptions=True)
 
     asyncio.run(scene())
+
+
+def test_the_kernel_path_is_not_confirmed_while_pods_cannot_be_brought_to_a_change() -> None:
+    """Input: a change, and what keeps pods captured fails. Verdict: the kernel's part is behind, and made good by the check of the pods."""
+    stage = Stage()
+    control = stage.control
+
+    def fail(_: object) -> None:
+        raise RuntimeError("of the pods")
+
+    control.enrolment = SimpleNamespace(keep=fail)  # type: ignore[assignment]
+    control._apply([_change("deny")])
+    with pytest.raises(RuntimeError):
+        control._reconcile()
+    assert control._kernel_behind
+    control._update_kernel_paths()
+    assert not control._kernel_behind
