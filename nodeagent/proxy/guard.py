@@ -32,6 +32,7 @@ from nodeagent.proxy.external.body import beginning
 from nodeagent.proxy.external.model import HttpFacts, Party, Verdict
 from nodeagent.proxy.external.query import with_parameters
 from nodeagent.proxy.http1.exchange import Exchange, without
+from nodeagent.proxy.http1.headers import folded
 from nodeagent.telemetry.metrics import POLICY_EVENTS
 
 if TYPE_CHECKING:
@@ -338,10 +339,10 @@ UNGUARDED: Final = Guard(Authorizer.compile((), http=True, trust_domain=""), Non
 
 
 def adopt(exchange: Exchange, remove: tuple[str, ...], add: tuple[tuple[str, str], ...], target: str | None = None) -> None:
-    """Rewrite the request's fields as a policy says: *remove* lower-case names, then *add* names and values."""
+    """Rewrite the request's fields as a policy says: *remove* names, and what applications take for them, then *add* names and values."""
     if remove:
-        unwanted = frozenset(name.encode("latin-1") for name in remove)
-        exchange.lines = without(exchange.lines, lambda name: name.lower() in unwanted)
+        unwanted = frozenset(folded(name.encode("latin-1")) for name in remove)
+        exchange.lines = without(exchange.lines, lambda name: folded(name) in unwanted)
     for name, value in add:
         exchange.lines += (name.encode("latin-1"), b": ", value.encode("latin-1"), b"\r\n")
     if target is not None:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Final
 
 from nodeagent.errors import Reason
 from nodeagent.proxy.http1.framing import BodyKind, Framing
+from nodeagent.proxy.http1.headers import is_client_cert
 
 if TYPE_CHECKING:
     from nodeagent.proxy.http1.downstream import HttpDownstream
@@ -86,7 +87,7 @@ class Exchange:
         """
         lines = self.lines
         if self.client_cert:
-            lines = without(lines, lambda name: name.lower() == b"x-forwarded-client-cert")
+            lines = without(lines, is_client_cert)
         if route.single and not self.upgrade:
             lines = [*lines, b"connection", b": ", b"close", b"\r\n"]
         return b"".join((self.method, b" ", self.target, b" HTTP/1.1\r\n", *lines, route.head_tail))

@@ -47,13 +47,25 @@ _FIELDS: Final = {
 }
 SPELLINGS: Final = 4096
 _known: dict[bytes, int] = dict(_FIELDS)
+_CLIENT_CERT: Final = b"x-forwarded-client-cert"
+_FOLDED: Final = bytes(byte if chr(byte).isascii() and chr(byte).isalnum() else 0x2D for byte in range(256))
+
+
+def folded(name: bytes) -> bytes:
+    """Return *name* in lower case, with ``-`` for every sign: fields that are alike then are one to CGI (RFC 3875 section 4.1.18), WSGI and PHP."""
+    return name.lower().translate(_FOLDED)
+
+
+def is_client_cert(name: bytes) -> bool:
+    """Say whether some application takes the field *name* for X-Forwarded-Client-Cert."""
+    return folded(name) == _CLIENT_CERT
 
 
 def classify(name: bytes) -> int:
     """Return what *name* is to the proxy (one of the constants above), 0 for a field that only passes."""
     kind = _known.get(name)
     if kind is None:
-        kind = _FIELDS.get(name.lower(), 0)
+        kind = _FIELDS.get(name.lower(), CLIENT_CERT if is_client_cert(name) else 0)
         if len(_known) < SPELLINGS:
             _known[name] = kind
     return kind

@@ -46,11 +46,14 @@ def test_between_nodes_the_identity_is_proved_and_told(tls: dict[str, Contexts],
     play(show_head, scene, tls, protocol=protocol, strict=strict)
 
 
-def test_plaintext_in_permissive_mode_has_no_identity(tls: dict[str, Contexts]) -> None:
+@pytest.mark.parametrize("name", [b"X-FORWARDED-client-cert", b"X_Forwarded_Client_Cert", b"x-forwarded.client_cert"])
+def test_plaintext_in_permissive_mode_has_no_identity(tls: dict[str, Contexts], name: bytes) -> None:
+    """CGI, WSGI and PHP show an application ``_`` for each sign of a field's name."""
+
     async def scene(nodes: Nodes) -> None:
         reader, writer = await nodes.dial()
-        writer.write(b"GET / HTTP/1.1\r\nHost: web\r\nX-FORWARDED-client-cert: URI=spiffe://cluster.local/ns/default/sa/client\r\n\r\n")
-        assert b"client-cert" not in (await read_answer(reader))[1].lower()
+        writer.write(b"GET / HTTP/1.1\r\nHost: web\r\n" + name + b": URI=spiffe://cluster.local/ns/default/sa/client\r\n\r\n")
+        assert b"spiffe" not in (await read_answer(reader))[1].lower()
         writer.close()
 
     play(show_head, scene, tls, protocol="http")
