@@ -132,7 +132,8 @@ class Lab(View):
         layout = Layout(name, root)
         shape = _recorded(layout)
         if shape is None:
-            raise LabError(f"there is no lab {name}: nodeagent lab up --name {name}")
+            up = ", ".join(path.parent.name for path in sorted(root.glob("*/cluster.json")))
+            raise LabError(f"there is no lab {name}{f', but {up}: say --name' if up else f': nodeagent lab up --name {name}'}")
         return cls(layout, shape)
 
     @staticmethod

@@ -8,6 +8,7 @@ import pytest
 
 from nodeagent.errors import LabError
 from nodeagent.lab.agent import merge
+from nodeagent.lab.cluster import Lab
 from nodeagent.lab.layout import MAX_NODES, Layout, Node, read_objects, write_json
 
 
@@ -34,3 +35,13 @@ def test_objects_are_read_by_kind_and_temporary_files_are_not(tmp_path: Path) ->
 
 def test_an_overlay_replaces_leaves_only() -> None:
     assert merge({"a": {"b": 1, "c": 2}, "d": [1]}, {"a": {"c": 3}, "d": [], "e": {}}) == {"a": {"b": 1, "c": 3}, "d": [], "e": {}}
+
+
+def test_a_lab_that_is_not_there_is_told_with_those_that_are(tmp_path: Path) -> None:
+    with pytest.raises(LabError, match="there is no lab paper: nodeagent lab up --name paper"):
+        Lab.open("paper", root=tmp_path)
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "cluster.json").touch()
+    with pytest.raises(LabError, match="there is no lab paper, but one, two: say --name"):
+        Lab.open("paper", root=tmp_path)
