@@ -187,13 +187,14 @@ class Mesh:
         for key in self._dirty_modes - self._dirty_pods:
             made = self._entries.get(self._made.get(key, ""))
             if isinstance(made, Workload):
-                governed = self._governed(key, made)
-                fresh[made.key] = governed
+                governed = self._compiled(_policies_of(key), made.key, lambda key=key, made=made: self._governed(key, made))  # type: ignore[misc]
+                fresh[made.key] = governed or made
                 used |= self._use(key, governed)
         for key in self._dirty_pods:
             previous = self._made.pop(key, None)
             if previous is not None:
                 stale.add(previous)
+            self.faults.pop(_policies_of(key), None)
             workload = self._compiled(f"Pod {'/'.join(key)}", previous, lambda key=key: self._governed_pod(key))  # type: ignore[misc]
             if workload is not None:
                 fresh[workload.key] = workload
@@ -368,6 +369,10 @@ class Mesh:
 
     def _reachable(self, key: Key, pod: objects.Pod) -> tuple[Address, ...]:
         return pod.addresses if pod.host_network else self._owned(key, pod)
+
+
+def _policies_of(key: Key) -> str:
+    return f"the policies of Pod {'/'.join(key)}"
 
 
 def _serving(pod: objects.Pod) -> bool:

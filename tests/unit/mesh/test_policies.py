@@ -222,3 +222,22 @@ def test_a_changed_policy_recompiles_only_whom_it_is_for(monkeypatch: pytest.Mon
     monkeypatch.setattr(Mesh, "_workload", None)
     made.apply([allow(selector={"matchLabels": {"app": "app6"}})])
     assert sorted(seen) == sorted(("default", f"p{number}") for number in range(1, 101) if number % 10 in (5, 6))
+
+
+def test_a_pod_whose_policies_cannot_be_worked_out_takes_no_other_along(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Input: a change of policy for two pods, at one of which the compiler fails. Verdict: the other has it; the fault is told while it lasts."""
+    made = compiled(pod("shop", "10.244.1.6"))
+    original = Mesh._governed
+
+    def governed(self: Mesh, key: tuple[str, str], workload: Any) -> Any:
+        if key == ("default", "shop"):
+            raise IndexError("a mistake of ours")
+        return original(self, key, workload)
+
+    monkeypatch.setattr(Mesh, "_governed", governed)
+    for mode in ("STRICT", "DISABLE"):
+        made.apply([peer(mode)])
+        assert [entry(made, f"workload/uid-{name}").mtls for name in ("web", "shop")] == [mode, "PERMISSIVE"]
+        assert made.faults == {"the policies of Pod default/shop": "IndexError: 'a mistake of ours'"}
+    made.apply([gone(pod("shop"))])
+    assert made.faults == {}
