@@ -31,6 +31,9 @@ _READ_ONLY, _NO_SUID, _NO_DEVICES, _NO_EXEC = 1, 2, 4, 8
 _ESCAPED: Final = re.compile(rb"[ \t\n\\]")
 """What the kernel writes as octal numbers in a path (seq_path)."""
 MAX_PROCESSES: Final = 4096
+PATIENCE_SECONDS: Final = 10.0
+"""A pod's file system may be one that never answers (FUSE): nobody else's mounts wait for it longer."""
+_SILENT: Final = f"the pod's file system has not answered for {PATIENCE_SECONDS:g} s"
 FIRST_PAUSE: Final = 5.0
 LONGEST_PAUSE: Final = 300.0
 
@@ -54,6 +57,7 @@ class Placement:
     async def everywhere(self) -> None:
         """Mount it where it is not. Raises KernelError when it is nowhere; where it failed it is tried again, after growing pauses."""
         seen: set[int] = set()
+        answers = True
         for pid in _processes(Path(self._pod.cgroup)):
             try:
                 pidfd = os.pidfd_open(pid)
@@ -63,31 +67,34 @@ class Placement:
                 namespace = os.stat(f"/proc/{pid}/ns/mnt").st_ino
                 if namespace not in seen and not outsider(pid, self._pod, pidfd):
                     seen.add(namespace)
-                    await self._into(namespace, pid, pidfd)
+                    answers = await self._into(namespace, pid, pidfd)
             except OSError:
                 continue
             finally:
                 os.close(pidfd)
+            if not answers:  # the pod has had its time; the next of its namespaces has the next turn
+                raise KernelError(_SILENT)
         self._failed = {namespace: attempt for namespace, attempt in self._failed.items() if namespace in seen}
         # The sandbox's own process (pause) often has a root without a single folder: it needs no socket.
         if self._failed and len(self._failed) == len(seen):
             raise KernelError(next(iter(self._failed.values())).fault)
 
-    async def _into(self, namespace: int, pid: int, pidfd: int) -> None:
-        """Mount it in *namespace*, which the process *pid* is in, if it is due. Raises OSError when the process is gone."""
+    async def _into(self, namespace: int, pid: int, pidfd: int) -> bool:
+        """Mount it in *namespace*, which the process *pid* is in, if it is due; return whether that was answered. Raises OSError when the process is gone."""
         # In a thread: a pod may have made as many mounts as the kernel lets it, and to list them takes seconds then.
         table = await asyncio.to_thread(Path(f"/proc/{pid}/mountinfo").read_bytes)
         if is_mounted(table, self._folder, self._target):
             self._failed.pop(namespace, None)
-            return
+            return True
         before = self._failed.get(namespace)
         if before is not None and time.monotonic() < before.not_before:
-            return
+            return True
         if fault := await _run(self._folder, self._target, pidfd):
             pause = min(2 * before.pause, LONGEST_PAUSE) if before is not None else FIRST_PAUSE
             self._failed[namespace] = _Attempt(fault, pause, time.monotonic() + pause)
         else:
             self._failed.pop(namespace, None)
+        return fault != _SILENT
 
 
 def _processes(cgroup: Path) -> list[int]:
@@ -120,7 +127,12 @@ async def _run(folder: Path, target: str, pidfd: int) -> str:
     """Run this module as a program; return its words when it fails."""
     argv = [sys.executable, "-m", __name__, str(pidfd), str(folder), target]
     process = await asyncio.create_subprocess_exec(*argv, pass_fds=(pidfd,), stdout=asyncio.subprocess.DEVNULL, stderr=asyncio.subprocess.PIPE)
-    _, said = await process.communicate()
+    try:
+        async with asyncio.timeout(PATIENCE_SECONDS):
+            _, said = await process.communicate()
+    except TimeoutError:
+        process.kill()
+        return _SILENT
     return said.decode(errors="replace").strip()[-300:] or "the mount failed" if process.returncode else ""
 
 

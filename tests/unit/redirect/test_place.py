@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
+import os
 from pathlib import Path
 
 import pytest
 
+from nodeagent.errors import KernelError
+from nodeagent.identity.peer import PodPlace
+from nodeagent.redirect import place
 from nodeagent.redirect.place import is_mounted
 
 FOLDER = Path("/run/nodeagent/pods/u1")
@@ -36,3 +41,25 @@ def test_a_hundred_thousand_mounts_cost_one_search() -> None:
     many = "".join(line(number, "/a", f"/mnt/{number}") for number in range(100_000)).encode()
     assert not is_mounted(many, FOLDER, "/run/s")
     assert is_mounted(line(1, "/pods/u1", "/run/s").encode() + many, FOLDER, "/run/s")
+
+
+def test_a_file_system_that_never_answers_is_not_waited_for(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Input: the program that mounts hangs, as in a pod's own FUSE. Verdict: it is killed, told, and not tried again at once."""
+    begun, program = tmp_path / "begun", tmp_path / "program"
+    program.write_text(f"#!/bin/sh\necho $$ >> {begun}\nexec sleep 1000\n")
+    program.chmod(0o755)
+    monkeypatch.setattr(place, "PATIENCE_SECONDS", 2.0)
+    monkeypatch.setattr(place.sys, "executable", str(program))
+    monkeypatch.setattr(place, "_processes", lambda _: [os.getpid()])
+    monkeypatch.setattr(place, "outsider", lambda *_: False)
+    placement = place.Placement(tmp_path, "/nowhere", PodPlace("", ""))
+
+    async def scene() -> None:
+        for _ in range(2):
+            with pytest.raises(KernelError, match="has not answered"):
+                await placement.everywhere()
+        (pid,) = begun.read_text().split()
+        while Path(f"/proc/{pid}").exists():
+            await asyncio.sleep(0.02)
+
+    asyncio.run(asyncio.wait_for(scene(), 20))
