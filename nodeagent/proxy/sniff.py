@@ -18,7 +18,7 @@ _SPACES: Final = bytes(0x20 if byte in _BLANK else byte for byte in range(256))
 _VISIBLE: Final = bytes(range(0x21, 0x7F))
 """Of what a method may consist: servers take more for one than a token (gunicorn before 22: ``GET:``)."""
 _SIMPLE: Final = (b"GET",)
-"""What a request without a version may ask (HTTP/0.9). Servers read the fields behind it all the same: Node.js, aiohttp, Python's http.server."""
+"""What a request without a version may ask (HTTP/0.9; ``get`` is memcached's). Node.js, aiohttp and Python's http.server read the fields behind it, too."""
 _AIRPLAY: Final = (b"GET", b"POST")
 """Of these llhttp (Node.js, aiohttp) also takes RTSP/1.0 for HTTP/1.0; RTSP itself has no such methods (RFC 7826 section 13)."""
 _REGISTERED: Final = (
@@ -81,10 +81,10 @@ class FirstLine:
     def _asks(self, words: list[bytes]) -> bool:
         """Say whether a line that ends with *words* is a request's, to any server."""
         last = words[-1].upper()
-        if last.startswith(b"HTTP/") or (last.startswith(b"RTSP/") and self._method.upper() in _AIRPLAY):
+        if last.startswith(b"HTTP/") or (last.startswith(b"RTSP/") and self._method in _AIRPLAY):
             return True
         path = len(words) == 1 and (last.startswith(b"/") or b"://" in last or len(self._end) == _VERSION)
-        return path and self._method.upper() in _SIMPLE
+        return path and self._method in _SIMPLE
 
 
 def sniff_declared(data: bytes) -> Verdict:
