@@ -263,6 +263,8 @@ def run(storm: Storm, seconds: float) -> list[str]:
             served, asked = reports[-1]["count"], sum(reports[-1]["outcomes"].values())
             refused_answered = sum(report["count"] for report in reports[:-1])
             storm.tell(f"{failure.__name__} on {node}: {refused_answered} answered so far; the friend: {served} of {asked}")
+        before = askers[-1].report()["count"]
+        eventually(lambda: askers[-1].report()["count"] > before + RATE, "the friend is served again", 60)
         reports = {asker.source: asker.report() for asker in askers}
     for source, report in reports.items():
         storm.tell(f"{source}: {report['outcomes']}")
