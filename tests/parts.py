@@ -81,7 +81,7 @@ def pytest(part: str, name: str, arguments: Sequence[str], before: Sequence[str]
     with log.open("wb") as output:
         code = subprocess.run(argv, cwd=ROOT, stdin=subprocess.DEVNULL, stdout=output, stderr=output, check=False).returncode
     passed, failed = read(report)
-    if code and not failed:  # it ended before it could say what failed
+    if code and not all(failed or ("",)):  # it ended before it could say what failed
         failed = (arguments[0],)
     said = log.read_text(errors="replace")
     seconds = time.monotonic() - started
@@ -90,19 +90,19 @@ def pytest(part: str, name: str, arguments: Sequence[str], before: Sequence[str]
 
 
 def read(report: Path) -> tuple[int, tuple[str, ...]]:
-    """Return how many tests passed, and what to run again; a skipped test has not passed, and has failed where tests must not skip."""
+    """Return how many tests passed, and what to run again, empty where it is not said; a skipped test has failed: tests must not skip."""
     if not report.exists():
         return 0, ()
     passed, failed = 0, []
     for case in ElementTree.parse(report).iter("testcase"):
         wrong = [found for kind in ("failure", "error", "skipped") for found in case.iter(kind)]
-        file = case.get("file", "")
+        file = case.get("file", "")  # none: pytest itself failed
         if not wrong:
             passed += 1
         elif any("on teardown" in found.get("message", "") for found in wrong):
             failed.append(file)  # what a whole file leaves behind is told at its last test
         else:
-            failed.append(f"{file}::{case.get('name')}")
+            failed.append(file and f"{file}::{case.get('name')}")
     return passed, tuple(dict.fromkeys(failed))
 
 

@@ -17,6 +17,7 @@ from nodeagent.compare.run import Cell, Plan, all_cells
 from nodeagent.lab.network import inside
 from tests.netns.world import eventually, left_behind
 
+pytestmark = pytest.mark.timeout(600)  # the first test brings every mode's lab up
 WORKLOADS: tuple[Workload, ...] = ("http", "http-authz", "tcp", "tcp-churn", "chain5", "cross-node", "bulk")
 LABS = [setup.lab for setup in labs.SETUPS if not setup.variant]
 

@@ -20,6 +20,7 @@ from nodeagent.lab import Lab
 from nodeagent.lab.layout import CGROUP, Layout
 from tests.netns.world import client, eventually, left_behind, server
 
+pytestmark = pytest.mark.timeout(600)  # whole comparisons, short ones
 COMMAND = [sys.executable, "-m", "nodeagent", "compare"]
 LABS = (*(setup.lab for setup in labs.SETUPS), SCALE_LAB, SWITCH_LAB)
 def nothing_is_left() -> None:

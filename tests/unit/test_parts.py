@@ -30,6 +30,12 @@ def test_a_report_says_what_to_run_again(tmp_path: Path) -> None:
     )
 
 
+def test_where_pytest_itself_fails_it_is_not_said_what_did(tmp_path: Path) -> None:
+    case = '<testcase name="internal"><error message="internal error"/></testcase>'
+    (tmp_path / "report.xml").write_text(f"<testsuites><testsuite>{case}</testsuite></testsuites>")
+    assert parts.read(tmp_path / "report.xml") == (0, ("",))
+
+
 def test_without_a_report_nothing_has_passed(tmp_path: Path) -> None:
     assert parts.read(tmp_path / "none.xml") == (0, ())
 
