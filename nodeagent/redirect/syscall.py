@@ -139,6 +139,12 @@ def map_next_key(fd: int, key: bytes | None, size: int) -> bytes | None:
     return after.raw
 
 
+_CHUNK_BYTES: Final = 512 << 10
+"""Buffers of megabytes would stay with the process."""
+_LEAST_CHUNK: Final = 64
+"""The kernel gives a hash bucket whole or not at all (ENOSPC)."""
+
+
 def map_items(fd: int, key_size: int, value_size: int, chunk: int = 4096) -> list[tuple[bytes, bytes]]:
     """Return a hash map's entries, a chunk a system call (BPF_MAP_LOOKUP_BATCH). Raises OSError."""
     items: list[tuple[bytes, bytes]] = []
@@ -155,6 +161,7 @@ def map_used(fd: int, key_size: int, value_size: int, chunk: int = 4096) -> int:
 
 def _batches(fd: int, key_size: int, value_size: int, chunk: int) -> Iterator[tuple[int, ctypes.Array[ctypes.c_char], ctypes.Array[ctypes.c_char]]]:
     """Yield how many entries a chunk has, and the buffers with their keys and values, which the next one overwrites."""
+    chunk = max(_LEAST_CHUNK, min(chunk, _CHUNK_BYTES // (key_size + value_size)))
     keys, values, cursor = (ctypes.create_string_buffer(size) for size in (key_size * chunk, value_size * chunk, max(key_size, 8)))
     attr = _Batch(0, ctypes.addressof(cursor), ctypes.addressof(keys), ctypes.addressof(values), chunk, fd)
     more = True
