@@ -339,14 +339,18 @@ UNGUARDED: Final = Guard(Authorizer.compile((), http=True, trust_domain=""), Non
 
 
 def adopt(exchange: Exchange, remove: tuple[str, ...], add: tuple[tuple[str, str], ...], target: str | None = None) -> None:
-    """Rewrite the request's fields as a policy says: *remove* names, and what applications take for them, then *add* names and values."""
-    if remove:
-        unwanted = frozenset(folded(name.encode("latin-1")) for name in remove)
-        exchange.lines = without(exchange.lines, lambda name: folded(name) in unwanted)
-    for name, value in add:
-        exchange.lines += (name.encode("latin-1"), b": ", value.encode("latin-1"), b"\r\n")
+    """Rewrite the request as a policy says: its fields, and its target if one is given."""
+    exchange.lines = rewritten(exchange.lines, remove, add)
     if target is not None:
         exchange.target = target.encode("latin-1")
+
+
+def rewritten(lines: list[bytes], remove: tuple[str, ...], add: tuple[tuple[str, str], ...]) -> list[bytes]:
+    """Return header *lines* without the fields *remove*, and what applications take for them, and with names and values *add*."""
+    if remove:
+        unwanted = frozenset(folded(name.encode("latin-1")) for name in remove)
+        lines = without(lines, lambda name: folded(name) in unwanted)
+    return lines + [part for name, value in add for part in (name.encode("latin-1"), b": ", value.encode("latin-1"), b"\r\n")]
 
 
 @lru_cache(maxsize=4096)
