@@ -18,8 +18,8 @@ from nodeagent.redirect import pins
 def main(config: AgentConfig) -> int:
     """Run the daemon in the foreground until SIGTERM; return its exit status.
 
-    Raises ControlError when a daemon runs with one of its folders already; nothing of that one has been touched then.
-    Raises KernelError when bpffs cannot be mounted.
+    Raises ControlError when a daemon runs with one of its folders already; nothing of that one has
+    been touched then. Raises KernelError when bpffs cannot be mounted.
     """
     log_lines.to_stderr("%(asctime)s %(process)d %(levelname)s %(name)s: %(message)s")
     take_descriptors()
@@ -31,8 +31,9 @@ def main(config: AgentConfig) -> int:
 
 
 def take_descriptors() -> None:
-    """Let this process and its children have as many descriptors as they may: a proxied connection takes two, a pod four for each worker,
-    and what a service manager grants at first (1024) one pod could use up for all.
+    """Let this process and its children have as many descriptors as they may: a proxied connection
+    takes two, a pod four for each worker, and what a service manager grants at first (1024) one pod
+    could use up for all.
     """
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))

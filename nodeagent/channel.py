@@ -1,7 +1,9 @@
-"""Messages between the daemon's processes: JSON objects and file descriptors over a SOCK_SEQPACKET pair.
+"""Messages between the daemon's processes: JSON objects and file descriptors over a SOCK_SEQPACKET
+pair.
 
-One packet is one message, so descriptors cannot slip to a neighbour. The other end may be a worker that a pod took over: a reader
-never waits on a descriptor that it got, and what is no message, or a queue that the other end lets grow, ends the channel.
+One packet is one message, so descriptors cannot slip to a neighbour. The other end may be a worker
+that a pod took over: a reader never waits on a descriptor that it got, and what is no message, or a
+queue that the other end lets grow, ends the channel.
 """
 
 from __future__ import annotations
@@ -22,12 +24,16 @@ import orjson
 from nodeagent.errors import ControlError
 
 MESSAGE_BYTES = 160_000
-"""Below net.core.wmem_default on every kernel seen; a larger message goes as a memory file, whose descriptor is sent."""
+"""Below net.core.wmem_default on every kernel seen; a larger message goes as a memory file, whose
+descriptor is sent.
+"""
 LARGEST_BYTES = 64 << 20
 """Of a message; a document's bound (1.5 MiB) keeps every entry of the snapshot far below."""
 QUEUE_BYTES: Final = 512 << 20
 QUEUE_DESCRIPTORS: Final = 16_384
-"""What may wait for the other end, here and in the kernel; a new worker is sent the whole snapshot and four listeners a pod."""
+"""What may wait for the other end, here and in the kernel; a new worker is sent the whole snapshot
+and four listeners a pod.
+"""
 MESSAGES_AT_ONCE = 4
 """Read in one turn of the event loop: a large one takes a millisecond."""
 DESCRIPTORS = 200
@@ -61,11 +67,13 @@ def pair() -> tuple[socket.socket, socket.socket]:
 class Channel:
     """One end of a channel on an event loop.
 
-    ``handler(message, descriptors)`` owns the descriptors; ``closed()`` is called once when the other end is gone, or has sent
-    what is no message, or does not take what it is sent.
+    ``handler(message, descriptors)`` owns the descriptors; ``closed()`` is called once when the
+    other end is gone, or has sent what is no message, or does not take what it is sent.
     """
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, end: socket.socket, handler: Handler, closed: Callable[[], None]) -> None:
+    def __init__(
+        self, loop: asyncio.AbstractEventLoop, end: socket.socket, handler: Handler, closed: Callable[[], None]
+    ) -> None:
         self._loop, self._end, self._handler, self._closed = loop, end, handler, closed
         self._queue: collections.deque[_Queued] = collections.deque()
         self._bytes = self._descriptors = 0
@@ -98,7 +106,11 @@ class Channel:
         if len(self._queue) == 1:
             self._flush()
         if self._bytes > QUEUE_BYTES or self._descriptors + self._in_flight > QUEUE_DESCRIPTORS:
-            log.error("the other process does not read: %d bytes and %d descriptors wait", self._bytes, self._descriptors + self._in_flight)
+            log.error(
+                "the other process does not read: %d bytes and %d descriptors wait",
+                self._bytes,
+                self._descriptors + self._in_flight,
+            )
             self._lost()
 
     def _unread(self) -> bool:
@@ -138,7 +150,9 @@ class Channel:
     def _readable(self) -> None:
         for _ in range(MESSAGES_AT_ONCE):
             try:
-                payload, descriptors, _, _ = socket.recv_fds(self._end, 2 * MESSAGE_BYTES, DESCRIPTORS + 1, socket.MSG_CMSG_CLOEXEC)
+                payload, descriptors, _, _ = socket.recv_fds(
+                    self._end, 2 * MESSAGE_BYTES, DESCRIPTORS + 1, socket.MSG_CMSG_CLOEXEC
+                )
             except (BlockingIOError, InterruptedError):
                 return
             except OSError:
@@ -165,9 +179,11 @@ class Channel:
 
 
 class Outbox:
-    """The sending side of one end without an event loop, for a process that may never wait: whoever polls calls :meth:`flush`.
+    """The sending side of one end without an event loop, for a process that may never wait: whoever
+    polls calls :meth:`flush`.
 
-    It is true while something is queued. What cannot be sent because the other side is gone is dropped.
+    It is true while something is queued. What cannot be sent because the other side is gone is
+    dropped.
     """
 
     def __init__(self, end: socket.socket) -> None:
@@ -214,7 +230,9 @@ def memory_file(payload: bytes) -> int:
 
 
 def _message(payload: bytes, descriptors: list[int]) -> Message:
-    """Return what *payload*, or the memory file that is the first of *descriptors* in its stead, says. Raises ValueError, OSError."""
+    """Return what *payload*, or the memory file that is the first of *descriptors* in its stead,
+    says. Raises ValueError, OSError.
+    """
     if payload == _IN_FILE and descriptors:
         payload = read_memory_file(descriptors.pop(0))
     message = orjson.loads(payload)
@@ -224,7 +242,9 @@ def _message(payload: bytes, descriptors: list[int]) -> Message:
 
 
 def read_memory_file(descriptor: int) -> bytes:
-    """Return the file's content and close it. Raises ValueError, OSError: only a sealed memory file neither blocks nor changes meanwhile."""
+    """Return the file's content and close it. Raises ValueError, OSError: only a sealed memory file
+    neither blocks nor changes meanwhile.
+    """
     try:
         # Anything else than a memory file has no seals (fcntl(2): EINVAL).
         if fcntl.fcntl(descriptor, fcntl.F_GET_SEALS) & _SEALS != _SEALS:

@@ -43,18 +43,26 @@ class Redirect(Section):
     pin_directory: Path = Path("/sys/fs/bpf/nodeagent")
     unknown_pods: Literal["allow", "deny"] = "allow"
     delivery: Delivery = "auto"
-    """How an application on the client's own node is reached: dialled over the pods' interfaces, where the CNI's policy holds (``network``), within its
-    own pod (``inside``), or over the network wherever a NetworkPolicy may concern the pair (``auto``)."""
+    """How an application on the client's own node is reached: dialled over the pods' interfaces,
+    where the CNI's policy holds (``network``), within its own pod (``inside``), or over the network
+    wherever a NetworkPolicy may concern the pair (``auto``).
+    """
     enroll: bool = True
-    """False: no pod is captured; the agent only gives certificates to pods that ask, as where all still have classic sidecars."""
+    """False: no pod is captured; the agent only gives certificates to pods that ask, as where all
+    still have classic sidecars.
+    """
     heartbeat_timeout_seconds: float = Field(2.0, ge=0.2, le=60)
     kernel_path_timeout_seconds: float = Field(60.0, ge=1, le=86400)
     """How long verdicts and endpoints in the kernel are used that no daemon confirms; longer than the heartbeat's."""
     when_dead: Literal["policy", "pass", "refuse"] = "policy"
-    """What happens to a pod's connections while no daemon looks at them: refused where a policy protects the pod, all passed, or all refused."""
+    """What happens to a pod's connections while no daemon looks at them: refused where a policy
+    protects the pod, all passed, or all refused.
+    """
     check_interval_seconds: float = Field(5.0, ge=0.1, le=3600)
     bypass: Literal["proven", "asked"] = "proven"
-    """Of pods with ``nodeagent.io/bypass`` sockets are joined past TCP where this kernel lets no application tell; or all of them, on their author's word."""
+    """Of pods with ``nodeagent.io/bypass`` sockets are joined past TCP where this kernel lets no
+    application tell; or all of them, on their author's word.
+    """
     maps: MapSizes = MapSizes()  # type: ignore[call-arg]
 
     @model_validator(mode="after")
@@ -72,7 +80,9 @@ class Limits(Section):
     connections_per_pod: int = Field(10000, ge=1)
     buffer_bytes: int = Field(65536, ge=4096, le=16777216)
     idle_upstream_connections: int = Field(256, ge=0, le=65536)
-    """Kept for the next request, for each client and endpoint; 0: every request gets a connection of its own, and the server is told so."""
+    """Kept for the next request, for each client and endpoint; 0: every request gets a connection
+    of its own, and the server is told so.
+    """
 
 
 class Timeouts(Section):
@@ -93,17 +103,23 @@ class Timeouts(Section):
     drain: float = Field(30, ge=0)
     """How long a worker that is replaced lets its connections end."""
     stop: float = Field(2, ge=0, le=600)
-    """How long a daemon that is stopped does: nobody takes its place, and meanwhile pods that a policy protects are refused."""
+    """How long a daemon that is stopped does: nobody takes its place, and meanwhile pods that a
+    policy protects are refused.
+    """
 
 
 class Proxy(Section):
     workers: int | Literal["auto"] = 1
     """1 to 256; ``auto``: one for each processor."""
     busy_poll_microseconds: int = Field(100, ge=0, le=1000)
-    """A worker whose events follow each other faster than this looks for the next one instead of sleeping; 0: it always sleeps."""
+    """A worker whose events follow each other faster than this looks for the next one instead of
+    sleeping; 0: it always sleeps.
+    """
     client_cert_header: Literal["read", "ignored"] = "read"
-    """What applications do with X-Forwarded-Client-Cert. Where they may read it, HTTP does not take the kernel path unless ``nodeagent.io/path``
-    asks for it: there nobody makes the header, nor removes one that a client made up."""
+    """What applications do with X-Forwarded-Client-Cert. Where they may read it, HTTP does not take
+    the kernel path unless ``nodeagent.io/path`` asks for it: there nobody makes the header, nor
+    removes one that a client made up.
+    """
     limits: Limits = Limits()  # type: ignore[call-arg]
     timeouts: Timeouts = Timeouts()  # type: ignore[call-arg]
 
@@ -184,7 +200,9 @@ def _seconds(value: object) -> object:
 
 Duration = Annotated[float, BeforeValidator(_seconds), Field(gt=0, le=3600)]
 """Seconds, or a text such as ``250ms``."""
-MeshHost = Annotated[str, Field(pattern=r"^([a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?/)?[A-Za-z0-9]([-A-Za-z0-9.]{0,251}[A-Za-z0-9])?$")]
+MeshHost = Annotated[
+    str, Field(pattern=r"^([a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?/)?[A-Za-z0-9]([-A-Za-z0-9.]{0,251}[A-Za-z0-9])?$")
+]
 """A Service's host name or an address, with its namespace and a slash before it where the name alone does not tell."""
 
 
@@ -245,7 +263,9 @@ class AgentConfig(Section):
     source: Path
     """The cluster's state: a folder of Kubernetes objects (``objects/``) and of enrolment marks (``enrolled/``)."""
     resources: tuple[Path, ...] = Field((), max_length=64)
-    """Folders of YAML files with PeerAuthentication, AuthorizationPolicy, RequestAuthentication and RateLimit, watched."""
+    """Folders of YAML files with PeerAuthentication, AuthorizationPolicy, RequestAuthentication and
+    RateLimit, watched.
+    """
     runtime_directory: Path = Path("/run/nodeagent")
     redirect: Redirect
     identity: Identity
@@ -260,7 +280,9 @@ class AgentConfig(Section):
         names = [provider.name for provider in providers]
         for name in names:
             if names.count(name) > 1:
-                raise ValueError(f"a name that is given once is expected, {name!r:.80} is given {names.count(name)} times")
+                raise ValueError(
+                    f"a name that is given once is expected, {name!r:.80} is given {names.count(name)} times"
+                )
         return providers
 
 

@@ -1,7 +1,8 @@
 """The error tree, and the reasons for which traffic is refused.
 
-Every exception that leaves a package is one of these: third-party exceptions are translated at the boundary.
-A message names what went wrong, the likely cause and the next step; it never holds a secret.
+Every exception that leaves a package is one of these: third-party exceptions are translated at the
+boundary. A message names what went wrong, the likely cause and the next step; it never holds a
+secret.
 """
 
 from __future__ import annotations
@@ -31,7 +32,9 @@ class ResourceError(ConfigError):
 
 
 class InjectionError(NodeagentError):
-    """A pod cannot be given a sidecar, or a template is wrong: the message begins with the field's path, and says its value and what is allowed."""
+    """A pod cannot be given a sidecar, or a template is wrong: the message begins with the field's
+    path, and says its value and what is allowed.
+    """
 
 
 class KernelError(NodeagentError):
@@ -55,16 +58,20 @@ class ControlError(NodeagentError):
 
 
 def shown(value: object) -> str:
-    """Return *value* from a document of others as messages show it: on one line, printable, at most 80 characters, whatever its depth."""
+    """Return *value* from a document of others as messages show it: on one line, printable, at most
+    80 characters, whatever its depth.
+    """
     text = _SHOWN.repr(value)
     return text if len(text) <= 80 else f"{text[:77]}..."
 
 
 @contextmanager
 def translated(to: type[NodeagentError], what: str) -> Iterator[None]:
-    """Let only errors of this tree leave the block: whatever else a reader or a library raises there becomes a *to* that begins with *what*.
+    """Let only errors of this tree leave the block: whatever else a reader or a library raises
+    there becomes a *to* that begins with *what*.
 
-    For what others send: one document or answer is at fault, never the process. The traceback is logged for debugging.
+    For what others send: one document or answer is at fault, never the process. The traceback is
+    logged for debugging.
     """
     try:
         yield
@@ -82,9 +89,10 @@ def translated(to: type[NodeagentError], what: str) -> Iterator[None]:
 class Reason:
     """Why a request or connection did not get its answer from the application.
 
-    ``flag`` is Envoy's response flag, as Istio's metrics and access log carry it; ``details`` its response code
-    details; ``hint`` the likely cause and the next step, for the one who reads the 5xx body. ``body`` stands in its stead where
-    Envoy's words are part of the interface; ``headers`` go with the answer.
+    ``flag`` is Envoy's response flag, as Istio's metrics and access log carry it; ``details`` its
+    response code details; ``hint`` the likely cause and the next step, for the one who reads the
+    5xx body. ``body`` stands in its stead where Envoy's words are part of the interface;
+    ``headers`` go with the answer.
     """
 
     code: str
@@ -100,10 +108,22 @@ class Reason:
     """The rule's name (``namespace/name``, or a provider's), where one alone decided."""
 
 
-BAD_REQUEST = Reason("bad_request", 400, "DPE", "http1.codec_error", "the request is not valid HTTP/1.1 or its length is ambiguous")
-HEADERS_TOO_LARGE = Reason("headers_too_large", 431, "DPE", "http1.headers_too_large", "the request's headers exceed proxy.limits.headerBytes or headerCount")
+BAD_REQUEST = Reason(
+    "bad_request", 400, "DPE", "http1.codec_error", "the request is not valid HTTP/1.1 or its length is ambiguous"
+)
+HEADERS_TOO_LARGE = Reason(
+    "headers_too_large",
+    431,
+    "DPE",
+    "http1.headers_too_large",
+    "the request's headers exceed proxy.limits.headerBytes or headerCount",
+)
 NO_ENDPOINTS = Reason(
-    "no_endpoints", 503, "UH", "no_healthy_upstream", "the Service has no ready endpoint: compare its selector with the pods' labels and readiness"
+    "no_endpoints",
+    503,
+    "UH",
+    "no_healthy_upstream",
+    "the Service has no ready endpoint: compare its selector with the pods' labels and readiness",
 )
 CONNECT_FAILED = Reason(
     "connect_failed",
@@ -131,51 +151,136 @@ NO_CERTIFICATE = Reason(
     503,
     "UF",
     "upstream_reset_before_response_started{no_certificate}",
-    "the pod has no certificate yet, so it neither asks nor answers by mTLS: is the authority reachable? See nodeagent get pods",
+    "the pod has no certificate yet, so it neither asks nor answers by mTLS: is the authority reachable? "
+    "See nodeagent get pods",
 )
 UPSTREAM_RESET = Reason(
-    "upstream_reset", 503, "UC", "upstream_reset_before_response_started{connection_termination}", "the application closed the connection before it answered"
+    "upstream_reset",
+    503,
+    "UC",
+    "upstream_reset_before_response_started{connection_termination}",
+    "the application closed the connection before it answered",
 )
 UPSTREAM_PROTOCOL = Reason(
-    "upstream_protocol", 502, "UPE", "upstream_reset_before_response_started{protocol_error}", "the application's answer is not valid HTTP/1.1"
+    "upstream_protocol",
+    502,
+    "UPE",
+    "upstream_reset_before_response_started{protocol_error}",
+    "the application's answer is not valid HTTP/1.1",
 )
-REQUEST_TIMEOUT = Reason("request_timeout", 504, "UT", "response_timeout", "the application did not answer within proxy.timeouts.request")
-DOWNSTREAM_GONE = Reason("downstream_gone", 0, "DC", "downstream_remote_disconnect", "the client closed the connection before the answer was complete")
-DOWNSTREAM_TIMEOUT = Reason("downstream_timeout", 408, "SI", "stream_idle_timeout", "the client did not finish its request in time")
+REQUEST_TIMEOUT = Reason(
+    "request_timeout", 504, "UT", "response_timeout", "the application did not answer within proxy.timeouts.request"
+)
+DOWNSTREAM_GONE = Reason(
+    "downstream_gone",
+    0,
+    "DC",
+    "downstream_remote_disconnect",
+    "the client closed the connection before the answer was complete",
+)
+DOWNSTREAM_TIMEOUT = Reason(
+    "downstream_timeout", 408, "SI", "stream_idle_timeout", "the client did not finish its request in time"
+)
 PLAINTEXT_REFUSED = Reason(
-    "plaintext_refused", 403, "NR", "filter_chain_not_found", "the workload is STRICT and the peer spoke plaintext: is the client enrolled?",
+    "plaintext_refused",
+    403,
+    "NR",
+    "filter_chain_not_found",
+    "the workload is STRICT and the peer spoke plaintext: is the client enrolled?",
     denies=True,
-)  # fmt: skip
+)
 PROBE_REFUSED = Reason(
-    "probe_refused", 403, "NR", "filter_chain_not_found", "the workload is STRICT and this is not a probe that the pod declares", denies=True
+    "probe_refused",
+    403,
+    "NR",
+    "filter_chain_not_found",
+    "the workload is STRICT and this is not a probe that the pod declares",
+    denies=True,
 )
 UNPARSED_HTTP = Reason(
-    "unparsed_http", 403, "NR", "filter_chain_not_found", "this is not HTTP/1, and here only what is parsed may pass: a policy of the workload decides by the "
-    "request, or the port is declared http: declare the port's protocol (its Service's port name or appProtocol: tcp, or http2 where no such policy is)",
+    "unparsed_http",
+    403,
+    "NR",
+    "filter_chain_not_found",
+    "this is not HTTP/1, and here only what is parsed may pass: a policy of the workload decides by the "
+    "request, or the port is declared http: declare the port's protocol (its Service's port name or "
+    "appProtocol: tcp, or http2 where no such policy is)",
     denies=True,
-)  # fmt: skip
-OVER_LIMIT = Reason("connections_per_pod", 503, "UO", "overflow", "the pod holds proxy.limits.connectionsPerPod connections", denies=True)
-JWT_REFUSED = Reason("jwt_refused", 401, "-", "jwt_authn_access_denied", "the token is not valid for a RequestAuthentication of the workload", denies=True)
+)
+OVER_LIMIT = Reason(
+    "connections_per_pod",
+    503,
+    "UO",
+    "overflow",
+    "the pod holds proxy.limits.connectionsPerPod connections",
+    denies=True,
+)
+JWT_REFUSED = Reason(
+    "jwt_refused",
+    401,
+    "-",
+    "jwt_authn_access_denied",
+    "the token is not valid for a RequestAuthentication of the workload",
+    denies=True,
+)
 POLICY_DENIED = Reason(
-    "policy_denied", 403, "-", "rbac_access_denied_matched_policy[none]", "no ALLOW policy of the workload matches: see nodeagent explain",
+    "policy_denied",
+    403,
+    "-",
+    "rbac_access_denied_matched_policy[none]",
+    "no ALLOW policy of the workload matches: see nodeagent explain",
     b"RBAC: access denied",
     denies=True,
-)  # fmt: skip
+)
 POLICY_REFUSED = Reason(
-    "policy_refused", 403, "-", "policy_refused[none]", "see nodeagent get policies for what is wrong with the document, and correct it",
+    "policy_refused",
+    403,
+    "-",
+    "policy_refused[none]",
+    "see nodeagent get policies for what is wrong with the document, and correct it",
     b"RBAC: access denied",
     denies=True,
-)  # fmt: skip
+)
 BODY_TOO_LARGE = Reason(
-    "body_too_large", 413, "-", "request_payload_too_large", "the body exceeds maxRequestBytes of the external authorizer: see extensionProviders",
+    "body_too_large",
+    413,
+    "-",
+    "request_payload_too_large",
+    "the body exceeds maxRequestBytes of the external authorizer: see extensionProviders",
     b"Payload Too Large",
     denies=True,
-)  # fmt: skip
-EXTERNAL_DENIED = Reason("external_denied", 403, "UAEX", "ext_authz_denied", "the external authorizer refused the request", denies=True)
-EXTERNAL_ERROR = Reason("external_error", 403, "UAEX", "ext_authz_error", "the external authorizer did not answer: is its Service up? See extensionProviders")
-RATE_LIMITED = Reason("rate_limited", 429, "RL", "local_rate_limited", "a RateLimit of the workload is used up", b"local_rate_limited", denies=True)
-CERTIFICATE_ENDED = Reason(
-    "certificate_ended", 0, "UC", "certificate_expired", "the certificate that the connection was authorised by has ended: the client connects anew",
+)
+EXTERNAL_DENIED = Reason(
+    "external_denied", 403, "UAEX", "ext_authz_denied", "the external authorizer refused the request", denies=True
+)
+EXTERNAL_ERROR = Reason(
+    "external_error",
+    403,
+    "UAEX",
+    "ext_authz_error",
+    "the external authorizer did not answer: is its Service up? See extensionProviders",
+)
+RATE_LIMITED = Reason(
+    "rate_limited",
+    429,
+    "RL",
+    "local_rate_limited",
+    "a RateLimit of the workload is used up",
+    b"local_rate_limited",
     denies=True,
-)  # fmt: skip
-NO_ORIGINAL = Reason("no_original_destination", 0, "NR", "original_destination_unknown", "the connection did not come through the connect hook")
+)
+CERTIFICATE_ENDED = Reason(
+    "certificate_ended",
+    0,
+    "UC",
+    "certificate_expired",
+    "the certificate that the connection was authorised by has ended: the client connects anew",
+    denies=True,
+)
+NO_ORIGINAL = Reason(
+    "no_original_destination",
+    0,
+    "NR",
+    "original_destination_unknown",
+    "the connection did not come through the connect hook",
+)

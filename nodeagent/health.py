@@ -1,4 +1,6 @@
-"""gRPC's health protocol (grpc.health.v1.Health/Check in plaintext), asked of an application that may answer anything."""
+"""gRPC's health protocol (grpc.health.v1.Health/Check in plaintext), asked of an application that
+may answer anything.
+"""
 
 from __future__ import annotations
 
@@ -17,16 +19,26 @@ MAX_BYTES: Final = 64 << 10
 
 
 async def ask(host: str, port: int, service: str, source: tuple[str, int] | None = None) -> str:
-    """Return why *service*, empty: the server, is not well; empty: it is. *source*: the address that is asked from. Raises OSError."""
+    """Return why *service*, empty: the server, is not well; empty: it is. *source*: the address
+    that is asked from. Raises OSError.
+    """
     channel = _Bounded(host, port, source)
     try:
         method = UnaryUnaryMethod(channel, CHECK, HealthCheckRequest, HealthCheckResponse)
         status = (await method(HealthCheckRequest(service=service))).status
-        return "" if status == HealthCheckResponse.SERVING else f"grpc: {service or 'the server'} is {HealthCheckResponse.ServingStatus.Name(status)}"
+        return (
+            ""
+            if status == HealthCheckResponse.SERVING
+            else f"grpc: {service or 'the server'} is {HealthCheckResponse.ServingStatus.Name(status)}"
+        )
     except GRPCError as error:
         return f"grpc: status {error.status.name}"
     except StreamTerminatedError:
-        return f"grpc: more than {MAX_BYTES} bytes of answer" if channel.taken > MAX_BYTES else "grpc: the connection was closed before the answer"
+        return (
+            f"grpc: more than {MAX_BYTES} bytes of answer"
+            if channel.taken > MAX_BYTES
+            else "grpc: the connection was closed before the answer"
+        )
     except OSError:
         raise
     except Exception as error:  # noqa: BLE001 - the library asserts, and raises others' errors, on what is not gRPC
@@ -45,7 +57,9 @@ class _Bounded(Channel):
         self.taken = 0
 
     async def _create_connection(self) -> H2Protocol:
-        _, protocol = await asyncio.get_running_loop().create_connection(self._protocol_factory, *self._address, local_addr=self._source)
+        _, protocol = await asyncio.get_running_loop().create_connection(
+            self._protocol_factory, *self._address, local_addr=self._source
+        )
         return protocol
 
     def _protocol_factory(self) -> H2Protocol:

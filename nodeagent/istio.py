@@ -1,4 +1,6 @@
-"""What Istio fixes and several parts have to agree on: a sidecar's ports, user and addresses, and the marks of pods and namespaces."""
+"""What Istio fixes and several parts have to agree on: a sidecar's ports, user and addresses, and
+the marks of pods and namespaces.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +20,9 @@ PORTS: Final = (ADMIN_PORT, OUTBOUND_PORT, INBOUND_PORT, TUNNEL_PORT, STATUS_POR
 UNCAPTURED_PORTS: Final = (TUNNEL_PORT, SCRAPE_PORT, READY_PORT, STATUS_PORT)
 """A sidecar answers there itself, whoever asks."""
 OWN_SOURCE: Final[dict[Literal[4, 6], str]] = {4: "127.0.0.6", 6: "::6"}
-"""Whence a sidecar connects to its own application: the rules let through what comes from there, or it would be captured again."""
+"""Whence a sidecar connects to its own application: the rules let through what comes from there, or
+it would be captured again.
+"""
 
 ROOT_NAMESPACE: Final = "istio-system"
 """Whose policies are for the whole mesh, unless configured otherwise."""

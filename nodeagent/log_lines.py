@@ -7,7 +7,9 @@ import sys
 
 
 class OneLine(logging.Formatter):
-    """Writes what is not printable in a message as Python does in a string; a traceback of this program keeps its lines."""
+    """Writes what is not printable in a message as Python does in a string; a traceback of this
+    program keeps its lines.
+    """
 
     def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 - the name is logging's
         if not record.message.isprintable():

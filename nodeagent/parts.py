@@ -1,7 +1,9 @@
-"""A process's parts: each runs for as long as the process does, and one that fails is started again alone.
+"""A process's parts: each runs for as long as the process does, and one that fails is started again
+alone.
 
-Nothing that a part was given may end its process: the successor would be given the same. A part that fails is named in the log and
-in readiness, and begins anew after a growing, jittered pause; all others go on meanwhile.
+Nothing that a part was given may end its process: the successor would be given the same. A part
+that fails is named in the log and in readiness, and begins anew after a growing, jittered pause;
+all others go on meanwhile.
 """
 
 from __future__ import annotations
@@ -54,7 +56,9 @@ class Parts:
         """Return, in words, the parts that failed and have not run steadily since."""
         steady = self._loop.time() - STEADY_SECONDS
         self._failures = {name: failure for name, failure in self._failures.items() if failure.resumed > steady}
-        return [f"{name} failed {failure.count} times: {failure.words}" for name, failure in sorted(self._failures.items())]
+        return [
+            f"{name} failed {failure.count} times: {failure.words}" for name, failure in sorted(self._failures.items())
+        ]
 
     def stop(self) -> None:
         """Cancel every part."""
@@ -76,7 +80,15 @@ class Parts:
         """Note that *name* failed; return the seconds to wait before it is started again."""
         self.failing()  # what ran steadily until now starts to count anew
         before = self._failures.get(name)
-        failure = self._failures[name] = _Failure(f"{type(error).__name__}: {shown(str(error))}", before.count + 1 if before else 1)
+        failure = self._failures[name] = _Failure(
+            f"{type(error).__name__}: {shown(str(error))}", before.count + 1 if before else 1
+        )
         pause = min(FIRST_PAUSE * 2.0 ** min(failure.count - 1, 16), LONGEST_PAUSE) * self._uniform(0.8, 1.2)
-        log.error("%s failed (%s) and is started again in %.1f s; everything else goes on", name, failure.words, pause, exc_info=error)
+        log.error(
+            "%s failed (%s) and is started again in %.1f s; everything else goes on",
+            name,
+            failure.words,
+            pause,
+            exc_info=error,
+        )
         return pause

@@ -1,7 +1,9 @@
-"""Asking an application how it is, as the kubelet does: over HTTP, by a TCP connection, or by gRPC's health protocol.
+"""Asking an application how it is, as the kubelet does: over HTTP, by a TCP connection, or by
+gRPC's health protocol.
 
-Like the kubelet this verifies no certificate, takes 200 to 399 for success and follows no redirect. What an application answers is bounded in
-time and bytes. *source* is the address that is asked from, None: any.
+Like the kubelet this verifies no certificate, takes 200 to 399 for success and follows no redirect.
+What an application answers is bounded in time and bytes. *source* is the address that is asked
+from, None: any.
 """
 
 from __future__ import annotations
@@ -18,7 +20,9 @@ MAX_HEAD: Final = 16 << 10
 
 
 async def judged(asking: Awaitable[str], seconds: float) -> str:
-    """Return what *asking* says is wrong, or that it did not come about within *seconds*; empty: the application is well."""
+    """Return what *asking* says is wrong, or that it did not come about within *seconds*; empty:
+    the application is well.
+    """
     try:
         async with asyncio.timeout(seconds):
             return await asking
@@ -35,14 +39,26 @@ async def by_tcp(host: str, port: int, source: Source = None) -> str:
     return ""
 
 
-async def by_http(host: str, port: int, *, scheme: str, path: str, headers: Iterable[tuple[str, str]], source: Source = None) -> str:
-    """GET *path*, which must be a request's target; *headers* replace the kubelet's own. Raises OSError, EOFError, LimitOverrunError."""
+async def by_http(
+    host: str, port: int, *, scheme: str, path: str, headers: Iterable[tuple[str, str]], source: Source = None
+) -> str:
+    """GET *path*, which must be a request's target; *headers* replace the kubelet's own. Raises
+    OSError, EOFError, LimitOverrunError.
+    """
     tls = _unverified() if scheme == "HTTPS" else None
     reader, writer = await asyncio.open_connection(host, port, ssl=tls, limit=MAX_HEAD, local_addr=source)
     try:
-        fields = {"host": f"[{host}]:{port}" if ":" in host else f"{host}:{port}", "user-agent": USER_AGENT, "accept": "*/*"}
+        fields = {
+            "host": f"[{host}]:{port}" if ":" in host else f"{host}:{port}",
+            "user-agent": USER_AGENT,
+            "accept": "*/*",
+        }
         fields |= {name.lower(): value for name, value in headers} | {"connection": "close"}
-        writer.write("".join([f"GET {path} HTTP/1.1\r\n", *(f"{name}: {value}\r\n" for name, value in fields.items()), "\r\n"]).encode())
+        writer.write(
+            "".join(
+                [f"GET {path} HTTP/1.1\r\n", *(f"{name}: {value}\r\n" for name, value in fields.items()), "\r\n"]
+            ).encode()
+        )
         line = (await reader.readuntil(b"\n")).split(maxsplit=2)
         if len(line) < 2 or not line[0].startswith(b"HTTP/1.") or not (line[1].isdigit() and len(line[1]) == 3):
             return f"not an HTTP answer: {b' '.join(line)[:80]!r}"

@@ -1,7 +1,9 @@
-"""A page of memory that the daemon's processes share, in which each worker notes when its event loop last turned; control has one of its own.
+"""A page of memory that the daemon's processes share, in which each worker notes when its event
+loop last turned; control has one of its own.
 
-Made before the first fork. A note is one store: no message that a busy reader would have to take, no system call. Workers are not
-believed more than they must be: one that writes into others' slots can end the heartbeat, or keep it up as long as it lives itself.
+Made before the first fork. A note is one store: no message that a busy reader would have to take,
+no system call. Workers are not believed more than they must be: one that writes into others' slots
+can end the heartbeat, or keep it up as long as it lives itself.
 """
 
 from __future__ import annotations
@@ -43,7 +45,9 @@ class Pulses:
         self._taken: set[int] = set()
 
     def claim(self) -> Pulse:
-        """Return a slot for a worker that is about to be forked; the last one is shared by those for which none is left."""
+        """Return a slot for a worker that is about to be forked; the last one is shared by those
+        for which none is left.
+        """
         number = next((each for each in range(SLOTS - 1) if each not in self._taken), SLOTS - 1)
         self._taken.add(number)
         return Pulse(self._page, number)
@@ -54,6 +58,13 @@ class Pulses:
         self._taken.discard(pulse.number)
 
     def felt(self, seconds: float) -> bool:
-        """Say whether any worker's loop turned within *seconds*. A time to come was not written by a worker that is well."""
+        """Say whether any worker's loop turned within *seconds*. A time to come was not written by
+        a worker that is well.
+        """
         now, oldest = time.monotonic_ns(), int(seconds * 1e9)
-        return any(0 <= now - turned < oldest for each in self._taken for (turned,) in (_SLOT.unpack_from(self._page, each * _SLOT.size),) if turned)
+        return any(
+            0 <= now - turned < oldest
+            for each in self._taken
+            for (turned,) in (_SLOT.unpack_from(self._page, each * _SLOT.size),)
+            if turned
+        )

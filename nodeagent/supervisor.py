@@ -1,10 +1,13 @@
-"""The first process: forks control and the proxy workers, keeps what must outlive control, and beats for the data plane.
+"""The first process: forks control and the proxy workers, keeps what must outlive control, and
+beats for the data plane.
 
-It stays small on purpose. It is forked from before any thread or event loop exists, so that a child starts clean and
-shares the imported code's memory; and it parses nothing from outside. Nothing that pods or peers can load runs here.
+It stays small on purpose. It is forked from before any thread or event loop exists, so that a child
+starts clean and shares the imported code's memory; and it parses nothing from outside. Nothing that
+pods or peers can load runs here.
 
-The heartbeat says that the data plane works: some worker's loop turned lately. Control may be busy, stopped or dead meanwhile; so the
-supervisor never waits for it: what it is to be told is queued, and a successor that must wait a moment is an alarm in the one poll().
+The heartbeat says that the data plane works: some worker's loop turned lately. Control may be busy,
+stopped or dead meanwhile; so the supervisor never waits for it: what it is to be told is queued,
+and a successor that must wait a moment is an alarm in the one poll().
 """
 
 from __future__ import annotations
@@ -31,11 +34,15 @@ from nodeagent.pulse import Pulse, Pulses
 from nodeagent.redirect import heartbeat
 
 RESPAWN_SECONDS: Final = 1.0
-"""A control that died within this time is replaced no sooner: a daemon whose control dies at every start does not spin."""
+"""A control that died within this time is replaced no sooner: a daemon whose control dies at every
+start does not spin.
+"""
 SILENT_SECONDS: Final = 10.0
 """While no worker's loop has turned for this long, the data plane does not work."""
 CONTROL_SILENT_SECONDS: Final = 30.0
-"""A control whose loop turned once, and has not for this long, is killed and succeeded: without one, sockets inside pods run out."""
+"""A control whose loop turned once, and has not for this long, is killed and succeeded: without
+one, sockets inside pods run out.
+"""
 PATIENCE_SECONDS: Final = 10.0
 """What has not ended this long after it should have is killed."""
 _UNFELT_SECONDS: Final = 0.02
@@ -54,10 +61,14 @@ class _Worker:
 
 
 class Supervisor:
-    """Children by pid, and descriptors by key: a pod's listeners (``uid/direction/family/slot``) and network namespace (``uid/netns``), and an
-    identity's certificate in memory (``identity/certificate``), which is never read here."""
+    """Children by pid, and descriptors by key: a pod's listeners (``uid/direction/family/slot``)
+    and network namespace (``uid/netns``), and an identity's certificate in memory
+    (``identity/certificate``), which is never read here.
+    """
 
-    def __init__(self, config: AgentConfig, control: ControlMain, worker: WorkerMain, own: Sequence[int], stop_seconds: float) -> None:
+    def __init__(
+        self, config: AgentConfig, control: ControlMain, worker: WorkerMain, own: Sequence[int], stop_seconds: float
+    ) -> None:
         """*own*: descriptors that no child may have. *stop_seconds*: how long a stop takes."""
         self._config, self._control_main, self._worker_main, self._own = config, control, worker, own
         self._patience = stop_seconds + PATIENCE_SECONDS
@@ -96,7 +107,9 @@ class Supervisor:
         return self._status
 
     def _wait(self) -> None:
-        """Wait for a child, a signal, control or an alarm, whichever comes first. poll() and not select(): descriptors are many."""
+        """Wait for a child, a signal, control or an alarm, whichever comes first. poll() and not
+        select(): descriptors are many.
+        """
         poll = select.poll()
         poll.register(self._wake_read, select.POLLIN)
         if self._control_pid:
@@ -155,7 +168,9 @@ class Supervisor:
         self._control_started = time.monotonic()
         try:
             self._control_pulse.rest()
-            self._control_pid = self._fork(lambda: self._control_main(self._config, theirs, self._control_pulse), keep={theirs.fileno()})
+            self._control_pid = self._fork(
+                lambda: self._control_main(self._config, theirs, self._control_pulse), keep={theirs.fileno()}
+            )
         except OSError as error:
             _say(f"control cannot be forked: {error.strerror}")
             ours.close()
@@ -196,7 +211,12 @@ class Supervisor:
             self._start_at = max(time.monotonic(), self._control_started + RESPAWN_SECONDS)
 
     def _look_after_control(self) -> None:
-        if self._control_pid and not self._stopping and self._control_pulse.begun() and not self._controls.felt(CONTROL_SILENT_SECONDS):
+        if (
+            self._control_pid
+            and not self._stopping
+            and self._control_pulse.begun()
+            and not self._controls.felt(CONTROL_SILENT_SECONDS)
+        ):
             self._control_pulse.rest()
             _say(f"control's event loop has not turned for {CONTROL_SILENT_SECONDS:g} s; it is killed")
             os.kill(self._control_pid, signal.SIGKILL)
@@ -274,7 +294,15 @@ class Supervisor:
         ends = [worker.end for worker in self._workers.values()] + [end for _, *both in self._unforked for end in both]
         heart = [self._heart] if self._heart >= 0 else []
         channel = [self._channel.detach()] if self._channel.fileno() >= 0 else []
-        for descriptor in (self._wake_read, self._wake_write, *channel, *self._own, *self._kept.values(), *ends, *heart):
+        for descriptor in (
+            self._wake_read,
+            self._wake_write,
+            *channel,
+            *self._own,
+            *self._kept.values(),
+            *ends,
+            *heart,
+        ):
             if descriptor not in keep:
                 os.close(descriptor)
         self._outbox.close()
@@ -300,7 +328,9 @@ class Supervisor:
         try:
             payload, descriptors, _, _ = socket.recv_fds(self._channel, 2 * MESSAGE_BYTES, DESCRIPTORS)
         except ConnectionResetError:
-            return True  # told once of an end that had not read everything (net/unix/af_unix.c); what it sent before follows
+            # told once of an end that had not read everything (net/unix/af_unix.c); what it sent
+            # before follows
+            return True
         except OSError:
             return False
         if not payload:
@@ -315,7 +345,9 @@ class Supervisor:
         return True
 
     def _obey(self, message: dict[str, Any], descriptors: list[int], owned: set[int]) -> None:
-        """Carry *message* out; what is kept of its *descriptors* leaves *owned*. Raises ValueError, KeyError, TypeError or OSError."""
+        """Carry *message* out; what is kept of its *descriptors* leaves *owned*. Raises ValueError,
+        KeyError, TypeError or OSError.
+        """
         operation = message["op"]
         if operation == "fork" and self._control_pid:
             theirs, controls = descriptors
@@ -373,10 +405,13 @@ def _say(words: str) -> None:
         log.error(words)
 
 
-def main(config: AgentConfig, control: ControlMain, worker: WorkerMain, own: Sequence[int] = (), stop_seconds: float = 0.0) -> int:
+def main(
+    config: AgentConfig, control: ControlMain, worker: WorkerMain, own: Sequence[int] = (), stop_seconds: float = 0.0
+) -> int:
     """Run the daemon's processes for *config*; return the exit status.
 
-    *own*: descriptors that only the supervisor keeps, such as its locks. *stop_seconds*: how long a stop takes.
+    *own*: descriptors that only the supervisor keeps, such as its locks. *stop_seconds*: how long a
+    stop takes.
     """
     gc.collect()
     gc.freeze()

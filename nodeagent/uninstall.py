@@ -1,4 +1,6 @@
-"""Taking the agent off a node: what outlives its processes is what is pinned in bpffs, its own folder, and what it told the other nodes."""
+"""Taking the agent off a node: what outlives its processes is what is pinned in bpffs, its own
+folder, and what it told the other nodes.
+"""
 
 from __future__ import annotations
 
@@ -31,10 +33,12 @@ class Removed:
 
 
 def uninstall(config: AgentConfig) -> list[Removed]:
-    """Detach and remove everything that the daemon of *config* left, and return it; nothing, where nothing is.
+    """Detach and remove everything that the daemon of *config* left, and return it; nothing, where
+    nothing is.
 
-    From the first link on nothing is captured, and nothing protected. Raises ControlError, naming the process, when a daemon runs;
-    nothing has been touched then. Raises KernelError or ConfigError when something cannot be removed, and may be called again.
+    From the first link on nothing is captured, and nothing protected. Raises ControlError, naming
+    the process, when a daemon runs; nothing has been touched then. Raises KernelError or
+    ConfigError when something cannot be removed, and may be called again.
     """
     pinned, own = config.redirect.pin_directory, config.runtime_directory
     with ExitStack() as locks:
@@ -44,7 +48,9 @@ def uninstall(config: AgentConfig) -> list[Removed]:
         try:
             return [*_marks(config), *_pins(pinned), *_files(own)]
         except OSError as error:
-            raise KernelError(f"{error.filename}: cannot be removed: {error.strerror}; uninstalling needs root") from None
+            raise KernelError(
+                f"{error.filename}: cannot be removed: {error.strerror}; uninstalling needs root"
+            ) from None
 
 
 def _marks(config: AgentConfig) -> Iterator[Removed]:
@@ -53,7 +59,11 @@ def _marks(config: AgentConfig) -> Iterator[Removed]:
         return
     source = DirectorySource(config.source)
     changes = asyncio.run(_everything(source))
-    pods = {change.object.uid for change in changes if isinstance(change, Change) and isinstance(change.object, Pod) and change.object.node == config.node}
+    pods = {
+        change.object.uid
+        for change in changes
+        if isinstance(change, Change) and isinstance(change.object, Pod) and change.object.node == config.node
+    }
     for change in changes:
         if isinstance(change, EnrolledChange) and change.uid in pods:
             source.publish(change.uid, False)

@@ -1,7 +1,8 @@
 """For every test: nothing may be left on the machine.
 
-What a run makes is told from what was there before by comparing both ends of it; processes are told by an environment variable that
-they inherit. While another run of these tests is going on, things cannot be attributed, and only processes are judged.
+What a run makes is told from what was there before by comparing both ends of it; processes are told
+by an environment variable that they inherit. While another run of these tests is going on, things
+cannot be attributed, and only processes are judged.
 """
 
 from __future__ import annotations
@@ -49,8 +50,11 @@ def traces() -> set[str]:
         if kind == "cgroup2":
             found |= {f"cgroup {directory}" for directory, _, _ in os.walk(target)}
         elif kind == "bpf":
-            # The first mount of bpffs may come with two iterators of the kernel's own (CONFIG_BPF_PRELOAD).
-            found |= {f"pin {path}" for path in Path(target).rglob("*") if path.name not in ("maps.debug", "progs.debug")}
+            # The first mount of bpffs may come with two iterators of the kernel's own
+            # (CONFIG_BPF_PRELOAD).
+            found |= {
+                f"pin {path}" for path in Path(target).rglob("*") if path.name not in ("maps.debug", "progs.debug")
+            }
         elif "nodeagent" in target:
             found.add(f"mount {target}")
     return found
@@ -58,14 +62,18 @@ def traces() -> set[str]:
 
 @pytest.fixture(scope="session", autouse=True)
 def nothing_remains() -> Iterator[None]:
-    """Fail the run if a process, network namespace, link, cgroup, pin, mount or lab of it is still there a moment after the last test."""
+    """Fail the run if a process, network namespace, link, cgroup, pin, mount or lab of it is still
+    there a moment after the last test.
+    """
     run = os.environ[MARK] = uuid.uuid4().hex
     before = traces()
     yield
     deadline = time.monotonic() + GRACE_SECONDS
     while True:
         marked = marked_processes()
-        remains = [f"process {pid} ({command(pid)})" for pid, owner in marked.items() if owner == run and pid != os.getpid()]
+        remains = [
+            f"process {pid} ({command(pid)})" for pid, owner in marked.items() if owner == run and pid != os.getpid()
+        ]
         if not any(owner != run for owner in marked.values()):
             remains += sorted(traces() - before)
         if not remains:

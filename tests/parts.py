@@ -1,12 +1,14 @@
-"""Run the linters and the tests in parts, and say how long each took; the exit code is 0 only if all passed.
+"""Run the linters and the tests in parts, and say how long each took; the exit code is 0 only if
+all passed.
 
 usage: parts.py [PART]…      parts: lint, and every folder of tests/ that holds tests
 
-Unit tests share nothing and fill the machine by themselves. Every other file of tests makes namespaces, labs and load: each runs in a room
-of its own (`tests/room.sh`), two rooms side by side, those that take longest first.
+Unit tests share nothing and fill the machine by themselves. Every other file of tests makes
+namespaces, labs and load: each runs in a room of its own (`tests/room.sh`), two rooms side by side,
+those that take longest first.
 
-A test that failed runs once more, alone, after all others. Passes it then, it is UNSTEADY: no verdict on the change under test, but a fault
-of the test or of what it tests, to be mended next.
+A test that failed runs once more, alone, after all others. Passes it then, it is UNSTEADY: no
+verdict on the change under test, but a fault of the test or of what it tests, to be mended next.
 """
 
 from __future__ import annotations
@@ -22,7 +24,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 REPORTS = ROOT / "build" / "tests"
-LINTERS = (("ruff", "check", "."), ("mypy",))
+LINTERS = (("ruff", "check", "."), ("ruff", "format", "--check", "--quiet", "."), ("mypy",))
 LANES = 2
 """Rooms side by side."""
 AGAIN_AT_MOST = 20
@@ -31,7 +33,9 @@ AGAIN_AT_MOST = 20
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What a run of pytest, or of the linters, came to; ``failed``: what to give to pytest to run the failures again."""
+    """What a run of pytest, or of the linters, came to; ``failed``: what to give to pytest to run
+    the failures again.
+    """
 
     part: str
     seconds: float
@@ -57,7 +61,11 @@ class Part:
 def lint(part: str) -> Outcome:
     """Run the linters."""
     started = time.monotonic()
-    wrong = tuple(" ".join(linter) for linter in LINTERS if subprocess.run([sys.executable, "-m", *linter], cwd=ROOT, check=False).returncode)
+    wrong = tuple(
+        " ".join(linter)
+        for linter in LINTERS
+        if subprocess.run([sys.executable, "-m", *linter], cwd=ROOT, check=False).returncode
+    )
     return Outcome(part, time.monotonic() - started, len(LINTERS) - len(wrong), wrong)
 
 
@@ -73,13 +81,27 @@ def in_a_room(target: str) -> Outcome:
 
 
 def pytest(part: str, name: str, arguments: Sequence[str], before: Sequence[str]) -> Outcome:
-    """Run pytest with *arguments*, by the command *before*; what it said is printed when it has ended, so that two do not mix."""
+    """Run pytest with *arguments*, by the command *before*; what it said is printed when it has
+    ended, so that two do not mix.
+    """
     started = time.monotonic()
     report, log = REPORTS / f"{name}.xml", REPORTS / f"{name}.log"
     report.unlink(missing_ok=True)
-    argv = [*before, sys.executable, "-m", "pytest", "-q", *arguments, f"--junitxml={report}", "-o", "junit_family=xunit1"]
+    argv = [
+        *before,
+        sys.executable,
+        "-m",
+        "pytest",
+        "-q",
+        *arguments,
+        f"--junitxml={report}",
+        "-o",
+        "junit_family=xunit1",
+    ]
     with log.open("wb") as output:
-        code = subprocess.run(argv, cwd=ROOT, stdin=subprocess.DEVNULL, stdout=output, stderr=output, check=False).returncode
+        code = subprocess.run(
+            argv, cwd=ROOT, stdin=subprocess.DEVNULL, stdout=output, stderr=output, check=False
+        ).returncode
     passed, failed = read(report)
     if code and not all(failed or ("",)):  # it ended before it could say what failed
         failed = (arguments[0],)
@@ -90,7 +112,9 @@ def pytest(part: str, name: str, arguments: Sequence[str], before: Sequence[str]
 
 
 def read(report: Path) -> tuple[int, tuple[str, ...]]:
-    """Return how many tests passed, and what to run again, empty where it is not said; a skipped test has failed: tests must not skip."""
+    """Return how many tests passed, and what to run again, empty where it is not said; a skipped
+    test has failed: tests must not skip.
+    """
     if not report.exists():
         return 0, ()
     passed, failed = 0, []
@@ -149,7 +173,10 @@ def summary(parts: dict[str, Part], seconds: float) -> None:
         for target in part.failed:
             print(f"FAILED {target}")
     passed = sum(part.passed + len(part.unsteady) for part in parts.values())
-    print(f"\n{seconds:.0f} s in all, parts side by side\n{passed} passed, {sum(len(part.failed) for part in parts.values())} failed")
+    print(
+        f"\n{seconds:.0f} s in all, parts side by side\n{passed} passed, "
+        f"{sum(len(part.failed) for part in parts.values())} failed"
+    )
 
 
 def main(wanted: list[str]) -> int:

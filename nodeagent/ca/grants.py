@@ -39,7 +39,9 @@ class Grants:
         except IdentityError as error:
             raise Refusal("INVALID_ARGUMENT", f"ImpersonatedIdentity: {error}") from None
         if caller.identity not in self.node_agents:
-            raise Refusal("PERMISSION_DENIED", f"{caller.identity} is no node's agent and may only have its own identity")
+            raise Refusal(
+                "PERMISSION_DENIED", f"{caller.identity} is no node's agent and may only have its own identity"
+            )
         if not caller.node:
             raise Refusal("PERMISSION_DENIED", f"the token of {caller.identity} does not say on which node it is")
         if impersonated not in self.identities_on(caller.node):

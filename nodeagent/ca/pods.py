@@ -1,7 +1,9 @@
-"""Which service accounts have pods on which node, from the cluster's state (``source``), kept up to date.
+"""Which service accounts have pods on which node, from the cluster's state (``source``), kept up to
+date.
 
-The rules are those of Istio's node authorizer (``security/pkg/server/ca/node_auth.go``). Of pods, a node may make only mirrors of
-its static ones (admission plugin NodeRestriction), in any namespace: so no mirror gives its node an identity.
+The rules are those of Istio's node authorizer (``security/pkg/server/ca/node_auth.go``). Of pods, a
+node may make only mirrors of its static ones (admission plugin NodeRestriction), in any namespace:
+so no mirror gives its node an identity.
 """
 
 from __future__ import annotations
@@ -60,5 +62,11 @@ class Pods:
 
 
 def _accountable(pod: Pod) -> bool:
-    """Say whether *pod* names its account itself and is no mirror of a static pod, by annotation or by owner (KEP-1314)."""
-    return bool(pod.service_account) and MIRROR not in pod.annotations and all(owner.kind != "Node" for owner in pod.owners)
+    """Say whether *pod* names its account itself and is no mirror of a static pod, by annotation or
+    by owner (KEP-1314).
+    """
+    return (
+        bool(pod.service_account)
+        and MIRROR not in pod.annotations
+        and all(owner.kind != "Node" for owner in pod.owners)
+    )

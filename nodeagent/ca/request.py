@@ -1,4 +1,6 @@
-"""A certificate signing request (PKCS#10) from outside: all that is taken from it is the key, once its owner has proved to hold it."""
+"""A certificate signing request (PKCS#10) from outside: all that is taken from it is the key, once
+its owner has proved to hold it.
+"""
 
 from __future__ import annotations
 
@@ -21,8 +23,8 @@ RSA_BITS: Final = range(2048, 8193)
 def public_key(csr: str, identity: SpiffeId) -> CERTIFICATE_PUBLIC_KEY_TYPES:
     """Return the key that *csr* (PEM) asks a certificate for.
 
-    Its names are never used; those that are not *identity* are refused, as the caller would not get what it asked for.
-    Raises Refusal.
+    Its names are never used; those that are not *identity* are refused, as the caller would not get
+    what it asked for. Raises Refusal.
     """
     if len(csr) > MAX_BYTES:
         raise Refusal("INVALID_ARGUMENT", f"csr: {len(csr)} characters, at most {MAX_BYTES} are allowed")
@@ -45,4 +47,6 @@ def public_key(csr: str, identity: SpiffeId) -> CERTIFICATE_PUBLIC_KEY_TYPES:
             return key
         case ed25519.Ed25519PublicKey():
             return key
-    raise Refusal("INVALID_ARGUMENT", "csr: allowed are keys on P-256, P-384 or P-521, Ed25519, and RSA of 2048 to 8192 bits")
+    raise Refusal(
+        "INVALID_ARGUMENT", "csr: allowed are keys on P-256, P-384 or P-521, Ed25519, and RSA of 2048 to 8192 bits"
+    )

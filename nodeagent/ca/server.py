@@ -1,4 +1,6 @@
-"""``nodeagent ca serve``: Istio's certificate service with gRPC over TLS, its own certificate issued by the authority it serves."""
+"""``nodeagent ca serve``: Istio's certificate service with gRPC over TLS, its own certificate
+issued by the authority it serves.
+"""
 
 from __future__ import annotations
 
@@ -51,19 +53,31 @@ class Server:
         self._pods = Pods(config.trust_domain)
         agents = frozenset(spiffe_id(config.trust_domain, *account.split("/")) for account in config.node_agents)
         grants = Grants(config.trust_domain, agents, self._pods.identities_on)
-        self._service = Service(self._authority, _validators(config, self._pods), grants, Rates(config.requests_per_second), config.max_ttl_seconds)
+        self._service = Service(
+            self._authority,
+            _validators(config, self._pods),
+            grants,
+            Rates(config.requests_per_second),
+            config.max_ttl_seconds,
+        )
         self._source = DirectorySource(config.source)
         self._server: Any = None
         self.port = 0
 
     async def start(self) -> None:
-        """Read the cluster's state, then listen. Raises ConfigError, KernelError, and ControlError when the address cannot be had."""
+        """Read the cluster's state, then listen. Raises ConfigError, KernelError, and ControlError
+        when the address cannot be had.
+        """
         self._pods.apply(await self._source.batch())
         self._server = grpc.aio.server(options=OPTIONS, maximum_concurrent_rpcs=MAX_REQUESTS)
-        handler = grpc.unary_unary_rpc_method_handler(self._create, IstioCertificateRequest.FromString, IstioCertificateResponse.SerializeToString)
+        handler = grpc.unary_unary_rpc_method_handler(
+            self._create, IstioCertificateRequest.FromString, IstioCertificateResponse.SerializeToString
+        )
         self._server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE, {METHOD: handler}),))
         shown = Credentials(self._serving)
-        credentials = grpc.dynamic_ssl_server_credentials(shown.current(), shown.changed, require_client_authentication=False)
+        credentials = grpc.dynamic_ssl_server_credentials(
+            shown.current(), shown.changed, require_client_authentication=False
+        )
         host = f"[{self._config.address}]" if ":" in self._config.address else self._config.address
         try:
             self.port = self._server.add_secure_port(f"{host}:{self._config.port}", credentials)
@@ -73,7 +87,12 @@ class Server:
 
     async def run(self) -> None:
         """Keep up with the cluster's pods and the authority's directory until cancelled."""
-        await kept({"the reader of the source": lambda: self._pods.follow(self._source), "the look at the authority": self._look})
+        await kept(
+            {
+                "the reader of the source": lambda: self._pods.follow(self._source),
+                "the look at the authority": self._look,
+            }
+        )
 
     async def stop(self) -> None:
         """Let requests under way end, then close."""
@@ -87,10 +106,16 @@ class Server:
 
     async def _create(self, request: Any, context: Any) -> Any:
         metadata = dict(context.invocation_metadata())
-        impersonated = request.metadata.fields["ImpersonatedIdentity"].string_value if "ImpersonatedIdentity" in request.metadata.fields else ""
+        impersonated = (
+            request.metadata.fields["ImpersonatedIdentity"].string_value
+            if "ImpersonatedIdentity" in request.metadata.fields
+            else ""
+        )
         try:
             with translated(IdentityError, "the request cannot be served"):
-                issued = self._service.create(str(metadata.get("authorization", "")), request.csr, request.validity_duration, impersonated)
+                issued = self._service.create(
+                    str(metadata.get("authorization", "")), request.csr, request.validity_duration, impersonated
+                )
         except Refusal as refusal:
             log.warning("%s: refused: %s: %s", context.peer(), refusal.status, refusal)
             await context.abort(grpc.StatusCode[refusal.status], str(refusal))
@@ -98,7 +123,14 @@ class Server:
             log.error("%s: not issued: %s", context.peer(), error)
             await context.abort(grpc.StatusCode.INTERNAL, "the authority cannot issue now: see its log")
         else:
-            log.info("%s: issued %s for %s to %s, %.0f s", context.peer(), issued.serial, issued.identity, issued.caller.identity, issued.ttl_seconds)
+            log.info(
+                "%s: issued %s for %s to %s, %.0f s",
+                context.peer(),
+                issued.serial,
+                issued.identity,
+                issued.caller.identity,
+                issued.ttl_seconds,
+            )
             return IstioCertificateResponse(cert_chain=issued.chain)
 
 
@@ -124,7 +156,9 @@ def _validators(config: CaConfig, pods: Pods) -> list[Validator]:
     if config.authentication.token_file is not None:
         validators.append(StaticTokens(config.authentication.token_file, config.trust_domain))
     if config.authentication.service_account_tokens is not None:
-        validators.append(ServiceAccountValidator(config.authentication.service_account_tokens, config.trust_domain, pods.live))
+        validators.append(
+            ServiceAccountValidator(config.authentication.service_account_tokens, config.trust_domain, pods.live)
+        )
     return validators
 
 

@@ -48,19 +48,36 @@ class Rates:
         if len(self._buckets) > MAX_CALLERS:
             self._buckets.popitem(last=False)
         if left < 1:
-            raise Refusal("RESOURCE_EXHAUSTED", f"more than {self._per_second:g} requests a second by {caller.identity}")
+            raise Refusal(
+                "RESOURCE_EXHAUSTED", f"more than {self._per_second:g} requests a second by {caller.identity}"
+            )
 
 
 class Service:
     """Answers requests one at a time."""
 
-    def __init__(self, authority: CertificateAuthority, validators: Sequence[tokens.Validator], grants: Grants, rates: Rates, max_ttl_seconds: float) -> None:
-        self._authority, self._validators, self._grants, self._rates, self._max_ttl_seconds = authority, validators, grants, rates, max_ttl_seconds
+    def __init__(
+        self,
+        authority: CertificateAuthority,
+        validators: Sequence[tokens.Validator],
+        grants: Grants,
+        rates: Rates,
+        max_ttl_seconds: float,
+    ) -> None:
+        self._authority, self._validators, self._grants, self._rates, self._max_ttl_seconds = (
+            authority,
+            validators,
+            grants,
+            rates,
+            max_ttl_seconds,
+        )
 
     def create(self, authorization: str, csr: str, validity_seconds: int, impersonated: str) -> Issued:
-        """Return a certificate for the key of *csr*; the names are the caller's, never the request's. Raises Refusal, IdentityError.
+        """Return a certificate for the key of *csr*; the names are the caller's, never the
+        request's. Raises Refusal, IdentityError.
 
-        *validity_seconds* 0: as long as is allowed, which is also the most that is given (Istio's rule).
+        *validity_seconds* 0: as long as is allowed, which is also the most that is given (Istio's
+        rule).
         """
         caller = tokens.validate(self._validators, tokens.bearer(authorization))
         self._rates.take(caller)

@@ -1,4 +1,6 @@
-"""Kubernetes' tokens for pods (TokenRequest, KEP-1205): JWTs by the API server, bound to a service account, a pod and its node."""
+"""Kubernetes' tokens for pods (TokenRequest, KEP-1205): JWTs by the API server, bound to a service
+account, a pod and its node.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +28,9 @@ Live = Callable[[str, str, str], Pod | None]
 class ServiceAccountValidator:
     """Knows tokens of one issuer; others are of another kind."""
 
-    def __init__(self, settings: ServiceAccountTokens, trust_domain: str, live: Live, clock: Callable[[], float] = time.time) -> None:
+    def __init__(
+        self, settings: ServiceAccountTokens, trust_domain: str, live: Live, clock: Callable[[], float] = time.time
+    ) -> None:
         """Raises IdentityError when the keys cannot be read."""
         self._settings, self._trust_domain, self._live, self._clock = settings, trust_domain, live, clock
         self._keys = WatchedFile(settings.keys, jwks, private=False)
@@ -54,13 +58,23 @@ class ServiceAccountValidator:
         if now < token.not_before - SKEW_SECONDS:
             raise Refusal("UNAUTHENTICATED", "the token does not hold yet")
         if not any(audience in token.audiences for audience in self._settings.audiences):
-            raise Refusal("UNAUTHENTICATED", f"the token is not for {' or '.join(self._settings.audiences)}: see the projected volume's audience")
+            raise Refusal(
+                "UNAUTHENTICATED",
+                f"the token is not for {' or '.join(self._settings.audiences)}: see the projected volume's audience",
+            )
 
     def _caller(self, claims: Mapping[str, Any]) -> Caller:
         kubernetes = _mapping(claims.get("kubernetes.io"))
         namespace, account = kubernetes.get("namespace"), _mapping(kubernetes.get("serviceaccount")).get("name")
-        if not isinstance(namespace, str) or not isinstance(account, str) or claims.get("sub") != f"system:serviceaccount:{namespace}:{account}":
-            raise Refusal("UNAUTHENTICATED", "the token is not a service account's: its subject and its kubernetes.io claims do not fit together")
+        if (
+            not isinstance(namespace, str)
+            or not isinstance(account, str)
+            or claims.get("sub") != f"system:serviceaccount:{namespace}:{account}"
+        ):
+            raise Refusal(
+                "UNAUTHENTICATED",
+                "the token is not a service account's: its subject and its kubernetes.io claims do not fit together",
+            )
         try:
             identity = spiffe_id(self._trust_domain, namespace, account)
         except IdentityError as error:
@@ -70,23 +84,36 @@ class ServiceAccountValidator:
         return Caller(identity, self._node(namespace, account, kubernetes))
 
     def _node(self, namespace: str, account: str, kubernetes: Mapping[str, Any]) -> str:
-        """Return the node of the live pod that the token is bound to: what the cluster says, which the token may only confirm. Raises Refusal."""
+        """Return the node of the live pod that the token is bound to: what the cluster says, which
+        the token may only confirm. Raises Refusal.
+        """
         claimed = _mapping(kubernetes["pod"])
         name, uid = str(claimed.get("name")), str(claimed.get("uid"))
         pod = self._live(namespace, name, uid)
         if pod is None:
             which = f"{printable([name])}, uid {printable([uid])},"
-            raise Refusal("UNAUTHENTICATED", f"the token's pod {which} does not run in {namespace}; if it has just begun, ask again")
+            raise Refusal(
+                "UNAUTHENTICATED",
+                f"the token's pod {which} does not run in {namespace}; if it has just begun, ask again",
+            )
         if pod.service_account != account:
-            raise Refusal("UNAUTHENTICATED", f"the token is of {account}, and its pod {namespace}/{pod.name} runs as {pod.service_account}")
+            raise Refusal(
+                "UNAUTHENTICATED",
+                f"the token is of {account}, and its pod {namespace}/{pod.name} runs as {pod.service_account}",
+            )
         # Since Kubernetes 1.30 a token names its node as well.
         if "node" in kubernetes and _mapping(kubernetes["node"]).get("name") != pod.node:
-            raise Refusal("UNAUTHENTICATED", f"the token names another node than {pod.node}, on which its pod {namespace}/{pod.name} is")
+            raise Refusal(
+                "UNAUTHENTICATED",
+                f"the token names another node than {pod.node}, on which its pod {namespace}/{pod.name} is",
+            )
         return pod.node
 
 
 def jwks(content: bytes) -> KeySet:
-    """Return the keys of a JWKS document (RFC 7517); what is no key to verify with is left out. Raises IdentityError."""
+    """Return the keys of a JWKS document (RFC 7517); what is no key to verify with is left out.
+    Raises IdentityError.
+    """
     try:
         keys = KeySet(content.decode())
     except UnicodeDecodeError:

@@ -47,7 +47,9 @@ class Authentication(Section):
     """How callers prove who they are: at least one."""
 
     token_file: Path | None = None
-    """For labs and tests: YAML, a list of {token, account: NAMESPACE/NAME, node}; mode 0600; read anew when it changes."""
+    """For labs and tests: YAML, a list of {token, account: NAMESPACE/NAME, node}; mode 0600; read
+    anew when it changes.
+    """
     service_account_tokens: ServiceAccountTokens | None = None
 
     @model_validator(mode="after")

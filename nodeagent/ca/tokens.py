@@ -1,4 +1,6 @@
-"""Who a bearer token proves to be calling. A validator says nothing about tokens of other kinds; nobody ever repeats the token."""
+"""Who a bearer token proves to be calling. A validator says nothing about tokens of other kinds;
+nobody ever repeats the token.
+"""
 
 from __future__ import annotations
 
@@ -51,7 +53,9 @@ def validate(validators: Iterable[Validator], token: str) -> Caller:
 
 
 class WatchedFile(Generic[T]):
-    """A file's meaning, read anew when the file changes; what was good last stays in force when the new content is wrong."""
+    """A file's meaning, read anew when the file changes; what was good last stays in force when the
+    new content is wrong.
+    """
 
     def __init__(self, path: Path, parse: Callable[[bytes], T], *, private: bool) -> None:
         """Read it. Raises IdentityError."""
@@ -75,7 +79,10 @@ class WatchedFile(Generic[T]):
         except OSError as error:
             raise IdentityError(f"{self._path}: {error.strerror}") from None
         if self._private and status.st_mode & 0o077:
-            raise IdentityError(f"{self._path}: others than its owner may read or write it: chmod 600 it, and replace the tokens if they may have been copied")
+            raise IdentityError(
+                f"{self._path}: others than its owner may read or write it: chmod 600 it, and replace the tokens "
+                "if they may have been copied"
+            )
         return (status.st_ino, status.st_mtime_ns, status.st_size)
 
     def _load(self) -> T:
@@ -129,5 +136,7 @@ class StaticTokens:
             namespace, _, name = row.account.partition("/")
             if len(row.token) < 16:
                 raise IdentityError(f"the token of {row.account}: at least 16 characters are expected")
-            callers[sha256(row.token.encode()).digest()] = Caller(spiffe_id(self._trust_domain, namespace, name), row.node)
+            callers[sha256(row.token.encode()).digest()] = Caller(
+                spiffe_id(self._trust_domain, namespace, name), row.node
+            )
         return callers

@@ -1,4 +1,6 @@
-"""Finding running agents and asking them: which ones a command line means, and the client of their admin API, over its unix socket or TCP."""
+"""Finding running agents and asking them: which ones a command line means, and the client of their
+admin API, over its unix socket or TCP.
+"""
 
 from __future__ import annotations
 
@@ -23,6 +25,7 @@ LAB_SOCKETS: Final = "lab/*/*/run/admin.sock"
 """Below the folder of SOCKET: lab's name, node's name."""
 _TIMEOUT_SECONDS: Final = 60.0
 _ADMIN_HELP: Final = "The agent at http://HOST:PORT, or at the path of its admin.sock.  [env: NODEAGENT_ADMIN]"
+
 
 @dataclass(frozen=True, slots=True)
 class Agent:
@@ -52,12 +55,19 @@ class Agent:
             if response.status == http.client.BAD_REQUEST:  # the question is wrong, not the way it took
                 raise ControlError(f"{self.name}: {body.decode(errors='replace').strip()[:200]}")
             if response.status != http.client.OK:
-                raise ControlError(f"{self.address}: {method} {path}: {response.status} {body.decode(errors='replace').strip()[:200]}")
+                raise ControlError(
+                    f"{self.address}: {method} {path}: {response.status} {body.decode(errors='replace').strip()[:200]}"
+                )
             return json.loads(body)
         except (OSError, http.client.HTTPException) as error:
-            raise ControlError(f"{self.address}: {error.strerror if isinstance(error, OSError) and error.strerror else error}: does the agent run?") from None
+            raise ControlError(
+                f"{self.address}: {error.strerror if isinstance(error, OSError) and error.strerror else error}: "
+                "does the agent run?"
+            ) from None
         except ValueError:
-            raise ControlError(f"{self.address}: {method} {path}: the answer is not JSON: is this an agent's admin port?") from None
+            raise ControlError(
+                f"{self.address}: {method} {path}: the answer is not JSON: is this an agent's admin port?"
+            ) from None
         finally:
             connection.close()
 
@@ -73,17 +83,26 @@ class Choice:
 
 
 def choosing(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Give *command* the options that say which agents are meant; it is called with them as ``agents``, a list of at least one Agent."""
+    """Give *command* the options that say which agents are meant; it is called with them as
+    ``agents``, a list of at least one Agent.
+    """
 
     @click.option("--name", "lab", metavar="LAB", help="The agents of this lab.")
     @click.option("--node", metavar="NODE", help="The agent of this node.")
-    @click.option("--all", "every", is_flag=True, help="Every agent that runs on this machine. Without any of these: the only one.")
+    @click.option(
+        "--all",
+        "every",
+        is_flag=True,
+        help="Every agent that runs on this machine. Without any of these: the only one.",
+    )
     @click.option("--admin", envvar="NODEAGENT_ADMIN", metavar="ADDRESS", help=_ADMIN_HELP)
     @functools.wraps(command)
     def chosen(*values: Any, admin: str | None, lab: str | None, node: str | None, every: bool, **others: Any) -> Any:
         if admin and (lab or node or every):
             if click.get_current_context().get_parameter_source("admin") is not ParameterSource.ENVIRONMENT:
-                raise click.UsageError("--admin names one agent; leave out --name, --node and --all", click.get_current_context())
+                raise click.UsageError(
+                    "--admin names one agent; leave out --name, --node and --all", click.get_current_context()
+                )
             admin = None  # what is said beats what was set once
         return command(*values, agents=find(Choice(admin, lab, node, every)), **others)
 
@@ -93,21 +112,29 @@ def choosing(command: Callable[..., Any]) -> Callable[..., Any]:
 def find(choice: Choice, base: Path = SOCKET.parent) -> list[Agent]:
     """Return the agents that *choice* means, of those that listen on a socket below *base*.
 
-    Raises ControlError when there is none, and click.UsageError when several run and nothing says that all of them, or a lab's, are meant.
+    Raises ControlError when there is none, and click.UsageError when several run and nothing says
+    that all of them, or a lab's, are meant.
     """
     if choice.admin:
         return [Agent(choice.admin, choice.admin)]
     running = _running(base)
     if not running:
         where = f"{base / SOCKET.name} or {base / LAB_SOCKETS}"
-        raise ControlError(f"no agent runs here: nothing listens on {where}; see nodeagent run and nodeagent lab up, or name one with --admin")
+        raise ControlError(
+            f"no agent runs here: nothing listens on {where}; see nodeagent run and nodeagent lab up, or name one "
+            "with --admin"
+        )
     found = [agent for agent in running if choice.lab in (None, agent.lab) and choice.node in (None, agent.node)]
     if not found:
-        wanted = " ".join(f"--{flag} {value}" for flag, value in (("name", choice.lab), ("node", choice.node)) if value is not None)
+        wanted = " ".join(
+            f"--{flag} {value}" for flag, value in (("name", choice.lab), ("node", choice.node)) if value is not None
+        )
         raise ControlError(f"no agent is meant by {wanted}; running: {_names(running)}")
     if len(found) > 1 and not choice.every and choice.lab is None:
         ask = "which one is meant? Say --name LAB, --node NODE, --admin ADDRESS, or --all"
-        raise click.UsageError(f"{len(found)} agents run here ({_names(found)}): {ask}", click.get_current_context(silent=True))
+        raise click.UsageError(
+            f"{len(found)} agents run here ({_names(found)}): {ask}", click.get_current_context(silent=True)
+        )
     return found
 
 

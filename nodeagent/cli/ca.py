@@ -17,7 +17,13 @@ def ca() -> None:
 
 @ca.command(short_help="Serve Istio's certificate protocol until SIGTERM.")
 @click.option(
-    "-c", "--config", "path", type=click.Path(path_type=Path), default="/etc/nodeagent/ca.yaml", show_default=True, help="The service's configuration."
+    "-c",
+    "--config",
+    "path",
+    type=click.Path(path_type=Path),
+    default="/etc/nodeagent/ca.yaml",
+    show_default=True,
+    help="The service's configuration.",
 )
 def serve(path: Path) -> None:
     """Serve Istio's certificate protocol (gRPC over TLS) until SIGTERM."""
@@ -34,10 +40,17 @@ def serve(path: Path) -> None:
 
 @ca.command("rotate-root", short_help="Exchange the root without a refused connection.")
 @click.argument("step", type=click.Choice(["prepare", "switch", "finish"]))
-@click.option("-d", "--directory", type=click.Path(path_type=Path), required=True, help="The authority's directory (identity.caDirectory).")
+@click.option(
+    "-d",
+    "--directory",
+    type=click.Path(path_type=Path),
+    required=True,
+    help="The authority's directory (identity.caDirectory).",
+)
 @click.option(
     "--after", default=SETTLED, show_default=True, type=click.FloatRange(min=0),
-    help="Refuse unless the step before was taken so many seconds ago. Agents that share the directory follow within seconds; those that use "
+    help="Refuse unless the step before was taken so many seconds ago. Agents that share the directory follow "
+"within seconds; those that use "
     "`nodeagent ca serve` hold certificates of the old root for up to identity.ttlSeconds: give that before `finish`.",
 )  # fmt: skip
 def rotate_root(step: str, directory: Path, after: float) -> None:
@@ -57,9 +70,14 @@ def rotate_root(step: str, directory: Path, after: float) -> None:
     since = now - authority_directory.last_step(directory)
     if step != "prepare" and since < after:
         raise IdentityError(
-            f"{directory}: the step before was taken {since:.0f} s ago: wait until it is in force everywhere, {after - since:.0f} s more, or give --after"
+            f"{directory}: the step before was taken {since:.0f} s ago: wait until it is in force everywhere, "
+            f"{after - since:.0f} s more, or give --after"
         )
-    {"prepare": authority_directory.prepare, "switch": authority_directory.switch, "finish": authority_directory.finish}[step](directory, now)
+    {
+        "prepare": authority_directory.prepare,
+        "switch": authority_directory.switch,
+        "finish": authority_directory.finish,
+    }[step](directory, now)
     then = {
         "prepare": "the new root is trusted beside the old one; next: switch",
         "switch": "the new root signs; next, when no certificate of the old root is held any more: finish",

@@ -23,7 +23,10 @@ COLUMNS: Final = (
 
 
 WITHOUT_DAEMON: Final = {
-    "policy": "pods that a policy protects are refused, but for declared probes; others pass; the kernel path goes on for redirect.kernelPathTimeoutSeconds",
+    "policy": (
+        "pods that a policy protects are refused, but for declared probes; others pass; the kernel path goes "
+        "on for redirect.kernelPathTimeoutSeconds"
+    ),
     "pass": "all pods pass, whatever protects them",
     "refuse": "all pods are refused; the kernel path goes on for redirect.kernelPathTimeoutSeconds",
 }
@@ -31,23 +34,45 @@ WITHOUT_DAEMON: Final = {
 
 
 @click.command()
-@click.option("-c", "--config", "path", type=click.Path(path_type=Path), default=AGENT_YAML, show_default=True, help="The daemon's configuration.")
+@click.option(
+    "-c",
+    "--config",
+    "path",
+    type=click.Path(path_type=Path),
+    default=AGENT_YAML,
+    show_default=True,
+    help="The daemon's configuration.",
+)
 @output_option
 def check(path: Path, output: Output) -> int:
     """Try each thing that the agent needs of this machine; exit 1 when one is missing."""
     if os.geteuid():
-        raise KernelError("checking means to load BPF programs and to make network namespaces: run it as root, which the agent needs to be as well")
+        raise KernelError(
+            "checking means to load BPF programs and to make network namespaces: run it as root, which the agent "
+            "needs to be as well"
+        )
     from nodeagent.config import load
     from nodeagent.redirect import probes
 
     setting = load(path).redirect.when_dead if path != AGENT_YAML or path.exists() else "policy"
-    findings = [*probes.run(), probes.Finding("while no daemon lives", True, True, f"{WITHOUT_DAEMON[setting]} (redirect.whenDead: {setting})", "")]
-    rows: list[dict[str, Any]] = [{**asdict(finding), "state": _state(finding.ok, finding.needed)} for finding in findings]
+    findings = [
+        *probes.run(),
+        probes.Finding(
+            "while no daemon lives", True, True, f"{WITHOUT_DAEMON[setting]} (redirect.whenDead: {setting})", ""
+        ),
+    ]
+    rows: list[dict[str, Any]] = [
+        {**asdict(finding), "state": _state(finding.ok, finding.needed)} for finding in findings
+    ]
     emit(rows, COLUMNS, output)
     missing = [row["feature"] for row in rows if row["state"] == "missing"]
     if output == "table":
         kernel = f"Linux {platform.release()} on {platform.machine()}"
-        click.echo(f"\n{kernel}: the agent cannot work here without {', '.join(missing)}." if missing else f"\n{kernel}: the agent can work here.")
+        click.echo(
+            f"\n{kernel}: the agent cannot work here without {', '.join(missing)}."
+            if missing
+            else f"\n{kernel}: the agent can work here."
+        )
     return 1 if missing else 0
 
 

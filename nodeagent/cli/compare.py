@@ -27,7 +27,9 @@ from nodeagent.errors import NodeagentError
 _MAIN: Final = ("direct", "nodeagent", "nodeagent-kernel", "sidecar", "envoy")
 _WORKLOADS: Final[tuple[Workload, ...]] = ("http", "http-authz", "tcp", "tcp-churn", "chain5", "cross-node", "bulk")
 PROFILES: Final = {
-    "full": Plan(MODES, _WORKLOADS, rounds=3, seconds=2, rates=(500, 2000, 5000), scale=(1, 10, 50, 100), switches=True),
+    "full": Plan(
+        MODES, _WORKLOADS, rounds=3, seconds=2, rates=(500, 2000, 5000), scale=(1, 10, 50, 100), switches=True
+    ),
     "quick": Plan(_MAIN, ("http", "tcp"), rounds=2, seconds=2),
     "bench": Plan(MODES, (*_WORKLOADS, "bulk-cross-node"), rounds=5, seconds=2, scale=(2, 100), variants=True),
 }
@@ -59,25 +61,76 @@ def _numbers(least: int, most: int) -> Callable[[click.Context, click.Parameter,
 
 
 @click.command()
-@click.option("--quick", "profile", flag_value="quick", help="The five main modes, http and tcp only, in less than 3 minutes.")
-@click.option("--bench", "profile", flag_value="bench", help="What this project holds itself to: five rounds, and the modes' variants.")
+@click.option(
+    "--quick", "profile", flag_value="quick", help="The five main modes, http and tcp only, in less than 3 minutes."
+)
+@click.option(
+    "--bench",
+    "profile",
+    flag_value="bench",
+    help="What this project holds itself to: five rounds, and the modes' variants.",
+)
 @click.option("--modes", callback=_names(MODES), metavar="A,B,…", help=f"Some of: {', '.join(MODES)}.")
 @click.option("--workloads", callback=_names(_KNOWN), metavar="A,B,…", help=f"Some of: {', '.join(_KNOWN)}.")
 @click.option("--rounds", type=click.IntRange(1, 600), help="How often all figures are measured in turn.")
 @click.option("--seconds", type=click.IntRange(1, 600), help="Of load for each figure and round.")
-@click.option("--rates", callback=_numbers(1, 200_000), metavar="N,N,…", help="Requests/s of the open loop; none leaves it out.")
-@click.option("--scale", callback=_numbers(1, 250), metavar="N,N,…", help="Numbers of idle pods to measure memory and CPU with; none leaves it out.")
-@click.option("--switches/--no-switches", default=None, help="Measure what buffer size, pooling and native sidecars change.")
-@click.option("--manifest", "files", multiple=True, metavar="FILE|DIR", help="Compare on your own YAML instead; takes --from and --url.")
-@click.option("--from", "source", metavar="[NAMESPACE/]POD", help="With --manifest: the pod that asks (deploy/NAME: its first).")
+@click.option(
+    "--rates", callback=_numbers(1, 200_000), metavar="N,N,…", help="Requests/s of the open loop; none leaves it out."
+)
+@click.option(
+    "--scale",
+    callback=_numbers(1, 250),
+    metavar="N,N,…",
+    help="Numbers of idle pods to measure memory and CPU with; none leaves it out.",
+)
+@click.option(
+    "--switches/--no-switches", default=None, help="Measure what buffer size, pooling and native sidecars change."
+)
+@click.option(
+    "--manifest",
+    "files",
+    multiple=True,
+    metavar="FILE|DIR",
+    help="Compare on your own YAML instead; takes --from and --url.",
+)
+@click.option(
+    "--from", "source", metavar="[NAMESPACE/]POD", help="With --manifest: the pod that asks (deploy/NAME: its first)."
+)
 @click.option("--url", metavar="URL", help="With --manifest: what it asks, such as http://web.shop:8080/.")
-@click.option("--estimate", "estimated", multiple=True, metavar="FILE", help="Measure nothing: what sidecars take in a cluster, by its pods (YAML or JSON).")
-@click.option("--top", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="With --estimate: the output of kubectl top pods -A --containers.")
-@click.option("--nodes", type=click.IntRange(1, 100_000), help="With --estimate: on how many nodes the pods run, where they do not say.")
-@click.option("--against", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="The JSON of an earlier run, to set its ratios beside these.")
-@click.option("--report", type=click.Path(file_okay=False, path_type=Path), metavar="DIR", help="Write an HTML page with charts, and the JSON, into DIR.")
-@click.option("--output", type=click.Path(dir_okay=False, path_type=Path), metavar="FILE", help="Write the JSON into FILE.")
-@click.option("-o", "form", type=click.Choice(["table", "json"]), default="table", show_default=True, help="How to print.")
+@click.option(
+    "--estimate",
+    "estimated",
+    multiple=True,
+    metavar="FILE",
+    help="Measure nothing: what sidecars take in a cluster, by its pods (YAML or JSON).",
+)
+@click.option(
+    "--top",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="With --estimate: the output of kubectl top pods -A --containers.",
+)
+@click.option(
+    "--nodes",
+    type=click.IntRange(1, 100_000),
+    help="With --estimate: on how many nodes the pods run, where they do not say.",
+)
+@click.option(
+    "--against",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="The JSON of an earlier run, to set its ratios beside these.",
+)
+@click.option(
+    "--report",
+    type=click.Path(file_okay=False, path_type=Path),
+    metavar="DIR",
+    help="Write an HTML page with charts, and the JSON, into DIR.",
+)
+@click.option(
+    "--output", type=click.Path(dir_okay=False, path_type=Path), metavar="FILE", help="Write the JSON into FILE."
+)
+@click.option(
+    "-o", "form", type=click.Choice(["table", "json"]), default="table", show_default=True, help="How to print."
+)
 def compare(
     profile: str | None,
     estimated: tuple[str, ...],
@@ -89,10 +142,12 @@ def compare(
     form: str,
     **asked: Any,
 ) -> int:
-    """Measure no mesh, the node agent and per-pod sidecars side by side on the same workload; takes root.
+    """Measure no mesh, the node agent and per-pod sidecars side by side on the same workload; takes
+    root.
 
-    Round by round, every mode in turn: compare the ratios of one run, not the figures of two machines. Without options every mode, in less than
-    25 minutes. With --estimate nothing is measured, and nobody need be root.
+    Round by round, every mode in turn: compare the ratios of one run, not the figures of two
+    machines. Without options every mode, in less than 25 minutes. With --estimate nothing is
+    measured, and nobody need be root.
     """
     measured = (profile, against, report, output, *asked.values())
     if estimated and any(value not in (None, ()) for value in measured):
@@ -131,7 +186,13 @@ def _plan(profile: str, files: tuple[str, ...], source: str | None, url: str | N
     first, slash, rest = source.partition("/")
     namespace, pod = ("default", source) if not slash or first in ("deploy", "deployment") else (first, rest)
     unable = ("haproxy", "envoy-hop", "nodeagent-bypass")
-    values |= {"workloads": ("manifest",), "rates": (), "scale": (), "switches": False, "modes": [mode for mode in values["modes"] if mode not in unable]}
+    values |= {
+        "workloads": ("manifest",),
+        "rates": (),
+        "scale": (),
+        "switches": False,
+        "modes": [mode for mode in values["modes"] if mode not in unable],
+    }
     return Plan(**values, files=files, target=Target(namespace, "", 0, pod, url=url))
 
 
@@ -160,11 +221,15 @@ def _carry_out(plan: Plan, results: Results) -> bool:
         signal.signal(number, interrupt)
     started = time.monotonic()
     try:
-        with Progress(TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn(), console=console, transient=True) as shown:
+        with Progress(
+            TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn(), console=console, transient=True
+        ) as shown:
             task = shown.add_task("")
 
             def progress(what: str, done: int, total: int) -> None:
-                if interrupted.is_set():  # an exception that comes while an object is being finalised is ignored by the interpreter
+                # an exception that comes while an object is being finalised is ignored by the
+                # interpreter
+                if interrupted.is_set():
                     raise KeyboardInterrupt
                 shown.update(task, description=what, completed=done, total=total)
 
@@ -181,7 +246,12 @@ def _carry_out(plan: Plan, results: Results) -> bool:
 
 def _show(told: dict[str, Any]) -> None:
     console = _console()
-    for name, table in (("runs", tables.figures), ("ratios", tables.goals), ("scale", tables.scale), ("switches", tables.switches)):
+    for name, table in (
+        ("runs", tables.figures),
+        ("ratios", tables.goals),
+        ("scale", tables.scale),
+        ("switches", tables.switches),
+    ):
         if told[name]:
             console.print(table(told))
     for line in tables.remarks(told):

@@ -20,22 +20,34 @@ COLUMNS: Final = (Column("STAGE", "stage"), Column("WHAT", "words", wrap=True))
 @click.argument("destination", metavar="DST")
 @click.argument("method", default="")
 @click.argument("path", default="/")
-@click.option("-H", "--header", "headers", multiple=True, metavar="'NAME: VALUE'", help="A field of the request; may be given several times.")
+@click.option(
+    "-H",
+    "--header",
+    "headers",
+    multiple=True,
+    metavar="'NAME: VALUE'",
+    help="A field of the request; may be given several times.",
+)
 @choosing
 @output_option
-def explain(source: str, destination: str, method: str, path: str, headers: tuple[str, ...], agents: list[Agent], output: Output) -> None:
+def explain(
+    source: str, destination: str, method: str, path: str, headers: tuple[str, ...], agents: list[Agent], output: Output
+) -> None:
     """Say what would happen to a connection of SRC to DST, or to a request METHOD PATH on it.
 
-    SRC is [NAMESPACE/]POD, an address, a SPIFFE ID, or - for a client without identity; DST is [NAMESPACE/]NAME[:PORT] of a
-    Service or pod, a Service's host, or ADDRESS:PORT. Of several agents the one on DST's node answers. The exit status is 0
-    when it is allowed, 3 when it is refused or depends on more.
+    SRC is [NAMESPACE/]POD, an address, a SPIFFE ID, or - for a client without identity; DST is
+    [NAMESPACE/]NAME[:PORT] of a Service or pod, a Service's host, or ADDRESS:PORT. Of several
+    agents the one on DST's node answers. The exit status is 0 when it is allowed, 3 when it is
+    refused or depends on more.
     """
     for header in headers:
         if ": " not in header:
             raise click.BadParameter(f"{header!r}: NAME: VALUE is expected", param_hint="--header")
     fields = [header.split(": ", 1) for header in headers]
     lines = "\n".join(f"{name.lower()}: {value}" for name, value in fields)
-    question = urlencode({"source": source, "destination": destination, "method": method, "path": path, "headers": lines})
+    question = urlencode(
+        {"source": source, "destination": destination, "method": method, "path": path, "headers": lines}
+    )
     found = [_ask(list(of_lab), question) for _, of_lab in groupby(agents, key=lambda agent: agent.lab)]
     if output == "table":
         for answer in found:
@@ -49,7 +61,9 @@ def explain(source: str, destination: str, method: str, path: str, headers: tupl
 
 
 def _ask(agents: list[Agent], question: str) -> dict[str, Any]:
-    """Return the answer of the agent of a mesh that knows most: the one on the destination's node. Raises ControlError."""
+    """Return the answer of the agent of a mesh that knows most: the one on the destination's node.
+    Raises ControlError.
+    """
     answers, errors = [], []
     for agent in agents:
         try:

@@ -63,7 +63,9 @@ def _destinations(row: Row) -> Iterator[str]:
 
 
 def _names(end: str) -> Iterator[str]:
-    """Yield the names of one end, ``NAMESPACE/POD``, ``NAMESPACE/POD:PORT`` or ``ADDRESS:PORT``: with and without namespace and port."""
+    """Yield the names of one end, ``NAMESPACE/POD``, ``NAMESPACE/POD:PORT`` or ``ADDRESS:PORT``:
+    with and without namespace and port.
+    """
     whole = end if end.endswith("]") or (":" not in end) else end.rpartition(":")[0].strip("[]")
     for name in (end, whole):
         yield name
@@ -88,7 +90,9 @@ def _lasted(row: Row) -> str:
     seconds = max(row["closed"] - row["opened"], 0.0)
     if seconds < 10:
         return f"{seconds:.1f}s"
-    return f"{seconds:.0f}s" if seconds < 100 else f"{seconds / 60:.0f}m" if seconds < 6000 else f"{seconds / 3600:.0f}h"
+    return (
+        f"{seconds:.0f}s" if seconds < 100 else f"{seconds / 60:.0f}m" if seconds < 6000 else f"{seconds / 3600:.0f}h"
+    )
 
 
 def _to(row: Row) -> str:
@@ -102,7 +106,11 @@ def _codes(codes: list[int]) -> str:
 
 def _verdict(row: Row) -> str:
     times = row.get("times", 1)
-    why = " ".join(str(part) for part in (row["reason"], row["policy"] if row["reason"] else "", f"({times} times)" if times > 1 else "") if part)
+    why = " ".join(
+        str(part)
+        for part in (row["reason"], row["policy"] if row["reason"] else "", f"({times} times)" if times > 1 else "")
+        if part
+    )
     return f"{row['verdict']}: {why}" if why else str(row["verdict"])
 
 
@@ -116,8 +124,17 @@ def short(count: float) -> str:
 
 
 COLUMNS: Final = (
-    *(Column("TIME", "opened", clock), Column("LASTED", "lasted", extra=True), Column("FROM", "source", wrap=True), Column("TO", "to", wrap=True)),
-    *(Column("PATH", "path", lambda path: str(path).removeprefix("proxy-")), Column("REQS", "requests", right=True), Column("CODES", "codes", _codes)),
+    *(
+        Column("TIME", "opened", clock),
+        Column("LASTED", "lasted", extra=True),
+        Column("FROM", "source", wrap=True),
+        Column("TO", "to", wrap=True),
+    ),
+    *(
+        Column("PATH", "path", lambda path: str(path).removeprefix("proxy-")),
+        Column("REQS", "requests", right=True),
+        Column("CODES", "codes", _codes),
+    ),
     *(Column("IN", "received", short, right=True, extra=True), Column("OUT", "sent", short, right=True, extra=True)),
     Column("VERDICT", "told", wrap=True),
 )

@@ -40,23 +40,69 @@ def _codes(context: click.Context, parameter: click.Parameter, values: tuple[str
 
 @click.command()
 @click.option("-f", "--follow", is_flag=True, help="Go on printing flows as they open and close.")
-@click.option("--from", "source", default="", metavar="POD", help="By client: [NAMESPACE/]POD, an address, or a SPIFFE ID; * and ? are wildcards.")
-@click.option("--to", "destination", default="", metavar="NAME", help="By server: a Service or pod, with or without namespace and port, or an address.")
+@click.option(
+    "--from",
+    "source",
+    default="",
+    metavar="POD",
+    help="By client: [NAMESPACE/]POD, an address, or a SPIFFE ID; * and ? are wildcards.",
+)
+@click.option(
+    "--to",
+    "destination",
+    default="",
+    metavar="NAME",
+    help="By server: a Service or pod, with or without namespace and port, or an address.",
+)
 @click.option("--namespace", default="", metavar="NAME", help="By the namespace of either side.")
-@click.option("--verdict", "verdicts", multiple=True, type=click.Choice(["allow", "deny", "error", "mixed", "pending"]), help="May be given several times.")
-@click.option("--code", "codes", multiple=True, metavar="CODE", callback=_codes, help="By one of the last status codes: 403, or 5xx; likewise.")
-@click.option("--since", metavar="TIME", callback=_duration, help="Leave out what ended longer ago than that: 30s, 5m, 2h.")
-@click.option("--last", "count", default=20, show_default=True, type=click.IntRange(0), metavar="COUNT", help="How many of those that ended last; 0: all.")
+@click.option(
+    "--verdict",
+    "verdicts",
+    multiple=True,
+    type=click.Choice(["allow", "deny", "error", "mixed", "pending"]),
+    help="May be given several times.",
+)
+@click.option(
+    "--code",
+    "codes",
+    multiple=True,
+    metavar="CODE",
+    callback=_codes,
+    help="By one of the last status codes: 403, or 5xx; likewise.",
+)
+@click.option(
+    "--since", metavar="TIME", callback=_duration, help="Leave out what ended longer ago than that: 30s, 5m, 2h."
+)
+@click.option(
+    "--last",
+    "count",
+    default=20,
+    show_default=True,
+    type=click.IntRange(0),
+    metavar="COUNT",
+    help="How many of those that ended last; 0: all.",
+)
 @click.option("--probes", is_flag=True, help="The kubelet's probes too.")
 @choosing
 @output_option
 def flows(
-    follow: bool, source: str, destination: str, namespace: str, verdicts: tuple[str, ...], codes: tuple[str, ...], since: float | None, count: int,
-    probes: bool, agents: list[Agent], output: Output,
-) -> None:  # fmt: skip
-    """Print the connections of the agents' pods, through the proxy and past it, open ones and those that ended lately.
+    follow: bool,
+    source: str,
+    destination: str,
+    namespace: str,
+    verdicts: tuple[str, ...],
+    codes: tuple[str, ...],
+    since: float | None,
+    count: int,
+    probes: bool,
+    agents: list[Agent],
+    output: Output,
+) -> None:
+    """Print the connections of the agents' pods, through the proxy and past it, open ones and those
+    that ended lately.
 
-    The verdict is that of a connection's requests: allow, deny (by a policy), error (something failed), or mixed.
+    The verdict is that of a connection's requests: allow, deny (by a policy), error (something
+    failed), or mixed.
     """
     start = time.time() - since if since is not None else 0.0
     wanted = Filter(source, destination, namespace, frozenset(verdicts), codes, start, probes)
@@ -75,8 +121,9 @@ def flows(
 def _follow(streams: list[Stream], wanted: Filter, count: int, columns: tuple[Column, ...], output: Output) -> None:
     if output == "table":
         print(_line([column.title for column in columns], columns), flush=True)
-    # Waited for, not handled: an exception while an object is being finalised is ignored by the interpreter, and a handler that
-    # sets an Event waits for ever for its lock where it interrupts the wait for that Event.
+    # Waited for, not handled: an exception while an object is being finalised is ignored by the
+    # interpreter, and a handler that sets an Event waits for ever for its lock where it interrupts
+    # the wait for that Event.
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     _print(last((row for stream in streams for row in stream.poll() if wanted.takes(row)), count), columns, output)
     while not signal.sigtimedwait({signal.SIGINT}, POLL_SECONDS):
@@ -134,5 +181,8 @@ def _rows(agent: Agent, answer: Any) -> list[Row]:
 
 def _line(cells: list[str], columns: tuple[Column, ...]) -> str:
     widths = [_WIDTHS.get(column.title, max(len(column.title), 8)) for column in columns]
-    padded = [text.rjust(width) if column.right else text.ljust(width) for text, width, column in zip(cells, widths, columns, strict=True)]
+    padded = [
+        text.rjust(width) if column.right else text.ljust(width)
+        for text, width, column in zip(cells, widths, columns, strict=True)
+    ]
     return "  ".join(padded).rstrip()

@@ -35,17 +35,36 @@ COLUMNS: Final = {
             Column("DELIVERY", "delivery", _way, extra=True),
             Column("ADDRESSES", "addresses", listed, wrap=True, extra=True),
         ),
-        *(Column("IDENTITY", "identity", wrap=True, extra=True), Column("CONNECTIONS", "connections", right=True, extra=True)),
-        *(Column("LISTENERS", "listeners", right=True, extra=True), Column("REPAIRED", "repaired", right=True, extra=True)),
+        *(
+            Column("IDENTITY", "identity", wrap=True, extra=True),
+            Column("CONNECTIONS", "connections", right=True, extra=True),
+        ),
+        *(
+            Column("LISTENERS", "listeners", right=True, extra=True),
+            Column("REPAIRED", "repaired", right=True, extra=True),
+        ),
         Column("FAULTS", "faults", listed, wrap=True),
     ),
     "certs": (
-        *(Column("IDENTITY", "identity", wrap=True), Column("SERIAL", "serial", extra=True), Column("EXPIRES IN", "not_after", until, right=True)),
+        *(
+            Column("IDENTITY", "identity", wrap=True),
+            Column("SERIAL", "serial", extra=True),
+            Column("EXPIRES IN", "not_after", until, right=True),
+        ),
         *(Column("RENEWED IN", "renew_at", until, right=True), Column("ERROR", "error", wrap=True)),
     ),
     "policies": (
-        *(Column("KIND", "kind"), Column("POLICY", "policy"), Column("ACTION", "action"), Column("SELECTOR", "selector", wrap=True)),
-        *(Column("SCOPE", "scope", extra=True), Column("PODS", "pods", right=True), Column("STATE", "state", wrap=True)),
+        *(
+            Column("KIND", "kind"),
+            Column("POLICY", "policy"),
+            Column("ACTION", "action"),
+            Column("SELECTOR", "selector", wrap=True),
+        ),
+        *(
+            Column("SCOPE", "scope", extra=True),
+            Column("PODS", "pods", right=True),
+            Column("STATE", "state", wrap=True),
+        ),
         Column("FILE", "file", wrap=True, extra=True),
     ),
     "routes": (

@@ -20,34 +20,80 @@ if TYPE_CHECKING:
 
 
 @click.command()
-@click.option("-f", "--filename", "files", multiple=True, required=True, metavar="FILE", help="A file, a folder, or -; several may be given.")
-@click.option("-o", "--output", type=click.Path(path_type=Path, dir_okay=False), help="Where to write; standard output by default.")
+@click.option(
+    "-f",
+    "--filename",
+    "files",
+    multiple=True,
+    required=True,
+    metavar="FILE",
+    help="A file, a folder, or -; several may be given.",
+)
+@click.option(
+    "-o",
+    "--output",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="Where to write; standard output by default.",
+)
 @click.option("--uninject", "undo", is_flag=True, help="Take the sidecars away again.")
-@click.option("--template", default="envoy", show_default=True, help="envoy, nodeagent, or a path: a file, or a folder with sidecar.yaml.")
-@click.option("--set", "assigned", multiple=True, metavar="NAME=VALUE", help="A value of the template; lists as a,b or as JSON.")
+@click.option(
+    "--template",
+    default="envoy",
+    show_default=True,
+    help="envoy, nodeagent, or a path: a file, or a folder with sidecar.yaml.",
+)
+@click.option(
+    "--set", "assigned", multiple=True, metavar="NAME=VALUE", help="A value of the template; lists as a,b or as JSON."
+)
 @click.option("--values", type=click.Path(path_type=Path), help="A YAML file of values.")
-@click.option("--policies", multiple=True, metavar="FILE", help="AuthorizationPolicies that the sidecars enforce (template envoy).")
-@click.option("-n", "--namespace", default="default", show_default=True, help="Namespace of objects that do not say theirs.")
+@click.option(
+    "--policies",
+    multiple=True,
+    metavar="FILE",
+    help="AuthorizationPolicies that the sidecars enforce (template envoy).",
+)
+@click.option(
+    "-n", "--namespace", default="default", show_default=True, help="Namespace of objects that do not say theirs."
+)
 @click.option(
     "--namespace-label", "labels", multiple=True, metavar="KEY=VALUE",
-    help="Labels of the objects' namespaces; they decide with the pods' own labels who gets a sidecar, as in Istio. By default they ask for one.",
+    help="Labels of the objects' namespaces; they decide with the pods' own labels who gets a sidecar, as in "
+"Istio. By default they ask for one.",
 )  # fmt: skip
 @click.option("--revision", default="", help="This injector's revision (istio.io/rev).")
-@click.option("--native", is_flag=True, help="The proxy as a native sidecar: an init container that keeps running (Kubernetes 1.29).")
+@click.option(
+    "--native",
+    is_flag=True,
+    help="The proxy as a native sidecar: an init container that keeps running (Kubernetes 1.29).",
+)
 @click.option("--hold", is_flag=True, help="Applications start after the proxy is ready.")
 def inject(
-    files: tuple[str, ...], output: Path | None, undo: bool, template: str, assigned: tuple[str, ...], values: Path | None, policies: tuple[str, ...],
-    namespace: str, labels: tuple[str, ...], revision: str, native: bool, hold: bool,
-) -> None:  # fmt: skip
-    """Give pods a sidecar: Pods, Deployments, StatefulSets, DaemonSets, ReplicaSets, Jobs, CronJobs, and Lists of them.
+    files: tuple[str, ...],
+    output: Path | None,
+    undo: bool,
+    template: str,
+    assigned: tuple[str, ...],
+    values: Path | None,
+    policies: tuple[str, ...],
+    namespace: str,
+    labels: tuple[str, ...],
+    revision: str,
+    native: bool,
+    hold: bool,
+) -> None:
+    """Give pods a sidecar: Pods, Deployments, StatefulSets, DaemonSets, ReplicaSets, Jobs,
+    CronJobs, and Lists of them.
 
-    Other kinds pass through as they are, and so do pods that have a sidecar or opted out. Nothing is written when anything is wrong.
+    Other kinds pass through as they are, and so do pods that have a sidecar or opted out. Nothing
+    is written when anything is wrong.
     """
     from nodeagent.inject import Settings
     from nodeagent.istio import INJECTION_LABEL, REVISION_LABEL
 
     given = _values(values) | dict(_assignments("--set", assigned, _parsed))
-    given |= {"authorizationPolicies": [*given.get("authorizationPolicies", ()), *_policies(policies)]} if policies else {}
+    given |= (
+        {"authorizationPolicies": [*given.get("authorizationPolicies", ()), *_policies(policies)]} if policies else {}
+    )
     settings = Settings(template, revision, native, hold, given)
     asking = {REVISION_LABEL: revision} if revision else {INJECTION_LABEL: "enabled"}
     namespace_labels = dict(_assignments("--namespace-label", labels, str)) or asking
@@ -67,7 +113,9 @@ def _kinds() -> str:
     return ", ".join(TEMPLATES)
 
 
-def _change(settings: Settings, namespace: str, labels: dict[str, str], notes: list[str]) -> Callable[[Workload], dict[str, Any]]:
+def _change(
+    settings: Settings, namespace: str, labels: dict[str, str], notes: list[str]
+) -> Callable[[Workload], dict[str, Any]]:
     from nodeagent.inject import Namespace, Skipped
     from nodeagent.inject import inject as into
 
@@ -77,7 +125,9 @@ def _change(settings: Settings, namespace: str, labels: dict[str, str], notes: l
             notes.append(f"skipped: {workload}: {found.text}")
             return workload.pod
         ends = workload.kind in ("Job", "CronJob") and not settings.native
-        notes.append(f"injected: {workload}{': its sidecar keeps it from completing; --native does not' if ends else ''}")
+        notes.append(
+            f"injected: {workload}{': its sidecar keeps it from completing; --native does not' if ends else ''}"
+        )
         return found.pod
 
     return change
@@ -101,7 +151,9 @@ def _transform(files: tuple[str, ...], change: Callable[[Workload], dict[str, An
     seen: dict[tuple[str, str, str], Workload] = {}
 
     def once(workload: Workload) -> dict[str, Any]:
-        other = seen.setdefault((workload.kind, workload.namespace, workload.name), workload) if workload.name else workload
+        other = (
+            seen.setdefault((workload.kind, workload.namespace, workload.name), workload) if workload.name else workload
+        )
         if other is not workload:
             raise InjectionError(f"name: {workload.name}: allowed: another name than that of {other}")
         return change(workload)

@@ -24,11 +24,25 @@ from nodeagent.resources.load import load_documents
 from nodeagent.resources.model import KINDS
 
 POLL_SECONDS: Final = 0.1
-_NAME = click.option("--name", default="lab", show_default=True, metavar="NAME", help="Which lab: several can stand side by side.")
-_FILES = click.option("-f", "--file", "files", multiple=True, metavar="FILE|DIR|-", help="Kubernetes YAML; may be given several times.")
-_WAIT = click.option("--wait", default=30.0, show_default=True, metavar="SECONDS", help="How long pods may take to be ready; 0 does not wait.")
-_KEEP = click.option("--keep", is_flag=True, help="Where a pod does not become ready, leave everything as it is, to look at it.")
-_NAMESPACE = click.option("-n", "--namespace", default="default", show_default=True, help="Of what does not say its own.")
+_NAME = click.option(
+    "--name", default="lab", show_default=True, metavar="NAME", help="Which lab: several can stand side by side."
+)
+_FILES = click.option(
+    "-f", "--file", "files", multiple=True, metavar="FILE|DIR|-", help="Kubernetes YAML; may be given several times."
+)
+_WAIT = click.option(
+    "--wait",
+    default=30.0,
+    show_default=True,
+    metavar="SECONDS",
+    help="How long pods may take to be ready; 0 does not wait.",
+)
+_KEEP = click.option(
+    "--keep", is_flag=True, help="Where a pod does not become ready, leave everything as it is, to look at it."
+)
+_NAMESPACE = click.option(
+    "-n", "--namespace", default="default", show_default=True, help="Of what does not say its own."
+)
 _CONTAINER = click.option("-c", "--container", help="Which container; the first if not given.")
 _SHORT: Final = {"Pod": "po", "Deployment": "deploy", "Service": "svc", "ConfigMap": "cm", "ServiceAccount": "sa"}
 
@@ -38,17 +52,37 @@ def _yes(value: bool) -> str:
 
 
 LIST: Final = (
-    *(Column("NAME", "name"), Column("MODE", "mode"), Column("NODES", "nodes", right=True), Column("PODS", "pods", right=True)),
+    *(
+        Column("NAME", "name"),
+        Column("MODE", "mode"),
+        Column("NODES", "nodes", right=True),
+        Column("PODS", "pods", right=True),
+    ),
     *(Column("READY", "ready", right=True), Column("STATE", "state")),
 )
 STATUS: Final = {
     "nodes": (
-        *(Column("NAME", "name"), Column("KUBELET", "kubelet", _yes), Column("AGENT", "agent"), Column("ADDRESSES", "addresses", listed)),
+        *(
+            Column("NAME", "name"),
+            Column("KUBELET", "kubelet", _yes),
+            Column("AGENT", "agent"),
+            Column("ADDRESSES", "addresses", listed),
+        ),
         Column("NETNS", "netns", extra=True),
     ),
     "pods": (
-        *(Column("NAMESPACE", "namespace"), Column("NAME", "name"), Column("NODE", "node"), Column("READY", "ready", _yes), Column("PHASE", "phase")),
-        *(Column("RESTARTS", "restarts", right=True, extra=True), Column("ADDRESSES", "addresses", listed, wrap=True), Column("WHY", "why", wrap=True)),
+        *(
+            Column("NAMESPACE", "namespace"),
+            Column("NAME", "name"),
+            Column("NODE", "node"),
+            Column("READY", "ready", _yes),
+            Column("PHASE", "phase"),
+        ),
+        *(
+            Column("RESTARTS", "restarts", right=True, extra=True),
+            Column("ADDRESSES", "addresses", listed, wrap=True),
+            Column("WHY", "why", wrap=True),
+        ),
     ),
     "services": (
         *(Column("NAMESPACE", "namespace"), Column("NAME", "name"), Column("CLUSTER IPS", "clusterIPs", listed)),
@@ -60,9 +94,11 @@ STATUS: Final = {
 
 @click.group()
 def lab() -> None:
-    """A cluster on this machine: nodes and pods from namespaces and cgroups, no Kubernetes needed. Takes root.
+    """A cluster on this machine: nodes and pods from namespaces and cgroups, no Kubernetes needed.
+    Takes root.
 
-    Pods see this machine's files and programs, and an empty /run; what they write anywhere but in a volume is theirs alone and goes with them.
+    Pods see this machine's files and programs, and an empty /run; what they write anywhere but in a
+    volume is theirs alone and goes with them.
     """
 
 
@@ -73,14 +109,30 @@ def lab() -> None:
 @_KEEP
 @click.option("--nodes", default=2, show_default=True, type=click.IntRange(1, 200), help="How many nodes.")
 @click.option(
-    "--mode", default="direct", show_default=True, type=click.Choice(get_args(Mode)), help="No mesh, an agent a node, or a sidecar (ours, Envoy) a pod."
+    "--mode",
+    default="direct",
+    show_default=True,
+    type=click.Choice(get_args(Mode)),
+    help="No mesh, an agent a node, or a sidecar (ours, Envoy) a pod.",
 )
 @click.option("--native", is_flag=True, help="With sidecars: as init containers that go on running (native sidecars).")
 @click.option("--hold", is_flag=True, help="With sidecars: applications start after their proxy is ready.")
-@click.option("--agent-config", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="Part of an agent.yaml, merged into every node's.")
+@click.option(
+    "--agent-config",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="Part of an agent.yaml, merged into every node's.",
+)
 def up(
-    name: str, files: tuple[str, ...], wait: float, keep: bool, nodes: int, mode: Mode, native: bool, hold: bool, agent_config: Path | None
-) -> None:  # fmt: skip
+    name: str,
+    files: tuple[str, ...],
+    wait: float,
+    keep: bool,
+    nodes: int,
+    mode: Mode,
+    native: bool,
+    hold: bool,
+    agent_config: Path | None,
+) -> None:
     """Make a lab and apply resources to it. Twice is the same as once.
 
     A new lab is taken away again where a pod does not become ready, or ends at once: see --keep.
@@ -90,7 +142,9 @@ def up(
     overlay = _overlay(agent_config)
     injection = {key: True for key, given in (("native", native), ("hold", hold)) if given}
     with Console(stderr=True).status(f"lab {name}: {nodes} nodes, {mode}"), _looking_at(name, keep):
-        made = Lab.up(files, name=name, nodes=nodes, mode=mode, agent=overlay, injection=injection, wait_seconds=wait, keep=keep)
+        made = Lab.up(
+            files, name=name, nodes=nodes, mode=mode, agent=overlay, injection=injection, wait_seconds=wait, keep=keep
+        )
     waited = "" if wait else " (not waited for)"
     click.echo(f"lab {name} is up: {nodes} nodes, {len(made.pods)} pods{waited}, mode {mode}; state in {made.state}")
 
@@ -144,7 +198,9 @@ def apply(name: str, files: tuple[str, ...], wait: float, keep: bool) -> None:
 @_FILES
 @click.argument("what", metavar="[KIND/NAME]...", nargs=-1)
 def delete(name: str, namespace: str, files: tuple[str, ...], what: tuple[str, ...]) -> None:
-    """Remove objects: those named (pod/web, deploy/web, service/web), and those in files. If one is not there, nothing changes."""
+    """Remove objects: those named (pod/web, deploy/web, service/web), and those in files. If one is
+    not there, nothing changes.
+    """
     keys = [document.key for document in load_documents(files)] + [_key(each, namespace) for each in what]
     keys = [key for key in keys if key[0] != "Namespace"]  # others may be in it
     if not keys:
@@ -156,9 +212,17 @@ def delete(name: str, namespace: str, files: tuple[str, ...], what: tuple[str, .
 
 def _key(text: str, namespace: str) -> Key:
     kind, slash, name = text.partition("/")
-    kinds = {word.lower(): found for found in KINDS if found != "Namespace" for word in (found, f"{found}s", _SHORT.get(found, found))}
+    kinds = {
+        word.lower(): found
+        for found in KINDS
+        if found != "Namespace"
+        for word in (found, f"{found}s", _SHORT.get(found, found))
+    }
     if not slash or kind.lower() not in kinds:
-        raise click.BadParameter(f"{text!r}: KIND/NAME is expected, with KIND one of {', '.join(sorted(set(kinds.values())))}", param_hint="KIND/NAME")
+        raise click.BadParameter(
+            f"{text!r}: KIND/NAME is expected, with KIND one of {', '.join(sorted(set(kinds.values())))}",
+            param_hint="KIND/NAME",
+        )
     return kinds[kind.lower()], namespace, name
 
 
@@ -172,7 +236,14 @@ def show_all(output: Output) -> None:
 def _summary(one: Lab) -> dict[str, Any]:
     pods = one.pods.values()
     ready = sum(is_ready(pod) for pod in pods)
-    return {"name": one.name, "mode": one.mode, "nodes": len(one.nodes), "pods": len(pods), "ready": ready, "state": str(one.state)}
+    return {
+        "name": one.name,
+        "mode": one.mode,
+        "nodes": len(one.nodes),
+        "pods": len(pods),
+        "ready": ready,
+        "state": str(one.state),
+    }
 
 
 @lab.command()
@@ -208,14 +279,20 @@ def logs(name: str, namespace: str, container: str | None, follow: bool, target:
             time.sleep(POLL_SECONDS)
 
 
-@lab.command("exec", short_help="Run a command in a pod or on a node.", context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False})
+@lab.command(
+    "exec",
+    short_help="Run a command in a pod or on a node.",
+    context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False},
+)
 @_NAME
 @_NAMESPACE
 @_CONTAINER
 @click.argument("target", metavar="POD|NODE")
 @click.argument("command", nargs=-1, required=True, type=click.UNPROCESSED)
 def execute(name: str, namespace: str, container: str | None, target: str, command: tuple[str, ...]) -> None:
-    """Run COMMAND in a pod (POD, NAMESPACE/POD, deploy/NAME), on a node (node1, …) or in the underlay; exits as it does."""
+    """Run COMMAND in a pod (POD, NAMESPACE/POD, deploy/NAME), on a node (node1, …) or in the
+    underlay; exits as it does.
+    """
     words = command[1:] if command[0] == "--" else command
     argv = Lab.open(name).command(target, words, namespace, container)
     sys.exit(subprocess.run(argv, check=False).returncode)

@@ -14,7 +14,10 @@ from nodeagent import __version__
 from nodeagent.errors import NodeagentError
 
 COMMANDS: Final = {
-    "compare": ("nodeagent.cli.compare", "No mesh, the node agent, per-pod sidecars: the same workload, one run, one report."),
+    "compare": (
+        "nodeagent.cli.compare",
+        "No mesh, the node agent, per-pod sidecars: the same workload, one run, one report.",
+    ),
     "check": ("nodeagent.cli.check", "Preflight of kernel and tools: what is missing, and what is lost without it."),
     "run": ("nodeagent.cli.run", "The daemon, in the foreground."),
     "lab": ("nodeagent.cli.lab", "A cluster on this machine: nodes, pods, services; no Kubernetes needed."),
@@ -25,7 +28,10 @@ COMMANDS: Final = {
     "ca": ("nodeagent.cli.ca", "The certificate authority as a service, and the exchange of its root."),
     "sidecar": ("nodeagent.cli.sidecar", "The proxy as a classic sidecar: one process in a pod."),
     "sidecar-init": ("nodeagent.cli.sidecar_init", "The iptables rules of a pod with a classic sidecar."),
-    "webhook": ("nodeagent.cli.webhook", "Classic sidecars, given to a cluster's pods as they are made: the admission webhook."),
+    "webhook": (
+        "nodeagent.cli.webhook",
+        "Classic sidecars, given to a cluster's pods as they are made: the admission webhook.",
+    ),
     "uninstall": ("nodeagent.cli.uninstall", "What a stopped agent left on the node is detached and removed."),
     "reload": ("nodeagent.cli.reload", "New workers for the proxy, without a lost request."),
 }
@@ -49,7 +55,11 @@ class LazyGroup(click.Group):
             formatter.write_dl([(name, summary) for name, (_, summary) in COMMANDS.items()])
 
 
-@click.group(cls=LazyGroup, invoke_without_command=True, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120})
+@click.group(
+    cls=LazyGroup,
+    invoke_without_command=True,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120},
+)
 @click.version_option(__version__, prog_name="nodeagent")
 @click.pass_context
 def cli(context: click.Context) -> None:
@@ -59,7 +69,9 @@ def cli(context: click.Context) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
-    """Run the command line and exit: 0, 1 when something failed, 2 when the command line is wrong, or the command's own status."""
+    """Run the command line and exit: 0, 1 when something failed, 2 when the command line is wrong,
+    or the command's own status.
+    """
     try:
         status = cli.main(arguments, prog_name="nodeagent", standalone_mode=False)
     except NodeagentError as error:
@@ -72,14 +84,18 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     except (click.Abort, KeyboardInterrupt):
         sys.exit(130)
     except BrokenPipeError:
-        # The reader (head, less) has had enough; the interpreter must not complain about it at its exit.
+        # The reader (head, less) has had enough; the interpreter must not complain about it at its
+        # exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         sys.exit(1)
     sys.exit(status if isinstance(status, int) else 0)
 
 
 def _fail(message: str, status: int) -> NoReturn:
-    # One line, and nothing in it that a terminal would act on: a message may quote a file or a peer.
-    printable = "".join([letter if letter.isprintable() else repr(letter)[1:-1] for letter in " ".join(message.split())])
+    # One line, and nothing in it that a terminal would act on: a message may quote a file or a
+    # peer.
+    printable = "".join(
+        [letter if letter.isprintable() else repr(letter)[1:-1] for letter in " ".join(message.split())]
+    )
     print(f"nodeagent: {printable}", file=sys.stderr)
     sys.exit(status)

@@ -14,7 +14,14 @@ import click
 Output = Literal["table", "json", "yaml"]
 Row = Mapping[str, Any]
 
-output_option = click.option("-o", "--output", type=click.Choice(["table", "json", "yaml"]), default="table", show_default=True, help="How to print.")
+output_option = click.option(
+    "-o",
+    "--output",
+    type=click.Choice(["table", "json", "yaml"]),
+    default="table",
+    show_default=True,
+    help="How to print.",
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +55,9 @@ def emit(rows: Sequence[Row], columns: Sequence[Column], output: Output) -> None
 
 def emit_one(row: Row, output: Output) -> None:
     """Print *row* at once, as one JSON line or one YAML document, for what goes on without end."""
-    print(json.dumps(row, ensure_ascii=False) if output == "json" else f"---\n{_yaml(dict(row))}".rstrip("\n"), flush=True)
+    print(
+        json.dumps(row, ensure_ascii=False) if output == "json" else f"---\n{_yaml(dict(row))}".rstrip("\n"), flush=True
+    )
 
 
 def _yaml(value: Any) -> str:
@@ -68,7 +77,13 @@ def _table(rows: Sequence[Row], columns: Sequence[Column]) -> None:
     console = Console(width=None if sys.stdout.isatty() else 1 << 16, highlight=False)
     columns = fitting(rows, columns, console.width)
     for column in columns:
-        table.add_column(column.title, justify="right" if column.right else "left", overflow="fold", no_wrap=not column.wrap, min_width=_least(column, rows))
+        table.add_column(
+            column.title,
+            justify="right" if column.right else "left",
+            overflow="fold",
+            no_wrap=not column.wrap,
+            min_width=_least(column, rows),
+        )
     for row in rows:
         table.add_row(*[Text(cell(column, row)) for column in columns])
     console.print(table) if rows else console.print("nothing yet", style="dim")
@@ -96,7 +111,11 @@ def cell(column: Column, row: Row) -> str:
     """Return the text of one cell; what a terminal would act on is written out."""
     value = row.get(column.key)
     text = "" if value is None else column.show(value)
-    return text if text.isprintable() else "".join([letter if letter.isprintable() else repr(letter)[1:-1] for letter in text])
+    return (
+        text
+        if text.isprintable()
+        else "".join([letter if letter.isprintable() else repr(letter)[1:-1] for letter in text])
+    )
 
 
 def listed(values: Sequence[Any]) -> str:
@@ -117,4 +136,3 @@ def until(seconds: float) -> str:
     if days:
         return f"{sign}{days}d{hours}h"
     return f"{sign}{hours}h{minutes}m" if hours else f"{sign}{minutes}m{left % 60}s"
-

@@ -12,7 +12,13 @@ AGENT_YAML: Final = Path("/etc/nodeagent/agent.yaml")
 
 @click.command()
 @click.option(
-    "-c", "--config", "path", type=click.Path(path_type=Path), default=AGENT_YAML, show_default=True, help="The daemon's configuration."
+    "-c",
+    "--config",
+    "path",
+    type=click.Path(path_type=Path),
+    default=AGENT_YAML,
+    show_default=True,
+    help="The daemon's configuration.",
 )
 @click.pass_context
 def run(context: click.Context, path: Path) -> None:

@@ -18,7 +18,13 @@ COLUMNS: Final = (Column("REMOVED", "kind"), Column("WHERE IT WAS", "path"))
 
 @click.command()
 @click.option(
-    "-c", "--config", "path", type=click.Path(path_type=Path), default=AGENT_YAML, show_default=True, help="The configuration of the daemon that ran."
+    "-c",
+    "--config",
+    "path",
+    type=click.Path(path_type=Path),
+    default=AGENT_YAML,
+    show_default=True,
+    help="The configuration of the daemon that ran.",
 )
 @output_option
 def uninstall(path: Path, output: Output) -> None:
@@ -30,4 +36,7 @@ def uninstall(path: Path, output: Output) -> None:
     removed = uninstall.uninstall(config.load(path))
     emit([asdict(each) for each in removed], COLUMNS, output)
     if output == "table":
-        click.echo("\nThis node's pods are captured no more: what policies refuse is open to who reaches it, and nothing leaves with an identity.")
+        click.echo(
+            "\nThis node's pods are captured no more: what policies refuse is open to who reaches it, and "
+            "nothing leaves with an identity."
+        )

@@ -23,7 +23,9 @@ def binary() -> Path:
 
 
 def hop(upstream: str, log: Path) -> Json:
-    """Return the configuration of one plain HTTP hop from 127.0.0.1:HOP_PORT to *upstream* (host:port), with Istio's access log."""
+    """Return the configuration of one plain HTTP hop from 127.0.0.1:HOP_PORT to *upstream*
+    (host:port), with Istio's access log.
+    """
     host, _, port = upstream.rpartition(":")
     text = {"text_format_source": {"inline_string": TEXT_FORMAT}}
     logged = {"@type": f"{_EXTENSION}access_loggers.file.v3.FileAccessLog", "path": str(log), "log_format": text}
@@ -31,13 +33,31 @@ def hop(upstream: str, log: Path) -> Json:
         "@type": f"{_EXTENSION}filters.network.http_connection_manager.v3.HttpConnectionManager",
         "stat_prefix": "hop",
         "access_log": [{"name": "envoy.access_loggers.file", "typed_config": logged}],
-        "route_config": {"virtual_hosts": [{"name": "all", "domains": ["*"], "routes": [{"match": {"prefix": "/"}, "route": {"cluster": "upstream"}}]}]},
-        "http_filters": [{"name": "envoy.filters.http.router", "typed_config": {"@type": f"{_EXTENSION}filters.http.router.v3.Router"}}],
+        "route_config": {
+            "virtual_hosts": [
+                {
+                    "name": "all",
+                    "domains": ["*"],
+                    "routes": [{"match": {"prefix": "/"}, "route": {"cluster": "upstream"}}],
+                }
+            ]
+        },
+        "http_filters": [
+            {
+                "name": "envoy.filters.http.router",
+                "typed_config": {"@type": f"{_EXTENSION}filters.http.router.v3.Router"},
+            }
+        ],
     }
     chain = {"filters": [{"name": "envoy.filters.network.http_connection_manager", "typed_config": manager}]}
     listener = {"name": "hop", "address": _address("127.0.0.1", HOP_PORT), "filter_chains": [chain]}
     endpoints = [{"lb_endpoints": [{"endpoint": {"address": _address(host, int(port))}}]}]
-    cluster = {"name": "upstream", "type": "STATIC", "connect_timeout": "1s", "load_assignment": {"cluster_name": "upstream", "endpoints": endpoints}}
+    cluster = {
+        "name": "upstream",
+        "type": "STATIC",
+        "connect_timeout": "1s",
+        "load_assignment": {"cluster_name": "upstream", "endpoints": endpoints},
+    }
     return {"static_resources": {"listeners": [listener], "clusters": [cluster]}}
 
 

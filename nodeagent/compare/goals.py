@@ -14,7 +14,9 @@ MEGABYTE: Final = 1 << 20
 
 @dataclass(frozen=True, slots=True)
 class Goal:
-    """A figure; ``least``: more is better. ``must`` and ``aim`` are in ``unit``, None: it is told, and nothing is asked of it."""
+    """A figure; ``least``: more is better. ``must`` and ``aim`` are in ``unit``, None: it is told,
+    and nothing is asked of it.
+    """
 
     name: str
     must: float | None
@@ -59,7 +61,10 @@ def _p99(sample: Sample) -> float:
 
 
 def _against(
-    theirs: str, ours: str, rows: Sequence[tuple[str, float | None, float | None, bool, str, int, Figure]], variant: str = ""
+    theirs: str,
+    ours: str,
+    rows: Sequence[tuple[str, float | None, float | None, bool, str, int, Figure]],
+    variant: str = "",
 ) -> Iterator[Comparison]:
     for name, must, aim, least, workload, connections, figure in rows:
         yield Goal(name, must, aim, least), (ours, variant, workload), (theirs, "", workload), connections, figure
@@ -68,58 +73,140 @@ def _against(
 def _sidecar_rows() -> Iterator[Comparison]:
     for workload, connections in (("http", 1), ("http", 32), ("tcp", 32), ("chain5", 1), ("cross-node", 32)):
         what, figure, least = ("p50", _p50, False) if connections == 1 else ("requests/s", _rate, True)
-        goal = Goal(f"own sidecars / Envoy sidecars: {workload}, {connections} connection{'s' if connections > 1 else ''}, {what}", None, None, least)
+        goal = Goal(
+            f"own sidecars / Envoy sidecars: {workload}, {connections} "
+            f"connection{'s' if connections > 1 else ''}, {what}",
+            None,
+            None,
+            least,
+        )
         yield goal, ("sidecar", "", workload), ("envoy", "", workload), connections, figure
 
 
 COMPARISONS: Final[Sequence[Comparison]] = (
-    *_against("envoy", "nodeagent", (
-        ("agent / Envoy sidecars: same node, 32 connections, requests/s", 2.3, 3, True, "http", 32, _rate),
-        ("agent / Envoy sidecars: same node, 1 connection, p50", 0.50, 0.42, False, "http", 1, _p50),
-        ("agent / Envoy sidecars: same node, 32 connections, p99", 1, 0.5, False, "http", 32, _p99),
-        ("agent / Envoy sidecars: under L7 policy, 32 connections, requests/s", None, None, True, "http-authz", 32, _rate),
-        ("agent / Envoy sidecars: TCP port, 32 connections, requests/s", None, None, True, "tcp", 32, _rate),
-        ("agent / Envoy sidecars: new connection per request, 32, requests/s", 1.5, 2, True, "tcp-churn", 32, _rate),
-        ("agent / Envoy sidecars: five services, 1 connection, p50", None, None, False, "chain5", 1, _p50),
-        ("agent / Envoy sidecars: five services, 32 connections, requests/s", None, None, True, "chain5", 32, _rate),
-        ("agent / Envoy sidecars: between nodes, mTLS, 32 connections, requests/s", 1.2, 1.5, True, "cross-node", 32, _rate),
-        ("agent / Envoy sidecars: between nodes, mTLS, 1 connection, p50", 0.70, 0.60, False, "cross-node", 1, _p50),
-        ("agent / Envoy sidecars: between nodes, mTLS, 32 connections, p99", 1, 0.5, False, "cross-node", 32, _p99),
-        ("agent / Envoy sidecars: TCP stream, one node, bits/s", 0.5, 1, True, "bulk", 1, _bits),
-    )),
-    *_against("direct", "nodeagent", (
-        ("agent / direct: five services, 1 connection, p50", 1.8, None, False, "chain5", 1, _p50),
-    )),
-    *_against("direct", "nodeagent-kernel", (
-        ("kernel path / direct: 1 connection, p50", 1.03, None, False, "tcp", 1, _p50),
-        ("kernel path / direct: 32 connections, requests/s", 0.97, None, True, "tcp", 32, _rate),
-        ("kernel path with HTTP metrics / direct: 32 connections, requests/s", 0.90, None, True, "http", 32, _rate),
-        ("kernel path / direct: new connection per request, 1, p50", 1.15, None, False, "tcp-churn", 1, _p50),
-        ("kernel path / direct: five services, 1 connection, p50", 1.1, None, False, "chain5", 1, _p50),
-        ("kernel path / direct: TCP stream, bits/s", 0.95, None, True, "bulk", 1, _bits),
-    )),
-    *_against("direct", "nodeagent-bypass", (
-        ("agent with the bypass / direct: five services, 1 connection, p50", 1.8, None, False, "chain5", 1, _p50),
-    ), variant="proxy"),
-    *_against("nodeagent", "nodeagent-bypass", (
-        ("agent with the bypass / without: same node, 1 connection, p50", None, None, False, "http", 1, _p50),
-        ("agent with the bypass / without: same node, 32 connections, requests/s", None, None, True, "http", 32, _rate),
-    ), variant="proxy"),
-    *_against("direct", "nodeagent-bypass", (
-        ("bypass / direct: 32 connections, requests/s", 1.7, None, True, "http", 32, _rate),
-    )),
-    *_against("direct", "envoy", (
-        ("Envoy sidecars / direct: five services, 1 connection, p50", None, None, False, "chain5", 1, _p50),
-    )),
+    *_against(
+        "envoy",
+        "nodeagent",
+        (
+            ("agent / Envoy sidecars: same node, 32 connections, requests/s", 2.3, 3, True, "http", 32, _rate),
+            ("agent / Envoy sidecars: same node, 1 connection, p50", 0.50, 0.42, False, "http", 1, _p50),
+            ("agent / Envoy sidecars: same node, 32 connections, p99", 1, 0.5, False, "http", 32, _p99),
+            (
+                "agent / Envoy sidecars: under L7 policy, 32 connections, requests/s",
+                None,
+                None,
+                True,
+                "http-authz",
+                32,
+                _rate,
+            ),
+            ("agent / Envoy sidecars: TCP port, 32 connections, requests/s", None, None, True, "tcp", 32, _rate),
+            (
+                "agent / Envoy sidecars: new connection per request, 32, requests/s",
+                1.5,
+                2,
+                True,
+                "tcp-churn",
+                32,
+                _rate,
+            ),
+            ("agent / Envoy sidecars: five services, 1 connection, p50", None, None, False, "chain5", 1, _p50),
+            (
+                "agent / Envoy sidecars: five services, 32 connections, requests/s",
+                None,
+                None,
+                True,
+                "chain5",
+                32,
+                _rate,
+            ),
+            (
+                "agent / Envoy sidecars: between nodes, mTLS, 32 connections, requests/s",
+                1.2,
+                1.5,
+                True,
+                "cross-node",
+                32,
+                _rate,
+            ),
+            (
+                "agent / Envoy sidecars: between nodes, mTLS, 1 connection, p50",
+                0.70,
+                0.60,
+                False,
+                "cross-node",
+                1,
+                _p50,
+            ),
+            ("agent / Envoy sidecars: between nodes, mTLS, 32 connections, p99", 1, 0.5, False, "cross-node", 32, _p99),
+            ("agent / Envoy sidecars: TCP stream, one node, bits/s", 0.5, 1, True, "bulk", 1, _bits),
+        ),
+    ),
+    *_against(
+        "direct",
+        "nodeagent",
+        (("agent / direct: five services, 1 connection, p50", 1.8, None, False, "chain5", 1, _p50),),
+    ),
+    *_against(
+        "direct",
+        "nodeagent-kernel",
+        (
+            ("kernel path / direct: 1 connection, p50", 1.03, None, False, "tcp", 1, _p50),
+            ("kernel path / direct: 32 connections, requests/s", 0.97, None, True, "tcp", 32, _rate),
+            ("kernel path with HTTP metrics / direct: 32 connections, requests/s", 0.90, None, True, "http", 32, _rate),
+            ("kernel path / direct: new connection per request, 1, p50", 1.15, None, False, "tcp-churn", 1, _p50),
+            ("kernel path / direct: five services, 1 connection, p50", 1.1, None, False, "chain5", 1, _p50),
+            ("kernel path / direct: TCP stream, bits/s", 0.95, None, True, "bulk", 1, _bits),
+        ),
+    ),
+    *_against(
+        "direct",
+        "nodeagent-bypass",
+        (("agent with the bypass / direct: five services, 1 connection, p50", 1.8, None, False, "chain5", 1, _p50),),
+        variant="proxy",
+    ),
+    *_against(
+        "nodeagent",
+        "nodeagent-bypass",
+        (
+            ("agent with the bypass / without: same node, 1 connection, p50", None, None, False, "http", 1, _p50),
+            (
+                "agent with the bypass / without: same node, 32 connections, requests/s",
+                None,
+                None,
+                True,
+                "http",
+                32,
+                _rate,
+            ),
+        ),
+        variant="proxy",
+    ),
+    *_against(
+        "direct",
+        "nodeagent-bypass",
+        (("bypass / direct: 32 connections, requests/s", 1.7, None, True, "http", 32, _rate),),
+    ),
+    *_against(
+        "direct",
+        "envoy",
+        (("Envoy sidecars / direct: five services, 1 connection, p50", None, None, False, "chain5", 1, _p50),),
+    ),
     *_sidecar_rows(),
     (
         Goal("agent: policy of method, path, principal / none, 32, requests/s", 0.9, None, True),
-        ("nodeagent", "", "http-authz"), ("nodeagent", "", "http"), 32, _rate,
+        ("nodeagent", "", "http-authz"),
+        ("nodeagent", "", "http"),
+        32,
+        _rate,
     ),
     *(
         (
             Goal(f"agent: delivery over the network / inside the server's pod, {what}", None, None, least),
-            ("nodeagent", "over the network", workload), ("nodeagent", "", workload), connections, figure,
+            ("nodeagent", "over the network", workload),
+            ("nodeagent", "", workload),
+            connections,
+            figure,
         )
         for what, workload, connections, figure, least in (
             ("1 connection, p50", "http", 1, _p50, False),
@@ -131,16 +218,21 @@ COMPARISONS: Final[Sequence[Comparison]] = (
     *(
         (
             Goal(f"agent: {count} policies in the cluster / 1", 0.9, None, True),
-            ("nodeagent", f"{count} policies", "http-authz"), ("nodeagent", "", "http-authz"), 32, _rate,
+            ("nodeagent", f"{count} policies", "http-authz"),
+            ("nodeagent", "", "http-authz"),
+            32,
+            _rate,
         )
         for count in ("100", "10,000")
     ),
-)  # fmt: skip
+)
 """What is compared, round by round: the two were measured within seconds of each other."""
 
 
 def compared(results: Results) -> Iterator[tuple[Goal, list[float]]]:
-    """Yield each goal that was measured with its values: of a ratio one a round, of what is measured once a single one."""
+    """Yield each goal that was measured with its values: of a ratio one a round, of what is
+    measured once a single one.
+    """
     yield from _rounds(results)
     yield from _scale(results)
     yield from _singles(results)
@@ -148,7 +240,9 @@ def compared(results: Results) -> Iterator[tuple[Goal, list[float]]]:
 
 def _rounds(results: Results) -> Iterator[tuple[Goal, list[float]]]:
     samples: Mapping[tuple[Way, int], list[Sample]] = {
-        ((cell.mode.name, cell.mode.variant, cell.workload), cell.connections): found for cell, found in results.samples.items() if cell.rate is None
+        ((cell.mode.name, cell.mode.variant, cell.workload), cell.connections): found
+        for cell, found in results.samples.items()
+        if cell.rate is None
     }
     for goal, ours, theirs, connections, figure in COMPARISONS:
         pairs = zip(samples.get((ours, connections), ()), samples.get((theirs, connections), ()), strict=False)
@@ -164,9 +258,15 @@ def _scale(results: Results) -> Iterator[tuple[Goal, list[float]]]:
         agent, envoys, own = (found.get((mode, pods)) for mode in ("nodeagent", "envoy", "sidecar"))
         if agent and envoys:
             must = 1 / 50 if pods == 100 else None
-            yield Goal(f"agent / Envoy sidecars: memory, {pods} pods", must, None, False), [agent.memory_bytes / envoys.memory_bytes]
+            yield (
+                Goal(f"agent / Envoy sidecars: memory, {pods} pods", must, None, False),
+                [agent.memory_bytes / envoys.memory_bytes],
+            )
         if own and envoys:
-            yield Goal(f"own sidecars / Envoy sidecars: memory, {pods} pods", None, None, False), [own.memory_bytes / envoys.memory_bytes]
+            yield (
+                Goal(f"own sidecars / Envoy sidecars: memory, {pods} pods", None, None, False),
+                [own.memory_bytes / envoys.memory_bytes],
+            )
     agents = [each for each in results.scale if each.mode == "nodeagent"]
     if agents:
         most = agents[-1]

@@ -102,7 +102,16 @@ class EnvoyHop(_Hop):
         log = _FOLDER / "envoy-hop-access.log"
         self.logs.append(Log(self._outside(log)))
         path = self._write("envoy-hop.json", json.dumps(envoy.hop(self._server, log)))
-        argv = [str(envoy.binary()), "-c", str(path), "--concurrency", "1", "--disable-hot-restart", "--log-level", "warning"]
+        argv = [
+            str(envoy.binary()),
+            "-c",
+            str(path),
+            "--concurrency",
+            "1",
+            "--disable-hot-restart",
+            "--log-level",
+            "warning",
+        ]
         _start(self.lab, argv, self.port)
 
 
@@ -114,10 +123,17 @@ def _start(lab: Lab, argv: list[str], port: int) -> None:
     deadline = time.monotonic() + _START_SECONDS
     while not _listening(lab.netns("client", PLAIN), port):
         if process.poll() is not None or time.monotonic() > deadline:
-            raise CompareError(f"{argv[0]} in {PLAIN}/client does not come up: {log.read_text(errors='replace').strip()[-500:]}")
+            raise CompareError(
+                f"{argv[0]} in {PLAIN}/client does not come up: {log.read_text(errors='replace').strip()[-500:]}"
+            )
         time.sleep(0.05)
 
 
 def _listening(netns: Path, port: int) -> bool:
-    done = subprocess.run(["nsenter", f"--net={netns}", "--", "ss", "-Hltn", f"sport = :{port}"], capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        ["nsenter", f"--net={netns}", "--", "ss", "-Hltn", f"sport = :{port}"],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
     return bool(done.stdout.strip())

@@ -1,4 +1,6 @@
-"""Brings the modes up, each in a lab of its own (where two cannot disturb each other, in one), and takes everything down again."""
+"""Brings the modes up, each in a lab of its own (where two cannot disturb each other, in one), and
+takes everything down again.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +24,9 @@ POLICIES: Final = (100, 10_000)
 """How many policies there are in the cluster, in variants of the agent."""
 _WAIT_SECONDS: Final = 90.0
 _KERNEL: Final = {"telemetry": {"accessLog": {"path": ""}}, "proxy": {"clientCertHeader": "ignored"}}
-"""What lets HTTP take the kernel path: nobody asks for the log, and no application reads who its client is from a header."""
+"""What lets HTTP take the kernel path: nobody asks for the log, and no application reads who its
+client is from a header.
+"""
 _JOINING: Final = {"redirect": {"bypass": "asked"}}
 """Of what tells joined sockets from others on a kernel of today, this comparison's programs do nothing."""
 
@@ -77,11 +81,27 @@ def _direct(name: str, wanted: Wanted, modes: frozenset[str]) -> list[Mode]:
     return [Direct(lab, workloads=served, targets=wanted.targets), *hops]
 
 
-_EVERYTHING: Final[tuple[Workload, ...]] = ("http", "http-authz", "tcp", "tcp-churn", "chain5", "cross-node", "bulk", "bulk-cross-node", "manifest")
+_EVERYTHING: Final[tuple[Workload, ...]] = (
+    "http",
+    "http-authz",
+    "tcp",
+    "tcp-churn",
+    "chain5",
+    "cross-node",
+    "bulk",
+    "bulk-cross-node",
+    "manifest",
+)
 
 
 def _nodeagent(name: str, wanted: Wanted, modes: frozenset[str]) -> list[Mode]:
-    return [NodeAgent(_up(wanted.text(), name, "nodeagent", wanted.files), workloads=wanted.of(*_EVERYTHING), targets=wanted.targets)]
+    return [
+        NodeAgent(
+            _up(wanted.text(), name, "nodeagent", wanted.files),
+            workloads=wanted.of(*_EVERYTHING),
+            targets=wanted.targets,
+        )
+    ]
 
 
 def _workers(name: str, wanted: Wanted, modes: frozenset[str]) -> list[Mode]:
@@ -113,7 +133,11 @@ def _joined(name: str, wanted: Wanted, modes: frozenset[str]) -> list[Mode]:
 
 
 def _sidecar(name: str, wanted: Wanted, modes: frozenset[str]) -> list[Mode]:
-    return [OwnSidecars(_up(wanted.text(), name, "sidecar", wanted.files), workloads=wanted.of(*_EVERYTHING), targets=wanted.targets)]
+    return [
+        OwnSidecars(
+            _up(wanted.text(), name, "sidecar", wanted.files), workloads=wanted.of(*_EVERYTHING), targets=wanted.targets
+        )
+    ]
 
 
 TCP_PORTS: Final = "8081,5201"
@@ -122,7 +146,13 @@ TCP_PORTS: Final = "8081,5201"
 
 def _envoy(name: str, wanted: Wanted, modes: frozenset[str]) -> list[Mode]:
     envoy.binary()
-    lab = _up(wanted.text(), name, "envoy", wanted.files, injection={"values": {} if wanted.files else {"tcpPorts": TCP_PORTS}})
+    lab = _up(
+        wanted.text(),
+        name,
+        "envoy",
+        wanted.files,
+        injection={"values": {} if wanted.files else {"tcpPorts": TCP_PORTS}},
+    )
     return [EnvoySidecars(lab, workloads=wanted.of(*_EVERYTHING), targets=wanted.targets)]
 
 
@@ -159,7 +189,8 @@ Missing = dict[str, str]
 
 @contextmanager
 def alone(names: Sequence[str]) -> Iterator[None]:
-    """Keep other comparisons off this machine, and remove the labs *names*: those that a crash left, and afterwards those of this run.
+    """Keep other comparisons off this machine, and remove the labs *names*: those that a crash
+    left, and afterwards those of this run.
 
     Raises CompareError if another one is running.
     """
@@ -175,14 +206,21 @@ def alone(names: Sequence[str]) -> Iterator[None]:
         yield
 
 
-def bring_up(names: Sequence[str], wanted: Wanted, missing: list[Missing], progress: Callable[[str], None]) -> list[Mode]:
-    """Return the modes *names* that came up, with their variants; those that did not go to *missing*, and nothing of them stays."""
+def bring_up(
+    names: Sequence[str], wanted: Wanted, missing: list[Missing], progress: Callable[[str], None]
+) -> list[Mode]:
+    """Return the modes *names* that came up, with their variants; those that did not go to
+    *missing*, and nothing of them stays.
+    """
     chosen, made = frozenset(names), []
     for setup in SETUPS:
         here = chosen.intersection(setup.modes)
         if not here or (setup.variant and not wanted.variants):
             continue
-        progress(f"setting up {', '.join(name for name in setup.modes if name in here)}{' (a variant)' if setup.variant else ''}")
+        progress(
+            "setting up "
+            f"{', '.join(name for name in setup.modes if name in here)}{' (a variant)' if setup.variant else ''}"
+        )
         try:
             found = setup.make(setup.lab, wanted, chosen)
         except (NodeagentError, OSError) as error:
@@ -201,6 +239,12 @@ def bring_up(names: Sequence[str], wanted: Wanted, missing: list[Missing], progr
 
 
 def _up(
-    text: str, name: str, mode: LabMode, files: Sequence[str] = (), *, agent: Mapping[str, Any] | None = None, injection: Mapping[str, Any] | None = None
+    text: str,
+    name: str,
+    mode: LabMode,
+    files: Sequence[str] = (),
+    *,
+    agent: Mapping[str, Any] | None = None,
+    injection: Mapping[str, Any] | None = None,
 ) -> Lab:
     return Lab.up(files, text=text, name=name, mode=mode, agent=agent, injection=injection, wait_seconds=_WAIT_SECONDS)

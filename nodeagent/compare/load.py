@@ -11,10 +11,14 @@ from typing import Any, Final, Literal
 from nodeagent.errors import NodeagentError
 from nodeagent.lab import Lab
 
-Workload = Literal["http", "http-authz", "tcp", "tcp-churn", "chain5", "cross-node", "bulk", "bulk-cross-node", "manifest"]
-"""``http``: requests to a server on the same node; ``http-authz``: under a policy of method, path and principal; ``tcp``: the same
-requests to a port declared TCP; ``tcp-churn``: a new connection for each request; ``chain5``: a request that goes through five services;
-``cross-node``: to the other node; ``bulk``: one stream; ``manifest``: to what the user's own YAML serves."""
+Workload = Literal[
+    "http", "http-authz", "tcp", "tcp-churn", "chain5", "cross-node", "bulk", "bulk-cross-node", "manifest"
+]
+"""``http``: requests to a server on the same node; ``http-authz``: under a policy of method, path
+and principal; ``tcp``: the same requests to a port declared TCP; ``tcp-churn``: a new connection
+for each request; ``chain5``: a request that goes through five services; ``cross-node``: to the
+other node; ``bulk``: one stream; ``manifest``: to what the user's own YAML serves.
+"""
 HTTP_PORT, TCP_PORT, BULK_PORT = 8080, 8081, 5201
 PERCENTILES: Final = (1, 10, 25, 50, 75, 90, 95, 97.5, 99, 99.5, 99.75, 99.9, 99.95, 99.99, 100)
 """What is told of a closed loop's latencies."""
@@ -34,14 +38,18 @@ class Client:
     pod: str = "client"
 
     def run(self, argv: list[str], seconds: float, input: str | None = None) -> Any:
-        """Run *argv* in the pod and return the JSON that it ends with; raises CompareError if it fails or takes much longer than *seconds*."""
+        """Run *argv* in the pod and return the JSON that it ends with; raises CompareError if it
+        fails or takes much longer than *seconds*.
+        """
         where = f"{argv[0]} in {self.namespace}/{self.pod} of lab {self.lab.name}"
         try:
             done = self.lab.exec(self.pod, argv, self.namespace, input=input, timeout=seconds + _PATIENCE_SECONDS)
         except subprocess.TimeoutExpired:
             raise CompareError(f"{where}: still running after {seconds + _PATIENCE_SECONDS:g} s") from None
         if done.returncode:
-            raise CompareError(f"{where}: {(done.stderr or done.stdout).strip()[-300:] or f'exit status {done.returncode}'}")
+            raise CompareError(
+                f"{where}: {(done.stderr or done.stdout).strip()[-300:] or f'exit status {done.returncode}'}"
+            )
         try:
             return json.loads(done.stdout[done.stdout.index("{") :])
         except ValueError:
@@ -74,22 +82,46 @@ class Sample:
 
 
 def closed(client: Client, url: str, connections: int, seconds: int, *, fresh: bool = False) -> Sample:
-    """Ask *url* over *connections* connections from one thread (wrk), each as soon as the last answer is there.
+    """Ask *url* over *connections* connections from one thread (wrk), each as soon as the last
+    answer is there.
 
     *fresh*: each request on a connection of its own.
     """
-    argv = ["wrk", "-t1", f"-c{connections}", f"-d{seconds}s", "--timeout", "5s", "-s", "/dev/stdin", *(("-H", "Connection: close") if fresh else ()), url]
+    argv = [
+        "wrk",
+        "-t1",
+        f"-c{connections}",
+        f"-d{seconds}s",
+        "--timeout",
+        "5s",
+        "-s",
+        "/dev/stdin",
+        *(("-H", "Connection: close") if fresh else ()),
+        url,
+    ]
     script = _LUA.replace("PERCENTILES", ", ".join(map(str, PERCENTILES)))
     told = client.run(argv, seconds, script)
     if not told["requests"]:
-        raise CompareError(f"no request to {url} from {client.namespace}/{client.pod} of lab {client.lab.name} was answered")
+        raise CompareError(
+            f"no request to {url} from {client.namespace}/{client.pod} of lab {client.lab.name} was answered"
+        )
     percentiles = tuple(zip(PERCENTILES, told["latencies"], strict=True))
     return Sample(told["requests"], told["microseconds"] / 1e6, told["errors"], percentiles)
 
 
 def open_loop(client: Client, url: str, rate: int, connections: int, seconds: int) -> Sample:
     """Ask *url* *rate* times a second, whatever becomes of the answers; latencies count from when a request was due."""
-    argv = [sys.executable, "-m", "nodeagent.compare.openloop", "--url", url, "--rate", str(rate), "--connections", str(connections)]
+    argv = [
+        sys.executable,
+        "-m",
+        "nodeagent.compare.openloop",
+        "--url",
+        url,
+        "--rate",
+        str(rate),
+        "--connections",
+        str(connections),
+    ]
     told = client.run([*argv, "--seconds", str(seconds)], seconds)
     named = {float(name[1:]): value for name, value in told["latency_us"].items() if name[0] == "p"}
     percentiles = {percentile: value for percentile, value in told["percentiles"]} | named  # noqa: C416 (pairs are lists in JSON)
@@ -99,7 +131,18 @@ def open_loop(client: Client, url: str, rate: int, connections: int, seconds: in
 def stream(client: Client, address: str, seconds: int) -> Sample:
     """Send one TCP stream to iperf3 at *address*, as fast as it goes; what counts is what the server received."""
     host, _, port = address.rpartition(":")
-    argv = ["iperf3", "--client", host.strip("[]"), "--port", port, "--time", str(seconds), "--json", "--connect-timeout", "3000"]
+    argv = [
+        "iperf3",
+        "--client",
+        host.strip("[]"),
+        "--port",
+        port,
+        "--time",
+        str(seconds),
+        "--json",
+        "--connect-timeout",
+        "3000",
+    ]
     received = client.run(argv, seconds)["end"]["sum_received"]
     return Sample(0, received["seconds"], 0, (), received["bits_per_second"])
 
@@ -111,6 +154,7 @@ done = function(summary, latency, requests)
     told[place] = percentile == 100 and latency.max or latency:percentile(percentile)
   end
   io.write(string.format('\\n{"requests": %d, "microseconds": %d, "errors": %d, "latencies": [%s]}\\n',
-    summary.requests, summary.duration, errors.connect + errors.read + errors.write + errors.status + errors.timeout, table.concat(told, ", ")))
+    summary.requests, summary.duration,
+    errors.connect + errors.read + errors.write + errors.status + errors.timeout, table.concat(told, ", ")))
 end
 """

@@ -87,12 +87,16 @@ def chain(namespace: str, *, pod_annotations: str = "") -> str:
             server = f"server {following}.{namespace}.svc.cluster.local:8080;"
             upstream = f"upstream next {{ {server} keepalive 64; keepalive_requests 1000000000; }}"
             answer = 'proxy_pass http://next; proxy_http_version 1.1; proxy_set_header Connection "";'
-        links.append(_LINK.format(name=name, namespace=namespace, annotations=pod_annotations, upstream=upstream, answer=answer))
+        links.append(
+            _LINK.format(name=name, namespace=namespace, annotations=pod_annotations, upstream=upstream, answer=answer)
+        )
     return "".join(links)
 
 
 def policies(namespace: str, count: int = 1) -> str:
-    """Return AuthorizationPolicies: one that lets the client in by method, path and principal, the others for workloads that are not there."""
+    """Return AuthorizationPolicies: one that lets the client in by method, path and principal, the
+    others for workloads that are not there.
+    """
     principal = f"cluster.local/ns/{namespace}/sa/client"
     rule = f"{{from: [{{source: {{principals: [{principal}]}}}}], to: [{{operation: {{methods: [GET], paths: [/]}}}}]}}"
     names = ["server", *(f"other-{number}" for number in range(1, count))]

@@ -13,7 +13,9 @@ _TICKS = os.sysconf("SC_CLK_TCK")
 
 
 def memory(pids: Iterable[int]) -> int:
-    """Return the memory of *pids* in bytes (PSS: pages that several share are divided among them); a process that has ended counts nothing."""
+    """Return the memory of *pids* in bytes (PSS: pages that several share are divided among them);
+    a process that has ended counts nothing.
+    """
     total = 0
     for pid in pids:
         try:
@@ -38,7 +40,9 @@ def cpu_seconds(pids: Iterable[int]) -> float:
 
 
 def group_cpu_seconds(group: Path) -> float:
-    """Return the CPU time that the processes of the cgroup *group* have used since it was made; finer than :func:`cpu_seconds`."""
+    """Return the CPU time that the processes of the cgroup *group* have used since it was made;
+    finer than :func:`cpu_seconds`.
+    """
     return int((group / "cpu.stat").read_text().split()[1]) / 1e6
 
 

@@ -1,4 +1,6 @@
-"""The ways with a mesh: a sidecar in each pod, or an agent on each node; and how it is known that they did their work."""
+"""The ways with a mesh: a sidecar in each pod, or an agent on each node; and how it is known that
+they did their work.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +22,10 @@ from nodeagent.lab import http
 from nodeagent.lab.layout import CGROUP
 from nodeagent.redirect import bypass, maps
 
-_ON_THEIR_WORD: Final = "every application: joined on their author's word (redirect.bypass: asked), for on kernels of today many can tell (`nodeagent check`)"
+_ON_THEIR_WORD: Final = (
+    "every application: joined on their author's word (redirect.bypass: asked), for on kernels of today "
+    "many can tell (`nodeagent check`)"
+)
 
 
 @dataclass(slots=True, eq=False)
@@ -29,14 +34,20 @@ class Sidecars(Mode):
 
     def start(self) -> None:
         """Count the log of each client's sidecar: it sees every request, where each server's sees only its own."""
-        clients = {(target.namespace, target.client) for workload, target in self.targets.items() if workload in self.workloads}
+        clients = {
+            (target.namespace, target.client) for workload, target in self.targets.items() if workload in self.workloads
+        }
         self.logs += [Log(self.lab.layout.logs(*client) / f"{PROXY}.log") for client in sorted(clients)]
 
     def groups(self, workload: Workload | None = None) -> list[Path]:
         if workload is not None and self.targets[workload].service:
             target = self.targets[workload]
             return [pod_group(self.lab, target.namespace, pod) / PROXY for pod in target.pods]
-        return [found for pod in self.lab.pods.values() if (found := Path(pod["metadata"]["annotations"][CGROUP]) / PROXY).exists()]
+        return [
+            found
+            for pod in self.lab.pods.values()
+            if (found := Path(pod["metadata"]["annotations"][CGROUP]) / PROXY).exists()
+        ]
 
 
 @dataclass(slots=True, eq=False)
@@ -62,10 +73,24 @@ class EnvoySidecars(Sidecars):
         servers = {(target.namespace, target.service) for target in targets if target.service}
         for namespace, pod in sorted(servers):
             text = _get(self.lab.netns(pod, namespace), istio.ADMIN_PORT, "/stats?filter=ssl")
-            counted = {key: int(value) for key, _, value in (line.partition(": ") for line in text.splitlines()) if value.isdigit()}
-            handshakes = sum(value for key, value in counted.items() if re.search(rf"listener\..*{istio.INBOUND_PORT}.*ssl\.handshake$", key))
-            without = sum(value for key, value in counted.items() if re.search(rf"listener\..*{istio.INBOUND_PORT}.*ssl\.no_certificate$", key))
-            checked.append(f"mutual TLS at {namespace}/{pod}: {handshakes:,} handshakes, {without} without a certificate")
+            counted = {
+                key: int(value)
+                for key, _, value in (line.partition(": ") for line in text.splitlines())
+                if value.isdigit()
+            }
+            handshakes = sum(
+                value
+                for key, value in counted.items()
+                if re.search(rf"listener\..*{istio.INBOUND_PORT}.*ssl\.handshake$", key)
+            )
+            without = sum(
+                value
+                for key, value in counted.items()
+                if re.search(rf"listener\..*{istio.INBOUND_PORT}.*ssl\.no_certificate$", key)
+            )
+            checked.append(
+                f"mutual TLS at {namespace}/{pod}: {handshakes:,} handshakes, {without} without a certificate"
+            )
             if not handshakes or without:
                 failed.append(f"no mutual TLS at {namespace}/{pod}")
         return checked, failed
@@ -130,7 +155,9 @@ class NodeAgent(Mode):
             counted = _requests_by_tls(_get(self.lab.netns("node2"), istio.ADMIN_PORT, "/metrics"))
             checked.append(f"{counted:,.0f} requests counted on the other node as mutual TLS")
             if counted < answered["cross-node"]:
-                failed.append(f"of {answered['cross-node']:,} requests to the other node {counted:,.0f} came by mutual TLS")
+                failed.append(
+                    f"of {answered['cross-node']:,} requests to the other node {counted:,.0f} came by mutual TLS"
+                )
         return checked, failed
 
 
@@ -152,7 +179,9 @@ class Joined(NodeAgent):
 
 @dataclass(slots=True, eq=False)
 class KernelPath(NodeAgent):
-    """This project, with connections that are authorised once and then run pod to pod: no access log, no header about the client, nothing per request."""
+    """This project, with connections that are authorised once and then run pod to pod: no access
+    log, no header about the client, nothing per request.
+    """
 
     name = "nodeagent-kernel"
     does: ClassVar[Sequence[str]] = (
@@ -174,13 +203,33 @@ class KernelPath(NodeAgent):
     def verify(self, answered: Answered) -> tuple[list[str], list[str]]:
         lines = _get(self.lab.netns("node1"), istio.ADMIN_PORT, "/metrics").splitlines()
         ours = f'destination_workload_namespace="{self.targets[self.workloads[0]].namespace}"'
-        counted = sum(_value(line) for line in lines if line.startswith('istio_requests_total{reporter="destination"') and ours in line)
-        opened = sum(_value(line) for line in lines if line.startswith('istio_tcp_connections_opened_total{reporter="destination"') and ours in line)
-        taken = sum(_value(line) for line in lines if line.startswith('nodeagent_connections_total{direction="outbound"') and 'path="kernel"' not in line)
-        checked = [f"{counted:,.0f} requests and {opened:,.0f} connections counted in the kernel, {taken:,.0f} connections through the proxy"]
+        counted = sum(
+            _value(line)
+            for line in lines
+            if line.startswith('istio_requests_total{reporter="destination"') and ours in line
+        )
+        opened = sum(
+            _value(line)
+            for line in lines
+            if line.startswith('istio_tcp_connections_opened_total{reporter="destination"') and ours in line
+        )
+        taken = sum(
+            _value(line)
+            for line in lines
+            if line.startswith('nodeagent_connections_total{direction="outbound"') and 'path="kernel"' not in line
+        )
+        checked = [
+            (
+                f"{counted:,.0f} requests and {opened:,.0f} connections counted in the kernel, {taken:,.0f} "
+                "connections through the proxy"
+            )
+        ]
         failed = []
         if self.counts_http and counted < answered.get("http", 0) + answered.get("tcp-churn", 0):
-            failed.append(f"of {answered.get('http', 0) + answered.get('tcp-churn', 0):,} requests {counted:,.0f} were counted in the kernel")
+            failed.append(
+                f"of {answered.get('http', 0) + answered.get('tcp-churn', 0):,} requests {counted:,.0f} were "
+                "counted in the kernel"
+            )
         if not opened and any(answered.values()):
             failed.append("no connection was counted in the kernel")
         if taken:
@@ -199,7 +248,10 @@ class Bypass(KernelPath):
     counts_http = False
 
 
-BYPASS_TARGETS: Final[Mapping[Workload, Target]] = {"http": Target(BYPASSED, "server", TCP_PORT), "bulk": Target(BYPASSED, "server", BULK_PORT)}
+BYPASS_TARGETS: Final[Mapping[Workload, Target]] = {
+    "http": Target(BYPASSED, "server", TCP_PORT),
+    "bulk": Target(BYPASSED, "server", BULK_PORT),
+}
 """The sockets of this port are joined; its requests are not counted, so it is declared TCP."""
 
 
@@ -215,7 +267,11 @@ def _past_tcp(pinned: Path) -> int:
 
 def _requests_by_tls(metrics: str) -> float:
     lines = (line for line in metrics.splitlines() if line.startswith("istio_requests_total{"))
-    return sum(_value(line) for line in lines if 'reporter="destination"' in line and 'connection_security_policy="mutual_tls"' in line)
+    return sum(
+        _value(line)
+        for line in lines
+        if 'reporter="destination"' in line and 'connection_security_policy="mutual_tls"' in line
+    )
 
 
 def _value(line: str) -> float:

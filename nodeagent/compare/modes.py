@@ -1,4 +1,6 @@
-"""What a way from client to server is, for the comparison. All ways run the same manifests in labs: the same pods, links, client and server programs."""
+"""What a way from client to server is, for the comparison. All ways run the same manifests in labs:
+the same pods, links, client and server programs.
+"""
 
 from __future__ import annotations
 
@@ -47,7 +49,9 @@ TARGETS: Final[Mapping[Workload, Target]] = {
     "bulk-cross-node": Target(PLAIN, "remote", BULK_PORT),
 }
 LOGGED: Final[frozenset[Workload]] = frozenset({"http", "http-authz", "tcp-churn", "chain5", "cross-node", "manifest"})
-"""Workloads with a line in the access log for each request; of what is carried as TCP there is one for each connection."""
+"""Workloads with a line in the access log for each request; of what is carried as TCP there is one
+for each connection.
+"""
 _LOG_SECONDS: Final = 12.0
 """Envoy writes its log out every 10 s."""
 Answered = Mapping[Workload, int]
@@ -56,7 +60,9 @@ Answered = Mapping[Workload, int]
 
 @dataclass(slots=True)
 class Log:
-    """An access log that is counted and emptied now and then, because it grows by 100 MB a minute. Its writer appends (O_APPEND)."""
+    """An access log that is counted and emptied now and then, because it grows by 100 MB a minute.
+    Its writer appends (O_APPEND).
+    """
 
     path: Path
     lines: int = 0
@@ -83,7 +89,9 @@ class Mode(ABC):
     logs: list[Log] = field(default_factory=list)
     name: ClassVar[str]
     whole: ClassVar[bool] = True
-    """It is a way for any pod: not one of a single hop, or for applications that ask for it. The open loop, which takes long, is for these."""
+    """It is a way for any pod: not one of a single hop, or for applications that ask for it. The
+    open loop, which takes long, is for these.
+    """
     does: ClassVar[Sequence[str]]
     does_not: ClassVar[Sequence[str]] = ()
 
@@ -95,7 +103,9 @@ class Mode(ABC):
         return Client(self.lab, target.namespace, target.client)
 
     def address(self, workload: Workload) -> str:
-        """Return the ``address:port`` that the client asks: the pod's own, so that nothing is paid for Services that the mode does not do itself."""
+        """Return the ``address:port`` that the client asks: the pod's own, so that nothing is paid
+        for Services that the mode does not do itself.
+        """
         target = self.targets[workload]
         return f"{self.lab.address(target.service, target.namespace)}:{target.port}"
 
@@ -137,13 +147,28 @@ class Mode(ABC):
     def _policy_fault(self) -> list[str]:
         """Return what is wrong if the guarded server takes a request that its policy does not allow."""
         client = self.client("http-authz")
-        argv = ["curl", "-sS", "-o", "/dev/null", "-w", "%{http_code}", "--max-time", "5", "-X", "DELETE", self.url("http-authz")]
+        argv = [
+            "curl",
+            "-sS",
+            "-o",
+            "/dev/null",
+            "-w",
+            "%{http_code}",
+            "--max-time",
+            "5",
+            "-X",
+            "DELETE",
+            self.url("http-authz"),
+        ]
         told = self.lab.exec(client.pod, argv, client.namespace).stdout
         return [] if told == "403" else [f"the policy is not enforced: DELETE was answered {told or 'not at all'}"]
 
     def _service_address(self, workload: Workload) -> str:
         target = self.targets[workload]
-        services = {(each["metadata"]["namespace"], each["metadata"]["name"]): each["spec"] for each in self.lab.objects("Service")}
+        services = {
+            (each["metadata"]["namespace"], each["metadata"]["name"]): each["spec"]
+            for each in self.lab.objects("Service")
+        }
         return f"{services[target.namespace, target.service]['clusterIPs'][0]}:{target.port}"
 
 

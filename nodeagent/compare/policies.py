@@ -14,7 +14,9 @@ _NAMESPACES: Final = 10
 
 
 def measure(policies: int = 10_000, workloads: int = 1_000) -> tuple[float, float]:
-    """Return what *policies*, each for one of *workloads*, cost on this machine, in seconds: to compile all of it, and to change one of them."""
+    """Return what *policies*, each for one of *workloads*, cost on this machine, in seconds: to
+    compile all of it, and to change one of them.
+    """
     cluster: list[AnyChange] = [_pod(number) for number in range(workloads)]
     cluster += [_policy(number, number % workloads, "GET") for number in range(policies)]
     mesh = Mesh(_NODE, "cluster.local")
@@ -26,10 +28,18 @@ def measure(policies: int = 10_000, workloads: int = 1_000) -> tuple[float, floa
 
 
 def _policy(number: int, workload: int, method: str) -> Change:
-    rule = {"from": [{"source": {"principals": ["cluster.local/ns/a/sa/b"]}}], "to": [{"operation": {"methods": [method], "paths": ["/items*"]}}]}
+    rule = {
+        "from": [{"source": {"principals": ["cluster.local/ns/a/sa/b"]}}],
+        "to": [{"operation": {"methods": [method], "paths": ["/items*"]}}],
+    }
     spec = {"selector": {"matchLabels": {"app": f"app{workload}"}}, "rules": [rule]}
     kind, name, namespace = "AuthorizationPolicy", f"p{number}", f"ns{workload % _NAMESPACES}"
-    document = {"apiVersion": "security.istio.io/v1", "kind": kind, "metadata": {"name": name, "namespace": namespace}, "spec": spec}
+    document = {
+        "apiVersion": "security.istio.io/v1",
+        "kind": kind,
+        "metadata": {"name": name, "namespace": namespace},
+        "spec": spec,
+    }
     return Change(kind, namespace, name, security.parse(document))
 
 
@@ -37,4 +47,9 @@ def _pod(number: int) -> Change:
     namespace, name = f"ns{number % _NAMESPACES}", f"pod{number}"
     metadata = {"name": name, "namespace": namespace, "uid": name, "labels": {"app": f"app{number}"}}
     status = {"phase": "Running", "podIP": f"10.0.{number >> 8}.{number & 255}"}
-    return Change("Pod", namespace, name, objects.parse({"kind": "Pod", "metadata": metadata, "spec": {"nodeName": _NODE}, "status": status}))
+    return Change(
+        "Pod",
+        namespace,
+        name,
+        objects.parse({"kind": "Pod", "metadata": metadata, "spec": {"nodeName": _NODE}, "status": status}),
+    )

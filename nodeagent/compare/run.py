@@ -1,4 +1,6 @@
-"""One interleaved run: every mode is measured in turn, round after round, so that a machine that slows down slows all of them."""
+"""One interleaved run: every mode is measured in turn, round after round, so that a machine that
+slows down slows all of them.
+"""
 
 from __future__ import annotations
 
@@ -57,7 +59,10 @@ class Cell:
 
     def describe(self) -> str:
         loop = f" at {self.rate:,}/s" if self.rate else ""
-        return f"{self.mode.describe()}: {self.workload}{loop}, {self.connections} connection{'s' if self.connections > 1 else ''}"
+        return (
+            f"{self.mode.describe()}: {self.workload}{loop}, {self.connections} "
+            f"connection{'s' if self.connections > 1 else ''}"
+        )
 
     def measure(self, seconds: int) -> Sample:
         """Put load on for *seconds*. Raises CompareError."""
@@ -69,8 +74,14 @@ class Cell:
         elif self.rate:
             sample = load.open_loop(client, mode.url(self.workload), self.rate, self.connections, seconds)
         else:
-            sample = load.closed(client, mode.url(self.workload), self.connections, seconds, fresh=self.workload == "tcp-churn")
-        return replace(sample, cpu_seconds=mode.cpu_seconds() - before, all_cpu_seconds=measure.group_cpu_seconds(everything) - all_before)
+            sample = load.closed(
+                client, mode.url(self.workload), self.connections, seconds, fresh=self.workload == "tcp-churn"
+            )
+        return replace(
+            sample,
+            cpu_seconds=mode.cpu_seconds() - before,
+            all_cpu_seconds=measure.group_cpu_seconds(everything) - all_before,
+        )
 
 
 @dataclass(slots=True)
@@ -95,14 +106,22 @@ class Results:
 def run(plan: Plan, results: Results, progress: Progress) -> None:
     """Carry *plan* out, into *results* as it comes.
 
-    A mode that does not come up, or fails in the middle, is named in ``results.missing``, and the others go on. Raises CompareError when
-    there is nothing to compare; leaves nothing on the machine, however it ends.
+    A mode that does not come up, or fails in the middle, is named in ``results.missing``, and the
+    others go on. Raises CompareError when there is nothing to compare; leaves nothing on the
+    machine, however it ends.
     """
     names = [setup.lab for setup in labs.SETUPS] + [SCALE_LAB, SWITCH_LAB]
     with labs.alone(names):
         if (busy := measure.busy_cores(_WATCH_SECONDS)) > _QUIET_CORES:
-            results.notes.append(f"the machine was busy before anything was measured ({busy:.1f} cores): these figures are noisy")
-        modes = labs.bring_up(plan.modes, Wanted(plan.workloads, plan.variants, plan.files, plan.target), results.missing, lambda what: progress(what, 0, 1))
+            results.notes.append(
+                f"the machine was busy before anything was measured ({busy:.1f} cores): these figures are noisy"
+            )
+        modes = labs.bring_up(
+            plan.modes,
+            Wanted(plan.workloads, plan.variants, plan.files, plan.target),
+            results.missing,
+            lambda what: progress(what, 0, 1),
+        )
         if not modes:
             raise CompareError(f"no mode came up: {'; '.join(each['why'] for each in results.missing)}")
         try:
@@ -134,7 +153,9 @@ def _rounds(plan: Plan, modes: Sequence[Mode], results: Results, progress: Progr
                 sample = cell.measure((_OPEN_SECONDS if cell.rate else plan.seconds) if turn else _WARM_UP_SECONDS)
             except (NodeagentError, OSError) as error:
                 lost.add(cell.mode)
-                results.missing.append({"what": f"{cell.mode.describe()}, from {cell.workload} in round {turn} on", "why": str(error)})
+                results.missing.append(
+                    {"what": f"{cell.mode.describe()}, from {cell.workload} in round {turn} on", "why": str(error)}
+                )
                 continue
             results.answered[cell] = results.answered.get(cell, 0) + sample.requests
             if turn:
@@ -158,7 +179,10 @@ def _account(modes: Sequence[Mode], results: Results) -> None:
         results.notes += [f"{mode.describe()}: {fault}" for fault in results.work[mode][1]]
     for cell, samples in results.samples.items():
         if errors := sum(sample.errors for sample in samples):
-            results.notes.append(f"{cell.describe()}: {errors} of {sum(sample.requests for sample in samples)} requests failed, or were not sent in time")
+            results.notes.append(
+                f"{cell.describe()}: {errors} of {sum(sample.requests for sample in samples)} requests failed, or "
+                "were not sent in time"
+            )
 
 
 def _by_workload(mode: Mode, answered: Mapping[Cell, int]) -> dict[Workload, int]:
@@ -179,6 +203,9 @@ def all_cells(plan: Plan, modes: Sequence[Mode]) -> list[Cell]:
         if workload in mode.workloads and (connections in mode.connections or workload in _CONNECTIONS)
     ]
     opened = [
-        Cell(mode, "http", _OPEN_CONNECTIONS, rate) for rate in plan.rates for mode in modes if "http" in mode.workloads and mode.whole and not mode.variant
+        Cell(mode, "http", _OPEN_CONNECTIONS, rate)
+        for rate in plan.rates
+        for mode in modes
+        if "http" in mode.workloads and mode.whole and not mode.variant
     ]
     return closed + opened

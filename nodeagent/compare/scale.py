@@ -32,11 +32,17 @@ class Scale:
     idle_cpu_percent: float
     """Of one core, while no pod does anything."""
     ready_seconds: float
-    """Until all pods were ready and served: for an agent from its start, with the pods already there; for sidecars from when the last pods were applied."""
+    """Until all pods were ready and served: for an agent from its start, with the pods already
+    there; for sidecars from when the last pods were applied.
+    """
 
 
 def measure_scale(
-    counts: Sequence[int], modes: Sequence[str], found: list[Scale], missing: list[Missing], progress: Callable[[str, int, int], None]
+    counts: Sequence[int],
+    modes: Sequence[str],
+    found: list[Scale],
+    missing: list[Missing],
+    progress: Callable[[str, int, int], None],
 ) -> None:
     """Measure each of *modes* with each of *counts* pods (rising), into *found*; what fails goes to *missing*."""
     for mode in (mode for mode in MODES if mode in modes):
@@ -66,7 +72,9 @@ def restart(lab: Lab) -> float:
 
 
 def _measured(lab: Lab, mode: str, pods: int, ready: float) -> Scale:
-    groups = [lab.agent().cgroup] if mode == "nodeagent" else [group for group in lab.group.rglob(PROXY) if group.is_dir()]
+    groups = (
+        [lab.agent().cgroup] if mode == "nodeagent" else [group for group in lab.group.rglob(PROXY) if group.is_dir()]
+    )
 
     def used() -> float:
         return sum(map(measure.group_cpu_seconds, groups))

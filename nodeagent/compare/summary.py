@@ -1,4 +1,6 @@
-"""From samples to the JSON object: every figure the median of its rounds, beside the lowest and the highest. Pure but for the environment."""
+"""From samples to the JSON object: every figure the median of its rounds, beside the lowest and the
+highest. Pure but for the environment.
+"""
 
 from __future__ import annotations
 
@@ -35,7 +37,12 @@ def summarize(results: Results, plan: Plan, before: Mapping[str, Any] | None = N
         "scale": [asdict(each) for each in results.scale],
         "claims": list(_claims(results)),
         "work": {
-            mode.describe(): {"does": list(mode.does), "does_not": list(mode.does_not), "checked": checked, "failed": failed}
+            mode.describe(): {
+                "does": list(mode.does),
+                "does_not": list(mode.does_not),
+                "checked": checked,
+                "failed": failed,
+            }
             for mode, (checked, failed) in results.work.items()
         },
         "switches": [asdict(each) for each in results.switches],
@@ -70,14 +77,20 @@ def _run(cell: Cell, samples: Sequence[Sample], results: Results) -> Json:
         "lowest": round(min(main), 1),
         "highest": round(max(main), 1),
         "rounds": [round(value, 1) for value in main],
-        "latency_rounds_us": {name: [round(sample.at(key), 1) for sample in samples] for name, key in _TOLD if key in at},
+        "latency_rounds_us": {
+            name: [round(sample.at(key), 1) for sample in samples] for name, key in _TOLD if key in at
+        },
     }
 
 
 def _percentiles(samples: Sequence[Sample]) -> list[tuple[float, float]]:
     """Return the median over the rounds of each percentile that every round tells."""
     told = [dict(sample.percentiles) for sample in samples]
-    return [(key, round(statistics.median(each[key] for each in told), 1)) for key in told[0] if all(key in each for each in told)]
+    return [
+        (key, round(statistics.median(each[key] for each in told), 1))
+        for key in told[0]
+        if all(key in each for each in told)
+    ]
 
 
 def _per_request(seconds: Sequence[float], samples: Sequence[Sample]) -> float | None:
@@ -124,16 +137,34 @@ def _claims(results: Results) -> Iterator[Json]:
     }
     modes = list(dict.fromkeys(name for name, _ in p50))
     if base := p50.get(("direct", "http")):
-        added = {mode: f"{(p50[mode, 'http'] - base) / 1000:.3f} ms" for mode in modes if mode != "direct" and (mode, "http") in p50}
+        added = {
+            mode: f"{(p50[mode, 'http'] - base) / 1000:.3f} ms"
+            for mode in modes
+            if mode != "direct" and (mode, "http") in p50
+        }
         if added:
-            yield {"claim": "latency that sidecars add to a request between two services (p50)", "seed": "1 to 2 ms a hop", "measured": added}
+            yield {
+                "claim": "latency that sidecars add to a request between two services (p50)",
+                "seed": "1 to 2 ms a hop",
+                "measured": added,
+            }
     if base := p50.get(("direct", "chain5")):
-        whole = {mode: f"{p50[mode, 'chain5'] / 1000:.2f} ms ({p50[mode, 'chain5'] / base:.2f} × direct)" for mode in modes if (mode, "chain5") in p50}
-        yield {"claim": "a request through five services (p50)", "seed": "5 ms without, 15 ms with sidecars (3 ×)", "measured": whole}
+        whole = {
+            mode: f"{p50[mode, 'chain5'] / 1000:.2f} ms ({p50[mode, 'chain5'] / base:.2f} × direct)"
+            for mode in modes
+            if (mode, "chain5") in p50
+        }
+        yield {
+            "claim": "a request through five services (p50)",
+            "seed": "5 ms without, 15 ms with sidecars (3 ×)",
+            "measured": whole,
+        }
     most = max((each.pods for each in results.scale), default=0)
     if most:
         taken = {
-            each.mode: f"{each.memory_bytes / MEGABYTE:,.0f} MB, {each.idle_cpu_percent / 100:.3f} cores while nothing happens"
+            each.mode: (
+                f"{each.memory_bytes / MEGABYTE:,.0f} MB, {each.idle_cpu_percent / 100:.3f} cores while nothing happens"
+            )
             for each in results.scale
             if each.pods == most
         }
@@ -143,7 +174,11 @@ def _claims(results: Results) -> Iterator[Json]:
 
 def environment(plan: Plan) -> Json:
     """Return what was measured on and with."""
-    models = [line.partition(":")[2].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
+    models = [
+        line.partition(":")[2].strip()
+        for line in Path("/proc/cpuinfo").read_text().splitlines()
+        if line.startswith("model name")
+    ]
     return {
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "kernel": platform.release(),
@@ -171,7 +206,9 @@ def _python_version(package: str) -> str:
 
 def _debian_version(package: str) -> str:
     try:
-        done = subprocess.run(["dpkg-query", "--show", "--showformat=${Version}", package], capture_output=True, text=True, check=False)
+        done = subprocess.run(
+            ["dpkg-query", "--show", "--showformat=${Version}", package], capture_output=True, text=True, check=False
+        )
     except OSError:
         return "unknown"
     return done.stdout.strip() or "not installed"

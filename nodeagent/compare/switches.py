@@ -1,4 +1,6 @@
-"""The switches by which sidecars are usually tuned (buffer size, pooling, native sidecars), one of the agent's own, and what each changes."""
+"""The switches by which sidecars are usually tuned (buffer size, pooling, native sidecars), one of
+the agent's own, and what each changes.
+"""
 
 from __future__ import annotations
 
@@ -26,8 +28,9 @@ Settings = Mapping[str, Any]
 
 @dataclass(frozen=True, slots=True)
 class Switch:
-    """One setting of a switch; the first is what others are compared with. ``agent`` is merged into agent.yaml, ``values`` are the
-    injector's; None: Envoy has no such switch."""
+    """One setting of a switch; the first is what others are compared with. ``agent`` is merged into
+    agent.yaml, ``values`` are the injector's; None: Envoy has no such switch.
+    """
 
     switch: str
     setting: str
@@ -38,7 +41,9 @@ class Switch:
 
 
 SWITCHES: Final = (
-    Switch("buffer size", "64 KiB", "bulk", {"proxy": {"limits": {"bufferBytes": 64 << 10}}}, {"bufferBytes": 64 << 10}),
+    Switch(
+        "buffer size", "64 KiB", "bulk", {"proxy": {"limits": {"bufferBytes": 64 << 10}}}, {"bufferBytes": 64 << 10}
+    ),
     Switch("buffer size", "8 KiB", "bulk", {"proxy": {"limits": {"bufferBytes": 8 << 10}}}, {"bufferBytes": 8 << 10}),
     Switch("buffer size", "1 MiB", "bulk", {"proxy": {"limits": {"bufferBytes": 1 << 20}}}, {"bufferBytes": 1 << 20}),
     Switch("pooling", "on", "http", {}, {}),
@@ -50,7 +55,9 @@ SWITCHES: Final = (
 
 @dataclass(frozen=True, slots=True)
 class Switched:
-    """What a mode does under a setting; ``against_default`` divides by the figure of the first setting, of the same run."""
+    """What a mode does under a setting; ``against_default`` divides by the figure of the first
+    setting, of the same run.
+    """
 
     switch: str
     setting: str
@@ -63,7 +70,12 @@ class Switched:
 
 
 def measure_switches(
-    seconds: int, rounds: int, modes: Sequence[str], found: list[Switched], missing: list[Missing], progress: Callable[[str, int, int], None]
+    seconds: int,
+    rounds: int,
+    modes: Sequence[str],
+    found: list[Switched],
+    missing: list[Missing],
+    progress: Callable[[str, int, int], None],
 ) -> None:
     """Measure every switch of each of *modes* that has it, into *found*; what fails goes to *missing*."""
     for mode in (mode for mode in _KINDS if mode in modes):
@@ -99,7 +111,9 @@ def _compared(mode: str, settings: Sequence[Switch], seconds: int, rounds: int) 
     medians = list(map(statistics.median, values))
     of_all = settings[0]
     several = f"{of_all.connections} connection{'s' if of_all.connections > 1 else ''}"
-    what, unit, scale = ("throughput", "Gbit/s", 1e9) if of_all.workload == "bulk" else (f"requests/s, {several}", "/s", 1)
+    what, unit, scale = (
+        ("throughput", "Gbit/s", 1e9) if of_all.workload == "bulk" else (f"requests/s, {several}", "/s", 1)
+    )
     return [
         Switched(each.switch, each.setting, mode, each.workload, what, median / scale, unit, median / medians[0])
         for each, median in zip(settings, medians, strict=True)
@@ -109,7 +123,14 @@ def _compared(mode: str, settings: Sequence[Switch], seconds: int, rounds: int) 
 def _way(mode: str, setting: Switch, name: str) -> Mode:
     Lab.remove(name)
     injection = {"values": {"tcpPorts": labs.TCP_PORTS, **(setting.values or {})}} if mode == "envoy" else None
-    lab = Lab.up(text=manifests.workload(PLAIN), name=name, mode=mode, agent=setting.agent, injection=injection, wait_seconds=_WAIT_SECONDS)  # type: ignore[arg-type]
+    lab = Lab.up(
+        text=manifests.workload(PLAIN),
+        name=name,
+        mode=mode,  # type: ignore[arg-type]
+        agent=setting.agent,
+        injection=injection,
+        wait_seconds=_WAIT_SECONDS,
+    )
     return _KINDS[mode](lab, setting.setting)
 
 
@@ -129,4 +150,7 @@ def _native(mode: Literal["envoy", "sidecar"] | str) -> list[Switched]:
             lab.apply(text=manifests.sleepers(range(_PODS)), wait_seconds=_WAIT_SECONDS)
             times[setting] = time.monotonic() - started
     figure = f"until {_PODS} pods are ready"
-    return [Switched("native sidecar", setting, mode, "", figure, value, "s", value / times["container"]) for setting, value in times.items()]
+    return [
+        Switched("native sidecar", setting, mode, "", figure, value, "s", value / times["container"])
+        for setting, value in times.items()
+    ]

@@ -43,7 +43,9 @@ def _row(run: Json) -> Iterator[str]:
     yield f"{run['bits_per_second'] / 1e9:.2f}" if run["bits_per_second"] else ""
     for name in ("p50", "p90", "p99"):
         yield f"{run['latency_us'][name]:,.0f}" if name in run["latency_us"] else ""
-    yield f"{run['cpu_us_per_request']:.1f}" if run["cpu_us_per_request"] is not None and run["mode"] != "direct" else ""
+    yield (
+        f"{run['cpu_us_per_request']:.1f}" if run["cpu_us_per_request"] is not None and run["mode"] != "direct" else ""
+    )
     yield f"{run['memory_bytes'] / MEGABYTE:,.0f}" if run["memory_bytes"] else ""
     scale, digits = (1e9, 2) if run["bits_per_second"] else (1, 0)
     yield f"{run['lowest'] / scale:,.{digits}f} … {run['highest'] / scale:,.{digits}f}"
@@ -60,7 +62,14 @@ def goals(summary: Json) -> Table:
         spread = f"{ratio['lowest']:.3g} … {ratio['highest']:.3g}" if ratio["lowest"] != ratio["highest"] else ""
         verdict = "reached" if ratio["aim"] is None and ratio["reached"] == "aim" else ratio["reached"] or ""
         verdict += "" if ratio["steady"] else " (unsteady)"
-        table.add_row(name, must, aim, f"{ratio['value']:.3g} {unit}", spread, f"[{_COLOURS[ratio['reached']]}]{verdict.strip()}[/]")
+        table.add_row(
+            name,
+            must,
+            aim,
+            f"{ratio['value']:.3g} {unit}",
+            spread,
+            f"[{_COLOURS[ratio['reached']]}]{verdict.strip()}[/]",
+        )
     return table
 
 
@@ -73,7 +82,13 @@ def scale(summary: Json) -> Table:
     for previous, row in pairwise([None, *rows]):
         if previous and previous["pods"] != row["pods"]:
             table.add_section()
-        cells = (str(row["pods"]), row["mode"], f"{row['memory_bytes'] / MEGABYTE:,.0f}", f"{row['idle_cpu_percent']:.2f}", f"{row['ready_seconds']:.1f}")
+        cells = (
+            str(row["pods"]),
+            row["mode"],
+            f"{row['memory_bytes'] / MEGABYTE:,.0f}",
+            f"{row['idle_cpu_percent']:.2f}",
+            f"{row['ready_seconds']:.1f}",
+        )
         table.add_row(*cells)
     return table
 

@@ -119,7 +119,13 @@ class Admin:
         """Every Service port is one route to its endpoints."""
         return Response.json(
             [
-                {"service": service.host, "port": port.port, "match": "*", "cluster": f"outbound|{port.port}||{service.host}", "balance": "least request"}
+                {
+                    "service": service.host,
+                    "port": port.port,
+                    "match": "*",
+                    "cluster": f"outbound|{port.port}||{service.host}",
+                    "balance": "least request",
+                }
                 for service, port in self._service_ports()
             ]
         )
@@ -129,7 +135,13 @@ class Admin:
 
     async def _explain(self, query: Mapping[str, str]) -> Response:
         headers = dict(line.split(": ", 1) for line in query.get("headers", "").split("\n") if ": " in line)
-        question = Question(query.get("source", "-"), query.get("destination", ""), query.get("method", ""), query.get("path", "") or "/", headers)
+        question = Question(
+            query.get("source", "-"),
+            query.get("destination", ""),
+            query.get("method", ""),
+            query.get("path", "") or "/",
+            headers,
+        )
         config = self._control.config
         try:
             found = explain(
@@ -164,7 +176,9 @@ class Admin:
                 self._seen[flow["id"]] = (next(self._sequence), flow)
         self._forget_flows(told)
         changed = [(number, flow) for number, flow in self._seen.values() if number > since]
-        return Response.json({"next": max((number for number, _ in changed), default=since), "flows": [flow for _, flow in changed]})
+        return Response.json(
+            {"next": max((number for number, _ in changed), default=since), "flows": [flow for _, flow in changed]}
+        )
 
     def _forget_flows(self, told: Mapping[str, Any]) -> None:
         """Keep a bounded number of what is told no more, shared evenly by the pods: a busy one pushes out its own."""
@@ -199,9 +213,15 @@ class Admin:
         members = control.enrolment.members.values()
         store.set(declared.ENROLLED_PODS, (), sum(1 for member in members if member.state == "enrolled"))
         store.set(declared.FAULTY_PODS, (), sum(1 for member in members if member.state != "enrolled"))
-        for kind, count in (("workload", len(list(self._entries(Workload)))), ("service", len(list(self._entries(Service))))):
+        for kind, count in (
+            ("workload", len(list(self._entries(Workload)))),
+            ("service", len(list(self._entries(Service)))),
+        ):
             store.set(declared.SNAPSHOT_ENTRIES, (kind,), count)
-        store.replace(declared.CERTIFICATE_EXPIRY, {(held.certificate.identity,): held.certificate.not_after for held in control.certificates.list()})
+        store.replace(
+            declared.CERTIFICATE_EXPIRY,
+            {(held.certificate.identity,): held.certificate.not_after for held in control.certificates.list()},
+        )
         assert control.plane is not None
         statistics = control.plane.statistics()
         for name, (used, possible) in statistics.maps.items():

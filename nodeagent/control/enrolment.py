@@ -1,10 +1,12 @@
-"""Enrolment: the pods of this node whose traffic is captured, kept equal to what the source says and the kernel has.
+"""Enrolment: the pods of this node whose traffic is captured, kept equal to what the source says
+and the kernel has.
 
-Enrolling and releasing touch neither the pod's processes nor its open connections; what fails for one pod is told and
-tried again, and never keeps another pod from its enrolment.
+Enrolling and releasing touch neither the pod's processes nor its open connections; what fails for
+one pod is told and tried again, and never keeps another pod from its enrolment.
 
-A pod is captured whether it has a certificate or not: what needs none works, and what needs one fails, with a reason. A pod
-that cannot be captured is held (``DataPlane.enroll``). So neither an authority that is away nor a pod's own doing opens it.
+A pod is captured whether it has a certificate or not: what needs none works, and what needs one
+fails, with a reason. A pod that cannot be captured is held (``DataPlane.enroll``). So neither an
+authority that is away nor a pod's own doing opens it.
 """
 
 from __future__ import annotations
@@ -13,6 +15,7 @@ import logging
 import socket
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -31,7 +34,9 @@ log = logging.getLogger("nodeagent.enrolment")
 
 
 State = Literal["enrolled", "pending", "faulty", "failed"]
-"""pending: captured, without a certificate that is good; faulty: captured, and something is wrong that cannot be repaired; failed: not captured."""
+"""pending: captured, without a certificate that is good; faulty: captured, and something is wrong
+that cannot be repaired; failed: not captured.
+"""
 
 
 @dataclass(slots=True)
@@ -69,7 +74,9 @@ class Effects:
     publish: Callable[[PodUid, bool], None]
     """Tell the other nodes whether a pod takes mTLS."""
     keep: Callable[[dict[str, int]], None]
-    """Have the supervisor keep descriptors across a death of control: ``uid/direction/family/slot`` a listener, ``uid/netns``."""
+    """Have the supervisor keep descriptors across a death of control: ``uid/direction/family/slot``
+    a listener, ``uid/netns``.
+    """
     drop: Callable[[PodUid], None]
     """Have it forget a pod's."""
     repaired: Callable[[str], None]
@@ -79,8 +86,16 @@ class Effects:
 class Enrolment:
     """Reconciles local pods with the data plane."""
 
-    def __init__(self, plane: DataPlane, workers: Workers, certificates: Certificates, effects: Effects, when_dead: WhenDead) -> None:
-        self._plane, self._workers, self._certificates, self._effects, self._when_dead = plane, workers, certificates, effects, when_dead
+    def __init__(
+        self, plane: DataPlane, workers: Workers, certificates: Certificates, effects: Effects, when_dead: WhenDead
+    ) -> None:
+        self._plane, self._workers, self._certificates, self._effects, self._when_dead = (
+            plane,
+            workers,
+            certificates,
+            effects,
+            when_dead,
+        )
         self.members: dict[PodUid, Member] = {}
         self._handed: dict[PodUid, Listeners] = {}
         self.kept: dict[str, dict[ListenerId, socket.socket]] = {}
@@ -108,7 +123,14 @@ class Enrolment:
             return Member(pod)
         protected = protection(workload, policies_of(workload, self._workers.entry), self._when_dead)
         probed = frozenset(probe.port for probe in workload.probes if probe.kind == "tcp") - pod.exclude_inbound
-        return Member(pod, mtls=workload.mtls, port_mtls=workload.port_mtls, protection=protected, bypass=workload.bypass, probed=probed)
+        return Member(
+            pod,
+            mtls=workload.mtls,
+            port_mtls=workload.port_mtls,
+            protection=protected,
+            bypass=workload.bypass,
+            probed=probed,
+        )
 
     def certified(self, identity: SpiffeId) -> None:
         """Let the pods that waited for the certificate of *identity* take mTLS."""
@@ -119,7 +141,9 @@ class Enrolment:
     def prune(self) -> None:
         """Remove what an earlier daemon left of pods that exist no more."""
         captured = self._plane.numbers()
-        spared = [address for uid, member in self.members.items() if uid not in captured for address in member.pod.addresses]
+        spared = [
+            address for uid, member in self.members.items() if uid not in captured for address in member.pod.addresses
+        ]
         for what in self._plane.prune(spared):
             log.info("removed of a pod that is gone: %s", what)
 
@@ -137,7 +161,16 @@ class Enrolment:
             with translated(KernelError, "the pod cannot be captured"):
                 netns = self._plane.pod_netns(Path(pod.netns))
                 bypass = member.bypass and not self._plane.joining.refusal
-                wanted = EnrolledPod(uid, netns, pod.addresses, member.protection, pod.exclude_inbound, pod.exclude_outbound, member.probed, bypass)
+                wanted = EnrolledPod(
+                    uid,
+                    netns,
+                    pod.addresses,
+                    member.protection,
+                    pod.exclude_inbound,
+                    pod.exclude_outbound,
+                    member.probed,
+                    bypass,
+                )
                 listeners = self._plane.enroll(wanted, Listeners(self.kept.pop(uid, {})))
         except KernelError as error:
             member.state, member.faults = "failed", [str(error)]
@@ -168,7 +201,9 @@ class Enrolment:
             self._effects.publish(uid, True)
             member.published = True
         except ResourceError as error:
-            log.error("pod %s/%s: other nodes do not hear that it takes mTLS: %s", member.pod.namespace, member.pod.pod, error)
+            log.error(
+                "pod %s/%s: other nodes do not hear that it takes mTLS: %s", member.pod.namespace, member.pod.pod, error
+            )
 
     def _unpublish(self, uid: PodUid) -> None:
         try:
@@ -181,7 +216,10 @@ class Enrolment:
         if self._handed.get(uid) is listeners:
             return
         self._handed[uid] = listeners
-        kept = {f"{uid}/{direction}/{family}/{slot}": listener.fileno() for (direction, family, slot), listener in listeners.fds.items()}
+        kept = {
+            f"{uid}/{direction}/{family}/{slot}": listener.fileno()
+            for (direction, family, slot), listener in listeners.fds.items()
+        }
         self._effects.keep({**kept, f"{uid}/netns": self._plane.network(uid)})
         message: Message = {"op": "pod", "uid": uid, "cookie": member.cookie, "identity": member.pod.identity}
         self._workers.enrol(uid, message, listeners.fds)
@@ -209,7 +247,7 @@ class Enrolment:
                 self._enrol(uid, member)
                 continue
             name = f"pod {member.pod.namespace}/{member.pod.pod}"
-            found, left = self._mend(name, lambda uid=uid: self._plane.verify(uid), lambda uid=uid: self._plane.repair(uid))  # type: ignore[misc]
+            found, left = self._mend(name, partial(self._plane.verify, uid), partial(self._plane.repair, uid))
             member.repaired += len(found)
             self._hand_on(uid, member, self._plane.listeners(uid))
             self._judge(uid, member, left)
@@ -221,7 +259,9 @@ class Enrolment:
             return [str(error)]
         return []
 
-    def _mend(self, name: str, verify: Callable[[], list[str]], repair: Callable[[], list[str]]) -> tuple[list[str], list[str]]:
+    def _mend(
+        self, name: str, verify: Callable[[], list[str]], repair: Callable[[], list[str]]
+    ) -> tuple[list[str], list[str]]:
         """Return what was repaired and what is still wrong, in words."""
         try:
             with translated(KernelError, "it cannot be compared with the kernel"):

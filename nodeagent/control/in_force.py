@@ -1,4 +1,6 @@
-"""Since when a policy is in force: when every worker, and the kernel's maps, have acknowledged the generation that brought it. Pure."""
+"""Since when a policy is in force: when every worker, and the kernel's maps, have acknowledged the
+generation that brought it. Pure.
+"""
 
 from __future__ import annotations
 
@@ -29,7 +31,9 @@ class InForce:
                     self._brought.pop(key, None)
 
     def tell(self, rows: list[dict[str, Any]], behind: Behind) -> list[dict[str, Any]]:
-        """Add to *rows*, one a policy, whom each still waits for (``pending``); what waits for nobody alone is in force."""
+        """Add to *rows*, one a policy, whom each still waits for (``pending``); what waits for
+        nobody alone is in force.
+        """
         for row in rows:
             generation = self._brought.get((row["kind"], row["policy"]))
             row["pending"] = behind(generation) if generation is not None else []

@@ -1,6 +1,8 @@
-"""Key sets behind ``jwksUri`` and OpenID Connect discovery: fetched, checked, kept fresh; the last good one stays when a refresh fails.
+"""Key sets behind ``jwksUri`` and OpenID Connect discovery: fetched, checked, kept fresh; the last
+good one stays when a refresh fails.
 
-A server of keys is as untrusted as any other: time, size and content of what it says are bounded, redirects are not followed.
+A server of keys is as untrusted as any other: time, size and content of what it says are bounded,
+redirects are not followed.
 """
 
 from __future__ import annotations
@@ -34,7 +36,9 @@ log = logging.getLogger("nodeagent.control")
 
 
 def wanted_by(authentications: Iterable[RequestAuthentication]) -> dict[str, float]:
-    """Return the URIs that *authentications* need keys from, with the seconds that each fetch may take: the longest that is granted."""
+    """Return the URIs that *authentications* need keys from, with the seconds that each fetch may
+    take: the longest that is granted.
+    """
     wanted: dict[str, float] = {}
     for rule in (rule for each in authentications for rule in each.rules):
         if rule.keys_uri:
@@ -45,18 +49,26 @@ def wanted_by(authentications: Iterable[RequestAuthentication]) -> dict[str, flo
 class KeySets:
     """Keeps a key set for each wanted URI: one task, so never more than one fetch, for each.
 
-    *changed* gets an entry when the keys or what is wrong with them changed. *authorities* is a PEM file of roots to trust beside the system's.
-    *sleep* waits for so many seconds.
+    *changed* gets an entry when the keys or what is wrong with them changed. *authorities* is a PEM
+    file of roots to trust beside the system's. *sleep* waits for so many seconds.
     """
 
-    def __init__(self, changed: Callable[[Jwks], None], authorities: Path | None = None, *, sleep: Callable[[float], Awaitable[None]] = asyncio.sleep) -> None:
+    def __init__(
+        self,
+        changed: Callable[[Jwks], None],
+        authorities: Path | None = None,
+        *,
+        sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
+    ) -> None:
         self._changed, self._authorities, self._sleep = changed, authorities, sleep
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._timeouts: dict[str, float] = {}
         self._tls: ssl.SSLContext | None = None
 
     def wanted(self, timeouts: Mapping[str, float]) -> tuple[str, ...]:
-        """Keep the key sets of exactly these URIs, each fetched within so many seconds; return the keys of entries no longer kept. Needs the running loop."""
+        """Keep the key sets of exactly these URIs, each fetched within so many seconds; return the
+        keys of entries no longer kept. Needs the running loop.
+        """
         dropped = [Jwks(uri) for uri in self._tasks if uri not in timeouts]
         for entry in dropped:
             self._tasks.pop(entry.uri).cancel()
@@ -84,14 +96,21 @@ class KeySets:
                 pause, retry = retry, min(2 * retry, REFRESH_SECONDS)
             if found != known:
                 if found.error:
-                    log.warning("%s%s", found.error, "; the last good keys stay in force" if found.keys else "; tokens that need these keys are refused")
+                    log.warning(
+                        "%s%s",
+                        found.error,
+                        "; the last good keys stay in force"
+                        if found.keys
+                        else "; tokens that need these keys are refused",
+                    )
                 known = found
                 self._changed(found)
             # Not all nodes, nor all URIs of one server, at once.
             await self._sleep(pause * random.uniform(0.9, 1.1))
 
     async def fetch(self, uri: str, seconds: float) -> str:
-        """Return the key set at *uri*, or the one that the discovery document there names, as JSON text, within *seconds*.
+        """Return the key set at *uri*, or the one that the discovery document there names, as JSON
+        text, within *seconds*.
 
         Raises ControlError naming the URI and what is wrong.
         """
@@ -100,7 +119,10 @@ class KeySets:
                 with translated(ControlError, f"key set {uri}"):
                     return await self._fetch(uri)
         except TimeoutError:
-            raise ControlError(f"key set {uri}: no whole answer within {seconds:g} s: is the server reachable, jwtRules[].timeout long enough?") from None
+            raise ControlError(
+                f"key set {uri}: no whole answer within {seconds:g} s: is the server reachable, "
+                "jwtRules[].timeout long enough?"
+            ) from None
 
     async def _fetch(self, uri: str) -> str:
         source: Any = uri
@@ -108,7 +130,9 @@ class KeySets:
             document = _json(uri, await self._get(uri))
             source = document.get("jwks_uri") if isinstance(document, dict) else None
             if not isinstance(source, str):
-                raise ControlError(f"key set {uri}: the discovery document has no jwks_uri; name one by jwtRules[].jwksUri")
+                raise ControlError(
+                    f"key set {uri}: the discovery document has no jwks_uri; name one by jwtRules[].jwksUri"
+                )
             if uri.startswith("https:") and not source.startswith("https:"):
                 raise ControlError(f"key set {uri}: the discovery document's jwks_uri is not an https URI")
         return _public_keys(source, _json(source, await self._get(source)))
@@ -118,9 +142,14 @@ class KeySets:
         parts, port = _split(uri)
         context = await self._context() if parts.scheme == "https" else None
         try:
-            reader, writer = await asyncio.open_connection(parts.hostname, port, ssl=context, server_hostname=parts.hostname if context else None)
+            reader, writer = await asyncio.open_connection(
+                parts.hostname, port, ssl=context, server_hostname=parts.hostname if context else None
+            )
         except ssl.SSLError as error:
-            raise ControlError(f"key set {uri}: TLS failed: {error.reason or error}; is the server's certificate signed by a root this node trusts?") from None
+            raise ControlError(
+                f"key set {uri}: TLS failed: {error.reason or error}; is the server's certificate signed by a "
+                "root this node trusts?"
+            ) from None
         except (OSError, UnicodeError) as error:
             raise ControlError(f"key set {uri}: cannot connect: {error}") from None
         try:
@@ -160,7 +189,14 @@ def _split(uri: str) -> tuple[SplitResult, int]:
         port = parts.port or {"http": 80, "https": 443}.get(parts.scheme, 0)
     except ValueError:
         parts, port = SplitResult("", "", "", "", ""), 0
-    if not port or not parts.hostname or parts.username is not None or not uri.isascii() or not uri.isprintable() or " " in uri:
+    if (
+        not port
+        or not parts.hostname
+        or parts.username is not None
+        or not uri.isascii()
+        or not uri.isprintable()
+        or " " in uri
+    ):
         raise ControlError(f"key set {uri!r}: an http or https URI without user and password is expected")
     return parts, port
 
@@ -223,13 +259,19 @@ def _json(uri: str, data: bytes) -> Any:
 
 
 def _public_keys(uri: str, document: Any) -> str:
-    """Return the key set *document* with what verifying needs and nothing else. Raises ControlError unless it may hold a key to verify with."""
+    """Return the key set *document* with what verifying needs and nothing else. Raises ControlError
+    unless it may hold a key to verify with.
+    """
     keys = document.get("keys") if isinstance(document, dict) else None
     if not isinstance(keys, list):
         raise ControlError(f'key set {uri}: not a key set: {{"keys": […]}} is expected')
     if len(keys) > MAX_KEYS:
         raise ControlError(f"key set {uri}: {len(keys)} keys, at most {MAX_KEYS} are allowed")
-    public = [{name: key[name] for name in _MEMBERS if name in key} for key in keys if isinstance(key, dict) and key.get("kty") in ("RSA", "EC", "OKP")]
+    public = [
+        {name: key[name] for name in _MEMBERS if name in key}
+        for key in keys
+        if isinstance(key, dict) and key.get("kty") in ("RSA", "EC", "OKP")
+    ]
     if not public:
         raise ControlError(f"key set {uri}: holds no public key (kty RSA, EC or OKP)")
     return json.dumps({"keys": public})

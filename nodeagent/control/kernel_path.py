@@ -56,7 +56,9 @@ class KernelPaths:
     # -- what changes --
 
     def update(self, entries: Iterable[Entry]) -> None:
-        """Bring the kernel to the snapshot *entries* and to the pods that are enrolled now. Call it after each change of either. Raises OSError."""
+        """Bring the kernel to the snapshot *entries* and to the pods that are enrolled now. Call it
+        after each change of either. Raises OSError.
+        """
         self._entries = {entry.key: entry for entry in entries}
         self._numbers = self._plane.numbers()
         for uid, number in self._numbers.items():
@@ -78,7 +80,8 @@ class KernelPaths:
         return self._numbers == self._plane.numbers()
 
     def close_refused(self, store: Store) -> int:
-        """Close established connections that policy refuses now, or would decide per request; return how many. Call it after :meth:`update`.
+        """Close established connections that policy refuses now, or would decide per request;
+        return how many. Call it after :meth:`update`.
 
         Raises OSError.
         """
@@ -125,7 +128,9 @@ class KernelPaths:
         return {port: f"{path.path}: {path.why}" for port, path in paths}
 
     def flows(self, store: Store) -> list[dict[str, object]]:
-        """Return the connections on the kernel path as ``nodeagent flows`` shows them: open, ended and refused ones. Raises OSError."""
+        """Return the connections on the kernel path as ``nodeagent flows`` shows them: open, ended
+        and refused ones. Raises OSError.
+        """
         flows = [flow for flow in self._plane.kernel.record.flows() if flow.opened]
         carried = self._carried(flows)
         rows = []
@@ -144,7 +149,12 @@ class KernelPaths:
             key = f"kernel-{one.flow.client}"
             row = self._past.get(key)
             if row is None and (peers := self._peers(one.flow.source, one.flow.destination)) is not None:
-                ended = {"opened": one.flow.opened or one.closed, "closed": one.closed, "sent": one.sent, "received": one.received}
+                ended = {
+                    "opened": one.flow.opened or one.closed,
+                    "closed": one.closed,
+                    "sent": one.sent,
+                    "received": one.received,
+                }
                 row = self._row(one.flow, peers) | ended
                 if one.flow.client in self._cut:
                     row |= {"verdict": "deny", "reason": POLICY_DENIED.code, "policy": self._cut[one.flow.client]}
@@ -214,7 +224,9 @@ class KernelPaths:
         self._forget()
 
     def _count_refusals(self, store: Store) -> None:
-        """Add what was refused since the last call to *store* and to the rows of ``nodeagent flows``. Raises OSError."""
+        """Add what was refused since the last call to *store* and to the rows of ``nodeagent
+        flows``. Raises OSError.
+        """
         for refusal in self._plane.kernel.refusals():
             pair, count = refusal.pair, refusal.count
             peers, named = self._peers(pair.source, pair.destination), self._labels(*pair)
@@ -230,7 +242,14 @@ class KernelPaths:
         pair, rows = refusal.pair, self._refused.setdefault(refusal.pair.source, {})
         key = "-".join(map(str, ("refused", *pair, refusal.policy)))
         before = rows.pop(key, {"opened": refusal.last, "times": 0})
-        told = {"id": key, "opened": before["opened"], "closed": refusal.last, "verdict": "deny", "reason": POLICY_DENIED.code, "policy": refusal.policy}
+        told = {
+            "id": key,
+            "opened": before["opened"],
+            "closed": refusal.last,
+            "verdict": "deny",
+            "reason": POLICY_DENIED.code,
+            "policy": refusal.policy,
+        }
         counted = {"times": before["times"] + refusal.count, "why": self.path_of(peers.server, pair.port).why}
         rows[key] = self._ends(peers, pair.port, pair.service) | told | counted
         if len(rows) > REFUSALS_KEPT:
@@ -243,7 +262,9 @@ class KernelPaths:
         for flow in flows:
             pair = Pair(flow.source, flow.destination, flow.id.destination[1], flow.service)
             total, one = totals.get(pair, Total()), carried.get(flow.id, _NOTHING)
-            totals[pair] = Total(total.opened, total.closed, total.failed, total.received + one.sent, total.sent + one.received)
+            totals[pair] = Total(
+                total.opened, total.closed, total.failed, total.received + one.sent, total.sent + one.received
+            )
 
     def _carried(self, flows: list[Flow]) -> dict[FlowId, Carried]:
         """Return what open connections have carried, by TCP and past it."""
@@ -255,7 +276,9 @@ class KernelPaths:
             there, back = bypassed.get(Side(*flow.id)), bypassed.get(Side(flow.id.destination, flow.id.source))
             if there or back:
                 one = found.get(flow.id, _NOTHING)
-                found[flow.id] = Carried(one.sent + (there.sent_bytes if there else 0), one.received + (back.sent_bytes if back else 0))
+                found[flow.id] = Carried(
+                    one.sent + (there.sent_bytes if there else 0), one.received + (back.sent_bytes if back else 0)
+                )
         return found
 
     def _forget(self) -> None:
@@ -269,7 +292,11 @@ class KernelPaths:
             del self._workloads[number]
             self._refused.pop(number, None)
             self._plane.http.forget(number)
-        self._told = {pair: total for pair, total in self._told.items() if pair.source not in gone and pair.destination not in gone}
+        self._told = {
+            pair: total
+            for pair, total in self._told.items()
+            if pair.source not in gone and pair.destination not in gone
+        }
 
     # -- who is who --
 
@@ -284,7 +311,9 @@ class KernelPaths:
             verdict = ALLOWED if planned.verdicts is None else planned.verdicts.get(peers.source.uid)
             if verdict is not None:
                 return verdict
-        return self._planner.permits(peers.source, peers.server, flow.id.destination, policies_of(peers.server, self._entries.get))
+        return self._planner.permits(
+            peers.source, peers.server, flow.id.destination, policies_of(peers.server, self._entries.get)
+        )
 
     def _service(self, name: str, server: Workload, port: int) -> Service | None:
         found = self._entries.get(f"service/{name or dict(server.services).get(port, '')}")
@@ -299,7 +328,11 @@ class KernelPaths:
         if client is None or server is None:
             return None
         found = self._service(service, server, port)
-        named: Labels = labels.service(found) if found else (host_port(next(iter(server.addresses), ""), port), UNKNOWN, server.namespace)
+        named: Labels = (
+            labels.service(found)
+            if found
+            else (host_port(next(iter(server.addresses), ""), port), UNKNOWN, server.namespace)
+        )
         source_side, server_side = (labels.side(one, one.identity, self._cluster) for one in (client, server))
         return labels.peers(source_side, server_side, named, "kernel_attested")
 

@@ -52,7 +52,9 @@ log = logging.getLogger("nodeagent.control")
 
 
 def main(config: AgentConfig, end: socket.socket, pulse: Pulse) -> None:
-    """Run control on its end of the supervisor's channel; *pulse* is where it says that its loop turns. The process's last call."""
+    """Run control on its end of the supervisor's channel; *pulse* is where it says that its loop
+    turns. The process's last call.
+    """
     gc.collect()
     gc.freeze()
     try:
@@ -64,7 +66,9 @@ def main(config: AgentConfig, end: socket.socket, pulse: Pulse) -> None:
 
 async def _run(config: AgentConfig, end: socket.socket, pulse: Pulse) -> None:
     control = Control(config, end, pulse)
-    await control.start()  # what raises here is no stop: workers of an earlier control serve on, and a successor tries again
+    # what raises here is no stop: workers of an earlier control serve on, and a successor tries
+    # again
+    await control.start()
     await control.stopped.wait()
     await control.stop()
 
@@ -88,11 +92,18 @@ class Control:
         """What that one held: a death of control while the authority is away shall cost no identity."""
         self.supervisor = Channel(self.loop, end, self._from_supervisor, self.stopped.set)
         self.parts = Parts(self.loop)
-        needs = Needs(self._sockets, self.store.merge, lambda slot: self.store.add(declared.WORKER_RESTARTS, (str(slot),)))
+        needs = Needs(
+            self._sockets, self.store.merge, lambda slot: self.store.add(declared.WORKER_RESTARTS, (str(slot),))
+        )
         self.workers = Workers(self.loop, config.proxy.worker_count(), self.supervisor, needs)
         self.enrolment: Enrolment
         self.plane: DataPlane | None = None
-        self.mesh = Mesh(config.node, config.identity.trust_domain, default_mtls=config.mtls.mode, root_namespace=config.mtls.root_namespace)
+        self.mesh = Mesh(
+            config.node,
+            config.identity.trust_domain,
+            default_mtls=config.mtls.mode,
+            root_namespace=config.mtls.root_namespace,
+        )
         self.certificates: Certificates
         self.source: DirectorySource
         self.pod_sockets: PodSockets
@@ -117,10 +128,19 @@ class Control:
         issuer = open_source(config.identity, config.cluster)
         self.plane = await DataPlane.load(config.redirect, slots=workers.count, wait=False)
         observed = "the access log" if config.telemetry.access_log.path else ""
-        settings = Settings(config.node, config.identity.trust_domain, observed, client_cert=config.proxy.client_cert_header == "read")
+        settings = Settings(
+            config.node, config.identity.trust_domain, observed, client_cert=config.proxy.client_cert_header == "read"
+        )
         self.kernel_paths = KernelPaths(self.plane, settings, config.cluster)
-        self.certificates = Certificates(issuer, config.identity.ttl_seconds, self._certificate, self._certificate_ended)
-        self.pod_sockets = PodSockets(config.runtime_directory, self.certificates.current, config.identity.ca_directory, config.identity.trust_domain)
+        self.certificates = Certificates(
+            issuer, config.identity.ttl_seconds, self._certificate, self._certificate_ended
+        )
+        self.pod_sockets = PodSockets(
+            config.runtime_directory,
+            self.certificates.current,
+            config.identity.ca_directory,
+            config.identity.trust_domain,
+        )
         effects = Effects(
             publish=source.publish,
             keep=self._keep,
@@ -132,7 +152,11 @@ class Control:
         while self._inherited:
             self.certificates.adopt(self._inherited.pop())
         self._apply(await source.batch())
-        start = {"config": config.model_dump(mode="json", by_alias=True), "node_addresses": sorted(self.mesh.node_addresses()), "supervisor": os.getppid()}
+        start = {
+            "config": config.model_dump(mode="json", by_alias=True),
+            "node_addresses": sorted(self.mesh.node_addresses()),
+            "supervisor": os.getppid(),
+        }
         workers.start(start, [self.plane.original_map_fd, self.plane.announced_map_fd])
         self.parts.start("what renews certificates", self.certificates.run)
         self._begin()
@@ -143,25 +167,37 @@ class Control:
         self.parts.start("the check of the pods", self._check)
         self.parts.start("the look at probed ports", self._look)
         self.parts.start("the loading of the HTTP counters", self._finish_loading)
-        self.parts.start("what serves the pods' sockets", lambda: self.pod_sockets.run(config.redirect.check_interval_seconds))
+        self.parts.start(
+            "what serves the pods' sockets", lambda: self.pod_sockets.run(config.redirect.check_interval_seconds)
+        )
         self._admin = Admin(self)
         await self._admin.start()
-        self.supervisor.send({"op": "heart", "timeout": config.redirect.heartbeat_timeout_seconds}, [self.plane.heartbeat_fd])
+        self.supervisor.send(
+            {"op": "heart", "timeout": config.redirect.heartbeat_timeout_seconds}, [self.plane.heartbeat_fd]
+        )
         self.parts.start("what tells the supervisor that control turns", self._turn)
 
     def _begin(self) -> None:
-        """Take the node over. What fails for what the source says, and not for one pod alone, fails for a successor too: pods stay as they are."""
+        """Take the node over. What fails for what the source says, and not for one pod alone, fails
+        for a successor too: pods stay as they are.
+        """
         try:
             self._reconcile()
             self._forget_kept()
             self._prune()
         except Exception as error:
-            log.error("the node cannot be brought to what the source says: %s; it is tried again", shown(str(error)), exc_info=error)
+            log.error(
+                "the node cannot be brought to what the source says: %s; it is tried again",
+                shown(str(error)),
+                exc_info=error,
+            )
 
     async def stop(self) -> None:
-        """Serve while what is open may end, stop the heartbeat, let what came since end, and end. Pins stay: protected pods are refused until a daemon is back.
+        """Serve while what is open may end, stop the heartbeat, let what came since end, and end.
+        Pins stay: protected pods are refused until a daemon is back.
 
-        ``proxy.timeouts.stop`` bounds the whole, half of it each: with a connection open that never ends, pods are refused for the second half only.
+        ``proxy.timeouts.stop`` bounds the whole, half of it each: with a connection open that never
+        ends, pods are refused for the second half only.
         """
         patience = self.config.proxy.timeouts.stop / 2
         self.parts.stop()
@@ -174,7 +210,8 @@ class Control:
         self.supervisor.send({"op": "still"})
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(self._stilled.wait(), STILL_SECONDS)
-        # What waits in a backlog when the last listener closes is reset: workers accept until nothing more can come.
+        # What waits in a backlog when the last listener closes is reset: workers accept until
+        # nothing more can come.
         await asyncio.sleep(SETTLE_SECONDS)
         await self.workers.stop(patience)
         if self._admin is not None:
@@ -203,15 +240,25 @@ class Control:
             missing.append("there is no heartbeat: no worker's event loop turns")
         if self._listed and not self.enrolment.healthy():
             wrong = [row for row in self.enrolment.rows() if row["state"] != "enrolled"]
-            missing += [f"pod {row['namespace']}/{row['pod']}: {row['state']}: {'; '.join(row['faults'])}" for row in wrong]
+            missing += [
+                f"pod {row['namespace']}/{row['pod']}: {row['state']}: {'; '.join(row['faults'])}" for row in wrong
+            ]
         missing += [f"{key} is not in the workers: {why}" for key, why in sorted(self.workers.unsent.items())]
-        return missing + self.parts.failing() + [f"{whose} stays as it was: {why}" for whose, why in sorted(self.mesh.faults.items())]
+        return (
+            missing
+            + self.parts.failing()
+            + [f"{whose} stays as it was: {why}" for whose, why in sorted(self.mesh.faults.items())]
+        )
 
     def policies(self) -> list[dict[str, Any]]:
-        """Return a row for each policy, which says whether it is in force everywhere, and for each document that was refused."""
+        """Return a row for each policy, which says whether it is in force everywhere, and for each
+        document that was refused.
+        """
 
         def behind(generation: int) -> list[str]:
-            return self.workers.behind(generation) + (["the kernel's maps"] if self._kernel_generation < generation else [])
+            return self.workers.behind(generation) + (
+                ["the kernel's maps"] if self._kernel_generation < generation else []
+            )
 
         return self.in_force.tell(self.mesh.policies(self.source.refused()), behind)
 
@@ -251,7 +298,11 @@ class Control:
             self._networks[owner] = descriptor
             return
         uid, direction, family, slot = key.split("/")
-        listener: ListenerId = ("outbound" if direction == "outbound" else "inbound", 4 if family == "4" else 6, int(slot))
+        listener: ListenerId = (
+            "outbound" if direction == "outbound" else "inbound",
+            4 if family == "4" else 6,
+            int(slot),
+        )
         self._kept.setdefault(uid, {})[listener] = socket.socket(fileno=descriptor)
 
     def _forget_kept(self) -> None:
@@ -261,7 +312,9 @@ class Control:
             os.close(self._networks.popitem()[1])
 
     def _sockets(self, uid: str, family: Family, count: int) -> list[socket.socket]:
-        """Make sockets inside a pod; also for workers of an earlier control, before this one has enrolled it. Raises KernelError; KeyError: it is not known."""
+        """Make sockets inside a pod; also for workers of an earlier control, before this one has
+        enrolled it. Raises KernelError; KeyError: it is not known.
+        """
         if uid in self._networks:
             return open_sockets(uid, self._networks[uid], family, count)
         if self.plane is None:
@@ -288,11 +341,19 @@ class Control:
     def _want_keys(self, workers: Workers) -> None:
         """Have the key sets that RequestAuthentications name, and no others."""
         wanted = wanted_by(entry for entry in workers.entries() if isinstance(entry, RequestAuthentication))
-        workers.apply(Delta(removals=tuple(entry.key for entry in workers.entries() if isinstance(entry, Jwks) and entry.uri not in wanted)))
+        workers.apply(
+            Delta(
+                removals=tuple(
+                    entry.key for entry in workers.entries() if isinstance(entry, Jwks) and entry.uri not in wanted
+                )
+            )
+        )
         self.key_sets.wanted(wanted)
 
     def _reconcile(self) -> None:
-        """Bring the node to the snapshot: first what is there already, which a change may forbid, then what is new. No certificate is waited for."""
+        """Bring the node to the snapshot: first what is there already, which a change may forbid,
+        then what is new. No certificate is waited for.
+        """
         pods, identities = {pod.uid: pod for pod in self._local_pods()}, self._identities()
         self.enrolment.keep(pods)
         if self._listed:
@@ -306,16 +367,23 @@ class Control:
             self._update_kernel_paths()
 
     def _prune(self) -> None:
-        """Remove what an earlier daemon left of pods that are gone; not before every pod is known, for what is left may protect the others."""
+        """Remove what an earlier daemon left of pods that are gone; not before every pod is known,
+        for what is left may protect the others.
+        """
         unread = self.source.unread_pods()
         if unread and not self._listed:
-            log.error("what protects pods that were captured before stays: it may be for one that cannot be read (%s)", ", ".join(unread[:5]))
+            log.error(
+                "what protects pods that were captured before stays: it may be for one that cannot be read (%s)",
+                ", ".join(unread[:5]),
+            )
         if not unread:
             self.enrolment.prune()
             self._unpruned = False
 
     def _update_kernel_paths(self) -> None:
-        """Bring what the kernel decides alone to the snapshot and the pods; a fault there leaves connections to the proxy, and is tried again."""
+        """Bring what the kernel decides alone to the snapshot and the pods; a fault there leaves
+        connections to the proxy, and is tried again.
+        """
         self._kernel_behind = True
         try:
             with translated(KernelError, "the maps cannot be written"):
@@ -339,7 +407,9 @@ class Control:
             self.workers.forget(identity)
 
     async def _watch(self) -> None:
-        """Follow the source. Started again after a failure, it reconciles first: the batch at which it failed is in the mesh."""
+        """Follow the source. Started again after a failure, it reconciles first: the batch at which
+        it failed is in the mesh.
+        """
         while True:
             self._reconcile()
             if self._unpruned:

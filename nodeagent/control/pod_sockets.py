@@ -1,8 +1,10 @@
-"""A socket for each pod of this node that asks for its own certificate: SPIFFE Workload API and Envoy's SDS.
+"""A socket for each pod of this node that asks for its own certificate: SPIFFE Workload API and
+Envoy's SDS.
 
-A pod finds ``socket`` in a folder that is its own: ``<runtimeDirectory>/pods/<uid>``, mounted by a volume of its spec or, for
-an annotation, by :mod:`nodeagent.redirect.place`. Having found a socket proves nothing: a connection is served only when the
-process that made it is the pod's (:mod:`nodeagent.identity.peer`), and anyone else hears PERMISSION_DENIED.
+A pod finds ``socket`` in a folder that is its own: ``<runtimeDirectory>/pods/<uid>``, mounted by a
+volume of its spec or, for an annotation, by :mod:`nodeagent.redirect.place`. Having found a socket
+proves nothing: a connection is served only when the process that made it is the pod's
+(:mod:`nodeagent.identity.peer`), and anyone else hears PERMISSION_DENIED.
 
 gRPC is imported when the first pod asks: it costs memory, and most nodes have no such pod.
 """
@@ -48,13 +50,22 @@ log = logging.getLogger("nodeagent.sockets")
 
 
 class PodSockets:
-    """The sockets of this node's pods, below *directory*. *current* gives an identity's certificate or raises IdentityError.
+    """The sockets of this node's pods, below *directory*. *current* gives an identity's certificate
+    or raises IdentityError.
 
-    *authority* is the built-in authority's directory, None where certificates come from elsewhere: no tokens are issued then.
+    *authority* is the built-in authority's directory, None where certificates come from elsewhere:
+    no tokens are issued then.
     """
 
-    def __init__(self, directory: Path, current: Callable[[SpiffeId], Certificate], authority: Path | None, trust_domain: str) -> None:
-        self._directory, self._current, self._authority, self._trust_domain = directory / "pods", current, authority, trust_domain
+    def __init__(
+        self, directory: Path, current: Callable[[SpiffeId], Certificate], authority: Path | None, trust_domain: str
+    ) -> None:
+        self._directory, self._current, self._authority, self._trust_domain = (
+            directory / "pods",
+            current,
+            authority,
+            trust_domain,
+        )
         self._sockets: dict[PodUid, _PodSocket] = {}
         self._tokens: JwtAuthority | None = None
         self._wake = asyncio.Event()
@@ -119,7 +130,11 @@ class PodSockets:
                 self._tokens = JwtAuthority(JwtKeys(self._authority, self._trust_domain))
             self._tokens.refresh()
         except IdentityError as error:
-            log.error("keys of JWT-SVIDs: %s; %s", error, "what is known stays in force" if self._tokens else "none are issued")
+            log.error(
+                "keys of JWT-SVIDs: %s; %s",
+                error,
+                "what is known stays in force" if self._tokens else "none are issued",
+            )
 
 
 class _PodSocket:

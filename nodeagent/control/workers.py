@@ -1,6 +1,8 @@
-"""The proxy workers as control sees them: slots that must be filled, and everything a worker has to be told.
+"""The proxy workers as control sees them: slots that must be filled, and everything a worker has to
+be told.
 
-A listener belongs to a slot, not to a process: whoever fills the slot gets it, so a backlog survives its worker.
+A listener belongs to a slot, not to a process: whoever fills the slot gets it, so a backlog
+survives its worker.
 """
 
 from __future__ import annotations
@@ -84,14 +86,18 @@ class Workers:
         self._deaths: list[float] = []
         self._stopping = False
         self.generation = time.time_ns() // 1_000_000
-        """Of the snapshot: counts its changes, from where no earlier control came, whose last acknowledgements may be on their way."""
+        """Of the snapshot: counts its changes, from where no earlier control came, whose last
+        acknowledgements may be on their way.
+        """
         self.unsent: dict[str, str] = {}
         """Entries that cannot be sent, and why; workers keep what they had."""
 
     # -- slots --
 
     def start(self, start: Message, map_fds: Sequence[int]) -> None:
-        """Fill the slots; each worker is told *start* first, with the descriptors of the maps of original destinations and of announcements."""
+        """Fill the slots; each worker is told *start* first, with the descriptors of the maps of
+        original destinations and of announcements.
+        """
         self._state.start, self._state.map_fds = start, map_fds
         for slot in range(self.count):
             self._spawn(slot)
@@ -106,7 +112,8 @@ class Workers:
     def adopt(self, pid: int, end: socket.socket) -> None:
         """Take over a worker that an earlier control started, with that one's *end* of its channel.
 
-        It gets what it needs and hears of every change, as one that drains, and drains itself when :meth:`retire_adopted` says so.
+        It gets what it needs and hears of every change, as one that drains, and drains itself when
+        :meth:`retire_adopted` says so.
         """
         worker = WorkerProcess(-1, next(self._numbers), pid)
         self._connect(worker, end)
@@ -138,7 +145,12 @@ class Workers:
         return worker
 
     def _connect(self, worker: WorkerProcess, end: socket.socket) -> None:
-        worker.channel = Channel(self._loop, end, lambda message, descriptors: self._message(worker, message, descriptors), lambda: self._kill(worker))
+        worker.channel = Channel(
+            self._loop,
+            end,
+            lambda message, descriptors: self._message(worker, message, descriptors),
+            lambda: self._kill(worker),
+        )
 
     def forked(self, number: int, pid: int) -> None:
         """The supervisor forked worker *number*."""
@@ -161,7 +173,12 @@ class Workers:
             del self._slots[slot]
             self._fail_replies(worker)
             if not self._stopping:
-                log.error("worker %d (pid %d) died with status %d and is replaced; its connections are lost", slot, pid, status)
+                log.error(
+                    "worker %d (pid %d) died with status %d and is replaced; its connections are lost",
+                    slot,
+                    pid,
+                    status,
+                )
                 self._needs.restarted(slot)
                 self._loop.call_later(self._delay(), self._respawn, slot)
 
@@ -191,7 +208,9 @@ class Workers:
         self._tell(worker, pod)
         for (direction, family, slot), listener in self._state.listeners.get(uid, {}).items():
             if slot == worker.slot:
-                self._tell(worker, {"op": "listen", "uid": uid, "direction": direction, "family": family}, [listener.fileno()])
+                self._tell(
+                    worker, {"op": "listen", "uid": uid, "direction": direction, "family": family}, [listener.fileno()]
+                )
 
     def apply(self, delta: Delta) -> None:
         """Send the changed entries of the snapshot, as its next generation."""
@@ -207,7 +226,9 @@ class Workers:
             self._broadcast(part)
 
     def _fits(self, entry: Entry) -> bool:
-        """Say whether *entry* can be sent. Documents are bounded, so that each can; one that cannot takes no other along."""
+        """Say whether *entry* can be sent. Documents are bounded, so that each can; one that cannot
+        takes no other along.
+        """
         try:
             size = len(orjson.dumps(to_json(entry)))
             why = f"{size} bytes, at most {LARGEST_ENTRY} are carried" if size > LARGEST_ENTRY else ""
@@ -222,8 +243,14 @@ class Workers:
 
     def behind(self, generation: int) -> list[str]:
         """Return the workers, in words, in which *generation* of the snapshot is not in force."""
-        slots = [f"worker {worker.slot} (pid {worker.pid})" for worker in self._slots.values() if worker.generation < generation]
-        return slots + [f"a draining worker (pid {worker.pid})" for worker in self._draining if worker.generation < generation]
+        slots = [
+            f"worker {worker.slot} (pid {worker.pid})"
+            for worker in self._slots.values()
+            if worker.generation < generation
+        ]
+        return slots + [
+            f"a draining worker (pid {worker.pid})" for worker in self._draining if worker.generation < generation
+        ]
 
     def entry(self, key: str) -> Entry | None:
         """Return the snapshot's entry of *key*."""
@@ -254,11 +281,15 @@ class Workers:
             self._tell(worker, message)
 
     def _tell(self, worker: WorkerProcess, message: Message, descriptors: Sequence[int] = ()) -> None:
-        """Send what a worker must know. One that it cannot be sent to, for want of descriptors or memory here, would serve on by what is no longer in force."""
+        """Send what a worker must know. One that it cannot be sent to, for want of descriptors or
+        memory here, would serve on by what is no longer in force.
+        """
         try:
             worker.channel.send(message, descriptors)
         except OSError as error:
-            log.error("worker %d (pid %d) cannot be told anything and is killed: %s", worker.slot, worker.pid, error.strerror)
+            log.error(
+                "worker %d (pid %d) cannot be told anything and is killed: %s", worker.slot, worker.pid, error.strerror
+            )
             self._kill(worker)
 
     # -- what workers say --
@@ -269,13 +300,23 @@ class Workers:
         try:
             self._hear(worker, message)
         except (KeyError, TypeError, ValueError, OverflowError, AttributeError) as error:
-            log.error("worker %d (pid %d) says what no worker says (%s) and is killed", worker.slot, worker.pid, shown(repr(error)))
+            log.error(
+                "worker %d (pid %d) says what no worker says (%s) and is killed",
+                worker.slot,
+                worker.pid,
+                shown(repr(error)),
+            )
             self._kill(worker)
 
     def _hear(self, worker: WorkerProcess, message: Message) -> None:
         operation = message["op"]
         if operation == "need":
-            self._hand_sockets(worker, str(message["uid"]), 4 if message["family"] == 4 else 6, min(max(int(message["count"]), 0), DESCRIPTORS))
+            self._hand_sockets(
+                worker,
+                str(message["uid"]),
+                4 if message["family"] == 4 else 6,
+                min(max(int(message["count"]), 0), DESCRIPTORS),
+            )
         elif operation == "pong":
             worker.last_pong = self._loop.time()
             worker.ready = True
@@ -299,7 +340,8 @@ class Workers:
     def _hand_sockets(self, worker: WorkerProcess, uid: str, family: Family, count: int) -> None:
         try:
             sockets = self._needs.sockets(uid, family, count)
-        except (KeyError, KernelError) as error:  # the pod may be gone at any moment; without any, the worker's waiters fail at once
+        except (KeyError, KernelError) as error:
+            # the pod may be gone at any moment; without any, the worker's waiters fail at once
             log.warning("no sockets for pod %s: %s", uid, error)
             sockets = []
         worker.channel.send({"op": "sockets", "uid": uid, "family": family}, [made.fileno() for made in sockets])
@@ -312,7 +354,12 @@ class Workers:
         for worker in list(self._slots.values()):
             worker.channel.send({"op": "ping", "number": number})
             if not self._answers(worker) and worker.pid:
-                log.error("worker %d (pid %d) has not answered for %d s and is killed", worker.slot, worker.pid, SILENT_SECONDS)
+                log.error(
+                    "worker %d (pid %d) has not answered for %d s and is killed",
+                    worker.slot,
+                    worker.pid,
+                    SILENT_SECONDS,
+                )
                 self._signal(worker, signal.SIGKILL)
         for worker in self._draining:
             worker.channel.send({"op": "ping", "number": number})
@@ -350,7 +397,8 @@ class Workers:
     # -- reload and stop --
 
     async def reload(self, drain_seconds: float) -> list[int]:
-        """Replace every worker: the new one listens on the same listeners before the old one stops. Return the new pids.
+        """Replace every worker: the new one listens on the same listeners before the old one stops.
+        Return the new pids.
 
         Raises ControlError when a new worker does not come up; the old ones then go on.
         """
@@ -361,7 +409,10 @@ class Workers:
                 self._signal(new, signal.SIGKILL)
                 self._slots[slot] = old
                 self._draining.append(new)
-                raise ControlError(f"the new worker for slot {slot} did not come up within 10 s; the old one goes on, see the daemon's log")
+                raise ControlError(
+                    f"the new worker for slot {slot} did not come up within 10 s; the old one goes on, see the "
+                    "daemon's log"
+                )
             self._retire(old, drain_seconds)
             replaced.append(new.pid)
         return replaced
@@ -371,7 +422,9 @@ class Workers:
         worker.channel.send({"op": "drain", "seconds": drain_seconds})
 
     async def finish(self, seconds: float) -> None:
-        """Ask for the end of what is open now, while new connections are taken; return when it has ended, at the latest after *seconds*."""
+        """Ask for the end of what is open now, while new connections are taken; return when it has
+        ended, at the latest after *seconds*.
+        """
         workers = list(self._slots.values())
         for worker in workers:
             worker.channel.send({"op": "finish"})
@@ -403,7 +456,9 @@ class Workers:
 
 
 def _parts(entries: Iterable[Entry], removals: Iterable[str], generation: int) -> Iterator[Message]:
-    """Split a delta into messages that fit a packet. Each but the last says that there is ``more``: half of a change might let in whom the whole refuses."""
+    """Split a delta into messages that fit a packet. Each but the last says that there is ``more``:
+    half of a change might let in whom the whole refuses.
+    """
     last: Message | None = None
     for part in _split(entries, removals):
         if last is not None:

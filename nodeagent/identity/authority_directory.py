@@ -3,15 +3,16 @@
 ======================= ==== ====================================================================================
 ``root-cert.pem``       0644 every root that is trusted now
 ``signing.pem``         0600 key and certificate of the intermediate that signs workloads' certificates
-``root-key.pem``        0600 key and certificate of the root that signs intermediates; may be kept elsewhere, and brought
-                             back once a year
+``root-key.pem``        0600 key and certificate of the root that signs intermediates; may be kept
+                             elsewhere, and brought back once a year
 ``next-root-key.pem``   0600 between ``prepare`` and ``switch``: the root to come
 ``ca-key.pem``          0600 the older layout: the root's key, which signed workloads' certificates itself
 ======================= ==== ====================================================================================
 
-A file is replaced whole, and whatever a step needs stands before what says that it was taken: one that was interrupted
-is taken again. All writers and readers hold the lock. A new root is trusted everywhere before anything is signed by it,
-and an old one goes when nothing signed by it is in use: no connection is refused meanwhile.
+A file is replaced whole, and whatever a step needs stands before what says that it was taken: one
+that was interrupted is taken again. All writers and readers hold the lock. A new root is trusted
+everywhere before anything is signed by it, and an old one goes when nothing signed by it is in use:
+no connection is refused meanwhile.
 """
 
 from __future__ import annotations
@@ -34,7 +35,14 @@ from nodeagent.identity import profiles
 from nodeagent.identity.profiles import Signer
 from nodeagent.identity.spiffe import check_trust_domain
 
-ROOTS, SIGNING, ROOT_KEY, NEXT, OLD_KEY, LOCK = "root-cert.pem", "signing.pem", "root-key.pem", "next-root-key.pem", "ca-key.pem", ".lock"
+ROOTS, SIGNING, ROOT_KEY, NEXT, OLD_KEY, LOCK = (
+    "root-cert.pem",
+    "signing.pem",
+    "root-key.pem",
+    "next-root-key.pem",
+    "ca-key.pem",
+    ".lock",
+)
 MAX_BYTES: Final = 256 << 10
 _CERTIFICATE: Final = re.compile(rb"-----BEGIN CERTIFICATE-----.+?-----END CERTIFICATE-----\s*", re.DOTALL)
 Stamp = tuple[tuple[int, int, int], ...]
@@ -63,9 +71,11 @@ def stamp(directory: Path) -> Stamp:
 
 
 def open_or_create(directory: Path, trust_domain: str, now: float) -> Authority:
-    """Return the authority kept in *directory*, made when it is not there, with a new intermediate when the present one has lived for half its time.
+    """Return the authority kept in *directory*, made when it is not there, with a new intermediate
+    when the present one has lived for half its time.
 
-    Raises IdentityError when it cannot be read or made, does not fit together, or belongs to another trust domain.
+    Raises IdentityError when it cannot be read or made, does not fit together, or belongs to
+    another trust domain.
     """
     check_trust_domain(trust_domain)
     with opened(directory, create=True):
@@ -78,12 +88,16 @@ def open_or_create(directory: Path, trust_domain: str, now: float) -> Authority:
             _write_pair(directory / SIGNING, profiles.intermediate(root, trust_domain, now))
             authority = _read(directory, trust_domain, now)
     if authority.signer.not_after <= now:
-        raise IdentityError(f"{directory / SIGNING}: the intermediate has ended: put {ROOT_KEY} back, and the next start makes another")
+        raise IdentityError(
+            f"{directory / SIGNING}: the intermediate has ended: put {ROOT_KEY} back, and the next start makes another"
+        )
     return authority
 
 
 def prepare(directory: Path, now: float) -> None:
-    """First step of an exchange of the root: make another and have it trusted beside the present one. Raises IdentityError."""
+    """First step of an exchange of the root: make another and have it trusted beside the present
+    one. Raises IdentityError.
+    """
     with opened(directory):
         authority = _read_own(directory, now)
         if not (directory / NEXT).exists():
@@ -134,7 +148,10 @@ def _file_stamp(directory: Path, name: str) -> tuple[int, int, int]:
 
 
 def _unreadable(directory: Path, error: OSError) -> IdentityError:
-    return IdentityError(f"identity.caDirectory {directory}: {error.strerror or error}: every node's agent must be able to read and write it")
+    return IdentityError(
+        f"identity.caDirectory {directory}: {error.strerror or error}: every node's agent must be able to "
+        "read and write it"
+    )
 
 
 @contextmanager
@@ -184,15 +201,24 @@ def _read(directory: Path, trust_domain: str | None, now: float) -> Authority:
         raise _foreign(path, "it holds no certificate")
     old = not (directory / SIGNING).exists()
     signer = _old_signer(directory / OLD_KEY, roots) if old else _pair(directory / SIGNING)
-    above = signer.certificate if old else next((root for root in roots if profiles.signed_by(signer.certificate, root)), None)
+    above = (
+        signer.certificate
+        if old
+        else next((root for root in roots if profiles.signed_by(signer.certificate, root)), None)
+    )
     if above is None:
-        raise IdentityError(f"{directory}: {SIGNING} is not signed by a root of {ROOTS}: restore the files that belong together")
+        raise IdentityError(
+            f"{directory}: {SIGNING} is not signed by a root of {ROOTS}: restore the files that belong together"
+        )
     for certificate in (signer.certificate, above):
         if trust_domain is not None and profiles.uris(certificate.extensions) != [f"spiffe://{trust_domain}"]:
             found = ", ".join(profiles.uris(certificate.extensions)) or "no trust domain"
             raise IdentityError(f"{directory}: the authority of {found}, not of identity.trustDomain {trust_domain}")
     if profiles.ends(above) <= now:
-        raise IdentityError(f"{directory / ROOTS}: the root ended at {above.not_valid_after}: remove all files of the directory to make a new authority")
+        raise IdentityError(
+            f"{directory / ROOTS}: the root ended at {above.not_valid_after}: remove all files of the directory "
+            "to make a new authority"
+        )
     return Authority(signer, () if old else (signer.certificate,), above, roots)
 
 
@@ -205,7 +231,9 @@ def _trust_domain(root: x509.Certificate) -> str:
 
 def _check_root(directory: Path, root: Signer, authority: Authority) -> None:
     if root.certificate not in authority.roots:
-        raise IdentityError(f"{directory}: {ROOT_KEY} is of a root that {ROOTS} does not hold: restore the files that belong together")
+        raise IdentityError(
+            f"{directory}: {ROOT_KEY} is of a root that {ROOTS} does not hold: restore the files that belong together"
+        )
 
 
 def _old_signer(path: Path, roots: tuple[x509.Certificate, ...]) -> Signer:
@@ -213,7 +241,9 @@ def _old_signer(path: Path, roots: tuple[x509.Certificate, ...]) -> Signer:
     for root in roots:
         if _same_key(key, root):
             return Signer(key, root)
-    raise IdentityError(f"{path.parent}: {path.name} is not the key of a root of {ROOTS}: restore the files that belong together")
+    raise IdentityError(
+        f"{path.parent}: {path.name} is not the key of a root of {ROOTS}: restore the files that belong together"
+    )
 
 
 def _pair(path: Path) -> Signer:
@@ -233,7 +263,10 @@ def read_private(path: Path) -> bytes:
     """Read a file that must be its owner's alone."""
     with path.open("rb") as file:
         if os.fstat(file.fileno()).st_mode & 0o077:
-            raise IdentityError(f"{path}: others than its owner may read or write the key: chmod 600 it, and replace it if it may have been copied")
+            raise IdentityError(
+                f"{path}: others than its owner may read or write the key: chmod 600 it, and replace it if it may "
+                "have been copied"
+            )
         return file.read(MAX_BYTES)
 
 
@@ -248,16 +281,23 @@ def _key(path: Path, content: bytes) -> ec.EllipticCurvePrivateKey:
 
 
 def _foreign(path: Path, why: object) -> IdentityError:
-    return IdentityError(f"{path}: not what this program wrote: {why}: restore it, or remove all files of the directory to make a new authority")
+    return IdentityError(
+        f"{path}: not what this program wrote: {why}: restore it, or remove all files of the directory to "
+        "make a new authority"
+    )
 
 
 def _same_key(key: ec.EllipticCurvePrivateKey, certificate: x509.Certificate) -> bool:
     public = certificate.public_key()
-    return isinstance(public, ec.EllipticCurvePublicKey) and public.public_numbers() == key.public_key().public_numbers()
+    return (
+        isinstance(public, ec.EllipticCurvePublicKey) and public.public_numbers() == key.public_key().public_numbers()
+    )
 
 
 def _write_pair(path: Path, pair: Signer) -> None:
-    key = pair.key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
+    key = pair.key.private_bytes(
+        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+    )
     write(path, key + profiles.pem(pair.certificate), 0o600)
 
 

@@ -1,7 +1,9 @@
-"""The built-in certificate authority: signs with the intermediate of a directory that the nodes share.
+"""The built-in certificate authority: signs with the intermediate of a directory that the nodes
+share.
 
-Several agents may make the directory at the same moment: one does, under a lock; the others read. It must never sign
-for another trust domain, nor a certificate that outlives its issuer, nor leave a key readable by others.
+Several agents may make the directory at the same moment: one does, under a lock; the others read.
+It must never sign for another trust domain, nor a certificate that outlives its issuer, nor leave a
+key readable by others.
 """
 
 from __future__ import annotations
@@ -51,9 +53,11 @@ class CertificateAuthority:
 
     @classmethod
     def open_or_create(cls, directory: Path, trust_domain: str, clock: Clock = time.time) -> CertificateAuthority:
-        """Return the authority kept in *directory*, making directory, keys and root when they are not there yet.
+        """Return the authority kept in *directory*, making directory, keys and root when they are
+        not there yet.
 
-        Raises IdentityError when they cannot be read or made, do not fit together, or belong to another trust domain.
+        Raises IdentityError when they cannot be read or made, do not fit together, or belong to
+        another trust domain.
         """
         return cls(directory, trust_domain, clock)
 
@@ -70,9 +74,11 @@ class CertificateAuthority:
             self._load()
 
     def issue(self, identity: SpiffeId, ttl_seconds: float) -> Certificate:
-        """Return a certificate with a fresh key for *identity*, good for *ttl_seconds* or until its issuer ends.
+        """Return a certificate with a fresh key for *identity*, good for *ttl_seconds* or until its
+        issuer ends.
 
-        Raises IdentityError when the identity is of another trust domain or the authority has ended.
+        Raises IdentityError when the identity is of another trust domain or the authority has
+        ended.
         """
         key = ec.generate_private_key(ec.SECP256R1())
         leaf, chain_pem = self.sign(identity, key.public_key(), ttl_seconds)
@@ -86,15 +92,21 @@ class CertificateAuthority:
             not_after=profiles.ends(leaf),
         )
 
-    def sign(self, identity: SpiffeId, public: CERTIFICATE_PUBLIC_KEY_TYPES, ttl_seconds: float) -> tuple[x509.Certificate, bytes]:
-        """Return a leaf for *identity* and the key *public*, and the chain as PEM, leaf first, without the root. Raises IdentityError."""
+    def sign(
+        self, identity: SpiffeId, public: CERTIFICATE_PUBLIC_KEY_TYPES, ttl_seconds: float
+    ) -> tuple[x509.Certificate, bytes]:
+        """Return a leaf for *identity* and the key *public*, and the chain as PEM, leaf first,
+        without the root. Raises IdentityError.
+        """
         parse(identity, self._trust_domain)
         now, end = self._span(ttl_seconds)
         leaf = profiles.workload(self._authority.signer, identity, public, now, end)
         return leaf, self._chain(leaf)
 
     def issue_server(self, names: Iterable[str], ttl_seconds: float) -> ServerCertificate:
-        """Return a certificate for a server of *names* (host names, addresses), which proves no SPIFFE ID. Raises IdentityError."""
+        """Return a certificate for a server of *names* (host names, addresses), which proves no
+        SPIFFE ID. Raises IdentityError.
+        """
         now, end = self._span(ttl_seconds)
         key = ec.generate_private_key(ec.SECP256R1())
         leaf = profiles.server(self._authority.signer, names, key.public_key(), now, end)
@@ -105,7 +117,11 @@ class CertificateAuthority:
         stamp = authority_directory.stamp(self._directory)
         authority = authority_directory.open_or_create(self._directory, self._trust_domain, self._clock())
         self._authority, self._stamp = authority, stamp
-        self._half_life = (profiles.begins(authority.signer.certificate) + authority.signer.not_after) / 2 if authority.chain else float("inf")
+        self._half_life = (
+            (profiles.begins(authority.signer.certificate) + authority.signer.not_after) / 2
+            if authority.chain
+            else float("inf")
+        )
         self.roots_pem = b"".join(profiles.pem(root) for root in authority.roots)
         self.signing_root = authority.root.fingerprint(hashes.SHA256()).hex()
 
@@ -121,4 +137,6 @@ class CertificateAuthority:
 
 def private_pem(key: ec.EllipticCurvePrivateKey) -> bytes:
     """Return *key* as PKCS#8, not encrypted."""
-    return key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
+    return key.private_bytes(
+        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+    )

@@ -1,4 +1,6 @@
-"""A workload's certificate with its key, as it goes from control to a worker. No cryptography here: workers stay small."""
+"""A workload's certificate with its key, as it goes from control to a worker. No cryptography here:
+workers stay small.
+"""
 
 from __future__ import annotations
 

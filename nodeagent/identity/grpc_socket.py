@@ -1,8 +1,11 @@
-"""gRPC over connections of unix sockets that were accepted, and whose peer was looked at, before a byte was read.
+"""gRPC over connections of unix sockets that were accepted, and whose peer was looked at, before a
+byte was read.
 
-A pod may send anything and as much as it likes, in the process that keeps all pods' keys: each connection has a budget of
-bytes, all of one socket have one of HTTP/2 frames (nine bytes that cost as much as a thousand), a message has a greatest size, what is worked off
-a turn of the loop is little, and whatever the libraries make of nonsense ends that one connection, without a word in the log.
+A pod may send anything and as much as it likes, in the process that keeps all pods' keys: each
+connection has a budget of bytes, all of one socket have one of HTTP/2 frames (nine bytes that cost
+as much as a thousand), a message has a greatest size, what is worked off a turn of the loop is
+little, and whatever the libraries make of nonsense ends that one connection, without a word in the
+log.
 """
 
 from __future__ import annotations
@@ -52,21 +55,29 @@ class Refused:
         self._services, self._why = services, why
 
     def __mapping__(self) -> dict[str, const.Handler]:
-        return {path: handler._replace(func=self._refuse) for service in self._services for path, handler in service.__mapping__().items()}
+        return {
+            path: handler._replace(func=self._refuse)
+            for service in self._services
+            for path, handler in service.__mapping__().items()
+        }
 
     async def _refuse(self, stream: Any) -> None:
         raise GRPCError(const.Status.PERMISSION_DENIED, self._why)
 
 
 class GrpcSocket(server.Server):
-    """Serves *services* on whatever connection is given to :meth:`protocol`; grpclib's own ways to listen are not used."""
+    """Serves *services* on whatever connection is given to :meth:`protocol`; grpclib's own ways to
+    listen are not used.
+    """
 
     def __init__(self, services: Collection[Service]) -> None:
         # grpclib logs each fault of a client with its stack.
         for name in (server.__name__, protocol.__name__):
             logging.getLogger(name).setLevel(logging.CRITICAL + 1)
         self._frames = Allowance(BURST_FRAMES, FRAMES_PER_SECOND)
-        super().__init__(services, config=Configuration(http2_connection_window_size=WINDOW, http2_stream_window_size=WINDOW))
+        super().__init__(
+            services, config=Configuration(http2_connection_window_size=WINDOW, http2_stream_window_size=WINDOW)
+        )
 
     def protocol(self, ended: Callable[[], None]) -> asyncio.Protocol:
         """Return what serves one connection; *ended* is called when that is over."""
@@ -84,14 +95,23 @@ class _Buffer(protocol.Buffer):
 
 
 class _Handler(server.Handler):
-    def accept(self, stream: protocol.Stream, headers: list[tuple[str, str]], release_stream: Callable[[], Any]) -> None:
+    def accept(
+        self, stream: protocol.Stream, headers: list[tuple[str, str]], release_stream: Callable[[], Any]
+    ) -> None:
         assert stream.id is not None
         stream.buffer = _Buffer(partial(stream.connection.ack, stream.id))
         super().accept(stream, headers, release_stream)
 
 
 class _Connection(protocol.H2Protocol):
-    def __init__(self, handler: server.Handler, config: Configuration, h2_config: Any, ended: Callable[[], None], frames: Allowance) -> None:
+    def __init__(
+        self,
+        handler: server.Handler,
+        config: Configuration,
+        h2_config: Any,
+        ended: Callable[[], None],
+        frames: Allowance,
+    ) -> None:
         super().__init__(handler, config, h2_config)
         self._ended, self._frames, self._bytes = ended, frames, Allowance(BURST_BYTES, BYTES_PER_SECOND)
         self._counted = FrameCount()

@@ -1,7 +1,8 @@
-"""A client of Istio's CA protocol (istio.v1.auth, ``security/v1alpha1/ca.proto``): istiod, or ``nodeagent ca``.
+"""A client of Istio's CA protocol (istio.v1.auth, ``security/v1alpha1/ca.proto``): istiod, or
+``nodeagent ca``.
 
-The node proves itself with a token and asks for the identities of its pods (ImpersonatedIdentity). The key never
-leaves this process, and the answer is believed only when it is what was asked for.
+The node proves itself with a token and asks for the identities of its pods (ImpersonatedIdentity).
+The key never leaves this process, and the answer is believed only when it is what was asked for.
 """
 
 from __future__ import annotations
@@ -67,7 +68,10 @@ class IstioCa:
         content = read_file("identity.istioCa.tokenFile", self._settings.token_file, MAX_TOKEN_BYTES)
         token = content.decode("ascii", "replace").strip()
         if not token or not all("!" <= letter <= "~" for letter in token):
-            raise IdentityError(f"identity.istioCa.tokenFile: {self._settings.token_file}: holds no token: printable ASCII without spaces is expected")
+            raise IdentityError(
+                f"identity.istioCa.tokenFile: {self._settings.token_file}: holds no token: printable ASCII "
+                "without spaces is expected"
+            )
         return token
 
     async def _create(self, identity: SpiffeId, csr: bytes, ttl_seconds: int) -> bytes:
@@ -82,18 +86,25 @@ class IstioCa:
                 method = UnaryUnaryMethod(channel, METHOD, IstioCertificateRequest, IstioCertificateResponse)
                 response = await method(request, metadata=headers)
         except GRPCError as error:
-            raise IdentityError(f"refused: {error.status.name}: {(error.message or 'no reason given')[:MAX_WORDS]!r}") from None
+            raise IdentityError(
+                f"refused: {error.status.name}: {(error.message or 'no reason given')[:MAX_WORDS]!r}"
+            ) from None
         except TimeoutError:
             raise IdentityError(f"no answer within {self._settings.timeout:g} s") from None
         except ssl.SSLCertVerificationError as error:
-            raise IdentityError(f"the server's certificate is not accepted: {error.verify_message}: compare it with identity.istioCa.rootCertFile") from None
+            raise IdentityError(
+                f"the server's certificate is not accepted: {error.verify_message}: compare it with "
+                "identity.istioCa.rootCertFile"
+            ) from None
         except (OSError, ProtocolError, StreamTerminatedError, DecodeError) as error:
             raise IdentityError((str(error) or type(error).__name__)[:MAX_WORDS]) from None
         return "\n".join(response.cert_chain).encode("utf-8", "replace")
 
     @asynccontextmanager
     async def _connected(self) -> AsyncIterator[Channel]:
-        """Lend the connection; it is closed when nobody uses it, so that none is found dead hours later, and made anew when the roots change."""
+        """Lend the connection; it is closed when nobody uses it, so that none is found dead hours
+        later, and made anew when the roots change.
+        """
         roots = self._roots()
         if self._channel is None or self._channel[0] != roots:
             self._channel = (roots, Channel(self._host, self._port, ssl=_tls(roots)))

@@ -1,8 +1,10 @@
-"""JWT-SVIDs (SPIFFE JWT-SVID specification): the authority's keys for them, signing and validation. ES256 and nothing else.
+"""JWT-SVIDs (SPIFFE JWT-SVID specification): the authority's keys for them, signing and validation.
+ES256 and nothing else.
 
-The keys stand in the authority's directory, ``jwt-keys.json`` (0600), so that all nodes sign with the same one and know the
-same bundle. Whichever node looks first when the time has come adds the next key; it is published an hour before it signs,
-and an old one stays as long as something that it signed is good.
+The keys stand in the authority's directory, ``jwt-keys.json`` (0600), so that all nodes sign with
+the same one and know the same bundle. Whichever node looks first when the time has come adds the
+next key; it is published an hour before it signs, and an old one stays as long as something that it
+signed is good.
 """
 
 from __future__ import annotations
@@ -69,7 +71,9 @@ class JwtKeys:
         self.refresh()
 
     def refresh(self) -> None:
-        """Take up what another node did, and what time demands. Raises IdentityError; what was read last stays in force."""
+        """Take up what another node did, and what time demands. Raises IdentityError; what was read
+        last stays in force.
+        """
         now = self._clock()
         if self._stamp and self._stamp == self._file_stamp() and _in_time(self._keys, now) == self._keys:
             return
@@ -87,14 +91,25 @@ class JwtKeys:
         now = int(self._clock())
         signing = [key for key in self._keys if key.signs_from <= now] or self._keys
         key = signing[-1]
-        claims = {"iss": f"spiffe://{self._trust_domain}", "sub": identity, "aud": list(audience), "iat": now, "exp": int(now + TTL_SECONDS)}
-        signed = b".".join(_base64url(orjson.dumps(part)).encode() for part in ({"alg": "ES256", "kid": key.key_id, "typ": "JWT"}, claims))
+        claims = {
+            "iss": f"spiffe://{self._trust_domain}",
+            "sub": identity,
+            "aud": list(audience),
+            "iat": now,
+            "exp": int(now + TTL_SECONDS),
+        }
+        signed = b".".join(
+            _base64url(orjson.dumps(part)).encode()
+            for part in ({"alg": "ES256", "kid": key.key_id, "typ": "JWT"}, claims)
+        )
         numbers = decode_dss_signature(key.key.sign(signed, ec.ECDSA(hashes.SHA256())))
         signature = b"".join(number.to_bytes(_SIZE, "big") for number in numbers)
         return f"{signed.decode()}.{_base64url(signature)}"
 
     def validate(self, text: str, audience: str) -> tuple[SpiffeId, dict[str, Any]]:
-        """Return the subject and all claims of the JWT-SVID *text*, which must be for *audience*. Raises IdentityError saying what is wrong with it."""
+        """Return the subject and all claims of the JWT-SVID *text*, which must be for *audience*.
+        Raises IdentityError saying what is wrong with it.
+        """
         try:
             token = jwt_token.parse(text)
         except TokenError as error:
@@ -125,7 +140,9 @@ class JwtKeys:
 
 
 def _in_time(keys: tuple[JwtKey, ...], now: float) -> tuple[JwtKey, ...]:
-    """Return the keys that there should be at *now*, made from *keys*, the oldest first; the same when there is nothing to do."""
+    """Return the keys that there should be at *now*, made from *keys*, the oldest first; the same
+    when there is nothing to do.
+    """
     if not keys:
         return (_make(now),)
     if now >= keys[-1].signs_from + SIGNS_SECONDS:
@@ -142,7 +159,10 @@ def _make(signs_from: float) -> JwtKey:
 
 
 def _dump(keys: Sequence[JwtKey]) -> bytes:
-    return json.dumps([{"kid": key.key_id, "signsFrom": key.signs_from, "key": private_pem(key.key).decode()} for key in keys], indent=1).encode()
+    return json.dumps(
+        [{"kid": key.key_id, "signsFrom": key.signs_from, "key": private_pem(key.key).decode()} for key in keys],
+        indent=1,
+    ).encode()
 
 
 def _load(path: Path, content: bytes) -> tuple[JwtKey, ...]:
@@ -158,7 +178,9 @@ def _load(path: Path, content: bytes) -> tuple[JwtKey, ...]:
             keys.append(JwtKey(str(each["kid"]), float(each["signsFrom"]), key))
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         why = type(error).__name__ if isinstance(error, KeyError | TypeError | AttributeError) else error
-        raise IdentityError(f"{path}: not what this program wrote: {why}: restore it, or remove it to have new keys made") from None
+        raise IdentityError(
+            f"{path}: not what this program wrote: {why}: restore it, or remove it to have new keys made"
+        ) from None
     return tuple(keys)
 
 

@@ -1,9 +1,12 @@
-"""Who calls on a unix socket: the kernel says in which network namespace the calling socket was made, and which process connected it.
+"""Who calls on a unix socket: the kernel says in which network namespace the calling socket was
+made, and which process connected it.
 
-Nothing that the caller says is asked. The namespace's cookie decides: it is a property of the socket (unix_stream_connect makes the
-accepted one in the caller's namespace), outlives the process, and is never used again. The process's cgroup is looked at besides, which keeps
-out what entered the pod's network from outside. A process id may be given to another process when its first owner has died: it is held by
-a pidfd, and nothing read by its number counts unless the process still exists afterwards.
+Nothing that the caller says is asked. The namespace's cookie decides: it is a property of the
+socket (unix_stream_connect makes the accepted one in the caller's namespace), outlives the process,
+and is never used again. The process's cgroup is looked at besides, which keeps out what entered the
+pod's network from outside. A process id may be given to another process when its first owner has
+died: it is held by a pidfd, and nothing read by its number counts unless the process still exists
+afterwards.
 """
 
 from __future__ import annotations
@@ -73,14 +76,17 @@ def _pidfd(connection: socket.socket, pid: int) -> int:
     try:
         pidfd = connection.getsockopt(socket.SOL_SOCKET, SO_PEERPIDFD)
     except OSError:
-        # Before Linux 6.5. Were the number another process's by now, the cookie has still told whose the socket is.
+        # Before Linux 6.5. Were the number another process's by now, the cookie has still told
+        # whose the socket is.
         return os.pidfd_open(pid)
     os.set_inheritable(pidfd, False)
     return pidfd
 
 
 def _is_within(lines: list[str], cgroup: str) -> bool:
-    """Say whether the *lines* of a ``/proc/<pid>/cgroup`` name *cgroup* or one below it in the cgroup2 hierarchy (cgroups(7))."""
+    """Say whether the *lines* of a ``/proc/<pid>/cgroup`` name *cgroup* or one below it in the
+    cgroup2 hierarchy (cgroups(7)).
+    """
     within = next((line[3:] for line in lines if line.startswith("0::")), "")
     path = PurePosixPath(f"{_hierarchy()}{within}")
     return bool(within) and PurePosixPath(cgroup) in (path, *path.parents)

@@ -1,8 +1,9 @@
 """Envoy's secret discovery service (xDS: whole state and delta), for one pod that is already known.
 
-There are two secrets, by the names that Istio's sidecars ask for: ``default`` (certificate and key) and ``ROOTCA`` (what
-peers are verified against). Until the certificate is there, an answer is not due; whoever asks for another name is told
-that it does not exist where the protocol has words for that (delta), and nothing where it has none.
+There are two secrets, by the names that Istio's sidecars ask for: ``default`` (certificate and key)
+and ``ROOTCA`` (what peers are verified against). Until the certificate is there, an answer is not
+due; whoever asks for another name is told that it does not exist where the protocol has words for
+that (delta), and nothing where it has none.
 """
 
 from __future__ import annotations
@@ -47,12 +48,19 @@ class Secrets:
     @classmethod
     def of(cls, certificate: Certificate) -> Secrets:
         inline = core.DataSource
-        pair = tls.TlsCertificate(certificate_chain=inline(inline_bytes=certificate.chain_pem), private_key=inline(inline_bytes=certificate.key_pem))
+        pair = tls.TlsCertificate(
+            certificate_chain=inline(inline_bytes=certificate.chain_pem),
+            private_key=inline(inline_bytes=certificate.key_pem),
+        )
         trusted = tls.CertificateValidationContext(trusted_ca=inline(inline_bytes=certificate.roots_pem))
         found = {}
-        for secret in (tls.Secret(name=CERTIFICATE, tls_certificate=pair), tls.Secret(name=ROOTS, validation_context=trusted)):
+        for secret in (
+            tls.Secret(name=CERTIFICATE, tls_certificate=pair),
+            tls.Secret(name=ROOTS, validation_context=trusted),
+        ):
             content = secret.SerializeToString(deterministic=True)
-            # A version is told in logs and statistics: a digest with the key in it would do, but what is public will too.
+            # A version is told in logs and statistics: a digest with the key in it would do, but
+            # what is public will too.
             public = certificate.chain_pem if secret.name == CERTIFICATE else certificate.roots_pem
             found[secret.name] = hashlib.sha256(public).hexdigest()[:16], AnyMessage(type_url=TYPE_URL, value=content)
         return cls(found, certificate)
@@ -104,7 +112,9 @@ class _Delta:
         added, removed = _names(request.resource_names_subscribe), _names(request.resource_names_unsubscribe)
         if not self.begun:
             # What a client kept over a reconnect counts for this first request only.
-            self.told.update((name, version) for name, version in request.initial_resource_versions.items() if name in added)
+            self.told.update(
+                (name, version) for name, version in request.initial_resource_versions.items() if name in added
+            )
             added = added or frozenset((WILDCARD,))
         else:
             for name in added:
@@ -127,7 +137,10 @@ class SecretDiscovery:
 
     def __mapping__(self) -> dict[str, Handler]:
         """Return the methods by path, as grpclib wants them."""
-        whole, delta = (discovery.DiscoveryRequest, discovery.DiscoveryResponse), (discovery.DeltaDiscoveryRequest, discovery.DeltaDiscoveryResponse)
+        whole, delta = (
+            (discovery.DiscoveryRequest, discovery.DiscoveryResponse),
+            (discovery.DeltaDiscoveryRequest, discovery.DeltaDiscoveryResponse),
+        )
         return {
             f"/{SERVICE}/StreamSecrets": Handler(self._stream, Cardinality.STREAM_STREAM, *whole),
             f"/{SERVICE}/DeltaSecrets": Handler(self._delta, Cardinality.STREAM_STREAM, *delta),
@@ -155,13 +168,26 @@ class SecretDiscovery:
                 if isinstance(event, discovery.DeltaDiscoveryRequest):
                     state.take(event, self._subject)
                     event = await self._now()
-                fresh = {name: secret for name, secret in event.select(state.names).items() if state.told.get(name) != secret[0]}
-                missing = [name for name in sorted(state.names - event.by_name.keys() - {WILDCARD}) if state.told.get(name) != ""]
+                fresh = {
+                    name: secret
+                    for name, secret in event.select(state.names).items()
+                    if state.told.get(name) != secret[0]
+                }
+                missing = [
+                    name
+                    for name in sorted(state.names - event.by_name.keys() - {WILDCARD})
+                    if state.told.get(name) != ""
+                ]
                 if fresh or missing:
                     count += 1
                     state.told |= {name: version for name, (version, _) in fresh.items()} | dict.fromkeys(missing, "")
-                    resources = [discovery.Resource(name=name, version=version, resource=resource) for name, (version, resource) in fresh.items()]
-                    response = discovery.DeltaDiscoveryResponse(type_url=TYPE_URL, nonce=str(count), resources=resources, removed_resources=missing)
+                    resources = [
+                        discovery.Resource(name=name, version=version, resource=resource)
+                        for name, (version, resource) in fresh.items()
+                    ]
+                    response = discovery.DeltaDiscoveryResponse(
+                        type_url=TYPE_URL, nonce=str(count), resources=resources, removed_resources=missing
+                    )
                     response.system_version_info = _version(event.by_name)
                     await stream.send_message(response)
 
@@ -178,7 +204,9 @@ class SecretDiscovery:
 
 
 async def _events(stream: Stream[Any, Any], subject: Subject) -> AsyncGenerator[Any, None]:
-    """Yield each request as it comes, and the secrets each time that they change; end when the client has nothing more to say."""
+    """Yield each request as it comes, and the secrets each time that they change; end when the
+    client has nothing more to say.
+    """
     seen = subject.certificate.value
     request = asyncio.ensure_future(stream.recv_message())
     change = asyncio.ensure_future(subject.certificate.other_than(seen))
@@ -203,7 +231,9 @@ async def _events(stream: Stream[Any, Any], subject: Subject) -> AsyncGenerator[
 
 def _response(found: Mapping[str, tuple[str, AnyMessage]], nonce: str) -> discovery.DiscoveryResponse:
     resources = [resource for _, resource in found.values()]
-    return discovery.DiscoveryResponse(version_info=_version(found), resources=resources, type_url=TYPE_URL, nonce=nonce)
+    return discovery.DiscoveryResponse(
+        version_info=_version(found), resources=resources, type_url=TYPE_URL, nonce=nonce
+    )
 
 
 def _version(found: Mapping[str, tuple[str, AnyMessage]]) -> str:
@@ -218,7 +248,9 @@ def _names(names: Iterable[str]) -> frozenset[str]:
 
 
 def _too_many() -> GRPCError:
-    return GRPCError(Status.INVALID_ARGUMENT, f"at most {MAX_NAMES} names are allowed; there are {CERTIFICATE} and {ROOTS}")
+    return GRPCError(
+        Status.INVALID_ARGUMENT, f"at most {MAX_NAMES} names are allowed; there are {CERTIFICATE} and {ROOTS}"
+    )
 
 
 def _check_type(url: str) -> None:

@@ -1,4 +1,6 @@
-"""The certificate that a service of the cluster shows its clients: issued by the authority, renewed at half-life and when another root signs."""
+"""The certificate that a service of the cluster shows its clients: issued by the authority, renewed
+at half-life and when another root signs.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +28,9 @@ class ServingCertificate:
         self.renew()
 
     def look(self) -> None:
-        """Take up what the authority's directory has, and renew. What fails is logged, and leaves what was there in force."""
+        """Take up what the authority's directory has, and renew. What fails is logged, and leaves
+        what was there in force.
+        """
         for step in (self._authority.refresh, self.renew):
             try:
                 step()

@@ -1,6 +1,8 @@
-"""Where certificates come from: the built-in authority, an Istio CA, or files that something else writes.
+"""Where certificates come from: the built-in authority, an Istio CA, or files that something else
+writes.
 
-A source makes or takes one certificate at a time, and says what is trusted; when to ask is the store's affair.
+A source makes or takes one certificate at a time, and says what is trusted; when to ask is the
+store's affair.
 """
 
 from __future__ import annotations
@@ -39,7 +41,9 @@ class Source(Protocol):
         """Return a certificate for *identity* that was checked; *ttl_seconds* is a wish. Raises IdentityError."""
 
     def trust(self) -> Trust:
-        """Return what is trusted now; read anew, so that an exchange of roots needs no restart. Raises IdentityError."""
+        """Return what is trusted now; read anew, so that an exchange of roots needs no restart.
+        Raises IdentityError.
+        """
 
 
 class BuiltIn:
@@ -57,7 +61,9 @@ class BuiltIn:
 
 
 class Files:
-    """A mount with one identity's certificate (``identity.files``), which something else renews; nobody else can be served."""
+    """A mount with one identity's certificate (``identity.files``), which something else renews;
+    nobody else can be served.
+    """
 
     def __init__(self, directory: Path, trust_domain: str) -> None:
         self._directory, self._trust_domain = directory, trust_domain
@@ -108,4 +114,6 @@ def _pkcs8(key: bytes) -> bytes:
         loaded = serialization.load_pem_private_key(key, None)
     except (ValueError, TypeError):
         raise IdentityError(f"{KEY}: not an unencrypted private key as PEM") from None
-    return loaded.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
+    return loaded.private_bytes(
+        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+    )

@@ -34,7 +34,9 @@ def parse(text: str, trust_domain: str) -> tuple[str, str]:
     if match is None:
         raise IdentityError(f"{text[:200]!r} is not spiffe://TRUST-DOMAIN/ns/NAMESPACE/sa/SERVICE-ACCOUNT")
     if match[1] != trust_domain:
-        raise IdentityError(f"{text} is of trust domain {match[1]}, not {trust_domain}: peers must share identity.trustDomain")
+        raise IdentityError(
+            f"{text} is of trust domain {match[1]}, not {trust_domain}: peers must share identity.trustDomain"
+        )
     return match[2], match[3]
 
 

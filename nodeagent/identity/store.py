@@ -1,9 +1,11 @@
-"""The node's certificates: issued when a pod needs one, renewed at half-life, kept while they are good.
+"""The node's certificates: issued when a pod needs one, renewed at half-life, kept while they are
+good.
 
-Pods that wait come first, then the certificate that ends soonest; a few are asked for at a time, so that a node's start
-does not drown the authority. Renewal that fails costs nothing until the certificate ends: the old one stays, and it is
-tried again with growing pauses (Istio's rule: at most 150 s). When what is trusted changes, all hear of it at once; when
-another root signs, all certificates are issued anew. The store asks one source, and holds no authority's key.
+Pods that wait come first, then the certificate that ends soonest; a few are asked for at a time, so
+that a node's start does not drown the authority. Renewal that fails costs nothing until the
+certificate ends: the old one stays, and it is tried again with growing pauses (Istio's rule: at
+most 150 s). When what is trusted changes, all hear of it at once; when another root signs, all
+certificates are issued anew. The store asks one source, and holds no authority's key.
 """
 
 from __future__ import annotations
@@ -58,9 +60,10 @@ class _Wanted:
 class Certificates:
     """One certificate an identity.
 
-    *on_change* hears of each new certificate, also of the first, and of the same one with other roots; *on_end* of an
-    identity whose certificate ended before another could be had: what it proved holds no more. Both are called on the
-    event loop. Nothing is issued but while :meth:`run` runs.
+    *on_change* hears of each new certificate, also of the first, and of the same one with other
+    roots; *on_end* of an identity whose certificate ended before another could be had: what it
+    proved holds no more. Both are called on the event loop. Nothing is issued but while :meth:`run`
+    runs.
     """
 
     def __init__(
@@ -73,7 +76,14 @@ class Certificates:
         clock: Callable[[], float] = time.time,
         uniform: Callable[[float, float], float] = random.uniform,
     ) -> None:
-        self._source, self._ttl_seconds, self._on_change, self._on_end, self._clock, self._uniform = source, ttl_seconds, on_change, on_end, clock, uniform
+        self._source, self._ttl_seconds, self._on_change, self._on_end, self._clock, self._uniform = (
+            source,
+            ttl_seconds,
+            on_change,
+            on_end,
+            clock,
+            uniform,
+        )
         self._wanted: dict[SpiffeId, _Wanted] = {}
         self._under_way: dict[SpiffeId, asyncio.Future[None]] = {}
         self._queue: set[SpiffeId] = set()
@@ -92,19 +102,26 @@ class Certificates:
             self._request(identity)
 
     def adopt(self, certificate: Certificate) -> None:
-        """Hold what an earlier control held, if it is still good: another is asked for at once, and nobody has to wait for it."""
+        """Hold what an earlier control held, if it is still good: another is asked for at once, and
+        nobody has to wait for it.
+        """
         now = self._clock()
         if certificate.identity not in self._wanted and certificate.not_after > now:
             self._wanted[certificate.identity] = _Wanted(Held(certificate, now), now)
             self._on_change(certificate)
 
     def current(self, identity: SpiffeId) -> Certificate:
-        """Return the certificate of *identity* that is good now. Raises IdentityError saying why there is none (yet)."""
+        """Return the certificate of *identity* that is good now. Raises IdentityError saying why
+        there is none (yet).
+        """
         wanted = self._wanted.get(identity)
         if wanted is not None and wanted.held is not None:
             if wanted.held.certificate.not_after > self._clock():
                 return wanted.held.certificate
-            raise IdentityError(f"the certificate of {identity} has ended and could not be renewed: {wanted.error or 'it is being asked for'}")
+            raise IdentityError(
+                f"the certificate of {identity} has ended and could not be renewed: "
+                f"{wanted.error or 'it is being asked for'}"
+            )
         why = wanted.error if wanted is not None else ""
         raise IdentityError(f"no certificate for {identity} yet: {why or 'it is being asked for'}")
 
@@ -119,7 +136,11 @@ class Certificates:
     def list(self) -> tuple[Held, ...]:
         """Return what is held, by identity."""
         ordered = (self._wanted[identity] for identity in sorted(self._wanted))
-        return tuple(replace(wanted.held, renew_at=wanted.due, failures=wanted.failures, error=wanted.error) for wanted in ordered if wanted.held is not None)
+        return tuple(
+            replace(wanted.held, renew_at=wanted.due, failures=wanted.failures, error=wanted.error)
+            for wanted in ordered
+            if wanted.held is not None
+        )
 
     def trust_error(self) -> str:
         """Return why it could not be read what is trusted now; empty: it could."""
@@ -153,7 +174,10 @@ class Certificates:
             if wanted.due <= now:
                 self._request(identity)
         self._fill()
-        return min((self._next(wanted) for identity, wanted in self._wanted.items() if identity not in self._under_way), default=float("inf"))
+        return min(
+            (self._next(wanted) for identity, wanted in self._wanted.items() if identity not in self._under_way),
+            default=float("inf"),
+        )
 
     def _next(self, wanted: _Wanted) -> float:
         return wanted.due if wanted.held is None or wanted.ended else min(wanted.due, wanted.held.certificate.not_after)

@@ -1,7 +1,8 @@
-"""Mutual TLS between workloads as Istio speaks it: TLS 1.3, both sides prove a SPIFFE ID, ALPN says what is inside.
+"""Mutual TLS between workloads as Istio speaks it: TLS 1.3, both sides prove a SPIFFE ID, ALPN says
+what is inside.
 
-Keys reach OpenSSL through memory, never through a file on disk. Resumption is off: every connection proves both
-identities against the roots of this hour.
+Keys reach OpenSSL through memory, never through a file on disk. Resumption is off: every connection
+proves both identities against the roots of this hour.
 """
 
 from __future__ import annotations
@@ -31,28 +32,36 @@ class Contexts:
 
 def contexts(certificate: Certificate) -> Contexts:
     """Return all contexts for *certificate*. Raises IdentityError."""
-    return Contexts(server_context(certificate), client_context(certificate, HTTP_ALPN), client_context(certificate, TCP_ALPN))
+    return Contexts(
+        server_context(certificate), client_context(certificate, HTTP_ALPN), client_context(certificate, TCP_ALPN)
+    )
 
 
 def server_context(certificate: Certificate) -> ssl.SSLContext:
-    """Return the context of a server that demands the client's certificate; takes HTTP/1.1 before TCP. Raises IdentityError."""
+    """Return the context of a server that demands the client's certificate; takes HTTP/1.1 before
+    TCP. Raises IdentityError.
+    """
     context = _context(ssl.PROTOCOL_TLS_SERVER, certificate, (HTTP_ALPN, TCP_ALPN))
     context.num_tickets = 0
     return context
 
 
 def client_context(certificate: Certificate, alpn: str) -> ssl.SSLContext:
-    """Return the context of a client that offers *alpn* (HTTP_ALPN or TCP_ALPN). Raises IdentityError.
+    """Return the context of a client that offers *alpn* (HTTP_ALPN or TCP_ALPN). Raises
+    IdentityError.
 
-    The caller compares :func:`peer_identity` with whom it meant to reach: a SPIFFE ID is no host name.
+    The caller compares :func:`peer_identity` with whom it meant to reach: a SPIFFE ID is no host
+    name.
     """
     return _context(ssl.PROTOCOL_TLS_CLIENT, certificate, (alpn,))
 
 
 def peer_identity(session: Any, trust_domain: str) -> SpiffeId:
-    """Return the SPIFFE ID that the peer of the finished handshake *session* (SSLObject or SSLSocket) proved.
+    """Return the SPIFFE ID that the peer of the finished handshake *session* (SSLObject or
+    SSLSocket) proved.
 
-    Raises IdentityError when its certificate has not exactly one URI, or one of another trust domain (SPIFFE X.509-SVID, section 2).
+    Raises IdentityError when its certificate has not exactly one URI, or one of another trust
+    domain (SPIFFE X.509-SVID, section 2).
     """
     certificate = session.getpeercert()
     if not certificate:
@@ -80,12 +89,15 @@ def _context(protocol: int, certificate: Certificate, alpn: tuple[str, ...]) -> 
         context.load_verify_locations(cadata=certificate.roots_pem.decode("ascii"))
         load_chain(context, certificate.chain_pem, certificate.key_pem)
     except (ssl.SSLError, UnicodeDecodeError) as error:
-        raise IdentityError(f"{certificate.identity}: the certificate, its key and its roots do not fit together: {error}") from None
+        raise IdentityError(
+            f"{certificate.identity}: the certificate, its key and its roots do not fit together: {error}"
+        ) from None
     return context
 
 
 def load_chain(context: ssl.SSLContext, chain_pem: bytes, key_pem: bytes) -> None:
-    """Have *context* show this chain with this key from the next handshake on. Raises ssl.SSLError when they do not fit together.
+    """Have *context* show this chain with this key from the next handshake on. Raises ssl.SSLError
+    when they do not fit together.
 
     The ssl module only reads files, so they stand in memory for that moment.
     """

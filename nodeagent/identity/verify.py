@@ -1,7 +1,9 @@
-"""Whether a certificate that came from outside is what was asked for: proved by a handshake with itself, as peers will demand it.
+"""Whether a certificate that came from outside is what was asked for: proved by a handshake with
+itself, as peers will demand it.
 
-Nothing that a source hands out is believed: the key must be ours, the name the one that was asked for, the chain must
-lead to the trusted roots for a client's and for a server's purpose, and the time must be now.
+Nothing that a source hands out is believed: the key must be ours, the name the one that was asked
+for, the chain must lead to the trusted roots for a client's and for a server's purpose, and the
+time must be now.
 """
 
 from __future__ import annotations
@@ -29,7 +31,8 @@ SHORTEST: Final = 5.0
 
 
 def accept(identity: SpiffeId, chain: bytes, key_pem: bytes, roots: bytes, trust_domain: str) -> Certificate:
-    """Return *chain* (PEM, leaf first; roots in it are left out) and *key_pem* as the certificate of *identity*.
+    """Return *chain* (PEM, leaf first; roots in it are left out) and *key_pem* as the certificate
+    of *identity*.
 
     Raises IdentityError that says what does not match.
     """
@@ -46,7 +49,9 @@ def _accepted(identity: SpiffeId, chain: bytes, key_pem: bytes, roots: bytes, tr
     _check_names(leaf, identity)
     now = time.time()
     if profiles.begins(leaf) > now:
-        raise IdentityError(f"the certificate for {identity} begins only at {leaf.not_valid_before}: compare the clocks")
+        raise IdentityError(
+            f"the certificate for {identity} begins only at {leaf.not_valid_before}: compare the clocks"
+        )
     if profiles.ends(leaf) < now + SHORTEST:
         raise IdentityError(f"the certificate for {identity} ended at {leaf.not_valid_after}")
     rest = [certificate for certificate in parsed[1:] if certificate.issuer != certificate.subject]
@@ -79,7 +84,9 @@ def _parse(what: str, content: bytes, limit: int) -> list[x509.Certificate]:
 
 
 def _check_key(leaf: x509.Certificate, key_pem: bytes) -> None:
-    with translated(IdentityError, "the private key or the certificate's key cannot be read, unencrypted PEM is expected"):
+    with translated(
+        IdentityError, "the private key or the certificate's key cannot be read, unencrypted PEM is expected"
+    ):
         key = serialization.load_pem_private_key(key_pem, None)
         encoding, form = serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo
         same = key.public_key().public_bytes(encoding, form) == leaf.public_key().public_bytes(encoding, form)
@@ -98,7 +105,9 @@ def _check_names(leaf: x509.Certificate, identity: SpiffeId) -> None:
 
 
 def _handshake(certificate: Certificate, trust_domain: str) -> None:
-    """Let the certificate meet itself: OpenSSL checks chain, times and purposes on both sides as it will between workloads."""
+    """Let the certificate meet itself: OpenSSL checks chain, times and purposes on both sides as it
+    will between workloads.
+    """
     to_client, to_server = ssl.MemoryBIO(), ssl.MemoryBIO()
     client = client_context(certificate, TCP_ALPN).wrap_bio(to_client, to_server, server_side=False)
     server = server_context(certificate).wrap_bio(to_server, to_client, server_side=True)
@@ -117,6 +126,10 @@ def _handshake(certificate: Certificate, trust_domain: str) -> None:
             raise IdentityError(f"the certificate for {certificate.identity} cannot finish a TLS handshake")
         peer_identity(server, trust_domain)
     except ssl.SSLCertVerificationError as error:
-        raise IdentityError(f"the chain for {certificate.identity} is not accepted by the trusted roots: {error.verify_message}") from None
+        raise IdentityError(
+            f"the chain for {certificate.identity} is not accepted by the trusted roots: {error.verify_message}"
+        ) from None
     except ssl.SSLError as error:
-        raise IdentityError(f"the certificate for {certificate.identity} does not work in TLS: {error.reason}") from None
+        raise IdentityError(
+            f"the certificate for {certificate.identity} does not work in TLS: {error.reason}"
+        ) from None

@@ -21,7 +21,8 @@ class Watched(Generic[T]):
         """Replace the value; an equal one is no change."""
         if value != self.value:
             self.value = value
-            # Each change has an event of its own, so that one who comes to wait later does not take it for his.
+            # Each change has an event of its own, so that one who comes to wait later does not take
+            # it for his.
             self._changed.set()
             self._changed = asyncio.Event()
 

@@ -1,4 +1,6 @@
-"""The SPIFFE Workload API (SPIFFE_Workload_API.md), for one pod that is already known: nothing that it says makes it another."""
+"""The SPIFFE Workload API (SPIFFE_Workload_API.md), for one pod that is already known: nothing that
+it says makes it another.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +19,9 @@ from nodeagent.protocols import spiffe_workload_pb2 as messages
 
 SERVICE: Final = "SpiffeWorkloadAPI"
 HEADER: Final = "workload.spiffe.io"
-"""Must be ``true``: a request that some server was tricked into has no such metadata (SPIFFE_Workload_Endpoint.md, section 6.2)."""
+"""Must be ``true``: a request that some server was tricked into has no such metadata
+(SPIFFE_Workload_Endpoint.md, section 6.2).
+"""
 MAX_AUDIENCES: Final = 64
 MAX_AUDIENCE: Final = 1024
 """Characters."""
@@ -38,9 +42,18 @@ class WorkloadApi:
             ("FetchX509Bundles", self._x509_bundles, stream, messages.X509BundlesRequest, messages.X509BundlesResponse),
             ("FetchJWTSVID", self._jwt_svid, unary, messages.JWTSVIDRequest, messages.JWTSVIDResponse),
             ("FetchJWTBundles", self._jwt_bundles, stream, messages.JWTBundlesRequest, messages.JWTBundlesResponse),
-            ("ValidateJWTSVID", self._validate, unary, messages.ValidateJWTSVIDRequest, messages.ValidateJWTSVIDResponse),
+            (
+                "ValidateJWTSVID",
+                self._validate,
+                unary,
+                messages.ValidateJWTSVIDRequest,
+                messages.ValidateJWTSVIDResponse,
+            ),
         ]
-        return {f"/{SERVICE}/{name}": Handler(_checked(method), cardinality, request, reply) for name, method, cardinality, request, reply in methods}
+        return {
+            f"/{SERVICE}/{name}": Handler(_checked(method), cardinality, request, reply)
+            for name, method, cardinality, request, reply in methods
+        }
 
     async def _x509_svids(self, stream: Stream[messages.X509SVIDRequest, messages.X509SVIDResponse]) -> None:
         await _request(stream)
@@ -48,8 +61,11 @@ class WorkloadApi:
         while True:
             seen = await self._subject.certificate.other_than(seen)
             svid = messages.X509SVID(
-                spiffe_id=seen.identity, x509_svid=der(seen.chain_pem), x509_svid_key=der(seen.key_pem), bundle=der(seen.roots_pem)
-            )  # fmt: skip
+                spiffe_id=seen.identity,
+                x509_svid=der(seen.chain_pem),
+                x509_svid_key=der(seen.key_pem),
+                bundle=der(seen.roots_pem),
+            )
             await stream.send_message(messages.X509SVIDResponse(svids=[svid]))
 
     async def _x509_bundles(self, stream: Stream[messages.X509BundlesRequest, messages.X509BundlesResponse]) -> None:
@@ -67,7 +83,10 @@ class WorkloadApi:
         if not audience or not all(audience):
             raise GRPCError(Status.INVALID_ARGUMENT, "audience: at least one is needed, and none may be empty")
         if len(audience) > MAX_AUDIENCES or max(map(len, audience)) > MAX_AUDIENCE:
-            raise GRPCError(Status.INVALID_ARGUMENT, f"audience: at most {MAX_AUDIENCES} of at most {MAX_AUDIENCE} characters are allowed")
+            raise GRPCError(
+                Status.INVALID_ARGUMENT,
+                f"audience: at most {MAX_AUDIENCES} of at most {MAX_AUDIENCE} characters are allowed",
+            )
         if request.spiffe_id not in ("", identity):
             raise GRPCError(Status.PERMISSION_DENIED, f"spiffe_id: the caller is {identity}")
         svid = messages.JWTSVID(spiffe_id=identity, svid=self._keys().sign(identity, audience))
@@ -80,7 +99,9 @@ class WorkloadApi:
             seen = await bundle.other_than(seen)
             await stream.send_message(messages.JWTBundlesResponse(bundles={self._subject.trust_domain: seen}))
 
-    async def _validate(self, stream: Stream[messages.ValidateJWTSVIDRequest, messages.ValidateJWTSVIDResponse]) -> None:
+    async def _validate(
+        self, stream: Stream[messages.ValidateJWTSVIDRequest, messages.ValidateJWTSVIDResponse]
+    ) -> None:
         request = await _request(stream)
         for name in ("audience", "svid"):
             if not getattr(request, name):
@@ -96,7 +117,10 @@ class WorkloadApi:
 
     def _authority(self) -> JwtAuthority:
         if self._subject.tokens is None:
-            raise GRPCError(Status.UNIMPLEMENTED, "JWT-SVIDs are issued by the built-in authority only: identity.caDirectory in agent.yaml")
+            raise GRPCError(
+                Status.UNIMPLEMENTED,
+                "JWT-SVIDs are issued by the built-in authority only: identity.caDirectory in agent.yaml",
+            )
         return self._subject.tokens
 
     def _keys(self) -> JwtKeys:

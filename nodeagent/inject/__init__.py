@@ -1,4 +1,6 @@
-"""Classic per-pod sidecars: given to pods and workloads by hand (``nodeagent inject``) or by a webhook, which both use :func:`inject`."""
+"""Classic per-pod sidecars: given to pods and workloads by hand (``nodeagent inject``) or by a
+webhook, which both use :func:`inject`.
+"""
 
 from nodeagent.errors import InjectionError
 from nodeagent.inject.injector import inject, uninject

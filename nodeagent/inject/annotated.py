@@ -1,4 +1,6 @@
-"""Istio's annotations of a pod that say what its sidecar captures and uses; source of the rules: Istio's pkg/kube/inject: validate.go. Pure."""
+"""Istio's annotations of a pod that say what its sidecar captures and uses; source of the rules:
+Istio's pkg/kube/inject: validate.go. Pure.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +24,11 @@ _RESOURCES: Final = {
     "proxyCPULimit": ("limits", "cpu"),
     "proxyMemoryLimit": ("limits", "memory"),
 }
-_TRUTH: Final = {word: truth for truth, words in ((True, "1 t T TRUE true True"), (False, "0 f F FALSE false False")) for word in words.split()}
+_TRUTH: Final = {
+    word: truth
+    for truth, words in ((True, "1 t T TRUE true True"), (False, "0 f F FALSE false False"))
+    for word in words.split()
+}
 
 
 def ports(text: str) -> str:
@@ -72,12 +78,18 @@ def capture(annotations: Mapping[str, str], values: Mapping[str, Any]) -> dict[s
         try:
             found[name] = read(text)
         except ValueError as error:
-            raise _wrong(PREFIX + name, text, str(error)) if given else InjectionError(f"values.{name}: {show(text)}: allowed: {error}") from None
+            raise (
+                _wrong(PREFIX + name, text, str(error))
+                if given
+                else InjectionError(f"values.{name}: {show(text)}: allowed: {error}")
+            ) from None
     return found
 
 
 def resources(annotations: Mapping[str, str], default: Any) -> Any:
-    """Return the proxy's resources: one annotation replaces all of *default*, as in Istio's template. Raises InjectionError."""
+    """Return the proxy's resources: one annotation replaces all of *default*, as in Istio's
+    template. Raises InjectionError.
+    """
     found: dict[str, dict[str, str]] = {}
     for name, (part, resource) in _RESOURCES.items():
         text = annotations.get(f"sidecar.istio.io/{name}")
@@ -103,7 +115,8 @@ def flag(annotations: Mapping[str, str], name: str, default: bool) -> bool:
 
 
 def proxy_config(annotations: Mapping[str, str]) -> tuple[bool | None, int | None]:
-    """Return holdApplicationUntilProxyStarts and concurrency of the annotation PROXY_CONFIG, None for what it does not say. Raises InjectionError.
+    """Return holdApplicationUntilProxyStarts and concurrency of the annotation PROXY_CONFIG, None
+    for what it does not say. Raises InjectionError.
 
     The rest of Istio's ProxyConfig is about a control plane, which is not there.
     """
@@ -117,7 +130,9 @@ def proxy_config(annotations: Mapping[str, str]) -> tuple[bool | None, int | Non
         raise _wrong(PROXY_CONFIG, text, "a YAML mapping") from None
     if hold is not None and not isinstance(hold, bool):
         raise _wrong(f"{PROXY_CONFIG}].[holdApplicationUntilProxyStarts", hold, "true, false")
-    if concurrency is not None and (isinstance(concurrency, bool) or not isinstance(concurrency, int) or not 1 <= concurrency <= 256):
+    if concurrency is not None and (
+        isinstance(concurrency, bool) or not isinstance(concurrency, int) or not 1 <= concurrency <= 256
+    ):
         raise _wrong(f"{PROXY_CONFIG}].[concurrency", concurrency, "a number from 1 to 256")
     return hold, concurrency
 

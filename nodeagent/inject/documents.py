@@ -1,4 +1,6 @@
-"""Pods and pod templates in YAML text: where they stand in which kind of object, and the text anew with nothing else changed. Pure."""
+"""Pods and pod templates in YAML text: where they stand in which kind of object, and the text anew
+with nothing else changed. Pure.
+"""
 
 from __future__ import annotations
 
@@ -45,7 +47,10 @@ class Workload:
     """Where ``pod`` stands in the document."""
 
     def __str__(self) -> str:
-        return f"{self.file}: document {self.document} ({self.kind} {f'{self.namespace}/' if self.namespace else ''}{self.name})"
+        return (
+            f"{self.file}: document {self.document} ({self.kind} "
+            f"{f'{self.namespace}/' if self.namespace else ''}{self.name})"
+        )
 
 
 Change = Callable[[Workload], Json]
@@ -53,10 +58,11 @@ Change = Callable[[Workload], Json]
 
 
 def transform(text: str, file: str, change: Change) -> str:
-    """Return *text*, one or more YAML or JSON documents, with every pod and pod template in it *change*\\ d; *file* names it in errors.
+    """Return *text*, one or more YAML or JSON documents, with every pod and pod template in it
+    *change*\\ d; *file* names it in errors.
 
-    A document in which nothing changes is not touched; in others comments, order and quotes of the rest stay. Raises InjectionError naming file,
-    document and field.
+    A document in which nothing changes is not touched; in others comments, order and quotes of the
+    rest stay. Raises InjectionError naming file, document and field.
     """
     parts, number = [], 0
     for line, part in yaml_text.split(text):
@@ -87,7 +93,10 @@ def _document(part: str, value: Any, file: str, number: int, change: Change) -> 
     begin = head.end() if head else 0
     written = part[:begin] + (_as_json(part[begin:], found) or round_trip.edit(part[begin:], value, found))
     if yaml_text.load(written) != [found]:
-        raise InjectionError(f"{file}: document {number}: cannot be changed without changing the rest of it: write it in plain block style")
+        raise InjectionError(
+            f"{file}: document {number}: cannot be changed without changing the rest of it: write it in plain "
+            "block style"
+        )
     return written
 
 
@@ -95,7 +104,9 @@ def _workloads(value: Any, file: str, number: int, path: tuple[str | int, ...]) 
     where = f"{file}: document {number}{''.join(f'[{key}]' if isinstance(key, int) else f' {key}' for key in path)}"
     if not isinstance(value, dict) or not isinstance(value.get("kind"), str):
         shown = value.get("kind") if isinstance(value, dict) else value
-        raise InjectionError(f"{where}: kind: {show(shown)}: allowed: a Kubernetes object: a mapping with apiVersion, kind, metadata")
+        raise InjectionError(
+            f"{where}: kind: {show(shown)}: allowed: a Kubernetes object: a mapping with apiVersion, kind, metadata"
+        )
     kind, metadata = value["kind"], value.get("metadata")
     if kind == "List":
         items = value.get("items")
@@ -113,8 +124,12 @@ def _workloads(value: Any, file: str, number: int, path: tuple[str | int, ...]) 
     for depth, key in enumerate(place):
         pod = pod.get(key)
         if not isinstance(pod, dict):
-            raise InjectionError(f"{where} ({kind} {names.get('name')}): {'.'.join(place[: depth + 1])}: {show(pod)}: allowed: a mapping")
-    yield Workload(file, number, kind, str(names.get("namespace") or ""), str(names.get("name") or ""), pod, (*path, *place))
+            raise InjectionError(
+                f"{where} ({kind} {names.get('name')}): {'.'.join(place[: depth + 1])}: {show(pod)}: allowed: a mapping"
+            )
+    yield Workload(
+        file, number, kind, str(names.get("namespace") or ""), str(names.get("name") or ""), pod, (*path, *place)
+    )
 
 
 def _put(document: Json, path: tuple[str | int, ...], pod: Json) -> None:

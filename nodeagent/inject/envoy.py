@@ -1,7 +1,9 @@
-"""The bootstrap of an Envoy that is one pod's classic sidecar: Istio's ports and filters, without a control plane. Pure.
+"""The bootstrap of an Envoy that is one pod's classic sidecar: Istio's ports and filters, without a
+control plane. Pure.
 
-It needs nothing but the pod's spec: certificates come by SDS over the socket of the agent's CSI volume, the pod's address by the variable POD_IP,
-which Kubernetes puts into the command line. What is in force is fixed when the pod is injected.
+It needs nothing but the pod's spec: certificates come by SDS over the socket of the agent's CSI
+volume, the pod's address by the variable POD_IP, which Kubernetes puts into the command line. What
+is in force is fixed when the pod is injected.
 """
 
 from __future__ import annotations
@@ -16,9 +18,12 @@ from nodeagent.istio import ADMIN_PORT, INBOUND_PORT, OUTBOUND_PORT, OWN_SOURCE,
 
 SDS_SOCKET: Final = "/run/nodeagent/sds/socket"
 TEXT_FORMAT: Final = (
-    '[%START_TIME%] "%REQ(:METHOD)% %REQ(X-ENVOY-ORIGINAL-PATH?:PATH)% %PROTOCOL%" %RESPONSE_CODE% %RESPONSE_FLAGS% %RESPONSE_CODE_DETAILS% '
-    '%CONNECTION_TERMINATION_DETAILS% "%UPSTREAM_TRANSPORT_FAILURE_REASON%" %BYTES_RECEIVED% %BYTES_SENT% %DURATION% %RESP(X-ENVOY-UPSTREAM-SERVICE-TIME)% '
-    '"%REQ(X-FORWARDED-FOR)%" "%REQ(USER-AGENT)%" "%REQ(X-REQUEST-ID)%" "%REQ(:AUTHORITY)%" "%UPSTREAM_HOST%" %UPSTREAM_CLUSTER% %UPSTREAM_LOCAL_ADDRESS% '
+    '[%START_TIME%] "%REQ(:METHOD)% %REQ(X-ENVOY-ORIGINAL-PATH?:PATH)% %PROTOCOL%" %RESPONSE_CODE% '
+    "%RESPONSE_FLAGS% %RESPONSE_CODE_DETAILS% "
+    '%CONNECTION_TERMINATION_DETAILS% "%UPSTREAM_TRANSPORT_FAILURE_REASON%" %BYTES_RECEIVED% '
+    "%BYTES_SENT% %DURATION% %RESP(X-ENVOY-UPSTREAM-SERVICE-TIME)% "
+    '"%REQ(X-FORWARDED-FOR)%" "%REQ(USER-AGENT)%" "%REQ(X-REQUEST-ID)%" "%REQ(:AUTHORITY)%" '
+    '"%UPSTREAM_HOST%" %UPSTREAM_CLUSTER% %UPSTREAM_LOCAL_ADDRESS% '
     "%DOWNSTREAM_LOCAL_ADDRESS% %DOWNSTREAM_REMOTE_ADDRESS% %REQUESTED_SERVER_NAME% %ROUTE_NAME%\n"
 )
 """Istio's default (istio/istio pilot/pkg/model/log.go: EnvoyTextLogFormat)."""
@@ -38,22 +43,36 @@ _SNIFF: Final = "0.1s"
 def bootstrap(values: Values, probes: Json, rules: Rules) -> Json:
     """Return the bootstrap for a pod.
 
-    *probes* is what :func:`nodeagent.inject.probes.rewrite` returned first: what port 15020 answers for; *rules* the policies that are in force.
-    Raises InjectionError for values that do not go together.
+    *probes* is what :func:`nodeagent.inject.probes.rewrite` returned first: what port 15020 answers
+    for; *rules* the policies that are in force. Raises InjectionError for values that do not go
+    together.
     """
     if not values.mesh_ranges:
-        raise InjectionError("values.meshRanges: missing: allowed: the pods' and Services' address ranges, as 10.244.0.0/16,10.96.0.0/12")
+        raise InjectionError(
+            "values.meshRanges: missing: allowed: the pods' and Services' address ranges, as 10.244.0.0/16,10.96.0.0/12"
+        )
     for network in values.plaintext_ranges:
         if network in values.mesh_ranges:
-            raise InjectionError(f"values.plaintextRanges: {network}: allowed: a range within one of meshRanges, not the same")
+            raise InjectionError(
+                f"values.plaintextRanges: {network}: allowed: a range within one of meshRanges, not the same"
+            )
     asked = {path: _Probe(index, probe) for index, (path, probe) in enumerate(literal(probes).items())}
-    listeners = [_outbound(values), _inbound(values, literal(rules)), _ready(values), _metrics(values), _status(values, asked)]
+    listeners = [
+        _outbound(values),
+        _inbound(values, literal(rules)),
+        _ready(values),
+        _metrics(values),
+        _status(values, asked),
+    ]
     reuse = {} if values.pooling else {"common_http_protocol_options": {"max_requests_per_connection": 1}}
     clusters = [
-        _original(values, "mesh-http", _upstream_tls(values, "istio-http/1.1")) | _protocol(explicit_http_config={"http_protocol_options": {}}, **reuse),
+        _original(values, "mesh-http", _upstream_tls(values, "istio-http/1.1"))
+        | _protocol(explicit_http_config={"http_protocol_options": {}}, **reuse),
         _original(values, "mesh-tcp", _upstream_tls(values, "istio")),
         _original(values, "PassthroughCluster"),
-        _original(values, "InboundPassthroughCluster") | _from_own_source(values) | _protocol(use_downstream_protocol_config=_BOTH, **reuse),
+        _original(values, "InboundPassthroughCluster")
+        | _from_own_source(values)
+        | _protocol(use_downstream_protocol_config=_BOTH, **reuse),
         {"name": "BlackHoleCluster", "type": "STATIC", "connect_timeout": "1s"},
         _static("admin", _address("127.0.0.1", ADMIN_PORT)),
         _static("sds", {"pipe": {"path": SDS_SOCKET}}) | _http2(),
@@ -64,7 +83,9 @@ def bootstrap(values: Values, probes: Json, rules: Rules) -> Json:
 
 
 def literal(value: Any) -> Any:
-    """Return *value* with the texts in it such that Kubernetes leaves them as they are: it expands ``$(NAME)``, and ``$$`` is ``$``."""
+    """Return *value* with the texts in it such that Kubernetes leaves them as they are: it expands
+    ``$(NAME)``, and ``$$`` is ``$``.
+    """
     if isinstance(value, str):
         return value.replace("$", "$$")
     if isinstance(value, dict):
@@ -78,7 +99,9 @@ def literal(value: Any) -> Any:
 
 
 def _outbound(values: Values) -> Json:
-    """What the application dials: the mesh's ranges by mTLS, everything else as it is. The longest range decides (Envoy's filter chain matching)."""
+    """What the application dials: the mesh's ranges by mTLS, everything else as it is. The longest
+    range decides (Envoy's filter chain matching).
+    """
     chains = [_chain({"destination_port": OUTBOUND_PORT}, [_tcp("blackhole", "BlackHoleCluster", "")])]
     for ranges, http, tcp in (
         (values.mesh_ranges, "mesh-http", "mesh-tcp"),
@@ -87,7 +110,9 @@ def _outbound(values: Values) -> Json:
     ):
         match = {} if ranges is None else {"prefix_ranges": [_prefix(network) for network in ranges]}
         if ranges != ():
-            chains.append(_chain(match | {"application_protocols": _PLAIN_HTTP}, [_http("outbound", http, values.access_log)]))
+            chains.append(
+                _chain(match | {"application_protocols": _PLAIN_HTTP}, [_http("outbound", http, values.access_log)])
+            )
             chains.append(_chain(match, [_tcp("outbound", tcp, values.access_log)]))
     return _captured("outbound", OUTBOUND_PORT, values, chains, ["original_dst", "http_inspector"])
 
@@ -99,11 +124,17 @@ def _inbound(values: Values, rules: Rules) -> Json:
     tls = {"transport_protocol": "tls"}
     chains = [
         _chain({"destination_port": INBOUND_PORT}, [_tcp("blackhole", "BlackHoleCluster", "")]),
-        _chain(tls | {"application_protocols": _MTLS_HTTP}, [http], _downstream_tls(values, ["istio-http/1.1", "istio-http/1.0", "h2", "http/1.1"])),
+        _chain(
+            tls | {"application_protocols": _MTLS_HTTP},
+            [http],
+            _downstream_tls(values, ["istio-http/1.1", "istio-http/1.0", "h2", "http/1.1"]),
+        ),
         _chain(tls | {"application_protocols": _MTLS_TCP}, tcp, _downstream_tls(values, _MTLS_TCP)),
     ]
     if values.mtls == "PERMISSIVE":
-        chains.append(_chain({"transport_protocol": "raw_buffer", "application_protocols": [*_PLAIN_HTTP, "h2c"]}, [http]))
+        chains.append(
+            _chain({"transport_protocol": "raw_buffer", "application_protocols": [*_PLAIN_HTTP, "h2c"]}, [http])
+        )
         chains.append(_chain({"transport_protocol": "raw_buffer"}, tcp))
         chains.append(_chain(tls, tcp))  # the application's own TLS
     return _captured("inbound", INBOUND_PORT, values, chains, ["original_dst", "tls_inspector", "http_inspector"])
@@ -127,13 +158,21 @@ def _status(values: Values, probes: dict[str, _Probe]) -> Json:
 
 
 def _captured(name: str, port: int, values: Values, chains: list[Json], inspectors: list[str]) -> Json:
-    """A listener for what iptables redirects. HTTP is known by its first line (the last of *inspectors*), but on ports that are declared TCP."""
+    """A listener for what iptables redirects. HTTP is known by its first line (the last of
+    *inspectors*), but on ports that are declared TCP.
+    """
     types = {"original_dst": "OriginalDst", "tls_inspector": "TlsInspector", "http_inspector": "HttpInspector"}
-    filters = [_typed(f"envoy.filters.listener.{each}", f"filters.listener.{each}.v3.{types[each]}") for each in inspectors]
+    filters = [
+        _typed(f"envoy.filters.listener.{each}", f"filters.listener.{each}.v3.{types[each]}") for each in inspectors
+    ]
     if values.tcp_ports:
         ranges = [{"destination_port_range": {"start": each, "end": each + 1}} for each in values.tcp_ports]
         filters[-1]["filter_disabled"] = {"or_match": {"rules": ranges}} if len(ranges) > 1 else ranges[0]
-    options = {"listener_filters_timeout": _SNIFF, "continue_on_listener_filters_timeout": True, "traffic_direction": name.upper()}
+    options = {
+        "listener_filters_timeout": _SNIFF,
+        "continue_on_listener_filters_timeout": True,
+        "traffic_direction": name.upper(),
+    }
     return _listener(name, port, values, chains) | {"listener_filters": filters} | options
 
 
@@ -145,7 +184,12 @@ def _own(name: str, port: int, values: Values, routes: list[Json], filters: list
 def _listener(name: str, port: int, values: Values, chains: list[Json]) -> Json:
     first, *others = [_address(_ANY[family], port) for family in values.ip_families]
     more = {"additional_addresses": [{"address": address} for address in others]} if others else {}
-    return {"name": name, "address": first, "filter_chains": chains, "per_connection_buffer_limit_bytes": values.buffer_bytes} | more
+    return {
+        "name": name,
+        "address": first,
+        "filter_chains": chains,
+        "per_connection_buffer_limit_bytes": values.buffer_bytes,
+    } | more
 
 
 def _chain(match: Json, filters: list[Json], tls: Json | None = None) -> Json:
@@ -170,8 +214,13 @@ def _typed(name: str, kind: str, **config: Any) -> Json:
 
 def _http(direction: str, cluster: str, log: str, rules: tuple[Json, ...] = ()) -> Json:
     filters = [_typed("envoy.filters.http.rbac", "filters.http.rbac.v3.RBAC", rules=each) for each in rules]
-    # No time limit of its own, as Istio's routes; paths are normalised before rules see them (Istio's BASE).
-    options: Json = {"stream_idle_timeout": "0s", "normalize_path": True, "upgrade_configs": [{"upgrade_type": "websocket"}]}
+    # No time limit of its own, as Istio's routes; paths are normalised before rules see them
+    # (Istio's BASE).
+    options: Json = {
+        "stream_idle_timeout": "0s",
+        "normalize_path": True,
+        "upgrade_configs": [{"upgrade_type": "websocket"}],
+    }
     options |= {"server_header_transformation": "PASS_THROUGH", "access_log": _log(log)}
     if direction == "inbound":
         options |= {"forward_client_cert_details": "SANITIZE_SET", "set_current_client_cert_details": {"uri": True}}
@@ -181,8 +230,16 @@ def _http(direction: str, cluster: str, log: str, rules: tuple[Json, ...] = ()) 
 def _manager(prefix: str, routes: list[Json], filters: list[Json], **options: Any) -> Json:
     hosts = [{"name": "all", "domains": ["*"], "routes": routes}]
     router = _typed("envoy.filters.http.router", "filters.http.router.v3.Router")
-    config = {"stat_prefix": prefix, "route_config": {"virtual_hosts": hosts}, "http_filters": [*filters, router]} | options
-    return _typed("envoy.filters.network.http_connection_manager", "filters.network.http_connection_manager.v3.HttpConnectionManager", **config)
+    config = {
+        "stat_prefix": prefix,
+        "route_config": {"virtual_hosts": hosts},
+        "http_filters": [*filters, router],
+    } | options
+    return _typed(
+        "envoy.filters.network.http_connection_manager",
+        "filters.network.http_connection_manager.v3.HttpConnectionManager",
+        **config,
+    )
 
 
 def _route(match: Json, cluster: str, **action: Any) -> Json:
@@ -190,11 +247,20 @@ def _route(match: Json, cluster: str, **action: Any) -> Json:
 
 
 def _tcp(prefix: str, cluster: str, log: str) -> Json:
-    return _typed("envoy.filters.network.tcp_proxy", "filters.network.tcp_proxy.v3.TcpProxy", stat_prefix=prefix, cluster=cluster, access_log=_log(log))
+    return _typed(
+        "envoy.filters.network.tcp_proxy",
+        "filters.network.tcp_proxy.v3.TcpProxy",
+        stat_prefix=prefix,
+        cluster=cluster,
+        access_log=_log(log),
+    )
 
 
 def _network_rbac(rules: Rules) -> list[Json]:
-    return [_typed("envoy.filters.network.rbac", "filters.network.rbac.v3.RBAC", stat_prefix="inbound", rules=each) for each in rules.tcp]
+    return [
+        _typed("envoy.filters.network.rbac", "filters.network.rbac.v3.RBAC", stat_prefix="inbound", rules=each)
+        for each in rules.tcp
+    ]
 
 
 def _log(path: str) -> list[Json]:
@@ -202,7 +268,8 @@ def _log(path: str) -> list[Json]:
         return []
     form = {"log_format": {"text_format_source": {"inline_string": TEXT_FORMAT}}}
     if path == "-":
-        # The descriptor, not /dev/stdout: a user that is not root may not open the pipe behind it again.
+        # The descriptor, not /dev/stdout: a user that is not root may not open the pipe behind it
+        # again.
         return [_typed("envoy.access_loggers.stdout", "access_loggers.stream.v3.StdoutAccessLog", **form)]
     return [_typed("envoy.access_loggers.file", "access_loggers.file.v3.FileAccessLog", path=literal(path), **form)]
 
@@ -213,8 +280,12 @@ def _log(path: str) -> list[Json]:
 def _sds(name: str) -> Json:
     service = {"envoy_grpc": {"cluster_name": "sds"}}
     source = {"api_type": "GRPC", "transport_api_version": "V3", "grpc_services": [service]}
-    # Without a time limit: Envoy is not ready, and takes no traffic, before it can prove who it is (as Istio's).
-    return {"name": name, "sds_config": {"resource_api_version": "V3", "initial_fetch_timeout": "0s", "api_config_source": source}}
+    # Without a time limit: Envoy is not ready, and takes no traffic, before it can prove who it is
+    # (as Istio's).
+    return {
+        "name": name,
+        "sds_config": {"resource_api_version": "V3", "initial_fetch_timeout": "0s", "api_config_source": source},
+    }
 
 
 def _common_tls(values: Values, protocols: list[str]) -> Json:
@@ -236,7 +307,11 @@ def _downstream_tls(values: Values, protocols: list[str]) -> Json:
 
 
 def _upstream_tls(values: Values, protocol: str) -> Json:
-    return _typed("envoy.transport_sockets.tls", "transport_sockets.tls.v3.UpstreamTlsContext", common_tls_context=_common_tls(values, [protocol]))
+    return _typed(
+        "envoy.transport_sockets.tls",
+        "transport_sockets.tls.v3.UpstreamTlsContext",
+        common_tls_context=_common_tls(values, [protocol]),
+    )
 
 
 # -- clusters --
@@ -253,7 +328,12 @@ def _original(values: Values, name: str, tls: Json | None = None) -> Json:
 
 def _static(name: str, address: Json) -> Json:
     endpoints = [{"lb_endpoints": [{"endpoint": {"address": address}}]}]
-    return {"name": name, "type": "STATIC", "connect_timeout": "1s", "load_assignment": {"cluster_name": name, "endpoints": endpoints}}
+    return {
+        "name": name,
+        "type": "STATIC",
+        "connect_timeout": "1s",
+        "load_assignment": {"cluster_name": name, "endpoints": endpoints},
+    }
 
 
 def _from_own_source(values: Values) -> Json:
@@ -264,7 +344,9 @@ def _from_own_source(values: Values) -> Json:
 
 def _protocol(**options: Any) -> Json:
     kind = "upstreams.http.v3.HttpProtocolOptions"
-    return {"typed_extension_protocol_options": {f"envoy.extensions.{kind}": {"@type": f"{_EXTENSION}{kind}"} | options}}
+    return {
+        "typed_extension_protocol_options": {f"envoy.extensions.{kind}": {"@type": f"{_EXTENSION}{kind}"} | options}
+    }
 
 
 def _http2() -> Json:
@@ -275,7 +357,9 @@ def _http2() -> Json:
 
 
 class _Probe:
-    """One rewritten probe: HTTP is passed on, TCP and gRPC are asked by Envoy's own health checks, whose last result is told."""
+    """One rewritten probe: HTTP is passed on, TCP and gRPC are asked by Envoy's own health checks,
+    whose last result is told.
+    """
 
     def __init__(self, number: int, probe: Json) -> None:
         self.name = f"probe-{number}"
@@ -287,11 +371,19 @@ class _Probe:
         return self._kind == "httpGet"
 
     def route(self, path: str) -> Json:
-        """Just what the kubelet asks: this way leads past mTLS and policies. A redirect is a success to the kubelet; it must not follow it to the
-        sidecar's port, so it is not told whereto."""
+        """Just what the kubelet asks: this way leads past mTLS and policies. A redirect is a
+        success to the kubelet; it must not follow it to the sidecar's port, so it is not told
+        whereto.
+        """
         target = self._handler.get("path") or "/"
-        exact = [{"name": name, "string_match": {"exact": value}} for name, value in ((":method", "GET"), (":path", path))]
-        action = _route({"path": path, "headers": exact}, self.name, prefix_rewrite=target if target.startswith("/") else f"/{target}")
+        exact = [
+            {"name": name, "string_match": {"exact": value}} for name, value in ((":method", "GET"), (":path", path))
+        ]
+        action = _route(
+            {"path": path, "headers": exact},
+            self.name,
+            prefix_rewrite=target if target.startswith("/") else f"/{target}",
+        )
         action["route"]["timeout"] = self._timeout
         return action | {"response_headers_to_remove": ["location"]}
 
@@ -306,7 +398,12 @@ class _Probe:
         if self._kind == "httpGet":
             return cluster | (self._unverified() if self._handler.get("scheme") == "HTTPS" else {})
         often = dict.fromkeys(("interval", "no_traffic_interval", "no_traffic_healthy_interval"), "1s")
-        check: Json = {"timeout": self._timeout, "unhealthy_threshold": 1, "healthy_threshold": 1, "reuse_connection": False} | often
+        check: Json = {
+            "timeout": self._timeout,
+            "unhealthy_threshold": 1,
+            "healthy_threshold": 1,
+            "reuse_connection": False,
+        } | often
         if self._kind == "tcpSocket":
             return cluster | {"health_checks": [check | {"tcp_health_check": {}}]}
         service = {"service_name": self._handler["service"]} if self._handler.get("service") else {}
@@ -314,4 +411,8 @@ class _Probe:
 
     def _unverified(self) -> Json:
         """The kubelet does not verify certificates either."""
-        return {"transport_socket": _typed("envoy.transport_sockets.tls", "transport_sockets.tls.v3.UpstreamTlsContext", common_tls_context={})}
+        return {
+            "transport_socket": _typed(
+                "envoy.transport_sockets.tls", "transport_sockets.tls.v3.UpstreamTlsContext", common_tls_context={}
+            )
+        }

@@ -19,8 +19,9 @@ from nodeagent.istio import PORTS, STATUS, USER
 def inject(pod: Mapping[str, Any], namespace: Namespace, settings: Settings) -> Injected | Skipped:
     """Return *pod* with its sidecar, or why it gets none.
 
-    *pod* is a Pod object or a workload's pod template (metadata, spec); it is not changed. A pod that has a sidecar is skipped. Raises
-    InjectionError when it cannot be given one, or the template or a value is wrong.
+    *pod* is a Pod object or a workload's pod template (metadata, spec); it is not changed. A pod
+    that has a sidecar is skipped. Raises InjectionError when it cannot be given one, or the
+    template or a value is wrong.
     """
     read = shape.read(pod)
     if skipped := selection.refusal(read, namespace, settings.revision):
@@ -47,7 +48,8 @@ def inject(pod: Mapping[str, Any], namespace: Namespace, settings: Settings) -> 
 
 
 def uninject(pod: Mapping[str, Any]) -> Json:
-    """Return *pod* without what :func:`inject` added, and with its own probes; a pod without a sidecar as it is.
+    """Return *pod* without what :func:`inject` added, and with its own probes; a pod without a
+    sidecar as it is.
 
     Raises InjectionError when something else injected it: what was there before is not known then.
     """
@@ -57,7 +59,11 @@ def uninject(pod: Mapping[str, Any]) -> Json:
         return found
     before = status.read(read.annotations[STATUS])
     spec, metadata = found["spec"], found["metadata"]
-    for name, added in (("initContainers", before.init_containers), ("containers", before.containers), ("volumes", before.volumes)):
+    for name, added in (
+        ("initContainers", before.init_containers),
+        ("containers", before.containers),
+        ("volumes", before.volumes),
+    ):
         spec[name] = [item for item in spec.get(name) or () if item["name"] not in added]
     probes.restore(spec, before.probes)
     for name, added in (("labels", before.labels), ("annotations", (*before.annotations, STATUS))):
@@ -66,7 +72,14 @@ def uninject(pod: Mapping[str, Any]) -> Json:
     return found
 
 
-def _variables(chosen: template.Template, pod: shape.Pod, namespace: Namespace, settings: Settings, known: values.Values, asked: Json) -> Json:
+def _variables(
+    chosen: template.Template,
+    pod: shape.Pod,
+    namespace: Namespace,
+    settings: Settings,
+    known: values.Values,
+    asked: Json,
+) -> Json:
     """Return what a template may refer to: the values, and what is worked out from the pod."""
     held = values.as_variables(known)
     labels = pod.labels
@@ -76,13 +89,18 @@ def _variables(chosen: template.Template, pod: shape.Pod, namespace: Namespace, 
         "image": pod.annotations.get(annotated.IMAGE, known.image),
         "resources": annotated.resources(pod.annotations, known.resources),
         "canonicalName": labels.get("service.istio.io/canonical-name") or (name or "unknown")[:63].strip("-_."),
-        "canonicalRevision": labels.get("service.istio.io/canonical-revision") or labels.get("app.kubernetes.io/version") or labels.get("version") or "latest",
+        "canonicalRevision": labels.get("service.istio.io/canonical-revision")
+        or labels.get("app.kubernetes.io/version")
+        or labels.get("version")
+        or "latest",
         "defaultContainer": pod.spec.containers[0].name,
         "revision": settings.revision or selection.DEFAULT_REVISION,
         "appProbes": envoy.literal(json.dumps(asked)),
     }
     if chosen.uses("bootstrap"):
-        rules = rbac.translate(known.authorization_policies, known.root_namespace, namespace.name, labels, known.trust_domain)
+        rules = rbac.translate(
+            known.authorization_policies, known.root_namespace, namespace.name, labels, known.trust_domain
+        )
         found["bootstrap"] = json.dumps(envoy.bootstrap(known, asked, rules), separators=(",", ":"))
     return found
 
@@ -90,34 +108,52 @@ def _variables(chosen: template.Template, pod: shape.Pod, namespace: Namespace, 
 def _refuse_conflicts(pod: shape.Pod, added: Json) -> None:
     """What Kubernetes would refuse, or what would silently not work."""
     names = [PROXY, *(item["name"] for item in added.get("initContainers") or ())]
-    users = [("spec", pod.spec.security_context), *((at, container.security_context) for at, container in pod.containers())]
+    users = [
+        ("spec", pod.spec.security_context),
+        *((at, container.security_context) for at, container in pod.containers()),
+    ]
     for at, container in pod.containers():
         if container.name in names:
             raise InjectionError(f"{at}.name: {show(container.name)}: allowed: another name: the sidecar has this one")
         for index, port in enumerate(container.ports or ()):
             if port.container_port in PORTS and (port.protocol or "TCP") == "TCP":
                 taken = ", ".join(map(str, PORTS))
-                raise InjectionError(f"{at}.ports[{index}].containerPort: {port.container_port}: allowed: none of the sidecar's own ({taken})")
+                raise InjectionError(
+                    f"{at}.ports[{index}].containerPort: {port.container_port}: allowed: none of the sidecar's "
+                    f"own ({taken})"
+                )
     volumes = [item["name"] for item in added.get("volumes") or ()]
     for at, container in pod.containers():
         for index, mount in enumerate(container.volume_mounts or ()):
             if mount.name in volumes:
-                raise InjectionError(f"{at}.volumeMounts[{index}].name: {show(mount.name)}: allowed: a volume of the pod: the sidecar alone has this one")
+                raise InjectionError(
+                    f"{at}.volumeMounts[{index}].name: {show(mount.name)}: allowed: a volume of the pod: the "
+                    "sidecar alone has this one"
+                )
     for index, volume in enumerate(pod.spec.volumes or ()):
         if volume.name in volumes:
-            raise InjectionError(f"spec.volumes[{index}].name: {show(volume.name)}: allowed: another name: a volume of the sidecar has this one")
+            raise InjectionError(
+                f"spec.volumes[{index}].name: {show(volume.name)}: allowed: another name: a volume of the sidecar "
+                "has this one"
+            )
     for at, context in users:
         if context and context.run_as_user == USER:
-            raise InjectionError(f"{at}.securityContext.runAsUser: {USER}: allowed: another user: what runs as the sidecar's own is not captured")
+            raise InjectionError(
+                f"{at}.securityContext.runAsUser: {USER}: allowed: another user: what runs as the sidecar's own "
+                "is not captured"
+            )
 
 
 def _add_to_spec(spec: Json, added: Json, native: bool, hold: bool) -> dict[str, tuple[str, ...]]:
     """Return the names of what was added, for the status.
 
-    Native: capture, the proxy, then the pod's init containers, which are in the mesh. Else capture comes after those, and the proxy last, or first
-    when it is waited for: a container starts when the one before it has, its postStart included.
+    Native: capture, the proxy, then the pod's init containers, which are in the mesh. Else capture
+    comes after those, and the proxy last, or first when it is waited for: a container starts when
+    the one before it has, its postStart included.
     """
-    proxy = added["container"] | ((added.get("whenNative") or {}) if native else (added.get("whenHeld") or {}) if hold else {})
+    proxy = added["container"] | (
+        (added.get("whenNative") or {}) if native else (added.get("whenHeld") or {}) if hold else {}
+    )
     setup = list(added.get("initContainers") or ())
     own = list(spec.get("initContainers") or ())
     init = [*setup, proxy] if native else setup

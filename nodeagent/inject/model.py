@@ -1,4 +1,6 @@
-"""What injection takes and gives. A pod is a plain mapping {metadata, spec}: a Pod object, or a workload's pod template."""
+"""What injection takes and gives. A pod is a plain mapping {metadata, spec}: a Pod object, or a
+workload's pod template.
+"""
 
 from __future__ import annotations
 
@@ -23,10 +25,11 @@ class Namespace:
 class Settings:
     """How to inject.
 
-    ``template`` is a builtin's name (``envoy``, ``nodeagent``) or the path of a user's own: a file, or a folder with ``sidecar.yaml``. ``revision``
-    is this injector's (``istio.io/rev``); empty: the default one. ``native``: the proxy is an init container that keeps running
-    (Kubernetes 1.29), so it is there before the other init containers and does not keep a Job from ending. ``hold``: applications start after the
-    proxy is ready. ``values`` are the template's, by name.
+    ``template`` is a builtin's name (``envoy``, ``nodeagent``) or the path of a user's own: a file,
+    or a folder with ``sidecar.yaml``. ``revision`` is this injector's (``istio.io/rev``); empty:
+    the default one. ``native``: the proxy is an init container that keeps running (Kubernetes
+    1.29), so it is there before the other init containers and does not keep a Job from ending.
+    ``hold``: applications start after the proxy is ready. ``values`` are the template's, by name.
     """
 
     template: str = "envoy"

@@ -1,6 +1,8 @@
-"""Probes of a pod's containers, led through its sidecar: the kubelet has no certificate, and a captured port would answer for the proxy. Pure.
+"""Probes of a pod's containers, led through its sidecar: the kubelet has no certificate, and a
+captured port would answer for the proxy. Pure.
 
-Source: Istio's pkg/kube/inject: app_probe.go. A probe that names a host is not for the pod, so it stays; a port's name becomes its number.
+Source: Istio's pkg/kube/inject: app_probe.go. A probe that names a host is not for the pod, so it
+stays; a port's name becomes its number.
 """
 
 from __future__ import annotations
@@ -24,12 +26,15 @@ def path(container: str, field: str) -> str:
 def rewrite(pod: Pod, spec: Json) -> tuple[Json, Json]:
     """Lead the probes in *spec*, which *pod* describes, to the sidecar.
 
-    Return two mappings: path -> {httpGet | tcpSocket | grpc: what to ask, timeoutSeconds}, as Istio's agent takes it, and what
-    :func:`restore` needs: container -> probe's field -> the handler that stood there. Raises InjectionError for a port's name that is none.
+    Return two mappings: path -> {httpGet | tcpSocket | grpc: what to ask, timeoutSeconds}, as
+    Istio's agent takes it, and what :func:`restore` needs: container -> probe's field -> the
+    handler that stood there. Raises InjectionError for a port's name that is none.
     """
     asked: Json = {}
     before: Json = {}
-    raw = {container["name"]: container for name in ("initContainers", "containers") for container in spec.get(name) or ()}
+    raw = {
+        container["name"]: container for name in ("initContainers", "containers") for container in spec.get(name) or ()
+    }
     for at, container in pod.containers():
         for field in PROBES:
             probe = container.probe(field)
@@ -39,7 +44,10 @@ def rewrite(pod: Pod, spec: Json) -> tuple[Json, Json]:
             held = raw[container.name][field]
             handler = held[kind]
             target = path(container.name, field)
-            asked[target] = {kind: handler | {"port": _number(f"{at}.{field}.{kind}", container, probe)}, "timeoutSeconds": probe.timeout_seconds or 1}
+            asked[target] = {
+                kind: handler | {"port": _number(f"{at}.{field}.{kind}", container, probe)},
+                "timeoutSeconds": probe.timeout_seconds or 1,
+            }
             before.setdefault(container.name, {})[field] = {kind: handler}
             kept = {name: handler[name] for name in ("httpHeaders",) if kind == "httpGet" and name in handler}
             raw[container.name][field] = _replaced(held, kind, "httpGet", {"path": target, "port": STATUS_PORT} | kept)
@@ -73,7 +81,10 @@ def _number(at: str, container: Container, probe: Probe) -> int:
     named = {port.name: port.container_port for port in container.ports or () if port.name}
     if handler.port not in named:
         known = ", ".join(named) or "none has one"
-        raise InjectionError(f"{at}.port: {show(handler.port)}: allowed: a number, or the name of one of this container's ports ({known})")
+        raise InjectionError(
+            f"{at}.port: {show(handler.port)}: allowed: a number, or the name of one of this container's ports "
+            f"({known})"
+        )
     return named[handler.port]
 
 

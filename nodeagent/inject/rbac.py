@@ -1,4 +1,5 @@
-"""AuthorizationPolicies as Envoy's RBAC rules. Pure. What cannot be said there is refused, never left out: a policy that half applies is worse than none.
+"""AuthorizationPolicies as Envoy's RBAC rules. Pure. What cannot be said there is refused, never
+left out: a policy that half applies is worse than none.
 
 Source: Istio's pilot/pkg/security/authz/builder and /model.
 """
@@ -29,10 +30,14 @@ class Rules:
     tcp: tuple[Json, ...] = ()
 
 
-def translate(documents: Iterable[Mapping[str, Any]], root: str, namespace: str, labels: Mapping[str, str], trust_domain: str) -> Rules:
-    """Return the rules of the AuthorizationPolicies in *documents* for a pod of *namespace* with *labels*.
+def translate(
+    documents: Iterable[Mapping[str, Any]], root: str, namespace: str, labels: Mapping[str, str], trust_domain: str
+) -> Rules:
+    """Return the rules of the AuthorizationPolicies in *documents* for a pod of *namespace* with
+    *labels*.
 
-    *root* is the mesh's root namespace, *trust_domain* what ``cluster.local`` stands for in principals.
+    *root* is the mesh's root namespace, *trust_domain* what ``cluster.local`` stands for in
+    principals.
 
     Raises InjectionError naming the policy and the field that Envoy's rules here cannot express.
     """
@@ -40,7 +45,9 @@ def translate(documents: Iterable[Mapping[str, Any]], root: str, namespace: str,
     return Rules(tuple(_all(found, tcp=False)), tuple(_all(found, tcp=True)))
 
 
-def _selected(documents: Iterable[Mapping[str, Any]], root: str, namespace: str, labels: Mapping[str, str]) -> Iterator[AuthorizationPolicy]:
+def _selected(
+    documents: Iterable[Mapping[str, Any]], root: str, namespace: str, labels: Mapping[str, str]
+) -> Iterator[AuthorizationPolicy]:
     seen: set[tuple[str, str]] = set()
     for index, document in enumerate(documents):
         at = f"values.authorizationPolicies[{index}]"
@@ -58,9 +65,13 @@ def _selected(documents: Iterable[Mapping[str, Any]], root: str, namespace: str,
             raise InjectionError(f"{where}: metadata.name: allowed: another name than that of a policy before it")
         seen.add((spec.namespace, spec.name))
         if policy.targets:
-            raise InjectionError(f"{where}: spec.targetRefs: allowed: a selector: a sidecar's template does not know the Services")
+            raise InjectionError(
+                f"{where}: spec.targetRefs: allowed: a selector: a sidecar's template does not know the Services"
+            )
         if spec.action not in ("ALLOW", "DENY") or spec.dry_run:
-            raise InjectionError(f"{where}: spec.action: {'dry run' if spec.dry_run else spec.action}: allowed: ALLOW, DENY")
+            raise InjectionError(
+                f"{where}: spec.action: {'dry run' if spec.dry_run else spec.action}: allowed: ALLOW, DENY"
+            )
         _refuse_unknown(where, spec)
         yield spec
 
@@ -72,7 +83,9 @@ def _resolved(policy: AuthorizationPolicy, trust_domain: str) -> AuthorizationPo
     def resolved(source: Source) -> Source:
         return replace(source, principals=names(source.principals), not_principals=names(source.not_principals))
 
-    return replace(policy, rules=tuple(replace(rule, sources=tuple(map(resolved, rule.sources))) for rule in policy.rules))
+    return replace(
+        policy, rules=tuple(replace(rule, sources=tuple(map(resolved, rule.sources))) for rule in policy.rules)
+    )
 
 
 def _refuse_unknown(where: str, policy: AuthorizationPolicy) -> None:
@@ -84,16 +97,24 @@ def _refuse_unknown(where: str, policy: AuthorizationPolicy) -> None:
             for item in part:
                 for field in fields(item):
                     if getattr(item, field.name) and field.name.removeprefix("not_") not in known:
-                        raise InjectionError(f"{at}: {field.name}: not translated for Envoy: allowed: {', '.join(known)}, each also with not")
+                        raise InjectionError(
+                            f"{at}: {field.name}: not translated for Envoy: allowed: {', '.join(known)}, each "
+                            "also with not"
+                        )
         if any("{" in path for item in rule.operations for path in (*item.paths, *item.not_paths)):
-            raise InjectionError(f"{at}.to: paths: templates are not translated for Envoy: allowed: exact, PREFIX*, *SUFFIX")
+            raise InjectionError(
+                f"{at}.to: paths: templates are not translated for Envoy: allowed: exact, PREFIX*, *SUFFIX"
+            )
 
 
 def _all(policies: list[AuthorizationPolicy], *, tcp: bool) -> Iterator[Json]:
     for action in ("DENY", "ALLOW"):
         chosen = [policy for policy in policies if policy.action == action]
         if chosen:
-            yield {"action": action, "policies": {name: rule for policy in chosen for name, rule in _rules(policy, tcp)}}
+            yield {
+                "action": action,
+                "policies": {name: rule for policy in chosen for name, rule in _rules(policy, tcp)},
+            }
 
 
 def _rules(policy: AuthorizationPolicy, tcp: bool) -> Iterator[tuple[str, Json]]:
@@ -103,7 +124,10 @@ def _rules(policy: AuthorizationPolicy, tcp: bool) -> Iterator[tuple[str, Json]]
                 continue  # Istio: the rule goes, the policy still denies what no other rule allows.
             rule = _without_http(rule)
         name = f"ns[{policy.namespace}]-policy[{policy.name}]-rule[{index}]"
-        permissions = [_both(operation, _OPERATIONS, _permission, "not_rule", "and_rules", "or_rules") for operation in rule.operations]
+        permissions = [
+            _both(operation, _OPERATIONS, _permission, "not_rule", "and_rules", "or_rules")
+            for operation in rule.operations
+        ]
         principals = [_both(source, _SOURCES, _principal, "not_id", "and_ids", "or_ids") for source in rule.sources]
         yield name, {"permissions": permissions or [{"any": True}], "principals": principals or [{"any": True}]}
 
@@ -117,7 +141,14 @@ def _without_http(rule: Rule) -> Rule:
     return Rule(rule.sources, operations, rule.conditions)
 
 
-def _both(item: Source | Operation, names: tuple[str, ...], one: Callable[[str, Any], Json], negation: str, conjunction: str, disjunction: str) -> Json:
+def _both(
+    item: Source | Operation,
+    names: tuple[str, ...],
+    one: Callable[[str, Any], Json],
+    negation: str,
+    conjunction: str,
+    disjunction: str,
+) -> Json:
     """All fields must match; of a field's values one; of a negated field's none."""
     key = conjunction.removeprefix("and_")
     found: list[Json] = []
@@ -134,14 +165,23 @@ def _permission(name: str, value: Any) -> Json:
     if name == "ports":
         return {"destination_port": value}
     matcher = _matcher(value)
-    return {"url_path": {"path": matcher}} if name == "paths" else {"header": {"name": ":method", "string_match": matcher}}
+    return (
+        {"url_path": {"path": matcher}} if name == "paths" else {"header": {"name": ":method", "string_match": matcher}}
+    )
 
 
 def _principal(name: str, value: str) -> Json:
     if name == "ip_blocks":
         address, _, length = value.partition("/")
-        return {"direct_remote_ip": {"address_prefix": address, "prefix_len": int(length or (128 if ":" in address else 32))}}
-    matcher = _matcher(value, "spiffe://") if name == "principals" else _regex(f"spiffe://[^/]+/ns/{_pattern(value)}/sa/.+")
+        return {
+            "direct_remote_ip": {
+                "address_prefix": address,
+                "prefix_len": int(length or (128 if ":" in address else 32)),
+            }
+        }
+    matcher = (
+        _matcher(value, "spiffe://") if name == "principals" else _regex(f"spiffe://[^/]+/ns/{_pattern(value)}/sa/.+")
+    )
     return {"authenticated": {"principal_name": matcher}}
 
 

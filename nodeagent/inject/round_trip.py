@@ -1,4 +1,6 @@
-"""One YAML document changed in its text: what is not changed keeps its comments, order, quotes and numbers as they are written. Pure."""
+"""One YAML document changed in its text: what is not changed keeps its comments, order, quotes and
+numbers as they are written. Pure.
+"""
 
 from __future__ import annotations
 
@@ -77,7 +79,9 @@ def _handler(text: str) -> YAML:
 
 
 def _indents(text: str) -> tuple[int, int, int]:
-    """Return how far most mappings stand right of their key, most lists' dashes of theirs, and most items of their dash."""
+    """Return how far most mappings stand right of their key, most lists' dashes of theirs, and most
+    items of their dash.
+    """
     mappings: Counter[int] = Counter()
     lists: Counter[int] = Counter()
     items: Counter[int] = Counter()
@@ -103,7 +107,9 @@ def _usual(found: Counter[int], default: int) -> int:
 
 
 def _shared(tree: Any) -> frozenset[int]:
-    """Return the ids of what stands at more than one place (anchors): it is replaced where it changes, not changed everywhere."""
+    """Return the ids of what stands at more than one place (anchors): it is replaced where it
+    changes, not changed everywhere.
+    """
     seen: Counter[int] = Counter()
     waiting = [tree]
     while waiting:
@@ -130,11 +136,18 @@ def _change_item(node: Any, key: Any, old: Any, new: Any, shared: frozenset[int]
     held = node[key]
     if isinstance(held, CommentedMap) and isinstance(new, dict) and id(held) not in shared:
         _change_map(held, old, new, shared)
-    elif isinstance(held, CommentedSeq) and isinstance(new, list) and id(held) not in shared and _named(old) and _named(new):
+    elif (
+        isinstance(held, CommentedSeq)
+        and isinstance(new, list)
+        and id(held) not in shared
+        and _named(old)
+        and _named(new)
+    ):
         _change_list(held, old, new, shared)
     else:
         value = _fresh(new)
-        # A text in the place of another takes its quotes over (CommentedMap does that); in the place of what is no text there are none.
+        # A text in the place of another takes its quotes over (CommentedMap does that); in the
+        # place of what is no text there are none.
         node[key] = PlainScalarString(value) if type(value) is str and isinstance(held, _Verbatim) else value
         _move_comment(node, key, len(str(new)) - len(str(old)))
 
@@ -163,7 +176,9 @@ def _change_list(node: CommentedSeq, old: list[Json], new: list[Json], shared: f
 
 
 def _named(items: Any) -> bool:
-    return isinstance(items, list) and all(isinstance(item, dict) and isinstance(item.get("name"), str) for item in items)
+    return isinstance(items, list) and all(
+        isinstance(item, dict) and isinstance(item.get("name"), str) for item in items
+    )
 
 
 def _same(one: Any, other: Any) -> bool:

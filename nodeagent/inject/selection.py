@@ -1,6 +1,7 @@
 """Whether a pod is to have a sidecar: Istio's rules. Pure.
 
-Source: Istio's MutatingWebhookConfiguration (which namespaces and pods reach an injector) and pkg/kube/inject: injectRequired (what it does then).
+Source: Istio's MutatingWebhookConfiguration (which namespaces and pods reach an injector) and
+pkg/kube/inject: injectRequired (what it does then).
 """
 
 from __future__ import annotations
@@ -29,8 +30,13 @@ def _not_meant(pod: Pod, namespace: Namespace, revision: str) -> Skipped | None:
     """The namespace's istio-injection label beats its istio.io/rev, and either beats what the pod asks for."""
     if INJECTION_LABEL in namespace.labels:
         if namespace.labels[INJECTION_LABEL] != "enabled":
-            return Skipped("namespace-disabled", f"namespace {namespace.name}: {INJECTION_LABEL}={namespace.labels[INJECTION_LABEL]}")
-        return None if revision == DEFAULT_REVISION else _other(f"namespace {namespace.name}", DEFAULT_REVISION, revision)
+            return Skipped(
+                "namespace-disabled",
+                f"namespace {namespace.name}: {INJECTION_LABEL}={namespace.labels[INJECTION_LABEL]}",
+            )
+        return (
+            None if revision == DEFAULT_REVISION else _other(f"namespace {namespace.name}", DEFAULT_REVISION, revision)
+        )
     if REVISION_LABEL in namespace.labels:
         wanted = namespace.labels[REVISION_LABEL]
         return None if wanted == revision else _other(f"namespace {namespace.name}", wanted, revision)
@@ -39,7 +45,11 @@ def _not_meant(pod: Pod, namespace: Namespace, revision: str) -> Skipped | None:
         return None if wanted == revision else _other("the pod", wanted, revision)
     if pod.labels.get(INJECT) == "true":
         return None if revision == DEFAULT_REVISION else _other("the pod", DEFAULT_REVISION, revision)
-    return Skipped("not-asked", f"neither namespace {namespace.name} ({INJECTION_LABEL}, {REVISION_LABEL}) nor the pod (label {INJECT}) asks for a sidecar")
+    return Skipped(
+        "not-asked",
+        f"neither namespace {namespace.name} ({INJECTION_LABEL}, {REVISION_LABEL}) nor the pod (label "
+        f"{INJECT}) asks for a sidecar",
+    )
 
 
 def _other(who: str, wanted: str, revision: str) -> Skipped:

@@ -1,4 +1,6 @@
-"""The fields of a pod that injection reads, checked before anything is decided: it may come from a file or before an API server's validation."""
+"""The fields of a pod that injection reads, checked before anything is decided: it may come from a
+file or before an API server's validation.
+"""
 
 from __future__ import annotations
 
@@ -75,7 +77,11 @@ class Container(_Part):
 
     def probe(self, field: str) -> Probe | None:
         """Return the probe of the field's name as Kubernetes writes it."""
-        return {"readinessProbe": self.readiness_probe, "livenessProbe": self.liveness_probe, "startupProbe": self.startup_probe}[field]
+        return {
+            "readinessProbe": self.readiness_probe,
+            "livenessProbe": self.liveness_probe,
+            "startupProbe": self.startup_probe,
+        }[field]
 
 
 class Volume(_Part):
@@ -121,9 +127,13 @@ def read(pod: Mapping[str, Any]) -> Pod:
     except ValidationError as error:
         raise InjectionError(explain(error, Pod)) from None
     except (TypeError, ValueError, RecursionError):
-        raise InjectionError("spec: what JSON cannot hold, or nested too deeply: allowed: a pod as Kubernetes takes it") from None
+        raise InjectionError(
+            "spec: what JSON cannot hold, or nested too deeply: allowed: a pod as Kubernetes takes it"
+        ) from None
     _refuse_duplicates([(at, container.name) for at, container in found.containers()])
-    _refuse_duplicates([(f"spec.volumes[{index}]", volume.name) for index, volume in enumerate(found.spec.volumes or ())])
+    _refuse_duplicates(
+        [(f"spec.volumes[{index}]", volume.name) for index, volume in enumerate(found.spec.volumes or ())]
+    )
     return found
 
 

@@ -1,4 +1,6 @@
-"""The annotation ``sidecar.istio.io/status``: what was added to a pod, and what stood there before. Istio's keys, and four more for the way back."""
+"""The annotation ``sidecar.istio.io/status``: what was added to a pod, and what stood there before.
+Istio's keys, and four more for the way back.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +19,9 @@ Handlers = dict[str, Annotated[dict[str, Any], Field(min_length=1, max_length=1)
 
 
 class Status(BaseModel):
-    """``absent`` names the pod's fields that injection made, with ``: null`` for those that stood there without a value."""
+    """``absent`` names the pod's fields that injection made, with ``: null`` for those that stood
+    there without a value.
+    """
 
     model_config = ConfigDict(alias_generator=to_camel, populate_by_name=True, extra="forbid", frozen=True, strict=True)
 
@@ -36,18 +40,23 @@ class Status(BaseModel):
 
 
 def read(text: str) -> Status:
-    """Return the status in an annotation's *text*. Raises InjectionError: what another injector wrote does not say what was there before."""
+    """Return the status in an annotation's *text*. Raises InjectionError: what another injector
+    wrote does not say what was there before.
+    """
     try:
         return Status.model_validate_json(text)
     except ValidationError:
         raise InjectionError(
-            f"metadata.annotations[{STATUS}]: {show(text)}: allowed: what nodeagent inject wrote there: something else injected this pod"
+            f"metadata.annotations[{STATUS}]: {show(text)}: allowed: what nodeagent inject wrote there: something "
+            "else injected this pod"
         ) from None
 
 
 def absent(pod: Json) -> Names:
     """Name the fields of *pod* that injection may make."""
-    return tuple(field if field not in place else f"{field}: null" for place, field in _places(pod) if place.get(field) is None)
+    return tuple(
+        field if field not in place else f"{field}: null" for place, field in _places(pod) if place.get(field) is None
+    )
 
 
 def forget(pod: Json, status: Status) -> None:
@@ -63,4 +72,10 @@ def forget(pod: Json, status: Status) -> None:
 
 def _places(pod: Json) -> list[tuple[Json, str]]:
     metadata, spec = pod.get("metadata") or {}, pod["spec"]
-    return [(spec, "initContainers"), (spec, "volumes"), (metadata, "labels"), (metadata, "annotations"), (pod, "metadata")]
+    return [
+        (spec, "initContainers"),
+        (spec, "volumes"),
+        (metadata, "labels"),
+        (metadata, "annotations"),
+        (pod, "metadata"),
+    ]

@@ -1,9 +1,11 @@
 """A template: what is added to a pod, as YAML that a user can replace.
 
-A file ``sidecar.yaml`` with these keys: ``values`` (defaults, and names of the template's own), ``metadata`` (labels and annotations for the pod),
-``initContainers``, ``container`` (the proxy), ``whenNative`` and ``whenHeld`` (laid over the proxy), ``volumes``. In texts, ``${name}`` stands for
-a value: a text that is nothing else becomes the value itself, of any kind (text in a command); a key or item whose value is null goes away; ``$${``
-is a literal ``${``. The YAML is read before anything is filled in, so no value can change its structure. Kubernetes expands ``$(NAME)`` itself.
+A file ``sidecar.yaml`` with these keys: ``values`` (defaults, and names of the template's own),
+``metadata`` (labels and annotations for the pod), ``initContainers``, ``container`` (the proxy),
+``whenNative`` and ``whenHeld`` (laid over the proxy), ``volumes``. In texts, ``${name}`` stands for
+a value: a text that is nothing else becomes the value itself, of any kind (text in a command); a
+key or item whose value is null goes away; ``$${`` is a literal ``${``. The YAML is read before
+anything is filled in, so no value can change its structure. Kubernetes expands ``$(NAME)`` itself.
 """
 
 from __future__ import annotations
@@ -51,7 +53,9 @@ class Template:
         return any(name == match[1] for text in _texts(self.content) for match in _REFERENCE.finditer(text))
 
     def fill(self, variables: Mapping[str, Any]) -> Json:
-        """Return the content with every reference replaced. Raises InjectionError for a name that *variables* does not hold."""
+        """Return the content with every reference replaced. Raises InjectionError for a name that
+        *variables* does not hold.
+        """
         content = {key: value for key, value in self.content.items() if key != "values"}
         filled: Json = _fill(content, variables, f"template {self.name}: ")
         return filled
@@ -63,14 +67,19 @@ def builtins() -> list[str]:
 
 
 def load(name: str) -> Template:
-    """Return the builtin template *name*, or the one at that path (a file, or a folder with FILE). Raises InjectionError."""
+    """Return the builtin template *name*, or the one at that path (a file, or a folder with FILE).
+    Raises InjectionError.
+    """
     names = builtins()
     path = _BUILTIN / name / FILE if name in names else Path(name)
     try:
         path = path / FILE if path.is_dir() else path
         return _read(name, path, path.stat().st_mtime_ns)
     except OSError as error:
-        raise InjectionError(f"template {show(name)}: {error.strerror}: allowed: {', '.join(names)}, or a path of a file or of a folder with {FILE}") from None
+        raise InjectionError(
+            f"template {show(name)}: {error.strerror}: allowed: {', '.join(names)}, or a path of a file or of a "
+            f"folder with {FILE}"
+        ) from None
 
 
 @lru_cache(maxsize=16)
@@ -88,20 +97,26 @@ def _read(name: str, path: Path, changed: int) -> Template:
         if key not in _KINDS:
             raise InjectionError(f"{where}{key:.80}: unknown field: allowed: {', '.join(_KINDS)}")
         if value is not None and not isinstance(value, _KINDS[key]):
-            raise InjectionError(f"{where}{key}: {show(value)}: allowed: a {'mapping' if _KINDS[key] is dict else 'list'}")
+            raise InjectionError(
+                f"{where}{key}: {show(value)}: allowed: a {'mapping' if _KINDS[key] is dict else 'list'}"
+            )
     _check_names(where, content)
     return Template(name, content)
 
 
 def _check_names(where: str, content: Json) -> None:
     if (content.get("container") or {}).get("name") != PROXY:
-        raise InjectionError(f"{where}container.name: {show((content.get('container') or {}).get('name'))}: allowed: {PROXY}")
+        raise InjectionError(
+            f"{where}container.name: {show((content.get('container') or {}).get('name'))}: allowed: {PROXY}"
+        )
     for key in ("initContainers", "volumes"):
         seen: set[str] = {PROXY}
         for index, item in enumerate(content.get(key) or ()):
             name = item.get("name") if isinstance(item, dict) else item
             if not isinstance(item, dict) or not isinstance(name, str) or not name or name in seen or "${" in name:
-                raise InjectionError(f"{where}{key}[{index}].name: {show(name)}: allowed: a name of its own, without ${{…}}")
+                raise InjectionError(
+                    f"{where}{key}[{index}].name: {show(name)}: allowed: a name of its own, without ${{…}}"
+                )
             seen.add(name)
     for key in ("labels", "annotations"):
         if not isinstance((content.get("metadata") or {}).get(key) or {}, dict):
@@ -119,7 +134,9 @@ def _fill(value: Any, variables: Mapping[str, Any], at: str) -> Any:
     if isinstance(value, str):
         return _fill_text(value, variables, at)
     if isinstance(value, dict):
-        filled = {key: _fill(child, variables, f"{at}{'' if at.endswith(' ') else '.'}{key}") for key, child in value.items()}
+        filled = {
+            key: _fill(child, variables, f"{at}{'' if at.endswith(' ') else '.'}{key}") for key, child in value.items()
+        }
         filled |= {key: _words(filled[key]) for key in _COMMANDS if isinstance(filled.get(key), list)}
         return {key: child for key, child in filled.items() if child is not None or value[key] is None}
     if isinstance(value, list):
@@ -147,7 +164,9 @@ def _fill_text(text: str, variables: Mapping[str, Any], at: str) -> Any:
     def as_text(match: re.Match[str]) -> str:
         found = value_of(match)
         if isinstance(found, dict | list):
-            raise InjectionError(f"{at}: {show(match[0])}: a {type(found).__name__} cannot be part of a text: it must stand alone")
+            raise InjectionError(
+                f"{at}: {show(match[0])}: a {type(found).__name__} cannot be part of a text: it must stand alone"
+            )
         return "" if found is None else str(found).lower() if isinstance(found, bool) else str(found)
 
     return _REFERENCE.sub(as_text, text)

@@ -28,7 +28,11 @@ def _split(value: Any) -> Any:
 def _numbers(value: Any) -> Any:
     """As :func:`_split`; one port may be given as a number."""
     items = _split((value,) if isinstance(value, int) else value)
-    return tuple(int(item) if isinstance(item, str) and item.isascii() and item.isdigit() else item for item in items) if isinstance(items, tuple) else items
+    return (
+        tuple(int(item) if isinstance(item, str) and item.isascii() and item.isdigit() else item for item in items)
+        if isinstance(items, tuple)
+        else items
+    )
 
 
 def _network(text: str) -> str:
@@ -62,25 +66,39 @@ class Values(Section):
     plaintext_ranges: Networks = ()
     """Exceptions within them, such as the API server's Service."""
     tcp_ports: Annotated[tuple[PortNumber, ...], BeforeValidator(_numbers)] = ()
-    """Ports, of peers and of the pod, that are never HTTP. On others the client's first line is waited for, and one that closes before it ends is cut off."""
+    """Ports, of peers and of the pod, that are never HTTP. On others the client's first line is
+    waited for, and one that closes before it ends is cut off.
+    """
     mtls: Literal["STRICT", "PERMISSIVE"] = "PERMISSIVE"
     """STRICT: plaintext is refused."""
-    access_log: Annotated[str, Field(pattern=r"^(-|/[^\s]*)?$"), AfterValidator(lambda path: "-" if path == "/dev/stdout" else path)] = "-"
+    access_log: Annotated[
+        str, Field(pattern=r"^(-|/[^\s]*)?$"), AfterValidator(lambda path: "-" if path == "/dev/stdout" else path)
+    ] = "-"
     """A path, ``-`` for standard output; empty: none."""
     buffer_bytes: Annotated[int, Field(ge=1024, le=1 << 24)] = 1 << 20
-    """How much Envoy keeps of a connection whose other side is slow (per_connection_buffer_limit_bytes; its own default)."""
+    """How much Envoy keeps of a connection whose other side is slow
+    (per_connection_buffer_limit_bytes; its own default).
+    """
     pooling: bool = True
     """False: Envoy makes a connection for each request."""
     concurrency: Annotated[int, Field(ge=1, le=256)] = 2
     """Worker threads."""
     authorization_policies: tuple[dict[str, Any], ...] = ()
     """AuthorizationPolicy resources; those that select the pod are enforced by its sidecar."""
-    ip_families: Annotated[tuple[Literal["IPv4", "IPv6"], ...], BeforeValidator(_split), Field(min_length=1)] = ("IPv4", "IPv6")
+    ip_families: Annotated[tuple[Literal["IPv4", "IPv6"], ...], BeforeValidator(_split), Field(min_length=1)] = (
+        "IPv4",
+        "IPv6",
+    )
     source: AbsolutePath = "/var/lib/nodeagent/source"
     """The node's folder with the mesh's resources (template nodeagent)."""
     csi_driver: str = "csi.nodeagent.io"
     """Whose volume holds the socket that certificates come from."""
-    resources: dict[str, Any] = Field(default_factory=lambda: {"requests": {"cpu": "100m", "memory": "128Mi"}, "limits": {"cpu": "2", "memory": "1Gi"}})
+    resources: dict[str, Any] = Field(
+        default_factory=lambda: {
+            "requests": {"cpu": "100m", "memory": "128Mi"},
+            "limits": {"cpu": "2", "memory": "1Gi"},
+        }
+    )
     rewrite_app_http_probe: Annotated[bool, Field(alias="rewriteAppHTTPProbe")] = True
     include_inbound_ports: str = "*"
     exclude_inbound_ports: str = ""
@@ -91,7 +109,9 @@ class Values(Section):
 
 
 def read(defaults: Mapping[str, Any], given: Mapping[str, Any]) -> Values:
-    """Return the values *given*, else the template's *defaults*, else ours. Raises InjectionError for an unknown name or a wrong value."""
+    """Return the values *given*, else the template's *defaults*, else ours. Raises InjectionError
+    for an unknown name or a wrong value.
+    """
     known = {field.alias or name for name, field in Values.model_fields.items()} | set(defaults)
     for name in given:
         if name not in known:

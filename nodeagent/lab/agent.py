@@ -90,7 +90,9 @@ class Agent:
         return merge(base, self.overlay)
 
     def start(self, *, wait_seconds: float = _READY_SECONDS) -> None:
-        """Write agent.yaml, start the daemon in the node's netns and wait until it is ready; raises LabError with the end of its log."""
+        """Write agent.yaml, start the daemon in the node's netns and wait until it is ready; raises
+        LabError with the end of its log.
+        """
         if self.alive:
             return
         _need_bpffs()
@@ -105,19 +107,26 @@ class Agent:
             self.wait_ready(wait_seconds)
 
     def wait_ready(self, seconds: float = _READY_SECONDS) -> None:
-        """Wait until the readiness endpoint answers 200; raises LabError if the daemon ends or that takes longer than *seconds*."""
+        """Wait until the readiness endpoint answers 200; raises LabError if the daemon ends or that
+        takes longer than *seconds*.
+        """
         deadline = time.monotonic() + seconds
         answer = "no answer"
         while time.monotonic() < deadline:
             pid = int((self.directory / "agent.pid").read_text())
             cgroup.reap(pid)
             if not self.alive:
-                raise LabError(f"{self.node.name}: the agent ended before it was ready; the end of its log:\n{tail(self.log)}")
+                raise LabError(
+                    f"{self.node.name}: the agent ended before it was ready; the end of its log:\n{tail(self.log)}"
+                )
             answer = self._readiness()
             if answer.startswith("200"):
                 return
             time.sleep(0.02)
-        raise LabError(f"{self.node.name}: the agent is not ready after {seconds:g} s ({answer}); the end of its log:\n{tail(self.log)}")
+        raise LabError(
+            f"{self.node.name}: the agent is not ready after {seconds:g} s ({answer}); the end of its "
+            f"log:\n{tail(self.log)}"
+        )
 
     def _readiness(self) -> str:
         port = self.config()["telemetry"].get("readyPort", READY_PORT)
@@ -128,7 +137,9 @@ class Agent:
         return f"{status} {text.strip():.200}"
 
     def stop(self, *, wait_seconds: float = _STOP_SECONDS) -> None:
-        """Send SIGTERM and wait until every process is gone; raises LabError if that takes longer than *wait_seconds*."""
+        """Send SIGTERM and wait until every process is gone; raises LabError if that takes longer
+        than *wait_seconds*.
+        """
         if not self.alive:
             return
         pid = self.pid
@@ -136,7 +147,10 @@ class Agent:
         deadline = time.monotonic() + wait_seconds
         while cgroup.reap(pid) or self.alive:
             if time.monotonic() > deadline:
-                raise LabError(f"{self.node.name}: the agent has not ended {wait_seconds:g} s after SIGTERM; the end of its log:\n{tail(self.log)}")
+                raise LabError(
+                    f"{self.node.name}: the agent has not ended {wait_seconds:g} s after SIGTERM; the end of its "
+                    f"log:\n{tail(self.log)}"
+                )
             time.sleep(0.01)
 
     def kill(self) -> None:

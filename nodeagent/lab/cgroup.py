@@ -1,4 +1,6 @@
-"""The lab's cgroups: plain directories of the cgroup2 hierarchy, in which everything that the lab starts lives and can be killed."""
+"""The lab's cgroups: plain directories of the cgroup2 hierarchy, in which everything that the lab
+starts lives and can be killed.
+"""
 
 from __future__ import annotations
 
@@ -39,9 +41,11 @@ def processes(group: Path) -> list[int]:
 
 
 def kill(group: Path, *, parent: bool = False) -> None:
-    """Kill every process in *group* and below it, and wait until they are gone; raises LabError if some stay.
+    """Kill every process in *group* and below it, and wait until they are gone; raises LabError if
+    some stay.
 
-    A *parent* of theirs takes their exit statuses: the first process of a pid namespace ends only after that of all others was taken.
+    A *parent* of theirs takes their exit statuses: the first process of a pid namespace ends only
+    after that of all others was taken.
     """
     if not group.exists():
         return
@@ -88,7 +92,8 @@ def reap_all(pids: Iterable[int]) -> None:
 def remove(group: Path, *, parent: bool = False) -> None:
     """Kill what is in *group*, as :func:`kill` does, and remove it with everything below.
 
-    Again and again, as a process may still be on its way into the group, and a group is busy for a moment after its last process died.
+    Again and again, as a process may still be on its way into the group, and a group is busy for a
+    moment after its last process died.
     """
     deadline = time.monotonic() + _KILL_SECONDS
     while group.exists():

@@ -3,8 +3,9 @@
     with Lab.up(["app.yaml"], name="mine", mode="nodeagent") as lab:
         print(lab.exec("deploy/web", ["curl", "-s", "http://api"]).stdout)
 
-Nodes are network namespaces on a bridge, pods processes in namespaces and cgroups of their own. A lab is on disk, below
-``/run/nodeagent/lab/<name>``, and belongs to no process: another one may open it, and whoever says ``down`` ends it.
+Nodes are network namespaces on a bridge, pods processes in namespaces and cgroups of their own. A
+lab is on disk, below ``/run/nodeagent/lab/<name>``, and belongs to no process: another one may open
+it, and whoever says ``down`` ends it.
 """
 
 from __future__ import annotations
@@ -36,7 +37,9 @@ from nodeagent.resources.pod import PodSpec
 Key = tuple[str, str, str]
 """Kind, namespace and name of an object."""
 Mode = Literal["direct", "nodeagent", "sidecar", "envoy"]
-"""Nothing between pods; an agent on every node; a classic sidecar in every pod, our own or Envoy, with an agent that only gives out certificates."""
+"""Nothing between pods; an agent on every node; a classic sidecar in every pod, our own or Envoy,
+with an agent that only gives out certificates.
+"""
 _KUBELET_SECONDS, _SYNC_SECONDS = 10.0, 180.0
 _POLL_SECONDS = 0.02
 _KUBELETS = ("Pod", "Deployment", "NetworkPolicy")
@@ -57,7 +60,10 @@ class Shape:
         """Return the settings for messages."""
         place = "in" if self.agent_in_kubepods else "beside"
         injection = f", injection {json.dumps(self.injection)}" if self.injection else ""
-        return f"{self.nodes} nodes, mode {self.mode}, agent configuration {json.dumps(self.agent)} and {place} kubepods{injection}"
+        return (
+            f"{self.nodes} nodes, mode {self.mode}, agent configuration {json.dumps(self.agent)} and {place} "
+            f"kubepods{injection}"
+        )
 
 
 class Lab(View):
@@ -83,17 +89,23 @@ class Lab(View):
         keep: bool = False,
         root: Path = STATE_ROOT,
     ) -> Lab:
-        """Make the lab *name*, or bring the one that is there up to what is asked, and apply resources to it.
+        """Make the lab *name*, or bring the one that is there up to what is asked, and apply
+        resources to it.
 
-        *files* are YAML files or folders, *text* is YAML itself. *mode* nodeagent runs an agent on every node, whose
-        agent.yaml *agent* is merged into; *agent_in_kubepods* puts it below the captured cgroup, as a DaemonSet is. *mode* sidecar and envoy run
-        what the injector makes of each pod, by *injection* (``native``, ``hold``, ``values`` of the template).
-        Waits up to *wait_seconds* for the pods to be ready, and to stay it (0: does not wait).
-        Raises ResourceError for wrong YAML and LabError; a lab that was not there before is then not there after either, unless
-        all that went wrong is that a pod did not become ready, and *keep* is asked for.
+        *files* are YAML files or folders, *text* is YAML itself. *mode* nodeagent runs an agent on
+        every node, whose agent.yaml *agent* is merged into; *agent_in_kubepods* puts it below the
+        captured cgroup, as a DaemonSet is. *mode* sidecar and envoy run what the injector makes of
+        each pod, by *injection* (``native``, ``hold``, ``values`` of the template). Waits up to
+        *wait_seconds* for the pods to be ready, and to stay it (0: does not wait). Raises
+        ResourceError for wrong YAML and LabError; a lab that was not there before is then not there
+        after either, unless all that went wrong is that a pod did not become ready, and *keep* is
+        asked for.
         """
         construction.check_machine()
-        layout, shape = Layout(name, root), Shape(nodes, mode, dict(agent or {}), agent_in_kubepods, dict(injection or {}))
+        layout, shape = (
+            Layout(name, root),
+            Shape(nodes, mode, dict(agent or {}), agent_in_kubepods, dict(injection or {})),
+        )
         if not 1 <= nodes <= MAX_NODES:
             raise LabError(f"--nodes: {nodes}: allowed: 1 to {MAX_NODES}")
         lab = cls(layout, shape)
@@ -102,7 +114,10 @@ class Lab(View):
         with construction.locked(layout):
             there = _recorded(layout)
             if there is not None and there != shape:
-                raise LabError(f"lab {name} is up with other settings ({there.describe()}); take it down first: nodeagent lab down --name {name}")
+                raise LabError(
+                    f"lab {name} is up with other settings ({there.describe()}); take it down first: nodeagent "
+                    f"lab down --name {name}"
+                )
             try:
                 if there is None:
                     construction.destroy(layout)
@@ -133,12 +148,16 @@ class Lab(View):
         shape = _recorded(layout)
         if shape is None:
             up = ", ".join(path.parent.name for path in sorted(root.glob("*/cluster.json")))
-            raise LabError(f"there is no lab {name}{f', but {up}: say --name' if up else f': nodeagent lab up --name {name}'}")
+            raise LabError(
+                f"there is no lab {name}{f', but {up}: say --name' if up else f': nodeagent lab up --name {name}'}"
+            )
         return cls(layout, shape)
 
     @staticmethod
     def remove(name: str = "lab", *, root: Path = STATE_ROOT) -> bool:
-        """Remove the lab *name*, also half of one; return whether there was anything. Raises LabError if something stays."""
+        """Remove the lab *name*, also half of one; return whether there was anything. Raises
+        LabError if something stays.
+        """
         construction.check_machine()
         layout = Layout(name, root)
         with construction.locked(layout):
@@ -156,7 +175,9 @@ class Lab(View):
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, traceback: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, traceback: TracebackType | None
+    ) -> None:
         self.down()
 
     def agent(self, node: str = "node1") -> Agent:
@@ -167,28 +188,36 @@ class Lab(View):
         group = self.group / found.name
         place = group / "kubepods/agent" if self.shape.agent_in_kubepods else group / "agent"
         overlay = self.shape.agent
-        if self.mode in injection.TEMPLATES:  # it gives out certificates, and no program of its is in the way of a pod's traffic
+        # it gives out certificates, and no program of its is in the way of a pod's traffic
+        if self.mode in injection.TEMPLATES:
             overlay = merge({"redirect": {"enroll": False, "cgroup": str(group / "empty")}}, overlay)
         return Agent(self.layout, found, place, overlay)
 
-    def apply(self, files: Iterable[Path | str] = (), *, text: str = "", wait_seconds: float = 30.0, keep: bool = False) -> None:
+    def apply(
+        self, files: Iterable[Path | str] = (), *, text: str = "", wait_seconds: float = 30.0, keep: bool = False
+    ) -> None:
         """Add or change resources; a pod whose spec changed is replaced.
 
-        Raises ResourceError or LabError, and then nothing has changed, unless all that went wrong is that a pod did not become ready, and *keep* is asked for.
+        Raises ResourceError or LabError, and then nothing has changed, unless all that went wrong
+        is that a pod did not become ready, and *keep* is asked for.
         """
         documents = self._load(files, text)
         with construction.locked(self.layout):
             self._apply(documents, wait_seconds, keep)
 
     def delete_pod(self, target: str, namespace: str = "default", *, grace_seconds: float | None = None) -> None:
-        """End a pod as Kubernetes does (0: without SIGTERM) and return when it is gone. One of a Deployment comes back with the next apply."""
+        """End a pod as Kubernetes does (0: without SIGTERM) and return when it is gone. One of a
+        Deployment comes back with the next apply.
+        """
         pod = self.pod(target, namespace)
         with construction.locked(self.layout):
             _desired_file(self.layout, pod).unlink(missing_ok=True)
             self._sync(grace_seconds)
 
     def delete(self, *keys: Key, grace_seconds: float | None = None) -> None:
-        """Remove objects by (kind, namespace, name), a Deployment with its pods. Raises LabError if one is not there, and then nothing has changed."""
+        """Remove objects by (kind, namespace, name), a Deployment with its pods. Raises LabError if
+        one is not there, and then nothing has changed.
+        """
         with construction.locked(self.layout):
             pods = [each for node in self.nodes for each in read_objects(self.layout.desired(node))]
             paths = [path for key in keys for path in self._files(key, pods)]
@@ -202,15 +231,25 @@ class Lab(View):
         kind, namespace, name = key
         if kind in ("Pod", "Deployment"):
             here = [each for each in pods if each["metadata"]["namespace"] == namespace]
-            found = [_desired_file(self.layout, each) for each in here if name == (owner(each) if kind == "Deployment" else each["metadata"]["name"])]
+            found = [
+                _desired_file(self.layout, each)
+                for each in here
+                if name == (owner(each) if kind == "Deployment" else each["metadata"]["name"])
+            ]
         else:
-            found = [path for path in (self.layout.object_file(kind, namespace, name),) if kind not in CLUSTER_SCOPED and path.exists()]
+            found = [
+                path
+                for path in (self.layout.object_file(kind, namespace, name),)
+                if kind not in CLUSTER_SCOPED and path.exists()
+            ]
         if not found:
             raise LabError(f"{kind} {namespace}/{name}: there is none that can be deleted in lab {self.name}")
         return found
 
     def wait_ready(self, seconds: float = 30.0) -> None:
-        """Wait until every pod is ready (and, with agents, enrolled); raises LabError that says which is not, and why."""
+        """Wait until every pod is ready (and, with agents, enrolled); raises LabError that says
+        which is not, and why.
+        """
         self._wait([each for node in self.nodes for each in read_objects(self.layout.desired(node))], seconds)
 
     def _load(self, files: Iterable[Path | str], text: str) -> list[Document]:
@@ -231,7 +270,10 @@ class Lab(View):
         for node in missing:
             while not _answers(self.layout.socket(node.name)):
                 if time.monotonic() > deadline:
-                    raise LabError(f"{node.name}: the kubelet does not answer; the end of its log:\n{tail(self.layout.node(node.name) / 'kubelet.log')}")
+                    raise LabError(
+                        f"{node.name}: the kubelet does not answer; the end of its "
+                        f"log:\n{tail(self.layout.node(node.name) / 'kubelet.log')}"
+                    )
                 time.sleep(_POLL_SECONDS)
         if self.mode != "direct":
             agents = [self.agent(node) for node in self.nodes]
@@ -248,7 +290,9 @@ class Lab(View):
         try:
             for value in made.objects:
                 metadata = value["metadata"]
-                _replace(self.layout.object_file(value["kind"], metadata.get("namespace", ""), metadata["name"]), value, undo)
+                _replace(
+                    self.layout.object_file(value["kind"], metadata.get("namespace", ""), metadata["name"]), value, undo
+                )
             for pod in made.removed:
                 _replace(_desired_file(self.layout, pod), None, undo)
             for pod in made.pods:
@@ -279,7 +323,9 @@ class Lab(View):
             with connection, connection.makefile() as answers:
                 line = answers.readline()
             if not line:
-                raise LabError(f"{node}: the kubelet ended; the end of its log:\n{tail(self.layout.node(node) / 'kubelet.log')}")
+                raise LabError(
+                    f"{node}: the kubelet ended; the end of its log:\n{tail(self.layout.node(node) / 'kubelet.log')}"
+                )
             if fault := json.loads(line)["error"]:
                 faults.append(f"{node}: {fault}")
         if faults:
@@ -293,12 +339,16 @@ class Lab(View):
         while waiting:
             now = time.monotonic()
             waiting = {path for path in waiting if not self._steady(path, steadiness, now, late=now > deadline)}
-            waiting = waiting or {path for path in everyone if not self._settled(_read(path))}  # what has ended while others were waited for
-            failed = next((path for path in waiting if (_read(path) or {}).get("status", {}).get("phase") == "Failed"), None)
+            # what has ended while others were waited for
+            waiting = waiting or {path for path in everyone if not self._settled(_read(path))}
+            failed = next(
+                (path for path in waiting if (_read(path) or {}).get("status", {}).get("phase") == "Failed"), None
+            )
             if failed or (waiting and now > deadline):
                 path = failed or min(waiting)
                 when = "" if failed else f"after {seconds:g} s: "
-                raise PodError(f"{when}{self._complaint(path, everyone[path], [_name(everyone[each]) for each in sorted(waiting - {path})])}")
+                others = [_name(everyone[each]) for each in sorted(waiting - {path})]
+                raise PodError(when + self._complaint(path, everyone[path], others))
             if waiting:
                 time.sleep(_POLL_SECONDS)
 
@@ -314,7 +364,9 @@ class Lab(View):
             return False
         if pod["status"]["phase"] == "Succeeded":
             return True
-        return is_ready(pod) and (not self._will_be_enrolled(pod) or (self.state / "enrolled" / pod["metadata"]["uid"]).exists())
+        return is_ready(pod) and (
+            not self._will_be_enrolled(pod) or (self.state / "enrolled" / pod["metadata"]["uid"]).exists()
+        )
 
     def _will_be_enrolled(self, pod: Object) -> bool:
         metadata, spec = pod["metadata"], pod["spec"]
@@ -326,13 +378,20 @@ class Lab(View):
     def _complaint(self, path: Path, manifest: Object, others: Sequence[str]) -> str:
         """Say what is wrong with a pod, and which *others* are waited for."""
         key = _name(manifest)
-        more = f" (nor {'are' if others[1:] else 'is'} {', '.join(others[:5])}{', …' if others[5:] else ''})" if others else ""
+        more = (
+            f" (nor {'are' if others[1:] else 'is'} {', '.join(others[:5])}{', …' if others[5:] else ''})"
+            if others
+            else ""
+        )
         if not path.exists():
             return f"Pod {key} was not made{more}"
         pod = json.loads(path.read_text())
         if is_ready(pod) and not self._settled(pod):
             node = pod["spec"]["nodeName"]
-            return f"Pod {key} is ready but not enrolled{more}; the end of the log of {node}'s agent:\n{tail(self.agent(node).log)}"
+            return (
+                f"Pod {key} is ready but not enrolled{more}; the end of the log of {node}'s "
+                f"agent:\n{tail(self.agent(node).log)}"
+            )
         why, name = faults(pod)
         log = self.layout.logs(manifest["metadata"]["namespace"], manifest["metadata"]["name"]) / f"{name}.log"
         return f"Pod {key} is not ready{more}: {why}; the end of its log:\n{tail(log)}"
@@ -363,7 +422,9 @@ def _check_pod(document: Document, spec: PodSpec, path: str) -> None:
         variables = {variable.name: variable.value for variable in container.env}
         if shutil.which(program, path=variables.get("PATH", PATH)) is None:
             raise document.error(
-                f"{path}.{place}.command[0]", program, "a program of this machine (an absolute path, or a name in the container's PATH)"
+                f"{path}.{place}.command[0]",
+                program,
+                "a program of this machine (an absolute path, or a name in the container's PATH)",
             )
 
 

@@ -1,4 +1,6 @@
-"""Make and remove what a lab consists of on the machine. Everything is found by the lab's name, so a half-made lab can be removed too."""
+"""Make and remove what a lab consists of on the machine. Everything is found by the lab's name, so
+a half-made lab can be removed too.
+"""
 
 from __future__ import annotations
 
@@ -60,7 +62,12 @@ def locked(layout: Layout) -> Iterator[None]:
 def build(layout: Layout, nodes: Sequence[Node]) -> None:
     """Make folders, cgroups, namespaces, links and Node objects; raises LabError or OSError."""
     group = layout.cgroup(cgroup.hierarchy())
-    for directory in (layout.objects, layout.state / "enrolled", layout.state / "logs", *(layout.desired(node.name) for node in nodes)):
+    for directory in (
+        layout.objects,
+        layout.state / "enrolled",
+        layout.state / "logs",
+        *(layout.desired(node.name) for node in nodes),
+    ):
         directory.mkdir(parents=True, exist_ok=True)
     for node in nodes:
         (group / node.name / "kubepods").mkdir(parents=True, exist_ok=True)
@@ -74,7 +81,9 @@ def build(layout: Layout, nodes: Sequence[Node]) -> None:
 
 
 def _node_object(node: Node) -> dict[str, object]:
-    addresses = [{"type": "InternalIP", "address": str(address)} for address in node.addresses] + [{"type": "Hostname", "address": node.name}]
+    addresses = [{"type": "InternalIP", "address": str(address)} for address in node.addresses] + [
+        {"type": "Hostname", "address": node.name}
+    ]
     return {
         "apiVersion": "v1",
         "kind": "Node",
@@ -95,7 +104,9 @@ def start_kubelet(layout: Layout, node: Node) -> None:
 
 
 def destroy(layout: Layout) -> bool:
-    """Remove everything of the lab, whatever state it is in; return whether there was anything. Raises LabError if something stays."""
+    """Remove everything of the lab, whatever state it is in; return whether there was anything.
+    Raises LabError if something stays.
+    """
     group = layout.cgroup(cgroup.hierarchy())
     there = group.exists() or layout.state.exists()
     _end_kubelets(layout)

@@ -68,7 +68,9 @@ class RunningContainer:
     exit_message: str = ""
     """What ``message`` was when it ended last."""
     begun: asyncio.Event = field(default_factory=asyncio.Event)
-    """Its postStart hook has ended well and its startup probe has succeeded: what comes after it in its pod may start."""
+    """Its postStart hook has ended well and its startup probe has succeeded: what comes after it in
+    its pod may start.
+    """
     _passed_startup: asyncio.Event = field(default_factory=asyncio.Event)
     _tasks: set[asyncio.Task[None]] = field(default_factory=set)
 
@@ -106,7 +108,11 @@ class RunningContainer:
             self.changed()
 
     async def _watch(self) -> int:
-        declared = {"startup": self.spec.startup_probe, "readiness": self.spec.readiness_probe, "liveness": self.spec.liveness_probe}
+        declared = {
+            "startup": self.spec.startup_probe,
+            "readiness": self.spec.readiness_probe,
+            "liveness": self.spec.liveness_probe,
+        }
         tasks = [asyncio.create_task(self._probe(kind, probe)) for kind, probe in declared.items() if probe]
         tasks.append(asyncio.create_task(self._begin()))
         try:
@@ -169,7 +175,9 @@ class RunningContainer:
         with tempfile.NamedTemporaryFile(dir=self.process.log.parent, prefix=".probe") as output:
             status = await self._run(argv, Path(output.name))
             size = os.fstat(output.fileno()).st_size
-            return status, os.pread(output.fileno(), PROBE_OUTPUT, max(0, size - PROBE_OUTPUT)).decode(errors="replace").strip()
+            return status, os.pread(output.fileno(), PROBE_OUTPUT, max(0, size - PROBE_OUTPUT)).decode(
+                errors="replace"
+            ).strip()
 
     async def _run(self, argv: Sequence[str], log: Path = Path(os.devnull)) -> int:
         """Run a command in the container; cancelled, it is killed."""
@@ -181,7 +189,8 @@ class RunningContainer:
         try:
             return await exited(pid)
         except asyncio.CancelledError:
-            with suppress(OSError):  # it has just ended by itself; an error here would hide that this task was cancelled
+            # it has just ended by itself; an error here would hide that this task was cancelled
+            with suppress(OSError):
                 os.kill(pid, signal.SIGKILL)
                 os.waitpid(pid, 0)
             raise
@@ -208,7 +217,11 @@ class RunningContainer:
         """Say in words why it is not ready."""
         ended = "" if self.exit_code is None else f"ended with exit status {self.exit_code}"
         again = f", started again {self.restarts} times" if self.restarts else ""
-        parts = [f"{ended}{again}", self.message or ("" if self.pid or self.exit_code is not None else "not started yet"), self.exit_message]
+        parts = [
+            f"{ended}{again}",
+            self.message or ("" if self.pid or self.exit_code is not None else "not started yet"),
+            self.exit_message,
+        ]
         return "; ".join(part for part in parts if part) or "not ready yet"
 
     def status(self) -> Mapping[str, Any]:

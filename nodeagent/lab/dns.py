@@ -1,6 +1,8 @@
-"""The node's DNS: answers for the cluster's names, over UDP and TCP (RFC 1035, RFC 7766). The protocol part, :func:`answer`, is pure.
+"""The node's DNS: answers for the cluster's names, over UDP and TCP (RFC 1035, RFC 7766). The
+protocol part, :func:`answer`, is pure.
 
-It is the only server that pods know, and it knows no other: a name outside the cluster does not exist.
+It is the only server that pods know, and it knows no other: a name outside the cluster does not
+exist.
 """
 
 from __future__ import annotations
@@ -27,7 +29,8 @@ Lookup = Callable[[str], Sequence[str] | None]
 
 
 def answer(query: bytes, lookup: Lookup, *, limit: int | None = None) -> bytes | None:
-    """Return the answer to *query*, at most *limit* bytes (None: what the query's EDNS allows, else 512); None if it is not a query at all.
+    """Return the answer to *query*, at most *limit* bytes (None: what the query's EDNS allows, else
+    512); None if it is not a query at all.
 
     An answer that does not fit is cut and marked, so that the client asks again by TCP.
     """
@@ -53,7 +56,10 @@ def answer(query: bytes, lookup: Lookup, *, limit: int | None = None) -> bytes |
     packed = [ip_address(address).packed for address in found]
     wanted = [each for each in packed if kind == _ANY or kind == (_A if len(each) == 4 else _AAAA)]
     random.shuffle(wanted)
-    records = [struct.pack("!HHHIH", 0xC00C, _A if len(each) == 4 else _AAAA, _IN, _TTL_SECONDS, len(each)) + each for each in wanted]
+    records = [
+        struct.pack("!HHHIH", 0xC00C, _A if len(each) == 4 else _AAAA, _IN, _TTL_SECONDS, len(each)) + each
+        for each in wanted
+    ]
     whole = _reply(ident, flags, question, records, _NOERROR)
     return whole if len(whole) <= size else _reply(ident, flags | _TRUNCATED, question, [], _NOERROR)
 
@@ -102,7 +108,9 @@ class _Datagrams(asyncio.DatagramProtocol):
 
 
 async def serve(addresses: Sequence[str], lookup: Lookup, port: int = 53) -> list[asyncio.Server]:
-    """Open DNS on *addresses*, UDP and TCP; and return the TCP servers, which stay open while they are referred to. Raises OSError if the port is taken."""
+    """Open DNS on *addresses*, UDP and TCP; and return the TCP servers, which stay open while they
+    are referred to. Raises OSError if the port is taken.
+    """
 
     async def stream(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:

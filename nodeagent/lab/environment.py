@@ -28,12 +28,16 @@ def expand(text: str, environment: Mapping[str, str]) -> str:
 
 
 def environment(container: Container, pod: Mapping[str, Any], config_maps: ConfigMaps) -> dict[str, str]:
-    """Return the environment of *container* in *pod* (its object, with addresses); raises LabError for a ConfigMap or key that is missing."""
+    """Return the environment of *container* in *pod* (its object, with addresses); raises LabError
+    for a ConfigMap or key that is missing.
+    """
     found = {"PATH": PATH, "HOME": "/root", "HOSTNAME": pod["spec"].get("hostname", pod["metadata"]["name"])}
     for source in container.env_from:
         data = config_maps(source.config_map_ref.name)
         if data is None and not source.config_map_ref.optional:
-            raise LabError(f"container {container.name}: envFrom: ConfigMap {source.config_map_ref.name} does not exist")
+            raise LabError(
+                f"container {container.name}: envFrom: ConfigMap {source.config_map_ref.name} does not exist"
+            )
         found |= {source.prefix + key: value for key, value in (data or {}).items()}
     for variable in container.env:
         value = _from(variable.value_from, pod, config_maps) if variable.value_from else expand(variable.value, found)

@@ -1,4 +1,6 @@
-"""HTTP servers inside a network namespace, asked from there: agents, sidecars and applications on a loopback address."""
+"""HTTP servers inside a network namespace, asked from there: agents, sidecars and applications on a
+loopback address.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +11,8 @@ from nodeagent.lab import linux
 
 
 def get(netns: Path, port: int, path: str, *, host: str = "127.0.0.1", seconds: float = 10) -> tuple[int, str]:
-    """Return status and body of the answer of *host* as *netns* sees it; each step of the exchange may take *seconds*.
+    """Return status and body of the answer of *host* as *netns* sees it; each step of the exchange
+    may take *seconds*.
 
     Raises OSError that says what went wrong, also for what is no HTTP answer.
     """

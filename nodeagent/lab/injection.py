@@ -1,6 +1,8 @@
-"""Classic sidecars in a lab: the injector's own output for every pod of the documents, and what a sidecar finds on a node. Pure.
+"""Classic sidecars in a lab: the injector's own output for every pod of the documents, and what a
+sidecar finds on a node. Pure.
 
-Every namespace of the lab counts as labelled ``istio-injection: enabled`` unless it says otherwise, so that the same manifests run in each mode.
+Every namespace of the lab counts as labelled ``istio-injection: enabled`` unless it says otherwise,
+so that the same manifests run in each mode.
 """
 
 from __future__ import annotations
@@ -23,12 +25,19 @@ TEMPLATES: Final = {"envoy": "envoy", "sidecar": "nodeagent"}
 
 def settings(mode: str, layout: Layout, overlay: Mapping[str, Any]) -> Settings:
     """Return the injector's settings of a lab: *overlay* may hold ``native``, ``hold`` and ``values``."""
-    values = {"meshRanges": [str(network) for network in (*PODS, *SERVICES)], "source": str(layout.state), **overlay.get("values", {})}
-    return Settings(TEMPLATES[mode], native=overlay.get("native", False), hold=overlay.get("hold", False), values=values)
+    values = {
+        "meshRanges": [str(network) for network in (*PODS, *SERVICES)],
+        "source": str(layout.state),
+        **overlay.get("values", {}),
+    }
+    return Settings(
+        TEMPLATES[mode], native=overlay.get("native", False), hold=overlay.get("hold", False), values=values
+    )
 
 
 def injected(documents: Sequence[Document], there: Iterable[Object], given: Settings) -> list[Document]:
-    """Return *documents* with a sidecar in every pod that takes one; *there* are the objects that the lab holds already.
+    """Return *documents* with a sidecar in every pod that takes one; *there* are the objects that
+    the lab holds already.
 
     Raises ResourceError for a pod that the injector refuses.
     """
@@ -43,12 +52,21 @@ def _injected(document: Document, objects: Iterable[Object], given: Settings) ->
         return document
     value = resource.dump()
     namespace = resource.metadata.namespace
-    here = Settings(given.template, native=given.native, hold=given.hold, values={**_of_the_mesh(namespace, objects), **given.values})
+    here = Settings(
+        given.template,
+        native=given.native,
+        hold=given.hold,
+        values={**_of_the_mesh(namespace, objects), **given.values},
+    )
     pod = value if isinstance(resource, Pod) else value["spec"]["template"]
     try:
         done = inject(pod, Namespace(namespace, _labels(namespace, objects)), here)
     except InjectionError as error:
-        raise document.error("the sidecar's injection", str(error), "a pod that takes a sidecar, or the label sidecar.istio.io/inject: \"false\"") from None
+        raise document.error(
+            "the sidecar's injection",
+            str(error),
+            'a pod that takes a sidecar, or the label sidecar.istio.io/inject: "false"',
+        ) from None
     if not isinstance(done, Injected):
         return document
     value = done.pod if isinstance(resource, Pod) else {**value, "spec": {**value["spec"], "template": done.pod}}
@@ -56,7 +74,11 @@ def _injected(document: Document, objects: Iterable[Object], given: Settings) ->
 
 
 def _labels(name: str, objects: Iterable[Object]) -> Mapping[str, str]:
-    found = (each["metadata"].get("labels", {}) for each in objects if each["kind"] == "Namespace" and each["metadata"]["name"] == name)
+    found = (
+        each["metadata"].get("labels", {})
+        for each in objects
+        if each["kind"] == "Namespace" and each["metadata"]["name"] == name
+    )
     return {INJECTION_LABEL: "enabled", **next(found, {})}
 
 
@@ -68,5 +90,7 @@ def _of_the_mesh(namespace: str, objects: Iterable[Object]) -> Mapping[str, Any]
         for each in objects
         if each["kind"] == "PeerAuthentication" and not each.get("spec", {}).get("selector")
     }
-    mode = next((modes[place] for place in (namespace, ROOT_NAMESPACE) if modes.get(place, "UNSET") != "UNSET"), "PERMISSIVE")
+    mode = next(
+        (modes[place] for place in (namespace, ROOT_NAMESPACE) if modes.get(place, "UNSET") != "UNSET"), "PERMISSIVE"
+    )
     return {"authorizationPolicies": policies, "mtls": mode}

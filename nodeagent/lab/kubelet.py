@@ -1,7 +1,9 @@
-"""The process that is a node: it makes the pods it is told to, keeps their containers running, probes them, and answers DNS and ClusterIPs.
+"""The process that is a node: it makes the pods it is told to, keeps their containers running,
+probes them, and answers DNS and ClusterIPs.
 
-It lives in the node's network namespace and the host's other ones, has one thread (it forks), and never decides which pods there are:
-``nodeagent.lab.cluster`` does, and orders a ``sync`` on the kubelet's socket. When it dies its pods die; started again it makes them again.
+It lives in the node's network namespace and the host's other ones, has one thread (it forks), and
+never decides which pods there are: ``nodeagent.lab.cluster`` does, and orders a ``sync`` on the
+kubelet's socket. When it dies its pods die; started again it makes them again.
 """
 
 from __future__ import annotations
@@ -65,12 +67,15 @@ class Kubelet:
             await asyncio.gather(server.serve_forever(), *(each.serve_forever() for each in servers))
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        """Answer orders, a JSON object a line: ``{"grace": seconds | null}`` -> ``{"error": text | null}``; ``{"end": true}`` ends the node."""
+        """Answer orders, a JSON object a line: ``{"grace": seconds | null}`` -> ``{"error": text |
+        null}``; ``{"end": true}`` ends the node.
+        """
         with suppress(ConnectionError):
             while line := await reader.readline():
                 order, fault = json.loads(line), None
                 if order.get("end"):
-                    cgroup.kill(self._host.pods_cgroup, parent=True)  # here, as their parent must take their exit statuses
+                    # here, as their parent must take their exit statuses
+                    cgroup.kill(self._host.pods_cgroup, parent=True)
                     os._exit(0)
                 try:
                     await self._sync(order["grace"])
@@ -82,17 +87,24 @@ class Kubelet:
         writer.close()
 
     async def _sync(self, grace_seconds: float | None) -> None:
-        """Make the node's pods those in its folder of desired pods; raises LabError, and then none of the new ones is left."""
+        """Make the node's pods those in its folder of desired pods; raises LabError, and then none
+        of the new ones is left.
+        """
         async with self._lock:
             self._objects.refresh()
-            desired = {manifest["metadata"]["uid"]: manifest for manifest in read_objects(self._layout.desired(self._node.name))}
+            desired = {
+                manifest["metadata"]["uid"]: manifest
+                for manifest in read_objects(self._layout.desired(self._node.name))
+            }
             gone = [pod for uid, pod in self._pods.items() if uid not in desired]
             await asyncio.gather(*(pod.stop(grace_seconds) for pod in gone))
             for pod in gone:
                 del self._pods[pod.uid]
             for uid, pod in self._pods.items():
                 pod.update(desired[uid])
-            await self._make([RunningPod(self._host, manifest) for uid, manifest in desired.items() if uid not in self._pods])
+            await self._make(
+                [RunningPod(self._host, manifest) for uid, manifest in desired.items() if uid not in self._pods]
+            )
             self._objects.refresh()
             self._on_objects()
 
@@ -129,17 +141,23 @@ class Kubelet:
         return lookup
 
     def _on_objects(self) -> None:
-        """Services, pods or NetworkPolicies changed: renew the names and the rules; raises LabError if the kernel takes no such rules."""
+        """Services, pods or NetworkPolicies changed: renew the names and the rules; raises LabError
+        if the kernel takes no such rules.
+        """
         known_services = self._objects.of_kind("Service")
         pods: list[Mapping[str, Any]] = list(self._objects.of_kind("Pod"))
         self._names = services.names(known_services, pods)
         cluster = network_policies.Cluster.of(pods, self._objects.of_kind("Namespace"))
-        rules = services.ruleset(known_services, pods) + network_policies.ruleset(self._objects.of_kind("NetworkPolicy"), cluster, self._node.name)
+        rules = services.ruleset(known_services, pods) + network_policies.ruleset(
+            self._objects.of_kind("NetworkPolicy"), cluster, self._node.name
+        )
         if rules == self._rules:
             return
         done = subprocess.run(["nft", "-f", "-"], input=rules, text=True, capture_output=True, check=False)
         if done.returncode:
-            raise LabError(f"the kernel refused the rules for ClusterIPs and NetworkPolicies: nft: {done.stderr.strip()}")
+            raise LabError(
+                f"the kernel refused the rules for ClusterIPs and NetworkPolicies: nft: {done.stderr.strip()}"
+            )
         self._rules = rules
 
 

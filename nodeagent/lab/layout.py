@@ -1,6 +1,8 @@
-"""Names, paths and addresses of a lab: everything follows from its name and the number of its nodes.
+"""Names, paths and addresses of a lab: everything follows from its name and the number of its
+nodes.
 
-So whatever a crash left behind can be found again. Pure but for the small JSON files below ``state``.
+So whatever a crash left behind can be found again. Pure but for the small JSON files below
+``state``.
 """
 
 from __future__ import annotations
@@ -111,7 +113,9 @@ class Layout:
         return self.state / "logs" / f"{namespace}_{pod}"
 
     def netns(self, name: str) -> Path:
-        """Return the netns file of *name*: a node, ``underlay`` or ``<namespace>.<pod>``. The dot keeps labs apart: names hold none."""
+        """Return the netns file of *name*: a node, ``underlay`` or ``<namespace>.<pod>``. The dot
+        keeps labs apart: names hold none.
+        """
         return NETNS_DIRECTORY / f"{self.name}.{name}"
 
     def cgroup(self, hierarchy: Path) -> Path:
@@ -132,7 +136,9 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def read_objects(directory: Path, prefix: str = "") -> list[dict[str, Any]]:
-    """Return the JSON objects in the files of *directory* that begin with *prefix*, by name; one that vanishes meanwhile is left out."""
+    """Return the JSON objects in the files of *directory* that begin with *prefix*, by name; one
+    that vanishes meanwhile is left out.
+    """
     found = []
     for path in sorted(directory.glob(f"{prefix}*.json")):
         if path.name.startswith("."):

@@ -1,4 +1,6 @@
-"""The system calls for namespaces and mounts that Python 3.11 lacks, as functions that raise OSError with what was tried."""
+"""The system calls for namespaces and mounts that Python 3.11 lacks, as functions that raise
+OSError with what was tried.
+"""
 
 from __future__ import annotations
 
@@ -38,7 +40,13 @@ def unshare(flags: int) -> None:
 
 def mount(source: Path | str, target: Path | str, kind: str = "", flags: int = 0, data: str = "") -> None:
     """mount(2)."""
-    arguments = (os.fsencode(source), os.fsencode(target), kind.encode() or None, ctypes.c_ulong(flags), data.encode() or None)
+    arguments = (
+        os.fsencode(source),
+        os.fsencode(target),
+        kind.encode() or None,
+        ctypes.c_ulong(flags),
+        data.encode() or None,
+    )
     _check(_libc.mount(*arguments), f"mount {source} on {target}")
 
 
@@ -48,9 +56,13 @@ def bind(source: Path | str, target: Path | str) -> None:
 
 
 def detached(source: Path) -> int:
-    """Return a descriptor of a bind mount of *source*, with the mounts below it, that is nowhere yet: for attach(), in any mount namespace (open_tree(2))."""
+    """Return a descriptor of a bind mount of *source*, with the mounts below it, that is nowhere
+    yet: for attach(), in any mount namespace (open_tree(2)).
+    """
     flags = _OPEN_TREE_CLONE | _AT_RECURSIVE | os.O_CLOEXEC
-    descriptor = _libc.syscall(_OPEN_TREE, ctypes.c_int(_AT_FDCWD), ctypes.c_char_p(os.fsencode(source)), ctypes.c_uint(flags))
+    descriptor = _libc.syscall(
+        _OPEN_TREE, ctypes.c_int(_AT_FDCWD), ctypes.c_char_p(os.fsencode(source)), ctypes.c_uint(flags)
+    )
     _check(descriptor, f"open_tree {source}")
     return int(descriptor)
 
@@ -59,7 +71,10 @@ def attach(tree: int, target: Path) -> None:
     """Mount what detached() returned on *target* (move_mount(2))."""
     empty, to = ctypes.c_char_p(b""), ctypes.c_char_p(os.fsencode(target))
     flags = ctypes.c_uint(_MOVE_MOUNT_F_EMPTY_PATH)
-    _check(_libc.syscall(_MOVE_MOUNT, ctypes.c_int(tree), empty, ctypes.c_int(_AT_FDCWD), to, flags), f"move_mount {target}")
+    _check(
+        _libc.syscall(_MOVE_MOUNT, ctypes.c_int(tree), empty, ctypes.c_int(_AT_FDCWD), to, flags),
+        f"move_mount {target}",
+    )
 
 
 def unmount(target: Path | str) -> None:
@@ -82,7 +97,9 @@ def die_with_parent(signal: int) -> None:
 
 @contextmanager
 def children_in(pid_namespace: int | None) -> Iterator[None]:
-    """Within, children of this process start in the pid namespace of that fd; ``None``: in a new one, whose first child is pid 1."""
+    """Within, children of this process start in the pid namespace of that fd; ``None``: in a new
+    one, whose first child is pid 1.
+    """
     own = os.open("/proc/self/ns/pid", os.O_RDONLY | os.O_CLOEXEC)
     try:
         if pid_namespace is None:
@@ -99,7 +116,9 @@ def children_in(pid_namespace: int | None) -> Iterator[None]:
 
 @contextmanager
 def network_namespace(path: Path) -> Iterator[None]:
-    """Within, what this thread opens belongs to the network namespace *path*. Nothing else may run in the thread meanwhile: no await."""
+    """Within, what this thread opens belongs to the network namespace *path*. Nothing else may run
+    in the thread meanwhile: no await.
+    """
     own = os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
     try:
         other = os.open(path, os.O_RDONLY | os.O_CLOEXEC)

@@ -1,7 +1,9 @@
-"""Links, addresses and routes as batches for ``ip -batch``: one process for many steps. The batches are pure; :func:`run` carries one out.
+"""Links, addresses and routes as batches for ``ip -batch``: one process for many steps. The batches
+are pure; :func:`run` carries one out.
 
-A node's pods hang on it by one veth pair each, routed, not bridged: so traffic between pods of one node also passes the
-node's nftables, and a ClusterIP works from every pod to every pod, itself included.
+A node's pods hang on it by one veth pair each, routed, not bridged: so traffic between pods of one
+node also passes the node's nftables, and a ClusterIP works from every pod to every pod, itself
+included.
 """
 
 from __future__ import annotations
@@ -19,7 +21,9 @@ Addresses = tuple[IPv4Address, IPv6Address]
 
 
 def inside(netns: Path, argv: Sequence[str]) -> list[str]:
-    """Return *argv* to be run in *netns*, every other namespace being the caller's (``ip netns exec`` would hide the cgroups)."""
+    """Return *argv* to be run in *netns*, every other namespace being the caller's (``ip netns
+    exec`` would hide the cgroups).
+    """
     return ["nsenter", f"--net={netns}", "--", *argv]
 
 
@@ -31,7 +35,13 @@ def run(lines: Iterable[str], netns: Path | None = None, group: Path | None = No
     batch = list(lines)
     argv = inside(netns, ["ip", "-batch", "-"]) if netns else ["ip", "-batch", "-"]
     try:
-        done = subprocess.run(joining(group, argv) if group else argv, input="\n".join(batch) + "\n", text=True, capture_output=True, check=False)
+        done = subprocess.run(
+            joining(group, argv) if group else argv,
+            input="\n".join(batch) + "\n",
+            text=True,
+            capture_output=True,
+            check=False,
+        )
     except FileNotFoundError as error:
         raise LabError(f"{error.filename} is not installed: apt-get install iproute2 util-linux") from None
     if done.returncode:
@@ -47,7 +57,11 @@ def namespaces(layout: Layout, nodes: Sequence[Node]) -> list[str]:
 
 def underlay(layout: Layout, nodes: Sequence[Node]) -> list[str]:
     """Return the batch for the underlay's netns: a bridge with an address and a port per node."""
-    lines = ["link set lo up", "link add br0 type bridge forward_delay 0 mcast_snooping 0", "link set br0 addrgenmode none"]
+    lines = [
+        "link set lo up",
+        "link add br0 type bridge forward_delay 0 mcast_snooping 0",
+        "link set br0 addrgenmode none",
+    ]
     lines += _underlay_addresses(OUTSIDE, "br0")
     lines.append("link set br0 up")
     for node in nodes:
@@ -60,26 +74,34 @@ def underlay(layout: Layout, nodes: Sequence[Node]) -> list[str]:
 
 
 def node(own: Node, nodes: Sequence[Node]) -> list[str]:
-    """Return the batch for a node's netns: its underlay address, routes to the other nodes' pods, the rest to the outside."""
+    """Return the batch for a node's netns: its underlay address, routes to the other nodes' pods,
+    the rest to the outside.
+    """
     lines = ["link set lo up", "link set eth0 addrgenmode none"]
     lines += _underlay_addresses(own.addresses, "eth0")
     lines.append("link set eth0 up")
     for other in nodes:
         if other != own:
-            lines += [f"route add {network} via {via}" for network, via in zip(other.pods, other.addresses, strict=True)]
+            lines += [
+                f"route add {network} via {via}" for network, via in zip(other.pods, other.addresses, strict=True)
+            ]
     lines += [f"route add default via {address}" for address in OUTSIDE]
     return lines
 
 
 def pod_on_node(own: Node, link: str, netns: Path, addresses: Addresses) -> list[str]:
-    """Return the batch for the node's end of a pod's *link*. What the node itself sends to the pod comes from its InternalIP."""
+    """Return the batch for the node's end of a pod's *link*. What the node itself sends to the pod
+    comes from its InternalIP.
+    """
     lines = [
         f"link add {link} type veth peer name eth0 netns {netns.name}",
         f"link set {link} addrgenmode none",
         f"addr add {GATEWAY6}/64 dev {link} nodad",
         f"link set {link} up",
     ]
-    return lines + [f"route add {address} dev {link} src {source}" for address, source in zip(addresses, own.addresses, strict=True)]
+    return lines + [
+        f"route add {address} dev {link} src {source}" for address, source in zip(addresses, own.addresses, strict=True)
+    ]
 
 
 def pod(own: Node, addresses: Addresses) -> list[str]:
@@ -102,9 +124,11 @@ def pair(addresses: Sequence[str]) -> Addresses:
 
 
 def _underlay_addresses(addresses: Addresses, link: str) -> list[str]:
-    """Duplicate address detection would keep an IPv6 address from being used for a second: ``nodad``.
+    """Duplicate address detection would keep an IPv6 address from being used for a second:
+    ``nodad``.
 
-    A router asks for its neighbours from a link-local address when it forwards (ndisc_solicit), so it must have one.
+    A router asks for its neighbours from a link-local address when it forwards (ndisc_solicit), so
+    it must have one.
     """
     local = IPv6Address(f"fe80::{int(addresses[1]) & 0xFFFF:x}")
     return [

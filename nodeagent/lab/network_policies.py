@@ -1,8 +1,10 @@
-"""Kubernetes' NetworkPolicies as nftables rules on a node's forward hook, as a CNI plugin enforces them. Pure.
+"""Kubernetes' NetworkPolicies as nftables rules on a node's forward hook, as a CNI plugin enforces
+them. Pure.
 
-Each node looks after its own pods: what comes to one that a policy isolates must be let in, what leaves one must be let out, so both
-ends of a connection between nodes decide. Replies pass by connection tracking; a pod always reaches itself, and the node its pods (the
-kubelet's probes), because that never is forwarded. Connections to the node itself (DNS) are not filtered either.
+Each node looks after its own pods: what comes to one that a policy isolates must be let in, what
+leaves one must be let out, so both ends of a connection between nodes decide. Replies pass by
+connection tracking; a pod always reaches itself, and the node its pods (the kubelet's probes),
+because that never is forwarded. Connections to the node itself (DNS) are not filtered either.
 """
 
 from __future__ import annotations
@@ -34,7 +36,9 @@ class Cluster:
     @classmethod
     def of(cls, pods: Iterable[Object], namespaces: Iterable[Object]) -> Cluster:
         """Return what *pods* and *namespaces*, objects of the API, come to."""
-        networked = [pod for pod in pods if not pod["spec"].get("hostNetwork") and pod["status"].get("phase") not in _ENDED]
+        networked = [
+            pod for pod in pods if not pod["spec"].get("hostNetwork") and pod["status"].get("phase") not in _ENDED
+        ]
         named = {each["metadata"]["name"]: each["metadata"].get("labels", {}) for each in namespaces}
         return cls(networked, {name: {_NAME_LABEL: name, **labels} for name, labels in named.items()})
 
@@ -52,14 +56,22 @@ def ruleset(policies: Sequence[Object], cluster: Cluster, node: str) -> str:
                 name = f"{direction}-{len(chains)}"
                 chains.append(f" chain {name} {{ {' '.join(f'{line} return;' for line in lines)} drop; }}")
                 jumps += [f"{match} jump {name};" for match in _at(pod, "daddr" if direction == "ingress" else "saddr")]
-    itself = [f"{source} {destination} accept;" for pod in own for source, destination in zip(_at(pod, "saddr"), _at(pod, "daddr"), strict=True)]
+    itself = [
+        f"{source} {destination} accept;"
+        for pod in own
+        for source, destination in zip(_at(pod, "saddr"), _at(pod, "daddr"), strict=True)
+    ]
     base = ["type filter hook forward priority filter;", "ct state established,related accept;", *itself, *jumps]
     table = "table inet nodeagent-lab-policies"
-    return "\n".join([table, f"delete {table}", f"{table} {{", *chains, f" chain forward {{ {' '.join(base)} }}", "}", ""])
+    return "\n".join(
+        [table, f"delete {table}", f"{table} {{", *chains, f" chain forward {{ {' '.join(base)} }}", "}", ""]
+    )
 
 
 def _isolates(policy: Object, pod: Object, direction: Direction) -> bool:
-    """Say whether *policy* selects *pod* and has a say on *direction*: policyTypes, by default Ingress, and Egress where there are such rules."""
+    """Say whether *policy* selects *pod* and has a say on *direction*: policyTypes, by default
+    Ingress, and Egress where there are such rules.
+    """
     spec, metadata = policy["spec"], pod["metadata"]
     types = spec.get("policyTypes") or ["Ingress", *(["Egress"] if spec.get("egress") else [])]
     if policy["metadata"]["namespace"] != metadata["namespace"] or direction.capitalize() not in types:
@@ -102,7 +114,9 @@ def _is_peer(peer: Object, pod: Object, policy: Object, cluster: Cluster) -> boo
 
 
 def _ports(ports: Sequence[Object], server: Object | None) -> Iterator[str]:
-    """Yield how each of *ports* (none: all) of *server* is matched; one with a name that *server* does not have, or nobody knows, is none."""
+    """Yield how each of *ports* (none: all) of *server* is matched; one with a name that *server*
+    does not have, or nobody knows, is none.
+    """
     if not ports:
         yield ""
     for port in ports:
@@ -118,7 +132,14 @@ def _ports(ports: Sequence[Object], server: Object | None) -> Iterator[str]:
 def _named(pod: Object, name: str, protocol: str) -> int:
     """Return the number of *pod*'s container port *name*, 0 if it has none."""
     ports = (each for container in pod["spec"]["containers"] for each in container.get("ports", ()))
-    return next((each["containerPort"] for each in ports if each.get("name") == name and each.get("protocol", "TCP") == protocol), 0)
+    return next(
+        (
+            each["containerPort"]
+            for each in ports
+            if each.get("name") == name and each.get("protocol", "TCP") == protocol
+        ),
+        0,
+    )
 
 
 def _matches(selector: Object, labels: Mapping[str, str]) -> bool:

@@ -1,4 +1,6 @@
-"""Turn resources into what a lab shall be: pods with a node and addresses, Services with ClusterIPs. Pure, and all or nothing."""
+"""Turn resources into what a lab shall be: pods with a node and addresses, Services with
+ClusterIPs. Pure, and all or nothing.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +13,17 @@ from typing import Any
 
 from nodeagent.lab.layout import ADDRESSES, FIRST_HOST, LAST_HOST, SERVICES, Node, NodeName
 from nodeagent.resources.load import Document, refuse_duplicates
-from nodeagent.resources.model import ConfigMap, Deployment, Namespace, NetworkPolicy, Pod, SecurityResource, Service, ServiceAccount, ServiceSpec
+from nodeagent.resources.model import (
+    ConfigMap,
+    Deployment,
+    Namespace,
+    NetworkPolicy,
+    Pod,
+    SecurityResource,
+    Service,
+    ServiceAccount,
+    ServiceSpec,
+)
 from nodeagent.resources.pod import PodSpec
 
 Object = dict[str, Any]
@@ -66,16 +78,26 @@ class _Cluster:
     """Address -> the Service that has it."""
 
 
-def make(documents: Sequence[Document], objects: Iterable[Object], pods: Iterable[Object], nodes: Sequence[Node], new_uid: Callable[[], str]) -> Plan:
-    """Return the plan by which *documents* are applied to a lab of *nodes* that holds *objects* and *pods*.
+def make(
+    documents: Sequence[Document],
+    objects: Iterable[Object],
+    pods: Iterable[Object],
+    nodes: Sequence[Node],
+    new_uid: Callable[[], str],
+) -> Plan:
+    """Return the plan by which *documents* are applied to a lab of *nodes* that holds *objects* and
+    *pods*.
 
-    Raises ResourceError if documents contradict each other or what is there: duplicates, address conflicts, missing references.
+    Raises ResourceError if documents contradict each other or what is there: duplicates, address
+    conflicts, missing references.
     """
     refuse_duplicates(documents)
     known = {(each["kind"], each["metadata"].get("namespace", ""), each["metadata"]["name"]): each for each in objects}
     cluster = _Cluster(nodes, known, {(each["metadata"]["namespace"], each["metadata"]["name"]): each for each in pods})
     written = _plain_objects(documents, cluster)
-    cluster.objects |= {(each["kind"], each["metadata"].get("namespace", ""), each["metadata"]["name"]): each for each in written}
+    cluster.objects |= {
+        (each["kind"], each["metadata"].get("namespace", ""), each["metadata"]["name"]): each for each in written
+    }
     wanted = [pod for document in documents for pod in _pods_of(document)]
     _check_names(wanted)
     for pod in wanted:
@@ -84,7 +106,10 @@ def make(documents: Sequence[Document], objects: Iterable[Object], pods: Iterabl
     cluster.hosts = {node.name: set() for node in nodes}
     for each in kept:
         _take(cluster, each)
-    created = [_create(pod, cluster, new_uid()) for pod in sorted((pod for pod in wanted if pod.key not in {_key(each) for each in kept}), key=_places_itself)]
+    created = [
+        _create(pod, cluster, new_uid())
+        for pod in sorted((pod for pod in wanted if pod.key not in {_key(each) for each in kept}), key=_places_itself)
+    ]
     services = _services(documents, cluster)
     return Plan(tuple(written + services), tuple(changed + created), tuple(removed))
 
@@ -106,12 +131,16 @@ def _plain_objects(documents: Sequence[Document], cluster: _Cluster) -> list[Obj
     """Return the objects that need no decision, and every namespace's own service account."""
     found: list[Object] = []
     namespaces = {"default"} | {name for kind, _, name in cluster.objects if kind == "Namespace"}
-    namespaces |= {document.resource.metadata.name for document in documents if isinstance(document.resource, Namespace)}
+    namespaces |= {
+        document.resource.metadata.name for document in documents if isinstance(document.resource, Namespace)
+    }
     for document in documents:
         resource = document.resource
         if not isinstance(resource, Namespace) and resource.metadata.namespace not in namespaces:
             raise document.error(
-                "metadata.namespace", resource.metadata.namespace, f"a Namespace that exists or stands in the input: {', '.join(sorted(namespaces))}"
+                "metadata.namespace",
+                resource.metadata.namespace,
+                f"a Namespace that exists or stands in the input: {', '.join(sorted(namespaces))}",
             )
         if isinstance(resource, Namespace | ServiceAccount | ConfigMap | NetworkPolicy | SecurityResource):
             value = resource.dump()
@@ -120,12 +149,16 @@ def _plain_objects(documents: Sequence[Document], cluster: _Cluster) -> list[Obj
             else:
                 value["metadata"]["namespace"] = resource.metadata.namespace
             found.append(value)
-    present = {(each["kind"], each["metadata"].get("namespace", ""), each["metadata"]["name"]) for each in found} | set(cluster.objects)
+    present = {(each["kind"], each["metadata"].get("namespace", ""), each["metadata"]["name"]) for each in found} | set(
+        cluster.objects
+    )
     for name in sorted(namespaces):
         if ("Namespace", "", name) not in present:
             found.append({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name}})
         if ("ServiceAccount", name, "default") not in present:
-            found.append({"apiVersion": "v1", "kind": "ServiceAccount", "metadata": {"name": "default", "namespace": name}})
+            found.append(
+                {"apiVersion": "v1", "kind": "ServiceAccount", "metadata": {"name": "default", "namespace": name}}
+            )
     return found
 
 
@@ -133,7 +166,17 @@ def _pods_of(document: Document) -> list[Wanted]:
     resource = document.resource
     metadata = resource.metadata
     if isinstance(resource, Pod):
-        return [Wanted(document, metadata.name, metadata.namespace, metadata.labels, metadata.annotations, resource.spec, "spec")]
+        return [
+            Wanted(
+                document,
+                metadata.name,
+                metadata.namespace,
+                metadata.labels,
+                metadata.annotations,
+                resource.spec,
+                "spec",
+            )
+        ]
     if not isinstance(resource, Deployment):
         return []
     template = resource.spec.template
@@ -143,7 +186,18 @@ def _pods_of(document: Document) -> list[Wanted]:
     for index in range(resource.spec.replicas):
         suffix = f"-{revision}-{_digest([metadata.name, index])[:5]}"
         name = metadata.name[: 63 - len(suffix)] + suffix
-        pods.append(Wanted(document, name, metadata.namespace, labels, template.metadata.annotations, template.spec, "spec.template.spec", metadata.name))
+        pods.append(
+            Wanted(
+                document,
+                name,
+                metadata.namespace,
+                labels,
+                template.metadata.annotations,
+                template.spec,
+                "spec.template.spec",
+                metadata.name,
+            )
+        )
     return pods
 
 
@@ -152,7 +206,9 @@ def _check_names(wanted: Iterable[Wanted]) -> None:
     for pod in wanted:
         other = seen.setdefault(pod.key, pod)
         if other is not pod:
-            raise pod.document.error("metadata.name", pod.name, f"a pod name that is not one of {other.document.resource.describe()}")
+            raise pod.document.error(
+                "metadata.name", pod.name, f"a pod name that is not one of {other.document.resource.describe()}"
+            )
 
 
 def _check_references(pod: Wanted, cluster: _Cluster) -> None:
@@ -161,7 +217,11 @@ def _check_references(pod: Wanted, cluster: _Cluster) -> None:
     def need(field_path: str, kind: str, name: str, namespace: str) -> None:
         if (kind, namespace, name) not in cluster.objects:
             there = sorted(known for each, space, known in cluster.objects if (each, space) == (kind, namespace))
-            raise pod.document.error(f"{pod.path}.{field_path}", name, f"a {kind} of namespace {namespace}: {', '.join(there) or 'there is none'}")
+            raise pod.document.error(
+                f"{pod.path}.{field_path}",
+                name,
+                f"a {kind} of namespace {namespace}: {', '.join(there) or 'there is none'}",
+            )
 
     need("serviceAccountName", "ServiceAccount", pod.spec.service_account_name, pod.namespace)
     nodes = [node.name for node in cluster.nodes]
@@ -173,17 +233,31 @@ def _check_references(pod: Wanted, cluster: _Cluster) -> None:
     for at, container in enumerate(pod.spec.containers):
         for index, source in enumerate(container.env_from):
             if not source.config_map_ref.optional:
-                need(f"containers[{at}].envFrom[{index}].configMapRef.name", "ConfigMap", source.config_map_ref.name, pod.namespace)
+                need(
+                    f"containers[{at}].envFrom[{index}].configMapRef.name",
+                    "ConfigMap",
+                    source.config_map_ref.name,
+                    pod.namespace,
+                )
         for index, variable in enumerate(container.env):
             reference = variable.value_from.config_map_key_ref if variable.value_from else None
             if reference and not reference.optional:
-                need(f"containers[{at}].env[{index}].valueFrom.configMapKeyRef.name", "ConfigMap", reference.name, pod.namespace)
+                need(
+                    f"containers[{at}].env[{index}].valueFrom.configMapKeyRef.name",
+                    "ConfigMap",
+                    reference.name,
+                    pod.namespace,
+                )
 
 
-def _compare(wanted: Sequence[Wanted], documents: Sequence[Document], cluster: _Cluster) -> tuple[list[Object], list[Object], list[Object]]:
+def _compare(
+    wanted: Sequence[Wanted], documents: Sequence[Document], cluster: _Cluster
+) -> tuple[list[Object], list[Object], list[Object]]:
     """Return the pods that stay, those among them with new labels or annotations, and those that go."""
     deployments = {
-        (document.resource.metadata.namespace, document.resource.metadata.name) for document in documents if isinstance(document.resource, Deployment)
+        (document.resource.metadata.namespace, document.resource.metadata.name)
+        for document in documents
+        if isinstance(document.resource, Deployment)
     }
     by_key = {pod.key: pod for pod in wanted}
     kept: list[Object] = []
@@ -197,7 +271,11 @@ def _compare(wanted: Sequence[Wanted], documents: Sequence[Document], cluster: _
         elif not _same_place(pod, want):
             removed.append(pod)
         else:
-            metadata = {**pod["metadata"], "labels": dict(want.labels), "annotations": {**want.annotations, SPEC_HASH: want.hash()}}
+            metadata = {
+                **pod["metadata"],
+                "labels": dict(want.labels),
+                "annotations": {**want.annotations, SPEC_HASH: want.hash()},
+            }
             if metadata != pod["metadata"]:
                 pod = {**pod, "metadata": metadata}
                 changed.append(pod)
@@ -221,7 +299,9 @@ def _create(pod: Wanted, cluster: _Cluster, uid: str) -> Object:
     metadata: Object = {"name": pod.name, "namespace": pod.namespace, "uid": uid, "labels": dict(pod.labels)}
     metadata["annotations"] = {**pod.annotations, SPEC_HASH: pod.hash()}
     if pod.owner:
-        metadata["ownerReferences"] = [{"apiVersion": "apps/v1", "kind": "Deployment", "name": pod.owner, "controller": True}]
+        metadata["ownerReferences"] = [
+            {"apiVersion": "apps/v1", "kind": "Deployment", "name": pod.owner, "controller": True}
+        ]
     spec = {**pod.spec.dump(), "nodeName": node.name, "serviceAccountName": pod.spec.service_account_name}
     hosts = [{"ip": str(address)} for address in node.addresses]
     status = {"podIP": addresses[0]["ip"], "podIPs": addresses, "hostIP": hosts[0]["ip"], "hostIPs": hosts}
@@ -242,14 +322,18 @@ def _place(pod: Wanted, cluster: _Cluster) -> tuple[Node, int | None]:
         free = (number for number in range(FIRST_HOST, LAST_HOST + 1) if number not in cluster.hosts[node.name])
         number = next(free, None)
         if number is None:
-            raise pod.document.error(f"{pod.path}.nodeName", node.name, f"a node with fewer than {LAST_HOST - FIRST_HOST + 1} pods")
+            raise pod.document.error(
+                f"{pod.path}.nodeName", node.name, f"a node with fewer than {LAST_HOST - FIRST_HOST + 1} pods"
+            )
         host = number
     cluster.hosts[node.name].add(host)
     return node, host
 
 
 def _asked(pod: Wanted, asked: str, candidates: Sequence[Node]) -> tuple[Node, int]:
-    """Return what the ADDRESSES annotation stands for: an IPv4 address, and the IPv6 one with the same host number if any."""
+    """Return what the ADDRESSES annotation stands for: an IPv4 address, and the IPv6 one with the
+    same host number if any.
+    """
     try:
         addresses = [ip_address(text.strip()) for text in asked.split(",")]
     except ValueError:
@@ -261,7 +345,11 @@ def _asked(pod: Wanted, asked: str, candidates: Sequence[Node]) -> tuple[Node, i
             if FIRST_HOST <= host <= LAST_HOST and addresses in (list(pair), list(pair[:1])):
                 return node, host
     example = candidates[0].pod_addresses(7)
-    raise pod.document.error(f"metadata.annotations[{ADDRESSES}]", asked, f"addresses of one host of its node's ranges, such as {example[0]},{example[1]}")
+    raise pod.document.error(
+        f"metadata.annotations[{ADDRESSES}]",
+        asked,
+        f"addresses of one host of its node's ranges, such as {example[0]},{example[1]}",
+    )
 
 
 def _services(documents: Sequence[Document], cluster: _Cluster) -> list[Object]:
@@ -297,12 +385,19 @@ def _service(document: Document, cluster: _Cluster) -> Object:
             _check_cluster_ip(document, address, cluster)
         addresses = [_cluster_ip(document, family, asked or tuple(before), cluster) for family in families]
         cluster.cluster_ips |= dict.fromkeys(addresses, f"{metadata.namespace}/{metadata.name}")
-    value["spec"] |= {"clusterIP": addresses[0], "clusterIPs": addresses, "ipFamilies": list(families), "type": "ClusterIP"}
+    value["spec"] |= {
+        "clusterIP": addresses[0],
+        "clusterIPs": addresses,
+        "ipFamilies": list(families),
+        "type": "ClusterIP",
+    }
     return value
 
 
 def _families(spec: ServiceSpec) -> tuple[str, ...]:
-    """Return the families of the ClusterIPs, the first one first: one unless both are asked for, as the API server decides."""
+    """Return the families of the ClusterIPs, the first one first: one unless both are asked for, as
+    the API server decides.
+    """
     asked = spec.ip_families or ("IPv4",)
     dual = spec.ip_family_policy != "SingleStack" or len(spec.cluster_ips) == 2
     return asked if len(asked) == 2 or not dual else (asked[0], "IPv6" if asked[0] == "IPv4" else "IPv4")
@@ -312,7 +407,9 @@ def _check_cluster_ip(document: Document, address: str, cluster: _Cluster) -> No
     if not any(ip_address(address) in network for network in SERVICES):
         raise document.error("spec.clusterIP", address, f"None, or an address of {SERVICES[0]} or {SERVICES[1]}")
     if address in cluster.cluster_ips:
-        raise document.error("spec.clusterIP", address, f"an address that Service {cluster.cluster_ips[address]} does not have")
+        raise document.error(
+            "spec.clusterIP", address, f"an address that Service {cluster.cluster_ips[address]} does not have"
+        )
 
 
 def _cluster_ip(document: Document, family: str, preferred: Sequence[str], cluster: _Cluster) -> str:
@@ -321,7 +418,11 @@ def _cluster_ip(document: Document, family: str, preferred: Sequence[str], clust
         if address != "None" and ip_address(address).version == version and address not in cluster.cluster_ips:
             return address
     network = SERVICES[version == 6]
-    free = (str(network[number]) for number in range(_FIRST_CLUSTER_IP, 65535) if str(network[number]) not in cluster.cluster_ips)
+    free = (
+        str(network[number])
+        for number in range(_FIRST_CLUSTER_IP, 65535)
+        if str(network[number]) not in cluster.cluster_ips
+    )
     try:
         return next(free)
     except StopIteration:

@@ -69,7 +69,9 @@ class RunningPod:
     @property
     def netns(self) -> Path:
         metadata = self.manifest["metadata"]
-        return self.host.layout.netns(f"{metadata['namespace']}.{metadata['name']}" if self.own_network else self.host.node.name)
+        return self.host.layout.netns(
+            f"{metadata['namespace']}.{metadata['name']}" if self.own_network else self.host.node.name
+        )
 
     @property
     def link(self) -> str:
@@ -101,7 +103,9 @@ class RunningPod:
         metadata, spec = self.manifest["metadata"], self.manifest["spec"]
         hostname = spec.get("hostname", metadata["name"])
         search = " ".join(f"{prefix}{DOMAIN}" for prefix in (f"{metadata['namespace']}.svc.", "svc.", ""))
-        (etc / "resolv.conf").write_text(f"nameserver {self.host.node.addresses[0]}\nsearch {search}\noptions ndots:5\n")
+        (etc / "resolv.conf").write_text(
+            f"nameserver {self.host.node.addresses[0]}\nsearch {search}\noptions ndots:5\n"
+        )
         own = "".join(f"{address}\t{hostname}\n" for address in self.addresses)
         (etc / "hosts").write_text(f"127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost\n{own}")
         root = self.volumes / ".root"
@@ -128,16 +132,20 @@ class RunningPod:
         return network.pod_on_node(self.host.node, self.link, self.netns, network.pair(self.addresses))
 
     def start_containers(self) -> None:
-        """Start every container and stay with it; raises LabError if a program or volume is not there.
+        """Start every container and stay with it; raises LabError if a program or volume is not
+        there.
 
-        What has to wait for an init container or a postStart hook starts later; what goes wrong then is told by the pod's status.
+        What has to wait for an init container or a postStart hook starts later; what goes wrong
+        then is told by the pod's status.
         """
         spec = self.spec
         config_maps = self.host.config_maps(self.manifest["metadata"]["namespace"])
         sources = volumes.prepare(self.volumes, spec, config_maps, self.sockets)
         self._started = _now()
         self.containers = [self._container(container, spec, sources, config_maps) for container in spec.containers]
-        self.init_containers = [self._container(container, spec, sources, config_maps) for container in spec.init_containers]
+        self.init_containers = [
+            self._container(container, spec, sources, config_maps) for container in spec.init_containers
+        ]
         if self.init_containers or any(container.spec.lifecycle for container in self.containers):
             self._starting = asyncio.create_task(self._start_in_order())
             return
@@ -146,9 +154,11 @@ class RunningPod:
         self._tasks = [asyncio.create_task(container.supervise()) for container in self.containers]
 
     async def _start_in_order(self) -> None:
-        """Start init containers one after the other, each when the one before has ended well (a native sidecar: has begun), then the others.
+        """Start init containers one after the other, each when the one before has ended well (a
+        native sidecar: has begun), then the others.
 
-        Of those, too, one that has a postStart hook has to have begun first: that is how a proxy holds the application back.
+        Of those, too, one that has a postStart hook has to have begun first: that is how a proxy
+        holds the application back.
         """
         for container in self.init_containers:
             native = container.spec.restart_policy is not None
@@ -183,7 +193,9 @@ class RunningPod:
         self.publish()
         return task
 
-    def _container(self, container: Container, spec: PodSpec, sources: dict[str, Path], config_maps: ConfigMaps) -> RunningContainer:
+    def _container(
+        self, container: Container, spec: PodSpec, sources: dict[str, Path], config_maps: ConfigMaps
+    ) -> RunningContainer:
         variables = environment(container, self.manifest, config_maps)
         metadata = self.manifest["metadata"]
         logs = self.host.layout.logs(metadata["namespace"], metadata["name"])
@@ -205,7 +217,9 @@ class RunningPod:
         policy = spec.restart_policy
         if container in spec.init_containers:
             policy = container.restart_policy or ("Never" if policy == "Never" else "OnFailure")
-        return RunningContainer(container, process, self.addresses[0], policy, spec.termination_grace_period_seconds, self.publish)
+        return RunningContainer(
+            container, process, self.addresses[0], policy, spec.termination_grace_period_seconds, self.publish
+        )
 
     def update(self, manifest: Mapping[str, Any]) -> None:
         """Take over new labels and annotations, and what the ConfigMaps of its volumes hold now; raises LabError."""
@@ -225,20 +239,38 @@ class RunningPod:
     def render(self) -> dict[str, Any]:
         """Return the pod's object as an API server would show it."""
         value: dict[str, Any] = copy.deepcopy(dict(self.manifest))
-        value["metadata"].setdefault("annotations", {}).update({NETNS: str(self.netns), CGROUP: str(self.cgroup), PAUSE_PID: str(self.pause)})
+        value["metadata"].setdefault("annotations", {}).update(
+            {NETNS: str(self.netns), CGROUP: str(self.cgroup), PAUSE_PID: str(self.pause)}
+        )
         if self._deleted:
             value["metadata"]["deletionTimestamp"] = self._deleted
         sidecars = [container for container in self.init_containers if container.spec.restart_policy]
         initialized = all(container in sidecars or container.finished for container in self.init_containers)
-        everyone = bool(self.containers) and all(container.ready for container in (*self.containers, *sidecars)) and not self._deleted
+        everyone = (
+            bool(self.containers)
+            and all(container.ready for container in (*self.containers, *sidecars))
+            and not self._deleted
+        )
         conditions = {"PodScheduled": True, "Initialized": initialized, "ContainersReady": everyone, "Ready": everyone}
-        unfinished = [each for each in (*self.init_containers, *self.containers) if not (each.finished and not each.exit_code)]
+        unfinished = [
+            each for each in (*self.init_containers, *self.containers) if not (each.finished and not each.exit_code)
+        ]
         waiting = [each for each in unfinished if each.restarts or not each.ready]
-        why = {"reason": "ContainersNotReady", "message": "; ".join(f"container {each.spec.name}: {each.told()}" for each in waiting)} if waiting else {}
+        why = (
+            {
+                "reason": "ContainersNotReady",
+                "message": "; ".join(f"container {each.spec.name}: {each.told()}" for each in waiting),
+            }
+            if waiting
+            else {}
+        )
         value["status"] |= {
             "phase": self._phase(),
             "startTime": self._started,
-            "conditions": [{"type": name, "status": str(status), **(why if name == "ContainersReady" else {})} for name, status in conditions.items()],
+            "conditions": [
+                {"type": name, "status": str(status), **(why if name == "ContainersReady" else {})}
+                for name, status in conditions.items()
+            ],
             "containerStatuses": [container.status() for container in self.containers],
         }
         if self.init_containers:
@@ -246,16 +278,24 @@ class RunningPod:
         return value
 
     def _phase(self) -> str:
-        if any(container.finished and container.exit_code for container in self.init_containers if not container.spec.restart_policy):
+        if any(
+            container.finished and container.exit_code
+            for container in self.init_containers
+            if not container.spec.restart_policy
+        ):
             return "Failed"
-        if not self.containers or not any(container.pid or container.exit_code is not None for container in self.containers):
+        if not self.containers or not any(
+            container.pid or container.exit_code is not None for container in self.containers
+        ):
             return "Pending"
         if not all(container.finished for container in self.containers):
             return "Running"
         return "Failed" if any(container.exit_code for container in self.containers) else "Succeeded"
 
     async def stop(self, grace_seconds: float | None) -> None:
-        """End the pod as Kubernetes does: out of its Services, SIGTERM, after the grace period SIGKILL, then its object goes."""
+        """End the pod as Kubernetes does: out of its Services, SIGTERM, after the grace period
+        SIGKILL, then its object goes.
+        """
         grace = self.spec.termination_grace_period_seconds if grace_seconds is None else grace_seconds
         if self.pause:
             self._deleted = _now()
@@ -276,7 +316,9 @@ class RunningPod:
         self.host.layout.object_file("Pod", metadata["namespace"], metadata["name"]).unlink(missing_ok=True)
 
     def remove_leftovers(self) -> None:
-        """Remove processes, cgroup, link, netns and volumes. The link would go with the netns, but later, and its routes would be in the way."""
+        """Remove processes, cgroup, link, netns and volumes. The link would go with the netns, but
+        later, and its routes would be in the way.
+        """
         cgroup.remove(self.cgroup, parent=True)
         if self.own_network and self.netns.exists():
             with suppress(LabError):  # it was not there yet

@@ -1,4 +1,6 @@
-"""Ask a container how it is, from the node's network namespace, as its spec declares (httpGet, tcpSocket, exec, grpc)."""
+"""Ask a container how it is, from the node's network namespace, as its spec declares (httpGet,
+tcpSocket, exec, grpc).
+"""
 
 from __future__ import annotations
 
@@ -27,7 +29,9 @@ async def _asked(probe: Probe, container: Container, address: str, run: RunInPod
     assert probe.http_get is not None, "a Probe holds exactly one handler"
     get = probe.http_get
     headers = [(header.name, header.value) for header in get.http_headers]
-    return await by_http(get.host or address, _port(container, get.port), scheme=get.scheme, path=get.path, headers=headers)
+    return await by_http(
+        get.host or address, _port(container, get.port), scheme=get.scheme, path=get.path, headers=headers
+    )
 
 
 def _port(container: Container, port: int | str) -> int:

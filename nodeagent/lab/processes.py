@@ -18,7 +18,9 @@ def joining(group: Path, argv: Sequence[str]) -> list[str]:
 
 
 def spawn(argv: Sequence[str], group: Path, log: Path) -> int:
-    """Start *argv* in *group*, in a session of its own, its output appended to *log*; return its pid once it is in the group."""
+    """Start *argv* in *group*, in a session of its own, its output appended to *log*; return its
+    pid once it is in the group.
+    """
     group.mkdir(parents=True, exist_ok=True)
     actions = [
         (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0),

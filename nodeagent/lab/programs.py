@@ -1,4 +1,6 @@
-"""Where the programs of the lab's containers are found: on the host, and beside this program (``nodeagent``, ``envoy``)."""
+"""Where the programs of the lab's containers are found: on the host, and beside this program
+(``nodeagent``, ``envoy``).
+"""
 
 from __future__ import annotations
 
@@ -17,7 +19,8 @@ def envoy() -> Path | None:
 
 
 def _search_path() -> str:
-    # The real Envoy before the environment's own programs: a script of the same name there would only start it, later.
+    # The real Envoy before the environment's own programs: a script of the same name there would
+    # only start it, later.
     found = envoy()
     return ":".join([_HOST, *([str(found.parent)] if found else []), str(Path(sys.prefix) / "bin")])
 

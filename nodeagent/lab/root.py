@@ -1,7 +1,8 @@
 """A pod's own view of the machine's files: all of them are there, and what it writes stays in it.
 
-An overlay over the root, and one over every other file system that is mounted; written files are in a tmpfs that only the pod's mount
-namespace holds, so they go with its last process, however that ends. /run and /dev/shm begin empty: what lives there is the machine's own.
+An overlay over the root, and one over every other file system that is mounted; written files are in
+a tmpfs that only the pod's mount namespace holds, so they go with its last process, however that
+ends. /run and /dev/shm begin empty: what lives there is the machine's own.
 """
 
 from __future__ import annotations
@@ -27,7 +28,8 @@ class Mount:
 
 
 def enter(place: Path) -> None:
-    """Make this process's mount namespace, which must be its own and private, a pod's. *place*: an empty folder, which stays empty outside.
+    """Make this process's mount namespace, which must be its own and private, a pod's. *place*: an
+    empty folder, which stays empty outside.
 
     Raises OSError, and LabError where the root's file system cannot be a lower layer.
     """
@@ -37,23 +39,36 @@ def enter(place: Path) -> None:
     try:
         _overlay(Path("/"), view, place / "0")
     except OSError as error:
-        raise LabError(f"a pod's view of the machine's files cannot be made: {error}: the root's file system must be one that overlayfs takes") from None
+        raise LabError(
+            f"a pod's view of the machine's files cannot be made: {error}: the root's file system must be one "
+            "that overlayfs takes"
+        ) from None
     for number, point in enumerate(others, 1):
         _show(point, view / point.relative_to("/"), place / str(number))
     for shared in _SHARED:
         bind(shared, view / shared.relative_to("/"))
     for empty in _EMPTY:
         if (view / empty.relative_to("/")).is_dir():
-            mount("tmpfs", view / empty.relative_to("/"), "tmpfs", MS_NOSUID, "mode=1777" if empty.name == "shm" else "mode=0755")
+            mount(
+                "tmpfs",
+                view / empty.relative_to("/"),
+                "tmpfs",
+                MS_NOSUID,
+                "mode=1777" if empty.name == "shm" else "mode=0755",
+            )
     mount("proc", view / "proc", "proc")
     pivot_root(view)
 
 
 def _mount_points() -> list[Path]:
-    """Return where other file systems are mounted that a pod sees, in the order in which they can be mounted again (proc_pid_mountinfo(5))."""
+    """Return where other file systems are mounted that a pod sees, in the order in which they can
+    be mounted again (proc_pid_mountinfo(5)).
+    """
     lines = Path("/proc/self/mountinfo").read_text().splitlines()
     points = {Path(line.split()[4].encode().decode("unicode_escape")) for line in lines}
-    return sorted(point for point in points if point != Path("/") and not any(point.is_relative_to(each) for each in _NOT_COPIED))
+    return sorted(
+        point for point in points if point != Path("/") and not any(point.is_relative_to(each) for each in _NOT_COPIED)
+    )
 
 
 def _show(point: Path, target: Path, layers: Path) -> None:
@@ -81,10 +96,14 @@ class Volumes:
 
     def __init__(self, mounts: tuple[Mount, ...]) -> None:
         """Raises OSError."""
-        self._held = [(each, each.source.is_dir(), detached(each.source)) for each in sorted(mounts, key=lambda each: each.target)]
+        self._held = [
+            (each, each.source.is_dir(), detached(each.source)) for each in sorted(mounts, key=lambda each: each.target)
+        ]
 
     def attach(self) -> None:
-        """Mount them in the caller's mount namespace, which is the container's own; mount points are made in the pod's view. Raises OSError."""
+        """Mount them in the caller's mount namespace, which is the container's own; mount points
+        are made in the pod's view. Raises OSError.
+        """
         for each, directory, descriptor in self._held:
             target = Path(each.target)
             if not target.exists():

@@ -1,7 +1,9 @@
-"""Start a pod's pause process and its containers' processes in the namespaces and cgroups that are theirs.
+"""Start a pod's pause process and its containers' processes in the namespaces and cgroups that are
+theirs.
 
-The caller forks, so it must have one thread. Children report what went wrong on a pipe that closes when they exec:
-:meth:`Started.settle` turns that into an error. Every pause process dies with the kubelet, and with it the pod's pid namespace.
+The caller forks, so it must have one thread. Children report what went wrong on a pipe that closes
+when they exec: :meth:`Started.settle` turns that into an error. Every pause process dies with the
+kubelet, and with it the pod's pid namespace.
 """
 
 from __future__ import annotations
@@ -84,7 +86,9 @@ class Started:
 
 
 def start_pause(sandbox: Sandbox) -> Started:
-    """Start pid 1 of a new pod: it makes the pod's namespaces, then sleeps, and (SIGCHLD ignored) has the kernel reap orphans."""
+    """Start pid 1 of a new pod: it makes the pod's namespaces, then sleeps, and (SIGCHLD ignored)
+    has the kernel reap orphans.
+    """
     sleep = shutil.which("sleep") or "/bin/sleep"
 
     def child() -> NoReturn:
@@ -93,8 +97,12 @@ def start_pause(sandbox: Sandbox) -> Started:
         cgroup.join(sandbox.cgroup)
         unshare(CLONE_NEWNS | CLONE_NEWUTS | CLONE_NEWIPC | (CLONE_NEWNET if sandbox.own_network else 0))
         mount("none", "/", flags=MS_REC | MS_PRIVATE)
-        files = Volumes(tuple(Mount(sandbox.etc / name, f"/etc/{name}", read_only=False) for name in ("resolv.conf", "hosts")))
-        enter(sandbox.root)  # and with the old root go the other pods' network namespaces, which this mount namespace would keep alive
+        files = Volumes(
+            tuple(Mount(sandbox.etc / name, f"/etc/{name}", read_only=False) for name in ("resolv.conf", "hosts"))
+        )
+        # and with the old root go the other pods' network namespaces, which this mount namespace
+        # would keep alive
+        enter(sandbox.root)
         files.attach()
         socket.sethostname(sandbox.hostname)
         _standard_streams(Path(os.devnull))
@@ -112,7 +120,10 @@ def start(process: Process) -> Started:
     def child() -> NoReturn:
         os.setsid()
         cgroup.join(process.cgroup)
-        descriptors = [(os.open(f"/proc/{process.namespaces}/ns/{name}", os.O_RDONLY | os.O_CLOEXEC), kind) for name, kind in kinds.items()]
+        descriptors = [
+            (os.open(f"/proc/{process.namespaces}/ns/{name}", os.O_RDONLY | os.O_CLOEXEC), kind)
+            for name, kind in kinds.items()
+        ]
         _standard_streams(process.log)
         if process.user:
             os.fchown(1, process.user, process.group)  # so that it may open /dev/stdout, as in a container
@@ -135,7 +146,9 @@ def start(process: Process) -> Started:
     try:
         pid_namespace = os.open(f"/proc/{process.pause}/ns/pid", os.O_RDONLY | os.O_CLOEXEC)
     except OSError:
-        raise LabError(f"{process.argv[0]}: the pod's pause process {process.pause} is gone: delete the pod and apply it again") from None
+        raise LabError(
+            f"{process.argv[0]}: the pod's pause process {process.pause} is gone: delete the pod and apply it again"
+        ) from None
     try:
         with children_in(pid_namespace):
             return _fork(child, process.argv[0])

@@ -1,4 +1,6 @@
-"""What a Service stands for: its endpoints, the node's nftables rules (as kube-proxy's nftables mode writes them) and its names. Pure."""
+"""What a Service stands for: its endpoints, the node's nftables rules (as kube-proxy's nftables
+mode writes them) and its names. Pure.
+"""
 
 from __future__ import annotations
 
@@ -22,18 +24,25 @@ class Backend:
 def ready(pod: Object) -> bool:
     """Return whether *pod*'s Ready condition holds and it is not being deleted."""
     conditions = pod["status"].get("conditions", ())
-    return "deletionTimestamp" not in pod["metadata"] and any(each["type"] == "Ready" and each["status"] == "True" for each in conditions)
+    return "deletionTimestamp" not in pod["metadata"] and any(
+        each["type"] == "Ready" and each["status"] == "True" for each in conditions
+    )
 
 
 def selected(service: Object, pods: Iterable[Object]) -> list[Object]:
-    """Return the pods that are endpoints of *service*: selected, with addresses, and ready unless it publishes those that are not."""
+    """Return the pods that are endpoints of *service*: selected, with addresses, and ready unless
+    it publishes those that are not.
+    """
     selector = service["spec"].get("selector", {}).items()
     everyone = service["spec"].get("publishNotReadyAddresses", False)
     namespace = service["metadata"]["namespace"]
     return [
         pod
         for pod in pods
-        if selector and pod["metadata"]["namespace"] == namespace and selector <= pod["metadata"].get("labels", {}).items() and (everyone or ready(pod))
+        if selector
+        and pod["metadata"]["namespace"] == namespace
+        and selector <= pod["metadata"].get("labels", {}).items()
+        and (everyone or ready(pod))
     ]
 
 
@@ -43,7 +52,14 @@ def target_port(port: Object, pod: Object) -> int | None:
     if isinstance(target, int):
         return target
     ports = (each for container in pod["spec"]["containers"] for each in container.get("ports", ()))
-    return next((each["containerPort"] for each in ports if each.get("name") == target and each.get("protocol", "TCP") == port.get("protocol", "TCP")), None)
+    return next(
+        (
+            each["containerPort"]
+            for each in ports
+            if each.get("name") == target and each.get("protocol", "TCP") == port.get("protocol", "TCP")
+        ),
+        None,
+    )
 
 
 def backends(port: Object, pods: Iterable[Object], version: int) -> list[Backend]:
@@ -52,15 +68,20 @@ def backends(port: Object, pods: Iterable[Object], version: int) -> list[Backend
     for pod in pods:
         number = target_port(port, pod)
         if number is not None:
-            found += [Backend(each["ip"], number) for each in pod["status"]["podIPs"] if ip_address(each["ip"]).version == version]
+            found += [
+                Backend(each["ip"], number)
+                for each in pod["status"]["podIPs"]
+                if ip_address(each["ip"]).version == version
+            ]
     return found
 
 
 def ruleset(services: Sequence[Object], pods: Sequence[Object]) -> str:
-    """Return the nftables input that replaces the node's rules: ClusterIPs to ready endpoints at random, the rest of the range refused.
+    """Return the nftables input that replaces the node's rules: ClusterIPs to ready endpoints at
+    random, the rest of the range refused.
 
-    A pod that reaches itself through its Service (hairpin) is masqueraded, or it would see its own address as the peer;
-    so is what leaves the cluster.
+    A pod that reaches itself through its Service (hairpin) is masqueraded, or it would see its own
+    address as the peer; so is what leaves the cluster.
     """
     chains: list[str] = []
     elements: dict[int, list[str]] = {4: [], 6: []}
@@ -89,7 +110,10 @@ def ruleset(services: Sequence[Object], pods: Sequence[Object]) -> str:
             f" set hairpin4 {{ type ipv4_addr . ipv4_addr; {_elements(hairpin[4])} }}",
             f" set hairpin6 {{ type ipv6_addr . ipv6_addr; {_elements(hairpin[6])} }}",
             " chain refused { meta l4proto tcp reject with tcp reset; reject; }",  # ICMP alone would be rate-limited
-            " chain services { meta l4proto . ip daddr . th dport vmap @services4; meta l4proto . ip6 daddr . th dport vmap @services6; }",
+            (
+                " chain services { meta l4proto . ip daddr . th dport vmap @services4; meta l4proto . ip6 daddr . th "
+                "dport vmap @services6; }"
+            ),
             " chain prerouting { type nat hook prerouting priority dstnat; jump services; }",
             " chain output { type nat hook output priority -100; jump services; }",
             f" chain refuse {{ ip daddr {SERVICES[0]} goto refused; ip6 daddr {SERVICES[1]} goto refused; }}",
@@ -97,7 +121,10 @@ def ruleset(services: Sequence[Object], pods: Sequence[Object]) -> str:
             " chain filter-output { type filter hook output priority filter; jump refuse; }",
             " chain postrouting { type nat hook postrouting priority srcnat;",
             "  ip saddr . ip daddr @hairpin4 masquerade; ip6 saddr . ip6 daddr @hairpin6 masquerade;",
-            f"  ip saddr {PODS[0]} ip daddr != {PODS[0]} oifname eth0 masquerade; ip6 saddr {PODS[1]} ip6 daddr != {PODS[1]} oifname eth0 masquerade;",
+            (
+                f"  ip saddr {PODS[0]} ip daddr != {PODS[0]} oifname eth0 masquerade; ip6 saddr {PODS[1]} ip6 daddr "
+                f"!= {PODS[1]} oifname eth0 masquerade;"
+            ),
             " }",
             "}",
             "",
@@ -121,8 +148,8 @@ def _elements(values: Sequence[str]) -> str:
 def names(services: Iterable[Object], pods: Sequence[Object]) -> dict[str, tuple[str, ...]]:
     """Return every DNS name of the cluster (lower case, without the final dot) and its addresses.
 
-    A Service answers with its ClusterIPs, a headless one with its endpoints and, for each, ``<pod name>.<service>``;
-    a pod as ``<address with dashes>.<namespace>.pod``.
+    A Service answers with its ClusterIPs, a headless one with its endpoints and, for each, ``<pod
+    name>.<service>``; a pod as ``<address with dashes>.<namespace>.pod``.
     """
     table: dict[str, tuple[str, ...]] = {}
     for service in services:

@@ -22,7 +22,9 @@ class Steadiness:
         self._since.pop(key, None)
 
     def lasts(self, key: Hashable, pod: Mapping[str, Any], now: float, *, late: bool) -> bool:
-        """Say whether *pod*, which is ready, has been so for long enough; *late*: time is up, and only one that has ended before is not believed."""
+        """Say whether *pod*, which is ready, has been so for long enough; *late*: time is up, and
+        only one that has ended before is not believed.
+        """
         restarts = sum(int(each["restartCount"]) for each in pod["status"]["containerStatuses"])
         since, before = self._since.get(key, (now, restarts))
         if before != restarts:

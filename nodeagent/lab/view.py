@@ -57,7 +57,9 @@ class View:
         return read_objects(self.layout.objects, f"{kind}.")
 
     def pod(self, target: str, namespace: str = "default") -> Object:
-        """Return the pod that *target* means: ``pod``, ``namespace/pod`` or ``deploy/name`` (its first); raises LabError."""
+        """Return the pod that *target* means: ``pod``, ``namespace/pod`` or ``deploy/name`` (its
+        first); raises LabError.
+        """
         return self.select(target, namespace)[0]
 
     def select(self, target: str, namespace: str = "default") -> list[Object]:
@@ -65,7 +67,9 @@ class View:
         first, slash, second = target.partition("/")
         pods = self.pods
         if first in ("deploy", "deployment") and slash:
-            found = [each for each in pods.values() if each["metadata"]["namespace"] == namespace and owner(each) == second]
+            found = [
+                each for each in pods.values() if each["metadata"]["namespace"] == namespace and owner(each) == second
+            ]
         else:
             key = target if slash else f"{namespace}/{target}"
             found = [pods[key]] if key in pods else []
@@ -86,7 +90,9 @@ class View:
         return Path(self.pod(target, namespace)["metadata"]["annotations"][NETNS])
 
     def root(self, target: str, namespace: str = "default") -> Path:
-        """Return the root of the pod's own view of the files, as seen from outside; a container's volumes are not in it."""
+        """Return the root of the pod's own view of the files, as seen from outside; a container's
+        volumes are not in it.
+        """
         return Path(f"/proc/{self.pod(target, namespace)['metadata']['annotations'][PAUSE_PID]}/root")
 
     def log_file(self, target: str, namespace: str = "default", container: str | None = None) -> Path:
@@ -95,19 +101,28 @@ class View:
         name = _container(pod, container).name
         path = self.layout.logs(pod["metadata"]["namespace"], pod["metadata"]["name"]) / f"{name}.log"
         if not path.exists():
-            raise LabError(f"{target}: container {name} has not been started yet: nodeagent lab status --name {self.name} says why")
+            raise LabError(
+                f"{target}: container {name} has not been started yet: nodeagent lab status --name {self.name} says why"
+            )
         return path
 
     def log(self, target: str, namespace: str = "default", container: str | None = None) -> str:
         """Return what a container of the pod has written so far."""
         pod = self.pod(target, namespace)
-        path = self.layout.logs(pod["metadata"]["namespace"], pod["metadata"]["name"]) / f"{_container(pod, container).name}.log"
+        path = (
+            self.layout.logs(pod["metadata"]["namespace"], pod["metadata"]["name"])
+            / f"{_container(pod, container).name}.log"
+        )
         return path.read_text(errors="replace") if path.exists() else ""
 
-    def command(self, target: str, argv: Sequence[str], namespace: str = "default", container: str | None = None) -> list[str]:
-        """Return the command line by which *argv* runs in a pod's container, on a node or in the ``underlay``: for subprocess or asyncio.
+    def command(
+        self, target: str, argv: Sequence[str], namespace: str = "default", container: str | None = None
+    ) -> list[str]:
+        """Return the command line by which *argv* runs in a pod's container, on a node or in the
+        ``underlay``: for subprocess or asyncio.
 
-        In a pod it has the container's environment and cgroup (so it is captured as the container is), and dies with the command.
+        In a pod it has the container's environment and cgroup (so it is captured as the container
+        is), and dies with the command.
         """
         group = self.group
         if target == "underlay" or self._node(target):
@@ -122,7 +137,21 @@ class View:
             if each["metadata"]["namespace"] == pod["metadata"]["namespace"]
         }
         variables = [f"{key}={value}" for key, value in environment(spec, pod, maps.get).items()]
-        enter = ["nsenter", "--target", str(pid), "--net", "--uts", "--ipc", "--mount", "--pid", "--", "setpriv", "--pdeathsig", "KILL", "--"]
+        enter = [
+            "nsenter",
+            "--target",
+            str(pid),
+            "--net",
+            "--uts",
+            "--ipc",
+            "--mount",
+            "--pid",
+            "--",
+            "setpriv",
+            "--pdeathsig",
+            "KILL",
+            "--",
+        ]
         return joining(pod_group / spec.name, [*enter, "env", "-i", *variables, *argv])
 
     def exec(
@@ -136,13 +165,30 @@ class View:
         timeout: float | None = 60,
         check: bool = False,
     ) -> subprocess.CompletedProcess[str]:
-        """Run *argv* in a pod, on a node or in the ``underlay``, and return what it wrote and how it ended.
+        """Run *argv* in a pod, on a node or in the ``underlay``, and return what it wrote and how
+        it ended.
 
-        Raises LabError if there is no such pod, subprocess.TimeoutExpired, and with *check* subprocess.CalledProcessError.
+        Raises LabError if there is no such pod, subprocess.TimeoutExpired, and with *check*
+        subprocess.CalledProcessError.
         """
-        return subprocess.run(self.command(target, argv, namespace, container), input=input, text=True, capture_output=True, timeout=timeout, check=check)
+        return subprocess.run(
+            self.command(target, argv, namespace, container),
+            input=input,
+            text=True,
+            capture_output=True,
+            timeout=timeout,
+            check=check,
+        )
 
-    def popen(self, target: str, argv: Sequence[str], namespace: str = "default", *, container: str | None = None, **options: Any) -> subprocess.Popen[Any]:
+    def popen(
+        self,
+        target: str,
+        argv: Sequence[str],
+        namespace: str = "default",
+        *,
+        container: str | None = None,
+        **options: Any,
+    ) -> subprocess.Popen[Any]:
         """Start *argv* as :meth:`exec` does and return the running process; *options* are subprocess.Popen's."""
         return subprocess.Popen(self.command(target, argv, namespace, container), **options)
 
@@ -192,7 +238,9 @@ def is_ready(pod: Object) -> bool:
 
 def faults(pod: Object) -> tuple[str, str]:
     """Return in words why a pod is not ready, and the name of the first container of which that is said."""
-    message = next((str(each["message"]) for each in pod["status"]["conditions"] if "message" in each), "") or str(pod["status"]["phase"])
+    message = next((str(each["message"]) for each in pod["status"]["conditions"] if "message" in each), "") or str(
+        pod["status"]["phase"]
+    )
     statuses = [*pod["status"].get("initContainerStatuses", ()), *pod["status"]["containerStatuses"]]
     named = [each["name"] for each in statuses if message.startswith(f"container {each['name']}: ")]
     ended = [each["name"] for each in statuses if each.get("lastState", {}).get("terminated", {}).get("exitCode")]
@@ -215,10 +263,16 @@ def _pod_status(pod: Object) -> Object:
 
 def _container(pod: Object, name: str | None) -> Container:
     spec = pod["spec"]
-    containers = [Container.model_validate_json(json.dumps(each)) for each in (*spec["containers"], *spec.get("initContainers", ()))]
+    containers = [
+        Container.model_validate_json(json.dumps(each))
+        for each in (*spec["containers"], *spec.get("initContainers", ()))
+    ]
     found = next((each for each in containers if name in (None, each.name)), None)
     if found is None:
-        raise LabError(f"pod {pod['metadata']['name']} has no container {name}; it has {', '.join(each.name for each in containers)}")
+        raise LabError(
+            f"pod {pod['metadata']['name']} has no container {name}; it has "
+            f"{', '.join(each.name for each in containers)}"
+        )
     return found
 
 

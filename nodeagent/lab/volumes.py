@@ -11,7 +11,8 @@ from nodeagent.resources.pod import ConfigMapVolume, Container, HostPath, PodSpe
 
 
 def prepare(directory: Path, spec: PodSpec, config_maps: ConfigMaps, sockets: Path) -> dict[str, Path]:
-    """Make the volumes of *spec* in *directory*, or bring their ConfigMaps up to date, and return name -> where it is.
+    """Make the volumes of *spec* in *directory*, or bring their ConfigMaps up to date, and return
+    name -> where it is.
 
     A csi volume is *sockets*, the folder in which the node's agent serves this pod.
 
@@ -52,7 +53,13 @@ def _host_path(name: str, volume: HostPath) -> Path:
         path.mkdir(parents=True, exist_ok=True)
     elif volume.type == "FileOrCreate" and not path.exists():
         path.touch()
-    fits = {"Directory": path.is_dir, "DirectoryOrCreate": path.is_dir, "File": path.is_file, "FileOrCreate": path.is_file, "Socket": path.is_socket}
+    fits = {
+        "Directory": path.is_dir,
+        "DirectoryOrCreate": path.is_dir,
+        "File": path.is_file,
+        "FileOrCreate": path.is_file,
+        "Socket": path.is_socket,
+    }
     if not fits.get(volume.type, path.exists)():
         raise LabError(f"volume {name}: hostPath {path} is not there or is no {volume.type or 'file'}")
     return path
@@ -64,10 +71,14 @@ def _write(directory: Path, name: str, volume: ConfigMapVolume, config_maps: Con
         if volume.optional:
             return
         raise LabError(f"volume {name}: ConfigMap {volume.name} does not exist")
-    files = {item.path: (item.key, item.mode or volume.default_mode) for item in volume.items} or {key: (key, volume.default_mode) for key in data}
+    files = {item.path: (item.key, item.mode or volume.default_mode) for item in volume.items} or {
+        key: (key, volume.default_mode) for key in data
+    }
     for path, (key, mode) in files.items():
         if key not in data:
-            raise LabError(f"volume {name}: ConfigMap {volume.name} has no key {key}; it has {', '.join(data) or 'none'}")
+            raise LabError(
+                f"volume {name}: ConfigMap {volume.name} has no key {key}; it has {', '.join(data) or 'none'}"
+            )
         file = directory / path
         file.parent.mkdir(parents=True, exist_ok=True)
         if not file.exists() or file.read_text() != data[key]:

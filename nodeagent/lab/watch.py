@@ -26,7 +26,10 @@ class Objects:
         self._files: dict[str, tuple[tuple[int, int], dict[str, Any]]] = {}
         self._pending = False
         self._fd = _libc.inotify_init1(os.O_NONBLOCK | os.O_CLOEXEC)
-        if self._fd < 0 or _libc.inotify_add_watch(self._fd, os.fsencode(directory), _IN_MOVED_FROM | _IN_MOVED_TO | _IN_DELETE) < 0:
+        if (
+            self._fd < 0
+            or _libc.inotify_add_watch(self._fd, os.fsencode(directory), _IN_MOVED_FROM | _IN_MOVED_TO | _IN_DELETE) < 0
+        ):
             number = ctypes.get_errno()
             raise OSError(number, f"inotify on {directory}: {os.strerror(number)}")
         asyncio.get_running_loop().add_reader(self._fd, self._on_event)
@@ -51,7 +54,9 @@ class Objects:
                 stat = entry.stat()
                 version = (stat.st_ino, stat.st_mtime_ns)
                 known = self._files.get(entry.name)
-                seen[entry.name] = known if known and known[0] == version else (version, json.loads(Path(entry.path).read_bytes()))
+                seen[entry.name] = (
+                    known if known and known[0] == version else (version, json.loads(Path(entry.path).read_bytes()))
+                )
             except FileNotFoundError:
                 continue
         changed = seen != self._files

@@ -11,7 +11,9 @@ from typing import Any
 
 
 def decode(kind: Any, value: Any) -> Any:
-    """Return *value*, as ``dataclasses.asdict`` and JSON left it, as a *kind*: nested dataclasses and tuples are made again."""
+    """Return *value*, as ``dataclasses.asdict`` and JSON left it, as a *kind*: nested dataclasses
+    and tuples are made again.
+    """
     return _decoder(kind)(value)
 
 

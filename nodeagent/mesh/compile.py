@@ -1,7 +1,8 @@
-"""Kubernetes objects → the snapshot's entries. Pure and incremental: a change costs what it touches.
+"""Kubernetes objects → the snapshot's entries. Pure and incremental: a change costs what it
+touches.
 
-The result depends on the objects alone, never on the order in which they came: that is what lets two agents agree,
-and what the tests hold it to.
+The result depends on the objects alone, never on the order in which they came: that is what lets
+two agents agree, and what the tests hold it to.
 """
 
 from __future__ import annotations
@@ -9,14 +10,38 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterable, Sequence, Set
 from dataclasses import replace
+from functools import partial
 from typing import Any, Final, TypeVar, cast
 
 from nodeagent.errors import IdentityError, shown
 from nodeagent.identity.spiffe import spiffe_id
 from nodeagent.istio import ROOT_NAMESPACE
 from nodeagent.mesh import rules
-from nodeagent.mesh.entries import UNREAD, Address, Delta, Endpoint, Entry, PodUid, Protocol, Service, ServicePort, UnreadPolicies, Workload
-from nodeagent.mesh.local import EXCLUDE_INBOUND, AskingPod, LocalPod, asking_pod, bypass, excluded_ports, finished, has_sidecar, local_pod, path_setting
+from nodeagent.mesh.entries import (
+    UNREAD,
+    Address,
+    Delta,
+    Endpoint,
+    Entry,
+    PodUid,
+    Protocol,
+    Service,
+    ServicePort,
+    UnreadPolicies,
+    Workload,
+)
+from nodeagent.mesh.local import (
+    EXCLUDE_INBOUND,
+    AskingPod,
+    LocalPod,
+    asking_pod,
+    bypass,
+    excluded_ports,
+    finished,
+    has_sidecar,
+    local_pod,
+    path_setting,
+)
 from nodeagent.mesh.network_policies import NetworkPolicies
 from nodeagent.mesh.policies import Policies, PolicyKey, entry_key, names, refused_row
 from nodeagent.mesh.selection import Key, Postings, Selection
@@ -26,7 +51,9 @@ from nodeagent.resources.changes import AnyChange, EnrolledChange, Refused
 from nodeagent.resources.security import KINDS, Policy
 
 DEFAULT_ACCOUNT: Final = "default"
-"""Of pods that name none: mirrors of static pods. The mesh names them so; `nodeagent ca` gives no node this identity for them."""
+"""Of pods that name none: mirrors of static pods. The mesh names them so; `nodeagent ca` gives no
+node this identity for them.
+"""
 _Made = TypeVar("_Made", Workload, Service)
 log = logging.getLogger("nodeagent.mesh")
 
@@ -34,10 +61,18 @@ log = logging.getLogger("nodeagent.mesh")
 class Mesh:
     """The cluster as *node* of *trust_domain* sees it.
 
-    *default_mtls* is in force where no PeerAuthentication says otherwise; policies of *root_namespace* are for the whole mesh.
+    *default_mtls* is in force where no PeerAuthentication says otherwise; policies of
+    *root_namespace* are for the whole mesh.
     """
 
-    def __init__(self, node: str, trust_domain: str, *, default_mtls: MtlsMode = "PERMISSIVE", root_namespace: str = ROOT_NAMESPACE) -> None:
+    def __init__(
+        self,
+        node: str,
+        trust_domain: str,
+        *,
+        default_mtls: MtlsMode = "PERMISSIVE",
+        root_namespace: str = ROOT_NAMESPACE,
+    ) -> None:
         self._node, self._trust_domain = node, trust_domain
         self._pods: dict[Key, objects.Pod] = {}
         self._services: dict[Key, objects.Service] = {}
@@ -78,12 +113,18 @@ class Mesh:
             elif change.kind == "Node":
                 self._nodes.pop(change.name, None)
             elif change.kind == "Namespace":
-                self._put_namespace(change.name, change.object if isinstance(change.object, objects.Namespace) else None)
+                self._put_namespace(
+                    change.name, change.object if isinstance(change.object, objects.Namespace) else None
+                )
             elif change.kind in KINDS:
                 policy = change.object if isinstance(change.object, Policy) else None
                 self._put_policy((change.kind, change.namespace, change.name), policy, change.file)
             else:
-                self._network.put(change.kind, *key, change.object if isinstance(change.object, objects.NetworkPolicy | objects.UnreadPolicy) else None)
+                self._network.put(
+                    change.kind,
+                    *key,
+                    change.object if isinstance(change.object, objects.NetworkPolicy | objects.UnreadPolicy) else None,
+                )
                 self._dirty_modes |= self._policies.pods_in(change.namespace)
         return self._recompile()
 
@@ -108,8 +149,14 @@ class Mesh:
 
     def policies(self, refused: Sequence[Refused] = ()) -> list[dict[str, Any]]:
         """Return a row for each policy and for each of the *refused* documents, for ``nodeagent get policies``."""
-        local = {key for key, pod in self._pods.items() if pod.node == self._node and not pod.host_network and key in self._made}
-        wrong: dict[PolicyKey, Refused] = {(each.kind, each.namespace, each.name): each for each in refused if each.kind}
+        local = {
+            key
+            for key, pod in self._pods.items()
+            if pod.node == self._node and not pod.host_network and key in self._made
+        }
+        wrong: dict[PolicyKey, Refused] = {
+            (each.kind, each.namespace, each.name): each for each in refused if each.kind
+        }
         rows = []
         for key in sorted(self._policies.known):
             pods = len(self._affected(key) & local)
@@ -169,14 +216,18 @@ class Mesh:
         self._dirty_pods |= self._policies.pods_in(name)
 
     def _put_policy(self, key: PolicyKey, policy: Policy | None, file: str) -> None:
-        """Mark the policy and the pods that it was for and is for now: their entries change by their modes and policies alone."""
+        """Mark the policy and the pods that it was for and is for now: their entries change by
+        their modes and policies alone.
+        """
         self._dirty_policies.add(key)
         self._dirty_modes |= self._affected(key)
         self._policies.put(key, policy, file)
         self._dirty_modes |= self._affected(key)
 
     def _affected(self, key: PolicyKey) -> Set[Key]:
-        return self._policies.pods(key) | {pod for service in self._policies.services(key) for pod in self._selection.pods_of(service)}
+        return self._policies.pods(key) | {
+            pod for service in self._policies.services(key) for pod in self._selection.pods_of(service)
+        }
 
     # -- what is made of it --
 
@@ -187,7 +238,7 @@ class Mesh:
         for key in self._dirty_modes - self._dirty_pods:
             made = self._entries.get(self._made.get(key, ""))
             if isinstance(made, Workload):
-                governed = self._compiled(_policies_of(key), made.key, lambda key=key, made=made: self._governed(key, made))  # type: ignore[misc]
+                governed = self._compiled(_policies_of(key), made.key, partial(self._governed, key, made))
                 fresh[made.key] = governed or made
                 used |= self._use(key, governed)
         for key in self._dirty_pods:
@@ -221,7 +272,9 @@ class Mesh:
         return self._commit(fresh, stale)
 
     def _compiled(self, whose: str, previous: str | None, make: Callable[[], _Made | None]) -> _Made | None:
-        """Return what *make* makes of an object, or its last entry where that fails: one object never takes others along."""
+        """Return what *make* makes of an object, or its last entry where that fails: one object
+        never takes others along.
+        """
         try:
             made = make()
         except Exception as error:
@@ -246,13 +299,22 @@ class Mesh:
         return Delta(tuple(upserts), tuple(removals))
 
     def _governed(self, key: Key, workload: Workload) -> Workload:
-        """Return *workload* with what the policies for the pod *key* make of it; Istio's themselves matter on its own node only."""
+        """Return *workload* with what the policies for the pod *key* make of it; Istio's themselves
+        matter on its own node only.
+        """
         found = self._policies.of(key, self._selection.services_of(key))
         modes = self._policies.mtls(found)
         pod = self._pods[key]
         network = "" if pod.host_network else self._network.selecting(pod.namespace, pod.labels)
         own = names(found) if workload.node == self._node and not pod.host_network else ()
-        return replace(workload, mtls=modes.mode, mtls_from=modes.source, port_mtls=modes.ports, policies=own, network_policy=network)
+        return replace(
+            workload,
+            mtls=modes.mode,
+            mtls_from=modes.source,
+            port_mtls=modes.ports,
+            policies=own,
+            network_policy=network,
+        )
 
     def _use(self, key: Key, workload: Workload | None) -> set[str]:
         """Keep which local pods use which policies' entries; return those for which that changed."""
@@ -266,7 +328,9 @@ class Mesh:
         return before ^ after
 
     def _owned(self, key: Key, pod: objects.Pod) -> tuple[Address, ...]:
-        """Return the addresses that are *pod*'s: while two claim one, the younger has it, as the older is on its way out."""
+        """Return the addresses that are *pod*'s: while two claim one, the younger has it, as the
+        older is on its way out.
+        """
         if pod.host_network or finished(pod):
             return ()
         return tuple(address for address in pod.addresses if max(self._claims.get(address), key=self._age) == key)
@@ -330,7 +394,9 @@ class Mesh:
         )
 
     def _path(self, pod: objects.Pod, faults: list[str]) -> PathSetting:
-        """Return the path that *pod* or else its namespace asks for; what is wrong there or at a Service that selects it goes to *faults*."""
+        """Return the path that *pod* or else its namespace asks for; what is wrong there or at a
+        Service that selects it goes to *faults*.
+        """
         own = path_setting(pod.annotations, "", faults)
         namespace = self._namespaces.get(pod.namespace)
         wider = path_setting(namespace.annotations, f"Namespace {namespace.name}: ", faults) if namespace else None
@@ -338,8 +404,11 @@ class Mesh:
             path_setting(self._services[key].annotations, f"Service {key[1]}: ", faults)
         return own or wider or "auto"
 
-    def _served(self, key: Key, pod: objects.Pod) -> tuple[tuple[tuple[int, Protocol], ...], tuple[tuple[int, str], ...]]:
-        """Return protocol and Service by workload port; the oldest Service that targets a port decides, as in Istio.
+    def _served(
+        self, key: Key, pod: objects.Pod
+    ) -> tuple[tuple[tuple[int, Protocol], ...], tuple[tuple[int, str], ...]]:
+        """Return protocol and Service by workload port; the oldest Service that targets a port
+        decides, as in Istio.
 
         Where two ports of that Service lead there, the one that says what it is decides.
         """
@@ -350,22 +419,36 @@ class Mesh:
             name = f"{service.namespace}/{service.name}"
             for port in service.ports:
                 number = rules.target_port(port, pod) if port.transport == "TCP" else None
-                if number is not None and services.setdefault(number, name) == name and ports.get(number, "auto") == "auto":
+                if (
+                    number is not None
+                    and services.setdefault(number, name) == name
+                    and ports.get(number, "auto") == "auto"
+                ):
                     ports[number] = rules.port_protocol(port)
         return tuple(sorted(ports.items())), tuple(sorted(services.items()))
 
     def _service(self, key: Key) -> Service | None:
-        """Return the entry of the Service *key*; None without a selector: its endpoints are not known here, so the node routes it."""
+        """Return the entry of the Service *key*; None without a selector: its endpoints are not
+        known here, so the node routes it.
+        """
         service = self._services.get(key)
         if service is None or not service.selector:
             return None
         pods = [(pod, self._pods[pod]) for pod in sorted(self._selection.pods_of(key))]
-        chosen = [(pod, self._reachable(where, pod)) for where, pod in pods if _serving(pod) or (service.publish_not_ready and not finished(pod))]
+        chosen = [
+            (pod, self._reachable(where, pod))
+            for where, pod in pods
+            if _serving(pod) or (service.publish_not_ready and not finished(pod))
+        ]
         ports = tuple(
-            ServicePort(port.port, port.name, rules.port_protocol(port), tuple(_endpoints(port, chosen))) for port in service.ports if port.transport == "TCP"
+            ServicePort(port.port, port.name, rules.port_protocol(port), tuple(_endpoints(port, chosen)))
+            for port in service.ports
+            if port.transport == "TCP"
         )
         host = f"{service.name}.{service.namespace}.svc.cluster.local"
-        return Service(service.name, service.namespace, host, service.addresses, ports, path_setting(service.annotations, "", []))
+        return Service(
+            service.name, service.namespace, host, service.addresses, ports, path_setting(service.annotations, "", [])
+        )
 
     def _reachable(self, key: Key, pod: objects.Pod) -> tuple[Address, ...]:
         return pod.addresses if pod.host_network else self._owned(key, pod)
@@ -380,7 +463,9 @@ def _serving(pod: objects.Pod) -> bool:
     return pod.ready and not pod.terminating and not finished(pod)
 
 
-def _endpoints(port: objects.ServicePort, pods: Iterable[tuple[objects.Pod, tuple[Address, ...]]]) -> Iterable[Endpoint]:
+def _endpoints(
+    port: objects.ServicePort, pods: Iterable[tuple[objects.Pod, tuple[Address, ...]]]
+) -> Iterable[Endpoint]:
     for pod, addresses in pods:
         number = rules.target_port(port, pod)
         if number is not None:

@@ -1,4 +1,6 @@
-"""How a request reaches an application on the client's own node: over the network, or from inside the server's pod. Pure."""
+"""How a request reaches an application on the client's own node: over the network, or from inside
+the server's pod. Pure.
+"""
 
 from __future__ import annotations
 
@@ -11,8 +13,9 @@ from nodeagent.mesh.entries import Entry, UnreadPolicies, Workload
 
 @dataclass(frozen=True, slots=True)
 class Delivery:
-    """``network``: dialled from the client's pod over the pods' own interfaces, so that what the network forbids is forbidden here too;
-    ``inside``: dialled within the server's network namespace, where nothing of the network is passed. ``why`` is for people.
+    """``network``: dialled from the client's pod over the pods' own interfaces, so that what the
+    network forbids is forbidden here too; ``inside``: dialled within the server's network
+    namespace, where nothing of the network is passed. ``why`` is for people.
     """
 
     way: Literal["network", "inside"]
@@ -27,9 +30,11 @@ _FREE: Final = Delivery("inside", "no NetworkPolicy selects either pod")
 
 
 def delivery(setting: Setting, client: Workload | None, server: Workload | None, unread: Entry | None) -> Delivery:
-    """Return how *client*, a pod of *server*'s node, reaches *server*. None: it is not known, or is outside.
+    """Return how *client*, a pod of *server*'s node, reaches *server*. None: it is not known, or is
+    outside.
 
-    *setting* is ``redirect.delivery`` of agent.yaml, *unread* the snapshot's entry of policies that cannot be read, None without any.
+    *setting* is ``redirect.delivery`` of agent.yaml, *unread* the snapshot's entry of policies that
+    cannot be read, None without any.
     """
     if client is not None and server is not None and client.uid == server.uid:
         return _ITSELF

@@ -1,6 +1,7 @@
 """The entries of a snapshot: small, immutable, JSON-able; what a proxy worker knows of the cluster.
 
-Control compiles them from resources and sends a worker only those that changed. A worker never sees YAML.
+Control compiles them from resources and sends a worker only those that changed. A worker never sees
+YAML.
 """
 
 from __future__ import annotations
@@ -11,7 +12,15 @@ from functools import lru_cache
 from typing import Any, Final, Literal, NewType
 
 from nodeagent.mesh.codec import decode
-from nodeagent.policy.model import AuthorizationPolicy, Jwks, MtlsMode, PathSetting, RateLimit, RequestAuthentication, Rule
+from nodeagent.policy.model import (
+    AuthorizationPolicy,
+    Jwks,
+    MtlsMode,
+    PathSetting,
+    RateLimit,
+    RequestAuthentication,
+    Rule,
+)
 
 SpiffeId = NewType("SpiffeId", str)
 """``spiffe://<trust domain>/ns/<namespace>/sa/<service account>``."""
@@ -23,8 +32,10 @@ UNREAD: Final = "network/unread"
 """Key of the one entry of its kind."""
 
 Protocol = Literal["http", "http2", "tcp", "auto"]
-"""What a port was declared to be. ``http``: HTTP/1; ``http2``: HTTP/2 and gRPC, which are carried as bytes for now; ``tcp``: anything else that has
-a name, TLS among it; ``auto``: nothing, so its first bytes tell."""
+"""What a port was declared to be. ``http``: HTTP/1; ``http2``: HTTP/2 and gRPC, which are carried
+as bytes for now; ``tcp``: anything else that has a name, TLS among it; ``auto``: nothing, so its
+first bytes tell.
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +83,9 @@ class Workload:
     port_mtls: tuple[tuple[int, MtlsMode], ...] = ()
     """Workload ports whose mode differs (portLevelMtls)."""
     policies: tuple[str, ...] = ()
-    """Keys of the AuthorizationPolicy, RequestAuthentication and RateLimit entries that apply to it; known on its own node only."""
+    """Keys of the AuthorizationPolicy, RequestAuthentication and RateLimit entries that apply to
+    it; known on its own node only.
+    """
     path: PathSetting = "auto"
     """``nodeagent.io/path`` of the pod, else of its namespace."""
     own_path: bool = False
@@ -115,7 +128,9 @@ class ServicePort:
     name: str
     protocol: Protocol
     endpoints: tuple[Endpoint, ...]
-    """Ready endpoints of both address families; a connection uses those of the family that was dialled, if there are any."""
+    """Ready endpoints of both address families; a connection uses those of the family that was
+    dialled, if there are any.
+    """
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,7 +152,9 @@ class Service:
 
 @dataclass(frozen=True, slots=True)
 class UnreadPolicies:
-    """There are policies for the network that cannot be read here; ``example``: one of them, in words. The entry is there while they are."""
+    """There are policies for the network that cannot be read here; ``example``: one of them, in
+    words. The entry is there while they are.
+    """
 
     example: str
 
@@ -148,14 +165,17 @@ class UnreadPolicies:
 
 Entry = Workload | Service | AuthorizationPolicy | RequestAuthentication | Jwks | RateLimit | UnreadPolicies
 _KINDS: Final[dict[str, Any]] = {
-    kind.__name__: kind for kind in (Workload, Service, AuthorizationPolicy, RequestAuthentication, Jwks, RateLimit, UnreadPolicies)
+    kind.__name__: kind
+    for kind in (Workload, Service, AuthorizationPolicy, RequestAuthentication, Jwks, RateLimit, UnreadPolicies)
 }
 
 
 def policies_of(workload: Workload, known: Callable[[str], Entry | None]) -> tuple[Entry, ...]:
-    """Return the policies that apply to *workload*, a pod of this node, by what is *known* under their keys.
+    """Return the policies that apply to *workload*, a pod of this node, by what is *known* under
+    their keys.
 
-    One that applies and is not known, because it could not be carried or taken in, is closed: in its place stands one that denies everything.
+    One that applies and is not known, because it could not be carried or taken in, is closed: in
+    its place stands one that denies everything.
     """
     return tuple(known(key) or _closed(key) for key in workload.policies)
 

@@ -1,4 +1,5 @@
-"""What would happen to a connection or request, step by step and in words: what ``nodeagent explain`` prints. Pure.
+"""What would happen to a connection or request, step by step and in words: what ``nodeagent
+explain`` prints. Pure.
 
 The steps are in the order in which the proxy takes them, and decided by the same code.
 """
@@ -28,8 +29,10 @@ _CLUSTER: Final = ".svc.cluster.local"
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """SRC: ``[NAMESPACE/]POD``, an address, a SPIFFE ID, or ``-`` for a client without identity. DST: ``[NAMESPACE/]NAME[:PORT]`` of a
-    Service or pod, a Service's host, or ADDRESS:PORT. *method* empty: a connection, no request."""
+    """SRC: ``[NAMESPACE/]POD``, an address, a SPIFFE ID, or ``-`` for a client without identity.
+    DST: ``[NAMESPACE/]NAME[:PORT]`` of a Service or pod, a Service's host, or ADDRESS:PORT.
+    *method* empty: a connection, no request.
+    """
 
     source: str
     destination: str
@@ -89,12 +92,18 @@ class _Facts:
     def connection(self) -> ConnectionFacts:
         to = next(iter(self.server.workload.addresses), "")
         presumed = "" if self.principal or self.client.workload is None else self.client.principal
-        return ConnectionFacts(self.principal, self.client.address, self.client.address, to, self.server.port, presumed=presumed)
+        return ConnectionFacts(
+            self.principal, self.client.address, self.client.address, to, self.server.port, presumed=presumed
+        )
 
     def request(self) -> RequestFacts | None:
         question, service = self.question, self.server.service
         host = question.headers.get("host", service.host if service else self.server.workload.pod)
-        return RequestFacts(question.method, question.path, host, question.headers.get, self.claims) if question.method and self.http else None
+        return (
+            RequestFacts(question.method, question.path, host, question.headers.get, self.claims)
+            if question.method and self.http
+            else None
+        )
 
 
 def explain(
@@ -107,8 +116,8 @@ def explain(
     kernel_path: KernelPath | None = None,
     claims: Claims | None = None,
 ) -> Explanation:
-    """Return what happens to *question* by *entries*, the snapshot of *node*; *claims* are those of the request's token, were it verified.
-    *setting* is ``redirect.delivery`` of agent.yaml.
+    """Return what happens to *question* by *entries*, the snapshot of *node*; *claims* are those of
+    the request's token, were it verified. *setting* is ``redirect.delivery`` of agent.yaml.
 
     Raises ConfigError when the source or the destination is not known.
     """
@@ -124,7 +133,13 @@ def explain(
     workload = server.workload
     steps.append(Step("path", kernel_path(client.workload, workload, server.port) if kernel_path else _path(workload)))
     if workload.node != node:
-        steps.append(Step("policy", f"the policies of {workload.namespace}/{workload.pod} are known on its own node: ask the agent of {workload.node}"))
+        steps.append(
+            Step(
+                "policy",
+                f"the policies of {workload.namespace}/{workload.pod} are known on its own node: ask the agent of "
+                f"{workload.node}",
+            )
+        )
         return Explanation(tuple(steps), "unknown")
     if client.workload is not None and client.workload.node == node and client.workload.enrolled and workload.enrolled:
         unread = next((entry for entry in known if entry.key == UNREAD), None)
@@ -147,7 +162,10 @@ def _client(entries: list[Entry], text: str) -> _Client:
     if found is None:
         if _is_address(text):
             return _Client(None, "", text)
-        raise ConfigError(f"SRC: {text!r:.120}: no such pod: [NAMESPACE/]POD, an address, a SPIFFE ID, or - for a client without identity")
+        raise ConfigError(
+            f"SRC: {text!r:.120}: no such pod: [NAMESPACE/]POD, an address, a SPIFFE ID, or - for a client "
+            "without identity"
+        )
     return _Client(found, found.identity.removeprefix(_SCHEME), next(iter(found.addresses), ""))
 
 
@@ -158,7 +176,10 @@ def _server(entries: list[Entry], text: str) -> tuple[_Server | None, list[Step]
     if service is None:
         workload = _workload(entries, name)
         if workload is None:
-            raise ConfigError(f"DST: {text!r:.120}: no such Service or pod: [NAMESPACE/]NAME[:PORT], a Service's host, or ADDRESS:PORT")
+            raise ConfigError(
+                f"DST: {text!r:.120}: no such Service or pod: [NAMESPACE/]NAME[:PORT], a Service's host, or "
+                "ADDRESS:PORT"
+            )
         number = port or next((number for number, _ in workload.ports), 0)
         if not number:
             raise ConfigError(f"DST: {text!r:.120}: a port is needed: no Service selects the pod")
@@ -173,14 +194,21 @@ def _server(entries: list[Entry], text: str) -> tuple[_Server | None, list[Step]
     endpoint, first = serving[0]
     pods = ", ".join(dict.fromkeys(f"{workload.namespace}/{workload.pod}" for _, workload in serving))
     return _Server(first, endpoint.port, chosen.protocol, service), [
-        Step("route", f"{where} is served by {pods}; what follows is for {first.namespace}/{first.pod} on {first.node}, port {endpoint.port}")
+        Step(
+            "route",
+            f"{where} is served by {pods}; what follows is for {first.namespace}/{first.pod} on {first.node}, "
+            f"port {endpoint.port}",
+        )
     ]
 
 
 def _service_port(service: Service, port: int, text: str) -> ServicePort:
     found = next((each for each in service.ports if each.port == port or not port), None)
     if found is None:
-        raise ConfigError(f"DST: {text!r:.120}: {service.host} has no such port: allowed: {', '.join(str(each.port) for each in service.ports) or 'none'}")
+        raise ConfigError(
+            f"DST: {text!r:.120}: {service.host} has no such port: allowed: "
+            f"{', '.join(str(each.port) for each in service.ports) or 'none'}"
+        )
     return found
 
 
@@ -199,13 +227,22 @@ def _service(entries: list[Entry], name: str) -> Service | None:
     else:
         own, _, namespace = name.removesuffix(_CLUSTER).removesuffix(".svc").partition(".")
     services = (entry for entry in entries if isinstance(entry, Service))
-    return next((each for each in services if (each.namespace, each.name) == (namespace or "default", own) or name in each.addresses), None)
+    return next(
+        (
+            each
+            for each in services
+            if (each.namespace, each.name) == (namespace or "default", own) or name in each.addresses
+        ),
+        None,
+    )
 
 
 def _workload(entries: list[Entry], name: str) -> Workload | None:
     namespace, own = name.split("/", 1) if "/" in name else ("default", name)
     workloads = (entry for entry in entries if isinstance(entry, Workload))
-    return next((each for each in workloads if (each.namespace, each.pod) == (namespace, own) or name in each.addresses), None)
+    return next(
+        (each for each in workloads if (each.namespace, each.pod) == (namespace, own) or name in each.addresses), None
+    )
 
 
 def _is_address(text: str) -> bool:
@@ -229,17 +266,37 @@ def _mtls(client: _Client, server: _Server) -> tuple[str, str, bool]:
     if not proxied or port in workload.excluded_ports:
         why = f"excludeInboundPorts names port {port}" if proxied else "the pod is not enrolled and has no sidecar"
         return "", f"{said}, but {why}: nobody checks identity or policy there", False
-    local = client.workload is not None and client.workload.enrolled and workload.enrolled and client.workload.node == workload.node
+    local = (
+        client.workload is not None
+        and client.workload.enrolled
+        and workload.enrolled
+        and client.workload.node == workload.node
+    )
     if local:
-        return client.principal, f"{said}: both pods are on {workload.node}: the kernel proves the client, {client.principal}, without TLS", False
+        return (
+            client.principal,
+            f"{said}: both pods are on {workload.node}: the kernel proves the client, {client.principal}, without TLS",
+            False,
+        )
     capable = client.workload.enrolled or client.workload.sidecar if client.workload else bool(client.principal)
     if mode == "DISABLE":
         return "", f"{said}: plaintext between nodes; the client's identity is not known to the server", False
     if capable and client.principal:
         return client.principal, f"{said}: mTLS; the client's certificate proves {client.principal}", False
     if mode == "STRICT":
-        return "", f"{said}: the client cannot prove an identity: refused (only probes that the pod declares pass, and only from its node)", True
-    presumed = f": no ALLOW is for it; DENY and CUSTOM take it for {client.principal}, by its address" if client.principal else ""
+        return (
+            "",
+            (
+                f"{said}: the client cannot prove an identity: refused (only probes that the pod declares pass, and "
+                "only from its node)"
+            ),
+            True,
+        )
+    presumed = (
+        f": no ALLOW is for it; DENY and CUSTOM take it for {client.principal}, by its address"
+        if client.principal
+        else ""
+    )
     return "", f"{said}: plaintext is taken; the client's identity is not known{presumed}", False
 
 
@@ -256,7 +313,13 @@ def _policies(facts: _Facts, entries: tuple[Entry, ...]) -> tuple[Verdict, list[
     connection, request = facts.connection(), facts.request()
     outcome = authorizer.connection(connection)
     decision = outcome if isinstance(outcome, Decision) else None
-    custom = decision.custom if decision is not None else outcome.custom(request) if request is not None and not isinstance(outcome, Decision) else ""
+    custom = (
+        decision.custom
+        if decision is not None
+        else outcome.custom(request)
+        if request is not None and not isinstance(outcome, Decision)
+        else ""
+    )
     if custom:
         steps.append(Step("custom", f"the external authorizer {custom} is asked first, and must allow it"))
     if facts.http:
@@ -268,8 +331,19 @@ def _policies(facts: _Facts, entries: tuple[Entry, ...]) -> tuple[Verdict, list[
         steps.append(Step("verdict", "it depends on the request: say METHOD and PATH"))
         return "unknown", steps
     for note in decision.notes:
-        steps.append(Step(note.kind.replace("_", " "), f"{note.policy or 'no ALLOW policy'}{f', rule {note.rule}' if note.rule >= 0 else ''}: reported only"))
-    answer = "allowed" if decision.allowed else "refused with 403, RBAC: access denied" if facts.http else "refused: the connection is reset"
+        steps.append(
+            Step(
+                note.kind.replace("_", " "),
+                f"{note.policy or 'no ALLOW policy'}{f', rule {note.rule}' if note.rule >= 0 else ''}: reported only",
+            )
+        )
+    answer = (
+        "allowed"
+        if decision.allowed
+        else "refused with 403, RBAC: access denied"
+        if facts.http
+        else "refused: the connection is reset"
+    )
     steps.append(Step("verdict", f"{answer}: {decision.explain or 'no policy of the workload says otherwise'}"))
     if not decision.allowed:
         return "refused", steps
@@ -282,10 +356,17 @@ def _unparsed(facts: _Facts, entries: tuple[Entry, ...]) -> tuple[Verdict, list[
     """Return what happens to bytes that are not parsed as HTTP/1, None where policies may judge them as TCP."""
     protocol = facts.server.workload.protocol_at(facts.server.port)
     policies = [each for each in entries if isinstance(each, AuthorizationPolicy | RequestAuthentication | RateLimit)]
-    readers = [f"{type(each).__name__} {each.namespace}/{each.name}" for each in policies if _decides_requests(each, facts.trust_domain)]
+    readers = [
+        f"{type(each).__name__} {each.namespace}/{each.name}"
+        for each in policies
+        if _decides_requests(each, facts.trust_domain)
+    ]
     if protocol == "tcp" or not readers:
         return None
-    refused = f"what is not HTTP/1 is refused (unparsed_http), as {', '.join(readers)} decides by the request: if it is none, declare the port's protocol"
+    refused = (
+        f"what is not HTTP/1 is refused (unparsed_http), as {', '.join(readers)} decides by the request: if "
+        "it is none, declare the port's protocol"
+    )
     if protocol == "http2":
         return "refused", [Step("verdict", f"the port is declared {protocol}, which is not parsed yet: {refused}")]
     return "unknown", [Step("verdict", f"it depends on the request: say METHOD and PATH; {refused}")]
@@ -299,9 +380,19 @@ def _jwt(facts: _Facts, authentications: list[RequestAuthentication]) -> list[St
     steps = []
     for each in authentications:
         issuers = ", ".join(rule.issuer or rule.jwks_uri for rule in each.rules) or "none"
-        steps.append(Step("jwt", f"RequestAuthentication {each.namespace}/{each.name}: a token must be valid for one of: {issuers}; no token passes"))
+        steps.append(
+            Step(
+                "jwt",
+                f"RequestAuthentication {each.namespace}/{each.name}: a token must be valid for one of: "
+                f"{issuers}; no token passes",
+            )
+        )
     if authentications:
-        token = f"taken as a valid one of {facts.claims.principal}" if facts.claims else "none is assumed: request.auth.* is empty"
+        token = (
+            f"taken as a valid one of {facts.claims.principal}"
+            if facts.claims
+            else "none is assumed: request.auth.* is empty"
+        )
         steps.append(Step("jwt", f"the request's token: {token}"))
     return steps
 
@@ -314,7 +405,19 @@ def _limits(limit: RateLimit) -> list[Step]:
         bucket = local.bucket
         which = f" for {', '.join(scope)}" if scope else ""
         each = f", for each {', '.join(local.by)}" if local.by else ""
-        steps.append(Step("rate limit", f"{name}: {bucket.max_tokens} at once, {bucket.tokens_per_fill} every {bucket.fill_seconds:g} s{which}{each}"))
+        steps.append(
+            Step(
+                "rate limit",
+                f"{name}: {bucket.max_tokens} at once, {bucket.tokens_per_fill} every {bucket.fill_seconds:g} "
+                f"s{which}{each}",
+            )
+        )
     if limit.service is not None:
-        steps.append(Step("rate limit", f"{name}: {limit.service.provider} is asked (domain {limit.service.domain}); on failure {limit.service.failure_mode}"))
+        steps.append(
+            Step(
+                "rate limit",
+                f"{name}: {limit.service.provider} is asked (domain {limit.service.domain}); on failure "
+                f"{limit.service.failure_mode}",
+            )
+        )
     return steps

@@ -1,7 +1,8 @@
-"""Which connections the kernel decides alone, and how. Pure: entries of the snapshot in, the wanted contents of the BPF maps out.
+"""Which connections the kernel decides alone, and how. Pure: entries of the snapshot in, the wanted
+contents of the BPF maps out.
 
-A port is on the kernel path when both ends are pods of this node that are captured and nothing is decided or noted per
-request. Everything else takes the proxy, and ``why`` says what keeps it there.
+A port is on the kernel path when both ends are pods of this node that are captured and nothing is
+decided or noted per request. Everything else takes the proxy, and ``why`` says what keeps it there.
 """
 
 from __future__ import annotations
@@ -32,9 +33,13 @@ class Settings:
     node: str
     trust_domain: str
     observed: str = ""
-    """Why ``auto`` takes the proxy: what is asked for that only the proxy gives ("the access log", "traces"); empty: nothing."""
+    """Why ``auto`` takes the proxy: what is asked for that only the proxy gives ("the access log",
+    "traces"); empty: nothing.
+    """
     client_cert: bool = True
-    """Applications may read X-Forwarded-Client-Cert, which only the proxy makes, and of which it removes a client's own."""
+    """Applications may read X-Forwarded-Client-Cert, which only the proxy makes, and of which it
+    removes a client's own.
+    """
     http_metrics: bool = True
     """Count HTTP requests of kernel-path connections."""
 
@@ -117,7 +122,9 @@ class Planner:
         return Plan(destinations, dict(_balanced(services, destinations)), ports)
 
     def port_path(self, server: Workload, port: int, service: Service | None, policies: Iterable[Entry]) -> PortPath:
-        """Return the path of connections from captured pods of this node to *port* of *server*, which *policies* protect."""
+        """Return the path of connections from captured pods of this node to *port* of *server*,
+        which *policies* protect.
+        """
         protocol = server.protocol_at(port)
         setting, whose = setting_of(server, service)
         if setting == "proxy":
@@ -138,7 +145,9 @@ class Planner:
         return PortPath("kernel", f"nothing is decided per request{_UNTOUCHED if http else ''}")
 
     def permits(self, source: Workload, server: Workload, where: Where, policies: Iterable[Entry]) -> Verdict:
-        """Return what policy says now of an established connection of *source* past the proxy; a per-request decision refuses it."""
+        """Return what policy says now of an established connection of *source* past the proxy; a
+        per-request decision refuses it.
+        """
         _, port = where
         protocol = server.protocol_at(port)
         entries = list(policies)
@@ -165,10 +174,14 @@ class Planner:
             return f"its policies cannot be compiled: {error}"
         if authorizer is None or not authorizer.needs_request:
             return ""
-        names = ", ".join(sorted(f"{entry.namespace}/{entry.name}" for entry in policies if isinstance(entry, AuthorizationPolicy)))
+        names = ", ".join(
+            sorted(f"{entry.namespace}/{entry.name}" for entry in policies if isinstance(entry, AuthorizationPolicy))
+        )
         return f"an AuthorizationPolicy decides by the request: {names}"
 
-    def _authorizer(self, server: Workload, port: int, protocol: Protocol, policies: Iterable[Entry]) -> Authorizer | None:
+    def _authorizer(
+        self, server: Workload, port: int, protocol: Protocol, policies: Iterable[Entry]
+    ) -> Authorizer | None:
         """Return the compiled policies, None when there are none. Raises ResourceError."""
         own = tuple(entry for entry in policies if isinstance(entry, AuthorizationPolicy))
         if not own:
@@ -181,7 +194,11 @@ class Planner:
         return known[1]
 
     def _judge(
-        self, authorizer: Authorizer, sources: list[Workload], where: Where, before: Mapping[tuple[Where, PodUid], tuple[object, Verdict]]
+        self,
+        authorizer: Authorizer,
+        sources: list[Workload],
+        where: Where,
+        before: Mapping[tuple[Where, PodUid], tuple[object, Verdict]],
     ) -> dict[PodUid, Verdict]:
         verdicts = {}
         for source in sources:
@@ -215,11 +232,15 @@ def _verdict(authorizer: Authorizer, source: Workload, where: Where) -> Verdict:
     return Verdict(decision.allowed, decision.policy)
 
 
-def _balanced(services: Iterable[Service], destinations: Mapping[Where, KernelDestination]) -> Iterable[tuple[Where, KernelService]]:
+def _balanced(
+    services: Iterable[Service], destinations: Mapping[Where, KernelDestination]
+) -> Iterable[tuple[Where, KernelService]]:
     """Yield the ClusterIPs behind which some endpoint is on the kernel path; the others are the proxy's altogether."""
     for service in services:
         for port in service.ports:
             for address in service.addresses:
-                endpoints = tuple((each.address, each.port) for each in port.endpoints if (":" in each.address) == (":" in address))
+                endpoints = tuple(
+                    (each.address, each.port) for each in port.endpoints if (":" in each.address) == (":" in address)
+                )
                 if any(endpoint in destinations for endpoint in endpoints):
                     yield (address, port.port), KernelService(f"{service.namespace}/{service.name}", endpoints)

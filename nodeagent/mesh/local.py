@@ -48,7 +48,9 @@ class LocalPod:
 
 @dataclass(frozen=True, slots=True)
 class AskingPod:
-    """A pod of this node that asks for its own certificate: for a folder with the socket of the SPIFFE Workload API and Envoy's SDS."""
+    """A pod of this node that asks for its own certificate: for a folder with the socket of the
+    SPIFFE Workload API and Envoy's SDS.
+    """
 
     uid: PodUid
     pod: str
@@ -61,17 +63,27 @@ class AskingPod:
 
 
 def asking_pod(pod: Pod, node: str, identity: SpiffeId, faults: list[str]) -> AskingPod | None:
-    """Return what *pod* asks for on *node*, by a volume or by annotation; what is wrong goes to *faults*. A pod need not be captured to ask.
+    """Return what *pod* asks for on *node*, by a volume or by annotation; what is wrong goes to
+    *faults*. A pod need not be captured to ask.
 
     None: it does not ask, is not this node's, or has no network of its own, by which it is known.
     """
     text = pod.annotations.get(WORKLOAD_API, "")
     mount_at = {"enabled": SOCKETS, "disabled": ""}.get(text, text)
     if mount_at and not _is_mount_point(mount_at):
-        faults.append(f"metadata.annotations[{WORKLOAD_API}]: {text!r:.80}: enabled, disabled, or an absolute path without '..' is allowed; it has no effect")
+        faults.append(
+            f"metadata.annotations[{WORKLOAD_API}]: {text!r:.80}: enabled, disabled, or an absolute path without "
+            "'..' is allowed; it has no effect"
+        )
         mount_at = ""
     netns = _path(pod, NETNS)
-    if pod.node != node or pod.host_network or not netns or finished(pod) or not (mount_at or DRIVERS.intersection(pod.drivers)):
+    if (
+        pod.node != node
+        or pod.host_network
+        or not netns
+        or finished(pod)
+        or not (mount_at or DRIVERS.intersection(pod.drivers))
+    ):
         return None
     return AskingPod(pod.uid, pod.name, pod.namespace, identity, netns, _path(pod, CGROUP), mount_at)
 
@@ -79,13 +91,23 @@ def asking_pod(pod: Pod, node: str, identity: SpiffeId, faults: list[str]) -> As
 def _is_mount_point(path: str) -> bool:
     """Say whether *path* can name a folder below a pod's root, in one way only, and in a line of mountinfo."""
     plain = path.isprintable() and len(path.encode()) < PATH_MAX
-    return plain and path.startswith("/") and str(PurePosixPath(path)) == path and ".." not in path.split("/") and path not in ("/", "//")
+    return (
+        plain
+        and path.startswith("/")
+        and str(PurePosixPath(path)) == path
+        and ".." not in path.split("/")
+        and path not in ("/", "//")
+    )
 
 
-def local_pod(pod: Pod, node: str, addresses: tuple[Address, ...], identity: SpiffeId, more_faults: tuple[str, ...] = ()) -> LocalPod | None:
-    """Return how *pod* is to be enrolled on *node*, with *more_faults* beside those of its ports' annotations.
+def local_pod(
+    pod: Pod, node: str, addresses: tuple[Address, ...], identity: SpiffeId, more_faults: tuple[str, ...] = ()
+) -> LocalPod | None:
+    """Return how *pod* is to be enrolled on *node*, with *more_faults* beside those of its ports'
+    annotations.
 
-    None: it is not this node's, shares the node's network, brings its own proxy, asks to be left alone, or has no network (yet or any more).
+    None: it is not this node's, shares the node's network, brings its own proxy, asks to be left
+    alone, or has no network (yet or any more).
     """
     netns = _path(pod, NETNS)
     if pod.node != node or pod.host_network or not netns or not addresses or finished(pod) or STATUS in pod.annotations:
@@ -94,7 +116,18 @@ def local_pod(pod: Pod, node: str, addresses: tuple[Address, ...], identity: Spi
         return None
     faults: list[str] = []
     inbound, outbound = (excluded_ports(pod, name, faults) for name in (EXCLUDE_INBOUND, EXCLUDE_OUTBOUND))
-    return LocalPod(pod.uid, pod.name, pod.namespace, addresses, identity, netns, _path(pod, CGROUP), inbound, outbound, (*faults, *more_faults))
+    return LocalPod(
+        pod.uid,
+        pod.name,
+        pod.namespace,
+        addresses,
+        identity,
+        netns,
+        _path(pod, CGROUP),
+        inbound,
+        outbound,
+        (*faults, *more_faults),
+    )
 
 
 def _path(pod: Pod, annotation: str) -> str:
@@ -109,21 +142,31 @@ def finished(pod: Pod) -> bool:
 
 
 def excluded_ports(pod: Pod, annotation: str, faults: list[str]) -> frozenset[int]:
-    """Return the ports of a comma-separated *annotation*; what is wrong goes to *faults*. A wrong one excludes nothing: no typing error opens a hole."""
+    """Return the ports of a comma-separated *annotation*; what is wrong goes to *faults*. A wrong
+    one excludes nothing: no typing error opens a hole.
+    """
     text = pod.annotations.get(annotation, "")
     parts = [part.strip() for part in text.split(",") if part.strip()]
     if not all(part.isascii() and part.isdigit() and len(part) <= 5 and 0 < int(part) < 65536 for part in parts):
-        faults.append(f"metadata.annotations[{annotation}]: {text!r:.80}: ports from 1 to 65535, separated by commas, are allowed; it has no effect")
+        faults.append(
+            f"metadata.annotations[{annotation}]: {text!r:.80}: ports from 1 to 65535, separated by commas, are "
+            "allowed; it has no effect"
+        )
         return frozenset()
     return frozenset(int(part) for part in parts)
 
 
 def path_setting(annotations: Mapping[str, str], whose: str, faults: list[str]) -> PathSetting | None:
-    """Return what ``nodeagent.io/path`` among *annotations* asks for, None when it does not; a wrong value goes to *faults* with *whose* it is."""
+    """Return what ``nodeagent.io/path`` among *annotations* asks for, None when it does not; a
+    wrong value goes to *faults* with *whose* it is.
+    """
     text = annotations.get(PATH)
     if text is None or text in get_args(PathSetting):
         return cast(PathSetting | None, text)
-    faults.append(f"{whose}metadata.annotations[{PATH}]: {text!r:.80}: {', '.join(get_args(PathSetting))} are allowed; it has no effect")
+    faults.append(
+        f"{whose}metadata.annotations[{PATH}]: {text!r:.80}: {', '.join(get_args(PathSetting))} are allowed; "
+        "it has no effect"
+    )
     return None
 
 

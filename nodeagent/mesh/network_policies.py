@@ -1,6 +1,8 @@
-"""The policies for the network that the cluster has: which pods they are for, as far as the agent can tell. Pure.
+"""The policies for the network that the cluster has: which pods they are for, as far as the agent
+can tell. Pure.
 
-It enforces none of them; where one may concern two pods, what goes from one to the other crosses their interfaces (``mesh/delivery.py``).
+It enforces none of them; where one may concern two pods, what goes from one to the other crosses
+their interfaces (``mesh/delivery.py``).
 """
 
 from __future__ import annotations
@@ -28,7 +30,9 @@ class NetworkPolicies:
             self._unread.add((kind, namespace, name))
 
     def selecting(self, namespace: str, labels: Mapping[str, str]) -> str:
-        """Return ``namespace/name`` of a NetworkPolicy, the first by name, that is for a pod with *labels*; empty: none is."""
+        """Return ``namespace/name`` of a NetworkPolicy, the first by name, that is for a pod with
+        *labels*; empty: none is.
+        """
         found = (name for name, selector in self._selectors.get(namespace, {}).items() if selector.matches(labels))
         first = min(found, default="")
         return f"{namespace}/{first}" if first else ""

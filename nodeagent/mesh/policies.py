@@ -1,7 +1,9 @@
-"""Which policies are for which pods, both ways, and what PeerAuthentication makes of it. Pure and incremental.
+"""Which policies are for which pods, both ways, and what PeerAuthentication makes of it. Pure and
+incremental.
 
-A policy is for the pods of its namespace, one of the root namespace for those of the whole mesh; its selector or ``targetRefs``
-narrow that (Istio's rules). Finding what belongs together costs what matches, not what exists.
+A policy is for the pods of its namespace, one of the root namespace for those of the whole mesh;
+its selector or ``targetRefs`` narrow that (Istio's rules). Finding what belongs together costs what
+matches, not what exists.
 """
 
 from __future__ import annotations
@@ -110,13 +112,19 @@ class Policies:
         for scope in (pod[0], ""):
             found |= self._by_term.get((scope, *_EVERYTHING))
             for item in labels.items():
-                found |= {key for key in self._by_term.get((scope, *item)) if dict(self.known[key].selector).items() <= labels.items()}
+                found |= {
+                    key
+                    for key in self._by_term.get((scope, *item))
+                    if dict(self.known[key].selector).items() <= labels.items()
+                }
         for service in services:
             found |= self._by_service.get(service)
         return sorted((self.known[key] for key in found), key=_age)
 
     def mtls(self, policies: Iterable[Policy]) -> Mtls:
-        """Return the modes that *policies*, those of one pod and oldest first, make: port > workload > namespace > mesh > default; UNSET inherits."""
+        """Return the modes that *policies*, those of one pod and oldest first, make: port >
+        workload > namespace > mesh > default; UNSET inherits.
+        """
         mesh: PeerAuthentication | None = None
         namespace: PeerAuthentication | None = None
         workload: PeerAuthentication | None = None
@@ -161,8 +169,11 @@ class Policies:
             "kind": policy.kind,
             "policy": f"{policy.namespace}/{policy.name}",
             "action": _action(policy),
-            "selector": ",".join(f"{name}={value}" for name, value in policy.selector) or ",".join(map(str, policy.targets)),
-            "scope": ("mesh" if policy.namespace == self.root else "namespace") if not policy.selector and not policy.targets else "workload",
+            "selector": ",".join(f"{name}={value}" for name, value in policy.selector)
+            or ",".join(map(str, policy.targets)),
+            "scope": ("mesh" if policy.namespace == self.root else "namespace")
+            if not policy.selector and not policy.targets
+            else "workload",
             "pods": pods,
             "state": state,
             "file": self.files[key],
@@ -181,7 +192,11 @@ class Policies:
         return (self._scope(policy), *min(policy.selector, default=_EVERYTHING))
 
 
-_PREFIXES: Final = {"AuthorizationPolicy": "authorization", "RequestAuthentication": "authentication", "RateLimit": "ratelimit"}
+_PREFIXES: Final = {
+    "AuthorizationPolicy": "authorization",
+    "RequestAuthentication": "authentication",
+    "RateLimit": "ratelimit",
+}
 
 
 def entry_key(kind: str, namespace: str, name: str) -> str:
@@ -194,7 +209,16 @@ def refused_row(refused: Refused) -> dict[str, Any]:
     policy = f"{refused.namespace}/{refused.name}" if refused.kind else ""
     stays = "; what it held stays in force" if refused.stays and not refused.kind else ""
     state = f"refused: {refused.error}{stays}"
-    return {"kind": refused.kind, "policy": policy, "action": "", "selector": "", "scope": "", "pods": 0, "state": state, "file": refused.file}
+    return {
+        "kind": refused.kind,
+        "policy": policy,
+        "action": "",
+        "selector": "",
+        "scope": "",
+        "pods": 0,
+        "state": state,
+        "file": refused.file,
+    }
 
 
 def _action(policy: Policy) -> str:
@@ -229,5 +253,7 @@ def _services(policy: Policy) -> list[Key]:
 
 
 def names(policies: Collection[Policy]) -> tuple[str, ...]:
-    """Return the keys of the entries of *policies*, sorted; PeerAuthentication has none, it is part of the workload's."""
+    """Return the keys of the entries of *policies*, sorted; PeerAuthentication has none, it is part
+    of the workload's.
+    """
     return tuple(sorted(policy.spec.key for policy in policies if not isinstance(policy.spec, PeerAuthentication)))

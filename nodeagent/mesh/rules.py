@@ -13,14 +13,20 @@ _HTTP: Final = frozenset(("http", "http_proxy"))
 _HTTP2: Final = frozenset(("http2", "grpc", "hbone"))
 _TCP: Final = frozenset(("https", "tls", "tcp", "mongo", "redis", "mysql"))
 """Protocols that Istio knows (pkg/config/protocol)."""
-_KUBERNETES: Final[Mapping[str, Protocol]] = {"kubernetes.io/h2c": "http2", "kubernetes.io/ws": "http", "kubernetes.io/wss": "tcp"}
+_KUBERNETES: Final[Mapping[str, Protocol]] = {
+    "kubernetes.io/h2c": "http2",
+    "kubernetes.io/ws": "http",
+    "kubernetes.io/wss": "tcp",
+}
 _SERVER_FIRST: Final = frozenset((25, 53, 3306, 27017))
 """Istio's well-known ports: unnamed ones are TCP at once, as their servers may speak first."""
 _CRON_JOB: Final = re.compile(r"(.+)-\d{8,10}")
 
 
 def port_protocol(port: ServicePort) -> Protocol:
-    """Return what *port* is declared to be: by appProtocol, else by its name up to the first ``-`` (Istio's protocol selection)."""
+    """Return what *port* is declared to be: by appProtocol, else by its name up to the first ``-``
+    (Istio's protocol selection).
+    """
     declared = (port.app_protocol or port.name).lower()
     known = _KUBERNETES.get(declared)
     if known is not None:
@@ -44,7 +50,9 @@ def named_port(pod: Pod, name: str) -> int | None:
 
 
 def workload_name(pod: Pod) -> str:
-    """Return the name of what made *pod*, as Istio's metrics call it: the Deployment behind a ReplicaSet, the CronJob behind a Job."""
+    """Return the name of what made *pod*, as Istio's metrics call it: the Deployment behind a
+    ReplicaSet, the CronJob behind a Job.
+    """
     owner = next((owner for owner in pod.owners if owner.controller), pod.owners[0] if len(pod.owners) == 1 else None)
     if owner is None:
         return pod.name

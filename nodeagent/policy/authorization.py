@@ -1,10 +1,13 @@
-"""AuthorizationPolicy: compiled for one workload, evaluated once a connection as far as that goes, and the rest once a request.
+"""AuthorizationPolicy: compiled for one workload, evaluated once a connection as far as that goes,
+and the rest once a request.
 
-The order is Istio's: CUSTOM first (its provider is asked, and JWTs are checked, before :meth:`RequestAuthorizer.decide`), then AUDIT, which only
-notes, then DENY, then ALLOW. Without any ALLOW policy what is not denied is allowed; with one, what none allows is denied.
+The order is Istio's: CUSTOM first (its provider is asked, and JWTs are checked, before
+:meth:`RequestAuthorizer.decide`), then AUDIT, which only notes, then DENY, then ALLOW. Without any
+ALLOW policy what is not denied is allowed; with one, what none allows is denied.
 
-Beyond Istio's rules: a peer that proved no identity is nobody to ALLOW, as there, but to all others it is also the pod whose address it has
-(``ConnectionFacts.presumed``). Otherwise a DENY or CUSTOM by identity would be passed by whoever leaves his out, wherever plaintext is taken.
+Beyond Istio's rules: a peer that proved no identity is nobody to ALLOW, as there, but to all others
+it is also the pod whose address it has (``ConnectionFacts.presumed``). Otherwise a DENY or CUSTOM
+by identity would be passed by whoever leaves his out, wherever plaintext is taken.
 https://istio.io/latest/docs/concepts/security/#authorization-policies
 """
 
@@ -20,9 +23,17 @@ from nodeagent.policy.model import AuthorizationPolicy
 from nodeagent.policy.paths import holds_nul, normalise_path, normalise_target
 
 __all__ = [
-    "Authorizer", "CompiledPolicy", "ConnectionFacts", "Decision", "Note", "RequestAuthorizer", "RequestFacts", "holds_nul", "normalise_path",
+    "Authorizer",
+    "CompiledPolicy",
+    "ConnectionFacts",
+    "Decision",
+    "Note",
+    "RequestAuthorizer",
+    "RequestFacts",
+    "holds_nul",
+    "normalise_path",
     "normalise_target",
-]  # fmt: skip
+]
 
 _NAMED: Final = 5
 """So many policies are named in one explanation."""
@@ -38,7 +49,9 @@ class Note:
     rule: int
     """Index in ``rules``, -1: none."""
     kind: str
-    """``audit``; ``dry_run_allow``, ``dry_run_deny`` or ``dry_run_custom``: what the policies in dry run would have done."""
+    """``audit``; ``dry_run_allow``, ``dry_run_deny`` or ``dry_run_custom``: what the policies in
+    dry run would have done.
+    """
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +60,9 @@ class Decision:
 
     allowed: bool
     policy: str = ""
-    """``namespace/name`` of the one that decides, empty when none does; with its kind before it where it is a wrong document."""
+    """``namespace/name`` of the one that decides, empty when none does; with its kind before it
+    where it is a wrong document.
+    """
     rule: int = -1
     """Index in its ``rules``, -1: none."""
     custom: str = ""
@@ -58,7 +73,9 @@ class Decision:
 
 
 class _Bound(Generic[_Outcome]):
-    """The first of ``steps`` that matches a request gives the outcome, otherwise it is ``final``; ``by_line`` as in :class:`RequestAuthorizer`."""
+    """The first of ``steps`` that matches a request gives the outcome, otherwise it is ``final``;
+    ``by_line`` as in :class:`RequestAuthorizer`.
+    """
 
     __slots__ = ("by_line", "final", "steps")
 
@@ -98,11 +115,15 @@ class RequestAuthorizer:
 
     __slots__ = ("_customs", "_final", "_steps", "_watches", "by_line")
 
-    def __init__(self, customs: _Bound[str], decisions: _Bound[Decision], watches: tuple[_Bound[Note | None], ...]) -> None:
+    def __init__(
+        self, customs: _Bound[str], decisions: _Bound[Decision], watches: tuple[_Bound[Note | None], ...]
+    ) -> None:
         self._customs, self._watches = customs, watches
         self._steps, self._final = decisions.steps, decisions.final
         self.by_line = customs.by_line and decisions.by_line and all(watch.by_line for watch in watches)
-        """Every request with the same method, target and host meets the same outcome: nothing asks for fields or claims."""
+        """Every request with the same method, target and host meets the same outcome: nothing asks
+        for fields or claims.
+        """
 
     def custom(self, request: RequestFacts) -> str:
         """Return the provider that must allow *request* before anything else is decided, empty: none."""
@@ -146,8 +167,9 @@ class Authorizer:
     def of(cls, policies: Iterable[CompiledPolicy], *, http: bool) -> Authorizer:
         """Put *policies* together, which costs little beside compiling them.
 
-        Where the port is not *http*, an ALLOW rule with HTTP fields is left out, so its policy still denies what it does not
-        allow, and rules of other actions lose just those fields, so they match more: never does that allow what HTTP would not.
+        Where the port is not *http*, an ALLOW rule with HTTP fields is left out, so its policy
+        still denies what it does not allow, and rules of other actions lose just those fields, so
+        they match more: never does that allow what HTTP would not.
         """
         ordered = sorted(policies, key=lambda policy: policy.order)
         if not http:
@@ -164,7 +186,10 @@ class Authorizer:
         return cls(
             needs_request=any(rule.needs_request for policy in ordered for _, rule, _ in policy.rules),
             _customs=_Chain(tuple((rule, policy.provider) for policy in customs for _, rule, _ in policy.rules), ""),
-            _decisions=_Chain(tuple((rule, decision) for policy in (*denies, *allows) for _, rule, decision in policy.rules), _otherwise(allows, denies)),
+            _decisions=_Chain(
+                tuple((rule, decision) for policy in (*denies, *allows) for _, rule, decision in policy.rules),
+                _otherwise(allows, denies),
+            ),
             _watches=tuple(_watches(ordered)),
             _policies=tuple(ordered),
         )
@@ -173,17 +198,29 @@ class Authorizer:
         """Return the decision on every request of the connection of *facts*, or what decides on each of them."""
         peer = Peer(facts)
         customs, decisions = self._customs.at(peer), self._decisions.at(peer)
-        watches = tuple(bound for bound in (watch.at(peer) for watch in self._watches) if bound.steps or bound.final is not None)
+        watches = tuple(
+            bound for bound in (watch.at(peer) for watch in self._watches) if bound.steps or bound.final is not None
+        )
         if customs.steps or decisions.steps or any(watch.steps for watch in watches):
             return RequestAuthorizer(customs, decisions, watches)
         notes = tuple(watch.final for watch in watches if watch.final is not None)
-        return replace(decisions.final, custom=customs.final, notes=notes) if notes or customs.final else decisions.final
+        return (
+            replace(decisions.final, custom=customs.final, notes=notes) if notes or customs.final else decisions.final
+        )
 
     def trace(self, facts: ConnectionFacts, request: RequestFacts | None) -> tuple[str, ...]:
-        """Return a line for every rule: that it matches, or which of its fields do not. For people, not for the hot path."""
+        """Return a line for every rule: that it matches, or which of its fields do not. For people,
+        not for the hot path.
+        """
         peer = Peer(facts)
-        outcomes = ((f"{policy.title}, rule {index}", rule.failing(peer, request)) for policy in self._policies for index, rule, _ in policy.rules)
-        return tuple(f"{title}: {f'does not match ({failing})' if failing else 'matches'}" for title, failing in outcomes)
+        outcomes = (
+            (f"{policy.title}, rule {index}", rule.failing(peer, request))
+            for policy in self._policies
+            for index, rule, _ in policy.rules
+        )
+        return tuple(
+            f"{title}: {f'does not match ({failing})' if failing else 'matches'}" for title, failing in outcomes
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -204,8 +241,16 @@ class CompiledPolicy:
         """Compile *policy* in the mesh of *trust_domain*. Raises ResourceError when a value cannot be understood."""
         name = f"{policy.refused} {policy.namespace}/{policy.name}".lstrip()
         title = _title(policy.action, name, policy.dry_run)
-        reason = " and denies: the workload's CUSTOM policies do not agree on one provider" if policy.action == "CUSTOM" else ""
-        reason = ": the document is wrong and closes what it selects (see nodeagent get policies)" if policy.refused else reason
+        reason = (
+            " and denies: the workload's CUSTOM policies do not agree on one provider"
+            if policy.action == "CUSTOM"
+            else ""
+        )
+        reason = (
+            ": the document is wrong and closes what it selects (see nodeagent get policies)"
+            if policy.refused
+            else reason
+        )
         rules = [
             (
                 index,
@@ -219,7 +264,11 @@ class CompiledPolicy:
     def without_request(self) -> CompiledPolicy:
         """Return what holds where there are no requests to ask about."""
         allow = self.action == "ALLOW"
-        rules = [(index, rule.without_request(), decision) for index, rule, decision in self.rules if not (allow and rule.needs_request)]
+        rules = [
+            (index, rule.without_request(), decision)
+            for index, rule, decision in self.rules
+            if not (allow and rule.needs_request)
+        ]
         return replace(self, rules=tuple(rules))
 
     @property
@@ -239,18 +288,27 @@ def _title(action: str, name: str, dry_run: bool) -> str:
 def _otherwise(allows: list[CompiledPolicy], denies: list[CompiledPolicy]) -> Decision:
     """Return the decision when no rule matches."""
     if allows:
-        names = ", ".join(policy.name for policy in allows[:_NAMED]) + (f" and {len(allows) - _NAMED} more" if allows[_NAMED:] else "")
+        names = ", ".join(policy.name for policy in allows[:_NAMED]) + (
+            f" and {len(allows) - _NAMED} more" if allows[_NAMED:] else ""
+        )
         return Decision(False, explain=f"no rule of the workload's ALLOW policies matches: {names}")
-    return Decision(True, explain="no DENY policy matches, and no ALLOW policy applies" if denies else "no policy that decides applies")
+    return Decision(
+        True,
+        explain="no DENY policy matches, and no ALLOW policy applies" if denies else "no policy that decides applies",
+    )
 
 
 def _watches(policies: list[CompiledPolicy]) -> Iterator[_Chain[Note | None]]:
-    """Yield what only notes: each AUDIT policy, each other one in dry run, and all ALLOW policies in dry run together, as they would decide."""
+    """Yield what only notes: each AUDIT policy, each other one in dry run, and all ALLOW policies
+    in dry run together, as they would decide.
+    """
     for policy in policies:
         if policy.action == "AUDIT" or (policy.dry_run and policy.action != "ALLOW"):
             kind = "audit" if policy.action == "AUDIT" else f"dry_run_{policy.action.lower()}"
             yield _Chain(tuple((rule, Note(policy.name, index, kind)) for index, rule, _ in policy.rules), None)
     allows = [policy for policy in policies if policy.dry_run and policy.action == "ALLOW"]
     if allows:
-        steps = tuple((rule, Note(policy.name, index, "dry_run_allow")) for policy in allows for index, rule, _ in policy.rules)
+        steps = tuple(
+            (rule, Note(policy.name, index, "dry_run_allow")) for policy in allows for index, rule, _ in policy.rules
+        )
         yield _Chain(steps, Note(allows[0].name if len(allows) == 1 else "", -1, "dry_run_deny"))

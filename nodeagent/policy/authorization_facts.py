@@ -25,7 +25,9 @@ class ConnectionFacts:
     """The workload's own port."""
     sni: str = ""
     presumed: str = ""
-    """Where the peer proved no identity: that of the pod whose address it has, as ``principal`` writes it; empty: no pod has it."""
+    """Where the peer proved no identity: that of the pod whose address it has, as ``principal``
+    writes it; empty: no pod has it.
+    """
 
 
 @dataclass(slots=True)
@@ -52,10 +54,23 @@ class RequestFacts:
 class Peer:
     """A connection as the compiled terms see it: texts to look up, addresses as numbers."""
 
-    __slots__ = ("destination", "namespace", "port", "presumed", "principal", "remote", "service_account", "sni", "source", "trust_domain")
+    __slots__ = (
+        "destination",
+        "namespace",
+        "port",
+        "presumed",
+        "principal",
+        "remote",
+        "service_account",
+        "sni",
+        "source",
+        "trust_domain",
+    )
 
     def __init__(self, facts: ConnectionFacts) -> None:
-        self.presumed: Peer | None = Peer(replace(facts, principal=facts.presumed, presumed="")) if facts.presumed else None
+        self.presumed: Peer | None = (
+            Peer(replace(facts, principal=facts.presumed, presumed="")) if facts.presumed else None
+        )
         """The same peer as it would be, had it proved the identity that it is presumed to have."""
         self.principal = facts.principal
         self.trust_domain = self.namespace = self.service_account = ""
@@ -63,6 +78,8 @@ class Peer:
         if len(parts) == 5 and parts[1] == "ns" and parts[3] == "sa":
             self.trust_domain, _, self.namespace, _, account = parts
             self.service_account = f"{self.namespace}/{account}"
-        self.source, self.remote, self.destination = map(number_of, (facts.source_ip, facts.remote_ip, facts.destination_ip))
+        self.source, self.remote, self.destination = map(
+            number_of, (facts.source_ip, facts.remote_ip, facts.destination_ip)
+        )
         self.port = facts.destination_port
         self.sni = facts.sni

@@ -1,4 +1,6 @@
-"""Matchers of texts and addresses: what the values of one policy field become, so that a look at them is a set lookup where it can be."""
+"""Matchers of texts and addresses: what the values of one policy field become, so that a look at
+them is a set lookup where it can be.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +17,9 @@ Number = Callable[[int], bool]
 Subject = TypeVar("Subject")
 
 _V4: Final = 1 << 128
-"""IPv4 addresses are numbered above the IPv6 ones, so that one comparison serves both and ``::/0`` holds no IPv4 address."""
+"""IPv4 addresses are numbered above the IPv6 ones, so that one comparison serves both and ``::/0``
+holds no IPv4 address.
+"""
 _NETMASK: Final = (1 << 129) - 1
 NOWHERE: Final = -1
 """The number of an address that is not known: no network holds it."""
@@ -56,7 +60,8 @@ def any_of(tests: Sequence[Callable[[Subject], bool]]) -> Callable[[Subject], bo
 
 
 def text(patterns: Iterable[str]) -> Text:
-    """Return what matches any of *patterns*: exact, ``prefix*``, ``*suffix``, or ``*`` for any text that is not empty.
+    """Return what matches any of *patterns*: exact, ``prefix*``, ``*suffix``, or ``*`` for any text
+    that is not empty.
 
     An empty text is matched by nothing: it stands for what is absent.
     """
@@ -104,7 +109,9 @@ def _full(template: str) -> Text:
 
 
 def globs(patterns: Iterable[str]) -> Text:
-    """Return what matches any of *patterns*, in which every ``*`` stands for any text, as Istio has it for namespaces."""
+    """Return what matches any of *patterns*, in which every ``*`` stands for any text, as Istio has
+    it for namespaces.
+    """
     plain, others = list[str](), list[Text]()
     for pattern in patterns:
         if "*" in pattern.strip("*") or pattern.count("*") > 1:
@@ -123,7 +130,8 @@ def _glob(pattern: str) -> Text:
             return False
         at, end = len(first), len(value) - len(last)
         for part in middle:
-            # The leftmost place leaves the most for the parts that follow, so no other has to be tried.
+            # The leftmost place leaves the most for the parts that follow, so no other has to be
+            # tried.
             found = value.find(part, at, end)
             if found < 0:
                 return False
@@ -136,8 +144,8 @@ def _glob(pattern: str) -> Text:
 def principals(patterns: Iterable[str], trust_domain: str) -> Text:
     """Return what matches identities written without ``spiffe://``.
 
-    Where a pattern is a whole identity (five parts) and its trust domain is ``cluster.local``, that stands for the mesh's own
-    *trust_domain*, as Istio has it (its trust domain bundle).
+    Where a pattern is a whole identity (five parts) and its trust domain is ``cluster.local``, that
+    stands for the mesh's own *trust_domain*, as Istio has it (its trust domain bundle).
     """
     return text(in_domain(pattern, trust_domain) for pattern in patterns)
 
@@ -154,7 +162,8 @@ def ports(values: Iterable[int]) -> Number:
 
 
 def networks(values: Iterable[str], field: str) -> Number:
-    """Return what matches the numbers (:func:`number_of`) of addresses in any of *values*, addresses or CIDR blocks of either family.
+    """Return what matches the numbers (:func:`number_of`) of addresses in any of *values*,
+    addresses or CIDR blocks of either family.
 
     Raises ResourceError naming *field* when one is neither.
     """
@@ -180,7 +189,9 @@ def _network(value: str, field: str) -> tuple[int, int]:
     try:
         network = ipaddress.ip_network(value, strict=False)
     except ValueError:
-        raise ResourceError(f"{field}: {value!r} is neither an IP address nor a CIDR block such as 10.0.0.0/8 or fd00::/8") from None
+        raise ResourceError(
+            f"{field}: {value!r} is neither an IP address nor a CIDR block such as 10.0.0.0/8 or fd00::/8"
+        ) from None
     base, host_bits = network.network_address, network.max_prefixlen - network.prefixlen
     if isinstance(base, ipaddress.IPv6Address) and base.ipv4_mapped is not None and host_bits <= 32:
         base = base.ipv4_mapped
@@ -189,7 +200,9 @@ def _network(value: str, field: str) -> tuple[int, int]:
 
 @lru_cache(maxsize=4096)
 def number_of(address: str) -> int:
-    """Return the number of *address*; an IPv4 address mapped to IPv6 is the IPv4 one, and what is no address is :data:`NOWHERE`."""
+    """Return the number of *address*; an IPv4 address mapped to IPv6 is the IPv4 one, and what is
+    no address is :data:`NOWHERE`.
+    """
     try:
         parsed = ipaddress.ip_address(address)
     except ValueError:

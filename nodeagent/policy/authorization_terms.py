@@ -1,4 +1,6 @@
-"""One rule of an AuthorizationPolicy, compiled: which of its terms a connection decides, and which only a request can."""
+"""One rule of an AuthorizationPolicy, compiled: which of its terms a connection decides, and which
+only a request can.
+"""
 
 from __future__ import annotations
 
@@ -29,22 +31,31 @@ def _columns(**keys: str) -> tuple[tuple[str, str, str, bool], ...]:
 
 
 _SOURCE: Final = _columns(
-    principals="source.principal", request_principals="request.auth.principal", namespaces="source.namespace", service_accounts="source.serviceAccount",
-    trust_domains="source.trustDomain", ip_blocks="source.ip", remote_ip_blocks="remote.ip",
-)  # fmt: skip
+    principals="source.principal",
+    request_principals="request.auth.principal",
+    namespaces="source.namespace",
+    service_accounts="source.serviceAccount",
+    trust_domains="source.trustDomain",
+    ip_blocks="source.ip",
+    remote_ip_blocks="remote.ip",
+)
 _OPERATION: Final = _columns(hosts="hosts", ports="destination.port", methods="methods", paths="paths")
 """Fields of the model; where ``when`` knows the same thing, its name for it is the key."""
 _HEADER: Final = re.compile(r"request\.headers\[([^\[\]]+)\]")
 _CLAIMS: Final = re.compile(r"request\.auth\.claims((?:\[[^\[\]]+\])+)")
 _SPACE_DELIMITED: Final = frozenset(("scope", "permission"))
 """Claims that hold a list in one text (RFC 8693, section 4.2); Istio splits these."""
-_IN_LINE: Final = frozenset(("methods", "paths", "hosts", *(f"request.headers[{name}]" for name in (":authority", "host", ":method", ":path"))))
+_IN_LINE: Final = frozenset(
+    ("methods", "paths", "hosts", *(f"request.headers[{name}]" for name in (":authority", "host", ":method", ":path")))
+)
 """Keys of terms for which a request's method, target and host are enough."""
 
 
 @dataclass(frozen=True, slots=True)
 class Clause:
-    """Terms that must all hold, each with the name of its field in YAML: one source, one operation, or all conditions."""
+    """Terms that must all hold, each with the name of its field in YAML: one source, one operation,
+    or all conditions.
+    """
 
     peer: tuple[tuple[str, PeerTest], ...]
     request: tuple[tuple[str, RequestTest], ...]
@@ -81,12 +92,18 @@ class CompiledRule:
     by_line: bool
     """Of a request, only its method, target and host matter."""
     permits: bool
-    """It is an ALLOW policy's: only a proved identity counts. Any other rule meets whoever hides his identity as what he is presumed to be."""
+    """It is an ALLOW policy's: only a proved identity counts. Any other rule meets whoever hides
+    his identity as what he is presumed to be.
+    """
 
     def without_request(self) -> CompiledRule:
         """Return the rule without the terms that only a request decides: it matches more."""
-        sources, operations = (tuple(_peer_only(clause) for clause in group) for group in (self.sources, self.operations))
-        return CompiledRule(sources, operations, _peer_only(self.conditions), needs_request=False, by_line=True, permits=self.permits)
+        sources, operations = (
+            tuple(_peer_only(clause) for clause in group) for group in (self.sources, self.operations)
+        )
+        return CompiledRule(
+            sources, operations, _peer_only(self.conditions), needs_request=False, by_line=True, permits=self.permits
+        )
 
     def at(self, peer: Peer) -> bool | RequestTest:
         """Return whether the rule matches every or no request of *peer*, or else what tells it of one."""
@@ -116,7 +133,11 @@ class CompiledRule:
     def failing(self, peer: Peer, request: RequestFacts | None) -> str:
         """Return what does not match, in the words of the YAML, empty when the rule matches."""
         failing = self._failing(peer, request)
-        return self._failing(peer.presumed, request) if failing and not self.permits and peer.presumed is not None else failing
+        return (
+            self._failing(peer.presumed, request)
+            if failing and not self.permits and peer.presumed is not None
+            else failing
+        )
 
     def _failing(self, peer: Peer, request: RequestFacts | None) -> str:
         for name, group in (("from", self.sources), ("to", self.operations)):
@@ -142,9 +163,11 @@ def _peer_only(clause: Clause) -> Clause:
 
 
 def compile_rule(rule: Rule, namespace: str, trust_domain: str, *, permits: bool) -> CompiledRule:
-    """Compile *rule* of a policy in *namespace* for a mesh of *trust_domain*; *permits*: it is an ALLOW policy.
+    """Compile *rule* of a policy in *namespace* for a mesh of *trust_domain*; *permits*: it is an
+    ALLOW policy.
 
-    Raises ResourceError naming the field and value when one cannot be understood; the resources' validation refuses those already.
+    Raises ResourceError naming the field and value when one cannot be understood; the resources'
+    validation refuses those already.
     """
 
     needs_request, by_line = False, True
@@ -167,12 +190,20 @@ def compile_rule(rule: Rule, namespace: str, trust_domain: str, *, permits: bool
 
     sources = tuple(clause(_fields(source, _SOURCE)) for source in rule.sources)
     operations = tuple(clause(_fields(operation, _OPERATION)) for operation in rule.operations)
-    return CompiledRule(sources, operations, clause(_condition_fields(rule.conditions)), needs_request, by_line, permits)
+    return CompiledRule(
+        sources, operations, clause(_condition_fields(rule.conditions)), needs_request, by_line, permits
+    )
 
 
-def _fields(holder: Source | Operation, columns: tuple[tuple[str, str, str, bool], ...]) -> Iterator[tuple[str, str, tuple[Any, ...], bool]]:
+def _fields(
+    holder: Source | Operation, columns: tuple[tuple[str, str, str, bool], ...]
+) -> Iterator[tuple[str, str, tuple[Any, ...], bool]]:
     """Yield name, key, values, and whether they must not match, of what *holder* says."""
-    return ((name, key, values, negated) for attribute, name, key, negated in columns if (values := getattr(holder, attribute)))
+    return (
+        (name, key, values, negated)
+        for attribute, name, key, negated in columns
+        if (values := getattr(holder, attribute))
+    )
 
 
 def _condition_fields(conditions: tuple[Condition, ...]) -> Iterator[tuple[str, str, tuple[Any, ...], bool]]:
@@ -254,8 +285,10 @@ def _request_test(name: str, key: str, values: tuple[str, ...]) -> RequestTest:
     if claims := _CLAIMS.fullmatch(key):
         return _on_claims(_claim(tuple(claims[1][1:-1].split("][")), matchers.text(values)))
     raise ResourceError(
-        f"{name!r} is not a key of 'when': allowed are request.headers[x], source.ip, source.namespace, source.serviceAccount, source.trustDomain,"
-        " source.principal, remote.ip, request.auth.principal, request.auth.audiences, request.auth.presenter, request.auth.claims[x], destination.ip,"
+        f"{name!r} is not a key of 'when': allowed are request.headers[x], source.ip, source.namespace, "
+        "source.serviceAccount, source.trustDomain,"
+        " source.principal, remote.ip, request.auth.principal, request.auth.audiences, "
+        "request.auth.presenter, request.auth.claims[x], destination.ip,"
         " destination.port and connection.sni"
     )
 
@@ -289,7 +322,9 @@ def _on_claims(test: ClaimsTest) -> RequestTest:
 
 
 def _request_principal(values: tuple[str, ...]) -> ClaimsTest:
-    """Issuer and subject are compared apart, cut at the last slash of the value, as Istio does: an issuer may be an URL."""
+    """Issuer and subject are compared apart, cut at the last slash of the value, as Istio does: an
+    issuer may be an URL.
+    """
     pairs = [_principal_pair(value) for value in values]
     return lambda claims: any(issuer(claims.issuer) and subject(claims.subject) for issuer, subject in pairs)
 

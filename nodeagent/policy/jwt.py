@@ -1,7 +1,9 @@
-"""RequestAuthentication, compiled: which tokens a request brings, whether they are valid, what they say.
+"""RequestAuthentication, compiled: which tokens a request brings, whether they are valid, what they
+say.
 
-As in Istio: a request without a token passes; a token that is there must be valid by one of the rules that look where it stands; several
-tokens must all be. Differences from Envoy are on the strict side: Envoy is content when the tokens of one rule are valid.
+As in Istio: a request without a token passes; a token that is there must be valid by one of the
+rules that look where it stands; several tokens must all be. Differences from Envoy are on the
+strict side: Envoy is content when the tokens of one rule are valid.
 https://istio.io/latest/docs/reference/config/security/request_authentication
 """
 
@@ -17,7 +19,15 @@ import orjson
 
 from nodeagent.policy.claims import Claims
 from nodeagent.policy.jwt_keys import KeySet, key_set
-from nodeagent.policy.jwt_places import MAX_TOKENS, HeaderPlace, Place, QueryPlace, Request, places_of, without_parameters
+from nodeagent.policy.jwt_places import (
+    MAX_TOKENS,
+    HeaderPlace,
+    Place,
+    QueryPlace,
+    Request,
+    places_of,
+    without_parameters,
+)
 from nodeagent.policy.jwt_token import EXPIRED, NOT_VALID_YET, Token, TokenError, parse
 from nodeagent.policy.model import Jwks, JwtRule, RequestAuthentication
 
@@ -41,7 +51,9 @@ class Authenticated:
     claims: Claims | None = None
     """Of the first token; None without one."""
     remove: tuple[str, ...] = ()
-    """Lower-case names of fields to take out, all lines of each, before :attr:`add`: also what a client may not say in the proxy's stead."""
+    """Lower-case names of fields to take out, all lines of each, before :attr:`add`: also what a
+    client may not say in the proxy's stead.
+    """
     add: tuple[tuple[str, str], ...] = ()
     """Lower-case names and values, one character a byte."""
     target: str | None = None
@@ -50,7 +62,9 @@ class Authenticated:
 
 @dataclass(frozen=True, slots=True)
 class Rejected:
-    """The request is answered with *status* (401, or 403 for a wrong audience) and the body *words*, which are Envoy's."""
+    """The request is answered with *status* (401, or 403 for a wrong audience) and the body
+    *words*, which are Envoy's.
+    """
 
     status: int
     words: str
@@ -73,7 +87,9 @@ class _Rule:
         self.audiences = frozenset(map(_plain_audience, rule.audiences))
         self.forward = rule.forward_original_token
         self.payload_header = rule.output_payload_to_header.lower()
-        self.outputs = tuple((header.lower(), tuple(claim.split("."))) for header, claim in rule.output_claim_to_headers)
+        self.outputs = tuple(
+            (header.lower(), tuple(claim.split("."))) for header, claim in rule.output_claim_to_headers
+        )
         self.uri = rule.keys_uri
         self._keys_of = keys_of
         self._fetched: Jwks | None = None
@@ -90,7 +106,9 @@ class _Rule:
         return self._keys
 
     def check(self, token: Token, now: float) -> KeySet:
-        """Check *token* in Envoy's order, so that the words are Envoy's too; return the keys that prove it. Raises TokenError."""
+        """Check *token* in Envoy's order, so that the words are Envoy's too; return the keys that
+        prove it. Raises TokenError.
+        """
         if self.issuer and token.issuer != self.issuer:
             raise TokenError(_UNKNOWN_ISSUER)
         if now + SKEW_SECONDS < token.not_before:
@@ -146,7 +164,13 @@ class _Reader:
                     refused = error
                 continue
             presenter = token.claims.get("azp")
-            claims = Claims(token.issuer, token.subject, token.audiences, presenter if isinstance(presenter, str) else "", token.claims)
+            claims = Claims(
+                token.issuer,
+                token.subject,
+                token.audiences,
+                presenter if isinstance(presenter, str) else "",
+                token.claims,
+            )
             remove = spoken_for if rule.forward else spoken_for + self.removed
             result = Authenticated(claims, remove, rule.headers(token))
             return _Proved(result, token.not_before - SKEW_SECONDS, token.expires + SKEW_SECONDS, rule, keys)
@@ -188,22 +212,41 @@ class Authenticator:
         self._readers, self._tokenless, self._now = tuple(readers), tokenless, now
 
     @classmethod
-    def compile(cls, authentications: Iterable[RequestAuthentication], keys: Callable[[str], Jwks | None], now: Callable[[], float]) -> Authenticator:
-        """Compile all that apply to a workload. *keys* gives what was fetched for a ``JwtRule.keys_uri`` and is asked whenever a token is
-        checked; *now* gives seconds since 1970. What is wrong with keys is found when a token comes: it is refused, everything else passes.
+    def compile(
+        cls,
+        authentications: Iterable[RequestAuthentication],
+        keys: Callable[[str], Jwks | None],
+        now: Callable[[], float],
+    ) -> Authenticator:
+        """Compile all that apply to a workload. *keys* gives what was fetched for a
+        ``JwtRule.keys_uri`` and is asked whenever a token is checked; *now* gives seconds since
+        1970. What is wrong with keys is found when a token comes: it is refused, everything else
+        passes.
         """
         rules = [(rule, _Rule(rule, keys)) for each in authentications for rule in each.rules]
         by_place: dict[Place, list[_Rule]] = {}
         for rule, compiled in rules:
             for place in places_of(rule):
                 by_place.setdefault(place, []).append(compiled)
-        # Headers before parameters before cookies, as Envoy looks; a sort keeps the order of the rules within.
-        order = sorted(by_place.items(), key=lambda item: (not isinstance(item[0], HeaderPlace), not isinstance(item[0], QueryPlace)))
-        told = [name for _, rule in rules for name in (rule.payload_header, *(header for header, _ in rule.outputs)) if name]
-        return cls([_Reader(place, tuple(found)) for place, found in order], Authenticated(remove=tuple(dict.fromkeys(told))), now)
+        # Headers before parameters before cookies, as Envoy looks; a sort keeps the order of the
+        # rules within.
+        order = sorted(
+            by_place.items(),
+            key=lambda item: (not isinstance(item[0], HeaderPlace), not isinstance(item[0], QueryPlace)),
+        )
+        told = [
+            name for _, rule in rules for name in (rule.payload_header, *(header for header, _ in rule.outputs)) if name
+        ]
+        return cls(
+            [_Reader(place, tuple(found)) for place, found in order],
+            Authenticated(remove=tuple(dict.fromkeys(told))),
+            now,
+        )
 
     def authenticate(self, request: Request) -> Authenticated | Rejected:
-        """Check every token of *request*. Nothing is changed: the caller removes, adds and rewrites what the result says."""
+        """Check every token of *request*. Nothing is changed: the caller removes, adds and rewrites
+        what the result says.
+        """
         if request.method == "OPTIONS" and request.header("origin") and request.header("access-control-request-method"):
             return self._tokenless  # a browser sends no token with a CORS preflight
         result, now = self._tokenless, 0.0
@@ -243,7 +286,9 @@ def _both(first: Authenticated, second: Authenticated) -> Authenticated:
 def _rejected(request: Request, error: TokenError) -> Rejected:
     # Without the query, which may hold the token.
     realm = _not_in_realm("", f"http://{request.host}{request.path.partition('?')[0]}")[:_MAX_REALM]
-    return Rejected(error.status, error.words, (("www-authenticate", f'Bearer realm="{realm}", error="invalid_token"'),))
+    return Rejected(
+        error.status, error.words, (("www-authenticate", f'Bearer realm="{realm}", error="invalid_token"'),)
+    )
 
 
 def _plain_audience(audience: str) -> str:
@@ -252,7 +297,9 @@ def _plain_audience(audience: str) -> str:
 
 
 def _field_value(claims: Mapping[str, Any], path: tuple[str, ...]) -> str | None:
-    """Return the claim at *path* as Envoy writes it in a header field; None when it is absent, empty or cannot stand there."""
+    """Return the claim at *path* as Envoy writes it in a header field; None when it is absent,
+    empty or cannot stand there.
+    """
     value: Any = claims
     for name in path:
         if not isinstance(value, dict) or name not in value:

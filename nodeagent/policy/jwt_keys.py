@@ -1,7 +1,8 @@
 """Key sets (RFC 7517) and what their keys may verify (RFC 7518, RFC 8037).
 
-A key, never a token, says which algorithms it is for: its type, curve, ``alg``, ``use`` and ``key_ops``. Symmetric keys and ``none`` do not
-exist here, so a public key cannot be taken for a secret.
+A key, never a token, says which algorithms it is for: its type, curve, ``alg``, ``use`` and
+``key_ops``. Symmetric keys and ``none`` do not exist here, so a public key cannot be taken for a
+secret.
 """
 
 from __future__ import annotations
@@ -26,7 +27,11 @@ MAX_TRIES: Final = 8
 """Keys tried for a token that does not say which one signed it: more would let such tokens hold up the proxy."""
 _RSA_BITS: Final = range(2048, 8193)
 _SHA: Final = {"256": hashes.SHA256(), "384": hashes.SHA384(), "512": hashes.SHA512()}
-_DIGEST: Final[dict[str, Callable[[bytes], Any]]] = {"256": hashlib.sha256, "384": hashlib.sha384, "512": hashlib.sha512}
+_DIGEST: Final[dict[str, Callable[[bytes], Any]]] = {
+    "256": hashlib.sha256,
+    "384": hashlib.sha384,
+    "512": hashlib.sha512,
+}
 _CURVES: Final[dict[str, tuple[str, Callable[[], ec.EllipticCurve], int]]] = {
     "P-256": ("256", ec.SECP256R1, 32),
     "P-384": ("384", ec.SECP384R1, 48),
@@ -46,7 +51,9 @@ FAILED: Final = "Jwt verification fails"
 
 
 class _Key:
-    """A JSON Web Key; made a key of the library's when a token needs it, since that takes longer than a worker may stop for when a set is large."""
+    """A JSON Web Key; made a key of the library's when a token needs it, since that takes longer
+    than a worker may stop for when a set is large.
+    """
 
     __slots__ = ("_jwk", "_verifiers")
 
@@ -93,14 +100,20 @@ class KeySet:
             self.error = _NO_KEYS
 
     def check(self, token: Token) -> None:
-        """Verify *token*'s signature by the key that it names, by those without a name, or, when it names none, by any fitting one. Raises TokenError."""
+        """Verify *token*'s signature by the key that it names, by those without a name, or, when it
+        names none, by any fitting one. Raises TokenError.
+        """
         algorithm, name = token.algorithm, token.key_id
         if algorithm not in ALGORITHMS:
             raise TokenError("Jwt header [alg] is not supported")
         if self.error:
             raise TokenError(self.error)
         # Keys without a name are Envoy's way for sets of one key whose tokens do have a name.
-        fitting = self._named.get((algorithm, name)) or self._named.get((algorithm, "")) if name else self._fitting.get(algorithm)
+        fitting = (
+            self._named.get((algorithm, name)) or self._named.get((algorithm, ""))
+            if name
+            else self._fitting.get(algorithm)
+        )
         words = NO_KEY
         for key in (fitting or ())[:MAX_TRIES]:
             verify = key.verifier(algorithm)
@@ -129,14 +142,18 @@ def key_set(text: str) -> KeySet:
 def _algorithms(key: Mapping[str, Any]) -> tuple[str, ...]:
     """Return what *key* may verify, by what it says of itself."""
     operations = key.get("key_ops")
-    if key.get("use", "sig") != "sig" or (operations is not None and not (isinstance(operations, list) and "verify" in operations)):
+    if key.get("use", "sig") != "sig" or (
+        operations is not None and not (isinstance(operations, list) and "verify" in operations)
+    ):
         return ()
     every = _OF_TYPE.get((str(key.get("kty")), str(key.get("crv", ""))), ())
     return tuple(algorithm for algorithm in every if algorithm == key["alg"]) if "alg" in key else every
 
 
 def _verifiers(key: Mapping[str, Any]) -> dict[str, Verify]:
-    """Return how *key* verifies, by algorithm. Raises ValueError, KeyError or TypeError when its members do not make a key."""
+    """Return how *key* verifies, by algorithm. Raises ValueError, KeyError or TypeError when its
+    members do not make a key.
+    """
     kind = key["kty"]
     if kind == "RSA":
         return _rsa(key)

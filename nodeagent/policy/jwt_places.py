@@ -1,7 +1,8 @@
-"""Where tokens stand in a request: header fields, query parameters, cookies; and how one is taken out.
+"""Where tokens stand in a request: header fields, query parameters, cookies; and how one is taken
+out.
 
-Finding follows Envoy (jwt_authn's extractor). Where Envoy would look at one of several tokens in a place, all are found here, since
-the application may look at another one.
+Finding follows Envoy (jwt_authn's extractor). Where Envoy would look at one of several tokens in a
+place, all are found here, since the application may look at another one.
 """
 
 from __future__ import annotations
@@ -56,7 +57,8 @@ class HeaderPlace:
         if not prefix:
             return ()
         if "," in value:
-            # Several credentials, of which the application may take another one: no valid token is this text.
+            # Several credentials, of which the application may take another one: no valid token is
+            # this text.
             return (value,)
         begin = _begin(rest)
         if begin is None:
@@ -71,7 +73,11 @@ class QueryPlace:
 
     def find(self, request: Request) -> Sequence[str]:
         query = request.path.partition("?")[2]
-        return [unquote(value) for name, value in _parameters(query) if _is(name, self.name)][: MAX_TOKENS + 1] if query else ()
+        return (
+            [unquote(value) for name, value in _parameters(query) if _is(name, self.name)][: MAX_TOKENS + 1]
+            if query
+            else ()
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +105,9 @@ def places_of(rule: JwtRule) -> tuple[Place, ...]:
 
 
 def without_parameters(target: str, names: frozenset[str]) -> str:
-    """Return the request target *target* without the query parameters *names*; everything else stays as it was written."""
+    """Return the request target *target* without the query parameters *names*; everything else
+    stays as it was written.
+    """
     path, mark, query = target.partition("?")
     kept = "&".join(part for part in query.split("&") if _decoded(part.partition("=")[0]) not in names)
     return f"{path}{mark}{kept}" if kept else path

@@ -1,6 +1,8 @@
-"""Compact JWTs taken apart, strictly: what is not exactly the one form that RFC 7515 and RFC 7519 describe is refused.
+"""Compact JWTs taken apart, strictly: what is not exactly the one form that RFC 7515 and RFC 7519
+describe is refused.
 
-The words of refusals are Envoy's (jwt_verify_lib's status texts), which clients and dashboards know.
+The words of refusals are Envoy's (jwt_verify_lib's status texts), which clients and dashboards
+know.
 """
 
 from __future__ import annotations
@@ -20,7 +22,8 @@ _USUAL_HEADER: Final = 512
 _LATEST: Final = 1 << 64
 _section: Final = re.compile(r"[A-Za-z0-9_-]+").fullmatch
 _TO_STANDARD: Final = bytes.maketrans(b"-_", b"+/")
-# The bits of a last character that belong to no byte must be zero, or several texts would be one token.
+# The bits of a last character that belong to no byte must be zero, or several texts would be one
+# token.
 _LAST: Final = ("", "", frozenset("AQgw"), frozenset("AEIMQUYcgkosw048"))
 
 NOT_VALID_YET: Final = "Jwt not yet valid"
@@ -71,9 +74,18 @@ def parse(text: str) -> Token:
     if "iat" in claims:
         _time(claims, "iat", 0)
     return Token(
-        algorithm, key_id, payload, claims, _text(claims, "iss"), _text(claims, "sub"), _audiences(claims.get("aud", [])),
-        _time(claims, "nbf", 0), _time(claims, "exp", float("inf")), text[: len(head) + len(payload) + 1].encode(), raw,
-    )  # fmt: skip
+        algorithm,
+        key_id,
+        payload,
+        claims,
+        _text(claims, "iss"),
+        _text(claims, "sub"),
+        _audiences(claims.get("aud", [])),
+        _time(claims, "nbf", 0),
+        _time(claims, "exp", float("inf")),
+        text[: len(head) + len(payload) + 1].encode(),
+        raw,
+    )
 
 
 def _header(section: str) -> tuple[str, str | None]:
@@ -119,7 +131,9 @@ def _object(data: bytes, name: str) -> dict[str, Any]:
 
 
 def parse_json(data: bytes) -> Any:
-    """Return the JSON *data*, in UTF-8. Raises ValueError, also when an object has a member twice: parsers disagree on which one counts."""
+    """Return the JSON *data*, in UTF-8. Raises ValueError, also when an object has a member twice:
+    parsers disagree on which one counts.
+    """
     try:
         value = orjson.loads(data)
         if orjson.dumps(value) == data:
@@ -130,7 +144,8 @@ def parse_json(data: bytes) -> Any:
         text = data.decode()
         value = _parse(text)
         if "\\u" in text:
-            # Raises for half a surrogate pair, which is no character and which nobody could write down.
+            # Raises for half a surrogate pair, which is no character and which nobody could write
+            # down.
             json.dumps(value, ensure_ascii=False).encode()
         return value
     except RecursionError:

@@ -1,7 +1,9 @@
-"""Istio's security resources as validated data: what a policy says, before anything is compiled from it.
+"""Istio's security resources as validated data: what a policy says, before anything is compiled
+from it.
 
-Parsed by ``resources/security.py``, carried to the workers as snapshot entries, compiled by the modules of this package.
-An absent field is an empty tuple or text; values are as the user wrote them.
+Parsed by ``resources/security.py``, carried to the workers as snapshot entries, compiled by the
+modules of this package. An absent field is an empty tuple or text; values are as the user wrote
+them.
 """
 
 from __future__ import annotations
@@ -13,7 +15,9 @@ MtlsMode = Literal["STRICT", "PERMISSIVE", "DISABLE"]
 Action = Literal["ALLOW", "DENY", "AUDIT", "CUSTOM"]
 PathSetting = Literal["auto", "kernel", "proxy"]
 DISCOVERY: Final = "/.well-known/openid-configuration"
-"""What follows an issuer in the address of its document that names its key set (OpenID Connect Discovery 1.0, section 4)."""
+"""What follows an issuer in the address of its document that names its key set (OpenID Connect
+Discovery 1.0, section 4).
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +100,11 @@ class AuthorizationPolicy:
 
     @property
     def key(self) -> str:
-        return f"refused/{self.refused}/{self.namespace}/{self.name}" if self.refused else f"authorization/{self.namespace}/{self.name}"
+        return (
+            f"refused/{self.refused}/{self.namespace}/{self.name}"
+            if self.refused
+            else f"authorization/{self.namespace}/{self.name}"
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,7 +135,9 @@ class JwtRule:
 
     @property
     def keys_uri(self) -> str:
-        """Where control gets the keys (the ``uri`` of a :class:`Jwks`), empty: ``jwks`` has them. By default the issuer's OpenID Connect discovery document."""
+        """Where control gets the keys (the ``uri`` of a :class:`Jwks`), empty: ``jwks`` has them.
+        By default the issuer's OpenID Connect discovery document.
+        """
         return "" if self.jwks else self.jwks_uri or self.issuer.removesuffix("/") + DISCOVERY
 
 
@@ -144,7 +154,9 @@ class RequestAuthentication:
 
 @dataclass(frozen=True, slots=True)
 class Jwks:
-    """The keys behind a ``JwtRule.keys_uri``, fetched by control; ``error`` says why there are none, or why they are not fresh."""
+    """The keys behind a ``JwtRule.keys_uri``, fetched by control; ``error`` says why there are
+    none, or why they are not fresh.
+    """
 
     uri: str
     keys: str = ""
@@ -185,7 +197,9 @@ class GlobalLimit:
     provider: str
     domain: str
     descriptors: tuple[tuple[tuple[str, str], ...], ...] = ()
-    """Each is a list of (key, value); a value may be ``{principal}``, ``{pod}``, ``{path}``, ``{method}``, ``{host}`` or ``{header:<name>}``."""
+    """Each is a list of (key, value); a value may be ``{principal}``, ``{pod}``, ``{path}``,
+    ``{method}``, ``{host}`` or ``{header:<name>}``.
+    """
     failure_mode: Literal["allow", "deny"] = "allow"
     timeout_seconds: float = 0.0
     """0: the provider's."""

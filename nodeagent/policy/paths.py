@@ -1,9 +1,11 @@
-"""Request paths: the form in which policies compare them and applications receive them, and path templates.
+"""Request paths: the form in which policies compare them and applications receive them, and path
+templates.
 
-The form is that of Istio's path normalisation BASE, which is Envoy's ``normalize_path``: dot segments are removed (RFC 3986, section
-5.2.4), also those with parameters (``..;x``), percent-encoded unreserved characters are decoded once (section 2.3), a backslash becomes a
-slash, characters that a path may not hold are percent-encoded. Slashes are not merged, and ``%2F`` and ``%5C`` stay as they are.
-https://istio.io/latest/docs/reference/config/security/normalization
+The form is that of Istio's path normalisation BASE, which is Envoy's ``normalize_path``: dot
+segments are removed (RFC 3986, section 5.2.4), also those with parameters (``..;x``),
+percent-encoded unreserved characters are decoded once (section 2.3), a backslash becomes a slash,
+characters that a path may not hold are percent-encoded. Slashes are not merged, and ``%2F`` and
+``%5C`` stay as they are. https://istio.io/latest/docs/reference/config/security/normalization
 """
 
 from __future__ import annotations
@@ -19,16 +21,20 @@ _is_plain: Final = re.compile(f"/[{_PLAIN}]*").fullmatch
 _is_plain_bytes: Final = re.compile(f"/[{_PLAIN}]*".encode()).fullmatch
 _TOKEN: Final = re.compile(rf"%[0-9A-Fa-f]{{2}}|[^{_PLAIN}]")
 _STRAY: Final = "\0"
-"""Stands for a percent sign that begins no escape, while those after it are decoded; a NUL that was sent is encoded by then."""
+"""Stands for a percent sign that begins no escape, while those after it are decoded; a NUL that was
+sent is encoded by then.
+"""
 _ORIGIN: Final = re.compile(r"[A-Za-z][A-Za-z0-9+.\-]*://[^/?#]*")
 """What precedes the path in an absolute target (RFC 9112, section 3.2.2)."""
 _NESTED: Final = re.compile(f"{_STRAY}(?=[0-9A-Fa-f]{{2}})")
 
 
 def normalise_path(target: str) -> str:
-    """Return the path of the request target *target* as policies compare it: normalised, without query and fragment.
+    """Return the path of the request target *target* as policies compare it: normalised, without
+    query and fragment.
 
-    *target* has one character a byte; it may be an absolute one, whose path counts; ``*`` stays. Normalising twice changes nothing.
+    *target* has one character a byte; it may be an absolute one, whose path counts; ``*`` stays.
+    Normalising twice changes nothing.
     """
     end = target.find("?")
     path = target if end < 0 else target[:end]
@@ -36,7 +42,9 @@ def normalise_path(target: str) -> str:
 
 
 def normalise_target(target: bytes) -> bytes:
-    """Return *target* in origin form with its path normalised, its query kept and its fragment gone; the same object when nothing changes."""
+    """Return *target* in origin form with its path normalised, its query kept and its fragment
+    gone; the same object when nothing changes.
+    """
     end = target.find(b"?")
     path = target if end < 0 else target[:end]
     if _is_plain_bytes(path) and b"/." not in path and b"#" not in target:
@@ -47,7 +55,9 @@ def normalise_target(target: bytes) -> bytes:
 
 
 def holds_nul(target: bytes) -> bool:
-    """Whether the path holds a NUL, which Istio answers with 400 whatever the policies say: applications may end the path there."""
+    """Whether the path holds a NUL, which Istio answers with 400 whatever the policies say:
+    applications may end the path there.
+    """
     return b"%00" in target.partition(b"?")[0] or b"\0" in target
 
 
@@ -57,7 +67,8 @@ def _canonical(path: str) -> str:
     absolute = _ORIGIN.match(path)
     path = _TOKEN.sub(_token, path[absolute.end() if absolute else 0 :].partition("#")[0])
     if _STRAY in path:
-        # What only decoding made an escape must not be one for who decodes next ("%2%65" would be "%2e").
+        # What only decoding made an escape must not be one for who decodes next ("%2%65" would be
+        # "%2e").
         path = _NESTED.sub("%25", path).replace(_STRAY, "%")
     if path[:1] != "/":
         path = f"/{path}"
@@ -80,7 +91,8 @@ def _without_dots(path: str) -> str:
     kept: list[str] = []
     bare = ""
     for segment in path.split("/")[1:]:
-        # Servers that know parameters (RFC 3986, section 3.3) take "..;x" for ".."; so does Envoy since CVE-2026-73551.
+        # Servers that know parameters (RFC 3986, section 3.3) take "..;x" for ".."; so does Envoy
+        # since CVE-2026-73551.
         bare = segment.partition(";")[0]
         if bare == "..":
             if kept:
@@ -98,9 +110,11 @@ def is_template(pattern: str) -> bool:
 
 
 def compile_template(pattern: str) -> re.Pattern[str]:
-    """Return what matches the paths of the template *pattern*: ``{*}`` is one segment that is not empty, ``{**}`` any number of them.
+    """Return what matches the paths of the template *pattern*: ``{*}`` is one segment that is not
+    empty, ``{**}`` any number of them.
 
-    Envoy's operators refuse a few characters that paths may hold (``=`` for one), which would open a hole in a DENY policy; these take them all.
+    Envoy's operators refuse a few characters that paths may hold (``=`` for one), which would open
+    a hole in a DENY policy; these take them all.
 
     Raises ResourceError when it is none as Istio allows it.
     """
@@ -112,7 +126,9 @@ def compile_template(pattern: str) -> re.Pattern[str]:
     for position, segment in enumerate(segments, start=1):
         operator = next((sign for sign in ("{**}", "{*}") if segment.startswith(sign)), "")
         literal = segment[len(operator) :]
-        if any(sign in literal for sign in "{}*") or (operator and (open_ended or (literal and position < len(segments)))):
+        if any(sign in literal for sign in "{}*") or (
+            operator and (open_ended or (literal and position < len(segments)))
+        ):
             raise _bad_template(pattern)
         open_ended = open_ended or operator == "{**}"
         parts.append({"": "", "{*}": "[^/]+", "{**}": ".*"}[operator] + re.escape(literal))
@@ -121,6 +137,7 @@ def compile_template(pattern: str) -> re.Pattern[str]:
 
 def _bad_template(pattern: str) -> ResourceError:
     return ResourceError(
-        f"paths: {pattern!r} is not a path template: it begins with a slash, {{*}} and {{**}} stand for whole segments, no operator follows {{**}}, and no"
+        f"paths: {pattern!r} is not a path template: it begins with a slash, {{*}} and {{**}} stand for whole "
+        f"segments, no operator follows {{**}}, and no"
         " other '*', '{' or '}' is allowed"
     )

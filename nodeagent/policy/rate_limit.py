@@ -1,8 +1,11 @@
-"""Rate limits: token buckets as Envoy's local rate limit filter has them, and what a shared rate limit service is asked.
+"""Rate limits: token buckets as Envoy's local rate limit filter has them, and what a shared rate
+limit service is asked.
 
-Pure but for the buckets' levels. A bucket starts full and gets its tokens at the end of each interval since then. A request takes one token
-of every limit that matches it, or none when one of them has none left. Header fields of a refusal are those that Envoy emits
-(draft-polli-ratelimit-headers-03): the bucket's size, what remains, and the seconds until there is a token again.
+Pure but for the buckets' levels. A bucket starts full and gets its tokens at the end of each
+interval since then. A request takes one token of every limit that matches it, or none when one of
+them has none left. Header fields of a refusal are those that Envoy emits
+(draft-polli-ratelimit-headers-03): the bucket's size, what remains, and the seconds until there is
+a token again.
 """
 
 from __future__ import annotations
@@ -76,8 +79,9 @@ class _Text:
 
 
 _Source = Callable[[Request, str, str], str]
-"""What tells the buckets of a limit apart, from a request, its principal and its pod. Those of whom it is not known share
-the bucket of the empty value, so that leaving a header out avoids no limit."""
+"""What tells the buckets of a limit apart, from a request, its principal and its pod. Those of whom
+it is not known share the bucket of the empty value, so that leaving a header out avoids no limit.
+"""
 _SOURCES: Final[dict[str, _Source]] = {
     "principal": lambda request, principal, pod: principal,
     "pod": lambda request, principal, pod: pod,
@@ -90,14 +94,35 @@ def _of_header(name: str) -> _Source:
 
 
 def _bounded(value: str) -> str:
-    return value if len(value) <= _MAX_KEY else f"\0{blake2b(value.encode('utf-8', 'surrogatepass'), digest_size=16).hexdigest()}"
+    return (
+        value
+        if len(value) <= _MAX_KEY
+        else f"\0{blake2b(value.encode('utf-8', 'surrogatepass'), digest_size=16).hexdigest()}"
+    )
 
 
 class _Limit:
     """One item of ``local``, compiled, with its buckets."""
 
-    __slots__ = ("_any_path", "_buckets", "_by", "_exact", "_headers", "_interval", "_last", "_limit", "_max_buckets", "_methods", "_per_fill", "_policy",
-                 "_prefixes", "_reset", "_shared", "_size", "_suffixes")  # fmt: skip
+    __slots__ = (
+        "_any_path",
+        "_buckets",
+        "_by",
+        "_exact",
+        "_headers",
+        "_interval",
+        "_last",
+        "_limit",
+        "_max_buckets",
+        "_methods",
+        "_per_fill",
+        "_policy",
+        "_prefixes",
+        "_reset",
+        "_shared",
+        "_size",
+        "_suffixes",
+    )
 
     def __init__(self, policy: str, limit: LocalLimit, share: float, max_buckets: int, now: float) -> None:
         self._policy, self._limit, self._max_buckets = policy, limit, max_buckets
@@ -107,7 +132,8 @@ class _Limit:
         self._suffixes = tuple(path[1:] for path in limit.paths if path.startswith("*") and len(path) > 1)
         self._any_path = not limit.paths
         self._headers = tuple((name, _Text(value)) for name, value in limit.headers)
-        # A share of a small bucket must still hold the one token that a request takes; the rate is the exact share all the same.
+        # A share of a small bucket must still hold the one token that a request takes; the rate is
+        # the exact share all the same.
         self._size = max(1.0, limit.bucket.max_tokens * share)
         self._per_fill, self._interval = limit.bucket.tokens_per_fill * share, limit.bucket.fill_seconds
         self._by = tuple(_SOURCES.get(source) or _of_header(source.removeprefix("header:")) for source in limit.by)
@@ -169,12 +195,19 @@ class RateLimiter:
 
     @classmethod
     def compile(
-        cls, limits: Iterable[RateLimit], clock: Callable[[], float], *, share: float = 1.0, previous: RateLimiter | None = None, max_buckets: int = MAX_BUCKETS
+        cls,
+        limits: Iterable[RateLimit],
+        clock: Callable[[], float],
+        *,
+        share: float = 1.0,
+        previous: RateLimiter | None = None,
+        max_buckets: int = MAX_BUCKETS,
     ) -> RateLimiter:
         """Compile ``local`` of *limits*, which apply to one workload.
 
-        *clock* gives seconds that never go back. *share* is the part of each bucket, above 0 and up to 1, that this process may give away: with
-        several workers, each has its own. Limits that did not change go on with the buckets that they have in *previous*.
+        *clock* gives seconds that never go back. *share* is the part of each bucket, above 0 and up
+        to 1, that this process may give away: with several workers, each has its own. Limits that
+        did not change go on with the buckets that they have in *previous*.
         """
         now, kept = clock(), previous._limits if previous is not None else {}
         made: dict[tuple[str, LocalLimit, int, float], _Limit] = {}
@@ -188,9 +221,11 @@ class RateLimiter:
         return cls(made, clock)
 
     def take(self, request: Request, principal: str, pod: str) -> Limited | None:
-        """Take a token of every limit that matches *request*; return why it may not pass, and take none then.
+        """Take a token of every limit that matches *request*; return why it may not pass, and take
+        none then.
 
-        *principal* is the client's identity, *pod* its ``namespace/name`` or whatever tells clients apart; empty when not known.
+        *principal* is the client's identity, *pod* its ``namespace/name`` or whatever tells clients
+        apart; empty when not known.
         """
         now = self._clock()
         taken: list[_Bucket] = []
@@ -209,7 +244,8 @@ class RateLimiter:
 def descriptors(limit: GlobalLimit, request: Request, principal: str, pod: str) -> list[tuple[tuple[str, str], ...]]:
     """Return what to ask the rate limit service about *request*.
 
-    As in Envoy, a descriptor with a value that the request does not have is left out, and without any there is nothing to ask.
+    As in Envoy, a descriptor with a value that the request does not have is left out, and without
+    any there is nothing to ask.
     """
     found = []
     for descriptor in limit.descriptors:

@@ -1,4 +1,6 @@
-"""Write the ``*_pb2.py`` and ``*_pb2.pyi`` of this package's ``.proto`` files: ``python -m nodeagent.protocols.generate [DIRECTORY]``."""
+"""Write the ``*_pb2.py`` and ``*_pb2.pyi`` of this package's ``.proto`` files: ``python -m
+nodeagent.protocols.generate [DIRECTORY]``.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +14,9 @@ HERE: Final = Path(__file__).parent
 
 
 def generate(target: Path) -> None:
-    """Generate every module below *target*, in ``nodeagent/protocols``. Raises RuntimeError when the compiler (grpcio-tools) finds a fault."""
+    """Generate every module below *target*, in ``nodeagent/protocols``. Raises RuntimeError when
+    the compiler (grpcio-tools) finds a fault.
+    """
     import grpc_tools
     from grpc_tools import protoc
 

@@ -121,14 +121,17 @@ class Accepted:
         return "http" if verdict == "more" and len(early) > self._pipeline.limits.header_bytes else verdict
 
     def _identify(self, transport: Any) -> tuple[Target | None, Peer, tuple[str, int] | None]:
-        """Who is it, whom did it ask for, and which endpoint did the kernel pick? The listener's namespace says which pod, nothing the peer sends."""
+        """Who is it, whom did it ask for, and which endpoint did the kernel pick? The listener's
+        namespace says which pod, nothing the peer sends.
+        """
         view, pod = self._pipeline.view, self._pod
         address, port = transport.get_extra_info("peername")[:2]
         original = self._originals.of(transport, pod, self._direction)
         target = view.resolve(original.address, original.port) if original else None
         if self._direction == "outbound":
             workload = view.workload(pod.uid)
-            # A redirected socket's own address is the loopback's; whose it is, the record shall say.
+            # A redirected socket's own address is the loopback's; whose it is, the record shall
+            # say.
             own = [one for one in workload.addresses if (":" in one) == (":" in address)] if workload else []
             peer = Peer(own[0] if own else address, port, pod.identity, "kernel_attested", workload)
         else:
@@ -136,8 +139,10 @@ class Accepted:
         return target, peer, original.chosen if original else None
 
     def _patience(self) -> float:
-        """How long the first bytes may take, in seconds. A peer that is enrolled always begins with a ClientHello: to take it for a
-        silent client because its node is busy would hand its TLS to the application. On an HTTP port the client speaks first."""
+        """How long the first bytes may take, in seconds. A peer that is enrolled always begins with
+        a ClientHello: to take it for a silent client because its node is busy would hand its TLS to
+        the application. On an HTTP port the client speaks first.
+        """
         connection, timeouts = self._connection, self._pipeline.timeouts
         assert connection is not None
         workload = connection.peer.workload
@@ -146,7 +151,11 @@ class Accepted:
             return timeouts.handshake
         if self._protocol == "http":
             return timeouts.idle
-        return timeouts.handshake if mode == "PERMISSIVE" and workload is not None and (workload.enrolled or workload.sidecar) else timeouts.sniff
+        return (
+            timeouts.handshake
+            if mode == "PERMISSIVE" and workload is not None and (workload.enrolled or workload.sidecar)
+            else timeouts.sniff
+        )
 
     def _mode(self) -> MtlsMode:
         """The server's mTLS mode at the port that was asked for."""
@@ -226,13 +235,19 @@ class Accepted:
         if self._protocol == "tcp":
             self._hand_on("tcp")
         else:
-            self._timer = self._pipeline.loop.call_later(timeouts.idle if self._protocol == "http" else timeouts.sniff, self._silent)
+            self._timer = self._pipeline.loop.call_later(
+                timeouts.idle if self._protocol == "http" else timeouts.sniff, self._silent
+            )
 
     def _tls_failed(self, error: Exception) -> None:
         self._cancel()
         connection = self._connection
         if connection is not None:
-            reason = PLAINTEXT_REFUSED if isinstance(error, ssl.SSLError) and error.reason == "PEER_DID_NOT_RETURN_A_CERTIFICATE" else UPSTREAM_TLS
+            reason = (
+                PLAINTEXT_REFUSED
+                if isinstance(error, ssl.SSLError) and error.reason == "PEER_DID_NOT_RETURN_A_CERTIFICATE"
+                else UPSTREAM_TLS
+            )
             self._pipeline.refuse(connection, self._transport, reason)
 
     def _silent(self) -> None:

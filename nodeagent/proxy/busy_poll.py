@@ -1,8 +1,10 @@
-"""Busy polling: a worker whose next event is likely to come at once looks for it, again and again, instead of sleeping until it is woken.
+"""Busy polling: a worker whose next event is likely to come at once looks for it, again and again,
+instead of sleeping until it is woken.
 
-Going to sleep and being woken costs some µs each, more on a virtual machine, and a request on its way pays for it twice. As a
-halted processor is polled for (KVM's halt polling), only events that have lately come soon are waited for in this way, so what
-it can cost is processor time of a worker that is busy anyway, which is offered to others at each look (sched_yield(2)).
+Going to sleep and being woken costs some µs each, more on a virtual machine, and a request on its
+way pays for it twice. As a halted processor is polled for (KVM's halt polling), only events that
+have lately come soon are waited for in this way, so what it can cost is processor time of a worker
+that is busy anyway, which is offered to others at each look (sched_yield(2)).
 """
 
 from __future__ import annotations
@@ -17,15 +19,21 @@ _WEIGHT: Final = 1 / 32
 """Of one event in the running share of those that came soon: a few dozen decide."""
 _LIKELY: Final = 0.8
 _MANY: Final = 4
-"""Events with no vain look between them: this worker hardly sleeps anyway, and the processors are wanted by those that ask it."""
+"""Events with no vain look between them: this worker hardly sleeps anyway, and the processors are
+wanted by those that ask it.
+"""
 _MANY_SECONDS: Final = 0.05
 """How long it then goes without."""
 
 
 class BusyPoll:
-    """One worker's. *seconds*: how soon is soon, and how long it looks for an event before it sleeps after all; 0: never."""
+    """One worker's. *seconds*: how soon is soon, and how long it looks for an event before it
+    sleeps after all; 0: never.
+    """
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, seconds: float, clock: Callable[[], float] = perf_counter) -> None:
+    def __init__(
+        self, loop: asyncio.AbstractEventLoop, seconds: float, clock: Callable[[], float] = perf_counter
+    ) -> None:
         self._loop, self._seconds, self._clock = loop, seconds, clock
         self._soon = 0.0
         self._last = self._not_before = self._reported = clock()

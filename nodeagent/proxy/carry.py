@@ -1,4 +1,6 @@
-"""Forward: what is not HTTP/1, whole, byte by byte; and what an exchange left behind that agreed on another protocol."""
+"""Forward: what is not HTTP/1, whole, byte by byte; and what an exchange left behind that agreed on
+another protocol.
+"""
 
 from __future__ import annotations
 
@@ -27,14 +29,22 @@ class Carrier:
     def __init__(self, pipeline: Pipeline) -> None:
         self._pipeline = pipeline
 
-    async def carry(self, connection: Connection, transport: Any, permit: Permit, generation: int, words: FirstWords | None) -> None:
-        """Forward a connection that is not HTTP, whole; the snapshot's *generation* permitted it. With *words* it may still turn out to be HTTP."""
+    async def carry(
+        self, connection: Connection, transport: Any, permit: Permit, generation: int, words: FirstWords | None
+    ) -> None:
+        """Forward a connection that is not HTTP, whole; the snapshot's *generation* permitted it.
+        With *words* it may still turn out to be HTTP.
+        """
         pipeline, started = self._pipeline, perf_counter()
         if words is None and not transport.is_closing():
             transport.pause_reading()  # an authorizer, or the endpoint, may take its time
         route = pipeline.route(connection)
         guard = pipeline.guard(connection, route, http=False)
-        if words is not None and guard.awaits_requests and self._turned(connection, transport, words, await words.decided(None, words.patience)):
+        if (
+            words is not None
+            and guard.awaits_requests
+            and self._turned(connection, transport, words, await words.decided(None, words.patience))
+        ):
             return
         reason = await self._unpermitted(connection, route, guard)
         if reason is not None:
@@ -92,7 +102,9 @@ class Carrier:
         return await route.pool.dial.connect(self._pipeline, http=False)
 
     def _turned(self, connection: Connection, transport: Any, words: FirstWords, verdict: Verdict) -> bool:
-        """Take over what the client has said; say whether that is HTTP, as which the connection goes on then, by what permits it now."""
+        """Take over what the client has said; say whether that is HTTP, as which the connection
+        goes on then, by what permits it now.
+        """
         pipeline = self._pipeline
         connection.early, connection.half_closed = words.early, words.ended
         connection.protocol = "http2" if verdict == "http2" else "tcp"
@@ -108,7 +120,9 @@ class Carrier:
         return True
 
     def probed(self, connection: Connection, permit: Permit, transport: Any, early: bytes) -> None:
-        """Of what is not HTTP/1.1, declared probes alone: a gRPC probe is answered, and for a TCP probe it is enough that the connection was opened."""
+        """Of what is not HTTP/1.1, declared probes alone: a gRPC probe is answered, and for a TCP
+        probe it is enough that the connection was opened.
+        """
         pipeline = self._pipeline
         connection.early = early
         if services := asked_health(permit, early):
@@ -120,7 +134,9 @@ class Carrier:
             transport.close()
 
     def _answer_health(self, connection: Connection, services: frozenset[str], transport: Any) -> None:
-        """Let the client ask for the health of *services*; it is the application's, whatever else the client wants does not reach that."""
+        """Let the client ask for the health of *services*; it is the application's, whatever else
+        the client wants does not reach that.
+        """
         from nodeagent.proxy.grpc_probe import answering  # it brings gRPC
 
         pipeline = self._pipeline
@@ -146,7 +162,16 @@ class Carrier:
         self._join(connection, route, downstream.transport, upstream.transport, early, rest, exchange.started)
         downstream.resume_reading("upgrade")
 
-    def _join(self, connection: Connection, route: Route, transport: Any, upstream: Any, early: bytes, answer: bytes, started: float) -> None:
+    def _join(
+        self,
+        connection: Connection,
+        route: Route,
+        transport: Any,
+        upstream: Any,
+        early: bytes,
+        answer: bytes,
+        started: float,
+    ) -> None:
         pipeline = self._pipeline
         cell = route.tcp()
         cell.opened += 1
@@ -167,7 +192,9 @@ class Carrier:
             relay.downstream.eof_received()
 
     def _count_bytes(self, connection: Connection) -> int:
-        """Add what a relay carried since the last time, so that a long connection shows in the metrics while it lives; return how much."""
+        """Add what a relay carried since the last time, so that a long connection shows in the
+        metrics while it lives; return how much.
+        """
         relay, cell = connection.relay
         received, sent = relay.take()
         cell.received += received
@@ -177,9 +204,14 @@ class Carrier:
         return int(received + sent)
 
     def sweep(self, connection: Connection) -> None:
-        """Count what *connection*, which is relayed, carried since the last time, and close it if it has stood still for too long."""
+        """Count what *connection*, which is relayed, carried since the last time, and close it if
+        it has stood still for too long.
+        """
         pipeline = self._pipeline
         if self._count_bytes(connection):
             connection.active = pipeline.now
-        elif pipeline.timeouts.stream_idle is not None and pipeline.now - connection.active > pipeline.timeouts.stream_idle:
+        elif (
+            pipeline.timeouts.stream_idle is not None
+            and pipeline.now - connection.active > pipeline.timeouts.stream_idle
+        ):
             connection.relay[0].downstream.transport.close()

@@ -35,8 +35,8 @@ def host_port(address: str, port: int) -> str:
 class Peer:
     """The downstream side as the proxy knows it, not as it calls itself.
 
-    ``identity`` is empty for a plaintext peer; ``security`` says what proved it: a TLS certificate, or the kernel (the
-    connection came through a listener inside the pod's own network namespace).
+    ``identity`` is empty for a plaintext peer; ``security`` says what proved it: a TLS certificate,
+    or the kernel (the connection came through a listener inside the pod's own network namespace).
     """
 
     address: str
@@ -50,10 +50,38 @@ class Connection:
     """One downstream connection; its record in ``flows``."""
 
     __slots__ = (
-        "_codes", "_outcomes", "active", "chosen", "closed", "direction", "early", "expires", "half_closed", "http", "line", "local_text", "number", "path",
-        "peer", "peer_text", "pod", "policy", "probe", "protocol", "reason", "received", "relay", "requests", "routes", "sent", "sni", "target",
-        "upstream_workload", "view", "wall",
-    )  # fmt: skip
+        "_codes",
+        "_outcomes",
+        "active",
+        "chosen",
+        "closed",
+        "direction",
+        "early",
+        "expires",
+        "half_closed",
+        "http",
+        "line",
+        "local_text",
+        "number",
+        "path",
+        "peer",
+        "peer_text",
+        "pod",
+        "policy",
+        "probe",
+        "protocol",
+        "reason",
+        "received",
+        "relay",
+        "requests",
+        "routes",
+        "sent",
+        "sni",
+        "target",
+        "upstream_workload",
+        "view",
+        "wall",
+    )
 
     def __init__(self, pod: PodState, direction: Direction, peer: Peer, target: Target, wall: float) -> None:
         self.number = next(_numbers)
@@ -63,7 +91,9 @@ class Connection:
         self.half_closed = False
         self.active = 0.0
         self.chosen: tuple[str, int] | None = None
-        """The endpoint that the kernel picked, so that balance does not depend on the path; None: it left that to the proxy."""
+        """The endpoint that the kernel picked, so that balance does not depend on the path; None:
+        it left that to the proxy.
+        """
         self.early = b""
         self.line: FirstLine | None = None
         """What was read of the client's first line, while that may still become one of HTTP."""
@@ -114,7 +144,9 @@ class Connection:
 
     @property
     def verdict(self) -> str:
-        """``allow``, ``deny`` or ``error``; ``mixed`` where its requests fared differently; ``pending`` while it is not known what it is."""
+        """``allow``, ``deny`` or ``error``; ``mixed`` where its requests fared differently;
+        ``pending`` while it is not known what it is.
+        """
         if self.protocol == "?" and not self._outcomes:
             return "pending"
         return _VERDICTS.get(self._outcomes, "mixed")

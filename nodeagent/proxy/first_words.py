@@ -1,8 +1,10 @@
-"""A connection on a port that nobody declared, whose client keeps silent: who speaks first decides what it is, never the time.
+"""A connection on a port that nobody declared, whose client keeps silent: who speaks first decides
+what it is, never the time.
 
-A server that speaks first is no HTTP server, and a client whose first line is no request line is no HTTP client; until one of them has
-spoken, what the client says is looked at. What had to go on before that was certain (a protocol may begin with half a line and wait for an
-answer to it) is looked at further (:class:`nodeagent.proxy.tcp.Watched`).
+A server that speaks first is no HTTP server, and a client whose first line is no request line is no
+HTTP client; until one of them has spoken, what the client says is looked at. What had to go on
+before that was certain (a protocol may begin with half a line and wait for an answer to it) is
+looked at further (:class:`nodeagent.proxy.tcp.Watched`).
 """
 
 from __future__ import annotations
@@ -17,8 +19,9 @@ if TYPE_CHECKING:
 
 
 class FirstWords:
-    """The protocol of such a connection until one side has spoken. A line that has begun must end within *patience* seconds, and *longest* bytes: HTTP's
-    parser refuses what is longer."""
+    """The protocol of such a connection until one side has spoken. A line that has begun must end
+    within *patience* seconds, and *longest* bytes: HTTP's parser refuses what is longer.
+    """
 
     def __init__(self, loop: asyncio.AbstractEventLoop, transport: Any, patience: float, longest: int) -> None:
         self._loop, self._transport, self.patience, self._longest = loop, transport, patience, longest
@@ -30,7 +33,9 @@ class FirstWords:
         """What the client's words make of the connection; ``tcp`` too when it ends without any."""
 
     async def decided(self, server: Dialled | None, seconds: float | None = None) -> Verdict:
-        """Return what the connection is: as the client's words say, or ``tcp`` when *server* speaks or leaves before it, or when *seconds* have passed."""
+        """Return what the connection is: as the client's words say, or ``tcp`` when *server* speaks
+        or leaves before it, or when *seconds* have passed.
+        """
         heard: list[asyncio.Future[Any]] = [self.verdict]
         if server is not None:
             heard.append(server.heard(self._loop))

@@ -1,4 +1,6 @@
-"""How an HTTP/2 client is told that it is not served here: by a GOAWAY that names HTTP/1.1, not by a connection that breaks."""
+"""How an HTTP/2 client is told that it is not served here: by a GOAWAY that names HTTP/1.1, not by
+a connection that breaks.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +10,9 @@ from typing import Any, Final
 from nodeagent.errors import Reason
 
 LINGER_SECONDS: Final = 1.0
-"""What the client still sends is read and dropped so long: a close with unread bytes is a reset, which can overtake the frames."""
+"""What the client still sends is read and dropped so long: a close with unread bytes is a reset,
+which can overtake the frames.
+"""
 _SETTINGS, _GOAWAY = 4, 7
 _HTTP_1_1_REQUIRED: Final = 13
 """RFC 9113 sections 6.5, 6.8 and 7."""

@@ -1,7 +1,8 @@
 """A gRPC probe that a pod declares, asked of the application in the node's stead.
 
-Not a byte of who asks goes on to the application: its HTTP/2 ends here, only the health of a declared service can be asked for, and
-what is asked is a request of our own. So nothing else comes in however the connection is written.
+Not a byte of who asks goes on to the application: its HTTP/2 ends here, only the health of a
+declared service can be asked for, and what is asked is a request of our own. So nothing else comes
+in however the connection is written.
 """
 
 from __future__ import annotations
@@ -25,7 +26,9 @@ from nodeagent.proxy.pool import Dial, DialError
 
 
 def answering(services: frozenset[str], dial: Dial, pipeline: Pipeline, ended: Callable[[], None]) -> asyncio.Protocol:
-    """Return what serves one connection of the node: the health of *services*, as the application at *dial* tells it. *ended*: it is over."""
+    """Return what serves one connection of the node: the health of *services*, as the application
+    at *dial* tells it. *ended*: it is over.
+    """
 
     async def ask(service: str) -> HealthCheckResponse:
         async with asyncio.timeout(pipeline.timeouts.head):
@@ -53,9 +56,15 @@ class _Health:
 
 
 async def _asked(dial: Dial, pipeline: Pipeline, service: str) -> HealthCheckResponse:
-    """Ask the application. Raises GRPCError with its own refusal, DialError, CallError, and what grpclib raises of a connection that ends."""
+    """Ask the application. Raises GRPCError with its own refusal, DialError, CallError, and what
+    grpclib raises of a connection that ends.
+    """
     channel = Inside(partial(dial.connect, pipeline, http=False), dial.address, dial.port)
     try:
-        return await unary(UnaryUnaryMethod(channel, CHECK, HealthCheckRequest, HealthCheckResponse), HealthCheckRequest(service=service), HealthCheckResponse)
+        return await unary(
+            UnaryUnaryMethod(channel, CHECK, HealthCheckRequest, HealthCheckResponse),
+            HealthCheckRequest(service=service),
+            HealthCheckResponse,
+        )
     finally:
         channel.close()

@@ -1,8 +1,9 @@
 """What protects one port of one workload, and what that means for one of its clients.
 
-A :class:`Guard` is compiled from the policies that apply to the workload, once per change. A :class:`Bound` guard belongs to a
-route: what depends on the connection alone is decided there already, so a request costs only what it decides itself.
-The order is Istio's: CUSTOM, JWT, AUDIT, DENY, ALLOW, and then the rate limits.
+A :class:`Guard` is compiled from the policies that apply to the workload, once per change. A
+:class:`Bound` guard belongs to a route: what depends on the connection alone is decided there
+already, so a request costs only what it decides itself. The order is Istio's: CUSTOM, JWT, AUDIT,
+DENY, ALLOW, and then the rate limits.
 """
 
 from __future__ import annotations
@@ -26,7 +27,16 @@ from nodeagent.errors import (
     ResourceError,
 )
 from nodeagent.mesh.entries import Workload
-from nodeagent.policy.authorization import Authorizer, CompiledPolicy, ConnectionFacts, Decision, RequestAuthorizer, RequestFacts, holds_nul, normalise_target
+from nodeagent.policy.authorization import (
+    Authorizer,
+    CompiledPolicy,
+    ConnectionFacts,
+    Decision,
+    RequestAuthorizer,
+    RequestFacts,
+    holds_nul,
+    normalise_target,
+)
 from nodeagent.policy.model import AuthorizationPolicy, GlobalLimit, Jwks, RateLimit, RequestAuthentication, Rule
 from nodeagent.proxy.external.body import beginning
 from nodeagent.proxy.external.model import HttpFacts, Party, Verdict
@@ -62,7 +72,8 @@ class Compiler:
 
     def __init__(self, trust_domain: str) -> None:
         self._trust_domain = trust_domain
-        self._known: dict[int, tuple[AuthorizationPolicy, CompiledPolicy]] = {}  # by id: a policy with the same name may say something else
+        # by id: a policy with the same name may say something else
+        self._known: dict[int, tuple[AuthorizationPolicy, CompiledPolicy]] = {}
 
     def compiled(self, policy: AuthorizationPolicy) -> CompiledPolicy:
         """Return what *policy* is compiled to; what cannot be compiled, although control took it, lets nobody in."""
@@ -71,8 +82,15 @@ class Compiler:
             try:
                 made = CompiledPolicy.of(policy, self._trust_domain)
             except ResourceError as error:
-                log.error("the policy %s/%s cannot be compiled, and denies everything: %s", policy.namespace, policy.name, error)
-                closed = AuthorizationPolicy(policy.namespace, policy.name, "DENY", (Rule(),), refused=type(policy).__name__)
+                log.error(
+                    "the policy %s/%s cannot be compiled, and denies everything: %s",
+                    policy.namespace,
+                    policy.name,
+                    error,
+                )
+                closed = AuthorizationPolicy(
+                    policy.namespace, policy.name, "DENY", (Rule(),), refused=type(policy).__name__
+                )
                 made = CompiledPolicy.of(closed, self._trust_domain)
             known = self._known[id(policy)] = (policy, made)
         return known[1]
@@ -85,24 +103,53 @@ class Compiler:
 class Guard:
     """The policies of one workload, put together for what it serves as HTTP, or for what it does not."""
 
-    __slots__ = ("_decided", "authenticator", "authorizer", "by_line", "decided", "limiter", "reads_requests", "services")
+    __slots__ = (
+        "_decided",
+        "authenticator",
+        "authorizer",
+        "by_line",
+        "decided",
+        "limiter",
+        "reads_requests",
+        "services",
+    )
 
     def __init__(
-        self, authorizer: Authorizer, authenticator: Authenticator | None, limiter: RateLimiter | None, services: tuple[GlobalLimit, ...],
-        *, reads_requests: bool = False,
-    ) -> None:  # fmt: skip
+        self,
+        authorizer: Authorizer,
+        authenticator: Authenticator | None,
+        limiter: RateLimiter | None,
+        services: tuple[GlobalLimit, ...],
+        *,
+        reads_requests: bool = False,
+    ) -> None:
         self.authorizer, self.authenticator, self.limiter, self.services = authorizer, authenticator, limiter, services
         self.reads_requests = reads_requests
-        """Some policy decides by what a request says: what is not parsed may pass only where the port is declared not to be HTTP."""
+        """Some policy decides by what a request says: what is not parsed may pass only where the
+        port is declared not to be HTTP.
+        """
         self.by_line = authenticator is None and limiter is None and not services
         """Nothing but AuthorizationPolicies has a say."""
         self._decided: dict[_Asked, tuple[bytes, Decision]] = {}
         self.decided = self._decided.get
-        """What was decided on a request like this one: the target that goes on, and the decision. It ends with the guard, which ends with its policies."""
+        """What was decided on a request like this one: the target that goes on, and the decision.
+        It ends with the guard, which ends with its policies.
+        """
 
     @classmethod
-    def made(cls, view: ClusterView, compiler: Compiler, workload: Workload, previous: Guard | None, *, http: bool, share: float) -> Guard:
-        """Put together what applies to *workload*. Token buckets of limits that did not change are taken over from *previous*."""
+    def made(
+        cls,
+        view: ClusterView,
+        compiler: Compiler,
+        workload: Workload,
+        previous: Guard | None,
+        *,
+        http: bool,
+        share: float,
+    ) -> Guard:
+        """Put together what applies to *workload*. Token buckets of limits that did not change are
+        taken over from *previous*.
+        """
         entries = view.policies_of(workload)
 
         def keys(uri: str) -> Jwks | None:
@@ -118,7 +165,8 @@ class Guard:
         before = previous.limiter if previous is not None else None
         authenticator = limiter = None
         if http and authentications:
-            from nodeagent.policy.jwt import Authenticator  # it brings a cryptography library, which most workers never need
+            # it brings a cryptography library, which most workers never need
+            from nodeagent.policy.jwt import Authenticator
 
             authenticator = Authenticator.compile(authentications, keys, time)
         if any(limit.local for limit in limits):
@@ -129,7 +177,9 @@ class Guard:
         return cls(Authorizer.of(policies, http=http), authenticator, limiter, services, reads_requests=reads)
 
     def bind(self, facts: ConnectionFacts, client: str, workload: str) -> Bound:
-        """Return what the guard means for the client that *facts* describe: *client* is its pod or address, *workload* whose guard it is."""
+        """Return what the guard means for the client that *facts* describe: *client* is its pod or
+        address, *workload* whose guard it is.
+        """
         return Bound(self, facts, self.authorizer.connection(facts), client, workload)
 
     def remember(self, asked: _Asked, target: bytes, decision: Decision) -> None:
@@ -146,7 +196,9 @@ class Bound:
 
     __slots__ = ("by_line", "client", "decision", "facts", "guard", "reason", "residual", "workload")
 
-    def __init__(self, guard: Guard, facts: ConnectionFacts, outcome: Decision | RequestAuthorizer, client: str, workload: str) -> None:
+    def __init__(
+        self, guard: Guard, facts: ConnectionFacts, outcome: Decision | RequestAuthorizer, client: str, workload: str
+    ) -> None:
         self.guard, self.facts, self.client, self.workload = guard, facts, client, workload
         self.residual = outcome if isinstance(outcome, RequestAuthorizer) else None
         self.decision = outcome if isinstance(outcome, Decision) else None
@@ -160,7 +212,9 @@ class Bound:
     # -- HTTP --
 
     def admits(self, pipeline: Pipeline, exchange: Exchange, route: Route) -> bool:
-        """Decide on a request. False: it was refused, or its answer waits for somebody else's and it is forwarded then."""
+        """Decide on a request. False: it was refused, or its answer waits for somebody else's and
+        it is forwarded then.
+        """
         asked = (self, exchange.method, exchange.target, exchange.host)
         known = self.guard.decided(asked) if self.by_line else None
         if known is not None:
@@ -171,8 +225,18 @@ class Bound:
             return False
         exchange.target = normalise_target(exchange.target)
         residual = self.residual
-        request = RequestFacts(exchange.method.decode("latin-1"), exchange.target.decode("latin-1"), exchange.host.decode("latin-1"), exchange.header, None)
-        provider = residual.custom(request) if residual is not None else (self.decision.custom if self.decision is not None else "")
+        request = RequestFacts(
+            exchange.method.decode("latin-1"),
+            exchange.target.decode("latin-1"),
+            exchange.host.decode("latin-1"),
+            exchange.header,
+            None,
+        )
+        provider = (
+            residual.custom(request)
+            if residual is not None
+            else (self.decision.custom if self.decision is not None else "")
+        )
         if provider or self.guard.services:
             pipeline.wait(exchange, self._ask(pipeline, exchange, route, request, provider))
             return False
@@ -221,19 +285,31 @@ class Bound:
             exchange.refuse(refused)
         return refused is None
 
-    def _authenticate(self, pipeline: Pipeline, authenticator: Authenticator, exchange: Exchange, request: RequestFacts) -> Reason | None:
-        """Check the request's tokens; what they say is in *request* and, where it was asked for, in the fields that go on."""
+    def _authenticate(
+        self, pipeline: Pipeline, authenticator: Authenticator, exchange: Exchange, request: RequestFacts
+    ) -> Reason | None:
+        """Check the request's tokens; what they say is in *request* and, where it was asked for, in
+        the fields that go on.
+        """
         from nodeagent.policy.jwt import Rejected
 
         outcome = authenticator.authenticate(request)
         if isinstance(outcome, Rejected):
             self._count(pipeline, "", "jwt_refused")
-            return replace(JWT_REFUSED, status=outcome.status, details=outcome.details, body=outcome.words.encode(), headers=outcome.headers)
+            return replace(
+                JWT_REFUSED,
+                status=outcome.status,
+                details=outcome.details,
+                body=outcome.words.encode(),
+                headers=outcome.headers,
+            )
         adopt(exchange, outcome.remove, outcome.add, outcome.target)
         request.claims = outcome.claims
         return None
 
-    async def _ask(self, pipeline: Pipeline, exchange: Exchange, route: Route, request: RequestFacts, provider: str) -> None:
+    async def _ask(
+        self, pipeline: Pipeline, exchange: Exchange, route: Route, request: RequestFacts, provider: str
+    ) -> None:
         """The same with others' answers in their places; then the request is forwarded or refused."""
         reason = await self._checked(pipeline, exchange, request, provider) if provider else None
         if reason is None and not exchange.finished:
@@ -248,7 +324,9 @@ class Bound:
         else:
             pipeline.forward(exchange, route)
 
-    async def _checked(self, pipeline: Pipeline, exchange: Exchange, request: RequestFacts, provider: str) -> Reason | None:
+    async def _checked(
+        self, pipeline: Pipeline, exchange: Exchange, request: RequestFacts, provider: str
+    ) -> Reason | None:
         """Ask the external authorizer about a request; what it wants changed is changed."""
         body, wanted = None, pipeline.providers.body_of(provider)
         if wanted is not None:
@@ -258,12 +336,20 @@ class Bound:
             if body is not None and body.partial and not wanted.allow_partial_message:
                 return BODY_TOO_LARGE
         connection, lines = exchange.downstream.connection, exchange.lines
-        headers = tuple((lines[at].decode("latin-1"), lines[at + 2].decode("latin-1")) for at in range(0, len(lines), 4))
+        headers = tuple(
+            (lines[at].decode("latin-1"), lines[at + 2].decode("latin-1")) for at in range(0, len(lines), 4)
+        )
         asked = HttpFacts(
-            exchange.method.decode("latin-1"), exchange.target.decode("latin-1"), exchange.host.decode("latin-1"), headers,
-            version="HTTP/1.0" if exchange.http10 else "HTTP/1.1", body=body,
-        )  # fmt: skip
-        verdict = await pipeline.providers.check(provider, *self._parties(connection), asked, connection.sni, _protected(exchange.route))
+            exchange.method.decode("latin-1"),
+            exchange.target.decode("latin-1"),
+            exchange.host.decode("latin-1"),
+            headers,
+            version="HTTP/1.0" if exchange.http10 else "HTTP/1.1",
+            body=body,
+        )
+        verdict = await pipeline.providers.check(
+            provider, *self._parties(connection), asked, connection.sni, _protected(exchange.route)
+        )
         if verdict.allowed:
             if verdict.query_set or verdict.query_remove:
                 request.path = with_parameters(request.path, verdict.query_set, verdict.query_remove)
@@ -280,13 +366,19 @@ class Bound:
         if verdict.failed:
             log.warning("%s: the external authorizer %s: %s", self.workload, provider, verdict.failed)
             return replace(EXTERNAL_ERROR, status=verdict.status, policy=provider)
-        return replace(EXTERNAL_DENIED, status=verdict.status, body=verdict.body, headers=verdict.headers, policy=provider)
+        return replace(
+            EXTERNAL_DENIED, status=verdict.status, body=verdict.body, headers=verdict.headers, policy=provider
+        )
 
-    async def _rated(self, pipeline: Pipeline, exchange: Exchange, request: RequestFacts, limit: GlobalLimit) -> Reason | None:
+    async def _rated(
+        self, pipeline: Pipeline, exchange: Exchange, request: RequestFacts, limit: GlobalLimit
+    ) -> Reason | None:
         """Ask the rate limit service that *limit* names."""
         from nodeagent.policy.rate_limit import descriptors
 
-        verdict = await pipeline.providers.ask(limit, descriptors(limit, request, self.facts.principal, self.client), _protected(exchange.route))
+        verdict = await pipeline.providers.ask(
+            limit, descriptors(limit, request, self.facts.principal, self.client), _protected(exchange.route)
+        )
         if verdict.failed:
             log.warning("%s: the rate limit service %s: %s", self.workload, limit.provider, verdict.failed)
         if verdict.allowed:
@@ -295,7 +387,12 @@ class Bound:
             return None
         self._count(pipeline, limit.provider, "rate_limited")
         return replace(
-            RATE_LIMITED, status=verdict.status, details="request_rate_limited", body=verdict.body, headers=verdict.headers, policy=limit.provider
+            RATE_LIMITED,
+            status=verdict.status,
+            details="request_rate_limited",
+            body=verdict.body,
+            headers=verdict.headers,
+            policy=limit.provider,
         )
 
     def _parties(self, connection: Connection) -> tuple[Party, Party]:
@@ -306,7 +403,9 @@ class Bound:
 
     @property
     def awaits_requests(self) -> bool:
-        """Say whether the connection would be refused now, but as HTTP might not be: while nobody has spoken, that is waited for."""
+        """Say whether the connection would be refused now, but as HTTP might not be: while nobody
+        has spoken, that is waited for.
+        """
         return self.reason is not None and self.guard.reads_requests
 
     async def admits_connection(self, pipeline: Pipeline, connection: Connection, route: Route) -> Reason | None:
@@ -317,7 +416,9 @@ class Bound:
         if decision.notes or not decision.allowed:
             self._note(pipeline, decision)
         if decision.custom and self.reason is None:
-            verdict = await pipeline.providers.check(decision.custom, *self._parties(connection), None, connection.sni, _protected(route))
+            verdict = await pipeline.providers.check(
+                decision.custom, *self._parties(connection), None, connection.sni, _protected(route)
+            )
             if not verdict.allowed:
                 return self._external(pipeline, decision.custom, verdict)
         return self.reason
@@ -334,11 +435,15 @@ class Bound:
         pipeline.metrics.count(POLICY_EVENTS, (self.workload, policy, event))
 
 
-UNGUARDED: Final = Guard(Authorizer.compile((), http=True, trust_domain=""), None, None, ()).bind(ConnectionFacts("", "", "", "", 0), "", "")
+UNGUARDED: Final = Guard(Authorizer.compile((), http=True, trust_domain=""), None, None, ()).bind(
+    ConnectionFacts("", "", "", "", 0), "", ""
+)
 """Nothing stands between this client and the endpoint, or somebody else checks."""
 
 
-def adopt(exchange: Exchange, remove: tuple[str, ...], add: tuple[tuple[str, str], ...], target: str | None = None) -> None:
+def adopt(
+    exchange: Exchange, remove: tuple[str, ...], add: tuple[tuple[str, str], ...], target: str | None = None
+) -> None:
     """Rewrite the request as a policy says: its fields, and its target if one is given."""
     exchange.lines = rewritten(exchange.lines, remove, add)
     if target is not None:
@@ -346,23 +451,34 @@ def adopt(exchange: Exchange, remove: tuple[str, ...], add: tuple[tuple[str, str
 
 
 def rewritten(lines: list[bytes], remove: tuple[str, ...], add: tuple[tuple[str, str], ...]) -> list[bytes]:
-    """Return header *lines* without the fields *remove*, and what applications take for them, and with names and values *add*."""
+    """Return header *lines* without the fields *remove*, and what applications take for them, and
+    with names and values *add*.
+    """
     if remove:
         unwanted = frozenset(folded(name.encode("latin-1")) for name in remove)
         lines = without(lines, lambda name: folded(name) in unwanted)
-    return lines + [part for name, value in add for part in (name.encode("latin-1"), b": ", value.encode("latin-1"), b"\r\n")]
+    return lines + [
+        part for name, value in add for part in (name.encode("latin-1"), b": ", value.encode("latin-1"), b"\r\n")
+    ]
 
 
 @lru_cache(maxsize=4096)
 def denied(policy: str, rule: int) -> Reason:
-    """Return the refusal by *rule* of *policy* (:attr:`Decision.policy`, empty: no ALLOW policy matched), with Envoy's words for it."""
+    """Return the refusal by *rule* of *policy* (:attr:`Decision.policy`, empty: no ALLOW policy
+    matched), with Envoy's words for it.
+    """
     if not policy:
         return POLICY_DENIED
     kind, _, key = policy.rpartition(" ")
     namespace, _, name = key.partition("/")
     if kind:
         hint = f"{policy} is wrong, and closes what it selects: {POLICY_REFUSED.hint}"
-        return replace(POLICY_REFUSED, details=f"policy_refused[kind[{kind}]-ns[{namespace}]-policy[{name}]]", hint=hint, policy=policy)
+        return replace(
+            POLICY_REFUSED,
+            details=f"policy_refused[kind[{kind}]-ns[{namespace}]-policy[{name}]]",
+            hint=hint,
+            policy=policy,
+        )
     details = f"rbac_access_denied_matched_policy[ns[{namespace}]-policy[{name}]-rule[{rule}]]"
     return replace(POLICY_DENIED, details=details, hint=f"AuthorizationPolicy {policy}, rule {rule}", policy=policy)
 
@@ -378,6 +494,11 @@ def facts(connection: Connection, route: Route) -> ConnectionFacts:
     assert endpoint is not None
     presumed = peer.workload.identity if peer.workload is not None and not peer.identity else ""
     return ConnectionFacts(
-        principal=peer.identity.removeprefix(_SCHEME), source_ip=peer.address, remote_ip=peer.address,
-        destination_ip=endpoint.address, destination_port=endpoint.port, sni=connection.sni, presumed=presumed.removeprefix(_SCHEME),
-    )  # fmt: skip
+        principal=peer.identity.removeprefix(_SCHEME),
+        source_ip=peer.address,
+        remote_ip=peer.address,
+        destination_ip=endpoint.address,
+        destination_port=endpoint.port,
+        sni=connection.sni,
+        presumed=presumed.removeprefix(_SCHEME),
+    )

@@ -1,4 +1,6 @@
-"""What a captured connection asked for: how the proxy is told depends on what led it there, BPF programs or iptables rules."""
+"""What a captured connection asked for: how the proxy is told depends on what led it there, BPF
+programs or iptables rules.
+"""
 
 from __future__ import annotations
 
@@ -15,11 +17,15 @@ class Originals(Protocol):
     """Tells it of one accepted connection."""
 
     def of(self, transport: Any, pod: PodState, direction: Direction) -> Original | None:
-        """Return whom the connection of *transport*, accepted by a listener of *pod*, asked for; None: it was not captured."""
+        """Return whom the connection of *transport*, accepted by a listener of *pod*, asked for;
+        None: it was not captured.
+        """
 
 
 class Captured:
-    """By the agent's BPF programs: connect remembers it in a map, sk_lookup leaves the local address as it was asked for."""
+    """By the agent's BPF programs: connect remembers it in a map, sk_lookup leaves the local
+    address as it was asked for.
+    """
 
     def __init__(self, outbound: OriginalDestinations) -> None:
         self._outbound = outbound

@@ -1,7 +1,8 @@
-"""The way of a connection through the proxy: accept → identify → authorize → route → forward → observe.
+"""The way of a connection through the proxy: accept → identify → authorize → route → forward →
+observe.
 
-One instance a worker. Everything here runs on the worker's event loop, without locks; what can be decided once per
-connection or per route is not decided again per request.
+One instance a worker. Everything here runs on the worker's event loop, without locks; what can be
+decided once per connection or per route is not decided again per request.
 """
 
 from __future__ import annotations
@@ -49,7 +50,13 @@ class Pipeline:
     """What the stages share: the cluster's view, the pods, the pools, the counters."""
 
     def __init__(
-        self, loop: asyncio.AbstractEventLoop, settings: Proxy, trust_domain: str, cluster_id: str, metrics: WorkerMetrics, access_log: AccessLog | None
+        self,
+        loop: asyncio.AbstractEventLoop,
+        settings: Proxy,
+        trust_domain: str,
+        cluster_id: str,
+        metrics: WorkerMetrics,
+        access_log: AccessLog | None,
     ) -> None:
         self.loop, self.metrics, self.access_log = loop, metrics, access_log
         self.trust_domain, self.cluster_id = trust_domain, cluster_id
@@ -73,7 +80,9 @@ class Pipeline:
         """Whom policies may ask (``extensionProviders``)."""
         self.busy_poll = BusyPoll(loop, settings.busy_poll_microseconds / 1e6)
         self.announce: Callable[[socket.socket, str], None] | None = None
-        """Tells the kernel for which client's address a socket is about to dial an application; None: no programs are there (a sidecar)."""
+        """Tells the kernel for which client's address a socket is about to dial an application;
+        None: no programs are there (a sidecar).
+        """
         self.delivery: Delivery = "inside"
         """``redirect.delivery``."""
         self.share = 1.0
@@ -82,7 +91,9 @@ class Pipeline:
     # -- the line --
 
     def begin(self, connection: Connection, permit: Permit, transport: Any, verdict: str, early: bytes) -> None:
-        """Carry an identified and permitted connection of which *verdict* says what it is, ``silent``: nothing yet; *early* was read already."""
+        """Carry an identified and permitted connection of which *verdict* says what it is,
+        ``silent``: nothing yet; *early* was read already.
+        """
         connection.protocol, connection.probe = verdict if verdict in ("http", "http2") else "tcp", bool(permit.probes)
         if verdict == "http":
             codec = HttpDownstream(self, connection, permit, transport)
@@ -95,7 +106,11 @@ class Pipeline:
             self.carrier.probed(connection, permit, transport, early)
             return
         connection.early = early
-        words = FirstWords(self.loop, transport, self.timeouts.handshake, self.limits.header_bytes) if verdict == "silent" else None
+        words = (
+            FirstWords(self.loop, transport, self.timeouts.handshake, self.limits.header_bytes)
+            if verdict == "silent"
+            else None
+        )
         if words is not None:
             transport.set_protocol(words)
         task = self.loop.create_task(self.carrier.carry(connection, transport, permit, self.view.generation, words))
@@ -186,7 +201,8 @@ class Pipeline:
         if self.connections.pop(connection.number, None) is not None:
             connection.pod.connections -= 1
             connection.closed = time()
-            connection.http = connection.relay = connection.routes = None  # it stays among the recent flows for a while, they shall not
+            # it stays among the recent flows for a while, they shall not
+            connection.http = connection.relay = connection.routes = None
             connection.view = -1
             if connection.verdict == "pending" and connection.peer.address in self.node_addresses:
                 connection.probe = True  # the kubelet has looked whether somebody listens
@@ -206,7 +222,9 @@ class Pipeline:
             reset(transport)
 
     def guard(self, connection: Connection, route: Route, *, http: bool) -> Bound:
-        """Return what stands between the client and the application on *route*, which is kept there: a change of policies ends the routes."""
+        """Return what stands between the client and the application on *route*, which is kept
+        there: a change of policies ends the routes.
+        """
         bound: Bound | None = route.http_guard if http else route.tcp_guard
         if bound is None:
             bound = self._bound(connection, route, http)
@@ -223,13 +241,19 @@ class Pipeline:
             return UNGUARDED
         key = (workload.uid, http)
         guard, protection, policies = self._guards.get(key, (None, -1, ()))
-        if guard is None or protection != self.view.protection or policies != workload.policies:  # a pod that went and came back changes no verdict by itself
+        # a pod that went and came back changes no verdict by itself
+        if guard is None or protection != self.view.protection or policies != workload.policies:
             guard = Guard.made(self.view, self.compiler, workload, guard, http=http, share=self.share)
             self._guards[key] = (guard, self.view.protection, workload.policies)
         peer = connection.peer.workload
         client = f"{peer.namespace}/{peer.pod}" if peer is not None else connection.peer.address
         bound = guard.bind(facts(connection, route), client, f"{workload.namespace}/{workload.workload}")
-        if not http and guard.reads_requests and route.endpoint is not None and workload.protocol_at(route.endpoint.port) != "tcp":
+        if (
+            not http
+            and guard.reads_requests
+            and route.endpoint is not None
+            and workload.protocol_at(route.endpoint.port) != "tcp"
+        ):
             bound.reason = UNPARSED_HTTP
         return bound
 
@@ -268,7 +292,9 @@ class Pipeline:
             return None  # each request is looked at
         self.route(connection)
         uid = connection.upstream_workload.uid if connection.upstream_workload is not None else ""
-        routes = [route for route in connection.routes if http or (route.workload is not None and route.workload.uid == uid)]
+        routes = [
+            route for route in connection.routes if http or (route.workload is not None and route.workload.uid == uid)
+        ]
         reasons = [self.guard(connection, route, http=http).reason for route in routes]
         return reasons[0] if reasons and all(reason is not None for reason in reasons) else None
 
@@ -283,17 +309,53 @@ class Pipeline:
 
     # -- observe --
 
-    def _record(self, exchange: Exchange, connection: Connection, route: Route, status: int, flags: str, reason: Reason | None, milliseconds: float) -> Record:
+    def _record(
+        self,
+        exchange: Exchange,
+        connection: Connection,
+        route: Route,
+        status: int,
+        flags: str,
+        reason: Reason | None,
+        milliseconds: float,
+    ) -> Record:
         return (
-            exchange.started + self.wall_offset, exchange.method.decode("latin-1"), exchange.target.decode("latin-1"),
-            "HTTP/1.0" if exchange.http10 else "HTTP/1.1", status, flags, "via_upstream" if reason is None else reason.details, "-", "-",
-            exchange.received, exchange.sent, milliseconds, milliseconds if exchange.upstream is not None else None,
-            exchange.forwarded_for.decode("latin-1") or "-", exchange.user_agent.decode("latin-1") or "-",
-            exchange.request_id.decode("latin-1") or "-", exchange.host.decode("latin-1") or "-", route.upstream_host, route.cluster, "-",
-            connection.local_text, connection.peer_text, "-", "default",
-        )  # fmt: skip
+            exchange.started + self.wall_offset,
+            exchange.method.decode("latin-1"),
+            exchange.target.decode("latin-1"),
+            "HTTP/1.0" if exchange.http10 else "HTTP/1.1",
+            status,
+            flags,
+            "via_upstream" if reason is None else reason.details,
+            "-",
+            "-",
+            exchange.received,
+            exchange.sent,
+            milliseconds,
+            milliseconds if exchange.upstream is not None else None,
+            exchange.forwarded_for.decode("latin-1") or "-",
+            exchange.user_agent.decode("latin-1") or "-",
+            exchange.request_id.decode("latin-1") or "-",
+            exchange.host.decode("latin-1") or "-",
+            route.upstream_host,
+            route.cluster,
+            "-",
+            connection.local_text,
+            connection.peer_text,
+            "-",
+            "default",
+        )
 
-    def tcp_record(self, connection: Connection, route: Route, reason: Reason | None, wall: float, received: int, sent: int, seconds: float) -> None:
+    def tcp_record(
+        self,
+        connection: Connection,
+        route: Route,
+        reason: Reason | None,
+        wall: float,
+        received: int,
+        sent: int,
+        seconds: float,
+    ) -> None:
         """Write the access-log record of a connection that is carried as bytes, or of none."""
         if self.access_log is None:
             return
@@ -326,7 +388,9 @@ class Pipeline:
         log.warning("mTLS from %s to %s failed: %s", dial.pod.identity, host_port(dial.address, dial.port), error)
 
     def wait(self, exchange: Exchange, verdict: Coroutine[Any, Any, None]) -> None:
-        """Let *verdict*, which refuses or forwards *exchange*, wait for somebody else's answer; what the client sends meanwhile is held."""
+        """Let *verdict*, which refuses or forwards *exchange*, wait for somebody else's answer;
+        what the client sends meanwhile is held.
+        """
         if exchange.pending is None:
             exchange.pending = []
         task = self.loop.create_task(self._decided(exchange, verdict))
@@ -345,7 +409,12 @@ class Pipeline:
     def renewed(self, pod: PodState) -> None:
         """*pod* has a new certificate: clients come back before the one that they were shown ends."""
         for connection in list(self.connections.values()):
-            if connection.pod is pod and connection.direction == "inbound" and connection.http is not None and connection.peer.security == "mutual_tls":
+            if (
+                connection.pod is pod
+                and connection.direction == "inbound"
+                and connection.http is not None
+                and connection.peer.security == "mutual_tls"
+            ):
                 connection.http.drain()
 
     def drain(self) -> None:
@@ -363,7 +432,9 @@ class Pipeline:
         self.routing.sweep(now, self.timeouts.idle)
 
     def _sweep_from(self, connections: list[Connection], at: int) -> None:
-        """Look at a number of *connections* from index *at* on; the rest in the loop's next turn: a pod may hold thousands open."""
+        """Look at a number of *connections* from index *at* on; the rest in the loop's next turn: a
+        pod may hold thousands open.
+        """
         now, now_wall, end = self.now, time(), at + SWEPT_A_TURN
         for connection in connections[at:end]:
             if connection.closed is not None:

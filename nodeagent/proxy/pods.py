@@ -1,7 +1,8 @@
-"""A worker's side of an enrolled pod: its sockets, its certificate's TLS contexts, what it holds open.
+"""A worker's side of an enrolled pod: its sockets, its certificate's TLS contexts, what it holds
+open.
 
-Sockets for connections out of a pod's network namespace come from control, which alone may enter it; a small stock
-per pod and family hides the round trip.
+Sockets for connections out of a pod's network namespace come from control, which alone may enter
+it; a small stock per pod and family hides the round trip.
 """
 
 from __future__ import annotations
@@ -25,8 +26,9 @@ CERTIFICATE_SECONDS: Final = 5.0
 
 
 class SocketStock:
-    """Unconnected TCP sockets of one pod and family; asks for more before it is empty, and doubles what it asks for
-    when it ran dry."""
+    """Unconnected TCP sockets of one pod and family; asks for more before it is empty, and doubles
+    what it asks for when it ran dry.
+    """
 
     def __init__(self, ask: Callable[[int], None]) -> None:
         self._ask = ask
@@ -96,11 +98,27 @@ class SocketStock:
 class PodState:
     """An enrolled pod of this node."""
 
-    __slots__ = ("_certified", "_patient_until", "connections", "cookie", "identity", "named", "open", "routes", "routes_view", "stock", "tls", "uid")
+    __slots__ = (
+        "_certified",
+        "_patient_until",
+        "connections",
+        "cookie",
+        "identity",
+        "named",
+        "open",
+        "routes",
+        "routes_view",
+        "stock",
+        "tls",
+        "uid",
+    )
 
     def __init__(self, uid: PodUid, cookie: int, identity: str, ask: Callable[[Family, int], None]) -> None:
         self.uid, self.cookie, self.identity = uid, cookie, identity
-        self.stock: dict[Family, SocketStock] = {4: SocketStock(lambda count: ask(4, count)), 6: SocketStock(lambda count: ask(6, count))}
+        self.stock: dict[Family, SocketStock] = {
+            4: SocketStock(lambda count: ask(4, count)),
+            6: SocketStock(lambda count: ask(6, count)),
+        }
         self.connections = 0
         self.open: set[Any] = set()
         self.routes: dict[tuple[object, ...], Any] = {}
@@ -112,13 +130,17 @@ class PodState:
         self._patient_until = monotonic() + CERTIFICATE_SECONDS
 
     def certify(self, tls: Contexts | None) -> None:
-        """Show the certificate of *tls* from the next handshake on; who waits for the first one goes on. None: it has none (any more)."""
+        """Show the certificate of *tls* from the next handshake on; who waits for the first one
+        goes on. None: it has none (any more).
+        """
         self.tls = tls
         if tls is not None:
             self._certified.set()
 
     async def certified(self) -> Contexts | None:
-        """Return the pod's TLS contexts. A pod is captured before its first certificate is there: for that one is waited a while, once."""
+        """Return the pod's TLS contexts. A pod is captured before its first certificate is there:
+        for that one is waited a while, once.
+        """
         if self.tls is None:
             with suppress(TimeoutError):
                 async with asyncio.timeout(self._patient_until - monotonic()):

@@ -1,7 +1,8 @@
-"""Upstream connections to one endpoint for one client: idle ones to use again, and how to make another.
+"""Upstream connections to one endpoint for one client: idle ones to use again, and how to make
+another.
 
-A pool belongs to (the pod whose network namespace dials, the identity it dials with, the endpoint), so no request
-ever leaves under another workload's identity.
+A pool belongs to (the pod whose network namespace dials, the identity it dials with, the endpoint),
+so no request ever leaves under another workload's identity.
 """
 
 from __future__ import annotations
@@ -14,7 +15,15 @@ import ssl
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Final
 
-from nodeagent.errors import CONNECT_FAILED, CONNECT_TIMEOUT, NO_CERTIFICATE, UPSTREAM_RESET, UPSTREAM_TLS, IdentityError, Reason
+from nodeagent.errors import (
+    CONNECT_FAILED,
+    CONNECT_TIMEOUT,
+    NO_CERTIFICATE,
+    UPSTREAM_RESET,
+    UPSTREAM_TLS,
+    IdentityError,
+    Reason,
+)
 from nodeagent.identity.tls import Contexts, peer_identity
 from nodeagent.mesh.entries import Family, SpiffeId
 from nodeagent.proxy.connection import host_port
@@ -44,12 +53,15 @@ class DialError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Dial:
-    """How to reach an endpoint: from inside which pod, at which address, expecting whom (None: plaintext).
+    """How to reach an endpoint: from inside which pod, at which address, expecting whom (None:
+    plaintext).
 
-    ``other``: its address in the other family, empty if it has none; it is tried where nothing listens at the first: the client, whose connection
-    the proxy took, cannot go there itself any more (RFC 8305 section 5). ``client``: the client's addresses, of which an application that is dialled
-    itself sees the first of its family; the pool is that client's alone then. Empty: another proxy, or something outside, is dialled.
-    ``bound``: what is dialled for a connection of the client serves that one alone, so that the network is asked about each.
+    ``other``: its address in the other family, empty if it has none; it is tried where nothing
+    listens at the first: the client, whose connection the proxy took, cannot go there itself any
+    more (RFC 8305 section 5). ``client``: the client's addresses, of which an application that is
+    dialled itself sees the first of its family; the pool is that client's alone then. Empty:
+    another proxy, or something outside, is dialled. ``bound``: what is dialled for a connection of
+    the client serves that one alone, so that the network is asked about each.
     """
 
     pod: PodState
@@ -74,7 +86,9 @@ class Dial:
             async with asyncio.timeout(timeouts.connect):
                 return await self._connect(pipeline, http=http)
         except TimeoutError:
-            raise DialError(NO_CERTIFICATE if self.expected is not None and self.pod.tls is None else CONNECT_TIMEOUT) from None
+            raise DialError(
+                NO_CERTIFICATE if self.expected is not None and self.pod.tls is None else CONNECT_TIMEOUT
+            ) from None
         except (ssl.SSLError, IdentityError) as error:
             pipeline.note_failure(self, error)
             raise DialError(UPSTREAM_TLS) from None
@@ -100,7 +114,9 @@ class Dial:
             if not established.done():
                 established.set_exception(error)
 
-        stream = TlsStream(tls.client_http if http else tls.client_tcp, server_side=False, ready=established.set_result, failed=failed)
+        stream = TlsStream(
+            tls.client_http if http else tls.client_tcp, server_side=False, ready=established.set_result, failed=failed
+        )
         dialled = stream.protocol = Dialled()
         dialled.transport = stream
         await loop.create_connection(lambda: stream, sock=sock)  # type: ignore[type-var]  # asyncio's protocols are duck-typed
@@ -135,7 +151,9 @@ class Dial:
 
 
 async def _connect_socket(loop: asyncio.AbstractEventLoop, sock: socket.socket, address: tuple[str, int]) -> None:
-    """Connect to a numeric *address*; the loop's own sock_connect would start resolver threads for it. Raises OSError."""
+    """Connect to a numeric *address*; the loop's own sock_connect would start resolver threads for
+    it. Raises OSError.
+    """
     code = sock.connect_ex(address)
     if code == errno.EINPROGRESS:
         writable: asyncio.Future[None] = loop.create_future()
@@ -233,7 +251,8 @@ class Pool:
         upstream.attach(dialled.transport)
         dialled.transport.set_protocol(upstream)
         if dialled.early or dialled.ended:
-            # Nothing was asked yet: what speaks or leaves now is not an HTTP server, or one on its way out.
+            # Nothing was asked yet: what speaks or leaves now is not an HTTP server, or one on its
+            # way out.
             dialled.transport.abort()
             exchange.refuse(UPSTREAM_RESET)
         elif exchange.finished:
@@ -242,8 +261,10 @@ class Pool:
             upstream.begin(exchange)
 
     def release(self, upstream: HttpUpstream) -> None:
-        """Take *upstream* back: its answer was complete. One that the server is to close is left to it for a while: who closes first keeps
-        the port (TIME_WAIT, RFC 9293 section 3.6.1), and the client's pod has not many for one endpoint."""
+        """Take *upstream* back: its answer was complete. One that the server is to close is left to
+        it for a while: who closes first keeps the port (TIME_WAIT, RFC 9293 section 3.6.1), and the
+        client's pod has not many for one endpoint.
+        """
         limit = self.pipeline.limits.idle_upstream_connections
         upstream.idle_since = self.pipeline.now
         if upstream.closes or not limit:
@@ -272,8 +293,14 @@ class Pool:
 
     def sweep(self, now: float, idle: float) -> None:
         """Close what idled for *idle* seconds at *now* (monotonic), and what the server should have closed."""
-        tls = self.dial.contexts()  # a certificate that was renewed is not shown until it ends: the server would cut the connection
-        stale = [upstream for upstream in (*self._idle, *self._bound.values()) if now - upstream.idle_since > idle or upstream.tls is not tls]
+        # a certificate that was renewed is not shown until it ends: the server would cut the
+        # connection
+        tls = self.dial.contexts()
+        stale = [
+            upstream
+            for upstream in (*self._idle, *self._bound.values())
+            if now - upstream.idle_since > idle or upstream.tls is not tls
+        ]
         stale += [upstream for upstream in self._bound.values() if upstream.owner.closed is not None]
         stale += [upstream for upstream in self._leaving if now - upstream.idle_since > LINGER_SECONDS]
         for upstream in stale:

@@ -1,4 +1,6 @@
-"""What a worker gives up before the first byte from a pod: user, groups, capabilities, and the way back to any of them."""
+"""What a worker gives up before the first byte from a pod: user, groups, capabilities, and the way
+back to any of them.
+"""
 
 from __future__ import annotations
 
@@ -15,17 +17,21 @@ _LAST_CAPABILITY: Final = 63
 
 
 def hide() -> None:
-    """Keep memory, descriptors and dumps of this process from others of its user: pods' keys are in it, and in many a pod something is user 1337.
+    """Keep memory, descriptors and dumps of this process from others of its user: pods' keys are in
+    it, and in many a pod something is user 1337.
 
-    What the process reads of itself (/proc/self/fd) stays open to it. Root, with CAP_SYS_PTRACE, sees everything as before.
+    What the process reads of itself (/proc/self/fd) stays open to it. Root, with CAP_SYS_PTRACE,
+    sees everything as before.
     """
     ctypes.CDLL(None).prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0)
 
 
 def drop(parent: int) -> None:
-    """Become Istio's proxy user for good; a no-op for who is not root. *parent* is the pid whose death shall end this process.
+    """Become Istio's proxy user for good; a no-op for who is not root. *parent* is the pid whose
+    death shall end this process.
 
-    Raises KernelError when the kernel refuses: a worker that kept privileges must not carry traffic.
+    Raises KernelError when the kernel refuses: a worker that kept privileges must not carry
+    traffic.
     """
     if os.geteuid() != 0:
         return
@@ -37,7 +43,10 @@ def drop(parent: int) -> None:
         os.setresgid(USER, USER, USER)
         os.setresuid(USER, USER, USER)  # drops every capability (capabilities(7))
     except OSError as error:
-        raise KernelError(f"a worker cannot become user {USER}: {error.strerror}; does the daemon's container allow CAP_SETUID and CAP_SETGID?") from None
+        raise KernelError(
+            f"a worker cannot become user {USER}: {error.strerror}; does the daemon's container allow CAP_SETUID "
+            "and CAP_SETGID?"
+        ) from None
     libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
     libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)  # a change of user clears it
     hide()

@@ -1,6 +1,7 @@
 """Where a request of one connection goes, with all that can be decided before the request comes.
 
-A route is made once per (client, target, endpoint) and snapshot; a request only picks one and counts on its cells.
+A route is made once per (client, target, endpoint) and snapshot; a request only picks one and
+counts on its cells.
 """
 
 from __future__ import annotations
@@ -39,9 +40,25 @@ class Route:
     """One endpoint as one client reaches it, with its counters."""
 
     __slots__ = (
-        "_cells", "_metrics", "_peers", "_pod", "_reporters", "_tcp", "active", "cluster", "delivers", "endpoint", "head_tail", "http_guard", "path", "pool",
-        "single", "tcp_guard", "upstream_host", "workload",
-    )  # fmt: skip
+        "_cells",
+        "_metrics",
+        "_peers",
+        "_pod",
+        "_reporters",
+        "_tcp",
+        "active",
+        "cluster",
+        "delivers",
+        "endpoint",
+        "head_tail",
+        "http_guard",
+        "path",
+        "pool",
+        "single",
+        "tcp_guard",
+        "upstream_host",
+        "workload",
+    )
 
     def __init__(self, metrics: WorkerMetrics, connection: Connection, to: Destination, cluster_id: str) -> None:
         self._metrics = metrics
@@ -50,7 +67,13 @@ class Route:
         self._reporters = _reporters(connection, to)
         self._cells: dict[tuple[int, str], HttpCell] = {}
         self._tcp: dict[str, TcpCell] = {}
-        self.workload, self.path, self.delivers, self.pool, self.cluster = to.workload, to.path, to.delivers, to.pool, to.cluster
+        self.workload, self.path, self.delivers, self.pool, self.cluster = (
+            to.workload,
+            to.path,
+            to.delivers,
+            to.pool,
+            to.cluster,
+        )
         self.upstream_host = host_port(to.endpoint.address, to.endpoint.port) if to.endpoint else "-"
         self.active = 0
         self.endpoint = to.endpoint
@@ -65,7 +88,9 @@ class Route:
         """Return the counters of answers with *status* and response *flags* on this route."""
         found = self._cells.get((status, flags))
         if found is None:
-            found = self._cells[status, flags] = self._metrics.http(self._reporters, labels.http(self._peers, status, flags), self._pod)
+            found = self._cells[status, flags] = self._metrics.http(
+                self._reporters, labels.http(self._peers, status, flags), self._pod
+            )
         return found
 
     def tcp(self, flags: str = "-") -> TcpCell:
@@ -87,7 +112,9 @@ def _peers(connection: Connection, to: Destination, cluster_id: str) -> Labels:
     peer, target = connection.peer, connection.target
     source = labels.side(peer.workload, peer.identity or None, cluster_id)
     secured = to.path != "proxy-plaintext" and to.workload is not None
-    destination = labels.side(to.workload, to.workload.identity if to.workload is not None and secured else None, cluster_id)
+    destination = labels.side(
+        to.workload, to.workload.identity if to.workload is not None and secured else None, cluster_id
+    )
     if target.service is None and not target.passthrough:
         service: Labels = (_named(connection), UNKNOWN, to.workload.namespace if to.workload else UNKNOWN)
     else:
@@ -97,7 +124,9 @@ def _peers(connection: Connection, to: Destination, cluster_id: str) -> Labels:
 
 
 def _named(connection: Connection) -> str:
-    """Return the dialled address and port as a label; of what a pod dials beyond NAMED the port is 0: it may dial as many as it likes."""
+    """Return the dialled address and port as a label; of what a pod dials beyond NAMED the port is
+    0: it may dial as many as it likes.
+    """
     target, named = connection.target, connection.pod.named
     dialled = (target.address, target.port)
     if dialled not in named:
@@ -108,7 +137,9 @@ def _named(connection: Connection) -> str:
 
 
 def _head_tail(connection: Connection, to: Destination) -> bytes:
-    """Return the end of a request's head; on delivery X-Forwarded-Client-Cert says what was proved, as Istio's inbound does."""
+    """Return the end of a request's head; on delivery X-Forwarded-Client-Cert says what was proved,
+    as Istio's inbound does.
+    """
     if not to.delivers or not connection.peer.identity or to.workload is None:
         return b"\r\n"
     return f"x-forwarded-client-cert: By={to.workload.identity};URI={connection.peer.identity}\r\n\r\n".encode()

@@ -1,6 +1,8 @@
-"""Where a connection may lead: the routes of the current snapshot, and what reaches their endpoints.
+"""Where a connection may lead: the routes of the current snapshot, and what reaches their
+endpoints.
 
-Routes are made once per client, target and snapshot; which of them a request takes is the pipeline's decision.
+Routes are made once per client, target and snapshot; which of them a request takes is the
+pipeline's decision.
 """
 
 from __future__ import annotations
@@ -24,7 +26,9 @@ if TYPE_CHECKING:
     from nodeagent.proxy.pipeline import Pipeline
 
 _CLIENTS: Final = 4
-"""Each client has connections of its own to an application; of all together as many may idle as of this many clients with all that they may keep."""
+"""Each client has connections of its own to an application; of all together as many may idle as of
+this many clients with all that they may keep.
+"""
 ROUTES_PER_POD: Final = 4096
 """A pod that scans addresses makes its own cache useless, nothing more."""
 
@@ -34,7 +38,8 @@ class Routing:
 
     def __init__(self, pipeline: Pipeline) -> None:
         self._pipeline = pipeline
-        self._pools: weakref.WeakValueDictionary[Dial, Pool] = weakref.WeakValueDictionary()  # routes and open connections hold them
+        # routes and open connections hold them
+        self._pools: weakref.WeakValueDictionary[Dial, Pool] = weakref.WeakValueDictionary()
 
     def provide(self, connection: Connection) -> None:
         """Give the connection the routes of the current snapshot, which connections alike share."""
@@ -51,11 +56,22 @@ class Routing:
             # It may have come before its pod was known here.
             peer = connection.peer = replace(peer, workload=view.workload_at(peer.address))
         target = connection.target
-        key = (connection.direction, peer.identity, peer.security, peer.address, target.address, target.port, connection.sni, connection.chosen)
+        key = (
+            connection.direction,
+            peer.identity,
+            peer.security,
+            peer.address,
+            target.address,
+            target.port,
+            connection.sni,
+            connection.chosen,
+        )
         routes = pod.routes.get(key)
         if routes is None:
             destinations = [self._inbound(connection)] if inbound else self._outbound(connection)
-            routes = pod.routes[key] = [Route(self._pipeline.metrics, connection, to, self._pipeline.cluster_id) for to in destinations]
+            routes = pod.routes[key] = [
+                Route(self._pipeline.metrics, connection, to, self._pipeline.cluster_id) for to in destinations
+            ]
         connection.routes = routes
 
     def _inbound(self, connection: Connection) -> Destination:
@@ -63,7 +79,8 @@ class Routing:
         target, pod, peer = connection.target, connection.pod, connection.peer
         path: Path = "proxy-mtls" if peer.security == "mutual_tls" else "proxy-plaintext"
         endpoint, workload = Endpoint(target.address, target.port, pod.uid), self._pipeline.view.workload(pod.uid)
-        probes = peer.security == "none" and peer.address in self._pipeline.node_addresses  # a probe asks about the address that it asks
+        # a probe asks about the address that it asks
+        probes = peer.security == "none" and peer.address in self._pipeline.node_addresses
         other = "" if probes else other_address(workload, target.address)
         client = (peer.address, *(peer.workload.addresses if peer.workload is not None else ()))
         pool = self._pool(Dial(pod, target.address, target.port, None, other, client))
@@ -83,9 +100,12 @@ class Routing:
         ]
 
     def _towards(self, pod: PodState, client: Workload | None, endpoint: Endpoint, cluster: str) -> Destination:
-        """An enrolled pod of this node is delivered to directly; another node's gets mTLS; one that is not enrolled, plaintext."""
+        """An enrolled pod of this node is delivered to directly; another node's gets mTLS; one that
+        is not enrolled, plaintext.
+        """
         workload = self._pipeline.view.workload(endpoint.uid)
-        local = self._pipeline.pods.get(endpoint.uid) if workload is not None else None  # else its own side says what protects it
+        # else its own side says what protects it
+        local = self._pipeline.pods.get(endpoint.uid) if workload is not None else None
         other = other_address(workload, endpoint.address)
         network = self._on_network(client, workload)
         if local is not None:
@@ -102,10 +122,12 @@ class Routing:
         return delivery(self._pipeline.delivery, client, server, self._pipeline.view.policy(UNREAD)).way == "network"
 
     def way_to(self, service: str, port: int, asker: str, dialler: PodState | None = None) -> Way | None:
-        """Return how the provider at *port* of *service* is reached for the pod *asker*, by *dialler* if that is not the pod itself; None: it is nowhere.
+        """Return how the provider at *port* of *service* is reached for the pod *asker*, by
+        *dialler* if that is not the pod itself; None: it is nowhere.
 
-        One that takes mTLS is asked from inside that pod and with its identity, as a sidecar there would, and not at all for a pod that is not here (any
-        more); any other from the node, in plaintext.
+        One that takes mTLS is asked from inside that pod and with its identity, as a sidecar there
+        would, and not at all for a pod that is not here (any more); any other from the node, in
+        plaintext.
         """
         where = self._pipeline.view.endpoint_of(service, port)
         if where is None:
@@ -134,7 +156,9 @@ class Routing:
         return list(self._pools.values())
 
     def sweep(self, now: float, idle: float) -> None:
-        """Close upstream connections that idled for *idle* seconds at *now* (monotonic), and of one application's the oldest beyond some."""
+        """Close upstream connections that idled for *idle* seconds at *now* (monotonic), and of one
+        application's the oldest beyond some.
+        """
         most = _CLIENTS * self._pipeline.limits.idle_upstream_connections
         waiting: dict[tuple[str, int], list[HttpUpstream]] = {}
         for pool in self.pools():
@@ -150,11 +174,17 @@ class Routing:
 
 def other_address(workload: Workload | None, address: str) -> str:
     """Return the address that *workload* has in the other family than *address*, empty if it has none."""
-    return next((own for own in workload.addresses if (":" in own) != (":" in address)), "") if workload is not None else ""
+    return (
+        next((own for own in workload.addresses if (":" in own) != (":" in address)), "")
+        if workload is not None
+        else ""
+    )
 
 
 def takes_mtls(workload: Workload, port: int) -> bool:
-    """Say whether a client's proxy shall speak mTLS to *port* of *workload* on another node, or to one with a sidecar: Istio's auto mTLS."""
+    """Say whether a client's proxy shall speak mTLS to *port* of *workload* on another node, or to
+    one with a sidecar: Istio's auto mTLS.
+    """
     if workload.mtls_at(port) == "DISABLE" or port in workload.excluded_ports:
         return False
     return workload.enrolled or workload.sidecar

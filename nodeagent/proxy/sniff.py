@@ -1,8 +1,10 @@
 """Which protocol a client speaks, from its first line. Pure; hostile input is expected.
 
-Whatever any HTTP server may take for a request line is HTTP here, also where it is none by RFC 9112 section 3: the parser behind refuses
-what it does not like, while bytes that nobody parsed would bring a client's own X-Forwarded-Client-Cert to the application. So lines may
-end with LF alone, blank lines may come first, and any white space that a program may split a line at separates its words.
+Whatever any HTTP server may take for a request line is HTTP here, also where it is none by RFC 9112
+section 3: the parser behind refuses what it does not like, while bytes that nobody parsed would
+bring a client's own X-Forwarded-Client-Cert to the application. So lines may end with LF alone,
+blank lines may come first, and any white space that a program may split a line at separates its
+words.
 """
 
 from __future__ import annotations
@@ -10,7 +12,9 @@ from __future__ import annotations
 from typing import Final, Literal
 
 Verdict = Literal["http", "http2", "tcp", "more", "unlikely"]
-"""``more``: an HTTP request has begun by all appearances. ``unlikely``: it could still become one, with a method that nobody registered."""
+"""``more``: an HTTP request has begun by all appearances. ``unlikely``: it could still become one,
+with a method that nobody registered.
+"""
 
 _BLANK: Final = b" \t\r\n\x0b\x0c\x1c\x1d\x1e\x1f\x85\xa0"
 """At what str.split() of the Latin-1 text splits."""
@@ -18,15 +22,55 @@ _SPACES: Final = bytes(0x20 if byte in _BLANK else byte for byte in range(256))
 _VISIBLE: Final = bytes(range(0x21, 0x7F))
 """Of what a method may consist: servers take more for one than a token (gunicorn before 22: ``GET:``)."""
 _SIMPLE: Final = (b"GET",)
-"""What a request without a version may ask (HTTP/0.9; ``get`` is memcached's). Node.js, aiohttp and Python's http.server read the fields behind it, too."""
+"""What a request without a version may ask (HTTP/0.9; ``get`` is memcached's). Node.js, aiohttp and
+Python's http.server read the fields behind it, too.
+"""
 _AIRPLAY: Final = (b"GET", b"POST")
-"""Of these llhttp (Node.js, aiohttp) also takes RTSP/1.0 for HTTP/1.0; RTSP itself has no such methods (RFC 7826 section 13)."""
+"""Of these llhttp (Node.js, aiohttp) also takes RTSP/1.0 for HTTP/1.0; RTSP itself has no such
+methods (RFC 7826 section 13).
+"""
 _REGISTERED: Final = (
-    b"ACL", b"BASELINE-CONTROL", b"BIND", b"CHECKIN", b"CHECKOUT", b"CONNECT", b"COPY", b"DELETE", b"GET", b"HEAD", b"LABEL", b"LINK", b"LOCK", b"MERGE",
-    b"MKACTIVITY", b"MKCALENDAR", b"MKCOL", b"MKREDIRECTREF", b"MKWORKSPACE", b"MOVE", b"OPTIONS", b"ORDERPATCH", b"PATCH", b"POST", b"PRI", b"PROPFIND",
-    b"PROPPATCH", b"PUT", b"QUERY", b"REBIND", b"REPORT", b"SEARCH", b"TRACE", b"UNBIND", b"UNCHECKOUT", b"UNLINK", b"UNLOCK", b"UPDATE",
-    b"UPDATEREDIRECTREF", b"VERSION-CONTROL",
-)  # fmt: skip
+    b"ACL",
+    b"BASELINE-CONTROL",
+    b"BIND",
+    b"CHECKIN",
+    b"CHECKOUT",
+    b"CONNECT",
+    b"COPY",
+    b"DELETE",
+    b"GET",
+    b"HEAD",
+    b"LABEL",
+    b"LINK",
+    b"LOCK",
+    b"MERGE",
+    b"MKACTIVITY",
+    b"MKCALENDAR",
+    b"MKCOL",
+    b"MKREDIRECTREF",
+    b"MKWORKSPACE",
+    b"MOVE",
+    b"OPTIONS",
+    b"ORDERPATCH",
+    b"PATCH",
+    b"POST",
+    b"PRI",
+    b"PROPFIND",
+    b"PROPPATCH",
+    b"PUT",
+    b"QUERY",
+    b"REBIND",
+    b"REPORT",
+    b"SEARCH",
+    b"TRACE",
+    b"UNBIND",
+    b"UNCHECKOUT",
+    b"UNLINK",
+    b"UNLOCK",
+    b"UPDATE",
+    b"UPDATEREDIRECTREF",
+    b"VERSION-CONTROL",
+)
 """https://www.iana.org/assignments/http-methods"""
 _PREFACE: Final = b"PRI * HTTP/2.0\r\n"
 """RFC 9113 section 3.4."""
@@ -48,7 +92,9 @@ class FirstLine:
         self._method = self._end = b""
 
     def feed(self, data: bytes) -> Verdict:
-        """Return what the connection is, given the next *data*; nothing is asked after ``http``, ``http2`` or ``tcp``."""
+        """Return what the connection is, given the next *data*; nothing is asked after ``http``,
+        ``http2`` or ``tcp``.
+        """
         self._read += len(data)
         if self._phase == 0:
             data = data.lstrip(_BLANK)
@@ -88,7 +134,9 @@ class FirstLine:
 
 
 def sniff_declared(data: bytes) -> Verdict:
-    """Return how a connection that began with *data* is carried on a port that is declared to be HTTP: so it is, unless it is HTTP/2."""
+    """Return how a connection that began with *data* is carried on a port that is declared to be
+    HTTP: so it is, unless it is HTTP/2.
+    """
     start = data[: len(_PREFACE)]
     if not _PREFACE.startswith(start):
         return "http"

@@ -68,8 +68,10 @@ class Side:
 
 
 class Watched(Side):
-    """The client's side while its first line, part of which has gone on, may still become that of an HTTP request: nobody parsed it, so the connection
-    ends then. Once the server has spoken it is something else."""
+    """The client's side while its first line, part of which has gone on, may still become that of
+    an HTTP request: nobody parsed it, so the connection ends then. Once the server has spoken it is
+    something else.
+    """
 
     __slots__ = ("line", "refuse")
 
@@ -90,16 +92,22 @@ class Watched(Side):
 
 
 class Relay:
-    """Two sides joined. ``closed(received, sent, error)`` runs once, when both are gone; bytes as the downstream sees them."""
+    """Two sides joined. ``closed(received, sent, error)`` runs once, when both are gone; bytes as
+    the downstream sees them.
+    """
 
-    def __init__(self, downstream: Any, upstream: Any, closed: Callable[[int, int, Exception | None], None], busy_poll: BusyPoll) -> None:
+    def __init__(
+        self, downstream: Any, upstream: Any, closed: Callable[[int, int, Exception | None], None], busy_poll: BusyPoll
+    ) -> None:
         self.downstream, self.upstream = Side(self, downstream), Side(self, upstream)
         self.downstream.other, self.upstream.other = self.upstream, self.downstream
         self._closed, self.busy_poll = closed, busy_poll
         self._error: Exception | None = None
 
     def watch(self, line: FirstLine, refuse: Callable[[], None]) -> None:
-        """Look at what goes on from downstream, of which *line* has seen the beginning, until it is certain not to be HTTP; *refuse* if it is."""
+        """Look at what goes on from downstream, of which *line* has seen the beginning, until it is
+        certain not to be HTTP; *refuse* if it is.
+        """
         side = Watched(self, self.downstream.transport, line, refuse)
         self.downstream, self.upstream.other, side.other = side, side, self.upstream
 

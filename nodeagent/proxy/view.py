@@ -1,7 +1,8 @@
-"""What a worker knows of the cluster: the snapshot's entries, indexed for one question per connection.
+"""What a worker knows of the cluster: the snapshot's entries, indexed for one question per
+connection.
 
-Immutable entries come as deltas from control; an index entry is replaced, never changed, so whoever holds one keeps
-what it started with.
+Immutable entries come as deltas from control; an index entry is replaced, never changed, so whoever
+holds one keeps what it started with.
 """
 
 from __future__ import annotations
@@ -10,7 +11,18 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Final
 
-from nodeagent.mesh.entries import Address, Delta, Endpoint, Entry, PodUid, Protocol, Service, ServicePort, Workload, policies_of
+from nodeagent.mesh.entries import (
+    Address,
+    Delta,
+    Endpoint,
+    Entry,
+    PodUid,
+    Protocol,
+    Service,
+    ServicePort,
+    Workload,
+    policies_of,
+)
 
 TARGETS: Final = 4096
 """Resolved addresses that are kept; a pod that scans addresses makes its node resolve anew, nothing more."""
@@ -30,7 +42,9 @@ class Target:
 
 
 class ClusterView:
-    """Entries by uid, by address and by ClusterIP; ``generation`` grows with each delta, ``protection`` with each that may change a verdict."""
+    """Entries by uid, by address and by ClusterIP; ``generation`` grows with each delta,
+    ``protection`` with each that may change a verdict.
+    """
 
     def __init__(self) -> None:
         self.generation = self.protection = 0
@@ -113,14 +127,18 @@ class ClusterView:
         return None
 
     def endpoint_of(self, host: str, port: int) -> tuple[str, int] | None:
-        """Return where *host* (a Service's ``[namespace/]name``, short or whole, or an address) serves *port* now; None: nowhere."""
+        """Return where *host* (a Service's ``[namespace/]name``, short or whole, or an address)
+        serves *port* now; None: nowhere.
+        """
         namespace, _, name = host.rpartition("/")
         if ":" in name or name.replace(".", "").isdigit():
             return name, port
         own, _, rest = name.removesuffix(".svc.cluster.local").removesuffix(".svc").partition(".")
         service = self._services.get(f"service/{rest or namespace or 'default'}/{own}")
         served = next((each for each in service.ports if each.port == port), None) if service is not None else None
-        return (served.endpoints[0].address, served.endpoints[0].port) if served is not None and served.endpoints else None
+        return (
+            (served.endpoints[0].address, served.endpoints[0].port) if served is not None and served.endpoints else None
+        )
 
     def resolve(self, address: str, port: int) -> Target:
         """Return what *address* and *port*, as an application dialled them, stand for."""
@@ -141,12 +159,19 @@ class ClusterView:
             return Target(where, port, service_port.protocol, service, endpoints or service_port.endpoints)
         vip = self._vip_addresses.get(where)
         if vip is not None:
-            # A ClusterIP at a port that the Service does not have: nothing answers there, and nothing may be guessed.
+            # A ClusterIP at a port that the Service does not have: nothing answers there, and
+            # nothing may be guessed.
             return Target(where, port, "tcp", vip, ())
         workload = self._by_address.get(where)
         if workload is None:
             return Target(where, port, "auto", None, (), passthrough=True)
-        return Target(where, port, workload.protocol_at(port), self.service_of(workload, port), (Endpoint(where, port, workload.uid),))
+        return Target(
+            where,
+            port,
+            workload.protocol_at(port),
+            self.service_of(workload, port),
+            (Endpoint(where, port, workload.uid),),
+        )
 
 
 def _protection(workload: Workload) -> tuple[object, ...]:

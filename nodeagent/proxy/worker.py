@@ -1,7 +1,8 @@
 """A proxy worker: one event loop that carries the pods' traffic.
 
-It has no privilege (user 1337, no capability): listeners, sockets inside pods, certificates and the cluster's view come from control
-over a channel. It never reads YAML, never enters a namespace, and dies alone.
+It has no privilege (user 1337, no capability): listeners, sockets inside pods, certificates and the
+cluster's view come from control over a channel. It never reads YAML, never enters a namespace, and
+dies alone.
 """
 
 from __future__ import annotations
@@ -44,7 +45,9 @@ log = logging.getLogger("nodeagent.worker")
 
 
 def main(end: socket.socket, pulse: Pulse) -> None:
-    """Run a worker on its end of the channel until control drains it; *pulse* is where it says that its loop turns. The process's last call."""
+    """Run a worker on its end of the channel until control drains it; *pulse* is where it says that
+    its loop turns. The process's last call.
+    """
     gc.collect()
     gc.freeze()
     gc.set_threshold(20_000, 20, 50)
@@ -83,10 +86,13 @@ class Worker:
         self._deltas: list[Delta] = []
         """Of a change whose last part is not there yet."""
         self._missed = False
-        """An entry could not be taken in: control is not told that the change which brought it, or a later one, is in force."""
+        """An entry could not be taken in: control is not told that the change which brought it, or
+        a later one, is in force.
+        """
         self._channel = Channel(loop, end, self._message, self._orphaned)
         loop.add_signal_handler(signal.SIGUSR1, self._told_to_go)
-        for number in (signal.SIGTERM, signal.SIGINT):  # the supervisor's to handle, also where a whole group is sent them (Ctrl-C, systemd)
+        # the supervisor's to handle, also where a whole group is sent them (Ctrl-C, systemd)
+        for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, lambda: None)
         self._next_sweep = loop.time() + SWEEP_SECONDS
         loop.call_at(self._next_sweep, self._sweep)
@@ -126,7 +132,9 @@ class Worker:
         if config.telemetry.access_log.path:
             self._access_log = AccessLog(config.telemetry.access_log.path, config.telemetry.access_log.format)
             self._access_log.start()
-        self._pipeline = Pipeline(self.loop, config.proxy, config.identity.trust_domain, config.cluster, self.metrics, self._access_log)
+        self._pipeline = Pipeline(
+            self.loop, config.proxy, config.identity.trust_domain, config.cluster, self.metrics, self._access_log
+        )
         self._pipeline.providers = Providers(config.extension_providers, self._pipeline.routing.way_to)
         self._pipeline.announce = Announcements(descriptors[1]).put
         self._pipeline.delivery = config.redirect.delivery
@@ -135,7 +143,9 @@ class Worker:
         privilege.drop(message["supervisor"])
 
     async def _learn(self, message: Message) -> None:
-        """Take a change of the snapshot in: decoded and compiled in slices, in force at once, when its last part is there."""
+        """Take a change of the snapshot in: decoded and compiled in slices, in force at once, when
+        its last part is there.
+        """
         try:
             self._deltas.append(await self._decoded(message))
             while self._held and self._held[0][0]["op"] == "mesh":
@@ -175,7 +185,9 @@ class Worker:
         return Delta(tuple(upserts), tuple(message["removals"]))
 
     async def _acknowledge(self, generation: int, protection_changed: bool) -> None:
-        """Tell control that *generation* of the snapshot is in force, when open connections have been looked at, too, and those before it."""
+        """Tell control that *generation* of the snapshot is in force, when open connections have
+        been looked at, too, and those before it.
+        """
         async with self._settling:
             if protection_changed and self._pipeline.connections:
                 await self._pipeline.reconsider()
@@ -248,7 +260,9 @@ class Worker:
             stock.refused()
 
     def _on_succeeded(self, message: Message, descriptors: list[int]) -> None:
-        """Another control is at the other end: the one before may have died before it gave what it was asked for, and within a change."""
+        """Another control is at the other end: the one before may have died before it gave what it
+        was asked for, and within a change.
+        """
         self._deltas.clear()
         for pod in self._pipeline.pods.values() if hasattr(self, "_pipeline") else ():
             for stock in pod.stock.values():
@@ -300,7 +314,9 @@ class Worker:
             server.close()
 
     def _orphaned(self) -> None:
-        """The supervisor, which keeps the other end while control is replaced, is gone too: the kernel kills this process."""
+        """The supervisor, which keeps the other end while control is replaced, is gone too: the
+        kernel kills this process.
+        """
         log.warning("nobody tells this worker anything any more")
 
     def _told_to_go(self) -> None:

@@ -1,6 +1,8 @@
-"""Where the running kernel keeps a member of one of its structs, by its own description of its types (BTF).
+"""Where the running kernel keeps a member of one of its structs, by its own description of its
+types (BTF).
 
-Source: Documentation/bpf/btf.rst, sections 2 and 3: types in the order of their numbers, names in a table behind them.
+Source: Documentation/bpf/btf.rst, sections 2 and 3: types in the order of their numbers, names in a
+table behind them.
 """
 
 from __future__ import annotations
@@ -25,7 +27,8 @@ _BEHIND_EACH: Final = {4: 12, 5: 12, 6: 8, 13: 8, 15: 12, 19: 12}
 
 
 def offset(structure: str, *members: str, path: Path = VMLINUX) -> int:
-    """Return at which byte of *structure* the last of *members* begins, each of which is in the one before it.
+    """Return at which byte of *structure* the last of *members* begins, each of which is in the one
+    before it.
 
     Raises KernelError where the kernel does not describe its types, or has no such member.
     """
@@ -37,7 +40,9 @@ def offset(structure: str, *members: str, path: Path = VMLINUX) -> int:
         types, names = raw[header + types_at :][:types_size], raw[header + names_at :][:names_size]
         return _offset(types, names, structure, members)
     except OSError as error:
-        raise KernelError(f"{path}: the kernel's types cannot be read: {error.strerror}; it needs CONFIG_DEBUG_INFO_BTF") from None
+        raise KernelError(
+            f"{path}: the kernel's types cannot be read: {error.strerror}; it needs CONFIG_DEBUG_INFO_BTF"
+        ) from None
     except (ValueError, struct.error, IndexError) as error:
         raise KernelError(f"{path}: {'.'.join((structure, *members))} is not in the kernel's types: {error}") from None
 

@@ -14,8 +14,22 @@ WAYS: Final = ("undecided", "socket", "tcp")
 
 
 class BypassSide(ctypes.Structure):
-    _fields_ = [("netns", _u64), ("local", _u8 * ADDRESS_BYTES), ("remote", _u8 * ADDRESS_BYTES), ("local_port", _u32), ("remote_port", _u32)]
+    _fields_ = [
+        ("netns", _u64),
+        ("local", _u8 * ADDRESS_BYTES),
+        ("remote", _u8 * ADDRESS_BYTES),
+        ("local_port", _u32),
+        ("remote_port", _u32),
+    ]
 
 
 class BypassStream(ctypes.Structure):
-    _fields_ = [("bytes", _u64), ("messages", _u64), ("way", _u32), ("joined", _u32), ("socket", _u64), ("written", _u32), ("reserved", _u32)]
+    _fields_ = [
+        ("bytes", _u64),
+        ("messages", _u64),
+        ("way", _u32),
+        ("joined", _u32),
+        ("socket", _u64),
+        ("written", _u32),
+        ("reserved", _u32),
+    ]

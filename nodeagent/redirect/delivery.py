@@ -1,6 +1,8 @@
-"""Whom a connection to an application is for: told to the kernel by the proxy workers, once before every such dial.
+"""Whom a connection to an application is for: told to the kernel by the proxy workers, once before
+every such dial.
 
-The kernel then shows the application that address as its peer's, and lets a connection that comes over the network pass to it.
+The kernel then shows the application that address as its peer's, and lets a connection that comes
+over the network pass to it.
 """
 
 from __future__ import annotations
@@ -26,12 +28,15 @@ class Announcements:
         """*map_fd* is DataPlane.announced_map_fd, or a copy of it received from control."""
         self._key = ctypes.create_string_buffer(ctypes.sizeof(ctypes.c_uint64))
         self._value = ctypes.create_string_buffer(layout.ADDRESS_BYTES)
-        self._attr = syscall.MapElement(map_fd, 0, ctypes.addressof(self._key), ctypes.addressof(self._value), syscall.ANY)
+        self._attr = syscall.MapElement(
+            map_fd, 0, ctypes.addressof(self._key), ctypes.addressof(self._value), syscall.ANY
+        )
         self._call = ctypes.CDLL(None, use_errno=True).syscall
         self._arguments = (syscall.NUMBER, syscall.MAP_UPDATE, ctypes.byref(self._attr), ctypes.sizeof(self._attr))
 
     def put(self, dialler: socket.socket, client: str) -> None:
-        """Say that *dialler*, an unconnected socket in some pod, will next be connected to an application, for the client at address *client*.
+        """Say that *dialler*, an unconnected socket in some pod, will next be connected to an
+        application, for the client at address *client*.
 
         *client* has the family of the address that will be dialled. Raises OSError.
         """

@@ -1,4 +1,6 @@
-"""The heartbeat map: what tells the kernel's programs whether the daemon lives, and whether the kernel path is kept up to date (bpf/maps.h: beats)."""
+"""The heartbeat map: what tells the kernel's programs whether the daemon lives, and whether the
+kernel path is kept up to date (bpf/maps.h: beats).
+"""
 
 from __future__ import annotations
 
@@ -14,7 +16,9 @@ PER_TIMEOUT: Final = 5
 
 def beat(descriptor: int, pulse: int = layout.PULSE_DAEMON) -> None:
     """Say, in the map open as *descriptor*, that what *pulse* (enum pulse) stands for lives. Raises OSError."""
-    syscall.map_update(descriptor, struct.pack("=I", pulse), struct.pack("=Q", time.clock_gettime_ns(time.CLOCK_MONOTONIC)))
+    syscall.map_update(
+        descriptor, struct.pack("=I", pulse), struct.pack("=Q", time.clock_gettime_ns(time.CLOCK_MONOTONIC))
+    )
 
 
 def end(descriptor: int) -> None:

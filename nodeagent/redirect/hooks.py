@@ -68,7 +68,9 @@ def program_id(fd: int) -> int:
 
 
 def fault(link: int, hook: Hook, target: Target, program: int) -> str | None:
-    """Compare a link with what it should be; return what is wrong in words, None when nothing is. *program* is an id."""
+    """Compare a link with what it should be; return what is wrong in words, None when nothing is.
+    *program* is an id.
+    """
     actual, attached = _state(link, hook)
     if attached != target.id:
         return f"{hook.name} is not attached to {target.what}"
@@ -87,7 +89,8 @@ def _state(link: int, hook: Hook) -> tuple[int, int]:
 def ensure(path: Path, hook: Hook, target: Target, program: int) -> int:
     """Return a link, pinned at *path*, by which *program* (a descriptor) is attached to *target*.
 
-    A link that is there and alive gets the program in one step; otherwise a new one takes its place. Raises KernelError.
+    A link that is there and alive gets the program in one step; otherwise a new one takes its
+    place. Raises KernelError.
     """
     try:
         link = _adopt(path, hook, target, program)
@@ -97,7 +100,8 @@ def ensure(path: Path, hook: Hook, target: Target, program: int) -> int:
             syscall.pin(link, path)
     except OSError as error:
         raise KernelError(
-            f"{hook.name} cannot be attached to {target.what}: {error.strerror}; `nodeagent check` says whether the kernel has what it takes"
+            f"{hook.name} cannot be attached to {target.what}: {error.strerror}; `nodeagent check` says whether "
+            "the kernel has what it takes"
         ) from None
     return link
 

@@ -1,7 +1,9 @@
-"""bpf/http.h for Python, and the automaton by which bpf/http.c reads HTTP/1: which bytes frame a message, and nothing else.
+"""bpf/http.h for Python, and the automaton by which bpf/http.c reads HTTP/1: which bytes frame a
+message, and nothing else.
 
-The automaton is a table from (state, byte) to state; states that have an effect are named in the header. It is strict
-where two readers of one message could disagree about its end (RFC 9112, 6.3 and 11.2): such a connection is given up.
+The automaton is a table from (state, byte) to state; states that have an effect are named in the
+header. It is strict where two readers of one message could disagree about its end (RFC 9112, 6.3
+and 11.2): such a connection is given up.
 """
 
 from __future__ import annotations
@@ -22,12 +24,31 @@ SERIES: Final = 4096
 
 NAMED_STATES: Final = (
     "unreadable",
-    *("method_head", "method_connect", "status_1", "status_2", "status_3", "length", "length_digit", "chunked", "head_end"),
+    *(
+        "method_head",
+        "method_connect",
+        "status_1",
+        "status_2",
+        "status_3",
+        "length",
+        "length_digit",
+        "chunked",
+        "head_end",
+    ),
     *("size_digit", "size_end", "message_end"),
     *("skip_line", "request", "response", "size", "data_end", "trailer", "body", "to_the_end"),
 )
 """enum http_state, in its order and in lower case."""
-OUTCOMES: Final = ("answered", "client_left", "server_left", "not_http", "missed_bytes", "too_deep", "too_long", "unasked")
+OUTCOMES: Final = (
+    "answered",
+    "client_left",
+    "server_left",
+    "not_http",
+    "missed_bytes",
+    "too_deep",
+    "too_long",
+    "unasked",
+)
 """enum http_outcome, in its order and in lower case."""
 ANSWERED: Final = OUTCOMES.index("answered")
 FIRST_UNKNOWN: Final = OUTCOMES.index("not_http")
@@ -35,7 +56,14 @@ METHODS: Final = ("GET", "HEAD", "POST", "PUT", "DELETE", "CONNECT", "OPTIONS", 
 
 
 class HttpKey(ctypes.Structure):
-    _fields_ = [("source", _u32), ("destination", _u32), ("service", _u32), ("port", _u16), ("status", _u16), ("outcome", _u32)]
+    _fields_ = [
+        ("source", _u32),
+        ("destination", _u32),
+        ("service", _u32),
+        ("port", _u16),
+        ("status", _u16),
+        ("outcome", _u32),
+    ]
 
 
 class HttpCell(ctypes.Structure):
@@ -48,7 +76,10 @@ class HttpRequest(ctypes.Structure):
 
 class HttpStream(ctypes.Structure):
     _fields_ = [
-        *((name, _u64) for name in ("left", "length", "started", "position", "begin", "at", "base", "cursor", "filled")),
+        *(
+            (name, _u64)
+            for name in ("left", "length", "started", "position", "begin", "at", "base", "cursor", "filled")
+        ),
         *((name, _u32) for name in ("next", "status")),
         *((name, _u8) for name in ("state", "method", "has_length", "chunked")),
         ("reserved", _u32),
@@ -59,7 +90,10 @@ class HttpStream(ctypes.Structure):
 class HttpFlow(ctypes.Structure):
     _fields_ = [
         ("key", HttpKey),
-        *((name, _u32) for name in ("unreadable", "tunnel", "client_ended", "server_joined", "sent", "answered", "reserved")),
+        *(
+            (name, _u32)
+            for name in ("unreadable", "tunnel", "client_ended", "server_joined", "sent", "answered", "reserved")
+        ),
         ("requests", HttpRequest * IN_FLIGHT),
         ("streams", HttpStream * 2),
     ]
@@ -70,11 +104,19 @@ class HttpEnd(ctypes.Structure):
 
 
 class HttpTables(ctypes.Structure):
-    _fields_ = [("next", _u8 * 256 * STATES), ("bounds", _u64 * BOUNDS * 2), ("new_flow", HttpFlow), ("new_cell", HttpCell), ("uncounted", _u64)]
+    _fields_ = [
+        ("next", _u8 * 256 * STATES),
+        ("bounds", _u64 * BOUNDS * 2),
+        ("new_flow", HttpFlow),
+        ("new_cell", HttpCell),
+        ("uncounted", _u64),
+    ]
 
 
 def tables() -> HttpTables:
-    """Return the contents of the map ``http_tables``: the automaton, the histograms' bounds, and how new entries begin."""
+    """Return the contents of the map ``http_tables``: the automaton, the histograms' bounds, and
+    how new entries begin.
+    """
     made = HttpTables()
     for state, row in _Automaton().rows.items():
         made.next[state][:] = row
@@ -146,7 +188,11 @@ class _Automaton:
         self._word("response", "HTTP/1.", "version")
         self._go("version", _DIGITS, "after version")
         self._go("after version", b" ", "before status")
-        for before, on, to in (("before status", b"123456789", "status_1"), ("status_1", _DIGITS, "status_2"), ("status_2", _DIGITS, "status_3")):
+        for before, on, to in (
+            ("before status", b"123456789", "status_1"),
+            ("status_1", _DIGITS, "status_2"),
+            ("status_2", _DIGITS, "status_3"),
+        ):
             self._go(before, on, to)
         self._go("status_3", b" ", "skip_line")
         self._end_line("status_3")

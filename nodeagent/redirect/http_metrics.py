@@ -1,6 +1,8 @@
-"""HTTP requests of kernel-path flows, counted by bpf/http.c: switched on and off, read, and given to the node's metrics.
+"""HTTP requests of kernel-path flows, counted by bpf/http.c: switched on and off, read, and given
+to the node's metrics.
 
-The kernel counts by numbers that control gives to pods and services; what they mean, the caller looks up.
+The kernel counts by numbers that control gives to pods and services; what they mean, the caller
+looks up.
 """
 
 from __future__ import annotations
@@ -30,12 +32,16 @@ _SIZE: Final = len(BUCKETS) + 1
 _VALUES: Final = ctypes.sizeof(HttpCell) // 8
 
 PeerLabels = Callable[[int, int, int, int], Labels | None]
-"""From (source pod, destination pod, service, port) to the values of PEER_LABELS; None when nobody knows them any more."""
+"""From (source pod, destination pod, service, port) to the values of PEER_LABELS; None when nobody
+knows them any more.
+"""
 
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """What was counted since the last reading under one key. Histograms: duration in ns, request bytes, response bytes."""
+    """What was counted since the last reading under one key. Histograms: duration in ns, request
+    bytes, response bytes.
+    """
 
     source: int
     destination: int
@@ -52,7 +58,9 @@ class Row:
 
 
 def install(maps: Mapping[str, Map], programs: Mapping[str, int], links: Path) -> None:
-    """Write the tables, let the program call itself, and replace it where it is attached. For the loader. Raises KernelError, OSError."""
+    """Write the tables, let the program call itself, and replace it where it is attached. For the
+    loader. Raises KernelError, OSError.
+    """
     name = hooks.HTTP_EGRESS.name
     tables = http_layout.tables()
     before = maps["http_tables"].get(_ZERO) or bytes(ctypes.sizeof(tables))
@@ -71,9 +79,11 @@ class HttpMetrics:
     """The pinned program and maps. One thread only."""
 
     def __init__(self, maps: Mapping[str, Map], program: int, cgroup: hooks.Target, links: Path) -> None:
-        """*program*, *cgroup*: the open program ``http_egress`` (-1: it is not loaded yet) and the pods' cgroup, which remain the caller's.
+        """*program*, *cgroup*: the open program ``http_egress`` (-1: it is not loaded yet) and the
+        pods' cgroup, which remain the caller's.
 
-        What an earlier daemon did not read is dropped: its numbers meant other pods. Raises OSError.
+        What an earlier daemon did not read is dropped: its numbers meant other pods. Raises
+        OSError.
         """
         self._maps, self.program, self._cgroup = maps, program, cgroup
         self._path = links / hooks.HTTP_EGRESS.name
@@ -91,7 +101,9 @@ class HttpMetrics:
         return self._path.exists()
 
     def enable(self) -> None:
-        """Attach the program, or see that it is; packets of all pods pay a few tens of ns from now on. Raises KernelError."""
+        """Attach the program, or see that it is; packets of all pods pay a few tens of ns from now
+        on. Raises KernelError.
+        """
         os.close(hooks.ensure(self._path, hooks.HTTP_EGRESS, self._cgroup, self.program))
 
     def disable(self) -> None:
@@ -130,7 +142,11 @@ class HttpMetrics:
 
     def forget(self, pod: int) -> None:
         """Delete what is counted for the number of a pod that is gone, after a last reading. Raises OSError."""
-        for key in [key for key in self._seen if pod in (HttpKey.from_buffer_copy(key).source, HttpKey.from_buffer_copy(key).destination)]:
+        for key in [
+            key
+            for key in self._seen
+            if pod in (HttpKey.from_buffer_copy(key).source, HttpKey.from_buffer_copy(key).destination)
+        ]:
             self._maps["http_requests"].drop(key)
             del self._seen[key]
 
@@ -138,7 +154,9 @@ class HttpMetrics:
         """Every key with its values, summed over the CPUs (each CPU's copy is a whole number of u64)."""
         requests, cpus = self._maps["http_requests"], possible_cpus()
         raw = syscall.map_items(requests.fd, requests.spec.key_size, requests.spec.value_size * cpus, chunk=256)
-        return [(key, tuple(map(sum, zip(*struct.iter_unpack(f"={_VALUES}Q", values), strict=True)))) for key, values in raw]
+        return [
+            (key, tuple(map(sum, zip(*struct.iter_unpack(f"={_VALUES}Q", values), strict=True)))) for key, values in raw
+        ]
 
     def _newly_uncounted(self) -> int:
         before = self._uncounted
@@ -148,13 +166,29 @@ class HttpMetrics:
 
 def _row(key: bytes, values: _Values) -> Row:
     named = HttpKey.from_buffer_copy(key)
-    first, second, third, sums = values[:_SIZE], values[_SIZE : 2 * _SIZE], values[2 * _SIZE : 3 * _SIZE], values[3 * _SIZE :]
-    return Row(named.source, named.destination, named.service, named.port, named.status, OUTCOMES[named.outcome], (first, second, third), sums)
+    first, second, third, sums = (
+        values[:_SIZE],
+        values[_SIZE : 2 * _SIZE],
+        values[2 * _SIZE : 3 * _SIZE],
+        values[3 * _SIZE :],
+    )
+    return Row(
+        named.source,
+        named.destination,
+        named.service,
+        named.port,
+        named.status,
+        OUTCOMES[named.outcome],
+        (first, second, third),
+        sums,
+    )
 
 
 def _series(peers: Labels, row: Row) -> list[Any]:
     """One item of a worker's report, as Store.merge takes it."""
-    duration, received, sent = ([[index, count] for index, count in enumerate(buckets) if count] for buckets in row.buckets)
+    duration, received, sent = (
+        [[index, count] for index, count in enumerate(buckets) if count] for buckets in row.buckets
+    )
     flags = "-" if row.outcome == OUTCOMES[ANSWERED] else _FLAGS[row.outcome]
     sums = row.sums[0] / 1e6, row.sums[1], row.sums[2]
     histograms = [list(pair) for pair in zip((duration, received, sent), sums, strict=True)]

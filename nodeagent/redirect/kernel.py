@@ -1,8 +1,10 @@
-"""The kernel path's maps: brought from one plan to the next so that no connection is judged by half of one, and read.
+"""The kernel path's maps: brought from one plan to the next so that no connection is judged by half
+of one, and read.
 
-What is new is written first, under a generation (verdicts) or a set (endpoints) that nothing refers to yet; then one write
-makes it valid, and what it replaces can be found no more; then that is deleted. So an earlier daemon's maps are adopted
-by the same steps. Numbers of pods, generations and sets are never used twice.
+What is new is written first, under a generation (verdicts) or a set (endpoints) that nothing refers
+to yet; then one write makes it valid, and what it replaces can be found no more; then that is
+deleted. So an earlier daemon's maps are adopted by the same steps. Numbers of pods, generations and
+sets are never used twice.
 """
 
 from __future__ import annotations
@@ -143,7 +145,9 @@ class KernelPath:
     # -- from plan to plan --
 
     def confirm(self) -> None:
-        """Say that the maps are as the cluster is; to be called several times within redirect.kernelPathTimeoutSeconds. Raises OSError."""
+        """Say that the maps are as the cluster is; to be called several times within
+        redirect.kernelPathTimeoutSeconds. Raises OSError.
+        """
         heartbeat.beat(self._maps["heartbeat"].fd, layout.PULSE_KERNEL_PATH)
 
     def sync(self, plan: Plan, numbers: Mapping[PodUid, int]) -> None:
@@ -171,15 +175,25 @@ class KernelPath:
         self.confirm()
 
     def withdraw(self, number: int, addresses: Collection[str] | None = None) -> None:
-        """Take a pod off the kernel path at once, or only these *addresses*, which are its no longer. Raises OSError."""
-        self._leave([where for where, held in self._state.held.items() if held.pod == number and (addresses is None or where[0] in addresses)])
+        """Take a pod off the kernel path at once, or only these *addresses*, which are its no
+        longer. Raises OSError.
+        """
+        self._leave(
+            [
+                where
+                for where, held in self._state.held.items()
+                if held.pod == number and (addresses is None or where[0] in addresses)
+            ]
+        )
         for key, value in list(self._state.wanted["destinations"].items()):  # of an earlier daemon
             to = _as(layout.Destination, value)
             if to.pod == number and (addresses is None or unpack_address(key[: layout.ADDRESS_BYTES]) in addresses):
                 self._drop("destinations", key)
 
     def yield_addresses(self, number: int, addresses: Collection[str]) -> None:
-        """Take *addresses* off the kernel path where they are another's than the pod *number*'s, to whom they are given. Raises OSError."""
+        """Take *addresses* off the kernel path where they are another's than the pod *number*'s, to
+        whom they are given. Raises OSError.
+        """
         packed = {pack_address(address) for address in addresses}
         self._leave([where for where, held in self._state.held.items() if held.pod != number and where[0] in addresses])
         for key, value in list(self._state.wanted["destinations"].items()):
@@ -196,7 +210,11 @@ class KernelPath:
     def _place(self, where: Where, to: KernelDestination, numbers: Mapping[PodUid, int]) -> None:
         pod = numbers[to.pod]
         flags = layout.FLOW_HTTP * to.http | layout.FLOW_BYPASS * to.bypass
-        verdicts = None if to.verdicts is None else {numbers[uid]: verdict for uid, verdict in to.verdicts.items() if uid in numbers}
+        verdicts = (
+            None
+            if to.verdicts is None
+            else {numbers[uid]: verdict for uid, verdict in to.verdicts.items() if uid in numbers}
+        )
         held = self._state.held.get(where)
         if held is not None and (held.pod, held.flags) == (pod, flags) and _compatible(held.verdicts, verdicts):
             self._extend(where, held, verdicts or {})
@@ -223,10 +241,19 @@ class KernelPath:
                 held.verdicts[source] = verdict
 
     def _permit(self, source: int, pod: int, port: int, generation: int, verdict: Verdict) -> None:
-        self._put("verdicts", bytes(layout.VerdictKey(source, pod, port, generation)), bytes(layout.Verdict(allowed=verdict.allowed)))
+        self._put(
+            "verdicts",
+            bytes(layout.VerdictKey(source, pod, port, generation)),
+            bytes(layout.Verdict(allowed=verdict.allowed)),
+        )
 
     def _leave(self, where: Collection[Where]) -> None:
-        if any(not verdict.allowed for each in where if each in self._state.held for verdict in (self._state.held[each].verdicts or {}).values()):
+        if any(
+            not verdict.allowed
+            for each in where
+            if each in self._state.held
+            for verdict in (self._state.held[each].verdicts or {}).values()
+        ):
             self._note_refusals()
         for each in where:
             self._drop("destinations", _endpoint(each))
@@ -260,7 +287,9 @@ class KernelPath:
         for key in [key for key in self._state.wanted["backends"] if _as(layout.BackendKey, key).set not in sets]:
             self._drop("backends", key)
         generations = {held.generation for held in self._state.held.values()}
-        for key in [key for key in self._state.wanted["verdicts"] if _as(layout.VerdictKey, key).generation not in generations]:
+        for key in [
+            key for key in self._state.wanted["verdicts"] if _as(layout.VerdictKey, key).generation not in generations
+        ]:
             self._drop("verdicts", key)
 
     def _put(self, name: str, key: bytes, value: bytes) -> None:
@@ -274,7 +303,9 @@ class KernelPath:
     # -- the check --
 
     def faults(self) -> Iterator[tuple[str, Callable[[], None]]]:
-        """Yield everything in which the maps differ from what was written to them, in words, with what puts it right."""
+        """Yield everything in which the maps differ from what was written to them, in words, with
+        what puts it right.
+        """
         for name in _WRITTEN:
             one, wanted, actual = self._maps[name], self._state.wanted[name], dict(self._maps[name].items())
             for key in actual.keys() - wanted.keys():
@@ -286,13 +317,21 @@ class KernelPath:
     # -- what the kernel counted --
 
     def totals(self) -> dict[Pair, Total]:
-        """Return what was counted since this object was made; bytes as soon as the client's end is closed. Raises OSError."""
+        """Return what was counted since this object was made; bytes as soon as the client's end is
+        closed. Raises OSError.
+        """
         totals: dict[Pair, Total] = {}
         for key, (named, now) in self._read_totals().items():
             total, base = Total(now.opened, now.closed, now.failed, now.received, now.sent), self._base.get(key)
             if base is not None:
                 then = base[1]
-                total = Total(now.opened - then.opened, now.closed - then.closed, now.failed - then.failed, now.received - then.received, now.sent - then.sent)
+                total = Total(
+                    now.opened - then.opened,
+                    now.closed - then.closed,
+                    now.failed - then.failed,
+                    now.received - then.received,
+                    now.sent - then.sent,
+                )
             pair = self._pair(named)
             totals[pair] = _sum(totals.get(pair, Total()), total)
         for key, value in self._maps["kernel_flows"].items():
@@ -322,23 +361,42 @@ class KernelPath:
 
     def _note_refusals(self) -> None:
         """Tell what was refused by the verdicts that are in force; to be called before these change."""
-        fresh = [(key, named, total) for key, (named, total) in self._read_totals().items() if total.refused > self._refused.get(key, 0)]
+        fresh = [
+            (key, named, total)
+            for key, (named, total) in self._read_totals().items()
+            if total.refused > self._refused.get(key, 0)
+        ]
         policies = self._denials() if fresh else {}
         for key, named, total in fresh:
             policy = policies.get((named.source, named.destination, named.port), "")
-            self._untold.append(Refusals(self._pair(named), policy, total.refused - self._refused.get(key, 0), self.record.unix(total.refused_at)))
+            self._untold.append(
+                Refusals(
+                    self._pair(named),
+                    policy,
+                    total.refused - self._refused.get(key, 0),
+                    self.record.unix(total.refused_at),
+                )
+            )
             self._refused[key] = total.refused
 
     def _denials(self) -> dict[tuple[int, int, int], str]:
         """Return the policies that refuse, by client's and server's number and port."""
         held = ((where, held, held.verdicts or {}) for where, held in self._state.held.items())
-        return {(source, one.pod, where[1]): verdict.policy for where, one, verdicts in held for source, verdict in verdicts.items() if not verdict.allowed}
+        return {
+            (source, one.pod, where[1]): verdict.policy
+            for where, one, verdicts in held
+            for source, verdict in verdicts.items()
+            if not verdict.allowed
+        }
 
     def _pair(self, named: layout.FlowTotalKey) -> Pair:
         return Pair(named.source, named.destination, named.port, self.service_name(named.service))
 
     def _read_totals(self) -> dict[bytes, tuple[layout.FlowTotalKey, layout.FlowTotal]]:
-        return {key: (_as(layout.FlowTotalKey, key), _as(layout.FlowTotal, value)) for key, value in self._maps["flow_totals"].items()}
+        return {
+            key: (_as(layout.FlowTotalKey, key), _as(layout.FlowTotal, value))
+            for key, value in self._maps["flow_totals"].items()
+        }
 
 
 def _compatible(held: dict[int, Verdict] | None, wanted: dict[int, Verdict] | None) -> bool:
@@ -366,5 +424,9 @@ def _drop(one: Map, key: bytes) -> None:
 
 def _sum(one: Total, other: Total) -> Total:
     return Total(
-        one.opened + other.opened, one.closed + other.closed, one.failed + other.failed, one.received + other.received, one.sent + other.sent
-    )  # fmt: skip
+        one.opened + other.opened,
+        one.closed + other.closed,
+        one.failed + other.failed,
+        one.received + other.received,
+        one.sent + other.sent,
+    )

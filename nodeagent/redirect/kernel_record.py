@@ -1,4 +1,6 @@
-"""What the kernel says of connections on the kernel path: who, and how they fared; read only, but for the places for ended ones."""
+"""What the kernel says of connections on the kernel path: who, and how they fared; read only, but
+for the places for ended ones.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +27,9 @@ class FlowId(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Flow:
-    """A connection on the kernel path. ``source`` and ``destination``: numbers of pods; ``service``: its name, empty for a pod's own address."""
+    """A connection on the kernel path. ``source`` and ``destination``: numbers of pods;
+    ``service``: its name, empty for a pod's own address.
+    """
 
     id: FlowId
     source: int
@@ -63,7 +67,9 @@ class Total:
 
 @dataclass(frozen=True, slots=True)
 class Ended:
-    """A connection on the kernel path that has ended: when, in Unix time, and the bytes that the server has received and sent."""
+    """A connection on the kernel path that has ended: when, in Unix time, and the bytes that the
+    server has received and sent.
+    """
 
     flow: Flow
     closed: float
@@ -73,7 +79,9 @@ class Ended:
 
 @dataclass(frozen=True, slots=True)
 class Refusals:
-    """Connections refused in the kernel. ``policy``: ``namespace/name``, empty when no ALLOW policy matched; ``last``: Unix time."""
+    """Connections refused in the kernel. ``policy``: ``namespace/name``, empty when no ALLOW policy
+    matched; ``last``: Unix time.
+    """
 
     pair: Pair
     policy: str
@@ -98,7 +106,10 @@ class Record:
 
     def flows(self) -> list[Flow]:
         """Return the connections whose client's end is open. Raises OSError."""
-        found = ((layout.FlowKey.from_buffer_copy(key), layout.KernelFlow.from_buffer_copy(value)) for key, value in self._flows.items())
+        found = (
+            (layout.FlowKey.from_buffer_copy(key), layout.KernelFlow.from_buffer_copy(value))
+            for key, value in self._flows.items()
+        )
         return [self._flow(ends, flow) for ends, flow in found if not flow.client_closed]
 
     def ended(self) -> list[Ended]:
@@ -108,7 +119,9 @@ class Record:
         return [Ended(self._flow(one.ends, one.flow), self.unix(one.closed), *carried(one.flow)) for one in found]
 
     def keep(self, pods: Collection[int]) -> None:
-        """Have a place for the ended connections of each of *pods*; where the map is full a pod has none, and they leave no row. Raises OSError."""
+        """Have a place for the ended connections of each of *pods*; where the map is full a pod has
+        none, and they leave no row. Raises OSError.
+        """
         for pod in set(pods) - self._rings:
             with suppress(KernelError):
                 self._closed.put(struct.pack("=I", pod), bytes(layout.ClosedFlows()))
@@ -125,7 +138,17 @@ class Record:
         http, bypass = bool(flow.flags & layout.FLOW_HTTP), bool(flow.flags & layout.FLOW_BYPASS)
         source, destination = (unpack_address(bytes(end)) for end in (ends.source, ends.destination))
         named = FlowId((source, ends.source_port), (destination, ends.destination_port))
-        return Flow(named, flow.source, flow.destination, self._service_name(flow.service), opened, flow.client, flow.server, http, bypass)
+        return Flow(
+            named,
+            flow.source,
+            flow.destination,
+            self._service_name(flow.service),
+            opened,
+            flow.client,
+            flow.server,
+            http,
+            bypass,
+        )
 
 
 def carried(flow: layout.KernelFlow) -> tuple[int, int]:

@@ -1,6 +1,8 @@
-"""bpf/nodeagent.h for Python: the structs that kernel programs and the daemon share, each declared once.
+"""bpf/nodeagent.h for Python: the structs that kernel programs and the daemon share, each declared
+once.
 
-tests/bpf/test_layout.py compiles the header and compares sizes, offsets and the order of the counters.
+tests/bpf/test_layout.py compiles the header and compares sizes, offsets and the order of the
+counters.
 """
 
 from __future__ import annotations
@@ -43,7 +45,11 @@ PROBED: Final = 4
 
 
 class Pod(ctypes.Structure):
-    _fields_ = [*((name, _u32) for name in ("protection", "id", "bypass", "reserved")), ("ipv4", _u8 * ADDRESS_BYTES), ("ipv6", _u8 * ADDRESS_BYTES)]
+    _fields_ = [
+        *((name, _u32) for name in ("protection", "id", "bypass", "reserved")),
+        ("ipv4", _u8 * ADDRESS_BYTES),
+        ("ipv6", _u8 * ADDRESS_BYTES),
+    ]
 
 
 class PortKey(ctypes.Structure):
@@ -95,7 +101,12 @@ class BackendKey(ctypes.Structure):
 
 
 class FlowKey(ctypes.Structure):
-    _fields_ = [("source", _u8 * ADDRESS_BYTES), ("destination", _u8 * ADDRESS_BYTES), ("source_port", _u32), ("destination_port", _u32)]
+    _fields_ = [
+        ("source", _u8 * ADDRESS_BYTES),
+        ("destination", _u8 * ADDRESS_BYTES),
+        ("source_port", _u32),
+        ("destination_port", _u32),
+    ]
 
 
 class FlowEnd(ctypes.Structure):

@@ -1,11 +1,14 @@
-"""``python -m nodeagent.redirect.loader < settings.json``: compiles, loads, pins and attaches the programs, and exits.
+"""``python -m nodeagent.redirect.loader < settings.json``: compiles, loads, pins and attaches the
+programs, and exits.
 
-The only importer of bcc, which maps 110 MB of LLVM into its process. Safe to run again at any time: pinned maps stay as
-they are, and running programs are replaced link by link, in one step each, while traffic flows.
+The only importer of bcc, which maps 110 MB of LLVM into its process. Safe to run again at any time:
+pinned maps stay as they are, and running programs are replaced link by link, in one step each,
+while traffic flows.
 
-Maps that change their shape (a size in agent.yaml, a struct of another version) are made anew beside the pinned ones, and
-everything is compiled, loaded and filled before the first link is touched. What fails until the last is swapped takes all back:
-what was in force stays in force, and pins change at the end.
+Maps that change their shape (a size in agent.yaml, a struct of another version) are made anew
+beside the pinned ones, and everything is compiled, loaded and filled before the first link is
+touched. What fails until the last is swapped takes all back: what was in force stays in force, and
+pins change at the end.
 """
 
 from __future__ import annotations
@@ -47,7 +50,9 @@ _OWN: Final = "sockops-own"
 
 
 def source_directory() -> Path:
-    """Return the folder of the C files: beside the package in a checkout, inside it when installed. Raises KernelError."""
+    """Return the folder of the C files: beside the package in a checkout, inside it when installed.
+    Raises KernelError.
+    """
     package = Path(__file__).resolve().parents[1]
     for candidate in (package / "bpf", package.parent / "bpf"):
         if (candidate / "nodeagent.h").is_file():
@@ -62,19 +67,32 @@ def compile_programs(pin_directory: Path, joining: bypass.Joining) -> Any:
     try:
         from bcc import BPF
     except ImportError as error:
-        raise KernelError(f"bcc cannot be imported: {error}; install python3-bpfcc and use Debian's interpreter (--system-site-packages)") from None
+        raise KernelError(
+            f"bcc cannot be imported: {error}; install python3-bpfcc and use Debian's interpreter "
+            "(--system-site-packages)"
+        ) from None
     text = "".join(f'#line 1 "{name}"\n{(source / name).read_text()}\n' for name in SOURCES)
     triplet = sysconfig.get_config_var("MULTIARCH") or f"{platform.machine()}-linux-gnu"
-    flags = [f"-I{source}", "-I/usr/include", f"-I/usr/include/{triplet}", "-Wno-everything", f'-DPINS="{pin_directory}"']
+    flags = [
+        f"-I{source}",
+        "-I/usr/include",
+        f"-I/usr/include/{triplet}",
+        "-Wno-everything",
+        f'-DPINS="{pin_directory}"',
+    ]
     flags += [f"-DUNREAD_OFFSET={joining.unread}", f"-DWRITTEN_OFFSET={joining.written}"]
     try:
         return BPF(text=text, cflags=flags)
     except Exception as error:  # noqa: BLE001 - bcc raises bare Exception
-        raise KernelError(f"the BPF programs do not compile: {error}; is linux-libc-dev installed? The compiler's words are above") from None
+        raise KernelError(
+            f"the BPF programs do not compile: {error}; is linux-libc-dev installed? The compiler's words are above"
+        ) from None
 
 
 ATTACHED: Final = b"attached\n"
-"""What the loader says when pods can be captured; only what counts HTTP is loaded after that, as it takes the verifier longest."""
+"""What the loader says when pods can be captured; only what counts HTTP is loaded after that, as it
+takes the verifier longest.
+"""
 
 
 def _load(program: Any, pinned: pins.Pins, wanted: Iterable[hooks.Hook]) -> dict[str, int]:
@@ -84,7 +102,9 @@ def _load(program: Any, pinned: pins.Pins, wanted: Iterable[hooks.Hook]) -> dict
         try:
             fd = program.load_func(hook.name, hook.program_type, attach_type=hook.attach_type).fd
         except Exception as error:  # noqa: BLE001 - bcc raises bare Exception
-            raise KernelError(f"the kernel does not take the program {hook.name}: {error}; `nodeagent check` says what is missing") from None
+            raise KernelError(
+                f"the kernel does not take the program {hook.name}: {error}; `nodeagent check` says what is missing"
+            ) from None
         fresh = pinned.programs / f"new-{hook.name}"
         fresh.unlink(missing_ok=True)
         syscall.pin(fd, fresh)
@@ -96,7 +116,8 @@ def _load(program: Any, pinned: pins.Pins, wanted: Iterable[hooks.Hook]) -> dict
 def own_cgroup(captured: Path) -> Path | None:
     """Return this process's cgroup if it is below *captured*, else None.
 
-    Raises KernelError when it is *captured* itself, for then nothing would tell the daemon's own connections from the pods'.
+    Raises KernelError when it is *captured* itself, for then nothing would tell the daemon's own
+    connections from the pods'.
     """
     found = _search(captured)
     if found == captured:
@@ -105,7 +126,9 @@ def own_cgroup(captured: Path) -> Path | None:
 
 
 def _search(top: Path) -> Path | None:
-    """Return this process's cgroup if it is *top* or below it: by pid, for within a cgroup namespace /proc/self/cgroup does not say where it is."""
+    """Return this process's cgroup if it is *top* or below it: by pid, for within a cgroup
+    namespace /proc/self/cgroup does not say where it is.
+    """
     me = str(os.getpid())
     for directory, _, _ in os.walk(top):
         with contextlib.suppress(OSError):  # a cgroup may vanish while we look
@@ -152,10 +175,15 @@ def open_cgroup(path: Path) -> hooks.Target:
     """Open the captured cgroup. Raises KernelError."""
     try:
         if pins.filesystem(path.resolve(strict=True)) != "cgroup2":
-            raise KernelError(f"{path}: is not in a cgroup2 hierarchy, where BPF attaches: see redirect.cgroup and `grep cgroup2 /proc/mounts`")
+            raise KernelError(
+                f"{path}: is not in a cgroup2 hierarchy, where BPF attaches: see redirect.cgroup and `grep "
+                "cgroup2 /proc/mounts`"
+            )
         return hooks.Target.open(path, f"the cgroup {path}")
     except OSError as error:
-        raise KernelError(f"{path}: the captured cgroup cannot be opened: {error.strerror}; see redirect.cgroup") from None
+        raise KernelError(
+            f"{path}: the captured cgroup cannot be opened: {error.strerror}; see redirect.cgroup"
+        ) from None
 
 
 @contextlib.contextmanager
@@ -194,7 +222,8 @@ def run(request: Request) -> None:
                 swap.cgroup(hooks.NODE_SOCKOPS, open_cgroup(root_of(redirect.cgroup)))
                 if beside is not None:  # the daemon's own sockets are ends of proxied connections
                     swap.cgroup(hooks.SOCKOPS, open_cgroup(beside), name=_OWN)
-                succession.maps["settings"].put(struct.pack("=I", 0), settings)  # programs of both versions read them: not before the last step
+                # programs of both versions read them: not before the last step
+                succession.maps["settings"].put(struct.pack("=I", 0), settings)
                 undo.pop_all()
             pinned.take(successor)
         for name, wanted in ((_OWN, beside is not None), (hooks.SETSOCKOPT.name, not request.joining.refusal)):

@@ -23,7 +23,9 @@ _NO_PREALLOC: Final = 1
 """BPF_F_NO_PREALLOC: these maps are only written from user space, and mostly empty."""
 
 NODE_FLOWS: Final = 8192
-"""Handshakes of the node's own connections to pods that may be under way at a time, and far more than kubelet's probes are."""
+"""Handshakes of the node's own connections to pods that may be under way at a time, and far more
+than kubelet's probes are.
+"""
 _COOKIE: Final = 8
 _FAMILIES_AND_DIRECTIONS: Final = 4
 _ADDRESSES_A_POD: Final = 4
@@ -55,30 +57,77 @@ def specifications(sizes: MapSizes) -> tuple[MapSpec, ...]:
         MapSpec("counters", _PERCPU_ARRAY, 4, 8, len(layout.COUNTERS)),
         MapSpec("pods", _HASH, _COOKIE, size(layout.Pod), sizes.pods, _NO_PREALLOC, pods),
         MapSpec("addresses", _HASH, address, _COOKIE, sizes.pods * _ADDRESSES_A_POD, _NO_PREALLOC, pods),
-        MapSpec("exclusions", _HASH, size(layout.PortKey), 4, sizes.exclusions, _NO_PREALLOC, "redirect.maps.exclusions"),
-        MapSpec("port_modes", _HASH, size(layout.PortKey), 4, sizes.exclusions, _NO_PREALLOC, "redirect.maps.exclusions"),
+        MapSpec(
+            "exclusions", _HASH, size(layout.PortKey), 4, sizes.exclusions, _NO_PREALLOC, "redirect.maps.exclusions"
+        ),
+        MapSpec(
+            "port_modes", _HASH, size(layout.PortKey), 4, sizes.exclusions, _NO_PREALLOC, "redirect.maps.exclusions"
+        ),
         MapSpec("probed", _HASH, size(layout.PortKey), 4, sizes.exclusions, _NO_PREALLOC, "redirect.maps.exclusions"),
         MapSpec("listeners", SOCKHASH, size(layout.ListenerKey), 8, sizes.pods * _FAMILIES_AND_DIRECTIONS, 0, pods),
         MapSpec("by_cookie", _HASH, _COOKIE, original, sizes.connections, 0, connections),
         MapSpec("by_source", _LRU_HASH, size(layout.Source), original, sizes.connections, 0, connections),
         MapSpec("destinations", _HASH, endpoint, size(layout.Destination), sizes.endpoints, _NO_PREALLOC, endpoints),
-        MapSpec("verdicts", _HASH, size(layout.VerdictKey), size(layout.Verdict), sizes.verdicts, _NO_PREALLOC, verdicts),
+        MapSpec(
+            "verdicts", _HASH, size(layout.VerdictKey), size(layout.Verdict), sizes.verdicts, _NO_PREALLOC, verdicts
+        ),
         MapSpec("services", _HASH, endpoint, size(layout.Service), sizes.endpoints, _NO_PREALLOC, endpoints),
         MapSpec("backends", _HASH, size(layout.BackendKey), endpoint, sizes.endpoints, _NO_PREALLOC, endpoints),
-        MapSpec("kernel_flows", _HASH, size(layout.FlowKey), size(layout.KernelFlow), 2 * sizes.connections, _NO_PREALLOC, connections),
+        MapSpec(
+            "kernel_flows",
+            _HASH,
+            size(layout.FlowKey),
+            size(layout.KernelFlow),
+            2 * sizes.connections,
+            _NO_PREALLOC,
+            connections,
+        ),
         MapSpec("closed_flows", _HASH, 4, size(layout.ClosedFlows), 2 * sizes.pods, _NO_PREALLOC, pods),
         MapSpec("node_flows", _LRU_HASH, size(layout.FlowKey), 8, NODE_FLOWS),
-        MapSpec("flow_totals", _HASH, size(layout.FlowTotalKey), size(layout.FlowTotal), sizes.verdicts, _NO_PREALLOC, verdicts),
+        MapSpec(
+            "flow_totals",
+            _HASH,
+            size(layout.FlowTotalKey),
+            size(layout.FlowTotal),
+            sizes.verdicts,
+            _NO_PREALLOC,
+            verdicts,
+        ),
         MapSpec("announced", _LRU_HASH, _COOKIE, address, _ANNOUNCED),
-        MapSpec("deliveries", _HASH, size(layout.FlowKey), size(layout.Delivery), sizes.connections, _NO_PREALLOC, connections),
+        MapSpec(
+            "deliveries",
+            _HASH,
+            size(layout.FlowKey),
+            size(layout.Delivery),
+            sizes.connections,
+            _NO_PREALLOC,
+            connections,
+        ),
         MapSpec("clients", _HASH, _COOKIE, address, sizes.connections, _NO_PREALLOC, connections),
         MapSpec("http_tables", _ARRAY, 4, size(http_layout.HttpTables), 1),
         MapSpec("http_programs", _PROGRAMS, 4, 4, 1),
         MapSpec("http_flows", _HASH, _COOKIE, size(http_layout.HttpFlow), sizes.connections, _NO_PREALLOC, connections),
-        MapSpec("http_ends", _HASH, _COOKIE, size(http_layout.HttpEnd), 2 * sizes.connections, _NO_PREALLOC, connections),
-        MapSpec("http_requests", _PERCPU_HASH, size(http_layout.HttpKey), size(http_layout.HttpCell), http_layout.SERIES, _NO_PREALLOC),
+        MapSpec(
+            "http_ends", _HASH, _COOKIE, size(http_layout.HttpEnd), 2 * sizes.connections, _NO_PREALLOC, connections
+        ),
+        MapSpec(
+            "http_requests",
+            _PERCPU_HASH,
+            size(http_layout.HttpKey),
+            size(http_layout.HttpCell),
+            http_layout.SERIES,
+            _NO_PREALLOC,
+        ),
         MapSpec("bypass_sockets", SOCKHASH, size(bypass_layout.BypassSide), 8, 2 * sizes.connections, 0, connections),
-        MapSpec("bypass_streams", _HASH, size(bypass_layout.BypassSide), size(bypass_layout.BypassStream), 2 * sizes.connections, _NO_PREALLOC, connections),
+        MapSpec(
+            "bypass_streams",
+            _HASH,
+            size(bypass_layout.BypassSide),
+            size(bypass_layout.BypassStream),
+            2 * sizes.connections,
+            _NO_PREALLOC,
+            connections,
+        ),
     )
 
 
@@ -99,7 +148,9 @@ class Map:
         except OSError as error:
             if error.errno not in (errno.E2BIG, errno.ENOSPC):
                 raise
-            raise KernelError(f"the BPF map {self.spec.name} is full ({self.spec.entries} entries): raise {self.spec.setting}") from None
+            raise KernelError(
+                f"the BPF map {self.spec.name} is full ({self.spec.entries} entries): raise {self.spec.setting}"
+            ) from None
 
     def drop(self, key: bytes) -> bool:
         """Delete *key*; return whether it was there."""
@@ -116,7 +167,11 @@ class Map:
             key = syscall.map_next_key(self.fd, key, self.spec.key_size)
 
     def used(self) -> int:
-        return sum(1 for _ in self.keys()) if self.spec.kind == SOCKHASH else syscall.map_used(self.fd, self.spec.key_size, self.spec.value_size)
+        return (
+            sum(1 for _ in self.keys())
+            if self.spec.kind == SOCKHASH
+            else syscall.map_used(self.fd, self.spec.key_size, self.spec.value_size)
+        )
 
 
 @lru_cache(1)
@@ -141,13 +196,17 @@ def open_all(directory: Path, sizes: MapSizes) -> dict[str, Map]:
         try:
             maps[spec.name] = Map(spec, syscall.get(directory / spec.name))
         except OSError as error:
-            raise KernelError(f"{directory / spec.name}: the pinned map cannot be opened: {error.strerror}; has the loader run?") from None
+            raise KernelError(
+                f"{directory / spec.name}: the pinned map cannot be opened: {error.strerror}; has the loader run?"
+            ) from None
     return maps
 
 
 @dataclass(frozen=True, slots=True)
 class Succession:
-    """All maps by name, and the descriptors of the pinned ones in another shape whose place new, still empty ones take."""
+    """All maps by name, and the descriptors of the pinned ones in another shape whose place new,
+    still empty ones take.
+    """
 
     maps: dict[str, Map]
     replaced: dict[str, int]
@@ -155,8 +214,9 @@ class Succession:
     def carry(self) -> None:
         """Fill the new maps from those that they replace.
 
-        A struct grows only at its end, and zeros there mean what its absence meant (bpf/nodeagent.h). What protects pods must come over
-        whole; of the rest, what does not fit is left behind. Sockets and counts are not carried. Raises KernelError.
+        A struct grows only at its end, and zeros there mean what its absence meant
+        (bpf/nodeagent.h). What protects pods must come over whole; of the rest, what does not fit
+        is left behind. Sockets and counts are not carried. Raises KernelError.
         """
         for name in (*_PROTECTING, *_CARRIED):
             if name in self.replaced:
@@ -171,12 +231,20 @@ _CARRIED: Final = (
 
 
 def succeed(directory: Path, successors: Path, sizes: MapSizes) -> Succession:
-    """Pin every map in the right shape in *successors*: those of *directory* which have it, and new ones for the others. Raises KernelError."""
+    """Pin every map in the right shape in *successors*: those of *directory* which have it, and new
+    ones for the others. Raises KernelError.
+    """
     maps: dict[str, Map] = {}
     replaced: dict[str, int] = {}
     for spec in specifications(sizes):
         pinned = _pinned(directory / spec.name)
-        fits = pinned is not None and _shape(pinned) == (spec.kind, spec.key_size, spec.value_size, spec.entries, spec.flags)
+        fits = pinned is not None and _shape(pinned) == (
+            spec.kind,
+            spec.key_size,
+            spec.value_size,
+            spec.entries,
+            spec.flags,
+        )
         maps[spec.name] = Map(spec, pinned) if pinned is not None and fits else _make(spec)
         if pinned is not None and not fits:
             replaced[spec.name] = pinned
@@ -193,10 +261,13 @@ def _pinned(path: Path) -> int | None:
 
 def _make(spec: MapSpec) -> Map:
     try:
-        return Map(spec, syscall.map_create(spec.kind, spec.name, spec.key_size, spec.value_size, spec.entries, spec.flags))
+        return Map(
+            spec, syscall.map_create(spec.kind, spec.name, spec.key_size, spec.value_size, spec.entries, spec.flags)
+        )
     except OSError as error:
         raise KernelError(
-            f"the BPF map {spec.name} ({spec.entries} entries) cannot be made: {error.strerror}; `nodeagent check` says what the kernel lacks"
+            f"the BPF map {spec.name} ({spec.entries} entries) cannot be made: {error.strerror}; `nodeagent "
+            "check` says what the kernel lacks"
         ) from None
 
 
@@ -212,7 +283,8 @@ def _carry(old: int, new: Map, *, whole: bool) -> None:
     if (kind, key_size) != (spec.kind, spec.key_size) or value_size > spec.value_size:
         if whole:
             raise KernelError(
-                f"the pinned BPF map {spec.name} is of a version that this one cannot take over: run that version, whose protection stays in force, "
+                f"the pinned BPF map {spec.name} is of a version that this one cannot take over: run that "
+                "version, whose protection stays in force, "
                 "or `nodeagent uninstall` first, which ends the capture of all pods"
             )
         return

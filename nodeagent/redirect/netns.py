@@ -1,6 +1,8 @@
-"""Network namespaces of pods: told apart by cookie, entered for as long as it takes to make a socket.
+"""Network namespaces of pods: told apart by cookie, entered for as long as it takes to make a
+socket.
 
-setns(2) moves only the calling thread, and nothing is awaited inside, so no other code of the process ever runs there.
+setns(2) moves only the calling thread, and nothing is awaited inside, so no other code of the
+process ever runs there.
 """
 
 from __future__ import annotations
@@ -90,7 +92,9 @@ class PodNetns:
         except OSError as error:
             if fd >= 0:
                 os.close(fd)
-            raise KernelError(f"{path}: the network namespace cannot be entered: {error.strerror}; is the pod still there?") from None
+            raise KernelError(
+                f"{path}: the network namespace cannot be entered: {error.strerror}; is the pod still there?"
+            ) from None
         return cls(path, fd, cookie, os.fstat(fd).st_ino)
 
     def close(self) -> None:

@@ -37,9 +37,11 @@ class OriginalDestinations:
         self._attr = attr
 
     def take(self, netns_cookie: int, source_address: str, source_port: int) -> Original | None:
-        """Return and forget the original destination of the connection that came from this source, None if it was not captured.
+        """Return and forget the original destination of the connection that came from this source,
+        None if it was not captured.
 
-        *source_address* and *source_port* are the accepted socket's peer. Raises KernelError when the map cannot be read.
+        *source_address* and *source_port* are the accepted socket's peer. Raises KernelError when
+        the map cannot be read.
         """
         key = self._key
         key.netns = netns_cookie
@@ -48,6 +50,13 @@ class OriginalDestinations:
         if self._call(*self._arguments) < 0:
             if ctypes.get_errno() == errno.ENOENT:
                 return None
-            raise KernelError(f"the map of original destinations cannot be read: {os.strerror(ctypes.get_errno())}; the kernel must be 5.19 or newer")
+            raise KernelError(
+                f"the map of original destinations cannot be read: {os.strerror(ctypes.get_errno())}; the kernel "
+                "must be 5.19 or newer"
+            )
         asked, chosen = self._value.asked, self._value.chosen
-        return Original(_unpack(bytes(asked.address)), asked.port, (_unpack(bytes(chosen.address)), chosen.port) if chosen.port else None)
+        return Original(
+            _unpack(bytes(asked.address)),
+            asked.port,
+            (_unpack(bytes(chosen.address)), chosen.port) if chosen.port else None,
+        )

@@ -51,7 +51,8 @@ class Pins:
 
     @contextmanager
     def successor(self) -> Iterator[Pins]:
-        """Yield a folder for what shall take the place of what is pinned; what is left in it, also by a loader that was killed, is removed.
+        """Yield a folder for what shall take the place of what is pinned; what is left in it, also
+        by a loader that was killed, is removed.
 
         Raises KernelError.
         """
@@ -64,7 +65,9 @@ class Pins:
             cleanup(beside.directory)
 
     def take(self, successor: Pins) -> None:
-        """Have the maps and programs of *successor* in place of those that are pinned, and no others. Raises OSError."""
+        """Have the maps and programs of *successor* in place of those that are pinned, and no
+        others. Raises OSError.
+        """
         for mine, theirs in ((self.maps, successor.maps), (self.programs, successor.programs)):
             fresh = _files(theirs)
             for path in fresh:
@@ -80,13 +83,17 @@ def mount_bpffs() -> None:
         try:
             syscall.mount("bpf", str(BPFFS), "bpf")
         except OSError as error:
-            raise KernelError(f"{BPFFS}: bpffs cannot be mounted: {error.strerror}; the daemon needs root and CAP_SYS_ADMIN") from None
+            raise KernelError(
+                f"{BPFFS}: bpffs cannot be mounted: {error.strerror}; the daemon needs root and CAP_SYS_ADMIN"
+            ) from None
 
 
 def filesystem(path: Path) -> str:
-    """Return the type of the file system that holds *path* ("bpf", "cgroup2", …), "" when there is none.
+    """Return the type of the file system that holds *path* ("bpf", "cgroup2", …), "" when there is
+    none.
 
-    By /proc/self/mountinfo (proc_pid_mountinfo(5)): the last mount whose mount point is a prefix wins.
+    By /proc/self/mountinfo (proc_pid_mountinfo(5)): the last mount whose mount point is a prefix
+    wins.
     """
     found, best = "", -1
     for line in Path("/proc/self/mountinfo").read_text().splitlines():
@@ -114,7 +121,9 @@ def pin(fd: int, path: Path) -> None:
 
 
 def cleanup(directory: Path) -> list[Path]:
-    """Detach and remove everything pinned below *directory*, and the folder; return what was. Idempotent. Raises OSError."""
+    """Detach and remove everything pinned below *directory*, and the folder; return what was.
+    Idempotent. Raises OSError.
+    """
     pins = Pins(directory)
     removed = cleanup(directory / "next") if (directory / "next").exists() else []
     for link in _files(pins.links):

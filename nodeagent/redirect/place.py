@@ -1,8 +1,10 @@
-"""Mounts a folder of the host, read-only, into a pod's mount namespaces: for pods whose spec has no volume for it.
+"""Mounts a folder of the host, read-only, into a pod's mount namespaces: for pods whose spec has no
+volume for it.
 
-A process must have one thread to enter a mount namespace, and would not come back the same: so a short-lived process does
-it, this module run as a program. It enters by a pidfd, makes the mount point name by name without following a symbolic link,
-and leaves nothing behind when it fails. No process of the pod is touched, and the pod's own root is all that it can reach.
+A process must have one thread to enter a mount namespace, and would not come back the same: so a
+short-lived process does it, this module run as a program. It enters by a pidfd, makes the mount
+point name by name without following a symbolic link, and leaves nothing behind when it fails. No
+process of the pod is touched, and the pod's own root is all that it can reach.
 """
 
 from __future__ import annotations
@@ -48,14 +50,18 @@ class _Attempt:
 
 
 class Placement:
-    """*folder* at *target* in the mount namespaces of *pod*'s processes: containers come and go, and each brings its own."""
+    """*folder* at *target* in the mount namespaces of *pod*'s processes: containers come and go,
+    and each brings its own.
+    """
 
     def __init__(self, folder: Path, target: str, pod: PodPlace) -> None:
         self._folder, self._target, self._pod = folder, target, pod
         self._failed: dict[int, _Attempt] = {}
 
     async def everywhere(self) -> None:
-        """Mount it where it is not. Raises KernelError when it is nowhere; where it failed it is tried again, after growing pauses."""
+        """Mount it where it is not. Raises KernelError when it is nowhere; where it failed it is
+        tried again, after growing pauses.
+        """
         seen: set[int] = set()
         answers = True
         for pid in _processes(Path(self._pod.cgroup)):
@@ -75,13 +81,17 @@ class Placement:
             if not answers:  # the pod has had its time; the next of its namespaces has the next turn
                 raise KernelError(_SILENT)
         self._failed = {namespace: attempt for namespace, attempt in self._failed.items() if namespace in seen}
-        # The sandbox's own process (pause) often has a root without a single folder: it needs no socket.
+        # The sandbox's own process (pause) often has a root without a single folder: it needs no
+        # socket.
         if self._failed and len(self._failed) == len(seen):
             raise KernelError(next(iter(self._failed.values())).fault)
 
     async def _into(self, namespace: int, pid: int, pidfd: int) -> bool:
-        """Mount it in *namespace*, which the process *pid* is in, if it is due; return whether that was answered. Raises OSError when the process is gone."""
-        # In a thread: a pod may have made as many mounts as the kernel lets it, and to list them takes seconds then.
+        """Mount it in *namespace*, which the process *pid* is in, if it is due; return whether that
+        was answered. Raises OSError when the process is gone.
+        """
+        # In a thread: a pod may have made as many mounts as the kernel lets it, and to list them
+        # takes seconds then.
         table = await asyncio.to_thread(Path(f"/proc/{pid}/mountinfo").read_bytes)
         if is_mounted(table, self._folder, self._target):
             self._failed.pop(namespace, None)
@@ -110,11 +120,15 @@ def _processes(cgroup: Path) -> list[int]:
 
 
 def is_mounted(table: bytes, folder: Path, target: str) -> bool:
-    """Say whether by *table*, a process's mountinfo (proc_pid_mountinfo(5)), the topmost mount at *target* is *folder*.
+    """Say whether by *table*, a process's mountinfo (proc_pid_mountinfo(5)), the topmost mount at
+    *target* is *folder*.
 
     Its cost is that of a search for the target's name, whatever else is mounted.
     """
-    ours, point = f"/{folder.parent.name}/{folder.name}".encode(), _ESCAPED.sub(lambda sign: b"\\%03o" % sign[0][0], target.encode())
+    ours, point = (
+        f"/{folder.parent.name}/{folder.name}".encode(),
+        _ESCAPED.sub(lambda sign: b"\\%03o" % sign[0][0], target.encode()),
+    )
     end = len(table)
     while (end := table.rfind(b" %s " % point, 0, end)) >= 0:
         fields = table[table.rfind(b"\n", 0, end) + 1 : end + len(point) + 1].split(b" ")
@@ -126,7 +140,9 @@ def is_mounted(table: bytes, folder: Path, target: str) -> bool:
 async def _run(folder: Path, target: str, pidfd: int) -> str:
     """Run this module as a program; return its words when it fails."""
     argv = [sys.executable, "-m", __name__, str(pidfd), str(folder), target]
-    process = await asyncio.create_subprocess_exec(*argv, pass_fds=(pidfd,), stdout=asyncio.subprocess.DEVNULL, stderr=asyncio.subprocess.PIPE)
+    process = await asyncio.create_subprocess_exec(
+        *argv, pass_fds=(pidfd,), stdout=asyncio.subprocess.DEVNULL, stderr=asyncio.subprocess.PIPE
+    )
     try:
         async with asyncio.timeout(PATIENCE_SECONDS):
             _, said = await process.communicate()
@@ -148,7 +164,9 @@ def main(pidfd: int, folder: str, target: str) -> None:
 
 
 def _mount_point(target: str) -> int:
-    """Return *target*'s descriptor, making what is missing of it. Raises OSError, also where a symbolic link is on the way."""
+    """Return *target*'s descriptor, making what is missing of it. Raises OSError, also where a
+    symbolic link is on the way.
+    """
     flags = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
     at = os.open("/", flags)
     for name in PurePosixPath(target).parts[1:]:

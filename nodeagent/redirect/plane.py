@@ -1,7 +1,8 @@
-"""The data plane as control sees it: enroll and release pods, check them against the kernel, beat, count.
+"""The data plane as control sees it: enroll and release pods, check them against the kernel, beat,
+count.
 
-Works on what the loader has pinned. Everything that it does to a pod is idempotent, and ordered so that a connection is
-never captured before there is a listener to take it.
+Works on what the loader has pinned. Everything that it does to a pod is idempotent, and ordered so
+that a connection is never captured before there is a listener to take it.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import sys
 from collections.abc import Callable, Collection, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -69,7 +71,9 @@ _Fault = tuple[str, Callable[[], None]]
 class DataPlane:
     """The pinned maps, programs and links, open. One thread only."""
 
-    def __init__(self, redirect: Redirect, slots: int, ports: dict[pods.Direction, int], joining: bypass.Joining) -> None:
+    def __init__(
+        self, redirect: Redirect, slots: int, ports: dict[pods.Direction, int], joining: bypass.Joining
+    ) -> None:
         """Open what the loader pinned. Raises KernelError when something is missing."""
         self._pins = pins.Pins(redirect.pin_directory)
         self._slots, self._ports = slots, ports
@@ -78,7 +82,9 @@ class DataPlane:
         self._maps = maps.open_all(self._pins.maps, redirect.maps)
         self._loader: asyncio.subprocess.Process | None = None
         self.joining = joining
-        there = [hook for hook in hooks.HOOKS if hook is not hooks.HTTP_EGRESS or (self._pins.programs / hook.name).exists()]
+        there = [
+            hook for hook in hooks.HOOKS if hook is not hooks.HTTP_EGRESS or (self._pins.programs / hook.name).exists()
+        ]
         self._programs = {hook.name: pins.open_pinned(self._pins.programs / hook.name) for hook in there}
         self._ids = {name: hooks.program_id(fd) for name, fd in self._programs.items()}
         self._root = loader.open_cgroup(loader.root_of(redirect.cgroup))
@@ -87,7 +93,9 @@ class DataPlane:
         self._links = {hook.name: pins.open_pinned(self._pins.links / hook.name) for hook in self._attached}
         self.kernel = KernelPath(self._maps)
         self.probed = Probed(self._maps["probed"])
-        self.http = HttpMetrics(self._maps, self._programs.get(hooks.HTTP_EGRESS.name, -1), self._cgroup, self._pins.links)
+        self.http = HttpMetrics(
+            self._maps, self._programs.get(hooks.HTTP_EGRESS.name, -1), self._cgroup, self._pins.links
+        )
 
     @classmethod
     async def load(
@@ -100,16 +108,25 @@ class DataPlane:
         inbound_port: int = INBOUND_PORT,
         wait: bool = True,
     ) -> DataPlane:
-        """Run the loader and open what it pinned; maps of an earlier daemon are adopted, its programs replaced in one step each.
+        """Run the loader and open what it pinned; maps of an earlier daemon are adopted, its
+        programs replaced in one step each.
 
-        *slots*: listeners per pod, direction and family, one for each worker. *agent_cgroup*: the daemon's own, searched by
-        its pid below the captured one when None. *wait*: until HTTP can be counted too; otherwise call :meth:`loaded`. Raises KernelError with the
-        loader's words.
+        *slots*: listeners per pod, direction and family, one for each worker. *agent_cgroup*: the
+        daemon's own, searched by its pid below the captured one when None. *wait*: until HTTP can
+        be counted too; otherwise call :meth:`loaded`. Raises KernelError with the loader's words.
         """
         joining = bypass.joining(redirect.bypass)
-        request = loader.Request(redirect=redirect, agent_cgroup=agent_cgroup, outbound_port=outbound_port, inbound_port=inbound_port, joining=joining)
+        request = loader.Request(
+            redirect=redirect,
+            agent_cgroup=agent_cgroup,
+            outbound_port=outbound_port,
+            inbound_port=inbound_port,
+            joining=joining,
+        )
         pipe = asyncio.subprocess.PIPE
-        process = await asyncio.create_subprocess_exec(sys.executable, "-m", loader.__name__, stdin=pipe, stdout=pipe, stderr=asyncio.subprocess.STDOUT)
+        process = await asyncio.create_subprocess_exec(
+            sys.executable, "-m", loader.__name__, stdin=pipe, stdout=pipe, stderr=asyncio.subprocess.STDOUT
+        )
         assert process.stdin is not None and process.stdout is not None
         process.stdin.write(request.model_dump_json(by_alias=True).encode())
         process.stdin.close()
@@ -167,9 +184,10 @@ class DataPlane:
     def enroll(self, pod: EnrolledPod, listeners: Listeners | None = None) -> Listeners:
         """Capture *pod*, or bring an enrolled one to its new description; return its listeners.
 
-        Takes over pod.netns, and the sockets of *listeners* (handed over by an earlier daemon). Raises KernelError: the pod then has
-        what the kernel took, and repair() goes on trying. Without a listener, the agent's port being taken by a process of the pod,
-        its connections are treated as while no daemon is there.
+        Takes over pod.netns, and the sockets of *listeners* (handed over by an earlier daemon).
+        Raises KernelError: the pod then has what the kernel took, and repair() goes on trying.
+        Without a listener, the agent's port being taken by a process of the pod, its connections
+        are treated as while no daemon is there.
         """
         state = self._enrolled.get(pod.uid)
         if state and state.pod.netns.cookie != pod.netns.cookie:
@@ -192,13 +210,19 @@ class DataPlane:
             _put_right(self._faults(state))
         except (KernelError, OSError) as error:
             self._hold(state)
-            raise error if isinstance(error, KernelError) else KernelError(f"pod {pod.uid}: the kernel refused its entries: {error.strerror}") from None
+            raise (
+                error
+                if isinstance(error, KernelError)
+                else KernelError(f"pod {pod.uid}: the kernel refused its entries: {error.strerror}")
+            ) from None
         state.captured = True
         return state.listeners
 
     def _hold(self, state: _State) -> None:
-        """Have the kernel do for a pod without listeners what it does without a daemon. The link refuses whom the maps do not know:
-        where they are full, that is right for a pod that refuses without a daemon, and for no other."""
+        """Have the kernel do for a pod without listeners what it does without a daemon. The link
+        refuses whom the maps do not know: where they are full, that is right for a pod that refuses
+        without a daemon, and for no other.
+        """
         with suppress(KernelError, OSError):
             _put_right(self._entry_faults(state))
         protection = state.pod.protection
@@ -220,11 +244,15 @@ class DataPlane:
         return self._enrolled[uid].listeners
 
     def sockets(self, uid: str, family: Family, count: int) -> list[socket.socket]:
-        """Make *count* unconnected, non-blocking TCP sockets inside the pod. Raises KernelError; KeyError when it is not enrolled."""
+        """Make *count* unconnected, non-blocking TCP sockets inside the pod. Raises KernelError;
+        KeyError when it is not enrolled.
+        """
         return pods.open_sockets(uid, self.network(uid), family, count)
 
     def network(self, uid: str) -> int:
-        """Return the descriptor of an enrolled pod's network namespace: pass it on, do not close it. Raises KeyError."""
+        """Return the descriptor of an enrolled pod's network namespace: pass it on, do not close
+        it. Raises KeyError.
+        """
         return self._enrolled[uid].pod.netns.fd
 
     def numbers(self) -> dict[PodUid, int]:
@@ -232,16 +260,22 @@ class DataPlane:
         return {PodUid(uid): self.kernel.number(state.pod.netns.cookie) for uid, state in self._enrolled.items()}
 
     def carried(self, source: int) -> dict[FlowId, sock_diag.Carried]:
-        """Return what the open connections of the pod with number *source* have carried as clients; nothing when it is gone. Raises OSError."""
+        """Return what the open connections of the pod with number *source* have carried as clients;
+        nothing when it is gone. Raises OSError.
+        """
         state = self._numbered(source)
-        return {FlowId(*ends): carried for ends, carried in sock_diag.clients(state.pod.netns.fd).items()} if state else {}
+        return (
+            {FlowId(*ends): carried for ends, carried in sock_diag.clients(state.pod.netns.fd).items()} if state else {}
+        )
 
     def bypassed(self) -> dict[bypass.Side, bypass.Stream]:
         """Return what open connections have carried past TCP, by the socket that sent it. Raises OSError."""
         return bypass.streams(self._maps)
 
     def close_flow(self, flow: Flow) -> bool:
-        """Close a connection on the kernel path by whichever end is in an enrolled pod; return whether it was there. Raises OSError."""
+        """Close a connection on the kernel path by whichever end is in an enrolled pod; return
+        whether it was there. Raises OSError.
+        """
         client, server = self._numbered(flow.source), self._numbered(flow.destination)
         if client is not None and sock_diag.destroy(client.pod.netns.fd, flow.id, flow.client):
             return True
@@ -249,7 +283,9 @@ class DataPlane:
         return server is not None and bool(flow.server) and sock_diag.destroy(server.pod.netns.fd, ends, flow.server)
 
     def _numbered(self, number: int) -> _State | None:
-        return next((state for state in self._enrolled.values() if self.kernel.number(state.pod.netns.cookie) == number), None)
+        return next(
+            (state for state in self._enrolled.values() if self.kernel.number(state.pod.netns.cookie) == number), None
+        )
 
     def verify(self, uid: str) -> list[str]:
         """Compare an enrolled pod with the kernel's real state; return what is wrong, in words."""
@@ -264,22 +300,32 @@ class DataPlane:
         return [words for words, _ in self._node_faults()]
 
     def repair_node(self) -> list[str]:
-        """Put right whatever verify_node() would find; return what was. Raises KernelError when that is not possible."""
+        """Put right whatever verify_node() would find; return what was. Raises KernelError when
+        that is not possible.
+        """
         return _put_right(self._node_faults())
 
     def prune(self, spared: Collection[str] = ()) -> list[str]:
-        """Remove what an earlier daemon left of pods that are not enrolled now; return it in words. Call it once all pods are.
+        """Remove what an earlier daemon left of pods that are not enrolled now; return it in words.
+        Call it once all pods are.
 
-        What protects the pods with the addresses *spared*, which exist and could not be enrolled, stays.
+        What protects the pods with the addresses *spared*, which exist and could not be enrolled,
+        stays.
         """
         found = []
         addresses = {pack_address(address) for address in spared}
         owners = {cookie for address, cookie in self._maps["addresses"].items() if address in addresses}
         for name in _POD_MAPS:
             wanted = {key for state in self._enrolled.values() for key in state.entries[name]}
-            stale = [key for key, value in self._maps[name].items() if key not in wanted and _owner(name, key, value) not in owners]
+            stale = [
+                key
+                for key, value in self._maps[name].items()
+                if key not in wanted and _owner(name, key, value) not in owners
+            ]
             found += [f"an entry of {name}" for key in stale if self._maps[name].drop(key)]
-        known = {state.pod.netns.cookie for state in self._enrolled.values()} | {int.from_bytes(owner, sys.byteorder) for owner in owners}
+        known = {state.pod.netns.cookie for state in self._enrolled.values()} | {
+            int.from_bytes(owner, sys.byteorder) for owner in owners
+        }
         found += ["an entry of probed"] * self.probed.prune(known)
         for link in set(self._pins.links.glob("lookup-*")) - {self._pins.lookup(cookie) for cookie in known}:
             hooks.remove(link)
@@ -299,7 +345,13 @@ class DataPlane:
             if state.link >= 0:
                 os.close(state.link)
         self._enrolled.clear()
-        for fd in (*self._links.values(), *self._programs.values(), *(one.fd for one in self._maps.values()), self._cgroup.fd, self._root.fd):
+        for fd in (
+            *self._links.values(),
+            *self._programs.values(),
+            *(one.fd for one in self._maps.values()),
+            self._cgroup.fd,
+            self._root.fd,
+        ):
             os.close(fd)
 
     def unload(self) -> None:
@@ -325,13 +377,17 @@ class DataPlane:
         state.pod, state.entries = replace(pod, netns=state.pod.netns), wanted
 
     def _useful(self, handed: Listeners) -> Listeners:
-        """Close those of slots that no longer exist: the kernel would give connections to them, and nobody would accept."""
+        """Close those of slots that no longer exist: the kernel would give connections to them, and
+        nobody would accept.
+        """
         wanted = pods.listener_ids(self._slots)
         Listeners({one: listener for one, listener in handed.fds.items() if one not in wanted}).close()
         return Listeners({one: listener for one, listener in handed.fds.items() if one in wanted})
 
     def _withdraw(self, state: _State) -> None:
-        """Take the pod out of the kernel: its addresses off the kernel path first, then inbound capture, then outbound, then what they used."""
+        """Take the pod out of the kernel: its addresses off the kernel path first, then inbound
+        capture, then outbound, then what they used.
+        """
         self.probed.forget(state.pod.netns.cookie)
         self.kernel.withdraw(self.kernel.number(state.pod.netns.cookie))
         hooks.remove(self._pins.lookup(state.pod.netns.cookie))
@@ -355,10 +411,17 @@ class DataPlane:
         for name, wanted in state.entries.items():
             for key, value in wanted.items():
                 if self._maps[name].get(key) != value:
-                    yield f"the map {name} does not hold the pod's entry", lambda name=name, key=key, value=value: self._maps[name].put(key, value)  # type: ignore[misc]
+                    yield (
+                        f"the map {name} does not hold the pod's entry",
+                        partial(self._maps[name].put, key, value),
+                    )
 
     def _listener_faults(self, state: _State) -> Iterator[_Fault]:
-        missing = [one for one in self._listener_ids(state) if one not in state.listeners.fds or not pods.is_listening(state.listeners.fds[one])]
+        missing = [
+            one
+            for one in self._listener_ids(state)
+            if one not in state.listeners.fds or not pods.is_listening(state.listeners.fds[one])
+        ]
         if missing:
             names = ", ".join(f"{direction} IPv{family} slot {slot}" for direction, family, slot in missing)
             yield f"no listener: {names}", lambda: self._reopen(state, missing)
@@ -387,7 +450,11 @@ class DataPlane:
 
     def _link_faults(self, state: _State) -> Iterator[_Fault]:
         hook, path = hooks.LOOKUP, self._pins.lookup(state.pod.netns.cookie)
-        wrong = hooks.fault(state.link, hook, state.target, self._ids[hook.name]) if state.link >= 0 else f"{hook.name} is not attached to {state.target.what}"
+        wrong = (
+            hooks.fault(state.link, hook, state.target, self._ids[hook.name])
+            if state.link >= 0
+            else f"{hook.name} is not attached to {state.target.what}"
+        )
         if wrong or not path.exists():
             yield wrong or f"the link {path.name} is not pinned", lambda: self._relink(state, path)
 
@@ -397,7 +464,8 @@ class DataPlane:
     def _attach(self, held: int, path: Path, hook: hooks.Hook, target: hooks.Target) -> int:
         """Return a pinned link; the one that is *held* (-1: none) is kept if it only lost its pin.
 
-        Never two links at once: a program that saw its own redirection would take it for a connection to loopback.
+        Never two links at once: a program that saw its own redirection would take it for a
+        connection to loopback.
         """
         if held >= 0:
             if hooks.fault(held, hook, target, self._ids[hook.name]) is None:
@@ -409,7 +477,10 @@ class DataPlane:
     def _node_faults(self) -> Iterator[_Fault]:
         if not all(folder.is_dir() for folder in (self._pins.maps, self._pins.programs, self._pins.links)):
             yield f"{self._pins.directory}: folders are missing", self._pins.make
-        for folder, held in ((self._pins.programs, self._programs), (self._pins.maps, {name: one.fd for name, one in self._maps.items()})):
+        for folder, held in (
+            (self._pins.programs, self._programs),
+            (self._pins.maps, {name: one.fd for name, one in self._maps.items()}),
+        ):
             for name, fd in held.items():
                 if not (folder / name).exists():
                     yield f"{name} is not pinned", lambda fd=fd, path=folder / name: pins.pin(fd, path)  # type: ignore[misc]
@@ -417,7 +488,10 @@ class DataPlane:
             path = self._pins.links / hook.name
             wrong = hooks.fault(self._links[hook.name], hook, target, self._ids[hook.name])
             if wrong or not path.exists():
-                yield wrong or f"the link {hook.name} is not pinned", lambda hook=hook, path=path: self._relink_node(hook, path)  # type: ignore[misc]
+                yield (
+                    wrong or f"the link {hook.name} is not pinned",
+                    partial(self._relink_node, hook, path),
+                )
         yield from self.kernel.faults()
 
     def _relink_node(self, hook: hooks.Hook, path: Path) -> None:
@@ -427,7 +501,9 @@ class DataPlane:
 async def _ended(process: asyncio.subprocess.Process, said: list[bytes]) -> None:
     """Wait for the loader. Raises KernelError when it failed."""
     if await process.wait():
-        raise KernelError(b"".join(said).decode(errors="replace").strip() or f"the loader died: exit status {process.returncode}")
+        raise KernelError(
+            b"".join(said).decode(errors="replace").strip() or f"the loader died: exit status {process.returncode}"
+        )
 
 
 def _owner(name: str, key: bytes, value: bytes) -> bytes:

@@ -1,4 +1,6 @@
-"""What enrolling a pod means, as values: the map entries and the listeners that it must have. Decides nothing else, and opens sockets only."""
+"""What enrolling a pod means, as values: the map entries and the listeners that it must have.
+Decides nothing else, and opens sockets only.
+"""
 
 from __future__ import annotations
 
@@ -47,7 +49,9 @@ class EnrolledPod:
 
 @dataclass(frozen=True, slots=True)
 class Listeners:
-    """A pod's listening sockets, non-blocking, opened in its network namespace; a family that the pod lacks has none."""
+    """A pod's listening sockets, non-blocking, opened in its network namespace; a family that the
+    pod lacks has none.
+    """
 
     fds: dict[ListenerId, socket.socket] = field(default_factory=dict)
 
@@ -57,7 +61,8 @@ class Listeners:
 
 
 def entries(pod: EnrolledPod, number: int) -> Entries:
-    """Return every map entry of *pod*, whose number on this node is *number*; "pods", which begins the outbound capture, comes last.
+    """Return every map entry of *pod*, whose number on this node is *number*; "pods", which begins
+    the outbound capture, comes last.
 
     Raises OSError for a bad address.
     """
@@ -70,8 +75,15 @@ def entries(pod: EnrolledPod, number: int) -> Entries:
     netns_key = struct.pack("=Q", cookie)
     return {
         "addresses": {layout.pack_address(address): netns_key for address in pod.addresses},
-        "exclusions": {bytes(layout.PortKey(cookie, direction, port)): struct.pack("=I", 1) for direction, ports in excluded for port in ports},
-        "port_modes": {bytes(layout.PortKey(cookie, layout.INBOUND, port)): struct.pack("=I", flags) for port, flags in _port_flags(protection)},
+        "exclusions": {
+            bytes(layout.PortKey(cookie, direction, port)): struct.pack("=I", 1)
+            for direction, ports in excluded
+            for port in ports
+        },
+        "port_modes": {
+            bytes(layout.PortKey(cookie, layout.INBOUND, port)): struct.pack("=I", flags)
+            for port, flags in _port_flags(protection)
+        },
         "pods": {netns_key: bytes(value)},
     }
 
@@ -98,11 +110,14 @@ def listener_ids(slots: int) -> list[ListenerId]:
     return [(direction, family, slot) for direction in DIRECTIONS for family in FAMILIES for slot in range(slots)]
 
 
-def open_listeners(pod: EnrolledPod, ids: Iterable[ListenerId], ports: Mapping[Direction, int]) -> dict[ListenerId, socket.socket]:
+def open_listeners(
+    pod: EnrolledPod, ids: Iterable[ListenerId], ports: Mapping[Direction, int]
+) -> dict[ListenerId, socket.socket]:
     """Open the listeners *ids* inside the pod. Raises KernelError, and then leaves none behind.
 
-    A pod without IPv6 addresses may have IPv6 switched off, even on lo: it gets no ::1 listener, and the connect program
-    treats what it would have redirected there as it does when the daemon is dead.
+    A pod without IPv6 addresses may have IPv6 switched off, even on lo: it gets no ::1 listener,
+    and the connect program treats what it would have redirected there as it does when the daemon is
+    dead.
     """
     families = {layout.family_of(address) for address in pod.addresses}
     opened: dict[ListenerId, socket.socket] = {}
@@ -116,7 +131,9 @@ def open_listeners(pod: EnrolledPod, ids: Iterable[ListenerId], ports: Mapping[D
                         continue
                     raise KernelError(_explain(pod, family, ports[direction], error)) from None
     except OSError as error:
-        raise KernelError(f"pod {pod.uid}: {pod.netns.path}: the network namespace cannot be entered: {error.strerror}") from None
+        raise KernelError(
+            f"pod {pod.uid}: {pod.netns.path}: the network namespace cannot be entered: {error.strerror}"
+        ) from None
     except KernelError:
         Listeners(opened).close()
         raise
@@ -136,7 +153,8 @@ def _listen(family: Family, port: int) -> socket.socket:
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)  # for what it accepts: an end that vanished must be noticed some day
+        # for what it accepts: an end that vanished must be noticed some day
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
         if family == 6:
             listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
         listener.bind((_LOOPBACK[family], port))
@@ -165,7 +183,9 @@ def socket_cookie(of: socket.socket) -> bytes:
 
 
 def open_sockets(uid: str, network: int, family: Family, count: int) -> list[socket.socket]:
-    """Make *count* unconnected, non-blocking TCP sockets inside the pod *uid*, whose network namespace is open as *network*. Raises KernelError."""
+    """Make *count* unconnected, non-blocking TCP sockets inside the pod *uid*, whose network
+    namespace is open as *network*. Raises KernelError.
+    """
     made: list[socket.socket] = []
     try:
         with netns.inside(network):

@@ -1,8 +1,10 @@
-"""Whether anything listens where TCP probes ask: what the kubelet hears of a captured pod is the pod's own answer.
+"""Whether anything listens where TCP probes ask: what the kubelet hears of a captured pod is the
+pod's own answer.
 
-The daemon's listener takes every connection that reaches a pod, so a port would always seem open. The map ``probed`` holds the ports that
-probes ask for; ``sk_lookup`` resets what comes to one at which nothing listens. That one opens, sockops notes at once; that it has closed is
-found here, soon.
+The daemon's listener takes every connection that reaches a pod, so a port would always seem open.
+The map ``probed`` holds the ports that probes ask for; ``sk_lookup`` resets what comes to one at
+which nothing listens. That one opens, sockops notes at once; that it has closed is found here,
+soon.
 """
 
 from __future__ import annotations
@@ -31,7 +33,9 @@ class Probed:
         self._pods: dict[int, tuple[PodNetns, frozenset[int]]] = {}
 
     def keep(self, netns: PodNetns, ports: frozenset[int]) -> None:
-        """Watch *ports* of the pod in *netns*, and no others of it. Those for which the map has no room seem always open, and that is logged."""
+        """Watch *ports* of the pod in *netns*, and no others of it. Those for which the map has no
+        room seem always open, and that is logged.
+        """
         before = self._pods.get(netns.cookie, (netns, frozenset()))[1]
         for port in before - ports:
             self._map.drop(_key(netns.cookie, port))
@@ -57,7 +61,9 @@ class Probed:
             self._look(netns, ports)
 
     def prune(self, known: Collection[int]) -> int:
-        """Remove what an earlier daemon left of pods whose network namespaces are not *known*; return how much it was."""
+        """Remove what an earlier daemon left of pods whose network namespaces are not *known*;
+        return how much it was.
+        """
         stale = [key for key, _ in self._map.items() if struct.unpack_from("=Q", key)[0] not in known]
         return sum(self._map.drop(key) for key in stale)
 

@@ -1,7 +1,8 @@
-"""What `nodeagent check` tries: each kernel feature and tool by itself, then the whole capture with real connections.
+"""What `nodeagent check` tries: each kernel feature and tool by itself, then the whole capture with
+real connections.
 
-Nothing is concluded from version numbers. Every trial happens in a cgroup, network namespaces and pins of its own, which
-are gone afterwards, also when it fails.
+Nothing is concluded from version numbers. Every trial happens in a cgroup, network namespaces and
+pins of its own, which are gone afterwards, also when it fails.
 """
 
 from __future__ import annotations
@@ -37,7 +38,9 @@ _NOBODY: Final = 65534
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """What a probe found: ``ok``, the details or the kernel's refusal, whether the agent can do without, and what is lost then."""
+    """What a probe found: ``ok``, the details or the kernel's refusal, whether the agent can do
+    without, and what is lost then.
+    """
 
     feature: str
     ok: bool
@@ -48,7 +51,9 @@ class Finding:
 
 @dataclass(frozen=True, slots=True)
 class Probe:
-    """``attempt`` returns the details, and raises OSError, KernelError or subprocess.SubprocessError when the feature is not there."""
+    """``attempt`` returns the details, and raises OSError, KernelError or
+    subprocess.SubprocessError when the feature is not there.
+    """
 
     feature: str
     attempt: Callable[[Ground], str]
@@ -157,7 +162,11 @@ def _netns_cookie(_: Ground) -> str:
 
 def _destroy(where: Ground) -> str:
     """Close a connection from outside, as control does with one that policy refuses now."""
-    with netns.inside(where.client), socket.create_server(("127.0.0.1", 0)) as listener, socket.create_connection(listener.getsockname()) as client:
+    with (
+        netns.inside(where.client),
+        socket.create_server(("127.0.0.1", 0)) as listener,
+        socket.create_connection(listener.getsockname()) as client,
+    ):
         if not sock_diag.destroy(where.client, (client.getsockname(), client.getpeername()), sock_diag.ANY_COOKIE):
             raise KernelError("the connection was not found")
         if client.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) != errno.ECONNABORTED:
@@ -217,7 +226,9 @@ def _capture(where: Ground) -> str:
     _wire(where)
     began = time.monotonic()
     try:
-        plane = asyncio.run(DataPlane.load(Redirect.model_validate({"cgroup": where.cgroup, "pinDirectory": where.pins}), slots=2))
+        plane = asyncio.run(
+            DataPlane.load(Redirect.model_validate({"cgroup": where.cgroup, "pinDirectory": where.pins}), slots=2)
+        )
         took = time.monotonic() - began
         try:
             plane.beat()
@@ -228,7 +239,10 @@ def _capture(where: Ground) -> str:
             plane.close()
     finally:
         pins.cleanup(where.pins)
-    return f"compiled, loaded and attached in {took:.1f} s; connections captured both ways, IPv4 and IPv6, two listeners sharing them"
+    return (
+        f"compiled, loaded and attached in {took:.1f} s; connections captured both ways, IPv4 and IPv6, two "
+        "listeners sharing them"
+    )
 
 
 def _enroll(plane: DataPlane, namespace: int, address: str) -> Listeners:
@@ -239,8 +253,12 @@ def _outbound(where: Ground, plane: DataPlane, address: str) -> None:
     listeners = _enroll(plane, where.client, address.removesuffix("2") + "1")
     with _dialling(where, address), _accepted(listeners, "outbound", address) as connection:
         peer = connection.getpeername()
-        if (found := OriginalDestinations(plane.original_map_fd).take(netns.cookie_of(connection), peer[0], peer[1])) != (address, 80, None):
-            raise KernelError(f"a connection to {address} port 80 was redirected, but its destination was found to be {found}")
+        if (
+            found := OriginalDestinations(plane.original_map_fd).take(netns.cookie_of(connection), peer[0], peer[1])
+        ) != (address, 80, None):
+            raise KernelError(
+                f"a connection to {address} port 80 was redirected, but its destination was found to be {found}"
+            )
     plane.release("check")
 
 
@@ -248,7 +266,10 @@ def _inbound(where: Ground, plane: DataPlane, address: str) -> None:
     listeners = _enroll(plane, where.server, address)
     with _dialling(where, address), _accepted(listeners, "inbound", address) as connection:
         if connection.getsockname()[:2] != (address, 80):
-            raise KernelError(f"a connection to {address} port 80 was steered to the listener, but its local address is {connection.getsockname()[:2]}")
+            raise KernelError(
+                f"a connection to {address} port 80 was steered to the listener, but its local address is "
+                f"{connection.getsockname()[:2]}"
+            )
     plane.release("check")
 
 
@@ -272,7 +293,11 @@ def _dialling(where: Ground, address: str) -> Iterator[None]:
 @contextlib.contextmanager
 def _accepted(listeners: Listeners, direction: str, address: str) -> Iterator[socket.socket]:
     """The connection that arrives at any slot's listener."""
-    waiting = [listener for (towards, family, _), listener in listeners.fds.items() if (towards, family) == (direction, layout.family_of(address))]
+    waiting = [
+        listener
+        for (towards, family, _), listener in listeners.fds.items()
+        if (towards, family) == (direction, layout.family_of(address))
+    ]
     deadline = time.monotonic() + _SECONDS
     while time.monotonic() < deadline:
         for listener in waiting:
@@ -343,8 +368,18 @@ _LOST: Final = {
 PROBES: Final = (
     Probe("bpffs", _bpffs, "captures end with the daemon, and STRICT pods are open while it restarts"),
     *(Probe(hook.name, _hook(hook), _LOST[hook.name]) for hook in hooks.HOOKS),
-    Probe("unread bytes past TCP", _unread, "no socket bypass: a receiver that does not read could be flooded", needed=False),
-    Probe("joined sockets", _transparent, "nodeagent.io/bypass is refused, unless redirect.bypass is `asked`", needed=False),
+    Probe(
+        "unread bytes past TCP",
+        _unread,
+        "no socket bypass: a receiver that does not read could be flooded",
+        needed=False,
+    ),
+    Probe(
+        "joined sockets",
+        _transparent,
+        "nodeagent.io/bypass is refused, unless redirect.bypass is `asked`",
+        needed=False,
+    ),
     Probe("closing connections", _destroy, "connections on the kernel path that policy refuses now go on"),
     Probe("netns cookie", _netns_cookie, "pods cannot be told apart"),
     Probe("map lookup without privilege", _unprivileged_lookup, "proxy workers need CAP_BPF"),

@@ -1,4 +1,5 @@
-"""TCP sockets of a network namespace over netlink: what they have carried, and how one is closed from outside.
+"""TCP sockets of a network namespace over netlink: what they have carried, and how one is closed
+from outside.
 
 Sources: sock_diag(7), include/uapi/linux/inet_diag.h, struct tcp_info in include/uapi/linux/tcp.h.
 """
@@ -50,16 +51,23 @@ class Carried:
 
 
 def clients(namespace: int) -> dict[Ends, Carried]:
-    """Return what the connected TCP sockets in the network namespace *namespace* (a descriptor) have carried, were they clients.
+    """Return what the connected TCP sockets in the network namespace *namespace* (a descriptor)
+    have carried, were they clients.
 
-    A client's SYN and either side's FIN are counted by the kernel and taken off here. Raises OSError.
+    A client's SYN and either side's FIN are counted by the kernel and taken off here. Raises
+    OSError.
     """
     return dict(one for message in _dump(namespace, _STATES, 1 << (_INFO - 1)) if (one := _socket(message)) is not None)
 
 
 def listening(namespace: int) -> frozenset[int]:
-    """Return the TCP ports of the network namespace *namespace* at which something listens that can be reached from outside. Raises OSError."""
-    found = ((struct.unpack_from("!H", message, 4)[0], _text(message[0], message[8:24])) for message in _dump(namespace, 1 << _LISTEN, 0))
+    """Return the TCP ports of the network namespace *namespace* at which something listens that can
+    be reached from outside. Raises OSError.
+    """
+    found = (
+        (struct.unpack_from("!H", message, 4)[0], _text(message[0], message[8:24]))
+        for message in _dump(namespace, 1 << _LISTEN, 0)
+    )
     return frozenset(port for port, address in found if not ip_address(address).is_loopback)
 
 
@@ -75,14 +83,20 @@ def _dump(namespace: int, states: int, extensions: int) -> Iterator[bytes]:
 
 
 def destroy(namespace: int, ends: Ends, cookie: int) -> bool:
-    """Close the TCP socket with *ends* and *cookie* in the network namespace *namespace*: the peer gets a reset, the application ECONNABORTED.
+    """Close the TCP socket with *ends* and *cookie* in the network namespace *namespace*: the peer
+    gets a reset, the application ECONNABORTED.
 
-    Returns whether it was there. Raises OSError: EOPNOTSUPP where the kernel lacks CONFIG_INET_DIAG_DESTROY.
+    Returns whether it was there. Raises OSError: EOPNOTSUPP where the kernel lacks
+    CONFIG_INET_DIAG_DESTROY.
     """
     (source, source_port), (destination, destination_port) = ends
     family = socket.AF_INET6 if ":" in source else socket.AF_INET
     identity = struct.pack("!2H", source_port, destination_port) + _address(source) + _address(destination)
-    body = _ASK.pack(family, socket.IPPROTO_TCP, 0, 0, _STATES) + identity + struct.pack("=I2I", 0, cookie & 0xFFFFFFFF, cookie >> 32)
+    body = (
+        _ASK.pack(family, socket.IPPROTO_TCP, 0, 0, _STATES)
+        + identity
+        + struct.pack("=I2I", 0, cookie & 0xFFFFFFFF, cookie >> 32)
+    )
     with netns.inside(namespace), socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, _NETLINK_SOCK_DIAG) as link:
         link.send(_HEADER.pack(_HEADER.size + len(body), _DESTROY, _REQUEST | _ACK, 1, 0) + body)
         answer = link.recv(_WINDOW)
@@ -126,7 +140,9 @@ def _socket(message: bytes) -> tuple[Ends, Carried] | None:
             acknowledged, received = struct.unpack_from("=2Q", message, at + 4 + _BYTES)
             state = message[at + 4]  # tcpi_state, which was read together with the numbers
             sent = acknowledged - 1 - (state == _FIN_WAIT2)
-            return ((source, source_port), (destination, destination_port)), Carried(sent, received - (state in (_CLOSE_WAIT, _LAST_ACK, _CLOSING)))
+            return ((source, source_port), (destination, destination_port)), Carried(
+                sent, received - (state in (_CLOSE_WAIT, _LAST_ACK, _CLOSING))
+            )
         at += max((size + 3) & ~3, 4)
     return None
 

@@ -1,7 +1,8 @@
 """bpf(2), setns(2) and mount(2) by ctypes, for the long-lived processes: they never import bcc.
 
-One function per kernel command, raw bytes in and out. Every failure is an OSError with the kernel's errno; the callers
-turn it into a KernelError that says what it means. Sources: include/uapi/linux/bpf.h, kernel/bpf/syscall.c.
+One function per kernel command, raw bytes in and out. Every failure is an OSError with the kernel's
+errno; the callers turn it into a KernelError that says what it means. Sources:
+include/uapi/linux/bpf.h, kernel/bpf/syscall.c.
 """
 
 from __future__ import annotations
@@ -12,7 +13,9 @@ import platform
 from collections.abc import Iterator
 from typing import Final
 
-NUMBER: Final = {"x86_64": 321, "aarch64": 280, "riscv64": 280, "s390x": 351, "ppc64le": 361}.get(platform.machine(), 321)
+NUMBER: Final = {"x86_64": 321, "aarch64": 280, "riscv64": 280, "s390x": 351, "ppc64le": 361}.get(
+    platform.machine(), 321
+)
 _libc: Final = ctypes.CDLL(None, use_errno=True)
 
 MAP_CREATE, MAP_LOOKUP, MAP_UPDATE, MAP_DELETE, MAP_NEXT_KEY = range(5)
@@ -79,7 +82,9 @@ class _Attach(ctypes.Structure):
 
 
 class _Link(ctypes.Structure):
-    """LINK_CREATE: program, target, attach type, flags; LINK_UPDATE: link, new program, flags, old program; LINK_DETACH: link."""
+    """LINK_CREATE: program, target, attach type, flags; LINK_UPDATE: link, new program, flags, old
+    program; LINK_DETACH: link.
+    """
 
     _fields_ = [("first", _u32), ("second", _u32), ("third", _u32), ("fourth", _u32), ("rest", _u32 * 12)]
 
@@ -133,7 +138,9 @@ def map_next_key(fd: int, key: bytes | None, size: int) -> bytes | None:
     """Return the key after *key* (None: the first), or None at the end. Raises OSError."""
     before, after = ctypes.create_string_buffer(key or b"", size), ctypes.create_string_buffer(size)
     try:
-        bpf(MAP_NEXT_KEY, MapElement(fd, 0, ctypes.addressof(before) if key is not None else 0, ctypes.addressof(after)))
+        bpf(
+            MAP_NEXT_KEY, MapElement(fd, 0, ctypes.addressof(before) if key is not None else 0, ctypes.addressof(after))
+        )
     except FileNotFoundError:
         return None
     return after.raw
@@ -150,7 +157,10 @@ def map_items(fd: int, key_size: int, value_size: int, chunk: int = 4096) -> lis
     items: list[tuple[bytes, bytes]] = []
     for count, keys, values in _batches(fd, key_size, value_size, chunk):
         found, held = keys.raw, values.raw  # once a chunk: each makes a copy of the whole
-        items += ((found[n * key_size : (n + 1) * key_size], held[n * value_size : (n + 1) * value_size]) for n in range(count))
+        items += (
+            (found[n * key_size : (n + 1) * key_size], held[n * value_size : (n + 1) * value_size])
+            for n in range(count)
+        )
     return items
 
 
@@ -159,10 +169,14 @@ def map_used(fd: int, key_size: int, value_size: int, chunk: int = 4096) -> int:
     return sum(count for count, _, _ in _batches(fd, key_size, value_size, chunk))
 
 
-def _batches(fd: int, key_size: int, value_size: int, chunk: int) -> Iterator[tuple[int, ctypes.Array[ctypes.c_char], ctypes.Array[ctypes.c_char]]]:
+def _batches(
+    fd: int, key_size: int, value_size: int, chunk: int
+) -> Iterator[tuple[int, ctypes.Array[ctypes.c_char], ctypes.Array[ctypes.c_char]]]:
     """Yield how many entries a chunk has, and the buffers with their keys and values, which the next one overwrites."""
     chunk = max(_LEAST_CHUNK, min(chunk, _CHUNK_BYTES // (key_size + value_size)))
-    keys, values, cursor = (ctypes.create_string_buffer(size) for size in (key_size * chunk, value_size * chunk, max(key_size, 8)))
+    keys, values, cursor = (
+        ctypes.create_string_buffer(size) for size in (key_size * chunk, value_size * chunk, max(key_size, 8))
+    )
     attr = _Batch(0, ctypes.addressof(cursor), ctypes.addressof(keys), ctypes.addressof(values), chunk, fd)
     more = True
     while more:
@@ -197,7 +211,9 @@ def info(fd: int, size: int = 80) -> bytes:
 def program_load(kind: int, attach_type: int, instructions: bytes) -> int:
     """Load a program given as machine code (what `nodeagent check` tries); return its descriptor. Raises OSError."""
     code, licence = ctypes.create_string_buffer(instructions, len(instructions)), ctypes.create_string_buffer(b"GPL")
-    attr = _Program(kind, len(instructions) // 8, ctypes.addressof(code), ctypes.addressof(licence), attach_type=attach_type)
+    attr = _Program(
+        kind, len(instructions) // 8, ctypes.addressof(code), ctypes.addressof(licence), attach_type=attach_type
+    )
     return _own(bpf(PROG_LOAD, attr))
 
 

@@ -1,10 +1,12 @@
 """Can an application tell that its sockets are joined? Tried on two sockets, before any pod's are.
 
-What comes past TCP lies in a queue of its own (struct sk_psock: ingress_msg), and a joined socket receives by tcp_bpf_recvmsg()
-(net/ipv4/tcp_bpf.c). Whatever reads or counts TCP's own queue misses those bytes, and whatever tcp_bpf_recvmsg() does not do as
-tcp_recvmsg() does is another thing than the application was written for. Kernels differ, also in their stable releases, and are
-still being mended; so nothing is concluded from version numbers. A trial joins a sender and a receiver and does what a
-program does; what it finds is told in the words of that program's system call. No trial depends on how fast anything is.
+What comes past TCP lies in a queue of its own (struct sk_psock: ingress_msg), and a joined socket
+receives by tcp_bpf_recvmsg() (net/ipv4/tcp_bpf.c). Whatever reads or counts TCP's own queue misses
+those bytes, and whatever tcp_bpf_recvmsg() does not do as tcp_recvmsg() does is another thing than
+the application was written for. Kernels differ, also in their stable releases, and are still being
+mended; so nothing is concluded from version numbers. A trial joins a sender and a receiver and does
+what a program does; what it finds is told in the words of that program's system call. No trial
+depends on how fast anything is.
 """
 
 from __future__ import annotations
@@ -41,7 +43,9 @@ _PATIENCE_SECONDS: Final = 1.0
 
 @dataclass(frozen=True, slots=True)
 class Pair:
-    """A connection whose sockets can be joined: what a joined *sender* sends goes past TCP to a joined *receiver*; the other way is TCP's."""
+    """A connection whose sockets can be joined: what a joined *sender* sends goes past TCP to a
+    joined *receiver*; the other way is TCP's.
+    """
 
     sender: socket.socket
     receiver: socket.socket
@@ -64,22 +68,26 @@ def pair() -> Iterator[Pair]:
     with contextlib.ExitStack() as stack:
         sockets = syscall.map_create(SOCKHASH, "transparency", 4, 8, 2, 0)
         stack.callback(os.close, sockets)
-        program = syscall.program_load(hooks.BYPASS_MESSAGE.program_type, hooks.BYPASS_MESSAGE.attach_type, _to_peer(sockets))
+        program = syscall.program_load(
+            hooks.BYPASS_MESSAGE.program_type, hooks.BYPASS_MESSAGE.attach_type, _to_peer(sockets)
+        )
         stack.callback(os.close, program)
         syscall.program_attach(program, sockets, hooks.BYPASS_MESSAGE.attach_type)
         listener = stack.enter_context(socket.create_server(("127.0.0.1", 0)))
         sender = stack.enter_context(socket.create_connection(listener.getsockname(), timeout=_PATIENCE_SECONDS))
         receiver = stack.enter_context(listener.accept()[0])
-        # A blocking socket, as the kernel sees it, that does not block for ever: Python's own timeout would make it a non-blocking one.
+        # A blocking socket, as the kernel sees it, that does not block for ever: Python's own
+        # timeout would make it a non-blocking one.
         receiver.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, struct.pack("=qq", int(_PATIENCE_SECONDS), 0))
         yield Pair(sender, receiver, sockets)
 
 
 def _to_peer(sockets: int) -> bytes:
-    """Return a program that sends every message to the socket whose key is the peer's port, and by TCP where there is none.
+    """Return a program that sends every message to the socket whose key is the peer's port, and by
+    TCP where there is none.
 
-    Source: include/uapi/linux/bpf.h, struct bpf_insn and sk_msg_md. It also reads kernel memory, as bpf/bypass.c does: a kernel that is
-    locked down refuses such a program.
+    Source: include/uapi/linux/bpf.h, struct bpf_insn and sk_msg_md. It also reads kernel memory, as
+    bpf/bypass.c does: a kernel that is locked down refuses such a program.
     """
     instructions = (
         (0xBF, 0x16, 0, 0),  # r6 = r1
@@ -97,7 +105,8 @@ def _to_peer(sockets: int) -> bytes:
 
 
 def differences() -> list[str]:
-    """Return in words what applications could tell on this kernel; nothing where joined sockets are like others.
+    """Return in words what applications could tell on this kernel; nothing where joined sockets are
+    like others.
 
     Raises OSError, KernelError where that cannot be tried.
     """
@@ -122,7 +131,11 @@ def _fionread(made: Pair) -> str:
     made.join(made.sender)
     made.sender.sendall(bytes(_PART))
     past = _waiting(made.receiver) - by_tcp
-    return "" if by_tcp == past == _PART else f"FIONREAD counts {by_tcp} of {_PART} bytes that came by TCP, {past} of {_PART} past it"
+    return (
+        ""
+        if by_tcp == past == _PART
+        else f"FIONREAD counts {by_tcp} of {_PART} bytes that came by TCP, {past} of {_PART} past it"
+    )
 
 
 def _readable(made: Pair) -> bool:
@@ -131,7 +144,9 @@ def _readable(made: Pair) -> bool:
 
 
 def _polled(one: socket.socket, events: int, seconds: float = _PATIENCE_SECONDS) -> int:
-    """Return which of *events* there are within *seconds*. poll() and not select(): a control that succeeds another has many descriptors already."""
+    """Return which of *events* there are within *seconds*. poll() and not select(): a control that
+    succeeds another has many descriptors already.
+    """
     poll = select.poll()
     poll.register(one, events)
     return next((found for _, found in poll.poll(seconds * 1000)), 0)
@@ -171,13 +186,16 @@ def _wait_for_all(made: Pair) -> str:
     made.join(made.receiver, made.sender)
     made.sender.sendall(bytes(_PART))
     with _receiving(made, 2 * _PART, socket.MSG_WAITALL) as (received, _):
-        _until(lambda: not made.unread())  # the first part has been taken, so whether to wait for the second has been decided
+        # the first part has been taken, so whether to wait for the second has been decided
+        _until(lambda: not made.unread())
         made.sender.sendall(bytes(_PART))
         return "" if received.result() == 2 * _PART else "MSG_WAITALL does not wait for all"
 
 
 def _woken_by_a_writer(made: Pair) -> str:
-    """Two threads use one blocking socket: the first reads; the second has filled its own send buffer, and the peer makes room."""
+    """Two threads use one blocking socket: the first reads; the second has filled its own send
+    buffer, and the peer makes room.
+    """
     made.join(made.receiver, made.sender)
     with _receiving(made, 1) as (received, asleep):
         _until(asleep)
@@ -198,7 +216,9 @@ def _reset(made: Pair) -> str:
         _until(asleep)
         made.sender.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("=ii", 1, 0))
         made.sender.close()
-        return "" if isinstance(received.result(), ConnectionResetError) else "a blocking receive does not hear of a reset"
+        return (
+            "" if isinstance(received.result(), ConnectionResetError) else "a blocking receive does not hear of a reset"
+        )
 
 
 def _inquiry(made: Pair) -> str:
@@ -212,7 +232,11 @@ def _inquiry(made: Pair) -> str:
 def _urgent(made: Pair) -> str:
     made.join(made.receiver, made.sender)
     made.sender.send(b"1", socket.MSG_OOB)
-    return "" if _polled(made.receiver, select.POLLIN | select.POLLPRI) & select.POLLPRI else "MSG_OOB is sent as ordinary data"
+    return (
+        ""
+        if _polled(made.receiver, select.POLLIN | select.POLLPRI) & select.POLLPRI
+        else "MSG_OOB is sent as ordinary data"
+    )
 
 
 def _zero_copy(made: Pair) -> str:
@@ -220,9 +244,12 @@ def _zero_copy(made: Pair) -> str:
     made.join(made.receiver, made.sender)
     made.sender.sendall(bytes(_PART))
     _readable(made)
-    words = (ctypes.c_uint32 * 6)()  # struct tcp_zerocopy_receive: address (two words), length, recv_skip_hint, inq, err
+    # struct tcp_zerocopy_receive: address (two words), length, recv_skip_hint, inq, err
+    words = (ctypes.c_uint32 * 6)()
     size = ctypes.c_uint32(ctypes.sizeof(words))
-    ctypes.CDLL(None).getsockopt(made.receiver.fileno(), socket.IPPROTO_TCP, _TCP_ZEROCOPY_RECEIVE, words, ctypes.byref(size))
+    ctypes.CDLL(None).getsockopt(
+        made.receiver.fileno(), socket.IPPROTO_TCP, _TCP_ZEROCOPY_RECEIVE, words, ctypes.byref(size)
+    )
     return "" if words[3] == _PART else f"TCP_ZEROCOPY_RECEIVE finds {words[3]} of {_PART} bytes"
 
 
@@ -234,7 +261,9 @@ TRIALS: Final[tuple[Callable[[Pair], str], ...]] = (
 
 @contextlib.contextmanager
 def _receiving(made: Pair, size: int, flags: int = 0) -> Iterator[tuple[Future[int | OSError], Callable[[], bool]]]:
-    """Receive once in a thread of its own; yield how many bytes that gave, or its error, and whether the thread sleeps in it."""
+    """Receive once in a thread of its own; yield how many bytes that gave, or its error, and
+    whether the thread sleeps in it.
+    """
     thread: Future[int] = Future()
 
     def receive() -> int | OSError:
@@ -255,5 +284,8 @@ def _until(condition: Callable[[], bool]) -> None:
     deadline = time.monotonic() + _PATIENCE_SECONDS
     while not condition():
         if time.monotonic() > deadline:
-            raise KernelError("what joined sockets do cannot be tried: the machine is too busy, or a thread's system call cannot be seen")
+            raise KernelError(
+                "what joined sockets do cannot be tried: the machine is too busy, or a thread's system call "
+                "cannot be seen"
+            )
         time.sleep(0.0005)

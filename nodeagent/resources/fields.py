@@ -1,4 +1,6 @@
-"""The types of fields that Kubernetes objects are made of, and what every part of one has in common: frozen, strict, no unknown fields."""
+"""The types of fields that Kubernetes objects are made of, and what every part of one has in
+common: frozen, strict, no unknown fields.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +18,9 @@ PortNumber = Annotated[int, Field(ge=1, le=65535)]
 PortName = Annotated[str, StringConstraints(pattern=r"^[a-z0-9-]*[a-z][a-z0-9-]*$", max_length=15)]
 ServicePortName = Annotated[str, StringConstraints(pattern=r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$", max_length=63)]
 LabelValue = Annotated[str, StringConstraints(pattern=r"^([A-Za-z0-9]([-A-Za-z0-9_.]*[A-Za-z0-9])?)?$", max_length=63)]
-LabelKey = Annotated[str, StringConstraints(pattern=r"^([a-z0-9][-a-z0-9.]*/)?[A-Za-z0-9]([-A-Za-z0-9_.]*[A-Za-z0-9])?$", max_length=317)]
+LabelKey = Annotated[
+    str, StringConstraints(pattern=r"^([a-z0-9][-a-z0-9.]*/)?[A-Za-z0-9]([-A-Za-z0-9_.]*[A-Za-z0-9])?$", max_length=317)
+]
 Labels = dict[LabelKey, LabelValue]
 Seconds = Annotated[int, Field(ge=0)]
 Ignored = Any

@@ -28,7 +28,9 @@ def open_instance() -> int:
 
 
 def watch(descriptor: int, path: Path, mask: int) -> int:
-    """Watch the folder *path* and return the watch's number. Raises FileNotFoundError when there is no such folder, KernelError."""
+    """Watch the folder *path* and return the watch's number. Raises FileNotFoundError when there is
+    no such folder, KernelError.
+    """
     number = _libc.inotify_add_watch(descriptor, os.fsencode(path), mask | _ONLYDIR)
     if number < 0:
         code = ctypes.get_errno()

@@ -18,7 +18,9 @@ class Expression:
     values: frozenset[str]
 
     def matches(self, labels: Mapping[str, str]) -> bool:
-        """Say whether *labels* fulfil it; NotIn is fulfilled without the label too (labels.Requirement in apimachinery)."""
+        """Say whether *labels* fulfil it; NotIn is fulfilled without the label too
+        (labels.Requirement in apimachinery).
+        """
         found = labels.get(self.key)
         match self.operator:
             case "In":
@@ -39,4 +41,6 @@ class LabelSelector:
     expressions: tuple[Expression, ...] = ()
 
     def matches(self, labels: Mapping[str, str]) -> bool:
-        return all(labels.get(name) == value for name, value in self.labels) and all(each.matches(labels) for each in self.expressions)
+        return all(labels.get(name) == value for name, value in self.labels) and all(
+            each.matches(labels) for each in self.expressions
+        )

@@ -1,7 +1,9 @@
-"""The last good policies of every file, on disk: a restart while a document is wrong loses none of them.
+"""The last good policies of every file, on disk: a restart while a document is wrong loses none of
+them.
 
-One file for each source file: its path on the first line, then the documents as a JSON list. They are read as any document is, so
-what a later version of this program refuses is lost, and closes what it selects.
+One file for each source file: its path on the first line, then the documents as a JSON list. They
+are read as any document is, so what a later version of this program refuses is lost, and closes
+what it selects.
 """
 
 from __future__ import annotations
@@ -68,7 +70,12 @@ class LastGood:
             else:
                 place.unlink(missing_ok=True)
         except OSError as error:
-            log.error("%s: the last good policies of %s cannot be kept for the next start: %s", self._directory, file, error.strerror)
+            log.error(
+                "%s: the last good policies of %s cannot be kept for the next start: %s",
+                self._directory,
+                file,
+                error.strerror,
+            )
             return
         self._kept[file] = digest
 
@@ -86,4 +93,3 @@ class LastGood:
     def _place(self, file: Path) -> Path:
         assert self._directory is not None
         return self._directory / f"{sha256(os.fsencode(file)).hexdigest()[:32]}.json"
-

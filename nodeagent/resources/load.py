@@ -39,13 +39,18 @@ class Document:
 
     def error(self, field: str, value: object, allowed: str) -> ResourceError:
         """Return the error for *field* (dotted path), whose *value* should have been *allowed*."""
-        return ResourceError(f"{self.file}: document {self.number} ({self.resource.describe()}): {field}: {_show(value)}: allowed: {allowed}")
+        return ResourceError(
+            f"{self.file}: document {self.number} ({self.resource.describe()}): {field}: {_show(value)}: allowed: "
+            f"{allowed}"
+        )
 
 
 def load_documents(paths: Iterable[Path | str]) -> list[Document]:
-    """Return the resources of *paths*: files, folders (their YAML and JSON files by name), or ``-`` for standard input.
+    """Return the resources of *paths*: files, folders (their YAML and JSON files by name), or ``-``
+    for standard input.
 
-    Raises ResourceError: a file cannot be read, is not YAML, or holds an unknown kind or field, a wrong value or the same object twice.
+    Raises ResourceError: a file cannot be read, is not YAML, or holds an unknown kind or field, a
+    wrong value or the same object twice.
     """
     documents: list[Document] = []
     for path in paths:
@@ -61,11 +66,17 @@ def refuse_duplicates(documents: Iterable[Document]) -> None:
     for document in documents:
         other = first.setdefault(document.key, document)
         if other is not document:
-            raise document.error("metadata.name", document.resource.metadata.name, f"a name that differs from {other.file}: document {other.number}")
+            raise document.error(
+                "metadata.name",
+                document.resource.metadata.name,
+                f"a name that differs from {other.file}: document {other.number}",
+            )
 
 
 def texts(path: Path | str) -> Iterator[tuple[str, str]]:
-    """Return name and content of what *path* means: a file, a folder's YAML and JSON files by name, or ``-`` for standard input. Raises ResourceError."""
+    """Return name and content of what *path* means: a file, a folder's YAML and JSON files by name,
+    or ``-`` for standard input. Raises ResourceError.
+    """
     if str(path) == "-":
         yield "<stdin>", sys.stdin.read()
         return
@@ -90,7 +101,10 @@ def parse(text: str, file: str) -> list[Document]:
         raise ResourceError(f"{file}: {error}") from None
     for number, value in enumerate(raw, 1):
         items = value.get("items") if isinstance(value, dict) and value.get("kind") == "List" else None
-        documents += [Document(file, number, _validate(item, file, number)) for item in (items if isinstance(items, list) else [value])]
+        documents += [
+            Document(file, number, _validate(item, file, number))
+            for item in (items if isinstance(items, list) else [value])
+        ]
     return documents
 
 
@@ -104,7 +118,9 @@ def _validate(value: Any, file: str, number: int) -> Resource:
         raise ResourceError(f"{where}: kind: {_show(kind)}: allowed: {', '.join(KINDS)}")
     metadata = value.get("metadata")
     name = metadata.get("name") if isinstance(metadata, dict) else None
-    namespace = "" if kind in CLUSTER_SCOPED or not isinstance(metadata, dict) else f"{metadata.get('namespace', 'default')}/"
+    namespace = (
+        "" if kind in CLUSTER_SCOPED or not isinstance(metadata, dict) else f"{metadata.get('namespace', 'default')}/"
+    )
     try:
         resource = model.model_validate_json(json.dumps(value))
         if kind in security.KINDS:
@@ -139,15 +155,20 @@ def explain(error: ValidationError, model: type[BaseModel]) -> str:
             allowed = str(context["error"])
         case _:
             others = {each["msg"] for each in faults if _path(each["loc"], model)[0] == path}
-            allowed = " or ".join(sorted(message.removeprefix("Input should be ").removeprefix("a valid ") for message in others))
-    # An ancestor of a wrong field is often reported too, as a list that became too short without it.
+            allowed = " or ".join(
+                sorted(message.removeprefix("Input should be ").removeprefix("a valid ") for message in others)
+            )
+    # An ancestor of a wrong field is often reported too, as a list that became too short without
+    # it.
     others_too = {each for each in (_path(fault["loc"], model)[0] for fault in faults) if not path.startswith(each)}
     more = f" (and {len(others_too)} more)" if others_too else ""
     return f"{path or 'document'}: {_show(fault['input'])}: allowed: {allowed}{more}"
 
 
 def _path(location: tuple[int | str, ...], model: type[BaseModel]) -> tuple[str, type[BaseModel]]:
-    """Return *location* as ``spec.containers[0].name``, without pydantic's names of union branches, and the model that holds it."""
+    """Return *location* as ``spec.containers[0].name``, without pydantic's names of union branches,
+    and the model that holds it.
+    """
     text, owner = "", model
     annotation: Any = model
     for part in location:

@@ -1,8 +1,10 @@
-"""Folders of ordinary YAML files with policies, watched: several documents a file, and one that is wrong never takes a good one away.
+"""Folders of ordinary YAML files with policies, watched: several documents a file, and one that is
+wrong never takes a good one away.
 
-A document is known by kind, namespace and name. While it is wrong, its last good version stays, also over a restart; where there is
-none, it closes what it selects (``security.stand_in``). While a file holds a wrong document, it takes no policy away: the document may be
-a policy under a mistyped name, and the file cut off.
+A document is known by kind, namespace and name. While it is wrong, its last good version stays,
+also over a restart; where there is none, it closes what it selects (``security.stand_in``). While a
+file holds a wrong document, it takes no policy away: the document may be a policy under a mistyped
+name, and the file cut off.
 """
 
 from __future__ import annotations
@@ -56,11 +58,15 @@ class _File:
     """Those of ``held`` that are good."""
     refused: list[Refused] = field(default_factory=list)
     outcomes: dict[str, tuple[_Outcome, ...]] = field(default_factory=dict)
-    """Of good documents, by their text: a file of thousands of documents is read anew at the cost of those that changed."""
+    """Of good documents, by their text: a file of thousands of documents is read anew at the cost
+    of those that changed.
+    """
 
 
 class Manifests:
-    """The policies of *folders*. Call :meth:`open`, then :meth:`everything`, then :meth:`changed` whenever the descriptor is readable."""
+    """The policies of *folders*. Call :meth:`open`, then :meth:`everything`, then :meth:`changed`
+    whenever the descriptor is readable.
+    """
 
     def __init__(self, folders: Sequence[Path], last_good: LastGood) -> None:
         self._folders, self._last_good = folders, last_good
@@ -69,7 +75,9 @@ class Manifests:
         self._inotify = -1
 
     def open(self) -> int:
-        """Begin to watch; return the descriptor to wait on, -1 where there are no folders. Raises ConfigError for a folder that is not there, KernelError."""
+        """Begin to watch; return the descriptor to wait on, -1 where there are no folders. Raises
+        ConfigError for a folder that is not there, KernelError.
+        """
         if self._folders:
             self._inotify = inotify.open_instance()
             self._watches.clear()
@@ -150,19 +158,32 @@ class Manifests:
         return known.held != before
 
     def _take(self, path: Path, known: _File, text: str) -> None:
-        """Bring *known* to the documents of *text*: the good ones, the last good ones of those that are wrong, and what stands in for the others."""
+        """Bring *known* to the documents of *text*: the good ones, the last good ones of those that
+        are wrong, and what stands in for the others.
+        """
         held: dict[_Key, Policy] = {}
         documents: Documents = {}
         wrong: list[tuple[int, _Outcome]] = []
         for number, outcome in enumerate(_outcomes(known, text), 1):
             key = outcome.key
             if number > MAX_DOCUMENTS:
-                wrong.append((number, _Outcome(None, None, f"more documents: at most {MAX_DOCUMENTS} are allowed in a file")))
+                wrong.append(
+                    (number, _Outcome(None, None, f"more documents: at most {MAX_DOCUMENTS} are allowed in a file"))
+                )
                 break
             if outcome.policy is None:
                 wrong.append((number, outcome))
             elif outcome.policy.key in held:
-                wrong.append((number, _Outcome(None, key, f"metadata.name: {outcome.policy.name!r}: stands in an earlier document of the file")))
+                wrong.append(
+                    (
+                        number,
+                        _Outcome(
+                            None,
+                            key,
+                            f"metadata.name: {outcome.policy.name!r}: stands in an earlier document of the file",
+                        ),
+                    )
+                )
             else:
                 held[outcome.policy.key], documents[outcome.policy.key] = outcome.policy, outcome.document
         named = {outcome.key for _, outcome in wrong}
@@ -183,14 +204,22 @@ class Manifests:
         for each in refused:
             if each not in known.refused:
                 whose = f" ({each.kind} {each.namespace}/{each.name})" if each.kind else ""
-                log.error("%s: %s%s (%s)", each.file, each.error, whose, "the last good one stays" if each.stays else self._instead(known, each))
+                log.error(
+                    "%s: %s%s (%s)",
+                    each.file,
+                    each.error,
+                    whose,
+                    "the last good one stays" if each.stays else self._instead(known, each),
+                )
         if known.refused and not refused:
             log.info("%s: good again", known.refused[0].file)
         known.refused = refused
 
     @staticmethod
     def _instead(known: _File, refused: Refused) -> str:
-        return "it closes what it selects" if (refused.kind, refused.namespace, refused.name) in known.held else "left out"
+        return (
+            "it closes what it selects" if (refused.kind, refused.namespace, refused.name) in known.held else "left out"
+        )
 
 
 def _is_manifest(name: str) -> bool:
@@ -240,5 +269,7 @@ def _outcome(value: object) -> _Outcome:
             policy = security.parse(value)
     except ResourceError as error:
         key = security.whose(value)
-        return _Outcome(None, key, str(error), stand_in=security.stand_in(key, value, str(error)) if key is not None else None)
+        return _Outcome(
+            None, key, str(error), stand_in=security.stand_in(key, value, str(error)) if key is not None else None
+        )
     return _Outcome(policy, policy.key, document=orjson.dumps(value))

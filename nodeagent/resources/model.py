@@ -1,7 +1,8 @@
 """The Kubernetes objects that a lab cluster is made of: typed, frozen, strict.
 
-A field that stands here or in ``pod`` is honoured, unless its type is Ignored; any other field is an error, so that
-nobody waits for an effect that never comes. Names, defaults and meaning are those of the Kubernetes API (v1, apps/v1).
+A field that stands here or in ``pod`` is honoured, unless its type is Ignored; any other field is
+an error, so that nobody waits for an effect that never comes. Names, defaults and meaning are those
+of the Kubernetes API (v1, apps/v1).
 """
 
 from __future__ import annotations
@@ -79,7 +80,9 @@ class ServiceAccount(Resource):
 class ConfigMap(Resource):
     api_version: Literal["v1"]
     kind: Literal["ConfigMap"]
-    data: dict[Annotated[str, StringConstraints(pattern=r"^[-._a-zA-Z0-9]+$", max_length=253)], str] = Field(default_factory=dict)
+    data: dict[Annotated[str, StringConstraints(pattern=r"^[-._a-zA-Z0-9]+$", max_length=253)], str] = Field(
+        default_factory=dict
+    )
     immutable: Ignored = None
 
 
@@ -111,7 +114,11 @@ class DeploymentSpec(Section):
     @model_validator(mode="after")
     def _consistent(self) -> Self:
         if not self.selector.match_labels.items() <= self.template.metadata.labels.items():
-            raise fault("selector.matchLabels", self.selector.match_labels, f"some of template.metadata.labels ({dict(self.template.metadata.labels)})")
+            raise fault(
+                "selector.matchLabels",
+                self.selector.match_labels,
+                f"some of template.metadata.labels ({dict(self.template.metadata.labels)})",
+            )
         if self.template.spec.restart_policy != "Always":
             raise fault("template.spec.restartPolicy", self.template.spec.restart_policy, "Always")
         return self
@@ -195,7 +202,9 @@ class NetworkPolicyPeer(Section):
     @model_validator(mode="after")
     def _consistent(self) -> Self:
         if (self.ip_block is None) == (self.pod_selector is None and self.namespace_selector is None):
-            raise fault("ipBlock", self.ip_block and self.ip_block.cidr, "either ipBlock, or podSelector and namespaceSelector")
+            raise fault(
+                "ipBlock", self.ip_block and self.ip_block.cidr, "either ipBlock, or podSelector and namespaceSelector"
+            )
         return self
 
 
@@ -236,12 +245,16 @@ class NetworkPolicy(Resource):
 
 
 class SecurityResource(Resource):
-    """A PeerAuthentication, AuthorizationPolicy, RequestAuthentication or RateLimit: checked as the agent does (``security``), kept as it is."""
+    """A PeerAuthentication, AuthorizationPolicy, RequestAuthentication or RateLimit: checked as the
+    agent does (``security``), kept as it is.
+    """
 
     spec: dict[str, Any] = Field(default_factory=dict)
     status: Ignored = None
 
 
-KINDS: dict[str, type[Resource]] = {kind.__name__: kind for kind in (Namespace, ServiceAccount, ConfigMap, Pod, Deployment, Service, NetworkPolicy)}
+KINDS: dict[str, type[Resource]] = {
+    kind.__name__: kind for kind in (Namespace, ServiceAccount, ConfigMap, Pod, Deployment, Service, NetworkPolicy)
+}
 KINDS |= dict.fromkeys(sorted(security.KINDS), SecurityResource)
 CLUSTER_SCOPED = frozenset({"Namespace", "Node"})

@@ -1,7 +1,8 @@
-"""What the agent reads of Kubernetes objects as an API server would show them: small, typed, frozen.
+"""What the agent reads of Kubernetes objects as an API server would show them: small, typed,
+frozen.
 
-An API server has validated them and knows more fields every year, so unknown fields are no error here; a field that
-is read must be what Kubernetes says it is. Nothing else of an object is kept.
+An API server has validated them and knows more fields every year, so unknown fields are no error
+here; a field that is read must be what Kubernetes says it is. Nothing else of an object is kept.
 """
 
 from __future__ import annotations
@@ -31,8 +32,8 @@ class ContainerPort:
 
 @dataclass(frozen=True, slots=True)
 class ProbeAction:
-    """A probe as declared, or a hook of the container's lifecycle: what the kubelet asks; ``port`` may be a container port's name. ``host`` is empty when
-    it is the pod itself.
+    """A probe as declared, or a hook of the container's lifecycle: what the kubelet asks; ``port``
+    may be a container port's name. ``host`` is empty when it is the pod itself.
 
     ``path``: of an HTTP probe, or the service that a gRPC probe asks about.
     """
@@ -119,7 +120,9 @@ class Namespace:
 
 @dataclass(frozen=True, slots=True)
 class NetworkPolicy:
-    """Which pods of its namespace a NetworkPolicy is for. What it lets through is the business of what enforces it, the CNI plugin."""
+    """Which pods of its namespace a NetworkPolicy is for. What it lets through is the business of
+    what enforces it, the CNI plugin.
+    """
 
     selector: LabelSelector
 
@@ -130,13 +133,16 @@ class UnreadPolicy:
 
 
 Object = Pod | Service | Node | Namespace | NetworkPolicy | UnreadPolicy
-_POLICY_GROUPS: Final = frozenset(("cilium.io", "crd.projectcalico.org", "projectcalico.org", "policy.networking.k8s.io", "crd.antrea.io"))
+_POLICY_GROUPS: Final = frozenset(
+    ("cilium.io", "crd.projectcalico.org", "projectcalico.org", "policy.networking.k8s.io", "crd.antrea.io")
+)
 """API groups of those who enforce policies of their own."""
 _NETWORK_POLICY: Final = "NetworkPolicy"
 
 
 def parse(document: Any) -> Object | None:
-    """Return what the agent reads of *document*, a Kubernetes object; None for a kind that it does not read.
+    """Return what the agent reads of *document*, a Kubernetes object; None for a kind that it does
+    not read.
 
     Raises ResourceError naming the field, its value and what is allowed.
     """
@@ -151,7 +157,9 @@ def parse(document: Any) -> Object | None:
 
 
 def is_network_policy(kind: str) -> bool:
-    """Say whether objects of *kind*, whoever defines it, restrict what pods may reach: CiliumNetworkPolicy, GlobalNetworkPolicy, AdminNetworkPolicy, …"""
+    """Say whether objects of *kind*, whoever defines it, restrict what pods may reach:
+    CiliumNetworkPolicy, GlobalNetworkPolicy, AdminNetworkPolicy, …
+    """
     return kind.endswith(_NETWORK_POLICY)
 
 
@@ -217,7 +225,9 @@ class Field:
         value = self._values.get(name)
         if value is None:
             return {}
-        if not isinstance(value, dict) or not all(isinstance(key, str) and isinstance(text, str) for key, text in value.items()):
+        if not isinstance(value, dict) or not all(
+            isinstance(key, str) and isinstance(text, str) for key, text in value.items()
+        ):
             raise self.wrong(name, "a mapping of texts is expected")
         return value
 
@@ -268,14 +278,19 @@ def _pod(root: Field, metadata: Field) -> Pod:
         terminating=metadata.has("deletionTimestamp"),
         labels=metadata.texts("labels"),
         annotations=metadata.texts("annotations"),
-        owners=tuple(Owner(item.text("kind"), item.text("name"), item.flag("controller")) for item in metadata.parts("ownerReferences")),
+        owners=tuple(
+            Owner(item.text("kind"), item.text("name"), item.flag("controller"))
+            for item in metadata.parts("ownerReferences")
+        ),
         node=spec.text("nodeName", ""),
         service_account=spec.text("serviceAccountName", ""),
         host_network=spec.flag("hostNetwork"),
         containers=tuple(_container(item) for item in [*spec.parts("containers"), *restartable]),
         phase=status.text("phase", "Pending"),
         addresses=tuple(dict.fromkeys(given)),
-        ready=any(item.text("type") == "Ready" and item.text("status") == "True" for item in status.parts("conditions")),
+        ready=any(
+            item.text("type") == "Ready" and item.text("status") == "True" for item in status.parts("conditions")
+        ),
         drivers=tuple(item.part("csi").text("driver") for item in spec.parts("volumes") if item.has("csi")),
     )
 
@@ -289,7 +304,11 @@ def _namespace_of(metadata: Field) -> str:
 
 
 def _container(item: Field) -> Container:
-    ports = tuple(ContainerPort(port.text("name", ""), port.number("containerPort")) for port in item.parts("ports") if port.text("protocol", "TCP") == "TCP")
+    ports = tuple(
+        ContainerPort(port.text("name", ""), port.number("containerPort"))
+        for port in item.parts("ports")
+        if port.text("protocol", "TCP") == "TCP"
+    )
     declared = [item.part(name) for name in ("startupProbe", "livenessProbe", "readinessProbe") if item.has(name)]
     lifecycle = item.part("lifecycle")
     declared += [lifecycle.part(name) for name in ("postStart", "preStop") if lifecycle.has(name)]
@@ -298,13 +317,19 @@ def _container(item: Field) -> Container:
 
 
 def _probe(declared: Field) -> ProbeAction | None:
-    """Return a probe that uses the network, None for an exec probe. An HTTPS probe is TLS to the application: bytes on a port."""
+    """Return a probe that uses the network, None for an exec probe. An HTTPS probe is TLS to the
+    application: bytes on a port.
+    """
     if declared.has("httpGet"):
         action = declared.part("httpGet")
         path = action.text("path", "") or "/"
         secure = action.text("scheme", "HTTP").upper() == "HTTPS"
         port, host = action.port("port", named=True), action.text("host", "")
-        return ProbeAction("tcp", port, "", host) if secure else ProbeAction("http", port, "/" + path.removeprefix("/"), host)
+        return (
+            ProbeAction("tcp", port, "", host)
+            if secure
+            else ProbeAction("http", port, "/" + path.removeprefix("/"), host)
+        )
     if declared.has("tcpSocket"):
         action = declared.part("tcpSocket")
         return ProbeAction("tcp", action.port("port", named=True), "", action.text("host", ""))
@@ -337,7 +362,9 @@ def _service_port(item: Field) -> ServicePort:
 
 
 def _node(root: Field, metadata: Field) -> Node:
-    addresses = tuple(item.address("address") for item in root.part("status").parts("addresses") if item.text("type") == "InternalIP")
+    addresses = tuple(
+        item.address("address") for item in root.part("status").parts("addresses") if item.text("type") == "InternalIP"
+    )
     return Node(_name_of(metadata), addresses)
 
 

@@ -56,7 +56,13 @@ class Part(Field):
         """Return a list of texts that are not empty; *check* says what is wrong with one."""
         values = self.bounded(name)
         for index, value in enumerate(values):
-            expected = "a text that is not empty is expected" if not isinstance(value, str) or not value else check(value) if check else ""
+            expected = (
+                "a text that is not empty is expected"
+                if not isinstance(value, str) or not value
+                else check(value)
+                if check
+                else ""
+            )
             if expected:
                 raise ResourceError(f"{self.at(name)}[{index}]: {shown(value)}: {expected}")
         return tuple(values)
@@ -79,7 +85,9 @@ class Part(Field):
         if not self.given(name):
             return default
         match = _DURATION.fullmatch(self.text(name))
-        hours, minutes, seconds, milliseconds = (float(group or 0) for group in match.groups()) if match else (0.0, 0.0, 0.0, 0.0)
+        hours, minutes, seconds, milliseconds = (
+            (float(group or 0) for group in match.groups()) if match else (0.0, 0.0, 0.0, 0.0)
+        )
         value = hours * 3600 + minutes * 60 + seconds + milliseconds / 1000
         if not shortest <= value <= longest:
             raise self.wrong(name, f"a duration from {shortest:g}s to {longest:g}s is expected, such as 5s or 500ms")

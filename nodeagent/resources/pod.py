@@ -1,4 +1,6 @@
-"""A pod's spec: containers, probes, volumes, as far as the lab honours them; see ``model`` for what the rest of an object is."""
+"""A pod's spec: containers, probes, volumes, as far as the lab honours them; see ``model`` for what
+the rest of an object is.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +9,18 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, StringConstraints, model_validator
 
-from nodeagent.resources.fields import AbsolutePath, Ignored, Name, PortName, PortNumber, RelativePath, Seconds, Section, fault, unique
+from nodeagent.resources.fields import (
+    AbsolutePath,
+    Ignored,
+    Name,
+    PortName,
+    PortNumber,
+    RelativePath,
+    Seconds,
+    Section,
+    fault,
+    unique,
+)
 
 
 class ConfigMapKey(Section):
@@ -33,7 +46,9 @@ class FieldPath(Section):
             "status.hostIP",
             "status.hostIPs",
         )
-        if self.field_path not in allowed and not re.fullmatch(r"metadata\.(labels|annotations)\['[^']+'\]", self.field_path):
+        if self.field_path not in allowed and not re.fullmatch(
+            r"metadata\.(labels|annotations)\['[^']+'\]", self.field_path
+        ):
             raise ValueError(f"one of {', '.join(allowed)}, metadata.labels['KEY'], metadata.annotations['KEY']")
         return self
 
@@ -196,11 +211,20 @@ class Container(Section):
         unique((f"ports[{index}].name", port.name) for index, port in enumerate(self.ports) if port.name)
         unique((f"volumeMounts[{index}].mountPath", mount.mount_path) for index, mount in enumerate(self.volume_mounts))
         named = {port.name for port in self.ports if port.name}
-        for name, probe in (("readiness", self.readiness_probe), ("liveness", self.liveness_probe), ("startup", self.startup_probe)):
+        for name, probe in (
+            ("readiness", self.readiness_probe),
+            ("liveness", self.liveness_probe),
+            ("startup", self.startup_probe),
+        ):
             handler = (probe.http_get or probe.tcp_socket) if probe else None
             if handler and isinstance(handler.port, str) and handler.port not in named:
                 path = f"{name}Probe.{'httpGet' if isinstance(handler, HttpGet) else 'tcpSocket'}.port"
-                raise fault(path, handler.port, f"a number, or the name of one of this container's ports ({', '.join(sorted(named)) or 'none has one'})")
+                raise fault(
+                    path,
+                    handler.port,
+                    "a number, or the name of one of this container's ports "
+                    f"({', '.join(sorted(named)) or 'none has one'})",
+                )
         return self
 
 
@@ -275,16 +299,26 @@ class PodSpec(Section):
         unique((f"{path}.name", container.name) for path, container in everyone)
         for index, container in enumerate(self.containers):
             if container.restart_policy:
-                raise fault(f"containers[{index}].restartPolicy", container.restart_policy, "no value: only an init container has one of its own")
+                raise fault(
+                    f"containers[{index}].restartPolicy",
+                    container.restart_policy,
+                    "no value: only an init container has one of its own",
+                )
         unique((f"volumes[{index}].name", volume.name) for index, volume in enumerate(self.volumes))
         known = sorted(volume.name for volume in self.volumes)
         for path, container in everyone:
             for index, mount in enumerate(container.volume_mounts):
                 if mount.name not in known:
-                    raise fault(f"{path}.volumeMounts[{index}].name", mount.name, f"one of the pod's volumes ({', '.join(known) or 'it has none'})")
+                    raise fault(
+                        f"{path}.volumeMounts[{index}].name",
+                        mount.name,
+                        f"one of the pod's volumes ({', '.join(known) or 'it has none'})",
+                    )
         return self
 
     def placed(self) -> list[tuple[str, Container]]:
         """Return all containers, each with its path in the spec."""
         fields = {"containers": self.containers, "initContainers": self.init_containers}
-        return [(f"{field}[{index}]", container) for field, found in fields.items() for index, container in enumerate(found)]
+        return [
+            (f"{field}[{index}]", container) for field, found in fields.items() for index, container in enumerate(found)
+        ]

@@ -1,6 +1,7 @@
 """Kubernetes' quantities, exactly: ``100m``, ``0.5``, ``128Mi``, ``1e3``.
 
-Source: k8s.io/apimachinery/pkg/api/resource, Quantity: a signed decimal number and one suffix, of powers of 1024, of powers of 1000, or an exponent.
+Source: k8s.io/apimachinery/pkg/api/resource, Quantity: a signed decimal number and one suffix, of
+powers of 1024, of powers of 1000, or an exponent.
 """
 
 from __future__ import annotations
@@ -10,14 +11,20 @@ from fractions import Fraction
 from typing import Any, Final
 
 _SUFFIXES: Final = {
-    **{suffix: Fraction(1000) ** power for power, suffix in enumerate(("n", "u", "m", "", "k", "M", "G", "T", "P", "E"), -3)},
+    **{
+        suffix: Fraction(1000) ** power
+        for power, suffix in enumerate(("n", "u", "m", "", "k", "M", "G", "T", "P", "E"), -3)
+    },
     **{suffix: Fraction(1024) ** power for power, suffix in enumerate(("Ki", "Mi", "Gi", "Ti", "Pi", "Ei"), 1)},
 }
-_FORM: Final = re.compile(r"(?P<number>[+-]?(?:[0-9]{1,30}(?:\.[0-9]{0,30})?|\.[0-9]{1,30}))(?:[eE](?P<exponent>[+-]?[0-9]{1,2})|(?P<suffix>[A-Za-z]{0,2}))")
+_FORM: Final = re.compile(
+    r"(?P<number>[+-]?(?:[0-9]{1,30}(?:\.[0-9]{0,30})?|\.[0-9]{1,30}))(?:[eE](?P<exponent>[+-]?[0-9]{1,2})|(?P<suffix>[A-Za-z]{0,2}))"
+)
 
 
 def quantity(value: Any) -> Fraction:
-    """Return the value of a quantity, which YAML may have made a number of. Raises ValueError, which says what is allowed.
+    """Return the value of a quantity, which YAML may have made a number of. Raises ValueError,
+    which says what is allowed.
 
     ``E`` alone is 10^18; before digits it is an exponent, as for Kubernetes.
     """

@@ -1,6 +1,7 @@
 """``RateLimit`` of nodeagent.io/v1alpha1, validated field by field; unknown fields are refused.
 
-``local`` is modelled on Envoy's local rate limit filter, ``global`` on its rate limit filter, which asks a service.
+``local`` is modelled on Envoy's local rate limit filter, ``global`` on its rate limit filter, which
+asks a service.
 """
 
 from __future__ import annotations
@@ -54,7 +55,10 @@ def _local(item: Part) -> LocalLimit:
     return LocalLimit(
         TokenBucket(bucket.whole("maxTokens", 1, MAX_TOKENS), bucket.whole("tokensPerFill", 1, MAX_TOKENS, 1), fill),
         methods=match.words("methods", lambda text: "" if _TOKEN.fullmatch(text) else "an HTTP method is expected"),
-        paths=match.words("paths", lambda text: _pattern(text) if text[0] in "/*" else "a path that begins with '/' or '*' is expected"),
+        paths=match.words(
+            "paths",
+            lambda text: _pattern(text) if text[0] in "/*" else "a path that begins with '/' or '*' is expected",
+        ),
         headers=_headers(match),
         by=tuple(dict.fromkeys(_by(item, index, value) for index, value in enumerate(item.bounded("by")))),
     )
@@ -71,7 +75,13 @@ def _headers(match: Part) -> tuple[tuple[str, str], ...]:
     if len(headers) > MAX_LIMITS:
         raise ResourceError(f"{match.at('headers')}: {len(headers)} headers: at most {MAX_LIMITS} are allowed")
     for name, value in headers.items():
-        problem = "a header's name is expected" if not _TOKEN.fullmatch(name) else _pattern(value) if value else "a text that is not empty is expected"
+        problem = (
+            "a header's name is expected"
+            if not _TOKEN.fullmatch(name)
+            else _pattern(value)
+            if value
+            else "a text that is not empty is expected"
+        )
         if not problem and name.lower() in found:
             problem = "a header that is not named twice is expected"
         if problem:
@@ -83,7 +93,12 @@ def _headers(match: Part) -> tuple[tuple[str, str], ...]:
 def _by(item: Part, index: int, value: Any) -> str:
     if isinstance(value, str) and value in _SOURCES:
         return value
-    if isinstance(value, dict) and list(value) == ["header"] and isinstance(value["header"], str) and _TOKEN.fullmatch(value["header"]):
+    if (
+        isinstance(value, dict)
+        and list(value) == ["header"]
+        and isinstance(value["header"], str)
+        and _TOKEN.fullmatch(value["header"])
+    ):
         return f"header:{value['header'].lower()}"
     raise ResourceError(f"{item.at('by')}[{index}]: {shown(value)}: allowed: {', '.join(_SOURCES)}, {{header: NAME}}")
 

@@ -1,6 +1,8 @@
-"""Istio's security resources as the agent takes them: validated field by field as Istio does, unknown fields refused.
+"""Istio's security resources as the agent takes them: validated field by field as Istio does,
+unknown fields refused.
 
-The rules are those of Istio's own validation (pkg/config/validation) and of the schemas of its custom resources.
+The rules are those of Istio's own validation (pkg/config/validation) and of the schemas of its
+custom resources.
 """
 
 from __future__ import annotations
@@ -43,7 +45,14 @@ _HEADER: Final = re.compile(r"[-_A-Za-z0-9]{1,256}")
 _SERVICE_ACCOUNT: Final = re.compile(r"([a-z0-9][-a-z0-9]{0,62}/)?[a-z0-9][-a-z0-9.]{0,252}")
 _KEYED: Final = re.compile(r"(request\.headers|request\.auth\.claims)((\[[^\[\]]+\])+)")
 _PLAIN_KEYS: Final = frozenset(
-    ("source.namespace", "source.serviceAccount", "source.trustDomain", "source.principal", "request.auth.principal", "request.auth.audiences")
+    (
+        "source.namespace",
+        "source.serviceAccount",
+        "source.trustDomain",
+        "source.principal",
+        "request.auth.principal",
+        "request.auth.audiences",
+    )
 ) | {"request.auth.presenter", "connection.sni"}
 _ADDRESS_KEYS: Final = frozenset(("source.ip", "remote.ip", "destination.ip"))
 
@@ -82,7 +91,9 @@ class Policy:
 
 
 def parse(document: Any) -> Policy:
-    """Return *document*, a resource of :data:`KINDS`. Raises ResourceError naming the field, its value and what is allowed."""
+    """Return *document*, a resource of :data:`KINDS`. Raises ResourceError naming the field, its
+    value and what is allowed.
+    """
     root = Part("", document)
     kind = root.text("kind")
     if kind not in _READERS:
@@ -93,16 +104,24 @@ def parse(document: Any) -> Policy:
     metadata = root.sub("metadata")
     name = metadata.matching("name", NAME, "a lower-case DNS name")
     namespace = metadata.matching("namespace", NAMESPACE, "a namespace's name", default="default")
-    created = metadata.matching("creationTimestamp", _TIME, "a time as 2026-01-31T12:00:00Z") if metadata.has("creationTimestamp") else ""
+    created = (
+        metadata.matching("creationTimestamp", _TIME, "a time as 2026-01-31T12:00:00Z")
+        if metadata.has("creationTimestamp")
+        else ""
+    )
     annotations = metadata.texts("annotations")
     metadata.texts("labels")
     spec = root.sub("spec")
     selector, targets = _scope(spec, namespace) if kind != "PeerAuthentication" else (_selector(spec), ())
-    return Policy(cast(Kind, kind), namespace, name, created, selector, targets, read(spec, namespace, name, annotations))
+    return Policy(
+        cast(Kind, kind), namespace, name, created, selector, targets, read(spec, namespace, name, annotations)
+    )
 
 
 def whose(document: Any) -> tuple[str, str, str] | None:
-    """Return kind, namespace and name of *document* although it is wrong, one without a name by its content; None where it does not say."""
+    """Return kind, namespace and name of *document* although it is wrong, one without a name by its
+    content; None where it does not say.
+    """
     metadata = document.get("metadata") if isinstance(document, dict) else None
     if not isinstance(document, dict) or not isinstance(metadata, dict):
         return None
@@ -115,17 +134,21 @@ def whose(document: Any) -> tuple[str, str, str] | None:
 
 
 def stand_in(key: tuple[str, str, str], document: Any, error: str) -> Policy | None:
-    """Return what takes the place of *document*, which is *key* and was refused with *error*: it closes what the document selects.
+    """Return what takes the place of *document*, which is *key* and was refused with *error*: it
+    closes what the document selects.
 
-    That is read as far as it can be; a selector that is wrong is the whole namespace. A PeerAuthentication becomes STRICT, all others
-    deny everything. None: the document would refuse nobody, being another API's, an AUDIT policy or a dry run.
+    That is read as far as it can be; a selector that is wrong is the whole namespace. A
+    PeerAuthentication becomes STRICT, all others deny everything. None: the document would refuse
+    nobody, being another API's, an AUDIT policy or a dry run.
     """
     kind, namespace, name = key
     document = document if isinstance(document, dict) else {}
     versions, _ = _READERS.get(kind, ((), None))
     version, spec, metadata = document.get("apiVersion"), document.get("spec"), document.get("metadata")
     spec, metadata = spec if isinstance(spec, dict) else {}, metadata if isinstance(metadata, dict) else {}
-    if not versions or (isinstance(version, str) and version.partition("/")[0] not in {each.partition("/")[0] for each in versions}):
+    if not versions or (
+        isinstance(version, str) and version.partition("/")[0] not in {each.partition("/")[0] for each in versions}
+    ):
         return None
     annotations = metadata.get("annotations")
     dry = isinstance(annotations, dict) and annotations.get(DRY_RUN) == "true"
@@ -155,11 +178,19 @@ def _selector(spec: Part) -> tuple[tuple[str, str], ...]:
     labels = selector.texts("matchLabels")
     for key, value in labels.items():
         if not key or len(key) > 317 or len(value) > 63 or "*" in key or "*" in value:
-            raise ResourceError(f"{selector.at('matchLabels')}[{shown(key)}]: {shown(value)}: a label and its value are expected, without '*'")
+            raise ResourceError(
+                f"{selector.at('matchLabels')}[{shown(key)}]: {shown(value)}: a label and its value are expected, "
+                "without '*'"
+            )
     return tuple(sorted(labels.items()))
 
 
-_TARGETS: Final = (("", "Service"), ("core", "Service"), ("gateway.networking.k8s.io", "Gateway"), ("gateway.networking.k8s.io", "GatewayClass"))
+_TARGETS: Final = (
+    ("", "Service"),
+    ("core", "Service"),
+    ("gateway.networking.k8s.io", "Gateway"),
+    ("gateway.networking.k8s.io", "GatewayClass"),
+)
 _TARGET_KINDS: Final = (*_TARGETS, ("networking.istio.io", "ServiceEntry"))
 
 
@@ -221,7 +252,10 @@ def _authorization_policy(spec: Part, namespace: str, name: str, annotations: Ma
     elif spec.given("provider"):
         raise spec.wrong("provider", f"only a CUSTOM policy has one, and the action is {action}")
     if action in ("CUSTOM", "DENY") and not spec.given("rules"):
-        raise spec.wrong("rules", f"a {action} policy without rules never does anything; an empty rule, [{{}}], matches every request")
+        raise spec.wrong(
+            "rules",
+            f"a {action} policy without rules never does anything; an empty rule, [{{}}], matches every request",
+        )
     dry_run = annotations.get(DRY_RUN, "false")
     if dry_run not in ("true", "false"):
         raise ResourceError(f"metadata.annotations[{DRY_RUN}]: {shown(dry_run)}: allowed: true, false")
@@ -247,9 +281,19 @@ def _both(name: str) -> tuple[str, str]:
     return name, f"not{name[0].upper()}{name[1:]}"
 
 
-_SOURCES: Final = ("principals", "requestPrincipals", "namespaces", "serviceAccounts", "trustDomains", "ipBlocks", "remoteIpBlocks")
+_SOURCES: Final = (
+    "principals",
+    "requestPrincipals",
+    "namespaces",
+    "serviceAccounts",
+    "trustDomains",
+    "ipBlocks",
+    "remoteIpBlocks",
+)
 _OPERATIONS: Final = ("hosts", "ports", "methods", "paths")
-_NOT_WITH_CUSTOM: Final = frozenset(name for field in ("principals", "requestPrincipals", "namespaces", "serviceAccounts") for name in _both(field))
+_NOT_WITH_CUSTOM: Final = frozenset(
+    name for field in ("principals", "requestPrincipals", "namespaces", "serviceAccounts") for name in _both(field)
+)
 
 
 def _source(item: Part, action: Action) -> Source:
@@ -275,7 +319,9 @@ def _operation(item: Part) -> Operation:
 
 
 def _inner(item: Part, name: str, known: tuple[str, ...]) -> Part:
-    """Return the one mapping that an item of ``from`` or ``to`` holds; one without a field would match everything, so it is refused."""
+    """Return the one mapping that an item of ``from`` or ``to`` holds; one without a field would
+    match everything, so it is refused.
+    """
     item.only(name)
     inner = item.sub(name)
     inner.only(*(each for field in known for each in _both(field)))
@@ -284,7 +330,9 @@ def _inner(item: Part, name: str, known: tuple[str, ...]) -> Part:
     return inner
 
 
-def _lists(part: Part, known: tuple[str, ...], kind: type[Source | Operation], checks: Mapping[str, Callable[[str], str]]) -> dict[str, Any]:
+def _lists(
+    part: Part, known: tuple[str, ...], kind: type[Source | Operation], checks: Mapping[str, Callable[[str], str]]
+) -> dict[str, Any]:
     names = [(each, checks.get(field)) for field in known for each in _both(field)]
     snake = {_camel(field.name): field.name for field in fields(kind)}
     return {snake[name]: part.words(name, check) for name, check in names}
@@ -305,10 +353,18 @@ def _condition(part: Part, action: Action) -> Condition:
         check = _port
     elif key == "source.serviceAccount":
         check = _service_account
-    elif key not in _PLAIN_KEYS and not ((keyed := _KEYED.fullmatch(key)) and (keyed[1] != "request.headers" or keyed[2].count("[") == 1)):
-        known = ", ".join(sorted(_PLAIN_KEYS | _ADDRESS_KEYS | {"destination.port", "request.headers[NAME]", "request.auth.claims[NAME]"}))
+    elif key not in _PLAIN_KEYS and not (
+        (keyed := _KEYED.fullmatch(key)) and (keyed[1] != "request.headers" or keyed[2].count("[") == 1)
+    ):
+        known = ", ".join(
+            sorted(
+                _PLAIN_KEYS | _ADDRESS_KEYS | {"destination.port", "request.headers[NAME]", "request.auth.claims[NAME]"}
+            )
+        )
         raise part.wrong("key", f"allowed: {known}")
-    if action == "CUSTOM" and (key in ("source.namespace", "source.principal", "source.serviceAccount") or key.startswith("request.auth.")):
+    if action == "CUSTOM" and (
+        key in ("source.namespace", "source.principal", "source.serviceAccount") or key.startswith("request.auth.")
+    ):
         raise part.wrong("key", "not allowed with action CUSTOM (as in Istio)")
     values, not_values = part.words("values", check), part.words("notValues", check)
     if not values and not not_values:
@@ -325,7 +381,11 @@ def _block(text: str) -> str:
 
 
 def _port(text: str) -> str:
-    return "" if text.isascii() and text.isdigit() and len(text) <= 5 and 0 < int(text) < 65536 else "a port from 1 to 65535, as text, is expected"
+    return (
+        ""
+        if text.isascii() and text.isdigit() and len(text) <= 5 and 0 < int(text) < 65536
+        else "a port from 1 to 65535, as text, is expected"
+    )
 
 
 def _service_account(text: str) -> str:
@@ -333,7 +393,9 @@ def _service_account(text: str) -> str:
 
 
 def _path(text: str) -> str:
-    """Return what is wrong with the path template *text*: braces stand only in ``{*}`` and ``{**}``, each a segment of its own, the second last."""
+    """Return what is wrong with the path template *text*: braces stand only in ``{*}`` and
+    ``{**}``, each a segment of its own, the second last.
+    """
     if "{" not in text and "}" not in text:
         return ""
     if not text.startswith("/"):
@@ -350,12 +412,24 @@ def _path(text: str) -> str:
 # -- RequestAuthentication --
 
 
-def _request_authentication(spec: Part, namespace: str, name: str, annotations: Mapping[str, str]) -> RequestAuthentication:
+def _request_authentication(
+    spec: Part, namespace: str, name: str, annotations: Mapping[str, str]
+) -> RequestAuthentication:
     spec.only("selector", "targetRef", "targetRefs", "jwtRules")
     return RequestAuthentication(namespace, name, tuple(_jwt_rule(part) for part in spec.items("jwtRules")))
 
 
-_JWT_FIELDS: Final = ("issuer", "audiences", "jwks", "jwksUri", "jwks_uri", "fromHeaders", "fromParams", "fromCookies", "outputPayloadToHeader")
+_JWT_FIELDS: Final = (
+    "issuer",
+    "audiences",
+    "jwks",
+    "jwksUri",
+    "jwks_uri",
+    "fromHeaders",
+    "fromParams",
+    "fromCookies",
+    "outputPayloadToHeader",
+)
 _MORE_JWT_FIELDS: Final = ("outputClaimToHeaders", "forwardOriginalToken", "timeout")
 
 
@@ -375,7 +449,9 @@ def _jwt_rule(rule: Part) -> JwtRule:
         from_headers=tuple(_token_header(part) for part in rule.items("fromHeaders")),
         from_params=rule.words("fromParams"),
         from_cookies=rule.words("fromCookies"),
-        output_payload_to_header=rule.matching("outputPayloadToHeader", _HEADER, "a header's name") if rule.given("outputPayloadToHeader") else "",
+        output_payload_to_header=rule.matching("outputPayloadToHeader", _HEADER, "a header's name")
+        if rule.given("outputPayloadToHeader")
+        else "",
         output_claim_to_headers=tuple(_claim_header(part) for part in rule.items("outputClaimToHeaders")),
         forward_original_token=rule.flag("forwardOriginalToken"),
         timeout_seconds=rule.duration("timeout", 5.0, shortest=0.001),
@@ -387,7 +463,9 @@ def _jwks(rule: Part) -> str:
     text = rule.text("jwks", "")
     if not text:
         return ""
-    wrong = ResourceError(f'{rule.at("jwks")}: a JSON key set, {{"keys": […]}}, of at most {MAX_JWKS} bytes is expected')
+    wrong = ResourceError(
+        f'{rule.at("jwks")}: a JSON key set, {{"keys": […]}}, of at most {MAX_JWKS} bytes is expected'
+    )
     try:
         value = json.loads(text) if len(text) <= MAX_JWKS else None
     except (ValueError, RecursionError):
@@ -400,10 +478,19 @@ def _jwks(rule: Part) -> str:
 def _uri(text: str) -> str:
     try:
         parts = urlsplit(text)
-        good = parts.scheme in ("http", "https") and bool(parts.hostname) and (parts.port is None or parts.port > 0) and parts.username is None
+        good = (
+            parts.scheme in ("http", "https")
+            and bool(parts.hostname)
+            and (parts.port is None or parts.port > 0)
+            and parts.username is None
+        )
     except ValueError:
         good = False
-    return "" if good and len(text) <= 2048 and text.isprintable() and " " not in text else "an http or https URI without user and password is expected"
+    return (
+        ""
+        if good and len(text) <= 2048 and text.isprintable() and " " not in text
+        else "an http or https URI without user and password is expected"
+    )
 
 
 def _token_header(part: Part) -> TokenHeader:

@@ -1,7 +1,9 @@
-"""The cluster's state as a folder of JSON files, watched by inotify: what changed, as soon as it changed, without polling.
+"""The cluster's state as a folder of JSON files, watched by inotify: what changed, as soon as it
+changed, without polling.
 
-``objects/`` holds one Kubernetes object a file, ``<Kind>.<namespace>.<name>.json``; ``enrolled/`` one empty file a pod
-that takes mTLS. A file that is wrong never takes a good object away: the last good one stays until it is right again.
+``objects/`` holds one Kubernetes object a file, ``<Kind>.<namespace>.<name>.json``; ``enrolled/``
+one empty file a pod that takes mTLS. A file that is wrong never takes a good object away: the last
+good one stays until it is right again.
 """
 
 from __future__ import annotations
@@ -36,9 +38,11 @@ log = logging.getLogger("nodeagent.resources")
 
 
 class DirectorySource:
-    """Watches *path*, and *resources*: folders of YAML with policies. Use :meth:`batch` or :meth:`changes` on a running loop; :meth:`close` ends it.
+    """Watches *path*, and *resources*: folders of YAML with policies. Use :meth:`batch` or
+    :meth:`changes` on a running loop; :meth:`close` ends it.
 
-    A policy that stands in several places is taken from *path* first, then from the first file by name; the others are refused.
+    A policy that stands in several places is taken from *path* first, then from the first file by
+    name; the others are refused.
     """
 
     def __init__(self, path: Path, resources: Sequence[Path] = (), last_good: Path | None = None) -> None:
@@ -56,7 +60,8 @@ class DirectorySource:
         self._batches: AsyncIterator[list[AnyChange]] | None = None
 
     async def changes(self) -> AsyncIterator[list[AnyChange]]:
-        """Yield batches of changes; the first, perhaps empty, is everything that is there at the start.
+        """Yield batches of changes; the first, perhaps empty, is everything that is there at the
+        start.
 
         Raises ConfigError when the folder is not there, KernelError when it cannot be watched.
         """
@@ -80,7 +85,9 @@ class DirectorySource:
             self.close()
 
     async def batch(self) -> list[AnyChange]:
-        """Return the next batch of :meth:`changes`; the first is everything. After an error the next call begins to watch anew, with what differs."""
+        """Return the next batch of :meth:`changes`; the first is everything. After an error the
+        next call begins to watch anew, with what differs.
+        """
         if self._batches is None:
             self._batches = self.changes()
         try:
@@ -109,14 +116,30 @@ class DirectorySource:
             kind, _, rest = name.partition(".")
             if kind in security.KINDS:
                 namespace, _, own = rest.removesuffix(".json").partition(".")
-                found.append(Refused(kind, namespace, own, str(self._path / OBJECTS / name), error, not _closes(self._objects.get(name))))
+                found.append(
+                    Refused(
+                        kind,
+                        namespace,
+                        own,
+                        str(self._path / OBJECTS / name),
+                        error,
+                        not _closes(self._objects.get(name)),
+                    )
+                )
         for key, holders in sorted(self._policies.items()):
             first, *others = self._ordered(holders)
-            found += [Refused(*key, str(file), f"metadata.name: {key[2]!r}: stands in {first} too, and that one is in force", True) for file in others]
+            found += [
+                Refused(
+                    *key, str(file), f"metadata.name: {key[2]!r}: stands in {first} too, and that one is in force", True
+                )
+                for file in others
+            ]
         return (*found, *self._manifests.refused())
 
     def unread_pods(self) -> list[str]:
-        """Return the files of pods that are wrong and never were right here, or the folder of objects where it is not there."""
+        """Return the files of pods that are wrong and never were right here, or the folder of
+        objects where it is not there.
+        """
         if not (self._path / OBJECTS).is_dir():
             return [OBJECTS]
         return sorted(name for name in self._bad if name.startswith("Pod.") and name not in self._objects)
@@ -226,7 +249,15 @@ class DirectorySource:
             return [Change(known.kind, known.namespace, known.name, None)]
         except ResourceError as error:
             change = known if not _closes(known) else self._instead(name, str(error))
-            self._complain(name, str(error), "the last good object stays" if not _closes(change) else "it closes what it selects" if change else "left out")
+            self._complain(
+                name,
+                str(error),
+                "the last good object stays"
+                if not _closes(change)
+                else "it closes what it selects"
+                if change
+                else "left out",
+            )
         else:
             if self._bad.pop(name, None):
                 log.info("%s: good again", self._path / OBJECTS / name)
@@ -272,11 +303,16 @@ class DirectorySource:
         return next(iter(self._ordered(holders)), None)
 
     def _ordered(self, holders: Mapping[Path, Policy]) -> list[Path]:
-        """Return who holds a policy, the one that is in force first: what is right goes before what stands in for a wrong document."""
-        return sorted(holders, key=lambda file: (bool(holders[file].refused), file.parent != self._path / OBJECTS, file))
+        """Return who holds a policy, the one that is in force first: what is right goes before what
+        stands in for a wrong document.
+        """
+        return sorted(
+            holders, key=lambda file: (bool(holders[file].refused), file.parent != self._path / OBJECTS, file)
+        )
 
     def _instead(self, name: str, error: str) -> Change | None:
-        """Return what takes the place of a wrong file that was not right in this process, if its *name* says that it is a policy's.
+        """Return what takes the place of a wrong file that was not right in this process, if its
+        *name* says that it is a policy's.
 
         A policy for the network is read by somebody else, perhaps well: it may be for any pod.
         """
@@ -293,15 +329,21 @@ class DirectorySource:
         return Change(kind, namespace, own, policy) if policy is not None else None
 
     def _load(self, name: str) -> tuple[Change | None, dict[str, Any]]:
-        """Read one object, and as which document; None for a kind that nobody reads. Raises FileNotFoundError, ResourceError."""
+        """Read one object, and as which document; None for a kind that nobody reads. Raises
+        FileNotFoundError, ResourceError.
+        """
         document = _read_json(self._path / OBJECTS / name)
         with translated(ResourceError, "the object cannot be read"):
-            found: objects.Object | Policy | None = security.parse(document) if document.get("kind") in security.KINDS else objects.parse(document)
+            found: objects.Object | Policy | None = (
+                security.parse(document) if document.get("kind") in security.KINDS else objects.parse(document)
+            )
             metadata = document.get("metadata") or {}
             kind, namespace, own = document["kind"], metadata.get("namespace") or "", str(metadata.get("name"))
             expected = f"{kind}.{namespace}.{own}.json"
             if name != expected:
-                raise ResourceError(f"metadata: the file holds {shown(f'{kind} {namespace}/{own}')}: its name must be {shown(expected)}")
+                raise ResourceError(
+                    f"metadata: the file holds {shown(f'{kind} {namespace}/{own}')}: its name must be {shown(expected)}"
+                )
             return None if found is None else Change(kind, namespace, own, found), document
 
     def _complain(self, name: str, error: str, instead: str) -> None:
@@ -313,7 +355,11 @@ class DirectorySource:
 
 def _closes(change: Change | None) -> bool:
     """Say whether no good object is known: none at all, or what stands in its place."""
-    return change is None or isinstance(change.object, objects.UnreadPolicy) or (isinstance(change.object, Policy) and bool(change.object.refused))
+    return (
+        change is None
+        or isinstance(change.object, objects.UnreadPolicy)
+        or (isinstance(change.object, Policy) and bool(change.object.refused))
+    )
 
 
 def _read_json(path: Path) -> dict[str, Any]:
@@ -332,7 +378,8 @@ def _read_json(path: Path) -> dict[str, Any]:
     finally:
         os.close(descriptor)
     try:
-        document = orjson.loads(content)  # also refuses what is no Unicode (a lone surrogate) and what JSON has not (NaN)
+        # also refuses what is no Unicode (a lone surrogate) and what JSON has not (NaN)
+        document = orjson.loads(content)
     except orjson.JSONDecodeError as error:
         raise ResourceError(f"not JSON: {error}") from None
     if not isinstance(document, dict):

@@ -1,10 +1,12 @@
-"""YAML as Kubernetes reads it (sigs.k8s.io/yaml), from folders that others write: JSON's types and nothing else, one document at a time, bounded.
+"""YAML as Kubernetes reads it (sigs.k8s.io/yaml), from folders that others write: JSON's types and
+nothing else, one document at a time, bounded.
 
-What a plain scalar stands for is what Go's yaml.v2 says: YAML 1.1's booleans, whole numbers as Go writes them, no base 60, a date is
-text. Tags that make other types are refused, and so is what JSON cannot say (.inf, .nan). An alias counts as what it stands for.
+What a plain scalar stands for is what Go's yaml.v2 says: YAML 1.1's booleans, whole numbers as Go
+writes them, no base 60, a date is text. Tags that make other types are refused, and so is what JSON
+cannot say (.inf, .nan). An alias counts as what it stands for.
 
-Built from libyaml's events, without recursion: what composes nodes in C overflows the stack on deep nesting. Whatever is wrong, and
-whatever the parser raises, leaves as one ResourceError.
+Built from libyaml's events, without recursion: what composes nodes in C overflows the stack on deep
+nesting. Whatever is wrong, and whatever the parser raises, leaves as one ResourceError.
 """
 
 from __future__ import annotations
@@ -54,13 +56,16 @@ class Bounds:
 
 
 OBJECT: Final = Bounds(200_000, 3 << 19)
-"""An object of the API: etcd takes no larger request (--max-request-bytes, 1.5 MiB), and its largest object has fewer values."""
+"""An object of the API: etcd takes no larger request (--max-request-bytes, 1.5 MiB), and its
+largest object has fewer values.
+"""
 
 
 def split(text: str) -> list[tuple[int, str]]:
     """Return the documents of *text*, each with the number of lines before it.
 
-    ``---`` at the begin of a line is a document's marker wherever it stands, also within a block scalar (YAML 1.2, c-forbidden).
+    ``---`` at the begin of a line is a document's marker wherever it stands, also within a block
+    scalar (YAML 1.2, c-forbidden).
     """
     cuts = [0, *(match.start() for match in _MARKER.finditer(text) if match.start()), len(text)]
     found, line = [], 0
@@ -75,9 +80,16 @@ def load(text: str, lines_before: int = 0, bounds: Bounds = OBJECT) -> list[Any]
     """Return the values of the documents in *text*, without empty ones. Raises ResourceError, which names the line."""
     with translated(ResourceError, "not YAML"):
         if _bytes(text) > bounds.bytes:
-            raise ResourceError(f"not YAML: line {lines_before + 1}: the document has more than {bounds.bytes} bytes: split it, a List into its items")
+            raise ResourceError(
+                f"not YAML: line {lines_before + 1}: the document has more than {bounds.bytes} bytes: split it, a "
+                "List into its items"
+            )
         try:
-            return [value for value in _documents(yaml.parse(text, Loader=_PARSER), lines_before, bounds) if value is not None]
+            return [
+                value
+                for value in _documents(yaml.parse(text, Loader=_PARSER), lines_before, bounds)
+                if value is not None
+            ]
         except yaml.MarkedYAMLError as error:
             line = f"line {error.problem_mark.line + 1 + lines_before}: " if error.problem_mark else ""
             raise ResourceError(f"not YAML: {line}{error.problem}") from None
@@ -164,7 +176,11 @@ def _documents(events: Iterator[Any], lines_before: int, bounds: Bounds) -> Iter
         elif kind in ("MappingEndEvent", "SequenceEndEvent"):
             ended = document.stack.pop()
             if ended.anchor:
-                document.anchors[ended.anchor] = (ended.value, document.values - ended.values, document.bytes - ended.bytes)
+                document.anchors[ended.anchor] = (
+                    ended.value,
+                    document.values - ended.values,
+                    document.bytes - ended.bytes,
+                )
 
 
 def _begin(document: _Document, event: Any, line: int, value: Any) -> None:
@@ -198,7 +214,10 @@ def _scalar(event: Any, line: int) -> Any:
 
 
 def _unknown_tag(tag: str, line: int) -> ResourceError:
-    return ResourceError(f"not YAML: line {line}: the tag {shown(tag)} makes a type that JSON has not: only text, numbers, true, false and null are allowed")
+    return ResourceError(
+        f"not YAML: line {line}: the tag {shown(tag)} makes a type that JSON has not: only text, numbers, "
+        "true, false and null are allowed"
+    )
 
 
 def _bytes(text: str) -> int:
@@ -211,7 +230,10 @@ def _put(document: _Document, value: Any, line: int, values: int, size: int) -> 
     if document.values > document.bounds.values:
         raise ResourceError(f"not YAML: line {line}: the document holds more than {document.bounds.values} values")
     if document.bytes > document.bounds.bytes:
-        raise ResourceError(f"not YAML: line {line}: the document holds more than {document.bounds.bytes} bytes, with what its aliases stand for")
+        raise ResourceError(
+            f"not YAML: line {line}: the document holds more than {document.bounds.bytes} bytes, with what its "
+            "aliases stand for"
+        )
     if not document.stack:
         document.root = value
         return

@@ -1,4 +1,6 @@
-"""What a sidecar answers about itself, at Istio's ports: metrics and the application's probes, readiness, and (localhost only) its connections."""
+"""What a sidecar answers about itself, at Istio's ports: metrics and the application's probes,
+readiness, and (localhost only) its connections.
+"""
 
 from __future__ import annotations
 
@@ -28,7 +30,13 @@ class Admin:
         metrics = {("GET", "/metrics"): self._metrics, ("GET", "/stats/prometheus"): self._metrics}
         probes: Routes = {("GET", path): functools.partial(self._probe, probe) for path, probe in self._probes.items()}
         ready = {("GET", "/healthz/ready"): self._ready}
-        admin = {("GET", "/flows"): self._flows, ("GET", "/certs"): self._certs, ("GET", "/policies"): self._policies, **metrics, **ready}
+        admin = {
+            ("GET", "/flows"): self._flows,
+            ("GET", "/certs"): self._certs,
+            ("GET", "/policies"): self._policies,
+            **metrics,
+            **ready,
+        }
         admin[("POST", "/quitquitquit")] = self._quit
         for port, hosts, routes in (
             (istio.ADMIN_PORT, LOCALHOST, admin),
@@ -60,11 +68,17 @@ class Admin:
 
     async def _flows(self, query: Mapping[str, str]) -> Response:
         pipeline = self._sidecar.pipeline
-        return Response.json([connection.flow(os.getpid()) for connection in (*pipeline.recent, *pipeline.connections.values())])
+        return Response.json(
+            [connection.flow(os.getpid()) for connection in (*pipeline.recent, *pipeline.connections.values())]
+        )
 
     async def _certs(self, query: Mapping[str, str]) -> Response:
         held = self._sidecar.certificate
-        row = {"identity": held.identity, "serial": held.serial, "issued": held.issued, "not_after": held.not_after} if held is not None else None
+        row = (
+            {"identity": held.identity, "serial": held.serial, "issued": held.issued, "not_after": held.not_after}
+            if held is not None
+            else None
+        )
         return Response.json([row | {"error": self._sidecar.secrets.fault}] if row is not None else [])
 
     async def _policies(self, query: Mapping[str, str]) -> Response:

@@ -1,4 +1,6 @@
-"""The rules of :mod:`nodeagent.sidecar.rules` in the network namespace of this process: both families are tried before one is changed."""
+"""The rules of :mod:`nodeagent.sidecar.rules` in the network namespace of this process: both
+families are tried before one is changed.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +21,9 @@ _LOCK_SECONDS: Final = "10"
 
 
 def install(capture: Capture) -> None:
-    """Install the rules, once however often it is called. Raises KernelError; nothing is changed when either family's rules are refused."""
+    """Install the rules, once however often it is called. Raises KernelError; nothing is changed
+    when either family's rules are refused.
+    """
     _commit(lambda family, present: rules.install(capture, family, present))
     _own_source("replace")
 
@@ -31,8 +35,12 @@ def clean() -> None:
 
 
 def preview(capture: Capture) -> str:
-    """Return what :func:`install` would hand to iptables-restore and ip6tables-restore, each under a comment that says which."""
-    return "".join(f"# {_PREFIX[family]}-restore --noflush\n{rules.install(capture, family, '')}" for family in families())
+    """Return what :func:`install` would hand to iptables-restore and ip6tables-restore, each under
+    a comment that says which.
+    """
+    return "".join(
+        f"# {_PREFIX[family]}-restore --noflush\n{rules.install(capture, family, '')}" for family in families()
+    )
 
 
 def families() -> tuple[Family, ...]:
@@ -41,7 +49,9 @@ def families() -> tuple[Family, ...]:
 
 
 def _commit(make: Callable[[Family, str], str]) -> None:
-    made = {family: text for family in families() if (text := make(family, _run([f"{_PREFIX[family]}-save", "-t", "nat"])))}
+    made = {
+        family: text for family in families() if (text := make(family, _run([f"{_PREFIX[family]}-save", "-t", "nat"])))
+    }
     for more in (["--test"], []):
         for family, text in made.items():
             _run([f"{_PREFIX[family]}-restore", "--noflush", "--wait", _LOCK_SECONDS, *more], text)
@@ -61,8 +71,13 @@ def _run(argv: Sequence[str], text: str = "") -> str:
     try:
         done = subprocess.run(argv, input=text, text=True, capture_output=True, check=False)
     except FileNotFoundError:
-        raise KernelError(f"{argv[0]} is not installed: the image of sidecar-init needs iptables and iproute2") from None
+        raise KernelError(
+            f"{argv[0]} is not installed: the image of sidecar-init needs iptables and iproute2"
+        ) from None
     if done.returncode:
         words = " ".join(done.stderr.split())[:500]
-        raise KernelError(f"{' '.join(argv)}: {words or f'exit status {done.returncode}'}: sidecar-init needs CAP_NET_ADMIN and CAP_NET_RAW in the pod")
+        raise KernelError(
+            f"{' '.join(argv)}: {words or f'exit status {done.returncode}'}: sidecar-init needs CAP_NET_ADMIN and "
+            "CAP_NET_RAW in the pod"
+        )
     return done.stdout

@@ -1,7 +1,9 @@
-"""A sidecar's composition: source → mesh → pipeline, the pod's two listeners, its certificate, metrics and readiness. One process, one event loop.
+"""A sidecar's composition: source → mesh → pipeline, the pod's two listeners, its certificate,
+metrics and readiness. One process, one event loop.
 
-It has no privilege: whoever starts it makes it user 1337, whose traffic the pod's rules leave alone. It serves one pod, so
-whatever arrives at its listeners is that pod's; there is no other identity that it could mix up with it.
+It has no privilege: whoever starts it makes it user 1337, whose traffic the pod's rules leave
+alone. It serves one pod, so whatever arrives at its listeners is that pod's; there is no other
+identity that it could mix up with it.
 """
 
 from __future__ import annotations
@@ -93,16 +95,23 @@ class Sidecar:
         self.loop = asyncio.get_running_loop()
         self.ended: asyncio.Future[None] = self.loop.create_future()
         self.store, self.metrics = Store(), WorkerMetrics()
-        self.mesh = Mesh(pod.node, settings.trust_domain, default_mtls=config.mtls.mode, root_namespace=config.mtls.root_namespace)
+        self.mesh = Mesh(
+            pod.node, settings.trust_domain, default_mtls=config.mtls.mode, root_namespace=config.mtls.root_namespace
+        )
         self.source = DirectorySource(settings.source, config.resources)
         self.certificate: Certificate | None = None
         self.secrets = Secrets(settings.sds_socket, settings.trust_domain, pod.namespace, self._certified)
         self.access_log = AccessLog(settings.access_log, config.access_log_format) if settings.access_log else None
-        self.pipeline = Pipeline(self.loop, config.proxy, settings.trust_domain, config.cluster, self.metrics, self.access_log)
-        # Two ways to dial: to the pod's own application the rules must let it through, elsewhere it is the pod.
+        self.pipeline = Pipeline(
+            self.loop, config.proxy, settings.trust_domain, config.cluster, self.metrics, self.access_log
+        )
+        # Two ways to dial: to the pod's own application the rules must let it through, elsewhere it
+        # is the pod.
         self._outbound, self._inbound = pod_state(pod.uid, {}), pod_state(pod.uid, istio.OWN_SOURCE)
         self.pipeline.pods[pod.uid] = self._inbound
-        self.pipeline.providers = Providers(config.extension_providers, partial(self.pipeline.routing.way_to, dialler=self._outbound))
+        self.pipeline.providers = Providers(
+            config.extension_providers, partial(self.pipeline.routing.way_to, dialler=self._outbound)
+        )
         self._key_sets = KeySets(lambda found: self._take(Delta((found,))))
         self._admin = Admin(self, probes)
         self._servers: list[asyncio.Server] = []
@@ -122,7 +131,10 @@ class Sidecar:
         if self.access_log is not None:
             self.access_log.start()
         self._sweep()
-        for direction, port, state in (("outbound", istio.OUTBOUND_PORT, self._outbound), ("inbound", istio.INBOUND_PORT, self._inbound)):
+        for direction, port, state in (
+            ("outbound", istio.OUTBOUND_PORT, self._outbound),
+            ("inbound", istio.INBOUND_PORT, self._inbound),
+        ):
             await self._listen(direction, port, state)  # type: ignore[arg-type]
         await self._admin.start()
         self._start(self._watch(changes))
@@ -145,7 +157,9 @@ class Sidecar:
         def accepted() -> Any:
             return Accepted(self.pipeline, state, direction, originals)
 
-        self._servers += [await self.loop.create_server(accepted, sock=each, backlog=BACKLOG) for each in listeners(port)]
+        self._servers += [
+            await self.loop.create_server(accepted, sock=each, backlog=BACKLOG) for each in listeners(port)
+        ]
 
     def ready(self) -> list[str]:
         """Return what keeps the sidecar from being ready; nothing: it is."""
@@ -159,7 +173,9 @@ class Sidecar:
         return missing
 
     def drain(self) -> None:
-        """Stop being ready and ask clients to come back elsewhere; who comes all the same is served until the time is over (Istio's rule)."""
+        """Stop being ready and ask clients to come back elsewhere; who comes all the same is served
+        until the time is over (Istio's rule).
+        """
         if self._drain_until:
             return
         self._drain_until = self.loop.time() + self.settings.drain_seconds
@@ -178,7 +194,11 @@ class Sidecar:
         self.loop.call_at(self._next_sweep, self._sweep)
         self.pipeline.sweep()
         if self.certificate is not None and self.certificate.not_after < time.time():
-            log.error("the certificate of %s has ended and no other came: mTLS is refused: %s", self.certificate.identity, self.secrets.fault)
+            log.error(
+                "the certificate of %s has ended and no other came: mTLS is refused: %s",
+                self.certificate.identity,
+                self.secrets.fault,
+            )
             self.certificate = self._inbound.tls = self._outbound.tls = None
 
     def _start(self, coroutine: Coroutine[Any, Any, None]) -> None:
@@ -199,7 +219,9 @@ class Sidecar:
         except NodeagentError as error:
             raise ConfigError(f"--source: {error}") from None
         except OSError as error:
-            raise ConfigError(f"--source {self.settings.source}: {error.strerror}: may user {istio.USER} read it?") from None
+            raise ConfigError(
+                f"--source {self.settings.source}: {error.strerror}: may user {istio.USER} read it?"
+            ) from None
 
     async def _watch(self, batches: AsyncIterator[list[AnyChange]]) -> None:
         async for batch in batches:
@@ -225,7 +247,9 @@ class Sidecar:
         """Have the key sets that this pod's RequestAuthentications name, and no others."""
         workload = self.pipeline.view.workload(self.pod.uid)
         entries = self.pipeline.view.policies_of(workload) if workload is not None else ()
-        dropped = self._key_sets.wanted(wanted_by(entry for entry in entries if isinstance(entry, RequestAuthentication)))
+        dropped = self._key_sets.wanted(
+            wanted_by(entry for entry in entries if isinstance(entry, RequestAuthentication))
+        )
         if dropped:
             self._take(Delta(removals=dropped))
 

@@ -1,4 +1,6 @@
-"""The pod that the sidecar is in: who it says it is (the downward API), and its sockets, which are this process's own."""
+"""The pod that the sidecar is in: who it says it is (the downward API), and its sockets, which are
+this process's own.
+"""
 
 from __future__ import annotations
 
@@ -35,14 +37,24 @@ class Pod:
     @classmethod
     def of(cls, environment: Mapping[str, str]) -> Pod:
         """Read POD_NAME, POD_NAMESPACE, POD_UID, POD_IPS and NODE_NAME. Raises ConfigError that names the variable."""
-        name, namespace, uid, addresses, node = (_variable(environment, key) for key in ("POD_NAME", "POD_NAMESPACE", "POD_UID", "POD_IPS", "NODE_NAME"))
-        return cls(name, namespace, PodUid(uid), tuple(_address(part.strip()) for part in addresses.split(",") if part.strip()), node)
+        name, namespace, uid, addresses, node = (
+            _variable(environment, key) for key in ("POD_NAME", "POD_NAMESPACE", "POD_UID", "POD_IPS", "NODE_NAME")
+        )
+        return cls(
+            name,
+            namespace,
+            PodUid(uid),
+            tuple(_address(part.strip()) for part in addresses.split(",") if part.strip()),
+            node,
+        )
 
 
 def _variable(environment: Mapping[str, str], key: str) -> str:
     value = environment.get(key, "").strip()
     if not value:
-        raise ConfigError(f"environment: {key}: is not set: the pod's spec gives it by the downward API (valueFrom.fieldRef)")
+        raise ConfigError(
+            f"environment: {key}: is not set: the pod's spec gives it by the downward API (valueFrom.fieldRef)"
+        )
     return value
 
 
@@ -50,11 +62,15 @@ def _address(text: str) -> Address:
     try:
         return Address(str(ip_address(text)))
     except ValueError:
-        raise ConfigError(f"environment: POD_IPS: {text!r:.80}: IPv4 and IPv6 addresses, separated by commas, are allowed") from None
+        raise ConfigError(
+            f"environment: POD_IPS: {text!r:.80}: IPv4 and IPv6 addresses, separated by commas, are allowed"
+        ) from None
 
 
 class LocalSockets(SocketStock):
-    """The stock of a pod whose network namespace is this process's own: a socket is made when it is wanted, bound to *source* if there is one."""
+    """The stock of a pod whose network namespace is this process's own: a socket is made when it is
+    wanted, bound to *source* if there is one.
+    """
 
     def __init__(self, family: Family, source: str = "") -> None:
         super().__init__(lambda count: None)
@@ -62,11 +78,14 @@ class LocalSockets(SocketStock):
 
     async def take(self) -> socket.socket:
         """Return an unconnected, non-blocking socket. Raises OSError."""
-        made = socket.socket(socket.AF_INET if self._family == 4 else socket.AF_INET6, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+        made = socket.socket(
+            socket.AF_INET if self._family == 4 else socket.AF_INET6, socket.SOCK_STREAM | socket.SOCK_NONBLOCK
+        )
         try:
             made.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
             if self._source:
-                # The port is chosen at connect, when it need only be free for that destination (ip(7)).
+                # The port is chosen at connect, when it need only be free for that destination
+                # (ip(7)).
                 made.setsockopt(socket.IPPROTO_IP, _IP_BIND_ADDRESS_NO_PORT, 1)
                 made.bind((self._source, 0))
         except OSError:
@@ -85,8 +104,9 @@ def pod_state(uid: PodUid, source: Mapping[Family, str]) -> PodState:
 class Redirected:
     """By iptables' REDIRECT: connection tracking knows the destination before it was changed.
 
-    Who dials the sidecar's own ports was not redirected: what it asked for would lead here again, and so on for ever. Nor may
-    *addresses*, the pod's own, be left for others inbound: whoever can send packets here could have them sent on.
+    Who dials the sidecar's own ports was not redirected: what it asked for would lead here again,
+    and so on for ever. Nor may *addresses*, the pod's own, be left for others inbound: whoever can
+    send packets here could have them sent on.
     """
 
     def __init__(self, addresses: tuple[Address, ...]) -> None:
@@ -95,13 +115,19 @@ class Redirected:
     def of(self, transport: Any, pod: PodState, direction: Direction) -> Original | None:
         address, port = original_destination(transport.get_extra_info("socket"))
         if direction == "inbound":
-            return Original(address, port, None) if address in self._own and port not in (istio.OUTBOUND_PORT, istio.INBOUND_PORT) else None
+            return (
+                Original(address, port, None)
+                if address in self._own and port not in (istio.OUTBOUND_PORT, istio.INBOUND_PORT)
+                else None
+            )
         here = address in self._own or address in ("127.0.0.1", "::1", "")
         return None if here and port in (0, istio.OUTBOUND_PORT, istio.INBOUND_PORT) else Original(address, port, None)
 
 
 def original_destination(connection: Any) -> tuple[str, int]:
-    """Return the address and port that the redirected *connection* asked for; ("", 0) when it was not redirected, or is gone already."""
+    """Return the address and port that the redirected *connection* asked for; ("", 0) when it was
+    not redirected, or is gone already.
+    """
     try:
         if connection.family == socket.AF_INET:
             found = connection.getsockopt(socket.SOL_IP, _SO_ORIGINAL_DST, 16)  # struct sockaddr_in
@@ -129,5 +155,7 @@ def listeners(port: int) -> list[socket.socket]:
                 continue
             for each in opened:
                 each.close()
-            raise ConfigError(f"port {port} of {host}: {error.strerror}: does another sidecar run in this pod?") from None
+            raise ConfigError(
+                f"port {port} of {host}: {error.strerror}: does another sidecar run in this pod?"
+            ) from None
     return opened

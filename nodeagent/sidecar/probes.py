@@ -1,4 +1,6 @@
-"""The kubelet's probes, which injection turns to the sidecar: it asks the application in the kubelet's stead, past the pod's own mTLS."""
+"""The kubelet's probes, which injection turns to the sidecar: it asks the application in the
+kubelet's stead, past the pod's own mTLS.
+"""
 
 from __future__ import annotations
 
@@ -24,11 +26,15 @@ class _Section(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _without_nulls(cls, values: Any) -> Any:
-        return {key: value for key, value in values.items() if value is not None} if isinstance(values, dict) else values
+        return (
+            {key: value for key, value in values.items() if value is not None} if isinstance(values, dict) else values
+        )
 
 
 def _target(path: str) -> str:
-    """Return *path* as a request's target: as Go's net/url does for the kubelet, which takes one without a slash, or with spaces."""
+    """Return *path* as a request's target: as Go's net/url does for the kubelet, which takes one
+    without a slash, or with spaces.
+    """
     return quote(path if path.startswith("/") else f"/{path}", safe="/%?:@!$&'()*+,;=[]~")
 
 
@@ -75,7 +81,9 @@ _TABLE: Final = TypeAdapter(dict[_Path, AppProbe])
 
 
 def from_environment(environment: Mapping[str, str]) -> dict[str, AppProbe]:
-    """Return path -> probe from NODEAGENT_APP_PROBES; none when it is not set. Raises ConfigError that names the field."""
+    """Return path -> probe from NODEAGENT_APP_PROBES; none when it is not set. Raises ConfigError
+    that names the field.
+    """
     text = environment.get(VARIABLE, "")
     if not text:
         return {}
@@ -83,7 +91,9 @@ def from_environment(environment: Mapping[str, str]) -> dict[str, AppProbe]:
         return _TABLE.validate_python(json.loads(text))
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
-        raise ConfigError(f"environment: {VARIABLE}: {'.'.join(map(str, first['loc']))}: {first['msg']}, not {first['input']!r:.80}") from None
+        raise ConfigError(
+            f"environment: {VARIABLE}: {'.'.join(map(str, first['loc']))}: {first['msg']}, not {first['input']!r:.80}"
+        ) from None
     except (ValueError, RecursionError) as error:
         raise ConfigError(f"environment: {VARIABLE}: not JSON: {error}") from None
 
@@ -98,7 +108,9 @@ async def _asked(probe: AppProbe, address: str) -> str:
         get = probe.http_get
         headers = [(header.name, header.value) for header in get.http_headers]
         host = get.host or address
-        return await by_http(host, get.port, scheme=get.scheme, path=get.path, headers=headers, source=_source(host, address))
+        return await by_http(
+            host, get.port, scheme=get.scheme, path=get.path, headers=headers, source=_source(host, address)
+        )
     if probe.grpc is not None:
         return await by_grpc(address, probe.grpc.port, probe.grpc.service, _source(address, address))
     assert probe.tcp_socket is not None, "a probe holds exactly one handler"
@@ -107,5 +119,7 @@ async def _asked(probe: AppProbe, address: str) -> str:
 
 
 def _source(host: str, own: str) -> Source:
-    """Return whence the sidecar connects to its application, so that the pod's rules let it through; None: *host* is another."""
+    """Return whence the sidecar connects to its application, so that the pod's rules let it
+    through; None: *host* is another.
+    """
     return (OWN_SOURCE[6 if ":" in own else 4], 0) if host == own else None

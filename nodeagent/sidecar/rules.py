@@ -1,6 +1,8 @@
-"""Istio's iptables rules for a pod with a sidecar: settings in, text for ``iptables-restore --noflush`` out. Pure.
+"""Istio's iptables rules for a pod with a sidecar: settings in, text for ``iptables-restore
+--noflush`` out. Pure.
 
-Order and chain names are those of Istio's ``istio-iptables``; both address families come from the same lines.
+Order and chain names are those of Istio's ``istio-iptables``; both address families come from the
+same lines.
 """
 
 from __future__ import annotations
@@ -37,7 +39,8 @@ class Capture:
 
 
 def install(capture: Capture, family: Family, present: str) -> str:
-    """Return the transaction that makes the nat table hold *capture*'s rules once, whatever it held of them before.
+    """Return the transaction that makes the nat table hold *capture*'s rules once, whatever it held
+    of them before.
 
     *present* is what ``iptables-save -t nat`` of that family says now.
     """
@@ -50,7 +53,9 @@ def remove(present: str) -> str:
     chains = [name for name in CHAINS if f":{name} " in present]
     if not chains:
         return ""
-    return _transaction([*(f":{name} - [0:0]" for name in chains), *_dropped(present), *(f"-X {name}" for name in chains)])
+    return _transaction(
+        [*(f":{name} - [0:0]" for name in chains), *_dropped(present), *(f"-X {name}" for name in chains)]
+    )
 
 
 def _transaction(lines: Iterable[str]) -> str:
@@ -58,7 +63,8 @@ def _transaction(lines: Iterable[str]) -> str:
 
 
 def _declared() -> Iterator[str]:
-    # To declare a chain also empties it (iptables-restore(8) with --noflush): that is what makes a second run change nothing.
+    # To declare a chain also empties it (iptables-restore(8) with --noflush): that is what makes a
+    # second run change nothing.
     yield from (f":{name} - [0:0]" for name in CHAINS)
 
 
@@ -88,8 +94,12 @@ def _output(capture: Capture, family: Family) -> Iterator[str]:
     yield "-A OUTPUT -p tcp -j ISTIO_OUTPUT"
     yield f"-A ISTIO_OUTPUT -s {own} -o lo -j RETURN"
     for owner in (f"--uid-owner {capture.uid}", f"--gid-owner {capture.gid}"):
-        # The sidecar calls its own pod by the pod's address (an application that calls its own Service): that comes in as from outside.
-        yield f"-A ISTIO_OUTPUT ! -d {loopback} -o lo -p tcp -m tcp ! --dport {istio.TUNNEL_PORT} -m owner {owner} -j ISTIO_IN_REDIRECT"
+        # The sidecar calls its own pod by the pod's address (an application that calls its own
+        # Service): that comes in as from outside.
+        yield (
+            f"-A ISTIO_OUTPUT ! -d {loopback} -o lo -p tcp -m tcp ! --dport {istio.TUNNEL_PORT} -m owner {owner} "
+            "-j ISTIO_IN_REDIRECT"
+        )
         yield f"-A ISTIO_OUTPUT -o lo -m owner ! {owner} -j RETURN"
         yield f"-A ISTIO_OUTPUT -m owner {owner} -j RETURN"
     yield f"-A ISTIO_OUTPUT -d {loopback} -j RETURN"

@@ -1,7 +1,9 @@
-"""The pod's certificate, from whoever serves Envoy's secret discovery on a unix socket: the node's agent, or Istio's.
+"""The pod's certificate, from whoever serves Envoy's secret discovery on a unix socket: the node's
+agent, or Istio's.
 
-The stream stays open, and what comes on it is checked before it is used; what is wrong is refused in the protocol's own
-words, and the last good certificate stays. A stream that ends is opened again, with growing pauses.
+The stream stays open, and what comes on it is checked before it is used; what is wrong is refused
+in the protocol's own words, and the last good certificate stays. A stream that ends is opened
+again, with growing pauses.
 """
 
 from __future__ import annotations
@@ -46,7 +48,9 @@ class Secrets:
         self._pair: tls.TlsCertificate | None = None
         self._roots = b""
         self.fault = f"--sds-socket {path}: there was no answer yet"
-        """Why there is nothing newer than what was taken last; empty: the stream is open, and the last answer was good."""
+        """Why there is nothing newer than what was taken last; empty: the stream is open, and the
+        last answer was good.
+        """
 
     async def run(self) -> None:
         """Follow for ever."""
@@ -68,16 +72,24 @@ class Secrets:
         channel = Channel(path=str(self._path))
         try:
             method: StreamStreamMethod[discovery.DiscoveryRequest, discovery.DiscoveryResponse]
-            method = StreamStreamMethod(channel, f"/{SERVICE}/StreamSecrets", discovery.DiscoveryRequest, discovery.DiscoveryResponse)
+            method = StreamStreamMethod(
+                channel, f"/{SERVICE}/StreamSecrets", discovery.DiscoveryRequest, discovery.DiscoveryResponse
+            )
             async with method.open() as stream:
-                request = discovery.DiscoveryRequest(type_url=TYPE_URL, resource_names=[CERTIFICATE, ROOTS], node=core.Node(id=f"sidecar~{self._namespace}"))
+                request = discovery.DiscoveryRequest(
+                    type_url=TYPE_URL,
+                    resource_names=[CERTIFICATE, ROOTS],
+                    node=core.Node(id=f"sidecar~{self._namespace}"),
+                )
                 await stream.send_message(request)
                 async for response in stream:
                     await stream.send_message(self._answer(request, response))
         finally:
             channel.close()
 
-    def _answer(self, request: discovery.DiscoveryRequest, response: discovery.DiscoveryResponse) -> discovery.DiscoveryRequest:
+    def _answer(
+        self, request: discovery.DiscoveryRequest, response: discovery.DiscoveryResponse
+    ) -> discovery.DiscoveryRequest:
         """Take *response* in; return the next request, which accepts or refuses it."""
         request.response_nonce = response.nonce
         request.ClearField("error_detail")
@@ -110,14 +122,21 @@ class Secrets:
         self._pair, self._roots = pair, roots
 
     def _identity(self, chain: bytes) -> SpiffeId:
-        """Return whose certificate it is: an account of the pod's namespace, in the trust domain. Raises IdentityError."""
+        """Return whose certificate it is: an account of the pod's namespace, in the trust domain.
+        Raises IdentityError.
+        """
         with translated(IdentityError, "the certificate cannot be read"):
             names = profiles.uris(x509.load_pem_x509_certificate(chain).extensions)
         if len(names) != 1:
-            raise IdentityError(f"the certificate is for {profiles.printable(names) or 'nobody'}: one SPIFFE ID is expected")
+            raise IdentityError(
+                f"the certificate is for {profiles.printable(names) or 'nobody'}: one SPIFFE ID is expected"
+            )
         namespace, _ = parse(names[0], self._trust_domain)
         if namespace != self._namespace:
-            raise IdentityError(f"the certificate is for {names[0]}, not for a pod of namespace {self._namespace}: is it this pod's socket?")
+            raise IdentityError(
+                f"the certificate is for {names[0]}, not for a pod of namespace {self._namespace}: is it this "
+                "pod's socket?"
+            )
         return SpiffeId(names[0])
 
     def _tell(self, fault: str) -> None:

@@ -1,7 +1,8 @@
-"""The access log of one worker: a request costs one append; lines are made in batches and written by a thread.
+"""The access log of one worker: a request costs one append; lines are made in batches and written
+by a thread.
 
-The event loop never waits for the disk: what the writer cannot take in time is dropped and counted, never queued
-without bound.
+The event loop never waits for the disk: what the writer cannot take in time is dropped and counted,
+never queued without bound.
 """
 
 from __future__ import annotations
@@ -22,9 +23,9 @@ INTERVAL_SECONDS: Final = 0.1
 class AccessLog:
     """Appends records to *path* (``-``: standard output; empty: nowhere) in *kind*.
 
-    Make it in the process that uses it, after the fork, and use it from one event loop: ``start`` once that runs,
-    ``log`` for each request (where ``enabled``: no need to build a record otherwise), ``close`` at the end.
-    Raises ConfigError when the file cannot be opened.
+    Make it in the process that uses it, after the fork, and use it from one event loop: ``start``
+    once that runs, ``log`` for each request (where ``enabled``: no need to build a record
+    otherwise), ``close`` at the end. Raises ConfigError when the file cannot be opened.
     """
 
     def __init__(self, path: str, kind: Format = "text", queue_bytes: int = QUEUE_BYTES) -> None:

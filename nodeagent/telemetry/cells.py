@@ -1,7 +1,8 @@
 """A worker's metrics: plain integers in slots, found once per route and bumped per request.
 
-This is the hot path: ``HttpCell.observe`` runs for every request. A cell holds what happened since the last report;
-``WorkerMetrics.delta`` takes it away, so control only ever adds and a counter never goes back when a worker is replaced.
+This is the hot path: ``HttpCell.observe`` runs for every request. A cell holds what happened since
+the last report; ``WorkerMetrics.delta`` takes it away, so control only ever adds and a counter
+never goes back when a worker is replaced.
 """
 
 from __future__ import annotations
@@ -33,7 +34,9 @@ class HttpCell:
         self._clear()
 
     def observe(self, duration_ms: float, received: int, sent: int) -> None:
-        """Count one finished request: its *duration_ms*, its bytes *received* from and *sent* to the client, headers included."""
+        """Count one finished request: its *duration_ms*, its bytes *received* from and *sent* to
+        the client, headers included.
+        """
         self.duration[bisect_left(_MILLISECONDS, duration_ms)] += 1
         self.received[bisect_left(_BYTES, received)] += 1
         self.sent[bisect_left(_BYTES, sent)] += 1
@@ -87,10 +90,11 @@ class WorkerMetrics:
         self._gauges: dict[tuple[str, Labels], float] = {}
 
     def http(self, reporters: tuple[str, ...], labels: Labels, pod: str = "") -> HttpCell:
-        """Return the cell of *labels* (HTTP_LABELS), the same one for the same arguments: keep it per route and code.
+        """Return the cell of *labels* (HTTP_LABELS), the same one for the same arguments: keep it
+        per route and code.
 
-        *reporters* are those for whom the request counts: one that never leaves the node counts as both. *pod*: the uid of the
-        pod whose traffic it is.
+        *reporters* are those for whom the request counts: one that never leaves the node counts as
+        both. *pod*: the uid of the pod whose traffic it is.
         """
         key = (reporters, labels)
         cell = self._http.get(key)

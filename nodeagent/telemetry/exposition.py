@@ -45,7 +45,10 @@ class HttpSeries:
         head = f'{name}_bucket{{{self.text},le="'
         cumulative = list(accumulate(self.buckets[place]))
         lines = "".join([f'{head}{le}"}} {count}\n' for le, count in zip(_LES, cumulative, strict=True)])
-        return f"{lines}{name}_sum{{{self.text}}} {number(self.sums[place])}\n{name}_count{{{self.text}}} {cumulative[-1]}\n"
+        return (
+            f"{lines}{name}_sum{{{self.text}}} {number(self.sums[place])}\n{name}_count{{{self.text}}} "
+            f"{cumulative[-1]}\n"
+        )
 
 
 class TcpSeries:
@@ -63,7 +66,9 @@ class TcpSeries:
             self.amounts[place] += amount
 
 
-def render(http: Mapping[Labels, HttpSeries], tcp: Mapping[Labels, TcpSeries], plain: Mapping[str, Mapping[Labels, float]]) -> Iterator[bytes]:
+def render(
+    http: Mapping[Labels, HttpSeries], tcp: Mapping[Labels, TcpSeries], plain: Mapping[str, Mapping[Labels, float]]
+) -> Iterator[bytes]:
     """Yield the whole exposition in pieces of about PIECE_BYTES; the mappings may grow meanwhile."""
     buffer: list[str] = []
     size = 0
@@ -76,7 +81,9 @@ def render(http: Mapping[Labels, HttpSeries], tcp: Mapping[Labels, TcpSeries], p
     yield "".join(buffer).encode()
 
 
-def _texts(http: Mapping[Labels, HttpSeries], tcp: Mapping[Labels, TcpSeries], plain: Mapping[str, Mapping[Labels, float]]) -> Iterator[str]:
+def _texts(
+    http: Mapping[Labels, HttpSeries], tcp: Mapping[Labels, TcpSeries], plain: Mapping[str, Mapping[Labels, float]]
+) -> Iterator[str]:
     if http:
         http_series = list(http.values())
         yield _head(REQUESTS)

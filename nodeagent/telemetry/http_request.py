@@ -80,8 +80,8 @@ class _Head:
 def parse(head: bytes, body_bytes: int) -> Request:
     """Return the request of a complete *head*, blank line included.
 
-    Raises BadRequestError: not HTTP/1.x, a method other than GET, HEAD and POST, a body that is chunked or larger
-    than *body_bytes*.
+    Raises BadRequestError: not HTTP/1.x, a method other than GET, HEAD and POST, a body that is
+    chunked or larger than *body_bytes*.
     """
     events = _Head()
     parser = events.parser
@@ -97,7 +97,9 @@ def parse(head: bytes, body_bytes: int) -> Request:
     method = parser.get_method().decode()
     if method not in _METHODS:
         raise BadRequestError(405, f"{method} is not a method of anything here")
-    return Request(method, path, query, _length(events.headers, body_bytes), events.keep_alive, parser.get_http_version() == "1.1")
+    return Request(
+        method, path, query, _length(events.headers, body_bytes), events.keep_alive, parser.get_http_version() == "1.1"
+    )
 
 
 def _length(headers: Iterable[tuple[bytes, bytes]], limit: int) -> int:

@@ -1,7 +1,8 @@
 """The daemon's own small HTTP server: admin, metrics, readiness.
 
-It answers people, Prometheus and the kubelet a few times a minute, and must stay harmless to the data plane whoever
-connects: heads, bodies, connections and times are bounded. Written here because aiohttp adds 12 MB to the daemon.
+It answers people, Prometheus and the kubelet a few times a minute, and must stay harmless to the
+data plane whoever connects: heads, bodies, connections and times are bounded. Written here because
+aiohttp adds 12 MB to the daemon.
 """
 
 from __future__ import annotations
@@ -66,10 +67,18 @@ class HttpServer:
         if listener.family == socket.AF_UNIX:
             path = Path(listener.getsockname())
             self._socket = (path, path.stat().st_ino)
-            self._servers.append(await asyncio.start_unix_server(self._accepted, sock=listener, limit=self._limits.head_bytes, backlog=_BACKLOG))
+            self._servers.append(
+                await asyncio.start_unix_server(
+                    self._accepted, sock=listener, limit=self._limits.head_bytes, backlog=_BACKLOG
+                )
+            )
         else:
             self.port = listener.getsockname()[1]
-            self._servers.append(await asyncio.start_server(self._accepted, sock=listener, limit=self._limits.head_bytes, backlog=_BACKLOG))
+            self._servers.append(
+                await asyncio.start_server(
+                    self._accepted, sock=listener, limit=self._limits.head_bytes, backlog=_BACKLOG
+                )
+            )
 
     async def close(self) -> None:
         """Stop listening, drop every connection, remove the unix socket unless a successor has put its own there."""
@@ -90,7 +99,8 @@ class HttpServer:
             writer.transport.abort()
             return
         self._tasks[task] = writer
-        # So that drain() means that the client has taken everything, and the bound on time is one on memory.
+        # So that drain() means that the client has taken everything, and the bound on time is one
+        # on memory.
         writer.transport.set_write_buffer_limits(0)
         try:
             await self._converse(reader, writer)
@@ -102,9 +112,15 @@ class HttpServer:
             writer.transport.abort()
 
     def _has_room(self, source: str) -> bool:
-        """Say whether one more connection of *source* may stay; for that the one that has waited longest goes, of the same source where that has its share."""
+        """Say whether one more connection of *source* may stay; for that the one that has waited
+        longest goes, of the same source where that has its share.
+        """
         full = len(self._tasks) >= self._limits.connections
-        crowded = bool(source) and sum(1 for writer in self._tasks.values() if _source(writer) == source) >= self._limits.connections_per_source
+        crowded = (
+            bool(source)
+            and sum(1 for writer in self._tasks.values() if _source(writer) == source)
+            >= self._limits.connections_per_source
+        )
         if not full and not crowded:
             return True
         victim = next((writer for writer in self._waiting if not crowded or _source(writer) == source), None)
@@ -132,7 +148,9 @@ class HttpServer:
                 await asyncio.sleep(wait)
             keep_alive = request.keep_alive and request.chunked
             response = await self._answer(request)
-            await self._send(writer, response, keep_alive=keep_alive, chunked=request.chunked, bodiless=request.method == "HEAD")
+            await self._send(
+                writer, response, keep_alive=keep_alive, chunked=request.chunked, bodiless=request.method == "HEAD"
+            )
             patience = self._limits.idle_seconds
 
     async def _receive(self, reader: asyncio.StreamReader, patience: float) -> Request:
@@ -153,7 +171,11 @@ class HttpServer:
         handler = self._routes.get((method, request.path))
         if handler is None:
             known = sorted({path for _, path in self._routes})
-            status, message = (405, f"{request.path} does not take {method}") if request.path in known else (404, f"no such path; there is: {' '.join(known)}")
+            status, message = (
+                (405, f"{request.path} does not take {method}")
+                if request.path in known
+                else (404, f"no such path; there is: {' '.join(known)}")
+            )
             return Response(f"{message}\n".encode(), status)
         try:
             return await handler(request.query)
@@ -163,7 +185,9 @@ class HttpServer:
             _log.exception("%s %s failed", method, request.path)
             return Response(b"internal error; the agent's log says more\n", 500)
 
-    async def _send(self, writer: asyncio.StreamWriter, response: Response, *, keep_alive: bool, chunked: bool, bodiless: bool) -> None:
+    async def _send(
+        self, writer: asyncio.StreamWriter, response: Response, *, keep_alive: bool, chunked: bool, bodiless: bool
+    ) -> None:
         async with asyncio.timeout(self._limits.answer_seconds):
             writer.write(answer_head(response, keep_alive=keep_alive, chunked=chunked))
             if not bodiless:
@@ -174,7 +198,9 @@ class HttpServer:
             await writer.drain()
 
     async def _linger(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        """Take what else was sent, within bounds: closing on unread bytes makes a RST, and the client loses the answer."""
+        """Take what else was sent, within bounds: closing on unread bytes makes a RST, and the
+        client loses the answer.
+        """
         writer.write_eof()
         async with asyncio.timeout(1.0):
             for _ in range(64):
@@ -199,10 +225,14 @@ def _pieces(body: bytes | Iterable[bytes], chunked: bool) -> Iterable[bytes]:
         yield chunk(b"")
 
 
-async def serve(routes: Routes, *, port: int = 0, hosts: Sequence[str] = LOCALHOST, limits: Limits | None = None) -> HttpServer:
-    """Serve *routes* on TCP *port* of *hosts* (LOCALHOST or EVERYWHERE); port 0 takes a free one, the same on all hosts.
+async def serve(
+    routes: Routes, *, port: int = 0, hosts: Sequence[str] = LOCALHOST, limits: Limits | None = None
+) -> HttpServer:
+    """Serve *routes* on TCP *port* of *hosts* (LOCALHOST or EVERYWHERE); port 0 takes a free one,
+    the same on all hosts.
 
-    An IPv6 host is left out where the machine has no IPv6. Raises ConfigError when the port is taken.
+    An IPv6 host is left out where the machine has no IPv6. Raises ConfigError when the port is
+    taken.
     """
     server = HttpServer(routes, limits or Limits())
     for host in hosts:
@@ -212,14 +242,17 @@ async def serve(routes: Routes, *, port: int = 0, hosts: Sequence[str] = LOCALHO
             if ":" in host and error.errno in (errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL):
                 continue
             await server.close()
-            raise ConfigError(f"{host} port {port}: {error.strerror}: does another agent run here? (telemetry.*Port chooses others)") from None
+            raise ConfigError(
+                f"{host} port {port}: {error.strerror}: does another agent run here? (telemetry.*Port chooses others)"
+            ) from None
         await server.listen(listener)
         port = server.port
     return server
 
 
 async def serve_unix(routes: Routes, path: Path, *, limits: Limits | None = None) -> HttpServer:
-    """Serve *routes* on a unix socket at *path*, mode 0600; what a dead process left there is replaced.
+    """Serve *routes* on a unix socket at *path*, mode 0600; what a dead process left there is
+    replaced.
 
     Raises ConfigError when it cannot be made.
     """
@@ -230,7 +263,9 @@ async def serve_unix(routes: Routes, path: Path, *, limits: Limits | None = None
         path.chmod(0o600)  # before it listens, so nobody can have connected
     except OSError as error:
         listener.close()
-        raise ConfigError(f"{path}: {error.strerror or error}: runtimeDirectory must be a folder in which the agent may make sockets") from None
+        raise ConfigError(
+            f"{path}: {error.strerror or error}: runtimeDirectory must be a folder in which the agent may make sockets"
+        ) from None
     server = HttpServer(routes, limits or Limits())
     await server.listen(listener)
     return server

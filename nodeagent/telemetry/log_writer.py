@@ -22,9 +22,11 @@ _Item = tuple[bytes, int] | Literal["close"]
 
 
 class LogWriter:
-    """Owns the descriptor of *path* (``-``: standard output) and a thread; make it after the process has forked.
+    """Owns the descriptor of *path* (``-``: standard output) and a thread; make it after the
+    process has forked.
 
-    At most *limit* bytes wait; what comes beyond is refused. Raises ConfigError when the file cannot be opened.
+    At most *limit* bytes wait; what comes beyond is refused. Raises ConfigError when the file
+    cannot be opened.
     """
 
     def __init__(self, path: str, limit: int) -> None:
@@ -38,7 +40,10 @@ class LogWriter:
         try:
             self._descriptor = self._open()
         except OSError as error:
-            raise ConfigError(f"telemetry.accessLog.path: {path}: {error.strerror}: does its folder exist, and may the agent write there?") from None
+            raise ConfigError(
+                f"telemetry.accessLog.path: {path}: {error.strerror}: does its folder exist, and may the agent "
+                "write there?"
+            ) from None
         self._thread = threading.Thread(target=self._run, name="access-log", daemon=True)
         self._thread.start()
 
@@ -64,7 +69,8 @@ class LogWriter:
         following: _Item | None = None
         while (item := following or self._queue.get()) != "close":
             following = None
-            # All that waits goes in one write: under load this thread gets the interpreter only every few milliseconds.
+            # All that waits goes in one write: under load this thread gets the interpreter only
+            # every few milliseconds.
             waiting, lines = [item[0]], item[1]
             while not self._queue.empty() and not isinstance(following := self._queue.get(), str):
                 waiting.append(following[0])
@@ -101,8 +107,8 @@ def _write(descriptor: int, data: bytes) -> None:
 def _pieces(descriptor: int, data: bytes) -> Iterator[bytes]:
     """Yield *data* so that lines of several workers do not mix.
 
-    An append to a regular file is atomic; a write to a pipe is only up to PIPE_BUF (pipe(7)), so there whole lines
-    are put together up to that size. A longer line goes alone.
+    An append to a regular file is atomic; a write to a pipe is only up to PIPE_BUF (pipe(7)), so
+    there whole lines are put together up to that size. A longer line goes alone.
     """
     if stat.S_ISREG(os.fstat(descriptor).st_mode):
         yield data

@@ -1,8 +1,8 @@
 """Every metric of the daemon, declared once: name, kind, labels, help.
 
-The ``istio_*`` families carry Istio's names, labels and buckets exactly, so that existing dashboards and alerts work;
-the ``nodeagent_*`` families are the daemon's own state. Nothing else in the program writes a metric's name or a
-label's name.
+The ``istio_*`` families carry Istio's names, labels and buckets exactly, so that existing
+dashboards and alerts work; the ``nodeagent_*`` families are the daemon's own state. Nothing else in
+the program writes a metric's name or a label's name.
 
 Source: Istio "Standard Metrics"; histogram buckets are Envoy's defaults, which Istio leaves alone.
 """
@@ -23,7 +23,9 @@ UNKNOWN: Final = "unknown"
 SERIES_LIMIT: Final = 5_000
 """Bound on HTTP and on TCP series each: what applications make up (status codes) must not fill the daemon's memory."""
 SERIES_PER_POD: Final = 500
-"""Of those that a worker keeps, for the traffic that one pod of the node opens or takes: what a pod makes up costs others none of theirs."""
+"""Of those that a worker keeps, for the traffic that one pod of the node opens or takes: what a pod
+makes up costs others none of theirs.
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +38,16 @@ class Metric:
     help: str
 
 
-_SIDE = ("workload", "workload_namespace", "principal", "app", "version", "canonical_service", "canonical_revision", "cluster")
+_SIDE = (
+    "workload",
+    "workload_namespace",
+    "principal",
+    "app",
+    "version",
+    "canonical_service",
+    "canonical_revision",
+    "cluster",
+)
 PEER_LABELS: Final[Labels] = (
     *(f"source_{name}" for name in _SIDE),
     *(f"destination_{name}" for name in _SIDE),
@@ -46,7 +57,13 @@ PEER_LABELS: Final[Labels] = (
     "connection_security_policy",
 )
 """What is constant for a pair of workloads and a Service; see ``nodeagent.telemetry.labels``."""
-HTTP_LABELS: Final[Labels] = (*PEER_LABELS, "request_protocol", "response_code", "grpc_response_status", "response_flags")
+HTTP_LABELS: Final[Labels] = (
+    *PEER_LABELS,
+    "request_protocol",
+    "response_code",
+    "grpc_response_status",
+    "response_flags",
+)
 TCP_LABELS: Final[Labels] = (*PEER_LABELS, "request_protocol", "response_flags")
 SECURITY_POLICY: Final = PEER_LABELS.index("connection_security_policy")
 
@@ -66,39 +83,91 @@ RESPONSE_BYTES = Metric("istio_response_bytes", "histogram", _HTTP, "Sizes of HT
 TCP_OPENED = Metric("istio_tcp_connections_opened_total", "counter", _TCP, "TCP connections opened.")
 TCP_CLOSED = Metric("istio_tcp_connections_closed_total", "counter", _TCP, "TCP connections closed.")
 TCP_SENT = Metric("istio_tcp_sent_bytes_total", "counter", _TCP, "Bytes sent in responses of TCP connections.")
-TCP_RECEIVED = Metric("istio_tcp_received_bytes_total", "counter", _TCP, "Bytes received in requests of TCP connections.")
-ISTIO_BUILD = Metric("istio_build", "gauge", ("component", "tag"), "Build of the component that reports Istio's metrics; always 1.")
+TCP_RECEIVED = Metric(
+    "istio_tcp_received_bytes_total", "counter", _TCP, "Bytes received in requests of TCP connections."
+)
+ISTIO_BUILD = Metric(
+    "istio_build", "gauge", ("component", "tag"), "Build of the component that reports Istio's metrics; always 1."
+)
 
 BUILD_INFO = Metric("nodeagent_build_info", "gauge", ("version", "python", "node"), "Version of the daemon; always 1.")
 ENROLLED_PODS = Metric("nodeagent_enrolled_pods", "gauge", (), "Pods of this node whose traffic is captured.")
-FAULTY_PODS = Metric("nodeagent_faulty_pods", "gauge", (), "Enrolled pods whose capture differs from what it should be.")
+FAULTY_PODS = Metric(
+    "nodeagent_faulty_pods", "gauge", (), "Enrolled pods whose capture differs from what it should be."
+)
 REPAIRS = Metric("nodeagent_repairs_total", "counter", ("fault",), "Faults of capture found by the check and repaired.")
 MAP_ENTRIES = Metric("nodeagent_map_entries", "gauge", ("map",), "Entries in use in a BPF map.")
 MAP_CAPACITY = Metric("nodeagent_map_capacity", "gauge", ("map",), "Entries that a BPF map can hold.")
 KERNEL_EVENTS = Metric("nodeagent_kernel_events_total", "counter", ("event",), "Decisions of the BPF programs.")
-LOOP_LAG = Metric("nodeagent_event_loop_lag_seconds", "gauge", ("worker",), "Longest delay of a worker's event loop since its last report.")
-BUSY_POLL = Metric("nodeagent_busy_poll_ratio", "gauge", ("worker",), "Part of its time that a worker spent looking for its next event, since its last report.")
-OPEN_CONNECTIONS = Metric("nodeagent_open_connections", "gauge", ("worker",), "Connections that a worker holds for pods.")
-CONNECTIONS = Metric("nodeagent_connections_total", "counter", ("direction", "path"), "Captured connections by the path that they took.")
-REFUSED = Metric("nodeagent_refused_connections_total", "counter", ("reason",), "Connections and requests that the proxy refused or failed.")
-POLICY_EVENTS = Metric(
-    "nodeagent_policy_events_total", "counter", ("workload", "policy", "event"),
-    "What policies decided: deny, audit, dry_run_allow, dry_run_deny, jwt_refused, external_denied, rate_limited, closed.",
-)  # fmt: skip
-KERNEL_HTTP_UNKNOWN = Metric(
-    "nodeagent_kernel_http_unknown_total", "counter", ("destination_workload", "destination_workload_namespace", "reason"),
-    "HTTP requests of kernel-path flows, at least, that the kernel could not follow: they are in no istio_* series.",
-)  # fmt: skip
-KERNEL_LEFT_OUT = Metric(
-    "nodeagent_kernel_path_left_out", "gauge", (), "Ports and ClusterIPs that should be on the kernel path and take the proxy because a BPF map is full."
+LOOP_LAG = Metric(
+    "nodeagent_event_loop_lag_seconds",
+    "gauge",
+    ("worker",),
+    "Longest delay of a worker's event loop since its last report.",
 )
-CERTIFICATE_EXPIRY = Metric("nodeagent_certificate_expiry_timestamp_seconds", "gauge", ("identity",), "When a workload's certificate ends, Unix time.")
-WORKER_RESTARTS = Metric("nodeagent_worker_restarts_total", "counter", ("worker",), "Workers that died and were replaced.")
-SNAPSHOT_ENTRIES = Metric("nodeagent_snapshot_entries", "gauge", ("kind",), "Entries of the snapshot that workers decide by.")
-LOG_DROPPED = Metric("nodeagent_access_log_dropped_total", "counter", (), "Access log lines lost: the disk was too slow, full or gone.")
-REJECTED = Metric("nodeagent_telemetry_rejected_total", "counter", ("cause",), "Reports of workers that were malformed or over the bound on series.")
+BUSY_POLL = Metric(
+    "nodeagent_busy_poll_ratio",
+    "gauge",
+    ("worker",),
+    "Part of its time that a worker spent looking for its next event, since its last report.",
+)
+OPEN_CONNECTIONS = Metric(
+    "nodeagent_open_connections", "gauge", ("worker",), "Connections that a worker holds for pods."
+)
+CONNECTIONS = Metric(
+    "nodeagent_connections_total", "counter", ("direction", "path"), "Captured connections by the path that they took."
+)
+REFUSED = Metric(
+    "nodeagent_refused_connections_total",
+    "counter",
+    ("reason",),
+    "Connections and requests that the proxy refused or failed.",
+)
+POLICY_EVENTS = Metric(
+    "nodeagent_policy_events_total",
+    "counter",
+    ("workload", "policy", "event"),
+    "What policies decided: deny, audit, dry_run_allow, dry_run_deny, jwt_refused, external_denied, "
+    "rate_limited, closed.",
+)
+KERNEL_HTTP_UNKNOWN = Metric(
+    "nodeagent_kernel_http_unknown_total",
+    "counter",
+    ("destination_workload", "destination_workload_namespace", "reason"),
+    "HTTP requests of kernel-path flows, at least, that the kernel could not follow: they are in no istio_* series.",
+)
+KERNEL_LEFT_OUT = Metric(
+    "nodeagent_kernel_path_left_out",
+    "gauge",
+    (),
+    "Ports and ClusterIPs that should be on the kernel path and take the proxy because a BPF map is full.",
+)
+CERTIFICATE_EXPIRY = Metric(
+    "nodeagent_certificate_expiry_timestamp_seconds",
+    "gauge",
+    ("identity",),
+    "When a workload's certificate ends, Unix time.",
+)
+WORKER_RESTARTS = Metric(
+    "nodeagent_worker_restarts_total", "counter", ("worker",), "Workers that died and were replaced."
+)
+SNAPSHOT_ENTRIES = Metric(
+    "nodeagent_snapshot_entries", "gauge", ("kind",), "Entries of the snapshot that workers decide by."
+)
+LOG_DROPPED = Metric(
+    "nodeagent_access_log_dropped_total", "counter", (), "Access log lines lost: the disk was too slow, full or gone."
+)
+REJECTED = Metric(
+    "nodeagent_telemetry_rejected_total",
+    "counter",
+    ("cause",),
+    "Reports of workers that were malformed or over the bound on series.",
+)
 WEBHOOK_REVIEWS = Metric(
-    "nodeagent_webhook_reviews_total", "counter", ("result", "reason"), "Admission reviews: injected, skipped, denied, or refused as no valid review."
+    "nodeagent_webhook_reviews_total",
+    "counter",
+    ("result", "reason"),
+    "Admission reviews: injected, skipped, denied, or refused as no valid review.",
 )
 WEBHOOK_REGISTRATIONS = Metric(
     "nodeagent_webhook_registrations_total", "counter", ("result",),
@@ -112,7 +181,19 @@ TCP_FAMILIES: Final = (TCP_OPENED, TCP_CLOSED, TCP_SENT, TCP_RECEIVED)
 PLAIN: Final = {
     metric.name: metric
     for metric in (
-        *(ISTIO_BUILD, BUILD_INFO, ENROLLED_PODS, FAULTY_PODS, REPAIRS, MAP_ENTRIES, MAP_CAPACITY, KERNEL_EVENTS, LOOP_LAG, BUSY_POLL, OPEN_CONNECTIONS),
+        *(
+            ISTIO_BUILD,
+            BUILD_INFO,
+            ENROLLED_PODS,
+            FAULTY_PODS,
+            REPAIRS,
+            MAP_ENTRIES,
+            MAP_CAPACITY,
+            KERNEL_EVENTS,
+            LOOP_LAG,
+            BUSY_POLL,
+            OPEN_CONNECTIONS,
+        ),
         *(CONNECTIONS, REFUSED, POLICY_EVENTS, KERNEL_HTTP_UNKNOWN, KERNEL_LEFT_OUT),
         *(CERTIFICATE_EXPIRY, WORKER_RESTARTS, SNAPSHOT_ENTRIES, LOG_DROPPED, REJECTED),
         *(WEBHOOK_REVIEWS, WEBHOOK_REGISTRATIONS),
@@ -122,10 +203,11 @@ PLAIN: Final = {
 
 
 def reported(reporter: str, labels: Labels) -> Labels:
-    """Return the full label values of a series that *reporter* tells of; *labels* are those of HTTP_LABELS or TCP_LABELS.
+    """Return the full label values of a series that *reporter* tells of; *labels* are those of
+    HTTP_LABELS or TCP_LABELS.
 
-    A client's proxy does not know what the server's will accept: Istio has it say ``unknown`` for the security policy,
-    and dashboards count on it.
+    A client's proxy does not know what the server's will accept: Istio has it say ``unknown`` for
+    the security policy, and dashboards count on it.
     """
     if reporter == "source":
         labels = (*labels[:SECURITY_POLICY], UNKNOWN, *labels[SECURITY_POLICY + 1 :])

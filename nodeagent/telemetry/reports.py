@@ -1,6 +1,8 @@
-"""A worker's metrics report, checked: the shape of what ``WorkerMetrics.delta`` makes, and nothing else.
+"""A worker's metrics report, checked: the shape of what ``WorkerMetrics.delta`` makes, and nothing
+else.
 
-A worker parses what pods send; if one is taken over, it must not be able to do more here than to miscount.
+A worker parses what pods send; if one is taken over, it must not be able to do more here than to
+miscount.
 """
 
 from __future__ import annotations
@@ -62,12 +64,20 @@ def parse(message: Mapping[str, Any]) -> Report:
 
 def _http(item: Any) -> tuple[Labels, Labels, list[Histogram]]:
     reporters, labels, values = _sequence(item, 3)
-    return _reporters(reporters), _labels(labels, len(HTTP_LABELS)), [_histogram(value) for value in _sequence(values, len(HTTP_FAMILIES))]
+    return (
+        _reporters(reporters),
+        _labels(labels, len(HTTP_LABELS)),
+        [_histogram(value) for value in _sequence(values, len(HTTP_FAMILIES))],
+    )
 
 
 def _tcp(item: Any) -> tuple[Labels, Labels, list[int]]:
     reporters, labels, values = _sequence(item, 3)
-    return _reporters(reporters), _labels(labels, len(TCP_LABELS)), [_amount(value) for value in _sequence(values, len(TCP_FAMILIES))]
+    return (
+        _reporters(reporters),
+        _labels(labels, len(TCP_LABELS)),
+        [_amount(value) for value in _sequence(values, len(TCP_FAMILIES))],
+    )
 
 
 def _count(item: Any) -> tuple[Metric, Labels, int]:
@@ -104,7 +114,11 @@ def _sequence(value: Any, length: int | None = None) -> list[Any]:
 
 def _reporters(value: Any) -> Labels:
     reporters = tuple(_sequence(value))
-    if not reporters or any(reporter not in REPORTERS for reporter in reporters) or len(set(reporters)) != len(reporters):
+    if (
+        not reporters
+        or any(reporter not in REPORTERS for reporter in reporters)
+        or len(set(reporters)) != len(reporters)
+    ):
         raise ReportError(f"reporters are some of {REPORTERS!r}, not {shown(value)}")
     return reporters
 

@@ -1,4 +1,6 @@
-"""One rendering of the metrics for all who ask at the same time, and for a second after: who scrapes often costs no more than who does not."""
+"""One rendering of the metrics for all who ask at the same time, and for a second after: who
+scrapes often costs no more than who does not.
+"""
 
 from __future__ import annotations
 
@@ -11,9 +13,13 @@ FRESH_SECONDS: Final = 1.0
 
 
 class Scrapes:
-    """Answers by *render*, which collects everything and returns the text in pieces; others have their turn between two of them."""
+    """Answers by *render*, which collects everything and returns the text in pieces; others have
+    their turn between two of them.
+    """
 
-    def __init__(self, render: Callable[[], Awaitable[Iterable[bytes]]], clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self, render: Callable[[], Awaitable[Iterable[bytes]]], clock: Callable[[], float] = time.monotonic
+    ) -> None:
         self._render, self._clock = render, clock
         self._rendering: asyncio.Task[tuple[bytes, ...]] | None = None
         self._last: tuple[bytes, ...] = ()

@@ -1,4 +1,6 @@
-"""How often each address may ask the daemon's HTTP servers: who asks more often waits, and keeps nobody else waiting."""
+"""How often each address may ask the daemon's HTTP servers: who asks more often waits, and keeps
+nobody else waiting.
+"""
 
 from __future__ import annotations
 

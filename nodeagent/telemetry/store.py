@@ -1,8 +1,10 @@
-"""The node's metrics in control: sums up what workers report, holds control's own, and writes the exposition.
+"""The node's metrics in control: sums up what workers report, holds control's own, and writes the
+exposition.
 
-Written out here rather than by prometheus_client: that library adds 14 MB to the process and takes 18 µs a line, which
-at a few hundred series of 60 lines would stall control for longer than the data plane's heartbeat may be late.
-Workers parse what pods send, so their reports are checked whole before anything is counted.
+Written out here rather than by prometheus_client: that library adds 14 MB to the process and takes
+18 µs a line, which at a few hundred series of 60 lines would stall control for longer than the data
+plane's heartbeat may be late. Workers parse what pods send, so their reports are checked whole
+before anything is counted.
 """
 
 from __future__ import annotations
@@ -51,7 +53,9 @@ class Store:
         return self._plain[metric.name].get(labels, 0)
 
     def merge(self, message: Mapping[str, Any]) -> None:
-        """Add a worker's report (``WorkerMetrics.delta``); one that is malformed is counted, logged and dropped whole."""
+        """Add a worker's report (``WorkerMetrics.delta``); one that is malformed is counted, logged
+        and dropped whole.
+        """
         try:
             report = parse(message)
         except ReportError as error:
@@ -72,14 +76,18 @@ class Store:
                 self.set(metric, labels, value)
 
     def exposition(self) -> Iterator[bytes]:
-        """Yield the text exposition in pieces of about 64 KB, so that its memory stays flat and others run between them.
+        """Yield the text exposition in pieces of about 64 KB, so that its memory stays flat and
+        others run between them.
 
-        Each series is consistent in itself; what is merged between two pieces may show in later ones.
+        Each series is consistent in itself; what is merged between two pieces may show in later
+        ones.
         """
         return exposition.render(self._http, self._tcp, self._plain)
 
     def _has_room(self, metric: Metric, labels: Labels) -> bool:
-        """Say whether a worker may count into the series *labels*, which may be a new one; what it may not is counted as rejected."""
+        """Say whether a worker may count into the series *labels*, which may be a new one; what it
+        may not is counted as rejected.
+        """
         family = self._plain[metric.name]
         if labels in family or len(family) < self._limit:
             return True

@@ -1,4 +1,6 @@
-"""The little of Kubernetes' API that the webhook needs, on aiohttp: kubernetes-asyncio would double its memory (79 MB beside 39)."""
+"""The little of Kubernetes' API that the webhook needs, on aiohttp: kubernetes-asyncio would double
+its memory (79 MB beside 39).
+"""
 
 from __future__ import annotations
 
@@ -49,7 +51,9 @@ class Access:
         except (OSError, UnicodeDecodeError) as error:
             raise ApiError(f"{self.token_file}: {error}") from None
         if not token.isprintable():
-            raise ApiError(f"{self.token_file or 'the kubeconfig'}: the token holds a character that no HTTP header may have")
+            raise ApiError(
+                f"{self.token_file or 'the kubeconfig'}: the token holds a character that no HTTP header may have"
+            )
         return {"Authorization": f"Bearer {token}"} if token else {}
 
 
@@ -64,7 +68,9 @@ class KubeApi:
         return await self._ask("GET", path, None, {})
 
     async def patch(self, path: str, patch: Mapping[str, Any]) -> dict[str, Any]:
-        """Apply a strategic merge *patch* and return the object. Raises ApiError; status 409: somebody else has changed it meanwhile."""
+        """Apply a strategic merge *patch* and return the object. Raises ApiError; status 409:
+        somebody else has changed it meanwhile.
+        """
         return await self._ask("PATCH", path, orjson.dumps(patch), {"Content-Type": STRATEGIC_MERGE})
 
     async def _ask(self, method: str, path: str, body: bytes | None, headers: Mapping[str, str]) -> dict[str, Any]:
@@ -72,7 +78,9 @@ class KubeApi:
         headers = {**headers, **self._access.headers()}
         try:
             async with (
-                aiohttp.ClientSession(timeout=TIMEOUT, connector=aiohttp.TCPConnector(ssl=self._access.context)) as session,
+                aiohttp.ClientSession(
+                    timeout=TIMEOUT, connector=aiohttp.TCPConnector(ssl=self._access.context)
+                ) as session,
                 session.request(method, url, data=body, headers=headers, allow_redirects=False) as response,
             ):
                 content = bytearray()
@@ -101,7 +109,9 @@ def in_cluster(account: Path = ACCOUNT) -> Access:
     """Return the access of the pod's service account. Raises ConfigError outside a cluster."""
     host, port = os.environ.get("KUBERNETES_SERVICE_HOST"), os.environ.get("KUBERNETES_SERVICE_PORT")
     if not host or not port:
-        raise ConfigError("registration.kubeconfig: absent, and KUBERNETES_SERVICE_HOST is not set: this is no pod of a cluster")
+        raise ConfigError(
+            "registration.kubeconfig: absent, and KUBERNETES_SERVICE_HOST is not set: this is no pod of a cluster"
+        )
     server = f"https://[{host}]:{port}" if ":" in host else f"https://{host}:{port}"
     try:
         context = ssl.create_default_context(cafile=str(account / "ca.crt"))
@@ -113,7 +123,8 @@ def in_cluster(account: Path = ACCOUNT) -> Access:
 def from_kubeconfig(path: Path) -> Access:
     """Return the access that the current context of a kubeconfig gives. Raises ConfigError.
 
-    A user may have a token, a token file or a client certificate; programs that get a token (exec) are not run.
+    A user may have a token, a token file or a client certificate; programs that get a token (exec)
+    are not run.
     """
     try:
         document = yaml_text.one(path.read_text())
@@ -121,13 +132,33 @@ def from_kubeconfig(path: Path) -> Access:
         cluster = _named(document, "clusters", "cluster", context["cluster"])
         user = _named(document, "users", "user", context["user"])
         if unknown := {"exec", "auth-provider", "username", "password"} & set(user):
-            raise ConfigError(f"{path}: the user's {', '.join(sorted(unknown))}: not supported; a token, tokenFile or client certificate is expected")
+            raise ConfigError(
+                f"{path}: the user's {', '.join(sorted(unknown))}: not supported; a token, tokenFile or client "
+                "certificate is expected"
+            )
         token_file = path.parent / user["tokenFile"] if "tokenFile" in user else None
-        return Access(str(cluster["server"]).rstrip("/"), _context(path.parent, cluster, user), token_file, str(user.get("token", "")))
+        return Access(
+            str(cluster["server"]).rstrip("/"),
+            _context(path.parent, cluster, user),
+            token_file,
+            str(user.get("token", "")),
+        )
     except KeyError as error:
         raise ConfigError(f"{path}: {error.args[0]} is missing") from None
-    except (OSError, UnicodeDecodeError, ResourceError, ssl.SSLError, binascii.Error, TypeError, AttributeError, ValueError) as error:
-        raise ConfigError(f"{path}: not a usable kubeconfig: {type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}") from None
+    except (
+        OSError,
+        UnicodeDecodeError,
+        ResourceError,
+        ssl.SSLError,
+        binascii.Error,
+        TypeError,
+        AttributeError,
+        ValueError,
+    ) as error:
+        raise ConfigError(
+            f"{path}: not a usable kubeconfig: {type(error).__name__}: "
+            f"{str(error).splitlines()[0] if str(error) else ''}"
+        ) from None
 
 
 def _named(document: Mapping[str, Any], kind: str, field: str, name: str) -> Mapping[str, Any]:

@@ -33,7 +33,9 @@ class Webhook:
         self._serving = ServingCertificate(authority, config.names)
         self._shown: ServerCertificate | None = None
         self._store = Store()
-        self.server = Server(self._decide, lambda result, reason: self._store.add(metrics.WEBHOOK_REVIEWS, (result, reason)))
+        self.server = Server(
+            self._decide, lambda result, reason: self._store.add(metrics.WEBHOOK_REVIEWS, (result, reason))
+        )
         self._keeper = None
         if config.registration is not None:
             api = KubeApi(access(config.registration))
@@ -46,7 +48,9 @@ class Webhook:
         await self.server.start(self._config.address, self._config.port)
         routes = {("GET", "/ready"): self._ready, ("GET", "/metrics"): self._metrics}
         self.telemetry = await serve(routes, port=self._config.telemetry_port, hosts=EVERYWHERE)
-        log.info("serving %s on port %d, metrics on %d", ", ".join(self._config.names), self.server.port, self.telemetry.port)
+        log.info(
+            "serving %s on port %d, metrics on %d", ", ".join(self._config.names), self.server.port, self.telemetry.port
+        )
 
     async def run(self) -> None:
         """Follow the authority and keep the registration right until cancelled."""
@@ -61,7 +65,9 @@ class Webhook:
         await self.telemetry.close()
 
     def renew(self) -> None:
-        """Take up what the authority has, and have the server show another certificate if one is due. What fails leaves what was there in force."""
+        """Take up what the authority has, and have the server show another certificate if one is
+        due. What fails leaves what was there in force.
+        """
         self._serving.look()
         self._show()
 

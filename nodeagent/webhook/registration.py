@@ -1,4 +1,6 @@
-"""Keeps the caBundle of the webhook's registration equal to the roots of its authority, whoever wrote something else there."""
+"""Keeps the caBundle of the webhook's registration equal to the roots of its authority, whoever
+wrote something else there.
+"""
 
 from __future__ import annotations
 
@@ -21,19 +23,28 @@ log = logging.getLogger("nodeagent.webhook")
 
 
 def repair(configuration: Mapping[str, Any], roots_pem: bytes) -> dict[str, Any] | None:
-    """Return the strategic merge patch that gives every webhook of *configuration* the caBundle *roots_pem*; None: they have it.
+    """Return the strategic merge patch that gives every webhook of *configuration* the caBundle
+    *roots_pem*; None: they have it.
 
-    It holds the resource's version: whatever was changed meanwhile is not overwritten but looked at anew. Raises ApiError: not such an object.
+    It holds the resource's version: whatever was changed meanwhile is not overwritten but looked at
+    anew. Raises ApiError: not such an object.
     """
     bundle = base64.b64encode(roots_pem).decode()
     try:
-        wrong = [webhook["name"] for webhook in configuration.get("webhooks") or () if webhook["clientConfig"].get("caBundle") != bundle]
+        wrong = [
+            webhook["name"]
+            for webhook in configuration.get("webhooks") or ()
+            if webhook["clientConfig"].get("caBundle") != bundle
+        ]
         version = configuration["metadata"]["resourceVersion"]
     except (KeyError, TypeError, AttributeError):
         raise ApiError("the API server's answer is no MutatingWebhookConfiguration") from None
     if not wrong:
         return None
-    return {"metadata": {"resourceVersion": version}, "webhooks": [{"name": name, "clientConfig": {"caBundle": bundle}} for name in wrong]}
+    return {
+        "metadata": {"resourceVersion": version},
+        "webhooks": [{"name": name, "clientConfig": {"caBundle": bundle}} for name in wrong],
+    }
 
 
 def access(registration: Registration) -> Access:
@@ -44,7 +55,14 @@ def access(registration: Registration) -> Access:
 class Keeper:
     """Looks at the registration, and at its own failures, in intervals."""
 
-    def __init__(self, api: KubeApi, name: str, roots: Callable[[], bytes], count: Callable[[str], None], sleep: Sleep = asyncio.sleep) -> None:
+    def __init__(
+        self,
+        api: KubeApi,
+        name: str,
+        roots: Callable[[], bytes],
+        count: Callable[[str], None],
+        sleep: Sleep = asyncio.sleep,
+    ) -> None:
         self._api, self._path, self._roots, self._count, self._sleep = api, f"{PATH}/{name}", roots, count, sleep
 
     async def run(self) -> None:

@@ -1,7 +1,8 @@
 """An AdmissionReview (admission.k8s.io/v1) and its answer. No I/O.
 
-What is no review of a pod that is being made is refused with an HTTP status, and the registration's failurePolicy says what then becomes of
-the pod. A pod that cannot be injected is denied in the answer, as Istio does: its user sees why, and no pod starts without its sidecar.
+What is no review of a pod that is being made is refused with an HTTP status, and the registration's
+failurePolicy says what then becomes of the pod. A pod that cannot be injected is denied in the
+answer, as Istio does: its user sees why, and no pod starts without its sidecar.
 """
 
 from __future__ import annotations
@@ -23,7 +24,9 @@ POD: Final = {"group": "", "version": "v1", "kind": "Pod"}
 PODS: Final = {"group": "", "version": "v1", "resource": "pods"}
 MAX_NAME: Final = 253
 MAX_VALUES: Final = 200_000
-"""In a review, by its commas, those in texts included: eight megabytes of nothing but values would take half a minute."""
+"""In a review, by its commas, those in texts included: eight megabytes of nothing but values would
+take half a minute.
+"""
 MAX_ITEMS: Final = 1000
 """Of a pod's containers, init containers and volumes each; a second's work."""
 Entry = Literal["namespace", "object", "revision-namespace", "revision-object"]
@@ -90,10 +93,11 @@ def parse(body: bytes) -> Review:
 
 
 def labels(entry: Entry, revision: str) -> Mapping[str, str]:
-    """Return the labels of a namespace for whose pods the API server calls *entry*, as far as injection looks at them.
+    """Return the labels of a namespace for whose pods the API server calls *entry*, as far as
+    injection looks at them.
 
-    The API server has compared the real ones with the selectors of the registration (daemonset/webhook/registration.yaml), which are Istio's:
-    no other namespace's pods come here.
+    The API server has compared the real ones with the selectors of the registration
+    (daemonset/webhook/registration.yaml), which are Istio's: no other namespace's pods come here.
     """
     match entry:
         case "namespace":
@@ -146,4 +150,6 @@ def _text(holder: Mapping[str, Any], name: str) -> str:
 
 def _expect(holder: Mapping[str, Any], name: str, expected: object) -> None:
     if holder.get(name) != expected:
-        raise BadReviewError(400, "malformed", f"{name}: {orjson.dumps(expected).decode()} is expected, not {shown(holder.get(name))}")
+        raise BadReviewError(
+            400, "malformed", f"{name}: {orjson.dumps(expected).decode()} is expected, not {shown(holder.get(name))}"
+        )

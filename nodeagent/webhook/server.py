@@ -1,6 +1,8 @@
-"""The HTTPS side: takes reviews, gives answers, and holds no more of its clients than the bounds say, whoever they are.
+"""The HTTPS side: takes reviews, gives answers, and holds no more of its clients than the bounds
+say, whoever they are.
 
-aiohttp speaks HTTP; connections are accepted here, because it bounds neither their number nor the time of their handshakes.
+aiohttp speaks HTTP; connections are accepted here, because it bounds neither their number nor the
+time of their handshakes.
 """
 
 from __future__ import annotations
@@ -77,9 +79,13 @@ class Server:
         limits = self._limits
         # A compressed body is refused: unpacked, it could be of any size.
         self._runner = web.AppRunner(
-            application, access_log=None, auto_decompress=False, keepalive_timeout=limits.idle_seconds, lingering_time=1.0,
+            application,
+            access_log=None,
+            auto_decompress=False,
+            keepalive_timeout=limits.idle_seconds,
+            lingering_time=1.0,
             shutdown_timeout=limits.grace_seconds,
-        )  # fmt: skip
+        )
         await self._runner.setup()
         family = socket.AF_INET6 if ":" in address else socket.AF_INET
         try:
@@ -118,12 +124,16 @@ class Server:
                 connection.close()
 
     def _make_room(self) -> bool:
-        """Say whether another connection may come, having sent away one that only waits, or does not finish its handshake, if need be."""
+        """Say whether another connection may come, having sent away one that only waits, or does
+        not finish its handshake, if need be.
+        """
         open_ones = self._server.connections
         if len(open_ones) + len(self._handshakes) < self._limits.connections:
             return True
         waiting = (handler.transport for handler in open_ones if handler not in self._busy)
-        if victim := next((transport for transport in waiting if transport is not None and not transport.is_closing()), None):
+        if victim := next(
+            (transport for transport in waiting if transport is not None and not transport.is_closing()), None
+        ):
             victim.abort()
         elif handshake := next(iter(self._handshakes), None):
             handshake.cancel()
@@ -136,10 +146,15 @@ class Server:
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         try:
             await asyncio.get_running_loop().connect_accepted_socket(
-                self._server, connection, ssl=self._context, ssl_handshake_timeout=self._limits.handshake_seconds, ssl_shutdown_timeout=1.0
+                self._server,
+                connection,
+                ssl=self._context,
+                ssl_handshake_timeout=self._limits.handshake_seconds,
+                ssl_shutdown_timeout=1.0,
             )
         except (OSError, TimeoutError) as error:
-            # A client that does not trust the certificate says so here, and its operator wants to know.
+            # A client that does not trust the certificate says so here, and its operator wants to
+            # know.
             log.warning("TLS handshake failed: %s", str(error) or type(error).__name__)
 
     @property
@@ -169,8 +184,11 @@ class Server:
         body = bytearray()
         try:
             await self._receive(request, body)
-            # Another thread: a large pod takes a while, and the others' bodies and handshakes need not wait.
-            review, verdict = await asyncio.get_running_loop().run_in_executor(self._threads, self._judge, bytes(body), entry)
+            # Another thread: a large pod takes a while, and the others' bodies and handshakes need
+            # not wait.
+            review, verdict = await asyncio.get_running_loop().run_in_executor(
+                self._threads, self._judge, bytes(body), entry
+            )
         finally:
             self._held -= len(body)
         log.info("%r: %s%s", review.name, verdict.result, f": {verdict.text}" if verdict.reason else "")
@@ -183,13 +201,22 @@ class Server:
 
     async def _receive(self, request: web.Request, body: bytearray) -> None:
         """Append the request's body to *body*; what is there counts as held. Raises BadReviewError."""
-        if request.content_type != "application/json" or request.headers.get("Content-Encoding", "identity") != "identity":
-            raise BadReviewError(415, "content_type", f"Content-Type: application/json is expected, not compressed, not {request.content_type!r:.100}")
+        if (
+            request.content_type != "application/json"
+            or request.headers.get("Content-Encoding", "identity") != "identity"
+        ):
+            raise BadReviewError(
+                415,
+                "content_type",
+                f"Content-Type: application/json is expected, not compressed, not {request.content_type!r:.100}",
+            )
         length = request.content_length
         if length is None:
             raise BadReviewError(411, "malformed", "a body needs a Content-Length")
         if length > self._limits.body_bytes:
-            raise BadReviewError(413, "too_large", f"a review of {length} bytes; at most {self._limits.body_bytes} are allowed")
+            raise BadReviewError(
+                413, "too_large", f"a review of {length} bytes; at most {self._limits.body_bytes} are allowed"
+            )
         try:
             async with asyncio.timeout(self._limits.body_seconds):
                 async for piece in request.content.iter_any():

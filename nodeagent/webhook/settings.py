@@ -37,7 +37,10 @@ class Injection(Section):
     def settings(self) -> Settings:
         """Return them for the injector. Raises ConfigError when it could inject no pod with them."""
         settings = Settings(self.template, self.revision, self.native, self.hold, self.values)
-        trial = {"metadata": {"labels": {REVISION_LABEL: self.revision}}, "spec": {"containers": [{"name": "trial", "image": "trial"}]}}
+        trial = {
+            "metadata": {"labels": {REVISION_LABEL: self.revision}},
+            "spec": {"containers": [{"name": "trial", "image": "trial"}]},
+        }
         try:
             inject(trial, Namespace("trial"), settings)
         except InjectionError as error:
@@ -47,7 +50,9 @@ class Injection(Section):
 
 class WebhookConfig(Section):
     directory: Path
-    """The authority's directory, as in ca.yaml; its certificate comes from there, and the API server is told its roots."""
+    """The authority's directory, as in ca.yaml; its certificate comes from there, and the API
+    server is told its roots.
+    """
     trust_domain: str = Field("cluster.local", pattern=r"^[a-z0-9._-]{1,255}$")
     names: tuple[Host, ...] = Field(min_length=1, max_length=100)
     """By which the API server reaches it: SERVICE.NAMESPACE.svc."""

@@ -1,4 +1,5 @@
-"""Asks a web server while it tries to get around capture, as a process without any privilege: ``around.py WAY ADDRESS PORT``.
+"""Asks a web server while it tries to get around capture, as a process without any privilege:
+``around.py WAY ADDRESS PORT``.
 
 Prints the first line of the answer, or why there is none.
 """

@@ -1,11 +1,12 @@
-"""The client of the end-to-end tests, run in a pod: does one thing and prints what came of it as JSON lines.
+"""The client of the end-to-end tests, run in a pod: does one thing and prints what came of it as
+JSON lines.
 
 client.py dial HOST PORT [--send TEXT] [--half-close | --reset | --linger] [--source ADDRESS] [--ring]
 client.py forge HOST PORT --source ADDRESS      a SYN by a raw socket, as from another's address
 client.py duplex HOST PORT --seed S --send N --receive N [--connections C] [--stall]
 client.py hold HOST PORT [--connections C]      echo; stays open until a line comes on standard input, then echoes again
 client.py http HOST PORT --raw                  standard input is sent as it is; prints what comes back
-client.py load HOST PORT [--connections C] [--fresh] [--kind pause]   HTTP POST until standard input ends; every answer checked
+client.py load HOST PORT [--connections C] [--fresh] [--kind pause]   HTTP POST, every answer checked, till stdin ends
 client.py knock HOST PORT [--connections C]     a new connection for each echo, until standard input ends
 client.py udp HOST PORT
 client.py put HOST PORT --seed S --send-bytes N   PUT /file and GET it again, with blocking sockets
@@ -105,7 +106,9 @@ async def dial(options: argparse.Namespace) -> None:
 
 async def duplex(options: argparse.Namespace) -> None:
     """Transfer in both directions at once on every connection; say which arrived whole."""
-    outcomes = await asyncio.gather(*(one_duplex(options, options.seed + 10 * number) for number in range(options.connections)))
+    outcomes = await asyncio.gather(
+        *(one_duplex(options, options.seed + 10 * number) for number in range(options.connections))
+    )
     say(ok=outcomes.count("ok"), bad=[outcome for outcome in outcomes if outcome != "ok"][:5])
 
 
@@ -194,7 +197,10 @@ async def one_load(options: argparse.Namespace, number: int, stop: asyncio.Event
         try:
             async with asyncio.timeout(PATIENCE):
                 reader, writer = connection = connection or await asyncio.open_connection(options.host, options.port)
-                writer.write(b"POST /%b HTTP/1.1\r\nhost: load\r\ncontent-length: %d\r\n%b\r\n%b" % (options.kind.encode(), len(body), close, body))
+                writer.write(
+                    b"POST /%b HTTP/1.1\r\nhost: load\r\ncontent-length: %d\r\n%b\r\n%b"
+                    % (options.kind.encode(), len(body), close, body)
+                )
                 head = (await reader.readuntil(b"\r\n\r\n")).lower()
                 length = int(head.partition(b"content-length: ")[2].split(b"\r\n")[0])
                 answer = await reader.readexactly(length)
@@ -247,7 +253,17 @@ async def put(options: argparse.Namespace) -> None:
     say(status=response.status, same=back == digest(options.seed, options.send_bytes))
 
 
-COMMANDS = {"dial": dial, "forge": forge, "duplex": duplex, "hold": hold, "http": raw, "load": load, "knock": knock, "udp": udp, "put": put}
+COMMANDS = {
+    "dial": dial,
+    "forge": forge,
+    "duplex": duplex,
+    "hold": hold,
+    "http": raw,
+    "load": load,
+    "knock": knock,
+    "udp": udp,
+    "put": put,
+}
 
 
 def main() -> None:

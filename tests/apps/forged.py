@@ -7,7 +7,9 @@ import struct
 
 
 def syn(source: str, source_port: int, destination: str, port: int) -> bytes:
-    """Return a packet with a TCP SYN from the numeric address *source*; the kernel fills in an IPv4 header's checksum."""
+    """Return a packet with a TCP SYN from the numeric address *source*; the kernel fills in an IPv4
+    header's checksum.
+    """
     family = socket.AF_INET6 if ":" in source else socket.AF_INET
     ends = socket.inet_pton(family, source) + socket.inet_pton(family, destination)
     tcp = struct.pack("!2H2I2B3H", source_port, port, 1, 0, 5 << 4, 2, 1024, 0, 0)

@@ -1,8 +1,11 @@
-"""Ask again and again for what must be refused, run in a pod: a new connection each, 50 times a second, the targets in turn.
+"""Ask again and again for what must be refused, run in a pod: a new connection each, 50 times a
+second, the targets in turn.
 
-usage: insistent.py RATE HOST:PORT…      for each line on standard input, prints as JSON what came of the requests so far; ends with its input
+usage: insistent.py RATE HOST:PORT…      for each line on standard input, prints as JSON what came
+                                         of the requests so far; ends with its input
 
-Outcomes: the status of an answer, or the error. What is answered with 2xx is told with the time and the target.
+Outcomes: the status of an answer, or the error. What is answered with 2xx is told with the time and
+the target.
 """
 
 from __future__ import annotations
@@ -72,7 +75,10 @@ async def main(rate: float, targets: list[tuple[str, int]]) -> None:
     asking = asyncio.ensure_future(client.run())
     loop = asyncio.get_running_loop()
     while await loop.run_in_executor(None, sys.stdin.readline):
-        print(json.dumps({"outcomes": client.outcomes, "answered": client.answered[:20], "count": len(client.answered)}), flush=True)
+        print(
+            json.dumps({"outcomes": client.outcomes, "answered": client.answered[:20], "count": len(client.answered)}),
+            flush=True,
+        )
         assert not asking.done(), asking.exception()
     asking.cancel()
 

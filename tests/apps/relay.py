@@ -1,8 +1,10 @@
 """Programs that use a socket in ways in which few others do, each by the system calls of those.
 
-relay.py splice PORT TO       what comes to PORT goes to 127.0.0.1:TO and back by splice(2), as Go's io.Copy and HAProxy move bytes
-relay.py available PORT       takes "SEED EXPECT 0\\n" and EXPECT bytes, no more at once than FIONREAD says, as .NET and Java's available() do,
-                              and answers with their SHA-256, as the server's port 9001 does
+relay.py splice PORT TO       what comes to PORT goes to 127.0.0.1:TO and back by splice(2), as Go's
+                              io.Copy and HAProxy move bytes
+relay.py available PORT       takes "SEED EXPECT 0\\n" and EXPECT bytes, no more at once than FIONREAD
+                              says, as .NET and Java's available() do, and answers with their
+                              SHA-256, as the server's port 9001 does
 """
 
 from __future__ import annotations

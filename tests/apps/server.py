@@ -1,4 +1,5 @@
-"""The application of a pod in the end-to-end tests: one small server per behaviour, each on a port of its own.
+"""The application of a pod in the end-to-end tests: one small server per behaviour, each on a port
+of its own.
 
 8080  HTTP, see web.py                  9003  resets the connection at the first byte
 9000  echo                              9004  silent until the client has half-closed, then says what it got
@@ -89,7 +90,15 @@ def quietly(behaviour):
 
 
 async def main() -> None:
-    for port, behaviour in {8080: http, 9000: echo, 9001: duplex, 9002: greet, 9003: slam, 9004: hush, 9006: watch}.items():
+    for port, behaviour in {
+        8080: http,
+        9000: echo,
+        9001: duplex,
+        9002: greet,
+        9003: slam,
+        9004: hush,
+        9006: watch,
+    }.items():
         listener = socket.create_server(("::", port), family=socket.AF_INET6, dualstack_ipv6=True, backlog=4096)
         listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # connections inherit it
         await asyncio.start_server(quietly(behaviour), sock=listener, limit=1 << 20)

@@ -18,7 +18,9 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 
 def connect(sock: socket.socket, host: str, port: int, *, polled: bool = False) -> None:
-    """Connect *sock* to the numeric *host* by a ring of its own; *polled*: a thread of the kernel issues the operation. Raises OSError."""
+    """Connect *sock* to the numeric *host* by a ring of its own; *polled*: a thread of the kernel
+    issues the operation. Raises OSError.
+    """
     parameters = bytearray(_PARAMETERS.pack(0, 0, _SQPOLL if polled else 0, 0, 1000, *(0,) * 23))
     ring = _call(_SETUP, 4, ctypes.addressof(ctypes.c_char.from_buffer(parameters)))
     try:
@@ -27,7 +29,9 @@ def connect(sock: socket.socket, host: str, port: int, *, polled: bool = False) 
         size = max(sq_array + 4 * values[0], cq_cqes + 16 * values[1])
         with mmap.mmap(ring, size) as queues, mmap.mmap(ring, 64 * values[0], offset=_SUBMISSIONS) as submissions:
             address = ctypes.create_string_buffer(_address(sock.family, host, port))
-            operation = struct.pack("=BBHiQQIIQ", _OP_CONNECT, 0, 0, sock.fileno(), len(address) - 1, ctypes.addressof(address), 0, 0, 1)
+            operation = struct.pack(
+                "=BBHiQQIIQ", _OP_CONNECT, 0, 0, sock.fileno(), len(address) - 1, ctypes.addressof(address), 0, 0, 1
+            )
             submissions[: len(operation)] = operation
             queues[sq_array : sq_array + 4] = bytes(4)
             queues[sq_tail : sq_tail + 4] = struct.pack("=I", 1)
@@ -41,7 +45,11 @@ def connect(sock: socket.socket, host: str, port: int, *, polled: bool = False) 
 
 def _address(family: int, host: str, port: int) -> bytes:
     packed = struct.pack("=H", family) + struct.pack("!H", port)
-    return packed + (socket.inet_aton(host) + bytes(8) if family == socket.AF_INET else bytes(4) + socket.inet_pton(family, host) + bytes(4))
+    return packed + (
+        socket.inet_aton(host) + bytes(8)
+        if family == socket.AF_INET
+        else bytes(4) + socket.inet_pton(family, host) + bytes(4)
+    )
 
 
 def _call(number: int, *arguments: int) -> int:

@@ -28,7 +28,15 @@ async def http(reader: Reader, writer: Writer) -> None:
             await _upgrade(reader, writer)
             return
         seen = writer.get_extra_info("peername")[0].removeprefix("::ffff:")
-        request = {"method": method, "target": target, "headers": headers, "trailers": trailers, "length": len(body), "pod": socket.gethostname(), "seen": seen}
+        request = {
+            "method": method,
+            "target": target,
+            "headers": headers,
+            "trailers": trailers,
+            "length": len(body),
+            "pod": socket.gethostname(),
+            "seen": seen,
+        }
         if not await _answer(writer, method, kind, arguments, body, request):
             return
         if headers.get("connection", "").lower() == "close":
@@ -56,7 +64,9 @@ async def _body(reader: Reader, headers: Headers) -> tuple[bytes, Headers]:
     return body, trailers
 
 
-async def _answer(writer: Writer, method: str, kind: str, arguments: list[str], body: bytes, request: dict[str, object]) -> bool:
+async def _answer(
+    writer: Writer, method: str, kind: str, arguments: list[str], body: bytes, request: dict[str, object]
+) -> bool:
     """Write one answer; False: the connection ends with it."""
     numbers = [int(argument) for argument in arguments if argument.isdigit()]
     if kind == "length":
@@ -71,7 +81,10 @@ async def _answer(writer: Writer, method: str, kind: str, arguments: list[str], 
     elif kind == "status":
         writer.write(b"HTTP/1.1 %d Some Phrase\r\ncontent-length: 0\r\n\r\n" % numbers[0])
     elif kind == "hints":
-        writer.write(b"HTTP/1.1 103 Early Hints\r\nlink: </style.css>; rel=preload\r\n\r\nHTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok")
+        writer.write(
+            b"HTTP/1.1 103 Early Hints\r\nlink: </style.css>; rel=preload\r\n\r\nHTTP/1.1 200 "
+            b"OK\r\ncontent-length: 2\r\n\r\nok"
+        )
     elif kind == "half":
         writer.write(b"HTTP/1.1 200 OK\r\ncontent-length: 1000000\r\n\r\n" + b"x" * 1000)
         await asyncio.Event().wait()
@@ -88,7 +101,9 @@ async def _answer(writer: Writer, method: str, kind: str, arguments: list[str], 
         return False
     else:
         data = json.dumps(request).encode() if kind == "about" else body
-        writer.write(b"HTTP/1.1 200 OK\r\ncontent-length: %d\r\nx-pod: %b\r\n\r\n" % (len(data), socket.gethostname().encode()))
+        writer.write(
+            b"HTTP/1.1 200 OK\r\ncontent-length: %d\r\nx-pod: %b\r\n\r\n" % (len(data), socket.gethostname().encode())
+        )
         if kind == "pause":  # there is a time at which the answer has begun and not ended
             await asyncio.sleep(0.02)
         writer.write(b"" if method == "HEAD" else data)

@@ -1,11 +1,12 @@
-"""An application that takes its identity from the SPIFFE Workload API by the `spiffe` package, run in a pod; prints JSON lines.
+"""An application that takes its identity from the SPIFFE Workload API by the `spiffe` package, run
+in a pod; prints JSON lines.
 
 workload.py svid SOCKET                      its X.509-SVID, checked against its bundle
 workload.py watch SOCKET COUNT               the serial numbers of COUNT updates, as they come
 workload.py jwt SOCKET AUDIENCE…             a JWT-SVID
-workload.py validate SOCKET AUDIENCE         standard input is a JWT-SVID: validated by the server, and here by the bundle
+workload.py validate SOCKET AUDIENCE         stdin is a JWT-SVID: validated by the server, and here by the bundle
 workload.py call SOCKET METHOD [KEY=VALUE…]  one call with an empty request and this metadata: its status
-workload.py abuse SOCKET                     connections without number, bytes without end, garbage, a message that is too large
+workload.py abuse SOCKET                     connections without number, bytes without end, garbage, large messages
 """
 
 from __future__ import annotations
@@ -37,16 +38,30 @@ def svid(client: WorkloadApiClient) -> None:
     own = context.default_svid
     bundle = client.fetch_x509_bundles().get_bundle_for_trust_domain(own.spiffe_id.trust_domain)
     assert bundle is not None
-    assert {*bundle.x509_authorities} == {*context.x509_bundle_set.get_bundle_for_trust_domain(own.spiffe_id.trust_domain).x509_authorities}
-    public = [key.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo) for key in (own.private_key.public_key(), own.leaf.public_key())]
-    say(id=str(own.spiffe_id), serial=f"{own.leaf.serial_number:x}", same_key=public[0] == public[1], names=verified(own, bundle))
+    assert {*bundle.x509_authorities} == {
+        *context.x509_bundle_set.get_bundle_for_trust_domain(own.spiffe_id.trust_domain).x509_authorities
+    }
+    public = [
+        key.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
+        for key in (own.private_key.public_key(), own.leaf.public_key())
+    ]
+    say(
+        id=str(own.spiffe_id),
+        serial=f"{own.leaf.serial_number:x}",
+        same_key=public[0] == public[1],
+        names=verified(own, bundle),
+    )
 
 
 def verified(own: X509Svid, bundle: X509Bundle) -> list[str]:
     """Return the names in *own*, once its chain leads to *bundle*."""
     any_name = ExtensionPolicy.permit_all().require_present(x509.SubjectAlternativeName, Criticality.AGNOSTIC, None)
     issuer = ExtensionPolicy.permit_all().require_present(x509.BasicConstraints, Criticality.CRITICAL, None)
-    policy = PolicyBuilder().store(Store(list(bundle.x509_authorities))).extension_policies(ee_policy=any_name, ca_policy=issuer)
+    policy = (
+        PolicyBuilder()
+        .store(Store(list(bundle.x509_authorities)))
+        .extension_policies(ee_policy=any_name, ca_policy=issuer)
+    )
     checked = policy.build_client_verifier().verify(own.leaf, own.cert_chain[1:])
     return [name.value for name in checked.subjects or ()]
 
@@ -112,7 +127,9 @@ def abuse(path: str) -> None:
         garbage.sendall(b"\xff" * 4096)
         answer(garbage)
     with grpc.insecure_channel(f"unix://{path}") as channel:
-        endless = channel.unary_stream("/SpiffeWorkloadAPI/FetchX509SVID")(b"\0" * 100_000, metadata=[("workload.spiffe.io", "true")], timeout=20)
+        endless = channel.unary_stream("/SpiffeWorkloadAPI/FetchX509SVID")(
+            b"\0" * 100_000, metadata=[("workload.spiffe.io", "true")], timeout=20
+        )
         assert attempt_code(endless) == grpc.StatusCode.RESOURCE_EXHAUSTED
     say(done=True)
 
@@ -146,7 +163,11 @@ def attempt_code(call: grpc.Call) -> grpc.StatusCode:
 def main(command: str, path: str, *arguments: str) -> None:
     address = f"unix://{path}"
     if command == "call":
-        call(address, arguments[0], [(key, value) for key, _, value in (argument.partition("=") for argument in arguments[1:])])
+        call(
+            address,
+            arguments[0],
+            [(key, value) for key, _, value in (argument.partition("=") for argument in arguments[1:])],
+        )
     elif command == "abuse":
         abuse(path)
     else:

@@ -1,4 +1,6 @@
-"""One wire with two pods for all, one captured cgroup with the programs on it per test module, fresh enrolments per test."""
+"""One wire with two pods for all, one captured cgroup with the programs on it per test module,
+fresh enrolments per test.
+"""
 
 from __future__ import annotations
 
@@ -45,7 +47,9 @@ class Node:
         return Redirect(cgroup=self.stage.cgroup, pinDirectory=self.pin_directory, **{**self.settings, **settings})
 
     def load(self, slots: int = 1, **settings: Any) -> DataPlane:
-        plane = asyncio.run(DataPlane.load(self.redirect(**settings), slots=slots, agent_cgroup=self.stage.cgroup / "agent"))
+        plane = asyncio.run(
+            DataPlane.load(self.redirect(**settings), slots=slots, agent_cgroup=self.stage.cgroup / "agent")
+        )
         plane.beat()
         return plane
 
@@ -122,4 +126,6 @@ def make_node() -> Iterator[Callable[..., Node]]:
 def counted(node: Node) -> Callable[[], dict[str, int]]:
     """What the counters have grown by since the test began."""
     before = node.plane.statistics().counters
-    return lambda: {name: value - before[name] for name, value in node.plane.statistics().counters.items() if value != before[name]}
+    return lambda: {
+        name: value - before[name] for name, value in node.plane.statistics().counters.items() if value != before[name]
+    }

@@ -1,4 +1,6 @@
-"""The socket bypass: whose sockets are joined, what bounds it, what keeps the order, and what joined sockets may not do."""
+"""The socket bypass: whose sockets are joined, what bounds it, what keeps the order, and what
+joined sockets may not do.
+"""
 
 from __future__ import annotations
 
@@ -29,14 +31,20 @@ TCP_ULP = 31
 
 
 def _listener(kind: str) -> socket.socket:
-    return socket.create_server(("::", PORT), family=socket.AF_INET6) if kind == "6" else socket.create_server(("0.0.0.0", PORT))
+    return (
+        socket.create_server(("::", PORT), family=socket.AF_INET6)
+        if kind == "6"
+        else socket.create_server(("0.0.0.0", PORT))
+    )
 
 
 # -- whose sockets are joined --
 
 
 def test_the_trials_find_nothing_in_sockets_that_are_not_joined(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Input: every trial with TCP alone, which is what each compares with, by a process that holds many descriptors. Verdict: nothing differs."""
+    """Input: every trial with TCP alone, which is what each compares with, by a process that holds
+    many descriptors. Verdict: nothing differs.
+    """
     monkeypatch.setattr(transparency.Pair, "join", lambda *_: None)
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (min(hard, 4096), hard))
@@ -60,9 +68,24 @@ def test_a_trial_ends_on_joined_sockets(trial: Callable[[transparency.Pair], str
 
 
 REFUSALS = {
-    "unread bytes are not counted": ("asked", "struct_places", KernelError("no such thing"), "it cannot be had on this kernel: no such thing"),
-    "an application could tell": ("proven", "differences", ["FIONREAD lies"], "applications could tell on this kernel: FIONREAD lies"),
-    "it cannot be tried": ("proven", "differences", OSError(errno.EMFILE, "too many"), "it cannot be had on this kernel: [Errno 24] too many"),
+    "unread bytes are not counted": (
+        "asked",
+        "struct_places",
+        KernelError("no such thing"),
+        "it cannot be had on this kernel: no such thing",
+    ),
+    "an application could tell": (
+        "proven",
+        "differences",
+        ["FIONREAD lies"],
+        "applications could tell on this kernel: FIONREAD lies",
+    ),
+    "it cannot be tried": (
+        "proven",
+        "differences",
+        OSError(errno.EMFILE, "too many"),
+        "it cannot be had on this kernel: [Errno 24] too many",
+    ),
     "asked for all the same": ("asked", "differences", ["FIONREAD lies"], ""),
     "no application can tell": ("proven", "differences", [], ""),
 }
@@ -86,9 +109,13 @@ def _giving(outcome: list[str] | Exception) -> Callable[[], list[str]]:
     return give
 
 
-def test_where_it_is_refused_nothing_is_joined(make_node: Callable[..., Node], a: Pod, b: Pod, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Input: pods that ask for the bypass on a kernel where applications could tell; before, the node took their word. Verdict: their connections go by
-    TCP, and nothing else runs for them any more."""
+def test_where_it_is_refused_nothing_is_joined(
+    make_node: Callable[..., Node], a: Pod, b: Pod, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Input: pods that ask for the bypass on a kernel where applications could tell; before, the
+    node took their word. Verdict: their connections go by TCP, and nothing else runs for them any
+    more.
+    """
     monkeypatch.setattr(transparency, "differences", lambda: ["FIONREAD lies"])
     node = make_node(bypass="asked")
     link = node.pin_directory / "links" / hooks.SETSOCKOPT.name
@@ -112,7 +139,9 @@ def test_where_it_is_refused_nothing_is_joined(make_node: Callable[..., Node], a
 
 
 def _flood(pipe: Connection, address: str) -> int:
-    """Send numbered words until nobody takes more, at most 32 MB; then a megabyte in peace. Return how many bytes were taken in the rush."""
+    """Send numbered words until nobody takes more, at most 32 MB; then a megabyte in peace. Return
+    how many bytes were taken in the rush.
+    """
     words = memoryview(array.array("I", range(8 << 20))).cast("B")
     with connected(address, PORT) as connection:
         connection.setblocking(False)
@@ -147,7 +176,9 @@ def _read_all(connection: socket.socket) -> bytes:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_receiver_that_does_not_read_is_not_flooded(path: Path, kind: str) -> None:  # noqa: F811
-    """Input: a sender past TCP that is never told to wait. Verdict: it is, by TCP, when much is unread; the bytes keep their order."""
+    """Input: a sender past TCP that is never told to wait. Verdict: it is, by TCP, when much is
+    unread; the bytes keep their order.
+    """
     server = path.node.stage.start(path.b, _read_late, kind)
     server.receive()
     path.put(ALLOWED, PORT, bypass=True)
@@ -162,7 +193,9 @@ def test_a_receiver_that_does_not_read_is_not_flooded(path: Path, kind: str) -> 
 
 
 def _accept_late(pipe: Connection, kind: str) -> bytes:
-    """Listen with room for one connection, and take it and the next one when told to; read the second one when told to."""
+    """Listen with room for one connection, and take it and the next one when told to; read the
+    second one when told to.
+    """
     with _listener(kind) as listener:
         listener.listen(0)
         pipe.send("ready")
@@ -196,7 +229,9 @@ def _asleep(thread: threading.Thread, connection: socket.socket) -> bool:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_what_was_sent_while_connecting_comes_first(path: Path, kind: str) -> None:  # noqa: F811
-    """Input: a thread waits in send() as the connection is joined, so that its bytes go by TCP; another sends after it. Verdict: in that order."""
+    """Input: a thread waits in send() as the connection is joined, so that its bytes go by TCP;
+    another sends after it. Verdict: in that order.
+    """
     server = path.node.stage.start(path.b, _accept_late, kind)
     server.receive()
     path.put(ALLOWED, PORT, bypass=True)
@@ -229,7 +264,9 @@ def _set_options(pipe: Connection, address: str) -> tuple[int, int]:
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("joined", [True, False])
 def test_a_joined_socket_gets_no_upper_layer_protocol(path: Path, kind: str, joined: bool) -> None:  # noqa: F811
-    """Input: TCP_ULP on a connection. Verdict: a joined one is refused it; any other gets the kernel's own answer. Other options are as ever."""
+    """Input: TCP_ULP on a connection. Verdict: a joined one is refused it; any other gets the
+    kernel's own answer. Other options are as ever.
+    """
     server = path.node.stage.start(path.b, _read_late, kind)
     server.receive()
     path.put(ALLOWED, PORT, bypass=joined)

@@ -1,4 +1,6 @@
-"""``nodeagent check``: the truth about this machine, in every format, and clear words where it cannot or must not work."""
+"""``nodeagent check``: the truth about this machine, in every format, and clear words where it
+cannot or must not work.
+"""
 
 from __future__ import annotations
 
@@ -49,16 +51,26 @@ def test_a_missing_tool_is_named(tmp_path: Path) -> None:
 
 
 def test_a_refusal_is_told_in_the_kernels_words() -> None:
-    """Input: a kernel that does not know sk_lookup (here: a type that none knows). Verdict: missing, with what is lost."""
+    """Input: a kernel that does not know sk_lookup (here: a type that none knows). Verdict:
+    missing, with what is lost.
+    """
     unknown = hooks.Hook("sk_lookup", 9999, 36)
     probe = probes.Probe("sk_lookup", probes._hook(unknown), "connections to pods are not captured")
     with probes.ground() as where:
-        assert probes._try(probe, where) == probes.Finding("sk_lookup", False, True, "Invalid argument", "connections to pods are not captured")
+        assert probes._try(probe, where) == probes.Finding(
+            "sk_lookup", False, True, "Invalid argument", "connections to pods are not captured"
+        )
 
 
 def test_without_root() -> None:
     """Input: nobody runs it. Verdict: exit 1 and one line that says what to do."""
-    code = "import os, nodeagent.cli.check, nodeagent.cli.main as m; os.setgroups([]); os.setresuid(65534, 65534, 65534); m.main(['check'])"
+    code = (
+        "import os, nodeagent.cli.check, nodeagent.cli.main as m; os.setgroups([]); os.setresuid(65534, "
+        "65534, 65534); m.main(['check'])"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=60)
     assert (done.returncode, done.stdout) == (1, "")
-    assert done.stderr == "nodeagent: checking means to load BPF programs and to make network namespaces: run it as root, which the agent needs to be as well\n"
+    assert done.stderr == (
+        "nodeagent: checking means to load BPF programs and to make network namespaces: run it as root, "
+        "which the agent needs to be as well\n"
+    )

@@ -1,4 +1,6 @@
-"""Deliveries: what a worker dials for a client reaches the application, which sees the client; nobody else's connection passes for one."""
+"""Deliveries: what a worker dials for a client reaches the application, which sees the client;
+nobody else's connection passes for one.
+"""
 
 from __future__ import annotations
 
@@ -29,18 +31,26 @@ def _plain(kind: str) -> str:
 
 def _tell(pipe: Connection, address: str, port: int) -> None:
     """Answer every connection with the peer that accept() and getpeername() say; close when the client does."""
-    with socket.create_server((address, port), family=socket.AF_INET6 if ":" in address else socket.AF_INET, dualstack_ipv6=address == "::") as listener:
+    with socket.create_server(
+        (address, port), family=socket.AF_INET6 if ":" in address else socket.AF_INET, dualstack_ipv6=address == "::"
+    ) as listener:
         pipe.send("ready")
         while True:
             connection, accepted = listener.accept()
             with connection:
-                connection.sendall(f"{accepted[0]} {accepted[1]} {connection.getpeername()[0]} {connection.getpeername()[1]}".encode())
+                connection.sendall(
+                    f"{accepted[0]} {accepted[1]} {connection.getpeername()[0]} {connection.getpeername()[1]}".encode()
+                )
                 with contextlib.suppress(ConnectionResetError):
                     connection.recv(1)
 
 
-def _deliver(_pipe: Connection, announced: int, client: str, address: str, port: int, source_port: int = 0) -> tuple[str, int]:
-    """Dial as a worker does for *client* (empty: without a word to the kernel); return the answer and the port that it was dialled from."""
+def _deliver(
+    _pipe: Connection, announced: int, client: str, address: str, port: int, source_port: int = 0
+) -> tuple[str, int]:
+    """Dial as a worker does for *client* (empty: without a word to the kernel); return the answer
+    and the port that it was dialled from.
+    """
     with socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET, socket.SOCK_STREAM) as connection:
         connection.settimeout(5)
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -59,14 +69,19 @@ def _nothing_left(node: Node) -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("where", ["agent/below", ".."], ids=["below the pods' cgroup", "above it"])
-def test_over_the_network_to_the_application(node: Node, a: Pod, b: Pod, counted: Counted, where: str, kind: str) -> None:
-    """Input: a worker's socket in the client's pod, announced; the daemon's cgroup is anywhere. Verdict: the server's application, past its
-    listener, and it sees the client."""
+def test_over_the_network_to_the_application(
+    node: Node, a: Pod, b: Pod, counted: Counted, where: str, kind: str
+) -> None:
+    """Input: a worker's socket in the client's pod, announced; the daemon's cgroup is anywhere.
+    Verdict: the server's application, past its listener, and it sees the client.
+    """
     node.stage.start(b, _tell, _any(kind), 8400).receive()
     node.enroll(a, "a", protected=True)
     node.enroll(b, "b", protected=True)
     client = a.address(_plain(kind))
-    answer, port = node.stage.run(a, _deliver, node.plane.announced_map_fd, client, b.address(_plain(kind)), 8400, cgroup=where)
+    answer, port = node.stage.run(
+        a, _deliver, node.plane.announced_map_fd, client, b.address(_plain(kind)), 8400, cgroup=where
+    )
     assert answer == " ".join([f"{a.address(kind)} {port}"] * 2)
     assert counted() == {"inbound_delivered": 1}
     _nothing_left(node)
@@ -75,18 +90,30 @@ def test_over_the_network_to_the_application(node: Node, a: Pod, b: Pod, counted
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_within_the_servers_pod_the_application_sees_the_client(node: Node, a: Pod, b: Pod, kind: str) -> None:
-    """Input: a worker's socket in the server's pod, announced for another pod. Verdict: accept() and getpeername() say that one."""
+    """Input: a worker's socket in the server's pod, announced for another pod. Verdict: accept()
+    and getpeername() say that one.
+    """
     node.stage.start(b, _tell, _any(kind), 8401).receive()
     node.enroll(b, "b", protected=True)
     for _ in range(2):
-        answer, port = node.stage.run(b, _deliver, node.plane.announced_map_fd, a.address(_plain(kind)), b.address(_plain(kind)), 8401, cgroup="agent")
+        answer, port = node.stage.run(
+            b,
+            _deliver,
+            node.plane.announced_map_fd,
+            a.address(_plain(kind)),
+            b.address(_plain(kind)),
+            8401,
+            cgroup="agent",
+        )
         assert answer == " ".join([f"{a.address(kind)} {port}"] * 2)
         _nothing_left(node)
 
 
 @pytest.mark.parametrize("kind", ["4", "6"])
 def test_what_is_not_announced_meets_the_listener(node: Node, a: Pod, b: Pod, counted: Counted, kind: str) -> None:
-    """Input: a delivery, then from the very same port a socket of the pod's and one of the agent's, unannounced. Verdict: the proxy judges them."""
+    """Input: a delivery, then from the very same port a socket of the pod's and one of the agent's,
+    unannounced. Verdict: the proxy judges them.
+    """
     node.stage.start(b, _tell, _any(kind), 8402).receive()
     listeners = node.enroll(b, "b", protected=True)  # a is none of the mesh's: its sockets go where they please
     fd, there = node.plane.announced_map_fd, b.address(kind)
@@ -102,7 +129,9 @@ def test_what_is_not_announced_meets_the_listener(node: Node, a: Pod, b: Pod, co
 
 @pytest.mark.parametrize("kind", ["4", "6"])
 def test_a_dial_that_fails_leaves_nothing(node: Node, a: Pod, b: Pod, kind: str) -> None:
-    """Input: an announced dial to a port where nothing listens. Verdict: refused, and no record remains by which another could pass."""
+    """Input: an announced dial to a port where nothing listens. Verdict: refused, and no record
+    remains by which another could pass.
+    """
     node.enroll(b, "b", protected=True)
     with pytest.raises(ConnectionRefusedError):
         node.stage.run(a, _deliver, node.plane.announced_map_fd, a.address(kind), b.address(kind), 8403, cgroup="agent")

@@ -29,8 +29,12 @@ def _any(kind: str) -> str:
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("port", [80, 15001, 15006, 65535])
-def test_steered_to_the_listener_whatever_the_port(node: Node, a: Pod, b: Pod, counted: Counted, kind: str, port: int) -> None:
-    """Input: a SYN from outside for any port. Verdict: the 15006 listener accepts it; both ends' addresses stay what they were."""
+def test_steered_to_the_listener_whatever_the_port(
+    node: Node, a: Pod, b: Pod, counted: Counted, kind: str, port: int
+) -> None:
+    """Input: a SYN from outside for any port. Verdict: the 15006 listener accepts it; both ends'
+    addresses stay what they were.
+    """
     listeners = node.enroll(b)
     child = node.stage.start(a, dial, b.address(kind), port)
     with accept(listeners.fds["inbound", _family(kind), 0]) as connection:
@@ -46,7 +50,9 @@ def test_steered_to_the_listener_whatever_the_port(node: Node, a: Pod, b: Pod, c
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_what_the_daemon_opens_inside_the_pod_reaches_the_app(node: Node, b: Pod, kind: str) -> None:
-    """Input: a socket made by sockets() connects to the pod's own address and to loopback. Verdict: the app, not the listener."""
+    """Input: a socket made by sockets() connects to the pod's own address and to loopback. Verdict:
+    the app, not the listener.
+    """
     node.stage.start(b, serve, _any(kind), 8180).receive()
     node.enroll(b, protected=True)
     for address in (b.address(kind), {"4": "127.0.0.1", "6": "::1", "mapped": "::ffff:127.0.0.1"}[kind]):
@@ -68,7 +74,9 @@ def test_excluded_port_passes(node: Node, a: Pod, b: Pod, counted: Counted, kind
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_an_address_that_is_not_the_pods_is_refused(node: Node, a: Pod, b: Pod, counted: Counted, kind: str) -> None:
-    """Input: a connection to an address of the pod's interface that its object does not have. Verdict: reset at once."""
+    """Input: a connection to an address of the pod's interface that its object does not have.
+    Verdict: reset at once.
+    """
     extra = "fd77::99" if kind == "6" else "10.77.0.99"
     ip(b.fd, f"addr add {extra}/{'64' if kind == '6' else '24'} dev eth0 {'nodad' if kind == '6' else ''}")
     try:
@@ -83,7 +91,11 @@ def test_an_address_that_is_not_the_pods_is_refused(node: Node, a: Pod, b: Pod, 
 
 def _from_link_local(_pipe: Connection, address: str, port: int) -> bytes:
     """Dial from the link-local address of eth0, which binds the socket to it, without any privilege."""
-    own = next(line.split() for line in Path("/proc/net/if_inet6").read_text().splitlines() if line.startswith("fe80") and line.endswith("eth0"))
+    own = next(
+        line.split()
+        for line in Path("/proc/net/if_inet6").read_text().splitlines()
+        if line.startswith("fe80") and line.endswith("eth0")
+    )
     os.setresuid(65534, 65534, 65534)
     with socket.socket(socket.AF_INET6) as connection:
         connection.bind((str(IPv6Address(int(own[0], 16))), 0, 0, socket.if_nametoindex("eth0")))
@@ -92,9 +104,12 @@ def _from_link_local(_pipe: Connection, address: str, port: int) -> bytes:
 
 
 @pytest.mark.parametrize("protected", [False, True])
-def test_who_comes_by_a_link_local_address_is_nobody(node: Node, a: Pod, b: Pod, counted: Counted, protected: bool) -> None:
-    """Input: an enrolled pod's way out of capture by which no policy knows it. Verdict: what a policy protects is reset at once, another pod's
-    listener takes it."""
+def test_who_comes_by_a_link_local_address_is_nobody(
+    node: Node, a: Pod, b: Pod, counted: Counted, protected: bool
+) -> None:
+    """Input: an enrolled pod's way out of capture by which no policy knows it. Verdict: what a
+    policy protects is reset at once, another pod's listener takes it.
+    """
     node.enroll(a, "client")
     listeners = node.enroll(b, protected=protected)
     child = node.stage.start(a, _from_link_local, b.ipv6, 8187)
@@ -112,7 +127,9 @@ def test_who_comes_by_a_link_local_address_is_nobody(node: Node, a: Pod, b: Pod,
 @pytest.mark.parametrize("cause", ["stopped", "silent", "no listener"])
 @pytest.mark.parametrize("protected", [False, True])
 def test_dead_daemon(make_node: Callable[..., Node], a: Pod, b: Pod, kind: str, cause: str, protected: bool) -> None:
-    """Input: a connection from outside and the daemon is not there. Verdict: PERMISSIVE reaches the app, STRICT is reset."""
+    """Input: a connection from outside and the daemon is not there. Verdict: PERMISSIVE reaches the
+    app, STRICT is reset.
+    """
     node = make_node(heartbeatTimeoutSeconds=0.3) if cause == "silent" else make_node()
     node.stage.start(b, serve, _any(kind), 8183).receive()
     listeners = node.enroll(b, protected=protected)
@@ -133,8 +150,12 @@ def test_dead_daemon(make_node: Callable[..., Node], a: Pod, b: Pod, kind: str, 
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("protected", [False, True])
-def test_dead_daemon_and_a_port_of_another_mode(node: Node, a: Pod, b: Pod, counted: Counted, kind: str, protected: bool) -> None:
-    """Input: one port's mode is not the pod's, and the daemon is gone. Verdict: the port's own mode holds there, the pod's elsewhere."""
+def test_dead_daemon_and_a_port_of_another_mode(
+    node: Node, a: Pod, b: Pod, counted: Counted, kind: str, protected: bool
+) -> None:
+    """Input: one port's mode is not the pod's, and the daemon is gone. Verdict: the port's own mode
+    holds there, the pod's elsewhere.
+    """
     for port in (8185, 8186):
         node.stage.start(b, serve, _any(kind), port).receive()
     node.enroll(b, protected=protected, ports=((8185, not protected),))
@@ -162,7 +183,9 @@ def test_established_connections_stay_where_they_are(node: Node, a: Pod, b: Pod,
 
 
 def _echo(pipe: Connection, address: str, port: int) -> None:
-    with socket.create_server((address, port), family=socket.AF_INET6 if ":" in address else socket.AF_INET) as listener:
+    with socket.create_server(
+        (address, port), family=socket.AF_INET6 if ":" in address else socket.AF_INET
+    ) as listener:
         pipe.send("ready")
         connection, _ = listener.accept()
         with connection:
@@ -172,8 +195,12 @@ def _echo(pipe: Connection, address: str, port: int) -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("protected", [False, True])
-def test_a_port_that_is_probed_opens_only_while_something_listens_there(node: Node, a: Pod, b: Pod, counted: Counted, kind: str, protected: bool) -> None:
-    """Input: SYNs to a port that a TCP probe asks for, before, while and after the application listens there. Verdict: a reset, the listener, a reset."""
+def test_a_port_that_is_probed_opens_only_while_something_listens_there(
+    node: Node, a: Pod, b: Pod, counted: Counted, kind: str, protected: bool
+) -> None:
+    """Input: SYNs to a port that a TCP probe asks for, before, while and after the application
+    listens there. Verdict: a reset, the listener, a reset.
+    """
     port = 8190
     listeners = node.enroll(b, protected=protected, probed=frozenset({port}))
 

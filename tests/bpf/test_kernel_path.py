@@ -55,7 +55,9 @@ class Path:
         destinations = {(address, port): KernelDestination(B, verdicts, **flags) for address in self.b.addresses}
         services = {}
         if vip:
-            services = {(_vip(kind), vip): KernelService("ns/svc", ((self.b.address(kind), port),)) for kind in ("4", "6")}
+            services = {
+                (_vip(kind), vip): KernelService("ns/svc", ((self.b.address(kind), port),)) for kind in ("4", "6")
+            }
         self.apply(Plan(destinations, services))
 
     def apply(self, plan: Plan) -> None:
@@ -75,7 +77,13 @@ class Path:
         """What was counted since the test began."""
         pair = self.pair(port, service)
         now, then = (totals.get(pair, Total()) for totals in (self.node.plane.kernel.totals(), self._before))
-        return Total(now.opened - then.opened, now.closed - then.closed, now.failed - then.failed, now.received - then.received, now.sent - then.sent)
+        return Total(
+            now.opened - then.opened,
+            now.closed - then.closed,
+            now.failed - then.failed,
+            now.received - then.received,
+            now.sent - then.sent,
+        )
 
     def serve(self, kind: str, port: int) -> None:
         self.node.stage.start(self.b, serve, _any(kind), port).receive()
@@ -91,7 +99,9 @@ def path(node: Node, a: Pod, b: Pod) -> Iterator[Path]:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_any_pod_may(path: Path, counted: Counted, kind: str) -> None:
-    """Input: a destination that every captured pod may reach. Verdict: app to app, real names, counted; nothing stays behind."""
+    """Input: a destination that every captured pod may reach. Verdict: app to app, real names,
+    counted; nothing stays behind.
+    """
     path.serve(kind, 8300)
     path.put(None, 8300)
     seen = path.dial(kind, 8300)
@@ -107,7 +117,9 @@ def test_any_pod_may(path: Path, counted: Counted, kind: str) -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_allowed_and_refused_by_source(path: Path, counted: Counted, kind: str) -> None:
-    """Input: a verdict for the pair of pods. Verdict: it is followed; refused connects are told so and counted by policy."""
+    """Input: a verdict for the pair of pods. Verdict: it is followed; refused connects are told so
+    and counted by policy.
+    """
     path.serve(kind, 8301)
     path.put(ALLOWED, 8301)
     assert path.dial(kind, 8301).data.startswith(b"app ")
@@ -123,7 +135,9 @@ def test_allowed_and_refused_by_source(path: Path, counted: Counted, kind: str) 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_refusal_is_told_with_the_service_that_was_dialled(path: Path, kind: str) -> None:
-    """Input: refused connects to a ClusterIP and to the pod itself. Verdict: each counts for what was dialled, by the policy that refused it."""
+    """Input: refused connects to a ClusterIP and to the pod itself. Verdict: each counts for what
+    was dialled, by the policy that refused it.
+    """
     began = time.time()
     path.put(DENIED, 8310, vip=80)
     for address, port, times in ((_vip(kind), 80, 3), (path.b.address(kind), 8310, 1)):
@@ -134,12 +148,18 @@ def test_a_refusal_is_told_with_the_service_that_was_dialled(path: Path, kind: s
     with pytest.raises(ConnectionRefusedError):
         path.node.stage.run(path.a, dial, _vip(kind), 80)
     refusals = path.node.plane.kernel.refusals()
-    assert {(each.pair.service, each.policy, each.count) for each in refusals} == {("ns/svc", "ns/deny", 3), ("", "ns/deny", 1), ("ns/svc", "ns/other", 1)}
+    assert {(each.pair.service, each.policy, each.count) for each in refusals} == {
+        ("ns/svc", "ns/deny", 3),
+        ("", "ns/deny", 1),
+        ("ns/svc", "ns/other", 1),
+    }
     assert all(began - 1 < each.last < time.time() + 1 for each in refusals)
 
 
 def test_the_last_connections_of_a_pod_are_remembered(path: Path) -> None:
-    """Input: more connections than a pod has places, through a ClusterIP. Verdict: the last of them, with whom, Service, times and bytes."""
+    """Input: more connections than a pod has places, through a ClusterIP. Verdict: the last of
+    them, with whom, Service, times and bytes.
+    """
     path.serve("4", 8311)
     path.put(None, 8311, vip=81)
     began = time.time()
@@ -148,10 +168,14 @@ def test_the_last_connections_of_a_pod_are_remembered(path: Path) -> None:
     eventually(lambda: path.total(8311, "ns/svc").sent == (layout.CLOSED_FLOWS + 5) * len(seen.data))
     ended = [one for one in path.node.plane.kernel.record.ended() if one.flow.id.destination[1] == 8311]
     assert len(ended) == layout.CLOSED_FLOWS
-    assert {(one.flow.source, one.flow.destination, one.flow.service) for one in ended} == {(*path.pair(8311)[:2], "ns/svc")}
+    assert {(one.flow.source, one.flow.destination, one.flow.service) for one in ended} == {
+        (*path.pair(8311)[:2], "ns/svc")
+    }
     assert {(one.received, one.sent) for one in ended} == {(0, len(seen.data))}
     assert all(began - 1 < one.flow.opened <= one.closed < time.time() + 1 for one in ended)
-    assert ended == [one for one in path.node.plane.kernel.record.ended() if one in ended], "what is told of the past does not change"
+    assert ended == [one for one in path.node.plane.kernel.record.ended() if one in ended], (
+        "what is told of the past does not change"
+    )
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -167,15 +191,18 @@ def test_without_a_verdict_the_proxy_decides(path: Path, counted: Counted, kind:
 @pytest.mark.parametrize("lives", [True, False])
 @pytest.mark.parametrize("kind", KINDS)
 def test_what_nobody_confirms_is_not_used_for_ever(path: Path, counted: Counted, kind: str, lives: bool) -> None:
-    """Input: the kernel path's last confirmation is older than its timeout. Verdict: connections go to the proxy, and without a daemon the way of
-    each pod's protection, at the client's end and at the server's."""
+    """Input: the kernel path's last confirmation is older than its timeout. Verdict: connections go
+    to the proxy, and without a daemon the way of each pod's protection, at the client's end and at
+    the server's.
+    """
     node = path.node
     path.serve(kind, 8303)
     path.put(None, 8303, vip=83)
     assert path.dial(kind, 8303).data.startswith(b"app ")
     if not lives:
         node.plane.stop_beating()
-    assert node.stage.run(path.a, dial, _vip(kind), 83).data.startswith(b"app ")  # a daemon that has just gone is not missed yet
+    # a daemon that has just gone is not missed yet
+    assert node.stage.run(path.a, dial, _vip(kind), 83).data.startswith(b"app ")
     _age(node, seconds=91)
     if lives:
         child = node.stage.start(path.a, dial, _vip(kind), 83)
@@ -192,14 +219,21 @@ def test_what_nobody_confirms_is_not_used_for_ever(path: Path, counted: Counted,
     node.enroll(path.b, B)
     assert path.dial(kind, 8303).data.startswith(b"app ")
     assert counted() == {
-        "outbound_kernel": 2, "inbound_kernel": 2, "outbound_dead_refused": 1, "inbound_dead_refused": 1, "outbound_dead_passed": 2, "inbound_dead_passed": 1,
-    }  # fmt: skip
+        "outbound_kernel": 2,
+        "inbound_kernel": 2,
+        "outbound_dead_refused": 1,
+        "inbound_dead_refused": 1,
+        "outbound_dead_passed": 2,
+        "inbound_dead_passed": 1,
+    }
 
 
 def _age(node: Node, seconds: float) -> None:
     """Let the kernel path's last confirmation be *seconds* old."""
     then = time.clock_gettime_ns(time.CLOCK_MONOTONIC) - int(seconds * 1e9)
-    syscall.map_update(node.plane._maps["heartbeat"].fd, struct.pack("=I", layout.PULSE_KERNEL_PATH), struct.pack("=Q", then))
+    syscall.map_update(
+        node.plane._maps["heartbeat"].fd, struct.pack("=I", layout.PULSE_KERNEL_PATH), struct.pack("=Q", then)
+    )
 
 
 def _exchange(pipe: Connection, address: str, port: int, first: str) -> tuple[int, int]:
@@ -224,7 +258,9 @@ def _exchange(pipe: Connection, address: str, port: int, first: str) -> tuple[in
 
 def _answer(pipe: Connection, address: str, port: int) -> None:
     """Answer each piece by "answer", and b"bye" by closing."""
-    with socket.create_server((address, port), family=socket.AF_INET6 if ":" in address else socket.AF_INET) as listener:
+    with socket.create_server(
+        (address, port), family=socket.AF_INET6 if ":" in address else socket.AF_INET
+    ) as listener:
         pipe.send("ready")
         while True:
             connection, _ = listener.accept()
@@ -238,7 +274,9 @@ def _answer(pipe: Connection, address: str, port: int) -> None:
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("first", ["client", "server", "abort"])
 def test_bytes_are_exact(path: Path, kind: str, first: str) -> None:
-    """Input: connections that end in each way. Verdict: every byte of data is counted, while they live and afterwards, and no other."""
+    """Input: connections that end in each way. Verdict: every byte of data is counted, while they
+    live and afterwards, and no other.
+    """
     path.node.stage.start(path.b, _answer, _any(kind), 8303).receive()
     path.put(None, 8303)
     child = path.node.stage.start(path.a, _exchange, path.b.address(kind), 8303, first)
@@ -268,10 +306,16 @@ def test_nobody_listens(path: Path, kind: str) -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_daemon_is_dead(path: Path, kind: str, counted: Counted) -> None:
-    """Input: STRICT pods, and no daemon. Verdict: kernel-path connections go on being allowed and refused; others are refused."""
+    """Input: STRICT pods, and no daemon. Verdict: kernel-path connections go on being allowed and
+    refused; others are refused.
+    """
     for port in (8305, 8306, 8307):
         path.serve(kind, port)
-    plans = {(address, port): KernelDestination(B, {A: verdict}) for address in path.b.addresses for port, verdict in ((8305, ALLOWED), (8306, DENIED))}
+    plans = {
+        (address, port): KernelDestination(B, {A: verdict})
+        for address in path.b.addresses
+        for port, verdict in ((8305, ALLOWED), (8306, DENIED))
+    }
     path.apply(Plan(plans))
     path.node.plane.stop_beating()
     assert path.dial(kind, 8305).data.startswith(b"app ")
@@ -279,12 +323,19 @@ def test_the_daemon_is_dead(path: Path, kind: str, counted: Counted) -> None:
         path.dial(kind, 8306)
     with pytest.raises(PermissionError):
         path.dial(kind, 8307)
-    assert counted() == {"outbound_kernel": 1, "inbound_kernel": 1, "outbound_kernel_refused": 1, "outbound_dead_refused": 1}
+    assert counted() == {
+        "outbound_kernel": 1,
+        "inbound_kernel": 1,
+        "outbound_kernel_refused": 1,
+        "outbound_dead_refused": 1,
+    }
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_clusterip(path: Path, kind: str) -> None:
-    """Input: a ClusterIP with one endpoint, on the kernel path. Verdict: its app answers, and the client sees the ClusterIP."""
+    """Input: a ClusterIP with one endpoint, on the kernel path. Verdict: its app answers, and the
+    client sees the ClusterIP.
+    """
     path.serve(kind, 8308)
     path.put(ALLOWED, 8308, vip=80)
     seen = path.node.stage.run(path.a, dial, _vip(kind), 80)
@@ -300,7 +351,9 @@ def _dial_often(_pipe: Connection, address: str, port: int, count: int) -> list[
 
 @pytest.mark.parametrize("kind", ["4", "6"])
 def test_clusterip_is_balanced_whatever_the_path(path: Path, counted: Counted, kind: str) -> None:
-    """Input: a ClusterIP with an endpoint on the kernel path and one of another node. Verdict: both get their share; the proxy is told the choice."""
+    """Input: a ClusterIP with an endpoint on the kernel path and one of another node. Verdict: both
+    get their share; the proxy is told the choice.
+    """
     path.serve(kind, 8309)
     local, remote = (path.b.address(kind), 8309), ({"4": "10.88.0.9", "6": "fd88::9"}[kind], 8309)
     path.apply(Plan({local: KernelDestination(B, None)}, {(_vip(kind), 80): KernelService("ns/svc", (local, remote))}))
@@ -368,13 +421,17 @@ def test_the_server_judges_again(path: Path, counted: Counted, change: str) -> N
 
 def _forged(_pipe: Connection, source: str, destination: str, port: int) -> None:
     """Send a SYN by a raw socket, with any source address."""
-    with socket.socket(socket.AF_INET6 if ":" in source else socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_RAW) as raw:
+    with socket.socket(
+        socket.AF_INET6 if ":" in source else socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_RAW
+    ) as raw:
         raw.sendto(syn(source, 40000, destination, port), (destination, 0))
 
 
 @pytest.mark.parametrize("kind", ["4", "6"])
 def test_a_forged_source_meets_the_proxy(path: Path, counted: Counted, kind: str) -> None:
-    """Input: SYNs by raw sockets, as from the allowed pod and from a stranger. Verdict: never the kernel path's treatment."""
+    """Input: SYNs by raw sockets, as from the allowed pod and from a stranger. Verdict: never the
+    kernel path's treatment.
+    """
     path.put(ALLOWED, 8312)
     for source in (path.a.address(kind), "fd77::77" if kind == "6" else "10.77.0.77"):
         path.node.stage.run(path.a, _forged, source, path.b.address(kind), 8312)
@@ -383,7 +440,9 @@ def test_a_forged_source_meets_the_proxy(path: Path, counted: Counted, kind: str
 
 
 def test_an_address_that_is_given_to_another_pod(path: Path, counted: Counted) -> None:
-    """Input: the server's address is enrolled as another pod's. Verdict: the verdicts about the old pod are gone at once."""
+    """Input: the server's address is enrolled as another pod's. Verdict: the verdicts about the old
+    pod are gone at once.
+    """
     path.serve("4", 8313)
     path.put(None, 8313)
     assert path.dial("4", 8313).data.startswith(b"app ")
@@ -431,7 +490,9 @@ def _until_closed(pipe: Connection, address: str, port: int) -> int:
 
 
 def _until_reset(pipe: Connection, address: str, port: int) -> int:
-    with socket.create_server((address, port), family=socket.AF_INET6 if ":" in address else socket.AF_INET) as listener:
+    with socket.create_server(
+        (address, port), family=socket.AF_INET6 if ":" in address else socket.AF_INET
+    ) as listener:
         pipe.send("ready")
         connection, _ = listener.accept()
         with connection:
@@ -497,7 +558,8 @@ def test_tcp_fast_open(path: Path, counted: Counted, kind: str) -> None:
     """Input: data in the SYN. Verdict: allowed with its bytes counted; refused before anything leaves."""
     for pod in (path.a, path.b):
         with netns.inside(pod.fd):
-            File("/proc/sys/net/ipv4/tcp_fastopen").write_text(str(0x1 | 0x2 | 0x4 | 0x200))  # both ways, without a cookie first
+            # both ways, without a cookie first
+            File("/proc/sys/net/ipv4/tcp_fastopen").write_text(str(0x1 | 0x2 | 0x4 | 0x200))
     server = path.node.stage.start(path.b, _serve_early, _any(kind), 8317)
     server.receive()
     path.put(ALLOWED, 8317)
@@ -564,13 +626,17 @@ def test_damage_is_found_and_repaired(path: Path) -> None:
 
 
 def test_a_full_map_leaves_the_port_to_the_proxy(make_node: Callable[..., Node], a: Pod, b: Pod) -> None:
-    """Input: room for one verdict, and two are wanted. Verdict: one port is on the kernel path, the other is named and is not."""
+    """Input: room for one verdict, and two are wanted. Verdict: one port is on the kernel path, the
+    other is named and is not.
+    """
     node = make_node(maps={"verdicts": 1})
     for uid, pod in (("a", a), ("b", b)):
         node.enroll(pod, uid)
     plan = Plan({(b.ipv4, port): KernelDestination(B, {A: ALLOWED}) for port in (1, 2)})
     node.plane.kernel.sync(plan, node.plane.numbers())
-    assert node.plane.kernel.left_out == {(b.ipv4, 2): "the BPF map verdicts is full (1 entries): raise redirect.maps.verdicts"}
+    assert node.plane.kernel.left_out == {
+        (b.ipv4, 2): "the BPF map verdicts is full (1 entries): raise redirect.maps.verdicts"
+    }
     assert contents(node) == {"destinations": 1, "verdicts": 1, "services": 0, "backends": 0}
     assert list(node.plane.kernel.faults()) == []
     node.plane.kernel.sync(Plan({(b.ipv4, 2): KernelDestination(B, {A: ALLOWED})}), node.plane.numbers())
@@ -580,7 +646,9 @@ def test_a_full_map_leaves_the_port_to_the_proxy(make_node: Callable[..., Node],
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_new_daemon_takes_over(make_node: Callable[..., Node], a: Pod, b: Pod, kind: str) -> None:
-    """Input: the daemon is replaced while a connection lives. Verdict: numbers stay, the connection goes on and is judged by its pods; the rest is pruned."""
+    """Input: the daemon is replaced while a connection lives. Verdict: numbers stay, the connection
+    goes on and is judged by its pods; the rest is pruned.
+    """
     node = make_node()
     old = Path(node, a, b)
     node.stage.start(b, _answer, _any(kind), 8323).receive()

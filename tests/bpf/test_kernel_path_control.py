@@ -1,4 +1,6 @@
-"""control/kernel_path.py on real pods: what it tells of connections, counts and closes equals what the applications did."""
+"""control/kernel_path.py on real pods: what it tells of connections, counts and closes equals what
+the applications did.
+"""
 
 from __future__ import annotations
 
@@ -20,16 +22,37 @@ from tests.bpf.test_kernel_path import KINDS, _answer, _any, _exchange, _until_c
 from tests.bpf.world import Pod, connected, dial, eventually, serve
 
 PORT = 8400
-EMPTY = ("destinations", "verdicts", "services", "backends", "flow_totals", "closed_flows", "bypass_streams", "by_cookie")
+EMPTY = (
+    "destinations",
+    "verdicts",
+    "services",
+    "backends",
+    "flow_totals",
+    "closed_flows",
+    "bypass_streams",
+    "by_cookie",
+)
 """Maps that hold nothing once both pods are gone."""
 
 
 def workload(uid: str, pod: Pod, **fields: object) -> Workload:
     return Workload(
-        uid=PodUid(uid), pod=f"pod-{uid}", namespace="ns", node="node", addresses=tuple(map(Address, pod.addresses)), service_account=uid,
-        identity=SpiffeId(f"spiffe://cluster.local/ns/ns/sa/{uid}"), workload=f"app-{uid}", app=uid, version="v1", canonical_service=uid,
-        canonical_revision="v1", ready=True, enrolled=True, **fields,
-    )  # type: ignore[arg-type]  # fmt: skip
+        uid=PodUid(uid),
+        pod=f"pod-{uid}",
+        namespace="ns",
+        node="node",
+        addresses=tuple(map(Address, pod.addresses)),
+        service_account=uid,
+        identity=SpiffeId(f"spiffe://cluster.local/ns/ns/sa/{uid}"),
+        workload=f"app-{uid}",
+        app=uid,
+        version="v1",
+        canonical_service=uid,
+        canonical_revision="v1",
+        ready=True,
+        enrolled=True,
+        **fields,
+    )  # type: ignore[arg-type]
 
 
 def deny(*accounts: str, methods: tuple[str, ...] = ()) -> AuthorizationPolicy:
@@ -47,7 +70,9 @@ class World:
 
     def update(self, *policies: AuthorizationPolicy, protocol: str = "tcp", bypass: bool = False) -> None:
         keys = tuple(policy.key for policy in policies)
-        server = workload("b", self.b, ports=((PORT, protocol),), services=((PORT, "ns/svc"),), policies=keys, bypass=bypass)
+        server = workload(
+            "b", self.b, ports=((PORT, protocol),), services=((PORT, "ns/svc"),), policies=keys, bypass=bypass
+        )
         endpoints = tuple(Endpoint(address, PORT, PodUid("b")) for address in server.addresses)
         vips = Address(_vip("4")), Address(_vip("6"))
         service = Service("svc", "ns", "svc.ns.svc.cluster.local", vips, (ServicePort(80, "x", protocol, endpoints),))  # type: ignore[arg-type]
@@ -64,7 +89,9 @@ class World:
                 labels = dict(part.split("=") for part in rest.partition("}")[0].split(","))
                 assert labels["source_workload"] == '"app-a"'
                 assert labels["destination_service"] == '"svc.ns.svc.cluster.local"'
-                key = tuple(labels[label].strip('"') for label in ("reporter", "connection_security_policy", "response_flags"))
+                key = tuple(
+                    labels[label].strip('"') for label in ("reporter", "connection_security_policy", "response_flags")
+                )
                 found.setdefault(key, {})[name] = float(rest.rpartition(" ")[2])  # type: ignore[arg-type]
         return found
 
@@ -88,7 +115,9 @@ def world(node: Node, a: Pod, b: Pod) -> Iterator[World]:
 
 def tcp(opened: int, closed: int, sent: int, received: int) -> dict[str, float]:
     names = ("connections_opened", "connections_closed", "sent_bytes", "received_bytes")
-    return {f"istio_tcp_{name}_total": value for name, value in zip(names, (opened, closed, sent, received), strict=True)}
+    return {
+        f"istio_tcp_{name}_total": value for name, value in zip(names, (opened, closed, sent, received), strict=True)
+    }
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -107,8 +136,17 @@ def test_counted_while_it_lives_and_when_it_ends(world: World, kind: str, bypass
     assert world.counted() == live
     assert any(stream.way == "socket" for stream in world.node.plane.bypassed().values()) == bypass
     (row,) = world.paths.flows(world.store)
-    assert (row["source"], row["destination"], row["service"]) == ("ns/pod-a", f"ns/pod-b:{PORT}", "svc.ns.svc.cluster.local")
-    assert (row["path"], row["why"], row["sent"], row["received"]) == ("kernel", "nothing is decided per request", 6, 1000)
+    assert (row["source"], row["destination"], row["service"]) == (
+        "ns/pod-a",
+        f"ns/pod-b:{PORT}",
+        "svc.ns.svc.cluster.local",
+    )
+    assert (row["path"], row["why"], row["sent"], row["received"]) == (
+        "kernel",
+        "nothing is decided per request",
+        6,
+        1000,
+    )
     child.send(0)
     child.receive()
     ended = {key: tcp(1, 1, 6, 1000) for key in live}
@@ -126,7 +164,14 @@ def test_refusals_count_by_policy(world: World) -> None:
     assert world.events() == {("ns/app-b", "ns/deny", "deny"): 1}
     assert world.counted()["destination", "kernel_attested", "-"] == tcp(1, 1, 0, 0)
     (row,) = world.paths.flows(world.store)
-    told = {"source": "ns/pod-a", "destination": f"ns/pod-b:{PORT}", "service": "", "verdict": "deny", "policy": "ns/deny", "times": 1}
+    told = {
+        "source": "ns/pod-a",
+        "destination": f"ns/pod-b:{PORT}",
+        "service": "",
+        "verdict": "deny",
+        "policy": "ns/deny",
+        "times": 1,
+    }
     assert told.items() <= row.items()
     with pytest.raises(ConnectionRefusedError):
         world.node.stage.run(world.a, dial, _vip("4"), 80)
@@ -143,7 +188,9 @@ def _request(_pipe: Connection, address: str, port: int, count: int) -> bytes:
 
 
 def _serve_http(pipe: Connection, address: str, port: int) -> None:
-    with socket.create_server((address, port), family=socket.AF_INET6 if ":" in address else socket.AF_INET) as listener:
+    with socket.create_server(
+        (address, port), family=socket.AF_INET6 if ":" in address else socket.AF_INET
+    ) as listener:
         pipe.send("ready")
         while True:
             connection, _ = listener.accept()
@@ -154,17 +201,28 @@ def _serve_http(pipe: Connection, address: str, port: int) -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_http_is_counted(world: World, kind: str) -> None:
-    """Input: requests over a ClusterIP to an HTTP port. Verdict: Istio's HTTP metrics with the pods' labels; the program goes when no port needs it."""
+    """Input: requests over a ClusterIP to an HTTP port. Verdict: Istio's HTTP metrics with the
+    pods' labels; the program goes when no port needs it.
+    """
     world.update(protocol="http")
     assert world.node.plane.http.enabled
     world.node.stage.start(world.b, _serve_http, _any(kind), PORT).receive()
     world.node.stage.run(world.a, _request, _vip(kind), 80, 3)
     eventually(lambda: world.counted()["destination", "kernel_attested", "-"] == tcp(1, 1, 3 * 38, 3 * 27))
-    lines = [line for line in b"".join(world.store.exposition()).decode().splitlines() if line.startswith("istio_requests_total{")]
+    lines = [
+        line
+        for line in b"".join(world.store.exposition()).decode().splitlines()
+        if line.startswith("istio_requests_total{")
+    ]
     assert len(lines) == 2
     for line in lines:
         assert line.endswith((" 3", " 3.0"))
-        for label in ('response_code="200"', 'source_workload="app-a"', 'destination_workload="app-b"', 'destination_service_name="svc"'):
+        for label in (
+            'response_code="200"',
+            'source_workload="app-a"',
+            'destination_workload="app-b"',
+            'destination_service_name="svc"',
+        ):
             assert label in line
     world.update(protocol="tcp")
     assert not world.node.plane.http.enabled
@@ -172,7 +230,9 @@ def test_http_is_counted(world: World, kind: str) -> None:
 
 @pytest.mark.parametrize("change", ["denied", "per request"])
 def test_established_connections_are_closed(world: World, change: str) -> None:
-    """Input: a policy that refuses the client, or that decides by the request. Verdict: its connection ends, with a reset for the server."""
+    """Input: a policy that refuses the client, or that decides by the request. Verdict: its
+    connection ends, with a reset for the server.
+    """
     world.update(deny("somebody"), protocol="http")
     server = world.node.stage.start(world.b, _until_reset, "0.0.0.0", PORT)
     server.receive()
@@ -185,7 +245,11 @@ def test_established_connections_are_closed(world: World, change: str) -> None:
     assert world.events() == {("ns/app-b", "ns/deny" if change == "denied" else "", "closed"): 1}
     eventually(lambda: [bool(row["closed"]) for row in world.paths.flows(world.store)] == [True])
     (row,) = world.paths.flows(world.store)
-    assert (row["verdict"], row["reason"], row["policy"]) == ("deny", "policy_denied", "ns/deny" if change == "denied" else "")
+    assert (row["verdict"], row["reason"], row["policy"]) == (
+        "deny",
+        "policy_denied",
+        "ns/deny" if change == "denied" else "",
+    )
     assert world.paths.flows(world.store) == [row]
 
 

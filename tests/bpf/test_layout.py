@@ -41,7 +41,10 @@ HTTP_STRUCTS: dict[str, type[ctypes.Structure]] = {
     "http_end": http_layout.HttpEnd,
     "http_tables": http_layout.HttpTables,
 }
-BYPASS_STRUCTS: dict[str, type[ctypes.Structure]] = {"bypass_side": bypass_layout.BypassSide, "bypass_stream": bypass_layout.BypassStream}
+BYPASS_STRUCTS: dict[str, type[ctypes.Structure]] = {
+    "bypass_side": bypass_layout.BypassSide,
+    "bypass_stream": bypass_layout.BypassStream,
+}
 HEADERS = {"nodeagent.h": {**STRUCTS, "address": None}, "http.h": HTTP_STRUCTS, "bypass.h": BYPASS_STRUCTS}
 
 
@@ -53,7 +56,10 @@ def test_python_and_c_agree(tmp_path: Path) -> None:
         for field, *_ in mirror._fields_:
             member = getattr(mirror, field)
             wanted.append(f"{name}.{field} {member.offset} {member.size}")
-            prints.append(f'printf("{name}.{field} %zu %zu\\n", offsetof(struct {name}, {field}), sizeof(((struct {name} *)0)->{field}));')
+            prints.append(
+                f'printf("{name}.{field} %zu %zu\\n", offsetof(struct {name}, {field}), sizeof(((struct {name} '
+                f"*)0)->{field}));"
+            )
     for index, counter in enumerate(layout.COUNTERS):
         wanted.append(f"{counter} {index}")
         prints.append(f'printf("{counter} %d\\n", {counter.upper()});')
@@ -68,7 +74,9 @@ def test_python_and_c_agree(tmp_path: Path) -> None:
     prints.append('printf("kernel %d %d %d %d\\n", ANY_SOURCE, BY_SOURCE, FLOW_HTTP, FLOW_BYPASS);')
     prints.append('printf("protection %d %d %d\\n", REFUSE_DEAD, REFUSE_UNREDIRECTED, PROBED);')
     source = tmp_path / "layout.c"
-    includes = "\n".join(f"#include {header}" for header in ("<stddef.h>", "<stdio.h>", *(f'"{name}"' for name in HEADERS)))
+    includes = "\n".join(
+        f"#include {header}" for header in ("<stddef.h>", "<stdio.h>", *(f'"{name}"' for name in HEADERS))
+    )
     source.write_text(f"{includes}\nint main(void) {{\n{chr(10).join(prints)}\nreturn 0;\n}}\n")
     subprocess.run(["cc", f"-I{loader.source_directory()}", str(source), "-o", str(tmp_path / "layout")], check=True)
     said = subprocess.run([str(tmp_path / "layout")], check=True, capture_output=True, text=True).stdout.splitlines()

@@ -25,8 +25,12 @@ NOBODY = 65534
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_redirected_and_the_original_destination_recovered(node: Node, a: Pod, b: Pod, counted: Counted, kind: str) -> None:
-    """Input: an enrolled pod dials another address. Verdict: the in-pod listener gets it, and nobody in the pod can tell."""
+def test_redirected_and_the_original_destination_recovered(
+    node: Node, a: Pod, b: Pod, counted: Counted, kind: str
+) -> None:
+    """Input: an enrolled pod dials another address. Verdict: the in-pod listener gets it, and
+    nobody in the pod can tell.
+    """
     listeners = node.enroll(a)
     child = node.stage.start(a, dial, b.address(kind), 8080)
     with accept(listeners.fds["outbound", 6 if kind == "6" else 4, 0]) as connection:
@@ -45,7 +49,9 @@ def test_own_address_and_loopback_are_left_alone(node: Node, a: Pod, counted: Co
     node.enroll(a)
     server = node.stage.start(a, serve, "::" if kind == "6" else "0.0.0.0", 8081)
     server.receive()
-    loopback = {"4": ["127.0.0.1", "0.0.0.0"], "6": ["::1", "::"], "mapped": ["::ffff:127.0.0.1", "::ffff:0.0.0.0"]}[kind]
+    loopback = {"4": ["127.0.0.1", "0.0.0.0"], "6": ["::1", "::"], "mapped": ["::ffff:127.0.0.1", "::ffff:0.0.0.0"]}[
+        kind
+    ]
     for address in (a.address(kind), *loopback):
         assert node.stage.run(a, dial, address, 8081).data.startswith(b"app ")
     assert node.stage.run(a, dial, "127.7.7.7" if kind == "4" else a.address(kind), 8081).data.startswith(b"app ")
@@ -63,7 +69,9 @@ def test_excluded_port_passes(node: Node, a: Pod, b: Pod, counted: Counted, kind
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("answer", ["allow", "deny"])
 def test_unknown_pods(make_node: Callable[..., Node], a: Pod, b: Pod, answer: str, kind: str) -> None:
-    """Input: a process below the captured cgroup whose pod is not enrolled. Verdict: the configured one; loopback always works."""
+    """Input: a process below the captured cgroup whose pod is not enrolled. Verdict: the configured
+    one; loopback always works.
+    """
     node = make_node(unknownPods=answer)
     for pod in (a, b):
         node.stage.start(pod, serve, "::" if kind == "6" else "0.0.0.0", 8084).receive()
@@ -81,7 +89,8 @@ def test_the_hosts_network_namespace_is_not_captured(make_node: Callable[..., No
     node = make_node(unknownPods="deny")
     with socket.create_server(("127.0.0.1", 0)) as probe:
         port = probe.getsockname()[1]
-    with pytest.raises(OSError) as refused:  # a closed port of an address outside: the host's own, so that no packet leaves
+    # a closed port of an address outside: the host's own, so that no packet leaves
+    with pytest.raises(OSError) as refused:
         node.stage.run(None, dial, host_address(), port)
     assert refused.value.errno == errno.ECONNREFUSED
     assert node.counted() == {}
@@ -100,7 +109,9 @@ def host_address() -> str:
 @pytest.mark.parametrize("cgroup", ["agent", "agent/below"])
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_agents_own_connections_pass(node: Node, a: Pod, b: Pod, counted: Counted, kind: str, cgroup: str) -> None:
-    """Input: the daemon, in a cgroup below the captured one, dials from inside an enrolled pod. Verdict: not captured."""
+    """Input: the daemon, in a cgroup below the captured one, dials from inside an enrolled pod.
+    Verdict: not captured.
+    """
     node.enroll(a, protected=True)
     node.stage.start(b, serve, "::" if kind == "6" else "0.0.0.0", 8085).receive()
     assert node.stage.run(a, dial, b.address(kind), 8085, cgroup=cgroup).data.startswith(b"app ")
@@ -114,7 +125,8 @@ def test_dead_daemon(make_node: Callable[..., Node], a: Pod, b: Pod, kind: str, 
     """Input: an enrolled pod dials and the daemon is not there. Verdict: PERMISSIVE passes, STRICT is refused."""
     node = make_node(heartbeatTimeoutSeconds=0.3) if cause == "silent" else make_node()
     node.stage.start(b, serve, "::" if kind == "6" else "0.0.0.0", 8086).receive()
-    listeners = node.enroll(a, protected=protected)  # after the fork, for a copy in another process would keep them open
+    # after the fork, for a copy in another process would keep them open
+    listeners = node.enroll(a, protected=protected)
     if cause == "stopped":
         node.plane.stop_beating()
     elif cause == "silent":
@@ -148,7 +160,9 @@ def _dial_many(pipe: Connection, address: str, port: int, count: int) -> list[st
 
 @pytest.mark.parametrize("protected", [False, True])
 def test_full_map_fails_safe(make_node: Callable[..., Node], a: Pod, b: Pod, protected: bool) -> None:
-    """Input: more connections than by_cookie holds. Verdict: STRICT is refused, PERMISSIVE passes; room again once they close."""
+    """Input: more connections than by_cookie holds. Verdict: STRICT is refused, PERMISSIVE passes;
+    room again once they close.
+    """
     node = make_node(maps={"connections": 4})
     listeners = node.enroll(a, protected=protected)
     node.stage.start(b, serve, "0.0.0.0", 8087).receive()
@@ -158,7 +172,10 @@ def test_full_map_fails_safe(make_node: Callable[..., Node], a: Pod, b: Pod, pro
         counters = node.counted()
         captured = counters["outbound_captured"]
         assert 4 <= captured < 6
-        assert counters == {"outbound_captured": captured, "outbound_full_refused" if protected else "outbound_full_passed": 6 - captured}
+        assert counters == {
+            "outbound_captured": captured,
+            "outbound_full_refused" if protected else "outbound_full_passed": 6 - captured,
+        }
         assert results == ["connected"] * captured + (["EPERM"] if protected else ["connected"]) * (6 - captured)
         assert node.plane.statistics().maps["by_cookie"] == (captured, 4)
         child.send("close")
@@ -202,7 +219,9 @@ def _fast_open(_pipe: Connection, address: str, port: int) -> tuple[bytes, tuple
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_tcp_fast_open(node: Node, a: Pod, b: Pod, kind: str) -> None:
-    """Input: data sent with the SYN, without connect(). Verdict: captured like any other, original destination known."""
+    """Input: data sent with the SYN, without connect(). Verdict: captured like any other, original
+    destination known.
+    """
     listeners = node.enroll(a)
     with netns.inside(a.fd):
         Path("/proc/sys/net/ipv4/tcp_fastopen").write_text("5")  # as a client, without a cookie first
@@ -217,7 +236,9 @@ def test_tcp_fast_open(node: Node, a: Pod, b: Pod, kind: str) -> None:
 @pytest.mark.parametrize("polled", [False, True])
 @pytest.mark.parametrize("kind", KINDS)
 def test_io_uring(node: Node, a: Pod, b: Pod, counted: Counted, kind: str, polled: bool) -> None:
-    """Input: io_uring connects, by the app's call or by a thread of the kernel. Verdict: captured as connect() is, with the same names."""
+    """Input: io_uring connects, by the app's call or by a thread of the kernel. Verdict: captured
+    as connect() is, with the same names.
+    """
     listeners = node.enroll(a, protected=True)
     child = node.stage.start(a, dial_by_ring, b.address(kind), 8097, polled)
     with accept(listeners.fds["outbound", 6 if kind == "6" else 4, 0]) as connection:
@@ -256,8 +277,12 @@ def test_bound_to_a_device(node: Node, a: Pod, b: Pod, counted: Counted, kind: s
 
 @pytest.mark.parametrize("protected", [False, True])
 @pytest.mark.parametrize("kind", KINDS)
-def test_bound_to_a_device_without_privilege(node: Node, a: Pod, b: Pod, counted: Counted, kind: str, protected: bool) -> None:
-    """Input: the same without CAP_NET_RAW, so that the kernel keeps the socket on its device. Verdict: a protected pod's is refused, another's passes."""
+def test_bound_to_a_device_without_privilege(
+    node: Node, a: Pod, b: Pod, counted: Counted, kind: str, protected: bool
+) -> None:
+    """Input: the same without CAP_NET_RAW, so that the kernel keeps the socket on its device.
+    Verdict: a protected pod's is refused, another's passes.
+    """
     node.enroll(a, protected=protected)
     node.stage.start(b, serve, "::" if kind == "6" else "0.0.0.0", 8090).receive()
     if protected:
@@ -291,7 +316,9 @@ def _again(_pipe: Connection, first: tuple[str, int], second: tuple[str, int]) -
 
 
 def test_a_second_connect_forgets_the_first(node: Node, a: Pod, b: Pod, counted: Counted) -> None:
-    """Input: a redirected connect() that is refused, then one to loopback on the same socket. Verdict: its names are the real ones."""
+    """Input: a redirected connect() that is refused, then one to loopback on the same socket.
+    Verdict: its names are the real ones.
+    """
     node.stage.start(a, serve, "127.0.0.1", 8092).receive()
     listeners = node.enroll(a)
     with netns.inside(a.fd), socket.create_server(("127.0.0.1", 0)) as other:
@@ -360,7 +387,9 @@ def _mptcp(_pipe: Connection, address: str, port: int) -> bytes:
 
 
 def test_mptcp_is_tcp(node: Node, a: Pod, b: Pod, counted: Counted) -> None:
-    """Input: a multipath TCP socket, whose subflows the kernel makes. Verdict: captured, and nothing of it stays in the map."""
+    """Input: a multipath TCP socket, whose subflows the kernel makes. Verdict: captured, and
+    nothing of it stays in the map.
+    """
     listeners = node.enroll(a, protected=True)
     node.stage.start(b, serve, "0.0.0.0", 8096).receive()
     with answering(listeners, b"proxy"):

@@ -1,4 +1,6 @@
-"""The life of a data plane: enrolments that change, damage that is repaired, daemons that die and come back, nothing left."""
+"""The life of a data plane: enrolments that change, damage that is repaired, daemons that die and
+come back, nothing left.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +23,21 @@ from nodeagent.redirect import hooks, loader, netns, pins, syscall
 from nodeagent.redirect.plane import DataPlane
 from nodeagent.redirect.pod import EnrolledPod, Listeners, listener_key
 from tests.bpf.conftest import Node
-from tests.bpf.world import Child, Pod, Stage, accept, answering, cgroup2, dial, eventually, hold, ip, keep_dialling, serve, take
+from tests.bpf.world import (
+    Child,
+    Pod,
+    Stage,
+    accept,
+    answering,
+    cgroup2,
+    dial,
+    eventually,
+    hold,
+    ip,
+    keep_dialling,
+    serve,
+    take,
+)
 
 PROG_GET_FD_BY_ID = 13
 
@@ -57,7 +73,9 @@ def test_a_changed_description_takes_effect(node: Node, a: Pod, b: Pod) -> None:
 
 
 def test_a_sandbox_that_was_made_anew(node: Node, a: Pod) -> None:
-    """Input: the same pod uid with another network namespace. Verdict: the old one is released, the new one captured."""
+    """Input: the same pod uid with another network namespace. Verdict: the old one is released, the
+    new one captured.
+    """
     old = node.enroll(a)
     fresh = Pod(netns.create(), a.ipv4, a.ipv6)
     try:
@@ -97,7 +115,9 @@ def test_a_pod_without_ipv6(make_node: Callable[..., Node], a: Pod) -> None:
 
 @pytest.mark.parametrize("kind", ["4", "6", "mapped"])
 def test_release_leaves_live_connections_alone(node: Node, a: Pod, b: Pod, kind: str) -> None:
-    """Input: a pod with a captured connection is released. Verdict: that one goes on under its names, the next is not captured."""
+    """Input: a pod with a captured connection is released. Verdict: that one goes on under its
+    names, the next is not captured.
+    """
     node.stage.start(b, serve, "::" if kind == "6" else "0.0.0.0", 8203).receive()
     listeners = node.enroll(a)
     client = node.stage.start(a, hold, b.address(kind), 8203)
@@ -133,10 +153,16 @@ POD_DAMAGE: dict[str, Callable[[Node], object]] = {
     "the pod's entry is gone": lambda node: _drop_all(node, "pods"),
     "the addresses are gone": lambda node: _drop_all(node, "addresses"),
     "the exclusions are gone": lambda node: _drop_all(node, "exclusions"),
-    "the pod's entry is another": lambda node: node.plane._maps["pods"].put(struct.pack("=Q", _cookie(node)), bytes(48)),
+    "the pod's entry is another": lambda node: node.plane._maps["pods"].put(
+        struct.pack("=Q", _cookie(node)), bytes(48)
+    ),
     "a listener is closed": lambda node: node.plane.listeners("pod").fds["inbound", 4, 0].close(),
-    "a listener is shut down": lambda node: node.plane.listeners("pod").fds["outbound", 6, 0].shutdown(socket.SHUT_RDWR),
-    "a listener has left the map": lambda node: node.plane._maps["listeners"].drop(listener_key(_cookie(node), "inbound", 4)),
+    "a listener is shut down": lambda node: (
+        node.plane.listeners("pod").fds["outbound", 6, 0].shutdown(socket.SHUT_RDWR)
+    ),
+    "a listener has left the map": lambda node: node.plane._maps["listeners"].drop(
+        listener_key(_cookie(node), "inbound", 4)
+    ),
 }
 
 
@@ -164,7 +190,9 @@ NODE_DAMAGE: dict[str, Callable[[Node], object]] = {
     "connect4 is unpinned": lambda node: (node.pin_directory / "links" / "connect4").unlink(),
     "a program is unpinned": lambda node: (node.pin_directory / "progs" / "connect6").unlink(),
     "a map is unpinned": lambda node: (node.pin_directory / "maps" / "pods").unlink(),
-    "all pins are removed": lambda node: [shutil.rmtree(node.pin_directory / name) for name in ("maps", "progs", "links")],
+    "all pins are removed": lambda node: [
+        shutil.rmtree(node.pin_directory / name) for name in ("maps", "progs", "links")
+    ],
 }
 
 
@@ -174,7 +202,9 @@ def test_damage_to_the_node_is_found_and_repaired(node: Node, a: Pod, b: Pod, da
     NODE_DAMAGE[damage](node)
     assert node.plane.verify_node() != []
     assert node.plane.repair_node() != []
-    assert node.plane.repair("pod") == ([f"the link lookup-{_cookie(node)} is not pinned"] if damage.startswith("all") else [])
+    assert node.plane.repair("pod") == (
+        [f"the link lookup-{_cookie(node)} is not pinned"] if damage.startswith("all") else []
+    )
     assert node.plane.verify_node() == []
     child = node.stage.start(a, dial, b.ipv4, 8205)
     with accept(listeners.fds["outbound", 4, 0]) as connection:
@@ -196,8 +226,10 @@ def _daemon(pipe: Connection, redirect: object, path: Path, addresses: tuple[str
 
 @pytest.mark.parametrize("protected", [False, True])
 def test_a_killed_daemon_is_succeeded(a: Pod, b: Pod, protected: bool) -> None:
-    """Input: kill -9 of the daemon, then a new one. Verdict: PERMISSIVE passes and STRICT is refused in between, both directions; then the
-    new daemon works with the same maps and links, running new programs."""
+    """Input: kill -9 of the daemon, then a new one. Verdict: PERMISSIVE passes and STRICT is
+    refused in between, both directions; then the new daemon works with the same maps and links,
+    running new programs.
+    """
     node = Node.__new__(Node)
     node.stage, node.settings = Stage.make(), {}
     node.pin_directory = Path(f"/sys/fs/bpf/nodeagent-test-{os.getpid()}-killed")
@@ -209,9 +241,13 @@ def test_a_killed_daemon_is_succeeded(a: Pod, b: Pod, protected: bool) -> None:
         assert [_answer(node, a, b.ipv4, 8206), _answer(node, b, a.ipv4, 8206)] == [b"first", b"first"]
         before = _objects(node)
         daemon.stop()
-        assert [_answer(node, a, b.ipv4, 8206), _answer(node, b, a.ipv4, 8206)] == ([b"EPERM", b"ECONNREFUSED"] if protected else [b"app 1", b"app 1"])
+        assert [_answer(node, a, b.ipv4, 8206), _answer(node, b, a.ipv4, 8206)] == (
+            [b"EPERM", b"ECONNREFUSED"] if protected else [b"app 1", b"app 1"]
+        )
         node.plane = node.load()
-        assert [_answer(node, a, b.ipv4, 8206), _answer(node, b, a.ipv4, 8206)] == ([b"EPERM", b"ECONNREFUSED"] if protected else [b"app 1", b"app 1"])
+        assert [_answer(node, a, b.ipv4, 8206), _answer(node, b, a.ipv4, 8206)] == (
+            [b"EPERM", b"ECONNREFUSED"] if protected else [b"app 1", b"app 1"]
+        )
         after = _objects(node)
         assert (after["maps"], after["links"]) == (before["maps"], before["links"])
         assert not set(after["progs"]) & set(before["progs"])
@@ -274,7 +310,9 @@ def _target_of_lookup(node: Node) -> int:
 
 
 def test_programs_are_replaced_while_traffic_flows(make_node: Callable[..., Node], a: Pod, b: Pod) -> None:
-    """Input: three loads while two clients connect as fast as they can. Verdict: no connection passes un-redirected, none fails."""
+    """Input: three loads while two clients connect as fast as they can. Verdict: no connection
+    passes un-redirected, none fails.
+    """
     node = make_node()
     node.stage.start(b, serve, "0.0.0.0", 8207).receive()
     outside = Pod(netns.create(), "10.79.0.1", "fd79::1")
@@ -283,9 +321,15 @@ def test_programs_are_replaced_while_traffic_flows(make_node: Callable[..., Node
         for pod, address in ((outside, "10.79.0.1"), (b, "10.79.0.2")):
             ip(pod.fd, "link set eth1 up")
             ip(pod.fd, f"addr add {address}/24 dev eth1")
-        outbound, inbound = node.enroll(a, "a", protected=True), node.enroll(b, "b", protected=True, addresses=(*b.addresses, "10.79.0.2"))
+        outbound, inbound = (
+            node.enroll(a, "a", protected=True),
+            node.enroll(b, "b", protected=True, addresses=(*b.addresses, "10.79.0.2")),
+        )
         with answering(outbound, b"out"), answering(inbound, b"in"):
-            clients = [node.stage.start(a, keep_dialling, b.ipv4, 8207), node.stage.start(outside, keep_dialling, "10.79.0.2", 8207)]
+            clients = [
+                node.stage.start(a, keep_dialling, b.ipv4, 8207),
+                node.stage.start(outside, keep_dialling, "10.79.0.2", 8207),
+            ]
             for _ in range(3):
                 node.load().close()
                 node.plane.beat()
@@ -301,7 +345,9 @@ def test_programs_are_replaced_while_traffic_flows(make_node: Callable[..., Node
 
 
 def test_another_map_size_keeps_live_connections(make_node: Callable[..., Node], a: Pod, b: Pod) -> None:
-    """Input: redirect.maps.connections is raised while a captured connection lives. Verdict: it still looks like what it was."""
+    """Input: redirect.maps.connections is raised while a captured connection lives. Verdict: it
+    still looks like what it was.
+    """
     node = make_node(maps={"connections": 64})
     listeners = node.enroll(a)
     client = node.stage.start(a, hold, b.ipv4, 8208)
@@ -316,7 +362,9 @@ def test_another_map_size_keeps_live_connections(make_node: Callable[..., Node],
 
 
 def test_handed_over_listeners_are_used(make_node: Callable[..., Node], a: Pod) -> None:
-    """Input: a new daemon gets the old one's sockets, of one slot too many. Verdict: it goes on with them, and closes what it has no use for."""
+    """Input: a new daemon gets the old one's sockets, of one slot too many. Verdict: it goes on
+    with them, and closes what it has no use for.
+    """
     node = make_node()
     node.plane.close()
     node.plane = node.load(slots=2)
@@ -336,7 +384,10 @@ def test_a_port_that_the_pod_uses_itself(node: Node, a: Pod, b: Pod, protected: 
         node.stage.start(pod, serve, "0.0.0.0", 8210).receive()
     thief = node.stage.start(a, serve, "127.0.0.1", 15006)
     thief.receive()
-    with pytest.raises(KernelError, match=r"pod pod: cannot listen on 127.0.0.1 port 15006 .* a process in the pod listens on port 15006"):
+    with pytest.raises(
+        KernelError,
+        match=r"pod pod: cannot listen on 127.0.0.1 port 15006 .* a process in the pod listens on port 15006",
+    ):
         node.enroll(a, protected=protected)
     held = [b"EPERM", b"ECONNREFUSED"] if protected else [b"app 1", b"app 1"]
     assert [_answer(node, a, b.ipv4, 8210), _answer(node, b, a.ipv4, 8210)] == held
@@ -348,8 +399,12 @@ def test_a_port_that_the_pod_uses_itself(node: Node, a: Pod, b: Pod, protected: 
         assert [_answer(node, a, b.ipv4, 8210), _answer(node, b, a.ipv4, 8210)] == [b"proxy", b"proxy"]
 
 
-def test_what_protects_a_pod_that_cannot_be_enrolled_is_not_pruned(make_node: Callable[..., Node], a: Pod, b: Pod) -> None:
-    """Input: a daemon died, and its successor finds a protected pod in the source but not its network namespace. Verdict: refused as before."""
+def test_what_protects_a_pod_that_cannot_be_enrolled_is_not_pruned(
+    make_node: Callable[..., Node], a: Pod, b: Pod
+) -> None:
+    """Input: a daemon died, and its successor finds a protected pod in the source but not its
+    network namespace. Verdict: refused as before.
+    """
     node = make_node()
     node.stage.start(b, serve, "0.0.0.0", 8211).receive()
     node.enroll(b, "away", protected=True, exclude_inbound=frozenset({1}), ports=((2, False),))
@@ -413,7 +468,10 @@ def test_the_daemons_own_cgroup_is_beside_the_captured_one_or_holds_it() -> None
     stage, other = Stage.make(), Stage.make()
     try:
         (other.cgroup / "below").mkdir()
-        found = [stage.run(None, _find_beside, captured, cgroup="agent") for captured in (other.cgroup, stage.cgroup / "agent", other.cgroup / "below")]
+        found = [
+            stage.run(None, _find_beside, captured, cgroup="agent")
+            for captured in (other.cgroup, stage.cgroup / "agent", other.cgroup / "below")
+        ]
         assert found == [stage.cgroup / "agent", None, stage.cgroup / "agent"]
     finally:
         (other.cgroup / "below").rmdir()
@@ -426,7 +484,9 @@ def _find_beside(_pipe: Connection, captured: Path) -> Path | None:
 
 
 def _own_cgroup() -> Path:
-    name = next(line.split("::")[1] for line in Path("/proc/self/cgroup").read_text().splitlines() if line.startswith("0::"))
+    name = next(
+        line.split("::")[1] for line in Path("/proc/self/cgroup").read_text().splitlines() if line.startswith("0::")
+    )
     return cgroup2() / name.strip("/")
 
 
@@ -444,7 +504,9 @@ def test_the_daemons_own_cgroup_is_found() -> None:
 
 
 def test_nothing_is_left(a: Pod, b: Pod) -> None:
-    """Input: unload() with enrolled pods and a live connection. Verdict: no pin, no program, no listener, and traffic as ever."""
+    """Input: unload() with enrolled pods and a live connection. Verdict: no pin, no program, no
+    listener, and traffic as ever.
+    """
     node = Node(Stage.make())
     try:
         node.stage.start(b, serve, "0.0.0.0", 8209).receive()
@@ -470,7 +532,9 @@ def _alive(program: int) -> bool:
 
 
 def test_a_hundred_pods_are_enrolled_and_checked_in_no_time(make_node: Callable[..., Node]) -> None:
-    """Verdict: well under what enrolment may take in all (2 s), and a round of checks under 1 % of its interval of 5 s."""
+    """Verdict: well under what enrolment may take in all (2 s), and a round of checks under 1 % of
+    its interval of 5 s.
+    """
     node = make_node()
     pods = [Pod(netns.create(), f"10.80.0.{n}", f"fd80::{n:x}") for n in range(1, 101)]
     try:

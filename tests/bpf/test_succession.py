@@ -1,4 +1,6 @@
-"""A daemon with other maps than its predecessor's, of another size or version: what is in force comes over, or stays."""
+"""A daemon with other maps than its predecessor's, of another size or version: what is in force
+comes over, or stays.
+"""
 
 from __future__ import annotations
 
@@ -62,13 +64,17 @@ def outside(b: Pod) -> Iterator[Pod]:
 
 @contextmanager
 def abandoned(node: Node, a: Pod, b: Pod, outside: Pod) -> Iterator[None]:
-    """A node with a protected pod a, a pod b without protection and a kernel path between them, whose daemon is gone; clients ask all the time."""
+    """A node with a protected pod a, a pod b without protection and a kernel path between them,
+    whose daemon is gone; clients ask all the time.
+    """
     for pod in (a, b):
         node.stage.start(pod, serve, "0.0.0.0", PORT).receive()
     node.enroll(a, A, protected=True, exclude_inbound=frozenset({1}), ports=((2, False),))
     node.enroll(b, B, addresses=(*b.addresses, "10.79.0.2"))
     to = {(b.ipv4, 8501): KernelDestination(B, {A: ALLOWED, B: Verdict(False, "ns/deny")})}
-    node.plane.kernel.sync(Plan(to, {("10.99.0.1", 80): KernelService("ns/svc", ((b.ipv4, 8501),))}), node.plane.numbers())
+    node.plane.kernel.sync(
+        Plan(to, {("10.99.0.1", 80): KernelService("ns/svc", ((b.ipv4, 8501),))}), node.plane.numbers()
+    )
     node.plane.close()
     clients = Insistent(node, a, b, outside)
     yield
@@ -106,7 +112,9 @@ def test_other_sizes_keep_what_is_in_force(make_node: Callable[..., Node], a: Po
 def _load_grown(_pipe: Connection, request: loader.Request, source: Path) -> None:
     """Be the loader of a version in which a pod's entry has more at its end."""
     header = source / "nodeagent.h"
-    header.write_text(header.read_text().replace("  struct address ipv6;\n", "  struct address ipv6;\n  __u64 later[2];\n"))
+    header.write_text(
+        header.read_text().replace("  struct address ipv6;\n", "  struct address ipv6;\n  __u64 later[2];\n")
+    )
     layout.Pod = type("Pod", (layout.Pod,), {"_fields_": [("later", layout._u64 * 2)]})  # type: ignore[misc]
     loader.source_directory = lambda: source
     loader.run(request)
@@ -128,7 +136,12 @@ def _load_badly(_pipe: Connection, request: loader.Request) -> None:
 
 
 def _request(node: Node, **settings: object) -> loader.Request:
-    return loader.Request(redirect=node.redirect(**settings), agent_cgroup=node.stage.cgroup / "agent", outbound_port=15001, inbound_port=15006)
+    return loader.Request(
+        redirect=node.redirect(**settings),
+        agent_cgroup=node.stage.cgroup / "agent",
+        outbound_port=15001,
+        inbound_port=15006,
+    )
 
 
 def test_a_grown_struct_keeps_what_is_in_force_and_an_older_version_is_refused(
@@ -143,19 +156,25 @@ def test_a_grown_struct_keeps_what_is_in_force_and_an_older_version_is_refused(
         pods = syscall.get(node.pin_directory / "maps" / "pods")
         assert [value[-16:] for _, value in syscall.map_items(pods, 8, 64)] == [bytes(16)] * 2
         os.close(pods)
-        with pytest.raises(KernelError, match=r"pods is of a version that this one cannot take over: .* `nodeagent uninstall` first"):
+        with pytest.raises(
+            KernelError, match=r"pods is of a version that this one cannot take over: .* `nodeagent uninstall` first"
+        ):
             node.load()
         assert _objects(node) == grown
     node.plane = SimpleNamespace(close=lambda: None)  # type: ignore[assignment]  # what there was is closed
 
 
-def test_a_loader_that_fails_at_the_last_step_takes_all_back(make_node: Callable[..., Node], a: Pod, b: Pod, outside: Pod) -> None:
+def test_a_loader_that_fails_at_the_last_step_takes_all_back(
+    make_node: Callable[..., Node], a: Pod, b: Pod, outside: Pod
+) -> None:
     node = make_node()
     with abandoned(node, a, b, outside):
         loaded(node)
         programs = {path.name: _program(path) for path in (node.pin_directory / "links").iterdir()}
         before, settings = _objects(node), node.plane._maps["settings"].get(bytes(4))
-        failing = node.stage.start(None, _load_badly, _request(node, maps={"pods": 2048}, unknownPods="deny"), cgroup="agent")
+        failing = node.stage.start(
+            None, _load_badly, _request(node, maps={"pods": 2048}, unknownPods="deny"), cgroup="agent"
+        )
         with pytest.raises(OSError, match="not this one"):
             failing.receive(60)
         assert _objects(node) == before

@@ -1,6 +1,8 @@
-"""Pods for the tests of the BPF programs: network namespaces joined by a veth, cgroups, and processes inside both.
+"""Pods for the tests of the BPF programs: network namespaces joined by a veth, cgroups, and
+processes inside both.
 
-Namespaces have no names and live as long as this process holds them, so that a crash leaves none behind.
+Namespaces have no names and live as long as this process holds them, so that a crash leaves none
+behind.
 """
 
 from __future__ import annotations
@@ -30,7 +32,9 @@ _numbers = itertools.count()
 
 def cgroup2() -> Path:
     """Where the cgroup2 hierarchy is mounted."""
-    return next(Path(line.split()[1]) for line in Path("/proc/mounts").read_text().splitlines() if line.split()[2] == "cgroup2")
+    return next(
+        Path(line.split()[1]) for line in Path("/proc/mounts").read_text().splitlines() if line.split()[2] == "cgroup2"
+    )
 
 
 def ip(fd: int, arguments: str) -> None:
@@ -97,7 +101,9 @@ class Child:
         self.pipe.close()
 
 
-def _enter(cgroup: Path, fd: int | None, pipe: Connection, function: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
+def _enter(
+    cgroup: Path, fd: int | None, pipe: Connection, function: Callable[..., Any], arguments: tuple[Any, ...]
+) -> None:
     (cgroup / "cgroup.procs").write_text(str(os.getpid()))
     if fd is not None:
         syscall.setns(fd)
@@ -188,7 +194,9 @@ def dial_by_ring(_pipe: Connection, address: str, port: int, polled: bool) -> Se
 
 def serve(pipe: Connection, address: str, port: int) -> None:
     """Answer every connection with b"app <its own address>"."""
-    with socket.create_server((address, port), family=socket.AF_INET6 if ":" in address else socket.AF_INET) as listener:
+    with socket.create_server(
+        (address, port), family=socket.AF_INET6 if ":" in address else socket.AF_INET
+    ) as listener:
         pipe.send("ready")
         while True:
             connection, _ = listener.accept()

@@ -1,7 +1,9 @@
-"""An external authorizer (envoy.service.auth.v3) for tests, also as a program: ``python tests/fakes/ext_authz.py --port N``.
+"""An external authorizer (envoy.service.auth.v3) for tests, also as a program: ``python
+tests/fakes/ext_authz.py --port N``.
 
-Allows a request whose field ``x-ext-authz`` is ``allow``, as Istio's sample authorizer does, or whose body is, and tells the application so; a TCP connection
-by ``--tcp allow|deny``. Prints one JSON line a check, and "ready" with its port when it listens.
+Allows a request whose field ``x-ext-authz`` is ``allow``, as Istio's sample authorizer does, or
+whose body is, and tells the application so; a TCP connection by ``--tcp allow|deny``. Prints one
+JSON line a check, and "ready" with its port when it listens.
 """
 
 from __future__ import annotations
@@ -53,7 +55,10 @@ def by_header(request: CheckRequest, context: grpc.ServicerContext, tcp: str = "
         return allowed() if tcp == "allow" else denied()
     if "allow" in (attributes.request.http.headers.get("x-ext-authz"), attributes.request.http.body):
         return allowed(x_ext_authz_check_result="allowed")
-    return denied(body="denied by ext_authz for not found header `x-ext-authz: allow` in the request", x_ext_authz_check_result="denied")
+    return denied(
+        body="denied by ext_authz for not found header `x-ext-authz: allow` in the request",
+        x_ext_authz_check_result="denied",
+    )
 
 
 def main() -> None:
@@ -68,10 +73,15 @@ def main() -> None:
         result, attributes = by_header(request, context, options.tcp), request.attributes
         http = attributes.request.http
         line = {
-            "allowed": result.status.code == 0, "source": attributes.source.principal, "destination": attributes.destination.principal,
-            "port": attributes.destination.address.socket_address.port_value, "method": http.method, "path": http.path, "host": http.host,
+            "allowed": result.status.code == 0,
+            "source": attributes.source.principal,
+            "destination": attributes.destination.principal,
+            "port": attributes.destination.address.socket_address.port_value,
+            "method": http.method,
+            "path": http.path,
+            "host": http.host,
             "headers": dict(http.headers),
-        }  # fmt: skip
+        }
         with printing:
             print(json.dumps(line), flush=True)
         return result

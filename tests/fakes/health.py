@@ -1,8 +1,10 @@
-"""A gRPC server with grpc.health.v1 for tests, also as a program: ``python tests/fakes/health.py --port N``;
-``--ask HOST:PORT --method PATH --service NAME`` asks one that runs, and prints the status.
+"""A gRPC server with grpc.health.v1 for tests, also as a program: ``python tests/fakes/health.py
+--port N``; ``--ask HOST:PORT --method PATH --service NAME`` asks one that runs, and prints the
+status.
 
-The server itself and the service ``web`` are SERVING, ``ill`` is not, others are not known. ``/test.Secret/Tell`` is what no probe may reach.
-Prints one JSON line a call, and "ready" with its port when it listens.
+The server itself and the service ``web`` are SERVING, ``ill`` is not, others are not known.
+``/test.Secret/Tell`` is what no probe may reach. Prints one JSON line a call, and "ready" with its
+port when it listens.
 """
 
 from __future__ import annotations
@@ -43,7 +45,9 @@ class Health(grpc.GenericRpcHandler):
 
         if details.method not in (SECRET, CHECK):
             return None
-        return grpc.unary_unary_rpc_method_handler(check, HealthCheckRequest.FromString, HealthCheckResponse.SerializeToString)
+        return grpc.unary_unary_rpc_method_handler(
+            check, HealthCheckRequest.FromString, HealthCheckResponse.SerializeToString
+        )
 
 
 def serve(health: Health, address: str = "127.0.0.1:0") -> tuple[grpc.Server, int]:
@@ -59,7 +63,9 @@ def ask(target: str, method: str, service: str) -> str:
     with grpc.insecure_channel(target, options=[("grpc.enable_http_proxy", 0)]) as channel:
         call = channel.unary_unary(method, HealthCheckRequest.SerializeToString, HealthCheckResponse.FromString)
         try:
-            return str(HealthCheckResponse.ServingStatus.Name(call(HealthCheckRequest(service=service), timeout=10).status))
+            return str(
+                HealthCheckResponse.ServingStatus.Name(call(HealthCheckRequest(service=service), timeout=10).status)
+            )
         except grpc.RpcError as error:
             return str(error.code().name)
 

@@ -1,7 +1,8 @@
-"""A rate limit service (envoy.service.ratelimit.v3) for tests, also as a program: ``python tests/fakes/rate_limit.py --port N --limit 3``.
+"""A rate limit service (envoy.service.ratelimit.v3) for tests, also as a program: ``python
+tests/fakes/rate_limit.py --port N --limit 3``.
 
-Counts each descriptor of each domain and says OVER_LIMIT after ``--limit`` requests with it. Prints one JSON line a call, and "ready" with its
-port when it listens.
+Counts each descriptor of each domain and says OVER_LIMIT after ``--limit`` requests with it. Prints
+one JSON line a call, and "ready" with its port when it listens.
 """
 
 from __future__ import annotations
@@ -39,7 +40,10 @@ class Counting:
                 seen = self._seen[key]
             code = RateLimitResponse.OVER_LIMIT if seen > self._limit else RateLimitResponse.OK
             status = answer.statuses.add(code=code, limit_remaining=max(0, self._limit - seen))
-            status.current_limit.requests_per_unit, status.current_limit.unit = self._limit, RateLimitResponse.RateLimit.HOUR
+            status.current_limit.requests_per_unit, status.current_limit.unit = (
+                self._limit,
+                RateLimitResponse.RateLimit.HOUR,
+            )
             status.duration_until_reset.seconds = 1800
             if code == RateLimitResponse.OVER_LIMIT:
                 answer.overall_code = code
@@ -58,7 +62,11 @@ def main() -> None:
     def answer(request: RateLimitRequest, context: grpc.ServicerContext) -> RateLimitResponse:
         result = counting(request, context)
         descriptors = [[[entry.key, entry.value] for entry in descriptor.entries] for descriptor in request.descriptors]
-        line = {"over_limit": result.overall_code == RateLimitResponse.OVER_LIMIT, "domain": request.domain, "descriptors": descriptors}
+        line = {
+            "over_limit": result.overall_code == RateLimitResponse.OVER_LIMIT,
+            "domain": request.domain,
+            "descriptors": descriptors,
+        }
         with printing:
             print(json.dumps(line), flush=True)
         return result

@@ -16,7 +16,9 @@ class Method(NamedTuple):
     response: Any
 
 
-def serve(method: Method, answer: Callable[[Any, grpc.ServicerContext], Any], address: str = "127.0.0.1:0") -> tuple[grpc.Server, int]:
+def serve(
+    method: Method, answer: Callable[[Any, grpc.ServicerContext], Any], address: str = "127.0.0.1:0"
+) -> tuple[grpc.Server, int]:
     """Start a server at *address* that answers every call with *answer*; return it and its port."""
     server = grpc.server(ThreadPoolExecutor(8), options=[("grpc.so_reuseport", 0)])
     handler = grpc.unary_unary_rpc_method_handler(answer, method.request.FromString, method.response.SerializeToString)

@@ -1,4 +1,6 @@
-"""A real Kubernetes API server with its etcd on loopback: no nodes, no controllers. Everything is in one folder and ends with it."""
+"""A real Kubernetes API server with its etcd on loopback: no nodes, no controllers. Everything is
+in one folder and ends with it.
+"""
 
 from __future__ import annotations
 
@@ -35,7 +37,9 @@ def free_port() -> int:
 def process(log: Path, *command: str | Path) -> Iterator[subprocess.Popen[bytes]]:
     """Run *command* with its output in *log*; it is ended, and waited for, on the way out."""
     with log.open("ab") as output:
-        child = subprocess.Popen([str(part) for part in command], stdout=output, stderr=output, stdin=subprocess.DEVNULL)
+        child = subprocess.Popen(
+            [str(part) for part in command], stdout=output, stderr=output, stdin=subprocess.DEVNULL
+        )
     try:
         yield child
     finally:
@@ -60,7 +64,9 @@ class Cluster:
     def call(self, method: str, path: str, body: Any = None, content_type: str = "application/json") -> tuple[int, Any]:
         """Return status and object of a request."""
         headers = {"Authorization": f"Bearer {TOKEN}", "Content-Type": content_type}
-        request = urllib.request.Request(self.server + path, None if body is None else json.dumps(body).encode(), headers, method=method)
+        request = urllib.request.Request(
+            self.server + path, None if body is None else json.dumps(body).encode(), headers, method=method
+        )
         try:
             with urllib.request.urlopen(request, timeout=20, context=self._context) as response:
                 return response.status, json.load(response)
@@ -105,28 +111,47 @@ def running(kube: Path) -> Iterator[Cluster]:
     with ExitStack() as stack:
         stack.callback(shutil.rmtree, folder)
         (folder / "pki").mkdir()
-        subprocess.run(["openssl", "genrsa", "-out", folder / "pki" / "sa.key", "2048"], check=True, capture_output=True)
+        subprocess.run(
+            ["openssl", "genrsa", "-out", folder / "pki" / "sa.key", "2048"], check=True, capture_output=True
+        )
         (folder / "pki" / "tokens.csv").write_text(f'{TOKEN},admin,1,"system:masters"\n')
         etcd, port = f"http://127.0.0.1:{free_port()}", free_port()
         etcd_log, server_log = folder / "etcd.log", folder / "apiserver.log"
         # No peers: its peer port is on loopback all the same.
-        urls = ("--listen-client-urls", etcd, "--advertise-client-urls", etcd, "--listen-peer-urls", f"http://127.0.0.1:{free_port()}")
+        urls = (
+            "--listen-client-urls",
+            etcd,
+            "--advertise-client-urls",
+            etcd,
+            "--listen-peer-urls",
+            f"http://127.0.0.1:{free_port()}",
+        )
         stack.enter_context(process(etcd_log, "etcd", "--data-dir", folder / "etcd", "--unsafe-no-fsync", *urls))
         server = stack.enter_context(process(server_log, kube, "apiserver", *_flags(folder / "pki", etcd, port)))
         deadline = time.monotonic() + READY_SECONDS
         while not _is_ready(folder, port):
-            assert server.poll() is None and time.monotonic() < deadline, f"no API server: {server_log.read_text()[-3000:]}"
+            assert server.poll() is None and time.monotonic() < deadline, (
+                f"no API server: {server_log.read_text()[-3000:]}"
+            )
             time.sleep(0.1)
         yield Cluster(kube, folder, port)
 
 
 def _flags(pki: Path, etcd: str, port: int) -> list[str]:
     flags = {
-        "etcd-servers": etcd, "cert-dir": pki, "bind-address": "127.0.0.1", "secure-port": port, "token-auth-file": pki / "tokens.csv",
-        "advertise-address": "127.0.0.1", "endpoint-reconciler-type": "none", "service-cluster-ip-range": "10.96.0.0/16", "authorization-mode": "RBAC",
-        "service-account-issuer": "https://kubernetes.default.svc", "service-account-key-file": pki / "sa.key",
+        "etcd-servers": etcd,
+        "cert-dir": pki,
+        "bind-address": "127.0.0.1",
+        "secure-port": port,
+        "token-auth-file": pki / "tokens.csv",
+        "advertise-address": "127.0.0.1",
+        "endpoint-reconciler-type": "none",
+        "service-cluster-ip-range": "10.96.0.0/16",
+        "authorization-mode": "RBAC",
+        "service-account-issuer": "https://kubernetes.default.svc",
+        "service-account-key-file": pki / "sa.key",
         "service-account-signing-key-file": pki / "sa.key",
-    }  # fmt: skip
+    }
     return [f"--{name}={value}" for name, value in flags.items()]
 
 

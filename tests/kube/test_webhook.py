@@ -22,9 +22,14 @@ from tests.kube.webhook import REGISTRATION, Webhook, wait
 
 INJECT, INJECTION, REVISION = "sidecar.istio.io/inject", "istio-injection", "istio.io/rev"
 NAMESPACES: dict[str, dict[str, str]] = {
-    "absent": {}, "enabled": {INJECTION: "enabled"}, "disabled": {INJECTION: "disabled"}, "rev": {REVISION: "default"}, "canary": {REVISION: "canary"},
-    "enabled-canary": {INJECTION: "enabled", REVISION: "canary"}, "disabled-rev": {INJECTION: "disabled", REVISION: "default"},
-}  # fmt: skip
+    "absent": {},
+    "enabled": {INJECTION: "enabled"},
+    "disabled": {INJECTION: "disabled"},
+    "rev": {REVISION: "default"},
+    "canary": {REVISION: "canary"},
+    "enabled-canary": {INJECTION: "enabled", REVISION: "canary"},
+    "disabled-rev": {INJECTION: "disabled", REVISION: "default"},
+}
 
 
 @pytest.fixture(scope="module")
@@ -41,15 +46,28 @@ def webhook(registered: Webhook) -> Webhook:
     """The webhook, running and called."""
     if not registered.running:
         registered.start()
-        wait(lambda: create(registered.cluster, "enabled", pod(), "?dryRun=All")[0] == 201, "the API server calls the webhook")
+        wait(
+            lambda: create(registered.cluster, "enabled", pod(), "?dryRun=All")[0] == 201,
+            "the API server calls the webhook",
+        )
     return registered
 
 
-def pod(name: str = "", *, labels: dict[str, str] | None = None, annotations: dict[str, str] | None = None, **spec: Any) -> dict[str, Any]:
+def pod(
+    name: str = "", *, labels: dict[str, str] | None = None, annotations: dict[str, str] | None = None, **spec: Any
+) -> dict[str, Any]:
     """Return a pod; without a name, one as controllers make them."""
     metadata = {"name": name} if name else {"generateName": "web-5d9c7b-"}
-    container = {"name": "web", "image": "web:1", "ports": [{"containerPort": 8080}], "readinessProbe": {"httpGet": {"path": "/ready", "port": 8080}}}
-    return {"metadata": metadata | {"labels": labels or {}, "annotations": annotations or {}}, "spec": {"containers": [container], **spec}}
+    container = {
+        "name": "web",
+        "image": "web:1",
+        "ports": [{"containerPort": 8080}],
+        "readinessProbe": {"httpGet": {"path": "/ready", "port": 8080}},
+    }
+    return {
+        "metadata": metadata | {"labels": labels or {}, "annotations": annotations or {}},
+        "spec": {"containers": [container], **spec},
+    }
 
 
 def create(cluster: Cluster, namespace: str, body: Any, query: str = "") -> tuple[int, Any]:
@@ -65,7 +83,12 @@ def stored(cluster: Cluster, namespace: str, body: Any) -> Any:
 
 def sidecars(found: Any) -> list[str]:
     """Return where the pod has the sidecar's proxy, once for each."""
-    return [kind for kind in ("initContainers", "containers") for container in found["spec"].get(kind, ()) if container["name"] == "istio-proxy"]
+    return [
+        kind
+        for kind in ("initContainers", "containers")
+        for container in found["spec"].get(kind, ())
+        if container["name"] == "istio-proxy"
+    ]
 
 
 def wanted(namespace: dict[str, str], label: str | None, annotation: str | None, revision: str | None) -> bool:
@@ -85,7 +108,9 @@ def wanted(namespace: dict[str, str], label: str | None, annotation: str | None,
 @pytest.mark.parametrize("namespace", NAMESPACES)
 def test_every_way_of_opting_in_and_out(webhook: Webhook, namespace: str) -> None:
     wrong = []
-    choices = itertools.product((None, "true", "false", "maybe"), (None, "true", "false", "maybe"), (None, "default", "canary"))
+    choices = itertools.product(
+        (None, "true", "false", "maybe"), (None, "true", "false", "maybe"), (None, "default", "canary")
+    )
     for number, (label, annotation, revision) in enumerate(choices):
         labels = {key: value for key, value in ((INJECT, label), (REVISION, revision)) if value is not None}
         annotations = {INJECT: annotation} if annotation is not None else {}
@@ -105,7 +130,10 @@ def test_a_controllers_pod_is_injected(webhook: Webhook) -> None:
 
 def test_an_injected_pod_that_comes_again_stays_as_it_is(webhook: Webhook) -> None:
     first = stored(webhook.cluster, "enabled", pod("again"))
-    body = {"metadata": {key: first["metadata"][key] for key in ("labels", "annotations") if key in first["metadata"]}, "spec": first["spec"]}
+    body = {
+        "metadata": {key: first["metadata"][key] for key in ("labels", "annotations") if key in first["metadata"]},
+        "spec": first["spec"],
+    }
     body["metadata"]["name"] = "again-2"
     second = stored(webhook.cluster, "enabled", body)
     assert second["spec"] == first["spec"]
@@ -114,7 +142,12 @@ def test_an_injected_pod_that_comes_again_stays_as_it_is(webhook: Webhook) -> No
 
 def test_host_network_and_the_systems_own_namespaces_are_left_alone(webhook: Webhook) -> None:
     assert not sidecars(stored(webhook.cluster, "enabled", pod("host", hostNetwork=True)))
-    webhook.cluster.ok("PATCH", "/api/v1/namespaces/kube-system", {"metadata": {"labels": {INJECTION: "enabled"}}}, "application/merge-patch+json")
+    webhook.cluster.ok(
+        "PATCH",
+        "/api/v1/namespaces/kube-system",
+        {"metadata": {"labels": {INJECTION: "enabled"}}},
+        "application/merge-patch+json",
+    )
     webhook.cluster.call("POST", "/api/v1/namespaces/kube-system/serviceaccounts", {"metadata": {"name": "default"}})
     assert not sidecars(stored(webhook.cluster, "kube-system", pod("system")))
 
@@ -127,7 +160,11 @@ def test_dry_run_shows_the_sidecar_and_stores_nothing(webhook: Webhook) -> None:
 
 
 def test_a_pod_that_cannot_be_injected_is_denied_with_the_reason(webhook: Webhook) -> None:
-    status, document = create(webhook.cluster, "enabled", pod("denied", annotations={"traffic.sidecar.istio.io/excludeInboundPorts": "eighty"}))
+    status, document = create(
+        webhook.cluster,
+        "enabled",
+        pod("denied", annotations={"traffic.sidecar.istio.io/excludeInboundPorts": "eighty"}),
+    )
     assert status == 400
     assert "denied the request: sidecar injection:" in document["message"]
     assert "traffic.sidecar.istio.io/excludeInboundPorts" in document["message"]
@@ -155,7 +192,8 @@ def test_a_webhook_that_is_gone_may_be_ignored(webhook: Webhook) -> None:
     webhook.change(failurePolicy="Ignore")
     try:
         assert webhook.stop() == 0
-        # The API server's own view of the registration follows a moment later; until then it refuses.
+        # The API server's own view of the registration follows a moment later; until then it
+        # refuses.
         wait(lambda: create(webhook.cluster, "enabled", pod("ignore"))[0] == 201, "a pod without a sidecar")
         assert not sidecars(webhook.cluster.ok("GET", "/api/v1/namespaces/enabled/pods/ignore"))
     finally:
@@ -196,13 +234,27 @@ def test_the_root_is_exchanged_without_a_refused_pod(webhook: Webhook) -> None:
         return condition
 
     def step(name: str) -> None:
-        command = [sys.executable, "-m", "nodeagent", "ca", "rotate-root", name, "-d", str(webhook.directory), "--after", "0"]
+        command = [
+            sys.executable,
+            "-m",
+            "nodeagent",
+            "ca",
+            "rotate-root",
+            name,
+            "-d",
+            str(webhook.directory),
+            "--after",
+            "0",
+        ]
         subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
 
     def signed_by(roots: bytes) -> bool:
         context = ssl.create_default_context(cadata=roots.decode())
         try:
-            with socket.create_connection(("127.0.0.1", webhook.port), 5) as plain, context.wrap_socket(plain, server_hostname="127.0.0.1"):
+            with (
+                socket.create_connection(("127.0.0.1", webhook.port), 5) as plain,
+                context.wrap_socket(plain, server_hostname="127.0.0.1"),
+            ):
                 return True
         except ssl.SSLCertVerificationError:
             return False
@@ -225,9 +277,19 @@ def test_the_root_is_exchanged_without_a_refused_pod(webhook: Webhook) -> None:
 def test_its_account_may_do_no_more_than_it_needs(webhook: Webhook) -> None:
     def may(verb: str, resource: str, name: str = "") -> bool:
         group, _, plural = resource.rpartition("/")
-        attributes = {"verb": verb, "group": group, "resource": plural, "name": name, "namespace": "" if group else "enabled"}
+        attributes = {
+            "verb": verb,
+            "group": group,
+            "resource": plural,
+            "name": name,
+            "namespace": "" if group else "enabled",
+        }
         spec = {"user": "system:serviceaccount:nodeagent-system:nodeagent-webhook", "resourceAttributes": attributes}
-        return bool(webhook.cluster.ok("POST", "/apis/authorization.k8s.io/v1/subjectaccessreviews", {"spec": spec})["status"]["allowed"])
+        return bool(
+            webhook.cluster.ok("POST", "/apis/authorization.k8s.io/v1/subjectaccessreviews", {"spec": spec})["status"][
+                "allowed"
+            ]
+        )
 
     registrations, own = "admissionregistration.k8s.io/mutatingwebhookconfigurations", "nodeagent-sidecar-injector"
     assert may("patch", registrations, own)
@@ -238,7 +300,9 @@ def test_its_account_may_do_no_more_than_it_needs(webhook: Webhook) -> None:
 
 
 def test_the_manifests_hold_together(webhook: Webhook) -> None:
-    """The Service leads to the Deployment's port, the certificate is for the Service, and the pods of the webhook wait for no webhook."""
+    """The Service leads to the Deployment's port, the certificate is for the Service, and the pods
+    of the webhook wait for no webhook.
+    """
     named = ("get", "service/nodeagent-webhook", "deployment/nodeagent-webhook", "-n", "nodeagent-system", "-o", "json")
     service, deployment = json.loads(webhook.cluster.kubectl(*named))["items"]
     template = deployment["spec"]["template"]

@@ -1,4 +1,6 @@
-"""The command ``nodeagent webhook``, registered in a cluster by its own manifest, of which only the address is another."""
+"""The command ``nodeagent webhook``, registered in a cluster by its own manifest, of which only the
+address is another.
+"""
 
 from __future__ import annotations
 
@@ -32,7 +34,9 @@ class Webhook:
     """The process, and what the API server knows of it."""
 
     def __init__(self, cluster: Cluster) -> None:
-        """Apply daemonset/webhook and write a configuration like its own; the account is the manifest's, with its rights and no others."""
+        """Apply daemonset/webhook and write a configuration like its own; the account is the
+        manifest's, with its rights and no others.
+        """
         self.cluster = cluster
         self.directory, self.log = cluster.folder / "ca", cluster.folder / "webhook.log"
         self.port, self.telemetry_port = free_port(), free_port()
@@ -44,10 +48,20 @@ class Webhook:
                     path = entry["clientConfig"].pop("service")["path"]
                     entry["clientConfig"]["url"] = f"https://127.0.0.1:{self.port}{path}"
         cluster.kubectl("apply", "-f", "-", stdin=yaml.safe_dump_all(documents))
-        token = cluster.ok("POST", f"/api/v1/namespaces/{NAMESPACE}/serviceaccounts/{ACCOUNT}/token", {"spec": {"expirationSeconds": 3600}})
+        token = cluster.ok(
+            "POST",
+            f"/api/v1/namespaces/{NAMESPACE}/serviceaccounts/{ACCOUNT}/token",
+            {"spec": {"expirationSeconds": 3600}},
+        )
         kubeconfig = cluster.write_kubeconfig("webhook", token["status"]["token"])
         config = yaml.safe_load((ROOT / "daemonset" / "webhook" / "webhook.yaml").read_text())
-        config |= {"directory": str(self.directory), "names": ["127.0.0.1"], "address": "127.0.0.1", "port": self.port, "telemetryPort": self.telemetry_port}
+        config |= {
+            "directory": str(self.directory),
+            "names": ["127.0.0.1"],
+            "address": "127.0.0.1",
+            "port": self.port,
+            "telemetryPort": self.telemetry_port,
+        }
         config["registration"]["kubeconfig"] = str(kubeconfig)
         self._config = cluster.folder / "webhook.yaml"
         self._config.write_text(yaml.safe_dump(config))
@@ -98,7 +112,9 @@ class Webhook:
 
     def bundles(self) -> set[bytes]:
         """Return the different caBundles of the registration, PEM."""
-        return {base64.b64decode(entry["clientConfig"].get("caBundle", "")) for entry in self.registration()["webhooks"]}
+        return {
+            base64.b64decode(entry["clientConfig"].get("caBundle", "")) for entry in self.registration()["webhooks"]
+        }
 
     def trusted(self) -> bool:
         """Say whether the API server has been told the roots."""

@@ -1,6 +1,8 @@
-"""Everything that fails, in turn, on a cluster whose policies refuse; meanwhile clients ask for what is refused, and nobody may answer them.
+"""Everything that fails, in turn, on a cluster whose policies refuse; meanwhile clients ask for
+what is refused, and nobody may answer them.
 
-A target that answers is a breach, whatever failed at that moment. Errors are not: what protects fails closed.
+A target that answers is a breach, whatever failed at that moment. Errors are not: what protects
+fails closed.
 """
 
 from __future__ import annotations
@@ -31,7 +33,10 @@ FRIEND: Final = "friend"
 POD_ENTRIES: Final = (1024, 2048, 1500)
 """redirect.maps.pods, changed at restarts."""
 
-_REFUSE_STRANGERS: Final = '{action: DENY, selector: {matchLabels: {guard: deny}}, rules: [{from: [{source: {notPrincipals: ["*/sa/friend"]}}]}]}'
+_REFUSE_STRANGERS: Final = (
+    "{action: DENY, selector: {matchLabels: {guard: deny}}, rules: [{from: [{source: {notPrincipals: "
+    '["*/sa/friend"]}}]}]}'
+)
 POLICIES: Final = f"""
 apiVersion: security.istio.io/v1
 kind: PeerAuthentication
@@ -57,16 +62,25 @@ apiVersion: security.istio.io/v1
 kind: AuthorizationPolicy
 metadata: {{name: bearers, namespace: default}}
 spec: {{action: ALLOW, selector: {{matchLabels: {{guard: jwt}}}}, rules: [{{from: [{{source: {{requestPrincipals: ["*"]}}}}]}}]}}
-"""
+"""  # noqa: E501
 WRONG: Final = (
-    "apiVersion: security.istio.io/v1\nkind: AuthorizationPolicy\nmetadata: {name: strangers, namespace: default}\nspec: !!bool x\n",
+    (
+        "apiVersion: security.istio.io/v1\nkind: AuthorizationPolicy\nmetadata: {name: strangers, namespace: "
+        "default}\nspec: !!bool x\n"
+    ),
     "a: !!int ''\n",
     "a: 1:60.5e\n",
     "a: &a [*a]\n",
     '"\\ud800": {}\n',
     "[" * 5000,
-    "apiVersion: security.istio.io/v1\nkind: AuthorizationPolicy\nmetadata: {name: friends, namespace: default}\nspec: {action: PERHAPS}\n",
-    "apiVersion: security.istio.io/v1\nkind: PeerAuthentication\nmetadata: {name: strict, namespace: default}\nspec: {mtls: {mode: 7}}\n",
+    (
+        "apiVersion: security.istio.io/v1\nkind: AuthorizationPolicy\nmetadata: {name: friends, namespace: "
+        "default}\nspec: {action: PERHAPS}\n"
+    ),
+    (
+        "apiVersion: security.istio.io/v1\nkind: PeerAuthentication\nmetadata: {name: strict, namespace: "
+        "default}\nspec: {mtls: {mode: 7}}\n"
+    ),
 )
 GUARDED: Final = {
     "strict": "mtls: strict",
@@ -107,9 +121,13 @@ class Storm:
     chance: random.Random
 
     def targets(self, source: str) -> list[str]:
-        """Return where *source* asks: nobody has a token; STRICT alone lets strangers in by mTLS; the friend asks where it may."""
+        """Return where *source* asks: nobody has a token; STRICT alone lets strangers in by mTLS;
+        the friend asks where it may.
+        """
         left_out = {"stranger": {"strict"}, "plain": set(), FRIEND: {"jwt"}}[source.partition("-")[0]]
-        return [f"{self.lab.address(f'{name}-{node}')}:8080" for node in NODES for name in GUARDED if name not in left_out]
+        return [
+            f"{self.lab.address(f'{name}-{node}')}:8080" for node in NODES for name in GUARDED if name not in left_out
+        ]
 
     # -- what fails --
 
@@ -170,11 +188,16 @@ class Storm:
         (self.folder / "policies.yaml").write_text(POLICIES)
 
     def reuse_addresses(self, node: str) -> None:
-        """A protected pod goes, and its addresses come to another protected one, whose application listens only when it is enrolled."""
+        """A protected pod goes, and its addresses come to another protected one, whose application
+        listens only when it is enrolled.
+        """
         name = f"deny-{node}"
         addresses = ",".join(self.lab.address(name, version=version) for version in (4, 6))
         self.lab.delete_pod(name)
-        self.lab.apply(text=server(name, node, account="server", labels="guard: deny", annotations=f'{ADDRESSES}: "{addresses}"'), wait_seconds=60)
+        self.lab.apply(
+            text=server(name, node, account="server", labels="guard: deny", annotations=f'{ADDRESSES}: "{addresses}"'),
+            wait_seconds=60,
+        )
 
     @property
     def failures(self) -> Sequence[Callable[[str], None]]:
@@ -212,7 +235,9 @@ class Asker:
 
 @contextmanager
 def asking_in(storm: Storm) -> Iterator[list[Asker]]:
-    """Let every client ask for what is refused meanwhile; the last one is a friend, who may, and tells how much is served."""
+    """Let every client ask for what is refused meanwhile; the last one is a friend, who may, and
+    tells how much is served.
+    """
     sources = [*(f"{kind}-{node}" for kind in ("stranger", "plain") for node in NODES), FRIEND]
     with ExitStack() as stack:
         askers = []
@@ -262,10 +287,14 @@ def run(storm: Storm, seconds: float) -> list[str]:
             reports = [asker.report() for asker in askers]
             served, asked = reports[-1]["count"], sum(reports[-1]["outcomes"].values())
             refused_answered = sum(report["count"] for report in reports[:-1])
-            storm.tell(f"{failure.__name__} on {node}: {refused_answered} answered so far; the friend: {served} of {asked}")
+            storm.tell(
+                f"{failure.__name__} on {node}: {refused_answered} answered so far; the friend: {served} of {asked}"
+            )
         before = askers[-1].report()["count"]
         eventually(lambda: askers[-1].report()["count"] > before + RATE, "the friend is served again", 60)
         reports = {asker.source: asker.report() for asker in askers}
     for source, report in reports.items():
         storm.tell(f"{source}: {report['outcomes']}")
-    return [f"{source}: {answer}" for source, report in reports.items() if source != FRIEND for answer in report["answered"]]
+    return [
+        f"{source}: {answer}" for source, report in reports.items() if source != FRIEND for answer in report["answered"]
+    ]

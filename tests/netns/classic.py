@@ -1,4 +1,6 @@
-"""Our own classic sidecar in a lab pod: ``nodeagent sidecar-init``, then ``nodeagent sidecar`` as user 1337, with the node agent's certificates."""
+"""Our own classic sidecar in a lab pod: ``nodeagent sidecar-init``, then ``nodeagent sidecar`` as
+user 1337, with the node agent's certificates.
+"""
 
 from __future__ import annotations
 
@@ -22,16 +24,22 @@ from tests.netns.world import AccessLog, Samples, eventually, server
 
 ROOT = Path(__file__).resolve().parents[2]
 SOURCE = "/cluster"
-"""The lab's state as a volume of the pod: what a container sees of its node's /run is an overlay, in which inotify is silent."""
+"""The lab's state as a volume of the pod: what a container sees of its node's /run is an overlay,
+in which inotify is silent.
+"""
 PROBE = "readinessProbe: {exec: {command: [sh, -c, 'grep -q :1F90 /proc/net/tcp6']}, periodSeconds: 1}"
 NODEAGENT = ["env", f"PYTHONPATH={ROOT}", sys.executable, "-m", "nodeagent"]
 
 
 def pod(lab: str, name: str, node: str, *, account: str, labels: str = "") -> str:
-    """Return the YAML of a pod of *lab* with the test server that brings a sidecar, and of its Service; :func:`sidecar` starts the sidecar."""
+    """Return the YAML of a pod of *lab* with the test server that brings a sidecar, and of its
+    Service; :func:`sidecar` starts the sidecar.
+    """
     text = server(name, node, account=account, labels=labels, annotations="sidecar.istio.io/status: '{}'")
     first, _, service = text.partition("\n\n---")
-    first = with_volume(first.replace(PROBE, f"{PROBE}, {MOUNT[:-1]}, {{name: source, mountPath: {SOURCE}, readOnly: true}}]"))
+    first = with_volume(
+        first.replace(PROBE, f"{PROBE}, {MOUNT[:-1]}, {{name: source, mountPath: {SOURCE}, readOnly: true}}]")
+    )
     source = f"volumes: [{{name: source, hostPath: {{path: {Layout(lab).state}}}}}, "
     return first.replace("volumes: [", source) + f"\n---{service}"
 
@@ -111,7 +119,14 @@ def _runs(pid: int, name: str) -> bool:
 
 
 @contextmanager
-def sidecar(lab: Lab, name: str, logs: Path, *arguments: str, variables: Mapping[str, str] | None = None, rules: Sequence[str] = ()) -> Iterator[Sidecar]:
+def sidecar(
+    lab: Lab,
+    name: str,
+    logs: Path,
+    *arguments: str,
+    variables: Mapping[str, str] | None = None,
+    rules: Sequence[str] = (),
+) -> Iterator[Sidecar]:
     """Run the sidecar of the pod *name*, with its rules; enter when it is ready."""
     log, access = logs / f"{name}.log", logs / f"{name}.access"
     init(lab, name, *rules)
@@ -120,7 +135,10 @@ def sidecar(lab: Lab, name: str, logs: Path, *arguments: str, variables: Mapping
         process = lab.popen(name, argv, stdin=subprocess.DEVNULL, stdout=lines, stderr=errors)
     running = Sidecar(lab, name, process, log, access)
     try:
-        eventually(lambda: process.poll() is not None or running.ready(), f"the sidecar of {name} is ready; its log: {log.read_text()[-2000:]}")
+        eventually(
+            lambda: process.poll() is not None or running.ready(),
+            f"the sidecar of {name} is ready; its log: {log.read_text()[-2000:]}",
+        )
         assert process.poll() is None, log.read_text()[-2000:]
         yield running
     finally:

@@ -1,4 +1,6 @@
-"""The lab that most end-to-end tests of the agent share. A test that kills or changes what others need makes its own."""
+"""The lab that most end-to-end tests of the agent share. A test that kills or changes what others
+need makes its own.
+"""
 
 from __future__ import annotations
 

@@ -14,7 +14,9 @@ from nodeagent.lab import Lab
 from tests.netns.world import APPS, Client, pod
 
 PROGRAM = [str(Path(sys.prefix) / "spiffe" / "bin" / "python"), str(APPS / "workload.py")]
-"""In an environment of its own, which `make setup` makes: the package wants another cryptography than the agent's, Debian's."""
+"""In an environment of its own, which `make setup` makes: the package wants another cryptography
+than the agent's, Debian's.
+"""
 MOUNTED = "/run/spiffe"
 SOCKET = f"{MOUNTED}/socket"
 MOUNT = f"volumeMounts: [{{name: api, mountPath: {MOUNTED}}}]"
@@ -39,7 +41,9 @@ def workload(lab: Lab, source: str, command: str, *arguments: str, path: str = S
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def run(lab: Lab, source: str, command: str, *arguments: str, path: str = SOCKET, input: str = "") -> subprocess.CompletedProcess[str]:
+def run(
+    lab: Lab, source: str, command: str, *arguments: str, path: str = SOCKET, input: str = ""
+) -> subprocess.CompletedProcess[str]:
     return lab.exec(source, [*PROGRAM, command, path, *arguments], input=input, timeout=90)
 
 

@@ -1,4 +1,6 @@
-"""A classic sidecar in a lab pod: the injector's Envoy as user 1337 with Istio's iptables rules, certificates by SDS, STRICT, RBAC by principal."""
+"""A classic sidecar in a lab pod: the injector's Envoy as user 1337 with Istio's iptables rules,
+certificates by SDS, STRICT, RBAC by principal.
+"""
 
 from __future__ import annotations
 
@@ -57,11 +59,19 @@ def pod(name: str, node: str, *, account: str) -> str:
 
 
 def start(
-    lab: Lab, name: str, log: Path, *, admits: Sequence[str] = (), probes: Json = PROBES, values: Json | None = None, delta: bool = False
+    lab: Lab,
+    name: str,
+    log: Path,
+    *,
+    admits: Sequence[str] = (),
+    probes: Json = PROBES,
+    values: Json | None = None,
+    delta: bool = False,
 ) -> subprocess.Popen[bytes]:
     """Start the sidecar of the pod *name*, whose application has *probes*. It dies with the pod.
 
-    It admits clients of the accounts *admits*, and plaintext never, unless *values* of the injector's template say otherwise.
+    It admits clients of the accounts *admits*, and plaintext never, unless *values* of the
+    injector's template say otherwise.
     """
     argv = unprivileged(_command(lab, name, probes, _strict(admits) | (values or {})))
     argv = [word.replace('"api_type":"GRPC"', '"api_type":"DELTA_GRPC"') if delta else word for word in argv]
@@ -76,10 +86,19 @@ def start(
 
 
 def _capture(netns: Path) -> None:
-    """Lead the pod's traffic to the sidecar, for both families; ::6 is no loopback address by itself as 127.0.0.6 is."""
-    subprocess.run(inside(netns, ["ip", "-6", "address", "add", "::6/128", "dev", "lo"]), check=True, capture_output=True)
-    for command, rules in (("iptables-restore", RULES), ("ip6tables-restore", RULES.replace("127.0.0.6/32", "::6/128").replace("127.0.0.1/32", "::1/128"))):
-        subprocess.run(inside(netns, [command, "--noflush", "-w"]), input=rules.encode(), check=True, capture_output=True)
+    """Lead the pod's traffic to the sidecar, for both families; ::6 is no loopback address by
+    itself as 127.0.0.6 is.
+    """
+    subprocess.run(
+        inside(netns, ["ip", "-6", "address", "add", "::6/128", "dev", "lo"]), check=True, capture_output=True
+    )
+    for command, rules in (
+        ("iptables-restore", RULES),
+        ("ip6tables-restore", RULES.replace("127.0.0.6/32", "::6/128").replace("127.0.0.1/32", "::1/128")),
+    ):
+        subprocess.run(
+            inside(netns, [command, "--noflush", "-w"]), input=rules.encode(), check=True, capture_output=True
+        )
 
 
 def admin(lab: Lab, name: str, path: str) -> bytes:
@@ -92,8 +111,19 @@ def certificate(lab: Lab, name: str) -> tuple[str, str]:
     """Return name and serial number of the certificate that the sidecar shows; empty while it has none."""
     found = json.loads(admin(lab, name, "/certs") or "{}").get("certificates", [])
     chains = [one for each in found for one in each.get("cert_chain", [])]
-    uris = {alternative["uri"] for one in chains for alternative in one["subject_alt_names"] if alternative.get("uri", "").startswith(PREFIX)}
-    serials = sorted({one["serial_number"] for one in chains if any(alternative.get("uri") in uris for alternative in one["subject_alt_names"])})
+    uris = {
+        alternative["uri"]
+        for one in chains
+        for alternative in one["subject_alt_names"]
+        if alternative.get("uri", "").startswith(PREFIX)
+    }
+    serials = sorted(
+        {
+            one["serial_number"]
+            for one in chains
+            if any(alternative.get("uri") in uris for alternative in one["subject_alt_names"])
+        }
+    )
     return (uris.pop(), serials[-1]) if len(uris) == 1 and len(serials) == 1 else ("", "")
 
 
@@ -104,7 +134,12 @@ def _strict(admits: Sequence[str]) -> Json:
 
 
 def policy(name: str, **spec: Any) -> Json:
-    return {"apiVersion": "security.istio.io/v1", "kind": "AuthorizationPolicy", "metadata": {"name": name}, "spec": spec}
+    return {
+        "apiVersion": "security.istio.io/v1",
+        "kind": "AuthorizationPolicy",
+        "metadata": {"name": name},
+        "spec": spec,
+    }
 
 
 def _command(lab: Lab, name: str, probes: Json, values: Json) -> list[str]:

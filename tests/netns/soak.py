@@ -1,4 +1,5 @@
-"""The long storm: ``make soak``. Prints a line a failure, and at the end who was answered; exit code 1 if anybody was.
+"""The long storm: ``make soak``. Prints a line a failure, and at the end who was answered; exit
+code 1 if anybody was.
 
 usage: python -m tests.netns.soak [MINUTES [SEED]]
 """

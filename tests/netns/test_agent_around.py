@@ -1,4 +1,6 @@
-"""A policy that denies a pod denies it by whatever way it comes, though plaintext is taken: as itself, or as the pod whose address it has."""
+"""A policy that denies a pod denies it by whatever way it comes, though plaintext is taken: as
+itself, or as the pod whose address it has.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +28,9 @@ TEXT = "".join(
         *(server(name, node) for name, node in SERVERS.items()),
     )
 )
-DENIED = policy("denied", "{action: DENY, rules: [{from: [{source: {principals: [cluster.local/ns/default/sa/evil]}}]}]}")
+DENIED = policy(
+    "denied", "{action: DENY, rules: [{from: [{source: {principals: [cluster.local/ns/default/sa/evil]}}]}]}"
+)
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +42,10 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
         policies = Policies(lab, folder)
         policies.put("denied", DENIED)
         for node in SERVERS.values():
-            eventually(lambda node=node: [row["state"] for row in policies.rows(node)] == ["in force"], "the policy is in force")
+            eventually(
+                lambda node=node: [row["state"] for row in policies.rows(node)] == ["in force"],
+                "the policy is in force",
+            )
         yield lab
 
 

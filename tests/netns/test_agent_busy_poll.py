@@ -1,4 +1,6 @@
-"""A worker polls while one request follows another, over HTTP or what is declared TCP, says so, and sleeps when nobody asks."""
+"""A worker polls while one request follows another, over HTTP or what is declared TCP, says so, and
+sleeps when nobody asks.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +15,8 @@ from tests.netns.world import QUICK, cluster, eventually, scrape
 @pytest.mark.parametrize("port", [HTTP_PORT, TCP_PORT], ids=["http", "tcp"])
 def test_a_worker_polls_while_it_is_asked_and_sleeps_again(port: int) -> None:
     """Each with a worker of its own: one that has polled begins anew with its next event, such as a probe."""
-    # The longest that may be asked for, so that a machine whose processors are busy elsewhere polls too.
+    # The longest that may be asked for, so that a machine whose processors are busy elsewhere polls
+    # too.
     agent = {**QUICK, "proxy": {"busyPollMicroseconds": 1000}}
     with cluster("t-poll", manifests.workload(PLAIN), agent=agent) as lab:
         eventually(lambda: scrape(lab).labels("nodeagent_busy_poll_ratio"), "the worker says how much it polls")

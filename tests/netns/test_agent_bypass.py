@@ -30,7 +30,18 @@ from tests.netns.test_agent_tcp import (  # noqa: F401
     test_half_close,
     test_transfers_in_both_directions_at_once_are_byte_exact,
 )
-from tests.netns.world import QUICK, account, client, client_in, cluster, cluster_ip, eventually, pod_row, server, service
+from tests.netns.world import (
+    QUICK,
+    account,
+    client,
+    client_in,
+    cluster,
+    cluster_ip,
+    eventually,
+    pod_row,
+    server,
+    service,
+)
 
 JOINED = "nodeagent.io/bypass: enabled"
 ASKED = merge(QUICK, {"redirect": {"bypass": "asked"}})
@@ -74,7 +85,9 @@ class Watched:
     def ways(self) -> Counter[tuple[str, str]]:
         """Which leg those are of that have sent something, and by which way they sent it."""
         found = ((side, stream.way) for side, stream in self.streams().items() if stream.way != "undecided")
-        return Counter(("client's" if 15001 in (side.local[1], side.remote[1]) else "server's", way) for side, way in found)
+        return Counter(
+            ("client's" if 15001 in (side.local[1], side.remote[1]) else "server's", way) for side, way in found
+        )
 
     def close(self) -> None:
         """All of them are forgotten."""
@@ -94,7 +107,10 @@ def watched(lab: Lab) -> Iterator[Watched]:
 @pytest.mark.parametrize("version", [4, 6])
 def test_both_legs_are_joined_and_forgotten(request: pytest.FixtureRequest, place: str, version: int) -> None:
     lab = request.getfixturevalue(place)
-    with watched(lab) as watch, client_in(lab, "client", "hold", cluster_ip(lab, "local", version), 9000, "--connections", 3) as held:
+    with (
+        watched(lab) as watch,
+        client_in(lab, "client", "hold", cluster_ip(lab, "local", version), 9000, "--connections", 3) as held,
+    ):
         assert watch.ways() == {("client's", "socket"): 6, ("server's", "socket"): 6}
         assert held.say() == {"ok": 3, "bad": []}
 
@@ -113,10 +129,25 @@ def test_another_node_is_reached_by_tcp(mesh: Lab) -> None:
 
 
 def test_what_is_not_read_turns_the_direction_to_tcp(mesh: Lab) -> None:
-    """The server sends more than the client reads for a while. Verdict: that direction goes by TCP from there on, the other does not; every byte arrives."""
+    """The server sends more than the client reads for a while. Verdict: that direction goes by TCP
+    from there on, the other does not; every byte arrives.
+    """
     sizes = ("--send-bytes", 1000, "--receive-bytes", 20_000_000)
-    with watched(mesh) as watch, client_in(mesh, "client", "duplex", cluster_ip(mesh, "local"), 9001, *sizes, "--stall") as held:
-        eventually(lambda: watch.ways() == {("client's", "socket"): 1, ("client's", "tcp"): 1, ("server's", "socket"): 1, ("server's", "tcp"): 1})
+    with (
+        watched(mesh) as watch,
+        client_in(mesh, "client", "duplex", cluster_ip(mesh, "local"), 9001, *sizes, "--stall") as held,
+    ):
+        eventually(
+            lambda: (
+                watch.ways()
+                == {
+                    ("client's", "socket"): 1,
+                    ("client's", "tcp"): 1,
+                    ("server's", "socket"): 1,
+                    ("server's", "tcp"): 1,
+                }
+            )
+        )
         assert held.process.stdin is not None
         held.process.stdin.write("\n")
         held.process.stdin.flush()

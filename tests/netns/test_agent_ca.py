@@ -22,9 +22,29 @@ from nodeagent.identity import authority_directory
 from nodeagent.identity.authority_directory import certificates
 from nodeagent.lab import Lab
 from nodeagent.lab.agent import Agent, merge
-from tests.netns.world import QUICK, about, account, admin, client, client_in, cluster, cluster_ip, control, eventually, pod_row, server, workers
+from tests.netns.world import (
+    QUICK,
+    about,
+    account,
+    admin,
+    client,
+    client_in,
+    cluster,
+    cluster_ip,
+    control,
+    eventually,
+    pod_row,
+    server,
+    workers,
+)
 
-TEXT = "".join((account("client", "server"), client("client", "node1", account="client"), server("remote", "node2", account="server")))
+TEXT = "".join(
+    (
+        account("client", "server"),
+        client("client", "node1", account="client"),
+        server("remote", "node2", account="server"),
+    )
+)
 SERVER = "spiffe://cluster.local/ns/default/sa/server"
 
 
@@ -48,11 +68,15 @@ def test_the_root_is_exchanged_without_a_failed_request(lab: Lab) -> None:
     directory = lab.layout.state / "ca"
     target = cluster_ip(lab, "remote")
     with ExitStack() as stack:
-        loads = [stack.enter_context(client_in(lab, "client", "load", target, 80, "--connections", 2, *more)) for more in ((), ("--fresh",))]
+        loads = [
+            stack.enter_context(client_in(lab, "client", "load", target, 80, "--connections", 2, *more))
+            for more in ((), ("--fresh",))
+        ]
         before = serials(lab)
         old = (directory / authority_directory.ROOTS).read_bytes()
         authority_directory.prepare(directory, time.time())
-        # Both agents look every 5 s; nobody says that they did, and nothing may depend on it within a step.
+        # Both agents look every 5 s; nobody says that they did, and nothing may depend on it within
+        # a step.
         time.sleep(8)
         authority_directory.switch(directory, time.time())
         eventually(lambda: not before & serials(lab), "all certificates are issued anew")
@@ -72,16 +96,24 @@ def served(lab: Lab, path: Path) -> Iterator[Path]:
     """Run the authority on node1; yields its log."""
     tokens = path / "tokens.yaml"
     tokens.touch(0o600)
-    tokens.write_text(yaml.safe_dump([{"token": token(node), "account": "system/agent", "node": node} for node in lab.nodes]))
+    tokens.write_text(
+        yaml.safe_dump([{"token": token(node), "account": "system/agent", "node": node} for node in lab.nodes])
+    )
     document = {
-        "directory": str(path / "ca"), "address": "0.0.0.0", "names": [lab.address("node1")], "source": str(lab.layout.state),
-        "nodeAgents": ["system/agent"], "authentication": {"tokenFile": str(tokens)},
-    }  # fmt: skip
+        "directory": str(path / "ca"),
+        "address": "0.0.0.0",
+        "names": [lab.address("node1")],
+        "source": str(lab.layout.state),
+        "nodeAgents": ["system/agent"],
+        "authentication": {"tokenFile": str(tokens)},
+    }
     (path / "ca.yaml").write_text(yaml.safe_dump(document))
     argv = [sys.executable, "-m", "nodeagent", "ca", "serve", "-c", str(path / "ca.yaml")]
     with (path / "ca.log").open("w") as log, lab.popen("node1", argv, stderr=log) as process:
         try:
-            eventually(lambda: "serving" in (path / "ca.log").read_text() or process.poll() is not None, "the authority serves")
+            eventually(
+                lambda: "serving" in (path / "ca.log").read_text() or process.poll() is not None, "the authority serves"
+            )
             yield path / "ca.log"
         finally:
             process.terminate()
@@ -97,7 +129,9 @@ def asking(lab: Lab, node: str, path: Path) -> Agent:
     own, roots = path / f"{node}.token", path / "ca" / authority_directory.ROOTS
     own.write_text(token(node))
     ca = {"address": f"{lab.address('node1')}:15012", "tokenFile": str(own), "rootCertFile": str(roots), "timeout": 2}
-    return dataclasses.replace(lab.agent(node), overlay=merge(QUICK, {"identity": {"caDirectory": None, "istioCa": ca}}))
+    return dataclasses.replace(
+        lab.agent(node), overlay=merge(QUICK, {"identity": {"caDirectory": None, "istioCa": ca}})
+    )
 
 
 def test_agents_ask_the_authority_as_soon_as_it_is_there(lab: Lab, tmp_path: Path) -> None:
@@ -112,7 +146,12 @@ def test_agents_ask_the_authority_as_soon_as_it_is_there(lab: Lab, tmp_path: Pat
         with served(lab, tmp_path) as log:
             for agent in agents:
                 agent.wait_ready(60)
-            assert about(lab, "client", f"http://{cluster_ip(lab, 'remote')}")["headers"].get("x-forwarded-client-cert", "").count("spiffe://") == 2
+            assert (
+                about(lab, "client", f"http://{cluster_ip(lab, 'remote')}")["headers"]
+                .get("x-forwarded-client-cert", "")
+                .count("spiffe://")
+                == 2
+            )
             issued = re.findall(r"issued \w+ for (\S+) to spiffe://cluster\.local/ns/system/sa/agent", log.read_text())
             assert sorted(issued) == ["spiffe://cluster.local/ns/default/sa/client", SERVER]
             texts = [log.read_text(), *(agent.log.read_text() for agent in agents)]
@@ -121,8 +160,15 @@ def test_agents_ask_the_authority_as_soon_as_it_is_there(lab: Lab, tmp_path: Pat
         for node in lab.nodes:
             before = set(workers(lab, node))
             os.kill(control(lab, node), signal.SIGKILL)
-            eventually(lambda node=node, before=before: replaced(lab, node, before), "its successor's worker serves alone", 60)
-        assert about(lab, "client", f"http://{cluster_ip(lab, 'remote')}")["headers"].get("x-forwarded-client-cert", "").count("spiffe://") == 2
+            eventually(
+                lambda node=node, before=before: replaced(lab, node, before), "its successor's worker serves alone", 60
+            )
+        assert (
+            about(lab, "client", f"http://{cluster_ip(lab, 'remote')}")["headers"]
+            .get("x-forwarded-client-cert", "")
+            .count("spiffe://")
+            == 2
+        )
         assert not any("the-secret-token" in text or "PRIVATE" in text for text in texts)
     finally:
         for node, agent in zip(lab.nodes, agents, strict=True):

@@ -1,4 +1,6 @@
-"""An agent that comes back to less than it had: no certificates, other maps, a port that is taken. What is protected stays so."""
+"""An agent that comes back to less than it had: no certificates, other maps, a port that is taken.
+What is protected stays so.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +13,22 @@ import pytest
 
 from nodeagent.lab import Lab
 from nodeagent.lab.agent import Agent, merge
-from tests.netns.world import QUICK, about, account, admin, ask, client, client_in, cluster, cluster_ip, curl, eventually, pod_row, scrape, server
+from tests.netns.world import (
+    QUICK,
+    about,
+    account,
+    admin,
+    ask,
+    client,
+    client_in,
+    cluster,
+    cluster_ip,
+    curl,
+    eventually,
+    pod_row,
+    scrape,
+    server,
+)
 
 SETTINGS = merge(QUICK, {"mtls": {"mode": "STRICT"}, "telemetry": {"accessLog": {"path": ""}}})
 TEXT = "".join(
@@ -47,8 +64,15 @@ def without_authority(lab: Lab, node: str, path: Path) -> Iterator[Agent]:
     """The agent of *node*, started anew, as a client of an authority that is nowhere."""
     (path / "token").write_text("token")
     (path / "roots.pem").write_bytes((lab.layout.state / "ca" / "root-cert.pem").read_bytes())
-    ca = {"address": "127.0.0.1:9", "tokenFile": str(path / "token"), "rootCertFile": str(path / "roots.pem"), "timeout": 2}
-    agent = dataclasses.replace(lab.agent(node), overlay=merge(SETTINGS, {"identity": {"caDirectory": None, "istioCa": ca}}))
+    ca = {
+        "address": "127.0.0.1:9",
+        "tokenFile": str(path / "token"),
+        "rootCertFile": str(path / "roots.pem"),
+        "timeout": 2,
+    }
+    agent = dataclasses.replace(
+        lab.agent(node), overlay=merge(SETTINGS, {"identity": {"caDirectory": None, "istioCa": ca}})
+    )
     lab.agent(node).stop()
     agent.start(wait_seconds=0)
     try:
@@ -63,16 +87,23 @@ def pending(lab: Lab, *names: str) -> None:
 
     def all_are() -> bool:
         with contextlib.suppress(OSError):
-            return all((row := pod_row(lab, name)) and (row["state"], row["listeners"]) == ("pending", 4) for name in names)
+            return all(
+                (row := pod_row(lab, name)) and (row["state"], row["listeners"]) == ("pending", 4) for name in names
+            )
         return False
 
     eventually(all_are, f"{names} are captured")
 
 
 def test_a_restart_without_certificates_opens_nothing(lab: Lab, tmp_path: Path) -> None:
-    """Input: while node2 asks one of node1's STRICT pods in plaintext all the time, node1's agent comes back without an authority."""
+    """Input: while node2 asks one of node1's STRICT pods in plaintext all the time, node1's agent
+    comes back without an authority.
+    """
     address = lab.address("one")
-    with client_in(lab, "node2", "load", address, 8080, "--fresh", "--pause", 0.02) as stranger, without_authority(lab, "node1", tmp_path):
+    with (
+        client_in(lab, "node2", "load", address, 8080, "--fresh", "--pause", 0.02) as stranger,
+        without_authority(lab, "node1", tmp_path),
+    ):
         pending(lab, "near", "one", "two")
         checks = admin(lab, "node1", "/pods")
         assert {row["state"] for row in checks} == {"pending"}
@@ -84,7 +115,10 @@ def test_a_restart_without_certificates_opens_nothing(lab: Lab, tmp_path: Path) 
         done = curl(lab, "near", "-w", " %{http_code}", f"http://{cluster_ip(lab, 'other')}/about")
         assert done.stdout.endswith(" 503"), done
         assert "no_certificate" in done.stdout
-        assert curl(lab, "far", "-o", "/dev/null", "-w", "%{http_code}", f"http://{cluster_ip(lab, 'one')}/about").stdout != "200"
+        assert (
+            curl(lab, "far", "-o", "/dev/null", "-w", "%{http_code}", f"http://{cluster_ip(lab, 'one')}/about").stdout
+            != "200"
+        )
         answers = stranger.finish()
     assert answers.pop("ok", 0) == 0, answers
     assert about(lab, "far", f"http://{cluster_ip(lab, 'one')}")["pod"] == "one"
@@ -96,7 +130,10 @@ def test_a_denial_beside_a_pod_that_gets_no_certificate(lab: Lab, tmp_path: Path
         pending(lab, "near", "two")
         target = cluster_ip(lab, "two")
         with client_in(lab, "near", "hold", target, 9000) as held:
-            eventually(lambda: [flow["path"] for flow in admin(lab, "node1", "/flows")["flows"]] == ["kernel"], "the connection is on the kernel path")
+            eventually(
+                lambda: [flow["path"] for flow in admin(lab, "node1", "/flows")["flows"]] == ["kernel"],
+                "the connection is on the kernel path",
+            )
             lab.apply(text=LATE + DENY, wait_seconds=0)
             eventually(lambda: held.say()["ok"] == 0, "the connection is closed")
         assert ask(lab, "near", "dial", target, 9000)["error"] == "ECONNREFUSED"
@@ -106,14 +143,19 @@ def test_a_denial_beside_a_pod_that_gets_no_certificate(lab: Lab, tmp_path: Path
 
 
 def test_a_restart_with_other_maps_that_fails_opens_nothing(lab: Lab) -> None:
-    """Input: node1's agent comes back with room for another number of pods, first without a port that it needs. Verdict: nobody gets in,
-    and no pod's connection goes out as that of one which the kernel does not know."""
+    """Input: node1's agent comes back with room for another number of pods, first without a port
+    that it needs. Verdict: nobody gets in, and no pod's connection goes out as that of one which
+    the kernel does not know.
+    """
     own, address = lab.agent("node1"), lab.address("one")
     sizes = {"redirect": {"maps": {"pods": 2048}}}
     failing = dataclasses.replace(own, overlay=merge(SETTINGS, merge(sizes, {"telemetry": {"metricsPort": 15000}})))
     unknown = scrape(lab).sum(EVENTS, event="outbound_unknown_allowed")
     fresh = ("--fresh", "--pause", 0.02)
-    with client_in(lab, "node2", "load", address, 8080, *fresh) as stranger, client_in(lab, "near", "load", lab.address("bare"), 8080, *fresh) as own_pod:
+    with (
+        client_in(lab, "node2", "load", address, 8080, *fresh) as stranger,
+        client_in(lab, "near", "load", lab.address("bare"), 8080, *fresh) as own_pod,
+    ):
         own.stop()
         failing.start(wait_seconds=0)
         eventually(lambda: "Address already in use" in failing.log.read_text(), "it fails")

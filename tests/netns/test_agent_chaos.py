@@ -1,4 +1,6 @@
-"""Whatever fails, nobody gets an answer that policy refuses: each failure once; ``make soak`` goes on for ten minutes."""
+"""Whatever fails, nobody gets an answer that policy refuses: each failure once; ``make soak`` goes
+on for ten minutes.
+"""
 
 from __future__ import annotations
 

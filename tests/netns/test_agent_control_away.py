@@ -1,4 +1,6 @@
-"""Control is away (killed, stopped), or the daemon is told to stop: what is asked meanwhile is served, and what policy protects stays protected."""
+"""Control is away (killed, stopped), or the daemon is told to stop: what is asked meanwhile is
+served, and what policy protects stays protected.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +14,20 @@ import pytest
 
 from nodeagent.lab import Lab
 from nodeagent.lab.agent import merge
-from tests.netns.world import QUICK, Client, account, client, client_in, cluster, cluster_ip, control, curl, eventually, growth, server
+from tests.netns.world import (
+    QUICK,
+    Client,
+    account,
+    client,
+    client_in,
+    cluster,
+    cluster_ip,
+    control,
+    curl,
+    eventually,
+    growth,
+    server,
+)
 
 HEARTBEAT = QUICK["redirect"]["heartbeatTimeoutSeconds"]
 TEXT = "".join(
@@ -49,7 +64,10 @@ def asking(lab: Lab) -> Iterator[list[Client]]:
 def go_on(clients: list[Client], more: int) -> None:
     """Wait until every client has been served as often again."""
     before = [each.say()["ok"] for each in clients]
-    eventually(lambda: all(each.say()["ok"] > count + more for each, count in zip(clients, before, strict=True)), "all are served")
+    eventually(
+        lambda: all(each.say()["ok"] > count + more for each, count in zip(clients, before, strict=True)),
+        "all are served",
+    )
 
 
 def none_failed(clients: list[Client]) -> None:
@@ -61,12 +79,19 @@ def dead_events(lab: Lab, node: str) -> tuple[float, float]:
     """Connections that the kernel refused or let pass because no daemon looked."""
     counted = growth(lab, node).before
     kinds = [(direction, what) for direction in ("outbound", "inbound") for what in ("passed", "refused")]
-    found = {(direction, what): counted.sum("nodeagent_kernel_events_total", event=f"{direction}_dead_{what}") for direction, what in kinds}
-    return sum(found[each, "passed"] for each in ("outbound", "inbound")), sum(found[each, "refused"] for each in ("outbound", "inbound"))
+    found = {
+        (direction, what): counted.sum("nodeagent_kernel_events_total", event=f"{direction}_dead_{what}")
+        for direction, what in kinds
+    }
+    return sum(found[each, "passed"] for each in ("outbound", "inbound")), sum(
+        found[each, "refused"] for each in ("outbound", "inbound")
+    )
 
 
 def test_a_killed_control_costs_no_new_connection(lab: Lab) -> None:
-    """Input: kill -9 of control while connections use up sockets inside pods, 50 a second each. Verdict: each connection is served; the heartbeat goes on."""
+    """Input: kill -9 of control while connections use up sockets inside pods, 50 a second each.
+    Verdict: each connection is served; the heartbeat goes on.
+    """
     with asking(lab) as clients:
         for node in lab.nodes:
             before = dead_events(lab, node)
@@ -81,7 +106,9 @@ def test_a_killed_control_costs_no_new_connection(lab: Lab) -> None:
 
 
 def test_a_control_that_stands_still_costs_nothing(lab: Lab) -> None:
-    """Input: control is stopped for longer than the heartbeat's timeout. Verdict: nothing is refused, and nothing passes by the proxy."""
+    """Input: control is stopped for longer than the heartbeat's timeout. Verdict: nothing is
+    refused, and nothing passes by the proxy.
+    """
     before = {node: dead_events(lab, node) for node in lab.nodes}
     with asking(lab) as clients:
         for node in lab.nodes:
@@ -101,7 +128,9 @@ def served(lab: Lab, source: str, where: str) -> bool:
 
 
 def test_a_stop_serves_while_it_waits_and_waits_briefly(lab: Lab) -> None:
-    """Input: a stop with a long connection open. Verdict: new ones are served in the first half of ``timeouts.stop``, then refused; it ends in time."""
+    """Input: a stop with a long connection open. Verdict: new ones are served in the first half of
+    ``timeouts.stop``, then refused; it ends in time.
+    """
     agent = lab.agent("node1")
     here = cluster_ip(lab, "local")
     with client_in(lab, "client", "hold", here, 9000) as held:

@@ -10,7 +10,21 @@ import pytest
 
 from nodeagent.lab import Lab
 from nodeagent.lab.layout import OUTSIDE
-from tests.netns.world import SERVER, about, access_log, address_of, ask, bracketed, cluster_ip, curl, eventually, growth, pod, scrape, service
+from tests.netns.world import (
+    SERVER,
+    about,
+    access_log,
+    address_of,
+    ask,
+    bracketed,
+    cluster_ip,
+    curl,
+    eventually,
+    growth,
+    pod,
+    scrape,
+    service,
+)
 
 VERSIONS = (4, 6)
 
@@ -56,7 +70,20 @@ def test_a_pod_that_dials_itself_is_left_alone(mesh: Lab, which: str, version: i
 def test_a_pod_reaches_itself_through_its_service(mesh: Lab, name: str, version: int) -> None:
     seen = about(mesh, name, f"http://{bracketed(cluster_ip(mesh, name, version))}")
     assert seen["pod"] == name
-    assert ask(mesh, name, "duplex", cluster_ip(mesh, name, version), 9001, "--send-bytes", 100000, "--receive-bytes", 100000)["ok"] == 1
+    assert (
+        ask(
+            mesh,
+            name,
+            "duplex",
+            cluster_ip(mesh, name, version),
+            9001,
+            "--send-bytes",
+            100000,
+            "--receive-bytes",
+            100000,
+        )["ok"]
+        == 1
+    )
 
 
 @pytest.mark.parametrize("version", VERSIONS)
@@ -74,7 +101,9 @@ def test_a_headless_service_is_its_pods(mesh: Lab) -> None:
     for name in ("local", "remote"):
         counted = growth(mesh)
         assert about(mesh, "client", f"http://{name}.headless:8080")["pod"] == name
-        counted.comes_to(1, "istio_requests_total", reporter="source", destination_workload=name, source_workload="client")
+        counted.comes_to(
+            1, "istio_requests_total", reporter="source", destination_workload=name, source_workload="client"
+        )
 
 
 @pytest.mark.parametrize("version", VERSIONS)
@@ -90,14 +119,25 @@ def test_outside_the_cluster(outside: Lab, version: int) -> None:
     address = str(OUTSIDE[version == 6])
     counted, log = growth(outside), access_log(outside)
     seen = about(outside, "client", f"http://{bracketed(address)}:8080")
-    assert seen["seen"] == address_of(outside, "node1", version)  # as without the agent: from the pod, masqueraded by the node
+    # as without the agent: from the pod, masqueraded by the node
+    assert seen["seen"] == address_of(outside, "node1", version)
     assert "x-forwarded-client-cert" not in seen["headers"]
-    labels = {"destination_service": "unknown", "destination_service_name": "PassthroughCluster", "destination_workload": "unknown"}
-    counted.comes_to(1, "istio_requests_total", reporter="source", source_workload="client", response_code="200", **labels)
+    labels = {
+        "destination_service": "unknown",
+        "destination_service_name": "PassthroughCluster",
+        "destination_workload": "unknown",
+    }
+    counted.comes_to(
+        1, "istio_requests_total", reporter="source", source_workload="client", response_code="200", **labels
+    )
     assert ask(outside, "client", "duplex", address, 9001, "--send-bytes", 100000, "--receive-bytes", 100000)["ok"] == 1
     counted.comes_to(1, "istio_tcp_connections_closed_total", reporter="source", source_workload="client", **labels)
     line = log.find(path="/about")
-    assert (line["cluster"], line["upstream"], line["local"]) == ("PassthroughCluster", f"{bracketed(address)}:8080", f"{bracketed(address)}:8080")
+    assert (line["cluster"], line["upstream"], line["local"]) == (
+        "PassthroughCluster",
+        f"{bracketed(address)}:8080",
+        f"{bracketed(address)}:8080",
+    )
 
 
 def test_a_server_outside_may_speak_first(outside: Lab) -> None:
@@ -108,7 +148,12 @@ def test_a_server_outside_may_speak_first(outside: Lab) -> None:
 @pytest.mark.parametrize("version", VERSIONS)
 def test_getpeername_is_what_was_dialled(outside: Lab, version: int) -> None:
     pods = [address_of(outside, name, version) for name in ("local", "remote", "unmeshed")]
-    for address in (*pods, cluster_ip(outside, "local", version), cluster_ip(outside, "remote", version), str(OUTSIDE[version == 6])):
+    for address in (
+        *pods,
+        cluster_ip(outside, "local", version),
+        cluster_ip(outside, "remote", version),
+        str(OUTSIDE[version == 6]),
+    ):
         got = ask(outside, "client", "dial", address, 9002, "--until", "\n")
         assert got["peer"] == [address, 9002]
 
@@ -154,6 +199,15 @@ def test_a_server_on_ipv4_alone_behind_a_service_with_both(mesh: Lab, node: str)
     """A client takes the IPv6 ClusterIP first, is connected to the proxy, and cannot fall back by itself any more."""
     name = f"four-{node}"
     ready = "readinessProbe: {httpGet: {port: 8080}, periodSeconds: 1}"
-    mesh.apply(text=pod(name, node, command='[python3, -m, http.server, "8080", --bind, 0.0.0.0]', container=ready) + service(name, f"app: {name}"))
-    dialled = [f"{bracketed(cluster_ip(mesh, name, 6))}:80", f"{bracketed(cluster_ip(mesh, name, 6))}:81", f"{bracketed(address_of(mesh, name, 6))}:8080"]
-    assert [curl(mesh, "client", "-o", "/dev/null", "-w", "%{http_code}", f"http://{each}/").stdout for each in dialled] == ["200"] * 3
+    mesh.apply(
+        text=pod(name, node, command='[python3, -m, http.server, "8080", --bind, 0.0.0.0]', container=ready)
+        + service(name, f"app: {name}")
+    )
+    dialled = [
+        f"{bracketed(cluster_ip(mesh, name, 6))}:80",
+        f"{bracketed(cluster_ip(mesh, name, 6))}:81",
+        f"{bracketed(address_of(mesh, name, 6))}:8080",
+    ]
+    assert [
+        curl(mesh, "client", "-o", "/dev/null", "-w", "%{http_code}", f"http://{each}/").stdout for each in dialled
+    ] == ["200"] * 3

@@ -13,7 +13,20 @@ import pytest
 from nodeagent.lab import Lab
 from nodeagent.lab.agent import merge
 from tests.netns.test_agent_policy import PRINCIPAL, Policies, policy, status
-from tests.netns.world import QUICK, about, account, client, cluster, cluster_ip, curl, eventually, pod, pod_row, server, service
+from tests.netns.world import (
+    QUICK,
+    about,
+    account,
+    client,
+    cluster,
+    cluster_ip,
+    curl,
+    eventually,
+    pod,
+    pod_row,
+    server,
+    service,
+)
 from tests.unit.policy.jwt_issuer import ISSUER, key_set
 
 PROBED = "ports: [{containerPort: 8080}], readinessProbe: {httpGet: {path: /about, port: 8080}, periodSeconds: 1}"
@@ -28,18 +41,35 @@ TEXT = "".join(
         server("direct", "node1", account="server", annotations="nodeagent.io/path: kernel"),
         server("reader", "node1", account="server"),
         service("alias", "app: direct"),
-        "\n---\napiVersion: v1\nkind: Service\nmetadata: {name: closed}\nspec: {selector: {app: direct}, ports: [{port: 9008}]}\n",
+        (
+            "\n---\napiVersion: v1\nkind: Service\nmetadata: {name: closed}\nspec: {selector: {app: direct}, "
+            "ports: [{port: 9008}]}\n"
+        ),
     )
 )
 ONCE = "{maxTokens: 1, tokensPerFill: 1, fillInterval: 1h}"
 POLICIES = "".join(
     (
-        policy("no-echo", "{selector: {matchLabels: {app: web}}, action: DENY, rules: [{to: [{operation: {paths: [/echo]}}]}]}"),
-        policy("tokens", f"{{selector: {{matchLabels: {{app: web}}}}, jwtRules: [{{issuer: {ISSUER}, jwks: '{key_set()}'}}]}}", kind="RequestAuthentication"),
-        policy("slow", f"{{selector: {{matchLabels: {{app: web}}}}, local: [{{match: {{paths: [/slow]}}, tokenBucket: {ONCE}}}]}}", kind="RateLimit"),
-        policy("only", f"{{selector: {{matchLabels: {{app: direct}}}}, rules: [{{from: [{{source: {{principals: [{PRINCIPAL}]}}}}]}}]}}"),
+        policy(
+            "no-echo",
+            "{selector: {matchLabels: {app: web}}, action: DENY, rules: [{to: [{operation: {paths: [/echo]}}]}]}",
+        ),
+        policy(
+            "tokens",
+            f"{{selector: {{matchLabels: {{app: web}}}}, jwtRules: [{{issuer: {ISSUER}, jwks: '{key_set()}'}}]}}",
+            kind="RequestAuthentication",
+        ),
+        policy(
+            "slow",
+            f"{{selector: {{matchLabels: {{app: web}}}}, local: [{{match: {{paths: [/slow]}}, tokenBucket: {ONCE}}}]}}",
+            kind="RateLimit",
+        ),
+        policy(
+            "only",
+            f"{{selector: {{matchLabels: {{app: direct}}}}, rules: [{{from: [{{source: {{principals: [{PRINCIPAL}]}}}}]}}]}}",  # noqa: E501
+        ),
     )
-)  # fmt: skip
+)
 
 
 @pytest.fixture(scope="module")
@@ -55,14 +85,32 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
 
 
 def flows(lab: Lab, *arguments: str) -> list[dict[str, Any]]:
-    argv = [sys.executable, "-m", "nodeagent", "flows", "--name", lab.layout.name, "--node", "node1", "-o", "json", "--last", "0", *arguments]
-    found: list[dict[str, Any]] = json.loads(subprocess.run(argv, capture_output=True, text=True, timeout=60, check=True).stdout)
+    argv = [
+        sys.executable,
+        "-m",
+        "nodeagent",
+        "flows",
+        "--name",
+        lab.layout.name,
+        "--node",
+        "node1",
+        "-o",
+        "json",
+        "--last",
+        "0",
+        *arguments,
+    ]
+    found: list[dict[str, Any]] = json.loads(
+        subprocess.run(argv, capture_output=True, text=True, timeout=60, check=True).stdout
+    )
     return found
 
 
 def the_last(lab: Lab, *arguments: str) -> dict[str, Any]:
     """Wait for the row of the connection that ended last."""
-    return eventually(lambda: next((row for row in reversed(flows(lab, *arguments)) if row["closed"]), None), f"a row for {arguments}")
+    return eventually(
+        lambda: next((row for row in reversed(flows(lab, *arguments)) if row["closed"]), None), f"a row for {arguments}"
+    )
 
 
 @pytest.mark.parametrize(
@@ -75,11 +123,19 @@ def the_last(lab: Lab, *arguments: str) -> dict[str, Any]:
         ("nobody/about", (), [503], "error", "no_endpoints", ""),
     ],
 )
-def test_a_request_is_shown_as_it_fared(lab: Lab, url: str, arguments: tuple[str, ...], codes: list[int], verdict: str, reason: str, policy_name: str) -> None:
+def test_a_request_is_shown_as_it_fared(
+    lab: Lab, url: str, arguments: tuple[str, ...], codes: list[int], verdict: str, reason: str, policy_name: str
+) -> None:
     name, _, path = url.partition("/")
     status(lab, "client", f"http://{cluster_ip(lab, name)}/{path}", *arguments)
     row = the_last(lab, "--from", "client", "--to", name, "--code", str(codes[0]), "--verdict", verdict)
-    assert (row["requests"], row["codes"], row["verdict"], row["reason"], row["policy"]) == (1, codes, verdict, reason, policy_name)
+    assert (row["requests"], row["codes"], row["verdict"], row["reason"], row["policy"]) == (
+        1,
+        codes,
+        verdict,
+        reason,
+        policy_name,
+    )
     assert row["source"] == "default/client"
 
 
@@ -102,7 +158,13 @@ def test_what_the_kernel_refuses_is_a_row_of_the_service_that_was_dialled(lab: L
             assert curl(lab, "other", f"http://{cluster_ip(lab, name)}/about").returncode == 7
     for name, times in (("direct", 2), ("alias", 3)):
         (row,) = flows(lab, "--from", "other", "--to", f"{name}.default.svc.cluster.local")
-        assert (row["path"], row["verdict"], row["reason"], row["policy"], row["times"]) == ("kernel", "deny", "policy_denied", "", times)
+        assert (row["path"], row["verdict"], row["reason"], row["policy"], row["times"]) == (
+            "kernel",
+            "deny",
+            "policy_denied",
+            "",
+            times,
+        )
         assert (row["source"], row["destination"]) == ("default/other", "default/direct:8080")
         assert row["opened"] <= row["closed"]
 
@@ -123,11 +185,15 @@ def test_a_connection_past_the_proxy_that_nobody_takes_is_an_error(lab: Lab) -> 
 
 
 def test_an_application_that_may_read_who_its_client_is_is_told_so_by_default(lab: Lab) -> None:
-    """No access log is asked for and nothing is decided per request: that alone does not make anything of a client's own words."""
+    """No access log is asked for and nothing is decided per request: that alone does not make
+    anything of a client's own words.
+    """
     forged = ("-H", "X-Forwarded-Client-Cert: By=x;URI=spiffe://forged")
     told = about(lab, "client", f"http://{cluster_ip(lab, 'reader')}", *forged)["headers"]
     assert told["x-forwarded-client-cert"] == f"By=spiffe://cluster.local/ns/default/sa/server;URI=spiffe://{PRINCIPAL}"
     paths = pod_row(lab, "reader")["paths"]
     assert paths["8080"].startswith("proxy: the application may read X-Forwarded-Client-Cert")
     assert paths["9000"].startswith("kernel: ")
-    assert pod_row(lab, "direct")["paths"]["8080"].endswith("is kernel; X-Forwarded-Client-Cert is neither made nor removed")
+    assert pod_row(lab, "direct")["paths"]["8080"].endswith(
+        "is kernel; X-Forwarded-Client-Cert is neither made nor removed"
+    )

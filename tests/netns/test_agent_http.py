@@ -1,4 +1,6 @@
-"""HTTP between pods, through the kernel's capture and one or two proxies: what arrives, what is counted, what is logged."""
+"""HTTP between pods, through the kernel's capture and one or two proxies: what arrives, what is
+counted, what is logged.
+"""
 
 from __future__ import annotations
 
@@ -42,20 +44,51 @@ def test_a_request_is_delivered_counted_and_logged(mesh: Lab, name: str, version
     node = mesh.pod(name)["spec"]["nodeName"]
     source, destination = growth(mesh, "node1"), growth(mesh, node)
     client_log, server_log = access_log(mesh, "node1"), access_log(mesh, node)
-    seen = about(mesh, "client", url(mesh, name, version), "-A", "the agent", "-H", "x-forwarded-client-cert: URI=spiffe://forged")
+    seen = about(
+        mesh,
+        "client",
+        url(mesh, name, version),
+        "-A",
+        "the agent",
+        "-H",
+        "x-forwarded-client-cert: URI=spiffe://forged",
+    )
     assert seen["pod"] == name
     assert UUID.fullmatch(seen["headers"]["x-request-id"])
     assert seen["headers"]["x-forwarded-client-cert"] == f"By={SERVER};URI={CLIENT}"
-    pair = {"source_workload": "client", "source_principal": CLIENT, "destination_workload": name, "destination_principal": SERVER}
-    service = {"destination_service": f"{name}.default.svc.cluster.local", "destination_service_name": name, "destination_service_namespace": "default"}
+    pair = {
+        "source_workload": "client",
+        "source_principal": CLIENT,
+        "destination_workload": name,
+        "destination_principal": SERVER,
+    }
+    service = {
+        "destination_service": f"{name}.default.svc.cluster.local",
+        "destination_service_name": name,
+        "destination_service_namespace": "default",
+    }
     common = {**pair, "request_protocol": "http", "response_code": "200", "response_flags": "-", "source_version": "v1"}
     policy = "kernel_attested" if name == "local" else "mutual_tls"
-    source.comes_to(1, "istio_requests_total", reporter="source", connection_security_policy="unknown", **service, **common)
+    source.comes_to(
+        1, "istio_requests_total", reporter="source", connection_security_policy="unknown", **service, **common
+    )
     destination.comes_to(1, "istio_requests_total", reporter="destination", connection_security_policy=policy, **common)
     destination.comes_to(1, "istio_request_duration_milliseconds_count", reporter="destination", **common)
     dialled = url(mesh, name, version).removeprefix("http://")
     line = client_log.find(id=seen["headers"]["x-request-id"], cluster=f"outbound|80||{name}.default.svc.cluster.local")
-    assert line | {"method": "GET", "path": "/about", "protocol": "HTTP/1.1", "code": "200", "flags": "-", "agent": "the agent", "local": dialled} == line
+    assert (
+        line
+        | {
+            "method": "GET",
+            "path": "/about",
+            "protocol": "HTTP/1.1",
+            "code": "200",
+            "flags": "-",
+            "agent": "the agent",
+            "local": dialled,
+        }
+        == line
+    )
     assert line["upstream"] == f"{bracketed(address_of(mesh, name, version))}:8080"
     assert line["details"] == "via_upstream"
     if name == "remote":
@@ -71,7 +104,14 @@ def test_both_endpoints_of_a_service_get_requests(mesh: Lab) -> None:
 def test_requests_to_a_port_without_a_protocol_are_recognised(mesh: Lab) -> None:
     counted = growth(mesh)
     about(mesh, "client", url(mesh, "local", port=81))
-    counted.comes_to(1, "istio_requests_total", reporter="source", destination_service_name="local", request_protocol="http", source_workload="client")
+    counted.comes_to(
+        1,
+        "istio_requests_total",
+        reporter="source",
+        destination_service_name="local",
+        request_protocol="http",
+        source_workload="client",
+    )
 
 
 def test_a_pod_of_another_node_is_a_client_too(mesh: Lab) -> None:
@@ -91,7 +131,10 @@ def test_large_answers_are_byte_exact(mesh: Lab, name: str) -> None:
 @pytest.mark.parametrize("name", PATHS)
 @pytest.mark.parametrize("header", ["Content-Type: text/plain", "Transfer-Encoding: chunked"])
 def test_large_requests_are_byte_exact(mesh: Lab, name: str, header: str) -> None:
-    body = f"head -c 2000000 /dev/zero | tr '\\0' 'x' | curl -sS --max-time 30 --data-binary @- -H '{header}' -H 'Expect: 100-continue'"
+    body = (
+        f"head -c 2000000 /dev/zero | tr '\\0' 'x' | curl -sS --max-time 30 --data-binary @- -H '{header}' -H "
+        "'Expect: 100-continue'"
+    )
     script = f"{body} {url(mesh, name)}/about"
     seen = json.loads(mesh.exec("client", ["sh", "-c", script]).stdout)
     assert (seen["length"], seen["method"]) == (2_000_000, "POST")
@@ -99,7 +142,10 @@ def test_large_requests_are_byte_exact(mesh: Lab, name: str, header: str) -> Non
 
 def test_trailers_arrive_in_both_directions(mesh: Lab) -> None:
     for name in PATHS:
-        head = "POST /about HTTP/1.1\r\nhost: x\r\nconnection: close\r\ntransfer-encoding: chunked\r\ntrailer: x-sum\r\n\r\n"
+        head = (
+            "POST /about HTTP/1.1\r\nhost: x\r\nconnection: close\r\ntransfer-encoding: chunked\r\ntrailer: "
+            "x-sum\r\n\r\n"
+        )
         answer = raw(mesh, name, f"{head}3\r\nabc\r\n0\r\nx-sum: 42\r\n\r\n")
         assert json.loads(answer.partition("\r\n\r\n")[2])["trailers"] == {"x-sum": "42"}
         answer = raw(mesh, name, "GET /chunked/100/5 HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n")
@@ -109,13 +155,25 @@ def test_trailers_arrive_in_both_directions(mesh: Lab) -> None:
 def raw(mesh: Lab, name: str, request: str) -> str:
     """Send *request* as it is; return all that comes back until the connection ends."""
     argv = mesh.command("client", client_argv("http", cluster_ip(mesh, name), 80))
-    return subprocess.run(argv, input=request.encode(), capture_output=True, check=True, timeout=90).stdout.decode("latin-1")
+    return subprocess.run(argv, input=request.encode(), capture_output=True, check=True, timeout=90).stdout.decode(
+        "latin-1"
+    )
 
 
 @pytest.mark.parametrize("name", PATHS)
 def test_an_answer_is_streamed(mesh: Lab, name: str) -> None:
     """The server never ends this answer, yet what it has written arrives."""
-    got = ask(mesh, "client", "dial", cluster_ip(mesh, name), 80, "--send", "GET /half HTTP/1.1\r\nhost: x\r\n\r\n", "--until", "x" * 1000)
+    got = ask(
+        mesh,
+        "client",
+        "dial",
+        cluster_ip(mesh, name),
+        80,
+        "--send",
+        "GET /half HTTP/1.1\r\nhost: x\r\n\r\n",
+        "--until",
+        "x" * 1000,
+    )
     assert got["received"].count("x" * 1000) == 1
     assert curl(mesh, "client", f"{url(mesh, name)}/drip/20").stdout.split() == [str(number) for number in range(20)]
 
@@ -124,7 +182,17 @@ def test_an_answer_is_streamed(mesh: Lab, name: str) -> None:
 def test_an_upgraded_connection_becomes_a_tunnel(mesh: Lab, name: str) -> None:
     counted = growth(mesh)
     request = "GET /upgrade HTTP/1.1\r\nhost: x\r\nconnection: Upgrade\r\nupgrade: test\r\n\r\n"
-    got = ask(mesh, "client", "dial", cluster_ip(mesh, name), 80, "--send", f"{request}sent early", "--until", "welcomesent early")
+    got = ask(
+        mesh,
+        "client",
+        "dial",
+        cluster_ip(mesh, name),
+        80,
+        "--send",
+        f"{request}sent early",
+        "--until",
+        "welcomesent early",
+    )
     assert got["received"].startswith("HTTP/1.1 101 ")
     assert got["received"].endswith("welcomesent early")
     counted.comes_to(1, "istio_requests_total", reporter="source", response_code="101", destination_service_name=name)
@@ -133,7 +201,11 @@ def test_an_upgraded_connection_becomes_a_tunnel(mesh: Lab, name: str) -> None:
 def test_pipelined_requests_are_answered_in_order(mesh: Lab) -> None:
     for name in PATHS:
         last = "GET /status/204 HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n"
-        answer = raw(mesh, name, "".join(f"GET /status/{code} HTTP/1.1\r\nhost: x\r\n\r\n" for code in (200, 404, 503, 201)) + last)
+        answer = raw(
+            mesh,
+            name,
+            "".join(f"GET /status/{code} HTTP/1.1\r\nhost: x\r\n\r\n" for code in (200, 404, 503, 201)) + last,
+        )
         assert re.findall(r"HTTP/1.1 (\d+)", answer) == ["200", "404", "503", "201", "204"]
 
 
@@ -147,7 +219,7 @@ def test_head_and_interim_answers(mesh: Lab) -> None:
 
 AMBIGUOUS = {
     "two lengths": "POST /echo HTTP/1.1\r\nhost: x\r\ncontent-length: 3\r\ncontent-length: 4\r\n\r\nabcd",
-    "length and chunked": "POST /echo HTTP/1.1\r\nhost: x\r\ncontent-length: 3\r\ntransfer-encoding: chunked\r\n\r\n0\r\n\r\n",
+    "length and chunked": "POST /echo HTTP/1.1\r\nhost: x\r\ncontent-length: 3\r\ntransfer-encoding: chunked\r\n\r\n0\r\n\r\n",  # noqa: E501
     "unknown coding": "POST /echo HTTP/1.1\r\nhost: x\r\ntransfer-encoding: xchunked\r\n\r\n0\r\n\r\n",
     "no host": "GET /echo HTTP/1.1\r\n\r\n",
 }
@@ -177,7 +249,13 @@ def test_failures_have_istios_flag_and_a_likely_cause(mesh: Lab, name: str, path
     done = curl(mesh, "client", "-w", " %{http_code}", f"{url(mesh, name)}{path}")
     assert done.stdout.endswith(f" {code}"), done
     assert f"({flag}): " in done.stdout, done
-    counted.comes_to(1, "istio_requests_total", response_code=str(code), response_flags=flag, reporter="source" if node == "node1" else "destination")
+    counted.comes_to(
+        1,
+        "istio_requests_total",
+        response_code=str(code),
+        response_flags=flag,
+        reporter="source" if node == "node1" else "destination",
+    )
     line = log.find(code=str(code), flags=flag)
     assert line["path"] == path
     assert line["details"] != "via_upstream"
@@ -196,7 +274,14 @@ def test_a_pod_that_is_killed_in_the_middle_of_its_answer(mesh: Lab, node: str) 
     results: list[subprocess.CompletedProcess[str]] = []
     request = threading.Thread(target=lambda: results.append(curl(mesh, "client", f"{url(mesh, 'doomed')}/half")))
     request.start()
-    eventually(lambda: [flow for flow in admin(mesh, "node1", "/flows")["flows"] if "doomed." in flow["service"] and not flow["closed"]], "it is under way")
+    eventually(
+        lambda: [
+            flow
+            for flow in admin(mesh, "node1", "/flows")["flows"]
+            if "doomed." in flow["service"] and not flow["closed"]
+        ],
+        "it is under way",
+    )
     mesh.delete_pod("doomed", grace_seconds=0)
     request.join()
     assert results[0].returncode in (18, 56), results  # partial file, or reset: never taken for a whole answer

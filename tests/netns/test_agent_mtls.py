@@ -39,7 +39,9 @@ def test_nothing_can_be_read_between_the_nodes(mesh: Lab, tmp_path: Path, versio
     with wiretap(mesh, tmp_path / "tap", f"host {remote}") as tap:
         url = f"http://{bracketed(cluster_ip(mesh, 'remote', version))}"
         assert curl(mesh, "client", "-d", MARKER, f"{url}/echo/{MARKER}", "-H", f"x-secret: {MARKER}").stdout == MARKER
-        got = ask(mesh, "client", "dial", cluster_ip(mesh, "remote", version), 9000, "--send", MARKER, "--until", MARKER)
+        got = ask(
+            mesh, "client", "dial", cluster_ip(mesh, "remote", version), 9000, "--send", MARKER, "--until", MARKER
+        )
         assert got["received"] == MARKER
         eventually(lambda: tap.stat().st_size > 4000, "packets are recorded")
     recorded = tap.read_bytes()
@@ -58,7 +60,12 @@ def test_the_wiretap_would_have_seen_plaintext(mesh: Lab, tmp_path: Path) -> Non
 def test_both_agents_tell_who_each_side_proved_to_be(mesh: Lab) -> None:
     near, far = growth(mesh, "node1"), growth(mesh, "node2")
     about(mesh, "client", f"http://{cluster_ip(mesh, 'remote')}")
-    both = {"source_principal": CLIENT, "destination_principal": SERVER, "source_workload": "client", "destination_workload": "remote"}
+    both = {
+        "source_principal": CLIENT,
+        "destination_principal": SERVER,
+        "source_workload": "client",
+        "destination_workload": "remote",
+    }
     near.comes_to(1, "istio_requests_total", reporter="source", **both)
     far.comes_to(1, "istio_requests_total", reporter="destination", connection_security_policy="mutual_tls", **both)
 
@@ -75,7 +82,9 @@ def test_an_address_proves_nothing(mesh: Lab) -> None:
     """A plaintext client is told by its address only for the metrics; it gets no identity from it."""
     counted = growth(mesh, "node2")
     about(mesh, "plain", f"http://{mesh.address('remote')}:8080")
-    counted.comes_to(1, "istio_requests_total", reporter="destination", source_workload="plain", source_principal="unknown")
+    counted.comes_to(
+        1, "istio_requests_total", reporter="destination", source_workload="plain", source_principal="unknown"
+    )
 
 
 OWN_TLS = """
@@ -91,7 +100,20 @@ server.serve_forever()
 
 @pytest.mark.parametrize("node", ["node1", "node2"])
 def test_an_applications_own_tls_passes_untouched(mesh: Lab, tmp_path: Path, node: str) -> None:
-    made = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-subj", "/CN=own", "-keyout", str(tmp_path / "key"), "-out", str(tmp_path / "cert")]
+    made = [
+        "openssl",
+        "req",
+        "-x509",
+        "-newkey",
+        "rsa:2048",
+        "-nodes",
+        "-subj",
+        "/CN=own",
+        "-keyout",
+        str(tmp_path / "key"),
+        "-out",
+        str(tmp_path / "cert"),
+    ]
     subprocess.run(made, check=True, capture_output=True)
     (tmp_path / "pem").write_text((tmp_path / "key").read_text() + (tmp_path / "cert").read_text())
     (tmp_path / "server.py").write_text(OWN_TLS.replace("/etc/own", str(tmp_path)))

@@ -1,4 +1,6 @@
-"""Other places and sizes: the agent below the captured cgroup as in a DaemonSet, two workers, unknown pods denied; a hundred pods."""
+"""Other places and sizes: the agent below the captured cgroup as in a DaemonSet, two workers,
+unknown pods denied; a hundred pods.
+"""
 
 from __future__ import annotations
 
@@ -58,7 +60,20 @@ def test_the_agent_below_the_captured_cgroup_does_not_capture_itself(kubepods: L
     assert group.parent.name == "kubepods"
     for name in ("local", "remote"):
         assert about(kubepods, "client", f"http://{cluster_ip(kubepods, name)}")["pod"] == name
-        assert ask(kubepods, "client", "duplex", cluster_ip(kubepods, name), 9001, "--send-bytes", 100000, "--receive-bytes", 100000)["ok"] == 1
+        assert (
+            ask(
+                kubepods,
+                "client",
+                "duplex",
+                cluster_ip(kubepods, name),
+                9001,
+                "--send-bytes",
+                100000,
+                "--receive-bytes",
+                100000,
+            )["ok"]
+            == 1
+        )
     events = scrape(kubepods)
     assert events.sum("nodeagent_kernel_events_total", event="outbound_captured") == 4
 
@@ -82,14 +97,24 @@ def test_both_workers_carry_traffic_and_one_of_them_may_die(kubepods: Lab) -> No
         victim = next(iter(carried))
         os.kill(victim, signal.SIGKILL)
         assert held.say()["ok"] == 60 - carried[victim]
-        eventually(lambda: len(workers(kubepods, "node1")) == 2 and victim not in workers(kubepods, "node1"), "it is replaced")
+        eventually(
+            lambda: len(workers(kubepods, "node1")) == 2 and victim not in workers(kubepods, "node1"), "it is replaced"
+        )
     for _ in range(20):
         assert about(kubepods, "client", f"http://{cluster_ip(kubepods, 'remote')}")["pod"] == "remote"
-    assert scrape(kubepods).sum("istio_requests_total", reporter="source", destination_workload="remote", response_code="200") >= 20
+    assert (
+        scrape(kubepods).sum(
+            "istio_requests_total", reporter="source", destination_workload="remote", response_code="200"
+        )
+        >= 20
+    )
 
 
 def test_a_hundred_pods() -> None:
-    template = "{metadata: {labels: {app: many}}, spec: {nodeName: node1, containers: [{name: c, command: [sleep, infinity]}]}}"
+    template = (
+        "{metadata: {labels: {app: many}}, spec: {nodeName: node1, containers: [{name: c, command: [sleep, "
+        "infinity]}]}}"
+    )
     spec = f"{{replicas: 99, selector: {{matchLabels: {{app: many}}}}, template: {template}}}"
     text = f"\n---\napiVersion: apps/v1\nkind: Deployment\nmetadata: {{name: many}}\nspec: {spec}\n"
     text += account("server") + server("local", "node1", account="server") + service("many", "app: many")

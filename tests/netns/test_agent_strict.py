@@ -31,11 +31,15 @@ from tests.netns.world import (
 )
 
 PROBES = (
-    "readinessProbe: {httpGet: {port: 8080, path: /about}, periodSeconds: 1}, livenessProbe: {tcpSocket: {port: 9000}, periodSeconds: 1}, "
+    "readinessProbe: {httpGet: {port: 8080, path: /about}, periodSeconds: 1}, livenessProbe: {tcpSocket: "
+    "{port: 9000}, periodSeconds: 1}, "
     "startupProbe: {tcpSocket: {port: 9002}, periodSeconds: 1}"
 )
 HEALTH = Path(__file__).resolve().parent.parent / "fakes" / "health.py"
-GRPC = "ports: [{containerPort: 9200}], readinessProbe: {grpc: {port: 9200, service: web}, periodSeconds: 1, timeoutSeconds: 5}"
+GRPC = (
+    "ports: [{containerPort: 9200}], readinessProbe: {grpc: {port: 9200, service: web}, periodSeconds: "
+    "1, timeoutSeconds: 5}"
+)
 TEXT = "".join(
     (
         account("client", "server"),
@@ -43,7 +47,9 @@ TEXT = "".join(
         client("plain", "node1", annotations='nodeagent.io/enroll: "false"'),
         server("local", "node1", account="server"),
         server("remote", "node2", account="server"),
-        server("probed", "node1").replace("readinessProbe: {exec: {command: [sh, -c, 'grep -q :1F90 /proc/net/tcp6']}, periodSeconds: 1}", PROBES),
+        server("probed", "node1").replace(
+            "readinessProbe: {exec: {command: [sh, -c, 'grep -q :1F90 /proc/net/tcp6']}, periodSeconds: 1}", PROBES
+        ),
         pod("healthy", "node1", command=json.dumps([sys.executable, str(HEALTH)]), container=GRPC),
         server("open", "node1", annotations='traffic.sidecar.istio.io/excludeInboundPorts: "8080,9000"'),
     )
@@ -52,7 +58,14 @@ TEXT = "".join(
 
 @pytest.fixture(scope="module")
 def strict() -> Iterator[Lab]:
-    settings = merge(QUICK, {"mtls": {"mode": "STRICT"}, "proxy": {"timeouts": {"request": 1}}, "telemetry": {"accessLog": {"format": "json"}}})
+    settings = merge(
+        QUICK,
+        {
+            "mtls": {"mode": "STRICT"},
+            "proxy": {"timeouts": {"request": 1}},
+            "telemetry": {"accessLog": {"format": "json"}},
+        },
+    )
     with cluster("t-strict", TEXT, agent=settings) as lab:
         yield lab
 
@@ -61,7 +74,20 @@ def strict() -> Iterator[Lab]:
 @pytest.mark.parametrize("name", ["local", "remote"])
 def test_enrolled_pods_talk(strict: Lab, name: str, version: int) -> None:
     assert about(strict, "client", f"http://{bracketed(cluster_ip(strict, name, version))}")["pod"] == name
-    assert ask(strict, "client", "duplex", cluster_ip(strict, name, version), 9001, "--send-bytes", 100000, "--receive-bytes", 100000)["ok"] == 1
+    assert (
+        ask(
+            strict,
+            "client",
+            "duplex",
+            cluster_ip(strict, name, version),
+            9001,
+            "--send-bytes",
+            100000,
+            "--receive-bytes",
+            100000,
+        )["ok"]
+        == 1
+    )
 
 
 @pytest.mark.parametrize("source", ["plain", "node1", "node2"])
@@ -85,10 +111,14 @@ def test_only_declared_probes_pass(strict: Lab) -> None:
     address = strict.address("probed")
     assert curl(strict, "node1", "-w", " %{http_code}", f"http://{address}:8080/about").stdout.endswith(" 200")
     assert curl(strict, "node1", "-w", " %{http_code}", f"http://{address}:8080/echo").stdout.endswith(" 403")
-    assert curl(strict, "node1", "-w", " %{http_code}", "-d", "x", f"http://{address}:8080/about").stdout.endswith(" 403")
+    assert curl(strict, "node1", "-w", " %{http_code}", "-d", "x", f"http://{address}:8080/about").stdout.endswith(
+        " 403"
+    )
     assert curl(strict, "node1", f"http://{address}:9001/").returncode != 0
     assert curl(strict, "plain", f"http://{address}:8080/about").returncode in (52, 56)
-    got = ask(strict, "node1", "dial", address, 9000, "--send", "data through a port that is only probed", "--until", "probed")
+    got = ask(
+        strict, "node1", "dial", address, 9000, "--send", "data through a port that is only probed", "--until", "probed"
+    )
     assert got["received"] == ""
 
 
@@ -129,7 +159,9 @@ def test_a_grpc_probe_passes_and_nothing_else_of_the_node(strict: Lab, version: 
     target = f"{bracketed(address_of(strict, 'healthy', version))}:9200"
 
     def says(source: str, *arguments: str) -> str:
-        return strict.exec(source, [sys.executable, str(HEALTH), "--ask", target, *arguments], timeout=60).stdout.strip()
+        return strict.exec(
+            source, [sys.executable, str(HEALTH), "--ask", target, *arguments], timeout=60
+        ).stdout.strip()
 
     assert says("node1", "--service", "web") == "SERVING"
     assert says("node1", "--service", "ill") == "PERMISSION_DENIED"
@@ -153,7 +185,12 @@ def test_json_access_log_and_a_request_that_takes_too_long(strict: Lab) -> None:
     counted.comes_to(1, "istio_requests_total", reporter="source", response_code="504", response_flags="UT")
     eventually(lambda: b'"path":"/never"' in log.path.read_bytes()[log.start :], "the log line")
     (line,) = [line for line in log.path.read_text().splitlines() if '"path":"/never"' in line]
-    for part in ('"response_code":504', '"response_flags":"UT"', '"response_code_details":"response_timeout"', '"method":"GET"'):
+    for part in (
+        '"response_code":504',
+        '"response_flags":"UT"',
+        '"response_code_details":"response_timeout"',
+        '"method":"GET"',
+    ):
         assert part in line
 
 
@@ -162,11 +199,17 @@ def test_without_the_daemon_nothing_passes_until_it_is_back(strict: Lab) -> None
     assert pod_row(strict, "local")["mode"] == "STRICT"
     pins = {path.name for path in (agent.pins / "links").iterdir()}
     agent.kill()
-    outbound = {"to this node": strict.address("local"), "to the other node": strict.address("remote"), "to a service": cluster_ip(strict, "local")}
+    outbound = {
+        "to this node": strict.address("local"),
+        "to the other node": strict.address("remote"),
+        "to a service": cluster_ip(strict, "local"),
+    }
     for what, address in outbound.items():
         eventually(lambda address=address: refused(strict, "client", address), f"outbound {what} is refused")
     for source in ("plain", "node1", "node2"):
-        eventually(lambda source=source: refused(strict, source, strict.address("local")), f"inbound from {source} is refused")
+        eventually(
+            lambda source=source: refused(strict, source, strict.address("local")), f"inbound from {source} is refused"
+        )
     assert {path.name for path in (agent.pins / "links").iterdir()} == pins
     agent.start()
     assert {path.name for path in (agent.pins / "links").iterdir()} == pins

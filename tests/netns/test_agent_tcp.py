@@ -16,7 +16,18 @@ SIZE = 2_000_000
 @pytest.mark.parametrize("port", [9001, 91], ids=["tcp", "sniffed"])
 def test_transfers_in_both_directions_at_once_are_byte_exact(mesh: Lab, name: str, version: int, port: int) -> None:
     sizes = ("--send-bytes", SIZE, "--receive-bytes", SIZE // 2)
-    got = ask(mesh, "client", "duplex", cluster_ip(mesh, name, version), port, "--seed", version * port, "--connections", 4, *sizes)
+    got = ask(
+        mesh,
+        "client",
+        "duplex",
+        cluster_ip(mesh, name, version),
+        port,
+        "--seed",
+        version * port,
+        "--connections",
+        4,
+        *sizes,
+    )
     assert got == {"ok": 4, "bad": []}
 
 
@@ -25,7 +36,22 @@ def test_a_connection_is_counted_and_logged(mesh: Lab, name: str) -> None:
     node = mesh.pod(name)["spec"]["nodeName"]
     source, destination = growth(mesh, "node1"), growth(mesh, node)
     log = access_log(mesh)
-    assert ask(mesh, "client", "duplex", cluster_ip(mesh, name), 9001, "--seed", 1, "--send-bytes", 70000, "--receive-bytes", 5000)["ok"] == 1
+    assert (
+        ask(
+            mesh,
+            "client",
+            "duplex",
+            cluster_ip(mesh, name),
+            9001,
+            "--seed",
+            1,
+            "--send-bytes",
+            70000,
+            "--receive-bytes",
+            5000,
+        )["ok"]
+        == 1
+    )
     received, sent = 70000 + len("1 70000 5000\n"), 5000 + 64
     labels = {"source_workload": "client", "destination_workload": name, "request_protocol": "tcp"}
     for counted, reporter in ((source, "source"), (destination, "destination")):
@@ -34,7 +60,17 @@ def test_a_connection_is_counted_and_logged(mesh: Lab, name: str) -> None:
         counted.comes_to(received, "istio_tcp_received_bytes_total", reporter=reporter, **labels)
         counted.comes_to(sent, "istio_tcp_sent_bytes_total", reporter=reporter, **labels)
     line = log.find(cluster=f"outbound|9001||{name}.default.svc.cluster.local")
-    assert line | {"code": "0", "flags": "-", "received": str(received), "sent": str(sent), "upstream": f"{mesh.address(name)}:9001"} == line
+    assert (
+        line
+        | {
+            "code": "0",
+            "flags": "-",
+            "received": str(received),
+            "sent": str(sent),
+            "upstream": f"{mesh.address(name)}:9001",
+        }
+        == line
+    )
 
 
 @pytest.mark.parametrize("name", PATHS)
@@ -68,12 +104,18 @@ def test_a_slow_reader_holds_the_sender_back(mesh: Lab, name: str) -> None:
     """Nothing is read for a while: the proxies take in a bounded amount, and then every byte arrives."""
     processes = {pid for node in mesh.nodes for pid in workers(mesh, node)}
     before, size = memory(sorted(processes)), 60_000_000
-    with client_in(mesh, "client", "duplex", cluster_ip(mesh, name), 9001, "--send-bytes", 10, "--receive-bytes", size, "--stall") as client:
+    with client_in(
+        mesh, "client", "duplex", cluster_ip(mesh, name), 9001, "--send-bytes", 10, "--receive-bytes", size, "--stall"
+    ) as client:
         assert client.first == {"stalled": True}
         carried = [-1, -2, -3]
 
         def standing_still() -> bool:
-            flows = [flow for flow in admin(mesh, "node1", "/flows")["flows"] if not flow["closed"] and flow["service"].startswith(f"{name}.")]
+            flows = [
+                flow
+                for flow in admin(mesh, "node1", "/flows")["flows"]
+                if not flow["closed"] and flow["service"].startswith(f"{name}.")
+            ]
             carried.append(sum(flow["sent"] for flow in flows))
             return carried[-1] > 0 and len(set(carried[-12:])) == 1
 
@@ -100,7 +142,17 @@ def test_a_thousand_connections_at_once(mesh: Lab, name: str) -> None:
 def test_bytes_of_a_long_connection_are_counted_while_it_lives(mesh: Lab) -> None:
     counted = growth(mesh)
     with client_in(mesh, "client", "hold", cluster_ip(mesh, "local"), 9000) as client:
-        eventually(lambda: counted.of("istio_tcp_received_bytes_total", reporter="source", destination_workload="local") == len("connection 0\n"))
+        eventually(
+            lambda: (
+                counted.of("istio_tcp_received_bytes_total", reporter="source", destination_workload="local")
+                == len("connection 0\n")
+            )
+        )
         client.say()
-        eventually(lambda: counted.of("istio_tcp_received_bytes_total", reporter="source", destination_workload="local") == 2 * len("connection 0\n"))
+        eventually(
+            lambda: (
+                counted.of("istio_tcp_received_bytes_total", reporter="source", destination_workload="local")
+                == 2 * len("connection 0\n")
+            )
+        )
         assert counted.of("istio_tcp_connections_closed_total", reporter="source", destination_workload="local") == 0

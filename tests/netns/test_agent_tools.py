@@ -24,22 +24,37 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 def run(*arguments: str, timeout: float = 60) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([*NODEAGENT, *arguments], capture_output=True, text=True, timeout=timeout, cwd=ROOT, check=False)
+    return subprocess.run(
+        [*NODEAGENT, *arguments], capture_output=True, text=True, timeout=timeout, cwd=ROOT, check=False
+    )
 
 
 # -- agent.yaml --
 
-GOOD: dict[str, Any] = {"node": "node1", "source": "/nowhere", "redirect": {"cgroup": "/nowhere"}, "identity": {"caDirectory": "/nowhere"}}
+GOOD: dict[str, Any] = {
+    "node": "node1",
+    "source": "/nowhere",
+    "redirect": {"cgroup": "/nowhere"},
+    "identity": {"caDirectory": "/nowhere"},
+}
 BAD = {
     "unknown field": ({"colour": "red"}, "colour", "red"),
     "unknown field below": ({"proxy": {"limits": {"headerByte": 5}}}, "proxy.limits.headerByte", "5"),
-    "out of range": ({"redirect": {"cgroup": "/x", "heartbeatTimeoutSeconds": 0}}, "redirect.heartbeatTimeoutSeconds", "0"),
+    "out of range": (
+        {"redirect": {"cgroup": "/x", "heartbeatTimeoutSeconds": 0}},
+        "redirect.heartbeatTimeoutSeconds",
+        "0",
+    ),
     "wrong type": ({"telemetry": {"metricsPort": "many"}}, "telemetry.metricsPort", "many"),
     "wrong word": ({"mtls": {"mode": "LAX"}}, "mtls.mode", "LAX"),
     "wrong workers": ({"proxy": {"workers": "two"}}, "proxy.workers", "two"),
     "no workers": ({"proxy": {"workers": 0}}, "proxy.workers", "0"),
     "too long a poll": ({"proxy": {"busyPollMicroseconds": 5000}}, "proxy.busyPollMicroseconds", "5000"),
-    "wrong domain": ({"identity": {"caDirectory": "/x", "trustDomain": "No Domain"}}, "identity.trustDomain", "No Domain"),
+    "wrong domain": (
+        {"identity": {"caDirectory": "/x", "trustDomain": "No Domain"}},
+        "identity.trustDomain",
+        "No Domain",
+    ),
     "missing": ({"redirect": {}}, "redirect.cgroup", ""),
 }
 
@@ -74,7 +89,12 @@ def test_a_missing_agent_yaml_is_one_line(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("section", ["source", "cgroup"])
 def test_a_place_that_does_not_exist_is_told(tmp_path: Path, section: str) -> None:
-    settings = {**GOOD, "source": str(tmp_path), "identity": {"caDirectory": str(tmp_path / "ca")}, "runtimeDirectory": str(tmp_path / "run")}
+    settings = {
+        **GOOD,
+        "source": str(tmp_path),
+        "identity": {"caDirectory": str(tmp_path / "ca")},
+        "runtimeDirectory": str(tmp_path / "run"),
+    }
     settings["redirect"] = {"cgroup": "/sys/fs/cgroup/nothing-here", "pinDirectory": "/sys/fs/bpf/t-nothing-here"}
     if section == "source":
         settings["source"] = str(tmp_path / "nothing-here")
@@ -88,11 +108,16 @@ def test_a_place_that_does_not_exist_is_told(tmp_path: Path, section: str) -> No
 
 
 def test_a_second_daemon_is_refused_before_it_touches_anything(mesh: Lab, tmp_path: Path) -> None:
-    """With the same configuration, and with only the pinned programs in common: those of the first stay, and it is named."""
+    """With the same configuration, and with only the pinned programs in common: those of the first
+    stay, and it is named.
+    """
     agent = mesh.agent("node1")
     eventually(lambda: "http_egress" in pinned(agent.pins), "the loader has ended")
     programs = pinned(agent.pins)
-    for change, setting in (({}, "runtimeDirectory"), ({"runtimeDirectory": str(tmp_path / "run")}, "redirect.pinDirectory")):
+    for change, setting in (
+        ({}, "runtimeDirectory"),
+        ({"runtimeDirectory": str(tmp_path / "run")}, "redirect.pinDirectory"),
+    ):
         path = tmp_path / "agent.yaml"
         path.write_text(yaml.safe_dump({**agent.config(), **change}))
         done = run("run", "-c", str(path))
@@ -130,7 +155,9 @@ def test_get(mesh: Lab) -> None:
     assert pods["local"]["identity"] == "spiffe://cluster.local/ns/default/sa/server"
     assert pods["local"]["addresses"] == [mesh.address("local"), mesh.address("local", version=6)]
     certs = json.loads(on(mesh, "node1", "get", "certs", "-o", "json").stdout)
-    assert {"spiffe://cluster.local/ns/default/sa/server", "spiffe://cluster.local/ns/default/sa/client"} <= {row["identity"] for row in certs}
+    assert {"spiffe://cluster.local/ns/default/sa/server", "spiffe://cluster.local/ns/default/sa/client"} <= {
+        row["identity"] for row in certs
+    }
     endpoints = yaml.safe_load(on(mesh, "node1", "get", "endpoints", "-o", "yaml").stdout)
     (row,) = [row for row in endpoints if row["service"] == "both.default.svc.cluster.local" and row["port"] == 80]
     assert f"{mesh.address('remote')}:8080" in row["endpoints"]
@@ -150,8 +177,13 @@ def test_several_agents_are_a_question(mesh: Lab) -> None:
     assert workers(mesh, "node1") + workers(mesh, "node2") == before
     rows = json.loads(run("get", "pods", "--name", "t-mesh", "-o", "json").stdout)
     assert {row["node"] for row in rows} == {"t-mesh/node1", "t-mesh/node2"}
-    assert {row["node"] for row in json.loads(run("get", "pods", "--name", "t-mesh", "--node", "node2", "-o", "json").stdout)} == {"t-mesh/node2"}
-    assert {"t-mesh/node1", "t-mesh/node2"} <= {row["node"] for row in json.loads(run("get", "pods", "--all", "-o", "json").stdout)}
+    assert {
+        row["node"]
+        for row in json.loads(run("get", "pods", "--name", "t-mesh", "--node", "node2", "-o", "json").stdout)
+    } == {"t-mesh/node2"}
+    assert {"t-mesh/node1", "t-mesh/node2"} <= {
+        row["node"] for row in json.loads(run("get", "pods", "--all", "-o", "json").stdout)
+    }
 
 
 def test_flows(mesh: Lab) -> None:
@@ -166,7 +198,11 @@ def test_flows(mesh: Lab) -> None:
 
 def carried(lab: Lab, node: str) -> Any:
     """Return the one open TCP connection of the pod ``client``, once it has carried something."""
-    rows = [row for row in json.loads(on(lab, node, "flows", "-o", "json").stdout) if row["protocol"] == "tcp" and not row["closed"]]
+    rows = [
+        row
+        for row in json.loads(on(lab, node, "flows", "-o", "json").stdout)
+        if row["protocol"] == "tcp" and not row["closed"]
+    ]
     found = [row for row in rows if row["source"] == "default/client"]
     assert len(found) == 1, found
     (row,) = found
@@ -196,7 +232,9 @@ def test_reload_names_the_new_workers(mesh: Lab) -> None:
 def test_the_admin_port_is_the_nodes_own(mesh: Lab) -> None:
     """Metrics and readiness may be asked for from anywhere, the admin API only on the node itself."""
     address = mesh.address("node1")
-    assert curl(mesh, "plain", "-o", "/dev/null", "-w", "%{http_code}", f"http://{address}:15020/metrics").stdout == "200"
+    assert (
+        curl(mesh, "plain", "-o", "/dev/null", "-w", "%{http_code}", f"http://{address}:15020/metrics").stdout == "200"
+    )
     assert curl(mesh, "plain", "-o", "/dev/null", "-w", "%{http_code}", f"http://{address}:15021/ready").stdout == "200"
     assert curl(mesh, "plain", f"http://{address}:15000/pods").returncode == 7
     assert mesh.agent("node1").admin_socket.stat().st_mode & 0o777 == 0o600
@@ -216,9 +254,15 @@ def test_promtool(mesh: Lab) -> None:
     for name in ("local", "remote", "nobody"):
         curl(mesh, "client", f"http://{cluster_ip(mesh, name)}/about")
     for node in mesh.nodes:
-        done = subprocess.run(["promtool", "check", "metrics"], input=scrape(mesh, node).text, capture_output=True, text=True, check=False)
+        done = subprocess.run(
+            ["promtool", "check", "metrics"], input=scrape(mesh, node).text, capture_output=True, text=True, check=False
+        )
         # The one name that promtool finds wrong is Istio's.
-        said = [line for line in done.stderr.splitlines() if line != 'istio_request_duration_milliseconds use base unit "seconds" instead of "milliseconds"']
+        said = [
+            line
+            for line in done.stderr.splitlines()
+            if line != 'istio_request_duration_milliseconds use base unit "seconds" instead of "milliseconds"'
+        ]
         assert (done.stdout, said) == ("", []), done
         assert done.returncode in (0, 3)  # 3: well-formed, with remarks on style
 
@@ -226,12 +270,23 @@ def test_promtool(mesh: Lab) -> None:
 def test_a_real_prometheus_scrapes_both_agents(mesh: Lab, tmp_path: Path) -> None:
     about(mesh, "client", f"http://{cluster_ip(mesh, 'remote')}")
     targets = [f"{mesh.address(node)}:15020" for node in mesh.nodes]
-    settings = {"global": {"scrape_interval": "1s"}, "scrape_configs": [{"job_name": "nodeagent", "static_configs": [{"targets": targets}]}]}
+    settings = {
+        "global": {"scrape_interval": "1s"},
+        "scrape_configs": [{"job_name": "nodeagent", "static_configs": [{"targets": targets}]}],
+    }
     (tmp_path / "prometheus.yml").write_text(yaml.safe_dump(settings))
-    argv = ["prometheus", f"--config.file={tmp_path}/prometheus.yml", f"--storage.tsdb.path={tmp_path}/data", "--web.listen-address=127.0.0.1:19090"]
+    argv = [
+        "prometheus",
+        f"--config.file={tmp_path}/prometheus.yml",
+        f"--storage.tsdb.path={tmp_path}/data",
+        "--web.listen-address=127.0.0.1:19090",
+    ]
     with mesh.popen("node1", argv, stderr=subprocess.DEVNULL) as prometheus:
         try:
-            query = "sum by (reporter, connection_security_policy) (istio_requests_total{source_workload='client', destination_workload='remote'})"
+            query = (
+                "sum by (reporter, connection_security_policy) (istio_requests_total{source_workload='client', "
+                "destination_workload='remote'})"
+            )
             found = eventually(lambda: reporters(mesh, query), "both reporters are scraped", 60)
             assert found["source"] >= 1
             assert found["destination"] >= 1

@@ -1,4 +1,6 @@
-"""A daemon that is dead: what a policy protects is refused, from the same node and from another; what none does passes by."""
+"""A daemon that is dead: what a policy protects is refused, from the same node and from another;
+what none does passes by.
+"""
 
 from __future__ import annotations
 
@@ -84,20 +86,26 @@ def dead(policies: Policies) -> Iterator[Callable[[], Lab]]:
 
 def test_what_a_policy_protects_is_refused(policies: Policies, dead: Callable[[], Lab]) -> None:
     lab = policies.lab
-    assert {name: when_dead(lab, name) for name in KINDS} == {name: "refuse" if protects else "pass" for name, (*_, protects) in KINDS.items()}
+    assert {name: when_dead(lab, name) for name in KINDS} == {
+        name: "refuse" if protects else "pass" for name, (*_, protects) in KINDS.items()
+    }
     dead()
     for name, (*_, protects) in KINDS.items():
         for source in SOURCES:
-            if source != "far" or protects:  # the other node still speaks mTLS to a pod that its daemon left without a good-bye
+            # the other node still speaks mTLS to a pod that its daemon left without a good-bye
+            if source != "far" or protects:
                 assert answered(lab, source, name) == (not protects), (source, name)
 
 
-MASQUERADE = "table ip masked { chain out { type nat hook postrouting priority 90; tcp dport { 8080, 9000 } masquerade; }; }"
+MASQUERADE = (
+    "table ip masked { chain out { type nat hook postrouting priority 90; tcp dport { 8080, 9000 } masquerade; }; }"
+)
 
 
 def test_declared_probes_go_on_and_nothing_else_of_the_node(policies: Policies, dead: Callable[[], Lab]) -> None:
-    """Input: no daemon, and a pod under DENY with probes. Verdict: kubelet goes on and restarts nothing; neither another port, nor a pod whose
-    packets the node masquerades, comes in."""
+    """Input: no daemon, and a pod under DENY with probes. Verdict: kubelet goes on and restarts
+    nothing; neither another port, nor a pod whose packets the node masquerades, comes in.
+    """
     lab = policies.lab
     assert pod_row(lab, "probed")["when_dead_ports"] == {"8080": "probes", "9000": "probes"}
     dead()
@@ -107,7 +115,9 @@ def test_declared_probes_go_on_and_nothing_else_of_the_node(policies: Policies, 
     try:
         assert not answered(lab, "plain", "probed")
         unprotected = f"http://{lab.address('open')}:8080"
-        assert about(lab, "plain", unprotected)["seen"] == about(lab, "node1", unprotected)["seen"], "what the node masquerades has its address"
+        assert about(lab, "plain", unprotected)["seen"] == about(lab, "node1", unprotected)["seen"], (
+            "what the node masquerades has its address"
+        )
     finally:
         nft(lab, "delete table ip masked")
     time.sleep(4)  # twice as long as kubelet has patience

@@ -1,4 +1,6 @@
-"""What others write wrong: it is refused by name, what was good stays, what never was good closes, and no process ends of it."""
+"""What others write wrong: it is refused by name, what was good stays, what never was good closes,
+and no process ends of it.
+"""
 
 from __future__ import annotations
 
@@ -12,9 +14,28 @@ import pytest
 from nodeagent.lab.agent import merge
 from nodeagent.lab.layout import write_json
 from tests.netns.test_agent_policy import Policies, policy, status
-from tests.netns.world import QUICK, access_log, account, admin, client, client_in, cluster, cluster_ip, control, curl, eventually, get, server, workers
+from tests.netns.world import (
+    QUICK,
+    access_log,
+    account,
+    admin,
+    client,
+    client_in,
+    cluster,
+    cluster_ip,
+    control,
+    curl,
+    eventually,
+    get,
+    server,
+    workers,
+)
 
-TEXT = account("client", "server") + client("client", "node1", account="client") + server("local", "node1", account="server", labels="role: server")
+TEXT = (
+    account("client", "server")
+    + client("client", "node1", account="client")
+    + server("local", "node1", account="server", labels="role: server")
+)
 WRONG = {
     "bool": "a: !!bool maybe",
     "int": 'a: !!int ""',
@@ -70,7 +91,12 @@ def test_no_document_ends_control_and_policies_stay(policies: Policies) -> None:
     assert {each["state"].split(":")[0] for each in policies.rows() if not each["policy"]} == {"refused"}
     assert status(lab, "client", url(policies)) == 403
     policies.put("good", policy("good", TYPO))
-    eventually(lambda: str(row(policies, "good").get("state")).startswith("last good one in force; refused: document 1: spec.action: 'DNEY'"), "it is told")
+    eventually(
+        lambda: str(row(policies, "good").get("state")).startswith(
+            "last good one in force; refused: document 1: spec.action: 'DNEY'"
+        ),
+        "it is told",
+    )
     assert status(lab, "client", url(policies)) == 403
     assert (control(lab, "node1"), workers(lab, "node1")) == pids
     assert get(lab, "node1", 15021, "/ready") == (200, "ready\n")
@@ -98,7 +124,10 @@ def test_a_wrong_peer_authentication_is_strict(policies: Policies) -> None:
     lab = policies.lab
     policies.put("first", policy("first", "{mtls: {mode: STRIKT}}", kind="PeerAuthentication"))
     plain = f"http://{lab.address('local')}:8080/about"
-    eventually(lambda: curl(lab, "node1", "-o", "/dev/null", plain).returncode != 0 or status(lab, "node1", plain) == 403, "plaintext is refused")
+    eventually(
+        lambda: curl(lab, "node1", "-o", "/dev/null", plain).returncode != 0 or status(lab, "node1", plain) == 403,
+        "plaintext is refused",
+    )
     assert status(lab, "client", url(policies)) == 200
 
 
@@ -116,7 +145,9 @@ def test_a_restart_while_it_is_wrong_keeps_the_last_good_one(policies: Policies,
 
 @pytest.mark.parametrize("how", ["control", "daemon"])
 def test_a_restart_while_a_pod_cannot_be_read_opens_nothing(policies: Policies, how: str) -> None:
-    """Input: the document of a pod under DENY is wrong, and who knew it ends. Verdict: nobody gets in, until it is right again and then by policy."""
+    """Input: the document of a pod under DENY is wrong, and who knew it ends. Verdict: nobody gets
+    in, until it is right again and then by policy.
+    """
     lab, plain = policies.lab, f"http://{policies.lab.address('local')}:8080/about"
     policies.put("good", policy("good", DENY))
     eventually_status(policies, 403)
@@ -125,7 +156,10 @@ def test_a_restart_while_a_pod_cannot_be_read_opens_nothing(policies: Policies, 
     write_json(file, good | {"metadata": good["metadata"] | {"labels": good["metadata"]["labels"] | {"odd": 5}}})
     with client_in(lab, "node1", "load", lab.address("local"), 8080, "--fresh", "--pause", 0.02) as stranger:
         restart(policies, how)
-        assert all(curl(lab, source, "-o", "/dev/null", "-w", "%{http_code}", plain).stdout != "200" for source in ("client", "node1"))
+        assert all(
+            curl(lab, source, "-o", "/dev/null", "-w", "%{http_code}", plain).stdout != "200"
+            for source in ("client", "node1")
+        )
         write_json(file, good)
         eventually(lambda: status(lab, "node1", plain) == 403, "it is captured again")
         assert stranger.finish().pop("ok", 0) == 0

@@ -1,8 +1,10 @@
-"""Ordinary programs in pods that ask for the socket bypass, with the agent's own settings: every byte arrives, joined or not.
+"""Ordinary programs in pods that ask for the socket bypass, with the agent's own settings: every
+byte arrives, joined or not.
 
-Each stands for a way of using a socket that a kernel may get wrong once sockets are joined: nginx reads an upload by what FIONREAD says, HAProxy
-and Go's io.Copy move bytes by splice(2), .NET and Java read what FIONREAD says at each edge. `bypass: asked` makes this module fail or hang on
-a kernel that gets one of them wrong.
+Each stands for a way of using a socket that a kernel may get wrong once sockets are joined: nginx
+reads an upload by what FIONREAD says, HAProxy and Go's io.Copy move bytes by splice(2), .NET and
+Java read what FIONREAD says at each edge. `bypass: asked` makes this module fail or hang on a
+kernel that gets one of them wrong.
 """
 
 from __future__ import annotations
@@ -20,7 +22,14 @@ from tests.netns.world import APPS, SERVER, account, admin, ask, client, cluster
 
 JOINED = "nodeagent.io/bypass: enabled"
 RELAY = APPS / "relay.py"
-PORTS = {"http": 8088, "tcp-haproxy": 9101, "tcp-haproxy-hush": 9104, "tcp-splice": 9201, "tcp-splice-hush": 9204, "tcp-available": 9301}
+PORTS = {
+    "http": 8088,
+    "tcp-haproxy": 9101,
+    "tcp-haproxy-hush": 9104,
+    "tcp-splice": 9201,
+    "tcp-splice-hush": 9204,
+    "tcp-available": 9301,
+}
 CONFIGURATION = """
 ---
 apiVersion: v1
@@ -81,13 +90,26 @@ def programs(name: str, path: str) -> str:
         "nodeName": "node1",
         "serviceAccountName": "server",
         "terminationGracePeriodSeconds": 1,
-        "containers": [{**containers[0], "readinessProbe": {"exec": {"command": ["sh", "-c", listening]}, "periodSeconds": 1}}, *containers[1:]],
+        "containers": [
+            {**containers[0], "readinessProbe": {"exec": {"command": ["sh", "-c", listening]}, "periodSeconds": 1}},
+            *containers[1:],
+        ],
         "volumes": [{"name": "programs", "configMap": {"name": "programs"}}, {"name": "scratch", "emptyDir": {}}],
     }
     annotations = {"nodeagent.io/bypass": "enabled", "nodeagent.io/path": path}
-    pod = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": name, "labels": {"app": name}, "annotations": annotations}, "spec": spec}
+    pod = {
+        "apiVersion": "v1",
+        "kind": "Pod",
+        "metadata": {"name": name, "labels": {"app": name}, "annotations": annotations},
+        "spec": spec,
+    }
     ports = [{"name": each, "port": port} for each, port in PORTS.items()]
-    service = {"apiVersion": "v1", "kind": "Service", "metadata": {"name": name}, "spec": {"selector": {"app": name}, "ports": ports}}
+    service = {
+        "apiVersion": "v1",
+        "kind": "Service",
+        "metadata": {"name": name},
+        "spec": {"selector": {"app": name}, "ports": ports},
+    }
     return f"\n---\n{json.dumps(pod)}\n---\n{json.dumps(service)}\n"
 
 
@@ -103,7 +125,9 @@ PATHS = pytest.mark.parametrize("path", ["proxy", "kernel"])
 
 @PATHS
 def test_the_annotation_is_granted_or_refused_in_words(mesh: Lab, path: str) -> None:
-    """Input: a pod that asks, on this kernel. Verdict: `get pods` says that it is joined, or that it is refused and what an application could tell."""
+    """Input: a pod that asks, on this kernel. Verdict: `get pods` says that it is joined, or that
+    it is refused and what an application could tell.
+    """
     refusal = bypass.joining("proven").refusal
     row = pod_row(mesh, path)
     assert (row["state"], row["bypass"]) == ("enrolled", not refusal)
@@ -125,14 +149,20 @@ def test_nginx_takes_and_gives_a_file(mesh: Lab, path: str, size: int) -> None:
 @pytest.mark.parametrize("program", ["haproxy", "splice"])
 def test_a_relay_moves_every_byte_both_ways(mesh: Lab, path: str, program: str) -> None:
     sizes = ("--send-bytes", 2_000_000, "--receive-bytes", 2_000_000, "--connections", 3)
-    assert ask(mesh, "client", "duplex", cluster_ip(mesh, path), PORTS[f"tcp-{program}"], *sizes) == {"ok": 3, "bad": []}
+    assert ask(mesh, "client", "duplex", cluster_ip(mesh, path), PORTS[f"tcp-{program}"], *sizes) == {
+        "ok": 3,
+        "bad": [],
+    }
 
 
 @PATHS
 @pytest.mark.parametrize("program", ["haproxy", "splice"])
 def test_a_relay_passes_a_half_close_on(mesh: Lab, path: str, program: str) -> None:
     arguments = ("--send", "x" * 70_000, "--half-close")
-    assert ask(mesh, "client", "dial", cluster_ip(mesh, path), PORTS[f"tcp-{program}-hush"], *arguments)["received"] == "got 70000"
+    assert (
+        ask(mesh, "client", "dial", cluster_ip(mesh, path), PORTS[f"tcp-{program}-hush"], *arguments)["received"]
+        == "got 70000"
+    )
 
 
 @PATHS
@@ -144,4 +174,7 @@ def test_a_program_that_reads_what_is_available_gets_all(mesh: Lab, path: str) -
 def test_the_refusal_is_in_the_log(mesh: Lab) -> None:
     refusal = bypass.joining("proven").refusal
     said = re.compile(re.escape(f"pod default/client: nodeagent.io/bypass is refused: {refusal}"))
-    eventually(lambda: bool(said.search(mesh.agent("node1").log.read_text())) == bool(refusal), "the log says that the annotation is refused")
+    eventually(
+        lambda: bool(said.search(mesh.agent("node1").log.read_text())) == bool(refusal),
+        "the log says that the annotation is refused",
+    )

@@ -30,15 +30,22 @@ def modes() -> Iterator[dict[str, Mode]]:
         assert missing == []
         assert list(found) == list(MODES)
         yield found
-    eventually(lambda: not any(left_behind(name) for name in LABS), "nothing is left of the labs")  # a killed process takes a moment to vanish
+    # a killed process takes a moment to vanish
+    eventually(lambda: not any(left_behind(name) for name in LABS), "nothing is left of the labs")
 
 
 def plaintext_on_the_way(mode: Mode, workload: Workload) -> tuple[int, int]:
-    """Return how many packets reach the server while requests are sent, and how many of them hold a request that can be read."""
+    """Return how many packets reach the server while requests are sent, and how many of them hold a
+    request that can be read.
+    """
     target, client = mode.targets[workload], mode.client(workload)
     source = mode.lab.address(target.client, target.namespace)
     tcpdump = ["tcpdump", "-i", "eth0", "-U", "-w", "-", "-Z", "root", f"tcp and src host {source}"]
-    with subprocess.Popen(inside(mode.lab.netns(target.service, target.namespace), tcpdump), stdout=subprocess.PIPE, stderr=subprocess.PIPE) as capture:
+    with subprocess.Popen(
+        inside(mode.lab.netns(target.service, target.namespace), tcpdump),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    ) as capture:
         assert capture.stderr is not None
         assert b"listening" in capture.stderr.readline()
         load.closed(client, mode.url(workload), 1, 1)
@@ -75,7 +82,13 @@ def test_an_open_loop_keeps_its_rate(modes: dict[str, Mode], name: str) -> None:
 
 def test_sidecars_encrypt_and_plain_modes_do_not(modes: dict[str, Mode]) -> None:
     """The comparison would be none if sidecars forwarded in the clear."""
-    for name, workload in (("envoy", "http"), ("envoy", "cross-node"), ("sidecar", "http"), ("sidecar", "cross-node"), ("nodeagent", "cross-node")):
+    for name, workload in (
+        ("envoy", "http"),
+        ("envoy", "cross-node"),
+        ("sidecar", "http"),
+        ("sidecar", "cross-node"),
+        ("nodeagent", "cross-node"),
+    ):
         packets, readable = plaintext_on_the_way(modes[name], workload)  # type: ignore[arg-type]
         assert packets > 20, name
         assert readable == 0, f"{name} {workload}"

@@ -1,4 +1,6 @@
-"""``nodeagent compare`` as a command: what is measured is kept and nothing stays on the machine, whatever happens in between."""
+"""``nodeagent compare`` as a command: what is measured is kept and nothing stays on the machine,
+whatever happens in between.
+"""
 
 from __future__ import annotations
 
@@ -23,8 +25,11 @@ from tests.netns.world import client, eventually, left_behind, server
 pytestmark = pytest.mark.timeout(600)  # whole comparisons, short ones
 COMMAND = [sys.executable, "-m", "nodeagent", "compare"]
 LABS = (*(setup.lab for setup in labs.SETUPS), SCALE_LAB, SWITCH_LAB)
+
+
 def nothing_is_left() -> None:
-    eventually(lambda: not any(left_behind(name) for name in LABS), "nothing is left of the labs")  # a killed process takes a moment to vanish
+    # a killed process takes a moment to vanish
+    eventually(lambda: not any(left_behind(name) for name in LABS), "nothing is left of the labs")
 
 
 def compare(*options: str, timeout: float = 110) -> subprocess.CompletedProcess[str]:
@@ -33,23 +38,61 @@ def compare(*options: str, timeout: float = 110) -> subprocess.CompletedProcess[
 
 def test_the_result_is_one_json_object_and_a_page(tmp_path: Path) -> None:
     modes = ("--modes", "direct,nodeagent,haproxy")
-    done = compare(*modes, "--workloads", "http,tcp", "--rounds", "1", "--seconds", "1", "--rates", "50", "--scale", "1,2", "--no-switches",
-                   "--report", str(tmp_path / "report"), "-o", "json")  # fmt: skip
+    done = compare(
+        *modes,
+        "--workloads",
+        "http,tcp",
+        "--rounds",
+        "1",
+        "--seconds",
+        "1",
+        "--rates",
+        "50",
+        "--scale",
+        "1,2",
+        "--no-switches",
+        "--report",
+        str(tmp_path / "report"),
+        "-o",
+        "json",
+    )
     assert done.returncode == 0, done.stderr
     told = json.loads(done.stdout)
-    assert {(run["mode"], run["workload"], run["load"]) for run in told["runs"]} >= {("direct", "http", "closed"), ("nodeagent", "tcp", "closed")}
-    assert {(run["mode"], run["load"]) for run in told["runs"] if run["rate"] == 50} == {("direct", "open"), ("nodeagent", "open")}
+    assert {(run["mode"], run["workload"], run["load"]) for run in told["runs"]} >= {
+        ("direct", "http", "closed"),
+        ("nodeagent", "tcp", "closed"),
+    }
+    assert {(run["mode"], run["load"]) for run in told["runs"] if run["rate"] == 50} == {
+        ("direct", "open"),
+        ("nodeagent", "open"),
+    }
     assert [(each["mode"], each["pods"]) for each in told["scale"]] == [("nodeagent", 1), ("nodeagent", 2)]
     assert told["missing"] == []
     assert "<svg" in (tmp_path / "report" / "index.html").read_text()
     nothing_is_left()
 
 
-@pytest.mark.parametrize(("lab", "seconds"), [(LABS[0], 0.0), (LABS[1], 0.3), (LABS[2], 6.0)], ids=["at once", "setting up", "measuring"])
+@pytest.mark.parametrize(
+    ("lab", "seconds"), [(LABS[0], 0.0), (LABS[1], 0.3), (LABS[2], 6.0)], ids=["at once", "setting up", "measuring"]
+)
 def test_interrupted_it_leaves_nothing_and_keeps_what_it_has(lab: str, seconds: float, tmp_path: Path) -> None:
     output = tmp_path / "build" / "compare.json"
-    argv = [*COMMAND, "--modes", "direct,nodeagent,nodeagent-kernel", "--workloads", "http", "--seconds", "1", "--rounds", "9", "--output", str(output)]
-    with subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True) as process:
+    argv = [
+        *COMMAND,
+        "--modes",
+        "direct,nodeagent,nodeagent-kernel",
+        "--workloads",
+        "http",
+        "--seconds",
+        "1",
+        "--rounds",
+        "9",
+        "--output",
+        str(output),
+    ]
+    with subprocess.Popen(
+        argv, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
+    ) as process:
         eventually(Layout(lab).state.exists)
         time.sleep(seconds)
         os.killpg(process.pid, signal.SIGINT)

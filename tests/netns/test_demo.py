@@ -33,7 +33,9 @@ def gone() -> Iterator[None]:
     """No demo's lab is there after a test; a process that was killed may take a moment to end."""
     yield
     try:
-        eventually(lambda: all(left_behind(name) == [] for name in LABS.values()), "nothing is left of the demo", seconds=5)
+        eventually(
+            lambda: all(left_behind(name) == [] for name in LABS.values()), "nothing is left of the demo", seconds=5
+        )
     finally:
         for name in LABS.values():
             Lab.remove(name)
@@ -53,7 +55,11 @@ def test_the_demo_shows_what_it_claims_in_less_than_a_minute() -> None:
     assert lines[-1].startswith("✓ Every claim holds")
 
 
-MOMENTS = [("without agents: two nodes", signal.SIGINT), ("agent a node", signal.SIGTERM), ("tcpdump again", signal.SIGINT)]
+MOMENTS = [
+    ("without agents: two nodes", signal.SIGINT),
+    ("agent a node", signal.SIGTERM),
+    ("tcpdump again", signal.SIGINT),
+]
 """The last step that is through, and what comes then."""
 
 
@@ -74,7 +80,10 @@ def test_two_demos_at_once_are_refused() -> None:
     with socket.socket(socket.AF_UNIX) as lock:
         lock.bind("\0nodeagent-demo")
         done = subprocess.run(DEMO, capture_output=True, text=True, timeout=30, check=False)
-    assert (done.returncode, done.stderr) == (1, "error: another demo is running on this machine: wait for it, or end it\n")
+    assert (done.returncode, done.stderr) == (
+        1,
+        "error: another demo is running on this machine: wait for it, or end it\n",
+    )
 
 
 def test_the_application_can_be_had_to_stay() -> None:
@@ -84,8 +93,30 @@ def test_the_application_can_be_had_to_stay() -> None:
     assert told == manifest()
     agent = [sys.executable, "-m", "nodeagent"]
     try:
-        subprocess.run([*agent, "lab", "up", "-f", "-", "--mode", "nodeagent", "--name", name], input=told, text=True, check=True, capture_output=True)
-        visit = [*agent, "lab", "exec", "--name", name, "-n", NAMESPACE, "visitor", "--", "python3", "/app/visitor.py", "me", "10", "5", PAGE]
+        subprocess.run(
+            [*agent, "lab", "up", "-f", "-", "--mode", "nodeagent", "--name", name],
+            input=told,
+            text=True,
+            check=True,
+            capture_output=True,
+        )
+        visit = [
+            *agent,
+            "lab",
+            "exec",
+            "--name",
+            name,
+            "-n",
+            NAMESPACE,
+            "visitor",
+            "--",
+            "python3",
+            "/app/visitor.py",
+            "me",
+            "10",
+            "5",
+            PAGE,
+        ]
         done = subprocess.run(visit, text=True, check=True, capture_output=True, timeout=60)
         assert json.loads(done.stdout)[PAGE]["failures"] == []
     finally:
@@ -102,8 +133,17 @@ GOOD = Findings(
     agent=Visit((1.0,) * 10, Counter(v1=5, v2=5)),
     direct_underlay=Seen(packets=90, marked=40, marked_bytes=400, records=0),
     agent_underlay=Seen(packets=90, marked=0, marked_bytes=0, records=80),
-    paths=Counter({("outbound", "proxy-local"): 1, ("outbound", "proxy-mtls"): 4, ("inbound", "proxy-mtls"): 4, ("inbound", "proxy-plaintext"): 9}),
-    proofs=tuple(Proof(hop, frozenset({hop.client}), frozenset({hop.server}), frozenset({hop.policy}), 5) for hop in HOPS),
+    paths=Counter(
+        {
+            ("outbound", "proxy-local"): 1,
+            ("outbound", "proxy-mtls"): 4,
+            ("inbound", "proxy-mtls"): 4,
+            ("inbound", "proxy-plaintext"): 9,
+        }
+    ),
+    proofs=tuple(
+        Proof(hop, frozenset({hop.client}), frozenset({hop.server}), frozenset({hop.policy}), 5) for hop in HOPS
+    ),
     latencies=(),
     footprints=(),
 )
@@ -121,11 +161,20 @@ def test_claims_that_hold() -> None:
         ({"agent_underlay": Seen(0, 0, 0, 0)}, "nothing encrypted"),
         ({"direct_underlay": Seen(90, 0, 0, 0)}, "tcpdump proves nothing"),
         ({"agent_underlay": Seen(90, 0, 0, 80, dropped=3)}, "tcpdump missed 3 packets"),
-        ({"agent": Visit((1.0,), Counter(v1=5, v2=4), ("503 details: timed out",))}, "requests failed through the agents: 1, the first: 503 details"),
+        (
+            {"agent": Visit((1.0,), Counter(v1=5, v2=4), ("503 details: timed out",))},
+            "requests failed through the agents: 1, the first: 503 details",
+        ),
         ({"agent": Visit((1.0,), Counter(v1=10))}, "reviews v1 and v2 should both have answered"),
         ({"paths": Counter()}, "nothing captured on path proxy-local"),
-        ({"paths": GOOD.paths + Counter({("outbound", "passthrough"): 1})}, "neither kept on its node nor encrypted: {'passthrough': 1}"),
-        ({"proofs": (dataclasses.replace(GOOD.proofs[0], clients=frozenset({identity("details")})),)}, "identities of visitor -> frontend"),
+        (
+            {"paths": GOOD.paths + Counter({("outbound", "passthrough"): 1})},
+            "neither kept on its node nor encrypted: {'passthrough': 1}",
+        ),
+        (
+            {"proofs": (dataclasses.replace(GOOD.proofs[0], clients=frozenset({identity("details")})),)},
+            "identities of visitor -> frontend",
+        ),
         ({"proofs": (dataclasses.replace(GOOD.proofs[1], policies=frozenset({"none"})),)}, "by none"),
         ({"proofs": (dataclasses.replace(GOOD.proofs[1], clients=frozenset(), count=0),)}, "client nobody"),
     ],
@@ -156,14 +205,24 @@ def pcap(*frames: bytes) -> bytes:
 @pytest.mark.parametrize("version", [4, 6])
 def test_a_marker_is_found_within_and_across_packets(version: int) -> None:
     last = (1 << 32) - 4  # sequence numbers wrap behind these four bytes
-    frames = [frame(last, b"..MA", version), frame(last + 8, b".MARKER.", version), frame(last + 4, b"RKER", version), frame(last, b"..", version)]
+    frames = [
+        frame(last, b"..MA", version),
+        frame(last + 8, b".MARKER.", version),
+        frame(last + 4, b"RKER", version),
+        frame(last, b"..", version),
+    ]
     assert examine(pcap(*frames), b"MARKER") == Seen(packets=4, marked=1, marked_bytes=12, records=0)
 
 
 @pytest.mark.parametrize("version", [4, 6])
 def test_tls_records_are_counted_and_what_was_sent_again_is_not(version: int) -> None:
     hello, data = b"\x16\x03\x01\x00\x05hello", b"\x17\x03\x03\x00\x04data"
-    frames = [frame(1, hello + data[:3], version), frame(14, data[3:] + data, version), frame(14, data[3:] + data, version), frame(1, hello, version)]
+    frames = [
+        frame(1, hello + data[:3], version),
+        frame(14, data[3:] + data, version),
+        frame(14, data[3:] + data, version),
+        frame(1, hello, version),
+    ]
     assert examine(pcap(*frames), b"MARKER") == Seen(packets=4, marked=0, marked_bytes=0, records=3)
 
 

@@ -1,4 +1,6 @@
-"""Two pods with the injector's Envoy: mTLS between them over both families, policy, plaintext where it may be, probes, log."""
+"""Two pods with the injector's Envoy: mTLS between them over both families, policy, plaintext where
+it may be, probes, log.
+"""
 
 from __future__ import annotations
 
@@ -28,10 +30,19 @@ TEXT = "".join(
 )
 OF_ONE = [{"source": {"principals": ["cluster.local/ns/default/sa/one"]}}]
 POLICIES = [
-    sidecar.policy("no-secrets", action="DENY", rules=[{"from": OF_ONE, "to": [{"operation": {"paths": ["/echo*"], "methods": ["PUT"]}}]}]),
-    sidecar.policy("by-name", rules=[{"to": [{"operation": {"paths": ["/about"], "methods": ["GET"]}}]}, {"from": OF_ONE}]),
+    sidecar.policy(
+        "no-secrets",
+        action="DENY",
+        rules=[{"from": OF_ONE, "to": [{"operation": {"paths": ["/echo*"], "methods": ["PUT"]}}]}],
+    ),
+    sidecar.policy(
+        "by-name", rules=[{"to": [{"operation": {"paths": ["/about"], "methods": ["GET"]}}]}, {"from": OF_ONE}]
+    ),
 ]
-PROBES = {"readinessProbe": {"httpGet": {"port": 8080, "path": "/about?probed=1"}}, "livenessProbe": {"grpc": {"port": 9998, "service": "app"}}}
+PROBES = {
+    "readinessProbe": {"httpGet": {"port": 8080, "path": "/about?probed=1"}},
+    "livenessProbe": {"grpc": {"port": 9998, "service": "app"}},
+}
 HEALTH = """
 import concurrent.futures, grpc
 answer = grpc.unary_unary_rpc_method_handler(lambda request, context: bytes([8, 1 if request == b"\\n\\x03app" else 2]))
@@ -51,10 +62,18 @@ def logs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def lab(logs: Path) -> Iterator[Lab]:
     with cluster("t-envoy", TEXT, agent=merge(QUICK, {"identity": {"ttlSeconds": 120}})) as lab, ExitStack() as stack:
-        bare = [f"{address['ip']}/{128 if ':' in address['ip'] else 32}" for address in lab.pod("bare")["status"]["podIPs"]]
+        bare = [
+            f"{address['ip']}/{128 if ':' in address['ip'] else 32}" for address in lab.pod("bare")["status"]["podIPs"]
+        ]
         processes = [
             sidecar.start(lab, "one", logs / "one.log", admits=["two"], values={"plaintextRanges": bare}),
-            sidecar.start(lab, "two", logs / "two.log", probes=PROBES, values={"mtls": "PERMISSIVE", "authorizationPolicies": POLICIES}),
+            sidecar.start(
+                lab,
+                "two",
+                logs / "two.log",
+                probes=PROBES,
+                values={"mtls": "PERMISSIVE", "authorizationPolicies": POLICIES},
+            ),
         ]
         for process in processes:
             stack.callback(process.wait, 20)
@@ -66,7 +85,10 @@ def urls(lab: Lab, name: str) -> list[str]:
     """Return where the pod *name* is reached over HTTP: by each of its addresses, and by its Service."""
     found = [address["ip"] for address in lab.pod(name)["status"]["podIPs"]]
     assert len(found) == 2, "both families"
-    return [*(f"http://[{ip}]:8080" if ":" in ip else f"http://{ip}:8080" for ip in found), f"http://{cluster_ip(lab, name)}"]
+    return [
+        *(f"http://[{ip}]:8080" if ":" in ip else f"http://{ip}:8080" for ip in found),
+        f"http://{cluster_ip(lab, name)}",
+    ]
 
 
 def status(lab: Lab, source: str, url: str, *arguments: str) -> int:
@@ -119,7 +141,13 @@ def test_probes(lab: Lab) -> None:
     at = f"http://{lab.address('two')}:15020/app-health/c"
     assert status(lab, "plain", f"{at}/readyz") == 200
     assert status(lab, "plain", f"{at}/livez") == 503
-    process = lab.popen("two", [sys.executable, "-c", HEALTH], stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    process = lab.popen(
+        "two",
+        [sys.executable, "-c", HEALTH],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
     try:
         eventually(lambda: status(lab, "plain", f"{at}/livez") == 200, "the gRPC service is healthy")
     finally:
@@ -131,5 +159,10 @@ def test_probes(lab: Lab) -> None:
 def test_the_access_log_is_istios(lab: Lab, logs: Path) -> None:
     about(lab, "one", urls(lab, "two")[0], "-H", "User-Agent: logged")
     for name in ("one", "two"):
-        line = eventually(lambda name=name: next((line for line in (logs / f"{name}.log").read_text().splitlines() if '"logged"' in line), ""), "its line")
+        line = eventually(
+            lambda name=name: next(
+                (line for line in (logs / f"{name}.log").read_text().splitlines() if '"logged"' in line), ""
+            ),
+            "its line",
+        )
         assert '"GET /about HTTP/1.1" 200 - via_upstream' in line

@@ -1,4 +1,6 @@
-"""The lab without agents: pods, addresses, names, Services, volumes, probes, restarts. What is asserted is what a program in a pod sees."""
+"""The lab without agents: pods, addresses, names, Services, volumes, probes, restarts. What is
+asserted is what a program in a pod sees.
+"""
 
 from __future__ import annotations
 
@@ -142,7 +144,9 @@ def test_a_pod_runs_in_its_cgroup(lab: Lab) -> None:
 
 def test_the_object_is_what_an_api_server_would_show(lab: Lab) -> None:
     pod = lab.select("deploy/web", "shop")[0]
-    assert pod["metadata"]["ownerReferences"] == [{"apiVersion": "apps/v1", "kind": "Deployment", "name": "web", "controller": True}]
+    assert pod["metadata"]["ownerReferences"] == [
+        {"apiVersion": "apps/v1", "kind": "Deployment", "name": "web", "controller": True}
+    ]
     assert pod["spec"]["serviceAccountName"] == "web"
     assert pod["status"]["phase"] == "Running"
     assert len(pod["status"]["podIPs"]) == 2
@@ -167,18 +171,27 @@ def test_volumes(lab: Lab) -> None:
 
 
 def test_what_a_pod_writes_is_its_own(lab: Lab) -> None:
-    """It sees the machine's files, and neither the machine nor another pod sees what it does to them; its containers share it."""
-    other, names = lab.select("deploy/web", "shop")[0]["metadata"]["name"], ("/", "/etc/", "/tmp/", "/var/tmp/", "/run/", "/root/", "/dev/shm/", "/srv/made/")
+    """It sees the machine's files, and neither the machine nor another pod sees what it does to
+    them; its containers share it.
+    """
+    other, names = (
+        lab.select("deploy/web", "shop")[0]["metadata"]["name"],
+        ("/", "/etc/", "/tmp/", "/var/tmp/", "/run/", "/root/", "/dev/shm/", "/srv/made/"),
+    )
     files = [f"{folder}t-lab-probe" for folder in names]
     for file in files:
         sh(lab, f"mkdir -p $(dirname {file}) && echo mine > {file}")
     assert sh(lab, f"cat {' '.join(files)}", container="second") == "\n".join(["mine"] * len(files))
-    seen = [file for file in files if Path(file).exists() or lab.exec(other, ["test", "-e", file], "shop").returncode == 0]
+    seen = [
+        file for file in files if Path(file).exists() or lab.exec(other, ["test", "-e", file], "shop").returncode == 0
+    ]
     assert seen == []
     sh(lab, "rm /etc/hostname; echo changed >> /etc/passwd")
     assert Path("/etc/hostname").exists()
     assert "changed" not in Path("/etc/passwd").read_text()
-    assert sh(lab, "ls /run/nodeagent 2>&1; true").endswith("No such file or directory"), "what lives in /run is the machine's"
+    assert sh(lab, "ls /run/nodeagent 2>&1; true").endswith("No such file or directory"), (
+        "what lives in /run is the machine's"
+    )
 
 
 def test_logs(lab: Lab) -> None:
@@ -193,7 +206,9 @@ def test_every_pod_reaches_every_pod_and_is_seen_as_itself(lab: Lab, version: An
         url = f"http://{bracketed(lab.address(name, 'shop', version=version))}:8080/"
         assert sh(lab, f"curl -sS -m 3 '{url}'").removeprefix(f"{name} ").removeprefix("::ffff:") == own
         node = pod["spec"]["nodeName"]
-        assert sh(lab, f"curl -sS -m 3 '{url}'", node).removeprefix(f"{name} ").removeprefix("::ffff:") == lab.address(node, version=version)
+        assert sh(lab, f"curl -sS -m 3 '{url}'", node).removeprefix(f"{name} ").removeprefix("::ffff:") == lab.address(
+            node, version=version
+        )
 
 
 def bracketed(address: str) -> str:
@@ -241,7 +256,9 @@ def test_a_service_without_endpoints_or_port_refuses_at_once(lab: Lab, url: str)
 def test_outside_the_cluster_a_pod_is_its_node(lab: Lab) -> None:
     server = "import socket; s = socket.create_server(('172.18.0.1', 7000)); print(s.accept()[1][0])"
     with lab.popen("underlay", ["python3", "-c", server], text=True, stdout=-1) as outside:
-        eventually(lambda: lab.exec("client", ["bash", "-c", "exec 3<>/dev/tcp/172.18.0.1/7000"], "shop").returncode == 0)
+        eventually(
+            lambda: lab.exec("client", ["bash", "-c", "exec 3<>/dev/tcp/172.18.0.1/7000"], "shop").returncode == 0
+        )
         assert outside.communicate(timeout=5)[0].strip() == lab.address("node1")
 
 
@@ -288,13 +305,23 @@ spec: {{clusterIP: None, selector: {{app: moody}}, ports: [{{port: 80}}]}}
 
 
 def test_a_changed_config_map_reaches_running_pods(lab: Lab) -> None:
-    lab.apply(text='{apiVersion: v1, kind: ConfigMap, metadata: {name: greeting, namespace: shop}, data: {hello.txt: "changed", key: from-map}}')
+    lab.apply(
+        text="{apiVersion: v1, kind: ConfigMap, metadata: {name: greeting, namespace: shop}, data: {hello.txt: "
+        '"changed", key: from-map}}'
+    )
     assert sh(lab, "cat /etc/deep/greeting/hello.txt") == "changed"
 
 
 def pod_text(name: str, script: str, extra: str = "", container: str = "") -> str:
     containers = [{"name": "c", "command": ["sh", "-c", script], **json.loads(container or "{}")}]
-    return json.dumps({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": name}, "spec": {"containers": containers, **json.loads(extra or "{}")}})
+    return json.dumps(
+        {
+            "apiVersion": "v1",
+            "kind": "Pod",
+            "metadata": {"name": name},
+            "spec": {"containers": containers, **json.loads(extra or "{}")},
+        }
+    )
 
 
 def container_status(lab: Lab, name: str) -> dict[str, Any]:
@@ -302,7 +329,9 @@ def container_status(lab: Lab, name: str) -> dict[str, Any]:
     return status
 
 
-@pytest.mark.parametrize(("policy", "code", "phase"), [("Never", 0, "Succeeded"), ("Never", 3, "Failed"), ("OnFailure", 0, "Succeeded")])
+@pytest.mark.parametrize(
+    ("policy", "code", "phase"), [("Never", 0, "Succeeded"), ("Never", 3, "Failed"), ("OnFailure", 0, "Succeeded")]
+)
 def test_a_pod_that_ends(lab: Lab, policy: str, code: int, phase: str) -> None:
     lab.apply(text=pod_text("ends", f"exit {code}", json.dumps({"restartPolicy": policy})), wait_seconds=0)
     eventually(lambda: lab.pod("ends")["status"]["phase"] == phase)
@@ -318,7 +347,16 @@ def test_a_container_that_ends_is_started_again(lab: Lab) -> None:
 
 
 def test_liveness_restarts_a_container(lab: Lab) -> None:
-    probe = json.dumps({"livenessProbe": {"tcpSocket": {"port": 1}, "periodSeconds": 1, "failureThreshold": 1, "initialDelaySeconds": 1}})
+    probe = json.dumps(
+        {
+            "livenessProbe": {
+                "tcpSocket": {"port": 1},
+                "periodSeconds": 1,
+                "failureThreshold": 1,
+                "initialDelaySeconds": 1,
+            }
+        }
+    )
     lab.apply(text=pod_text("dies", "exec sleep infinity", container=probe))
     eventually(lambda: container_status(lab, "dies")["restartCount"] >= 1)
     assert "liveness probe failed" in container_status(lab, "dies")["lastState"]["terminated"]["message"]
@@ -329,7 +367,11 @@ def test_deleting_a_pod_is_gentle_and_complete(lab: Lab, tmp_path: Path) -> None
     mark = tmp_path / "terminated"
     volumes = json.dumps({"volumes": [{"name": "marks", "hostPath": {"path": str(tmp_path)}}]})
     mounts = json.dumps({"volumeMounts": [{"name": "marks", "mountPath": "/marks"}]})
-    lab.apply(text=pod_text("gentle", "trap 'touch /marks/terminated; exit 0' TERM; while :; do sleep 0.05; done", volumes, mounts))
+    lab.apply(
+        text=pod_text(
+            "gentle", "trap 'touch /marks/terminated; exit 0' TERM; while :; do sleep 0.05; done", volumes, mounts
+        )
+    )
     time.sleep(0.1)  # until the shell has set its trap
     pod = lab.pod("gentle")
     lab.delete_pod("gentle")

@@ -42,7 +42,13 @@ spec: {nodeName: node1, containers: [{name: c, command: [sleep, infinity]}]}
 
 @pytest.fixture(scope="module", params=[False, True], ids=["beside kubepods", "in kubepods"])
 def lab(request: pytest.FixtureRequest) -> Iterator[Lab]:
-    with Lab.up(text=PODS, name=NAME, mode="nodeagent", agent={"redirect": {"heartbeatTimeoutSeconds": 0.5}}, agent_in_kubepods=request.param) as made:
+    with Lab.up(
+        text=PODS,
+        name=NAME,
+        mode="nodeagent",
+        agent={"redirect": {"heartbeatTimeoutSeconds": 0.5}},
+        agent_in_kubepods=request.param,
+    ) as made:
         yield made
     assert not list(Path("/sys/fs/bpf").glob(f"nodeagent-lab-{NAME}-*"))
 
@@ -82,5 +88,8 @@ def test_an_agent_is_stopped_killed_and_started(lab: Lab) -> None:
 
 
 def test_a_lab_without_agents_has_none_to_give() -> None:
-    with Lab.up(name=f"{NAME}-none", nodes=1) as direct, pytest.raises(LabError, match="no agent: this lab has node1 and its mode is direct"):
+    with (
+        Lab.up(name=f"{NAME}-none", nodes=1) as direct,
+        pytest.raises(LabError, match="no agent: this lab has node1 and its mode is direct"),
+    ):
         direct.agent("node1")

@@ -36,13 +36,18 @@ def left_behind() -> list[str]:
     layout = Layout(NAME)
     group = layout.cgroup(cgroup.hierarchy())
     found = [str(path) for path in (layout.state, group, layout.root / f".{NAME}.lock") if path.exists()]
-    found += [str(path) for path in NETNS_DIRECTORY.glob(f"{NAME}.*")] + [str(path) for path in Path("/sys/fs/bpf").glob(f"nodeagent-lab-{NAME}-*")]
+    found += [str(path) for path in NETNS_DIRECTORY.glob(f"{NAME}.*")] + [
+        str(path) for path in Path("/sys/fs/bpf").glob(f"nodeagent-lab-{NAME}-*")
+    ]
     for process in Path("/proc").glob("[0-9]*"):
         try:
             _, parent, *_, flags = (process / "stat").read_text().rpartition(")")[2].split()[:7]
             if int(flags) & 4 and int(parent) != os.getpid():
                 continue  # PF_EXITING: dead, and for the first process of the machine to reap
-            if f"nodeagent-lab-{NAME}/" in (process / "cgroup").read_text() or f"{NAME}\0".encode() in (process / "cmdline").read_bytes():
+            if (
+                f"nodeagent-lab-{NAME}/" in (process / "cgroup").read_text()
+                or f"{NAME}\0".encode() in (process / "cmdline").read_bytes()
+            ):
                 found.append((process / "stat").read_text()[:60])
         except OSError:
             continue
@@ -68,10 +73,15 @@ def nothing_stays() -> Iterator[None]:
         (pod("a") + pod("a"), "<text>: document 2 (Pod default/a): metadata.name: "),
         (pod("a", SLEEP + ", frobnicate: 1"), "spec.frobnicate: 1: unknown field: allowed: "),
         ("kind: Frob\n", 'kind: "Frob": allowed: Namespace, '),
-        (pod("a", metadata=f", annotations: {{{ADDRESSES}: 10.0.0.1}}"), "allowed: addresses of one host of its node's ranges, such as 10.244.1.7"),
+        (
+            pod("a", metadata=f", annotations: {{{ADDRESSES}: 10.0.0.1}}"),
+            "allowed: addresses of one host of its node's ranges, such as 10.244.1.7",
+        ),
     ],
 )
-def test_wrong_yaml_is_refused_before_anything_is_made(text: str, message: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_wrong_yaml_is_refused_before_anything_is_made(
+    text: str, message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("nodeagent.lab.construction.build", lambda *_: pytest.fail("it began"))
     with pytest.raises(ResourceError) as caught:
         Lab.up(text=text, name=NAME)
@@ -85,9 +95,15 @@ def test_wrong_yaml_is_refused_before_anything_is_made(text: str, message: str, 
             SLEEP + ", volumes: [{name: v, hostPath: {path: /no/such, type: Directory}}]",
             "Pod default/a: volume v: hostPath /no/such is not there or is no Directory",
         ),
-        ("containers: [{name: c, command: [sleep, infinity], workingDir: /no/such}]", "Pod default/a: sleep: [Errno 2] No such file or directory: '/no/such'"),
         (
-            "containers: [{name: c, command: [/v/program], volumeMounts: [{name: v, mountPath: /v}]}], volumes: [{name: v, emptyDir: {}}]",
+            "containers: [{name: c, command: [sleep, infinity], workingDir: /no/such}]",
+            "Pod default/a: sleep: [Errno 2] No such file or directory: '/no/such'",
+        ),
+        (
+            (
+                "containers: [{name: c, command: [/v/program], volumeMounts: [{name: v, mountPath: /v}]}], volumes: "
+                "[{name: v, emptyDir: {}}]"
+            ),
             "Pod default/a: /v/program: [Errno 2] No such file or directory",
         ),
     ],
@@ -99,16 +115,30 @@ def test_a_pod_that_cannot_be_made_undoes_the_lab(spec: str, message: str) -> No
 
 
 def test_a_pod_that_never_becomes_ready_is_an_error_with_the_end_of_its_log() -> None:
-    container = "{name: c, command: [sh, -c, 'echo what went wrong; exit 1'], readinessProbe: {exec: {command: ['true']}, initialDelaySeconds: 1}}"
-    with pytest.raises(LabError, match=r"(?s)Pod default/a is not ready: container c: .*the end of its log:\n.*what went wrong"):
+    container = (
+        "{name: c, command: [sh, -c, 'echo what went wrong; exit 1'], readinessProbe: {exec: {command: "
+        "['true']}, initialDelaySeconds: 1}}"
+    )
+    with pytest.raises(
+        LabError, match=r"(?s)Pod default/a is not ready: container c: .*the end of its log:\n.*what went wrong"
+    ):
         Lab.up(text=pod("a", f"containers: [{container}]"), name=NAME, wait_seconds=0.5)
 
 
 CRASHES = {
-    "at once": ("containers: [{name: c, command: [sh, -c, 'echo why; exit 3']}]", r"(?s)container c: ended with exit status 3, started again \d+ times.*why"),
-    "and not again": ("restartPolicy: Never, containers: [{name: c, command: [sh, -c, 'echo why; exit 3']}]", "(?s)container c: ended with exit status 3.*why"),
+    "at once": (
+        "containers: [{name: c, command: [sh, -c, 'echo why; exit 3']}]",
+        r"(?s)container c: ended with exit status 3, started again \d+ times.*why",
+    ),
+    "and not again": (
+        "restartPolicy: Never, containers: [{name: c, command: [sh, -c, 'echo why; exit 3']}]",
+        "(?s)container c: ended with exit status 3.*why",
+    ),
     "beside others": (f"{SLEEP[:-1]}, {{name: d, command: ['false']}}]", "container d: ended with exit status 1"),
-    "after a while": ("containers: [{name: c, command: [sh, -c, 'sleep 0.3; exit 4']}]", "container c: ended with exit status 4"),
+    "after a while": (
+        "containers: [{name: c, command: [sh, -c, 'sleep 0.3; exit 4']}]",
+        "container c: ended with exit status 4",
+    ),
 }
 
 
@@ -119,7 +149,10 @@ def test_a_pod_that_ends_at_once_is_not_up(spec: str, message: str) -> None:
 
 
 PROBES = {
-    "exec": ("exec: {command: [sh, -c, 'echo no database; exit 2']}", "readiness probe failed: exec: exit status 2: no database"),
+    "exec": (
+        "exec: {command: [sh, -c, 'echo no database; exit 2']}",
+        "readiness probe failed: exec: exit status 2: no database",
+    ),
     "httpGet": ("httpGet: {port: 9}", "readiness probe failed: .*Connect"),
 }
 
@@ -132,7 +165,9 @@ def test_a_probe_that_fails_says_why(probe: str, message: str) -> None:
 
 
 def test_an_agent_that_does_not_start_is_an_error_with_the_end_of_its_log() -> None:
-    with pytest.raises(LabError, match=r"(?s)node1: the agent ended before it was ready; the end of its log:\n.*nosuchfield"):
+    with pytest.raises(
+        LabError, match=r"(?s)node1: the agent ended before it was ready; the end of its log:\n.*nosuchfield"
+    ):
         Lab.up(name=NAME, nodes=1, mode="nodeagent", agent={"nosuchfield": 1})
 
 
@@ -228,7 +263,10 @@ def test_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
     code, output = run("status", "--name", NAME, "-o", "json")
     assert (code, '"name": "a"' in output) == (0, True)
     assert run("exec", "--name", NAME, "a", "--", "sh", "-c", "exit 7")[0] == 7
-    assert run("exec", "--name", NAME, "b", "true") == (1, "nodeagent: there is no pod b in namespace default; there are: default/a\n")
+    assert run("exec", "--name", NAME, "b", "true") == (
+        1,
+        "nodeagent: there is no pod b in namespace default; there are: default/a\n",
+    )
     file.write_text(pod("a", SLEEP + ", x: 1"))
     code, output = run("apply", "--name", NAME, "-f", str(file))
     assert code == 1
@@ -257,16 +295,23 @@ def test_a_lab_that_is_kept_can_be_looked_at(tmp_path: Path) -> None:
     assert rows["a"]["why"].startswith("container c: ended with exit status 3, started again ")
     assert lab_command("logs", "--name", NAME, "a").stdout.startswith("why\n")
     assert [row["name"] for row in json.loads(lab_command("list", "-o", "json").stdout)] == [NAME]
-    assert lab_command("delete", "--name", NAME, "pod/nobody", "pod/a").stderr.startswith("nodeagent: Pod default/nobody: there is none that can be deleted")
+    assert lab_command("delete", "--name", NAME, "pod/nobody", "pod/a").stderr.startswith(
+        "nodeagent: Pod default/nobody: there is none that can be deleted"
+    )
     assert lab_command("delete", "--name", NAME, "pod/a").stdout == "Pod default/a is deleted\n"
-    assert [row["name"] for row in json.loads(lab_command("status", "--name", NAME, "-o", "json").stdout)["pods"]] == ["b", "well"]
+    assert [row["name"] for row in json.loads(lab_command("status", "--name", NAME, "-o", "json").stdout)["pods"]] == [
+        "b",
+        "well",
+    ]
     file.write_text(pod("well"))
     assert lab_command("delete", "--name", NAME, "-f", str(file)).returncode == 0
     assert lab_command("down", "--name", NAME).returncode == 0
 
 
 def lab_command(*arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, "-m", "nodeagent", "lab", *arguments], capture_output=True, text=True, timeout=60, check=False)
+    return subprocess.run(
+        [sys.executable, "-m", "nodeagent", "lab", *arguments], capture_output=True, text=True, timeout=60, check=False
+    )
 
 
 def test_logs_are_followed_until_the_lab_is_gone() -> None:

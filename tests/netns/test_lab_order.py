@@ -1,4 +1,6 @@
-"""In which order a pod's containers start and end, and as whom they run: init containers, native sidecars, hooks, users."""
+"""In which order a pod's containers start and end, and as whom they run: init containers, native
+sidecars, hooks, users.
+"""
 
 from __future__ import annotations
 
@@ -52,7 +54,7 @@ spec:
   restartPolicy: Never
   initContainers: [{name: native, restartPolicy: Always, command: [sleep, infinity]}]
   containers: [{name: work, command: [sh, -c, "sleep 0.3"]}]
-"""
+"""  # noqa: E501
 
 
 @pytest.fixture(scope="module")
@@ -69,7 +71,11 @@ def test_containers_start_in_order(lab: Lab) -> None:
     assert lines(lab) == ["one", "native", "two", "held", "begun", "app"]
     pod = lab.pod("ordered")
     states = {each["name"]: each["state"] for each in pod["status"]["initContainerStatuses"]}
-    assert states == {"one": {"terminated": {"exitCode": 0}}, "native": {"running": {}}, "two": {"terminated": {"exitCode": 0}}}
+    assert states == {
+        "one": {"terminated": {"exitCode": 0}},
+        "native": {"running": {}},
+        "two": {"terminated": {"exitCode": 0}},
+    }
     assert {each["type"]: each["status"] for each in pod["status"]["conditions"]}["Initialized"] == "True"
     assert lab.exec("ordered", ["true"], container="native").returncode == 0
 
@@ -99,7 +105,13 @@ def test_a_native_sidecar_outlives_the_application() -> None:
 @pytest.mark.parametrize(
     ("containers", "message"),
     [
-        ("initContainers: [{name: i, command: [sh, -c, 'echo why it failed; exit 3']}], containers: [{name: c, command: [sleep, infinity]}]", "why it failed"),
+        (
+            (
+                "initContainers: [{name: i, command: [sh, -c, 'echo why it failed; exit 3']}], containers: [{name: "
+                "c, command: [sleep, infinity]}]"
+            ),
+            "why it failed",
+        ),
         (
             "containers: [{name: c, command: [sleep, infinity], lifecycle: {postStart: {exec: {command: ['false']}}}}]",
             "postStart: exit status 1",
@@ -108,4 +120,9 @@ def test_a_native_sidecar_outlives_the_application() -> None:
 )
 def test_what_never_starts_is_named(tmp_path: Path, containers: str, message: str) -> None:
     with pytest.raises(LabError, match=message):
-        Lab.up(text=f"apiVersion: v1\nkind: Pod\nmetadata: {{name: p}}\nspec: {{{containers}}}", name="t-order-bad", nodes=1, wait_seconds=2)
+        Lab.up(
+            text=f"apiVersion: v1\nkind: Pod\nmetadata: {{name: p}}\nspec: {{{containers}}}",
+            name="t-order-bad",
+            nodes=1,
+            wait_seconds=2,
+        )

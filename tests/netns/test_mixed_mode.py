@@ -1,4 +1,6 @@
-"""Pods with a real Envoy sidecar beside sidecarless ones, STRICT on both sides: each side's policy decides by the other's principal."""
+"""Pods with a real Envoy sidecar beside sidecarless ones, STRICT on both sides: each side's policy
+decides by the other's principal.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +15,22 @@ from nodeagent.lab import Lab
 from nodeagent.lab.agent import merge
 from tests.netns import sidecar
 from tests.netns.identity import PREFIX
-from tests.netns.world import QUICK, about, account, address_of, ask, bracketed, client, cluster, cluster_ip, curl, eventually, growth, pod_row, server
+from tests.netns.world import (
+    QUICK,
+    about,
+    account,
+    address_of,
+    ask,
+    bracketed,
+    client,
+    cluster,
+    cluster_ip,
+    curl,
+    eventually,
+    growth,
+    pod_row,
+    server,
+)
 
 STRICT = """
 ---
@@ -28,7 +45,7 @@ apiVersion: security.istio.io/v1
 kind: AuthorizationPolicy
 metadata: {name: only-classic}
 spec: {selector: {matchLabels: {side: less}}, rules: [{from: [{source: {principals: [cluster.local/ns/default/sa/classic]}}]}]}
-"""
+"""  # noqa: E501
 SIDECARLESS = {"near": "node1", "far": "node2"}
 TEXT = "".join(
     (
@@ -54,13 +71,18 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
             process = sidecar.start(lab, name, logs / f"{name}.log", admits=["less"])
             stack.callback(process.wait, 20)
             stack.callback(process.terminate)
-            eventually(lambda name=name: sidecar.certificate(lab, name)[0] == f"{PREFIX}/{name}", "it has its certificate")
+            eventually(
+                lambda name=name: sidecar.certificate(lab, name)[0] == f"{PREFIX}/{name}", "it has its certificate"
+            )
         yield lab
 
 
 def addresses(lab: Lab, name: str, version: int = 4) -> tuple[str, str]:
     """Return where the pod *name* is reached over HTTP: by itself, and by its Service."""
-    return f"http://{bracketed(address_of(lab, name, version))}:8080", f"http://{bracketed(cluster_ip(lab, name, version))}"
+    return (
+        f"http://{bracketed(address_of(lab, name, version))}:8080",
+        f"http://{bracketed(cluster_ip(lab, name, version))}",
+    )
 
 
 def status(lab: Lab, source: str, url: str) -> int:
@@ -70,7 +92,9 @@ def status(lab: Lab, source: str, url: str) -> int:
 
 def says(lab: Lab, source: str, target: str, version: int = 4) -> str:
     """Return what comes back over TCP for a word."""
-    return str(ask(lab, source, "dial", address_of(lab, target, version), 9000, "--send", "a word", "--half-close")["received"])
+    return str(
+        ask(lab, source, "dial", address_of(lab, target, version), 9000, "--send", "a word", "--half-close")["received"]
+    )
 
 
 def test_a_pod_with_a_sidecar_is_not_captured(lab: Lab) -> None:
@@ -130,12 +154,21 @@ def test_metrics_name_both_ends(lab: Lab) -> None:
     about(lab, "classic", addresses(lab, "near")[0])
     about(lab, "near", addresses(lab, "classic")[0])
     ends = {"source_principal": f"{PREFIX}/classic", "destination_principal": f"{PREFIX}/less"}
-    counted.comes_to(1, "istio_requests_total", reporter="destination", connection_security_policy="mutual_tls", response_code="200", **ends)
+    counted.comes_to(
+        1,
+        "istio_requests_total",
+        reporter="destination",
+        connection_security_policy="mutual_tls",
+        response_code="200",
+        **ends,
+    )
     ends = {"source_principal": f"{PREFIX}/less", "destination_principal": f"{PREFIX}/classic"}
     counted.comes_to(1, "istio_requests_total", reporter="source", response_code="200", **ends)
 
 
-@pytest.mark.parametrize(("source", "target"), [("classic", "near"), ("classic", "far"), ("near", "classic"), ("far", "classic")])
+@pytest.mark.parametrize(
+    ("source", "target"), [("classic", "near"), ("classic", "far"), ("near", "classic"), ("far", "classic")]
+)
 def test_bodies_arrive_whole(lab: Lab, source: str, target: str) -> None:
     body = base64.b64encode(hashlib.shake_256(b"body").digest(300_000)).decode()
     done = curl(lab, source, "--data-binary", "@-", f"{addresses(lab, target)[0]}/echo", input=body)
@@ -144,7 +177,9 @@ def test_bodies_arrive_whole(lab: Lab, source: str, target: str) -> None:
 
 def test_probes_are_answered_by_the_sidecar(lab: Lab) -> None:
     at = f"http://{lab.address('classic')}"
-    answers = {word: status_of(lab, f"{at}:15020/app-health/c/{word}") for word in ("readyz", "livez", "startupz", "other")}
+    answers = {
+        word: status_of(lab, f"{at}:15020/app-health/c/{word}") for word in ("readyz", "livez", "startupz", "other")
+    }
     assert answers == {"readyz": 200, "livez": 200, "startupz": 503, "other": 404}
     assert status_of(lab, f"{at}:15021/healthz/ready") == 200
     assert "envoy_cluster_upstream_cx_total" in curl(lab, "plain", f"{at}:15090/stats/prometheus").stdout

@@ -1,4 +1,6 @@
-"""NetworkPolicies, which the lab's nodes enforce as a CNI plugin does, hold with the agent as without: on every path, for every new connection."""
+"""NetworkPolicies, which the lab's nodes enforce as a CNI plugin does, hold with the agent as
+without: on every path, for every new connection.
+"""
 
 from __future__ import annotations
 
@@ -58,26 +60,50 @@ def _no_policy_stays(lab: Lab) -> Iterator[None]:
 
 def put(lab: Lab, name: str, spec: str) -> None:
     """Apply a NetworkPolicy; it is in force on the nodes when this returns."""
-    lab.apply(text=f"apiVersion: networking.k8s.io/v1\nkind: NetworkPolicy\nmetadata: {{name: {name}}}\nspec: {{{spec}}}\n")
+    lab.apply(
+        text=f"apiVersion: networking.k8s.io/v1\nkind: NetworkPolicy\nmetadata: {{name: {name}}}\nspec: {{{spec}}}\n"
+    )
 
 
 def known(lab: Lab, name: str) -> str:
     """Wait until the agent delivers to the pod over the network; return why."""
-    return str(eventually(lambda: (found := pod_row(lab, name)["delivery"]).startswith("network") and found, f"{name} is reached over the network"))
+    return str(
+        eventually(
+            lambda: (found := pod_row(lab, name)["delivery"]).startswith("network") and found,
+            f"{name} is reached over the network",
+        )
+    )
 
 
 def reaches(lab: Lab, source: str, destination: str, version: int = 4, limit: str = "3") -> bool:
     """Say whether the application of *destination* answers *source* by HTTP or by TCP."""
     there = cluster_ip(lab, destination, version)
-    http = curl(lab, source, "-o", "/dev/null", "-w", "%{http_code}", "--max-time", limit, f"http://{bracketed(there)}/about").stdout == "200"
+    http = (
+        curl(
+            lab,
+            source,
+            "-o",
+            "/dev/null",
+            "-w",
+            "%{http_code}",
+            "--max-time",
+            limit,
+            f"http://{bracketed(there)}/about",
+        ).stdout
+        == "200"
+    )
     tcp = "220" in lab.exec(source, ["timeout", limit, *client_argv("dial", there, 9002, "--until", "\n")]).stdout
     return http or tcp
 
 
 @pytest.mark.parametrize("version", VERSIONS)
-@pytest.mark.parametrize("destination", ["local", "quick", "remote"], ids=["proxy", "kernel path", "from the other node"])
+@pytest.mark.parametrize(
+    "destination", ["local", "quick", "remote"], ids=["proxy", "kernel path", "from the other node"]
+)
 def test_one_client_may_and_others_may_not(lab: Lab, destination: str, version: int) -> None:
-    """Input: a policy lets one client in, after everybody was served. New connections of the others are not answered, from either node, nor over a kept one."""
+    """Input: a policy lets one client in, after everybody was served. New connections of the others
+    are not answered, from either node, nor over a kept one.
+    """
     near, far = ("far", "other") if destination == "remote" else ("other", "far")
     assert reaches(lab, near, destination, version)
     assert reaches(lab, far, destination, version)
@@ -86,20 +112,43 @@ def test_one_client_may_and_others_may_not(lab: Lab, destination: str, version: 
     assert reaches(lab, "client", destination, version)
     assert not reaches(lab, near, destination, version)
     eventually(lambda: not reaches(lab, far, destination, version), "the other node's agent knows too")
-    assert about(lab, lab.pod(destination)["spec"]["nodeName"], f"http://{bracketed(address_of(lab, destination, version))}:8080")["pod"] == destination
+    assert (
+        about(
+            lab,
+            lab.pod(destination)["spec"]["nodeName"],
+            f"http://{bracketed(address_of(lab, destination, version))}:8080",
+        )["pod"]
+        == destination
+    )
     lab.delete(("NetworkPolicy", "default", "allow"))
     assert reaches(lab, near, destination, version)
 
 
 def test_egress(lab: Lab) -> None:
-    """Input: a client may leave for one server alone. It reaches that, and nothing else on either node; others are free."""
-    put(lab, "leave", "podSelector: {matchLabels: {app: client}}, policyTypes: [Egress], egress: [{to: [{podSelector: {matchLabels: {app: local}}}]}]")
-    eventually(lambda: "over the pods' interfaces: NetworkPolicy default/leave selects default/client" in delivery(lab, "client", "local"), "the agent knows")
+    """Input: a client may leave for one server alone. It reaches that, and nothing else on either
+    node; others are free.
+    """
+    put(
+        lab,
+        "leave",
+        "podSelector: {matchLabels: {app: client}}, policyTypes: [Egress], egress: [{to: [{podSelector: "
+        "{matchLabels: {app: local}}}]}]",
+    )
+    eventually(
+        lambda: (
+            "over the pods' interfaces: NetworkPolicy default/leave selects default/client"
+            in delivery(lab, "client", "local")
+        ),
+        "the agent knows",
+    )
     assert reaches(lab, "client", "local")
     assert not reaches(lab, "client", "quick")
     assert not reaches(lab, "client", "remote")
     assert reaches(lab, "other", "local")
-    assert delivery(lab, "other", "local") == "the proxy dials within the server's pod: no NetworkPolicy selects either pod"
+    assert (
+        delivery(lab, "other", "local")
+        == "the proxy dials within the server's pod: no NetworkPolicy selects either pod"
+    )
 
 
 def delivery(lab: Lab, source: str, destination: str) -> str:
@@ -115,18 +164,35 @@ def test_default_deny_and_a_port_by_name(lab: Lab) -> None:
     assert not reaches(lab, "client", "local")
     put(lab, "http", "podSelector: {matchLabels: {app: local}}, ingress: [{ports: [{port: 8080}]}]")
     assert about(lab, "client", f"http://{cluster_ip(lab, 'local')}")["pod"] == "local"
-    assert "220" not in lab.exec("client", ["timeout", "3", *client_argv("dial", cluster_ip(lab, "local"), 9002, "--until", "\n")]).stdout
+    assert (
+        "220"
+        not in lab.exec(
+            "client", ["timeout", "3", *client_argv("dial", cluster_ip(lab, "local"), 9002, "--until", "\n")]
+        ).stdout
+    )
 
 
 @pytest.mark.parametrize(
     "document",
     [
-        {"apiVersion": "cilium.io/v2", "kind": "CiliumNetworkPolicy", "metadata": {"name": "theirs", "namespace": "default"}, "spec": {}},
-        {"apiVersion": "networking.k8s.io/v1", "kind": "NetworkPolicy", "metadata": {"name": "wrong", "namespace": "default"}, "spec": {"podSelector": 1}},
+        {
+            "apiVersion": "cilium.io/v2",
+            "kind": "CiliumNetworkPolicy",
+            "metadata": {"name": "theirs", "namespace": "default"},
+            "spec": {},
+        },
+        {
+            "apiVersion": "networking.k8s.io/v1",
+            "kind": "NetworkPolicy",
+            "metadata": {"name": "wrong", "namespace": "default"},
+            "spec": {"podSelector": 1},
+        },
     ],
     ids=["foreign", "wrong"],
 )
-def test_what_cannot_be_read_makes_everything_go_over_the_network(lab: Lab, document: dict[str, dict[str, str]]) -> None:
+def test_what_cannot_be_read_makes_everything_go_over_the_network(
+    lab: Lab, document: dict[str, dict[str, str]]
+) -> None:
     kind, name = str(document["kind"]), document["metadata"]["name"]
     write_json(lab.layout.object_file(kind, "default", name), json.loads(json.dumps(document)))
     assert known(lab, "local") == f"network: {kind} default/{name} is not read, and may be for either pod"

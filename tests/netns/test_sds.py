@@ -28,11 +28,17 @@ def test_a_sidecar_shows_its_pods_certificate_and_each_new_one(lab: Lab, tmp_pat
     log = tmp_path / "envoy.log"
     process = sidecar.start(lab, name, log, admits=[name], delta=VARIANTS[name])
     try:
-        identity, first = eventually(lambda: found if (found := sidecar.certificate(lab, name))[0] else None, "it has a certificate")
+        identity, first = eventually(
+            lambda: found if (found := sidecar.certificate(lab, name))[0] else None, "it has a certificate"
+        )
         assert identity == f"{PREFIX}/{name}"
         eventually(lambda: sidecar.certificate(lab, name)[1] not in ("", first), "it has the next one", seconds=40)
         assert sidecar.certificate(lab, name)[0] == identity
-        rejected = [line for line in sidecar.admin(lab, name, "/stats?filter=update_rejected").decode().splitlines() if not line.endswith(": 0")]
+        rejected = [
+            line
+            for line in sidecar.admin(lab, name, "/stats?filter=update_rejected").decode().splitlines()
+            if not line.endswith(": 0")
+        ]
         assert rejected == []
         assert "PRIVATE KEY" not in log.read_text() + lab.agent("node1").log.read_text()
     finally:

@@ -23,7 +23,14 @@ NEAR = {4: "10.99.0.1", 6: "fd99::1"}
 FAR = {4: "10.98.0.1", 6: "fd98::1"}
 LOOPBACK = {4: "127.0.0.1", 6: "::1"}
 OWN = {4: "127.0.0.6", 6: "::6"}
-LISTENERS = {15001: "outbound", 15006: "inbound", 15011: "other outbound", 15016: "other inbound", 8080: "app", 8081: "app"}
+LISTENERS = {
+    15001: "outbound",
+    15006: "inbound",
+    15011: "other outbound",
+    15016: "other inbound",
+    8080: "app",
+    8081: "app",
+}
 LISTENERS |= dict.fromkeys((15008, 15020, 15021, 15090), "own")
 SIDECAR = 1337
 VERSIONS = pytest.mark.parametrize("version", [4, 6])
@@ -38,7 +45,13 @@ def _namespaces() -> Iterator[None]:
             subprocess.run(["ip", "netns", "add", name], check=True)
         _ip(POD, "link set lo up", f"link add eth0 type veth peer name eth0 netns {OUTSIDE}")
         _ip(POD, f"addr add {POD_IP[4]}/24 dev eth0", f"addr add {POD_IP[6]}/64 dev eth0 nodad", "link set eth0 up")
-        _ip(OUTSIDE, "link set lo up", f"addr add {NEAR[4]}/24 dev eth0", f"addr add {NEAR[6]}/64 dev eth0 nodad", "link set eth0 up")
+        _ip(
+            OUTSIDE,
+            "link set lo up",
+            f"addr add {NEAR[4]}/24 dev eth0",
+            f"addr add {NEAR[6]}/64 dev eth0 nodad",
+            "link set eth0 up",
+        )
         _ip(OUTSIDE, f"addr add {FAR[4]}/32 dev lo", f"addr add {FAR[6]}/128 dev lo nodad")
         _ip(POD, f"route add default via {NEAR[4]}", f"route add default via {NEAR[6]}")
         with ExitStack() as stack:
@@ -131,7 +144,9 @@ def test_what_istio_captures_by_default(version: int) -> None:
     assert answer(POD, NEAR[version], 80) == "outbound"
     assert answer(POD, FAR[version], 81) == "outbound"
     assert answer(OUTSIDE, POD_IP[version], 8080) == "inbound"
-    assert answer(POD, POD_IP[version], 8080, uid=SIDECAR) == "inbound", "an application that calls its own Service, by way of the sidecar"
+    assert answer(POD, POD_IP[version], 8080, uid=SIDECAR) == "inbound", (
+        "an application that calls its own Service, by way of the sidecar"
+    )
 
 
 @VERSIONS
@@ -142,7 +157,9 @@ def test_what_istio_leaves_alone(version: int) -> None:
     assert answer(POD, LOOPBACK[version], 8080) == "app"
     assert answer(POD, LOOPBACK[version], 8080, uid=SIDECAR) == "app"
     assert answer(POD, POD_IP[version], 8080) == "app", "an application that calls its own address"
-    assert answer(POD, POD_IP[version], 8080, uid=SIDECAR, gid=SIDECAR, bind=OWN[version]) == "app", "the sidecar to its application"
+    assert answer(POD, POD_IP[version], 8080, uid=SIDECAR, gid=SIDECAR, bind=OWN[version]) == "app", (
+        "the sidecar to its application"
+    )
     for port in (15090, 15021, 15020, 15008):
         assert answer(OUTSIDE, POD_IP[version], port) == "own"
 
@@ -208,7 +225,23 @@ def test_twice_is_once_and_other_settings_replace_the_first() -> None:
 @VERSIONS
 def test_clean_leaves_nothing_but_what_others_made(version: int) -> None:
     before = table()
-    other = ["ip", "netns", "exec", POD, "iptables" if version == 4 else "ip6tables", "-t", "nat", "-A", "OUTPUT", "-p", "tcp", "--dport", "7", "-j", "RETURN"]
+    other = [
+        "ip",
+        "netns",
+        "exec",
+        POD,
+        "iptables" if version == 4 else "ip6tables",
+        "-t",
+        "nat",
+        "-A",
+        "OUTPUT",
+        "-p",
+        "tcp",
+        "--dport",
+        "7",
+        "-j",
+        "RETURN",
+    ]
     subprocess.run(other, check=True)
     with_other = table()
     install()
@@ -229,7 +262,18 @@ def test_a_dry_run_changes_nothing() -> None:
 
 
 def test_without_the_privilege_it_says_what_is_missing() -> None:
-    argv: Sequence[str] = ["setpriv", "--reuid", "65534", "--clear-groups", "--inh-caps=-all", "--", sys.executable, "-m", "nodeagent", "sidecar-init"]
+    argv: Sequence[str] = [
+        "setpriv",
+        "--reuid",
+        "65534",
+        "--clear-groups",
+        "--inh-caps=-all",
+        "--",
+        sys.executable,
+        "-m",
+        "nodeagent",
+        "sidecar-init",
+    ]
     done = subprocess.run(["ip", "netns", "exec", POD, *argv], cwd=ROOT, text=True, capture_output=True, check=False)
     assert done.returncode == 1
     assert "CAP_NET_ADMIN" in done.stderr

@@ -1,4 +1,6 @@
-"""A sidecar's life in its pod: readiness, certificates that change, probes, PERMISSIVE, SIGTERM; what is missing is said."""
+"""A sidecar's life in its pod: readiness, certificates that change, probes, PERMISSIVE, SIGTERM;
+what is missing is said.
+"""
 
 from __future__ import annotations
 
@@ -57,7 +59,9 @@ def called(lab: Lab, tmp_path: Path) -> Iterator[Sidecar]:
 
 
 def test_it_has_no_privilege_and_is_small(called: Sidecar) -> None:
-    status = dict(line.split(":\t", 1) for line in Path(f"/proc/{called.pid()}/status").read_text().splitlines() if ":\t" in line)
+    status = dict(
+        line.split(":\t", 1) for line in Path(f"/proc/{called.pid()}/status").read_text().splitlines() if ":\t" in line
+    )
     assert set(status["Uid"].split()) == set(status["Gid"].split()) == {"1337"}
     assert not int(status["CapEff"], 16) | int(status["CapPrm"], 16)
     assert memory([called.pid()]) < 60 << 20
@@ -70,12 +74,18 @@ def test_certificates_change_and_no_request_is_lost(lab: Lab, caller: Sidecar, c
     first = {each.name: each.certificate()["serial"] for each in (caller, called)}
     with client_in(lab, "caller", "load", cluster_ip(lab, "called"), 80, "--connections", 2, "--pause", 0.01) as load:
         for each in (caller, called):
-            eventually(lambda each=each: each.certificate()["serial"] != first[each.name], "it has the next certificate", seconds=40)
+            eventually(
+                lambda each=each: each.certificate()["serial"] != first[each.name],
+                "it has the next certificate",
+                seconds=40,
+            )
         load.say()
         result = load.finish()
     assert set(result) == {"ok"}
     assert result["ok"] > 100
-    counted = called.samples().sum("istio_requests_total", source_principal=f"{PREFIX}/caller", connection_security_policy="mutual_tls")
+    counted = called.samples().sum(
+        "istio_requests_total", source_principal=f"{PREFIX}/caller", connection_security_policy="mutual_tls"
+    )
     assert counted >= result["ok"]
     for each in (caller, called):
         assert "PRIVATE KEY" not in each.log.read_text()
@@ -98,7 +108,10 @@ def test_the_agent_is_away_for_a_while(lab: Lab, caller: Sidecar, called: Sideca
 def test_sigterm_loses_no_request(lab: Lab, tmp_path: Path, name: str) -> None:
     """Who drains goes on serving, on old connections and new ones, and asks to be left."""
     with ExitStack() as stack:
-        running = {each: stack.enter_context(sidecar(lab, each, tmp_path, "--drain-seconds", "8")) for each in ("caller", "called")}
+        running = {
+            each: stack.enter_context(sidecar(lab, each, tmp_path, "--drain-seconds", "8"))
+            for each in ("caller", "called")
+        }
         _drained(lab, running[name])
 
 
@@ -112,7 +125,10 @@ def _drained(lab: Lab, draining: Sidecar) -> None:
         os.kill(draining.pid(), signal.SIGTERM)
         eventually(lambda: not draining.ready(), "it is not ready any more")
         before = [each.say()["ok"] for each in (kept, fresh)]
-        eventually(lambda: all(each.say()["ok"] > count + 20 for each, count in zip((kept, fresh), before, strict=True)), "they go on")
+        eventually(
+            lambda: all(each.say()["ok"] > count + 20 for each, count in zip((kept, fresh), before, strict=True)),
+            "they go on",
+        )
         assert held.say() == {"ok": 5, "bad": []}
         results = [each.finish() for each in (kept, fresh)]
     assert draining.process.wait(30) == 0
@@ -131,15 +147,27 @@ def test_the_applications_probes(lab: Lab, called: Sidecar) -> None:
     """As the kubelet asks: from the node, in plaintext."""
     wanted = dict.fromkeys(PROBES, 503) | {"/app-health/c/readyz": 200, "/app-health/c/startupz": 200}
     for host in (lab.address("called"), f"[{lab.address('called', version=6)}]"):
-        got = {path: int(curl(lab, "node1", "-o", "/dev/null", "-w", "%{http_code}", f"http://{host}:15020{path}").stdout) for path in PROBES}
+        got = {
+            path: int(curl(lab, "node1", "-o", "/dev/null", "-w", "%{http_code}", f"http://{host}:15020{path}").stdout)
+            for path in PROBES
+        }
         assert got == wanted
     assert curl(lab, "node1", f"http://{host}:15020/app-health/slow/readyz").stdout == "no answer within 1 s\n"
-    assert curl(lab, "node1", "-o", "/dev/null", "-w", "%{http_code}", f"http://{host}:15020/app-health/c/other").stdout == "404"
+    assert (
+        curl(lab, "node1", "-o", "/dev/null", "-w", "%{http_code}", f"http://{host}:15020/app-health/c/other").stdout
+        == "404"
+    )
 
 
 def test_permissive_takes_plaintext(lab: Lab, called: Sidecar) -> None:
     for host in (lab.address("called"), f"[{lab.address('called', version=6)}]"):
-        seen = about(lab, "plain", f"http://{host}:8080", "-H", "x-forwarded-client-cert: By=me;URI=spiffe://cluster.local/ns/default/sa/king")
+        seen = about(
+            lab,
+            "plain",
+            f"http://{host}:8080",
+            "-H",
+            "x-forwarded-client-cert: By=me;URI=spiffe://cluster.local/ns/default/sa/king",
+        )
         assert "x-forwarded-client-cert" not in seen["headers"]
         assert f"URI={PREFIX}/less" in about(lab, "less", f"http://{host}:8080")["headers"]["x-forwarded-client-cert"]
 
@@ -149,7 +177,12 @@ def test_strict_by_its_own_configuration(lab: Lab, tmp_path: Path) -> None:
     with sidecar(lab, "called", tmp_path, "-c", f"{SOURCE}/sidecar.yaml") as running:
         assert curl(lab, "plain", f"http://{lab.address('called')}:8080/about").returncode == 56
         about(lab, "less", f"http://{lab.address('called')}:8080", "-H", "x-request-id: 4712")
-        eventually(lambda: any(json.loads(line).get("request_id") == "4712" for line in running.access.read_text().splitlines()), running.access.read_text())
+        eventually(
+            lambda: any(
+                json.loads(line).get("request_id") == "4712" for line in running.access.read_text().splitlines()
+            ),
+            running.access.read_text(),
+        )
 
 
 def test_without_a_certificate_it_is_not_ready_and_gives_no_identity(lab: Lab, tmp_path: Path, caller: Sidecar) -> None:
@@ -158,14 +191,40 @@ def test_without_a_certificate_it_is_not_ready_and_gives_no_identity(lab: Lab, t
     with sidecar(lab, "called", tmp_path) as running:
         running.terminate()
         with log.open("ab") as output:
-            process = lab.popen("called", command(environment(lab, "called"), "--access-log", "", socket="/nowhere/socket"), stdout=output, stderr=output)
+            process = lab.popen(
+                "called",
+                command(environment(lab, "called"), "--access-log", "", socket="/nowhere/socket"),
+                stdout=output,
+                stderr=output,
+            )
         try:
             status, words = eventually(lambda: _not_ready(running), "it answers")
             assert (status, "/nowhere/socket" in words) == (503, True)
-            assert curl(lab, "called", "-o", "/dev/null", "-w", "%{http_code}", f"http://{lab.address('node2')}:15020/metrics").stdout == "200"
+            assert (
+                curl(
+                    lab,
+                    "called",
+                    "-o",
+                    "/dev/null",
+                    "-w",
+                    "%{http_code}",
+                    f"http://{lab.address('node2')}:15020/metrics",
+                ).stdout
+                == "200"
+            )
             assert about(lab, "plain", f"http://{lab.address('called')}:8080")["pod"] == "called"
-            assert curl(lab, "called", "-o", "/dev/null", "-w", "%{http_code}", f"http://{cluster_ip(lab, 'caller')}/about").stdout == "503"
-            assert curl(lab, "caller", "-o", "/dev/null", "-w", "%{http_code}", f"http://{cluster_ip(lab, 'called')}/about").stdout == "503"
+            assert (
+                curl(
+                    lab, "called", "-o", "/dev/null", "-w", "%{http_code}", f"http://{cluster_ip(lab, 'caller')}/about"
+                ).stdout
+                == "503"
+            )
+            assert (
+                curl(
+                    lab, "caller", "-o", "/dev/null", "-w", "%{http_code}", f"http://{cluster_ip(lab, 'called')}/about"
+                ).stdout
+                == "503"
+            )
         finally:
             os.kill(running.pid(), signal.SIGTERM)
             assert process.wait(30) == 0

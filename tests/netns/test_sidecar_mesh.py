@@ -1,4 +1,6 @@
-"""Pods with our own classic sidecar among themselves and beside sidecarless ones, STRICT: identity, policy, routes out, metrics, access log."""
+"""Pods with our own classic sidecar among themselves and beside sidecarless ones, STRICT: identity,
+policy, routes out, metrics, access log.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +16,22 @@ from nodeagent.lab.agent import merge
 from tests.netns import sidecar as real
 from tests.netns.classic import Sidecar, pod, sidecar
 from tests.netns.identity import PREFIX
-from tests.netns.world import QUICK, about, account, address_of, ask, bracketed, client, client_in, cluster, cluster_ip, curl, eventually, pod_row, server
+from tests.netns.world import (
+    QUICK,
+    about,
+    account,
+    address_of,
+    ask,
+    bracketed,
+    client,
+    client_in,
+    cluster,
+    cluster_ip,
+    curl,
+    eventually,
+    pod_row,
+    server,
+)
 
 POLICY = """
 ---
@@ -40,14 +57,17 @@ apiVersion: security.istio.io/v1
 kind: AuthorizationPolicy
 metadata: {name: not-near-by}
 spec: {action: DENY, selector: {matchLabels: {app: one}}, rules: [{from: [{source: {principals: [cluster.local/ns/default/sa/near-by]}}]}]}
-"""
+"""  # noqa: E501
 SIDECARS = {"one": "node1", "near-by": "node1", "far-off": "node2"}
 LESS = {"less-near": "node1", "less-far": "node2"}
 LAB = "t-classic"
 TEXT = "".join(
     (
         account(*SIDECARS, "less", "intruder"),
-        *(pod(LAB, name, node, account=name, labels="" if name == "one" else 'guard: "on"') for name, node in SIDECARS.items()),
+        *(
+            pod(LAB, name, node, account=name, labels="" if name == "one" else 'guard: "on"')
+            for name, node in SIDECARS.items()
+        ),
         *(server(name, node, account="less", labels='guard: "on"') for name, node in LESS.items()),
         real.pod("envoy", "node1", account="less"),
         client("intruder", "node1", account="intruder"),
@@ -87,7 +107,9 @@ def status(lab: Lab, source: str, url: str, *arguments: str) -> int:
 
 
 def says(lab: Lab, source: str, target: str, version: int = 4) -> str:
-    return str(ask(lab, source, "dial", address_of(lab, target, version), 9000, "--send", "a word", "--half-close")["received"])
+    return str(
+        ask(lab, source, "dial", address_of(lab, target, version), 9000, "--send", "a word", "--half-close")["received"]
+    )
 
 
 def test_the_agent_leaves_the_pod_alone(lab: Lab) -> None:
@@ -124,20 +146,53 @@ def test_http_from_pods_without_a_sidecar(lab: Lab, source: str) -> None:
         assert seen["pod"] == "near-by"
         assert f"URI={PREFIX}/less" in seen["headers"]["x-forwarded-client-cert"]
         assert status(lab, source, f"{url}/other") == 403
-    assert ask(lab, source, "duplex", cluster_ip(lab, "near-by"), 9001, "--send-bytes", 100_000, "--receive-bytes", 100_000)["ok"] == 1
+    assert (
+        ask(
+            lab, source, "duplex", cluster_ip(lab, "near-by"), 9001, "--send-bytes", 100_000, "--receive-bytes", 100_000
+        )["ok"]
+        == 1
+    )
 
 
-def test_a_real_envoy_and_ours_take_each_other_for_peers(lab: Lab, sidecars: dict[str, Sidecar], tmp_path: Path) -> None:
+def test_a_real_envoy_and_ours_take_each_other_for_peers(
+    lab: Lab, sidecars: dict[str, Sidecar], tmp_path: Path
+) -> None:
     process = real.start(lab, "envoy", tmp_path / "envoy.log", admits=["one"])
     try:
         eventually(lambda: real.certificate(lab, "envoy")[0], "it has its certificate")
         for target in ("near-by", "far-off"):
             seen = about(lab, "envoy", f"http://{cluster_ip(lab, target)}")
             assert (seen["pod"], f"URI={PREFIX}/less" in seen["headers"]["x-forwarded-client-cert"]) == (target, True)
-            assert ask(lab, "envoy", "duplex", cluster_ip(lab, target), 9001, "--send-bytes", 100_000, "--receive-bytes", 100_000)["ok"] == 1
+            assert (
+                ask(
+                    lab,
+                    "envoy",
+                    "duplex",
+                    cluster_ip(lab, target),
+                    9001,
+                    "--send-bytes",
+                    100_000,
+                    "--receive-bytes",
+                    100_000,
+                )["ok"]
+                == 1
+            )
         assert about(lab, "one", f"http://{cluster_ip(lab, 'envoy')}")["pod"] == "envoy"
         assert status(lab, "near-by", f"http://{cluster_ip(lab, 'envoy')}/about") == 403
-        assert ask(lab, "one", "duplex", cluster_ip(lab, "envoy"), 9001, "--send-bytes", 100_000, "--receive-bytes", 100_000)["ok"] == 1
+        assert (
+            ask(
+                lab,
+                "one",
+                "duplex",
+                cluster_ip(lab, "envoy"),
+                9001,
+                "--send-bytes",
+                100_000,
+                "--receive-bytes",
+                100_000,
+            )["ok"]
+            == 1
+        )
     finally:
         process.terminate()
         process.wait(20)
@@ -182,14 +237,22 @@ def test_the_sidecars_own_ports_lead_nowhere(lab: Lab, port: int) -> None:
 
 def test_both_ends_are_counted_and_logged(lab: Lab, sidecars: dict[str, Sidecar]) -> None:
     logs = {name: each.access_log() for name, each in sidecars.items()}
-    ends = {"source_principal": f"{PREFIX}/one", "destination_principal": f"{PREFIX}/far-off", "destination_service_name": "far-off", "response_code": "200"}
+    ends = {
+        "source_principal": f"{PREFIX}/one",
+        "destination_principal": f"{PREFIX}/far-off",
+        "destination_service_name": "far-off",
+        "response_code": "200",
+    }
 
     def counted(name: str, reporter: str) -> float:
         return sidecars[name].samples().sum("istio_requests_total", reporter=reporter, **ends)
 
     before = counted("one", "source"), counted("far-off", "destination")
     about(lab, "one", f"http://{cluster_ip(lab, 'far-off')}", "-H", "x-request-id: 4711")
-    eventually(lambda: (counted("one", "source"), counted("far-off", "destination")) == (before[0] + 1, before[1] + 1), "counted once at each end")
+    eventually(
+        lambda: (counted("one", "source"), counted("far-off", "destination")) == (before[0] + 1, before[1] + 1),
+        "counted once at each end",
+    )
     secured = sidecars["far-off"].samples().sum("istio_requests_total", connection_security_policy="mutual_tls", **ends)
     assert secured == counted("far-off", "destination")
     sent = logs["one"].find(id="4711")
@@ -199,7 +262,13 @@ def test_both_ends_are_counted_and_logged(lab: Lab, sidecars: dict[str, Sidecar]
     assert curl(lab, "intruder", f"http://{cluster_ip(lab, 'far-off')}/about").stdout
     denied = logs["far-off"].find(code="403")
     assert denied["details"].startswith("rbac_access_denied_matched_policy[")
-    tcp = sidecars["one"].samples().sum("istio_tcp_connections_opened_total", reporter="source", destination_workload="far-off", response_flags="-")
+    tcp = (
+        sidecars["one"]
+        .samples()
+        .sum(
+            "istio_tcp_connections_opened_total", reporter="source", destination_workload="far-off", response_flags="-"
+        )
+    )
     assert tcp > 0
 
 
@@ -210,9 +279,13 @@ def test_the_sidecar_tells_about_itself(lab: Lab, sidecars: dict[str, Sidecar]) 
     assert one.samples().sum("istio_build", component="sidecar") == 1
     assert one.samples().labels("nodeagent_busy_poll_ratio", worker="sidecar")
     assert one.samples().sum("nodeagent_certificate_expiry_timestamp_seconds", identity=f"{PREFIX}/one") > 0
-    assert status(lab, "plain", f"http://{address_of(lab, 'one', 4)}:15020/stats/prometheus") == 200, "Prometheus needs no identity"
+    assert status(lab, "plain", f"http://{address_of(lab, 'one', 4)}:15020/stats/prometheus") == 200, (
+        "Prometheus needs no identity"
+    )
     assert status(lab, "plain", f"http://{bracketed(address_of(lab, 'one', 6))}:15021/healthz/ready") == 200
-    assert status(lab, "plain", f"http://{address_of(lab, 'one', 4)}:15000/flows") == 0, "the administration is the pod's own"
+    assert status(lab, "plain", f"http://{address_of(lab, 'one', 4)}:15000/flows") == 0, (
+        "the administration is the pod's own"
+    )
 
 
 def test_a_new_policy_is_in_force_at_once_also_for_what_is_open(lab: Lab, sidecars: dict[str, Sidecar]) -> None:
@@ -224,7 +297,11 @@ def test_a_new_policy_is_in_force_at_once_also_for_what_is_open(lab: Lab, sideca
             eventually(lambda: status(lab, "near-by", url) == 403, "it is refused")
             assert held.say()["ok"] == 0
             assert status(lab, "far-off", url) == 200
-            row = next(row for row in json.loads(sidecars["one"].get(15000, "/policies")[1]) if row["policy"] == "default/not-near-by")
+            row = next(
+                row
+                for row in json.loads(sidecars["one"].get(15000, "/policies")[1])
+                if row["policy"] == "default/not-near-by"
+            )
             assert (row["state"], row["pods"]) == ("in force", 1)
         finally:
             lab.delete(("AuthorizationPolicy", "default", "not-near-by"))

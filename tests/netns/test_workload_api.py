@@ -45,8 +45,15 @@ def refused(lab: Lab, source: str, path: str) -> bool:
     """Say whether the process is refused with nothing told, by the package and by each method."""
     done = run(lab, source, "svid", path=path)
     assert "PERMISSION_DENIED" in done.stderr, done
-    statuses = {workload(lab, source, "call", f"/SpiffeWorkloadAPI/{method}", "workload.spiffe.io=true", path=path)["status"] for method in METHODS}
-    statuses.add(workload(lab, source, "call", "/envoy.service.secret.v3.SecretDiscoveryService/FetchSecrets", path=path)["status"])
+    statuses = {
+        workload(lab, source, "call", f"/SpiffeWorkloadAPI/{method}", "workload.spiffe.io=true", path=path)["status"]
+        for method in METHODS
+    }
+    statuses.add(
+        workload(lab, source, "call", "/envoy.service.secret.v3.SecretDiscoveryService/FetchSecrets", path=path)[
+            "status"
+        ]
+    )
     return done.stdout == "" and statuses == {"PERMISSION_DENIED"}
 
 
@@ -60,7 +67,9 @@ def refused(lab: Lab, source: str, path: str) -> bool:
         ("placed", "web", f"{ELSEWHERE}/socket"),
     ],
 )
-def test_a_pod_gets_its_own_certificate_by_volume_and_by_annotation(lab: Lab, pod: str, account: str, path: str) -> None:
+def test_a_pod_gets_its_own_certificate_by_volume_and_by_annotation(
+    lab: Lab, pod: str, account: str, path: str
+) -> None:
     eventually(lambda: lab.exec(pod, ["test", "-S", path]).returncode == 0, "the socket is there")
     got = workload(lab, pod, "svid", path=path)
     assert got["id"] == f"{PREFIX}/{account}"
@@ -81,7 +90,10 @@ def test_tokens_are_for_an_audience_and_hold_in_the_whole_trust_domain(lab: Lab)
     got = workload(lab, "web", "jwt", "shop", "bank")
     assert got["id"] == f"{PREFIX}/web"
     assert got["audience"] == ["bank", "shop"]
-    assert workload(lab, "shop", "validate", "shop", input=got["token"]) == {"online": f"{PREFIX}/web", "offline": f"{PREFIX}/web"}
+    assert workload(lab, "shop", "validate", "shop", input=got["token"]) == {
+        "online": f"{PREFIX}/web",
+        "offline": f"{PREFIX}/web",
+    }
     wrong = workload(lab, "shop", "validate", "library", input=got["token"])
     assert all(answer.startswith("refused") for answer in wrong.values())
 
@@ -93,7 +105,14 @@ def test_a_token_that_was_touched_is_refused(lab: Lab) -> None:
     other["sub"] = f"{PREFIX}/shop"
     forged = base64.urlsafe_b64encode(json.dumps(other).encode()).rstrip(b"=").decode()
     none = base64.urlsafe_b64encode(b'{"alg":"none"}').rstrip(b"=").decode()
-    for text in (f"{head}.{forged}.{signature}", f"{none}.{claims}.", f"{none}.{claims}.{signature}", f"{head}.{claims}.{'A' * 86}", "x", "a.b.c"):
+    for text in (
+        f"{head}.{forged}.{signature}",
+        f"{none}.{claims}.",
+        f"{none}.{claims}.{signature}",
+        f"{head}.{claims}.{'A' * 86}",
+        "x",
+        "a.b.c",
+    ):
         answers = workload(lab, "shop", "validate", "shop", input=text)
         assert all(answer.startswith("refused") for answer in answers.values()), answers
 
@@ -104,14 +123,21 @@ def test_an_audience_is_needed(lab: Lab) -> None:
     assert "audience" in got["details"]
 
 
-@pytest.mark.parametrize("metadata", [(), ("workload.spiffe.io=false",), ("workload.spiffe.io=true", "workload.spiffe.io=true")])
+@pytest.mark.parametrize(
+    "metadata", [(), ("workload.spiffe.io=false",), ("workload.spiffe.io=true", "workload.spiffe.io=true")]
+)
 def test_without_its_metadata_no_method_answers(lab: Lab, metadata: tuple[str, ...]) -> None:
-    assert {workload(lab, "web", "call", f"/SpiffeWorkloadAPI/{method}", *metadata)["status"] for method in METHODS} == {"INVALID_ARGUMENT"}
+    assert {
+        workload(lab, "web", "call", f"/SpiffeWorkloadAPI/{method}", *metadata)["status"] for method in METHODS
+    } == {"INVALID_ARGUMENT"}
 
 
 def test_another_pods_process_is_refused(lab: Lab) -> None:
     assert refused(lab, "stranger", in_host(lab, "web"))
-    eventually(lambda: "a caller at the socket of pod default/web is refused" in lab.agent("node1").log.read_text(), "it is told")
+    eventually(
+        lambda: "a caller at the socket of pod default/web is refused" in lab.agent("node1").log.read_text(),
+        "it is told",
+    )
 
 
 def test_the_host_is_refused(lab: Lab) -> None:
@@ -129,7 +155,10 @@ def test_neither_the_network_nor_the_cgroup_of_another_pod_is_enough(lab: Lab) -
 
 def test_the_folder_is_read_only_in_the_pod(lab: Lab) -> None:
     for pod, folder in (("web", MOUNTED), ("annotated", "/run/nodeagent"), ("placed", ELSEWHERE)):
-        eventually(lambda pod=pod, folder=folder: lab.exec(pod, ["test", "-S", f"{folder}/socket"]).returncode == 0, "it is there")
+        eventually(
+            lambda pod=pod, folder=folder: lab.exec(pod, ["test", "-S", f"{folder}/socket"]).returncode == 0,
+            "it is there",
+        )
         for command in (["touch", f"{folder}/x"], ["rm", f"{folder}/socket"]):
             assert "Read-only file system" in lab.exec(pod, command).stderr
 
@@ -144,7 +173,10 @@ def test_what_a_pod_sends_harms_nobody(lab: Lab) -> None:
     before = len(lab.agent("node1").log.read_text())
     assert workload(lab, "annotated", "abuse", path="/run/nodeagent/socket") == {"done": True}
     assert workload(lab, "web", "svid")["id"] == f"{PREFIX}/web"
-    assert eventually(lambda: workload(lab, "annotated", "svid", path="/run/nodeagent/socket"), "it is served again")["id"] == f"{PREFIX}/shop"
+    assert (
+        eventually(lambda: workload(lab, "annotated", "svid", path="/run/nodeagent/socket"), "it is served again")["id"]
+        == f"{PREFIX}/shop"
+    )
     assert "Traceback" not in lab.agent("node1").log.read_text()[before:]
 
 

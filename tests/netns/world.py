@@ -1,4 +1,6 @@
-"""What the end-to-end tests of the agent share: a cluster of test applications, clients in pods, metrics and access log."""
+"""What the end-to-end tests of the agent share: a cluster of test applications, clients in pods,
+metrics and access log.
+"""
 
 from __future__ import annotations
 
@@ -48,7 +50,16 @@ def eventually(condition: Callable[[], Any], what: str = "the condition", second
 # -- YAML --
 
 
-def pod(name: str, node: str, *, account: str = "default", labels: str = "", annotations: str = "", command: str = "", container: str = "") -> str:
+def pod(
+    name: str,
+    node: str,
+    *,
+    account: str = "default",
+    labels: str = "",
+    annotations: str = "",
+    command: str = "",
+    container: str = "",
+) -> str:
     """Return a pod's YAML: the test server unless *command* says otherwise."""
     argv = command or json.dumps([sys.executable, str(SERVER)])
     return f"""
@@ -76,11 +87,18 @@ def client(name: str, node: str, **options: str) -> str:
 
 
 def service(name: str, selector: str, *, headless: bool = False) -> str:
-    """Return the YAML of a Service: HTTP on port 80, an unnamed protocol on 81 and 91, TCP on the servers' own ports."""
-    ports: list[dict[str, object]] = [{"name": name, "port": port, "targetPort": target} for name, port, target in REMAPPED]
+    """Return the YAML of a Service: HTTP on port 80, an unnamed protocol on 81 and 91, TCP on the
+    servers' own ports.
+    """
+    ports: list[dict[str, object]] = [
+        {"name": name, "port": port, "targetPort": target} for name, port, target in REMAPPED
+    ]
     ports += [{"name": name, "port": port} for name, port in PORTS.items()]
     ports.append({"name": "udp", "port": 9005, "protocol": "UDP"})
-    spec = f"{'clusterIP: None, ' if headless else ''}ipFamilyPolicy: PreferDualStack, selector: {{{selector}}}, ports: {json.dumps(ports)}"
+    spec = (
+        f"{'clusterIP: None, ' if headless else ''}ipFamilyPolicy: PreferDualStack, selector: {{{selector}}}, "
+        f"ports: {json.dumps(ports)}"
+    )
     return f"\n---\napiVersion: v1\nkind: Service\nmetadata: {{name: {name}}}\nspec: {{{spec}}}\n"
 
 
@@ -218,7 +236,11 @@ class Growth:
         """What has grown at all, for messages."""
         before = {tuple(labels.items()): value for labels, value in self.before.series("")}
         now = scrape(self.lab, self.node).series("")
-        grown = [f"{dict(labels)} by {value - before.get(tuple(labels.items()), 0)}" for labels, value in now if before.get(tuple(labels.items()), 0) != value]
+        grown = [
+            f"{dict(labels)} by {value - before.get(tuple(labels.items()), 0)}"
+            for labels, value in now
+            if before.get(tuple(labels.items()), 0) != value
+        ]
         return "\n".join(["what has grown:", *(line for line in grown if "_total" in line)])
 
 
@@ -239,9 +261,12 @@ def pod_row(lab: Lab, name: str) -> Any:
 
 
 _LINE = re.compile(
-    r'\[(?P<time>[^\]]+)\] "(?P<method>\S+) (?P<path>\S+) (?P<protocol>\S+)" (?P<code>\d+) (?P<flags>\S+) (?P<details>\S+) \S+ "[^"]*" '
-    r'(?P<received>\d+) (?P<sent>\d+) (?P<duration>\d+) (?P<upstream_time>\S+) "(?P<forwarded>[^"]*)" "(?P<agent>[^"]*)" "(?P<id>[^"]*)" '
-    r'"(?P<authority>[^"]*)" "(?P<upstream>[^"]*)" (?P<cluster>\S+) \S+ (?P<local>\S+) (?P<remote>\S+) (?P<sni>\S+) (?P<route>\S+)'
+    r'\[(?P<time>[^\]]+)\] "(?P<method>\S+) (?P<path>\S+) (?P<protocol>\S+)" (?P<code>\d+) (?P<flags>\S+) '
+    r'(?P<details>\S+) \S+ "[^"]*" '
+    r'(?P<received>\d+) (?P<sent>\d+) (?P<duration>\d+) (?P<upstream_time>\S+) "(?P<forwarded>[^"]*)" '
+    r'"(?P<agent>[^"]*)" "(?P<id>[^"]*)" '
+    r'"(?P<authority>[^"]*)" "(?P<upstream>[^"]*)" (?P<cluster>\S+) \S+ (?P<local>\S+) (?P<remote>\S+) '
+    r"(?P<sni>\S+) (?P<route>\S+)"
 )
 
 
@@ -263,7 +288,10 @@ class AccessLog:
 
     def find(self, **wanted: str) -> dict[str, str]:
         """Wait for a line with these fields."""
-        return eventually(lambda: next((line for line in self.lines() if wanted.items() <= line.items()), None), f"a line with {wanted} in {self.lines()[-5:]}")
+        return eventually(
+            lambda: next((line for line in self.lines() if wanted.items() <= line.items()), None),
+            f"a line with {wanted} in {self.lines()[-5:]}",
+        )
 
 
 def access_log(lab: Lab, node: str = "node1") -> AccessLog:
@@ -289,7 +317,9 @@ def cluster_ip(lab: Lab, name: str, version: int = 4) -> str:
 
 
 def workers(lab: Lab, node: str) -> list[int]:
-    """Return the pids of the proxy workers that carry traffic now, as the live flows and the process tree tell: children but control."""
+    """Return the pids of the proxy workers that carry traffic now, as the live flows and the
+    process tree tell: children but control.
+    """
     agent = lab.agent(node)
     parent = agent.pid
     children = sorted(pid for pid in agent.processes() if parent_of(pid) == parent)
@@ -298,7 +328,12 @@ def workers(lab: Lab, node: str) -> list[int]:
 
 def control(lab: Lab, node: str) -> int:
     """Return the pid of the agent's control process: the one that listens on the admin port."""
-    found = subprocess.run(["nsenter", f"--net={lab.netns(node)}", "ss", "-Hltnp", "sport = :15000"], capture_output=True, text=True, check=True).stdout
+    found = subprocess.run(
+        ["nsenter", f"--net={lab.netns(node)}", "ss", "-Hltnp", "sport = :15000"],
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout
     return int(re.findall(r"pid=(\d+)", found)[0])
 
 
@@ -323,7 +358,9 @@ def left_behind(name: str) -> list[str]:
     layout = Layout(name)
     group = layout.cgroup(cgroup.hierarchy())
     found = [str(path) for path in (layout.state, group) if path.exists()]
-    found += [str(path) for path in (*NETNS_DIRECTORY.glob(f"{name}.*"), *Path("/sys/fs/bpf").glob(f"nodeagent-lab-{name}-*"))]
+    found += [
+        str(path) for path in (*NETNS_DIRECTORY.glob(f"{name}.*"), *Path("/sys/fs/bpf").glob(f"nodeagent-lab-{name}-*"))
+    ]
     for process in Path("/proc").glob("[0-9]*"):
         try:
             if (process / "stat").read_text().rpartition(")")[2].split()[0] == "Z":

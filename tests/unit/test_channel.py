@@ -23,7 +23,9 @@ def exchange(*sent: tuple[Message, list[int]]) -> list[tuple[Message, list[int]]
         arrived: list[tuple[Message, list[int]]] = []
         ours, theirs = pair()
         sender = Channel(loop, ours, lambda message, descriptors: None, lambda: None)
-        receiver = Channel(loop, theirs, lambda message, descriptors: arrived.append((message, descriptors)), lambda: None)
+        receiver = Channel(
+            loop, theirs, lambda message, descriptors: arrived.append((message, descriptors)), lambda: None
+        )
         for message, descriptors in sent:
             sender.send(message, descriptors)
         async with asyncio.timeout(10):
@@ -92,7 +94,9 @@ def descriptors() -> Iterator[Callable[[], int]]:
 
 
 def heard(say: Callable[[socket.socket], None]) -> tuple[list[Message], int]:
-    """Let *say* use the other end as a worker that was taken over might; return what came through, and how often the end was told."""
+    """Let *say* use the other end as a worker that was taken over might; return what came through,
+    and how often the end was told.
+    """
 
     async def run() -> tuple[list[Message], int]:
         loop, arrived, told = asyncio.get_running_loop(), [], []
@@ -155,7 +159,9 @@ def many_descriptors(end: socket.socket) -> None:
         lambda end: end.send(b'{"a": "\\ud800"}'),
     ],
 )  # fmt: skip
-def test_what_is_no_message_ends_the_channel_and_blocks_nobody(say: Callable[[socket.socket], None], descriptors: Callable[[], int]) -> None:
+def test_what_is_no_message_ends_the_channel_and_blocks_nobody(
+    say: Callable[[socket.socket], None], descriptors: Callable[[], int]
+) -> None:
     assert heard(say) == ([], 1)
 
 
@@ -192,7 +198,10 @@ def test_an_end_that_reads_may_be_sent_any_number_of_descriptors() -> None:
                 os.close(each)
 
         ours, theirs = pair()
-        sender, reader = Channel(loop, ours, lambda message, _: None, lambda: None), Channel(loop, theirs, took, lambda: None)
+        sender, reader = (
+            Channel(loop, ours, lambda message, _: None, lambda: None),
+            Channel(loop, theirs, took, lambda: None),
+        )
         for number in range(1, 201):
             sender.send({"op": "sockets"}, [null] * DESCRIPTORS)
             while got < number * DESCRIPTORS:

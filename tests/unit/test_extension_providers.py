@@ -16,14 +16,27 @@ AUTHZ: dict[str, Any] = {"service": "foo/ext-authz.foo.svc.cluster.local", "port
 
 def loaded(tmp_path: Path, *providers: dict[str, Any]) -> tuple[config.ExtensionProvider, ...]:
     path = tmp_path / "agent.yaml"
-    document = {"node": "node1", "source": "/s", "redirect": {"cgroup": "/c"}, "identity": {"caDirectory": "/i"}, "extensionProviders": list(providers)}
+    document = {
+        "node": "node1",
+        "source": "/s",
+        "redirect": {"cgroup": "/c"},
+        "identity": {"caDirectory": "/i"},
+        "extensionProviders": list(providers),
+    }
     path.write_text(yaml.safe_dump(document))
     return config.load(path).extension_providers
 
 
 def test_istios_shape_is_taken(tmp_path: Path) -> None:
     body = {"maxRequestBytes": 4096, "allowPartialMessage": True, "packAsBytes": True}
-    full = {**AUTHZ, "timeout": "500ms", "failOpen": True, "statusOnError": "503", "clearRouteCache": True, "includeRequestBodyInCheck": body}
+    full = {
+        **AUTHZ,
+        "timeout": "500ms",
+        "failOpen": True,
+        "statusOnError": "503",
+        "clearRouteCache": True,
+        "includeRequestBodyInCheck": body,
+    }
     first, second, third = loaded(
         tmp_path,
         {"name": "full", "envoyExtAuthzGrpc": full},
@@ -31,13 +44,25 @@ def test_istios_shape_is_taken(tmp_path: Path) -> None:
         {"name": "limits", "rateLimitGrpc": {"service": "10.0.0.1", "port": 8081, "timeout": 0.5}},
     )
     authz = first.envoy_ext_authz_grpc
-    assert authz is not None and (authz.service, authz.port, authz.timeout, authz.fail_open, authz.status_on_error) == (AUTHZ["service"], 9000, 0.5, True, 503)
+    assert authz is not None and (authz.service, authz.port, authz.timeout, authz.fail_open, authz.status_on_error) == (
+        AUTHZ["service"],
+        9000,
+        0.5,
+        True,
+        503,
+    )
     asked = authz.include_request_body_in_check
-    assert asked is not None and (asked.max_request_bytes, asked.allow_partial_message, asked.pack_as_bytes) == (4096, True, True)
+    assert asked is not None and (asked.max_request_bytes, asked.allow_partial_message, asked.pack_as_bytes) == (
+        4096,
+        True,
+        True,
+    )
     authz = second.envoy_ext_authz_grpc
     assert authz is not None and (authz.timeout, authz.fail_open, authz.status_on_error) == (600, False, 403)
     assert third.rate_limit_grpc is not None and third.rate_limit_grpc.timeout == 0.5
-    assert config.ExtensionProvider.model_validate(first.model_dump(mode="json", by_alias=True)) == first, "as workers get it"
+    assert config.ExtensionProvider.model_validate(first.model_dump(mode="json", by_alias=True)) == first, (
+        "as workers get it"
+    )
 
 
 @pytest.mark.parametrize(
@@ -49,14 +74,35 @@ def test_istios_shape_is_taken(tmp_path: Path) -> None:
         ([{"name": "", "envoyExtAuthzGrpc": AUTHZ}], "extensionProviders.0.name"),
         ([{"name": "a", "envoyExtAuthzHttp": AUTHZ}], "extensionProviders.0.envoyExtAuthzHttp"),
         ([{"name": "a", "envoyExtAuthzGrpc": {**AUTHZ, "port": 0}}], "extensionProviders.0.envoyExtAuthzGrpc.port"),
-        ([{"name": "a", "envoyExtAuthzGrpc": {**AUTHZ, "service": "a/b/c"}}], "extensionProviders.0.envoyExtAuthzGrpc.service"),
-        ([{"name": "a", "envoyExtAuthzGrpc": {**AUTHZ, "timeout": "soon"}}], "extensionProviders.0.envoyExtAuthzGrpc.timeout"),
-        ([{"name": "a", "envoyExtAuthzGrpc": {**AUTHZ, "timeout": 0}}], "extensionProviders.0.envoyExtAuthzGrpc.timeout"),
-        ([{"name": "a", "envoyExtAuthzGrpc": {**AUTHZ, "statusOnError": 99}}], "extensionProviders.0.envoyExtAuthzGrpc.statusOnError"),
-        ([{"name": "a", "envoyExtAuthzGrpc": {**AUTHZ, "includeRequestBodyInCheck": {}}}], "includeRequestBodyInCheck.maxRequestBytes"),
-        ([{"name": "a", "envoyExtAuthzGrpc": {**AUTHZ, "includeRequestBodyInCheck": {"maxRequestBytes": 0}}}], "maxRequestBytes"),
+        (
+            [{"name": "a", "envoyExtAuthzGrpc": {**AUTHZ, "service": "a/b/c"}}],
+            "extensionProviders.0.envoyExtAuthzGrpc.service",
+        ),
+        (
+            [{"name": "a", "envoyExtAuthzGrpc": {**AUTHZ, "timeout": "soon"}}],
+            "extensionProviders.0.envoyExtAuthzGrpc.timeout",
+        ),
+        (
+            [{"name": "a", "envoyExtAuthzGrpc": {**AUTHZ, "timeout": 0}}],
+            "extensionProviders.0.envoyExtAuthzGrpc.timeout",
+        ),
+        (
+            [{"name": "a", "envoyExtAuthzGrpc": {**AUTHZ, "statusOnError": 99}}],
+            "extensionProviders.0.envoyExtAuthzGrpc.statusOnError",
+        ),
+        (
+            [{"name": "a", "envoyExtAuthzGrpc": {**AUTHZ, "includeRequestBodyInCheck": {}}}],
+            "includeRequestBodyInCheck.maxRequestBytes",
+        ),
+        (
+            [{"name": "a", "envoyExtAuthzGrpc": {**AUTHZ, "includeRequestBodyInCheck": {"maxRequestBytes": 0}}}],
+            "maxRequestBytes",
+        ),
         # Istio has these for HTTP providers only.
-        ([{"name": "a", "envoyExtAuthzGrpc": {**AUTHZ, "includeAdditionalHeadersInCheck": {"x": "y"}}}], "includeAdditionalHeadersInCheck"),
+        (
+            [{"name": "a", "envoyExtAuthzGrpc": {**AUTHZ, "includeAdditionalHeadersInCheck": {"x": "y"}}}],
+            "includeAdditionalHeadersInCheck",
+        ),
         ([{"name": "a", "envoyExtAuthzGrpc": {**AUTHZ, "pathPrefix": "/check"}}], "pathPrefix"),
     ],
 )

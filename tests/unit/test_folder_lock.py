@@ -54,7 +54,10 @@ def process(script: str, folder: Path) -> Iterator[tuple[subprocess.Popen[str], 
 def test_the_second_is_told_who_the_first_is_and_what_to_do(tmp_path: Path) -> None:
     with process(HOLDER, tmp_path) as (first, _):
         assert owner(tmp_path) == first.pid
-        said = rf"^runtimeDirectory {tmp_path} is in use by the daemon with pid {first.pid}: end that one first \(kill {first.pid}\)"
+        said = (
+            rf"^runtimeDirectory {tmp_path} is in use by the daemon with pid {first.pid}: end that one first "
+            rf"\(kill {first.pid}\)"
+        )
         with pytest.raises(ControlError, match=said), held(tmp_path, "runtimeDirectory"):
             pass
         first.kill()
@@ -86,7 +89,9 @@ def test_a_folder_that_cannot_be_is_told(tmp_path: Path) -> None:
 
 
 def test_a_child_does_not_keep_it(tmp_path: Path) -> None:
-    """Control and the workers die with the supervisor; a start right after it must not meet what they would hold until then."""
+    """Control and the workers die with the supervisor; a start right after it must not meet what
+    they would hold until then.
+    """
     with process(SUPERVISOR, tmp_path) as (daemon, said):
         assert owner(tmp_path) == daemon.pid != int(said)
         assert str(tmp_path) in opened(daemon.pid)

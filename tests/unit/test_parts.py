@@ -15,7 +15,7 @@ REPORT = """<testsuites><testsuite tests="5">
 <testcase classname="tests.bpf.test_a" name="test_not_set_up" file="tests/bpf/test_a.py"><error message="failed on setup"/></testcase>
 <testcase classname="tests.bpf.test_a" name="test_skipped" file="tests/bpf/test_a.py"><skipped message="no root"/></testcase>
 <testcase classname="tests.bpf.test_a" name="test_last" file="tests/bpf/test_a.py"><error message="failed on teardown with left behind"/></testcase>
-</testsuite></testsuites>"""
+</testsuite></testsuites>"""  # noqa: E501
 
 
 def test_a_report_says_what_to_run_again(tmp_path: Path) -> None:
@@ -40,11 +40,20 @@ def test_without_a_report_nothing_has_passed(tmp_path: Path) -> None:
     assert parts.read(tmp_path / "none.xml") == (0, ())
 
 
-def test_what_passes_alone_is_unsteady_and_what_fails_again_has_failed(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_passes_alone_is_unsteady_and_what_fails_again_has_failed(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.setattr(parts, "in_a_room", lambda target: Outcome("bpf", 1, 0, (target,) if "bad" in target else ()))
-    found = {"bpf": Part(passed=7, failed=["tests/bpf/a.py::bad", "tests/bpf/a.py::noisy"]), "lint": Part(failed=["mypy"])}
+    found = {
+        "bpf": Part(passed=7, failed=["tests/bpf/a.py::bad", "tests/bpf/a.py::noisy"]),
+        "lint": Part(failed=["mypy"]),
+    }
     parts.again(found)
-    assert (found["bpf"].failed, found["bpf"].unsteady, found["lint"].failed) == (["tests/bpf/a.py::bad"], ["tests/bpf/a.py::noisy"], ["mypy"])
+    assert (found["bpf"].failed, found["bpf"].unsteady, found["lint"].failed) == (
+        ["tests/bpf/a.py::bad"],
+        ["tests/bpf/a.py::noisy"],
+        ["mypy"],
+    )
     parts.summary(found, 12)
     said = capsys.readouterr().out
     assert "UNSTEADY tests/bpf/a.py::noisy" in said

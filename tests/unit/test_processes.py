@@ -11,11 +11,20 @@ ROOT = Path(__file__).parents[2]
 
 
 def run(script: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, "-c", textwrap.dedent(script)], cwd=ROOT, capture_output=True, text=True, timeout=30, check=False)
+    return subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(script)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=False,
+    )
 
 
 def test_no_other_process_of_its_user_reads_a_worker() -> None:
-    """Pods' keys are in its memory, its sockets are theirs; it itself goes on loading certificates through /proc/self/fd."""
+    """Pods' keys are in its memory, its sockets are theirs; it itself goes on loading certificates
+    through /proc/self/fd.
+    """
     done = run(
         """
         import os, ssl, tempfile
@@ -56,7 +65,7 @@ def test_no_other_process_of_its_user_reads_a_worker() -> None:
         os.waitpid(reader, 0)
         os.write(go, b"x")
         assert os.waitpid(worker, 0)[1] == 0
-        """
+        """  # noqa: E501
     )
     assert (done.returncode, done.stdout) == (0, "sees nothing\n"), done
 
@@ -81,7 +90,7 @@ def test_a_worker_that_cannot_give_up_its_privileges_ends() -> None:
         start = {"op": "start", "worker": 0, "config": config, "node_addresses": [], "supervisor": os.getpid()}
         socket.send_fds(ours, [orjson.dumps(start)], [0, 0])
         worker.main(theirs, Pulses().claim())
-        """
+        """  # noqa: E501
     )
     assert done.returncode == 1, done
     assert "this worker cannot start: no CAP_SETUID" in done.stderr

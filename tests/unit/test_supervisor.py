@@ -1,4 +1,6 @@
-"""The first process, with a control and workers of the test's own: what it keeps, that it beats, that nothing makes it wait or end."""
+"""The first process, with a control and workers of the test's own: what it keeps, that it beats,
+that nothing makes it wait or end.
+"""
 
 from __future__ import annotations
 
@@ -66,7 +68,9 @@ MAIN = "\nsys.exit(supervisor.main(None, control, worker))\n"
 def supervised(parts: str) -> Iterator[subprocess.Popen[bytes]]:
     """Run a supervisor with the *parts* that the test gives it; its heartbeat is what it writes to standard output."""
     script = textwrap.dedent(FRAME) + textwrap.dedent(parts) + MAIN
-    with subprocess.Popen([sys.executable, "-c", script], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, bufsize=0) as running:
+    with subprocess.Popen(
+        [sys.executable, "-c", script], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, bufsize=0
+    ) as running:
         try:
             yield running
         finally:
@@ -102,11 +106,13 @@ SUCCEEDED = """
                 send(end, {"op": "keep", "keys": [f"{uid}/{each}" for each in range(DESCRIPTORS)]}, [listener.fileno()] * DESCRIPTORS)
             send(end, {"op": "drop", "uid": "2"})
         raise SystemExit(1)
-"""
+"""  # noqa: E501
 
 
 def test_a_control_that_fails_is_succeeded_with_what_it_left() -> None:
-    """Input: two workers' worth of listeners more than a message can carry. Verdict: all are handed on, and the worker with its channel."""
+    """Input: two workers' worth of listeners more than a message can carry. Verdict: all are handed
+    on, and the worker with its channel.
+    """
     with supervised(SUCCEEDED) as running:
         code, out, error = ended(running)
     assert code == 0, error
@@ -122,7 +128,9 @@ def test_a_control_that_never_comes_up_ends_the_daemon_with_its_status() -> None
 
 
 def test_a_first_control_that_fails_after_it_began_ends_the_daemon_too() -> None:
-    """Input: its admin port is taken, say: there are workers and listeners by then. Verdict: the end and its status, not one start after the other."""
+    """Input: its admin port is taken, say: there are workers and listeners by then. Verdict: the
+    end and its status, not one start after the other.
+    """
     begun = """
     def control(config, end, pulse):
         receive(end, "begin")
@@ -136,7 +144,9 @@ def test_a_first_control_that_fails_after_it_began_ends_the_daemon_too() -> None
 
 
 def test_a_control_that_reads_nothing_does_not_end_the_heartbeat() -> None:
-    """Input: control is stopped, and what it is to be told fills its channel. Verdict: beats as long as the worker's loop turns."""
+    """Input: control is stopped, and what it is to be told fills its channel. Verdict: beats as
+    long as the worker's loop turns.
+    """
     flood = """
     def control(config, end, pulse):
         receive(end, "begin")
@@ -177,7 +187,9 @@ def test_it_beats_while_a_workers_loop_turns_and_no_longer() -> None:
 
 
 def test_what_control_says_wrongly_is_said_and_ends_nothing() -> None:
-    """Input: fewer descriptors than keys, an unknown operation's leftovers, no JSON. Verdict: nothing is kept of it, nothing leaks, it goes on."""
+    """Input: fewer descriptors than keys, an unknown operation's leftovers, no JSON. Verdict:
+    nothing is kept of it, nothing leaks, it goes on.
+    """
     wrong = """
     def control(config, end, pulse):
         receive(end, "begin")
@@ -200,7 +212,9 @@ def test_what_control_says_wrongly_is_said_and_ends_nothing() -> None:
 
 
 def test_a_control_that_hangs_is_succeeded() -> None:
-    """Input: control's loop turned, and turns no more. Verdict: killed, and its successor gets the worker; one that never turned is left alone."""
+    """Input: control's loop turned, and turns no more. Verdict: killed, and its successor gets the
+    worker; one that never turned is left alone.
+    """
     hangs = """
     supervisor.CONTROL_SILENT_SECONDS = 0.5
 
@@ -221,7 +235,9 @@ def test_a_control_that_hangs_is_succeeded() -> None:
 
 
 def test_a_worker_that_a_dead_control_asked_for_is_not_forked() -> None:
-    """Input: the machine has no room for a worker, and control dies meanwhile. Verdict: only its successor's is forked, of which somebody knows."""
+    """Input: the machine has no room for a worker, and control dies meanwhile. Verdict: only its
+    successor's is forked, of which somebody knows.
+    """
     crowded = """
     forks, fork_now = iter((True, False)), os.fork
 

@@ -1,4 +1,6 @@
-"""What the sidecars of a cluster request and use, read from its pods, and what one agent per node would take in their place. Nothing is measured."""
+"""What the sidecars of a cluster request and use, read from its pods, and what one agent per node
+would take in their place. Nothing is measured.
+"""
 
 from nodeagent.compare.estimate.agent import Agent
 from nodeagent.compare.estimate.pods import EstimateError, parse, read

@@ -1,4 +1,6 @@
-"""What one agent takes on a node. The defaults are what this project's benchmark measured on two cores; a person may put in theirs."""
+"""What one agent takes on a node. The defaults are what this project's benchmark measured on two
+cores; a person may put in theirs.
+"""
 
 from __future__ import annotations
 
@@ -18,11 +20,15 @@ class Agent:
     pod_bytes: int = 30_000
     """For each pod that it captures: 63.2 MB with 2 pods, 65.7 MB with 100."""
     requested_cores: Fraction = Fraction(1)
-    """What a node would set aside for it: all that one worker, its default, can use. Not measured: a choice, and a cautious one."""
+    """What a node would set aside for it: all that one worker, its default, can use. Not measured:
+    a choice, and a cautious one.
+    """
     idle_cores: Fraction = Fraction(1, 100)
     """What it uses while no pod does anything: 0.5 to 1.6 % of a core."""
     cpu_share: Fraction = Fraction(1, 5)
-    """CPU for a request through the agent, by what an Envoy pair needs for it: 76 to 87 µs by 414 to 464 µs, HTTP, one node, 32 connections, access log on."""
+    """CPU for a request through the agent, by what an Envoy pair needs for it: 76 to 87 µs by 414
+    to 464 µs, HTTP, one node, 32 connections, access log on.
+    """
     replaces: frozenset[Kind] = frozenset({"mesh"})
     """The sidecars whose work it does; only these are counted against it."""
 

@@ -1,4 +1,6 @@
-"""A cluster's pods from YAML or JSON: what ``kubectl get -o yaml`` writes, or manifests, where a workload counts as its replicas."""
+"""A cluster's pods from YAML or JSON: what ``kubectl get -o yaml`` writes, or manifests, where a
+workload counts as its replicas.
+"""
 
 from __future__ import annotations
 
@@ -66,12 +68,16 @@ def read(files: Sequence[str]) -> Cluster:
         try:
             texts.append((file, sys.stdin.read() if file == "-" else Path(file).read_text(encoding="utf-8")))
         except (OSError, UnicodeDecodeError) as error:
-            raise EstimateError(f"{file}: cannot be read: {error.strerror if isinstance(error, OSError) else error}") from None
+            raise EstimateError(
+                f"{file}: cannot be read: {error.strerror if isinstance(error, OSError) else error}"
+            ) from None
     return parse(texts)
 
 
 def parse(texts: Iterable[tuple[str, str]]) -> Cluster:
-    """Return the pods in *texts*, pairs of a name for messages and YAML or JSON. Raises EstimateError, also if there are none."""
+    """Return the pods in *texts*, pairs of a name for messages and YAML or JSON. Raises
+    EstimateError, also if there are none.
+    """
     names: list[str] = []
     objects: list[tuple[str, Mapping[str, Any]]] = []
     for file, text in texts:
@@ -79,12 +85,15 @@ def parse(texts: Iterable[tuple[str, str]]) -> Cluster:
         for number, value in enumerate(_values(file, text), 1):
             where = f"{file}: document {number}"
             if not isinstance(value, dict) or not isinstance(value.get("kind"), str):
-                raise EstimateError(f"{where}: allowed: Kubernetes objects with apiVersion and kind, as kubectl get -o yaml writes them")
+                raise EstimateError(
+                    f"{where}: allowed: Kubernetes objects with apiVersion and kind, as kubectl get -o yaml writes them"
+                )
             objects += _items(where, value)
     cluster = _cluster(objects)
     if not cluster.pods:
         raise EstimateError(
-            f"{', '.join(names) or 'no file'}: no pods: allowed: the output of kubectl get pods -A -o yaml (or json), or manifests of workloads"
+            f"{', '.join(names) or 'no file'}: no pods: allowed: the output of kubectl get pods -A -o yaml (or "
+            "json), or manifests of workloads"
         )
     return cluster
 
@@ -94,7 +103,8 @@ def _values(file: str, text: str) -> list[Any]:
         try:
             return [json.loads(text)]
         except (ValueError, RecursionError) as error:
-            if not isinstance(error, json.JSONDecodeError) or error.msg != "Extra data":  # several documents, or flow YAML
+            # several documents, or flow YAML
+            if not isinstance(error, json.JSONDecodeError) or error.msg != "Extra data":
                 reason = "nested too deeply" if isinstance(error, RecursionError) else error
                 raise EstimateError(f"{file}: not JSON: {reason}") from None
     try:
@@ -117,14 +127,23 @@ def _items(where: str, value: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[
 
 
 def _cluster(objects: Sequence[tuple[str, Mapping[str, Any]]]) -> Cluster:
-    # A listing may hold a Deployment, its ReplicaSet and their pods: only what owns nothing there is counted.
-    owners = {reference.get("uid") for where, each in objects for reference in _list(where, _section(where, each, "metadata"), "ownerReferences")}
+    # A listing may hold a Deployment, its ReplicaSet and their pods: only what owns nothing there
+    # is counted.
+    owners = {
+        reference.get("uid")
+        for where, each in objects
+        for reference in _list(where, _section(where, each, "metadata"), "ownerReferences")
+    }
     pods: list[Pod] = []
     notes: dict[str, None] = {}
     seen: set[tuple[str, str, str]] = set()
     for where, each in objects:
         metadata, kind = _section(where, each, "metadata"), str(each["kind"])
-        key = (kind, str(metadata.get("namespace", "default")), str(metadata.get("name", metadata.get("generateName", where))))
+        key = (
+            kind,
+            str(metadata.get("namespace", "default")),
+            str(metadata.get("name", metadata.get("generateName", where))),
+        )
         if key in seen or (metadata.get("uid") is not None and metadata["uid"] in owners):
             continue
         seen.add(key)
@@ -154,16 +173,26 @@ def _workload(where: str, key: tuple[str, str, str], each: Mapping[str, Any], no
         yield _pod(where, key, _section(where, template, "metadata"), _section(where, template, "spec"), count)
 
 
-def _pod(where: str, key: tuple[str, str, str], metadata: Mapping[str, Any], spec: Mapping[str, Any], count: int) -> Pod:
+def _pod(
+    where: str, key: tuple[str, str, str], metadata: Mapping[str, Any], spec: Mapping[str, Any], count: int
+) -> Pod:
     where = f"{where} ({key[0]} {key[1]}/{key[2]})"
     containers = _list(where, spec, "containers")
     native = [each for each in _list(where, spec, "initContainers") if each.get("restartPolicy") == "Always"]
     kinds = sidecars([_names(each) for each in containers], [_names(each) for each in native])
-    found = tuple(Sidecar(name, kinds[name], _requested(where, each)) for each in (*containers, *native) if (name := _names(each)[0]) in kinds)
+    found = tuple(
+        Sidecar(name, kinds[name], _requested(where, each))
+        for each in (*containers, *native)
+        if (name := _names(each)[0]) in kinds
+    )
     node = spec.get("nodeName")
     pod = Pod(key[1], key[2], node if isinstance(node, str) and node else None, count, found, None)
-    meshed = any(each.kind == "mesh" for each in found) or any(kind_of(*_names(each)) == "mesh" for each in containers)  # a gateway
-    marks = {name: {str(mark): str(text).lower() for mark, text in _section(where, metadata, name).items()} for name in ("labels", "annotations")}
+    # a gateway
+    meshed = any(each.kind == "mesh" for each in found) or any(kind_of(*_names(each)) == "mesh" for each in containers)
+    marks = {
+        name: {str(mark): str(text).lower() for mark, text in _section(where, metadata, name).items()}
+        for name in ("labels", "annotations")
+    }
     opted_out = marks["labels"].get(INJECT, marks["annotations"].get(INJECT)) == "false"
     if meshed or opted_out or spec.get("hostNetwork") is True or key[1] in SYSTEM_NAMESPACES:
         return pod

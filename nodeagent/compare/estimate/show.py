@@ -17,9 +17,20 @@ def tables(found: Estimate) -> list[Table | Text]:
     """Return what to print: sidecars by namespace and kind, the change, and notes."""
     shown: list[Table | Text] = [_sidecars(found), _changes(found)]
     agent = found.agent
-    taken = f"{_memory(agent.base_bytes)} a node, {_memory(agent.pod_bytes)} a pod, {float(agent.requested_cores):g} cores requested"
-    used = f"{float(agent.idle_cores):g} cores at rest and {float(agent.cpu_share):g} of the CPU that sidecars need for the same traffic"
-    shown.append(Text(f"Pods: {found.pods:,}; nodes: {found.nodes or 'not known'}. An agent is taken for {taken}; in use {used}.", style="dim"))
+    taken = (
+        f"{_memory(agent.base_bytes)} a node, {_memory(agent.pod_bytes)} a pod, "
+        f"{float(agent.requested_cores):g} cores requested"
+    )
+    used = (
+        f"{float(agent.idle_cores):g} cores at rest and {float(agent.cpu_share):g} of the CPU that sidecars "
+        "need for the same traffic"
+    )
+    shown.append(
+        Text(
+            f"Pods: {found.pods:,}; nodes: {found.nodes or 'not known'}. An agent is taken for {taken}; in use {used}.",
+            style="dim",
+        )
+    )
     return [*shown, *(Text(f"note: {note}") for note in found.notes)]
 
 
@@ -41,7 +52,17 @@ def _sidecars(found: Estimate) -> Table:
 def _row(name: str, each: Sum) -> Iterable[Text]:
     used = (_cores(each.used), _memory(each.used.memory)) if each.measured else ("-", "-")
     printable = "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in name)
-    return map(Text, (printable, f"{each.pods:,}", f"{each.sidecars:,}", _cores(each.requested), _memory(each.requested.memory), *used))
+    return map(
+        Text,
+        (
+            printable,
+            f"{each.pods:,}",
+            f"{each.sidecars:,}",
+            _cores(each.requested),
+            _memory(each.requested.memory),
+            *used,
+        ),
+    )
 
 
 def _changes(found: Estimate) -> Table:
@@ -51,7 +72,11 @@ def _changes(found: Estimate) -> Table:
         table.add_column(f"CPU: {name}", justify="right", no_wrap=True)
     for name in ("sidecars", "agents", "saved"):
         table.add_column(f"memory: {name}", justify="right", no_wrap=True)
-    rows = (("requested", found.requested), ("used", found.used), (f"not injected yet: {found.uninjected:,}", found.injecting if found.uninjected else None))
+    rows = (
+        ("requested", found.requested),
+        ("used", found.used),
+        (f"not injected yet: {found.uninjected:,}", found.injecting if found.uninjected else None),
+    )
     for name, change in rows:
         table.add_row(name, *(_change(change) if change else ["-"] * 6))
     return table

@@ -31,9 +31,13 @@ class Sum:
     def json(self) -> dict[str, Any]:
         """Return the sum as JSON; ``used`` is null where nothing is known of it."""
         return {
-            "pods": self.pods, "sidecars": self.sidecars, "without_requests": self.unset, "requested": self.requested.json(),
-            "measured": self.measured, "used": self.used.json() if self.measured else None,
-        }  # fmt: skip
+            "pods": self.pods,
+            "sidecars": self.sidecars,
+            "without_requests": self.unset,
+            "requested": self.requested.json(),
+            "measured": self.measured,
+            "used": self.used.json() if self.measured else None,
+        }
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,20 +81,32 @@ class Estimate:
     def json(self) -> dict[str, Any]:
         """Return everything as JSON: cores, and bytes."""
         return {
-            "pods": self.pods, "nodes": self.nodes, "namespaces": {name: each.json() for name, each in self.namespaces.items()},
-            "kinds": {kind: each.json() for kind, each in self.kinds.items()}, "total": self.total.json(),
-            "requested": self.requested.json() if self.requested else None, "used": self.used.json() if self.used else None,
+            "pods": self.pods,
+            "nodes": self.nodes,
+            "namespaces": {name: each.json() for name, each in self.namespaces.items()},
+            "kinds": {kind: each.json() for kind, each in self.kinds.items()},
+            "total": self.total.json(),
+            "requested": self.requested.json() if self.requested else None,
+            "used": self.used.json() if self.used else None,
             "uninjected": {"pods": self.uninjected, **self.injecting.json()},
             "agent": {
-                "base_bytes": self.agent.base_bytes, "pod_bytes": self.agent.pod_bytes, "requested_cores": float(self.agent.requested_cores),
-                "idle_cores": float(self.agent.idle_cores), "cpu_share": float(self.agent.cpu_share), "replaces": sorted(self.agent.replaces),
+                "base_bytes": self.agent.base_bytes,
+                "pod_bytes": self.agent.pod_bytes,
+                "requested_cores": float(self.agent.requested_cores),
+                "idle_cores": float(self.agent.idle_cores),
+                "cpu_share": float(self.agent.cpu_share),
+                "replaces": sorted(self.agent.replaces),
             },
             "notes": list(self.notes),
-        }  # fmt: skip
+        }
 
 
-def estimate(cluster: Cluster, usage: Mapping[Key, Amount] | None = None, agent: Agent | None = None, nodes: int | None = None) -> Estimate:
-    """Return the estimate for *cluster*; *usage* as :func:`top.usage` reads it; *nodes* where the pods do not say on which they run."""
+def estimate(
+    cluster: Cluster, usage: Mapping[Key, Amount] | None = None, agent: Agent | None = None, nodes: int | None = None
+) -> Estimate:
+    """Return the estimate for *cluster*; *usage* as :func:`top.usage` reads it; *nodes* where the
+    pods do not say on which they run.
+    """
     agent = agent or Agent()
     usage = usage or {}
     names = Counter(pod.name for pod in cluster.pods)
@@ -103,7 +119,10 @@ def estimate(cluster: Cluster, usage: Mapping[Key, Amount] | None = None, agent:
             (total, set(used)),
             (namespaces.setdefault(pod.namespace, Sum()), set(used)),
             (replaced, {each.name for each in pod.sidecars if each.kind in agent.replaces}),
-            *((kinds.setdefault(kind, Sum()), {each.name for each in pod.sidecars if each.kind == kind}) for kind in {each.kind for each in pod.sidecars}),
+            *(
+                (kinds.setdefault(kind, Sum()), {each.name for each in pod.sidecars if each.kind == kind})
+                for kind in {each.kind for each in pod.sidecars}
+            ),
         ):
             _add(target, pod, those, used)
     nodes = nodes or _nodes(cluster.pods)
@@ -118,7 +137,9 @@ def estimate(cluster: Cluster, usage: Mapping[Key, Amount] | None = None, agent:
         namespaces={name: namespaces[name] for name in sorted(namespaces) if namespaces[name].sidecars},
         kinds=dict(sorted(kinds.items())),
         total=total,
-        requested=Change(replaced.requested, agent.requests(nodes, replaced.pods)) if nodes and replaced.sidecars else None,
+        requested=Change(replaced.requested, agent.requests(nodes, replaced.pods))
+        if nodes and replaced.sidecars
+        else None,
         used=Change(replaced.used, agent.uses(nodes, replaced.pods, replaced.used)) if nodes and known else None,
         uninjected=uninjected,
         injecting=Change(adding, agent.requests(0, uninjected)),
@@ -139,7 +160,9 @@ def _add(target: Sum, pod: Pod, those: set[str], used: Mapping[str, Amount | Non
 
 
 def _used(usage: Mapping[Key, Amount], pod: Pod, container: str, alone: bool) -> Amount | None:
-    """Return what a container uses; a pod whose namespace ``kubectl top`` did not tell is known by its name if that is the only one."""
+    """Return what a container uses; a pod whose namespace ``kubectl top`` did not tell is known by
+    its name if that is the only one.
+    """
     return usage.get((pod.namespace, pod.name, container), usage.get((None, pod.name, container)) if alone else None)
 
 
@@ -148,15 +171,25 @@ def _nodes(pods: Iterable[Pod]) -> int | None:
     return None if None in found else len(found)
 
 
-def _notes(total: Sum, kinds: Mapping[Kind, Sum], agent: Agent, nodes: int | None, usage: Mapping[Key, Amount]) -> list[str]:
+def _notes(
+    total: Sum, kinds: Mapping[Kind, Sum], agent: Agent, nodes: int | None, usage: Mapping[Key, Amount]
+) -> list[str]:
     found = []
     if total.unset:
-        found.append(f"{total.unset} of {total.sidecars} sidecars request nothing: they count as zero, and take what they take")
+        found.append(
+            f"{total.unset} of {total.sidecars} sidecars request nothing: they count as zero, and take what they take"
+        )
     if usage and total.measured < total.sidecars:
         found.append(f"the use of {total.sidecars - total.measured} of {total.sidecars} sidecars is not known")
     if not nodes:
-        found.append("on how many nodes the pods run is not known, so what agents would take cannot be said: some pods have no nodeName")
+        found.append(
+            "on how many nodes the pods run is not known, so what agents would take cannot be said: some pods "
+            "have no nodeName"
+        )
     for kind, each in sorted(kinds.items()):
         if kind not in agent.replaces:
-            found.append(f"{each.sidecars} sidecars for {kind} are listed, but not counted as saved: the agent does not do their work yet")
+            found.append(
+                f"{each.sidecars} sidecars for {kind} are listed, but not counted as saved: the agent does not do "
+                "their work yet"
+            )
     return found

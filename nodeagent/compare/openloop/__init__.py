@@ -1,7 +1,9 @@
-"""Open-loop load: requests leave when a constant schedule says, whether or not earlier ones were answered.
+"""Open-loop load: requests leave when a constant schedule says, whether or not earlier ones were
+answered.
 
-A closed loop (wrk) sends its next request only after the last answer, so a server that stalls is asked less and its stall is counted once
-(coordinated omission). Here a stall delays every request that was due meanwhile, and each is counted from the moment it was due.
+A closed loop (wrk) sends its next request only after the last answer, so a server that stalls is
+asked less and its stall is counted once (coordinated omission). Here a stall delays every request
+that was due meanwhile, and each is counted from the moment it was due.
 """
 
 from nodeagent.compare.openloop.client import OpenLoopError, run

@@ -1,4 +1,6 @@
-"""Put open-loop load on an HTTP/1.1 server and print one JSON line. Latencies are counted from the moment a request was due."""
+"""Put open-loop load on an HTTP/1.1 server and print one JSON line. Latencies are counted from the
+moment a request was due.
+"""
 
 from __future__ import annotations
 
@@ -12,17 +14,35 @@ from nodeagent.errors import NodeagentError
 
 
 def _arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m nodeagent.compare.openloop", description=__doc__, allow_abbrev=False)
+    parser = argparse.ArgumentParser(
+        prog="python -m nodeagent.compare.openloop", description=__doc__, allow_abbrev=False
+    )
     parser.add_argument("--url", required=True, help="http://host:port/path")
     parser.add_argument("--rate", type=float, required=True, help="requests/s, at most 200000")
     parser.add_argument("--connections", type=int, default=32, help="(default 32)")
     parser.add_argument("--seconds", type=float, default=10.0, help="of requests that are counted (default 10)")
-    parser.add_argument("--warmup", type=float, default=0.0, help="seconds of requests before that, which are not (default 0)")
-    parser.add_argument("--timeout", type=float, default=5.0, help="seconds after which a request that was sent is given up (default 5)")
+    parser.add_argument(
+        "--warmup", type=float, default=0.0, help="seconds of requests before that, which are not (default 0)"
+    )
+    parser.add_argument(
+        "--timeout", type=float, default=5.0, help="seconds after which a request that was sent is given up (default 5)"
+    )
     parser.add_argument("--method", default="GET", choices=METHODS)
-    parser.add_argument("--header", action="append", default=[], metavar="'NAME: VALUE'", help="'Connection: close' opens a connection for each request")
+    parser.add_argument(
+        "--header",
+        action="append",
+        default=[],
+        metavar="'NAME: VALUE'",
+        help="'Connection: close' opens a connection for each request",
+    )
     arguments = parser.parse_args()
-    for name, least, most in (("rate", 0.1, 200_000), ("connections", 1, 10_000), ("seconds", 0.1, 3600), ("warmup", 0, 600), ("timeout", 0.1, 600)):
+    for name, least, most in (
+        ("rate", 0.1, 200_000),
+        ("connections", 1, 10_000),
+        ("seconds", 0.1, 3600),
+        ("warmup", 0, 600),
+        ("timeout", 0.1, 600),
+    ):
         if not least <= getattr(arguments, name) <= most:
             parser.error(f"--{name}: {getattr(arguments, name)}: allowed: {least} to {most}")
     return arguments
@@ -32,7 +52,9 @@ def main() -> int:
     arguments = _arguments()
     try:
         target = Target.parse(arguments.url, arguments.method, arguments.header)
-        result = run(target, arguments.rate, arguments.connections, arguments.seconds, arguments.warmup, arguments.timeout)
+        result = run(
+            target, arguments.rate, arguments.connections, arguments.seconds, arguments.warmup, arguments.timeout
+        )
     except NodeagentError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

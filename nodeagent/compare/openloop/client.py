@@ -1,8 +1,9 @@
 """The sockets of a run: one thread, one epoll, a timerfd that ticks when requests are due.
 
-A request takes the connection that has been free longest; while all are busy it waits, in order. A connection that is not open is opened by the request
-that takes it, within that request's time. An answer must be framed by Content-Length or chunks: one that ends with its connection cannot be told from one
-that was cut, and counts as an error.
+A request takes the connection that has been free longest; while all are busy it waits, in order. A
+connection that is not open is opened by the request that takes it, within that request's time. An
+answer must be framed by Content-Length or chunks: one that ends with its connection cannot be told
+from one that was cut, and counts as an error.
 """
 
 from __future__ import annotations
@@ -87,10 +88,16 @@ class Client:
             self._open(connection)
         while waiting := [each for each in self._connections if each.connecting]:
             if self._clock() > deadline:
-                raise OpenLoopError(f"connect to {self._target.shown}: {len(waiting)} of {len(self._connections)} connections: no answer in time")
+                raise OpenLoopError(
+                    f"connect to {self._target.shown}: {len(waiting)} of {len(self._connections)} connections: no "
+                    "answer in time"
+                )
             for descriptor, _ in self._epoll.poll(0.05):
                 if reason := self._connected(self._by_descriptor[descriptor]):
-                    raise OpenLoopError(f"connect to {self._target.shown}: {reason}: is the server running, and does a policy let this client in?")
+                    raise OpenLoopError(
+                        f"connect to {self._target.shown}: {reason}: is the server running, and does a policy let "
+                        "this client in?"
+                    )
 
     def drive(self, flow: Flow) -> None:
         """Send the requests of *flow* when they are due; return when all that were sent are answered or given up."""
@@ -104,7 +111,13 @@ class Client:
             os.close(timer)
 
     def _loop(self, flow: Flow, timer: int, end: int) -> None:
-        poll, clock, free, by_descriptor, take = self._epoll.poll, self._clock, self._free, self._by_descriptor, flow.take
+        poll, clock, free, by_descriptor, take = (
+            self._epoll.poll,
+            self._clock,
+            self._free,
+            self._by_descriptor,
+            flow.take,
+        )
         look = 0
         while True:
             for descriptor, events in poll():
@@ -255,7 +268,8 @@ class _Itimerspec(ctypes.Structure):
 
 
 def _ticker(begin: int, rate: float) -> int:
-    """Return a timerfd that ticks from *begin* on with every request, and between them where the client must look around anyway.
+    """Return a timerfd that ticks from *begin* on with every request, and between them where the
+    client must look around anyway.
 
     epoll's own timeout counts milliseconds, too coarse for a schedule (timerfd_create(2)).
     """
@@ -272,10 +286,14 @@ def _ticker(begin: int, rate: float) -> int:
     return descriptor
 
 
-def run(target: Target, rate: float, connections: int, seconds: float, warmup: float = 0.0, timeout: float = 5.0) -> dict[str, Any]:
-    """Put *rate* requests/s over *connections* connections on *target* for *warmup* + *seconds* seconds and return :meth:`Flow.result`.
+def run(
+    target: Target, rate: float, connections: int, seconds: float, warmup: float = 0.0, timeout: float = 5.0
+) -> dict[str, Any]:
+    """Put *rate* requests/s over *connections* connections on *target* for *warmup* + *seconds*
+    seconds and return :meth:`Flow.result`.
 
-    Beside that ``cpu_seconds``: what this process used, by which one sees whether the client itself was the limit. Raises OpenLoopError.
+    Beside that ``cpu_seconds``: what this process used, by which one sees whether the client itself
+    was the limit. Raises OpenLoopError.
     """
     client = Client(target, connections, timeout)
     before = time.process_time()

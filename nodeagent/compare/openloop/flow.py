@@ -1,4 +1,6 @@
-"""The schedule of a run and what became of its requests: no sockets, no clock of its own. Times are nanoseconds of one monotonic clock."""
+"""The schedule of a run and what became of its requests: no sockets, no clock of its own. Times are
+nanoseconds of one monotonic clock.
+"""
 
 from __future__ import annotations
 
@@ -14,18 +16,24 @@ LONGEST_US: Final = 3_600_000_000
 """An hour; the histogram holds nothing longer."""
 DIGITS: Final = 3
 _STEPS_PER_DECADE, _DECADES = 8, 5
-PERCENTILES: Final = tuple(100 * (1 - 10 ** (-step / _STEPS_PER_DECADE)) for step in range(_STEPS_PER_DECADE * _DECADES + 1))
+PERCENTILES: Final = tuple(
+    100 * (1 - 10 ** (-step / _STEPS_PER_DECADE)) for step in range(_STEPS_PER_DECADE * _DECADES + 1)
+)
 """0 to 99.999, evenly spaced on the logarithmic axis of 1 / (1 - p) on which latency curves are drawn."""
 
 
 class Flow:
-    """Requests 0, 1, 2 … of a run; number n is due at ``begin + n / rate``, whatever happens to the others.
+    """Requests 0, 1, 2 … of a run; number n is due at ``begin + n / rate``, whatever happens to the
+    others.
 
-    Every counted request ends up in exactly one of ``requests`` (answered well), ``errors`` and ``late`` (never sent).
+    Every counted request ends up in exactly one of ``requests`` (answered well), ``errors`` and
+    ``late`` (never sent).
     """
 
     def __init__(self, begin: int, rate: float, seconds: float, warmup: float = 0.0) -> None:
-        """*begin* in ns, *rate* in requests/s; the requests of the first *warmup* seconds are sent like the others but not counted."""
+        """*begin* in ns, *rate* in requests/s; the requests of the first *warmup* seconds are sent
+        like the others but not counted.
+        """
         self.begin = begin
         self.rate = rate
         self.seconds = seconds
@@ -86,7 +94,10 @@ def latencies(histogram: HdrHistogram) -> Mapping[str, int]:
     if not histogram.get_total_count():
         return {}
     found = histogram.get_percentile_to_value_dict([50, 90, 99, 99.9])
-    return {**{f"p{percentile:g}": value for percentile, value in sorted(found.items())}, "max": histogram.get_max_value()}
+    return {
+        **{f"p{percentile:g}": value for percentile, value in sorted(found.items())},
+        "max": histogram.get_max_value(),
+    }
 
 
 def curve(histogram: HdrHistogram) -> list[list[float]]:
@@ -98,7 +109,9 @@ def curve(histogram: HdrHistogram) -> list[list[float]]:
 
 
 def merged(encoded: list[str]) -> HdrHistogram:
-    """Return the sum of the ``histogram`` of several runs: percentiles of rounds are taken from this, never averaged."""
+    """Return the sum of the ``histogram`` of several runs: percentiles of rounds are taken from
+    this, never averaged.
+    """
     total = HdrHistogram(1, LONGEST_US, DIGITS)
     for each in encoded:
         total.decode_and_add(each)

@@ -34,13 +34,22 @@ class Target:
 
     @classmethod
     def parse(cls, url: str, method: str = "GET", headers: Sequence[str] = ()) -> Target:
-        """Return the target of ``http://host[:port]/path``; *headers* as ``Name: value``. Raises TargetError, which says what is allowed."""
+        """Return the target of ``http://host[:port]/path``; *headers* as ``Name: value``. Raises
+        TargetError, which says what is allowed.
+        """
         try:
             parts = urlsplit(url)
             host, port = parts.hostname, parts.port or 80
         except ValueError as error:
             raise TargetError(f"--url: {url!r}: {error}") from None
-        if parts.scheme != "http" or not host or parts.username is not None or not url.isascii() or not url.isprintable() or " " in url:
+        if (
+            parts.scheme != "http"
+            or not host
+            or parts.username is not None
+            or not url.isascii()
+            or not url.isprintable()
+            or " " in url
+        ):
             raise TargetError(f"--url: {url!r}: allowed: http://host:port/path in ASCII")
         if method not in METHODS:
             raise TargetError(f"--method: {method!r}: allowed: {', '.join(METHODS)}")
@@ -63,5 +72,7 @@ def _field(text: str) -> tuple[str, str]:
     match = _FIELD.fullmatch(text)
     if match is None or match[1].lower() in _RESERVED:
         name = match[1] if match else text.partition(":")[0]  # never the value: it may be a token
-        raise TargetError(f"--header: {name!r:.80}: allowed: 'Name: value' in ASCII, but none of {', '.join(sorted(_RESERVED))}")
+        raise TargetError(
+            f"--header: {name!r:.80}: allowed: 'Name: value' in ASCII, but none of {', '.join(sorted(_RESERVED))}"
+        )
     return match[1], match[2] or ""

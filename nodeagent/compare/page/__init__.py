@@ -16,20 +16,29 @@ __all__ = ["PageError", "page", "write"]
 
 
 def page(summary: Mapping[str, Any]) -> str:
-    """Return the HTML page for *summary*, the JSON object of a comparison; what is absent from it is said to be. Raises PageError."""
+    """Return the HTML page for *summary*, the JSON object of a comparison; what is absent from it
+    is said to be. Raises PageError.
+    """
     read = Summary.read(summary)
     environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )  # fmt: skip
+        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
     environment.globals |= {"view": view, "look": look}
     environment.filters |= {
-        each.__name__: each for each in (look.figure, look.microseconds, look.size, look.times, look.variable, view.told)
-    }  # fmt: skip
+        each.__name__: each
+        for each in (look.figure, look.microseconds, look.size, look.times, look.variable, view.told)
+    }
     return environment.get_template("page.html").render(summary=read)
 
 
 def write(summary: Mapping[str, Any], directory: Path) -> Path:
-    """Write ``index.html`` and ``results.json`` for *summary* into *directory*, which is made; return the page's path. Raises PageError."""
+    """Write ``index.html`` and ``results.json`` for *summary* into *directory*, which is made;
+    return the page's path. Raises PageError.
+    """
     text = page(summary)
     path = directory / "index.html"
     try:

@@ -1,4 +1,5 @@
-"""Charts as SVG for inside a page: drawn by matplotlib in placeholder colours, which become CSS variables, so that theme and print are the page's.
+"""Charts as SVG for inside a page: drawn by matplotlib in placeholder colours, which become CSS
+variables, so that theme and print are the page's.
 
 Text stays text in the page's own font. Nothing outside the page is referred to.
 """
@@ -82,7 +83,9 @@ def _axes(height: float, into: list[Markup], label: str) -> Iterator[Axes]:
         drawn = Figure(figsize=(_WIDTH, height), layout="constrained")
         yield drawn.add_subplot()
         buffer = io.StringIO()
-        drawn.savefig(buffer, format="svg", transparent=True, metadata=dict.fromkeys(("Creator", "Date", "Format", "Type")))
+        drawn.savefig(
+            buffer, format="svg", transparent=True, metadata=dict.fromkeys(("Creator", "Date", "Format", "Type"))
+        )
     into.append(_inline(buffer.getvalue(), label))
 
 
@@ -95,7 +98,10 @@ def _inline(text: str, label: str) -> Markup:
     text = re.sub(r"(font: [^;\"]*?px) [^;\"]*", r"\1 var(--font)", text)
     viewbox = re.search(r'viewBox="[^"]*"', text)
     assert viewbox is not None
-    head = f'<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink" {viewbox[0]} role="img"><title>{escape(label)}</title>'
+    head = (
+        f'<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink" {viewbox[0]} '
+        f'role="img"><title>{escape(label)}</title>'
+    )
     return Markup(head + text[text.index(">") + 1 :])  # matplotlib's writer has escaped every text in it
 
 
@@ -124,12 +130,18 @@ def _numbers(axis: mpl.axis.Axis, show: Callable[[float], str]) -> None:
 
 
 def latency_curves(runs: Sequence[Run], label: str) -> Markup:
-    """Return latency by percentile, one line a run: the x-axis is logarithmic in 1 / (1 - p), so that the tail has room."""
+    """Return latency by percentile, one line a run: the x-axis is logarithmic in 1 / (1 - p), so
+    that the tail has room.
+    """
     into: list[Markup] = []
     with _axes(3.6, into, label) as axes:
         top = 10.0
         for run in sorted(runs, key=lambda run: order(run.mode)):
-            points = [(100 / (100 - percentile), latency) for percentile, latency in run.percentiles if 0 <= percentile < 100 and latency > 0]
+            points = [
+                (100 / (100 - percentile), latency)
+                for percentile, latency in run.percentiles
+                if 0 <= percentile < 100 and latency > 0
+            ]
             if points:
                 how = known(run.mode)
                 top = max(top, points[-1][0])
@@ -140,7 +152,15 @@ def latency_curves(runs: Sequence[Run], label: str) -> Markup:
         axes.set_xscale("log")
         axes.set_yscale("log")
         axes.set_xlim(1, top * 1.05)
-        nines = [(1, "0 %"), (2, "50 %"), (10, "90 %"), (100, "99 %"), (1e3, "99.9 %"), (1e4, "99.99 %"), (1e5, "99.999 %")]
+        nines = [
+            (1, "0 %"),
+            (2, "50 %"),
+            (10, "90 %"),
+            (100, "99 %"),
+            (1e3, "99.9 %"),
+            (1e4, "99.99 %"),
+            (1e5, "99.999 %"),
+        ]
         axes.xaxis.set_major_locator(FixedLocator([x for x, _ in nines]))
         axes.xaxis.set_minor_locator(NullLocator())
         axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: dict(nines).get(round(value), "")))
@@ -151,15 +171,27 @@ def latency_curves(runs: Sequence[Run], label: str) -> Markup:
     return into[0]
 
 
-def lines(series: Sequence[tuple[str, Sequence[tuple[float, float]]]], label: str, x: str, y: str, show: Callable[[float], str]) -> Markup:
+def lines(
+    series: Sequence[tuple[str, Sequence[tuple[float, float]]]],
+    label: str,
+    x: str,
+    y: str,
+    show: Callable[[float], str],
+) -> Markup:
     """Return one line a mode through (x, y), both logarithmic; *x* and *y* name the axes."""
     into: list[Markup] = []
     with _axes(3.2, into, label) as axes:
         for mode, points in sorted(series, key=lambda each: order(each[0])):
             how = known(mode)
             axes.plot(
-                *zip(*points, strict=True), color=colour(mode), linestyle=how.dash, linewidth=how.width, marker=how.marker, markersize=6, label=_name(mode)
-            )  # fmt: skip
+                *zip(*points, strict=True),
+                color=colour(mode),
+                linestyle=how.dash,
+                linewidth=how.width,
+                marker=how.marker,
+                markersize=6,
+                label=_name(mode),
+            )
         axes.set_xscale("log")
         axes.set_yscale("log")
         marks = sorted({point[0] for _, points in series for point in points})
@@ -173,7 +205,9 @@ def lines(series: Sequence[tuple[str, Sequence[tuple[float, float]]]], label: st
     return into[0]
 
 
-def scale(points: Sequence[Scale], of: Callable[[Scale], float | None], label: str, show: Callable[[float], str] = size) -> Markup:
+def scale(
+    points: Sequence[Scale], of: Callable[[Scale], float | None], label: str, show: Callable[[float], str] = size
+) -> Markup:
     """Return a figure by the number of pods, one line a mode. What is zero or was not measured has no point."""
     found: dict[str, list[tuple[float, float]]] = {}
     for point in sorted(points, key=lambda each: each.pods):
@@ -194,11 +228,21 @@ def bars(rows: Sequence[Bar], label: str, show: Callable[[float], str]) -> Marku
                 axes.barh(place, row.inner, height=0.66, color=colour(row.mode), linewidth=0)
             if row.lowest is not None and row.highest is not None:
                 axes.errorbar(
-                    row.value, place, xerr=[[max(0, row.value - row.lowest)], [max(0, row.highest - row.value)]], color=_TEXT, linewidth=0.9, capsize=2.5
-                )  # fmt: skip
+                    row.value,
+                    place,
+                    xerr=[[max(0, row.value - row.lowest)], [max(0, row.highest - row.value)]],
+                    color=_TEXT,
+                    linewidth=0.9,
+                    capsize=2.5,
+                )
             axes.annotate(
-                row.text, (max(row.value, row.highest or 0), place), xytext=(5, 0), textcoords="offset points", va="center", fontsize=9.5
-            )  # fmt: skip
+                row.text,
+                (max(row.value, row.highest or 0), place),
+                xytext=(5, 0),
+                textcoords="offset points",
+                va="center",
+                fontsize=9.5,
+            )
         axes.set_yticks(range(len(rows)), [_name(row.name) for row in rows])
         axes.tick_params(axis="y", length=0)
         axes.grid(visible=False, axis="y")

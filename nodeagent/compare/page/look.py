@@ -1,6 +1,8 @@
-"""How modes, workloads and numbers look: one colour, line and marker a mode on every chart and in every table, and units that a person reads.
+"""How modes, workloads and numbers look: one colour, line and marker a mode on every chart and in
+every table, and units that a person reads.
 
-Colours follow Okabe and Ito's palette for the colour-blind, darker on white and lighter on black; lines and markers tell modes apart without any.
+Colours follow Okabe and Ito's palette for the colour-blind, darker on white and lighter on black;
+lines and markers tell modes apart without any.
 """
 
 from __future__ import annotations
@@ -28,11 +30,49 @@ MODES: Final = {
         Look("direct", "nothing between client and server", "#5f6672", "#aab2bf", ":", "x"),
         Look("haproxy", "one plain HAProxy hop in the client's pod", "#a8457f", "#e08fbd", (0, (5, 1, 1, 1)), "s"),
         Look("envoy-hop", "one plain Envoy hop in the client's pod", "#b07900", "#f0b429", "--", "^"),
-        Look("envoy", "classic sidecars: an Envoy in both pods, iptables, mTLS, access log", "#c04a00", "#ff8a4c", "-", "o", 2.2),
-        Look("sidecar", "classic sidecars: nodeagent's own proxy in both pods, iptables, mTLS, access log", "#7a6a00", "#e8d74a", "-.", "D"),
-        Look("nodeagent", "one agent per node, captured by eBPF, through its shared proxy", "#0060a8", "#5cb3f5", "-", "P", 2.4),
-        Look("nodeagent-kernel", "the agent's kernel path: authorised once, then pod to pod", "#00795a", "#35c79b", (0, (6, 2)), "v", 2.0),
-        Look("nodeagent-bypass", "sockets joined past TCP (opt-in): the kernel path, or the shared proxy", "#6d4fc4", "#b39df5", (0, (3, 1, 1, 1, 1, 1)), "*"),
+        Look(
+            "envoy",
+            "classic sidecars: an Envoy in both pods, iptables, mTLS, access log",
+            "#c04a00",
+            "#ff8a4c",
+            "-",
+            "o",
+            2.2,
+        ),
+        Look(
+            "sidecar",
+            "classic sidecars: nodeagent's own proxy in both pods, iptables, mTLS, access log",
+            "#7a6a00",
+            "#e8d74a",
+            "-.",
+            "D",
+        ),
+        Look(
+            "nodeagent",
+            "one agent per node, captured by eBPF, through its shared proxy",
+            "#0060a8",
+            "#5cb3f5",
+            "-",
+            "P",
+            2.4,
+        ),
+        Look(
+            "nodeagent-kernel",
+            "the agent's kernel path: authorised once, then pod to pod",
+            "#00795a",
+            "#35c79b",
+            (0, (6, 2)),
+            "v",
+            2.0,
+        ),
+        Look(
+            "nodeagent-bypass",
+            "sockets joined past TCP (opt-in): the kernel path, or the shared proxy",
+            "#6d4fc4",
+            "#b39df5",
+            (0, (3, 1, 1, 1, 1, 1)),
+            "*",
+        ),
     )
 }
 OTHER: Final = Look("other", "", "#444444", "#cccccc", "-", ".")
@@ -49,7 +89,9 @@ WORKLOADS: Final = {
 
 
 def known(mode: str) -> Look:
-    """Return how *mode* is drawn, a variant (``nodeagent (2 workers)``) like its mode; what this version does not know is grey."""
+    """Return how *mode* is drawn, a variant (``nodeagent (2 workers)``) like its mode; what this
+    version does not know is grey.
+    """
     return MODES.get(mode.partition(" ")[0], OTHER)
 
 
@@ -71,7 +113,13 @@ def variable(mode: str) -> str:
 def dashes(how: Look) -> str:
     """Return the dashes of *how* for SVG."""
     named = {"-": (), ":": (1.5, 3), "--": (6, 3), "-.": (6, 3, 1.5, 3)}
-    return " ".join(f"{each:g}" for each in (named[how.dash] if isinstance(how.dash, str) else (2 * length for length in how.dash[1]))) or "none"
+    return (
+        " ".join(
+            f"{each:g}"
+            for each in (named[how.dash] if isinstance(how.dash, str) else (2 * length for length in how.dash[1]))
+        )
+        or "none"
+    )
 
 
 def figure(value: float) -> str:
@@ -104,7 +152,15 @@ def gigabits(value: float) -> str:
 
 def times(value: float) -> str:
     """Return a ratio."""
-    return f"{value:,.0f} ×" if value >= 100 else f"{value:.1f} ×" if value >= 10 else f"{value:.2f} ×" if value >= 0.1 else f"{value:.2g} ×"
+    return (
+        f"{value:,.0f} ×"
+        if value >= 100
+        else f"{value:.1f} ×"
+        if value >= 10
+        else f"{value:.2f} ×"
+        if value >= 0.1
+        else f"{value:.2g} ×"
+    )
 
 
 def share(value: float) -> str:

@@ -127,7 +127,9 @@ class Summary(_Part):
 
     @classmethod
     def read(cls, value: Mapping[str, Any]) -> Summary:
-        """Return the summary that *value* is; raises PageError, which names the field. None stands for an absent part."""
+        """Return the summary that *value* is; raises PageError, which names the field. None stands
+        for an absent part.
+        """
         try:
             return cls.model_validate({name: part for name, part in value.items() if part is not None})
         except ValidationError as error:

@@ -65,7 +65,9 @@ class Rated:
 def find(runs: Iterable[Run], mode: str, workload: str, connections: int) -> Run | None:
     """Return the closed-loop run of *mode* without a variant."""
     wanted = (mode, "", workload, "closed", connections)
-    return next((run for run in runs if (run.mode, run.variant, run.workload, run.load, run.connections) == wanted), None)
+    return next(
+        (run for run in runs if (run.mode, run.variant, run.workload, run.load, run.connections) == wanted), None
+    )
 
 
 def _ends(runs: Iterable[Run], workload: str) -> tuple[int, int]:
@@ -79,9 +81,11 @@ def _divide(ours: float | None, theirs: float | None) -> float | None:
 
 
 def _compared(ours: Run | None, theirs: Run | None, latency: str = "") -> float | None:
-    """Return the median over the rounds of ours / theirs, of requests/s or of a *latency*; of runs without rounds that of their figures.
+    """Return the median over the rounds of ours / theirs, of requests/s or of a *latency*; of runs
+    without rounds that of their figures.
 
-    The rounds of two runs were measured in turn: a machine that changes from one to the next changes no ratio.
+    The rounds of two runs were measured in turn: a machine that changes from one to the next
+    changes no ratio.
     """
     if ours is None or theirs is None:
         return None
@@ -93,7 +97,9 @@ def _compared(ours: Run | None, theirs: Run | None, latency: str = "") -> float 
 
 
 def largest(summary: Summary, mode: str) -> tuple[Scale, Scale] | None:
-    """Return what *mode* and classic sidecars take for the largest number of pods at which the memory of both was measured."""
+    """Return what *mode* and classic sidecars take for the largest number of pods at which the
+    memory of both was measured.
+    """
     both = {(each.mode, each.pods): each for each in summary.scale if each.memory_bytes}
     pods = [pods for name, pods in both if name == mode and (CLASSIC, pods) in both]
     return (both[mode, max(pods)], both[CLASSIC, max(pods)]) if pods else None
@@ -136,11 +142,17 @@ def sentences(summary: Summary) -> list[str]:
     if node := largest(summary, "nodeagent"):
         ours, theirs = (each.memory_bytes or 0 for each in node)
         less = f"1/{theirs / ours:.0f} of" if theirs >= 2 * ours else share(ours / theirs)
-        found.append(f"For {node[0].pods} pods on a node it took {size(ours)} of memory where sidecars took {size(theirs)}: {less} the memory.")
+        found.append(
+            f"For {node[0].pods} pods on a node it took {size(ours)} of memory where sidecars took "
+            f"{size(theirs)}: {less} the memory."
+        )
     _, many = _ends(summary.runs, "http")
     kernel, direct = find(summary.runs, "nodeagent-kernel", "http", many), find(summary.runs, "direct", "http", many)
     if part := _compared(kernel, direct):
-        found.append(f"Where nothing has to be decided per request, its kernel path ran at {100 * part:.0f} % of the rate of a direct connection.")
+        found.append(
+            f"Where nothing has to be decided per request, its kernel path ran at {100 * part:.0f} % of the rate "
+            "of a direct connection."
+        )
     return found
 
 
@@ -149,7 +161,9 @@ def _listed(parts: Sequence[str]) -> str:
 
 
 def doubts(summary: Summary) -> list[str]:
-    """Return what a reader must know before the figures: errors, work that was not done, ratios that moved, goals missed, parts missing."""
+    """Return what a reader must know before the figures: errors, work that was not done, ratios
+    that moved, goals missed, parts missing.
+    """
     rows = rated(summary)
     failed = [f"{mode}: {each}" for mode, work in summary.work.items() for each in work.failed]
     errors = [f"{title(run)}: {run.errors:,}" for run in summary.runs if run.errors]
@@ -165,14 +179,18 @@ def doubts(summary: Summary) -> list[str]:
 
 
 def absences(summary: Summary) -> list[tuple[str, str]]:
-    """Return what is missing and why: what the comparison says, and the parts of a full one that the summary does not hold."""
+    """Return what is missing and why: what the comparison says, and the parts of a full one that
+    the summary does not hold.
+    """
     found = [(each.what, each.why) for each in summary.missing]
     modes = {run.mode for run in summary.runs}
     workloads = {run.workload for run in summary.runs}
     told = " ".join(each.what for each in summary.missing)
     why = "not in this comparison"
     found += [(f"mode {mode}", why) for mode in MODES if mode not in modes and mode not in told]
-    found += [(f"workload {workload}", why) for workload in WORKLOADS if workload not in workloads and workload not in told]
+    found += [
+        (f"workload {workload}", why) for workload in WORKLOADS if workload not in workloads and workload not in told
+    ]
     parts = {
         "open-loop latencies": any(run.load == "open" for run in summary.runs),
         "memory and CPU by number of pods": summary.scale,
@@ -188,13 +206,18 @@ def absences(summary: Summary) -> list[tuple[str, str]]:
 def rated(summary: Summary) -> list[Rated]:
     """Return the ratios as rows."""
     return [
-        Rated(name, ratio, ratio.value / ratio.before - 1 if ratio.before else None) for name, ratio in summary.ratios.items()
-    ]  # fmt: skip
+        Rated(name, ratio, ratio.value / ratio.before - 1 if ratio.before else None)
+        for name, ratio in summary.ratios.items()
+    ]
 
 
 def title(run: Run) -> str:
     """Return which run it is."""
-    load = f"{run.rate:,.0f} requests/s asked" if run.load == "open" and run.rate else f"{run.connections} connection{'s' * (run.connections != 1)}"
+    load = (
+        f"{run.rate:,.0f} requests/s asked"
+        if run.load == "open" and run.rate
+        else f"{run.connections} connection{'s' * (run.connections != 1)}"
+    )
     return f"{run.mode}{f' ({run.variant})' if run.variant else ''}, {run.workload}, {load}"
 
 
@@ -214,21 +237,37 @@ def curves(summary: Summary) -> list[Chart]:
     found = []
     for workload in _workloads(runs):
         for rate, connections in sorted({(run.rate or 0, run.connections) for run in runs if run.workload == workload}):
-            group = [run for run in runs if (run.workload, run.rate or 0, run.connections) == (workload, rate, connections)]
+            group = [
+                run for run in runs if (run.workload, run.rate or 0, run.connections) == (workload, rate, connections)
+            ]
             how = f"{rate:,.0f} requests/s over {connections} connections"
-            found.append(Chart(f"{_explained(workload)}; {how}", charts.latency_curves(group, f"latency by percentile, {workload}, {how}")))
+            found.append(
+                Chart(
+                    f"{_explained(workload)}; {how}",
+                    charts.latency_curves(group, f"latency by percentile, {workload}, {how}"),
+                )
+            )
     return found
 
 
 def under_load(summary: Summary) -> list[Chart]:
-    """Return the throughput of each workload at its largest number of connections, then latency by rate where there are several rates."""
+    """Return the throughput of each workload at its largest number of connections, then latency by
+    rate where there are several rates.
+    """
     found = []
     for workload in _workloads(summary.runs):
         _, many = _ends(summary.runs, workload)
         if workload in STREAMS:
             chart = _bars(summary, workload, many, lambda run: run.bits_per_second, gigabits, gigabits)
         elif workload != "chain5":
-            chart = _bars(summary, workload, many, lambda run: run.requests_per_second, lambda value: f"{value:,.0f}/s", charts.throughput)
+            chart = _bars(
+                summary,
+                workload,
+                many,
+                lambda run: run.requests_per_second,
+                lambda value: f"{value:,.0f}/s",
+                charts.throughput,
+            )
         else:
             continue
         unit = "" if workload in STREAMS else f"; requests/s, {many} connections"
@@ -237,7 +276,9 @@ def under_load(summary: Summary) -> list[Chart]:
 
 
 def _by_rate(summary: Summary) -> Iterator[Chart]:
-    runs = [run for run in summary.runs if run.load == "open" and run.rate and run.latency_us.get("p99") and not run.variant]
+    runs = [
+        run for run in summary.runs if run.load == "open" and run.rate and run.latency_us.get("p99") and not run.variant
+    ]
     for workload in _workloads(runs):
         series: dict[str, list[tuple[float, float]]] = {}
         for run in sorted((run for run in runs if run.workload == workload), key=lambda run: run.rate or 0):
@@ -249,8 +290,13 @@ def _by_rate(summary: Summary) -> Iterator[Chart]:
 
 
 def _bars(
-    summary: Summary, workload: str, connections: int, of: Callable[[Run], float | None], text: Callable[[float], str], show: Callable[[float], str]
-) -> Markup | None:  # fmt: skip
+    summary: Summary,
+    workload: str,
+    connections: int,
+    of: Callable[[Run], float | None],
+    text: Callable[[float], str],
+    show: Callable[[float], str],
+) -> Markup | None:
     rows = [
         Bar(f"{run.mode} {run.variant}".strip(), run.mode, value, text(value), run.lowest, run.highest)
         for run in sorted(summary.runs, key=lambda run: (order(run.mode), run.variant))
@@ -264,10 +310,21 @@ def latencies(summary: Summary) -> list[Chart]:
     found = []
     for workload in _workloads(summary.runs):
         for connections in sorted(set(_ends(summary.runs, workload))):
-            rows = _latency_bars([run for run in summary.runs if (run.workload, run.connections) == (workload, connections) and workload != "chain5"])
+            rows = _latency_bars(
+                [
+                    run
+                    for run in summary.runs
+                    if (run.workload, run.connections) == (workload, connections) and workload != "chain5"
+                ]
+            )
             if rows:
                 label = f"p50 and p99, {workload}, {connections} connections"
-                found.append(Chart(f"{_explained(workload)}; {connections} connection{'s' * (connections != 1)}", charts.bars(rows, label, microseconds)))
+                found.append(
+                    Chart(
+                        f"{_explained(workload)}; {connections} connection{'s' * (connections != 1)}",
+                        charts.bars(rows, label, microseconds),
+                    )
+                )
     return found
 
 
@@ -290,10 +347,23 @@ def chain(summary: Summary) -> list[Chart]:
         rows = []
         for bar in _latency_bars(runs):
             ratio = _divide(bar.inner, base)
-            rows.append(Bar(bar.name, bar.mode, bar.value, f"{bar.text}{f' ({times(ratio)} direct)' if ratio else ''}", inner=bar.inner))
+            rows.append(
+                Bar(
+                    bar.name,
+                    bar.mode,
+                    bar.value,
+                    f"{bar.text}{f' ({times(ratio)} direct)' if ratio else ''}",
+                    inner=bar.inner,
+                )
+            )
         if rows:
             label = f"p50 and p99, one request through five services, {connections} connections"
-            found.append(Chart(f"{_explained('chain5')}; {connections} connection{'s' * (connections != 1)}", charts.bars(rows, label, microseconds)))
+            found.append(
+                Chart(
+                    f"{_explained('chain5')}; {connections} connection{'s' * (connections != 1)}",
+                    charts.bars(rows, label, microseconds),
+                )
+            )
     return found
 
 
@@ -301,16 +371,30 @@ def by_pods(summary: Summary) -> list[Chart]:
     """Return memory and idle CPU by the number of pods."""
     found = []
     if any(each.memory_bytes for each in summary.scale):
-        found.append(Chart("memory that a mode adds to the node (PSS of its processes)", charts.scale(summary.scale, lambda each: each.memory_bytes, "memory")))
+        found.append(
+            Chart(
+                "memory that a mode adds to the node (PSS of its processes)",
+                charts.scale(summary.scale, lambda each: each.memory_bytes, "memory"),
+            )
+        )
     if any(each.idle_cpu_percent for each in summary.scale):
-        drawing = charts.scale(summary.scale, lambda each: each.idle_cpu_percent, "idle CPU, % of a core", lambda value: f"{figure(value)} %")
+        drawing = charts.scale(
+            summary.scale,
+            lambda each: each.idle_cpu_percent,
+            "idle CPU, % of a core",
+            lambda value: f"{figure(value)} %",
+        )
         found.append(Chart("CPU that a mode takes while no pod does anything", drawing))
     return found
 
 
 def modes(summary: Summary) -> list[str]:
     """Return every mode that the summary speaks of, in order."""
-    named = {run.mode for run in summary.runs} | {each.mode for each in summary.scale} | {mode.partition(" (")[0] for mode in summary.work}
+    named = (
+        {run.mode for run in summary.runs}
+        | {each.mode for each in summary.scale}
+        | {mode.partition(" (")[0] for mode in summary.work}
+    )
     return sorted(named, key=lambda mode: (order(mode), mode))
 
 
@@ -330,4 +414,10 @@ def told(value: Any) -> str:
         return "yes" if value else "no"
     if isinstance(value, list | tuple) and all(isinstance(each, str) for each in value):
         return ", ".join(value)
-    return f"{value:,}" if isinstance(value, float) else str(value) if isinstance(value, str | int) else json.dumps(value, default=str)
+    return (
+        f"{value:,}"
+        if isinstance(value, float)
+        else str(value)
+        if isinstance(value, str | int)
+        else json.dumps(value, default=str)
+    )

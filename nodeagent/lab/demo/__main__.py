@@ -25,10 +25,19 @@ def _console() -> Console:
 
 
 @click.command()
-@click.option("--requests", default=300, show_default=True, type=click.IntRange(20, 5000), help="How many pages to ask for.")
-@click.option("--yaml", "only_yaml", is_flag=True, help="Print the application as YAML for `nodeagent lab up -f -`, and nothing else.")
+@click.option(
+    "--requests", default=300, show_default=True, type=click.IntRange(20, 5000), help="How many pages to ask for."
+)
+@click.option(
+    "--yaml",
+    "only_yaml",
+    is_flag=True,
+    help="Print the application as YAML for `nodeagent lab up -f -`, and nothing else.",
+)
 def main(requests: int, only_yaml: bool) -> None:
-    """Run a small application without and with agents, and show what can be seen of it. Takes root; leaves nothing behind."""
+    """Run a small application without and with agents, and show what can be seen of it. Takes root;
+    leaves nothing behind.
+    """
     if only_yaml:
         click.echo(manifest(), nl=False)
         return
@@ -45,7 +54,10 @@ def main(requests: int, only_yaml: bool) -> None:
     if faults := broken(found):
         sys.exit("\n".join(f"error: a claim does not hold: {fault}" for fault in faults))
     show_next(console)
-    console.print(f"\n[green]✓[/] [bold]Every claim holds[/] [dim]({time.monotonic() - started:.0f} s; nothing is left on this machine)")
+    console.print(
+        f"\n[green]✓[/] [bold]Every claim holds[/] [dim]({time.monotonic() - started:.0f} s; nothing is left "
+        "on this machine)"
+    )
 
 
 if __name__ == "__main__":

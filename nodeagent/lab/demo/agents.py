@@ -30,7 +30,11 @@ class Samples:
 
     def select(self, name: str, **labels: str) -> Iterator[tuple[Labels, float]]:
         """Yield labels and value of the series of *name* that have these *labels*."""
-        return ((found, value) for sample, found, value in self._samples if sample == name and labels.items() <= found.items())
+        return (
+            (found, value)
+            for sample, found, value in self._samples
+            if sample == name and labels.items() <= found.items()
+        )
 
     def paths(self) -> Paths:
         """Return captured connections by direction and path."""
@@ -56,7 +60,12 @@ class Proof:
     @property
     def holds(self) -> bool:
         """Whether each side proved to be who it should be, by the means expected."""
-        return self.count > 0 and self.clients == {self.hop.client} and self.servers == {self.hop.server} and self.policies == {self.hop.policy}
+        return (
+            self.count > 0
+            and self.clients == {self.hop.client}
+            and self.servers == {self.hop.server}
+            and self.policies == {self.hop.policy}
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,7 +117,9 @@ def _metrics(lab: Lab, node: str) -> str:
     try:
         status, text = http.get(lab.netns(node), ADMIN_PORT, "/metrics")
     except OSError as error:
-        raise ControlError(f"{node}: the agent's metrics on port {ADMIN_PORT}: {error}; its log: {lab.agent(node).log}") from None
+        raise ControlError(
+            f"{node}: the agent's metrics on port {ADMIN_PORT}: {error}; its log: {lab.agent(node).log}"
+        ) from None
     if status != HTTPStatus.OK:
         raise ControlError(f"{node}: the agent's metrics on port {ADMIN_PORT}: {status} {text[:200]}")
     return text

@@ -12,7 +12,9 @@ from nodeagent.lab.demo.wiretap import Seen
 
 @dataclass(frozen=True, slots=True)
 class Findings:
-    """Everything that the demo shows. ``direct`` is the lab without agents, which shows that what is looked for could be found."""
+    """Everything that the demo shows. ``direct`` is the lab without agents, which shows that what
+    is looked for could be found.
+    """
 
     reader: str
     """The random name that requests, answers and the store's data carry."""
@@ -47,11 +49,16 @@ def _requests(found: Findings) -> Iterator[str]:
 def _underlay(found: Findings) -> Iterator[str]:
     seen = found.agent_underlay
     if seen.marked or seen.marked_bytes:
-        yield f"plaintext on the underlay: {seen.marked} of {seen.packets} packets between the agents show {found.reader}"
+        yield (
+            f"plaintext on the underlay: {seen.marked} of {seen.packets} packets between the agents show {found.reader}"
+        )
     if not seen.records:
         yield f"nothing encrypted on the underlay: no TLS record in {seen.packets} packets between the agents"
     if not found.direct_underlay.marked:
-        yield f"tcpdump proves nothing: without agents too it has seen no {found.reader} in {found.direct_underlay.packets} packets"
+        yield (
+            f"tcpdump proves nothing: without agents too it has seen no {found.reader} in "
+            f"{found.direct_underlay.packets} packets"
+        )
     if missed := seen.dropped or found.direct_underlay.dropped:
         yield f"tcpdump missed {missed} packets: is the machine overloaded? try again"
 
@@ -61,14 +68,19 @@ def _capture(found: Findings) -> Iterator[str]:
     for path in ("proxy-local", "proxy-mtls"):
         if not outbound.get(path):
             yield f"nothing captured on path {path}: outbound connections were {outbound or 'none'}"
-    if others := {path: count for path, count in outbound.items() if count and path not in ("proxy-local", "proxy-mtls")}:
+    if others := {
+        path: count for path, count in outbound.items() if count and path not in ("proxy-local", "proxy-mtls")
+    }:
         yield f"captured, but neither kept on its node nor encrypted: {others}"
 
 
 def _identities(found: Findings) -> Iterator[str]:
     for proof in found.proofs:
         if not proof.holds:
-            proved = f"client {_listed(proof.clients)}, server {_listed(proof.servers)}, by {_listed(proof.policies)}, {proof.count} times"
+            proved = (
+                f"client {_listed(proof.clients)}, server {_listed(proof.servers)}, by {_listed(proof.policies)}, "
+                f"{proof.count} times"
+            )
             yield f"identities of {proof.hop.source} -> {proof.hop.destination} are not as expected: {proved}"
 
 

@@ -56,7 +56,10 @@ def show_next(console: Console) -> None:
 def _pages(console: Console, found: Findings) -> None:
     versions, good = found.agent.versions, len(found.agent.milliseconds) - len(found.agent.failures)
     _title(console, "What came back", f"through the agents, for the reader named {found.reader}")
-    console.print(f"  {max(good, 0)} of {found.requests} pages as they should be: {versions['v1']} with reviews v1, {versions['v2']} with v2")
+    console.print(
+        f"  {max(good, 0)} of {found.requests} pages as they should be: {versions['v1']} with reviews v1, "
+        f"{versions['v2']} with v2"
+    )
 
 
 def _connections(console: Console, found: Findings) -> None:
@@ -77,9 +80,16 @@ def _identities(console: Console, found: Findings) -> None:
 
 
 def _proved(proof: Proof) -> tuple[str, str, str, str]:
-    clients, servers = ("…" + _listed([name.removeprefix(IDENTITIES) for name in side]) for side in (proof.clients, proof.servers))
+    clients, servers = (
+        "…" + _listed([name.removeprefix(IDENTITIES) for name in side]) for side in (proof.clients, proof.servers)
+    )
     unit = "request" if proof.hop.protocol == "http" else "TCP connection"
-    return clients, servers, _listed([_MEANS.get(policy, policy) for policy in proof.policies]), f"{proof.count} {unit}{'s' * (proof.count != 1)}"
+    return (
+        clients,
+        servers,
+        _listed([_MEANS.get(policy, policy) for policy in proof.policies]),
+        f"{proof.count} {unit}{'s' * (proof.count != 1)}",
+    )
 
 
 def _underlay(console: Console, found: Findings) -> None:
@@ -95,8 +105,14 @@ def _seen(seen: Seen) -> tuple[str, ...]:
 
 
 def _latency(console: Console, found: Findings) -> None:
-    _title(console, "Latency", f"milliseconds, {ROUNDS * REQUESTS_PER_ROUND} requests each way, over one connection at a time")
-    table = _table(("", ""), ("direct p50", "r"), ("p90", "r"), ("agents p50", "r"), ("p90", "r"), ("ratio of p50", "r"))
+    _title(
+        console,
+        "Latency",
+        f"milliseconds, {ROUNDS * REQUESTS_PER_ROUND} requests each way, over one connection at a time",
+    )
+    table = _table(
+        ("", ""), ("direct p50", "r"), ("p90", "r"), ("agents p50", "r"), ("p90", "r"), ("ratio of p50", "r")
+    )
     for each in found.latencies:
         ratio = each.agent.percentile(50) / each.direct.percentile(50)
         table.add_row(each.what, *_percentiles(each.direct), *_percentiles(each.agent), f"[bold]{ratio:.1f} ×")
@@ -111,7 +127,9 @@ def _percentiles(visit: Visit) -> tuple[str, str]:
 def _memory(console: Console, found: Findings) -> None:
     _title(console, "Memory of the agents", "PSS of all their processes")
     for each in found.footprints:
-        console.print(f"  {each.node}  [bold]{each.pss / 1e6:.0f} MB[/] [dim]in {each.processes} processes, for {each.pods} pods")
+        console.print(
+            f"  {each.node}  [bold]{each.pss / 1e6:.0f} MB[/] [dim]in {each.processes} processes, for {each.pods} pods"
+        )
 
 
 def _title(console: Console, title: str, remark: str) -> None:
@@ -134,7 +152,9 @@ def _listed(values: Sequence[str]) -> str:
 
 
 def _command(script: str, module: str) -> str:
-    """Return how this environment's *script* is called from the current folder, or the *module* behind it where that is not installed."""
+    """Return how this environment's *script* is called from the current folder, or the *module*
+    behind it where that is not installed.
+    """
     path = Path(sys.executable).parent / script
     return _relative(path) if path.exists() else f"{_relative(Path(sys.executable))} {module}"
 

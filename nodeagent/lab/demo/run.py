@@ -48,7 +48,8 @@ class Steps:
 
 
 def run(console: Console, requests: int) -> Findings:
-    """Carry the demo out with *requests* pages and return what it has found; its labs are gone then, and also after an error or a signal.
+    """Carry the demo out with *requests* pages and return what it has found; its labs are gone
+    then, and also after an error or a signal.
 
     Raises LabError and other NodeagentErrors, and KeyboardInterrupt for SIGINT, SIGTERM and SIGHUP.
     """
@@ -98,7 +99,9 @@ def _carry_out(steps: Steps, requests: int) -> Findings:
 
 @contextmanager
 def _alone() -> Iterator[None]:
-    """Hold a name of the kernel's meanwhile that only one demo can have, and that a killed one gives back; raises LabError if it is taken."""
+    """Hold a name of the kernel's meanwhile that only one demo can have, and that a killed one
+    gives back; raises LabError if it is taken.
+    """
     with socket.socket(socket.AF_UNIX) as lock:
         try:
             lock.bind("\0nodeagent-demo")

@@ -29,7 +29,9 @@ class Visit:
     failures: tuple[str, ...] = ()
 
     def __add__(self, other: Visit) -> Visit:
-        return Visit(self.milliseconds + other.milliseconds, self.versions + other.versions, self.failures + other.failures)
+        return Visit(
+            self.milliseconds + other.milliseconds, self.versions + other.versions, self.failures + other.failures
+        )
 
     def percentile(self, percent: int) -> float:
         """Return milliseconds that *percent* of the requests took at most; raises LabError when there are none."""
@@ -53,7 +55,9 @@ def visit(lab: Lab, reader: str, count: int) -> Visit:
 
 
 def measure(direct: Lab, agent: Lab, reader: str) -> tuple[Latency, ...]:
-    """Measure latency over one connection at a time, both labs in turn, so that what disturbs the machine disturbs both."""
+    """Measure latency over one connection at a time, both labs in turn, so that what disturbs the
+    machine disturbs both.
+    """
     sums = {(lab.name, url): Visit() for lab in (direct, agent) for url in MEASURED}
     for turn in range(ROUNDS):
         for lab in (direct, agent) if turn % 2 == 0 else (agent, direct):
@@ -67,8 +71,16 @@ def _run(lab: Lab, reader: str, count: int, per_connection: int, urls: Sequence[
     try:
         done = lab.exec(VISITOR, argv, NAMESPACE, timeout=_TIMEOUT_SECONDS)
     except subprocess.TimeoutExpired:
-        raise LabError(f"{count} requests from {NAMESPACE}/{VISITOR} in lab {lab.name} were not answered within {_TIMEOUT_SECONDS:g} s") from None
+        raise LabError(
+            f"{count} requests from {NAMESPACE}/{VISITOR} in lab {lab.name} were not answered within "
+            f"{_TIMEOUT_SECONDS:g} s"
+        ) from None
     if done.returncode:
-        raise LabError(f"visitor.py in {NAMESPACE}/{VISITOR} ended with {done.returncode}: {done.stderr.strip()[-300:]}")
+        raise LabError(
+            f"visitor.py in {NAMESPACE}/{VISITOR} ended with {done.returncode}: {done.stderr.strip()[-300:]}"
+        )
     told = json.loads(done.stdout)
-    return {url: Visit(tuple(each["milliseconds"]), Counter(each["versions"]), tuple(each["failures"])) for url, each in told.items()}
+    return {
+        url: Visit(tuple(each["milliseconds"]), Counter(each["versions"]), tuple(each["failures"]))
+        for url, each in told.items()
+    }

@@ -1,4 +1,6 @@
-"""What passes between the nodes: recorded by tcpdump on the underlay's bridge, then searched. :func:`examine` is pure."""
+"""What passes between the nodes: recorded by tcpdump on the underlay's bridge, then searched.
+:func:`examine` is pure.
+"""
 
 from __future__ import annotations
 
@@ -64,9 +66,14 @@ class Recording:
 
 @contextmanager
 def record(lab: Lab) -> Iterator[Recording]:
-    """Record all TCP between the nodes of *lab* meanwhile. Raises LabError if tcpdump does not work; no file with a name is made."""
+    """Record all TCP between the nodes of *lab* meanwhile. Raises LabError if tcpdump does not
+    work; no file with a name is made.
+    """
     argv = ["tcpdump", "-i", "node1", "-U", "--immediate-mode", "-B", "16384", "-s", "0", "-w", "-", "tcp"]
-    with tempfile.TemporaryFile() as file, lab.popen("underlay", argv, stdout=file, stderr=subprocess.PIPE, text=True) as tcpdump:
+    with (
+        tempfile.TemporaryFile() as file,
+        lab.popen("underlay", argv, stdout=file, stderr=subprocess.PIPE, text=True) as tcpdump,
+    ):
         recording = Recording()
         try:
             _started(tcpdump)
@@ -88,7 +95,9 @@ def _started(tcpdump: subprocess.Popen[str]) -> None:
     words: list[str] = []
     while "listening on" not in (line := tcpdump.stderr.readline()):
         if not line:
-            raise LabError(f"tcpdump does not run on the underlay (is it installed?): {' '.join(words) or 'it says nothing'}")
+            raise LabError(
+                f"tcpdump does not run on the underlay (is it installed?): {' '.join(words) or 'it says nothing'}"
+            )
         words.append(line.strip())
 
 
@@ -137,7 +146,9 @@ def _assembled(segments: dict[int, bytes]) -> bytes:
     """Return the bytes of a stream in order, what was sent again only once; sequence numbers may wrap."""
     first = next(iter(segments))
     text, end = bytearray(), 0
-    for offset, payload in sorted(((sequence - first + (1 << 31)) % (1 << 32) - (1 << 31), payload) for sequence, payload in segments.items()):
+    for offset, payload in sorted(
+        ((sequence - first + (1 << 31)) % (1 << 32) - (1 << 31), payload) for sequence, payload in segments.items()
+    ):
         text += payload[max(0, end - offset) :] if text else payload
         end = max(end, offset + len(payload))
     return bytes(text)

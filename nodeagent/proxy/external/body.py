@@ -1,4 +1,6 @@
-"""A request's body, as far as an authorizer wants to see it: held back until enough of it has come, then forwarded as if nothing had been."""
+"""A request's body, as far as an authorizer wants to see it: held back until enough of it has come,
+then forwarded as if nothing had been.
+"""
 
 from __future__ import annotations
 
@@ -8,9 +10,11 @@ from nodeagent.proxy.http1.exchange import NO_BODY, Exchange, without
 
 
 async def beginning(exchange: Exchange, wanted: RequestBody) -> Body | None:
-    """Return what of the body of *exchange* may be shown; None: it has none, or the client did not wait.
+    """Return what of the body of *exchange* may be shown; None: it has none, or the client did not
+    wait.
 
-    Partial: there is more of it than *wanted* lets be shown. No more is held meanwhile than that and what one read brings.
+    Partial: there is more of it than *wanted* lets be shown. No more is held meanwhile than that
+    and what one read brings.
     """
     if exchange.body == NO_BODY:
         return None
@@ -23,7 +27,9 @@ async def beginning(exchange: Exchange, wanted: RequestBody) -> Body | None:
 
 
 def _invite(exchange: Exchange) -> None:
-    """Say what a client waits for that asks before it sends its body (RFC 9110 section 10.1.1): the application cannot say it yet."""
+    """Say what a client waits for that asks before it sends its body (RFC 9110 section 10.1.1): the
+    application cannot say it yet.
+    """
     expected = exchange.header("expect")
     if expected is None or expected.lower() != "100-continue" or exchange.http10:
         return

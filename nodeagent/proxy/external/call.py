@@ -1,4 +1,6 @@
-"""Single calls to a gRPC service over connections that are kept: bounded in time, number and size. A failure is a :class:`CallError`."""
+"""Single calls to a gRPC service over connections that are kept: bounded in time, number and size.
+A failure is a :class:`CallError`.
+"""
 
 from __future__ import annotations
 
@@ -23,9 +25,13 @@ from nodeagent.proxy.pool import DialError, Dialled
 MAX_ANSWER: Final = 256 << 10
 """Bytes of an answer."""
 MAX_CALLS: Final = 1024
-"""Calls to one provider under way at once; more are refused at once, so that a slow provider does not pile requests up."""
+"""Calls to one provider under way at once; more are refused at once, so that a slow provider does
+not pile requests up.
+"""
 MAX_CONNECTIONS: Final = 64
-"""Connections to one provider that are kept: one for each of its endpoints, or each pod for which an endpoint is asked."""
+"""Connections to one provider that are kept: one for each of its endpoints, or each pod for which
+an endpoint is asked.
+"""
 _WINDOW: Final = Configuration(http2_stream_window_size=(1 << 16) - 1, http2_connection_window_size=1 << 20)
 _Answer = TypeVar("_Answer", bound=Message)
 log = logging.getLogger("nodeagent.proxy")
@@ -45,7 +51,9 @@ class Caller:
         self._failing = False
 
     async def call(self, request: Message, answer: type[_Answer], timeout: float, asker: str) -> _Answer:
-        """Send *request* for the pod *asker*; return the answer, which must come within *timeout* seconds. Raises CallError."""
+        """Send *request* for the pod *asker*; return the answer, which must come within *timeout*
+        seconds. Raises CallError.
+        """
         try:
             if self._calls >= MAX_CALLS:
                 raise CallError(f"{MAX_CALLS} calls wait for an answer already")
@@ -59,7 +67,9 @@ class Caller:
                 self._calls -= 1
         except CallError as error:
             if not self._failing:
-                log.warning("extension provider %s (%s:%d) does not answer: %s", self._name, self._service, self._port, error)
+                log.warning(
+                    "extension provider %s (%s:%d) does not answer: %s", self._name, self._service, self._port, error
+                )
             self._failing = True
             raise
         if self._failing:
@@ -78,7 +88,8 @@ class Caller:
         try:
             return await self._attempt(request, answer, asker, limit)
         except StreamTerminatedError:
-            # The connection went away under the call: a provider that restarts or renews connections. Its next endpoint is asked once.
+            # The connection went away under the call: a provider that restarts or renews
+            # connections. Its next endpoint is asked once.
             pass
         try:
             return await self._attempt(request, answer, asker, limit)
@@ -116,7 +127,9 @@ class Caller:
         shared = self._channels.get(way)
         if shared is None:
             shared = self._channels[way] = _Shared(
-                Inside(way.connect, way.address, way.port) if way.connect else Channel(way.address, way.port, config=_WINDOW)
+                Inside(way.connect, way.address, way.port)
+                if way.connect
+                else Channel(way.address, way.port, config=_WINDOW)
             )
             if len(self._channels) > MAX_CONNECTIONS:
                 self._channels.popitem(last=False)[1].retire()
@@ -188,5 +201,7 @@ async def _bounded(stream: Stream[Message, _Answer], answer: type[_Answer]) -> _
             return None  # the trailers say why
         compressed, length = struct.unpack(">?I", head)
         if compressed or length > MAX_ANSWER:
-            raise CallError("the answer is compressed" if compressed else f"the answer is longer than {MAX_ANSWER} bytes")
+            raise CallError(
+                "the answer is compressed" if compressed else f"the answer is longer than {MAX_ANSWER} bytes"
+            )
         return answer.FromString(await stream._stream.recv_data(length))

@@ -33,7 +33,9 @@ class ExtAuthz:
         """What it wants to see of requests' bodies."""
         self._caller = Caller(name, settings.service, settings.port, PATH, resolve)
 
-    async def check(self, source: Party, destination: Party, http: HttpFacts | None, sni: str = "", asker: str = "") -> Verdict:
+    async def check(
+        self, source: Party, destination: Party, http: HttpFacts | None, sni: str = "", asker: str = ""
+    ) -> Verdict:
         """Ask for the pod *asker* about a request, or about a connection when *http* is None.
 
         Never raises; what the provider does not answer the settings do.
@@ -48,7 +50,9 @@ class ExtAuthz:
         self._caller.close()
 
 
-def _attributes(source: Party, destination: Party, http: HttpFacts | None, sni: str, body: RequestBody | None) -> AttributeContext:
+def _attributes(
+    source: Party, destination: Party, http: HttpFacts | None, sni: str, body: RequestBody | None
+) -> AttributeContext:
     attributes = AttributeContext()
     for party, peer in ((source, attributes.source), (destination, attributes.destination)):
         peer.address.socket_address.address, peer.address.socket_address.port_value = party.address, party.port
@@ -58,9 +62,15 @@ def _attributes(source: Party, destination: Party, http: HttpFacts | None, sni: 
     attributes.request.time.GetCurrentTime()
     if http is not None:
         asked = attributes.request.http
-        asked.method, asked.path, asked.host, asked.scheme = utf8(http.method), utf8(http.path), utf8(http.host), http.scheme
+        asked.method, asked.path, asked.host, asked.scheme = (
+            utf8(http.method),
+            utf8(http.path),
+            utf8(http.host),
+            http.scheme,
+        )
         asked.protocol = http.version
-        # As Envoy has them: pseudo-headers among the others, lines of one name joined, Host as :authority.
+        # As Envoy has them: pseudo-headers among the others, lines of one name joined, Host as
+        # :authority.
         merged = {":method": http.method, ":path": http.path, ":authority": http.host, ":scheme": http.scheme}
         for name, value in http.headers:
             lower = name.lower()
@@ -68,7 +78,13 @@ def _attributes(source: Party, destination: Party, http: HttpFacts | None, sni: 
                 merged[lower] = f"{merged[lower]},{value}" if lower in merged else value
         asked.id = utf8(merged.get("x-request-id", ""))
         length = merged.get("content-length", "")
-        asked.size = int(length) if length.isascii() and length.isdigit() and len(length) < 19 else -1 if "transfer-encoding" in merged else 0
+        asked.size = (
+            int(length)
+            if length.isascii() and length.isdigit() and len(length) < 19
+            else -1
+            if "transfer-encoding" in merged
+            else 0
+        )
         if http.body is not None:
             if body is not None and body.pack_as_bytes:
                 asked.raw_body = http.body.data
@@ -81,7 +97,9 @@ def _attributes(source: Party, destination: Party, http: HttpFacts | None, sni: 
 
 
 def _verdict(answer: CheckResponse) -> Verdict:
-    """Translate *answer*. Status OK alone allows; a body that contradicts it is not one that allows. Raises CallError."""
+    """Translate *answer*. Status OK alone allows; a body that contradicts it is not one that
+    allows. Raises CallError.
+    """
     if answer.status.code == 0 and not answer.HasField("denied_response"):
         ok = answer.ok_response
         put, added = _put(ok.headers)
@@ -98,23 +116,36 @@ def _verdict(answer: CheckResponse) -> Verdict:
     denied = answer.denied_response
     status = denied.status.code if 200 <= denied.status.code <= 599 else 403
     try:
-        return Verdict(False, status=status, headers=read(option.header for option in denied.headers), body=denied.body.encode())
+        return Verdict(
+            False, status=status, headers=read(option.header for option in denied.headers), body=denied.body.encode()
+        )
     except CallError as error:
-        # A no all the same: without an answer the request might pass, and the field may hold what the client wrote.
+        # A no all the same: without an answer the request might pass, and the field may hold what
+        # the client wrote.
         return Verdict(False, status=status, failed=str(error))
 
 
 def _put(options: Sequence[HeaderValueOption]) -> tuple[tuple[Header, ...], tuple[Header, ...]]:
-    """Return fields to set and fields to append. In this protocol ``append`` is false unless it is given, so that a client's own field does not stay."""
+    """Return fields to set and fields to append. In this protocol ``append`` is false unless it is
+    given, so that a client's own field does not stay.
+    """
     appended = [option for option in options if option.append.value]
-    return read(option.header for option in options if not option.append.value), read(option.header for option in appended)
+    return read(option.header for option in options if not option.append.value), read(
+        option.header for option in appended
+    )
 
 
 def _answer(options: Sequence[HeaderValueOption]) -> tuple[AnswerField, ...]:
-    """Return the fields for the application's answer. Here ``append`` is asked first, and then the action, which is to add unless it is given."""
+    """Return the fields for the application's answer. Here ``append`` is asked first, and then the
+    action, which is to add unless it is given.
+    """
     found: list[AnswerField] = []
     for option in options:
-        action = ("add" if option.append.value else "set") if option.HasField("append") else _ACTIONS.get(option.append_action, "add")
+        action = (
+            ("add" if option.append.value else "set")
+            if option.HasField("append")
+            else _ACTIONS.get(option.append_action, "add")
+        )
         found += [(name, value, action) for name, value in read([option.header])]
     if len(found) > MAX_FIELDS:
         raise CallError(f"the answer holds more than {MAX_FIELDS} header fields")

@@ -18,7 +18,18 @@ _PARAMETER: Final = re.compile(r"[A-Za-z0-9!$'()*+,./:;?@_~%-]{1,1024}")
 _PARAMETER_VALUE: Final = re.compile(r"[A-Za-z0-9!$'()*+,./:;=?@_~%-]{0,8192}")
 """What RFC 3986 section 3.4 lets stand in a query, but for what separates its parameters."""
 _KEPT: Final = frozenset(
-    ("host", "content-length", "transfer-encoding", "connection", "keep-alive", "proxy-connection", "te", "trailer", "upgrade", "x-forwarded-client-cert")
+    (
+        "host",
+        "content-length",
+        "transfer-encoding",
+        "connection",
+        "keep-alive",
+        "proxy-connection",
+        "te",
+        "trailer",
+        "upgrade",
+        "x-forwarded-client-cert",
+    )
 )
 """What the proxy itself answers for: where a message ends, whose connection it is, who the client is."""
 
@@ -29,7 +40,9 @@ def utf8(text: str) -> str:
 
 
 def changeable(name: str) -> str:
-    """Return *name* in lower case, or nothing when an external service may not change that field; pseudo-headers are none. Raises CallError."""
+    """Return *name* in lower case, or nothing when an external service may not change that field;
+    pseudo-headers are none. Raises CallError.
+    """
     lower = name.lower()
     if lower.startswith(":") or lower in _KEPT:
         return ""
@@ -39,7 +52,9 @@ def changeable(name: str) -> str:
 
 
 def read(values: Iterable[HeaderValue]) -> tuple[Header, ...]:
-    """Return the fields of *values* that may be put, one character a byte. Raises CallError when one cannot be a header field."""
+    """Return the fields of *values* that may be put, one character a byte. Raises CallError when
+    one cannot be a header field.
+    """
     found = []
     for value in values:
         name = changeable(value.key)

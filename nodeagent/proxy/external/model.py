@@ -1,4 +1,6 @@
-"""What an external service is told, and what it may answer. Free of gRPC, so that the proxy can use it without loading that."""
+"""What an external service is told, and what it may answer. Free of gRPC, so that the proxy can use
+it without loading that.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +24,9 @@ class Way:
 
 
 Resolve = Callable[[str, int, str], Way | None]
-"""Host (``name`` or ``namespace/name``) and port of a provider, and the uid of the pod for which it is asked -> the way to it now; None when there is none."""
+"""Host (``name`` or ``namespace/name``) and port of a provider, and the uid of the pod for which it
+is asked -> the way to it now; None when there is none.
+"""
 Header = tuple[str, str]
 AnswerAction = Literal["add", "set", "add_if_absent", "set_if_present"]
 AnswerField = tuple[str, str, AnswerAction]
@@ -73,7 +77,9 @@ class Verdict:
     status: int = 403
     """Of the refusal."""
     set: tuple[Header, ...] = ()
-    """Allowed: request header fields to put in the place of any of the same name. Names are lower-case here and below."""
+    """Allowed: request header fields to put in the place of any of the same name. Names are
+    lower-case here and below.
+    """
     append: tuple[Header, ...] = ()
     """Allowed: request header fields to add to one of the same name; without one they are left out, as by Envoy."""
     remove: tuple[str, ...] = ()

@@ -1,4 +1,6 @@
-"""The providers of agent.yaml, by name. What one that is not there would say is said here: no, or what the failure mode says."""
+"""The providers of agent.yaml, by name. What one that is not there would say is said here: no, or
+what the failure mode says.
+"""
 
 from __future__ import annotations
 
@@ -35,20 +37,30 @@ class Providers:
         authorizer = self._authorizers.get(provider)
         return authorizer.body if authorizer is not None else None
 
-    async def check(self, provider: str, source: Party, destination: Party, http: HttpFacts | None, sni: str = "", asker: str = "") -> Verdict:
-        """Ask the external authorizer *provider* for the pod *asker* about a request, or about a connection when *http* is None. Never raises."""
+    async def check(
+        self, provider: str, source: Party, destination: Party, http: HttpFacts | None, sni: str = "", asker: str = ""
+    ) -> Verdict:
+        """Ask the external authorizer *provider* for the pod *asker* about a request, or about a
+        connection when *http* is None. Never raises.
+        """
         authorizer = self._authorizers.get(provider)
         if authorizer is None:
-            return Verdict(False, failed=f"no envoyExtAuthzGrpc provider is named {provider!r:.80} in extensionProviders")
+            return Verdict(
+                False, failed=f"no envoyExtAuthzGrpc provider is named {provider!r:.80} in extensionProviders"
+            )
         return await authorizer.check(source, destination, http, sni, asker)
 
     async def ask(self, limit: GlobalLimit, descriptors: Sequence[Descriptor], asker: str = "") -> RateVerdict:
-        """Ask the service that *limit* names for the pod *asker*; without a descriptor there is nothing to ask. Never raises."""
+        """Ask the service that *limit* names for the pod *asker*; without a descriptor there is
+        nothing to ask. Never raises.
+        """
         if not descriptors:
             return RateVerdict(True)
         service = self._limits.get(limit.provider)
         if service is None:
-            return RateVerdict.unanswered(limit, f"no rateLimitGrpc provider is named {limit.provider!r:.80} in extensionProviders")
+            return RateVerdict.unanswered(
+                limit, f"no rateLimitGrpc provider is named {limit.provider!r:.80} in extensionProviders"
+            )
         return await service.ask(limit, descriptors, asker)
 
     def close(self) -> None:

@@ -1,4 +1,6 @@
-"""A request target's query, as an authorizer changes it. Free of gRPC, as is all that a request meets where nobody is asked."""
+"""A request target's query, as an authorizer changes it. Free of gRPC, as is all that a request
+meets where nobody is asked.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +8,8 @@ from collections.abc import Iterable
 
 
 def with_parameters(target: str, put: Iterable[tuple[str, str]], removed: Iterable[str]) -> str:
-    """Return the request *target* with query parameters *put* in the place of those of the same name, and then others *removed*.
+    """Return the request *target* with query parameters *put* in the place of those of the same
+    name, and then others *removed*.
 
     As by Envoy names are compared as they stand, without unescaping.
     """

@@ -34,7 +34,11 @@ class RateLimitService:
             entries = [RateLimitDescriptor.Entry(key=key, value=utf8(value)) for key, value in descriptor]
             request.descriptors.add(entries=entries)
         try:
-            return _verdict(await self._caller.call(request, RateLimitResponse, limit.timeout_seconds or self._settings.timeout, asker))
+            return _verdict(
+                await self._caller.call(
+                    request, RateLimitResponse, limit.timeout_seconds or self._settings.timeout, asker
+                )
+            )
         except CallError as error:
             return RateVerdict.unanswered(limit, str(error))
 
@@ -58,12 +62,18 @@ def _verdict(answer: RateLimitResponse) -> RateVerdict:
 
 
 def _quota(statuses: Sequence[RateLimitResponse.DescriptorStatus]) -> tuple[Header, ...]:
-    """Return what Envoy tells clients (draft-polli-ratelimit-headers-03): the limit that is nearest to its end, and the quotas of all."""
-    counted = [status for status in statuses if status.HasField("current_limit") and status.current_limit.unit in _SECONDS]
+    """Return what Envoy tells clients (draft-polli-ratelimit-headers-03): the limit that is nearest
+    to its end, and the quotas of all.
+    """
+    counted = [
+        status for status in statuses if status.HasField("current_limit") and status.current_limit.unit in _SECONDS
+    ]
     if not counted:
         return ()
     nearest = min(counted, key=lambda status: status.limit_remaining)
-    quotas = "".join(f", {status.current_limit.requests_per_unit};w={_SECONDS[status.current_limit.unit]}" for status in counted[:16])
+    quotas = "".join(
+        f", {status.current_limit.requests_per_unit};w={_SECONDS[status.current_limit.unit]}" for status in counted[:16]
+    )
     return (
         ("x-ratelimit-limit", f"{nearest.current_limit.requests_per_unit}{quotas}"),
         ("x-ratelimit-remaining", str(nearest.limit_remaining)),

@@ -1,7 +1,9 @@
-"""The server's half of HTTP/1.1: parses what a client sends, keeps requests in order, writes answers.
+"""The server's half of HTTP/1.1: parses what a client sends, keeps requests in order, writes
+answers.
 
-It never forwards bytes that it did not parse: a request's head is written anew, its body is re-framed. What is
-ambiguous is refused with 400 and the connection is closed (RFC 9112 sections 6 and 11.2).
+It never forwards bytes that it did not parse: a request's head is written anew, its body is
+re-framed. What is ambiguous is refused with 400 and the connection is closed (RFC 9112 sections 6
+and 11.2).
 """
 
 from __future__ import annotations
@@ -29,7 +31,9 @@ if TYPE_CHECKING:
 QUEUED_REQUESTS: Final = 1
 """Pipelined requests taken before reading stops; they are answered in order, one upstream at a time."""
 LINGER_SECONDS: Final = 1.0
-"""What the client still sends is read and dropped so long: a close with unread bytes is a reset, which can overtake the answer (RFC 9112 section 9.6)."""
+"""What the client still sends is read and dropped so long: a close with unread bytes is a reset,
+which can overtake the answer (RFC 9112 section 9.6).
+"""
 _BEHIND: Final = b"POST / HTTP/1.1\r\nhost: a\r\n%b\r\n\r\n"
 _SLASH: Final = 0x2F
 _PROTO_LINE: Final = (b"x-forwarded-proto", b": ", b"http", b"\r\n")
@@ -170,14 +174,21 @@ class HttpDownstream:
         exchange = Exchange(self, parser.get_method(), self._url, host, lines, perf_counter())
         framing = seen & field.FRAMING
         usual = self._hosts == 1 and host in _hosts and self._url[0] == _SLASH
-        closes = usual and framing == field.CONNECTION and self._connection == b"close" and parser.get_http_version() == "1.1"
+        closes = (
+            usual
+            and framing == field.CONNECTION
+            and self._connection == b"close"
+            and parser.get_http_version() == "1.1"
+        )
         if closes:
             exchange.keep_alive = False
             exchange.lines = without(lines, _is_closing)
         simple = closes or (usual and not framing and parser.should_keep_alive())
         if not simple and not self._frame(exchange, parser.get_http_version()):
             self._refused = BAD_REQUEST
-        elif len(lines) > self.count_limit or (self._head_bytes > self.header_limit and sum(map(len, lines)) > self.header_limit):
+        elif len(lines) > self.count_limit or (
+            self._head_bytes > self.header_limit and sum(map(len, lines)) > self.header_limit
+        ):
             self._refused = HEADERS_TOO_LARGE
         self._head_bytes = 0
         self.turns.begun += 1
@@ -237,7 +248,9 @@ class HttpDownstream:
             self._next()
 
     def _trailer(self, kind: int, name: bytes, value: bytes) -> None:
-        """Keep a trailer to pass on; fields that frame, route or identify have no business there (RFC 9110 section 6.5.1)."""
+        """Keep a trailer to pass on; fields that frame, route or identify have no business there
+        (RFC 9110 section 6.5.1).
+        """
         exchange = self.reading
         if exchange is not None and not kind:
             exchange.received += len(name) + len(value)
@@ -259,9 +272,15 @@ class HttpDownstream:
         if len(_hosts) < _HOSTS_KNOWN:
             _hosts.add(exchange.host)
         exchange.http10 = version == "1.0"
-        exchange.adopt(framing, b"" if self._hosts else self.connection.local_text.encode(), tunnels=not self.permit.only_probes)
+        exchange.adopt(
+            framing, b"" if self._hosts else self.connection.local_text.encode(), tunnels=not self.permit.only_probes
+        )
         if exchange.body and self.parser.should_upgrade():
-            self._behind = _BEHIND % (b"transfer-encoding: chunked" if exchange.body == CHUNKED_BODY else b"content-length: %d" % framing.length)
+            self._behind = _BEHIND % (
+                b"transfer-encoding: chunked"
+                if exchange.body == CHUNKED_BODY
+                else b"content-length: %d" % framing.length
+            )
         return True
 
     def _begin(self, exchange: Exchange) -> None:
@@ -296,7 +315,9 @@ class HttpDownstream:
         self.pause_reading("upgrade")
 
     def _read_behind(self, rest: bytes) -> None:
-        """Read the body behind an Upgrade (a Java client's h2c offer): llhttp believes that there is none, and would take it for the next request."""
+        """Read the body behind an Upgrade (a Java client's h2c offer): llhttp believes that there
+        is none, and would take it for the next request.
+        """
         behind, self._behind = self._behind, b""
         if self.closing:
             return
@@ -339,7 +360,9 @@ class HttpDownstream:
             self._linger()
 
     def _next(self) -> None:
-        """Go on to the next request; one that is refused at once is answered in the same loop, not in a call within the call."""
+        """Go on to the next request; one that is refused at once is answered in the same loop, not
+        in a call within the call.
+        """
         self._step_again = True
         if self._stepping:
             return
@@ -401,7 +424,9 @@ class HttpDownstream:
         self.finish(exchange)
 
     def _protocol_error(self, reason: Reason) -> None:
-        """What was sent is not HTTP, or not safely so: nothing more is read; it is answered in its turn, and the connection closes."""
+        """What was sent is not HTTP, or not safely so: nothing more is read; it is answered in its
+        turn, and the connection closes.
+        """
         if self.closing:
             return
         self._refused = reason

@@ -26,7 +26,8 @@ IDEMPOTENT: Final = frozenset((b"GET", b"HEAD", b"OPTIONS", b"TRACE", b"PUT", b"
 class Exchange:
     """The state of one request on a downstream connection; made by the downstream codec, finished once."""
 
-    # What most requests never change stays on the class: making an exchange is part of every request's cost.
+    # What most requests never change stays on the class: making an exchange is part of every
+    # request's cost.
     body = NO_BODY
     http10 = False
     request_complete = False
@@ -52,7 +53,9 @@ class Exchange:
     route: Route | None = None
     upstream: HttpUpstream | None = None
 
-    def __init__(self, downstream: HttpDownstream, method: bytes, target: bytes, host: bytes, lines: list[bytes], started: float) -> None:
+    def __init__(
+        self, downstream: HttpDownstream, method: bytes, target: bytes, host: bytes, lines: list[bytes], started: float
+    ) -> None:
         self.downstream = downstream
         self.method, self.target, self.host, self.lines = method, target, host, lines
         self.started = started
@@ -60,8 +63,10 @@ class Exchange:
         self.request_id = b""
 
     def adopt(self, framing: Framing, host: bytes, *, tunnels: bool) -> None:
-        """Take over what *framing* decided, and with it the fields as they go on. *host* stands in for a missing Host: HTTP/1.0
-        may leave out what goes on as HTTP/1.1. Unless *tunnels*, no upgrade is offered on."""
+        """Take over what *framing* decided, and with it the fields as they go on. *host* stands in
+        for a missing Host: HTTP/1.0 may leave out what goes on as HTTP/1.1. Unless *tunnels*, no
+        upgrade is offered on.
+        """
         self.keep_alive = framing.keep_alive
         self.body = CHUNKED_BODY if framing.kind is BodyKind.CHUNKED else LENGTH_BODY if framing.length else NO_BODY
         self.upgrade = bool(framing.upgrade) and self.body == NO_BODY and tunnels
@@ -75,15 +80,19 @@ class Exchange:
         self.lines = kept
 
     def header(self, name: str) -> str | None:
-        """Return the value of the field *name* (lower case), several lines joined with a comma (RFC 9110 section 5.3); None without it."""
+        """Return the value of the field *name* (lower case), several lines joined with a comma (RFC
+        9110 section 5.3); None without it.
+        """
         wanted, lines = name.encode("latin-1", "replace"), self.lines
         values = [lines[at + 2] for at in range(0, len(lines), 4) if lines[at].lower() == wanted]
         return b",".join(values).decode("latin-1") if values else None
 
     def head(self, route: Route) -> bytes:
-        """Return the request's head as it goes upstream on *route*, written anew from what was parsed.
+        """Return the request's head as it goes upstream on *route*, written anew from what was
+        parsed.
 
-        What a client says of certificates itself is left out wherever the request goes, as Istio does (SANITIZE).
+        What a client says of certificates itself is left out wherever the request goes, as Istio
+        does (SANITIZE).
         """
         lines = self.lines
         if self.client_cert:
@@ -95,11 +104,16 @@ class Exchange:
     def hold(self, enough: int) -> asyncio.Future[None]:
         """Keep the body as it comes, unframed, until :meth:`let_go`.
 
-        The future is done when *enough* bytes of it are there, when it is complete, or when nobody waits for its answer any more.
+        The future is done when *enough* bytes of it are there, when it is complete, or when nobody
+        waits for its answer any more.
         """
         held, last = bytearray(), []
         for piece in self.pending or ():  # a request that waited for its turn
-            size, data = (int(piece[: piece.index(b"\r")], 16), piece[piece.index(b"\n") + 1 : -2]) if self.body == CHUNKED_BODY else (len(piece), piece)
+            size, data = (
+                (int(piece[: piece.index(b"\r")], 16), piece[piece.index(b"\n") + 1 : -2])
+                if self.body == CHUNKED_BODY
+                else (len(piece), piece)
+            )
             if size:
                 held += data
             else:
@@ -113,7 +127,11 @@ class Exchange:
     def progressed(self) -> None:
         """Tell who waits for the body how far it is."""
         waiter = self.arrived
-        if waiter is not None and not waiter.done() and (self.finished or self.request_complete or len(self.held or b"") >= self.enough):
+        if (
+            waiter is not None
+            and not waiter.done()
+            and (self.finished or self.request_complete or len(self.held or b"") >= self.enough)
+        ):
             waiter.set_result(None)
 
     def let_go(self) -> bytes:
@@ -151,7 +169,9 @@ def without(lines: list[bytes], unwanted: Callable[[bytes], bool]) -> list[bytes
 
 
 def with_fields(lines: list[bytes], fields: tuple[tuple[str, str, str], ...]) -> list[bytes]:
-    """Return header *lines* with *fields* (lower-case name, value, how: add, set, add_if_absent or set_if_present) put one after the other."""
+    """Return header *lines* with *fields* (lower-case name, value, how: add, set, add_if_absent or
+    set_if_present) put one after the other.
+    """
     for name, value, how in fields:
         key = name.encode("latin-1")
         rest = without(lines, _named(key))

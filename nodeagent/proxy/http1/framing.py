@@ -1,7 +1,9 @@
-"""Where an HTTP/1.x message ends, and which of its fields belong to one connection only (RFC 9112 section 6, RFC 9110 section 7.6.1).
+"""Where an HTTP/1.x message ends, and which of its fields belong to one connection only (RFC 9112
+section 6, RFC 9110 section 7.6.1).
 
-Pure. What two parsers could read differently is refused, never guessed: a length that is ambiguous here is a request
-smuggled past policy there. It must never accept a message whose end an other parser may see elsewhere.
+Pure. What two parsers could read differently is refused, never guessed: a length that is ambiguous
+here is a request smuggled past policy there. It must never accept a message whose end an other
+parser may see elsewhere.
 """
 
 from __future__ import annotations
@@ -42,7 +44,9 @@ class Framing(NamedTuple):
     """The protocols asked for or switched to; empty when there are none, or when they were not named in Connection."""
 
 
-HOP_BY_HOP: Final = frozenset((b"connection", b"keep-alive", b"proxy-connection", b"te", b"transfer-encoding", b"upgrade"))
+HOP_BY_HOP: Final = frozenset(
+    (b"connection", b"keep-alive", b"proxy-connection", b"te", b"transfer-encoding", b"upgrade")
+)
 """RFC 9110 section 7.6.1."""
 _WITH_LENGTH: Final = HOP_BY_HOP | {b"content-length"}
 _END_TO_END: Final = frozenset((b"content-length", b"host"))
@@ -63,7 +67,8 @@ _UNTIL_CLOSE: Final = Framing(BodyKind.UNTIL_CLOSE, 0, False, HOP_BY_HOP)
 
 
 def request_framing(method: bytes, version: str, headers: Fields) -> Framing:
-    """Decide the framing of a request; *version* is ``1.0`` or ``1.1``, names and values are without surrounding space.
+    """Decide the framing of a request; *version* is ``1.0`` or ``1.1``, names and values are
+    without surrounding space.
 
     CONNECT gets no special reading: its caller refuses or tunnels it. Raises Ambiguous.
     """
@@ -74,8 +79,8 @@ def request_framing(method: bytes, version: str, headers: Fields) -> Framing:
 def response_framing(status: int, request_method: bytes, headers: Fields, version: str = "1.1") -> Framing:
     """Decide the framing of the response with *status* to a request with *request_method*.
 
-    1xx, 204, 304 and answers to HEAD have no body whatever their fields say; in 1xx and 204 a Content-Length has no
-    meaning and is dropped. Raises Ambiguous.
+    1xx, 204, 304 and answers to HEAD have no body whatever their fields say; in 1xx and 204 a
+    Content-Length has no meaning and is dropped. Raises Ambiguous.
     """
     names, values = _columns(headers)
     return frame_response(status, request_method, version, names, values)
@@ -97,7 +102,9 @@ def frame_request(method: bytes, version: str, names: tuple[bytes, ...], values:
     return _with_options(BodyKind.NONE if kind is None else kind, length, version, fields)
 
 
-def frame_response(status: int, request_method: bytes, version: str, names: tuple[bytes, ...], values: Sequence[bytes]) -> Framing:
+def frame_response(
+    status: int, request_method: bytes, version: str, names: tuple[bytes, ...], values: Sequence[bytes]
+) -> Framing:
     """Do what :func:`response_framing` does, for fields that stand in two columns."""
     fields = _deciding(names, values)
     bodiless = status < 200 or status in (204, 304) or request_method == b"HEAD"
@@ -106,7 +113,9 @@ def frame_response(status: int, request_method: bytes, version: str, names: tupl
     kind, length = _body(version, fields)
     if bodiless:
         framing = _with_options(BodyKind.NONE, 0, version, fields)
-        return framing._replace(hop_by_hop=framing.hop_by_hop | _WITH_LENGTH) if status < 200 or status == 204 else framing
+        return (
+            framing._replace(hop_by_hop=framing.hop_by_hop | _WITH_LENGTH) if status < 200 or status == 204 else framing
+        )
     if kind is None:
         return _with_options(BodyKind.UNTIL_CLOSE, 0, version, fields)._replace(keep_alive=False)
     return _with_options(kind, length, version, fields)
@@ -118,7 +127,9 @@ def valid_host(value: bytes) -> bool:
 
 
 def valid_target(method: bytes, target: bytes, host: bytes) -> bool:
-    """Say whether *target* is one that a server takes (RFC 9112 section 3.2): a path, ``*`` for OPTIONS, or an URL of the same *host*."""
+    """Say whether *target* is one that a server takes (RFC 9112 section 3.2): a path, ``*`` for
+    OPTIONS, or an URL of the same *host*.
+    """
     if method == b"CONNECT":
         return False
     if target == b"*":
@@ -161,7 +172,9 @@ def _deciding(names: tuple[bytes, ...], values: Sequence[bytes]) -> dict[bytes, 
 
 
 def _shape(names: tuple[bytes, ...]) -> tuple[tuple[int, bytes], ...]:
-    """Return which of *names* decide: position and lower-case name. Peers send the same names again and again, so it is kept."""
+    """Return which of *names* decide: position and lower-case name. Peers send the same names again
+    and again, so it is kept.
+    """
     if b"" in names or b"".join(names).translate(None, _TOKEN_BYTES):
         raise Ambiguous("a header name is empty or holds a character that no token may hold")
     shape = tuple((at, name) for at, name in enumerate(map(bytes.lower, names)) if name in _DECIDING)
@@ -210,6 +223,8 @@ def _with_options(kind: BodyKind, length: int, version: str, fields: dict[bytes,
 
 
 def _upgrade(values: list[bytes]) -> bytes:
-    """Return the protocols to offer on. h2c is left out: behind it requests would pass that nobody authorised one by one."""
+    """Return the protocols to offer on. h2c is left out: behind it requests would pass that nobody
+    authorised one by one.
+    """
     protocols = [protocol.strip(b" \t") for value in values for protocol in value.split(b",")]
     return b", ".join(protocol for protocol in protocols if protocol and protocol.lower() != b"h2c")

@@ -1,7 +1,7 @@
 """Which header fields the proxy looks at, found by one dictionary look-up a field.
 
-Names compare without case; the table remembers the spellings that it has met, within a bound, so that a usual
-spelling costs no lower().
+Names compare without case; the table remembers the spellings that it has met, within a bound, so
+that a usual spelling costs no lower().
 """
 
 from __future__ import annotations
@@ -52,7 +52,9 @@ _FOLDED: Final = bytes(byte if chr(byte).isascii() and chr(byte).isalnum() else 
 
 
 def folded(name: bytes) -> bytes:
-    """Return *name* in lower case, with ``-`` for every sign: fields that are alike then are one to CGI (RFC 3875 section 4.1.18), WSGI and PHP."""
+    """Return *name* in lower case, with ``-`` for every sign: fields that are alike then are one to
+    CGI (RFC 3875 section 4.1.18), WSGI and PHP.
+    """
     return name.lower().translate(_FOLDED)
 
 

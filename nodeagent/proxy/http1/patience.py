@@ -1,4 +1,6 @@
-"""How long the two sides of an HTTP connection may take: for a request's head, its body, the answer, and between requests."""
+"""How long the two sides of an HTTP connection may take: for a request's head, its body, the
+answer, and between requests.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""What a client sent, parsed in portions: it may send thousands of requests at once, in a single read, and others want the loop too."""
+"""What a client sent, parsed in portions: it may send thousands of requests at once, in a single
+read, and others want the loop too.
+"""
 
 from __future__ import annotations
 

@@ -1,7 +1,8 @@
-"""The client's half of HTTP/1.1: sends a request to an endpoint, parses the answer, hands it downstream.
+"""The client's half of HTTP/1.1: sends a request to an endpoint, parses the answer, hands it
+downstream.
 
-A connection serves one exchange at a time and returns to its pool when the answer is complete and its length was
-certain. Bytes that nobody asked for close it.
+A connection serves one exchange at a time and returns to its pool when the answer is complete and
+its length was certain. Bytes that nobody asked for close it.
 """
 
 from __future__ import annotations
@@ -110,7 +111,13 @@ class HttpUpstream:
             self._sound = False  # bytes behind a complete answer: the answer stands, the connection does not
         head, self._whole = self._whole, None
         if head is not None:
-            if exchange.keep_alive and self._complete and fresh and data[_MINOR] == _ONE and data.find(_END) + 4 + self._length == len(data):
+            if (
+                exchange.keep_alive
+                and self._complete
+                and fresh
+                and data[_MINOR] == _ONE
+                and data.find(_END) + 4 + self._length == len(data)
+            ):
                 # The packet is one whole answer that needs no change: it goes on as it came.
                 self._parts.clear()
                 exchange.sent += len(data)
@@ -151,7 +158,8 @@ class HttpUpstream:
             self._finish(exchange)
             return
         if self.served and exchange.replayable():
-            # The endpoint closed an idle connection while the request was on its way (RFC 9112 section 9.3.1).
+            # The endpoint closed an idle connection while the request was on its way (RFC 9112
+            # section 9.3.1).
             self.exchange = exchange.upstream = None
             self.pool.retry(exchange)
             return
@@ -227,7 +235,12 @@ class HttpUpstream:
     def _head(self, exchange: Exchange, status: int, lines: list[bytes]) -> None:
         """Decide the framing of an answer in full and write its head anew."""
         try:
-            framing = response_framing(status, exchange.method, list(zip(lines[0::4], lines[2::4], strict=True)), self._parser.get_http_version())
+            framing = response_framing(
+                status,
+                exchange.method,
+                list(zip(lines[0::4], lines[2::4], strict=True)),
+                self._parser.get_http_version(),
+            )
         except Ambiguous:
             self._sound = False
             self._fail(UPSTREAM_PROTOCOL)
@@ -245,7 +258,9 @@ class HttpUpstream:
         if unbounded and exchange.http10:
             exchange.keep_alive = False
         lines = without(lines, lambda name: name.lower() in framing.hop_by_hop)
-        self._write_head(exchange, status, with_fields(lines, exchange.answer_fields) if exchange.answer_fields else lines)
+        self._write_head(
+            exchange, status, with_fields(lines, exchange.answer_fields) if exchange.answer_fields else lines
+        )
         if framing.kind is BodyKind.NONE:
             self._complete = True
 
@@ -290,7 +305,9 @@ class HttpUpstream:
                 return
         if not exchange.http10:
             self._parts += (b"HTTP/1.1 %d %b\r\n" % (status, PHRASES.get(status, b"")), *lines, b"\r\n")
-            self._flush(exchange)  # at once: the answer's head, which may be in the same packet, is put before what is held
+            # at once: the answer's head, which may be in the same packet, is put before what is
+            # held
+            self._flush(exchange)
 
     def _flush(self, exchange: Exchange) -> None:
         data = b"".join(self._parts)

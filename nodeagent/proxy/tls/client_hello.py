@@ -1,7 +1,9 @@
-"""What the first bytes of a connection are: a TLS ClientHello (RFC 8446 section 4.1.2), surely something else, or too few to tell.
+"""What the first bytes of a connection are: a TLS ClientHello (RFC 8446 section 4.1.2), surely
+something else, or too few to tell.
 
-Sans-I/O and bounded: it reads at most 16 KiB, decides nothing about trust, and never consumes what it looks at. Whatever
-is malformed is not TLS: the caller then treats it as the plaintext that a STRICT pod does not take.
+Sans-I/O and bounded: it reads at most 16 KiB, decides nothing about trust, and never consumes what
+it looks at. Whatever is malformed is not TLS: the caller then treats it as the plaintext that a
+STRICT pod does not take.
 """
 
 from __future__ import annotations
@@ -114,7 +116,9 @@ def _message(data: bytes) -> bytes | None:
 
 
 def _record(data: bytes, at: int) -> int | None:
-    """Check the record header at *at* as far as it is there; return where the record ends, None when that is not known yet."""
+    """Check the record header at *at* as far as it is there; return where the record ends, None
+    when that is not known yet.
+    """
     header = data[at : at + _RECORD_HEADER]
     if header[:1] not in (b"", b"\x16") or header[1:2] not in (b"", b"\x03") or (len(header) > 2 and header[2] > 4):
         raise _MalformedError

@@ -1,11 +1,12 @@
 """TLS as a layer between a plain transport and a protocol: an SSLObject over two memory BIOs.
 
-Towards the protocol above it looks like a transport. On this interpreter this is 1.5 x as fast as the event loop's own
-TLS transports, and it can start on bytes that were already read.
+Towards the protocol above it looks like a transport. On this interpreter this is 1.5 x as fast as
+the event loop's own TLS transports, and it can start on bytes that were already read.
 
-A peer's records are worked off in portions, one a turn of the loop, with reading paused meanwhile: a quarter of a megabyte that came
-at once may be ten thousand records. Those without data (key updates above all, which OpenSSL takes without end) are
-few on a connection of good faith, and end any other.
+A peer's records are worked off in portions, one a turn of the loop, with reading paused meanwhile:
+a quarter of a megabyte that came at once may be ten thousand records. Those without data (key
+updates above all, which OpenSSL takes without end) are few on a connection of good faith, and end
+any other.
 """
 
 from __future__ import annotations
@@ -27,10 +28,18 @@ RECORDS_A_KEY = 1 << 16
 
 
 class TlsStream:
-    """A TLS session. ``ready(stream)`` runs once after the handshake and must set ``protocol``; ``failed(error)``
-    runs instead when the handshake fails or the transport is lost first."""
+    """A TLS session. ``ready(stream)`` runs once after the handshake and must set ``protocol``;
+    ``failed(error)`` runs instead when the handshake fails or the transport is lost first.
+    """
 
-    def __init__(self, context: ssl.SSLContext, *, server_side: bool, ready: Callable[[TlsStream], None], failed: Callable[[Exception], None]) -> None:
+    def __init__(
+        self,
+        context: ssl.SSLContext,
+        *,
+        server_side: bool,
+        ready: Callable[[TlsStream], None],
+        failed: Callable[[Exception], None],
+    ) -> None:
         self._incoming, self._outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
         self.session = context.wrap_bio(self._incoming, self._outgoing, server_side=server_side)
         self._ready, self._failed = ready, failed
@@ -62,7 +71,8 @@ class TlsStream:
 
     def eof_received(self) -> bool:
         if not self._eof_received:
-            # FIN without close_notify is a truncation (RFC 8446 section 6.1), not an end: it is passed on as an abort.
+            # FIN without close_notify is a truncation (RFC 8446 section 6.1), not an end: it is
+            # passed on as an abort.
             self._broken = ConnectionResetError("the peer's stream was cut off: FIN without close_notify")
             self.abort()
         return not self._closing
@@ -153,7 +163,9 @@ class TlsStream:
                 self._handshake()
             empty = self._came - self._filled
             if self._reading and empty > EMPTY_RECORDS + self._filled // RECORDS_A_KEY and not self._closing:
-                self._broken = ConnectionAbortedError(f"the peer sent {empty} TLS records without data: key updates or the like")
+                self._broken = ConnectionAbortedError(
+                    f"the peer sent {empty} TLS records without data: key updates or the like"
+                )
                 self.abort()
         if self._closing:
             return

@@ -30,10 +30,16 @@ def test_the_root_is_exchanged_step_by_step(tmp_path: Path) -> None:
     directory = tmp_path / "ca"
     CertificateAuthority.open_or_create(directory, "cluster.local")
     before = (directory / authority_directory.ROOTS).read_bytes()
-    assert ca("rotate-root", "prepare", "-d", str(directory)).stdout == "the new root is trusted beside the old one; next: switch\n"
+    assert (
+        ca("rotate-root", "prepare", "-d", str(directory)).stdout
+        == "the new root is trusted beside the old one; next: switch\n"
+    )
     early = ca("rotate-root", "switch", "-d", str(directory))
     assert (early.returncode, early.stdout) == (1, "")
-    assert re.fullmatch(r"nodeagent: \S+: the step before was taken \d+ s ago: wait until .*, \d+ s more, or give --after\n", early.stderr)
+    assert re.fullmatch(
+        r"nodeagent: \S+: the step before was taken \d+ s ago: wait until .*, \d+ s more, or give --after\n",
+        early.stderr,
+    )
     assert ca("rotate-root", "finish", "-d", str(directory), "--after", "0").returncode == 1
     for step in ("switch", "finish"):
         assert ca("rotate-root", step, "-d", str(directory), "--after", "0").returncode == 0
@@ -61,10 +67,16 @@ def test_an_error_is_one_line(arguments: list[str], status: int, words: str) -> 
 
 def test_it_serves_until_it_is_told_to_stop(tmp_path: Path) -> None:
     stage = Stage(tmp_path)
-    (tmp_path / "ca.yaml").write_text(yaml.safe_dump(stage.config.model_dump(mode="json", by_alias=True, exclude_none=True)))
+    (tmp_path / "ca.yaml").write_text(
+        yaml.safe_dump(stage.config.model_dump(mode="json", by_alias=True, exclude_none=True))
+    )
     log = tmp_path / "log"
     with log.open("w") as file:
-        process = subprocess.Popen([*COMMAND, "serve", "-c", str(tmp_path / "ca.yaml")], stderr=file, env={**os.environ, "GRPC_VERBOSITY": "ERROR"})
+        process = subprocess.Popen(
+            [*COMMAND, "serve", "-c", str(tmp_path / "ca.yaml")],
+            stderr=file,
+            env={**os.environ, "GRPC_VERBOSITY": "ERROR"},
+        )
     try:
         while not (found := re.search(r"serving \S+ on 127\.0\.0\.1:(\d+)", log.read_text())):
             assert process.poll() is None, log.read_text()
@@ -80,7 +92,11 @@ def test_it_serves_until_it_is_told_to_stop(tmp_path: Path) -> None:
         process.send_signal(signal.SIGTERM)
         assert process.wait(timeout=20) == 0
     text = log.read_text()
-    assert re.search(r"issued [0-9a-f]+ for spiffe://cluster\.local/ns/default/sa/web to spiffe://cluster\.local/ns/system/sa/agent, 60 s", text)
+    assert re.search(
+        r"issued [0-9a-f]+ for spiffe://cluster\.local/ns/default/sa/web to "
+        r"spiffe://cluster\.local/ns/system/sa/agent, 60 s",
+        text,
+    )
     assert "token" not in text
     assert "PRIVATE" not in text
 

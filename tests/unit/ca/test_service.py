@@ -62,41 +62,78 @@ class Stage:
         ]
         self.tokens.write_text(yaml.safe_dump(rows))
         document = {
-            "directory": str(self.directory), "address": "127.0.0.1", "port": 0, "names": ["localhost", "127.0.0.1"], "source": str(path / "source"),
-            "nodeAgents": ["system/agent"], "authentication": {"tokenFile": str(self.tokens)}, "maxTtlSeconds": 7200, **settings,
-        }  # fmt: skip
+            "directory": str(self.directory),
+            "address": "127.0.0.1",
+            "port": 0,
+            "names": ["localhost", "127.0.0.1"],
+            "source": str(path / "source"),
+            "nodeAgents": ["system/agent"],
+            "authentication": {"tokenFile": str(self.tokens)},
+            "maxTtlSeconds": 7200,
+            **settings,
+        }
         self.config = CaConfig.model_validate(document)
         self.server: Server
         self.token_file, self.roots = path / "token", path / "roots.pem"
         self.token_file.write_text(AGENT_TOKEN + "\n")
 
-    def pod(self, name: str, node: str, phase: str = "Running", *, namespace: str = "default", account: str | None = None, **metadata: Any) -> None:
+    def pod(
+        self,
+        name: str,
+        node: str,
+        phase: str = "Running",
+        *,
+        namespace: str = "default",
+        account: str | None = None,
+        **metadata: Any,
+    ) -> None:
         """Put a pod on *node*, of the service account *name* or *account* (empty: none)."""
         account = name if account is None else account
         pod = {
-            "apiVersion": "v1", "kind": "Pod", "metadata": {"name": name, "namespace": namespace, "uid": f"uid-{name}", **metadata},
-            "spec": {"nodeName": node, "containers": [], **({"serviceAccountName": account} if account else {})}, "status": {"phase": phase},
-        }  # fmt: skip
+            "apiVersion": "v1",
+            "kind": "Pod",
+            "metadata": {"name": name, "namespace": namespace, "uid": f"uid-{name}", **metadata},
+            "spec": {"nodeName": node, "containers": [], **({"serviceAccountName": account} if account else {})},
+            "status": {"phase": phase},
+        }
         (self.path / "source" / "objects" / f"Pod.{namespace}.{name}.json").write_text(json.dumps(pod))
 
     def client(self, **settings: Any) -> IstioCa:
         """Return a node's source."""
         self.roots.write_bytes((self.directory / authority_directory.ROOTS).read_bytes())
-        document = {"address": f"127.0.0.1:{self.server.port}", "tokenFile": str(self.token_file), "rootCertFile": str(self.roots), "timeout": 10, **settings}
+        document = {
+            "address": f"127.0.0.1:{self.server.port}",
+            "tokenFile": str(self.token_file),
+            "rootCertFile": str(self.roots),
+            "timeout": 10,
+            **settings,
+        }
         return IstioCa(config.IstioCa.model_validate(document), DOMAIN, "Kubernetes")
 
-    async def call(self, request: IstioCertificateRequest, token: str | None = AGENT_TOKEN, header: str | None = None) -> list[str]:
+    async def call(
+        self, request: IstioCertificateRequest, token: str | None = AGENT_TOKEN, header: str | None = None
+    ) -> list[str]:
         """Ask as an independent client; returns the chain."""
         roots = (self.directory / authority_directory.ROOTS).read_bytes()
-        metadata = [("authorization", header if header is not None else f"Bearer {token}")] if token is not None or header is not None else []
-        async with grpc.aio.secure_channel(f"localhost:{self.server.port}", grpc.ssl_channel_credentials(roots)) as channel:
+        metadata = (
+            [("authorization", header if header is not None else f"Bearer {token}")]
+            if token is not None or header is not None
+            else []
+        )
+        async with grpc.aio.secure_channel(
+            f"localhost:{self.server.port}", grpc.ssl_channel_credentials(roots)
+        ) as channel:
             method = channel.unary_unary(
-                f"/{SERVICE}/{METHOD}", request_serializer=IstioCertificateRequest.SerializeToString, response_deserializer=IstioCertificateResponse.FromString
+                f"/{SERVICE}/{METHOD}",
+                request_serializer=IstioCertificateRequest.SerializeToString,
+                response_deserializer=IstioCertificateResponse.FromString,
             )
             response = await method(request, metadata=metadata, timeout=10)
         return list(response.cert_chain)
 
-    async def refused(self, request: IstioCertificateRequest, token: str | None = AGENT_TOKEN, header: str | None = None) -> tuple[str, str]:
+    async def refused(
+        self, request: IstioCertificateRequest, token: str | None = AGENT_TOKEN, header: str | None = None
+    ) -> tuple[str, str]:
         """Ask and be refused; returns status and words."""
         with pytest.raises(grpc.aio.AioRpcError) as error:
             await self.call(request, token, header)
@@ -132,12 +169,16 @@ def csr(*names: str, key: Any = None, signer: Any = None) -> str:
     own = key or ec.generate_private_key(ec.SECP256R1())
     builder = x509.CertificateSigningRequestBuilder().subject_name(x509.Name([]))
     if names:
-        builder = builder.add_extension(x509.SubjectAlternativeName([x509.UniformResourceIdentifier(name) for name in names]), critical=True)
+        builder = builder.add_extension(
+            x509.SubjectAlternativeName([x509.UniformResourceIdentifier(name) for name in names]), critical=True
+        )
     return builder.sign(own, hashes.SHA256()).public_bytes(serialization.Encoding.PEM).decode()
 
 
 def request(identity: str | None = WEB, text: str | None = None, ttl: int = 3600) -> IstioCertificateRequest:
-    made = IstioCertificateRequest(csr=csr(*([identity] if identity else [])) if text is None else text, validity_duration=ttl)
+    made = IstioCertificateRequest(
+        csr=csr(*([identity] if identity else [])) if text is None else text, validity_duration=ttl
+    )
     if identity is not None:
         made.metadata["ImpersonatedIdentity"] = identity
     return made
@@ -148,7 +189,9 @@ def leaf_of(chain: list[str]) -> x509.Certificate:
 
 
 def uris(certificate: x509.Certificate) -> list[str]:
-    return certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value.get_values_for_type(x509.UniformResourceIdentifier)
+    return certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value.get_values_for_type(
+        x509.UniformResourceIdentifier
+    )
 
 
 # -- what works --
@@ -240,7 +283,9 @@ def test_the_exchange_of_the_root_reaches_server_and_clients(tmp_path: Path) -> 
         stage.server._authority.refresh()
         last = stage.client()
         # The server's own certificate is of the new root too: the old one is trusted no more.
-        Pair(client_context(await last.issue(WEB, 60), TCP_ALPN), server_context(await last.issue(SHOP, 60))).handshake()
+        Pair(
+            client_context(await last.issue(WEB, 60), TCP_ALPN), server_context(await last.issue(SHOP, 60))
+        ).handshake()
 
     play(tmp_path, scene)
 
@@ -259,7 +304,9 @@ def test_the_token_is_read_for_each_request(tmp_path: Path) -> None:
 
 def test_the_token_file_of_the_service_is_read_anew(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     async def scene(stage: Stage) -> None:
-        stage.tokens.write_text(yaml.safe_dump([{"token": "a-new-token-0123456", "account": "system/agent", "node": "node1"}]))
+        stage.tokens.write_text(
+            yaml.safe_dump([{"token": "a-new-token-0123456", "account": "system/agent", "node": "node1"}])
+        )
         assert (await stage.refused(request()))[0] == "UNAUTHENTICATED"
         await stage.call(request(), "a-new-token-0123456")
         stage.tokens.write_text("- {token: secret-secret-secret, account: '*'}")
@@ -277,8 +324,12 @@ def test_a_csr_with_anothers_name(tmp_path: Path) -> None:
     async def scene(stage: Stage) -> None:
         for text in (csr(SHOP), csr(WEB, SHOP), csr("spiffe://other/ns/default/sa/web")):
             assert (await stage.refused(request(WEB, text)))[0] == "PERMISSION_DENIED"
-            assert (await stage.refused(IstioCertificateRequest(csr=text, validity_duration=60), WEB_TOKEN))[0] == "PERMISSION_DENIED"
-        assert (await stage.refused(request(WEB, csr("spiffe://x\nforged line"))))[1].startswith(r"csr: asks for 'spiffe://x\nforged line'")
+            assert (await stage.refused(IstioCertificateRequest(csr=text, validity_duration=60), WEB_TOKEN))[
+                0
+            ] == "PERMISSION_DENIED"
+        assert (await stage.refused(request(WEB, csr("spiffe://x\nforged line"))))[1].startswith(
+            r"csr: asks for 'spiffe://x\nforged line'"
+        )
 
     play(tmp_path, scene)
 
@@ -319,7 +370,15 @@ def test_a_pod_that_asks_for_its_neighbour(tmp_path: Path) -> None:
     play(tmp_path, scene)
 
 
-@pytest.mark.parametrize("name", ["spiffe://other/ns/default/sa/web", "spiffe://cluster.local/ns/default", "web", "spiffe://cluster.local/ns/default/sa/web/x"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "spiffe://other/ns/default/sa/web",
+        "spiffe://cluster.local/ns/default",
+        "web",
+        "spiffe://cluster.local/ns/default/sa/web/x",
+    ],
+)
 def test_another_trust_domain_or_no_spiffe_id(tmp_path: Path, name: str) -> None:
     async def scene(stage: Stage) -> None:
         assert (await stage.refused(request(name, csr())))[0] == "INVALID_ARGUMENT"
@@ -340,7 +399,9 @@ def test_no_token_and_garbage(tmp_path: Path) -> None:
             ("x" * 17000, None),
         ):
             status, words = await stage.refused(request(), token, header)
-            assert status == "UNAUTHENTICATED" or (len(token or "") > 16000 and status in ("RESOURCE_EXHAUSTED", "UNAUTHENTICATED")), (token, header)
+            assert status == "UNAUTHENTICATED" or (
+                len(token or "") > 16000 and status in ("RESOURCE_EXHAUSTED", "UNAUTHENTICATED")
+            ), (token, header)
             assert AGENT_TOKEN not in words
 
     play(tmp_path, scene)
@@ -360,7 +421,11 @@ def test_a_csr_signed_by_another_key(tmp_path: Path) -> None:
                 der[at : at + len(one.signature)] = other.signature
             else:
                 der[-1] ^= 1
-            text = "-----BEGIN CERTIFICATE REQUEST-----\n" + base64.encodebytes(bytes(der)).decode() + "-----END CERTIFICATE REQUEST-----\n"
+            text = (
+                "-----BEGIN CERTIFICATE REQUEST-----\n"
+                + base64.encodebytes(bytes(der)).decode()
+                + "-----END CERTIFICATE REQUEST-----\n"
+            )
             status, words = await stage.refused(request(WEB, text))
             assert (status, words) == ("INVALID_ARGUMENT", "csr: its signature is not by its own key")
 
@@ -368,7 +433,14 @@ def test_a_csr_signed_by_another_key(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["", "nothing", "-----BEGIN CERTIFICATE REQUEST-----\nAAAA\n-----END CERTIFICATE REQUEST-----\n", "x" * 20000, pytest.param(None, id="200 kB")]
+    "text",
+    [
+        "",
+        "nothing",
+        "-----BEGIN CERTIFICATE REQUEST-----\nAAAA\n-----END CERTIFICATE REQUEST-----\n",
+        "x" * 20000,
+        pytest.param(None, id="200 kB"),
+    ],
 )
 def test_what_is_no_csr_or_huge(tmp_path: Path, text: str | None) -> None:
     async def scene(stage: Stage) -> None:
@@ -381,7 +453,9 @@ def test_what_is_no_csr_or_huge(tmp_path: Path, text: str | None) -> None:
 
 def test_a_csr_with_many_names(tmp_path: Path) -> None:
     async def scene(stage: Stage) -> None:
-        assert (await stage.refused(request(WEB, csr(*[f"{SHOP}{number}" for number in range(150)]))))[0] == "PERMISSION_DENIED"
+        assert (await stage.refused(request(WEB, csr(*[f"{SHOP}{number}" for number in range(150)]))))[
+            0
+        ] == "PERMISSION_DENIED"
 
     play(tmp_path, scene)
 
@@ -454,7 +528,14 @@ class Cluster:
 
     def publish(self, key: rsa.RSAPrivateKey) -> None:
         numbers = key.public_key().public_numbers()
-        row = {"kty": "RSA", "use": "sig", "alg": "RS256", "kid": "one", "n": b64(numbers.n.to_bytes(256, "big")), "e": b64(numbers.e.to_bytes(3, "big"))}
+        row = {
+            "kty": "RSA",
+            "use": "sig",
+            "alg": "RS256",
+            "kid": "one",
+            "n": b64(numbers.n.to_bytes(256, "big")),
+            "e": b64(numbers.e.to_bytes(3, "big")),
+        }
         self.path.write_text(json.dumps({"keys": [row]}))
 
     def settings(self) -> dict[str, Any]:
@@ -469,18 +550,28 @@ class Cluster:
             "node": {"name": "node1", "uid": "n"},
         }
         return {
-            "iss": ISSUER, "aud": ["istio-ca"], "iat": now, "nbf": now, "exp": now + 600, "sub": f"system:serviceaccount:{namespace}:{account}",
-            "kubernetes.io": kubernetes, **changes,
-        }  # fmt: skip
+            "iss": ISSUER,
+            "aud": ["istio-ca"],
+            "iat": now,
+            "nbf": now,
+            "exp": now + 600,
+            "sub": f"system:serviceaccount:{namespace}:{account}",
+            "kubernetes.io": kubernetes,
+            **changes,
+        }
 
     def bound(self, **changes: Any) -> dict[str, Any]:
         """Return the agent's claims with *changes* in what they are bound to; None: that is missing."""
         claims = self.claims()
         kubernetes = {**claims["kubernetes.io"], **changes}
-        claims["kubernetes.io"] = {name: value for name, value in kubernetes.items() if value is not None or name == "pod"}
+        claims["kubernetes.io"] = {
+            name: value for name, value in kubernetes.items() if value is not None or name == "pod"
+        }
         return claims
 
-    def token(self, claims: dict[str, Any], header: dict[str, Any] | None = None, key: rsa.RSAPrivateKey | None = None) -> str:
+    def token(
+        self, claims: dict[str, Any], header: dict[str, Any] | None = None, key: rsa.RSAPrivateKey | None = None
+    ) -> str:
         head = {"alg": "RS256", "kid": "one", **(header or {})}
         signed = f"{b64(json.dumps(head).encode())}.{b64(json.dumps(claims).encode())}"
         return f"{signed}.{b64((key or self.key).sign(signed.encode(), padding.PKCS1v15(), hashes.SHA256()))}"
@@ -520,7 +611,9 @@ def test_a_token_holds_while_its_pod_runs_and_only_for_its_node(tmp_path: Path) 
 
     async def scene(stage: Stage) -> None:
         stage.pod("lone", "node2", namespace="system")
-        stage.pod("mirror", "node2", namespace="system", account="agent", annotations={"kubernetes.io/config.mirror": "x"})
+        stage.pod(
+            "mirror", "node2", namespace="system", account="agent", annotations={"kubernetes.io/config.mirror": "x"}
+        )
         while ("system", "mirror") not in stage.server._pods._pods:
             await asyncio.sleep(0.005)
         for name, claims in unproved.items():
@@ -528,7 +621,16 @@ def test_a_token_holds_while_its_pod_runs_and_only_for_its_node(tmp_path: Path) 
                 status, words = await stage.refused(asked, cluster.token(claims))
                 assert status == "UNAUTHENTICATED", name
                 assert words.isprintable()
-        unbound = cluster.token({**cluster.claims(), "kubernetes.io": {"namespace": "system", "serviceaccount": {"name": "agent"}, "node": {"name": "node1"}}})
+        unbound = cluster.token(
+            {
+                **cluster.claims(),
+                "kubernetes.io": {
+                    "namespace": "system",
+                    "serviceaccount": {"name": "agent"},
+                    "node": {"name": "node1"},
+                },
+            }
+        )
         assert uris(leaf_of(await stage.call(request(None), unbound))) == [AGENT]
         assert "does not say on which node" in (await stage.refused(request(WEB), unbound))[1]
         # What has ended proves nothing any more.
@@ -541,7 +643,9 @@ def test_a_token_holds_while_its_pod_runs_and_only_for_its_node(tmp_path: Path) 
 
 
 def test_a_mirror_of_a_static_pod_gives_its_node_no_identity(tmp_path: Path) -> None:
-    """A kubelet may make mirrors in any namespace, and no other pods (NodeRestriction): what it says there proves nothing."""
+    """A kubelet may make mirrors in any namespace, and no other pods (NodeRestriction): what it
+    says there proves nothing.
+    """
     mirror = {"kubernetes.io/config.mirror": "0123", "kubernetes.io/config.source": "file"}
     owner = [{"apiVersion": "v1", "kind": "Node", "name": "node1", "controller": True}]
 
@@ -629,9 +733,13 @@ class Liar:
         async def create(asked: Any, context: Any) -> Any:
             return IstioCertificateResponse(cert_chain=self._answer(asked))
 
-        handler = grpc.unary_unary_rpc_method_handler(create, IstioCertificateRequest.FromString, IstioCertificateResponse.SerializeToString)
+        handler = grpc.unary_unary_rpc_method_handler(
+            create, IstioCertificateRequest.FromString, IstioCertificateResponse.SerializeToString
+        )
         self._server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE, {METHOD: handler}),))
-        port = self._server.add_secure_port("127.0.0.1:0", grpc.ssl_server_credentials([(made.key_pem, made.chain_pem)]))
+        port = self._server.add_secure_port(
+            "127.0.0.1:0", grpc.ssl_server_credentials([(made.key_pem, made.chain_pem)])
+        )
         await self._server.start()
         return self._stage.client(address=f"127.0.0.1:{port}")
 
@@ -643,7 +751,9 @@ def test_answers_that_are_not_what_was_asked_for(tmp_path: Path) -> None:
     async def scene(stage: Stage) -> None:
         authority = stage.server._authority
 
-        def sign(asked: IstioCertificateRequest, identity: SpiffeId = WEB, ttl: float = 600, by: Any = authority) -> list[str]:
+        def sign(
+            asked: IstioCertificateRequest, identity: SpiffeId = WEB, ttl: float = 600, by: Any = authority
+        ) -> list[str]:
             key = x509.load_pem_x509_csr(asked.csr.encode()).public_key()
             return [by.sign(identity, key, ttl)[1].decode()]
 
@@ -654,16 +764,30 @@ def test_answers_that_are_not_what_was_asked_for(tmp_path: Path) -> None:
         lies: list[tuple[Callable[[IstioCertificateRequest], list[str]], str]] = [
             (lambda asked: [authority.issue(WEB, 600).chain_pem.decode()], "for another key than ours"),
             (lambda asked: sign(asked, SHOP), f"is for {SHOP}, not for {WEB}"),
-            (lambda asked: sign(asked, SpiffeId("spiffe://other/ns/default/sa/web"), by=foreign), "is for spiffe://other"),
+            (
+                lambda asked: sign(asked, SpiffeId("spiffe://other/ns/default/sa/web"), by=foreign),
+                "is for spiffe://other",
+            ),
             (lambda asked: sign(asked, by=past), "ended at"),
             (lambda asked: sign(asked, by=future), "begins only at"),
             (lambda asked: sign(asked, ttl=2), "ended at"),
             (lambda asked: sign(asked, by=stranger), "not accepted by the trusted roots"),
-            (lambda asked: [*sign(asked, by=stranger), stranger.roots_pem.decode()], "not accepted by the trusted roots"),
-            (lambda asked: [sign(asked)[0].partition("-----END CERTIFICATE-----\n")[0] + "-----END CERTIFICATE-----\n"], "not accepted by the trusted roots"),
+            (
+                lambda asked: [*sign(asked, by=stranger), stranger.roots_pem.decode()],
+                "not accepted by the trusted roots",
+            ),
+            (
+                lambda asked: [
+                    sign(asked)[0].partition("-----END CERTIFICATE-----\n")[0] + "-----END CERTIFICATE-----\n"
+                ],
+                "not accepted by the trusted roots",
+            ),
             (lambda asked: [], "no certificate as PEM"),
             (lambda asked: ["nothing"], "no certificate as PEM"),
-            (lambda asked: ["-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n"], "not certificates as PEM"),
+            (
+                lambda asked: ["-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n"],
+                "not certificates as PEM",
+            ),
             (lambda asked: sign(asked) * 100, "at most 65536 are allowed"),
         ]
         for answer, words in lies:
@@ -686,8 +810,12 @@ def test_a_self_signed_answer(tmp_path: Path) -> None:
             key = x509.load_pem_x509_csr(asked.csr.encode()).public_key()
             signer = ec.generate_private_key(ec.SECP256R1())
             now = x509.load_pem_x509_certificate(stage.server._authority.issue(WEB, 600).chain_pem)
-            builder = x509.CertificateBuilder(x509.Name([]), x509.Name([]), key, 7, now.not_valid_before, now.not_valid_after)
-            builder = builder.add_extension(x509.SubjectAlternativeName([x509.UniformResourceIdentifier(WEB)]), critical=True)
+            builder = x509.CertificateBuilder(
+                x509.Name([]), x509.Name([]), key, 7, now.not_valid_before, now.not_valid_after
+            )
+            builder = builder.add_extension(
+                x509.SubjectAlternativeName([x509.UniformResourceIdentifier(WEB)]), critical=True
+            )
             made.append(builder.sign(signer, hashes.SHA256()).public_bytes(serialization.Encoding.PEM).decode())
             return [made[-1]]
 
@@ -723,7 +851,10 @@ def test_a_service_that_is_not_there_or_silent(tmp_path: Path) -> None:
     play(tmp_path, scene)
 
 
-@pytest.mark.parametrize(("content", "words"), [(None, "No such file"), ("", "holds no token"), ("two words", "holds no token"), ("x" * 20000, "at most")])
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [(None, "No such file"), ("", "holds no token"), ("two words", "holds no token"), ("x" * 20000, "at most")],
+)
 def test_a_token_file_that_is_of_no_use(tmp_path: Path, content: str | None, words: str) -> None:
     async def scene(stage: Stage) -> None:
         stage.token_file.unlink()

@@ -92,7 +92,16 @@ class FakeAgent:
     async def _start(self) -> None:
         routes = {
             ("GET", "/pods"): self._rows([POD]),
-            ("GET", "/certs"): self._rows([{"identity": "spiffe://x", "serial": "1", "not_after": time.time() + 90_000, "renew_at": time.time() + 65}]),
+            ("GET", "/certs"): self._rows(
+                [
+                    {
+                        "identity": "spiffe://x",
+                        "serial": "1",
+                        "not_after": time.time() + 90_000,
+                        "renew_at": time.time() + 65,
+                    }
+                ]
+            ),
             ("GET", "/policies"): self._rows([]),
             ("GET", "/flows"): self._flows,
             ("GET", "/routes"): self._broken,
@@ -136,15 +145,44 @@ def agent(tmp_path: Path) -> Iterator[FakeAgent]:
 
 def nodeagent(*arguments: str, admin: str = "") -> subprocess.CompletedProcess[str]:
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "NODEAGENT_ADMIN": admin, "TZ": "UTC"}
-    return subprocess.run([sys.executable, "-m", "nodeagent", *arguments], capture_output=True, text=True, timeout=30, env=environment, check=False)
+    return subprocess.run(
+        [sys.executable, "-m", "nodeagent", *arguments],
+        capture_output=True,
+        text=True,
+        timeout=30,
+        env=environment,
+        check=False,
+    )
 
 
 def test_help_is_quick_and_imports_no_command() -> None:
-    code = "import sys; from nodeagent.cli.main import main\ntry: main(['--help'])\nexcept SystemExit: print(*sorted(sys.modules), file=sys.stderr)"
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env={**os.environ, "PYTHONPATH": str(ROOT)})
+    code = (
+        "import sys; from nodeagent.cli.main import main\ntry: main(['--help'])\nexcept SystemExit: "
+        "print(*sorted(sys.modules), file=sys.stderr)"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        check=True,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )
     loaded = set(result.stderr.split())
-    assert not loaded & {"rich", "yaml", "pydantic", "asyncio", "http.client", "cryptography", "nodeagent.config", "nodeagent.cli.lab"}
-    assert [command for command in ("check", "run", "lab", "get", "flows", "ca", "reload") if f"\n  {command} " not in result.stdout] == []
+    assert not loaded & {
+        "rich",
+        "yaml",
+        "pydantic",
+        "asyncio",
+        "http.client",
+        "cryptography",
+        "nodeagent.config",
+        "nodeagent.cli.lab",
+    }
+    assert [
+        command
+        for command in ("check", "run", "lab", "get", "flows", "ca", "reload")
+        if f"\n  {command} " not in result.stdout
+    ] == []
 
 
 def test_every_command_has_help() -> None:
@@ -162,8 +200,16 @@ def test_every_command_has_help() -> None:
         (["get"], 2, "Missing argument"),
         (["get", "pods", "-o", "xml"], 2, "'xml' is not one of"),
         (["run", "-c", "/nonexistent/agent.yaml"], 1, "/nonexistent/agent.yaml: cannot be read"),
-        (["get", "pods", "--admin", "http://127.0.0.1:1"], 1, "http://127.0.0.1:1: Connection refused: does the agent run?"),
-        (["get", "pods", "--admin", "/nonexistent.sock"], 1, "/nonexistent.sock: No such file or directory: does the agent run?"),
+        (
+            ["get", "pods", "--admin", "http://127.0.0.1:1"],
+            1,
+            "http://127.0.0.1:1: Connection refused: does the agent run?",
+        ),
+        (
+            ["get", "pods", "--admin", "/nonexistent.sock"],
+            1,
+            "/nonexistent.sock: No such file or directory: does the agent run?",
+        ),
         (["get", "pods", "--admin", "ftp://x"], 1, "expected http://HOST:PORT or the path of a socket"),
         (["get", "pods", "--admin", "http://x:99999"], 1, "expected http://HOST:PORT or the path of a socket"),
         (["reload", "--admin", "/nonexistent.sock"], 1, "does the agent run?"),
@@ -188,7 +234,10 @@ def test_an_error_of_the_agent_is_told(agent: FakeAgent) -> None:
 
 def test_a_question_that_is_wrong_is_told_in_the_agents_words_alone(agent: FakeAgent) -> None:
     result = nodeagent("explain", "client", "nowhere", admin=str(agent.path))
-    assert (result.returncode, result.stderr) == (1, f"nodeagent: {agent.path}: DST: 'nowhere': no such Service or pod\n")
+    assert (result.returncode, result.stderr) == (
+        1,
+        f"nodeagent: {agent.path}: DST: 'nowhere': no such Service or pod\n",
+    )
 
 
 def test_a_port_that_is_not_an_agents(agent: FakeAgent) -> None:
@@ -199,8 +248,16 @@ def test_get_prints_a_table(agent: FakeAgent) -> None:
     for admin in (str(agent.path), f"http://127.0.0.1:{agent.port}"):
         header, row = nodeagent("get", "pods", "--admin", admin).stdout.splitlines()
         assert re.split(r"\s{2,}", header.strip()) == [column.title for column in COLUMNS["pods"]]
-        # Into a pipe nothing is cut, whatever the width of a terminal; escape codes are written out.
-        assert re.split(r"\s{2,}", row.strip())[:6] == ["default", "web-1\\x1b[2J", "enrolled", "STRICT", "10.244.1.5 fd00::5", POD["identity"]]
+        # Into a pipe nothing is cut, whatever the width of a terminal; escape codes are written
+        # out.
+        assert re.split(r"\s{2,}", row.strip())[:6] == [
+            "default",
+            "web-1\\x1b[2J",
+            "enrolled",
+            "STRICT",
+            "10.244.1.5 fd00::5",
+            POD["identity"],
+        ]
         assert row.split()[-3:] == ["7", "4", "2"]
 
 
@@ -230,7 +287,18 @@ def test_reload(agent: FakeAgent) -> None:
 def test_flows(agent: FakeAgent) -> None:
     header, row = nodeagent("flows", admin=str(agent.path)).stdout.splitlines()
     assert header.split() == ["TIME", "LASTED", "FROM", "TO", "PATH", "REQS", "CODES", "IN", "OUT", "VERDICT"]
-    told = ["22:13:20", "open", "default/web-1", "db.default", "mtls", "2", "503", "10", "2.0K", "error: connect_failed"]
+    told = [
+        "22:13:20",
+        "open",
+        "default/web-1",
+        "db.default",
+        "mtls",
+        "2",
+        "503",
+        "10",
+        "2.0K",
+        "error: connect_failed",
+    ]
     assert re.split(r"\s{2,}", row.strip()) == told
 
 
@@ -240,8 +308,15 @@ def test_flows_are_the_last_twenty_without_probes(agent: FakeAgent) -> None:
     asked = nodeagent("flows", admin=str(agent.path))
     assert len(asked.stdout.splitlines()) == 21
     assert asked.stderr == "the last 20 of 31 connections: --last 0 shows all\n"
-    for options, count in ((["--last", "0"], 31), (["--last", "0", "--probes"], 61), (["--from", "web-*", "--last", "3"], 3), (["--verdict", "deny"], 0)):
-        assert len(json.loads(nodeagent("flows", "-o", "json", *options, admin=str(agent.path)).stdout)) == count, options
+    for options, count in (
+        (["--last", "0"], 31),
+        (["--last", "0", "--probes"], 61),
+        (["--from", "web-*", "--last", "3"], 3),
+        (["--verdict", "deny"], 0),
+    ):
+        assert len(json.loads(nodeagent("flows", "-o", "json", *options, admin=str(agent.path)).stdout)) == count, (
+            options
+        )
 
 
 def following(agent: FakeAgent, *arguments: str) -> subprocess.Popen[str]:
@@ -329,7 +404,13 @@ def test_which_agents_are_meant(three: Path, choice: Choice, meant: list[str]) -
 @pytest.mark.parametrize(
     ("choice", "says"),
     [
-        (Choice(), r"3 agents run here \(demo/node1, demo/node2, other/node1\): which one is meant\? Say --name LAB, --node NODE, --admin ADDRESS, or --all"),
+        (
+            Choice(),
+            (
+                r"3 agents run here \(demo/node1, demo/node2, other/node1\): which one is meant\? Say --name LAB, "
+                r"--node NODE, --admin ADDRESS, or --all"
+            ),
+        ),
         (Choice(node="node1"), r"2 agents run here \(demo/node1, other/node1\)"),
         (Choice(lab="none"), "no agent is meant by --name none; running: demo/node1, demo/node2, other/node1"),
         (Choice(lab="other", node="node2"), "no agent is meant by --name other --node node2"),
@@ -353,7 +434,8 @@ def test_every_command_that_talks_to_agents_chooses_them_alike(command: list[str
     both = nodeagent(*command, "--admin", "/x", "--all")
     assert (both.returncode, both.stdout) == (2, "")
     assert "--admin names one agent" in both.stderr
-    beaten = nodeagent(*command, "--name", "no-such-lab", admin="/nonexistent.sock")  # what is said beats the environment
+    # what is said beats the environment
+    beaten = nodeagent(*command, "--name", "no-such-lab", admin="/nonexistent.sock")
     assert beaten.returncode == 1
     assert "/nonexistent.sock" not in beaten.stderr
 
@@ -361,7 +443,12 @@ def test_every_command_that_talks_to_agents_chooses_them_alike(command: list[str
 @pytest.mark.parametrize(
     ("show", "value", "text"),
     [
-        *((flow_rows.short, 0, "0"), (flow_rows.short, 999, "999"), (flow_rows.short, 1536, "1.5K"), (flow_rows.short, 5 << 30, "5.0G")),
+        *(
+            (flow_rows.short, 0, "0"),
+            (flow_rows.short, 999, "999"),
+            (flow_rows.short, 1536, "1.5K"),
+            (flow_rows.short, 5 << 30, "5.0G"),
+        ),
         *((output.listed, ["a", 1], "a 1"), (output.listed, [], "")),
     ],
 )
@@ -371,11 +458,22 @@ def test_values(show: Callable[[Any], str], value: Any, text: str) -> None:
 
 def test_time_left() -> None:
     now = time.time() + 0.5
-    assert [output.until(now + seconds) for seconds in (5, 65, 3660, 90_000, -65)] == ["0m5s", "1m5s", "1h1m", "1d1h", "-1m4s"]
+    assert [output.until(now + seconds) for seconds in (5, 65, 3660, 90_000, -65)] == [
+        "0m5s",
+        "1m5s",
+        "1h1m",
+        "1d1h",
+        "-1m4s",
+    ]
 
 
 def test_a_narrow_table_leaves_out_what_is_extra_from_the_end() -> None:
-    columns = [Column("NAME", "name"), Column("FIRST", "first", extra=True), Column("SECOND", "second", extra=True), Column("WHY", "why", wrap=True)]
+    columns = [
+        Column("NAME", "name"),
+        Column("FIRST", "first", extra=True),
+        Column("SECOND", "second", extra=True),
+        Column("WHY", "why", wrap=True),
+    ]
     rows = [{"name": "n" * 10, "first": "f" * 10, "second": "s" * 10, "why": "w"}]
     for widths, titles in (((40, 39), "NAME FIRST SECOND WHY"), ((38, 27), "NAME FIRST WHY"), ((26, 5), "NAME WHY")):
         for width in widths:

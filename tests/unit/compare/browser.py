@@ -1,4 +1,6 @@
-"""A headless Chromium that opens one page and tells everything about it: the DevTools protocol over aiohttp, one browser a test."""
+"""A headless Chromium that opens one page and tells everything about it: the DevTools protocol over
+aiohttp, one browser a test.
+"""
 
 from __future__ import annotations
 
@@ -30,7 +32,9 @@ class Browser:
         """Call *method* of the protocol and return its result."""
         number = next(self._numbers)
         self._answers[number] = asyncio.get_running_loop().create_future()
-        message = {"id": number, "method": method, "params": parameters} | ({"sessionId": self._session} if self._session else {})
+        message = {"id": number, "method": method, "params": parameters} | (
+            {"sessionId": self._session} if self._session else {}
+        )
         await self._socket.send_json(message)
         return await self._answers[number]
 
@@ -61,8 +65,12 @@ class Browser:
 
     async def visit(self, page: Path, *, width: int, theme: str = "light") -> None:
         """Open the file *page* in a window *width* pixels wide."""
-        await self.call("Emulation.setDeviceMetricsOverride", width=width, height=1000, deviceScaleFactor=1, mobile=False)
-        await self.call("Emulation.setEmulatedMedia", media="", features=[{"name": "prefers-color-scheme", "value": theme}])
+        await self.call(
+            "Emulation.setDeviceMetricsOverride", width=width, height=1000, deviceScaleFactor=1, mobile=False
+        )
+        await self.call(
+            "Emulation.setEmulatedMedia", media="", features=[{"name": "prefers-color-scheme", "value": theme}]
+        )
         self._loaded.clear()
         await self.call("Page.navigate", url=page.as_uri())
         await self._loaded.wait()
@@ -73,11 +81,15 @@ class Browser:
 
     async def screenshot(self) -> bytes:
         """Return the whole page as PNG."""
-        return base64.b64decode((await self.call("Page.captureScreenshot", format="png", captureBeyondViewport=True))["data"])
+        return base64.b64decode(
+            (await self.call("Page.captureScreenshot", format="png", captureBeyondViewport=True))["data"]
+        )
 
     async def pdf(self) -> bytes:
         """Return the page as it is printed, on the paper that it asks for."""
-        return base64.b64decode((await self.call("Page.printToPDF", preferCSSPageSize=True, printBackground=False))["data"])
+        return base64.b64decode(
+            (await self.call("Page.printToPDF", preferCSSPageSize=True, printBackground=False))["data"]
+        )
 
 
 @asynccontextmanager
@@ -96,7 +108,12 @@ async def browser(profile: Path) -> AsyncIterator[Browser]:
         "--disable-background-networking",
     ]
     process = await asyncio.create_subprocess_exec(
-        program, *options, f"--user-data-dir={profile}", "--remote-debugging-port=0", stdout=asyncio.subprocess.DEVNULL, stderr=asyncio.subprocess.PIPE
+        program,
+        *options,
+        f"--user-data-dir={profile}",
+        "--remote-debugging-port=0",
+        stdout=asyncio.subprocess.DEVNULL,
+        stderr=asyncio.subprocess.PIPE,
     )
     try:
         assert process.stderr is not None

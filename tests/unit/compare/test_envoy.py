@@ -15,7 +15,9 @@ from nodeagent.compare.load import CompareError
 def test_envoy_takes_it(tmp_path: Path) -> None:
     path = tmp_path / "envoy.json"
     path.write_text(json.dumps(envoy.hop("10.0.0.1:8080", tmp_path / "access.log")))
-    done = subprocess.run([envoy.binary(), "--mode", "validate", "-c", path], capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [envoy.binary(), "--mode", "validate", "-c", path], capture_output=True, text=True, check=False
+    )
     assert done.returncode == 0, done.stderr
 
 

@@ -21,17 +21,36 @@ from nodeagent.compare.estimate.known import kind, sidecars
 from nodeagent.resources.quantity import quantity
 
 MI = 1 << 20
-AGENT = Agent(base_bytes=50 * MI, pod_bytes=MI, requested_cores=Fraction(1, 2), idle_cores=Fraction(1, 100), cpu_share=Fraction(1, 4))
+AGENT = Agent(
+    base_bytes=50 * MI,
+    pod_bytes=MI,
+    requested_cores=Fraction(1, 2),
+    idle_cores=Fraction(1, 100),
+    cpu_share=Fraction(1, 4),
+)
 
 
 def container(name: str, cpu: Any = None, memory: Any = None, **more: Any) -> dict[str, Any]:
     requests = {key: value for key, value in (("cpu", cpu), ("memory", memory)) if value is not None}
-    return {"name": name, "image": f"registry/{name}:1", **({"resources": {"requests": requests}} if requests else {}), **more}
+    return {
+        "name": name,
+        "image": f"registry/{name}:1",
+        **({"resources": {"requests": requests}} if requests else {}),
+        **more,
+    }
 
 
-def pod(name: str, *containers: dict[str, Any], namespace: str = "shop", node: str | None = "n1", **spec: Any) -> dict[str, Any]:
+def pod(
+    name: str, *containers: dict[str, Any], namespace: str = "shop", node: str | None = "n1", **spec: Any
+) -> dict[str, Any]:
     spec = {"containers": [container("app", "1"), *containers], **({"nodeName": node} if node else {}), **spec}
-    return {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": name, "namespace": namespace}, "spec": spec, "status": {"phase": "Running"}}
+    return {
+        "apiVersion": "v1",
+        "kind": "Pod",
+        "metadata": {"name": name, "namespace": namespace},
+        "spec": spec,
+        "status": {"phase": "Running"},
+    }
 
 
 def proxy(**more: Any) -> dict[str, Any]:
@@ -49,18 +68,59 @@ def of(*objects: dict[str, Any], top: str | None = None, agent: Agent = AGENT, n
 @pytest.mark.parametrize(
     ("text", "value"),
     [
-        ("100m", Fraction(1, 10)), ("0.1", Fraction(1, 10)), (".5", Fraction(1, 2)), ("5.", 5), (2, 2), (0.25, Fraction(1, 4)), ("+3", 3), ("-1", -1),
-        ("128Mi", 128 << 20), ("1Gi", 1 << 30), ("1.5Gi", 3 << 29), ("1Ei", 1 << 60), ("1Ki", 1024), ("1G", 10**9), ("1k", 1000), ("1E", 10**18),
-        ("250u", Fraction(1, 4000)), ("7n", Fraction(7, 10**9)), ("1e3", 1000), ("1E3", 1000), ("12e-1", Fraction(6, 5)),
-        ("134217728", 128 << 20), ("128974848000m", 128974848),
+        ("100m", Fraction(1, 10)),
+        ("0.1", Fraction(1, 10)),
+        (".5", Fraction(1, 2)),
+        ("5.", 5),
+        (2, 2),
+        (0.25, Fraction(1, 4)),
+        ("+3", 3),
+        ("-1", -1),
+        ("128Mi", 128 << 20),
+        ("1Gi", 1 << 30),
+        ("1.5Gi", 3 << 29),
+        ("1Ei", 1 << 60),
+        ("1Ki", 1024),
+        ("1G", 10**9),
+        ("1k", 1000),
+        ("1E", 10**18),
+        ("250u", Fraction(1, 4000)),
+        ("7n", Fraction(7, 10**9)),
+        ("1e3", 1000),
+        ("1E3", 1000),
+        ("12e-1", Fraction(6, 5)),
+        ("134217728", 128 << 20),
+        ("128974848000m", 128974848),
     ],
-)  # fmt: skip
+)
 def test_quantities_are_exact(text: Any, value: Fraction) -> None:
     assert quantity(text) == value
 
 
 @pytest.mark.parametrize(
-    "text", ["", "m", "1 Gi", "1gi", "1MI", "1e", "1K", "0x10", "1_000", "\u0661", "1Gi1", "--1", None, True, [], "1e999", "9" * 40, "1.e", "NaN", "inf"]
+    "text",
+    [
+        "",
+        "m",
+        "1 Gi",
+        "1gi",
+        "1MI",
+        "1e",
+        "1K",
+        "0x10",
+        "1_000",
+        "\u0661",
+        "1Gi1",
+        "--1",
+        None,
+        True,
+        [],
+        "1e999",
+        "9" * 40,
+        "1.e",
+        "NaN",
+        "inf",
+    ],
 )
 def test_what_is_no_quantity(text: Any) -> None:
     with pytest.raises(ValueError, match="a quantity as 100m"):
@@ -122,17 +182,31 @@ def test_namespaces_and_kinds() -> None:
         pod("b", proxy(), namespace="pay", node="n2"),
         pod("c", container("vault-agent", "250m", "64Mi"), namespace="pay", node="n2"),
         pod("gateway", namespace="istio-system", node="n3", containers=[proxy()]),
-        pod("native", namespace="pay", initContainers=[proxy(restartPolicy="Always"), container("vault-agent-init", "1", "1Gi"), container("istio-init", "1")]),
+        pod(
+            "native",
+            namespace="pay",
+            initContainers=[
+                proxy(restartPolicy="Always"),
+                container("vault-agent-init", "1", "1Gi"),
+                container("istio-init", "1"),
+            ],
+        ),
     )
     assert list(found.namespaces) == ["pay", "shop"]
     assert found.namespaces["shop"].requested == Amount(Fraction(15, 100), Fraction(328 * MI))
     assert found.namespaces["pay"].requested == Amount(Fraction(45, 100), Fraction(320 * MI))
-    assert {what: (each.pods, each.sidecars) for what, each in found.kinds.items()} == {"logs": (1, 1), "mesh": (3, 3), "secrets": (1, 1)}
+    assert {what: (each.pods, each.sidecars) for what, each in found.kinds.items()} == {
+        "logs": (1, 1),
+        "mesh": (3, 3),
+        "secrets": (1, 1),
+    }
     assert found.nodes == 3, "an agent runs on every node, also where there is only a gateway"
     assert found.requested is not None
     assert found.requested.sidecars == Amount(Fraction(3, 10), Fraction(3 * 128 * MI)), "only what the agent replaces"
     assert any("1 sidecars for logs are listed, but not counted as saved" in note for note in found.notes)
-    everything = of(pod("a", proxy(), container("fluentd", "50m", "200Mi")), agent=Agent(replaces=frozenset({"mesh", "logs"})))
+    everything = of(
+        pod("a", proxy(), container("fluentd", "50m", "200Mi")), agent=Agent(replaces=frozenset({"mesh", "logs"}))
+    )
     assert everything.requested is not None
     assert everything.requested.sidecars.memory == 328 * MI
 
@@ -179,7 +253,10 @@ def test_top_of_one_namespace_names_none() -> None:
     ("top", "said"),
     [
         ("", "line 1"),
-        ("NAME CPU(cores) MEMORY(bytes)\na 1m 1Mi\n", "line 1: allowed: the header of kubectl top pods -A --containers"),
+        (
+            "NAME CPU(cores) MEMORY(bytes)\na 1m 1Mi\n",
+            "line 1: allowed: the header of kubectl top pods -A --containers",
+        ),
         ("POD NAME CPU(cores) MEMORY(bytes)\na istio-proxy 1m\n", "line 2: 3 columns"),
         ("POD NAME CPU(cores) MEMORY(bytes)\na istio-proxy <unknown> 1Mi\n", "line 2: allowed: a quantity"),
     ],
@@ -213,7 +290,9 @@ def test_pods_without_a_proxy() -> None:
         pod("has one", proxy()),
     )
     assert found.uninjected == 4
-    assert found.injecting.sidecars == Amount(Fraction(1, 10) + Fraction(1, 10) + 2, Fraction(128 * MI + 128 * MI + 256 * MI))
+    assert found.injecting.sidecars == Amount(
+        Fraction(1, 10) + Fraction(1, 10) + 2, Fraction(128 * MI + 128 * MI + 256 * MI)
+    )
     assert found.injecting.agents == Amount(Fraction(0), Fraction(4 * MI))
 
 
@@ -222,15 +301,23 @@ def test_pods_without_a_proxy() -> None:
 
 def workload(what: str, uid: str = "", owner: str = "", **spec: Any) -> dict[str, Any]:
     template = {"metadata": {"labels": {"app": "web"}}, "spec": {"containers": [container("app"), proxy()]}}
-    metadata = {"name": what.lower(), "namespace": "shop"} | ({"uid": uid} if uid else {}) | ({"ownerReferences": [{"uid": owner}]} if owner else {})
+    metadata = (
+        {"name": what.lower(), "namespace": "shop"}
+        | ({"uid": uid} if uid else {})
+        | ({"ownerReferences": [{"uid": owner}]} if owner else {})
+    )
     return {"apiVersion": "apps/v1", "kind": what, "metadata": metadata, "spec": {"template": template, **spec}}
 
 
 def test_workloads_count_as_their_replicas() -> None:
     found = of(
-        workload("Deployment", replicas=3), workload("StatefulSet"), workload("ReplicaSet", replicas=0), workload("Job", parallelism=2), workload("CronJob"),
+        workload("Deployment", replicas=3),
+        workload("StatefulSet"),
+        workload("ReplicaSet", replicas=0),
+        workload("Job", parallelism=2),
+        workload("CronJob"),
         {**workload("DaemonSet"), "status": {"desiredNumberScheduled": 7}},
-    )  # fmt: skip
+    )
     assert found.pods == found.total.sidecars == 3 + 1 + 2 + 7
     assert found.nodes is None
     assert found.requested is None
@@ -272,7 +359,10 @@ def test_files_of_every_form(tmp_path: Path) -> None:
 
 def test_a_large_cluster_is_read() -> None:
     """More values than a policy may have."""
-    items = [pod(f"web-{number}", proxy(), labels_of_no_use={f"k{index}": "v" for index in range(50)}) for number in range(2000)]
+    items = [
+        pod(f"web-{number}", proxy(), labels_of_no_use={f"k{index}": "v" for index in range(50)})
+        for number in range(2000)
+    ]
     text = json.dumps({"kind": "List", "items": items})
     assert estimate(parse([("pods.json", text)])).total.sidecars == 2000
     assert len(parse([("pods.yaml", "# YAML\n" + text)]).pods) == 2000
@@ -290,15 +380,33 @@ def test_a_large_cluster_is_read() -> None:
         ("[1, 2]", "document 1: allowed: Kubernetes objects"),
         ("hello", "document 1: allowed: Kubernetes objects"),
         ("kind: List\nitems: [1]\n", "document 1: items[0]: allowed: a Kubernetes object"),
-        ("kind: Pod\nmetadata: {name: a}\nspec: {containers: 5}\n", "(Pod default/a): containers: 5: allowed: a list of mappings"),
+        (
+            "kind: Pod\nmetadata: {name: a}\nspec: {containers: 5}\n",
+            "(Pod default/a): containers: 5: allowed: a list of mappings",
+        ),
         ("kind: Pod\nmetadata: 5\n", "metadata: 5: allowed: a mapping"),
         (
-            "kind: Pod\nmetadata: {name: a}\nspec: {containers: [{name: app}, {name: envoy, resources: {requests: {cpu: lots}}}]}\n",
+            (
+                "kind: Pod\nmetadata: {name: a}\nspec: {containers: [{name: app}, {name: envoy, resources: "
+                "{requests: {cpu: lots}}}]}\n"
+            ),
             "(Pod default/a): container envoy: resources.requests.cpu: 'lots': allowed: a quantity as 100m",
         ),
-        ("kind: Pod\nmetadata: {name: a}\nspec: {containers: [{name: app}, {name: envoy, resources: {requests: {cpu: -1}}}]}\n", "allowed: nothing below zero"),
-        ("kind: Pod\nmetadata: {name: a, annotations: {sidecar.istio.io/proxyCPU: many}}\n", "metadata.annotations[sidecar.istio.io/proxyCPU]: \"many\""),
-        ("kind: Deployment\nmetadata: {name: a}\nspec: {replicas: -1}\n", "(Deployment default/a): replicas: -1: allowed: a whole number"),
+        (
+            (
+                "kind: Pod\nmetadata: {name: a}\nspec: {containers: [{name: app}, {name: envoy, resources: "
+                "{requests: {cpu: -1}}}]}\n"
+            ),
+            "allowed: nothing below zero",
+        ),
+        (
+            "kind: Pod\nmetadata: {name: a, annotations: {sidecar.istio.io/proxyCPU: many}}\n",
+            'metadata.annotations[sidecar.istio.io/proxyCPU]: "many"',
+        ),
+        (
+            "kind: Deployment\nmetadata: {name: a}\nspec: {replicas: -1}\n",
+            "(Deployment default/a): replicas: -1: allowed: a whole number",
+        ),
     ],
 )
 def test_what_holds_no_pods_is_named(text: str, said: str) -> None:
@@ -325,7 +433,17 @@ def test_tables_and_json() -> None:
     shown = io.StringIO()
     for each in tables(found):
         Console(file=shown, width=160, color_system=None).print(each)
-    for text in ("shop", "mesh", "128.0 MiB", "60.0 MiB", "0.1", "not injected yet: 1", "51.0 MiB", "77.0 MiB", "Pods: 2; nodes: 1."):
+    for text in (
+        "shop",
+        "mesh",
+        "128.0 MiB",
+        "60.0 MiB",
+        "0.1",
+        "not injected yet: 1",
+        "51.0 MiB",
+        "77.0 MiB",
+        "Pods: 2; nodes: 1.",
+    ):
         assert text in shown.getvalue()
     assert "\x1b" not in shown.getvalue()
     told = json.loads(json.dumps(found.json()))
@@ -335,8 +453,12 @@ def test_tables_and_json() -> None:
     assert told["agent"]["base_bytes"] == 50 * MI
 
 
-@pytest.mark.parametrize("argv", [["--top", "."], ["--nodes", "3"], ["--estimate", "-", "--quick"], ["--estimate", "-", "--no-switches"]])
-def test_options_that_would_do_nothing_are_refused(argv: list[str], capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "argv", [["--top", "."], ["--nodes", "3"], ["--estimate", "-", "--quick"], ["--estimate", "-", "--no-switches"]]
+)
+def test_options_that_would_do_nothing_are_refused(
+    argv: list[str], capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
     (tmp_path / "top").touch()
     with pytest.raises(SystemExit) as ended:
         main(["compare", *(str(tmp_path / "top") if word == "." else word for word in argv)])
@@ -347,7 +469,11 @@ def test_options_that_would_do_nothing_are_refused(argv: list[str], capsys: pyte
 @given(st.lists(st.tuples(st.integers(0, 3), st.booleans(), st.integers(0, 2000)), max_size=12))
 def test_the_total_is_the_sum_of_its_parts(chosen: list[tuple[int, bool, int]]) -> None:
     objects = [
-        pod(f"p{number}", *([container("istio-proxy", f"{milli}m", f"{milli}Mi")] if meshed else []), namespace=f"n{space}")
+        pod(
+            f"p{number}",
+            *([container("istio-proxy", f"{milli}m", f"{milli}Mi")] if meshed else []),
+            namespace=f"n{space}",
+        )
         for number, (space, meshed, milli) in enumerate(chosen)
     ]
     found = of(pod("one", proxy()), *objects)

@@ -43,7 +43,9 @@ def test_requests_are_due_at_their_times_whenever_the_client_looks(steps: list[i
 
 
 def simulated(rate: float, seconds: float, connections: int, service: Callable[[int], int]) -> Flow:
-    """Run a flow on an injected clock of whole milliseconds against a server that takes *service(now)* ns for a request begun at *now*."""
+    """Run a flow on an injected clock of whole milliseconds against a server that takes
+    *service(now)* ns for a request begun at *now*.
+    """
     flow, free = Flow(0, rate, seconds), connections
     busy: deque[tuple[int, int]] = deque()
     for now in range(0, int((seconds + 2) * 1e9), MS):
@@ -62,7 +64,9 @@ def simulated(rate: float, seconds: float, connections: int, service: Callable[[
 
 @pytest.mark.parametrize("connections", [1, 8, 64])
 def test_a_stall_is_counted_for_every_request_that_was_due_meanwhile(connections: int) -> None:
-    """On the injected clock: a stall from 1.0 to 1.3 s. A closed loop would have seen as many slow requests as connections."""
+    """On the injected clock: a stall from 1.0 to 1.3 s. A closed loop would have seen as many slow
+    requests as connections.
+    """
 
     def service(now: int) -> int:
         return max(MS, 1_300 * MS - now) if 1_000 * MS <= now < 1_300 * MS else MS
@@ -132,7 +136,10 @@ def test_a_request_is_what_was_asked_for() -> None:
     target = Target.parse("http://[::1]:8080/a?b=c", "POST", ["X-One:  1 ", "Connection: close"])
     assert target.address[:2] == ("::1", 8080)
     assert target.shown == "[::1]:8080"
-    assert target.request == b"POST /a?b=c HTTP/1.1\r\nHost: [::1]:8080\r\nX-One: 1\r\nConnection: close\r\nContent-Length: 0\r\n\r\n"
+    assert (
+        target.request
+        == b"POST /a?b=c HTTP/1.1\r\nHost: [::1]:8080\r\nX-One: 1\r\nConnection: close\r\nContent-Length: 0\r\n\r\n"
+    )
     assert Target.parse("http://127.0.0.1", headers=["host: shop"]).request == b"GET / HTTP/1.1\r\nhost: shop\r\n\r\n"
 
 
@@ -304,15 +311,40 @@ def test_nobody_listens() -> None:
 
 
 def command(*arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, "-m", "nodeagent.compare.openloop", *arguments], capture_output=True, text=True, check=False)
+    return subprocess.run(
+        [sys.executable, "-m", "nodeagent.compare.openloop", *arguments], capture_output=True, text=True, check=False
+    )
 
 
 def test_the_command_prints_one_line() -> None:
     with server(lambda _: [OK]) as url:
-        done = command("--url", url, "--rate", "50", "--connections", "2", "--seconds", "0.4", "--warmup", "0.1", "--header", "X: y")
+        done = command(
+            "--url",
+            url,
+            "--rate",
+            "50",
+            "--connections",
+            "2",
+            "--seconds",
+            "0.4",
+            "--warmup",
+            "0.1",
+            "--header",
+            "X: y",
+        )
     assert (done.returncode, done.stderr, done.stdout.count("\n")) == (0, "", 1)
     told = json.loads(done.stdout)
-    assert told.keys() >= {"requests", "errors", "seconds", "rate", "achieved_rate", "late", "latency_us", "percentiles", "histogram"}
+    assert told.keys() >= {
+        "requests",
+        "errors",
+        "seconds",
+        "rate",
+        "achieved_rate",
+        "late",
+        "latency_us",
+        "percentiles",
+        "histogram",
+    }
     assert told["requests"] == 20
 
 

@@ -87,13 +87,19 @@ def test_it_is_well_formed_and_needs_nothing_else(read: Reader) -> None:
 
 def test_the_words_at_the_top(read: Reader) -> None:
     assert "one agent per node served 2.89 times the requests per second, needed 35 % of the time" in read.text
-    assert "For 100 pods on a node it took 51.0 MB of memory where sidecars took 2.33 GB: 1/46 of the memory." in read.text
+    assert (
+        "For 100 pods on a node it took 51.0 MB of memory where sidecars took 2.33 GB: 1/46 of the memory." in read.text
+    )
     assert "its kernel path ran at 98 % of the rate of a direct connection" in read.text
 
 
 def headline(ours: dict[str, Any], theirs: dict[str, Any]) -> view.Headline:
     """Return what the page says of the agent's run *ours* against sidecars' *theirs*."""
-    runs = [{**run(mode, "http", connections), **more} for mode, more in (("nodeagent", ours), ("envoy", theirs)) for connections in (1, 32)]
+    runs = [
+        {**run(mode, "http", connections), **more}
+        for mode, more in (("nodeagent", ours), ("envoy", theirs))
+        for connections in (1, 32)
+    ]
     (row,) = view.headlines(Summary.read({"runs": runs}))
     return row
 
@@ -123,10 +129,24 @@ def test_variants_look_like_their_modes() -> None:
 
 def test_everything_is_on_it(read: Reader) -> None:
     for text in (
-        *COST, *WORKLOADS, "99.999 %", "10 cores, 12.5 GB", "5 ms → 15 ms", "buffer size", "native sidecar", "0.45 ×", "0.0.0-test-data",
-        "the kernel tells them apart", "41,233 log lines", "joins with traces", "Test data: measured nowhere.", "2 workers", "jwt_microseconds", "41.5",
+        *COST,
+        *WORKLOADS,
+        "99.999 %",
+        "10 cores, 12.5 GB",
+        "5 ms → 15 ms",
+        "buffer size",
+        "native sidecar",
+        "0.45 ×",
+        "0.0.0-test-data",
+        "the kernel tells them apart",
+        "41,233 log lines",
+        "joins with traces",
+        "Test data: measured nowhere.",
+        "2 workers",
+        "jwt_microseconds",
+        "41.5",
         "between nodes, mTLS, 32 connections, p99",
-    ):  # fmt: skip
+    ):
         assert text in read.text
     assert read.tags.count("figure") == 2 + 2 + 6 + 7 + 2 + 10
     for each in summary()["runs"]:
@@ -137,7 +157,10 @@ def test_everything_is_on_it(read: Reader) -> None:
 def test_what_to_doubt_comes_first(read: Reader) -> None:
     before = read.text[: read.text.index("What was compared")]
     assert "A check of equal work failed: nodeagent: cross-node: 10 of 20 requests by mutual TLS" in before
-    assert "Unsteady, or unlike an earlier run: between nodes, mTLS, 32 connections, p99; chain of five, agent / direct, p50." in before
+    assert (
+        "Unsteady, or unlike an earlier run: between nodes, mTLS, 32 connections, p99; chain of five, agent "
+        "/ direct, p50." in before
+    )
     assert "2 of 5 goals were missed" in before
     assert "Not measured: switch: tracing" in before
     assert "no request failed" not in before.lower()
@@ -180,7 +203,19 @@ def test_what_is_known_to_be_missing_is_not_said_twice() -> None:
     assert [why for what, why in view.absences(Summary.read(less)) if "haproxy" in what] == ["haproxy is not installed"]
 
 
-@pytest.mark.parametrize("field", ["latency_us", "percentiles", "requests_per_second", "cpu_us_per_request", "lowest", "rate", "rounds", "latency_rounds_us"])
+@pytest.mark.parametrize(
+    "field",
+    [
+        "latency_us",
+        "percentiles",
+        "requests_per_second",
+        "cpu_us_per_request",
+        "lowest",
+        "rate",
+        "rounds",
+        "latency_rounds_us",
+    ],
+)
 def test_a_run_without_a_figure(field: str) -> None:
     less = summary()
     less["runs"] = [run for run in less["runs"] if run["workload"] == "http"][-3:]
@@ -198,12 +233,19 @@ def poisoned(value: Any) -> Any:
         return {key: poisoned(each) for key, each in value.items()}
     if isinstance(value, list):
         return [poisoned(each) for each in value]
-    return HOSTILE if isinstance(value, str) and value not in ("open", "closed", "more", "less", "aim", "must", "missed") else value
+    return (
+        HOSTILE
+        if isinstance(value, str) and value not in ("open", "closed", "more", "less", "aim", "must", "missed")
+        else value
+    )
 
 
 def test_nothing_from_outside_becomes_markup() -> None:
     source = summary()
-    source["runs"] = [{**run, "workload": f"w{index % 2}{HOSTILE}", "mode": f"m{index}{HOSTILE}"} for index, run in enumerate(source["runs"][-4:])]
+    source["runs"] = [
+        {**run, "workload": f"w{index % 2}{HOSTILE}", "mode": f"m{index}{HOSTILE}"}
+        for index, run in enumerate(source["runs"][-4:])
+    ]
     bad = poisoned({**source, "runs": []}) | {"runs": source["runs"]}
     bad["environment"] = {f"k{HOSTILE}": HOSTILE}
     bad["ratios"] = {HOSTILE: next(iter(bad["ratios"].values()))}
@@ -274,11 +316,21 @@ def test_colours_stand_out_from_the_page(theme: str) -> None:
 @pytest.mark.parametrize(
     ("shown", "text"),
     [
-        (look.microseconds(0.5), "0.500 µs"), (look.microseconds(99), "99 µs"), (look.microseconds(1500), "1.50 ms"), (look.microseconds(2.5e6), "2.50 s"),
-        (look.size(51e6), "51.0 MB"), (look.size(999), "999 B"), (look.times(0.0219), "0.022 ×"), (look.times(2.887), "2.89 ×"), (look.times(1234), "1,234 ×"),
-        (look.share(0.35), "35 % of"), (look.share(2.887), "2.89 times"), (look.figure(0), "0"), (look.figure(12345.6), "12,346"),
+        (look.microseconds(0.5), "0.500 µs"),
+        (look.microseconds(99), "99 µs"),
+        (look.microseconds(1500), "1.50 ms"),
+        (look.microseconds(2.5e6), "2.50 s"),
+        (look.size(51e6), "51.0 MB"),
+        (look.size(999), "999 B"),
+        (look.times(0.0219), "0.022 ×"),
+        (look.times(2.887), "2.89 ×"),
+        (look.times(1234), "1,234 ×"),
+        (look.share(0.35), "35 % of"),
+        (look.share(2.887), "2.89 times"),
+        (look.figure(0), "0"),
+        (look.figure(12345.6), "12,346"),
         (view.when("2000-01-01T00:00:00+00:00"), "2000-01-01 00:00 UTC"),
     ],
-)  # fmt: skip
+)
 def test_numbers_as_people_read_them(shown: str, text: str) -> None:
     assert shown == text

@@ -28,7 +28,7 @@ OVERFLOWING = """
     .filter(each => { const box = each.getBoundingClientRect(); return box.width && (box.right > width + 1 || box.left < -1); })
     .map(each => each.tagName + ' ' + each.textContent.trim().slice(0, 40));
 })()
-"""
+"""  # noqa: E501
 OUTSIDE_THEIR_CHART = """
 [...document.querySelectorAll('figure svg')].flatMap(svg => {
   const frame = svg.getBoundingClientRect();
@@ -37,7 +37,7 @@ OUTSIDE_THEIR_CHART = """
     return box.right > frame.right + 3 || box.left < frame.left - 3 || box.bottom > frame.bottom + 3 || box.top < frame.top - 3;
   }).map(text => svg.querySelector('title').textContent + ': ' + text.textContent);
 })
-"""
+"""  # noqa: E501
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,7 +123,12 @@ def test_it_prints_in_light_on_a4(seen: Seen, tmp_path: Path) -> None:
     assert (round(width), round(height)) == (595, 842)
     assert 5 <= pages <= 40
     text = subprocess.run(["pdftotext", "-layout", str(file), "-"], capture_output=True, text=True, check=True).stdout
-    for wanted in ("One agent per node, or a sidecar in every pod", "Goals and ratios", "99.99 %", "Test data: measured nowhere."):
+    for wanted in (
+        "One agent per node, or a sidecar in every pod",
+        "Goals and ratios",
+        "99.99 %",
+        "Test data: measured nowhere.",
+    ):
         assert wanted in text
     subprocess.run(["pdftoppm", "-r", "40", "-png", str(file), str(tmp_path / "sheet")], check=True)
     sheets = [Image.open(path).convert("L") for path in sorted(tmp_path.glob("sheet*.png"))]

@@ -32,7 +32,10 @@ SAME_NODE = "agent / Envoy sidecars: same node, 32 connections, requests/s"
 
 def requests(*rates: int, p50: int = 100, errors: int = 0) -> list[Sample]:
     percentiles = tuple((key, p50 * (1 if key <= 50 else 2 if key <= 90 else 3)) for key in PERCENTILES)
-    return [Sample(rate * 2, 2.0, errors, percentiles, cpu_seconds=rate * 2 * 20e-6, all_cpu_seconds=rate * 2 * 30e-6) for rate in rates]
+    return [
+        Sample(rate * 2, 2.0, errors, percentiles, cpu_seconds=rate * 2 * 20e-6, all_cpu_seconds=rate * 2 * 30e-6)
+        for rate in rates
+    ]
 
 
 def stream(bits: float) -> list[Sample]:
@@ -45,7 +48,12 @@ def results(samples: dict[tuple[Mode, Workload, int], list[Sample]]) -> Results:
 
 def test_a_figure_is_the_median_of_its_rounds() -> None:
     (run,) = summary.summarize(results({(ENVOY, "http", 32): requests(100, 900, 300)}), PLAN)["runs"]
-    assert (run["requests_per_second"], run["lowest"], run["highest"], run["rounds"]) == (300, 100, 900, [100, 900, 300])
+    assert (run["requests_per_second"], run["lowest"], run["highest"], run["rounds"]) == (
+        300,
+        100,
+        900,
+        [100, 900, 300],
+    )
     assert run["latency_us"] == {"p50": 100, "p90": 200, "p99": 300, "p99.9": 300}
     assert run["latency_rounds_us"]["p99"] == [300, 300, 300]
     assert (run["cpu_us_per_request"], run["all_cpu_us_per_request"]) == (20, 30)
@@ -78,7 +86,13 @@ def test_a_ratio_is_taken_round_by_round() -> None:
     """A machine that became three times as fast after the first round changes no ratio."""
     both = results({(ENVOY, "http", 32): requests(100, 300, 310), (AGENT, "http", 32): requests(200, 600, 930)})
     ratio = summary.summarize(both, PLAN)["ratios"][SAME_NODE]
-    assert (ratio["value"], ratio["lowest"], ratio["highest"], ratio["reached"], ratio["steady"]) == (2, 2, 3, "missed", False)
+    assert (ratio["value"], ratio["lowest"], ratio["highest"], ratio["reached"], ratio["steady"]) == (
+        2,
+        2,
+        3,
+        "missed",
+        False,
+    )
     both.samples[Cell(AGENT, "http", 32)].pop()  # interrupted
     ratio = summary.summarize(both, PLAN)["ratios"][SAME_NODE]
     assert (ratio["highest"], ratio["steady"]) == (2, True)
@@ -134,7 +148,9 @@ def test_the_seeds_claims_stand_beside_what_was_measured() -> None:
 
 
 def test_the_object_is_json_and_the_tables_show_everything() -> None:
-    found = results({(ENVOY, "http", 1): requests(10), (AGENT, "http", 1): requests(30), (AGENT, "bulk", 1): stream(12.34e9)})
+    found = results(
+        {(ENVOY, "http", 1): requests(10), (AGENT, "http", 1): requests(30), (AGENT, "bulk", 1): stream(12.34e9)}
+    )
     found.memory = {(ENVOY, "http"): 140 << 20, (AGENT, "http"): 60 << 20}
     found.scale = [Scale("nodeagent", 100, 131 << 20, 0.1, 2.5), Scale("envoy", 100, 131 * 60 << 20, 20, 40)]
     found.switches = [Switched("pooling", "off", "envoy", "http", "requests/s", 1234, "/s", 0.5)]
@@ -147,8 +163,20 @@ def test_the_object_is_json_and_the_tables_show_everything() -> None:
     assert told["ratios"]["agent / Envoy sidecars: memory, 100 pods"]["reached"] == "aim"
     assert told["work"]["envoy"]["checked"] == ["checked this"]
     shown = io.StringIO()
-    Console(file=shown, width=200).print(tables.figures(told), tables.goals(told), tables.scale(told), tables.switches(told), *tables.remarks(told))
-    for text in ("envoy", "12.34", "131 MB", "missed", "reached", "7,860", "1,234 /s", "note: something went wrong", "missing: sidecar: it did not come up"):
+    Console(file=shown, width=200).print(
+        tables.figures(told), tables.goals(told), tables.scale(told), tables.switches(told), *tables.remarks(told)
+    )
+    for text in (
+        "envoy",
+        "12.34",
+        "131 MB",
+        "missed",
+        "reached",
+        "7,860",
+        "1,234 /s",
+        "note: something went wrong",
+        "missing: sidecar: it did not come up",
+    ):
         assert text in shown.getvalue()
 
 
@@ -162,7 +190,11 @@ def test_nothing_measured_is_still_an_answer() -> None:
 def test_profiles_ask_for_what_there_is(profile: str) -> None:
     plan = PROFILES[profile]
     assert set(plan.modes) <= set(MODES)
-    modes: list[Mode] = [Direct(LAB, workloads=plan.workloads), NodeAgent(LAB, workloads=plan.workloads), NodeAgent(LAB, "2 workers", ("http",), (32,))]
+    modes: list[Mode] = [
+        Direct(LAB, workloads=plan.workloads),
+        NodeAgent(LAB, workloads=plan.workloads),
+        NodeAgent(LAB, "2 workers", ("http",), (32,)),
+    ]
     cells = all_cells(plan, modes)
     assert len(set(cells)) == len(cells)
     assert {cell.workload for cell in cells} == set(plan.workloads)
@@ -199,5 +231,3 @@ def test_what_the_kernel_counts() -> None:
     assert measure.memory([1 << 22]) == 0
     assert measure.cpu_seconds([os.getpid(), 1 << 22]) > 0
     assert 0 <= measure.busy_cores(0.1) <= (os.cpu_count() or 1) * 1.5
-
-

@@ -32,7 +32,9 @@ def measured(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str, tuple[str,
     return calls
 
 
-def test_each_mode_has_its_switches_and_one_that_fails_is_told(measured: list[tuple[str, str, tuple[str, ...]]]) -> None:
+def test_each_mode_has_its_switches_and_one_that_fails_is_told(
+    measured: list[tuple[str, str, tuple[str, ...]]],
+) -> None:
     missing: list[Missing] = []
     switches.measure_switches(1, 1, ("direct", "envoy", "nodeagent"), [], missing, lambda *_: None)
     names = {mode: [switch for of, switch, _ in measured if of == mode] for mode in ("direct", "envoy", "nodeagent")}
@@ -43,5 +45,6 @@ def test_each_mode_has_its_switches_and_one_that_fails_is_told(measured: list[tu
     }
     assert ("nodeagent", "busy polling", ("on", "off")) in measured
     assert [(each["what"], each["why"]) for each in missing] == [
-        (f"{mode}: pooling", "the lab did not come up") for mode in dict.fromkeys(mode for mode, switch, _ in measured if switch == "pooling")
+        (f"{mode}: pooling", "the lab did not come up")
+        for mode in dict.fromkeys(mode for mode, switch, _ in measured if switch == "pooling")
     ]

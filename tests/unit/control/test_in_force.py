@@ -14,11 +14,19 @@ from nodeagent.policy.model import AuthorizationPolicy, Jwks, Rule, Source
 from nodeagent.resources import security
 from nodeagent.resources.changes import Change
 
-DOCUMENT = {"apiVersion": "security.istio.io/v1", "kind": "AuthorizationPolicy", "metadata": {"name": "x", "namespace": "shop"}, "spec": {}}
+DOCUMENT = {
+    "apiVersion": "security.istio.io/v1",
+    "kind": "AuthorizationPolicy",
+    "metadata": {"name": "x", "namespace": "shop"},
+    "spec": {},
+}
 
 
 def rows(state: str = "in force") -> list[dict[str, Any]]:
-    return [{"kind": "AuthorizationPolicy", "policy": "shop/x", "state": state}, {"kind": "", "policy": "", "state": "refused: not YAML"}]
+    return [
+        {"kind": "AuthorizationPolicy", "policy": "shop/x", "state": state},
+        {"kind": "", "policy": "", "state": "refused: not YAML"},
+    ]
 
 
 def test_a_policy_waits_for_all_who_have_not_acknowledged_what_brought_it() -> None:
@@ -30,9 +38,15 @@ def test_a_policy_waits_for_all_who_have_not_acknowledged_what_brought_it() -> N
     policy = Change("AuthorizationPolicy", "shop", "x", security.parse(DOCUMENT))
     force.bring([policy], 5)
     assert [row["state"] for row in force.tell(rows(), behind)] == ["pending: worker 0", "refused: not YAML"]
-    assert force.tell(rows("last good one in force; refused: why"), behind)[0]["state"] == "last good one in force; refused: why; pending: worker 0"
+    assert (
+        force.tell(rows("last good one in force; refused: why"), behind)[0]["state"]
+        == "last good one in force; refused: why; pending: worker 0"
+    )
     acknowledged["worker 0"] = 7
-    assert [(row["state"], row["pending"]) for row in force.tell(rows(), behind)] == [("in force", []), ("refused: not YAML", [])]
+    assert [(row["state"], row["pending"]) for row in force.tell(rows(), behind)] == [
+        ("in force", []),
+        ("refused: not YAML", []),
+    ]
     force.bring([policy], 8)
     assert force.tell(rows(), behind)[0]["pending"] == ["worker 0", "the kernel"]
     force.bring([Change("AuthorizationPolicy", "shop", "x", None)], 9)
@@ -40,7 +54,9 @@ def test_a_policy_waits_for_all_who_have_not_acknowledged_what_brought_it() -> N
 
 
 def test_a_generation_is_in_force_when_its_last_part_is() -> None:
-    """A worker is told which generation the last part of a change completes; what cannot be sent takes nothing else along."""
+    """A worker is told which generation the last part of a change completes; what cannot be sent
+    takes nothing else along.
+    """
 
     async def run() -> None:
         loop, told, forks = asyncio.get_running_loop(), [], []
@@ -59,7 +75,9 @@ def test_a_generation_is_in_force_when_its_last_part_is() -> None:
         end = Channel(loop, socket.socket(fileno=forks[0]), lambda message, _: told.append(message), lambda: None)
         for extra in forks[1:]:
             socket.socket(fileno=extra).close()
-        large = AuthorizationPolicy("shop", "large", rules=tuple(Rule((Source(principals=("p" * 1000,)),)) for _ in range(400)))
+        large = AuthorizationPolicy(
+            "shop", "large", rules=tuple(Rule((Source(principals=("p" * 1000,)),)) for _ in range(400))
+        )
         too_large = Jwks("http://x", "k" * (LARGEST_ENTRY + 1))
         workers.apply(Delta((too_large,)))
         workers.apply(Delta((*(AuthorizationPolicy("shop", f"p{number}") for number in range(3000)), large, too_large)))

@@ -102,7 +102,9 @@ async def until(condition: Callable[[], bool]) -> None:
 
 
 def authenticates(entry: Jwks) -> None:
-    accepted(authenticator(rule(jwks_uri=entry.uri), clock=Clock(), fetched={entry.uri: entry}).authenticate(bearer(token())))
+    accepted(
+        authenticator(rule(jwks_uri=entry.uri), clock=Clock(), fetched={entry.uri: entry}).authenticate(bearer(token()))
+    )
 
 
 # -- one fetch --
@@ -114,7 +116,8 @@ def authenticates(entry: Jwks) -> None:
         answer(key_set()),
         answer(key_set(), "200 OK", "Content-Encoding: identity", "Content-Type: text/plain"),
         b"HTTP/1.0 200 OK\r\n\r\n" + key_set().encode(),
-        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n%x\r\n%s\r\n0\r\n\r\n" % (len(key_set()), key_set().encode()),
+        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n%x\r\n%s\r\n0\r\n\r\n"
+        % (len(key_set()), key_set().encode()),
     ],
 )
 def test_fetch(whole: bytes) -> None:
@@ -143,7 +146,9 @@ def test_request_is_a_plain_one() -> None:
 
 def test_only_what_verifying_needs_is_kept() -> None:
     keys = json.loads(key_set())["keys"]
-    fat = json.dumps({"keys": [{**key, "x5c": ["A" * 5000], "d": "secret"} for key in keys] + [{"kty": "oct", "k": "secret"}]})
+    fat = json.dumps(
+        {"keys": [{**key, "x5c": ["A" * 5000], "d": "secret"} for key in keys] + [{"kty": "oct", "k": "secret"}]}
+    )
     kept = uvloop.run(fetched(says(answer(fat))))
     assert json.loads(kept)["keys"] == keys
 
@@ -187,7 +192,10 @@ def test_endless_answer() -> None:
     assert f"larger than {MAX_BYTES} bytes" in error_of(script)
 
 
-@pytest.mark.parametrize(("begin", "drip"), [(b"", b""), (b"HTTP/1.1 200 OK\r\nX: ", b"a"), (answer(key_set())[:-20], b""), (b"HTTP/1.1 200 OK\r\n\r\n", b" ")])
+@pytest.mark.parametrize(
+    ("begin", "drip"),
+    [(b"", b""), (b"HTTP/1.1 200 OK\r\nX: ", b"a"), (answer(key_set())[:-20], b""), (b"HTTP/1.1 200 OK\r\n\r\n", b" ")],
+)
 def test_slow_answer(begin: bytes, drip: bytes) -> None:
     """Neither silence nor a byte now and then holds a fetch up for longer than it may take."""
 
@@ -235,7 +243,9 @@ def _self_signed(directory: Path) -> tuple[Path, ssl.SSLContext]:
     )  # fmt: skip
     chain, secret = directory / "chain.pem", directory / "key.pem"
     chain.write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
-    secret.write_bytes(key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()))
+    secret.write_bytes(
+        key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
+    )
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(chain, secret)
     return chain, context
@@ -267,17 +277,31 @@ def test_roots_that_cannot_be_read(tmp_path: Path) -> None:
 def test_discovery() -> None:
     async def run() -> None:
         async def script(target: str, write: Write) -> None:
-            await write(answer(json.dumps({"issuer": server.uri, "jwks_uri": f"{server.uri}/certs"}) if target.endswith(DISCOVERY) else key_set()))
+            await write(
+                answer(
+                    json.dumps({"issuer": server.uri, "jwks_uri": f"{server.uri}/certs"})
+                    if target.endswith(DISCOVERY)
+                    else key_set()
+                )
+            )
 
         async with Server(script) as server:
-            authenticates(Jwks("http://x", await KeySets(lambda _: None).fetch(JwtRule(f"{server.uri}/realm/").keys_uri, 5)))
+            authenticates(
+                Jwks("http://x", await KeySets(lambda _: None).fetch(JwtRule(f"{server.uri}/realm/").keys_uri, 5))
+            )
             assert server.requests == [f"/realm{DISCOVERY}", "/certs"]
 
     uvloop.run(run())
 
 
 @pytest.mark.parametrize(
-    ("document", "words"), [("{}", "has no jwks_uri"), ("[]", "has no jwks_uri"), ('{"jwks_uri": 7}', "has no jwks_uri"), ("x", "is not JSON")]
+    ("document", "words"),
+    [
+        ("{}", "has no jwks_uri"),
+        ("[]", "has no jwks_uri"),
+        ('{"jwks_uri": 7}', "has no jwks_uri"),
+        ("x", "is not JSON"),
+    ],
 )
 def test_bad_discovery(document: str, words: str) -> None:
     assert words in error_of(says(answer(document)), DISCOVERY)
@@ -380,7 +404,9 @@ def test_last_good_keys_stay_when_a_refresh_fails() -> None:
 
 
 def test_pauses() -> None:
-    """After a success Istio's interval; after failures one, two, four seconds and so on, never more than the interval; a success starts over."""
+    """After a success Istio's interval; after failures one, two, four seconds and so on, never more
+    than the interval; a success starts over.
+    """
 
     async def run() -> None:
         pauses = Pauses()
@@ -391,7 +417,9 @@ def test_pauses() -> None:
             await until(lambda: len(pauses.seconds) >= 16)
             await keys.close()
         expected = [1200, *(2**n for n in range(11)), 1200, 1200, 1200, 1]
-        assert all(0.9 * due <= pause <= 1.1 * due for pause, due in zip(pauses.seconds, expected, strict=False)), pauses.seconds
+        assert all(0.9 * due <= pause <= 1.1 * due for pause, due in zip(pauses.seconds, expected, strict=False)), (
+            pauses.seconds
+        )
 
     uvloop.run(run())
 

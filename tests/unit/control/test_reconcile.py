@@ -1,4 +1,6 @@
-"""The order in which control brings the node to a change: what is there already, which may be forbidden now, waits for nothing new."""
+"""The order in which control brings the node to a change: what is there already, which may be
+forbidden now, waits for nothing new.
+"""
 
 from __future__ import annotations
 
@@ -45,7 +47,9 @@ class Stage:
         control.config = SimpleNamespace(redirect=SimpleNamespace(enroll=True))  # type: ignore[assignment]
         control.store = None  # type: ignore[assignment]
         control.certificates = Certificates(Silent(), 60, lambda _: None, lambda _: None)
-        control.mesh = SimpleNamespace(apply=self._apply, local_pods=self._pods, asking_pods=lambda: (), node_addresses=lambda: ())  # type: ignore[assignment]
+        control.mesh = SimpleNamespace(
+            apply=self._apply, local_pods=self._pods, asking_pods=lambda: (), node_addresses=lambda: ()
+        )  # type: ignore[assignment]
         control.workers = SimpleNamespace(  # type: ignore[assignment]
             entries=list, apply=lambda _: None, forget=lambda _: None, node=lambda _: None, generation=1
         )
@@ -53,7 +57,9 @@ class Stage:
         control.enrolment = SimpleNamespace(keep=self._keep, add=self._add)  # type: ignore[assignment]
         control.pod_sockets = SimpleNamespace(reconcile=lambda _: None)  # type: ignore[assignment]
         control.kernel_paths = SimpleNamespace(  # type: ignore[assignment]
-            update=self._update, close_refused=lambda _: self.told.append("closed"), knows_all=lambda: self.planned == self.captured
+            update=self._update,
+            close_refused=lambda _: self.told.append("closed"),
+            knows_all=lambda: self.planned == self.captured,
         )
 
     def _apply(self, change: list[Any]) -> Delta:
@@ -83,12 +89,24 @@ def _change(name: str) -> Change:
 
 
 def _pod(uid: PodUid) -> LocalPod:
-    return LocalPod(uid, uid, "default", (), SpiffeId(f"spiffe://cluster.local/ns/default/sa/{uid}"), "", "", frozenset(), frozenset())
+    return LocalPod(
+        uid,
+        uid,
+        "default",
+        (),
+        SpiffeId(f"spiffe://cluster.local/ns/default/sa/{uid}"),
+        "",
+        "",
+        frozenset(),
+        frozenset(),
+    )
 
 
 def test_what_is_forbidden_waits_for_no_certificate() -> None:
-    """Input: two batches in a row, a DENY with a new pod, then another DENY; no certificate ever comes. Verdict: for each the kernel path is
-    planned and connections are closed before anything is done for the new pod, and the loop is not left in between."""
+    """Input: two batches in a row, a DENY with a new pod, then another DENY; no certificate ever
+    comes. Verdict: for each the kernel path is planned and connections are closed before anything
+    is done for the new pod, and the loop is not left in between.
+    """
     stage = Stage()
 
     async def batches() -> AsyncIterator[list[Any]]:
@@ -101,7 +119,19 @@ def test_what_is_forbidden_waits_for_no_certificate() -> None:
         stage.control.source = SimpleNamespace(batch=batches().__anext__)  # type: ignore[assignment]
         with pytest.raises(StopAsyncIteration):
             await stage.control._watch()
-        assert stage.told == ["planned", "closed", "deny", "planned", "closed", NEW, "planned", "closed", "deny again", "planned", "closed"]
+        assert stage.told == [
+            "planned",
+            "closed",
+            "deny",
+            "planned",
+            "closed",
+            NEW,
+            "planned",
+            "closed",
+            "deny again",
+            "planned",
+            "closed",
+        ]
         work.cancel()
         await asyncio.gather(work, return_exceptions=True)
 
@@ -109,7 +139,9 @@ def test_what_is_forbidden_waits_for_no_certificate() -> None:
 
 
 def test_the_kernel_path_is_not_confirmed_while_pods_cannot_be_brought_to_a_change() -> None:
-    """Input: a change, and what keeps pods captured fails. Verdict: the kernel's part is behind, and made good by the check of the pods."""
+    """Input: a change, and what keeps pods captured fails. Verdict: the kernel's part is behind,
+    and made good by the check of the pods.
+    """
     stage = Stage()
     control = stage.control
 

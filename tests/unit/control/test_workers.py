@@ -48,7 +48,9 @@ def test_the_nodes_addresses_change() -> None:
 
     async def scene() -> None:
         supervisor = Supervisor()
-        workers = Workers(asyncio.get_running_loop(), 1, supervisor, Needs(lambda *_: [], lambda _: None, lambda _: None))
+        workers = Workers(
+            asyncio.get_running_loop(), 1, supervisor, Needs(lambda *_: [], lambda _: None, lambda _: None)
+        )
         workers.node(["10.0.0.1"])
         workers.start({"node_addresses": ["10.0.0.1"]}, ())
         workers.node(["10.0.0.1"])
@@ -67,11 +69,15 @@ def test_the_nodes_addresses_change() -> None:
 
 
 def test_a_worker_that_cannot_be_told_is_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Input: control has no descriptor left for a large message. Verdict: who did not get it is killed, the other goes on, and the successor knows it."""
+    """Input: control has no descriptor left for a large message. Verdict: who did not get it is
+    killed, the other goes on, and the successor knows it.
+    """
 
     async def scene() -> None:
         supervisor = Supervisor()
-        workers = Workers(asyncio.get_running_loop(), 2, supervisor, Needs(lambda *_: [], lambda _: None, lambda _: None))
+        workers = Workers(
+            asyncio.get_running_loop(), 2, supervisor, Needs(lambda *_: [], lambda _: None, lambda _: None)
+        )
         workers.start({"node_addresses": []}, ())
         for number in (1, 2):
             workers.forked(number, 1000 + number)
@@ -94,4 +100,3 @@ def test_a_worker_that_cannot_be_told_is_replaced(monkeypatch: pytest.MonkeyPatc
             end.close()
 
     asyncio.run(scene())
-

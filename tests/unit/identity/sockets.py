@@ -52,7 +52,9 @@ async def _opened(*, tokens: bool) -> AsyncIterator[World]:
     with TemporaryDirectory() as directory:
         world = World(Path(directory), tokens=tokens)
         server = GrpcSocket([WorkloadApi(world.subject), SecretDiscovery(world.subject)])
-        listener = await asyncio.get_running_loop().create_unix_server(lambda: server.protocol(lambda: None), world.path)
+        listener = await asyncio.get_running_loop().create_unix_server(
+            lambda: server.protocol(lambda: None), world.path
+        )
         try:
             yield world
         finally:

@@ -33,7 +33,10 @@ def test_a_certificate_is_a_spiffe_svid(tmp_path: Path) -> None:
     (root,) = certificates(issued.roots_pem)
     assert leaf.issuer == intermediate.subject
     assert intermediate.issuer == root.subject == root.issuer
-    lengths = [certificate.extensions.get_extension_for_class(x509.BasicConstraints).value.path_length for certificate in (leaf, intermediate, root)]
+    lengths = [
+        certificate.extensions.get_extension_for_class(x509.BasicConstraints).value.path_length
+        for certificate in (leaf, intermediate, root)
+    ]
     assert lengths == [None, 0, 1]
     san = leaf.extensions.get_extension_for_class(x509.SubjectAlternativeName)
     assert san.critical
@@ -43,7 +46,10 @@ def test_a_certificate_is_a_spiffe_svid(tmp_path: Path) -> None:
     usage = leaf.extensions.get_extension_for_class(x509.KeyUsage).value
     assert usage.digital_signature
     assert not usage.key_cert_sign
-    assert set(leaf.extensions.get_extension_for_class(x509.ExtendedKeyUsage).value) == {ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.CLIENT_AUTH}
+    assert set(leaf.extensions.get_extension_for_class(x509.ExtendedKeyUsage).value) == {
+        ExtendedKeyUsageOID.SERVER_AUTH,
+        ExtendedKeyUsageOID.CLIENT_AUTH,
+    }
     assert issued.not_after == now + 3600 == leaf.not_valid_after.replace(tzinfo=UTC).timestamp()
     assert leaf.not_valid_before.replace(tzinfo=UTC).timestamp() < now
     assert issued.serial == f"{leaf.serial_number:x}"
@@ -63,7 +69,12 @@ def test_it_is_opened_again_and_keys_are_private(tmp_path: Path) -> None:
     second = CertificateAuthority.open_or_create(directory, DOMAIN).issue(WEB, 60)
     assert first.roots_pem == second.roots_pem
     assert directory.stat().st_mode & 0o777 == 0o700
-    assert {path.name: path.stat().st_mode & 0o777 for path in directory.iterdir()} == {LOCK: 0o600, ROOT_KEY: 0o600, SIGNING: 0o600, ROOTS: 0o644}
+    assert {path.name: path.stat().st_mode & 0o777 for path in directory.iterdir()} == {
+        LOCK: 0o600,
+        ROOT_KEY: 0o600,
+        SIGNING: 0o600,
+        ROOTS: 0o644,
+    }
 
 
 def test_agents_that_start_together_share_one_root(tmp_path: Path) -> None:
@@ -75,7 +86,10 @@ def test_agents_that_start_together_share_one_root(tmp_path: Path) -> None:
     )
     command = [sys.executable, "-c", code, str(tmp_path / "ca")]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
-    agents = [subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment) for _ in range(4)]
+    agents = [
+        subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment)
+        for _ in range(4)
+    ]
     for agent in agents:
         assert agent.stdin is not None
         agent.stdin.close()
@@ -94,7 +108,14 @@ def test_a_maker_that_died_halfway_leaves_nothing_in_the_way(tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize(
-    "identity", ["spiffe://other/ns/a/sa/b", "spiffe://cluster.local/ns/a", "https://cluster.local/ns/a/sa/b", "", "spiffe://cluster.local/ns/../sa/b"]
+    "identity",
+    [
+        "spiffe://other/ns/a/sa/b",
+        "spiffe://cluster.local/ns/a",
+        "https://cluster.local/ns/a/sa/b",
+        "",
+        "spiffe://cluster.local/ns/../sa/b",
+    ],
 )
 def test_it_signs_only_for_its_trust_domain(tmp_path: Path, identity: str) -> None:
     with pytest.raises(IdentityError):
@@ -116,15 +137,24 @@ def exchange_key(path: Path) -> None:
     """Put another authority's key beside the intermediate."""
     mine = (path / SIGNING).read_bytes()
     exchange(SIGNING)(path)
-    (path / SIGNING).write_bytes((path / SIGNING).read_bytes().partition(b"-----BEGIN CERT")[0] + b"".join(mine.partition(b"-----BEGIN CERT")[1:]))
+    (path / SIGNING).write_bytes(
+        (path / SIGNING).read_bytes().partition(b"-----BEGIN CERT")[0]
+        + b"".join(mine.partition(b"-----BEGIN CERT")[1:])
+    )
 
 
 @pytest.mark.parametrize(
     ("damage", "words"),
     [
         pytest.param(lambda path: (path / SIGNING).chmod(0o640), "chmod 600", id="a key that others may read"),
-        pytest.param(lambda path: (path / SIGNING).write_text("nothing"), "signing.pem: not what this program wrote", id="no key"),
-        pytest.param(lambda path: (path / ROOTS).write_text("nothing"), "root-cert.pem: not what this program wrote", id="no root"),
+        pytest.param(
+            lambda path: (path / SIGNING).write_text("nothing"), "signing.pem: not what this program wrote", id="no key"
+        ),
+        pytest.param(
+            lambda path: (path / ROOTS).write_text("nothing"),
+            "root-cert.pem: not what this program wrote",
+            id="no root",
+        ),
         pytest.param(lambda path: (path / SIGNING).unlink(), "read and write", id="the key is gone"),
         pytest.param(exchange_key, "its key is not its certificate's", id="another key"),
         pytest.param(exchange(SIGNING), "not signed by a root", id="another intermediate"),
@@ -153,7 +183,10 @@ def old_layout(directory: Path, now: float | None = None) -> None:
     """Make what versions without an intermediate made: the root's key signs."""
     root = profiles.root(DOMAIN, time.time() if now is None else now)
     directory.mkdir(mode=0o700, exist_ok=True)
-    for name, content, mode in ((OLD_KEY, private_pem(root.key), 0o600), (ROOTS, profiles.pem(root.certificate), 0o644)):
+    for name, content, mode in (
+        (OLD_KEY, private_pem(root.key), 0o600),
+        (ROOTS, profiles.pem(root.certificate), 0o644),
+    ):
         (directory / name).write_bytes(content)
         (directory / name).chmod(mode)
 
@@ -200,11 +233,15 @@ def test_the_root_key_may_be_kept_elsewhere_until_the_intermediate_ends(tmp_path
 
 
 def test_a_servers_certificate_proves_no_spiffe_id(tmp_path: Path) -> None:
-    made = CertificateAuthority.open_or_create(tmp_path, DOMAIN).issue_server(["ca.example", "192.0.2.1", "2001:db8::1"], 60)
+    made = CertificateAuthority.open_or_create(tmp_path, DOMAIN).issue_server(
+        ["ca.example", "192.0.2.1", "2001:db8::1"], 60
+    )
     leaf = certificates(made.chain_pem)[0]
     names = leaf.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
     assert [str(name.value) for name in names] == ["ca.example", "192.0.2.1", "2001:db8::1"]
-    assert list(leaf.extensions.get_extension_for_class(x509.ExtendedKeyUsage).value) == [ExtendedKeyUsageOID.SERVER_AUTH]
+    assert list(leaf.extensions.get_extension_for_class(x509.ExtendedKeyUsage).value) == [
+        ExtendedKeyUsageOID.SERVER_AUTH
+    ]
     assert "PRIVATE" not in repr(made)
 
 

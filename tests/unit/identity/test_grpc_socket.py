@@ -1,4 +1,6 @@
-"""What a pod may cost the process that serves its socket: frames are counted for all of its connections, and few are worked off a turn."""
+"""What a pod may cost the process that serves its socket: frames are counted for all of its
+connections, and few are worked off a turn.
+"""
 
 from __future__ import annotations
 
@@ -62,10 +64,14 @@ def flood(path: str, unit: bytes) -> None:
 
 
 @pytest.mark.parametrize("unit", [frame(4, 0), frame(6, 0, b"12345678"), frame(2, 1, b"\0\0\0\0\x10"), frame(0x60, 0)])
-def test_small_frames_without_end_cost_little_and_a_new_connection_brings_no_new_allowance(monkeypatch: pytest.MonkeyPatch, unit: bytes) -> None:
+def test_small_frames_without_end_cost_little_and_a_new_connection_brings_no_new_allowance(
+    monkeypatch: pytest.MonkeyPatch, unit: bytes
+) -> None:
     worked_off: list[int] = []
     take = protocol.H2Protocol.data_received
-    monkeypatch.setattr(protocol.H2Protocol, "data_received", lambda self, data: (worked_off.append(len(data)), take(self, data)))
+    monkeypatch.setattr(
+        protocol.H2Protocol, "data_received", lambda self, data: (worked_off.append(len(data)), take(self, data))
+    )
 
     async def scenario(world: World) -> None:
         world.renew()

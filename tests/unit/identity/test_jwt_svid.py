@@ -47,7 +47,13 @@ def test_what_is_signed_is_validated_on_another_node(tmp_path: Path, clock: Cloc
     token = keys_of(tmp_path, clock).sign(WEB, ["shop", "bank"])
     identity, claims = keys_of(tmp_path, clock).validate(token, "bank")
     assert identity == WEB
-    assert claims == {"iss": "spiffe://cluster.local", "sub": WEB, "aud": ["shop", "bank"], "iat": START, "exp": START + TTL_SECONDS}
+    assert claims == {
+        "iss": "spiffe://cluster.local",
+        "sub": WEB,
+        "aud": ["shop", "bank"],
+        "iat": START,
+        "exp": START + TTL_SECONDS,
+    }
 
 
 def test_the_bundle_is_as_spiffe_wants_it_and_public(tmp_path: Path, clock: Clock) -> None:
@@ -92,13 +98,17 @@ def test_a_signature_in_another_form_is_refused(tmp_path: Path, clock: Clock) ->
             keys.validate(f"{head}.{jwt_svid._base64url(other)}", "shop")
 
 
-@given(st.text(max_size=200) | st.lists(st.text(alphabet="AQabc-_=.", max_size=60), min_size=3, max_size=3).map(".".join))
+@given(
+    st.text(max_size=200) | st.lists(st.text(alphabet="AQabc-_=.", max_size=60), min_size=3, max_size=3).map(".".join)
+)
 def test_no_text_breaks_validation(text: str) -> None:
     with TemporaryDirectory() as directory, pytest.raises(IdentityError):
         keys_of(Path(directory), Clock()).validate(text, "shop")
 
 
-def test_the_next_key_is_published_before_it_signs_and_the_old_one_stays_while_it_is_needed(tmp_path: Path, clock: Clock) -> None:
+def test_the_next_key_is_published_before_it_signs_and_the_old_one_stays_while_it_is_needed(
+    tmp_path: Path, clock: Clock
+) -> None:
     here, there = keys_of(tmp_path, clock), keys_of(tmp_path, clock)
     (first,) = names(here)
     clock.now += SIGNS_SECONDS
@@ -134,7 +144,16 @@ def test_a_token_holds_over_a_change_of_keys(tmp_path: Path, clock: Clock) -> No
 
 
 @pytest.mark.parametrize(
-    "content", ["", "{}", "[]", "[{}]", '[{"kid": "a", "signsFrom": 0, "key": "no key"}]', "[1]", '[{"kid": "a", "signsFrom": "x", "key": ""}]']
+    "content",
+    [
+        "",
+        "{}",
+        "[]",
+        "[{}]",
+        '[{"kid": "a", "signsFrom": 0, "key": "no key"}]',
+        "[1]",
+        '[{"kid": "a", "signsFrom": "x", "key": ""}]',
+    ],
 )
 def test_damage_is_named_and_what_was_read_stays(tmp_path: Path, clock: Clock, content: str) -> None:
     keys = keys_of(tmp_path, clock)

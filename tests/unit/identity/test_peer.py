@@ -42,7 +42,9 @@ def elsewhere() -> Iterator[str]:
 
 
 def numbered(pid: int, argv: list[str]) -> subprocess.Popen[bytes]:
-    """Return *argv* as the process *pid*, which reads its input to the end: other programs may take the number first, and end."""
+    """Return *argv* as the process *pid*, which reads its input to the end: other programs may take
+    the number first, and end.
+    """
     while True:
         Path("/proc/sys/kernel/ns_last_pid").write_text(str(pid - 1))
         process = subprocess.Popen(argv, stdin=subprocess.PIPE)
@@ -64,27 +66,42 @@ def test_a_process_of_the_pod(own_cgroup: str) -> None:
 
 
 def test_a_process_of_another_pod(own_cgroup: str) -> None:
-    for other in (f"{own_cgroup}/below", f"{own_cgroup}x", own_cgroup[:-1] + "/" if own_cgroup != peer._hierarchy() else "/elsewhere"):
+    for other in (
+        f"{own_cgroup}/below",
+        f"{own_cgroup}x",
+        own_cgroup[:-1] + "/" if own_cgroup != peer._hierarchy() else "/elsewhere",
+    ):
         assert caller(PodPlace(OWN, other)) == "its process is in another cgroup"
-    assert "no network any more" in caller(PodPlace("/proc/self/ns/nothing", own_cgroup)), "a pod without a network has no processes"
+    assert "no network any more" in caller(PodPlace("/proc/self/ns/nothing", own_cgroup)), (
+        "a pod without a network has no processes"
+    )
     with elsewhere() as path:
         assert caller(PodPlace(path, own_cgroup)) == "its socket is of another network namespace"
 
 
-def test_a_number_that_is_a_process_of_the_pod_by_now_helps_no_stranger(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Before Linux 6.5: a child connects and dies, its number goes to a process in the victim's pod, and the stranger keeps the connection."""
+def test_a_number_that_is_a_process_of_the_pod_by_now_helps_no_stranger(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before Linux 6.5: a child connects and dies, its number goes to a process in the victim's
+    pod, and the stranger keeps the connection.
+    """
     monkeypatch.setattr(peer, "SO_PEERPIDFD", 9999)
     path = str(tmp_path / "socket")
     with elsewhere() as victim, socket.socket(socket.AF_UNIX) as listener, socket.socket(socket.AF_UNIX) as kept:
         listener.bind(path)
         listener.listen()
-        child = subprocess.Popen([sys.executable, "-c", f"import socket; socket.socket(fileno={kept.fileno()}).connect({path!r})"], pass_fds=[kept.fileno()])
+        child = subprocess.Popen(
+            [sys.executable, "-c", f"import socket; socket.socket(fileno={kept.fileno()}).connect({path!r})"],
+            pass_fds=[kept.fileno()],
+        )
         assert child.wait() == 0
         connection, _ = listener.accept()
         with connection, numbered(child.pid, ["nsenter", f"--net={victim}", "cat"]) as reborn:
             eventually_in(reborn.pid, victim)
             assert stranger(connection, PodPlace(victim, "")) == "its socket is of another network namespace"
-            assert stranger(connection, PodPlace(OWN, "")) != "", "and the process is none of the pod whose socket it was"
+            assert stranger(connection, PodPlace(OWN, "")) != "", (
+                "and the process is none of the pod whose socket it was"
+            )
 
 
 def test_a_process_that_has_died_is_nobody(tmp_path: Path, own_cgroup: str) -> None:
@@ -93,7 +110,9 @@ def test_a_process_that_has_died_is_nobody(tmp_path: Path, own_cgroup: str) -> N
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(path)
         listener.listen()
-        subprocess.run([sys.executable, "-c", f"import socket; socket.socket(socket.AF_UNIX).connect({path!r})"], check=True)
+        subprocess.run(
+            [sys.executable, "-c", f"import socket; socket.socket(socket.AF_UNIX).connect({path!r})"], check=True
+        )
         connection, _ = listener.accept()
         with connection:
             assert stranger(connection, PodPlace(OWN, own_cgroup)).startswith("its process is gone")

@@ -10,7 +10,18 @@ from pathlib import Path
 import pytest
 
 from nodeagent.errors import IdentityError
-from nodeagent.identity.authority_directory import NEXT, OLD_KEY, ROOT_KEY, ROOTS, SIGNING, certificates, finish, last_step, prepare, switch
+from nodeagent.identity.authority_directory import (
+    NEXT,
+    OLD_KEY,
+    ROOT_KEY,
+    ROOTS,
+    SIGNING,
+    certificates,
+    finish,
+    last_step,
+    prepare,
+    switch,
+)
 from nodeagent.identity.ca import CertificateAuthority
 from nodeagent.identity.certificate import Certificate
 from nodeagent.identity.sources import BuiltIn

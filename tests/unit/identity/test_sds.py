@@ -1,4 +1,6 @@
-"""Envoy's secret discovery, message by message: who asks is answered once, and hears of the next change; what does not exist is said where it can be."""
+"""Envoy's secret discovery, message by message: who asks is answered once, and hears of the next
+change; what does not exist is said where it can be.
+"""
 
 from __future__ import annotations
 
@@ -11,17 +13,28 @@ from grpclib.const import Status
 
 from nodeagent.identity.certificate import Certificate
 from nodeagent.identity.sds import MAX_NAMES, SERVICE, TYPE_URL
-from nodeagent.protocols.envoy_discovery_pb2 import DeltaDiscoveryRequest, DeltaDiscoveryResponse, DiscoveryRequest, DiscoveryResponse
+from nodeagent.protocols.envoy_discovery_pb2 import (
+    DeltaDiscoveryRequest,
+    DeltaDiscoveryResponse,
+    DiscoveryRequest,
+    DiscoveryResponse,
+)
 from nodeagent.protocols.envoy_tls_pb2 import Secret
 from tests.unit.identity.sockets import World, refusal, run, silent, talking
 
 
 def whole(world: World) -> Any:
-    return talking(StreamStreamMethod(world.channel, f"/{SERVICE}/StreamSecrets", DiscoveryRequest, DiscoveryResponse).open())
+    return talking(
+        StreamStreamMethod(world.channel, f"/{SERVICE}/StreamSecrets", DiscoveryRequest, DiscoveryResponse).open()
+    )
 
 
 def delta(world: World) -> Any:
-    return talking(StreamStreamMethod(world.channel, f"/{SERVICE}/DeltaSecrets", DeltaDiscoveryRequest, DeltaDiscoveryResponse).open())
+    return talking(
+        StreamStreamMethod(
+            world.channel, f"/{SERVICE}/DeltaSecrets", DeltaDiscoveryRequest, DeltaDiscoveryResponse
+        ).open()
+    )
 
 
 def ask(*names: str, **more: Any) -> DiscoveryRequest:
@@ -50,7 +63,10 @@ def secrets(response: DiscoveryResponse) -> dict[str, Secret]:
 
 def is_pair(secret: Secret, certificate: Certificate) -> bool:
     pair = secret.tls_certificate
-    return (pair.certificate_chain.inline_bytes, pair.private_key.inline_bytes) == (certificate.chain_pem, certificate.key_pem)
+    return (pair.certificate_chain.inline_bytes, pair.private_key.inline_bytes) == (
+        certificate.chain_pem,
+        certificate.key_pem,
+    )
 
 
 async def sent(stream: Any, message: Message) -> Any:
@@ -162,7 +178,11 @@ def test_no_names_at_first_mean_all() -> None:
 
 
 @pytest.mark.parametrize(
-    "request_", [ask("default", *map(str, range(MAX_NAMES))), DiscoveryRequest(type_url="type.googleapis.com/envoy.config.cluster.v3.Cluster")]
+    "request_",
+    [
+        ask("default", *map(str, range(MAX_NAMES))),
+        DiscoveryRequest(type_url="type.googleapis.com/envoy.config.cluster.v3.Cluster"),
+    ],
 )
 def test_what_is_not_served_here_is_refused(request_: DiscoveryRequest) -> None:
     async def scenario(world: World) -> None:

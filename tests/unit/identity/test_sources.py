@@ -52,7 +52,9 @@ def put(directory: Path, certificate: Certificate) -> None:
     ],
 )
 def test_exactly_one_source(tmp_path: Path, identity: dict[str, Any], words: str) -> None:
-    (tmp_path / "agent.yaml").write_text(yaml.safe_dump({"node": "node1", "source": "/", "redirect": {"cgroup": "/"}, "identity": identity}))
+    (tmp_path / "agent.yaml").write_text(
+        yaml.safe_dump({"node": "node1", "source": "/", "redirect": {"cgroup": "/"}, "identity": identity})
+    )
     with pytest.raises(ConfigError, match=words):
         load(tmp_path / "agent.yaml")
 
@@ -60,7 +62,9 @@ def test_exactly_one_source(tmp_path: Path, identity: dict[str, Any], words: str
 def test_each_source_is_opened_and_grpc_only_when_it_is_used(tmp_path: Path) -> None:
     put(tmp_path / "mount", CertificateAuthority.open_or_create(tmp_path / "ca", DOMAIN).issue(WEB, 60))
     assert isinstance(open_source(Identity.model_validate({"caDirectory": str(tmp_path / "ca")}), "c"), BuiltIn)
-    assert isinstance(open_source(Identity.model_validate({"files": {"directory": str(tmp_path / "mount")}}), "c"), Files)
+    assert isinstance(
+        open_source(Identity.model_validate({"files": {"directory": str(tmp_path / "mount")}}), "c"), Files
+    )
     code = (
         "import sys; from nodeagent.config import Identity; from nodeagent.identity.sources import open_source\n"
         "open_source(Identity.model_validate({'caDirectory': sys.argv[1]}), 'c')\n"
@@ -69,7 +73,9 @@ def test_each_source_is_opened_and_grpc_only_when_it_is_used(tmp_path: Path) -> 
         "print(type(open_source(Identity.model_validate({'istioCa': ca}), 'c')).__name__, 'grpc' in sys.modules)"
     )
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
-    ended = subprocess.run([sys.executable, "-c", code, str(tmp_path / "ca")], capture_output=True, text=True, env=environment, check=False)
+    ended = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path / "ca")], capture_output=True, text=True, env=environment, check=False
+    )
     assert (ended.stdout, ended.stderr) == ("IstioCa False\n", "")
 
 
@@ -89,7 +95,9 @@ def test_a_key_of_another_pem_form_is_taken(tmp_path: Path, authority: Certifica
     made = authority.issue(WEB, 600)
     put(tmp_path / "mount", made)
     key = serialization.load_pem_private_key(made.key_pem, None)
-    old = key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.TraditionalOpenSSL, serialization.NoEncryption())
+    old = key.private_bytes(
+        serialization.Encoding.PEM, serialization.PrivateFormat.TraditionalOpenSSL, serialization.NoEncryption()
+    )
     (tmp_path / "mount" / KEY).write_bytes(old)
     assert asyncio.run(Files(tmp_path / "mount", DOMAIN).issue(WEB, 10)).key_pem == made.key_pem
 
@@ -108,10 +116,16 @@ def encrypt(mount: Path) -> None:
         pytest.param(encrypt, "not an unencrypted private key", id="encrypted"),
         pytest.param(lambda mount: (mount / CHAIN).write_text(""), "no certificate as PEM", id="empty chain"),
         pytest.param(lambda mount: (mount / ROOTS).write_bytes(b"x" * 300_000), "at most", id="huge roots"),
-        pytest.param(lambda mount: (mount / CHAIN).write_bytes((mount / ROOTS).read_bytes()), "for another key", id="a root as leaf"),
+        pytest.param(
+            lambda mount: (mount / CHAIN).write_bytes((mount / ROOTS).read_bytes()),
+            "for another key",
+            id="a root as leaf",
+        ),
     ],
 )
-def test_a_mount_that_is_wrong_is_an_error(tmp_path: Path, authority: CertificateAuthority, damage: Callable[[Path], None], words: str) -> None:
+def test_a_mount_that_is_wrong_is_an_error(
+    tmp_path: Path, authority: CertificateAuthority, damage: Callable[[Path], None], words: str
+) -> None:
     mount = tmp_path / "mount"
     put(mount, authority.issue(WEB, 600))
     damage(mount)
@@ -145,7 +159,9 @@ def test_a_mount_that_is_renewed_reaches_the_store(tmp_path: Path, authority: Ce
     assert [certificate.serial for certificate in heard] == [first.serial, second.serial]
 
 
-def test_a_hundred_identities_of_the_built_in_authority_need_no_waiting(tmp_path: Path, authority: CertificateAuthority) -> None:
+def test_a_hundred_identities_of_the_built_in_authority_need_no_waiting(
+    tmp_path: Path, authority: CertificateAuthority
+) -> None:
     names = [spiffe_id(DOMAIN, "default", f"sa-{number}") for number in range(100)]
     heard: list[Certificate] = []
 

@@ -36,7 +36,12 @@ class World:
         self.heard: list[Certificate] = []
         self.ended: list[SpiffeId] = []
         self.certificates = Certificates(
-            self, TTL, self.heard.append, self.ended.append, clock=lambda: self.now, uniform=lambda low, high: low + (high - low) * (0.5 + self.dice / 2)
+            self,
+            TTL,
+            self.heard.append,
+            self.ended.append,
+            clock=lambda: self.now,
+            uniform=lambda low, high: low + (high - low) * (0.5 + self.dice / 2),
         )
 
     async def issue(self, identity: SpiffeId, ttl_seconds: float) -> Certificate:
@@ -49,7 +54,9 @@ class World:
         if identity in self.broken:
             raise IdentityError("the authority is on holiday")
         self.serials += not self.same_serial
-        return Certificate(identity, b"", b"", self.trusted.roots_pem, str(self.serials), self.now, self.now + ttl_seconds)
+        return Certificate(
+            identity, b"", b"", self.trusted.roots_pem, str(self.serials), self.now, self.now + ttl_seconds
+        )
 
     def trust(self) -> Trust:
         if self.unreadable:
@@ -91,7 +98,9 @@ def test_one_certificate_an_identity() -> None:
         await world.at(0)
         assert sorted(world.asked) == [SHOP, WEB]
         assert [held.certificate.identity for held in world.certificates.list()] == [SHOP, WEB]
-        assert {certificate.identity: certificate for certificate in world.heard} == {name: world.certificates.current(name) for name in (WEB, SHOP)}
+        assert {certificate.identity: certificate for certificate in world.heard} == {
+            name: world.certificates.current(name) for name in (WEB, SHOP)
+        }
 
     play(scene)
 
@@ -325,7 +334,9 @@ def test_a_fault_of_the_program_ends_the_store() -> None:
 
 
 def test_what_an_earlier_control_held_is_held_and_asked_for_anew() -> None:
-    """Input: certificates taken over, one that has ended among them. Verdict: the good one serves at once, and another comes when it can be had."""
+    """Input: certificates taken over, one that has ended among them. Verdict: the good one serves
+    at once, and another comes when it can be had.
+    """
 
     async def scene(world: World) -> None:
         await ensure(world.certificates, [WEB, SHOP], 5)

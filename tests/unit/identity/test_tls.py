@@ -131,7 +131,11 @@ def test_another_authority_is_refused_even_with_the_same_names(tmp_path: Path, w
 
 
 def self_signed(
-    uris: list[str], issuer: Certificate | None = None, *, ca: bool = False, key: ec.EllipticCurvePrivateKey | None = None
+    uris: list[str],
+    issuer: Certificate | None = None,
+    *,
+    ca: bool = False,
+    key: ec.EllipticCurvePrivateKey | None = None,
 ) -> tuple[Certificate, ec.EllipticCurvePrivateKey]:
     """Make a certificate that the authority never would; signed by *issuer*'s key, or by its own."""
     own = key or ec.generate_private_key(ec.SECP256R1())
@@ -144,12 +148,21 @@ def self_signed(
         issuer_name = x509.load_pem_x509_certificate(issuer.chain_pem).subject
     now = datetime.now(UTC).replace(tzinfo=None)
     builder = x509.CertificateBuilder(
-        issuer_name, x509.Name([]), own.public_key(), x509.random_serial_number(), now - timedelta(hours=1), now + timedelta(hours=1)
+        issuer_name,
+        x509.Name([]),
+        own.public_key(),
+        x509.random_serial_number(),
+        now - timedelta(hours=1),
+        now + timedelta(hours=1),
     ).add_extension(x509.BasicConstraints(ca, None), critical=True)
     if uris:
-        builder = builder.add_extension(x509.SubjectAlternativeName([x509.UniformResourceIdentifier(uri) for uri in uris]), critical=True)
+        builder = builder.add_extension(
+            x509.SubjectAlternativeName([x509.UniformResourceIdentifier(uri) for uri in uris]), critical=True
+        )
     pem = builder.sign(signer, hashes.SHA256()).public_bytes(serialization.Encoding.PEM)
-    private = own.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
+    private = own.private_bytes(
+        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+    )
     return Certificate(WEB, pem, private, pem, "1", 0, 0), own
 
 
@@ -170,9 +183,13 @@ def test_a_workload_cannot_sign_for_others(web: Certificate) -> None:
 
 
 def test_another_trust_domain_is_refused_though_its_root_is_trusted(tmp_path: Path, web: Certificate) -> None:
-    stranger = CertificateAuthority.open_or_create(tmp_path / "other", "other").issue(spiffe_id("other", "default", "web"), 3600)
+    stranger = CertificateAuthority.open_or_create(tmp_path / "other", "other").issue(
+        spiffe_id("other", "default", "web"), 3600
+    )
     both = web.roots_pem + stranger.roots_pem
-    pair = Pair(client_context(replace(stranger, roots_pem=both), TCP_ALPN), server_context(replace(web, roots_pem=both)))
+    pair = Pair(
+        client_context(replace(stranger, roots_pem=both), TCP_ALPN), server_context(replace(web, roots_pem=both))
+    )
     pair.handshake()
     assert peer_identity(pair.client, DOMAIN) == WEB
     with pytest.raises(IdentityError, match="of trust domain other"):
@@ -180,11 +197,23 @@ def test_another_trust_domain_is_refused_though_its_root_is_trusted(tmp_path: Pa
 
 
 @pytest.mark.parametrize(
-    "uris", [[], [WEB, SHOP], ["https://cluster.local/"], ["spiffe://cluster.local"], [f"{WEB}/more"], [f"{WEB}?a=b"], ["spiffe://CLUSTER.LOCAL/ns/a/sa/b"]]
+    "uris",
+    [
+        [],
+        [WEB, SHOP],
+        ["https://cluster.local/"],
+        ["spiffe://cluster.local"],
+        [f"{WEB}/more"],
+        [f"{WEB}?a=b"],
+        ["spiffe://CLUSTER.LOCAL/ns/a/sa/b"],
+    ],
 )
 def test_a_certificate_without_exactly_one_good_uri_proves_nothing(web: Certificate, uris: list[str]) -> None:
     odd, _ = self_signed(uris, ca=True)
-    pair = Pair(client_context(replace(odd, roots_pem=web.roots_pem), TCP_ALPN), server_context(replace(web, roots_pem=odd.roots_pem)))
+    pair = Pair(
+        client_context(replace(odd, roots_pem=web.roots_pem), TCP_ALPN),
+        server_context(replace(web, roots_pem=odd.roots_pem)),
+    )
     pair.handshake()
     with pytest.raises(IdentityError):
         peer_identity(pair.server, DOMAIN)
@@ -201,7 +230,12 @@ def test_no_certificate_proves_nothing() -> None:
 
 
 def test_parts_that_do_not_fit_are_an_error(web: Certificate, shop: Certificate) -> None:
-    for broken in (replace(web, key_pem=shop.key_pem), replace(web, chain_pem=b"nothing"), replace(web, roots_pem=b"nothing"), replace(web, roots_pem=b"\xff")):
+    for broken in (
+        replace(web, key_pem=shop.key_pem),
+        replace(web, chain_pem=b"nothing"),
+        replace(web, roots_pem=b"nothing"),
+        replace(web, roots_pem=b"\xff"),
+    ):
         with pytest.raises(IdentityError, match="do not fit together") as refused:
             contexts(broken)
         assert "PRIVATE" not in str(refused.value)

@@ -20,7 +20,9 @@ METADATA = {"workload.spiffe.io": "true"}
 
 
 def stream(world: World, name: str, request: Any, reply: Any) -> Any:
-    return talking(UnaryStreamMethod(world.channel, f"/SpiffeWorkloadAPI/{name}", request, reply).open(metadata=METADATA))
+    return talking(
+        UnaryStreamMethod(world.channel, f"/SpiffeWorkloadAPI/{name}", request, reply).open(metadata=METADATA)
+    )
 
 
 def svids(world: World) -> Any:
@@ -28,12 +30,19 @@ def svids(world: World) -> Any:
 
 
 async def token(world: World, *audience: str, spiffe_id: str = "") -> Any:
-    method: Any = UnaryUnaryMethod(world.channel, "/SpiffeWorkloadAPI/FetchJWTSVID", messages.JWTSVIDRequest, messages.JWTSVIDResponse)
+    method: Any = UnaryUnaryMethod(
+        world.channel, "/SpiffeWorkloadAPI/FetchJWTSVID", messages.JWTSVIDRequest, messages.JWTSVIDResponse
+    )
     return await method(messages.JWTSVIDRequest(audience=audience, spiffe_id=spiffe_id), metadata=METADATA)
 
 
 async def validate(world: World, audience: str, svid: str) -> Any:
-    method: Any = UnaryUnaryMethod(world.channel, "/SpiffeWorkloadAPI/ValidateJWTSVID", messages.ValidateJWTSVIDRequest, messages.ValidateJWTSVIDResponse)
+    method: Any = UnaryUnaryMethod(
+        world.channel,
+        "/SpiffeWorkloadAPI/ValidateJWTSVID",
+        messages.ValidateJWTSVIDRequest,
+        messages.ValidateJWTSVIDResponse,
+    )
     return await method(messages.ValidateJWTSVIDRequest(audience=audience, svid=svid), metadata=METADATA)
 
 
@@ -45,7 +54,9 @@ def test_a_caller_waits_for_the_first_certificate_and_hears_of_each_one() -> Non
                 certificate = world.renew()
                 (svid,) = (await call.recv_message()).svids
                 assert svid.spiffe_id == WEB
-                assert (svid.x509_svid, svid.x509_svid_key, svid.bundle) == tuple(map(der, (certificate.chain_pem, certificate.key_pem, certificate.roots_pem)))
+                assert (svid.x509_svid, svid.x509_svid_key, svid.bundle) == tuple(
+                    map(der, (certificate.chain_pem, certificate.key_pem, certificate.roots_pem))
+                )
 
     run(scenario)
 
@@ -94,7 +105,9 @@ def test_tokens_of_another_are_refused_and_ones_own_is_given() -> None:
     run(scenario)
 
 
-@pytest.mark.parametrize("audience", [(), ("",), ("shop", ""), ("x" * (MAX_AUDIENCE + 1),), ("x",) * (MAX_AUDIENCES + 1)])
+@pytest.mark.parametrize(
+    "audience", [(), ("",), ("shop", ""), ("x" * (MAX_AUDIENCE + 1),), ("x",) * (MAX_AUDIENCES + 1)]
+)
 def test_an_audience_that_makes_no_sense_is_refused(audience: tuple[str, ...]) -> None:
     async def scenario(world: World) -> None:
         status, words = await refusal(token(world, *audience))

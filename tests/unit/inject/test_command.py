@@ -56,12 +56,12 @@ SERVICE = "apiVersion: v1\nkind: Service\nmetadata: {name:   web}   # odd   spac
 TEMPLATE = "metadata: {labels: {app: a}}, spec: {containers: [{name: app, image: i}]}"
 KINDS = {
     "Pod": "{apiVersion: v1, kind: Pod, metadata: {name: a}, spec: {containers: [{name: app, image: i}]}}",
-    "StatefulSet": f"{{apiVersion: apps/v1, kind: StatefulSet, metadata: {{name: a}}, spec: {{serviceName: a, selector: {{}}, template: {{{TEMPLATE}}}}}}}",
-    "DaemonSet": f"{{apiVersion: apps/v1, kind: DaemonSet, metadata: {{name: a}}, spec: {{selector: {{}}, template: {{{TEMPLATE}}}}}}}",
-    "ReplicaSet": f"{{apiVersion: apps/v1, kind: ReplicaSet, metadata: {{name: a}}, spec: {{selector: {{}}, template: {{{TEMPLATE}}}}}}}",
+    "StatefulSet": f"{{apiVersion: apps/v1, kind: StatefulSet, metadata: {{name: a}}, spec: {{serviceName: a, selector: {{}}, template: {{{TEMPLATE}}}}}}}",  # noqa: E501
+    "DaemonSet": f"{{apiVersion: apps/v1, kind: DaemonSet, metadata: {{name: a}}, spec: {{selector: {{}}, template: {{{TEMPLATE}}}}}}}",  # noqa: E501
+    "ReplicaSet": f"{{apiVersion: apps/v1, kind: ReplicaSet, metadata: {{name: a}}, spec: {{selector: {{}}, template: {{{TEMPLATE}}}}}}}",  # noqa: E501
     "Job": f"{{apiVersion: batch/v1, kind: Job, metadata: {{name: a}}, spec: {{template: {{{TEMPLATE}}}}}}}",
     "CronJob": (
-        f"{{apiVersion: batch/v1, kind: CronJob, metadata: {{name: a}}, spec: {{schedule: '* * * * *', jobTemplate: {{spec: {{template: {{{TEMPLATE}}}}}}}}}}}"
+        f"{{apiVersion: batch/v1, kind: CronJob, metadata: {{name: a}}, spec: {{schedule: '* * * * *', jobTemplate: {{spec: {{template: {{{TEMPLATE}}}}}}}}}}}"  # noqa: E501
     ),
 }
 WHERE = {"Pod": (), "CronJob": ("spec", "jobTemplate", "spec", "template")}
@@ -169,7 +169,12 @@ def test_folders_and_several_files_make_one_stream(run: Run) -> None:
     (run.directory / "deeper").mkdir()
     out, _ = run("-f", str(run.directory), "-f", run.file(SERVICE, "c.yaml"), *MESH, "-o", str(other))
     assert out == ""
-    assert [each["kind"] for each in yaml.safe_load_all(other.read_text())] == ["Service", "Deployment", "Service", "Service"]
+    assert [each["kind"] for each in yaml.safe_load_all(other.read_text())] == [
+        "Service",
+        "Deployment",
+        "Service",
+        "Service",
+    ]
 
 
 def test_standard_input(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -199,10 +204,17 @@ spec:
 
 @pytest.mark.parametrize(
     ("labels", "injected"),
-    [(("istio-injection=enabled",), True), (("istio-injection=disabled",), False), (("team=shop",), False), (("istio.io/rev=default",), True)],
+    [
+        (("istio-injection=enabled",), True),
+        (("istio-injection=disabled",), False),
+        (("team=shop",), False),
+        (("istio.io/rev=default",), True),
+    ],
 )
 def test_the_namespaces_labels_decide(run: Run, labels: Sequence[str], injected: bool) -> None:
-    out, err = run("-f", run.file(DEPLOYMENT), *MESH, *(word for label in labels for word in ("--namespace-label", label)))
+    out, err = run(
+        "-f", run.file(DEPLOYMENT), *MESH, *(word for label in labels for word in ("--namespace-label", label))
+    )
     assert ("istio-proxy" in out) == injected
     assert (out == DEPLOYMENT) != injected
     assert err.startswith("injected: " if injected else "skipped: ")
@@ -215,7 +227,10 @@ def test_a_revision_by_hand_is_that_of_the_namespace(run: Run) -> None:
 
 def test_values_and_policies_from_files(run: Run) -> None:
     values = run.file("meshRanges: [10.0.0.0/8]\nmtls: STRICT\n", "values.yaml")
-    policy = "apiVersion: security.istio.io/v1\nkind: AuthorizationPolicy\nmetadata: {name: only, namespace: shop}\nspec: {}\n"
+    policy = (
+        "apiVersion: security.istio.io/v1\nkind: AuthorizationPolicy\nmetadata: {name: only, namespace: "
+        "shop}\nspec: {}\n"
+    )
     out, _ = run("-f", run.file(DEPLOYMENT), "--values", values, "--policies", run.file(policy, "policy.yaml"))
     assert '"action":"ALLOW","policies":{}' in out
 
@@ -241,17 +256,32 @@ def test_another_groups_job_passes_through(run: Run) -> None:
         ("", "in.yaml: nothing in it has pods"),
         ("apiVersion: v1\nkind: List\nitems: none\n", 'in.yaml: document 1: items: "none": allowed: a list'),
         ("apiVersion: v1\nkind: List\nitems: [{kind: 3}]\n", "in.yaml: document 1 items[0]: kind: 3: allowed"),
-        ("apiVersion: apps/v1\nkind: Deployment\nmetadata: {name: a}\nspec: {}\n", "document 1 (Deployment a): spec.template: null: allowed: a mapping"),
+        (
+            "apiVersion: apps/v1\nkind: Deployment\nmetadata: {name: a}\nspec: {}\n",
+            "document 1 (Deployment a): spec.template: null: allowed: a mapping",
+        ),
         (
             DEPLOYMENT.replace("name: app\n", "name: istio-proxy\n"),
-            'in.yaml: document 1 (Deployment shop/web): spec.template.spec.containers[0].name: "istio-proxy": allowed: another name',
+            (
+                'in.yaml: document 1 (Deployment shop/web): spec.template.spec.containers[0].name: "istio-proxy": '
+                "allowed: another name"
+            ),
         ),
         (
             f"{DEPLOYMENT}---\n{DEPLOYMENT.replace('port: http', 'port: web').replace('shop', 'other')}",
-            'document 2 (Deployment other/web): spec.template.spec.containers[0].readinessProbe.httpGet.port: "web": allowed: a number, or the name',
+            (
+                "document 2 (Deployment other/web): spec.template.spec.containers[0].readinessProbe.httpGet.port: "
+                '"web": allowed: a number, or the name'
+            ),
         ),
-        (DEPLOYMENT.replace("containerPort: 8080", "containerPort: 15006"), "spec.template.spec.containers[0].ports[0].containerPort: 15006: allowed"),
-        (f"{DEPLOYMENT}---\n{DEPLOYMENT}", "document 2 (Deployment shop/web): name: web: allowed: another name than that of"),
+        (
+            DEPLOYMENT.replace("containerPort: 8080", "containerPort: 15006"),
+            "spec.template.spec.containers[0].ports[0].containerPort: 15006: allowed",
+        ),
+        (
+            f"{DEPLOYMENT}---\n{DEPLOYMENT}",
+            "document 2 (Deployment shop/web): name: web: allowed: another name than that of",
+        ),
         ("[" * 3000, "nested deeper than"),
     ],
 )

@@ -25,9 +25,23 @@ POLICY = {
         "rules": [
             {
                 "from": [
-                    {"source": {"principals": ["cluster.local/ns/default/sa/shop", "*"], "notNamespaces": ["kube-*"], "ipBlocks": ["10.0.0.0/8", "fd00::1"]}}
+                    {
+                        "source": {
+                            "principals": ["cluster.local/ns/default/sa/shop", "*"],
+                            "notNamespaces": ["kube-*"],
+                            "ipBlocks": ["10.0.0.0/8", "fd00::1"],
+                        }
+                    }
                 ],
-                "to": [{"operation": {"methods": ["GET"], "paths": ["/api/*", "*.html", "/$(POD_IP)"], "notPorts": ["9090"]}}],
+                "to": [
+                    {
+                        "operation": {
+                            "methods": ["GET"],
+                            "paths": ["/api/*", "*.html", "/$(POD_IP)"],
+                            "notPorts": ["9090"],
+                        }
+                    }
+                ],
             }
         ]
     },
@@ -38,7 +52,9 @@ def command(given: Json = PODS["smallest"], family: str = "IPv4", **values: Any)
     """Return what the proxy of the pod *given* runs, as the kubelet expands it."""
     settings = Settings(values={"meshRanges": RANGES} | values)
     words = named(injected(given, settings)["spec"]["containers"], "istio-proxy")["command"]
-    return [expand(word, {"POD_IP": ADDRESSES[family], "POD_NAME": "web", "POD_NAMESPACE": "default"}) for word in words]
+    return [
+        expand(word, {"POD_IP": ADDRESSES[family], "POD_NAME": "web", "POD_NAMESPACE": "default"}) for word in words
+    ]
 
 
 def bootstrap(given: Json = PODS["smallest"], **values: Any) -> Json:
@@ -51,7 +67,9 @@ def validate(words: list[str]) -> subprocess.CompletedProcess[str]:
     return subprocess.run([binary(), *words[1:], "--mode", "validate"], capture_output=True, text=True, check=False)
 
 
-@pytest.mark.parametrize("given", [each for name, each in PODS.items() if "prob" in name], ids=[name for name in PODS if "prob" in name])
+@pytest.mark.parametrize(
+    "given", [each for name, each in PODS.items() if "prob" in name], ids=[name for name in PODS if "prob" in name]
+)
 def test_envoy_takes_every_probe(given: Json) -> None:
     done = validate(command(given))
     assert done.returncode == 0, done.stderr
@@ -69,7 +87,12 @@ def test_envoy_takes_every_probe(given: Json) -> None:
         {"tcpPorts": "3306"},
         {"tcpPorts": [3306, 5432]},
         {"authorizationPolicies": [POLICY]},
-        {"authorizationPolicies": [POLICY | {"metadata": {"name": "no"}, "spec": POLICY["spec"] | {"action": "DENY"}}, POLICY]},
+        {
+            "authorizationPolicies": [
+                POLICY | {"metadata": {"name": "no"}, "spec": POLICY["spec"] | {"action": "DENY"}},
+                POLICY,
+            ]
+        },
         {"authorizationPolicies": [POLICY | {"spec": {}}]},
     ],
     ids=str,
@@ -106,9 +129,17 @@ def where(chain: Json) -> str:
 
 def test_only_the_meshs_ranges_go_by_mtls() -> None:
     found = chains(bootstrap(plaintextRanges="10.96.0.1/32"), "outbound")
-    ranges = {where(chain): [each["address_prefix"] for each in chain["filter_chain_match"].get("prefix_ranges", ())] for chain in found}
+    ranges = {
+        where(chain): [each["address_prefix"] for each in chain["filter_chain_match"].get("prefix_ranges", ())]
+        for chain in found
+    }
     assert ranges["mesh-http"] == ranges["mesh-tcp"] == ["10.244.0.0", "10.96.0.0", "fd00:10:244::"]
-    assert [where(chain) for chain in found] == ["BlackHoleCluster", "mesh-http", "mesh-tcp", *["PassthroughCluster"] * 4]
+    assert [where(chain) for chain in found] == [
+        "BlackHoleCluster",
+        "mesh-http",
+        "mesh-tcp",
+        *["PassthroughCluster"] * 4,
+    ]
 
 
 @pytest.mark.parametrize(("mode", "plain"), [("STRICT", 0), ("PERMISSIVE", 3)])
@@ -138,13 +169,21 @@ def test_every_tls_context_of_the_mesh_is_1_3_and_knows_the_trust_domain() -> No
 
 def test_connections_to_the_pod_come_from_the_sidecars_own_address() -> None:
     clusters = bootstrap(PODS["probes of every kind"])["static_resources"]["clusters"]
-    bound = {each["name"]: each["upstream_bind_config"]["source_address"]["address"] for each in clusters if "upstream_bind_config" in each}
+    bound = {
+        each["name"]: each["upstream_bind_config"]["source_address"]["address"]
+        for each in clusters
+        if "upstream_bind_config" in each
+    }
     assert set(bound.values()) == {"127.0.0.6"}
     assert set(bound) == {"InboundPassthroughCluster", *(f"probe-{index}" for index in range(4))}
 
 
 def test_what_a_user_writes_is_not_expanded_by_kubernetes() -> None:
-    paths = [each["prefix_rewrite"] for each in everything(bootstrap(PODS["a probe that Kubernetes would expand"])) if "prefix_rewrite" in each]
+    paths = [
+        each["prefix_rewrite"]
+        for each in everything(bootstrap(PODS["a probe that Kubernetes would expand"]))
+        if "prefix_rewrite" in each
+    ]
     assert "/$(POD_IP)/$$" in paths
     exact = [each["exact"] for each in everything(bootstrap(authorizationPolicies=[POLICY])) if "exact" in each]
     assert "/$(POD_IP)" in exact
@@ -154,7 +193,11 @@ def test_administration_is_for_the_pod_alone() -> None:
     config = bootstrap()
     assert config["admin"]["address"]["socket_address"]["address"] == "127.0.0.1"
     reached = [each for each in everything(config) if each.get("route", {}).get("cluster") == "admin"]
-    assert sorted(each["match"]["path"] for each in reached) == ["/healthz/ready", "/stats/prometheus", "/stats/prometheus"]
+    assert sorted(each["match"]["path"] for each in reached) == [
+        "/healthz/ready",
+        "/stats/prometheus",
+        "/stats/prometheus",
+    ]
 
 
 @pytest.mark.parametrize(
@@ -183,7 +226,9 @@ def test_a_wrong_value_is_named(values: Json, message: str) -> None:
 
 
 def test_the_applications_probes_are_asked_for_and_nothing_else() -> None:
-    """Port 15020 is open to whoever reaches it, past mTLS and policies: a probe is a GET of just that path, never what else a client would send there."""
+    """Port 15020 is open to whoever reaches it, past mTLS and policies: a probe is a GET of just
+    that path, never what else a client would send there.
+    """
     config = bootstrap(PODS["probes of every kind"])
     (manager,) = [each["filters"][0]["typed_config"] for each in chains(config, "status")]
     routes = manager["route_config"]["virtual_hosts"][0]["routes"]

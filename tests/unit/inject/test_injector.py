@@ -60,7 +60,9 @@ def test_what_was_there_stays(given_pod: dict[str, Any], chosen: Settings) -> No
         own = names(given_pod["spec"].get(field))
         assert [name for name in names(spec.get(field)) if name in own] == own
     for one in given_pod["spec"]["containers"]:
-        kept = {key: value for key, value in named(spec["containers"], one["name"]).items() if not key.endswith("Probe")}
+        kept = {
+            key: value for key, value in named(spec["containers"], one["name"]).items() if not key.endswith("Probe")
+        }
         assert kept == {key: value for key, value in one.items() if not key.endswith("Probe")}
 
 
@@ -68,7 +70,7 @@ def test_a_pod_without_a_sidecar_is_not_uninjected() -> None:
     assert uninject(pod()) == pod()
 
 
-ISTIOS = '{"initContainers":["istio-init"],"containers":["istio-proxy"],"volumes":["istio-token"],"imagePullSecrets":null,"revision":"default"}'
+ISTIOS = '{"initContainers":["istio-init"],"containers":["istio-proxy"],"volumes":["istio-token"],"imagePullSecrets":null,"revision":"default"}'  # noqa: E501
 
 
 @pytest.mark.parametrize("status", ["{}", "no JSON", "[]", ISTIOS, "1" * 5000, "[" * 5000])
@@ -80,7 +82,13 @@ def test_what_another_injector_did_is_not_undone(status: str) -> None:
 
 
 def test_a_changed_pod_keeps_its_changes_when_the_sidecar_goes() -> None:
-    found = injected(pod(container(ports=[HTTP], readinessProbe={"httpGet": {"port": "http"}}, livenessProbe={"tcpSocket": {"port": 1}})))
+    found = injected(
+        pod(
+            container(
+                ports=[HTTP], readinessProbe={"httpGet": {"port": "http"}}, livenessProbe={"tcpSocket": {"port": 1}}
+            )
+        )
+    )
     app = named(found["spec"]["containers"], "app")
     app["readinessProbe"]["periodSeconds"] = 7
     app["livenessProbe"] = {"exec": {"command": ["true"]}}
@@ -88,7 +96,10 @@ def test_a_changed_pod_keeps_its_changes_when_the_sidecar_goes() -> None:
     found["metadata"]["labels"]["more"] = "yes"
     restored = uninject(found)
     assert names(restored["spec"]["containers"]) == ["late", "app"]
-    assert named(restored["spec"]["containers"], "app")["readinessProbe"] == {"httpGet": {"port": "http"}, "periodSeconds": 7}
+    assert named(restored["spec"]["containers"], "app")["readinessProbe"] == {
+        "httpGet": {"port": "http"},
+        "periodSeconds": 7,
+    }
     assert named(restored["spec"]["containers"], "app")["livenessProbe"] == {"exec": {"command": ["true"]}}
     assert restored["metadata"]["labels"] == {"more": "yes"}
 
@@ -120,11 +131,16 @@ def test_order(template: str, native: bool, hold: bool, init: list[str], contain
 
 def test_the_annotation_beats_the_setting_for_native() -> None:
     asked = pod(annotations={"sidecar.istio.io/nativeSidecar": "false"})
-    assert names(injected(asked, Settings(native=True, values=ENVOY.values))["spec"]["containers"]) == ["app", "istio-proxy"]
+    assert names(injected(asked, Settings(native=True, values=ENVOY.values))["spec"]["containers"]) == [
+        "app",
+        "istio-proxy",
+    ]
 
 
 def test_the_proxy_config_annotation() -> None:
-    asked = pod(annotations={"proxy.istio.io/config": "holdApplicationUntilProxyStarts: true\nconcurrency: 7\ntracing: {}"})
+    asked = pod(
+        annotations={"proxy.istio.io/config": "holdApplicationUntilProxyStarts: true\nconcurrency: 7\ntracing: {}"}
+    )
     containers = injected(asked)["spec"]["containers"]
     assert names(containers) == ["istio-proxy", "app"]
     command = containers[0]["command"]
@@ -134,7 +150,8 @@ def test_the_proxy_config_annotation() -> None:
 def test_who_runs_as_whom() -> None:
     spec = injected(pod())["spec"]
     assert (
-        named(spec["containers"], "istio-proxy")["securityContext"] | {"runAsUser": 1337, "runAsGroup": 1337, "runAsNonRoot": True}
+        named(spec["containers"], "istio-proxy")["securityContext"]
+        | {"runAsUser": 1337, "runAsGroup": 1337, "runAsNonRoot": True}
         == (named(spec["containers"], "istio-proxy")["securityContext"])
     )
     init = named(spec["initContainers"], "istio-init")["securityContext"]
@@ -144,19 +161,42 @@ def test_who_runs_as_whom() -> None:
 def test_what_the_init_container_is_told() -> None:
     command = named(injected(PODS["capture annotations"])["spec"]["initContainers"], "istio-init")["command"]
     assert command == [
-        "nodeagent", "sidecar-init", "--inbound-ports", "80,8080", "--exclude-inbound-ports", "9090", "--outbound-ranges", "10.0.0.0/8,fd00::/8",
-        "--exclude-outbound-ranges", "10.1.0.0/16", "--include-outbound-ports", "443", "--exclude-outbound-ports", "5432,3306",
-        "--uid", "1337", "--gid", "1337",
-    ]  # fmt: skip
+        "nodeagent",
+        "sidecar-init",
+        "--inbound-ports",
+        "80,8080",
+        "--exclude-inbound-ports",
+        "9090",
+        "--outbound-ranges",
+        "10.0.0.0/8,fd00::/8",
+        "--exclude-outbound-ranges",
+        "10.1.0.0/16",
+        "--include-outbound-ports",
+        "443",
+        "--exclude-outbound-ports",
+        "5432,3306",
+        "--uid",
+        "1337",
+        "--gid",
+        "1337",
+    ]
 
 
 def test_what_the_nodeagent_proxy_is_told() -> None:
     chosen = Settings("nodeagent", values={"source": "/srv/mesh", "trustDomain": "td"})
     proxy = named(injected(PODS["http probes"], chosen)["spec"]["containers"], "istio-proxy")
     words = dict(zip(proxy["command"][2::2], proxy["command"][3::2], strict=True))
-    assert words == {"--source": "/srv/mesh", "--trust-domain": "td", "--sds-socket": "/run/nodeagent/sds/socket", "--access-log": "-"}
+    assert words == {
+        "--source": "/srv/mesh",
+        "--trust-domain": "td",
+        "--sds-socket": "/run/nodeagent/sds/socket",
+        "--access-log": "-",
+    }
     asked = json.loads(named(proxy["env"], "NODEAGENT_APP_PROBES")["value"])
-    assert asked["/app-health/app/readyz"] == {"httpGet": {"path": "/healthy?deep=1", "port": 8080}, "timeoutSeconds": 5}
+    assert asked["/app-health/app/readyz"] == {
+        "httpGet": {"path": "/healthy?deep=1", "port": 8080},
+        "timeoutSeconds": 5,
+    }
 
 
 # -- annotations --
@@ -222,15 +262,39 @@ def test_a_wrong_annotation_is_named(name: str, value: str) -> None:
         (pod(container(), container("istio-init")), 'spec.containers[1].name: "istio-init": allowed'),
         (pod(initContainers=[container("istio-proxy")]), 'spec.initContainers[0].name: "istio-proxy": allowed'),
         (pod(volumes=[{"name": "nodeagent-sds", "emptyDir": {}}]), 'spec.volumes[0].name: "nodeagent-sds": allowed'),
-        (pod(container(ports=[HTTP, {"containerPort": 15001}])), "spec.containers[0].ports[1].containerPort: 15001: allowed"),
-        (pod(container(securityContext={"runAsUser": 1337})), "spec.containers[0].securityContext.runAsUser: 1337: allowed"),
+        (
+            pod(container(ports=[HTTP, {"containerPort": 15001}])),
+            "spec.containers[0].ports[1].containerPort: 15001: allowed",
+        ),
+        (
+            pod(container(securityContext={"runAsUser": 1337})),
+            "spec.containers[0].securityContext.runAsUser: 1337: allowed",
+        ),
         (pod(securityContext={"runAsUser": 1337}), "spec.securityContext.runAsUser: 1337: allowed"),
-        (pod(container(readinessProbe={"tcpSocket": {"port": "web"}}, ports=[HTTP])), 'spec.containers[0].readinessProbe.tcpSocket.port: "web": allowed'),
-        (pod(container(readinessProbe={"httpGet": {"port": 0}})), "spec.containers[0].readinessProbe.httpGet.port: 0: allowed"),
-        (pod(container(), container()), 'spec.containers[1].name: "app": allowed: another name than that of spec.containers[0]'),
-        (pod(container(), initContainers=[container()]), 'spec.containers[0].name: "app": allowed: another name than that of spec.initContainers[0]'),
-        (pod(volumes=[{"name": "a"}, {"name": "a"}]), 'spec.volumes[1].name: "a": allowed: another name than that of spec.volumes[0]'),
-        (pod(annotations={"proxy.istio.io/config": "concurrency: 0"}), "metadata.annotations[proxy.istio.io/config].[concurrency]: 0: allowed"),
+        (
+            pod(container(readinessProbe={"tcpSocket": {"port": "web"}}, ports=[HTTP])),
+            'spec.containers[0].readinessProbe.tcpSocket.port: "web": allowed',
+        ),
+        (
+            pod(container(readinessProbe={"httpGet": {"port": 0}})),
+            "spec.containers[0].readinessProbe.httpGet.port: 0: allowed",
+        ),
+        (
+            pod(container(), container()),
+            'spec.containers[1].name: "app": allowed: another name than that of spec.containers[0]',
+        ),
+        (
+            pod(container(), initContainers=[container()]),
+            'spec.containers[0].name: "app": allowed: another name than that of spec.initContainers[0]',
+        ),
+        (
+            pod(volumes=[{"name": "a"}, {"name": "a"}]),
+            'spec.volumes[1].name: "a": allowed: another name than that of spec.volumes[0]',
+        ),
+        (
+            pod(annotations={"proxy.istio.io/config": "concurrency: 0"}),
+            "metadata.annotations[proxy.istio.io/config].[concurrency]: 0: allowed",
+        ),
         ({"metadata": {}}, "spec: missing"),
         ({"spec": {"containers": []}}, "spec.containers: []"),
         ({"spec": {"containers": "all"}}, 'spec.containers: "all"'),
@@ -256,22 +320,40 @@ def test_udp_at_a_port_of_the_sidecar_is_no_conflict() -> None:
 _NAME = st.from_regex(r"[a-z]([a-z0-9-]{0,6}[a-z0-9])?", fullmatch=True)
 _PORT = st.integers(1, 14999)
 _HANDLER = st.one_of(
-    st.builds(lambda port, path: {"httpGet": {"path": path, "port": port}}, _PORT, st.text("/$(){}a%?", min_size=1, max_size=8)),
+    st.builds(
+        lambda port, path: {"httpGet": {"path": path, "port": port}},
+        _PORT,
+        st.text("/$(){}a%?", min_size=1, max_size=8),
+    ),
     st.builds(lambda port: {"tcpSocket": {"port": port}}, _PORT),
     st.builds(lambda port, service: {"grpc": {"port": port, "service": service}}, _PORT, st.text(max_size=4)),
     st.just({"exec": {"command": ["true"]}}),
 )
-_PROBES = st.fixed_dictionaries({}, optional=dict.fromkeys(("readinessProbe", "livenessProbe", "startupProbe"), _HANDLER))
+_PROBES = st.fixed_dictionaries(
+    {}, optional=dict.fromkeys(("readinessProbe", "livenessProbe", "startupProbe"), _HANDLER)
+)
 _CONTAINERS = st.lists(st.tuples(_NAME, _PROBES), min_size=1, max_size=3, unique_by=lambda each: each[0])
 _TEXTS = st.none() | st.dictionaries(_NAME, st.text(max_size=5), max_size=3)
 
 
-@given(_CONTAINERS, _CONTAINERS | st.just([]), _TEXTS, _TEXTS, st.booleans(), st.booleans(), st.sampled_from(["envoy", "nodeagent"]))
+@given(
+    _CONTAINERS,
+    _CONTAINERS | st.just([]),
+    _TEXTS,
+    _TEXTS,
+    st.booleans(),
+    st.booleans(),
+    st.sampled_from(["envoy", "nodeagent"]),
+)
 @settings(max_examples=100, deadline=None)
-def test_any_pod_comes_back(containers: Any, init: Any, labels: Any, annotations: Any, native: bool, hold: bool, template: str) -> None:
+def test_any_pod_comes_back(
+    containers: Any, init: Any, labels: Any, annotations: Any, native: bool, hold: bool, template: str
+) -> None:
     seen = {name for name, _ in containers}
     own = [{"name": name} | probes for name, probes in init if name not in seen]
-    spec: dict[str, Any] = {"containers": [{"name": name} | probes for name, probes in containers]} | ({"initContainers": own} if own else {})
+    spec: dict[str, Any] = {"containers": [{"name": name} | probes for name, probes in containers]} | (
+        {"initContainers": own} if own else {}
+    )
     one = {"metadata": {"labels": labels, "annotations": annotations}, "spec": spec}
     found = injected(one, Settings(template, native=native, hold=hold, values=ENVOY.values))
     assert uninject(found) == one

@@ -13,11 +13,18 @@ Json = dict[str, Any]
 
 
 def policy(name: str = "p", namespace: str = "default", **spec: Any) -> Json:
-    return {"apiVersion": "security.istio.io/v1", "kind": "AuthorizationPolicy", "metadata": {"name": name, "namespace": namespace}, "spec": spec}
+    return {
+        "apiVersion": "security.istio.io/v1",
+        "kind": "AuthorizationPolicy",
+        "metadata": {"name": name, "namespace": namespace},
+        "spec": spec,
+    }
 
 
 def rule(source: Json | None = None, operation: Json | None = None) -> Json:
-    return ({"from": [{"source": source}]} if source else {}) | ({"to": [{"operation": operation}]} if operation else {})
+    return ({"from": [{"source": source}]} if source else {}) | (
+        {"to": [{"operation": operation}]} if operation else {}
+    )
 
 
 def of_web(*policies: Json) -> Any:
@@ -59,7 +66,9 @@ def test_a_rule_of_http_on_tcp() -> None:
 
 def name_of(value: str) -> Json:
     (allow,) = of_web(policy(rules=[rule({"principals": [value]})])).http
-    found: Json = next(iter(allow["policies"].values()))["principals"][0]["and_ids"]["ids"][0]["or_ids"]["ids"][0]["authenticated"]["principal_name"]
+    found: Json = next(iter(allow["policies"].values()))["principals"][0]["and_ids"]["ids"][0]["or_ids"]["ids"][0][
+        "authenticated"
+    ]["principal_name"]
     return found
 
 
@@ -90,11 +99,19 @@ def test_cluster_local_is_the_meshs_own_trust_domain() -> None:
 
 
 @pytest.mark.parametrize(
-    ("value", "matcher"), [("/a", {"exact": "/a"}), ("/a*", {"prefix": "/a"}), ("*.html", {"suffix": ".html"}), ("*", {"safe_regex": {"regex": ".+"}})]
+    ("value", "matcher"),
+    [
+        ("/a", {"exact": "/a"}),
+        ("/a*", {"prefix": "/a"}),
+        ("*.html", {"suffix": ".html"}),
+        ("*", {"safe_regex": {"regex": ".+"}}),
+    ],
 )
 def test_paths(value: str, matcher: Json) -> None:
     (allow,) = of_web(policy(rules=[rule(None, {"paths": [value]})])).http
-    assert next(iter(allow["policies"].values()))["permissions"][0] == {"and_rules": {"rules": [{"or_rules": {"rules": [{"url_path": {"path": matcher}}]}}]}}
+    assert next(iter(allow["policies"].values()))["permissions"][0] == {
+        "and_rules": {"rules": [{"or_rules": {"rules": [{"url_path": {"path": matcher}}]}}]}
+    }
 
 
 @pytest.mark.parametrize(
@@ -104,13 +121,22 @@ def test_paths(value: str, matcher: Json) -> None:
         (policy(action="CUSTOM", provider={"name": "x"}, rules=[{}]), "(default/p): spec.action: CUSTOM: allowed"),
         (policy(targetRefs=[{"kind": "Service", "group": "", "name": "web"}]), "(default/p): spec.targetRefs: allowed"),
         (policy(rules=[rule({"requestPrincipals": ["*"]})]), "spec.rules[0]: request_principals: not translated"),
-        (policy(rules=[{}, rule({"notRemoteIpBlocks": ["10.0.0.0/8"]})]), "spec.rules[1]: not_remote_ip_blocks: not translated"),
+        (
+            policy(rules=[{}, rule({"notRemoteIpBlocks": ["10.0.0.0/8"]})]),
+            "spec.rules[1]: not_remote_ip_blocks: not translated",
+        ),
         (policy(rules=[rule({"serviceAccounts": ["a"]})]), "spec.rules[0]: service_accounts: not translated"),
         (policy(rules=[rule(None, {"hosts": ["a"]})]), "spec.rules[0]: hosts: not translated"),
         (policy(rules=[rule(None, {"paths": ["/a/{*}"]})]), "spec.rules[0].to: paths: templates are not translated"),
-        (policy(rules=[{"when": [{"key": "connection.sni", "values": ["a"]}]}]), "spec.rules[0].when: connection.sni: not translated"),
+        (
+            policy(rules=[{"when": [{"key": "connection.sni", "values": ["a"]}]}]),
+            "spec.rules[0].when: connection.sni: not translated",
+        ),
         (policy(rules="all"), "spec.rules"),
-        ({"kind": "PeerAuthentication", "apiVersion": "security.istio.io/v1", "metadata": {"name": "p"}, "spec": {}}, "kind: PeerAuthentication: allowed"),
+        (
+            {"kind": "PeerAuthentication", "apiVersion": "security.istio.io/v1", "metadata": {"name": "p"}, "spec": {}},
+            "kind: PeerAuthentication: allowed",
+        ),
         ({"kind": "Pod"}, "kind"),
     ],
     ids=str,
@@ -124,6 +150,8 @@ def test_what_cannot_be_said_is_refused(wrong: Json, message: str) -> None:
 
 def test_a_policy_that_stands_twice_is_refused() -> None:
     """Rules are told apart by the policy's name: of two with the same, some would silently be lost."""
-    with pytest.raises(InjectionError, match=r"values\.authorizationPolicies\[2\] \(default/p\): metadata\.name: allowed: another name"):
+    with pytest.raises(
+        InjectionError, match=r"values\.authorizationPolicies\[2\] \(default/p\): metadata\.name: allowed: another name"
+    ):
         of_web(policy(rules=[rule({"principals": ["a"]})]), policy("q"), policy(action="DENY", rules=[{}]))
     of_web(policy(), policy(namespace="istio-system"), policy(namespace="elsewhere"))

@@ -1,4 +1,6 @@
-"""Who gets a sidecar: every combination of the namespace's labels and the pod's, against the rules as Istio's webhooks state them."""
+"""Who gets a sidecar: every combination of the namespace's labels and the pod's, against the rules
+as Istio's webhooks state them.
+"""
 
 from __future__ import annotations
 
@@ -36,7 +38,11 @@ def test_every_combination(injection: str | None, rev: str | None, mine: str) ->
     labels = {key: value for key, value in (("istio-injection", injection), ("istio.io/rev", rev)) if value is not None}
     settings = Settings(revision=mine, values={"meshRanges": RANGES})
     for label, annotation, pod_rev in itertools.product(CHOICE, CHOICE, REVISION):
-        own = {key: value for key, value in (("sidecar.istio.io/inject", label), ("istio.io/rev", pod_rev)) if value is not None}
+        own = {
+            key: value
+            for key, value in (("sidecar.istio.io/inject", label), ("istio.io/rev", pod_rev))
+            if value is not None
+        }
         asked = pod(labels=own, annotations={} if annotation is None else {"sidecar.istio.io/inject": annotation})
         found = inject(asked, Namespace("default", labels), settings)
         expected = reached(injection, rev, label, pod_rev, mine or "default") and required(label, annotation)
@@ -45,7 +51,9 @@ def test_every_combination(injection: str | None, rev: str | None, mine: str) ->
 
 @pytest.mark.parametrize("name", ["kube-system", "kube-public", "kube-node-lease", "local-path-storage"])
 def test_the_systems_namespaces_are_left_alone(name: str) -> None:
-    found = inject(pod(labels={"sidecar.istio.io/inject": "true"}), Namespace(name, {"istio-injection": "enabled"}), Settings())
+    found = inject(
+        pod(labels={"sidecar.istio.io/inject": "true"}), Namespace(name, {"istio-injection": "enabled"}), Settings()
+    )
     assert isinstance(found, Skipped)
     assert found.reason == "system-namespace"
 
@@ -54,7 +62,10 @@ def test_a_pod_of_the_nodes_network_is_left_alone() -> None:
     found = inject(pod(hostNetwork=True, labels={"sidecar.istio.io/inject": "true"}), Namespace("default"), Settings())
     assert isinstance(found, Skipped)
     assert found.reason == "host-network"
-    assert isinstance(inject(pod(hostNetwork=False), Namespace("default", {"istio-injection": "enabled"}), Settings("nodeagent")), Injected)
+    assert isinstance(
+        inject(pod(hostNetwork=False), Namespace("default", {"istio-injection": "enabled"}), Settings("nodeagent")),
+        Injected,
+    )
 
 
 @pytest.mark.parametrize(

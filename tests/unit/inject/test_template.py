@@ -93,11 +93,23 @@ def test_builtin_templates() -> None:
         ("container: {name: istio-proxy}\nvolumes: {}", "volumes: {}: allowed: a list"),
         ("container: {name: istio-proxy}\nvolumes: [a]", 'volumes[0].name: "a": allowed'),
         ("container: {name: istio-proxy}\nvolumes: [{name: a}, {name: a}]", 'volumes[1].name: "a": allowed'),
-        ("container: {name: istio-proxy}\ninitContainers: [{name: '${image}'}]", 'initContainers[0].name: "${image}": allowed'),
-        ("container: {name: istio-proxy}\ninitContainers: [{name: istio-proxy}]", 'initContainers[0].name: "istio-proxy": allowed'),
+        (
+            "container: {name: istio-proxy}\ninitContainers: [{name: '${image}'}]",
+            'initContainers[0].name: "${image}": allowed',
+        ),
+        (
+            "container: {name: istio-proxy}\ninitContainers: [{name: istio-proxy}]",
+            'initContainers[0].name: "istio-proxy": allowed',
+        ),
         ("container: {name: istio-proxy}\nmetadata: {labels: [a]}", "metadata.labels: allowed: a mapping"),
-        ("container: {name: istio-proxy, image: '${colour}'}", 'container.image: "${colour}": unknown: allowed: accessLog'),
-        ("container: {name: istio-proxy, args: ['a ${resources}']}", 'container.args[0]: "${resources}": a dict cannot be part of a text'),
+        (
+            "container: {name: istio-proxy, image: '${colour}'}",
+            'container.image: "${colour}": unknown: allowed: accessLog',
+        ),
+        (
+            "container: {name: istio-proxy, args: ['a ${resources}']}",
+            'container.args[0]: "${resources}": a dict cannot be part of a text',
+        ),
     ],
 )
 def test_a_broken_template_is_named(tmp_path: Path, text: str, message: str) -> None:

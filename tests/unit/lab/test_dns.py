@@ -10,14 +10,23 @@ from hypothesis import strategies as st
 
 from nodeagent.lab.dns import answer
 
-NAMES = {"web.default.svc.cluster.local": ("10.96.0.1", "fd00::1"), "many.svc.cluster.local": tuple(f"10.0.0.{number}" for number in range(1, 101))}
+NAMES = {
+    "web.default.svc.cluster.local": ("10.96.0.1", "fd00::1"),
+    "many.svc.cluster.local": tuple(f"10.0.0.{number}" for number in range(1, 101)),
+}
 A, AAAA, MX = 1, 28, 15
 
 
 def query(name: str, kind: int, *, edns: int | None = None, flags: int = 0x0100, klass: int = 1) -> bytes:
     labels = b"".join(bytes([len(label)]) + label.encode() for label in name.split("."))
     header = struct.pack("!HHHHHH", 0x1234, flags, 1, 0, 0, 0 if edns is None else 1)
-    return header + labels + b"\0" + struct.pack("!HH", kind, klass) + (b"" if edns is None else b"\0" + struct.pack("!HHIH", 41, edns, 0, 0))
+    return (
+        header
+        + labels
+        + b"\0"
+        + struct.pack("!HH", kind, klass)
+        + (b"" if edns is None else b"\0" + struct.pack("!HHIH", 41, edns, 0, 0))
+    )
 
 
 def read(reply: bytes | None) -> tuple[int, bool, set[str]]:

@@ -13,7 +13,12 @@ from nodeagent.resources.pod import Container
 POD: dict[str, Any] = {
     "metadata": {"name": "a", "namespace": "shop", "uid": "u", "labels": {"app": "web"}, "annotations": {}},
     "spec": {"nodeName": "node1", "serviceAccountName": "web"},
-    "status": {"podIP": "10.0.0.1", "podIPs": [{"ip": "10.0.0.1"}, {"ip": "fd00::1"}], "hostIP": "172.18.0.11", "hostIPs": [{"ip": "172.18.0.11"}]},
+    "status": {
+        "podIP": "10.0.0.1",
+        "podIPs": [{"ip": "10.0.0.1"}, {"ip": "fd00::1"}],
+        "hostIP": "172.18.0.11",
+        "hostIPs": [{"ip": "172.18.0.11"}],
+    },
 }
 
 
@@ -26,7 +31,15 @@ def field(path: str) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize(
-    ("text", "expected"), [("$(A)", "1"), ("x$(A)y$(B)", "x1y2"), ("$$(A)", "$(A)"), ("$(NOPE)", "$(NOPE)"), ("$A ${A} $", "$A ${A} $"), ("$$$$", "$$")]
+    ("text", "expected"),
+    [
+        ("$(A)", "1"),
+        ("x$(A)y$(B)", "x1y2"),
+        ("$$(A)", "$(A)"),
+        ("$(NOPE)", "$(NOPE)"),
+        ("$A ${A} $", "$A ${A} $"),
+        ("$$$$", "$$"),
+    ],
 )
 def test_references(text: str, expected: str) -> None:
     assert expand(text, {"A": "1", "B": "2"}) == expected
@@ -66,4 +79,8 @@ def test_what_is_missing_is_named() -> None:
     with pytest.raises(LabError, match="container c: envFrom: ConfigMap m does not exist"):
         environment(container(envFrom=[{"configMapRef": {"name": "m"}}]), POD, {}.get)
     with pytest.raises(LabError, match="env: ConfigMap m has no key k"):
-        environment(container(env=[{"name": "A", "valueFrom": {"configMapKeyRef": {"name": "m", "key": "k"}}}]), POD, {"m": {}}.get)
+        environment(
+            container(env=[{"name": "A", "valueFrom": {"configMapKeyRef": {"name": "m", "key": "k"}}}]),
+            POD,
+            {"m": {}}.get,
+        )

@@ -21,8 +21,9 @@ def asked(port: int, service: str = "", timeout: int = 5) -> str:
 
 
 @pytest.mark.parametrize(
-    ("service", "fault"), [("", ""), ("web", ""), ("ill", "grpc: ill is NOT_SERVING"), ("unheard-of", "grpc: status NOT_FOUND")]
-)  # fmt: skip
+    ("service", "fault"),
+    [("", ""), ("web", ""), ("ill", "grpc: ill is NOT_SERVING"), ("unheard-of", "grpc: status NOT_FOUND")],
+)
 def test_what_the_server_says(service: str, fault: str) -> None:
     server, port = health.serve(health.Health())
     try:

@@ -57,8 +57,12 @@ spec:
 """
 
 
-def injected(mode: str = "envoy", text: str = TEXT, there: list[dict[str, Any]] | None = None, **overlay: Any) -> dict[str, Document]:
-    documents = injection.injected(parse(text, "app.yaml"), there or [], injection.settings(mode, Layout("mine"), overlay))
+def injected(
+    mode: str = "envoy", text: str = TEXT, there: list[dict[str, Any]] | None = None, **overlay: Any
+) -> dict[str, Document]:
+    documents = injection.injected(
+        parse(text, "app.yaml"), there or [], injection.settings(mode, Layout("mine"), overlay)
+    )
     return {document.resource.metadata.name: document for document in documents}
 
 
@@ -107,6 +111,9 @@ def test_our_own_sidecar_reads_the_labs_folder() -> None:
 
 
 def test_a_pod_that_cannot_be_injected_is_named() -> None:
-    text = "apiVersion: v1\nkind: Pod\nmetadata: {name: p}\nspec: {containers: [{name: c, command: [x], ports: [{containerPort: 15001}]}]}"
+    text = (
+        "apiVersion: v1\nkind: Pod\nmetadata: {name: p}\nspec: {containers: [{name: c, command: [x], ports: "
+        "[{containerPort: 15001}]}]}"
+    )
     with pytest.raises(ResourceError, match=r"app.yaml: document 1 \(Pod default/p\).*15001"):
         injected(text=text)

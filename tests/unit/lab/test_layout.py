@@ -34,7 +34,11 @@ def test_objects_are_read_by_kind_and_temporary_files_are_not(tmp_path: Path) ->
 
 
 def test_an_overlay_replaces_leaves_only() -> None:
-    assert merge({"a": {"b": 1, "c": 2}, "d": [1]}, {"a": {"c": 3}, "d": [], "e": {}}) == {"a": {"b": 1, "c": 3}, "d": [], "e": {}}
+    assert merge({"a": {"b": 1, "c": 2}, "d": [1]}, {"a": {"c": 3}, "d": [], "e": {}}) == {
+        "a": {"b": 1, "c": 3},
+        "d": [],
+        "e": {},
+    }
 
 
 def test_a_lab_that_is_not_there_is_told_with_those_that_are(tmp_path: Path) -> None:

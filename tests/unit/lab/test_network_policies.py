@@ -1,4 +1,6 @@
-"""NetworkPolicies as nftables rules: whom a policy isolates, and what passes; by the rules' own words, and nft takes them all."""
+"""NetworkPolicies as nftables rules: whom a policy isolates, and what passes; by the rules' own
+words, and nft takes them all.
+"""
 
 from __future__ import annotations
 
@@ -16,13 +18,22 @@ from nodeagent.resources.load import parse
 def pod(name: str, number: int, *, namespace: str = "default", node: str = "node1", **status: Any) -> dict[str, Any]:
     return {
         "metadata": {"name": name, "namespace": namespace, "labels": {"app": name}},
-        "spec": {"nodeName": node, "containers": [{"name": "c", "ports": [{"containerPort": 8000 + number, "name": "web"}]}]},
+        "spec": {
+            "nodeName": node,
+            "containers": [{"name": "c", "ports": [{"containerPort": 8000 + number, "name": "web"}]}],
+        },
         "status": {"podIPs": [{"ip": f"10.0.0.{number}"}, {"ip": f"fd00::{number}"}], "phase": "Running", **status},
     }
 
 
 CLUSTER = Cluster.of(
-    [pod("a", 1), pod("b", 2), pod("c", 3, namespace="blue"), pod("d", 4, node="node2"), pod("ended", 5, phase="Succeeded")],
+    [
+        pod("a", 1),
+        pod("b", 2),
+        pod("c", 3, namespace="blue"),
+        pod("d", 4, node="node2"),
+        pod("ended", 5, phase="Succeeded"),
+    ],
     [{"metadata": {"name": "default"}}, {"metadata": {"name": "blue", "labels": {"colour": "blue"}}}],
 )
 
@@ -32,7 +43,10 @@ BLOCK = "{ipBlock: {cidr: 172.16.0.0/12, except: [172.17.0.0/16]}}"
 
 def policy(text: str, selector: str = "{matchLabels: {app: a}}") -> dict[str, Any]:
     """Return a NetworkPolicy of namespace default as the lab keeps it: validated."""
-    document = f"apiVersion: networking.k8s.io/v1\nkind: NetworkPolicy\nmetadata: {{name: p}}\nspec: {{podSelector: {selector}, {text}}}\n"
+    document = (
+        f"apiVersion: networking.k8s.io/v1\nkind: NetworkPolicy\nmetadata: {{name: p}}\nspec: "
+        f"{{podSelector: {selector}, {text}}}\n"
+    )
     (found,) = parse(document, "test")
     value: dict[str, Any] = json.loads(json.dumps(found.resource.dump()))
     value["metadata"]["namespace"] = "default"
@@ -51,7 +65,11 @@ def chain(rules: str, name: str) -> list[str]:
     [
         ("policyTypes: [Ingress]", "ip daddr 10.0.0.1", []),
         ("ingress: [{}]", "ip6 daddr fd00::1", ["return"]),
-        ("ingress: [{from: [{podSelector: {matchLabels: {app: b}}}]}]", "ip daddr 10.0.0.1", ["ip saddr 10.0.0.2 return", "ip6 saddr fd00::2 return"]),
+        (
+            "ingress: [{from: [{podSelector: {matchLabels: {app: b}}}]}]",
+            "ip daddr 10.0.0.1",
+            ["ip saddr 10.0.0.2 return", "ip6 saddr fd00::2 return"],
+        ),
         ("ingress: [{from: [{podSelector: {matchLabels: {app: c}}}]}]", "ip daddr 10.0.0.1", []),
         (
             "ingress: [{from: [{namespaceSelector: {matchLabels: {colour: blue}}}], ports: [{port: 80}]}]",
@@ -59,12 +77,18 @@ def chain(rules: str, name: str) -> list[str]:
             ["ip saddr 10.0.0.3 tcp dport 80 return", "ip6 saddr fd00::3 tcp dport 80 return"],
         ),
         (
-            "ingress: [{from: [{namespaceSelector: {matchLabels: {kubernetes.io/metadata.name: blue}}, podSelector: {matchLabels: {app: b}}}]}]",
+            (
+                "ingress: [{from: [{namespaceSelector: {matchLabels: {kubernetes.io/metadata.name: blue}}, "
+                "podSelector: {matchLabels: {app: b}}}]}]"
+            ),
             "ip daddr 10.0.0.1",
             [],
         ),
         (
-            f"ingress: [{{from: [{BLOCK}], ports: [{{port: web}}, {{port: 53, protocol: UDP}}, {{port: 90, endPort: 99}}]}}]",
+            (
+                "ingress: "
+                f"[{{from: [{BLOCK}], ports: [{{port: web}}, {{port: 53, protocol: UDP}}, {{port: 90, endPort: 99}}]}}]"
+            ),
             "ip daddr 10.0.0.1",
             [
                 "ip saddr 172.16.0.0/12 ip saddr != { 172.17.0.0/16 } tcp dport 8001 return",
@@ -87,7 +111,9 @@ def test_what_passes(text: str, jump: str, passes: list[str]) -> None:
 
 
 def test_a_named_port_that_everybody_may_reach_is_each_pods_own() -> None:
-    lines = chain(ruleset([policy("egress: [{ports: [{port: web}, {port: 53}]}]")], CLUSTER, "node1"), "ip saddr 10.0.0.1")
+    lines = chain(
+        ruleset([policy("egress: [{ports: [{port: web}, {port: 53}]}]")], CLUSTER, "node1"), "ip saddr 10.0.0.1"
+    )
     assert lines[0] == "tcp dport 53 return"
     assert {f"ip daddr 10.0.0.{number} tcp dport {8000 + number} return" for number in (1, 2, 3, 4)} <= set(lines)
 
@@ -97,7 +123,8 @@ def test_several_policies_let_through_what_either_does() -> None:
     rules = ruleset(both, CLUSTER, "node1")
     assert chain(rules, "ip daddr 10.0.0.1") == ["tcp dport 80 return", "tcp dport 81 return", "drop"]
     assert chain(rules, "ip daddr 10.0.0.2") == ["tcp dport 81 return", "drop"]
-    assert " jump " not in "".join(line for line in rules.splitlines() if "10.0.0.4" in line)  # the other node's, or ended
+    # the other node's, or ended
+    assert " jump " not in "".join(line for line in rules.splitlines() if "10.0.0.4" in line)
 
 
 def test_by_default_a_policy_has_a_say_on_egress_only_if_it_speaks_of_it() -> None:
@@ -106,14 +133,35 @@ def test_by_default_a_policy_has_a_say_on_egress_only_if_it_speaks_of_it() -> No
 
 
 def test_replies_and_a_pod_itself_pass_first() -> None:
-    (line,) = (line for line in ruleset([policy("policyTypes: [Ingress, Egress]")], CLUSTER, "node1").splitlines() if line.startswith(" chain forward"))
-    assert line.index("ct state established,related accept") < line.index("ip saddr 10.0.0.1 ip daddr 10.0.0.1 accept") < line.index(" jump ")
+    (line,) = (
+        line
+        for line in ruleset([policy("policyTypes: [Ingress, Egress]")], CLUSTER, "node1").splitlines()
+        if line.startswith(" chain forward")
+    )
+    assert (
+        line.index("ct state established,related accept")
+        < line.index("ip saddr 10.0.0.1 ip daddr 10.0.0.1 accept")
+        < line.index(" jump ")
+    )
 
 
-@pytest.mark.parametrize("text", ["ingress: [{}]", "policyTypes: [Ingress, Egress]", "egress: [{to: [{ipBlock: {cidr: 10.0.0.0/8, except: [10.1.0.0/16]}}]}]"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "ingress: [{}]",
+        "policyTypes: [Ingress, Egress]",
+        "egress: [{to: [{ipBlock: {cidr: 10.0.0.0/8, except: [10.1.0.0/16]}}]}]",
+    ],
+)
 def test_nft_takes_the_rules(text: str) -> None:
     for policies in ([], [policy(text, "{}")]):
-        done = subprocess.run(["unshare", "--net", "nft", "-f", "-"], input=ruleset(policies, CLUSTER, "node1"), text=True, capture_output=True, check=False)
+        done = subprocess.run(
+            ["unshare", "--net", "nft", "-f", "-"],
+            input=ruleset(policies, CLUSTER, "node1"),
+            text=True,
+            capture_output=True,
+            check=False,
+        )
         assert (done.returncode, done.stderr) == (0, "")
 
 

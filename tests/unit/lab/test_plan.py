@@ -18,13 +18,18 @@ NODES = (Node(1), Node(2))
 
 
 def pod(name: str, extra: str = "", metadata: str = "") -> str:
-    return f"---\napiVersion: v1\nkind: Pod\nmetadata: {{name: {name}{metadata}}}\nspec: {{containers: [{{name: c, command: [sleep, '1']}}]{extra}}}\n"
+    return (
+        f"---\napiVersion: v1\nkind: Pod\nmetadata: {{name: {name}{metadata}}}\nspec: "
+        f"{{containers: [{{name: c, command: [sleep, '1']}}]{extra}}}\n"
+    )
 
 
 def deployment(name: str, replicas: int, extra: str = "") -> str:
     return (
-        f"---\napiVersion: apps/v1\nkind: Deployment\nmetadata: {{name: {name}}}\nspec:\n  replicas: {replicas}\n  selector: {{matchLabels: {{app: {name}}}}}\n"
-        f"  template: {{metadata: {{labels: {{app: {name}}}}}, spec: {{containers: [{{name: c, command: [sleep, '1']{extra}}}]}}}}\n"
+        f"---\napiVersion: apps/v1\nkind: Deployment\nmetadata: {{name: {name}}}\nspec:\n  replicas: "
+        f"{replicas}\n  selector: {{matchLabels: {{app: {name}}}}}\n"
+        "  template: "
+        f"{{metadata: {{labels: {{app: {name}}}}}, spec: {{containers: [{{name: c, command: [sleep, '1']{extra}}}]}}}}\n"  # noqa: E501
     )
 
 
@@ -41,8 +46,13 @@ class Cluster:
         self._uids = (f"uid-{number}" for number in itertools.count())
 
     def apply(self, text: str) -> plan.Plan:
-        made = plan.make(parse(text, "f.yaml"), self.objects.values(), self.pods.values(), NODES, lambda: next(self._uids))
-        self.objects |= {(each["kind"], each["metadata"].get("namespace", ""), each["metadata"]["name"]): each for each in made.objects}
+        made = plan.make(
+            parse(text, "f.yaml"), self.objects.values(), self.pods.values(), NODES, lambda: next(self._uids)
+        )
+        self.objects |= {
+            (each["kind"], each["metadata"].get("namespace", ""), each["metadata"]["name"]): each
+            for each in made.objects
+        }
         for each in made.removed:
             del self.pods[each["metadata"]["uid"]]
         self.pods |= {each["metadata"]["uid"]: each for each in made.pods}
@@ -96,7 +106,10 @@ def test_a_deployment_scales_and_rolls() -> None:
     assert set(kept) < set(names)
     cluster.apply(deployment("d", 2, ", args: [x]"))
     assert not set(names) & set(cluster.ips())
-    assert {each["metadata"].get("ownerReferences", [{"name": ""}])[0]["name"] for each in cluster.pods.values()} == {"", "d"}
+    assert {each["metadata"].get("ownerReferences", [{"name": ""}])[0]["name"] for each in cluster.pods.values()} == {
+        "",
+        "d",
+    }
 
 
 def test_a_long_deployment_name_still_gives_pod_names() -> None:
@@ -110,9 +123,16 @@ def test_cluster_ips_stay_and_may_be_asked_for() -> None:
     cluster = Cluster()
     both = ", ipFamilyPolicy: PreferDualStack"
     asked = service("b", f", clusterIP: 10.96.0.10{both}")
-    cluster.apply(service("a", both) + asked + service("h", ", clusterIP: None") + service("six", ", ipFamilies: [IPv6]"))
+    cluster.apply(
+        service("a", both) + asked + service("h", ", clusterIP: None") + service("six", ", ipFamilies: [IPv6]")
+    )
     ips = {key[2]: each["spec"]["clusterIPs"] for key, each in cluster.objects.items() if key[0] == "Service"}
-    assert ips == {"b": ["10.96.0.10", "fd00:10:96::a"], "a": ["10.96.0.11", "fd00:10:96::b"], "h": ["None"], "six": ["fd00:10:96::c"]}
+    assert ips == {
+        "b": ["10.96.0.10", "fd00:10:96::a"],
+        "a": ["10.96.0.11", "fd00:10:96::b"],
+        "h": ["None"],
+        "six": ["fd00:10:96::c"],
+    }
     cluster.apply(service("a", both) + service("z"))
     assert cluster.objects["Service", "default", "a"]["spec"]["clusterIPs"] == ips["a"]
     assert cluster.objects["Service", "default", "z"]["spec"]["clusterIPs"] == ["10.96.0.12"]
@@ -135,7 +155,9 @@ def test_a_service_has_one_family_unless_it_asks_for_both(extra: str, families: 
     cluster.apply(service("a", extra))
     spec = cluster.objects["Service", "default", "a"]["spec"]
     assert spec["ipFamilies"] == families
-    assert spec["clusterIPs"] == ["None"] or ["IPv6" if ":" in each else "IPv4" for each in spec["clusterIPs"]] == families
+    assert (
+        spec["clusterIPs"] == ["None"] or ["IPv6" if ":" in each else "IPv4" for each in spec["clusterIPs"]] == families
+    )
 
 
 def test_addresses_may_be_asked_for() -> None:
@@ -155,23 +177,51 @@ def test_a_host_network_pod_has_the_nodes_addresses() -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        (pod("a") + pod("a"), 'document 2 (Pod default/a): metadata.name: "a": allowed: a name that differs from f.yaml: document 1'),
-        (pod("a", metadata=", namespace: shop"), 'metadata.namespace: "shop": allowed: a Namespace that exists or stands in the input: default'),
+        (
+            pod("a") + pod("a"),
+            'document 2 (Pod default/a): metadata.name: "a": allowed: a name that differs from f.yaml: document 1',
+        ),
+        (
+            pod("a", metadata=", namespace: shop"),
+            'metadata.namespace: "shop": allowed: a Namespace that exists or stands in the input: default',
+        ),
         (pod("a", ", nodeName: node9"), 'spec.nodeName: "node9": allowed: node1, node2'),
-        (pod("a", ", serviceAccountName: web"), 'spec.serviceAccountName: "web": allowed: a ServiceAccount of namespace default: default'),
+        (
+            pod("a", ", serviceAccountName: web"),
+            'spec.serviceAccountName: "web": allowed: a ServiceAccount of namespace default: default',
+        ),
         (
             pod("a", ", volumes: [{name: v, configMap: {name: m}}]"),
             'spec.volumes[0].configMap.name: "m": allowed: a ConfigMap of namespace default: there',
         ),
-        (deployment("d", 1, ", envFrom: [{configMapRef: {name: m}}]"), 'spec.template.spec.containers[0].envFrom[0].configMapRef.name: "m": allowed: '),
-        (pod("a", metadata=f", annotations: {{{ADDRESSES}: 10.9.9.9}}"), f'metadata.annotations[{ADDRESSES}]: "10.9.9.9": allowed: addresses of one host'),
-        (pod("a", metadata=f", annotations: {{{ADDRESSES}: '10.244.1.2,fd00:10:244:1::3'}}"), "allowed: addresses of one host"),
         (
-            pod("a", metadata=f", annotations: {{{ADDRESSES}: 10.244.1.9}}") + pod("b", metadata=f", annotations: {{{ADDRESSES}: 10.244.1.9}}"),
-            'document 2 (Pod default/b): metadata.annotations[lab.nodeagent.io/addresses]: "10.244.1.9": allowed: addresses that no other pod has',
+            deployment("d", 1, ", envFrom: [{configMapRef: {name: m}}]"),
+            'spec.template.spec.containers[0].envFrom[0].configMapRef.name: "m": allowed: ',
         ),
-        (service("a", ", clusterIP: 10.97.0.1"), 'spec.clusterIP: "10.97.0.1": allowed: None, or an address of 10.96.0.0/16'),
-        (service("a", ", clusterIP: 10.96.0.7") + service("b", ", clusterIP: 10.96.0.7"), "allowed: an address that Service default/a does not have"),
+        (
+            pod("a", metadata=f", annotations: {{{ADDRESSES}: 10.9.9.9}}"),
+            f'metadata.annotations[{ADDRESSES}]: "10.9.9.9": allowed: addresses of one host',
+        ),
+        (
+            pod("a", metadata=f", annotations: {{{ADDRESSES}: '10.244.1.2,fd00:10:244:1::3'}}"),
+            "allowed: addresses of one host",
+        ),
+        (
+            pod("a", metadata=f", annotations: {{{ADDRESSES}: 10.244.1.9}}")
+            + pod("b", metadata=f", annotations: {{{ADDRESSES}: 10.244.1.9}}"),
+            (
+                'document 2 (Pod default/b): metadata.annotations[lab.nodeagent.io/addresses]: "10.244.1.9": '
+                "allowed: addresses that no other pod has"
+            ),
+        ),
+        (
+            service("a", ", clusterIP: 10.97.0.1"),
+            'spec.clusterIP: "10.97.0.1": allowed: None, or an address of 10.96.0.0/16',
+        ),
+        (
+            service("a", ", clusterIP: 10.96.0.7") + service("b", ", clusterIP: 10.96.0.7"),
+            "allowed: an address that Service default/a does not have",
+        ),
     ],
 )
 def test_what_cannot_be_is_refused(text: str, message: str) -> None:
@@ -212,7 +262,11 @@ spec:
     8080: {mode: STRICT}
 """
     made = {each["kind"]: each for each in cluster.apply(text).objects if "shop" in each["metadata"].values()}
-    assert made["Namespace"]["metadata"] == {"name": "shop", "annotations": {"nodeagent.io/path": "proxy"}, "labels": {"a": "b"}}
+    assert made["Namespace"]["metadata"] == {
+        "name": "shop",
+        "annotations": {"nodeagent.io/path": "proxy"},
+        "labels": {"a": "b"},
+    }
     assert made["PeerAuthentication"] == {
         "apiVersion": "security.istio.io/v1",
         "kind": "PeerAuthentication",
@@ -220,18 +274,29 @@ spec:
         "spec": {"selector": {"matchLabels": {"app": "web"}}, "portLevelMtls": {"8080": {"mode": "STRICT"}}},
     }
     changed = cluster.apply(text.replace("STRICT", "DISABLE")).objects
-    assert [each["spec"]["portLevelMtls"] for each in changed if each["kind"] == "PeerAuthentication"] == [{"8080": {"mode": "DISABLE"}}]
+    assert [each["spec"]["portLevelMtls"] for each in changed if each["kind"] == "PeerAuthentication"] == [
+        {"8080": {"mode": "DISABLE"}}
+    ]
 
 
 @pytest.mark.parametrize(
     ("policy", "message"),
     [
-        ("kind: PeerAuthentication, metadata: {name: p}, spec: {mtls: {mode: ON}}", "(PeerAuthentication default/p): spec.mtls.mode: True: allowed: UNSET"),
-        ("kind: AuthorizationPolicy, metadata: {name: p}, spec: {action: DENY}", "document 1 (AuthorizationPolicy default/p): spec.rules: None: a DENY policy"),
+        (
+            "kind: PeerAuthentication, metadata: {name: p}, spec: {mtls: {mode: ON}}",
+            "(PeerAuthentication default/p): spec.mtls.mode: True: allowed: UNSET",
+        ),
+        (
+            "kind: AuthorizationPolicy, metadata: {name: p}, spec: {action: DENY}",
+            "document 1 (AuthorizationPolicy default/p): spec.rules: None: a DENY policy",
+        ),
         ("kind: PeerAuthentication, metadata: {name: p}, data: 1", "data: 1: unknown field"),
-        ("kind: PeerAuthentication, metadata: {name: p, namespace: nowhere}", "metadata.namespace: \"nowhere\": allowed: a Namespace that exists"),
+        (
+            "kind: PeerAuthentication, metadata: {name: p, namespace: nowhere}",
+            'metadata.namespace: "nowhere": allowed: a Namespace that exists',
+        ),
     ],
-)  # fmt: skip
+)
 def test_a_wrong_policy_is_refused(policy: str, message: str) -> None:
     with pytest.raises(ResourceError) as caught:
         Cluster().apply(f"{{apiVersion: security.istio.io/v1, {policy}}}")

@@ -8,25 +8,41 @@ from typing import Any
 from nodeagent.lab import services
 
 
-def pod(name: str, ip: str, *, ready: bool = True, app: str = "web", namespace: str = "default", port: int = 8080) -> dict[str, Any]:
+def pod(
+    name: str, ip: str, *, ready: bool = True, app: str = "web", namespace: str = "default", port: int = 8080
+) -> dict[str, Any]:
     return {
         "metadata": {"name": name, "namespace": namespace, "labels": {"app": app}},
         "spec": {"containers": [{"name": "c", "ports": [{"containerPort": port, "name": "http"}]}]},
-        "status": {"podIPs": [{"ip": ip}, {"ip": f"fd00::{ip.rsplit('.', 1)[1]}"}], "conditions": [{"type": "Ready", "status": str(ready)}]},
+        "status": {
+            "podIPs": [{"ip": ip}, {"ip": f"fd00::{ip.rsplit('.', 1)[1]}"}],
+            "conditions": [{"type": "Ready", "status": str(ready)}],
+        },
     }
 
 
 def service(addresses: list[str], target: int | str = "http", **spec: Any) -> dict[str, Any]:
     ports = [{"port": 80, "targetPort": target}]
-    return {"metadata": {"name": "web", "namespace": "default"}, "spec": {"clusterIPs": addresses, "selector": {"app": "web"}, "ports": ports, **spec}}
+    return {
+        "metadata": {"name": "web", "namespace": "default"},
+        "spec": {"clusterIPs": addresses, "selector": {"app": "web"}, "ports": ports, **spec},
+    }
 
 
-PODS = [pod("a", "10.0.0.1"), pod("b", "10.0.0.2"), pod("c", "10.0.0.3", ready=False), pod("d", "10.0.0.4", app="x"), pod("e", "10.0.0.5", namespace="y")]
+PODS = [
+    pod("a", "10.0.0.1"),
+    pod("b", "10.0.0.2"),
+    pod("c", "10.0.0.3", ready=False),
+    pod("d", "10.0.0.4", app="x"),
+    pod("e", "10.0.0.5", namespace="y"),
+]
 
 
 def test_endpoints_are_ready_selected_pods_of_the_namespace() -> None:
     assert [each["metadata"]["name"] for each in services.selected(service([]), PODS)] == ["a", "b"]
-    assert [each["metadata"]["name"] for each in services.selected(service([], publishNotReadyAddresses=True), PODS)] == ["a", "b", "c"]
+    assert [
+        each["metadata"]["name"] for each in services.selected(service([], publishNotReadyAddresses=True), PODS)
+    ] == ["a", "b", "c"]
     assert services.selected(service([], selector={}), PODS) == []
 
 
@@ -56,7 +72,9 @@ def test_rules_balance_over_the_endpoints_of_each_family() -> None:
 def test_nft_takes_the_rules() -> None:
     for pods in ([], PODS[:1], PODS):
         text = services.ruleset([service(["10.96.0.1", "fd00:10:96::1"]), service(["None"])], pods)
-        done = subprocess.run(["unshare", "--net", "nft", "-f", "-"], input=text, text=True, capture_output=True, check=False)
+        done = subprocess.run(
+            ["unshare", "--net", "nft", "-f", "-"], input=text, text=True, capture_output=True, check=False
+        )
         assert (done.returncode, done.stderr) == (0, "")
 
 

@@ -19,7 +19,16 @@ from nodeagent.resources.source import AnyChange, Change, EnrolledChange
 DOMAIN = "cluster.local"
 
 
-def pod(name: str, address: str | None = "10.244.1.5", *, uid: str = "", app: str = "web", ready: bool = True, node: str = "node1", **more: Any) -> Change:
+def pod(
+    name: str,
+    address: str | None = "10.244.1.5",
+    *,
+    uid: str = "",
+    app: str = "web",
+    ready: bool = True,
+    node: str = "node1",
+    **more: Any,
+) -> Change:
     metadata = {
         "name": name,
         "namespace": more.get("namespace", "default"),
@@ -34,15 +43,33 @@ def pod(name: str, address: str | None = "10.244.1.5", *, uid: str = "", app: st
         "nodeName": node,
         "serviceAccountName": app,
         "hostNetwork": more.get("host_network", False),
-        "containers": [{"ports": [{"name": "web", "containerPort": more.get("port", 8080)}], "readinessProbe": {"httpGet": {"port": "web", "path": "/ready"}}}],
+        "containers": [
+            {
+                "ports": [{"name": "web", "containerPort": more.get("port", 8080)}],
+                "readinessProbe": {"httpGet": {"port": "web", "path": "/ready"}},
+            }
+        ],
     }
     addresses = [{"ip": text} for text in (address, more.get("address6")) if text]
-    status = {"phase": more.get("phase", "Running"), "podIPs": addresses, "conditions": [{"type": "Ready", "status": str(ready)}]}
-    return Change("Pod", metadata["namespace"], name, parse({"kind": "Pod", "metadata": metadata, "spec": spec, "status": status}))
+    status = {
+        "phase": more.get("phase", "Running"),
+        "podIPs": addresses,
+        "conditions": [{"type": "Ready", "status": str(ready)}],
+    }
+    return Change(
+        "Pod", metadata["namespace"], name, parse({"kind": "Pod", "metadata": metadata, "spec": spec, "status": status})
+    )
 
 
-def service(name: str = "web", app: str | None = "web", ports: Sequence[dict[str, Any]] | None = None, **more: Any) -> Change:
-    metadata = {"name": name, "namespace": more.get("namespace", "default"), "creationTimestamp": more.get("created"), "annotations": more.get("annotations")}
+def service(
+    name: str = "web", app: str | None = "web", ports: Sequence[dict[str, Any]] | None = None, **more: Any
+) -> Change:
+    metadata = {
+        "name": name,
+        "namespace": more.get("namespace", "default"),
+        "creationTimestamp": more.get("created"),
+        "annotations": more.get("annotations"),
+    }
     spec = {
         "clusterIPs": more.get("addresses", ["10.96.0.7", "fd00:10:96::7"]),
         "selector": {"app": app, **more.get("selector", {})} if app else None,
@@ -50,16 +77,34 @@ def service(name: str = "web", app: str | None = "web", ports: Sequence[dict[str
         "type": more.get("type", "ClusterIP"),
         "publishNotReadyAddresses": more.get("publish_not_ready", False),
     }
-    return Change("Service", metadata["namespace"], name, parse({"kind": "Service", "metadata": metadata, "spec": spec}))
+    return Change(
+        "Service", metadata["namespace"], name, parse({"kind": "Service", "metadata": metadata, "spec": spec})
+    )
 
 
-def policy(kind: str, spec: dict[str, Any], *, name: str = "p", namespace: str = "default", created: str | None = None, file: str = "") -> Change:
+def policy(
+    kind: str,
+    spec: dict[str, Any],
+    *,
+    name: str = "p",
+    namespace: str = "default",
+    created: str | None = None,
+    file: str = "",
+) -> Change:
     metadata = {"name": name, "namespace": namespace, "creationTimestamp": created}
-    return Change(kind, namespace, name, security.parse({"apiVersion": "security.istio.io/v1", "kind": kind, "metadata": metadata, "spec": spec}), file)
+    return Change(
+        kind,
+        namespace,
+        name,
+        security.parse({"apiVersion": "security.istio.io/v1", "kind": kind, "metadata": metadata, "spec": spec}),
+        file,
+    )
 
 
 def namespace(name: str, **annotations: str) -> Change:
-    return Change("Namespace", "", name, parse({"kind": "Namespace", "metadata": {"name": name, "annotations": annotations}}))
+    return Change(
+        "Namespace", "", name, parse({"kind": "Namespace", "metadata": {"name": name, "annotations": annotations}})
+    )
 
 
 def gone(change: Change) -> Change:
@@ -103,7 +148,11 @@ def test_a_pod_and_its_service() -> None:
     )
     endpoints = (Endpoint("10.244.1.5", 8080, "uid-web-1"), Endpoint("fd00:10:244:1::5", 8080, "uid-web-1"))
     assert entry(made, "service/default/web") == Service(
-        "web", "default", "web.default.svc.cluster.local", ("10.96.0.7", "fd00:10:96::7"), (ServicePort(80, "http", "http", endpoints),)
+        "web",
+        "default",
+        "web.default.svc.cluster.local",
+        ("10.96.0.7", "fd00:10:96::7"),
+        (ServicePort(80, "http", "http", endpoints),),
     )
 
 
@@ -124,7 +173,11 @@ def test_only_ready_pods_are_endpoints() -> None:
     assert entry(made, "workload/uid-b").ready is False
     assert entry(made, "workload/uid-d") is None
     made.apply([service(publish_not_ready=True)])
-    assert [endpoint.address for endpoint in entry(made, "service/default/web").ports[0].endpoints] == ["10.0.0.1", "10.0.0.2", "10.0.0.3"]
+    assert [endpoint.address for endpoint in entry(made, "service/default/web").ports[0].endpoints] == [
+        "10.0.0.1",
+        "10.0.0.2",
+        "10.0.0.3",
+    ]
 
 
 def test_ports_by_number_by_name_and_by_default() -> None:
@@ -138,7 +191,10 @@ def test_ports_by_number_by_name_and_by_default() -> None:
         {"name": "e", "port": 5, "targetPort": "9001"},
     ]
     made = mesh(pod("a", "10.0.0.1"), pod("b", "10.0.0.2", port=7070), service(ports=ports))
-    found = {port.port: [(endpoint.address, endpoint.port) for endpoint in port.endpoints] for port in entry(made, "service/default/web").ports}
+    found = {
+        port.port: [(endpoint.address, endpoint.port) for endpoint in port.endpoints]
+        for port in entry(made, "service/default/web").ports
+    }
     assert found == {
         1: [("10.0.0.1", 9000), ("10.0.0.2", 9000)],
         2: [("10.0.0.1", 8080), ("10.0.0.2", 7070)],
@@ -171,7 +227,11 @@ def test_the_oldest_service_decides_a_ports_protocol() -> None:
 
 @pytest.mark.parametrize("names", [("any", "tcp"), ("tcp", "any"), ("any", "tcp", "http")])
 def test_of_two_ports_of_a_service_the_declared_one_says_what_the_workloads_is(names: tuple[str, ...]) -> None:
-    old = service("z-old", created="2026-01-01T00:00:00Z", ports=[{"name": name, "port": at, "targetPort": 8080} for at, name in enumerate(names, 1)])
+    old = service(
+        "z-old",
+        created="2026-01-01T00:00:00Z",
+        ports=[{"name": name, "port": at, "targetPort": 8080} for at, name in enumerate(names, 1)],
+    )
     young = service("a-young", created="2026-02-01T00:00:00Z", ports=[{"name": "http", "port": 1, "targetPort": 8080}])
     assert entry(mesh(pod("a"), young, old), "workload/uid-a").ports == ((8080, "tcp"),)
 
@@ -184,7 +244,11 @@ def test_another_service_does_not_declare_what_the_oldest_leaves_open() -> None:
 
 def test_a_change_touches_its_pod_and_the_services_that_select_it() -> None:
     made = mesh(
-        *(pod(f"{app}-{number}", f"10.{place}.0.{number}", app=app) for place, app in enumerate(("web", "shop")) for number in range(1, 6)),
+        *(
+            pod(f"{app}-{number}", f"10.{place}.0.{number}", app=app)
+            for place, app in enumerate(("web", "shop"))
+            for number in range(1, 6)
+        ),
         service(),
         service("shop", "shop"),
     )
@@ -236,12 +300,17 @@ def test_an_address_goes_to_the_younger_pod() -> None:
 
 
 def test_a_pod_on_its_way_out_gives_its_address_up() -> None:
-    leaving, fresh = pod("leaving", created="2026-01-02T00:00:00Z", deleted="2026-01-03T00:00:00Z"), pod("fresh", created="2026-01-01T00:00:00Z")
+    leaving, fresh = (
+        pod("leaving", created="2026-01-02T00:00:00Z", deleted="2026-01-03T00:00:00Z"),
+        pod("fresh", created="2026-01-01T00:00:00Z"),
+    )
     assert entry(mesh(leaving, fresh), "workload/uid-fresh").addresses == ("10.244.1.5",)
 
 
 def test_a_pod_that_ended_holds_no_address() -> None:
-    made = mesh(pod("done", phase="Succeeded", created="2026-01-02T00:00:00Z"), pod("next", created="2026-01-01T00:00:00Z"))
+    made = mesh(
+        pod("done", phase="Succeeded", created="2026-01-02T00:00:00Z"), pod("next", created="2026-01-01T00:00:00Z")
+    )
     assert entry(made, "workload/uid-next").addresses == ("10.244.1.5",)
     assert [local.pod for local in made.local_pods()] == ["next"]
 
@@ -255,16 +324,24 @@ def test_a_pod_of_the_same_name_is_another_pod() -> None:
 
 def test_pods_on_the_nodes_network_have_no_address_of_their_own() -> None:
     made = mesh(
-        pod("agent", "172.18.0.11", host_network=True, labels={"k": "v"}), pod("web", "172.18.0.12"), service(), EnrolledChange(PodUid("uid-agent"), True)
+        pod("agent", "172.18.0.11", host_network=True, labels={"k": "v"}),
+        pod("web", "172.18.0.12"),
+        service(),
+        EnrolledChange(PodUid("uid-agent"), True),
     )
     assert entry(made, "workload/uid-agent").addresses == ()
     assert not entry(made, "workload/uid-agent").enrolled
-    assert {endpoint.address for endpoint in entry(made, "service/default/web").ports[0].endpoints} == {"172.18.0.11", "172.18.0.12"}
+    assert {endpoint.address for endpoint in entry(made, "service/default/web").ports[0].endpoints} == {
+        "172.18.0.11",
+        "172.18.0.12",
+    }
     assert [local.pod for local in made.local_pods()] == ["web"]
 
 
 def test_namespaces_are_apart() -> None:
-    made = mesh(pod("a", "10.0.0.1"), pod("a", "10.0.0.2", namespace="other", uid="o"), service(), service(namespace="other"))
+    made = mesh(
+        pod("a", "10.0.0.1"), pod("a", "10.0.0.2", namespace="other", uid="o"), service(), service(namespace="other")
+    )
     assert [endpoint.uid for endpoint in entry(made, "service/other/web").ports[0].endpoints] == ["o"]
     assert entry(made, "workload/o").identity == "spiffe://cluster.local/ns/other/sa/web"
 
@@ -284,7 +361,9 @@ def test_node_addresses() -> None:
     node = {
         "kind": "Node",
         "metadata": {"name": "node1"},
-        "status": {"addresses": [{"type": "InternalIP", "address": "172.18.0.11"}, {"type": "Hostname", "address": "node1"}]},
+        "status": {
+            "addresses": [{"type": "InternalIP", "address": "172.18.0.11"}, {"type": "Hostname", "address": "node1"}]
+        },
     }
     made = mesh(Change("Node", "", "node1", parse(node)))
     assert made.node_addresses() == ("172.18.0.11",)
@@ -322,7 +401,10 @@ _SERVICE = st.builds(
     st.sampled_from(["s", "t"]),
     st.sampled_from(["web", "shop", None]),
     st.sampled_from(
-        [[{"port": 80, "targetPort": "web"}], [{"name": "http", "port": 80, "targetPort": 8080}, {"name": "tcp-x", "port": 81, "targetPort": 8081}]]
+        [
+            [{"port": 80, "targetPort": "web"}],
+            [{"name": "http", "port": 80, "targetPort": 8080}, {"name": "tcp-x", "port": 81, "targetPort": 8081}],
+        ]
     ),
     selector=st.sampled_from([{}, {"tier": "x"}]),
     namespace=st.sampled_from(["default", "default", "other"]),
@@ -330,7 +412,9 @@ _SERVICE = st.builds(
     type=st.sampled_from(["ClusterIP", "ClusterIP", "ExternalName"]),
 )
 _MARK = st.builds(EnrolledChange, st.sampled_from([PodUid("u1"), PodUid("u2")]), st.booleans())
-_SCOPE = st.sampled_from([{}, {}, {"selector": {"matchLabels": {"app": "web"}}}, {"selector": {"matchLabels": {"app": "web", "tier": "x"}}}])
+_SCOPE = st.sampled_from(
+    [{}, {}, {"selector": {"matchLabels": {"app": "web"}}}, {"selector": {"matchLabels": {"app": "web", "tier": "x"}}}]
+)
 _MODE = st.sampled_from(["UNSET", "STRICT", "PERMISSIVE", "DISABLE"])
 _PEER = st.builds(
     lambda name, namespace, scope, mode, port, created: policy(
@@ -348,7 +432,9 @@ _PEER = st.builds(
     st.sampled_from([None, "2026-01-01T00:00:00Z", "2026-01-02T00:00:00Z"]),
 )
 _RULES = st.builds(
-    lambda kind, name, namespace, scope, rules: policy(kind, {**scope, **(rules if kind == "AuthorizationPolicy" else {})}, name=name, namespace=namespace),
+    lambda kind, name, namespace, scope, rules: policy(
+        kind, {**scope, **(rules if kind == "AuthorizationPolicy" else {})}, name=name, namespace=namespace
+    ),
     st.sampled_from(["AuthorizationPolicy", "RequestAuthentication"]),
     st.sampled_from(["m", "n"]),
     st.sampled_from(["default", "other", "istio-system"]),
@@ -362,15 +448,19 @@ _NAMESPACE = st.builds(
     st.sampled_from(["kernel", "proxy", "wrong", None]),
 )
 _CHANGES = st.lists(
-    st.one_of(_POD, _SERVICE, _POLICY, _NAMESPACE, *(each.map(gone) for each in (_POD, _SERVICE, _POLICY, _NAMESPACE)), _MARK),
+    st.one_of(
+        _POD, _SERVICE, _POLICY, _NAMESPACE, *(each.map(gone) for each in (_POD, _SERVICE, _POLICY, _NAMESPACE)), _MARK
+    ),
     max_size=25,
-)  # fmt: skip
+)
 
 
 def last_of_each(changes: Sequence[AnyChange]) -> list[AnyChange]:
     final: dict[object, AnyChange] = {}
     for change in changes:
-        final[change.uid if isinstance(change, EnrolledChange) else (change.kind, change.namespace, change.name)] = change
+        final[change.uid if isinstance(change, EnrolledChange) else (change.kind, change.namespace, change.name)] = (
+            change
+        )
     return list(final.values())
 
 
@@ -398,18 +488,31 @@ def test_incremental_equals_whole(changes: list[AnyChange], batch: int, random: 
 
 @given(_CHANGES)
 def test_no_address_is_two_workloads(changes: list[AnyChange]) -> None:
-    held = [address for found in mesh(*changes).entries().upserts if isinstance(found, Workload) for address in found.addresses]
+    held = [
+        address
+        for found in mesh(*changes).entries().upserts
+        if isinstance(found, Workload)
+        for address in found.addresses
+    ]
     assert len(held) == len(set(held))
 
 
 def asks(**annotations: str) -> Mesh:
-    return mesh(pod("web", annotations={f"nodeagent.io/{name.replace('_', '-')}": text for name, text in annotations.items()}))
+    return mesh(
+        pod("web", annotations={f"nodeagent.io/{name.replace('_', '-')}": text for name, text in annotations.items()})
+    )
 
 
-@pytest.mark.parametrize(("text", "place"), [("enabled", "/run/nodeagent"), ("/var/run/api", "/var/run/api"), ("/x", "/x")])
+@pytest.mark.parametrize(
+    ("text", "place"), [("enabled", "/run/nodeagent"), ("/var/run/api", "/var/run/api"), ("/x", "/x")]
+)
 def test_a_pod_asks_for_its_certificate_by_annotation(text: str, place: str) -> None:
     (asking,) = asks(workload_api=text).asking_pods()
-    assert (asking.uid, asking.identity, asking.mount_at) == ("uid-web", "spiffe://cluster.local/ns/default/sa/web", place)
+    assert (asking.uid, asking.identity, asking.mount_at) == (
+        "uid-web",
+        "spiffe://cluster.local/ns/default/sa/web",
+        place,
+    )
 
 
 @pytest.mark.parametrize("text", ["", "disabled"])

@@ -31,7 +31,13 @@ class World:
 
     def __init__(self) -> None:
         self.mesh = Mesh("node1", "cluster.local")
-        self.mesh.apply([pod("client", "10.244.1.5", app="client"), pod("server", "10.244.1.6", app="server"), pod("far", "10.244.2.5", node="node2")])
+        self.mesh.apply(
+            [
+                pod("client", "10.244.1.5", app="client"),
+                pod("server", "10.244.1.6", app="server"),
+                pod("far", "10.244.2.5", node="node2"),
+            ]
+        )
 
     def put(self, *changes: Change) -> World:
         self.mesh.apply(changes)
@@ -63,11 +69,15 @@ def test_without_a_policy_delivery_is_inside() -> None:
         {"matchLabels": {"app": "WHICH"}},
         {"matchExpressions": [{"key": "app", "operator": "In", "values": ["WHICH", "x"]}]},
         {"matchExpressions": [{"key": "app", "operator": "NotIn", "values": ["x"]}], "matchLabels": {"app": "WHICH"}},
-        {"matchExpressions": [{"key": "app", "operator": "Exists"}, {"key": "zone", "operator": "DoesNotExist"}], "matchLabels": {"app": "WHICH"}},
+        {
+            "matchExpressions": [{"key": "app", "operator": "Exists"}, {"key": "zone", "operator": "DoesNotExist"}],
+            "matchLabels": {"app": "WHICH"},
+        },
     ],
 )
-def test_a_policy_that_selects_either_pod_makes_it_the_network_while_it_is_there(which: str, selector: dict[str, Any]) -> None:
-
+def test_a_policy_that_selects_either_pod_makes_it_the_network_while_it_is_there(
+    which: str, selector: dict[str, Any]
+) -> None:
 
     policy = network_policy("some", json.loads(json.dumps(selector).replace("WHICH", which)))
     world = World().put(policy)
@@ -125,7 +135,9 @@ def test_the_setting_goes_first_and_a_pod_passes_no_network_to_itself() -> None:
 
 
 def test_entries_go_through_json() -> None:
-    for entry in World().put(network_policy("all", {}), other("cilium.io/v2", "CiliumNetworkPolicy", "c")).mesh.entries().upserts:
+    for entry in (
+        World().put(network_policy("all", {}), other("cilium.io/v2", "CiliumNetworkPolicy", "c")).mesh.entries().upserts
+    ):
         assert from_json(to_json(entry)) == entry
     assert UnreadPolicies("x").key == UNREAD
 
@@ -147,4 +159,7 @@ def test_a_wrong_policy_is_refused(spec: dict[str, Any]) -> None:
 
 
 def test_what_cannot_be_read_is_not_parsed() -> None:
-    assert parse({"apiVersion": "cilium.io/v2", "kind": "CiliumNetworkPolicy", "metadata": {"name": "x"}, "spec": []}) == UnreadPolicy()
+    assert (
+        parse({"apiVersion": "cilium.io/v2", "kind": "CiliumNetworkPolicy", "metadata": {"name": "x"}, "spec": []})
+        == UnreadPolicy()
+    )

@@ -15,7 +15,9 @@ from nodeagent.resources.changes import Change, EnrolledChange
 from tests.unit.mesh.test_compile import DOMAIN, pod, policy, service
 
 CLIENT = "cluster.local/ns/default/sa/client"
-GET_ITEMS = [{"from": [{"source": {"principals": [CLIENT]}}], "to": [{"operation": {"methods": ["GET"], "paths": ["/items*"]}}]}]
+GET_ITEMS = [
+    {"from": [{"source": {"principals": [CLIENT]}}], "to": [{"operation": {"methods": ["GET"], "paths": ["/items*"]}}]}
+]
 
 
 def cluster(*policies: Change) -> Mesh:
@@ -73,9 +75,12 @@ def test_the_verdict(source: str, method: str, path: str, verdict: str) -> None:
 def test_the_steps_of_a_request() -> None:
     found = asked(cluster(allow(), strict()), "client", "web.default.svc.cluster.local:80", "GET", "/items/1")
     assert words(found, "route") == (
-        "Service web.default.svc.cluster.local port 80 (http) is served by default/web; what follows is for default/web on node1, port 8080"
+        "Service web.default.svc.cluster.local port 80 (http) is served by default/web; what follows is for "
+        "default/web on node1, port 8080"
     )
-    assert words(found, "mtls").startswith("STRICT (by PeerAuthentication istio-system/strict): both pods are on node1: the kernel proves the client, ")
+    assert words(found, "mtls").startswith(
+        "STRICT (by PeerAuthentication istio-system/strict): both pods are on node1: the kernel proves the client, "
+    )
     assert words(found, "path") == "nodeagent.io/path is not set: auto"
     assert words(found, "policy") == "ALLOW policy default/p, rule 0: matches"
     assert words(found, "verdict").startswith("allowed: ")
@@ -117,8 +122,14 @@ def test_a_port_level_mode_is_named() -> None:
 def test_custom_jwt_audit_and_dry_run() -> None:
     made = cluster(
         policy("AuthorizationPolicy", {"action": "CUSTOM", "provider": {"name": "opa"}, "rules": [{}]}, name="c"),
-        policy("AuthorizationPolicy", {"action": "AUDIT", "rules": [{"to": [{"operation": {"methods": ["GET"]}}]}]}, name="audit"),
-        policy("AuthorizationPolicy", {"rules": [{"from": [{"source": {"requestPrincipals": ["me/sub"]}}]}]}, name="token"),
+        policy(
+            "AuthorizationPolicy",
+            {"action": "AUDIT", "rules": [{"to": [{"operation": {"methods": ["GET"]}}]}]},
+            name="audit",
+        ),
+        policy(
+            "AuthorizationPolicy", {"rules": [{"from": [{"source": {"requestPrincipals": ["me/sub"]}}]}]}, name="token"
+        ),
         policy("RequestAuthentication", {"jwtRules": [{"issuer": "me"}]}, name="jwt"),
     )
     found = asked(made, "client", "web", "GET")
@@ -143,7 +154,12 @@ def test_a_connection_without_request_terms_needs_no_request() -> None:
 @pytest.mark.parametrize(
     ("name", "method", "verdict", "said"),
     [
-        ("web", "", "unknown", "what is not HTTP/1 is refused (unparsed_http), as RequestAuthentication default/p decides by the request"),
+        (
+            "web",
+            "",
+            "unknown",
+            "what is not HTTP/1 is refused (unparsed_http), as RequestAuthentication default/p decides by the request",
+        ),
         ("web", "GET", "allowed", ""),
         ("grpc-web", "GET", "refused", "the port is declared http2, which is not parsed yet"),
         ("tcp-web", "", "allowed", ""),
@@ -158,7 +174,10 @@ def test_what_is_not_parsed_where_requests_are_decided_on(name: str, method: str
 
 def test_what_other_nodes_decide_and_what_nothing_serves() -> None:
     found = asked(cluster(), "client", "far:8080", "GET")
-    assert (found.verdict, words(found, "policy")) == ("unknown", "the policies of default/far are known on its own node: ask the agent of node2")
+    assert (found.verdict, words(found, "policy")) == (
+        "unknown",
+        "the policies of default/far are known on its own node: ask the agent of node2",
+    )
     found = asked(cluster(), "client", "idle")
     assert (found.verdict, words(found, "route")) == (
         "refused",
@@ -168,7 +187,17 @@ def test_what_other_nodes_decide_and_what_nothing_serves() -> None:
 
 
 @pytest.mark.parametrize(
-    "destination", ["web", "default/web", "web.default", "web.default.svc", "10.96.0.7", "10.96.0.7:80", "fd00:10:96::7", "[fd00:10:96::7]:80"]
+    "destination",
+    [
+        "web",
+        "default/web",
+        "web.default",
+        "web.default.svc",
+        "10.96.0.7",
+        "10.96.0.7:80",
+        "fd00:10:96::7",
+        "[fd00:10:96::7]:80",
+    ],
 )
 def test_names_of_a_service(destination: str) -> None:
     assert "Service web.default" in words(asked(cluster(), "client", destination, "GET"), "route")
@@ -191,5 +220,11 @@ def test_who_is_not_known(source: str, destination: str, error: str) -> None:
 
 
 def test_the_kernel_path_may_be_told() -> None:
-    found = asked(cluster(), "client", "web", "GET", kernel_path=lambda client, server, port: f"{client and client.pod} to {server.pod}:{port} by kernel")
+    found = asked(
+        cluster(),
+        "client",
+        "web",
+        "GET",
+        kernel_path=lambda client, server, port: f"{client and client.pod} to {server.pod}:{port} by kernel",
+    )
     assert words(found, "path") == "client to web:8080 by kernel"

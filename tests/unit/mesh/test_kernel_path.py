@@ -7,10 +7,31 @@ from collections.abc import Callable
 
 import pytest
 
-from nodeagent.mesh.entries import Address, Endpoint, Entry, PodUid, Protocol, Service, ServicePort, SpiffeId, Workload, policies_of
+from nodeagent.mesh.entries import (
+    Address,
+    Endpoint,
+    Entry,
+    PodUid,
+    Protocol,
+    Service,
+    ServicePort,
+    SpiffeId,
+    Workload,
+    policies_of,
+)
 from nodeagent.mesh.kernel_path import KernelDestination, KernelService, Plan, Planner, PortPath, Settings, Verdict
 from nodeagent.mesh.protection import CLOSED, protection
-from nodeagent.policy.model import AuthorizationPolicy, JwtRule, LocalLimit, Operation, RateLimit, RequestAuthentication, Rule, Source, TokenBucket
+from nodeagent.policy.model import (
+    AuthorizationPolicy,
+    JwtRule,
+    LocalLimit,
+    Operation,
+    RateLimit,
+    RequestAuthentication,
+    Rule,
+    Source,
+    TokenBucket,
+)
 
 SERVER = PodUid("server")
 IGNORED = Settings("n", "cluster.local", client_cert=False)
@@ -21,31 +42,62 @@ FOUR, SIX = ("10.0.0.1", 8080), ("fd00::1", 8080)
 
 def workload(uid: str, number: int, **fields: object) -> Workload:
     base = Workload(
-        uid=PodUid(uid), pod=uid, namespace="ns", node="n", addresses=(Address(f"10.0.0.{number}"), Address(f"fd00::{number}")), service_account=uid,
-        identity=SpiffeId(f"spiffe://cluster.local/ns/ns/sa/{uid}"), workload=uid, app=uid, version="", canonical_service=uid, canonical_revision="",
-        ready=True, enrolled=True,
-    )  # fmt: skip
+        uid=PodUid(uid),
+        pod=uid,
+        namespace="ns",
+        node="n",
+        addresses=(Address(f"10.0.0.{number}"), Address(f"fd00::{number}")),
+        service_account=uid,
+        identity=SpiffeId(f"spiffe://cluster.local/ns/ns/sa/{uid}"),
+        workload=uid,
+        app=uid,
+        version="",
+        canonical_service=uid,
+        canonical_revision="",
+        ready=True,
+        enrolled=True,
+    )
     return dataclasses.replace(base, **fields)  # type: ignore[arg-type]
 
 
 def service(protocol: Protocol = "http", *more: Endpoint, **fields: object) -> Service:
     endpoints = (*(Endpoint(Address(address), port, SERVER) for address, port in (FOUR, SIX)), *more)
-    base = Service("svc", "ns", "svc.ns.svc.cluster.local", (Address("10.9.0.1"), Address("fd09::1")), (ServicePort(80, "web", protocol, endpoints),))
+    base = Service(
+        "svc",
+        "ns",
+        "svc.ns.svc.cluster.local",
+        (Address("10.9.0.1"), Address("fd09::1")),
+        (ServicePort(80, "web", protocol, endpoints),),
+    )
     return dataclasses.replace(base, **fields)  # type: ignore[arg-type]
 
 
 def plan(
-    *policies: Entry, settings: Settings | None = None, protocol: Protocol = "http", path: object = "", of_service: object = None, **fields: object
+    *policies: Entry,
+    settings: Settings | None = None,
+    protocol: Protocol = "http",
+    path: object = "",
+    of_service: object = None,
+    **fields: object,
 ) -> Plan:
     """The plan for a client and a server pod; *path*: the pod's own setting."""
     if path:
         fields |= {"path": path, "own_path": True}
-    server = workload("server", 1, ports=((8080, protocol),), services=((8080, "ns/svc"),), policies=tuple(each.key for each in policies), **fields)
+    server = workload(
+        "server",
+        1,
+        ports=((8080, protocol),),
+        services=((8080, "ns/svc"),),
+        policies=tuple(each.key for each in policies),
+        **fields,
+    )
     entries = [server, workload("client", 2), service(protocol, path=of_service), *policies]
     return Planner(settings or IGNORED).plan(entries, {SERVER, PodUid("client")})
 
 
-def policy(action: str, account: str = "client", methods: tuple[str, ...] = (), **fields: object) -> AuthorizationPolicy:
+def policy(
+    action: str, account: str = "client", methods: tuple[str, ...] = (), **fields: object
+) -> AuthorizationPolicy:
     operations = (Operation(methods=methods),) if methods else ()
     rule = Rule((Source(principals=(f"cluster.local/ns/ns/sa/{account}",)),), operations)
     return AuthorizationPolicy("ns", "p", action, (rule,), **fields)  # type: ignore[arg-type]
@@ -59,7 +111,10 @@ def test_without_policy_every_captured_pod_may() -> None:
     made = plan()
     destination = KernelDestination(SERVER, None, http=True)
     assert made.destinations == {FOUR: destination, SIX: destination}
-    assert made.services == {("10.9.0.1", 80): KernelService("ns/svc", (FOUR,)), ("fd09::1", 80): KernelService("ns/svc", (SIX,))}
+    assert made.services == {
+        ("10.9.0.1", 80): KernelService("ns/svc", (FOUR,)),
+        ("fd09::1", 80): KernelService("ns/svc", (SIX,)),
+    }
     assert port(made) == PortPath("kernel", f"nothing is decided per request{UNTOUCHED}")
 
 
@@ -74,10 +129,15 @@ def test_verdicts_of_an_allow() -> None:
 
 
 def test_a_policy_that_is_not_there_is_closed() -> None:
-    """It selects the server, and could not be carried: neither the kernel nor who asks for an explanation takes it for none."""
+    """It selects the server, and could not be carried: neither the kernel nor who asks for an
+    explanation takes it for none.
+    """
     server = workload("server", 1, ports=((8080, "tcp"),), policies=("authorization/ns/p",))
     made = Planner(IGNORED).plan([server, workload("client", 2)], {SERVER, PodUid("client")})
-    assert made.destinations[FOUR].verdicts == {"client": Verdict(False, "authorization ns/p"), "server": Verdict(False, "authorization ns/p")}
+    assert made.destinations[FOUR].verdicts == {
+        "client": Verdict(False, "authorization ns/p"),
+        "server": Verdict(False, "authorization ns/p"),
+    }
     assert protection(server, policies_of(server, {}.get), "policy") == CLOSED
 
 
@@ -127,10 +187,22 @@ def test_on_a_tcp_port_there_are_no_requests(case: str) -> None:
 
 SETTINGS: dict[str, tuple[Callable[[], Plan], PortPath]] = {
     "observed": (lambda: plan(settings=OBSERVED), PortPath("proxy", "the access log is asked for")),
-    "observed, kernel asked for": (lambda: plan(settings=OBSERVED, path="kernel"), PortPath("kernel", f"nodeagent.io/path of the pod is kernel{UNTOUCHED}")),
-    "pod": (lambda: plan(path="proxy", of_service="kernel"), PortPath("proxy", "nodeagent.io/path of the pod is proxy")),
-    "pod says auto": (lambda: plan(path="auto", of_service="proxy"), PortPath("kernel", f"nothing is decided per request{UNTOUCHED}")),
-    "service": (lambda: plan(of_service="proxy"), PortPath("proxy", "nodeagent.io/path of the Service ns/svc is proxy")),
+    "observed, kernel asked for": (
+        lambda: plan(settings=OBSERVED, path="kernel"),
+        PortPath("kernel", f"nodeagent.io/path of the pod is kernel{UNTOUCHED}"),
+    ),
+    "pod": (
+        lambda: plan(path="proxy", of_service="kernel"),
+        PortPath("proxy", "nodeagent.io/path of the pod is proxy"),
+    ),
+    "pod says auto": (
+        lambda: plan(path="auto", of_service="proxy"),
+        PortPath("kernel", f"nothing is decided per request{UNTOUCHED}"),
+    ),
+    "service": (
+        lambda: plan(of_service="proxy"),
+        PortPath("proxy", "nodeagent.io/path of the Service ns/svc is proxy"),
+    ),
     "excluded": (lambda: plan(excluded_ports=(8080,)), PortPath("proxy", "port 8080 is excluded from capture")),
 }
 OBSERVED = Settings("n", "cluster.local", observed="the access log")
@@ -138,8 +210,12 @@ OBSERVED = Settings("n", "cluster.local", observed="the access log")
 
 @pytest.mark.parametrize("setting", ["auto", "kernel"])
 @pytest.mark.parametrize("protocol", ["http", "auto", "http2", "tcp"])
-def test_who_may_read_a_header_about_its_client_gets_none_past_the_proxy_silently(protocol: Protocol, setting: str) -> None:
-    """Where HTTP/1 may be, the kernel path would bring a client's own X-Forwarded-Client-Cert: it is taken when somebody asks for it, and that is said."""
+def test_who_may_read_a_header_about_its_client_gets_none_past_the_proxy_silently(
+    protocol: Protocol, setting: str
+) -> None:
+    """Where HTTP/1 may be, the kernel path would bring a client's own X-Forwarded-Client-Cert: it
+    is taken when somebody asks for it, and that is said.
+    """
     made = plan(settings=Settings("n", "cluster.local"), protocol=protocol, path=setting)
     parsed = protocol in ("http", "auto")
     assert port(made).path == ("proxy" if parsed and setting == "auto" else "kernel")
@@ -158,7 +234,9 @@ def test_settings(case: str) -> None:
 def test_the_namespaces_setting_gives_way_to_the_services() -> None:
     for wider in ("kernel", "proxy"):
         expected = {
-            None: PortPath(wider, f"nodeagent.io/path of the namespace is {wider}{UNTOUCHED if wider == 'kernel' else ''}"),
+            None: PortPath(
+                wider, f"nodeagent.io/path of the namespace is {wider}{UNTOUCHED if wider == 'kernel' else ''}"
+            ),
             "kernel": PortPath("kernel", f"nodeagent.io/path of the Service ns/svc is kernel{UNTOUCHED}"),
             "proxy": PortPath("proxy", "nodeagent.io/path of the Service ns/svc is proxy"),
             "auto": PortPath("proxy", "the access log is asked for"),
@@ -174,7 +252,9 @@ def test_only_captured_pods_take_part() -> None:
 
 
 def test_a_service_is_balanced_over_all_its_endpoints() -> None:
-    """Input: one endpoint on this node's kernel path, one on another node. Verdict: both are in the set, of the ClusterIP's family."""
+    """Input: one endpoint on this node's kernel path, one on another node. Verdict: both are in the
+    set, of the ClusterIP's family.
+    """
     remote = Endpoint(Address("10.1.0.1"), 8080, PodUid("remote"))
     server = workload("server", 1, ports=((8080, "http"),), services=((8080, "ns/svc"),))
     made = Planner(IGNORED).plan([server, service("http", remote)], {SERVER})
@@ -183,11 +263,17 @@ def test_a_service_is_balanced_over_all_its_endpoints() -> None:
 
 
 def test_plans_again_as_from_scratch() -> None:
-    """Input: the same planner sees policies and pods come and go. Verdict: each plan is the one that a new planner makes."""
+    """Input: the same planner sees policies and pods come and go. Verdict: each plan is the one
+    that a new planner makes.
+    """
     planner = Planner(IGNORED)
     client, other = workload("client", 2), workload("other", 3)
     for policies in ((policy("DENY"),), (policy("ALLOW"),), (), (policy("DENY", "other"),)):
-        for pods in ([client], [client, other], [dataclasses.replace(client, identity=SpiffeId("spiffe://cluster.local/ns/ns/sa/other"))]):
+        for pods in (
+            [client],
+            [client, other],
+            [dataclasses.replace(client, identity=SpiffeId("spiffe://cluster.local/ns/ns/sa/other"))],
+        ):
             server = workload("server", 1, ports=((8080, "http"),), policies=tuple(each.key for each in policies))
             entries: list[Entry] = [server, *pods, *policies]
             captured = {entry.uid for entry in entries if isinstance(entry, Workload)}

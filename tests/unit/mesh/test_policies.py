@@ -17,9 +17,19 @@ WEB = {"selector": {"matchLabels": {"app": "web"}}}
 YOUNG, OLD = "2026-01-02T00:00:00Z", "2026-01-01T00:00:00Z"
 
 
-def peer(mode: str, where: str = "default", name: str = "p", *, created: str | None = None, ports: dict[str, str] | None = None, **spec: Any) -> Change:
+def peer(
+    mode: str,
+    where: str = "default",
+    name: str = "p",
+    *,
+    created: str | None = None,
+    ports: dict[str, str] | None = None,
+    **spec: Any,
+) -> Change:
     more = {"portLevelMtls": {port: {"mode": own} for port, own in ports.items()}} if ports else {}
-    return policy("PeerAuthentication", {"mtls": {"mode": mode}, **more, **spec}, name=name, namespace=where, created=created)
+    return policy(
+        "PeerAuthentication", {"mtls": {"mode": mode}, **more, **spec}, name=name, namespace=where, created=created
+    )
 
 
 def allow(name: str = "a", where: str = "default", **spec: Any) -> Change:
@@ -43,25 +53,55 @@ def compiled(*changes: AnyChange, **more: Any) -> Mesh:
         ([peer("UNSET", ROOT), peer("UNSET"), peer("UNSET", name="w", **WEB)], "PERMISSIVE", "", ()),
         ([peer("STRICT"), peer("DISABLE", name="w", **WEB)], "DISABLE", "default/w", ()),
         ([peer("STRICT"), peer("UNSET", name="w", **WEB)], "STRICT", "default/p", ()),
-        ([peer("STRICT"), peer("DISABLE", name="w", selector={"matchLabels": {"app": "shop"}})], "STRICT", "default/p", ()),
-        ([peer("STRICT"), peer("DISABLE", name="w", selector={"matchLabels": {"app": "web", "tier": "x"}})], "STRICT", "default/p", ()),
+        (
+            [peer("STRICT"), peer("DISABLE", name="w", selector={"matchLabels": {"app": "shop"}})],
+            "STRICT",
+            "default/p",
+            (),
+        ),
+        (
+            [peer("STRICT"), peer("DISABLE", name="w", selector={"matchLabels": {"app": "web", "tier": "x"}})],
+            "STRICT",
+            "default/p",
+            (),
+        ),
         ([peer("STRICT", name="w", ports={"8080": "DISABLE"}, **WEB)], "STRICT", "default/w", ((8080, "DISABLE"),)),
-        ([peer("STRICT", name="w", ports={"8080": "UNSET", "81": "PERMISSIVE"}, **WEB)], "STRICT", "default/w", ((81, "PERMISSIVE"),)),
-        ([peer("STRICT"), peer("UNSET", name="w", ports={"8080": "UNSET", "9": "STRICT", "10": "DISABLE"}, **WEB)], "STRICT", "default/p", ((10, "DISABLE"),)),
+        (
+            [peer("STRICT", name="w", ports={"8080": "UNSET", "81": "PERMISSIVE"}, **WEB)],
+            "STRICT",
+            "default/w",
+            ((81, "PERMISSIVE"),),
+        ),
+        (
+            [peer("STRICT"), peer("UNSET", name="w", ports={"8080": "UNSET", "9": "STRICT", "10": "DISABLE"}, **WEB)],
+            "STRICT",
+            "default/p",
+            ((10, "DISABLE"),),
+        ),
         ([peer("STRICT", name="y", created=YOUNG), peer("DISABLE", name="z", created=OLD)], "DISABLE", "default/z", ()),
         ([peer("STRICT", name="y", created=OLD), peer("DISABLE", name="a", created=OLD)], "DISABLE", "default/a", ()),
         ([peer("STRICT", name="y", created=OLD), peer("DISABLE", name="z")], "DISABLE", "default/z", ()),
         (
-            [peer("STRICT", name="y", created=YOUNG, **WEB), peer("UNSET", name="z", created=OLD, ports={"1": "DISABLE"}, **WEB)],
+            [
+                peer("STRICT", name="y", created=YOUNG, **WEB),
+                peer("UNSET", name="z", created=OLD, ports={"1": "DISABLE"}, **WEB),
+            ],
             "PERMISSIVE",
             "",
             ((1, "DISABLE"),),
         ),
-        ([peer("STRICT", ROOT, name="y", created=YOUNG), peer("DISABLE", ROOT, name="z", created=OLD)], "DISABLE", "istio-system/z", ()),
+        (
+            [peer("STRICT", ROOT, name="y", created=YOUNG), peer("DISABLE", ROOT, name="z", created=OLD)],
+            "DISABLE",
+            "istio-system/z",
+            (),
+        ),
         ([peer("STRICT", ROOT, ports={"8080": "DISABLE"}, **WEB)], "PERMISSIVE", "", ()),
     ],
 )
-def test_precedence_of_peer_authentication(policies: list[Change], mode: str, source: str, ports: tuple[Any, ...]) -> None:
+def test_precedence_of_peer_authentication(
+    policies: list[Change], mode: str, source: str, ports: tuple[Any, ...]
+) -> None:
     for order in (policies, policies[::-1]):
         found = entry(compiled(*order), "workload/uid-web")
         assert (found.mtls, found.mtls_from, found.port_mtls) == (mode, source, ports)
@@ -77,7 +117,10 @@ def test_the_default_and_the_root_namespace_are_settings() -> None:
 def test_pods_of_other_nodes_have_modes_but_no_policies() -> None:
     made = mesh(pod("near", "10.0.0.1"), pod("far", "10.0.0.2", node="node2"), peer("STRICT"), allow())
     assert [entry(made, f"workload/uid-{name}").mtls for name in ("near", "far")] == ["STRICT", "STRICT"]
-    assert [entry(made, f"workload/uid-{name}").policies for name in ("near", "far")] == [("authorization/default/a",), ()]
+    assert [entry(made, f"workload/uid-{name}").policies for name in ("near", "far")] == [
+        ("authorization/default/a",),
+        (),
+    ]
 
 
 @pytest.mark.parametrize(
@@ -122,7 +165,11 @@ def test_a_policy_is_told_while_a_pod_of_the_node_uses_it() -> None:
 
 
 def test_a_service_that_changes_its_pods_takes_its_policies_along() -> None:
-    made = mesh(pod("web", "10.0.0.1"), pod("shop", "10.0.0.2", app="shop"), allow(targetRefs=[{"kind": "Service", "name": "web"}]))
+    made = mesh(
+        pod("web", "10.0.0.1"),
+        pod("shop", "10.0.0.2", app="shop"),
+        allow(targetRefs=[{"kind": "Service", "name": "web"}]),
+    )
     used = lambda: [name for name in ("web", "shop") if entry(made, f"workload/uid-{name}").policies]  # noqa: E731
     assert used() == []
     made.apply([service()])
@@ -149,7 +196,13 @@ def test_path_bypass_and_sidecar() -> None:
         service(annotations={"nodeagent.io/path": "kernel"}),
     )
     found = {name: entry(made, f"workload/uid-{name}") for name in ("plain", "own", "wrong", "car", "car2")}
-    assert {name: each.path for name, each in found.items()} == {"plain": "proxy", "own": "kernel", "wrong": "proxy", "car": "proxy", "car2": "proxy"}
+    assert {name: each.path for name, each in found.items()} == {
+        "plain": "proxy",
+        "own": "kernel",
+        "wrong": "proxy",
+        "car": "proxy",
+        "car2": "proxy",
+    }
     assert [name for name, each in found.items() if each.bypass] == ["own"]
     assert [name for name, each in found.items() if each.sidecar] == ["car", "car2"]
     assert entry(made, "service/default/web").path == "kernel"
@@ -161,7 +214,10 @@ def test_path_bypass_and_sidecar() -> None:
     assert faults["plain"] == ()
     made.apply([namespace("default", **{"nodeagent.io/path": "x"}), service(annotations={"nodeagent.io/path": "y"})])
     assert {local.pod: local.faults for local in made.local_pods()}["plain"] == (
-        "Namespace default: metadata.annotations[nodeagent.io/path]: 'x': auto, kernel, proxy are allowed; it has no effect",
+        (
+            "Namespace default: metadata.annotations[nodeagent.io/path]: 'x': auto, kernel, proxy are allowed; "
+            "it has no effect"
+        ),
         "Service web: metadata.annotations[nodeagent.io/path]: 'y': auto, kernel, proxy are allowed; it has no effect",
     )
     assert entry(made, "workload/uid-plain").path == "auto"
@@ -170,8 +226,18 @@ def test_path_bypass_and_sidecar() -> None:
 
 
 def test_policies_survive_the_channel() -> None:
-    rules = [{"from": [{"source": {"ipBlocks": ["10.0.0.0/8"]}}], "to": [{"operation": {"ports": ["80"]}}], "when": [{"key": "source.ip", "values": ["::1"]}]}]
-    jwt = {"jwtRules": [{"issuer": "i", "fromHeaders": [{"name": "x"}], "outputClaimToHeaders": [{"header": "h", "claim": "c"}]}]}
+    rules = [
+        {
+            "from": [{"source": {"ipBlocks": ["10.0.0.0/8"]}}],
+            "to": [{"operation": {"ports": ["80"]}}],
+            "when": [{"key": "source.ip", "values": ["::1"]}],
+        }
+    ]
+    jwt = {
+        "jwtRules": [
+            {"issuer": "i", "fromHeaders": [{"name": "x"}], "outputClaimToHeaders": [{"header": "h", "claim": "c"}]}
+        ]
+    }
     made = compiled(allow(rules=rules), policy("RequestAuthentication", jwt))
     entries = made.entries().upserts
     assert len(entries) == 3
@@ -197,35 +263,71 @@ def test_rows() -> None:
         Refused("", "", "", "/etc/b.yaml", "document 1: not YAML", True),
     )
     rows = {(row["kind"], row["policy"]): row for row in made.policies(refused)}
-    said = {policy: (row["action"], row["selector"], row["scope"], row["pods"], row["state"], row["file"]) for (_, policy), row in rows.items()}
+    said = {
+        policy: (row["action"], row["selector"], row["scope"], row["pods"], row["state"], row["file"])
+        for (_, policy), row in rows.items()
+    }
     assert said == {
-        "default/custom": ("CUSTOM opa", "app=web", "workload", 1, "last good one in force; refused: document 1: spec.x", "/etc/a.yaml"),
+        "default/custom": (
+            "CUSTOM opa",
+            "app=web",
+            "workload",
+            1,
+            "last good one in force; refused: document 1: spec.x",
+            "/etc/a.yaml",
+        ),
         "other/else": ("ALLOW", "", "namespace", 0, "no effect: no pod of this node is meant", ""),
-        "default/gate": ("ALLOW", "Gateway/g", "workload", 0, "no effect: targetRefs: Gateway/g: only a Service is served here", ""),
+        "default/gate": (
+            "ALLOW",
+            "Gateway/g",
+            "workload",
+            0,
+            "no effect: targetRefs: Gateway/g: only a Service is served here",
+            "",
+        ),
         "default/first": ("STRICT 8080:DISABLE", "app=web", "workload", 1, "in force", ""),
-        "default/second": ("STRICT", "app=web", "workload", 1, "no effect: the older default/first has the same scope", ""),
+        "default/second": (
+            "STRICT",
+            "app=web",
+            "workload",
+            1,
+            "no effect: the older default/first has the same scope",
+            "",
+        ),
         "istio-system/odd": (
-            "STRICT", "app=web", "workload", 1, "no effect: a PeerAuthentication of the root namespace with a selector is ignored, as in Istio", "",
+            "STRICT",
+            "app=web",
+            "workload",
+            1,
+            "no effect: a PeerAuthentication of the root namespace with a selector is ignored, as in Istio",
+            "",
         ),
         "istio-system/p": ("JWT me", "", "mesh", 1, "in force", "/etc/p.yaml"),
         "default/new": ("", "", "", 0, "refused: document 2: spec.y", "/etc/a.yaml"),
         "": ("", "", "", 0, "refused: document 1: not YAML; what it held stays in force", "/etc/b.yaml"),
-    }  # fmt: skip
+    }
     assert isinstance(entry(made, "authorization/default/custom"), AuthorizationPolicy)
 
 
 def test_a_changed_policy_recompiles_only_whom_it_is_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    made = mesh(*(pod(f"p{number}", f"10.0.0.{number}", app=f"app{number % 10}") for number in range(1, 101)), allow(selector={"matchLabels": {"app": "app5"}}))
+    made = mesh(
+        *(pod(f"p{number}", f"10.0.0.{number}", app=f"app{number % 10}") for number in range(1, 101)),
+        allow(selector={"matchLabels": {"app": "app5"}}),
+    )
     seen: list[Any] = []
     original = Mesh._governed
-    monkeypatch.setattr(Mesh, "_governed", lambda self, key, workload: (seen.append(key), original(self, key, workload))[1])
+    monkeypatch.setattr(
+        Mesh, "_governed", lambda self, key, workload: (seen.append(key), original(self, key, workload))[1]
+    )
     monkeypatch.setattr(Mesh, "_workload", None)
     made.apply([allow(selector={"matchLabels": {"app": "app6"}})])
     assert sorted(seen) == sorted(("default", f"p{number}") for number in range(1, 101) if number % 10 in (5, 6))
 
 
 def test_a_pod_whose_policies_cannot_be_worked_out_takes_no_other_along(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Input: a change of policy for two pods, at one of which the compiler fails. Verdict: the other has it; the fault is told while it lasts."""
+    """Input: a change of policy for two pods, at one of which the compiler fails. Verdict: the
+    other has it; the fault is told while it lasts.
+    """
     made = compiled(pod("shop", "10.244.1.6"))
     original = Mesh._governed
 

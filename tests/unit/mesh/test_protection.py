@@ -30,7 +30,9 @@ PROTECTS: dict[str, tuple[Entry, bool]] = {
 modes = st.sampled_from(get_args(MtlsMode))
 policies = st.lists(
     st.one_of(
-        st.builds(AuthorizationPolicy, st.just("n"), st.just("p"), st.sampled_from(get_args(Action)), dry_run=st.booleans()),
+        st.builds(
+            AuthorizationPolicy, st.just("n"), st.just("p"), st.sampled_from(get_args(Action)), dry_run=st.booleans()
+        ),
         st.builds(RequestAuthentication, st.just("n"), st.just("p")),
         st.builds(RateLimit, st.just("n"), st.just("p")),
     ),
@@ -38,7 +40,9 @@ policies = st.lists(
 )
 port_modes = st.dictionaries(st.integers(1, 9), modes, max_size=3).map(lambda ports: tuple(ports.items()))
 probes = st.lists(st.builds(Probe, st.sampled_from(("http", "tcp", "grpc")), st.integers(1, 9)), max_size=3).map(tuple)
-workloads = st.builds(lambda mode, ports, probed: replace(WORKLOAD, mtls=mode, port_mtls=ports, probes=probed), modes, port_modes, probes)
+workloads = st.builds(
+    lambda mode, ports, probed: replace(WORKLOAD, mtls=mode, port_mtls=ports, probes=probed), modes, port_modes, probes
+)
 
 
 @pytest.mark.parametrize("kind", PROTECTS)
@@ -50,13 +54,17 @@ def test_each_kind_of_policy(kind: str) -> None:
 def test_mtls_protects_by_port_where_nothing_else_does() -> None:
     strict = replace(WORKLOAD, mtls="STRICT", port_mtls=((80, "PERMISSIVE"), (81, "DISABLE")))
     assert protection(strict, [], "policy") == Protection(True, True, ((80, False), (81, False)))
-    assert protection(replace(WORKLOAD, port_mtls=((80, "STRICT"), (81, "DISABLE"))), [], "policy") == Protection(False, False, ((80, True),))
+    assert protection(replace(WORKLOAD, port_mtls=((80, "STRICT"), (81, "DISABLE"))), [], "policy") == Protection(
+        False, False, ((80, True),)
+    )
 
 
 @given(workloads, policies)
 def test_what_is_protected_is_refused_and_nothing_else(workload: Workload, applied: list[Entry]) -> None:
     """Against the definition: some policy can refuse, or the mode at that port is STRICT."""
-    telling = [each for each in applied if isinstance(each, AuthorizationPolicy) and (each.action == "AUDIT" or each.dry_run)]
+    telling = [
+        each for each in applied if isinstance(each, AuthorizationPolicy) and (each.action == "AUDIT" or each.dry_run)
+    ]
     governed = len(telling) < len(applied)
     found = protection(workload, applied, "policy")
     for port in range(1, 10):
@@ -66,7 +74,9 @@ def test_what_is_protected_is_refused_and_nothing_else(workload: Workload, appli
 
 
 @given(workloads, policies, st.sampled_from(get_args(WhenDead)))
-def test_the_node_may_probe_what_is_declared_and_refused_and_nothing_else(workload: Workload, applied: list[Entry], setting: WhenDead) -> None:
+def test_the_node_may_probe_what_is_declared_and_refused_and_nothing_else(
+    workload: Workload, applied: list[Entry], setting: WhenDead
+) -> None:
     found = protection(workload, applied, setting)
     refused = {probe.port for probe in workload.probes if dict(found.ports).get(probe.port, found.dead)}
     assert set(found.probed) == (refused if setting == "policy" else set())
@@ -84,4 +94,6 @@ def test_the_setting_is_about_a_dead_daemon_alone(workload: Workload, applied: l
 @given(workloads, policies, policies)
 def test_more_policies_never_open(workload: Workload, some: list[Entry], more: list[Entry]) -> None:
     before, after = protection(workload, some, "policy"), protection(workload, [*some, *more], "policy")
-    assert all(dict(after.ports).get(port, after.dead) >= dict(before.ports).get(port, before.dead) for port in range(1, 10))
+    assert all(
+        dict(after.ports).get(port, after.dead) >= dict(before.ports).get(port, before.dead) for port in range(1, 10)
+    )

@@ -11,7 +11,11 @@ from nodeagent.resources.objects import Pod, ServicePort, parse
 
 
 def pod(
-    labels: dict[str, str] | None = None, owners: list[dict[str, object]] | None = None, *, annotations: dict[str, str] | None = None, **spec: object
+    labels: dict[str, str] | None = None,
+    owners: list[dict[str, object]] | None = None,
+    *,
+    annotations: dict[str, str] | None = None,
+    **spec: object,
 ) -> Pod:
     found = parse(
         {
@@ -86,7 +90,12 @@ def test_workload_name(labels: dict[str, str], owner: tuple[str, str] | None, ex
 
 
 def test_the_controller_decides_among_owners() -> None:
-    assert rules.workload_name(pod(owners=[{"kind": "X", "name": "x"}, {"kind": "Deployment", "name": "web", "controller": True}])) == "web"
+    assert (
+        rules.workload_name(
+            pod(owners=[{"kind": "X", "name": "x"}, {"kind": "Deployment", "name": "web", "controller": True}])
+        )
+        == "web"
+    )
     assert rules.workload_name(pod(owners=[{"kind": "X", "name": "x"}, {"kind": "Y", "name": "y"}])) == "p-1"
 
 
@@ -113,9 +122,17 @@ def test_probes_by_number_and_once() -> None:
             "readinessProbe": {"exec": {"command": ["true"]}},
             "startupProbe": {"httpGet": {"port": "web"}},
         },
-        {"livenessProbe": {"httpGet": {"port": 8443, "scheme": "HTTPS", "path": "/x"}}, "readinessProbe": {"httpGet": {"port": 80, "host": "10.9.9.9"}}},
+        {
+            "livenessProbe": {"httpGet": {"port": 8443, "scheme": "HTTPS", "path": "/x"}},
+            "readinessProbe": {"httpGet": {"port": 80, "host": "10.9.9.9"}},
+        },
         {"livenessProbe": {"httpGet": {"port": "81", "host": "10.0.0.1", "path": "x"}}},
-        {"lifecycle": {"postStart": {"exec": {"command": ["true"]}}, "preStop": {"httpGet": {"port": 82, "path": "/bye"}}}},
+        {
+            "lifecycle": {
+                "postStart": {"exec": {"command": ["true"]}},
+                "preStop": {"httpGet": {"port": 82, "path": "/bye"}},
+            }
+        },
     ]
     assert rules.probes(pod(containers=containers)) == (
         Probe("http", 8080, "/ready?x=1"),
@@ -131,9 +148,15 @@ IDENTITY = SpiffeId("spiffe://x/ns/d/sa/default")
 
 
 def test_exclusions() -> None:
-    local = local_pod(pod(annotations={EXCLUDE_INBOUND: "22, 80,", EXCLUDE_OUTBOUND: "3306"}), "node1", ADDRESSES, IDENTITY)
+    local = local_pod(
+        pod(annotations={EXCLUDE_INBOUND: "22, 80,", EXCLUDE_OUTBOUND: "3306"}), "node1", ADDRESSES, IDENTITY
+    )
     assert local is not None
-    assert (local.exclude_inbound, local.exclude_outbound, local.faults) == (frozenset((22, 80)), frozenset((3306,)), ())
+    assert (local.exclude_inbound, local.exclude_outbound, local.faults) == (
+        frozenset((22, 80)),
+        frozenset((3306,)),
+        (),
+    )
 
 
 @pytest.mark.parametrize("text", ["80;81", "http", "0", "65536", "-1", "*", "80,*", "²", "8e1", "1" * 5000])

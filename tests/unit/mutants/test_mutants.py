@@ -1,4 +1,6 @@
-"""10,000 mutants of what is right: each is taken or refused by name, nothing else leaves a reader, and the last good one stays."""
+"""10,000 mutants of what is right: each is taken or refused by name, nothing else leaves a reader,
+and the last good one stays.
+"""
 
 from __future__ import annotations
 
@@ -44,15 +46,26 @@ POLICIES: list[dict[str, Any]] = [
     {
         "apiVersion": ISTIO,
         "kind": "AuthorizationPolicy",
-        "metadata": {"name": "authorization", "namespace": "shop", "annotations": {"istio.io/dry-run": "false"}, "creationTimestamp": "2026-01-31T12:00:00Z"},
+        "metadata": {
+            "name": "authorization",
+            "namespace": "shop",
+            "annotations": {"istio.io/dry-run": "false"},
+            "creationTimestamp": "2026-01-31T12:00:00Z",
+        },
         "spec": {
             "selector": SELECTOR,
             "action": "DENY",
             "rules": [
                 {
-                    "from": [{"source": {"principals": ["a/b"], "ipBlocks": ["1.2.3.0/24"]}}, {"source": {"serviceAccounts": ["a/b"]}}],
+                    "from": [
+                        {"source": {"principals": ["a/b"], "ipBlocks": ["1.2.3.0/24"]}},
+                        {"source": {"serviceAccounts": ["a/b"]}},
+                    ],
                     "to": [{"operation": {"paths": ["/a/{*}"], "ports": ["80"], "methods": ["GET"], "hosts": ["x"]}}],
-                    "when": [{"key": "request.headers[x]", "values": ["a"]}, {"key": "source.ip", "notValues": ["10.0.0.0/8"]}],
+                    "when": [
+                        {"key": "request.headers[x]", "values": ["a"]},
+                        {"key": "source.ip", "notValues": ["10.0.0.0/8"]},
+                    ],
                 }
             ],
         },
@@ -135,7 +148,11 @@ OBJECTS: list[dict[str, Any]] = [
             ],
             "volumes": [{"name": "v", "csi": {"driver": "csi.spiffe.io"}}],
         },
-        "status": {"phase": "Running", "podIPs": [{"ip": "10.0.0.1"}, {"ip": "fd00::1"}], "conditions": [{"type": "Ready", "status": "True"}]},
+        "status": {
+            "phase": "Running",
+            "podIPs": [{"ip": "10.0.0.1"}, {"ip": "fd00::1"}],
+            "conditions": [{"type": "Ready", "status": "True"}],
+        },
     },
     {
         "kind": "Service",
@@ -143,16 +160,28 @@ OBJECTS: list[dict[str, Any]] = [
         "spec": {
             "clusterIPs": ["10.96.0.1", "fd00::2"],
             "selector": {"app": "web"},
-            "ports": [{"name": "http", "port": 80, "targetPort": "http", "protocol": "TCP", "appProtocol": "http"}, {"port": 9, "targetPort": 9}],
+            "ports": [
+                {"name": "http", "port": 80, "targetPort": "http", "protocol": "TCP", "appProtocol": "http"},
+                {"port": 9, "targetPort": 9},
+            ],
         },
     },
-    {"kind": "Node", "metadata": {"name": "node1"}, "status": {"addresses": [{"type": "InternalIP", "address": "10.1.0.1"}]}},
+    {
+        "kind": "Node",
+        "metadata": {"name": "node1"},
+        "status": {"addresses": [{"type": "InternalIP", "address": "10.1.0.1"}]},
+    },
     {"kind": "Namespace", "metadata": {"name": "shop", "labels": LABELS, "annotations": {"nodeagent.io/path": "auto"}}},
     {
         "apiVersion": "networking.k8s.io/v1",
         "kind": "NetworkPolicy",
         "metadata": {"name": "net", "namespace": "shop"},
-        "spec": {"podSelector": {"matchLabels": LABELS, "matchExpressions": [{"key": "a", "operator": "In", "values": ["b"]}]}},
+        "spec": {
+            "podSelector": {
+                "matchLabels": LABELS,
+                "matchExpressions": [{"key": "a", "operator": "In", "values": ["b"]}],
+            }
+        },
     },
     *POLICIES,
 ]
@@ -260,9 +289,21 @@ KEY = ec.generate_private_key(ec.SECP256R1())
 KEY_PEM = KEY.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
 SAN = x509.ObjectIdentifier("2.5.29.17")
 NAMES = (
-    "3002a300", "3002a500", "30028800", "30048602fffe", "010203", "3003870101", "3002a000", "30820fff", "3000", "308006", "30060604ffffffff",
-)  # fmt: skip
-"""Subject alternative names that a library knows in part or not at all: x400Address, ediPartyName, a registered ID of no length, …"""
+    "3002a300",
+    "3002a500",
+    "30028800",
+    "30048602fffe",
+    "010203",
+    "3003870101",
+    "3002a000",
+    "30820fff",
+    "3000",
+    "308006",
+    "30060604ffffffff",
+)
+"""Subject alternative names that a library knows in part or not at all: x400Address, ediPartyName,
+a registered ID of no length, …
+"""
 
 
 def encoded(der: bytes, what: str) -> bytes:
@@ -275,7 +316,11 @@ def csr(chance: Random) -> bytes:
         names: x509.ExtensionType = x509.UnrecognizedExtension(SAN, bytes.fromhex(chance.choice(NAMES)))
     else:
         names = x509.SubjectAlternativeName([x509.UniformResourceIdentifier(IDENTITY)])
-    return builder.add_extension(names, critical=chance.random() < 0.5).sign(KEY, hashes.SHA256()).public_bytes(serialization.Encoding.DER)
+    return (
+        builder.add_extension(names, critical=chance.random() < 0.5)
+        .sign(KEY, hashes.SHA256())
+        .public_bytes(serialization.Encoding.DER)
+    )
 
 
 def certificate(chance: Random) -> bytes:
@@ -285,12 +330,18 @@ def certificate(chance: Random) -> bytes:
     names: x509.ExtensionType = x509.SubjectAlternativeName([x509.UniformResourceIdentifier(IDENTITY)])
     if chance.random() < 0.5:
         names = x509.UnrecognizedExtension(SAN, bytes.fromhex(chance.choice(NAMES)))
-    return builder.add_extension(names, critical=True).sign(KEY, hashes.SHA256()).public_bytes(serialization.Encoding.DER)
+    return (
+        builder.add_extension(names, critical=True).sign(KEY, hashes.SHA256()).public_bytes(serialization.Encoding.DER)
+    )
 
 
 def text_of(chance: Random, der: bytes, what: str) -> bytes:
     """Mutate the content, or the PEM around it."""
-    return mutate.of_bytes(chance, encoded(der, what)) if chance.random() < 0.2 else encoded(mutate.of_bytes(chance, der), what)
+    return (
+        mutate.of_bytes(chance, encoded(der, what))
+        if chance.random() < 0.2
+        else encoded(mutate.of_bytes(chance, der), what)
+    )
 
 
 @pytest.mark.parametrize("seed", range(2))
@@ -313,12 +364,16 @@ def test_certificates(seed: int) -> None:
     for number in range(750):
         made = text_of(chance, certificate(chance), "CERTIFICATE")
         try:
-            accept(IDENTITY, made, KEY_PEM if number % 4 else mutate.of_bytes(chance, KEY_PEM), roots if number % 2 else made, "cluster.local")
+            accept(
+                IDENTITY,
+                made,
+                KEY_PEM if number % 4 else mutate.of_bytes(chance, KEY_PEM),
+                roots if number % 2 else made,
+                "cluster.local",
+            )
         except IdentityError:
             pass
         try:
             trusted_roots(made)
         except IdentityError:
             continue
-
-

@@ -1,4 +1,6 @@
-"""AuthorizationPolicy evaluated as its documentation reads: every field of every rule, every time, nothing compiled. Slow on purpose."""
+"""AuthorizationPolicy evaluated as its documentation reads: every field of every rule, every time,
+nothing compiled. Slow on purpose.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +15,12 @@ from nodeagent.policy.model import AuthorizationPolicy, Condition, Operation, Ru
 from nodeagent.policy.paths import normalise_path
 
 
-def allowed(policies: Iterable[AuthorizationPolicy], connection: ConnectionFacts, request: RequestFacts | None, trust_domain: str) -> bool:
+def allowed(
+    policies: Iterable[AuthorizationPolicy],
+    connection: ConnectionFacts,
+    request: RequestFacts | None,
+    trust_domain: str,
+) -> bool:
     """Whether the request (None: the connection, on a TCP port) is allowed, CUSTOM aside."""
     enforced = [policy for policy in policies if not policy.dry_run]
     if any(matching(policy, connection, request, trust_domain) for policy in enforced if policy.action == "DENY"):
@@ -26,7 +33,12 @@ def allowed(policies: Iterable[AuthorizationPolicy], connection: ConnectionFacts
     return not allows or any(matching(policy, connection, request, trust_domain) for policy in allows)
 
 
-def provider(policies: Iterable[AuthorizationPolicy], connection: ConnectionFacts, request: RequestFacts | None, trust_domain: str) -> str:
+def provider(
+    policies: Iterable[AuthorizationPolicy],
+    connection: ConnectionFacts,
+    request: RequestFacts | None,
+    trust_domain: str,
+) -> str:
     """The provider to ask, empty: none."""
     customs = [policy for policy in policies if policy.action == "CUSTOM" and not policy.dry_run]
     if len({policy.provider for policy in customs}) != 1:
@@ -34,7 +46,12 @@ def provider(policies: Iterable[AuthorizationPolicy], connection: ConnectionFact
     return customs[0].provider if any(matching(policy, connection, request, trust_domain) for policy in customs) else ""
 
 
-def notes(policies: Iterable[AuthorizationPolicy], connection: ConnectionFacts, request: RequestFacts | None, trust_domain: str) -> set[tuple[str, int, str]]:
+def notes(
+    policies: Iterable[AuthorizationPolicy],
+    connection: ConnectionFacts,
+    request: RequestFacts | None,
+    trust_domain: str,
+) -> set[tuple[str, int, str]]:
     """Policy, rule and kind of what only reports."""
     found = set()
     tried = []
@@ -54,7 +71,9 @@ def notes(policies: Iterable[AuthorizationPolicy], connection: ConnectionFacts, 
     return found
 
 
-def matching(policy: AuthorizationPolicy, connection: ConnectionFacts, request: RequestFacts | None, trust_domain: str) -> list[int]:
+def matching(
+    policy: AuthorizationPolicy, connection: ConnectionFacts, request: RequestFacts | None, trust_domain: str
+) -> list[int]:
     """The indexes of the rules of *policy* that match."""
     found = []
     for index, rule in enumerate(policy.rules):
@@ -73,14 +92,19 @@ def uses_http(rule: Rule) -> bool:
     return (
         any(source.request_principals or source.not_request_principals for source in rule.sources)
         or any(o.hosts or o.not_hosts or o.methods or o.not_methods or o.paths or o.not_paths for o in rule.operations)
-        or any(condition.key.startswith("request.") and (condition.values or condition.not_values) for condition in rule.conditions)
+        or any(
+            condition.key.startswith("request.") and (condition.values or condition.not_values)
+            for condition in rule.conditions
+        )
     )
 
 
 class Look:
     """One policy's look at one request."""
 
-    def __init__(self, policy: AuthorizationPolicy, connection: ConnectionFacts, request: RequestFacts | None, trust_domain: str) -> None:
+    def __init__(
+        self, policy: AuthorizationPolicy, connection: ConnectionFacts, request: RequestFacts | None, trust_domain: str
+    ) -> None:
         self.policy, self.connection, self.request, self.trust_domain = policy, connection, request, trust_domain
         self.identity = re.fullmatch(r"([^/]+)/ns/([^/]+)/sa/([^/]+)", connection.principal)
 
@@ -114,7 +138,9 @@ class Look:
     def holds(self, key: str, values: tuple[str, ...], not_values: tuple[str, ...]) -> bool:
         if self.request is None and key.startswith("request."):
             return True
-        return (not values or any(self.one(key, value) for value in values)) and not any(self.one(key, value) for value in not_values)
+        return (not values or any(self.one(key, value) for value in values)) and not any(
+            self.one(key, value) for value in not_values
+        )
 
     def one(self, key: str, value: str) -> bool:
         """Whether what *key* names matches the one *value*."""
@@ -124,7 +150,9 @@ class Look:
                 value = self.trust_domain + value.removeprefix("cluster.local")
             return c.principal != "" and simple(value, c.principal)
         if key in {"source.ip", "remote.ip", "destination.ip"}:
-            return within({"source.ip": c.source_ip, "remote.ip": c.remote_ip, "destination.ip": c.destination_ip}[key], value)
+            return within(
+                {"source.ip": c.source_ip, "remote.ip": c.remote_ip, "destination.ip": c.destination_ip}[key], value
+            )
         if key == "destination.port":
             return c.destination_port == int(value)
         if key == "connection.sni":
@@ -137,7 +165,11 @@ class Look:
                 return simple(value, domain)
             if key == "source.namespace":
                 return re.fullmatch(".*".join(map(re.escape, value.split("*"))), namespace) is not None
-            return value in ([f"{namespace}/{account}", account] if namespace == self.policy.namespace else [f"{namespace}/{account}"])
+            return value in (
+                [f"{namespace}/{account}", account]
+                if namespace == self.policy.namespace
+                else [f"{namespace}/{account}"]
+            )
         return self.http(key, value)
 
     def http(self, key: str, value: str) -> bool:
@@ -170,7 +202,9 @@ def claim(claims: Claims, key: str, value: str) -> bool:
             return claims.issuer != "" and claims.subject != ""
         issuer, slash, subject = value.rpartition("/")
         assert slash and not value.startswith("*"), "the strategies make these only"
-        return claims.issuer == issuer and (simple(subject, claims.subject) if subject.endswith("*") else claims.subject == subject)
+        return claims.issuer == issuer and (
+            simple(subject, claims.subject) if subject.endswith("*") else claims.subject == subject
+        )
     names = key[len("request.auth.claims[") : -1].split("][")
     found_claim = claims.values
     for name in names:

@@ -19,7 +19,11 @@ from nodeagent.policy.model import Jwks, JwtRule, RequestAuthentication
 ISSUER = "https://issuer.example"
 NOW = 1_800_000_000.0
 HASHES = {"256": hashes.SHA256(), "384": hashes.SHA384(), "512": hashes.SHA512()}
-CURVES = {"256": ("P-256", ec.SECP256R1(), 32), "384": ("P-384", ec.SECP384R1(), 48), "512": ("P-521", ec.SECP521R1(), 66)}
+CURVES = {
+    "256": ("P-256", ec.SECP256R1(), 32),
+    "384": ("P-384", ec.SECP384R1(), 48),
+    "512": ("P-521", ec.SECP521R1(), 66),
+}
 RSA_KEY = rsa.generate_private_key(65537, 2048)
 EC_KEYS = {bits: ec.generate_private_key(curve) for bits, (_, curve, _) in CURVES.items()}
 ED_KEY = ed25519.Ed25519PrivateKey.generate()
@@ -38,7 +42,9 @@ def rsa_jwk(kid: str = "rsa", key: rsa.RSAPrivateKey = RSA_KEY, **members: Any) 
     return {"kty": "RSA", "kid": kid, "n": number(public.n, key.key_size // 8), "e": number(public.e, 3), **members}
 
 
-def ec_jwk(kid: str = "ec256", bits: str = "256", key: ec.EllipticCurvePrivateKey | None = None, **members: Any) -> dict[str, Any]:
+def ec_jwk(
+    kid: str = "ec256", bits: str = "256", key: ec.EllipticCurvePrivateKey | None = None, **members: Any
+) -> dict[str, Any]:
     name, _, size = CURVES[bits]
     public = (key or EC_KEYS[bits]).public_key().public_numbers()
     return {"kty": "EC", "crv": name, "kid": kid, "x": number(public.x, size), "y": number(public.y, size), **members}
@@ -78,11 +84,24 @@ def sealed(header: str | bytes, payload: str | bytes, algorithm: str = "ES256", 
     return f"{signed}.{b64(signature(algorithm, signed.encode(), key))}"
 
 
-def token(claims: dict[str, Any] | None = None, algorithm: str = "ES256", key: Any = None, *, bare: bool = False, **header: Any) -> str:
-    """Return a token: valid unless the arguments make it something else. A claim or header member of None is left out."""
+def token(
+    claims: dict[str, Any] | None = None,
+    algorithm: str = "ES256",
+    key: Any = None,
+    *,
+    bare: bool = False,
+    **header: Any,
+) -> str:
+    """Return a token: valid unless the arguments make it something else. A claim or header member
+    of None is left out.
+    """
     body = claims or {} if bare else {"iss": ISSUER, "sub": "alice", "exp": NOW + 600, **(claims or {})}
     head = {"alg": algorithm, "kid": KID.get(algorithm[:2], f"ec{algorithm[2:]}"), "typ": "JWT", **header}
-    return sealed(*(json.dumps({name: value for name, value in part.items() if value is not None}) for part in (head, body)), algorithm=algorithm, key=key)
+    return sealed(
+        *(json.dumps({name: value for name, value in part.items() if value is not None}) for part in (head, body)),
+        algorithm=algorithm,
+        key=key,
+    )
 
 
 class Clock:
@@ -98,7 +117,9 @@ def rule(**fields: Any) -> JwtRule:
 
 
 def authenticator(*rules: JwtRule, clock: Clock | None = None, fetched: dict[str, Jwks] | None = None) -> Authenticator:
-    return Authenticator.compile([RequestAuthentication("ns", "it", rules or (rule(),))], (fetched or {}).get, clock or Clock())
+    return Authenticator.compile(
+        [RequestAuthentication("ns", "it", rules or (rule(),))], (fetched or {}).get, clock or Clock()
+    )
 
 
 def request(method: str = "GET", path: str = "/", **headers: str) -> RequestFacts:

@@ -93,7 +93,28 @@ def test_nul() -> None:
     assert not holds_nul(b"/a?x=%00") and not holds_nul(b"/a%2500")
 
 
-PARTS = ["/", ".", "..", "%", "%2e", "%2E", "%2", "e", "%65", "%25", "%2F", "\\", "a", ";", "#", "?", "\xff", "\0", "://", "*"]
+PARTS = [
+    "/",
+    ".",
+    "..",
+    "%",
+    "%2e",
+    "%2E",
+    "%2",
+    "e",
+    "%65",
+    "%25",
+    "%2F",
+    "\\",
+    "a",
+    ";",
+    "#",
+    "?",
+    "\xff",
+    "\0",
+    "://",
+    "*",
+]
 TRICKY = st.lists(st.sampled_from(PARTS)).map("".join)
 
 
@@ -103,7 +124,9 @@ def test_normalising_twice_changes_nothing_and_leaves_no_dot_segment(target: str
     assert normalise_path(path) == path
     assert path == "*" or path.startswith("/")
     assert not {".", ".."} & {segment.partition(";")[0] for segment in path.split("/")}
-    assert not re.search(r"%(2[dDeE]|3\d|[46][1-9a-fA-F]|[57][0-9aA]|5[fF]|7[eE])", path), "an unreserved character is left encoded"
+    assert not re.search(r"%(2[dDeE]|3\d|[46][1-9a-fA-F]|[57][0-9aA]|5[fF]|7[eE])", path), (
+        "an unreserved character is left encoded"
+    )
 
 
 @given(TRICKY)

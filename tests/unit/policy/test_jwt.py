@@ -67,7 +67,10 @@ def test_refusal_is_envoys() -> None:
     assert outcome.status == 401
     assert outcome.words == "Jwt is not in the form of Header.Payload.Signature with two dots and 3 sections"
     assert outcome.headers == (("www-authenticate", 'Bearer realm="http://shop.example/ab", error="invalid_token"'),)
-    assert outcome.details == "jwt_authn_access_denied{Jwt_is_not_in_the_form_of_Header.Payload.Signature_with_two_dots_and_3_sections}"
+    assert (
+        outcome.details
+        == "jwt_authn_access_denied{Jwt_is_not_in_the_form_of_Header.Payload.Signature_with_two_dots_and_3_sections}"
+    )
 
 
 # -- time --
@@ -112,7 +115,9 @@ def test_a_remembered_token_expires() -> None:
 # -- issuer and audience --
 
 
-@pytest.mark.parametrize("issuer", ["https://issuer.example/", "https://ISSUER.example", "", "https://evil.example", None])
+@pytest.mark.parametrize(
+    "issuer", ["https://issuer.example/", "https://ISSUER.example", "", "https://evil.example", None]
+)
 def test_issuer_is_exact(issuer: str | None) -> None:
     assert refused(authenticator().authenticate(bearer(token({"iss": issuer})))) == "Jwt issuer is not configured"
 
@@ -126,10 +131,20 @@ def test_rule_without_issuer_takes_any() -> None:
 @pytest.mark.parametrize(
     ("audience", "status"),
     [
-        ("api", 200), (["other", "api"], 200), ("https://api/", 200), ("http://api", 200),
-        ("API", 403), ("api2", 403), ([], 403), (None, 403), (["other"], 403), (7, 401), ({"api": 1}, 401), (["api", 7], 401),
+        ("api", 200),
+        (["other", "api"], 200),
+        ("https://api/", 200),
+        ("http://api", 200),
+        ("API", 403),
+        ("api2", 403),
+        ([], 403),
+        (None, 403),
+        (["other"], 403),
+        (7, 401),
+        ({"api": 1}, 401),
+        (["api", 7], 401),
     ],
-)  # fmt: skip
+)
 def test_audiences(audience: Any, status: int) -> None:
     outcome = authenticator(rule(audiences=("web", "api"))).authenticate(bearer(token({"aud": audience})))
     assert (outcome.status if isinstance(outcome, Rejected) else 200) == status
@@ -147,7 +162,9 @@ def test_rules_of_several_resources_combine_by_issuer() -> None:
     accepted(it.authenticate(bearer(token())))
     accepted(it.authenticate(bearer(token({"iss": other}, "RS256"))))
     # Each issuer's keys are for that issuer only.
-    assert refused(it.authenticate(bearer(token({"iss": other})))) == "Jwks doesn't have key to match kid or alg from Jwt"
+    assert (
+        refused(it.authenticate(bearer(token({"iss": other})))) == "Jwks doesn't have key to match kid or alg from Jwt"
+    )
 
 
 def test_two_rules_of_one_issuer() -> None:
@@ -165,11 +182,16 @@ def test_default_places() -> None:
     it, text = authenticator(), token()
     assert accepted(it.authenticate(request(path=f"/?a=b&access_token={text}"))).claims is not None
     assert accepted(it.authenticate(request(path=f"/?access%5Ftoken={text}"))).claims is not None
-    assert accepted(it.authenticate(request(path=f"/?token={text}", x_token=text, cookie=f"access_token={text}"))).claims is None
+    assert (
+        accepted(it.authenticate(request(path=f"/?token={text}", x_token=text, cookie=f"access_token={text}"))).claims
+        is None
+    )
     assert accepted(it.authenticate(request(authorization=f"bearer {text}"))).claims is None
 
 
-@pytest.mark.parametrize("places", [{"from_headers": (TokenHeader("X-Jwt"),)}, {"from_params": ("t",)}, {"from_cookies": ("t",)}])
+@pytest.mark.parametrize(
+    "places", [{"from_headers": (TokenHeader("X-Jwt"),)}, {"from_params": ("t",)}, {"from_cookies": ("t",)}]
+)
 def test_naming_any_place_leaves_out_the_default_ones(places: dict[str, Any]) -> None:
     outcome = authenticator(rule(**places)).authenticate(request(path="/?access_token=bad", authorization="Bearer bad"))
     assert outcome == Authenticated()
@@ -191,7 +213,9 @@ def test_naming_any_place_leaves_out_the_default_ones(places: dict[str, Any]) ->
 )
 def test_named_places(places: dict[str, Any], path: str, headers: dict[str, str]) -> None:
     for text, good in ((token(), True), (token({"exp": NOW - 100}), False)):
-        outcome = authenticator(rule(**places)).authenticate(request("GET", path.format(text), **{name: value.format(text) for name, value in headers.items()}))
+        outcome = authenticator(rule(**places)).authenticate(
+            request("GET", path.format(text), **{name: value.format(text) for name, value in headers.items()})
+        )
         assert isinstance(outcome, Authenticated) == good
         assert not good or accepted(outcome).claims is not None
 
@@ -225,7 +249,9 @@ def test_all_tokens_must_be_valid() -> None:
 )
 def test_one_place_with_more_or_less_than_a_token(path: str, headers: dict[str, str]) -> None:
     texts = {"good": token(), "bad": token({"sub": "root"}, key=None, alg="none")}
-    outcome = authenticator().authenticate(request("GET", path.format(**texts), **{name: value.format(**texts) for name, value in headers.items()}))
+    outcome = authenticator().authenticate(
+        request("GET", path.format(**texts), **{name: value.format(**texts) for name, value in headers.items()})
+    )
     assert isinstance(outcome, Rejected) and outcome.status == 401
 
 
@@ -250,9 +276,17 @@ def test_preflight_passes() -> None:
 def test_token_is_taken_out_unless_it_is_to_be_forwarded() -> None:
     text = token()
     assert accepted(authenticator().authenticate(bearer(text))).remove == ("authorization",)
-    forwarding = accepted(authenticator(rule(forward_original_token=True)).authenticate(request(path=f"/?access_token={text}", authorization=f"Bearer {text}")))
+    forwarding = accepted(
+        authenticator(rule(forward_original_token=True)).authenticate(
+            request(path=f"/?access_token={text}", authorization=f"Bearer {text}")
+        )
+    )
     assert forwarding.remove == () and forwarding.target is None
-    queried = accepted(authenticator().authenticate(request(path=f"/a%20b?x=1&access_token={text}&y=%20&", authorization=f"Bearer {text}")))
+    queried = accepted(
+        authenticator().authenticate(
+            request(path=f"/a%20b?x=1&access_token={text}&y=%20&", authorization=f"Bearer {text}")
+        )
+    )
     assert queried.target == "/a%20b?x=1&y=%20&" and queried.remove == ("authorization",)
     assert accepted(authenticator().authenticate(request(path=f"/a?access%5Ftoken={text}"))).target == "/a"
     cookie = accepted(authenticator(rule(from_cookies=("t",))).authenticate(request(cookie=f"t={text}")))
@@ -261,16 +295,48 @@ def test_token_is_taken_out_unless_it_is_to_be_forwarded() -> None:
 
 def test_outputs() -> None:
     outputs = (
-        ("X-Sub", "sub"), ("x-role", "realm.role"), ("x-level", "level"), ("x-whole", "whole"), ("x-half", "half"), ("x-ok", "ok"), ("x-list", "list"),
-        ("x-object", "realm"), ("x-none", "none"), ("x-missing", "realm.no.such"), ("x-empty", "empty"), ("x-name", "name"),
-    )  # fmt: skip
-    claims = {"realm": {"role": "admin"}, "level": 7, "whole": 2.0, "half": 2.5, "ok": True, "list": ["a", 1], "none": None, "empty": "", "name": "Zoë"}
+        ("X-Sub", "sub"),
+        ("x-role", "realm.role"),
+        ("x-level", "level"),
+        ("x-whole", "whole"),
+        ("x-half", "half"),
+        ("x-ok", "ok"),
+        ("x-list", "list"),
+        ("x-object", "realm"),
+        ("x-none", "none"),
+        ("x-missing", "realm.no.such"),
+        ("x-empty", "empty"),
+        ("x-name", "name"),
+    )
+    claims = {
+        "realm": {"role": "admin"},
+        "level": 7,
+        "whole": 2.0,
+        "half": 2.5,
+        "ok": True,
+        "list": ["a", 1],
+        "none": None,
+        "empty": "",
+        "name": "Zoë",
+    }
     text = token(claims)
-    result = accepted(authenticator(rule(output_claim_to_headers=outputs, output_payload_to_header="X-Payload")).authenticate(bearer(text)))
+    result = accepted(
+        authenticator(rule(output_claim_to_headers=outputs, output_payload_to_header="X-Payload")).authenticate(
+            bearer(text)
+        )
+    )
     assert dict(result.add) == {
-        "x-payload": text.split(".")[1], "x-sub": "alice", "x-role": "admin", "x-level": "7", "x-whole": "2", "x-half": "2.5", "x-ok": "true",
-        "x-list": base64.b64encode(b'["a",1]').decode(), "x-object": base64.b64encode(b'{"role":"admin"}').decode(), "x-name": "Zo\xc3\xab",
-    }  # fmt: skip
+        "x-payload": text.split(".")[1],
+        "x-sub": "alice",
+        "x-role": "admin",
+        "x-level": "7",
+        "x-whole": "2",
+        "x-half": "2.5",
+        "x-ok": "true",
+        "x-list": base64.b64encode(b'["a",1]').decode(),
+        "x-object": base64.b64encode(b'{"role":"admin"}').decode(),
+        "x-name": "Zo\xc3\xab",
+    }
     assert set(result.remove) == {"x-payload", "authorization", *(name.lower() for name, _ in outputs)}
 
 
@@ -322,7 +388,11 @@ def test_bad_key_set(keys: str, words: str) -> None:
 def test_keys_uri() -> None:
     assert JwtRule("i", jwks="{}").keys_uri == ""
     assert JwtRule("i", jwks_uri=URI).keys_uri == URI
-    assert JwtRule("https://i.example/").keys_uri == JwtRule("https://i.example").keys_uri == "https://i.example/.well-known/openid-configuration"
+    assert (
+        JwtRule("https://i.example/").keys_uri
+        == JwtRule("https://i.example").keys_uri
+        == "https://i.example/.well-known/openid-configuration"
+    )
 
 
 # -- properties --
@@ -341,14 +411,17 @@ def test_a_changed_token_is_refused(data: st.DataObject) -> None:
 @given(st.text(max_size=200), st.text(max_size=200), st.text(max_size=200))
 def test_anything_is_answered(authorization: str, query: str, cookie: str) -> None:
     it = authenticator(rule(), rule(from_cookies=("t",)))
-    outcome = it.authenticate(request(path=f"/?access_token={query}&{query}", authorization=f"Bearer {authorization}", cookie=f"t={cookie}"))
+    outcome = it.authenticate(
+        request(path=f"/?access_token={query}&{query}", authorization=f"Bearer {authorization}", cookie=f"t={cookie}")
+    )
     assert isinstance(outcome, Rejected) and outcome.status == 401
     assert all(value.isascii() and value.isprintable() for _, value in outcome.headers)
 
 
 @given(
     st.recursive(
-        st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(), lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner)
+        st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(),
+        lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
     )
 )
 def test_any_claim_is_carried(value: Any) -> None:

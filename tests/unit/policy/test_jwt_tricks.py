@@ -52,7 +52,9 @@ def unsigned(algorithm: str, tail: str = "") -> str:
     return f"{b64(json.dumps({'alg': algorithm}).encode())}.{b64(PAYLOAD.encode())}.{tail}"
 
 
-@pytest.mark.parametrize("algorithm", ["none", "None", "NONE", "nOnE", "", "HS256", "ES256K", "es256", "RSA1_5", "ES256 ", "ES2\u200b56"])
+@pytest.mark.parametrize(
+    "algorithm", ["none", "None", "NONE", "nOnE", "", "HS256", "ES256K", "es256", "RSA1_5", "ES256 ", "ES2\u200b56"]
+)
 @pytest.mark.parametrize("tail", ["", "AA", "none"])
 def test_algorithms_that_do_not_exist_here(algorithm: str, tail: str) -> None:
     assert words(unsigned(algorithm, tail)) == (UNSUPPORTED if tail else FORM)
@@ -116,7 +118,19 @@ def test_broken_key_is_passed_over(key: dict[str, Any]) -> None:
     accepted(authenticator(rule(jwks=key_set(key, ec_jwk()))).authenticate(bearer(token())))
 
 
-@pytest.mark.parametrize("kid", ["../../dev/null", "/dev/null", "ec256\0", "EC256", " ec256", "ec256' OR '1'='1", "https://evil.example/key", "é" * 100])
+@pytest.mark.parametrize(
+    "kid",
+    [
+        "../../dev/null",
+        "/dev/null",
+        "ec256\0",
+        "EC256",
+        " ec256",
+        "ec256' OR '1'='1",
+        "https://evil.example/key",
+        "é" * 100,
+    ],
+)
 def test_key_name_is_a_name_only(kid: str) -> None:
     assert words(token(kid=kid)) == NO_KEY
     assert words(token(kid=kid, key=FORGER)) == NO_KEY
@@ -128,7 +142,8 @@ def test_a_named_key_is_the_only_one_tried() -> None:
     accepted(authenticator(rule(jwks=key_set(other, ec_jwk()))).authenticate(bearer(token(kid=None))))
     nameless = {name: value for name, value in ec_jwk().items() if name != "kid"}
     accepted(authenticator(rule(jwks=key_set(other, nameless))).authenticate(bearer(token(kid="whatever"))))
-    accepted(authenticator(rule(jwks=key_set(other, ec_jwk("other")))).authenticate(bearer(token(kid="other"))))  # twice the same name
+    # twice the same name
+    accepted(authenticator(rule(jwks=key_set(other, ec_jwk("other")))).authenticate(bearer(token(kid="other"))))
 
 
 def test_tries_are_bounded() -> None:
@@ -211,11 +226,31 @@ def test_base64_is_strict() -> None:
     accepted(it.authenticate(request(x_jwt=f"{head}.{body}.{signature}")))
     stem, last = signature[:-1], signature[-1]
     alphabet = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_"
-    twin = alphabet[alphabet.index(last) + 1]  # 64 bytes leave 4 spare bits in the last character: decoded it is the same
-    for changed in (f"{stem}{twin}", f"{signature}==", f"{signature}AAA", f"{stem} {last}", f"{stem}+", f"{stem}/", f"{stem}\u0410", f"{signature}\n"):
-        assert refused(it.authenticate(request(x_jwt=f"{head}.{body}.{changed}"))) == "Jwt signature is an invalid Base64url encoded"
-    for changed, name in ((f"{head}=.{body}", "header"), (f"{head}.{body}=", "payload"), (f"{head}.\xe9{body}", "payload")):
-        assert refused(it.authenticate(request(x_jwt=f"{changed}.{signature}"))) == f"Jwt {name} is an invalid Base64url encoded"
+    # 64 bytes leave 4 spare bits in the last character: decoded it is the same
+    twin = alphabet[alphabet.index(last) + 1]
+    for changed in (
+        f"{stem}{twin}",
+        f"{signature}==",
+        f"{signature}AAA",
+        f"{stem} {last}",
+        f"{stem}+",
+        f"{stem}/",
+        f"{stem}\u0410",
+        f"{signature}\n",
+    ):
+        assert (
+            refused(it.authenticate(request(x_jwt=f"{head}.{body}.{changed}")))
+            == "Jwt signature is an invalid Base64url encoded"
+        )
+    for changed, name in (
+        (f"{head}=.{body}", "header"),
+        (f"{head}.{body}=", "payload"),
+        (f"{head}.\xe9{body}", "payload"),
+    ):
+        assert (
+            refused(it.authenticate(request(x_jwt=f"{changed}.{signature}")))
+            == f"Jwt {name} is an invalid Base64url encoded"
+        )
 
 
 @pytest.mark.parametrize("text", ["", ".", "..", "a", "a.b", "a..c", ".b.c", "a.b.", "a.b.c.d", "a.b.c.d.e"])
@@ -225,7 +260,14 @@ def test_form(text: str) -> None:
 
 @pytest.mark.parametrize("algorithm", ["RS256", "PS256", "ES256", "ES512", "EdDSA"])
 @pytest.mark.parametrize(
-    "change", [lambda raw: raw[:-1], lambda raw: raw + b"\0", lambda raw: b"\0" * len(raw), lambda raw: b"\xff" * len(raw), lambda raw: b"\1"]
+    "change",
+    [
+        lambda raw: raw[:-1],
+        lambda raw: raw + b"\0",
+        lambda raw: b"\0" * len(raw),
+        lambda raw: b"\xff" * len(raw),
+        lambda raw: b"\1",
+    ],
 )
 def test_signatures_of_other_form(algorithm: str, change: Any) -> None:
     signed = token(algorithm=algorithm).rpartition(".")[0]
@@ -250,7 +292,9 @@ def test_size() -> None:
 def test_a_token_is_not_remembered_for_other_rules() -> None:
     text = token({"aud": "a"})
     accepted(authenticator(rule(audiences=("a",))).authenticate(bearer(text)))
-    assert refused(authenticator(rule(audiences=("b",))).authenticate(bearer(text))) == "Audiences in Jwt are not allowed"
+    assert (
+        refused(authenticator(rule(audiences=("b",))).authenticate(bearer(text))) == "Audiences in Jwt are not allowed"
+    )
     assert refused(authenticator(rule(jwks=key_set(ec_jwk(key=FORGER)))).authenticate(bearer(text))) == FAILS
 
 

@@ -28,15 +28,23 @@ def request(method: str = "GET", path: str = "/", headers: Mapping[str, str] = {
     return RequestFacts(method, path, "web", headers.get)
 
 
-def limit(size: int = 2, per_fill: int = 1, seconds: float = 1.0, **more: tuple[str, ...] | tuple[tuple[str, str], ...]) -> LocalLimit:
+def limit(
+    size: int = 2, per_fill: int = 1, seconds: float = 1.0, **more: tuple[str, ...] | tuple[tuple[str, str], ...]
+) -> LocalLimit:
     return LocalLimit(TokenBucket(size, per_fill, seconds), **more)  # type: ignore[arg-type]
 
 
-def limiter(clock: Clock, *limits: LocalLimit, share: float = 1.0, previous: RateLimiter | None = None, max_buckets: int = 100) -> RateLimiter:
-    return RateLimiter.compile([RateLimit("shop", "calm", limits)], clock, share=share, previous=previous, max_buckets=max_buckets)
+def limiter(
+    clock: Clock, *limits: LocalLimit, share: float = 1.0, previous: RateLimiter | None = None, max_buckets: int = 100
+) -> RateLimiter:
+    return RateLimiter.compile(
+        [RateLimit("shop", "calm", limits)], clock, share=share, previous=previous, max_buckets=max_buckets
+    )
 
 
-def passed(subject: RateLimiter, count: int, asked: RequestFacts | None = None, principal: str = "", pod: str = "") -> int:
+def passed(
+    subject: RateLimiter, count: int, asked: RequestFacts | None = None, principal: str = "", pod: str = ""
+) -> int:
     return sum(subject.take(asked or request(), principal, pod) is None for _ in range(count))
 
 
@@ -100,11 +108,17 @@ def test_which_requests_a_limit_is_for(scope: dict[str, tuple[str, ...]], asked:
         ("pod", (request(), "same", "a/one"), (request(), "same", "a/two")),
         ("path", (request(path="/a"), "", ""), (request(path="/b"), "", "")),
         ("header:x-user", (request(headers={"x-user": "ann"}), "", ""), (request(headers={"x-user": "bob"}), "", "")),
-        ("header:x-user", (request(headers={"x-user": "a" * 500}), "", ""), (request(headers={"x-user": "a" * 501}), "", "")),
+        (
+            "header:x-user",
+            (request(headers={"x-user": "a" * 500}), "", ""),
+            (request(headers={"x-user": "a" * 501}), "", ""),
+        ),
         ("header:x-user", (request(headers={"x-user": "ann"}), "", ""), (request(), "", "")),
     ],
 )
-def test_each_value_has_a_bucket_of_its_own(by: str, first: tuple[RequestFacts, str, str], second: tuple[RequestFacts, str, str]) -> None:
+def test_each_value_has_a_bucket_of_its_own(
+    by: str, first: tuple[RequestFacts, str, str], second: tuple[RequestFacts, str, str]
+) -> None:
     subject = limiter(Clock(), limit(2, by=(by,)))
     assert passed(subject, 5, *first) == 2
     assert passed(subject, 5, *second) == 2
@@ -184,7 +198,9 @@ def test_a_share_gives_its_part_and_at_least_one_at_once() -> None:
     share=st.sampled_from((1.0, 0.5, 0.25)),
     steps=st.lists(st.tuples(st.floats(0, 5), st.integers(1, 8)), max_size=60),
 )
-def test_never_more_than_size_and_rate_allow(size: int, per_fill: int, seconds: float, share: float, steps: list[tuple[float, int]]) -> None:
+def test_never_more_than_size_and_rate_allow(
+    size: int, per_fill: int, seconds: float, share: float, steps: list[tuple[float, int]]
+) -> None:
     clock = Clock()
     subject, begin, total = limiter(clock, limit(size, per_fill, seconds), share=share), clock.now, 0
     for pause, count in steps:

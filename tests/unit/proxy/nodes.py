@@ -1,7 +1,8 @@
-"""Two nodes on loopback: a client's node and a server's, each a whole pipeline; mTLS between them by a real authority.
+"""Two nodes on loopback: a client's node and a server's, each a whole pipeline; mTLS between them
+by a real authority.
 
-Only the kernel's part is stood in for: the original destination is given, and the socket stock's sockets reach the
-application where redirection would have left its port alone.
+Only the kernel's part is stood in for: the original destination is given, and the socket stock's
+sockets reach the application where redirection would have left its port alone.
 """
 
 from __future__ import annotations
@@ -62,7 +63,9 @@ class Originals:
 
 
 class Nodes:
-    """The client's node sends to the server's node; *reach* it through both (:meth:`connect`) or from outside (:meth:`dial`)."""
+    """The client's node sends to the server's node; *reach* it through both (:meth:`connect`) or
+    from outside (:meth:`dial`).
+    """
 
     def __init__(
         self,
@@ -75,7 +78,14 @@ class Nodes:
         policies: tuple[Policy, ...],
         settings: dict[str, Any],
     ) -> None:
-        self._app, self._tls, self._protocol, self._mode, self._probes, self._policies = app, tls, protocol, mode, probes, policies
+        self._app, self._tls, self._protocol, self._mode, self._probes, self._policies = (
+            app,
+            tls,
+            protocol,
+            mode,
+            probes,
+            policies,
+        )
         self._settings = Proxy.model_validate(settings)
         self._redirected: dict[tuple[str, int], tuple[str, int]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
@@ -93,12 +103,16 @@ class Nodes:
         self.near, client = self._node("client", CLIENT)
         self.far, server = self._node("server", "")
         self.far.node_addresses = frozenset((NODE,))
-        inbound = await loop.create_server(lambda: Accepted(self.far, server, "inbound", Captured(None)), SERVER, 0, backlog=4096)  # type: ignore[arg-type]
+        inbound = await loop.create_server(
+            lambda: Accepted(self.far, server, "inbound", Captured(None)), SERVER, 0, backlog=4096
+        )  # type: ignore[arg-type]
         self.port = inbound.sockets[0].getsockname()[1]
         self._redirected[SERVER, self.port] = app.sockets[0].getsockname()
         self.originals = Originals((SERVER, self.port))
         captured = Captured(self.originals)  # type: ignore[arg-type]
-        outbound = await loop.create_server(lambda: Accepted(self.near, client, "outbound", captured), "127.0.0.1", 0, backlog=4096)
+        outbound = await loop.create_server(
+            lambda: Accepted(self.near, client, "outbound", captured), "127.0.0.1", 0, backlog=4096
+        )
         self.app, self._outbound = app, outbound.sockets[0].getsockname()
         self._servers = [app, inbound, outbound]
         self.publish()
@@ -107,7 +121,10 @@ class Nodes:
     def publish(self) -> None:
         """Give both nodes the snapshot."""
         for pipeline in (self.near, self.far):
-            workloads = self._workload("client", CLIENT, 1, ()), self._workload("server", SERVER, self.port, self._probes)
+            workloads = (
+                self._workload("client", CLIENT, 1, ()),
+                self._workload("server", SERVER, self.port, self._probes),
+            )
             pipeline.view.apply(Delta((*workloads, *(self._policies if pipeline is self.far else ()))))
 
     async def protect(self, policies: tuple[Policy, ...], mode: MtlsMode = "PERMISSIVE") -> None:
@@ -130,7 +147,9 @@ class Nodes:
         assert not self.faults, self.faults
 
     async def settled(self) -> None:
-        """Wait until no connection, no request and no handler is left on either node; idle upstream connections are closed for it."""
+        """Wait until no connection, no request and no handler is left on either node; idle upstream
+        connections are closed for it.
+        """
         while any(pipeline.connections for pipeline in (self.near, self.far)) or self._tasks:
             for pool in [*self.near.routing.pools(), *self.far.routing.pools()]:
                 pool.sweep(float("inf"), 0)
@@ -148,19 +167,33 @@ class Nodes:
     async def dial(self, source: str = STRANGER, context: ssl.SSLContext | None = None) -> Streams:
         """Connect to the server's pod from *source*, which has no agent."""
         return self._kept(
-            await asyncio.open_connection(SERVER, self.port, local_addr=(source, 0), ssl=context, server_hostname="" if context else None, limit=1 << 18)
+            await asyncio.open_connection(
+                SERVER,
+                self.port,
+                local_addr=(source, 0),
+                ssl=context,
+                server_hostname="" if context else None,
+                limit=1 << 18,
+            )
         )
 
     def refused(self, pipeline: Pipeline) -> list[str]:
         """Return the reasons for which connections were refused since the last call."""
-        return [labels[0] for part in pipeline.metrics.delta() for name, labels, _ in part.get("counts", ()) if name == "nodeagent_refused_connections_total"]
+        return [
+            labels[0]
+            for part in pipeline.metrics.delta()
+            for name, labels, _ in part.get("counts", ())
+            if name == "nodeagent_refused_connections_total"
+        ]
 
     def _kept(self, streams: Streams) -> Streams:
         self._writers.append(streams[1])
         return streams
 
     def _node(self, uid: str, source: str) -> tuple[Pipeline, PodState]:
-        pipeline = Pipeline(asyncio.get_running_loop(), self._settings, "cluster.local", "Kubernetes", WorkerMetrics(), Log())  # type: ignore[arg-type]
+        pipeline = Pipeline(
+            asyncio.get_running_loop(), self._settings, "cluster.local", "Kubernetes", WorkerMetrics(), Log()
+        )  # type: ignore[arg-type]
 
         def ask(family: Any, count: int) -> None:
             made = [PodSocket(socket.AF_INET) for _ in range(count)]
@@ -177,10 +210,25 @@ class Nodes:
 
     def _workload(self, uid: str, address: str, port: int, probes: tuple[Probe, ...]) -> Workload:
         return Workload(
-            uid=PodUid(uid), pod=uid, namespace="default", node=uid, addresses=(Address(address),), service_account=uid, identity=identity(uid), workload=uid,
-            app=uid, version="v1", canonical_service=uid, canonical_revision="v1", ready=True, enrolled=True, ports=((port, self._protocol),), probes=probes,
-            mtls=self._mode if uid == "server" else "PERMISSIVE", policies=tuple(entry.key for entry in self._policies) if uid == "server" else (),
-        )  # fmt: skip
+            uid=PodUid(uid),
+            pod=uid,
+            namespace="default",
+            node=uid,
+            addresses=(Address(address),),
+            service_account=uid,
+            identity=identity(uid),
+            workload=uid,
+            app=uid,
+            version="v1",
+            canonical_service=uid,
+            canonical_revision="v1",
+            ready=True,
+            enrolled=True,
+            ports=((port, self._protocol),),
+            probes=probes,
+            mtls=self._mode if uid == "server" else "PERMISSIVE",
+            policies=tuple(entry.key for entry in self._policies) if uid == "server" else (),
+        )
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.app_connections += 1
@@ -203,13 +251,29 @@ class Nodes:
 
 
 def play(
-    app: Handler, scene: Callable[[Nodes], Awaitable[None]], tls: dict[str, Contexts], *, protocol: Protocol = "auto", strict: bool = False,
-    probes: tuple[Probe, ...] = (), policies: tuple[Policy, ...] = (), seconds: float = 30, **settings: Any,
-) -> None:  # fmt: skip
+    app: Handler,
+    scene: Callable[[Nodes], Awaitable[None]],
+    tls: dict[str, Contexts],
+    *,
+    protocol: Protocol = "auto",
+    strict: bool = False,
+    probes: tuple[Probe, ...] = (),
+    policies: tuple[Policy, ...] = (),
+    seconds: float = 30,
+    **settings: Any,
+) -> None:
     """Run *scene* on two nodes whose server application is *app*."""
 
     async def run() -> None:
-        nodes = Nodes(app, tls, protocol=protocol, mode="STRICT" if strict else "PERMISSIVE", probes=probes, policies=policies, settings=settings)
+        nodes = Nodes(
+            app,
+            tls,
+            protocol=protocol,
+            mode="STRICT" if strict else "PERMISSIVE",
+            probes=probes,
+            policies=policies,
+            settings=settings,
+        )
         await nodes.start()
         try:
             async with asyncio.timeout(seconds):

@@ -1,4 +1,6 @@
-"""The proxy's pipeline on loopback: real sockets, real loop; only the kernel's part (original destination, sockets in pods) is stood in for."""
+"""The proxy's pipeline on loopback: real sockets, real loop; only the kernel's part (original
+destination, sockets in pods) is stood in for.
+"""
 
 from __future__ import annotations
 
@@ -43,10 +45,23 @@ class Originals:
 
 def _workload(uid: str, port: int, *addresses: str) -> Workload:
     return Workload(
-        uid=PodUid(uid), pod=uid, namespace="default", node="n1", addresses=tuple(map(Address, addresses)), service_account=uid,
-        identity=SpiffeId(f"spiffe://cluster.local/ns/default/sa/{uid}"), workload=uid, app=uid, version="v1", canonical_service=uid,
-        canonical_revision="v1", ready=True, enrolled=True, ports=((port, "http"),), services=((port, "default/web"),),
-    )  # fmt: skip
+        uid=PodUid(uid),
+        pod=uid,
+        namespace="default",
+        node="n1",
+        addresses=tuple(map(Address, addresses)),
+        service_account=uid,
+        identity=SpiffeId(f"spiffe://cluster.local/ns/default/sa/{uid}"),
+        workload=uid,
+        app=uid,
+        version="v1",
+        canonical_service=uid,
+        canonical_revision="v1",
+        ready=True,
+        enrolled=True,
+        ports=((port, "http"),),
+        services=((port, "default/web"),),
+    )
 
 
 class Stage:
@@ -68,7 +83,10 @@ class Stage:
         self.back = await asyncio.start_server(self._serve, "127.0.0.1", 0, limit=1 << 20)
         self.endpoint_port = self.back.sockets[0].getsockname()[1]
         self.pipeline = Pipeline(loop, self._settings, "cluster.local", "Kubernetes", WorkerMetrics(), self.log)  # type: ignore[arg-type]
-        self.pods = {uid: PodState(PodUid(uid), 1, f"spiffe://cluster.local/ns/default/sa/{uid}", self._ask(uid)) for uid in ("client", "server")}
+        self.pods = {
+            uid: PodState(PodUid(uid), 1, f"spiffe://cluster.local/ns/default/sa/{uid}", self._ask(uid))
+            for uid in ("client", "server")
+        }
         self.pipeline.pods.update(self.pods)
         self.publish((Endpoint(Address("127.0.0.1"), self.endpoint_port, PodUid("server")),))
         self.front = await loop.create_server(self._accepted, "127.0.0.1", 0)
@@ -78,7 +96,15 @@ class Stage:
         """Give the Service these endpoints."""
         port = ServicePort(80, "http", self._protocol, endpoints)
         service = Service("web", "default", "web.default.svc.cluster.local", (Address(VIP), Address(VIP6)), (port,))
-        self.pipeline.view.apply(Delta((_workload("client", 1, "10.244.1.2"), _workload("server", self.endpoint_port, *self.addresses), service)))
+        self.pipeline.view.apply(
+            Delta(
+                (
+                    _workload("client", 1, "10.244.1.2"),
+                    _workload("server", self.endpoint_port, *self.addresses),
+                    service,
+                )
+            )
+        )
 
     async def stop(self) -> None:
         self._sweeper.cancel()
@@ -141,7 +167,9 @@ class Stage:
             await asyncio.sleep(0.05)
 
 
-def play(handler: Handler, scene: Callable[[Stage], Awaitable[None]], *, protocol: Protocol = "http", **settings: Any) -> None:
+def play(
+    handler: Handler, scene: Callable[[Stage], Awaitable[None]], *, protocol: Protocol = "http", **settings: Any
+) -> None:
     """Run *scene* on a stage whose application is *handler*; nothing may be left open after it."""
 
     async def run() -> None:
@@ -157,7 +185,9 @@ def play(handler: Handler, scene: Callable[[Stage], Awaitable[None]], *, protoco
 
 
 async def read_request(reader: asyncio.StreamReader) -> tuple[bytes, bytes]:
-    """Return (head, body) of the next request as a strict server reads it: exactly one length, CRLF only. Raises IncompleteReadError at the end."""
+    """Return (head, body) of the next request as a strict server reads it: exactly one length, CRLF
+    only. Raises IncompleteReadError at the end.
+    """
     head = await reader.readuntil(b"\r\n\r\n")
     fields = [line.split(b":", 1) for line in head.split(b"\r\n")[1:-2]]
     values = {name.lower(): value.strip() for name, value in fields}

@@ -41,7 +41,11 @@ class StrictApp:
                 data = await reader.read(65536)
                 parser.receive_data(data)
             elif isinstance(event, h11.Request):
-                request = Read(bytes(event.method), bytes(event.target), [(bytes(name), bytes(value)) for name, value in event.headers])
+                request = Read(
+                    bytes(event.method),
+                    bytes(event.target),
+                    [(bytes(name), bytes(value)) for name, value in event.headers],
+                )
             elif isinstance(event, h11.Data):
                 assert request is not None
                 request.body += event.data
@@ -50,7 +54,9 @@ class StrictApp:
                 request.trailers = [(bytes(name), bytes(value)) for name, value in event.headers]
                 self.requests.append(request)
                 body = b"%d" % len(request.body)
-                writer.write(parser.send(h11.Response(status_code=200, headers=[("content-length", str(len(body)))])) or b"")
+                writer.write(
+                    parser.send(h11.Response(status_code=200, headers=[("content-length", str(len(body)))])) or b""
+                )
                 if request.method != b"HEAD":
                     writer.write(parser.send(h11.Data(data=body)) or b"")
                 writer.write(parser.send(h11.EndOfMessage()) or b"")

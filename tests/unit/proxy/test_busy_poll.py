@@ -73,7 +73,9 @@ def test_events_far_apart_are_slept_for() -> None:
 
 @pytest.mark.parametrize(("soon", "polls"), [(1, False), (9, True)], ids=["every second one", "nine of ten"])
 def test_how_many_must_come_soon(soon: int, polls: bool) -> None:
-    """One of two is not enough, as when the application answers at once and the next request is far: looking for it would be in vain."""
+    """One of two is not enough, as when the application answers at once and the next request is
+    far: looking for it would be in vain.
+    """
     worker = Worker()
     for _ in range(300):
         worker.one_by_one(soon, SOON)

@@ -11,10 +11,21 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nodeagent.proxy.tls.client_hello import MAX_BYTES, MAX_RECORDS, NEED_MORE, NOT_TLS, ClientHello, NeedMore, NotTls, parse
+from nodeagent.proxy.tls.client_hello import (
+    MAX_BYTES,
+    MAX_RECORDS,
+    NEED_MORE,
+    NOT_TLS,
+    ClientHello,
+    NeedMore,
+    NotTls,
+    parse,
+)
 
 
-def real_hello(sni: str | None = "web.default", alpn: tuple[str, ...] = ("istio-http/1.1", "istio"), *, newest: bool = True) -> bytes:
+def real_hello(
+    sni: str | None = "web.default", alpn: tuple[str, ...] = ("istio-http/1.1", "istio"), *, newest: bool = True
+) -> bytes:
     context = ssl.create_default_context()
     context.check_hostname = False
     context.maximum_version = ssl.TLSVersion.TLSv1_3 if newest else ssl.TLSVersion.TLSv1_2
@@ -35,9 +46,21 @@ def extension(kind: int, content: bytes) -> bytes:
 
 
 def handshake(
-    extensions: bytes | None, *, version: bytes = b"\x03\x03", session: bytes = b"", suites: bytes = b"\x13\x01", compression: bytes = b"\0"
+    extensions: bytes | None,
+    *,
+    version: bytes = b"\x03\x03",
+    session: bytes = b"",
+    suites: bytes = b"\x13\x01",
+    compression: bytes = b"\0",
 ) -> bytes:
-    body = version + bytes(32) + vector(1, session) + vector(2, suites) + vector(1, compression) + (b"" if extensions is None else vector(2, extensions))
+    body = (
+        version
+        + bytes(32)
+        + vector(1, session)
+        + vector(2, suites)
+        + vector(1, compression)
+        + (b"" if extensions is None else vector(2, extensions))
+    )
     return b"\x01" + vector(3, body)
 
 
@@ -98,13 +121,25 @@ def test_a_hello_without_extensions() -> None:
         pytest.param(records(handshake(None, suites=b"")), id="no cipher suite"),
         pytest.param(records(handshake(None, compression=b"")), id="no compression method"),
         pytest.param(records(handshake(extension(0, vector(2, b"\0" + vector(2, b""))))), id="empty server name"),
-        pytest.param(records(handshake(extension(0, vector(2, b"\0" + vector(2, b"a\nb"))))), id="server name with a line feed"),
-        pytest.param(records(handshake(extension(0, vector(2, b"\0" + vector(2, "é".encode()))))), id="server name that is not ASCII"),
-        pytest.param(records(handshake(extension(0, vector(2, b"\0" + vector(2, b"a") + b"\0" + vector(2, b"b"))))), id="two server names"),
-        pytest.param(records(handshake(extension(0, vector(2, b"\x01" + vector(2, b"a"))))), id="a name of another type"),
+        pytest.param(
+            records(handshake(extension(0, vector(2, b"\0" + vector(2, b"a\nb"))))), id="server name with a line feed"
+        ),
+        pytest.param(
+            records(handshake(extension(0, vector(2, b"\0" + vector(2, "é".encode()))))),
+            id="server name that is not ASCII",
+        ),
+        pytest.param(
+            records(handshake(extension(0, vector(2, b"\0" + vector(2, b"a") + b"\0" + vector(2, b"b"))))),
+            id="two server names",
+        ),
+        pytest.param(
+            records(handshake(extension(0, vector(2, b"\x01" + vector(2, b"a"))))), id="a name of another type"
+        ),
         pytest.param(records(handshake(extension(16, vector(2, vector(1, b""))))), id="empty protocol name"),
         pytest.param(records(handshake(extension(16, vector(2, b"")))), id="no protocol name"),
-        pytest.param(records(handshake(extension(16, vector(2, vector(1, b"h2")) + b"x"))), id="bytes behind the protocol names"),
+        pytest.param(
+            records(handshake(extension(16, vector(2, vector(1, b"h2")) + b"x"))), id="bytes behind the protocol names"
+        ),
         pytest.param(records(handshake(b"\0\x10\0\xff")), id="an extension longer than the list"),
     ],
 )
@@ -112,7 +147,9 @@ def test_not_tls(data: bytes) -> None:
     assert parse(data) == NOT_TLS
 
 
-@pytest.mark.parametrize("prefix", [b"", b"\x16", b"\x16\x03", b"\x16\x03\x01", b"\x16\x03\x01\x02\x00", b"\x16\x03\x01\x02\x00\x01"])
+@pytest.mark.parametrize(
+    "prefix", [b"", b"\x16", b"\x16\x03", b"\x16\x03\x01", b"\x16\x03\x01\x02\x00", b"\x16\x03\x01\x02\x00\x01"]
+)
 def test_too_few_bytes(prefix: bytes) -> None:
     assert parse(prefix) == NEED_MORE
 

@@ -1,4 +1,6 @@
-"""Which connections reach an application for whom: one client's are no other's, and over the network each of a client's connections is one of its own."""
+"""Which connections reach an application for whom: one client's are no other's, and over the
+network each of a client's connections is one of its own.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +26,9 @@ async def asked(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> N
 
 @pytest.mark.parametrize(("way", "upstreams"), [("inside", 1), ("network", 2)])
 def test_over_the_network_a_connection_of_the_clients_is_one(way: Delivery, upstreams: int) -> None:
-    """Input: two connections of one client, one after the other, two requests on each. The second goes over a new one, as the network is to be asked."""
+    """Input: two connections of one client, one after the other, two requests on each. The second
+    goes over a new one, as the network is to be asked.
+    """
 
     async def scene(stage: Stage) -> None:
         stage.pipeline.delivery = way
@@ -62,7 +66,9 @@ def test_over_the_network_the_application_hears_that_the_client_has_gone() -> No
 
 @pytest.mark.parametrize("way", ["inside", "network"])
 def test_the_kernel_is_told_for_whom_before_each_dial(way: Delivery) -> None:
-    """Input: a request. The socket that is about to be connected is announced, unconnected, for the client's address."""
+    """Input: a request. The socket that is about to be connected is announced, unconnected, for the
+    client's address.
+    """
     told: list[str] = []
 
     def announce(dialler: socket.socket, client: str) -> None:
@@ -81,7 +87,9 @@ def test_the_kernel_is_told_for_whom_before_each_dial(way: Delivery) -> None:
 
 
 def test_an_endpoint_whose_policies_nobody_knows_is_dialled_as_a_strangers() -> None:
-    """Input: a captured pod that is not in the snapshot. Verdict: its own side decides who comes in; this one does not get past it."""
+    """Input: a captured pod that is not in the snapshot. Verdict: its own side decides who comes
+    in; this one does not get past it.
+    """
     told: list[str] = []
 
     async def scene(stage: Stage) -> None:
@@ -97,24 +105,38 @@ def test_an_endpoint_whose_policies_nobody_knows_is_dialled_as_a_strangers() -> 
 
 
 def test_a_dial_that_cannot_be_announced_is_none() -> None:
-    """Input: the kernel does not take the client's name. Nothing is dialled: the application would take the client for another."""
+    """Input: the kernel does not take the client's name. Nothing is dialled: the application would
+    take the client for another.
+    """
 
     def announce(dialler: socket.socket, client: str) -> None:
         raise OSError(12, "no memory")
 
     async def scene(stage: Stage) -> None:
         stage.pipeline.announce = announce
-        assert (await stage.exchange(GET.replace(b"\r\n\r\n", b"\r\nConnection: close\r\n\r\n"))).startswith(b"HTTP/1.1 503 ")
+        assert (await stage.exchange(GET.replace(b"\r\n\r\n", b"\r\nConnection: close\r\n\r\n"))).startswith(
+            b"HTTP/1.1 503 "
+        )
         assert stage.upstream_connections == 0
 
     play(SERVE, scene)
 
 
 def test_each_client_from_outside_has_connections_of_its_own_and_few_idle(tls: dict[str, Contexts]) -> None:
-    """Input: ten clients, of whom each may keep one idle connection. None is served over another's, and the oldest are closed."""
+    """Input: ten clients, of whom each may keep one idle connection. None is served over another's,
+    and the oldest are closed.
+    """
 
     async def scene() -> None:
-        nodes = Nodes(SERVE, tls, protocol="http", mode="PERMISSIVE", probes=(), policies=(), settings={"limits": {"idleUpstreamConnections": 1}})
+        nodes = Nodes(
+            SERVE,
+            tls,
+            protocol="http",
+            mode="PERMISSIVE",
+            probes=(),
+            policies=(),
+            settings={"limits": {"idleUpstreamConnections": 1}},
+        )
         await nodes.start()
         sources = [NODE, *(f"127.0.1.{number}" for number in range(9))]
         for source in sources:

@@ -64,7 +64,13 @@ def asking(authorizer: Authorizer, nodes: Nodes, **body: object) -> None:
     nodes.far.providers = Providers((provider,), lambda service, port, asker: Way("127.0.0.1", authorizer.port))
 
 
-def acted(authorizer: Authorizer, tls: dict[str, Contexts], scene: Callable[[Nodes, Streams], Any], body: dict[str, object] | None = None, **more: Any) -> None:
+def acted(
+    authorizer: Authorizer,
+    tls: dict[str, Contexts],
+    scene: Callable[[Nodes, Streams], Any],
+    body: dict[str, object] | None = None,
+    **more: Any,
+) -> None:
     async def run(nodes: Nodes) -> None:
         asking(authorizer, nodes, **body or {})
         try:
@@ -79,9 +85,16 @@ def acted(authorizer: Authorizer, tls: dict[str, Contexts], scene: Callable[[Nod
 def post(*pieces: bytes, chunked: bool, fields: bytes = b"") -> list[bytes]:
     """Return a request in parts as a client sends them."""
     if not chunked:
-        return [b"POST /p HTTP/1.1\r\nHost: web\r\n%bContent-Length: %d\r\n\r\n" % (fields, sum(map(len, pieces))), *pieces]
+        return [
+            b"POST /p HTTP/1.1\r\nHost: web\r\n%bContent-Length: %d\r\n\r\n" % (fields, sum(map(len, pieces))),
+            *pieces,
+        ]
     framed = [b"%x\r\n%b\r\n" % (len(piece), piece) for piece in pieces]
-    return [b"POST /p HTTP/1.1\r\nHost: web\r\n%bTransfer-Encoding: chunked\r\n\r\n" % fields, *framed, b"0\r\nx-trailer: t\r\n\r\n"]
+    return [
+        b"POST /p HTTP/1.1\r\nHost: web\r\n%bTransfer-Encoding: chunked\r\n\r\n" % fields,
+        *framed,
+        b"0\r\nx-trailer: t\r\n\r\n",
+    ]
 
 
 async def sent(streams: Streams, parts: list[bytes], *, apart: bool) -> tuple[int, bytes, bytes]:
@@ -95,7 +108,9 @@ async def sent(streams: Streams, parts: list[bytes], *, apart: bool) -> tuple[in
 
 @pytest.mark.parametrize("apart", [False, True])
 @pytest.mark.parametrize("chunked", [False, True])
-def test_a_body_is_shown_whole_and_goes_on_unchanged(tls: dict[str, Contexts], authorizer: Authorizer, chunked: bool, apart: bool) -> None:
+def test_a_body_is_shown_whole_and_goes_on_unchanged(
+    tls: dict[str, Contexts], authorizer: Authorizer, chunked: bool, apart: bool
+) -> None:
     async def scene(nodes: Nodes, streams: Streams) -> None:
         status, _, body = await sent(streams, post(b"abc", b"\xc3\xa9\xff", b"x" * 94, chunked=chunked), apart=apart)
         assert status == 200
@@ -158,7 +173,9 @@ def test_no_more_is_held_than_was_asked_for(tls: dict[str, Contexts], authorizer
 
 def test_without_the_setting_no_body_is_shown(tls: dict[str, Contexts], authorizer: Authorizer) -> None:
     async def scene(nodes: Nodes, streams: Streams) -> None:
-        status, _, _ = await sent(streams, post(b"abc", chunked=False, fields=b"X-Envoy-Auth-Partial-Body: true\r\n"), apart=False)
+        status, _, _ = await sent(
+            streams, post(b"abc", chunked=False, fields=b"X-Envoy-Auth-Partial-Body: true\r\n"), apart=False
+        )
         assert (status, authorizer.http.body) == (200, "")
         assert "x-envoy-auth-partial-body" not in authorizer.http.headers
 
@@ -169,7 +186,11 @@ def test_requests_behind_one_another(tls: dict[str, Contexts], authorizer: Autho
     """Each has its own body, though they come in one packet."""
 
     async def scene(nodes: Nodes, streams: Streams) -> None:
-        streams[1].write(b"".join([*post(b"first", chunked=True), *post(b"second", b"!", chunked=True), *post(b"third", chunked=False)]))
+        streams[1].write(
+            b"".join(
+                [*post(b"first", chunked=True), *post(b"second", b"!", chunked=True), *post(b"third", chunked=False)]
+            )
+        )
         for word in (b"first", b"second!", b"third"):
             _, body = await read_answer(streams[0])
             assert body.partition(b"\r\n\r\n")[2].startswith(word)
@@ -264,14 +285,23 @@ def test_fields_of_the_request(tls: dict[str, Contexts], authorizer: Authorizer)
         _, _, body = await get(streams, "/p?id=1&secret=2&q=%20&id=3", "X-A: one", "x-user: root")
         assert body.startswith(b"GET /p?id=7&q=%20 HTTP/1.1\r\n")
         lines = body.lower().split(b"\r\n")
-        assert [line for line in lines if line.startswith((b"x-a:", b"x-b:", b"x-user:"))] == [b"x-a: one", b"x-user: ann", b"x-a: more"]
+        assert [line for line in lines if line.startswith((b"x-a:", b"x-b:", b"x-user:"))] == [
+            b"x-a: one",
+            b"x-user: ann",
+            b"x-a: more",
+        ]
 
     authorizer.answer = answer
     acted(authorizer, tls, scene)
 
 
-@pytest.mark.parametrize(("key", "value"), [("f o o", "1"), ("a", "1&b=2"), ("a", "1 HTTP/1.1"), ("a#", "1"), ("", "1"), ("a", "\r\n"), ("é", "1")])
-def test_a_query_parameter_that_cannot_be_is_no_answer(tls: dict[str, Contexts], authorizer: Authorizer, key: str, value: str) -> None:
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("f o o", "1"), ("a", "1&b=2"), ("a", "1 HTTP/1.1"), ("a#", "1"), ("", "1"), ("a", "\r\n"), ("é", "1")],
+)
+def test_a_query_parameter_that_cannot_be_is_no_answer(
+    tls: dict[str, Contexts], authorizer: Authorizer, key: str, value: str
+) -> None:
     def answer(http: Any) -> CheckResponse:
         answer = ext_authz.allowed()
         answer.ok_response.query_parameters_to_set.add(key=key, value=value)
@@ -303,7 +333,16 @@ def test_with_parameters(target: str, put: list[tuple[str, str]], removed: list[
 def test_with_fields_leaves_its_argument() -> None:
     lines = [b"A", b": ", b"1", b"\r\n"]
     assert with_fields(lines, (("a", "2", "add"),)) == [b"A", b": ", b"1", b"\r\n", b"a", b": ", b"2", b"\r\n"]
-    assert with_fields(lines, (("a", "2", "set_if_present"), ("b", "3", "add_if_absent"))) == [b"a", b": ", b"2", b"\r\n", b"b", b": ", b"3", b"\r\n"]
+    assert with_fields(lines, (("a", "2", "set_if_present"), ("b", "3", "add_if_absent"))) == [
+        b"a",
+        b": ",
+        b"2",
+        b"\r\n",
+        b"b",
+        b": ",
+        b"3",
+        b"\r\n",
+    ]
     assert lines == [b"A", b": ", b"1", b"\r\n"]
 
 
@@ -336,8 +375,12 @@ def test_who_takes_mtls_is_asked_from_inside_the_protected_pod(tls: dict[str, Co
         assert way is not None and isinstance(way.through, Dial)
         assert (way.through.pod, way.through.expected) == (nodes.near.pods["client"], identity("server"))
         own = nodes.far.routing.way_to(SERVER, nodes.port, "server")
-        assert own is not None and isinstance(own.through, Dial) and own.through.expected is None, "within the pod itself"
-        assert nodes.near.routing.way_to(SERVER, nodes.port, "nobody") is None, "what takes mTLS is never asked in plaintext"
+        assert own is not None and isinstance(own.through, Dial) and own.through.expected is None, (
+            "within the pod itself"
+        )
+        assert nodes.near.routing.way_to(SERVER, nodes.port, "nobody") is None, (
+            "what takes mTLS is never asked in plaintext"
+        )
         assert nodes.near.routing.way_to("192.0.2.1", 80, "client") == Way("192.0.2.1", 80)
         assert nodes.near.routing.way_to("nowhere", 80, "client") is None
         await nodes.protect((), "DISABLE")
@@ -360,8 +403,12 @@ def test_a_body_of_several_reads_that_fits_is_read_on(tls: dict[str, Contexts], 
 
 
 @pytest.mark.parametrize("name", ["x-why", "not a name"])
-def test_a_refusal_whose_fields_cannot_be_stays_one(tls: dict[str, Contexts], authorizer: Authorizer, name: str) -> None:
-    """Not to be taken for no answer, which may mean that the request passes: what stands there may come from the client."""
+def test_a_refusal_whose_fields_cannot_be_stays_one(
+    tls: dict[str, Contexts], authorizer: Authorizer, name: str
+) -> None:
+    """Not to be taken for no answer, which may mean that the request passes: what stands there may
+    come from the client.
+    """
 
     def answer(http: Any) -> CheckResponse:
         answer = ext_authz.denied(401, "no")

@@ -1,4 +1,6 @@
-"""External authorizers and rate limit services: the clients against real gRPC servers, sound, slow, broken and hostile."""
+"""External authorizers and rate limit services: the clients against real gRPC servers, sound, slow,
+broken and hostile.
+"""
 
 from __future__ import annotations
 
@@ -51,7 +53,9 @@ def start() -> Iterator[Start]:
         server.stop(None).wait()
 
 
-def providers(port: int, *, where: Callable[[str, int], tuple[str, int] | None] | None = None, **settings: object) -> Providers:
+def providers(
+    port: int, *, where: Callable[[str, int], tuple[str, int] | None] | None = None, **settings: object
+) -> Providers:
     """Return both kinds of provider, at *port* of this host unless *where* says otherwise."""
     common = {"service": "shop/decides.shop.svc.cluster.local", "port": 9000, "timeout": "5s"}
     kinds = [
@@ -98,7 +102,9 @@ def test_an_allowed_request_gets_the_authorizers_fields(start: Start) -> None:
 
 
 def test_a_denied_request_gets_the_authorizers_answer(start: Start) -> None:
-    port = start(ext_authz.METHOD, lambda request, context: ext_authz.denied(401, "who are you?", www_authenticate="Bearer"))
+    port = start(
+        ext_authz.METHOD, lambda request, context: ext_authz.denied(401, "who are you?", www_authenticate="Bearer")
+    )
     assert checked(port) == Verdict(False, status=401, headers=(("www-authenticate", "Bearer"),), body=b"who are you?")
 
 
@@ -127,11 +133,27 @@ def test_the_authorizer_is_told_what_envoy_tells(start: Start) -> None:
     assert attributes.destination.address.socket_address.port_value == 8080
     assert attributes.destination.principal == "spiffe://cluster.local/ns/shop/sa/stock"
     http = attributes.request.http
-    assert (http.method, http.path, http.host, http.scheme, http.protocol, http.size, http.id) == ("POST", "/a?b=%20", "h", "http", "HTTP/1.1", 5, "r")
+    assert (http.method, http.path, http.host, http.scheme, http.protocol, http.size, http.id) == (
+        "POST",
+        "/a?b=%20",
+        "h",
+        "http",
+        "HTTP/1.1",
+        5,
+        "r",
+    )
     assert dict(http.headers) == {
-        ":method": "POST", ":path": "/a?b=%20", ":authority": "h", ":scheme": "http", "cookie": "a=1", "x-a": "1,2", "content-length": "5",
-        "x-request-id": "r", "x-b": "café", "x-c": "\N{REPLACEMENT CHARACTER}",
-    }  # fmt: skip
+        ":method": "POST",
+        ":path": "/a?b=%20",
+        ":authority": "h",
+        ":scheme": "http",
+        "cookie": "a=1",
+        "x-a": "1,2",
+        "content-length": "5",
+        "x-request-id": "r",
+        "x-b": "café",
+        "x-c": "\N{REPLACEMENT CHARACTER}",
+    }
     assert attributes.request.time.seconds > 0
 
 
@@ -157,12 +179,18 @@ def test_set_append_and_remove(start: Start) -> None:
     answer.ok_response.response_headers_to_add.add(header={"key": "x-told", "value": "t"})
     port = start(ext_authz.METHOD, lambda request, context: answer)
     expected = Verdict(
-        True, set=(("x-set", "s"), ("x-raw", "\xe9")), append=(("x-more", "m"),), remove=("authorization",), answer=(("x-told", "t", "add"),)
-    )  # fmt: skip
+        True,
+        set=(("x-set", "s"), ("x-raw", "\xe9")),
+        append=(("x-more", "m"),),
+        remove=("authorization",),
+        answer=(("x-told", "t", "add"),),
+    )
     assert checked(port) == expected
 
 
-@pytest.mark.parametrize("name", ["host", "Content-Length", "transfer-encoding", "connection", "upgrade", ":path", "x-forwarded-client-cert"])
+@pytest.mark.parametrize(
+    "name", ["host", "Content-Length", "transfer-encoding", "connection", "upgrade", ":path", "x-forwarded-client-cert"]
+)
 def test_framing_and_identity_are_not_the_authorizers(start: Start, name: str) -> None:
     answer = ext_authz.allowed(x_good="1")
     answer.ok_response.headers.add(header={"key": name, "value": "5"})
@@ -170,7 +198,10 @@ def test_framing_and_identity_are_not_the_authorizers(start: Start, name: str) -
     assert checked(port) == Verdict(True, set=(("x-good", "1"),))
 
 
-@pytest.mark.parametrize(("name", "value"), [("x-a", "1\r\nx-b: 2"), ("x-a", "\0"), ("x a", "1"), ("", "1"), ("x-a\n", "1"), ("x-a", "y" * 20000)])
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("x-a", "1\r\nx-b: 2"), ("x-a", "\0"), ("x a", "1"), ("", "1"), ("x-a\n", "1"), ("x-a", "y" * 20000)],
+)
 def test_a_field_that_cannot_be_is_no_answer(start: Start, name: str, value: str) -> None:
     for answer in (ext_authz.allowed(), ext_authz.denied()):
         options = answer.ok_response if answer.HasField("ok_response") else answer.denied_response
@@ -180,7 +211,9 @@ def test_a_field_that_cannot_be_is_no_answer(start: Start, name: str, value: str
 
 
 def test_more_fields_than_a_request_may_have_are_no_answer(start: Start) -> None:
-    port = start(ext_authz.METHOD, lambda request, context: ext_authz.allowed(**{f"x_{number}": "1" for number in range(200)}))
+    port = start(
+        ext_authz.METHOD, lambda request, context: ext_authz.allowed(**{f"x_{number}": "1" for number in range(200)})
+    )
     assert "more than 128" in checked(port).failed
 
 
@@ -220,7 +253,10 @@ def test_a_provider_that_is_not_there(start: Start) -> None:
         unused.bind(("127.0.0.1", 0))
         verdict = checked(unused.getsockname()[1])
     assert not verdict.allowed and verdict.failed.startswith("cannot connect")
-    verdict = run(lambda: providers(0, where=lambda service, port: None), lambda made: made.check("authz", CLIENT, SERVER, REQUEST))
+    verdict = run(
+        lambda: providers(0, where=lambda service, port: None),
+        lambda made: made.check("authz", CLIENT, SERVER, REQUEST),
+    )
     assert verdict == Verdict(False, failed="no such Service, or it has no ready endpoint")
 
 
@@ -249,7 +285,9 @@ def test_a_silent_provider_costs_its_timeout_and_the_next_call_a_new_connection(
     with socket.create_server(("127.0.0.1", 0)) as silent:
 
         async def twice(made: Providers) -> tuple[Verdict, Verdict]:
-            return await made.check("authz", CLIENT, SERVER, REQUEST), await made.check("authz", CLIENT, SERVER, REQUEST)
+            return await made.check("authz", CLIENT, SERVER, REQUEST), await made.check(
+                "authz", CLIENT, SERVER, REQUEST
+            )
 
         verdicts = run(lambda: providers(silent.getsockname()[1], timeout="100ms"), twice)
         assert [verdict.failed for verdict in verdicts] == ["no answer within 0.1 s"] * 2
@@ -258,7 +296,15 @@ def test_a_silent_provider_costs_its_timeout_and_the_next_call_a_new_connection(
             silent.accept()[0].close()
 
 
-@pytest.mark.parametrize("junk", [b"HTTP/1.1 400 Bad Request\r\n\r\n", b"\0" * 100, b"\0\0\0\4\0\0\0\0\0" + b"\0\0\5\1\4\0\0\0\1\x88\x88\x88\xff\xff", b""])
+@pytest.mark.parametrize(
+    "junk",
+    [
+        b"HTTP/1.1 400 Bad Request\r\n\r\n",
+        b"\0" * 100,
+        b"\0\0\0\4\0\0\0\0\0" + b"\0\0\5\1\4\0\0\0\1\x88\x88\x88\xff\xff",
+        b"",
+    ],
+)
 def test_a_peer_that_does_not_speak_grpc(junk: bytes) -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
 
@@ -387,7 +433,10 @@ def test_connections_to_many_endpoints_are_bounded(start: Start, monkeypatch: py
     async def use(made: Providers) -> list[Verdict]:
         return [await made.check("authz", CLIENT, SERVER, REQUEST) for _ in range(6)]
 
-    assert all(verdict.allowed for verdict in run(lambda: providers(0, where=lambda service, port: ("127.0.0.1", ports[next(order)])), use))
+    assert all(
+        verdict.allowed
+        for verdict in run(lambda: providers(0, where=lambda service, port: ("127.0.0.1", ports[next(order)])), use)
+    )
     assert len(set(peers)) == 4, "the first was closed for the third, and made anew at the end"
 
 
@@ -415,11 +464,16 @@ def test_the_service_is_told_domain_and_descriptors_and_its_fields_are_taken(sta
     verdict = run(lambda: providers(port), lambda made: made.ask(LIMIT, [(("a", "1"), ("b", "2")), (("c", "3"),)]))
     assert verdict == RateVerdict(True, request_headers=(("x-up", "1"),), headers=(("x-down", "2"),))
     assert seen[0].domain == "shop"
-    assert [[(entry.key, entry.value) for entry in descriptor.entries] for descriptor in seen[0].descriptors] == [[("a", "1"), ("b", "2")], [("c", "3")]]
+    assert [[(entry.key, entry.value) for entry in descriptor.entries] for descriptor in seen[0].descriptors] == [
+        [("a", "1"), ("b", "2")],
+        [("c", "3")],
+    ]
 
 
 @pytest.mark.parametrize("answer", [refuse, lambda request, context: RateLimitResponse()])
-def test_without_an_answer_the_failure_mode_decides(start: Start, answer: Callable[[Any, grpc.ServicerContext], Any]) -> None:
+def test_without_an_answer_the_failure_mode_decides(
+    start: Start, answer: Callable[[Any, grpc.ServicerContext], Any]
+) -> None:
     port = start(rate_limit.METHOD, answer)
     assert asked(port).allowed and asked(port).failed
     denied = asked(port, GlobalLimit("limits", "shop", LIMIT.descriptors, "deny"))
@@ -448,8 +502,17 @@ def test_descriptors_say_what_the_request_has() -> None:
         request = RequestFacts("GET", "/a/../b?c", "web:80", {"x-user": "ann"}.get)
         return descriptors(GlobalLimit("p", "d", ((("k", value), ("fixed", "1")),)), request, "td/ns/a/sa/b", "")
 
-    values = {"{principal}": "td/ns/a/sa/b", "{path}": "/b", "{method}": "GET", "{host}": "web:80", "{header:x-user}": "ann", "text": "text"}
-    assert {name: each(name) for name in values} == {name: [(("k", value), ("fixed", "1"))] for name, value in values.items()}
+    values = {
+        "{principal}": "td/ns/a/sa/b",
+        "{path}": "/b",
+        "{method}": "GET",
+        "{host}": "web:80",
+        "{header:x-user}": "ann",
+        "text": "text",
+    }
+    assert {name: each(name) for name in values} == {
+        name: [(("k", value), ("fixed", "1"))] for name, value in values.items()
+    }
     assert each("{pod}") == each("{header:x-other}") == [], "as in Envoy, one that lacks a value is left out"
 
 
@@ -458,9 +521,12 @@ def test_descriptors_say_what_the_request_has() -> None:
 
 def test_without_providers_no_grpc_is_loaded() -> None:
     code = (
-        "import sys; from nodeagent.proxy.external.providers import Providers; Providers((), print); print({'grpclib', 'google.protobuf'} & set(sys.modules))"
+        "import sys; from nodeagent.proxy.external.providers import Providers; Providers((), print); "
+        "print({'grpclib', 'google.protobuf'} & set(sys.modules))"
     )
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=30, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=30, check=True
+    )
     assert done.stdout.strip() == "set()"
 
 

@@ -17,7 +17,13 @@ from nodeagent.proxy.view import Target
 
 def connection(uid: str = "a", *, probe: bool = False) -> Connection:
     target = Target(Address("10.0.0.2"), 80, "http", None, ())
-    made = Connection(PodState(PodUid(uid), 1, "", lambda family, count: None), "inbound", Peer("10.0.0.1", 1, "", "none", None), target, 0.0)
+    made = Connection(
+        PodState(PodUid(uid), 1, "", lambda family, count: None),
+        "inbound",
+        Peer("10.0.0.1", 1, "", "none", None),
+        target,
+        0.0,
+    )
     made.probe = probe
     return made
 
@@ -35,7 +41,9 @@ def connection(uid: str = "a", *, probe: bool = False) -> Connection:
         ([(0, CONNECT_FAILED), (999, None)], "mixed", [0, 999], "connect_failed", ""),
     ],
 )
-def test_how_requests_fared(answers: list[tuple[int, Reason | None]], verdict: str, codes: list[int], reason: str, policy: str) -> None:
+def test_how_requests_fared(
+    answers: list[tuple[int, Reason | None]], verdict: str, codes: list[int], reason: str, policy: str
+) -> None:
     one = connection()
     assert one.flow(1)["verdict"] == "pending"
     one.protocol, one.policy = "http", "ns/allow"
@@ -47,7 +55,9 @@ def test_how_requests_fared(answers: list[tuple[int, Reason | None]], verdict: s
 
 
 def test_who_says_no_denies_and_what_fails_is_an_error() -> None:
-    reasons = [reason for reason in vars(errors).values() if isinstance(reason, Reason) and reason.status in (401, 403, 429)]
+    reasons = [
+        reason for reason in vars(errors).values() if isinstance(reason, Reason) and reason.status in (401, 403, 429)
+    ]
     assert len(reasons) > 6
     assert [reason.code for reason in reasons if not reason.denies] == ["external_error"]
 

@@ -20,7 +20,9 @@ Fields = list[tuple[bytes, bytes]]
         pytest.param([HOST, (b"Content-Length", b"5"), (b"Transfer-Encoding", b"chunked")], id="CL.TE"),
         pytest.param([HOST, (b"transfer-encoding", b"chunked"), (b"content-length", b"0")], id="TE.CL"),
         pytest.param([HOST, (b"Transfer-Encoding", b"chunked"), (b"Transfer-Encoding", b"chunked")], id="TE.TE"),
-        pytest.param([HOST, (b"Transfer-Encoding", b"chunked"), (b"Transfer-Encoding", b"identity")], id="TE, then identity"),
+        pytest.param(
+            [HOST, (b"Transfer-Encoding", b"chunked"), (b"Transfer-Encoding", b"identity")], id="TE, then identity"
+        ),
         pytest.param([HOST, (b"Transfer-Encoding", b"gzip, chunked")], id="another coding before chunked"),
         pytest.param([HOST, (b"Transfer-Encoding", b"chunked, chunked")], id="chunked twice in one field"),
         pytest.param([HOST, (b"Transfer-Encoding", b"xchunked")], id="xchunked"),
@@ -55,7 +57,10 @@ Fields = list[tuple[bytes, bytes]]
         pytest.param([HOST, (b"x", b"a\nb")], id="LF in a value"),
         pytest.param([HOST, (b"x", b"a\rb")], id="CR in a value"),
         pytest.param([HOST, (b"x", b"a\0b")], id="NUL in a value"),
-        pytest.param([HOST, (b"Connection", b"close, Content-Length"), (b"Content-Length", b"5")], id="Connection names Content-Length"),
+        pytest.param(
+            [HOST, (b"Connection", b"close, Content-Length"), (b"Content-Length", b"5")],
+            id="Connection names Content-Length",
+        ),
         pytest.param([HOST, (b"Connection", b"host")], id="Connection names Host"),
     ],
 )
@@ -107,7 +112,9 @@ def test_requests(version: str, fields: Fields, kind: BodyKind, length: int, kee
 
 
 def test_connection_names_the_fields_of_this_hop() -> None:
-    framed = request_framing(b"GET", "1.1", [HOST, (b"Connection", b"X-One,  x-TWO"), (b"connection", b"keep-alive,"), (b"X-One", b"1")])
+    framed = request_framing(
+        b"GET", "1.1", [HOST, (b"Connection", b"X-One,  x-TWO"), (b"connection", b"keep-alive,"), (b"X-One", b"1")]
+    )
     assert framed.hop_by_hop == HOP_BY_HOP | {b"x-one", b"x-two", b"keep-alive"}
     assert framed.keep_alive
 
@@ -183,17 +190,48 @@ def test_a_response_in_http_1_0() -> None:
         response_framing(200, b"GET", [(b"Transfer-Encoding", b"chunked")], "1.0")
 
 
-@pytest.mark.parametrize("value", [b"", b"web", b"web:80", b"10.0.0.1:8080", b"[fd00::1]", b"[::1]:80", b"a_b.c-d~e:", b"x%20y"])
+@pytest.mark.parametrize(
+    "value", [b"", b"web", b"web:80", b"10.0.0.1:8080", b"[fd00::1]", b"[::1]:80", b"a_b.c-d~e:", b"x%20y"]
+)
 def test_hosts(value: bytes) -> None:
     assert valid_host(value)
 
 
 _NAMES = st.one_of(
-    st.sampled_from([b"Host", b"Content-Length", b"content-length", b"Transfer-Encoding", b"Connection", b"Upgrade", b"TE", b"X-A", b"Accept"]),
+    st.sampled_from(
+        [
+            b"Host",
+            b"Content-Length",
+            b"content-length",
+            b"Transfer-Encoding",
+            b"Connection",
+            b"Upgrade",
+            b"TE",
+            b"X-A",
+            b"Accept",
+        ]
+    ),
     st.binary(max_size=6),
 )
 _VALUES = st.one_of(
-    st.sampled_from([b"web", b"5", b"0", b"007", b"chunked", b"Chunked", b"close", b"keep-alive", b"upgrade", b"h2c", b"websocket", b"x, close", b"gzip", b""]),
+    st.sampled_from(
+        [
+            b"web",
+            b"5",
+            b"0",
+            b"007",
+            b"chunked",
+            b"Chunked",
+            b"close",
+            b"keep-alive",
+            b"upgrade",
+            b"h2c",
+            b"websocket",
+            b"x, close",
+            b"gzip",
+            b"",
+        ]
+    ),
     st.binary(max_size=8).map(lambda value: value.strip(b" \t")),
 )
 _FIELDS = st.lists(st.tuples(_NAMES, _VALUES), max_size=6)

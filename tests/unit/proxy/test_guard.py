@@ -14,7 +14,18 @@ from nodeagent.identity.tls import Contexts
 from nodeagent.mesh.entries import Delta, Probe
 from nodeagent.policy.authorization import Authorizer, ConnectionFacts, Decision, RequestFacts, normalise_target
 from nodeagent.policy.jwt import Authenticator
-from nodeagent.policy.model import Action, AuthorizationPolicy, Condition, GlobalLimit, LocalLimit, Operation, RateLimit, Rule, Source, TokenBucket
+from nodeagent.policy.model import (
+    Action,
+    AuthorizationPolicy,
+    Condition,
+    GlobalLimit,
+    LocalLimit,
+    Operation,
+    RateLimit,
+    Rule,
+    Source,
+    TokenBucket,
+)
 from nodeagent.policy.rate_limit import RateLimiter
 from nodeagent.proxy.external.model import Verdict
 from nodeagent.proxy.external.providers import Providers
@@ -87,13 +98,19 @@ def test_only_the_principal_that_is_named_comes_in(tls: dict[str, Contexts]) -> 
     play(show_head, scene, tls, protocol="http", policies=(allow(FROM_CLIENT),))
 
 
-@pytest.mark.parametrize("target", ["/admin", "/admin?x", "/./admin", "/a/../admin", "/%61dmin", "/admin/../admin", "/a/%2e%2e/admin", "/x/..\\admin"])
+@pytest.mark.parametrize(
+    "target",
+    ["/admin", "/admin?x", "/./admin", "/a/../admin", "/%61dmin", "/admin/../admin", "/a/%2e%2e/admin", "/x/..\\admin"],
+)
 def test_a_path_is_refused_however_it_is_written(tls: dict[str, Contexts], target: str) -> None:
     async def scene(nodes: Nodes) -> None:
         streams = await nodes.connect()
         status, _, body = await get(streams, target)
         assert (status, body) == (403, b"RBAC: access denied")
-        assert last_record(nodes.far)["response_code_details"] == "rbac_access_denied_matched_policy[ns[default]-policy[deny]-rule[0]]"
+        assert (
+            last_record(nodes.far)["response_code_details"]
+            == "rbac_access_denied_matched_policy[ns[default]-policy[deny]-rule[0]]"
+        )
         assert (await get(streams, "/public"))[0] == 200
         assert events(nodes.far) == {("default/deny", "deny"): 1}
 
@@ -112,9 +129,15 @@ def random_rule(draw: random.Random) -> Rule:
     def some(values: list[str]) -> tuple[str, ...]:
         return tuple(draw.sample(values, draw.randrange(3)))
 
-    operation = Operation(methods=some(["GET", "POST", "P*"]), paths=some(["/a", "/a/*", "*/b", "/{*}/b"]), not_hosts=some(["web", "w*", "other"]))
+    operation = Operation(
+        methods=some(["GET", "POST", "P*"]),
+        paths=some(["/a", "/a/*", "*/b", "/{*}/b"]),
+        not_hosts=some(["web", "w*", "other"]),
+    )
     condition = Condition("request.headers[x-word]", ("v",))
-    return Rule(draw.choice([(), (Source(principals=(CLIENT_ID,)),)]), (operation,), (condition,) if draw.random() < 0.3 else ())
+    return Rule(
+        draw.choice([(), (Source(principals=(CLIENT_ID,)),)]), (operation,), (condition,) if draw.random() < 0.3 else ()
+    )
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -124,7 +147,10 @@ def test_a_remembered_decision_is_the_one_that_is_made_anew(tls: dict[str, Conte
     async def scene(nodes: Nodes) -> None:
         for _ in range(15):
             actions: list[Action] = ["ALLOW", "DENY", "AUDIT"]
-            policies = tuple(AuthorizationPolicy("default", f"p{at}", draw.choice(actions), (random_rule(draw),)) for at in range(draw.randrange(1, 4)))
+            policies = tuple(
+                AuthorizationPolicy("default", f"p{at}", draw.choice(actions), (random_rule(draw),))
+                for at in range(draw.randrange(1, 4))
+            )
             await nodes.protect(policies)
             facts = ConnectionFacts(CLIENT_ID, CLIENT, CLIENT, SERVER, nodes.port)
             authorizer = Authorizer.compile(policies, http=True, trust_domain="cluster.local")
@@ -140,7 +166,9 @@ def test_a_remembered_decision_is_the_one_that_is_made_anew(tls: dict[str, Conte
                 status, _, body = await get(streams, target, f"X-Word: {word}", "Content-Length: 0", method=method)
                 assert status == (200 if outcome.allowed else 403)
                 assert not outcome.allowed or body.split()[1] == normalise_target(target.encode())
-                expected = [(note.policy, note.kind) for note in outcome.notes] + ([] if outcome.allowed else [(outcome.policy, "deny")])
+                expected = [(note.policy, note.kind) for note in outcome.notes] + (
+                    [] if outcome.allowed else [(outcome.policy, "deny")]
+                )
                 assert events(nodes.far) == dict.fromkeys(expected, 1)
 
     play(show_head, scene, tls, protocol="http")
@@ -336,7 +364,9 @@ def test_a_pod_that_comes_back_has_the_policies_that_it_has_now(tls: dict[str, C
 
 
 @pytest.mark.parametrize("protocol", ["auto", "http"])
-def test_who_has_not_said_enough_yet_meets_the_mode_that_is_in_force_when_it_has(tls: dict[str, Contexts], protocol: Any) -> None:
+def test_who_has_not_said_enough_yet_meets_the_mode_that_is_in_force_when_it_has(
+    tls: dict[str, Contexts], protocol: Any
+) -> None:
     async def scene(nodes: Nodes) -> None:
         reader, writer = await nodes.dial(STRANGER)
         writer.write(b"P")
@@ -399,10 +429,20 @@ def test_no_more_than_one_read_is_kept_of_a_connection_that_waits_for_an_authori
         for _ in range(8):
             assert await reader.readexactly(1 << 20) == b"x" * (1 << 20)
 
-    play(echo, scene, tls, protocol="tcp", policies=(AuthorizationPolicy("default", "ask", "CUSTOM", (Rule(),), provider="authz"),))
+    play(
+        echo,
+        scene,
+        tls,
+        protocol="tcp",
+        policies=(AuthorizationPolicy("default", "ask", "CUSTOM", (Rule(),), provider="authz"),),
+    )
 
 
 def test_what_an_application_takes_for_a_field_of_a_policy_goes_too() -> None:
     """A claim that the proxy tells in x-user: CGI, WSGI and PHP would put a client's own X_User before it."""
-    lines = [part for name in (b"X-User", b"x_user", b"X.User", b"x-users") for part in (name, b": ", b"admin", b"\r\n")]
-    assert b"".join(rewritten(lines, ("x-user",), (("x-user", "somebody"),))) == b"x-users: admin\r\nx-user: somebody\r\n"
+    lines = [
+        part for name in (b"X-User", b"x_user", b"X.User", b"x-users") for part in (name, b": ", b"admin", b"\r\n")
+    ]
+    assert (
+        b"".join(rewritten(lines, ("x-user",), (("x-user", "somebody"),))) == b"x-users: admin\r\nx-user: somebody\r\n"
+    )

@@ -57,7 +57,9 @@ def test_kept_alive_on_both_sides() -> None:
 
 @pytest.mark.parametrize("said", [b"Connection: close\r\n", b""])
 def test_without_pooling_the_server_is_told_and_closes_first(said: bytes) -> None:
-    """Whoever closes first keeps the port for a minute: the client's pod would have none left after half a minute of load."""
+    """Whoever closes first keeps the port for a minute: the client's pod would have none left after
+    half a minute of load.
+    """
     waited: list[bool] = []
 
     async def app(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -141,7 +143,10 @@ def test_servers_that_never_close_do_not_collect_connections(monkeypatch: pytest
 
 def test_pipelined_requests_are_answered_in_order_with_their_bodies() -> None:
     async def scene(stage: Stage) -> None:
-        request = b"".join(b"POST /%d HTTP/1.1\r\nHost: web\r\nContent-Length: 3\r\n\r\nb%02d" % (number, number) for number in range(20))
+        request = b"".join(
+            b"POST /%d HTTP/1.1\r\nHost: web\r\nContent-Length: 3\r\n\r\nb%02d" % (number, number)
+            for number in range(20)
+        )
         answers = await stage.exchange(request + CLOSE)
         assert re.findall(rb"/(\d+)\|b(\d\d)", answers) == [(b"%d" % number, b"%02d" % number) for number in range(20)]
 
@@ -240,7 +245,10 @@ def test_an_upgrade_becomes_a_tunnel(idle: int) -> None:
 def test_a_declined_upgrade_stays_http_and_h2c_is_never_offered() -> None:
     async def scene(stage: Stage) -> None:
         reader, writer = await stage.connect()
-        writer.write(b"GET /1 HTTP/1.1\r\nHost: web\r\nConnection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: x\r\n\r\n")
+        writer.write(
+            b"GET /1 HTTP/1.1\r\nHost: web\r\nConnection: Upgrade, HTTP2-Settings\r\nUpgrade: "
+            b"h2c\r\nHTTP2-Settings: x\r\n\r\n"
+        )
         head = (await read_answer(reader))[1].lower()
         assert b"upgrade" not in head
         assert b"http2-settings" not in head
@@ -264,7 +272,9 @@ def test_http10_clients_and_answers_until_close() -> None:
         reader, writer = await stage.connect()
         for _ in range(2):
             writer.write(GET)
-            assert (await read_answer(reader))[1] == b"until the end", "an HTTP/1.1 client gets it chunked and keeps its connection"
+            assert (await read_answer(reader))[1] == b"until the end", (
+                "an HTTP/1.1 client gets it chunked and keeps its connection"
+            )
         writer.close()
 
     play(app, scene)
@@ -274,7 +284,8 @@ def test_what_upstream_sees_of_the_head() -> None:
     async def scene(stage: Stage) -> None:
         reader, writer = await stage.connect()
         writer.write(
-            b"GET /a?b HTTP/1.1\r\nHost: web\r\nConnection: keep-alive, X-Drop\r\nX-Drop: 1\r\nKeep-Alive: 5\r\nTE: trailers\r\nX-Keep: 2\r\n"
+            b"GET /a?b HTTP/1.1\r\nHost: web\r\nConnection: keep-alive, X-Drop\r\nX-Drop: 1\r\nKeep-Alive: "
+            b"5\r\nTE: trailers\r\nX-Keep: 2\r\n"
             b"traceparent: 00-aa-bb-01\r\nX-Forwarded-Client-Cert: By=spiffe://evil;URI=spiffe://cluster.local/ns/kube-system/sa/admin\r\n\r\n"
         )
         head = (await read_answer(reader))[1].decode()
@@ -284,7 +295,10 @@ def test_what_upstream_sees_of_the_head() -> None:
         assert "X-Keep: 2" in head
         assert "traceparent: 00-aa-bb-01" in head
         assert "x-forwarded-proto: http\r\n" in head
-        assert "x-forwarded-client-cert: By=spiffe://cluster.local/ns/default/sa/server;URI=spiffe://cluster.local/ns/default/sa/client\r\n" in head
+        assert (
+            "x-forwarded-client-cert: By=spiffe://cluster.local/ns/default/sa/server;URI=spiffe://cluster.local/ns/default/sa/client\r\n"
+            in head
+        )
         request_id = re.search(r"x-request-id: ([0-9a-f-]{36})\r\n", head)
         assert request_id
         assert stage.log.records[0]["request_id"] == request_id[1]
@@ -336,7 +350,16 @@ def test_what_is_ambiguous_is_refused_and_never_reaches_upstream(request_: bytes
     play(answering(show_head), scene)
 
 
-@pytest.mark.parametrize("body", [b"3\nabc\n0\n\n", b"-3\r\nabc\r\n0\r\n\r\n", b"0x3\r\nabc\r\n0\r\n\r\n", b"3\r\nabcd\r\n0\r\n\r\n", b"fffffffffffffffff\r\n"])
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"3\nabc\n0\n\n",
+        b"-3\r\nabc\r\n0\r\n\r\n",
+        b"0x3\r\nabc\r\n0\r\n\r\n",
+        b"3\r\nabcd\r\n0\r\n\r\n",
+        b"fffffffffffffffff\r\n",
+    ],
+)
 def test_a_chunk_that_is_not_one_ends_the_request(body: bytes) -> None:
     async def scene(stage: Stage) -> None:
         answer = await stage.exchange(b"POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n" + body)
@@ -378,9 +401,15 @@ def test_failures_have_a_status_a_flag_and_a_hint() -> None:
 
 
 @pytest.mark.parametrize("protocol", ["http", "tcp"])
-@pytest.mark.parametrize("family", [4, 6], ids=["the Service has no endpoint of its family", "nothing listens at the endpoint"])
-def test_an_endpoint_is_reached_at_its_other_address_where_nothing_listens_at_the_first(protocol: Protocol, family: int) -> None:
-    """A Service with two ClusterIPs, an application on IPv4 alone, a client that took IPv6: the proxy took its connection, and with it its choice."""
+@pytest.mark.parametrize(
+    "family", [4, 6], ids=["the Service has no endpoint of its family", "nothing listens at the endpoint"]
+)
+def test_an_endpoint_is_reached_at_its_other_address_where_nothing_listens_at_the_first(
+    protocol: Protocol, family: int
+) -> None:
+    """A Service with two ClusterIPs, an application on IPv4 alone, a client that took IPv6: the
+    proxy took its connection, and with it its choice.
+    """
 
     async def scene(stage: Stage) -> None:
         stage.addresses = ("::1", "127.0.0.1") if family == 6 else ("127.0.0.1",)
@@ -395,7 +424,11 @@ def test_an_endpoint_is_reached_at_its_other_address_where_nothing_listens_at_th
             pool.sweep(float("inf"), 0)
         answer = await stage.exchange(CLOSE)
         where = " and ".join(host_port(address, stage.endpoint_port) for address in stage.addresses)
-        assert f"connect_failed (UF): {where}: Connection refused:".encode() in answer if protocol == "http" else not answer
+        assert (
+            f"connect_failed (UF): {where}: Connection refused:".encode() in answer
+            if protocol == "http"
+            else not answer
+        )
 
     play(answering(show_head), scene, protocol=protocol)
 
@@ -564,7 +597,9 @@ _values = st.from_regex(r"\A[!-~]([ -~]{0,30}[!-~])?\Z")
     chunked=st.booleans(),
     cuts=st.lists(st.integers(1, 40), max_size=12),
 )
-def test_however_a_request_is_cut_upstream_reads_what_was_sent(headers: list[tuple[str, str]], body: bytes, chunked: bool, cuts: list[int]) -> None:
+def test_however_a_request_is_cut_upstream_reads_what_was_sent(
+    headers: list[tuple[str, str]], body: bytes, chunked: bool, cuts: list[int]
+) -> None:
     seen: list[tuple[bytes, bytes]] = []
 
     def record(head: bytes, got: bytes) -> bytes:
@@ -594,11 +629,16 @@ def test_however_a_request_is_cut_upstream_reads_what_was_sent(headers: list[tup
     assert b"\r\n".join(fields) == lines.strip(b"\r\n")
 
 
-@pytest.mark.parametrize("fields", ["", "Close: x\r\n", "Connection: \r\n", "connection: close\r\n", "X-Forwarded-Proto: https\r\nCLOSE: y\r\n"])
+@pytest.mark.parametrize(
+    "fields",
+    ["", "Close: x\r\n", "Connection: \r\n", "connection: close\r\n", "X-Forwarded-Proto: https\r\nCLOSE: y\r\n"],
+)
 def test_the_short_way_of_a_closing_request_says_what_the_long_one_says(fields: str) -> None:
     async def scene(stage: Stage) -> None:
         host = f"host-{len(fields)}"  # one that was not met yet takes the long way
-        request = f"GET / HTTP/1.1\r\nHost: {host}\r\nX-Request-Id: 1\r\nConnection: close\r\n{fields}X: y\r\n\r\n".encode()
+        request = (
+            f"GET / HTTP/1.1\r\nHost: {host}\r\nX-Request-Id: 1\r\nConnection: close\r\n{fields}X: y\r\n\r\n".encode()
+        )
         long, short = [await stage.exchange(request) for _ in range(2)]
         assert long == short
         head, body = short.split(b"\r\n\r\n", 1)

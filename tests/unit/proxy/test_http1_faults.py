@@ -1,4 +1,6 @@
-"""HTTP/1.1 through the real pipeline where something is slow, early, late, wrong or gone; each request is counted exactly once."""
+"""HTTP/1.1 through the real pipeline where something is slow, early, late, wrong or gone; each
+request is counted exactly once.
+"""
 
 from __future__ import annotations
 
@@ -56,7 +58,9 @@ async def idle(stage: Stage) -> None:
 
 
 def says(*parts: bytes, hold: bool = True) -> Callable[[asyncio.StreamReader, asyncio.StreamWriter], Any]:
-    """Return an application that reads one request and says *parts*, in packets of their own; then closes, or holds the line."""
+    """Return an application that reads one request and says *parts*, in packets of their own; then
+    closes, or holds the line.
+    """
 
     async def app(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await read_request(reader)
@@ -214,7 +218,10 @@ def test_an_answer_before_the_requests_end(keeps: bool) -> None:
     async def scene(stage: Stage) -> None:
         reader, writer = await stage.connect()
         size = 20 << 20
-        writer.write(b"POST / HTTP/1.1\r\nHost: web\r\n%bContent-Length: %d\r\n\r\n" % (b"" if keeps else b"Connection: close\r\n", size))
+        writer.write(
+            b"POST / HTTP/1.1\r\nHost: web\r\n%bContent-Length: %d\r\n\r\n"
+            % (b"" if keeps else b"Connection: close\r\n", size)
+        )
 
         async def send() -> None:
             try:
@@ -299,7 +306,9 @@ def test_an_endpoint_that_cannot_be_reached_in_time_is_503_and_its_socket_is_not
     async def scene(stage: Stage) -> None:
         stock = stage.pods["server"].stock[4]
         stock._ask = lambda count: None  # control is busy
-        answer = await stage.exchange(b"POST / HTTP/1.1\r\nHost: web\r\nConnection: close\r\nContent-Length: 3\r\n\r\nabc")
+        answer = await stage.exchange(
+            b"POST / HTTP/1.1\r\nHost: web\r\nConnection: close\r\nContent-Length: 3\r\n\r\nabc"
+        )
         assert answer.startswith(b"HTTP/1.1 503 ")
         assert b"connect_timeout (UF,URX): the endpoint does not answer" in answer
         late = socket.socket()
@@ -380,7 +389,11 @@ def test_by_default_nothing_ends_for_the_time_that_it_takes() -> None:
     async def scene(stage: Stage) -> None:
         reader, writer = await stage.connect()
         writer.write(b"POST / HTTP/1.1\r\nHost: web\r\nContent-Length: 4\r\n\r\nbo")
-        codec = await soon(lambda: next((each.http for each in stage.pipeline.connections.values() if each.http and each.http.current), None))
+        codec = await soon(
+            lambda: next(
+                (each.http for each in stage.pipeline.connections.values() if each.http and each.http.current), None
+            )
+        )
         exchange = codec.current
 
         def a_day_passes() -> None:
@@ -436,7 +449,8 @@ def test_a_busy_pool_is_still_swept_and_shared_later() -> None:
             writer.write(GET)
             await read_answer(reader)
             writer.close()
-            stage.publish(stage.pipeline.view.resolve("10.96.0.1", 80).endpoints)  # a new snapshot: routes are made anew
+            # a new snapshot: routes are made anew
+            stage.publish(stage.pipeline.view.resolve("10.96.0.1", 80).endpoints)
             assert stage.upstream_connections == 1, number
 
     play(app, scene)
@@ -446,7 +460,9 @@ def test_a_busy_pool_is_still_swept_and_shared_later() -> None:
 
 
 @pytest.mark.parametrize("by_reset", [False, True])
-@pytest.mark.parametrize("sent", [b"", b"GET / HT", b"POST / HTTP/1.1\r\nHost: web\r\nContent-Length: 10\r\n\r\nabc", GET, GET * 5, UPGRADE])
+@pytest.mark.parametrize(
+    "sent", [b"", b"GET / HT", b"POST / HTTP/1.1\r\nHost: web\r\nContent-Length: 10\r\n\r\nabc", GET, GET * 5, UPGRADE]
+)
 def test_a_client_gone_at_any_point_leaves_nothing(sent: bytes, by_reset: bool) -> None:
     async def app(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         while await reader.read(1000):
@@ -634,7 +650,9 @@ def test_fields_of_the_servers_hop_stay_behind() -> None:
 
 
 def test_a_post_meets_no_connection_that_the_server_has_closed() -> None:
-    """The end of an idle upstream connection is known before the next request, so a POST, which may not be sent twice, does not fail."""
+    """The end of an idle upstream connection is known before the next request, so a POST, which may
+    not be sent twice, does not fail.
+    """
 
     async def app(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         writer.write(ok((await read_request(reader))[1]))
@@ -683,7 +701,11 @@ def test_a_hundred_megabytes_each_way_in_bounded_memory(chunked: bool) -> None:
 
         async def send() -> None:
             writer.write(b"POST / HTTP/1.1\r\nHost: web\r\n")
-            writer.write(b"Transfer-Encoding: chunked\r\n\r\n" if chunked else b"Content-Length: %d\r\n\r\n" % (count * len(piece)))
+            writer.write(
+                b"Transfer-Encoding: chunked\r\n\r\n"
+                if chunked
+                else b"Content-Length: %d\r\n\r\n" % (count * len(piece))
+            )
             for _ in range(count):
                 writer.write(b"%x\r\n%b\r\n" % (len(piece), piece) if chunked else piece)
                 await writer.drain()

@@ -32,10 +32,15 @@ def test_between_nodes_the_identity_is_proved_and_told(tls: dict[str, Contexts],
     async def scene(nodes: Nodes) -> None:
         reader, writer = await nodes.connect()
         for _ in range(3):
-            writer.write(b"GET / HTTP/1.1\r\nHost: web\r\nX-Forwarded-Client-Cert: By=spiffe://evil;URI=spiffe://evil\r\n\r\n")
+            writer.write(
+                b"GET / HTTP/1.1\r\nHost: web\r\nX-Forwarded-Client-Cert: By=spiffe://evil;URI=spiffe://evil\r\n\r\n"
+            )
             head = (await read_answer(reader))[1]
             assert head.lower().count(b"x-forwarded-client-cert") == 1
-            assert b"By=spiffe://cluster.local/ns/default/sa/server;URI=spiffe://cluster.local/ns/default/sa/client\r\n" in head
+            assert (
+                b"By=spiffe://cluster.local/ns/default/sa/server;URI=spiffe://cluster.local/ns/default/sa/client\r\n"
+                in head
+            )
         connection = next(iter(nodes.far.connections.values()))
         assert connection.peer.security == "mutual_tls"
         assert connection.path == "proxy-mtls"
@@ -52,7 +57,9 @@ def test_plaintext_in_permissive_mode_has_no_identity(tls: dict[str, Contexts], 
 
     async def scene(nodes: Nodes) -> None:
         reader, writer = await nodes.dial()
-        writer.write(b"GET / HTTP/1.1\r\nHost: web\r\n" + name + b": URI=spiffe://cluster.local/ns/default/sa/client\r\n\r\n")
+        writer.write(
+            b"GET / HTTP/1.1\r\nHost: web\r\n" + name + b": URI=spiffe://cluster.local/ns/default/sa/client\r\n\r\n"
+        )
         assert b"spiffe" not in (await read_answer(reader))[1].lower()
         writer.close()
 
@@ -121,7 +128,9 @@ def test_the_nodes_probes_pass_a_strict_pod_as_declared_and_nothing_else(tls: di
 
 
 def own_tls(foreign: dict[str, Contexts]) -> tuple[ssl.SSLContext, ssl.SSLContext]:
-    """Return contexts as an application's own TLS has them: a server without client certificates, a client that offers h2."""
+    """Return contexts as an application's own TLS has them: a server without client certificates, a
+    client that offers h2.
+    """
     server, client = foreign["server"].server, ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     server.verify_mode = ssl.CERT_NONE
     client.check_hostname, client.verify_mode = False, ssl.CERT_NONE
@@ -152,7 +161,9 @@ def test_an_applications_own_tls_passes_in_permissive_mode(
 
 @pytest.mark.parametrize("strict", [False, True])
 @pytest.mark.parametrize("alpn", ["istio", "istio-http/1.1"])
-def test_who_offers_our_alpn_must_prove_an_identity(tls: dict[str, Contexts], foreign_tls: dict[str, Contexts], strict: bool, alpn: str) -> None:
+def test_who_offers_our_alpn_must_prove_an_identity(
+    tls: dict[str, Contexts], foreign_tls: dict[str, Contexts], strict: bool, alpn: str
+) -> None:
     nameless = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     nameless.check_hostname, nameless.verify_mode = False, ssl.CERT_NONE
     nameless.set_alpn_protocols([alpn])
@@ -191,7 +202,9 @@ def test_a_server_with_another_identity_gets_no_request(tls: dict[str, Contexts]
 
 @pytest.mark.parametrize("protocol", ["http", "auto"])
 @pytest.mark.parametrize("side", ["client", "server"])
-def test_a_new_pods_connection_waits_for_its_first_certificate(tls: dict[str, Contexts], side: str, protocol: Any) -> None:
+def test_a_new_pods_connection_waits_for_its_first_certificate(
+    tls: dict[str, Contexts], side: str, protocol: Any
+) -> None:
     async def scene(nodes: Nodes) -> None:
         pod = (nodes.near if side == "client" else nodes.far).pods[side]
         pod.tls = None
@@ -210,8 +223,12 @@ def test_a_new_pods_connection_waits_for_its_first_certificate(tls: dict[str, Co
 
 
 @pytest.mark.parametrize("side", ["client", "server"])
-def test_a_pod_that_gets_no_certificate_says_so_at_once(tls: dict[str, Contexts], side: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Verdict: neither asked nor answered, and least of all in plaintext; a client at whose own pod it fails is told why."""
+def test_a_pod_that_gets_no_certificate_says_so_at_once(
+    tls: dict[str, Contexts], side: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Verdict: neither asked nor answered, and least of all in plaintext; a client at whose own pod
+    it fails is told why.
+    """
     monkeypatch.setattr("nodeagent.proxy.pods.CERTIFICATE_SECONDS", 0.0)
 
     async def scene(nodes: Nodes) -> None:

@@ -31,7 +31,11 @@ def flood(address: tuple[str, int], data: bytes) -> bytes:
 @pytest.mark.parametrize("body", [b"", b"x"])
 def test_requests_that_come_at_once_are_answered_in_order_and_not_in_one_turn(body: bytes) -> None:
     length = b"Content-Length: 1\r\n" if body else b""
-    requests = [b"GET /%d HTTP/1.1\r\nHost: a\r\n%b%b\r\n%b" % (at, length, b"Connection: close\r\n" if at == COUNT else b"", body) for at in range(COUNT + 1)]
+    requests = [
+        b"GET /%d HTTP/1.1\r\nHost: a\r\n%b%b\r\n%b"
+        % (at, length, b"Connection: close\r\n" if at == COUNT else b"", body)
+        for at in range(COUNT + 1)
+    ]
     begun, kept = [0], [0]
 
     async def scene(stage: Stage) -> None:
@@ -49,7 +53,9 @@ def test_requests_that_come_at_once_are_answered_in_order_and_not_in_one_turn(bo
 
         tick()
         answered = await loop.run_in_executor(None, flood, stage.front.sockets[0].getsockname(), b"".join(requests))
-        assert [part.rpartition(b"\r\n\r\n")[2] for part in answered.split(b";")[:-1]] == [b"%d-%b" % (at, body) for at in range(COUNT + 1)]
+        assert [part.rpartition(b"\r\n\r\n")[2] for part in answered.split(b";")[:-1]] == [
+            b"%d-%b" % (at, body) for at in range(COUNT + 1)
+        ]
         portion = PORTION_BYTES // len(requests[0])
         assert most[0] <= REQUESTS_A_TURN + portion + 1
         assert kept[0] <= portion + 1
@@ -60,14 +66,19 @@ def test_requests_that_come_at_once_are_answered_in_order_and_not_in_one_turn(bo
 def test_a_long_body_between_small_requests_arrives_whole() -> None:
     long = bytes(range(256)).replace(b";", b":") * 4000
     first = b"POST /a HTTP/1.1\r\nHost: a\r\nContent-Length: %d\r\n\r\n%b" % (len(long), long)
-    chunked = b"POST /b HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n%x\r\n%b\r\n0\r\n\r\n" % (len(long), long)
+    chunked = b"POST /b HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n%x\r\n%b\r\n0\r\n\r\n" % (
+        len(long),
+        long,
+    )
     last = b"GET /c HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n"
     small = b"GET /s HTTP/1.1\r\nHost: a\r\n\r\n" * 200
     assert len(long) > 10 * LARGEST_PORTION
 
     async def scene(stage: Stage) -> None:
         sent = small + first + small + chunked + last
-        answered = await asyncio.get_running_loop().run_in_executor(None, flood, stage.front.sockets[0].getsockname(), sent)
+        answered = await asyncio.get_running_loop().run_in_executor(
+            None, flood, stage.front.sockets[0].getsockname(), sent
+        )
         assert answered.count(b"a-" + long) == 1
         assert answered.count(b"b-%x\r\n" % len(long)) + answered.count(b"b-" + long) >= 1
         assert answered.count(b"s-;") == 400

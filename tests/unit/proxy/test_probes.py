@@ -1,4 +1,6 @@
-"""What the node may ask of a pod in plaintext beside HTTP probes: the health that a gRPC probe asks for, and whether a port opens."""
+"""What the node may ask of a pod in plaintext beside HTTP probes: the health that a gRPC probe asks
+for, and whether a port opens.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +24,9 @@ from tests.unit.proxy.nodes import NODE, SERVER, STRANGER, Nodes, Streams, play
 from tests.unit.proxy.test_guard import get
 from tests.unit.proxy.test_inbound import cut, show_head
 
-ONLY_CLIENT = AuthorizationPolicy("default", "only", "ALLOW", (Rule(sources=(Source(principals=("cluster.local/ns/default/sa/client",)),)),))
+ONLY_CLIENT = AuthorizationPolicy(
+    "default", "only", "ALLOW", (Rule(sources=(Source(principals=("cluster.local/ns/default/sa/client",)),)),)
+)
 OK, NOT_FOUND, PERMISSION_DENIED, UNIMPLEMENTED, UNAVAILABLE = "0", "5", "7", "12", "14"
 
 
@@ -59,7 +63,14 @@ class Http2:
     def ask(self, path: str = health.CHECK, service: str = "", method: str = "POST") -> int:
         """Send a request; return its stream."""
         stream = self.h2.get_next_available_stream_id()
-        fields = [(":method", method), (":scheme", "http"), (":path", path), (":authority", "probe"), ("te", "trailers"), ("content-type", "application/grpc")]
+        fields = [
+            (":method", method),
+            (":scheme", "http"),
+            (":path", path),
+            (":authority", "probe"),
+            ("te", "trailers"),
+            ("content-type", "application/grpc"),
+        ]
         message = HealthCheckRequest(service=service).SerializeToString()
         self.h2.send_headers(stream, fields)
         self.h2.send_data(stream, b"\0" + len(message).to_bytes(4, "big") + message, end_stream=True)
@@ -86,7 +97,12 @@ class Http2:
 
 
 def probed(
-    tls: dict[str, Contexts], application: health.Health, scene: Callable[[Nodes], Any], *probes: tuple[str, str], mode: MtlsMode = "STRICT", **options: Any
+    tls: dict[str, Contexts],
+    application: health.Health,
+    scene: Callable[[Nodes], Any],
+    *probes: tuple[str, str],
+    mode: MtlsMode = "STRICT",
+    **options: Any,
 ) -> None:
     async def run(nodes: Nodes) -> None:
         declare(nodes, *probes, application=application)
@@ -97,7 +113,9 @@ def probed(
 
 @pytest.mark.parametrize("protocol", ["tcp", "auto", "http"])
 @pytest.mark.parametrize("pieces", [1, 9])
-def test_a_grpc_probe_is_answered_by_the_application(tls: dict[str, Contexts], application: health.Health, protocol: Any, pieces: int) -> None:
+def test_a_grpc_probe_is_answered_by_the_application(
+    tls: dict[str, Contexts], application: health.Health, protocol: Any, pieces: int
+) -> None:
     async def scene(nodes: Nodes) -> None:
         streams = await nodes.dial(NODE)
         client = Http2(streams)
@@ -137,7 +155,14 @@ def test_nothing_but_the_declared_service_is_asked(tls: dict[str, Contexts], app
         client = Http2(await nodes.dial(NODE))
         for service in ("", "WEB", "web2", "ill"):
             assert (await client.answer(client.ask(service=service)))[0] == PERMISSION_DENIED
-        for path in (health.SECRET, "/grpc.health.v1.Health/Watch", health.CHECK.lower(), health.CHECK + "/", "/" + health.CHECK, f"{health.CHECK}?x"):
+        for path in (
+            health.SECRET,
+            "/grpc.health.v1.Health/Watch",
+            health.CHECK.lower(),
+            health.CHECK + "/",
+            "/" + health.CHECK,
+            f"{health.CHECK}?x",
+        ):
             assert (await client.answer(client.ask(path, "web")))[0] == UNIMPLEMENTED
         assert (await client.answer(client.ask(method="GET")))[0] != OK
         both = [client.ask(service="web"), client.ask(health.SECRET, "web")]
@@ -148,7 +173,9 @@ def test_nothing_but_the_declared_service_is_asked(tls: dict[str, Contexts], app
     probed(tls, application, scene, ("grpc", "web"))
 
 
-@pytest.mark.parametrize("rest", [b"garbage" * 10, b"\0\0\4\1\x25\0\0\0\1" + b"\xff" * 4, b"\xff\xff\xff\0\0\0\0\0\1", b""])
+@pytest.mark.parametrize(
+    "rest", [b"garbage" * 10, b"\0\0\4\1\x25\0\0\0\1" + b"\xff" * 4, b"\xff\xff\xff\0\0\0\0\0\1", b""]
+)
 def test_nonsense_reaches_nobody(tls: dict[str, Contexts], application: health.Health, rest: bytes) -> None:
     async def scene(nodes: Nodes) -> None:
         reader, writer = await nodes.dial(NODE)
@@ -161,8 +188,12 @@ def test_nonsense_reaches_nobody(tls: dict[str, Contexts], application: health.H
     probed(tls, application, scene, ("grpc", "web"), timeouts={"head": 1})
 
 
-@pytest.mark.parametrize(("source", "probe"), [(STRANGER, ("grpc", "web")), (NODE, ("tcp", "")), (NODE, ("http", "/web"))])
-def test_who_is_not_the_node_and_what_is_not_declared_is_cut(tls: dict[str, Contexts], application: health.Health, source: str, probe: tuple[str, str]) -> None:
+@pytest.mark.parametrize(
+    ("source", "probe"), [(STRANGER, ("grpc", "web")), (NODE, ("tcp", "")), (NODE, ("http", "/web"))]
+)
+def test_who_is_not_the_node_and_what_is_not_declared_is_cut(
+    tls: dict[str, Contexts], application: health.Health, source: str, probe: tuple[str, str]
+) -> None:
     async def scene(nodes: Nodes) -> None:
         streams = await nodes.dial(source)
         Http2(streams).ask(service="web")
@@ -190,7 +221,9 @@ def test_policies_let_probes_pass_and_nothing_beside(tls: dict[str, Contexts], a
     probed(tls, application, scene, ("grpc", "web"), ("tcp", ""), mode="PERMISSIVE", policies=(ONLY_CLIENT,))
 
 
-def test_without_a_policy_a_permissive_port_is_open_to_the_node(tls: dict[str, Contexts], application: health.Health) -> None:
+def test_without_a_policy_a_permissive_port_is_open_to_the_node(
+    tls: dict[str, Contexts], application: health.Health
+) -> None:
     async def scene(nodes: Nodes) -> None:
         client = Http2(await nodes.dial(NODE))
         assert (await client.answer(client.ask(health.SECRET, "web")))[0] == OK

@@ -1,4 +1,6 @@
-"""Bytes through the relay, plain and through mTLS between two nodes: every byte, in both directions, with both kinds of end."""
+"""Bytes through the relay, plain and through mTLS between two nodes: every byte, in both
+directions, with both kinds of end.
+"""
 
 from __future__ import annotations
 
@@ -241,7 +243,9 @@ def test_a_closed_port_is_a_reset_and_is_counted(reach: Reach, tls: dict[str, Co
         await nodes.settled()
         taken = {kind: series for part in nodes.far.metrics.delta() for kind, series in part.items()}
         assert [count for count in taken["counts"] if count[1] == ("connect_failed",)]
-        assert [values[:2] for _, labels, values in taken["tcp"] if labels[-1] == "UF"] == [[1, 1]], "opened and closed under its flag"
+        assert [values[:2] for _, labels, values in taken["tcp"] if labels[-1] == "UF"] == [[1, 1]], (
+            "opened and closed under its flag"
+        )
 
     play(echo, scene, tls, protocol="tcp")
 

@@ -12,12 +12,19 @@ from nodeagent.telemetry.cells import WorkerMetrics
 
 def test_a_pod_that_dials_every_port_of_another_makes_a_bounded_number_of_series() -> None:
     metrics = WorkerMetrics()
-    pod, quiet = (PodState(PodUid(uid), 1, f"spiffe://cluster.local/ns/n/sa/{uid}", lambda family, count: None) for uid in ("scanner", "quiet"))
+    pod, quiet = (
+        PodState(PodUid(uid), 1, f"spiffe://cluster.local/ns/n/sa/{uid}", lambda family, count: None)
+        for uid in ("scanner", "quiet")
+    )
 
     def dial(by: PodState, port: int) -> None:
         target = Target(Address("10.0.0.9"), port, "auto", None, ())
-        connection = Connection(by, "outbound", Peer("10.0.0.1", 4000, by.identity, "kernel_attested", None), target, 0.0)
-        Route(metrics, connection, Destination(None, None, "none", None, "-", delivers=False), "c").tcp("UF").opened += 1
+        connection = Connection(
+            by, "outbound", Peer("10.0.0.1", 4000, by.identity, "kernel_attested", None), target, 0.0
+        )
+        Route(metrics, connection, Destination(None, None, "none", None, "-", delivers=False), "c").tcp(
+            "UF"
+        ).opened += 1
 
     for port in range(1, 5000):
         dial(pod, port)

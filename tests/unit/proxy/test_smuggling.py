@@ -1,4 +1,6 @@
-"""Request smuggling and malformed HTTP: each is refused with 400 and the connection closed, or reaches the application as exactly one request."""
+"""Request smuggling and malformed HTTP: each is refused with 400 and the connection closed, or
+reaches the application as exactly one request.
+"""
 
 from __future__ import annotations
 
@@ -123,11 +125,29 @@ PASSED = {
     "chunk that looks like a request": (CHUNKED + b"\r\n%x\r\n%b\r\n0\r\n\r\n" % (len(SMUGGLED), SMUGGLED), SMUGGLED),
     "chunk extensions": (CHUNKED + b'\r\n3;a=b;c="d e"\r\nabc\r\n0;last\r\n\r\n', b"abc"),
     "chunk size with zeros and capitals": (CHUNKED + b"\r\n00A\r\n0123456789\r\n000\r\n\r\n", b"0123456789"),
-    "Connection names a private field": (b"GET / HTTP/1.1\r\nHost: web\r\nConnection: x-private\r\nX-Private: 1\r\n\r\n", b""),
-    "h2c upgrade": (b"GET / HTTP/1.1\r\nHost: web\r\nConnection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAA\r\n\r\n", b""),
-    "upgrade with a body": (POST + b"Connection: Upgrade\r\nUpgrade: websocket\r\nContent-Length: 3\r\n\r\nabc", b"abc"),
-    "upgrade with a request as body": (POST + b"Connection: Upgrade\r\nUpgrade: h2c\r\nContent-Length: %d\r\n\r\n" % len(SMUGGLED) + SMUGGLED, SMUGGLED),
-    "upgrade with a chunked body": (CHUNKED + b"Connection: Upgrade\r\nUpgrade: h2c\r\n\r\n%x\r\n%b\r\n0\r\n\r\n" % (len(SMUGGLED), SMUGGLED), SMUGGLED),
+    "Connection names a private field": (
+        b"GET / HTTP/1.1\r\nHost: web\r\nConnection: x-private\r\nX-Private: 1\r\n\r\n",
+        b"",
+    ),
+    "h2c upgrade": (
+        (
+            b"GET / HTTP/1.1\r\nHost: web\r\nConnection: Upgrade, HTTP2-Settings\r\nUpgrade: "
+            b"h2c\r\nHTTP2-Settings: AAA\r\n\r\n"
+        ),
+        b"",
+    ),
+    "upgrade with a body": (
+        POST + b"Connection: Upgrade\r\nUpgrade: websocket\r\nContent-Length: 3\r\n\r\nabc",
+        b"abc",
+    ),
+    "upgrade with a request as body": (
+        POST + b"Connection: Upgrade\r\nUpgrade: h2c\r\nContent-Length: %d\r\n\r\n" % len(SMUGGLED) + SMUGGLED,
+        SMUGGLED,
+    ),
+    "upgrade with a chunked body": (
+        CHUNKED + b"Connection: Upgrade\r\nUpgrade: h2c\r\n\r\n%x\r\n%b\r\n0\r\n\r\n" % (len(SMUGGLED), SMUGGLED),
+        SMUGGLED,
+    ),
     "upgrade with an empty body": (POST + b"Connection: Upgrade\r\nUpgrade: h2c\r\nContent-Length: 0\r\n\r\n", b""),
 }
 
@@ -181,8 +201,12 @@ def test_passed_as_exactly_one(request_: bytes, body: bytes, split: bool) -> Non
     play(app, scene)
 
 
-_token = st.text("abcdefghijklmnopqrstuvwxyzABCDEFXYZ-_.!#$%&'*+^`|~0123456789", min_size=1, max_size=12).map(lambda text: b"x-" + text.encode())
-_value = st.binary(max_size=20).map(lambda raw: bytes(byte for byte in raw if byte == 9 or 32 <= byte < 127 or byte > 127).strip(b" \t"))
+_token = st.text("abcdefghijklmnopqrstuvwxyzABCDEFXYZ-_.!#$%&'*+^`|~0123456789", min_size=1, max_size=12).map(
+    lambda text: b"x-" + text.encode()
+)
+_value = st.binary(max_size=20).map(
+    lambda raw: bytes(byte for byte in raw if byte == 9 or 32 <= byte < 127 or byte > 127).strip(b" \t")
+)
 _fields = st.lists(st.tuples(_token, _value), max_size=6)
 _target = st.text("abcXYZ019/?&=%-._~:@!$'()*+,;", max_size=30).map(lambda text: b"/" + text.encode())
 _bodies = st.one_of(
@@ -190,11 +214,26 @@ _bodies = st.one_of(
     st.tuples(st.just("length"), st.lists(st.binary(max_size=2000), max_size=3)),
     st.tuples(st.just("chunked"), st.lists(st.binary(min_size=1, max_size=2000), max_size=5)),
 )
-_requests = st.tuples(st.sampled_from([b"GET", b"POST", b"PUT", b"DELETE", b"PATCH", b"OPTIONS", b"HEAD"]), _target, _fields, _bodies, _fields)
+_requests = st.tuples(
+    st.sampled_from([b"GET", b"POST", b"PUT", b"DELETE", b"PATCH", b"OPTIONS", b"HEAD"]),
+    _target,
+    _fields,
+    _bodies,
+    _fields,
+)
 
 
-def wire(method: bytes, target: bytes, fields: list[tuple[bytes, bytes]], body: tuple[str, list[bytes]] | None, trailers: list[tuple[bytes, bytes]]) -> bytes:
-    lines = [b"%b %b HTTP/1.1\r\nHost: web\r\nConnection: keep-alive, x-gone\r\nX-Gone: 1\r\nTE: trailers\r\n" % (method, target)]
+def wire(
+    method: bytes,
+    target: bytes,
+    fields: list[tuple[bytes, bytes]],
+    body: tuple[str, list[bytes]] | None,
+    trailers: list[tuple[bytes, bytes]],
+) -> bytes:
+    lines = [
+        b"%b %b HTTP/1.1\r\nHost: web\r\nConnection: keep-alive, x-gone\r\nX-Gone: 1\r\nTE: trailers\r\n"
+        % (method, target)
+    ]
     lines += [b"%b: %b\r\n" % one for one in fields]
     if body is None:
         return b"".join([*lines, b"\r\n"])
@@ -202,13 +241,24 @@ def wire(method: bytes, target: bytes, fields: list[tuple[bytes, bytes]], body: 
     if kind == "length":
         return b"".join([*lines, b"Content-Length: %d\r\n\r\n" % sum(map(len, pieces)), *pieces])
     coded = [b"%x\r\n%b\r\n" % (len(piece), piece) for piece in pieces]
-    return b"".join([*lines, b"Transfer-Encoding: chunked\r\n\r\n", *coded, b"0\r\n", *(b"%b: %b\r\n" % one for one in trailers), b"\r\n"])
+    return b"".join(
+        [
+            *lines,
+            b"Transfer-Encoding: chunked\r\n\r\n",
+            *coded,
+            b"0\r\n",
+            *(b"%b: %b\r\n" % one for one in trailers),
+            b"\r\n",
+        ]
+    )
 
 
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(requests=st.lists(_requests, min_size=1, max_size=5), cuts=st.lists(st.integers(1, 400), max_size=20))
 def test_what_the_application_reads_is_what_was_sent(requests: list[tuple], cuts: list[int]) -> None:  # type: ignore[type-arg]
-    """Any requests, pipelined, split anywhere: as the strict reader reads them, they are those that were sent, without the fields of this hop."""
+    """Any requests, pipelined, split anywhere: as the strict reader reads them, they are those that
+    were sent, without the fields of this hop.
+    """
     app = StrictApp()
 
     async def scene(stage: Stage) -> None:
@@ -229,16 +279,30 @@ def test_what_the_application_reads_is_what_was_sent(requests: list[tuple], cuts
 
 
 def summary(read: Read) -> tuple[object, ...]:
-    kept = [(name, value) for name, value in read.fields if name not in ADDED | {b"host", b"content-length", b"transfer-encoding"}]
+    kept = [
+        (name, value)
+        for name, value in read.fields
+        if name not in ADDED | {b"host", b"content-length", b"transfer-encoding"}
+    ]
     return read.method, read.target, kept, read.body, read.trailers
 
 
 def expected(
-    method: bytes, target: bytes, fields: list[tuple[bytes, bytes]], body: tuple[str, list[bytes]] | None, trailers: list[tuple[bytes, bytes]]
+    method: bytes,
+    target: bytes,
+    fields: list[tuple[bytes, bytes]],
+    body: tuple[str, list[bytes]] | None,
+    trailers: list[tuple[bytes, bytes]],
 ) -> tuple[object, ...]:
     kept = [(name.lower(), value) for name, value in fields]
     kind, pieces = body or ("", [])
-    return method, target, kept, b"".join(pieces), [(name.lower(), value) for name, value in trailers] if kind == "chunked" else []
+    return (
+        method,
+        target,
+        kept,
+        b"".join(pieces),
+        [(name.lower(), value) for name, value in trailers] if kind == "chunked" else [],
+    )
 
 
 _seeds = st.sampled_from([request for request, _ in PASSED.values()] + list(REFUSED.values()))
@@ -275,7 +339,9 @@ _edits = st.lists(
 @given(seed=_seeds, edits=_edits)
 @example(seed=PASSED["plain"][0], edits=[(24, b"\n", 1)])
 def test_a_damaged_request_is_refused_or_read_alike(seed: bytes, edits: list[tuple[int, bytes, int]]) -> None:
-    """Whatever arrives, the strict reader at the application finds no fault and reads no more requests than were answered."""
+    """Whatever arrives, the strict reader at the application finds no fault and reads no more
+    requests than were answered.
+    """
     damaged = seed
     for at, put, drop in edits:
         damaged = damaged[:at] + put + damaged[at + drop :]

@@ -1,4 +1,6 @@
-"""What the first bytes make of a connection: whatever some server may take for an HTTP request is HTTP, in whatever pieces it comes."""
+"""What the first bytes make of a connection: whatever some server may take for an HTTP request is
+HTTP, in whatever pieces it comes.
+"""
 
 from __future__ import annotations
 
@@ -83,11 +85,24 @@ blank = st.lists(st.sampled_from(BLANKS), min_size=1, max_size=3).map(bytes)
 target = st.binary(min_size=1, max_size=200).filter(lambda value: b"\n" not in value)
 
 
-@given(leading=st.sampled_from([b"", b"\r\n", b"\n\n", b" "]), method=token, spaces=st.tuples(blank, blank), target=target, cuts=st.sets(st.integers(0, 300)))
+@given(
+    leading=st.sampled_from([b"", b"\r\n", b"\n\n", b" "]),
+    method=token,
+    spaces=st.tuples(blank, blank),
+    target=target,
+    cuts=st.sets(st.integers(0, 300)),
+)
 def test_whatever_a_server_may_split_at_white_space_is_http_in_any_pieces(
     leading: bytes, method: bytes, spaces: tuple[bytes, bytes], target: bytes, cuts: set[int]
 ) -> None:
-    line = leading + method + spaces[0] + target + spaces[1] + b"HTTP/1.1\r\nX-Forwarded-Client-Cert: URI=spiffe://forged\r\n\r\n"
+    line = (
+        leading
+        + method
+        + spaces[0]
+        + target
+        + spaces[1]
+        + b"HTTP/1.1\r\nX-Forwarded-Client-Cert: URI=spiffe://forged\r\n\r\n"
+    )
     at = [0, *sorted(cut for cut in cuts if cut < len(line)), len(line)]
     assert read(*(line[begin:end] for begin, end in pairwise(at))) == ("http2" if method == b"PRI" else "http")
 
@@ -95,11 +110,21 @@ def test_whatever_a_server_may_split_at_white_space_is_http_in_any_pieces(
 @given(st.lists(st.binary(max_size=40), max_size=30))
 def test_pieces_never_matter(pieces: list[bytes]) -> None:
     final, whole = read(*pieces), read(b"".join(pieces))
-    assert (final if final in ("http", "http2", "tcp") else "open") == (whole if whole in ("http", "http2", "tcp") else "open")
+    assert (final if final in ("http", "http2", "tcp") else "open") == (
+        whole if whole in ("http", "http2", "tcp") else "open"
+    )
 
 
 @pytest.mark.parametrize(
-    ("first", "verdict"), [(b"P", "more"), (b"POST", "http"), (PREFACE[:15], "more"), (PREFACE, "http2"), (b"\x00", "http"), (b"\r\n", "http")]
+    ("first", "verdict"),
+    [
+        (b"P", "more"),
+        (b"POST", "http"),
+        (PREFACE[:15], "more"),
+        (PREFACE, "http2"),
+        (b"\x00", "http"),
+        (b"\r\n", "http"),
+    ],
 )
 def test_a_declared_port_is_http_unless_the_client_begins_http2(first: bytes, verdict: Verdict) -> None:
     assert sniff_declared(first) == verdict

@@ -28,7 +28,9 @@ def test_thousands_of_connections_take_the_sweep_several_turns_and_all_are_looke
         stage._sweeper.cancel()
         pipeline, pod, cut = stage.pipeline, stage.pods["client"], list[int]()
         for _ in range(3 * SWEPT_A_TURN + 1):
-            connection = Connection(pod, "inbound", Peer("10.0.0.1", 1, "", "none", None), pipeline.view.resolve(VIP, 80), 0.0)
+            connection = Connection(
+                pod, "inbound", Peer("10.0.0.1", 1, "", "none", None), pipeline.view.resolve(VIP, 80), 0.0
+            )
             pipeline.connections[connection.number] = connection
             connection.expires, connection.http = 1.0, Ended(cut)
         gone = list(pipeline.connections.values())[-1]

@@ -98,7 +98,9 @@ def test_each_direction_ends_by_itself(tls: dict[str, Contexts]) -> None:
 
 
 @pytest.mark.parametrize("with_end", [False, True])
-def test_what_was_not_read_yet_survives_the_end_of_the_other_direction(tls: dict[str, Contexts], with_end: bool) -> None:
+def test_what_was_not_read_yet_survives_the_end_of_the_other_direction(
+    tls: dict[str, Contexts], with_end: bool
+) -> None:
     """SSL_shutdown reads on by itself: it must not find what the protocol above has yet to take."""
 
     async def scene(client: End, server: End) -> None:
@@ -242,7 +244,9 @@ def test_a_truncated_answer_is_not_passed_off_as_whole(tls: dict[str, Contexts])
     play(lambda reader, writer: asyncio.sleep(0), scene, tls, protocol="http")
 
 
-def by_hand(tls: dict[str, Contexts], path: Path, scene: Callable[[tls_client.Writer, socket.socket, End], Awaitable[None]]) -> None:
+def by_hand(
+    tls: dict[str, Contexts], path: Path, scene: Callable[[tls_client.Writer, socket.socket, End], Awaitable[None]]
+) -> None:
     """Play *scene* with a client that writes its own records."""
 
     async def run() -> None:
@@ -252,7 +256,9 @@ def by_hand(tls: dict[str, Contexts], path: Path, scene: Callable[[tls_client.Wr
         await loop.create_connection(lambda: server.stream, sock=other)  # type: ignore[type-var]
         with one:
             async with asyncio.timeout(30):
-                writer = await loop.run_in_executor(None, tls_client.handshake, tls["client"].client_tcp, one, path / "keys")
+                writer = await loop.run_in_executor(
+                    None, tls_client.handshake, tls["client"].client_tcp, one, path / "keys"
+                )
                 await server.ready
                 await scene(writer, one, server)
         server.stream.abort()
@@ -263,7 +269,9 @@ def by_hand(tls: dict[str, Contexts], path: Path, scene: Callable[[tls_client.Wr
 
 @pytest.mark.parametrize("back", [False, True])
 @pytest.mark.parametrize("between", [b"", b"x"])
-def test_key_updates_without_end_end_the_connection(tls: dict[str, Contexts], tmp_path: Path, back: bool, between: bytes) -> None:
+def test_key_updates_without_end_end_the_connection(
+    tls: dict[str, Contexts], tmp_path: Path, back: bool, between: bytes
+) -> None:
     """OpenSSL takes them for ever, and each costs new keys; a byte of data now and then makes them no better."""
 
     async def scene(writer: tls_client.Writer, client: socket.socket, server: End) -> None:
@@ -298,7 +306,9 @@ def test_as_many_key_updates_as_the_data_justifies_are_taken(tls: dict[str, Cont
 
 
 @pytest.mark.parametrize("paused", [False, True])
-def test_small_records_that_come_at_once_take_several_turns(tls: dict[str, Contexts], tmp_path: Path, paused: bool) -> None:
+def test_small_records_that_come_at_once_take_several_turns(
+    tls: dict[str, Contexts], tmp_path: Path, paused: bool
+) -> None:
     """Others have their turns in between, and nothing is lost or out of order, however the protocol above reads."""
 
     async def scene(writer: tls_client.Writer, client: socket.socket, server: End) -> None:

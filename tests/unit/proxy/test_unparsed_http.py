@@ -1,4 +1,6 @@
-"""HTTP that would pass for something else: no application gets a client's own X-Forwarded-Client-Cert, and no policy about requests is passed by."""
+"""HTTP that would pass for something else: no application gets a client's own
+X-Forwarded-Client-Cert, and no policy about requests is passed by.
+"""
 
 from __future__ import annotations
 
@@ -9,11 +11,23 @@ from typing import Any
 import pytest
 
 from nodeagent.identity.tls import Contexts
-from nodeagent.policy.model import AuthorizationPolicy, JwtRule, LocalLimit, Operation, RateLimit, RequestAuthentication, Rule, TokenBucket
+from nodeagent.policy.model import (
+    AuthorizationPolicy,
+    JwtRule,
+    LocalLimit,
+    Operation,
+    RateLimit,
+    RequestAuthentication,
+    Rule,
+    TokenBucket,
+)
 from tests.unit.proxy.nodes import CLIENT, Nodes, Streams, play
 from tests.unit.proxy.test_inbound import cut
 
-FORGED = b"GET /admin HTTP/1.1\r\nHost: web\r\nAuthorization: Bearer a.b.c\r\nX-Forwarded-Client-Cert: By=x;URI=spoof\r\n\r\n"
+FORGED = (
+    b"GET /admin HTTP/1.1\r\nHost: web\r\nAuthorization: Bearer a.b.c\r\nX-Forwarded-Client-Cert: "
+    b"By=x;URI=spoof\r\n\r\n"
+)
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 HTTP2 = PREFACE + b"\0\0\0\4\0\0\0\0\0" + b"URI=spoof"
 LATE = 0.3
@@ -78,7 +92,14 @@ def test_a_clients_own_certificate_field_never_arrives(tls: dict[str, Contexts],
         answers = await asyncio.gather(*(say(way(nodes), pieces) for pieces in WRITTEN.values()))
         assert b"spoof" not in application.heard
         answered = {name for name, answer in zip(WRITTEN, answers, strict=True) if b" 200 " in answer}
-        assert {"plain", "after an empty line", "late", "the first byte, then late", "a line in two", "PROPFIND"} <= answered
+        assert {
+            "plain",
+            "after an empty line",
+            "late",
+            "the first byte, then late",
+            "a line in two",
+            "PROPFIND",
+        } <= answered
 
     play(application, scene, tls, protocol=protocol)
 
@@ -89,7 +110,9 @@ def test_what_a_peer_says_that_it_carries_is_its_word(tls: dict[str, Contexts], 
     application = Application()
 
     async def scene(nodes: Nodes) -> None:
-        answers = [await say(nodes.dial(CLIENT, tls["client"].client_tcp), pieces) for pieces in ((FORGED,), (LATE, FORGED))]
+        answers = [
+            await say(nodes.dial(CLIENT, tls["client"].client_tcp), pieces) for pieces in ((FORGED,), (LATE, FORGED))
+        ]
         assert all(b" 200 " in answer for answer in answers)
         assert b"spoof" not in application.heard
         assert application.heard.count(b"URI=spiffe://cluster.local/ns/default/sa/client") == 2
@@ -105,7 +128,9 @@ def test_no_policy_about_requests_is_passed_by(tls: dict[str, Contexts], policy:
 
     async def scene(nodes: Nodes) -> None:
         allowed = policy == "limit"
-        answers = await asyncio.gather(*(say(way(nodes), pieces) for pieces in [*WRITTEN.values(), (HTTP2,), (PREFACE[:3], LATE, HTTP2[3:])]))
+        answers = await asyncio.gather(
+            *(say(way(nodes), pieces) for pieces in [*WRITTEN.values(), (HTTP2,), (PREFACE[:3], LATE, HTTP2[3:])])
+        )
         codes = [answer.split()[1] for answer in answers if answer.startswith(b"HTTP")]
         assert codes.count(b"200") == allowed, "the one that the limit allows"
         assert b"spoof" not in application.heard
@@ -115,8 +140,12 @@ def test_no_policy_about_requests_is_passed_by(tls: dict[str, Contexts], policy:
 
 
 @WAYS
-@pytest.mark.parametrize("first", [b"\x00\x01binary", b"PING\r\n", b"ruok", b""], ids=["binary", "a line", "half a line", "silent"])
-def test_what_is_not_http_is_refused_there_unless_the_port_is_declared(tls: dict[str, Contexts], first: bytes, way: Way) -> None:
+@pytest.mark.parametrize(
+    "first", [b"\x00\x01binary", b"PING\r\n", b"ruok", b""], ids=["binary", "a line", "half a line", "silent"]
+)
+def test_what_is_not_http_is_refused_there_unless_the_port_is_declared(
+    tls: dict[str, Contexts], first: bytes, way: Way
+) -> None:
     async def greet(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         writer.write(b"220 ready\r\n")
         await reader.read()
@@ -155,7 +184,9 @@ def test_http2_on_a_port_declared_http_is_told_to_speak_http1(tls: dict[str, Con
 
 @WAYS
 @pytest.mark.parametrize("protocol", ["auto", "http2"])
-def test_without_such_a_policy_http2_is_carried_where_it_may_be(tls: dict[str, Contexts], protocol: Any, way: Way) -> None:
+def test_without_such_a_policy_http2_is_carried_where_it_may_be(
+    tls: dict[str, Contexts], protocol: Any, way: Way
+) -> None:
     application = Application()
 
     async def scene(nodes: Nodes) -> None:
@@ -170,7 +201,9 @@ def test_without_such_a_policy_http2_is_carried_where_it_may_be(tls: dict[str, C
 
 
 @WAYS
-def test_half_a_line_that_a_protocol_begins_with_is_answered_and_never_looked_at_again(tls: dict[str, Contexts], way: Way) -> None:
+def test_half_a_line_that_a_protocol_begins_with_is_answered_and_never_looked_at_again(
+    tls: dict[str, Contexts], way: Way
+) -> None:
     async def app(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         assert await reader.readexactly(4) == b"ruok"
         writer.write(b"imok")

@@ -22,15 +22,32 @@ PARTS, POLICIES = 3, 150
 
 
 def policy(number: int) -> AuthorizationPolicy:
-    return AuthorizationPolicy("default", f"p{number}", "ALLOW", (Rule(operations=(Operation(methods=("GET",), paths=(f"/{number}/*", "/{*}/x")),)),))
+    return AuthorizationPolicy(
+        "default",
+        f"p{number}",
+        "ALLOW",
+        (Rule(operations=(Operation(methods=("GET",), paths=(f"/{number}/*", "/{*}/x")),)),),
+    )
 
 
 def workload(policies: tuple[str, ...] = ()) -> Workload:
     return Workload(
-        uid=PodUid("server"), pod="server", namespace="default", node="n1", addresses=(Address("10.0.0.1"),), service_account="server",
-        identity=SpiffeId("spiffe://cluster.local/ns/default/sa/server"), workload="server", app="server", version="v1", canonical_service="server",
-        canonical_revision="v1", ready=True, enrolled=True, policies=policies,
-    )  # fmt: skip
+        uid=PodUid("server"),
+        pod="server",
+        namespace="default",
+        node="n1",
+        addresses=(Address("10.0.0.1"),),
+        service_account="server",
+        identity=SpiffeId("spiffe://cluster.local/ns/default/sa/server"),
+        workload="server",
+        app="server",
+        version="v1",
+        canonical_service="server",
+        canonical_revision="v1",
+        ready=True,
+        enrolled=True,
+        policies=policies,
+    )
 
 
 class Told:
@@ -41,11 +58,20 @@ class Told:
         near, far = pair()
         self.answers: list[Message] = []
         self.worker = Worker(loop, far, Pulses().claim())
-        self.pipeline = self.worker._pipeline = Pipeline(loop, Proxy(), "cluster.local", "Kubernetes", WorkerMetrics(), None)
+        self.pipeline = self.worker._pipeline = Pipeline(
+            loop, Proxy(), "cluster.local", "Kubernetes", WorkerMetrics(), None
+        )
         self.channel = Channel(loop, near, lambda message, _: self.answers.append(message), lambda: None)
 
     def mesh(self, *entries: Entry, removals: tuple[str, ...] = ()) -> None:
-        self.channel.send({"op": "mesh", "generation": 1, "upserts": [to_json(entry) for entry in entries], "removals": list(removals)})
+        self.channel.send(
+            {
+                "op": "mesh",
+                "generation": 1,
+                "upserts": [to_json(entry) for entry in entries],
+                "removals": list(removals),
+            }
+        )
 
     async def answered(self, number: int) -> None:
         while not any(answer["op"] == "pong" and answer["number"] == number for answer in self.answers):
@@ -83,7 +109,9 @@ def test_many_policies_come_into_force_at_once_and_the_loop_turns_meanwhile() ->
         told.channel.send({"op": "ping", "number": 1})
         turn()
         await told.answered(1)
-        assert len(view.policies_of(view.workload(PodUid("server")) or workload())) == len(keys), "what follows a change finds it in force"
+        assert len(view.policies_of(view.workload(PodUid("server")) or workload())) == len(keys), (
+            "what follows a change finds it in force"
+        )
         assert set(turns) == {-1, len(keys)}, "half of a change was in force"
         assert len(turns) > PARTS, "the loop stood still"
 
@@ -108,7 +136,9 @@ def test_a_change_waits_for_its_last_part() -> None:
         told.channel.send({"op": "ping", "number": 2})
         await told.answered(2)
         assert [entry.key for entry in view.policies()] == [policy(2).key]
-        assert [entry.key for entry in view.policies_of(view.workload(PodUid("server")) or workload())] == [policy(2).key]
+        assert [entry.key for entry in view.policies_of(view.workload(PodUid("server")) or workload())] == [
+            policy(2).key
+        ]
 
     play(scene)
 

@@ -36,7 +36,11 @@ class Writer:
         return record
 
     def _rekey(self) -> None:
-        self._key, self._iv, self._sequence = AESGCM(self._expand(b"key", 32)), int.from_bytes(self._expand(b"iv", 12)), 0
+        self._key, self._iv, self._sequence = (
+            AESGCM(self._expand(b"key", 32)),
+            int.from_bytes(self._expand(b"iv", 12)),
+            0,
+        )
 
     def _expand(self, label: bytes, length: int) -> bytes:
         """HKDF-Expand-Label of the secret (section 7.1)."""

@@ -30,7 +30,14 @@ TYPES = b"".join(
     (
         entry(name("int"), INT, 0, 4, bytes(4)),  # 1
         entry(name("sock"), UNION, 1, 4, member("first", 1, 0)),  # 2: another kind of the same name
-        entry(name("sock"), STRUCT, 3, 40, member("flag", 1, 3, width=1) + member("backlog", 4, 192) + member("first", 1, 64)),  # 3
+        # 3
+        entry(
+            name("sock"),
+            STRUCT,
+            3,
+            40,
+            member("flag", 1, 3, width=1) + member("backlog", 4, 192) + member("first", 1, 64),
+        ),
         entry(0, STRUCT, 2, 16, member("first", 1, 0) + member("flag", 1, 96)),  # 4, behind what refers to it
     )
 )
@@ -42,13 +49,18 @@ def file(folder: Path, types: bytes = TYPES, magic: int = 0xEB9F) -> Path:
     return path
 
 
-@pytest.mark.parametrize(("members", "offset"), [(("first",), 8), (("backlog",), 24), (("backlog", "first"), 24), (("backlog", "flag"), 36), (("flag",), 0)])
+@pytest.mark.parametrize(
+    ("members", "offset"),
+    [(("first",), 8), (("backlog",), 24), (("backlog", "first"), 24), (("backlog", "flag"), 36), (("flag",), 0)],
+)
 def test_an_offset_is_that_of_the_innermost_member(tmp_path: Path, members: tuple[str, ...], offset: int) -> None:
     assert btf.offset("sock", *members, path=file(tmp_path)) == offset
 
 
 @pytest.mark.parametrize(
-    ("structure", "members"), [("sock", ("int",)), ("socket", ("first",)), ("sock", ("first", "flag")), ("backlog", ("first",))], ids=str
+    ("structure", "members"),
+    [("sock", ("int",)), ("socket", ("first",)), ("sock", ("first", "flag")), ("backlog", ("first",))],
+    ids=str,
 )
 def test_what_is_not_there_is_named(tmp_path: Path, structure: str, members: tuple[str, ...]) -> None:
     with pytest.raises(KernelError, match=rf"btf: {'.'.join((structure, *members))} is not in the kernel's types: "):

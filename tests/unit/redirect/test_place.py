@@ -44,7 +44,9 @@ def test_a_hundred_thousand_mounts_cost_one_search() -> None:
 
 
 def test_a_file_system_that_never_answers_is_not_waited_for(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """Input: the program that mounts hangs, as in a pod's own FUSE. Verdict: it is killed, told, and not tried again at once."""
+    """Input: the program that mounts hangs, as in a pod's own FUSE. Verdict: it is killed, told,
+    and not tried again at once.
+    """
     begun, program = tmp_path / "begun", tmp_path / "program"
     program.write_text(f"#!/bin/sh\necho $$ >> {begun}\nexec sleep 1000\n")
     program.chmod(0o755)

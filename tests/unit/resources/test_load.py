@@ -48,12 +48,16 @@ def test_a_pod_keeps_what_was_given_and_nothing_else() -> None:
         "apiVersion": "v1",
         "kind": "Pod",
         "metadata": {"name": "a", "labels": {"app": "a"}},
-        "spec": {"containers": [{"name": "c", "command": ["sleep", "1"], "ports": [{"containerPort": 80, "name": "http"}]}]},
+        "spec": {
+            "containers": [{"name": "c", "command": ["sleep", "1"], "ports": [{"containerPort": 80, "name": "http"}]}]
+        },
     }
 
 
 def test_what_kubectl_writes_is_taken() -> None:
-    text = DEPLOYMENT.replace("{name: d}", "{name: d, creationTimestamp: null}").replace("spec:\n  sel", "status: {}\nspec:\n  strategy: {}\n  sel")
+    text = DEPLOYMENT.replace("{name: d}", "{name: d, creationTimestamp: null}").replace(
+        "spec:\n  sel", "status: {}\nspec:\n  strategy: {}\n  sel"
+    )
     text = text.replace("name: c,", "name: c, image: nginx, imagePullPolicy: IfNotPresent, resources: {},")
     documents = parse(f"---\n{text}\n---\n---\n{SERVICE}", "f.yaml")
     assert [type(document.resource) for document in documents] == [Deployment, Service]
@@ -74,7 +78,11 @@ def test_a_date_is_text() -> None:
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [
-        ("kind: Pod", "kind: Pud", 'f.yaml: document 1: kind: "Pud": allowed: Namespace, ServiceAccount, ConfigMap, Pod, Deployment, Service'),
+        (
+            "kind: Pod",
+            "kind: Pud",
+            'f.yaml: document 1: kind: "Pud": allowed: Namespace, ServiceAccount, ConfigMap, Pod, Deployment, Service',
+        ),
         ("apiVersion: v1", "apiVersion: v2", WHERE + "apiVersion: \"v2\": allowed: 'v1'"),
         ("name: c", "name: c\n    foo: 1", C + "foo: 1: unknown field: allowed: args, command, env,"),
         ("80", "eighty", C + 'ports[0].containerPort: "eighty": allowed: integer'),
@@ -82,7 +90,11 @@ def test_a_date_is_text() -> None:
         ('"1"', "1", C + "command[1]: 1: allowed: string"),
         ("name: a,", "name: A,", 'f.yaml: document 1 (Pod default/A): metadata.name: "A": allowed: text that matches '),
         ("app: a", "app: a b", WHERE + 'metadata.labels.app: "a b": allowed: text that matches '),
-        ("  containers:", "  restartPolicy: Maybe\n  containers:", WHERE + "spec.restartPolicy: \"Maybe\": allowed: 'Always', 'OnFailure' or 'Never'"),
+        (
+            "  containers:",
+            "  restartPolicy: Maybe\n  containers:",
+            WHERE + "spec.restartPolicy: \"Maybe\": allowed: 'Always', 'OnFailure' or 'Never'",
+        ),
         ('    command: [sleep, "1"]\n', "", C + "command: missing: allowed: "),
         ("name: c", "name: c\n    name: d", "f.yaml: not YAML: line 8: the key 'name' stands twice"),
         (
@@ -111,8 +123,16 @@ def test_a_date_is_text() -> None:
             C + 'volumeMounts[0].mountPath: "x": allowed: an absolute path',
         ),
         ("name: c", "name: c\n    env: [{name: a, value: 1}]", C + "env[0].value: 1: allowed: string"),
-        ("name: c", "name: c\n    env: [{name: a, valueFrom: {fieldRef: {fieldPath: x}}}]", C + "env[0].valueFrom.fieldRef: "),
-        ("spec:", "spec:\n  volumes: [{name: v}]", WHERE + 'spec.volumes[0]: {"name": "v"}: allowed: exactly one of emptyDir, hostPath, configMap'),
+        (
+            "name: c",
+            "name: c\n    env: [{name: a, valueFrom: {fieldRef: {fieldPath: x}}}]",
+            C + "env[0].valueFrom.fieldRef: ",
+        ),
+        (
+            "spec:",
+            "spec:\n  volumes: [{name: v}]",
+            WHERE + 'spec.volumes[0]: {"name": "v"}: allowed: exactly one of emptyDir, hostPath, configMap',
+        ),
         ("a, labels", "a, 1.5: 2, labels", "f.yaml: not YAML: line 4: the key 1.5 is not text"),
         ("\nspec:", "\n- x\nspec:", "f.yaml: not YAML: "),
     ],
@@ -132,11 +152,23 @@ def test_a_fault_is_named(old: str, new: str, message: str) -> None:
             DEPLOYMENT.replace("matchLabels: {app: d}", "matchLabels: {app: x}"),
             'spec.selector.matchLabels: {"app": "x"}: allowed: some of template.',
         ),
-        (DEPLOYMENT.replace("selector:", "replicas: -1\n  selector:"), "spec.replicas: -1: allowed: greater than or equal to 0"),
+        (
+            DEPLOYMENT.replace("selector:", "replicas: -1\n  selector:"),
+            "spec.replicas: -1: allowed: greater than or equal to 0",
+        ),
         (SERVICE.replace("spec: {", "spec: {type: NodePort, "), "spec.type: \"NodePort\": allowed: 'ClusterIP'"),
-        (SERVICE.replace("}]", "}, {port: 81}]"), 'spec.ports[1].name: "": allowed: a name, as there are several ports'),
-        (SERVICE.replace("}]", "}, {port: 80, name: b}]"), 'spec.ports[1].port: [80, "TCP"]: allowed: a value that differs from ports[0].port'),
-        (SERVICE.replace("spec: {", "spec: {clusterIP: here, "), 'spec.clusterIP: "here": allowed: an IPv4 or IPv6 address'),
+        (
+            SERVICE.replace("}]", "}, {port: 81}]"),
+            'spec.ports[1].name: "": allowed: a name, as there are several ports',
+        ),
+        (
+            SERVICE.replace("}]", "}, {port: 80, name: b}]"),
+            'spec.ports[1].port: [80, "TCP"]: allowed: a value that differs from ports[0].port',
+        ),
+        (
+            SERVICE.replace("spec: {", "spec: {clusterIP: here, "),
+            'spec.clusterIP: "here": allowed: an IPv4 or IPv6 address',
+        ),
     ],
 )
 def test_a_fault_in_other_kinds(text: str, message: str) -> None:
@@ -149,7 +181,11 @@ def test_the_same_object_twice_is_refused_with_both_places(tmp_path: Path) -> No
     for name in ("one.yaml", "two.yml"):
         (tmp_path / name).write_text(POD)
     (tmp_path / "notes.txt").write_text("not read")
-    with pytest.raises(ResourceError, match=r"two\.yml: document 1 \(Pod default/a\): metadata\.name: .* a name that differs from .*one\.yaml: document 1"):
+    with pytest.raises(
+        ResourceError,
+        match=r"two\.yml: document 1 \(Pod default/a\): metadata\.name: .* a name that differs from .*one\.yaml: "
+        r"document 1",
+    ):
         load_documents([tmp_path])
 
 

@@ -1,4 +1,6 @@
-"""Folders of YAML with policies: several documents a file, wrong ones among them, mounted ConfigMaps, and the same policy twice."""
+"""Folders of YAML with policies: several documents a file, wrong ones among them, mounted
+ConfigMaps, and the same policy twice.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +20,10 @@ Step = Callable[[], Awaitable[list[str]]]
 
 
 def peer(name: str, mode: str = "STRICT") -> str:
-    return f"apiVersion: security.istio.io/v1\nkind: PeerAuthentication\nmetadata: {{name: {name}, namespace: shop}}\nspec: {{mtls: {{mode: {mode}}}}}\n"
+    return (
+        "apiVersion: security.istio.io/v1\nkind: PeerAuthentication\nmetadata: "
+        f"{{name: {name}, namespace: shop}}\nspec: {{mtls: {{mode: {mode}}}}}\n"
+    )
 
 
 def told(changes: list[AnyChange]) -> list[str]:
@@ -85,7 +90,11 @@ def test_documents_come_change_and_go(folder: Folder) -> None:
         found = await step()
         while "+five=STRICT" not in found:
             found += await step()
-        assert found in (["+five=STRICT"], ["+three=STRICT", "-three", "+five=STRICT"], ["+five=STRICT", "+three=STRICT", "-three"])
+        assert found in (
+            ["+five=STRICT"],
+            ["+three=STRICT", "-three", "+five=STRICT"],
+            ["+five=STRICT", "+three=STRICT", "-three"],
+        )
         folder.write("e.json", json.dumps({"kind": "List", "items": [json.loads(json.dumps({"kind": "x"}))]}))
         folder.write("f.yaml", peer("six"))
         assert await step() == ["+six=STRICT"]
@@ -93,7 +102,9 @@ def test_documents_come_change_and_go(folder: Folder) -> None:
     folder.run(scenario)
 
 
-def test_a_wrong_document_keeps_its_last_good_one_and_the_others_go_on(folder: Folder, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_wrong_document_keeps_its_last_good_one_and_the_others_go_on(
+    folder: Folder, caplog: pytest.LogCaptureFixture
+) -> None:
     folder.write("a.yaml", peer("one"), peer("two"))
 
     async def scenario(source: DirectorySource, step: Step) -> None:
@@ -101,7 +112,12 @@ def test_a_wrong_document_keeps_its_last_good_one_and_the_others_go_on(folder: F
         folder.write("a.yaml", peer("one", "WRONG"), peer("two", "DISABLE"), peer("new", "WRONG"))
         assert await step() == ["+new=STRICT", "+two=DISABLE"]
         one, new = source.refused()
-        assert (one.kind, one.name, one.stays, one.file) == ("PeerAuthentication", "one", True, str(folder.path / "a.yaml"))
+        assert (one.kind, one.name, one.stays, one.file) == (
+            "PeerAuthentication",
+            "one",
+            True,
+            str(folder.path / "a.yaml"),
+        )
         assert one.error.startswith("document 1: spec.mtls.mode: 'WRONG': allowed: UNSET, STRICT")
         assert (new.name, new.stays) == ("new", False)
         folder.write("a.yaml", peer("one", "PERMISSIVE"), peer("two", "DISABLE"))
@@ -155,7 +171,9 @@ def test_a_document_that_is_not_yaml_keeps_what_the_rest_does_not_give(folder: F
 
 
 def test_the_same_policy_twice(folder: Folder) -> None:
-    """In one file the first counts, among files the first by name, and before all what the cluster's own folder says."""
+    """In one file the first counts, among files the first by name, and before all what the
+    cluster's own folder says.
+    """
     folder.write("b.yaml", peer("one", "PERMISSIVE"), peer("one", "DISABLE"))
 
     async def scenario(source: DirectorySource, step: Step) -> None:
@@ -166,7 +184,11 @@ def test_the_same_policy_twice(folder: Folder) -> None:
         first, _ = source.refused()
         assert (first.file, first.stays) == (str(folder.path / "b.yaml"), True)
         assert f"stands in {folder.path / 'a.yaml'} too" in first.error
-        document = {"apiVersion": "security.istio.io/v1", "kind": "PeerAuthentication", "metadata": {"name": "one", "namespace": "shop"}}
+        document = {
+            "apiVersion": "security.istio.io/v1",
+            "kind": "PeerAuthentication",
+            "metadata": {"name": "one", "namespace": "shop"},
+        }
         cluster = folder.state / "objects" / "PeerAuthentication.shop.one.json"
         cluster.write_text(json.dumps(document | {"spec": {"mtls": {"mode": "DISABLE"}}}))
         assert await step() == ["+one=DISABLE"]

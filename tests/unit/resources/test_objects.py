@@ -47,7 +47,12 @@ def test_any_json_is_an_object_or_one_error(kind: str, metadata: Any, spec: Any,
     for document in (
         other,
         {"kind": kind, "metadata": metadata, "spec": spec, "status": status},
-        {"kind": kind, "metadata": base | (metadata if isinstance(metadata, dict) else {}), "spec": spec, "status": status},
+        {
+            "kind": kind,
+            "metadata": base | (metadata if isinstance(metadata, dict) else {}),
+            "spec": spec,
+            "status": status,
+        },
         {
             "kind": kind,
             "metadata": base,
@@ -66,20 +71,35 @@ def test_any_json_is_an_object_or_one_error(kind: str, metadata: Any, spec: Any,
 def test_what_an_api_server_leaves_out_has_its_default() -> None:
     found = parse({"kind": "Pod", "metadata": {"name": "n", "namespace": "d", "uid": "u"}, "spec": {}, "status": None})
     assert isinstance(found, Pod)
-    assert (found.service_account, found.addresses, found.ready, found.phase, found.node) == ("", (), False, "Pending", "")
+    assert (found.service_account, found.addresses, found.ready, found.phase, found.node) == (
+        "",
+        (),
+        False,
+        "Pending",
+        "",
+    )
 
 
 def test_the_older_single_fields_are_read() -> None:
-    pod = parse({"kind": "Pod", "metadata": {"name": "n", "namespace": "d", "uid": "u"}, "status": {"podIP": "::FFFF:10.0.0.1"}})
+    pod = parse(
+        {"kind": "Pod", "metadata": {"name": "n", "namespace": "d", "uid": "u"}, "status": {"podIP": "::FFFF:10.0.0.1"}}
+    )
     assert isinstance(pod, Pod)
     assert len(pod.addresses) == 1
-    service = parse({"kind": "Service", "metadata": {"name": "n", "namespace": "d"}, "spec": {"clusterIP": "10.96.0.1"}})
+    service = parse(
+        {"kind": "Service", "metadata": {"name": "n", "namespace": "d"}, "spec": {"clusterIP": "10.96.0.1"}}
+    )
     assert isinstance(service, Service)
     assert service.addresses == ("10.96.0.1",)
 
 
 def test_restartable_init_containers_are_containers() -> None:
-    spec = {"initContainers": [{"restartPolicy": "Always", "ports": [{"name": "a", "containerPort": 1}]}, {"ports": [{"name": "b", "containerPort": 2}]}]}
+    spec = {
+        "initContainers": [
+            {"restartPolicy": "Always", "ports": [{"name": "a", "containerPort": 1}]},
+            {"ports": [{"name": "b", "containerPort": 2}]},
+        ]
+    }
     pod = parse({"kind": "Pod", "metadata": {"name": "n", "namespace": "d", "uid": "u"}, "spec": spec})
     assert isinstance(pod, Pod)
     assert [port.name for container in pod.containers for port in container.ports] == ["a"]
@@ -90,7 +110,10 @@ def test_restartable_init_containers_are_containers() -> None:
     [
         ([{"port": 0}], "spec.ports[0].port: 0: a port from 1 to 65535 is expected"),
         ([{"port": 80}, {"port": True}], "spec.ports[1].port: True"),
-        ([{"port": 80, "targetPort": 1.5}], "spec.ports[0].targetPort: 1.5: a port from 1 to 65535 is expected, or its name"),
+        (
+            [{"port": 80, "targetPort": 1.5}],
+            "spec.ports[0].targetPort: 1.5: a port from 1 to 65535 is expected, or its name",
+        ),
         ([{"port": 80, "targetPort": ""}], "spec.ports[0].targetPort: ''"),
         ([{"port": 80, "targetPort": "70000"}], "spec.ports[0].targetPort: '70000'"),
         ({}, "spec.ports: {}: a list is expected"),

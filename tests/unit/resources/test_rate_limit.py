@@ -50,7 +50,9 @@ def test_every_field_is_taken() -> None:
             ),
             LocalLimit(TokenBucket(1, 1, 90.0)),
         ),
-        GlobalLimit("limits", "shop", ((("who", "{principal}"), ("where", "{header:x-zone}")), (("what", "web"),)), "deny", 0.05),
+        GlobalLimit(
+            "limits", "shop", ((("who", "{principal}"), ("where", "{header:x-zone}")), (("what", "web"),)), "deny", 0.05
+        ),
     )
 
 
@@ -75,7 +77,10 @@ def local(**more: Any) -> dict[str, Any]:
         ({**local(), "targetRef": {}}, "spec.targetRef: unknown field"),
         (local(bucket={}), "spec.local[0].bucket: unknown field: allowed: match, by, tokenBucket"),
         ({"local": [{}]}, "spec.local[0].tokenBucket.fillInterval: None: a duration is expected"),
-        ({"local": [{"tokenBucket": {"fillInterval": "1s"}}]}, "spec.local[0].tokenBucket.maxTokens: None: a whole number from 1"),
+        (
+            {"local": [{"tokenBucket": {"fillInterval": "1s"}}]},
+            "spec.local[0].tokenBucket.maxTokens: None: a whole number from 1",
+        ),
         (local(tokenBucket={**BUCKET, "maxTokens": 0}), "maxTokens: 0: a whole number from 1"),
         (local(tokenBucket={**BUCKET, "maxTokens": True}), "maxTokens: True: a whole number"),
         (local(tokenBucket={**BUCKET, "tokensPerFill": 1.5}), "tokensPerFill: 1.5: a whole number"),
@@ -89,7 +94,10 @@ def local(**more: Any) -> dict[str, Any]:
         (local(match={"paths": [""]}), "a text that is not empty"),
         (local(match={"headers": {"a b": "x"}}), "spec.local[0].match.headers['a b']: 'x': a header's name"),
         (local(match={"headers": {"a": ""}}), "spec.local[0].match.headers['a']: '': a text that is not empty"),
-        (local(match={"headers": {"a": "x", "A": "y"}}), "spec.local[0].match.headers['A']: 'y': a header that is not named twice"),
+        (
+            local(match={"headers": {"a": "x", "A": "y"}}),
+            "spec.local[0].match.headers['A']: 'y': a header that is not named twice",
+        ),
         (local(by=["user"]), "spec.local[0].by[0]: 'user': allowed: principal, pod, path, {header: NAME}"),
         (local(by=[{"header": 1}]), "spec.local[0].by[0]: {'header': 1}: allowed"),
         (local(by=["pod", {"header": "a", "b": 1}]), "spec.local[0].by[1]"),
@@ -97,7 +105,10 @@ def local(**more: Any) -> dict[str, Any]:
         ({"global": {**GLOBAL, "provider": ""}}, "spec.global.provider: '': a text is expected"),
         ({"global": {**GLOBAL, "domain": None}}, "spec.global.domain: None"),
         ({"global": {**GLOBAL, "descriptors": []}}, "spec.global.descriptors: []: at least one descriptor"),
-        ({"global": {**GLOBAL, "descriptors": [{"entries": []}]}}, "spec.global.descriptors[0].entries: []: at least one entry"),
+        (
+            {"global": {**GLOBAL, "descriptors": [{"entries": []}]}},
+            "spec.global.descriptors[0].entries: []: at least one entry",
+        ),
         (
             {"global": {**GLOBAL, "descriptors": [{"entries": [{"key": "a", "value": "{user}"}]}]}},
             "spec.global.descriptors[0].entries[0].value: '{user}': allowed: a text, {principal}",

@@ -21,9 +21,16 @@ from nodeagent.resources.source import DirectorySource
 VERSIONS = {"RateLimit": "nodeagent.io/v1alpha1"}
 
 
-def document(kind: str = "AuthorizationPolicy", name: str = "x", version: str = "", annotations: Any = None, **spec: Any) -> dict[str, Any]:
+def document(
+    kind: str = "AuthorizationPolicy", name: str = "x", version: str = "", annotations: Any = None, **spec: Any
+) -> dict[str, Any]:
     metadata = {"name": name, "namespace": "shop"} | ({"annotations": annotations} if annotations is not None else {})
-    return {"apiVersion": version or VERSIONS.get(kind, "security.istio.io/v1"), "kind": kind, "metadata": metadata, "spec": spec}
+    return {
+        "apiVersion": version or VERSIONS.get(kind, "security.istio.io/v1"),
+        "kind": kind,
+        "metadata": metadata,
+        "spec": spec,
+    }
 
 
 SELECTOR = {"matchLabels": {"app": "web"}}
@@ -45,10 +52,16 @@ SELECTOR = {"matchLabels": {"app": "web"}}
         (document("PeerAuthentication", portLevelMtls={"80": {"mode": "STRICT"}}), ()),
     ],
 )
-def test_what_stands_in_for_a_wrong_document_closes_what_it_selects(wrong: dict[str, Any], selector: tuple[tuple[str, str], ...]) -> None:
+def test_what_stands_in_for_a_wrong_document_closes_what_it_selects(
+    wrong: dict[str, Any], selector: tuple[tuple[str, str], ...]
+) -> None:
     kind = wrong["kind"]
     found = stand_in((kind, "shop", "x"), wrong, "why")
-    closing = PeerAuthentication("shop", "x", "STRICT") if kind == "PeerAuthentication" else AuthorizationPolicy("shop", "x", "DENY", (Rule(),), refused=kind)
+    closing = (
+        PeerAuthentication("shop", "x", "STRICT")
+        if kind == "PeerAuthentication"
+        else AuthorizationPolicy("shop", "x", "DENY", (Rule(),), refused=kind)
+    )
     assert found == Policy(kind, "shop", "x", "", selector, (), closing, "why")
 
 
@@ -84,7 +97,11 @@ class Node:
             source = DirectorySource(self.state, (self.yaml,), self.kept)
             try:
                 changes = await source.batch()
-                found = {change.name: change.object for change in changes if isinstance(change, Change) and isinstance(change.object, Policy)}
+                found = {
+                    change.name: change.object
+                    for change in changes
+                    if isinstance(change, Change) and isinstance(change.object, Policy)
+                }
                 return found, [f"{each.name} {'stays' if each.stays else 'closes'}" for each in source.refused()]
             finally:
                 source.close()
@@ -184,7 +201,9 @@ def test_a_folder_that_cannot_be_written_is_no_fault(node: Node) -> None:
 def pod(name: str, **labels: str) -> Change:
     metadata = {"name": name, "namespace": "shop", "uid": f"u-{name}", "labels": labels}
     status = {"podIP": f"10.0.0.{len(name)}", "phase": "Running"}
-    parsed = objects.parse({"kind": "Pod", "metadata": metadata, "spec": {"nodeName": "n1", "containers": []}, "status": status})
+    parsed = objects.parse(
+        {"kind": "Pod", "metadata": metadata, "spec": {"nodeName": "n1", "containers": []}, "status": status}
+    )
     return Change("Pod", "shop", name, parsed)
 
 
@@ -199,7 +218,11 @@ def test_the_mesh_says_what_is_closed_until_it_is_right() -> None:
     (web,) = (entry for entry in delta.upserts if isinstance(entry, Workload))
     assert (web.pod, web.policies) == ("web", (closing.key,))
     (row,) = mesh.policies()
-    assert (row["policy"], row["pods"], row["state"]) == ("shop/x", 1, "refused: spec.local[0]: why; closes 1 pods of this node")
+    assert (row["policy"], row["pods"], row["state"]) == (
+        "shop/x",
+        1,
+        "refused: spec.local[0]: why; closes 1 pods of this node",
+    )
     limit = {"tokenBucket": {"maxTokens": 1, "tokensPerFill": 1, "fillInterval": "1s"}}
     right = security.parse(document("RateLimit", local=[limit], selector=SELECTOR))
     delta = mesh.apply([Change("RateLimit", "shop", "x", right, "a.yaml")])

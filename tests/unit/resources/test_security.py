@@ -9,13 +9,28 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nodeagent.errors import ResourceError
-from nodeagent.policy.model import AuthorizationPolicy, Condition, JwtRule, Operation, PeerAuthentication, RequestAuthentication, Rule, Source, TokenHeader
+from nodeagent.policy.model import (
+    AuthorizationPolicy,
+    Condition,
+    JwtRule,
+    Operation,
+    PeerAuthentication,
+    RequestAuthentication,
+    Rule,
+    Source,
+    TokenHeader,
+)
 from nodeagent.resources import yaml_text
 from nodeagent.resources.security import Target, parse
 
 
 def document(kind: str, spec: Any, version: str = "security.istio.io/v1", **metadata: Any) -> dict[str, Any]:
-    return {"apiVersion": version, "kind": kind, "metadata": {"name": "p", "namespace": "shop", **metadata}, "spec": spec}
+    return {
+        "apiVersion": version,
+        "kind": kind,
+        "metadata": {"name": "p", "namespace": "shop", **metadata},
+        "spec": spec,
+    }
 
 
 def load(text: str) -> Any:
@@ -82,9 +97,13 @@ spec:
     - {key: "request.headers[x-a]", values: [v], notValues: [w]}
     - {key: "request.auth.claims[a][b]", values: [v]}
   - {}
-""")
+""")  # noqa: E501
     )
-    assert (found.key, found.created, found.selector) == (("AuthorizationPolicy", "shop", "api"), "2026-01-02T03:04:05Z", (("app", "web"), ("tier", "x")))
+    assert (found.key, found.created, found.selector) == (
+        ("AuthorizationPolicy", "shop", "api"),
+        "2026-01-02T03:04:05Z",
+        (("app", "web"), ("tier", "x")),
+    )
     first = Source(
         principals=("cluster.local/ns/a/sa/b", "*"),
         not_principals=("c",),
@@ -102,24 +121,38 @@ spec:
     second = Source(service_accounts=("a/b", "c"), not_service_accounts=("d",))
     to = Operation(("a",), ("b",), (80,), (8080,), ("GET",), ("PUT",), ("/a/{*}/{**}",), ("/b*",))
     conditions = (Condition("request.headers[x-a]", ("v",), ("w",)), Condition("request.auth.claims[a][b]", ("v",)))
-    assert found.spec == AuthorizationPolicy("shop", "api", "DENY", (Rule((first, second), (to,), conditions), Rule()), True)
+    assert found.spec == AuthorizationPolicy(
+        "shop", "api", "DENY", (Rule((first, second), (to,), conditions), Rule()), True
+    )
 
 
 def test_absent_and_empty_rules() -> None:
     assert parse(authorization({})).spec == AuthorizationPolicy("shop", "p")
-    assert parse({"apiVersion": "security.istio.io/v1", "kind": "AuthorizationPolicy", "metadata": {"name": "p"}}).namespace == "default"
+    assert (
+        parse(
+            {"apiVersion": "security.istio.io/v1", "kind": "AuthorizationPolicy", "metadata": {"name": "p"}}
+        ).namespace
+        == "default"
+    )
     assert parse(authorization({"rules": [{}]})).spec == AuthorizationPolicy("shop", "p", "ALLOW", (Rule(),))
-    custom = parse(authorization({"action": "CUSTOM", "provider": {"name": "opa"}, "rules": [{"to": [{"operation": {"paths": ["/a"]}}]}]})).spec
+    custom = parse(
+        authorization(
+            {"action": "CUSTOM", "provider": {"name": "opa"}, "rules": [{"to": [{"operation": {"paths": ["/a"]}}]}]}
+        )
+    ).spec
     assert isinstance(custom, AuthorizationPolicy)
     assert custom.provider == "opa"
 
 
 def test_targets() -> None:
     refs = [{"kind": "Service", "name": "web"}, {"group": "gateway.networking.k8s.io", "kind": "Gateway", "name": "g"}]
-    assert parse(authorization({"targetRefs": refs})).targets == (Target("", "Service", "web"), Target("gateway.networking.k8s.io", "Gateway", "g"))
-    assert parse(authorization({"targetRef": {"group": "core", "kind": "Service", "name": "web", "namespace": "shop"}})).targets == (
-        Target("core", "Service", "web"),
+    assert parse(authorization({"targetRefs": refs})).targets == (
+        Target("", "Service", "web"),
+        Target("gateway.networking.k8s.io", "Gateway", "g"),
     )
+    assert parse(
+        authorization({"targetRef": {"group": "core", "kind": "Service", "name": "web", "namespace": "shop"}})
+    ).targets == (Target("core", "Service", "web"),)
 
 
 def test_peer_authentication() -> None:
@@ -130,8 +163,10 @@ apiVersion: security.istio.io/v1
 kind: PeerAuthentication
 metadata: {name: p, namespace: shop}
 spec: {selector: {matchLabels: {app: web}}, mtls: {mode: STRICT}, portLevelMtls: {8080: {mode: DISABLE}, "80": {mode: UNSET}, 81: {}}}
-"""
-    assert parse(load(text)).spec == PeerAuthentication("shop", "p", "STRICT", ((80, None), (81, None), (8080, "DISABLE")))
+"""  # noqa: E501
+    assert parse(load(text)).spec == PeerAuthentication(
+        "shop", "p", "STRICT", ((80, None), (81, None), (8080, "DISABLE"))
+    )
 
 
 def test_request_authentication() -> None:
@@ -152,7 +187,21 @@ def test_request_authentication() -> None:
     assert found.spec == RequestAuthentication(
         "shop",
         "p",
-        (JwtRule("me", ("a",), keys, "", (TokenHeader("x-token", "Bearer "),), ("t",), ("c",), "x-payload", (("x-sub", "a.b"),), True, 60.5),),
+        (
+            JwtRule(
+                "me",
+                ("a",),
+                keys,
+                "",
+                (TokenHeader("x-token", "Bearer "),),
+                ("t",),
+                ("c",),
+                "x-payload",
+                (("x-sub", "a.b"),),
+                True,
+                60.5,
+            ),
+        ),
     )
     by_uri = parse(document("RequestAuthentication", {"jwtRules": [{"jwksUri": "https://issuer.example/keys"}]})).spec
     assert by_uri == RequestAuthentication("shop", "p", (JwtRule("", jwks_uri="https://issuer.example/keys"),))
@@ -175,24 +224,42 @@ WRONG: list[tuple[Any, str]] = [
     (peer({}, annotations={"a": 1}), "metadata.annotations"),
     (peer([]), "spec: []: a mapping is expected"),
     # scope
-    (peer({"selector": {"matchExpressions": []}}), "spec.selector.matchExpressions: unknown field: allowed: matchLabels"),
+    (
+        peer({"selector": {"matchExpressions": []}}),
+        "spec.selector.matchExpressions: unknown field: allowed: matchLabels",
+    ),
     (peer({"selector": {"matchLabels": {"app": "*"}}}), "spec.selector.matchLabels['app']: '*'"),
     (peer({"selector": {"matchLabels": {"": "x"}}}), "spec.selector.matchLabels['']"),
     (peer({"selector": {"matchLabels": {"app": 1}}}), "spec.selector.matchLabels: {'app': 1}: a mapping of texts"),
     (peer({"targetRefs": []}), "spec.targetRefs: unknown field: allowed: selector, mtls, portLevelMtls"),
-    (authorization({"selector": {}, "targetRefs": [{"kind": "Service", "name": "a"}]}), "spec.selector: {}: only one of"),
-    (authorization({"targetRefs": [{"kind": "Deployment", "name": "a"}]}), "spec.targetRefs[0].kind: 'Deployment': allowed: Service (core)"),
+    (
+        authorization({"selector": {}, "targetRefs": [{"kind": "Service", "name": "a"}]}),
+        "spec.selector: {}: only one of",
+    ),
+    (
+        authorization({"targetRefs": [{"kind": "Deployment", "name": "a"}]}),
+        "spec.targetRefs[0].kind: 'Deployment': allowed: Service (core)",
+    ),
     (authorization({"targetRefs": [{"kind": "Gateway", "name": "a"}]}), "spec.targetRefs[0].kind: 'Gateway'"),
-    (authorization({"targetRefs": [{"kind": "Service", "name": "a", "namespace": "other"}]}), "spec.targetRefs[0].namespace: 'other': only the policy's own"),
+    (
+        authorization({"targetRefs": [{"kind": "Service", "name": "a", "namespace": "other"}]}),
+        "spec.targetRefs[0].namespace: 'other': only the policy's own",
+    ),
     (authorization({"targetRefs": [{"kind": "Service"}]}), "spec.targetRefs[0].name"),
     (authorization({"targetRefs": [{"kind": "Service", "name": "a"}] * 17}), "spec.targetRefs: 17 items: at most 16"),
     # PeerAuthentication
     (peer({"mtls": {"mode": "strict"}}), "spec.mtls.mode: 'strict': allowed: UNSET, STRICT, PERMISSIVE, DISABLE"),
     (peer({"mtls": {"modes": "STRICT"}}), "spec.mtls.modes: unknown field: allowed: mode"),
     (peer({"mtls": "STRICT"}), "spec.mtls: 'STRICT': a mapping"),
-    (peer({"portLevelMtls": {"80": {"mode": "STRICT"}}}), "spec.portLevelMtls: {'80': {'mode': 'STRICT'}}: a selector with matchLabels is needed"),
+    (
+        peer({"portLevelMtls": {"80": {"mode": "STRICT"}}}),
+        "spec.portLevelMtls: {'80': {'mode': 'STRICT'}}: a selector with matchLabels is needed",
+    ),
     (peer({"selector": {"matchLabels": {"a": "b"}}, "portLevelMtls": {}}), "spec.portLevelMtls: {}: at least one port"),
-    (peer({"selector": {"matchLabels": {"a": "b"}}, "portLevelMtls": {"http": {}}}), "spec.portLevelMtls.http: a port from 1 to 65535"),
+    (
+        peer({"selector": {"matchLabels": {"a": "b"}}, "portLevelMtls": {"http": {}}}),
+        "spec.portLevelMtls.http: a port from 1 to 65535",
+    ),
     (peer({"selector": {"matchLabels": {"a": "b"}}, "portLevelMtls": {"65536": {}}}), "spec.portLevelMtls.65536"),
     # AuthorizationPolicy
     (authorization({"action": "allow"}), "spec.action: 'allow': allowed: ALLOW, DENY, AUDIT, CUSTOM"),
@@ -201,7 +268,10 @@ WRONG: list[tuple[Any, str]] = [
     (authorization({"action": "CUSTOM", "provider": {"name": "x"}}), "spec.rules: None: a CUSTOM policy"),
     (authorization({"action": "CUSTOM", "rules": [{}]}), "spec.provider.name: None"),
     (authorization({"provider": {"name": "x"}}), "spec.provider: {'name': 'x'}: only a CUSTOM policy"),
-    (authorization({}, annotations={"istio.io/dry-run": "yes"}), "metadata.annotations[istio.io/dry-run]: 'yes': allowed: true, false"),
+    (
+        authorization({}, annotations={"istio.io/dry-run": "yes"}),
+        "metadata.annotations[istio.io/dry-run]: 'yes': allowed: true, false",
+    ),
     (authorization({"rules": {}}), "spec.rules: {}: a list is expected"),
     (authorization({"rules": [None]}), "spec.rules[0]: None: a mapping"),
     (authorization({"rules": [{}] * 513}), "spec.rules: 513 items: at most 512"),
@@ -210,19 +280,31 @@ WRONG: list[tuple[Any, str]] = [
     (rule(form=[]), "spec.rules[0].form: unknown field: allowed: from, to, when"),
     (source(), "spec.rules[0].from[0].source: {}: at least one field"),
     (source(principals=[]), "spec.rules[0].from[0].source: {'principals': []}: at least one field"),
-    (source(principal=["a"]), "spec.rules[0].from[0].source.principal: unknown field: allowed: principals, notPrincipals"),
+    (
+        source(principal=["a"]),
+        "spec.rules[0].from[0].source.principal: unknown field: allowed: principals, notPrincipals",
+    ),
     (source(principals="a"), "spec.rules[0].from[0].source.principals: 'a': a list is expected"),
     (source(principals=["a", ""]), "spec.rules[0].from[0].source.principals[1]: '': a text that is not empty"),
     (source(namespaces=[1]), "spec.rules[0].from[0].source.namespaces[0]: 1: a text"),
-    (source(ipBlocks=["10.0.0.0/33"]), "spec.rules[0].from[0].source.ipBlocks[0]: '10.0.0.0/33': an address or a block"),
+    (
+        source(ipBlocks=["10.0.0.0/33"]),
+        "spec.rules[0].from[0].source.ipBlocks[0]: '10.0.0.0/33': an address or a block",
+    ),
     (source(notRemoteIpBlocks=["host"]), "spec.rules[0].from[0].source.notRemoteIpBlocks[0]: 'host'"),
     (source(serviceAccounts=["a/*"]), "spec.rules[0].from[0].source.serviceAccounts[0]: 'a/*'"),
-    (source(serviceAccounts=["a"], namespaces=["b"]), "spec.rules[0].from[0].source.serviceAccounts: ['a']: not allowed together with namespaces"),
+    (
+        source(serviceAccounts=["a"], namespaces=["b"]),
+        "spec.rules[0].from[0].source.serviceAccounts: ['a']: not allowed together with namespaces",
+    ),
     (operation(), "spec.rules[0].to[0].operation: {}: at least one field"),
     (operation(ports=["0"]), "spec.rules[0].to[0].operation.ports[0]: '0': a port from 1 to 65535"),
     (operation(ports=[80]), "spec.rules[0].to[0].operation.ports[0]: 80"),
     (operation(notPorts=["http"]), "spec.rules[0].to[0].operation.notPorts[0]: 'http'"),
-    (operation(paths=["/{**}/x"]), "spec.rules[0].to[0].operation.paths[0]: '/{**}/x': {**} stands for all that follows"),
+    (
+        operation(paths=["/{**}/x"]),
+        "spec.rules[0].to[0].operation.paths[0]: '/{**}/x': {**} stands for all that follows",
+    ),
     (operation(paths=["/{*}x"]), "spec.rules[0].to[0].operation.paths[0]: '/{*}x'"),
     (operation(notPaths=["/{name}"]), "spec.rules[0].to[0].operation.notPaths[0]: '/{name}'"),
     (operation(paths=["/{*}/*"]), "spec.rules[0].to[0].operation.paths[0]: '/{*}/*'"),
@@ -238,13 +320,28 @@ WRONG: list[tuple[Any, str]] = [
     (when("source.namespace", "a", value=[]), "spec.rules[0].when[0].value: unknown field"),
     *(
         (
-            authorization({"action": "CUSTOM", "provider": {"name": "x"}, "rules": [{"from": [{"source": {field: ["a"]}}]}]}),
+            authorization(
+                {"action": "CUSTOM", "provider": {"name": "x"}, "rules": [{"from": [{"source": {field: ["a"]}}]}]}
+            ),
             f"spec.rules[0].from[0].source.{field}: ['a']: not allowed with action CUSTOM",
         )
-        for field in ("principals", "notPrincipals", "requestPrincipals", "namespaces", "notNamespaces", "serviceAccounts")
+        for field in (
+            "principals",
+            "notPrincipals",
+            "requestPrincipals",
+            "namespaces",
+            "notNamespaces",
+            "serviceAccounts",
+        )
     ),
     (
-        authorization({"action": "CUSTOM", "provider": {"name": "x"}, "rules": [{"when": [{"key": "request.auth.principal", "values": ["a"]}]}]}),
+        authorization(
+            {
+                "action": "CUSTOM",
+                "provider": {"name": "x"},
+                "rules": [{"when": [{"key": "request.auth.principal", "values": ["a"]}]}],
+            }
+        ),
         "spec.rules[0].when[0].key: 'request.auth.principal': not allowed with action CUSTOM",
     ),
     # RequestAuthentication
@@ -287,7 +384,22 @@ def test_a_key_set_is_never_shown() -> None:
 
 
 _WORDS = st.sampled_from(
-    ["rules", "from", "to", "when", "source", "operation", "principals", "paths", "key", "values", "selector", "matchLabels", "mtls", "mode"]
+    [
+        "rules",
+        "from",
+        "to",
+        "when",
+        "source",
+        "operation",
+        "principals",
+        "paths",
+        "key",
+        "values",
+        "selector",
+        "matchLabels",
+        "mtls",
+        "mode",
+    ]
 )
 _JSON = st.recursive(
     st.one_of(st.none(), st.booleans(), st.integers(), st.floats(), st.text(max_size=5), _WORDS),
@@ -298,7 +410,12 @@ _JSON = st.recursive(
 
 @given(st.sampled_from(["PeerAuthentication", "AuthorizationPolicy", "RequestAuthentication"]), _JSON, _JSON)
 def test_any_json_is_a_policy_or_one_error(kind: str, spec: Any, metadata: Any) -> None:
-    for wild in (document(kind, spec), document(kind, {"rules": spec, "jwtRules": spec}), document(kind, {}) | {"metadata": metadata}, spec):
+    for wild in (
+        document(kind, spec),
+        document(kind, {"rules": spec, "jwtRules": spec}),
+        document(kind, {}) | {"metadata": metadata},
+        spec,
+    ):
         try:
             assert parse(wild).kind == kind
         except ResourceError:

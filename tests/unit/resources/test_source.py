@@ -129,7 +129,9 @@ def test_what_says_nothing_new_is_no_change(state: Path) -> None:
     async def scenario(source: DirectorySource, step: Step) -> None:
         await step()
         write(state, pod() | {"metadata": pod()["metadata"] | {"resourceVersion": "17"}})
-        write(state, {"kind": "ConfigMap", "metadata": {"name": "c", "namespace": "default"}}, "ConfigMap.default.c.json")
+        write(
+            state, {"kind": "ConfigMap", "metadata": {"name": "c", "namespace": "default"}}, "ConfigMap.default.c.json"
+        )
         (state / "objects" / ".hidden.json").write_text("{")
         (state / "objects" / "README").write_text("x")
         assert await quiet(step)
@@ -149,13 +151,18 @@ def test_what_says_nothing_new_is_no_change(state: Path) -> None:
         (pod() | {"spec": {"nodeName": ["x"]}}, "spec.nodeName: ['x']: a text is expected"),
         (pod(podIPs=[{"ip": "10.0.0.256"}]), "status.podIPs[0].ip: '10.0.0.256': an IPv4 or IPv6 address is expected"),
         (pod(podIPs={}), "status.podIPs"),
-        (pod() | {"spec": {"containers": [{"ports": [{"containerPort": 70000}]}]}}, "spec.containers[0].ports[0].containerPort: 70000: a port from 1 to 65535"),
+        (
+            pod() | {"spec": {"containers": [{"ports": [{"containerPort": 70000}]}]}},
+            "spec.containers[0].ports[0].containerPort: 70000: a port from 1 to 65535",
+        ),
         (pod() | {"metadata": pod()["metadata"] | {"labels": {"a": 1}}}, "metadata.labels"),
         (pod("other"), "its name must be 'Pod.default.other.json'"),
         (pod() | {"kind": "Pod/../../etc", "metadata": []}, "metadata"),
     ],
 )
-def test_a_wrong_file_is_said_once_and_the_last_good_object_stays(state: Path, caplog: pytest.LogCaptureFixture, wrong: Any, words: str) -> None:
+def test_a_wrong_file_is_said_once_and_the_last_good_object_stays(
+    state: Path, caplog: pytest.LogCaptureFixture, wrong: Any, words: str
+) -> None:
     write(state, pod())
 
     async def scenario(source: DirectorySource, step: Step) -> None:
@@ -248,7 +255,9 @@ def test_a_folder_that_vanishes_and_comes_back(state: Path, caplog: pytest.LogCa
 
 
 def test_watching_begins_anew_after_a_failure_whatever_was_watched_before(state: Path) -> None:
-    """Input: a folder that was replaced, then a failure of the reader. Verdict: its successor hears of what changes, and not only at its start."""
+    """Input: a folder that was replaced, then a failure of the reader. Verdict: its successor hears
+    of what changes, and not only at its start.
+    """
 
     async def scenario(source: DirectorySource, _: Step) -> None:
         async def batch() -> list[str]:

@@ -53,7 +53,10 @@ def test_values() -> None:
         ("[" * 200_000, "nested deeper than 64"),
         ("{a: " * 200_000, "nested deeper than 64"),
         ("- " * 200_000, "nested deeper than 64"),
-        ("a0: &a0 [" + "x, " * 10 + "]\n" + "".join(f"a{n}: &a{n} [{f'*a{n - 1}, ' * 10}]\n" for n in range(1, 12)), "more than 200000 values"),
+        (
+            "a0: &a0 [" + "x, " * 10 + "]\n" + "".join(f"a{n}: &a{n} [{f'*a{n - 1}, ' * 10}]\n" for n in range(1, 12)),
+            "more than 200000 values",
+        ),
     ],
 )
 def test_what_is_wrong_names_its_line(text: str, words: str) -> None:
@@ -66,7 +69,9 @@ def test_a_marker_ends_a_document_even_within_a_block() -> None:
     text = "a: |\n  x\n---\nb: 1\n--- {c: 2}\n----: 3\n"
     parts = split(text)
     assert [line for line, _ in parts] == [0, 2, 4]
-    assert [value for line, part in parts[:2] for value in load(part, line)] == list(yaml.safe_load_all("".join(part for _, part in parts[:2])))
+    assert [value for line, part in parts[:2] for value in load(part, line)] == list(
+        yaml.safe_load_all("".join(part for _, part in parts[:2]))
+    )
     with pytest.raises(ResourceError, match="line 7"):
         load("a: ]", 6)
 
@@ -74,15 +79,45 @@ def test_a_marker_ends_a_document_even_within_a_block() -> None:
 @pytest.mark.parametrize(
     ("text", "value"),
     [
-        ("yes", True), ("On", True), ("y", True), ("NO", False), ("off", False), ("n", False), ("yEs", "yEs"),
-        ("~", None), ("", None), ("Null", None), ("nUll", "nUll"),
-        ("017", 15), ("0o17", 15), ("0b11", 3), ("0x1F", 31), ("08", 8.0), ("1_000", 1000), ("-0", 0), ("+5", 5), ("_1", "_1"),
-        ("18446744073709551615", (1 << 64) - 1), ("-9223372036854775809", -float(1 << 63)), ("9" * 300, 1e300), ("9" * 5000, "9" * 5000),
-        ("1e3", 1000.0), (".5", 0.5), ("1.", 1.0), ("1e999", "1e999"), (".", "."), ("-", "-"), ("1.2.3", "1.2.3"),
-        ("12:30:45", "12:30:45"), ("1:20", "1:20"), ("1" + ":00" * 180 + ".5", "1" + ":00" * 180 + ".5"),
-        ("2001-12-14t21:59:43.10-05:00", "2001-12-14t21:59:43.10-05:00"), ("2026-99-99", "2026-99-99"), ("=", "="),
+        ("yes", True),
+        ("On", True),
+        ("y", True),
+        ("NO", False),
+        ("off", False),
+        ("n", False),
+        ("yEs", "yEs"),
+        ("~", None),
+        ("", None),
+        ("Null", None),
+        ("nUll", "nUll"),
+        ("017", 15),
+        ("0o17", 15),
+        ("0b11", 3),
+        ("0x1F", 31),
+        ("08", 8.0),
+        ("1_000", 1000),
+        ("-0", 0),
+        ("+5", 5),
+        ("_1", "_1"),
+        ("18446744073709551615", (1 << 64) - 1),
+        ("-9223372036854775809", -float(1 << 63)),
+        ("9" * 300, 1e300),
+        ("9" * 5000, "9" * 5000),
+        ("1e3", 1000.0),
+        (".5", 0.5),
+        ("1.", 1.0),
+        ("1e999", "1e999"),
+        (".", "."),
+        ("-", "-"),
+        ("1.2.3", "1.2.3"),
+        ("12:30:45", "12:30:45"),
+        ("1:20", "1:20"),
+        ("1" + ":00" * 180 + ".5", "1" + ":00" * 180 + ".5"),
+        ("2001-12-14t21:59:43.10-05:00", "2001-12-14t21:59:43.10-05:00"),
+        ("2026-99-99", "2026-99-99"),
+        ("=", "="),
     ],
-)  # fmt: skip
+)
 def test_a_plain_scalar_is_what_go_makes_of_it(text: str, value: object) -> None:
     """As resolve.go of sigs.k8s.io/yaml/goyaml.v2 has it, and JSON's types only."""
     found = plain(text)
@@ -90,15 +125,20 @@ def test_a_plain_scalar_is_what_go_makes_of_it(text: str, value: object) -> None
 
 
 def test_tags_that_say_what_json_has() -> None:
-    assert load("{a: !!str 5, b: !!int '0x10', c: !!float 1, d: !!bool 'no', e: !!null '', f: ! 5, g: !!map {}, h: !!seq [], on: 1}") == [
-        {"a": "5", "b": 16, "c": 1.0, "d": False, "e": None, "f": "5", "g": {}, "h": [], "true": 1}
-    ]
+    assert load(
+        "{a: !!str 5, b: !!int '0x10', c: !!float 1, d: !!bool 'no', e: !!null '', f: ! 5, g: !!map {}, h: "
+        "!!seq [], on: 1}"
+    ) == [{"a": "5", "b": 16, "c": 1.0, "d": False, "e": None, "f": "5", "g": {}, "h": [], "true": 1}]
 
 
 def test_a_document_is_bounded_by_what_its_aliases_stand_for() -> None:
     """Kubernetes' bound, on the text and on its value: a kilobyte in 16 KB of aliases is a kilobyte each time."""
     assert load(f"a: {'x' * (OBJECT.bytes - 100)}")
-    for text in (f"a: {'x' * OBJECT.bytes}", f"# {'é' * (OBJECT.bytes // 2)}\na: b", f"a: &a {'x' * 1000}\nb: [{'*a, ' * 1600}]"):
+    for text in (
+        f"a: {'x' * OBJECT.bytes}",
+        f"# {'é' * (OBJECT.bytes // 2)}\na: b",
+        f"a: &a {'x' * 1000}\nb: [{'*a, ' * 1600}]",
+    ):
         with pytest.raises(ResourceError, match="1572864 bytes"):
             load(text)
 
@@ -119,7 +159,9 @@ _PLAIN: Any = st.recursive(
         st.integers(-(1 << 63), (1 << 64) - 1),
         st.text(st.characters(codec="ascii", categories=["L", "N", "P", "Z"]), max_size=8),
     ),
-    lambda inner: st.one_of(st.lists(inner, max_size=3), st.dictionaries(st.text("abc", min_size=1, max_size=3), inner, max_size=3)),
+    lambda inner: st.one_of(
+        st.lists(inner, max_size=3), st.dictionaries(st.text("abc", min_size=1, max_size=3), inner, max_size=3)
+    ),
     max_leaves=20,
 )
 
@@ -127,7 +169,9 @@ _PLAIN: Any = st.recursive(
 @given(st.lists(_PLAIN, max_size=4))
 def test_what_is_written_is_read(values: list[Any]) -> None:
     text = yaml.safe_dump_all(values, explicit_start=True, default_style='"')
-    assert [value for line, part in split(text) for value in load(part, line)] == [value for value in values if value is not None]
+    assert [value for line, part in split(text) for value in load(part, line)] == [
+        value for value in values if value is not None
+    ]
 
 
 @given(st.text(max_size=60))

@@ -1,4 +1,6 @@
-"""The application's probes, asked by the sidecar: every kind, and applications that answer anything, everything or nothing."""
+"""The application's probes, asked by the sidecar: every kind, and applications that answer
+anything, everything or nothing.
+"""
 
 from __future__ import annotations
 
@@ -30,12 +32,16 @@ HOST = "127.0.0.1"
 
 async def asked(port: int, kind: str, seconds: int = 20, **handler: Any) -> str:
     """Return why the probe fails."""
-    (probe,) = from_environment({VARIABLE: json.dumps({"/app-health/c/livez": {kind: {"port": port, **handler}, "timeoutSeconds": seconds}})}).values()
+    (probe,) = from_environment(
+        {VARIABLE: json.dumps({"/app-health/c/livez": {kind: {"port": port, **handler}, "timeoutSeconds": seconds}})}
+    ).values()
     return await check(probe, HOST)
 
 
 @asynccontextmanager
-async def application(serve: Callable[[Reader, Writer], Awaitable[None]], tls: ssl.SSLContext | None = None) -> AsyncIterator[int]:
+async def application(
+    serve: Callable[[Reader, Writer], Awaitable[None]], tls: ssl.SSLContext | None = None
+) -> AsyncIterator[int]:
     async def quietly(reader: Reader, writer: Writer) -> None:
         try:
             await serve(reader, writer)
@@ -74,12 +80,22 @@ async def silent(reader: Reader, writer: Writer) -> None:
     await reader.read()
 
 
-@pytest.mark.parametrize(("answer", "words"), [
-    (b"HTTP/1.1 200 OK\r\n\r\n", ""), (b"HTTP/1.0 204 No Content\r\n\r\n", ""), (b"HTTP/1.1 302 Found\r\nlocation: http://elsewhere/\r\n\r\n", ""),
-    (b"HTTP/1.1 404 Not Found\r\n\r\n", "HTTP status 404"), (b"HTTP/1.1 503 Busy\r\n\r\n", "HTTP status 503"), (b"HTTP/1.1 199 Odd\r\n\r\n", "HTTP status 199"),
-    (b"HTTP/1.1 2000 OK\r\n\r\n", "not an HTTP answer"), (b"SSH-2.0-OpenSSH\r\n", "not an HTTP answer"), (b"\n", "not an HTTP answer"), (b"", "0 bytes"),
-    (b"x" * 100_000, "limit"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("answer", "words"),
+    [
+        (b"HTTP/1.1 200 OK\r\n\r\n", ""),
+        (b"HTTP/1.0 204 No Content\r\n\r\n", ""),
+        (b"HTTP/1.1 302 Found\r\nlocation: http://elsewhere/\r\n\r\n", ""),
+        (b"HTTP/1.1 404 Not Found\r\n\r\n", "HTTP status 404"),
+        (b"HTTP/1.1 503 Busy\r\n\r\n", "HTTP status 503"),
+        (b"HTTP/1.1 199 Odd\r\n\r\n", "HTTP status 199"),
+        (b"HTTP/1.1 2000 OK\r\n\r\n", "not an HTTP answer"),
+        (b"SSH-2.0-OpenSSH\r\n", "not an HTTP answer"),
+        (b"\n", "not an HTTP answer"),
+        (b"", "0 bytes"),
+        (b"x" * 100_000, "limit"),
+    ],
+)
 def test_http_is_judged_by_its_status(answer: bytes, words: str) -> None:
     async def scenario() -> str:
         async with application(says(answer)) as port:
@@ -94,7 +110,15 @@ def test_the_request_is_the_kubelets() -> None:
 
     async def scenario() -> None:
         async with application(says(b"HTTP/1.1 200 OK\r\n\r\n", heard)) as port:
-            assert await asked(port, "httpGet", path="/a?b=c", httpHeaders=[{"name": "Host", "value": "shop"}, {"name": "X-Probe", "value": "yes"}]) == ""
+            assert (
+                await asked(
+                    port,
+                    "httpGet",
+                    path="/a?b=c",
+                    httpHeaders=[{"name": "Host", "value": "shop"}, {"name": "X-Probe", "value": "yes"}],
+                )
+                == ""
+            )
 
     asyncio.run(scenario())
     first, *fields = heard[0].decode().strip().split("\r\n")
@@ -103,9 +127,15 @@ def test_the_request_is_the_kubelets() -> None:
     assert any(field.startswith("user-agent: kube-probe/") for field in fields)
 
 
-@pytest.mark.parametrize(("path", "target"), [
-    ("healthz", "/healthz"), ("/a b", "/a%20b"), ("/ HTTP/1.1\r\nx: y", "/%20HTTP/1.1%0D%0Ax:%20y"), ("/%41?x=%20", "/%41?x=%20"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("path", "target"),
+    [
+        ("healthz", "/healthz"),
+        ("/a b", "/a%20b"),
+        ("/ HTTP/1.1\r\nx: y", "/%20HTTP/1.1%0D%0Ax:%20y"),
+        ("/%41?x=%20", "/%41?x=%20"),
+    ],
+)
 def test_any_path_makes_one_request(path: str, target: str) -> None:
     heard: list[bytes] = []
 
@@ -118,7 +148,9 @@ def test_any_path_makes_one_request(path: str, target: str) -> None:
 
 
 def test_https_is_not_verified(tmp_path: Path) -> None:
-    certificate = CertificateAuthority.open_or_create(tmp_path / "ca", "cluster.local").issue_server(["elsewhere"], 3600)
+    certificate = CertificateAuthority.open_or_create(tmp_path / "ca", "cluster.local").issue_server(
+        ["elsewhere"], 3600
+    )
     (tmp_path / "pem").write_bytes(certificate.chain_pem + certificate.key_pem)
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(tmp_path / "pem")
@@ -212,7 +244,10 @@ def test_grpc_with_a_field_that_is_no_text() -> None:
         head = [(b":status", b"200"), (b"content-type", b"application/grpc"), (b"x-app", b"\xff\xfe")]
         fields = encoder.encode(head), encoder.encode([(b"grpc-status", b"0")])
         frames = (1, end_headers, fields[0]), (0, 0, b"\0\0\0\0\2\x08\1"), (1, end, fields[1])
-        writer.write(b"\0\0\0\4\0\0\0\0\0" + b"".join(struct.pack("!HBBBI", 0, len(data), kind, flags, 1) + data for kind, flags, data in frames))
+        writer.write(
+            b"\0\0\0\4\0\0\0\0\0"
+            + b"".join(struct.pack("!HBBBI", 0, len(data), kind, flags, 1) + data for kind, flags, data in frames)
+        )
         await writer.drain()
         await reader.read()
 

@@ -50,11 +50,20 @@ def test_ipv6_is_the_same_with_its_own_addresses() -> None:
     assert install(Capture(), 6, "") == ISTIO.replace("127.0.0.6/32", "::6/128").replace("127.0.0.1/32", "::1/128")
 
 
-@pytest.mark.parametrize(("settings", "rules"), [
-    ({"exclude_outbound": (81, 443)}, ["-A ISTIO_OUTPUT -p tcp --dport 81 -j RETURN", "-A ISTIO_OUTPUT -p tcp --dport 443 -j RETURN"]),
-    ({"exclude_ranges": (ip_network("10.0.0.0/8"), ip_network("fd00::/8"))}, ["-A ISTIO_OUTPUT -d 10.0.0.0/8 -j RETURN"]),
-    ({"include_outbound": (81,)}, ["-A ISTIO_OUTPUT -p tcp --dport 81 -j ISTIO_REDIRECT"]),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("settings", "rules"),
+    [
+        (
+            {"exclude_outbound": (81, 443)},
+            ["-A ISTIO_OUTPUT -p tcp --dport 81 -j RETURN", "-A ISTIO_OUTPUT -p tcp --dport 443 -j RETURN"],
+        ),
+        (
+            {"exclude_ranges": (ip_network("10.0.0.0/8"), ip_network("fd00::/8"))},
+            ["-A ISTIO_OUTPUT -d 10.0.0.0/8 -j RETURN"],
+        ),
+        ({"include_outbound": (81,)}, ["-A ISTIO_OUTPUT -p tcp --dport 81 -j ISTIO_REDIRECT"]),
+    ],
+)
 def test_exceptions_come_before_the_rest_is_captured(settings: dict[str, Any], rules: list[str]) -> None:
     assert lines(**settings)[-2 - len(rules) :] == [*rules, "-A ISTIO_OUTPUT -p tcp -j ISTIO_REDIRECT", "COMMIT"]
 
@@ -84,7 +93,11 @@ def test_what_is_there_already_is_replaced_and_what_is_others_stays() -> None:
 
 def test_to_remove_is_to_drop_jumps_and_chains() -> None:
     found = remove(SAVED).splitlines()
-    assert found[5:-1] == ["-D PREROUTING -p tcp -j ISTIO_INBOUND", "-D OUTPUT -p tcp -j ISTIO_OUTPUT", *(f"-X {name}" for name in CHAINS)]
+    assert found[5:-1] == [
+        "-D PREROUTING -p tcp -j ISTIO_INBOUND",
+        "-D OUTPUT -p tcp -j ISTIO_OUTPUT",
+        *(f"-X {name}" for name in CHAINS),
+    ]
     assert remove("") == ""
 
 
@@ -92,9 +105,16 @@ _ports = st.lists(st.integers(1, 65535), max_size=5).map(tuple)
 
 
 @given(st.none() | _ports, _ports, _ports, _ports, st.sampled_from((4, 6)))
-def test_every_chain_that_is_jumped_to_is_declared(inbound: Any, exclude_inbound: Any, include: Any, exclude: Any, family: Any) -> None:
+def test_every_chain_that_is_jumped_to_is_declared(
+    inbound: Any, exclude_inbound: Any, include: Any, exclude: Any, family: Any
+) -> None:
     found = install(Capture(inbound, exclude_inbound, include, exclude), family, "").splitlines()
     declared = {line.split()[0][1:] for line in found if line.startswith(":")}
     targets = {line.rsplit("-j ", 1)[1].split()[0] for line in found if " -j " in line} - {"RETURN", "REDIRECT"}
     assert targets <= declared == set(CHAINS)
-    assert len(set(found)) == len(found) or len(set(include)) < len(include) or len(set(exclude)) < len(exclude) or len(set(inbound or ())) < len(inbound or ())
+    assert (
+        len(set(found)) == len(found)
+        or len(set(include)) < len(include)
+        or len(set(exclude)) < len(exclude)
+        or len(set(inbound or ())) < len(inbound or ())
+    )

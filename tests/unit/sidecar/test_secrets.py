@@ -1,4 +1,6 @@
-"""The sidecar's certificate, from the node agent's own service: taken, renewed, refused when it is wrong, asked for again when the service was away."""
+"""The sidecar's certificate, from the node agent's own service: taken, renewed, refused when it is
+wrong, asked for again when the service was away.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +24,11 @@ from tests.unit.identity.sockets import WEB, World, run
 
 @asynccontextmanager
 async def following(
-    path: str, *, trust_domain: str = "cluster.local", namespace: str = "default", took: Callable[[Certificate], None] | None = None
+    path: str,
+    *,
+    trust_domain: str = "cluster.local",
+    namespace: str = "default",
+    took: Callable[[Certificate], None] | None = None,
 ) -> AsyncIterator[Any]:
     """Run Secrets; yield it and the certificates that it took."""
     taken: list[Certificate] = []
@@ -73,7 +79,9 @@ def test_anothers_certificate_is_refused(options: dict[str, str], words: str) ->
     run(scenario)
 
 
-def test_a_wrong_one_is_refused_in_the_protocols_words_and_the_last_good_one_stays(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_wrong_one_is_refused_in_the_protocols_words_and_the_last_good_one_stays(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     stranger = CertificateAuthority.open_or_create(tmp_path / "other", "cluster.local")
 
     async def scenario(world: World) -> None:
@@ -81,7 +89,9 @@ def test_a_wrong_one_is_refused_in_the_protocols_words_and_the_last_good_one_sta
         wrong = {
             "another key": replace(world.authority.issue(WEB, 3600), key_pem=good.key_pem),
             "not accepted by the trusted roots": replace(stranger.issue(WEB, 3600), roots_pem=good.roots_pem),
-            "not certificates as PEM": replace(good, roots_pem=b"-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n"),
+            "not certificates as PEM": replace(
+                good, roots_pem=b"-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n"
+            ),
             "cannot be read": replace(good, chain_pem=b"nonsense"),
             "ended at": world.authority.issue(WEB, 1),
         }
@@ -114,7 +124,9 @@ def test_what_the_sidecar_itself_refuses() -> None:
     run(scenario)
 
 
-def test_a_service_that_is_away_is_asked_again(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, tmp_path: Path) -> None:
+def test_a_service_that_is_away_is_asked_again(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, tmp_path: Path
+) -> None:
     monkeypatch.setattr(secrets, "LONGEST_PAUSE", 0.1)
     path = tmp_path / "late"
 
@@ -148,5 +160,3 @@ def test_a_service_that_speaks_something_else(monkeypatch: pytest.MonkeyPatch, t
         server.close()
 
     run(scenario)
-
-

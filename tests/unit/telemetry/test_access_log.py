@@ -25,13 +25,48 @@ from nodeagent.telemetry.access_log import AccessLog
 from nodeagent.telemetry.log_format import FIELDS, Record
 
 REQUEST: Record = (
-    *(1606339578.4099, "GET", "/productpage?u=normal", "HTTP/1.1", 200, "-", "via_upstream", "-", "-", 0, 5183, 42.9, 41.2),
-    *("10.0.0.1, 10.0.0.2", "curl/7.88 (x86)", "a1b2c3d4-e5f6-4711-9a0b-aabbccddeeff", "productpage:9080", "10.244.1.5:9080"),
-    *("outbound|9080||productpage.default.svc.cluster.local", "10.244.1.4:43210", "10.96.0.5:9080", "10.244.1.4:51234", "-", "default"),
+    *(
+        1606339578.4099,
+        "GET",
+        "/productpage?u=normal",
+        "HTTP/1.1",
+        200,
+        "-",
+        "via_upstream",
+        "-",
+        "-",
+        0,
+        5183,
+        42.9,
+        41.2,
+    ),
+    *(
+        "10.0.0.1, 10.0.0.2",
+        "curl/7.88 (x86)",
+        "a1b2c3d4-e5f6-4711-9a0b-aabbccddeeff",
+        "productpage:9080",
+        "10.244.1.5:9080",
+    ),
+    *(
+        "outbound|9080||productpage.default.svc.cluster.local",
+        "10.244.1.4:43210",
+        "10.96.0.5:9080",
+        "10.244.1.4:51234",
+        "-",
+        "default",
+    ),
 )
 CONNECTION: Record = (
     *(1606339578.0, "-", "-", "-", 0, "-", "-", "-", "-", 100, 200, 5.0, None, "-", "-", "-", "-"),
-    *("[fd00::5]:3306", "outbound|3306||db.default.svc.cluster.local", "-", "[fd00:1::5]:3306", "[fd00::4]:51234", "-", "-"),
+    *(
+        "[fd00::5]:3306",
+        "outbound|3306||db.default.svc.cluster.local",
+        "-",
+        "[fd00:1::5]:3306",
+        "[fd00::4]:51234",
+        "-",
+        "-",
+    ),
 )
 
 
@@ -41,17 +76,21 @@ def changed(**values: Any) -> Record:
 
 
 def test_the_places_that_the_formatter_knows_are_those_of_the_fields() -> None:
-    assert [FIELDS[place] for place in (log_format._PATH, log_format._FLAGS, log_format._UPSTREAM_TIME, log_format._SERVER_NAME)] == [
-        *("path", "response_flags", "upstream_service_time", "requested_server_name")
-    ]
+    assert [
+        FIELDS[place]
+        for place in (log_format._PATH, log_format._FLAGS, log_format._UPSTREAM_TIME, log_format._SERVER_NAME)
+    ] == [*("path", "response_flags", "upstream_service_time", "requested_server_name")]
 
 
 def test_text_is_istios_default_format() -> None:
     assert log_format.text([REQUEST, CONNECTION]).decode() == (
-        '[2020-11-25T21:26:18.409Z] "GET /productpage?u=normal HTTP/1.1" 200 - via_upstream - "-" 0 5183 42 41 "10.0.0.1, 10.0.0.2" "curl/7.88 (x86)" '
-        '"a1b2c3d4-e5f6-4711-9a0b-aabbccddeeff" "productpage:9080" "10.244.1.5:9080" outbound|9080||productpage.default.svc.cluster.local '
+        '[2020-11-25T21:26:18.409Z] "GET /productpage?u=normal HTTP/1.1" 200 - via_upstream - "-" 0 5183 42 '
+        '41 "10.0.0.1, 10.0.0.2" "curl/7.88 (x86)" '
+        '"a1b2c3d4-e5f6-4711-9a0b-aabbccddeeff" "productpage:9080" "10.244.1.5:9080" '
+        "outbound|9080||productpage.default.svc.cluster.local "
         "10.244.1.4:43210 10.96.0.5:9080 10.244.1.4:51234 - default\n"
-        '[2020-11-25T21:26:18.000Z] "- - -" 0 - - - "-" 100 200 5 - "-" "-" "-" "-" "[fd00::5]:3306" outbound|3306||db.default.svc.cluster.local '
+        '[2020-11-25T21:26:18.000Z] "- - -" 0 - - - "-" 100 200 5 - "-" "-" "-" "-" "[fd00::5]:3306" '
+        "outbound|3306||db.default.svc.cluster.local "
         "- [fd00:1::5]:3306 [fd00::4]:51234 - -\n"
     )
 
@@ -60,7 +99,12 @@ def test_json_has_istios_keys_and_null_for_what_there_is_not() -> None:
     request, connection = (json.loads(line) for line in log_format.json([REQUEST, CONNECTION]).splitlines())
     assert set(request) == set(FIELDS)
     assert request["start_time"] == "2020-11-25T21:26:18.409Z"
-    assert (request["duration"], request["upstream_service_time"], request["bytes_sent"], request["response_code"]) == (42, 41, 5183, 200)
+    assert (request["duration"], request["upstream_service_time"], request["bytes_sent"], request["response_code"]) == (
+        42,
+        41,
+        5183,
+        200,
+    )
     assert connection["method"] is connection["upstream_service_time"] is connection["route_name"] is None
     assert connection["response_flags"] == "-"
 
@@ -89,7 +133,12 @@ def test_text_escapes_what_a_client_made_up(field: str, value: str, written: str
 TEXTS = ["path", "user_agent", "x_forwarded_for", "request_id", "authority", "requested_server_name", "method"]
 
 
-@given(st.lists(st.dictionaries(st.sampled_from(TEXTS), st.text(st.characters() | st.sampled_from('"\\\r\n\x1b ')), max_size=3), max_size=6))
+@given(
+    st.lists(
+        st.dictionaries(st.sampled_from(TEXTS), st.text(st.characters() | st.sampled_from('"\\\r\n\x1b ')), max_size=3),
+        max_size=6,
+    )
+)
 def test_whatever_clients_send_a_record_is_one_plain_line(requests: list[dict[str, str]]) -> None:
     records = [changed(**request) for request in requests]
     for line in [*log_format.text(records).split(b"\n"), *log_format.json(records).split(b"\n")]:
@@ -104,7 +153,14 @@ def test_whatever_clients_send_a_record_is_one_plain_line(requests: list[dict[st
                 assert decoded[field] == value
 
 
-@given(st.lists(st.dictionaries(st.sampled_from(TEXTS), st.text(st.characters(codec="ascii", exclude_characters=" -")), max_size=3), max_size=3))
+@given(
+    st.lists(
+        st.dictionaries(
+            st.sampled_from(TEXTS), st.text(st.characters(codec="ascii", exclude_characters=" -")), max_size=3
+        ),
+        max_size=3,
+    )
+)
 def test_a_batch_reads_as_its_lines_do(requests: list[dict[str, str]]) -> None:
     records = [changed(**request) for request in requests]
     for kind in (log_format.text, log_format.json):
@@ -180,12 +236,16 @@ def test_a_full_disk_loses_lines_and_counts_them(caplog: pytest.LogCaptureFixtur
 
 
 def test_a_log_that_cannot_be_opened_says_what_to_do(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"telemetry\.accessLog\.path: .*No such file or directory: does its folder exist"):
+    with pytest.raises(
+        ConfigError, match=r"telemetry\.accessLog\.path: .*No such file or directory: does its folder exist"
+    ):
         AccessLog(str(tmp_path / "no" / "access.log"))
 
 
 def test_a_busy_worker_loses_no_lines(tmp_path: Path) -> None:
-    """A loop that never sleeps, as a saturated proxy's: between system calls the writer gets the interpreter, and takes all that waits."""
+    """A loop that never sleeps, as a saturated proxy's: between system calls the writer gets the
+    interpreter, and takes all that waits.
+    """
     path = tmp_path / "access.log"
     log = AccessLog(str(path))
     ends = socket.socketpair()
@@ -226,10 +286,15 @@ def test_lines_of_several_workers_on_one_pipe_do_not_mix() -> None:
     command = " & ".join(f"{shlex.quote(sys.executable)} -c {code} {name}" for name in "abc") + " & wait"
     root = Path(__file__).parents[3]
     environment = {**os.environ, "PYTHONPATH": str(root)}
-    result = subprocess.run(["sh", "-c", command], capture_output=True, text=True, timeout=60, check=True, env=environment)
+    result = subprocess.run(
+        ["sh", "-c", command], capture_output=True, text=True, timeout=60, check=True, env=environment
+    )
     lines = result.stdout.splitlines()
     assert len(lines) == 6000
-    assert all(line.startswith('[2020-11-25T21:26:18.409Z] "GET /') and line.endswith(" - default") and line.count('"') == 14 for line in lines)
+    assert all(
+        line.startswith('[2020-11-25T21:26:18.409Z] "GET /') and line.endswith(" - default") and line.count('"') == 14
+        for line in lines
+    )
     for name in "abc":
         numbers = [int(match[1]) for line in lines if (match := re.search(rf"GET /{name}/(\d+)", line))]
         assert numbers == list(range(2000))

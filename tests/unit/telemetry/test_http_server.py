@@ -45,7 +45,13 @@ def pieces(count: int) -> Iterator[bytes]:
         yield b"" if number == 1 else b"%d," % number * 10_000
 
 
-ROUTES = {("GET", "/hello"): hello, ("POST", "/reload"): hello, ("GET", "/fails"): fails, ("GET", "/broken"): broken, ("GET", "/stream"): stream}
+ROUTES = {
+    ("GET", "/hello"): hello,
+    ("POST", "/reload"): hello,
+    ("GET", "/fails"): fails,
+    ("GET", "/broken"): broken,
+    ("GET", "/stream"): stream,
+}
 GET = b"GET /hello?a=1 HTTP/1.1\r\nHost: x\r\n\r\n"
 
 
@@ -74,7 +80,9 @@ async def exchange(server: HttpServer, data: bytes, *, end: bool = False) -> byt
 def test_a_connection_is_kept_and_answers_in_order(run: Any) -> None:
     async def test() -> bytes:
         server = await serve(ROUTES, limits=QUICK)
-        answer = await exchange(server, GET + GET.replace(b"a=1", b"a=2") + GET.replace(b"\r\n\r\n", b"\r\nConnection: close\r\n\r\n"))
+        answer = await exchange(
+            server, GET + GET.replace(b"a=1", b"a=2") + GET.replace(b"\r\n\r\n", b"\r\nConnection: close\r\n\r\n")
+        )
         await server.close()
         return answer
 
@@ -87,7 +95,11 @@ def test_a_connection_is_kept_and_answers_in_order(run: Any) -> None:
 @pytest.mark.parametrize(
     ("request_bytes", "status", "says"),
     [
-        (b"GET /nowhere HTTP/1.1\r\nHost: x\r\n", 404, b"no such path; there is: /broken /fails /hello /reload /stream"),
+        (
+            b"GET /nowhere HTTP/1.1\r\nHost: x\r\n",
+            404,
+            b"no such path; there is: /broken /fails /hello /reload /stream",
+        ),
         (b"POST /hello HTTP/1.1\r\nHost: x\r\n", 405, b"/hello does not take POST"),
         (b"GET /reload HTTP/1.1\r\nHost: x\r\n", 405, b"/reload does not take GET"),
         (b"DELETE /hello HTTP/1.1\r\nHost: x\r\n", 405, b"DELETE"),
@@ -105,7 +117,11 @@ def test_a_connection_is_kept_and_answers_in_order(run: Any) -> None:
         (b"POST /reload HTTP/1.1\r\nHost: x\r\nContent-Length: 99999999\r\n", 413, b"at most 65536 bytes"),
         (b"POST /reload HTTP/1.1\r\nHost: x\r\nContent-Length: 1\r\nContent-Length: 2\r\n", 400, b"not a valid"),
         (b"POST /reload HTTP/1.1\r\nHost: x\r\nContent-Length: -1\r\n", 400, b"not a valid"),
-        (b"POST /reload HTTP/1.1\r\nHost: x\r\nContent-Length: 4\r\nTransfer-Encoding: chunked\r\n", 400, b"not a valid"),
+        (
+            b"POST /reload HTTP/1.1\r\nHost: x\r\nContent-Length: 4\r\nTransfer-Encoding: chunked\r\n",
+            400,
+            b"not a valid",
+        ),
     ],
 )
 def test_wrong_requests_get_an_answer_that_says_why(run: Any, request_bytes: bytes, status: int, says: bytes) -> None:
@@ -125,7 +141,9 @@ def test_a_body_is_read_and_the_connection_goes_on(run: Any) -> None:
     async def test() -> bytes:
         server = await serve(ROUTES, limits=QUICK)
         body = b"GET /fails HTTP/1.1\r\n\r\n" + b"x" * 40_000
-        answer = await exchange(server, b"POST /reload?now=1 HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n%b" % (len(body), body) + GET)
+        answer = await exchange(
+            server, b"POST /reload?now=1 HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n%b" % (len(body), body) + GET
+        )
         await server.close()
         return answer
 
@@ -145,13 +163,19 @@ def test_streams_are_chunked_for_those_who_know_chunks(run: Any) -> None:
 
     new, old, head = run(test)
     body = b"0," * 10_000 + b"2," * 10_000
-    assert new.partition(b"\r\n\r\n")[2] == b"4e20\r\n" + body[:20_000] + b"\r\n4e20\r\n" + body[20_000:] + b"\r\n0\r\n\r\n"
+    assert (
+        new.partition(b"\r\n\r\n")[2]
+        == b"4e20\r\n" + body[:20_000] + b"\r\n4e20\r\n" + body[20_000:] + b"\r\n0\r\n\r\n"
+    )
     assert old.partition(b"\r\n\r\n")[2] == body
     assert b"chunked" not in old.partition(b"\r\n\r\n")[0]
     assert head.endswith(b"\r\n\r\n") and b"Transfer-Encoding: chunked" in head
 
 
-@pytest.mark.parametrize("sent", [b"", b"G", b"GET /hello HTTP/1.1\r\nHost: ", b"POST /reload HTTP/1.1\r\nHost: x\r\nContent-Length: 10\r\n\r\nx"])
+@pytest.mark.parametrize(
+    "sent",
+    [b"", b"G", b"GET /hello HTTP/1.1\r\nHost: ", b"POST /reload HTTP/1.1\r\nHost: x\r\nContent-Length: 10\r\n\r\nx"],
+)
 def test_silent_and_slow_clients_are_let_go(run: Any, sent: bytes) -> None:
     async def test() -> float:
         server = await serve(ROUTES, limits=QUICK)
@@ -217,7 +241,9 @@ def test_a_client_that_does_not_read_is_let_go_and_costs_little_memory(run: Any)
 
 
 def test_many_idle_connections_do_not_keep_a_probe_out(run: Any) -> None:
-    """Beyond the bound the connection that has waited longest goes: a pod cannot make the node unready by holding connections."""
+    """Beyond the bound the connection that has waited longest goes: a pod cannot make the node
+    unready by holding connections.
+    """
 
     async def test() -> None:
         server = await serve(ROUTES, limits=Limits(connections=8))
@@ -288,7 +314,9 @@ def test_localhost_is_localhost_only(run: Any) -> None:
 def test_a_port_in_use_is_an_error_that_says_so(run: Any) -> None:
     async def test() -> None:
         first = await serve(ROUTES)
-        with pytest.raises(ConfigError, match=f"127.0.0.1 port {first.port}: Address already in use: does another agent run here"):
+        with pytest.raises(
+            ConfigError, match=f"127.0.0.1 port {first.port}: Address already in use: does another agent run here"
+        ):
             await serve(ROUTES, port=first.port)
         await first.close()
         again = await serve(ROUTES, port=first.port)
@@ -359,7 +387,12 @@ def test_curl_understands_it(run: Any) -> None:
 
 
 ANY = st.binary(max_size=60)
-NEARLY = st.tuples(st.sampled_from([b"GET ", b"POST /", b"HEAD /?"]), ANY, st.sampled_from([b" HTTP/1.1\r\nHost: x", b" HTTP/1.0\r\n"]), ANY)
+NEARLY = st.tuples(
+    st.sampled_from([b"GET ", b"POST /", b"HEAD /?"]),
+    ANY,
+    st.sampled_from([b" HTTP/1.1\r\nHost: x", b" HTTP/1.0\r\n"]),
+    ANY,
+)
 
 
 @settings(max_examples=300)

@@ -32,7 +32,9 @@ PRODUCT = Workload(
     ),
     *("productpage-v1", "productpage", "v1", "productpage", "v1", True, True),
 )
-REVIEWS = replace(PRODUCT, workload="reviews-v2", app="reviews", version="v2", canonical_service="reviews", canonical_revision="v2")
+REVIEWS = replace(
+    PRODUCT, workload="reviews-v2", app="reviews", version="v2", canonical_service="reviews", canonical_revision="v2"
+)
 SERVICE = Service("reviews", "default", "reviews.default.svc.cluster.local", (), ())
 PEERS = labels.peers(
     labels.side(PRODUCT, "spiffe://cluster.local/ns/default/sa/productpage", "Kubernetes"),
@@ -41,9 +43,24 @@ PEERS = labels.peers(
     "mutual_tls",
 )
 # Istio's documentation of its standard metrics, with the order of no importance.
-ISTIO_SIDE = {"workload", "workload_namespace", "principal", "app", "version", "cluster", "canonical_service", "canonical_revision"}
+ISTIO_SIDE = {
+    "workload",
+    "workload_namespace",
+    "principal",
+    "app",
+    "version",
+    "cluster",
+    "canonical_service",
+    "canonical_revision",
+}
 ISTIO_HTTP = {f"{side}_{name}" for side in ("source", "destination") for name in ISTIO_SIDE} | {
-    *("reporter", "destination_service", "destination_service_name", "destination_service_namespace", "connection_security_policy"),
+    *(
+        "reporter",
+        "destination_service",
+        "destination_service_name",
+        "destination_service_namespace",
+        "connection_security_policy",
+    ),
     *("request_protocol", "response_code", "grpc_response_status", "response_flags"),
 }
 
@@ -58,7 +75,9 @@ def written(store: Store) -> str:
 
 
 def samples(store: Store, **wanted: str) -> dict[str, float]:
-    """Return the samples whose labels include *wanted*, by name (and bucket); read by prometheus_client's own parser."""
+    """Return the samples whose labels include *wanted*, by name (and bucket); read by
+    prometheus_client's own parser.
+    """
     return {
         sample.name + (f" {sample.labels['le']}" if "le" in sample.labels else ""): sample.value
         for family in text_string_to_metric_families(written(store))
@@ -93,7 +112,12 @@ def test_a_request_inside_the_node_counts_for_both_reporters() -> None:
     server = {"reporter": "destination", "connection_security_policy": "mutual_tls", "response_code": "200"}
     # The client's side never knows what the server accepted: Istio has it say "unknown".
     for expected in (server, {**server, "reporter": "source", "connection_security_policy": "unknown"}):
-        found = samples(store, destination_workload="reviews-v2", destination_service="reviews.default.svc.cluster.local", **expected)
+        found = samples(
+            store,
+            destination_workload="reviews-v2",
+            destination_service="reviews.default.svc.cluster.local",
+            **expected,
+        )
         assert found["istio_requests_total"] == 1
         assert found["istio_request_duration_milliseconds_sum"] == 7
         assert found["istio_request_bytes_sum"] == 400
@@ -101,7 +125,9 @@ def test_a_request_inside_the_node_counts_for_both_reporters() -> None:
 
 
 def test_a_missing_side_is_unknown() -> None:
-    peers = labels.peers(labels.side(None, None, "Kubernetes"), labels.side(PRODUCT, None, "Kubernetes"), labels.service(None), "none")
+    peers = labels.peers(
+        labels.side(None, None, "Kubernetes"), labels.side(PRODUCT, None, "Kubernetes"), labels.service(None), "none"
+    )
     named = dict(zip(metrics.PEER_LABELS, peers, strict=True))
     assert named["source_workload"] == named["source_principal"] == named["source_cluster"] == "unknown"
     assert named["destination_workload"] == "productpage-v1"
@@ -116,7 +142,14 @@ def test_buckets_are_inclusive_and_cumulative() -> None:
     reported(worker, store)
     found = samples(store)
     duration = "istio_request_duration_milliseconds"
-    assert [found[f"{duration}_bucket {le}"] for le in ("0.5", "1", "5", "1800000", "3600000", "+Inf")] == [2, 3, 4, 4, 5, 6]
+    assert [found[f"{duration}_bucket {le}"] for le in ("0.5", "1", "5", "1800000", "3600000", "+Inf")] == [
+        2,
+        3,
+        4,
+        4,
+        5,
+        6,
+    ]
     assert found[f"{duration}_count"] == found["istio_requests_total"] == 6
     assert found["istio_request_bytes_bucket 0.5"] == 6
     assert found["istio_response_bytes_bucket 0.5"] == 0
@@ -213,12 +246,19 @@ COUNT = metrics.REFUSED.name
 )
 def test_a_malformed_report_is_dropped_whole(message: dict[str, Any]) -> None:
     store = Store()
-    store.merge({"counts": [[COUNT, ["good"], 1]], **message} if "counts" not in message else {"http": [GOOD], **message})
+    store.merge(
+        {"counts": [[COUNT, ["good"], 1]], **message} if "counts" not in message else {"http": [GOOD], **message}
+    )
     assert samples(store) == {"nodeagent_telemetry_rejected_total": 1}
 
 
 JSON = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats() | st.text() | st.sampled_from([COUNT, "source", *metrics.PLAIN]),
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats()
+    | st.text()
+    | st.sampled_from([COUNT, "source", *metrics.PLAIN]),
     lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=3), inner, max_size=3),
     max_leaves=12,
 )
@@ -242,7 +282,12 @@ def test_the_number_of_series_is_bounded() -> None:
 
 def test_the_number_of_a_workers_plain_series_is_bounded() -> None:
     store = Store(series_limit=4)
-    store.merge({"counts": [[COUNT, [f"{number}"], 1] for number in range(10)], "gauges": [[metrics.LOOP_LAG.name, [f"{number}"], 1] for number in range(10)]})
+    store.merge(
+        {
+            "counts": [[COUNT, [f"{number}"], 1] for number in range(10)],
+            "gauges": [[metrics.LOOP_LAG.name, [f"{number}"], 1] for number in range(10)],
+        }
+    )
     assert sum(line.startswith((COUNT, metrics.LOOP_LAG.name)) for line in written(store).splitlines()) == 8
     assert store.value(metrics.REJECTED, ("series",)) == 12
     store.merge({"counts": [[COUNT, ["0"], 1]]})
@@ -255,7 +300,13 @@ def test_the_number_of_cells_is_bounded() -> None:
         worker.http(("source",), labels.http(PEERS, code, "-")).observe(1, 1, 1)
         worker.tcp(("source",), labels.tcp(PEERS, str(code))).opened += 1
     reported(worker, store)
-    assert sum(line.startswith(("istio_requests_total", "istio_tcp_connections_opened")) for line in written(store).splitlines()) == 8
+    assert (
+        sum(
+            line.startswith(("istio_requests_total", "istio_tcp_connections_opened"))
+            for line in written(store).splitlines()
+        )
+        == 8
+    )
     assert store.value(metrics.REJECTED, ("series",)) == 12
 
 
@@ -267,7 +318,13 @@ def test_what_one_pod_makes_up_costs_the_others_no_series() -> None:
     worker.http(("source",), labels.http(PEERS, 2000, "-"), "other").observe(1, 1, 1)
     reported(worker, store)
     assert samples(store, response_code="2000")["istio_requests_total"] == 1
-    assert sum(line.startswith(("istio_requests_total", "istio_tcp_connections_opened")) for line in written(store).splitlines()) == 11
+    assert (
+        sum(
+            line.startswith(("istio_requests_total", "istio_tcp_connections_opened"))
+            for line in written(store).splitlines()
+        )
+        == 11
+    )
     assert store.value(metrics.REJECTED, ("series",)) == 1990
 
 
@@ -306,14 +363,20 @@ def test_pieces_are_small_and_make_up_the_whole() -> None:
     families = list(text_string_to_metric_families(b"".join(pieces).decode()))
     assert {family.name: len(family.samples) for family in families} == {
         "istio_requests": 200,
-        **dict.fromkeys(("istio_request_duration_milliseconds", "istio_request_bytes", "istio_response_bytes"), 200 * 22),
+        **dict.fromkeys(
+            ("istio_request_duration_milliseconds", "istio_request_bytes", "istio_response_bytes"), 200 * 22
+        ),
     }
 
 
 def test_promtool_accepts_every_family() -> None:
     """All families at once; the one complaint is about the unit in a name that is Istio's."""
     text = written(everything())
-    assert {metric.name for metric in metrics.PLAIN.values()} <= {line.split("{")[0].split(" ")[0] for line in text.splitlines()}
-    result = subprocess.run(["promtool", "check", "metrics"], input=text, capture_output=True, text=True, timeout=30, check=False)
+    assert {metric.name for metric in metrics.PLAIN.values()} <= {
+        line.split("{")[0].split(" ")[0] for line in text.splitlines()
+    }
+    result = subprocess.run(
+        ["promtool", "check", "metrics"], input=text, capture_output=True, text=True, timeout=30, check=False
+    )
     complaints = [line for line in (result.stdout + result.stderr).splitlines() if line.strip()]
     assert complaints == ['istio_request_duration_milliseconds use base unit "seconds" instead of "milliseconds"']

@@ -26,14 +26,27 @@ scrape_configs:
   static_configs: [{{targets: ["127.0.0.1:{port}"]}}]
 """
 WORKLOAD = Workload(
-    *(PodUid("1"), "reviews-v1-x", "default", "node1", (Address("10.0.0.1"),), "reviews", SpiffeId("spiffe://cluster.local/ns/default/sa/reviews")),
+    *(
+        PodUid("1"),
+        "reviews-v1-x",
+        "default",
+        "node1",
+        (Address("10.0.0.1"),),
+        "reviews",
+        SpiffeId("spiffe://cluster.local/ns/default/sa/reviews"),
+    ),
     *("reviews-v1", "reviews", "v1", "reviews", "v1", True, True),
 )
 
 
 def counted(store: Store, requests: int) -> None:
     side = labels.side(WORKLOAD, WORKLOAD.identity, "Kubernetes")
-    peers = labels.peers(side, side, labels.service(Service("reviews", "default", "reviews.default.svc.cluster.local", (), ())), "mutual_tls")
+    peers = labels.peers(
+        side,
+        side,
+        labels.service(Service("reviews", "default", "reviews.default.svc.cluster.local", (), ())),
+        "mutual_tls",
+    )
     worker = WorkerMetrics()
     for _ in range(requests):
         worker.http(("source", "destination"), labels.http(peers, 200, "-")).observe(7.5, 300, 5000)
@@ -43,7 +56,9 @@ def counted(store: Store, requests: int) -> None:
 
 
 def ask(port: int, path: str, **query: str) -> Any:
-    with urllib.request.urlopen(f"http://127.0.0.1:{port}{path}?{urllib.parse.urlencode(query)}", timeout=5) as response:
+    with urllib.request.urlopen(
+        f"http://127.0.0.1:{port}{path}?{urllib.parse.urlencode(query)}", timeout=5
+    ) as response:
         return json.load(response)["data"]
 
 
@@ -55,7 +70,11 @@ async def prometheus(folder: Path, target: int) -> AsyncIterator[int]:
     with (folder / "log").open("wb") as log:
         process = await asyncio.create_subprocess_exec(
             "prometheus",
-            *(f"--config.file={folder}/prometheus.yml", f"--storage.tsdb.path={folder}/data", f"--web.listen-address=127.0.0.1:{port}"),
+            *(
+                f"--config.file={folder}/prometheus.yml",
+                f"--storage.tsdb.path={folder}/data",
+                f"--web.listen-address=127.0.0.1:{port}",
+            ),
             stdout=log,
             stderr=subprocess.STDOUT,
         )
@@ -92,13 +111,19 @@ async def scrape(folder: Path) -> None:
     server = await serve({("GET", "/metrics"): exposed}, hosts=EVERYWHERE)
     try:
         async with prometheus(folder, server.port) as port:
-            await until(port, 'sum(istio_requests_total{reporter="destination",connection_security_policy="mutual_tls",response_code="200"})', 100)
+            await until(
+                port,
+                'sum(istio_requests_total{reporter="destination",connection_security_policy="mutual_tls",response_code="200"})',
+                100,
+            )
             await until(port, 'sum(istio_requests_total{reporter="source",destination_service_name="reviews"})', 100)
             # 7.5 lies in the bucket from 5 to 10.
             buckets = 'istio_request_duration_milliseconds_bucket{reporter="source",destination_workload="reviews-v1"}'
             await until(port, f"histogram_quantile(0.5, sum by (le) ({buckets}))", 7.5)
             await until(port, "sum(istio_tcp_connections_opened_total)", 5)
-            await until(port, f'nodeagent_certificate_expiry_timestamp_seconds{{identity="{WORKLOAD.identity}"}}', 1.8e9)
+            await until(
+                port, f'nodeagent_certificate_expiry_timestamp_seconds{{identity="{WORKLOAD.identity}"}}', 1.8e9
+            )
             counted(store, 50)
             await until(port, 'sum(istio_requests_total{reporter="source"})', 150)
             (target,) = (await asyncio.to_thread(ask, port, "/api/v1/targets"))["activeTargets"]

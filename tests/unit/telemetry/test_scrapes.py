@@ -1,4 +1,6 @@
-"""Who asks the daemon's open ports often: one rendering serves all, each address waits for itself, and others keep their connections."""
+"""Who asks the daemon's open ports often: one rendering serves all, each address waits for itself,
+and others keep their connections.
+"""
 
 from __future__ import annotations
 
@@ -62,7 +64,10 @@ def test_a_rendering_that_fails_is_told_to_those_who_waited_and_tried_again_for_
 
         fails.insert(0, False)
         scrapes = Scrapes(render)
-        assert all(isinstance(one, OSError) for one in await asyncio.gather(*(scrapes.get() for _ in range(5)), return_exceptions=True))
+        assert all(
+            isinstance(one, OSError)
+            for one in await asyncio.gather(*(scrapes.get() for _ in range(5)), return_exceptions=True)
+        )
         assert await scrapes.get() == (b"x",)
 
     asyncio.run(scene())
@@ -114,7 +119,8 @@ def test_an_address_has_its_share_of_the_connections_and_takes_nobody_elses() ->
 
 def test_who_asks_too_often_waits_and_others_do_not() -> None:
     async def scene() -> None:
-        limits = Limits(requests_per_second=0.01)  # two hundredths at once: the first passes, the second would wait for long
+        # two hundredths at once: the first passes, the second would wait for long
+        limits = Limits(requests_per_second=0.01)
         server = await serve({("GET", "/x"): answer}, hosts=EVERYWHERE, limits=limits)
         reader, writer = await one(server.port, "127.0.0.3")
         writer.write(GET)

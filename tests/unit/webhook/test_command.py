@@ -29,7 +29,14 @@ RANGES = {"values": {"meshRanges": ["10.244.0.0/16"]}}
 
 def write(folder: Path, **fields: Any) -> Path:
     path = folder / "webhook.yaml"
-    base = {"directory": str(folder / "ca"), "names": ["127.0.0.1"], "address": "127.0.0.1", "port": 0, "telemetryPort": 0, "injection": RANGES}
+    base = {
+        "directory": str(folder / "ca"),
+        "names": ["127.0.0.1"],
+        "address": "127.0.0.1",
+        "port": 0,
+        "telemetryPort": 0,
+        "injection": RANGES,
+    }
     path.write_text(yaml.safe_dump(base | fields))
     return path
 
@@ -56,10 +63,15 @@ def test_the_manifests_configuration_is_valid() -> None:
 )
 def test_a_wrong_configuration_is_refused_by_name(tmp_path: Path, fields: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message.replace(".", r"\.")):
-        Webhook(load_as(write(tmp_path, **fields), WebhookConfig), CertificateAuthority.open_or_create(tmp_path / "ca", "cluster.local"))
+        Webhook(
+            load_as(write(tmp_path, **fields), WebhookConfig),
+            CertificateAuthority.open_or_create(tmp_path / "ca", "cluster.local"),
+        )
 
 
-def test_readiness_tells_of_an_ended_certificate_and_a_failed_renewal_leaves_the_old_one(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_readiness_tells_of_an_ended_certificate_and_a_failed_renewal_leaves_the_old_one(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     import asyncio
 
     offset = 0.0
@@ -78,7 +90,10 @@ def test_readiness_tells_of_an_ended_certificate_and_a_failed_renewal_leaves_the
         await webhook.start()
         try:
             assert await asyncio.to_thread(get, webhook, "/ready") == (200, "ready\n")
-            assert 'nodeagent_certificate_expiry_timestamp_seconds{identity="webhook"}' in (await asyncio.to_thread(get, webhook, "/metrics"))[1]
+            assert (
+                'nodeagent_certificate_expiry_timestamp_seconds{identity="webhook"}'
+                in (await asyncio.to_thread(get, webhook, "/metrics"))[1]
+            )
             roots = (tmp_path / "ca" / "root-cert.pem").read_bytes()
             (tmp_path / "ca" / "root-cert.pem").write_bytes(b"not PEM")
             offset = 86401.0
@@ -99,13 +114,17 @@ def test_readiness_tells_of_an_ended_certificate_and_a_failed_renewal_leaves_the
 
 def test_the_command_serves_and_ends_by_a_signal(tmp_path: Path) -> None:
     path = write(tmp_path)
-    child = subprocess.Popen([sys.executable, "-m", "nodeagent", "webhook", "-c", str(path)], cwd=ROOT, stderr=subprocess.PIPE, text=True)
+    child = subprocess.Popen(
+        [sys.executable, "-m", "nodeagent", "webhook", "-c", str(path)], cwd=ROOT, stderr=subprocess.PIPE, text=True
+    )
     try:
         assert child.stderr is not None
         line = next(line for line in child.stderr if "serving" in line)
         port = int(line.split("on port ")[1].split(",")[0])
         context = ssl.create_default_context(cafile=str(tmp_path / "ca" / "root-cert.pem"))
-        request = urllib.request.Request(f"https://127.0.0.1:{port}/inject/namespace", body(POD), {"Content-Type": "application/json"})
+        request = urllib.request.Request(
+            f"https://127.0.0.1:{port}/inject/namespace", body(POD), {"Content-Type": "application/json"}
+        )
         with urllib.request.urlopen(request, timeout=10, context=context) as response:
             assert b'"allowed":true' in response.read()
         os.kill(child.pid, signal.SIGTERM)

@@ -25,7 +25,10 @@ RIGHT = base64.b64encode(ROOTS).decode()
 
 
 def configuration(*bundles: str | None) -> dict[str, Any]:
-    entries = [{"name": f"w{number}", "clientConfig": {} if bundle is None else {"caBundle": bundle}} for number, bundle in enumerate(bundles)]
+    entries = [
+        {"name": f"w{number}", "clientConfig": {} if bundle is None else {"caBundle": bundle}}
+        for number, bundle in enumerate(bundles)
+    ]
     return {"metadata": {"resourceVersion": "7"}, "webhooks": entries}
 
 
@@ -34,11 +37,15 @@ def test_only_wrong_bundles_are_patched_and_only_if_nothing_changed_meanwhile() 
     assert repair(configuration(), ROOTS) is None
     patch = {"caBundle": RIGHT}
     assert repair(configuration(RIGHT, "other", None), ROOTS) == {
-        "metadata": {"resourceVersion": "7"}, "webhooks": [{"name": "w1", "clientConfig": patch}, {"name": "w2", "clientConfig": patch}],
-    }  # fmt: skip
+        "metadata": {"resourceVersion": "7"},
+        "webhooks": [{"name": "w1", "clientConfig": patch}, {"name": "w2", "clientConfig": patch}],
+    }
 
 
-@pytest.mark.parametrize("answer", [{}, {"webhooks": "x"}, {"webhooks": [{}]}, {"webhooks": [7]}, {"webhooks": [{"name": "w", "clientConfig": {}}]}])
+@pytest.mark.parametrize(
+    "answer",
+    [{}, {"webhooks": "x"}, {"webhooks": [{}]}, {"webhooks": [7]}, {"webhooks": [{"name": "w", "clientConfig": {}}]}],
+)
 def test_something_else_is_an_error(answer: Any) -> None:
     with pytest.raises(ApiError, match="no MutatingWebhookConfiguration"):
         repair(answer, ROOTS)
@@ -72,7 +79,9 @@ class Server:
         await self._runner.cleanup()
 
     async def _answer(self, request: web.Request) -> web.StreamResponse:
-        self.requests.append((request.method, request.path, dict(request.headers), json.loads(await request.read() or b"null")))
+        self.requests.append(
+            (request.method, request.path, dict(request.headers), json.loads(await request.read() or b"null"))
+        )
         status, document = self.answers.pop(0)
         if isinstance(document, bytes):
             return web.Response(status=status, body=document, headers={"Location": "https://127.0.0.1:1/"})
@@ -91,7 +100,9 @@ def run(test: Callable[[Server, Access], Awaitable[None]], folder: Path) -> None
     asyncio.run(main())
 
 
-def test_the_loop_repairs_backs_off_and_takes_a_conflict_lightly(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_the_loop_repairs_backs_off_and_takes_a_conflict_lightly(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     """The delays after each look: as usual, conflict, forbidden, gone, not JSON; then right again."""
     delays: list[float] = []
     counts: list[str] = []
@@ -129,7 +140,10 @@ def test_the_token_is_read_anew_and_never_told(tmp_path: Path, caplog: pytest.Lo
         await api.get("/a")
         server.token.write_text("secret-2\n")
         await api.get("/a")
-        assert [headers["Authorization"] for _, _, headers, _ in server.requests] == ["Bearer secret-1", "Bearer secret-2"]
+        assert [headers["Authorization"] for _, _, headers, _ in server.requests] == [
+            "Bearer secret-1",
+            "Bearer secret-2",
+        ]
         with pytest.raises(ApiError, match="status 401: Unauthorized") as caught:
             await api.get("/a")
         assert "secret" not in str(caught.value) + caplog.text
@@ -145,7 +159,12 @@ def test_the_token_is_read_anew_and_never_told(tmp_path: Path, caplog: pytest.Lo
 
 
 @pytest.mark.parametrize(
-    ("status", "content", "message"), [(307, b"{}", "status 307"), (200, b"[]", "no JSON object"), (200, b"x" * ((8 << 20) + 1), "more than 8388608 bytes")]
+    ("status", "content", "message"),
+    [
+        (307, b"{}", "status 307"),
+        (200, b"[]", "no JSON object"),
+        (200, b"x" * ((8 << 20) + 1), "more than 8388608 bytes"),
+    ],
 )
 def test_a_strange_answer_is_an_error(tmp_path: Path, status: int, content: bytes, message: str) -> None:
     async def test(server: Server, access: Access) -> None:
@@ -185,7 +204,10 @@ def test_in_the_cluster_the_pods_account_is_used(tmp_path: Path, monkeypatch: py
 
 def kubeconfig(folder: Path, **user: Any) -> Path:
     authority = CertificateAuthority.open_or_create(folder / "ca", "cluster.local")
-    cluster = {"server": "https://127.0.0.1:6443/", "certificate-authority-data": base64.b64encode(authority.roots_pem).decode()}
+    cluster = {
+        "server": "https://127.0.0.1:6443/",
+        "certificate-authority-data": base64.b64encode(authority.roots_pem).decode(),
+    }
     document = {
         "current-context": "c", "contexts": [{"name": "c", "context": {"cluster": "k", "user": "u"}}],
         "clusters": [{"name": "k", "cluster": cluster}], "users": [{"name": "u", "user": user}],

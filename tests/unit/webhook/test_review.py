@@ -39,7 +39,10 @@ def changed(path: str, value: Any) -> bytes:
         (b"[]", "kind: AdmissionReview"),
         (b"null", "kind: AdmissionReview"),
         (b'{"kind": ["AdmissionReview"]}', "kind: AdmissionReview"),
-        (changed("apiVersion", "admission.k8s.io/v1beta1"), 'apiVersion: "admission.k8s.io/v1" is expected, not \'admission.k8s.io/v1beta1\''),
+        (
+            changed("apiVersion", "admission.k8s.io/v1beta1"),
+            "apiVersion: \"admission.k8s.io/v1\" is expected, not 'admission.k8s.io/v1beta1'",
+        ),
         (changed("request", None), "request: a mapping"),
         (changed("request", []), "request: a mapping"),
         (changed("request.operation", "UPDATE"), "operation: \"CREATE\" is expected, not 'UPDATE'"),
@@ -103,7 +106,10 @@ def test_the_namespace_is_the_requests() -> None:
     assert review.namespace == "shop"
     assert review.name == "shop/web-7d4b9-"
     assert decide(review, labels("namespace", SETTINGS.revision), SETTINGS).result == "injected"
-    assert decide(review_of(pod, namespace="kube-system"), labels("namespace", SETTINGS.revision), SETTINGS).result == "skipped"
+    assert (
+        decide(review_of(pod, namespace="kube-system"), labels("namespace", SETTINGS.revision), SETTINGS).result
+        == "skipped"
+    )
 
 
 def test_a_pod_that_cannot_be_injected_is_denied_with_the_reason() -> None:
@@ -122,7 +128,9 @@ def test_no_container_mounts_what_the_template_brings() -> None:
     settings = Settings(template="nodeagent", values={"meshRanges": ["10.0.0.0/8"]})
     for name in ("containers", "initContainers"):
         pod = copy.deepcopy(POD)
-        pod["spec"].setdefault(name, [{"name": "c", "image": "app"}])[0]["volumeMounts"] = [{"name": "nodeagent-source", "mountPath": "/x"}]
+        pod["spec"].setdefault(name, [{"name": "c", "image": "app"}])[0]["volumeMounts"] = [
+            {"name": "nodeagent-source", "mountPath": "/x"}
+        ]
         verdict = decide(review_of(pod), labels("namespace", "default"), settings)
         assert verdict.result == "denied"
         assert verdict.text.startswith(f"spec.{name}[0].volumeMounts[0].name: ")
@@ -147,7 +155,14 @@ def test_a_deep_pod_is_no_crash() -> None:
 
 
 @pytest.mark.parametrize(
-    "spec", [{"containers": "x"}, {"containers": [7]}, {"containers": None}, {"containers": [{}], "volumes": {"a": 1}}, {"initContainers": 7}]
+    "spec",
+    [
+        {"containers": "x"},
+        {"containers": [7]},
+        {"containers": None},
+        {"containers": [{}], "volumes": {"a": 1}},
+        {"initContainers": 7},
+    ],
 )
 def test_a_pod_of_wrong_types_is_no_crash(spec: Any) -> None:
     pod = {**POD, "spec": spec}
@@ -156,5 +171,8 @@ def test_a_pod_of_wrong_types_is_no_crash(spec: Any) -> None:
 
 def test_each_entry_stands_for_what_the_api_server_has_compared() -> None:
     assert {entry: dict(labels(entry, "canary")) for entry in ENTRIES} == {
-        "namespace": {"istio-injection": "enabled"}, "object": {}, "revision-namespace": {"istio.io/rev": "canary"}, "revision-object": {},
-    }  # fmt: skip
+        "namespace": {"istio-injection": "enabled"},
+        "object": {},
+        "revision-namespace": {"istio.io/rev": "canary"},
+        "revision-object": {},
+    }

@@ -26,7 +26,15 @@ from nodeagent.webhook.review import Entry, Review, Verdict, decide, labels
 from nodeagent.webhook.server import Limits, Server
 from tests.unit.webhook.reviews import POD, SETTINGS, body
 
-QUICK = Limits(connections=8, body_bytes=100_000, held_bytes=150_000, handshake_seconds=0.3, body_seconds=0.3, idle_seconds=0.5, grace_seconds=2.0)
+QUICK = Limits(
+    connections=8,
+    body_bytes=100_000,
+    held_bytes=150_000,
+    handshake_seconds=0.3,
+    body_seconds=0.3,
+    idle_seconds=0.5,
+    grace_seconds=2.0,
+)
 JSON = {"Content-Type": "application/json"}
 HEAD = b"POST /inject/namespace HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n"
 
@@ -34,7 +42,13 @@ HEAD = b"POST /inject/namespace HTTP/1.1\r\nHost: x\r\nContent-Type: application
 class Stage:
     """A server with the authority that vouches for it, and a clock that can be set."""
 
-    def __init__(self, directory: Path, limits: Limits | None = None, judge: Callable[[Review, Entry], Verdict] | None = None, age: float = 0) -> None:
+    def __init__(
+        self,
+        directory: Path,
+        limits: Limits | None = None,
+        judge: Callable[[Review, Entry], Verdict] | None = None,
+        age: float = 0,
+    ) -> None:
         """*age*: since when the first certificate is held, in seconds."""
         self.directory = directory
         self.offset = 0.0
@@ -62,10 +76,14 @@ class Stage:
 
     def session(self) -> aiohttp.ClientSession:
         """Return a client that trusts what is trusted now; every connection is kept for the next request."""
-        return aiohttp.ClientSession(connector=aiohttp.TCPConnector(ssl=self.trust(), limit=0), timeout=aiohttp.ClientTimeout(total=10))
+        return aiohttp.ClientSession(
+            connector=aiohttp.TCPConnector(ssl=self.trust(), limit=0), timeout=aiohttp.ClientTimeout(total=10)
+        )
 
     async def raw(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
-        return await asyncio.open_connection("127.0.0.1", self.server.port, ssl=self.trust(), server_hostname="localhost")
+        return await asyncio.open_connection(
+            "127.0.0.1", self.server.port, ssl=self.trust(), server_hostname="localhost"
+        )
 
 
 @asynccontextmanager
@@ -129,7 +147,9 @@ def test_the_path_tells_the_entry(tmp_path: Path) -> None:
         ("namespace/more", {}, body(POD), 404, "path"),
     ],
 )
-def test_a_bad_request_is_refused_and_counted(tmp_path: Path, path: str, headers: dict[str, str], data: bytes, status: int, reason: str) -> None:
+def test_a_bad_request_is_refused_and_counted(
+    tmp_path: Path, path: str, headers: dict[str, str], data: bytes, status: int, reason: str
+) -> None:
     async def test() -> None:
         async with running(Stage(tmp_path, QUICK)) as stage, stage.session() as session:
             got, text = await post(session, stage.url.replace("namespace", path), data, **headers)
@@ -173,7 +193,9 @@ def test_a_huge_body_is_refused_by_its_announcement(tmp_path: Path) -> None:
 
 
 def test_reviews_at_once_hold_no_more_than_the_bound(tmp_path: Path) -> None:
-    """Two bodies of 90 kB stay under way; a bound of 150 kB does not let both in, and afterwards there is room again."""
+    """Two bodies of 90 kB stay under way; a bound of 150 kB does not let both in, and afterwards
+    there is room again.
+    """
 
     async def test() -> None:
         async with running(Stage(tmp_path, Limits(body_bytes=100_000, held_bytes=150_000, body_seconds=2))) as stage:
@@ -226,7 +248,10 @@ def test_many_idle_clients_do_not_keep_out_another(tmp_path: Path) -> None:
 
 def test_many_clients_that_never_shake_hands_do_not_keep_out_another(tmp_path: Path) -> None:
     async def test() -> None:
-        async with running(Stage(tmp_path, Limits(connections=8, handshake_seconds=60))) as stage, stage.session() as session:
+        async with (
+            running(Stage(tmp_path, Limits(connections=8, handshake_seconds=60))) as stage,
+            stage.session() as session,
+        ):
             silent = [await asyncio.open_connection("127.0.0.1", stage.server.port) for _ in range(20)]
             assert (await post(session, stage.url, body(POD)))[0] == 200
             assert len(stage.server._handshakes) <= 8
@@ -255,8 +280,12 @@ def test_a_server_that_is_busy_with_all_it_may_hold_lets_nobody_else_in(tmp_path
 def test_many_reviews_at_once_are_all_answered(tmp_path: Path) -> None:
     async def test() -> None:
         async with running(Stage(tmp_path)) as stage, stage.session() as session:
-            answers = await asyncio.gather(*(post(session, stage.url, body(POD, uid=f"uid-{number}")) for number in range(100)))
-            assert [json.loads(text)["response"]["uid"] for _, text in answers] == [f"uid-{number}" for number in range(100)]
+            answers = await asyncio.gather(
+                *(post(session, stage.url, body(POD, uid=f"uid-{number}")) for number in range(100))
+            )
+            assert [json.loads(text)["response"]["uid"] for _, text in answers] == [
+                f"uid-{number}" for number in range(100)
+            ]
 
     run(test)
 
@@ -313,7 +342,9 @@ def test_no_older_tls_than_1_2(tmp_path: Path) -> None:
 
 
 def test_rotation_and_root_exchange_under_load_fail_no_request(tmp_path: Path) -> None:
-    """Clients on kept connections and clients on new ones, while the certificate is renewed at half-life and the root exchanged."""
+    """Clients on kept connections and clients on new ones, while the certificate is renewed at
+    half-life and the root exchanged.
+    """
 
     async def test() -> None:
         async with running(Stage(tmp_path, age=TTL_SECONDS / 2 + 1)) as stage:

@@ -1,9 +1,11 @@
-"""Istio's bookinfo in small, with the standard library only: every service of it, chosen on the command line.
+"""Istio's bookinfo in small, with the standard library only: every service of it, chosen on the
+command line.
 
     bookinfo.py frontend | details | reviews | ratings | store
 
-A page needs them all: frontend asks details and reviews, reviews v2 asks ratings, ratings keeps its numbers in the store, over a
-TCP protocol of lines. The reader's name (header ``end-user``, as in bookinfo) goes along with every call and comes back in every answer.
+A page needs them all: frontend asks details and reviews, reviews v2 asks ratings, ratings keeps its
+numbers in the store, over a TCP protocol of lines. The reader's name (header ``end-user``, as in
+bookinfo) goes along with every call and comes back in every answer.
 
 The file runs in pods, by whatever python3 the machine has; it imports nothing of nodeagent.
 """
@@ -40,7 +42,9 @@ _connections = threading.local()
 
 
 def call(service: str, path: str, headers: Headers) -> Any:
-    """Return the JSON that *service* answers; a connection that was closed while it was idle is made anew. Raises Unavailable."""
+    """Return the JSON that *service* answers; a connection that was closed while it was idle is
+    made anew. Raises Unavailable.
+    """
     for _ in range(2):
         kept = getattr(_connections, service, None)
         connection = kept or http.client.HTTPConnection(service, WEB_PORT, timeout=TIMEOUT_SECONDS)
@@ -65,7 +69,9 @@ def ask_store(*lines: str) -> list[str]:
     for _ in range(2):
         kept = getattr(_connections, "store", None)
         try:
-            stream = kept or socket.create_connection(("store", STORE_PORT), TIMEOUT_SECONDS).makefile("rw", encoding="utf-8", newline="\n")
+            stream = kept or socket.create_connection(("store", STORE_PORT), TIMEOUT_SECONDS).makefile(
+                "rw", encoding="utf-8", newline="\n"
+            )
             stream.write("".join(f"{line}\n" for line in lines))
             stream.flush()
             answers = [stream.readline().rstrip("\n") for _ in lines]
@@ -82,7 +88,11 @@ def ask_store(*lines: str) -> list[str]:
 
 
 def frontend(headers: Headers) -> Any:
-    return {"reader": reader(headers), "details": call("details", "/", headers), "reviews": call("reviews", "/", headers)}
+    return {
+        "reader": reader(headers),
+        "details": call("details", "/", headers),
+        "reviews": call("reviews", "/", headers),
+    }
 
 
 def details(headers: Headers) -> Any:
@@ -141,7 +151,9 @@ class WebServer(ThreadingHTTPServer):
 
 
 class Store(socketserver.StreamRequestHandler):
-    """``SET key value`` answers ``OK``, ``GET key`` answers ``VALUE value`` or ``NONE``; anything else ``ERROR why``."""
+    """``SET key value`` answers ``OK``, ``GET key`` answers ``VALUE value`` or ``NONE``; anything
+    else ``ERROR why``.
+    """
 
     disable_nagle_algorithm = True
     kept: ClassVar = {"stars": "4"}

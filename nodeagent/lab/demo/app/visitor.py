@@ -1,9 +1,11 @@
-"""The reader of the bookinfo pages: asks for each URL a number of times, one request after the other, and prints what came back as JSON.
+"""The reader of the bookinfo pages: asks for each URL a number of times, one request after the
+other, and prints what came back as JSON.
 
     visitor.py READER COUNT PER_CONNECTION URL…
 
-PER_CONNECTION requests go over one connection, then a new one is opened. Prints {URL: {"milliseconds": […], "versions": {…}, "failures": […]}}:
-the time of each request, which version of reviews took part, and every answer that was not what it should be.
+PER_CONNECTION requests go over one connection, then a new one is opened. Prints {URL:
+{"milliseconds": […], "versions": {…}, "failures": […]}}: the time of each request, which version of
+reviews took part, and every answer that was not what it should be.
 
 The file runs in a pod, by whatever python3 the machine has; it imports nothing of nodeagent.
 """
