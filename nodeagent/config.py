@@ -13,8 +13,9 @@ from pydantic.alias_generators import to_camel
 from nodeagent import istio
 from nodeagent.errors import ConfigError, ResourceError
 from nodeagent.resources import yaml_text
+from nodeagent.vocabulary import WhenDead
 
-Delivery = Literal["auto", "network", "inside"]
+DeliverySetting = Literal["auto", "network", "inside"]
 Model = TypeVar("Model", bound=BaseModel)
 
 
@@ -42,7 +43,7 @@ class Redirect(Section):
     cgroup: Path
     pin_directory: Path = Path("/sys/fs/bpf/nodeagent")
     unknown_pods: Literal["allow", "deny"] = "allow"
-    delivery: Delivery = "auto"
+    delivery: DeliverySetting = "auto"
     """How an application on the client's own node is reached: dialled over the pods' interfaces,
     where the CNI's policy holds (``network``), within its own pod (``inside``), or over the network
     wherever a NetworkPolicy may concern the pair (``auto``).
@@ -54,7 +55,7 @@ class Redirect(Section):
     heartbeat_timeout_seconds: float = Field(2.0, ge=0.2, le=60)
     kernel_path_timeout_seconds: float = Field(60.0, ge=1, le=86400)
     """How long verdicts and endpoints in the kernel are used that no daemon confirms; longer than the heartbeat's."""
-    when_dead: Literal["policy", "pass", "refuse"] = "policy"
+    when_dead: WhenDead = "policy"
     """What happens to a pod's connections while no daemon looks at them: refused where a policy
     protects the pod, all passed, or all refused.
     """

@@ -4,7 +4,9 @@ the marks of pods and namespaces.
 
 from __future__ import annotations
 
-from typing import Final, Literal
+from typing import Final
+
+from nodeagent.vocabulary import Family
 
 USER: Final = 1337
 """User and group of a sidecar, whose traffic is not captured, and of a node's workers."""
@@ -19,7 +21,7 @@ SCRAPE_PORT: Final = 15090
 PORTS: Final = (ADMIN_PORT, OUTBOUND_PORT, INBOUND_PORT, TUNNEL_PORT, STATUS_PORT, READY_PORT, SCRAPE_PORT)
 UNCAPTURED_PORTS: Final = (TUNNEL_PORT, SCRAPE_PORT, READY_PORT, STATUS_PORT)
 """A sidecar answers there itself, whoever asks."""
-OWN_SOURCE: Final[dict[Literal[4, 6], str]] = {4: "127.0.0.6", 6: "::6"}
+OWN_SOURCE: Final[dict[Family, str]] = {4: "127.0.0.6", 6: "::6"}
 """Whence a sidecar connects to its own application: the rules let through what comes from there, or
 it would be captured again.
 """

@@ -13,6 +13,8 @@ import ssl
 from collections.abc import Awaitable, Iterable
 from typing import Final
 
+from nodeagent.vocabulary import host_port
+
 Source = tuple[str, int] | None
 USER_AGENT: Final = "kube-probe/1.31"
 MAX_HEAD: Final = 16 << 10
@@ -49,7 +51,7 @@ async def by_http(
     reader, writer = await asyncio.open_connection(host, port, ssl=tls, limit=MAX_HEAD, local_addr=source)
     try:
         fields = {
-            "host": f"[{host}]:{port}" if ":" in host else f"{host}:{port}",
+            "host": host_port(host, port),
             "user-agent": USER_AGENT,
             "accept": "*/*",
         }

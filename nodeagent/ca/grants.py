@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from nodeagent.ca.refusal import Refusal
 from nodeagent.errors import IdentityError
 from nodeagent.identity.spiffe import parse
-from nodeagent.mesh.entries import SpiffeId
+from nodeagent.vocabulary import SpiffeId
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,10 +13,10 @@ from typing import Final
 
 from nodeagent.errors import IdentityError
 from nodeagent.identity.spiffe import spiffe_id
-from nodeagent.mesh.entries import SpiffeId
 from nodeagent.mesh.local import finished
 from nodeagent.resources.objects import Pod
 from nodeagent.resources.source import AnyChange, Change, DirectorySource
+from nodeagent.vocabulary import SpiffeId
 
 MIRROR: Final = "kubernetes.io/config.mirror"
 """The annotation by which a kubelet marks the mirror of a static pod (k8s.io/api/core/v1: MirrorPodAnnotationKey)."""

@@ -13,7 +13,7 @@ from cryptography.hazmat.primitives.asymmetric.types import CERTIFICATE_PUBLIC_K
 from nodeagent.ca.refusal import Refusal
 from nodeagent.errors import IdentityError, translated
 from nodeagent.identity.profiles import printable, uris
-from nodeagent.mesh.entries import SpiffeId
+from nodeagent.vocabulary import SpiffeId
 
 MAX_BYTES: Final = 16 << 10
 CURVES: Final = ("secp256r1", "secp384r1", "secp521r1")

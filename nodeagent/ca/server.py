@@ -24,6 +24,7 @@ from nodeagent.identity.spiffe import spiffe_id
 from nodeagent.protocols.istio_ca_pb2 import IstioCertificateRequest, IstioCertificateResponse
 from nodeagent.resources.source import DirectorySource
 from nodeagent.service import kept, until_signal
+from nodeagent.vocabulary import host_port
 
 SERVICE, METHOD = "istio.v1.auth.IstioCertificateService", "CreateCertificate"
 MAX_REQUEST_BYTES: Final = 64 << 10
@@ -78,11 +79,11 @@ class Server:
         credentials = grpc.dynamic_ssl_server_credentials(
             shown.current(), shown.changed, require_client_authentication=False
         )
-        host = f"[{self._config.address}]" if ":" in self._config.address else self._config.address
+        where = host_port(self._config.address, self._config.port)
         try:
-            self.port = self._server.add_secure_port(f"{host}:{self._config.port}", credentials)
+            self.port = self._server.add_secure_port(where, credentials)
         except RuntimeError:
-            raise ControlError(f"address {host}:{self._config.port}: cannot be listened on: is it in use?") from None
+            raise ControlError(f"address {where}: cannot be listened on: is it in use?") from None
         await self._server.start()
 
     async def run(self) -> None:

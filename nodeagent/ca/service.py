@@ -13,7 +13,7 @@ from nodeagent.ca.grants import Caller, Grants
 from nodeagent.ca.refusal import Refusal
 from nodeagent.ca.request import public_key
 from nodeagent.identity.ca import CertificateAuthority
-from nodeagent.mesh.entries import SpiffeId
+from nodeagent.vocabulary import SpiffeId
 
 BURST_SECONDS: Final = 10
 MAX_CALLERS: Final = 10_000

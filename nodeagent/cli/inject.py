@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from nodeagent.errors import InjectionError, ResourceError
+from nodeagent.vocabulary import ObjectKey
 
 if TYPE_CHECKING:
     from nodeagent.inject import Settings
@@ -148,7 +149,7 @@ def _transform(files: tuple[str, ...], change: Callable[[Workload], dict[str, An
     from nodeagent.inject.documents import transform
     from nodeagent.resources.load import texts
 
-    seen: dict[tuple[str, str, str], Workload] = {}
+    seen: dict[ObjectKey, Workload] = {}
 
     def once(workload: Workload) -> dict[str, Any]:
         other = (

@@ -16,12 +16,13 @@ from rich.console import Console
 from nodeagent.cli.output import Column, Output, emit, emit_one, listed, output_option
 from nodeagent.errors import NodeagentError, PodError, ResourceError
 from nodeagent.lab import Lab
-from nodeagent.lab.cluster import Key, Mode
+from nodeagent.lab.cluster import Mode
 from nodeagent.lab.injection import TEMPLATES
 from nodeagent.lab.view import is_ready
 from nodeagent.resources import yaml_text
 from nodeagent.resources.load import load_documents
 from nodeagent.resources.model import KINDS
+from nodeagent.vocabulary import ObjectKey
 
 POLL_SECONDS: Final = 0.1
 _NAME = click.option(
@@ -210,7 +211,7 @@ def delete(name: str, namespace: str, files: tuple[str, ...], what: tuple[str, .
         click.echo(f"{kind} {place}/{each} is deleted")
 
 
-def _key(text: str, namespace: str) -> Key:
+def _key(text: str, namespace: str) -> ObjectKey:
     kind, slash, name = text.partition("/")
     kinds = {
         word.lower(): found

@@ -13,11 +13,11 @@ from nodeagent.errors import ConfigError
 from nodeagent.mesh.delivery import delivery
 from nodeagent.mesh.entries import UNREAD, Entry, Service, ServicePort, Workload
 from nodeagent.mesh.explain import Question, explain
-from nodeagent.proxy.connection import host_port
 from nodeagent.telemetry import metrics as declared
 from nodeagent.telemetry.exposition import CONTENT_TYPE
 from nodeagent.telemetry.http_server import EVERYWHERE, LOCALHOST, HttpServer, Response, serve, serve_unix
 from nodeagent.telemetry.scrapes import Scrapes
+from nodeagent.vocabulary import host_port
 
 if TYPE_CHECKING:
     from nodeagent.control.main import Control

@@ -23,12 +23,13 @@ from nodeagent.channel import Message
 from nodeagent.control.workers import Workers
 from nodeagent.errors import IdentityError, KernelError, ResourceError, translated
 from nodeagent.identity.store import Certificates
-from nodeagent.mesh.entries import PodUid, SpiffeId, Workload, policies_of
+from nodeagent.mesh.entries import Workload, policies_of
 from nodeagent.mesh.local import BYPASS, LocalPod
-from nodeagent.mesh.protection import CLOSED, Protection, WhenDead, protection
+from nodeagent.mesh.protection import CLOSED, Protection, protection
 from nodeagent.policy.model import MtlsMode
 from nodeagent.redirect.plane import DataPlane
 from nodeagent.redirect.pod import EnrolledPod, ListenerId, Listeners
+from nodeagent.vocabulary import PodUid, SpiffeId, WhenDead
 
 log = logging.getLogger("nodeagent.enrolment")
 

@@ -8,10 +8,9 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from nodeagent.errors import CONNECT_FAILED, POLICY_DENIED
-from nodeagent.mesh.entries import Entry, PodUid, Service, Workload, policies_of
+from nodeagent.mesh.entries import Entry, Service, Workload, policies_of
 from nodeagent.mesh.kernel_path import ALLOWED, Plan, Planner, PortPath, Settings, Verdict
 from nodeagent.mesh.local import BYPASS
-from nodeagent.proxy.connection import host_port
 from nodeagent.redirect.bypass import Side
 from nodeagent.redirect.kernel_record import Flow, FlowId, Pair, Refusals, Total
 from nodeagent.redirect.plane import DataPlane
@@ -19,6 +18,7 @@ from nodeagent.redirect.sock_diag import Carried
 from nodeagent.telemetry import labels
 from nodeagent.telemetry.metrics import CONNECTIONS, KERNEL_LEFT_OUT, POLICY_EVENTS, REFUSED, UNKNOWN, Labels
 from nodeagent.telemetry.store import Store
+from nodeagent.vocabulary import PodUid, host_port
 
 log = logging.getLogger("nodeagent.kernel_path")
 _REPORTERS: Final = ("source", "destination")

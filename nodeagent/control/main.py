@@ -30,7 +30,7 @@ from nodeagent.identity.certificate import Certificate
 from nodeagent.identity.sources import open_source
 from nodeagent.identity.store import Certificates
 from nodeagent.mesh.compile import Mesh
-from nodeagent.mesh.entries import Delta, Family, SpiffeId
+from nodeagent.mesh.entries import Delta
 from nodeagent.mesh.kernel_path import Settings
 from nodeagent.mesh.local import LocalPod
 from nodeagent.parts import Parts
@@ -43,6 +43,7 @@ from nodeagent.redirect.probed import LOOK_SECONDS
 from nodeagent.resources.source import AnyChange, DirectorySource
 from nodeagent.telemetry import metrics as declared
 from nodeagent.telemetry.store import Store
+from nodeagent.vocabulary import Family, SpiffeId
 
 SETTLE_SECONDS: Final = 0.3
 """A connect() that was redirected before the heartbeat stopped reaches its listener within this time."""

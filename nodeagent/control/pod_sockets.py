@@ -26,9 +26,9 @@ from nodeagent.errors import IdentityError, KernelError, translated
 from nodeagent.identity.allowance import Allowance
 from nodeagent.identity.certificate import Certificate
 from nodeagent.identity.peer import PodPlace, stranger
-from nodeagent.mesh.entries import PodUid, SpiffeId
 from nodeagent.mesh.local import AskingPod
 from nodeagent.redirect import place
+from nodeagent.vocabulary import PodUid, SpiffeId
 
 if TYPE_CHECKING:
     from nodeagent.identity.grpc_socket import GrpcSocket

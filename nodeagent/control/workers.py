@@ -23,9 +23,10 @@ import orjson
 
 from nodeagent.channel import DESCRIPTORS, LARGEST_BYTES, MESSAGE_BYTES, Channel, Message, pair
 from nodeagent.errors import ControlError, KernelError, shown
-from nodeagent.mesh.entries import Delta, Entry, Family, to_json
+from nodeagent.mesh.entries import Delta, Entry, to_json
 from nodeagent.redirect.pod import ListenerId
 from nodeagent.supervisor import SILENT_SECONDS
+from nodeagent.vocabulary import Family
 
 PING_SECONDS: Final = 1.0
 RESPAWN_LIMIT: Final = 20

@@ -23,7 +23,7 @@ from nodeagent.identity import authority_directory, profiles
 from nodeagent.identity.authority_directory import Authority, Stamp
 from nodeagent.identity.certificate import Certificate
 from nodeagent.identity.spiffe import parse
-from nodeagent.mesh.entries import SpiffeId
+from nodeagent.vocabulary import SpiffeId
 
 Clock = Callable[[], float]
 NEVER: Final[Stamp] = ()

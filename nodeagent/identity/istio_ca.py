@@ -28,8 +28,8 @@ from nodeagent.identity.ca import private_pem
 from nodeagent.identity.certificate import Certificate
 from nodeagent.identity.sources import Trust, read_file
 from nodeagent.identity.verify import MAX_ROOT_BYTES, accept, trusted_roots
-from nodeagent.mesh.entries import SpiffeId
 from nodeagent.protocols.istio_ca_pb2 import IstioCertificateRequest, IstioCertificateResponse
+from nodeagent.vocabulary import SpiffeId
 
 METHOD: Final = "/istio.v1.auth.IstioCertificateService/CreateCertificate"
 MAX_TOKEN_BYTES: Final = 16 << 10

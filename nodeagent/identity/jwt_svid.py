@@ -28,9 +28,9 @@ from nodeagent.errors import IdentityError
 from nodeagent.identity import authority_directory
 from nodeagent.identity.ca import private_pem
 from nodeagent.identity.spiffe import parse
-from nodeagent.mesh.entries import SpiffeId
 from nodeagent.policy import jwt_token
 from nodeagent.policy.jwt_token import TokenError
+from nodeagent.vocabulary import SpiffeId
 
 FILE: Final = "jwt-keys.json"
 TTL_SECONDS: Final = 300.0

@@ -17,7 +17,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.types import CERTIFICATE_PUBLIC_KEY_TYPES
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
-from nodeagent.mesh.entries import SpiffeId
+from nodeagent.vocabulary import SpiffeId
 
 BACKDATED: Final = 120.0
 """Seconds by which certificates begin before now, for nodes whose clocks are behind (Istio's value)."""

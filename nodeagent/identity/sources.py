@@ -19,7 +19,7 @@ from nodeagent.errors import IdentityError
 from nodeagent.identity.ca import CertificateAuthority
 from nodeagent.identity.certificate import Certificate
 from nodeagent.identity.verify import MAX_BYTES, MAX_ROOT_BYTES, accept, trusted_roots
-from nodeagent.mesh.entries import SpiffeId
+from nodeagent.vocabulary import SpiffeId
 
 CHAIN, KEY, ROOTS = "cert-chain.pem", "key.pem", "root-cert.pem"
 """Istio's names in a mount."""

@@ -6,7 +6,7 @@ import re
 from typing import Final
 
 from nodeagent.errors import IdentityError
-from nodeagent.mesh.entries import SpiffeId
+from nodeagent.vocabulary import SpiffeId
 
 MAX_BYTES: Final = 2048
 """SPIFFE ID specification, section 2.3."""

@@ -21,7 +21,7 @@ from typing import Final
 from nodeagent.errors import IdentityError, translated
 from nodeagent.identity.certificate import Certificate
 from nodeagent.identity.sources import Source
-from nodeagent.mesh.entries import SpiffeId
+from nodeagent.vocabulary import SpiffeId
 
 JITTER: Final = 0.05
 """Share of a lifetime by which renewals of one hour are spread, to either side of the half."""

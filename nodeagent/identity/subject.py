@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from nodeagent.identity.certificate import Certificate
 from nodeagent.identity.jwt_svid import JwtKeys
 from nodeagent.identity.watched import Watched
-from nodeagent.mesh.entries import SpiffeId
+from nodeagent.vocabulary import SpiffeId
 
 _PEM = re.compile(rb"-----BEGIN [A-Z ]+-----([A-Za-z0-9+/=\s]+)-----END [A-Z ]+-----")
 

@@ -15,7 +15,7 @@ from typing import Any, Final
 from nodeagent.errors import IdentityError
 from nodeagent.identity.certificate import Certificate
 from nodeagent.identity.spiffe import parse
-from nodeagent.mesh.entries import SpiffeId
+from nodeagent.vocabulary import SpiffeId
 
 HTTP_ALPN: Final = "istio-http/1.1"
 TCP_ALPN: Final = "istio"

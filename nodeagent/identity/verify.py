@@ -21,7 +21,7 @@ from nodeagent.identity.authority_directory import certificates
 from nodeagent.identity.certificate import Certificate
 from nodeagent.identity.spiffe import parse
 from nodeagent.identity.tls import TCP_ALPN, client_context, peer_identity, server_context
-from nodeagent.mesh.entries import SpiffeId
+from nodeagent.vocabulary import SpiffeId
 
 MAX_BYTES: Final = 64 << 10
 """Of a chain."""

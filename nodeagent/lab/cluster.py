@@ -33,9 +33,8 @@ from nodeagent.lab.view import Object, View, faults, is_ready, owner
 from nodeagent.resources.load import Document, load_documents, parse
 from nodeagent.resources.model import CLUSTER_SCOPED, Deployment, Pod
 from nodeagent.resources.pod import PodSpec
+from nodeagent.vocabulary import ObjectKey
 
-Key = tuple[str, str, str]
-"""Kind, namespace and name of an object."""
 Mode = Literal["direct", "nodeagent", "sidecar", "envoy"]
 """Nothing between pods; an agent on every node; a classic sidecar in every pod, our own or Envoy,
 with an agent that only gives out certificates.
@@ -214,7 +213,7 @@ class Lab(View):
             _desired_file(self.layout, pod).unlink(missing_ok=True)
             self._sync(grace_seconds)
 
-    def delete(self, *keys: Key, grace_seconds: float | None = None) -> None:
+    def delete(self, *keys: ObjectKey, grace_seconds: float | None = None) -> None:
         """Remove objects by (kind, namespace, name), a Deployment with its pods. Raises LabError if
         one is not there, and then nothing has changed.
         """
@@ -226,7 +225,7 @@ class Lab(View):
             if any(kind in _KUBELETS for kind, _, _ in keys):
                 self._sync(grace_seconds)
 
-    def _files(self, key: Key, pods: Sequence[Object]) -> list[Path]:
+    def _files(self, key: ObjectKey, pods: Sequence[Object]) -> list[Path]:
         """Return what there is of an object on disk, where the pods that shall run are *pods*."""
         kind, namespace, name = key
         if kind in ("Pod", "Deployment"):

@@ -25,6 +25,7 @@ from nodeagent.resources.model import (
     ServiceSpec,
 )
 from nodeagent.resources.pod import PodSpec
+from nodeagent.vocabulary import ObjectKey
 
 Object = dict[str, Any]
 SPEC_HASH = "lab.nodeagent.io/spec-hash"
@@ -71,7 +72,7 @@ class _Cluster:
     """What is known and taken while a plan is made."""
 
     nodes: Sequence[Node]
-    objects: dict[tuple[str, str, str], Object]
+    objects: dict[ObjectKey, Object]
     pods: dict[tuple[str, str], Object]
     hosts: dict[NodeName, set[int]] = field(default_factory=dict)
     cluster_ips: dict[str, str] = field(default_factory=dict)

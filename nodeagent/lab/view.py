@@ -6,7 +6,7 @@ import json
 import subprocess
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from nodeagent.errors import LabError
 from nodeagent.lab import cgroup
@@ -15,6 +15,7 @@ from nodeagent.lab.layout import CGROUP, NETNS, PAUSE_PID, Layout, Node, NodeNam
 from nodeagent.lab.network import inside
 from nodeagent.lab.processes import joining
 from nodeagent.resources.pod import Container
+from nodeagent.vocabulary import Family
 
 Object = dict[str, Any]
 """A Kubernetes object in its JSON form."""
@@ -77,7 +78,7 @@ class View:
             raise LabError(f"there is no pod {target} in namespace {namespace}; there are: {', '.join(pods) or 'none'}")
         return found
 
-    def address(self, target: str, namespace: str = "default", *, version: Literal[4, 6] = 4) -> str:
+    def address(self, target: str, namespace: str = "default", *, version: Family = 4) -> str:
         """Return the address of the pod, node or ``underlay`` that *target* means."""
         if node := self._node(target):
             return str(node.addresses[version == 6])

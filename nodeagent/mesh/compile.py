@@ -19,11 +19,9 @@ from nodeagent.istio import ROOT_NAMESPACE
 from nodeagent.mesh import rules
 from nodeagent.mesh.entries import (
     UNREAD,
-    Address,
     Delta,
     Endpoint,
     Entry,
-    PodUid,
     Protocol,
     Service,
     ServicePort,
@@ -49,6 +47,7 @@ from nodeagent.policy.model import MtlsMode, PathSetting
 from nodeagent.resources import objects
 from nodeagent.resources.changes import AnyChange, EnrolledChange, Refused
 from nodeagent.resources.security import KINDS, Policy
+from nodeagent.vocabulary import Address, PodUid
 
 DEFAULT_ACCOUNT: Final = "default"
 """Of pods that name none: mirrors of static pods. The mesh names them so; `nodeagent ca` gives no

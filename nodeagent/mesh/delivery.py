@@ -7,7 +7,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final, Literal
 
-from nodeagent.config import Delivery as Setting
+from nodeagent.config import DeliverySetting
 from nodeagent.mesh.entries import Entry, UnreadPolicies, Workload
 
 
@@ -29,7 +29,9 @@ _ITSELF: Final = Delivery("inside", "a pod that calls itself passes no network")
 _FREE: Final = Delivery("inside", "no NetworkPolicy selects either pod")
 
 
-def delivery(setting: Setting, client: Workload | None, server: Workload | None, unread: Entry | None) -> Delivery:
+def delivery(
+    setting: DeliverySetting, client: Workload | None, server: Workload | None, unread: Entry | None
+) -> Delivery:
     """Return how *client*, a pod of *server*'s node, reaches *server*. None: it is not known, or is
     outside.
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import lru_cache
-from typing import Any, Final, Literal, NewType
+from typing import Any, Final, Literal
 
 from nodeagent.mesh.codec import decode
 from nodeagent.policy.model import (
@@ -21,13 +21,8 @@ from nodeagent.policy.model import (
     RequestAuthentication,
     Rule,
 )
+from nodeagent.vocabulary import Address, PodUid, SpiffeId
 
-SpiffeId = NewType("SpiffeId", str)
-"""``spiffe://<trust domain>/ns/<namespace>/sa/<service account>``."""
-PodUid = NewType("PodUid", str)
-Address = NewType("Address", str)
-"""An IPv4 or IPv6 address in its canonical text form (RFC 5952)."""
-Family = Literal[4, 6]
 UNREAD: Final = "network/unread"
 """Key of the one entry of its kind."""
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from ipaddress import ip_address
 from typing import Any, Final, Literal
 
-from nodeagent.config import Delivery as Setting
+from nodeagent.config import DeliverySetting
 from nodeagent.errors import ConfigError
 from nodeagent.mesh.delivery import delivery
 from nodeagent.mesh.entries import UNREAD, Entry, Protocol, Service, ServicePort, Workload, policies_of
@@ -112,7 +112,7 @@ def explain(
     *,
     node: str,
     trust_domain: str,
-    setting: Setting = "auto",
+    setting: DeliverySetting = "auto",
     kernel_path: KernelPath | None = None,
     claims: Claims | None = None,
 ) -> Explanation:

@@ -12,9 +12,10 @@ from dataclasses import dataclass, field
 from typing import Final, Literal
 
 from nodeagent.errors import ResourceError
-from nodeagent.mesh.entries import Entry, PodUid, Protocol, Service, Workload, policies_of
+from nodeagent.mesh.entries import Entry, Protocol, Service, Workload, policies_of
 from nodeagent.policy.authorization import Authorizer, ConnectionFacts, Decision
 from nodeagent.policy.model import AuthorizationPolicy, PathSetting, RateLimit, RequestAuthentication
+from nodeagent.vocabulary import PodUid
 
 Where = tuple[str, int]
 """An address in canonical text and a port."""

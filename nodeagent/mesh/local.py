@@ -8,9 +8,9 @@ from pathlib import PurePosixPath
 from typing import Final, cast, get_args
 
 from nodeagent.istio import STATUS
-from nodeagent.mesh.entries import Address, PodUid, SpiffeId
 from nodeagent.policy.model import PathSetting
 from nodeagent.resources.objects import Pod
+from nodeagent.vocabulary import Address, PodUid, SpiffeId
 
 NETNS, CGROUP = "lab.nodeagent.io/netns", "lab.nodeagent.io/cgroup"
 ENROLL: Final = "nodeagent.io/enroll"

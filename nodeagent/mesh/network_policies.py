@@ -11,6 +11,7 @@ from collections.abc import Mapping
 
 from nodeagent.resources.labels import LabelSelector
 from nodeagent.resources.objects import NetworkPolicy, UnreadPolicy
+from nodeagent.vocabulary import ObjectKey
 
 
 class NetworkPolicies:
@@ -18,7 +19,7 @@ class NetworkPolicies:
 
     def __init__(self) -> None:
         self._selectors: dict[str, dict[str, LabelSelector]] = {}
-        self._unread: set[tuple[str, str, str]] = set()
+        self._unread: set[ObjectKey] = set()
 
     def put(self, kind: str, namespace: str, name: str, policy: NetworkPolicy | UnreadPolicy | None) -> None:
         """Know the policy *name*, know it anew, or (None) no more."""

@@ -12,13 +12,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Final, Literal
+from typing import Final
 
 from nodeagent.mesh.entries import Entry, Workload
 from nodeagent.policy.model import AuthorizationPolicy, RateLimit, RequestAuthentication
-
-WhenDead = Literal["policy", "pass", "refuse"]
-"""``redirect.whenDead`` of agent.yaml."""
+from nodeagent.vocabulary import WhenDead
 
 
 @dataclass(frozen=True, slots=True)

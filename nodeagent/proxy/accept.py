@@ -14,7 +14,7 @@ from nodeagent.identity.tls import peer_expiry, peer_identity
 from nodeagent.mesh.entries import Protocol
 from nodeagent.policy.model import MtlsMode
 from nodeagent.proxy.authorize import Permit, Refusal
-from nodeagent.proxy.connection import Connection, Direction, Peer
+from nodeagent.proxy.connection import Connection, Peer
 from nodeagent.proxy.originals import Originals
 from nodeagent.proxy.pipeline import Pipeline
 from nodeagent.proxy.pods import PodState
@@ -23,6 +23,7 @@ from nodeagent.proxy.tcp import reset
 from nodeagent.proxy.tls.client_hello import ClientHello, NeedMore, parse
 from nodeagent.proxy.tls.stream import TlsStream
 from nodeagent.proxy.view import Target
+from nodeagent.vocabulary import Direction
 
 
 class Accepted:

@@ -11,8 +11,8 @@ from nodeagent.mesh.entries import Workload
 from nodeagent.proxy.pods import PodState
 from nodeagent.proxy.sniff import FirstLine
 from nodeagent.proxy.view import Target
+from nodeagent.vocabulary import Direction, host_port
 
-Direction = Literal["outbound", "inbound"]
 Path = Literal["proxy-local", "proxy-mtls", "proxy-plaintext", "passthrough", "none"]
 Security = Literal["mutual_tls", "kernel_attested", "none"]
 
@@ -24,11 +24,6 @@ _VERDICTS: Final = {0: "allow", _ALLOWED: "allow", _DENIED: "deny", _FAILED: "er
 _CODE_BITS: Final = 10
 _CODES: Final = (1 << 4 * _CODE_BITS) - 1
 """Status codes of the last four requests, in one number: noting one costs no object."""
-
-
-def host_port(address: str, port: int) -> str:
-    """Return an address and port as Envoy prints them."""
-    return f"[{address}]:{port}" if ":" in address else f"{address}:{port}"
 
 
 @dataclass(frozen=True, slots=True)

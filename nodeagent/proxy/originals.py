@@ -6,9 +6,9 @@ from __future__ import annotations
 
 from typing import Any, Final, Protocol
 
-from nodeagent.proxy.connection import Direction
 from nodeagent.proxy.pods import PodState
 from nodeagent.redirect.original import Original, OriginalDestinations
+from nodeagent.vocabulary import Direction
 
 LOOPBACK: Final = ("127.0.0.1", "::1")
 

@@ -15,12 +15,12 @@ from collections.abc import Callable, Coroutine
 from time import monotonic, perf_counter, time
 from typing import Any, Final
 
-from nodeagent.config import Delivery, Limits, Proxy, Timeouts
+from nodeagent.config import DeliverySetting, Limits, Proxy, Timeouts
 from nodeagent.errors import CERTIFICATE_ENDED, EXTERNAL_ERROR, NO_ENDPOINTS, PROBE_REFUSED, UNPARSED_HTTP, Reason
 from nodeagent.proxy.authorize import OPEN, Permit, Refusal, authorize_connection, is_probe
 from nodeagent.proxy.busy_poll import BusyPoll
 from nodeagent.proxy.carry import Carrier
-from nodeagent.proxy.connection import Connection, host_port
+from nodeagent.proxy.connection import Connection
 from nodeagent.proxy.external.providers import Providers
 from nodeagent.proxy.first_words import FirstWords
 from nodeagent.proxy.goaway import go_away
@@ -40,6 +40,7 @@ from nodeagent.telemetry.access_log import AccessLog
 from nodeagent.telemetry.cells import WorkerMetrics
 from nodeagent.telemetry.log_format import Record
 from nodeagent.telemetry.metrics import CONNECTIONS, REFUSED
+from nodeagent.vocabulary import host_port
 
 SWEPT_A_TURN: Final = 512
 """Connections that a sweep looks at before the loop turns."""
@@ -83,7 +84,7 @@ class Pipeline:
         """Tells the kernel for which client's address a socket is about to dial an application;
         None: no programs are there (a sidecar).
         """
-        self.delivery: Delivery = "inside"
+        self.delivery: DeliverySetting = "inside"
         """``redirect.delivery``."""
         self.share = 1.0
         """This worker's part of each local rate limit: workers do not count together."""

@@ -16,7 +16,7 @@ from time import monotonic
 from typing import Any, Final
 
 from nodeagent.identity.tls import Contexts
-from nodeagent.mesh.entries import Family, PodUid
+from nodeagent.vocabulary import Family, PodUid
 
 LOW_WATER: Final = 4
 SMALLEST: Final = 8

@@ -25,12 +25,11 @@ from nodeagent.errors import (
     Reason,
 )
 from nodeagent.identity.tls import Contexts, peer_identity
-from nodeagent.mesh.entries import Family, SpiffeId
-from nodeagent.proxy.connection import host_port
 from nodeagent.proxy.http1.exchange import Exchange
 from nodeagent.proxy.http1.upstream import HttpUpstream
 from nodeagent.proxy.pods import PodState
 from nodeagent.proxy.tls.stream import TlsStream
+from nodeagent.vocabulary import SpiffeId, family_of, host_port
 
 if TYPE_CHECKING:
     from nodeagent.proxy.pipeline import Pipeline
@@ -132,7 +131,7 @@ class Dial:
 
     async def _connected(self, pipeline: Pipeline, address: str) -> socket.socket:
         """Return a socket that is connected to the endpoint at *address*. Raises OSError."""
-        family: Family = 6 if ":" in address else 4
+        family = family_of(address)
         sock = await self.pod.stock[family].take()
         try:
             seen = next((own for own in self.client if (":" in own) == (family == 6)), None)

@@ -10,10 +10,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from nodeagent.mesh.entries import Endpoint, Workload
-from nodeagent.proxy.connection import Connection, Path, host_port
+from nodeagent.proxy.connection import Connection, Path
 from nodeagent.telemetry import labels
 from nodeagent.telemetry.cells import HttpCell, TcpCell, WorkerMetrics
 from nodeagent.telemetry.metrics import UNKNOWN, Labels
+from nodeagent.vocabulary import host_port
 
 if TYPE_CHECKING:
     from nodeagent.proxy.pool import Pool

@@ -11,18 +11,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Final
 
-from nodeagent.mesh.entries import (
-    Address,
-    Delta,
-    Endpoint,
-    Entry,
-    PodUid,
-    Protocol,
-    Service,
-    ServicePort,
-    Workload,
-    policies_of,
-)
+from nodeagent.mesh.entries import Delta, Endpoint, Entry, Protocol, Service, ServicePort, Workload, policies_of
+from nodeagent.vocabulary import Address, PodUid
 
 TARGETS: Final = 4096
 """Resolved addresses that are kept; a pod that scans addresses makes its node resolve anew, nothing more."""

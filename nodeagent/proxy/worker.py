@@ -22,7 +22,7 @@ from nodeagent.channel import Channel, Message
 from nodeagent.config import AgentConfig
 from nodeagent.identity.certificate import Certificate
 from nodeagent.identity.tls import Contexts, contexts
-from nodeagent.mesh.entries import Delta, Family, PodUid, from_json
+from nodeagent.mesh.entries import Delta, from_json
 from nodeagent.policy.model import AuthorizationPolicy
 from nodeagent.proxy import privilege
 from nodeagent.proxy.accept import Accepted
@@ -37,6 +37,7 @@ from nodeagent.redirect.original import OriginalDestinations
 from nodeagent.telemetry.access_log import AccessLog
 from nodeagent.telemetry.cells import WorkerMetrics
 from nodeagent.telemetry.metrics import BUSY_POLL, LOG_DROPPED, LOOP_LAG, OPEN_CONNECTIONS
+from nodeagent.vocabulary import Family, PodUid
 
 SWEEP_SECONDS: Final = 0.25
 BACKLOG: Final = 4096

@@ -17,12 +17,12 @@ from functools import partial
 from typing import Final, TypeVar
 
 from nodeagent.errors import KernelError
-from nodeagent.mesh.entries import PodUid
 from nodeagent.mesh.kernel_path import KernelDestination, KernelService, Plan, Verdict, Where
 from nodeagent.redirect import heartbeat, layout
 from nodeagent.redirect.kernel_record import Pair, Record, Refusals, Total, carried
 from nodeagent.redirect.layout import pack_address, unpack_address
 from nodeagent.redirect.maps import Map
+from nodeagent.vocabulary import PodUid
 
 _S = TypeVar("_S", bound=ctypes.Structure)
 _WRITTEN: Final = ("destinations", "verdicts", "services", "backends")

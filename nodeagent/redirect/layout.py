@@ -187,8 +187,3 @@ def unpack_address(packed: bytes) -> str:
     if packed.startswith(MAPPED):
         return socket.inet_ntop(socket.AF_INET, packed[12:])
     return socket.inet_ntop(socket.AF_INET6, packed)
-
-
-def family_of(text: str) -> int:
-    """Return 4 or 6 for an address in canonical text."""
-    return 6 if ":" in text else 4

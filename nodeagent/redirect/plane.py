@@ -23,8 +23,7 @@ from typing import Final
 from nodeagent.config import Redirect
 from nodeagent.errors import KernelError
 from nodeagent.istio import INBOUND_PORT, OUTBOUND_PORT
-from nodeagent.mesh.entries import Family, PodUid
-from nodeagent.redirect import bypass, heartbeat, hooks, layout, loader, maps, pins, sock_diag
+from nodeagent.redirect import bypass, heartbeat, hooks, loader, maps, pins, sock_diag
 from nodeagent.redirect import pod as pods
 from nodeagent.redirect.http_metrics import HttpMetrics
 from nodeagent.redirect.kernel import KernelPath
@@ -33,6 +32,7 @@ from nodeagent.redirect.layout import pack_address
 from nodeagent.redirect.netns import PodNetns
 from nodeagent.redirect.pod import EnrolledPod, ListenerId, Listeners
 from nodeagent.redirect.probed import Probed
+from nodeagent.vocabulary import Direction, Family, PodUid, family_of
 
 log = logging.getLogger("nodeagent.redirect")
 _ZERO: Final = struct.pack("=I", 0)
@@ -71,9 +71,7 @@ _Fault = tuple[str, Callable[[], None]]
 class DataPlane:
     """The pinned maps, programs and links, open. One thread only."""
 
-    def __init__(
-        self, redirect: Redirect, slots: int, ports: dict[pods.Direction, int], joining: bypass.Joining
-    ) -> None:
+    def __init__(self, redirect: Redirect, slots: int, ports: dict[Direction, int], joining: bypass.Joining) -> None:
         """Open what the loader pinned. Raises KernelError when something is missing."""
         self._pins = pins.Pins(redirect.pin_directory)
         self._slots, self._ports = slots, ports
@@ -436,7 +434,7 @@ class DataPlane:
 
     def _listener_ids(self, state: _State) -> list[ListenerId]:
         """Those that the pod must have; before it is captured, also those which may turn out to be impossible."""
-        families = {layout.family_of(address) for address in state.pod.addresses}
+        families = {family_of(address) for address in state.pod.addresses}
         if not state.captured:
             families = {4, 6}
         return [one for one in pods.listener_ids(self._slots) if one[1] in families or one in state.listeners.fds]

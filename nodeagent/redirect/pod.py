@@ -10,14 +10,13 @@ import socket
 import struct
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Final, Literal
+from typing import Final
 
 from nodeagent.errors import KernelError
-from nodeagent.mesh.entries import Family
 from nodeagent.mesh.protection import OPEN, Protection
 from nodeagent.redirect import layout, netns
+from nodeagent.vocabulary import Direction, Family, family_of
 
-Direction = Literal["outbound", "inbound"]
 ListenerId = tuple[Direction, Family, int]
 """Direction, address family and slot: each worker slot has a listener of its own (SO_REUSEPORT)."""
 
@@ -67,7 +66,7 @@ def entries(pod: EnrolledPod, number: int) -> Entries:
     Raises OSError for a bad address.
     """
     cookie = pod.netns.cookie
-    own = {layout.family_of(address): layout.pack_address(address) for address in reversed(pod.addresses)}
+    own = {family_of(address): layout.pack_address(address) for address in reversed(pod.addresses)}
     protection = pod.protection
     value = layout.Pod(protection=_flags(protection.dead, protection.unredirected), id=number, bypass=pod.bypass)
     value.ipv4[:], value.ipv6[:] = own.get(4, bytes(layout.ADDRESS_BYTES)), own.get(6, bytes(layout.ADDRESS_BYTES))
@@ -119,7 +118,7 @@ def open_listeners(
     and the connect program treats what it would have redirected there as it does when the daemon is
     dead.
     """
-    families = {layout.family_of(address) for address in pod.addresses}
+    families = {family_of(address) for address in pod.addresses}
     opened: dict[ListenerId, socket.socket] = {}
     try:
         with netns.inside(pod.netns.fd):

@@ -29,6 +29,7 @@ from nodeagent.redirect import bypass, hooks, layout, maps, netns, pins, sock_di
 from nodeagent.redirect.original import OriginalDestinations
 from nodeagent.redirect.plane import DataPlane
 from nodeagent.redirect.pod import EnrolledPod, Listeners
+from nodeagent.vocabulary import family_of
 
 # r0 = 1; exit: a program that lets everything pass (include/uapi/linux/bpf.h, struct bpf_insn).
 _PASS: Final = struct.pack("=BBhi", 0xB7, 0, 0, 1) + struct.pack("=BBhi", 0x95, 0, 0, 0)
@@ -296,7 +297,7 @@ def _accepted(listeners: Listeners, direction: str, address: str) -> Iterator[so
     waiting = [
         listener
         for (towards, family, _), listener in listeners.fds.items()
-        if (towards, family) == (direction, layout.family_of(address))
+        if (towards, family) == (direction, family_of(address))
     ]
     deadline = time.monotonic() + _SECONDS
     while time.monotonic() < deadline:

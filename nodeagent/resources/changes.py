@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from nodeagent.mesh.entries import PodUid
 from nodeagent.resources.objects import Object
 from nodeagent.resources.security import Policy
+from nodeagent.vocabulary import PodUid
 
 
 @dataclass(frozen=True, slots=True)

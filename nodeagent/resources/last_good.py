@@ -18,10 +18,9 @@ import orjson
 from nodeagent.errors import ResourceError, translated
 from nodeagent.resources import security
 from nodeagent.resources.security import Policy
+from nodeagent.vocabulary import ObjectKey
 
-Key = tuple[str, str, str]
-"""Kind, namespace and name."""
-Documents = dict[Key, bytes]
+Documents = dict[ObjectKey, bytes]
 """As JSON."""
 log = logging.getLogger("nodeagent.resources")
 
@@ -34,9 +33,9 @@ class LastGood:
         self._kept: dict[Path, bytes] = {}
         """Digests of what was written last."""
 
-    def of(self, file: Path) -> tuple[dict[Key, Policy], Documents]:
+    def of(self, file: Path) -> tuple[dict[ObjectKey, Policy], Documents]:
         """Return the policies of *file* when it was good last, by an earlier process; empty where nothing is known."""
-        policies: dict[Key, Policy] = {}
+        policies: dict[ObjectKey, Policy] = {}
         documents: Documents = {}
         if self._directory is None:
             return policies, documents

@@ -18,6 +18,7 @@ from nodeagent.errors import ResourceError
 from nodeagent.resources import security, yaml_text
 from nodeagent.resources.fields import FIELD_FAULT
 from nodeagent.resources.model import CLUSTER_SCOPED, KINDS, Resource
+from nodeagent.vocabulary import ObjectKey
 
 SUFFIXES = (".yaml", ".yml", ".json")
 
@@ -32,7 +33,7 @@ class Document:
     resource: Resource
 
     @property
-    def key(self) -> tuple[str, str, str]:
+    def key(self) -> ObjectKey:
         """Return (kind, namespace, name); the namespace of a cluster-scoped object is empty."""
         metadata = self.resource.metadata
         return self.resource.kind, "" if self.resource.kind in CLUSTER_SCOPED else metadata.namespace, metadata.name
@@ -62,7 +63,7 @@ def load_documents(paths: Iterable[Path | str]) -> list[Document]:
 
 def refuse_duplicates(documents: Iterable[Document]) -> None:
     """Raise ResourceError if two of *documents* are the same object."""
-    first: dict[tuple[str, str, str], Document] = {}
+    first: dict[ObjectKey, Document] = {}
     for document in documents:
         other = first.setdefault(document.key, document)
         if other is not document:

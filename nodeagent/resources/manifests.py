@@ -24,12 +24,12 @@ from nodeagent.resources import inotify, security, yaml_text
 from nodeagent.resources.changes import Refused
 from nodeagent.resources.last_good import Documents, LastGood
 from nodeagent.resources.security import Policy
+from nodeagent.vocabulary import ObjectKey
 
 SUFFIXES: Final = (".yaml", ".yml", ".json")
 MAX_FILE_BYTES: Final = 64 << 20
 MAX_DOCUMENTS: Final = 100_000
 """Documents of one file."""
-_Key = tuple[str, str, str]
 log = logging.getLogger("nodeagent.resources")
 
 
@@ -38,7 +38,7 @@ class _Outcome:
     """What one document came to: a policy, or an error and, if that can be said, whose."""
 
     policy: Policy | None
-    key: _Key | None
+    key: ObjectKey | None
     error: str = ""
     document: bytes = b""
     """A good one, as JSON."""
@@ -53,7 +53,7 @@ class _Outcome:
 
 @dataclass(slots=True)
 class _File:
-    held: dict[_Key, Policy] = field(default_factory=dict)
+    held: dict[ObjectKey, Policy] = field(default_factory=dict)
     documents: Documents = field(default_factory=dict)
     """Those of ``held`` that are good."""
     refused: list[Refused] = field(default_factory=list)
@@ -120,7 +120,7 @@ class Manifests:
                 names[folder / name] = None
         return self._look_at(folders) + [path for path in names if path.parent not in folders and self._look(path)]
 
-    def held(self, path: Path) -> dict[_Key, Policy]:
+    def held(self, path: Path) -> dict[ObjectKey, Policy]:
         """Return the policies in force that *path* gives."""
         known = self._files.get(path)
         return known.held if known else {}
@@ -161,7 +161,7 @@ class Manifests:
         """Bring *known* to the documents of *text*: the good ones, the last good ones of those that
         are wrong, and what stands in for the others.
         """
-        held: dict[_Key, Policy] = {}
+        held: dict[ObjectKey, Policy] = {}
         documents: Documents = {}
         wrong: list[tuple[int, _Outcome]] = []
         for number, outcome in enumerate(_outcomes(known, text), 1):

@@ -14,8 +14,8 @@ from ipaddress import ip_address
 from typing import Any, Final, Literal
 
 from nodeagent.errors import ResourceError, shown
-from nodeagent.mesh.entries import Address, PodUid
 from nodeagent.resources.labels import OPERATORS, Expression, LabelSelector
+from nodeagent.vocabulary import Address, PodUid
 
 NAME: Final = re.compile(r"[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?")
 """Of an object: an RFC 1123 subdomain."""

@@ -34,6 +34,7 @@ from nodeagent.policy.model import (
 from nodeagent.resources import rate_limit
 from nodeagent.resources.objects import NAME, NAMESPACE
 from nodeagent.resources.part import Part
+from nodeagent.vocabulary import ObjectKey
 
 Kind = Literal["PeerAuthentication", "AuthorizationPolicy", "RequestAuthentication", "RateLimit"]
 Spec = PeerAuthentication | AuthorizationPolicy | RequestAuthentication | RateLimit
@@ -86,7 +87,7 @@ class Policy:
     """What is wrong with the document; the policy then stands in for it and closes what it selects."""
 
     @property
-    def key(self) -> tuple[str, str, str]:
+    def key(self) -> ObjectKey:
         return self.kind, self.namespace, self.name
 
 
@@ -118,7 +119,7 @@ def parse(document: Any) -> Policy:
     )
 
 
-def whose(document: Any) -> tuple[str, str, str] | None:
+def whose(document: Any) -> ObjectKey | None:
     """Return kind, namespace and name of *document* although it is wrong, one without a name by its
     content; None where it does not say.
     """
@@ -133,7 +134,7 @@ def whose(document: Any) -> tuple[str, str, str] | None:
     return kind[:253], namespace[:253], name
 
 
-def stand_in(key: tuple[str, str, str], document: Any, error: str) -> Policy | None:
+def stand_in(key: ObjectKey, document: Any, error: str) -> Policy | None:
     """Return what takes the place of *document*, which is *key* and was refused with *error*: it
     closes what the document selects.
 

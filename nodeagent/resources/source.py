@@ -20,12 +20,12 @@ from typing import Any, Final
 import orjson
 
 from nodeagent.errors import ConfigError, ResourceError, shown, translated
-from nodeagent.mesh.entries import PodUid
 from nodeagent.resources import inotify, objects, security
 from nodeagent.resources.changes import AnyChange, Change, EnrolledChange, Refused
 from nodeagent.resources.last_good import LastGood
 from nodeagent.resources.manifests import Manifests
 from nodeagent.resources.security import Policy
+from nodeagent.vocabulary import ObjectKey, PodUid
 
 __all__ = ["AnyChange", "Change", "DirectorySource", "EnrolledChange", "Refused"]
 
@@ -33,7 +33,6 @@ OBJECTS, ENROLLED = "objects", "enrolled"
 MAX_OBJECT_BYTES: Final = 4 << 20
 """etcd takes no object above 1.5 MiB."""
 _MARK: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,252}")
-_Key = tuple[str, str, str]
 log = logging.getLogger("nodeagent.resources")
 
 
@@ -50,8 +49,8 @@ class DirectorySource:
         self._path = path
         self._last_good = LastGood(last_good)
         self._manifests = Manifests(resources, self._last_good)
-        self._policies: dict[_Key, dict[Path, Policy]] = {}
-        self._given: dict[Path, set[_Key]] = {}
+        self._policies: dict[ObjectKey, dict[Path, Policy]] = {}
+        self._given: dict[Path, set[ObjectKey]] = {}
         self._objects: dict[str, Change] = {}
         self._marks: set[str] = set()
         self._bad: dict[str, str] = {}

@@ -11,9 +11,9 @@ from typing import Final
 
 from nodeagent import istio
 from nodeagent.errors import KernelError
-from nodeagent.mesh.entries import Family
 from nodeagent.sidecar import rules
 from nodeagent.sidecar.rules import Capture
+from nodeagent.vocabulary import Family
 
 _PREFIX: Final[dict[Family, str]] = {4: "iptables", 6: "ip6tables"}
 _IF_INET6: Final = Path("/proc/self/net/if_inet6")

@@ -32,7 +32,6 @@ from nodeagent.mesh.entries import Delta
 from nodeagent.policy.model import RequestAuthentication
 from nodeagent.proxy import privilege
 from nodeagent.proxy.accept import Accepted
-from nodeagent.proxy.connection import Direction
 from nodeagent.proxy.external.providers import Providers
 from nodeagent.proxy.pipeline import Pipeline
 from nodeagent.proxy.pods import PodState
@@ -46,6 +45,7 @@ from nodeagent.telemetry import metrics as declared
 from nodeagent.telemetry.access_log import AccessLog
 from nodeagent.telemetry.cells import WorkerMetrics
 from nodeagent.telemetry.store import Store
+from nodeagent.vocabulary import Direction
 
 SWEEP_SECONDS: Final = 0.25
 BACKLOG: Final = 4096

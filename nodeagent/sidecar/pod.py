@@ -14,10 +14,9 @@ from typing import Any, Final
 
 from nodeagent import istio
 from nodeagent.errors import ConfigError
-from nodeagent.mesh.entries import Address, Family, PodUid
-from nodeagent.proxy.connection import Direction
 from nodeagent.proxy.pods import PodState, SocketStock
 from nodeagent.redirect.original import Original
+from nodeagent.vocabulary import Address, Direction, Family, PodUid
 
 _SO_ORIGINAL_DST: Final = 80
 """Also IP6T_SO_ORIGINAL_DST (linux/netfilter_ipv4.h, linux/netfilter_ipv6/ip6_tables.h)."""

@@ -16,6 +16,7 @@ from nodeagent.errors import ConfigError
 from nodeagent.istio import OWN_SOURCE
 from nodeagent.probing import Source, by_grpc, by_http, by_tcp, judged
 from nodeagent.resources.fields import PortNumber
+from nodeagent.vocabulary import family_of
 
 VARIABLE: Final = "NODEAGENT_APP_PROBES"
 
@@ -122,4 +123,4 @@ def _source(host: str, own: str) -> Source:
     """Return whence the sidecar connects to its application, so that the pod's rules let it
     through; None: *host* is another.
     """
-    return (OWN_SOURCE[6 if ":" in own else 4], 0) if host == own else None
+    return (OWN_SOURCE[family_of(own)], 0) if host == own else None

@@ -13,7 +13,7 @@ from ipaddress import IPv4Network, IPv6Network
 from typing import Final
 
 from nodeagent import istio
-from nodeagent.mesh.entries import Family
+from nodeagent.vocabulary import Family
 
 CHAINS: Final = ("ISTIO_INBOUND", "ISTIO_REDIRECT", "ISTIO_IN_REDIRECT", "ISTIO_OUTPUT")
 _JUMPS: Final = ("-j ISTIO_INBOUND", "-j ISTIO_OUTPUT")

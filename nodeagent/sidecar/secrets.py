@@ -26,11 +26,11 @@ from nodeagent.identity.certificate import Certificate
 from nodeagent.identity.sds import CERTIFICATE, ROOTS, SERVICE, TYPE_URL
 from nodeagent.identity.spiffe import parse
 from nodeagent.identity.verify import accept
-from nodeagent.mesh.entries import SpiffeId
 from nodeagent.protocols import envoy_core_pb2 as core
 from nodeagent.protocols import envoy_discovery_pb2 as discovery
 from nodeagent.protocols import envoy_tls_pb2 as tls
 from nodeagent.protocols.status_pb2 import Status
+from nodeagent.vocabulary import SpiffeId
 
 FIRST_PAUSE: Final = 0.1
 LONGEST_PAUSE: Final = 5.0

@@ -13,10 +13,10 @@ from pathlib import Path as File
 
 import pytest
 
-from nodeagent.mesh.entries import PodUid
 from nodeagent.mesh.kernel_path import ALLOWED, KernelDestination, KernelService, Plan, Verdict
 from nodeagent.redirect import layout, netns, syscall
 from nodeagent.redirect.kernel_record import Pair, Total
+from nodeagent.vocabulary import PodUid
 from tests.apps.forged import syn
 from tests.bpf.conftest import Node
 from tests.bpf.world import Pod, Seen, accept, connected, dial, dial_by_ring, eventually, ip, serve

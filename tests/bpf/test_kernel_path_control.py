@@ -13,10 +13,11 @@ from multiprocessing.connection import Connection
 import pytest
 
 from nodeagent.control.kernel_path import KernelPaths
-from nodeagent.mesh.entries import Address, Endpoint, Entry, PodUid, Service, ServicePort, SpiffeId, Workload
+from nodeagent.mesh.entries import Endpoint, Entry, Service, ServicePort, Workload
 from nodeagent.mesh.kernel_path import Settings
 from nodeagent.policy.model import AuthorizationPolicy, Operation, Rule, Source
 from nodeagent.telemetry.store import Store
+from nodeagent.vocabulary import Address, PodUid, SpiffeId
 from tests.bpf.conftest import Node
 from tests.bpf.test_kernel_path import KINDS, _answer, _any, _exchange, _until_closed, _until_reset, _vip
 from tests.bpf.world import Pod, connected, dial, eventually, serve

@@ -15,9 +15,9 @@ from types import SimpleNamespace
 import pytest
 
 from nodeagent.errors import KernelError
-from nodeagent.mesh.entries import PodUid
 from nodeagent.mesh.kernel_path import ALLOWED, KernelDestination, KernelService, Plan, Verdict
 from nodeagent.redirect import hooks, layout, loader, netns, syscall
+from nodeagent.vocabulary import PodUid
 from tests.bpf.conftest import Node
 from tests.bpf.test_plane import _objects
 from tests.bpf.world import Child, Pod, ip, keep_dialling, serve

@@ -20,6 +20,7 @@ from nodeagent.inject.values import Values
 from nodeagent.istio import INJECT, SYSTEM_NAMESPACES
 from nodeagent.resources import yaml_text
 from nodeagent.resources.quantity import quantity
+from nodeagent.vocabulary import ObjectKey
 
 _REPLICATED: Final = ("Deployment", "StatefulSet", "ReplicaSet", "ReplicationController")
 _WORKLOADS: Final = (*_REPLICATED, "DaemonSet", "Job", "CronJob")
@@ -136,7 +137,7 @@ def _cluster(objects: Sequence[tuple[str, Mapping[str, Any]]]) -> Cluster:
     }
     pods: list[Pod] = []
     notes: dict[str, None] = {}
-    seen: set[tuple[str, str, str]] = set()
+    seen: set[ObjectKey] = set()
     for where, each in objects:
         metadata, kind = _section(where, each, "metadata"), str(each["kind"])
         key = (
@@ -156,7 +157,7 @@ def _cluster(objects: Sequence[tuple[str, Mapping[str, Any]]]) -> Cluster:
     return Cluster(tuple(pods), tuple(notes))
 
 
-def _workload(where: str, key: tuple[str, str, str], each: Mapping[str, Any], notes: dict[str, None]) -> Iterator[Pod]:
+def _workload(where: str, key: ObjectKey, each: Mapping[str, Any], notes: dict[str, None]) -> Iterator[Pod]:
     """Yield the pods of a workload's template."""
     spec, kind = _section(where, each, "spec"), key[0]
     if kind == "DaemonSet":
@@ -173,9 +174,7 @@ def _workload(where: str, key: tuple[str, str, str], each: Mapping[str, Any], no
         yield _pod(where, key, _section(where, template, "metadata"), _section(where, template, "spec"), count)
 
 
-def _pod(
-    where: str, key: tuple[str, str, str], metadata: Mapping[str, Any], spec: Mapping[str, Any], count: int
-) -> Pod:
+def _pod(where: str, key: ObjectKey, metadata: Mapping[str, Any], spec: Mapping[str, Any], count: int) -> Pod:
     where = f"{where} ({key[0]} {key[1]}/{key[2]})"
     containers = _list(where, spec, "containers")
     native = [each for each in _list(where, spec, "initContainers") if each.get("restartPolicy") == "Always"]

@@ -10,6 +10,7 @@ from typing import Any, Final
 from urllib.parse import urlsplit
 
 from nodeagent.errors import NodeagentError
+from nodeagent.vocabulary import host_port
 
 METHODS: Final = ("GET", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
 """Not HEAD and CONNECT: their answers are framed otherwise."""
@@ -64,7 +65,7 @@ class Target:
         lines += [f"{name}: {value}" for name, value in fields.items()]
         if method in ("POST", "PUT", "PATCH"):
             lines.append("Content-Length: 0")
-        shown = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+        shown = host_port(host, port)
         return cls(family, address, shown, "\r\n".join([*lines, "", ""]).encode("ascii"))
 
 

@@ -32,8 +32,8 @@ from nodeagent.identity.authority_directory import certificates
 from nodeagent.identity.istio_ca import IstioCa
 from nodeagent.identity.spiffe import spiffe_id
 from nodeagent.identity.tls import TCP_ALPN, client_context, server_context
-from nodeagent.mesh.entries import SpiffeId
 from nodeagent.protocols.istio_ca_pb2 import IstioCertificateRequest, IstioCertificateResponse
+from nodeagent.vocabulary import SpiffeId
 from tests.unit.identity.test_tls import Pair
 
 DOMAIN = "cluster.local"

@@ -16,9 +16,10 @@ from nodeagent.control.main import Control
 from nodeagent.identity.certificate import Certificate
 from nodeagent.identity.sources import Trust
 from nodeagent.identity.store import Certificates
-from nodeagent.mesh.entries import Delta, PodUid, SpiffeId
+from nodeagent.mesh.entries import Delta
 from nodeagent.mesh.local import LocalPod
 from nodeagent.resources.changes import Change
+from nodeagent.vocabulary import PodUid, SpiffeId
 
 OLD, NEW = PodUid("old"), PodUid("new")
 

@@ -22,7 +22,7 @@ from nodeagent.identity.jwt_svid import JwtKeys
 from nodeagent.identity.sds import SecretDiscovery
 from nodeagent.identity.subject import JwtAuthority, Subject
 from nodeagent.identity.workload_api import WorkloadApi
-from nodeagent.mesh.entries import SpiffeId
+from nodeagent.vocabulary import SpiffeId
 
 WEB = SpiffeId("spiffe://cluster.local/ns/default/sa/web")
 PATIENCE = 20.0

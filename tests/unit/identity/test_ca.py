@@ -20,7 +20,7 @@ from nodeagent.identity.authority_directory import LOCK, OLD_KEY, ROOT_KEY, ROOT
 from nodeagent.identity.ca import CertificateAuthority, private_pem
 from nodeagent.identity.certificate import Certificate
 from nodeagent.identity.spiffe import spiffe_id
-from nodeagent.mesh.entries import SpiffeId
+from nodeagent.vocabulary import SpiffeId
 
 DOMAIN = "cluster.local"
 WEB = spiffe_id(DOMAIN, "default", "web")

@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 from nodeagent.errors import IdentityError
 from nodeagent.identity import jwt_svid
 from nodeagent.identity.jwt_svid import LEAD_SECONDS, SIGNS_SECONDS, SKEW_SECONDS, TTL_SECONDS, JwtKeys
-from nodeagent.mesh.entries import SpiffeId
 from nodeagent.policy.jwt_token import parse
+from nodeagent.vocabulary import SpiffeId
 
 WEB = SpiffeId("spiffe://cluster.local/ns/default/sa/web")
 START = 1_700_000_000.0

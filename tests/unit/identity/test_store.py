@@ -12,7 +12,7 @@ from nodeagent.errors import IdentityError
 from nodeagent.identity.certificate import Certificate
 from nodeagent.identity.sources import Trust
 from nodeagent.identity.store import AT_ONCE, LONGEST_PAUSE, Certificates
-from nodeagent.mesh.entries import SpiffeId
+from nodeagent.vocabulary import SpiffeId
 from tests.unit.identity.waiting import ensure
 
 WEB, SHOP = SpiffeId("spiffe://cluster.local/ns/d/sa/web"), SpiffeId("spiffe://cluster.local/ns/d/sa/shop")

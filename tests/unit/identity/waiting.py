@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Iterable
 
 from nodeagent.identity.store import Certificates
-from nodeagent.mesh.entries import SpiffeId
+from nodeagent.vocabulary import SpiffeId
 
 
 async def ensure(store: Certificates, identities: Iterable[SpiffeId], seconds: float) -> None:

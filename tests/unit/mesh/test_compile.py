@@ -11,10 +11,11 @@ from hypothesis import strategies as st
 
 from nodeagent.mesh import compile as compiler
 from nodeagent.mesh.compile import Mesh
-from nodeagent.mesh.entries import Delta, Endpoint, Entry, PodUid, Service, ServicePort, Workload, from_json, to_json
+from nodeagent.mesh.entries import Delta, Endpoint, Entry, Service, ServicePort, Workload, from_json, to_json
 from nodeagent.resources import security
 from nodeagent.resources.objects import parse
 from nodeagent.resources.source import AnyChange, Change, EnrolledChange
+from nodeagent.vocabulary import PodUid
 
 DOMAIN = "cluster.local"
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from nodeagent.config import Delivery as Setting
+from nodeagent.config import DeliverySetting
 from nodeagent.errors import ResourceError
 from nodeagent.mesh.compile import Mesh
 from nodeagent.mesh.delivery import delivery
@@ -48,7 +48,7 @@ class World:
         assert isinstance(found, Workload)
         return found
 
-    def way(self, setting: Setting = "auto", client: str = "client") -> tuple[str, str]:
+    def way(self, setting: DeliverySetting = "auto", client: str = "client") -> tuple[str, str]:
         unread = next((entry for entry in self.mesh.entries().upserts if entry.key == UNREAD), None)
         found = delivery(setting, self.workload(client), self.workload("server"), unread)
         return found.way, found.why

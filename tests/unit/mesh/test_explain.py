@@ -8,10 +8,10 @@ import pytest
 
 from nodeagent.errors import ConfigError
 from nodeagent.mesh.compile import Mesh
-from nodeagent.mesh.entries import PodUid
 from nodeagent.mesh.explain import Explanation, Question, explain
 from nodeagent.policy.claims import Claims
 from nodeagent.resources.changes import Change, EnrolledChange
+from nodeagent.vocabulary import PodUid
 from tests.unit.mesh.test_compile import DOMAIN, pod, policy, service
 
 CLIENT = "cluster.local/ns/default/sa/client"

@@ -7,18 +7,7 @@ from collections.abc import Callable
 
 import pytest
 
-from nodeagent.mesh.entries import (
-    Address,
-    Endpoint,
-    Entry,
-    PodUid,
-    Protocol,
-    Service,
-    ServicePort,
-    SpiffeId,
-    Workload,
-    policies_of,
-)
+from nodeagent.mesh.entries import Endpoint, Entry, Protocol, Service, ServicePort, Workload, policies_of
 from nodeagent.mesh.kernel_path import KernelDestination, KernelService, Plan, Planner, PortPath, Settings, Verdict
 from nodeagent.mesh.protection import CLOSED, protection
 from nodeagent.policy.model import (
@@ -32,6 +21,7 @@ from nodeagent.policy.model import (
     Source,
     TokenBucket,
 )
+from nodeagent.vocabulary import Address, PodUid, SpiffeId
 
 SERVER = PodUid("server")
 IGNORED = Settings("n", "cluster.local", client_cert=False)

@@ -10,9 +10,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nodeagent.mesh.entries import Entry, PodUid, Probe, SpiffeId, Workload
-from nodeagent.mesh.protection import CLOSED, OPEN, Protection, WhenDead, protection
+from nodeagent.mesh.entries import Entry, Probe, Workload
+from nodeagent.mesh.protection import CLOSED, OPEN, Protection, protection
 from nodeagent.policy.model import Action, AuthorizationPolicy, MtlsMode, RateLimit, RequestAuthentication
+from nodeagent.vocabulary import PodUid, SpiffeId, WhenDead
 
 WORKLOAD = Workload(
     uid=PodUid("u"), pod="p", namespace="n", node="node1", addresses=(), service_account="a", identity=SpiffeId("spiffe://t/ns/n/sa/a"),

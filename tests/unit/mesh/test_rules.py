@@ -5,9 +5,10 @@ from __future__ import annotations
 import pytest
 
 from nodeagent.mesh import rules
-from nodeagent.mesh.entries import Address, Probe, SpiffeId
+from nodeagent.mesh.entries import Probe
 from nodeagent.mesh.local import EXCLUDE_INBOUND, EXCLUDE_OUTBOUND, local_pod
 from nodeagent.resources.objects import Pod, ServicePort, parse
+from nodeagent.vocabulary import Address, SpiffeId
 
 
 def pod(

@@ -27,13 +27,14 @@ from nodeagent.errors import IdentityError
 from nodeagent.identity import profiles
 from nodeagent.identity.verify import accept, trusted_roots
 from nodeagent.mesh.compile import Mesh
-from nodeagent.mesh.entries import SpiffeId, from_json, to_json
+from nodeagent.mesh.entries import from_json, to_json
 from nodeagent.policy.authorization import CompiledPolicy
 from nodeagent.policy.model import AuthorizationPolicy
 from nodeagent.resources.changes import AnyChange
 from nodeagent.resources.last_good import LastGood
 from nodeagent.resources.manifests import Manifests
 from nodeagent.resources.source import DirectorySource
+from nodeagent.vocabulary import SpiffeId
 from nodeagent.webhook.review import BadReviewError, answer, decide, labels, parse
 from tests.unit.mutants import mutate
 from tests.unit.webhook.reviews import POD, SETTINGS, body

@@ -19,7 +19,7 @@ import uvloop
 from nodeagent.config import Proxy
 from nodeagent.identity.ca import CertificateAuthority
 from nodeagent.identity.tls import Contexts, contexts
-from nodeagent.mesh.entries import Address, Delta, PodUid, Probe, Protocol, SpiffeId, Workload
+from nodeagent.mesh.entries import Delta, Probe, Protocol, Workload
 from nodeagent.policy.model import AuthorizationPolicy, Jwks, MtlsMode, RateLimit, RequestAuthentication
 from nodeagent.proxy.accept import Accepted
 from nodeagent.proxy.originals import Captured
@@ -27,6 +27,7 @@ from nodeagent.proxy.pipeline import Pipeline
 from nodeagent.proxy.pods import PodState
 from nodeagent.redirect.original import Original
 from nodeagent.telemetry.cells import WorkerMetrics
+from nodeagent.vocabulary import Address, PodUid, SpiffeId
 from tests.unit.proxy.stage import Handler, Log
 
 CLIENT, SERVER, NODE, STRANGER = "127.0.0.3", "127.0.0.2", "127.0.0.9", "127.0.0.8"

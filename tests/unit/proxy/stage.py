@@ -12,14 +12,14 @@ from typing import Any
 import uvloop
 
 from nodeagent.config import Proxy
-from nodeagent.mesh.entries import Address, Delta, Endpoint, PodUid, Protocol, Service, ServicePort, SpiffeId, Workload
+from nodeagent.mesh.entries import Delta, Endpoint, Protocol, Service, ServicePort, Workload
 from nodeagent.proxy.accept import Accepted
-from nodeagent.proxy.connection import Direction
 from nodeagent.proxy.pipeline import Pipeline
 from nodeagent.proxy.pods import PodState
 from nodeagent.redirect.original import Original
 from nodeagent.telemetry.cells import WorkerMetrics
 from nodeagent.telemetry.log_format import FIELDS
+from nodeagent.vocabulary import Address, Direction, PodUid, SpiffeId
 
 VIP, VIP6 = "10.96.0.1", "fd00:10:96::1"
 Handler = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]

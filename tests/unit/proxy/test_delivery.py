@@ -9,7 +9,7 @@ import socket
 
 import pytest
 
-from nodeagent.config import Delivery
+from nodeagent.config import DeliverySetting
 from nodeagent.identity.tls import Contexts
 from nodeagent.mesh.entries import Delta
 from tests.unit.proxy.nodes import NODE, Nodes
@@ -25,7 +25,7 @@ async def asked(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> N
 
 
 @pytest.mark.parametrize(("way", "upstreams"), [("inside", 1), ("network", 2)])
-def test_over_the_network_a_connection_of_the_clients_is_one(way: Delivery, upstreams: int) -> None:
+def test_over_the_network_a_connection_of_the_clients_is_one(way: DeliverySetting, upstreams: int) -> None:
     """Input: two connections of one client, one after the other, two requests on each. The second
     goes over a new one, as the network is to be asked.
     """
@@ -65,7 +65,7 @@ def test_over_the_network_the_application_hears_that_the_client_has_gone() -> No
 
 
 @pytest.mark.parametrize("way", ["inside", "network"])
-def test_the_kernel_is_told_for_whom_before_each_dial(way: Delivery) -> None:
+def test_the_kernel_is_told_for_whom_before_each_dial(way: DeliverySetting) -> None:
     """Input: a request. The socket that is about to be connected is announced, unconnected, for the
     client's address.
     """

@@ -11,8 +11,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from nodeagent.mesh.entries import Address, Endpoint, PodUid, Protocol
-from nodeagent.proxy.connection import host_port
+from nodeagent.mesh.entries import Endpoint, Protocol
+from nodeagent.vocabulary import Address, PodUid, host_port
 from tests.unit.proxy.stage import VIP6, Stage, answering, ok, play, read_request
 
 GET = b"GET / HTTP/1.1\r\nHost: web\r\n\r\n"

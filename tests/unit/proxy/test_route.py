@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from nodeagent.mesh.entries import Address, PodUid
 from nodeagent.proxy.connection import Connection, Peer
 from nodeagent.proxy.pods import PodState
 from nodeagent.proxy.route import NAMED, Destination, Route
 from nodeagent.proxy.view import Target
 from nodeagent.telemetry.cells import WorkerMetrics
+from nodeagent.vocabulary import Address, PodUid
 
 
 def test_a_pod_that_dials_every_port_of_another_makes_a_bounded_number_of_series() -> None:

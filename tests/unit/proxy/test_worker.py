@@ -11,12 +11,13 @@ import uvloop
 from nodeagent.channel import Channel, Message, pair
 from nodeagent.config import Proxy
 from nodeagent.control.workers import _parts
-from nodeagent.mesh.entries import Address, Entry, PodUid, SpiffeId, Workload, to_json
+from nodeagent.mesh.entries import Entry, Workload, to_json
 from nodeagent.policy.model import AuthorizationPolicy, Operation, Rule
 from nodeagent.proxy.pipeline import Pipeline
 from nodeagent.proxy.worker import Worker
 from nodeagent.pulse import Pulses
 from nodeagent.telemetry.cells import WorkerMetrics
+from nodeagent.vocabulary import Address, PodUid, SpiffeId
 
 PARTS, POLICIES = 3, 150
 

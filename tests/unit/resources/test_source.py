@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 
 from nodeagent.errors import ConfigError, ResourceError
-from nodeagent.mesh.entries import PodUid
 from nodeagent.resources import objects
 from nodeagent.resources.source import AnyChange, Change, DirectorySource, EnrolledChange
+from nodeagent.vocabulary import PodUid
 
 Step = Callable[[], Awaitable[list[AnyChange]]]
 

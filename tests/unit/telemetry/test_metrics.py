@@ -14,10 +14,11 @@ from hypothesis import strategies as st
 from prometheus_client.parser import text_string_to_metric_families
 
 from nodeagent.channel import MESSAGE_BYTES
-from nodeagent.mesh.entries import Address, PodUid, Service, SpiffeId, Workload
+from nodeagent.mesh.entries import Service, Workload
 from nodeagent.telemetry import exposition, labels, metrics
 from nodeagent.telemetry.cells import HttpCell, WorkerMetrics
 from nodeagent.telemetry.store import Store
+from nodeagent.vocabulary import Address, PodUid, SpiffeId
 
 BOTH = ("source", "destination")
 PRODUCT = Workload(

@@ -13,11 +13,12 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
-from nodeagent.mesh.entries import Address, PodUid, Service, SpiffeId, Workload
+from nodeagent.mesh.entries import Service, Workload
 from nodeagent.telemetry import exposition, labels, metrics
 from nodeagent.telemetry.cells import WorkerMetrics
 from nodeagent.telemetry.http_server import EVERYWHERE, Response, serve
 from nodeagent.telemetry.store import Store
+from nodeagent.vocabulary import Address, PodUid, SpiffeId
 
 CONFIG = """
 global: {{scrape_interval: 300ms, scrape_timeout: 300ms}}
