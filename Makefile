@@ -2,7 +2,7 @@ SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup packages demo test bench soak lint kube pure
+.PHONY: help setup packages demo test bench soak lint documents kube pure
 
 VENV := .venv
 PYTHON := $(VENV)/bin/python
@@ -33,7 +33,7 @@ endef
 export COMPILE
 
 help: ## this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-7s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 setup: packages $(VENV)/.complete $(VENV)/.compiled $(VENV)/spiffe/.complete ## system packages and the virtual environment in .venv/ (root, Debian 12); quick when nothing is missing
 
@@ -51,6 +51,9 @@ soak: setup ## ten minutes of everything that fails, under clients whose request
 
 lint: setup ## ruff and mypy only
 	@$(PYTHON) tests/parts.py lint
+
+documents: setup ## the tables in README.md and docs/ that are written from the code and from docs/results/bench.json
+	@$(PYTHON) -m tests.documents
 
 # Packages that bring a service (nginx, haproxy, prometheus) must not start it: policy-rc.d says so to their install scripts.
 packages:
