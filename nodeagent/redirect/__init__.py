@@ -1,3 +1,18 @@
-"""Capture: BPF programs, their maps and links, and the sockets inside pods. ``DataPlane`` is
-control's way in, ``OriginalDestinations`` a worker's.
+"""Capture: BPF programs, their maps and links, and the sockets inside pods. ``DataPlane``
+(``plane.py``) is control's way in, ``OriginalDestinations`` (``original.py``) a worker's.
+
+Nothing here holds a program in memory: ``loader.py`` compiles through BCC in a process of its own,
+pins everything in bpffs and ends; the daemon works on the pins. What the programs do is told in
+``bpf/README.md``; ``layout.py`` mirrors their structs.
+
+**The kernel path.** Where nothing is decided or noted per request and both ends are captured pods
+of the node, no proxy stands in the way: ``kernel.py`` writes the verdicts that
+``mesh/kernel_path.py`` worked out, and the connect and sk_lookup programs decide. Verdicts are per
+client pod, server pod and port, because policies select workloads, not identities; a port that
+every captured pod may reach needs one entry. What it carried is told by ``kernel_record.py``
+(flows: open ones, each pod's last ones that ended, and refusals) and counted from sockops and
+sock_diag (TCP) and a cgroup_skb program (``http_metrics.py``).
+
+**The bypass** (``bypass.py``) joins sockets past TCP, on the kernel path and on the proxy's, where
+no application could tell: ``transparency.py`` tries that at the start. Workers need not know.
 """

@@ -4,6 +4,7 @@ those of the sources, and ``docs/agent.yaml`` is the daemon's whole configuratio
 
 from __future__ import annotations
 
+import ast
 import json
 import re
 import tomllib
@@ -113,6 +114,24 @@ def test_files_that_are_named_exist(name: str) -> None:
         if not any((place / file).exists() for place in places) and ("/" in file or file not in known | MADE_ELSEWHERE)
     }
     assert wrong == set()
+
+
+PACKAGES = sorted(path for path in (ROOT / "nodeagent").rglob("__init__.py") if path.read_text().startswith('"""'))
+
+
+@pytest.mark.parametrize("path", PACKAGES, ids=lambda path: path.parent.name)
+def test_a_package_names_modules_that_exist(path: Path) -> None:
+    """Its docstring names a module from its own folder, from ``nodeagent/`` or from the project's root."""
+    text = ast.get_docstring(ast.parse(path.read_text())) or ""
+    named = re.findall(rf"``([\w./-]+\.(?:{'|'.join(SUFFIXES)}))(?:: \w+)?``", text)
+    places = (path.parent, ROOT / "nodeagent", ROOT)
+    assert [file for file in named if not any((place / file).exists() for place in places)] == []
+
+
+def test_every_package_says_what_it_is_for() -> None:
+    packages = set((ROOT / "nodeagent").rglob("__init__.py"))
+    silent = packages - set(PACKAGES)
+    assert {str(path.parent.relative_to(ROOT)) for path in silent} == set()
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -4,6 +4,8 @@ answered.
 A closed loop (wrk) sends its next request only after the last answer, so a server that stalls is
 asked less and its stall is counted once (coordinated omission). Here a stall delays every request
 that was due meanwhile, and each is counted from the moment it was due.
+
+``flow.py`` decides when what is sent, without a socket or a clock; ``client.py`` carries it out.
 """
 
 from nodeagent.compare.openloop.client import OpenLoopError, run

@@ -1,3 +1,7 @@
 """Asking others about requests, over gRPC: external authorizers and rate limit services, named by
 ``extensionProviders`` in agent.yaml.
+
+Workers ask: services that take mTLS from inside the protected pod and with its identity, all others
+from the node's network in plaintext. A body that an authorizer wants to see is held up to
+maxRequestBytes (``body.py``), then goes on unchanged.
 """
