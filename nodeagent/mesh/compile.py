@@ -1,8 +1,37 @@
 """Kubernetes objects → the snapshot's entries. Pure and incremental: a change costs what it
 touches.
 
+Theory of operation
+-------------------
+
 The result depends on the objects alone, never on the order in which they came: that is what lets
-two agents agree, and what the tests hold it to.
+two agents agree, and what the tests hold it to. Objects are kept as they are; around them stand
+indexes that answer in both directions who is concerned by whom (labels and selectors, addresses and
+the pods that claim them, policies and the workloads that they select). A batch of changes runs in
+two steps:
+
+    a change ──▶ objects and indexes ──▶ dirty sets ─────────▶ entries made anew ──▶ delta
+                 (put_pod, put_service,  (whom it touches,     (_recompile)          (what came out
+                 put_policy, ...)        before and after)                           different)
+
+Marking happens twice, with the indexes as they were and as they are: a pod that leaves a Service is
+as much concerned as one that joins it. The dirty sets are told apart by what has to be made anew:
+
+    dirty_pods       the workload's entry, and whether it is to be enrolled here
+    dirty_modes      only what policies and NetworkPolicies say of an entry that is otherwise good
+    dirty_services   a Service's entry, with its endpoints
+    dirty_policies   policies' own entries: they are in the snapshot while a local pod uses them
+
+Who touches whom: a pod its Services, the pods that claim one of its addresses, and those Services;
+a Service the pods that it selects; a policy the pods that it is for; a Namespace all its pods. It
+goes no further: no entry is made of another object's entry.
+
+Two pods may claim one address for a while (a new one was given an ended one's): the younger has it.
+Two Services may target one port: the oldest decides the protocol, as in Istio.
+
+What cannot be made (an object nobody foresaw) keeps its last entry, is named in ``faults``, and
+never takes the rest of the batch along. An entry that came out equal to its last is no change, so a
+worker hears only of what differs for it.
 """
 
 from __future__ import annotations

@@ -1,10 +1,42 @@
 """The kernel path's maps: brought from one plan to the next so that no connection is judged by half
 of one, and read.
 
-What is new is written first, under a generation (verdicts) or a set (endpoints) that nothing refers
-to yet; then one write makes it valid, and what it replaces can be found no more; then that is
-deleted. So an earlier daemon's maps are adopted by the same steps. Numbers of pods, generations and
-sets are never used twice.
+Theory of operation
+-------------------
+
+Programs read these maps at any moment, map by map, and no write reaches two maps at once. So what a
+program follows from one map to the next carries a number that names what belongs together:
+
+    connect, sk_lookup                                written by sync()
+
+    services[ClusterIP:port] ──set──▶ backends[set, slot]            endpoints of one moment
+    destinations[address:port] ──generation──▶ verdicts[client, server, port, generation]
+
+A number is taken, never used again, and what it names is complete before anything refers to it. A
+destination (and a ClusterIP with its set, likewise) goes through these states:
+
+                  verdicts written,           only pods came or went:
+                  nobody finds them           single verdicts, no new generation
+                        │                               ┌────┐
+    absent ──_place──▶ prepared ──one write to──▶ in force ◀─┘ ──_leave──▶ absent
+                                  destinations      │    ▲                (entry first,
+                                                    └────┘                 then verdicts)
+                                a verdict changed: prepared again under the next
+                                generation, one write, old ones deleted
+
+Between any two of these steps a program finds the old verdicts whole, the new ones whole, or no
+destination: then the proxy decides. A map that is full raises KernelError in the middle of _place;
+the destination is taken out, the port is the proxy's, and ``left_out`` says why. What nothing
+refers to any more is deleted by _sweep, an earlier daemon's entries too: adopting its maps is
+reading which numbers they use (_adopt) and then syncing to the first plan like any other.
+
+Pods and Services have numbers of their own in flow records and totals, for life; a daemon that
+starts again knows a pod by its network namespace's cookie and a Service by its ClusterIP.
+
+Refusals are counted in the kernel without the policy's name. So they are read before verdicts
+change (_note_refusals): what was refused is told with the policy that was in force then.
+
+This module never decides: who may, mesh/kernel_path.py says; one thread only.
 """
 
 from __future__ import annotations

@@ -1,8 +1,44 @@
 """The data plane as control sees it: enroll and release pods, check them against the kernel, beat,
 count.
 
-Works on what the loader has pinned. Everything that it does to a pod is idempotent, and ordered so
-that a connection is never captured before there is a listener to take it.
+Theory of operation
+-------------------
+
+The loader has pinned maps, programs and the cgroup's links; this module fills maps, opens listeners
+inside pods, and attaches one sk_lookup link a pod. For each enrolled pod there is a state of what
+it must have in the kernel, and one list of everything in which the kernel differs from it, in the
+order in which it has to be repaired:
+
+    1 listeners ──▶ 2 entries of maps ──▶ 3 the link in the pod's network namespace
+      (inside the      (addresses, port       (inbound connections are
+      pod)             modes, the pod)        captured from here on)
+
+To enrol is to repair a pod that has nothing; the periodic check is to repair one that should have
+all of it; a restart is to repair what an earlier daemon left. So there is one way to bring a pod to
+its description, it may be interrupted anywhere, and doing it twice is doing it once. The order
+makes that no connection is captured before there is a listener to take it; a release goes the other
+way round:
+
+                    repaired                          release: kernel path, link, entries, listeners
+    unknown ──enroll──▶ captured ◀──repair()── differs ────────────────────────────▶ unknown
+                  │         │                     ▲
+                  │         └── somebody closed a listener, removed a pin or an entry
+                  │ no listener can be had (the pod took the port), or a map is full
+                  └──▶ held: entries and link are there without a listener, and the programs do for
+                       the pod what they do while no daemon lives
+
+Held is not open: a pod cannot escape capture by taking the agent's port. Where the maps have no
+room for a pod's own entries, the link is attached only if the pod is to be refused without a daemon
+anyway, because the program refuses whom the maps do not know.
+
+A link is replaced, never doubled: a program that ran twice would take its own redirection for a
+connection to loopback. Programs, maps and the cgroup's links are checked in the same way, for the
+node as a whole.
+
+What an earlier daemon left of pods that are gone is removed by prune(), once all pods are enrolled;
+of pods that exist and could not be enrolled it stays, since it may protect them.
+
+One thread only. Nothing here reads a pod's bytes.
 """
 
 from __future__ import annotations
