@@ -17,8 +17,10 @@ from nodeagent.errors import KernelError
 from nodeagent.folder_lock import held
 from nodeagent.redirect import pins
 from nodeagent.resources.changes import AnyChange, Change, EnrolledChange
+from nodeagent.resources.directory import DirectorySource
+from nodeagent.resources.marks import DirectoryMarks
 from nodeagent.resources.objects import Pod
-from nodeagent.resources.source import DirectorySource
+from nodeagent.resources.source import Source
 
 OWN: Final = ("admin.sock", "pods", "last-good")
 """What the daemon makes in its runtime directory."""
@@ -58,6 +60,7 @@ def _marks(config: AgentConfig) -> Iterator[Removed]:
     if not config.source.is_dir():
         return
     source = DirectorySource(config.source)
+    marks = DirectoryMarks(config.source)
     changes = asyncio.run(_everything(source))
     pods = {
         change.object.uid
@@ -66,13 +69,13 @@ def _marks(config: AgentConfig) -> Iterator[Removed]:
     }
     for change in changes:
         if isinstance(change, EnrolledChange) and change.uid in pods:
-            source.publish(change.uid, False)
+            marks.publish(change.uid, False)
             yield Removed("mark", change.uid)
 
 
-async def _everything(source: DirectorySource) -> list[AnyChange]:
+async def _everything(source: Source) -> list[AnyChange]:
     try:
-        return await source.batch()
+        return await source.changes()
     finally:
         source.close()
 

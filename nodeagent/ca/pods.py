@@ -14,8 +14,9 @@ from typing import Final
 from nodeagent.errors import IdentityError
 from nodeagent.identity.spiffe import spiffe_id
 from nodeagent.mesh.local import finished
+from nodeagent.resources.changes import AnyChange, Change
 from nodeagent.resources.objects import Pod
-from nodeagent.resources.source import AnyChange, Change, DirectorySource
+from nodeagent.resources.source import Source
 from nodeagent.vocabulary import SpiffeId
 
 MIRROR: Final = "kubernetes.io/config.mirror"
@@ -39,10 +40,10 @@ class Pods:
                 else:
                     self._pods.pop(key, None)
 
-    async def follow(self, source: DirectorySource) -> None:
+    async def follow(self, source: Source) -> None:
         """Keep up with *source* for ever. Raises ConfigError, KernelError."""
         while True:
-            self.apply(await source.batch())
+            self.apply(await source.changes())
 
     def identities_on(self, node: str) -> Set[SpiffeId]:
         """Return the identities of the pods that run on *node*: of those that the cluster gave an account."""

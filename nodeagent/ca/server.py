@@ -22,7 +22,7 @@ from nodeagent.identity.ca import CertificateAuthority, ServerCertificate
 from nodeagent.identity.serving import LOOK_SECONDS, ServingCertificate
 from nodeagent.identity.spiffe import spiffe_id
 from nodeagent.protocols.istio_ca_pb2 import IstioCertificateRequest, IstioCertificateResponse
-from nodeagent.resources.source import DirectorySource
+from nodeagent.resources.directory import DirectorySource
 from nodeagent.service import kept, until_signal
 from nodeagent.vocabulary import host_port
 
@@ -69,7 +69,7 @@ class Server:
         """Read the cluster's state, then listen. Raises ConfigError, KernelError, and ControlError
         when the address cannot be had.
         """
-        self._pods.apply(await self._source.batch())
+        self._pods.apply(await self._source.changes())
         self._server = grpc.aio.server(options=OPTIONS, maximum_concurrent_rpcs=MAX_REQUESTS)
         handler = grpc.unary_unary_rpc_method_handler(
             self._create, IstioCertificateRequest.FromString, IstioCertificateResponse.SerializeToString

@@ -40,7 +40,10 @@ from nodeagent.redirect import heartbeat
 from nodeagent.redirect.plane import DataPlane
 from nodeagent.redirect.pod import ListenerId, open_sockets
 from nodeagent.redirect.probed import LOOK_SECONDS
-from nodeagent.resources.source import AnyChange, DirectorySource
+from nodeagent.resources.changes import AnyChange
+from nodeagent.resources.directory import DirectorySource
+from nodeagent.resources.marks import DirectoryMarks
+from nodeagent.resources.source import Source
 from nodeagent.telemetry import metrics as declared
 from nodeagent.telemetry.store import Store
 from nodeagent.vocabulary import Family, SpiffeId
@@ -106,7 +109,7 @@ class Control:
             root_namespace=config.mtls.root_namespace,
         )
         self.certificates: Certificates
-        self.source: DirectorySource
+        self.source: Source
         self.pod_sockets: PodSockets
         self.kernel_paths: KernelPaths
         self.key_sets = KeySets(lambda found: self.workers.apply(Delta((found,))))
@@ -143,7 +146,7 @@ class Control:
             config.identity.trust_domain,
         )
         effects = Effects(
-            publish=source.publish,
+            publish=DirectoryMarks(config.source).publish,
             keep=self._keep,
             drop=lambda uid: self.supervisor.send({"op": "drop", "uid": uid}),
             repaired=lambda fault: self.store.add(declared.REPAIRS, (fault,)),
@@ -152,7 +155,7 @@ class Control:
         self.enrolment.kept = self._kept
         while self._inherited:
             self.certificates.adopt(self._inherited.pop())
-        self._apply(await source.batch())
+        self._apply(await source.changes())
         start = {
             "config": config.model_dump(mode="json", by_alias=True),
             "node_addresses": sorted(self.mesh.node_addresses()),
@@ -415,7 +418,7 @@ class Control:
             self._reconcile()
             if self._unpruned:
                 self._prune()
-            self._apply(await self.source.batch())
+            self._apply(await self.source.changes())
 
     def _certificate(self, certificate: Certificate) -> None:
         told = certificate.to_json()

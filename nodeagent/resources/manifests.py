@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import logging
 import os
-import stat
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,7 +19,7 @@ from typing import Final
 import orjson
 
 from nodeagent.errors import ConfigError, ResourceError, translated
-from nodeagent.resources import inotify, security, yaml_text
+from nodeagent.resources import inotify, regular_file, security, yaml_text
 from nodeagent.resources.changes import Refused
 from nodeagent.resources.last_good import Documents, LastGood
 from nodeagent.resources.security import Policy
@@ -228,20 +227,11 @@ def _is_manifest(name: str) -> bool:
 
 def _read(path: Path) -> str:
     """Return the text of *path*. Raises FileNotFoundError, ResourceError."""
+    content = regular_file.content(path, MAX_FILE_BYTES, links=True)
     try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-    except FileNotFoundError:
-        raise
-    except OSError as error:
-        raise ResourceError(f"cannot be read: {error.strerror}") from None
-    with open(descriptor, "rb") as file:
-        status = os.fstat(descriptor)
-        if not stat.S_ISREG(status.st_mode) or status.st_size > MAX_FILE_BYTES:
-            raise ResourceError(f"not a regular file of at most {MAX_FILE_BYTES} bytes")
-        try:
-            return file.read(MAX_FILE_BYTES).decode()
-        except UnicodeDecodeError as error:
-            raise ResourceError(f"not UTF-8 text: {error.reason} at byte {error.start}") from None
+        return content.decode()
+    except UnicodeDecodeError as error:
+        raise ResourceError(f"not UTF-8 text: {error.reason} at byte {error.start}") from None
 
 
 def _outcomes(known: _File, text: str) -> list[_Outcome]:

@@ -14,7 +14,7 @@ import logging
 import platform
 import signal
 import time
-from collections.abc import AsyncIterator, Coroutine
+from collections.abc import Coroutine
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -35,7 +35,9 @@ from nodeagent.proxy.accept import Accepted
 from nodeagent.proxy.external.providers import Providers
 from nodeagent.proxy.pipeline import Pipeline
 from nodeagent.proxy.pods import PodState
-from nodeagent.resources.source import AnyChange, DirectorySource
+from nodeagent.resources.changes import AnyChange
+from nodeagent.resources.directory import DirectorySource
+from nodeagent.resources.source import Source
 from nodeagent.sidecar.admin import Admin
 from nodeagent.sidecar.config import SidecarConfig
 from nodeagent.sidecar.pod import Pod, Redirected, listeners, pod_state
@@ -98,7 +100,7 @@ class Sidecar:
         self.mesh = Mesh(
             pod.node, settings.trust_domain, default_mtls=config.mtls.mode, root_namespace=config.mtls.root_namespace
         )
-        self.source = DirectorySource(settings.source, config.resources)
+        self.source: Source = DirectorySource(settings.source, config.resources)
         self.certificate: Certificate | None = None
         self.secrets = Secrets(settings.sds_socket, settings.trust_domain, pod.namespace, self._certified)
         self.access_log = AccessLog(settings.access_log, config.access_log_format) if settings.access_log else None
@@ -126,8 +128,7 @@ class Sidecar:
         """Bring everything up. Raises NodeagentError."""
         for number in (signal.SIGTERM, signal.SIGINT):
             self.loop.add_signal_handler(number, self.drain)
-        changes = self.source.changes()
-        self._apply(await self._first(changes))
+        self._apply(await self._first())
         if self.access_log is not None:
             self.access_log.start()
         self._sweep()
@@ -137,7 +138,7 @@ class Sidecar:
         ):
             await self._listen(direction, port, state)  # type: ignore[arg-type]
         await self._admin.start()
-        self._start(self._watch(changes))
+        self._start(self._watch())
         self._start(self.secrets.run())
 
     async def close(self) -> None:
@@ -213,9 +214,9 @@ class Sidecar:
 
     # -- what changes --
 
-    async def _first(self, changes: AsyncIterator[list[AnyChange]]) -> list[AnyChange]:
+    async def _first(self) -> list[AnyChange]:
         try:
-            return await anext(changes)
+            return await self.source.changes()
         except NodeagentError as error:
             raise ConfigError(f"--source: {error}") from None
         except OSError as error:
@@ -223,9 +224,9 @@ class Sidecar:
                 f"--source {self.settings.source}: {error.strerror}: may user {istio.USER} read it?"
             ) from None
 
-    async def _watch(self, batches: AsyncIterator[list[AnyChange]]) -> None:
-        async for batch in batches:
-            self._apply(batch)
+    async def _watch(self) -> None:
+        while True:
+            self._apply(await self.source.changes())
 
     def _apply(self, changes: list[AnyChange]) -> None:
         delta = self.mesh.apply(changes)

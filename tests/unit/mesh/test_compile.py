@@ -13,8 +13,8 @@ from nodeagent.mesh import compile as compiler
 from nodeagent.mesh.compile import Mesh
 from nodeagent.mesh.entries import Delta, Endpoint, Entry, Service, ServicePort, Workload, from_json, to_json
 from nodeagent.resources import security
+from nodeagent.resources.changes import AnyChange, Change, EnrolledChange
 from nodeagent.resources.objects import parse
-from nodeagent.resources.source import AnyChange, Change, EnrolledChange
 from nodeagent.vocabulary import PodUid
 
 DOMAIN = "cluster.local"

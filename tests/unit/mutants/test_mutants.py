@@ -31,9 +31,9 @@ from nodeagent.mesh.entries import from_json, to_json
 from nodeagent.policy.authorization import CompiledPolicy
 from nodeagent.policy.model import AuthorizationPolicy
 from nodeagent.resources.changes import AnyChange
+from nodeagent.resources.directory import DirectorySource
 from nodeagent.resources.last_good import LastGood
 from nodeagent.resources.manifests import Manifests
-from nodeagent.resources.source import DirectorySource
 from nodeagent.vocabulary import SpiffeId
 from nodeagent.webhook.review import BadReviewError, answer, decide, labels, parse
 from tests.unit.mutants import mutate
@@ -232,7 +232,7 @@ def test_objects(tmp_path: Path, seed: int) -> None:
     async def changes() -> list[AnyChange]:
         source = DirectorySource(tmp_path)
         try:
-            return await source.batch()
+            return await source.changes()
         finally:
             source.close()
 
@@ -261,7 +261,7 @@ def test_annotations(tmp_path: Path, seed: int) -> None:
         folder.mkdir(exist_ok=True)
         (folder / "Pod.shop.web.json").write_text(json.dumps(pod))
         source = DirectorySource(tmp_path)
-        carried(mesh.apply(asyncio.run(source.batch())).upserts)
+        carried(mesh.apply(asyncio.run(source.changes())).upserts)
         source.close()
         assert mesh.faults == {}
         for asking in mesh.asking_pods():

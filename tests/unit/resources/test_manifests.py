@@ -6,15 +6,17 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Awaitable, Callable
+import os
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 import pytest
 
 from nodeagent.errors import ConfigError
 from nodeagent.policy.model import PeerAuthentication
+from nodeagent.resources.changes import AnyChange, Change
+from nodeagent.resources.directory import DirectorySource
 from nodeagent.resources.security import Policy
-from nodeagent.resources.source import AnyChange, Change, DirectorySource
 
 Step = Callable[[], Awaitable[list[str]]]
 
@@ -54,10 +56,9 @@ class Folder:
     def run(self, scenario: Callable[[DirectorySource, Step], Awaitable[None]]) -> None:
         async def run() -> None:
             source = DirectorySource(self.state, (self.path,))
-            batches: AsyncIterator[list[AnyChange]] = source.changes()
 
             async def step() -> list[str]:
-                return told(await asyncio.wait_for(anext(batches), 5))
+                return told(await asyncio.wait_for(source.changes(), 5))
 
             try:
                 await scenario(source, step)
@@ -159,6 +160,21 @@ def test_a_file_that_says_nothing_keeps_everything_it_held(folder: Folder, conte
     folder.run(scenario)
 
 
+def test_a_folder_that_is_named_like_a_file_is_refused_and_the_others_go_on(folder: Folder) -> None:
+    (folder.path / "a.yaml").mkdir()
+    folder.write("b.yaml", peer("other"))
+    open_files = len(os.listdir("/proc/self/fd"))
+
+    async def scenario(source: DirectorySource, step: Step) -> None:
+        assert await step() == ["+other=STRICT"]
+        (refused,) = source.refused()
+        assert refused.file == str(folder.path / "a.yaml")
+        assert "not a regular file" in refused.error
+
+    folder.run(scenario)
+    assert len(os.listdir("/proc/self/fd")) == open_files
+
+
 def test_a_document_that_is_not_yaml_keeps_what_the_rest_does_not_give(folder: Folder) -> None:
     folder.write("a.yaml", peer("one"), peer("two"))
 
@@ -255,7 +271,7 @@ def test_a_folder_that_is_not_there(tmp_path: Path) -> None:
     (tmp_path / "objects").mkdir()
 
     async def run() -> None:
-        await anext(DirectorySource(tmp_path, (tmp_path, tmp_path / "missing")).changes())
+        await DirectorySource(tmp_path, (tmp_path, tmp_path / "missing")).changes()
 
     with pytest.raises(ConfigError, match=r"resources\[1\]: .*/missing: no such folder"):
         asyncio.run(run())

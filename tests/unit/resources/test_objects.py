@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 
 from nodeagent.errors import ResourceError
 from nodeagent.mesh.compile import Mesh
+from nodeagent.resources.changes import Change
 from nodeagent.resources.objects import Pod, Service, parse
-from nodeagent.resources.source import Change
 
 _WORDS = st.sampled_from(
     [

@@ -15,8 +15,8 @@ from nodeagent.mesh.entries import Workload
 from nodeagent.policy.model import AuthorizationPolicy, PeerAuthentication, Rule
 from nodeagent.resources import objects, security
 from nodeagent.resources.changes import Change
+from nodeagent.resources.directory import DirectorySource
 from nodeagent.resources.security import Policy, stand_in
-from nodeagent.resources.source import DirectorySource
 
 VERSIONS = {"RateLimit": "nodeagent.io/v1alpha1"}
 
@@ -96,7 +96,7 @@ class Node:
         async def run() -> tuple[dict[str, Policy], list[str]]:
             source = DirectorySource(self.state, (self.yaml,), self.kept)
             try:
-                changes = await source.batch()
+                changes = await source.changes()
                 found = {
                     change.name: change.object
                     for change in changes

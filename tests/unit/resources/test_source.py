@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,9 @@ import pytest
 
 from nodeagent.errors import ConfigError, ResourceError
 from nodeagent.resources import objects
-from nodeagent.resources.source import AnyChange, Change, DirectorySource, EnrolledChange
+from nodeagent.resources.changes import AnyChange, Change, EnrolledChange
+from nodeagent.resources.directory import DirectorySource
+from nodeagent.resources.marks import DirectoryMarks
 from nodeagent.vocabulary import PodUid
 
 Step = Callable[[], Awaitable[list[AnyChange]]]
@@ -39,10 +41,9 @@ def write(state: Path, document: Any, name: str = "Pod.default.web.json") -> Non
 def watch(state: Path, scenario: Callable[[DirectorySource, Step], Awaitable[None]]) -> None:
     async def run() -> None:
         source = DirectorySource(state)
-        batches: AsyncIterator[list[AnyChange]] = source.changes()
 
         async def step() -> list[AnyChange]:
-            return await asyncio.wait_for(anext(batches), 2)
+            return await asyncio.wait_for(source.changes(), 2)
 
         try:
             await scenario(source, step)
@@ -93,7 +94,7 @@ def test_first_everything_then_what_changes(state: Path) -> None:
         assert described(await step()) == ["+Pod/web"]
         (state / "objects" / "Pod.default.web.json").unlink()
         assert described(await step()) == ["-Pod/web"]
-        source.publish(PodUid("uid-new"), True)
+        DirectoryMarks(state).publish(PodUid("uid-new"), True)
         assert described(await step()) == ["+uid-new"]
         (state / "enrolled" / "uid-old").unlink()
         assert described(await step()) == ["-uid-old"]
@@ -117,7 +118,7 @@ def test_folders_that_come_later_are_taken_up(tmp_path: Path) -> None:
         (tmp_path / "objects").mkdir()
         write(tmp_path, pod())
         assert described(await step()) == ["+Pod/web"]
-        source.publish(PodUid("u"), True)
+        DirectoryMarks(tmp_path).publish(PodUid("u"), True)
         assert described(await step()) == ["+u"]
 
     watch(tmp_path, scenario)
@@ -261,7 +262,7 @@ def test_watching_begins_anew_after_a_failure_whatever_was_watched_before(state:
 
     async def scenario(source: DirectorySource, _: Step) -> None:
         async def batch() -> list[str]:
-            return described(await asyncio.wait_for(source.batch(), 2))
+            return described(await asyncio.wait_for(source.changes(), 2))
 
         assert await batch() == []
         (state / "objects").rename(state / "elsewhere")
@@ -269,7 +270,7 @@ def test_watching_begins_anew_after_a_failure_whatever_was_watched_before(state:
         write(state, pod())
         assert await batch() == ["+Pod/web"]
         with pytest.raises(TimeoutError):
-            await asyncio.wait_for(source.batch(), 0.01)
+            await asyncio.wait_for(source.changes(), 0.01)
         assert await batch() == []
         write(state, pod("shop"), "Pod.default.shop.json")
         assert await batch() == ["+Pod/shop"]
@@ -278,13 +279,13 @@ def test_watching_begins_anew_after_a_failure_whatever_was_watched_before(state:
 
 
 def test_publish_is_idempotent_and_takes_no_path(state: Path) -> None:
-    source = DirectorySource(state)
+    marks = DirectoryMarks(state)
     for enrolled in (True, True, False, False):
-        source.publish(PodUid("uid-1"), enrolled)
+        marks.publish(PodUid("uid-1"), enrolled)
         assert (state / "enrolled" / "uid-1").exists() == enrolled
     for uid in ("../objects/x", "", ".hidden", "a/b", "x" * 300):
         with pytest.raises(ResourceError):
-            source.publish(PodUid(uid), True)
+            marks.publish(PodUid(uid), True)
 
 
 def test_no_folder_is_an_error(tmp_path: Path) -> None:
