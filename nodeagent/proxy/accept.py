@@ -31,6 +31,7 @@ class Accepted:
 
     def __init__(self, pipeline: Pipeline, pod: PodState, direction: Direction, originals: Originals) -> None:
         self._pipeline, self._pod, self._direction, self._originals = pipeline, pod, direction, originals
+        self._context = pipeline.context
         self._transport: Any = None
         self._connection: Connection | None = None
         self._handed: Connection | None = None
@@ -55,7 +56,7 @@ class Accepted:
         connection = self._connection = Connection(pod, self._direction, peer, target, time())
         connection.chosen = chosen
         pipeline.opened(connection)
-        if pod.connections > pipeline.limits.connections_per_pod:
+        if pod.connections > self._context.limits.connections_per_pod:
             pipeline.refuse(connection, transport, OVER_LIMIT)
             return
         self._protocol = target.protocol
@@ -64,7 +65,7 @@ class Accepted:
             if self._protocol == "tcp":
                 self._hand_on("tcp")
                 return
-        self._timer = pipeline.loop.call_later(self._patience(), self._silent)
+        self._timer = self._context.loop.call_later(self._patience(), self._silent)
 
     def data_received(self, data: bytes) -> None:
         if self._handed:
@@ -118,14 +119,14 @@ class Accepted:
             verdict = self._line.feed(early)
             if verdict == "more":  # an HTTP request has begun, so it may take longer than silence
                 self._cancel()
-                self._timer = self._pipeline.loop.call_later(self._pipeline.timeouts.handshake, self._silent)
-        return "http" if verdict == "more" and len(early) > self._pipeline.limits.header_bytes else verdict
+                self._timer = self._context.loop.call_later(self._context.timeouts.handshake, self._silent)
+        return "http" if verdict == "more" and len(early) > self._context.limits.header_bytes else verdict
 
     def _identify(self, transport: Any) -> tuple[Target | None, Peer, tuple[str, int] | None]:
         """Who is it, whom did it ask for, and which endpoint did the kernel pick? The listener's
         namespace says which pod, nothing the peer sends.
         """
-        view, pod = self._pipeline.view, self._pod
+        view, pod = self._context.view, self._pod
         address, port = transport.get_extra_info("peername")[:2]
         original = self._originals.of(transport, pod, self._direction)
         target = view.resolve(original.address, original.port) if original else None
@@ -144,7 +145,7 @@ class Accepted:
         a ClientHello: to take it for a silent client because its node is busy would hand its TLS to
         the application. On an HTTP port the client speaks first.
         """
-        connection, timeouts = self._connection, self._pipeline.timeouts
+        connection, timeouts = self._connection, self._context.timeouts
         assert connection is not None
         workload = connection.peer.workload
         mode = self._mode() if self._direction == "inbound" else "DISABLE"
@@ -161,7 +162,7 @@ class Accepted:
     def _mode(self) -> MtlsMode:
         """The server's mTLS mode at the port that was asked for."""
         assert self._connection is not None
-        workload = self._pipeline.view.workload(self._pod.uid)
+        workload = self._context.view.workload(self._pod.uid)
         return workload.mtls_at(self._connection.target.port) if workload is not None else "STRICT"
 
     def _admit(self) -> bool:
@@ -172,7 +173,7 @@ class Accepted:
             self._cancel()
             self._pipeline.refuse(connection, self._transport, verdict.reason)
             return False
-        self._permit, self._permitted = verdict, self._pipeline.view.generation
+        self._permit, self._permitted = verdict, self._context.view.generation
         return True
 
     def _terminates(self, hello: ClientHello) -> bool:
@@ -188,13 +189,13 @@ class Accepted:
         if tls is None:
             self._transport.pause_reading()
             self._early = early
-            task = self._pipeline.loop.create_task(self._await_certificate())
+            task = self._context.loop.create_task(self._await_certificate())
             self._pod.open.add(task)
             task.add_done_callback(self._pod.open.discard)
             return
         stream = TlsStream(tls.server, server_side=True, ready=self._tls_ready, failed=self._tls_failed)
         self._early = b""
-        self._timer = self._pipeline.loop.call_later(self._pipeline.timeouts.handshake, self._transport.abort)
+        self._timer = self._context.loop.call_later(self._context.timeouts.handshake, self._transport.abort)
         transport = self._transport
         transport.set_protocol(stream)
         stream.connection_made(transport)
@@ -217,7 +218,7 @@ class Accepted:
         connection = self._connection
         assert connection is not None
         try:
-            identity = peer_identity(stream.session, self._pipeline.trust_domain)
+            identity = peer_identity(stream.session, self._context.trust_domain)
         except IdentityError:
             self._pipeline.refuse(connection, self._transport, UPSTREAM_TLS)
             return
@@ -229,14 +230,14 @@ class Accepted:
         stream.protocol = self
         if not self._admit():
             return
-        timeouts = self._pipeline.timeouts
+        timeouts = self._context.timeouts
         if stream.session.selected_alpn_protocol() == "istio-http/1.1":
             self._protocol = "http"
         # What the peer says that it carries is its word: what the port is, its own pod says.
         if self._protocol == "tcp":
             self._hand_on("tcp")
         else:
-            self._timer = self._pipeline.loop.call_later(
+            self._timer = self._context.loop.call_later(
                 timeouts.idle if self._protocol == "http" else timeouts.sniff, self._silent
             )
 
@@ -264,7 +265,7 @@ class Accepted:
 
     def _hand_on(self, verdict: Verdict | Literal["silent"]) -> None:
         self._cancel()
-        if self._permitted != self._pipeline.view.generation and not self._admit():
+        if self._permitted != self._context.view.generation and not self._admit():
             return  # the client took its time, and what let it in is no longer in force
         connection, self._connection = self._connection, None
         assert connection is not None

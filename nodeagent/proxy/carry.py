@@ -68,7 +68,7 @@ class Carrier:
             reset(transport)
             pipeline.closed(connection)
             return
-        if generation != pipeline.view.generation and (reason := pipeline.reconsidered(connection)) is not None:
+        if generation != pipeline.context.view.generation and (reason := pipeline.reconsidered(connection)) is not None:
             reset(dialled.transport)
             pipeline.refuse(connection, transport, reason)
             return
@@ -149,7 +149,7 @@ class Carrier:
         protocol.data_received(connection.early)
         if connection.half_closed:
             protocol.eof_received()
-        pipeline.loop.call_later(pipeline.timeouts.head, transport.close)
+        pipeline.context.loop.call_later(pipeline.context.timeouts.head, transport.close)
 
     def tunnel(self, exchange: Exchange, upstream: HttpUpstream, rest: bytes) -> None:
         """Both sides of an exchange left HTTP: relay what follows."""
@@ -183,10 +183,10 @@ class Carrier:
             pipeline.tcp_record(connection, route, None, connection.wall, received, sent, perf_counter() - started)
             pipeline.closed(connection)
 
-        relay = Relay(transport, upstream, closed, pipeline.busy_poll)
+        relay = Relay(transport, upstream, closed, pipeline.context.busy_poll)
         if connection.line is not None:
             relay.watch(connection.line, lambda: pipeline.revoke(connection, UNPARSED_HTTP))
-        connection.relay, connection.active = (relay, cell), pipeline.now
+        connection.relay, connection.active = (relay, cell), pipeline.context.now
         relay.start(early, answer)
         if connection.half_closed:
             relay.downstream.eof_received()
@@ -209,9 +209,9 @@ class Carrier:
         """
         pipeline = self._pipeline
         if self._count_bytes(connection):
-            connection.active = pipeline.now
+            connection.active = pipeline.context.now
         elif (
-            pipeline.timeouts.stream_idle is not None
-            and pipeline.now - connection.active > pipeline.timeouts.stream_idle
+            pipeline.context.timeouts.stream_idle is not None
+            and pipeline.context.now - connection.active > pipeline.context.timeouts.stream_idle
         ):
             connection.relay[0].downstream.transport.close()

@@ -31,7 +31,7 @@ def answering(services: frozenset[str], dial: Dial, pipeline: Pipeline, ended: C
     """
 
     async def ask(service: str) -> HealthCheckResponse:
-        async with asyncio.timeout(pipeline.timeouts.head):
+        async with asyncio.timeout(pipeline.context.timeouts.head):
             return await _asked(dial, pipeline, service)
 
     return GrpcSocket([_Health(services, ask)]).protocol(ended)

@@ -432,7 +432,7 @@ class Bound:
             self._count(pipeline, note.policy, note.kind)
 
     def _count(self, pipeline: Pipeline, policy: str, event: str) -> None:
-        pipeline.metrics.count(POLICY_EVENTS, (self.workload, policy, event))
+        pipeline.context.metrics.count(POLICY_EVENTS, (self.workload, policy, event))
 
 
 UNGUARDED: Final = Guard(Authorizer.compile((), http=True, trust_domain=""), None, None, ()).bind(

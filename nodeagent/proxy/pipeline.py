@@ -10,17 +10,15 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-import socket
-from collections.abc import Callable, Coroutine
+from collections.abc import Coroutine
 from time import monotonic, perf_counter, time
 from typing import Any, Final
 
-from nodeagent.config import DeliverySetting, Limits, Proxy, Timeouts
 from nodeagent.errors import CERTIFICATE_ENDED, EXTERNAL_ERROR, NO_ENDPOINTS, PROBE_REFUSED, UNPARSED_HTTP, Reason
 from nodeagent.proxy.authorize import OPEN, Permit, Refusal, authorize_connection, is_probe
-from nodeagent.proxy.busy_poll import BusyPoll
 from nodeagent.proxy.carry import Carrier
 from nodeagent.proxy.connection import Connection
+from nodeagent.proxy.context import Context
 from nodeagent.proxy.external.providers import Providers
 from nodeagent.proxy.first_words import FirstWords
 from nodeagent.proxy.goaway import go_away
@@ -31,13 +29,9 @@ from nodeagent.proxy.http1.exchange import Exchange
 from nodeagent.proxy.pace import Pace
 from nodeagent.proxy.pods import PodState
 from nodeagent.proxy.pool import Dial
-from nodeagent.proxy.recent import Recent
 from nodeagent.proxy.route import Route
 from nodeagent.proxy.routing import Routing
 from nodeagent.proxy.tcp import reset
-from nodeagent.proxy.view import ClusterView
-from nodeagent.telemetry.access_log import AccessLog
-from nodeagent.telemetry.cells import WorkerMetrics
 from nodeagent.telemetry.log_format import Record
 from nodeagent.telemetry.metrics import CONNECTIONS, REFUSED
 from nodeagent.vocabulary import host_port
@@ -48,46 +42,18 @@ log = logging.getLogger("nodeagent.proxy")
 
 
 class Pipeline:
-    """What the stages share: the cluster's view, the pods, the pools, the counters."""
+    """The stages, put together over the *context* that they share."""
 
-    def __init__(
-        self,
-        loop: asyncio.AbstractEventLoop,
-        settings: Proxy,
-        trust_domain: str,
-        cluster_id: str,
-        metrics: WorkerMetrics,
-        access_log: AccessLog | None,
-    ) -> None:
-        self.loop, self.metrics, self.access_log = loop, metrics, access_log
-        self.trust_domain, self.cluster_id = trust_domain, cluster_id
-        self.limits: Limits = settings.limits
-        self.timeouts: Timeouts = settings.timeouts
-        self.view = ClusterView()
-        self.pods: dict[str, PodState] = {}
-        self.node_addresses: frozenset[str] = frozenset()
-        self.connections: dict[int, Connection] = {}
-        self.recent = Recent()
-        self.draining = False
-        self.now = monotonic()
-        self.wall_offset = time() - perf_counter()
+    def __init__(self, context: Context) -> None:
+        self.context = context
         self._request_ids: list[bytes] = []
         self.routing = Routing(self)
         self.carrier = Carrier(self)
-        self.compiler = Compiler(trust_domain)
+        self.compiler = Compiler(context.trust_domain)
         self._guards: dict[tuple[str, bool], tuple[Guard, int, tuple[str, ...]]] = {}
         self._waiting: set[asyncio.Task[None]] = set()
         self.providers = Providers((), self.routing.way_to)
         """Whom policies may ask (``extensionProviders``)."""
-        self.busy_poll = BusyPoll(loop, settings.busy_poll_microseconds / 1e6)
-        self.announce: Callable[[socket.socket, str], None] | None = None
-        """Tells the kernel for which client's address a socket is about to dial an application;
-        None: no programs are there (a sidecar).
-        """
-        self.delivery: DeliverySetting = "inside"
-        """``redirect.delivery``."""
-        self.share = 1.0
-        """This worker's part of each local rate limit: workers do not count together."""
 
     # -- the line --
 
@@ -108,19 +74,21 @@ class Pipeline:
             return
         connection.early = early
         words = (
-            FirstWords(self.loop, transport, self.timeouts.handshake, self.limits.header_bytes)
+            FirstWords(self.context.loop, transport, self.context.timeouts.handshake, self.context.limits.header_bytes)
             if verdict == "silent"
             else None
         )
         if words is not None:
             transport.set_protocol(words)
-        task = self.loop.create_task(self.carrier.carry(connection, transport, permit, self.view.generation, words))
+        task = self.context.loop.create_task(
+            self.carrier.carry(connection, transport, permit, self.context.view.generation, words)
+        )
         connection.pod.open.add(task)
         task.add_done_callback(connection.pod.open.discard)
 
     def request(self, exchange: Exchange) -> None:
         """Authorize, route and forward one HTTP request; :meth:`observe` follows when it is answered."""
-        self.busy_poll.event(exchange.started)
+        self.context.busy_poll.event(exchange.started)
         connection = exchange.downstream.connection
         permit = exchange.downstream.permit
         probe = permit is not OPEN and is_probe(permit, exchange.method, exchange.target)
@@ -145,12 +113,12 @@ class Pipeline:
         connection = exchange.downstream.connection
         if connection.upstream_workload is not route.workload or connection.path != route.path:
             self.follow(connection, route)
-        exchange.since = self.now
+        exchange.since = self.context.now
         route.pool.send(exchange)
 
     def route(self, connection: Connection) -> Route:
         """Return the route of the connection's next request: of two random endpoints the less busy one."""
-        if connection.view != self.view.generation:
+        if connection.view != self.context.view.generation:
             self.routing.provide(connection)
         routes: list[Route] = connection.routes
         if len(routes) == 1:
@@ -161,7 +129,7 @@ class Pipeline:
     def follow(self, connection: Connection, route: Route) -> None:
         """Note which path the connection takes; it is counted by the first."""
         if connection.path == "none":
-            self.metrics.count(CONNECTIONS, (connection.direction, route.path))
+            self.context.metrics.count(CONNECTIONS, (connection.direction, route.path))
         connection.path, connection.upstream_workload = route.path, route.workload
 
     def observe(self, exchange: Exchange, status: int, reason: Reason | None) -> None:
@@ -174,12 +142,12 @@ class Pipeline:
             route.active -= 1
         flags = "-" if reason is None else reason.flag
         now = perf_counter()
-        self.busy_poll.event(now)
+        self.context.busy_poll.event(now)
         milliseconds = (now - exchange.started) * 1000
         connection.answered(status, reason, exchange.received, exchange.sent)
         route.cell(status, flags).observe(milliseconds, exchange.received, exchange.sent)
-        if self.access_log is not None:
-            self.access_log.log(self._record(exchange, connection, route, status, flags, reason, milliseconds))
+        if self.context.access_log is not None:
+            self.context.access_log.log(self._record(exchange, connection, route, status, flags, reason, milliseconds))
 
     # -- identify and authorize: at accept --
 
@@ -187,28 +155,28 @@ class Pipeline:
         """Authorize a connection at the server's side; a client's side asks nothing of its own pod."""
         if connection.direction == "outbound":
             return OPEN
-        workload = self.view.workload(connection.pod.uid)
+        workload = self.context.view.workload(connection.pod.uid)
         if workload is None:
             return Refusal(NO_ENDPOINTS)
-        from_node = connection.peer.address in self.node_addresses
+        from_node = connection.peer.address in self.context.node_addresses
         return authorize_connection(connection.peer, workload, connection.target.port, from_node=from_node)
 
     def opened(self, connection: Connection) -> None:
-        self.connections[connection.number] = connection
+        self.context.connections[connection.number] = connection
         connection.pod.connections += 1
 
     def closed(self, connection: Connection) -> None:
         """The downstream connection is gone."""
-        if self.connections.pop(connection.number, None) is not None:
+        if self.context.connections.pop(connection.number, None) is not None:
             connection.pod.connections -= 1
             connection.closed = time()
             # it stays among the recent flows for a while, they shall not
             connection.http = connection.relay = connection.routes = None
             connection.view = -1
-            if connection.verdict == "pending" and connection.peer.address in self.node_addresses:
+            if connection.verdict == "pending" and connection.peer.address in self.context.node_addresses:
                 connection.probe = True  # the kubelet has looked whether somebody listens
-            if connection.pod.uid in self.pods:
-                self.recent.add(connection)
+            if connection.pod.uid in self.context.pods:
+                self.context.recent.add(connection)
 
     def refuse(self, connection: Connection, transport: Any, reason: Reason) -> None:
         """Cut a connection before it carried anything; the client sees a reset."""
@@ -218,7 +186,7 @@ class Pipeline:
         self.tcp_record(connection, route, reason, time(), 0, 0, 0.0)
         self.closed(connection)
         if connection.protocol == "http2" and reason is UNPARSED_HTTP:
-            go_away(self.loop, transport, reason)
+            go_away(self.context.loop, transport, reason)
         else:
             reset(transport)
 
@@ -243,9 +211,9 @@ class Pipeline:
         key = (workload.uid, http)
         guard, protection, policies = self._guards.get(key, (None, -1, ()))
         # a pod that went and came back changes no verdict by itself
-        if guard is None or protection != self.view.protection or policies != workload.policies:
-            guard = Guard.made(self.view, self.compiler, workload, guard, http=http, share=self.share)
-            self._guards[key] = (guard, self.view.protection, workload.policies)
+        if guard is None or protection != self.context.view.protection or policies != workload.policies:
+            guard = Guard.made(self.context.view, self.compiler, workload, guard, http=http, share=self.context.share)
+            self._guards[key] = (guard, self.context.view.protection, workload.policies)
         peer = connection.peer.workload
         client = f"{peer.namespace}/{peer.pod}" if peer is not None else connection.peer.address
         bound = guard.bind(facts(connection, route), client, f"{workload.namespace}/{workload.workload}")
@@ -262,15 +230,15 @@ class Pipeline:
         """Forget the pod *uid*, which is no longer enrolled; return what there was of it."""
         for http in (False, True):
             self._guards.pop((uid, http), None)
-        self.recent.forget(uid)
-        pod = self.pods.pop(uid, None)
-        self.view.generation += pod is not None
+        self.context.recent.forget(uid)
+        pod = self.context.pods.pop(uid, None)
+        self.context.view.generation += pod is not None
         return pod
 
     async def reconsider(self) -> None:
         """After a change that may alter verdicts: close established connections that would not be permitted now."""
         pace = Pace()
-        for connection in list(self.connections.values()):
+        for connection in list(self.context.connections.values()):
             await pace.keep()
             if connection.http is None and connection.relay is None:
                 continue  # gone, or not permitted yet: it will be by what is in force now
@@ -321,7 +289,7 @@ class Pipeline:
         milliseconds: float,
     ) -> Record:
         return (
-            exchange.started + self.wall_offset,
+            exchange.started + self.context.wall_offset,
             exchange.method.decode("latin-1"),
             exchange.target.decode("latin-1"),
             "HTTP/1.0" if exchange.http10 else "HTTP/1.1",
@@ -358,10 +326,10 @@ class Pipeline:
         seconds: float,
     ) -> None:
         """Write the access-log record of a connection that is carried as bytes, or of none."""
-        if self.access_log is None:
+        if self.context.access_log is None:
             return
         flags, details = ("-", "-") if reason is None else (reason.flag, reason.details)
-        self.access_log.log((
+        self.context.access_log.log((
             wall, "-", "-", "-", 0, flags, details, "-", "-", received, sent, seconds * 1000, None, "-", "-", "-", "-",
             route.upstream_host, route.cluster, "-", connection.local_text, connection.peer_text, "-", "-",
         ))  # fmt: skip
@@ -383,7 +351,7 @@ class Pipeline:
         cell.closed += 1
 
     def count_refused(self, reason: Reason) -> None:
-        self.metrics.count(REFUSED, (reason.code,))
+        self.context.metrics.count(REFUSED, (reason.code,))
 
     def note_failure(self, dial: Dial, error: Exception) -> None:
         log.warning("mTLS from %s to %s failed: %s", dial.pod.identity, host_port(dial.address, dial.port), error)
@@ -394,7 +362,7 @@ class Pipeline:
         """
         if exchange.pending is None:
             exchange.pending = []
-        task = self.loop.create_task(self._decided(exchange, verdict))
+        task = self.context.loop.create_task(self._decided(exchange, verdict))
         self._waiting.add(task)
         task.add_done_callback(self._waiting.discard)
 
@@ -409,7 +377,7 @@ class Pipeline:
 
     def renewed(self, pod: PodState) -> None:
         """*pod* has a new certificate: clients come back before the one that they were shown ends."""
-        for connection in list(self.connections.values()):
+        for connection in list(self.context.connections.values()):
             if (
                 connection.pod is pod
                 and connection.direction == "inbound"
@@ -420,23 +388,23 @@ class Pipeline:
 
     def drain(self) -> None:
         """Ask clients to come back on new connections as they finish; idle upstream connections close."""
-        self.draining = True
-        for connection in list(self.connections.values()):
+        self.context.draining = True
+        for connection in list(self.context.connections.values()):
             if connection.http is not None:
                 connection.http.drain()
 
     def sweep(self) -> None:
         """Enforce timeouts; runs a few times a second instead of a timer per request."""
-        self.now = now = monotonic()
-        self.wall_offset = time() - perf_counter()
-        self._sweep_from(list(self.connections.values()), 0)
-        self.routing.sweep(now, self.timeouts.idle)
+        self.context.now = now = monotonic()
+        self.context.wall_offset = time() - perf_counter()
+        self._sweep_from(list(self.context.connections.values()), 0)
+        self.routing.sweep(now, self.context.timeouts.idle)
 
     def _sweep_from(self, connections: list[Connection], at: int) -> None:
         """Look at a number of *connections* from index *at* on; the rest in the loop's next turn: a
         pod may hold thousands open.
         """
-        now, now_wall, end = self.now, time(), at + SWEPT_A_TURN
+        now, now_wall, end = self.context.now, time(), at + SWEPT_A_TURN
         for connection in connections[at:end]:
             if connection.closed is not None:
                 continue
@@ -445,9 +413,9 @@ class Pipeline:
             elif connection.relay is not None:
                 self.carrier.sweep(connection)
             elif connection.http is not None:
-                patience.enforce(connection.http, now, self.timeouts)
+                patience.enforce(connection.http, now, self.context.timeouts)
         if end < len(connections):
-            self.loop.call_soon(self._sweep_from, connections, end)
+            self.context.loop.call_soon(self._sweep_from, connections, end)
 
 
 def _two(count: int) -> tuple[int, int]:

@@ -80,7 +80,7 @@ class Dial:
 
         Raises DialError.
         """
-        timeouts = pipeline.timeouts
+        timeouts = pipeline.context.timeouts
         try:
             async with asyncio.timeout(timeouts.connect):
                 return await self._connect(pipeline, http=http)
@@ -95,7 +95,7 @@ class Dial:
             raise DialError(self._failed(error)) from None
 
     async def _connect(self, pipeline: Pipeline, *, http: bool) -> Dialled:
-        loop = pipeline.loop
+        loop = pipeline.context.loop
         tls = await self.pod.certified() if self.expected is not None else None
         if self.expected is not None and tls is None:
             raise DialError(NO_CERTIFICATE)
@@ -121,7 +121,7 @@ class Dial:
         await loop.create_connection(lambda: stream, sock=sock)  # type: ignore[type-var]  # asyncio's protocols are duck-typed
         try:
             await established
-            found = peer_identity(stream.session, pipeline.trust_domain)
+            found = peer_identity(stream.session, pipeline.context.trust_domain)
             if found != self.expected:
                 raise IdentityError(f"{self.address}:{self.port} proved to be {found}, not {self.expected}")
         except BaseException:
@@ -135,9 +135,9 @@ class Dial:
         sock = await self.pod.stock[family].take()
         try:
             seen = next((own for own in self.client if (":" in own) == (family == 6)), None)
-            if seen is not None and pipeline.announce is not None:
-                pipeline.announce(sock, seen)
-            await _connect_socket(pipeline.loop, sock, (address, self.port))
+            if seen is not None and pipeline.context.announce is not None:
+                pipeline.context.announce(sock, seen)
+            await _connect_socket(pipeline.context.loop, sock, (address, self.port))
         except BaseException:
             sock.close()
             raise
@@ -232,7 +232,7 @@ class Pool:
         """Forward *exchange* on a new connection."""
         if exchange.pending is None:
             exchange.pending = []
-        task = self.pipeline.loop.create_task(self._send_anew(exchange))
+        task = self.pipeline.context.loop.create_task(self._send_anew(exchange))
         self._dialling.add(task)
         task.add_done_callback(self._dialling.discard)
 
@@ -264,14 +264,14 @@ class Pool:
         it for a while: who closes first keeps the port (TIME_WAIT, RFC 9293 section 3.6.1), and the
         client's pod has not many for one endpoint.
         """
-        limit = self.pipeline.limits.idle_upstream_connections
-        upstream.idle_since = self.pipeline.now
+        limit = self.pipeline.context.limits.idle_upstream_connections
+        upstream.idle_since = self.pipeline.context.now
         if upstream.closes or not limit:
             if len(self._leaving) < _LEAVING:
                 self._leaving.add(upstream)
             else:
                 upstream.transport.close()
-        elif len(self._idle) >= limit or self.pipeline.draining or upstream.tls is not self.dial.contexts():
+        elif len(self._idle) >= limit or self.pipeline.context.draining or upstream.tls is not self.dial.contexts():
             upstream.transport.close()
         elif self.dial.bound:
             self._bound[upstream.owner.number] = upstream  # the sweep closes it when its client has gone

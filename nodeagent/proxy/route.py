@@ -82,7 +82,7 @@ class Route:
         """What protects the endpoint against this client (``proxy/guard.py``), bound when the first request comes."""
         self.tcp_guard: Any = None
         self.head_tail = _head_tail(connection, to)
-        self.single = to.pool is not None and to.pool.pipeline.limits.idle_upstream_connections == 0
+        self.single = to.pool is not None and to.pool.pipeline.context.limits.idle_upstream_connections == 0
         """Every connection carries one request, and the server is told so (RFC 9112 section 9.6)."""
 
     def cell(self, status: int, flags: str) -> HttpCell:

@@ -37,13 +37,13 @@ class Routing:
     """The routes of one worker."""
 
     def __init__(self, pipeline: Pipeline) -> None:
-        self._pipeline = pipeline
+        self._pipeline, self._context = pipeline, pipeline.context
         # routes and open connections hold them
         self._pools: weakref.WeakValueDictionary[Dial, Pool] = weakref.WeakValueDictionary()
 
     def provide(self, connection: Connection) -> None:
         """Give the connection the routes of the current snapshot, which connections alike share."""
-        view = self._pipeline.view
+        view = self._context.view
         generation = connection.view = view.generation
         pod, peer = connection.pod, connection.peer
         if pod.routes_view != generation or len(pod.routes) > ROUTES_PER_POD:
@@ -70,7 +70,7 @@ class Routing:
         if routes is None:
             destinations = [self._inbound(connection)] if inbound else self._outbound(connection)
             routes = pod.routes[key] = [
-                Route(self._pipeline.metrics, connection, to, self._pipeline.cluster_id) for to in destinations
+                Route(self._context.metrics, connection, to, self._context.cluster_id) for to in destinations
             ]
         connection.routes = routes
 
@@ -78,9 +78,12 @@ class Routing:
         """The application in the pod itself, dialled from inside it."""
         target, pod, peer = connection.target, connection.pod, connection.peer
         path: Path = "proxy-mtls" if peer.security == "mutual_tls" else "proxy-plaintext"
-        endpoint, workload = Endpoint(target.address, target.port, pod.uid), self._pipeline.view.workload(pod.uid)
+        endpoint, workload = (
+            Endpoint(target.address, target.port, pod.uid),
+            self._context.view.workload(pod.uid),
+        )
         # a probe asks about the address that it asks
-        probes = peer.security == "none" and peer.address in self._pipeline.node_addresses
+        probes = peer.security == "none" and peer.address in self._context.node_addresses
         other = "" if probes else other_address(workload, target.address)
         client = (peer.address, *(peer.workload.addresses if peer.workload is not None else ()))
         pool = self._pool(Dial(pod, target.address, target.port, None, other, client))
@@ -103,9 +106,9 @@ class Routing:
         """An enrolled pod of this node is delivered to directly; another node's gets mTLS; one that
         is not enrolled, plaintext.
         """
-        workload = self._pipeline.view.workload(endpoint.uid)
+        workload = self._context.view.workload(endpoint.uid)
         # else its own side says what protects it
-        local = self._pipeline.pods.get(endpoint.uid) if workload is not None else None
+        local = self._context.pods.get(endpoint.uid) if workload is not None else None
         other = other_address(workload, endpoint.address)
         network = self._on_network(client, workload)
         if local is not None:
@@ -119,7 +122,7 @@ class Routing:
 
     def _on_network(self, client: Workload | None, server: Workload | None) -> bool:
         """Say whether the network is to be asked about each connection of *client* to *server*."""
-        return delivery(self._pipeline.delivery, client, server, self._pipeline.view.policy(UNREAD)).way == "network"
+        return delivery(self._context.delivery, client, server, self._context.view.policy(UNREAD)).way == "network"
 
     def way_to(self, service: str, port: int, asker: str, dialler: PodState | None = None) -> Way | None:
         """Return how the provider at *port* of *service* is reached for the pod *asker*, by
@@ -129,10 +132,13 @@ class Routing:
         would, and not at all for a pod that is not here (any more); any other from the node, in
         plaintext.
         """
-        where = self._pipeline.view.endpoint_of(service, port)
+        where = self._context.view.endpoint_of(service, port)
         if where is None:
             return None
-        workload, pod = self._pipeline.view.workload_at(where[0]), dialler or self._pipeline.pods.get(asker)
+        workload, pod = (
+            self._context.view.workload_at(where[0]),
+            dialler or self._context.pods.get(asker),
+        )
         if workload is None or not takes_mtls(workload, where[1]):
             return Way(*where)
         if pod is None:
@@ -149,7 +155,7 @@ class Routing:
     def nowhere(self, connection: Connection) -> Route:
         """Return what a connection counts under that leads nowhere."""
         none = Destination(None, None, "none", None, "-", delivers=False)
-        return Route(self._pipeline.metrics, connection, none, self._pipeline.cluster_id)
+        return Route(self._context.metrics, connection, none, self._context.cluster_id)
 
     def pools(self) -> list[Pool]:
         """Return the pools that are in use."""
@@ -159,7 +165,7 @@ class Routing:
         """Close upstream connections that idled for *idle* seconds at *now* (monotonic), and of one
         application's the oldest beyond some.
         """
-        most = _CLIENTS * self._pipeline.limits.idle_upstream_connections
+        most = _CLIENTS * self._context.limits.idle_upstream_connections
         waiting: dict[tuple[str, int], list[HttpUpstream]] = {}
         for pool in self.pools():
             pool.sweep(now, idle)

@@ -26,6 +26,7 @@ from nodeagent.mesh.entries import Delta, from_json
 from nodeagent.policy.model import AuthorizationPolicy
 from nodeagent.proxy import privilege
 from nodeagent.proxy.accept import Accepted
+from nodeagent.proxy.context import Context
 from nodeagent.proxy.external.providers import Providers
 from nodeagent.proxy.originals import Captured
 from nodeagent.proxy.pace import Pace
@@ -134,13 +135,20 @@ class Worker:
             self._access_log = AccessLog(config.telemetry.access_log.path, config.telemetry.access_log.format)
             self._access_log.start()
         self._pipeline = Pipeline(
-            self.loop, config.proxy, config.identity.trust_domain, config.cluster, self.metrics, self._access_log
+            Context(
+                loop=self.loop,
+                settings=config.proxy,
+                trust_domain=config.identity.trust_domain,
+                cluster_id=config.cluster,
+                metrics=self.metrics,
+                access_log=self._access_log,
+                delivery=config.redirect.delivery,
+                share=1 / config.proxy.worker_count(),
+                announce=Announcements(descriptors[1]).put,
+                node_addresses=frozenset(message["node_addresses"]),
+            )
         )
         self._pipeline.providers = Providers(config.extension_providers, self._pipeline.routing.way_to)
-        self._pipeline.announce = Announcements(descriptors[1]).put
-        self._pipeline.delivery = config.redirect.delivery
-        self._pipeline.share = 1 / config.proxy.worker_count()
-        self._pipeline.node_addresses = frozenset(message["node_addresses"])
         privilege.drop(message["supervisor"])
 
     async def _learn(self, message: Message) -> None:
@@ -190,7 +198,7 @@ class Worker:
         been looked at, too, and those before it.
         """
         async with self._settling:
-            if protection_changed and self._pipeline.connections:
+            if protection_changed and self._pipeline.context.connections:
                 await self._pipeline.reconsider()
             if not self._missed:
                 self._channel.send({"op": "in_force", "generation": generation})
@@ -198,7 +206,7 @@ class Worker:
     def _put(self, deltas: list[Delta]) -> bool:
         """Put *deltas* in force for what comes from now on; say whether they change what protects."""
         pipeline = self._pipeline
-        view, protection = pipeline.view, pipeline.view.protection
+        view, protection = pipeline.context.view, pipeline.context.view.protection
         for delta in deltas:
             view.apply(delta)
         if view.protection == protection:
@@ -209,14 +217,14 @@ class Worker:
     def _on_certificate(self, message: Message, descriptors: list[int]) -> None:
         certificate = Certificate.from_json(message["certificate"])
         fresh = self._contexts[certificate.identity] = contexts(certificate)
-        for pod in self._pipeline.pods.values():
+        for pod in self._pipeline.context.pods.values():
             if pod.identity == certificate.identity:
                 pod.certify(fresh)
                 self._pipeline.renewed(pod)
 
     def _on_pod(self, message: Message, descriptors: list[int]) -> None:
         uid = PodUid(message["uid"])
-        known = self._pipeline.pods.get(uid)
+        known = self._pipeline.context.pods.get(uid)
         if known is not None:
             for server in self._servers.pop(uid, []):
                 server.close()  # its listeners were opened anew and follow
@@ -225,18 +233,18 @@ class Worker:
         def ask(family: Family, count: int) -> None:
             self._channel.send({"op": "need", "uid": uid, "family": family, "count": count})
 
-        pod = self._pipeline.pods[uid] = PodState(uid, message["cookie"], message["identity"], ask)
-        self._pipeline.view.generation += 1
+        pod = self._pipeline.context.pods[uid] = PodState(uid, message["cookie"], message["identity"], ask)
+        self._pipeline.context.view.generation += 1
         pod.certify(self._contexts.get(pod.identity))
 
     def _on_listen(self, message: Message, descriptors: list[int]) -> None:
-        pod = self._pipeline.pods[message["uid"]]
+        pod = self._pipeline.context.pods[message["uid"]]
         listener = socket.socket(fileno=descriptors[0])
         self._start(self._listen(pod, message["direction"], listener))
 
     def _on_node(self, message: Message, descriptors: list[int]) -> None:
-        self._pipeline.node_addresses = frozenset(message["addresses"])
-        self._pipeline.view.generation += 1  # routes rest on who is the node
+        self._pipeline.context.node_addresses = frozenset(message["addresses"])
+        self._pipeline.context.view.generation += 1  # routes rest on who is the node
 
     def _on_release(self, message: Message, descriptors: list[int]) -> None:
         """The pod is no longer enrolled: what it holds goes on, nothing new comes."""
@@ -248,7 +256,7 @@ class Worker:
                 stock.close()
 
     def _on_sockets(self, message: Message, descriptors: list[int]) -> None:
-        pod = self._pipeline.pods.get(message["uid"])
+        pod = self._pipeline.context.pods.get(message["uid"])
         sockets = [socket.socket(fileno=descriptor) for descriptor in descriptors]
         if pod is None:
             for unused in sockets:
@@ -265,14 +273,16 @@ class Worker:
         was asked for, and within a change.
         """
         self._deltas.clear()
-        for pod in self._pipeline.pods.values() if hasattr(self, "_pipeline") else ():
+        for pod in self._pipeline.context.pods.values() if hasattr(self, "_pipeline") else ():
             for stock in pod.stock.values():
                 stock.again()
 
     def _on_ping(self, message: Message, descriptors: list[int]) -> None:
         self._beat()
         self._report()
-        self._channel.send({"op": "pong", "number": message["number"], "connections": len(self._pipeline.connections)})
+        self._channel.send(
+            {"op": "pong", "number": message["number"], "connections": len(self._pipeline.context.connections)}
+        )
 
     def _on_flows(self, message: Message, descriptors: list[int]) -> None:
         """Answer with live and recent connections, in parts that fit a packet."""
@@ -281,7 +291,7 @@ class Worker:
 
     async def _tell_flows(self, number: int) -> None:
         pace = Pace()
-        told = [*self._pipeline.recent, *self._pipeline.connections.values()]
+        told = [*self._pipeline.context.recent, *self._pipeline.context.connections.values()]
         for at in range(0, len(told), FLOWS_PER_MESSAGE):
             await pace.keep()
             rows = [connection.flow(os.getpid()) for connection in told[at : at + FLOWS_PER_MESSAGE]]
@@ -295,7 +305,7 @@ class Worker:
 
     def _on_finish(self, message: Message, descriptors: list[int]) -> None:
         """Ask for the end of what is open; what comes is still served."""
-        self._finishing = set(self._pipeline.connections)
+        self._finishing = set(self._pipeline.context.connections)
         self._pipeline.drain()
         self._sweep_finishing()
 
@@ -309,7 +319,7 @@ class Worker:
             return Accepted(self._pipeline, pod, direction, self._originals)
 
         server = await self.loop.create_server(accepted, sock=listener, backlog=BACKLOG)
-        if self._pipeline.pods.get(pod.uid) is pod and not self._drain_until:
+        if self._pipeline.context.pods.get(pod.uid) is pod and not self._drain_until:
             self._servers.setdefault(pod.uid, []).append(server)
         else:
             server.close()
@@ -322,7 +332,7 @@ class Worker:
 
     def _told_to_go(self) -> None:
         """The daemon ends, and control is not there to say so."""
-        self._drain(self._pipeline.timeouts.stop if hasattr(self, "_pipeline") else 0.0)
+        self._drain(self._pipeline.context.timeouts.stop if hasattr(self, "_pipeline") else 0.0)
 
     def _drain(self, seconds: float) -> None:
         until = self.loop.time() + seconds
@@ -358,12 +368,12 @@ class Worker:
             self._pulse.turn()
 
     def _sweep_finishing(self) -> None:
-        if not self._finishing or self._finishing.isdisjoint(self._pipeline.connections):
+        if not self._finishing or self._finishing.isdisjoint(self._pipeline.context.connections):
             self._channel.send({"op": "finished"})
 
     def _sweep_drain(self) -> None:
         """End when all connections have, but for those that had their time before."""
-        idle = not hasattr(self, "_pipeline") or self._pipeline.connections.keys() <= (self._finishing or set())
+        idle = not hasattr(self, "_pipeline") or self._pipeline.context.connections.keys() <= (self._finishing or set())
         if (idle or self.loop.time() >= self._drain_until) and not self.done.done():
             self._report()
             self.loop.call_later(0.05, self._end)
@@ -379,8 +389,8 @@ class Worker:
             self.metrics.count(LOG_DROPPED, (), self._access_log.dropped - self._dropped)
             self._dropped = self._access_log.dropped
         self.metrics.gauge(LOOP_LAG, (self._name,), self._lag)
-        self.metrics.gauge(BUSY_POLL, (self._name,), self._pipeline.busy_poll.share())
-        self.metrics.gauge(OPEN_CONNECTIONS, (self._name,), len(self._pipeline.connections))
+        self.metrics.gauge(BUSY_POLL, (self._name,), self._pipeline.context.busy_poll.share())
+        self.metrics.gauge(OPEN_CONNECTIONS, (self._name,), len(self._pipeline.context.connections))
         self._lag = 0.0
         for part in self.metrics.delta():
             self._channel.send({"op": "metrics", **part})

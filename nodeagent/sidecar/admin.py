@@ -69,7 +69,10 @@ class Admin:
     async def _flows(self, query: Mapping[str, str]) -> Response:
         pipeline = self._sidecar.pipeline
         return Response.json(
-            [connection.flow(os.getpid()) for connection in (*pipeline.recent, *pipeline.connections.values())]
+            [
+                connection.flow(os.getpid())
+                for connection in (*pipeline.context.recent, *pipeline.context.connections.values())
+            ]
         )
 
     async def _certs(self, query: Mapping[str, str]) -> Response:

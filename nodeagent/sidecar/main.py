@@ -32,6 +32,7 @@ from nodeagent.mesh.entries import Delta
 from nodeagent.policy.model import RequestAuthentication
 from nodeagent.proxy import privilege
 from nodeagent.proxy.accept import Accepted
+from nodeagent.proxy.context import Context
 from nodeagent.proxy.external.providers import Providers
 from nodeagent.proxy.pipeline import Pipeline
 from nodeagent.proxy.pods import PodState
@@ -105,12 +106,19 @@ class Sidecar:
         self.secrets = Secrets(settings.sds_socket, settings.trust_domain, pod.namespace, self._certified)
         self.access_log = AccessLog(settings.access_log, config.access_log_format) if settings.access_log else None
         self.pipeline = Pipeline(
-            self.loop, config.proxy, settings.trust_domain, config.cluster, self.metrics, self.access_log
+            Context(
+                loop=self.loop,
+                settings=config.proxy,
+                trust_domain=settings.trust_domain,
+                cluster_id=config.cluster,
+                metrics=self.metrics,
+                access_log=self.access_log,
+            )
         )
         # Two ways to dial: to the pod's own application the rules must let it through, elsewhere it
         # is the pod.
         self._outbound, self._inbound = pod_state(pod.uid, {}), pod_state(pod.uid, istio.OWN_SOURCE)
-        self.pipeline.pods[pod.uid] = self._inbound
+        self.pipeline.context.pods[pod.uid] = self._inbound
         self.pipeline.providers = Providers(
             config.extension_providers, partial(self.pipeline.routing.way_to, dialler=self._outbound)
         )
@@ -169,7 +177,7 @@ class Sidecar:
             missing.append("it is draining")
         if self.certificate is None:
             missing.append(f"there is no certificate: {self.secrets.fault}")
-        if self.pipeline.view.workload(self.pod.uid) is None:
+        if self.pipeline.context.view.workload(self.pod.uid) is None:
             missing.append(f"--source {self.settings.source}: does not know this pod (uid {self.pod.uid})")
         return missing
 
@@ -230,24 +238,24 @@ class Sidecar:
 
     def _apply(self, changes: list[AnyChange]) -> None:
         delta = self.mesh.apply(changes)
-        self.pipeline.node_addresses = frozenset(self.mesh.node_addresses())
+        self.pipeline.context.node_addresses = frozenset(self.mesh.node_addresses())
         if delta:
             self._take(delta)
             self._want_keys()
 
     def _take(self, delta: Delta) -> None:
-        view = self.pipeline.view
+        view = self.pipeline.context.view
         protection = view.protection
         view.apply(delta)
         if view.protection != protection:
             self.pipeline.compiler.keep(view.policies())
-            if self.pipeline.connections:
+            if self.pipeline.context.connections:
                 self._start(self.pipeline.reconsider())
 
     def _want_keys(self) -> None:
         """Have the key sets that this pod's RequestAuthentications name, and no others."""
-        workload = self.pipeline.view.workload(self.pod.uid)
-        entries = self.pipeline.view.policies_of(workload) if workload is not None else ()
+        workload = self.pipeline.context.view.workload(self.pod.uid)
+        entries = self.pipeline.context.view.policies_of(workload) if workload is not None else ()
         dropped = self._key_sets.wanted(
             wanted_by(entry for entry in entries if isinstance(entry, RequestAuthentication))
         )
@@ -256,7 +264,7 @@ class Sidecar:
 
     def _certified(self, certificate: Certificate) -> None:
         """Use *certificate* from now on. Raises IdentityError when it is not this pod's, or does not work."""
-        workload = self.pipeline.view.workload(self.pod.uid)
+        workload = self.pipeline.context.view.workload(self.pod.uid)
         if workload is not None and workload.identity != certificate.identity:
             raise IdentityError(f"the certificate is for {certificate.identity}, and this pod is {workload.identity}")
         fresh = contexts(certificate)
@@ -276,8 +284,8 @@ class Sidecar:
         if self.access_log is not None:
             store.set(declared.LOG_DROPPED, (), self.access_log.dropped)
         self.metrics.gauge(declared.LOOP_LAG, (NAME,), self._lag)
-        self.metrics.gauge(declared.BUSY_POLL, (NAME,), self.pipeline.busy_poll.share())
-        self.metrics.gauge(declared.OPEN_CONNECTIONS, (NAME,), len(self.pipeline.connections))
+        self.metrics.gauge(declared.BUSY_POLL, (NAME,), self.pipeline.context.busy_poll.share())
+        self.metrics.gauge(declared.OPEN_CONNECTIONS, (NAME,), len(self.pipeline.context.connections))
         self._lag = 0.0
         held = self.certificate
         store.replace(declared.CERTIFICATE_EXPIRY, {(held.identity,): held.not_after} if held is not None else {})

@@ -49,13 +49,16 @@ class HttpDownstream:
     def __init__(self, pipeline: Pipeline, connection: Connection, permit: Permit, transport: Any) -> None:
         self.pipeline, self.connection, self.permit, self.transport = pipeline, connection, permit, transport
         self.write = transport.write
-        self.header_limit, self.count_limit = pipeline.limits.header_bytes, pipeline.limits.header_count * 4
+        self.header_limit, self.count_limit = (
+            pipeline.context.limits.header_bytes,
+            pipeline.context.limits.header_count * 4,
+        )
         self.parser = httptools.HttpRequestParser(self)
         self.current: Exchange | None = None
         self.queue: collections.deque[Exchange] = collections.deque()
         self.reading: Exchange | None = None
         self.closing = self.retiring = False
-        self.touched = pipeline.now
+        self.touched = pipeline.context.now
         self._refused: Reason | None = None
         self.reading_head = False
         self.head_since = self.touched
@@ -79,7 +82,7 @@ class HttpDownstream:
     def data_received(self, data: bytes) -> None:
         if self.closing:
             return
-        self.touched = self.pipeline.now
+        self.touched = self.pipeline.context.now
         turns = self.turns
         if len(data) <= PORTION_BYTES and not turns.late:
             self.parse(data)
@@ -237,7 +240,7 @@ class HttpDownstream:
             if self._behind:
                 self.reading = exchange  # another parser reads its body
                 return
-            exchange.since = self.pipeline.now
+            exchange.since = self.pipeline.context.now
             if exchange.body == CHUNKED_BODY and not exchange.finished:
                 self._forward_body(exchange, b"".join((b"0\r\n", *self._trailers, b"\r\n")))
             self._trailers = []
@@ -284,7 +287,7 @@ class HttpDownstream:
         return True
 
     def _begin(self, exchange: Exchange) -> None:
-        if self.pipeline.draining or self.retiring:
+        if self.pipeline.context.draining or self.retiring:
             exchange.keep_alive = False
         self.pipeline.request(exchange)
 
@@ -296,7 +299,7 @@ class HttpDownstream:
             exchange.pending = []
         exchange.pending.append(data)
         exchange.pending_bytes += len(data)
-        if exchange.pending_bytes > self.pipeline.limits.buffer_bytes:
+        if exchange.pending_bytes > self.pipeline.context.limits.buffer_bytes:
             self.pause_reading("body")
 
     def _hold_upgrade(self, rest: bytes) -> None:
@@ -469,7 +472,7 @@ class HttpDownstream:
             self.resume_reading(why)
         if not self.transport.is_closing():
             self.transport.write_eof()
-            self.pipeline.loop.call_later(LINGER_SECONDS, self.transport.close)
+            self.pipeline.context.loop.call_later(LINGER_SECONDS, self.transport.close)
 
 
 def _is_closing(name: bytes) -> bool:

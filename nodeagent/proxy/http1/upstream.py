@@ -137,7 +137,7 @@ class HttpUpstream:
         if self._complete:
             self._between = True
             self._finish(exchange)
-        elif self._unproductive > self.pool.pipeline.limits.header_bytes:
+        elif self._unproductive > self.pool.pipeline.context.limits.header_bytes:
             self._fail(UPSTREAM_PROTOCOL)
 
     def eof_received(self) -> bool:

@@ -26,9 +26,8 @@ from nodeagent.proxy.originals import Captured
 from nodeagent.proxy.pipeline import Pipeline
 from nodeagent.proxy.pods import PodState
 from nodeagent.redirect.original import Original
-from nodeagent.telemetry.cells import WorkerMetrics
 from nodeagent.vocabulary import Address, PodUid, SpiffeId
-from tests.unit.proxy.stage import Handler, Log
+from tests.unit.proxy.stage import Handler, Log, context
 
 CLIENT, SERVER, NODE, STRANGER = "127.0.0.3", "127.0.0.2", "127.0.0.9", "127.0.0.8"
 """Addresses of the client's pod, the server's pod, the server's node, and of somebody outside the mesh."""
@@ -103,7 +102,7 @@ class Nodes:
         app = await asyncio.start_server(self._serve, "127.0.0.1", 0, limit=1 << 18, backlog=4096)
         self.near, client = self._node("client", CLIENT)
         self.far, server = self._node("server", "")
-        self.far.node_addresses = frozenset((NODE,))
+        self.far.context.node_addresses = frozenset((NODE,))
         inbound = await loop.create_server(
             lambda: Accepted(self.far, server, "inbound", Captured(None)), SERVER, 0, backlog=4096
         )  # type: ignore[arg-type]
@@ -126,7 +125,7 @@ class Nodes:
                 self._workload("client", CLIENT, 1, ()),
                 self._workload("server", SERVER, self.port, self._probes),
             )
-            pipeline.view.apply(Delta((*workloads, *(self._policies if pipeline is self.far else ()))))
+            pipeline.context.view.apply(Delta((*workloads, *(self._policies if pipeline is self.far else ()))))
 
     async def protect(self, policies: tuple[Policy, ...], mode: MtlsMode = "PERMISSIVE") -> None:
         """Change what protects the server, as control would."""
@@ -151,12 +150,12 @@ class Nodes:
         """Wait until no connection, no request and no handler is left on either node; idle upstream
         connections are closed for it.
         """
-        while any(pipeline.connections for pipeline in (self.near, self.far)) or self._tasks:
+        while any(pipeline.context.connections for pipeline in (self.near, self.far)) or self._tasks:
             for pool in [*self.near.routing.pools(), *self.far.routing.pools()]:
                 pool.sweep(float("inf"), 0)
             await asyncio.sleep(0.01)
         for pipeline in (self.near, self.far):
-            for pod in pipeline.pods.values():
+            for pod in pipeline.context.pods.values():
                 assert pod.connections == 0
                 assert not pod.open
                 assert all(route.active == 0 for routes in pod.routes.values() for route in routes)
@@ -182,7 +181,7 @@ class Nodes:
         """Return the reasons for which connections were refused since the last call."""
         return [
             labels[0]
-            for part in pipeline.metrics.delta()
+            for part in pipeline.context.metrics.delta()
             for name, labels, _ in part.get("counts", ())
             if name == "nodeagent_refused_connections_total"
         ]
@@ -192,9 +191,7 @@ class Nodes:
         return streams
 
     def _node(self, uid: str, source: str) -> tuple[Pipeline, PodState]:
-        pipeline = Pipeline(
-            asyncio.get_running_loop(), self._settings, "cluster.local", "Kubernetes", WorkerMetrics(), Log()
-        )  # type: ignore[arg-type]
+        pipeline = Pipeline(context(self._settings, Log()))
 
         def ask(family: Any, count: int) -> None:
             made = [PodSocket(socket.AF_INET) for _ in range(count)]
@@ -205,7 +202,7 @@ class Nodes:
                     one.bind((source, 0))
             asyncio.get_running_loop().call_soon(pod.stock[family].add, made)
 
-        pod = pipeline.pods[uid] = PodState(PodUid(uid), 1, identity(uid), ask)
+        pod = pipeline.context.pods[uid] = PodState(PodUid(uid), 1, identity(uid), ask)
         pod.tls = self._tls.get(uid)
         return pipeline, pod
 

@@ -14,6 +14,7 @@ import uvloop
 from nodeagent.config import Proxy
 from nodeagent.mesh.entries import Delta, Endpoint, Protocol, Service, ServicePort, Workload
 from nodeagent.proxy.accept import Accepted
+from nodeagent.proxy.context import Context
 from nodeagent.proxy.pipeline import Pipeline
 from nodeagent.proxy.pods import PodState
 from nodeagent.redirect.original import Original
@@ -33,6 +34,18 @@ class Log:
 
     def log(self, record: tuple[Any, ...]) -> None:
         self.records.append(dict(zip(FIELDS, record, strict=True)))
+
+
+def context(settings: Proxy, log: Log | None) -> Context:
+    """Return the context of a proxy with *settings*, which keeps its records in *log* if there is one."""
+    return Context(
+        loop=asyncio.get_running_loop(),
+        settings=settings,
+        trust_domain="cluster.local",
+        cluster_id="Kubernetes",
+        metrics=WorkerMetrics(),
+        access_log=log,  # type: ignore[arg-type]
+    )
 
 
 class Originals:
@@ -82,12 +95,13 @@ class Stage:
         loop = asyncio.get_running_loop()
         self.back = await asyncio.start_server(self._serve, "127.0.0.1", 0, limit=1 << 20)
         self.endpoint_port = self.back.sockets[0].getsockname()[1]
-        self.pipeline = Pipeline(loop, self._settings, "cluster.local", "Kubernetes", WorkerMetrics(), self.log)  # type: ignore[arg-type]
+        self.context = context(self._settings, self.log)
+        self.pipeline = Pipeline(self.context)
         self.pods = {
             uid: PodState(PodUid(uid), 1, f"spiffe://cluster.local/ns/default/sa/{uid}", self._ask(uid))
             for uid in ("client", "server")
         }
-        self.pipeline.pods.update(self.pods)
+        self.context.pods.update(self.pods)
         self.publish((Endpoint(Address("127.0.0.1"), self.endpoint_port, PodUid("server")),))
         self.front = await loop.create_server(self._accepted, "127.0.0.1", 0)
         self._sweeper = loop.create_task(self._sweep())
@@ -96,7 +110,7 @@ class Stage:
         """Give the Service these endpoints."""
         port = ServicePort(80, "http", self._protocol, endpoints)
         service = Service("web", "default", "web.default.svc.cluster.local", (Address(VIP), Address(VIP6)), (port,))
-        self.pipeline.view.apply(
+        self.context.view.apply(
             Delta(
                 (
                     _workload("client", 1, "10.244.1.2"),
@@ -110,7 +124,7 @@ class Stage:
         self._sweeper.cancel()
         self.front.close()
         self.back.close()
-        for connection in list(self.pipeline.connections.values()):
+        for connection in list(self.context.connections.values()):
             if connection.http is not None:
                 connection.http.transport.abort()
         for task in self._tasks:

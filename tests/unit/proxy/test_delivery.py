@@ -31,13 +31,13 @@ def test_over_the_network_a_connection_of_the_clients_is_one(way: DeliverySettin
     """
 
     async def scene(stage: Stage) -> None:
-        stage.pipeline.delivery = way
+        stage.context.delivery = way
         for _ in range(2):
             reader, writer = await stage.connect()
             await asked(reader, writer)
             await asked(reader, writer)
             writer.close()
-            while stage.pipeline.connections:
+            while stage.context.connections:
                 await asyncio.sleep(0.01)
         assert stage.upstream_connections == upstreams
 
@@ -54,7 +54,7 @@ def test_over_the_network_the_application_hears_that_the_client_has_gone() -> No
         gone.set()
 
     async def scene(stage: Stage) -> None:
-        stage.pipeline.delivery = "network"
+        stage.context.delivery = "network"
         reader, writer = await stage.connect()
         await asked(reader, writer)
         assert not gone.is_set()
@@ -77,7 +77,7 @@ def test_the_kernel_is_told_for_whom_before_each_dial(way: DeliverySetting) -> N
         told.append(client)
 
     async def scene(stage: Stage) -> None:
-        stage.pipeline.delivery, stage.pipeline.announce = way, announce
+        stage.context.delivery, stage.context.announce = way, announce
         reader, writer = await stage.connect()
         await asked(reader, writer)
         assert told == ["10.244.1.2"]
@@ -93,11 +93,11 @@ def test_an_endpoint_whose_policies_nobody_knows_is_dialled_as_a_strangers() -> 
     told: list[str] = []
 
     async def scene(stage: Stage) -> None:
-        stage.pipeline.announce = lambda dialler, client: told.append(client)
-        stage.pipeline.view.apply(Delta(removals=("workload/server",)))
+        stage.context.announce = lambda dialler, client: told.append(client)
+        stage.context.view.apply(Delta(removals=("workload/server",)))
         reader, writer = await stage.connect()
         await asked(reader, writer)
-        assert [connection.path for connection in stage.pipeline.connections.values()] == ["proxy-plaintext"]
+        assert [connection.path for connection in stage.context.connections.values()] == ["proxy-plaintext"]
         assert not told
         writer.close()
 
@@ -113,7 +113,7 @@ def test_a_dial_that_cannot_be_announced_is_none() -> None:
         raise OSError(12, "no memory")
 
     async def scene(stage: Stage) -> None:
-        stage.pipeline.announce = announce
+        stage.context.announce = announce
         assert (await stage.exchange(GET.replace(b"\r\n\r\n", b"\r\nConnection: close\r\n\r\n"))).startswith(
             b"HTTP/1.1 503 "
         )

@@ -166,7 +166,7 @@ def test_no_more_is_held_than_was_asked_for(tls: dict[str, Contexts], authorizer
         assert status == 200
         assert authorizer.http.body.encode() == b"".join(pieces)
         assert body.partition(b"\r\n\r\n")[2].startswith(b"".join(pieces))
-        assert nodes.far.limits.buffer_bytes == 4096
+        assert nodes.far.context.limits.buffer_bytes == 4096
 
     acted(authorizer, tls, scene, {"maxRequestBytes": 20_000}, limits={"bufferBytes": 4096})
 
@@ -373,7 +373,7 @@ def test_who_takes_mtls_is_asked_from_inside_the_protected_pod(tls: dict[str, Co
     async def scene(nodes: Nodes) -> None:
         way = nodes.near.routing.way_to(SERVER, nodes.port, "client")
         assert way is not None and isinstance(way.through, Dial)
-        assert (way.through.pod, way.through.expected) == (nodes.near.pods["client"], identity("server"))
+        assert (way.through.pod, way.through.expected) == (nodes.near.context.pods["client"], identity("server"))
         own = nodes.far.routing.way_to(SERVER, nodes.port, "server")
         assert own is not None and isinstance(own.through, Dial) and own.through.expected is None, (
             "within the pod itself"

@@ -72,14 +72,14 @@ def events(pipeline: Pipeline) -> dict[tuple[str, str], int]:
     """Return what policies decided since the last call: (policy, event) -> count."""
     return {
         (labels[1], labels[2]): count
-        for part in pipeline.metrics.delta()
+        for part in pipeline.context.metrics.delta()
         for name, labels, count in part.get("counts", ())
         if name == "nodeagent_policy_events_total"
     }  # fmt: skip
 
 
 def last_record(pipeline: Pipeline) -> dict[str, Any]:
-    log: Any = pipeline.access_log
+    log: Any = pipeline.context.access_log
     record: dict[str, Any] = log.records[-1]
     return record
 
@@ -222,8 +222,8 @@ def test_a_policy_that_is_not_there_lets_nobody_in(tls: dict[str, Contexts], mis
     """It selects the workload, and did not come to the worker."""
 
     async def scene(nodes: Nodes) -> None:
-        view = nodes.far.view
-        workload = view.workload(nodes.far.pods["server"].uid)
+        view = nodes.far.context.view
+        workload = view.workload(nodes.far.context.pods["server"].uid)
         assert workload is not None
         streams = await nodes.connect()
         assert (await get(streams))[0] == 200
@@ -308,7 +308,7 @@ def test_a_connection_ends_with_the_certificate_that_it_was_let_in_by(tls: dict[
         reader, writer = await nodes.connect()
         writer.write(b"\x00hello")
         assert await reader.readexactly(6) == b"\x00hello"
-        (connection,) = nodes.far.connections.values()
+        (connection,) = nodes.far.context.connections.values()
         assert time.time() < connection.expires < time.time() + 3700
         connection.expires = time.time() - 1
         assert await cut(reader)
@@ -349,8 +349,8 @@ def test_a_pod_that_comes_back_has_the_policies_that_it_has_now(tls: dict[str, C
     other = deny(paths("/other"), name="other")
 
     async def scene(nodes: Nodes) -> None:
-        view = nodes.far.view
-        workload = view.workload(nodes.far.pods["server"].uid)
+        view = nodes.far.context.view
+        workload = view.workload(nodes.far.context.pods["server"].uid)
         assert workload is not None
         view.apply(Delta((other, replace(workload, policies=(deny().key,)))))
         streams = await nodes.dial(STRANGER)
@@ -370,7 +370,7 @@ def test_who_has_not_said_enough_yet_meets_the_mode_that_is_in_force_when_it_has
     async def scene(nodes: Nodes) -> None:
         reader, writer = await nodes.dial(STRANGER)
         writer.write(b"P")
-        while not nodes.far.connections:
+        while not nodes.far.context.connections:
             await asyncio.sleep(0.01)
         await asyncio.sleep(0.05)
         await nodes.protect((), "STRICT")
@@ -423,7 +423,7 @@ def test_no_more_than_one_read_is_kept_of_a_connection_that_waits_for_an_authori
         writer.write(b"x" * (8 << 20))
         await asked.wait()
         await asyncio.sleep(0.2)
-        (connection,) = nodes.far.connections.values()
+        (connection,) = nodes.far.context.connections.values()
         assert len(connection.early) < 1 << 20
         answer.set()
         for _ in range(8):

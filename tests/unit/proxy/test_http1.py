@@ -450,7 +450,7 @@ def test_a_slow_application_is_given_up() -> None:
 def test_a_client_that_stops_in_a_head_is_let_go() -> None:
     async def scene(stage: Stage) -> None:
         assert (await stage.exchange(b"GET / HTTP/1.1\r\nHo")).startswith(b"HTTP/1.1 408 ")
-        while stage.pipeline.connections:
+        while stage.context.connections:
             await asyncio.sleep(0.01)
 
     play(answering(show_head), scene, timeouts={"head": 0.2})
@@ -511,7 +511,7 @@ def test_a_client_that_leaves_takes_its_upstream_along() -> None:
         writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         writer.transport.abort()
         await gone.wait()
-        while stage.pipeline.connections:
+        while stage.context.connections:
             await asyncio.sleep(0.01)
         assert stage.log.records[0]["response_flags"] == "DC"
         assert stage.active() == 0

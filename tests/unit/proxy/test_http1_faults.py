@@ -35,7 +35,7 @@ def echo_target(head: bytes, body: bytes) -> bytes:
 def counted(stage: Stage) -> dict[tuple[str, str], int]:
     """Return how many requests the metrics have counted since the last call, by code and flags."""
     found: dict[tuple[str, str], int] = {}
-    for part in stage.pipeline.metrics.delta():
+    for part in stage.context.metrics.delta():
         for _, labels, (duration, *_) in part.get("http", ()):
             key = labels[CODE], labels[FLAGS]
             found[key] = found.get(key, 0) + sum(count for _, count in duration[0])
@@ -51,7 +51,7 @@ async def soon(condition: Callable[[], Any]) -> Any:
 
 async def idle(stage: Stage) -> None:
     """Wait until no downstream connection is left; nothing may be counted as active then."""
-    while stage.pipeline.connections:
+    while stage.context.connections:
         await asyncio.sleep(0.01)
     assert stage.active() == 0
     assert all(pod.connections == 0 for pod in stage.pods.values())
@@ -265,7 +265,7 @@ def test_a_refusal_before_the_requests_end_is_read_by_the_client() -> None:
 
 def test_a_refused_request_without_a_body_keeps_the_connection() -> None:
     async def scene(stage: Stage) -> None:
-        endpoints = stage.pipeline.view.resolve("10.96.0.1", 80).endpoints
+        endpoints = stage.context.view.resolve("10.96.0.1", 80).endpoints
         stage.publish(())
         reader, writer = await stage.connect()
         for _ in range(3):
@@ -391,7 +391,8 @@ def test_by_default_nothing_ends_for_the_time_that_it_takes() -> None:
         writer.write(b"POST / HTTP/1.1\r\nHost: web\r\nContent-Length: 4\r\n\r\nbo")
         codec = await soon(
             lambda: next(
-                (each.http for each in stage.pipeline.connections.values() if each.http and each.http.current), None
+                (each.http for each in stage.context.connections.values() if each.http and each.http.current),
+                None,
             )
         )
         exchange = codec.current
@@ -450,7 +451,7 @@ def test_a_busy_pool_is_still_swept_and_shared_later() -> None:
             await read_answer(reader)
             writer.close()
             # a new snapshot: routes are made anew
-            stage.publish(stage.pipeline.view.resolve("10.96.0.1", 80).endpoints)
+            stage.publish(stage.context.view.resolve("10.96.0.1", 80).endpoints)
             assert stage.upstream_connections == 1, number
 
     play(app, scene)
@@ -523,7 +524,7 @@ def test_who_pipelines_and_does_not_read_is_not_answered_into_memory() -> None:
         reader, writer = await asyncio.open_connection(sock=raw, limit=65536)
         writer.write(GET * 200)
         await asyncio.sleep(0.5)
-        held = [connection.http.transport.get_write_buffer_size() for connection in stage.pipeline.connections.values()]
+        held = [connection.http.transport.get_write_buffer_size() for connection in stage.context.connections.values()]
         assert max(held) < 4 << 20
         for _ in range(200):
             _, body = await read_answer(reader)

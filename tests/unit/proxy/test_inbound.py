@@ -41,7 +41,7 @@ def test_between_nodes_the_identity_is_proved_and_told(tls: dict[str, Contexts],
                 b"By=spiffe://cluster.local/ns/default/sa/server;URI=spiffe://cluster.local/ns/default/sa/client\r\n"
                 in head
             )
-        connection = next(iter(nodes.far.connections.values()))
+        connection = next(iter(nodes.far.context.connections.values()))
         assert connection.peer.security == "mutual_tls"
         assert connection.path == "proxy-mtls"
         assert nodes.app_connections == 1
@@ -99,9 +99,9 @@ def with_probes(nodes: Nodes) -> None:
 
     from nodeagent.mesh.entries import Delta
 
-    workload = nodes.far.view.workload(nodes.far.pods["server"].uid)  # type: ignore[index]
+    workload = nodes.far.context.view.workload(nodes.far.context.pods["server"].uid)  # type: ignore[index]
     assert workload is not None
-    nodes.far.view.apply(Delta((replace(workload, probes=(Probe("http", nodes.port, "/healthz"),)),)))
+    nodes.far.context.view.apply(Delta((replace(workload, probes=(Probe("http", nodes.port, "/healthz"),)),)))
 
 
 def test_the_nodes_probes_pass_a_strict_pod_as_declared_and_nothing_else(tls: dict[str, Contexts]) -> None:
@@ -187,7 +187,7 @@ def test_who_offers_our_alpn_must_prove_an_identity(
 
 def test_a_server_with_another_identity_gets_no_request(tls: dict[str, Contexts]) -> None:
     async def scene(nodes: Nodes) -> None:
-        nodes.far.pods["server"].tls = tls["client"]
+        nodes.far.context.pods["server"].tls = tls["client"]
         reader, writer = await nodes.connect()
         writer.write(GET)
         head, body = await read_answer(reader)
@@ -206,12 +206,12 @@ def test_a_new_pods_connection_waits_for_its_first_certificate(
     tls: dict[str, Contexts], side: str, protocol: Any
 ) -> None:
     async def scene(nodes: Nodes) -> None:
-        pod = (nodes.near if side == "client" else nodes.far).pods[side]
+        pod = (nodes.near if side == "client" else nodes.far).context.pods[side]
         pod.tls = None
         reader, writer = await nodes.connect()
         writer.write(GET)
         pipeline = nodes.near if side == "client" else nodes.far
-        while not pipeline.connections:
+        while not pipeline.context.connections:
             await asyncio.sleep(0.01)
         assert nodes.app_connections == 0
         pod.certify(tls[side])
@@ -233,7 +233,7 @@ def test_a_pod_that_gets_no_certificate_says_so_at_once(
 
     async def scene(nodes: Nodes) -> None:
         pipeline = nodes.near if side == "client" else nodes.far
-        pipeline.pods[side].tls = None
+        pipeline.context.pods[side].tls = None
         reader, writer = await nodes.connect()
         writer.write(GET)
         head, body = await read_answer(reader)
@@ -306,7 +306,7 @@ def test_a_client_that_is_slow_to_ask_on_an_http_port_still_speaks_http(tls: dic
             await read_answer(reader)
             writer.close()
         await nodes.settled()
-        assert [record["response_code"] for record in nodes.far.access_log.records] == [200, 200]  # type: ignore[union-attr]
+        assert [record["response_code"] for record in nodes.far.context.access_log.records] == [200, 200]  # type: ignore[union-attr]
 
     play(show_head, scene, tls, protocol="http", timeouts={"sniff": 0.05})
 

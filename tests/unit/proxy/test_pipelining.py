@@ -43,8 +43,8 @@ def test_requests_that_come_at_once_are_answered_in_order_and_not_in_one_turn(bo
         most = [0, 0]
 
         def tick() -> None:
-            now = sum(connection.requests for connection in stage.pipeline.connections.values())
-            for connection in stage.pipeline.connections.values():
+            now = sum(connection.requests for connection in stage.context.connections.values())
+            for connection in stage.context.connections.values():
                 if connection.http is not None:
                     kept[0] = max(kept[0], len(connection.http.queue))
                     most[0] = max(most[0], connection.http.turns.begun)

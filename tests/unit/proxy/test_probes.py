@@ -40,11 +40,11 @@ def application() -> Iterator[health.Health]:
 
 def declare(nodes: Nodes, *probes: tuple[str, str], application: Any = None) -> None:
     """Have the server's pod declare *probes* (kind, path or service) for its port, and *application* serve that."""
-    workload = nodes.far.view.workload(nodes.far.pods["server"].uid)  # type: ignore[index]
+    workload = nodes.far.context.view.workload(nodes.far.context.pods["server"].uid)  # type: ignore[index]
     assert workload is not None
     declared = tuple(Probe(kind, nodes.port, path) for kind, path in probes)  # type: ignore[arg-type]
     nodes._probes = declared
-    nodes.far.view.apply(Delta((dataclasses.replace(workload, probes=declared),)))
+    nodes.far.context.view.apply(Delta((dataclasses.replace(workload, probes=declared),)))
     if application is not None:
         nodes._redirected[SERVER, nodes.port] = ("127.0.0.1", application.port)
 
@@ -306,6 +306,6 @@ def test_no_tunnel_opens_after_strict_for_who_asked_before(tls: dict[str, Contex
         await nodes.protect((), "STRICT")
         go.set()
         assert (await streams[0].readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 502")
-        assert not any(connection.relay for connection in nodes.far.connections.values())
+        assert not any(connection.relay for connection in nodes.far.context.connections.values())
 
     play(application, scene, tls, protocol="http")

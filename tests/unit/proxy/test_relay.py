@@ -241,7 +241,7 @@ def test_a_closed_port_is_a_reset_and_is_counted(reach: Reach, tls: dict[str, Co
         with pytest.raises(ConnectionResetError):
             await reader.read()
         await nodes.settled()
-        taken = {kind: series for part in nodes.far.metrics.delta() for kind, series in part.items()}
+        taken = {kind: series for part in nodes.far.context.metrics.delta() for kind, series in part.items()}
         assert [count for count in taken["counts"] if count[1] == ("connect_failed",)]
         assert [values[:2] for _, labels, values in taken["tcp"] if labels[-1] == "UF"] == [[1, 1]], (
             "opened and closed under its flag"
@@ -271,9 +271,9 @@ def test_a_relay_may_stand_still_for_a_day(reach: Reach, tls: dict[str, Contexts
         writer.write(b"x")
         assert await reader.readexactly(1) == b"x"
         for pipeline in (nodes.near, nodes.far):
-            for connection in list(pipeline.connections.values()):
+            for connection in list(pipeline.context.connections.values()):
                 pipeline.carrier.sweep(connection)
-                pipeline.now += 86400
+                pipeline.context.now += 86400
                 pipeline.carrier.sweep(connection)
         writer.write(b"y")
         assert await reader.readexactly(1) == b"y"

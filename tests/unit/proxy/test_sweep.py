@@ -29,19 +29,19 @@ def test_thousands_of_connections_take_the_sweep_several_turns_and_all_are_looke
         pipeline, pod, cut = stage.pipeline, stage.pods["client"], list[int]()
         for _ in range(3 * SWEPT_A_TURN + 1):
             connection = Connection(
-                pod, "inbound", Peer("10.0.0.1", 1, "", "none", None), pipeline.view.resolve(VIP, 80), 0.0
+                pod, "inbound", Peer("10.0.0.1", 1, "", "none", None), pipeline.context.view.resolve(VIP, 80), 0.0
             )
-            pipeline.connections[connection.number] = connection
+            pipeline.context.connections[connection.number] = connection
             connection.expires, connection.http = 1.0, Ended(cut)
-        gone = list(pipeline.connections.values())[-1]
+        gone = list(pipeline.context.connections.values())[-1]
         pipeline.sweep()
         seen = [len(cut)]
-        pipeline.connections.pop(gone.number)
+        pipeline.context.connections.pop(gone.number)
         gone.closed, gone.http = 1.0, None
         while len(cut) < 3 * SWEPT_A_TURN:
             await asyncio.sleep(0)
             seen.append(len(cut))
         assert max(after - before for before, after in zip([0, *seen], seen, strict=False)) == SWEPT_A_TURN
-        pipeline.connections.clear()
+        pipeline.context.connections.clear()
 
     play(answering(lambda head, body: ok(head)), scene)

@@ -16,8 +16,8 @@ from nodeagent.policy.model import AuthorizationPolicy, Operation, Rule
 from nodeagent.proxy.pipeline import Pipeline
 from nodeagent.proxy.worker import Worker
 from nodeagent.pulse import Pulses
-from nodeagent.telemetry.cells import WorkerMetrics
 from nodeagent.vocabulary import Address, PodUid, SpiffeId
+from tests.unit.proxy.stage import context
 
 PARTS, POLICIES = 3, 150
 
@@ -59,9 +59,8 @@ class Told:
         near, far = pair()
         self.answers: list[Message] = []
         self.worker = Worker(loop, far, Pulses().claim())
-        self.pipeline = self.worker._pipeline = Pipeline(
-            loop, Proxy(), "cluster.local", "Kubernetes", WorkerMetrics(), None
-        )
+        self.context = context(Proxy(), None)
+        self.pipeline = self.worker._pipeline = Pipeline(self.context)
         self.channel = Channel(loop, near, lambda message, _: self.answers.append(message), lambda: None)
 
     def mesh(self, *entries: Entry, removals: tuple[str, ...] = ()) -> None:
@@ -94,7 +93,7 @@ def play(scene: Callable[[Told], Awaitable[None]]) -> None:
 
 def test_many_policies_come_into_force_at_once_and_the_loop_turns_meanwhile() -> None:
     async def scene(told: Told) -> None:
-        view = told.pipeline.view
+        view = told.context.view
         turns: list[int] = []
         keys = tuple(policy(number).key for number in range(PARTS * POLICIES))
 
@@ -102,7 +101,7 @@ def test_many_policies_come_into_force_at_once_and_the_loop_turns_meanwhile() ->
             found = view.workload(PodUid("server"))
             turns.append(sum(view.policy(key) is not None for key in found.policies) if found is not None else -1)
             if turns[-1] < len(keys):
-                told.pipeline.loop.call_soon(turn)
+                told.context.loop.call_soon(turn)
 
         for part in range(PARTS):
             told.mesh(*(policy(number) for number in range(part * POLICIES, (part + 1) * POLICIES)))
@@ -123,7 +122,7 @@ def test_a_change_waits_for_its_last_part() -> None:
     """Else a policy would be gone before the one that takes its place is there, and everybody be let in between."""
 
     async def scene(told: Told) -> None:
-        view = told.pipeline.view
+        view = told.context.view
         told.mesh(policy(1), workload((policy(1).key,)))
         told.channel.send({"op": "ping", "number": 0})
         await told.answered(0)
@@ -153,7 +152,7 @@ def test_a_policy_that_changes_leaves_nothing_of_the_old_one() -> None:
         told.mesh(removals=(policy(2).key,))
         told.channel.send({"op": "ping", "number": 2})
         await told.answered(2)
-        (entry,) = told.pipeline.view.policies()
+        (entry,) = told.context.view.policies()
         assert isinstance(entry, AuthorizationPolicy)
         assert entry.action == "DENY"
         assert list(told.pipeline.compiler._known) == [id(entry)]
@@ -169,7 +168,7 @@ def test_messages_keep_their_order_whatever_fails() -> None:
         told.mesh(removals=(policy(0).key,))
         told.channel.send({"op": "ping", "number": 1})
         await told.answered(1)
-        assert len(list(told.pipeline.view.policies())) == POLICIES - 1
+        assert len(list(told.context.view.policies())) == POLICIES - 1
         end.close()
         other.close()
 
@@ -196,7 +195,7 @@ def test_what_cannot_be_taken_in_takes_nothing_along_and_is_never_said_to_be_in_
         change(2, [{"kind": "of a later version"}, to_json(policy(2))])
         change(3, [to_json(policy(3))])
         await taken_in(2)
-        assert [entry.key for entry in told.pipeline.view.policies()] == [policy(number).key for number in (1, 2, 3)]
+        assert [entry.key for entry in told.context.view.policies()] == [policy(number).key for number in (1, 2, 3)]
         assert [answer["generation"] for answer in told.answers if answer["op"] == "in_force"] == [1]
 
     play(scene)
