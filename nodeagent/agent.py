@@ -6,13 +6,16 @@ Everything that more than one process needs is imported here, once, before the f
 from __future__ import annotations
 
 import resource
+from functools import partial
 
 from nodeagent import log_lines, supervisor
 from nodeagent.config import AgentConfig
 from nodeagent.control import main as control
 from nodeagent.folder_lock import held
+from nodeagent.messages import WORKER
 from nodeagent.proxy import worker
 from nodeagent.redirect import pins
+from nodeagent.supervisor import CONTROL, Role
 
 
 def main(config: AgentConfig) -> int:
@@ -27,7 +30,8 @@ def main(config: AgentConfig) -> int:
     if pinned.is_relative_to(pins.BPFFS):
         pins.mount_bpffs()
     with held(config.runtime_directory, "runtimeDirectory") as own, held(pinned, "redirect.pinDirectory") as kernel:
-        return supervisor.main(config, control.main, worker.main, (own, kernel), config.proxy.timeouts.stop)
+        roles = {CONTROL: Role(partial(control.main, config)), WORKER: Role(worker.main, beats=True)}
+        return supervisor.main(roles, (own, kernel), config.proxy.timeouts.stop)
 
 
 def take_descriptors() -> None:

@@ -1,9 +1,9 @@
-"""Messages between the daemon's processes: JSON objects and file descriptors over a SOCK_SEQPACKET
-pair.
+"""Carries messages (``messages.py``) between the daemon's processes: JSON objects and file descriptors
+over a SOCK_SEQPACKET pair.
 
 One packet is one message, so descriptors cannot slip to a neighbour. The other end may be a worker
-that a pod took over: a reader never waits on a descriptor that it got, and what is no message, or a
-queue that the other end lets grow, ends the channel.
+that a pod took over: a reader never waits on a descriptor that it got, what is no message is told
+to who holds this end, and a queue that the other end lets grow ends the channel.
 """
 
 from __future__ import annotations
@@ -17,10 +17,9 @@ import socket
 import termios
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Final, Generic, TypeVar
 
-import orjson
-
+from nodeagent.codec import Decoder, FileDescriptor, MessageError, encode
 from nodeagent.errors import ControlError
 
 MESSAGE_BYTES = 160_000
@@ -41,15 +40,15 @@ DESCRIPTORS = 200
 
 _IN_FILE = b"memory file"
 _SEALS: Final = fcntl.F_SEAL_SEAL | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE
-Message = dict[str, Any]
-Handler = Callable[[Message, list[int]], None]
+Heard = TypeVar("Heard")
+Told = TypeVar("Told")
 log = logging.getLogger("nodeagent.channel")
 
 
 @dataclass(frozen=True, slots=True)
 class _Queued:
     payload: bytes
-    descriptors: list[int]
+    descriptors: list[FileDescriptor]
     size: int
     """Of the message, wherever it stands."""
 
@@ -64,39 +63,63 @@ def pair() -> tuple[socket.socket, socket.socket]:
     return ends
 
 
-class Channel:
-    """One end of a channel on an event loop.
-
-    ``handler(message, descriptors)`` owns the descriptors; ``closed()`` is called once when the
-    other end is gone, or has sent what is no message, or does not take what it is sent.
+class Channel(Generic[Heard, Told]):
+    """One end of a channel on an event loop, which reads messages of one direction and sends those
+    of the other.
     """
 
     def __init__(
-        self, loop: asyncio.AbstractEventLoop, end: socket.socket, handler: Handler, closed: Callable[[], None]
+        self,
+        loop: asyncio.AbstractEventLoop,
+        end: socket.socket,
+        decoder: Decoder[Heard],
+        *,
+        heard: Callable[[Heard], None],
+        refused: Callable[[MessageError], None],
+        closed: Callable[[], None],
     ) -> None:
-        self._loop, self._end, self._handler, self._closed = loop, end, handler, closed
+        """*end* belongs to the channel from now on; what it reads are messages of *decoder*.
+
+        *heard* gets each message, and owns its descriptors. *refused* is told of a packet that is
+        no message, and decides what becomes of who sent it; unless it closes this channel, the next
+        message is read. *closed* is called once, when the other end is gone or does not take what
+        it is sent.
+        """
+        self._loop = loop
+        self._end = end
+        self._decoder = decoder
+        self._heard = heard
+        self._refused = refused
+        self._closed = closed
         self._queue: collections.deque[_Queued] = collections.deque()
-        self._bytes = self._descriptors = 0
+        self._bytes = 0
+        """In the queue."""
+        self._descriptors = 0
         """In the queue."""
         self._in_flight = 0
         """Descriptors that were sent since the other end had read everything."""
         self._open = True
         loop.add_reader(end.fileno(), self._readable)
 
-    def send(self, message: Message, descriptors: Sequence[int] = ()) -> None:
-        """Queue *message*; the descriptors are duplicated, so the caller may close its own at once.
+    def send(self, message: Told) -> None:
+        """Queue *message*; its descriptors are duplicated, so the caller may close its own at once.
 
-        Raises ControlError for a message that no reader takes: over LARGEST_BYTES.
+        Raises ControlError for a message that no reader takes: over LARGEST_BYTES. Raises OSError
+        where this process may have no more descriptors.
         """
         if not self._open:
             return
-        payload, copies = orjson.dumps(message), [os.dup(descriptor) for descriptor in descriptors]
+        payload, descriptors = encode(message)
         size = len(payload)
         if size > LARGEST_BYTES:
-            _close_all(copies)
             raise ControlError(f"a message of {size} bytes, at most {LARGEST_BYTES} are carried")
+        copies = duplicated(descriptors)
         if size > MESSAGE_BYTES:
-            copies.insert(0, memory_file(payload))
+            try:
+                copies.insert(0, memory_file(payload))
+            except OSError:
+                close_all(copies)
+                raise
             payload = _IN_FILE
         if copies and not self._unread():
             self._in_flight = 0
@@ -105,12 +128,9 @@ class Channel:
         self._descriptors += len(copies)
         if len(self._queue) == 1:
             self._flush()
-        if self._bytes > QUEUE_BYTES or self._descriptors + self._in_flight > QUEUE_DESCRIPTORS:
-            log.error(
-                "the other process does not read: %d bytes and %d descriptors wait",
-                self._bytes,
-                self._descriptors + self._in_flight,
-            )
+        waiting = self._descriptors + self._in_flight
+        if self._bytes > QUEUE_BYTES or waiting > QUEUE_DESCRIPTORS:
+            log.error("the other process does not read: %d bytes and %d descriptors wait", self._bytes, waiting)
             self._lost()
 
     def _unread(self) -> bool:
@@ -125,7 +145,7 @@ class Channel:
         self._loop.remove_reader(self._end.fileno())
         self._loop.remove_writer(self._end.fileno())
         for queued in self._queue:
-            _close_all(queued.descriptors)
+            close_all(queued.descriptors)
         self._queue.clear()
         self._end.close()
 
@@ -144,31 +164,27 @@ class Channel:
             self._bytes -= queued.size
             self._descriptors -= len(queued.descriptors)
             self._in_flight += len(queued.descriptors)
-            _close_all(queued.descriptors)
+            close_all(queued.descriptors)
         self._loop.remove_writer(self._end.fileno())
 
     def _readable(self) -> None:
         for _ in range(MESSAGES_AT_ONCE):
             try:
-                payload, descriptors, _, _ = socket.recv_fds(
-                    self._end, 2 * MESSAGE_BYTES, DESCRIPTORS + 1, socket.MSG_CMSG_CLOEXEC
-                )
+                packet = receive(self._end)
             except (BlockingIOError, InterruptedError):
                 return
             except OSError:
                 self._lost()
                 return
-            if not payload:
+            if not packet.payload:
                 self._lost()
                 return
             try:
-                message = _message(payload, descriptors)
-            except (ValueError, OSError) as error:
-                _close_all(descriptors)
-                log.error("the other process sent what is no message: %s", error)
-                self._lost()
-                return
-            self._handler(message, descriptors)
+                message = decode(packet, self._decoder)
+            except MessageError as error:
+                self._refused(error)
+            else:
+                self._heard(message)
             if not self._open:
                 return
 
@@ -178,7 +194,7 @@ class Channel:
             self._closed()
 
 
-class Outbox:
+class Outbox(Generic[Told]):
     """The sending side of one end without an event loop, for a process that may never wait: whoever
     polls calls :meth:`flush`.
 
@@ -189,14 +205,18 @@ class Outbox:
     def __init__(self, end: socket.socket) -> None:
         """*end*: non-blocking."""
         self._end = end
-        self._queue: collections.deque[tuple[bytes, list[int]]] = collections.deque()
+        self._queue: collections.deque[tuple[bytes, list[FileDescriptor]]] = collections.deque()
 
     def __bool__(self) -> bool:
         return bool(self._queue)
 
-    def send(self, message: Message, descriptors: Sequence[int] = ()) -> None:
-        """Queue *message*, which fits a packet; the descriptors are duplicated."""
-        self._queue.append((orjson.dumps(message), [os.dup(descriptor) for descriptor in descriptors]))
+    def send(self, message: Told) -> None:
+        """Queue *message*, which fits a packet; its descriptors are duplicated.
+
+        Raises OSError where this process may have no more descriptors.
+        """
+        payload, descriptors = encode(message)
+        self._queue.append((payload, duplicated(descriptors)))
         self.flush()
 
     def flush(self) -> None:
@@ -211,34 +231,63 @@ class Outbox:
                 self.close()
                 return
             self._queue.popleft()
-            _close_all(descriptors)
+            close_all(descriptors)
 
     def close(self) -> None:
         """Drop what is queued."""
         for _, descriptors in self._queue:
-            _close_all(descriptors)
+            close_all(descriptors)
         self._queue.clear()
 
 
-def memory_file(payload: bytes) -> int:
-    """Return a descriptor of a file in memory that holds *payload*."""
-    descriptor = os.memfd_create("message", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
-    with open(descriptor, "wb", closefd=False) as file:
-        file.write(payload)
-    fcntl.fcntl(descriptor, fcntl.F_ADD_SEALS, _SEALS)
-    return descriptor
+@dataclass(frozen=True, slots=True)
+class Packet:
+    """What stood in a channel: its bytes, none at its end, and the descriptors, which are ours now."""
+
+    payload: bytes
+    descriptors: list[FileDescriptor]
+    truncated: bool
+    """There were more descriptors than this process may have."""
 
 
-def _message(payload: bytes, descriptors: list[int]) -> Message:
-    """Return what *payload*, or the memory file that is the first of *descriptors* in its stead,
-    says. Raises ValueError, OSError.
+def receive(end: socket.socket) -> Packet:
+    """Return the next packet. Raises OSError; BlockingIOError where there is none."""
+    payload, descriptors, flags, _ = socket.recv_fds(end, 2 * MESSAGE_BYTES, DESCRIPTORS + 1, socket.MSG_CMSG_CLOEXEC)
+    owned = [FileDescriptor(descriptor) for descriptor in descriptors]
+    return Packet(payload, owned, bool(flags & socket.MSG_CTRUNC))
+
+
+def decode(packet: Packet, decoder: Decoder[Heard]) -> Heard:
+    """Return the message of *packet*, or of the memory file that it brings in its stead.
+
+    Raises MessageError; the packet's descriptors are closed then.
     """
-    if payload == _IN_FILE and descriptors:
-        payload = read_memory_file(descriptors.pop(0))
-    message = orjson.loads(payload)
-    if not isinstance(message, dict):
-        raise ValueError("not a JSON object")
-    return message
+    payload, descriptors = packet.payload, packet.descriptors
+    try:
+        if packet.truncated:
+            raise MessageError("its descriptors were more than this process may have, or than a message has")
+        if payload == _IN_FILE and descriptors:
+            payload = read_memory_file(descriptors.pop(0))
+        return decoder.decode(payload, descriptors)
+    except MessageError:
+        close_all(descriptors)
+        raise
+    except (ValueError, OSError) as error:
+        close_all(descriptors)
+        raise MessageError(f"it cannot be read: {error}") from None
+
+
+def memory_file(payload: bytes) -> FileDescriptor:
+    """Return a descriptor of a file in memory that holds *payload*. Raises OSError."""
+    descriptor = os.memfd_create("message", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+    try:
+        with open(descriptor, "wb", closefd=False) as file:
+            file.write(payload)
+        fcntl.fcntl(descriptor, fcntl.F_ADD_SEALS, _SEALS)
+    except OSError:
+        os.close(descriptor)
+        raise
+    return FileDescriptor(descriptor)
 
 
 def read_memory_file(descriptor: int) -> bytes:
@@ -260,6 +309,19 @@ def read_memory_file(descriptor: int) -> bytes:
         os.close(descriptor)
 
 
-def _close_all(descriptors: Sequence[int]) -> None:
+def duplicated(descriptors: Sequence[FileDescriptor]) -> list[FileDescriptor]:
+    """Return copies of *descriptors*: all of them. Raises OSError; no copy is left then."""
+    copies: list[FileDescriptor] = []
+    try:
+        for descriptor in descriptors:
+            copies.append(FileDescriptor(os.dup(descriptor)))  # noqa: PERF401 - what was made before one fails is closed
+    except OSError:
+        close_all(copies)
+        raise
+    return copies
+
+
+def close_all(descriptors: Sequence[int]) -> None:
+    """Close each of *descriptors*."""
     for descriptor in descriptors:
         os.close(descriptor)

@@ -1,5 +1,5 @@
-"""A page of memory that the daemon's processes share, in which each worker notes when its event
-loop last turned; control has one of its own.
+"""A page of memory that the daemon's processes share, in which each notes when its event loop last
+turned.
 
 Made before the first fork. A note is one store: no message that a busy reader would have to take,
 no system call. Workers are not believed more than they must be: one that writes into others' slots
@@ -19,13 +19,14 @@ _SLOT: Final = struct.Struct("=Q")
 
 
 class Pulse:
-    """One worker's slot."""
+    """One process's slot."""
 
     def __init__(self, page: mmap.mmap, number: int) -> None:
-        self._page, self.number = page, number
+        self._page = page
+        self.number = number
 
     def turn(self) -> None:
-        """Note that the loop turns, and that this worker takes connections."""
+        """Note that the loop turns, and that this process does its work: a worker takes connections."""
         _SLOT.pack_into(self._page, self.number * _SLOT.size, time.monotonic_ns())
 
     def begun(self) -> bool:
@@ -33,8 +34,15 @@ class Pulse:
         return bool(_SLOT.unpack_from(self._page, self.number * _SLOT.size)[0])
 
     def rest(self) -> None:
-        """Note that this worker takes no connections any more."""
+        """Note that this process does its work no more: a worker takes no connections."""
         _SLOT.pack_into(self._page, self.number * _SLOT.size, 0)
+
+    def felt(self, seconds: float) -> bool:
+        """Say whether the loop turned within *seconds*. A time to come was not written by a process
+        that is well.
+        """
+        (turned,) = _SLOT.unpack_from(self._page, self.number * _SLOT.size)
+        return bool(turned) and 0 <= time.monotonic_ns() - turned < int(seconds * 1e9)
 
 
 class Pulses:
@@ -45,7 +53,7 @@ class Pulses:
         self._taken: set[int] = set()
 
     def claim(self) -> Pulse:
-        """Return a slot for a worker that is about to be forked; the last one is shared by those
+        """Return a slot for a process that is about to be forked; the last one is shared by those
         for which none is left.
         """
         number = next((each for each in range(SLOTS - 1) if each not in self._taken), SLOTS - 1)
@@ -53,18 +61,6 @@ class Pulses:
         return Pulse(self._page, number)
 
     def free(self, pulse: Pulse) -> None:
-        """The worker is gone."""
+        """The process is gone."""
         pulse.rest()
         self._taken.discard(pulse.number)
-
-    def felt(self, seconds: float) -> bool:
-        """Say whether any worker's loop turned within *seconds*. A time to come was not written by
-        a worker that is well.
-        """
-        now, oldest = time.monotonic_ns(), int(seconds * 1e9)
-        return any(
-            0 <= now - turned < oldest
-            for each in self._taken
-            for (turned,) in (_SLOT.unpack_from(self._page, each * _SLOT.size),)
-            if turned
-        )

@@ -1,5 +1,5 @@
-"""The first process: forks control and the proxy workers, keeps what must outlive control, and
-beats for the data plane.
+"""The first process: forks control and, by the names of their roles, the processes that control
+asks for; keeps what must outlive control, and beats for the data plane.
 
 It stays small on purpose. It is forked from before any thread or event loop exists, so that a child
 starts clean and shares the imported code's memory; and it parses nothing from outside. Nothing that
@@ -22,14 +22,32 @@ import socket
 import sys
 import time
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from functools import partial
+from typing import Final, assert_never
 
-import orjson
-
-from nodeagent.channel import DESCRIPTORS, MESSAGE_BYTES, Outbox, pair
-from nodeagent.config import AgentConfig
+from nodeagent.channel import DESCRIPTORS, Outbox, Packet, close_all, decode, pair, receive
+from nodeagent.codec import FileDescriptor, MessageError
+from nodeagent.errors import shown
+from nodeagent.messages import (
+    TO_SUPERVISOR,
+    Beats,
+    Begin,
+    Drop,
+    Exited,
+    Fork,
+    Forked,
+    FromSupervisor,
+    Heart,
+    Keep,
+    Kept,
+    Orphan,
+    Signal,
+    Still,
+    Stilled,
+    ToSupervisor,
+)
 from nodeagent.pulse import Pulse, Pulses
 from nodeagent.redirect import heartbeat
 
@@ -49,14 +67,26 @@ _UNFELT_SECONDS: Final = 0.02
 """How often a worker's first turn is looked for."""
 _PR_SET_PDEATHSIG: Final = 1
 log = logging.getLogger("nodeagent.supervisor")
-ControlMain = Callable[[AgentConfig, socket.socket, Pulse], None]
-WorkerMain = Callable[[socket.socket, Pulse], None]
+RoleMain = Callable[[socket.socket, Pulse], None]
+"""What a child runs on its end of the channel to control (control: to the supervisor) until it ends."""
+CONTROL: Final = "control"
+"""The role that the supervisor itself starts; all others control asks for."""
 
 
 @dataclass(frozen=True, slots=True)
-class _Worker:
+class Role:
+    """What a child does."""
+
+    main: RoleMain
+    beats: bool = False
+    """The data plane works while a loop of such a child turns."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Child:
+    role: Role
     pulse: Pulse
-    end: int
+    end: FileDescriptor
     """Control's end of its channel: a control that dies leaves it to its successor."""
 
 
@@ -66,23 +96,25 @@ class Supervisor:
     (``identity/certificate``), which is never read here.
     """
 
-    def __init__(
-        self, config: AgentConfig, control: ControlMain, worker: WorkerMain, own: Sequence[int], stop_seconds: float
-    ) -> None:
-        """*own*: descriptors that no child may have. *stop_seconds*: how long a stop takes."""
-        self._config, self._control_main, self._worker_main, self._own = config, control, worker, own
+    def __init__(self, roles: Mapping[str, Role], own: Sequence[int], stop_seconds: float) -> None:
+        """*roles*: by name, CONTROL among them. *own*: descriptors that no child may have.
+        *stop_seconds*: how long a stop takes.
+        """
+        self._roles = roles
+        self._own = own
         self._patience = stop_seconds + PATIENCE_SECONDS
         self._control_pid = 0
         self._control_started = 0.0
         self._start_at = 0.0
-        self._workers: dict[int, _Worker] = {}
-        self._unforked: list[tuple[int, int, int]] = []
+        self._children: dict[int, _Child] = {}
+        """All but control."""
+        self._unforked: list[Fork] = []
         self._fork_at = 0.0
-        self._kept: dict[str, int] = {}
+        self._kept: dict[str, FileDescriptor] = {}
         self._channel: socket.socket
-        self._outbox: Outbox
-        self._pulses, self._controls = Pulses(), Pulses()
-        self._control_pulse = self._controls.claim()
+        self._outbox: Outbox[FromSupervisor]
+        self._pulses = Pulses()
+        self._control_pulse = self._pulses.claim()
         self._heart = -1
         self._beat_seconds = 0.0
         self._next_beat = 0.0
@@ -99,7 +131,7 @@ class Supervisor:
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGCHLD):
             signal.signal(number, self._on_signal)
         self._start_control()
-        while self._control_pid or self._workers or self._start_at:
+        while self._control_pid or self._children or self._start_at:
             self._wait()
             self._heed_signals()
             self._bury(dict(self._reap()))
@@ -133,17 +165,18 @@ class Supervisor:
             self._beat(now)
             self._look_after_control()
         if self._fork_at and now >= self._fork_at:
-            self._fork_workers()
+            self._fork_children()
         if self._kill_at and now >= self._kill_at:
             self._kill_at = 0.0
             _say(f"what has not ended {self._patience:g} s after the daemon was told to stop is killed")
-            for pid in (*self._workers, *([self._control_pid] if self._control_pid else [])):
+            for pid in self._children:
                 os.kill(pid, signal.SIGKILL)
+            self._kill_control()
 
     # -- the heartbeat --
 
     def _beat(self, now: float) -> None:
-        felt = self._pulses.felt(SILENT_SECONDS)
+        felt = any(child.role.beats and child.pulse.felt(SILENT_SECONDS) for child in self._children.values())
         self._next_beat = now + (self._beat_seconds if felt else _UNFELT_SECONDS)
         if felt:
             try:
@@ -152,44 +185,54 @@ class Supervisor:
                 _say(f"the heartbeat cannot be written: {error.strerror}")
         if felt != self._beating:
             self._beating = felt
-            self._tell({"op": "beats", "felt": felt})
+            self._tell(Beats(felt))
 
     def _end_heartbeat(self) -> None:
         if self._heart >= 0:
             heartbeat.end(self._heart)
             os.close(self._heart)
-        self._heart, self._next_beat, self._beating = -1, 0.0, False
+        self._heart = -1
+        self._next_beat = 0.0
+        self._beating = False
 
     # -- children --
 
     def _start_control(self) -> None:
-        ours, theirs = pair()
-        self._channel, self._outbox, self._start_at = ours, Outbox(ours), 0.0
+        self._start_at = 0.0
         self._control_started = time.monotonic()
+        self._control_pulse.rest()
         try:
-            self._control_pulse.rest()
-            self._control_pid = self._fork(
-                lambda: self._control_main(self._config, theirs, self._control_pulse), keep={theirs.fileno()}
-            )
+            self._fork_control()
         except OSError as error:
             _say(f"control cannot be forked: {error.strerror}")
-            ours.close()
             self._start_at = self._control_started + RESPAWN_SECONDS
             return
+        self._beating = False
+        files = list(self._kept.items())
+        for at in range(0, len(files), DESCRIPTORS):
+            self._tell(Kept(dict(files[at : at + DESCRIPTORS])))
+        for pid, child in self._children.items():
+            self._tell(Orphan(pid, child.end))
+        self._tell(Begin())
+
+    def _fork_control(self) -> None:
+        """Fork control with a channel of its own. Raises OSError; nothing is left of it then."""
+        ours, theirs = pair()
+        self._channel = ours
+        self._outbox = Outbox(ours)
+        try:
+            main = partial(self._roles[CONTROL].main, theirs, self._control_pulse)
+            self._control_pid = self._fork(main, keep={theirs.fileno()})
+        except OSError:
+            ours.close()
+            raise
         finally:
             theirs.close()
-        keys = list(self._kept)
-        for some in (keys[at : at + DESCRIPTORS] for at in range(0, len(keys), DESCRIPTORS)):
-            self._tell({"op": "kept", "keys": some}, [self._kept[key] for key in some])
-        for pid, worker in self._workers.items():
-            self._tell({"op": "orphan", "pid": pid}, [worker.end])
-        self._beating = False
-        self._tell({"op": "begin"})
 
     def _bury(self, dead: dict[int, int]) -> None:
-        """Take in who is *dead*, with what status: workers first, for no pid that is free again may be signalled."""
-        for pid in dead.keys() & self._workers.keys():
-            self._worker_died(pid, dead[pid])
+        """Take in who is *dead*, with what status: control last, for no pid that is free again may be signalled."""
+        for pid in dead.keys() & self._children.keys():
+            self._child_died(pid, dead[pid])
         if self._control_pid in dead:
             self._control_died(dead[self._control_pid])
 
@@ -215,55 +258,63 @@ class Supervisor:
             self._control_pid
             and not self._stopping
             and self._control_pulse.begun()
-            and not self._controls.felt(CONTROL_SILENT_SECONDS)
+            and not self._control_pulse.felt(CONTROL_SILENT_SECONDS)
         ):
             self._control_pulse.rest()
             _say(f"control's event loop has not turned for {CONTROL_SILENT_SECONDS:g} s; it is killed")
+            self._kill_control()
+
+    def _kill_control(self) -> None:
+        if self._control_pid:
             os.kill(self._control_pid, signal.SIGKILL)
 
-    def _worker_died(self, pid: int, code: int) -> None:
-        worker = self._workers.pop(pid)
-        self._pulses.free(worker.pulse)
-        os.close(worker.end)
-        self._tell({"op": "exited", "pid": pid, "status": code})
+    def _child_died(self, pid: int, code: int) -> None:
+        child = self._children.pop(pid)
+        self._pulses.free(child.pulse)
+        os.close(child.end)
+        self._tell(Exited(pid, code))
 
     def _stop(self) -> None:
         """Nothing is started any more, and what does not end in time is killed."""
         if not self._stopping:
-            self._stopping, self._kill_at = True, time.monotonic() + self._patience
-        self._start_at = self._fork_at = 0.0
+            self._stopping = True
+            self._kill_at = time.monotonic() + self._patience
+        self._start_at = 0.0
+        self._fork_at = 0.0
 
     def _end_data_plane(self) -> None:
         self._stop()
         self._end_heartbeat()
-        for pid in self._workers:
+        for pid in self._children:
             os.kill(pid, signal.SIGUSR1)
 
-    def _fork_workers(self) -> None:
-        """Fork the workers that control asked for; what the machine has no room for is tried again."""
+    def _fork_children(self) -> None:
+        """Fork the children that control asked for; what the machine has no room for is tried again."""
         self._fork_at = 0.0
         while self._unforked:
-            number, theirs, controls = self._unforked[0]
-            end, pulse = socket.socket(fileno=os.dup(theirs)), self._pulses.claim()
+            asked = self._unforked[0]
+            pulse = self._pulses.claim()
             try:
-                pid = self._fork(lambda end=end, pulse=pulse: self._worker_main(end, pulse), keep={end.fileno()})  # type: ignore[misc]
+                pid = self._fork_child(self._roles[asked.role], asked, pulse)
             except OSError as error:
-                _say(f"a worker cannot be forked: {error.strerror}")
+                _say(f"a {asked.role} cannot be forked: {error.strerror}")
                 self._pulses.free(pulse)
                 self._fork_at = time.monotonic() + RESPAWN_SECONDS
                 return
-            finally:
-                end.close()
             del self._unforked[0]
-            os.close(theirs)
-            self._workers[pid] = _Worker(pulse, controls)
-            self._tell({"op": "forked", "number": number, "pid": pid})
+            os.close(asked.theirs)
+            self._children[pid] = _Child(self._roles[asked.role], pulse, asked.controls)
+            self._tell(Forked(asked.number, pid))
+
+    def _fork_child(self, role: Role, asked: Fork, pulse: Pulse) -> int:
+        """Return the pid of a child with a copy of its end. Raises OSError."""
+        with socket.socket(fileno=os.dup(asked.theirs)) as end:
+            return self._fork(partial(role.main, end, pulse), keep={end.fileno()})
 
     def _forget_unforked(self) -> None:
         """What a control that is gone asked for, its successor asks for anew, by numbers of its own."""
-        for _, *ends in self._unforked:
-            for end in ends:
-                os.close(end)
+        for asked in self._unforked:
+            close_all((asked.theirs, asked.controls))
         self._unforked.clear()
         self._fork_at = 0.0
 
@@ -290,8 +341,10 @@ class Supervisor:
             os._exit(status)
 
     def _close_inherited(self, keep: set[int]) -> None:
-        """Close what is the supervisor's alone: above all, no worker may have control's end of another's channel."""
-        ends = [worker.end for worker in self._workers.values()] + [end for _, *both in self._unforked for end in both]
+        """Close what is the supervisor's alone: above all, no child may have control's end of another's channel."""
+        ends = [child.end for child in self._children.values()]
+        for asked in self._unforked:
+            ends += (asked.theirs, asked.controls)
         heart = [self._heart] if self._heart >= 0 else []
         channel = [self._channel.detach()] if self._channel.fileno() >= 0 else []
         for descriptor in (
@@ -307,7 +360,7 @@ class Supervisor:
                 os.close(descriptor)
         self._outbox.close()
         self._kept.clear()
-        self._workers.clear()
+        self._children.clear()
         self._unforked.clear()
 
     def _reap(self) -> list[tuple[int, int]]:
@@ -326,63 +379,89 @@ class Supervisor:
     def _read_control(self) -> bool:
         """Obey a message; return whether there may be more."""
         try:
-            payload, descriptors, _, _ = socket.recv_fds(self._channel, 2 * MESSAGE_BYTES, DESCRIPTORS)
+            packet = receive(self._channel)
         except ConnectionResetError:
             # told once of an end that had not read everything (net/unix/af_unix.c); what it sent
             # before follows
             return True
         except OSError:
             return False
-        if not payload:
+        if not packet.payload:
             return False
-        owned = set(descriptors)
-        try:
-            self._obey(orjson.loads(payload), descriptors, owned)
-        except (ValueError, KeyError, TypeError, OSError) as error:
-            _say(f"a message of control's cannot be obeyed: {error!r:.200}")
-        for descriptor in owned:
-            os.close(descriptor)
+        self._take(packet)
         return True
 
-    def _obey(self, message: dict[str, Any], descriptors: list[int], owned: set[int]) -> None:
-        """Carry *message* out; what is kept of its *descriptors* leaves *owned*. Raises ValueError,
-        KeyError, TypeError or OSError.
+    def _take(self, packet: Packet) -> None:
+        """Obey what *packet* says. A control that says what no control says is ended: it is not
+        known what it believes to be so, and its successor is told everything.
         """
-        operation = message["op"]
-        if operation == "fork" and self._control_pid:
-            theirs, controls = descriptors
-            self._unforked.append((int(message["number"]), theirs, controls))
-            owned -= {theirs, controls}
-            self._fork_workers()
-        elif operation == "keep":
-            for key, descriptor in zip(message["keys"], descriptors, strict=True):
-                self._drop(key)
-                self._kept[key] = descriptor
-                owned.discard(descriptor)
-        elif operation == "drop":
-            for key in [key for key in self._kept if key.startswith(f"{message['uid']}/")]:
-                self._drop(key)
-        elif operation == "heart":
-            (descriptor,) = descriptors
-            seconds = float(message["timeout"]) / heartbeat.PER_TIMEOUT
-            if self._heart >= 0:
-                os.close(self._heart)
-            owned.discard(descriptor)
-            self._heart, self._beat_seconds, self._next_beat = descriptor, seconds, time.monotonic()
-        elif operation == "still":
-            self._end_heartbeat()
-            self._tell({"op": "stilled"})
-        elif operation == "signal" and message["pid"] in self._workers:
-            os.kill(message["pid"], message["signal"])
+        if packet.truncated:
+            _say("a message of control's is lost: this process may have no more descriptors")
+            close_all(packet.descriptors)
+            return
+        try:
+            self._obey(decode(packet, TO_SUPERVISOR))
+        except MessageError as error:
+            _say(f"control says what no control says ({error}) and is killed")
+            self._kill_control()
+        except OSError as error:
+            _say(f"a message of control's cannot be obeyed: {error!r:.200}")
+
+    def _obey(self, message: ToSupervisor) -> None:
+        """Carry *message* out. Raises MessageError for a role that is not known; OSError."""
+        match message:
+            case Fork():
+                self._take_fork(message)
+            case Keep():
+                for key, descriptor in message.files.items():
+                    self._drop(key)
+                    self._kept[key] = descriptor
+            case Drop():
+                for key in [key for key in self._kept if key.startswith(f"{message.owner}/")]:
+                    self._drop(key)
+            case Heart():
+                if self._heart >= 0:
+                    os.close(self._heart)
+                self._heart = message.heart
+                self._beat_seconds = message.timeout / heartbeat.PER_TIMEOUT
+                self._next_beat = time.monotonic()
+            case Still():
+                self._end_heartbeat()
+                self._tell(Stilled())
+            case Signal():
+                if message.pid in self._children:
+                    os.kill(message.pid, message.signal)
+            case _:
+                assert_never(message)
+
+    def _take_fork(self, asked: Fork) -> None:
+        """Raises MessageError."""
+        if asked.role == CONTROL or asked.role not in self._roles:
+            close_all((asked.theirs, asked.controls))
+            known = ", ".join(sorted(self._roles.keys() - {CONTROL}))
+            raise MessageError(f"Fork: no role is called {shown(asked.role)}; there are: {known}")
+        if not self._control_pid:
+            close_all((asked.theirs, asked.controls))
+            return
+        self._unforked.append(asked)
+        self._fork_children()
 
     def _drop(self, key: str) -> None:
         descriptor = self._kept.pop(key, None)
         if descriptor is not None:
             os.close(descriptor)
 
-    def _tell(self, message: dict[str, Any], descriptors: Sequence[int] = ()) -> None:
-        if self._control_pid:
-            self._outbox.send(message, descriptors)
+    def _tell(self, message: FromSupervisor) -> None:
+        """Queue *message* for control. A control that it cannot be told, for want of descriptors
+        here, would not know what it has to: its successor is told everything.
+        """
+        if not self._control_pid:
+            return
+        try:
+            self._outbox.send(message)
+        except OSError as error:
+            _say(f"control cannot be told {type(message).__name__} and is killed: {error.strerror}")
+            self._kill_control()
 
     def _on_signal(self, number: int, frame: object) -> None:
         self._signals.add(number)
@@ -405,14 +484,13 @@ def _say(words: str) -> None:
         log.error(words)
 
 
-def main(
-    config: AgentConfig, control: ControlMain, worker: WorkerMain, own: Sequence[int] = (), stop_seconds: float = 0.0
-) -> int:
-    """Run the daemon's processes for *config*; return the exit status.
+def main(roles: Mapping[str, Role], own: Sequence[int] = (), stop_seconds: float = 0.0) -> int:
+    """Run the daemon's processes; return the exit status.
 
-    *own*: descriptors that only the supervisor keeps, such as its locks. *stop_seconds*: how long a
-    stop takes.
+    *roles*: what each may be, by name; CONTROL is started, the others when control asks. *own*:
+    descriptors that only the supervisor keeps, such as its locks. *stop_seconds*: how long a stop
+    takes.
     """
     gc.collect()
     gc.freeze()
-    return Supervisor(config, control, worker, own, stop_seconds).run()
+    return Supervisor(roles, own, stop_seconds).run()

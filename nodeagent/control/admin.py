@@ -13,6 +13,7 @@ from nodeagent.errors import ConfigError
 from nodeagent.mesh.delivery import delivery
 from nodeagent.mesh.entries import UNREAD, Entry, Service, ServicePort, Workload
 from nodeagent.mesh.explain import Question, explain
+from nodeagent.messages import AskFlows, AskMetrics
 from nodeagent.telemetry import metrics as declared
 from nodeagent.telemetry.exposition import CONTENT_TYPE
 from nodeagent.telemetry.http_server import EVERYWHERE, LOCALHOST, HttpServer, Response, serve, serve_unix
@@ -205,7 +206,7 @@ class Admin:
     async def _exposition(self) -> Iterator[bytes]:
         """Workers are asked for what they have not reported yet."""
         control, store = self._control, self._control.store
-        await control.workers.ask({"op": "report"})
+        await control.workers.ask(AskMetrics)
         try:
             control.kernel_paths.collect(store)
         except OSError as error:
@@ -232,7 +233,7 @@ class Admin:
         return store.exposition()
 
     async def _live(self) -> list[dict[str, Any]]:
-        flows = await self._control.workers.ask({"op": "flows"})
+        flows = await self._control.workers.ask(AskFlows)
         try:
             return flows + self._control.kernel_paths.flows(self._control.store)
         except OSError as error:

@@ -19,13 +19,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
-from nodeagent.channel import Message
 from nodeagent.control.workers import Workers
 from nodeagent.errors import IdentityError, KernelError, ResourceError, translated
 from nodeagent.identity.store import Certificates
 from nodeagent.mesh.entries import Workload, policies_of
 from nodeagent.mesh.local import BYPASS, LocalPod
 from nodeagent.mesh.protection import CLOSED, Protection, protection
+from nodeagent.messages import PodCaptured
 from nodeagent.policy.model import MtlsMode
 from nodeagent.redirect.plane import DataPlane
 from nodeagent.redirect.pod import EnrolledPod, ListenerId, Listeners
@@ -222,8 +222,7 @@ class Enrolment:
             for (direction, family, slot), listener in listeners.fds.items()
         }
         self._effects.keep({**kept, f"{uid}/netns": self._plane.network(uid)})
-        message: Message = {"op": "pod", "uid": uid, "cookie": member.cookie, "identity": member.pod.identity}
-        self._workers.enrol(uid, message, listeners.fds)
+        self._workers.enrol(PodCaptured(uid, member.cookie, member.pod.identity), listeners.fds)
 
     def release(self, uid: PodUid) -> None:
         """Stop capturing the pod's new connections; those it has go on."""

@@ -10,13 +10,14 @@ import os
 import platform
 import signal
 import socket
-from typing import Any, Final
+from typing import Any, Final, assert_never
 
 import orjson
 import uvloop
 
 from nodeagent import __version__
-from nodeagent.channel import DESCRIPTORS, Channel, Message, memory_file, read_memory_file
+from nodeagent.channel import DESCRIPTORS, Channel, memory_file, read_memory_file
+from nodeagent.codec import FileDescriptor, MessageError
 from nodeagent.config import AgentConfig
 from nodeagent.control.admin import Admin
 from nodeagent.control.enrolment import Effects, Enrolment
@@ -33,6 +34,24 @@ from nodeagent.mesh.compile import Mesh
 from nodeagent.mesh.entries import Delta
 from nodeagent.mesh.kernel_path import Settings
 from nodeagent.mesh.local import LocalPod
+from nodeagent.messages import (
+    FROM_SUPERVISOR,
+    Beats,
+    Begin,
+    CertificateIssued,
+    Drop,
+    Exited,
+    Forked,
+    FromSupervisor,
+    Heart,
+    Keep,
+    Kept,
+    Orphan,
+    StartWorker,
+    Still,
+    Stilled,
+    ToSupervisor,
+)
 from nodeagent.parts import Parts
 from nodeagent.policy.model import Jwks, RequestAuthentication
 from nodeagent.pulse import Pulse
@@ -74,6 +93,8 @@ async def _run(config: AgentConfig, end: socket.socket, pulse: Pulse) -> None:
     # again
     await control.start()
     await control.stopped.wait()
+    if control.misunderstood is not None:
+        raise control.misunderstood  # no stop either
     await control.stop()
 
 
@@ -94,7 +115,16 @@ class Control:
         """Pods' network namespaces that an earlier control opened."""
         self._inherited: list[Certificate] = []
         """What that one held: a death of control while the authority is away shall cost no identity."""
-        self.supervisor = Channel(self.loop, end, self._from_supervisor, self.stopped.set)
+        self.misunderstood: MessageError | None = None
+        """What the supervisor said and no supervisor says: what it kept is not known then."""
+        self.supervisor: Channel[FromSupervisor, ToSupervisor] = Channel(
+            self.loop,
+            end,
+            FROM_SUPERVISOR,
+            heard=self._from_supervisor,
+            refused=self._misunderstand,
+            closed=self.stopped.set,
+        )
         self.parts = Parts(self.loop)
         needs = Needs(
             self._sockets, self.store.merge, lambda slot: self.store.add(declared.WORKER_RESTARTS, (str(slot),))
@@ -127,6 +157,8 @@ class Control:
             loop.add_signal_handler(number, self.stopped.set)
         loop.add_signal_handler(signal.SIGHUP, lambda: self.parts.start("the reload", self._reload_on_signal))
         await self._begun.wait()
+        if self.misunderstood is not None:
+            raise self.misunderstood
         config.runtime_directory.mkdir(parents=True, exist_ok=True)
         source = self.source = DirectorySource(config.source, config.resources, config.runtime_directory / "last-good")
         issuer = open_source(config.identity, config.cluster)
@@ -148,7 +180,7 @@ class Control:
         effects = Effects(
             publish=DirectoryMarks(config.source).publish,
             keep=self._keep,
-            drop=lambda uid: self.supervisor.send({"op": "drop", "uid": uid}),
+            drop=lambda uid: self.supervisor.send(Drop(uid)),
             repaired=lambda fault: self.store.add(declared.REPAIRS, (fault,)),
         )
         self.enrolment = Enrolment(self.plane, workers, self.certificates, effects, config.redirect.when_dead)
@@ -156,12 +188,15 @@ class Control:
         while self._inherited:
             self.certificates.adopt(self._inherited.pop())
         self._apply(await source.changes())
-        start = {
-            "config": config.model_dump(mode="json", by_alias=True),
-            "node_addresses": sorted(self.mesh.node_addresses()),
-            "supervisor": os.getppid(),
-        }
-        workers.start(start, [self.plane.original_map_fd, self.plane.announced_map_fd])
+        start = StartWorker(
+            slot=0,
+            config=config.model_dump(mode="json", by_alias=True),
+            node_addresses=tuple(sorted(self.mesh.node_addresses())),
+            supervisor=os.getppid(),
+            originals=FileDescriptor(self.plane.original_map_fd),
+            announced=FileDescriptor(self.plane.announced_map_fd),
+        )
+        workers.start(start)
         self.parts.start("what renews certificates", self.certificates.run)
         self._begin()
         self._listed = True
@@ -176,9 +211,7 @@ class Control:
         )
         self._admin = Admin(self)
         await self._admin.start()
-        self.supervisor.send(
-            {"op": "heart", "timeout": config.redirect.heartbeat_timeout_seconds}, [self.plane.heartbeat_fd]
-        )
+        self.supervisor.send(Heart(config.redirect.heartbeat_timeout_seconds, FileDescriptor(self.plane.heartbeat_fd)))
         self.parts.start("what tells the supervisor that control turns", self._turn)
 
     def _begin(self) -> None:
@@ -211,7 +244,7 @@ class Control:
         await self.workers.finish(patience)
         if self._listed:
             self.enrolment.withdraw()
-        self.supervisor.send({"op": "still"})
+        self.supervisor.send(Still())
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(self._stilled.wait(), STILL_SECONDS)
         # What waits in a backlog when the last listener closes is reset: workers accept until
@@ -268,29 +301,37 @@ class Control:
 
     # -- the supervisor's messages --
 
-    def _from_supervisor(self, message: Message, descriptors: list[int]) -> None:
-        operation = message["op"]
-        if operation == "begin":
-            self._begun.set()
-        elif operation == "kept":
-            for key, descriptor in zip(message["keys"], descriptors, strict=True):
-                self._take_over(key, descriptor)
-        elif operation == "orphan":
-            self.workers.adopt(message["pid"], socket.socket(fileno=descriptors[0]))
-        elif operation == "forked":
-            self.workers.forked(message["number"], message["pid"])
-        elif operation == "exited":
-            self.workers.exited(message["pid"], message["status"])
-        elif operation == "beats":
-            self._beats = message["felt"]
-        elif operation == "stilled":
-            self._stilled.set()
+    def _from_supervisor(self, message: FromSupervisor) -> None:
+        match message:
+            case Begin():
+                self._begun.set()
+            case Kept():
+                for key, descriptor in message.files.items():
+                    self._take_over(key, descriptor)
+            case Orphan():
+                self.workers.adopt(message.pid, socket.socket(fileno=message.end))
+            case Forked():
+                self.workers.forked(message.number, message.pid)
+            case Exited():
+                self.workers.exited(message.pid, message.status)
+            case Beats():
+                self._beats = message.felt
+            case Stilled():
+                self._stilled.set()
+            case _:
+                assert_never(message)
+
+    def _misunderstand(self, error: MessageError) -> None:
+        """End, as one that failed: a successor is told everything anew."""
+        self.misunderstood = error
+        self._begun.set()
+        self.stopped.set()
 
     def _keep(self, kept: dict[str, int]) -> None:
         """Have the supervisor keep descriptors across a death of control, in messages of as many as one can carry."""
-        keys = list(kept)
-        for some in (keys[at : at + DESCRIPTORS] for at in range(0, len(keys), DESCRIPTORS)):
-            self.supervisor.send({"op": "keep", "keys": some}, [kept[key] for key in some])
+        files = [(key, FileDescriptor(descriptor)) for key, descriptor in kept.items()]
+        for at in range(0, len(files), DESCRIPTORS):
+            self.supervisor.send(Keep(dict(files[at : at + DESCRIPTORS])))
 
     def _take_over(self, key: str, descriptor: int) -> None:
         """An earlier control had the supervisor keep *descriptor*."""
@@ -407,7 +448,7 @@ class Control:
         """Drop the certificates of identities that no pod of this node has any more."""
         for identity in self.certificates.wanted() - identities:
             self.certificates.forget(identity)
-            self.supervisor.send({"op": "drop", "uid": identity})
+            self.supervisor.send(Drop(identity))
             self.workers.forget(identity)
 
     async def _watch(self) -> None:
@@ -422,7 +463,7 @@ class Control:
 
     def _certificate(self, certificate: Certificate) -> None:
         told = certificate.to_json()
-        self.workers.certificate(certificate.identity, {"op": "certificate", "certificate": told})
+        self.workers.certificate(certificate.identity, CertificateIssued(told))
         file = memory_file(orjson.dumps(told))
         self._keep({f"{certificate.identity}/certificate": file})
         os.close(file)

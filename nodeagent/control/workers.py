@@ -11,28 +11,60 @@ import asyncio
 import functools
 import itertools
 import logging
-import os
 import signal
 import socket
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
-from typing import Any, Final
+from dataclasses import dataclass, replace
+from typing import Final, Protocol, assert_never
 
 import orjson
 
-from nodeagent.channel import DESCRIPTORS, LARGEST_BYTES, MESSAGE_BYTES, Channel, Message, pair
-from nodeagent.errors import ControlError, KernelError, shown
+from nodeagent.channel import DESCRIPTORS, LARGEST_BYTES, MESSAGE_BYTES, Channel, pair
+from nodeagent.codec import FileDescriptor, MessageError, Unchecked
+from nodeagent.errors import ControlError, KernelError, translated
 from nodeagent.mesh.entries import Delta, Entry, to_json
+from nodeagent.messages import (
+    FROM_WORKER,
+    WORKER,
+    AskFlows,
+    AskMetrics,
+    CertificateIssued,
+    Counted,
+    Drain,
+    Finish,
+    Finished,
+    FlowRows,
+    Fork,
+    FromWorker,
+    GenerationInForce,
+    Listen,
+    NeedSockets,
+    NodeAddresses,
+    Ping,
+    PodCaptured,
+    PodReleased,
+    Pong,
+    Signal,
+    SnapshotPart,
+    SocketsMade,
+    StartWorker,
+    Succeeded,
+    ToSupervisor,
+    ToWorker,
+)
 from nodeagent.redirect.pod import ListenerId
 from nodeagent.supervisor import SILENT_SECONDS
-from nodeagent.vocabulary import Family
+from nodeagent.vocabulary import Family, PodUid
 
 PING_SECONDS: Final = 1.0
 RESPAWN_LIMIT: Final = 20
 """Deaths within a minute after which a worker is restarted only once a second."""
 LARGEST_ENTRY: Final = LARGEST_BYTES - MESSAGE_BYTES
 """Bytes of an entry as JSON: its message holds little else."""
+REMOVALS_AT_ONCE: Final = 500
+_FRAME_BYTES: Final = 1000
+"""Of a message around its entries."""
 MAX_FLOWS: Final = 50_000
 """Of one worker in one answer."""
 log = logging.getLogger("nodeagent.control")
@@ -42,25 +74,26 @@ class WorkerProcess:
     """One worker process and control's end of its channel."""
 
     def __init__(self, slot: int, number: int, pid: int = 0) -> None:
-        self.slot, self.number, self.pid = slot, number, pid
-        self.channel: Channel
+        self.slot = slot
+        self.number = number
+        self.pid = pid
+        self.channel: Channel[FromWorker, ToWorker]
         self.ready = self.finished = self.killed = False
         self.last_pong = 0.0
         self.generation = 0
         """Of the snapshot: the last one that is in force in it, as it says."""
         self.connections = 0
-        self.replies: dict[int, tuple[asyncio.Future[list[Any]], list[Any]]] = {}
+        self.replies: dict[int, tuple[asyncio.Future[list[Unchecked]], list[Unchecked]]] = {}
 
 
 class State:
     """What a new worker is told first: the snapshot, certificates, pods and listeners as they stand."""
 
     def __init__(self) -> None:
-        self.start: Message = {}
-        self.map_fds: Sequence[int] = ()
+        self.start: StartWorker | None = None
         self.entries: dict[str, Entry] = {}
-        self.certificates: dict[str, Message] = {}
-        self.pods: dict[str, Message] = {}
+        self.certificates: dict[str, CertificateIssued] = {}
+        self.pods: dict[str, PodCaptured] = {}
         self.listeners: dict[str, dict[ListenerId, socket.socket]] = {}
 
 
@@ -69,15 +102,25 @@ class Needs:
     """Where control takes what workers ask for, and puts what they report."""
 
     sockets: Callable[[str, Family, int], list[socket.socket]]
-    metrics: Callable[[Message], None]
+    metrics: Callable[[Unchecked], None]
     restarted: Callable[[int], None]
+
+
+class TellsSupervisor(Protocol):
+    """The channel to the supervisor, as far as workers need it."""
+
+    def send(self, message: ToSupervisor) -> None:
+        """Queue *message*; its descriptors are duplicated."""
 
 
 class Workers:
     """Fills ``count`` slots, replaces what dies, and sends every change to all."""
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, count: int, supervisor: Channel, needs: Needs) -> None:
-        self._loop, self.count, self._supervisor, self._needs = loop, count, supervisor, needs
+    def __init__(self, loop: asyncio.AbstractEventLoop, count: int, supervisor: TellsSupervisor, needs: Needs) -> None:
+        self._loop = loop
+        self.count = count
+        self._supervisor = supervisor
+        self._needs = needs
         self._state = State()
         self._numbers = itertools.count(1)
         self._pings = itertools.count(1)
@@ -95,20 +138,19 @@ class Workers:
 
     # -- slots --
 
-    def start(self, start: Message, map_fds: Sequence[int]) -> None:
-        """Fill the slots; each worker is told *start* first, with the descriptors of the maps of
-        original destinations and of announcements.
-        """
-        self._state.start, self._state.map_fds = start, map_fds
+    def start(self, start: StartWorker) -> None:
+        """Fill the slots; each worker is told *start* first, with its own slot."""
+        self._state.start = start
         for slot in range(self.count):
             self._spawn(slot)
         self._loop.call_later(PING_SECONDS, self._ping)
 
     def node(self, addresses: Sequence[str]) -> None:
         """The node's own addresses, from which probes come, are *addresses*."""
-        if self._state.start.get("node_addresses") not in (None, addresses):
-            self._state.start["node_addresses"] = addresses
-            self._broadcast({"op": "node", "addresses": addresses})
+        start = self._state.start
+        if start is not None and start.node_addresses != tuple(addresses):
+            self._state.start = replace(start, node_addresses=tuple(addresses))
+            self._broadcast(NodeAddresses(tuple(addresses)))
 
     def adopt(self, pid: int, end: socket.socket) -> None:
         """Take over a worker that an earlier control started, with that one's *end* of its channel.
@@ -120,11 +162,11 @@ class Workers:
         self._connect(worker, end)
         self._draining.append(worker)
         self._adopted.append(worker)
-        worker.channel.send({"op": "succeeded"})
+        worker.channel.send(Succeeded())
 
     def retire_adopted(self, drain_seconds: float) -> None:
         for worker in self._adopted:
-            worker.channel.send({"op": "drain", "seconds": drain_seconds})
+            worker.channel.send(Drain(drain_seconds))
         self._adopted.clear()
 
     def ready(self) -> bool:
@@ -135,13 +177,22 @@ class Workers:
         return self._loop.time() - worker.last_pong < SILENT_SECONDS
 
     def _spawn(self, slot: int) -> WorkerProcess:
+        """Have a worker forked for *slot*, and tell it everything. Raises OSError where there is no
+        room for its channel.
+        """
         worker = WorkerProcess(slot, next(self._numbers))
-        ours, theirs = pair()
         worker.last_pong = self._loop.time()
+        ours, theirs = pair()
+        numbers = (FileDescriptor(theirs.fileno()), FileDescriptor(ours.fileno()))
+        try:
+            self._supervisor.send(Fork(WORKER, worker.number, *numbers))
+        except OSError:
+            ours.close()
+            raise
+        finally:
+            theirs.close()
         self._slots[slot] = worker
-        self._supervisor.send({"op": "fork", "number": worker.number}, [theirs.fileno(), ours.fileno()])
         self._connect(worker, ours)
-        theirs.close()
         self._tell_everything(worker)
         return worker
 
@@ -149,8 +200,10 @@ class Workers:
         worker.channel = Channel(
             self._loop,
             end,
-            lambda message, descriptors: self._message(worker, message, descriptors),
-            lambda: self._kill(worker),
+            FROM_WORKER,
+            heard=functools.partial(self._hear, worker),
+            refused=functools.partial(self._refuse, worker),
+            closed=functools.partial(self._kill, worker),
         )
 
     def forked(self, number: int, pid: int) -> None:
@@ -184,8 +237,13 @@ class Workers:
                 self._loop.call_later(self._delay(), self._respawn, slot)
 
     def _respawn(self, slot: int) -> None:
-        if not self._stopping and slot not in self._slots:
+        if self._stopping or slot in self._slots:
+            return
+        try:
             self._spawn(slot)
+        except OSError as error:
+            log.error("slot %d cannot be filled: %s; it is tried again", slot, error.strerror)
+            self._loop.call_later(PING_SECONDS, self._respawn, slot)
 
     def _delay(self) -> float:
         now = self._loop.time()
@@ -196,22 +254,21 @@ class Workers:
 
     def _tell_everything(self, worker: WorkerProcess) -> None:
         state = self._state
-        self._tell(worker, {"op": "start", "worker": worker.slot, **state.start}, state.map_fds)
-        for part in _parts(state.entries.values(), (), self.generation):
+        if state.start is not None:
+            self._tell(worker, replace(state.start, slot=worker.slot))
+        for part in parts(state.entries.values(), (), self.generation):
             self._tell(worker, part)
         for certificate in state.certificates.values():
             self._tell(worker, certificate)
-        for uid, pod in state.pods.items():
-            self._tell_pod(worker, uid, pod)
-        self._tell(worker, {"op": "ping", "number": 0})
+        for pod in state.pods.values():
+            self._tell_pod(worker, pod)
+        self._tell(worker, Ping(0))
 
-    def _tell_pod(self, worker: WorkerProcess, uid: str, pod: Message) -> None:
+    def _tell_pod(self, worker: WorkerProcess, pod: PodCaptured) -> None:
         self._tell(worker, pod)
-        for (direction, family, slot), listener in self._state.listeners.get(uid, {}).items():
+        for (direction, family, slot), listener in self._state.listeners.get(pod.uid, {}).items():
             if slot == worker.slot:
-                self._tell(
-                    worker, {"op": "listen", "uid": uid, "direction": direction, "family": family}, [listener.fileno()]
-                )
+                self._tell(worker, Listen(pod.uid, direction, family, FileDescriptor(listener.fileno())))
 
     def apply(self, delta: Delta) -> None:
         """Send the changed entries of the snapshot, as its next generation."""
@@ -223,7 +280,7 @@ class Workers:
             self._state.entries.pop(key, None)
         for entry in upserts:
             self._state.entries[entry.key] = entry
-        for part in _parts(upserts, delta.removals, self.generation):
+        for part in parts(upserts, delta.removals, self.generation):
             self._broadcast(part)
 
     def _fits(self, entry: Entry) -> bool:
@@ -257,7 +314,7 @@ class Workers:
         """Return the snapshot's entry of *key*."""
         return self._state.entries.get(key)
 
-    def certificate(self, identity: str, message: Message) -> None:
+    def certificate(self, identity: str, message: CertificateIssued) -> None:
         self._state.certificates[identity] = message
         self._broadcast(message)
 
@@ -265,28 +322,29 @@ class Workers:
         """No pod of the node has *identity* any more: later workers do not get its key."""
         self._state.certificates.pop(identity, None)
 
-    def enrol(self, uid: str, pod: Message, listeners: dict[ListenerId, socket.socket]) -> None:
+    def enrol(self, pod: PodCaptured, listeners: dict[ListenerId, socket.socket]) -> None:
         """A pod's traffic is captured: its listeners go to the slots they belong to."""
-        self._state.pods[uid] = pod
-        self._state.listeners[uid] = listeners
+        self._state.pods[pod.uid] = pod
+        self._state.listeners[pod.uid] = listeners
         for worker in self._slots.values():
-            self._tell_pod(worker, uid, pod)
+            self._tell_pod(worker, pod)
 
-    def release(self, uid: str) -> None:
+    def release(self, uid: PodUid) -> None:
+        """The pod *uid* is captured no more."""
         if self._state.pods.pop(uid, None) is not None:
             self._state.listeners.pop(uid, None)
-            self._broadcast({"op": "release", "uid": uid})
+            self._broadcast(PodReleased(uid))
 
-    def _broadcast(self, message: Message) -> None:
+    def _broadcast(self, message: ToWorker) -> None:
         for worker in (*self._slots.values(), *self._draining):
             self._tell(worker, message)
 
-    def _tell(self, worker: WorkerProcess, message: Message, descriptors: Sequence[int] = ()) -> None:
+    def _tell(self, worker: WorkerProcess, message: ToWorker) -> None:
         """Send what a worker must know. One that it cannot be sent to, for want of descriptors or
         memory here, would serve on by what is no longer in force.
         """
         try:
-            worker.channel.send(message, descriptors)
+            worker.channel.send(message)
         except OSError as error:
             log.error(
                 "worker %d (pid %d) cannot be told anything and is killed: %s", worker.slot, worker.pid, error.strerror
@@ -295,41 +353,29 @@ class Workers:
 
     # -- what workers say --
 
-    def _message(self, worker: WorkerProcess, message: Message, descriptors: list[int]) -> None:
-        for descriptor in descriptors:
-            os.close(descriptor)
-        try:
-            self._hear(worker, message)
-        except (KeyError, TypeError, ValueError, OverflowError, AttributeError) as error:
-            log.error(
-                "worker %d (pid %d) says what no worker says (%s) and is killed",
-                worker.slot,
-                worker.pid,
-                shown(repr(error)),
-            )
-            self._kill(worker)
+    def _refuse(self, worker: WorkerProcess, error: MessageError) -> None:
+        """A pod may have taken the worker over: what it says from now on is worth nothing."""
+        log.error("worker %d (pid %d) says what no worker says (%s) and is killed", worker.slot, worker.pid, error)
+        self._kill(worker)
 
-    def _hear(self, worker: WorkerProcess, message: Message) -> None:
-        operation = message["op"]
-        if operation == "need":
-            self._hand_sockets(
-                worker,
-                str(message["uid"]),
-                4 if message["family"] == 4 else 6,
-                min(max(int(message["count"]), 0), DESCRIPTORS),
-            )
-        elif operation == "pong":
-            worker.last_pong = self._loop.time()
-            worker.ready = True
-            worker.connections = int(message["connections"])
-        elif operation == "in_force":
-            worker.generation = max(worker.generation, min(int(message["generation"]), self.generation))
-        elif operation == "finished":
-            worker.finished = True
-        elif operation == "metrics":
-            self._needs.metrics(message)
-        elif operation == "flows":
-            self._collect(worker, message)
+    def _hear(self, worker: WorkerProcess, message: FromWorker) -> None:
+        match message:
+            case NeedSockets():
+                self._hand_sockets(worker, message)
+            case Pong():
+                worker.last_pong = self._loop.time()
+                worker.ready = True
+                worker.connections = message.connections
+            case GenerationInForce():
+                worker.generation = max(worker.generation, min(message.generation, self.generation))
+            case Finished():
+                worker.finished = True
+            case Counted():
+                self._needs.metrics(message.report)
+            case FlowRows():
+                self._collect(worker, message)
+            case _:
+                assert_never(message)
 
     def _kill(self, worker: WorkerProcess) -> None:
         """End a worker that cannot be talked to; :meth:`exited` fills its slot again."""
@@ -338,22 +384,27 @@ class Workers:
         if worker.pid:
             self._signal(worker, signal.SIGKILL)
 
-    def _hand_sockets(self, worker: WorkerProcess, uid: str, family: Family, count: int) -> None:
+    def _hand_sockets(self, worker: WorkerProcess, need: NeedSockets) -> None:
+        """Answer with as many sockets as can be made and sent; without any, the worker's waiters fail at once."""
+        uid, count = need.uid, min(max(need.count, 0), DESCRIPTORS)
+        sockets: list[socket.socket] = []
         try:
-            sockets = self._needs.sockets(uid, family, count)
-        except (KeyError, KernelError) as error:
-            # the pod may be gone at any moment; without any, the worker's waiters fail at once
+            sockets = self._needs.sockets(uid, need.family, count)
+            numbers = tuple(FileDescriptor(made.fileno()) for made in sockets)
+            worker.channel.send(SocketsMade(uid, need.family, numbers))
+        except (KeyError, KernelError, OSError) as error:
+            # the pod may be gone at any moment, and descriptors may be used up
             log.warning("no sockets for pod %s: %s", uid, error)
-            sockets = []
-        worker.channel.send({"op": "sockets", "uid": uid, "family": family}, [made.fileno() for made in sockets])
-        for made in sockets:
-            made.close()
+            worker.channel.send(SocketsMade(uid, need.family, ()))
+        finally:
+            for made in sockets:
+                made.close()
 
     def _ping(self) -> None:
         self._loop.call_later(PING_SECONDS, self._ping)
         number = next(self._pings)
         for worker in list(self._slots.values()):
-            worker.channel.send({"op": "ping", "number": number})
+            worker.channel.send(Ping(number))
             if not self._answers(worker) and worker.pid:
                 log.error(
                     "worker %d (pid %d) has not answered for %d s and is killed",
@@ -363,17 +414,17 @@ class Workers:
                 )
                 self._signal(worker, signal.SIGKILL)
         for worker in self._draining:
-            worker.channel.send({"op": "ping", "number": number})
+            worker.channel.send(Ping(number))
 
-    async def ask(self, message: Message, seconds: float = 1.0) -> list[Any]:
-        """Send a question to all workers and return their answers' items; one that is silent is left out."""
+    async def ask(self, question: type[AskFlows] | type[AskMetrics], seconds: float = 1.0) -> list[Unchecked]:
+        """Put a question to all workers and return the rows of their answers; one that is silent is left out."""
         number = next(self._pings)
         futures = []
         for worker in (*self._slots.values(), *self._draining):
-            future: asyncio.Future[list[Any]] = self._loop.create_future()
+            future: asyncio.Future[list[Unchecked]] = self._loop.create_future()
             worker.replies[number] = (future, [])
             futures.append(future)
-            worker.channel.send({**message, "number": number})
+            worker.channel.send(question(number))
         if not futures:
             return []
         done, _ = await asyncio.wait(futures, timeout=seconds)
@@ -381,13 +432,13 @@ class Workers:
             worker.replies.pop(number, None)
         return [item for future in done for item in future.result()]
 
-    def _collect(self, worker: WorkerProcess, message: Message) -> None:
-        reply = worker.replies.get(int(message["number"]))
+    def _collect(self, worker: WorkerProcess, message: FlowRows) -> None:
+        reply = worker.replies.get(message.number)
         if reply is None:
             return
         future, items = reply
-        items.extend(flow for flow in message["flows"][: MAX_FLOWS - len(items)] if isinstance(flow, dict))
-        if not message["more"] and not future.done():
+        items.extend(message.flows[: MAX_FLOWS - len(items)])
+        if not message.more and not future.done():
             future.set_result(items)
 
     def _fail_replies(self, worker: WorkerProcess) -> None:
@@ -405,7 +456,8 @@ class Workers:
         """
         replaced = []
         for slot, old in list(self._slots.items()):
-            new = self._spawn(slot)
+            with translated(ControlError, f"slot {slot}: no new worker can be started"):
+                new = self._spawn(slot)
             if not await self._wait(functools.partial(getattr, new, "ready")):
                 self._signal(new, signal.SIGKILL)
                 self._slots[slot] = old
@@ -420,7 +472,7 @@ class Workers:
 
     def _retire(self, worker: WorkerProcess, drain_seconds: float) -> None:
         self._draining.append(worker)
-        worker.channel.send({"op": "drain", "seconds": drain_seconds})
+        worker.channel.send(Drain(drain_seconds))
 
     async def finish(self, seconds: float) -> None:
         """Ask for the end of what is open now, while new connections are taken; return when it has
@@ -428,7 +480,7 @@ class Workers:
         """
         workers = list(self._slots.values())
         for worker in workers:
-            worker.channel.send({"op": "finish"})
+            worker.channel.send(Finish())
         await self._wait(lambda: all(worker.finished for worker in workers), seconds)
 
     async def stop(self, drain_seconds: float) -> None:
@@ -437,7 +489,7 @@ class Workers:
         for slot in list(self._slots):
             self._draining.append(self._slots.pop(slot))
         for worker in self._draining:
-            worker.channel.send({"op": "drain", "seconds": drain_seconds})
+            worker.channel.send(Drain(drain_seconds))
         await self._wait(lambda: not self._draining, drain_seconds + 1)
 
     async def _wait(self, condition: Callable[[], bool], seconds: float = 10.0) -> bool:
@@ -449,38 +501,40 @@ class Workers:
         return True
 
     def _signal(self, worker: WorkerProcess, number: int) -> None:
-        self._supervisor.send({"op": "signal", "pid": worker.pid, "signal": int(number)})
+        self._supervisor.send(Signal(worker.pid, int(number)))
 
     def entries(self) -> list[Entry]:
         """Return the snapshot as the workers have it."""
         return list(self._state.entries.values())
 
 
-def _parts(entries: Iterable[Entry], removals: Iterable[str], generation: int) -> Iterator[Message]:
-    """Split a delta into messages that fit a packet. Each but the last says that there is ``more``:
-    half of a change might let in whom the whole refuses.
+def parts(entries: Iterable[Entry], removals: Iterable[str], generation: int) -> Iterator[SnapshotPart]:
+    """Split a change of the snapshot, which brings it to *generation*, into messages that fit a
+    packet. Each but the last says that there is ``more``.
     """
-    last: Message | None = None
-    for part in _split(entries, removals):
+    last: SnapshotPart | None = None
+    for upserts, gone in _split(entries, removals):
         if last is not None:
-            yield last | {"more": True}
-        last = part
-    yield (last or {"op": "mesh", "upserts": [], "removals": []}) | {"generation": generation}
+            yield replace(last, more=True)
+        last = SnapshotPart(upserts, gone, generation, more=False)
+    yield last or SnapshotPart([], (), generation, more=False)
 
 
-def _split(entries: Iterable[Entry], removals: Iterable[str]) -> Iterator[Message]:
-    upserts: list[Any] = []
+def _split(entries: Iterable[Entry], removals: Iterable[str]) -> Iterator[tuple[list[Unchecked], tuple[str, ...]]]:
+    """Yield upserts and removals, as much of them as one packet carries."""
+    gone = tuple(removals)
+    for at in range(0, len(gone), REMOVALS_AT_ONCE):
+        yield [], gone[at : at + REMOVALS_AT_ONCE]
+    upserts: list[Unchecked] = []
     size = 0
-    gone = list(removals)
-    for at in range(0, len(gone), 500):
-        yield {"op": "mesh", "upserts": [], "removals": gone[at : at + 500]}
     for entry in entries:
         value = to_json(entry)
         length = len(orjson.dumps(value))
-        if upserts and size + length > MESSAGE_BYTES - 1000:
-            yield {"op": "mesh", "upserts": upserts, "removals": []}
-            upserts, size = [], 0
+        if upserts and size + length > MESSAGE_BYTES - _FRAME_BYTES:
+            yield upserts, ()
+            upserts = []
+            size = 0
         upserts.append(value)
         size += length
     if upserts:
-        yield {"op": "mesh", "upserts": upserts, "removals": []}
+        yield upserts, ()

@@ -14,15 +14,42 @@ import logging
 import os
 import signal
 import socket
-from typing import Any, Final
+from typing import Any, Final, assert_never
 
 import uvloop
 
-from nodeagent.channel import Channel, Message
+from nodeagent.channel import Channel
+from nodeagent.codec import MessageError
 from nodeagent.config import AgentConfig
 from nodeagent.identity.certificate import Certificate
 from nodeagent.identity.tls import Contexts, contexts
 from nodeagent.mesh.entries import Delta, from_json
+from nodeagent.messages import (
+    TO_WORKER,
+    AboutPod,
+    AskFlows,
+    AskMetrics,
+    CertificateIssued,
+    Counted,
+    Drain,
+    Finish,
+    Finished,
+    FlowRows,
+    FromWorker,
+    GenerationInForce,
+    Listen,
+    NeedSockets,
+    NodeAddresses,
+    Ping,
+    PodCaptured,
+    PodReleased,
+    Pong,
+    SnapshotPart,
+    SocketsMade,
+    StartWorker,
+    Succeeded,
+    ToWorker,
+)
 from nodeagent.policy.model import AuthorizationPolicy
 from nodeagent.proxy import privilege
 from nodeagent.proxy.accept import Accepted
@@ -38,7 +65,7 @@ from nodeagent.redirect.original import OriginalDestinations
 from nodeagent.telemetry.access_log import AccessLog
 from nodeagent.telemetry.cells import WorkerMetrics
 from nodeagent.telemetry.metrics import BUSY_POLL, LOG_DROPPED, LOOP_LAG, OPEN_CONNECTIONS
-from nodeagent.vocabulary import Family, PodUid
+from nodeagent.vocabulary import Family
 
 SWEEP_SECONDS: Final = 0.25
 BACKLOG: Final = 4096
@@ -82,16 +109,18 @@ class Worker:
         self._dropped = 0
         self._tasks: set[asyncio.Task[None]] = set()
         self._learning = False
-        self._held: collections.deque[tuple[Message, list[int]]] = collections.deque()
+        self._held: collections.deque[ToWorker] = collections.deque()
         self._settling = asyncio.Lock()
         """Held while open connections are looked at again, which a later generation's acknowledgement waits for."""
         self._deltas: list[Delta] = []
         """Of a change whose last part is not there yet."""
         self._missed = False
-        """An entry could not be taken in: control is not told that the change which brought it, or
-        a later one, is in force.
+        """An entry, or a message, could not be taken in: control is not told that the change which
+        brought it, or a later one, is in force.
         """
-        self._channel = Channel(loop, end, self._message, self._orphaned)
+        self._channel: Channel[ToWorker, FromWorker] = Channel(
+            loop, end, TO_WORKER, heard=self._message, refused=self._misunderstand, closed=self._orphaned
+        )
         loop.add_signal_handler(signal.SIGUSR1, self._told_to_go)
         # the supervisor's to handle, also where a whole group is sent them (Ctrl-C, systemd)
         for number in (signal.SIGTERM, signal.SIGINT):
@@ -106,31 +135,73 @@ class Worker:
 
     # -- control's messages --
 
-    def _message(self, message: Message, descriptors: list[int]) -> None:
+    def _message(self, message: ToWorker) -> None:
         """Carry *message* out, in its turn: what follows a change of the snapshot may rest on it, and waits."""
         if self._learning:
-            self._held.append((message, descriptors))
-        elif message["op"] == "mesh":
+            self._held.append(message)
+        elif isinstance(message, SnapshotPart):
             self._learning = True
             self._start(self._learn(message))
         else:
-            self._obey(message, descriptors)
+            self._obey(message)
 
-    def _obey(self, message: Message, descriptors: list[int]) -> None:
-        getattr(self, f"_on_{message['op']}")(message, descriptors)
+    def _misunderstand(self, error: MessageError) -> None:
+        """A worker has no power over control, and its connections are not to blame: it serves on by
+        what it has, and control sees that what comes from now on is not in force here.
+        """
+        self._missed = True
+        log.error("control says what no control says, and this worker goes on without: %s", error)
 
-    def _on_start(self, message: Message, descriptors: list[int]) -> None:
+    def _obey(self, message: ToWorker) -> None:
+        match message:
+            case StartWorker():
+                self._on_start(message)
+            case SnapshotPart():
+                raise AssertionError("a change of the snapshot is learned, not obeyed")
+            case CertificateIssued():
+                self._on_certificate(message)
+            case PodCaptured() | Listen() | PodReleased() | SocketsMade():
+                self._obey_about_pod(message)
+            case NodeAddresses():
+                self._on_node(message)
+            case Succeeded():
+                self._on_succeeded()
+            case Ping():
+                self._on_ping(message)
+            case AskFlows() | AskMetrics():
+                self._on_question(message)
+            case Finish():
+                self._on_finish()
+            case Drain():
+                self._drain(message.seconds)
+            case _:
+                assert_never(message)
+
+    def _obey_about_pod(self, message: AboutPod) -> None:
+        match message:
+            case PodCaptured():
+                self._on_captured(message)
+            case Listen():
+                self._on_listen(message)
+            case PodReleased():
+                self._on_released(message)
+            case SocketsMade():
+                self._on_sockets(message)
+            case _:
+                assert_never(message)
+
+    def _on_start(self, message: StartWorker) -> None:
         try:
-            self._prepare(message, descriptors)
+            self._prepare(message)
         except Exception as error:  # noqa: BLE001 - as said below
             # Whatever it was: a worker that could not give up its privileges must not carry a byte.
             log.critical("this worker cannot start: %s", error)
             os._exit(1)
 
-    def _prepare(self, message: Message, descriptors: list[int]) -> None:
-        config = AgentConfig.model_validate(message["config"])
-        self._name = str(message["worker"])
-        self._originals = Captured(OriginalDestinations(descriptors[0]))
+    def _prepare(self, message: StartWorker) -> None:
+        config = AgentConfig.model_validate(message.config)
+        self._name = str(message.slot)
+        self._originals = Captured(OriginalDestinations(message.originals))
         if config.telemetry.access_log.path:
             self._access_log = AccessLog(config.telemetry.access_log.path, config.telemetry.access_log.format)
             self._access_log.start()
@@ -144,44 +215,54 @@ class Worker:
                 access_log=self._access_log,
                 delivery=config.redirect.delivery,
                 share=1 / config.proxy.worker_count(),
-                announce=Announcements(descriptors[1]).put,
-                node_addresses=frozenset(message["node_addresses"]),
+                announce=Announcements(message.announced).put,
+                node_addresses=frozenset(message.node_addresses),
             )
         )
         self._pipeline.providers = Providers(config.extension_providers, self._pipeline.routing.way_to)
-        privilege.drop(message["supervisor"])
+        privilege.drop(message.supervisor)
 
-    async def _learn(self, message: Message) -> None:
+    async def _learn(self, message: SnapshotPart) -> None:
         """Take a change of the snapshot in: decoded and compiled in slices, in force at once, when
         its last part is there.
         """
         try:
             self._deltas.append(await self._decoded(message))
-            while self._held and self._held[0][0]["op"] == "mesh":
-                message = self._held.popleft()[0]
+            while (part := self._held_part()) is not None:
+                message = part
                 self._deltas.append(await self._decoded(message))
-            if not message.get("more"):
-                deltas, self._deltas = self._deltas, []
-                self._start(self._acknowledge(message["generation"], self._put(deltas)))
+            if not message.more:
+                deltas = self._deltas
+                self._deltas = []
+                self._start(self._acknowledge(message.generation, self._put(deltas)))
         finally:
             self._catch_up()
 
+    def _held_part(self) -> SnapshotPart | None:
+        """Take the next message that waits, if it is a part of a change of the snapshot."""
+        first = self._held[0] if self._held else None
+        if not isinstance(first, SnapshotPart):
+            return None
+        self._held.popleft()
+        return first
+
     def _catch_up(self) -> None:
         """Carry out what waited, up to the next change of the snapshot."""
-        held = self._held
-        while held and held[0][0]["op"] != "mesh":
-            message, descriptors = held.popleft()
+        while self._held:
+            if (part := self._held_part()) is not None:
+                self._start(self._learn(part))
+                return
+            message = self._held.popleft()
             try:
-                self._obey(message, descriptors)
+                self._obey(message)
             except Exception as error:  # as the event loop would have it: the next message is not to blame
-                log.error("control's message %s failed: %s", message["op"], error, exc_info=error)
-        self._learning = bool(held)
-        if held:
-            self._start(self._learn(held.popleft()[0]))
+                log.error("control's message %s failed: %s", type(message).__name__, error, exc_info=error)
+        self._learning = False
 
-    async def _decoded(self, message: Message) -> Delta:
-        pace, upserts = Pace(), []
-        for value in message["upserts"]:
+    async def _decoded(self, message: SnapshotPart) -> Delta:
+        pace = Pace()
+        upserts = []
+        for value in message.upserts:
             try:
                 entry = from_json(value)
                 if isinstance(entry, AuthorizationPolicy):
@@ -191,7 +272,7 @@ class Worker:
                 self._missed = True
                 log.error("an entry of the snapshot cannot be taken in: %s", error, exc_info=error)
             await pace.keep()
-        return Delta(tuple(upserts), tuple(message["removals"]))
+        return Delta(tuple(upserts), message.removals)
 
     async def _acknowledge(self, generation: int, protection_changed: bool) -> None:
         """Tell control that *generation* of the snapshot is in force, when open connections have
@@ -201,7 +282,7 @@ class Worker:
             if protection_changed and self._pipeline.context.connections:
                 await self._pipeline.reconsider()
             if not self._missed:
-                self._channel.send({"op": "in_force", "generation": generation})
+                self._channel.send(GenerationInForce(generation))
 
     def _put(self, deltas: list[Delta]) -> bool:
         """Put *deltas* in force for what comes from now on; say whether they change what protects."""
@@ -214,16 +295,16 @@ class Worker:
         pipeline.compiler.keep(view.policies())
         return True
 
-    def _on_certificate(self, message: Message, descriptors: list[int]) -> None:
-        certificate = Certificate.from_json(message["certificate"])
+    def _on_certificate(self, message: CertificateIssued) -> None:
+        certificate = Certificate.from_json(message.certificate)
         fresh = self._contexts[certificate.identity] = contexts(certificate)
         for pod in self._pipeline.context.pods.values():
             if pod.identity == certificate.identity:
                 pod.certify(fresh)
                 self._pipeline.renewed(pod)
 
-    def _on_pod(self, message: Message, descriptors: list[int]) -> None:
-        uid = PodUid(message["uid"])
+    def _on_captured(self, message: PodCaptured) -> None:
+        uid = message.uid
         known = self._pipeline.context.pods.get(uid)
         if known is not None:
             for server in self._servers.pop(uid, []):
@@ -231,44 +312,47 @@ class Worker:
             return
 
         def ask(family: Family, count: int) -> None:
-            self._channel.send({"op": "need", "uid": uid, "family": family, "count": count})
+            self._channel.send(NeedSockets(uid, family, count))
 
-        pod = self._pipeline.context.pods[uid] = PodState(uid, message["cookie"], message["identity"], ask)
+        pod = self._pipeline.context.pods[uid] = PodState(uid, message.cookie, message.identity, ask)
         self._pipeline.context.view.generation += 1
         pod.certify(self._contexts.get(pod.identity))
 
-    def _on_listen(self, message: Message, descriptors: list[int]) -> None:
-        pod = self._pipeline.context.pods[message["uid"]]
-        listener = socket.socket(fileno=descriptors[0])
-        self._start(self._listen(pod, message["direction"], listener))
+    def _on_listen(self, message: Listen) -> None:
+        listener = socket.socket(fileno=message.listener)
+        pod = self._pipeline.context.pods.get(message.uid)
+        if pod is None:
+            listener.close()
+            return
+        self._start(self._listen(pod, message.direction, listener))
 
-    def _on_node(self, message: Message, descriptors: list[int]) -> None:
-        self._pipeline.context.node_addresses = frozenset(message["addresses"])
+    def _on_node(self, message: NodeAddresses) -> None:
+        self._pipeline.context.node_addresses = frozenset(message.addresses)
         self._pipeline.context.view.generation += 1  # routes rest on who is the node
 
-    def _on_release(self, message: Message, descriptors: list[int]) -> None:
+    def _on_released(self, message: PodReleased) -> None:
         """The pod is no longer enrolled: what it holds goes on, nothing new comes."""
-        for server in self._servers.pop(message["uid"], []):
+        for server in self._servers.pop(message.uid, []):
             server.close()
-        pod = self._pipeline.release(message["uid"])
+        pod = self._pipeline.release(message.uid)
         if pod is not None:
             for stock in pod.stock.values():
                 stock.close()
 
-    def _on_sockets(self, message: Message, descriptors: list[int]) -> None:
-        pod = self._pipeline.context.pods.get(message["uid"])
-        sockets = [socket.socket(fileno=descriptor) for descriptor in descriptors]
+    def _on_sockets(self, message: SocketsMade) -> None:
+        pod = self._pipeline.context.pods.get(message.uid)
+        sockets = [socket.socket(fileno=descriptor) for descriptor in message.sockets]
         if pod is None:
             for unused in sockets:
                 unused.close()
             return
-        stock = pod.stock[message["family"]]
+        stock = pod.stock[message.family]
         if sockets:
             stock.add(sockets)
         else:
             stock.refused()
 
-    def _on_succeeded(self, message: Message, descriptors: list[int]) -> None:
+    def _on_succeeded(self) -> None:
         """Another control is at the other end: the one before may have died before it gave what it
         was asked for, and within a change.
         """
@@ -277,17 +361,20 @@ class Worker:
             for stock in pod.stock.values():
                 stock.again()
 
-    def _on_ping(self, message: Message, descriptors: list[int]) -> None:
+    def _on_ping(self, message: Ping) -> None:
         self._beat()
         self._report()
-        self._channel.send(
-            {"op": "pong", "number": message["number"], "connections": len(self._pipeline.context.connections)}
-        )
+        self._channel.send(Pong(message.number, len(self._pipeline.context.connections)))
 
-    def _on_flows(self, message: Message, descriptors: list[int]) -> None:
-        """Answer with live and recent connections, in parts that fit a packet."""
+    def _on_question(self, message: AskFlows | AskMetrics) -> None:
+        """Answer with what was counted, and where flows are asked for with live and recent
+        connections, in parts that fit a packet: these may be very many.
+        """
         self._report()
-        self._start(self._tell_flows(message["number"]))
+        if isinstance(message, AskFlows):
+            self._start(self._tell_flows(message.number))
+        else:
+            self._channel.send(FlowRows(message.number, [], more=False))
 
     async def _tell_flows(self, number: int) -> None:
         pace = Pace()
@@ -295,22 +382,14 @@ class Worker:
         for at in range(0, len(told), FLOWS_PER_MESSAGE):
             await pace.keep()
             rows = [connection.flow(os.getpid()) for connection in told[at : at + FLOWS_PER_MESSAGE]]
-            self._channel.send({"op": "flows", "number": number, "flows": rows, "more": True})
-        self._channel.send({"op": "flows", "number": number, "flows": [], "more": False})
+            self._channel.send(FlowRows(number, rows, more=True))
+        self._channel.send(FlowRows(number, [], more=False))
 
-    def _on_report(self, message: Message, descriptors: list[int]) -> None:
-        """Answer with what was counted; it is not asked who is connected, which may be very many."""
-        self._report()
-        self._channel.send({"op": "flows", "number": message["number"], "flows": [], "more": False})
-
-    def _on_finish(self, message: Message, descriptors: list[int]) -> None:
+    def _on_finish(self) -> None:
         """Ask for the end of what is open; what comes is still served."""
         self._finishing = set(self._pipeline.context.connections)
         self._pipeline.drain()
         self._sweep_finishing()
-
-    def _on_drain(self, message: Message, descriptors: list[int]) -> None:
-        self._drain(float(message["seconds"]))
 
     # -- life --
 
@@ -369,7 +448,7 @@ class Worker:
 
     def _sweep_finishing(self) -> None:
         if not self._finishing or self._finishing.isdisjoint(self._pipeline.context.connections):
-            self._channel.send({"op": "finished"})
+            self._channel.send(Finished())
 
     def _sweep_drain(self) -> None:
         """End when all connections have, but for those that had their time before."""
@@ -393,7 +472,7 @@ class Worker:
         self.metrics.gauge(OPEN_CONNECTIONS, (self._name,), len(self._pipeline.context.connections))
         self._lag = 0.0
         for part in self.metrics.delta():
-            self._channel.send({"op": "metrics", **part})
+            self._channel.send(Counted(part))
 
     def _start(self, coroutine: Any) -> None:
         task = self.loop.create_task(coroutine)

@@ -7,30 +7,58 @@ import fcntl
 import os
 import socket
 from collections.abc import Callable, Iterator
-from typing import Any
+from dataclasses import dataclass
+from typing import TypeAlias
 
 import pytest
 
-from nodeagent.channel import DESCRIPTORS, LARGEST_BYTES, MESSAGE_BYTES, QUEUE_DESCRIPTORS, Channel, Message, pair
+from nodeagent.channel import DESCRIPTORS, LARGEST_BYTES, MESSAGE_BYTES, QUEUE_DESCRIPTORS, Channel, pair
+from nodeagent.codec import Decoder, FileDescriptor, MessageError
 from nodeagent.errors import ControlError
 
 
-def exchange(*sent: tuple[Message, list[int]]) -> list[tuple[Message, list[int]]]:
+@dataclass(frozen=True, slots=True)
+class Numbered:
+    number: int
+    files: tuple[FileDescriptor, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Text:
+    text: str
+
+
+Said: TypeAlias = Numbered | Text
+WORDS: Decoder[Said] = Decoder((Numbered, Text))
+
+
+def ignore(_: object = None) -> None:
+    """Take no notice."""
+
+
+def channel(
+    loop: asyncio.AbstractEventLoop,
+    end: socket.socket,
+    heard: Callable[[Said], None] = ignore,
+    closed: Callable[[], None] = ignore,
+) -> Channel[Said, Said]:
+    return Channel(loop, end, WORDS, heard=heard, refused=ignore, closed=closed)
+
+
+def exchange(*sent: Said) -> list[Said]:
     """Send messages from one end to the other; return what arrived."""
 
-    async def run() -> list[tuple[Message, list[int]]]:
+    async def run() -> list[Said]:
         loop = asyncio.get_running_loop()
-        arrived: list[tuple[Message, list[int]]] = []
+        arrived: list[Said] = []
         ours, theirs = pair()
-        sender = Channel(loop, ours, lambda message, descriptors: None, lambda: None)
-        receiver = Channel(
-            loop, theirs, lambda message, descriptors: arrived.append((message, descriptors)), lambda: None
-        )
-        for message, descriptors in sent:
-            sender.send(message, descriptors)
+        sender = channel(loop, ours)
+        receiver = channel(loop, theirs, arrived.append)
+        for message in sent:
+            sender.send(message)
         async with asyncio.timeout(10):
             while len(arrived) < len(sent):
-                await asyncio.sleep(0.01)
+                await asyncio.sleep(0)
         sender.close()
         receiver.close()
         return arrived
@@ -40,11 +68,13 @@ def exchange(*sent: tuple[Message, list[int]]) -> list[tuple[Message, list[int]]
 
 def test_messages_arrive_in_order_with_their_descriptors() -> None:
     read, write = os.pipe()
-    arrived = exchange(*(({"number": number}, [write] * (number % 3)) for number in range(500)))
-    assert [message["number"] for message, _ in arrived] == list(range(500))
-    assert [len(descriptors) for _, descriptors in arrived] == [number % 3 for number in range(500)]
-    for _, descriptors in arrived:
-        for descriptor in descriptors:
+    arrived = exchange(*(Numbered(number, (FileDescriptor(write),) * (number % 3)) for number in range(500)))
+    assert all(isinstance(message, Numbered) for message in arrived)
+    numbered = [message for message in arrived if isinstance(message, Numbered)]
+    assert [message.number for message in numbered] == list(range(500))
+    assert [len(message.files) for message in numbered] == [number % 3 for number in range(500)]
+    for message in numbered:
+        for descriptor in message.files:
             assert os.fstat(descriptor).st_ino == os.fstat(read).st_ino
             os.close(descriptor)
     os.close(read)
@@ -55,11 +85,8 @@ def test_messages_arrive_in_order_with_their_descriptors() -> None:
 def test_a_message_of_any_size_arrives_whole(size: int) -> None:
     """A Service with thousands of endpoints is one message."""
     before = len(os.listdir("/proc/self/fd"))
-    large: dict[str, Any] = {"text": "x" * size}
-    [(first, none), (second, _)] = exchange((large, []), ({"after": True}, []))
-    assert first == large
-    assert none == []
-    assert second == {"after": True}
+    large = Text("x" * size)
+    assert exchange(large, Numbered(1)) == [large, Numbered(1)]
     assert len(os.listdir("/proc/self/fd")) == before
 
 
@@ -72,10 +99,11 @@ def test_the_end_of_the_other_side_is_told_once() -> None:
             told += 1
 
         ours, theirs = pair()
-        channel = Channel(asyncio.get_running_loop(), ours, lambda message, descriptors: None, closed)
+        near = channel(asyncio.get_running_loop(), ours, closed=closed)
         theirs.close()
-        await asyncio.sleep(0.05)
-        channel.send({"to": "nobody"})
+        while not told:
+            await asyncio.sleep(0)
+        near.send(Text("to nobody"))
         return told
 
     assert asyncio.run(run()) == 1
@@ -93,22 +121,23 @@ def descriptors() -> Iterator[Callable[[], int]]:
     assert count() == before
 
 
-def heard(say: Callable[[socket.socket], None]) -> tuple[list[Message], int]:
+def heard(say: Callable[[socket.socket], None]) -> tuple[list[Said], list[str]]:
     """Let *say* use the other end as a worker that was taken over might; return what came through,
-    and how often the end was told.
+    and what was refused, in words.
     """
 
-    async def run() -> tuple[list[Message], int]:
-        loop, arrived, told = asyncio.get_running_loop(), [], []
+    async def run() -> tuple[list[Said], list[str]]:
+        loop = asyncio.get_running_loop()
+        arrived: list[Said] = []
+        refused: list[MessageError] = []
+        gone = asyncio.Event()
         ours, theirs = pair()
-        channel = Channel(loop, ours, lambda message, _: arrived.append(message), lambda: told.append(1))
+        Channel(loop, ours, WORDS, heard=arrived.append, refused=refused.append, closed=gone.set)
         say(theirs)
         theirs.close()
         async with asyncio.timeout(10):
-            while not told:
-                await asyncio.sleep(0.005)
-        channel.close()
-        return arrived, len(told)
+            await gone.wait()
+        return arrived, [str(error) for error in refused]
 
     return asyncio.run(run())
 
@@ -142,27 +171,62 @@ def many_descriptors(end: socket.socket) -> None:
     os.close(null)
 
 
+PONG = b'{"op": "Numbered", "number": 1, "files": 0}'
+
+
 @pytest.mark.parametrize(
-    "say",
+    ("say", "why"),
     [
-        in_file(lambda: os.eventfd(0)),
-        in_file(lambda: os.open("/dev/zero", os.O_RDONLY)),
-        in_file(lambda: os.open("/proc/self/status", os.O_RDONLY)),
-        in_file(lambda: memory_file(b'{"op": "pong"}')),
-        in_file(lambda: memory_file(b'{"op": "pong"}', fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW)),
-        in_file(lambda: memory_file(b"no message", 15)),
-        in_file(larger_than_allowed),
-        many_descriptors,
-        lambda end: end.send(b"[1]"),
-        lambda end: end.send(b"memory file"),
-        lambda end: end.send(b"[" * 100_000),
-        lambda end: end.send(b'{"a": "\\ud800"}'),
+        (in_file(lambda: os.eventfd(0)), "cannot be read"),
+        (in_file(lambda: os.open("/dev/zero", os.O_RDONLY)), "cannot be read"),
+        (in_file(lambda: os.open("/proc/self/status", os.O_RDONLY)), "cannot be read"),
+        (in_file(lambda: memory_file(PONG)), "its memory file is not sealed"),
+        (in_file(lambda: memory_file(PONG, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW)), "is not sealed"),
+        (in_file(lambda: memory_file(b"no message", 15)), "it is not JSON"),
+        (in_file(larger_than_allowed), "at most 67108864 are allowed"),
+        (many_descriptors, "it is not JSON"),
+        (lambda end: end.send(b"[1]"), "it is not a JSON object"),
+        (lambda end: end.send(b"memory file"), "it is not JSON"),
+        (lambda end: end.send(b"[" * 100_000), "it is not JSON"),
+        (lambda end: end.send(b'{"a": "\\ud800"}'), "it is not JSON"),
     ],
 )  # fmt: skip
-def test_what_is_no_message_ends_the_channel_and_blocks_nobody(
-    say: Callable[[socket.socket], None], descriptors: Callable[[], int]
+def test_what_is_no_message_is_refused_and_blocks_nobody(
+    say: Callable[[socket.socket], None], why: str, descriptors: Callable[[], int]
 ) -> None:
-    assert heard(say) == ([], 1)
+    arrived, refused = heard(say)
+    assert arrived == []
+    assert len(refused) == 1
+    assert why in refused[0]
+
+
+def test_what_follows_a_refused_message_is_read_unless_the_channel_is_closed(
+    descriptors: Callable[[], int],
+) -> None:
+    def say(end: socket.socket) -> None:
+        end.send(b"{")
+        end.send(PONG)
+
+    assert heard(say)[0] == [Numbered(1)]
+
+    async def run() -> list[Said]:
+        arrived: list[Said] = []
+        ours, theirs = pair()
+        near: Channel[Said, Said] = Channel(
+            asyncio.get_running_loop(),
+            ours,
+            WORDS,
+            heard=arrived.append,
+            refused=lambda _: near.close(),
+            closed=ignore,
+        )
+        say(theirs)
+        while ours.fileno() >= 0:
+            await asyncio.sleep(0)
+        theirs.close()
+        return arrived
+
+    assert asyncio.run(run()) == []
 
 
 def test_an_end_that_does_not_read_is_dropped(descriptors: Callable[[], int]) -> None:
@@ -171,11 +235,11 @@ def test_an_end_that_does_not_read_is_dropped(descriptors: Callable[[], int]) ->
     async def run() -> None:
         told: list[int] = []
         ours, theirs = pair()
-        channel = Channel(asyncio.get_running_loop(), ours, lambda message, _: None, lambda: told.append(1))
-        null = os.open("/dev/null", os.O_RDONLY)
+        near = channel(asyncio.get_running_loop(), ours, closed=lambda: told.append(1))
+        null = FileDescriptor(os.open("/dev/null", os.O_RDONLY))
         sent = 0
         while not told:
-            channel.send({"op": "sockets"}, [null] * DESCRIPTORS)
+            near.send(Numbered(sent, (null,) * DESCRIPTORS))
             sent += DESCRIPTORS
             assert sent < QUEUE_DESCRIPTORS + 2 * DESCRIPTORS
         assert told == [1]
@@ -186,24 +250,24 @@ def test_an_end_that_does_not_read_is_dropped(descriptors: Callable[[], int]) ->
 
 
 def test_an_end_that_reads_may_be_sent_any_number_of_descriptors() -> None:
-    null = os.open("/dev/null", os.O_RDONLY)
+    null = FileDescriptor(os.open("/dev/null", os.O_RDONLY))
 
     async def run() -> int:
-        loop, got = asyncio.get_running_loop(), 0
+        loop = asyncio.get_running_loop()
+        got = 0
 
-        def took(_: Message, found: list[int]) -> None:
+        def took(message: Said) -> None:
             nonlocal got
-            got += len(found)
-            for each in found:
+            assert isinstance(message, Numbered)
+            got += len(message.files)
+            for each in message.files:
                 os.close(each)
 
         ours, theirs = pair()
-        sender, reader = (
-            Channel(loop, ours, lambda message, _: None, lambda: None),
-            Channel(loop, theirs, took, lambda: None),
-        )
+        sender = channel(loop, ours)
+        reader = channel(loop, theirs, took)
         for number in range(1, 201):
-            sender.send({"op": "sockets"}, [null] * DESCRIPTORS)
+            sender.send(Numbered(number, (null,) * DESCRIPTORS))
             while got < number * DESCRIPTORS:
                 await asyncio.sleep(0)
         sender.close()
@@ -217,10 +281,10 @@ def test_an_end_that_reads_may_be_sent_any_number_of_descriptors() -> None:
 def test_what_no_reader_takes_is_not_sent(descriptors: Callable[[], int]) -> None:
     async def run() -> None:
         ours, theirs = pair()
-        channel = Channel(asyncio.get_running_loop(), ours, lambda message, _: None, lambda: None)
+        near = channel(asyncio.get_running_loop(), ours)
         with pytest.raises(ControlError, match="at most 67108864 are carried"):
-            channel.send({"text": "x" * LARGEST_BYTES}, [0])
-        channel.close()
+            near.send(Text("x" * LARGEST_BYTES))
+        near.close()
         theirs.close()
 
     asyncio.run(run())

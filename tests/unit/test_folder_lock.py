@@ -30,12 +30,12 @@ SUPERVISOR = """
     from nodeagent import supervisor
     from nodeagent.folder_lock import held
 
-    def control(config, end, pulse):
+    def control(end, pulse):
         print(os.getpid(), flush=True)
         signal.pause()
 
     with held(Path(sys.argv[1]), "runtimeDirectory") as lock:
-        supervisor.main(None, control, None, (lock,))
+        supervisor.main({supervisor.CONTROL: supervisor.Role(control)}, (lock,))
 """
 
 

@@ -79,7 +79,9 @@ def test_a_worker_that_cannot_give_up_its_privileges_ends() -> None:
         from nodeagent.errors import KernelError
         from nodeagent.proxy import privilege, worker
         from nodeagent.pulse import Pulses
-        import orjson, socket
+        import socket
+        from nodeagent.codec import encode
+        from nodeagent.messages import StartWorker
 
         def refuse(parent):
             raise KernelError("no CAP_SETUID")
@@ -87,8 +89,8 @@ def test_a_worker_that_cannot_give_up_its_privileges_ends() -> None:
         privilege.drop = refuse
         ours, theirs = pair()
         config = {"node": "node1", "source": "/", "redirect": {"cgroup": "/"}, "identity": {"caDirectory": "/"}, "telemetry": {"accessLog": {"path": ""}}}
-        start = {"op": "start", "worker": 0, "config": config, "node_addresses": [], "supervisor": os.getpid()}
-        socket.send_fds(ours, [orjson.dumps(start)], [0, 0])
+        payload, descriptors = encode(StartWorker(0, config, (), os.getpid(), 0, 0))
+        socket.send_fds(ours, [payload], descriptors)
         worker.main(theirs, Pulses().claim())
         """  # noqa: E501
     )

@@ -6,10 +6,24 @@ import asyncio
 import socket
 from typing import Any
 
-from nodeagent.channel import Channel, Message, pair
+from nodeagent.channel import Channel, pair
+from nodeagent.codec import FileDescriptor, MessageError
 from nodeagent.control.in_force import InForce
 from nodeagent.control.workers import LARGEST_ENTRY, Needs, Workers
 from nodeagent.mesh.entries import Delta
+from nodeagent.messages import (
+    FROM_SUPERVISOR,
+    TO_SUPERVISOR,
+    TO_WORKER,
+    Fork,
+    FromSupervisor,
+    FromWorker,
+    GenerationInForce,
+    SnapshotPart,
+    StartWorker,
+    ToSupervisor,
+    ToWorker,
+)
 from nodeagent.policy.model import AuthorizationPolicy, Jwks, Rule, Source
 from nodeagent.resources import security
 from nodeagent.resources.changes import Change
@@ -53,28 +67,45 @@ def test_a_policy_waits_for_all_who_have_not_acknowledged_what_brought_it() -> N
     assert force.tell(rows(), behind)[0]["pending"] == []
 
 
+def fail(error: MessageError) -> None:
+    raise error
+
+
 def test_a_generation_is_in_force_when_its_last_part_is() -> None:
     """A worker is told which generation the last part of a change completes; what cannot be sent
     takes nothing else along.
     """
 
     async def run() -> None:
-        loop, told, forks = asyncio.get_running_loop(), [], []
+        loop = asyncio.get_running_loop()
+        told: list[ToWorker] = []
+        forks: list[Fork] = []
         ours, theirs = pair()
-        supervisor = Channel(loop, ours, lambda *_: None, lambda: None)
+        supervisor: Channel[FromSupervisor, ToSupervisor] = Channel(
+            loop, ours, FROM_SUPERVISOR, heard=lambda _: None, refused=fail, closed=lambda: None
+        )
 
-        def forked(message: Message, descriptors: list[int]) -> None:
-            forks.extend(descriptors)
+        def forked(message: ToSupervisor) -> None:
+            assert isinstance(message, Fork)
+            forks.append(message)
 
-        host = Channel(loop, theirs, forked, lambda: None)
+        host: Channel[ToSupervisor, FromSupervisor] = Channel(
+            loop, theirs, TO_SUPERVISOR, heard=forked, refused=fail, closed=lambda: None
+        )
         workers = Workers(loop, 1, supervisor, Needs(lambda *_: [], lambda _: None, lambda _: None))
-        workers.start({}, [])
+        workers.start(StartWorker(0, {}, (), 1, FileDescriptor(0), FileDescriptor(0)))
         while not forks:
             await asyncio.sleep(0)
 
-        end = Channel(loop, socket.socket(fileno=forks[0]), lambda message, _: told.append(message), lambda: None)
-        for extra in forks[1:]:
-            socket.socket(fileno=extra).close()
+        end: Channel[ToWorker, FromWorker] = Channel(
+            loop,
+            socket.socket(fileno=forks[0].theirs),
+            TO_WORKER,
+            heard=told.append,
+            refused=fail,
+            closed=lambda: None,
+        )
+        socket.socket(fileno=forks[0].controls).close()
         large = AuthorizationPolicy(
             "shop", "large", rules=tuple(Rule((Source(principals=("p" * 1000,)),)) for _ in range(400))
         )
@@ -82,18 +113,21 @@ def test_a_generation_is_in_force_when_its_last_part_is() -> None:
         workers.apply(Delta((too_large,)))
         workers.apply(Delta((*(AuthorizationPolicy("shop", f"p{number}") for number in range(3000)), large, too_large)))
         generation = workers.generation
-        while not any(message.get("generation") == generation for message in told):
-            await asyncio.sleep(0.001)
-        meshes = [message for message in told if message["op"] == "mesh"][1:]
-        assert len(meshes) > 3
-        assert [message.get("more", False) for message in meshes] == [True] * (len(meshes) - 1) + [False]
-        assert sum(len(message["upserts"]) for message in meshes) == 3001
+
+        def parts() -> list[SnapshotPart]:
+            return [part for part in told if isinstance(part, SnapshotPart) and part.generation == generation]
+
+        while not any(not part.more for part in parts()):
+            await asyncio.sleep(0)
+        assert len(parts()) > 3
+        assert [part.more for part in parts()] == [True] * (len(parts()) - 1) + [False]
+        assert sum(len(part.upserts) for part in parts()) == 3001
         assert workers.unsent.keys() == {"jwks/http://x"}
         assert workers.behind(generation) == ["worker 0 (pid 0)"]
         for number, left in ((generation - 1, True), (generation + 5, False)):
-            end.send({"op": "in_force", "generation": number})
+            end.send(GenerationInForce(number))
             while workers._slots[0].generation < min(number, generation):
-                await asyncio.sleep(0.001)
+                await asyncio.sleep(0)
             assert bool(workers.behind(generation)) == left
         workers.apply(Delta(removals=("jwks/none",)))
         assert workers.behind(workers.generation)

@@ -117,7 +117,7 @@ def test_what_is_forbidden_waits_for_no_certificate() -> None:
     async def scene() -> None:
         work = asyncio.create_task(stage.control.certificates.run())
         stage.there, stage.captured, stage.planned = {OLD}, {OLD}, {OLD}
-        stage.control.source = SimpleNamespace(batch=batches().__anext__)  # type: ignore[assignment]
+        stage.control.source = SimpleNamespace(changes=batches().__anext__)  # type: ignore[assignment]
         with pytest.raises(StopAsyncIteration):
             await stage.control._watch()
         assert stage.told == [

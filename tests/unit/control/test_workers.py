@@ -7,65 +7,129 @@ import errno
 import os
 import signal
 import socket
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable
 
 import pytest
 
 from nodeagent import channel
-from nodeagent.channel import MESSAGE_BYTES, Channel, Message
+from nodeagent.channel import MESSAGE_BYTES, decode, receive
+from nodeagent.codec import FileDescriptor, encode
 from nodeagent.control.workers import Needs, Workers
+from nodeagent.errors import KernelError
+from nodeagent.messages import (
+    TO_WORKER,
+    Fork,
+    NeedSockets,
+    NodeAddresses,
+    Pong,
+    Signal,
+    SocketsMade,
+    StartWorker,
+    ToSupervisor,
+    ToWorker,
+)
+from nodeagent.vocabulary import PodUid
 
 
-class Supervisor(Channel):
+class Supervisor:
     """Forks nothing: keeps the end of the channel that a worker would have."""
 
     def __init__(self) -> None:
         self.ends: list[socket.socket] = []
         self.killed: list[int] = []
 
-    def send(self, message: Message, descriptors: Sequence[int] = ()) -> None:
-        if message["op"] == "fork":
-            self.ends.append(socket.socket(fileno=os.dup(descriptors[0])))
-        elif message["op"] == "signal":
-            assert message["signal"] == signal.SIGKILL
-            self.killed.append(message["pid"])
+    def send(self, message: ToSupervisor) -> None:
+        if isinstance(message, Fork):
+            self.ends.append(socket.socket(fileno=os.dup(message.theirs)))
+        elif isinstance(message, Signal):
+            assert message.signal == signal.SIGKILL
+            self.killed.append(message.pid)
 
 
-def heard(end: socket.socket) -> list[Message]:
+def start(*addresses: str) -> StartWorker:
+    null = FileDescriptor(0)
+    return StartWorker(0, {}, addresses, 1, null, null)
+
+
+def heard(end: socket.socket) -> list[ToWorker]:
     """Return the messages that wait at a worker's *end*."""
     end.setblocking(False)
     messages = []
     try:
-        while (received := socket.recv_fds(end, MESSAGE_BYTES, 16))[0]:
-            messages.append(channel._message(received[0], received[1]))
+        while (packet := receive(end)).payload:
+            messages.append(decode(packet, TO_WORKER))
     except BlockingIOError:
-        return messages
+        pass
     return messages
+
+
+def started(message: ToWorker) -> tuple[str, ...]:
+    assert isinstance(message, StartWorker)
+    return message.node_addresses
+
+
+class Scene:
+    """Workers with a supervisor, and the sockets that *sockets* makes."""
+
+    def __init__(self, count: int = 1, sockets: Callable[..., list[socket.socket]] = lambda *_: []) -> None:
+        self.supervisor = Supervisor()
+        needs = Needs(sockets, lambda _: None, lambda _: None)
+        self.workers = Workers(asyncio.get_running_loop(), count, self.supervisor, needs)
+
+    async def filled(self, count: int) -> socket.socket:
+        """Return the last of *count* ends, when so many workers were asked for."""
+        async with asyncio.timeout(10):
+            while len(self.supervisor.ends) < count:
+                await asyncio.sleep(0)
+        return self.supervisor.ends[-1]
+
+    async def killed(self) -> int:
+        """Return the pid of the worker that is killed, when one is."""
+        async with asyncio.timeout(10):
+            while not self.supervisor.killed:
+                await asyncio.sleep(0)
+        return self.supervisor.killed[0]
+
+    def close(self) -> None:
+        for end in self.supervisor.ends:
+            end.close()
+        for worker in (*self.workers._slots.values(), *self.workers._draining):
+            worker.channel.close()
+
+
+Sockets = Callable[..., list[socket.socket]]
+
+
+def play(scene: Callable[[Scene], Awaitable[None]], count: int = 1, sockets: Sockets = lambda *_: []) -> None:
+    async def run() -> None:
+        stage = Scene(count, sockets)
+        try:
+            await scene(stage)
+        finally:
+            stage.close()
+
+    asyncio.run(run())
 
 
 def test_the_nodes_addresses_change() -> None:
     """Verdict: workers hear of another address once, and one that starts later knows it from the first."""
 
-    async def scene() -> None:
-        supervisor = Supervisor()
-        workers = Workers(
-            asyncio.get_running_loop(), 1, supervisor, Needs(lambda *_: [], lambda _: None, lambda _: None)
-        )
+    async def scene(stage: Scene) -> None:
+        workers = stage.workers
         workers.node(["10.0.0.1"])
-        workers.start({"node_addresses": ["10.0.0.1"]}, ())
+        workers.start(start("10.0.0.1"))
         workers.node(["10.0.0.1"])
         workers.node(["10.0.0.1", "10.0.0.2"])
         workers.node(["10.0.0.1", "10.0.0.2"])
-        told = heard(supervisor.ends[0])
-        assert [message["node_addresses"] for message in told if message["op"] == "start"] == [["10.0.0.1"]]
-        assert [message["addresses"] for message in told if message["op"] == "node"] == [["10.0.0.1", "10.0.0.2"]]
+        told = heard(await stage.filled(1))
+        assert started(told[0]) == ("10.0.0.1",)
+        assert [message for message in told if isinstance(message, NodeAddresses)] == [
+            NodeAddresses(("10.0.0.1", "10.0.0.2"))
+        ]
         workers.exited(0, 1)
-        await asyncio.sleep(0.01)
-        assert heard(supervisor.ends[-1])[0]["node_addresses"] == ["10.0.0.1", "10.0.0.2"]
-        for end in supervisor.ends:
-            end.close()
+        assert started(heard(await stage.filled(2))[0]) == ("10.0.0.1", "10.0.0.2")
 
-    asyncio.run(scene())
+    play(scene)
 
 
 def test_a_worker_that_cannot_be_told_is_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -73,30 +137,133 @@ def test_a_worker_that_cannot_be_told_is_replaced(monkeypatch: pytest.MonkeyPatc
     killed, the other goes on, and the successor knows it.
     """
 
-    async def scene() -> None:
-        supervisor = Supervisor()
-        workers = Workers(
-            asyncio.get_running_loop(), 2, supervisor, Needs(lambda *_: [], lambda _: None, lambda _: None)
-        )
-        workers.start({"node_addresses": []}, ())
+    async def scene(stage: Scene) -> None:
+        workers, ends = stage.workers, stage.supervisor.ends
+        workers.start(start())
         for number in (1, 2):
             workers.forked(number, 1000 + number)
-        make, files = channel.memory_file, iter((OSError(errno.EMFILE, "Too many open files"),))
+        make = channel.memory_file
+        files = iter((OSError(errno.EMFILE, "Too many open files"),))
 
-        def memory_file(payload: bytes) -> int:
+        def memory_file(payload: bytes) -> FileDescriptor:
             if (error := next(files, None)) is not None:
                 raise error
             return make(payload)
 
         monkeypatch.setattr(channel, "memory_file", memory_file)
-        workers.node(["x" * MESSAGE_BYTES])
-        assert supervisor.killed == [1001]
-        assert ["node" in {message["op"] for message in heard(end)} for end in supervisor.ends] == [False, True]
+        large = ("x" * MESSAGE_BYTES,)
+        workers.node(large)
+        assert stage.supervisor.killed == [1001]
+        assert [NodeAddresses(large) in heard(end) for end in ends] == [False, True]
         workers.exited(1001, -9)
-        await asyncio.sleep(0.01)
-        _, _, successor = supervisor.ends
-        assert heard(successor)[0]["node_addresses"] == ["x" * MESSAGE_BYTES]
-        for end in supervisor.ends:
-            end.close()
+        assert started(heard(await stage.filled(3))[0]) == large
 
-    asyncio.run(scene())
+    play(scene, count=2)
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        b"{",
+        b'{"op": "Unknown"}',
+        b'{"op": "Fork", "role": "worker", "number": 1}',
+        b'{"op": "Pong", "number": 1, "connections": "many"}',
+        b'{"op": "FlowRows", "number": 1, "flows": [1], "more": false}',
+    ],
+)
+def test_a_worker_that_says_what_no_worker_says_is_killed_and_replaced(
+    said: bytes, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Verdict: by name, and alone; nothing that it says after that is heard."""
+
+    async def scene(stage: Scene) -> None:
+        stage.workers.start(start())
+        stage.workers.forked(1, 1001)
+        end = await stage.filled(1)
+        end.send(said)
+        end.send(encode(Pong(1, 7))[0])
+        assert await stage.killed() == 1001
+        assert not stage.workers.ready()
+        stage.workers.exited(1001, -9)
+        assert started(heard(await stage.filled(2))[0]) == ()
+
+    play(scene)
+    assert "worker 0 (pid 1001) says what no worker says (" in caplog.text
+
+
+def asked(stage: Scene) -> SocketsMade:
+    """Let the first worker ask for two sockets; return the answer."""
+    (worker,) = stage.workers._slots.values()
+    heard(stage.supervisor.ends[0])
+    stage.workers._hear(worker, NeedSockets(PodUid("u"), 4, 2))
+    (answer,) = heard(stage.supervisor.ends[0])
+    assert isinstance(answer, SocketsMade)
+    return answer
+
+
+def test_a_worker_gets_the_sockets_that_it_asked_for() -> None:
+    async def scene(stage: Scene) -> None:
+        stage.workers.start(start())
+        answer = asked(stage)
+        assert (answer.uid, answer.family, len(answer.sockets)) == ("u", 4, 2)
+        for descriptor in answer.sockets:
+            os.close(descriptor)
+
+    play(scene, sockets=lambda uid, family, count: [socket.socket() for _ in range(count)])
+
+
+@pytest.mark.parametrize("error", [KeyError("u"), KernelError("gone"), OSError(errno.EMFILE, "Too many open files")])
+def test_where_no_sockets_can_be_made_the_worker_hears_so_at_once(error: Exception) -> None:
+    def fail(*_: object) -> list[socket.socket]:
+        raise error
+
+    async def scene(stage: Scene) -> None:
+        stage.workers.start(start())
+        assert asked(stage) == SocketsMade(PodUid("u"), 4, ())
+
+    play(scene, sockets=fail)
+
+
+def test_where_sockets_cannot_be_sent_the_worker_hears_so_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Input: control may have no more descriptors, which sending takes."""
+
+    async def scene(stage: Scene) -> None:
+        stage.workers.start(start())
+        monkeypatch.setattr(channel, "duplicated", _unless_none)
+        assert asked(stage) == SocketsMade(PodUid("u"), 4, ())
+
+    made: list[socket.socket] = []
+
+    def sockets(uid: str, family: int, count: int) -> list[socket.socket]:
+        made.extend(socket.socket() for _ in range(count))
+        return made
+
+    play(scene, sockets=sockets)
+    assert [each.fileno() for each in made] == [-1, -1]
+
+
+def _unless_none(descriptors: list[FileDescriptor]) -> list[FileDescriptor]:
+    if descriptors:
+        raise OSError(errno.EMFILE, "Too many open files")
+    return []
+
+
+def test_a_slot_that_cannot_be_filled_is_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Input: a worker died, and control may have no more descriptors for the next one's channel."""
+    from nodeagent.control import workers as module
+
+    async def scene(stage: Scene) -> None:
+        stage.workers.start(start())
+        failures = iter((OSError(errno.EMFILE, "Too many open files"),))
+
+        def pair() -> tuple[socket.socket, socket.socket]:
+            if (error := next(failures, None)) is not None:
+                raise error
+            return channel.pair()
+
+        monkeypatch.setattr(module, "pair", pair)
+        monkeypatch.setattr(module, "PING_SECONDS", 0.0)
+        stage.workers.exited(0, -9)
+        assert started(heard(await stage.filled(2))[0]) == ()
+
+    play(scene)

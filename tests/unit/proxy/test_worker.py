@@ -8,10 +8,22 @@ from collections.abc import Awaitable, Callable
 
 import uvloop
 
-from nodeagent.channel import Channel, Message, pair
+from nodeagent.channel import Channel, pair
+from nodeagent.codec import FileDescriptor, MessageError, Unchecked
 from nodeagent.config import Proxy
-from nodeagent.control.workers import _parts
+from nodeagent.control.workers import parts
 from nodeagent.mesh.entries import Entry, Workload, to_json
+from nodeagent.messages import (
+    FROM_WORKER,
+    CertificateIssued,
+    FromWorker,
+    GenerationInForce,
+    Listen,
+    Ping,
+    Pong,
+    SnapshotPart,
+    ToWorker,
+)
 from nodeagent.policy.model import AuthorizationPolicy, Operation, Rule
 from nodeagent.proxy.pipeline import Pipeline
 from nodeagent.proxy.worker import Worker
@@ -57,25 +69,38 @@ class Told:
     def __init__(self) -> None:
         loop = asyncio.get_running_loop()
         near, far = pair()
-        self.answers: list[Message] = []
+        self.answers: list[FromWorker] = []
         self.worker = Worker(loop, far, Pulses().claim())
         self.context = context(Proxy(), None)
         self.pipeline = self.worker._pipeline = Pipeline(self.context)
-        self.channel = Channel(loop, near, lambda message, _: self.answers.append(message), lambda: None)
-
-    def mesh(self, *entries: Entry, removals: tuple[str, ...] = ()) -> None:
-        self.channel.send(
-            {
-                "op": "mesh",
-                "generation": 1,
-                "upserts": [to_json(entry) for entry in entries],
-                "removals": list(removals),
-            }
+        self.end = near
+        self.channel: Channel[FromWorker, ToWorker] = Channel(
+            loop, near, FROM_WORKER, heard=self.answers.append, refused=fail, closed=lambda: None
         )
 
+    def mesh(self, *entries: Entry, removals: tuple[str, ...] = ()) -> None:
+        self.channel.send(SnapshotPart([to_json(entry) for entry in entries], removals, 1, more=False))
+
     async def answered(self, number: int) -> None:
-        while not any(answer["op"] == "pong" and answer["number"] == number for answer in self.answers):
+        while not any(isinstance(answer, Pong) and answer.number == number for answer in self.answers):
             await asyncio.sleep(0)
+
+    async def taken_in(self, number: int) -> None:
+        """Wait for what was said before, and for what it started."""
+        self.channel.send(Ping(number))
+        await self.answered(number)
+        while self.worker._tasks:
+            await asyncio.sleep(0)
+        self.channel.send(Ping(-number))
+        await self.answered(-number)
+
+    def in_force(self) -> list[int]:
+        """Return the generations of which control heard that they are in force."""
+        return [answer.generation for answer in self.answers if isinstance(answer, GenerationInForce)]
+
+
+def fail(error: MessageError) -> None:
+    raise error
 
 
 def play(scene: Callable[[Told], Awaitable[None]]) -> None:
@@ -106,7 +131,7 @@ def test_many_policies_come_into_force_at_once_and_the_loop_turns_meanwhile() ->
         for part in range(PARTS):
             told.mesh(*(policy(number) for number in range(part * POLICIES, (part + 1) * POLICIES)))
         told.mesh(workload(keys))
-        told.channel.send({"op": "ping", "number": 1})
+        told.channel.send(Ping(1))
         turn()
         await told.answered(1)
         assert len(view.policies_of(view.workload(PodUid("server")) or workload())) == len(keys), (
@@ -124,16 +149,16 @@ def test_a_change_waits_for_its_last_part() -> None:
     async def scene(told: Told) -> None:
         view = told.context.view
         told.mesh(policy(1), workload((policy(1).key,)))
-        told.channel.send({"op": "ping", "number": 0})
+        told.channel.send(Ping(0))
         await told.answered(0)
-        first, *others = _parts([policy(2), workload((policy(2).key,))], [policy(1).key], 1)
+        first, *others = parts([policy(2), workload((policy(2).key,))], [policy(1).key], 1)
         told.channel.send(first)
-        told.channel.send({"op": "ping", "number": 1})
+        told.channel.send(Ping(1))
         await told.answered(1)
         assert [entry.key for entry in view.policies()] == [policy(1).key]
         for part in others:
             told.channel.send(part)
-        told.channel.send({"op": "ping", "number": 2})
+        told.channel.send(Ping(2))
         await told.answered(2)
         assert [entry.key for entry in view.policies()] == [policy(2).key]
         assert [entry.key for entry in view.policies_of(view.workload(PodUid("server")) or workload())] == [
@@ -146,11 +171,11 @@ def test_a_change_waits_for_its_last_part() -> None:
 def test_a_policy_that_changes_leaves_nothing_of_the_old_one() -> None:
     async def scene(told: Told) -> None:
         told.mesh(policy(1), workload((policy(1).key,)))
-        told.channel.send({"op": "ping", "number": 1})
+        told.channel.send(Ping(1))
         await told.answered(1)
         told.mesh(AuthorizationPolicy("default", "p1", "DENY", (Rule(),)))
         told.mesh(removals=(policy(2).key,))
-        told.channel.send({"op": "ping", "number": 2})
+        told.channel.send(Ping(2))
         await told.answered(2)
         (entry,) = told.context.view.policies()
         assert isinstance(entry, AuthorizationPolicy)
@@ -164,9 +189,10 @@ def test_messages_keep_their_order_whatever_fails() -> None:
     async def scene(told: Told) -> None:
         end, other = socket.socketpair()
         told.mesh(*(policy(number) for number in range(POLICIES)))
-        told.channel.send({"op": "listen", "uid": "nobody", "direction": "inbound", "family": 4}, [end.fileno()])
+        told.channel.send(Listen(PodUid("nobody"), "inbound", 4, FileDescriptor(end.fileno())))
+        told.channel.send(CertificateIssued({"identity": "without the rest"}))
         told.mesh(removals=(policy(0).key,))
-        told.channel.send({"op": "ping", "number": 1})
+        told.channel.send(Ping(1))
         await told.answered(1)
         assert len(list(told.context.view.policies())) == POLICIES - 1
         end.close()
@@ -179,23 +205,33 @@ def test_what_cannot_be_taken_in_takes_nothing_along_and_is_never_said_to_be_in_
     """Nor is a later change, which may rest on it."""
 
     async def scene(told: Told) -> None:
-        def change(generation: int, upserts: list[object]) -> None:
-            told.channel.send({"op": "mesh", "generation": generation, "upserts": upserts, "removals": []})
-
-        async def taken_in(number: int) -> None:
-            told.channel.send({"op": "ping", "number": number})
-            await told.answered(number)
-            while told.worker._tasks:
-                await asyncio.sleep(0)
-            told.channel.send({"op": "ping", "number": -number})
-            await told.answered(-number)
+        def change(generation: int, upserts: list[Unchecked]) -> None:
+            told.channel.send(SnapshotPart(upserts, (), generation, more=False))
 
         change(1, [to_json(policy(1))])
-        await taken_in(1)
+        await told.taken_in(1)
         change(2, [{"kind": "of a later version"}, to_json(policy(2))])
         change(3, [to_json(policy(3))])
-        await taken_in(2)
+        await told.taken_in(2)
         assert [entry.key for entry in told.context.view.policies()] == [policy(number).key for number in (1, 2, 3)]
-        assert [answer["generation"] for answer in told.answers if answer["op"] == "in_force"] == [1]
+        assert told.in_force() == [1]
+
+    play(scene)
+
+
+def test_a_message_that_no_control_sends_costs_no_connection_and_is_never_said_to_be_in_force() -> None:
+    """Input: a message of a later version, between two changes. Verdict: the worker serves on by
+    what it has, and control sees that something is missing in it.
+    """
+
+    async def scene(told: Told) -> None:
+        told.mesh(policy(1))
+        await told.taken_in(1)
+        told.end.send(b'{"op": "Shutdown", "now": true}')
+        told.mesh(policy(2))
+        await told.taken_in(2)
+        assert not told.worker.done.done()
+        assert [entry.key for entry in told.context.view.policies()] == [policy(1).key, policy(2).key]
+        assert told.in_force() == [1]
 
     play(scene)

@@ -1,0 +1,328 @@
+"""What the daemon's processes say to each other: a frozen dataclass a message, grouped by direction.
+
+Each direction is a union of its messages, which a reader takes apart by ``match`` down to
+``assert_never``, and a Decoder made of that union, by which its channel reads (``codec.py``). A
+message that holds a descriptor is the owner of it once it was received.
+
+::
+
+    supervisor ──FromSupervisor──▶ control ──ToWorker──▶ worker
+               ◀──ToSupervisor────         ◀─FromWorker─
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Final, Literal, TypeAlias, get_args
+
+from nodeagent.codec import Decoder, FileDescriptor, Unchecked
+from nodeagent.vocabulary import Family, PodUid, SpiffeId
+
+# -- the supervisor tells control --
+
+
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """An earlier control had the supervisor keep *files* (see :class:`Keep`)."""
+
+    files: Mapping[str, FileDescriptor]
+
+
+@dataclass(frozen=True, slots=True)
+class Orphan:
+    """The worker *pid* of an earlier control lives; *end* is that control's end of its channel."""
+
+    pid: int
+    end: FileDescriptor
+
+
+@dataclass(frozen=True, slots=True)
+class Begin:
+    """Everything that an earlier control left was told: begin."""
+
+
+@dataclass(frozen=True, slots=True)
+class Forked:
+    """The child that control asked for by *number* is the process *pid*."""
+
+    number: int
+    pid: int
+
+
+@dataclass(frozen=True, slots=True)
+class Exited:
+    """The child *pid* is gone; *status* is its exit code, or a signal's number below zero."""
+
+    pid: int
+    status: int
+
+
+@dataclass(frozen=True, slots=True)
+class Beats:
+    """Whether the heartbeat goes on: some worker's loop turned lately (*felt*), or none did."""
+
+    felt: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Stilled:
+    """The heartbeat has ended, as control asked by :class:`Still`."""
+
+
+FromSupervisor: TypeAlias = Kept | Orphan | Begin | Forked | Exited | Beats | Stilled
+
+# -- control tells the supervisor --
+
+
+@dataclass(frozen=True, slots=True)
+class Fork:
+    """Fork a child that does what *role* names; control knows it by *number* until it has a pid.
+
+    *theirs* becomes the child's end of its channel; *controls*, the other end, is kept for a
+    successor of this control.
+    """
+
+    role: str
+    number: int
+    theirs: FileDescriptor
+    controls: FileDescriptor
+
+
+@dataclass(frozen=True, slots=True)
+class Keep:
+    """Keep *files* across a death of control, each in place of what had its key.
+
+    Keys begin with their owner: ``uid/direction/family/slot`` is a listener of a pod, ``uid/netns``
+    its network namespace, ``identity/certificate`` a certificate in a memory file.
+    """
+
+    files: Mapping[str, FileDescriptor]
+
+
+@dataclass(frozen=True, slots=True)
+class Drop:
+    """Close what is kept of *owner*, a pod's uid or an identity."""
+
+    owner: str
+
+
+@dataclass(frozen=True, slots=True)
+class Heart:
+    """Begin the heartbeat: *timeout*, in seconds, is how old it may become in the map *heart*."""
+
+    timeout: float
+    heart: FileDescriptor
+
+
+@dataclass(frozen=True, slots=True)
+class Still:
+    """End the heartbeat, and say so by :class:`Stilled`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Signal:
+    """Send *signal* to the child *pid*; to nobody, if there is no such child any more."""
+
+    pid: int
+    signal: int
+
+
+WORKER: Final = "worker"
+"""The role of a proxy worker, in Fork."""
+ToSupervisor: TypeAlias = Fork | Keep | Drop | Heart | Still | Signal
+
+# -- control tells a worker --
+
+
+@dataclass(frozen=True, slots=True)
+class StartWorker:
+    """The first message: who the worker is, and what it rests on.
+
+    *slot*: the worker's number in metrics; *config*: agent.yaml as JSON; *node_addresses*: from
+    which the node's probes come; *supervisor*: the pid whose death is the worker's; *originals*
+    and *announced*: the maps of original destinations and of announced connections.
+    """
+
+    slot: int
+    config: Unchecked
+    node_addresses: tuple[str, ...]
+    supervisor: int
+    originals: FileDescriptor
+    announced: FileDescriptor
+
+
+@dataclass(frozen=True, slots=True)
+class SnapshotPart:
+    """A part of a change of the snapshot, which brings it to *generation*; while there is *more*, nothing
+    of the change is in force: half of it might let in whom the whole refuses.
+
+    *upserts* are entries as ``mesh.entries.to_json`` makes them, *removals* keys of entries.
+    """
+
+    upserts: list[Unchecked]
+    removals: tuple[str, ...]
+    generation: int
+    more: bool
+
+
+@dataclass(frozen=True, slots=True)
+class CertificateIssued:
+    """An identity of this node has this certificate from now on (``Certificate.to_json``)."""
+
+    certificate: Unchecked
+
+
+@dataclass(frozen=True, slots=True)
+class PodCaptured:
+    """The pod's traffic is captured; its listeners follow. Told again when they were opened anew."""
+
+    uid: PodUid
+    cookie: int
+    """Of its network namespace."""
+    identity: SpiffeId
+
+
+@dataclass(frozen=True, slots=True)
+class Listen:
+    """A listening socket inside a captured pod is this worker's to accept from."""
+
+    uid: PodUid
+    direction: Literal["outbound", "inbound"]
+    family: Family
+    listener: FileDescriptor
+
+
+@dataclass(frozen=True, slots=True)
+class PodReleased:
+    """The pod's new connections are not captured any more."""
+
+    uid: PodUid
+
+
+@dataclass(frozen=True, slots=True)
+class SocketsMade:
+    """Sockets inside a pod, as a worker asked by :class:`NeedSockets`; none: they cannot be made."""
+
+    uid: PodUid
+    family: Family
+    sockets: tuple[FileDescriptor, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class NodeAddresses:
+    """The node's own addresses have become *addresses*."""
+
+    addresses: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Succeeded:
+    """Another control is at the other end: what its predecessor was asked for may be lost."""
+
+
+@dataclass(frozen=True, slots=True)
+class Ping:
+    """Answer by :class:`Pong`, after what has been counted was told."""
+
+    number: int
+
+
+@dataclass(frozen=True, slots=True)
+class AskFlows:
+    """Tell counts, then the live and recent connections by :class:`FlowRows`."""
+
+    number: int
+
+
+@dataclass(frozen=True, slots=True)
+class AskMetrics:
+    """Tell counts, then a :class:`FlowRows` without any: it is not asked who is connected."""
+
+    number: int
+
+
+@dataclass(frozen=True, slots=True)
+class Finish:
+    """End what is open now as soon as it may; go on accepting; say so by :class:`Finished`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Drain:
+    """Accept nothing more, and end when what is open has ended, at the latest after *seconds*."""
+
+    seconds: float
+
+
+AboutPod: TypeAlias = PodCaptured | Listen | PodReleased | SocketsMade
+ToWorker: TypeAlias = (
+    StartWorker
+    | SnapshotPart
+    | CertificateIssued
+    | AboutPod
+    | NodeAddresses
+    | Succeeded
+    | Ping
+    | AskFlows
+    | AskMetrics
+    | Finish
+    | Drain
+)
+
+# -- a worker tells control --
+
+
+@dataclass(frozen=True, slots=True)
+class NeedSockets:
+    """*count* sockets of *family* inside a pod are needed; answered by :class:`SocketsMade`."""
+
+    uid: PodUid
+    family: Family
+    count: int
+
+
+@dataclass(frozen=True, slots=True)
+class Pong:
+    """The answer to :class:`Ping` of the same *number*; so many *connections* are open."""
+
+    number: int
+    connections: int
+
+
+@dataclass(frozen=True, slots=True)
+class GenerationInForce:
+    """The *generation* of the snapshot, and those before it, are in force, for open connections too."""
+
+    generation: int
+
+
+@dataclass(frozen=True, slots=True)
+class Finished:
+    """What was open when :class:`Finish` came has ended."""
+
+
+@dataclass(frozen=True, slots=True)
+class Counted:
+    """What was counted since the last one (``WorkerMetrics.delta``)."""
+
+    report: Unchecked
+
+
+@dataclass(frozen=True, slots=True)
+class FlowRows:
+    """Connections as ``nodeagent flows`` shows them; the last part says that there is no *more*.
+
+    The answer to AskFlows or AskMetrics of the same *number*.
+    """
+
+    number: int
+    flows: list[Unchecked]
+    more: bool
+
+
+FromWorker: TypeAlias = NeedSockets | Pong | GenerationInForce | Finished | Counted | FlowRows
+
+FROM_SUPERVISOR: Final[Decoder[FromSupervisor]] = Decoder(get_args(FromSupervisor))
+TO_SUPERVISOR: Final[Decoder[ToSupervisor]] = Decoder(get_args(ToSupervisor))
+TO_WORKER: Final[Decoder[ToWorker]] = Decoder(get_args(ToWorker))
+FROM_WORKER: Final[Decoder[FromWorker]] = Decoder(get_args(FromWorker))
