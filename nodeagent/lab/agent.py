@@ -18,8 +18,7 @@ from nodeagent.errors import LabError
 from nodeagent.istio import READY_PORT
 from nodeagent.lab import cgroup, http, linux
 from nodeagent.lab.layout import Layout, Node
-from nodeagent.lab.network import inside
-from nodeagent.lab.processes import spawn, tail
+from nodeagent.lab.processes import inside, spawn, tail
 
 _BPFFS = Path("/sys/fs/bpf")
 _READY_SECONDS, _STOP_SECONDS = 30.0, 40.0

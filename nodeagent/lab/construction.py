@@ -4,6 +4,7 @@ a half-made lab can be removed too.
 
 from __future__ import annotations
 
+import asyncio
 import fcntl
 import os
 import re
@@ -15,13 +16,12 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from nodeagent.errors import LabError
-from nodeagent.lab import cgroup, linux, network
+from nodeagent.lab import cgroup, linux
 from nodeagent.lab.layout import NETNS_DIRECTORY, Layout, Node, write_json
-from nodeagent.lab.network import inside
-from nodeagent.lab.processes import spawn
+from nodeagent.lab.processes import inside, spawn
 
 _END_SECONDS = 5.0
-_TOOLS = {"ip": "iproute2", "nft": "nftables", "nsenter": "util-linux", "setpriv": "util-linux", "sleep": "coreutils"}
+_TOOLS = {"nft": "nftables", "nsenter": "util-linux", "setpriv": "util-linux", "sleep": "coreutils"}
 
 
 def check_machine() -> None:
@@ -60,7 +60,9 @@ def locked(layout: Layout) -> Iterator[None]:
 
 
 def build(layout: Layout, nodes: Sequence[Node]) -> None:
-    """Make folders, cgroups, namespaces, links and Node objects; raises LabError or OSError."""
+    """Make folders, cgroups, namespaces, links and Node objects; raises OSError."""
+    from nodeagent.lab import network  # pyroute2 is slow to import, and most commands need no network made
+
     group = layout.cgroup(cgroup.hierarchy())
     for directory in (
         layout.objects,
@@ -73,10 +75,8 @@ def build(layout: Layout, nodes: Sequence[Node]) -> None:
         (group / node.name / "kubepods").mkdir(parents=True, exist_ok=True)
         (group / node.name / "empty").mkdir(exist_ok=True)  # what an agent captures where pods have sidecars
     (group / "exec").mkdir(exist_ok=True)
-    network.run(network.namespaces(layout, nodes), group=group / "exec")  # there, it dies with the lab
-    network.run(network.underlay(layout, nodes), layout.netns("underlay"), group / "exec")
+    asyncio.run(network.build(layout, nodes))
     for node in nodes:
-        network.run(network.node(node, nodes), layout.netns(node.name), group / "exec")
         write_json(layout.object_file("Node", "", node.name), _node_object(node))
 
 
@@ -117,9 +117,7 @@ def destroy(layout: Layout) -> bool:
     for directory in pins:  # an unlinked pin of a link detaches its program
         shutil.rmtree(directory)
     for space in spaces:
-        with suppress(OSError):  # not mounted: the crash was before that
-            linux.unmount(space)
-        space.unlink(missing_ok=True)
+        linux.drop_namespace(space)
     if layout.state.exists():
         shutil.rmtree(layout.state)
     return there or bool(pins or spaces)

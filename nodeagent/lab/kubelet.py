@@ -19,8 +19,9 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from nodeagent import links
 from nodeagent.errors import LabError
-from nodeagent.lab import cgroup, dns, network, network_policies, services
+from nodeagent.lab import cgroup, dns, network_policies, services
 from nodeagent.lab.environment import ConfigMaps
 from nodeagent.lab.layout import Layout, Node, read_objects
 from nodeagent.lab.pods import Host, RunningPod
@@ -115,12 +116,14 @@ class Kubelet:
             for pod in pods:
                 where = pod.describe()
                 made.append(pod)
-                pod.settle_sandbox(pod.start_sandbox())
+                pod.settle_sandbox(await pod.start_sandbox())
             where = "node"
-            network.run(line for pod in pods for line in pod.node_batch())
+            async with links.opened() as node:
+                for pod in pods:
+                    await pod.link_to_node(node)
             for pod in pods:
                 where = pod.describe()
-                pod.connect()
+                await pod.connect()
                 pod.publish()
                 pod.start_containers()
                 pod.publish()

@@ -7,7 +7,7 @@ from __future__ import annotations
 import ctypes
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 CLONE_NEWNS, CLONE_NEWUTS, CLONE_NEWIPC = 0x00020000, 0x04000000, 0x08000000
@@ -112,6 +112,29 @@ def children_in(pid_namespace: int | None) -> Iterator[None]:
             setns(own, CLONE_NEWPID)
     finally:
         os.close(own)
+
+
+def drop_namespace(path: Path) -> None:
+    """Take away *path*, at which a namespace was or should have been kept: it ends with its last process."""
+    with suppress(OSError):  # not mounted: the crash was before that
+        unmount(path)
+    path.unlink(missing_ok=True)
+
+
+@contextmanager
+def new_network_namespace() -> Iterator[None]:
+    """Within, this thread is in a network namespace of its own, which is kept by whoever opens or
+    mounts it meanwhile.
+    """
+    home = os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        unshare(CLONE_NEWNET)
+        try:
+            yield
+        finally:
+            setns(home, CLONE_NEWNET)
+    finally:
+        os.close(home)
 
 
 @contextmanager

@@ -14,6 +14,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from nodeagent import links
 from nodeagent.errors import LabError
 from nodeagent.lab import cgroup, linux, network, volumes
 from nodeagent.lab.containers import RunningContainer
@@ -21,6 +22,7 @@ from nodeagent.lab.environment import ConfigMaps, command, environment
 from nodeagent.lab.layout import CGROUP, NETNS, PAUSE_PID, Layout, Node, write_json
 from nodeagent.lab.sandbox import Process, Sandbox, Started, start_pause
 from nodeagent.lab.services import DOMAIN
+from nodeagent.links import Links
 from nodeagent.resources.pod import Container, PodSpec
 
 
@@ -94,9 +96,9 @@ class RunningPod:
     def addresses(self) -> tuple[str, ...]:
         return tuple(each["ip"] for each in self.manifest["status"]["podIPs"])
 
-    def start_sandbox(self) -> Started:
+    async def start_sandbox(self) -> Started:
         """Begin the pod: cgroup, /etc files, pause process; what a crash left of it goes first."""
-        self.remove_leftovers()
+        await self.remove_leftovers()
         self.cgroup.mkdir(parents=True)
         etc = self.volumes / ".etc"
         etc.mkdir(parents=True)
@@ -117,19 +119,18 @@ class RunningPod:
         self.pause = started.settle()
         if not self.own_network:
             return
-        self.netns.touch()
-        linux.mount(f"/proc/{self.pause}/ns/net", self.netns, flags=linux.MS_BIND)
+        network.keep_namespace(self.netns, self.pause)
 
-    def connect(self) -> None:
-        """Set up the pod's own end of its network; raises LabError."""
+    async def link_to_node(self, node: Links) -> None:
+        """Make the pod's link and the node's end of it, in the node's network namespace *node*; raises OSError."""
         if self.own_network:
-            network.run(network.pod(self.host.node, network.pair(self.addresses)), self.netns)
+            addresses = network.pair(self.addresses)
+            await network.add_pod_link(node, self.host.node, self.link, self.netns, addresses)
 
-    def node_batch(self) -> list[str]:
-        """Return the node's part of the pod's network, for ``ip -batch``."""
-        if not self.own_network:
-            return []
-        return network.pod_on_node(self.host.node, self.link, self.netns, network.pair(self.addresses))
+    async def connect(self) -> None:
+        """Set up the pod's own end of its network; raises OSError."""
+        if self.own_network:
+            await network.connect_pod(self.host.node, self.netns, network.pair(self.addresses))
 
     def start_containers(self) -> None:
         """Start every container and stay with it; raises LabError if a program or volume is not
@@ -311,21 +312,20 @@ class RunningPod:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
-        self.remove_leftovers()
+        await self.remove_leftovers()
         metadata = self.manifest["metadata"]
         self.host.layout.object_file("Pod", metadata["namespace"], metadata["name"]).unlink(missing_ok=True)
 
-    def remove_leftovers(self) -> None:
+    async def remove_leftovers(self) -> None:
         """Remove processes, cgroup, link, netns and volumes. The link would go with the netns, but
         later, and its routes would be in the way.
         """
         cgroup.remove(self.cgroup, parent=True)
         if self.own_network and self.netns.exists():
-            with suppress(LabError):  # it was not there yet
-                network.run([f"link del {self.link}"])
-            with suppress(OSError):  # not mounted: the crash was before that
-                linux.unmount(self.netns)
-            self.netns.unlink()
+            with suppress(OSError):  # it was not there yet
+                async with links.opened() as node:
+                    await node.delete(self.link)
+            linux.drop_namespace(self.netns)
         shutil.rmtree(self.volumes, ignore_errors=True)
         self.pause = 0
 

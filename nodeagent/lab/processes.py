@@ -17,6 +17,13 @@ def joining(group: Path, argv: Sequence[str]) -> list[str]:
     return ["sh", "-c", _JOIN, str(group), *argv]
 
 
+def inside(netns: Path, argv: Sequence[str]) -> list[str]:
+    """Return *argv* to be run in *netns*, every other namespace being the caller's (``ip netns
+    exec`` would hide the cgroups).
+    """
+    return ["nsenter", f"--net={netns}", "--", *argv]
+
+
 def spawn(argv: Sequence[str], group: Path, log: Path) -> int:
     """Start *argv* in *group*, in a session of its own, its output appended to *log*; return its
     pid once it is in the group.

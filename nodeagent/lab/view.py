@@ -12,8 +12,7 @@ from nodeagent.errors import LabError
 from nodeagent.lab import cgroup
 from nodeagent.lab.environment import environment
 from nodeagent.lab.layout import CGROUP, NETNS, PAUSE_PID, Layout, Node, NodeName, read_objects
-from nodeagent.lab.network import inside
-from nodeagent.lab.processes import joining
+from nodeagent.lab.processes import inside, joining
 from nodeagent.resources.pod import Container
 from nodeagent.vocabulary import Family
 

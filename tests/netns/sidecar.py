@@ -17,7 +17,7 @@ from nodeagent.istio import ADMIN_PORT, INBOUND_PORT, OUTBOUND_PORT, USER
 from nodeagent.lab import Lab
 from nodeagent.lab.environment import expand
 from nodeagent.lab.layout import PODS, SERVICES
-from nodeagent.lab.network import inside
+from nodeagent.lab.processes import inside
 from tests.netns.classic import unprivileged
 from tests.netns.identity import PREFIX, with_volume
 from tests.netns.world import server

@@ -12,7 +12,7 @@ import pytest
 
 from nodeagent.lab import Lab
 from nodeagent.lab.agent import merge
-from nodeagent.lab.network import inside
+from nodeagent.lab.processes import inside
 from tests.netns.world import (
     QUICK,
     about,

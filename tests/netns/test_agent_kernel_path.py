@@ -16,7 +16,7 @@ import pytest
 from nodeagent.lab import Lab
 from nodeagent.lab.agent import merge
 from nodeagent.lab.layout import ADDRESSES
-from nodeagent.lab.network import inside
+from nodeagent.lab.processes import inside
 from tests.netns.test_agent_policy import PRINCIPAL, Policies, policy, status
 from tests.netns.world import (
     QUICK,

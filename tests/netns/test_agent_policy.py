@@ -17,7 +17,7 @@ import pytest
 from nodeagent.lab import Lab
 from nodeagent.lab.agent import merge
 from nodeagent.lab.layout import CGROUP
-from nodeagent.lab.network import inside
+from nodeagent.lab.processes import inside
 from tests.netns.world import (
     QUICK,
     about,

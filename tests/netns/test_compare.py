@@ -14,7 +14,7 @@ from nodeagent.compare.load import CompareError, Workload
 from nodeagent.compare.meshes import KernelPath, Sidecars
 from nodeagent.compare.modes import Mode
 from nodeagent.compare.run import Cell, Plan, all_cells
-from nodeagent.lab.network import inside
+from nodeagent.lab.processes import inside
 from tests.netns.world import eventually, left_behind
 
 pytestmark = pytest.mark.timeout(600)  # the first test brings every mode's lab up
