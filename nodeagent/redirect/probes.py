@@ -20,9 +20,11 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from ipaddress import IPv4Interface, IPv6Interface
 from pathlib import Path
 from typing import Final, NoReturn
 
+from nodeagent import links
 from nodeagent.config import MapSizes, Redirect
 from nodeagent.errors import KernelError
 from nodeagent.redirect import bypass, hooks, layout, maps, netns, pins, sock_diag, syscall, transparency
@@ -205,26 +207,19 @@ def _take_as_nobody(fd: int) -> NoReturn:
         os._exit(1)
 
 
-def _wire(where: Ground) -> None:
+async def _wire(where: Ground) -> None:
     """Join the two namespaces by a veth pair: 192.0.2.1 and .2 (RFC 5737), 2001:db8::1 and ::2 (RFC 3849)."""
-    with netns.inside(where.client):
-        _ip(f"link add wire type veth peer name wire netns /proc/{os.getpid()}/fd/{where.server}")
-    for number, namespace in ((1, where.client), (2, where.server)):
-        with netns.inside(namespace):
-            _ip("link set wire up")
-            _ip(f"addr add 192.0.2.{number}/24 dev wire")
-            _ip(f"addr add 2001:db8::{number}/64 dev wire nodad")
-
-
-def _ip(arguments: str) -> None:
-    done = subprocess.run(["ip", *arguments.split()], capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise subprocess.SubprocessError(f"ip {arguments}: {done.stderr.strip()}")
+    async with links.opened(where.client) as client, links.opened(where.server) as server:
+        await client.add_veth("wire", "wire", where.server)
+        for number, end in ((1, client), (2, server)):
+            await end.raise_up("wire")
+            await end.add_address("wire", IPv4Interface(f"192.0.2.{number}/24"))
+            await end.add_address("wire", IPv6Interface(f"2001:db8::{number}/64"))
 
 
 def _capture(where: Ground) -> str:
     """The real thing: loader, enrolment of the client and, in turn, of the server, connections of both families."""
-    _wire(where)
+    asyncio.run(_wire(where))
     began = time.monotonic()
     try:
         plane = asyncio.run(
@@ -349,7 +344,7 @@ def _tool(name: str) -> Callable[[Ground], str]:
     return attempt
 
 
-_PACKAGES: Final = {"ip": "iproute2", "tcpdump": "tcpdump", "wrk": "wrk"}
+_PACKAGES: Final = {"tcpdump": "tcpdump", "wrk": "wrk"}
 _LOST: Final = {
     "connect4": "IPv4 connections of pods are not captured",
     "connect6": "IPv6 connections of pods are not captured",
@@ -384,7 +379,6 @@ PROBES: Final = (
     Probe("closing connections", _destroy, "connections on the kernel path that policy refuses now go on"),
     Probe("netns cookie", _netns_cookie, "pods cannot be told apart"),
     Probe("map lookup without privilege", _unprivileged_lookup, "proxy workers need CAP_BPF"),
-    Probe("ip", _tool("ip"), "no lab, and the capture cannot be tried here"),
     Probe("IPv6", _ipv6, "pods have IPv4 only", needed=False),
     Probe("capture (BCC, all programs)", _capture, "the data plane"),
     Probe("TLS 1.3", _tls13, "no mTLS between nodes"),
