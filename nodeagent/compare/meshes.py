@@ -19,7 +19,7 @@ from nodeagent.compare.modes import Answered, Log, Mode, Target, pod_group
 from nodeagent.config import MapSizes
 from nodeagent.inject.model import PROXY
 from nodeagent.lab import http
-from nodeagent.lab.layout import CGROUP
+from nodeagent.places.annotation import CGROUP
 from nodeagent.redirect import bypass, maps
 
 _ON_THEIR_WORD: Final = (

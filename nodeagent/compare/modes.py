@@ -15,7 +15,7 @@ from nodeagent.compare import measure
 from nodeagent.compare.load import BULK_PORT, HTTP_PORT, TCP_PORT, Client, Workload
 from nodeagent.compare.manifests import CHAIN, GUARDED, PLAIN
 from nodeagent.lab import Lab, cgroup
-from nodeagent.lab.layout import CGROUP
+from nodeagent.places.annotation import CGROUP
 
 
 @dataclass(frozen=True, slots=True)

@@ -53,6 +53,7 @@ from nodeagent.messages import (
     ToSupervisor,
 )
 from nodeagent.parts import Parts
+from nodeagent.places.annotation import AnnotationPlaces
 from nodeagent.policy.model import Jwks, RequestAuthentication
 from nodeagent.pulse import Pulse
 from nodeagent.redirect import heartbeat
@@ -135,6 +136,7 @@ class Control:
         self.mesh = Mesh(
             config.node,
             config.identity.trust_domain,
+            AnnotationPlaces(),
             default_mtls=config.mtls.mode,
             root_namespace=config.mtls.root_namespace,
         )

@@ -2,7 +2,7 @@
 Envoy's SDS.
 
 A pod finds ``socket`` in a folder that is its own: ``<runtimeDirectory>/pods/<uid>``, mounted by a
-volume of its spec or, for an annotation, by :mod:`nodeagent.redirect.place`. Having found a socket
+volume of its spec or, for an annotation, by :mod:`nodeagent.redirect.pod_mount`. Having found a socket
 proves nothing: a connection is served only when the process that made it is the pod's
 (:mod:`nodeagent.identity.peer`), and anyone else hears PERMISSION_DENIED.
 
@@ -25,9 +25,9 @@ from typing import TYPE_CHECKING, Final
 from nodeagent.errors import IdentityError, KernelError, translated
 from nodeagent.identity.allowance import Allowance
 from nodeagent.identity.certificate import Certificate
-from nodeagent.identity.peer import PodPlace, stranger
+from nodeagent.identity.peer import stranger
 from nodeagent.mesh.local import AskingPod
-from nodeagent.redirect import place
+from nodeagent.redirect.pod_mount import PodMount
 from nodeagent.vocabulary import PodUid, SpiffeId
 
 if TYPE_CHECKING:
@@ -146,7 +146,8 @@ class _PodSocket:
         from nodeagent.identity.workload_api import WorkloadApi
 
         self.pod, self.subject = pod, subject
-        self._folder, self._place = folder, PodPlace(pod.netns, pod.cgroup)
+        self._folder = folder
+        self._place = pod.place
         services = (WorkloadApi(subject), SecretDiscovery(subject))
         self._allowed = _Door(GrpcSocket(services), MAX_CONNECTIONS)
         refused = Refused(services, f"this socket serves the pod {pod.namespace}/{pod.pod}, which the caller is not of")
@@ -154,7 +155,8 @@ class _PodSocket:
         self._callers = Allowance(BURST_CALLERS, CALLERS_PER_SECOND)
         self._listener: socket.socket | None = None
         self._inode = 0
-        self._placement = place.Placement(folder, pod.mount_at, self._place) if pod.mount_at and pod.cgroup else None
+        mounted = bool(pod.mount_at and pod.place.cgroup)
+        self._mount = PodMount(folder, pod.mount_at, pod.place) if mounted else None
         self._faults: dict[str, str] = {}
         self._said = -QUIET_SECONDS
         self._loop = asyncio.get_running_loop()
@@ -172,11 +174,11 @@ class _PodSocket:
 
     async def mount(self) -> None:
         """Mount the folder where the annotation wants it, in whichever of the pod's mount namespaces has it not."""
-        if self._placement is None:
+        if self._mount is None:
             return
         try:
             with translated(KernelError, "the folder cannot be mounted"):
-                await self._placement.everywhere()
+                await self._mount.everywhere()
             self._tell("mount", "")
         except KernelError as error:
             self._tell("mount", f"{self.pod.mount_at}: {error}")

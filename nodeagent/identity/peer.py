@@ -15,29 +15,19 @@ import os
 import signal
 import socket
 import struct
-from dataclasses import dataclass
 from functools import cache
 from pathlib import Path, PurePosixPath
 from typing import Final
 
 from nodeagent.errors import KernelError
+from nodeagent.places.place import Place
 from nodeagent.redirect.netns import cookie_at, cookie_of
 
 SO_PEERPIDFD: Final = 77
 """asm-generic/socket.h, since Linux 6.5; not in Python's socket module."""
 
 
-@dataclass(frozen=True, slots=True)
-class PodPlace:
-    """What tells a pod's processes from all others."""
-
-    netns: str
-    """Path of its network namespace's file."""
-    cgroup: str
-    """Path of its cgroup's folder; empty: not known, and the network namespace decides alone."""
-
-
-def stranger(connection: socket.socket, pod: PodPlace) -> str:
+def stranger(connection: socket.socket, pod: Place) -> str:
     """Return why the process that connected *connection*, a unix socket, is none of *pod*'s; empty: it is one."""
     try:
         if cookie_of(connection) != cookie_at(Path(pod.netns)):
@@ -56,7 +46,7 @@ def stranger(connection: socket.socket, pod: PodPlace) -> str:
         os.close(pidfd)
 
 
-def outsider(pid: int, pod: PodPlace, pidfd: int) -> str:
+def outsider(pid: int, pod: Place, pidfd: int) -> str:
     """Return why the process *pid*, held by *pidfd*, is none of *pod*'s; empty: it is one."""
     try:
         found, own = os.stat(f"/proc/{pid}/ns/net"), os.stat(pod.netns)

@@ -13,7 +13,7 @@ import re
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address
 from pathlib import Path
-from typing import Any, NewType
+from typing import Any, Final, NewType
 
 from nodeagent.errors import LabError
 
@@ -34,8 +34,10 @@ GATEWAY6 = IPv6Address("fe80::1")
 """The node's end of every pod's link."""
 POD6 = IPv6Address("fe80::2")
 
-PAUSE_PID, NETNS, CGROUP, ADDRESSES = (f"lab.nodeagent.io/{name}" for name in ("pid", "netns", "cgroup", "addresses"))
-"""Annotations on pods: the lab's answers, and (ADDRESSES) the one question, comma-separated addresses to use."""
+PAUSE_PID: Final = "lab.nodeagent.io/pid"
+"""Annotation on pods, beside their places (``places/annotation.py``): the process that holds their namespaces."""
+ADDRESSES: Final = "lab.nodeagent.io/addresses"
+"""Annotation on pods, the one that the lab reads: comma-separated addresses to use."""
 
 
 @dataclass(frozen=True, slots=True)

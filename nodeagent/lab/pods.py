@@ -19,10 +19,11 @@ from nodeagent.errors import LabError
 from nodeagent.lab import cgroup, linux, network, volumes
 from nodeagent.lab.containers import RunningContainer
 from nodeagent.lab.environment import ConfigMaps, command, environment
-from nodeagent.lab.layout import CGROUP, NETNS, PAUSE_PID, Layout, Node, write_json
+from nodeagent.lab.layout import PAUSE_PID, Layout, Node, write_json
 from nodeagent.lab.sandbox import Process, Sandbox, Started, start_pause
 from nodeagent.lab.services import DOMAIN
 from nodeagent.links import Links
+from nodeagent.places.annotation import CGROUP, NETNS
 from nodeagent.resources.pod import Container, PodSpec
 
 

@@ -11,8 +11,9 @@ from typing import Any
 from nodeagent.errors import LabError
 from nodeagent.lab import cgroup
 from nodeagent.lab.environment import environment
-from nodeagent.lab.layout import CGROUP, NETNS, PAUSE_PID, Layout, Node, NodeName, read_objects
+from nodeagent.lab.layout import PAUSE_PID, Layout, Node, NodeName, read_objects
 from nodeagent.lab.processes import inside, joining
+from nodeagent.places.annotation import CGROUP, NETNS
 from nodeagent.resources.pod import Container
 from nodeagent.vocabulary import Family
 

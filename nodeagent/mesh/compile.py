@@ -72,6 +72,7 @@ from nodeagent.mesh.local import (
 from nodeagent.mesh.network_policies import NetworkPolicies
 from nodeagent.mesh.policies import Policies, PolicyKey, entry_key, names, refused_row
 from nodeagent.mesh.selection import Key, Postings, Selection
+from nodeagent.places.place import Places
 from nodeagent.policy.model import MtlsMode, PathSetting
 from nodeagent.resources import objects
 from nodeagent.resources.changes import AnyChange, EnrolledChange, Refused
@@ -89,7 +90,8 @@ log = logging.getLogger("nodeagent.mesh")
 class Mesh:
     """The cluster as *node* of *trust_domain* sees it.
 
-    *default_mtls* is in force where no PeerAuthentication says otherwise; policies of
+    *places* knows where this node's pods run; without it none is captured, and none is given
+    sockets. *default_mtls* is in force where no PeerAuthentication says otherwise; policies of
     *root_namespace* are for the whole mesh.
     """
 
@@ -97,11 +99,14 @@ class Mesh:
         self,
         node: str,
         trust_domain: str,
+        places: Places | None = None,
         *,
         default_mtls: MtlsMode = "PERMISSIVE",
         root_namespace: str = ROOT_NAMESPACE,
     ) -> None:
-        self._node, self._trust_domain = node, trust_domain
+        self._node = node
+        self._trust_domain = trust_domain
+        self._places = places
         self._pods: dict[Key, objects.Pod] = {}
         self._services: dict[Key, objects.Service] = {}
         self._nodes: dict[str, objects.Node] = {}
@@ -382,12 +387,13 @@ class Mesh:
         faults: list[str] = []
         path = self._path(pod, faults)
         bypassed = bypass(pod.annotations, faults)
-        asking = asking_pod(pod, self._node, identity, faults)
+        place = self._places.of(pod) if self._places is not None and pod.node == self._node else None
+        asking = asking_pod(pod, self._node, place, identity, faults)
         if asking is None:
             self._asking.pop(pod.uid, None)
         else:
             self._asking[pod.uid] = asking
-        local = local_pod(pod, self._node, addresses, identity, tuple(faults))
+        local = local_pod(pod, self._node, place, addresses, identity, tuple(faults))
         if local is None:
             self._local.pop(pod.uid, None)
         else:

@@ -8,11 +8,11 @@ from pathlib import PurePosixPath
 from typing import Final, cast, get_args
 
 from nodeagent.istio import STATUS
+from nodeagent.places.place import Place
 from nodeagent.policy.model import PathSetting
 from nodeagent.resources.objects import Pod
 from nodeagent.vocabulary import Address, PodUid, SpiffeId
 
-NETNS, CGROUP = "lab.nodeagent.io/netns", "lab.nodeagent.io/cgroup"
 ENROLL: Final = "nodeagent.io/enroll"
 TLS_MODE: Final = "security.istio.io/tlsMode"
 PATH: Final = "nodeagent.io/path"
@@ -36,10 +36,7 @@ class LocalPod:
     namespace: str
     addresses: tuple[Address, ...]
     identity: SpiffeId
-    netns: str
-    """Path of its network namespace's file."""
-    cgroup: str
-    """Path of its cgroup."""
+    place: Place
     exclude_inbound: frozenset[int]
     exclude_outbound: frozenset[int]
     faults: tuple[str, ...] = ()
@@ -56,15 +53,14 @@ class AskingPod:
     pod: str
     namespace: str
     identity: SpiffeId
-    netns: str
-    cgroup: str
+    place: Place
     mount_at: str
     """Where the folder is to be mounted in the pod; empty: a volume of its spec does that."""
 
 
-def asking_pod(pod: Pod, node: str, identity: SpiffeId, faults: list[str]) -> AskingPod | None:
-    """Return what *pod* asks for on *node*, by a volume or by annotation; what is wrong goes to
-    *faults*. A pod need not be captured to ask.
+def asking_pod(pod: Pod, node: str, place: Place | None, identity: SpiffeId, faults: list[str]) -> AskingPod | None:
+    """Return what *pod*, which runs at *place*, asks for on *node*, by a volume or by annotation;
+    what is wrong goes to *faults*. A pod need not be captured to ask.
 
     None: it does not ask, is not this node's, or has no network of its own, by which it is known.
     """
@@ -76,16 +72,11 @@ def asking_pod(pod: Pod, node: str, identity: SpiffeId, faults: list[str]) -> As
             "'..' is allowed; it has no effect"
         )
         mount_at = ""
-    netns = _path(pod, NETNS)
-    if (
-        pod.node != node
-        or pod.host_network
-        or not netns
-        or finished(pod)
-        or not (mount_at or DRIVERS.intersection(pod.drivers))
-    ):
+    if place is None or pod.node != node or pod.host_network or finished(pod):
         return None
-    return AskingPod(pod.uid, pod.name, pod.namespace, identity, netns, _path(pod, CGROUP), mount_at)
+    if not mount_at and not DRIVERS.intersection(pod.drivers):
+        return None
+    return AskingPod(pod.uid, pod.name, pod.namespace, identity, place, mount_at)
 
 
 def _is_mount_point(path: str) -> bool:
@@ -101,39 +92,39 @@ def _is_mount_point(path: str) -> bool:
 
 
 def local_pod(
-    pod: Pod, node: str, addresses: tuple[Address, ...], identity: SpiffeId, more_faults: tuple[str, ...] = ()
+    pod: Pod,
+    node: str,
+    place: Place | None,
+    addresses: tuple[Address, ...],
+    identity: SpiffeId,
+    more_faults: tuple[str, ...] = (),
 ) -> LocalPod | None:
-    """Return how *pod* is to be enrolled on *node*, with *more_faults* beside those of its ports'
-    annotations.
+    """Return how *pod*, which runs at *place*, is to be enrolled on *node*, with *more_faults*
+    beside those of its ports' annotations.
 
     None: it is not this node's, shares the node's network, brings its own proxy, asks to be left
     alone, or has no network (yet or any more).
     """
-    netns = _path(pod, NETNS)
-    if pod.node != node or pod.host_network or not netns or not addresses or finished(pod) or STATUS in pod.annotations:
+    if place is None or not addresses or pod.node != node or pod.host_network or finished(pod):
+        return None
+    if STATUS in pod.annotations:
         return None
     if (pod.labels.get(ENROLL) or pod.annotations.get(ENROLL, "")).lower() == "false":
         return None
     faults: list[str] = []
-    inbound, outbound = (excluded_ports(pod, name, faults) for name in (EXCLUDE_INBOUND, EXCLUDE_OUTBOUND))
+    inbound = excluded_ports(pod, EXCLUDE_INBOUND, faults)
+    outbound = excluded_ports(pod, EXCLUDE_OUTBOUND, faults)
     return LocalPod(
         pod.uid,
         pod.name,
         pod.namespace,
         addresses,
         identity,
-        netns,
-        _path(pod, CGROUP),
+        place,
         inbound,
         outbound,
         (*faults, *more_faults),
     )
-
-
-def _path(pod: Pod, annotation: str) -> str:
-    """Return the path that *annotation* says, empty where none can be meant (NUL)."""
-    text = pod.annotations.get(annotation, "")
-    return text if text.isprintable() else ""
 
 
 def finished(pod: Pod) -> bool:

@@ -17,8 +17,9 @@ from typing import Any
 
 from nodeagent.istio import USER
 from nodeagent.lab import Lab, cgroup, http
-from nodeagent.lab.layout import CGROUP, Layout
+from nodeagent.lab.layout import Layout
 from nodeagent.lab.processes import inside
+from nodeagent.places.annotation import CGROUP
 from tests.netns.identity import MOUNT, SOCKET, with_volume
 from tests.netns.world import AccessLog, Samples, eventually, server
 

@@ -16,8 +16,8 @@ import pytest
 
 from nodeagent.lab import Lab
 from nodeagent.lab.agent import merge
-from nodeagent.lab.layout import CGROUP
 from nodeagent.lab.processes import inside
+from nodeagent.places.annotation import CGROUP
 from tests.netns.world import (
     QUICK,
     about,

@@ -19,7 +19,8 @@ from nodeagent.compare.run import Plan, Results
 from nodeagent.compare.scale import SCALE_LAB
 from nodeagent.compare.switches import SWITCH_LAB
 from nodeagent.lab import Lab
-from nodeagent.lab.layout import CGROUP, Layout
+from nodeagent.lab.layout import Layout
+from nodeagent.places.annotation import CGROUP
 from tests.netns.world import client, eventually, left_behind, server
 
 pytestmark = pytest.mark.timeout(600)  # whole comparisons, short ones

@@ -13,7 +13,7 @@ import pytest
 
 from nodeagent.lab import Lab
 from nodeagent.lab.agent import merge
-from nodeagent.lab.layout import CGROUP
+from nodeagent.places.annotation import CGROUP
 from tests.netns.identity import MOUNTED, PREFIX, PROGRAM, SOCKET, asking, in_host, run, watching, workload
 from tests.netns.world import QUICK, account, admin, client, cluster, control, eventually
 

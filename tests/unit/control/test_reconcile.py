@@ -18,6 +18,7 @@ from nodeagent.identity.sources import Trust
 from nodeagent.identity.store import Certificates
 from nodeagent.mesh.entries import Delta
 from nodeagent.mesh.local import LocalPod
+from nodeagent.places.place import Place
 from nodeagent.resources.changes import Change
 from nodeagent.vocabulary import PodUid, SpiffeId
 
@@ -96,8 +97,7 @@ def _pod(uid: PodUid) -> LocalPod:
         "default",
         (),
         SpiffeId(f"spiffe://cluster.local/ns/default/sa/{uid}"),
-        "",
-        "",
+        Place("", ""),
         frozenset(),
         frozenset(),
     )

@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 
 from nodeagent.identity import peer
-from nodeagent.identity.peer import PodPlace, stranger
+from nodeagent.identity.peer import stranger
+from nodeagent.places.place import Place
 from nodeagent.redirect import netns
 
 OWN = "/proc/self/ns/net"
@@ -25,7 +26,7 @@ def own_cgroup() -> str:
     return peer._hierarchy() + next(line[3:] for line in lines if line.startswith("0::")).rstrip("/")
 
 
-def caller(place: PodPlace) -> str:
+def caller(place: Place) -> str:
     ours, theirs = socket.socketpair(socket.AF_UNIX)
     with ours, theirs:
         return stranger(ours, place)
@@ -60,9 +61,9 @@ def eventually_in(pid: int, namespace: str) -> None:
 
 
 def test_a_process_of_the_pod(own_cgroup: str) -> None:
-    assert caller(PodPlace(OWN, own_cgroup)) == ""
-    assert caller(PodPlace(OWN, str(Path(own_cgroup).parent))) == "", "in a group below the pod's"
-    assert caller(PodPlace(OWN, "")) == ""
+    assert caller(Place(OWN, own_cgroup)) == ""
+    assert caller(Place(OWN, str(Path(own_cgroup).parent))) == "", "in a group below the pod's"
+    assert caller(Place(OWN, "")) == ""
 
 
 def test_a_process_of_another_pod(own_cgroup: str) -> None:
@@ -71,12 +72,12 @@ def test_a_process_of_another_pod(own_cgroup: str) -> None:
         f"{own_cgroup}x",
         own_cgroup[:-1] + "/" if own_cgroup != peer._hierarchy() else "/elsewhere",
     ):
-        assert caller(PodPlace(OWN, other)) == "its process is in another cgroup"
-    assert "no network any more" in caller(PodPlace("/proc/self/ns/nothing", own_cgroup)), (
+        assert caller(Place(OWN, other)) == "its process is in another cgroup"
+    assert "no network any more" in caller(Place("/proc/self/ns/nothing", own_cgroup)), (
         "a pod without a network has no processes"
     )
     with elsewhere() as path:
-        assert caller(PodPlace(path, own_cgroup)) == "its socket is of another network namespace"
+        assert caller(Place(path, own_cgroup)) == "its socket is of another network namespace"
 
 
 def test_a_number_that_is_a_process_of_the_pod_by_now_helps_no_stranger(
@@ -98,10 +99,8 @@ def test_a_number_that_is_a_process_of_the_pod_by_now_helps_no_stranger(
         connection, _ = listener.accept()
         with connection, numbered(child.pid, ["nsenter", f"--net={victim}", "cat"]) as reborn:
             eventually_in(reborn.pid, victim)
-            assert stranger(connection, PodPlace(victim, "")) == "its socket is of another network namespace"
-            assert stranger(connection, PodPlace(OWN, "")) != "", (
-                "and the process is none of the pod whose socket it was"
-            )
+            assert stranger(connection, Place(victim, "")) == "its socket is of another network namespace"
+            assert stranger(connection, Place(OWN, "")) != "", "and the process is none of the pod whose socket it was"
 
 
 def test_a_process_that_has_died_is_nobody(tmp_path: Path, own_cgroup: str) -> None:
@@ -115,16 +114,16 @@ def test_a_process_that_has_died_is_nobody(tmp_path: Path, own_cgroup: str) -> N
         )
         connection, _ = listener.accept()
         with connection:
-            assert stranger(connection, PodPlace(OWN, own_cgroup)).startswith("its process is gone")
+            assert stranger(connection, Place(OWN, own_cgroup)).startswith("its process is gone")
 
 
 def test_before_linux_6_5_too(monkeypatch: pytest.MonkeyPatch, own_cgroup: str) -> None:
     monkeypatch.setattr(peer, "SO_PEERPIDFD", 9999)
-    assert caller(PodPlace(OWN, own_cgroup)) == ""
+    assert caller(Place(OWN, own_cgroup)) == ""
 
 
 def test_no_descriptor_is_left(own_cgroup: str) -> None:
     before = len(os.listdir("/proc/self/fd"))
-    for place in (PodPlace(OWN, own_cgroup), PodPlace("/nothing", "")):
+    for place in (Place(OWN, own_cgroup), Place("/nothing", "")):
         caller(place)
     assert len(os.listdir("/proc/self/fd")) == before

@@ -12,7 +12,9 @@ from hypothesis import strategies as st
 from nodeagent.mesh import compile as compiler
 from nodeagent.mesh.compile import Mesh
 from nodeagent.mesh.entries import Delta, Endpoint, Entry, Service, ServicePort, Workload, from_json, to_json
-from nodeagent.resources import security
+from nodeagent.places.annotation import AnnotationPlaces
+from nodeagent.places.place import Place
+from nodeagent.resources import objects, security
 from nodeagent.resources.changes import AnyChange, Change, EnrolledChange
 from nodeagent.resources.objects import parse
 from nodeagent.vocabulary import PodUid
@@ -113,7 +115,7 @@ def gone(change: Change) -> Change:
 
 
 def mesh(*changes: AnyChange) -> Mesh:
-    made = Mesh("node1", DOMAIN)
+    made = Mesh("node1", DOMAIN, AnnotationPlaces())
     made.apply(changes)
     return made
 
@@ -358,6 +360,27 @@ def test_local_pods_follow() -> None:
     assert made.local_pods() == ()
 
 
+def test_a_pod_is_captured_where_and_as_soon_as_its_place_is_known() -> None:
+    """Input: places that somebody else than the pod's annotations knows, later than the pod."""
+
+    class Runtime:
+        def __init__(self) -> None:
+            self.known: dict[PodUid, Place] = {}
+
+        def of(self, pod: objects.Pod) -> Place | None:
+            return self.known.get(pod.uid)
+
+    runtime = Runtime()
+    made = Mesh("node1", DOMAIN, runtime)
+    made.apply([pod("a", "10.0.0.1")])
+    assert made.local_pods() == ()
+    for place in (Place("/run/netns/first", "/first"), Place("/run/netns/second", "/second")):
+        runtime.known[PodUid("uid-a")] = place
+        assert not made.apply([pod("a", "10.0.0.1")])
+        assert [local.place for local in made.local_pods()] == [place]
+    assert made.asking_pods() == ()
+
+
 def test_node_addresses() -> None:
     node = {
         "kind": "Node",
@@ -468,7 +491,7 @@ def last_of_each(changes: Sequence[AnyChange]) -> list[AnyChange]:
 @settings(max_examples=400)
 @given(_CHANGES, st.integers(1, 6), st.randoms(use_true_random=False))
 def test_incremental_equals_whole(changes: list[AnyChange], batch: int, random: Any) -> None:
-    incremental = Mesh("node1", DOMAIN)
+    incremental = Mesh("node1", DOMAIN, AnnotationPlaces())
     seen: dict[str, Entry] = {}
     for at in range(0, len(changes), batch):
         delta = incremental.apply(changes[at : at + batch])
@@ -479,7 +502,7 @@ def test_incremental_equals_whole(changes: list[AnyChange], batch: int, random: 
             seen[found.key] = found
     rest = last_of_each(changes)
     random.shuffle(rest)
-    whole = Mesh("node1", DOMAIN)
+    whole = Mesh("node1", DOMAIN, AnnotationPlaces())
     whole.apply(rest)
     assert incremental.entries() == whole.entries()
     assert incremental.policies() == whole.policies()

@@ -9,6 +9,7 @@ import pytest
 from nodeagent.errors import ConfigError
 from nodeagent.mesh.compile import Mesh
 from nodeagent.mesh.explain import Explanation, Question, explain
+from nodeagent.places.annotation import AnnotationPlaces
 from nodeagent.policy.claims import Claims
 from nodeagent.resources.changes import Change, EnrolledChange
 from nodeagent.vocabulary import PodUid
@@ -21,7 +22,7 @@ GET_ITEMS = [
 
 
 def cluster(*policies: Change) -> Mesh:
-    made = Mesh("node1", DOMAIN)
+    made = Mesh("node1", DOMAIN, AnnotationPlaces())
     pods = [
         pod("web", "10.0.0.1"),
         pod("client", "10.0.0.2", app="client"),

@@ -8,6 +8,7 @@ import pytest
 
 from nodeagent.mesh.compile import Mesh
 from nodeagent.mesh.entries import from_json, to_json
+from nodeagent.places.annotation import AnnotationPlaces
 from nodeagent.policy.model import AuthorizationPolicy
 from nodeagent.resources.changes import AnyChange, Change, Refused
 from tests.unit.mesh.test_compile import DOMAIN, entry, gone, keys, mesh, namespace, pod, policy, service
@@ -37,7 +38,7 @@ def allow(name: str = "a", where: str = "default", **spec: Any) -> Change:
 
 
 def compiled(*changes: AnyChange, **more: Any) -> Mesh:
-    made = Mesh("node1", DOMAIN, **more)
+    made = Mesh("node1", DOMAIN, AnnotationPlaces(), **more)
     made.apply([pod("web"), *changes])
     return made
 

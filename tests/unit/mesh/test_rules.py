@@ -7,6 +7,7 @@ import pytest
 from nodeagent.mesh import rules
 from nodeagent.mesh.entries import Probe
 from nodeagent.mesh.local import EXCLUDE_INBOUND, EXCLUDE_OUTBOUND, local_pod
+from nodeagent.places.place import Place
 from nodeagent.resources.objects import Pod, ServicePort, parse
 from nodeagent.vocabulary import Address, SpiffeId
 
@@ -26,7 +27,7 @@ def pod(
                 "namespace": "d",
                 "uid": "u",
                 "labels": labels,
-                "annotations": {"lab.nodeagent.io/netns": "/n", **(annotations or {})},
+                "annotations": annotations or {},
                 "ownerReferences": owners,
             },
             "spec": {"nodeName": "node1", **spec},
@@ -145,12 +146,13 @@ def test_probes_by_number_and_once() -> None:
 
 
 ADDRESSES = (Address("10.0.0.1"),)
+PLACE = Place("/run/netns/p", "")
 IDENTITY = SpiffeId("spiffe://x/ns/d/sa/default")
 
 
 def test_exclusions() -> None:
     local = local_pod(
-        pod(annotations={EXCLUDE_INBOUND: "22, 80,", EXCLUDE_OUTBOUND: "3306"}), "node1", ADDRESSES, IDENTITY
+        pod(annotations={EXCLUDE_INBOUND: "22, 80,", EXCLUDE_OUTBOUND: "3306"}), "node1", PLACE, ADDRESSES, IDENTITY
     )
     assert local is not None
     assert (local.exclude_inbound, local.exclude_outbound, local.faults) == (
@@ -162,7 +164,9 @@ def test_exclusions() -> None:
 
 @pytest.mark.parametrize("text", ["80;81", "http", "0", "65536", "-1", "*", "80,*", "²", "8e1", "1" * 5000])
 def test_a_wrong_exclusion_opens_nothing(text: str) -> None:
-    local = local_pod(pod(annotations={EXCLUDE_INBOUND: text, EXCLUDE_OUTBOUND: "443"}), "node1", ADDRESSES, IDENTITY)
+    local = local_pod(
+        pod(annotations={EXCLUDE_INBOUND: text, EXCLUDE_OUTBOUND: "443"}), "node1", PLACE, ADDRESSES, IDENTITY
+    )
     assert local is not None
     assert local.exclude_inbound == frozenset()
     assert local.exclude_outbound == {443}
@@ -179,13 +183,13 @@ def test_a_wrong_exclusion_opens_nothing(text: str) -> None:
         pod(annotations={"sidecar.istio.io/status": "{}"}),
         pod(hostNetwork=True),
         pod(nodeName="node2"),
-        pod(annotations={"lab.nodeagent.io/netns": ""}),
     ],
 )
 def test_left_out(left_out: Pod) -> None:
-    assert local_pod(left_out, "node1", ADDRESSES, IDENTITY) is None
+    assert local_pod(left_out, "node1", PLACE, ADDRESSES, IDENTITY) is None
 
 
-def test_a_pod_without_an_address_waits() -> None:
-    assert local_pod(pod(), "node1", (), IDENTITY) is None
-    assert local_pod(pod(annotations={"nodeagent.io/enroll": "true"}), "node1", ADDRESSES, IDENTITY) is not None
+def test_a_pod_without_an_address_or_a_place_waits() -> None:
+    assert local_pod(pod(), "node1", None, ADDRESSES, IDENTITY) is None
+    assert local_pod(pod(), "node1", PLACE, (), IDENTITY) is None
+    assert local_pod(pod(annotations={"nodeagent.io/enroll": "true"}), "node1", PLACE, ADDRESSES, IDENTITY) is not None

@@ -28,6 +28,7 @@ from nodeagent.identity import profiles
 from nodeagent.identity.verify import accept, trusted_roots
 from nodeagent.mesh.compile import Mesh
 from nodeagent.mesh.entries import from_json, to_json
+from nodeagent.places.annotation import AnnotationPlaces
 from nodeagent.policy.authorization import CompiledPolicy
 from nodeagent.policy.model import AuthorizationPolicy
 from nodeagent.resources.changes import AnyChange
@@ -227,7 +228,7 @@ def test_yaml(tmp_path: Path, seed: int) -> None:
 @pytest.mark.parametrize("seed", range(4))
 def test_objects(tmp_path: Path, seed: int) -> None:
     """500 × 4 mutants of objects: each is read or refused, compiled, and goes to the workers."""
-    chance, mesh = Random(seed), Mesh("node1", "cluster.local")
+    chance, mesh = Random(seed), Mesh("node1", "cluster.local", AnnotationPlaces())
 
     async def changes() -> list[AnyChange]:
         source = DirectorySource(tmp_path)
@@ -256,7 +257,7 @@ def test_annotations(tmp_path: Path, seed: int) -> None:
         annotations = pod["metadata"]["annotations"]
         for name in chance.choices(list(ANNOTATIONS), k=3):
             annotations[name] = chance.choice([value for value in mutate.VALUES if isinstance(value, str)])
-        mesh = Mesh("node1", "cluster.local")
+        mesh = Mesh("node1", "cluster.local", AnnotationPlaces())
         folder = tmp_path / "objects"
         folder.mkdir(exist_ok=True)
         (folder / "Pod.shop.web.json").write_text(json.dumps(pod))
@@ -268,8 +269,8 @@ def test_annotations(tmp_path: Path, seed: int) -> None:
             assert asking.mount_at.isprintable()
             assert ".." not in asking.mount_at.split("/")
         for each in (*mesh.asking_pods(), *mesh.local_pods()):
-            assert "\0" not in each.netns + each.cgroup
-            (each.netns + each.cgroup).encode()
+            assert "\0" not in each.place.netns + each.place.cgroup
+            (each.place.netns + each.place.cgroup).encode()
 
 
 @pytest.mark.parametrize("seed", range(2))

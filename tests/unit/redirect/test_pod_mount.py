@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from nodeagent.errors import KernelError
-from nodeagent.identity.peer import PodPlace
-from nodeagent.redirect import place
-from nodeagent.redirect.place import is_mounted
+from nodeagent.places.place import Place
+from nodeagent.redirect import pod_mount
+from nodeagent.redirect.pod_mount import is_mounted
 
 FOLDER = Path("/run/nodeagent/pods/u1")
 
@@ -50,16 +50,16 @@ def test_a_file_system_that_never_answers_is_not_waited_for(monkeypatch: pytest.
     begun, program = tmp_path / "begun", tmp_path / "program"
     program.write_text(f"#!/bin/sh\necho $$ >> {begun}\nexec sleep 1000\n")
     program.chmod(0o755)
-    monkeypatch.setattr(place, "PATIENCE_SECONDS", 2.0)
-    monkeypatch.setattr(place.sys, "executable", str(program))
-    monkeypatch.setattr(place, "_processes", lambda _: [os.getpid()])
-    monkeypatch.setattr(place, "outsider", lambda *_: False)
-    placement = place.Placement(tmp_path, "/nowhere", PodPlace("", ""))
+    monkeypatch.setattr(pod_mount, "PATIENCE_SECONDS", 2.0)
+    monkeypatch.setattr(pod_mount.sys, "executable", str(program))
+    monkeypatch.setattr(pod_mount, "_processes", lambda _: [os.getpid()])
+    monkeypatch.setattr(pod_mount, "outsider", lambda *_: False)
+    mount = pod_mount.PodMount(tmp_path, "/nowhere", Place("", ""))
 
     async def scene() -> None:
         for _ in range(2):
             with pytest.raises(KernelError, match="has not answered"):
-                await placement.everywhere()
+                await mount.everywhere()
         (pid,) = begun.read_text().split()
         while Path(f"/proc/{pid}").exists():
             await asyncio.sleep(0.02)

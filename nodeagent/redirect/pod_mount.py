@@ -21,7 +21,8 @@ from pathlib import Path, PurePosixPath
 from typing import Final
 
 from nodeagent.errors import KernelError
-from nodeagent.identity.peer import PodPlace, outsider
+from nodeagent.identity.peer import outsider
+from nodeagent.places.place import Place
 
 CLONE_NEWNS: Final = 0x00020000
 OPEN_TREE, MOVE_MOUNT, MOUNT_SETATTR = 428, 429, 442
@@ -49,12 +50,12 @@ class _Attempt:
     not_before: float
 
 
-class Placement:
+class PodMount:
     """*folder* at *target* in the mount namespaces of *pod*'s processes: containers come and go,
     and each brings its own.
     """
 
-    def __init__(self, folder: Path, target: str, pod: PodPlace) -> None:
+    def __init__(self, folder: Path, target: str, pod: Place) -> None:
         self._folder, self._target, self._pod = folder, target, pod
         self._failed: dict[int, _Attempt] = {}
 

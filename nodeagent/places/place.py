@@ -1,0 +1,28 @@
+"""The place of a pod on its node, and the interface of who knows it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+from nodeagent.resources.objects import Pod
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """What tells a pod's processes from all others."""
+
+    netns: str
+    """Path of its network namespace's file."""
+    cgroup: str
+    """Path of its cgroup's folder; empty: not known, and the network namespace decides alone."""
+
+
+class Places(Protocol):
+    """Who knows where the pods of this node run."""
+
+    def of(self, pod: Pod) -> Place | None:
+        """Return where *pod* runs, None while that is not known; never waits.
+
+        Where the answer becomes another, the source tells the pod anew.
+        """
