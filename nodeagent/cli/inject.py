@@ -16,8 +16,8 @@ from nodeagent.errors import InjectionError, ResourceError
 from nodeagent.vocabulary import ObjectKey
 
 if TYPE_CHECKING:
-    from nodeagent.inject import Settings
-    from nodeagent.inject.documents import Workload
+    from nodeagent.inject import InjectionSettings
+    from nodeagent.inject.documents import PodDocument
 
 
 @click.command()
@@ -88,14 +88,14 @@ def inject(
     Other kinds pass through as they are, and so do pods that have a sidecar or opted out. Nothing
     is written when anything is wrong.
     """
-    from nodeagent.inject import Settings
+    from nodeagent.inject import InjectionSettings
     from nodeagent.istio import INJECTION_LABEL, REVISION_LABEL
 
     given = _values(values) | dict(_assignments("--set", assigned, _parsed))
     given |= (
         {"authorizationPolicies": [*given.get("authorizationPolicies", ()), *_policies(policies)]} if policies else {}
     )
-    settings = Settings(template, revision, native, hold, given)
+    settings = InjectionSettings(template, revision, native, hold, given)
     asking = {REVISION_LABEL: revision} if revision else {INJECTION_LABEL: "enabled"}
     namespace_labels = dict(_assignments("--namespace-label", labels, str)) or asking
     notes: list[str] = []
@@ -115,13 +115,13 @@ def _kinds() -> str:
 
 
 def _change(
-    settings: Settings, namespace: str, labels: dict[str, str], notes: list[str]
-) -> Callable[[Workload], dict[str, Any]]:
-    from nodeagent.inject import Namespace, Skipped
+    settings: InjectionSettings, namespace: str, labels: dict[str, str], notes: list[str]
+) -> Callable[[PodDocument], dict[str, Any]]:
+    from nodeagent.inject import PodNamespace, Skipped
     from nodeagent.inject import inject as into
 
-    def change(workload: Workload) -> dict[str, Any]:
-        found = into(workload.pod, Namespace(workload.namespace or namespace, labels), settings)
+    def change(workload: PodDocument) -> dict[str, Any]:
+        found = into(workload.pod, PodNamespace(workload.namespace or namespace, labels), settings)
         if isinstance(found, Skipped):
             notes.append(f"skipped: {workload}: {found.text}")
             return workload.pod
@@ -134,10 +134,10 @@ def _change(
     return change
 
 
-def _undo(notes: list[str]) -> Callable[[Workload], dict[str, Any]]:
+def _undo(notes: list[str]) -> Callable[[PodDocument], dict[str, Any]]:
     from nodeagent.inject import uninject
 
-    def change(workload: Workload) -> dict[str, Any]:
+    def change(workload: PodDocument) -> dict[str, Any]:
         found = uninject(workload.pod)
         notes.append(f"{'skipped' if found == workload.pod else 'uninjected'}: {workload}")
         return found
@@ -145,13 +145,13 @@ def _undo(notes: list[str]) -> Callable[[Workload], dict[str, Any]]:
     return change
 
 
-def _transform(files: tuple[str, ...], change: Callable[[Workload], dict[str, Any]]) -> str:
+def _transform(files: tuple[str, ...], change: Callable[[PodDocument], dict[str, Any]]) -> str:
     from nodeagent.inject.documents import transform
     from nodeagent.resources.load import texts
 
-    seen: dict[ObjectKey, Workload] = {}
+    seen: dict[ObjectKey, PodDocument] = {}
 
-    def once(workload: Workload) -> dict[str, Any]:
+    def once(workload: PodDocument) -> dict[str, Any]:
         other = (
             seen.setdefault((workload.kind, workload.namespace, workload.name), workload) if workload.name else workload
         )

@@ -11,7 +11,7 @@ change YAML text and nothing else of it.
 
 from nodeagent.errors import InjectionError
 from nodeagent.inject.injector import inject, uninject
-from nodeagent.inject.model import Injected, Namespace, Settings, Skipped
+from nodeagent.inject.model import Injected, InjectionSettings, PodNamespace, Skipped
 from nodeagent.istio import STATUS
 
-__all__ = ["STATUS", "Injected", "InjectionError", "Namespace", "Settings", "Skipped", "inject", "uninject"]
+__all__ = ["STATUS", "Injected", "InjectionError", "InjectionSettings", "PodNamespace", "Skipped", "inject", "uninject"]

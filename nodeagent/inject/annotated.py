@@ -6,10 +6,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from ipaddress import ip_network
-from typing import Any, Final
+from typing import Final
 
 from nodeagent.errors import InjectionError, ResourceError
-from nodeagent.inject.model import show
+from nodeagent.inject.model import Document, show
 from nodeagent.resources import yaml_text
 from nodeagent.resources.quantity import quantity
 
@@ -25,9 +25,8 @@ _RESOURCES: Final = {
     "proxyMemoryLimit": ("limits", "memory"),
 }
 _TRUTH: Final = {
-    word: truth
-    for truth, words in ((True, "1 t T TRUE true True"), (False, "0 f F FALSE false False"))
-    for word in words.split()
+    **dict.fromkeys(("1", "t", "T", "TRUE", "true", "True"), True),
+    **dict.fromkeys(("0", "f", "F", "FALSE", "false", "False"), False),
 }
 
 
@@ -69,7 +68,7 @@ CAPTURE: Final[dict[str, Callable[[str], str]]] = {
 """Name of the annotation after PREFIX, and of the value that holds its default -> how it is read."""
 
 
-def capture(annotations: Mapping[str, str], values: Mapping[str, Any]) -> dict[str, str]:
+def capture(annotations: Mapping[str, str], values: Document) -> dict[str, str]:
     """Return each of CAPTURE: the pod's annotation, else the value. Raises InjectionError."""
     found = {}
     for name, read in CAPTURE.items():
@@ -86,11 +85,11 @@ def capture(annotations: Mapping[str, str], values: Mapping[str, Any]) -> dict[s
     return found
 
 
-def resources(annotations: Mapping[str, str], default: Any) -> Any:
+def resources(annotations: Mapping[str, str], default: Document) -> Document:
     """Return the proxy's resources: one annotation replaces all of *default*, as in Istio's
     template. Raises InjectionError.
     """
-    found: dict[str, dict[str, str]] = {}
+    found: Document = {}
     for name, (part, resource) in _RESOURCES.items():
         text = annotations.get(f"sidecar.istio.io/{name}")
         if text is None:
@@ -125,7 +124,8 @@ def proxy_config(annotations: Mapping[str, str]) -> tuple[bool | None, int | Non
         return None, None
     try:
         (found,) = yaml_text.load(text) or [{}]
-        hold, concurrency = found.get("holdApplicationUntilProxyStarts"), found.get("concurrency")
+        hold = found.get("holdApplicationUntilProxyStarts")
+        concurrency = found.get("concurrency")
     except (ResourceError, ValueError, AttributeError):
         raise _wrong(PROXY_CONFIG, text, "a YAML mapping") from None
     if hold is not None and not isinstance(hold, bool):

@@ -7,13 +7,13 @@ from __future__ import annotations
 import copy
 import json
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Final
 
 from nodeagent.errors import InjectionError, ResourceError
 from nodeagent.inject import round_trip
-from nodeagent.inject.model import Json, show
+from nodeagent.inject.model import Document, show
 from nodeagent.resources import yaml_text
 
 TEMPLATES: Final[dict[str, tuple[str, tuple[str, ...]]]] = {
@@ -31,7 +31,7 @@ _INDENT: Final = re.compile(r"\{\s*\n( +)")
 
 
 @dataclass(frozen=True, slots=True)
-class Workload:
+class PodDocument:
     """A pod, or what makes pods."""
 
     file: str
@@ -42,7 +42,7 @@ class Workload:
     """Empty: the object does not say."""
     name: str
     """Empty: the API server makes one (generateName)."""
-    pod: Json
+    pod: Document
     path: tuple[str | int, ...]
     """Where ``pod`` stands in the document."""
 
@@ -53,18 +53,19 @@ class Workload:
         )
 
 
-Change = Callable[[Workload], Json]
+PodChange = Callable[[PodDocument], Document]
 """Returns the pod anew, or the same one. Raises InjectionError, whose message begins with the field."""
 
 
-def transform(text: str, file: str, change: Change) -> str:
+def transform(text: str, file: str, change: PodChange) -> str:
     """Return *text*, one or more YAML or JSON documents, with every pod and pod template in it
     *change*\\ d; *file* names it in errors.
 
     A document in which nothing changes is not touched; in others comments, order and quotes of the
     rest stay. Raises InjectionError naming file, document and field.
     """
-    parts, number = [], 0
+    parts = []
+    number = 0
     for line, part in yaml_text.split(text):
         try:
             values = yaml_text.load(part, line)
@@ -74,11 +75,11 @@ def transform(text: str, file: str, change: Change) -> str:
             parts.append(part)
             continue
         number += 1
-        parts.append(_document(part, values[0], file, number, change))
+        parts.append(_document(part, _object(values[0], f"{file}: document {number}"), file, number, change))
     return "".join(parts)
 
 
-def _document(part: str, value: Any, file: str, number: int, change: Change) -> str:
+def _document(part: str, value: Document, file: str, number: int, change: PodChange) -> str:
     found = copy.deepcopy(value)
     for workload in _workloads(value, file, number, ()):
         try:
@@ -100,47 +101,54 @@ def _document(part: str, value: Any, file: str, number: int, change: Change) -> 
     return written
 
 
-def _workloads(value: Any, file: str, number: int, path: tuple[str | int, ...]) -> Iterator[Workload]:
+def _object(value: object, where: str) -> Document:
+    """Return *value*, which stands at *where*, as the Kubernetes object that it must be. Raises InjectionError."""
+    if isinstance(value, dict) and isinstance(value.get("kind"), str):
+        return value
+    shown = value.get("kind") if isinstance(value, dict) else value
+    raise InjectionError(
+        f"{where}: kind: {show(shown)}: allowed: a Kubernetes object: a mapping with apiVersion, kind, metadata"
+    )
+
+
+def _workloads(value: object, file: str, number: int, path: tuple[str | int, ...]) -> Iterator[PodDocument]:
     where = f"{file}: document {number}{''.join(f'[{key}]' if isinstance(key, int) else f' {key}' for key in path)}"
-    if not isinstance(value, dict) or not isinstance(value.get("kind"), str):
-        shown = value.get("kind") if isinstance(value, dict) else value
-        raise InjectionError(
-            f"{where}: kind: {show(shown)}: allowed: a Kubernetes object: a mapping with apiVersion, kind, metadata"
-        )
-    kind, metadata = value["kind"], value.get("metadata")
+    document = _object(value, where)
+    kind = document["kind"]
+    metadata = document.get("metadata")
     if kind == "List":
-        items = value.get("items")
+        items = document.get("items")
         if not isinstance(items, list):
             raise InjectionError(f"{where}: items: {show(items)}: allowed: a list of objects")
         for index, item in enumerate(items):
             yield from _workloads(item, file, number, (*path, "items", index))
         return
     group, place = TEMPLATES.get(kind, (None, ()))
-    version = value.get("apiVersion")
+    version = document.get("apiVersion")
     if group is None or not isinstance(version, str) or version.rpartition("/")[0] != group:
         return
     names = metadata if isinstance(metadata, dict) else {}
-    pod: Any = value
+    pod = document
     for depth, key in enumerate(place):
-        pod = pod.get(key)
-        if not isinstance(pod, dict):
-            raise InjectionError(
-                f"{where} ({kind} {names.get('name')}): {'.'.join(place[: depth + 1])}: {show(pod)}: allowed: a mapping"
-            )
-    yield Workload(
+        below = pod.get(key)
+        if not isinstance(below, dict):
+            at = ".".join(place[: depth + 1])
+            raise InjectionError(f"{where} ({kind} {names.get('name')}): {at}: {show(below)}: allowed: a mapping")
+        pod = below
+    yield PodDocument(
         file, number, kind, str(names.get("namespace") or ""), str(names.get("name") or ""), pod, (*path, *place)
     )
 
 
-def _put(document: Json, path: tuple[str | int, ...], pod: Json) -> None:
-    target: Any = document
+def _put(document: Document, path: tuple[str | int, ...], pod: Document) -> None:
+    target: Any = document  # a mapping or a list, by turns, as the path says
     for key in path:
         target = target[key]
     target.clear()
     target.update(copy.deepcopy(pod))
 
 
-def _as_json(text: str, value: Mapping[str, Any]) -> str:
+def _as_json(text: str, value: Document) -> str:
     """Return *value* as JSON indented as *text* is; empty: *text* is not JSON."""
     try:
         json.loads(text)

@@ -8,10 +8,10 @@ is in force is fixed when the pod is injected.
 
 from __future__ import annotations
 
-from typing import Any, Final
+from typing import Final
 
 from nodeagent.errors import InjectionError
-from nodeagent.inject.model import Json
+from nodeagent.inject.model import Document
 from nodeagent.inject.rbac import Rules
 from nodeagent.inject.values import Values
 from nodeagent.istio import ADMIN_PORT, INBOUND_PORT, OUTBOUND_PORT, OWN_SOURCE, READY_PORT, SCRAPE_PORT, STATUS_PORT
@@ -35,12 +35,12 @@ _MTLS_TCP: Final = ["istio", "istio-peer-exchange"]
 _OWN_SOURCE: Final = {"IPv4": OWN_SOURCE[4], "IPv6": OWN_SOURCE[6]}
 """Istio's InboundPassthroughBindIpv4 and 6."""
 _ANY: Final = {"IPv4": "0.0.0.0", "IPv6": "::"}
-_BOTH: Final[Json] = {"http_protocol_options": {}, "http2_protocol_options": {}}
+_BOTH: Final[Document] = {"http_protocol_options": {}, "http2_protocol_options": {}}
 _SNIFF: Final = "0.1s"
 """How long a client may keep silent before its connection is carried as TCP: the agent's own proxy.timeouts.sniff."""
 
 
-def bootstrap(values: Values, probes: Json, rules: Rules) -> Json:
+def bootstrap(values: Values, probes: Document, rules: Rules) -> Document:
     """Return the bootstrap for a pod.
 
     *probes* is what :func:`nodeagent.inject.probes.rewrite` returned first: what port 15020 answers
@@ -56,10 +56,10 @@ def bootstrap(values: Values, probes: Json, rules: Rules) -> Json:
             raise InjectionError(
                 f"values.plaintextRanges: {network}: allowed: a range within one of meshRanges, not the same"
             )
-    asked = {path: _Probe(index, probe) for index, (path, probe) in enumerate(literal(probes).items())}
+    asked = {path: _Probe(index, probe) for index, (path, probe) in enumerate(_literal(probes).items())}
     listeners = [
         _outbound(values),
-        _inbound(values, literal(rules)),
+        _inbound(values, Rules(tuple(map(_literal, rules.http)), tuple(map(_literal, rules.tcp)))),
         _ready(values),
         _metrics(values),
         _status(values, asked),
@@ -82,23 +82,29 @@ def bootstrap(values: Values, probes: Json, rules: Rules) -> Json:
     return {"admin": admin, "static_resources": {"listeners": listeners, "clusters": clusters}}
 
 
-def literal(value: Any) -> Any:
-    """Return *value* with the texts in it such that Kubernetes leaves them as they are: it expands
+def literal(text: str) -> str:
+    """Return *text* such that Kubernetes leaves it as it is in a command or a variable: it expands
     ``$(NAME)``, and ``$$`` is ``$``.
     """
+    return text.replace("$", "$$")
+
+
+def _literal(document: Document) -> Document:
+    return {key: _each_literal(child) for key, child in document.items()}
+
+
+def _each_literal(value: object) -> object:
     if isinstance(value, str):
-        return value.replace("$", "$$")
+        return literal(value)
     if isinstance(value, dict):
-        return {key: literal(child) for key, child in value.items()}
-    if isinstance(value, Rules):
-        return Rules(tuple(map(literal, value.http)), tuple(map(literal, value.tcp)))
-    return [literal(child) for child in value] if isinstance(value, list) else value
+        return _literal(value)
+    return [_each_literal(child) for child in value] if isinstance(value, list) else value
 
 
 # -- listeners --
 
 
-def _outbound(values: Values) -> Json:
+def _outbound(values: Values) -> Document:
     """What the application dials: the mesh's ranges by mTLS, everything else as it is. The longest
     range decides (Envoy's filter chain matching).
     """
@@ -117,7 +123,7 @@ def _outbound(values: Values) -> Json:
     return _captured("outbound", OUTBOUND_PORT, values, chains, ["original_dst", "http_inspector"])
 
 
-def _inbound(values: Values, rules: Rules) -> Json:
+def _inbound(values: Values, rules: Rules) -> Document:
     """What comes to the pod: mTLS, and plaintext where it is allowed; to the address and port that the client meant."""
     http = _http("inbound", "InboundPassthroughCluster", values.access_log, rules.http)
     tcp = [*_network_rbac(rules), _tcp("inbound", "InboundPassthroughCluster", values.access_log)]
@@ -140,16 +146,16 @@ def _inbound(values: Values, rules: Rules) -> Json:
     return _captured("inbound", INBOUND_PORT, values, chains, ["original_dst", "tls_inspector", "http_inspector"])
 
 
-def _ready(values: Values) -> Json:
+def _ready(values: Values) -> Document:
     """15021: ready when Envoy is, which waits for its first certificate."""
     return _own("ready", READY_PORT, values, [_route({"path": "/healthz/ready"}, "admin", prefix_rewrite="/ready")])
 
 
-def _metrics(values: Values) -> Json:
+def _metrics(values: Values) -> Document:
     return _own("metrics", SCRAPE_PORT, values, [_route({"path": "/stats/prometheus"}, "admin")])
 
 
-def _status(values: Values, probes: dict[str, _Probe]) -> Json:
+def _status(values: Values, probes: dict[str, _Probe]) -> Document:
     """15020: metrics, and the application's probes."""
     routes = [_route({"path": "/stats/prometheus"}, "admin")]
     routes += [probe.route(path) for path, probe in probes.items() if probe.is_http]
@@ -157,7 +163,7 @@ def _status(values: Values, probes: dict[str, _Probe]) -> Json:
     return _own("status", STATUS_PORT, values, routes, checks)
 
 
-def _captured(name: str, port: int, values: Values, chains: list[Json], inspectors: list[str]) -> Json:
+def _captured(name: str, port: int, values: Values, chains: list[Document], inspectors: list[str]) -> Document:
     """A listener for what iptables redirects. HTTP is known by its first line (the last of
     *inspectors*), but on ports that are declared TCP.
     """
@@ -176,12 +182,14 @@ def _captured(name: str, port: int, values: Values, chains: list[Json], inspecto
     return _listener(name, port, values, chains) | {"listener_filters": filters} | options
 
 
-def _own(name: str, port: int, values: Values, routes: list[Json], filters: list[Json] | None = None) -> Json:
+def _own(
+    name: str, port: int, values: Values, routes: list[Document], filters: list[Document] | None = None
+) -> Document:
     """A port where the sidecar itself is asked, by the kubelet and by Prometheus."""
     return _listener(name, port, values, [_chain({}, [_manager(name, routes, filters or [])])])
 
 
-def _listener(name: str, port: int, values: Values, chains: list[Json]) -> Json:
+def _listener(name: str, port: int, values: Values, chains: list[Document]) -> Document:
     first, *others = [_address(_ANY[family], port) for family in values.ip_families]
     more = {"additional_addresses": [{"address": address} for address in others]} if others else {}
     return {
@@ -192,31 +200,31 @@ def _listener(name: str, port: int, values: Values, chains: list[Json]) -> Json:
     } | more
 
 
-def _chain(match: Json, filters: list[Json], tls: Json | None = None) -> Json:
+def _chain(match: Document, filters: list[Document], tls: Document | None = None) -> Document:
     return {"filter_chain_match": match, "filters": filters} | ({"transport_socket": tls} if tls else {})
 
 
-def _prefix(network: str) -> Json:
+def _prefix(network: str) -> Document:
     address, _, length = network.partition("/")
     return {"address_prefix": address, "prefix_len": int(length)}
 
 
-def _address(host: str, port: int) -> Json:
+def _address(host: str, port: int) -> Document:
     return {"socket_address": {"address": host, "port_value": port}}
 
 
 # -- filters --
 
 
-def _typed(name: str, kind: str, **config: Any) -> Json:
+def _typed(name: str, kind: str, **config: object) -> Document:
     return {"name": name, "typed_config": {"@type": f"{_EXTENSION}{kind}"} | config}
 
 
-def _http(direction: str, cluster: str, log: str, rules: tuple[Json, ...] = ()) -> Json:
+def _http(direction: str, cluster: str, log: str, rules: tuple[Document, ...] = ()) -> Document:
     filters = [_typed("envoy.filters.http.rbac", "filters.http.rbac.v3.RBAC", rules=each) for each in rules]
     # No time limit of its own, as Istio's routes; paths are normalised before rules see them
     # (Istio's BASE).
-    options: Json = {
+    options: Document = {
         "stream_idle_timeout": "0s",
         "normalize_path": True,
         "upgrade_configs": [{"upgrade_type": "websocket"}],
@@ -227,7 +235,7 @@ def _http(direction: str, cluster: str, log: str, rules: tuple[Json, ...] = ()) 
     return _manager(direction, [_route({"prefix": "/"}, cluster)], filters, **options)
 
 
-def _manager(prefix: str, routes: list[Json], filters: list[Json], **options: Any) -> Json:
+def _manager(prefix: str, routes: list[Document], filters: list[Document], **options: object) -> Document:
     hosts = [{"name": "all", "domains": ["*"], "routes": routes}]
     router = _typed("envoy.filters.http.router", "filters.http.router.v3.Router")
     config = {
@@ -242,11 +250,11 @@ def _manager(prefix: str, routes: list[Json], filters: list[Json], **options: An
     )
 
 
-def _route(match: Json, cluster: str, **action: Any) -> Json:
+def _route(match: Document, cluster: str, **action: object) -> Document:
     return {"match": match, "route": {"cluster": cluster, "timeout": "0s"} | action}
 
 
-def _tcp(prefix: str, cluster: str, log: str) -> Json:
+def _tcp(prefix: str, cluster: str, log: str) -> Document:
     return _typed(
         "envoy.filters.network.tcp_proxy",
         "filters.network.tcp_proxy.v3.TcpProxy",
@@ -256,14 +264,14 @@ def _tcp(prefix: str, cluster: str, log: str) -> Json:
     )
 
 
-def _network_rbac(rules: Rules) -> list[Json]:
+def _network_rbac(rules: Rules) -> list[Document]:
     return [
         _typed("envoy.filters.network.rbac", "filters.network.rbac.v3.RBAC", stat_prefix="inbound", rules=each)
         for each in rules.tcp
     ]
 
 
-def _log(path: str) -> list[Json]:
+def _log(path: str) -> list[Document]:
     if not path:
         return []
     form = {"log_format": {"text_format_source": {"inline_string": TEXT_FORMAT}}}
@@ -277,7 +285,7 @@ def _log(path: str) -> list[Json]:
 # -- TLS --
 
 
-def _sds(name: str) -> Json:
+def _sds(name: str) -> Document:
     service = {"envoy_grpc": {"cluster_name": "sds"}}
     source = {"api_type": "GRPC", "transport_api_version": "V3", "grpc_services": [service]}
     # Without a time limit: Envoy is not ready, and takes no traffic, before it can prove who it is
@@ -288,7 +296,7 @@ def _sds(name: str) -> Json:
     }
 
 
-def _common_tls(values: Values, protocols: list[str]) -> Json:
+def _common_tls(values: Values, protocols: list[str]) -> Document:
     names = [{"san_type": "URI", "matcher": {"prefix": f"spiffe://{values.trust_domain}/"}}]
     return {
         "alpn_protocols": protocols,
@@ -301,12 +309,12 @@ def _common_tls(values: Values, protocols: list[str]) -> Json:
     }
 
 
-def _downstream_tls(values: Values, protocols: list[str]) -> Json:
+def _downstream_tls(values: Values, protocols: list[str]) -> Document:
     config = {"require_client_certificate": True, "common_tls_context": _common_tls(values, protocols)}
     return _typed("envoy.transport_sockets.tls", "transport_sockets.tls.v3.DownstreamTlsContext", **config)
 
 
-def _upstream_tls(values: Values, protocol: str) -> Json:
+def _upstream_tls(values: Values, protocol: str) -> Document:
     return _typed(
         "envoy.transport_sockets.tls",
         "transport_sockets.tls.v3.UpstreamTlsContext",
@@ -317,16 +325,21 @@ def _upstream_tls(values: Values, protocol: str) -> Json:
 # -- clusters --
 
 
-def _original(values: Values, name: str, tls: Json | None = None) -> Json:
+def _original(values: Values, name: str, tls: Document | None = None) -> Document:
     """To where the connection was going. Without a limit of connections, as Istio's default."""
     most = 2**32 - 1
     limits = {"max_connections": most, "max_pending_requests": most, "max_requests": most, "max_retries": most}
-    cluster: Json = {"name": name, "type": "ORIGINAL_DST", "lb_policy": "CLUSTER_PROVIDED", "connect_timeout": "10s"}
+    cluster: Document = {
+        "name": name,
+        "type": "ORIGINAL_DST",
+        "lb_policy": "CLUSTER_PROVIDED",
+        "connect_timeout": "10s",
+    }
     cluster["per_connection_buffer_limit_bytes"] = values.buffer_bytes
     return cluster | {"circuit_breakers": {"thresholds": [limits]}} | ({"transport_socket": tls} if tls else {})
 
 
-def _static(name: str, address: Json) -> Json:
+def _static(name: str, address: Document) -> Document:
     endpoints = [{"lb_endpoints": [{"endpoint": {"address": address}}]}]
     return {
         "name": name,
@@ -336,20 +349,20 @@ def _static(name: str, address: Json) -> Json:
     }
 
 
-def _from_own_source(values: Values) -> Json:
+def _from_own_source(values: Values) -> Document:
     first, *others = [{"address": _OWN_SOURCE[family], "port_value": 0} for family in values.ip_families]
     more = {"extra_source_addresses": [{"address": address} for address in others]} if others else {}
     return {"upstream_bind_config": {"source_address": first} | more}
 
 
-def _protocol(**options: Any) -> Json:
+def _protocol(**options: object) -> Document:
     kind = "upstreams.http.v3.HttpProtocolOptions"
     return {
         "typed_extension_protocol_options": {f"envoy.extensions.{kind}": {"@type": f"{_EXTENSION}{kind}"} | options}
     }
 
 
-def _http2() -> Json:
+def _http2() -> Document:
     return _protocol(explicit_http_config={"http2_protocol_options": {}})
 
 
@@ -361,7 +374,7 @@ class _Probe:
     whose last result is told.
     """
 
-    def __init__(self, number: int, probe: Json) -> None:
+    def __init__(self, number: int, probe: Document) -> None:
         self.name = f"probe-{number}"
         self._timeout = f"{probe['timeoutSeconds']}s"
         ((self._kind, self._handler),) = [(key, value) for key, value in probe.items() if key != "timeoutSeconds"]
@@ -370,7 +383,7 @@ class _Probe:
     def is_http(self) -> bool:
         return self._kind == "httpGet"
 
-    def route(self, path: str) -> Json:
+    def route(self, path: str) -> Document:
         """Just what the kubelet asks: this way leads past mTLS and policies. A redirect is a
         success to the kubelet; it must not follow it to the sidecar's port, so it is not told
         whereto.
@@ -387,18 +400,18 @@ class _Probe:
         action["route"]["timeout"] = self._timeout
         return action | {"response_headers_to_remove": ["location"]}
 
-    def filter(self, path: str) -> Json:
+    def filter(self, path: str) -> Document:
         matched = [{"name": ":path", "string_match": {"exact": path}}]
         healthy = {self.name: {"value": 100}}
-        config: Json = {"pass_through_mode": False, "headers": matched, "cluster_min_healthy_percentages": healthy}
+        config: Document = {"pass_through_mode": False, "headers": matched, "cluster_min_healthy_percentages": healthy}
         return _typed("envoy.filters.http.health_check", "filters.http.health_check.v3.HealthCheck", **config)
 
-    def cluster(self, values: Values) -> Json:
+    def cluster(self, values: Values) -> Document:
         cluster = _static(self.name, _address(_POD_IP, self._handler["port"])) | _from_own_source(values)
         if self._kind == "httpGet":
             return cluster | (self._unverified() if self._handler.get("scheme") == "HTTPS" else {})
         often = dict.fromkeys(("interval", "no_traffic_interval", "no_traffic_healthy_interval"), "1s")
-        check: Json = {
+        check: Document = {
             "timeout": self._timeout,
             "unhealthy_threshold": 1,
             "healthy_threshold": 1,
@@ -409,7 +422,7 @@ class _Probe:
         service = {"service_name": self._handler["service"]} if self._handler.get("service") else {}
         return cluster | _http2() | {"health_checks": [check | {"grpc_health_check": service}]}
 
-    def _unverified(self) -> Json:
+    def _unverified(self) -> Document:
         """The kubelet does not verify certificates either."""
         return {
             "transport_socket": _typed(

@@ -8,15 +8,14 @@ from __future__ import annotations
 import copy
 import json
 from collections.abc import Iterable, Mapping
-from typing import Any
 
 from nodeagent.errors import InjectionError
 from nodeagent.inject import annotated, envoy, probes, rbac, selection, shape, status, template, values
-from nodeagent.inject.model import PROXY, Injected, Json, Namespace, Settings, Skipped, show
+from nodeagent.inject.model import PROXY, Document, Injected, InjectionSettings, PodNamespace, Skipped, show
 from nodeagent.istio import PORTS, STATUS, USER
 
 
-def inject(pod: Mapping[str, Any], namespace: Namespace, settings: Settings) -> Injected | Skipped:
+def inject(pod: Mapping[str, object], namespace: PodNamespace, settings: InjectionSettings) -> Injected | Skipped:
     """Return *pod* with its sidecar, or why it gets none.
 
     *pod* is a Pod object or a workload's pod template (metadata, spec); it is not changed. A pod
@@ -31,9 +30,9 @@ def inject(pod: Mapping[str, Any], namespace: Namespace, settings: Settings) -> 
     native = annotated.flag(read.annotations, annotated.NATIVE, settings.native)
     hold, concurrency = annotated.proxy_config(read.annotations)
     known = known if concurrency is None else known.model_copy(update={"concurrency": concurrency})
-    injected: Json = copy.deepcopy(dict(pod))
-    asked: Json = {}
-    before: Json = {}
+    injected: Document = copy.deepcopy(dict(pod))
+    asked: Document = {}
+    before: Document = {}
     if annotated.flag(read.annotations, annotated.REWRITE, known.rewrite_app_http_probe):
         asked, before = probes.rewrite(read, injected["spec"])
     added = chosen.fill(_variables(chosen, read, namespace, settings, known, asked))
@@ -47,18 +46,19 @@ def inject(pod: Mapping[str, Any], namespace: Namespace, settings: Settings) -> 
     return Injected(injected)
 
 
-def uninject(pod: Mapping[str, Any]) -> Json:
+def uninject(pod: Mapping[str, object]) -> Document:
     """Return *pod* without what :func:`inject` added, and with its own probes; a pod without a
     sidecar as it is.
 
     Raises InjectionError when something else injected it: what was there before is not known then.
     """
     read = shape.read(pod)
-    found: Json = copy.deepcopy(dict(pod))
+    found: Document = copy.deepcopy(dict(pod))
     if STATUS not in read.annotations:
         return found
     before = status.read(read.annotations[STATUS])
-    spec, metadata = found["spec"], found["metadata"]
+    spec = found["spec"]
+    metadata = found["metadata"]
     for name, added in (
         ("initContainers", before.init_containers),
         ("containers", before.containers),
@@ -74,17 +74,17 @@ def uninject(pod: Mapping[str, Any]) -> Json:
 
 def _variables(
     chosen: template.Template,
-    pod: shape.Pod,
-    namespace: Namespace,
-    settings: Settings,
+    pod: shape.PodShape,
+    namespace: PodNamespace,
+    settings: InjectionSettings,
     known: values.Values,
-    asked: Json,
-) -> Json:
+    asked: Document,
+) -> Document:
     """Return what a template may refer to: the values, and what is worked out from the pod."""
     held = values.as_variables(known)
     labels = pod.labels
     name = labels.get("app.kubernetes.io/name") or labels.get("app") or (pod.metadata and pod.metadata.name)
-    found: Json = held | annotated.capture(pod.annotations, held)
+    found: Document = held | annotated.capture(pod.annotations, held)
     found |= {
         "image": pod.annotations.get(annotated.IMAGE, known.image),
         "resources": annotated.resources(pod.annotations, known.resources),
@@ -105,7 +105,7 @@ def _variables(
     return found
 
 
-def _refuse_conflicts(pod: shape.Pod, added: Json) -> None:
+def _refuse_conflicts(pod: shape.PodShape, added: Document) -> None:
     """What Kubernetes would refuse, or what would silently not work."""
     names = [PROXY, *(item["name"] for item in added.get("initContainers") or ())]
     users = [
@@ -144,16 +144,18 @@ def _refuse_conflicts(pod: shape.Pod, added: Json) -> None:
             )
 
 
-def _add_to_spec(spec: Json, added: Json, native: bool, hold: bool) -> dict[str, tuple[str, ...]]:
+def _add_to_spec(spec: Document, added: Document, native: bool, hold: bool) -> dict[str, tuple[str, ...]]:
     """Return the names of what was added, for the status.
 
     Native: capture, the proxy, then the pod's init containers, which are in the mesh. Else capture
     comes after those, and the proxy last, or first when it is waited for: a container starts when
     the one before it has, its postStart included.
     """
-    proxy = added["container"] | (
-        (added.get("whenNative") or {}) if native else (added.get("whenHeld") or {}) if hold else {}
-    )
+    proxy = added["container"]
+    if native:
+        proxy = proxy | (added.get("whenNative") or {})
+    elif hold:
+        proxy = proxy | (added.get("whenHeld") or {})
     setup = list(added.get("initContainers") or ())
     own = list(spec.get("initContainers") or ())
     init = [*setup, proxy] if native else setup
@@ -166,11 +168,11 @@ def _add_to_spec(spec: Json, added: Json, native: bool, hold: bool) -> dict[str,
     return {"init_containers": _names(init), "containers": () if native else (PROXY,), "volumes": _names(volumes)}
 
 
-def _names(items: Iterable[Json]) -> tuple[str, ...]:
+def _names(items: Iterable[Document]) -> tuple[str, ...]:
     return tuple(item["name"] for item in items)
 
 
-def _add_metadata(pod: Json, added: Json) -> dict[str, tuple[str, ...]]:
+def _add_metadata(pod: Document, added: Document) -> dict[str, tuple[str, ...]]:
     """Return the keys that were added, for the status; the pod's own labels and annotations win over the template's."""
     metadata = pod["metadata"] = pod.get("metadata") or {}
     keys = {}

@@ -9,12 +9,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-Json = dict[str, Any]
+Document = dict[str, Any]
+"""A JSON object that is made or changed here: a pod, a template, a part of Envoy's configuration.
+What is read of a pod is checked before (:func:`nodeagent.inject.shape.read`), so what stands below a
+known key is what Kubernetes takes there.
+"""
 PROXY: Final = "istio-proxy"
 
 
 @dataclass(frozen=True, slots=True)
-class Namespace:
+class PodNamespace:
     """Where the pod is to live, and the labels of that namespace, which decide first."""
 
     name: str
@@ -22,7 +26,7 @@ class Namespace:
 
 
 @dataclass(frozen=True, slots=True)
-class Settings:
+class InjectionSettings:
     """How to inject.
 
     ``template`` is a builtin's name (``envoy``, ``nodeagent``) or the path of a user's own: a file,
@@ -36,14 +40,14 @@ class Settings:
     revision: str = ""
     native: bool = False
     hold: bool = False
-    values: Mapping[str, Any] = field(default_factory=dict)
+    values: Mapping[str, object] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
 class Injected:
     """The pod with its sidecar: a new object that shares nothing with the one given."""
 
-    pod: Json
+    pod: Document
 
 
 @dataclass(frozen=True, slots=True)

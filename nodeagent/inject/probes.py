@@ -7,11 +7,21 @@ stays; a port's name becomes its number.
 
 from __future__ import annotations
 
-from typing import Any, Final
+from collections.abc import Iterator
+from typing import Final
 
 from nodeagent.errors import InjectionError
-from nodeagent.inject.model import Json, show
-from nodeagent.inject.shape import PROBES, Container, Handler, HttpGet, Pod, Probe, TcpSocket
+from nodeagent.inject.model import Document, show
+from nodeagent.inject.shape import (
+    PROBES,
+    ContainerShape,
+    GrpcShape,
+    HandlerShape,
+    HttpGetShape,
+    PodShape,
+    ProbeShape,
+    TcpSocketShape,
+)
 from nodeagent.istio import STATUS_PORT
 
 _WORDS: Final = dict(zip(PROBES, ("readyz", "livez", "startupz"), strict=True))
@@ -23,18 +33,16 @@ def path(container: str, field: str) -> str:
     return f"/app-health/{container}/{_WORDS[field]}"
 
 
-def rewrite(pod: Pod, spec: Json) -> tuple[Json, Json]:
+def rewrite(pod: PodShape, spec: Document) -> tuple[Document, Document]:
     """Lead the probes in *spec*, which *pod* describes, to the sidecar.
 
     Return two mappings: path -> {httpGet | tcpSocket | grpc: what to ask, timeoutSeconds}, as
     Istio's agent takes it, and what :func:`restore` needs: container -> probe's field -> the
     handler that stood there. Raises InjectionError for a port's name that is none.
     """
-    asked: Json = {}
-    before: Json = {}
-    raw = {
-        container["name"]: container for name in ("initContainers", "containers") for container in spec.get(name) or ()
-    }
+    asked: Document = {}
+    before: Document = {}
+    raw = {container["name"]: container for container in _containers(spec)}
     for at, container in pod.containers():
         for field in PROBES:
             probe = container.probe(field)
@@ -54,9 +62,9 @@ def rewrite(pod: Pod, spec: Json) -> tuple[Json, Json]:
     return asked, before
 
 
-def restore(spec: Json, before: Json) -> None:
+def restore(spec: Document, before: Document) -> None:
     """Undo :func:`rewrite` in *spec*, for probes that still ask the sidecar."""
-    for container in [each for name in ("initContainers", "containers") for each in spec.get(name) or ()]:
+    for container in _containers(spec):
         for field, handler in before.get(container["name"], {}).items():
             held = container.get(field) or {}
             if (held.get("httpGet") or {}).get("path") == path(container["name"], field):
@@ -64,16 +72,22 @@ def restore(spec: Json, before: Json) -> None:
                 container[field] = _replaced(held, "httpGet", kind, value)
 
 
-def _kind(probe: Handler) -> str | None:
+def _containers(spec: Document) -> Iterator[Document]:
+    """Yield the pod's containers, those of its start first."""
+    for name in ("initContainers", "containers"):
+        yield from spec.get(name) or ()
+
+
+def _kind(probe: HandlerShape) -> str | None:
     """Return the handler that is rewritten; None: ``exec``, or one that asks another host."""
-    found: tuple[HttpGet | TcpSocket | Any, ...] = (probe.http_get, probe.tcp_socket, probe.grpc)
+    found: tuple[HttpGetShape | TcpSocketShape | GrpcShape | None, ...] = (probe.http_get, probe.tcp_socket, probe.grpc)
     for kind, handler in zip(_HANDLERS, found, strict=True):
         if handler is not None:
             return None if getattr(handler, "host", None) else kind
     return None
 
 
-def _number(at: str, container: Container, probe: Probe) -> int:
+def _number(at: str, container: ContainerShape, probe: ProbeShape) -> int:
     handler = probe.http_get or probe.tcp_socket or probe.grpc
     assert handler is not None
     if isinstance(handler.port, int):
@@ -88,6 +102,6 @@ def _number(at: str, container: Container, probe: Probe) -> int:
     return named[handler.port]
 
 
-def _replaced(mapping: Json, old: str, new: str, value: Any) -> Json:
+def _replaced(mapping: Document, old: str, new: str, value: object) -> Document:
     """Return *mapping* with the key *old* exchanged for *new*, in its place."""
     return {(new if key == old else key): (value if key == old else each) for key, each in mapping.items()}

@@ -6,13 +6,14 @@ Source: Istio's pilot/pkg/security/authz/builder and /model.
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, fields, replace
-from typing import Any, Final, cast
+from typing import Final, cast
 
 from nodeagent.errors import InjectionError, ResourceError
-from nodeagent.inject.model import Json
+from nodeagent.inject.model import Document
 from nodeagent.policy.authorization_match import in_domain
 from nodeagent.policy.model import AuthorizationPolicy, Operation, Rule, Source
 from nodeagent.resources import security
@@ -26,12 +27,12 @@ _OF_HTTP: Final = ("methods", "paths")
 class Rules:
     """The rules that are in force at one pod: (action, policies), DENY first, each for HTTP and for TCP."""
 
-    http: tuple[Json, ...] = ()
-    tcp: tuple[Json, ...] = ()
+    http: tuple[Document, ...] = ()
+    tcp: tuple[Document, ...] = ()
 
 
 def translate(
-    documents: Iterable[Mapping[str, Any]], root: str, namespace: str, labels: Mapping[str, str], trust_domain: str
+    documents: Iterable[Mapping[str, object]], root: str, namespace: str, labels: Mapping[str, str], trust_domain: str
 ) -> Rules:
     """Return the rules of the AuthorizationPolicies in *documents* for a pod of *namespace* with
     *labels*.
@@ -46,7 +47,7 @@ def translate(
 
 
 def _selected(
-    documents: Iterable[Mapping[str, Any]], root: str, namespace: str, labels: Mapping[str, str]
+    documents: Iterable[Mapping[str, object]], root: str, namespace: str, labels: Mapping[str, str]
 ) -> Iterator[AuthorizationPolicy]:
     seen: set[tuple[str, str]] = set()
     for index, document in enumerate(documents):
@@ -101,23 +102,29 @@ def _refuse_unknown(where: str, policy: AuthorizationPolicy) -> None:
                             f"{at}: {field.name}: not translated for Envoy: allowed: {', '.join(known)}, each "
                             "also with not"
                         )
-        if any("{" in path for item in rule.operations for path in (*item.paths, *item.not_paths)):
+        if any("{" in path for path in _paths(rule)):
             raise InjectionError(
                 f"{at}.to: paths: templates are not translated for Envoy: allowed: exact, PREFIX*, *SUFFIX"
             )
 
 
-def _all(policies: list[AuthorizationPolicy], *, tcp: bool) -> Iterator[Json]:
+def _paths(rule: Rule) -> Iterator[str]:
+    for item in rule.operations:
+        yield from item.paths
+        yield from item.not_paths
+
+
+def _all(policies: list[AuthorizationPolicy], *, tcp: bool) -> Iterator[Document]:
     for action in ("DENY", "ALLOW"):
         chosen = [policy for policy in policies if policy.action == action]
         if chosen:
             yield {
                 "action": action,
-                "policies": {name: rule for policy in chosen for name, rule in _rules(policy, tcp)},
+                "policies": dict(itertools.chain.from_iterable(_rules(policy, tcp) for policy in chosen)),
             }
 
 
-def _rules(policy: AuthorizationPolicy, tcp: bool) -> Iterator[tuple[str, Json]]:
+def _rules(policy: AuthorizationPolicy, tcp: bool) -> Iterator[tuple[str, Document]]:
     for index, rule in enumerate(policy.rules):
         if tcp and _needs_http(rule):
             if policy.action == "ALLOW":
@@ -133,7 +140,8 @@ def _rules(policy: AuthorizationPolicy, tcp: bool) -> Iterator[tuple[str, Json]]
 
 
 def _needs_http(rule: Rule) -> bool:
-    return any(getattr(item, prefix + name) for item in rule.operations for name in _OF_HTTP for prefix in ("", "not_"))
+    names = (*_OF_HTTP, *(f"not_{name}" for name in _OF_HTTP))
+    return any(any(getattr(item, name) for name in names) for item in rule.operations)
 
 
 def _without_http(rule: Rule) -> Rule:
@@ -144,14 +152,14 @@ def _without_http(rule: Rule) -> Rule:
 def _both(
     item: Source | Operation,
     names: tuple[str, ...],
-    one: Callable[[str, Any], Json],
+    one: Callable[[str, str | int], Document],
     negation: str,
     conjunction: str,
     disjunction: str,
-) -> Json:
+) -> Document:
     """All fields must match; of a field's values one; of a negated field's none."""
     key = conjunction.removeprefix("and_")
-    found: list[Json] = []
+    found: list[Document] = []
     for name in names:
         for prefix in ("", "not_"):
             values = getattr(item, prefix + name)
@@ -161,18 +169,19 @@ def _both(
     return {conjunction: {key: found or [{"any": True}]}}
 
 
-def _permission(name: str, value: Any) -> Json:
+def _permission(name: str, value: str | int) -> Document:
     if name == "ports":
         return {"destination_port": value}
-    matcher = _matcher(value)
+    matcher = _matcher(str(value))
     return (
         {"url_path": {"path": matcher}} if name == "paths" else {"header": {"name": ":method", "string_match": matcher}}
     )
 
 
-def _principal(name: str, value: str) -> Json:
+def _principal(name: str, value: str | int) -> Document:
+    text = str(value)
     if name == "ip_blocks":
-        address, _, length = value.partition("/")
+        address, _, length = text.partition("/")
         return {
             "direct_remote_ip": {
                 "address_prefix": address,
@@ -180,7 +189,7 @@ def _principal(name: str, value: str) -> Json:
             }
         }
     matcher = (
-        _matcher(value, "spiffe://") if name == "principals" else _regex(f"spiffe://[^/]+/ns/{_pattern(value)}/sa/.+")
+        _matcher(text, "spiffe://") if name == "principals" else _regex(f"spiffe://[^/]+/ns/{_pattern(text)}/sa/.+")
     )
     return {"authenticated": {"principal_name": matcher}}
 
@@ -189,11 +198,11 @@ def _pattern(value: str) -> str:
     return re.escape(value).replace(r"\*", "[^/]+" if value == "*" else "[^/]*")
 
 
-def _regex(pattern: str) -> Json:
+def _regex(pattern: str) -> Document:
     return {"safe_regex": {"regex": pattern}}
 
 
-def _matcher(value: str, before: str = "") -> Json:
+def _matcher(value: str, before: str = "") -> Document:
     """``*`` is any text that is not empty, ``*x`` and ``x*`` are suffix and prefix (Istio's string match)."""
     if value == "*":
         return _regex(f"{re.escape(before)}.+") if before else _regex(".+")

@@ -20,7 +20,7 @@ from ruamel.yaml.scalarstring import DoubleQuotedScalarString, LiteralScalarStri
 from ruamel.yaml.tokens import BlockEntryToken, BlockMappingStartToken, CommentToken, KeyToken, ValueToken
 
 from nodeagent.errors import InjectionError
-from nodeagent.inject.model import Json
+from nodeagent.inject.model import Document
 from nodeagent.resources import yaml_text
 
 _WIDTH: Final = 1 << 20
@@ -30,7 +30,7 @@ _MEANING: Final[Any] = yaml.resolver.Resolver().resolve
 """What a plain scalar is to readers of YAML 1.1 other than Kubernetes': yes, on and 0644 are no texts."""
 
 
-def edit(text: str, old: Json, new: Json) -> str:
+def edit(text: str, old: Document, new: Document) -> str:
     """Return *text*, a document whose value is *old*, changed to mean *new*. Raises InjectionError."""
     handler = _handler(text)
     try:
@@ -85,7 +85,9 @@ def _indents(text: str) -> tuple[int, int, int]:
     mappings: Counter[int] = Counter()
     lists: Counter[int] = Counter()
     items: Counter[int] = Counter()
-    key, before, last = 0, None, None
+    key = 0
+    before = None
+    last = None
     for token in YAML(typ="rt").scan(text):
         if isinstance(token, KeyToken):
             if isinstance(last, BlockMappingStartToken) and isinstance(before, ValueToken):
@@ -106,7 +108,7 @@ def _usual(found: Counter[int], default: int) -> int:
 # -- from one value to the other --
 
 
-def _shared(tree: Any) -> frozenset[int]:
+def _shared(tree: object) -> frozenset[int]:
     """Return the ids of what stands at more than one place (anchors): it is replaced where it
     changes, not changed everywhere.
     """
@@ -122,7 +124,7 @@ def _shared(tree: Any) -> frozenset[int]:
     return frozenset(each for each, times in seen.items() if times > 1)
 
 
-def _change_map(node: CommentedMap, old: Json, new: Json, shared: frozenset[int]) -> None:
+def _change_map(node: CommentedMap, old: Document, new: Document, shared: frozenset[int]) -> None:
     for key in [key for key in old if key not in new]:
         del node[key]
     for index, (key, value) in enumerate(new.items()):
@@ -159,7 +161,7 @@ def _move_comment(node: Any, key: Any, by: int) -> None:
             token.start_mark = cast(Any, CommentMark(max(0, token.start_mark.column + by)))
 
 
-def _change_list(node: CommentedSeq, old: list[Json], new: list[Json], shared: frozenset[int]) -> None:
+def _change_list(node: CommentedSeq, old: list[Document], new: list[Document], shared: frozenset[int]) -> None:
     """Items are matched by name; those that stay keep their order."""
     kept = {item["name"] for item in new}
     held = [item for item in old if item["name"] in kept]
@@ -175,18 +177,18 @@ def _change_list(node: CommentedSeq, old: list[Json], new: list[Json], shared: f
             held.insert(index, item)
 
 
-def _named(items: Any) -> bool:
+def _named(items: object) -> bool:
     return isinstance(items, list) and all(
         isinstance(item, dict) and isinstance(item.get("name"), str) for item in items
     )
 
 
-def _same(one: Any, other: Any) -> bool:
+def _same(one: object, other: object) -> bool:
     """As JSON: True is not 1."""
     return json.dumps(one) == json.dumps(other)
 
 
-def _fresh(value: Any) -> Any:
+def _fresh(value: object) -> object:
     if isinstance(value, dict):
         return CommentedMap({key: _fresh(child) for key, child in value.items()})
     if isinstance(value, list):

@@ -8,14 +8,14 @@ from __future__ import annotations
 
 from typing import Final
 
-from nodeagent.inject.model import Namespace, Skipped
-from nodeagent.inject.shape import Pod
+from nodeagent.inject.model import PodNamespace, Skipped
+from nodeagent.inject.shape import PodShape
 from nodeagent.istio import INJECT, INJECTION_LABEL, REVISION_LABEL, STATUS, SYSTEM_NAMESPACES
 
 DEFAULT_REVISION: Final = "default"
 
 
-def refusal(pod: Pod, namespace: Namespace, revision: str) -> Skipped | None:
+def refusal(pod: PodShape, namespace: PodNamespace, revision: str) -> Skipped | None:
     """Return why *pod* gets no sidecar from the injector of *revision* (empty: the default one); None: it gets one."""
     if STATUS in pod.annotations:
         return Skipped("already-injected", f"it has a sidecar already (annotation {STATUS})")
@@ -26,7 +26,7 @@ def refusal(pod: Pod, namespace: Namespace, revision: str) -> Skipped | None:
     return _not_meant(pod, namespace, revision or DEFAULT_REVISION) or _opted_out(pod)
 
 
-def _not_meant(pod: Pod, namespace: Namespace, revision: str) -> Skipped | None:
+def _not_meant(pod: PodShape, namespace: PodNamespace, revision: str) -> Skipped | None:
     """The namespace's istio-injection label beats its istio.io/rev, and either beats what the pod asks for."""
     if INJECTION_LABEL in namespace.labels:
         if namespace.labels[INJECTION_LABEL] != "enabled":
@@ -56,7 +56,7 @@ def _other(who: str, wanted: str, revision: str) -> Skipped:
     return Skipped("other-revision", f"{who} asks for revision {wanted}; this one is {revision}")
 
 
-def _opted_out(pod: Pod) -> Skipped | None:
+def _opted_out(pod: PodShape) -> Skipped | None:
     """The label beats the annotation, even when it is empty; another value than true and false counts as none."""
     place, held = ("label", pod.labels) if INJECT in pod.labels else ("annotation", pod.annotations)
     return Skipped("opted-out", f"its {place} {INJECT} is false") if held.get(INJECT) == "false" else None

@@ -5,8 +5,8 @@ file or before an API server's validation.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
-from typing import Annotated, Any, Final
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Annotated, Final
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pydantic.alias_generators import to_camel
@@ -19,63 +19,63 @@ from nodeagent.resources.load import explain
 PROBES: Final = ("readinessProbe", "livenessProbe", "startupProbe")
 
 
-class _Part(BaseModel):
+class _Shape(BaseModel):
     model_config = ConfigDict(alias_generator=to_camel, extra="ignore", frozen=True, strict=True)
 
 
-class Port(_Part):
+class PortShape(_Shape):
     container_port: PortNumber
     name: str | None = None
     protocol: str | None = None
 
 
-class HttpGet(_Part):
+class HttpGetShape(_Shape):
     port: PortNumber | PortName
     path: str | None = None
     host: str | None = None
     scheme: str | None = None
 
 
-class TcpSocket(_Part):
+class TcpSocketShape(_Shape):
     port: PortNumber | PortName
     host: str | None = None
 
 
-class Grpc(_Part):
+class GrpcShape(_Shape):
     port: PortNumber
     service: str | None = None
 
 
-class Handler(_Part):
+class HandlerShape(_Shape):
     """What a probe does; one of them, or ``exec``, which stays as it is."""
 
-    http_get: HttpGet | None = None
-    tcp_socket: TcpSocket | None = None
-    grpc: Grpc | None = None
+    http_get: HttpGetShape | None = None
+    tcp_socket: TcpSocketShape | None = None
+    grpc: GrpcShape | None = None
 
 
-class Probe(Handler):
+class ProbeShape(HandlerShape):
     timeout_seconds: Annotated[int, Field(ge=0)] | None = None
 
 
-class SecurityContext(_Part):
+class SecurityContextShape(_Shape):
     run_as_user: int | None = None
 
 
-class VolumeMount(_Part):
+class VolumeMountShape(_Shape):
     name: str
 
 
-class Container(_Part):
+class ContainerShape(_Shape):
     name: Annotated[str, Field(min_length=1)]
-    ports: tuple[Port, ...] | None = None
-    readiness_probe: Probe | None = None
-    liveness_probe: Probe | None = None
-    startup_probe: Probe | None = None
-    security_context: SecurityContext | None = None
-    volume_mounts: tuple[VolumeMount, ...] | None = None
+    ports: tuple[PortShape, ...] | None = None
+    readiness_probe: ProbeShape | None = None
+    liveness_probe: ProbeShape | None = None
+    startup_probe: ProbeShape | None = None
+    security_context: SecurityContextShape | None = None
+    volume_mounts: tuple[VolumeMountShape, ...] | None = None
 
-    def probe(self, field: str) -> Probe | None:
+    def probe(self, field: str) -> ProbeShape | None:
         """Return the probe of the field's name as Kubernetes writes it."""
         return {
             "readinessProbe": self.readiness_probe,
@@ -84,27 +84,27 @@ class Container(_Part):
         }[field]
 
 
-class Volume(_Part):
+class VolumeShape(_Shape):
     name: str
 
 
-class Metadata(_Part):
+class MetadataShape(_Shape):
     name: str | None = None
     labels: dict[str, str] | None = None
     annotations: dict[str, str] | None = None
 
 
-class Spec(_Part):
-    containers: Annotated[tuple[Container, ...], Field(min_length=1)]
-    init_containers: tuple[Container, ...] | None = None
-    volumes: tuple[Volume, ...] | None = None
+class SpecShape(_Shape):
+    containers: Annotated[tuple[ContainerShape, ...], Field(min_length=1)]
+    init_containers: tuple[ContainerShape, ...] | None = None
+    volumes: tuple[VolumeShape, ...] | None = None
     host_network: bool | None = None
-    security_context: SecurityContext | None = None
+    security_context: SecurityContextShape | None = None
 
 
-class Pod(_Part):
-    metadata: Metadata | None = None
-    spec: Spec
+class PodShape(_Shape):
+    metadata: MetadataShape | None = None
+    spec: SpecShape
 
     @property
     def labels(self) -> dict[str, str]:
@@ -114,18 +114,25 @@ class Pod(_Part):
     def annotations(self) -> dict[str, str]:
         return (self.metadata and self.metadata.annotations) or {}
 
-    def containers(self) -> list[tuple[str, Container]]:
+    def containers(self) -> list[tuple[str, ContainerShape]]:
         """Return every container with its path: ``spec.initContainers[0]`` and so on."""
-        lists = (("initContainers", self.spec.init_containers or ()), ("containers", self.spec.containers))
-        return [(f"spec.{name}[{index}]", container) for name, found in lists for index, container in enumerate(found)]
+        return [
+            *_placed("initContainers", self.spec.init_containers or ()),
+            *_placed("containers", self.spec.containers),
+        ]
 
 
-def read(pod: Mapping[str, Any]) -> Pod:
+def _placed(field: str, containers: Iterable[ContainerShape]) -> Iterator[tuple[str, ContainerShape]]:
+    for index, container in enumerate(containers):
+        yield f"spec.{field}[{index}]", container
+
+
+def read(pod: Mapping[str, object]) -> PodShape:
     """Return what injection reads of *pod*. Raises InjectionError naming the field, its value and what is allowed."""
     try:
-        found = Pod.model_validate_json(json.dumps(pod))
+        found = PodShape.model_validate_json(json.dumps(pod))
     except ValidationError as error:
-        raise InjectionError(explain(error, Pod)) from None
+        raise InjectionError(explain(error, PodShape)) from None
     except (TypeError, ValueError, RecursionError):
         raise InjectionError(
             "spec: what JSON cannot hold, or nested too deeply: allowed: a pod as Kubernetes takes it"

@@ -4,17 +4,17 @@ Istio's keys, and four more for the way back.
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pydantic.alias_generators import to_camel
 
 from nodeagent.errors import InjectionError
-from nodeagent.inject.model import Json, show
+from nodeagent.inject.model import Document, show
 from nodeagent.istio import STATUS
 
 Names = tuple[str, ...]
-Handlers = dict[str, Annotated[dict[str, Any], Field(min_length=1, max_length=1)]]
+Handlers = dict[str, Annotated[dict[str, object], Field(min_length=1, max_length=1)]]
 """Probe's field -> {kind: handler}."""
 
 
@@ -52,14 +52,14 @@ def read(text: str) -> Status:
         ) from None
 
 
-def absent(pod: Json) -> Names:
+def absent(pod: Document) -> Names:
     """Name the fields of *pod* that injection may make."""
     return tuple(
         field if field not in place else f"{field}: null" for place, field in _places(pod) if place.get(field) is None
     )
 
 
-def forget(pod: Json, status: Status) -> None:
+def forget(pod: Document, status: Status) -> None:
     """Take the fields away that were not there, as far as nothing is left in them."""
     for place, field in _places(pod):
         if place.get(field):
@@ -70,8 +70,9 @@ def forget(pod: Json, status: Status) -> None:
             place[field] = None
 
 
-def _places(pod: Json) -> list[tuple[Json, str]]:
-    metadata, spec = pod.get("metadata") or {}, pod["spec"]
+def _places(pod: Document) -> list[tuple[Document, str]]:
+    metadata = pod.get("metadata") or {}
+    spec = pod["spec"]
     return [
         (spec, "initContainers"),
         (spec, "volumes"),

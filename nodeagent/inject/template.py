@@ -11,14 +11,14 @@ anything is filled in, so no value can change its structure. Kubernetes expands 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 from nodeagent.errors import InjectionError, ResourceError
-from nodeagent.inject.model import PROXY, Json, show
+from nodeagent.inject.model import PROXY, Document, show
 from nodeagent.resources import yaml_text
 
 FILE: Final = "sidecar.yaml"
@@ -41,24 +41,23 @@ class Template:
     """A template's file, read and checked; treat what it holds as frozen."""
 
     name: str
-    content: Json
+    content: Document
 
     @property
-    def defaults(self) -> Mapping[str, Any]:
-        found: Mapping[str, Any] = self.content.get("values") or {}
+    def defaults(self) -> Mapping[str, object]:
+        found: Mapping[str, object] = self.content.get("values") or {}
         return found
 
     def uses(self, name: str) -> bool:
         """Say whether ``${name}`` stands anywhere in it."""
-        return any(name == match[1] for text in _texts(self.content) for match in _REFERENCE.finditer(text))
+        return any(name in _references(text) for text in _texts(self.content))
 
-    def fill(self, variables: Mapping[str, Any]) -> Json:
+    def fill(self, variables: Mapping[str, object]) -> Document:
         """Return the content with every reference replaced. Raises InjectionError for a name that
         *variables* does not hold.
         """
         content = {key: value for key, value in self.content.items() if key != "values"}
-        filled: Json = _fill(content, variables, f"template {self.name}: ")
-        return filled
+        return _fill_mapping(content, variables, f"template {self.name}: ")
 
 
 def builtins() -> list[str]:
@@ -92,7 +91,7 @@ def _read(name: str, path: Path, changed: int) -> Template:
         raise InjectionError(f"{where}{error}") from None
     if len(documents) != 1 or not isinstance(documents[0], dict):
         raise InjectionError(f"{where}allowed: one document, a mapping of {', '.join(_KINDS)}")
-    content: Json = documents[0]
+    content: Document = documents[0]
     for key, value in content.items():
         if key not in _KINDS:
             raise InjectionError(f"{where}{key:.80}: unknown field: allowed: {', '.join(_KINDS)}")
@@ -104,7 +103,7 @@ def _read(name: str, path: Path, changed: int) -> Template:
     return Template(name, content)
 
 
-def _check_names(where: str, content: Json) -> None:
+def _check_names(where: str, content: Document) -> None:
     if (content.get("container") or {}).get("name") != PROXY:
         raise InjectionError(
             f"{where}container.name: {show((content.get('container') or {}).get('name'))}: allowed: {PROXY}"
@@ -123,35 +122,52 @@ def _check_names(where: str, content: Json) -> None:
             raise InjectionError(f"{where}metadata.{key}: allowed: a mapping")
 
 
-def _texts(value: Any) -> list[str]:
+def _texts(value: object) -> Iterator[str]:
+    """Yield every text in *value*, at whatever depth; keys are none."""
     if isinstance(value, str):
-        return [value]
-    children = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
-    return [text for child in children for text in _texts(child)]
+        yield value
+    elif isinstance(value, dict):
+        for child in value.values():
+            yield from _texts(child)
+    elif isinstance(value, list):
+        for child in value:
+            yield from _texts(child)
 
 
-def _fill(value: Any, variables: Mapping[str, Any], at: str) -> Any:
+def _references(text: str) -> set[str | None]:
+    """Return the names that stand in *text* as ``${name}``."""
+    return {match[1] for match in _REFERENCE.finditer(text)}
+
+
+def _fill_mapping(value: Document, variables: Mapping[str, object], at: str) -> Document:
+    filled: Document = {}
+    for key, child in value.items():
+        made = _fill(child, variables, f"{at}{'' if at.endswith(' ') else '.'}{key}")
+        if key in _COMMANDS and isinstance(made, list):
+            made = _words(made)
+        if made is not None or child is None:
+            filled[key] = made
+    return filled
+
+
+def _fill(value: object, variables: Mapping[str, object], at: str) -> object:
     if isinstance(value, str):
         return _fill_text(value, variables, at)
     if isinstance(value, dict):
-        filled = {
-            key: _fill(child, variables, f"{at}{'' if at.endswith(' ') else '.'}{key}") for key, child in value.items()
-        }
-        filled |= {key: _words(filled[key]) for key in _COMMANDS if isinstance(filled.get(key), list)}
-        return {key: child for key, child in filled.items() if child is not None or value[key] is None}
+        return _fill_mapping(value, variables, at)
     if isinstance(value, list):
         items = [_fill(child, variables, f"{at}[{index}]") for index, child in enumerate(value)]
         return [item for item in items if item is not None]
     return value
 
 
-def _words(items: list[Any]) -> list[Any]:
+def _words(items: list[object]) -> list[object]:
     """A command's words are texts, whatever stands for them."""
     return [str(item) if isinstance(item, int | float) and not isinstance(item, bool) else item for item in items]
 
 
-def _fill_text(text: str, variables: Mapping[str, Any], at: str) -> Any:
-    def value_of(match: re.Match[str]) -> Any:
+def _fill_text(text: str, variables: Mapping[str, object], at: str) -> object:
+    def value_of(match: re.Match[str]) -> object:
         if match[1] is None:
             return "${"
         if match[1] not in variables:
@@ -167,6 +183,8 @@ def _fill_text(text: str, variables: Mapping[str, Any], at: str) -> Any:
             raise InjectionError(
                 f"{at}: {show(match[0])}: a {type(found).__name__} cannot be part of a text: it must stand alone"
             )
-        return "" if found is None else str(found).lower() if isinstance(found, bool) else str(found)
+        if found is None:
+            return ""
+        return str(found).lower() if isinstance(found, bool) else str(found)
 
     return _REFERENCE.sub(as_text, text)

@@ -5,34 +5,34 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from ipaddress import ip_network
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, ValidationError
 from pydantic.alias_generators import to_camel
 
 from nodeagent import __version__
 from nodeagent.errors import InjectionError
-from nodeagent.inject.model import Json
+from nodeagent.inject.model import Document
 from nodeagent.istio import ROOT_NAMESPACE
 from nodeagent.resources.fields import AbsolutePath, PortNumber, Section
 from nodeagent.resources.load import explain
 
 
-def _split(value: Any) -> Any:
+def _split(value: object) -> object:
     """A list may be given as text, as ``--set`` gives it."""
     if isinstance(value, str):
         return tuple(part.strip() for part in value.split(",") if part.strip())
     return tuple(value) if isinstance(value, list) else value
 
 
-def _numbers(value: Any) -> Any:
+def _numbers(value: object) -> object:
     """As :func:`_split`; one port may be given as a number."""
     items = _split((value,) if isinstance(value, int) else value)
-    return (
-        tuple(int(item) if isinstance(item, str) and item.isascii() and item.isdigit() else item for item in items)
-        if isinstance(items, tuple)
-        else items
-    )
+    return tuple(map(_number, items)) if isinstance(items, tuple) else items
+
+
+def _number(item: object) -> object:
+    return int(item) if isinstance(item, str) and item.isascii() and item.isdigit() else item
 
 
 def _network(text: str) -> str:
@@ -46,6 +46,10 @@ def _network(text: str) -> str:
 
 Networks = Annotated[tuple[Annotated[str, AfterValidator(_network)], ...], BeforeValidator(_split)]
 Image = Annotated[str, Field(min_length=1, max_length=1024, pattern=r"^[^\s]+$")]
+
+
+def _own_resources() -> Document:
+    return {"requests": {"cpu": "100m", "memory": "128Mi"}, "limits": {"cpu": "2", "memory": "1Gi"}}
 
 
 class Values(Section):
@@ -83,7 +87,7 @@ class Values(Section):
     """False: Envoy makes a connection for each request."""
     concurrency: Annotated[int, Field(ge=1, le=256)] = 2
     """Worker threads."""
-    authorization_policies: tuple[dict[str, Any], ...] = ()
+    authorization_policies: tuple[dict[str, object], ...] = ()
     """AuthorizationPolicy resources; those that select the pod are enforced by its sidecar."""
     ip_families: Annotated[tuple[Literal["IPv4", "IPv6"], ...], BeforeValidator(_split), Field(min_length=1)] = (
         "IPv4",
@@ -93,12 +97,8 @@ class Values(Section):
     """The node's folder with the mesh's resources (template nodeagent)."""
     csi_driver: str = "csi.nodeagent.io"
     """Whose volume holds the socket that certificates come from."""
-    resources: dict[str, Any] = Field(
-        default_factory=lambda: {
-            "requests": {"cpu": "100m", "memory": "128Mi"},
-            "limits": {"cpu": "2", "memory": "1Gi"},
-        }
-    )
+    resources: Document = Field(default_factory=_own_resources)
+    """The proxy's requests and limits, as Kubernetes writes them; these are Istio's."""
     rewrite_app_http_probe: Annotated[bool, Field(alias="rewriteAppHTTPProbe")] = True
     include_inbound_ports: str = "*"
     exclude_inbound_ports: str = ""
@@ -108,7 +108,7 @@ class Values(Section):
     exclude_outbound_ip_ranges: Annotated[str, Field(alias="excludeOutboundIPRanges")] = ""
 
 
-def read(defaults: Mapping[str, Any], given: Mapping[str, Any]) -> Values:
+def read(defaults: Mapping[str, object], given: Mapping[str, object]) -> Values:
     """Return the values *given*, else the template's *defaults*, else ours. Raises InjectionError
     for an unknown name or a wrong value.
     """
@@ -124,6 +124,6 @@ def read(defaults: Mapping[str, Any], given: Mapping[str, Any]) -> Values:
         raise InjectionError("values: allowed: what JSON can hold") from None
 
 
-def as_variables(values: Values) -> Json:
+def as_variables(values: Values) -> Document:
     """Return *values* by the names that templates use."""
     return values.model_dump(mode="json", by_alias=True)

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final
 
 from nodeagent.errors import InjectionError
-from nodeagent.inject import Injected, Namespace, Settings, inject
+from nodeagent.inject import Injected, InjectionSettings, PodNamespace, inject
 from nodeagent.istio import INJECTION_LABEL, ROOT_NAMESPACE
 from nodeagent.lab.layout import PODS, SERVICES, Layout
 from nodeagent.resources.load import Document
@@ -23,19 +23,19 @@ TEMPLATES: Final = {"envoy": "envoy", "sidecar": "nodeagent"}
 """Lab mode -> the injector's template."""
 
 
-def settings(mode: str, layout: Layout, overlay: Mapping[str, Any]) -> Settings:
+def settings(mode: str, layout: Layout, overlay: Mapping[str, Any]) -> InjectionSettings:
     """Return the injector's settings of a lab: *overlay* may hold ``native``, ``hold`` and ``values``."""
     values = {
         "meshRanges": [str(network) for network in (*PODS, *SERVICES)],
         "source": str(layout.state),
         **overlay.get("values", {}),
     }
-    return Settings(
+    return InjectionSettings(
         TEMPLATES[mode], native=overlay.get("native", False), hold=overlay.get("hold", False), values=values
     )
 
 
-def injected(documents: Sequence[Document], there: Iterable[Object], given: Settings) -> list[Document]:
+def injected(documents: Sequence[Document], there: Iterable[Object], given: InjectionSettings) -> list[Document]:
     """Return *documents* with a sidecar in every pod that takes one; *there* are the objects that
     the lab holds already.
 
@@ -46,13 +46,13 @@ def injected(documents: Sequence[Document], there: Iterable[Object], given: Sett
     return [_injected(document, objects.values(), given) for document in documents]
 
 
-def _injected(document: Document, objects: Iterable[Object], given: Settings) -> Document:
+def _injected(document: Document, objects: Iterable[Object], given: InjectionSettings) -> Document:
     resource = document.resource
     if not isinstance(resource, Pod | Deployment):
         return document
     value = resource.dump()
     namespace = resource.metadata.namespace
-    here = Settings(
+    here = InjectionSettings(
         given.template,
         native=given.native,
         hold=given.hold,
@@ -60,7 +60,7 @@ def _injected(document: Document, objects: Iterable[Object], given: Settings) ->
     )
     pod = value if isinstance(resource, Pod) else value["spec"]["template"]
     try:
-        done = inject(pod, Namespace(namespace, _labels(namespace, objects)), here)
+        done = inject(pod, PodNamespace(namespace, _labels(namespace, objects)), here)
     except InjectionError as error:
         raise document.error(
             "the sidecar's injection",
@@ -77,7 +77,7 @@ def _labels(name: str, objects: Iterable[Object]) -> Mapping[str, str]:
     found = (
         each["metadata"].get("labels", {})
         for each in objects
-        if each["kind"] == "Namespace" and each["metadata"]["name"] == name
+        if each["kind"] == "PodNamespace" and each["metadata"]["name"] == name
     )
     return {INJECTION_LABEL: "enabled", **next(found, {})}
 

@@ -16,7 +16,7 @@ import jsonpatch
 import orjson
 
 from nodeagent.errors import NodeagentError, shown, translated
-from nodeagent.inject import Injected, InjectionError, Namespace, Settings, inject
+from nodeagent.inject import Injected, InjectionError, InjectionSettings, PodNamespace, inject
 from nodeagent.istio import INJECTION_LABEL, REVISION_LABEL
 
 API_VERSION: Final = "admission.k8s.io/v1"
@@ -108,7 +108,7 @@ def labels(entry: Entry, revision: str) -> Mapping[str, str]:
             return {}
 
 
-def decide(review: Review, namespace_labels: Mapping[str, str], settings: Settings) -> Verdict:
+def decide(review: Review, namespace_labels: Mapping[str, str], settings: InjectionSettings) -> Verdict:
     """Return what becomes of the pod: the injector's decision, as a patch of what was sent."""
     for name in ("containers", "initContainers", "volumes"):
         items = review.pod["spec"].get(name)
@@ -116,7 +116,7 @@ def decide(review: Review, namespace_labels: Mapping[str, str], settings: Settin
             return Verdict("denied", "too_large", f"spec.{name}: {len(items)} items, at most {MAX_ITEMS} are allowed")
     try:
         with translated(InjectionError, "the pod cannot be read"):
-            outcome = inject(review.pod, Namespace(review.namespace, namespace_labels), settings)
+            outcome = inject(review.pod, PodNamespace(review.namespace, namespace_labels), settings)
             if isinstance(outcome, Injected):
                 return Verdict("injected", "", "injected", tuple(jsonpatch.make_patch(review.pod, outcome.pod)))
     except InjectionError as error:

@@ -10,7 +10,7 @@ from pydantic import Field
 from nodeagent.ca.settings import Host
 from nodeagent.config import Section
 from nodeagent.errors import ConfigError, InjectionError
-from nodeagent.inject import Namespace, Settings, inject
+from nodeagent.inject import InjectionSettings, PodNamespace, inject
 from nodeagent.istio import REVISION_LABEL
 
 
@@ -34,15 +34,15 @@ class Injection(Section):
     values: dict[str, Any] = Field(default_factory=dict)
     """The template's."""
 
-    def settings(self) -> Settings:
+    def settings(self) -> InjectionSettings:
         """Return them for the injector. Raises ConfigError when it could inject no pod with them."""
-        settings = Settings(self.template, self.revision, self.native, self.hold, self.values)
+        settings = InjectionSettings(self.template, self.revision, self.native, self.hold, self.values)
         trial = {
             "metadata": {"labels": {REVISION_LABEL: self.revision}},
             "spec": {"containers": [{"name": "trial", "image": "trial"}]},
         }
         try:
-            inject(trial, Namespace("trial"), settings)
+            inject(trial, PodNamespace("trial"), settings)
         except InjectionError as error:
             raise ConfigError(f"injection: {error}") from None
         return settings

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from nodeagent.compare import envoy
-from nodeagent.inject import Injected, Namespace, Settings, inject
+from nodeagent.inject import Injected, InjectionSettings, PodNamespace, inject
 from nodeagent.istio import ADMIN_PORT, INBOUND_PORT, OUTBOUND_PORT, USER
 from nodeagent.lab import Lab
 from nodeagent.lab.environment import expand
@@ -146,7 +146,7 @@ def _command(lab: Lab, name: str, probes: Json, values: Json) -> list[str]:
     """Return what the injector would have the pod's proxy run."""
     pod = {"metadata": {"name": name}, "spec": {"containers": [{"name": "c"} | probes]}}
     values = {"meshRanges": [str(network) for network in (*PODS, *SERVICES)], "concurrency": 1} | values
-    found = inject(pod, Namespace("default", {"istio-injection": "enabled"}), Settings(values=values))
+    found = inject(pod, PodNamespace("default", {"istio-injection": "enabled"}), InjectionSettings(values=values))
     assert isinstance(found, Injected)
     environment = {"POD_IP": lab.address(name), "POD_NAME": name, "POD_NAMESPACE": "default"}
     _, *words = [expand(word, environment) for word in found.pod["spec"]["containers"][-1]["command"]]

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
-from nodeagent.inject import Injected, Namespace, Settings, inject
+from nodeagent.inject import Injected, InjectionSettings, PodNamespace, inject
 
 Json = dict[str, Any]
-ENABLED = Namespace("default", {"istio-injection": "enabled"})
+ENABLED = PodNamespace("default", {"istio-injection": "enabled"})
 RANGES = ("10.244.0.0/16", "10.96.0.0/16", "fd00:10:244::/48")
-ENVOY = Settings(values={"meshRanges": RANGES})
-NODEAGENT = Settings("nodeagent")
+ENVOY = InjectionSettings(values={"meshRanges": RANGES})
+NODEAGENT = InjectionSettings("nodeagent")
 
 
 def container(name: str = "app", **fields: Any) -> Json:
@@ -31,7 +31,7 @@ def pod(
     }
 
 
-def injected(given: Json, settings: Settings = ENVOY, namespace: Namespace = ENABLED) -> Json:
+def injected(given: Json, settings: InjectionSettings = ENVOY, namespace: PodNamespace = ENABLED) -> Json:
     """Return *given* with its sidecar, which it must get."""
     found = inject(given, namespace, settings)
     assert isinstance(found, Injected), found

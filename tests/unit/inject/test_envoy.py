@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from nodeagent.compare.envoy import binary
-from nodeagent.inject import InjectionError, Settings, inject
+from nodeagent.inject import InjectionError, InjectionSettings, inject
 from nodeagent.lab.environment import expand
 from tests.unit.inject.pods import ENABLED, PODS, RANGES, injected, named, pod
 
@@ -50,7 +50,7 @@ POLICY = {
 
 def command(given: Json = PODS["smallest"], family: str = "IPv4", **values: Any) -> list[str]:
     """Return what the proxy of the pod *given* runs, as the kubelet expands it."""
-    settings = Settings(values={"meshRanges": RANGES} | values)
+    settings = InjectionSettings(values={"meshRanges": RANGES} | values)
     words = named(injected(given, settings)["spec"]["containers"], "istio-proxy")["command"]
     return [
         expand(word, {"POD_IP": ADDRESSES[family], "POD_NAME": "web", "POD_NAMESPACE": "default"}) for word in words
@@ -221,7 +221,7 @@ def test_administration_is_for_the_pod_alone() -> None:
 )
 def test_a_wrong_value_is_named(values: Json, message: str) -> None:
     with pytest.raises(InjectionError) as error:
-        inject(pod(), ENABLED, Settings(values={"meshRanges": RANGES} | values))
+        inject(pod(), ENABLED, InjectionSettings(values={"meshRanges": RANGES} | values))
     assert str(error.value).startswith(message)
 
 

@@ -11,15 +11,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nodeagent.inject import STATUS, InjectionError, Settings, Skipped, inject, uninject
+from nodeagent.inject import STATUS, InjectionError, InjectionSettings, Skipped, inject, uninject
 from tests.unit.inject.pods import ENABLED, ENVOY, HTTP, NODEAGENT, PODS, RANGES, container, injected, named, names, pod
 
 SETTINGS = {
     "envoy": ENVOY,
-    "envoy, native": Settings(native=True, values={"meshRanges": RANGES, "mtls": "STRICT"}),
-    "envoy, held": Settings(hold=True, values={"meshRanges": RANGES, "accessLog": ""}),
+    "envoy, native": InjectionSettings(native=True, values={"meshRanges": RANGES, "mtls": "STRICT"}),
+    "envoy, held": InjectionSettings(hold=True, values={"meshRanges": RANGES, "accessLog": ""}),
     "nodeagent": NODEAGENT,
-    "nodeagent, native and held": Settings("nodeagent", native=True, hold=True),
+    "nodeagent, native and held": InjectionSettings("nodeagent", native=True, hold=True),
 }
 EVERY = pytest.mark.parametrize("chosen", SETTINGS.values(), ids=SETTINGS)
 EACH_POD = pytest.mark.parametrize("given_pod", PODS.values(), ids=PODS)
@@ -27,14 +27,14 @@ EACH_POD = pytest.mark.parametrize("given_pod", PODS.values(), ids=PODS)
 
 @EVERY
 @EACH_POD
-def test_kubernetes_takes_it(given_pod: dict[str, Any], chosen: Settings) -> None:
+def test_kubernetes_takes_it(given_pod: dict[str, Any], chosen: InjectionSettings) -> None:
     whole = {"apiVersion": "v1", "kind": "Pod"} | injected(given_pod, chosen)
     kubernetes_validate.validate(whole, "1.30", strict=True)
 
 
 @EVERY
 @EACH_POD
-def test_uninject_is_the_way_back(given_pod: dict[str, Any], chosen: Settings) -> None:
+def test_uninject_is_the_way_back(given_pod: dict[str, Any], chosen: InjectionSettings) -> None:
     before = copy.deepcopy(given_pod)
     found = injected(given_pod, chosen)
     assert given_pod == before, "what was given is not changed"
@@ -46,7 +46,7 @@ def test_uninject_is_the_way_back(given_pod: dict[str, Any], chosen: Settings) -
 
 @EVERY
 @EACH_POD
-def test_twice_is_once(given_pod: dict[str, Any], chosen: Settings) -> None:
+def test_twice_is_once(given_pod: dict[str, Any], chosen: InjectionSettings) -> None:
     found = inject(injected(given_pod, chosen), ENABLED, chosen)
     assert isinstance(found, Skipped)
     assert found.reason == "already-injected"
@@ -54,7 +54,7 @@ def test_twice_is_once(given_pod: dict[str, Any], chosen: Settings) -> None:
 
 @EVERY
 @EACH_POD
-def test_what_was_there_stays(given_pod: dict[str, Any], chosen: Settings) -> None:
+def test_what_was_there_stays(given_pod: dict[str, Any], chosen: InjectionSettings) -> None:
     spec = injected(given_pod, chosen)["spec"]
     for field in ("initContainers", "containers", "volumes"):
         own = names(given_pod["spec"].get(field))
@@ -120,7 +120,7 @@ TWO = pod(container("one"), container("two"), initContainers=[container("migrate
     ],
 )
 def test_order(template: str, native: bool, hold: bool, init: list[str], containers: list[str]) -> None:
-    spec = injected(TWO, Settings(template, native=native, hold=hold, values=ENVOY.values))["spec"]
+    spec = injected(TWO, InjectionSettings(template, native=native, hold=hold, values=ENVOY.values))["spec"]
     assert names(spec["initContainers"]) == init
     assert names(spec["containers"]) == containers
     proxy = named(spec["initContainers"] if native else spec["containers"], "istio-proxy")
@@ -131,7 +131,7 @@ def test_order(template: str, native: bool, hold: bool, init: list[str], contain
 
 def test_the_annotation_beats_the_setting_for_native() -> None:
     asked = pod(annotations={"sidecar.istio.io/nativeSidecar": "false"})
-    assert names(injected(asked, Settings(native=True, values=ENVOY.values))["spec"]["containers"]) == [
+    assert names(injected(asked, InjectionSettings(native=True, values=ENVOY.values))["spec"]["containers"]) == [
         "app",
         "istio-proxy",
     ]
@@ -183,7 +183,7 @@ def test_what_the_init_container_is_told() -> None:
 
 
 def test_what_the_nodeagent_proxy_is_told() -> None:
-    chosen = Settings("nodeagent", values={"source": "/srv/mesh", "trustDomain": "td"})
+    chosen = InjectionSettings("nodeagent", values={"source": "/srv/mesh", "trustDomain": "td"})
     proxy = named(injected(PODS["http probes"], chosen)["spec"]["containers"], "istio-proxy")
     words = dict(zip(proxy["command"][2::2], proxy["command"][3::2], strict=True))
     assert words == {
@@ -355,6 +355,6 @@ def test_any_pod_comes_back(
         {"initContainers": own} if own else {}
     )
     one = {"metadata": {"labels": labels, "annotations": annotations}, "spec": spec}
-    found = injected(one, Settings(template, native=native, hold=hold, values=ENVOY.values))
+    found = injected(one, InjectionSettings(template, native=native, hold=hold, values=ENVOY.values))
     assert uninject(found) == one
     assert isinstance(inject(found, ENABLED, ENVOY), Skipped)

@@ -8,7 +8,7 @@ import itertools
 
 import pytest
 
-from nodeagent.inject import Injected, Namespace, Settings, Skipped, inject
+from nodeagent.inject import Injected, InjectionSettings, PodNamespace, Skipped, inject
 from tests.unit.inject.pods import RANGES, pod
 
 INJECTION = (None, "enabled", "disabled", "other")
@@ -36,7 +36,7 @@ def required(label: str | None, annotation: str | None) -> bool:
 @pytest.mark.parametrize("rev", REVISION)
 def test_every_combination(injection: str | None, rev: str | None, mine: str) -> None:
     labels = {key: value for key, value in (("istio-injection", injection), ("istio.io/rev", rev)) if value is not None}
-    settings = Settings(revision=mine, values={"meshRanges": RANGES})
+    settings = InjectionSettings(revision=mine, values={"meshRanges": RANGES})
     for label, annotation, pod_rev in itertools.product(CHOICE, CHOICE, REVISION):
         own = {
             key: value
@@ -44,7 +44,7 @@ def test_every_combination(injection: str | None, rev: str | None, mine: str) ->
             if value is not None
         }
         asked = pod(labels=own, annotations={} if annotation is None else {"sidecar.istio.io/inject": annotation})
-        found = inject(asked, Namespace("default", labels), settings)
+        found = inject(asked, PodNamespace("default", labels), settings)
         expected = reached(injection, rev, label, pod_rev, mine or "default") and required(label, annotation)
         assert isinstance(found, Injected) == expected, (label, annotation, pod_rev, found)
 
@@ -52,18 +52,26 @@ def test_every_combination(injection: str | None, rev: str | None, mine: str) ->
 @pytest.mark.parametrize("name", ["kube-system", "kube-public", "kube-node-lease", "local-path-storage"])
 def test_the_systems_namespaces_are_left_alone(name: str) -> None:
     found = inject(
-        pod(labels={"sidecar.istio.io/inject": "true"}), Namespace(name, {"istio-injection": "enabled"}), Settings()
+        pod(labels={"sidecar.istio.io/inject": "true"}),
+        PodNamespace(name, {"istio-injection": "enabled"}),
+        InjectionSettings(),
     )
     assert isinstance(found, Skipped)
     assert found.reason == "system-namespace"
 
 
 def test_a_pod_of_the_nodes_network_is_left_alone() -> None:
-    found = inject(pod(hostNetwork=True, labels={"sidecar.istio.io/inject": "true"}), Namespace("default"), Settings())
+    found = inject(
+        pod(hostNetwork=True, labels={"sidecar.istio.io/inject": "true"}), PodNamespace("default"), InjectionSettings()
+    )
     assert isinstance(found, Skipped)
     assert found.reason == "host-network"
     assert isinstance(
-        inject(pod(hostNetwork=False), Namespace("default", {"istio-injection": "enabled"}), Settings("nodeagent")),
+        inject(
+            pod(hostNetwork=False),
+            PodNamespace("default", {"istio-injection": "enabled"}),
+            InjectionSettings("nodeagent"),
+        ),
         Injected,
     )
 
@@ -79,7 +87,7 @@ def test_a_pod_of_the_nodes_network_is_left_alone() -> None:
     ],
 )
 def test_the_reason_is_said(labels: dict[str, str], own: dict[str, str], reason: str) -> None:
-    found = inject(pod(labels=own), Namespace("default", labels), Settings())
+    found = inject(pod(labels=own), PodNamespace("default", labels), InjectionSettings())
     assert isinstance(found, Skipped)
     assert found.reason == reason
     assert found.text

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from nodeagent.inject import InjectionError, Settings, inject
+from nodeagent.inject import InjectionError, InjectionSettings, inject
 from nodeagent.inject.template import builtins
 from tests.unit.inject.pods import ENABLED, injected, named, pod
 
@@ -38,12 +38,12 @@ def given(directory: Path, text: str) -> str:
 
 def refusal(directory: Path, text: str, **values: Any) -> str:
     with pytest.raises(InjectionError) as error:
-        inject(pod(), ENABLED, Settings(given(directory, text), values=values))
+        inject(pod(), ENABLED, InjectionSettings(given(directory, text), values=values))
     return str(error.value)
 
 
 def test_what_stands_for_what(tmp_path: Path) -> None:
-    found = injected(pod(), Settings(given(tmp_path, OWN), values={"level": "debug", "concurrency": 3}))
+    found = injected(pod(), InjectionSettings(given(tmp_path, OWN), values={"level": "debug", "concurrency": 3}))
     assert found["metadata"]["labels"] == {"proxy": "debug"}
     assert found["metadata"]["annotations"]["note"] == "cost $5, ${level}, web-3"
     assert named(found["spec"]["containers"], "istio-proxy") == {
@@ -61,17 +61,19 @@ def test_a_file_is_a_template_too_and_is_read_again_when_it_changes(tmp_path: Pa
     for image in ("one", "two"):
         path.write_text(f"container: {{name: istio-proxy, image: {image}}}")
         os.utime(path, ns=(0, len(image) + ord(image[0])))
-        assert named(injected(pod(), Settings(str(path)))["spec"]["containers"], "istio-proxy")["image"] == image
+        assert (
+            named(injected(pod(), InjectionSettings(str(path)))["spec"]["containers"], "istio-proxy")["image"] == image
+        )
 
 
 def test_values_cannot_change_the_structure(tmp_path: Path) -> None:
     evil = 'x"}\nsecurityContext: {privileged: true} # ${image}'
-    found = injected(pod(), Settings(given(tmp_path, OWN), values={"level": evil}))
+    found = injected(pod(), InjectionSettings(given(tmp_path, OWN), values={"level": evil}))
     assert named(found["spec"]["containers"], "istio-proxy")["command"][3] == f"--level={evil}"
 
 
 def test_the_pods_own_labels_win(tmp_path: Path) -> None:
-    found = injected(pod(labels={"proxy": "mine"}), Settings(given(tmp_path, OWN)))
+    found = injected(pod(labels={"proxy": "mine"}), InjectionSettings(given(tmp_path, OWN)))
     assert found["metadata"]["labels"] == {"proxy": "mine"}
 
 
@@ -120,7 +122,7 @@ def test_a_broken_template_is_named(tmp_path: Path, text: str, message: str) -> 
 
 def test_a_template_that_is_not_there(tmp_path: Path) -> None:
     with pytest.raises(InjectionError, match=r"No such file or directory: allowed: envoy, nodeagent, or a path"):
-        inject(pod(), ENABLED, Settings(str(tmp_path / "none")))
+        inject(pod(), ENABLED, InjectionSettings(str(tmp_path / "none")))
 
 
 def test_a_value_that_the_template_does_not_have(tmp_path: Path) -> None:

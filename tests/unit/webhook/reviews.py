@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from nodeagent.inject import Settings
+from nodeagent.inject import InjectionSettings
 from nodeagent.webhook.review import Review, parse
 
-SETTINGS = Settings(values={"meshRanges": ["10.244.0.0/16", "10.96.0.0/12"]})
+SETTINGS = InjectionSettings(values={"meshRanges": ["10.244.0.0/16", "10.96.0.0/12"]})
 POD: dict[str, Any] = {
     "apiVersion": "v1",
     "kind": "Pod",

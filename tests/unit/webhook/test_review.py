@@ -10,7 +10,7 @@ from typing import Any
 import jsonpatch
 import pytest
 
-from nodeagent.inject import Injected, Namespace, Settings, inject
+from nodeagent.inject import Injected, InjectionSettings, PodNamespace, inject
 from nodeagent.webhook.review import ENTRIES, MAX_ITEMS, MAX_VALUES, BadReviewError, answer, decide, labels, parse
 from tests.unit.webhook.reviews import POD, SETTINGS, body, review_of
 
@@ -78,7 +78,7 @@ def test_the_patch_makes_the_injectors_pod() -> None:
     review = review_of(POD)
     before = copy.deepcopy(review.pod)
     verdict = decide(review, labels("namespace", SETTINGS.revision), SETTINGS)
-    expected = inject(POD, Namespace("shop", {"istio-injection": "enabled"}), SETTINGS)
+    expected = inject(POD, PodNamespace("shop", {"istio-injection": "enabled"}), SETTINGS)
     assert isinstance(expected, Injected)
     assert expected.pod != POD
     document = json.loads(answer(review, verdict))
@@ -125,7 +125,7 @@ def test_a_pod_that_cannot_be_injected_is_denied_with_the_reason() -> None:
 
 def test_no_container_mounts_what_the_template_brings() -> None:
     """A volume of the sidecar may be a folder of the host."""
-    settings = Settings(template="nodeagent", values={"meshRanges": ["10.0.0.0/8"]})
+    settings = InjectionSettings(template="nodeagent", values={"meshRanges": ["10.0.0.0/8"]})
     for name in ("containers", "initContainers"):
         pod = copy.deepcopy(POD)
         pod["spec"].setdefault(name, [{"name": "c", "image": "app"}])[0]["volumeMounts"] = [

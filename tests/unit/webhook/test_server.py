@@ -21,7 +21,7 @@ from nodeagent.errors import ControlError
 from nodeagent.identity.authority_directory import finish, prepare, switch
 from nodeagent.identity.ca import CertificateAuthority
 from nodeagent.identity.serving import TTL_SECONDS, ServingCertificate
-from nodeagent.inject import Injected, Namespace, inject
+from nodeagent.inject import Injected, PodNamespace, inject
 from nodeagent.webhook.review import Entry, Review, Verdict, decide, labels
 from nodeagent.webhook.server import Limits, Server
 from tests.unit.webhook.reviews import POD, SETTINGS, body
@@ -114,7 +114,7 @@ def test_the_patch_is_the_injectors_output(tmp_path: Path) -> None:
     async def test() -> None:
         async with running(Stage(tmp_path)) as stage, stage.session() as session:
             status, text = await post(session, stage.url, body(POD))
-            expected = inject(POD, Namespace("shop", {"istio-injection": "enabled"}), SETTINGS)
+            expected = inject(POD, PodNamespace("shop", {"istio-injection": "enabled"}), SETTINGS)
             assert isinstance(expected, Injected)
             assert (status, patched(text)) == (200, expected.pod)
             _, again = await post(session, stage.url, body(expected.pod))
