@@ -57,23 +57,29 @@ class Access:
         return {"Authorization": f"Bearer {token}"} if token else {}
 
 
+KubeObject = dict[str, Any]
+"""What the API server answers, or a part of a kubeconfig: its fields are looked at where they are
+read, and what is not as it should be is one error of this module or of the reader.
+"""
+
+
 class KubeApi:
-    """A connection to the API server."""
+    """Asks the API server that *access* leads to; each request is a connection of its own."""
 
     def __init__(self, access: Access) -> None:
         self._access = access
 
-    async def get(self, path: str) -> dict[str, Any]:
+    async def get(self, path: str) -> KubeObject:
         """Return the object at *path*. Raises ApiError."""
         return await self._ask("GET", path, None, {})
 
-    async def patch(self, path: str, patch: Mapping[str, Any]) -> dict[str, Any]:
+    async def patch(self, path: str, patch: Mapping[str, object]) -> KubeObject:
         """Apply a strategic merge *patch* and return the object. Raises ApiError; status 409:
         somebody else has changed it meanwhile.
         """
         return await self._ask("PATCH", path, orjson.dumps(patch), {"Content-Type": STRATEGIC_MERGE})
 
-    async def _ask(self, method: str, path: str, body: bytes | None, headers: Mapping[str, str]) -> dict[str, Any]:
+    async def _ask(self, method: str, path: str, body: bytes | None, headers: Mapping[str, str]) -> KubeObject:
         url = f"{self._access.server}{path}"
         headers = {**headers, **self._access.headers()}
         try:
@@ -93,7 +99,7 @@ class KubeApi:
         return _answer(method, url, response.status, bytes(content))
 
 
-def _answer(method: str, url: str, status: int, content: bytes) -> dict[str, Any]:
+def _answer(method: str, url: str, status: int, content: bytes) -> KubeObject:
     try:
         document = orjson.loads(content)
     except orjson.JSONDecodeError:
@@ -107,7 +113,8 @@ def _answer(method: str, url: str, status: int, content: bytes) -> dict[str, Any
 
 def in_cluster(account: Path = ACCOUNT) -> Access:
     """Return the access of the pod's service account. Raises ConfigError outside a cluster."""
-    host, port = os.environ.get("KUBERNETES_SERVICE_HOST"), os.environ.get("KUBERNETES_SERVICE_PORT")
+    host = os.environ.get("KUBERNETES_SERVICE_HOST")
+    port = os.environ.get("KUBERNETES_SERVICE_PORT")
     if not host or not port:
         raise ConfigError(
             "registration.kubeconfig: absent, and KUBERNETES_SERVICE_HOST is not set: this is no pod of a cluster"
@@ -161,27 +168,28 @@ def from_kubeconfig(path: Path) -> Access:
         ) from None
 
 
-def _named(document: Mapping[str, Any], kind: str, field: str, name: str) -> Mapping[str, Any]:
+def _named(document: KubeObject, kind: str, field: str, name: str) -> KubeObject:
     for item in document[kind]:
         if item["name"] == name:
-            found: Mapping[str, Any] = item[field]
+            found: KubeObject = item[field]
             return found
     raise KeyError(f"{field} {name!r}")
 
 
-def _context(folder: Path, cluster: Mapping[str, Any], user: Mapping[str, Any]) -> ssl.SSLContext:
+def _context(folder: Path, cluster: KubeObject, user: KubeObject) -> ssl.SSLContext:
     roots = _content(folder, cluster, "certificate-authority")
     context = ssl.create_default_context(cadata=roots.decode("ascii") if roots else None)
     if cluster.get("insecure-skip-tls-verify"):
         context.check_hostname = False
         context.verify_mode = ssl.CERT_NONE
-    chain, key = _content(folder, user, "client-certificate"), _content(folder, user, "client-key")
+    chain = _content(folder, user, "client-certificate")
+    key = _content(folder, user, "client-key")
     if chain and key:
         load_chain(context, chain, key)
     return context
 
 
-def _content(folder: Path, holder: Mapping[str, Any], name: str) -> bytes | None:
+def _content(folder: Path, holder: KubeObject, name: str) -> bytes | None:
     """Return the content of a file that a kubeconfig names or, in base64, holds."""
     if f"{name}-data" in holder:
         return base64.b64decode(holder[f"{name}-data"], validate=True)

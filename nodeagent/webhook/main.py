@@ -16,8 +16,8 @@ from nodeagent.telemetry.http_server import EVERYWHERE, HttpServer, Response, se
 from nodeagent.telemetry.store import Store
 from nodeagent.webhook.kube_api import KubeApi
 from nodeagent.webhook.registration import Keeper, access
-from nodeagent.webhook.review import Entry, Review, Verdict, decide, labels
-from nodeagent.webhook.server import Server
+from nodeagent.webhook.review import Admission, Entry, Review, decide, labels
+from nodeagent.webhook.server import WebhookServer
 from nodeagent.webhook.settings import WebhookConfig
 
 NAME: Final = "webhook"
@@ -25,15 +25,21 @@ log = logging.getLogger("nodeagent.webhook")
 
 
 class Webhook:
-    """The whole. Use :meth:`start`, then :meth:`run`; :meth:`stop` ends it."""
+    """Everything of ``nodeagent webhook``: the HTTPS server, its certificate, the keeper of the
+    registration, and the telemetry port. Use :meth:`start`, then :meth:`run`; :meth:`stop` ends it.
+    """
 
     def __init__(self, config: WebhookConfig, authority: CertificateAuthority) -> None:
-        """Raises IdentityError, ConfigError."""
-        self._config, self._settings, self._authority = config, config.injection.settings(), authority
+        """Prepare it by *config*, with a certificate of *authority*. Raises IdentityError where that
+        gives none, ConfigError where no pod could be injected.
+        """
+        self._config = config
+        self._settings = config.injection.settings()
+        self._authority = authority
         self._serving = ServingCertificate(authority, config.names)
         self._shown: ServerCertificate | None = None
         self._store = Store()
-        self.server = Server(
+        self.server = WebhookServer(
             self._decide, lambda result, reason: self._store.add(metrics.WEBHOOK_REVIEWS, (result, reason))
         )
         self._keeper = None
@@ -83,7 +89,7 @@ class Webhook:
             await asyncio.sleep(LOOK_SECONDS)
             self.renew()
 
-    def _decide(self, review: Review, entry: Entry) -> Verdict:
+    def _decide(self, review: Review, entry: Entry) -> Admission:
         return decide(review, labels(entry, self._settings.revision), self._settings)
 
     def _registered(self, result: str) -> None:

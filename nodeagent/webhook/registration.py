@@ -7,10 +7,10 @@ from __future__ import annotations
 import asyncio
 import base64
 import logging
-from collections.abc import Awaitable, Callable, Mapping
-from typing import Any, Final
+from collections.abc import Awaitable, Callable
+from typing import Final
 
-from nodeagent.webhook.kube_api import Access, ApiError, KubeApi, from_kubeconfig, in_cluster
+from nodeagent.webhook.kube_api import Access, ApiError, KubeApi, KubeObject, from_kubeconfig, in_cluster
 from nodeagent.webhook.settings import Registration
 
 PATH: Final = "/apis/admissionregistration.k8s.io/v1/mutatingwebhookconfigurations"
@@ -22,7 +22,7 @@ Sleep = Callable[[float], Awaitable[None]]
 log = logging.getLogger("nodeagent.webhook")
 
 
-def repair(configuration: Mapping[str, Any], roots_pem: bytes) -> dict[str, Any] | None:
+def repair(configuration: KubeObject, roots_pem: bytes) -> KubeObject | None:
     """Return the strategic merge patch that gives every webhook of *configuration* the caBundle
     *roots_pem*; None: they have it.
 
@@ -53,7 +53,9 @@ def access(registration: Registration) -> Access:
 
 
 class Keeper:
-    """Looks at the registration, and at its own failures, in intervals."""
+    """Keeps the caBundle of one registration right: looks at it every LOOK_SECONDS, and less often
+    (at most MAX_DELAY seconds apart) while the API server answers with errors.
+    """
 
     def __init__(
         self,
@@ -63,7 +65,14 @@ class Keeper:
         count: Callable[[str], None],
         sleep: Sleep = asyncio.sleep,
     ) -> None:
-        self._api, self._path, self._roots, self._count, self._sleep = api, f"{PATH}/{name}", roots, count, sleep
+        """Keep the registration *name* of *api*. *roots* returns the authority's roots as PEM,
+        *count* takes ``right``, ``repaired`` or ``failed`` after each look.
+        """
+        self._api = api
+        self._path = f"{PATH}/{name}"
+        self._roots = roots
+        self._count = count
+        self._sleep = sleep
 
     async def run(self) -> None:
         """Keep it right until cancelled."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 import base64
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Final, Literal
+from typing import Final, Literal
 
 import jsonpatch
 import orjson
@@ -18,6 +18,7 @@ import orjson
 from nodeagent.errors import NodeagentError, shown, translated
 from nodeagent.inject import Injected, InjectionError, InjectionSettings, PodNamespace, inject
 from nodeagent.istio import INJECTION_LABEL, REVISION_LABEL
+from nodeagent.webhook.kube_api import KubeObject
 
 API_VERSION: Final = "admission.k8s.io/v1"
 POD: Final = {"group": "", "version": "v1", "kind": "Pod"}
@@ -39,7 +40,8 @@ class BadReviewError(NodeagentError):
 
     def __init__(self, status: int, reason: str, message: str) -> None:
         super().__init__(message)
-        self.status, self.reason = status, reason
+        self.status = status
+        self.reason = reason
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +51,8 @@ class Review:
     uid: str
     namespace: str
     """From the request: pods that controllers make hold none themselves."""
-    pod: Mapping[str, Any] = field(repr=False)
+    pod: KubeObject = field(repr=False)
+    """With a mapping for ``metadata`` and for ``spec``; nothing else of it has been looked at."""
 
     @property
     def name(self) -> str:
@@ -59,14 +62,16 @@ class Review:
 
 
 @dataclass(frozen=True, slots=True)
-class Verdict:
-    """What is answered; *result* and *reason* are counted, *text* is for people."""
+class Admission:
+    """What becomes of a pod that is about to be made: *result* and *reason* are counted, *text* is
+    for people.
+    """
 
     result: Literal["injected", "skipped", "denied"]
     reason: str
     text: str
-    patch: tuple[Mapping[str, Any], ...] = ()
-    """RFC 6902."""
+    patch: tuple[Mapping[str, object], ...] = ()
+    """What gives the pod its sidecar: operations of a JSON Patch (RFC 6902)."""
 
 
 def parse(body: bytes) -> Review:
@@ -85,7 +90,8 @@ def parse(body: bytes) -> Review:
         _expect(request, name, value)
     if request.get("subResource"):
         raise BadReviewError(400, "malformed", "request.subResource: none is expected")
-    uid, namespace = _text(request, "uid"), _text(request, "namespace")
+    uid = _text(request, "uid")
+    namespace = _text(request, "namespace")
     pod = _mapping(request, "object")
     _mapping(pod, "metadata")
     _mapping(pod, "spec")
@@ -108,47 +114,49 @@ def labels(entry: Entry, revision: str) -> Mapping[str, str]:
             return {}
 
 
-def decide(review: Review, namespace_labels: Mapping[str, str], settings: InjectionSettings) -> Verdict:
-    """Return what becomes of the pod: the injector's decision, as a patch of what was sent."""
+def decide(review: Review, namespace_labels: Mapping[str, str], settings: InjectionSettings) -> Admission:
+    """Return what becomes of the pod of *review*, whose namespace has *namespace_labels*, by an
+    injector with *settings*: its decision, as a patch of what was sent.
+    """
     for name in ("containers", "initContainers", "volumes"):
         items = review.pod["spec"].get(name)
         if isinstance(items, list) and len(items) > MAX_ITEMS:
-            return Verdict("denied", "too_large", f"spec.{name}: {len(items)} items, at most {MAX_ITEMS} are allowed")
+            return Admission("denied", "too_large", f"spec.{name}: {len(items)} items, at most {MAX_ITEMS} are allowed")
     try:
         with translated(InjectionError, "the pod cannot be read"):
             outcome = inject(review.pod, PodNamespace(review.namespace, namespace_labels), settings)
             if isinstance(outcome, Injected):
-                return Verdict("injected", "", "injected", tuple(jsonpatch.make_patch(review.pod, outcome.pod)))
+                return Admission("injected", "", "injected", tuple(jsonpatch.make_patch(review.pod, outcome.pod)))
     except InjectionError as error:
-        return Verdict("denied", "injection_error", str(error))
-    return Verdict("skipped", outcome.reason, outcome.text)
+        return Admission("denied", "injection_error", str(error))
+    return Admission("skipped", outcome.reason, outcome.text)
 
 
-def answer(review: Review, verdict: Verdict) -> bytes:
-    """Return the AdmissionReview that tells the API server of *verdict*."""
-    response: dict[str, Any] = {"uid": review.uid, "allowed": verdict.result != "denied"}
-    if verdict.result == "denied":
-        response["status"] = {"code": 400, "reason": "BadRequest", "message": f"sidecar injection: {verdict.text}"}
-    elif verdict.patch:
-        response |= {"patchType": "JSONPatch", "patch": base64.b64encode(orjson.dumps(verdict.patch)).decode()}
+def answer(review: Review, admission: Admission) -> bytes:
+    """Return the AdmissionReview, as JSON, that answers *review* with *admission*."""
+    response: dict[str, object] = {"uid": review.uid, "allowed": admission.result != "denied"}
+    if admission.result == "denied":
+        response["status"] = {"code": 400, "reason": "BadRequest", "message": f"sidecar injection: {admission.text}"}
+    elif admission.patch:
+        response |= {"patchType": "JSONPatch", "patch": base64.b64encode(orjson.dumps(admission.patch)).decode()}
     return orjson.dumps({"apiVersion": API_VERSION, "kind": "AdmissionReview", "response": response})
 
 
-def _mapping(holder: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+def _mapping(holder: KubeObject, name: str) -> KubeObject:
     value = holder.get(name)
     if not isinstance(value, dict):
         raise BadReviewError(400, "malformed", f"{name}: a mapping is expected")
     return value
 
 
-def _text(holder: Mapping[str, Any], name: str) -> str:
+def _text(holder: KubeObject, name: str) -> str:
     value = holder.get(name)
     if not isinstance(value, str) or not 0 < len(value) <= MAX_NAME:
         raise BadReviewError(400, "malformed", f"{name}: a text of 1 to {MAX_NAME} characters is expected")
     return value
 
 
-def _expect(holder: Mapping[str, Any], name: str, expected: object) -> None:
+def _expect(holder: KubeObject, name: str, expected: object) -> None:
     if holder.get(name) != expected:
         raise BadReviewError(
             400, "malformed", f"{name}: {orjson.dumps(expected).decode()} is expected, not {shown(holder.get(name))}"

@@ -22,10 +22,10 @@ from aiohttp import web
 from nodeagent.errors import ControlError
 from nodeagent.identity.ca import ServerCertificate
 from nodeagent.identity.tls import load_chain
-from nodeagent.webhook.review import ENTRIES, BadReviewError, Entry, Review, Verdict, answer, parse
+from nodeagent.webhook.review import ENTRIES, Admission, BadReviewError, Entry, Review, answer, parse
 
 log = logging.getLogger("nodeagent.webhook")
-Decide = Callable[[Review, Entry], Verdict]
+Decide = Callable[[Review, Entry], Admission]
 Count = Callable[[str, str], None]
 """Takes a result and its reason."""
 THREADS: Final = 2
@@ -34,7 +34,7 @@ PATHS: Final = {f"/inject/{entry}": entry for entry in ENTRIES}
 
 
 @dataclass(frozen=True, slots=True)
-class Limits:
+class ServerLimits:
     """Bounds on what clients may make the webhook hold; a review that the API server sends has at most about 3 MiB."""
 
     connections: int = 256
@@ -51,11 +51,17 @@ class Limits:
     """For requests under way when the server ends."""
 
 
-class Server:
-    """The webhook on its port. Use :meth:`start`; :meth:`stop` ends it."""
+class WebhookServer:
+    """The HTTPS server that takes admission reviews. Use :meth:`start`; :meth:`stop` ends it.
 
-    def __init__(self, decide: Decide, count: Count, limits: Limits | None = None) -> None:
-        self._decide, self._count, self._limits = decide, count, limits or Limits()
+    *decide* judges a review, in a thread of its own; *count* takes each answer's result and reason;
+    *limits* are the bounds on what clients may hold.
+    """
+
+    def __init__(self, decide: Decide, count: Count, limits: ServerLimits | None = None) -> None:
+        self._decide = decide
+        self._count = count
+        self._limits = limits or ServerLimits()
         self._context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         self._context.minimum_version = ssl.TLSVersion.TLSv1_2
         self._context.set_alpn_protocols(["http/1.1"])
@@ -186,16 +192,16 @@ class Server:
             await self._receive(request, body)
             # Another thread: a large pod takes a while, and the others' bodies and handshakes need
             # not wait.
-            review, verdict = await asyncio.get_running_loop().run_in_executor(
+            review, admission = await asyncio.get_running_loop().run_in_executor(
                 self._threads, self._judge, bytes(body), entry
             )
         finally:
             self._held -= len(body)
-        log.info("%r: %s%s", review.name, verdict.result, f": {verdict.text}" if verdict.reason else "")
-        self._count(verdict.result, verdict.reason)
-        return web.Response(body=answer(review, verdict), content_type="application/json")
+        log.info("%r: %s%s", review.name, admission.result, f": {admission.text}" if admission.reason else "")
+        self._count(admission.result, admission.reason)
+        return web.Response(body=answer(review, admission), content_type="application/json")
 
-    def _judge(self, body: bytes, entry: Entry) -> tuple[Review, Verdict]:
+    def _judge(self, body: bytes, entry: Entry) -> tuple[Review, Admission]:
         review = parse(body)
         return review, self._decide(review, entry)
 

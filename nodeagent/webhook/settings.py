@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 from pydantic import Field
 
@@ -31,11 +30,13 @@ class Injection(Section):
     """This injector's ``istio.io/rev``; the registration's selectors must name the same."""
     native: bool = False
     hold: bool = False
-    values: dict[str, Any] = Field(default_factory=dict)
+    values: dict[str, object] = Field(default_factory=dict)
     """The template's."""
 
     def settings(self) -> InjectionSettings:
-        """Return them for the injector. Raises ConfigError when it could inject no pod with them."""
+        """Return these settings as the injector takes them. Raises ConfigError when it could inject no
+        pod with them.
+        """
         settings = InjectionSettings(self.template, self.revision, self.native, self.hold, self.values)
         trial = {
             "metadata": {"labels": {REVISION_LABEL: self.revision}},

@@ -22,11 +22,11 @@ from nodeagent.identity.authority_directory import finish, prepare, switch
 from nodeagent.identity.ca import CertificateAuthority
 from nodeagent.identity.serving import TTL_SECONDS, ServingCertificate
 from nodeagent.inject import Injected, PodNamespace, inject
-from nodeagent.webhook.review import Entry, Review, Verdict, decide, labels
-from nodeagent.webhook.server import Limits, Server
+from nodeagent.webhook.review import Admission, Entry, Review, decide, labels
+from nodeagent.webhook.server import ServerLimits, WebhookServer
 from tests.unit.webhook.reviews import POD, SETTINGS, body
 
-QUICK = Limits(
+QUICK = ServerLimits(
     connections=8,
     body_bytes=100_000,
     held_bytes=150_000,
@@ -45,8 +45,8 @@ class Stage:
     def __init__(
         self,
         directory: Path,
-        limits: Limits | None = None,
-        judge: Callable[[Review, Entry], Verdict] | None = None,
+        limits: ServerLimits | None = None,
+        judge: Callable[[Review, Entry], Admission] | None = None,
         age: float = 0,
     ) -> None:
         """*age*: since when the first certificate is held, in seconds."""
@@ -57,13 +57,15 @@ class Stage:
         self.serving = ServingCertificate(self.authority, ("localhost", "127.0.0.1"))
         self.counts: list[tuple[str, str]] = []
         self.entries: list[Entry] = []
-        self.server = Server(judge or self._decide, lambda result, reason: self.counts.append((result, reason)), limits)
+        self.server = WebhookServer(
+            judge or self._decide, lambda result, reason: self.counts.append((result, reason)), limits
+        )
         self.server.use(self.serving.current)
 
     def now(self) -> float:
         return time.time() + self.offset
 
-    def _decide(self, review: Review, entry: Entry) -> Verdict:
+    def _decide(self, review: Review, entry: Entry) -> Admission:
         self.entries.append(entry)
         return decide(review, labels(entry, "default"), SETTINGS)
 
@@ -198,7 +200,9 @@ def test_reviews_at_once_hold_no_more_than_the_bound(tmp_path: Path) -> None:
     """
 
     async def test() -> None:
-        async with running(Stage(tmp_path, Limits(body_bytes=100_000, held_bytes=150_000, body_seconds=2))) as stage:
+        async with running(
+            Stage(tmp_path, ServerLimits(body_bytes=100_000, held_bytes=150_000, body_seconds=2))
+        ) as stage:
             streams = [await stage.raw() for _ in range(2)]
             for _, writer in streams:
                 writer.write(HEAD % 100_000 + b" " * 90_000)
@@ -236,7 +240,7 @@ def test_a_slow_body_is_refused_and_a_silent_client_let_go(tmp_path: Path) -> No
 
 def test_many_idle_clients_do_not_keep_out_another(tmp_path: Path) -> None:
     async def test() -> None:
-        async with running(Stage(tmp_path, Limits(connections=8))) as stage, stage.session() as session:
+        async with running(Stage(tmp_path, ServerLimits(connections=8))) as stage, stage.session() as session:
             idle = [await stage.raw() for _ in range(20)]
             assert (await post(session, stage.url, body(POD)))[0] == 200
             assert len(stage.server._server.connections) <= 8
@@ -249,7 +253,7 @@ def test_many_idle_clients_do_not_keep_out_another(tmp_path: Path) -> None:
 def test_many_clients_that_never_shake_hands_do_not_keep_out_another(tmp_path: Path) -> None:
     async def test() -> None:
         async with (
-            running(Stage(tmp_path, Limits(connections=8, handshake_seconds=60))) as stage,
+            running(Stage(tmp_path, ServerLimits(connections=8, handshake_seconds=60))) as stage,
             stage.session() as session,
         ):
             silent = [await asyncio.open_connection("127.0.0.1", stage.server.port) for _ in range(20)]
@@ -263,7 +267,7 @@ def test_many_clients_that_never_shake_hands_do_not_keep_out_another(tmp_path: P
 
 def test_a_server_that_is_busy_with_all_it_may_hold_lets_nobody_else_in(tmp_path: Path) -> None:
     async def test() -> None:
-        async with running(Stage(tmp_path, Limits(connections=2, body_seconds=5))) as stage:
+        async with running(Stage(tmp_path, ServerLimits(connections=2, body_seconds=5))) as stage:
             busy = [await stage.raw() for _ in range(2)]
             for _, writer in busy:
                 writer.write(HEAD % 100 + b"{")
@@ -293,7 +297,7 @@ def test_many_reviews_at_once_are_all_answered(tmp_path: Path) -> None:
 def test_no_more_reviews_are_judged_at_once_than_threads(tmp_path: Path) -> None:
     lock, running_now, most = threading.Lock(), 0, 0
 
-    def slow(review: Review, entry: Entry) -> Verdict:
+    def slow(review: Review, entry: Entry) -> Admission:
         nonlocal running_now, most
         with lock:
             running_now += 1
@@ -301,7 +305,7 @@ def test_no_more_reviews_are_judged_at_once_than_threads(tmp_path: Path) -> None
         threading.Event().wait(0.02)
         with lock:
             running_now -= 1
-        return Verdict("skipped", "test", "")
+        return Admission("skipped", "test", "")
 
     async def test() -> None:
         async with running(Stage(tmp_path, judge=slow)) as stage, stage.session() as session:
@@ -401,10 +405,10 @@ def test_a_request_under_way_ends_before_the_server_does(tmp_path: Path) -> None
     async def test() -> None:
         started, go_on = threading.Event(), threading.Event()
 
-        def slow(review: Review, entry: Entry) -> Verdict:
+        def slow(review: Review, entry: Entry) -> Admission:
             started.set()
             go_on.wait(10)
-            return Verdict("skipped", "test", "")
+            return Admission("skipped", "test", "")
 
         stage = Stage(tmp_path, judge=slow)
         await stage.server.start("127.0.0.1", 0)
