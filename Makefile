@@ -2,7 +2,7 @@ SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup packages demo test bench soak lint documents kube pure
+.PHONY: help setup packages demo test bench soak rehearse lint documents kube kube-path pure
 
 VENV := .venv
 PYTHON := $(VENV)/bin/python
@@ -40,7 +40,8 @@ setup: packages $(VENV)/.complete $(VENV)/.compiled $(VENV)/spiffe/.complete ## 
 demo: setup ## two nodes, a small application, real requests through the agent; leaves nothing behind
 	@$(PYTHON) -m nodeagent.lab.demo
 
-test: setup kube ## everything: linters, types, and all tests in parts (root)
+# What else tests need is made by parts.py, beside the linters: the compiled modules and Kubernetes' API server.
+test: packages $(VENV)/.complete ## everything: linters, types, and all tests in parts (root)
 	@$(PYTHON) tests/parts.py
 
 bench: setup ## nodeagent compare with what this project holds itself to; writes build/bench.json
@@ -49,7 +50,10 @@ bench: setup ## nodeagent compare with what this project holds itself to; writes
 soak: setup ## ten minutes of everything that fails, under clients whose requests policy refuses; prints how many were answered: 0 is right
 	@tests/room.sh $(PYTHON) -m tests.netns.soak $(SOAK_MINUTES)
 
-lint: setup ## ruff and mypy only
+rehearse: ## .ci/run as on a new machine: a fresh clone of what is committed, empty caches, no bpffs mounted; removed afterwards (root)
+	@tests/rehearse.sh
+
+lint: packages $(VENV)/.complete ## ruff and mypy only
 	@$(PYTHON) tests/parts.py lint
 
 documents: setup ## the tables in README.md and docs/ that are written from the code and from docs/results/bench.json
@@ -87,7 +91,10 @@ $(VENV)/.compiled: $(HOT) $(VENV)/.complete Makefile
 	@$(PYTHON) -c "$$COMPILE" $(HOT) > $(VENV)/compile.log 2>&1 || { tail -n 20 $(VENV)/compile.log; exit 1; }
 	@touch $@
 
-kube: setup $(KUBE) ## Kubernetes' API server for tests/kube, from Go modules into ~/.cache: minutes the first time, then nothing
+kube: packages $(VENV)/.complete $(KUBE) ## Kubernetes' API server for tests/kube, from Go modules into ~/.cache: minutes the first time, then nothing
+	@echo $(KUBE)
+
+kube-path:
 	@echo $(KUBE)
 
 # With the machine's Go if it is new enough, else with PyPI's.

@@ -1,11 +1,12 @@
 """Run the linters and the tests in parts, and say how long each took; the exit code is 0 only if
 all passed.
 
-usage: parts.py [PART]…      parts: lint, and every folder of tests/ that holds tests
+usage: parts.py [PART]…      parts: setup (`make setup`), lint, and every folder of tests/ that holds tests
 
-Unit tests share nothing and fill the machine by themselves. Every other file of tests makes
-namespaces, labs and load: each runs in a room of its own (`tests/room.sh`), two rooms side by side,
-those that take longest first.
+Unit tests share nothing. Every other file of tests makes namespaces, labs and load: each runs in a
+room of its own (`tests/room.sh`), but those that share a lab in one. A room waits half of its time,
+so that two rooms a core, side by side, fill the machine; those that take longest come first. What
+tests need is made beside the linters: compiled modules, and the API server for tests/kube.
 
 A test that failed runs once more, alone, after all others. Passes it then, it is UNSTEADY: no
 verdict on the change under test, but a fault of the test or of what it tests, to be mended next.
@@ -13,32 +14,43 @@ verdict on the change under test, but a fault of the test or of what it tests, t
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import time
 import xml.etree.ElementTree as ElementTree
-from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Collection, Iterable, Sequence
+from concurrent.futures import Executor, Future, ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, field
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 REPORTS = ROOT / "build" / "tests"
 LINTERS = (("ruff", "check", "."), ("ruff", "format", "--check", "--quiet", "."), ("mypy",))
-LANES = 2
+LANES = 2 * (os.cpu_count() or 1)
 """Rooms side by side."""
+UNIT_PROCESSES = os.cpu_count() or 1
+"""Processes of the unit tests, which are one lane's: other lanes are beside it."""
+SHARED = (
+    ("test_agent_tools.py", "test_agent_dial.py", "test_agent_mtls.py"),
+    ("test_agent_http.py", "test_agent_enrolment.py", "test_agent_tcp.py"),
+)
+"""Files of tests/netns that only use the lab of its conftest.py, which is up once for each group."""
+LONGEST = ("plane", "outbound", "lab_faults", "webhook")
+"""Files that take longest, as the last word of their names says, in this order; the others follow by size."""
 AGAIN_AT_MOST = 20
 """With more failures than this something is broken, and running them again says nothing."""
 
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What a run of pytest, or of the linters, came to; ``failed``: what to give to pytest to run
-    the failures again.
+    """What a run of pytest, of the linters or of make came to: *seconds* of time and of processors;
+    *failed*: what to give to pytest to run the failures again.
     """
 
     part: str
     seconds: float
+    cpu: float
     passed: int
     failed: tuple[str, ...] = ()
 
@@ -48,67 +60,91 @@ class Part:
     """All outcomes of a part, added up."""
 
     seconds: float = 0.0
+    cpu: float = 0.0
     passed: int = 0
     failed: list[str] = field(default_factory=list)
     unsteady: list[str] = field(default_factory=list)
 
     def add(self, outcome: Outcome) -> None:
         self.seconds += outcome.seconds
+        self.cpu += outcome.cpu
         self.passed += outcome.passed
         self.failed += outcome.failed
 
 
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """A command that has ended: its exit code, and the seconds of time and of processors that it
+    and those of its children took that it waited for.
+    """
+
+    code: int
+    seconds: float
+    cpu: float
+
+
+def ended(argv: Sequence[str], log: Path) -> Ended:
+    """Run *argv* to its end; what it says goes to *log*."""
+    started = time.monotonic()
+    with log.open("wb") as output:
+        process = subprocess.Popen(argv, cwd=ROOT, stdin=subprocess.DEVNULL, stdout=output, stderr=output)
+        _, status, used = os.wait4(process.pid, 0)
+    process.returncode = os.waitstatus_to_exitcode(status)
+    return Ended(process.returncode, time.monotonic() - started, used.ru_utime + used.ru_stime)
+
+
+def told(name: str, run: Ended, said: str) -> None:
+    """Print how a run went, in one piece: several go on at the same time."""
+    print(f"\n=== {name} ({run.seconds:.0f} s, {run.cpu:.0f} s of CPU)\n{said}", flush=True)
+
+
 def lint(part: str) -> Outcome:
     """Run the linters."""
-    started = time.monotonic()
-    wrong = tuple(
-        " ".join(linter)
-        for linter in LINTERS
-        if subprocess.run([sys.executable, "-m", *linter], cwd=ROOT, check=False).returncode
-    )
-    return Outcome(part, time.monotonic() - started, len(LINTERS) - len(wrong), wrong)
+    seconds, cpu, wrong = 0.0, 0.0, []
+    for linter in LINTERS:
+        name, log = linter[0], REPORTS / f"{linter[0]}.log"
+        run = ended([sys.executable, "-m", *linter], log)
+        told(name, run, log.read_text(errors="replace").strip())
+        seconds += run.seconds
+        cpu += run.cpu
+        if run.code:
+            wrong.append(" ".join(linter))
+    return Outcome(part, seconds, cpu, len(LINTERS) - len(wrong), tuple(wrong))
+
+
+def make(part: str, target: str, *before: str) -> Outcome:
+    """Run ``make`` for *target*, which is no test, but what tests need."""
+    log = REPORTS / f"make-{target}.log"
+    run = ended([*before, "make", "--silent", target], log)
+    if run.seconds > 1 or run.code:  # nothing was to be made
+        told(f"make {target}", run, log.read_text(errors="replace").strip())
+    return Outcome(part, run.seconds, run.cpu, 0, (f"make {target}",) if run.code else ())
 
 
 def unit(part: str) -> Outcome:
-    """Run the unit tests, two at a time."""
-    return pytest(part, part, [f"tests/{part}", "-n", "2"], [])
+    """Run the unit tests."""
+    return pytest(part, part, [f"tests/{part}"], [], ["-n", str(UNIT_PROCESSES)])
 
 
-def in_a_room(target: str) -> Outcome:
-    """Run one file, or one test, in a room of its own."""
-    part, name = Path(target.partition("::")[0]).parts[1:3]
-    return pytest(part, f"{part}-{Path(name).stem}" + ("-again" if "::" in target else ""), [target], ["tests/room.sh"])
+def in_a_room(*targets: str) -> Outcome:
+    """Run one file, files of one group, or one test, in a room of its own."""
+    part, file = Path(targets[0].partition("::")[0]).parts[1:3]
+    name = f"{part}-{Path(file).stem}" + ("-again" if "::" in targets[0] else "")
+    return pytest(part, name, targets, ["tests/room.sh"], [])
 
 
-def pytest(part: str, name: str, arguments: Sequence[str], before: Sequence[str]) -> Outcome:
-    """Run pytest with *arguments*, by the command *before*; what it said is printed when it has
-    ended, so that two do not mix.
-    """
-    started = time.monotonic()
+def pytest(part: str, name: str, targets: Sequence[str], before: Sequence[str], options: Sequence[str]) -> Outcome:
+    """Run pytest for *targets*, by the command *before*."""
     report, log = REPORTS / f"{name}.xml", REPORTS / f"{name}.log"
     report.unlink(missing_ok=True)
-    argv = [
-        *before,
-        sys.executable,
-        "-m",
-        "pytest",
-        "-q",
-        *arguments,
-        f"--junitxml={report}",
-        "-o",
-        "junit_family=xunit1",
-    ]
-    with log.open("wb") as output:
-        code = subprocess.run(
-            argv, cwd=ROOT, stdin=subprocess.DEVNULL, stdout=output, stderr=output, check=False
-        ).returncode
+    command = [sys.executable, "-m", "pytest", "-q", f"--junitxml={report}", "-o", "junit_family=xunit1"]
+    run = ended([*before, *command, *options, *targets], log)
     passed, failed = read(report)
-    if code and not all(failed or ("",)):  # it ended before it could say what failed
-        failed = (arguments[0],)
-    said = log.read_text(errors="replace")
-    seconds = time.monotonic() - started
-    print(f"\n=== {name} ({seconds:.0f} s)\n{said if failed else said.strip().rpartition(chr(10))[2]}", flush=True)
-    return Outcome(part, seconds, passed, failed)
+    if run.code and not all(failed or ("",)):  # it ended before it could say what failed
+        failed = tuple(targets)
+    said = log.read_text(errors="replace").strip()
+    told(name, run, said if failed else said.rpartition("\n")[2])
+    return Outcome(part, run.seconds, run.cpu, passed, failed)
 
 
 def read(report: Path) -> tuple[int, tuple[str, ...]]:
@@ -132,7 +168,9 @@ def read(report: Path) -> tuple[int, tuple[str, ...]]:
 
 def again(parts: dict[str, Part]) -> None:
     """Run what failed once more, one after the other; what passes is unsteady."""
-    failures = [(part, target) for name, part in parts.items() if name != "lint" for target in part.failed]
+    failures = [
+        (part, target) for name, part in parts.items() if name not in ("setup", "lint") for target in part.failed
+    ]
     if len(failures) > AGAIN_AT_MOST:
         return
     for part, target in failures:
@@ -141,21 +179,63 @@ def again(parts: dict[str, Part]) -> None:
             part.unsteady.append(target)
 
 
-def files(part: str) -> list[str]:
-    """Return the files of tests of *part*."""
-    return [str(path.relative_to(ROOT)) for path in (ROOT / "tests" / part).rglob("test_*.py")]
+def files(part: str) -> list[tuple[str, ...]]:
+    """Return the files of tests of *part*, those together that share a room."""
+    found = {path.name: str(path.relative_to(ROOT)) for path in (ROOT / "tests" / part).rglob("test_*.py")}
+    groups = [tuple(found.pop(name) for name in group if name in found) for group in SHARED]
+    alone = [(file,) for file in found.values()]
+    return [group for group in groups if group] + alone
+
+
+def takes_long(targets: Sequence[str]) -> tuple[bool, int]:
+    """Return what to sort rooms by, those that take longest last."""
+    listed = any(Path(target).stem.endswith(LONGEST) for target in targets)
+    return listed, sum((ROOT / target).stat().st_size for target in targets)
+
+
+def rooms(names: Iterable[str]) -> list[tuple[str, ...]]:
+    """Return the rooms of all these parts, those that take longest first."""
+    found: list[tuple[str, ...]] = []
+    for name in names:
+        found += files(name)
+    return sorted(found, key=takes_long, reverse=True)
+
+
+def start(names: Collection[str], lanes: Executor) -> list[Future[Outcome]]:
+    """Start everything in *lanes*; tests only when what they are run with is made."""
+    begun: list[Future[Outcome]] = []
+    api_server: Future[Outcome] | None = None
+    if "setup" in names:
+        begun.append(lanes.submit(make, "setup", "setup"))
+    if "setup" in names and "kube" in names:  # minutes of both cores the first time: it gives way to the tests
+        api_server = lanes.submit(make, "setup", "kube", "nice")
+        begun.append(api_server)
+    if "lint" in names:
+        begun.append(lanes.submit(lint, "lint"))
+    if "setup" in names and begun[0].result().failed:
+        return begun
+    if "unit" in names:
+        begun.append(lanes.submit(unit, "unit"))
+    tests = [name for name in names if name not in ("setup", "lint", "unit", "kube")]
+    begun += [lanes.submit(in_a_room, *targets) for targets in rooms(tests)]
+    if "kube" in names:
+        begun += [lanes.submit(in_a_room_after, api_server, *targets) for targets in rooms(["kube"])]
+    return begun
+
+
+def in_a_room_after(made: Future[Outcome] | None, *targets: str) -> Outcome:
+    """As :func:`in_a_room`, when *made* has ended; where it failed, the tests say what is missing."""
+    if made is not None:
+        made.result()
+    return in_a_room(*targets)
 
 
 def run(wanted: Iterable[str]) -> dict[str, Part]:
-    """Run the parts: linters, unit tests, then everything else in lanes."""
+    """Run the parts side by side, then what failed once more."""
     parts = {name: Part() for name in wanted}
-    whole: dict[str, Callable[[str], Outcome]] = {"lint": lint, "unit": unit}
-    for name in (name for name in parts if name in whole):
-        parts[name].add(whole[name](name))
-    targets = [file for name in parts if name not in whole for file in files(name)]
-    targets.sort(key=lambda file: (ROOT / file).stat().st_size, reverse=True)
     with ThreadPoolExecutor(LANES) as lanes:
-        for outcome in lanes.map(in_a_room, targets):
+        for begun in as_completed(start(parts, lanes)):
+            outcome = begun.result()
             parts[outcome.part].add(outcome)
     again(parts)
     return parts
@@ -166,7 +246,8 @@ def summary(parts: dict[str, Part], seconds: float) -> None:
     for name, part in parts.items():
         verdict = "FAILED" if part.failed else "ok"
         passed = part.passed + len(part.unsteady)
-        print(f"{name:<12} {verdict:<7} {passed:5} passed {len(part.failed):4} failed {part.seconds:8.1f} s")
+        times = f"{part.seconds:8.1f} s {part.cpu:8.1f} s of CPU"
+        print(f"{name:<12} {verdict:<7} {passed:5} passed {len(part.failed):4} failed {times}")
     for part in parts.values():
         for target in part.unsteady:
             print(f"UNSTEADY {target}: failed, then passed alone; see build/tests/")
@@ -181,7 +262,7 @@ def summary(parts: dict[str, Part], seconds: float) -> None:
 
 def main(wanted: list[str]) -> int:
     folders = sorted(path.name for path in (ROOT / "tests").iterdir() if path.is_dir() and any(path.rglob("test_*.py")))
-    names = ["lint", *sorted(folders, key=lambda name: name != "unit")]  # what is quick first
+    names = ["setup", "lint", *folders]
     if unknown := set(wanted) - set(names):
         print(f"{', '.join(sorted(unknown))}: not a part; parts: {', '.join(names)}", file=sys.stderr)
         return 2

@@ -13,7 +13,8 @@ from tests.kube.cluster import ROOT, Cluster, running
 
 @pytest.fixture(scope="session")
 def cluster() -> Iterator[Cluster]:
-    made = subprocess.run(["make", "--silent", "kube"], cwd=ROOT, capture_output=True, text=True, check=False)
-    assert made.returncode == 0, f"run make kube first: {made.stderr}"
-    with running(Path(made.stdout.split()[-1])) as found:
+    printed = subprocess.run(["make", "--silent", "kube-path"], cwd=ROOT, capture_output=True, text=True, check=True)
+    kube = Path(printed.stdout.strip())
+    assert kube.exists(), f"{kube} is not built: run `make kube` first"
+    with running(kube) as found:
         yield found

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -43,7 +45,9 @@ def test_without_a_report_nothing_has_passed(tmp_path: Path) -> None:
 def test_what_passes_alone_is_unsteady_and_what_fails_again_has_failed(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(parts, "in_a_room", lambda target: Outcome("bpf", 1, 0, (target,) if "bad" in target else ()))
+    monkeypatch.setattr(
+        parts, "in_a_room", lambda target: Outcome("bpf", 1, 1, 0, (target,) if "bad" in target else ())
+    )
     found = {
         "bpf": Part(passed=7, failed=["tests/bpf/a.py::bad", "tests/bpf/a.py::noisy"]),
         "lint": Part(failed=["mypy"]),
@@ -66,3 +70,86 @@ def test_many_failures_are_no_noise(monkeypatch: pytest.MonkeyPatch) -> None:
     found = {"bpf": Part(failed=[f"tests/bpf/a.py::{number}" for number in range(parts.AGAIN_AT_MOST + 1)])}
     parts.again(found)
     assert len(found["bpf"].failed) == parts.AGAIN_AT_MOST + 1
+
+
+def test_files_that_share_a_lab_share_a_room_and_no_file_is_left_out() -> None:
+    rooms = parts.files("netns")
+    assert [tuple(Path(file).name for file in room) for room in rooms if len(room) > 1] == list(parts.SHARED)
+    assert sorted(file for room in rooms for file in room) == sorted(
+        str(path.relative_to(parts.ROOT)) for path in (parts.ROOT / "tests" / "netns").glob("test_*.py")
+    )
+
+
+def test_files_that_share_a_room_use_no_other_lab() -> None:
+    for group in parts.SHARED:
+        for file in group:
+            text = (parts.ROOT / "tests" / "netns" / file).read_text()
+            assert "mesh: Lab" in text
+            assert "with cluster(" not in text
+
+
+def test_where_pytest_dies_every_file_of_the_room_runs_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(parts, "REPORTS", tmp_path)
+
+    def died(argv: list[str], log: Path) -> parts.Ended:
+        log.write_text("killed")
+        return parts.Ended(-9, 1, 1)
+
+    monkeypatch.setattr(parts, "ended", died)
+    outcome = parts.in_a_room("tests/netns/test_a.py", "tests/netns/test_b.py")
+    assert outcome.failed == ("tests/netns/test_a.py", "tests/netns/test_b.py")
+
+
+def test_an_ended_command_tells_its_code_and_the_processors_time(tmp_path: Path) -> None:
+    run = parts.ended(
+        ["sh", "-c", "i=0; while [ $i -lt 20000 ]; do i=$((i+1)); done; echo said; exit 3"], tmp_path / "log"
+    )
+    assert run.code == 3
+    assert run.cpu > 0
+    assert (tmp_path / "log").read_text() == "said\n"
+
+
+@pytest.fixture
+def steps(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """What was run, in order; nothing takes time."""
+    taken: list[str] = []
+
+    def step(name: str) -> Callable[..., Outcome]:
+        def taking(part: str, *rest: str) -> Outcome:
+            taken.append(" ".join((name, part, *rest)))
+            return Outcome(part.split("/")[1] if "/" in part else part, 0, 0, 1)
+
+        return taking
+
+    for name in ("make", "lint", "unit", "in_a_room"):
+        monkeypatch.setattr(parts, name, step(name))
+    monkeypatch.setattr(parts, "rooms", lambda names: [(f"tests/{name}/test_x.py",) for name in names])
+    return taken
+
+
+def test_all_parts_are_started_and_kubes_tests_when_its_api_server_is_made(steps: list[str]) -> None:
+    with ThreadPoolExecutor(1) as lane:
+        begun = parts.start(["setup", "lint", "bpf", "kube", "unit"], lane)
+    assert len(begun) == len(steps)
+    assert steps == [
+        "make setup setup",
+        "make setup kube nice",
+        "lint lint",
+        "unit unit",
+        "in_a_room tests/bpf/test_x.py",
+        "in_a_room tests/kube/test_x.py",
+    ]
+
+
+def test_without_the_part_nothing_is_made(steps: list[str]) -> None:
+    with ThreadPoolExecutor(1) as lane:
+        parts.start(["kube", "unit"], lane)
+    assert steps == ["unit unit", "in_a_room tests/kube/test_x.py"]
+
+
+def test_where_the_modules_do_not_compile_no_test_runs(steps: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(parts, "make", lambda part, target, *before: Outcome(part, 0, 0, 0, (f"make {target}",)))
+    with ThreadPoolExecutor(1) as lane:
+        begun = parts.start(["setup", "lint", "unit", "bpf"], lane)
+    assert steps == ["lint lint"]
+    assert begun[0].result().failed == ("make setup",)
