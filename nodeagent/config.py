@@ -19,13 +19,13 @@ DeliverySetting = Literal["auto", "network", "inside"]
 Model = TypeVar("Model", bound=BaseModel)
 
 
-class Section(BaseModel):
+class ConfigSection(BaseModel):
     """A mapping of which every key is known."""
 
     model_config = ConfigDict(alias_generator=to_camel, extra="forbid", frozen=True)
 
 
-class MapSizes(Section):
+class MapSizes(ConfigSection):
     """Entries per BPF map; a full map fails safe and is counted."""
 
     pods: int = Field(1024, ge=1, le=65536)
@@ -37,7 +37,7 @@ class MapSizes(Section):
     """Pairs of pods, by port, that the kernel decides."""
 
 
-class Redirect(Section):
+class Redirect(ConfigSection):
     """Capture: which pods' cgroup subtree, where to pin, what to do about pods that are not enrolled."""
 
     cgroup: Path
@@ -73,7 +73,7 @@ class Redirect(Section):
         return self
 
 
-class Limits(Section):
+class Limits(ConfigSection):
     """Bounds on what a pod may make the shared proxy hold."""
 
     header_bytes: int = Field(61440, ge=1024, le=1048576)
@@ -86,7 +86,7 @@ class Limits(Section):
     """
 
 
-class Timeouts(Section):
+class Timeouts(ConfigSection):
     """Seconds. For what an application may take there is no bound unless one is set: the network has none either."""
 
     connect: float = Field(10, gt=0)
@@ -109,7 +109,7 @@ class Timeouts(Section):
     """
 
 
-class Proxy(Section):
+class Proxy(ConfigSection):
     workers: int | Literal["auto"] = 1
     """1 to 256; ``auto``: one for each processor."""
     busy_poll_microseconds: int = Field(100, ge=0, le=1000)
@@ -136,14 +136,14 @@ class Proxy(Section):
         return (os.cpu_count() or 1) if self.workers == "auto" else self.workers
 
 
-class Mtls(Section):
+class Mtls(ConfigSection):
     mode: Literal["PERMISSIVE", "STRICT"] = "PERMISSIVE"
     """Where no PeerAuthentication says otherwise."""
     root_namespace: str = Field(istio.ROOT_NAMESPACE, pattern=r"^[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?$")
     """Policies of this namespace are for the whole mesh."""
 
 
-class IstioCa(Section):
+class IstioCaConfig(ConfigSection):
     """A service of Istio's CA protocol: istiod, or ``nodeagent ca``."""
 
     address: str = Field(pattern=r"^(\[[0-9a-fA-F:.]+\]|[A-Za-z0-9._-]+):[0-9]{1,5}$")
@@ -157,18 +157,18 @@ class IstioCa(Section):
     timeout: float = Field(10, gt=0, le=300)
 
 
-class IdentityFiles(Section):
+class IdentityFiles(ConfigSection):
     """A mount with ``cert-chain.pem``, ``key.pem`` and ``root-cert.pem`` that something else renews."""
 
     directory: Path
 
 
-class Identity(Section):
+class Identity(ConfigSection):
     """Where certificates come from: exactly one of ``caDirectory``, ``istioCa`` and ``files``."""
 
     ca_directory: Path | None = None
     """The built-in CA: a directory that the nodes share (its keys are 0600)."""
-    istio_ca: IstioCa | None = None
+    istio_ca: IstioCaConfig | None = None
     files: IdentityFiles | None = None
     trust_domain: str = Field("cluster.local", pattern=r"^[a-z0-9._-]{1,255}$")
     ttl_seconds: int = Field(86400, ge=10)
@@ -180,14 +180,14 @@ class Identity(Section):
         return self
 
 
-class AccessLog(Section):
+class AccessLogConfig(ConfigSection):
     path: str = "-"
     """A file to append to, ``-`` for standard output, empty for none."""
     format: Literal["text", "json"] = "text"
 
 
-class Telemetry(Section):
-    access_log: AccessLog = AccessLog()
+class Telemetry(ConfigSection):
+    access_log: AccessLogConfig = AccessLogConfig()
     admin_port: int = Field(istio.ADMIN_PORT, ge=0, le=65535)
     metrics_port: int = Field(istio.STATUS_PORT, ge=0, le=65535)
     ready_port: int = Field(istio.READY_PORT, ge=0, le=65535)
@@ -207,7 +207,7 @@ MeshHost = Annotated[
 """A Service's host name or an address, with its namespace and a slash before it where the name alone does not tell."""
 
 
-class RequestBody(Section):
+class RequestBody(ConfigSection):
     """How much of a request's body an external authorizer sees."""
 
     max_request_bytes: int = Field(ge=1, le=16 << 20)
@@ -218,7 +218,7 @@ class RequestBody(Section):
     """Whether the body is sent as bytes; otherwise as UTF-8, with a replacement character for what is not."""
 
 
-class EnvoyExtAuthzGrpc(Section):
+class EnvoyExtAuthzGrpc(ConfigSection):
     """A service of envoy.service.auth.v3, for AuthorizationPolicies with action CUSTOM."""
 
     service: MeshHost
@@ -235,7 +235,7 @@ class EnvoyExtAuthzGrpc(Section):
     """Without it no body is asked about."""
 
 
-class RateLimitGrpc(Section):
+class RateLimitGrpc(ConfigSection):
     """A service of envoy.service.ratelimit.v3, for RateLimits with ``global``."""
 
     service: MeshHost
@@ -244,7 +244,7 @@ class RateLimitGrpc(Section):
     """Envoy's default; a RateLimit may ask for another."""
 
 
-class ExtensionProvider(Section):
+class ExtensionProvider(ConfigSection):
     """Somebody else who decides about requests, under the name that policies use: exactly one kind."""
 
     name: str = Field(min_length=1, max_length=253)
@@ -258,7 +258,7 @@ class ExtensionProvider(Section):
         return self
 
 
-class AgentConfig(Section):
+class AgentConfig(ConfigSection):
     node: str = Field(min_length=1)
     cluster: str = "Kubernetes"
     source: Path

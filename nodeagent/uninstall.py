@@ -19,7 +19,7 @@ from nodeagent.redirect import pins
 from nodeagent.resources.changes import AnyChange, Change, EnrolledChange
 from nodeagent.resources.directory import DirectorySource
 from nodeagent.resources.marks import DirectoryMarks
-from nodeagent.resources.objects import Pod
+from nodeagent.resources.objects import PodObject
 from nodeagent.resources.source import Source
 
 OWN: Final = ("admin.sock", "pods", "last-good")
@@ -65,7 +65,7 @@ def _marks(config: AgentConfig) -> Iterator[Removed]:
     pods = {
         change.object.uid
         for change in changes
-        if isinstance(change, Change) and isinstance(change.object, Pod) and change.object.node == config.node
+        if isinstance(change, Change) and isinstance(change.object, PodObject) and change.object.node == config.node
     }
     for change in changes:
         if isinstance(change, EnrolledChange) and change.uid in pods:

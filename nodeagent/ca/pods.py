@@ -15,7 +15,7 @@ from nodeagent.errors import IdentityError
 from nodeagent.identity.spiffe import spiffe_id
 from nodeagent.mesh.local import finished
 from nodeagent.resources.changes import AnyChange, Change
-from nodeagent.resources.objects import Pod
+from nodeagent.resources.objects import PodObject
 from nodeagent.resources.source import Source
 from nodeagent.vocabulary import SpiffeId
 
@@ -28,14 +28,14 @@ class Pods:
 
     def __init__(self, trust_domain: str) -> None:
         self._trust_domain = trust_domain
-        self._pods: dict[tuple[str, str], Pod] = {}
+        self._pods: dict[tuple[str, str], PodObject] = {}
 
     def apply(self, changes: Iterable[AnyChange]) -> None:
         """Take up what changed."""
         for change in changes:
             if isinstance(change, Change) and change.kind == "Pod":
                 key = (change.namespace, change.name)
-                if isinstance(change.object, Pod) and not finished(change.object):
+                if isinstance(change.object, PodObject) and not finished(change.object):
                     self._pods[key] = change.object
                 else:
                     self._pods.pop(key, None)
@@ -56,13 +56,13 @@ class Pods:
                     continue  # a name that no SPIFFE ID can hold
         return found
 
-    def live(self, namespace: str, name: str, uid: str) -> Pod | None:
+    def live(self, namespace: str, name: str, uid: str) -> PodObject | None:
         """Return the pod if it is there, has not ended, and has an account that the cluster gave it."""
         pod = self._pods.get((namespace, name))
         return pod if pod is not None and pod.uid == uid and _accountable(pod) else None
 
 
-def _accountable(pod: Pod) -> bool:
+def _accountable(pod: PodObject) -> bool:
     """Say whether *pod* names its account itself and is no mirror of a static pod, by annotation or
     by owner (KEP-1314).
     """

@@ -18,10 +18,10 @@ from nodeagent.identity.profiles import printable
 from nodeagent.identity.spiffe import spiffe_id
 from nodeagent.policy.jwt_keys import KeySet
 from nodeagent.policy.jwt_token import Token, TokenError, parse
-from nodeagent.resources.objects import Pod
+from nodeagent.resources.objects import PodObject
 
 SKEW_SECONDS: Final = 60.0
-Live = Callable[[str, str, str], Pod | None]
+Live = Callable[[str, str, str], PodObject | None]
 """Namespace, name and uid -> the pod, None when no such pod runs."""
 
 

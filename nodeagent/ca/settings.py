@@ -9,7 +9,7 @@ from typing import Annotated, Final, Self
 
 from pydantic import AfterValidator, Field, model_validator
 
-from nodeagent.config import Section
+from nodeagent.config import ConfigSection
 
 _ACCOUNT: Final = re.compile(r"[a-z0-9]([a-z0-9.-]{0,251}[a-z0-9])?/[a-z0-9]([a-z0-9.-]{0,251}[a-z0-9])?")
 _HOST: Final = re.compile(r"(?=.{1,253}\Z)([a-z0-9_]([a-z0-9-]{0,61}[a-z0-9])?\.)*[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
@@ -34,7 +34,7 @@ Account = Annotated[str, AfterValidator(_account)]
 Host = Annotated[str, AfterValidator(_host)]
 
 
-class ServiceAccountTokens(Section):
+class ServiceAccountTokens(ConfigSection):
     """Kubernetes' tokens for pods (projected volumes), verified with the API server's public keys."""
 
     keys: Path
@@ -43,7 +43,7 @@ class ServiceAccountTokens(Section):
     audiences: tuple[str, ...] = Field(("istio-ca",), min_length=1)
 
 
-class Authentication(Section):
+class Authentication(ConfigSection):
     """How callers prove who they are: at least one."""
 
     token_file: Path | None = None
@@ -59,7 +59,7 @@ class Authentication(Section):
         return self
 
 
-class CaConfig(Section):
+class CaConfig(ConfigSection):
     directory: Path
     """The authority's directory, see identity/authority_directory.py; made when it is not there."""
     trust_domain: str = Field("cluster.local", pattern=r"^[a-z0-9._-]{1,255}$")

@@ -15,7 +15,7 @@ from pydantic import TypeAdapter, ValidationError
 from nodeagent.ca.grants import Caller
 from nodeagent.ca.refusal import Refusal
 from nodeagent.ca.settings import Account
-from nodeagent.config import Section
+from nodeagent.config import ConfigSection
 from nodeagent.errors import IdentityError, ResourceError
 from nodeagent.identity.spiffe import spiffe_id
 from nodeagent.resources import yaml_text
@@ -102,7 +102,7 @@ class WatchedFile(Generic[T]):
             raise IdentityError(f"{self._path}: cannot be read: {type(error).__name__}") from None
 
 
-class _Row(Section):
+class _Row(ConfigSection):
     token: str
     account: Account
     node: str = ""

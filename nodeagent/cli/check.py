@@ -52,12 +52,12 @@ def check(path: Path, output: Output) -> int:
             "needs to be as well"
         )
     from nodeagent.config import load
-    from nodeagent.redirect import probes
+    from nodeagent.redirect import preflight
 
     setting = load(path).redirect.when_dead if path != AGENT_YAML or path.exists() else "policy"
     findings = [
-        *probes.run(),
-        probes.Finding(
+        *preflight.run(),
+        preflight.Finding(
             "while no daemon lives", True, True, f"{WITHOUT_DAEMON[setting]} (redirect.whenDead: {setting})", ""
         ),
     ]

@@ -9,10 +9,10 @@ from typing import Any, Final
 
 from nodeagent.errors import CONNECT_FAILED, POLICY_DENIED
 from nodeagent.mesh.entries import Entry, Service, Workload, policies_of
-from nodeagent.mesh.kernel_path import ALLOWED, Plan, Planner, PortPath, Settings, Verdict
+from nodeagent.mesh.kernel_plan import ALLOWED, KernelPlan, KernelPlanner, KernelPlanSettings, KernelVerdict, PortPath
 from nodeagent.mesh.local import BYPASS
-from nodeagent.redirect.bypass import Side
-from nodeagent.redirect.kernel_record import Flow, FlowId, Pair, Refusals, Total
+from nodeagent.redirect.bypass import SocketEnds
+from nodeagent.redirect.kernel_record import CountedPair, FlowId, RecordedFlow, Refusals, Total
 from nodeagent.redirect.plane import DataPlane
 from nodeagent.redirect.sock_diag import Carried
 from nodeagent.telemetry import labels
@@ -37,16 +37,16 @@ class _Peers:
 class KernelPaths:
     """One for the node. One thread only."""
 
-    def __init__(self, plane: DataPlane, settings: Settings, cluster: str) -> None:
+    def __init__(self, plane: DataPlane, settings: KernelPlanSettings, cluster: str) -> None:
         """*cluster*: the label of Istio's metrics."""
         self._plane, self._settings, self._cluster = plane, settings, cluster
-        self._planner = Planner(settings)
-        self._plan = Plan()
+        self._planner = KernelPlanner(settings)
+        self._plan = KernelPlan()
         self._entries: dict[str, Entry] = {}
         self._workloads: dict[int, Workload] = {}
         """By number; those of pods that are gone until they are counted a last time."""
         self._numbers: dict[PodUid, int] = {}
-        self._told: dict[Pair, Total] = {}
+        self._told: dict[CountedPair, Total] = {}
         self._past: dict[str, dict[str, object]] = {}
         self._cut: dict[int, str] = {}
         """By the client's socket cookie, of connections that were closed here: the policy that refuses them now."""
@@ -164,7 +164,7 @@ class KernelPaths:
         self._cut = {client: policy for client, policy in self._cut.items() if f"kernel-{client}" not in rows}
         return list(rows.values())
 
-    def _row(self, flow: Flow, peers: _Peers) -> dict[str, object]:
+    def _row(self, flow: RecordedFlow, peers: _Peers) -> dict[str, object]:
         why, policy = self.path_of(peers.server, flow.id.destination[1]).why, self._judged(flow, peers).policy
         told = {"id": f"kernel-{flow.client}", "opened": flow.opened, "why": why, "policy": policy}
         if not flow.opened:
@@ -255,25 +255,28 @@ class KernelPaths:
         if len(rows) > REFUSALS_KEPT:
             del rows[next(iter(rows))]
 
-    def _add_open(self, totals: dict[Pair, Total]) -> None:
+    def _add_open(self, totals: dict[CountedPair, Total]) -> None:
         """Add what open connections have carried to *totals*."""
         flows = [flow for flow in self._plane.kernel.record.flows() if flow.opened]
         carried = self._carried(flows)
         for flow in flows:
-            pair = Pair(flow.source, flow.destination, flow.id.destination[1], flow.service)
+            pair = CountedPair(flow.source, flow.destination, flow.id.destination[1], flow.service)
             total, one = totals.get(pair, Total()), carried.get(flow.id, _NOTHING)
             totals[pair] = Total(
                 total.opened, total.closed, total.failed, total.received + one.sent, total.sent + one.received
             )
 
-    def _carried(self, flows: list[Flow]) -> dict[FlowId, Carried]:
+    def _carried(self, flows: list[RecordedFlow]) -> dict[FlowId, Carried]:
         """Return what open connections have carried, by TCP and past it."""
         found: dict[FlowId, Carried] = {}
         for source in {flow.source for flow in flows}:
             found.update(self._plane.carried(source))
         bypassed = self._plane.bypassed() if any(flow.bypass for flow in flows) else {}
         for flow in flows:
-            there, back = bypassed.get(Side(*flow.id)), bypassed.get(Side(flow.id.destination, flow.id.source))
+            there, back = (
+                bypassed.get(SocketEnds(*flow.id)),
+                bypassed.get(SocketEnds(flow.id.destination, flow.id.source)),
+            )
             if there or back:
                 one = found.get(flow.id, _NOTHING)
                 found[flow.id] = Carried(
@@ -304,7 +307,7 @@ class KernelPaths:
         source, server = self._workloads.get(client), self._workloads.get(destination)
         return _Peers(source, server) if source and server else None
 
-    def _judged(self, flow: Flow, peers: _Peers) -> Verdict:
+    def _judged(self, flow: RecordedFlow, peers: _Peers) -> KernelVerdict:
         """Return what the plan says of a connection, or policy itself where an end has left the kernel path."""
         planned = self._plan.destinations.get(flow.id.destination)
         if planned is not None and planned.pod == peers.server.uid:

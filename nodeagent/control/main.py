@@ -32,7 +32,7 @@ from nodeagent.identity.sources import open_source
 from nodeagent.identity.store import Certificates
 from nodeagent.mesh.compile import Mesh
 from nodeagent.mesh.entries import Delta
-from nodeagent.mesh.kernel_path import Settings
+from nodeagent.mesh.kernel_plan import KernelPlanSettings
 from nodeagent.mesh.local import LocalPod
 from nodeagent.messages import (
     FROM_SUPERVISOR,
@@ -166,7 +166,7 @@ class Control:
         issuer = open_source(config.identity, config.cluster)
         self.plane = await DataPlane.load(config.redirect, slots=workers.count, wait=False)
         observed = "the access log" if config.telemetry.access_log.path else ""
-        settings = Settings(
+        settings = KernelPlanSettings(
             config.node, config.identity.trust_domain, observed, client_cert=config.proxy.client_cert_header == "read"
         )
         self.kernel_paths = KernelPaths(self.plane, settings, config.cluster)

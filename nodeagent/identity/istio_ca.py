@@ -40,7 +40,7 @@ MAX_WORDS: Final = 300
 class IstioCa:
     """The source that agent.yaml's ``identity.istioCa`` describes. Requests under way together share one connection."""
 
-    def __init__(self, settings: config.IstioCa, trust_domain: str, cluster: str) -> None:
+    def __init__(self, settings: config.IstioCaConfig, trust_domain: str, cluster: str) -> None:
         self._settings, self._trust_domain = settings, trust_domain
         self._cluster = settings.cluster_id or cluster
         host, _, port = settings.address.rpartition(":")

@@ -15,7 +15,7 @@ from typing import Final, cast
 from nodeagent.errors import InjectionError, ResourceError
 from nodeagent.inject.model import Document
 from nodeagent.policy.authorization_match import in_domain
-from nodeagent.policy.model import AuthorizationPolicy, Operation, Rule, Source
+from nodeagent.policy.model import AuthorizationPolicy, Operation, Rule, RuleSource
 from nodeagent.resources import security
 
 _SOURCES: Final = ("principals", "namespaces", "ip_blocks")
@@ -81,7 +81,7 @@ def _resolved(policy: AuthorizationPolicy, trust_domain: str) -> AuthorizationPo
     def names(values: tuple[str, ...]) -> tuple[str, ...]:
         return tuple(in_domain(value, trust_domain) for value in values)
 
-    def resolved(source: Source) -> Source:
+    def resolved(source: RuleSource) -> RuleSource:
         return replace(source, principals=names(source.principals), not_principals=names(source.not_principals))
 
     return replace(
@@ -150,7 +150,7 @@ def _without_http(rule: Rule) -> Rule:
 
 
 def _both(
-    item: Source | Operation,
+    item: RuleSource | Operation,
     names: tuple[str, ...],
     one: Callable[[str, str | int], Document],
     negation: str,

@@ -31,7 +31,7 @@ from nodeagent.lab.programs import PATH
 from nodeagent.lab.steady import Steadiness
 from nodeagent.lab.view import Object, View, faults, is_ready, owner
 from nodeagent.resources.load import Document, load_documents, parse
-from nodeagent.resources.model import CLUSTER_SCOPED, Deployment, Pod
+from nodeagent.resources.model import CLUSTER_SCOPED, DeploymentResource, PodResource
 from nodeagent.resources.pod import PodSpec
 from nodeagent.vocabulary import ObjectKey
 
@@ -407,9 +407,9 @@ def _check_programs(documents: Iterable[Document]) -> None:
     """Raise ResourceError for a program that this machine does not have."""
     for document in documents:
         resource = document.resource
-        if isinstance(resource, Pod):
+        if isinstance(resource, PodResource):
             _check_pod(document, resource.spec, "spec")
-        elif isinstance(resource, Deployment):
+        elif isinstance(resource, DeploymentResource):
             _check_pod(document, resource.spec.template.spec, "spec.template.spec")
 
 

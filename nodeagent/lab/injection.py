@@ -16,7 +16,7 @@ from nodeagent.inject import Injected, InjectionSettings, PodNamespace, inject
 from nodeagent.istio import INJECTION_LABEL, ROOT_NAMESPACE
 from nodeagent.lab.layout import PODS, SERVICES, Layout
 from nodeagent.resources.load import Document
-from nodeagent.resources.model import Deployment, Pod
+from nodeagent.resources.model import DeploymentResource, PodResource
 
 Object = Mapping[str, Any]
 TEMPLATES: Final = {"envoy": "envoy", "sidecar": "nodeagent"}
@@ -48,7 +48,7 @@ def injected(documents: Sequence[Document], there: Iterable[Object], given: Inje
 
 def _injected(document: Document, objects: Iterable[Object], given: InjectionSettings) -> Document:
     resource = document.resource
-    if not isinstance(resource, Pod | Deployment):
+    if not isinstance(resource, PodResource | DeploymentResource):
         return document
     value = resource.dump()
     namespace = resource.metadata.namespace
@@ -58,7 +58,7 @@ def _injected(document: Document, objects: Iterable[Object], given: InjectionSet
         hold=given.hold,
         values={**_of_the_mesh(namespace, objects), **given.values},
     )
-    pod = value if isinstance(resource, Pod) else value["spec"]["template"]
+    pod = value if isinstance(resource, PodResource) else value["spec"]["template"]
     try:
         done = inject(pod, PodNamespace(namespace, _labels(namespace, objects)), here)
     except InjectionError as error:
@@ -69,7 +69,9 @@ def _injected(document: Document, objects: Iterable[Object], given: InjectionSet
         ) from None
     if not isinstance(done, Injected):
         return document
-    value = done.pod if isinstance(resource, Pod) else {**value, "spec": {**value["spec"], "template": done.pod}}
+    value = (
+        done.pod if isinstance(resource, PodResource) else {**value, "spec": {**value["spec"], "template": done.pod}}
+    )
     return Document(document.file, document.number, type(resource).model_validate_json(json.dumps(value)))
 
 

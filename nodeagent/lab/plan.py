@@ -14,14 +14,14 @@ from typing import Any
 from nodeagent.lab.layout import ADDRESSES, FIRST_HOST, LAST_HOST, SERVICES, Node, NodeName
 from nodeagent.resources.load import Document, refuse_duplicates
 from nodeagent.resources.model import (
-    ConfigMap,
-    Deployment,
-    Namespace,
-    NetworkPolicy,
-    Pod,
+    ConfigMapResource,
+    DeploymentResource,
+    NamespaceResource,
+    NetworkPolicyResource,
+    PodResource,
     SecurityResource,
-    Service,
-    ServiceAccount,
+    ServiceAccountResource,
+    ServiceResource,
     ServiceSpec,
 )
 from nodeagent.resources.pod import PodSpec
@@ -133,19 +133,22 @@ def _plain_objects(documents: Sequence[Document], cluster: _Cluster) -> list[Obj
     found: list[Object] = []
     namespaces = {"default"} | {name for kind, _, name in cluster.objects if kind == "Namespace"}
     namespaces |= {
-        document.resource.metadata.name for document in documents if isinstance(document.resource, Namespace)
+        document.resource.metadata.name for document in documents if isinstance(document.resource, NamespaceResource)
     }
     for document in documents:
         resource = document.resource
-        if not isinstance(resource, Namespace) and resource.metadata.namespace not in namespaces:
+        if not isinstance(resource, NamespaceResource) and resource.metadata.namespace not in namespaces:
             raise document.error(
                 "metadata.namespace",
                 resource.metadata.namespace,
                 f"a Namespace that exists or stands in the input: {', '.join(sorted(namespaces))}",
             )
-        if isinstance(resource, Namespace | ServiceAccount | ConfigMap | NetworkPolicy | SecurityResource):
+        if isinstance(
+            resource,
+            NamespaceResource | ServiceAccountResource | ConfigMapResource | NetworkPolicyResource | SecurityResource,
+        ):
             value = resource.dump()
-            if isinstance(resource, Namespace):
+            if isinstance(resource, NamespaceResource):
                 value["metadata"].pop("namespace", None)
             else:
                 value["metadata"]["namespace"] = resource.metadata.namespace
@@ -166,7 +169,7 @@ def _plain_objects(documents: Sequence[Document], cluster: _Cluster) -> list[Obj
 def _pods_of(document: Document) -> list[Wanted]:
     resource = document.resource
     metadata = resource.metadata
-    if isinstance(resource, Pod):
+    if isinstance(resource, PodResource):
         return [
             Wanted(
                 document,
@@ -178,7 +181,7 @@ def _pods_of(document: Document) -> list[Wanted]:
                 "spec",
             )
         ]
-    if not isinstance(resource, Deployment):
+    if not isinstance(resource, DeploymentResource):
         return []
     template = resource.spec.template
     revision = _digest(template.spec.dump())
@@ -258,7 +261,7 @@ def _compare(
     deployments = {
         (document.resource.metadata.namespace, document.resource.metadata.name)
         for document in documents
-        if isinstance(document.resource, Deployment)
+        if isinstance(document.resource, DeploymentResource)
     }
     by_key = {pod.key: pod for pod in wanted}
     kept: list[Object] = []
@@ -355,7 +358,7 @@ def _asked(pod: Wanted, asked: str, candidates: Sequence[Node]) -> tuple[Node, i
 
 def _services(documents: Sequence[Document], cluster: _Cluster) -> list[Object]:
     """Return the Services with their ClusterIPs; those asked for are given out first."""
-    found = [document for document in documents if isinstance(document.resource, Service)]
+    found = [document for document in documents if isinstance(document.resource, ServiceResource)]
     ours = {document.key for document in found}
     for key, value in cluster.objects.items():
         if key[0] == "Service" and key not in ours:
@@ -365,14 +368,14 @@ def _services(documents: Sequence[Document], cluster: _Cluster) -> list[Object]:
 
 
 def _asked_ips(document: Document) -> tuple[str, ...]:
-    assert isinstance(document.resource, Service)
+    assert isinstance(document.resource, ServiceResource)
     spec = document.resource.spec
     return spec.cluster_ips or ((spec.cluster_ip,) if spec.cluster_ip else ())
 
 
 def _service(document: Document, cluster: _Cluster) -> Object:
     resource = document.resource
-    assert isinstance(resource, Service)
+    assert isinstance(resource, ServiceResource)
     spec, metadata = resource.spec, resource.metadata
     value = resource.dump()
     value["metadata"]["namespace"] = metadata.namespace

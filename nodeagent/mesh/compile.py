@@ -71,7 +71,7 @@ from nodeagent.mesh.local import (
 )
 from nodeagent.mesh.network_policies import NetworkPolicies
 from nodeagent.mesh.policies import Policies, PolicyKey, entry_key, names, refused_row
-from nodeagent.mesh.selection import Key, Postings, Selection
+from nodeagent.mesh.selection import NamespacedName, Postings, Selection
 from nodeagent.places.place import Places
 from nodeagent.policy.model import MtlsMode, PathSetting
 from nodeagent.resources import objects
@@ -107,25 +107,25 @@ class Mesh:
         self._node = node
         self._trust_domain = trust_domain
         self._places = places
-        self._pods: dict[Key, objects.Pod] = {}
-        self._services: dict[Key, objects.Service] = {}
-        self._nodes: dict[str, objects.Node] = {}
+        self._pods: dict[NamespacedName, objects.PodObject] = {}
+        self._services: dict[NamespacedName, objects.ServiceObject] = {}
+        self._nodes: dict[str, objects.NodeObject] = {}
         self._enrolled: set[PodUid] = set()
         self._selection = Selection()
-        self._namespaces: dict[str, objects.Namespace] = {}
+        self._namespaces: dict[str, objects.NamespaceObject] = {}
         self._policies = Policies(default_mtls, root_namespace)
         self._network = NetworkPolicies()
-        self._users: Postings[str, Key] = Postings()
-        self._using: dict[Key, tuple[str, ...]] = {}
-        self._claims: Postings[Address, Key] = Postings()
-        self._by_uid: Postings[PodUid, Key] = Postings()
+        self._users: Postings[str, NamespacedName] = Postings()
+        self._using: dict[NamespacedName, tuple[str, ...]] = {}
+        self._claims: Postings[Address, NamespacedName] = Postings()
+        self._by_uid: Postings[PodUid, NamespacedName] = Postings()
         self._entries: dict[str, Entry] = {}
-        self._made: dict[Key, str] = {}
+        self._made: dict[NamespacedName, str] = {}
         self._local: dict[PodUid, LocalPod] = {}
         self._asking: dict[PodUid, AskingPod] = {}
-        self._dirty_pods: set[Key] = set()
-        self._dirty_services: set[Key] = set()
-        self._dirty_modes: set[Key] = set()
+        self._dirty_pods: set[NamespacedName] = set()
+        self._dirty_services: set[NamespacedName] = set()
+        self._dirty_modes: set[NamespacedName] = set()
         self._dirty_policies: set[PolicyKey] = set()
         self.faults: dict[str, str] = {}
         """Objects that could not be compiled, and why: their last entries stay."""
@@ -138,16 +138,16 @@ class Mesh:
                 continue
             key = (change.namespace, change.name)
             if change.kind == "Pod":
-                self._put_pod(key, change.object if isinstance(change.object, objects.Pod) else None)
+                self._put_pod(key, change.object if isinstance(change.object, objects.PodObject) else None)
             elif change.kind == "Service":
-                self._put_service(key, change.object if isinstance(change.object, objects.Service) else None)
-            elif change.kind == "Node" and isinstance(change.object, objects.Node):
+                self._put_service(key, change.object if isinstance(change.object, objects.ServiceObject) else None)
+            elif change.kind == "Node" and isinstance(change.object, objects.NodeObject):
                 self._nodes[change.name] = change.object
             elif change.kind == "Node":
                 self._nodes.pop(change.name, None)
             elif change.kind == "Namespace":
                 self._put_namespace(
-                    change.name, change.object if isinstance(change.object, objects.Namespace) else None
+                    change.name, change.object if isinstance(change.object, objects.NamespaceObject) else None
                 )
             elif change.kind in KINDS:
                 policy = change.object if isinstance(change.object, Policy) else None
@@ -156,7 +156,9 @@ class Mesh:
                 self._network.put(
                     change.kind,
                     *key,
-                    change.object if isinstance(change.object, objects.NetworkPolicy | objects.UnreadPolicy) else None,
+                    change.object
+                    if isinstance(change.object, objects.NetworkPolicyObject | objects.UnreadPolicy)
+                    else None,
                 )
                 self._dirty_modes |= self._policies.pods_in(change.namespace)
         return self._recompile()
@@ -205,7 +207,7 @@ class Mesh:
         (self._enrolled.add if enrolled else self._enrolled.discard)(uid)
         self._dirty_pods |= self._by_uid.get(uid)
 
-    def _put_pod(self, key: Key, pod: objects.Pod | None) -> None:
+    def _put_pod(self, key: NamespacedName, pod: objects.PodObject | None) -> None:
         self._touch_pod(key)
         before = self._pods.pop(key, None)
         if before is not None:
@@ -223,16 +225,16 @@ class Mesh:
                 self._claims.add(address, key)
             self._touch_pod(key)
 
-    def _touch_pod(self, key: Key) -> None:
+    def _touch_pod(self, key: NamespacedName) -> None:
         """Mark the pod, the Services that select it, and whoever claims one of its addresses (and their Services)."""
         pod = self._pods.get(key)
         rivals = set().union(*(self._claims.get(address) for address in pod.addresses)) if pod else set()
-        twins: Set[Key] = self._by_uid.get(pod.uid) if pod else frozenset()
+        twins: Set[NamespacedName] = self._by_uid.get(pod.uid) if pod else frozenset()
         for touched in {key} | rivals | twins:
             self._dirty_pods.add(touched)
             self._dirty_services.update(self._selection.services_of(touched))
 
-    def _put_service(self, key: Key, service: objects.Service | None) -> None:
+    def _put_service(self, key: NamespacedName, service: objects.ServiceObject | None) -> None:
         self._dirty_services.add(key)
         self._dirty_pods.update(self._selection.pods_of(key))
         self._services.pop(key, None)
@@ -242,7 +244,7 @@ class Mesh:
             self._selection.put_service(key, service.selector)
             self._dirty_pods.update(self._selection.pods_of(key))
 
-    def _put_namespace(self, name: str, namespace: objects.Namespace | None) -> None:
+    def _put_namespace(self, name: str, namespace: objects.NamespaceObject | None) -> None:
         self._namespaces.pop(name, None)
         if namespace is not None:
             self._namespaces[name] = namespace
@@ -257,7 +259,7 @@ class Mesh:
         self._policies.put(key, policy, file)
         self._dirty_modes |= self._affected(key)
 
-    def _affected(self, key: PolicyKey) -> Set[Key]:
+    def _affected(self, key: PolicyKey) -> Set[NamespacedName]:
         return self._policies.pods(key) | {
             pod for service in self._policies.services(key) for pod in self._selection.pods_of(service)
         }
@@ -317,7 +319,7 @@ class Mesh:
         self.faults.pop(whose, None)
         return made
 
-    def _governed_pod(self, key: Key) -> Workload | None:
+    def _governed_pod(self, key: NamespacedName) -> Workload | None:
         workload = self._workload(key)
         return None if workload is None else self._governed(key, workload)
 
@@ -331,7 +333,7 @@ class Mesh:
             self._asking.pop(PodUid(key.removeprefix("workload/")), None)
         return Delta(tuple(upserts), tuple(removals))
 
-    def _governed(self, key: Key, workload: Workload) -> Workload:
+    def _governed(self, key: NamespacedName, workload: Workload) -> Workload:
         """Return *workload* with what the policies for the pod *key* make of it; Istio's themselves
         matter on its own node only.
         """
@@ -349,7 +351,7 @@ class Mesh:
             network_policy=network,
         )
 
-    def _use(self, key: Key, workload: Workload | None) -> set[str]:
+    def _use(self, key: NamespacedName, workload: Workload | None) -> set[str]:
         """Keep which local pods use which policies' entries; return those for which that changed."""
         before, after = set(self._using.pop(key, ())), set(workload.policies if workload else ())
         for entry in before - after:
@@ -360,7 +362,7 @@ class Mesh:
             self._using[key] = workload.policies
         return before ^ after
 
-    def _owned(self, key: Key, pod: objects.Pod) -> tuple[Address, ...]:
+    def _owned(self, key: NamespacedName, pod: objects.PodObject) -> tuple[Address, ...]:
         """Return the addresses that are *pod*'s: while two claim one, the younger has it, as the
         older is on its way out.
         """
@@ -368,11 +370,11 @@ class Mesh:
             return ()
         return tuple(address for address in pod.addresses if max(self._claims.get(address), key=self._age) == key)
 
-    def _age(self, key: Key) -> tuple[bool, str, str, Key]:
+    def _age(self, key: NamespacedName) -> tuple[bool, str, str, NamespacedName]:
         pod = self._pods[key]
         return (not pod.terminating, pod.created, pod.uid, key)
 
-    def _workload(self, key: Key) -> Workload | None:
+    def _workload(self, key: NamespacedName) -> Workload | None:
         """Return the entry of the pod *key*; also keeps the list of pods to enrol."""
         pod = self._pods.get(key)
         if pod is None or finished(pod) or not pod.addresses or max(self._by_uid.get(pod.uid), key=self._age) != key:
@@ -427,7 +429,7 @@ class Mesh:
             bypass=bypassed,
         )
 
-    def _path(self, pod: objects.Pod, faults: list[str]) -> PathSetting:
+    def _path(self, pod: objects.PodObject, faults: list[str]) -> PathSetting:
         """Return the path that *pod* or else its namespace asks for; what is wrong there or at a
         Service that selects it goes to *faults*.
         """
@@ -439,7 +441,7 @@ class Mesh:
         return own or wider or "auto"
 
     def _served(
-        self, key: Key, pod: objects.Pod
+        self, key: NamespacedName, pod: objects.PodObject
     ) -> tuple[tuple[tuple[int, Protocol], ...], tuple[tuple[int, str], ...]]:
         """Return protocol and Service by workload port; the oldest Service that targets a port
         decides, as in Istio.
@@ -461,7 +463,7 @@ class Mesh:
                     ports[number] = rules.port_protocol(port)
         return tuple(sorted(ports.items())), tuple(sorted(services.items()))
 
-    def _service(self, key: Key) -> Service | None:
+    def _service(self, key: NamespacedName) -> Service | None:
         """Return the entry of the Service *key*; None without a selector: its endpoints are not
         known here, so the node routes it.
         """
@@ -484,21 +486,21 @@ class Mesh:
             service.name, service.namespace, host, service.addresses, ports, path_setting(service.annotations, "", [])
         )
 
-    def _reachable(self, key: Key, pod: objects.Pod) -> tuple[Address, ...]:
+    def _reachable(self, key: NamespacedName, pod: objects.PodObject) -> tuple[Address, ...]:
         return pod.addresses if pod.host_network else self._owned(key, pod)
 
 
-def _policies_of(key: Key) -> str:
+def _policies_of(key: NamespacedName) -> str:
     return f"the policies of Pod {'/'.join(key)}"
 
 
-def _serving(pod: objects.Pod) -> bool:
+def _serving(pod: objects.PodObject) -> bool:
     """Say whether *pod* may be given new connections."""
     return pod.ready and not pod.terminating and not finished(pod)
 
 
 def _endpoints(
-    port: objects.ServicePort, pods: Iterable[tuple[objects.Pod, tuple[Address, ...]]]
+    port: objects.ServiceObjectPort, pods: Iterable[tuple[objects.PodObject, tuple[Address, ...]]]
 ) -> Iterable[Endpoint]:
     for pod, addresses in pods:
         number = rules.target_port(port, pod)

@@ -34,7 +34,7 @@ first bytes tell.
 
 
 @dataclass(frozen=True, slots=True)
-class Probe:
+class DeclaredProbe:
     """A probe that a pod's spec declares: what the node may ask of a STRICT pod in plaintext."""
 
     kind: Literal["http", "tcp", "grpc"]
@@ -64,7 +64,7 @@ class Workload:
     """Its node's agent captures it, so that it takes mTLS on its own ports."""
     ports: tuple[tuple[int, Protocol], ...] = ()
     """Workload port -> protocol, from the Services that select it."""
-    probes: tuple[Probe, ...] = ()
+    probes: tuple[DeclaredProbe, ...] = ()
     services: tuple[tuple[int, str], ...] = ()
     """Workload port -> ``namespace/name`` of the first Service that targets it."""
     excluded_ports: tuple[int, ...] = ()

@@ -19,7 +19,7 @@ from nodeagent.policy.authorization import Authorizer, CompiledPolicy, Connectio
 from nodeagent.policy.claims import Claims
 from nodeagent.policy.model import AuthorizationPolicy, MtlsMode, RateLimit, RequestAuthentication
 
-Verdict = Literal["allowed", "refused", "unknown"]
+Outcome = Literal["allowed", "refused", "unknown"]
 KernelPath = Callable[[Workload | None, Workload, int], str]
 """Says in words which path a connection of a client to a workload's port takes, and why."""
 _SCHEME: Final = "spiffe://"
@@ -51,7 +51,7 @@ class Step:
 @dataclass(frozen=True, slots=True)
 class Explanation:
     steps: tuple[Step, ...]
-    verdict: Verdict
+    verdict: Outcome
 
     def to_json(self) -> dict[str, Any]:
         return {"verdict": self.verdict, "steps": [{"stage": step.stage, "words": step.words} for step in self.steps]}
@@ -304,7 +304,7 @@ def _path(workload: Workload) -> str:
     return f"nodeagent.io/path is {workload.path}" if workload.path != "auto" else "nodeagent.io/path is not set: auto"
 
 
-def _policies(facts: _Facts, entries: tuple[Entry, ...]) -> tuple[Verdict, list[Step]]:
+def _policies(facts: _Facts, entries: tuple[Entry, ...]) -> tuple[Outcome, list[Step]]:
     steps: list[Step] = []
     if not facts.http and (unparsed := _unparsed(facts, entries)) is not None:
         return unparsed
@@ -352,7 +352,7 @@ def _policies(facts: _Facts, entries: tuple[Entry, ...]) -> tuple[Verdict, list[
     return ("unknown" if custom else "allowed"), steps
 
 
-def _unparsed(facts: _Facts, entries: tuple[Entry, ...]) -> tuple[Verdict, list[Step]] | None:
+def _unparsed(facts: _Facts, entries: tuple[Entry, ...]) -> tuple[Outcome, list[Step]] | None:
     """Return what happens to bytes that are not parsed as HTTP/1, None where policies may judge them as TCP."""
     protocol = facts.server.workload.protocol_at(facts.server.port)
     policies = [each for each in entries if isinstance(each, AuthorizationPolicy | RequestAuthentication | RateLimit)]

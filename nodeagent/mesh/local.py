@@ -10,7 +10,7 @@ from typing import Final, cast, get_args
 from nodeagent.istio import STATUS
 from nodeagent.places.place import Place
 from nodeagent.policy.model import PathSetting
-from nodeagent.resources.objects import Pod
+from nodeagent.resources.objects import PodObject
 from nodeagent.vocabulary import Address, PodUid, SpiffeId
 
 ENROLL: Final = "nodeagent.io/enroll"
@@ -58,7 +58,9 @@ class AskingPod:
     """Where the folder is to be mounted in the pod; empty: a volume of its spec does that."""
 
 
-def asking_pod(pod: Pod, node: str, place: Place | None, identity: SpiffeId, faults: list[str]) -> AskingPod | None:
+def asking_pod(
+    pod: PodObject, node: str, place: Place | None, identity: SpiffeId, faults: list[str]
+) -> AskingPod | None:
     """Return what *pod*, which runs at *place*, asks for on *node*, by a volume or by annotation;
     what is wrong goes to *faults*. A pod need not be captured to ask.
 
@@ -92,7 +94,7 @@ def _is_mount_point(path: str) -> bool:
 
 
 def local_pod(
-    pod: Pod,
+    pod: PodObject,
     node: str,
     place: Place | None,
     addresses: tuple[Address, ...],
@@ -127,12 +129,12 @@ def local_pod(
     )
 
 
-def finished(pod: Pod) -> bool:
+def finished(pod: PodObject) -> bool:
     """Say whether all that ran in *pod* has ended: its addresses may be another's by now."""
     return pod.phase in ("Succeeded", "Failed")
 
 
-def excluded_ports(pod: Pod, annotation: str, faults: list[str]) -> frozenset[int]:
+def excluded_ports(pod: PodObject, annotation: str, faults: list[str]) -> frozenset[int]:
     """Return the ports of a comma-separated *annotation*; what is wrong goes to *faults*. A wrong
     one excludes nothing: no typing error opens a hole.
     """
@@ -169,6 +171,6 @@ def bypass(annotations: Mapping[str, str], faults: list[str]) -> bool:
     return text == "enabled"
 
 
-def has_sidecar(pod: Pod) -> bool:
+def has_sidecar(pod: PodObject) -> bool:
     """Say whether *pod* brings a classic sidecar, which takes mTLS for it."""
     return STATUS in pod.annotations or pod.labels.get(TLS_MODE) == "istio"

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from nodeagent.resources.labels import LabelSelector
-from nodeagent.resources.objects import NetworkPolicy, UnreadPolicy
+from nodeagent.resources.objects import NetworkPolicyObject, UnreadPolicy
 from nodeagent.vocabulary import ObjectKey
 
 
@@ -21,11 +21,11 @@ class NetworkPolicies:
         self._selectors: dict[str, dict[str, LabelSelector]] = {}
         self._unread: set[ObjectKey] = set()
 
-    def put(self, kind: str, namespace: str, name: str, policy: NetworkPolicy | UnreadPolicy | None) -> None:
+    def put(self, kind: str, namespace: str, name: str, policy: NetworkPolicyObject | UnreadPolicy | None) -> None:
         """Know the policy *name*, know it anew, or (None) no more."""
         self._selectors.get(namespace, {}).pop(name, None)
         self._unread.discard((kind, namespace, name))
-        if isinstance(policy, NetworkPolicy):
+        if isinstance(policy, NetworkPolicyObject):
             self._selectors.setdefault(namespace, {})[name] = policy.selector
         elif policy is not None:
             self._unread.add((kind, namespace, name))

@@ -12,10 +12,10 @@ from collections.abc import Collection, Iterable, Mapping, Set
 from dataclasses import dataclass
 from typing import Any, Final
 
-from nodeagent.mesh.selection import Key, Postings
+from nodeagent.mesh.selection import NamespacedName, Postings
 from nodeagent.policy.model import AuthorizationPolicy, MtlsMode, PeerAuthentication, RateLimit, RequestAuthentication
 from nodeagent.resources.changes import Refused
-from nodeagent.resources.security import Policy, Target
+from nodeagent.resources.security import Policy, PolicyTarget
 
 PolicyKey = tuple[str, str, str]
 """Kind, namespace and name."""
@@ -25,7 +25,7 @@ _EVERYTHING: Final = ("", "")
 
 
 @dataclass(frozen=True, slots=True)
-class Mtls:
+class MtlsModes:
     """What PeerAuthentication says about a pod."""
 
     mode: MtlsMode
@@ -44,25 +44,25 @@ class Policies:
         self.files: dict[PolicyKey, str] = {}
         self.entries: dict[str, AuthorizationPolicy | RequestAuthentication | RateLimit] = {}
         """By the entry's key; those of policies that are entries."""
-        self._labels: dict[Key, Mapping[str, str]] = {}
-        self._pods: Postings[_Term, Key] = Postings()
+        self._labels: dict[NamespacedName, Mapping[str, str]] = {}
+        self._pods: Postings[_Term, NamespacedName] = Postings()
         self._by_term: Postings[_Term, PolicyKey] = Postings()
-        self._by_service: Postings[Key, PolicyKey] = Postings()
+        self._by_service: Postings[NamespacedName, PolicyKey] = Postings()
 
     # -- pods --
 
-    def put_pod(self, key: Key, labels: Mapping[str, str]) -> None:
+    def put_pod(self, key: NamespacedName, labels: Mapping[str, str]) -> None:
         """Know the pod *key*, or know it anew."""
         self.drop_pod(key)
         self._labels[key] = labels
         for term in _terms_of_pod(key, labels):
             self._pods.add(term, key)
 
-    def drop_pod(self, key: Key) -> None:
+    def drop_pod(self, key: NamespacedName) -> None:
         for term in _terms_of_pod(key, self._labels.pop(key, {})):
             self._pods.discard(term, key)
 
-    def pods_in(self, namespace: str) -> Set[Key]:
+    def pods_in(self, namespace: str) -> Set[NamespacedName]:
         """Return the pods of *namespace*."""
         return self._pods.get((namespace, *_EVERYTHING))
 
@@ -88,12 +88,12 @@ class Policies:
             if not policy.targets:
                 self._by_term.add(self._term(policy), key)
 
-    def services(self, key: PolicyKey) -> list[Key]:
+    def services(self, key: PolicyKey) -> list[NamespacedName]:
         """Return the Services to whose pods the policy *key* is attached."""
         policy = self.known.get(key)
         return _services(policy) if policy else []
 
-    def pods(self, key: PolicyKey) -> Set[Key]:
+    def pods(self, key: PolicyKey) -> Set[NamespacedName]:
         """Return the pods that the policy *key* is for by namespace and selector."""
         policy = self.known.get(key)
         if policy is None or policy.targets:
@@ -105,7 +105,7 @@ class Policies:
         fewest = min((self._pods.get((scope, *item)) for item in policy.selector), key=len)
         return {pod for pod in fewest if wanted <= self._labels[pod].items()}
 
-    def of(self, pod: Key, services: Iterable[Key]) -> list[Policy]:
+    def of(self, pod: NamespacedName, services: Iterable[NamespacedName]) -> list[Policy]:
         """Return the policies that are for *pod*, which *services* select, oldest first."""
         labels = self._labels.get(pod, {})
         found: set[PolicyKey] = set()
@@ -121,7 +121,7 @@ class Policies:
             found |= self._by_service.get(service)
         return sorted((self.known[key] for key in found), key=_age)
 
-    def mtls(self, policies: Iterable[Policy]) -> Mtls:
+    def mtls(self, policies: Iterable[Policy]) -> MtlsModes:
         """Return the modes that *policies*, those of one pod and oldest first, make: port >
         workload > namespace > mesh > default; UNSET inherits.
         """
@@ -143,7 +143,7 @@ class Policies:
             if said is not None and said.mode is not None:
                 mode, source = said.mode, f"{said.namespace}/{said.name}"
         ports = ((port, own or mode) for port, own in workload.ports) if workload else ()
-        return Mtls(mode, source, tuple((port, own) for port, own in ports if own != mode))
+        return MtlsModes(mode, source, tuple((port, own) for port, own in ports if own != mode))
 
     def idle(self, key: PolicyKey) -> str:
         """Return why the policy *key* can have no effect on any pod; empty: it can."""
@@ -237,18 +237,18 @@ def _age(policy: Policy) -> tuple[str, str, str, str]:
     return policy.created, policy.namespace, policy.name, policy.kind
 
 
-def _terms_of_pod(key: Key, labels: Mapping[str, str]) -> Iterable[_Term]:
+def _terms_of_pod(key: NamespacedName, labels: Mapping[str, str]) -> Iterable[_Term]:
     yield (key[0], *_EVERYTHING)
     for item in labels.items():
         yield (key[0], *item)
         yield ("", *item)
 
 
-def _is_service(target: Target) -> bool:
+def _is_service(target: PolicyTarget) -> bool:
     return target.kind == "Service" and target.group in ("", "core")
 
 
-def _services(policy: Policy) -> list[Key]:
+def _services(policy: Policy) -> list[NamespacedName]:
     return [(policy.namespace, target.name) for target in policy.targets if _is_service(target)]
 
 

@@ -4,7 +4,7 @@ late, and where one cannot be redirected. Pure.
 A pod is protected when anything would refuse one of its connections: STRICT, an AuthorizationPolicy
 that is in force, a RequestAuthentication, a RateLimit. Protected means both ways, as with a sidecar
 that died: its policies say nothing about what it opens itself, but that would go out without its
-identity, by which others decide. What the kernel decides alone (``mesh/kernel_path.py``) goes on
+identity, by which others decide. What the kernel decides alone (``mesh/kernel_plan.py``) goes on
 for ``redirect.kernelPathTimeoutSeconds``.
 """
 

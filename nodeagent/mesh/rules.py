@@ -6,8 +6,8 @@ import re
 from collections.abc import Mapping
 from typing import Final
 
-from nodeagent.mesh.entries import Probe, Protocol
-from nodeagent.resources.objects import Pod, ServicePort
+from nodeagent.mesh.entries import DeclaredProbe, Protocol
+from nodeagent.resources.objects import PodObject, ServiceObjectPort
 
 _HTTP: Final = frozenset(("http", "http_proxy"))
 _HTTP2: Final = frozenset(("http2", "grpc", "hbone"))
@@ -23,7 +23,7 @@ _SERVER_FIRST: Final = frozenset((25, 53, 3306, 27017))
 _CRON_JOB: Final = re.compile(r"(.+)-\d{8,10}")
 
 
-def port_protocol(port: ServicePort) -> Protocol:
+def port_protocol(port: ServiceObjectPort) -> Protocol:
     """Return what *port* is declared to be: by appProtocol, else by its name up to the first ``-``
     (Istio's protocol selection).
     """
@@ -39,17 +39,17 @@ def port_protocol(port: ServicePort) -> Protocol:
     return "tcp" if prefix in _TCP or port.port in _SERVER_FIRST else "auto"
 
 
-def target_port(port: ServicePort, pod: Pod) -> int | None:
+def target_port(port: ServiceObjectPort, pod: PodObject) -> int | None:
     """Return the workload port of *pod* that *port* leads to, None when the pod declares no port of that name."""
     return port.target if isinstance(port.target, int) else named_port(pod, port.target)
 
 
-def named_port(pod: Pod, name: str) -> int | None:
+def named_port(pod: PodObject, name: str) -> int | None:
     """Return the number of *pod*'s container port *name*."""
     return next((port.number for container in pod.containers for port in container.ports if port.name == name), None)
 
 
-def workload_name(pod: Pod) -> str:
+def workload_name(pod: PodObject) -> str:
     """Return the name of what made *pod*, as Istio's metrics call it: the Deployment behind a
     ReplicaSet, the CronJob behind a Job.
     """
@@ -78,9 +78,9 @@ def canonical_revision(labels: Mapping[str, str]) -> str:
     return _first(labels, "service.istio.io/canonical-revision", "app.kubernetes.io/version", "version") or "latest"
 
 
-def probes(pod: Pod) -> tuple[Probe, ...]:
+def probes(pod: PodObject) -> tuple[DeclaredProbe, ...]:
     """Return the probes by which the node reaches *pod* over the network, each once, ports by number."""
-    found: dict[Probe, None] = {}
+    found: dict[DeclaredProbe, None] = {}
     for container in pod.containers:
         for action in container.probes:
             if action.host and action.host not in pod.addresses:
@@ -88,7 +88,7 @@ def probes(pod: Pod) -> tuple[Probe, ...]:
             named = next((port.number for port in container.ports if port.name == action.port), None)
             number = action.port if isinstance(action.port, int) else named
             if number is not None:
-                found[Probe(action.kind, number, action.path)] = None
+                found[DeclaredProbe(action.kind, number, action.path)] = None
     return tuple(found)
 
 

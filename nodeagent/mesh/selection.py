@@ -6,7 +6,7 @@ from collections import defaultdict
 from collections.abc import Mapping
 from typing import Generic, TypeVar
 
-Key = tuple[str, str]
+NamespacedName = tuple[str, str]
 """Namespace and name."""
 Term = tuple[str, str, str]
 """Namespace, label, value."""
@@ -41,39 +41,39 @@ class Selection:
     """
 
     def __init__(self) -> None:
-        self._pods: Postings[Term, Key] = Postings()
-        self._services: Postings[Term, Key] = Postings()
-        self._labels: dict[Key, Mapping[str, str]] = {}
-        self._selectors: dict[Key, Mapping[str, str]] = {}
+        self._pods: Postings[Term, NamespacedName] = Postings()
+        self._services: Postings[Term, NamespacedName] = Postings()
+        self._labels: dict[NamespacedName, Mapping[str, str]] = {}
+        self._selectors: dict[NamespacedName, Mapping[str, str]] = {}
 
-    def put_pod(self, key: Key, labels: Mapping[str, str]) -> None:
+    def put_pod(self, key: NamespacedName, labels: Mapping[str, str]) -> None:
         self.drop_pod(key)
         self._labels[key] = labels
         for item in labels.items():
             self._pods.add((key[0], *item), key)
 
-    def drop_pod(self, key: Key) -> None:
+    def drop_pod(self, key: NamespacedName) -> None:
         for item in self._labels.pop(key, {}).items():
             self._pods.discard((key[0], *item), key)
 
-    def put_service(self, key: Key, selector: Mapping[str, str]) -> None:
+    def put_service(self, key: NamespacedName, selector: Mapping[str, str]) -> None:
         self.drop_service(key)
         if selector:
             self._selectors[key] = selector
             self._services.add((key[0], *min(selector.items())), key)
 
-    def drop_service(self, key: Key) -> None:
+    def drop_service(self, key: NamespacedName) -> None:
         selector = self._selectors.pop(key, None)
         if selector:
             self._services.discard((key[0], *min(selector.items())), key)
 
-    def services_of(self, pod: Key) -> list[Key]:
+    def services_of(self, pod: NamespacedName) -> list[NamespacedName]:
         """Return the Services that select *pod*, in no order."""
         labels = self._labels.get(pod, {})
         found = (service for item in labels.items() for service in self._services.get((pod[0], *item)))
         return [service for service in found if self._selectors[service].items() <= labels.items()]
 
-    def pods_of(self, service: Key) -> list[Key]:
+    def pods_of(self, service: NamespacedName) -> list[NamespacedName]:
         """Return the pods that *service* selects, in no order."""
         selector = self._selectors.get(service)
         if not selector:

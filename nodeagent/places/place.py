@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Protocol
 
-from nodeagent.resources.objects import Pod
+from nodeagent.resources.objects import PodObject
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,7 +21,7 @@ class Place:
 class Places(Protocol):
     """Who knows where the pods of this node run."""
 
-    def of(self, pod: Pod) -> Place | None:
+    def of(self, pod: PodObject) -> Place | None:
         """Return where *pod* runs, None while that is not known; never waits.
 
         Where the answer becomes another, the source tells the pod anew.

@@ -17,7 +17,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import Final, Generic, TypeVar
 
-from nodeagent.policy.authorization_facts import ConnectionFacts, Peer, RequestFacts
+from nodeagent.policy.authorization_facts import ConnectionFacts, PeerFacts, RequestFacts
 from nodeagent.policy.authorization_terms import CompiledRule, RequestTest, compile_rule
 from nodeagent.policy.model import AuthorizationPolicy
 from nodeagent.policy.paths import holds_nul, normalise_path, normalise_target
@@ -96,7 +96,7 @@ class _Chain(Generic[_Outcome]):
     steps: tuple[tuple[CompiledRule, _Outcome], ...]
     final: _Outcome
 
-    def at(self, peer: Peer) -> _Bound[_Outcome]:
+    def at(self, peer: PeerFacts) -> _Bound[_Outcome]:
         """Return what remains to be asked of the requests of *peer*."""
         left: list[tuple[RequestTest, _Outcome]] = []
         by_line = True
@@ -196,7 +196,7 @@ class Authorizer:
 
     def connection(self, facts: ConnectionFacts) -> Decision | RequestAuthorizer:
         """Return the decision on every request of the connection of *facts*, or what decides on each of them."""
-        peer = Peer(facts)
+        peer = PeerFacts(facts)
         customs, decisions = self._customs.at(peer), self._decisions.at(peer)
         watches = tuple(
             bound for bound in (watch.at(peer) for watch in self._watches) if bound.steps or bound.final is not None
@@ -212,7 +212,7 @@ class Authorizer:
         """Return a line for every rule: that it matches, or which of its fields do not. For people,
         not for the hot path.
         """
-        peer = Peer(facts)
+        peer = PeerFacts(facts)
         outcomes = (
             (f"{policy.title}, rule {index}", rule.failing(peer, request))
             for policy in self._policies

@@ -51,7 +51,7 @@ class RequestFacts:
         return self.normal
 
 
-class Peer:
+class PeerFacts:
     """A connection as the compiled terms see it: texts to look up, addresses as numbers."""
 
     __slots__ = (
@@ -68,8 +68,8 @@ class Peer:
     )
 
     def __init__(self, facts: ConnectionFacts) -> None:
-        self.presumed: Peer | None = (
-            Peer(replace(facts, principal=facts.presumed, presumed="")) if facts.presumed else None
+        self.presumed: PeerFacts | None = (
+            PeerFacts(replace(facts, principal=facts.presumed, presumed="")) if facts.presumed else None
         )
         """The same peer as it would be, had it proved the identity that it is presumed to have."""
         self.principal = facts.principal

@@ -11,11 +11,11 @@ from typing import Any, Final
 
 from nodeagent.errors import ResourceError
 from nodeagent.policy import authorization_match as matchers
-from nodeagent.policy.authorization_facts import Peer, RequestFacts
+from nodeagent.policy.authorization_facts import PeerFacts, RequestFacts
 from nodeagent.policy.claims import Claims
-from nodeagent.policy.model import Condition, Operation, Rule, Source
+from nodeagent.policy.model import Condition, Operation, Rule, RuleSource
 
-PeerTest = Callable[[Peer], bool]
+PeerTest = Callable[[PeerFacts], bool]
 RequestTest = Callable[[RequestFacts], bool]
 ClaimsTest = Callable[[Claims], bool]
 
@@ -62,14 +62,14 @@ class Clause:
     residual: RequestTest | None
     """All of ``request``, None when there are none."""
 
-    def admits(self, peer: Peer) -> bool:
+    def admits(self, peer: PeerFacts) -> bool:
         """Whether the terms that *peer* decides hold."""
         for _, test in self.peer:  # noqa: SIM110 - a generator costs as much as the tests
             if not test(peer):
                 return False
         return True
 
-    def failing(self, peer: Peer, request: RequestFacts | None) -> str:
+    def failing(self, peer: PeerFacts, request: RequestFacts | None) -> str:
         """Return the first field that does not hold, empty when all do; without a *request* its terms do not."""
         for name, test in self.peer:
             if not test(peer):
@@ -105,7 +105,7 @@ class CompiledRule:
             sources, operations, _peer_only(self.conditions), needs_request=False, by_line=True, permits=self.permits
         )
 
-    def at(self, peer: Peer) -> bool | RequestTest:
+    def at(self, peer: PeerFacts) -> bool | RequestTest:
         """Return whether the rule matches every or no request of *peer*, or else what tells it of one."""
         found = self._of(peer)
         if found is True or self.permits or peer.presumed is None:
@@ -115,7 +115,7 @@ class CompiledRule:
             return presumed
         return found if presumed is False else matchers.any_of([found, presumed])
 
-    def _of(self, peer: Peer) -> bool | RequestTest:
+    def _of(self, peer: PeerFacts) -> bool | RequestTest:
         if not self.conditions.admits(peer):
             return False
         tests: list[RequestTest] = []
@@ -130,7 +130,7 @@ class CompiledRule:
             tests.append(self.conditions.residual)
         return matchers.all_of(tests) if tests else True
 
-    def failing(self, peer: Peer, request: RequestFacts | None) -> str:
+    def failing(self, peer: PeerFacts, request: RequestFacts | None) -> str:
         """Return what does not match, in the words of the YAML, empty when the rule matches."""
         failing = self._failing(peer, request)
         return (
@@ -139,7 +139,7 @@ class CompiledRule:
             else failing
         )
 
-    def _failing(self, peer: Peer, request: RequestFacts | None) -> str:
+    def _failing(self, peer: PeerFacts, request: RequestFacts | None) -> str:
         for name, group in (("from", self.sources), ("to", self.operations)):
             failing = [clause.failing(peer, request) for clause in group]
             if failing and all(failing):
@@ -148,7 +148,7 @@ class CompiledRule:
         return f"when: {condition}" if condition else ""
 
 
-def _alternatives(clauses: tuple[Clause, ...], peer: Peer) -> bool | RequestTest:
+def _alternatives(clauses: tuple[Clause, ...], peer: PeerFacts) -> bool | RequestTest:
     tests: list[RequestTest] = []
     for clause in clauses:
         if clause.admits(peer):
@@ -196,7 +196,7 @@ def compile_rule(rule: Rule, namespace: str, trust_domain: str, *, permits: bool
 
 
 def _fields(
-    holder: Source | Operation, columns: tuple[tuple[str, str, str, bool], ...]
+    holder: RuleSource | Operation, columns: tuple[tuple[str, str, str, bool], ...]
 ) -> Iterator[tuple[str, str, tuple[Any, ...], bool]]:
     """Yield name, key, values, and whether they must not match, of what *holder* says."""
     return (

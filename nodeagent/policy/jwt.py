@@ -22,9 +22,9 @@ from nodeagent.policy.jwt_keys import KeySet, key_set
 from nodeagent.policy.jwt_places import (
     MAX_TOKENS,
     HeaderPlace,
+    JwtRequest,
     Place,
     QueryPlace,
-    Request,
     places_of,
     without_parameters,
 )
@@ -243,7 +243,7 @@ class Authenticator:
             now,
         )
 
-    def authenticate(self, request: Request) -> Authenticated | Rejected:
+    def authenticate(self, request: JwtRequest) -> Authenticated | Rejected:
         """Check every token of *request*. Nothing is changed: the caller removes, adds and rewrites
         what the result says.
         """
@@ -283,7 +283,7 @@ def _both(first: Authenticated, second: Authenticated) -> Authenticated:
     return Authenticated(first.claims, tuple(dict.fromkeys(first.remove + second.remove)), first.add + second.add)
 
 
-def _rejected(request: Request, error: TokenError) -> Rejected:
+def _rejected(request: JwtRequest, error: TokenError) -> Rejected:
     # Without the query, which may hold the token.
     realm = _not_in_realm("", f"http://{request.host}{request.path.partition('?')[0]}")[:_MAX_REALM]
     return Rejected(

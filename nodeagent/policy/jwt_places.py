@@ -16,7 +16,7 @@ from urllib.parse import unquote
 from nodeagent.policy.model import JwtRule, TokenHeader
 
 
-class Request(Protocol):
+class JwtRequest(Protocol):
     """What is looked at; ``authorization.RequestFacts`` is one."""
 
     @property
@@ -46,7 +46,7 @@ class HeaderPlace:
     """Lower-case."""
     prefix: str
 
-    def find(self, request: Request) -> Sequence[str]:
+    def find(self, request: JwtRequest) -> Sequence[str]:
         """Return the tokens here, as they stand."""
         value = request.header(self.name)
         if not value:
@@ -71,7 +71,7 @@ class HeaderPlace:
 class QueryPlace:
     name: str
 
-    def find(self, request: Request) -> Sequence[str]:
+    def find(self, request: JwtRequest) -> Sequence[str]:
         query = request.path.partition("?")[2]
         return (
             [unquote(value) for name, value in _parameters(query) if _is(name, self.name)][: MAX_TOKENS + 1]
@@ -84,7 +84,7 @@ class QueryPlace:
 class CookiePlace:
     name: str
 
-    def find(self, request: Request) -> Sequence[str]:
+    def find(self, request: JwtRequest) -> Sequence[str]:
         value = request.header("cookie")
         if not value or self.name not in value:
             return ()

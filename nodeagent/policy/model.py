@@ -33,7 +33,7 @@ class PeerAuthentication:
 
 
 @dataclass(frozen=True, slots=True)
-class Source:
+class RuleSource:
     """``rules[].from[].source``: all fields must match, one value of each is enough."""
 
     principals: tuple[str, ...] = ()
@@ -79,7 +79,7 @@ class Condition:
 class Rule:
     """One of ``rules``: some source, some operation and all conditions; an empty part always matches."""
 
-    sources: tuple[Source, ...] = ()
+    sources: tuple[RuleSource, ...] = ()
     operations: tuple[Operation, ...] = ()
     conditions: tuple[Condition, ...] = ()
 

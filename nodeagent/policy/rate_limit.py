@@ -27,7 +27,7 @@ _EPSILON: Final = 1e-9
 """Seconds and tokens that rounding may cost."""
 
 
-class Request(Protocol):
+class LimitedRequest(Protocol):
     """What a limit may ask of a request; ``policy/authorization_facts.py: RequestFacts`` is one."""
 
     method: str
@@ -78,7 +78,7 @@ class _Text:
         return value.startswith(self.prefix) and value.endswith(self.suffix)
 
 
-_Source = Callable[[Request, str, str], str]
+_Source = Callable[[LimitedRequest, str, str], str]
 """What tells the buckets of a limit apart, from a request, its principal and its pod. Those of whom
 it is not known share the bucket of the empty value, so that leaving a header out avoids no limit.
 """
@@ -141,7 +141,7 @@ class _Limit:
         self._buckets: OrderedDict[str | tuple[str, ...], _Bucket] = OrderedDict()
         self._reset, self._last = -1, Limited(policy, ())
 
-    def matches(self, request: Request) -> bool:
+    def matches(self, request: LimitedRequest) -> bool:
         if self._methods and request.method not in self._methods:
             return False
         if not self._any_path:
@@ -154,7 +154,7 @@ class _Limit:
                 return False
         return True
 
-    def bucket(self, request: Request, principal: str, pod: str, now: float) -> _Bucket:
+    def bucket(self, request: LimitedRequest, principal: str, pod: str, now: float) -> _Bucket:
         """Return the bucket of *request*, filled up to *now*."""
         found = self._own(request, principal, pod, now) if self._by else self._shared
         elapsed = now - found.filled
@@ -163,7 +163,7 @@ class _Limit:
             found.filled += fills * self._interval
         return found
 
-    def _own(self, request: Request, principal: str, pod: str, now: float) -> _Bucket:
+    def _own(self, request: LimitedRequest, principal: str, pod: str, now: float) -> _Bucket:
         values = tuple([_bounded(source(request, principal, pod)) for source in self._by])
         key = values[0] if len(values) == 1 else values
         found = self._buckets.get(key)
@@ -220,7 +220,7 @@ class RateLimiter:
                 made[key] = kept.get(key) or _Limit(name, limit, share, max_buckets, now)
         return cls(made, clock)
 
-    def take(self, request: Request, principal: str, pod: str) -> Limited | None:
+    def take(self, request: LimitedRequest, principal: str, pod: str) -> Limited | None:
         """Take a token of every limit that matches *request*; return why it may not pass, and take
         none then.
 
@@ -241,7 +241,9 @@ class RateLimiter:
         return None
 
 
-def descriptors(limit: GlobalLimit, request: Request, principal: str, pod: str) -> list[tuple[tuple[str, str], ...]]:
+def descriptors(
+    limit: GlobalLimit, request: LimitedRequest, principal: str, pod: str
+) -> list[tuple[tuple[str, str], ...]]:
     """Return what to ask the rate limit service about *request*.
 
     As in Envoy, a descriptor with a value that the request does not have is left out, and without
@@ -255,7 +257,7 @@ def descriptors(limit: GlobalLimit, request: Request, principal: str, pod: str) 
     return found
 
 
-def _filled(value: str, request: Request, principal: str, pod: str) -> str:
+def _filled(value: str, request: LimitedRequest, principal: str, pod: str) -> str:
     if not value.startswith("{"):
         return value
     name = value[1:-1]

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from nodeagent.errors import PLAINTEXT_REFUSED, Reason
-from nodeagent.mesh.entries import Probe, Workload
+from nodeagent.mesh.entries import DeclaredProbe, Workload
 from nodeagent.proxy.connection import Peer
 
 PREFACE: Final = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
@@ -23,7 +23,7 @@ class Permit:
     ``only_probes``: and nothing else does.
     """
 
-    probes: tuple[Probe, ...] = ()
+    probes: tuple[DeclaredProbe, ...] = ()
     only_probes: bool = False
 
 

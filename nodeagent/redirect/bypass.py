@@ -28,7 +28,7 @@ _TRIED: Final = 1000
 
 
 @dataclass(frozen=True, slots=True)
-class Side:
+class SocketEnds:
     """A socket by its own address and port, and its peer's."""
 
     local: tuple[str, int]
@@ -36,7 +36,7 @@ class Side:
 
 
 @dataclass(frozen=True, slots=True)
-class Stream:
+class BypassedStream:
     """What a socket has sent past TCP; ``way``: "socket" past TCP, "tcp" by TCP, "undecided" before it sends."""
 
     way: str
@@ -110,14 +110,14 @@ def struct_places() -> Joining:
     return Joining(btf.offset("sock", "sk_backlog", "rmem_alloc"), btf.offset("tcp_sock", "write_seq"))
 
 
-def streams(maps: Mapping[str, Map]) -> dict[Side, Stream]:
+def streams(maps: Mapping[str, Map]) -> dict[SocketEnds, BypassedStream]:
     """Return every socket that takes part in the bypass. Raises OSError."""
     return dict(_stream(key, value) for key, value in maps["bypass_streams"].items())
 
 
-def _stream(key: bytes, value: bytes) -> tuple[Side, Stream]:
+def _stream(key: bytes, value: bytes) -> tuple[SocketEnds, BypassedStream]:
     side, stream = BypassSide.from_buffer_copy(key), BypassStream.from_buffer_copy(value)
     local, remote = (unpack_address(bytes(address)) for address in (side.local, side.remote))
-    return Side((local, side.local_port), (remote, side.remote_port)), Stream(
+    return SocketEnds((local, side.local_port), (remote, side.remote_port)), BypassedStream(
         WAYS[stream.way], stream.bytes, stream.messages
     )

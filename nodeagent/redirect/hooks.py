@@ -48,7 +48,7 @@ HOOKS: Final = (*CGROUP_HOOKS, NODE_SOCKOPS, LOOKUP, HTTP_EGRESS, BYPASS_MESSAGE
 
 
 @dataclass(frozen=True, slots=True)
-class Target:
+class AttachPoint:
     """A cgroup (its id is the inode of its directory) or a network namespace (inode of its file), open."""
 
     fd: int
@@ -56,7 +56,7 @@ class Target:
     what: str
 
     @classmethod
-    def open(cls, path: Path, what: str) -> Target:
+    def open(cls, path: Path, what: str) -> AttachPoint:
         """Raises OSError."""
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         return cls(fd, os.fstat(fd).st_ino, what)
@@ -67,7 +67,7 @@ def program_id(fd: int) -> int:
     return int(struct.unpack_from("=I", syscall.info(fd), 4)[0])
 
 
-def fault(link: int, hook: Hook, target: Target, program: int) -> str | None:
+def fault(link: int, hook: Hook, target: AttachPoint, program: int) -> str | None:
     """Compare a link with what it should be; return what is wrong in words, None when nothing is.
     *program* is an id.
     """
@@ -86,7 +86,7 @@ def _state(link: int, hook: Hook) -> tuple[int, int]:
     return int(struct.unpack_from("=I", raw, 8)[0]), int(struct.unpack_from(layout, raw, 16)[0])
 
 
-def ensure(path: Path, hook: Hook, target: Target, program: int) -> int:
+def ensure(path: Path, hook: Hook, target: AttachPoint, program: int) -> int:
     """Return a link, pinned at *path*, by which *program* (a descriptor) is attached to *target*.
 
     A link that is there and alive gets the program in one step; otherwise a new one takes its
@@ -106,7 +106,7 @@ def ensure(path: Path, hook: Hook, target: Target, program: int) -> int:
     return link
 
 
-def _adopt(path: Path, hook: Hook, target: Target, program: int) -> int | None:
+def _adopt(path: Path, hook: Hook, target: AttachPoint, program: int) -> int | None:
     try:
         link = syscall.get(path)
     except FileNotFoundError:

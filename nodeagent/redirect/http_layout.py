@@ -66,7 +66,7 @@ class HttpKey(ctypes.Structure):
     ]
 
 
-class HttpCell(ctypes.Structure):
+class HttpCellValue(ctypes.Structure):
     _fields_ = [("buckets", _u64 * (BOUNDS + 1) * 3), ("sums", _u64 * 3)]
 
 
@@ -108,7 +108,7 @@ class HttpTables(ctypes.Structure):
         ("next", _u8 * 256 * STATES),
         ("bounds", _u64 * BOUNDS * 2),
         ("new_flow", HttpFlow),
-        ("new_cell", HttpCell),
+        ("new_cell", HttpCellValue),
         ("uncounted", _u64),
     ]
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from nodeagent.redirect import hooks, http_layout, syscall
-from nodeagent.redirect.http_layout import ANSWERED, FIRST_UNKNOWN, OUTCOMES, HttpCell, HttpKey
+from nodeagent.redirect.http_layout import ANSWERED, FIRST_UNKNOWN, OUTCOMES, HttpCellValue, HttpKey
 from nodeagent.redirect.maps import Map, possible_cpus
 from nodeagent.telemetry import labels
 from nodeagent.telemetry.metrics import BUCKETS, KERNEL_HTTP_UNKNOWN, PEER_LABELS, UNKNOWN, Labels
@@ -29,7 +29,7 @@ _FLAGS: Final = {"client_left": "DC", "server_left": "UC"}
 _WORKLOAD, _NAMESPACE = PEER_LABELS.index("destination_workload"), PEER_LABELS.index("destination_workload_namespace")
 _Values = tuple[int, ...]
 _SIZE: Final = len(BUCKETS) + 1
-_VALUES: Final = ctypes.sizeof(HttpCell) // 8
+_VALUES: Final = ctypes.sizeof(HttpCellValue) // 8
 
 PeerLabels = Callable[[int, int, int, int], Labels | None]
 """From (source pod, destination pod, service, port) to the values of PEER_LABELS; None when nobody
@@ -78,7 +78,7 @@ def install(maps: Mapping[str, Map], programs: Mapping[str, int], links: Path) -
 class HttpMetrics:
     """The pinned program and maps. One thread only."""
 
-    def __init__(self, maps: Mapping[str, Map], program: int, cgroup: hooks.Target, links: Path) -> None:
+    def __init__(self, maps: Mapping[str, Map], program: int, cgroup: hooks.AttachPoint, links: Path) -> None:
         """*program*, *cgroup*: the open program ``http_egress`` (-1: it is not loaded yet) and the
         pods' cgroup, which remain the caller's.
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from nodeagent.errors import KernelError
-from nodeagent.mesh.kernel_path import Where
+from nodeagent.mesh.kernel_plan import Where
 from nodeagent.redirect import layout
 from nodeagent.redirect.layout import unpack_address
 from nodeagent.redirect.maps import Map
@@ -26,7 +26,7 @@ class FlowId(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
-class Flow:
+class RecordedFlow:
     """A connection on the kernel path. ``source`` and ``destination``: numbers of pods;
     ``service``: its name, empty for a pod's own address.
     """
@@ -45,7 +45,7 @@ class Flow:
     bypass: bool
 
 
-class Pair(NamedTuple):
+class CountedPair(NamedTuple):
     """What connections are counted by: numbers of pods, the server's port, the name of the Service (empty: none)."""
 
     source: int
@@ -71,7 +71,7 @@ class Ended:
     server has received and sent.
     """
 
-    flow: Flow
+    flow: RecordedFlow
     closed: float
     received: int
     sent: int
@@ -83,7 +83,7 @@ class Refusals:
     matched; ``last``: Unix time.
     """
 
-    pair: Pair
+    pair: CountedPair
     policy: str
     count: int
     last: float
@@ -104,7 +104,7 @@ class Record:
         """Return a monotonic time in ns as Unix time: the same for the same moment, however often it is asked for."""
         return (monotonic + self._wall) / 1e9
 
-    def flows(self) -> list[Flow]:
+    def flows(self) -> list[RecordedFlow]:
         """Return the connections whose client's end is open. Raises OSError."""
         found = (
             (layout.FlowKey.from_buffer_copy(key), layout.KernelFlow.from_buffer_copy(value))
@@ -133,12 +133,12 @@ class Record:
             self._closed.drop(struct.pack("=I", pod))
             self._rings.discard(pod)
 
-    def _flow(self, ends: layout.FlowKey, flow: layout.KernelFlow) -> Flow:
+    def _flow(self, ends: layout.FlowKey, flow: layout.KernelFlow) -> RecordedFlow:
         opened = self.unix(flow.opened) if flow.opened else 0.0
         http, bypass = bool(flow.flags & layout.FLOW_HTTP), bool(flow.flags & layout.FLOW_BYPASS)
         source, destination = (unpack_address(bytes(end)) for end in (ends.source, ends.destination))
         named = FlowId((source, ends.source_port), (destination, ends.destination_port))
-        return Flow(
+        return RecordedFlow(
             named,
             flow.source,
             flow.destination,

@@ -21,7 +21,7 @@ OUTBOUND: Final = 0
 INBOUND: Final = 1
 
 
-class Settings(ctypes.Structure):
+class SettingsValue(ctypes.Structure):
     _fields_ = [
         ("heartbeat_timeout_ns", _u64),
         ("agent_cgroup", _u64),
@@ -44,7 +44,7 @@ PROBED: Final = 4
 """enum protection."""
 
 
-class Pod(ctypes.Structure):
+class PodValue(ctypes.Structure):
     _fields_ = [
         *((name, _u32) for name in ("protection", "id", "bypass", "reserved")),
         ("ipv4", _u8 * ADDRESS_BYTES),
@@ -60,15 +60,15 @@ class ListenerKey(ctypes.Structure):
     _fields_ = [("netns", _u64), ("direction", _u32), ("family", _u32)]
 
 
-class Endpoint(ctypes.Structure):
+class EndpointKey(ctypes.Structure):
     _fields_ = [("address", _u8 * ADDRESS_BYTES), ("port", _u32)]
 
 
-class Original(ctypes.Structure):
-    _fields_ = [("asked", Endpoint), ("chosen", Endpoint), ("service", _u32), ("kernel", _u32)]
+class OriginalValue(ctypes.Structure):
+    _fields_ = [("asked", EndpointKey), ("chosen", EndpointKey), ("service", _u32), ("kernel", _u32)]
 
 
-class Source(ctypes.Structure):
+class SourceKey(ctypes.Structure):
     _fields_ = [("netns", _u64), ("address", _u8 * ADDRESS_BYTES), ("port", _u32), ("reserved", _u32)]
 
 
@@ -80,7 +80,7 @@ FLOW_BYPASS: Final = 2
 """enum flow_flag."""
 
 
-class Destination(ctypes.Structure):
+class DestinationValue(ctypes.Structure):
     _fields_ = [(name, _u32) for name in ("pod", "generation", "verdict", "flags")]
 
 
@@ -88,11 +88,11 @@ class VerdictKey(ctypes.Structure):
     _fields_ = [(name, _u32) for name in ("source", "destination", "port", "generation")]
 
 
-class Verdict(ctypes.Structure):
+class VerdictValue(ctypes.Structure):
     _fields_ = [("allowed", _u32), ("reserved", _u32)]
 
 
-class Service(ctypes.Structure):
+class ServiceValue(ctypes.Structure):
     _fields_ = [(name, _u32) for name in ("set", "count", "number", "reserved")]
 
 
@@ -121,7 +121,7 @@ class KernelFlow(ctypes.Structure):
     ]
 
 
-class Delivery(ctypes.Structure):
+class DeliveryValue(ctypes.Structure):
     _fields_ = [("dialler", _u64), ("client", _u8 * ADDRESS_BYTES)]
 
 

@@ -35,7 +35,7 @@ SOURCES: Final = ("maps.h", "http.c", "bypass.c", "connect.c", "name.c", "sockop
 """Joined into one text: BCC rewrites map accesses only in the main file, not in what it includes."""
 
 
-class Request(BaseModel):
+class LoadRequest(BaseModel):
     """What control asks of the loader, as JSON on standard input."""
 
     redirect: Redirect
@@ -153,13 +153,13 @@ def cgroup_beside(captured: Path) -> Path | None:
     return None if own is None or captured.is_relative_to(own) else own
 
 
-def _settings(request: Request, cgroup: Path | None) -> bytes:
+def _settings(request: LoadRequest, cgroup: Path | None) -> bytes:
     redirect = request.redirect
     try:
         agent = cgroup.stat().st_ino if cgroup else 0
     except OSError as error:
         raise KernelError(f"{cgroup}: the daemon's cgroup cannot be read: {error.strerror}") from None
-    values = layout.Settings(
+    values = layout.SettingsValue(
         heartbeat_timeout_ns=int(redirect.heartbeat_timeout_seconds * 1e9),
         agent_cgroup=agent,
         host_netns=netns.own_cookie(),
@@ -171,7 +171,7 @@ def _settings(request: Request, cgroup: Path | None) -> bytes:
     return bytes(values)
 
 
-def open_cgroup(path: Path) -> hooks.Target:
+def open_cgroup(path: Path) -> hooks.AttachPoint:
     """Open the captured cgroup. Raises KernelError."""
     try:
         if pins.filesystem(path.resolve(strict=True)) != "cgroup2":
@@ -179,7 +179,7 @@ def open_cgroup(path: Path) -> hooks.Target:
                 f"{path}: is not in a cgroup2 hierarchy, where BPF attaches: see redirect.cgroup and `grep "
                 "cgroup2 /proc/mounts`"
             )
-        return hooks.Target.open(path, f"the cgroup {path}")
+        return hooks.AttachPoint.open(path, f"the cgroup {path}")
     except OSError as error:
         raise KernelError(
             f"{path}: the captured cgroup cannot be opened: {error.strerror}; see redirect.cgroup"
@@ -196,7 +196,7 @@ def _exclusive(directory: Path) -> Iterator[None]:
         os.close(fd)
 
 
-def run(request: Request) -> None:
+def run(request: LoadRequest) -> None:
     """Bring the kernel to what *request* asks for. Raises KernelError; what was attached before then stays attached."""
     redirect = request.redirect
     cgroup = open_cgroup(redirect.cgroup)
@@ -263,7 +263,7 @@ class _Swap:
             self._undo(bypass.attach, sockets, self._before[name])
         bypass.attach(sockets, self._loaded[name])
 
-    def cgroup(self, hook: hooks.Hook, target: hooks.Target, name: str = "") -> None:
+    def cgroup(self, hook: hooks.Hook, target: hooks.AttachPoint, name: str = "") -> None:
         """Attach *hook* to *target*, pinned as *name*."""
         path, before = self._links / (name or hook.name), self._before.get(hook.name)
         there = path.exists()
@@ -276,7 +276,7 @@ class _Swap:
 
 def main() -> int:
     try:
-        run(Request.model_validate_json(sys.stdin.read()))
+        run(LoadRequest.model_validate_json(sys.stdin.read()))
     except (NodeagentError, OSError) as error:
         print(f"loader: {error}", file=sys.stderr)
         return 1

@@ -50,12 +50,12 @@ def specifications(sizes: MapSizes) -> tuple[MapSpec, ...]:
     """Return the shape of every map; bpf/maps.h declares the same names."""
     size, pods, connections = ctypes.sizeof, "redirect.maps.pods", "redirect.maps.connections"
     endpoints, verdicts = "redirect.maps.endpoints", "redirect.maps.verdicts"
-    address, endpoint, original = layout.ADDRESS_BYTES, size(layout.Endpoint), size(layout.Original)
+    address, endpoint, original = layout.ADDRESS_BYTES, size(layout.EndpointKey), size(layout.OriginalValue)
     return (
-        MapSpec("settings", _ARRAY, 4, size(layout.Settings), 1),
+        MapSpec("settings", _ARRAY, 4, size(layout.SettingsValue), 1),
         MapSpec("heartbeat", _ARRAY, 4, 8, 2),
         MapSpec("counters", _PERCPU_ARRAY, 4, 8, len(layout.COUNTERS)),
-        MapSpec("pods", _HASH, _COOKIE, size(layout.Pod), sizes.pods, _NO_PREALLOC, pods),
+        MapSpec("pods", _HASH, _COOKIE, size(layout.PodValue), sizes.pods, _NO_PREALLOC, pods),
         MapSpec("addresses", _HASH, address, _COOKIE, sizes.pods * _ADDRESSES_A_POD, _NO_PREALLOC, pods),
         MapSpec(
             "exclusions", _HASH, size(layout.PortKey), 4, sizes.exclusions, _NO_PREALLOC, "redirect.maps.exclusions"
@@ -66,12 +66,20 @@ def specifications(sizes: MapSizes) -> tuple[MapSpec, ...]:
         MapSpec("probed", _HASH, size(layout.PortKey), 4, sizes.exclusions, _NO_PREALLOC, "redirect.maps.exclusions"),
         MapSpec("listeners", SOCKHASH, size(layout.ListenerKey), 8, sizes.pods * _FAMILIES_AND_DIRECTIONS, 0, pods),
         MapSpec("by_cookie", _HASH, _COOKIE, original, sizes.connections, 0, connections),
-        MapSpec("by_source", _LRU_HASH, size(layout.Source), original, sizes.connections, 0, connections),
-        MapSpec("destinations", _HASH, endpoint, size(layout.Destination), sizes.endpoints, _NO_PREALLOC, endpoints),
+        MapSpec("by_source", _LRU_HASH, size(layout.SourceKey), original, sizes.connections, 0, connections),
         MapSpec(
-            "verdicts", _HASH, size(layout.VerdictKey), size(layout.Verdict), sizes.verdicts, _NO_PREALLOC, verdicts
+            "destinations", _HASH, endpoint, size(layout.DestinationValue), sizes.endpoints, _NO_PREALLOC, endpoints
         ),
-        MapSpec("services", _HASH, endpoint, size(layout.Service), sizes.endpoints, _NO_PREALLOC, endpoints),
+        MapSpec(
+            "verdicts",
+            _HASH,
+            size(layout.VerdictKey),
+            size(layout.VerdictValue),
+            sizes.verdicts,
+            _NO_PREALLOC,
+            verdicts,
+        ),
+        MapSpec("services", _HASH, endpoint, size(layout.ServiceValue), sizes.endpoints, _NO_PREALLOC, endpoints),
         MapSpec("backends", _HASH, size(layout.BackendKey), endpoint, sizes.endpoints, _NO_PREALLOC, endpoints),
         MapSpec(
             "kernel_flows",
@@ -98,7 +106,7 @@ def specifications(sizes: MapSizes) -> tuple[MapSpec, ...]:
             "deliveries",
             _HASH,
             size(layout.FlowKey),
-            size(layout.Delivery),
+            size(layout.DeliveryValue),
             sizes.connections,
             _NO_PREALLOC,
             connections,
@@ -114,7 +122,7 @@ def specifications(sizes: MapSizes) -> tuple[MapSpec, ...]:
             "http_requests",
             _PERCPU_HASH,
             size(http_layout.HttpKey),
-            size(http_layout.HttpCell),
+            size(http_layout.HttpCellValue),
             http_layout.SERIES,
             _NO_PREALLOC,
         ),

@@ -28,8 +28,8 @@ class OriginalDestinations:
 
     def __init__(self, map_fd: int) -> None:
         """*map_fd* is DataPlane.original_map_fd, or a copy of it received from control."""
-        self._key = layout.Source()
-        self._value = layout.Original()
+        self._key = layout.SourceKey()
+        self._value = layout.OriginalValue()
         attr = syscall.MapElement(map_fd, 0, ctypes.addressof(self._key), ctypes.addressof(self._value))
         libc = ctypes.CDLL(None, use_errno=True)
         self._call = libc.syscall

@@ -62,8 +62,8 @@ from nodeagent.istio import INBOUND_PORT, OUTBOUND_PORT
 from nodeagent.redirect import bypass, heartbeat, hooks, loader, maps, pins, sock_diag
 from nodeagent.redirect import pod as pods
 from nodeagent.redirect.http_metrics import HttpMetrics
-from nodeagent.redirect.kernel import KernelPath
-from nodeagent.redirect.kernel_record import Flow, FlowId
+from nodeagent.redirect.kernel_maps import KernelMaps
+from nodeagent.redirect.kernel_record import FlowId, RecordedFlow
 from nodeagent.redirect.layout import pack_address
 from nodeagent.redirect.netns import PodNetns
 from nodeagent.redirect.pod import EnrolledPod, ListenerId, Listeners
@@ -85,7 +85,7 @@ class Statistics:
 
 
 @dataclass(slots=True)
-class _State:
+class _Enrolled:
     """An enrolled pod: what it must have in the kernel, and what holds it there."""
 
     pod: EnrolledPod
@@ -96,8 +96,10 @@ class _State:
     """It had all of it at least once."""
 
     @property
-    def target(self) -> hooks.Target:
-        return hooks.Target(self.pod.netns.fd, self.pod.netns.inode, f"the network namespace of pod {self.pod.uid}")
+    def target(self) -> hooks.AttachPoint:
+        return hooks.AttachPoint(
+            self.pod.netns.fd, self.pod.netns.inode, f"the network namespace of pod {self.pod.uid}"
+        )
 
 
 _Fault = tuple[str, Callable[[], None]]
@@ -111,7 +113,7 @@ class DataPlane:
         """Open what the loader pinned. Raises KernelError when something is missing."""
         self._pins = pins.Pins(redirect.pin_directory)
         self._slots, self._ports = slots, ports
-        self._enrolled: dict[str, _State] = {}
+        self._enrolled: dict[str, _Enrolled] = {}
         self._cgroup = loader.open_cgroup(redirect.cgroup)
         self._maps = maps.open_all(self._pins.maps, redirect.maps)
         self._loader: asyncio.subprocess.Process | None = None
@@ -125,7 +127,7 @@ class DataPlane:
         on_cgroup = hooks.CGROUP_HOOKS if joining.refusal else (*hooks.CGROUP_HOOKS, hooks.SETSOCKOPT)
         self._attached = {**dict.fromkeys(on_cgroup, self._cgroup), hooks.NODE_SOCKOPS: self._root}
         self._links = {hook.name: pins.open_pinned(self._pins.links / hook.name) for hook in self._attached}
-        self.kernel = KernelPath(self._maps)
+        self.kernel = KernelMaps(self._maps)
         self.probed = Probed(self._maps["probed"])
         self.http = HttpMetrics(
             self._maps, self._programs.get(hooks.HTTP_EGRESS.name, -1), self._cgroup, self._pins.links
@@ -150,7 +152,7 @@ class DataPlane:
         be counted too; otherwise call :meth:`loaded`. Raises KernelError with the loader's words.
         """
         joining = bypass.joining(redirect.bypass)
-        request = loader.Request(
+        request = loader.LoadRequest(
             redirect=redirect,
             agent_cgroup=agent_cgroup,
             outbound_port=outbound_port,
@@ -236,7 +238,7 @@ class DataPlane:
         if state:
             self._change(state, pod, wanted)
         else:
-            state = self._enrolled[pod.uid] = _State(pod, wanted, self._useful(listeners or Listeners()))
+            state = self._enrolled[pod.uid] = _Enrolled(pod, wanted, self._useful(listeners or Listeners()))
         if state.pod.netns.fd != pod.netns.fd:
             pod.netns.close()
         self.probed.keep(state.pod.netns, pod.probed)
@@ -252,7 +254,7 @@ class DataPlane:
         state.captured = True
         return state.listeners
 
-    def _hold(self, state: _State) -> None:
+    def _hold(self, state: _Enrolled) -> None:
         """Have the kernel do for a pod without listeners what it does without a daemon. The link
         refuses whom the maps do not know: where they are full, that is right for a pod that refuses
         without a daemon, and for no other.
@@ -302,11 +304,11 @@ class DataPlane:
             {FlowId(*ends): carried for ends, carried in sock_diag.clients(state.pod.netns.fd).items()} if state else {}
         )
 
-    def bypassed(self) -> dict[bypass.Side, bypass.Stream]:
+    def bypassed(self) -> dict[bypass.SocketEnds, bypass.BypassedStream]:
         """Return what open connections have carried past TCP, by the socket that sent it. Raises OSError."""
         return bypass.streams(self._maps)
 
-    def close_flow(self, flow: Flow) -> bool:
+    def close_flow(self, flow: RecordedFlow) -> bool:
         """Close a connection on the kernel path by whichever end is in an enrolled pod; return
         whether it was there. Raises OSError.
         """
@@ -316,7 +318,7 @@ class DataPlane:
         ends = flow.id.destination, flow.id.source
         return server is not None and bool(flow.server) and sock_diag.destroy(server.pod.netns.fd, ends, flow.server)
 
-    def _numbered(self, number: int) -> _State | None:
+    def _numbered(self, number: int) -> _Enrolled | None:
         return next(
             (state for state in self._enrolled.values() if self.kernel.number(state.pod.netns.cookie) == number), None
         )
@@ -403,7 +405,7 @@ class DataPlane:
                 for address in addresses:
                     state.entries["addresses"].pop(address, None)
 
-    def _change(self, state: _State, pod: EnrolledPod, wanted: pods.Entries) -> None:
+    def _change(self, state: _Enrolled, pod: EnrolledPod, wanted: pods.Entries) -> None:
         self.kernel.withdraw(self.kernel.number(state.pod.netns.cookie), set(state.pod.addresses) - set(pod.addresses))
         for name in _POD_MAPS:
             for key in state.entries[name].keys() - wanted[name].keys():
@@ -418,7 +420,7 @@ class DataPlane:
         Listeners({one: listener for one, listener in handed.fds.items() if one not in wanted}).close()
         return Listeners({one: listener for one, listener in handed.fds.items() if one in wanted})
 
-    def _withdraw(self, state: _State) -> None:
+    def _withdraw(self, state: _Enrolled) -> None:
         """Take the pod out of the kernel: its addresses off the kernel path first, then inbound
         capture, then outbound, then what they used.
         """
@@ -435,13 +437,13 @@ class DataPlane:
         for direction, family, _ in pods.listener_ids(1):
             self._maps["listeners"].drop(pods.listener_key(state.pod.netns.cookie, direction, family))
 
-    def _faults(self, state: _State) -> Iterator[_Fault]:
+    def _faults(self, state: _Enrolled) -> Iterator[_Fault]:
         """Everything in which the kernel differs from *state*, in the order in which it has to be repaired; lazily."""
         yield from self._listener_faults(state)
         yield from self._entry_faults(state)
         yield from self._link_faults(state)
 
-    def _entry_faults(self, state: _State) -> Iterator[_Fault]:
+    def _entry_faults(self, state: _Enrolled) -> Iterator[_Fault]:
         for name, wanted in state.entries.items():
             for key, value in wanted.items():
                 if self._maps[name].get(key) != value:
@@ -450,7 +452,7 @@ class DataPlane:
                         partial(self._maps[name].put, key, value),
                     )
 
-    def _listener_faults(self, state: _State) -> Iterator[_Fault]:
+    def _listener_faults(self, state: _Enrolled) -> Iterator[_Fault]:
         missing = [
             one
             for one in self._listener_ids(state)
@@ -468,21 +470,21 @@ class DataPlane:
                     lambda key=key, first=first: self._maps["listeners"].put(key, struct.pack("=Q", first.fileno())),  # type: ignore[misc]
                 )
 
-    def _listener_ids(self, state: _State) -> list[ListenerId]:
+    def _listener_ids(self, state: _Enrolled) -> list[ListenerId]:
         """Those that the pod must have; before it is captured, also those which may turn out to be impossible."""
         families = {family_of(address) for address in state.pod.addresses}
         if not state.captured:
             families = {4, 6}
         return [one for one in pods.listener_ids(self._slots) if one[1] in families or one in state.listeners.fds]
 
-    def _reopen(self, state: _State, missing: list[ListenerId]) -> None:
+    def _reopen(self, state: _Enrolled, missing: list[ListenerId]) -> None:
         for one in missing:
             if one in state.listeners.fds:
                 state.listeners.fds[one].close()
         kept = {one: listener for one, listener in state.listeners.fds.items() if one not in missing}
         state.listeners = Listeners({**kept, **pods.open_listeners(state.pod, missing, self._ports)})
 
-    def _link_faults(self, state: _State) -> Iterator[_Fault]:
+    def _link_faults(self, state: _Enrolled) -> Iterator[_Fault]:
         hook, path = hooks.LOOKUP, self._pins.lookup(state.pod.netns.cookie)
         wrong = (
             hooks.fault(state.link, hook, state.target, self._ids[hook.name])
@@ -492,10 +494,10 @@ class DataPlane:
         if wrong or not path.exists():
             yield wrong or f"the link {path.name} is not pinned", lambda: self._relink(state, path)
 
-    def _relink(self, state: _State, path: Path) -> None:
+    def _relink(self, state: _Enrolled, path: Path) -> None:
         state.link = self._attach(state.link, path, hooks.LOOKUP, state.target)
 
-    def _attach(self, held: int, path: Path, hook: hooks.Hook, target: hooks.Target) -> int:
+    def _attach(self, held: int, path: Path, hook: hooks.Hook, target: hooks.AttachPoint) -> int:
         """Return a pinned link; the one that is *held* (-1: none) is kept if it only lost its pin.
 
         Never two links at once: a program that saw its own redirection would take it for a

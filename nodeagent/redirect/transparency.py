@@ -42,7 +42,7 @@ _PATIENCE_SECONDS: Final = 1.0
 
 
 @dataclass(frozen=True, slots=True)
-class Pair:
+class JoinablePair:
     """A connection whose sockets can be joined: what a joined *sender* sends goes past TCP to a
     joined *receiver*; the other way is TCP's.
     """
@@ -63,7 +63,7 @@ class Pair:
 
 
 @contextlib.contextmanager
-def pair() -> Iterator[Pair]:
+def pair() -> Iterator[JoinablePair]:
     """Make a connection that is not joined yet. Raises OSError."""
     with contextlib.ExitStack() as stack:
         sockets = syscall.map_create(SOCKHASH, "transparency", 4, 8, 2, 0)
@@ -79,7 +79,7 @@ def pair() -> Iterator[Pair]:
         # A blocking socket, as the kernel sees it, that does not block for ever: Python's own
         # timeout would make it a non-blocking one.
         receiver.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, struct.pack("=qq", int(_PATIENCE_SECONDS), 0))
-        yield Pair(sender, receiver, sockets)
+        yield JoinablePair(sender, receiver, sockets)
 
 
 def _to_peer(sockets: int) -> bytes:
@@ -121,7 +121,7 @@ def differences() -> list[str]:
 # -- the trials: each returns what differs from TCP, or nothing --
 
 
-def _fionread(made: Pair) -> str:
+def _fionread(made: JoinablePair) -> str:
     """nginx reads an upload's rest by what FIONREAD says; .NET and Java's available() ask it too."""
     made.join(made.receiver)
     made.sender.sendall(bytes(_PART))
@@ -138,7 +138,7 @@ def _fionread(made: Pair) -> str:
     )
 
 
-def _readable(made: Pair) -> bool:
+def _readable(made: JoinablePair) -> bool:
     """What comes by TCP may take a moment."""
     return bool(_polled(made.receiver, select.POLLIN))
 
@@ -156,7 +156,7 @@ def _waiting(one: socket.socket) -> int:
     return int(struct.unpack("=i", fcntl.ioctl(one, termios.FIONREAD, bytes(4)))[0])
 
 
-def _splice(made: Pair) -> str:
+def _splice(made: JoinablePair) -> str:
     """HAProxy and Go's io.Copy move bytes from socket to socket so."""
     made.join(made.receiver, made.sender)
     made.sender.sendall(bytes(_PART))
@@ -173,7 +173,7 @@ def _splice(made: Pair) -> str:
     return "" if moved == _PART else f"splice moves {moved} of {_PART} bytes"
 
 
-def _low_water(made: Pair) -> str:
+def _low_water(made: JoinablePair) -> str:
     made.join(made.receiver, made.sender)
     made.receiver.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, 2 * _PART)
     made.sender.sendall(bytes(_PART))
@@ -182,7 +182,7 @@ def _low_water(made: Pair) -> str:
     return "" if _readable(made) and not early else "SO_RCVLOWAT is ignored"
 
 
-def _wait_for_all(made: Pair) -> str:
+def _wait_for_all(made: JoinablePair) -> str:
     made.join(made.receiver, made.sender)
     made.sender.sendall(bytes(_PART))
     with _receiving(made, 2 * _PART, socket.MSG_WAITALL) as (received, _):
@@ -192,7 +192,7 @@ def _wait_for_all(made: Pair) -> str:
         return "" if received.result() == 2 * _PART else "MSG_WAITALL does not wait for all"
 
 
-def _woken_by_a_writer(made: Pair) -> str:
+def _woken_by_a_writer(made: JoinablePair) -> str:
     """Two threads use one blocking socket: the first reads; the second has filled its own send
     buffer, and the peer makes room.
     """
@@ -210,7 +210,7 @@ def _woken_by_a_writer(made: Pair) -> str:
         return "" if received.result() == 1 else "a blocking receive returns EAGAIN when another thread may write"
 
 
-def _reset(made: Pair) -> str:
+def _reset(made: JoinablePair) -> str:
     made.join(made.receiver, made.sender)
     with _receiving(made, 1) as (received, asleep):
         _until(asleep)
@@ -221,7 +221,7 @@ def _reset(made: Pair) -> str:
         )
 
 
-def _inquiry(made: Pair) -> str:
+def _inquiry(made: JoinablePair) -> str:
     made.join(made.receiver, made.sender)
     made.receiver.setsockopt(socket.IPPROTO_TCP, _TCP_INQ, 1)
     made.sender.sendall(bytes(_PART))
@@ -229,7 +229,7 @@ def _inquiry(made: Pair) -> str:
     return "" if told == [(socket.IPPROTO_TCP, _TCP_INQ, struct.pack("=i", 1))] else "TCP_INQ is not told"
 
 
-def _urgent(made: Pair) -> str:
+def _urgent(made: JoinablePair) -> str:
     made.join(made.receiver, made.sender)
     made.sender.send(b"1", socket.MSG_OOB)
     return (
@@ -239,7 +239,7 @@ def _urgent(made: Pair) -> str:
     )
 
 
-def _zero_copy(made: Pair) -> str:
+def _zero_copy(made: JoinablePair) -> str:
     """Less than a page is not mapped: TCP_ZEROCOPY_RECEIVE says how much is to be read in the ordinary way."""
     made.join(made.receiver, made.sender)
     made.sender.sendall(bytes(_PART))
@@ -253,14 +253,16 @@ def _zero_copy(made: Pair) -> str:
     return "" if words[3] == _PART else f"TCP_ZEROCOPY_RECEIVE finds {words[3]} of {_PART} bytes"
 
 
-TRIALS: Final[tuple[Callable[[Pair], str], ...]] = (
+TRIALS: Final[tuple[Callable[[JoinablePair], str], ...]] = (
     *(_fionread, _splice, _low_water, _wait_for_all),
     *(_woken_by_a_writer, _reset, _inquiry, _urgent, _zero_copy),
 )
 
 
 @contextlib.contextmanager
-def _receiving(made: Pair, size: int, flags: int = 0) -> Iterator[tuple[Future[int | OSError], Callable[[], bool]]]:
+def _receiving(
+    made: JoinablePair, size: int, flags: int = 0
+) -> Iterator[tuple[Future[int | OSError], Callable[[], bool]]]:
     """Receive once in a thread of its own; yield how many bytes that gave, or its error, and
     whether the thread sleeps in it.
     """

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from nodeagent.resources.objects import Object
+from nodeagent.resources.objects import KubernetesObject
 from nodeagent.resources.security import Policy
 from nodeagent.vocabulary import PodUid
 
@@ -16,7 +16,7 @@ class Change:
     kind: str
     namespace: str
     name: str
-    object: Object | Policy | None
+    object: KubernetesObject | Policy | None
     file: str = field(default="", compare=False)
     """Where a policy stands."""
 

@@ -10,7 +10,7 @@ OPERATORS: Final = ("In", "NotIn", "Exists", "DoesNotExist")
 
 
 @dataclass(frozen=True, slots=True)
-class Expression:
+class LabelExpression:
     """One of ``matchExpressions``; ``operator`` is one of OPERATORS."""
 
     key: str
@@ -38,7 +38,7 @@ class LabelSelector:
     """``matchLabels`` and ``matchExpressions``, which must all be fulfilled; without any it matches everything."""
 
     labels: tuple[tuple[str, str], ...] = ()
-    expressions: tuple[Expression, ...] = ()
+    expressions: tuple[LabelExpression, ...] = ()
 
     def matches(self, labels: Mapping[str, str]) -> bool:
         return all(labels.get(name) == value for name, value in self.labels) and all(

@@ -30,7 +30,7 @@ from nodeagent.resources.fields import (
 from nodeagent.resources.pod import PodSpec
 
 
-class Metadata(Section):
+class ResourceMetadata(Section):
     name: Name
     namespace: Name = "default"
     labels: Labels = Field(default_factory=dict)
@@ -52,14 +52,14 @@ class Resource(Section):
 
     api_version: str
     kind: str
-    metadata: Metadata
+    metadata: ResourceMetadata
 
     def describe(self) -> str:
         """Return ``Kind namespace/name`` for messages."""
         return f"{self.kind} {self.metadata.namespace}/{self.metadata.name}"
 
 
-class Namespace(Resource):
+class NamespaceResource(Resource):
     api_version: Literal["v1"]
     kind: Literal["Namespace"]
     spec: Ignored = None
@@ -69,7 +69,7 @@ class Namespace(Resource):
         return f"{self.kind} {self.metadata.name}"
 
 
-class ServiceAccount(Resource):
+class ServiceAccountResource(Resource):
     api_version: Literal["v1"]
     kind: Literal["ServiceAccount"]
     automount_service_account_token: Ignored = None
@@ -77,7 +77,7 @@ class ServiceAccount(Resource):
     secrets: Ignored = None
 
 
-class ConfigMap(Resource):
+class ConfigMapResource(Resource):
     api_version: Literal["v1"]
     kind: Literal["ConfigMap"]
     data: dict[Annotated[str, StringConstraints(pattern=r"^[-._a-zA-Z0-9]+$", max_length=253)], str] = Field(
@@ -86,14 +86,14 @@ class ConfigMap(Resource):
     immutable: Ignored = None
 
 
-class Pod(Resource):
+class PodResource(Resource):
     api_version: Literal["v1"]
     kind: Literal["Pod"]
     spec: PodSpec
     status: Ignored = None
 
 
-class LabelSelector(Section):
+class DeploymentSelector(Section):
     match_labels: Annotated[Labels, Field(min_length=1)]
 
 
@@ -103,7 +103,7 @@ class PodTemplate(Section):
 
 
 class DeploymentSpec(Section):
-    selector: LabelSelector
+    selector: DeploymentSelector
     template: PodTemplate
     replicas: Annotated[int, Field(ge=0, le=1000)] = 1
     min_ready_seconds: Ignored = None
@@ -124,14 +124,14 @@ class DeploymentSpec(Section):
         return self
 
 
-class Deployment(Resource):
+class DeploymentResource(Resource):
     api_version: Literal["apps/v1"]
     kind: Literal["Deployment"]
     spec: DeploymentSpec
     status: Ignored = None
 
 
-class ServicePort(Section):
+class ServiceResourcePort(Section):
     port: PortNumber
     name: ServicePortName = ""
     target_port: PortNumber | PortName | None = None
@@ -140,7 +140,7 @@ class ServicePort(Section):
 
 
 class ServiceSpec(Section):
-    ports: Annotated[tuple[ServicePort, ...], Field(min_length=1)]
+    ports: Annotated[tuple[ServiceResourcePort, ...], Field(min_length=1)]
     selector: Labels = Field(default_factory=dict)
     type: Literal["ClusterIP"] = "ClusterIP"
     cluster_ip: ClusterIP | None = Field(None, alias="clusterIP")
@@ -163,14 +163,14 @@ class ServiceSpec(Section):
         return self
 
 
-class Service(Resource):
+class ServiceResource(Resource):
     api_version: Literal["v1"]
     kind: Literal["Service"]
     spec: ServiceSpec
     status: Ignored = None
 
 
-class Expression(Section):
+class MatchExpression(Section):
     key: LabelKey
     operator: Literal["In", "NotIn", "Exists", "DoesNotExist"]
     values: tuple[LabelValue, ...] = ()
@@ -186,7 +186,7 @@ class Selector(Section):
     """A label selector that may select everything."""
 
     match_labels: Labels = Field(default_factory=dict)
-    match_expressions: tuple[Expression, ...] = ()
+    match_expressions: tuple[MatchExpression, ...] = ()
 
 
 class IpBlock(Section):
@@ -237,7 +237,7 @@ class NetworkPolicySpec(Section):
     egress: tuple[Egress, ...] = ()
 
 
-class NetworkPolicy(Resource):
+class NetworkPolicyResource(Resource):
     api_version: Literal["networking.k8s.io/v1"]
     kind: Literal["NetworkPolicy"]
     spec: NetworkPolicySpec
@@ -254,7 +254,13 @@ class SecurityResource(Resource):
 
 
 KINDS: dict[str, type[Resource]] = {
-    kind.__name__: kind for kind in (Namespace, ServiceAccount, ConfigMap, Pod, Deployment, Service, NetworkPolicy)
+    "Namespace": NamespaceResource,
+    "ServiceAccount": ServiceAccountResource,
+    "ConfigMap": ConfigMapResource,
+    "Pod": PodResource,
+    "Deployment": DeploymentResource,
+    "Service": ServiceResource,
+    "NetworkPolicy": NetworkPolicyResource,
 }
 KINDS |= dict.fromkeys(sorted(security.KINDS), SecurityResource)
 CLUSTER_SCOPED = frozenset({"Namespace", "Node"})

@@ -39,7 +39,7 @@ def read(path: Path) -> ObjectFile:
     """
     document = read_json(path)
     with translated(ResourceError, "the object cannot be read"):
-        found: objects.Object | security.Policy | None
+        found: objects.KubernetesObject | security.Policy | None
         found = security.parse(document) if document.get("kind") in security.KINDS else objects.parse(document)
         root = objects.Field("", document)
         metadata = root.part("metadata")

@@ -14,7 +14,7 @@ from ipaddress import ip_address
 from typing import Any, Final, Literal
 
 from nodeagent.errors import ResourceError, shown
-from nodeagent.resources.labels import OPERATORS, Expression, LabelSelector
+from nodeagent.resources.labels import OPERATORS, LabelExpression, LabelSelector
 from nodeagent.vocabulary import Address, PodUid
 
 NAME: Final = re.compile(r"[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?")
@@ -25,7 +25,7 @@ _UID: Final = re.compile(r"[A-Za-z0-9][-._A-Za-z0-9]{0,127}")
 
 
 @dataclass(frozen=True, slots=True)
-class ContainerPort:
+class NamedPort:
     name: str
     number: int
 
@@ -45,8 +45,8 @@ class ProbeAction:
 
 
 @dataclass(frozen=True, slots=True)
-class Container:
-    ports: tuple[ContainerPort, ...]
+class ContainerObject:
+    ports: tuple[NamedPort, ...]
     """Its TCP ports."""
     probes: tuple[ProbeAction, ...]
 
@@ -59,7 +59,7 @@ class Owner:
 
 
 @dataclass(frozen=True, slots=True)
-class Pod:
+class PodObject:
     namespace: str
     name: str
     uid: PodUid
@@ -73,7 +73,7 @@ class Pod:
     service_account: str
     """As its spec names it; empty: it names none, as the mirror of a static pod never does."""
     host_network: bool
-    containers: tuple[Container, ...]
+    containers: tuple[ContainerObject, ...]
     phase: str
     addresses: tuple[Address, ...]
     ready: bool
@@ -82,7 +82,7 @@ class Pod:
 
 
 @dataclass(frozen=True, slots=True)
-class ServicePort:
+class ServiceObjectPort:
     name: str
     port: int
     transport: str
@@ -92,7 +92,7 @@ class ServicePort:
 
 
 @dataclass(frozen=True, slots=True)
-class Service:
+class ServiceObject:
     namespace: str
     name: str
     created: str
@@ -100,26 +100,26 @@ class Service:
     """ExternalName: a DNS alias and nothing else."""
     addresses: tuple[Address, ...]
     selector: Mapping[str, str]
-    ports: tuple[ServicePort, ...]
+    ports: tuple[ServiceObjectPort, ...]
     publish_not_ready: bool
     annotations: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
-class Node:
+class NodeObject:
     name: str
     addresses: tuple[Address, ...]
 
 
 @dataclass(frozen=True, slots=True)
-class Namespace:
+class NamespaceObject:
     name: str
     labels: Mapping[str, str]
     annotations: Mapping[str, str]
 
 
 @dataclass(frozen=True, slots=True)
-class NetworkPolicy:
+class NetworkPolicyObject:
     """Which pods of its namespace a NetworkPolicy is for. What it lets through is the business of
     what enforces it, the CNI plugin.
     """
@@ -132,7 +132,7 @@ class UnreadPolicy:
     """A policy for the network that may be for any pod: it is of a kind that is not read here, or wrong."""
 
 
-Object = Pod | Service | Node | Namespace | NetworkPolicy | UnreadPolicy
+KubernetesObject = PodObject | ServiceObject | NodeObject | NamespaceObject | NetworkPolicyObject | UnreadPolicy
 _POLICY_GROUPS: Final = frozenset(
     ("cilium.io", "crd.projectcalico.org", "projectcalico.org", "policy.networking.k8s.io", "crd.antrea.io")
 )
@@ -140,7 +140,7 @@ _POLICY_GROUPS: Final = frozenset(
 _NETWORK_POLICY: Final = "NetworkPolicy"
 
 
-def parse(document: Any) -> Object | None:
+def parse(document: Any) -> KubernetesObject | None:
     """Return what the agent reads of *document*, a Kubernetes object; None for a kind that it does
     not read.
 
@@ -264,13 +264,13 @@ class Field:
         return value
 
 
-def _pod(root: Field, metadata: Field) -> Pod:
+def _pod(root: Field, metadata: Field) -> PodObject:
     spec, status = root.part("spec"), root.part("status")
     given = tuple(item.address("ip") for item in status.parts("podIPs"))
     if not given and status.text("podIP", ""):
         given = (status.address("podIP"),)
     restartable = [item for item in spec.parts("initContainers") if item.text("restartPolicy", "") == "Always"]
-    return Pod(
+    return PodObject(
         namespace=_namespace_of(metadata),
         name=_name_of(metadata),
         uid=PodUid(metadata.matching("uid", _UID, "letters, digits, '.', '_' and '-'")),
@@ -303,9 +303,9 @@ def _namespace_of(metadata: Field) -> str:
     return metadata.matching("namespace", NAMESPACE, "a namespace's name")
 
 
-def _container(item: Field) -> Container:
+def _container(item: Field) -> ContainerObject:
     ports = tuple(
-        ContainerPort(port.text("name", ""), port.number("containerPort"))
+        NamedPort(port.text("name", ""), port.number("containerPort"))
         for port in item.parts("ports")
         if port.text("protocol", "TCP") == "TCP"
     )
@@ -313,7 +313,7 @@ def _container(item: Field) -> Container:
     lifecycle = item.part("lifecycle")
     declared += [lifecycle.part(name) for name in ("postStart", "preStop") if lifecycle.has(name)]
     probes = (_probe(each) for each in declared)
-    return Container(ports, tuple(probe for probe in probes if probe is not None))
+    return ContainerObject(ports, tuple(probe for probe in probes if probe is not None))
 
 
 def _probe(declared: Field) -> ProbeAction | None:
@@ -339,10 +339,10 @@ def _probe(declared: Field) -> ProbeAction | None:
     return None
 
 
-def _service(root: Field, metadata: Field) -> Service:
+def _service(root: Field, metadata: Field) -> ServiceObject:
     spec = root.part("spec")
     given = [text for text in spec.strings("clusterIPs") or [spec.text("clusterIP", "")] if text not in ("", "None")]
-    return Service(
+    return ServiceObject(
         namespace=_namespace_of(metadata),
         name=_name_of(metadata),
         created=metadata.text("creationTimestamp", ""),
@@ -355,28 +355,30 @@ def _service(root: Field, metadata: Field) -> Service:
     )
 
 
-def _service_port(item: Field) -> ServicePort:
+def _service_port(item: Field) -> ServiceObjectPort:
     port = item.number("port")
     target = item.port("targetPort", named=True, default=port)
-    return ServicePort(item.text("name", ""), port, item.text("protocol", "TCP"), item.text("appProtocol", ""), target)
+    return ServiceObjectPort(
+        item.text("name", ""), port, item.text("protocol", "TCP"), item.text("appProtocol", ""), target
+    )
 
 
-def _node(root: Field, metadata: Field) -> Node:
+def _node(root: Field, metadata: Field) -> NodeObject:
     addresses = tuple(
         item.address("address") for item in root.part("status").parts("addresses") if item.text("type") == "InternalIP"
     )
-    return Node(_name_of(metadata), addresses)
+    return NodeObject(_name_of(metadata), addresses)
 
 
-def _namespace(root: Field, metadata: Field) -> Namespace:
-    return Namespace(_name_of(metadata), metadata.texts("labels"), metadata.texts("annotations"))
+def _namespace(root: Field, metadata: Field) -> NamespaceObject:
+    return NamespaceObject(_name_of(metadata), metadata.texts("labels"), metadata.texts("annotations"))
 
 
-def _network_policy(root: Field, metadata: Field) -> NetworkPolicy:
+def _network_policy(root: Field, metadata: Field) -> NetworkPolicyObject:
     spec = root.part("spec")
     if not spec.has("podSelector"):
         raise spec.wrong("podSelector", "a mapping is expected, empty for every pod of the namespace")
-    return NetworkPolicy(label_selector(spec.part("podSelector")))
+    return NetworkPolicyObject(label_selector(spec.part("podSelector")))
 
 
 def label_selector(item: Field) -> LabelSelector:
@@ -388,11 +390,11 @@ def label_selector(item: Field) -> LabelSelector:
             raise each.wrong("operator", f"allowed: {', '.join(OPERATORS)}")
         if bool(values) != (operator in ("In", "NotIn")):
             raise each.wrong("values", "values are expected for In and NotIn, and for these alone")
-        expressions.append(Expression(each.text("key"), operator, frozenset(values)))
+        expressions.append(LabelExpression(each.text("key"), operator, frozenset(values)))
     return LabelSelector(tuple(sorted(item.texts("matchLabels").items())), tuple(expressions))
 
 
-_READERS: Mapping[str, Callable[[Field, Field], Object]] = {
+_READERS: Mapping[str, Callable[[Field, Field], KubernetesObject]] = {
     "Pod": _pod,
     "Service": _service,
     "Node": _node,

@@ -28,7 +28,7 @@ from nodeagent.policy.model import (
     RateLimit,
     RequestAuthentication,
     Rule,
-    Source,
+    RuleSource,
     TokenHeader,
 )
 from nodeagent.resources import rate_limit
@@ -59,7 +59,7 @@ _ADDRESS_KEYS: Final = frozenset(("source.ip", "remote.ip", "destination.ip"))
 
 
 @dataclass(frozen=True, slots=True)
-class Target:
+class PolicyTarget:
     """One of ``targetRefs``."""
 
     group: str
@@ -81,7 +81,7 @@ class Policy:
     """RFC 3339, which sorts by time; empty when it is not said, which counts as oldest."""
     selector: tuple[tuple[str, str], ...]
     """Labels that a pod must have, sorted; empty: every pod."""
-    targets: tuple[Target, ...]
+    targets: tuple[PolicyTarget, ...]
     spec: Spec
     refused: str = ""
     """What is wrong with the document; the policy then stands in for it and closes what it selects."""
@@ -195,7 +195,7 @@ _TARGETS: Final = (
 _TARGET_KINDS: Final = (*_TARGETS, ("networking.istio.io", "ServiceEntry"))
 
 
-def _scope(spec: Part, namespace: str) -> tuple[tuple[tuple[str, str], ...], tuple[Target, ...]]:
+def _scope(spec: Part, namespace: str) -> tuple[tuple[tuple[str, str], ...], tuple[PolicyTarget, ...]]:
     if sum(spec.given(name) for name in ("selector", "targetRef", "targetRefs")) > 1:
         raise spec.wrong("selector", "only one of selector, targetRef and targetRefs is allowed")
     given = [spec.sub("targetRef")] if spec.given("targetRef") else spec.items("targetRefs")
@@ -204,7 +204,9 @@ def _scope(spec: Part, namespace: str) -> tuple[tuple[tuple[str, str], ...], tup
     targets = []
     for part in given:
         part.only("group", "kind", "name", "namespace")
-        target = Target(part.text("group", ""), part.text("kind"), part.matching("name", NAME, "a lower-case DNS name"))
+        target = PolicyTarget(
+            part.text("group", ""), part.text("kind"), part.matching("name", NAME, "a lower-case DNS name")
+        )
         if (target.group, target.kind) not in _TARGET_KINDS:
             words = ", ".join(f"{kind} ({group or 'core'})" for group, kind in _TARGET_KINDS if group != "core")
             raise part.wrong("kind", f"allowed: {words}, each with its group")
@@ -297,7 +299,7 @@ _NOT_WITH_CUSTOM: Final = frozenset(
 )
 
 
-def _source(item: Part, action: Action) -> Source:
+def _source(item: Part, action: Action) -> RuleSource:
     source = _inner(item, "source", _SOURCES)
     if action == "CUSTOM":
         for name in source.keys:
@@ -308,7 +310,7 @@ def _source(item: Part, action: Action) -> Source:
             if source.given(name) and source.given(other):
                 raise source.wrong(name, f"not allowed together with {other}")
     checks = {"ipBlocks": _block, "remoteIpBlocks": _block, "serviceAccounts": _service_account}
-    return Source(**_lists(source, _SOURCES, Source, checks))
+    return RuleSource(**_lists(source, _SOURCES, RuleSource, checks))
 
 
 def _operation(item: Part) -> Operation:
@@ -332,7 +334,7 @@ def _inner(item: Part, name: str, known: tuple[str, ...]) -> Part:
 
 
 def _lists(
-    part: Part, known: tuple[str, ...], kind: type[Source | Operation], checks: Mapping[str, Callable[[str], str]]
+    part: Part, known: tuple[str, ...], kind: type[RuleSource | Operation], checks: Mapping[str, Callable[[str], str]]
 ) -> dict[str, Any]:
     names = [(each, checks.get(field)) for field in known for each in _both(field)]
     snake = {_camel(field.name): field.name for field in fields(kind)}

@@ -7,10 +7,10 @@ from typing import Literal
 
 from pydantic import Field
 
-from nodeagent.config import ExtensionProvider, Mtls, Proxy, Section
+from nodeagent.config import ConfigSection, ExtensionProvider, Mtls, Proxy
 
 
-class SidecarConfig(Section):
+class SidecarConfig(ConfigSection):
     """A file of these keys, each as in agent.yaml."""
 
     cluster: str = "Kubernetes"

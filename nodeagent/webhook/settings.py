@@ -7,13 +7,13 @@ from pathlib import Path
 from pydantic import Field
 
 from nodeagent.ca.settings import Host
-from nodeagent.config import Section
+from nodeagent.config import ConfigSection
 from nodeagent.errors import ConfigError, InjectionError
 from nodeagent.inject import InjectionSettings, PodNamespace, inject
 from nodeagent.istio import REVISION_LABEL
 
 
-class Registration(Section):
+class Registration(ConfigSection):
     """The MutatingWebhookConfiguration whose caBundle is kept right."""
 
     name: str = Field(pattern=r"^[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?$")
@@ -21,7 +21,7 @@ class Registration(Section):
     """How to reach the API server; absent: as the service account of the pod that this runs in."""
 
 
-class Injection(Section):
+class Injection(ConfigSection):
     """How pods are injected, as the options of ``nodeagent inject``."""
 
     template: str = "envoy"
@@ -49,7 +49,7 @@ class Injection(Section):
         return settings
 
 
-class WebhookConfig(Section):
+class WebhookConfig(ConfigSection):
     directory: Path
     """The authority's directory, as in ca.yaml; its certificate comes from there, and the API
     server is told its roots.

@@ -18,7 +18,7 @@ from pathlib import Path as File
 import pytest
 
 from nodeagent.errors import KernelError
-from nodeagent.mesh.kernel_path import ALLOWED
+from nodeagent.mesh.kernel_plan import ALLOWED
 from nodeagent.redirect import bypass, hooks, transparency
 from tests.bpf.conftest import Node
 from tests.bpf.test_kernel_path import KINDS, B, Path, path  # noqa: F401  (a fixture)
@@ -45,7 +45,7 @@ def test_the_trials_find_nothing_in_sockets_that_are_not_joined(monkeypatch: pyt
     """Input: every trial with TCP alone, which is what each compares with, by a process that holds
     many descriptors. Verdict: nothing differs.
     """
-    monkeypatch.setattr(transparency.Pair, "join", lambda *_: None)
+    monkeypatch.setattr(transparency.JoinablePair, "join", lambda *_: None)
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (min(hard, 4096), hard))
     held = [os.dup(0)]
@@ -60,7 +60,7 @@ def test_the_trials_find_nothing_in_sockets_that_are_not_joined(monkeypatch: pyt
 
 
 @pytest.mark.parametrize("trial", transparency.TRIALS)
-def test_a_trial_ends_on_joined_sockets(trial: Callable[[transparency.Pair], str]) -> None:
+def test_a_trial_ends_on_joined_sockets(trial: Callable[[transparency.JoinablePair], str]) -> None:
     """Input: each trial on this kernel, whatever it does. Verdict: it comes to an end, in words of one line or none."""
     with transparency.pair() as pair:
         said = trial(pair)

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import yaml
 
-from nodeagent.redirect import hooks, probes
+from nodeagent.redirect import hooks, preflight
 from tests.bpf.world import cgroup2
 
 
@@ -58,9 +58,9 @@ def test_a_refusal_is_told_in_the_kernels_words() -> None:
     missing, with what is lost.
     """
     unknown = hooks.Hook("sk_lookup", 9999, 36)
-    probe = probes.Probe("sk_lookup", probes._hook(unknown), "connections to pods are not captured")
-    with probes.ground() as where:
-        assert probes._try(probe, where) == probes.Finding(
+    check = preflight.Check("sk_lookup", preflight._hook(unknown), "connections to pods are not captured")
+    with preflight.ground() as where:
+        assert preflight._try(check, where) == preflight.Finding(
             "sk_lookup", False, True, "Invalid argument", "connections to pods are not captured"
         )
 

@@ -13,9 +13,9 @@ from pathlib import Path as File
 
 import pytest
 
-from nodeagent.mesh.kernel_path import ALLOWED, KernelDestination, KernelService, Plan, Verdict
+from nodeagent.mesh.kernel_plan import ALLOWED, KernelDestination, KernelPlan, KernelService, KernelVerdict
 from nodeagent.redirect import layout, netns, syscall
-from nodeagent.redirect.kernel_record import Pair, Total
+from nodeagent.redirect.kernel_record import CountedPair, Total
 from nodeagent.vocabulary import PodUid
 from tests.apps.forged import syn
 from tests.bpf.conftest import Node
@@ -24,7 +24,7 @@ from tests.bpf.world import Pod, Seen, accept, connected, dial, dial_by_ring, ev
 KINDS = ["4", "6", "mapped"]
 Counted = Callable[[], dict[str, int]]
 A, B = PodUid("a"), PodUid("b")
-DENIED = Verdict(False, "ns/deny")
+DENIED = KernelVerdict(False, "ns/deny")
 
 
 def _family(kind: str) -> int:
@@ -45,10 +45,10 @@ class Path:
     def __init__(self, node: Node, a: Pod, b: Pod) -> None:
         self.node, self.a, self.b = node, a, b
         self.client, self.server = node.enroll(a, A, protected=True), node.enroll(b, B, protected=True)
-        self.plan = Plan()
+        self.plan = KernelPlan()
         self._before = node.plane.kernel.totals()
 
-    def put(self, verdict: Verdict | None, port: int, vip: int = 0, **flags: bool) -> None:
+    def put(self, verdict: KernelVerdict | None, port: int, vip: int = 0, **flags: bool) -> None:
         """Decide connections to *port* of b so (None: any pod may), and balance the ClusterIP's port *vip* over it."""
         self.node.enroll(self.a, A, protected=True, bypass=flags.get("bypass", False))
         verdicts = None if verdict is None else {A: verdict}
@@ -58,9 +58,9 @@ class Path:
             services = {
                 (_vip(kind), vip): KernelService("ns/svc", ((self.b.address(kind), port),)) for kind in ("4", "6")
             }
-        self.apply(Plan(destinations, services))
+        self.apply(KernelPlan(destinations, services))
 
-    def apply(self, plan: Plan) -> None:
+    def apply(self, plan: KernelPlan) -> None:
         self.plan = plan
         self.node.plane.kernel.sync(plan, self.node.plane.numbers())
         assert self.node.plane.kernel.left_out == {}
@@ -69,9 +69,9 @@ class Path:
     def dial(self, kind: str, port: int) -> Seen:
         return self.node.stage.run(self.a, dial, self.b.address(kind), port)
 
-    def pair(self, port: int, service: str = "") -> Pair:
+    def pair(self, port: int, service: str = "") -> CountedPair:
         numbers = self.node.plane.numbers()
-        return Pair(numbers[A], numbers[B], port, service)
+        return CountedPair(numbers[A], numbers[B], port, service)
 
     def total(self, port: int, service: str = "") -> Total:
         """What was counted since the test began."""
@@ -94,7 +94,7 @@ def path(node: Node, a: Pod, b: Pod) -> Iterator[Path]:
     made = Path(node, a, b)
     yield made
     node.stage.stop()
-    made.apply(Plan())
+    made.apply(KernelPlan())
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -144,7 +144,9 @@ def test_a_refusal_is_told_with_the_service_that_was_dialled(path: Path, kind: s
         for _ in range(times):
             with pytest.raises(ConnectionRefusedError):
                 path.node.stage.run(path.a, dial, address, port)
-    path.put(Verdict(False, "ns/other"), 8310, vip=80)  # what was refused before this counts for the policy of before
+    path.put(
+        KernelVerdict(False, "ns/other"), 8310, vip=80
+    )  # what was refused before this counts for the policy of before
     with pytest.raises(ConnectionRefusedError):
         path.node.stage.run(path.a, dial, _vip(kind), 80)
     refusals = path.node.plane.kernel.refusals()
@@ -180,7 +182,7 @@ def test_the_last_connections_of_a_pod_are_remembered(path: Path) -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_without_a_verdict_the_proxy_decides(path: Path, counted: Counted, kind: str) -> None:
-    path.apply(Plan({(path.b.address("6" if kind == "6" else "4"), 8302): KernelDestination(B, {})}))
+    path.apply(KernelPlan({(path.b.address("6" if kind == "6" else "4"), 8302): KernelDestination(B, {})}))
     child = path.node.stage.start(path.a, dial, path.b.address(kind), 8302)
     with accept(path.client.fds["outbound", _family(kind), 0]) as connection:
         connection.sendall(b"proxy")
@@ -316,7 +318,7 @@ def test_the_daemon_is_dead(path: Path, kind: str, counted: Counted) -> None:
         for address in path.b.addresses
         for port, verdict in ((8305, ALLOWED), (8306, DENIED))
     }
-    path.apply(Plan(plans))
+    path.apply(KernelPlan(plans))
     path.node.plane.stop_beating()
     assert path.dial(kind, 8305).data.startswith(b"app ")
     with pytest.raises(ConnectionRefusedError):
@@ -356,7 +358,9 @@ def test_clusterip_is_balanced_whatever_the_path(path: Path, counted: Counted, k
     """
     path.serve(kind, 8309)
     local, remote = (path.b.address(kind), 8309), ({"4": "10.88.0.9", "6": "fd88::9"}[kind], 8309)
-    path.apply(Plan({local: KernelDestination(B, None)}, {(_vip(kind), 80): KernelService("ns/svc", (local, remote))}))
+    path.apply(
+        KernelPlan({local: KernelDestination(B, None)}, {(_vip(kind), 80): KernelService("ns/svc", (local, remote))})
+    )
     child = path.node.stage.start(path.a, _dial_often, _vip(kind), 80, 40)
     chosen = 0
     listener = path.client.fds["outbound", _family(kind), 0]
@@ -407,11 +411,11 @@ def test_the_server_judges_again(path: Path, counted: Counted, change: str) -> N
         if change == "denied":
             path.put(DENIED, 8311)
         elif change == "undecided":
-            path.apply(Plan({where: KernelDestination(B, {})}))
+            path.apply(KernelPlan({where: KernelDestination(B, {})}))
         elif change == "left":
-            path.apply(Plan())
+            path.apply(KernelPlan())
         else:
-            path.apply(Plan({where: KernelDestination(A, None)}))
+            path.apply(KernelPlan({where: KernelDestination(A, None)}))
     finally:
         ip(path.b.fd, "link set eth0 up")
     with pytest.raises(ConnectionRefusedError):
@@ -605,7 +609,7 @@ def test_a_new_client_needs_no_new_generation(path: Path) -> None:
     """Input: verdicts for one more pod, then for one less. Verdict: what is there stays as it is."""
     path.put(ALLOWED, 8321)
     before = dict(path.node.plane._maps["destinations"].items())
-    path.apply(Plan({where: KernelDestination(B, {A: ALLOWED, B: DENIED}) for where in path.plan.destinations}))
+    path.apply(KernelPlan({where: KernelDestination(B, {A: ALLOWED, B: DENIED}) for where in path.plan.destinations}))
     assert contents(path.node)["verdicts"] == 4
     path.put(ALLOWED, 8321)
     assert contents(path.node)["verdicts"] == 2
@@ -632,14 +636,14 @@ def test_a_full_map_leaves_the_port_to_the_proxy(make_node: Callable[..., Node],
     node = make_node(maps={"verdicts": 1})
     for uid, pod in (("a", a), ("b", b)):
         node.enroll(pod, uid)
-    plan = Plan({(b.ipv4, port): KernelDestination(B, {A: ALLOWED}) for port in (1, 2)})
+    plan = KernelPlan({(b.ipv4, port): KernelDestination(B, {A: ALLOWED}) for port in (1, 2)})
     node.plane.kernel.sync(plan, node.plane.numbers())
     assert node.plane.kernel.left_out == {
         (b.ipv4, 2): "the BPF map verdicts is full (1 entries): raise redirect.maps.verdicts"
     }
     assert contents(node) == {"destinations": 1, "verdicts": 1, "services": 0, "backends": 0}
     assert list(node.plane.kernel.faults()) == []
-    node.plane.kernel.sync(Plan({(b.ipv4, 2): KernelDestination(B, {A: ALLOWED})}), node.plane.numbers())
+    node.plane.kernel.sync(KernelPlan({(b.ipv4, 2): KernelDestination(B, {A: ALLOWED})}), node.plane.numbers())
     assert node.plane.kernel.left_out == {}
     assert contents(node) == {"destinations": 1, "verdicts": 1, "services": 0, "backends": 0}
 
@@ -671,5 +675,5 @@ def test_a_new_daemon_takes_over(make_node: Callable[..., Node], a: Pod, b: Pod,
     assert child.receive() == (500, 6)
     eventually(lambda: node.plane.statistics().maps["kernel_flows"][0] == 0)
     assert new.total(8323, "ns/svc") == Total(closed=1, received=500, sent=6)
-    new.apply(Plan())
+    new.apply(KernelPlan())
     assert contents(node) == {"destinations": 0, "verdicts": 0, "services": 0, "backends": 0}

@@ -14,8 +14,8 @@ import pytest
 
 from nodeagent.control.kernel_path import KernelPaths
 from nodeagent.mesh.entries import Endpoint, Entry, Service, ServicePort, Workload
-from nodeagent.mesh.kernel_path import Settings
-from nodeagent.policy.model import AuthorizationPolicy, Operation, Rule, Source
+from nodeagent.mesh.kernel_plan import KernelPlanSettings
+from nodeagent.policy.model import AuthorizationPolicy, Operation, Rule, RuleSource
 from nodeagent.telemetry.store import Store
 from nodeagent.vocabulary import Address, PodUid, SpiffeId
 from tests.bpf.conftest import Node
@@ -57,7 +57,7 @@ def workload(uid: str, pod: Pod, **fields: object) -> Workload:
 
 
 def deny(*accounts: str, methods: tuple[str, ...] = ()) -> AuthorizationPolicy:
-    sources = (Source(principals=tuple(f"cluster.local/ns/ns/sa/{account}" for account in accounts)),)
+    sources = (RuleSource(principals=tuple(f"cluster.local/ns/ns/sa/{account}" for account in accounts)),)
     return AuthorizationPolicy("ns", "deny", "DENY", (Rule(sources, (Operation(methods=methods),) if methods else ()),))
 
 
@@ -67,7 +67,9 @@ class World:
         node.enroll(a, "a")
         node.enroll(b, "b")
         self.store = Store()
-        self.paths = KernelPaths(node.plane, Settings("node", "cluster.local", client_cert=False), "Kubernetes")
+        self.paths = KernelPaths(
+            node.plane, KernelPlanSettings("node", "cluster.local", client_cert=False), "Kubernetes"
+        )
 
     def update(self, *policies: AuthorizationPolicy, protocol: str = "tcp", bypass: bool = False) -> None:
         keys = tuple(policy.key for policy in policies)

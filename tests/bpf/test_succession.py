@@ -15,7 +15,7 @@ from types import SimpleNamespace
 import pytest
 
 from nodeagent.errors import KernelError
-from nodeagent.mesh.kernel_path import ALLOWED, KernelDestination, KernelService, Plan, Verdict
+from nodeagent.mesh.kernel_plan import ALLOWED, KernelDestination, KernelPlan, KernelService, KernelVerdict
 from nodeagent.redirect import hooks, layout, loader, netns, syscall
 from nodeagent.vocabulary import PodUid
 from tests.bpf.conftest import Node
@@ -71,9 +71,9 @@ def abandoned(node: Node, a: Pod, b: Pod, outside: Pod) -> Iterator[None]:
         node.stage.start(pod, serve, "0.0.0.0", PORT).receive()
     node.enroll(a, A, protected=True, exclude_inbound=frozenset({1}), ports=((2, False),))
     node.enroll(b, B, addresses=(*b.addresses, "10.79.0.2"))
-    to = {(b.ipv4, 8501): KernelDestination(B, {A: ALLOWED, B: Verdict(False, "ns/deny")})}
+    to = {(b.ipv4, 8501): KernelDestination(B, {A: ALLOWED, B: KernelVerdict(False, "ns/deny")})}
     node.plane.kernel.sync(
-        Plan(to, {("10.99.0.1", 80): KernelService("ns/svc", ((b.ipv4, 8501),))}), node.plane.numbers()
+        KernelPlan(to, {("10.99.0.1", 80): KernelService("ns/svc", ((b.ipv4, 8501),))}), node.plane.numbers()
     )
     node.plane.close()
     clients = Insistent(node, a, b, outside)
@@ -109,23 +109,23 @@ def test_other_sizes_keep_what_is_in_force(make_node: Callable[..., Node], a: Po
     assert {path.name for path in node.pin_directory.iterdir()} == {"maps", "progs", "links"}
 
 
-def _load_grown(_pipe: Connection, request: loader.Request, source: Path) -> None:
+def _load_grown(_pipe: Connection, request: loader.LoadRequest, source: Path) -> None:
     """Be the loader of a version in which a pod's entry has more at its end."""
     header = source / "nodeagent.h"
     header.write_text(
         header.read_text().replace("  struct address ipv6;\n", "  struct address ipv6;\n  __u64 later[2];\n")
     )
-    layout.Pod = type("Pod", (layout.Pod,), {"_fields_": [("later", layout._u64 * 2)]})  # type: ignore[misc]
+    layout.PodValue = type("Pod", (layout.PodValue,), {"_fields_": [("later", layout._u64 * 2)]})  # type: ignore[misc]
     loader.source_directory = lambda: source
     loader.run(request)
 
 
-def _load_badly(_pipe: Connection, request: loader.Request) -> None:
+def _load_badly(_pipe: Connection, request: loader.LoadRequest) -> None:
     """Be a loader that cannot attach the very last program."""
     ensure, last = hooks.ensure, hooks.CGROUP_HOOKS[-1]
     refused: list[int] = []
 
-    def failing(path: Path, hook: hooks.Hook, target: hooks.Target, program: int) -> int:
+    def failing(path: Path, hook: hooks.Hook, target: hooks.AttachPoint, program: int) -> int:
         if hook is last and not refused:
             refused.append(program)
             raise OSError(1, "not this one")
@@ -135,8 +135,8 @@ def _load_badly(_pipe: Connection, request: loader.Request) -> None:
     loader.run(request)
 
 
-def _request(node: Node, **settings: object) -> loader.Request:
-    return loader.Request(
+def _request(node: Node, **settings: object) -> loader.LoadRequest:
+    return loader.LoadRequest(
         redirect=node.redirect(**settings),
         agent_cgroup=node.stage.cgroup / "agent",
         outbound_port=15001,

@@ -79,7 +79,7 @@ class Watched:
         self._maps = maps.open_all(lab.agent("node1").pins / "maps", MapSizes.model_validate({}))
         self._before = set(bypass.streams(self._maps))
 
-    def streams(self) -> dict[bypass.Side, bypass.Stream]:
+    def streams(self) -> dict[bypass.SocketEnds, bypass.BypassedStream]:
         return {side: stream for side, stream in bypass.streams(self._maps).items() if side not in self._before}
 
     def ways(self) -> Counter[tuple[str, str]]:

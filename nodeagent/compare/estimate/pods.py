@@ -42,7 +42,7 @@ class Sidecar:
 
 
 @dataclass(frozen=True, slots=True)
-class Pod:
+class EstimatedPod:
     """A pod, or so many alike."""
 
     namespace: str
@@ -58,7 +58,7 @@ class Pod:
 class Cluster:
     """What was read."""
 
-    pods: tuple[Pod, ...]
+    pods: tuple[EstimatedPod, ...]
     notes: tuple[str, ...] = ()
 
 
@@ -135,7 +135,7 @@ def _cluster(objects: Sequence[tuple[str, Mapping[str, Any]]]) -> Cluster:
         for where, each in objects
         for reference in _list(where, _section(where, each, "metadata"), "ownerReferences")
     }
-    pods: list[Pod] = []
+    pods: list[EstimatedPod] = []
     notes: dict[str, None] = {}
     seen: set[ObjectKey] = set()
     for where, each in objects:
@@ -157,7 +157,7 @@ def _cluster(objects: Sequence[tuple[str, Mapping[str, Any]]]) -> Cluster:
     return Cluster(tuple(pods), tuple(notes))
 
 
-def _workload(where: str, key: ObjectKey, each: Mapping[str, Any], notes: dict[str, None]) -> Iterator[Pod]:
+def _workload(where: str, key: ObjectKey, each: Mapping[str, Any], notes: dict[str, None]) -> Iterator[EstimatedPod]:
     """Yield the pods of a workload's template."""
     spec, kind = _section(where, each, "spec"), key[0]
     if kind == "DaemonSet":
@@ -174,7 +174,7 @@ def _workload(where: str, key: ObjectKey, each: Mapping[str, Any], notes: dict[s
         yield _pod(where, key, _section(where, template, "metadata"), _section(where, template, "spec"), count)
 
 
-def _pod(where: str, key: ObjectKey, metadata: Mapping[str, Any], spec: Mapping[str, Any], count: int) -> Pod:
+def _pod(where: str, key: ObjectKey, metadata: Mapping[str, Any], spec: Mapping[str, Any], count: int) -> EstimatedPod:
     where = f"{where} ({key[0]} {key[1]}/{key[2]})"
     containers = _list(where, spec, "containers")
     native = [each for each in _list(where, spec, "initContainers") if each.get("restartPolicy") == "Always"]
@@ -185,7 +185,7 @@ def _pod(where: str, key: ObjectKey, metadata: Mapping[str, Any], spec: Mapping[
         if (name := _names(each)[0]) in kinds
     )
     node = spec.get("nodeName")
-    pod = Pod(key[1], key[2], node if isinstance(node, str) and node else None, count, found, None)
+    pod = EstimatedPod(key[1], key[2], node if isinstance(node, str) and node else None, count, found, None)
     # a gateway
     meshed = any(each.kind == "mesh" for each in found) or any(kind_of(*_names(each)) == "mesh" for each in containers)
     marks = {

@@ -10,7 +10,7 @@ from typing import Any
 from nodeagent.compare.estimate.agent import Agent
 from nodeagent.compare.estimate.amount import NOTHING, Amount
 from nodeagent.compare.estimate.known import Kind
-from nodeagent.compare.estimate.pods import Cluster, Pod
+from nodeagent.compare.estimate.pods import Cluster, EstimatedPod
 from nodeagent.compare.estimate.top import Key
 
 
@@ -147,7 +147,7 @@ def estimate(
     )
 
 
-def _add(target: Sum, pod: Pod, those: set[str], used: Mapping[str, Amount | None]) -> None:
+def _add(target: Sum, pod: EstimatedPod, those: set[str], used: Mapping[str, Amount | None]) -> None:
     target.pods += pod.count if those else 0
     for each in pod.sidecars:
         if each.name in those:
@@ -159,14 +159,14 @@ def _add(target: Sum, pod: Pod, those: set[str], used: Mapping[str, Amount | Non
                 target.used += amount
 
 
-def _used(usage: Mapping[Key, Amount], pod: Pod, container: str, alone: bool) -> Amount | None:
+def _used(usage: Mapping[Key, Amount], pod: EstimatedPod, container: str, alone: bool) -> Amount | None:
     """Return what a container uses; a pod whose namespace ``kubectl top`` did not tell is known by
     its name if that is the only one.
     """
     return usage.get((pod.namespace, pod.name, container), usage.get((None, pod.name, container)) if alone else None)
 
 
-def _nodes(pods: Iterable[Pod]) -> int | None:
+def _nodes(pods: Iterable[EstimatedPod]) -> int | None:
     found = {pod.node for pod in pods}
     return None if None in found else len(found)
 

@@ -108,7 +108,7 @@ class Stage:
             "timeout": 10,
             **settings,
         }
-        return IstioCa(config.IstioCa.model_validate(document), DOMAIN, "Kubernetes")
+        return IstioCa(config.IstioCaConfig.model_validate(document), DOMAIN, "Kubernetes")
 
     async def call(
         self, request: IstioCertificateRequest, token: str | None = AGENT_TOKEN, header: str | None = None

@@ -24,7 +24,7 @@ from nodeagent.messages import (
     ToSupervisor,
     ToWorker,
 )
-from nodeagent.policy.model import AuthorizationPolicy, Jwks, Rule, Source
+from nodeagent.policy.model import AuthorizationPolicy, Jwks, Rule, RuleSource
 from nodeagent.resources import security
 from nodeagent.resources.changes import Change
 
@@ -107,7 +107,7 @@ def test_a_generation_is_in_force_when_its_last_part_is() -> None:
         )
         socket.socket(fileno=forks[0].controls).close()
         large = AuthorizationPolicy(
-            "shop", "large", rules=tuple(Rule((Source(principals=("p" * 1000,)),)) for _ in range(400))
+            "shop", "large", rules=tuple(Rule((RuleSource(principals=("p" * 1000,)),)) for _ in range(400))
         )
         too_large = Jwks("http://x", "k" * (LARGEST_ENTRY + 1))
         workers.apply(Delta((too_large,)))

@@ -367,7 +367,7 @@ def test_a_pod_is_captured_where_and_as_soon_as_its_place_is_known() -> None:
         def __init__(self) -> None:
             self.known: dict[PodUid, Place] = {}
 
-        def of(self, pod: objects.Pod) -> Place | None:
+        def of(self, pod: objects.PodObject) -> Place | None:
             return self.known.get(pod.uid)
 
     runtime = Runtime()

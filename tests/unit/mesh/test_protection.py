@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nodeagent.mesh.entries import Entry, Probe, Workload
+from nodeagent.mesh.entries import DeclaredProbe, Entry, Workload
 from nodeagent.mesh.protection import CLOSED, OPEN, Protection, protection
 from nodeagent.policy.model import Action, AuthorizationPolicy, MtlsMode, RateLimit, RequestAuthentication
 from nodeagent.vocabulary import PodUid, SpiffeId, WhenDead
@@ -40,7 +40,9 @@ policies = st.lists(
     max_size=4,
 )
 port_modes = st.dictionaries(st.integers(1, 9), modes, max_size=3).map(lambda ports: tuple(ports.items()))
-probes = st.lists(st.builds(Probe, st.sampled_from(("http", "tcp", "grpc")), st.integers(1, 9)), max_size=3).map(tuple)
+probes = st.lists(
+    st.builds(DeclaredProbe, st.sampled_from(("http", "tcp", "grpc")), st.integers(1, 9)), max_size=3
+).map(tuple)
 workloads = st.builds(
     lambda mode, ports, probed: replace(WORKLOAD, mtls=mode, port_mtls=ports, probes=probed), modes, port_modes, probes
 )

@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 
 from nodeagent.mesh import rules
-from nodeagent.mesh.entries import Probe
+from nodeagent.mesh.entries import DeclaredProbe
 from nodeagent.mesh.local import EXCLUDE_INBOUND, EXCLUDE_OUTBOUND, local_pod
 from nodeagent.places.place import Place
-from nodeagent.resources.objects import Pod, ServicePort, parse
+from nodeagent.resources.objects import PodObject, ServiceObjectPort, parse
 from nodeagent.vocabulary import Address, SpiffeId
 
 
@@ -18,7 +18,7 @@ def pod(
     *,
     annotations: dict[str, str] | None = None,
     **spec: object,
-) -> Pod:
+) -> PodObject:
     found = parse(
         {
             "kind": "Pod",
@@ -34,7 +34,7 @@ def pod(
             "status": {"phase": "Running", "podIPs": [{"ip": "10.0.0.1"}]},
         }
     )
-    assert isinstance(found, Pod)
+    assert isinstance(found, PodObject)
     return found
 
 
@@ -67,7 +67,7 @@ def pod(
     ],
 )
 def test_port_protocol(name: str, app_protocol: str, port: int, expected: str) -> None:
-    assert rules.port_protocol(ServicePort(name, port, "TCP", app_protocol, port)) == expected
+    assert rules.port_protocol(ServiceObjectPort(name, port, "TCP", app_protocol, port)) == expected
 
 
 @pytest.mark.parametrize(
@@ -137,11 +137,11 @@ def test_probes_by_number_and_once() -> None:
         },
     ]
     assert rules.probes(pod(containers=containers)) == (
-        Probe("http", 8080, "/ready?x=1"),
-        Probe("grpc", 9000, "shop"),
-        Probe("tcp", 8443, ""),
-        Probe("http", 81, "/x"),
-        Probe("http", 82, "/bye"),
+        DeclaredProbe("http", 8080, "/ready?x=1"),
+        DeclaredProbe("grpc", 9000, "shop"),
+        DeclaredProbe("tcp", 8443, ""),
+        DeclaredProbe("http", 81, "/x"),
+        DeclaredProbe("http", 82, "/bye"),
     )
 
 
@@ -185,7 +185,7 @@ def test_a_wrong_exclusion_opens_nothing(text: str) -> None:
         pod(nodeName="node2"),
     ],
 )
-def test_left_out(left_out: Pod) -> None:
+def test_left_out(left_out: PodObject) -> None:
     assert local_pod(left_out, "node1", PLACE, ADDRESSES, IDENTITY) is None
 
 

@@ -6,14 +6,14 @@ import pytest
 
 from nodeagent.places.annotation import CGROUP, NETNS, AnnotationPlaces
 from nodeagent.places.place import Place
-from nodeagent.resources.objects import Pod, parse
+from nodeagent.resources.objects import PodObject, parse
 
 
-def pod(annotations: dict[str, str]) -> Pod:
+def pod(annotations: dict[str, str]) -> PodObject:
     found = parse(
         {"kind": "Pod", "metadata": {"name": "p", "namespace": "d", "uid": "u", "annotations": annotations}, "spec": {}}
     )
-    assert isinstance(found, Pod)
+    assert isinstance(found, PodObject)
     return found
 
 

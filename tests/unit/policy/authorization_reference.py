@@ -11,7 +11,7 @@ from dataclasses import replace
 
 from nodeagent.policy.authorization import ConnectionFacts, RequestFacts
 from nodeagent.policy.claims import Claims
-from nodeagent.policy.model import AuthorizationPolicy, Condition, Operation, Rule, Source
+from nodeagent.policy.model import AuthorizationPolicy, Condition, Operation, Rule, RuleSource
 from nodeagent.policy.paths import normalise_path
 
 
@@ -113,7 +113,7 @@ class Look:
         operations = not rule.operations or any(self.operation(operation) for operation in rule.operations)
         return sources and operations and all(self.condition(condition) for condition in rule.conditions)
 
-    def source(self, source: Source) -> bool:
+    def source(self, source: RuleSource) -> bool:
         return (
             self.holds("source.principal", source.principals, source.not_principals)
             and self.holds("request.auth.principal", source.request_principals, source.not_request_principals)

@@ -9,11 +9,11 @@ import pytest
 from nodeagent.errors import ResourceError
 from nodeagent.policy.authorization import Authorizer, ConnectionFacts, Decision, Note, RequestAuthorizer, RequestFacts
 from nodeagent.policy.claims import Claims
-from nodeagent.policy.model import AuthorizationPolicy, Condition, Operation, Rule, Source
+from nodeagent.policy.model import AuthorizationPolicy, Condition, Operation, Rule, RuleSource
 
 WEB = "cluster.local/ns/default/sa/web"
 JOB = "cluster.local/ns/batch/sa/job"
-SOURCE_FIELDS = set(Source.__dataclass_fields__)
+SOURCE_FIELDS = set(RuleSource.__dataclass_fields__)
 OPERATION_FIELDS = set(Operation.__dataclass_fields__)
 
 
@@ -27,7 +27,7 @@ def rule(
     conditions = [Condition(key, tuple(values)) for key, values in (when or {}).items()]
     conditions += [Condition(key, (), tuple(values)) for key, values in (when_not or {}).items()]
     return Rule(
-        (Source(**source),) if source else (), (Operation(**operation),) if operation else (), tuple(conditions)
+        (RuleSource(**source),) if source else (), (Operation(**operation),) if operation else (), tuple(conditions)
     )
 
 
@@ -136,7 +136,7 @@ TABLE: dict[str, tuple[list[AuthorizationPolicy], Rows]] = {
         [
             allow(
                 Rule(
-                    (Source(principals=(WEB,)), Source(namespaces=("batch",))),
+                    (RuleSource(principals=(WEB,)), RuleSource(namespaces=("batch",))),
                     (Operation(methods=("GET",)), Operation(paths=("/open",))),
                 )
             )
@@ -150,7 +150,7 @@ TABLE: dict[str, tuple[list[AuthorizationPolicy], Rows]] = {
         ],
     ),
     "an empty source is anybody": (
-        [allow(Rule((Source(principals=(JOB,)), Source())))],
+        [allow(Rule((RuleSource(principals=(JOB,)), RuleSource())))],
         [("GET /", {"peer": ""}, True)],
     ),
     "two conditions must both hold": (

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from nodeagent.policy.authorization import Authorizer, ConnectionFacts, Decision, RequestAuthorizer, RequestFacts
 from nodeagent.policy.claims import Claims
-from nodeagent.policy.model import AuthorizationPolicy, Condition, Operation, Rule, Source
+from nodeagent.policy.model import AuthorizationPolicy, Condition, Operation, Rule, RuleSource
 from tests.unit.policy import authorization_reference as reference
 
 DOMAIN = "mesh.example"
@@ -45,7 +45,7 @@ def some(values: list[str], most: int = 2) -> st.SearchStrategy[tuple[str, ...]]
 
 SOURCES = (
     st.builds(
-        Source,
+        RuleSource,
         principals=some(PRINCIPALS),
         not_principals=some(PRINCIPALS, 1),
         namespaces=some(NAMESPACES),
@@ -61,8 +61,8 @@ SOURCES = (
         remote_ip_blocks=some(BLOCKS),
         not_remote_ip_blocks=some(BLOCKS, 1),
     )
-    | st.builds(Source, principals=some(PRINCIPALS))
-    | st.builds(Source, namespaces=some(NAMESPACES))
+    | st.builds(RuleSource, principals=some(PRINCIPALS))
+    | st.builds(RuleSource, namespaces=some(NAMESPACES))
 )
 PORTS = st.lists(st.sampled_from([80, 8080, 9000]), max_size=2, unique=True).map(tuple)
 OPERATIONS = st.builds(
@@ -307,7 +307,7 @@ def test_where_the_line_decides_fields_and_claims_change_nothing(
             Rule(operations=(Operation(paths=("/a",)),), conditions=(Condition("request.auth.claims[a]", (), ("v",)),)),
             False,
         ),
-        (Rule((Source(not_request_principals=("iss/sub",)),), (Operation(paths=("/a",)),)), False),
+        (Rule((RuleSource(not_request_principals=("iss/sub",)),), (Operation(paths=("/a",)),)), False),
     ],
 )
 @pytest.mark.parametrize("action", ["ALLOW", "DENY", "AUDIT", "CUSTOM"])

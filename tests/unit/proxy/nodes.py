@@ -19,7 +19,7 @@ import uvloop
 from nodeagent.config import Proxy
 from nodeagent.identity.ca import CertificateAuthority
 from nodeagent.identity.tls import Contexts, contexts
-from nodeagent.mesh.entries import Delta, Probe, Protocol, Workload
+from nodeagent.mesh.entries import DeclaredProbe, Delta, Protocol, Workload
 from nodeagent.policy.model import AuthorizationPolicy, Jwks, MtlsMode, RateLimit, RequestAuthentication
 from nodeagent.proxy.accept import Accepted
 from nodeagent.proxy.originals import Captured
@@ -74,7 +74,7 @@ class Nodes:
         *,
         protocol: Protocol,
         mode: MtlsMode,
-        probes: tuple[Probe, ...],
+        probes: tuple[DeclaredProbe, ...],
         policies: tuple[Policy, ...],
         settings: dict[str, Any],
     ) -> None:
@@ -206,7 +206,7 @@ class Nodes:
         pod.tls = self._tls.get(uid)
         return pipeline, pod
 
-    def _workload(self, uid: str, address: str, port: int, probes: tuple[Probe, ...]) -> Workload:
+    def _workload(self, uid: str, address: str, port: int, probes: tuple[DeclaredProbe, ...]) -> Workload:
         return Workload(
             uid=PodUid(uid),
             pod=uid,
@@ -255,7 +255,7 @@ def play(
     *,
     protocol: Protocol = "auto",
     strict: bool = False,
-    probes: tuple[Probe, ...] = (),
+    probes: tuple[DeclaredProbe, ...] = (),
     policies: tuple[Policy, ...] = (),
     seconds: float = 30,
     **settings: Any,

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from nodeagent.identity.tls import Contexts
-from nodeagent.mesh.entries import Delta, Probe
+from nodeagent.mesh.entries import DeclaredProbe, Delta
 from nodeagent.policy.authorization import Authorizer, ConnectionFacts, Decision, RequestFacts, normalise_target
 from nodeagent.policy.jwt import Authenticator
 from nodeagent.policy.model import (
@@ -23,7 +23,7 @@ from nodeagent.policy.model import (
     Operation,
     RateLimit,
     Rule,
-    Source,
+    RuleSource,
     TokenBucket,
 )
 from nodeagent.policy.rate_limit import RateLimiter
@@ -58,7 +58,7 @@ def paths(*patterns: str) -> Rule:
     return Rule(operations=(Operation(paths=patterns),))
 
 
-FROM_CLIENT = Rule(sources=(Source(principals=(CLIENT_ID,)),))
+FROM_CLIENT = Rule(sources=(RuleSource(principals=(CLIENT_ID,)),))
 
 
 async def get(streams: Streams, target: str = "/", *fields: str, method: str = "GET") -> tuple[int, bytes, bytes]:
@@ -136,7 +136,9 @@ def random_rule(draw: random.Random) -> Rule:
     )
     condition = Condition("request.headers[x-word]", ("v",))
     return Rule(
-        draw.choice([(), (Source(principals=(CLIENT_ID,)),)]), (operation,), (condition,) if draw.random() < 0.3 else ()
+        draw.choice([(), (RuleSource(principals=(CLIENT_ID,)),)]),
+        (operation,),
+        (condition,) if draw.random() < 0.3 else (),
     )
 
 
@@ -213,7 +215,7 @@ def test_a_policy_that_cannot_be_compiled_lets_nobody_in(tls: dict[str, Contexts
         assert (await get(await nodes.connect()))[0] == 403
         assert events(nodes.far) == {("AuthorizationPolicy default/wrong", "deny"): 1}
 
-    wrong = AuthorizationPolicy("default", "wrong", "ALLOW", (Rule(sources=(Source(ip_blocks=("everywhere",)),)),))
+    wrong = AuthorizationPolicy("default", "wrong", "ALLOW", (Rule(sources=(RuleSource(ip_blocks=("everywhere",)),)),))
     play(show_head, scene, tls, protocol="http", policies=(allow(FROM_CLIENT), wrong))
 
 
@@ -324,7 +326,14 @@ def test_declared_probes_pass_policies_and_nothing_else_of_the_node_does(tls: di
         assert (await get(streams, "/healthz"))[0] == 200
         assert (await get(streams, "/other"))[0] == 403
 
-    play(show_head, scene, tls, protocol="http", policies=(allow(FROM_CLIENT),), probes=(Probe("http", 1, "/healthz"),))
+    play(
+        show_head,
+        scene,
+        tls,
+        protocol="http",
+        policies=(allow(FROM_CLIENT),),
+        probes=(DeclaredProbe("http", 1, "/healthz"),),
+    )
 
 
 def test_a_used_up_bucket_answers_429_and_says_when_to_come_back(tls: dict[str, Contexts]) -> None:

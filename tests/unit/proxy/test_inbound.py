@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from nodeagent.identity.tls import Contexts
-from nodeagent.mesh.entries import Probe
+from nodeagent.mesh.entries import DeclaredProbe
 from tests.unit.proxy.nodes import CLIENT, NODE, STRANGER, Nodes, play
 from tests.unit.proxy.stage import answering, ok
 from tests.unit.proxy.test_http1 import read_answer
@@ -101,7 +101,7 @@ def with_probes(nodes: Nodes) -> None:
 
     workload = nodes.far.context.view.workload(nodes.far.context.pods["server"].uid)  # type: ignore[index]
     assert workload is not None
-    nodes.far.context.view.apply(Delta((replace(workload, probes=(Probe("http", nodes.port, "/healthz"),)),)))
+    nodes.far.context.view.apply(Delta((replace(workload, probes=(DeclaredProbe("http", nodes.port, "/healthz"),)),)))
 
 
 def test_the_nodes_probes_pass_a_strict_pod_as_declared_and_nothing_else(tls: dict[str, Contexts]) -> None:

@@ -17,15 +17,15 @@ import pytest
 from grpclib.health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
 
 from nodeagent.identity.tls import Contexts
-from nodeagent.mesh.entries import Delta, Probe
-from nodeagent.policy.model import AuthorizationPolicy, MtlsMode, Rule, Source
+from nodeagent.mesh.entries import DeclaredProbe, Delta
+from nodeagent.policy.model import AuthorizationPolicy, MtlsMode, Rule, RuleSource
 from tests.fakes import health
 from tests.unit.proxy.nodes import NODE, SERVER, STRANGER, Nodes, Streams, play
 from tests.unit.proxy.test_guard import get
 from tests.unit.proxy.test_inbound import cut, show_head
 
 ONLY_CLIENT = AuthorizationPolicy(
-    "default", "only", "ALLOW", (Rule(sources=(Source(principals=("cluster.local/ns/default/sa/client",)),)),)
+    "default", "only", "ALLOW", (Rule(sources=(RuleSource(principals=("cluster.local/ns/default/sa/client",)),)),)
 )
 OK, NOT_FOUND, PERMISSION_DENIED, UNIMPLEMENTED, UNAVAILABLE = "0", "5", "7", "12", "14"
 
@@ -42,7 +42,7 @@ def declare(nodes: Nodes, *probes: tuple[str, str], application: Any = None) -> 
     """Have the server's pod declare *probes* (kind, path or service) for its port, and *application* serve that."""
     workload = nodes.far.context.view.workload(nodes.far.context.pods["server"].uid)  # type: ignore[index]
     assert workload is not None
-    declared = tuple(Probe(kind, nodes.port, path) for kind, path in probes)  # type: ignore[arg-type]
+    declared = tuple(DeclaredProbe(kind, nodes.port, path) for kind, path in probes)  # type: ignore[arg-type]
     nodes._probes = declared
     nodes.far.context.view.apply(Delta((dataclasses.replace(workload, probes=declared),)))
     if application is not None:

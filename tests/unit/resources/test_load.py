@@ -8,7 +8,7 @@ import pytest
 
 from nodeagent.errors import ResourceError
 from nodeagent.resources.load import load_documents, parse
-from nodeagent.resources.model import Deployment, Pod, Service
+from nodeagent.resources.model import DeploymentResource, PodResource, ServiceResource
 
 POD = """
 apiVersion: v1
@@ -42,7 +42,7 @@ C = WHERE + "spec.containers[0]."
 
 def test_a_pod_keeps_what_was_given_and_nothing_else() -> None:
     (document,) = parse(POD, "f.yaml")
-    assert isinstance(document.resource, Pod)
+    assert isinstance(document.resource, PodResource)
     assert document.key == ("Pod", "default", "a")
     assert document.resource.dump() == {
         "apiVersion": "v1",
@@ -60,7 +60,7 @@ def test_what_kubectl_writes_is_taken() -> None:
     )
     text = text.replace("name: c,", "name: c, image: nginx, imagePullPolicy: IfNotPresent, resources: {},")
     documents = parse(f"---\n{text}\n---\n---\n{SERVICE}", "f.yaml")
-    assert [type(document.resource) for document in documents] == [Deployment, Service]
+    assert [type(document.resource) for document in documents] == [DeploymentResource, ServiceResource]
     assert [document.number for document in documents] == [1, 2]
 
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from nodeagent.errors import ResourceError
 from nodeagent.mesh.compile import Mesh
 from nodeagent.resources.changes import Change
-from nodeagent.resources.objects import Pod, Service, parse
+from nodeagent.resources.objects import PodObject, ServiceObject, parse
 
 _WORDS = st.sampled_from(
     [
@@ -70,7 +70,7 @@ def test_any_json_is_an_object_or_one_error(kind: str, metadata: Any, spec: Any,
 
 def test_what_an_api_server_leaves_out_has_its_default() -> None:
     found = parse({"kind": "Pod", "metadata": {"name": "n", "namespace": "d", "uid": "u"}, "spec": {}, "status": None})
-    assert isinstance(found, Pod)
+    assert isinstance(found, PodObject)
     assert (found.service_account, found.addresses, found.ready, found.phase, found.node) == (
         "",
         (),
@@ -84,12 +84,12 @@ def test_the_older_single_fields_are_read() -> None:
     pod = parse(
         {"kind": "Pod", "metadata": {"name": "n", "namespace": "d", "uid": "u"}, "status": {"podIP": "::FFFF:10.0.0.1"}}
     )
-    assert isinstance(pod, Pod)
+    assert isinstance(pod, PodObject)
     assert len(pod.addresses) == 1
     service = parse(
         {"kind": "Service", "metadata": {"name": "n", "namespace": "d"}, "spec": {"clusterIP": "10.96.0.1"}}
     )
-    assert isinstance(service, Service)
+    assert isinstance(service, ServiceObject)
     assert service.addresses == ("10.96.0.1",)
 
 
@@ -101,7 +101,7 @@ def test_restartable_init_containers_are_containers() -> None:
         ]
     }
     pod = parse({"kind": "Pod", "metadata": {"name": "n", "namespace": "d", "uid": "u"}, "spec": spec})
-    assert isinstance(pod, Pod)
+    assert isinstance(pod, PodObject)
     assert [port.name for container in pod.containers for port in container.ports] == ["a"]
 
 

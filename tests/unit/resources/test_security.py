@@ -17,11 +17,11 @@ from nodeagent.policy.model import (
     PeerAuthentication,
     RequestAuthentication,
     Rule,
-    Source,
+    RuleSource,
     TokenHeader,
 )
 from nodeagent.resources import yaml_text
-from nodeagent.resources.security import Target, parse
+from nodeagent.resources.security import PolicyTarget, parse
 
 
 def document(kind: str, spec: Any, version: str = "security.istio.io/v1", **metadata: Any) -> dict[str, Any]:
@@ -104,7 +104,7 @@ spec:
         "2026-01-02T03:04:05Z",
         (("app", "web"), ("tier", "x")),
     )
-    first = Source(
+    first = RuleSource(
         principals=("cluster.local/ns/a/sa/b", "*"),
         not_principals=("c",),
         request_principals=("iss/sub",),
@@ -118,7 +118,7 @@ spec:
         remote_ip_blocks=("192.0.2.1",),
         not_remote_ip_blocks=("192.0.2.2",),
     )
-    second = Source(service_accounts=("a/b", "c"), not_service_accounts=("d",))
+    second = RuleSource(service_accounts=("a/b", "c"), not_service_accounts=("d",))
     to = Operation(("a",), ("b",), (80,), (8080,), ("GET",), ("PUT",), ("/a/{*}/{**}",), ("/b*",))
     conditions = (Condition("request.headers[x-a]", ("v",), ("w",)), Condition("request.auth.claims[a][b]", ("v",)))
     assert found.spec == AuthorizationPolicy(
@@ -147,12 +147,12 @@ def test_absent_and_empty_rules() -> None:
 def test_targets() -> None:
     refs = [{"kind": "Service", "name": "web"}, {"group": "gateway.networking.k8s.io", "kind": "Gateway", "name": "g"}]
     assert parse(authorization({"targetRefs": refs})).targets == (
-        Target("", "Service", "web"),
-        Target("gateway.networking.k8s.io", "Gateway", "g"),
+        PolicyTarget("", "Service", "web"),
+        PolicyTarget("gateway.networking.k8s.io", "Gateway", "g"),
     )
     assert parse(
         authorization({"targetRef": {"group": "core", "kind": "Service", "name": "web", "namespace": "shop"}})
-    ).targets == (Target("core", "Service", "web"),)
+    ).targets == (PolicyTarget("core", "Service", "web"),)
 
 
 def test_peer_authentication() -> None:

@@ -86,7 +86,7 @@ def test_first_everything_then_what_changes(state: Path) -> None:
         first = await step()
         assert described(first) == ["+Pod/web", "+uid-old"]
         assert isinstance(first[0], Change)
-        assert isinstance(first[0].object, objects.Pod)
+        assert isinstance(first[0].object, objects.PodObject)
         assert first[0].object.node == "node1"
         write(state, pod("shop"), "Pod.default.shop.json")
         assert described(await step()) == ["+Pod/shop"]

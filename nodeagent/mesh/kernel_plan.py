@@ -28,7 +28,7 @@ _UNTOUCHED: Final = "; X-Forwarded-Client-Cert is neither made nor removed"
 
 
 @dataclass(frozen=True, slots=True)
-class Settings:
+class KernelPlanSettings:
     """What of agent.yaml decides here."""
 
     node: str
@@ -54,13 +54,13 @@ class PortPath:
 
 
 @dataclass(frozen=True, slots=True)
-class Verdict:
+class KernelVerdict:
     allowed: bool
     policy: str = ""
     """``namespace/name`` of the policy that decides, empty when none does."""
 
 
-ALLOWED: Final = Verdict(True)
+ALLOWED: Final = KernelVerdict(True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +68,7 @@ class KernelDestination:
     """A pod's port. ``verdicts``: by client pod; None: every captured pod of this node may."""
 
     pod: PodUid
-    verdicts: Mapping[PodUid, Verdict] | None
+    verdicts: Mapping[PodUid, KernelVerdict] | None
     http: bool = False
     bypass: bool = False
 
@@ -83,22 +83,22 @@ class KernelService:
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
+class KernelPlan:
     destinations: Mapping[Where, KernelDestination] = field(default_factory=dict)
     services: Mapping[Where, KernelService] = field(default_factory=dict)
     ports: Mapping[tuple[PodUid, int], PortPath] = field(default_factory=dict)
     """Every port of the captured pods that a Service targets."""
 
 
-class Planner:
+class KernelPlanner:
     """Plans again whenever something changes; a verdict is worked out anew only when what it rests on has changed."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: KernelPlanSettings) -> None:
         self._settings = settings
         self._authorizers: dict[tuple[PodUid, int], tuple[object, Authorizer | None]] = {}
-        self._verdicts: dict[tuple[Where, PodUid], tuple[object, Verdict]] = {}
+        self._verdicts: dict[tuple[Where, PodUid], tuple[object, KernelVerdict]] = {}
 
-    def plan(self, entries: Iterable[Entry], captured: Collection[PodUid]) -> Plan:
+    def plan(self, entries: Iterable[Entry], captured: Collection[PodUid]) -> KernelPlan:
         """Return the plan for the *captured* pods of this node, given the whole snapshot."""
         known = {entry.key: entry for entry in entries}
         services = [entry for entry in known.values() if isinstance(entry, Service)]
@@ -120,7 +120,7 @@ class Planner:
                     verdicts = None if authorizer is None else self._judge(authorizer, pods, (address, port), before)
                     destinations[address, port] = KernelDestination(server.uid, verdicts, http, server.bypass)
         self._authorizers = {key: value for key, value in self._authorizers.items() if key in ports}
-        return Plan(destinations, dict(_balanced(services, destinations)), ports)
+        return KernelPlan(destinations, dict(_balanced(services, destinations)), ports)
 
     def port_path(self, server: Workload, port: int, service: Service | None, policies: Iterable[Entry]) -> PortPath:
         """Return the path of connections from captured pods of this node to *port* of *server*,
@@ -145,7 +145,7 @@ class Planner:
             return PortPath("proxy", _READABLE)
         return PortPath("kernel", f"nothing is decided per request{_UNTOUCHED if http else ''}")
 
-    def permits(self, source: Workload, server: Workload, where: Where, policies: Iterable[Entry]) -> Verdict:
+    def permits(self, source: Workload, server: Workload, where: Where, policies: Iterable[Entry]) -> KernelVerdict:
         """Return what policy says now of an established connection of *source* past the proxy; a
         per-request decision refuses it.
         """
@@ -153,7 +153,7 @@ class Planner:
         protocol = server.protocol_at(port)
         entries = list(policies)
         if self._per_request(server, port, protocol, entries):
-            return Verdict(False)
+            return KernelVerdict(False)
         authorizer = self._authorizer(server, port, protocol, entries)
         return ALLOWED if authorizer is None else _verdict(authorizer, source, where)
 
@@ -199,8 +199,8 @@ class Planner:
         authorizer: Authorizer,
         sources: list[Workload],
         where: Where,
-        before: Mapping[tuple[Where, PodUid], tuple[object, Verdict]],
-    ) -> dict[PodUid, Verdict]:
+        before: Mapping[tuple[Where, PodUid], tuple[object, KernelVerdict]],
+    ) -> dict[PodUid, KernelVerdict]:
         verdicts = {}
         for source in sources:
             if not any((":" in own) == (":" in where[0]) for own in source.addresses):
@@ -223,14 +223,14 @@ def setting_of(server: Workload, service: Service | None) -> tuple[PathSetting, 
     return server.path, "namespace"
 
 
-def _verdict(authorizer: Authorizer, source: Workload, where: Where) -> Verdict:
+def _verdict(authorizer: Authorizer, source: Workload, where: Where) -> KernelVerdict:
     address, port = where
     own = next((each for each in source.addresses if (":" in each) == (":" in address)), "")
     facts = ConnectionFacts(source.identity.removeprefix(_SCHEME), own, own, address, port)
     decision = authorizer.connection(facts)
     if not isinstance(decision, Decision):
         raise AssertionError("a port whose policies need a request is not on the kernel path")
-    return Verdict(decision.allowed, decision.policy)
+    return KernelVerdict(decision.allowed, decision.policy)
 
 
 def _balanced(

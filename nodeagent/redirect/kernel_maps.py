@@ -36,7 +36,7 @@ starts again knows a pod by its network namespace's cookie and a Service by its 
 Refusals are counted in the kernel without the policy's name. So they are read before verdicts
 change (_note_refusals): what was refused is told with the policy that was in force then.
 
-This module never decides: who may, mesh/kernel_path.py says; one thread only.
+This module never decides: who may, mesh/kernel_plan.py says; one thread only.
 """
 
 from __future__ import annotations
@@ -49,9 +49,9 @@ from functools import partial
 from typing import Final, TypeVar
 
 from nodeagent.errors import KernelError
-from nodeagent.mesh.kernel_path import KernelDestination, KernelService, Plan, Verdict, Where
+from nodeagent.mesh.kernel_plan import KernelDestination, KernelPlan, KernelService, KernelVerdict, Where
 from nodeagent.redirect import heartbeat, layout
-from nodeagent.redirect.kernel_record import Pair, Record, Refusals, Total, carried
+from nodeagent.redirect.kernel_record import CountedPair, Record, Refusals, Total, carried
 from nodeagent.redirect.layout import pack_address, unpack_address
 from nodeagent.redirect.maps import Map
 from nodeagent.vocabulary import PodUid
@@ -67,7 +67,7 @@ class _Held:
     pod: int
     flags: int
     generation: int
-    verdicts: dict[int, Verdict] | None
+    verdicts: dict[int, KernelVerdict] | None
 
 
 @dataclass(slots=True)
@@ -97,7 +97,7 @@ class _Numbers:
 
 
 @dataclass(slots=True)
-class _State:
+class _MapState:
     """What the daemon believes to be in the four maps that it writes."""
 
     wanted: dict[str, dict[bytes, bytes]] = field(default_factory=lambda: {name: {} for name in _WRITTEN})
@@ -105,14 +105,14 @@ class _State:
     sets: dict[Where, _Set] = field(default_factory=dict)
 
 
-class KernelPath:
+class KernelMaps:
     """The kernel path's maps. One thread only."""
 
     def __init__(self, opened: Mapping[str, Map]) -> None:
         """*opened*: maps by name. Raises OSError."""
         self._maps = opened
         self._numbers = _Numbers()
-        self._state = _State()
+        self._state = _MapState()
         self._pods: dict[int, int] = {}
         self._services: dict[str, int] = {}
         self._names: dict[int, str] = {}
@@ -148,11 +148,11 @@ class KernelPath:
         items, numbers, state = {name: dict(self._maps[name].items()) for name in _WRITTEN}, self._numbers, self._state
         state.wanted = items
         for cookie, value in self._maps["pods"].items():
-            if number := _as(layout.Pod, value).id:
+            if number := _as(layout.PodValue, value).id:
                 self._pods[struct.unpack("=Q", cookie)[0]] = number
                 numbers.seen("pod", number)
         for value in items["destinations"].values():
-            destination = _as(layout.Destination, value)
+            destination = _as(layout.DestinationValue, value)
             numbers.seen("pod", destination.pod)
             numbers.seen("generation", destination.generation)
         for key in items["verdicts"]:
@@ -160,7 +160,7 @@ class KernelPath:
             numbers.seen("pod", verdict.source, verdict.destination)
             numbers.seen("generation", verdict.generation)
         for key, value in items["services"].items():
-            service = _as(layout.Service, value)
+            service = _as(layout.ServiceValue, value)
             numbers.seen("set", service.set)
             numbers.seen("service", service.number)
             self._vips[key] = service.number
@@ -182,7 +182,7 @@ class KernelPath:
         """
         heartbeat.beat(self._maps["heartbeat"].fd, layout.PULSE_KERNEL_PATH)
 
-    def sync(self, plan: Plan, numbers: Mapping[PodUid, int]) -> None:
+    def sync(self, plan: KernelPlan, numbers: Mapping[PodUid, int]) -> None:
         """Bring the maps to *plan*, and confirm them; *numbers* are those of the captured pods.
 
         Raises OSError; a map that is full only goes to ``left_out``.
@@ -218,7 +218,7 @@ class KernelPath:
             ]
         )
         for key, value in list(self._state.wanted["destinations"].items()):  # of an earlier daemon
-            to = _as(layout.Destination, value)
+            to = _as(layout.DestinationValue, value)
             if to.pod == number and (addresses is None or unpack_address(key[: layout.ADDRESS_BYTES]) in addresses):
                 self._drop("destinations", key)
 
@@ -229,7 +229,7 @@ class KernelPath:
         packed = {pack_address(address) for address in addresses}
         self._leave([where for where, held in self._state.held.items() if held.pod != number and where[0] in addresses])
         for key, value in list(self._state.wanted["destinations"].items()):
-            if key[: layout.ADDRESS_BYTES] in packed and _as(layout.Destination, value).pod != number:
+            if key[: layout.ADDRESS_BYTES] in packed and _as(layout.DestinationValue, value).pod != number:
                 self._drop("destinations", key)
 
     def _attempt(self, where: Where, step: Callable[[], None], undo: Callable[[], None]) -> None:
@@ -255,12 +255,12 @@ class KernelPath:
         for source, verdict in (verdicts or {}).items():
             self._permit(source, pod, where[1], generation, verdict)
         judged = layout.ANY_SOURCE if verdicts is None else layout.BY_SOURCE
-        self._put("destinations", _endpoint(where), bytes(layout.Destination(pod, generation, judged, flags)))
+        self._put("destinations", _endpoint(where), bytes(layout.DestinationValue(pod, generation, judged, flags)))
         self._state.held[where] = _Held(pod, flags, generation, verdicts)
         if held is not None:
             self._forget(where, held)
 
-    def _extend(self, where: Where, held: _Held, verdicts: dict[int, Verdict]) -> None:
+    def _extend(self, where: Where, held: _Held, verdicts: dict[int, KernelVerdict]) -> None:
         """Pods have come or gone, and nothing else has changed: no new generation is needed."""
         if held.verdicts is None:
             return
@@ -272,11 +272,11 @@ class KernelPath:
                 self._permit(source, held.pod, where[1], held.generation, verdict)
                 held.verdicts[source] = verdict
 
-    def _permit(self, source: int, pod: int, port: int, generation: int, verdict: Verdict) -> None:
+    def _permit(self, source: int, pod: int, port: int, generation: int, verdict: KernelVerdict) -> None:
         self._put(
             "verdicts",
             bytes(layout.VerdictKey(source, pod, port, generation)),
-            bytes(layout.Verdict(allowed=verdict.allowed)),
+            bytes(layout.VerdictValue(allowed=verdict.allowed)),
         )
 
     def _leave(self, where: Collection[Where]) -> None:
@@ -305,7 +305,7 @@ class KernelPath:
         number = self._numbers.take("set")
         for slot, endpoint in enumerate(service.endpoints):
             self._put("backends", bytes(layout.BackendKey(number, slot)), _endpoint(endpoint))
-        value = layout.Service(number, len(service.endpoints), self._service_number(where, service.service))
+        value = layout.ServiceValue(number, len(service.endpoints), self._service_number(where, service.service))
         self._put("services", _endpoint(where), bytes(value))
         self._state.sets[where] = _Set(service, number)
 
@@ -348,11 +348,11 @@ class KernelPath:
 
     # -- what the kernel counted --
 
-    def totals(self) -> dict[Pair, Total]:
+    def totals(self) -> dict[CountedPair, Total]:
         """Return what was counted since this object was made; bytes as soon as the client's end is
         closed. Raises OSError.
         """
-        totals: dict[Pair, Total] = {}
+        totals: dict[CountedPair, Total] = {}
         for key, (named, now) in self._read_totals().items():
             total, base = Total(now.opened, now.closed, now.failed, now.received, now.sent), self._base.get(key)
             if base is not None:
@@ -370,7 +370,7 @@ class KernelPath:
             flow = _as(layout.KernelFlow, value)
             if flow.client_closed:
                 port = _as(layout.FlowKey, key).destination_port
-                pair = Pair(flow.source, flow.destination, port, self.service_name(flow.service))
+                pair = CountedPair(flow.source, flow.destination, port, self.service_name(flow.service))
                 received, sent = carried(flow)
                 totals[pair] = _sum(totals.get(pair, Total()), Total(received=received, sent=sent))
         return totals
@@ -421,8 +421,8 @@ class KernelPath:
             if not verdict.allowed
         }
 
-    def _pair(self, named: layout.FlowTotalKey) -> Pair:
-        return Pair(named.source, named.destination, named.port, self.service_name(named.service))
+    def _pair(self, named: layout.FlowTotalKey) -> CountedPair:
+        return CountedPair(named.source, named.destination, named.port, self.service_name(named.service))
 
     def _read_totals(self) -> dict[bytes, tuple[layout.FlowTotalKey, layout.FlowTotal]]:
         return {
@@ -431,7 +431,7 @@ class KernelPath:
         }
 
 
-def _compatible(held: dict[int, Verdict] | None, wanted: dict[int, Verdict] | None) -> bool:
+def _compatible(held: dict[int, KernelVerdict] | None, wanted: dict[int, KernelVerdict] | None) -> bool:
     """Say whether *wanted* contradicts no verdict of *held*."""
     if held is None or wanted is None:
         return held is wanted

@@ -41,7 +41,7 @@ _NOBODY: Final = 65534
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """What a probe found: ``ok``, the details or the kernel's refusal, whether the agent can do
+    """What a check found: ``ok``, the details or the kernel's refusal, whether the agent can do
     without, and what is lost then.
     """
 
@@ -53,7 +53,7 @@ class Finding:
 
 
 @dataclass(frozen=True, slots=True)
-class Probe:
+class Check:
     """``attempt`` returns the details, and raises OSError, KernelError or
     subprocess.SubprocessError when the feature is not there.
     """
@@ -66,7 +66,7 @@ class Probe:
 
 @dataclass(frozen=True, slots=True)
 class Ground:
-    """Where the probes try: a cgroup, two network namespaces (no wire between them yet)."""
+    """Where the checks try: a cgroup, two network namespaces (no wire between them yet)."""
 
     cgroup: Path
     client: int
@@ -182,9 +182,9 @@ def _unprivileged_lookup(_: Ground) -> str:
     spec = next(spec for spec in maps.specifications(MapSizes.model_validate({})) if spec.name == "by_source")
     fd = syscall.map_create(spec.kind, spec.name, spec.key_size, spec.value_size, 64, spec.flags)
     try:
-        key = layout.Source(netns=1, port=2)
+        key = layout.SourceKey(netns=1, port=2)
         key.address[:] = layout.pack_address("127.0.0.1")
-        syscall.map_update(fd, bytes(key), bytes(layout.Original(asked=layout.Endpoint(port=3))))
+        syscall.map_update(fd, bytes(key), bytes(layout.OriginalValue(asked=layout.EndpointKey(port=3))))
         child = os.fork()
         if not child:
             _take_as_nobody(fd)
@@ -361,31 +361,31 @@ _LOST: Final = {
     "sk_lookup": "connections to pods are not captured: no mTLS, no policy on the receiving side",
 }
 
-PROBES: Final = (
-    Probe("bpffs", _bpffs, "captures end with the daemon, and STRICT pods are open while it restarts"),
-    *(Probe(hook.name, _hook(hook), _LOST[hook.name]) for hook in hooks.HOOKS),
-    Probe(
+CHECKS: Final = (
+    Check("bpffs", _bpffs, "captures end with the daemon, and STRICT pods are open while it restarts"),
+    *(Check(hook.name, _hook(hook), _LOST[hook.name]) for hook in hooks.HOOKS),
+    Check(
         "unread bytes past TCP",
         _unread,
         "no socket bypass: a receiver that does not read could be flooded",
         needed=False,
     ),
-    Probe(
+    Check(
         "joined sockets",
         _transparent,
         "nodeagent.io/bypass is refused, unless redirect.bypass is `asked`",
         needed=False,
     ),
-    Probe("closing connections", _destroy, "connections on the kernel path that policy refuses now go on"),
-    Probe("netns cookie", _netns_cookie, "pods cannot be told apart"),
-    Probe("map lookup without privilege", _unprivileged_lookup, "proxy workers need CAP_BPF"),
-    Probe("IPv6", _ipv6, "pods have IPv4 only", needed=False),
-    Probe("capture (BCC, all programs)", _capture, "the data plane"),
-    Probe("TLS 1.3", _tls13, "no mTLS between nodes"),
-    Probe("memfd", _memfd, "private keys would have to touch a disk"),
-    Probe("nftables", _nftables, "the lab has no ClusterIPs for pods that are not captured", needed=False),
-    Probe("tcpdump", _tool("tcpdump"), "the demo cannot show that the wire carries no plaintext", needed=False),
-    Probe("wrk", _tool("wrk"), "no benchmark", needed=False),
+    Check("closing connections", _destroy, "connections on the kernel path that policy refuses now go on"),
+    Check("netns cookie", _netns_cookie, "pods cannot be told apart"),
+    Check("map lookup without privilege", _unprivileged_lookup, "proxy workers need CAP_BPF"),
+    Check("IPv6", _ipv6, "pods have IPv4 only", needed=False),
+    Check("capture (BCC, all programs)", _capture, "the data plane"),
+    Check("TLS 1.3", _tls13, "no mTLS between nodes"),
+    Check("memfd", _memfd, "private keys would have to touch a disk"),
+    Check("nftables", _nftables, "the lab has no ClusterIPs for pods that are not captured", needed=False),
+    Check("tcpdump", _tool("tcpdump"), "the demo cannot show that the wire carries no plaintext", needed=False),
+    Check("wrk", _tool("wrk"), "no benchmark", needed=False),
 )
 
 
@@ -394,17 +394,17 @@ def run() -> Iterator[Finding]:
     try:
         with ground() as where:
             yield Finding("cgroup2, network namespaces", True, True, str(where.cgroup.parent), "")
-            for probe in PROBES:
-                yield _try(probe, where)
+            for check in CHECKS:
+                yield _try(check, where)
     except (OSError, KernelError) as error:
         yield Finding("cgroup2, network namespaces", False, True, str(error), "everything: nothing else can be tried")
 
 
-def _try(probe: Probe, where: Ground) -> Finding:
+def _try(check: Check, where: Ground) -> Finding:
     try:
-        return Finding(probe.feature, True, probe.needed, probe.attempt(where), "")
+        return Finding(check.feature, True, check.needed, check.attempt(where), "")
     except OSError as error:
         said = error.strerror or str(error)
     except (KernelError, subprocess.SubprocessError) as error:
         said = str(error)
-    return Finding(probe.feature, False, probe.needed, said, probe.lost)
+    return Finding(check.feature, False, check.needed, said, check.lost)

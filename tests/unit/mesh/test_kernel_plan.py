@@ -8,7 +8,15 @@ from collections.abc import Callable
 import pytest
 
 from nodeagent.mesh.entries import Endpoint, Entry, Protocol, Service, ServicePort, Workload, policies_of
-from nodeagent.mesh.kernel_path import KernelDestination, KernelService, Plan, Planner, PortPath, Settings, Verdict
+from nodeagent.mesh.kernel_plan import (
+    KernelDestination,
+    KernelPlan,
+    KernelPlanner,
+    KernelPlanSettings,
+    KernelService,
+    KernelVerdict,
+    PortPath,
+)
 from nodeagent.mesh.protection import CLOSED, protection
 from nodeagent.policy.model import (
     AuthorizationPolicy,
@@ -18,13 +26,13 @@ from nodeagent.policy.model import (
     RateLimit,
     RequestAuthentication,
     Rule,
-    Source,
+    RuleSource,
     TokenBucket,
 )
 from nodeagent.vocabulary import Address, PodUid, SpiffeId
 
 SERVER = PodUid("server")
-IGNORED = Settings("n", "cluster.local", client_cert=False)
+IGNORED = KernelPlanSettings("n", "cluster.local", client_cert=False)
 """Applications read no X-Forwarded-Client-Cert."""
 UNTOUCHED = "; X-Forwarded-Client-Cert is neither made nor removed"
 FOUR, SIX = ("10.0.0.1", 8080), ("fd00::1", 8080)
@@ -64,12 +72,12 @@ def service(protocol: Protocol = "http", *more: Endpoint, **fields: object) -> S
 
 def plan(
     *policies: Entry,
-    settings: Settings | None = None,
+    settings: KernelPlanSettings | None = None,
     protocol: Protocol = "http",
     path: object = "",
     of_service: object = None,
     **fields: object,
-) -> Plan:
+) -> KernelPlan:
     """The plan for a client and a server pod; *path*: the pod's own setting."""
     if path:
         fields |= {"path": path, "own_path": True}
@@ -82,18 +90,18 @@ def plan(
         **fields,
     )
     entries = [server, workload("client", 2), service(protocol, path=of_service), *policies]
-    return Planner(settings or IGNORED).plan(entries, {SERVER, PodUid("client")})
+    return KernelPlanner(settings or IGNORED).plan(entries, {SERVER, PodUid("client")})
 
 
 def policy(
     action: str, account: str = "client", methods: tuple[str, ...] = (), **fields: object
 ) -> AuthorizationPolicy:
     operations = (Operation(methods=methods),) if methods else ()
-    rule = Rule((Source(principals=(f"cluster.local/ns/ns/sa/{account}",)),), operations)
+    rule = Rule((RuleSource(principals=(f"cluster.local/ns/ns/sa/{account}",)),), operations)
     return AuthorizationPolicy("ns", "p", action, (rule,), **fields)  # type: ignore[arg-type]
 
 
-def port(of: Plan) -> PortPath:
+def port(of: KernelPlan) -> PortPath:
     return of.ports[SERVER, 8080]
 
 
@@ -110,12 +118,12 @@ def test_without_policy_every_captured_pod_may() -> None:
 
 def test_verdicts_of_a_deny() -> None:
     made = plan(policy("DENY"))
-    assert made.destinations[FOUR].verdicts == {"client": Verdict(False, "ns/p"), "server": Verdict(True)}
+    assert made.destinations[FOUR].verdicts == {"client": KernelVerdict(False, "ns/p"), "server": KernelVerdict(True)}
 
 
 def test_verdicts_of_an_allow() -> None:
     made = plan(policy("ALLOW"))
-    assert made.destinations[SIX].verdicts == {"client": Verdict(True, "ns/p"), "server": Verdict(False)}
+    assert made.destinations[SIX].verdicts == {"client": KernelVerdict(True, "ns/p"), "server": KernelVerdict(False)}
 
 
 def test_a_policy_that_is_not_there_is_closed() -> None:
@@ -123,25 +131,25 @@ def test_a_policy_that_is_not_there_is_closed() -> None:
     explanation takes it for none.
     """
     server = workload("server", 1, ports=((8080, "tcp"),), policies=("authorization/ns/p",))
-    made = Planner(IGNORED).plan([server, workload("client", 2)], {SERVER, PodUid("client")})
+    made = KernelPlanner(IGNORED).plan([server, workload("client", 2)], {SERVER, PodUid("client")})
     assert made.destinations[FOUR].verdicts == {
-        "client": Verdict(False, "authorization ns/p"),
-        "server": Verdict(False, "authorization ns/p"),
+        "client": KernelVerdict(False, "authorization ns/p"),
+        "server": KernelVerdict(False, "authorization ns/p"),
     }
     assert protection(server, policies_of(server, {}.get), "policy") == CLOSED
 
 
 def test_a_verdict_by_address_uses_the_family_that_is_dialled() -> None:
-    made = plan(AuthorizationPolicy("ns", "p", "ALLOW", (Rule((Source(ip_blocks=("fd00::2/128",)),)),)))
-    assert made.destinations[FOUR].verdicts == {"client": Verdict(False), "server": Verdict(False)}
-    assert made.destinations[SIX].verdicts == {"client": Verdict(True, "ns/p"), "server": Verdict(False)}
+    made = plan(AuthorizationPolicy("ns", "p", "ALLOW", (Rule((RuleSource(ip_blocks=("fd00::2/128",)),)),)))
+    assert made.destinations[FOUR].verdicts == {"client": KernelVerdict(False), "server": KernelVerdict(False)}
+    assert made.destinations[SIX].verdicts == {"client": KernelVerdict(True, "ns/p"), "server": KernelVerdict(False)}
 
 
 def test_a_pod_without_the_family_has_no_verdict() -> None:
     server = workload("server", 1, ports=((8080, "tcp"),), policies=(policy("ALLOW").key,))
     lonely = workload("client", 2, addresses=(Address("10.0.0.2"),))
-    made = Planner(IGNORED).plan([server, lonely, policy("ALLOW")], {SERVER, lonely.uid})
-    assert made.destinations[SIX].verdicts == {"server": Verdict(False)}
+    made = KernelPlanner(IGNORED).plan([server, lonely, policy("ALLOW")], {SERVER, lonely.uid})
+    assert made.destinations[SIX].verdicts == {"server": KernelVerdict(False)}
 
 
 PER_REQUEST: dict[str, tuple[Entry, str]] = {
@@ -171,11 +179,11 @@ def test_what_is_decided_per_request_takes_the_proxy(case: str, protocol: Protoc
 def test_on_a_tcp_port_there_are_no_requests(case: str) -> None:
     """Istio: a DENY rule loses its HTTP fields and so matches more; JWT and rate limits have no effect."""
     made = plan(PER_REQUEST[case][0], protocol="tcp")
-    verdicts = {"client": Verdict(False, "ns/p"), "server": Verdict(True)} if case == "methods" else None
+    verdicts = {"client": KernelVerdict(False, "ns/p"), "server": KernelVerdict(True)} if case == "methods" else None
     assert made.destinations[FOUR] == KernelDestination(SERVER, verdicts)
 
 
-SETTINGS: dict[str, tuple[Callable[[], Plan], PortPath]] = {
+SETTINGS: dict[str, tuple[Callable[[], KernelPlan], PortPath]] = {
     "observed": (lambda: plan(settings=OBSERVED), PortPath("proxy", "the access log is asked for")),
     "observed, kernel asked for": (
         lambda: plan(settings=OBSERVED, path="kernel"),
@@ -195,7 +203,7 @@ SETTINGS: dict[str, tuple[Callable[[], Plan], PortPath]] = {
     ),
     "excluded": (lambda: plan(excluded_ports=(8080,)), PortPath("proxy", "port 8080 is excluded from capture")),
 }
-OBSERVED = Settings("n", "cluster.local", observed="the access log")
+OBSERVED = KernelPlanSettings("n", "cluster.local", observed="the access log")
 
 
 @pytest.mark.parametrize("setting", ["auto", "kernel"])
@@ -206,7 +214,7 @@ def test_who_may_read_a_header_about_its_client_gets_none_past_the_proxy_silentl
     """Where HTTP/1 may be, the kernel path would bring a client's own X-Forwarded-Client-Cert: it
     is taken when somebody asks for it, and that is said.
     """
-    made = plan(settings=Settings("n", "cluster.local"), protocol=protocol, path=setting)
+    made = plan(settings=KernelPlanSettings("n", "cluster.local"), protocol=protocol, path=setting)
     parsed = protocol in ("http", "auto")
     assert port(made).path == ("proxy" if parsed and setting == "auto" else "kernel")
     assert ("X-Forwarded-Client-Cert" in port(made).why) == parsed
@@ -233,12 +241,12 @@ def test_the_namespaces_setting_gives_way_to_the_services() -> None:
         }
         server = workload("server", 1, ports=((8080, "http"),), services=((8080, "ns/svc"),), path=wider)
         for of_service, path in expected.items():
-            assert port(Planner(OBSERVED).plan([server, service(path=of_service)], {SERVER})) == path
+            assert port(KernelPlanner(OBSERVED).plan([server, service(path=of_service)], {SERVER})) == path
 
 
 def test_only_captured_pods_take_part() -> None:
     server = workload("server", 1, ports=((8080, "http"),))
-    assert Planner(IGNORED).plan([server, workload("client", 2)], {PodUid("client")}) == Plan()
+    assert KernelPlanner(IGNORED).plan([server, workload("client", 2)], {PodUid("client")}) == KernelPlan()
 
 
 def test_a_service_is_balanced_over_all_its_endpoints() -> None:
@@ -247,7 +255,7 @@ def test_a_service_is_balanced_over_all_its_endpoints() -> None:
     """
     remote = Endpoint(Address("10.1.0.1"), 8080, PodUid("remote"))
     server = workload("server", 1, ports=((8080, "http"),), services=((8080, "ns/svc"),))
-    made = Planner(IGNORED).plan([server, service("http", remote)], {SERVER})
+    made = KernelPlanner(IGNORED).plan([server, service("http", remote)], {SERVER})
     assert made.services["10.9.0.1", 80].endpoints == (FOUR, ("10.1.0.1", 8080))
     assert made.services["fd09::1", 80].endpoints == (SIX,)
 
@@ -256,7 +264,7 @@ def test_plans_again_as_from_scratch() -> None:
     """Input: the same planner sees policies and pods come and go. Verdict: each plan is the one
     that a new planner makes.
     """
-    planner = Planner(IGNORED)
+    planner = KernelPlanner(IGNORED)
     client, other = workload("client", 2), workload("other", 3)
     for policies in ((policy("DENY"),), (policy("ALLOW"),), (), (policy("DENY", "other"),)):
         for pods in (
@@ -267,13 +275,13 @@ def test_plans_again_as_from_scratch() -> None:
             server = workload("server", 1, ports=((8080, "http"),), policies=tuple(each.key for each in policies))
             entries: list[Entry] = [server, *pods, *policies]
             captured = {entry.uid for entry in entries if isinstance(entry, Workload)}
-            assert planner.plan(entries, captured) == Planner(IGNORED).plan(entries, captured)
+            assert planner.plan(entries, captured) == KernelPlanner(IGNORED).plan(entries, captured)
 
 
 def test_established_connections() -> None:
-    planner = Planner(IGNORED)
+    planner = KernelPlanner(IGNORED)
     server = workload("server", 1, ports=((8080, "http"),))
     client = workload("client", 2)
-    assert planner.permits(client, server, FOUR, []) == Verdict(True)
-    assert planner.permits(client, server, FOUR, [policy("DENY")]) == Verdict(False, "ns/p")
-    assert planner.permits(client, server, FOUR, [policy("DENY", "other", methods=("POST",))]) == Verdict(False)
+    assert planner.permits(client, server, FOUR, []) == KernelVerdict(True)
+    assert planner.permits(client, server, FOUR, [policy("DENY")]) == KernelVerdict(False, "ns/p")
+    assert planner.permits(client, server, FOUR, [policy("DENY", "other", methods=("POST",))]) == KernelVerdict(False)
