@@ -1,63 +1,51 @@
-"""What the proxy says on its own account: status lines, and whole answers to what it refuses."""
+"""An answer as an HTTP/1 client reads it: framed, and gathered so that what is known at once goes
+out at once. No I/O.
+"""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final
+from collections.abc import Sequence
+from typing import Final
 
-from nodeagent.errors import Reason
+from nodeagent.proxy.http.fields import Field
+from nodeagent.proxy.http1.wire import chunk, last_chunk, status_line, write_fields
 
-if TYPE_CHECKING:
-    from nodeagent.proxy.http1.exchange import Exchange
-
-PHRASES: Final = {
-    100: b"Continue",
-    101: b"Switching Protocols",
-    103: b"Early Hints",
-    200: b"OK",
-    201: b"Created",
-    202: b"Accepted",
-    204: b"No Content",
-    206: b"Partial Content",
-    301: b"Moved Permanently",
-    302: b"Found",
-    303: b"See Other",
-    304: b"Not Modified",
-    307: b"Temporary Redirect",
-    308: b"Permanent Redirect",
-    400: b"Bad Request",
-    401: b"Unauthorized",
-    403: b"Forbidden",
-    404: b"Not Found",
-    405: b"Method Not Allowed",
-    408: b"Request Timeout",
-    409: b"Conflict",
-    410: b"Gone",
-    412: b"Precondition Failed",
-    413: b"Content Too Large",
-    415: b"Unsupported Media Type",
-    422: b"Unprocessable Content",
-    429: b"Too Many Requests",
-    431: b"Request Header Fields Too Large",
-    500: b"Internal Server Error",
-    501: b"Not Implemented",
-    502: b"Bad Gateway",
-    503: b"Service Unavailable",
-    504: b"Gateway Timeout",
-}
-"""RFC 9110 section 15. The phrase has no meaning; a status that is not here goes out with none."""
+CLOSE: Final = b"connection: close\r\n"
+KEEP_ALIVE: Final = b"connection: keep-alive\r\n"
 
 
-def refusal(exchange: Exchange, reason: Reason) -> bytes:
-    """Return the answer to *exchange* that says why it is refused: flag, likely cause and next step."""
-    body = reason.body or f"{reason.code} ({reason.flag}): {reason.hint}\n".encode()
-    # RFC 9110 sections 15.3.5, 15.4.5: what follows would be taken for the next answer
-    bodiless = reason.status in (204, 304)
-    own = () if bodiless else (("content-type", "text/plain"), ("content-length", str(len(body))))
-    given = frozenset(name for name, _ in reason.headers)
-    fields = (*[field for field in (*own, ("server", "nodeagent")) if field[0] not in given], *reason.headers)
-    text = "".join([f"{name}: {value}\r\n" for name, value in fields]).encode("latin-1", "replace")
-    connection = (
-        (b"connection: keep-alive\r\n" if exchange.http10 else b"") if exchange.keep_alive else b"connection: close\r\n"
-    )
-    head = b"HTTP/1.1 %d %b\r\n%b%b\r\n" % (reason.status, PHRASES.get(reason.status, b""), text, connection)
-    return head if bodiless or exchange.method == b"HEAD" else head + body
+class AnswerWriter:
+    """Frames one answer after the other."""
+
+    def __init__(self) -> None:
+        self._parts: list[bytes] = []
+        self._chunked = False
+
+    def head(self, status: int, fields: Sequence[Field], persistence: bytes, *, chunked: bool) -> None:
+        """Begin an answer. *persistence*: CLOSE, KEEP_ALIVE or nothing; *chunked*: the body's
+        length is not known.
+        """
+        parts = self._parts
+        parts.append(status_line(status))
+        write_fields(parts, fields)
+        if chunked:
+            parts.append(b"transfer-encoding: chunked\r\n")
+        parts.append(persistence)
+        parts.append(b"\r\n")
+        self._chunked = chunked
+
+    def data(self, piece: bytes) -> None:
+        """Go on with the body."""
+        self._parts.append(chunk(piece) if self._chunked else piece)
+
+    def end(self, trailers: Sequence[Field]) -> None:
+        """Complete the body; without chunks there is no place for *trailers*."""
+        if self._chunked:
+            self._parts.append(last_chunk(trailers))
+            self._chunked = False
+
+    def take(self) -> bytes:
+        """Return what was said since the last time."""
+        taken = b"".join(self._parts)
+        self._parts.clear()
+        return taken

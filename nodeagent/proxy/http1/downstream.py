@@ -1,32 +1,61 @@
-"""The server's half of HTTP/1.1: parses what a client sends, keeps requests in order, writes
-answers.
+"""The server's half of HTTP/1.1: keeps a client's requests in order, and writes their answers.
 
 It never forwards bytes that it did not parse: a request's head is written anew, its body is
-re-framed. What is ambiguous is refused with 400 and the connection is closed (RFC 9112 sections 6
-and 11.2).
+re-framed. What is ambiguous is refused with 400 and the connection is closed.
+
+Theory of operation
+===================
+
+One exchange at a time is `current`: it has been given to the line, and its answer is written. What
+is read meanwhile belongs to `reader.reading`, the same exchange or one behind it (`queue`)::
+
+                      head whole                     answer's head             answer's end
+        ┌─────────┐  line.request   ┌────────────┐  answer()   ┌────────────┐  end()    request read whole?
+    ──▶ │  idle   │ ──────────────▶ │   asked    │ ──────────▶ │  answering │ ─────┬──── yes: next of `queue`,
+        └─────────┘                 └────────────┘             └────────────┘      │     else idle
+             ▲                         │ refuse: an answer          │ cut: reset   │
+             │                         │ of our own                 ▼              └──── no: the rest is read and
+             │                         └──▶ answering ──▶       connection lost          dropped, then next; or
+             └───────────────────────────────────────────────────────────────┘           linger where it closes
+
+Reading stops for any of the causes in `paused`, and goes on when all are gone:
+
+    pipelining  as many requests wait as may (QUEUED_REQUESTS)
+    body        what waits of a body for its endpoint is more than is kept
+    upstream    the endpoint does not take more of the body
+    answers     the client does not read what is written
+    upgrade     another protocol was offered: what follows waits for the answer
+    turn        it has had its share of this turn of the loop (turns.py)
+
+The connection closes after an answer that says so: the client asked for it (`keep_alive`), the proxy
+drains, a refused request has a body that will not be read, or what follows cannot be understood.
+`closed` (of the reader) is set as soon as nothing that still comes counts. A close while the client
+is sending would be a reset that overtakes the answer, so that the proxy ends its own side first and
+reads on for a while: it lingers.
 """
 
 from __future__ import annotations
 
 import collections
+from collections.abc import Sequence
 from time import perf_counter
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 import httptools
 
-from nodeagent.errors import BAD_REQUEST, DOWNSTREAM_GONE, DOWNSTREAM_TIMEOUT, HEADERS_TOO_LARGE, Reason
-from nodeagent.proxy.http1 import headers as field
-from nodeagent.proxy.http1.answers import refusal
-from nodeagent.proxy.http1.exchange import CHUNKED_BODY, NO_BODY, Exchange, without
-from nodeagent.proxy.http1.framing import Ambiguous, request_framing, valid_target
-from nodeagent.proxy.http1.headers import classify
+from nodeagent.errors import DOWNSTREAM_GONE, DOWNSTREAM_TIMEOUT, Reason
+from nodeagent.proxy.authorize import Permit
+from nodeagent.proxy.connection import Connection
+from nodeagent.proxy.context import Context
+from nodeagent.proxy.http.exchange import UNKNOWN, Downstream, Exchange
+from nodeagent.proxy.http.fields import Field
+from nodeagent.proxy.http.line import Line
+from nodeagent.proxy.http1.answers import CLOSE, KEEP_ALIVE, AnswerWriter
+from nodeagent.proxy.http1.exchange import Http1Exchange
+from nodeagent.proxy.http1.requests import RequestReader, RequestSink
 from nodeagent.proxy.http1.turns import PORTION_BYTES, Turns
+from nodeagent.proxy.http1.wire import status_line, write_fields
 from nodeagent.proxy.tcp import reset
-
-if TYPE_CHECKING:
-    from nodeagent.proxy.authorize import Permit
-    from nodeagent.proxy.connection import Connection
-    from nodeagent.proxy.pipeline import Pipeline
 
 QUEUED_REQUESTS: Final = 1
 """Pipelined requests taken before reading stops; they are answered in order, one upstream at a time."""
@@ -34,55 +63,37 @@ LINGER_SECONDS: Final = 1.0
 """What the client still sends is read and dropped so long: a close with unread bytes is a reset,
 which can overtake the answer (RFC 9112 section 9.6).
 """
-_BEHIND: Final = b"POST / HTTP/1.1\r\nhost: a\r\n%b\r\n\r\n"
-_SLASH: Final = 0x2F
-_PROTO_LINE: Final = (b"x-forwarded-proto", b": ", b"http", b"\r\n")
-_CLOSING: Final = (b"connection", b"close")
-_HOSTS_KNOWN: Final = 4096
-_hosts: set[bytes] = set()
-"""Host values that were found to be valid, within a bound."""
 
 
-class HttpDownstream:
+class Http1Downstream(Downstream, RequestSink):
     """The protocol of an accepted connection that speaks HTTP/1.x; ``transport`` is plain or a TlsStream."""
 
-    def __init__(self, pipeline: Pipeline, connection: Connection, permit: Permit, transport: Any) -> None:
-        self.pipeline, self.connection, self.permit, self.transport = pipeline, connection, permit, transport
+    def __init__(self, line: Line, context: Context, connection: Connection, permit: Permit, transport: Any) -> None:
+        self.line = line
+        self.context = context
+        self.connection = connection
+        self.permit = permit
+        self.transport = transport
         self.write = transport.write
-        self.header_limit, self.count_limit = (
-            pipeline.context.limits.header_bytes,
-            pipeline.context.limits.header_count * 4,
-        )
-        self.parser = httptools.HttpRequestParser(self)
-        self.current: Exchange | None = None
-        self.queue: collections.deque[Exchange] = collections.deque()
-        self.reading: Exchange | None = None
-        self.closing = self.retiring = False
-        self.touched = pipeline.context.now
-        self._refused: Reason | None = None
-        self.reading_head = False
-        self.head_since = self.touched
-        self.swept = 0
-        self._head_bytes = 0
-        self._full = False
+        self.reader = RequestReader(self, self, line, context)
+        self.answers = AnswerWriter()
         self.turns = Turns(self)
-        self._stepping = self._step_again = False
+        self.current: Http1Exchange | None = None
+        self.queue: collections.deque[Http1Exchange] = collections.deque()
         self.paused: set[str] = set()
-        self._trailers: list[bytes] = []
-        self._behind = b""
-        self._reset()
-
-    def _reset(self) -> None:
-        self._lines: list[bytes] = []
-        self._url = self._host = self._connection = self._request_id = self._user_agent = self._forwarded_for = b""
-        self._seen = self._hosts = 0
+        self.touched = context.now
+        self.head_since = context.now
+        self.retiring = False
+        self._full = False
+        self._stepping = False
+        self._step_again = False
 
     # -- events of the transport --
 
     def data_received(self, data: bytes) -> None:
-        if self.closing:
+        if self.reader.closed:
             return
-        self.touched = self.pipeline.context.now
+        self.touched = self.context.now
         turns = self.turns
         if len(data) <= PORTION_BYTES and not turns.late:
             self.parse(data)
@@ -91,124 +102,57 @@ class HttpDownstream:
 
     def parse(self, data: bytes) -> None:
         """Parse the next portion of what came."""
-        self._head_bytes += len(data)
+        reader = self.reader
         try:
-            self.parser.feed_data(data)
+            wrong = reader.feed(data)
         except httptools.HttpParserUpgrade as upgrade:
             self._hold_upgrade(data[upgrade.args[0] :])
-        except httptools.HttpParserError:
-            self._protocol_error(self._refused or BAD_REQUEST)
-            return
-        if self._refused is not None:
-            self._protocol_error(self._refused)
-        elif self._head_bytes and self._head_bytes > self.header_limit:
-            self._protocol_error(HEADERS_TOO_LARGE)
+            wrong = reader.excess()
+        if wrong is not None:
+            self._protocol_error(wrong)
 
     def eof_received(self) -> bool:
         # A client may half-close after its last request and still read the answers.
         if self.current is None:
             return False
-        if not self.closing:
-            if self.reading is not None:
+        if not self.reader.closed:
+            if self.reader.reading is not None:
                 return False
-            self.closing = True
+            self.reader.closed = True
             (self.queue[-1] if self.queue else self.current).keep_alive = False
         return True
 
     def connection_lost(self, error: Exception | None) -> None:
-        self.closing = True
+        self.reader.closed = True
         current, self.current = self.current, None
         self.queue.clear()
-        if current is not None and not current.finished:
-            current.finished = True
-            current.progressed()
-            upstream = current.upstream
-            if upstream is not None:
-                upstream.abandon()
-            self.pipeline.observe(current, DOWNSTREAM_GONE.status, DOWNSTREAM_GONE)
-        self.pipeline.closed(self.connection)
+        if current is not None and current.gone():
+            self.line.observe(current, DOWNSTREAM_GONE.status, DOWNSTREAM_GONE)
+        self.line.closed(self.connection)
 
     def pause_writing(self) -> None:
         self._full = True
-        if self.current is not None and self.current.upstream is not None:
-            self.current.upstream.pause_reading()
+        current = self.current
+        if current is not None and not current.finished and current.upstream is not None:
+            current.upstream.pause(current)
 
     def resume_writing(self) -> None:
         self._full = False
         self.resume_reading("answers")
-        if self.current is None and self.queue:
-            self._take_next()
-        elif self.current is not None and self.current.upstream is not None:
-            self.current.upstream.resume_reading()
+        current = self.current
+        if current is None:
+            if self.queue:
+                self._take_next()
+        elif not current.finished and current.upstream is not None:
+            current.upstream.resume(current)
 
-    # -- events of the parser --
+    # -- requests --
 
-    def on_message_begin(self) -> None:
-        self.reading_head = True
-
-    def on_url(self, url: bytes) -> None:
-        self._url = self._url + url if self._url else url
-
-    def on_header(self, name: bytes, value: bytes) -> None:
-        kind = classify(name)
-        if not self.reading_head:
-            self._trailer(kind, name, value)
-            return
-        if kind:
-            self._seen |= kind
-            if kind == field.HOST:
-                self._hosts += 1
-                self._host = value
-            elif kind == field.CONNECTION:
-                self._connection = self._connection + b"," + value if self._connection else value
-            elif kind == field.USER_AGENT:
-                self._user_agent = value
-            elif kind == field.REQUEST_ID:
-                self._request_id = value
-            elif kind == field.FORWARDED_FOR:
-                self._forwarded_for = value
-        self._lines += (name, b": ", value, b"\r\n")
-
-    def on_headers_complete(self) -> None:
-        if self._refused is not None or self.closing:
-            return
-        self.reading_head = False
-        parser, seen, lines, host = self.parser, self._seen, self._lines, self._host
-        exchange = Exchange(self, parser.get_method(), self._url, host, lines, perf_counter())
-        framing = seen & field.FRAMING
-        usual = self._hosts == 1 and host in _hosts and self._url[0] == _SLASH
-        closes = (
-            usual
-            and framing == field.CONNECTION
-            and self._connection == b"close"
-            and parser.get_http_version() == "1.1"
-        )
-        if closes:
-            exchange.keep_alive = False
-            exchange.lines = without(lines, _is_closing)
-        simple = closes or (usual and not framing and parser.should_keep_alive())
-        if not simple and not self._frame(exchange, parser.get_http_version()):
-            self._refused = BAD_REQUEST
-        elif len(lines) > self.count_limit or (
-            self._head_bytes > self.header_limit and sum(map(len, lines)) > self.header_limit
-        ):
-            self._refused = HEADERS_TOO_LARGE
-        self._head_bytes = 0
+    def began(self, exchange: Http1Exchange) -> None:
         self.turns.begun += 1
-        if seen & field.NOTED:
-            exchange.user_agent, exchange.forwarded_for = self._user_agent, self._forwarded_for
-            exchange.client_cert = seen & field.CLIENT_CERT != 0
-            exchange.request_id = self._request_id
-        if not exchange.request_id:
-            exchange.request_id = request_id = self.pipeline.new_request_id()
-            exchange.lines += (b"x-request-id", b": ", request_id, b"\r\n")
-        if not seen & field.FORWARDED_PROTO:
-            exchange.lines += _PROTO_LINE
-        self._reset()
-        self.reading = exchange
         if self.current is None:
             self.current = exchange
-            if self._refused is None:
+            if self.reader.refused is None:
                 self._begin(exchange)
         else:
             self.queue.append(exchange)
@@ -216,97 +160,24 @@ class HttpDownstream:
             if len(self.queue) >= QUEUED_REQUESTS:
                 self.pause_reading("pipelining")
 
-    def on_body(self, data: bytes) -> None:
-        self._head_bytes = 0
-        exchange = self.reading
-        if exchange is None or exchange.finished:
-            return
-        exchange.received += len(data)
-        if exchange.held is not None:
-            exchange.held += data
-            exchange.progressed()
-            return
-        if exchange.body == CHUNKED_BODY:
-            data = b"%x\r\n%b\r\n" % (len(data), data)
-        self._forward_body(exchange, data)
-
-    def on_message_complete(self) -> None:
-        if self._refused is not None:
-            return  # data_received answers it, and must know that this is the one
-        exchange, self.reading = self.reading, None
-        if exchange is None:
-            return
-        if exchange.body:
-            if self._behind:
-                self.reading = exchange  # another parser reads its body
-                return
-            exchange.since = self.pipeline.context.now
-            if exchange.body == CHUNKED_BODY and not exchange.finished:
-                self._forward_body(exchange, b"".join((b"0\r\n", *self._trailers, b"\r\n")))
-            self._trailers = []
-        exchange.request_complete = True
-        if exchange.arrived is not None:
-            exchange.progressed()
-        if exchange.finished and exchange is self.current:
+    def completed(self, exchange: Http1Exchange) -> None:
+        if exchange is self.current:
             self._next()
 
-    def _trailer(self, kind: int, name: bytes, value: bytes) -> None:
-        """Keep a trailer to pass on; fields that frame, route or identify have no business there
-        (RFC 9110 section 6.5.1).
-        """
-        exchange = self.reading
-        if exchange is not None and not kind:
-            exchange.received += len(name) + len(value)
-            self._trailers += (name, b": ", value, b"\r\n")
-            if len(self._trailers) > self.count_limit:
-                self._refused = HEADERS_TOO_LARGE
-
-    # -- requests --
-
-    def _frame(self, exchange: Exchange, version: str) -> bool:
-        """Decide body, persistence and hop-by-hop fields of a request that names any of them; False: refuse it."""
-        lines = exchange.lines
-        try:
-            framing = request_framing(exchange.method, version, list(zip(lines[0::4], lines[2::4], strict=True)))
-        except Ambiguous:
-            return False
-        if not valid_target(exchange.method, exchange.target, exchange.host):
-            return False
-        if len(_hosts) < _HOSTS_KNOWN:
-            _hosts.add(exchange.host)
-        exchange.http10 = version == "1.0"
-        exchange.adopt(
-            framing, b"" if self._hosts else self.connection.local_text.encode(), tunnels=not self.permit.only_probes
-        )
-        if exchange.body and self.parser.should_upgrade():
-            self._behind = _BEHIND % (
-                b"transfer-encoding: chunked"
-                if exchange.body == CHUNKED_BODY
-                else b"content-length: %d" % framing.length
-            )
-        return True
-
-    def _begin(self, exchange: Exchange) -> None:
-        if self.pipeline.context.draining or self.retiring:
+    def _begin(self, exchange: Http1Exchange) -> None:
+        if self.context.draining or self.retiring:
             exchange.keep_alive = False
-        self.pipeline.request(exchange)
-
-    def _forward_body(self, exchange: Exchange, data: bytes) -> None:
-        if exchange.upstream is not None and exchange.pending is None:
-            exchange.upstream.write(data)
-            return
-        if exchange.pending is None:
-            exchange.pending = []
-        exchange.pending.append(data)
-        exchange.pending_bytes += len(data)
-        if exchange.pending_bytes > self.pipeline.context.limits.buffer_bytes:
-            self.pause_reading("body")
+        self.line.request(exchange)
 
     def _hold_upgrade(self, rest: bytes) -> None:
         """The client asked for another protocol: what it sends next waits for the answer."""
-        rest, self.turns.late = rest + self.turns.late, b""
-        if self._behind:
-            self._read_behind(rest)
+        rest += self.turns.late
+        self.turns.late = b""
+        if self.reader.behind:
+            if not self.reader.closed:
+                self.reader.read_behind()
+                if rest:
+                    self.data_received(rest)
             return
         exchange = self.queue[-1] if self.queue else self.current
         if exchange is None or not exchange.upgrade or exchange.finished:
@@ -317,20 +188,11 @@ class HttpDownstream:
             exchange.pending = [*(exchange.pending or ()), rest]
         self.pause_reading("upgrade")
 
-    def _read_behind(self, rest: bytes) -> None:
-        """Read the body behind an Upgrade (a Java client's h2c offer): llhttp believes that there
-        is none, and would take it for the next request.
-        """
-        behind, self._behind = self._behind, b""
-        if self.closing:
-            return
-        self.closing = True  # the head that primes the parser is no news
-        self.parser = httptools.HttpRequestParser(self)
-        self.parser.feed_data(behind)
-        self.closing = self.reading_head = False
-        self._reset()
-        if rest:
-            self.data_received(rest)
+    def pause(self, exchange: Exchange, why: str) -> None:
+        self.pause_reading(why)
+
+    def resume(self, exchange: Exchange, why: str) -> None:
+        self.resume_reading(why)
 
     def pause_reading(self, why: str) -> None:
         """Stop reading from the client until every reason is gone."""
@@ -339,28 +201,108 @@ class HttpDownstream:
         self.paused.add(why)
 
     def resume_reading(self, why: str) -> None:
+        """*why* is none any more."""
         if why in self.paused:
             self.paused.discard(why)
             if not self.paused and not self.transport.is_closing():
-                if self.turns.late and not self.closing:
+                if self.turns.late and not self.reader.closed:
                     self.turns.go_on()
                 else:
                     self.transport.resume_reading()
 
     # -- answers --
 
-    def finish(self, exchange: Exchange) -> None:
-        """The answer of *exchange* is written whole: take the next request, or close."""
-        if exchange is not self.current:
+    def interim(self, exchange: Exchange, status: int, fields: Sequence[Field]) -> None:
+        current = self.current
+        if current is None or current is not exchange or current.http10:
             return
-        if exchange.request_complete:
+        parts = [status_line(status)]
+        write_fields(parts, fields)
+        parts.append(b"\r\n")
+        self._send(exchange, b"".join(parts))
+
+    def invite(self, exchange: Exchange) -> None:
+        current = self.current
+        if current is not None and current is exchange and not current.http10:
+            self.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+
+    def answer(self, exchange: Exchange, status: int, fields: Sequence[Field], length: int) -> None:
+        current = self.current
+        if current is None or current is not exchange:
+            return
+        current.status = status
+        current.answered = True
+        if current.reason is not None and current.length and not current.request_complete:
+            current.keep_alive = False
+        chunked = length == UNKNOWN
+        if chunked and current.http10:
+            chunked = False
+            current.keep_alive = False
+        persistence = b""
+        if not current.keep_alive:
+            persistence = CLOSE
+        elif current.http10:
+            persistence = KEEP_ALIVE
+        self.answers.head(status, fields, persistence, chunked=chunked)
+
+    def data(self, exchange: Exchange, piece: bytes) -> None:
+        self.answers.data(piece)
+
+    def flush(self, exchange: Exchange) -> None:
+        data = self.answers.take()
+        if data:
+            self._send(exchange, data)
+
+    def end(self, exchange: Exchange, trailers: Sequence[Field]) -> None:
+        self.answers.end(trailers)
+        self._ended(exchange, self.answers.take())
+
+    def whole(self, exchange: Exchange, status: int, message: bytes) -> bool:
+        current = self.current
+        if current is None or current is not exchange or current.http10 or not current.keep_alive:
+            return False
+        current.status = status
+        current.answered = True
+        self._ended(exchange, message)
+        return True
+
+    def _ended(self, exchange: Exchange, rest: bytes) -> None:
+        """The answer of *exchange* ends with *rest*: take the next request, or close."""
+        exchange.finished = True
+        if exchange.arrived is not None:
+            exchange.progressed()
+        if rest:
+            self._send(exchange, rest)
+        self.line.observe(exchange, exchange.status, exchange.reason)
+        current = self.current
+        if current is None or current is not exchange:
+            return
+        if current.request_complete:
             self._next()
-        elif exchange.keep_alive:
+        elif current.keep_alive:
             # The answer came before the request's end: the rest of its body is read and dropped.
             for why in ("body", "upstream"):
                 self.resume_reading(why)
         else:
             self._linger()
+
+    def _send(self, exchange: Exchange, data: bytes) -> None:
+        exchange.sent += len(data)
+        self.write(data)
+
+    def cut(self, exchange: Exchange) -> None:
+        self.line.observe(exchange, exchange.status, exchange.reason)
+        reset(self.transport)  # an end without a reset could pass for the answer's own
+
+    def switches(self, exchange: Exchange) -> bool:
+        # What was offered on in PERMISSIVE mode is no more in STRICT.
+        return exchange.upgrade != b"" and not self.permit.only_probes
+
+    def switch(self, exchange: Exchange, endpoint: object, rest: bytes) -> None:
+        exchange.answered = True
+        exchange.finished = True
+        self.line.tunnel(exchange, self.transport, endpoint, b"".join(exchange.pending or ()), rest)
+        self.resume_reading("upgrade")
 
     def _next(self) -> None:
         """Go on to the next request; one that is refused at once is answered in the same loop, not
@@ -379,7 +321,7 @@ class HttpDownstream:
 
     def _step(self) -> None:
         exchange, self.current = self.current, None
-        if exchange is None or not exchange.keep_alive or (self.closing and not self.queue):
+        if exchange is None or not exchange.keep_alive or (self.reader.closed and not self.queue):
             self.close()
             return
         if self.paused:
@@ -394,8 +336,8 @@ class HttpDownstream:
 
     def _take_next(self) -> None:
         following = self.current = self.queue.popleft()
-        if self._refused is not None and not self.queue:
-            self.refuse(following, self._refused)
+        if self.reader.refused is not None and not self.queue:
+            following.refuse(self.reader.refused)
             return
         if len(self.queue) < QUEUED_REQUESTS:
             self.resume_reading("pipelining")
@@ -408,35 +350,32 @@ class HttpDownstream:
         if held:
             self.data_received(b"".join(held))
 
-    def refuse(self, exchange: Exchange, reason: Reason) -> None:
-        """Answer *exchange* with the reason's status, or cut the connection when an answer has begun."""
-        exchange.finished = True
-        exchange.progressed()
-        if exchange.answered:
-            self.pipeline.observe(exchange, exchange.status, reason)
-            reset(self.transport)  # an end without a reset could pass for the answer's own
-            return
-        exchange.status = reason.status
-        exchange.answered = True
-        if not exchange.request_complete and exchange.body != NO_BODY:
-            exchange.keep_alive = False
-        answer = refusal(exchange, reason)
-        exchange.sent = len(answer)
-        self.write(answer)
-        self.pipeline.observe(exchange, reason.status, reason)
-        self.finish(exchange)
+    # -- the connection's end --
+
+    def under_way(self) -> Sequence[Exchange]:
+        return () if self.current is None else (self.current,)
+
+    def reading_head(self) -> bool:
+        return self.reader.reading_head
+
+    def held_back(self, exchange: Exchange) -> bool:
+        return bool(self.paused)
+
+    def time_out(self) -> None:
+        self._protocol_error(DOWNSTREAM_TIMEOUT)
 
     def _protocol_error(self, reason: Reason) -> None:
         """What was sent is not HTTP, or not safely so: nothing more is read; it is answered in its
         turn, and the connection closes.
         """
-        if self.closing:
+        reader = self.reader
+        if reader.closed:
             return
-        self._refused = reason
-        self.closing = True
-        exchange = self.reading
+        reader.refused = reason
+        reader.closed = True
+        exchange = reader.reading
         if exchange is None:
-            exchange = Exchange(self, b"-", b"-", b"-", [], perf_counter())
+            exchange = Http1Exchange(self, b"-", b"-", b"-", [], perf_counter())
             self.queue.append(exchange)
             if self.current is None:
                 self.current = self.queue.popleft()
@@ -448,33 +387,24 @@ class HttpDownstream:
             return
         exchange.give_up(reason)
 
-    def time_out(self) -> None:
-        """The client stopped in the middle of a request."""
-        self._protocol_error(DOWNSTREAM_TIMEOUT)
-
     def drain(self) -> None:
-        """Ask the client to come back on a new connection, with the answer under way or with the next one."""
         self.retiring = True
         if self.current is not None and not self.current.answered:
             self.current.keep_alive = False
 
     def close(self) -> None:
-        self.closing = True
+        self.reader.closed = True
         self.queue.clear()
         self.transport.close()
 
     def _linger(self) -> None:
         """Close when the client has read what was said, or soon."""
-        self.closing = True
-        self.current = self.reading = None
+        self.reader.closed = True
+        self.reader.reading = None
+        self.current = None
         self.queue.clear()
         for why in tuple(self.paused):
             self.resume_reading(why)
         if not self.transport.is_closing():
             self.transport.write_eof()
-            self.pipeline.context.loop.call_later(LINGER_SECONDS, self.transport.close)
-
-
-def _is_closing(name: bytes) -> bool:
-    """Name what ``Connection: close`` keeps to this hop."""
-    return name.lower() in _CLOSING
+            self.context.loop.call_later(LINGER_SECONDS, self.transport.close)

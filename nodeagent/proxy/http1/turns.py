@@ -32,15 +32,15 @@ class Turns:
     def go_on(self) -> None:
         """Parse the rest in the loop's next turn; reading stays paused until then."""
         self._codec.paused.add("turn")
-        self._codec.pipeline.context.loop.call_soon(self._next)
+        self._codec.context.loop.call_soon(self._next)
 
     def _work(self) -> None:
         codec, size = self._codec, PORTION_BYTES
         self.begun = 0
-        while self.late and not codec.paused and not codec.closing:
+        while self.late and not codec.paused and not codec.reader.closed:
             if self.begun >= REQUESTS_A_TURN:
                 codec.pause_reading("turn")
-                codec.pipeline.context.loop.call_soon(self._next)
+                codec.context.loop.call_soon(self._next)
                 return
             portion, self.late, begun = self.late[:size], self.late[size:], self.begun
             codec.parse(portion)

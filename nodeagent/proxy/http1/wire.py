@@ -1,0 +1,71 @@
+"""HTTP/1.1 as it stands on the wire: status lines, field lines, chunks (RFC 9112)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Final
+
+from nodeagent.proxy.http.fields import Field
+
+PHRASES: Final = {
+    100: b"Continue",
+    101: b"Switching Protocols",
+    103: b"Early Hints",
+    200: b"OK",
+    201: b"Created",
+    202: b"Accepted",
+    204: b"No Content",
+    206: b"Partial Content",
+    301: b"Moved Permanently",
+    302: b"Found",
+    303: b"See Other",
+    304: b"Not Modified",
+    307: b"Temporary Redirect",
+    308: b"Permanent Redirect",
+    400: b"Bad Request",
+    401: b"Unauthorized",
+    403: b"Forbidden",
+    404: b"Not Found",
+    405: b"Method Not Allowed",
+    408: b"Request Timeout",
+    409: b"Conflict",
+    410: b"Gone",
+    412: b"Precondition Failed",
+    413: b"Content Too Large",
+    415: b"Unsupported Media Type",
+    422: b"Unprocessable Content",
+    429: b"Too Many Requests",
+    431: b"Request Header Fields Too Large",
+    500: b"Internal Server Error",
+    501: b"Not Implemented",
+    502: b"Bad Gateway",
+    503: b"Service Unavailable",
+    504: b"Gateway Timeout",
+}
+"""RFC 9110 section 15. The phrase has no meaning; a status that is not here goes out with none."""
+
+
+def status_line(status: int) -> bytes:
+    """Return the first line of an answer."""
+    return b"HTTP/1.1 %d %b\r\n" % (status, PHRASES.get(status, b""))
+
+
+def write_fields(parts: list[bytes], fields: Sequence[Field]) -> None:
+    """Add the lines of *fields* to *parts* of a message."""
+    for name, value in fields:
+        parts += (name, b": ", value, b"\r\n")
+
+
+def chunk(piece: bytes) -> bytes:
+    """Return *piece*, which is not empty, as a chunk (RFC 9112 section 7.1)."""
+    return b"%x\r\n%b\r\n" % (len(piece), piece)
+
+
+def last_chunk(trailers: Sequence[Field]) -> bytes:
+    """Return a chunked body's end."""
+    if not trailers:
+        return b"0\r\n\r\n"
+    parts = [b"0\r\n"]
+    write_fields(parts, trailers)
+    parts.append(b"\r\n")
+    return b"".join(parts)
