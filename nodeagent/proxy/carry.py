@@ -5,15 +5,14 @@ another protocol.
 from __future__ import annotations
 
 from time import perf_counter
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from nodeagent.errors import DOWNSTREAM_GONE, NO_ENDPOINTS, PROBE_REFUSED, UNPARSED_HTTP, Reason
 from nodeagent.proxy.authorize import Permit, Refusal, asked_health
 from nodeagent.proxy.connection import Connection
 from nodeagent.proxy.first_words import FirstWords
 from nodeagent.proxy.guard import UNGUARDED, Bound
-from nodeagent.proxy.http1.exchange import Exchange
-from nodeagent.proxy.http1.upstream import HttpUpstream
+from nodeagent.proxy.http.exchange import Exchange
 from nodeagent.proxy.pool import DialError, Dialled
 from nodeagent.proxy.route import Route
 from nodeagent.proxy.sniff import Verdict
@@ -151,16 +150,15 @@ class Carrier:
             protocol.eof_received()
         pipeline.context.loop.call_later(pipeline.context.timeouts.head, transport.close)
 
-    def tunnel(self, exchange: Exchange, upstream: HttpUpstream, rest: bytes) -> None:
-        """Both sides of an exchange left HTTP: relay what follows."""
-        downstream = exchange.downstream
-        connection, route = downstream.connection, exchange.route
-        assert route is not None
+    def tunnel(self, exchange: Exchange, client: Any, endpoint: Any, early: bytes, rest: bytes) -> None:
+        """Both sides of an exchange left HTTP: relay between the transports *client* and *endpoint*
+        what follows; *early* and *rest* were read from them already.
+        """
+        connection = exchange.downstream.connection
+        route = cast(Route, exchange.route)
         connection.protocol = "upgrade"
         self._pipeline.observe(exchange, exchange.status, None)
-        early = b"".join(exchange.pending or ())
-        self._join(connection, route, downstream.transport, upstream.transport, early, rest, exchange.started)
-        downstream.resume_reading("upgrade")
+        self._join(connection, route, client, endpoint, early, rest, exchange.started)
 
     def _join(
         self,

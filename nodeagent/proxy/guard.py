@@ -41,8 +41,8 @@ from nodeagent.policy.model import AuthorizationPolicy, GlobalLimit, Jwks, RateL
 from nodeagent.proxy.external.body import beginning
 from nodeagent.proxy.external.model import HttpFacts, Party, Verdict
 from nodeagent.proxy.external.query import with_parameters
-from nodeagent.proxy.http1.exchange import Exchange, without
-from nodeagent.proxy.http1.headers import folded
+from nodeagent.proxy.http.exchange import Exchange
+from nodeagent.proxy.http.fields import rewritten
 from nodeagent.telemetry.metrics import POLICY_EVENTS
 
 if TYPE_CHECKING:
@@ -215,7 +215,7 @@ class Bound:
         """Decide on a request. False: it was refused, or its answer waits for somebody else's and
         it is forwarded then.
         """
-        asked = (self, exchange.method, exchange.target, exchange.host)
+        asked = (self, exchange.method, exchange.target, exchange.authority)
         known = self.guard.decided(asked) if self.by_line else None
         if known is not None:
             exchange.target = known[0]
@@ -228,7 +228,7 @@ class Bound:
         request = RequestFacts(
             exchange.method.decode("latin-1"),
             exchange.target.decode("latin-1"),
-            exchange.host.decode("latin-1"),
+            exchange.authority.decode("latin-1"),
             exchange.header,
             None,
         )
@@ -311,12 +311,12 @@ class Bound:
         self, pipeline: Pipeline, exchange: Exchange, route: Route, request: RequestFacts, provider: str
     ) -> None:
         """The same with others' answers in their places; then the request is forwarded or refused."""
-        reason = await self._checked(pipeline, exchange, request, provider) if provider else None
+        reason = await self._checked(pipeline, exchange, route, request, provider) if provider else None
         if reason is None and not exchange.finished:
             reason = self._decide(pipeline, exchange, request)
         for limit in self.guard.services if reason is None else ():
             if not exchange.finished:
-                reason = reason or await self._rated(pipeline, exchange, request, limit)
+                reason = reason or await self._rated(pipeline, exchange, route, request, limit)
         if exchange.finished:
             return  # the client did not wait
         if reason is not None:
@@ -325,7 +325,7 @@ class Bound:
             pipeline.forward(exchange, route)
 
     async def _checked(
-        self, pipeline: Pipeline, exchange: Exchange, request: RequestFacts, provider: str
+        self, pipeline: Pipeline, exchange: Exchange, route: Route, request: RequestFacts, provider: str
     ) -> Reason | None:
         """Ask the external authorizer about a request; what it wants changed is changed."""
         body, wanted = None, pipeline.providers.body_of(provider)
@@ -335,20 +335,20 @@ class Bound:
                 return None
             if body is not None and body.partial and not wanted.allow_partial_message:
                 return BODY_TOO_LARGE
-        connection, lines = exchange.downstream.connection, exchange.lines
+        connection = exchange.downstream.connection
         headers = tuple(
-            (lines[at].decode("latin-1"), lines[at + 2].decode("latin-1")) for at in range(0, len(lines), 4)
+            [(name.decode("latin-1"), value.decode("latin-1")) for name, value in (*exchange.fields, *exchange.own)]
         )
         asked = HttpFacts(
             exchange.method.decode("latin-1"),
             exchange.target.decode("latin-1"),
-            exchange.host.decode("latin-1"),
+            exchange.authority.decode("latin-1"),
             headers,
-            version="HTTP/1.0" if exchange.http10 else "HTTP/1.1",
+            version=exchange.protocol,
             body=body,
         )
         verdict = await pipeline.providers.check(
-            provider, *self._parties(connection), asked, connection.sni, _protected(exchange.route)
+            provider, *self._parties(connection), asked, connection.sni, _protected(route)
         )
         if verdict.allowed:
             if verdict.query_set or verdict.query_remove:
@@ -371,13 +371,13 @@ class Bound:
         )
 
     async def _rated(
-        self, pipeline: Pipeline, exchange: Exchange, request: RequestFacts, limit: GlobalLimit
+        self, pipeline: Pipeline, exchange: Exchange, route: Route, request: RequestFacts, limit: GlobalLimit
     ) -> Reason | None:
         """Ask the rate limit service that *limit* names."""
         from nodeagent.policy.rate_limit import descriptors
 
         verdict = await pipeline.providers.ask(
-            limit, descriptors(limit, request, self.facts.principal, self.client), _protected(exchange.route)
+            limit, descriptors(limit, request, self.facts.principal, self.client), _protected(route)
         )
         if verdict.failed:
             log.warning("%s: the rate limit service %s: %s", self.workload, limit.provider, verdict.failed)
@@ -445,21 +445,9 @@ def adopt(
     exchange: Exchange, remove: tuple[str, ...], add: tuple[tuple[str, str], ...], target: str | None = None
 ) -> None:
     """Rewrite the request as a policy says: its fields, and its target if one is given."""
-    exchange.lines = rewritten(exchange.lines, remove, add)
+    exchange.fields = rewritten(exchange.fields, remove, add)
     if target is not None:
         exchange.target = target.encode("latin-1")
-
-
-def rewritten(lines: list[bytes], remove: tuple[str, ...], add: tuple[tuple[str, str], ...]) -> list[bytes]:
-    """Return header *lines* without the fields *remove*, and what applications take for them, and
-    with names and values *add*.
-    """
-    if remove:
-        unwanted = frozenset(folded(name.encode("latin-1")) for name in remove)
-        lines = without(lines, lambda name: folded(name) in unwanted)
-    return lines + [
-        part for name, value in add for part in (name.encode("latin-1"), b": ", value.encode("latin-1"), b"\r\n")
-    ]
 
 
 @lru_cache(maxsize=4096)

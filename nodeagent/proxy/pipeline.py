@@ -12,7 +12,7 @@ import logging
 import os
 from collections.abc import Coroutine
 from time import monotonic, perf_counter, time
-from typing import Any, Final
+from typing import Any, Final, cast
 
 from nodeagent.errors import CERTIFICATE_ENDED, EXTERNAL_ERROR, NO_ENDPOINTS, PROBE_REFUSED, UNPARSED_HTTP, Reason
 from nodeagent.proxy.authorize import OPEN, Permit, Refusal, authorize_connection, is_probe
@@ -23,9 +23,10 @@ from nodeagent.proxy.external.providers import Providers
 from nodeagent.proxy.first_words import FirstWords
 from nodeagent.proxy.goaway import go_away
 from nodeagent.proxy.guard import UNGUARDED, Bound, Compiler, Guard, facts
-from nodeagent.proxy.http1 import patience
-from nodeagent.proxy.http1.downstream import HttpDownstream
-from nodeagent.proxy.http1.exchange import Exchange
+from nodeagent.proxy.http import patience
+from nodeagent.proxy.http.exchange import Exchange
+from nodeagent.proxy.http.line import Line
+from nodeagent.proxy.http1.downstream import Http1Downstream
 from nodeagent.proxy.pace import Pace
 from nodeagent.proxy.pods import PodState
 from nodeagent.proxy.pool import Dial
@@ -41,7 +42,7 @@ SWEPT_A_TURN: Final = 512
 log = logging.getLogger("nodeagent.proxy")
 
 
-class Pipeline:
+class Pipeline(Line):
     """The stages, put together over the *context* that they share."""
 
     def __init__(self, context: Context) -> None:
@@ -63,7 +64,7 @@ class Pipeline:
         """
         connection.protocol, connection.probe = verdict if verdict in ("http", "http2") else "tcp", bool(permit.probes)
         if verdict == "http":
-            codec = HttpDownstream(self, connection, permit, transport)
+            codec = Http1Downstream(self, self.context, connection, permit, transport)
             connection.http = codec
             transport.set_protocol(codec)
             if early:
@@ -126,6 +127,9 @@ class Pipeline:
         one, other = _two(len(routes))
         return routes[one] if routes[one].active <= routes[other].active else routes[other]
 
+    def tunnel(self, exchange: Exchange, client: Any, endpoint: Any, early: bytes, rest: bytes) -> None:
+        self.carrier.tunnel(exchange, client, endpoint, early, rest)
+
     def follow(self, connection: Connection, route: Route) -> None:
         """Note which path the connection takes; it is counted by the first."""
         if connection.path == "none":
@@ -135,10 +139,10 @@ class Pipeline:
     def observe(self, exchange: Exchange, status: int, reason: Reason | None) -> None:
         """Count an answered request and write its access-log record."""
         connection = exchange.downstream.connection
-        route = exchange.route
-        if route is None:
+        if exchange.route is None:
             route = self.routing.nowhere(connection)
         else:
+            route = cast(Route, exchange.route)
             route.active -= 1
         flags = "-" if reason is None else reason.flag
         now = perf_counter()
@@ -292,7 +296,7 @@ class Pipeline:
             exchange.started + self.context.wall_offset,
             exchange.method.decode("latin-1"),
             exchange.target.decode("latin-1"),
-            "HTTP/1.0" if exchange.http10 else "HTTP/1.1",
+            exchange.protocol,
             status,
             flags,
             "via_upstream" if reason is None else reason.details,
@@ -305,7 +309,7 @@ class Pipeline:
             exchange.forwarded_for.decode("latin-1") or "-",
             exchange.user_agent.decode("latin-1") or "-",
             exchange.request_id.decode("latin-1") or "-",
-            exchange.host.decode("latin-1") or "-",
+            exchange.authority.decode("latin-1") or "-",
             route.upstream_host,
             route.cluster,
             "-",

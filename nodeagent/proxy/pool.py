@@ -25,8 +25,8 @@ from nodeagent.errors import (
     Reason,
 )
 from nodeagent.identity.tls import Contexts, peer_identity
-from nodeagent.proxy.http1.exchange import Exchange
-from nodeagent.proxy.http1.upstream import HttpUpstream
+from nodeagent.proxy.http.exchange import Exchange, Keeper, Upstream
+from nodeagent.proxy.http1.upstream import Http1Upstream
 from nodeagent.proxy.pods import PodState
 from nodeagent.proxy.tls.stream import TlsStream
 from nodeagent.vocabulary import SpiffeId, family_of, host_port
@@ -207,24 +207,24 @@ class Dialled(asyncio.Protocol):
         self._told()
 
 
-class Pool:
+class Pool(Keeper):
     """Idle HTTP connections to one endpoint, most recently used first."""
 
     def __init__(self, pipeline: Pipeline, dial: Dial) -> None:
         self.pipeline, self.dial = pipeline, dial
-        self._idle: list[HttpUpstream] = []
-        self._bound: dict[int, HttpUpstream] = {}
+        self._idle: list[Upstream] = []
+        self._bound: dict[int, Upstream] = {}
         """Idle ones that wait for their client's connection's next request, by its number."""
-        self._leaving: set[HttpUpstream] = set()
+        self._leaving: set[Upstream] = set()
         self._dialling: set[asyncio.Task[None]] = set()
 
     def send(self, exchange: Exchange) -> None:
         """Forward *exchange* on an idle connection, or on a new one as soon as it stands."""
         idle = self._idle
         if idle:
-            idle.pop().begin(exchange)
+            idle.pop().ask(exchange)
         elif self._bound and (own := self._bound.pop(exchange.downstream.connection.number, None)) is not None:
-            own.begin(exchange)
+            own.ask(exchange)
         else:
             self.retry(exchange)
 
@@ -245,7 +245,7 @@ class Pool:
         if dialled.lost:
             exchange.refuse(UPSTREAM_RESET)
             return
-        upstream = HttpUpstream(self, exchange.downstream.connection)
+        upstream = Http1Upstream(self, exchange.downstream.connection, self.pipeline.context.limits.header_bytes)
         upstream.tls = self.dial.contexts()
         upstream.attach(dialled.transport)
         dialled.transport.set_protocol(upstream)
@@ -257,9 +257,9 @@ class Pool:
         elif exchange.finished:
             self.release(upstream)
         else:
-            upstream.begin(exchange)
+            upstream.ask(exchange)
 
-    def release(self, upstream: HttpUpstream) -> None:
+    def release(self, upstream: Upstream) -> None:
         """Take *upstream* back: its answer was complete. One that the server is to close is left to
         it for a while: who closes first keeps the port (TIME_WAIT, RFC 9293 section 3.6.1), and the
         client's pod has not many for one endpoint.
@@ -270,23 +270,23 @@ class Pool:
             if len(self._leaving) < _LEAVING:
                 self._leaving.add(upstream)
             else:
-                upstream.transport.close()
+                upstream.close()
         elif len(self._idle) >= limit or self.pipeline.context.draining or upstream.tls is not self.dial.contexts():
-            upstream.transport.close()
+            upstream.close()
         elif self.dial.bound:
             self._bound[upstream.owner.number] = upstream  # the sweep closes it when its client has gone
         else:
             self._idle.append(upstream)
 
-    def forget(self, upstream: HttpUpstream) -> None:
+    def forget(self, upstream: Upstream) -> None:
         """*upstream* is closed."""
         self._leaving.discard(upstream)
-        if upstream.exchange is None and upstream in self._idle:
+        if upstream in self._idle:
             self._idle.remove(upstream)
         if self._bound.get(upstream.owner.number) is upstream:
             del self._bound[upstream.owner.number]
 
-    def idle(self) -> list[HttpUpstream]:
+    def idle(self) -> list[Upstream]:
         """Return the connections that wait for a request of whoever comes, the longest idle first."""
         return self._idle
 
@@ -305,7 +305,7 @@ class Pool:
         for upstream in stale:
             self.close(upstream)
 
-    def close(self, upstream: HttpUpstream) -> None:
+    def close(self, upstream: Upstream) -> None:
         """Close *upstream*, which is idle."""
         self.forget(upstream)
-        upstream.transport.close()
+        upstream.close()

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 from nodeagent.mesh.entries import Endpoint, Workload
 from nodeagent.proxy.connection import Connection, Path
+from nodeagent.proxy.http.exchange import Hop
+from nodeagent.proxy.http.fields import Field
 from nodeagent.telemetry import labels
 from nodeagent.telemetry.cells import HttpCell, TcpCell, WorkerMetrics
 from nodeagent.telemetry.metrics import UNKNOWN, Labels
@@ -37,7 +39,7 @@ class Destination:
     """The next hop is the application itself: no other proxy will check or count the request."""
 
 
-class Route:
+class Route(Hop):
     """One endpoint as one client reaches it, with its counters."""
 
     __slots__ = (
@@ -51,17 +53,17 @@ class Route:
         "cluster",
         "delivers",
         "endpoint",
-        "head_tail",
         "http_guard",
         "path",
         "pool",
-        "single",
         "tcp_guard",
         "upstream_host",
         "workload",
     )
 
     def __init__(self, metrics: WorkerMetrics, connection: Connection, to: Destination, cluster_id: str) -> None:
+        single = to.pool is not None and to.pool.pipeline.context.limits.idle_upstream_connections == 0
+        Hop.__init__(self, _forwarded(connection, to), single)
         self._metrics = metrics
         self._pod: str = connection.pod.uid
         self._peers = _peers(connection, to, cluster_id)
@@ -81,9 +83,6 @@ class Route:
         self.http_guard: Any = None
         """What protects the endpoint against this client (``proxy/guard.py``), bound when the first request comes."""
         self.tcp_guard: Any = None
-        self.head_tail = _head_tail(connection, to)
-        self.single = to.pool is not None and to.pool.pipeline.context.limits.idle_upstream_connections == 0
-        """Every connection carries one request, and the server is told so (RFC 9112 section 9.6)."""
 
     def cell(self, status: int, flags: str) -> HttpCell:
         """Return the counters of answers with *status* and response *flags* on this route."""
@@ -137,10 +136,11 @@ def _named(connection: Connection) -> str:
     return host_port(*dialled)
 
 
-def _head_tail(connection: Connection, to: Destination) -> bytes:
-    """Return the end of a request's head; on delivery X-Forwarded-Client-Cert says what was proved,
-    as Istio's inbound does.
+def _forwarded(connection: Connection, to: Destination) -> tuple[Field, ...]:
+    """Return what is added to a request's head: on delivery X-Forwarded-Client-Cert says what was
+    proved, as Istio's inbound does.
     """
     if not to.delivers or not connection.peer.identity or to.workload is None:
-        return b"\r\n"
-    return f"x-forwarded-client-cert: By={to.workload.identity};URI={connection.peer.identity}\r\n\r\n".encode()
+        return ()
+    proved = f"By={to.workload.identity};URI={connection.peer.identity}".encode()
+    return ((b"x-forwarded-client-cert", proved),)

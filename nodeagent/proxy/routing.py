@@ -10,7 +10,6 @@ from __future__ import annotations
 import weakref
 from dataclasses import replace
 from functools import partial
-from operator import attrgetter
 from typing import TYPE_CHECKING, Final
 
 from nodeagent.mesh.delivery import delivery
@@ -22,7 +21,7 @@ from nodeagent.proxy.pool import Dial, Pool
 from nodeagent.proxy.route import Destination, Route
 
 if TYPE_CHECKING:
-    from nodeagent.proxy.http1.upstream import HttpUpstream
+    from nodeagent.proxy.http.exchange import Upstream
     from nodeagent.proxy.pipeline import Pipeline
 
 _CLIENTS: Final = 4
@@ -166,16 +165,18 @@ class Routing:
         application's the oldest beyond some.
         """
         most = _CLIENTS * self._context.limits.idle_upstream_connections
-        waiting: dict[tuple[str, int], list[HttpUpstream]] = {}
+        waiting: dict[tuple[str, int], list[tuple[Pool, Upstream]]] = {}
         for pool in self.pools():
             pool.sweep(now, idle)
             if pool.dial.client:
-                waiting.setdefault((pool.dial.address, pool.dial.port), []).extend(pool.idle())
+                waiting.setdefault((pool.dial.address, pool.dial.port), []).extend(
+                    [(pool, upstream) for upstream in pool.idle()]
+                )
         for upstreams in waiting.values():
             if len(upstreams) > most:
-                upstreams.sort(key=attrgetter("idle_since"))
-                for upstream in upstreams[:-most]:
-                    upstream.pool.close(upstream)
+                upstreams.sort(key=lambda each: each[1].idle_since)
+                for pool, upstream in upstreams[:-most]:
+                    pool.close(upstream)
 
 
 def other_address(workload: Workload | None, address: str) -> str:

@@ -6,7 +6,8 @@ from __future__ import annotations
 
 from nodeagent.config import RequestBody
 from nodeagent.proxy.external.model import Body
-from nodeagent.proxy.http1.exchange import NO_BODY, Exchange, without
+from nodeagent.proxy.http.exchange import Exchange
+from nodeagent.proxy.http.fields import without
 
 
 async def beginning(exchange: Exchange, wanted: RequestBody) -> Body | None:
@@ -16,7 +17,7 @@ async def beginning(exchange: Exchange, wanted: RequestBody) -> Body | None:
     Partial: there is more of it than *wanted* lets be shown. No more is held meanwhile than that
     and what one read brings.
     """
-    if exchange.body == NO_BODY:
+    if not exchange.length:
         return None
     limit = wanted.max_request_bytes
     arrived = exchange.hold(limit if wanted.allow_partial_message else limit + 1)
@@ -31,8 +32,8 @@ def _invite(exchange: Exchange) -> None:
     application cannot say it yet.
     """
     expected = exchange.header("expect")
-    if expected is None or expected.lower() != "100-continue" or exchange.http10:
+    if expected is None or expected.lower() != "100-continue" or exchange.protocol == "HTTP/1.0":
         return
-    exchange.lines = without(exchange.lines, lambda name: name.lower() == b"expect")
+    exchange.fields = without(exchange.fields, lambda name: name.lower() == b"expect")
     if not exchange.received and not exchange.request_complete:
-        exchange.downstream.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+        exchange.downstream.invite(exchange)

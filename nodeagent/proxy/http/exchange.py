@@ -47,7 +47,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from mypy_extensions import mypyc_attr
 
@@ -69,6 +69,8 @@ IDEMPOTENT: Final = frozenset((b"GET", b"HEAD", b"OPTIONS", b"TRACE", b"PUT", b"
 
 class Hop:
     """What codecs know of where an exchange goes; a route (``proxy/route.py``) is one."""
+
+    __slots__ = ("forwarded", "single")
 
     def __init__(self, forwarded: tuple[Field, ...], single: bool) -> None:
         """*forwarded*: fields that the proxy adds to each request there. *single*: every connection
@@ -309,7 +311,7 @@ class Downstream:
         """Say whether the client may leave HTTP now, as it offered to (RFC 9110 section 7.8)."""
         return False
 
-    def switch(self, exchange: Exchange, endpoint: object, rest: bytes) -> None:
+    def switch(self, exchange: Exchange, endpoint: Any, rest: bytes) -> None:
         """The server agreed to leave HTTP, and that was passed on: relay bytes between the client
         and the transport *endpoint*, of which *rest* was read already.
         """

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from mypy_extensions import mypyc_attr
 
@@ -34,7 +34,7 @@ class Line:
         """
         raise NotImplementedError
 
-    def tunnel(self, exchange: Exchange, client: object, endpoint: object, early: bytes, rest: bytes) -> None:
+    def tunnel(self, exchange: Exchange, client: Any, endpoint: Any, early: bytes, rest: bytes) -> None:
         """Relay bytes between the transports *client* and *endpoint*, whose sides agreed to leave
         HTTP; *early* and *rest* were read from them already.
         """

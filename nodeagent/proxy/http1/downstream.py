@@ -298,7 +298,7 @@ class Http1Downstream(Downstream, RequestSink):
         # What was offered on in PERMISSIVE mode is no more in STRICT.
         return exchange.upgrade != b"" and not self.permit.only_probes
 
-    def switch(self, exchange: Exchange, endpoint: object, rest: bytes) -> None:
+    def switch(self, exchange: Exchange, endpoint: Any, rest: bytes) -> None:
         exchange.answered = True
         exchange.finished = True
         self.line.tunnel(exchange, self.transport, endpoint, b"".join(exchange.pending or ()), rest)

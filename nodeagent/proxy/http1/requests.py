@@ -225,9 +225,7 @@ class RequestReader:
         exchange.adopt(framing, host, tunnels=not downstream.permit.only_probes)
         if exchange.length and self.parser.should_upgrade():
             self.behind = _BEHIND % (
-                b"transfer-encoding: chunked"
-                if exchange.length == UNKNOWN
-                else b"content-length: %d" % exchange.length
+                b"transfer-encoding: chunked" if exchange.length == UNKNOWN else b"content-length: %d" % exchange.length
             )
         return True
 

@@ -16,7 +16,7 @@ from nodeagent.protocols.envoy_auth_pb2 import CheckRequest, CheckResponse
 from nodeagent.proxy.external.model import Way
 from nodeagent.proxy.external.providers import Providers
 from nodeagent.proxy.external.query import with_parameters
-from nodeagent.proxy.http1.exchange import with_fields
+from nodeagent.proxy.http.fields import with_fields
 from nodeagent.proxy.pool import Dial
 from tests.fakes import ext_authz
 from tests.fakes.serving import serve
@@ -331,19 +331,13 @@ def test_with_parameters(target: str, put: list[tuple[str, str]], removed: list[
 
 
 def test_with_fields_leaves_its_argument() -> None:
-    lines = [b"A", b": ", b"1", b"\r\n"]
-    assert with_fields(lines, (("a", "2", "add"),)) == [b"A", b": ", b"1", b"\r\n", b"a", b": ", b"2", b"\r\n"]
-    assert with_fields(lines, (("a", "2", "set_if_present"), ("b", "3", "add_if_absent"))) == [
-        b"a",
-        b": ",
-        b"2",
-        b"\r\n",
-        b"b",
-        b": ",
-        b"3",
-        b"\r\n",
+    fields = [(b"A", b"1")]
+    assert with_fields(fields, (("a", "2", "add"),)) == [(b"A", b"1"), (b"a", b"2")]
+    assert with_fields(fields, (("a", "2", "set_if_present"), ("b", "3", "add_if_absent"))) == [
+        (b"a", b"2"),
+        (b"b", b"3"),
     ]
-    assert lines == [b"A", b": ", b"1", b"\r\n"]
+    assert fields == [(b"A", b"1")]
 
 
 def test_a_refusal_is_the_authorizers_own(tls: dict[str, Contexts], authorizer: Authorizer) -> None:

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from nodeagent.config import Timeouts
-from nodeagent.proxy.http1 import patience
+from nodeagent.proxy.http import patience
 from nodeagent.proxy.tcp import reset
 from nodeagent.telemetry.metrics import HTTP_LABELS
 from tests.unit.proxy.stage import Stage, answering, ok, play, read_request
