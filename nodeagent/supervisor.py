@@ -13,7 +13,6 @@ and a successor that must wait a moment is an alarm in the one poll().
 from __future__ import annotations
 
 import ctypes
-import gc
 import logging
 import os
 import select
@@ -30,6 +29,7 @@ from typing import Final, assert_never
 from nodeagent.channel import DESCRIPTORS, Outbox, Packet, close_all, decode, pair, receive
 from nodeagent.codec import FileDescriptor, MessageError
 from nodeagent.errors import shown
+from nodeagent.memory import settle
 from nodeagent.messages import (
     TO_SUPERVISOR,
     Beats,
@@ -491,6 +491,5 @@ def main(roles: Mapping[str, Role], own: Sequence[int] = (), stop_seconds: float
     descriptors that only the supervisor keeps, such as its locks. *stop_seconds*: how long a stop
     takes.
     """
-    gc.collect()
-    gc.freeze()
+    settle()
     return Supervisor(roles, own, stop_seconds).run()

@@ -12,12 +12,11 @@ from typing import TYPE_CHECKING, Any, Final
 from nodeagent.errors import ConfigError
 from nodeagent.mesh.delivery import delivery
 from nodeagent.mesh.entries import UNREAD, Entry, Service, ServicePort, Workload
-from nodeagent.mesh.explain import Question, explain
 from nodeagent.messages import AskFlows, AskMetrics
 from nodeagent.telemetry import metrics as declared
-from nodeagent.telemetry.exposition import CONTENT_TYPE
+from nodeagent.telemetry.exposition import Format
 from nodeagent.telemetry.http_server import EVERYWHERE, LOCALHOST, HttpServer, Response, serve, serve_unix
-from nodeagent.telemetry.scrapes import Scrapes
+from nodeagent.telemetry.scrapes import Scrapes, answer
 from nodeagent.vocabulary import host_port
 
 if TYPE_CHECKING:
@@ -135,6 +134,8 @@ class Admin:
         return Response.json(self._control.policies())
 
     async def _explain(self, query: Mapping[str, str]) -> Response:
+        from nodeagent.mesh.explain import Question, explain  # 0.5 MB that few daemons are ever asked for
+
         headers = dict(line.split(": ", 1) for line in query.get("headers", "").split("\n") if ": " in line)
         question = Question(
             query.get("source", "-"),
@@ -197,13 +198,13 @@ class Admin:
 
     async def _metrics(self, query: Mapping[str, str]) -> Response:
         """Everything that was counted until now."""
-        return Response(await self._exposition(), content_type=CONTENT_TYPE)
+        return answer(self._exposition)
 
     async def _scraped(self, query: Mapping[str, str]) -> Response:
         """The same up to a second ago: this port is open to every pod."""
-        return Response(await self._scrapes.get(), content_type=CONTENT_TYPE)
+        return answer(self._scrapes.get)
 
-    async def _exposition(self) -> Iterator[bytes]:
+    async def _exposition(self, wanted: Format) -> Iterator[bytes]:
         """Workers are asked for what they have not reported yet."""
         control, store = self._control, self._control.store
         await control.workers.ask(AskMetrics)
@@ -230,7 +231,7 @@ class Admin:
             store.set(declared.MAP_CAPACITY, (name,), possible)
         for name, value in statistics.counters.items():
             store.set(declared.KERNEL_EVENTS, (name,), value)
-        return store.exposition()
+        return store.exposition(wanted)
 
     async def _live(self) -> list[dict[str, Any]]:
         flows = await self._control.workers.ask(AskFlows)

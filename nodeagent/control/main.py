@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import gc
 import logging
 import os
 import platform
@@ -30,6 +29,7 @@ from nodeagent.errors import ControlError, KernelError, NodeagentError, shown, t
 from nodeagent.identity.certificate import Certificate
 from nodeagent.identity.sources import open_source
 from nodeagent.identity.store import Certificates
+from nodeagent.memory import settle
 from nodeagent.mesh.compile import Mesh
 from nodeagent.mesh.entries import Delta
 from nodeagent.mesh.kernel_plan import KernelPlanSettings
@@ -79,8 +79,7 @@ def main(config: AgentConfig, end: socket.socket, pulse: Pulse) -> None:
     """Run control on its end of the supervisor's channel; *pulse* is where it says that its loop
     turns. The process's last call.
     """
-    gc.collect()
-    gc.freeze()
+    settle()
     try:
         uvloop.run(_run(config, end, pulse))
     except NodeagentError as error:

@@ -23,6 +23,7 @@ from nodeagent.codec import MessageError
 from nodeagent.config import AgentConfig
 from nodeagent.identity.certificate import Certificate
 from nodeagent.identity.tls import Contexts, contexts
+from nodeagent.memory import settle
 from nodeagent.mesh.entries import Delta, from_json
 from nodeagent.messages import (
     TO_WORKER,
@@ -77,8 +78,7 @@ def main(end: socket.socket, pulse: Pulse) -> None:
     """Run a worker on its end of the channel until control drains it; *pulse* is where it says that
     its loop turns. The process's last call.
     """
-    gc.collect()
-    gc.freeze()
+    settle()
     gc.set_threshold(20_000, 20, 50)
     uvloop.run(_serve(end, pulse))
 

@@ -6,13 +6,14 @@ from __future__ import annotations
 
 import functools
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING
 
 from nodeagent import istio
 from nodeagent.sidecar.probes import AppProbe, check
-from nodeagent.telemetry.exposition import CONTENT_TYPE
+from nodeagent.telemetry.exposition import Format
 from nodeagent.telemetry.http_server import EVERYWHERE, LOCALHOST, HttpServer, Response, Routes, serve
+from nodeagent.telemetry.scrapes import answer
 
 if TYPE_CHECKING:
     from nodeagent.sidecar.main import Sidecar
@@ -50,8 +51,11 @@ class Admin:
             await server.close()
 
     async def _metrics(self, query: Mapping[str, str]) -> Response:
+        return answer(self._exposition)
+
+    async def _exposition(self, wanted: Format) -> Iterator[bytes]:
         self._sidecar.report()
-        return Response(self._sidecar.store.exposition(), content_type=CONTENT_TYPE)
+        return self._sidecar.store.exposition(wanted)
 
     async def _ready(self, query: Mapping[str, str]) -> Response:
         missing = self._sidecar.ready()

@@ -27,6 +27,7 @@ from nodeagent.control.jwks import KeySets, wanted_by
 from nodeagent.errors import ConfigError, IdentityError, NodeagentError
 from nodeagent.identity.certificate import Certificate
 from nodeagent.identity.tls import contexts
+from nodeagent.memory import settle
 from nodeagent.mesh.compile import Mesh
 from nodeagent.mesh.entries import Delta
 from nodeagent.policy.model import RequestAuthentication
@@ -73,8 +74,7 @@ def main(settings: Settings, pod: Pod, probes: dict[str, AppProbe]) -> int:
     """Run the sidecar of *pod* until SIGTERM; return its exit status. Raises NodeagentError when it cannot start."""
     log_lines.to_stderr()
     privilege.hide()
-    gc.collect()
-    gc.freeze()
+    settle()
     gc.set_threshold(20_000, 20, 50)
     uvloop.run(_run(settings, pod, probes))
     return 0

@@ -11,6 +11,8 @@ from urllib.parse import parse_qsl, unquote
 import httptools
 import orjson
 
+from nodeagent.telemetry.negotiation import Variant
+
 TEXT: Final = "text/plain; charset=utf-8"
 JSON: Final = "application/json"
 _METHODS: Final = frozenset({"GET", "HEAD", "POST"})
@@ -24,6 +26,8 @@ class Response:
     body: bytes | Iterable[bytes] = b""
     status: int = 200
     content_type: str = TEXT
+    variants: tuple[Variant, ...] = ()
+    """Where there are any, the one that the client prefers is its body."""
 
     @classmethod
     def json(cls, value: Any, status: int = 200) -> Response:
@@ -55,6 +59,8 @@ class Request:
     keep_alive: bool
     chunked: bool
     """Whether the client understands a chunked answer (HTTP/1.1)."""
+    accept: str
+    """Its Accept header, empty if it sent none."""
 
 
 class _Head:
@@ -97,8 +103,15 @@ def parse(head: bytes, body_bytes: int) -> Request:
     method = parser.get_method().decode()
     if method not in _METHODS:
         raise BadRequestError(405, f"{method} is not a method of anything here")
+    accepted = b",".join(value for name, value in events.headers if name == b"accept")
     return Request(
-        method, path, query, _length(events.headers, body_bytes), events.keep_alive, parser.get_http_version() == "1.1"
+        method,
+        path,
+        query,
+        _length(events.headers, body_bytes),
+        events.keep_alive,
+        parser.get_http_version() == "1.1",
+        accepted.decode("latin-1"),
     )
 
 
@@ -120,6 +133,8 @@ def answer_head(response: Response, *, keep_alive: bool, chunked: bool) -> bytes
         "Cache-Control: no-store",
         "X-Content-Type-Options: nosniff",
     ]
+    if response.variants:
+        lines.append("Vary: Accept")
     if isinstance(response.body, bytes):
         lines.append(f"Content-Length: {len(response.body)}")
     elif chunked:

@@ -13,12 +13,13 @@ import logging
 import socket
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
 from nodeagent.errors import ConfigError, NodeagentError
 from nodeagent.telemetry.http_request import BadRequestError, Request, Response, Routes, answer_head, chunk, parse
+from nodeagent.telemetry.negotiation import preferred
 from nodeagent.telemetry.sources import Sources
 
 __all__ = ["EVERYWHERE", "LOCALHOST", "HttpServer", "Limits", "Response", "Routes", "serve", "serve_unix"]
@@ -178,7 +179,11 @@ class HttpServer:
             )
             return Response(f"{message}\n".encode(), status)
         try:
-            return await handler(request.query)
+            response = await handler(request.query)
+            if not response.variants:
+                return response
+            chosen = preferred(request.accept, response.variants)
+            return replace(response, body=await chosen.body(), content_type=chosen.content_type)
         except NodeagentError as error:
             return Response(f"{error}\n".encode(), 500)
         except Exception:  # noqa: BLE001 - a handler's mistake must not end the agent, and is logged whole

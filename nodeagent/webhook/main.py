@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Final
 
 from nodeagent.identity.ca import CertificateAuthority, ServerCertificate
 from nodeagent.identity.serving import LOOK_SECONDS, ServingCertificate
 from nodeagent.service import kept, until_signal
 from nodeagent.telemetry import metrics
-from nodeagent.telemetry.exposition import CONTENT_TYPE
+from nodeagent.telemetry.exposition import Format
 from nodeagent.telemetry.http_server import EVERYWHERE, HttpServer, Response, serve
+from nodeagent.telemetry.scrapes import answer
 from nodeagent.telemetry.store import Store
 from nodeagent.webhook.kube_api import KubeApi
 from nodeagent.webhook.registration import Keeper, access
@@ -101,7 +102,10 @@ class Webhook:
         return Response(b"ready\n")
 
     async def _metrics(self, query: Mapping[str, str]) -> Response:
-        return Response(self._store.exposition(), content_type=CONTENT_TYPE)
+        return answer(self._exposition)
+
+    async def _exposition(self, wanted: Format) -> Iterator[bytes]:
+        return self._store.exposition(wanted)
 
 
 async def run(config: WebhookConfig) -> None:

@@ -8,7 +8,7 @@ import socket
 import subprocess
 import urllib.parse
 import urllib.request
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from nodeagent.mesh.entries import Service, Workload
 from nodeagent.telemetry import exposition, labels, metrics
 from nodeagent.telemetry.cells import WorkerMetrics
 from nodeagent.telemetry.http_server import EVERYWHERE, Response, serve
+from nodeagent.telemetry.scrapes import answer
 from nodeagent.telemetry.store import Store
 from nodeagent.vocabulary import Address, PodUid, SpiffeId
 
@@ -107,7 +108,10 @@ async def scrape(folder: Path) -> None:
     store.set(metrics.CERTIFICATE_EXPIRY, (WORKLOAD.identity,), 1.8e9)
 
     async def exposed(query: Mapping[str, str]) -> Response:
-        return Response(store.exposition(), content_type=exposition.CONTENT_TYPE)
+        return answer(rendered)
+
+    async def rendered(wanted: exposition.Format) -> Iterator[bytes]:
+        return store.exposition(wanted)
 
     server = await serve({("GET", "/metrics"): exposed}, hosts=EVERYWHERE)
     try:

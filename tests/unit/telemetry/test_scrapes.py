@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping
 
 import pytest
 
+from nodeagent.telemetry.exposition import OPENMETRICS, TEXT, Format
 from nodeagent.telemetry.http_server import EVERYWHERE, Limits, Response, serve
 from nodeagent.telemetry.scrapes import FRESH_SECONDS, Scrapes
 from nodeagent.telemetry.sources import LONGEST_SECONDS, SOURCES, Sources
@@ -25,7 +26,7 @@ class Rendered:
         self.go = asyncio.Event()
         self.scrapes = Scrapes(self.render, lambda: self.now)
 
-    async def render(self) -> Iterator[bytes]:
+    async def render(self, wanted: Format) -> Iterator[bytes]:
         self.collected += 1
         await self.go.wait()
         return self.pieces()
@@ -38,16 +39,27 @@ class Rendered:
 def test_all_who_ask_meanwhile_and_for_a_second_after_get_one_rendering() -> None:
     async def scene() -> None:
         made = Rendered()
-        asking = [asyncio.ensure_future(made.scrapes.get()) for _ in range(100)]
+        asking = [asyncio.ensure_future(made.scrapes.get(TEXT)) for _ in range(100)]
         await asyncio.sleep(0)
         asking.pop().cancel()
         made.go.set()
         assert set(await asyncio.gather(*asking)) == {(b"1", b"a", b"b")}
         made.now += 0.99 * FRESH_SECONDS
-        assert (await made.scrapes.get())[0] == b"1"
+        assert (await made.scrapes.get(TEXT))[0] == b"1"
         made.now += 0.02 * FRESH_SECONDS
-        assert (await made.scrapes.get())[0] == b"2"
+        assert (await made.scrapes.get(TEXT))[0] == b"2"
         assert made.collected == made.times == 2
+
+    asyncio.run(scene())
+
+
+def test_each_format_has_its_own_rendering() -> None:
+    async def scene() -> None:
+        made = Rendered()
+        made.go.set()
+        assert (await made.scrapes.get(TEXT))[0] == b"1"
+        assert (await made.scrapes.get(OPENMETRICS))[0] == b"2"
+        assert (await made.scrapes.get(TEXT))[0] == b"1"
 
     asyncio.run(scene())
 
@@ -56,7 +68,7 @@ def test_a_rendering_that_fails_is_told_to_those_who_waited_and_tried_again_for_
     async def scene() -> None:
         fails = [True]
 
-        async def render() -> list[bytes]:
+        async def render(wanted: Format) -> list[bytes]:
             await asyncio.sleep(0)
             if fails.pop():
                 raise OSError("gone")
@@ -66,9 +78,9 @@ def test_a_rendering_that_fails_is_told_to_those_who_waited_and_tried_again_for_
         scrapes = Scrapes(render)
         assert all(
             isinstance(one, OSError)
-            for one in await asyncio.gather(*(scrapes.get() for _ in range(5)), return_exceptions=True)
+            for one in await asyncio.gather(*(scrapes.get(TEXT) for _ in range(5)), return_exceptions=True)
         )
-        assert await scrapes.get() == (b"x",)
+        assert await scrapes.get(TEXT) == (b"x",)
 
     asyncio.run(scene())
 
