@@ -101,44 +101,48 @@ class Lab(View):
         asked for.
         """
         construction.check_machine()
-        layout, shape = (
-            Layout(name, root),
-            Shape(nodes, mode, dict(agent or {}), agent_in_kubepods, dict(injection or {})),
-        )
         if not 1 <= nodes <= MAX_NODES:
             raise LabError(f"--nodes: {nodes}: allowed: 1 to {MAX_NODES}")
-        lab = cls(layout, shape)
+        shape = Shape(nodes, mode, dict(agent or {}), agent_in_kubepods, dict(injection or {}))
+        lab = cls(Layout(name, root), shape)
         documents = lab._load(files, text)
         plan.make(documents, (), (), lab._nodes, str)  # what is wrong in itself is said before anything is made
-        with construction.locked(layout):
-            there = _recorded(layout)
-            if there is not None and there != shape:
-                raise LabError(
-                    f"lab {name} is up with other settings ({there.describe()}); take it down first: nodeagent "
-                    f"lab down --name {name}"
-                )
-            try:
-                if there is None:
-                    construction.destroy(layout)
-                    construction.build(layout, lab._nodes)
-                lab._start()
-                lab._apply(documents, wait_seconds, keep)
-                write_json(layout.cluster, asdict(shape))
-            except PodError:
-                if keep:
-                    write_json(layout.cluster, asdict(shape))
-                elif there is None:
-                    construction.destroy(layout)
-                raise
-            except OSError as error:
-                if there is None:
-                    construction.destroy(layout)
-                raise LabError(f"lab {name}: {error}") from error
-            except BaseException:
-                if there is None:
-                    construction.destroy(layout)
-                raise
+        with construction.locked(lab.layout):
+            lab._bring_up(documents, wait_seconds, keep)
         return lab
+
+    def _bring_up(self, documents: Sequence[Document], wait_seconds: float, keep: bool) -> None:
+        """Make what is not there yet and apply *documents*; a lab that was not there is then taken
+        away again where that fails.
+        """
+        layout = self.layout
+        there = _recorded(layout)
+        if there is not None and there != self.shape:
+            raise LabError(
+                f"lab {layout.name} is up with other settings ({there.describe()}); take it down first: nodeagent "
+                f"lab down --name {layout.name}"
+            )
+        try:
+            if there is None:
+                construction.destroy(layout)
+                construction.build(layout, self._nodes)
+            self._start()
+            self._apply(documents, wait_seconds, keep)
+            write_json(layout.cluster, asdict(self.shape))
+        except PodError:
+            if keep:
+                write_json(layout.cluster, asdict(self.shape))
+            elif there is None:
+                construction.destroy(layout)
+            raise
+        except OSError as error:
+            if there is None:
+                construction.destroy(layout)
+            raise LabError(f"lab {layout.name}: {error}") from error
+        except BaseException:
+            if there is None:
+                construction.destroy(layout)
+            raise
 
     @classmethod
     def open(cls, name: str = "lab", *, root: Path = STATE_ROOT) -> Lab:
