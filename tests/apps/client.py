@@ -163,7 +163,11 @@ async def raw(options: argparse.Namespace) -> None:
 
 
 async def load(options: argparse.Namespace) -> None:
-    """Send requests on every connection until standard input ends; every answer must be the echo of its request."""
+    """Send requests on every connection until standard input ends; every answer must be the echo of its request.
+
+    Between two of them each client pauses: without that it would take the processors from what is
+    started, reloaded or killed meanwhile, which is what the test is about.
+    """
     await several(one_load, options)
 
 
@@ -217,8 +221,7 @@ async def one_load(options: argparse.Namespace, number: int, stop: asyncio.Event
                 connection[1].transport.abort()
             connection = None
         counts[outcome] = counts.get(outcome, 0) + 1
-        if options.pause:
-            await asyncio.sleep(options.pause)
+        await asyncio.sleep(options.pause)
 
 
 async def one_knock(options: argparse.Namespace, number: int, stop: asyncio.Event, counts: dict[str, int]) -> None:
@@ -280,7 +283,7 @@ def main() -> None:
     for number in ("seed", "send-bytes", "receive-bytes"):
         parser.add_argument(f"--{number}", type=int, default=0)
     parser.add_argument("--connections", type=int, default=1)
-    parser.add_argument("--pause", type=float, default=0)
+    parser.add_argument("--pause", type=float, default=0.005)
     options = parser.parse_args()
     try:
         asyncio.run(asyncio.wait_for(COMMANDS[options.command](options), 5 * PATIENCE))

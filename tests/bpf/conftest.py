@@ -7,7 +7,10 @@ from __future__ import annotations
 import asyncio
 import itertools
 import os
+import struct
+import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +18,7 @@ import pytest
 
 from nodeagent.config import Redirect
 from nodeagent.mesh.protection import Protection
-from nodeagent.redirect import pins
+from nodeagent.redirect import layout, pins, syscall
 from nodeagent.redirect.original import OriginalDestinations
 from nodeagent.redirect.plane import DataPlane
 from nodeagent.redirect.pod import EnrolledPod, Listeners
@@ -59,6 +62,12 @@ class Node:
         described = {"addresses": pod.addresses, "protection": Protection(protected, protected, ports), **options}
         return self.plane.enroll(EnrolledPod(uid, self.plane.pod_netns(pod.path), **described))
 
+    def fall_silent(self) -> None:
+        """Leave the last beat as old as it is when the daemon has hung for longer than its timeout."""
+        age = int(self.settings["heartbeatTimeoutSeconds"] * 1e9) + 1
+        beaten = struct.pack("=Q", time.clock_gettime_ns(time.CLOCK_MONOTONIC) - age)
+        syscall.map_update(self.plane.heartbeat_fd, struct.pack("=I", layout.PULSE_DAEMON), beaten)
+
     @property
     def destinations(self) -> OriginalDestinations:
         return OriginalDestinations(self.plane.original_map_fd)
@@ -98,14 +107,21 @@ def _shared() -> Iterator[Node]:
     node.remove()
 
 
+@contextmanager
+def in_use(node: Node) -> Iterator[Node]:
+    """Use a *node* that several tests share: its daemon lives, and what the test did in it is undone."""
+    node.plane.beat()
+    yield node
+    node.stage.stop()
+    for uid in list(node.plane._enrolled):
+        node.plane.release(uid)
+
+
 @pytest.fixture
 def node(_shared: Node) -> Iterator[Node]:
     """A node with default settings, whose daemon lives; pods are released after the test."""
-    _shared.plane.beat()
-    yield _shared
-    _shared.stage.stop()
-    for uid in list(_shared.plane._enrolled):
-        _shared.plane.release(uid)
+    with in_use(_shared) as node:
+        yield node
 
 
 @pytest.fixture
@@ -125,6 +141,11 @@ def make_node() -> Iterator[Callable[..., Node]]:
 @pytest.fixture
 def counted(node: Node) -> Callable[[], dict[str, int]]:
     """What the counters have grown by since the test began."""
+    return growth(node)
+
+
+def growth(node: Node) -> Callable[[], dict[str, int]]:
+    """Return what tells by how much the counters of *node* have grown since now."""
     before = node.plane.statistics().counters
     return lambda: {
         name: value - before[name] for name, value in node.plane.statistics().counters.items() if value != before[name]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import socket
-import time
 from collections.abc import Callable
 from ipaddress import IPv6Address
 from multiprocessing.connection import Connection
@@ -126,26 +125,25 @@ def test_who_comes_by_a_link_local_address_is_nobody(
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("cause", ["stopped", "silent", "no listener"])
 @pytest.mark.parametrize("protected", [False, True])
-def test_dead_daemon(make_node: Callable[..., Node], a: Pod, b: Pod, kind: str, cause: str, protected: bool) -> None:
+def test_dead_daemon(node: Node, a: Pod, b: Pod, counted: Counted, kind: str, cause: str, protected: bool) -> None:
     """Input: a connection from outside and the daemon is not there. Verdict: PERMISSIVE reaches the
     app, STRICT is reset.
     """
-    node = make_node(heartbeatTimeoutSeconds=0.3) if cause == "silent" else make_node()
     node.stage.start(b, serve, _any(kind), 8183).receive()
     listeners = node.enroll(b, protected=protected)
     if cause == "stopped":
         node.plane.stop_beating()
     elif cause == "silent":
-        time.sleep(0.5)
+        node.fall_silent()
     else:
         listeners.close()
     if protected:
         with pytest.raises(ConnectionRefusedError):
             node.stage.run(a, dial, b.address(kind), 8183)
-        assert node.counted() == {"inbound_dead_refused": 1, "outbound_unknown_allowed": 1}
+        assert counted() == {"inbound_dead_refused": 1, "outbound_unknown_allowed": 1}
     else:
         assert node.stage.run(a, dial, b.address(kind), 8183).data.startswith(b"app ")
-        assert node.counted() == {"inbound_dead_passed": 1, "outbound_unknown_allowed": 1}
+        assert counted() == {"inbound_dead_passed": 1, "outbound_unknown_allowed": 1}
 
 
 @pytest.mark.parametrize("kind", KINDS)

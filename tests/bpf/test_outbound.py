@@ -6,8 +6,7 @@ import errno
 import os
 import socket
 import struct
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from multiprocessing.connection import Connection
 from pathlib import Path
 
@@ -16,12 +15,26 @@ import pytest
 from nodeagent.redirect import netns
 from nodeagent.redirect.original import Original, OriginalDestinations
 from nodeagent.redirect.pod import listener_key
-from tests.bpf.conftest import Node
-from tests.bpf.world import Pod, Seen, accept, answering, connected, dial, dial_by_ring, eventually, serve, take
+from tests.bpf.conftest import Node, growth, in_use
+from tests.bpf.world import Pod, Seen, Stage, accept, answering, connected, dial, dial_by_ring, eventually, serve, take
 
 KINDS = ["4", "6", "mapped"]
 Counted = Callable[[], dict[str, int]]
 NOBODY = 65534
+
+
+@pytest.fixture(scope="module")
+def _denying() -> Iterator[Node]:
+    node = Node(Stage.make(), unknownPods="deny")
+    yield node
+    node.remove()
+
+
+@pytest.fixture
+def denying(_denying: Node) -> Iterator[Node]:
+    """A node that denies pods it does not know."""
+    with in_use(_denying) as node:
+        yield node
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -68,32 +81,33 @@ def test_excluded_port_passes(node: Node, a: Pod, b: Pod, counted: Counted, kind
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("answer", ["allow", "deny"])
-def test_unknown_pods(make_node: Callable[..., Node], a: Pod, b: Pod, answer: str, kind: str) -> None:
+def test_unknown_pods(node: Node, denying: Node, a: Pod, b: Pod, answer: str, kind: str) -> None:
     """Input: a process below the captured cgroup whose pod is not enrolled. Verdict: the configured
     one; loopback always works.
     """
-    node = make_node(unknownPods=answer)
+    node = denying if answer == "deny" else node
+    counted = growth(node)
     for pod in (a, b):
         node.stage.start(pod, serve, "::" if kind == "6" else "0.0.0.0", 8084).receive()
     assert node.stage.run(a, dial, "::1" if kind == "6" else "127.0.0.1", 8084).data.startswith(b"app ")
     if answer == "allow":
         assert node.stage.run(a, dial, b.address(kind), 8084).data.startswith(b"app ")
-        assert node.counted() == {"outbound_unknown_allowed": 1}
+        assert counted() == {"outbound_unknown_allowed": 1}
     else:
         with pytest.raises(PermissionError):
             node.stage.run(a, dial, b.address(kind), 8084)
-        assert node.counted() == {"outbound_unknown_denied": 1}
+        assert counted() == {"outbound_unknown_denied": 1}
 
 
-def test_the_hosts_network_namespace_is_not_captured(make_node: Callable[..., Node]) -> None:
-    node = make_node(unknownPods="deny")
+def test_the_hosts_network_namespace_is_not_captured(denying: Node) -> None:
+    counted = growth(denying)
     with socket.create_server(("127.0.0.1", 0)) as probe:
         port = probe.getsockname()[1]
     # a closed port of an address outside: the host's own, so that no packet leaves
     with pytest.raises(OSError) as refused:
-        node.stage.run(None, dial, host_address(), port)
+        denying.stage.run(None, dial, host_address(), port)
     assert refused.value.errno == errno.ECONNREFUSED
-    assert node.counted() == {}
+    assert counted() == {}
 
 
 def host_address() -> str:
@@ -121,25 +135,24 @@ def test_the_agents_own_connections_pass(node: Node, a: Pod, b: Pod, counted: Co
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("cause", ["stopped", "silent", "no listener"])
 @pytest.mark.parametrize("protected", [False, True])
-def test_dead_daemon(make_node: Callable[..., Node], a: Pod, b: Pod, kind: str, cause: str, protected: bool) -> None:
+def test_dead_daemon(node: Node, a: Pod, b: Pod, counted: Counted, kind: str, cause: str, protected: bool) -> None:
     """Input: an enrolled pod dials and the daemon is not there. Verdict: PERMISSIVE passes, STRICT is refused."""
-    node = make_node(heartbeatTimeoutSeconds=0.3) if cause == "silent" else make_node()
     node.stage.start(b, serve, "::" if kind == "6" else "0.0.0.0", 8086).receive()
     # after the fork, for a copy in another process would keep them open
     listeners = node.enroll(a, protected=protected)
     if cause == "stopped":
         node.plane.stop_beating()
     elif cause == "silent":
-        time.sleep(0.5)
+        node.fall_silent()
     else:
         listeners.close()
     if protected:
         with pytest.raises(PermissionError):
             node.stage.run(a, dial, b.address(kind), 8086)
-        assert node.counted() == {"outbound_dead_refused": 1}
+        assert counted() == {"outbound_dead_refused": 1}
     else:
         assert node.stage.run(a, dial, b.address(kind), 8086).data.startswith(b"app ")
-        assert node.counted() == {"outbound_dead_passed": 1}
+        assert counted() == {"outbound_dead_passed": 1}
 
 
 def _dial_many(pipe: Connection, address: str, port: int, count: int) -> list[str]:

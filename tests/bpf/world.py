@@ -214,9 +214,12 @@ def hold(pipe: Connection, address: str, port: int) -> None:
 
 
 def keep_dialling(pipe: Connection, address: str, port: int) -> list[bytes]:
-    """Connect again and again until told to stop; return what each connection was answered."""
+    """Connect again and again until told to stop; return what each connection was answered.
+
+    Between two of them is a millisecond, in which the programs are compiled that the test loads.
+    """
     answers = []
-    while not pipe.poll():
+    while not pipe.poll(0.001):
         try:
             answers.append(dial(pipe, address, port).data)
         except OSError as error:
