@@ -123,11 +123,15 @@ def proxy_config(annotations: Mapping[str, str]) -> tuple[bool | None, int | Non
     if text is None:
         return None, None
     try:
-        (found,) = yaml_text.load(text) or [{}]
-        hold = found.get("holdApplicationUntilProxyStarts")
-        concurrency = found.get("concurrency")
-    except (ResourceError, ValueError, AttributeError):
+        found = yaml_text.one(text)
+    except ResourceError:
         raise _wrong(PROXY_CONFIG, text, "a YAML mapping") from None
+    if found is None:
+        return None, None
+    if not isinstance(found, dict):
+        raise _wrong(PROXY_CONFIG, text, "a YAML mapping")
+    hold = found.get("holdApplicationUntilProxyStarts")
+    concurrency = found.get("concurrency")
     if hold is not None and not isinstance(hold, bool):
         raise _wrong(f"{PROXY_CONFIG}].[holdApplicationUntilProxyStarts", hold, "true, false")
     if concurrency is not None and (

@@ -14,7 +14,8 @@ from dataclasses import dataclass
 from ipaddress import ip_address, ip_network
 from typing import Any, Final, Literal
 
-from nodeagent.resources.objects import Field, label_selector
+from nodeagent.resources.objects import label_selector
+from nodeagent.resources.part import Field
 
 Object = Mapping[str, Any]
 Direction = Literal["ingress", "egress"]

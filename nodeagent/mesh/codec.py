@@ -21,7 +21,8 @@ def decode(kind: Any, value: Any) -> Any:
 def _decoder(kind: Any) -> Callable[[Any], Any]:
     if is_dataclass(kind):
         return _dataclass(kind)
-    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
+    origin = typing.get_origin(kind)
+    arguments = typing.get_args(kind)
     if origin is tuple:
         if arguments[-1] is Ellipsis:
             item = _decoder(arguments[0])

@@ -353,7 +353,8 @@ class Mesh:
 
     def _use(self, key: NamespacedName, workload: Workload | None) -> set[str]:
         """Keep which local pods use which policies' entries; return those for which that changed."""
-        before, after = set(self._using.pop(key, ())), set(workload.policies if workload else ())
+        before = set(self._using.pop(key, ()))
+        after = set(workload.policies if workload else ())
         for entry in before - after:
             self._users.discard(entry, key)
         for entry in after - before:

@@ -97,7 +97,8 @@ class _Facts:
         )
 
     def request(self) -> RequestFacts | None:
-        question, service = self.question, self.server.service
+        question = self.question
+        service = self.server.service
         host = question.headers.get("host", service.host if service else self.server.workload.pod)
         return (
             RequestFacts(question.method, question.path, host, question.headers.get, self.claims)
@@ -258,7 +259,8 @@ def _is_address(text: str) -> bool:
 
 def _mtls(client: _Client, server: _Server) -> tuple[str, str, bool]:
     """Return the principal that the server's side knows, the step in words, and whether the connection is refused."""
-    workload, port = server.workload, server.port
+    workload = server.workload
+    port = server.port
     mode: MtlsMode = workload.mtls_at(port)
     source = f"PeerAuthentication {workload.mtls_from}" if workload.mtls_from else "mtls.mode of agent.yaml"
     said = f"{mode} (by {source}{', portLevelMtls' if port in dict(workload.port_mtls) else ''})"
@@ -310,7 +312,8 @@ def _policies(facts: _Facts, entries: tuple[Entry, ...]) -> tuple[Outcome, list[
         return unparsed
     policies = [entry for entry in entries if isinstance(entry, AuthorizationPolicy)]
     authorizer = Authorizer.compile(policies, http=facts.http, trust_domain=facts.trust_domain)
-    connection, request = facts.connection(), facts.request()
+    connection = facts.connection()
+    request = facts.request()
     outcome = authorizer.connection(connection)
     decision = outcome if isinstance(outcome, Decision) else None
     custom = (

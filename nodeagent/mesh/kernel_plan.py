@@ -104,7 +104,8 @@ class KernelPlanner:
         services = [entry for entry in known.values() if isinstance(entry, Service)]
         by_name = {f"{service.namespace}/{service.name}": service for service in services}
         pods = [entry for entry in known.values() if isinstance(entry, Workload) and entry.uid in captured]
-        before, self._verdicts = self._verdicts, {}
+        before = self._verdicts
+        self._verdicts = {}
         ports: dict[tuple[PodUid, int], PortPath] = {}
         destinations: dict[Where, KernelDestination] = {}
         for server in pods:

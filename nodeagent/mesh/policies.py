@@ -15,7 +15,8 @@ from typing import Any, Final
 from nodeagent.mesh.selection import NamespacedName, Postings
 from nodeagent.policy.model import AuthorizationPolicy, MtlsMode, PeerAuthentication, RateLimit, RequestAuthentication
 from nodeagent.resources.changes import Refused
-from nodeagent.resources.security import Policy, PolicyTarget
+from nodeagent.resources.policy_scope import PolicyTarget
+from nodeagent.resources.security import Policy
 
 PolicyKey = tuple[str, str, str]
 """Kind, namespace and name."""
@@ -39,7 +40,8 @@ class Policies:
     """Every policy of the cluster, and the pods that it may be for."""
 
     def __init__(self, default: MtlsMode, root: str) -> None:
-        self._default, self.root = default, root
+        self._default = default
+        self.root = root
         self.known: dict[PolicyKey, Policy] = {}
         self.files: dict[PolicyKey, str] = {}
         self.entries: dict[str, AuthorizationPolicy | RequestAuthentication | RateLimit] = {}
@@ -80,7 +82,8 @@ class Policies:
             if not before.targets:
                 self._by_term.discard(self._term(before), key)
         if policy is not None:
-            self.known[key], self.files[key] = policy, file
+            self.known[key] = policy
+            self.files[key] = file
             if not isinstance(policy.spec, PeerAuthentication):
                 self.entries[policy.spec.key] = policy.spec
             for service in _services(policy):
@@ -138,10 +141,12 @@ class Policies:
                 workload = workload or spec
             else:
                 namespace = namespace or spec
-        mode, source = self._default, ""
+        mode = self._default
+        source = ""
         for said in (mesh, namespace, workload):
             if said is not None and said.mode is not None:
-                mode, source = said.mode, f"{said.namespace}/{said.name}"
+                mode = said.mode
+                source = f"{said.namespace}/{said.name}"
         ports = ((port, own or mode) for port, own in workload.ports) if workload else ()
         return MtlsModes(mode, source, tuple((port, own) for port, own in ports if own != mode))
 

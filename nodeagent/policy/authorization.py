@@ -80,7 +80,9 @@ class _Bound(Generic[_Outcome]):
     __slots__ = ("by_line", "final", "steps")
 
     def __init__(self, steps: tuple[tuple[RequestTest, _Outcome], ...], final: _Outcome, by_line: bool) -> None:
-        self.steps, self.final, self.by_line = steps, final, by_line
+        self.steps = steps
+        self.final = final
+        self.by_line = by_line
 
     def first(self, request: RequestFacts) -> _Outcome:
         for test, outcome in self.steps:
@@ -118,8 +120,10 @@ class RequestAuthorizer:
     def __init__(
         self, customs: _Bound[str], decisions: _Bound[Decision], watches: tuple[_Bound[Note | None], ...]
     ) -> None:
-        self._customs, self._watches = customs, watches
-        self._steps, self._final = decisions.steps, decisions.final
+        self._customs = customs
+        self._watches = watches
+        self._steps = decisions.steps
+        self._final = decisions.final
         self.by_line = customs.by_line and decisions.by_line and all(watch.by_line for watch in watches)
         """Every request with the same method, target and host meets the same outcome: nothing asks
         for fields or claims.
@@ -197,7 +201,8 @@ class Authorizer:
     def connection(self, facts: ConnectionFacts) -> Decision | RequestAuthorizer:
         """Return the decision on every request of the connection of *facts*, or what decides on each of them."""
         peer = PeerFacts(facts)
-        customs, decisions = self._customs.at(peer), self._decisions.at(peer)
+        customs = self._customs.at(peer)
+        decisions = self._decisions.at(peer)
         watches = tuple(
             bound for bound in (watch.at(peer) for watch in self._watches) if bound.steps or bound.final is not None
         )

@@ -65,7 +65,9 @@ def text(patterns: Iterable[str]) -> Text:
 
     An empty text is matched by nothing: it stands for what is absent.
     """
-    exact, prefixes, suffixes = set[str](), list[str](), list[str]()
+    exact = set[str]()
+    prefixes = list[str]()
+    suffixes = list[str]()
     for pattern in patterns:
         if pattern == "*":
             return bool
@@ -94,7 +96,8 @@ def folded(patterns: Iterable[str]) -> Text:
 
 def paths(patterns: Iterable[str]) -> Text:
     """The same for normalised paths, some of *patterns* being templates. Raises ResourceError when one is wrong."""
-    plain, templates = list[str](), list[Text]()
+    plain = list[str]()
+    templates = list[Text]()
     for pattern in patterns:
         if is_template(pattern):
             templates.append(_full(pattern))
@@ -112,7 +115,8 @@ def globs(patterns: Iterable[str]) -> Text:
     """Return what matches any of *patterns*, in which every ``*`` stands for any text, as Istio has
     it for namespaces.
     """
-    plain, others = list[str](), list[Text]()
+    plain = list[str]()
+    others = list[Text]()
     for pattern in patterns:
         if "*" in pattern.strip("*") or pattern.count("*") > 1:
             others.append(_glob(pattern))
@@ -128,7 +132,8 @@ def _glob(pattern: str) -> Text:
     def matches(value: str) -> bool:
         if len(value) < shortest or not value.startswith(first) or not value.endswith(last):
             return False
-        at, end = len(first), len(value) - len(last)
+        at = len(first)
+        end = len(value) - len(last)
         for part in middle:
             # The leftmost place leaves the most for the parts that follow, so no other has to be
             # tried.
@@ -192,7 +197,8 @@ def _network(value: str, field: str) -> tuple[int, int]:
         raise ResourceError(
             f"{field}: {value!r} is neither an IP address nor a CIDR block such as 10.0.0.0/8 or fd00::/8"
         ) from None
-    base, host_bits = network.network_address, network.max_prefixlen - network.prefixlen
+    base = network.network_address
+    host_bits = network.max_prefixlen - network.prefixlen
     if isinstance(base, ipaddress.IPv6Address) and base.ipv4_mapped is not None and host_bits <= 32:
         base = base.ipv4_mapped
     return _number(base), _NETMASK >> host_bits << host_bits

@@ -170,7 +170,8 @@ def compile_rule(rule: Rule, namespace: str, trust_domain: str, *, permits: bool
     validation refuses those already.
     """
 
-    needs_request, by_line = False, True
+    needs_request = False
+    by_line = True
 
     def clause(fields: Iterable[tuple[str, str, tuple[Any, ...], bool]]) -> Clause:
         peer: list[tuple[str, PeerTest]] = []
@@ -184,7 +185,8 @@ def compile_rule(rule: Rule, namespace: str, trust_domain: str, *, permits: bool
                 peer.append((name, _negated(on_peer) if negated else on_peer))
             else:
                 on_request = _request_test(name, key, values)
-                needs_request, by_line = True, by_line and key.lower() in _IN_LINE
+                needs_request = True
+                by_line = by_line and key.lower() in _IN_LINE
                 request.append((name, _negated(on_request) if negated else on_request))
         return Clause(tuple(peer), tuple(request), matchers.all_of([test for _, test in request]) if request else None)
 

@@ -149,7 +149,9 @@ class _Reader:
     __slots__ = ("find", "place", "removed", "rules")
 
     def __init__(self, place: Place, rules: tuple[_Rule, ...]) -> None:
-        self.place, self.rules, self.find = place, rules, place.find
+        self.place = place
+        self.rules = rules
+        self.find = place.find
         self.removed = (place.name,) if isinstance(place, HeaderPlace) else ()
 
     def check(self, text: str, now: float, spoken_for: tuple[str, ...]) -> _Proved:
@@ -209,7 +211,9 @@ class Authenticator:
     __slots__ = ("_now", "_readers", "_tokenless")
 
     def __init__(self, readers: Sequence[_Reader], tokenless: Authenticated, now: Callable[[], float]) -> None:
-        self._readers, self._tokenless, self._now = tuple(readers), tokenless, now
+        self._readers = tuple(readers)
+        self._tokenless = tokenless
+        self._now = now
 
     @classmethod
     def compile(
@@ -249,7 +253,8 @@ class Authenticator:
         """
         if request.method == "OPTIONS" and request.header("origin") and request.header("access-control-request-method"):
             return self._tokenless  # a browser sends no token with a CORS preflight
-        result, now = self._tokenless, 0.0
+        result = self._tokenless
+        now = 0.0
         consumed: list[str] = []
         for reader in self._readers:
             tokens = reader.find(request)

@@ -103,7 +103,8 @@ class KeySet:
         """Verify *token*'s signature by the key that it names, by those without a name, or, when it
         names none, by any fitting one. Raises TokenError.
         """
-        algorithm, name = token.algorithm, token.key_id
+        algorithm = token.algorithm
+        name = token.key_id
         if algorithm not in ALGORITHMS:
             raise TokenError("Jwt header [alg] is not supported")
         if self.error:
@@ -176,7 +177,9 @@ def _rsa(key: Mapping[str, Any]) -> dict[str, Verify]:
 
 
 def _rsa_verify(public: rsa.RSAPublicKey, pad: padding.PKCS1v15 | padding.PSS, bits: str) -> Verify:
-    check, digest, hashed = public.verify, _DIGEST[bits], Prehashed(_SHA[bits])
+    check = public.verify
+    digest = _DIGEST[bits]
+    hashed = Prehashed(_SHA[bits])
     # hashlib is quicker than the library's own hashing.
     return lambda signature, signed: check(signature, digest(signed).digest(), pad, hashed)
 
@@ -187,7 +190,9 @@ def _ec(key: Mapping[str, Any]) -> dict[str, Verify]:
     if len(x) != size or len(y) != size:
         raise ValueError("EC coordinate size")
     public = ec.EllipticCurvePublicNumbers(int.from_bytes(x, "big"), int.from_bytes(y, "big"), curve()).public_key()
-    check, digest, algorithm = public.verify, _DIGEST[bits], ec.ECDSA(Prehashed(_SHA[bits]))
+    check = public.verify
+    digest = _DIGEST[bits]
+    algorithm = ec.ECDSA(Prehashed(_SHA[bits]))
 
     def verify(signature: bytes, signed: bytes) -> None:
         # Both numbers in full length (RFC 7518, section 3.4), which the library wants in DER.

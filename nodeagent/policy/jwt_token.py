@@ -36,7 +36,8 @@ class TokenError(Exception):
 
     def __init__(self, words: str, status: int = 401) -> None:
         super().__init__(words)
-        self.words, self.status = words, status
+        self.words = words
+        self.status = status
 
 
 class Token(NamedTuple):
@@ -90,7 +91,8 @@ def parse(text: str) -> Token:
 
 def _header(section: str) -> tuple[str, str | None]:
     header = _object(_decoded(section, "header"), "header")
-    algorithm, key_id = header.get("alg"), header.get("kid")
+    algorithm = header.get("alg")
+    key_id = header.get("kid")
     if not isinstance(algorithm, str):
         raise TokenError("Jwt header [alg] field is required and must be a string")
     if key_id is not None and not isinstance(key_id, str):

@@ -59,7 +59,8 @@ class _Bucket:
     __slots__ = ("filled", "tokens")
 
     def __init__(self, tokens: float, filled: float) -> None:
-        self.tokens, self.filled = tokens, filled
+        self.tokens = tokens
+        self.filled = filled
 
 
 class _Text:
@@ -125,7 +126,9 @@ class _Limit:
     )
 
     def __init__(self, policy: str, limit: LocalLimit, share: float, max_buckets: int, now: float) -> None:
-        self._policy, self._limit, self._max_buckets = policy, limit, max_buckets
+        self._policy = policy
+        self._limit = limit
+        self._max_buckets = max_buckets
         self._methods = frozenset(limit.methods)
         self._exact = frozenset(path for path in limit.paths if "*" not in path)
         self._prefixes = tuple(path[:-1] for path in limit.paths if path.endswith("*"))
@@ -135,11 +138,13 @@ class _Limit:
         # A share of a small bucket must still hold the one token that a request takes; the rate is
         # the exact share all the same.
         self._size = max(1.0, limit.bucket.max_tokens * share)
-        self._per_fill, self._interval = limit.bucket.tokens_per_fill * share, limit.bucket.fill_seconds
+        self._per_fill = limit.bucket.tokens_per_fill * share
+        self._interval = limit.bucket.fill_seconds
         self._by = tuple(_SOURCES.get(source) or _of_header(source.removeprefix("header:")) for source in limit.by)
         self._shared = _Bucket(self._size, now)
         self._buckets: OrderedDict[str | tuple[str, ...], _Bucket] = OrderedDict()
-        self._reset, self._last = -1, Limited(policy, ())
+        self._reset = -1
+        self._last = Limited(policy, ())
 
     def matches(self, request: LimitedRequest) -> bool:
         if self._methods and request.method not in self._methods:
@@ -181,7 +186,8 @@ class _Limit:
         if reset != self._reset:  # refusals come in crowds: those of one second share their answer
             size = str(self._limit.bucket.max_tokens)
             headers = (("x-ratelimit-limit", size), ("x-ratelimit-remaining", "0"), ("x-ratelimit-reset", str(reset)))
-            self._reset, self._last = reset, Limited(self._policy, headers)
+            self._reset = reset
+            self._last = Limited(self._policy, headers)
         return self._last
 
 
@@ -191,7 +197,8 @@ class RateLimiter:
     __slots__ = ("_clock", "_limits")
 
     def __init__(self, limits: dict[tuple[str, LocalLimit, int, float], _Limit], clock: Callable[[], float]) -> None:
-        self._limits, self._clock = limits, clock
+        self._limits = limits
+        self._clock = clock
 
     @classmethod
     def compile(
@@ -209,7 +216,8 @@ class RateLimiter:
         to 1, that this process may give away: with several workers, each has its own. Limits that
         did not change go on with the buckets that they have in *previous*.
         """
-        now, kept = clock(), previous._limits if previous is not None else {}
+        now = clock()
+        kept = previous._limits if previous is not None else {}
         made: dict[tuple[str, LocalLimit, int, float], _Limit] = {}
         for policy in limits:
             name = f"{policy.namespace}/{policy.name}"

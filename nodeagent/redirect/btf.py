@@ -15,7 +15,8 @@ from nodeagent.errors import KernelError
 
 VMLINUX: Final = Path("/sys/kernel/btf/vmlinux")
 _HEADER: Final = struct.Struct("=HBBIIIII")
-_TYPE, _MEMBER = struct.Struct("=III"), struct.Struct("=III")
+_TYPE = struct.Struct("=III")
+_MEMBER = struct.Struct("=III")
 _MAGIC: Final = 0xEB9F
 _STRUCT: Final = 4
 _BIT: Final = 0xFFFFFF
@@ -37,7 +38,8 @@ def offset(structure: str, *members: str, path: Path = VMLINUX) -> int:
         magic, _, _, header, types_at, types_size, names_at, names_size = _HEADER.unpack_from(raw)
         if magic != _MAGIC:
             raise ValueError("no BTF")
-        types, names = raw[header + types_at :][:types_size], raw[header + names_at :][:names_size]
+        types = raw[header + types_at :][:types_size]
+        names = raw[header + names_at :][:names_size]
         return _offset(types, names, structure, members)
     except OSError as error:
         raise KernelError(
@@ -49,12 +51,17 @@ def offset(structure: str, *members: str, path: Path = VMLINUX) -> int:
 
 def _offset(types: bytes, names: bytes, structure: str, members: tuple[str, ...]) -> int:
     wanted = names.index(b"\0%b\0" % structure.encode()) + 1
-    places, end, bits = [0], 0, 0  # places: of each type by its number, as far as was read; 0 is void
-    place, kind = -1, 0
+    # places: of each type by its number, as far as was read; 0 is void
+    places = [0]
+    end = 0
+    bits = 0
+    place = -1
+    kind = 0
     while place < 0:
         name, kind, size = _type(types, end)
         places.append(end)
-        place, end = end if (name, kind) == (wanted, _STRUCT) else -1, end + size
+        place = end if (name, kind) == (wanted, _STRUCT) else -1
+        end = end + size
     for member in members:
         number, more = _member(types, place, names, member.encode())
         bits += more

@@ -116,7 +116,8 @@ def streams(maps: Mapping[str, Map]) -> dict[SocketEnds, BypassedStream]:
 
 
 def _stream(key: bytes, value: bytes) -> tuple[SocketEnds, BypassedStream]:
-    side, stream = BypassSide.from_buffer_copy(key), BypassStream.from_buffer_copy(value)
+    side = BypassSide.from_buffer_copy(key)
+    stream = BypassStream.from_buffer_copy(value)
     local, remote = (unpack_address(bytes(address)) for address in (side.local, side.remote))
     return SocketEnds((local, side.local_port), (remote, side.remote_port)), BypassedStream(
         WAYS[stream.way], stream.bytes, stream.messages

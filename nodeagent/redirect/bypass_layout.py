@@ -7,7 +7,9 @@ from typing import Final
 
 from nodeagent.redirect.layout import ADDRESS_BYTES
 
-_u8, _u32, _u64 = ctypes.c_uint8, ctypes.c_uint32, ctypes.c_uint64
+_u8 = ctypes.c_uint8
+_u32 = ctypes.c_uint32
+_u64 = ctypes.c_uint64
 
 WAYS: Final = ("undecided", "socket", "tcp")
 """enum bypass_way, in its order."""

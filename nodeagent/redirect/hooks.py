@@ -21,7 +21,13 @@ class Hook:
     attach_type: int
 
 
-_SKB, _SOCK, _SOCK_OPS, _SK_MSG, _SOCK_ADDR, _SOCKOPT, _SK_LOOKUP = 8, 9, 13, 16, 18, 25, 30
+_SKB = 8
+_SOCK = 9
+_SOCK_OPS = 13
+_SK_MSG = 16
+_SOCK_ADDR = 18
+_SOCKOPT = 25
+_SK_LOOKUP = 30
 
 SOCKOPS: Final = Hook("sockops", _SOCK_OPS, 3)
 CGROUP_HOOKS: Final = (

@@ -13,7 +13,10 @@ from typing import Final
 
 from nodeagent.telemetry.metrics import BUCKETS
 
-_u8, _u16, _u32, _u64 = ctypes.c_uint8, ctypes.c_uint16, ctypes.c_uint32, ctypes.c_uint64
+_u8 = ctypes.c_uint8
+_u16 = ctypes.c_uint16
+_u32 = ctypes.c_uint32
+_u64 = ctypes.c_uint64
 
 STATES: Final = 128
 BOUNDS: Final = len(BUCKETS)

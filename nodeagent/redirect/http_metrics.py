@@ -26,7 +26,8 @@ _ZERO: Final = struct.pack("=I", 0)
 _UNCOUNTED: Final = http_layout.HttpTables.uncounted
 _FLAGS: Final = {"client_left": "DC", "server_left": "UC"}
 """Envoy's response flags for a connection that ended before the answer did."""
-_WORKLOAD, _NAMESPACE = PEER_LABELS.index("destination_workload"), PEER_LABELS.index("destination_workload_namespace")
+_WORKLOAD = PEER_LABELS.index("destination_workload")
+_NAMESPACE = PEER_LABELS.index("destination_workload_namespace")
 _Values = tuple[int, ...]
 _SIZE: Final = len(BUCKETS) + 1
 _VALUES: Final = ctypes.sizeof(HttpCellValue) // 8
@@ -85,7 +86,9 @@ class HttpMetrics:
         What an earlier daemon did not read is dropped: its numbers meant other pods. Raises
         OSError.
         """
-        self._maps, self.program, self._cgroup = maps, program, cgroup
+        self._maps = maps
+        self.program = program
+        self._cgroup = cgroup
         self._path = links / hooks.HTTP_EGRESS.name
         self._seen: dict[bytes, _Values] = {}
         self._uncounted = 0
@@ -152,7 +155,8 @@ class HttpMetrics:
 
     def _cells(self) -> list[tuple[bytes, _Values]]:
         """Every key with its values, summed over the CPUs (each CPU's copy is a whole number of u64)."""
-        requests, cpus = self._maps["http_requests"], possible_cpus()
+        requests = self._maps["http_requests"]
+        cpus = possible_cpus()
         raw = syscall.map_items(requests.fd, requests.spec.key_size, requests.spec.value_size * cpus, chunk=256)
         return [
             (key, tuple(map(sum, zip(*struct.iter_unpack(f"={_VALUES}Q", values), strict=True)))) for key, values in raw
@@ -166,12 +170,10 @@ class HttpMetrics:
 
 def _row(key: bytes, values: _Values) -> Row:
     named = HttpKey.from_buffer_copy(key)
-    first, second, third, sums = (
-        values[:_SIZE],
-        values[_SIZE : 2 * _SIZE],
-        values[2 * _SIZE : 3 * _SIZE],
-        values[3 * _SIZE :],
-    )
+    first = values[:_SIZE]
+    second = values[_SIZE : 2 * _SIZE]
+    third = values[2 * _SIZE : 3 * _SIZE]
+    sums = values[3 * _SIZE :]
     return Row(
         named.source,
         named.destination,

@@ -137,7 +137,8 @@ class KernelMaps:
     def _service_number(self, where: Where, service: str) -> int:
         """A Service of an earlier daemon is known by its ClusterIP."""
         number = self._services.get(service) or self._vips.get(_endpoint(where)) or self._numbers.take("service")
-        self._services[service], self._names[number] = number, service
+        self._services[service] = number
+        self._names[number] = service
         return number
 
     def service_name(self, number: int) -> str:
@@ -145,7 +146,9 @@ class KernelMaps:
         return self._names.get(number, "")
 
     def _adopt(self) -> None:
-        items, numbers, state = {name: dict(self._maps[name].items()) for name in _WRITTEN}, self._numbers, self._state
+        items = {name: dict(self._maps[name].items()) for name in _WRITTEN}
+        numbers = self._numbers
+        state = self._state
         state.wanted = items
         for cookie, value in self._maps["pods"].items():
             if number := _as(layout.PodValue, value).id:
@@ -339,7 +342,9 @@ class KernelMaps:
         what puts it right.
         """
         for name in _WRITTEN:
-            one, wanted, actual = self._maps[name], self._state.wanted[name], dict(self._maps[name].items())
+            one = self._maps[name]
+            wanted = self._state.wanted[name]
+            actual = dict(self._maps[name].items())
             for key in actual.keys() - wanted.keys():
                 yield f"the map {name} has an entry that nobody made", partial(_drop, one, key)
             for key, value in wanted.items():
@@ -354,7 +359,8 @@ class KernelMaps:
         """
         totals: dict[CountedPair, Total] = {}
         for key, (named, now) in self._read_totals().items():
-            total, base = Total(now.opened, now.closed, now.failed, now.received, now.sent), self._base.get(key)
+            total = Total(now.opened, now.closed, now.failed, now.received, now.sent)
+            base = self._base.get(key)
             if base is not None:
                 then = base[1]
                 total = Total(
@@ -388,7 +394,8 @@ class KernelMaps:
     def refusals(self) -> list[Refusals]:
         """Return what was refused since the last call. Raises OSError."""
         self._note_refusals()
-        told, self._untold = self._untold, []
+        told = self._untold
+        self._untold = []
         return told
 
     def _note_refusals(self) -> None:

@@ -94,7 +94,9 @@ class Record:
 
     def __init__(self, opened: Mapping[str, Map], service_name: Callable[[int], str]) -> None:
         """*opened*: maps by name; *service_name* by number. Raises OSError."""
-        self._flows, self._closed, self._service_name = opened["kernel_flows"], opened["closed_flows"], service_name
+        self._flows = opened["kernel_flows"]
+        self._closed = opened["closed_flows"]
+        self._service_name = service_name
         self._rings: set[int] = set()
         for place in list(self._closed.keys()):  # an earlier daemon's: it alone knew whose numbers those were
             self._closed.drop(place)
@@ -135,7 +137,8 @@ class Record:
 
     def _flow(self, ends: layout.FlowKey, flow: layout.KernelFlow) -> RecordedFlow:
         opened = self.unix(flow.opened) if flow.opened else 0.0
-        http, bypass = bool(flow.flags & layout.FLOW_HTTP), bool(flow.flags & layout.FLOW_BYPASS)
+        http = bool(flow.flags & layout.FLOW_HTTP)
+        bypass = bool(flow.flags & layout.FLOW_BYPASS)
         source, destination = (unpack_address(bytes(end)) for end in (ends.source, ends.destination))
         named = FlowId((source, ends.source_port), (destination, ends.destination_port))
         return RecordedFlow(

@@ -11,7 +11,10 @@ import ctypes
 import socket
 from typing import Final
 
-_u8, _u16, _u32, _u64 = ctypes.c_uint8, ctypes.c_uint16, ctypes.c_uint32, ctypes.c_uint64
+_u8 = ctypes.c_uint8
+_u16 = ctypes.c_uint16
+_u32 = ctypes.c_uint32
+_u64 = ctypes.c_uint64
 
 ADDRESS_BYTES: Final = 16
 MAPPED: Final = b"\0" * 10 + b"\xff\xff"

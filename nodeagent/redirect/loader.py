@@ -238,7 +238,9 @@ class _Swap:
     """Puts the programs *loaded* in the place of those that are pinned, step by step; *undo* takes every step back."""
 
     def __init__(self, pinned: pins.Pins, loaded: Mapping[str, int], undo: contextlib.ExitStack) -> None:
-        self._links, self._loaded, self._undo = pinned.links, loaded, undo.callback
+        self._links = pinned.links
+        self._loaded = loaded
+        self._undo = undo.callback
         self._before = {path.name: syscall.get(path) for path in pinned.programs.iterdir()}
 
     def pods(self) -> None:
@@ -265,7 +267,8 @@ class _Swap:
 
     def cgroup(self, hook: hooks.Hook, target: hooks.AttachPoint, name: str = "") -> None:
         """Attach *hook* to *target*, pinned as *name*."""
-        path, before = self._links / (name or hook.name), self._before.get(hook.name)
+        path = self._links / (name or hook.name)
+        before = self._before.get(hook.name)
         there = path.exists()
         os.close(hooks.ensure(path, hook, target, self._loaded[hook.name]))
         if there and before is not None:

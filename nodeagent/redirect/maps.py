@@ -18,7 +18,13 @@ from nodeagent.config import MapSizes
 from nodeagent.errors import KernelError
 from nodeagent.redirect import bypass_layout, http_layout, layout, syscall
 
-_HASH, _ARRAY, _PROGRAMS, _PERCPU_HASH, _PERCPU_ARRAY, _LRU_HASH, SOCKHASH = 1, 2, 3, 5, 6, 9, 18
+_HASH = 1
+_ARRAY = 2
+_PROGRAMS = 3
+_PERCPU_HASH = 5
+_PERCPU_ARRAY = 6
+_LRU_HASH = 9
+SOCKHASH = 18
 _NO_PREALLOC: Final = 1
 """BPF_F_NO_PREALLOC: these maps are only written from user space, and mostly empty."""
 
@@ -48,9 +54,14 @@ class MapSpec:
 
 def specifications(sizes: MapSizes) -> tuple[MapSpec, ...]:
     """Return the shape of every map; bpf/maps.h declares the same names."""
-    size, pods, connections = ctypes.sizeof, "redirect.maps.pods", "redirect.maps.connections"
-    endpoints, verdicts = "redirect.maps.endpoints", "redirect.maps.verdicts"
-    address, endpoint, original = layout.ADDRESS_BYTES, size(layout.EndpointKey), size(layout.OriginalValue)
+    size = ctypes.sizeof
+    pods = "redirect.maps.pods"
+    connections = "redirect.maps.connections"
+    endpoints = "redirect.maps.endpoints"
+    verdicts = "redirect.maps.verdicts"
+    address = layout.ADDRESS_BYTES
+    endpoint = size(layout.EndpointKey)
+    original = size(layout.OriginalValue)
     return (
         MapSpec("settings", _ARRAY, 4, size(layout.SettingsValue), 1),
         MapSpec("heartbeat", _ARRAY, 4, 8, 2),

@@ -54,7 +54,8 @@ class OriginalDestinations:
                 f"the map of original destinations cannot be read: {os.strerror(ctypes.get_errno())}; the kernel "
                 "must be 5.19 or newer"
             )
-        asked, chosen = self._value.asked, self._value.chosen
+        asked = self._value.asked
+        chosen = self._value.chosen
         return Original(
             _unpack(bytes(asked.address)),
             asked.port,

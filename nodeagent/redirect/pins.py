@@ -95,12 +95,14 @@ def filesystem(path: Path) -> str:
     By /proc/self/mountinfo (proc_pid_mountinfo(5)): the last mount whose mount point is a prefix
     wins.
     """
-    found, best = "", -1
+    found = ""
+    best = -1
     for line in Path("/proc/self/mountinfo").read_text().splitlines():
         before, _, after = line.partition(" - ")
         point = before.split()[4].encode().decode("unicode_escape")
         if path.is_relative_to(point) and len(point) >= best:
-            found, best = after.split()[0], len(point)
+            found = after.split()[0]
+            best = len(point)
     return found
 
 

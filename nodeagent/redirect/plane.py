@@ -112,7 +112,8 @@ class DataPlane:
     def __init__(self, redirect: Redirect, slots: int, ports: dict[Direction, int], joining: bypass.Joining) -> None:
         """Open what the loader pinned. Raises KernelError when something is missing."""
         self._pins = pins.Pins(redirect.pin_directory)
-        self._slots, self._ports = slots, ports
+        self._slots = slots
+        self._ports = ports
         self._enrolled: dict[str, _Enrolled] = {}
         self._cgroup = loader.open_cgroup(redirect.cgroup)
         self._maps = maps.open_all(self._pins.maps, redirect.maps)
@@ -179,7 +180,8 @@ class DataPlane:
 
     async def loaded(self) -> None:
         """Wait for the loader's end: from then on HTTP can be counted. Raises KernelError with its words."""
-        process, self._loader = self._loader, None
+        process = self._loader
+        self._loader = None
         if process is None or process.stdout is None:
             return
         await _ended(process, [await process.stdout.read()])
@@ -312,7 +314,8 @@ class DataPlane:
         """Close a connection on the kernel path by whichever end is in an enrolled pod; return
         whether it was there. Raises OSError.
         """
-        client, server = self._numbered(flow.source), self._numbered(flow.destination)
+        client = self._numbered(flow.source)
+        server = self._numbered(flow.destination)
         if client is not None and sock_diag.destroy(client.pod.netns.fd, flow.id, flow.client):
             return True
         ends = flow.id.destination, flow.id.source
@@ -410,7 +413,8 @@ class DataPlane:
         for name in _POD_MAPS:
             for key in state.entries[name].keys() - wanted[name].keys():
                 self._maps[name].drop(key)
-        state.pod, state.entries = replace(pod, netns=state.pod.netns), wanted
+        state.pod = replace(pod, netns=state.pod.netns)
+        state.entries = wanted
 
     def _useful(self, handed: Listeners) -> Listeners:
         """Close those of slots that no longer exist: the kernel would give connections to them, and
@@ -485,7 +489,8 @@ class DataPlane:
         state.listeners = Listeners({**kept, **pods.open_listeners(state.pod, missing, self._ports)})
 
     def _link_faults(self, state: _Enrolled) -> Iterator[_Fault]:
-        hook, path = hooks.LOOKUP, self._pins.lookup(state.pod.netns.cookie)
+        hook = hooks.LOOKUP
+        path = self._pins.lookup(state.pod.netns.cookie)
         wrong = (
             hooks.fault(state.link, hook, state.target, self._ids[hook.name])
             if state.link >= 0

@@ -69,7 +69,8 @@ def entries(pod: EnrolledPod, number: int) -> Entries:
     own = {family_of(address): layout.pack_address(address) for address in reversed(pod.addresses)}
     protection = pod.protection
     value = layout.PodValue(protection=_flags(protection.dead, protection.unredirected), id=number, bypass=pod.bypass)
-    value.ipv4[:], value.ipv6[:] = own.get(4, bytes(layout.ADDRESS_BYTES)), own.get(6, bytes(layout.ADDRESS_BYTES))
+    value.ipv4[:] = own.get(4, bytes(layout.ADDRESS_BYTES))
+    value.ipv6[:] = own.get(6, bytes(layout.ADDRESS_BYTES))
     excluded = ((layout.OUTBOUND, pod.exclude_outbound), (layout.INBOUND, pod.exclude_inbound))
     netns_key = struct.pack("=Q", cookie)
     return {

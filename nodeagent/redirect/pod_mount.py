@@ -28,9 +28,15 @@ CLONE_NEWNS: Final = 0x00020000
 OPEN_TREE, MOVE_MOUNT, MOUNT_SETATTR = 428, 429, 442
 """System calls, by the numbers that all architectures share (Linux 5.2, 5.2, 5.12)."""
 _AT_FDCWD: Final = -100
-_EMPTY_PATH, _CLONE, _CLOEXEC = 0x1000, 1, os.O_CLOEXEC
-_FROM_EMPTY, _TO_EMPTY = 0x04, 0x40
-_READ_ONLY, _NO_SUID, _NO_DEVICES, _NO_EXEC = 1, 2, 4, 8
+_EMPTY_PATH = 0x1000
+_CLONE = 1
+_CLOEXEC = os.O_CLOEXEC
+_FROM_EMPTY = 0x04
+_TO_EMPTY = 0x40
+_READ_ONLY = 1
+_NO_SUID = 2
+_NO_DEVICES = 4
+_NO_EXEC = 8
 _ESCAPED: Final = re.compile(rb"[ \t\n\\]")
 """What the kernel writes as octal numbers in a path (seq_path)."""
 MAX_PROCESSES: Final = 4096
@@ -56,7 +62,9 @@ class PodMount:
     """
 
     def __init__(self, folder: Path, target: str, pod: Place) -> None:
-        self._folder, self._target, self._pod = folder, target, pod
+        self._folder = folder
+        self._target = target
+        self._pod = pod
         self._failed: dict[int, _Attempt] = {}
 
     async def everywhere(self) -> None:
@@ -126,10 +134,8 @@ def is_mounted(table: bytes, folder: Path, target: str) -> bool:
 
     Its cost is that of a search for the target's name, whatever else is mounted.
     """
-    ours, point = (
-        f"/{folder.parent.name}/{folder.name}".encode(),
-        _ESCAPED.sub(lambda sign: b"\\%03o" % sign[0][0], target.encode()),
-    )
+    ours = f"/{folder.parent.name}/{folder.name}".encode()
+    point = _ESCAPED.sub(lambda sign: b"\\%03o" % sign[0][0], target.encode())
     end = len(table)
     while (end := table.rfind(b" %s " % point, 0, end)) >= 0:
         fields = table[table.rfind(b"\n", 0, end) + 1 : end + len(point) + 1].split(b" ")

@@ -22,7 +22,8 @@ from nodeagent.redirect.netns import PodNetns
 log = logging.getLogger("nodeagent.redirect")
 LOOK_SECONDS: Final = 1.0
 """The shortest period that a probe can have."""
-_YES, _NO = struct.pack("=I", 1), struct.pack("=I", 0)
+_YES = struct.pack("=I", 1)
+_NO = struct.pack("=I", 0)
 
 
 class Probed:
@@ -74,7 +75,8 @@ class Probed:
             log.warning("what listens in a pod is not known: %s", error)
             return
         for port in ports:
-            key, value = _key(netns.cookie, port), _YES if port in there else _NO
+            key = _key(netns.cookie, port)
+            value = _YES if port in there else _NO
             if self._map.get(key) != value:
                 self._map.put(key, value)
 

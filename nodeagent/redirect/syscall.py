@@ -20,18 +20,21 @@ _libc: Final = ctypes.CDLL(None, use_errno=True)
 
 MAP_CREATE, MAP_LOOKUP, MAP_UPDATE, MAP_DELETE, MAP_NEXT_KEY = range(5)
 PROG_LOAD = 5
-OBJ_PIN, OBJ_GET = 6, 7
+OBJ_PIN = 6
+OBJ_GET = 7
 PROG_ATTACH = 8
 OBJ_INFO = 15
 MAP_LOOKUP_AND_DELETE = 21
 MAP_LOOKUP_BATCH = 24
-LINK_CREATE, LINK_UPDATE = 28, 29
+LINK_CREATE = 28
+LINK_UPDATE = 29
 LINK_DETACH = 34
 
 ANY: Final = 0
 CLONE_NEWNET: Final = 0x40000000
 
-_u32, _u64 = ctypes.c_uint32, ctypes.c_uint64
+_u32 = ctypes.c_uint32
+_u64 = ctypes.c_uint64
 
 
 class MapElement(ctypes.Structure):
@@ -110,7 +113,8 @@ def map_create(kind: int, name: str, key_size: int, value_size: int, entries: in
 
 def map_lookup(fd: int, key: bytes, size: int) -> bytes | None:
     """Return the *size* bytes stored under *key*, or None. Raises OSError for anything but ENOENT."""
-    keys, value = ctypes.create_string_buffer(key, len(key)), ctypes.create_string_buffer(size)
+    keys = ctypes.create_string_buffer(key, len(key))
+    value = ctypes.create_string_buffer(size)
     try:
         bpf(MAP_LOOKUP, MapElement(fd, 0, ctypes.addressof(keys), ctypes.addressof(value)))
     except FileNotFoundError:
@@ -120,7 +124,8 @@ def map_lookup(fd: int, key: bytes, size: int) -> bytes | None:
 
 def map_update(fd: int, key: bytes, value: bytes, flags: int = ANY) -> None:
     """Store *value* under *key*. Raises OSError (E2BIG: the map is full)."""
-    keys, values = ctypes.create_string_buffer(key, len(key)), ctypes.create_string_buffer(value, len(value))
+    keys = ctypes.create_string_buffer(key, len(key))
+    values = ctypes.create_string_buffer(value, len(value))
     bpf(MAP_UPDATE, MapElement(fd, 0, ctypes.addressof(keys), ctypes.addressof(values), flags))
 
 
@@ -136,7 +141,8 @@ def map_delete(fd: int, key: bytes) -> bool:
 
 def map_next_key(fd: int, key: bytes | None, size: int) -> bytes | None:
     """Return the key after *key* (None: the first), or None at the end. Raises OSError."""
-    before, after = ctypes.create_string_buffer(key or b"", size), ctypes.create_string_buffer(size)
+    before = ctypes.create_string_buffer(key or b"", size)
+    after = ctypes.create_string_buffer(size)
     try:
         bpf(
             MAP_NEXT_KEY, MapElement(fd, 0, ctypes.addressof(before) if key is not None else 0, ctypes.addressof(after))
@@ -156,7 +162,9 @@ def map_items(fd: int, key_size: int, value_size: int, chunk: int = 4096) -> lis
     """Return a hash map's entries, a chunk a system call (BPF_MAP_LOOKUP_BATCH). Raises OSError."""
     items: list[tuple[bytes, bytes]] = []
     for count, keys, values in _batches(fd, key_size, value_size, chunk):
-        found, held = keys.raw, values.raw  # once a chunk: each makes a copy of the whole
+        # once a chunk: each makes a copy of the whole
+        found = keys.raw
+        held = values.raw
         items += (
             (found[n * key_size : (n + 1) * key_size], held[n * value_size : (n + 1) * value_size])
             for n in range(count)
@@ -210,7 +218,8 @@ def info(fd: int, size: int = 80) -> bytes:
 
 def program_load(kind: int, attach_type: int, instructions: bytes) -> int:
     """Load a program given as machine code (what `nodeagent check` tries); return its descriptor. Raises OSError."""
-    code, licence = ctypes.create_string_buffer(instructions, len(instructions)), ctypes.create_string_buffer(b"GPL")
+    code = ctypes.create_string_buffer(instructions, len(instructions))
+    licence = ctypes.create_string_buffer(b"GPL")
     attr = _Program(
         kind, len(instructions) // 8, ctypes.addressof(code), ctypes.addressof(licence), attach_type=attach_type
     )

@@ -200,7 +200,8 @@ class DirectorySource:
         return [EnrolledChange(PodUid(name), there)]
 
     def _look_at_object(self, name: str) -> list[AnyChange]:
-        path, known = self._path / OBJECTS / name, self._objects.get(name)
+        path = self._path / OBJECTS / name
+        known = self._objects.get(name)
         try:
             found = object_file.read(path)
         except FileNotFoundError:

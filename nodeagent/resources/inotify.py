@@ -11,8 +11,13 @@ from typing import Final
 
 from nodeagent.errors import KernelError
 
-CREATE, CLOSE_WRITE, MOVED_FROM, MOVED_TO, DELETE = 0x100, 0x8, 0x40, 0x80, 0x200
-IGNORED, OVERFLOW = 0x8000, 0x4000
+CREATE = 0x100
+CLOSE_WRITE = 0x8
+MOVED_FROM = 0x40
+MOVED_TO = 0x80
+DELETE = 0x200
+IGNORED = 0x8000
+OVERFLOW = 0x4000
 _ONLYDIR: Final = 0x01000000
 _EVENT: Final = struct.Struct("iIII")
 _libc = ctypes.CDLL(None, use_errno=True)

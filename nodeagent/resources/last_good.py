@@ -44,7 +44,8 @@ class LastGood:
                 _, _, listed = self._place(file).read_bytes().partition(b"\n")
                 for document in orjson.loads(listed):
                     policy = security.parse(document)
-                    policies[policy.key], documents[policy.key] = policy, orjson.dumps(document)
+                    policies[policy.key] = policy
+                    documents[policy.key] = orjson.dumps(document)
         except ResourceError as error:
             if self._place(file).exists():
                 log.error("%s", error)

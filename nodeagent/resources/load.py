@@ -10,9 +10,10 @@ import sys
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, get_args, get_origin
+from typing import get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
+from pydantic.fields import FieldInfo
 
 from nodeagent.errors import ResourceError
 from nodeagent.resources import security, yaml_text
@@ -97,19 +98,17 @@ def parse(text: str, file: str) -> list[Document]:
     """Return the resources in *text*, whose name for messages is *file*; raises ResourceError."""
     documents = []
     try:
-        raw = [value for line, part in yaml_text.split(text) for value in yaml_text.load(part, line)]
+        raw: list[object] = []
+        for line, part in yaml_text.split(text):
+            raw += yaml_text.load(part, line)
     except ResourceError as error:
         raise ResourceError(f"{file}: {error}") from None
     for number, value in enumerate(raw, 1):
-        items = value.get("items") if isinstance(value, dict) and value.get("kind") == "List" else None
-        documents += [
-            Document(file, number, _validate(item, file, number))
-            for item in (items if isinstance(items, list) else [value])
-        ]
+        documents += [Document(file, number, _validate(item, file, number)) for item in yaml_text.items(value)]
     return documents
 
 
-def _validate(value: Any, file: str, number: int) -> Resource:
+def _validate(value: object, file: str, number: int) -> Resource:
     where = f"{file}: document {number}"
     if not isinstance(value, dict):
         raise ResourceError(f"{where}: {_show(value)}: allowed: a mapping with apiVersion, kind, metadata")
@@ -119,9 +118,9 @@ def _validate(value: Any, file: str, number: int) -> Resource:
         raise ResourceError(f"{where}: kind: {_show(kind)}: allowed: {', '.join(KINDS)}")
     metadata = value.get("metadata")
     name = metadata.get("name") if isinstance(metadata, dict) else None
-    namespace = (
-        "" if kind in CLUSTER_SCOPED or not isinstance(metadata, dict) else f"{metadata.get('namespace', 'default')}/"
-    )
+    namespace = ""
+    if kind not in CLUSTER_SCOPED and isinstance(metadata, dict):
+        namespace = f"{metadata.get('namespace', 'default')}/"
     try:
         resource = model.model_validate_json(json.dumps(value))
         if kind in security.KINDS:
@@ -139,7 +138,7 @@ def explain(error: ValidationError, model: type[BaseModel]) -> str:
     # A union reports every branch; the deepest fault is the branch that was meant.
     fault = max(faults, key=lambda each: (len(_path(each["loc"], model)[0]), each["type"] != "missing"))
     path, owner = _path(fault["loc"], model)
-    context: Mapping[str, Any] = fault.get("ctx", {})
+    context: Mapping[str, object] = fault.get("ctx", {})
     match fault["type"]:
         case "extra_forbidden":
             allowed = ", ".join(sorted(field.alias or name for name, field in owner.model_fields.items()))
@@ -161,8 +160,9 @@ def explain(error: ValidationError, model: type[BaseModel]) -> str:
             )
     # An ancestor of a wrong field is often reported too, as a list that became too short without
     # it.
-    others_too = {each for each in (_path(fault["loc"], model)[0] for fault in faults) if not path.startswith(each)}
-    more = f" (and {len(others_too)} more)" if others_too else ""
+    paths = {_path(fault["loc"], model)[0] for fault in faults}
+    others_too = sum(not path.startswith(each) for each in paths)
+    more = f" (and {others_too} more)" if others_too else ""
     return f"{path or 'document'}: {_show(fault['input'])}: allowed: {allowed}{more}"
 
 
@@ -170,14 +170,15 @@ def _path(location: tuple[int | str, ...], model: type[BaseModel]) -> tuple[str,
     """Return *location* as ``spec.containers[0].name``, without pydantic's names of union branches,
     and the model that holds it.
     """
-    text, owner = "", model
-    annotation: Any = model
+    text = ""
+    owner = model
+    annotation: object = model
     for part in location:
         if isinstance(part, int):
             text += f"[{part}]"
             continue
         models = _models(annotation)
-        field = next((found for each in models for found in each.model_fields.values() if found.alias == part), None)
+        field = _field(models, part)
         if models:
             owner = models[0]
         if not models and text and not _is_mapping(annotation):
@@ -188,14 +189,25 @@ def _path(location: tuple[int | str, ...], model: type[BaseModel]) -> tuple[str,
     return text, owner
 
 
-def _is_mapping(annotation: Any) -> bool:
+def _field(models: Iterable[type[BaseModel]], alias: str) -> FieldInfo | None:
+    for model in models:
+        for field in model.model_fields.values():
+            if field.alias == alias:
+                return field
+    return None
+
+
+def _is_mapping(annotation: object) -> bool:
     return get_origin(annotation) is dict or any(_is_mapping(argument) for argument in get_args(annotation))
 
 
-def _models(annotation: Any) -> list[type[BaseModel]]:
+def _models(annotation: object) -> list[type[BaseModel]]:
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return [annotation]
-    return [model for argument in get_args(annotation) for model in _models(argument)]
+    models: list[type[BaseModel]] = []
+    for argument in get_args(annotation):
+        models += _models(argument)
+    return models
 
 
 def _show(value: object) -> str:

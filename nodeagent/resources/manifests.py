@@ -68,7 +68,8 @@ class Manifests:
     """
 
     def __init__(self, folders: Sequence[Path], last_good: LastGood) -> None:
-        self._folders, self._last_good = folders, last_good
+        self._folders = folders
+        self._last_good = last_good
         self._files: dict[Path, _File] = {}
         self._watches: dict[int, Path] = {}
         self._inotify = -1
@@ -126,7 +127,10 @@ class Manifests:
 
     def refused(self) -> list[Refused]:
         """Return the documents that are wrong."""
-        return [refused for path in sorted(self._files) for refused in self._files[path].refused]
+        found: list[Refused] = []
+        for _, file in sorted(self._files.items()):
+            found += file.refused
+        return found
 
     def _look_at(self, folders: Iterable[Path]) -> list[Path]:
         differing = []
@@ -184,7 +188,8 @@ class Manifests:
                     )
                 )
             else:
-                held[outcome.policy.key], documents[outcome.policy.key] = outcome.policy, outcome.document
+                held[outcome.policy.key] = outcome.policy
+                documents[outcome.policy.key] = outcome.document
         named = {outcome.key for _, outcome in wrong}
         for kept, policy in known.held.items() if wrong else ():
             if kept not in held and (not policy.refused or None in named or kept in named):
@@ -194,7 +199,8 @@ class Manifests:
         for _, outcome in wrong:
             if outcome.stand_in is not None and outcome.stand_in.key not in documents:
                 held[outcome.stand_in.key] = outcome.stand_in
-        known.held, known.documents = held, documents
+        known.held = held
+        known.documents = documents
         self._last_good.keep(path, documents)
         self._refuse(known, [outcome.refused(path, number, known) for number, outcome in wrong])
 
@@ -236,9 +242,15 @@ def _read(path: Path) -> str:
 
 def _outcomes(known: _File, text: str) -> list[_Outcome]:
     """Return what the documents of *text* come to; good ones whose text *known* has are not read anew."""
-    read = [(part, known.outcomes.get(part) or _parse(part, line)) for line, part in yaml_text.split(text)]
-    known.outcomes = {part: found for part, found in read if all(outcome.policy for outcome in found)}
-    return [outcome for _, found in read for outcome in found]
+    outcomes: list[_Outcome] = []
+    good: dict[str, tuple[_Outcome, ...]] = {}
+    for line, part in yaml_text.split(text):
+        found = known.outcomes.get(part) or _parse(part, line)
+        if all(outcome.policy for outcome in found):
+            good[part] = found
+        outcomes += found
+    known.outcomes = good
+    return outcomes
 
 
 def _parse(text: str, lines_before: int) -> tuple[_Outcome, ...]:
@@ -246,11 +258,10 @@ def _parse(text: str, lines_before: int) -> tuple[_Outcome, ...]:
         values = yaml_text.load(text, lines_before)
     except ResourceError as error:
         return (_Outcome(None, None, str(error)),)
-    items: list[object] = []
+    outcomes: list[_Outcome] = []
     for value in values:
-        listed = value.get("items") if isinstance(value, dict) and value.get("kind") == "List" else None
-        items += listed if isinstance(listed, list) else [value]
-    return tuple(_outcome(item) for item in items)
+        outcomes += [_outcome(item) for item in yaml_text.items(value)]
+    return tuple(outcomes)
 
 
 def _outcome(value: object) -> _Outcome:

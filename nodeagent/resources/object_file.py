@@ -11,6 +11,7 @@ import orjson
 from nodeagent.errors import ResourceError, shown, translated
 from nodeagent.resources import objects, regular_file, security
 from nodeagent.resources.changes import Change
+from nodeagent.resources.part import Field
 from nodeagent.vocabulary import JsonObject, ObjectKey
 
 SUFFIX: Final = ".json"
@@ -41,7 +42,7 @@ def read(path: Path) -> ObjectFile:
     with translated(ResourceError, "the object cannot be read"):
         found: objects.KubernetesObject | security.Policy | None
         found = security.parse(document) if document.get("kind") in security.KINDS else objects.parse(document)
-        root = objects.Field("", document)
+        root = Field("", document)
         metadata = root.part("metadata")
         kind = root.text("kind")
         namespace = metadata.text("namespace", "")

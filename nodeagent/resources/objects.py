@@ -10,11 +10,10 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from ipaddress import ip_address
-from typing import Any, Final, Literal
+from typing import Final, Literal
 
-from nodeagent.errors import ResourceError, shown
 from nodeagent.resources.labels import OPERATORS, LabelExpression, LabelSelector
+from nodeagent.resources.part import Field
 from nodeagent.vocabulary import Address, PodUid
 
 NAME: Final = re.compile(r"[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?")
@@ -140,7 +139,7 @@ _POLICY_GROUPS: Final = frozenset(
 _NETWORK_POLICY: Final = "NetworkPolicy"
 
 
-def parse(document: Any) -> KubernetesObject | None:
+def parse(document: object) -> KubernetesObject | None:
     """Return what the agent reads of *document*, a Kubernetes object; None for a kind that it does
     not read.
 
@@ -163,109 +162,9 @@ def is_network_policy(kind: str) -> bool:
     return kind.endswith(_NETWORK_POLICY)
 
 
-class Field:
-    """A part of a document that knows its path; every reading checks the type and names the path when it is wrong."""
-
-    __slots__ = ("_path", "_values")
-
-    def __init__(self, path: str, value: Any) -> None:
-        if not isinstance(value, dict):
-            raise ResourceError(f"{path or 'document'}: {shown(value)}: a mapping is expected")
-        self._path, self._values = path, value
-
-    def at(self, name: str) -> str:
-        name = name if name.isprintable() else shown(name)
-        return f"{self._path}.{name}" if self._path else name
-
-    def wrong(self, name: str, expected: str) -> ResourceError:
-        return ResourceError(f"{self.at(name)}: {shown(self._values.get(name))}: {expected}")
-
-    def part(self, name: str) -> Field:
-        value = self._values.get(name)
-        return Field(self.at(name), {} if value is None else value)
-
-    def text(self, name: str, default: str | None = None) -> str:
-        value = self._values.get(name)
-        if value is None and default is not None:
-            return default
-        if not isinstance(value, str) or (default is None and not value):
-            raise self.wrong(name, "a text is expected")
-        return value
-
-    def matching(self, name: str, pattern: re.Pattern[str], expected: str, default: str | None = None) -> str:
-        value = self.text(name, default)
-        if not pattern.fullmatch(value):
-            raise self.wrong(name, f"{expected} is expected")
-        return value
-
-    def flag(self, name: str) -> bool:
-        value = self._values.get(name)
-        if value is not None and not isinstance(value, bool):
-            raise self.wrong(name, "true or false is expected")
-        return bool(value)
-
-    def port(self, name: str, *, named: bool = False, default: int | None = None) -> int | str:
-        value = self._values.get(name)
-        if value is None and default is not None:
-            return default
-        if named and isinstance(value, str) and value and not value.isdigit():
-            return value
-        if isinstance(value, str) and named and value.isdigit():
-            value = int(value)
-        if not isinstance(value, int) or isinstance(value, bool) or not 0 < value < 65536:
-            raise self.wrong(name, "a port from 1 to 65535 is expected" + (", or its name" if named else ""))
-        return value
-
-    def number(self, name: str, default: int | None = None) -> int:
-        value = self.port(name, default=default)
-        assert isinstance(value, int)
-        return value
-
-    def texts(self, name: str) -> dict[str, str]:
-        value = self._values.get(name)
-        if value is None:
-            return {}
-        if not isinstance(value, dict) or not all(
-            isinstance(key, str) and isinstance(text, str) for key, text in value.items()
-        ):
-            raise self.wrong(name, "a mapping of texts is expected")
-        return value
-
-    def parts(self, name: str) -> list[Field]:
-        return [Field(f"{self.at(name)}[{index}]", value) for index, value in enumerate(self._sequence(name))]
-
-    def strings(self, name: str) -> list[str]:
-        values = self._sequence(name)
-        if not all(isinstance(value, str) for value in values):
-            raise self.wrong(name, "a list of texts is expected")
-        return values
-
-    def has(self, name: str) -> bool:
-        return self._values.get(name) is not None
-
-    def address(self, name: str) -> Address:
-        return self.canonical(name, self.text(name))
-
-    def canonical(self, name: str, text: str) -> Address:
-        try:
-            return Address(str(ip_address(text)))
-        except ValueError:
-            raise self.wrong(name, "an IPv4 or IPv6 address is expected") from None
-
-    def addresses(self, name: str) -> tuple[Address, ...]:
-        return tuple(self.canonical(name, text) for text in self.strings(name))
-
-    def _sequence(self, name: str) -> list[Any]:
-        value = self._values.get(name)
-        if value is None:
-            return []
-        if not isinstance(value, list):
-            raise self.wrong(name, "a list is expected")
-        return value
-
-
 def _pod(root: Field, metadata: Field) -> PodObject:
-    spec, status = root.part("spec"), root.part("status")
+    spec = root.part("spec")
+    status = root.part("status")
     given = tuple(item.address("ip") for item in status.parts("podIPs"))
     if not given and status.text("podIP", ""):
         given = (status.address("podIP"),)
@@ -324,7 +223,8 @@ def _probe(declared: Field) -> ProbeAction | None:
         action = declared.part("httpGet")
         path = action.text("path", "") or "/"
         secure = action.text("scheme", "HTTP").upper() == "HTTPS"
-        port, host = action.port("port", named=True), action.text("host", "")
+        port = action.port("port", named=True)
+        host = action.text("host", "")
         return (
             ProbeAction("tcp", port, "", host)
             if secure
@@ -385,7 +285,8 @@ def label_selector(item: Field) -> LabelSelector:
     """Return a LabelSelector (meta/v1); an empty one selects everything. Raises ResourceError."""
     expressions = []
     for each in item.parts("matchExpressions"):
-        operator, values = each.text("operator"), each.strings("values")
+        operator = each.text("operator")
+        values = each.strings("values")
         if operator not in OPERATORS:
             raise each.wrong("operator", f"allowed: {', '.join(OPERATORS)}")
         if bool(values) != (operator in ("In", "NotIn")):

@@ -1,17 +1,123 @@
-"""Reading a document of which every field must be known: for resources that no API server has validated."""
+"""Reading a document piece by piece, so that what is wrong is told with its path, its value and what
+is expected: :class:`Field` for what an API server has validated, :class:`Part` for what nobody has.
+"""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Callable, Collection
-from typing import Any, Final
+from ipaddress import ip_address
+from typing import Final
 
 from nodeagent.errors import ResourceError, shown
-from nodeagent.resources.objects import Field
+from nodeagent.vocabulary import Address
 
 MAX_ITEMS: Final = 512
 """Rules of a policy, and items of a list in it."""
 _DURATION: Final = re.compile(r"(?:(\d{1,6})h)?(?:(\d{1,6})m)?(?:(\d{1,6}(?:\.\d{1,9})?)s)?(?:(\d{1,9})ms)?")
+
+
+class Field:
+    """A part of a document that knows its path; every reading checks the type and names the path when it is wrong."""
+
+    __slots__ = ("_path", "_values")
+
+    def __init__(self, path: str, value: object) -> None:
+        if not isinstance(value, dict):
+            raise ResourceError(f"{path or 'document'}: {shown(value)}: a mapping is expected")
+        self._path = path
+        self._values = value
+
+    def at(self, name: str) -> str:
+        name = name if name.isprintable() else shown(name)
+        return f"{self._path}.{name}" if self._path else name
+
+    def wrong(self, name: str, expected: str) -> ResourceError:
+        return ResourceError(f"{self.at(name)}: {shown(self._values.get(name))}: {expected}")
+
+    def part(self, name: str) -> Field:
+        value = self._values.get(name)
+        return Field(self.at(name), {} if value is None else value)
+
+    def text(self, name: str, default: str | None = None) -> str:
+        value = self._values.get(name)
+        if value is None and default is not None:
+            return default
+        if not isinstance(value, str) or (default is None and not value):
+            raise self.wrong(name, "a text is expected")
+        return value
+
+    def matching(self, name: str, pattern: re.Pattern[str], expected: str, default: str | None = None) -> str:
+        value = self.text(name, default)
+        if not pattern.fullmatch(value):
+            raise self.wrong(name, f"{expected} is expected")
+        return value
+
+    def flag(self, name: str) -> bool:
+        value = self._values.get(name)
+        if value is not None and not isinstance(value, bool):
+            raise self.wrong(name, "true or false is expected")
+        return bool(value)
+
+    def port(self, name: str, *, named: bool = False, default: int | None = None) -> int | str:
+        value = self._values.get(name)
+        if value is None and default is not None:
+            return default
+        if named and isinstance(value, str) and value and not value.isdigit():
+            return value
+        if isinstance(value, str) and named and value.isdigit():
+            value = int(value)
+        if not isinstance(value, int) or isinstance(value, bool) or not 0 < value < 65536:
+            raise self.wrong(name, "a port from 1 to 65535 is expected" + (", or its name" if named else ""))
+        return value
+
+    def number(self, name: str, default: int | None = None) -> int:
+        value = self.port(name, default=default)
+        assert isinstance(value, int)
+        return value
+
+    def texts(self, name: str) -> dict[str, str]:
+        value = self._values.get(name)
+        if value is None:
+            return {}
+        if not isinstance(value, dict) or not all(
+            isinstance(key, str) and isinstance(text, str) for key, text in value.items()
+        ):
+            raise self.wrong(name, "a mapping of texts is expected")
+        return value
+
+    def parts(self, name: str) -> list[Field]:
+        return [Field(f"{self.at(name)}[{index}]", value) for index, value in enumerate(self._sequence(name))]
+
+    def strings(self, name: str) -> list[str]:
+        values = self._sequence(name)
+        texts = [value for value in values if isinstance(value, str)]
+        if len(texts) < len(values):
+            raise self.wrong(name, "a list of texts is expected")
+        return texts
+
+    def has(self, name: str) -> bool:
+        return self._values.get(name) is not None
+
+    def address(self, name: str) -> Address:
+        return self.canonical(name, self.text(name))
+
+    def canonical(self, name: str, text: str) -> Address:
+        try:
+            return Address(str(ip_address(text)))
+        except ValueError:
+            raise self.wrong(name, "an IPv4 or IPv6 address is expected") from None
+
+    def addresses(self, name: str) -> tuple[Address, ...]:
+        return tuple(self.canonical(name, text) for text in self.strings(name))
+
+    def _sequence(self, name: str) -> list[object]:
+        value = self._values.get(name)
+        if value is None:
+            return []
+        if not isinstance(value, list):
+            raise self.wrong(name, "a list is expected")
+        return value
 
 
 class Part(Field):
@@ -28,7 +134,7 @@ class Part(Field):
         """Return the mappings in the list *name*."""
         return [Part(f"{self.at(name)}[{index}]", value) for index, value in enumerate(self.bounded(name))]
 
-    def bounded(self, name: str) -> list[Any]:
+    def bounded(self, name: str) -> list[object]:
         values = self._sequence(name)
         if len(values) > MAX_ITEMS:
             raise ResourceError(f"{self.at(name)}: {len(values)} items: at most {MAX_ITEMS} are allowed")
@@ -54,18 +160,17 @@ class Part(Field):
 
     def words(self, name: str, check: Callable[[str], str] | None = None) -> tuple[str, ...]:
         """Return a list of texts that are not empty; *check* says what is wrong with one."""
-        values = self.bounded(name)
-        for index, value in enumerate(values):
-            expected = (
-                "a text that is not empty is expected"
-                if not isinstance(value, str) or not value
-                else check(value)
-                if check
-                else ""
-            )
+        words = []
+        for index, value in enumerate(self.bounded(name)):
+            expected = ""
+            if not isinstance(value, str) or not value:
+                expected = "a text that is not empty is expected"
+            elif check is not None:
+                expected = check(value)
             if expected:
                 raise ResourceError(f"{self.at(name)}[{index}]: {shown(value)}: {expected}")
-        return tuple(values)
+            words.append(str(value))
+        return tuple(words)
 
     def whole(self, name: str, least: int, most: int, default: int | None = None) -> int:
         """Return a whole number from *least* to *most*."""
@@ -85,10 +190,17 @@ class Part(Field):
         if not self.given(name):
             return default
         match = _DURATION.fullmatch(self.text(name))
-        hours, minutes, seconds, milliseconds = (
-            (float(group or 0) for group in match.groups()) if match else (0.0, 0.0, 0.0, 0.0)
-        )
-        value = hours * 3600 + minutes * 60 + seconds + milliseconds / 1000
+        value = 0.0
+        if match is not None:
+            hours, minutes, seconds, milliseconds = (float(group or 0) for group in match.groups())
+            value = hours * 3600 + minutes * 60 + seconds + milliseconds / 1000
         if not shortest <= value <= longest:
             raise self.wrong(name, f"a duration from {shortest:g}s to {longest:g}s is expected, such as 5s or 500ms")
         return value
+
+
+def port_problem(text: str) -> str:
+    """Return what is wrong with *text* as a port's number, empty: nothing."""
+    if text.isascii() and text.isdigit() and len(text) <= 5 and 0 < int(text) < 65536:
+        return ""
+    return "a port from 1 to 65535, as text, is expected"

@@ -318,7 +318,6 @@ class PodSpec(Section):
 
     def placed(self) -> list[tuple[str, Container]]:
         """Return all containers, each with its path in the spec."""
-        fields = {"containers": self.containers, "initContainers": self.init_containers}
-        return [
-            (f"{field}[{index}]", container) for field, found in fields.items() for index, container in enumerate(found)
-        ]
+        placed = [(f"containers[{index}]", container) for index, container in enumerate(self.containers)]
+        placed += [(f"initContainers[{index}]", container) for index, container in enumerate(self.init_containers)]
+        return placed

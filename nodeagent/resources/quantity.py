@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from fractions import Fraction
-from typing import Any, Final
+from typing import Final
 
 _SUFFIXES: Final = {
     **{
@@ -22,7 +22,7 @@ _FORM: Final = re.compile(
 )
 
 
-def quantity(value: Any) -> Fraction:
+def quantity(value: object) -> Fraction:
     """Return the value of a quantity, which YAML may have made a number of. Raises ValueError,
     which says what is allowed.
 

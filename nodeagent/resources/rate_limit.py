@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from typing import Any, Final, Literal, cast
+from typing import Final, Literal, cast
 
 from nodeagent.errors import ResourceError, shown
 from nodeagent.policy.model import GlobalLimit, LocalLimit, RateLimit, TokenBucket
@@ -46,7 +46,8 @@ def _items(part: Part, name: str) -> list[Part]:
 
 def _local(item: Part) -> LocalLimit:
     item.only("match", "by", "tokenBucket")
-    match, bucket = item.sub("match"), item.sub("tokenBucket")
+    match = item.sub("match")
+    bucket = item.sub("tokenBucket")
     match.only("methods", "paths", "headers")
     bucket.only("maxTokens", "tokensPerFill", "fillInterval")
     if not bucket.given("fillInterval"):
@@ -75,13 +76,7 @@ def _headers(match: Part) -> tuple[tuple[str, str], ...]:
     if len(headers) > MAX_LIMITS:
         raise ResourceError(f"{match.at('headers')}: {len(headers)} headers: at most {MAX_LIMITS} are allowed")
     for name, value in headers.items():
-        problem = (
-            "a header's name is expected"
-            if not _TOKEN.fullmatch(name)
-            else _pattern(value)
-            if value
-            else "a text that is not empty is expected"
-        )
+        problem = _header_problem(name, value)
         if not problem and name.lower() in found:
             problem = "a header that is not named twice is expected"
         if problem:
@@ -90,7 +85,14 @@ def _headers(match: Part) -> tuple[tuple[str, str], ...]:
     return tuple(found.items())
 
 
-def _by(item: Part, index: int, value: Any) -> str:
+def _header_problem(name: str, value: str) -> str:
+    """Return what is wrong with a header and the value that it must have, empty: nothing."""
+    if not _TOKEN.fullmatch(name):
+        return "a header's name is expected"
+    return _pattern(value) if value else "a text that is not empty is expected"
+
+
+def _by(item: Part, index: int, value: object) -> str:
     if isinstance(value, str) and value in _SOURCES:
         return value
     if (

@@ -16,7 +16,7 @@ import math
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import Final
 
 import yaml
 
@@ -68,7 +68,8 @@ def split(text: str) -> list[tuple[int, str]]:
     scalar (YAML 1.2, c-forbidden).
     """
     cuts = [0, *(match.start() for match in _MARKER.finditer(text) if match.start()), len(text)]
-    found, line = [], 0
+    found = []
+    line = 0
     for begin, end in itertools.pairwise(cuts):
         part = text[begin:end]
         found.append((line, part))
@@ -76,7 +77,7 @@ def split(text: str) -> list[tuple[int, str]]:
     return found
 
 
-def load(text: str, lines_before: int = 0, bounds: Bounds = OBJECT) -> list[Any]:
+def load(text: str, lines_before: int = 0, bounds: Bounds = OBJECT) -> list[object]:
     """Return the values of the documents in *text*, without empty ones. Raises ResourceError, which names the line."""
     with translated(ResourceError, "not YAML"):
         if _bytes(text) > bounds.bytes:
@@ -97,12 +98,18 @@ def load(text: str, lines_before: int = 0, bounds: Bounds = OBJECT) -> list[Any]
             raise ResourceError(f"not YAML: {' '.join(str(error).split())}") from None
 
 
-def one(text: str) -> Any:
+def one(text: str) -> object:
     """Return the value of the only document in *text*, None where there is none. Raises ResourceError."""
     values = load(text)
     if len(values) > 1:
         raise ResourceError("not YAML: one document is expected")
     return values[0] if values else None
+
+
+def items(value: object) -> list[object]:
+    """Return the objects that a document's *value* holds: those of a ``kind: List``, or itself."""
+    listed = value.get("items") if isinstance(value, dict) and value.get("kind") == "List" else None
+    return listed if isinstance(listed, list) else [value]
 
 
 def plain(text: str) -> str | bool | int | float | None:
@@ -131,49 +138,40 @@ def plain(text: str) -> str | bool | int | float | None:
 class _Open:
     """A mapping or list whose end has not been seen."""
 
-    value: Any
+    value: dict[str, object] | list[object]
     anchor: str | None
     values: int
     """How many there were before it."""
     bytes: int
-    key: Any = None
-    keyed: bool = False
+    key: str | None = None
+    """Of a mapping: whose value comes next; None: a key comes next."""
 
 
 @dataclass(slots=True)
 class _Document:
     bounds: Bounds
     stack: list[_Open] = field(default_factory=list)
-    anchors: dict[str, tuple[Any, int, int]] = field(default_factory=dict)
+    anchors: dict[str, tuple[object, int, int]] = field(default_factory=dict)
     """A value, how many values it holds, and how many bytes."""
     values: int = 0
     bytes: int = 0
     """As JSON, at least."""
-    root: Any = None
+    root: object = None
 
 
-def _documents(events: Iterator[Any], lines_before: int, bounds: Bounds) -> Iterator[Any]:
+def _documents(events: Iterator[yaml.Event], lines_before: int, bounds: Bounds) -> Iterator[object]:
     document = _Document(bounds)
     for event in events:
-        kind = type(event).__name__
         line = event.start_mark.line + 1 + lines_before if event.start_mark else 0
-        if kind == "DocumentStartEvent":
-            document = _Document(bounds)
-        elif kind == "DocumentEndEvent":
-            yield document.root
-        elif kind == "ScalarEvent":
-            value, size = _scalar(event, line), _bytes(event.value) + 1
+        if isinstance(event, yaml.ScalarEvent):
+            size = _bytes(event.value) + 1
+            value = _scalar(event, line)
             _put(document, value, line, 1, size)
             if event.anchor:
                 document.anchors[event.anchor] = (value, 1, size)
-        elif kind == "AliasEvent":
-            if event.anchor not in document.anchors:
-                raise ResourceError(f"not YAML: line {line}: alias {shown(event.anchor)} without an anchor before it")
-            value, values, size = document.anchors[event.anchor]
-            _put(document, value, line, values, size)
-        elif kind in ("MappingStartEvent", "SequenceStartEvent"):
-            _begin(document, event, line, {} if kind == "MappingStartEvent" else [])
-        elif kind in ("MappingEndEvent", "SequenceEndEvent"):
+        elif isinstance(event, yaml.CollectionStartEvent):
+            _begin(document, event, line)
+        elif isinstance(event, yaml.CollectionEndEvent):
             ended = document.stack.pop()
             if ended.anchor:
                 document.anchors[ended.anchor] = (
@@ -181,21 +179,33 @@ def _documents(events: Iterator[Any], lines_before: int, bounds: Bounds) -> Iter
                     document.values - ended.values,
                     document.bytes - ended.bytes,
                 )
+        elif isinstance(event, yaml.AliasEvent):
+            if event.anchor not in document.anchors:
+                raise ResourceError(f"not YAML: line {line}: alias {shown(event.anchor)} without an anchor before it")
+            again, values, size = document.anchors[event.anchor]
+            _put(document, again, line, values, size)
+        elif isinstance(event, yaml.DocumentStartEvent):
+            document = _Document(bounds)
+        elif isinstance(event, yaml.DocumentEndEvent):
+            yield document.root
 
 
-def _begin(document: _Document, event: Any, line: int, value: Any) -> None:
+def _begin(document: _Document, event: yaml.CollectionStartEvent, line: int) -> None:
     if len(document.stack) >= MAX_DEPTH:
         raise ResourceError(f"not YAML: line {line}: nested deeper than {MAX_DEPTH}")
-    if event.tag not in (None, "!", f"{_TAG}{'map' if isinstance(value, dict) else 'seq'}"):
+    is_mapping = isinstance(event, yaml.MappingStartEvent)
+    if event.tag not in (None, "!", f"{_TAG}{'map' if is_mapping else 'seq'}"):
         raise _unknown_tag(event.tag, line)
+    value: dict[str, object] | list[object] = {} if is_mapping else []
     opened = _Open(value, event.anchor, document.values, document.bytes)
     _put(document, value, line, 1, len("[]"))
     document.stack.append(opened)
 
 
-def _scalar(event: Any, line: int) -> Any:
+def _scalar(event: yaml.ScalarEvent, line: int) -> str | bool | int | float | None:
     """Return what a scalar stands for: by its tag, by itself where it stands without quotes, else text."""
-    text, tag = event.value, event.tag
+    text = event.value
+    tag = event.tag
     if tag is None and event.implicit[0] and text == "<<":
         raise ResourceError(f"not YAML: line {line}: merge keys (<<) are not allowed")
     if tag in ("!", f"{_TAG}str") or (tag is None and not event.implicit[0]):
@@ -224,7 +234,7 @@ def _bytes(text: str) -> int:
     return len(text) if text.isascii() else len(text.encode())
 
 
-def _put(document: _Document, value: Any, line: int, values: int, size: int) -> None:
+def _put(document: _Document, value: object, line: int, values: int, size: int) -> None:
     document.values += values
     document.bytes += size
     if document.values > document.bounds.values:
@@ -240,16 +250,17 @@ def _put(document: _Document, value: Any, line: int, values: int, size: int) -> 
     parent = document.stack[-1]
     if isinstance(parent.value, list):
         parent.value.append(value)
-    elif parent.keyed:
-        parent.value[parent.key], parent.keyed = value, False
+    elif parent.key is not None:
+        parent.value[parent.key] = value
+        parent.key = None
     else:
         key = _key(value, line)
         if key in parent.value:
             raise ResourceError(f"not YAML: line {line}: the key {shown(key)} stands twice")
-        parent.key, parent.keyed = key, True
+        parent.key = key
 
 
-def _key(value: Any, line: int) -> str:
+def _key(value: object, line: int) -> str:
     """JSON's keys are text; a port number as a key (portLevelMtls) is written both ways in real manifests."""
     if isinstance(value, bool):
         return "true" if value else "false"

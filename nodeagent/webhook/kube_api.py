@@ -134,7 +134,7 @@ def from_kubeconfig(path: Path) -> Access:
     are not run.
     """
     try:
-        document = yaml_text.one(path.read_text())
+        document: Any = yaml_text.one(path.read_text())  # others' JSON: a wrong type is told below
         context = _named(document, "contexts", "context", document["current-context"])
         cluster = _named(document, "clusters", "cluster", context["cluster"])
         user = _named(document, "users", "user", context["user"])

@@ -21,7 +21,8 @@ from nodeagent.policy.model import (
     TokenHeader,
 )
 from nodeagent.resources import yaml_text
-from nodeagent.resources.security import PolicyTarget, parse
+from nodeagent.resources.policy_scope import PolicyTarget
+from nodeagent.resources.security import parse
 
 
 def document(kind: str, spec: Any, version: str = "security.istio.io/v1", **metadata: Any) -> dict[str, Any]:
