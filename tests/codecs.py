@@ -80,7 +80,7 @@ async def _measured() -> dict[str, float]:
     await reader.readexactly(len(_WHOLE))
     (connection,) = stage.context.connections.values()
     (route,) = connection.routes
-    downstream, (upstream,) = connection.http, route.pool.idle()
+    downstream, (upstream,) = connection.carriage, route.pool.idle()
     kept = downstream.transport, upstream.transport
     client, endpoint = _Transport(), _Transport()
     downstream.transport, downstream.write = client, client.write

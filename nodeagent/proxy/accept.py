@@ -5,59 +5,79 @@ Whom it asked for, ``originals`` tells; the first bytes of an inbound one tell m
 
 from __future__ import annotations
 
+import asyncio
 import ssl
+from collections.abc import Callable
+from dataclasses import dataclass
 from time import time
-from typing import Any, Literal
+from typing import Literal
 
 from nodeagent.errors import NO_CERTIFICATE, NO_ORIGINAL, OVER_LIMIT, PLAINTEXT_REFUSED, UPSTREAM_TLS, IdentityError
 from nodeagent.identity.tls import peer_expiry, peer_identity
 from nodeagent.mesh.entries import Protocol
 from nodeagent.policy.model import MtlsMode
-from nodeagent.proxy.authorize import Permit, Refusal
+from nodeagent.proxy.admission import admit
+from nodeagent.proxy.carry import Client
 from nodeagent.proxy.connection import Connection, Peer
+from nodeagent.proxy.context import Context
+from nodeagent.proxy.ledger import Ledger
 from nodeagent.proxy.originals import Originals
-from nodeagent.proxy.pipeline import Pipeline
+from nodeagent.proxy.permit import NotAdmitted, Permit
 from nodeagent.proxy.pods import PodState
 from nodeagent.proxy.sniff import FirstLine, Verdict, sniff_declared
-from nodeagent.proxy.tcp import reset
 from nodeagent.proxy.tls.client_hello import ClientHello, NeedMore, parse
 from nodeagent.proxy.tls.stream import TlsStream
+from nodeagent.proxy.transport import Transport, peer_address, reset
 from nodeagent.proxy.view import Target
 from nodeagent.vocabulary import Direction
+
+
+@dataclass(frozen=True)
+class Entrance:
+    """What is behind the door: where connections are entered, and who takes them over."""
+
+    context: Context
+    ledger: Ledger
+    begin: Callable[[Client, Verdict | Literal["silent"], bytes], None]
+    """Goes on with a permitted connection of which it is known what it is, see ``Pipeline.begin``."""
 
 
 class Accepted:
     """The protocol of a connection until it is known what it is; then it hands the transport on."""
 
-    def __init__(self, pipeline: Pipeline, pod: PodState, direction: Direction, originals: Originals) -> None:
-        self._pipeline, self._pod, self._direction, self._originals = pipeline, pod, direction, originals
-        self._context = pipeline.context
-        self._transport: Any = None
+    def __init__(self, entrance: Entrance, pod: PodState, direction: Direction, originals: Originals) -> None:
+        self._context = entrance.context
+        self._ledger = entrance.ledger
+        self._begin = entrance.begin
+        self._pod = pod
+        self._direction = direction
+        self._originals = originals
+        self._transport: Transport
         self._connection: Connection | None = None
         self._handed: Connection | None = None
         self._permit: Permit | None = None
         self._permitted = -1
         """By which generation of the snapshot."""
         self._early = b""
-        self._timer: Any = None
+        self._timer: asyncio.TimerHandle | None = None
         self._protocol: Protocol = "auto"
         self._line: FirstLine | None = None
 
     # -- events of the transport --
 
-    def connection_made(self, transport: Any) -> None:
+    def connection_made(self, transport: Transport) -> None:
         self._transport = transport
-        pipeline, pod = self._pipeline, self._pod
+        pod = self._pod
         target, peer, chosen = self._identify(transport)
         if target is None:
-            pipeline.count_refused(NO_ORIGINAL)
+            self._ledger.count_refused(NO_ORIGINAL)
             reset(transport)
             return
         connection = self._connection = Connection(pod, self._direction, peer, target, time())
         connection.chosen = chosen
-        pipeline.opened(connection)
+        self._ledger.opened(connection)
         if pod.connections > self._context.limits.connections_per_pod:
-            pipeline.refuse(connection, transport, OVER_LIMIT)
+            self._ledger.refuse(connection, transport, OVER_LIMIT)
             return
         self._protocol = target.protocol
         if self._direction == "outbound":
@@ -96,7 +116,7 @@ class Accepted:
     def connection_lost(self, error: Exception | None) -> None:
         self._cancel()
         if self._connection is not None:
-            self._pipeline.closed(self._connection)
+            self._ledger.closed(self._connection)
 
     def pause_writing(self) -> None:
         """Nothing was written yet."""
@@ -122,12 +142,13 @@ class Accepted:
                 self._timer = self._context.loop.call_later(self._context.timeouts.handshake, self._silent)
         return "http" if verdict == "more" and len(early) > self._context.limits.header_bytes else verdict
 
-    def _identify(self, transport: Any) -> tuple[Target | None, Peer, tuple[str, int] | None]:
+    def _identify(self, transport: Transport) -> tuple[Target | None, Peer, tuple[str, int] | None]:
         """Who is it, whom did it ask for, and which endpoint did the kernel pick? The listener's
         namespace says which pod, nothing the peer sends.
         """
-        view, pod = self._context.view, self._pod
-        address, port = transport.get_extra_info("peername")[:2]
+        view = self._context.view
+        pod = self._pod
+        address, port = peer_address(transport)
         original = self._originals.of(transport, pod, self._direction)
         target = view.resolve(original.address, original.port) if original else None
         if self._direction == "outbound":
@@ -168,10 +189,10 @@ class Accepted:
     def _admit(self) -> bool:
         connection = self._connection
         assert connection is not None
-        verdict = self._pipeline.admit(connection)
-        if isinstance(verdict, Refusal):
+        verdict = admit(self._context, connection)
+        if isinstance(verdict, NotAdmitted):
             self._cancel()
-            self._pipeline.refuse(connection, self._transport, verdict.reason)
+            self._ledger.refuse(connection, self._transport, verdict.reason)
             return False
         self._permit, self._permitted = verdict, self._context.view.generation
         return True
@@ -208,7 +229,7 @@ class Accepted:
             return
         if tls is None:
             assert self._connection is not None
-            self._pipeline.refuse(self._connection, self._transport, NO_CERTIFICATE)
+            self._ledger.refuse(self._connection, self._transport, NO_CERTIFICATE)
         else:
             self._transport.resume_reading()
             self._start_tls(self._early)
@@ -220,7 +241,7 @@ class Accepted:
         try:
             identity = peer_identity(stream.session, self._context.trust_domain)
         except IdentityError:
-            self._pipeline.refuse(connection, self._transport, UPSTREAM_TLS)
+            self._ledger.refuse(connection, self._transport, UPSTREAM_TLS)
             return
         peer = connection.peer
         workload = peer.workload if peer.workload is not None and peer.workload.identity == identity else None
@@ -250,7 +271,7 @@ class Accepted:
                 if isinstance(error, ssl.SSLError) and error.reason == "PEER_DID_NOT_RETURN_A_CERTIFICATE"
                 else UPSTREAM_TLS
             )
-            self._pipeline.refuse(connection, self._transport, reason)
+            self._ledger.refuse(connection, self._transport, reason)
 
     def _silent(self) -> None:
         """The client may be waiting for the server to speak first; on an HTTP port it idled too long."""
@@ -272,7 +293,7 @@ class Accepted:
         assert self._permit is not None
         self._handed = connection
         connection.line = self._line if verdict == "unlikely" else None
-        self._pipeline.begin(connection, self._permit, self._transport, verdict, self._early)
+        self._begin(Client(connection, self._permit, self._transport), verdict, self._early)
 
     def _cancel(self) -> None:
         if self._timer is not None:

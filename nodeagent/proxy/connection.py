@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Final, Literal
+from typing import Final, Literal
 
 from nodeagent.errors import Reason
 from nodeagent.mesh.entries import Workload
+from nodeagent.proxy.carriage import Carriage
+from nodeagent.proxy.http.hop import Hop
 from nodeagent.proxy.pods import PodState
 from nodeagent.proxy.sniff import FirstLine
 from nodeagent.proxy.view import Target
@@ -47,14 +50,13 @@ class Connection:
     __slots__ = (
         "_codes",
         "_outcomes",
-        "active",
+        "carriage",
         "chosen",
         "closed",
         "direction",
         "early",
         "expires",
         "half_closed",
-        "http",
         "line",
         "local_text",
         "number",
@@ -67,7 +69,6 @@ class Connection:
         "protocol",
         "reason",
         "received",
-        "relay",
         "requests",
         "routes",
         "sent",
@@ -80,11 +81,13 @@ class Connection:
 
     def __init__(self, pod: PodState, direction: Direction, peer: Peer, target: Target, wall: float) -> None:
         self.number = next(_numbers)
-        self.pod, self.direction, self.peer, self.target = pod, direction, peer, target
+        self.pod = pod
+        self.direction = direction
+        self.peer = peer
+        self.target = target
         self.wall = wall
         self.closed: float | None = None
         self.half_closed = False
-        self.active = 0.0
         self.chosen: tuple[str, int] | None = None
         """The endpoint that the kernel picked, so that balance does not depend on the path; None:
         it left that to the proxy.
@@ -103,15 +106,26 @@ class Connection:
         """So far it carried nothing but the node's declared probes."""
         self.reason: Reason | None = None
         """Why it, or the last request of it that was, was not carried."""
-        self._codes = self._outcomes = 0
-        self.requests = self.sent = self.received = 0
+        self._codes = 0
+        self._outcomes = 0
+        self.requests = 0
+        self.sent = 0
+        self.received = 0
         self.upstream_workload: Workload | None = None
         self.view = -1
-        self.routes: Any = None
-        self.http: Any = None
-        self.relay: Any = None
+        """The generation of the snapshot that ``routes`` are of; -1: none."""
+        self.routes: Sequence[Hop] = ()
+        """Where a request of it may go next; of whom a worker's routing made them, it knows more."""
+        self.carriage: Carriage | None = None
+        """What carries it; None: nothing yet, or any more."""
         self.peer_text = host_port(peer.address, peer.port)
         self.local_text = host_port(target.address, target.port)
+
+    def let_go(self) -> None:
+        """It is closed: it stays among the recent flows for a while, what served it shall not."""
+        self.carriage = None
+        self.routes = ()
+        self.view = -1
 
     def allowed(self) -> None:
         """Note that it is carried, as what is not HTTP is: whole."""

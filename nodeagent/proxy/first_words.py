@@ -10,12 +10,10 @@ looked at further (:class:`nodeagent.proxy.tcp.Watched`).
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING, Any
 
+from nodeagent.proxy.pool import Dialled
 from nodeagent.proxy.sniff import FirstLine, Verdict
-
-if TYPE_CHECKING:
-    from nodeagent.proxy.pool import Dialled
+from nodeagent.proxy.transport import Transport
 
 
 class FirstWords:
@@ -23,9 +21,12 @@ class FirstWords:
     within *patience* seconds, and *longest* bytes: HTTP's parser refuses what is longer.
     """
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, transport: Any, patience: float, longest: int) -> None:
-        self._loop, self._transport, self.patience, self._longest = loop, transport, patience, longest
-        self._timer: Any = None
+    def __init__(self, loop: asyncio.AbstractEventLoop, transport: Transport, patience: float, longest: int) -> None:
+        self.patience = patience
+        self._loop = loop
+        self._transport = transport
+        self._longest = longest
+        self._timer: asyncio.TimerHandle | None = None
         self.line = FirstLine()
         self.early = b""
         self.ended = False
@@ -36,7 +37,7 @@ class FirstWords:
         """Return what the connection is: as the client's words say, or ``tcp`` when *server* speaks
         or leaves before it, or when *seconds* have passed.
         """
-        heard: list[asyncio.Future[Any]] = [self.verdict]
+        heard: list[asyncio.Future[Verdict] | asyncio.Future[None]] = [self.verdict]
         if server is not None:
             heard.append(server.heard(self._loop))
         await asyncio.wait(heard, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)

@@ -5,9 +5,10 @@ a connection that breaks.
 from __future__ import annotations
 
 import asyncio
-from typing import Any, Final
+from typing import Final
 
 from nodeagent.errors import Reason
+from nodeagent.proxy.transport import Transport
 
 LINGER_SECONDS: Final = 1.0
 """What the client still sends is read and dropped so long: a close with unread bytes is a reset,
@@ -22,7 +23,7 @@ def _frame(kind: int, payload: bytes) -> bytes:
     return len(payload).to_bytes(3, "big") + bytes((kind, 0, 0, 0, 0, 0)) + payload
 
 
-def go_away(loop: asyncio.AbstractEventLoop, transport: Any, reason: Reason) -> None:
+def go_away(loop: asyncio.AbstractEventLoop, transport: Transport, reason: Reason) -> None:
     """Tell the client of *transport*, which has sent its preface, *reason*; then close."""
     if transport.is_closing():
         return

@@ -10,29 +10,29 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable
 from functools import partial
-from typing import Any
 
 from grpclib.client import UnaryUnaryMethod
 from grpclib.const import Cardinality, Handler, Status
 from grpclib.exceptions import GRPCError, StreamTerminatedError
 from grpclib.health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
+from grpclib.server import Stream
 
 from nodeagent.errors import CONNECT_FAILED
 from nodeagent.health import CHECK
 from nodeagent.identity.grpc_socket import GrpcSocket
+from nodeagent.proxy.context import Context
 from nodeagent.proxy.external.call import CallError, Inside, unary
-from nodeagent.proxy.pipeline import Pipeline
 from nodeagent.proxy.pool import Dial, DialError
 
 
-def answering(services: frozenset[str], dial: Dial, pipeline: Pipeline, ended: Callable[[], None]) -> asyncio.Protocol:
+def answering(services: frozenset[str], dial: Dial, context: Context, ended: Callable[[], None]) -> asyncio.Protocol:
     """Return what serves one connection of the node: the health of *services*, as the application
     at *dial* tells it. *ended*: it is over.
     """
 
     async def ask(service: str) -> HealthCheckResponse:
-        async with asyncio.timeout(pipeline.context.timeouts.head):
-            return await _asked(dial, pipeline, service)
+        async with asyncio.timeout(context.timeouts.head):
+            return await _asked(dial, context, service)
 
     return GrpcSocket([_Health(services, ask)]).protocol(ended)
 
@@ -44,7 +44,7 @@ class _Health:
     def __mapping__(self) -> dict[str, Handler]:
         return {CHECK: Handler(self._check, Cardinality.UNARY_UNARY, HealthCheckRequest, HealthCheckResponse)}
 
-    async def _check(self, stream: Any) -> None:
+    async def _check(self, stream: Stream[HealthCheckRequest, HealthCheckResponse]) -> None:
         request = await stream.recv_message()
         if request is None or request.service not in self._services:
             raise GRPCError(Status.PERMISSION_DENIED, "this is not a probe that the pod declares")
@@ -55,11 +55,11 @@ class _Health:
         await stream.send_message(answer)
 
 
-async def _asked(dial: Dial, pipeline: Pipeline, service: str) -> HealthCheckResponse:
+async def _asked(dial: Dial, context: Context, service: str) -> HealthCheckResponse:
     """Ask the application. Raises GRPCError with its own refusal, DialError, CallError, and what
     grpclib raises of a connection that ends.
     """
-    channel = Inside(partial(dial.connect, pipeline, http=False), dial.address, dial.port)
+    channel = Inside(partial(dial.connect, context, http=False), dial.address, dial.port)
     try:
         return await unary(
             UnaryUnaryMethod(channel, CHECK, HealthCheckRequest, HealthCheckResponse),

@@ -9,7 +9,7 @@ DENY, ALLOW, and then the rate limits.
 from __future__ import annotations
 
 import logging
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from time import monotonic, time
 from typing import TYPE_CHECKING, Final
@@ -40,19 +40,20 @@ from nodeagent.policy.authorization import (
 from nodeagent.policy.model import AuthorizationPolicy, GlobalLimit, Jwks, RateLimit, RequestAuthentication, Rule
 from nodeagent.proxy.external.body import beginning
 from nodeagent.proxy.external.model import HttpFacts, Party, Verdict
+from nodeagent.proxy.external.providers import Providers
 from nodeagent.proxy.external.query import with_parameters
 from nodeagent.proxy.http.exchange import Exchange
 from nodeagent.proxy.http.fields import rewritten
+from nodeagent.telemetry.cells import WorkerMetrics
 from nodeagent.telemetry.metrics import POLICY_EVENTS
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Awaitable, Iterable
 
+    from nodeagent.mesh.entries import Endpoint
     from nodeagent.policy.jwt import Authenticator
     from nodeagent.policy.rate_limit import RateLimiter
     from nodeagent.proxy.connection import Connection
-    from nodeagent.proxy.pipeline import Pipeline
-    from nodeagent.proxy.route import Route
     from nodeagent.proxy.view import ClusterView
 
 _SCHEME: Final = "spiffe://"
@@ -63,6 +64,14 @@ _LONGEST: Final = 512
 log = logging.getLogger("nodeagent.proxy")
 _Asked = tuple["Bound", bytes, bytes, bytes]
 """By whom, and a request's method, target as it came, and host."""
+
+
+@dataclass(frozen=True, slots=True)
+class Surroundings:
+    """What a guard uses of the proxy: where it counts what policies did, and whom they may ask."""
+
+    metrics: WorkerMetrics
+    providers: Providers
 
 
 class Compiler:
@@ -176,11 +185,11 @@ class Guard:
         services = tuple(limit.service for limit in limits if limit.service is not None)
         return cls(Authorizer.of(policies, http=http), authenticator, limiter, services, reads_requests=reads)
 
-    def bind(self, facts: ConnectionFacts, client: str, workload: str) -> Bound:
+    def bind(self, facts: ConnectionFacts, client: str, workload: str, uid: str) -> Bound:
         """Return what the guard means for the client that *facts* describe: *client* is its pod or
-        address, *workload* whose guard it is.
+        address, *workload* whose guard it is; of the pod *uid*, for which others are asked.
         """
-        return Bound(self, facts, self.authorizer.connection(facts), client, workload)
+        return Bound(self, facts, self.authorizer.connection(facts), client, workload, uid)
 
     def remember(self, asked: _Asked, target: bytes, decision: Decision) -> None:
         """Keep *decision* on what *asked* for, which goes on as *target*."""
@@ -194,12 +203,22 @@ class Guard:
 class Bound:
     """A guard as one client meets it."""
 
-    __slots__ = ("by_line", "client", "decision", "facts", "guard", "reason", "residual", "workload")
+    __slots__ = ("by_line", "client", "decision", "facts", "guard", "reason", "residual", "uid", "workload")
 
     def __init__(
-        self, guard: Guard, facts: ConnectionFacts, outcome: Decision | RequestAuthorizer, client: str, workload: str
+        self,
+        guard: Guard,
+        facts: ConnectionFacts,
+        outcome: Decision | RequestAuthorizer,
+        client: str,
+        workload: str,
+        uid: str,
     ) -> None:
-        self.guard, self.facts, self.client, self.workload = guard, facts, client, workload
+        self.guard = guard
+        self.facts = facts
+        self.client = client
+        self.workload = workload
+        self.uid = uid
         self.residual = outcome if isinstance(outcome, RequestAuthorizer) else None
         self.decision = outcome if isinstance(outcome, Decision) else None
         self.reason: Reason | None = None
@@ -211,15 +230,16 @@ class Bound:
 
     # -- HTTP --
 
-    def admits(self, pipeline: Pipeline, exchange: Exchange, route: Route) -> bool:
-        """Decide on a request. False: it was refused, or its answer waits for somebody else's and
-        it is forwarded then.
+    def admits(self, around: Surroundings, exchange: Exchange) -> bool | Awaitable[Reason | None]:
+        """Decide on a request. True: it may be forwarded; False: it was refused. Where it rests with
+        somebody else (an external authorizer, a rate limit service), return what waits for their
+        answers: the reason for a refusal, or None.
         """
         asked = (self, exchange.method, exchange.target, exchange.authority)
         known = self.guard.decided(asked) if self.by_line else None
         if known is not None:
             exchange.target = known[0]
-            return self._passes(pipeline, exchange, known[1])
+            return self._passes(around, exchange, known[1])
         if holds_nul(exchange.target):
             exchange.refuse(BAD_REQUEST)
             return False
@@ -238,31 +258,30 @@ class Bound:
             else (self.decision.custom if self.decision is not None else "")
         )
         if provider or self.guard.services:
-            pipeline.wait(exchange, self._ask(pipeline, exchange, route, request, provider))
-            return False
+            return self._ask(around, exchange, request, provider)
         if self.by_line:
             decision = self._decision(request)
             self.guard.remember(asked, exchange.target, decision)
-            return self._passes(pipeline, exchange, decision)
-        reason = self._decide(pipeline, exchange, request)
+            return self._passes(around, exchange, decision)
+        reason = self._decide(around, exchange, request)
         if reason is not None:
             exchange.refuse(reason)
         return reason is None
 
-    def _decide(self, pipeline: Pipeline, exchange: Exchange, request: RequestFacts) -> Reason | None:
+    def _decide(self, around: Surroundings, exchange: Exchange, request: RequestFacts) -> Reason | None:
         """JWT, AUDIT, DENY, ALLOW, local rate limits."""
         guard = self.guard
         if guard.authenticator is not None:
-            refused = self._authenticate(pipeline, guard.authenticator, exchange, request)
+            refused = self._authenticate(around, guard.authenticator, exchange, request)
             if refused is not None:
                 return refused
-        refused = self._authorize(pipeline, exchange, self._decision(request))
+        refused = self._authorize(around, exchange, self._decision(request))
         if refused is not None:
             return refused
         if guard.limiter is not None:
             limited = guard.limiter.take(request, self.facts.principal, self.client)
             if limited is not None:
-                self._count(pipeline, limited.policy, "rate_limited")
+                self._count(around, limited.policy, "rate_limited")
                 return replace(RATE_LIMITED, headers=limited.headers, policy=limited.policy)
         return None
 
@@ -271,22 +290,22 @@ class Bound:
         assert decision is not None
         return decision
 
-    def _authorize(self, pipeline: Pipeline, exchange: Exchange, decision: Decision) -> Reason | None:
+    def _authorize(self, around: Surroundings, exchange: Exchange, decision: Decision) -> Reason | None:
         """Note *decision* where it has to be; return the refusal that it is."""
         if decision.notes or not decision.allowed:
-            self._note(pipeline, decision)
+            self._note(around, decision)
         exchange.downstream.connection.policy = decision.policy
         return None if decision.allowed else denied(decision.policy, decision.rule)
 
-    def _passes(self, pipeline: Pipeline, exchange: Exchange, decision: Decision) -> bool:
+    def _passes(self, around: Surroundings, exchange: Exchange, decision: Decision) -> bool:
         """The same where nothing else has a say."""
-        refused = self._authorize(pipeline, exchange, decision)
+        refused = self._authorize(around, exchange, decision)
         if refused is not None:
             exchange.refuse(refused)
         return refused is None
 
     def _authenticate(
-        self, pipeline: Pipeline, authenticator: Authenticator, exchange: Exchange, request: RequestFacts
+        self, around: Surroundings, authenticator: Authenticator, exchange: Exchange, request: RequestFacts
     ) -> Reason | None:
         """Check the request's tokens; what they say is in *request* and, where it was asked for, in
         the fields that go on.
@@ -295,7 +314,7 @@ class Bound:
 
         outcome = authenticator.authenticate(request)
         if isinstance(outcome, Rejected):
-            self._count(pipeline, "", "jwt_refused")
+            self._count(around, "", "jwt_refused")
             return replace(
                 JWT_REFUSED,
                 status=outcome.status,
@@ -308,27 +327,22 @@ class Bound:
         return None
 
     async def _ask(
-        self, pipeline: Pipeline, exchange: Exchange, route: Route, request: RequestFacts, provider: str
-    ) -> None:
-        """The same with others' answers in their places; then the request is forwarded or refused."""
-        reason = await self._checked(pipeline, exchange, route, request, provider) if provider else None
+        self, around: Surroundings, exchange: Exchange, request: RequestFacts, provider: str
+    ) -> Reason | None:
+        """The same with others' answers in their places; what a client that did not wait gets, nobody asks."""
+        reason = await self._checked(around, exchange, request, provider) if provider else None
         if reason is None and not exchange.finished:
-            reason = self._decide(pipeline, exchange, request)
+            reason = self._decide(around, exchange, request)
         for limit in self.guard.services if reason is None else ():
             if not exchange.finished:
-                reason = reason or await self._rated(pipeline, exchange, route, request, limit)
-        if exchange.finished:
-            return  # the client did not wait
-        if reason is not None:
-            exchange.refuse(reason)
-        else:
-            pipeline.forward(exchange, route)
+                reason = reason or await self._rated(around, exchange, request, limit)
+        return reason
 
     async def _checked(
-        self, pipeline: Pipeline, exchange: Exchange, route: Route, request: RequestFacts, provider: str
+        self, around: Surroundings, exchange: Exchange, request: RequestFacts, provider: str
     ) -> Reason | None:
         """Ask the external authorizer about a request; what it wants changed is changed."""
-        body, wanted = None, pipeline.providers.body_of(provider)
+        body, wanted = None, around.providers.body_of(provider)
         if wanted is not None:
             body = await beginning(exchange, wanted)
             if exchange.finished:
@@ -347,9 +361,7 @@ class Bound:
             version=exchange.protocol,
             body=body,
         )
-        verdict = await pipeline.providers.check(
-            provider, *self._parties(connection), asked, connection.sni, _protected(route)
-        )
+        verdict = await around.providers.check(provider, *self._parties(connection), asked, connection.sni, self.uid)
         if verdict.allowed:
             if verdict.query_set or verdict.query_remove:
                 request.path = with_parameters(request.path, verdict.query_set, verdict.query_remove)
@@ -358,11 +370,11 @@ class Bound:
             adopt(exchange, (*verdict.remove, *(name for name, _ in verdict.set)), verdict.set + added)
             exchange.answer_fields += verdict.answer
             return None
-        return self._external(pipeline, provider, verdict)
+        return self._external(around, provider, verdict)
 
-    def _external(self, pipeline: Pipeline, provider: str, verdict: Verdict) -> Reason:
+    def _external(self, around: Surroundings, provider: str, verdict: Verdict) -> Reason:
         """Return the refusal that *verdict* is."""
-        self._count(pipeline, provider, "external_denied")
+        self._count(around, provider, "external_denied")
         if verdict.failed:
             log.warning("%s: the external authorizer %s: %s", self.workload, provider, verdict.failed)
             return replace(EXTERNAL_ERROR, status=verdict.status, policy=provider)
@@ -371,13 +383,13 @@ class Bound:
         )
 
     async def _rated(
-        self, pipeline: Pipeline, exchange: Exchange, route: Route, request: RequestFacts, limit: GlobalLimit
+        self, around: Surroundings, exchange: Exchange, request: RequestFacts, limit: GlobalLimit
     ) -> Reason | None:
         """Ask the rate limit service that *limit* names."""
         from nodeagent.policy.rate_limit import descriptors
 
-        verdict = await pipeline.providers.ask(
-            limit, descriptors(limit, request, self.facts.principal, self.client), _protected(route)
+        verdict = await around.providers.ask(
+            limit, descriptors(limit, request, self.facts.principal, self.client), self.uid
         )
         if verdict.failed:
             log.warning("%s: the rate limit service %s: %s", self.workload, limit.provider, verdict.failed)
@@ -385,7 +397,7 @@ class Bound:
             adopt(exchange, (), verdict.request_headers)
             exchange.answer_fields += tuple((name, value, "add") for name, value in verdict.headers)
             return None
-        self._count(pipeline, limit.provider, "rate_limited")
+        self._count(around, limit.provider, "rate_limited")
         return replace(
             RATE_LIMITED,
             status=verdict.status,
@@ -408,35 +420,35 @@ class Bound:
         """
         return self.reason is not None and self.guard.reads_requests
 
-    async def admits_connection(self, pipeline: Pipeline, connection: Connection, route: Route) -> Reason | None:
+    async def admits_connection(self, around: Surroundings, connection: Connection) -> Reason | None:
         """Decide on a connection that is not HTTP; return why it is refused."""
         decision = self.decision
         assert decision is not None, "on a TCP port nothing depends on a request"
         connection.policy = decision.policy
         if decision.notes or not decision.allowed:
-            self._note(pipeline, decision)
+            self._note(around, decision)
         if decision.custom and self.reason is None:
-            verdict = await pipeline.providers.check(
-                decision.custom, *self._parties(connection), None, connection.sni, _protected(route)
+            verdict = await around.providers.check(
+                decision.custom, *self._parties(connection), None, connection.sni, self.uid
             )
             if not verdict.allowed:
-                return self._external(pipeline, decision.custom, verdict)
+                return self._external(around, decision.custom, verdict)
         return self.reason
 
     # -- observe --
 
-    def _note(self, pipeline: Pipeline, decision: Decision) -> None:
+    def _note(self, around: Surroundings, decision: Decision) -> None:
         if not decision.allowed:
-            self._count(pipeline, decision.policy, "deny")
+            self._count(around, decision.policy, "deny")
         for note in decision.notes:
-            self._count(pipeline, note.policy, note.kind)
+            self._count(around, note.policy, note.kind)
 
-    def _count(self, pipeline: Pipeline, policy: str, event: str) -> None:
-        pipeline.context.metrics.count(POLICY_EVENTS, (self.workload, policy, event))
+    def _count(self, around: Surroundings, policy: str, event: str) -> None:
+        around.metrics.count(POLICY_EVENTS, (self.workload, policy, event))
 
 
 UNGUARDED: Final = Guard(Authorizer.compile((), http=True, trust_domain=""), None, None, ()).bind(
-    ConnectionFacts("", "", "", "", 0), "", ""
+    ConnectionFacts("", "", "", "", 0), "", "", ""
 )
 """Nothing stands between this client and the endpoint, or somebody else checks."""
 
@@ -471,15 +483,9 @@ def denied(policy: str, rule: int) -> Reason:
     return replace(POLICY_DENIED, details=details, hint=f"AuthorizationPolicy {policy}, rule {rule}", policy=policy)
 
 
-def _protected(route: Route | None) -> str:
-    """Return the uid of the pod that the endpoint of *route* is: for it others are asked."""
-    return route.endpoint.uid if route is not None and route.endpoint is not None else ""
-
-
-def facts(connection: Connection, route: Route) -> ConnectionFacts:
-    """Return what authorization may know of *connection* on its way to the endpoint of *route*."""
-    peer, endpoint = connection.peer, route.endpoint
-    assert endpoint is not None
+def facts(connection: Connection, endpoint: Endpoint) -> ConnectionFacts:
+    """Return what authorization may know of *connection* on its way to *endpoint*."""
+    peer = connection.peer
     presumed = peer.workload.identity if peer.workload is not None and not peer.identity else ""
     return ConnectionFacts(
         principal=peer.identity.removeprefix(_SCHEME),

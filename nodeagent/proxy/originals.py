@@ -4,9 +4,10 @@ programs or iptables rules.
 
 from __future__ import annotations
 
-from typing import Any, Final, Protocol
+from typing import Final, Protocol
 
 from nodeagent.proxy.pods import PodState
+from nodeagent.proxy.transport import Transport, own_address, peer_address
 from nodeagent.redirect.original import Original, OriginalDestinations
 from nodeagent.vocabulary import Direction
 
@@ -16,7 +17,7 @@ LOOPBACK: Final = ("127.0.0.1", "::1")
 class Originals(Protocol):
     """Tells it of one accepted connection."""
 
-    def of(self, transport: Any, pod: PodState, direction: Direction) -> Original | None:
+    def of(self, transport: Transport, pod: PodState, direction: Direction) -> Original | None:
         """Return whom the connection of *transport*, accepted by a listener of *pod*, asked for;
         None: it was not captured.
         """
@@ -30,9 +31,9 @@ class Captured:
     def __init__(self, outbound: OriginalDestinations) -> None:
         self._outbound = outbound
 
-    def of(self, transport: Any, pod: PodState, direction: Direction) -> Original | None:
+    def of(self, transport: Transport, pod: PodState, direction: Direction) -> Original | None:
         if direction == "outbound":
-            address, port = transport.get_extra_info("peername")[:2]
+            address, port = peer_address(transport)
             return self._outbound.take(pod.cookie, address, port)
-        address, port = transport.get_extra_info("sockname")[:2]
+        address, port = own_address(transport)
         return None if address in LOOPBACK else Original(address, port, None)

@@ -10,12 +10,13 @@ from __future__ import annotations
 import asyncio
 import collections
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from time import monotonic
-from typing import Any, Final
+from typing import Final
 
 from nodeagent.identity.tls import Contexts
+from nodeagent.proxy.http.hop import Hop
 from nodeagent.vocabulary import Family, PodUid
 
 LOW_WATER: Final = 4
@@ -120,8 +121,8 @@ class PodState:
             6: SocketStock(lambda count: ask(6, count)),
         }
         self.connections = 0
-        self.open: set[Any] = set()
-        self.routes: dict[tuple[object, ...], Any] = {}
+        self.open: set[asyncio.Task[None]] = set()
+        self.routes: dict[tuple[object, ...], Sequence[Hop]] = {}
         self.routes_view = -1
         self.named: set[tuple[str, int]] = set()
         """Addresses and ports without a Service that metrics know by name, see ``proxy/route.py``."""

@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import logging
 import os
 import socket
 import ssl
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Final
+from typing import Final
 
 from nodeagent.errors import (
     CONNECT_FAILED,
@@ -25,14 +26,13 @@ from nodeagent.errors import (
     Reason,
 )
 from nodeagent.identity.tls import Contexts, peer_identity
+from nodeagent.proxy.context import Context
 from nodeagent.proxy.http.exchange import Exchange, Keeper, Upstream
 from nodeagent.proxy.http1.upstream import Http1Upstream
 from nodeagent.proxy.pods import PodState
 from nodeagent.proxy.tls.stream import TlsStream
+from nodeagent.proxy.transport import Transport
 from nodeagent.vocabulary import SpiffeId, family_of, host_port
-
-if TYPE_CHECKING:
-    from nodeagent.proxy.pipeline import Pipeline
 
 LINGER_SECONDS: Final = 1.0
 """How long a server is waited for that is to close its connection."""
@@ -40,6 +40,9 @@ _ELSEWHERE: Final = frozenset((errno.ECONNREFUSED, errno.EHOSTUNREACH, errno.ENE
 """What tells that an endpoint is not at this address, and may be at another."""
 _LEAVING: Final = 256
 """Connections to one endpoint that are waited for at once: one that never closes shall not collect them."""
+
+
+log = logging.getLogger("nodeagent.proxy")
 
 
 class DialError(Exception):
@@ -75,36 +78,36 @@ class Dial:
         """Return the TLS contexts that a new connection would have; None: plaintext."""
         return self.pod.tls if self.expected is not None else None
 
-    async def connect(self, pipeline: Pipeline, *, http: bool) -> Dialled:
+    async def connect(self, context: Context, *, http: bool) -> Dialled:
         """Return a connected transport, plain or a TlsStream whose peer proved to be ``expected``.
 
         Raises DialError.
         """
-        timeouts = pipeline.context.timeouts
+        timeouts = context.timeouts
         try:
             async with asyncio.timeout(timeouts.connect):
-                return await self._connect(pipeline, http=http)
+                return await self._connect(context, http=http)
         except TimeoutError:
             raise DialError(
                 NO_CERTIFICATE if self.expected is not None and self.pod.tls is None else CONNECT_TIMEOUT
             ) from None
         except (ssl.SSLError, IdentityError) as error:
-            pipeline.note_failure(self, error)
+            log.warning("mTLS from %s to %s failed: %s", self.pod.identity, host_port(self.address, self.port), error)
             raise DialError(UPSTREAM_TLS) from None
         except OSError as error:
             raise DialError(self._failed(error)) from None
 
-    async def _connect(self, pipeline: Pipeline, *, http: bool) -> Dialled:
-        loop = pipeline.context.loop
+    async def _connect(self, context: Context, *, http: bool) -> Dialled:
+        loop = context.loop
         tls = await self.pod.certified() if self.expected is not None else None
         if self.expected is not None and tls is None:
             raise DialError(NO_CERTIFICATE)
         try:
-            sock = await self._connected(pipeline, self.address)
+            sock = await self._connected(context, self.address)
         except OSError as error:
             if not self.other or error.errno not in _ELSEWHERE:
                 raise
-            sock = await self._connected(pipeline, self.other)
+            sock = await self._connected(context, self.other)
         if tls is None:
             return (await loop.create_connection(Dialled, sock=sock))[1]
         established: asyncio.Future[TlsStream] = loop.create_future()
@@ -121,7 +124,7 @@ class Dial:
         await loop.create_connection(lambda: stream, sock=sock)  # type: ignore[type-var]  # asyncio's protocols are duck-typed
         try:
             await established
-            found = peer_identity(stream.session, pipeline.context.trust_domain)
+            found = peer_identity(stream.session, context.trust_domain)
             if found != self.expected:
                 raise IdentityError(f"{self.address}:{self.port} proved to be {found}, not {self.expected}")
         except BaseException:
@@ -129,15 +132,15 @@ class Dial:
             raise
         return dialled
 
-    async def _connected(self, pipeline: Pipeline, address: str) -> socket.socket:
+    async def _connected(self, context: Context, address: str) -> socket.socket:
         """Return a socket that is connected to the endpoint at *address*. Raises OSError."""
         family = family_of(address)
         sock = await self.pod.stock[family].take()
         try:
             seen = next((own for own in self.client if (":" in own) == (family == 6)), None)
-            if seen is not None and pipeline.context.announce is not None:
-                pipeline.context.announce(sock, seen)
-            await _connect_socket(pipeline.context.loop, sock, (address, self.port))
+            if seen is not None and context.announce is not None:
+                context.announce(sock, seen)
+            await _connect_socket(context.loop, sock, (address, self.port))
         except BaseException:
             sock.close()
             raise
@@ -175,7 +178,7 @@ class Dialled(asyncio.Protocol):
     """A connected transport that waits for its real protocol; keeps what a server that speaks first says meanwhile."""
 
     def __init__(self) -> None:
-        self.transport: Any = None
+        self.transport: Transport
         self.early = b""
         self.ended = self.lost = False
         self._heard: asyncio.Future[None] | None = None
@@ -190,7 +193,7 @@ class Dialled(asyncio.Protocol):
         if self._heard is not None and not self._heard.done() and (self.early or self.ended or self.lost):
             self._heard.set_result(None)
 
-    def connection_made(self, transport: Any) -> None:
+    def connection_made(self, transport: Transport) -> None:  # type: ignore[override]  # it is one of these
         self.transport = transport
 
     def data_received(self, data: bytes) -> None:
@@ -210,8 +213,11 @@ class Dialled(asyncio.Protocol):
 class Pool(Keeper):
     """Idle HTTP connections to one endpoint, most recently used first."""
 
-    def __init__(self, pipeline: Pipeline, dial: Dial) -> None:
-        self.pipeline, self.dial = pipeline, dial
+    def __init__(self, context: Context, dial: Dial) -> None:
+        self._context = context
+        self.dial = dial
+        self.once = context.limits.idle_upstream_connections == 0
+        """Every connection carries one request, none is kept."""
         self._idle: list[Upstream] = []
         self._bound: dict[int, Upstream] = {}
         """Idle ones that wait for their client's connection's next request, by its number."""
@@ -232,20 +238,20 @@ class Pool(Keeper):
         """Forward *exchange* on a new connection."""
         if exchange.pending is None:
             exchange.pending = []
-        task = self.pipeline.context.loop.create_task(self._send_anew(exchange))
+        task = self._context.loop.create_task(self._send_anew(exchange))
         self._dialling.add(task)
         task.add_done_callback(self._dialling.discard)
 
     async def _send_anew(self, exchange: Exchange) -> None:
         try:
-            dialled = await self.dial.connect(self.pipeline, http=True)
+            dialled = await self.dial.connect(self._context, http=True)
         except DialError as error:
             exchange.refuse(error.reason)
             return
         if dialled.lost:
             exchange.refuse(UPSTREAM_RESET)
             return
-        upstream = Http1Upstream(self, exchange.downstream.connection, self.pipeline.context.limits.header_bytes)
+        upstream = Http1Upstream(self, exchange.downstream.connection, self._context.limits.header_bytes)
         upstream.tls = self.dial.contexts()
         upstream.attach(dialled.transport)
         dialled.transport.set_protocol(upstream)
@@ -264,14 +270,14 @@ class Pool(Keeper):
         it for a while: who closes first keeps the port (TIME_WAIT, RFC 9293 section 3.6.1), and the
         client's pod has not many for one endpoint.
         """
-        limit = self.pipeline.context.limits.idle_upstream_connections
-        upstream.idle_since = self.pipeline.context.now
+        limit = self._context.limits.idle_upstream_connections
+        upstream.idle_since = self._context.now
         if upstream.closes or not limit:
             if len(self._leaving) < _LEAVING:
                 self._leaving.add(upstream)
             else:
                 upstream.close()
-        elif len(self._idle) >= limit or self.pipeline.context.draining or upstream.tls is not self.dial.contexts():
+        elif len(self._idle) >= limit or self._context.draining or upstream.tls is not self.dial.contexts():
             upstream.close()
         elif self.dial.bound:
             self._bound[upstream.owner.number] = upstream  # the sweep closes it when its client has gone

@@ -7,20 +7,17 @@ counts on its cells.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
 
 from nodeagent.mesh.entries import Endpoint, Workload
 from nodeagent.proxy.connection import Connection, Path
-from nodeagent.proxy.http.exchange import Hop
+from nodeagent.proxy.guard import Bound
 from nodeagent.proxy.http.fields import Field
+from nodeagent.proxy.http.hop import Hop
+from nodeagent.proxy.pool import Pool
 from nodeagent.telemetry import labels
 from nodeagent.telemetry.cells import HttpCell, TcpCell, WorkerMetrics
 from nodeagent.telemetry.metrics import UNKNOWN, Labels
 from nodeagent.vocabulary import host_port
-
-if TYPE_CHECKING:
-    from nodeagent.proxy.pool import Pool
-
 
 NAMED = 64
 """Pods' own ports that the series of one pod tell apart."""
@@ -62,7 +59,7 @@ class Route(Hop):
     )
 
     def __init__(self, metrics: WorkerMetrics, connection: Connection, to: Destination, cluster_id: str) -> None:
-        single = to.pool is not None and to.pool.pipeline.context.limits.idle_upstream_connections == 0
+        single = to.pool is not None and to.pool.once
         Hop.__init__(self, _forwarded(connection, to), single)
         self._metrics = metrics
         self._pod: str = connection.pod.uid
@@ -80,9 +77,9 @@ class Route(Hop):
         self.upstream_host = host_port(to.endpoint.address, to.endpoint.port) if to.endpoint else "-"
         self.active = 0
         self.endpoint = to.endpoint
-        self.http_guard: Any = None
+        self.http_guard: Bound | None = None
         """What protects the endpoint against this client (``proxy/guard.py``), bound when the first request comes."""
-        self.tcp_guard: Any = None
+        self.tcp_guard: Bound | None = None
 
     def cell(self, status: int, flags: str) -> HttpCell:
         """Return the counters of answers with *status* and response *flags* on this route."""

@@ -1,28 +1,26 @@
 """Where a connection may lead: the routes of the current snapshot, and what reaches their
 endpoints.
 
-Routes are made once per client, target and snapshot; which of them a request takes is the
-pipeline's decision.
+Routes are made once per client, target and snapshot; :func:`pick` balances between them.
 """
 
 from __future__ import annotations
 
+import os
 import weakref
 from dataclasses import replace
 from functools import partial
-from typing import TYPE_CHECKING, Final
+from typing import Final, cast
 
 from nodeagent.mesh.delivery import delivery
 from nodeagent.mesh.entries import UNREAD, Endpoint, Workload
 from nodeagent.proxy.connection import Connection, Path
+from nodeagent.proxy.context import Context
 from nodeagent.proxy.external.model import Way
+from nodeagent.proxy.http.exchange import Upstream
 from nodeagent.proxy.pods import PodState
 from nodeagent.proxy.pool import Dial, Pool
 from nodeagent.proxy.route import Destination, Route
-
-if TYPE_CHECKING:
-    from nodeagent.proxy.http.exchange import Upstream
-    from nodeagent.proxy.pipeline import Pipeline
 
 _CLIENTS: Final = 4
 """Each client has connections of its own to an application; of all together as many may idle as of
@@ -35,16 +33,24 @@ ROUTES_PER_POD: Final = 4096
 class Routing:
     """The routes of one worker."""
 
-    def __init__(self, pipeline: Pipeline) -> None:
-        self._pipeline, self._context = pipeline, pipeline.context
+    def __init__(self, context: Context) -> None:
+        self._context = context
         # routes and open connections hold them
         self._pools: weakref.WeakValueDictionary[Dial, Pool] = weakref.WeakValueDictionary()
 
-    def provide(self, connection: Connection) -> None:
-        """Give the connection the routes of the current snapshot, which connections alike share."""
+    def routes(self, connection: Connection) -> list[Route]:
+        """Return the routes of the current snapshot that *connection* may take, at least one;
+        connections alike share them.
+        """
+        if connection.view != self._context.view.generation:
+            self._provide(connection)
+        return cast("list[Route]", connection.routes)
+
+    def _provide(self, connection: Connection) -> None:
         view = self._context.view
         generation = connection.view = view.generation
-        pod, peer = connection.pod, connection.peer
+        pod = connection.pod
+        peer = connection.peer
         if pod.routes_view != generation or len(pod.routes) > ROUTES_PER_POD:
             pod.routes.clear()
             pod.routes_view = generation
@@ -143,12 +149,12 @@ class Routing:
         if pod is None:
             return None
         dial = Dial(pod, *where, None if workload.uid == asker else workload.identity)
-        return Way(*where, dial, partial(dial.connect, self._pipeline, http=False))
+        return Way(*where, dial, partial(dial.connect, self._context, http=False))
 
     def _pool(self, dial: Dial) -> Pool:
         pool = self._pools.get(dial)
         if pool is None:
-            pool = self._pools[dial] = Pool(self._pipeline, dial)
+            pool = self._pools[dial] = Pool(self._context, dial)
         return pool
 
     def nowhere(self, connection: Connection) -> Route:
@@ -177,6 +183,19 @@ class Routing:
                 upstreams.sort(key=lambda each: each[1].idle_since)
                 for pool, upstream in upstreams[:-most]:
                     pool.close(upstream)
+
+
+def pick(routes: list[Route]) -> Route:
+    """Return one of *routes*: of two random ones that with fewer requests under way."""
+    count = len(routes)
+    if count == 1:
+        return routes[0]
+    drawn = int.from_bytes(os.urandom(4), "little")
+    first = drawn % count
+    second = (first + 1 + (drawn >> 16) % (count - 1)) % count
+    one = routes[first]
+    other = routes[second]
+    return one if one.active <= other.active else other
 
 
 def other_address(workload: Workload | None, address: str) -> str:

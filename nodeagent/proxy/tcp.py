@@ -2,24 +2,12 @@
 
 from __future__ import annotations
 
-import socket
-import struct
 from collections.abc import Callable
 from time import perf_counter
-from typing import Any, Final
 
 from nodeagent.proxy.busy_poll import BusyPoll
 from nodeagent.proxy.sniff import FirstLine
-
-_LINGER_ZERO: Final = struct.pack("ii", 1, 0)
-
-
-def reset(transport: Any) -> None:
-    """Close *transport* with a RST, as the peer did to its side."""
-    raw = transport.get_extra_info("socket")
-    if raw is not None and not transport.is_closing():
-        raw.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _LINGER_ZERO)
-    transport.abort()
+from nodeagent.proxy.transport import Transport, reset
 
 
 class Side:
@@ -27,13 +15,13 @@ class Side:
 
     __slots__ = ("count", "ended", "lost", "other", "relay", "taken", "transport")
 
-    def __init__(self, relay: Relay, transport: Any) -> None:
+    def __init__(self, relay: Relay, transport: Transport) -> None:
         self.relay, self.transport = relay, transport
         self.other: Side = self
         self.count = self.taken = 0
         self.ended = self.lost = False
 
-    def connection_made(self, transport: Any) -> None:
+    def connection_made(self, transport: Transport) -> None:
         self.transport = transport
 
     def data_received(self, data: bytes) -> None:
@@ -75,7 +63,7 @@ class Watched(Side):
 
     __slots__ = ("line", "refuse")
 
-    def __init__(self, relay: Relay, transport: Any, line: FirstLine, refuse: Callable[[], None]) -> None:
+    def __init__(self, relay: Relay, transport: Transport, line: FirstLine, refuse: Callable[[], None]) -> None:
         Side.__init__(self, relay, transport)
         self.line: FirstLine | None = line
         self.refuse = refuse
@@ -97,7 +85,11 @@ class Relay:
     """
 
     def __init__(
-        self, downstream: Any, upstream: Any, closed: Callable[[int, int, Exception | None], None], busy_poll: BusyPoll
+        self,
+        downstream: Transport,
+        upstream: Transport,
+        closed: Callable[[int, int, Exception | None], None],
+        busy_poll: BusyPoll,
     ) -> None:
         self.downstream, self.upstream = Side(self, downstream), Side(self, upstream)
         self.downstream.other, self.upstream.other = self.upstream, self.downstream

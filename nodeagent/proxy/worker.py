@@ -14,7 +14,8 @@ import logging
 import os
 import signal
 import socket
-from typing import Any, Final, assert_never
+from collections.abc import Coroutine
+from typing import Final, assert_never
 
 import uvloop
 
@@ -53,23 +54,20 @@ from nodeagent.messages import (
 )
 from nodeagent.policy.model import AuthorizationPolicy
 from nodeagent.proxy import privilege
-from nodeagent.proxy.accept import Accepted
 from nodeagent.proxy.context import Context
-from nodeagent.proxy.external.providers import Providers
 from nodeagent.proxy.originals import Captured
 from nodeagent.proxy.pace import Pace
-from nodeagent.proxy.pipeline import Pipeline
 from nodeagent.proxy.pods import PodState
+from nodeagent.proxy.proxy import Proxy
 from nodeagent.pulse import Pulse
 from nodeagent.redirect.delivery import Announcements
 from nodeagent.redirect.original import OriginalDestinations
 from nodeagent.telemetry.access_log import AccessLog
 from nodeagent.telemetry.cells import WorkerMetrics
 from nodeagent.telemetry.metrics import BUSY_POLL, LOG_DROPPED, LOOP_LAG, OPEN_CONNECTIONS
-from nodeagent.vocabulary import Family
+from nodeagent.vocabulary import Direction, Family
 
 SWEEP_SECONDS: Final = 0.25
-BACKLOG: Final = 4096
 FLOWS_PER_MESSAGE: Final = 100
 log = logging.getLogger("nodeagent.worker")
 
@@ -93,15 +91,16 @@ class Worker:
     """Carries out control's messages; see ``nodeagent.control.workers`` for the other side."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop, end: socket.socket, pulse: Pulse) -> None:
-        self.loop, self._pulse = loop, pulse
+        self.loop = loop
+        self._pulse = pulse
         self.done: asyncio.Future[None] = loop.create_future()
         self.metrics = WorkerMetrics()
         self._name = ""
-        self._pipeline: Pipeline
+        self._proxy: Proxy
         self._access_log: AccessLog | None = None
         self._originals: Captured
         self._contexts: dict[str, Contexts] = {}
-        self._servers: dict[str, list[Any]] = {}
+        self._servers: dict[str, list[asyncio.Server]] = {}
         self._drain_until = 0.0
         self._finishing: set[int] | None = None
         """Connections that were open when all were asked to end; None: none was."""
@@ -205,21 +204,19 @@ class Worker:
         if config.telemetry.access_log.path:
             self._access_log = AccessLog(config.telemetry.access_log.path, config.telemetry.access_log.format)
             self._access_log.start()
-        self._pipeline = Pipeline(
-            Context(
-                loop=self.loop,
-                settings=config.proxy,
-                trust_domain=config.identity.trust_domain,
-                cluster_id=config.cluster,
-                metrics=self.metrics,
-                access_log=self._access_log,
-                delivery=config.redirect.delivery,
-                share=1 / config.proxy.worker_count(),
-                announce=Announcements(message.announced).put,
-                node_addresses=frozenset(message.node_addresses),
-            )
+        context = Context(
+            loop=self.loop,
+            settings=config.proxy,
+            trust_domain=config.identity.trust_domain,
+            cluster_id=config.cluster,
+            metrics=self.metrics,
+            access_log=self._access_log,
+            delivery=config.redirect.delivery,
+            share=1 / config.proxy.worker_count(),
+            announce=Announcements(message.announced).put,
+            node_addresses=frozenset(message.node_addresses),
         )
-        self._pipeline.providers = Providers(config.extension_providers, self._pipeline.routing.way_to)
+        self._proxy = Proxy(context, config.extension_providers)
         privilege.drop(message.supervisor)
 
     async def _learn(self, message: SnapshotPart) -> None:
@@ -234,7 +231,7 @@ class Worker:
             if not message.more:
                 deltas = self._deltas
                 self._deltas = []
-                self._start(self._acknowledge(message.generation, self._put(deltas)))
+                self._start(self._acknowledge(message.generation, self._proxy.put(deltas)))
         finally:
             self._catch_up()
 
@@ -266,7 +263,7 @@ class Worker:
             try:
                 entry = from_json(value)
                 if isinstance(entry, AuthorizationPolicy):
-                    self._pipeline.compiler.compiled(entry)
+                    self._proxy.protection.compiler.compiled(entry)
                 upserts.append(entry)
             except Exception as error:  # whatever it is, no other entry is to blame
                 self._missed = True
@@ -279,33 +276,22 @@ class Worker:
         been looked at, too, and those before it.
         """
         async with self._settling:
-            if protection_changed and self._pipeline.context.connections:
-                await self._pipeline.reconsider()
+            if protection_changed and self._proxy.context.connections:
+                await self._proxy.revocation.reconsider()
             if not self._missed:
                 self._channel.send(GenerationInForce(generation))
-
-    def _put(self, deltas: list[Delta]) -> bool:
-        """Put *deltas* in force for what comes from now on; say whether they change what protects."""
-        pipeline = self._pipeline
-        view, protection = pipeline.context.view, pipeline.context.view.protection
-        for delta in deltas:
-            view.apply(delta)
-        if view.protection == protection:
-            return False
-        pipeline.compiler.keep(view.policies())
-        return True
 
     def _on_certificate(self, message: CertificateIssued) -> None:
         certificate = Certificate.from_json(message.certificate)
         fresh = self._contexts[certificate.identity] = contexts(certificate)
-        for pod in self._pipeline.context.pods.values():
+        for pod in self._proxy.context.pods.values():
             if pod.identity == certificate.identity:
                 pod.certify(fresh)
-                self._pipeline.renewed(pod)
+                self._proxy.revocation.renewed(pod)
 
     def _on_captured(self, message: PodCaptured) -> None:
         uid = message.uid
-        known = self._pipeline.context.pods.get(uid)
+        known = self._proxy.context.pods.get(uid)
         if known is not None:
             for server in self._servers.pop(uid, []):
                 server.close()  # its listeners were opened anew and follow
@@ -314,33 +300,32 @@ class Worker:
         def ask(family: Family, count: int) -> None:
             self._channel.send(NeedSockets(uid, family, count))
 
-        pod = self._pipeline.context.pods[uid] = PodState(uid, message.cookie, message.identity, ask)
-        self._pipeline.context.view.generation += 1
+        pod = PodState(uid, message.cookie, message.identity, ask)
         pod.certify(self._contexts.get(pod.identity))
+        self._proxy.enrol(pod)
 
     def _on_listen(self, message: Listen) -> None:
         listener = socket.socket(fileno=message.listener)
-        pod = self._pipeline.context.pods.get(message.uid)
+        pod = self._proxy.context.pods.get(message.uid)
         if pod is None:
             listener.close()
             return
         self._start(self._listen(pod, message.direction, listener))
 
     def _on_node(self, message: NodeAddresses) -> None:
-        self._pipeline.context.node_addresses = frozenset(message.addresses)
-        self._pipeline.context.view.generation += 1  # routes rest on who is the node
+        self._proxy.node_is(message.addresses)
 
     def _on_released(self, message: PodReleased) -> None:
         """The pod is no longer enrolled: what it holds goes on, nothing new comes."""
         for server in self._servers.pop(message.uid, []):
             server.close()
-        pod = self._pipeline.release(message.uid)
+        pod = self._proxy.release(message.uid)
         if pod is not None:
             for stock in pod.stock.values():
                 stock.close()
 
     def _on_sockets(self, message: SocketsMade) -> None:
-        pod = self._pipeline.context.pods.get(message.uid)
+        pod = self._proxy.context.pods.get(message.uid)
         sockets = [socket.socket(fileno=descriptor) for descriptor in message.sockets]
         if pod is None:
             for unused in sockets:
@@ -357,14 +342,14 @@ class Worker:
         was asked for, and within a change.
         """
         self._deltas.clear()
-        for pod in self._pipeline.context.pods.values() if hasattr(self, "_pipeline") else ():
+        for pod in self._proxy.context.pods.values() if hasattr(self, "_proxy") else ():
             for stock in pod.stock.values():
                 stock.again()
 
     def _on_ping(self, message: Ping) -> None:
         self._beat()
         self._report()
-        self._channel.send(Pong(message.number, len(self._pipeline.context.connections)))
+        self._channel.send(Pong(message.number, len(self._proxy.context.connections)))
 
     def _on_question(self, message: AskFlows | AskMetrics) -> None:
         """Answer with what was counted, and where flows are asked for with live and recent
@@ -378,7 +363,7 @@ class Worker:
 
     async def _tell_flows(self, number: int) -> None:
         pace = Pace()
-        told = [*self._pipeline.context.recent, *self._pipeline.context.connections.values()]
+        told = [*self._proxy.context.recent, *self._proxy.context.connections.values()]
         for at in range(0, len(told), FLOWS_PER_MESSAGE):
             await pace.keep()
             rows = [connection.flow(os.getpid()) for connection in told[at : at + FLOWS_PER_MESSAGE]]
@@ -387,18 +372,15 @@ class Worker:
 
     def _on_finish(self) -> None:
         """Ask for the end of what is open; what comes is still served."""
-        self._finishing = set(self._pipeline.context.connections)
-        self._pipeline.drain()
+        self._finishing = set(self._proxy.context.connections)
+        self._proxy.revocation.drain()
         self._sweep_finishing()
 
     # -- life --
 
-    async def _listen(self, pod: PodState, direction: Any, listener: socket.socket) -> None:
-        def accepted() -> Any:
-            return Accepted(self._pipeline, pod, direction, self._originals)
-
-        server = await self.loop.create_server(accepted, sock=listener, backlog=BACKLOG)
-        if self._pipeline.context.pods.get(pod.uid) is pod and not self._drain_until:
+    async def _listen(self, pod: PodState, direction: Direction, listener: socket.socket) -> None:
+        server = await self._proxy.listen(listener, pod, direction, self._originals)
+        if self._proxy.context.pods.get(pod.uid) is pod and not self._drain_until:
             self._servers.setdefault(pod.uid, []).append(server)
         else:
             server.close()
@@ -411,7 +393,7 @@ class Worker:
 
     def _told_to_go(self) -> None:
         """The daemon ends, and control is not there to say so."""
-        self._drain(self._pipeline.context.timeouts.stop if hasattr(self, "_pipeline") else 0.0)
+        self._drain(self._proxy.context.timeouts.stop if hasattr(self, "_proxy") else 0.0)
 
     def _drain(self, seconds: float) -> None:
         until = self.loop.time() + seconds
@@ -424,8 +406,8 @@ class Worker:
             for server in servers:
                 server.close()
         self._servers.clear()
-        if hasattr(self, "_pipeline"):
-            self._pipeline.drain()
+        if hasattr(self, "_proxy"):
+            self._proxy.revocation.drain()
         self._sweep_drain()
 
     def _sweep(self) -> None:
@@ -434,8 +416,8 @@ class Worker:
         self._next_sweep = now + SWEEP_SECONDS
         self.loop.call_at(self._next_sweep, self._sweep)
         self._beat()
-        if hasattr(self, "_pipeline"):
-            self._pipeline.sweep()
+        if hasattr(self, "_proxy"):
+            self._proxy.revocation.sweep()
         if self._finishing is not None:
             self._sweep_finishing()
         if self._drain_until:
@@ -443,16 +425,16 @@ class Worker:
 
     def _beat(self) -> None:
         """The loop turns; that counts while this worker takes connections."""
-        if hasattr(self, "_pipeline") and not self._drain_until:
+        if hasattr(self, "_proxy") and not self._drain_until:
             self._pulse.turn()
 
     def _sweep_finishing(self) -> None:
-        if not self._finishing or self._finishing.isdisjoint(self._pipeline.context.connections):
+        if not self._finishing or self._finishing.isdisjoint(self._proxy.context.connections):
             self._channel.send(Finished())
 
     def _sweep_drain(self) -> None:
         """End when all connections have, but for those that had their time before."""
-        idle = not hasattr(self, "_pipeline") or self._pipeline.context.connections.keys() <= (self._finishing or set())
+        idle = not hasattr(self, "_proxy") or self._proxy.context.connections.keys() <= (self._finishing or set())
         if (idle or self.loop.time() >= self._drain_until) and not self.done.done():
             self._report()
             self.loop.call_later(0.05, self._end)
@@ -462,19 +444,19 @@ class Worker:
             self.done.set_result(None)
 
     def _report(self) -> None:
-        if not hasattr(self, "_pipeline"):
+        if not hasattr(self, "_proxy"):
             return
         if self._access_log is not None and self._access_log.dropped > self._dropped:
             self.metrics.count(LOG_DROPPED, (), self._access_log.dropped - self._dropped)
             self._dropped = self._access_log.dropped
         self.metrics.gauge(LOOP_LAG, (self._name,), self._lag)
-        self.metrics.gauge(BUSY_POLL, (self._name,), self._pipeline.context.busy_poll.share())
-        self.metrics.gauge(OPEN_CONNECTIONS, (self._name,), len(self._pipeline.context.connections))
+        self.metrics.gauge(BUSY_POLL, (self._name,), self._proxy.context.busy_poll.share())
+        self.metrics.gauge(OPEN_CONNECTIONS, (self._name,), len(self._proxy.context.connections))
         self._lag = 0.0
         for part in self.metrics.delta():
             self._channel.send(Counted(part))
 
-    def _start(self, coroutine: Any) -> None:
+    def _start(self, coroutine: Coroutine[object, object, None]) -> None:
         task = self.loop.create_task(coroutine)
         self._tasks.add(task)
         task.add_done_callback(self._finished)

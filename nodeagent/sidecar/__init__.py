@@ -1,5 +1,5 @@
 """The classic sidecar: the same proxy as one process in each pod, and the iptables rules that lead
-the pod's traffic to it. It puts the worker's pipeline, the mesh and the telemetry store into one
+the pod's traffic to it. It puts the worker's proxy, the mesh and the telemetry store into one
 process.
 
 It may use ``proxy``, ``mesh``, ``resources``, ``policy``, ``identity``, ``telemetry`` and of

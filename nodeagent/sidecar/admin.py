@@ -7,22 +7,48 @@ from __future__ import annotations
 import functools
 import os
 from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 from nodeagent import istio
+from nodeagent.identity.certificate import Certificate
+from nodeagent.mesh.compile import Mesh
+from nodeagent.proxy.proxy import Proxy
+from nodeagent.resources.source import Source
+from nodeagent.sidecar.pod import Pod
 from nodeagent.sidecar.probes import AppProbe, check
+from nodeagent.sidecar.secrets import Secrets
 from nodeagent.telemetry.exposition import Format
 from nodeagent.telemetry.http_server import EVERYWHERE, LOCALHOST, HttpServer, Response, Routes, serve
 from nodeagent.telemetry.scrapes import answer
+from nodeagent.telemetry.store import Store
 
-if TYPE_CHECKING:
-    from nodeagent.sidecar.main import Sidecar
+
+class Shown(Protocol):
+    """What the ports show of a sidecar, and the one thing that they may do to it."""
+
+    pod: Pod
+    proxy: Proxy
+    store: Store
+    mesh: Mesh
+    source: Source
+    secrets: Secrets
+    certificate: Certificate | None
+    """The one in use; None: there is none."""
+
+    def ready(self) -> list[str]:
+        """Return what keeps the sidecar from being ready; nothing: it is."""
+
+    def report(self) -> None:
+        """Bring the store up to now."""
+
+    def drain(self) -> None:
+        """Stop being ready, and end after a while."""
 
 
 class Admin:
     """The three HTTP servers of a sidecar."""
 
-    def __init__(self, sidecar: Sidecar, probes: Mapping[str, AppProbe]) -> None:
+    def __init__(self, sidecar: Shown, probes: Mapping[str, AppProbe]) -> None:
         self._sidecar, self._probes = sidecar, probes
         self._servers: list[HttpServer] = []
 
@@ -71,12 +97,9 @@ class Admin:
         return Response(b"draining\n")
 
     async def _flows(self, query: Mapping[str, str]) -> Response:
-        pipeline = self._sidecar.pipeline
+        context = self._sidecar.proxy.context
         return Response.json(
-            [
-                connection.flow(os.getpid())
-                for connection in (*pipeline.context.recent, *pipeline.context.connections.values())
-            ]
+            [connection.flow(os.getpid()) for connection in (*context.recent, *context.connections.values())]
         )
 
     async def _certs(self, query: Mapping[str, str]) -> Response:

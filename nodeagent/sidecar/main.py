@@ -1,4 +1,4 @@
-"""A sidecar's composition: source → mesh → pipeline, the pod's two listeners, its certificate,
+"""A sidecar's composition: source → mesh → proxy, the pod's two listeners, its certificate,
 metrics and readiness. One process, one event loop.
 
 It has no privilege: whoever starts it makes it user 1337, whose traffic the pod's rules leave
@@ -16,9 +16,8 @@ import signal
 import time
 from collections.abc import Coroutine
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import uvloop
 
@@ -32,11 +31,9 @@ from nodeagent.mesh.compile import Mesh
 from nodeagent.mesh.entries import Delta
 from nodeagent.policy.model import RequestAuthentication
 from nodeagent.proxy import privilege
-from nodeagent.proxy.accept import Accepted
 from nodeagent.proxy.context import Context
-from nodeagent.proxy.external.providers import Providers
-from nodeagent.proxy.pipeline import Pipeline
 from nodeagent.proxy.pods import PodState
+from nodeagent.proxy.proxy import Proxy
 from nodeagent.resources.changes import AnyChange
 from nodeagent.resources.directory import DirectorySource
 from nodeagent.resources.source import Source
@@ -52,7 +49,6 @@ from nodeagent.telemetry.store import Store
 from nodeagent.vocabulary import Direction
 
 SWEEP_SECONDS: Final = 0.25
-BACKLOG: Final = 4096
 NAME: Final = "sidecar"
 """What the metrics of workers call the one that there is."""
 log = logging.getLogger("nodeagent.sidecar")
@@ -94,10 +90,12 @@ class Sidecar:
 
     def __init__(self, settings: Settings, pod: Pod, probes: dict[str, AppProbe]) -> None:
         config = settings.config
-        self.settings, self.pod = settings, pod
+        self.settings = settings
+        self.pod = pod
         self.loop = asyncio.get_running_loop()
         self.ended: asyncio.Future[None] = self.loop.create_future()
-        self.store, self.metrics = Store(), WorkerMetrics()
+        self.store = Store()
+        self.metrics = WorkerMetrics()
         self.mesh = Mesh(
             pod.node, settings.trust_domain, default_mtls=config.mtls.mode, root_namespace=config.mtls.root_namespace
         )
@@ -105,27 +103,24 @@ class Sidecar:
         self.certificate: Certificate | None = None
         self.secrets = Secrets(settings.sds_socket, settings.trust_domain, pod.namespace, self._certified)
         self.access_log = AccessLog(settings.access_log, config.access_log_format) if settings.access_log else None
-        self.pipeline = Pipeline(
-            Context(
-                loop=self.loop,
-                settings=config.proxy,
-                trust_domain=settings.trust_domain,
-                cluster_id=config.cluster,
-                metrics=self.metrics,
-                access_log=self.access_log,
-            )
-        )
         # Two ways to dial: to the pod's own application the rules must let it through, elsewhere it
         # is the pod.
-        self._outbound, self._inbound = pod_state(pod.uid, {}), pod_state(pod.uid, istio.OWN_SOURCE)
-        self.pipeline.context.pods[pod.uid] = self._inbound
-        self.pipeline.providers = Providers(
-            config.extension_providers, partial(self.pipeline.routing.way_to, dialler=self._outbound)
+        self._outbound = pod_state(pod.uid, {})
+        self._inbound = pod_state(pod.uid, istio.OWN_SOURCE)
+        context = Context(
+            loop=self.loop,
+            settings=config.proxy,
+            trust_domain=settings.trust_domain,
+            cluster_id=config.cluster,
+            metrics=self.metrics,
+            access_log=self.access_log,
         )
+        self.proxy = Proxy(context, config.extension_providers, dialler=self._outbound)
+        self.proxy.enrol(self._inbound)
         self._key_sets = KeySets(lambda found: self._take(Delta((found,))))
         self._admin = Admin(self, probes)
         self._servers: list[asyncio.Server] = []
-        self._tasks: set[asyncio.Task[Any]] = set()
+        self._tasks: set[asyncio.Task[None]] = set()
         self._lag = 0.0
         self._next_sweep = self.loop.time()
         self._drain_until = 0.0
@@ -163,12 +158,8 @@ class Sidecar:
     async def _listen(self, direction: Direction, port: int, state: PodState) -> None:
         originals = Redirected(self.pod.addresses)
 
-        def accepted() -> Any:
-            return Accepted(self.pipeline, state, direction, originals)
-
-        self._servers += [
-            await self.loop.create_server(accepted, sock=each, backlog=BACKLOG) for each in listeners(port)
-        ]
+        for each in listeners(port):
+            self._servers.append(await self.proxy.listen(each, state, direction, originals))
 
     def ready(self) -> list[str]:
         """Return what keeps the sidecar from being ready; nothing: it is."""
@@ -177,7 +168,7 @@ class Sidecar:
             missing.append("it is draining")
         if self.certificate is None:
             missing.append(f"there is no certificate: {self.secrets.fault}")
-        if self.pipeline.context.view.workload(self.pod.uid) is None:
+        if self.proxy.context.view.workload(self.pod.uid) is None:
             missing.append(f"--source {self.settings.source}: does not know this pod (uid {self.pod.uid})")
         return missing
 
@@ -189,7 +180,7 @@ class Sidecar:
             return
         self._drain_until = self.loop.time() + self.settings.drain_seconds
         log.info("draining for %g s", self.settings.drain_seconds)
-        self.pipeline.drain()
+        self.proxy.revocation.drain()
         self.loop.call_at(self._drain_until, self._end)
 
     def _end(self) -> None:
@@ -201,7 +192,7 @@ class Sidecar:
         self._lag = max(self._lag, now - self._next_sweep)
         self._next_sweep = now + SWEEP_SECONDS
         self.loop.call_at(self._next_sweep, self._sweep)
-        self.pipeline.sweep()
+        self.proxy.revocation.sweep()
         if self.certificate is not None and self.certificate.not_after < time.time():
             log.error(
                 "the certificate of %s has ended and no other came: mTLS is refused: %s",
@@ -210,12 +201,12 @@ class Sidecar:
             )
             self.certificate = self._inbound.tls = self._outbound.tls = None
 
-    def _start(self, coroutine: Coroutine[Any, Any, None]) -> None:
+    def _start(self, coroutine: Coroutine[object, object, None]) -> None:
         task = self.loop.create_task(coroutine)
         self._tasks.add(task)
         task.add_done_callback(self._finished)
 
-    def _finished(self, task: asyncio.Task[Any]) -> None:
+    def _finished(self, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)
         if not task.cancelled() and (error := task.exception()) is not None and not self.ended.done():
             self.ended.set_exception(error)
@@ -238,24 +229,19 @@ class Sidecar:
 
     def _apply(self, changes: list[AnyChange]) -> None:
         delta = self.mesh.apply(changes)
-        self.pipeline.context.node_addresses = frozenset(self.mesh.node_addresses())
+        self.proxy.node_is(self.mesh.node_addresses())
         if delta:
             self._take(delta)
             self._want_keys()
 
     def _take(self, delta: Delta) -> None:
-        view = self.pipeline.context.view
-        protection = view.protection
-        view.apply(delta)
-        if view.protection != protection:
-            self.pipeline.compiler.keep(view.policies())
-            if self.pipeline.context.connections:
-                self._start(self.pipeline.reconsider())
+        if self.proxy.put([delta]) and self.proxy.context.connections:
+            self._start(self.proxy.revocation.reconsider())
 
     def _want_keys(self) -> None:
         """Have the key sets that this pod's RequestAuthentications name, and no others."""
-        workload = self.pipeline.context.view.workload(self.pod.uid)
-        entries = self.pipeline.context.view.policies_of(workload) if workload is not None else ()
+        workload = self.proxy.context.view.workload(self.pod.uid)
+        entries = self.proxy.context.view.policies_of(workload) if workload is not None else ()
         dropped = self._key_sets.wanted(
             wanted_by(entry for entry in entries if isinstance(entry, RequestAuthentication))
         )
@@ -264,7 +250,7 @@ class Sidecar:
 
     def _certified(self, certificate: Certificate) -> None:
         """Use *certificate* from now on. Raises IdentityError when it is not this pod's, or does not work."""
-        workload = self.pipeline.context.view.workload(self.pod.uid)
+        workload = self.proxy.context.view.workload(self.pod.uid)
         if workload is not None and workload.identity != certificate.identity:
             raise IdentityError(f"the certificate is for {certificate.identity}, and this pod is {workload.identity}")
         fresh = contexts(certificate)
@@ -272,7 +258,7 @@ class Sidecar:
         for state in (self._inbound, self._outbound):
             state.identity = certificate.identity
             state.certify(fresh)
-            self.pipeline.renewed(state)
+            self.proxy.revocation.renewed(state)
 
     # -- what it tells --
 
@@ -284,8 +270,8 @@ class Sidecar:
         if self.access_log is not None:
             store.set(declared.LOG_DROPPED, (), self.access_log.dropped)
         self.metrics.gauge(declared.LOOP_LAG, (NAME,), self._lag)
-        self.metrics.gauge(declared.BUSY_POLL, (NAME,), self.pipeline.context.busy_poll.share())
-        self.metrics.gauge(declared.OPEN_CONNECTIONS, (NAME,), len(self.pipeline.context.connections))
+        self.metrics.gauge(declared.BUSY_POLL, (NAME,), self.proxy.context.busy_poll.share())
+        self.metrics.gauge(declared.OPEN_CONNECTIONS, (NAME,), len(self.proxy.context.connections))
         self._lag = 0.0
         held = self.certificate
         store.replace(declared.CERTIFICATE_EXPIRY, {(held.identity,): held.not_after} if held is not None else {})

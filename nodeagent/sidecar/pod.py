@@ -10,11 +10,12 @@ import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
 from ipaddress import ip_address
-from typing import Any, Final
+from typing import Final
 
 from nodeagent import istio
 from nodeagent.errors import ConfigError
 from nodeagent.proxy.pods import PodState, SocketStock
+from nodeagent.proxy.transport import Transport
 from nodeagent.redirect.original import Original
 from nodeagent.vocabulary import Address, Direction, Family, PodUid
 
@@ -111,7 +112,7 @@ class Redirected:
     def __init__(self, addresses: tuple[Address, ...]) -> None:
         self._own = frozenset(addresses)
 
-    def of(self, transport: Any, pod: PodState, direction: Direction) -> Original | None:
+    def of(self, transport: Transport, pod: PodState, direction: Direction) -> Original | None:
         address, port = original_destination(transport.get_extra_info("socket"))
         if direction == "inbound":
             return (
@@ -123,7 +124,7 @@ class Redirected:
         return None if here and port in (0, istio.OUTBOUND_PORT, istio.INBOUND_PORT) else Original(address, port, None)
 
 
-def original_destination(connection: Any) -> tuple[str, int]:
+def original_destination(connection: socket.socket) -> tuple[str, int]:
     """Return the address and port that the redirected *connection* asked for; ("", 0) when it was
     not redirected, or is gone already.
     """

@@ -10,7 +10,7 @@ import logging
 import struct
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable
-from typing import Final, TypeVar
+from typing import Final, TypeVar, cast
 
 from google.protobuf.message import Message
 from grpclib.client import Channel, Stream, UnaryUnaryMethod
@@ -161,7 +161,7 @@ class Inside(Channel):
             raise ConnectionResetError(errno.ECONNRESET, "closed before a word was said")
         protocol = self._protocol_factory()
         dialled.transport.set_protocol(protocol)
-        protocol.connection_made(dialled.transport)
+        protocol.connection_made(cast(asyncio.BaseTransport, dialled.transport))
         if dialled.early:
             protocol.data_received(dialled.early)
         return protocol

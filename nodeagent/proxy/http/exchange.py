@@ -52,32 +52,21 @@ from typing import TYPE_CHECKING, Any, Final
 from mypy_extensions import mypyc_attr
 
 from nodeagent.errors import Reason
+from nodeagent.proxy.carriage import Carriage
 from nodeagent.proxy.http.answers import refusal
 from nodeagent.proxy.http.fields import Field, is_client_cert, joined, without
+from nodeagent.proxy.http.hop import Hop
 
 if TYPE_CHECKING:
     from nodeagent.identity.tls import Contexts
-    from nodeagent.proxy.authorize import Permit
     from nodeagent.proxy.connection import Connection
+    from nodeagent.proxy.permit import Permit
 
 UNKNOWN: Final = -1
 """The length of a body that ends where its sender says so, once it is there."""
 
 IDEMPOTENT: Final = frozenset((b"GET", b"HEAD", b"OPTIONS", b"TRACE", b"PUT", b"DELETE"))
 """RFC 9110 section 9.2.2: may be sent again when a kept-alive upstream closed before a byte of the answer."""
-
-
-class Hop:
-    """What codecs know of where an exchange goes; a route (``proxy/route.py``) is one."""
-
-    __slots__ = ("forwarded", "single")
-
-    def __init__(self, forwarded: tuple[Field, ...], single: bool) -> None:
-        """*forwarded*: fields that the proxy adds to each request there. *single*: every connection
-        carries one request, and the server is told so (RFC 9112 section 9.6).
-        """
-        self.forwarded = forwarded
-        self.single = single
 
 
 class Exchange:
@@ -255,7 +244,7 @@ class Exchange:
 
 
 @mypyc_attr(allow_interpreted_subclasses=True)
-class Downstream:
+class Downstream(Carriage):
     """The half towards the client: a codec of one accepted connection."""
 
     connection: Connection
@@ -267,6 +256,9 @@ class Downstream:
     """Since when a request's head is being read."""
     swept = 0
     """How many requests were answered when the last sweep came by."""
+
+    def allow(self, permit: Permit) -> None:
+        self.permit = permit
 
     # -- answers --
 

@@ -44,9 +44,9 @@ from typing import Any, Final
 import httptools
 
 from nodeagent.errors import DOWNSTREAM_GONE, DOWNSTREAM_TIMEOUT, Reason
-from nodeagent.proxy.authorize import Permit
 from nodeagent.proxy.connection import Connection
 from nodeagent.proxy.context import Context
+from nodeagent.proxy.http import patience
 from nodeagent.proxy.http.exchange import UNKNOWN, Downstream, Exchange
 from nodeagent.proxy.http.fields import Field
 from nodeagent.proxy.http.line import Line
@@ -55,7 +55,8 @@ from nodeagent.proxy.http1.exchange import Http1Exchange
 from nodeagent.proxy.http1.requests import RequestReader, RequestSink
 from nodeagent.proxy.http1.turns import PORTION_BYTES, Turns
 from nodeagent.proxy.http1.wire import status_line, write_fields
-from nodeagent.proxy.tcp import reset
+from nodeagent.proxy.permit import Permit
+from nodeagent.proxy.transport import Transport, reset
 
 QUEUED_REQUESTS: Final = 1
 """Pipelined requests taken before reading stops; they are answered in order, one upstream at a time."""
@@ -68,7 +69,9 @@ which can overtake the answer (RFC 9112 section 9.6).
 class Http1Downstream(Downstream, RequestSink):
     """The protocol of an accepted connection that speaks HTTP/1.x; ``transport`` is plain or a TlsStream."""
 
-    def __init__(self, line: Line, context: Context, connection: Connection, permit: Permit, transport: Any) -> None:
+    def __init__(
+        self, line: Line, context: Context, connection: Connection, permit: Permit, transport: Transport
+    ) -> None:
         self.line = line
         self.context = context
         self.connection = connection
@@ -391,6 +394,12 @@ class Http1Downstream(Downstream, RequestSink):
         self.retiring = True
         if self.current is not None and not self.current.answered:
             self.current.keep_alive = False
+
+    def sweep(self, now: float) -> None:
+        patience.enforce(self, now, self.context.timeouts)
+
+    def reset(self) -> None:
+        reset(self.transport)
 
     def close(self) -> None:
         self.reader.closed = True

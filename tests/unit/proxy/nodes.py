@@ -16,15 +16,16 @@ from typing import Any
 
 import uvloop
 
-from nodeagent.config import Proxy
+from nodeagent.config import Proxy as ProxySettings
 from nodeagent.identity.ca import CertificateAuthority
 from nodeagent.identity.tls import Contexts, contexts
 from nodeagent.mesh.entries import DeclaredProbe, Delta, Protocol, Workload
 from nodeagent.policy.model import AuthorizationPolicy, Jwks, MtlsMode, RateLimit, RequestAuthentication
-from nodeagent.proxy.accept import Accepted
+from nodeagent.proxy.external.providers import Providers
+from nodeagent.proxy.guard import Surroundings
 from nodeagent.proxy.originals import Captured
-from nodeagent.proxy.pipeline import Pipeline
 from nodeagent.proxy.pods import PodState
+from nodeagent.proxy.proxy import Proxy
 from nodeagent.redirect.original import Original
 from nodeagent.vocabulary import Address, PodUid, SpiffeId
 from tests.unit.proxy.stage import Handler, Log, context
@@ -43,6 +44,11 @@ def credentials(directory: Path, *pods: str) -> dict[str, Contexts]:
     """Return TLS contexts for *pods* by an authority in *directory*."""
     authority = CertificateAuthority.open_or_create(directory, "cluster.local")
     return {pod: contexts(authority.issue(identity(pod), 3600)) for pod in pods}
+
+
+def asks(proxy: Proxy, providers: Providers) -> None:
+    """Have the policies of *proxy* ask *providers*."""
+    proxy.protection.around = Surroundings(proxy.context.metrics, providers)
 
 
 class PodSocket(socket.socket):
@@ -86,15 +92,15 @@ class Nodes:
             probes,
             policies,
         )
-        self._settings = Proxy.model_validate(settings)
+        self._settings = ProxySettings.model_validate(settings)
         self._redirected: dict[tuple[str, int], tuple[str, int]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._servers: list[asyncio.Server] = []
         self._writers: list[asyncio.StreamWriter] = []
         self.app_connections = 0
         self.faults: list[str] = []
-        self.near: Pipeline
-        self.far: Pipeline
+        self.near: Proxy
+        self.far: Proxy
 
     async def start(self) -> None:
         loop = asyncio.get_running_loop()
@@ -104,14 +110,14 @@ class Nodes:
         self.far, server = self._node("server", "")
         self.far.context.node_addresses = frozenset((NODE,))
         inbound = await loop.create_server(
-            lambda: Accepted(self.far, server, "inbound", Captured(None)), SERVER, 0, backlog=4096
+            lambda: self.far.accepted(server, "inbound", Captured(None)), SERVER, 0, backlog=4096
         )  # type: ignore[arg-type]
         self.port = inbound.sockets[0].getsockname()[1]
         self._redirected[SERVER, self.port] = app.sockets[0].getsockname()
         self.originals = Originals((SERVER, self.port))
         captured = Captured(self.originals)  # type: ignore[arg-type]
         outbound = await loop.create_server(
-            lambda: Accepted(self.near, client, "outbound", captured), "127.0.0.1", 0, backlog=4096
+            lambda: self.near.accepted(client, "outbound", captured), "127.0.0.1", 0, backlog=4096
         )
         self.app, self._outbound = app, outbound.sockets[0].getsockname()
         self._servers = [app, inbound, outbound]
@@ -120,18 +126,18 @@ class Nodes:
 
     def publish(self) -> None:
         """Give both nodes the snapshot."""
-        for pipeline in (self.near, self.far):
+        for proxy in (self.near, self.far):
             workloads = (
                 self._workload("client", CLIENT, 1, ()),
                 self._workload("server", SERVER, self.port, self._probes),
             )
-            pipeline.context.view.apply(Delta((*workloads, *(self._policies if pipeline is self.far else ()))))
+            proxy.context.view.apply(Delta((*workloads, *(self._policies if proxy is self.far else ()))))
 
     async def protect(self, policies: tuple[Policy, ...], mode: MtlsMode = "PERMISSIVE") -> None:
         """Change what protects the server, as control would."""
         self._policies, self._mode = policies, mode
         self.publish()
-        await self.far.reconsider()
+        await self.far.revocation.reconsider()
 
     async def stop(self) -> None:
         """Close everything; nothing may be left, nor may the loop have seen an error."""
@@ -150,12 +156,12 @@ class Nodes:
         """Wait until no connection, no request and no handler is left on either node; idle upstream
         connections are closed for it.
         """
-        while any(pipeline.context.connections for pipeline in (self.near, self.far)) or self._tasks:
+        while any(proxy.context.connections for proxy in (self.near, self.far)) or self._tasks:
             for pool in [*self.near.routing.pools(), *self.far.routing.pools()]:
                 pool.sweep(float("inf"), 0)
             await asyncio.sleep(0.01)
-        for pipeline in (self.near, self.far):
-            for pod in pipeline.context.pods.values():
+        for proxy in (self.near, self.far):
+            for pod in proxy.context.pods.values():
                 assert pod.connections == 0
                 assert not pod.open
                 assert all(route.active == 0 for routes in pod.routes.values() for route in routes)
@@ -177,11 +183,11 @@ class Nodes:
             )
         )
 
-    def refused(self, pipeline: Pipeline) -> list[str]:
+    def refused(self, proxy: Proxy) -> list[str]:
         """Return the reasons for which connections were refused since the last call."""
         return [
             labels[0]
-            for part in pipeline.context.metrics.delta()
+            for part in proxy.context.metrics.delta()
             for name, labels, _ in part.get("counts", ())
             if name == "nodeagent_refused_connections_total"
         ]
@@ -190,8 +196,8 @@ class Nodes:
         self._writers.append(streams[1])
         return streams
 
-    def _node(self, uid: str, source: str) -> tuple[Pipeline, PodState]:
-        pipeline = Pipeline(context(self._settings, Log()))
+    def _node(self, uid: str, source: str) -> tuple[Proxy, PodState]:
+        proxy = Proxy(context(self._settings, Log()))
 
         def ask(family: Any, count: int) -> None:
             made = [PodSocket(socket.AF_INET) for _ in range(count)]
@@ -202,9 +208,9 @@ class Nodes:
                     one.bind((source, 0))
             asyncio.get_running_loop().call_soon(pod.stock[family].add, made)
 
-        pod = pipeline.context.pods[uid] = PodState(PodUid(uid), 1, identity(uid), ask)
+        pod = proxy.context.pods[uid] = PodState(PodUid(uid), 1, identity(uid), ask)
         pod.tls = self._tls.get(uid)
-        return pipeline, pod
+        return proxy, pod
 
     def _workload(self, uid: str, address: str, port: int, probes: tuple[DeclaredProbe, ...]) -> Workload:
         return Workload(
@@ -243,8 +249,8 @@ class Nodes:
 
     async def _sweep(self) -> None:
         while True:
-            self.near.sweep()
-            self.far.sweep()
+            self.near.revocation.sweep()
+            self.far.revocation.sweep()
             await asyncio.sleep(0.02)
 
 

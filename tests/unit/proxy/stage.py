@@ -1,4 +1,4 @@
-"""The proxy's pipeline on loopback: real sockets, real loop; only the kernel's part (original
+"""The whole proxy on loopback: real sockets, real loop; only the kernel's part (original
 destination, sockets in pods) is stood in for.
 """
 
@@ -11,12 +11,13 @@ from typing import Any
 
 import uvloop
 
-from nodeagent.config import Proxy
+from nodeagent.config import Proxy as ProxySettings
 from nodeagent.mesh.entries import Delta, Endpoint, Protocol, Service, ServicePort, Workload
-from nodeagent.proxy.accept import Accepted
+from nodeagent.proxy.connection import Connection
 from nodeagent.proxy.context import Context
-from nodeagent.proxy.pipeline import Pipeline
+from nodeagent.proxy.http1.downstream import Http1Downstream
 from nodeagent.proxy.pods import PodState
+from nodeagent.proxy.proxy import Proxy
 from nodeagent.redirect.original import Original
 from nodeagent.telemetry.cells import WorkerMetrics
 from nodeagent.telemetry.log_format import FIELDS
@@ -36,7 +37,7 @@ class Log:
         self.records.append(dict(zip(FIELDS, record, strict=True)))
 
 
-def context(settings: Proxy, log: Log | None) -> Context:
+def context(settings: ProxySettings, log: Log | None) -> Context:
     """Return the context of a proxy with *settings*, which keeps its records in *log* if there is one."""
     return Context(
         loop=asyncio.get_running_loop(),
@@ -84,7 +85,7 @@ class Stage:
         self.log = Log()
         self.upstream_connections = 0
         self._handler, self._protocol = handler, protocol
-        self._settings = Proxy.model_validate(settings)
+        self._settings = ProxySettings.model_validate(settings)
         self._tasks: set[asyncio.Task[None]] = set()
         self.endpoint_port = 0
         self.addresses, self.asked = ("127.0.0.1",), VIP
@@ -96,7 +97,7 @@ class Stage:
         self.back = await asyncio.start_server(self._serve, "127.0.0.1", 0, limit=1 << 20)
         self.endpoint_port = self.back.sockets[0].getsockname()[1]
         self.context = context(self._settings, self.log)
-        self.pipeline = Pipeline(self.context)
+        self.proxy = Proxy(self.context)
         self.pods = {
             uid: PodState(PodUid(uid), 1, f"spiffe://cluster.local/ns/default/sa/{uid}", self._ask(uid))
             for uid in ("client", "server")
@@ -125,8 +126,8 @@ class Stage:
         self.front.close()
         self.back.close()
         for connection in list(self.context.connections.values()):
-            if connection.http is not None:
-                connection.http.transport.abort()
+            if connection.carriage is not None:
+                connection.carriage.reset()
         for task in self._tasks:
             task.cancel()
         await asyncio.sleep(0.02)
@@ -151,7 +152,7 @@ class Stage:
         return sum(route.active for pod in self.pods.values() for routes in pod.routes.values() for route in routes)
 
     def _accepted(self) -> Any:
-        return Accepted(self.pipeline, self.pods["client"], "outbound", Originals(self.asked))
+        return self.proxy.accepted(self.pods["client"], "outbound", Originals(self.asked))
 
     def _ask(self, uid: str) -> Callable[[Any, int], None]:
         def ask(family: Any, count: int) -> None:
@@ -177,8 +178,14 @@ class Stage:
 
     async def _sweep(self) -> None:
         while True:
-            self.pipeline.sweep()
+            self.proxy.revocation.sweep()
             await asyncio.sleep(0.05)
+
+
+def http(connection: Connection) -> Http1Downstream | None:
+    """Return the codec that carries *connection*, if one does."""
+    carriage = connection.carriage
+    return carriage if isinstance(carriage, Http1Downstream) else None
 
 
 def play(

@@ -143,7 +143,7 @@ def test_each_client_from_outside_has_connections_of_its_own_and_few_idle(tls: d
             await asked(*await nodes.dial(source))
             await asked(*await nodes.dial(source))
         assert nodes.app_connections == len(sources)
-        nodes.far.sweep()
+        nodes.far.revocation.sweep()
         assert sum(len(pool.idle()) for pool in nodes.far.routing.pools()) == 4
         await nodes.stop()
 

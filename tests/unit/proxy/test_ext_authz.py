@@ -20,7 +20,7 @@ from nodeagent.proxy.http.fields import with_fields
 from nodeagent.proxy.pool import Dial
 from tests.fakes import ext_authz
 from tests.fakes.serving import serve
-from tests.unit.proxy.nodes import SERVER, STRANGER, Nodes, Streams, identity, play
+from tests.unit.proxy.nodes import SERVER, STRANGER, Nodes, Streams, asks, identity, play
 from tests.unit.proxy.stage import answering, ok
 from tests.unit.proxy.test_guard import get, last_record
 from tests.unit.proxy.test_http1 import read_answer
@@ -61,7 +61,7 @@ def asking(authorizer: Authorizer, nodes: Nodes, **body: object) -> None:
     if body:
         settings["includeRequestBodyInCheck"] = body
     provider = ExtensionProvider.model_validate({"name": "authz", "envoyExtAuthzGrpc": settings})
-    nodes.far.providers = Providers((provider,), lambda service, port, asker: Way("127.0.0.1", authorizer.port))
+    asks(nodes.far, Providers((provider,), lambda service, port, asker: Way("127.0.0.1", authorizer.port)))
 
 
 def acted(
@@ -76,7 +76,7 @@ def acted(
         try:
             await scene(nodes, await nodes.dial(STRANGER))
         finally:
-            nodes.far.providers.close()
+            nodes.far.protection.around.providers.close()
             await asyncio.sleep(0)
 
     play(mirror, run, tls, protocol="http", policies=(ASK,), **more)
@@ -223,7 +223,7 @@ def test_a_client_that_goes_or_stops_is_not_waited_for(tls: dict[str, Contexts],
         other[1].transport.abort()
         answer, _ = await read_answer(streams[0])
         assert answer.startswith(b"HTTP/1.1 408")
-        while nodes.far._waiting:
+        while nodes.far.pipeline._waiting:
             await asyncio.sleep(0.01)
         assert authorizer.asked == []
 
@@ -412,13 +412,13 @@ def test_a_refusal_whose_fields_cannot_be_stays_one(
     async def scene(nodes: Nodes) -> None:
         settings = {"service": "authz", "port": 9000, "timeout": "5s", "failOpen": True}
         provider = ExtensionProvider.model_validate({"name": "authz", "envoyExtAuthzGrpc": settings})
-        nodes.far.providers = Providers((provider,), lambda service, port, asker: Way("127.0.0.1", authorizer.port))
+        asks(nodes.far, Providers((provider,), lambda service, port, asker: Way("127.0.0.1", authorizer.port)))
         try:
             status, head, _ = await get(await nodes.dial(STRANGER))
             assert status == 401
             assert b"\nb" not in head and nodes.app_connections == 0
         finally:
-            nodes.far.providers.close()
+            nodes.far.protection.around.providers.close()
             await asyncio.sleep(0)
 
     authorizer.answer = answer

@@ -27,13 +27,14 @@ from nodeagent.policy.model import (
     TokenBucket,
 )
 from nodeagent.policy.rate_limit import RateLimiter
+from nodeagent.proxy.context import Context
 from nodeagent.proxy.external.model import Verdict
 from nodeagent.proxy.external.providers import Providers
 from nodeagent.proxy.guard import DECISIONS, Compiler, Guard
 from nodeagent.proxy.http.fields import rewritten
-from nodeagent.proxy.pipeline import Pipeline
 from nodeagent.proxy.pool import Dial
-from tests.unit.proxy.nodes import CLIENT, NODE, SERVER, STRANGER, Nodes, Policy, Streams, play
+from nodeagent.proxy.proxy import Proxy
+from tests.unit.proxy.nodes import CLIENT, NODE, SERVER, STRANGER, Nodes, Policy, Streams, asks, play
 from tests.unit.proxy.stage import answering, ok
 from tests.unit.proxy.test_http1 import read_answer
 from tests.unit.proxy.test_inbound import cut, with_probes
@@ -69,18 +70,18 @@ async def get(streams: Streams, target: str = "/", *fields: str, method: str = "
     return int(head.split()[1]), head, body
 
 
-def events(pipeline: Pipeline) -> dict[tuple[str, str], int]:
+def events(proxy: Proxy) -> dict[tuple[str, str], int]:
     """Return what policies decided since the last call: (policy, event) -> count."""
     return {
         (labels[1], labels[2]): count
-        for part in pipeline.context.metrics.delta()
+        for part in proxy.context.metrics.delta()
         for name, labels, count in part.get("counts", ())
         if name == "nodeagent_policy_events_total"
     }  # fmt: skip
 
 
-def last_record(pipeline: Pipeline) -> dict[str, Any]:
-    log: Any = pipeline.context.access_log
+def last_record(proxy: Proxy) -> dict[str, Any]:
+    log: Any = proxy.context.access_log
     record: dict[str, Any] = log.records[-1]
     return record
 
@@ -179,7 +180,7 @@ def test_a_remembered_decision_is_the_one_that_is_made_anew(tls: dict[str, Conte
 
 def test_what_a_guard_remembers_is_bounded() -> None:
     guard = Guard(Authorizer.compile([deny(paths("/admin"))], http=True, trust_domain="cluster.local"), None, None, ())
-    bound = guard.bind(ConnectionFacts("", CLIENT, CLIENT, SERVER, 80), "client", "server")
+    bound = guard.bind(ConnectionFacts("", CLIENT, CLIENT, SERVER, 80), "client", "server", "server")
     for number in range(3 * DECISIONS):
         guard.remember((bound, b"GET", b"/%d" % number, b"web"), b"/", Decision(True))
         assert len(guard._decided) <= DECISIONS
@@ -197,8 +198,8 @@ def test_what_limits_or_tokens_have_a_say_in_is_not_remembered() -> None:
         Guard(authorizer, None, RateLimiter.compile([limit], time.monotonic), ()),
         Guard(authorizer, None, None, (GlobalLimit("limits", "domain"),)),
     ]
-    assert [guard.bind(client, "client", "server").by_line for guard in guards] == [False] * 3
-    assert Guard(authorizer, None, None, ()).bind(client, "client", "server").by_line
+    assert [guard.bind(client, "client", "server", "server").by_line for guard in guards] == [False] * 3
+    assert Guard(authorizer, None, None, ()).bind(client, "client", "server", "server").by_line
 
 
 def test_a_policy_is_compiled_once_and_forgotten_with_it() -> None:
@@ -399,10 +400,10 @@ def test_what_changes_while_the_application_is_dialled_is_in_force(
 ) -> None:
     dialling, go, connect = asyncio.Event(), asyncio.Event(), Dial.connect
 
-    async def slow(self: Dial, pipeline: Pipeline, *, http: bool) -> Any:
+    async def slow(self: Dial, context: Context, *, http: bool) -> Any:
         dialling.set()
         await go.wait()
-        return await connect(self, pipeline, http=http)
+        return await connect(self, context, http=http)
 
     async def scene(nodes: Nodes) -> None:
         monkeypatch.setattr(Dial, "connect", slow)
@@ -428,7 +429,7 @@ def test_no_more_than_one_read_is_kept_of_a_connection_that_waits_for_an_authori
             return Verdict(True)
 
     async def scene(nodes: Nodes) -> None:
-        nodes.far.providers = Slow((), nodes.far.routing.way_to)
+        asks(nodes.far, Slow((), nodes.far.routing.way_to))
         reader, writer = await nodes.dial(STRANGER)
         writer.write(b"x" * (8 << 20))
         await asked.wait()

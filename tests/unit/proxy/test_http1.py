@@ -420,7 +420,7 @@ def test_an_endpoint_is_reached_at_its_other_address_where_nothing_listens_at_th
         assert (await read_answer(reader))[0].startswith(b"HTTP/1.1 200 ")
         writer.close()
         stage.back.close()
-        for pool in stage.pipeline.routing.pools():
+        for pool in stage.proxy.routing.pools():
             pool.sweep(float("inf"), 0)
         answer = await stage.exchange(CLOSE)
         where = " and ".join(host_port(address, stage.endpoint_port) for address in stage.addresses)

@@ -15,9 +15,9 @@ import pytest
 
 from nodeagent.config import Timeouts
 from nodeagent.proxy.http import patience
-from nodeagent.proxy.tcp import reset
+from nodeagent.proxy.transport import reset
 from nodeagent.telemetry.metrics import HTTP_LABELS
-from tests.unit.proxy.stage import Stage, answering, ok, play, read_request
+from tests.unit.proxy.stage import Stage, answering, http, ok, play, read_request
 from tests.unit.proxy.strict import StrictApp
 from tests.unit.proxy.test_http1 import read_answer
 
@@ -391,7 +391,7 @@ def test_by_default_nothing_ends_for_the_time_that_it_takes() -> None:
         writer.write(b"POST / HTTP/1.1\r\nHost: web\r\nContent-Length: 4\r\n\r\nbo")
         codec = await soon(
             lambda: next(
-                (each.http for each in stage.context.connections.values() if each.http and each.http.current),
+                (codec for codec in map(http, stage.context.connections.values()) if codec and codec.current),
                 None,
             )
         )
@@ -524,7 +524,8 @@ def test_who_pipelines_and_does_not_read_is_not_answered_into_memory() -> None:
         reader, writer = await asyncio.open_connection(sock=raw, limit=65536)
         writer.write(GET * 200)
         await asyncio.sleep(0.5)
-        held = [connection.http.transport.get_write_buffer_size() for connection in stage.context.connections.values()]
+        codecs = [http(connection) for connection in stage.context.connections.values()]
+        held = [codec.transport.get_write_buffer_size() for codec in codecs if codec is not None]  # type: ignore[attr-defined]
         assert max(held) < 4 << 20
         for _ in range(200):
             _, body = await read_answer(reader)

@@ -210,8 +210,8 @@ def test_a_new_pods_connection_waits_for_its_first_certificate(
         pod.tls = None
         reader, writer = await nodes.connect()
         writer.write(GET)
-        pipeline = nodes.near if side == "client" else nodes.far
-        while not pipeline.context.connections:
+        proxy = nodes.near if side == "client" else nodes.far
+        while not proxy.context.connections:
             await asyncio.sleep(0.01)
         assert nodes.app_connections == 0
         pod.certify(tls[side])
@@ -232,8 +232,8 @@ def test_a_pod_that_gets_no_certificate_says_so_at_once(
     monkeypatch.setattr("nodeagent.proxy.pods.CERTIFICATE_SECONDS", 0.0)
 
     async def scene(nodes: Nodes) -> None:
-        pipeline = nodes.near if side == "client" else nodes.far
-        pipeline.context.pods[side].tls = None
+        proxy = nodes.near if side == "client" else nodes.far
+        proxy.context.pods[side].tls = None
         reader, writer = await nodes.connect()
         writer.write(GET)
         head, body = await read_answer(reader)
@@ -242,7 +242,7 @@ def test_a_pod_that_gets_no_certificate_says_so_at_once(
         assert nodes.app_connections == 0
         writer.close()
         await nodes.settled()
-        assert "no_certificate" in nodes.refused(pipeline) or side == "client"
+        assert "no_certificate" in nodes.refused(proxy) or side == "client"
 
     play(show_head, scene, tls, protocol="http")
 

@@ -11,7 +11,7 @@ from nodeagent.policy.model import AuthorizationPolicy, Operation, Rule
 from nodeagent.proxy.http1.turns import LARGEST_PORTION, PORTION_BYTES, REQUESTS_A_TURN
 from tests.unit.proxy.nodes import STRANGER, Nodes
 from tests.unit.proxy.nodes import play as play_nodes
-from tests.unit.proxy.stage import Stage, answering, ok, play
+from tests.unit.proxy.stage import Stage, answering, http, ok, play
 
 COUNT = 6000
 NUMBERS = answering(lambda head, body: ok(head.split()[1][1:] + b"-" + body + b";"))
@@ -45,9 +45,10 @@ def test_requests_that_come_at_once_are_answered_in_order_and_not_in_one_turn(bo
         def tick() -> None:
             now = sum(connection.requests for connection in stage.context.connections.values())
             for connection in stage.context.connections.values():
-                if connection.http is not None:
-                    kept[0] = max(kept[0], len(connection.http.queue))
-                    most[0] = max(most[0], connection.http.turns.begun)
+                codec = http(connection)
+                if codec is not None:
+                    kept[0] = max(kept[0], len(codec.queue))
+                    most[0] = max(most[0], codec.turns.begun)
             begun[0] = now
             loop.call_soon(tick)
 

@@ -13,7 +13,7 @@ from collections.abc import Awaitable, Callable
 import pytest
 
 from nodeagent.identity.tls import Contexts
-from nodeagent.proxy.tcp import reset
+from nodeagent.proxy.transport import reset
 from tests.unit.proxy.nodes import Nodes, Streams, play
 
 Reach = Callable[[Nodes], Awaitable[Streams]]
@@ -270,11 +270,12 @@ def test_a_relay_may_stand_still_for_a_day(reach: Reach, tls: dict[str, Contexts
         reader, writer = await reach(nodes)
         writer.write(b"x")
         assert await reader.readexactly(1) == b"x"
-        for pipeline in (nodes.near, nodes.far):
-            for connection in list(pipeline.context.connections.values()):
-                pipeline.carrier.sweep(connection)
-                pipeline.context.now += 86400
-                pipeline.carrier.sweep(connection)
+        for proxy in (nodes.near, nodes.far):
+            for connection in list(proxy.context.connections.values()):
+                assert connection.carriage is not None
+                connection.carriage.sweep(proxy.context.now)
+                connection.carriage.sweep(proxy.context.now + 86400)
+                connection.carriage.sweep(proxy.context.now + 2 * 86400)
         writer.write(b"y")
         assert await reader.readexactly(1) == b"y"
 

@@ -10,7 +10,7 @@ import uvloop
 
 from nodeagent.channel import Channel, pair
 from nodeagent.codec import FileDescriptor, MessageError, Unchecked
-from nodeagent.config import Proxy
+from nodeagent.config import Proxy as ProxySettings
 from nodeagent.control.workers import parts
 from nodeagent.mesh.entries import Entry, Workload, to_json
 from nodeagent.messages import (
@@ -25,7 +25,7 @@ from nodeagent.messages import (
     ToWorker,
 )
 from nodeagent.policy.model import AuthorizationPolicy, Operation, Rule
-from nodeagent.proxy.pipeline import Pipeline
+from nodeagent.proxy.proxy import Proxy
 from nodeagent.proxy.worker import Worker
 from nodeagent.pulse import Pulses
 from nodeagent.vocabulary import Address, PodUid, SpiffeId
@@ -71,8 +71,8 @@ class Told:
         near, far = pair()
         self.answers: list[FromWorker] = []
         self.worker = Worker(loop, far, Pulses().claim())
-        self.context = context(Proxy(), None)
-        self.pipeline = self.worker._pipeline = Pipeline(self.context)
+        self.context = context(ProxySettings(), None)
+        self.proxy = self.worker._proxy = Proxy(self.context)
         self.end = near
         self.channel: Channel[FromWorker, ToWorker] = Channel(
             loop, near, FROM_WORKER, heard=self.answers.append, refused=fail, closed=lambda: None
@@ -180,7 +180,7 @@ def test_a_policy_that_changes_leaves_nothing_of_the_old_one() -> None:
         (entry,) = told.context.view.policies()
         assert isinstance(entry, AuthorizationPolicy)
         assert entry.action == "DENY"
-        assert list(told.pipeline.compiler._known) == [id(entry)]
+        assert list(told.proxy.protection.compiler._known) == [id(entry)]
 
     play(scene)
 

@@ -1,0 +1,39 @@
+"""May this peer open a connection to this workload? Facts in, a permit or the reason against it out.
+
+Here the mTLS mode decides; what AuthorizationPolicies and their like say of a permitted connection
+is ``proxy/guard.py``.
+"""
+
+from __future__ import annotations
+
+from nodeagent.errors import NO_ENDPOINTS, PLAINTEXT_REFUSED
+from nodeagent.mesh.entries import Workload
+from nodeagent.proxy.connection import Connection, Peer
+from nodeagent.proxy.context import Context
+from nodeagent.proxy.permit import OPEN, NotAdmitted, Permit
+
+
+def admit(context: Context, connection: Connection) -> Permit | NotAdmitted:
+    """Decide on *connection* at the server's side; a client's side asks nothing of its own pod."""
+    if connection.direction == "outbound":
+        return OPEN
+    workload = context.view.workload(connection.pod.uid)
+    if workload is None:
+        return NotAdmitted(NO_ENDPOINTS)
+    from_node = connection.peer.address in context.node_addresses
+    return permitted(connection.peer, workload, connection.target.port, from_node=from_node)
+
+
+def permitted(peer: Peer, workload: Workload, port: int, *, from_node: bool) -> Permit | NotAdmitted:
+    """Decide whether *peer* may open a connection to *port* of *workload*.
+
+    STRICT takes only peers whose identity was proved, and from the node itself the probes that the
+    pod's spec declares. Declared probes pass policies too, as in Istio, where the agent in the pod
+    asks the application in the kubelet's stead.
+    """
+    plaintext = peer.security == "none"
+    probes = workload.probes if from_node and plaintext else ()
+    declared = tuple(probe for probe in probes if probe.port == port)
+    if not plaintext or workload.mtls_at(port) != "STRICT":
+        return Permit(declared) if declared else OPEN
+    return Permit(declared, only_probes=True) if declared else NotAdmitted(PLAINTEXT_REFUSED)

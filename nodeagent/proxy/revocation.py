@@ -1,0 +1,121 @@
+"""What ends connections that are established: a change of what protects, a certificate that ends or
+is renewed, the end of this process, and time.
+"""
+
+from __future__ import annotations
+
+from time import monotonic, perf_counter, time
+from typing import Final
+
+from nodeagent.errors import CERTIFICATE_ENDED, PROBE_REFUSED, Reason
+from nodeagent.proxy.admission import admit
+from nodeagent.proxy.connection import Connection
+from nodeagent.proxy.context import Context
+from nodeagent.proxy.ledger import Ledger
+from nodeagent.proxy.pace import Pace
+from nodeagent.proxy.permit import NotAdmitted
+from nodeagent.proxy.pods import PodState
+from nodeagent.proxy.protection import Protection
+from nodeagent.proxy.route import Route
+from nodeagent.proxy.routing import Routing
+
+SWEPT_A_TURN: Final = 512
+"""Connections that a sweep looks at before the loop turns."""
+
+
+class Revocation:
+    """Looks at one proxy's open connections again."""
+
+    def __init__(self, context: Context, routing: Routing, protection: Protection, ledger: Ledger) -> None:
+        self._context = context
+        self._routing = routing
+        self._protection = protection
+        self._ledger = ledger
+
+    # -- policies --
+
+    async def reconsider(self) -> None:
+        """After a change that may alter verdicts: close established connections that would not be permitted now."""
+        pace = Pace()
+        for connection in list(self._context.connections.values()):
+            await pace.keep()
+            if connection.carriage is None:
+                continue  # gone, or not permitted yet: it will be by what is in force now
+            reason = self.reconsidered(connection)
+            if reason is not None:
+                self.revoke(connection, reason)
+
+    def reconsidered(self, connection: Connection) -> Reason | None:
+        """Return why *connection* would not be permitted now, None where it would."""
+        verdict = admit(self._context, connection)
+        if isinstance(verdict, NotAdmitted):
+            return verdict.reason
+        carriage = connection.carriage
+        http = carriage is not None and carriage.http
+        requests = carriage is not None and carriage.requests
+        if carriage is not None:
+            carriage.allow(verdict)
+        if verdict.only_probes and not requests:
+            return PROBE_REFUSED
+        if verdict.probes and requests:
+            return None  # each request is looked at
+        routes = [route for route in self._routing.routes(connection) if http or _taken(connection, route)]
+        reasons = [self._protection.guard(connection, route, http=http).reason for route in routes]
+        return reasons[0] if reasons and all(reason is not None for reason in reasons) else None
+
+    def revoke(self, connection: Connection, reason: Reason) -> None:
+        """Close *connection*, which is established and no longer permitted."""
+        self._ledger.count_refused(reason)
+        connection.refused(reason)
+        if connection.carriage is not None:
+            connection.carriage.reset()
+
+    # -- certificates, and the end --
+
+    def renewed(self, pod: PodState) -> None:
+        """*pod* has a new certificate: clients come back before the one that they were shown ends."""
+        for connection in list(self._context.connections.values()):
+            if connection.pod is not pod or connection.direction != "inbound":
+                continue
+            if connection.carriage is not None and connection.peer.security == "mutual_tls":
+                connection.carriage.drain()
+
+    def drain(self) -> None:
+        """Ask clients to come back on new connections as they finish; idle upstream connections close."""
+        self._context.draining = True
+        for connection in list(self._context.connections.values()):
+            if connection.carriage is not None:
+                connection.carriage.drain()
+
+    # -- time --
+
+    def sweep(self) -> None:
+        """Enforce timeouts; runs a few times a second instead of a timer per request."""
+        context = self._context
+        context.now = monotonic()
+        context.wall_offset = time() - perf_counter()
+        self._sweep_from(list(context.connections.values()), 0)
+        self._routing.sweep(context.now, context.timeouts.idle)
+
+    def _sweep_from(self, connections: list[Connection], at: int) -> None:
+        """Look at a number of *connections* from index *at* on; the rest in the loop's next turn: a
+        pod may hold thousands open.
+        """
+        now = self._context.now
+        now_wall = time()
+        end = at + SWEPT_A_TURN
+        for connection in connections[at:end]:
+            if connection.closed is not None:
+                continue
+            if connection.expires and connection.expires < now_wall:
+                self.revoke(connection, CERTIFICATE_ENDED)
+            elif connection.carriage is not None:
+                connection.carriage.sweep(now)
+        if end < len(connections):
+            self._context.loop.call_soon(self._sweep_from, connections, end)
+
+
+def _taken(connection: Connection, route: Route) -> bool:
+    """Say whether *connection*, which is carried as bytes, is carried to the pod of *route*."""
+    upstream = connection.upstream_workload
+    return route.workload is not None and upstream is not None and route.workload.uid == upstream.uid
