@@ -79,7 +79,7 @@ def _labels(name: str, objects: Iterable[Object]) -> Mapping[str, str]:
     found = (
         each["metadata"].get("labels", {})
         for each in objects
-        if each["kind"] == "PodNamespace" and each["metadata"]["name"] == name
+        if each["kind"] == "Namespace" and each["metadata"]["name"] == name
     )
     return {INJECTION_LABEL: "enabled", **next(found, {})}
 
