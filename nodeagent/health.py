@@ -19,18 +19,17 @@ MAX_BYTES: Final = 64 << 10
 
 
 async def ask(host: str, port: int, service: str, source: tuple[str, int] | None = None) -> str:
-    """Return why *service*, empty: the server, is not well; empty: it is. *source*: the address
-    that is asked from. Raises OSError.
+    """Ask the gRPC server at *host*, *port* for the health of *service* (empty: of the server as a
+    whole), from the address *source* (None: any). Return why it is not well, in words; empty: it is
+    serving. Raises OSError when no connection can be made.
     """
     channel = _Bounded(host, port, source)
     try:
         method = UnaryUnaryMethod(channel, CHECK, HealthCheckRequest, HealthCheckResponse)
         status = (await method(HealthCheckRequest(service=service))).status
-        return (
-            ""
-            if status == HealthCheckResponse.SERVING
-            else f"grpc: {service or 'the server'} is {HealthCheckResponse.ServingStatus.Name(status)}"
-        )
+        if status == HealthCheckResponse.SERVING:
+            return ""
+        return f"grpc: {service or 'the server'} is {HealthCheckResponse.ServingStatus.Name(status)}"
     except GRPCError as error:
         return f"grpc: status {error.status.name}"
     except StreamTerminatedError:
@@ -52,7 +51,8 @@ class _Bounded(Channel):
 
     def __init__(self, host: str, port: int, source: tuple[str, int] | None) -> None:
         super().__init__(host, port)
-        self._address, self._source = (host, port), source
+        self._address = (host, port)
+        self._source = source
         self._h2_config = H2Configuration(header_encoding="latin-1")  # any byte may stand in a field
         self.taken = 0
 

@@ -1,5 +1,7 @@
 """What Istio fixes and several parts have to agree on: a sidecar's ports, user and addresses, and
-the marks of pods and namespaces.
+the labels and annotations of pods and namespaces.
+
+Source: Istio's documentation of ports used, and its injection template and webhook.
 """
 
 from __future__ import annotations
@@ -11,30 +13,36 @@ from nodeagent.vocabulary import Family
 USER: Final = 1337
 """User and group of a sidecar, whose traffic is not captured, and of a node's workers."""
 ADMIN_PORT: Final = 15000
+"""The admin API, on localhost."""
 OUTBOUND_PORT: Final = 15001
+"""What a pod opens is led there."""
 INBOUND_PORT: Final = 15006
+"""What reaches a pod is led there."""
 TUNNEL_PORT: Final = 15008
+"""Istio's HBONE; kept free."""
 STATUS_PORT: Final = 15020
 """Metrics, and the application's probes."""
 READY_PORT: Final = 15021
+"""Whether the sidecar, or the agent, is ready."""
 SCRAPE_PORT: Final = 15090
+"""Envoy's own metrics."""
 PORTS: Final = (ADMIN_PORT, OUTBOUND_PORT, INBOUND_PORT, TUNNEL_PORT, STATUS_PORT, READY_PORT, SCRAPE_PORT)
 UNCAPTURED_PORTS: Final = (TUNNEL_PORT, SCRAPE_PORT, READY_PORT, STATUS_PORT)
-"""A sidecar answers there itself, whoever asks."""
+"""Ports of a pod at which its sidecar answers itself, whoever asks: its rules capture nothing there."""
 OWN_SOURCE: Final[dict[Family, str]] = {4: "127.0.0.6", 6: "::6"}
 """Whence a sidecar connects to its own application: the rules let through what comes from there, or
 it would be captured again.
 """
 
 ROOT_NAMESPACE: Final = "istio-system"
-"""Whose policies are for the whole mesh, unless configured otherwise."""
+"""The namespace whose policies are for the whole mesh, unless configured otherwise."""
 SYSTEM_NAMESPACES: Final = ("kube-system", "kube-public", "kube-node-lease", "local-path-storage")
-"""Whose pods are never injected."""
+"""Namespaces whose pods never get a sidecar."""
 INJECTION_LABEL: Final = "istio-injection"
-"""Of a namespace; ``enabled``: its pods are injected."""
+"""A namespace's label; ``enabled``: its pods get a sidecar, unless they opt out."""
 REVISION_LABEL: Final = "istio.io/rev"
-"""Of a namespace or a pod: which injector is asked for."""
+"""A namespace's or pod's label: which injector's sidecar is asked for, by that injector's revision."""
 INJECT: Final = "sidecar.istio.io/inject"
-"""A pod's own label, or annotation."""
+"""A pod's own label, or annotation: ``true`` asks for a sidecar, ``false`` opts out."""
 STATUS: Final = "sidecar.istio.io/status"
 """The annotation of an injected pod: what was added and what was there before, as JSON."""

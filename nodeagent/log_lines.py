@@ -1,4 +1,6 @@
-"""A record of the log is one line, whatever the names in it: nobody who chooses a name writes a record of their own."""
+"""The processes' own log: a record is one line, whatever the names in it, so that nobody who chooses
+a name (of a pod, a file, a header) writes a record of their own.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +20,9 @@ class OneLine(logging.Formatter):
 
 
 def to_stderr(pattern: str = "%(asctime)s %(levelname)s %(name)s: %(message)s") -> None:
-    """Have this process log to its standard error, from INFO on."""
+    """Have this process log to its standard error, records of INFO and above, each as *pattern*
+    (logging's %-style) says.
+    """
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(OneLine(pattern))
     logging.basicConfig(level=logging.INFO, handlers=[handler])

@@ -1,9 +1,10 @@
 """Asking an application how it is, as the kubelet does: over HTTP, by a TCP connection, or by
-gRPC's health protocol.
+gRPC's health protocol. Used by the lab, in the kubelet's place, and by the classic sidecar, to which
+the kubelet's questions are led.
 
 Like the kubelet this verifies no certificate, takes 200 to 399 for success and follows no redirect.
-What an application answers is bounded in time and bytes. *source* is the address that is asked
-from, None: any.
+What an application answers is bounded in time and bytes. Each question returns why the application is
+not well, in words for people; empty: it is well.
 """
 
 from __future__ import annotations
@@ -15,7 +16,8 @@ from typing import Final
 
 from nodeagent.vocabulary import host_port
 
-Source = tuple[str, int] | None
+SourceAddress = tuple[str, int] | None
+"""The own address and port of the connection by which is asked; None: any."""
 USER_AGENT: Final = "kube-probe/1.31"
 MAX_HEAD: Final = 16 << 10
 """Bytes of an answer's first line."""
@@ -34,18 +36,22 @@ async def judged(asking: Awaitable[str], seconds: float) -> str:
         return str(error) or type(error).__name__
 
 
-async def by_tcp(host: str, port: int, source: Source = None) -> str:
-    """Succeed when a connection can be made. Raises OSError."""
+async def by_tcp(host: str, port: int, source: SourceAddress = None) -> str:
+    """Connect to *host*, *port* and close again; return nothing, as an application that accepts is
+    well. Raises OSError when no connection can be made.
+    """
     _, writer = await asyncio.open_connection(host, port, local_addr=source)
     writer.close()
     return ""
 
 
 async def by_http(
-    host: str, port: int, *, scheme: str, path: str, headers: Iterable[tuple[str, str]], source: Source = None
+    host: str, port: int, *, scheme: str, path: str, headers: Iterable[tuple[str, str]], source: SourceAddress = None
 ) -> str:
-    """GET *path*, which must be a request's target; *headers* replace the kubelet's own. Raises
-    OSError, EOFError, LimitOverrunError.
+    """GET *path*, a request's target as it is sent, by HTTP/1.1, over TLS where *scheme* is HTTPS;
+    *headers* replace the kubelet's own of the same names. Return what is wrong with the status line;
+    empty: its status is a success. Raises OSError when there is no connection, EOFError and
+    LimitOverrunError when no line comes.
     """
     tls = _unverified() if scheme == "HTTPS" else None
     reader, writer = await asyncio.open_connection(host, port, ssl=tls, limit=MAX_HEAD, local_addr=source)
@@ -74,12 +80,15 @@ async def by_http(
 
 def _unverified() -> ssl.SSLContext:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+    context.check_hostname = False
+    context.verify_mode = ssl.CERT_NONE
     return context
 
 
-async def by_grpc(host: str, port: int, service: str, source: Source = None) -> str:
-    """Ask for the health of *service*, empty: of the server. Raises OSError."""
+async def by_grpc(host: str, port: int, service: str, source: SourceAddress = None) -> str:
+    """Ask for the health of *service* (empty: of the server as a whole) by grpc.health.v1. Return what
+    is wrong; empty: it is serving. Raises OSError when no connection can be made.
+    """
     from nodeagent.health import ask  # it brings gRPC, and most pods have no such probe
 
     return await ask(host, port, service, source)

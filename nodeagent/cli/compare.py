@@ -20,18 +20,21 @@ from nodeagent.compare.estimate import estimate, read, usage
 from nodeagent.compare.estimate import tables as tables_of
 from nodeagent.compare.labs import MODES
 from nodeagent.compare.load import CompareError, Workload
-from nodeagent.compare.modes import Target
-from nodeagent.compare.run import Plan, Results, run
+from nodeagent.compare.modes import CallPath
+from nodeagent.compare.result import ComparisonResult
+from nodeagent.compare.run import ComparisonPlan, Results, run
 from nodeagent.errors import NodeagentError
 
 _MAIN: Final = ("direct", "nodeagent", "nodeagent-kernel", "sidecar", "envoy")
 _WORKLOADS: Final[tuple[Workload, ...]] = ("http", "http-authz", "tcp", "tcp-churn", "chain5", "cross-node", "bulk")
 PROFILES: Final = {
-    "full": Plan(
+    "full": ComparisonPlan(
         MODES, _WORKLOADS, rounds=3, seconds=2, rates=(500, 2000, 5000), scale=(1, 10, 50, 100), switches=True
     ),
-    "quick": Plan(_MAIN, ("http", "tcp"), rounds=2, seconds=2),
-    "bench": Plan(MODES, (*_WORKLOADS, "bulk-cross-node"), rounds=5, seconds=2, scale=(2, 100), variants=True),
+    "quick": ComparisonPlan(_MAIN, ("http", "tcp"), rounds=2, seconds=2),
+    "bench": ComparisonPlan(
+        MODES, (*_WORKLOADS, "bulk-cross-node"), rounds=5, seconds=2, scale=(2, 100), variants=True
+    ),
 }
 _KNOWN: Final = tuple(workload for workload in get_args(Workload) if workload != "manifest")
 
@@ -171,14 +174,14 @@ def compare(
     return int(failed)
 
 
-def _plan(profile: str, files: tuple[str, ...], source: str | None, url: str | None, **asked: Any) -> Plan:
+def _plan(profile: str, files: tuple[str, ...], source: str | None, url: str | None, **asked: Any) -> ComparisonPlan:
     """Return the plan of *profile* with what was *asked* otherwise. Raises UsageError."""
     base = PROFILES[profile]
     values = {name: getattr(base, name) if value is None else value for name, value in asked.items()}
     if bool(files) != bool(source) or bool(files) != bool(url):
         raise click.UsageError("--manifest, --from and --url go together")
     if not files:
-        return Plan(**values, variants=profile == "bench")
+        return ComparisonPlan(**values, variants=profile == "bench")
     assert source is not None
     assert url is not None
     if not url.startswith("http://"):
@@ -193,10 +196,10 @@ def _plan(profile: str, files: tuple[str, ...], source: str | None, url: str | N
         "switches": False,
         "modes": [mode for mode in values["modes"] if mode not in unable],
     }
-    return Plan(**values, files=files, target=Target(namespace, "", 0, pod, url=url))
+    return ComparisonPlan(**values, files=files, target=CallPath(namespace, "", 0, pod, url=url))
 
 
-def _earlier(path: Path | None) -> dict[str, Any] | None:
+def _earlier(path: Path | None) -> ComparisonResult | None:
     if path is None:
         return None
     try:
@@ -205,10 +208,10 @@ def _earlier(path: Path | None) -> dict[str, Any] | None:
         raise CompareError(f"--against: {path}: not a comparison's JSON: {error}") from None
     if not isinstance(found, dict) or not isinstance(found.get("ratios"), dict):
         raise CompareError(f"--against: {path}: not a comparison's JSON: it has no ratios")
-    return cast(dict[str, Any], found)
+    return cast(ComparisonResult, found)
 
 
-def _carry_out(plan: Plan, results: Results) -> bool:
+def _carry_out(plan: ComparisonPlan, results: Results) -> bool:
     """Return whether it ended early; what was measured until then is in *results*."""
     console = Console(stderr=True)
     interrupted = threading.Event()
@@ -244,21 +247,21 @@ def _carry_out(plan: Plan, results: Results) -> bool:
     return False
 
 
-def _show(told: dict[str, Any]) -> None:
+def _show(told: ComparisonResult) -> None:
     console = _console()
-    for name, table in (
-        ("runs", tables.figures),
-        ("ratios", tables.goals),
-        ("scale", tables.scale),
-        ("switches", tables.switches),
+    for there, table in (
+        (told["runs"], tables.figures),
+        (told["ratios"], tables.goals),
+        (told["scale"], tables.scale),
+        (told["switches"], tables.switches),
     ):
-        if told[name]:
+        if there:
             console.print(table(told))
     for line in tables.remarks(told):
         console.print(line, highlight=False, markup=False)
 
 
-def _write(told: dict[str, Any], output: Path | None, report: Path | None) -> None:
+def _write(told: ComparisonResult, output: Path | None, report: Path | None) -> None:
     try:
         if output:
             output.parent.mkdir(parents=True, exist_ok=True)

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 from nodeagent.compare.load import CompareError
 from nodeagent.inject.envoy import TEXT_FORMAT
 from nodeagent.lab import programs
 
-Json = dict[str, Any]
 HOP_PORT: Final = 10080
 _EXTENSION: Final = "type.googleapis.com/envoy.extensions."
 
@@ -22,7 +21,7 @@ def binary() -> Path:
     return found
 
 
-def hop(upstream: str, log: Path) -> Json:
+def hop(upstream: str, log: Path) -> dict[str, object]:
     """Return the configuration of one plain HTTP hop from 127.0.0.1:HOP_PORT to *upstream*
     (host:port), with Istio's access log.
     """
@@ -61,5 +60,5 @@ def hop(upstream: str, log: Path) -> Json:
     return {"static_resources": {"listeners": [listener], "clusters": [cluster]}}
 
 
-def _address(host: str, port: int) -> Json:
+def _address(host: str, port: int) -> dict[str, object]:
     return {"socket_address": {"address": host, "port_value": port}}

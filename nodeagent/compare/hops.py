@@ -79,7 +79,9 @@ class _Hop(Mode):
 class HaproxyHop(_Hop):
     """HAProxy, one thread, pooled connections."""
 
-    name, program, port = "haproxy", "haproxy", HAPROXY_PORT
+    name = "haproxy"
+    program = "haproxy"
+    port = HAPROXY_PORT
     does = ("one plain proxy hop in the client's pod, one thread",)
     does_not = ("capture, mTLS, policy, metrics, access log, the server's side",)
 
@@ -93,7 +95,9 @@ class HaproxyHop(_Hop):
 class EnvoyHop(_Hop):
     """Envoy, one worker thread, router only, access log."""
 
-    name, program, port = "envoy-hop", "envoy", envoy.HOP_PORT
+    name = "envoy-hop"
+    program = "envoy"
+    port = envoy.HOP_PORT
     does = ("one plain proxy hop in the client's pod, one thread", "access log")
     does_not = ("capture, mTLS, policy, the server's side",)
 

@@ -4,18 +4,27 @@ takes everything down again.
 
 from __future__ import annotations
 
+import itertools
 import socket
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Final
 
 from nodeagent.compare import envoy, manifests
 from nodeagent.compare.hops import EnvoyHop, HaproxyHop
 from nodeagent.compare.load import CompareError, Workload
 from nodeagent.compare.manifests import BYPASS, BYPASSED, GUARDED, PLAIN
-from nodeagent.compare.meshes import BYPASS_TARGETS, Bypass, EnvoySidecars, Joined, KernelPath, NodeAgent, OwnSidecars
-from nodeagent.compare.modes import TARGETS, Direct, Mode, Target
+from nodeagent.compare.meshes import (
+    BYPASS_TARGETS,
+    Bypass,
+    EnvoySidecars,
+    Joined,
+    KernelPathMode,
+    NodeAgent,
+    OwnSidecars,
+)
+from nodeagent.compare.modes import TARGETS, CallPath, Direct, Mode
 from nodeagent.errors import NodeagentError
 from nodeagent.lab import Lab
 from nodeagent.lab.cluster import Mode as LabMode
@@ -32,7 +41,7 @@ _JOINING: Final = {"redirect": {"bypass": "asked"}}
 
 
 @dataclass(frozen=True, slots=True)
-class Wanted:
+class LabNeeds:
     """What a comparison needs of its labs."""
 
     workloads: Sequence[Workload]
@@ -40,11 +49,11 @@ class Wanted:
     """Also what is compared with a mode's usual settings."""
     files: Sequence[str] = ()
     """The user's own YAML instead of ours."""
-    target: Target | None = None
+    target: CallPath | None = None
     """Who asks what there."""
 
     @property
-    def targets(self) -> Mapping[Workload, Target]:
+    def targets(self) -> Mapping[Workload, CallPath]:
         return {"manifest": self.target} if self.target else TARGETS
 
     def of(self, *served: Workload) -> tuple[Workload, ...]:
@@ -65,16 +74,18 @@ class Wanted:
 
 @dataclass(frozen=True, slots=True)
 class Setup:
-    """A lab and the modes in it."""
+    """A lab, the modes that are measured in it, and what makes them; ``variant``: it is one of modes
+    that other setups bring up as well, and is made only where variants are wanted.
+    """
 
     lab: str
     modes: Sequence[str]
-    make: Callable[[str, Wanted, frozenset[str]], list[Mode]]
+    make: Callable[[str, LabNeeds, frozenset[str]], list[Mode]]
     """Lab's name, what is wanted, names of the modes wanted."""
     variant: bool = False
 
 
-def _direct(name: str, wanted: Wanted, modes: frozenset[str]) -> list[Mode]:
+def _direct(name: str, wanted: LabNeeds, modes: frozenset[str]) -> list[Mode]:
     lab = _up(wanted.text(guarded=False), name, "direct", wanted.files)
     served = wanted.of("http", "tcp", "tcp-churn", "chain5", "cross-node", "bulk", "bulk-cross-node", "manifest")
     hops = [] if wanted.files else [HaproxyHop(lab), EnvoyHop(lab)]
@@ -94,7 +105,7 @@ _EVERYTHING: Final[tuple[Workload, ...]] = (
 )
 
 
-def _nodeagent(name: str, wanted: Wanted, modes: frozenset[str]) -> list[Mode]:
+def _nodeagent(name: str, wanted: LabNeeds, modes: frozenset[str]) -> list[Mode]:
     return [
         NodeAgent(
             _up(wanted.text(), name, "nodeagent", wanted.files),
@@ -104,35 +115,35 @@ def _nodeagent(name: str, wanted: Wanted, modes: frozenset[str]) -> list[Mode]:
     ]
 
 
-def _workers(name: str, wanted: Wanted, modes: frozenset[str]) -> list[Mode]:
+def _workers(name: str, wanted: LabNeeds, modes: frozenset[str]) -> list[Mode]:
     lab = _up(manifests.workload(PLAIN), name, "nodeagent", agent={"proxy": {"workers": 2}})
     return [NodeAgent(lab, "2 workers", workloads=wanted.of("http", "cross-node"), connections=(32,))]
 
 
-def _network(name: str, wanted: Wanted, modes: frozenset[str]) -> list[Mode]:
+def _network(name: str, wanted: LabNeeds, modes: frozenset[str]) -> list[Mode]:
     lab = _up(manifests.workload(PLAIN), name, "nodeagent", agent={"redirect": {"delivery": "network"}})
     return [NodeAgent(lab, "over the network", workloads=wanted.of("http", "tcp", "tcp-churn"))]
 
 
-def _kernel(name: str, wanted: Wanted, modes: frozenset[str]) -> list[Mode]:
+def _kernel(name: str, wanted: LabNeeds, modes: frozenset[str]) -> list[Mode]:
     text = wanted.text(guarded=False)
     if "nodeagent-bypass" in modes:
         text += "\n---\n" + manifests.workload(BYPASSED, pod_annotations=BYPASS)
     lab = _up(text, name, "nodeagent", wanted.files, agent=_KERNEL | _JOINING)
     served = wanted.of("http", "tcp", "tcp-churn", "chain5", "bulk", "manifest")
-    made: list[Mode] = [KernelPath(lab, workloads=served, targets=wanted.targets)]
+    made: list[Mode] = [KernelPathMode(lab, workloads=served, targets=wanted.targets)]
     if "nodeagent-bypass" in modes:
         made.append(Bypass(lab, workloads=wanted.of("http", "bulk"), targets=BYPASS_TARGETS))
     return made
 
 
-def _joined(name: str, wanted: Wanted, modes: frozenset[str]) -> list[Mode]:
+def _joined(name: str, wanted: LabNeeds, modes: frozenset[str]) -> list[Mode]:
     chain = manifests.chain(PLAIN, pod_annotations=BYPASS) if "chain5" in wanted.workloads else ""
     lab = _up(manifests.workload(PLAIN, pod_annotations=BYPASS) + chain, name, "nodeagent", agent=_JOINING)
     return [Joined(lab, "proxy", workloads=wanted.of("http", "chain5"))]
 
 
-def _sidecar(name: str, wanted: Wanted, modes: frozenset[str]) -> list[Mode]:
+def _sidecar(name: str, wanted: LabNeeds, modes: frozenset[str]) -> list[Mode]:
     return [
         OwnSidecars(
             _up(wanted.text(), name, "sidecar", wanted.files), workloads=wanted.of(*_EVERYTHING), targets=wanted.targets
@@ -144,7 +155,7 @@ TCP_PORTS: Final = "8081,5201"
 """Envoy without a control plane knows no Service, so it is told which ports are declared TCP."""
 
 
-def _envoy(name: str, wanted: Wanted, modes: frozenset[str]) -> list[Mode]:
+def _envoy(name: str, wanted: LabNeeds, modes: frozenset[str]) -> list[Mode]:
     envoy.binary()
     lab = _up(
         wanted.text(),
@@ -156,14 +167,14 @@ def _envoy(name: str, wanted: Wanted, modes: frozenset[str]) -> list[Mode]:
     return [EnvoySidecars(lab, workloads=wanted.of(*_EVERYTHING), targets=wanted.targets)]
 
 
-def _one_thread(name: str, wanted: Wanted, modes: frozenset[str]) -> list[Mode]:
+def _one_thread(name: str, wanted: LabNeeds, modes: frozenset[str]) -> list[Mode]:
     envoy.binary()
     lab = _up(manifests.workload(PLAIN), name, "envoy", injection={"values": {"tcpPorts": TCP_PORTS, "concurrency": 1}})
     return [EnvoySidecars(lab, "1 thread", workloads=wanted.of("http", "tcp-churn"), connections=(32,))]
 
 
-def _policies(count: int) -> Callable[[str, Wanted, frozenset[str]], list[Mode]]:
-    def make(name: str, wanted: Wanted, modes: frozenset[str]) -> list[Mode]:
+def _policies(count: int) -> Callable[[str, LabNeeds, frozenset[str]], list[Mode]]:
+    def make(name: str, wanted: LabNeeds, modes: frozenset[str]) -> list[Mode]:
         lab = _up(manifests.workload(GUARDED) + manifests.policies(GUARDED, count), name, "nodeagent")
         return [NodeAgent(lab, f"{count:,} policies", workloads=wanted.of("http-authz"), connections=(32,))]
 
@@ -182,7 +193,8 @@ SETUPS: Final = (
     Setup("compare-envoy-one", ("envoy",), _one_thread, variant=True),
     *(Setup(f"compare-policies-{count}", ("nodeagent",), _policies(count), variant=True) for count in POLICIES),
 )
-MODES: Final = tuple(dict.fromkeys(name for setup in SETUPS if not setup.variant for name in setup.modes))
+MODES: Final = tuple(dict.fromkeys(itertools.chain.from_iterable(each.modes for each in SETUPS if not each.variant)))
+"""Every mode's name, in the order in which they are told."""
 Missing = dict[str, str]
 """``what`` is not in the results, and ``why``."""
 
@@ -207,12 +219,13 @@ def alone(names: Sequence[str]) -> Iterator[None]:
 
 
 def bring_up(
-    names: Sequence[str], wanted: Wanted, missing: list[Missing], progress: Callable[[str], None]
+    names: Sequence[str], wanted: LabNeeds, missing: list[Missing], progress: Callable[[str], None]
 ) -> list[Mode]:
     """Return the modes *names* that came up, with their variants; those that did not go to
     *missing*, and nothing of them stays.
     """
-    chosen, made = frozenset(names), []
+    chosen = frozenset(names)
+    made = []
     for setup in SETUPS:
         here = chosen.intersection(setup.modes)
         if not here or (setup.variant and not wanted.variants):
@@ -244,7 +257,7 @@ def _up(
     mode: LabMode,
     files: Sequence[str] = (),
     *,
-    agent: Mapping[str, Any] | None = None,
-    injection: Mapping[str, Any] | None = None,
+    agent: Mapping[str, object] | None = None,
+    injection: Mapping[str, object] | None = None,
 ) -> Lab:
     return Lab.up(files, text=text, name=name, mode=mode, agent=agent, injection=injection, wait_seconds=_WAIT_SECONDS)

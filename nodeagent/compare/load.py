@@ -19,10 +19,14 @@ and principal; ``tcp``: the same requests to a port declared TCP; ``tcp-churn``:
 for each request; ``chain5``: a request that goes through five services; ``cross-node``: to the
 other node; ``bulk``: one stream; ``manifest``: to what the user's own YAML serves.
 """
-HTTP_PORT, TCP_PORT, BULK_PORT = 8080, 8081, 5201
+HTTP_PORT: Final = 8080
+TCP_PORT: Final = 8081
+BULK_PORT: Final = 5201
 PERCENTILES: Final = (1, 10, 25, 50, 75, 90, 95, 97.5, 99, 99.5, 99.75, 99.9, 99.95, 99.99, 100)
 """What is told of a closed loop's latencies."""
 _PATIENCE_SECONDS: Final = 20
+Told = dict[str, Any]
+"""The JSON object that a load program ends with; its shape is that program's own."""
 
 
 class CompareError(NodeagentError):
@@ -37,8 +41,8 @@ class Client:
     namespace: str
     pod: str = "client"
 
-    def run(self, argv: list[str], seconds: float, input: str | None = None) -> Any:
-        """Run *argv* in the pod and return the JSON that it ends with; raises CompareError if it
+    def run(self, argv: list[str], seconds: float, input: str | None = None) -> Told:
+        """Run *argv* in the pod and return the JSON object that it ends with; raises CompareError if it
         fails or takes much longer than *seconds*.
         """
         where = f"{argv[0]} in {self.namespace}/{self.pod} of lab {self.lab.name}"
@@ -51,7 +55,8 @@ class Client:
                 f"{where}: {(done.stderr or done.stdout).strip()[-300:] or f'exit status {done.returncode}'}"
             )
         try:
-            return json.loads(done.stdout[done.stdout.index("{") :])
+            told: Told = json.loads(done.stdout[done.stdout.index("{") :])
+            return told
         except ValueError:
             raise CompareError(f"{where}: {(done.stderr or done.stdout).strip()[-300:] or 'it says nothing'}") from None
 

@@ -6,9 +6,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
-PLAIN, GUARDED, BYPASSED = "plain", "guarded", "bypassed"
+PLAIN: Final = "plain"
+"""The namespace without a policy."""
+GUARDED: Final = "guarded"
+"""The namespace whose server takes only what a policy allows."""
+BYPASSED: Final = "bypassed"
+"""The namespace whose pods' sockets are joined."""
 BYPASS: Final = "nodeagent.io/bypass: enabled"
-"""Namespaces: without a policy, with one, and with sockets joined."""
+"""The annotation by which a pod asks for that."""
 CHAIN: Final = ("a", "b", "c", "d", "e")
 """The services that one request of ``chain5`` goes through."""
 _POLICY: Final = """
@@ -82,7 +87,8 @@ def chain(namespace: str, *, pod_annotations: str = "") -> str:
     """Return five services in the namespace of :func:`workload`, each of which asks the next one before it answers."""
     links = []
     for name, following in zip(CHAIN, (*CHAIN[1:], ""), strict=True):
-        upstream, answer = "", 'return 200 "the last of five\\n";'
+        upstream = ""
+        answer = 'return 200 "the last of five\\n";'
         if following:
             server = f"server {following}.{namespace}.svc.cluster.local:8080;"
             upstream = f"upstream next {{ {server} keepalive 64; keepalive_requests 1000000000; }}"

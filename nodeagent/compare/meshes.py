@@ -15,7 +15,7 @@ from typing import ClassVar, Final
 from nodeagent import istio
 from nodeagent.compare.load import BULK_PORT, TCP_PORT, CompareError, Workload
 from nodeagent.compare.manifests import BYPASSED
-from nodeagent.compare.modes import Answered, Log, Mode, Target, pod_group
+from nodeagent.compare.modes import Answered, CallPath, Log, Mode, pod_group
 from nodeagent.config import MapSizes
 from nodeagent.inject.model import PROXY
 from nodeagent.lab import http
@@ -178,7 +178,7 @@ class Joined(NodeAgent):
 
 
 @dataclass(slots=True, eq=False)
-class KernelPath(NodeAgent):
+class KernelPathMode(NodeAgent):
     """This project, with connections that are authorised once and then run pod to pod: no access
     log, no header about the client, nothing per request.
     """
@@ -238,19 +238,19 @@ class KernelPath(NodeAgent):
 
 
 @dataclass(slots=True, eq=False)
-class Bypass(KernelPath):
+class Bypass(KernelPathMode):
     """The kernel path with the two sockets joined."""
 
     name = "nodeagent-bypass"
     whole = False
     does: ClassVar[Sequence[str]] = ("what nodeagent-kernel does, with the two applications' sockets joined past TCP",)
-    does_not = (*KernelPath.does_not, "HTTP metrics: no packets pass", _ON_THEIR_WORD)
+    does_not = (*KernelPathMode.does_not, "HTTP metrics: no packets pass", _ON_THEIR_WORD)
     counts_http = False
 
 
-BYPASS_TARGETS: Final[Mapping[Workload, Target]] = {
-    "http": Target(BYPASSED, "server", TCP_PORT),
-    "bulk": Target(BYPASSED, "server", BULK_PORT),
+BYPASS_TARGETS: Final[Mapping[Workload, CallPath]] = {
+    "http": CallPath(BYPASSED, "server", TCP_PORT),
+    "bulk": CallPath(BYPASSED, "server", BULK_PORT),
 }
 """The sockets of this port are joined; its requests are not counted, so it is declared TCP."""
 

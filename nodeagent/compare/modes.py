@@ -4,6 +4,7 @@ the same pods, links, client and server programs.
 
 from __future__ import annotations
 
+import itertools
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
@@ -19,8 +20,10 @@ from nodeagent.places.annotation import CGROUP
 
 
 @dataclass(frozen=True, slots=True)
-class Target:
-    """Who asks whom: ``service`` is also the name of the pod behind it."""
+class CallPath:
+    """Who asks whom in a lab: *client*, a pod of *namespace*, asks *port* of *service*, which is
+    also the name of the pod behind it.
+    """
 
     namespace: str
     service: str
@@ -38,15 +41,15 @@ class Target:
         return (self.client, *((self.service, *self.through) if self.service else ()))
 
 
-TARGETS: Final[Mapping[Workload, Target]] = {
-    "http": Target(PLAIN, "server", HTTP_PORT),
-    "http-authz": Target(GUARDED, "server", HTTP_PORT),
-    "tcp": Target(PLAIN, "server", TCP_PORT),
-    "tcp-churn": Target(PLAIN, "server", HTTP_PORT),
-    "chain5": Target(PLAIN, CHAIN[0], HTTP_PORT, through=CHAIN[1:]),
-    "cross-node": Target(PLAIN, "remote", HTTP_PORT),
-    "bulk": Target(PLAIN, "server", BULK_PORT),
-    "bulk-cross-node": Target(PLAIN, "remote", BULK_PORT),
+TARGETS: Final[Mapping[Workload, CallPath]] = {
+    "http": CallPath(PLAIN, "server", HTTP_PORT),
+    "http-authz": CallPath(GUARDED, "server", HTTP_PORT),
+    "tcp": CallPath(PLAIN, "server", TCP_PORT),
+    "tcp-churn": CallPath(PLAIN, "server", HTTP_PORT),
+    "chain5": CallPath(PLAIN, CHAIN[0], HTTP_PORT, through=CHAIN[1:]),
+    "cross-node": CallPath(PLAIN, "remote", HTTP_PORT),
+    "bulk": CallPath(PLAIN, "server", BULK_PORT),
+    "bulk-cross-node": CallPath(PLAIN, "remote", BULK_PORT),
 }
 LOGGED: Final[frozenset[Workload]] = frozenset({"http", "http-authz", "tcp-churn", "chain5", "cross-node", "manifest"})
 """Workloads with a line in the access log for each request; of what is carried as TCP there is one
@@ -85,7 +88,7 @@ class Mode(ABC):
     variant: str = ""
     workloads: Sequence[Workload] = ("http",)
     connections: Sequence[int] = (1, 32)
-    targets: Mapping[Workload, Target] = field(default_factory=lambda: TARGETS)
+    targets: Mapping[Workload, CallPath] = field(default_factory=lambda: TARGETS)
     logs: list[Log] = field(default_factory=list)
     name: ClassVar[str]
     whole: ClassVar[bool] = True
@@ -126,11 +129,12 @@ class Mode(ABC):
 
     def memory(self, workload: Workload | None = None) -> int:
         """Return the PSS of what the mode adds, in bytes."""
-        return measure.memory(pid for group in self.groups(workload) for pid in cgroup.processes(group))
+        return measure.memory(itertools.chain.from_iterable(map(cgroup.processes, self.groups(workload))))
 
     def verify(self, answered: Answered) -> tuple[list[str], list[str]]:
         """Return what was checked, and what of it was not done, in words, for the requests *answered*."""
-        checked, failed = [], []
+        checked = []
+        failed = []
         if self.logs:
             requests = sum(count for workload, count in answered.items() if workload in LOGGED)
             checked.append(f"a line in the access log for each of {requests:,} HTTP requests")

@@ -33,7 +33,9 @@ def _policy(number: int, workload: int, method: str) -> Change:
         "to": [{"operation": {"methods": [method], "paths": ["/items*"]}}],
     }
     spec = {"selector": {"matchLabels": {"app": f"app{workload}"}}, "rules": [rule]}
-    kind, name, namespace = "AuthorizationPolicy", f"p{number}", f"ns{workload % _NAMESPACES}"
+    kind = "AuthorizationPolicy"
+    name = f"p{number}"
+    namespace = f"ns{workload % _NAMESPACES}"
     document = {
         "apiVersion": "security.istio.io/v1",
         "kind": kind,
@@ -44,7 +46,8 @@ def _policy(number: int, workload: int, method: str) -> Change:
 
 
 def _pod(number: int) -> Change:
-    namespace, name = f"ns{number % _NAMESPACES}", f"pod{number}"
+    namespace = f"ns{number % _NAMESPACES}"
+    name = f"pod{number}"
     metadata = {"name": name, "namespace": namespace, "uid": name, "labels": {"app": f"app{number}"}}
     status = {"phase": "Running", "podIP": f"10.0.{number >> 8}.{number & 255}"}
     return Change(

@@ -4,15 +4,15 @@ slows down slows all of them.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Final
 
 from nodeagent.compare import labs, load, measure
-from nodeagent.compare.labs import Missing, Wanted
+from nodeagent.compare.labs import LabNeeds, Missing
 from nodeagent.compare.load import CompareError, Sample, Workload
 from nodeagent.compare.micro import Micro, measure_micro
-from nodeagent.compare.modes import Mode, Target
+from nodeagent.compare.modes import CallPath, Mode
 from nodeagent.compare.scale import SCALE_LAB, Scale, measure_scale
 from nodeagent.compare.switches import SWITCH_LAB, Switched, measure_switches
 from nodeagent.errors import NodeagentError
@@ -22,14 +22,17 @@ _CONNECTIONS: Final[Mapping[Workload, Sequence[int]]] = {"bulk": (1,), "bulk-cro
 _OPEN_CONNECTIONS: Final = 32
 _OPEN_SECONDS: Final = 4
 _WARM_UP_SECONDS: Final = 1
-_WATCH_SECONDS, _QUIET_CORES = 2.0, 0.15
+_WATCH_SECONDS: Final = 2.0
+"""How long the machine is watched before anything is measured."""
+_QUIET_CORES: Final = 0.15
+"""A machine that does more by itself is busy: its figures are noisy."""
 Progress = Callable[[str, int, int], None]
 """What is done, how many steps are, of how many."""
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
-    """What to compare."""
+class ComparisonPlan:
+    """What a comparison measures: *modes* by name, under *workloads*, how often and how long."""
 
     modes: Sequence[str]
     workloads: Sequence[Workload]
@@ -45,7 +48,7 @@ class Plan:
     """Also the modes' variants, and what single decisions cost."""
     files: Sequence[str] = ()
     """The user's own YAML, and who asks what there: for the workload ``manifest``."""
-    target: Target | None = None
+    target: CallPath | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,9 +69,11 @@ class Cell:
 
     def measure(self, seconds: int) -> Sample:
         """Put load on for *seconds*. Raises CompareError."""
-        mode, client = self.mode, self.mode.client(self.workload)
+        mode = self.mode
+        client = mode.client(self.workload)
         everything = mode.lab.group
-        before, all_before = mode.cpu_seconds(), measure.group_cpu_seconds(everything)
+        before = mode.cpu_seconds()
+        all_before = measure.group_cpu_seconds(everything)
         if "bulk" in self.workload:
             sample = load.stream(client, mode.address(self.workload), seconds)
         elif self.rate:
@@ -103,7 +108,7 @@ class Results:
     """What went wrong, in words."""
 
 
-def run(plan: Plan, results: Results, progress: Progress) -> None:
+def run(plan: ComparisonPlan, results: Results, progress: Progress) -> None:
     """Carry *plan* out, into *results* as it comes.
 
     A mode that does not come up, or fails in the middle, is named in ``results.missing``, and the
@@ -118,7 +123,7 @@ def run(plan: Plan, results: Results, progress: Progress) -> None:
             )
         modes = labs.bring_up(
             plan.modes,
-            Wanted(plan.workloads, plan.variants, plan.files, plan.target),
+            LabNeeds(plan.workloads, plan.variants, plan.files, plan.target),
             results.missing,
             lambda what: progress(what, 0, 1),
         )
@@ -139,9 +144,10 @@ def run(plan: Plan, results: Results, progress: Progress) -> None:
             results.micro = measure_micro()
 
 
-def _rounds(plan: Plan, modes: Sequence[Mode], results: Results, progress: Progress) -> None:
+def _rounds(plan: ComparisonPlan, modes: Sequence[Mode], results: Results, progress: Progress) -> None:
     cells = all_cells(plan, modes)
-    total, done = (plan.rounds + 1) * len(cells), 0
+    total = (plan.rounds + 1) * len(cells)
+    done = 0
     lost: set[Mode] = set()
     for turn in range(plan.rounds + 1):
         for cell in cells:
@@ -149,8 +155,9 @@ def _rounds(plan: Plan, modes: Sequence[Mode], results: Results, progress: Progr
             if cell.mode in lost:
                 continue
             progress(cell.describe() if turn else f"warm-up: {cell.describe()}", done - 1, total)
+            measured = _OPEN_SECONDS if cell.rate else plan.seconds
             try:
-                sample = cell.measure((_OPEN_SECONDS if cell.rate else plan.seconds) if turn else _WARM_UP_SECONDS)
+                sample = cell.measure(measured if turn else _WARM_UP_SECONDS)
             except (NodeagentError, OSError) as error:
                 lost.add(cell.mode)
                 results.missing.append(
@@ -193,19 +200,22 @@ def _by_workload(mode: Mode, answered: Mapping[Cell, int]) -> dict[Workload, int
     return counted
 
 
-def all_cells(plan: Plan, modes: Sequence[Mode]) -> list[Cell]:
+def all_cells(plan: ComparisonPlan, modes: Sequence[Mode]) -> list[Cell]:
     """Return what to measure, what is compared with each other side by side."""
-    closed = [
-        Cell(mode, workload, connections)
-        for workload in plan.workloads
-        for connections in _CONNECTIONS.get(workload, (1, 32))
-        for mode in modes
-        if workload in mode.workloads and (connections in mode.connections or workload in _CONNECTIONS)
-    ]
-    opened = [
-        Cell(mode, "http", _OPEN_CONNECTIONS, rate)
-        for rate in plan.rates
-        for mode in modes
-        if "http" in mode.workloads and mode.whole and not mode.variant
-    ]
-    return closed + opened
+    return [*_closed_cells(plan, modes), *_open_cells(plan, modes)]
+
+
+def _closed_cells(plan: ComparisonPlan, modes: Sequence[Mode]) -> Iterator[Cell]:
+    for workload in plan.workloads:
+        serving = [mode for mode in modes if workload in mode.workloads]
+        for connections in _CONNECTIONS.get(workload, (1, 32)):
+            for mode in serving:
+                if connections in mode.connections or workload in _CONNECTIONS:
+                    yield Cell(mode, workload, connections)
+
+
+def _open_cells(plan: ComparisonPlan, modes: Sequence[Mode]) -> Iterator[Cell]:
+    whole = [mode for mode in modes if "http" in mode.workloads and mode.whole and not mode.variant]
+    for rate in plan.rates:
+        for mode in whole:
+            yield Cell(mode, "http", _OPEN_CONNECTIONS, rate)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Final
 
 from nodeagent.compare import manifests, measure
 from nodeagent.compare.labs import Missing
@@ -62,7 +63,8 @@ def measure_scale(
 
 def restart(lab: Lab) -> float:
     """Start the agent anew with all pods there; return the seconds until the last one is enrolled."""
-    agent, marks = lab.agent(), lab.state / "enrolled"
+    agent = lab.agent()
+    marks = lab.state / "enrolled"
     agent.stop()
     started = time.monotonic()
     agent.start()
@@ -80,8 +82,9 @@ def _measured(lab: Lab, mode: str, pods: int, ready: float) -> Scale:
         return sum(map(measure.group_cpu_seconds, groups))
 
     time.sleep(_SETTLE_SECONDS)
-    before: Any = used()
+    before = used()
     time.sleep(_IDLE_SECONDS)
     idle = used() - before
-    memory = measure.memory(pid for group in groups for pid in cgroup.processes(group))
+    pids = itertools.chain.from_iterable(map(cgroup.processes, groups))
+    memory = measure.memory(pids)
     return Scale(mode, pods, memory, 100 * idle / _IDLE_SECONDS, ready)

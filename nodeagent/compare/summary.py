@@ -13,28 +13,39 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 from nodeagent import __version__
 from nodeagent.compare.goals import MEGABYTE, Goal, compared
 from nodeagent.compare.load import Sample
-from nodeagent.compare.run import Cell, Plan, Results
+from nodeagent.compare.result import (
+    ClaimResult,
+    ComparisonResult,
+    RatioResult,
+    RunResult,
+    ScaleResult,
+    SwitchResult,
+)
+from nodeagent.compare.run import Cell, ComparisonPlan, Results
+from nodeagent.compare.scale import Scale
+from nodeagent.compare.switches import Switched
 
-Json = dict[str, Any]
 AGREEMENT: Final = 0.15
 """How far two runs, or the rounds of one, may be from each other, as a part of the figure."""
 _TOLD: Final = (("p50", 50), ("p90", 90), ("p99", 99), ("p99.9", 99.9))
 
 
-def summarize(results: Results, plan: Plan, before: Mapping[str, Any] | None = None) -> Json:
-    """Return the JSON object of *results*; *before* is an earlier run's, whose ratios are set beside these."""
-    earlier = {name: ratio["value"] for name, ratio in (before or {}).get("ratios", {}).items()}
+def summarize(results: Results, plan: ComparisonPlan, before: ComparisonResult | None = None) -> ComparisonResult:
+    """Return the JSON object of *results*, which *plan* led to; *before* is an earlier run's, whose
+    ratios are set beside these.
+    """
+    earlier = {name: ratio["value"] for name, ratio in before["ratios"].items()} if before else {}
     ratios = {goal.name: _rated(goal, values, earlier.get(goal.name)) for goal, values in compared(results)}
     return {
         "environment": environment(plan),
         "runs": [_run(cell, samples, results) for cell, samples in results.samples.items() if samples],
         "ratios": ratios,
-        "scale": [asdict(each) for each in results.scale],
+        "scale": list(map(_scale, results.scale)),
         "claims": list(_claims(results)),
         "work": {
             mode.describe(): {
@@ -45,15 +56,16 @@ def summarize(results: Results, plan: Plan, before: Mapping[str, Any] | None = N
             }
             for mode, (checked, failed) in results.work.items()
         },
-        "switches": [asdict(each) for each in results.switches],
+        "switches": list(map(_switch, results.switches)),
         "micro": asdict(results.micro) if results.micro else None,
         "missing": results.missing,
         "notes": results.notes + _disagreements(ratios),
     }
 
 
-def _run(cell: Cell, samples: Sequence[Sample], results: Results) -> Json:
-    mode, target = cell.mode, cell.mode.targets[cell.workload]
+def _run(cell: Cell, samples: Sequence[Sample], results: Results) -> RunResult:
+    mode = cell.mode
+    target = mode.targets[cell.workload]
     bits = [sample.bits_per_second for sample in samples if sample.bits_per_second is not None]
     main = bits or [sample.rate for sample in samples]
     percentiles = _percentiles(samples)
@@ -98,7 +110,7 @@ def _per_request(seconds: Sequence[float], samples: Sequence[Sample]) -> float |
     return round(1e6 * sum(seconds) / requests, 2) if requests else None
 
 
-def _rated(goal: Goal, values: Sequence[float], before: float | None) -> Json:
+def _rated(goal: Goal, values: Sequence[float], before: float | None) -> RatioResult:
     value = statistics.median(values)
     return {
         "value": round(value, 4),
@@ -114,13 +126,36 @@ def _rated(goal: Goal, values: Sequence[float], before: float | None) -> Json:
     }
 
 
-def disagrees(ratio: Mapping[str, Any]) -> bool:
+def _scale(scale: Scale) -> ScaleResult:
+    return {
+        "mode": scale.mode,
+        "pods": scale.pods,
+        "memory_bytes": scale.memory_bytes,
+        "idle_cpu_percent": scale.idle_cpu_percent,
+        "ready_seconds": scale.ready_seconds,
+    }
+
+
+def _switch(switched: Switched) -> SwitchResult:
+    return {
+        "switch": switched.switch,
+        "setting": switched.setting,
+        "mode": switched.mode,
+        "workload": switched.workload,
+        "figure": switched.figure,
+        "value": switched.value,
+        "unit": switched.unit,
+        "against_default": switched.against_default,
+    }
+
+
+def disagrees(ratio: RatioResult) -> bool:
     """Say whether *ratio* differs from the earlier run's by more than AGREEMENT."""
     before = ratio["before"]
     return before is not None and abs(ratio["value"] - before) > AGREEMENT * max(before, ratio["value"])
 
 
-def _disagreements(ratios: Mapping[str, Mapping[str, Any]]) -> list[str]:
+def _disagreements(ratios: Mapping[str, RatioResult]) -> list[str]:
     return [
         f"two runs do not agree within {AGREEMENT:.0%}: {name}: {ratio['value']:.3g} now, {ratio['before']:.3g} before"
         for name, ratio in ratios.items()
@@ -128,7 +163,7 @@ def _disagreements(ratios: Mapping[str, Mapping[str, Any]]) -> list[str]:
     ]
 
 
-def _claims(results: Results) -> Iterator[Json]:
+def _claims(results: Results) -> Iterator[ClaimResult]:
     """Yield what the sidecar pattern's description claims beside what was measured."""
     p50 = {
         (cell.mode.name, cell.workload): statistics.median(sample.at(50) for sample in samples)
@@ -172,8 +207,8 @@ def _claims(results: Results) -> Iterator[Json]:
         yield {"claim": f"what the proxies of {most} pods take", "seed": seed, "measured": taken}
 
 
-def environment(plan: Plan) -> Json:
-    """Return what was measured on and with."""
+def environment(plan: ComparisonPlan) -> dict[str, object]:
+    """Return what was measured on (machine, kernel, date in UTC), with which versions, and how often."""
     models = [
         line.partition(":")[2].strip()
         for line in Path("/proc/cpuinfo").read_text().splitlines()

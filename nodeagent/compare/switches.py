@@ -8,7 +8,7 @@ import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Final, Literal
+from typing import Final, Literal
 
 from nodeagent.compare import labs, load, manifests
 from nodeagent.compare.labs import Missing
@@ -23,7 +23,7 @@ SWITCH_LAB: Final = "compare-switch"
 _KINDS: Final[Mapping[str, type[Mode]]] = {"nodeagent": NodeAgent, "envoy": EnvoySidecars}
 _PODS: Final = 5
 _WAIT_SECONDS: Final = 90.0
-Settings = Mapping[str, Any]
+Settings = Mapping[str, object]
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +55,8 @@ SWITCHES: Final = (
 
 @dataclass(frozen=True, slots=True)
 class Switched:
-    """What a mode does under a setting; ``against_default`` divides by the figure of the first
+    """What *mode* does under a setting of a switch: *value*, in *unit*, of what *figure* says;
+    ``against_default`` divides it by the figure of the first
     setting, of the same run.
     """
 

@@ -3,41 +3,38 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from itertools import pairwise
-from typing import Any
 
 from rich.table import Table
 
 from nodeagent.compare.goals import MEGABYTE
+from nodeagent.compare.result import ComparisonResult, RunResult
 
-Json = dict[str, Any]
 _COLOURS = {"aim": "green", "must": "yellow", "missed": "red", None: "default"}
 
 
-def figures(summary: Json) -> Table:
-    """Return the table of all modes."""
+def figures(summary: ComparisonResult) -> Table:
+    """Return the table of what each mode did under each workload: rates, latencies, CPU, memory."""
     table = Table(title="median of the rounds", title_style="bold")
     for name in ("workload", "load", "mode"):
         table.add_column(name, no_wrap=True)
     for name in ("requests/s", "Gbit/s", "p50 µs", "p90 µs", "p99 µs", "CPU µs/req", "memory MB", "lowest … highest"):
         table.add_column(name, justify="right", no_wrap=True)
-    runs = summary["runs"]
-    for previous, run in pairwise([None, *runs]):
-        group, before = _group(run), _group(previous)
+    before: tuple[str, str] | None = None
+    for run in summary["runs"]:
+        group = _group(run)
         if before not in (None, group):
             table.add_section()
-        table.add_row(*(("", "") if before == group or group is None else group), *_row(run))
+        table.add_row(*(("", "") if before == group else group), *_row(run))
+        before = group
     return table
 
 
-def _group(run: Json | None) -> tuple[str, str] | None:
-    if run is None:
-        return None
+def _group(run: RunResult) -> tuple[str, str]:
     load = f"{run['rate']:,}/s" if run["rate"] else f"{run['connections']} conn."
     return run["workload"], load
 
 
-def _row(run: Json) -> Iterator[str]:
+def _row(run: RunResult) -> Iterator[str]:
     yield f"{run['mode']} ({run['variant']})" if run["variant"] else run["mode"]
     yield f"{run['requests_per_second']:,.0f}" if run["requests_per_second"] else ""
     yield f"{run['bits_per_second'] / 1e9:.2f}" if run["bits_per_second"] else ""
@@ -51,14 +48,17 @@ def _row(run: Json) -> Iterator[str]:
     yield f"{run['lowest'] / scale:,.{digits}f} … {run['highest'] / scale:,.{digits}f}"
 
 
-def goals(summary: Json) -> Table:
+def goals(summary: ComparisonResult) -> Table:
     """Return the table of ratios, with what must be reached where something must."""
     table = Table(title="ratios, round by round; the median", title_style="bold")
     for name in ("figure", "must", "aim", "measured", "lowest … highest", ""):
         table.add_column(name, justify="left" if name in ("figure", "") else "right", no_wrap=True)
     for name, ratio in summary["ratios"].items():
-        sign, unit = ("≥" if ratio["better"] == "more" else "≤"), ratio["unit"]
-        must, aim = (f"{sign} {ratio[key]:.3g} {unit}" if ratio[key] is not None else "" for key in ("must", "aim"))
+        sign = "≥" if ratio["better"] == "more" else "≤"
+        unit = ratio["unit"]
+        must, aim = (
+            f"{sign} {limit:.3g} {unit}" if limit is not None else "" for limit in (ratio["must"], ratio["aim"])
+        )
         spread = f"{ratio['lowest']:.3g} … {ratio['highest']:.3g}" if ratio["lowest"] != ratio["highest"] else ""
         verdict = "reached" if ratio["aim"] is None and ratio["reached"] == "aim" else ratio["reached"] or ""
         verdict += "" if ratio["steady"] else " (unsteady)"
@@ -73,15 +73,17 @@ def goals(summary: Json) -> Table:
     return table
 
 
-def scale(summary: Json) -> Table:
+def scale(summary: ComparisonResult) -> Table:
     """Return the table of nodes full of pods that do nothing."""
     table = Table(title="pods that do nothing, one node", title_style="bold")
     for name in ("pods", "mode", "memory MB", "idle CPU, % of a core", "ready s"):
         table.add_column(name, justify="left" if name == "mode" else "right", no_wrap=True)
     rows = sorted(summary["scale"], key=lambda row: row["pods"])
-    for previous, row in pairwise([None, *rows]):
-        if previous and previous["pods"] != row["pods"]:
+    before = rows[0]["pods"] if rows else 0
+    for row in rows:
+        if row["pods"] != before:
             table.add_section()
+        before = row["pods"]
         cells = (
             str(row["pods"]),
             row["mode"],
@@ -93,7 +95,7 @@ def scale(summary: Json) -> Table:
     return table
 
 
-def switches(summary: Json) -> Table:
+def switches(summary: ComparisonResult) -> Table:
     """Return the table of what the usual switches change."""
     table = Table(title="switches", title_style="bold")
     for name in ("switch", "setting", "mode", "figure", "value", "× of the first"):
@@ -104,7 +106,7 @@ def switches(summary: Json) -> Table:
     return table
 
 
-def remarks(summary: Json) -> list[str]:
+def remarks(summary: ComparisonResult) -> list[str]:
     """Return what belongs below the tables: what is missing, and what went wrong."""
     lines = [f"missing: {each['what']}: {each['why']}" for each in summary["missing"]]
     return lines + [f"note: {note}" for note in summary["notes"]]

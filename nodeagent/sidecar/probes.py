@@ -14,7 +14,7 @@ from pydantic.alias_generators import to_camel
 
 from nodeagent.errors import ConfigError
 from nodeagent.istio import OWN_SOURCE
-from nodeagent.probing import Source, by_grpc, by_http, by_tcp, judged
+from nodeagent.probing import SourceAddress, by_grpc, by_http, by_tcp, judged
 from nodeagent.resources.fields import PortNumber
 from nodeagent.vocabulary import family_of
 
@@ -119,7 +119,7 @@ async def _asked(probe: AppProbe, address: str) -> str:
     return await by_tcp(host, probe.tcp_socket.port, _source(host, address))
 
 
-def _source(host: str, own: str) -> Source:
+def _source(host: str, own: str) -> SourceAddress:
     """Return whence the sidecar connects to its application, so that the pod's rules let it
     through; None: *host* is another.
     """

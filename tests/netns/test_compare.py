@@ -9,11 +9,11 @@ from collections.abc import Iterator
 import pytest
 
 from nodeagent.compare import labs, load
-from nodeagent.compare.labs import MODES, Wanted
+from nodeagent.compare.labs import MODES, LabNeeds
 from nodeagent.compare.load import CompareError, Workload
-from nodeagent.compare.meshes import KernelPath, Sidecars
+from nodeagent.compare.meshes import KernelPathMode, Sidecars
 from nodeagent.compare.modes import Mode
-from nodeagent.compare.run import Cell, Plan, all_cells
+from nodeagent.compare.run import Cell, ComparisonPlan, all_cells
 from nodeagent.lab.processes import inside
 from tests.netns.world import eventually, left_behind
 
@@ -26,7 +26,7 @@ LABS = [setup.lab for setup in labs.SETUPS if not setup.variant]
 def modes() -> Iterator[dict[str, Mode]]:
     missing: list[labs.Missing] = []
     with labs.alone(LABS):
-        found = {mode.name: mode for mode in labs.bring_up(MODES, Wanted(WORKLOADS), missing, lambda what: None)}
+        found = {mode.name: mode for mode in labs.bring_up(MODES, LabNeeds(WORKLOADS), missing, lambda what: None)}
         assert missing == []
         assert list(found) == list(MODES)
         yield found
@@ -57,7 +57,7 @@ def plaintext_on_the_way(mode: Mode, workload: Workload) -> tuple[int, int]:
 @pytest.mark.parametrize("name", MODES)
 def test_every_request_is_answered(modes: dict[str, Mode], name: str) -> None:
     mode = modes[name]
-    plan = Plan(MODES, WORKLOADS, rounds=1, seconds=1)
+    plan = ComparisonPlan(MODES, WORKLOADS, rounds=1, seconds=1)
     cells = {cell.workload: cell for cell in reversed(all_cells(plan, [mode]))}  # with the fewest connections
     assert set(cells) == set(mode.workloads)
     for cell in cells.values():
@@ -68,7 +68,7 @@ def test_every_request_is_answered(modes: dict[str, Mode], name: str) -> None:
         else:
             assert 0 < sample.at(50) <= sample.at(90) <= sample.at(99) <= sample.at(100), cell.describe()
         assert sample.all_cpu_seconds > 0
-        if not isinstance(mode, KernelPath):  # what is in the kernel has no processes
+        if not isinstance(mode, KernelPathMode):  # what is in the kernel has no processes
             assert (sample.cpu_seconds > 0) == (name != "direct"), cell.describe()
         assert (mode.memory(cell.workload) > 1 << 20) == (name != "direct")
 

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from nodeagent.compare import labs, measure, run
-from nodeagent.compare.run import Plan, Results
+from nodeagent.compare.run import ComparisonPlan, Results
 from nodeagent.compare.scale import SCALE_LAB
 from nodeagent.compare.switches import SWITCH_LAB
 from nodeagent.lab import Lab
@@ -114,7 +114,7 @@ def test_a_mode_that_fails_in_the_middle_is_named_and_the_others_go_on() -> None
             for pid in measure.of_program(group, lambda name: name == "haproxy"):
                 os.kill(pid, signal.SIGKILL)
 
-    run.run(Plan(("direct", "haproxy"), ("http",), rounds=2, seconds=1), results, progress)
+    run.run(ComparisonPlan(("direct", "haproxy"), ("http",), rounds=2, seconds=1), results, progress)
     (missing,) = results.missing
     assert missing["what"] == "haproxy, from http in round 1 on"
     assert "refused" in missing["why"]
@@ -126,7 +126,9 @@ def test_a_mode_that_fails_in_the_middle_is_named_and_the_others_go_on() -> None
 def test_a_mode_that_does_not_come_up_is_named_and_the_others_go_on(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("nodeagent.lab.programs.envoy", lambda: None)
     results = Results()
-    run.run(Plan(("direct", "envoy-hop", "envoy"), ("http",), rounds=1, seconds=1), results, lambda *step: None)
+    run.run(
+        ComparisonPlan(("direct", "envoy-hop", "envoy"), ("http",), rounds=1, seconds=1), results, lambda *step: None
+    )
     assert [missing["what"] for missing in results.missing] == ["envoy-hop", "envoy"]
     assert all("nodeagent[compare]" in missing["why"] for missing in results.missing)
     assert {cell.mode.name for cell in results.samples} == {"direct"}

@@ -2,10 +2,10 @@
 would take in their place. Nothing is measured.
 """
 
-from nodeagent.compare.estimate.agent import Agent
+from nodeagent.compare.estimate.agent import AgentCost
 from nodeagent.compare.estimate.pods import EstimateError, parse, read
 from nodeagent.compare.estimate.show import tables
 from nodeagent.compare.estimate.sums import Estimate, estimate
 from nodeagent.compare.estimate.top import usage
 
-__all__ = ["Agent", "Estimate", "EstimateError", "estimate", "parse", "read", "tables", "usage"]
+__all__ = ["AgentCost", "Estimate", "EstimateError", "estimate", "parse", "read", "tables", "usage"]

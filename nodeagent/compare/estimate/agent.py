@@ -12,7 +12,7 @@ from nodeagent.compare.estimate.known import Kind
 
 
 @dataclass(frozen=True, slots=True)
-class Agent:
+class AgentCost:
     """Bytes are PSS of all of its processes; cores of CPU."""
 
     base_bytes: int = 63_000_000

@@ -6,10 +6,11 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from fractions import Fraction
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 from nodeagent.compare.estimate.amount import NOTHING, Amount
 from nodeagent.compare.estimate.known import Kind, sidecars
@@ -20,7 +21,7 @@ from nodeagent.inject.values import Values
 from nodeagent.istio import INJECT, SYSTEM_NAMESPACES
 from nodeagent.resources import yaml_text
 from nodeagent.resources.quantity import quantity
-from nodeagent.vocabulary import ObjectKey
+from nodeagent.vocabulary import Json, JsonObject, ObjectKey
 
 _REPLICATED: Final = ("Deployment", "StatefulSet", "ReplicaSet", "ReplicationController")
 _WORKLOADS: Final = (*_REPLICATED, "DaemonSet", "Job", "CronJob")
@@ -33,7 +34,7 @@ class EstimateError(NodeagentError):
 
 
 @dataclass(frozen=True, slots=True)
-class Sidecar:
+class EstimatedSidecar:
     """A container beside an application. ``requested`` is None where neither a request nor a limit is set."""
 
     name: str
@@ -49,20 +50,20 @@ class EstimatedPod:
     name: str
     node: str | None
     count: int
-    sidecars: tuple[Sidecar, ...]
+    sidecars: tuple[EstimatedSidecar, ...]
     injected: Amount | None
     """What Istio's injector would make a proxy of it request, if it has none and may have one."""
 
 
 @dataclass(frozen=True, slots=True)
-class Cluster:
+class PodListing:
     """What was read."""
 
     pods: tuple[EstimatedPod, ...]
     notes: tuple[str, ...] = ()
 
 
-def read(files: Sequence[str]) -> Cluster:
+def read(files: Sequence[str]) -> PodListing:
     """Return the pods in *files*; ``-`` is standard input. Raises EstimateError."""
     texts = []
     for file in files:
@@ -75,12 +76,12 @@ def read(files: Sequence[str]) -> Cluster:
     return parse(texts)
 
 
-def parse(texts: Iterable[tuple[str, str]]) -> Cluster:
+def parse(texts: Iterable[tuple[str, str]]) -> PodListing:
     """Return the pods in *texts*, pairs of a name for messages and YAML or JSON. Raises
     EstimateError, also if there are none.
     """
     names: list[str] = []
-    objects: list[tuple[str, Mapping[str, Any]]] = []
+    objects: list[tuple[str, JsonObject]] = []
     for file, text in texts:
         names.append(file)
         for number, value in enumerate(_values(file, text), 1):
@@ -99,7 +100,7 @@ def parse(texts: Iterable[tuple[str, str]]) -> Cluster:
     return cluster
 
 
-def _values(file: str, text: str) -> list[Any]:
+def _values(file: str, text: str) -> list[Json]:
     if text.lstrip().startswith("{"):  # JSON is YAML too, but read much faster
         try:
             return [json.loads(text)]
@@ -108,15 +109,19 @@ def _values(file: str, text: str) -> list[Any]:
             if not isinstance(error, json.JSONDecodeError) or error.msg != "Extra data":
                 reason = "nested too deeply" if isinstance(error, RecursionError) else error
                 raise EstimateError(f"{file}: not JSON: {reason}") from None
+    values: list[Json] = []
     try:
-        return [value for line, part in yaml_text.split(text) for value in yaml_text.load(part, line, BOUNDS)]
+        for line, part in yaml_text.split(text):
+            values += yaml_text.load(part, line, BOUNDS)
+        return values
     except ResourceError as error:
         raise EstimateError(f"{file}: {error}") from None
 
 
-def _items(where: str, value: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any]]]:
+def _items(where: str, value: JsonObject) -> Iterator[tuple[str, JsonObject]]:
     """Yield *value*, or what it lists, with words for where that stands."""
-    if not value["kind"].endswith("List"):
+    kind = str(value["kind"])
+    if not kind.endswith("List"):
         yield where, value
         return
     items = value.get("items")
@@ -124,28 +129,28 @@ def _items(where: str, value: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[
         if not isinstance(item, dict):
             raise EstimateError(f"{where}: items[{index}]: allowed: a Kubernetes object")
         # Items of a typed list, such as PodList, need not repeat their kind.
-        yield f"{where}: items[{index}]", {"kind": value["kind"].removesuffix("List"), **item}
+        yield f"{where}: items[{index}]", {"kind": kind.removesuffix("List"), **item}
 
 
-def _cluster(objects: Sequence[tuple[str, Mapping[str, Any]]]) -> Cluster:
+def _cluster(objects: Sequence[tuple[str, JsonObject]]) -> PodListing:
     # A listing may hold a Deployment, its ReplicaSet and their pods: only what owns nothing there
     # is counted.
-    owners = {
-        reference.get("uid")
-        for where, each in objects
-        for reference in _list(where, _section(where, each, "metadata"), "ownerReferences")
-    }
+    owners: set[str] = set()
+    for where, each in objects:
+        references = _list(where, _section(where, each, "metadata"), "ownerReferences")
+        owners |= {str(reference.get("uid")) for reference in references}
     pods: list[EstimatedPod] = []
     notes: dict[str, None] = {}
     seen: set[ObjectKey] = set()
     for where, each in objects:
-        metadata, kind = _section(where, each, "metadata"), str(each["kind"])
+        metadata = _section(where, each, "metadata")
+        kind = str(each["kind"])
         key = (
             kind,
             str(metadata.get("namespace", "default")),
             str(metadata.get("name", metadata.get("generateName", where))),
         )
-        if key in seen or (metadata.get("uid") is not None and metadata["uid"] in owners):
+        if key in seen or (metadata.get("uid") is not None and str(metadata["uid"]) in owners):
             continue
         seen.add(key)
         if kind == "Pod" and _section(where, each, "status").get("phase") not in ("Succeeded", "Failed"):
@@ -154,12 +159,13 @@ def _cluster(objects: Sequence[tuple[str, Mapping[str, Any]]]) -> Cluster:
             notes[f"CronJob {key[1]}/{key[2]} is not counted: its pods come and go"] = None
         elif kind in _WORKLOADS:
             pods += _workload(where, key, each, notes)
-    return Cluster(tuple(pods), tuple(notes))
+    return PodListing(tuple(pods), tuple(notes))
 
 
-def _workload(where: str, key: ObjectKey, each: Mapping[str, Any], notes: dict[str, None]) -> Iterator[EstimatedPod]:
+def _workload(where: str, key: ObjectKey, each: JsonObject, notes: dict[str, None]) -> Iterator[EstimatedPod]:
     """Yield the pods of a workload's template."""
-    spec, kind = _section(where, each, "spec"), key[0]
+    spec = _section(where, each, "spec")
+    kind = key[0]
     if kind == "DaemonSet":
         count = _section(where, each, "status").get("desiredNumberScheduled")
         if count is None:
@@ -174,13 +180,13 @@ def _workload(where: str, key: ObjectKey, each: Mapping[str, Any], notes: dict[s
         yield _pod(where, key, _section(where, template, "metadata"), _section(where, template, "spec"), count)
 
 
-def _pod(where: str, key: ObjectKey, metadata: Mapping[str, Any], spec: Mapping[str, Any], count: int) -> EstimatedPod:
+def _pod(where: str, key: ObjectKey, metadata: JsonObject, spec: JsonObject, count: int) -> EstimatedPod:
     where = f"{where} ({key[0]} {key[1]}/{key[2]})"
     containers = _list(where, spec, "containers")
     native = [each for each in _list(where, spec, "initContainers") if each.get("restartPolicy") == "Always"]
     kinds = sidecars([_names(each) for each in containers], [_names(each) for each in native])
     found = tuple(
-        Sidecar(name, kinds[name], _requested(where, each))
+        EstimatedSidecar(name, kinds[name], _requested(where, each))
         for each in (*containers, *native)
         if (name := _names(each)[0]) in kinds
     )
@@ -198,20 +204,21 @@ def _pod(where: str, key: ObjectKey, metadata: Mapping[str, Any], spec: Mapping[
     return replace(pod, injected=_injected(where, _section(where, metadata, "annotations")))
 
 
-def _injected(where: str, annotations: Mapping[str, Any]) -> Amount:
+def _injected(where: str, annotations: JsonObject) -> Amount:
     """Return what the injector would request for the pod's proxy."""
+    texts = {name: str(text) for name, text in annotations.items()}
     try:
-        return _amount(f"{where}: the proxy", annotated.resources(annotations, Values().resources)) or NOTHING
+        return _amount(f"{where}: the proxy", annotated.resources(texts, Values().resources)) or NOTHING
     except InjectionError as error:
         raise EstimateError(f"{where}: {error}") from None
 
 
-def _requested(where: str, container: Mapping[str, Any]) -> Amount | None:
+def _requested(where: str, container: JsonObject) -> Amount | None:
     """Return what a container requests."""
     return _amount(f"{where}: container {_names(container)[0]}", _section(where, container, "resources"))
 
 
-def _amount(where: str, resources: Mapping[str, Any]) -> Amount | None:
+def _amount(where: str, resources: JsonObject) -> Amount | None:
     """Return what *resources* request, None if nothing; a limit without a request is the request, as for Kubernetes."""
     both = _section(where, resources, "limits") | _section(where, resources, "requests")
     if both.get("cpu") is None and both.get("memory") is None:
@@ -219,7 +226,7 @@ def _amount(where: str, resources: Mapping[str, Any]) -> Amount | None:
     return Amount(*(_quantity(where, f"resources.requests.{what}", both.get(what) or 0) for what in ("cpu", "memory")))
 
 
-def _quantity(where: str, field: str, value: Any) -> Any:
+def _quantity(where: str, field: str, value: Json) -> Fraction:
     try:
         amount = quantity(value)
     except ValueError as error:
@@ -229,11 +236,11 @@ def _quantity(where: str, field: str, value: Any) -> Any:
     return amount
 
 
-def _names(container: Mapping[str, Any]) -> tuple[str, str]:
+def _names(container: JsonObject) -> tuple[str, str]:
     return str(container.get("name", "")), str(container.get("image", ""))
 
 
-def _section(where: str, value: Mapping[str, Any], name: str) -> dict[str, Any]:
+def _section(where: str, value: JsonObject, name: str) -> dict[str, Json]:
     found = value.get(name)
     if found is None:
         return {}
@@ -242,10 +249,11 @@ def _section(where: str, value: Mapping[str, Any], name: str) -> dict[str, Any]:
     return found
 
 
-def _list(where: str, value: Mapping[str, Any], name: str) -> list[dict[str, Any]]:
+def _list(where: str, value: JsonObject, name: str) -> list[dict[str, Json]]:
     found = value.get(name)
     if found is None:
         return []
-    if not isinstance(found, list) or not all(isinstance(each, dict) for each in found):
+    items = [each for each in found if isinstance(each, dict)] if isinstance(found, list) else []
+    if not isinstance(found, list) or len(items) < len(found):
         raise EstimateError(f"{where}: {name}: {found!r:.40}: allowed: a list of mappings")
-    return found
+    return items

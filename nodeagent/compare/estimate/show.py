@@ -8,7 +8,7 @@ from rich.table import Table
 from rich.text import Text
 
 from nodeagent.compare.estimate.amount import Amount
-from nodeagent.compare.estimate.sums import Change, Estimate, Sum
+from nodeagent.compare.estimate.sums import Estimate, Saving, Sum
 
 _UNITS = (("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10))
 
@@ -82,7 +82,7 @@ def _changes(found: Estimate) -> Table:
     return table
 
 
-def _change(change: Change) -> list[str]:
+def _change(change: Saving) -> list[str]:
     amounts = (change.sidecars, change.agents, change.saved)
     return [_cores(each) for each in amounts] + [_memory(each.memory) for each in amounts]
 

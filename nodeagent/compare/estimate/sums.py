@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
 
-from nodeagent.compare.estimate.agent import Agent
+from nodeagent.compare.estimate.agent import AgentCost
 from nodeagent.compare.estimate.amount import NOTHING, Amount
 from nodeagent.compare.estimate.known import Kind
-from nodeagent.compare.estimate.pods import Cluster, EstimatedPod
+from nodeagent.compare.estimate.pods import EstimatedPod, PodListing
 from nodeagent.compare.estimate.top import Key
 
 
@@ -28,7 +27,7 @@ class Sum:
     requested: Amount = NOTHING
     used: Amount = NOTHING
 
-    def json(self) -> dict[str, Any]:
+    def json(self) -> dict[str, object]:
         """Return the sum as JSON; ``used`` is null where nothing is known of it."""
         return {
             "pods": self.pods,
@@ -41,7 +40,7 @@ class Sum:
 
 
 @dataclass(frozen=True, slots=True)
-class Change:
+class Saving:
     """Sidecars, the agents in their place, and what that saves (negative: costs)."""
 
     sidecars: Amount
@@ -52,7 +51,7 @@ class Change:
         """Return the difference."""
         return self.sidecars - self.agents
 
-    def json(self) -> dict[str, Any]:
+    def json(self) -> dict[str, object]:
         """Return the change as JSON."""
         return {"sidecars": self.sidecars.json(), "agents": self.agents.json(), "saved": self.saved.json()}
 
@@ -61,24 +60,24 @@ class Change:
 class Estimate:
     """What sidecars take now, and what agents would."""
 
-    agent: Agent
+    agent: AgentCost
     pods: int
     nodes: int | None
     """Nodes on which pods run; None where that is not known of every pod."""
     namespaces: Mapping[str, Sum]
     kinds: Mapping[Kind, Sum]
     total: Sum
-    requested: Change | None
+    requested: Saving | None
     """By requests, for the sidecars that the agent replaces; None where the nodes are not known."""
-    used: Change | None
+    used: Saving | None
     """By use; None where that, or the nodes, are not known."""
     uninjected: int
     """Pods without a proxy that may have one."""
-    injecting: Change
+    injecting: Saving
     """What injecting them would request, and what agents that are there would need for them more."""
     notes: tuple[str, ...] = field(default=())
 
-    def json(self) -> dict[str, Any]:
+    def json(self) -> dict[str, object]:
         """Return everything as JSON: cores, and bytes."""
         return {
             "pods": self.pods,
@@ -102,17 +101,21 @@ class Estimate:
 
 
 def estimate(
-    cluster: Cluster, usage: Mapping[Key, Amount] | None = None, agent: Agent | None = None, nodes: int | None = None
+    cluster: PodListing,
+    usage: Mapping[Key, Amount] | None = None,
+    agent: AgentCost | None = None,
+    nodes: int | None = None,
 ) -> Estimate:
     """Return the estimate for *cluster*; *usage* as :func:`top.usage` reads it; *nodes* where the
     pods do not say on which they run.
     """
-    agent = agent or Agent()
+    agent = agent or AgentCost()
     usage = usage or {}
     names = Counter(pod.name for pod in cluster.pods)
     namespaces: dict[str, Sum] = {}
     kinds: dict[Kind, Sum] = {}
-    total, replaced = Sum(), Sum()
+    total = Sum()
+    replaced = Sum()
     for pod in cluster.pods:
         used = {each.name: _used(usage, pod, each.name, names[pod.name] == 1) for each in pod.sidecars}
         for target, those in (
@@ -137,12 +140,12 @@ def estimate(
         namespaces={name: namespaces[name] for name in sorted(namespaces) if namespaces[name].sidecars},
         kinds=dict(sorted(kinds.items())),
         total=total,
-        requested=Change(replaced.requested, agent.requests(nodes, replaced.pods))
+        requested=Saving(replaced.requested, agent.requests(nodes, replaced.pods))
         if nodes and replaced.sidecars
         else None,
-        used=Change(replaced.used, agent.uses(nodes, replaced.pods, replaced.used)) if nodes and known else None,
+        used=Saving(replaced.used, agent.uses(nodes, replaced.pods, replaced.used)) if nodes and known else None,
         uninjected=uninjected,
-        injecting=Change(adding, agent.requests(0, uninjected)),
+        injecting=Saving(adding, agent.requests(0, uninjected)),
         notes=(*cluster.notes, *_notes(total, kinds, agent, nodes, usage)),
     )
 
@@ -172,7 +175,7 @@ def _nodes(pods: Iterable[EstimatedPod]) -> int | None:
 
 
 def _notes(
-    total: Sum, kinds: Mapping[Kind, Sum], agent: Agent, nodes: int | None, usage: Mapping[Key, Amount]
+    total: Sum, kinds: Mapping[Kind, Sum], agent: AgentCost, nodes: int | None, usage: Mapping[Key, Amount]
 ) -> list[str]:
     found = []
     if total.unset:

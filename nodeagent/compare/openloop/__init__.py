@@ -9,7 +9,7 @@ that was due meanwhile, and each is counted from the moment it was due.
 """
 
 from nodeagent.compare.openloop.client import OpenLoopError, run
-from nodeagent.compare.openloop.flow import Flow
-from nodeagent.compare.openloop.target import Target
+from nodeagent.compare.openloop.flow import Schedule
+from nodeagent.compare.openloop.target import HttpTarget
 
-__all__ = ["Flow", "OpenLoopError", "Target", "run"]
+__all__ = ["HttpTarget", "OpenLoopError", "Schedule", "run"]

@@ -9,7 +9,7 @@ import json
 import sys
 
 from nodeagent.compare.openloop.client import run
-from nodeagent.compare.openloop.target import METHODS, Target
+from nodeagent.compare.openloop.target import METHODS, HttpTarget
 from nodeagent.errors import NodeagentError
 
 
@@ -51,7 +51,7 @@ def _arguments() -> argparse.Namespace:
 def main() -> int:
     arguments = _arguments()
     try:
-        target = Target.parse(arguments.url, arguments.method, arguments.header)
+        target = HttpTarget.parse(arguments.url, arguments.method, arguments.header)
         result = run(
             target, arguments.rate, arguments.connections, arguments.seconds, arguments.warmup, arguments.timeout
         )

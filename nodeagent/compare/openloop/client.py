@@ -17,12 +17,12 @@ import socket
 import time
 from collections import deque
 from collections.abc import Callable
-from typing import Any, Final
+from typing import Final
 
 from httptools import HttpParserError, HttpParserUpgrade, HttpResponseParser
 
-from nodeagent.compare.openloop.flow import NANOSECONDS, Flow
-from nodeagent.compare.openloop.target import Target
+from nodeagent.compare.openloop.flow import NANOSECONDS, Schedule
+from nodeagent.compare.openloop.target import HttpTarget
 from nodeagent.errors import NodeagentError
 
 _RECEIVE: Final = 1 << 16
@@ -30,7 +30,9 @@ _LOOK_NS: Final = 50_000_000
 """How often the client looks for requests that have waited too long."""
 GRACE_SECONDS: Final = 1.0
 """How long after its last request was due a run still sends what is overdue."""
-_TFD_NONBLOCK, _TFD_CLOEXEC, _TFD_TIMER_ABSTIME = os.O_NONBLOCK, os.O_CLOEXEC, 1
+_TFD_NONBLOCK: Final = os.O_NONBLOCK
+_TFD_CLOEXEC: Final = os.O_CLOEXEC
+_TFD_TIMER_ABSTIME: Final = 1
 _libc = ctypes.CDLL(None, use_errno=True)
 Clock = Callable[[], int]
 
@@ -39,14 +41,15 @@ class OpenLoopError(NodeagentError):
     """No load could be put on the target."""
 
 
-class _Connection:
+class _LoadConnection:
     """A connection and the request on it; also what httptools calls back. Reused after its socket was closed."""
 
     __slots__ = ("connecting", "keep", "parser", "request", "sent_at", "socket", "status", "surplus", "unsent")
 
     def __init__(self) -> None:
         self.socket: socket.socket | None = None
-        self.parser: Any = None
+        self.parser: HttpResponseParser | None = None
+        """Of the open socket."""
         self.connecting = False
         self.request = -1
         """The number of the request that waits for its answer, -1 without one."""
@@ -62,24 +65,27 @@ class _Connection:
         self.surplus = self.status != 0
 
     def on_message_complete(self) -> None:
+        assert self.parser is not None
         status: int = self.parser.get_status_code()
         if status >= 200:  # before that: interim answers (RFC 9110, 15.2)
             self.status = status
             self.keep = self.parser.should_keep_alive()
 
 
-class Client:
-    """Puts a flow on a target. Use :func:`run`."""
+class OpenLoopClient:
+    """Sends the requests of a schedule to *target* over so many *connections*, each of which a request
+    may hold for *timeout* seconds. Use :func:`run`.
+    """
 
-    def __init__(self, target: Target, connections: int, timeout: float, clock: Clock = time.monotonic_ns) -> None:
+    def __init__(self, target: HttpTarget, connections: int, timeout: float, clock: Clock = time.monotonic_ns) -> None:
         self._target = target
         self._timeout = int(timeout * NANOSECONDS)
         self._clock = clock
         self._epoll = select.epoll()
-        self._connections = [_Connection() for _ in range(connections)]
-        self._by_descriptor: dict[int, _Connection] = {}
+        self._connections = [_LoadConnection() for _ in range(connections)]
+        self._by_descriptor: dict[int, _LoadConnection] = {}
         self._free = deque(self._connections)
-        self._flow: Flow
+        self._flow: Schedule
 
     def connect(self) -> None:
         """Open all connections. Raises OpenLoopError."""
@@ -99,7 +105,7 @@ class Client:
                         "this client in?"
                     )
 
-    def drive(self, flow: Flow) -> None:
+    def drive(self, flow: Schedule) -> None:
         """Send the requests of *flow* when they are due; return when all that were sent are answered or given up."""
         self._flow = flow
         end = flow.due(flow.total) + int(GRACE_SECONDS * NANOSECONDS)
@@ -110,14 +116,13 @@ class Client:
         finally:
             os.close(timer)
 
-    def _loop(self, flow: Flow, timer: int, end: int) -> None:
-        poll, clock, free, by_descriptor, take = (
-            self._epoll.poll,
-            self._clock,
-            self._free,
-            self._by_descriptor,
-            flow.take,
-        )
+    def _loop(self, flow: Schedule, timer: int, end: int) -> None:
+        # Looked up once: this loop must not be what limits the load.
+        poll = self._epoll.poll
+        clock = self._clock
+        free = self._free
+        by_descriptor = self._by_descriptor
+        take = flow.take
         look = 0
         while True:
             for descriptor, events in poll():
@@ -140,7 +145,7 @@ class Client:
             self._shut(connection)
         self._epoll.close()
 
-    def _open(self, connection: _Connection) -> None:
+    def _open(self, connection: _LoadConnection) -> None:
         opened = socket.socket(self._target.family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
         connection.socket = opened
         connection.connecting = True
@@ -150,7 +155,7 @@ class Client:
         opened.connect_ex(self._target.address)  # its outcome is told by epoll and SO_ERROR
         self._epoll.register(opened, select.EPOLLOUT)
 
-    def _shut(self, connection: _Connection) -> None:
+    def _shut(self, connection: _LoadConnection) -> None:
         if connection.socket is not None:
             self._by_descriptor.pop(connection.socket.fileno(), None)
             connection.socket.close()
@@ -158,7 +163,7 @@ class Client:
             connection.connecting = False
             connection.unsent = b""
 
-    def _connected(self, connection: _Connection) -> str:
+    def _connected(self, connection: _LoadConnection) -> str:
         """Take note that a connect has ended; return why it failed, or nothing."""
         assert connection.socket is not None
         if number := connection.socket.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR):
@@ -167,7 +172,7 @@ class Client:
         self._epoll.modify(connection.socket, select.EPOLLIN)
         return ""
 
-    def _send(self, connection: _Connection, number: int, now: int) -> None:
+    def _send(self, connection: _LoadConnection, number: int, now: int) -> None:
         connection.request = number
         connection.sent_at = now
         connection.status = 0
@@ -180,7 +185,7 @@ class Client:
             return
         self._write(connection, self._target.request)
 
-    def _write(self, connection: _Connection, data: bytes) -> None:
+    def _write(self, connection: _LoadConnection, data: bytes) -> None:
         assert connection.socket is not None
         try:
             sent = connection.socket.send(data)
@@ -195,7 +200,7 @@ class Client:
             self._epoll.modify(connection.socket, select.EPOLLIN)
         connection.unsent = data[sent:]
 
-    def _ready(self, connection: _Connection, events: int) -> None:
+    def _ready(self, connection: _LoadConnection, events: int) -> None:
         if connection.connecting:
             if reason := self._connected(connection):
                 self._fail(connection, f"connect: {reason}")
@@ -207,8 +212,9 @@ class Client:
         if events & ~select.EPOLLOUT and connection.socket is not None:
             self._read(connection)
 
-    def _read(self, connection: _Connection) -> None:
+    def _read(self, connection: _LoadConnection) -> None:
         assert connection.socket is not None
+        assert connection.parser is not None
         try:
             data = connection.socket.recv(_RECEIVE)
             if not data:
@@ -226,7 +232,7 @@ class Client:
         if connection.status:
             self._answered(connection)
 
-    def _answered(self, connection: _Connection) -> None:
+    def _answered(self, connection: _LoadConnection) -> None:
         """Count a complete answer and free the connection."""
         if connection.request < 0 or connection.surplus or connection.unsent:
             self._fail(connection, "more answers than requests")
@@ -241,7 +247,7 @@ class Client:
             self._shut(connection)
         self._free.append(connection)
 
-    def _fail(self, connection: _Connection, cause: str) -> None:
+    def _fail(self, connection: _LoadConnection, cause: str) -> None:
         """Close the connection and count its request, if it has one, as failed."""
         self._shut(connection)
         if connection.request >= 0:
@@ -287,21 +293,21 @@ def _ticker(begin: int, rate: float) -> int:
 
 
 def run(
-    target: Target, rate: float, connections: int, seconds: float, warmup: float = 0.0, timeout: float = 5.0
-) -> dict[str, Any]:
+    target: HttpTarget, rate: float, connections: int, seconds: float, warmup: float = 0.0, timeout: float = 5.0
+) -> dict[str, object]:
     """Put *rate* requests/s over *connections* connections on *target* for *warmup* + *seconds*
     seconds and return :meth:`Flow.result`.
 
     Beside that ``cpu_seconds``: what this process used, by which one sees whether the client itself
     was the limit. Raises OpenLoopError.
     """
-    client = Client(target, connections, timeout)
+    client = OpenLoopClient(target, connections, timeout)
     before = time.process_time()
     collects = gc.isenabled()
     try:
         client.connect()
         gc.disable()  # a collection would stand between a request and its time
-        flow = Flow(time.monotonic_ns() + NANOSECONDS // 100, rate, seconds, warmup)
+        flow = Schedule(time.monotonic_ns() + NANOSECONDS // 100, rate, seconds, warmup)
         client.drive(flow)
     except OSError as error:
         raise OpenLoopError(f"{target.shown}: {error.strerror or error}") from None

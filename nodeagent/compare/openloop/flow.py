@@ -7,7 +7,7 @@ from __future__ import annotations
 from array import array
 from collections import Counter
 from collections.abc import Mapping
-from typing import Any, Final
+from typing import Final
 
 from hdrh.histogram import HdrHistogram
 
@@ -15,14 +15,15 @@ NANOSECONDS: Final = 1_000_000_000
 LONGEST_US: Final = 3_600_000_000
 """An hour; the histogram holds nothing longer."""
 DIGITS: Final = 3
-_STEPS_PER_DECADE, _DECADES = 8, 5
+_STEPS_PER_DECADE: Final = 8
+_DECADES: Final = 5
 PERCENTILES: Final = tuple(
     100 * (1 - 10 ** (-step / _STEPS_PER_DECADE)) for step in range(_STEPS_PER_DECADE * _DECADES + 1)
 )
 """0 to 99.999, evenly spaced on the logarithmic axis of 1 / (1 - p) on which latency curves are drawn."""
 
 
-class Flow:
+class Schedule:
     """Requests 0, 1, 2 … of a run; number n is due at ``begin + n / rate``, whatever happens to the
     others.
 
@@ -68,7 +69,7 @@ class Flow:
         if number >= self.warm:
             self.causes[cause] += 1
 
-    def result(self) -> dict[str, Any]:
+    def result(self) -> dict[str, object]:
         """Return the JSON object of the run, as the command line prints it."""
         histogram = HdrHistogram(1, LONGEST_US, DIGITS)
         for latency, count in Counter(nanoseconds // 1000 for nanoseconds in self._latencies).items():

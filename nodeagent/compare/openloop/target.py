@@ -6,7 +6,7 @@ import re
 import socket
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Final, cast
 from urllib.parse import urlsplit
 
 from nodeagent.errors import NodeagentError
@@ -23,24 +23,28 @@ class TargetError(NodeagentError):
     """The URL, method or a header cannot be asked for."""
 
 
+SocketAddress = tuple[str, int] | tuple[str, int, int, int]
+"""As :mod:`socket` takes it: of IPv4, or of IPv6."""
+
+
 @dataclass(frozen=True, slots=True)
-class Target:
+class HttpTarget:
     """A request and the address it goes to."""
 
     family: int
-    address: Any
-    """As :mod:`socket` takes it for the family."""
+    address: SocketAddress
     shown: str
     request: bytes
 
     @classmethod
-    def parse(cls, url: str, method: str = "GET", headers: Sequence[str] = ()) -> Target:
+    def parse(cls, url: str, method: str = "GET", headers: Sequence[str] = ()) -> HttpTarget:
         """Return the target of ``http://host[:port]/path``; *headers* as ``Name: value``. Raises
         TargetError, which says what is allowed.
         """
         try:
             parts = urlsplit(url)
-            host, port = parts.hostname, parts.port or 80
+            host = parts.hostname
+            port = parts.port or 80
         except ValueError as error:
             raise TargetError(f"--url: {url!r}: {error}") from None
         if (
@@ -66,7 +70,7 @@ class Target:
         if method in ("POST", "PUT", "PATCH"):
             lines.append("Content-Length: 0")
         shown = host_port(host, port)
-        return cls(family, address, shown, "\r\n".join([*lines, "", ""]).encode("ascii"))
+        return cls(family, cast(SocketAddress, address), shown, "\r\n".join([*lines, "", ""]).encode("ascii"))
 
 
 def _field(text: str) -> tuple[str, str]:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import jinja2
 
@@ -19,7 +18,7 @@ from nodeagent.compare.page.shape import PageError, Summary
 __all__ = ["PageError", "page", "write"]
 
 
-def page(summary: Mapping[str, Any]) -> str:
+def page(summary: Mapping[str, object]) -> str:
     """Return the HTML page for *summary*, the JSON object of a comparison; what is absent from it
     is said to be. Raises PageError.
     """
@@ -39,7 +38,7 @@ def page(summary: Mapping[str, Any]) -> str:
     return environment.get_template("page.html").render(summary=read)
 
 
-def write(summary: Mapping[str, Any], directory: Path) -> Path:
+def write(summary: Mapping[str, object], directory: Path) -> Path:
     """Write ``index.html`` and ``results.json`` for *summary* into *directory*, which is made;
     return the page's path. Raises PageError.
     """

@@ -20,9 +20,11 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, MaxNLocator, NullFormatter, NullLocator
 
 from nodeagent.compare.page.look import MODES, OTHER, figure, known, microseconds, order, size, variable
-from nodeagent.compare.page.shape import Run, Scale
+from nodeagent.compare.page.shape import Run, ScaleRow
 
-_TEXT, _GRID, _MUTED = "#fd0000", "#fd0001", "#fd0002"
+_TEXT: Final = "#fd0000"
+_GRID: Final = "#fd0001"
+_MUTED: Final = "#fd0002"
 _MODE: Final = {name: f"#fe00{number:02x}" for number, name in enumerate([*MODES, OTHER.name])}
 _PLACEHOLDERS: Final = {
     _TEXT: "currentColor",
@@ -30,7 +32,7 @@ _PLACEHOLDERS: Final = {
     _MUTED: "var(--muted)",
     **{colour: f"var({variable(mode)})" for mode, colour in _MODE.items()},
 }
-_STYLE: Final[dict[Any, Any]] = {
+_STYLE: Final[dict[Any, Any]] = {  # keys are literals of matplotlib's own, some hundreds
     "svg.fonttype": "none",
     "text.parse_math": False,
     "font.size": 10,
@@ -194,7 +196,7 @@ def lines(
             )
         axes.set_xscale("log")
         axes.set_yscale("log")
-        marks = sorted({point[0] for _, points in series for point in points})
+        marks = sorted(set().union(*({x for x, _ in points} for _, points in series)))
         axes.xaxis.set_major_locator(FixedLocator(marks))
         axes.xaxis.set_minor_locator(NullLocator())
         axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
@@ -206,7 +208,7 @@ def lines(
 
 
 def scale(
-    points: Sequence[Scale], of: Callable[[Scale], float | None], label: str, show: Callable[[float], str] = size
+    points: Sequence[ScaleRow], of: Callable[[ScaleRow], float | None], label: str, show: Callable[[float], str] = size
 ) -> Markup:
     """Return a figure by the number of pods, one line a mode. What is zero or was not measured has no point."""
     found: dict[str, list[tuple[float, float]]] = {}

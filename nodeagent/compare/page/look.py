@@ -113,13 +113,8 @@ def variable(mode: str) -> str:
 def dashes(how: Look) -> str:
     """Return the dashes of *how* for SVG."""
     named = {"-": (), ":": (1.5, 3), "--": (6, 3), "-.": (6, 3, 1.5, 3)}
-    return (
-        " ".join(
-            f"{each:g}"
-            for each in (named[how.dash] if isinstance(how.dash, str) else (2 * length for length in how.dash[1]))
-        )
-        or "none"
-    )
+    lengths = named[how.dash] if isinstance(how.dash, str) else tuple(2 * length for length in how.dash[1])
+    return " ".join(f"{each:g}" for each in lengths) or "none"
 
 
 def figure(value: float) -> str:
@@ -152,15 +147,10 @@ def gigabits(value: float) -> str:
 
 def times(value: float) -> str:
     """Return a ratio."""
-    return (
-        f"{value:,.0f} ×"
-        if value >= 100
-        else f"{value:.1f} ×"
-        if value >= 10
-        else f"{value:.2f} ×"
-        if value >= 0.1
-        else f"{value:.2g} ×"
-    )
+    for least, form in ((100, ",.0f"), (10, ".1f"), (0.1, ".2f")):
+        if value >= least:
+            return f"{value:{form}} ×"
+    return f"{value:.2g} ×"
 
 
 def share(value: float) -> str:

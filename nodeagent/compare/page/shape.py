@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -14,11 +14,11 @@ class PageError(NodeagentError):
     """The object is not one of a comparison, or the page cannot be written."""
 
 
-class _Part(BaseModel):
+class _Told(BaseModel):
     model_config = ConfigDict(frozen=True, extra="ignore", allow_inf_nan=False)
 
 
-class Run(_Part):
+class Run(_Told):
     """A figure of a mode under a workload: medians of its rounds."""
 
     mode: str
@@ -47,7 +47,7 @@ class Run(_Part):
     latency_rounds_us: Mapping[str, tuple[float, ...]] = Field(default_factory=dict)
 
 
-class Ratio(_Part):
+class Ratio(_Told):
     """A figure with what it must be, what is aimed at, and what an earlier run said."""
 
     value: float
@@ -62,7 +62,7 @@ class Ratio(_Part):
     before: float | None = None
 
 
-class Scale(_Part):
+class ScaleRow(_Told):
     """What a mode adds to a node with so many pods."""
 
     mode: str
@@ -73,7 +73,7 @@ class Scale(_Part):
     ready_seconds: float | None = None
 
 
-class Claim(_Part):
+class Claim(_Told):
     """What the seed says, and what each mode was measured to do."""
 
     claim: str
@@ -81,7 +81,7 @@ class Claim(_Part):
     measured: Mapping[str, str] = Field(default_factory=dict)
 
 
-class Work(_Part):
+class Work(_Told):
     """What a mode does for a request, and what was checked of it."""
 
     does: tuple[str, ...] = ()
@@ -90,7 +90,7 @@ class Work(_Part):
     failed: tuple[str, ...] = ()
 
 
-class Switch(_Part):
+class SwitchRow(_Told):
     """A setting that differs from the default, and one figure under it."""
 
     switch: str
@@ -103,30 +103,30 @@ class Switch(_Part):
     against_default: float | None = None
 
 
-class Missing(_Part):
+class Missing(_Told):
     """Something that was to be measured and was not."""
 
     what: str
     why: str = ""
 
 
-class Summary(_Part):
+class Summary(_Told):
     """The whole object."""
 
-    environment: Mapping[str, Any] = Field(default_factory=dict)
+    environment: Mapping[str, object] = Field(default_factory=dict)
     runs: tuple[Run, ...] = ()
     ratios: Mapping[str, Ratio] = Field(default_factory=dict)
-    scale: tuple[Scale, ...] = ()
+    scale: tuple[ScaleRow, ...] = ()
     claims: tuple[Claim, ...] = ()
     work: Mapping[str, Work] = Field(default_factory=dict)
-    switches: tuple[Switch, ...] = ()
-    micro: Mapping[str, Any] = Field(default_factory=dict)
+    switches: tuple[SwitchRow, ...] = ()
+    micro: Mapping[str, object] = Field(default_factory=dict)
     """Single decisions, measured without traffic."""
     missing: tuple[Missing, ...] = ()
     notes: tuple[str, ...] = ()
 
     @classmethod
-    def read(cls, value: Mapping[str, Any]) -> Summary:
+    def read(cls, value: Mapping[str, object]) -> Summary:
         """Return the summary that *value* is; raises PageError, which names the field. None stands
         for an absent part.
         """

@@ -6,14 +6,14 @@ import json
 import statistics
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Final
 
 from markupsafe import Markup
 
 from nodeagent.compare.page import charts
 from nodeagent.compare.page.charts import Bar
 from nodeagent.compare.page.look import MODES, WORKLOADS, figure, gigabits, microseconds, order, share, size, times
-from nodeagent.compare.page.shape import Ratio, Run, Scale, Summary
+from nodeagent.compare.page.shape import Ratio, Run, ScaleRow, Summary
 
 AGREE: Final = 0.15
 """By how much two runs on one machine may differ in a ratio."""
@@ -58,7 +58,8 @@ class Rated:
     @property
     def disagrees(self) -> bool:
         """Return whether an earlier run said something else."""
-        before, value = self.ratio.before, self.ratio.value
+        before = self.ratio.before
+        value = self.ratio.value
         return before is not None and abs(value - before) > AGREE * max(before, value)
 
 
@@ -96,7 +97,7 @@ def _compared(ours: Run | None, theirs: Run | None, latency: str = "") -> float 
     return statistics.median(found) if found else None
 
 
-def largest(summary: Summary, mode: str) -> tuple[Scale, Scale] | None:
+def largest(summary: Summary, mode: str) -> tuple[ScaleRow, ScaleRow] | None:
     """Return what *mode* and classic sidecars take for the largest number of pods at which the
     memory of both was measured.
     """
@@ -110,8 +111,10 @@ def headlines(summary: Summary) -> list[Headline]:
     few, many = _ends(summary.runs, "http")
     rows = []
     for mode in ("nodeagent", "nodeagent-kernel", "nodeagent-bypass", "sidecar"):
-        ours, theirs = find(summary.runs, mode, "http", many), find(summary.runs, CLASSIC, "http", many)
-        one, other = find(summary.runs, mode, "http", few), find(summary.runs, CLASSIC, "http", few)
+        ours = find(summary.runs, mode, "http", many)
+        theirs = find(summary.runs, CLASSIC, "http", many)
+        one = find(summary.runs, mode, "http", few)
+        other = find(summary.runs, CLASSIC, "http", few)
         node = largest(summary, mode)
         row = Headline(
             mode,
@@ -147,7 +150,8 @@ def sentences(summary: Summary) -> list[str]:
             f"{size(theirs)}: {less} the memory."
         )
     _, many = _ends(summary.runs, "http")
-    kernel, direct = find(summary.runs, "nodeagent-kernel", "http", many), find(summary.runs, "direct", "http", many)
+    kernel = find(summary.runs, "nodeagent-kernel", "http", many)
+    direct = find(summary.runs, "direct", "http", many)
     if part := _compared(kernel, direct):
         found.append(
             f"Where nothing has to be decided per request, its kernel path ran at {100 * part:.0f} % of the rate "
@@ -165,7 +169,9 @@ def doubts(summary: Summary) -> list[str]:
     that moved, goals missed, parts missing.
     """
     rows = rated(summary)
-    failed = [f"{mode}: {each}" for mode, work in summary.work.items() for each in work.failed]
+    failed: list[str] = []
+    for mode, work in summary.work.items():
+        failed += [f"{mode}: {each}" for each in work.failed]
     errors = [f"{title(run)}: {run.errors:,}" for run in summary.runs if run.errors]
     found = [f"A check of equal work failed: {each}" for each in failed]
     found += [f"Requests failed: {_listed(errors)}."] if errors else []
@@ -213,12 +219,12 @@ def rated(summary: Summary) -> list[Rated]:
 
 def title(run: Run) -> str:
     """Return which run it is."""
-    load = (
-        f"{run.rate:,.0f} requests/s asked"
-        if run.load == "open" and run.rate
-        else f"{run.connections} connection{'s' * (run.connections != 1)}"
-    )
+    load = f"{run.rate:,.0f} requests/s asked" if run.load == "open" and run.rate else _connections(run.connections)
     return f"{run.mode}{f' ({run.variant})' if run.variant else ''}, {run.workload}, {load}"
+
+
+def _connections(count: int) -> str:
+    return f"{count} connection" if count == 1 else f"{count} connections"
 
 
 def _workloads(runs: Iterable[Run]) -> list[str]:
@@ -321,7 +327,7 @@ def latencies(summary: Summary) -> list[Chart]:
                 label = f"p50 and p99, {workload}, {connections} connections"
                 found.append(
                     Chart(
-                        f"{_explained(workload)}; {connections} connection{'s' * (connections != 1)}",
+                        f"{_explained(workload)}; {_connections(connections)}",
                         charts.bars(rows, label, microseconds),
                     )
                 )
@@ -331,7 +337,8 @@ def latencies(summary: Summary) -> list[Chart]:
 def _latency_bars(runs: Iterable[Run]) -> list[Bar]:
     rows = []
     for run in sorted(runs, key=lambda run: order(run.mode)):
-        p50, p99 = run.latency_us.get("p50"), run.latency_us.get("p99")
+        p50 = run.latency_us.get("p50")
+        p99 = run.latency_us.get("p99")
         if run.load == "closed" and not run.variant and p50 and p99:
             rows.append(Bar(run.mode, run.mode, p99, f"{microseconds(p50)} / {microseconds(p99)}", inner=p50))
     return rows
@@ -360,7 +367,7 @@ def chain(summary: Summary) -> list[Chart]:
             label = f"p50 and p99, one request through five services, {connections} connections"
             found.append(
                 Chart(
-                    f"{_explained('chain5')}; {connections} connection{'s' * (connections != 1)}",
+                    f"{_explained('chain5')}; {_connections(connections)}",
                     charts.bars(rows, label, microseconds),
                 )
             )
@@ -400,7 +407,8 @@ def modes(summary: Summary) -> list[str]:
 
 def claim_modes(summary: Summary) -> list[str]:
     """Return the modes with something measured for a claim."""
-    return sorted({mode for claim in summary.claims for mode in claim.measured}, key=lambda mode: (order(mode), mode))
+    measured: set[str] = set().union(*(claim.measured for claim in summary.claims))
+    return sorted(measured, key=lambda mode: (order(mode), mode))
 
 
 def when(date: str) -> str:
@@ -408,16 +416,12 @@ def when(date: str) -> str:
     return f"{date[:16].replace('T', ' ')} UTC" if date.endswith(("+00:00", "Z")) else date
 
 
-def told(value: Any) -> str:
+def told(value: object) -> str:
     """Return a value of the environment or a round as text."""
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, list | tuple) and all(isinstance(each, str) for each in value):
         return ", ".join(value)
-    return (
-        f"{value:,}"
-        if isinstance(value, float)
-        else str(value)
-        if isinstance(value, str | int)
-        else json.dumps(value, default=str)
-    )
+    if isinstance(value, float):
+        return f"{value:,}"
+    return str(value) if isinstance(value, str | int) else json.dumps(value, default=str)

@@ -10,18 +10,18 @@ from typing import Any
 
 import pytest
 import yaml
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from rich.console import Console
 
 from nodeagent.cli.main import main
-from nodeagent.compare.estimate import Agent, Estimate, EstimateError, estimate, parse, read, tables, usage
+from nodeagent.compare.estimate import AgentCost, Estimate, EstimateError, estimate, parse, read, tables, usage
 from nodeagent.compare.estimate.amount import Amount
 from nodeagent.compare.estimate.known import kind, sidecars
 from nodeagent.resources.quantity import quantity
 
 MI = 1 << 20
-AGENT = Agent(
+AGENT = AgentCost(
     base_bytes=50 * MI,
     pod_bytes=MI,
     requested_cores=Fraction(1, 2),
@@ -57,7 +57,9 @@ def proxy(**more: Any) -> dict[str, Any]:
     return container("istio-proxy", "100m", "128Mi", **more)
 
 
-def of(*objects: dict[str, Any], top: str | None = None, agent: Agent = AGENT, nodes: int | None = None) -> Estimate:
+def of(
+    *objects: dict[str, Any], top: str | None = None, agent: AgentCost = AGENT, nodes: int | None = None
+) -> Estimate:
     text = json.dumps({"apiVersion": "v1", "kind": "List", "items": objects})
     return estimate(parse([("pods.json", text)]), usage(top) if top else None, agent, nodes)
 
@@ -205,7 +207,7 @@ def test_namespaces_and_kinds() -> None:
     assert found.requested.sidecars == Amount(Fraction(3, 10), Fraction(3 * 128 * MI)), "only what the agent replaces"
     assert any("1 sidecars for logs are listed, but not counted as saved" in note for note in found.notes)
     everything = of(
-        pod("a", proxy(), container("fluentd", "50m", "200Mi")), agent=Agent(replaces=frozenset({"mesh", "logs"}))
+        pod("a", proxy(), container("fluentd", "50m", "200Mi")), agent=AgentCost(replaces=frozenset({"mesh", "logs"}))
     )
     assert everything.requested is not None
     assert everything.requested.sidecars.memory == 328 * MI
@@ -467,6 +469,7 @@ def test_options_that_would_do_nothing_are_refused(
 
 
 @given(st.lists(st.tuples(st.integers(0, 3), st.booleans(), st.integers(0, 2000)), max_size=12))
+@settings(deadline=None)
 def test_the_total_is_the_sum_of_its_parts(chosen: list[tuple[int, bool, int]]) -> None:
     objects = [
         pod(

@@ -17,7 +17,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nodeagent.compare.openloop import Flow, OpenLoopError, Target, run
+from nodeagent.compare.openloop import HttpTarget, OpenLoopError, Schedule, run
 from nodeagent.compare.openloop.flow import PERCENTILES, merged
 from nodeagent.compare.openloop.target import TargetError
 
@@ -32,7 +32,7 @@ Answer = Callable[[int], list[bytes | float]]
 
 @given(st.lists(st.integers(0, 50 * MS), min_size=1, max_size=200), st.floats(1, 5000))
 def test_requests_are_due_at_their_times_whenever_the_client_looks(steps: list[int], rate: float) -> None:
-    flow, now, taken = Flow(1000, rate, 2), 1000, 0
+    flow, now, taken = Schedule(1000, rate, 2), 1000, 0
     for step in steps:
         now += step
         while (number := flow.take(now)) >= 0:
@@ -42,11 +42,11 @@ def test_requests_are_due_at_their_times_whenever_the_client_looks(steps: list[i
         assert flow.sent == flow.total or flow.due(taken) > now, "nothing that is due is held back"
 
 
-def simulated(rate: float, seconds: float, connections: int, service: Callable[[int], int]) -> Flow:
+def simulated(rate: float, seconds: float, connections: int, service: Callable[[int], int]) -> Schedule:
     """Run a flow on an injected clock of whole milliseconds against a server that takes
     *service(now)* ns for a request begun at *now*.
     """
-    flow, free = Flow(0, rate, seconds), connections
+    flow, free = Schedule(0, rate, seconds), connections
     busy: deque[tuple[int, int]] = deque()
     for now in range(0, int((seconds + 2) * 1e9), MS):
         for _ in range(len(busy)):
@@ -79,7 +79,7 @@ def test_a_stall_is_counted_for_every_request_that_was_due_meanwhile(connections
 
 
 def test_a_server_that_cannot_keep_up_leaves_requests_unsent() -> None:
-    flow = Flow(0, 100, 1)
+    flow = Schedule(0, 100, 1)
     for now in range(0, 1000 * MS, 20 * MS):
         flow.answered(flow.take(now), now + 20 * MS)
     result = flow.result()
@@ -88,7 +88,7 @@ def test_a_server_that_cannot_keep_up_leaves_requests_unsent() -> None:
 
 
 def test_warm_requests_are_sent_and_not_counted() -> None:
-    flow = Flow(0, 10, 1, warmup=0.5)
+    flow = Schedule(0, 10, 1, warmup=0.5)
     assert (flow.warm, flow.total) == (5, 15)
     for number in range(15):
         assert flow.take(flow.due(number)) == number
@@ -103,7 +103,7 @@ def test_warm_requests_are_sent_and_not_counted() -> None:
 
 
 def test_percentiles_end_where_the_requests_do() -> None:
-    flow = Flow(0, 1000, 1)
+    flow = Schedule(0, 1000, 1)
     for number in range(1000):
         flow.take(flow.due(number))
         flow.answered(number, flow.due(number) + (number + 1) * 1000)
@@ -113,13 +113,13 @@ def test_percentiles_end_where_the_requests_do() -> None:
     assert result["latency_us"] == {"p50": 500, "p90": 900, "p99": 990, "p99.9": 999, "max": 1000}
     assert result["percentiles"][-1] == [99.9, 999], "no percentile beyond which nothing was measured"
     assert result["percentiles"][0][0] == 0
-    assert Flow(0, 1, 1).result()["latency_us"] == {}
+    assert Schedule(0, 1, 1).result()["latency_us"] == {}
 
 
 def test_rounds_are_merged_as_histograms() -> None:
     both = []
     for latency in (1000, 3000):
-        flow = Flow(0, 100, 1)
+        flow = Schedule(0, 100, 1)
         for number in range(100):
             flow.answered(number, flow.due(number) + latency * 1000)
         both.append(flow.result()["histogram"])
@@ -133,14 +133,16 @@ def test_rounds_are_merged_as_histograms() -> None:
 
 
 def test_a_request_is_what_was_asked_for() -> None:
-    target = Target.parse("http://[::1]:8080/a?b=c", "POST", ["X-One:  1 ", "Connection: close"])
+    target = HttpTarget.parse("http://[::1]:8080/a?b=c", "POST", ["X-One:  1 ", "Connection: close"])
     assert target.address[:2] == ("::1", 8080)
     assert target.shown == "[::1]:8080"
     assert (
         target.request
         == b"POST /a?b=c HTTP/1.1\r\nHost: [::1]:8080\r\nX-One: 1\r\nConnection: close\r\nContent-Length: 0\r\n\r\n"
     )
-    assert Target.parse("http://127.0.0.1", headers=["host: shop"]).request == b"GET / HTTP/1.1\r\nhost: shop\r\n\r\n"
+    assert (
+        HttpTarget.parse("http://127.0.0.1", headers=["host: shop"]).request == b"GET / HTTP/1.1\r\nhost: shop\r\n\r\n"
+    )
 
 
 @pytest.mark.parametrize(
@@ -160,12 +162,12 @@ def test_a_request_is_what_was_asked_for() -> None:
 )
 def test_what_cannot_be_asked_is_named(url: str, method: str, header: str, said: str) -> None:
     with pytest.raises(TargetError, match=said):
-        Target.parse(url, method, [header])
+        HttpTarget.parse(url, method, [header])
 
 
 def test_a_header_s_value_is_never_shown() -> None:
     with pytest.raises(TargetError) as caught:
-        Target.parse("http://127.0.0.1/", headers=["Authorization: Bearer s3cret\x00"])
+        HttpTarget.parse("http://127.0.0.1/", headers=["Authorization: Bearer s3cret\x00"])
     assert "s3cret" not in str(caught.value)
 
 
@@ -234,7 +236,7 @@ def server(answer: Answer) -> Iterator[str]:
 )
 def test_good_answers(pieces: list[bytes | float]) -> None:
     with server(lambda _: pieces) as url:
-        result = run(Target.parse(url), 100, 4, 0.3)
+        result = run(HttpTarget.parse(url), 100, 4, 0.3)
     assert (result["requests"], result["errors"], result["late"]) == (30, 0, 0)
     assert result["latency_us"]["p50"] > 0
     assert result["cpu_seconds"] > 0
@@ -259,7 +261,7 @@ def test_good_answers(pieces: list[bytes | float]) -> None:
 def test_wrong_answers_are_errors_and_the_run_goes_on(pieces: list[bytes | float], cause: str) -> None:
     """Every tenth answer is wrong."""
     with server(lambda count: pieces if count % 10 == 5 else [OK]) as url:
-        result = run(Target.parse(url), 100, 4, 0.4, timeout=0.2)
+        result = run(HttpTarget.parse(url), 100, 4, 0.4, timeout=0.2)
     assert cause in result["error_causes"]
     assert result["requests"] + result["errors"] + result["late"] == 40
     assert result["requests"] > 0
@@ -268,7 +270,7 @@ def test_wrong_answers_are_errors_and_the_run_goes_on(pieces: list[bytes | float
 def test_a_stall_shows_in_the_tail_of_many_requests() -> None:
     """One answer of 1,500 is held up by 300 ms, and with it everything behind it."""
     with server(lambda count: [0.3, OK] if count == 500 else [OK]) as url:
-        result = run(Target.parse(url), 1000, 4, 1.5)
+        result = run(HttpTarget.parse(url), 1000, 4, 1.5)
     assert (result["requests"], result["errors"], result["late"]) == (1500, 0, 0)
     assert result["latency_us"]["p90"] > 100_000, "200 of 1,500 were due over 100 ms before the stall's end"
     assert result["latency_us"]["max"] >= 299_000
@@ -276,7 +278,7 @@ def test_a_stall_shows_in_the_tail_of_many_requests() -> None:
 
 def test_an_overloaded_server_is_told_by_what_was_never_sent() -> None:
     with server(lambda _: [0.02, OK]) as url:
-        result = run(Target.parse(url), 500, 2, 0.5)
+        result = run(HttpTarget.parse(url), 500, 2, 0.5)
     assert result["late"] > 0
     assert result["requests"] + result["late"] == 250
     assert result["achieved_rate"] < 60
@@ -287,17 +289,17 @@ def test_connections_are_opened_anew() -> None:
     closing = OK.replace(b"\r\n\r\n", b"\r\nConnection: close\r\n\r\n")
     for pieces in ([closing, b""], [closing]):
         with server(lambda _, pieces=pieces: pieces) as url:  # type: ignore[misc]
-            result = run(Target.parse(url, headers=["Connection: close"]), 100, 4, 0.3)
+            result = run(HttpTarget.parse(url, headers=["Connection: close"]), 100, 4, 0.3)
         assert (result["requests"], result["errors"]) == (30, 0)
     with server(lambda _: [OK, b""]) as url:
-        result = run(Target.parse(url), 20, 4, 0.5)
+        result = run(HttpTarget.parse(url), 20, 4, 0.5)
     assert result["requests"] + result["errors"] == 10
     assert result["requests"] >= 5
 
 
 def test_a_server_that_goes_away_makes_errors() -> None:
     with server(lambda count: [OK] if count < 10 else [b""]) as url:
-        result = run(Target.parse(url), 100, 2, 0.3)
+        result = run(HttpTarget.parse(url), 100, 2, 0.3)
     assert result["requests"] == 10
     assert result["errors"] == 20
 
@@ -305,7 +307,7 @@ def test_a_server_that_goes_away_makes_errors() -> None:
 def test_nobody_listens() -> None:
     with socket.socket() as bound:
         bound.bind(("127.0.0.1", 0))
-        target = Target.parse(f"http://127.0.0.1:{bound.getsockname()[1]}/")
+        target = HttpTarget.parse(f"http://127.0.0.1:{bound.getsockname()[1]}/")
         with pytest.raises(OpenLoopError, match=r"connect to 127\.0\.0\.1:\d+: Connection refused"):
             run(target, 10, 2, 0.1)
 

@@ -20,13 +20,13 @@ from nodeagent.compare.load import PERCENTILES, Sample, Workload
 from nodeagent.compare.meshes import EnvoySidecars, NodeAgent
 from nodeagent.compare.micro import Micro
 from nodeagent.compare.modes import Direct, Log, Mode
-from nodeagent.compare.run import Cell, Plan, Results, all_cells
+from nodeagent.compare.run import Cell, ComparisonPlan, Results, all_cells
 from nodeagent.compare.scale import Scale
 from nodeagent.compare.switches import Switched
 
 LAB: Any = None
 ENVOY, AGENT, TWO, DIRECT = EnvoySidecars(LAB), NodeAgent(LAB), NodeAgent(LAB, "2 workers"), Direct(LAB)
-PLAN = Plan(MODES, ("http",), 3, 2)
+PLAN = ComparisonPlan(MODES, ("http",), 3, 2)
 SAME_NODE = "agent / Envoy sidecars: same node, 32 connections, requests/s"
 
 
