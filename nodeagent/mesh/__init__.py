@@ -9,7 +9,7 @@ with a pod that they are for. One that selects a pod and did not arrive denies e
 in force in it, open connections included; a policy is in force when every worker and the kernel's
 maps have acknowledged what brought it.
 
-``kernel_path.py`` works out which ports need no proxy, and each verdict for them;
+``kernel_plan.py`` works out which ports need no proxy, and each verdict for them;
 ``protection.py`` what becomes of a pod while no daemon looks; ``explain.py`` who decides, in
 words.
 

@@ -6,7 +6,7 @@ pins everything in bpffs and ends; the daemon works on the pins. What the progra
 ``bpf/README.md``; ``layout.py`` mirrors their structs.
 
 **The kernel path.** Where nothing is decided or noted per request and both ends are captured pods
-of the node, no proxy stands in the way: ``kernel.py`` writes the verdicts that
+of the node, no proxy stands in the way: ``kernel_maps.py`` writes the verdicts that
 ``mesh/kernel_plan.py`` worked out, and the connect and sk_lookup programs decide. Verdicts are per
 client pod, server pod and port, because policies select workloads, not identities; a port that
 every captured pod may reach needs one entry. What it carried is told by ``kernel_record.py``

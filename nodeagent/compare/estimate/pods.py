@@ -100,7 +100,7 @@ def parse(texts: Iterable[tuple[str, str]]) -> PodListing:
     return cluster
 
 
-def _values(file: str, text: str) -> list[Json]:
+def _values(file: str, text: str) -> list[object]:
     if text.lstrip().startswith("{"):  # JSON is YAML too, but read much faster
         try:
             return [json.loads(text)]
@@ -109,7 +109,7 @@ def _values(file: str, text: str) -> list[Json]:
             if not isinstance(error, json.JSONDecodeError) or error.msg != "Extra data":
                 reason = "nested too deeply" if isinstance(error, RecursionError) else error
                 raise EstimateError(f"{file}: not JSON: {reason}") from None
-    values: list[Json] = []
+    values: list[object] = []
     try:
         for line, part in yaml_text.split(text):
             values += yaml_text.load(part, line, BOUNDS)
