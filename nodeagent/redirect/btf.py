@@ -1,6 +1,9 @@
 """Where the running kernel keeps a member of one of its structs, by its own description of its
 types (BTF).
 
+Written here: no library of Python's reads BTF; bpftool would be 2 MB and a process more for these 60
+lines, which take 23 ms, once.
+
 Source: Documentation/bpf/btf.rst, sections 2 and 3: types in the order of their numbers, names in a
 table behind them.
 """

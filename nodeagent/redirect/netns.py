@@ -1,6 +1,9 @@
 """Network namespaces of pods: told apart by cookie, entered for as long as it takes to make a
 socket.
 
+Written here, three system calls: pyroute2's netns would bring the whole library into control (8.6
+MB), and makes namespaces in a child process (18 ms) to keep them by name.
+
 setns(2) moves only the calling thread, and nothing is awaited inside, so no other code of the
 process ever runs there.
 """

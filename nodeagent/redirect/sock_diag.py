@@ -1,6 +1,10 @@
 """TCP sockets of a network namespace over netlink: what they have carried, and how one is closed
 from outside.
 
+Written here, because control asks while its loop runs: pyroute2 would add 8.6 MB to its 25, takes
+380 ms instead of 31 for 2,000 sockets, in a running loop not at all, and its DiagSocket does not
+read refusals, which is what SOCK_DESTROY answers by. A test holds both to the same answers.
+
 Sources: sock_diag(7), include/uapi/linux/inet_diag.h, struct tcp_info in include/uapi/linux/tcp.h.
 """
 

@@ -2,7 +2,7 @@
 
 It answers people, Prometheus and the kubelet a few times a minute, and must stay harmless to the
 data plane whoever connects: heads, bodies, connections and times are bounded. Written here because
-aiohttp adds 12 MB to the daemon.
+aiohttp adds 7 MB to the daemon, a tenth of what it has, and bounds neither connections nor times.
 """
 
 from __future__ import annotations
