@@ -26,7 +26,8 @@ from nodeagent.resources.directory import DirectorySource
 from nodeagent.service import kept, until_signal
 from nodeagent.vocabulary import host_port
 
-SERVICE, METHOD = "istio.v1.auth.IstioCertificateService", "CreateCertificate"
+SERVICE = "istio.v1.auth.IstioCertificateService"
+METHOD = "CreateCertificate"
 MAX_REQUEST_BYTES: Final = 64 << 10
 MAX_METADATA_BYTES: Final = 32 << 10
 MAX_REQUESTS: Final = 256

@@ -36,12 +36,14 @@ class Rates:
     """Token buckets, one a caller."""
 
     def __init__(self, per_second: float, clock: Callable[[], float] = time.monotonic) -> None:
-        self._per_second, self._clock = per_second, clock
+        self._per_second = per_second
+        self._clock = clock
         self._buckets: OrderedDict[Caller, tuple[float, float]] = OrderedDict()
 
     def take(self, caller: Caller) -> None:
         """Count a request. Raises Refusal when there were too many."""
-        now, full = self._clock(), max(1.0, self._per_second * BURST_SECONDS)
+        now = self._clock()
+        full = max(1.0, self._per_second * BURST_SECONDS)
         left, then = self._buckets.pop(caller, (full, now))
         left = min(full, left + (now - then) * self._per_second)
         self._buckets[caller] = (max(0.0, left - 1), now)
@@ -64,13 +66,11 @@ class Service:
         rates: Rates,
         max_ttl_seconds: float,
     ) -> None:
-        self._authority, self._validators, self._grants, self._rates, self._max_ttl_seconds = (
-            authority,
-            validators,
-            grants,
-            rates,
-            max_ttl_seconds,
-        )
+        self._authority = authority
+        self._validators = validators
+        self._grants = grants
+        self._rates = rates
+        self._max_ttl_seconds = max_ttl_seconds
 
     def create(self, authorization: str, csr: str, validity_seconds: int, impersonated: str) -> Issued:
         """Return a certificate for the key of *csr*; the names are the caller's, never the

@@ -32,7 +32,10 @@ class ServiceAccountValidator:
         self, settings: ServiceAccountTokens, trust_domain: str, live: Live, clock: Callable[[], float] = time.time
     ) -> None:
         """Raises IdentityError when the keys cannot be read."""
-        self._settings, self._trust_domain, self._live, self._clock = settings, trust_domain, live, clock
+        self._settings = settings
+        self._trust_domain = trust_domain
+        self._live = live
+        self._clock = clock
         self._keys = WatchedFile(settings.keys, jwks, private=False)
 
     def validate(self, token: str) -> Caller | None:
@@ -65,7 +68,8 @@ class ServiceAccountValidator:
 
     def _caller(self, claims: Mapping[str, Any]) -> Caller:
         kubernetes = _mapping(claims.get("kubernetes.io"))
-        namespace, account = kubernetes.get("namespace"), _mapping(kubernetes.get("serviceaccount")).get("name")
+        namespace = kubernetes.get("namespace")
+        account = _mapping(kubernetes.get("serviceaccount")).get("name")
         if (
             not isinstance(namespace, str)
             or not isinstance(account, str)
@@ -88,7 +92,8 @@ class ServiceAccountValidator:
         the token may only confirm. Raises Refusal.
         """
         claimed = _mapping(kubernetes["pod"])
-        name, uid = str(claimed.get("name")), str(claimed.get("uid"))
+        name = str(claimed.get("name"))
+        uid = str(claimed.get("uid"))
         pod = self._live(namespace, name, uid)
         if pod is None:
             which = f"{printable([name])}, uid {printable([uid])},"

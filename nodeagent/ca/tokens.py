@@ -59,8 +59,11 @@ class WatchedFile(Generic[T]):
 
     def __init__(self, path: Path, parse: Callable[[bytes], T], *, private: bool) -> None:
         """Read it. Raises IdentityError."""
-        self._path, self._parse, self._private = path, parse, private
-        self._stamp, self._value = self._stat(), self._load()
+        self._path = path
+        self._parse = parse
+        self._private = private
+        self._stamp = self._stat()
+        self._value = self._load()
 
     def get(self) -> T:
         """Return what the file says now."""

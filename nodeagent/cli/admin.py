@@ -167,9 +167,11 @@ def _connection(address: str) -> http.client.HTTPConnection:
         return _UnixConnection(address)
     url = urlsplit(address)
     try:
-        host, port = url.hostname, url.port
+        host = url.hostname
+        port = url.port
     except ValueError:
-        host, port = None, None
+        host = None
+        port = None
     if url.scheme != "http" or not host:
         raise ControlError(f"--admin {address}: expected http://HOST:PORT or the path of a socket")
     return http.client.HTTPConnection(host, port or ADMIN_PORT, timeout=_TIMEOUT_SECONDS)

@@ -159,7 +159,8 @@ def compare(
         raise click.UsageError("--top and --nodes go with --estimate")
     if estimated:
         return _estimate(estimated, top, nodes, form)
-    plan, before = _plan(profile or "full", **asked), _earlier(against)
+    plan = _plan(profile or "full", **asked)
+    before = _earlier(against)
     results = Results()
     failed = _carry_out(plan, results)
     told = summary.summarize(results, plan, before)

@@ -64,7 +64,8 @@ def _ask(agents: list[Agent], question: str) -> dict[str, Any]:
     """Return the answer of the agent of a mesh that knows most: the one on the destination's node.
     Raises ControlError.
     """
-    answers, errors = [], []
+    answers = []
+    errors = []
     for agent in agents:
         try:
             answers.append({"node": agent.name, **agent.get(f"/explain?{question}")})

@@ -160,7 +160,8 @@ class Stream:
             if not self._lost:
                 print(f"nodeagent: {error} waiting for it", file=sys.stderr)
             # A new agent counts from the start.
-            self._lost, self._since = True, 0
+            self._lost = True
+            self._since = 0
             self._open.clear()
             return
         self._lost = False

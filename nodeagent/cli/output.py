@@ -132,7 +132,9 @@ def until(seconds: float) -> str:
     """Return Unix time as the time left until then, in its two largest units."""
     left = int(seconds - time.time())
     sign, left = ("-", -left) if left < 0 else ("", left)
-    days, hours, minutes = left // 86400, left // 3600 % 24, left // 60 % 60
+    days = left // 86400
+    hours = left // 3600 % 24
+    minutes = left // 60 % 60
     if days:
         return f"{sign}{days}d{hours}h"
     return f"{sign}{hours}h{minutes}m" if hours else f"{sign}{minutes}m{left % 60}s"

@@ -50,9 +50,12 @@ def _list(
     return tuple(read(part) for part in parts)
 
 
-_some_ports, _all_ports = partial(_list, _port, False), partial(_list, _port, True)
-_some_ranges, _all_ranges = partial(_list, _range, False), partial(_list, _range, True)
-_port_number, _owner = click.IntRange(1, 65535), click.IntRange(1, 2**32 - 2)
+_some_ports = partial(_list, _port, False)
+_all_ports = partial(_list, _port, True)
+_some_ranges = partial(_list, _range, False)
+_all_ranges = partial(_list, _range, True)
+_port_number = click.IntRange(1, 65535)
+_owner = click.IntRange(1, 2**32 - 2)
 
 
 @click.command("sidecar-init")

@@ -35,14 +35,12 @@ from nodeagent.identity import profiles
 from nodeagent.identity.profiles import Signer
 from nodeagent.identity.spiffe import check_trust_domain
 
-ROOTS, SIGNING, ROOT_KEY, NEXT, OLD_KEY, LOCK = (
-    "root-cert.pem",
-    "signing.pem",
-    "root-key.pem",
-    "next-root-key.pem",
-    "ca-key.pem",
-    ".lock",
-)
+ROOTS = "root-cert.pem"
+SIGNING = "signing.pem"
+ROOT_KEY = "root-key.pem"
+NEXT = "next-root-key.pem"
+OLD_KEY = "ca-key.pem"
+LOCK = ".lock"
 MAX_BYTES: Final = 256 << 10
 _CERTIFICATE: Final = re.compile(rb"-----BEGIN CERTIFICATE-----.+?-----END CERTIFICATE-----\s*", re.DOTALL)
 Stamp = tuple[tuple[int, int, int], ...]
@@ -180,7 +178,8 @@ def _create(directory: Path, trust_domain: str, now: float) -> None:
 
 
 def _is_due(authority: Authority, now: float) -> bool:
-    begin, end = profiles.begins(authority.signer.certificate), authority.signer.not_after
+    begin = profiles.begins(authority.signer.certificate)
+    end = authority.signer.not_after
     return bool(authority.chain) and now >= (begin + end) / 2
 
 

@@ -42,7 +42,9 @@ class CertificateAuthority:
     """Signs certificates for the workloads of one trust domain."""
 
     def __init__(self, directory: Path, trust_domain: str, clock: Clock) -> None:
-        self._directory, self._trust_domain, self._clock = directory, trust_domain, clock
+        self._directory = directory
+        self._trust_domain = trust_domain
+        self._clock = clock
         self._stamp = NEVER
         self._authority: Authority
         self.roots_pem = b""
@@ -116,7 +118,8 @@ class CertificateAuthority:
         # The stamp before the content: a change in between is read again.
         stamp = authority_directory.stamp(self._directory)
         authority = authority_directory.open_or_create(self._directory, self._trust_domain, self._clock())
-        self._authority, self._stamp = authority, stamp
+        self._authority = authority
+        self._stamp = stamp
         self._half_life = (
             (profiles.begins(authority.signer.certificate) + authority.signer.not_after) / 2
             if authority.chain

@@ -52,7 +52,8 @@ class Refused:
     """The same methods as *services*, none of which is allowed."""
 
     def __init__(self, services: Collection[Service], why: str) -> None:
-        self._services, self._why = services, why
+        self._services = services
+        self._why = why
 
     def __mapping__(self) -> dict[str, const.Handler]:
         return {
@@ -113,7 +114,9 @@ class _Connection(protocol.H2Protocol):
         frames: Allowance,
     ) -> None:
         super().__init__(handler, config, h2_config)
-        self._ended, self._frames, self._bytes = ended, frames, Allowance(BURST_BYTES, BYTES_PER_SECOND)
+        self._ended = ended
+        self._frames = frames
+        self._bytes = Allowance(BURST_BYTES, BYTES_PER_SECOND)
         self._counted = FrameCount()
         self._late = b""
         self._transport: asyncio.Transport
@@ -159,11 +162,14 @@ class FrameCount:
     """Counts the frames that begin in a client's stream, by their lengths alone (RFC 9113 section 4.1)."""
 
     def __init__(self) -> None:
-        self._skip, self._head = PREFACE_BYTES, b""
+        self._skip = PREFACE_BYTES
+        self._head = b""
 
     def of(self, data: bytes) -> int:
         """Return how many begin in *data*, the next of what came."""
-        data, at, count = self._head + data, 0, 0
+        data = self._head + data
+        at = 0
+        count = 0
         self._head = b""
         while len(data) - at > self._skip:
             at += self._skip

@@ -41,10 +41,12 @@ class IstioCa:
     """The source that agent.yaml's ``identity.istioCa`` describes. Requests under way together share one connection."""
 
     def __init__(self, settings: config.IstioCaConfig, trust_domain: str, cluster: str) -> None:
-        self._settings, self._trust_domain = settings, trust_domain
+        self._settings = settings
+        self._trust_domain = trust_domain
         self._cluster = settings.cluster_id or cluster
         host, _, port = settings.address.rpartition(":")
-        self._host, self._port = host.strip("[]"), int(port)
+        self._host = host.strip("[]")
+        self._port = int(port)
         self._channel: tuple[bytes, Channel] | None = None
         self._users: dict[Channel, int] = {}
 

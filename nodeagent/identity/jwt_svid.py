@@ -63,7 +63,9 @@ class JwtKeys:
     """Signs and validates with the keys in the authority's *directory*."""
 
     def __init__(self, directory: Path, trust_domain: str, clock: Callable[[], float] = time.time) -> None:
-        self._directory, self._trust_domain, self._clock = directory, trust_domain, clock
+        self._directory = directory
+        self._trust_domain = trust_domain
+        self._clock = clock
         self._keys: tuple[JwtKey, ...] = ()
         self._stamp: tuple[int, ...] = ()
         self.bundle = b""
@@ -83,7 +85,8 @@ class JwtKeys:
             keys = _in_time(known, now)
             if keys != known:
                 authority_directory.write(path, _dump(keys), 0o600)
-            self._keys, self._stamp = keys, self._file_stamp()
+            self._keys = keys
+            self._stamp = self._file_stamp()
         self.bundle = orjson.dumps({"keys": [key.jwk() for key in keys]})
 
     def sign(self, identity: SpiffeId, audience: Sequence[str]) -> str:

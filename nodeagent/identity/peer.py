@@ -49,7 +49,8 @@ def stranger(connection: socket.socket, pod: Place) -> str:
 def outsider(pid: int, pod: Place, pidfd: int) -> str:
     """Return why the process *pid*, held by *pidfd*, is none of *pod*'s; empty: it is one."""
     try:
-        found, own = os.stat(f"/proc/{pid}/ns/net"), os.stat(pod.netns)
+        found = os.stat(f"/proc/{pid}/ns/net")
+        own = os.stat(pod.netns)
         lines = Path(f"/proc/{pid}/cgroup").read_text().splitlines()
         signal.pidfd_send_signal(pidfd, 0)
     except OSError as error:

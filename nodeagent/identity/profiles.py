@@ -89,7 +89,8 @@ def server(
 
 def signed_by(certificate: x509.Certificate, issuer: x509.Certificate) -> bool:
     """Say whether *issuer*, an elliptic-curve authority, signed *certificate*."""
-    public, algorithm = issuer.public_key(), certificate.signature_hash_algorithm
+    public = issuer.public_key()
+    algorithm = certificate.signature_hash_algorithm
     if certificate.issuer != issuer.subject or algorithm is None or not isinstance(public, ec.EllipticCurvePublicKey):
         return False
     try:

@@ -29,7 +29,8 @@ from nodeagent.protocols import envoy_tls_pb2 as tls
 
 SERVICE: Final = "envoy.service.secret.v3.SecretDiscoveryService"
 TYPE_URL: Final = "type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.Secret"
-CERTIFICATE, ROOTS = "default", "ROOTCA"
+CERTIFICATE = "default"
+ROOTS = "ROOTCA"
 WILDCARD: Final = "*"
 MAX_NAMES: Final = 64
 """Names that a stream may ask for; an Envoy asks for one."""
@@ -109,7 +110,8 @@ class _Delta:
     def take(self, request: discovery.DeltaDiscoveryRequest, subject: Subject) -> None:
         """Take a request in. Raises GRPCError."""
         _check_type(request.type_url)
-        added, removed = _names(request.resource_names_subscribe), _names(request.resource_names_unsubscribe)
+        added = _names(request.resource_names_subscribe)
+        removed = _names(request.resource_names_unsubscribe)
         if not self.begun:
             # What a client kept over a reconnect counts for this first request only.
             self.told.update(
@@ -137,10 +139,8 @@ class SecretDiscovery:
 
     def __mapping__(self) -> dict[str, Handler]:
         """Return the methods by path, as grpclib wants them."""
-        whole, delta = (
-            (discovery.DiscoveryRequest, discovery.DiscoveryResponse),
-            (discovery.DeltaDiscoveryRequest, discovery.DeltaDiscoveryResponse),
-        )
+        whole = (discovery.DiscoveryRequest, discovery.DiscoveryResponse)
+        delta = (discovery.DeltaDiscoveryRequest, discovery.DeltaDiscoveryResponse)
         return {
             f"/{SERVICE}/StreamSecrets": Handler(self._stream, Cardinality.STREAM_STREAM, *whole),
             f"/{SERVICE}/DeltaSecrets": Handler(self._delta, Cardinality.STREAM_STREAM, *delta),
@@ -148,7 +148,8 @@ class SecretDiscovery:
         }
 
     async def _stream(self, stream: Stream[discovery.DiscoveryRequest, discovery.DiscoveryResponse]) -> None:
-        state, count = _Whole(), 0
+        state = _Whole()
+        count = 0
         async with aclosing(_events(stream, self._subject)) as events:
             async for event in events:
                 if isinstance(event, discovery.DiscoveryRequest):
@@ -158,11 +159,14 @@ class SecretDiscovery:
                 versions = {name: version for name, (version, _) in found.items()}
                 if found and (state.due or versions != state.told):
                     count += 1
-                    state.nonce, state.told, state.due = str(count), versions, False
+                    state.nonce = str(count)
+                    state.told = versions
+                    state.due = False
                     await stream.send_message(_response(found, state.nonce))
 
     async def _delta(self, stream: Stream[discovery.DeltaDiscoveryRequest, discovery.DeltaDiscoveryResponse]) -> None:
-        state, count = _Delta(), 0
+        state = _Delta()
+        count = 0
         async with aclosing(_events(stream, self._subject)) as events:
             async for event in events:
                 if isinstance(event, discovery.DeltaDiscoveryRequest):

@@ -21,7 +21,8 @@ class ServingCertificate:
 
     def __init__(self, authority: CertificateAuthority, names: tuple[str, ...]) -> None:
         """Have the first one for *names* (host names, addresses). Raises IdentityError."""
-        self._authority, self._names = authority, names
+        self._authority = authority
+        self._names = names
         self._renew_at = 0.0
         self._signer = ""
         self.current: ServerCertificate

@@ -21,7 +21,9 @@ from nodeagent.identity.certificate import Certificate
 from nodeagent.identity.verify import MAX_BYTES, MAX_ROOT_BYTES, accept, trusted_roots
 from nodeagent.vocabulary import SpiffeId
 
-CHAIN, KEY, ROOTS = "cert-chain.pem", "key.pem", "root-cert.pem"
+CHAIN = "cert-chain.pem"
+KEY = "key.pem"
+ROOTS = "root-cert.pem"
 """Istio's names in a mount."""
 
 
@@ -66,17 +68,21 @@ class Files:
     """
 
     def __init__(self, directory: Path, trust_domain: str) -> None:
-        self._directory, self._trust_domain = directory, trust_domain
+        self._directory = directory
+        self._trust_domain = trust_domain
 
     async def issue(self, identity: SpiffeId, ttl_seconds: float) -> Certificate:
-        chain, key, roots = self._read(CHAIN, MAX_BYTES), self._read(KEY, MAX_BYTES), self._read(ROOTS, MAX_ROOT_BYTES)
+        chain = self._read(CHAIN, MAX_BYTES)
+        key = self._read(KEY, MAX_BYTES)
+        roots = self._read(ROOTS, MAX_ROOT_BYTES)
         try:
             return accept(identity, chain, _pkcs8(key), roots, self._trust_domain)
         except IdentityError as error:
             raise IdentityError(f"identity.files {self._directory}: {error}") from None
 
     def trust(self) -> Trust:
-        chain, roots = self._read(CHAIN, MAX_BYTES), self._read(ROOTS, MAX_ROOT_BYTES)
+        chain = self._read(CHAIN, MAX_BYTES)
+        roots = self._read(ROOTS, MAX_ROOT_BYTES)
         return Trust(trusted_roots(roots), sha256(chain).hexdigest())
 
     def _read(self, name: str, limit: int) -> bytes:

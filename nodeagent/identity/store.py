@@ -76,14 +76,12 @@ class Certificates:
         clock: Callable[[], float] = time.time,
         uniform: Callable[[float, float], float] = random.uniform,
     ) -> None:
-        self._source, self._ttl_seconds, self._on_change, self._on_end, self._clock, self._uniform = (
-            source,
-            ttl_seconds,
-            on_change,
-            on_end,
-            clock,
-            uniform,
-        )
+        self._source = source
+        self._ttl_seconds = ttl_seconds
+        self._on_change = on_change
+        self._on_end = on_end
+        self._clock = clock
+        self._uniform = uniform
         self._wanted: dict[SpiffeId, _Wanted] = {}
         self._under_way: dict[SpiffeId, asyncio.Future[None]] = {}
         self._queue: set[SpiffeId] = set()
@@ -151,7 +149,8 @@ class Certificates:
     async def run(self) -> None:
         """Issue and renew for ever; ends only with what ends control."""
         async with asyncio.TaskGroup() as group:
-            self._group, self._running = group, 0
+            self._group = group
+            self._running = 0
             self._queue |= self._under_way.keys()  # what a run that failed left undone
             while True:
                 self._wake.clear()
@@ -234,7 +233,8 @@ class Certificates:
         wanted = self._wanted.get(identity)
         if wanted is None:
             return
-        now, failures = self._clock(), wanted.failures + 1
+        now = self._clock()
+        failures = wanted.failures + 1
         pause = min(FIRST_PAUSE * 2 ** min(failures - 1, 16), LONGEST_PAUSE) * self._uniform(0.8, 1.0)
         self._wanted[identity] = replace(wanted, due=now + pause, failures=failures, error=error)
         if wanted.held is None:
@@ -255,7 +255,8 @@ class Certificates:
                 log.error("what is trusted cannot be read: %s; what is known stays in force", error)
             return
         renew = self._signer is not None and trust.signer != self._signer
-        self._signer, self._trust_error = trust.signer, ""
+        self._signer = trust.signer
+        self._trust_error = ""
         for identity, wanted in list(self._wanted.items()):
             held = wanted.held
             if held is not None and held.certificate.roots_pem != trust.roots_pem:

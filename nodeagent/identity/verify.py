@@ -88,7 +88,8 @@ def _check_key(leaf: x509.Certificate, key_pem: bytes) -> None:
         IdentityError, "the private key or the certificate's key cannot be read, unencrypted PEM is expected"
     ):
         key = serialization.load_pem_private_key(key_pem, None)
-        encoding, form = serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo
+        encoding = serialization.Encoding.DER
+        form = serialization.PublicFormat.SubjectPublicKeyInfo
         same = key.public_key().public_bytes(encoding, form) == leaf.public_key().public_bytes(encoding, form)
     if not same:
         raise IdentityError("the certificate is for another key than ours")
@@ -108,7 +109,8 @@ def _handshake(certificate: Certificate, trust_domain: str) -> None:
     """Let the certificate meet itself: OpenSSL checks chain, times and purposes on both sides as it
     will between workloads.
     """
-    to_client, to_server = ssl.MemoryBIO(), ssl.MemoryBIO()
+    to_client = ssl.MemoryBIO()
+    to_server = ssl.MemoryBIO()
     client = client_context(certificate, TCP_ALPN).wrap_bio(to_client, to_server, server_side=False)
     server = server_context(certificate).wrap_bio(to_server, to_client, server_side=True)
     waiting = [client, server]

@@ -36,7 +36,8 @@ class WorkloadApi:
 
     def __mapping__(self) -> dict[str, Handler]:
         """Return the methods by path, as grpclib wants them."""
-        unary, stream = Cardinality.UNARY_UNARY, Cardinality.UNARY_STREAM
+        unary = Cardinality.UNARY_UNARY
+        stream = Cardinality.UNARY_STREAM
         methods: list[tuple[str, _Method, Cardinality, type[Message], type[Message]]] = [
             ("FetchX509SVID", self._x509_svids, stream, messages.X509SVIDRequest, messages.X509SVIDResponse),
             ("FetchX509Bundles", self._x509_bundles, stream, messages.X509BundlesRequest, messages.X509BundlesResponse),
@@ -70,7 +71,8 @@ class WorkloadApi:
 
     async def _x509_bundles(self, stream: Stream[messages.X509BundlesRequest, messages.X509BundlesResponse]) -> None:
         await _request(stream)
-        seen, told = None, b""
+        seen = None
+        told = b""
         while True:
             seen = await self._subject.certificate.other_than(seen)
             if seen.roots_pem != told:
@@ -79,7 +81,8 @@ class WorkloadApi:
 
     async def _jwt_svid(self, stream: Stream[messages.JWTSVIDRequest, messages.JWTSVIDResponse]) -> None:
         request = await _request(stream)
-        audience, identity = list(request.audience), self._subject.identity
+        audience = list(request.audience)
+        identity = self._subject.identity
         if not audience or not all(audience):
             raise GRPCError(Status.INVALID_ARGUMENT, "audience: at least one is needed, and none may be empty")
         if len(audience) > MAX_AUDIENCES or max(map(len, audience)) > MAX_AUDIENCE:
@@ -94,7 +97,8 @@ class WorkloadApi:
 
     async def _jwt_bundles(self, stream: Stream[messages.JWTBundlesRequest, messages.JWTBundlesResponse]) -> None:
         await _request(stream)
-        bundle, seen = self._authority().bundle, None
+        bundle = self._authority().bundle
+        seen = None
         while True:
             seen = await bundle.other_than(seen)
             await stream.send_message(messages.JWTBundlesResponse(bundles={self._subject.trust_domain: seen}))

@@ -21,7 +21,8 @@ from nodeagent.lab.layout import Layout, Node
 from nodeagent.lab.processes import inside, spawn, tail
 
 _BPFFS = Path("/sys/fs/bpf")
-_READY_SECONDS, _STOP_SECONDS = 30.0, 40.0
+_READY_SECONDS = 30.0
+_STOP_SECONDS = 40.0
 
 
 @dataclass(frozen=True, slots=True)

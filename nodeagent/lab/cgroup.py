@@ -12,7 +12,8 @@ from pathlib import Path
 
 from nodeagent.errors import LabError
 
-_KILL_SECONDS, _REAP_SECONDS = 10.0, 1.0
+_KILL_SECONDS = 10.0
+_REAP_SECONDS = 1.0
 
 
 def hierarchy() -> Path:

@@ -39,7 +39,8 @@ Mode = Literal["direct", "nodeagent", "sidecar", "envoy"]
 """Nothing between pods; an agent on every node; a classic sidecar in every pod, our own or Envoy,
 with an agent that only gives out certificates.
 """
-_KUBELET_SECONDS, _SYNC_SECONDS = 10.0, 180.0
+_KUBELET_SECONDS = 10.0
+_SYNC_SECONDS = 180.0
 _POLL_SECONDS = 0.02
 _KUBELETS = ("Pod", "Deployment", "NetworkPolicy")
 """Kinds of which a kubelet has to be told."""
@@ -338,7 +339,8 @@ class Lab(View):
         """Raises PodError."""
         deadline = time.monotonic() + seconds
         everyone = {_object_file(self.layout, pod): pod for pod in pods}
-        waiting, steadiness = set(everyone), Steadiness()
+        waiting = set(everyone)
+        steadiness = Steadiness()
         while waiting:
             now = time.monotonic()
             waiting = {path for path in waiting if not self._steady(path, steadiness, now, late=now > deadline)}
@@ -372,7 +374,8 @@ class Lab(View):
         )
 
     def _will_be_enrolled(self, pod: Object) -> bool:
-        metadata, spec = pod["metadata"], pod["spec"]
+        metadata = pod["metadata"]
+        spec = pod["spec"]
         if self.mode != "nodeagent" or spec.get("hostNetwork") or not self.agent(spec["nodeName"]).alive:
             return False
         marks = {**metadata.get("labels", {}), **metadata["annotations"]}

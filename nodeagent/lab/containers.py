@@ -18,7 +18,8 @@ from nodeagent.lab import cgroup, probes
 from nodeagent.lab.sandbox import Process, start
 from nodeagent.resources.pod import Container, Probe
 
-_BACKOFF_SECONDS, _BACKOFF_LIMIT_SECONDS = 0.1, 5.0
+_BACKOFF_SECONDS = 0.1
+_BACKOFF_LIMIT_SECONDS = 5.0
 """Far below Kubernetes' 10 s and 5 min: a lab is there to be waited for."""
 _STABLE_SECONDS = 10.0
 _FIRST_READY_SECONDS = 0.1
@@ -91,7 +92,9 @@ class RunningContainer:
         while True:
             begun = time.monotonic()
             self.exit_code = await self._watch() if self.pid else 128
-            self.pid, self.ready, self.exit_message = 0, False, self.message
+            self.pid = 0
+            self.ready = False
+            self.exit_message = self.message
             if self.policy == "Never" or (self.policy == "OnFailure" and self.exit_code == 0):
                 self.finished = True
                 self.changed()
@@ -144,7 +147,9 @@ class RunningContainer:
         if kind != "startup":
             await self._passed_startup.wait()
         await asyncio.sleep(probe.initial_delay_seconds)
-        streak, succeeding, eager = 0, False, _FIRST_READY_SECONDS
+        streak = 0
+        succeeding = False
+        eager = _FIRST_READY_SECONDS
         while True:
             reason = await probes.check(probe, self.spec, self.address, self._ask)
             streak = streak + 1 if succeeding == (not reason) else 1
@@ -167,7 +172,8 @@ class RunningContainer:
 
     def _set_ready(self, value: bool, message: str) -> None:
         if (self.ready, self.message) != (value, message):
-            self.ready, self.message = value, message
+            self.ready = value
+            self.message = message
             self.changed()
 
     async def _ask(self, argv: Sequence[str]) -> tuple[int, str]:

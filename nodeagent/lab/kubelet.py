@@ -73,7 +73,8 @@ class Kubelet:
         """
         with suppress(ConnectionError):
             while line := await reader.readline():
-                order, fault = json.loads(line), None
+                order = json.loads(line)
+                fault = None
                 if order.get("end"):
                     # here, as their parent must take their exit statuses
                     cgroup.kill(self._host.pods_cgroup, parent=True)

@@ -23,7 +23,8 @@ NodeName = NewType("NodeName", str)
 STATE_ROOT = Path("/run/nodeagent/lab")
 NETNS_DIRECTORY = Path("/run/netns")
 MAX_NODES = 200
-FIRST_HOST, LAST_HOST = 2, 254
+FIRST_HOST = 2
+LAST_HOST = 254
 """Host numbers of pods within their node's range."""
 SERVICES = (IPv4Network("10.96.0.0/16"), IPv6Network("fd00:10:96::/112"))
 PODS = (IPv4Network("10.244.0.0/16"), IPv6Network("fd00:10:244::/48"))

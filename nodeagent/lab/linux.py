@@ -10,14 +10,26 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-CLONE_NEWNS, CLONE_NEWUTS, CLONE_NEWIPC = 0x00020000, 0x04000000, 0x08000000
-CLONE_NEWPID, CLONE_NEWNET = 0x20000000, 0x40000000
-MS_RDONLY, MS_NOSUID, MS_REMOUNT, MS_BIND, MS_REC, MS_PRIVATE = 1, 2, 32, 4096, 16384, 1 << 18
+CLONE_NEWNS = 0x00020000
+CLONE_NEWUTS = 0x04000000
+CLONE_NEWIPC = 0x08000000
+CLONE_NEWPID = 0x20000000
+CLONE_NEWNET = 0x40000000
+MS_RDONLY = 1
+MS_NOSUID = 2
+MS_REMOUNT = 32
+MS_BIND = 4096
+MS_REC = 16384
+MS_PRIVATE = 1 << 18
 _MNT_DETACH = 2
 _PR_SET_PDEATHSIG = 1
-_OPEN_TREE, _MOVE_MOUNT = 428, 429
+_OPEN_TREE = 428
+_MOVE_MOUNT = 429
 """System calls: the same numbers on every architecture."""
-_OPEN_TREE_CLONE, _AT_RECURSIVE, _MOVE_MOUNT_F_EMPTY_PATH, _AT_FDCWD = 1, 0x8000, 4, -100
+_OPEN_TREE_CLONE = 1
+_AT_RECURSIVE = 0x8000
+_MOVE_MOUNT_F_EMPTY_PATH = 4
+_AT_FDCWD = -100
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -69,7 +81,8 @@ def detached(source: Path) -> int:
 
 def attach(tree: int, target: Path) -> None:
     """Mount what detached() returned on *target* (move_mount(2))."""
-    empty, to = ctypes.c_char_p(b""), ctypes.c_char_p(os.fsencode(target))
+    empty = ctypes.c_char_p(b"")
+    to = ctypes.c_char_p(os.fsencode(target))
     flags = ctypes.c_uint(_MOVE_MOUNT_F_EMPTY_PATH)
     _check(
         _libc.syscall(_MOVE_MOUNT, ctypes.c_int(tree), empty, ctypes.c_int(_AT_FDCWD), to, flags),

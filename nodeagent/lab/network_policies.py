@@ -73,7 +73,8 @@ def _isolates(policy: Object, pod: Object, direction: Direction) -> bool:
     """Say whether *policy* selects *pod* and has a say on *direction*: policyTypes, by default
     Ingress, and Egress where there are such rules.
     """
-    spec, metadata = policy["spec"], pod["metadata"]
+    spec = policy["spec"]
+    metadata = pod["metadata"]
     types = spec.get("policyTypes") or ["Ingress", *(["Egress"] if spec.get("egress") else [])]
     if policy["metadata"]["namespace"] != metadata["namespace"] or direction.capitalize() not in types:
         return False
@@ -84,7 +85,8 @@ def _lines(policy: Object, pod: Object, cluster: Cluster, direction: Direction) 
     """Yield what nftables shall match to let in to *pod*, or out of it, what *policy* does."""
     end = "saddr" if direction == "ingress" else "daddr"
     for rule in policy["spec"].get(direction) or ():
-        ports, peers = rule.get("ports") or [], rule.get("from" if direction == "ingress" else "to") or []
+        ports = rule.get("ports") or []
+        peers = rule.get("from" if direction == "ingress" else "to") or []
         if not peers:
             yield from _ports(ports, pod if direction == "ingress" else None)
         if not peers and direction == "egress":  # to whomever: a port's name is each pod's own
@@ -121,7 +123,8 @@ def _ports(ports: Sequence[Object], server: Object | None) -> Iterator[str]:
     if not ports:
         yield ""
     for port in ports:
-        protocol, number = port.get("protocol", "TCP"), port.get("port")
+        protocol = port.get("protocol", "TCP")
+        number = port.get("port")
         if isinstance(number, str):
             number = _named(server, number, protocol) if server is not None else 0
         if number is None:

@@ -376,7 +376,8 @@ def _asked_ips(document: Document) -> tuple[str, ...]:
 def _service(document: Document, cluster: _Cluster) -> Object:
     resource = document.resource
     assert isinstance(resource, ServiceResource)
-    spec, metadata = resource.spec, resource.metadata
+    spec = resource.spec
+    metadata = resource.metadata
     value = resource.dump()
     value["metadata"]["namespace"] = metadata.namespace
     asked = _asked_ips(document)

@@ -103,7 +103,8 @@ class RunningPod:
         self.cgroup.mkdir(parents=True)
         etc = self.volumes / ".etc"
         etc.mkdir(parents=True)
-        metadata, spec = self.manifest["metadata"], self.manifest["spec"]
+        metadata = self.manifest["metadata"]
+        spec = self.manifest["spec"]
         hostname = spec.get("hostname", metadata["name"])
         search = " ".join(f"{prefix}{DOMAIN}" for prefix in (f"{metadata['namespace']}.svc.", "svc.", ""))
         (etc / "resolv.conf").write_text(

@@ -249,7 +249,8 @@ def faults(pod: Object) -> tuple[str, str]:
 
 
 def _pod_status(pod: Object) -> Object:
-    metadata, status = pod["metadata"], pod["status"]
+    metadata = pod["metadata"]
+    status = pod["status"]
     return {
         "namespace": metadata["namespace"],
         "name": metadata["name"],

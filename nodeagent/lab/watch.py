@@ -10,7 +10,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-_IN_MOVED_FROM, _IN_MOVED_TO, _IN_DELETE = 0x40, 0x80, 0x200
+_IN_MOVED_FROM = 0x40
+_IN_MOVED_TO = 0x80
+_IN_DELETE = 0x200
 _SETTLE_SECONDS = 0.02
 """Changes come in bursts; one call for a burst."""
 

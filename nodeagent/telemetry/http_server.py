@@ -56,7 +56,8 @@ class HttpServer:
     def __init__(self, routes: Routes, limits: Limits) -> None:
         self.port = 0
         """The TCP port, also where a free one was asked for; 0 on a unix socket."""
-        self._routes, self._limits = routes, limits
+        self._routes = routes
+        self._limits = limits
         self._servers: list[asyncio.Server] = []
         self._tasks: dict[asyncio.Task[None], asyncio.StreamWriter] = {}
         self._sources = Sources(limits.requests_per_second, 2 * limits.requests_per_second)

@@ -32,7 +32,8 @@ class LogWriter:
     def __init__(self, path: str, limit: int) -> None:
         self.dropped = 0
         """Lines that were taken but could not be written."""
-        self._path, self._limit = path, limit
+        self._path = path
+        self._limit = limit
         # Each of the two is written by one thread only, so their difference needs no lock.
         self._taken = self._done = 0
         self._queue: queue.SimpleQueue[_Item] = queue.SimpleQueue()
@@ -71,7 +72,8 @@ class LogWriter:
             following = None
             # All that waits goes in one write: under load this thread gets the interpreter only
             # every few milliseconds.
-            waiting, lines = [item[0]], item[1]
+            waiting = [item[0]]
+            lines = item[1]
             while not self._queue.empty() and not isinstance(following := self._queue.get(), str):
                 waiting.append(following[0])
                 lines += following[1]

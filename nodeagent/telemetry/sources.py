@@ -17,7 +17,9 @@ class Sources:
     """A leaky bucket an address: *burst* requests at once, then *per_second*."""
 
     def __init__(self, per_second: float, burst: float, clock: Callable[[], float] = time.monotonic) -> None:
-        self._interval, self._slack, self._clock = 1 / per_second, burst / per_second, clock
+        self._interval = 1 / per_second
+        self._slack = burst / per_second
+        self._clock = clock
         self._due: dict[str, float] = {}
 
     def wait(self, source: str) -> float:

@@ -40,7 +40,8 @@ def show(console: Console, found: Findings) -> None:
 def show_next(console: Console) -> None:
     """Print the commands with which to go on."""
     _title(console, "Where to look next", "the same lab, to stay")
-    agent, demo = _command("nodeagent", "-m nodeagent"), f"{_relative(Path(sys.executable))} -m nodeagent.lab.demo"
+    agent = _command("nodeagent", "-m nodeagent")
+    demo = f"{_relative(Path(sys.executable))} -m nodeagent.lab.demo"
     commands = {
         "up": f"{demo} --yaml | {agent} lab up -f - --mode nodeagent",
         "traffic": f"{agent} lab exec -n bookinfo visitor -- python3 /app/visitor.py me 100 10 http://frontend/",
@@ -54,7 +55,8 @@ def show_next(console: Console) -> None:
 
 
 def _pages(console: Console, found: Findings) -> None:
-    versions, good = found.agent.versions, len(found.agent.milliseconds) - len(found.agent.failures)
+    versions = found.agent.versions
+    good = len(found.agent.milliseconds) - len(found.agent.failures)
     _title(console, "What came back", f"through the agents, for the reader named {found.reader}")
     console.print(
         f"  {max(good, 0)} of {found.requests} pages as they should be: {versions['v1']} with reviews v1, "

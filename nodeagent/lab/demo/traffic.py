@@ -15,7 +15,8 @@ from nodeagent.lab.demo.application import MEASURED, NAMESPACE, PAGE, VISITOR
 
 _TIMEOUT_SECONDS = 30.0
 REQUESTS_PER_CONNECTION = 10
-ROUNDS, REQUESTS_PER_ROUND = 6, 100
+ROUNDS = 6
+REQUESTS_PER_ROUND = 100
 
 
 @dataclass(frozen=True, slots=True)

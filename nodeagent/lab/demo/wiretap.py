@@ -19,8 +19,11 @@ from typing import Final
 from nodeagent.errors import LabError
 from nodeagent.lab import Lab
 
-_STOP_SECONDS, _SETTLE_SECONDS = 10.0, 0.1
-_IPV4, _IPV6, _TCP = 0x0800, 0x86DD, 6
+_STOP_SECONDS = 10.0
+_SETTLE_SECONDS = 0.1
+_IPV4 = 0x0800
+_IPV6 = 0x86DD
+_TCP = 6
 _RECORD_TYPES: Final = range(20, 24)
 """TLS: change_cipher_spec, alert, handshake, application_data (RFC 8446, 5.1)."""
 
@@ -133,9 +136,13 @@ def _segment(frame: bytes) -> Segment | None:
     kind = int.from_bytes(frame[12:14], "big")
     packet = frame[14:]
     if kind == _IPV4 and packet[9] == _TCP:
-        addresses, whole, start = packet[12:20], int.from_bytes(packet[2:4], "big"), (packet[0] & 15) * 4
+        addresses = packet[12:20]
+        whole = int.from_bytes(packet[2:4], "big")
+        start = (packet[0] & 15) * 4
     elif kind == _IPV6 and packet[6] == _TCP:
-        addresses, whole, start = packet[8:40], 40 + int.from_bytes(packet[4:6], "big"), 40
+        addresses = packet[8:40]
+        whole = 40 + int.from_bytes(packet[4:6], "big")
+        start = 40
     else:
         return None
     tcp = packet[start:whole]
@@ -145,7 +152,8 @@ def _segment(frame: bytes) -> Segment | None:
 def _assembled(segments: dict[int, bytes]) -> bytes:
     """Return the bytes of a stream in order, what was sent again only once; sequence numbers may wrap."""
     first = next(iter(segments))
-    text, end = bytearray(), 0
+    text = bytearray()
+    end = 0
     for offset, payload in sorted(
         ((sequence - first + (1 << 31)) % (1 << 32) - (1 << 31), payload) for sequence, payload in segments.items()
     ):

@@ -23,7 +23,8 @@ from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, ClassVar
 
-WEB_PORT, STORE_PORT = 9080, 6380
+WEB_PORT = 9080
+STORE_PORT = 6380
 PASSED_ON = ("end-user", "x-request-id", "traceparent", "tracestate")
 """Headers that a service hands to those it calls, so that a trace holds together."""
 TIMEOUT_SECONDS = 5.0
