@@ -157,7 +157,7 @@ class SnapshotPart:
     """A part of a change of the snapshot, which brings it to *generation*; while there is *more*, nothing
     of the change is in force: half of it might let in whom the whole refuses.
 
-    *upserts* are entries as ``mesh.entries.to_json`` makes them, *removals* keys of entries.
+    *upserts* are entries as ``mesh.entry_json.to_json`` makes them, *removals* keys of entries.
     """
 
     upserts: list[Unchecked]

@@ -134,7 +134,8 @@ class Admin:
         return Response.json(self._control.policies())
 
     async def _explain(self, query: Mapping[str, str]) -> Response:
-        from nodeagent.mesh.explain import Question, explain  # 0.5 MB that few daemons are ever asked for
+        from nodeagent.mesh.explain import explain
+        from nodeagent.mesh.explain_policies import Question
 
         headers = dict(line.split(": ", 1) for line in query.get("headers", "").split("\n") if ": " in line)
         question = Question(

@@ -23,7 +23,8 @@ import orjson
 from nodeagent.channel import DESCRIPTORS, LARGEST_BYTES, MESSAGE_BYTES, Channel, pair
 from nodeagent.codec import FileDescriptor, MessageError, Unchecked
 from nodeagent.errors import ControlError, KernelError, translated
-from nodeagent.mesh.entries import Delta, Entry, to_json
+from nodeagent.mesh.entries import Delta, Entry
+from nodeagent.mesh.entry_json import to_json
 from nodeagent.messages import (
     FROM_WORKER,
     WORKER,

@@ -11,8 +11,8 @@ the pods that claim them, policies and the workloads that they select). A batch 
 two steps:
 
     a change ──▶ objects and indexes ──▶ dirty sets ─────────▶ entries made anew ──▶ delta
-                 (put_pod, put_service,  (whom it touches,     (_recompile)          (what came out
-                 put_policy, ...)        before and after)                           different)
+                 (_put_pod, _put_service,  (whom it touches,     (_recompile)          (what came out
+                 _put_policy, ...)       before and after)                           different)
 
 Marking happens twice, with the indexes as they were and as they are: a pod that leaves a Service is
 as much concerned as one that joins it. The dirty sets are told apart by what has to be made anew:
@@ -37,21 +37,21 @@ worker hears only of what differs for it.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Sequence, Set
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import Any, Final, TypeVar, cast
+from typing import Final, TypeVar, cast
 
 from nodeagent.errors import IdentityError, shown
 from nodeagent.identity.spiffe import spiffe_id
 from nodeagent.istio import ROOT_NAMESPACE
 from nodeagent.mesh import rules
+from nodeagent.mesh.cluster_state import ClusterState
 from nodeagent.mesh.entries import (
     UNREAD,
     Delta,
     Endpoint,
     Entry,
-    Protocol,
     Service,
     ServicePort,
     UnreadPolicies,
@@ -69,15 +69,13 @@ from nodeagent.mesh.local import (
     local_pod,
     path_setting,
 )
-from nodeagent.mesh.network_policies import NetworkPolicies
-from nodeagent.mesh.policies import Policies, PolicyKey, entry_key, names, refused_row
-from nodeagent.mesh.selection import NamespacedName, Postings, Selection
+from nodeagent.mesh.policies import entry_key, names, refused_row
+from nodeagent.mesh.selection import NamespacedName, Postings
 from nodeagent.places.place import Places
 from nodeagent.policy.model import MtlsMode, PathSetting
 from nodeagent.resources import objects
 from nodeagent.resources.changes import AnyChange, EnrolledChange, Refused
-from nodeagent.resources.security import KINDS, Policy
-from nodeagent.vocabulary import Address, PodUid
+from nodeagent.vocabulary import Address, ObjectKey, PodUid, SpiffeId
 
 DEFAULT_ACCOUNT: Final = "default"
 """Of pods that name none: mirrors of static pods. The mesh names them so; `nodeagent ca` gives no
@@ -107,60 +105,20 @@ class Mesh:
         self._node = node
         self._trust_domain = trust_domain
         self._places = places
-        self._pods: dict[NamespacedName, objects.PodObject] = {}
-        self._services: dict[NamespacedName, objects.ServiceObject] = {}
-        self._nodes: dict[str, objects.NodeObject] = {}
-        self._enrolled: set[PodUid] = set()
-        self._selection = Selection()
-        self._namespaces: dict[str, objects.NamespaceObject] = {}
-        self._policies = Policies(default_mtls, root_namespace)
-        self._network = NetworkPolicies()
+        self._state = ClusterState(default_mtls, root_namespace)
         self._users: Postings[str, NamespacedName] = Postings()
         self._using: dict[NamespacedName, tuple[str, ...]] = {}
-        self._claims: Postings[Address, NamespacedName] = Postings()
-        self._by_uid: Postings[PodUid, NamespacedName] = Postings()
         self._entries: dict[str, Entry] = {}
         self._made: dict[NamespacedName, str] = {}
         self._local: dict[PodUid, LocalPod] = {}
         self._asking: dict[PodUid, AskingPod] = {}
-        self._dirty_pods: set[NamespacedName] = set()
-        self._dirty_services: set[NamespacedName] = set()
-        self._dirty_modes: set[NamespacedName] = set()
-        self._dirty_policies: set[PolicyKey] = set()
         self.faults: dict[str, str] = {}
-        """Objects that could not be compiled, and why: their last entries stay."""
+        """Objects that could not be taken in or compiled, and why: their last entries stay."""
 
     def apply(self, changes: Iterable[AnyChange]) -> Delta:
         """Take *changes* in and return the entries that differ for it."""
         for change in changes:
-            if isinstance(change, EnrolledChange):
-                self._mark(change.uid, change.enrolled)
-                continue
-            key = (change.namespace, change.name)
-            if change.kind == "Pod":
-                self._put_pod(key, change.object if isinstance(change.object, objects.PodObject) else None)
-            elif change.kind == "Service":
-                self._put_service(key, change.object if isinstance(change.object, objects.ServiceObject) else None)
-            elif change.kind == "Node" and isinstance(change.object, objects.NodeObject):
-                self._nodes[change.name] = change.object
-            elif change.kind == "Node":
-                self._nodes.pop(change.name, None)
-            elif change.kind == "Namespace":
-                self._put_namespace(
-                    change.name, change.object if isinstance(change.object, objects.NamespaceObject) else None
-                )
-            elif change.kind in KINDS:
-                policy = change.object if isinstance(change.object, Policy) else None
-                self._put_policy((change.kind, change.namespace, change.name), policy, change.file)
-            else:
-                self._network.put(
-                    change.kind,
-                    *key,
-                    change.object
-                    if isinstance(change.object, objects.NetworkPolicyObject | objects.UnreadPolicy)
-                    else None,
-                )
-                self._dirty_modes |= self._policies.pods_in(change.namespace)
+            self._take(change)
         return self._recompile()
 
     def local_pods(self) -> tuple[LocalPod, ...]:
@@ -173,29 +131,27 @@ class Mesh:
 
     def node_addresses(self, node: str = "") -> tuple[Address, ...]:
         """Return the InternalIPs of *node* (this one by default), empty while it is not known."""
-        found = self._nodes.get(node or self._node)
+        found = self._state.nodes.get(node or self._node)
         return found.addresses if found else ()
 
     def entries(self) -> Delta:
         """Return the whole snapshot as a delta to an empty one: for a worker that starts."""
         return Delta(tuple(self._entries[key] for key in sorted(self._entries)))
 
-    # -- what a change touches --
-
-    def policies(self, refused: Sequence[Refused] = ()) -> list[dict[str, Any]]:
+    def policies(self, refused: Sequence[Refused] = ()) -> list[dict[str, object]]:
         """Return a row for each policy and for each of the *refused* documents, for ``nodeagent get policies``."""
         local = {
             key
-            for key, pod in self._pods.items()
+            for key, pod in self._state.pods.items()
             if pod.node == self._node and not pod.host_network and key in self._made
         }
-        wrong: dict[PolicyKey, Refused] = {
+        wrong: dict[ObjectKey, Refused] = {
             (each.kind, each.namespace, each.name): each for each in refused if each.kind
         }
         rows = []
-        for key in sorted(self._policies.known):
-            pods = len(self._affected(key) & local)
-            row = self._policies.row(key, pods)
+        for key in sorted(self._state.policies.known):
+            pods = len(self._state.affected(key) & local)
+            row = self._state.policies.row(key, pods)
             error = wrong.pop(key, None)
             if error is not None and error.stays:
                 row |= {"state": f"last good one in force; refused: {error.error}", "file": error.file}
@@ -203,107 +159,57 @@ class Mesh:
         unnamed = [each for each in refused if not each.kind]
         return rows + [refused_row(each) for each in (*wrong.values(), *unnamed)]
 
-    def _mark(self, uid: PodUid, enrolled: bool) -> None:
-        (self._enrolled.add if enrolled else self._enrolled.discard)(uid)
-        self._dirty_pods |= self._by_uid.get(uid)
-
-    def _put_pod(self, key: NamespacedName, pod: objects.PodObject | None) -> None:
-        self._touch_pod(key)
-        before = self._pods.pop(key, None)
-        if before is not None:
-            self._selection.drop_pod(key)
-            self._policies.drop_pod(key)
-            self._by_uid.discard(before.uid, key)
-            for address in before.addresses:
-                self._claims.discard(address, key)
-        if pod is not None:
-            self._pods[key] = pod
-            self._selection.put_pod(key, pod.labels)
-            self._policies.put_pod(key, pod.labels)
-            self._by_uid.add(pod.uid, key)
-            for address in () if finished(pod) or pod.host_network else pod.addresses:
-                self._claims.add(address, key)
-            self._touch_pod(key)
-
-    def _touch_pod(self, key: NamespacedName) -> None:
-        """Mark the pod, the Services that select it, and whoever claims one of its addresses (and their Services)."""
-        pod = self._pods.get(key)
-        rivals = set().union(*(self._claims.get(address) for address in pod.addresses)) if pod else set()
-        twins: Set[NamespacedName] = self._by_uid.get(pod.uid) if pod else frozenset()
-        for touched in {key} | rivals | twins:
-            self._dirty_pods.add(touched)
-            self._dirty_services.update(self._selection.services_of(touched))
-
-    def _put_service(self, key: NamespacedName, service: objects.ServiceObject | None) -> None:
-        self._dirty_services.add(key)
-        self._dirty_pods.update(self._selection.pods_of(key))
-        self._services.pop(key, None)
-        self._selection.drop_service(key)
-        if service is not None and not service.external:
-            self._services[key] = service
-            self._selection.put_service(key, service.selector)
-            self._dirty_pods.update(self._selection.pods_of(key))
-
-    def _put_namespace(self, name: str, namespace: objects.NamespaceObject | None) -> None:
-        self._namespaces.pop(name, None)
-        if namespace is not None:
-            self._namespaces[name] = namespace
-        self._dirty_pods |= self._policies.pods_in(name)
-
-    def _put_policy(self, key: PolicyKey, policy: Policy | None, file: str) -> None:
-        """Mark the policy and the pods that it was for and is for now: their entries change by
-        their modes and policies alone.
-        """
-        self._dirty_policies.add(key)
-        self._dirty_modes |= self._affected(key)
-        self._policies.put(key, policy, file)
-        self._dirty_modes |= self._affected(key)
-
-    def _affected(self, key: PolicyKey) -> Set[NamespacedName]:
-        return self._policies.pods(key) | {
-            pod for service in self._policies.services(key) for pod in self._selection.pods_of(service)
-        }
-
     # -- what is made of it --
 
+    def _take(self, change: AnyChange) -> None:
+        """Take one change in: one that nobody foresaw never takes the rest of its batch along."""
+        whose = _whose(change)
+        try:
+            self._state.take(change)
+        except Exception as error:
+            self.faults[whose] = f"{type(error).__name__}: {shown(str(error))}"
+            log.error("%s cannot be taken in (%s); the others are", whose, self.faults[whose], exc_info=error)
+        else:
+            self.faults.pop(whose, None)
+
     def _recompile(self) -> Delta:
+        touched = self._state.touched
         fresh: dict[str, Entry] = {}
         stale: set[str] = set()
-        used = {entry for key in self._dirty_policies if (entry := entry_key(*key))}
-        for key in self._dirty_modes - self._dirty_pods:
+        used = {entry for key in touched.policies if (entry := entry_key(*key))}
+        for key in touched.modes - touched.pods:
             made = self._entries.get(self._made.get(key, ""))
             if isinstance(made, Workload):
                 governed = self._compiled(_policies_of(key), made.key, partial(self._governed, key, made))
                 fresh[made.key] = governed or made
                 used |= self._use(key, governed)
-        for key in self._dirty_pods:
+        for key in touched.pods:
             previous = self._made.pop(key, None)
             if previous is not None:
                 stale.add(previous)
             self.faults.pop(_policies_of(key), None)
-            workload = self._compiled(f"Pod {'/'.join(key)}", previous, lambda key=key: self._governed_pod(key))  # type: ignore[misc]
+            workload = self._compiled(f"Pod {'/'.join(key)}", previous, partial(self._governed_pod, key))
             if workload is not None:
                 fresh[workload.key] = workload
                 self._made[key] = workload.key
             used |= self._use(key, workload)
-        for key in self._dirty_services:
+        for key in touched.services:
             name = f"service/{key[0]}/{key[1]}"
             stale.add(name)
-            service = self._compiled(f"Service {'/'.join(key)}", name, lambda key=key: self._service(key))  # type: ignore[misc]
+            service = self._compiled(f"Service {'/'.join(key)}", name, partial(self._service, key))
             if service is not None:
                 fresh[service.key] = service
         for entry in used:
-            spec = self._policies.entries.get(entry) if self._users.get(entry) else None
+            spec = self._state.policies.entries.get(entry) if self._users.get(entry) else None
             if spec is None:
                 stale.add(entry)
             else:
                 fresh[entry] = spec
-        if unread := self._network.unread():
+        if unread := self._state.network.unread():
             fresh[UNREAD] = UnreadPolicies(unread)
         else:
             stale.add(UNREAD)
-        for dirty in (self._dirty_pods, self._dirty_modes, self._dirty_services, self._dirty_policies):
-            dirty.clear()
+        touched.clear()
         return self._commit(fresh, stale)
 
     def _compiled(self, whose: str, previous: str | None, make: Callable[[], _Made | None]) -> _Made | None:
@@ -337,10 +243,10 @@ class Mesh:
         """Return *workload* with what the policies for the pod *key* make of it; Istio's themselves
         matter on its own node only.
         """
-        found = self._policies.of(key, self._selection.services_of(key))
-        modes = self._policies.mtls(found)
-        pod = self._pods[key]
-        network = "" if pod.host_network else self._network.selecting(pod.namespace, pod.labels)
+        found = self._state.policies.of(key, self._state.selection.services_of(key))
+        modes = self._state.policies.mtls(found)
+        pod = self._state.pods[key]
+        network = "" if pod.host_network else self._state.network.selecting(pod.namespace, pod.labels)
         own = names(found) if workload.node == self._node and not pod.host_network else ()
         return replace(
             workload,
@@ -363,22 +269,10 @@ class Mesh:
             self._using[key] = workload.policies
         return before ^ after
 
-    def _owned(self, key: NamespacedName, pod: objects.PodObject) -> tuple[Address, ...]:
-        """Return the addresses that are *pod*'s: while two claim one, the younger has it, as the
-        older is on its way out.
-        """
-        if pod.host_network or finished(pod):
-            return ()
-        return tuple(address for address in pod.addresses if max(self._claims.get(address), key=self._age) == key)
-
-    def _age(self, key: NamespacedName) -> tuple[bool, str, str, NamespacedName]:
-        pod = self._pods[key]
-        return (not pod.terminating, pod.created, pod.uid, key)
-
     def _workload(self, key: NamespacedName) -> Workload | None:
         """Return the entry of the pod *key*; also keeps the list of pods to enrol."""
-        pod = self._pods.get(key)
-        if pod is None or finished(pod) or not pod.addresses or max(self._by_uid.get(pod.uid), key=self._age) != key:
+        pod = self._state.pods.get(key)
+        if pod is None or finished(pod) or not pod.addresses or not self._state.is_current(key, pod):
             return None
         account = pod.service_account or DEFAULT_ACCOUNT
         try:
@@ -386,24 +280,13 @@ class Mesh:
         except IdentityError as error:
             log.error("Pod %s/%s: spec.serviceAccountName: %s (left out)", *key, error)
             return None
-        addresses = self._owned(key, pod)
+        addresses = self._state.owned(key, pod)
         faults: list[str] = []
         path = self._path(pod, faults)
         bypassed = bypass(pod.annotations, faults)
-        place = self._places.of(pod) if self._places is not None and pod.node == self._node else None
-        asking = asking_pod(pod, self._node, place, identity, faults)
-        if asking is None:
-            self._asking.pop(pod.uid, None)
-        else:
-            self._asking[pod.uid] = asking
-        local = local_pod(pod, self._node, place, addresses, identity, tuple(faults))
-        if local is None:
-            self._local.pop(pod.uid, None)
-        else:
-            if local.faults != (known.faults if (known := self._local.get(pod.uid)) else ()):
-                log.warning("Pod %s/%s: %s", *key, "; ".join(local.faults) or "its annotations are good again")
-            self._local[pod.uid] = local
-        ports, services = self._served(key, pod)
+        self._note_local(pod, addresses, identity, faults)
+        selecting = [self._state.services[service] for service in self._state.selection.services_of(key)]
+        ports, services = rules.served(pod, selecting)
         name = rules.workload_name(pod)
         return Workload(
             uid=pod.uid,
@@ -419,7 +302,7 @@ class Mesh:
             canonical_service=rules.canonical_service(pod.labels, name),
             canonical_revision=rules.canonical_revision(pod.labels),
             ready=_serving(pod),
-            enrolled=pod.uid in self._enrolled and not pod.host_network,
+            enrolled=pod.uid in self._state.enrolled and not pod.host_network,
             ports=ports,
             probes=rules.probes(pod),
             services=services,
@@ -430,48 +313,45 @@ class Mesh:
             bypass=bypassed,
         )
 
+    def _note_local(
+        self, pod: objects.PodObject, addresses: tuple[Address, ...], identity: SpiffeId, faults: list[str]
+    ) -> None:
+        """Keep whether *pod* is to be enrolled here, and what it asks for."""
+        place = self._places.of(pod) if self._places is not None and pod.node == self._node else None
+        asking = asking_pod(pod, self._node, place, identity, faults)
+        if asking is None:
+            self._asking.pop(pod.uid, None)
+        else:
+            self._asking[pod.uid] = asking
+        local = local_pod(pod, self._node, place, addresses, identity, tuple(faults))
+        if local is None:
+            self._local.pop(pod.uid, None)
+            return
+        known = self._local.get(pod.uid)
+        self._local[pod.uid] = local
+        if local.faults != (known.faults if known is not None else ()):
+            told = "; ".join(local.faults) or "its annotations are good again"
+            log.warning("Pod %s/%s: %s", pod.namespace, pod.name, told)
+
     def _path(self, pod: objects.PodObject, faults: list[str]) -> PathSetting:
         """Return the path that *pod* or else its namespace asks for; what is wrong there or at a
         Service that selects it goes to *faults*.
         """
         own = path_setting(pod.annotations, "", faults)
-        namespace = self._namespaces.get(pod.namespace)
+        namespace = self._state.namespaces.get(pod.namespace)
         wider = path_setting(namespace.annotations, f"Namespace {namespace.name}: ", faults) if namespace else None
-        for key in sorted(self._selection.services_of((pod.namespace, pod.name))):
-            path_setting(self._services[key].annotations, f"Service {key[1]}: ", faults)
+        for key in sorted(self._state.selection.services_of((pod.namespace, pod.name))):
+            path_setting(self._state.services[key].annotations, f"Service {key[1]}: ", faults)
         return own or wider or "auto"
-
-    def _served(
-        self, key: NamespacedName, pod: objects.PodObject
-    ) -> tuple[tuple[tuple[int, Protocol], ...], tuple[tuple[int, str], ...]]:
-        """Return protocol and Service by workload port; the oldest Service that targets a port
-        decides, as in Istio.
-
-        Where two ports of that Service lead there, the one that says what it is decides.
-        """
-        ports: dict[int, Protocol] = {}
-        services: dict[int, str] = {}
-        selecting = (self._services[service] for service in self._selection.services_of(key))
-        for service in sorted(selecting, key=lambda service: (service.created, service.name)):
-            name = f"{service.namespace}/{service.name}"
-            for port in service.ports:
-                number = rules.target_port(port, pod) if port.transport == "TCP" else None
-                if (
-                    number is not None
-                    and services.setdefault(number, name) == name
-                    and ports.get(number, "auto") == "auto"
-                ):
-                    ports[number] = rules.port_protocol(port)
-        return tuple(sorted(ports.items())), tuple(sorted(services.items()))
 
     def _service(self, key: NamespacedName) -> Service | None:
         """Return the entry of the Service *key*; None without a selector: its endpoints are not
         known here, so the node routes it.
         """
-        service = self._services.get(key)
+        service = self._state.services.get(key)
         if service is None or not service.selector:
             return None
-        pods = [(pod, self._pods[pod]) for pod in sorted(self._selection.pods_of(key))]
+        pods = [(pod, self._state.pods[pod]) for pod in sorted(self._state.selection.pods_of(key))]
         chosen = [
             (pod, self._reachable(where, pod))
             for where, pod in pods
@@ -488,7 +368,13 @@ class Mesh:
         )
 
     def _reachable(self, key: NamespacedName, pod: objects.PodObject) -> tuple[Address, ...]:
-        return pod.addresses if pod.host_network else self._owned(key, pod)
+        return pod.addresses if pod.host_network else self._state.owned(key, pod)
+
+
+def _whose(change: AnyChange) -> str:
+    if isinstance(change, EnrolledChange):
+        return f"the mark of pod {change.uid}"
+    return f"the change of {change.kind} {change.namespace}/{change.name}"
 
 
 def _policies_of(key: NamespacedName) -> str:

@@ -7,11 +7,10 @@ YAML.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, Final, Literal
+from typing import Final, Literal
 
-from nodeagent.mesh.codec import decode
 from nodeagent.policy.model import (
     AuthorizationPolicy,
     Jwks,
@@ -159,10 +158,6 @@ class UnreadPolicies:
 
 
 Entry = Workload | Service | AuthorizationPolicy | RequestAuthentication | Jwks | RateLimit | UnreadPolicies
-_KINDS: Final[dict[str, Any]] = {
-    kind.__name__: kind
-    for kind in (Workload, Service, AuthorizationPolicy, RequestAuthentication, Jwks, RateLimit, UnreadPolicies)
-}
 
 
 def policies_of(workload: Workload, known: Callable[[str], Entry | None]) -> tuple[Entry, ...]:
@@ -190,15 +185,3 @@ class Delta:
 
     def __bool__(self) -> bool:
         return bool(self.upserts or self.removals)
-
-
-def to_json(entry: Entry) -> dict[str, Any]:
-    """Return *entry* as JSON-able values, with its kind."""
-    return {"kind": type(entry).__name__, **asdict(entry)}
-
-
-def from_json(value: dict[str, Any]) -> Entry:
-    """The inverse of :func:`to_json`; trusts its input, which is this program's own."""
-    fields = dict(value)
-    entry: Entry = decode(_KINDS[fields.pop("kind")], fields)
-    return entry

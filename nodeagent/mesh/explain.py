@@ -6,20 +6,19 @@ The steps are in the order in which the proxy takes them, and decided by the sam
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from ipaddress import ip_address
-from typing import Any, Final, Literal
+from typing import Final
 
 from nodeagent.config import DeliverySetting
 from nodeagent.errors import ConfigError
 from nodeagent.mesh.delivery import delivery
-from nodeagent.mesh.entries import UNREAD, Entry, Protocol, Service, ServicePort, Workload, policies_of
-from nodeagent.policy.authorization import Authorizer, CompiledPolicy, ConnectionFacts, Decision, RequestFacts
+from nodeagent.mesh.entries import UNREAD, Entry, Service, ServicePort, Workload, policies_of
+from nodeagent.mesh.explain_policies import ClientSide, Facts, Outcome, Question, ServerSide, Step, judged
 from nodeagent.policy.claims import Claims
-from nodeagent.policy.model import AuthorizationPolicy, MtlsMode, RateLimit, RequestAuthentication
+from nodeagent.policy.model import MtlsMode
 
-Outcome = Literal["allowed", "refused", "unknown"]
 KernelPath = Callable[[Workload | None, Workload, int], str]
 """Says in words which path a connection of a client to a workload's port takes, and why."""
 _SCHEME: Final = "spiffe://"
@@ -28,83 +27,12 @@ _CLUSTER: Final = ".svc.cluster.local"
 
 
 @dataclass(frozen=True, slots=True)
-class Question:
-    """SRC: ``[NAMESPACE/]POD``, an address, a SPIFFE ID, or ``-`` for a client without identity.
-    DST: ``[NAMESPACE/]NAME[:PORT]`` of a Service or pod, a Service's host, or ADDRESS:PORT.
-    *method* empty: a connection, no request.
-    """
-
-    source: str
-    destination: str
-    method: str = ""
-    path: str = "/"
-    headers: Mapping[str, str] = field(default_factory=dict)
-    """By lower-case name."""
-
-
-@dataclass(frozen=True, slots=True)
-class Step:
-    stage: str
-    words: str
-
-
-@dataclass(frozen=True, slots=True)
 class Explanation:
     steps: tuple[Step, ...]
     verdict: Outcome
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, object]:
         return {"verdict": self.verdict, "steps": [{"stage": step.stage, "words": step.words} for step in self.steps]}
-
-
-@dataclass(frozen=True, slots=True)
-class _Client:
-    workload: Workload | None
-    principal: str
-    """As policies compare it; empty: none that could be proved."""
-    address: str
-
-
-@dataclass(frozen=True, slots=True)
-class _Server:
-    workload: Workload
-    port: int
-    protocol: Protocol
-    service: Service | None
-
-
-@dataclass(frozen=True, slots=True)
-class _Facts:
-    """One client, one server, one request."""
-
-    client: _Client
-    server: _Server
-    question: Question
-    principal: str
-    """What the server's side knows of the client."""
-    trust_domain: str
-    claims: Claims | None
-
-    @property
-    def http(self) -> bool:
-        return self.server.protocol == "http" or (self.server.protocol == "auto" and bool(self.question.method))
-
-    def connection(self) -> ConnectionFacts:
-        to = next(iter(self.server.workload.addresses), "")
-        presumed = "" if self.principal or self.client.workload is None else self.client.principal
-        return ConnectionFacts(
-            self.principal, self.client.address, self.client.address, to, self.server.port, presumed=presumed
-        )
-
-    def request(self) -> RequestFacts | None:
-        question = self.question
-        service = self.server.service
-        host = question.headers.get("host", service.host if service else self.server.workload.pod)
-        return (
-            RequestFacts(question.method, question.path, host, question.headers.get, self.claims)
-            if question.method and self.http
-            else None
-        )
 
 
 def explain(
@@ -146,31 +74,31 @@ def explain(
         unread = next((entry for entry in known if entry.key == UNREAD), None)
         found = delivery(setting, client.workload, workload, unread)
         steps.append(Step("delivery", f"the proxy dials {_DIALS[found.way]}: {found.why}"))
-    facts = _Facts(client, server, question, principal, trust_domain, claims)
-    verdict, more = _policies(facts, policies_of(workload, {entry.key: entry for entry in known}.get))
+    facts = Facts(client, server, question, principal, trust_domain, claims)
+    verdict, more = judged(facts, policies_of(workload, {entry.key: entry for entry in known}.get))
     return Explanation((*steps, *more), verdict)
 
 
 # -- who and where --
 
 
-def _client(entries: list[Entry], text: str) -> _Client:
+def _client(entries: list[Entry], text: str) -> ClientSide:
     if text == "-":
-        return _Client(None, "", "")
+        return ClientSide(None, "", "")
     if text.startswith(_SCHEME):
-        return _Client(None, text.removeprefix(_SCHEME), "")
+        return ClientSide(None, text.removeprefix(_SCHEME), "")
     found = _workload(entries, text)
     if found is None:
         if _is_address(text):
-            return _Client(None, "", text)
+            return ClientSide(None, "", text)
         raise ConfigError(
             f"SRC: {text!r:.120}: no such pod: [NAMESPACE/]POD, an address, a SPIFFE ID, or - for a client "
             "without identity"
         )
-    return _Client(found, found.identity.removeprefix(_SCHEME), next(iter(found.addresses), ""))
+    return ClientSide(found, found.identity.removeprefix(_SCHEME), next(iter(found.addresses), ""))
 
 
-def _server(entries: list[Entry], text: str) -> tuple[_Server | None, list[Step]]:
+def _server(entries: list[Entry], text: str) -> tuple[ServerSide | None, list[Step]]:
     """Return what serves the destination *text* and the step of finding it; None: nothing does."""
     name, port = _split_port(text)
     service = _service(entries, name)
@@ -185,7 +113,7 @@ def _server(entries: list[Entry], text: str) -> tuple[_Server | None, list[Step]
         if not number:
             raise ConfigError(f"DST: {text!r:.120}: a port is needed: no Service selects the pod")
         words = f"pod {workload.namespace}/{workload.pod} on {workload.node}, port {number}"
-        return _Server(workload, number, workload.protocol_at(number), None), [Step("route", words)]
+        return ServerSide(workload, number, workload.protocol_at(number), None), [Step("route", words)]
     chosen = _service_port(service, port, text)
     workloads = {entry.uid: entry for entry in entries if isinstance(entry, Workload)}
     serving = [(endpoint, workloads[endpoint.uid]) for endpoint in chosen.endpoints if endpoint.uid in workloads]
@@ -194,7 +122,7 @@ def _server(entries: list[Entry], text: str) -> tuple[_Server | None, list[Step]
         return None, [Step("route", f"{where} has no ready endpoint: 503, flag UH")]
     endpoint, first = serving[0]
     pods = ", ".join(dict.fromkeys(f"{workload.namespace}/{workload.pod}" for _, workload in serving))
-    return _Server(first, endpoint.port, chosen.protocol, service), [
+    return ServerSide(first, endpoint.port, chosen.protocol, service), [
         Step(
             "route",
             f"{where} is served by {pods}; what follows is for {first.namespace}/{first.pod} on {first.node}, "
@@ -257,7 +185,7 @@ def _is_address(text: str) -> bool:
 # -- the steps --
 
 
-def _mtls(client: _Client, server: _Server) -> tuple[str, str, bool]:
+def _mtls(client: ClientSide, server: ServerSide) -> tuple[str, str, bool]:
     """Return the principal that the server's side knows, the step in words, and whether the connection is refused."""
     workload = server.workload
     port = server.port
@@ -304,123 +232,3 @@ def _mtls(client: _Client, server: _Server) -> tuple[str, str, bool]:
 
 def _path(workload: Workload) -> str:
     return f"nodeagent.io/path is {workload.path}" if workload.path != "auto" else "nodeagent.io/path is not set: auto"
-
-
-def _policies(facts: _Facts, entries: tuple[Entry, ...]) -> tuple[Outcome, list[Step]]:
-    steps: list[Step] = []
-    if not facts.http and (unparsed := _unparsed(facts, entries)) is not None:
-        return unparsed
-    policies = [entry for entry in entries if isinstance(entry, AuthorizationPolicy)]
-    authorizer = Authorizer.compile(policies, http=facts.http, trust_domain=facts.trust_domain)
-    connection = facts.connection()
-    request = facts.request()
-    outcome = authorizer.connection(connection)
-    decision = outcome if isinstance(outcome, Decision) else None
-    custom = (
-        decision.custom
-        if decision is not None
-        else outcome.custom(request)
-        if request is not None and not isinstance(outcome, Decision)
-        else ""
-    )
-    if custom:
-        steps.append(Step("custom", f"the external authorizer {custom} is asked first, and must allow it"))
-    if facts.http:
-        steps += _jwt(facts, [entry for entry in entries if isinstance(entry, RequestAuthentication)])
-    steps += [Step("policy", line) for line in authorizer.trace(connection, request)]
-    if decision is None and request is not None and not isinstance(outcome, Decision):
-        decision = outcome.decide(request)
-    if decision is None:
-        steps.append(Step("verdict", "it depends on the request: say METHOD and PATH"))
-        return "unknown", steps
-    for note in decision.notes:
-        steps.append(
-            Step(
-                note.kind.replace("_", " "),
-                f"{note.policy or 'no ALLOW policy'}{f', rule {note.rule}' if note.rule >= 0 else ''}: reported only",
-            )
-        )
-    answer = (
-        "allowed"
-        if decision.allowed
-        else "refused with 403, RBAC: access denied"
-        if facts.http
-        else "refused: the connection is reset"
-    )
-    steps.append(Step("verdict", f"{answer}: {decision.explain or 'no policy of the workload says otherwise'}"))
-    if not decision.allowed:
-        return "refused", steps
-    if facts.http:
-        steps += [step for entry in entries if isinstance(entry, RateLimit) for step in _limits(entry)]
-    return ("unknown" if custom else "allowed"), steps
-
-
-def _unparsed(facts: _Facts, entries: tuple[Entry, ...]) -> tuple[Outcome, list[Step]] | None:
-    """Return what happens to bytes that are not parsed as HTTP/1, None where policies may judge them as TCP."""
-    protocol = facts.server.workload.protocol_at(facts.server.port)
-    policies = [each for each in entries if isinstance(each, AuthorizationPolicy | RequestAuthentication | RateLimit)]
-    readers = [
-        f"{type(each).__name__} {each.namespace}/{each.name}"
-        for each in policies
-        if _decides_requests(each, facts.trust_domain)
-    ]
-    if protocol == "tcp" or not readers:
-        return None
-    refused = (
-        f"what is not HTTP/1 is refused (unparsed_http), as {', '.join(readers)} decides by the request: if "
-        "it is none, declare the port's protocol"
-    )
-    if protocol == "http2":
-        return "refused", [Step("verdict", f"the port is declared {protocol}, which is not parsed yet: {refused}")]
-    return "unknown", [Step("verdict", f"it depends on the request: say METHOD and PATH; {refused}")]
-
-
-def _decides_requests(entry: AuthorizationPolicy | RequestAuthentication | RateLimit, trust_domain: str) -> bool:
-    return not isinstance(entry, AuthorizationPolicy) or CompiledPolicy.of(entry, trust_domain).decides_requests
-
-
-def _jwt(facts: _Facts, authentications: list[RequestAuthentication]) -> list[Step]:
-    steps = []
-    for each in authentications:
-        issuers = ", ".join(rule.issuer or rule.jwks_uri for rule in each.rules) or "none"
-        steps.append(
-            Step(
-                "jwt",
-                f"RequestAuthentication {each.namespace}/{each.name}: a token must be valid for one of: "
-                f"{issuers}; no token passes",
-            )
-        )
-    if authentications:
-        token = (
-            f"taken as a valid one of {facts.claims.principal}"
-            if facts.claims
-            else "none is assumed: request.auth.* is empty"
-        )
-        steps.append(Step("jwt", f"the request's token: {token}"))
-    return steps
-
-
-def _limits(limit: RateLimit) -> list[Step]:
-    name = f"RateLimit {limit.namespace}/{limit.name}"
-    steps = []
-    for local in limit.local:
-        scope = [*local.methods, *local.paths, *(f"{header}: {value}" for header, value in local.headers)]
-        bucket = local.bucket
-        which = f" for {', '.join(scope)}" if scope else ""
-        each = f", for each {', '.join(local.by)}" if local.by else ""
-        steps.append(
-            Step(
-                "rate limit",
-                f"{name}: {bucket.max_tokens} at once, {bucket.tokens_per_fill} every {bucket.fill_seconds:g} "
-                f"s{which}{each}",
-            )
-        )
-    if limit.service is not None:
-        steps.append(
-            Step(
-                "rate limit",
-                f"{name}: {limit.service.provider} is asked (domain {limit.service.domain}); on failure "
-                f"{limit.service.failure_mode}",
-            )
-        )
-    return steps

@@ -10,16 +10,15 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Set
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Final
 
 from nodeagent.mesh.selection import NamespacedName, Postings
 from nodeagent.policy.model import AuthorizationPolicy, MtlsMode, PeerAuthentication, RateLimit, RequestAuthentication
 from nodeagent.resources.changes import Refused
 from nodeagent.resources.policy_scope import PolicyTarget
 from nodeagent.resources.security import Policy
+from nodeagent.vocabulary import ObjectKey
 
-PolicyKey = tuple[str, str, str]
-"""Kind, namespace and name."""
 _Term = tuple[str, str, str]
 """Namespace (empty: of the whole mesh), label and value; label and value empty: everything of the namespace."""
 _EVERYTHING: Final = ("", "")
@@ -42,14 +41,14 @@ class Policies:
     def __init__(self, default: MtlsMode, root: str) -> None:
         self._default = default
         self.root = root
-        self.known: dict[PolicyKey, Policy] = {}
-        self.files: dict[PolicyKey, str] = {}
+        self.known: dict[ObjectKey, Policy] = {}
+        self.files: dict[ObjectKey, str] = {}
         self.entries: dict[str, AuthorizationPolicy | RequestAuthentication | RateLimit] = {}
         """By the entry's key; those of policies that are entries."""
         self._labels: dict[NamespacedName, Mapping[str, str]] = {}
         self._pods: Postings[_Term, NamespacedName] = Postings()
-        self._by_term: Postings[_Term, PolicyKey] = Postings()
-        self._by_service: Postings[NamespacedName, PolicyKey] = Postings()
+        self._by_term: Postings[_Term, ObjectKey] = Postings()
+        self._by_service: Postings[NamespacedName, ObjectKey] = Postings()
 
     # -- pods --
 
@@ -70,7 +69,7 @@ class Policies:
 
     # -- policies --
 
-    def put(self, key: PolicyKey, policy: Policy | None, file: str) -> None:
+    def put(self, key: ObjectKey, policy: Policy | None, file: str) -> None:
         """Know the policy *key*, know it anew, or (None) no more."""
         before = self.known.pop(key, None)
         self.files.pop(key, None)
@@ -91,12 +90,12 @@ class Policies:
             if not policy.targets:
                 self._by_term.add(self._term(policy), key)
 
-    def services(self, key: PolicyKey) -> list[NamespacedName]:
+    def services(self, key: ObjectKey) -> list[NamespacedName]:
         """Return the Services to whose pods the policy *key* is attached."""
         policy = self.known.get(key)
         return _services(policy) if policy else []
 
-    def pods(self, key: PolicyKey) -> Set[NamespacedName]:
+    def pods(self, key: ObjectKey) -> Set[NamespacedName]:
         """Return the pods that the policy *key* is for by namespace and selector."""
         policy = self.known.get(key)
         if policy is None or policy.targets:
@@ -111,7 +110,7 @@ class Policies:
     def of(self, pod: NamespacedName, services: Iterable[NamespacedName]) -> list[Policy]:
         """Return the policies that are for *pod*, which *services* select, oldest first."""
         labels = self._labels.get(pod, {})
-        found: set[PolicyKey] = set()
+        found: set[ObjectKey] = set()
         for scope in (pod[0], ""):
             found |= self._by_term.get((scope, *_EVERYTHING))
             for item in labels.items():
@@ -150,7 +149,7 @@ class Policies:
         ports = ((port, own or mode) for port, own in workload.ports) if workload else ()
         return MtlsModes(mode, source, tuple((port, own) for port, own in ports if own != mode))
 
-    def idle(self, key: PolicyKey) -> str:
+    def idle(self, key: ObjectKey) -> str:
         """Return why the policy *key* can have no effect on any pod; empty: it can."""
         policy = self.known[key]
         others = [target for target in policy.targets if not _is_service(target)]
@@ -163,22 +162,23 @@ class Policies:
                 return f"the older {older.namespace}/{older.name} has the same scope"
         return ""
 
-    def row(self, key: PolicyKey, pods: int) -> dict[str, Any]:
+    def row(self, key: ObjectKey, pods: int) -> dict[str, object]:
         """Return the policy *key*, which is for *pods* pods of this node, as a row for people."""
         policy = self.known[key]
         why = self.idle(key) or ("" if pods else "no pod of this node is meant")
         state = f"no effect: {why}" if why else "in force"
         if policy.refused:
             state = f"refused: {policy.refused}; closes {pods} pods of this node"
+        scope = "workload"
+        if not policy.selector and not policy.targets:
+            scope = "mesh" if policy.namespace == self.root else "namespace"
+        labels = ",".join(f"{name}={value}" for name, value in policy.selector)
         return {
             "kind": policy.kind,
             "policy": f"{policy.namespace}/{policy.name}",
             "action": _action(policy),
-            "selector": ",".join(f"{name}={value}" for name, value in policy.selector)
-            or ",".join(map(str, policy.targets)),
-            "scope": ("mesh" if policy.namespace == self.root else "namespace")
-            if not policy.selector and not policy.targets
-            else "workload",
+            "selector": labels or ",".join(map(str, policy.targets)),
+            "scope": scope,
             "pods": pods,
             "state": state,
             "file": self.files[key],
@@ -209,7 +209,7 @@ def entry_key(kind: str, namespace: str, name: str) -> str:
     return f"{_PREFIXES[kind]}/{namespace}/{name}" if kind in _PREFIXES else ""
 
 
-def refused_row(refused: Refused) -> dict[str, Any]:
+def refused_row(refused: Refused) -> dict[str, object]:
     """Return the row of a document that is not in force."""
     policy = f"{refused.namespace}/{refused.name}" if refused.kind else ""
     stays = "; what it held stays in force" if refused.stays and not refused.kind else ""

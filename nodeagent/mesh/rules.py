@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Final
 
 from nodeagent.mesh.entries import DeclaredProbe, Protocol
-from nodeagent.resources.objects import PodObject, ServiceObjectPort
+from nodeagent.resources.objects import PodObject, ServiceObject, ServiceObjectPort
 
 _HTTP: Final = frozenset(("http", "http_proxy"))
 _HTTP2: Final = frozenset(("http2", "grpc", "hbone"))
@@ -46,7 +46,11 @@ def target_port(port: ServiceObjectPort, pod: PodObject) -> int | None:
 
 def named_port(pod: PodObject, name: str) -> int | None:
     """Return the number of *pod*'s container port *name*."""
-    return next((port.number for container in pod.containers for port in container.ports if port.name == name), None)
+    for container in pod.containers:
+        for port in container.ports:
+            if port.name == name:
+                return port.number
+    return None
 
 
 def workload_name(pod: PodObject) -> str:
@@ -94,3 +98,24 @@ def probes(pod: PodObject) -> tuple[DeclaredProbe, ...]:
 
 def _first(labels: Mapping[str, str], *names: str) -> str:
     return next((labels[name] for name in names if labels.get(name)), "")
+
+
+def served(
+    pod: PodObject, services: Iterable[ServiceObject]
+) -> tuple[tuple[tuple[int, Protocol], ...], tuple[tuple[int, str], ...]]:
+    """Return protocol and ``namespace/name`` of the Service, each by workload port, of *pod*, which
+    *services* select; the oldest Service that targets a port decides, as in Istio.
+
+    Where two ports of that Service lead there, the one that says what it is decides.
+    """
+    protocols: dict[int, Protocol] = {}
+    names: dict[int, str] = {}
+    for service in sorted(services, key=lambda service: (service.created, service.name)):
+        name = f"{service.namespace}/{service.name}"
+        for port in service.ports:
+            number = target_port(port, pod) if port.transport == "TCP" else None
+            if number is None or names.setdefault(number, name) != name:
+                continue
+            if protocols.get(number, "auto") == "auto":
+                protocols[number] = port_protocol(port)
+    return tuple(sorted(protocols.items())), tuple(sorted(names.items()))

@@ -70,8 +70,11 @@ class Selection:
     def services_of(self, pod: NamespacedName) -> list[NamespacedName]:
         """Return the Services that select *pod*, in no order."""
         labels = self._labels.get(pod, {})
-        found = (service for item in labels.items() for service in self._services.get((pod[0], *item)))
-        return [service for service in found if self._selectors[service].items() <= labels.items()]
+        found: list[NamespacedName] = []
+        for item in labels.items():
+            candidates = self._services.get((pod[0], *item))
+            found += [service for service in candidates if self._selectors[service].items() <= labels.items()]
+        return found
 
     def pods_of(self, service: NamespacedName) -> list[NamespacedName]:
         """Return the pods that *service* selects, in no order."""

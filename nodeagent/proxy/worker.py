@@ -25,7 +25,8 @@ from nodeagent.config import AgentConfig
 from nodeagent.identity.certificate import Certificate
 from nodeagent.identity.tls import Contexts, contexts
 from nodeagent.memory import settle
-from nodeagent.mesh.entries import Delta, from_json
+from nodeagent.mesh.entries import Delta
+from nodeagent.mesh.entry_json import from_json
 from nodeagent.messages import (
     TO_WORKER,
     AboutPod,

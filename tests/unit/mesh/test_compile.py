@@ -10,8 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nodeagent.mesh import compile as compiler
+from nodeagent.mesh.cluster_state import ClusterState
 from nodeagent.mesh.compile import Mesh
-from nodeagent.mesh.entries import Delta, Endpoint, Entry, Service, ServicePort, Workload, from_json, to_json
+from nodeagent.mesh.entries import Delta, Endpoint, Entry, Service, ServicePort, Workload
+from nodeagent.mesh.entry_json import from_json, to_json
 from nodeagent.places.annotation import AnnotationPlaces
 from nodeagent.places.place import Place
 from nodeagent.resources import objects, security
@@ -379,6 +381,27 @@ def test_a_pod_is_captured_where_and_as_soon_as_its_place_is_known() -> None:
         assert not made.apply([pod("a", "10.0.0.1")])
         assert [local.place for local in made.local_pods()] == [place]
     assert made.asking_pods() == ()
+
+
+def test_a_change_that_cannot_be_taken_in_is_named_and_takes_nothing_along(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Input: a batch in which taking in one pod fails, as nobody foresaw. Verdict: the others are in
+    the snapshot, the fault names the pod, and goes when the pod is told anew.
+    """
+    made = mesh()
+    put_pod = ClusterState._put_pod
+
+    def failing(self: ClusterState, key: tuple[str, str], found: objects.PodObject | None) -> None:
+        if key[1] == "odd":
+            raise RuntimeError("nobody foresaw this")
+        put_pod(self, key, found)
+
+    monkeypatch.setattr(ClusterState, "_put_pod", failing)
+    delta = made.apply([pod("first", "10.0.0.1"), pod("odd", "10.0.0.2"), pod("last", "10.0.0.3")])
+    assert [each.key for each in delta.upserts] == ["workload/uid-first", "workload/uid-last"]
+    assert made.faults == {"the change of Pod default/odd": "RuntimeError: 'nobody foresaw this'"}
+    monkeypatch.undo()
+    assert [each.key for each in made.apply([pod("odd", "10.0.0.2")]).upserts] == ["workload/uid-odd"]
+    assert made.faults == {}
 
 
 def test_node_addresses() -> None:

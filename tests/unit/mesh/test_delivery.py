@@ -11,7 +11,8 @@ from nodeagent.config import DeliverySetting
 from nodeagent.errors import ResourceError
 from nodeagent.mesh.compile import Mesh
 from nodeagent.mesh.delivery import delivery
-from nodeagent.mesh.entries import UNREAD, UnreadPolicies, Workload, from_json, to_json
+from nodeagent.mesh.entries import UNREAD, UnreadPolicies, Workload
+from nodeagent.mesh.entry_json import from_json, to_json
 from nodeagent.resources.changes import Change
 from nodeagent.resources.objects import UnreadPolicy, parse
 from tests.unit.mesh.test_compile import pod

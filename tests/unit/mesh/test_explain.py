@@ -8,7 +8,8 @@ import pytest
 
 from nodeagent.errors import ConfigError
 from nodeagent.mesh.compile import Mesh
-from nodeagent.mesh.explain import Explanation, Question, explain
+from nodeagent.mesh.explain import Explanation, explain
+from nodeagent.mesh.explain_policies import Question
 from nodeagent.places.annotation import AnnotationPlaces
 from nodeagent.policy.claims import Claims
 from nodeagent.resources.changes import Change, EnrolledChange

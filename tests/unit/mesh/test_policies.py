@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from nodeagent.mesh.compile import Mesh
-from nodeagent.mesh.entries import from_json, to_json
+from nodeagent.mesh.entry_json import from_json, to_json
 from nodeagent.places.annotation import AnnotationPlaces
 from nodeagent.policy.model import AuthorizationPolicy
 from nodeagent.resources.changes import AnyChange, Change, Refused

@@ -27,7 +27,7 @@ from nodeagent.errors import IdentityError
 from nodeagent.identity import profiles
 from nodeagent.identity.verify import accept, trusted_roots
 from nodeagent.mesh.compile import Mesh
-from nodeagent.mesh.entries import from_json, to_json
+from nodeagent.mesh.entry_json import from_json, to_json
 from nodeagent.places.annotation import AnnotationPlaces
 from nodeagent.policy.authorization import CompiledPolicy
 from nodeagent.policy.model import AuthorizationPolicy

@@ -12,7 +12,8 @@ from nodeagent.channel import Channel, pair
 from nodeagent.codec import FileDescriptor, MessageError, Unchecked
 from nodeagent.config import Proxy as ProxySettings
 from nodeagent.control.workers import parts
-from nodeagent.mesh.entries import Entry, Workload, to_json
+from nodeagent.mesh.entries import Entry, Workload
+from nodeagent.mesh.entry_json import to_json
 from nodeagent.messages import (
     FROM_WORKER,
     CertificateIssued,

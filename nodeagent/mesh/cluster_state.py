@@ -1,0 +1,171 @@
+"""The cluster's objects as they came, the indexes over them, and what a change of one touches: the
+first of the two steps of ``mesh/compile.py``, whose head tells how they work together.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Set
+from dataclasses import dataclass, field
+
+from nodeagent.mesh.local import finished
+from nodeagent.mesh.network_policies import NetworkPolicies
+from nodeagent.mesh.policies import Policies
+from nodeagent.mesh.selection import NamespacedName, Postings, Selection
+from nodeagent.policy.model import MtlsMode
+from nodeagent.resources.changes import AnyChange, Change, EnrolledChange
+from nodeagent.resources.objects import (
+    NamespaceObject,
+    NetworkPolicyObject,
+    NodeObject,
+    PodObject,
+    ServiceObject,
+    UnreadPolicy,
+)
+from nodeagent.resources.security import KINDS, Policy
+from nodeagent.vocabulary import Address, ObjectKey, PodUid
+
+
+@dataclass(slots=True)
+class Touched:
+    """What has to be made anew, by what of it: a pod's whole entry, or what policies say of it alone."""
+
+    pods: set[NamespacedName] = field(default_factory=set)
+    modes: set[NamespacedName] = field(default_factory=set)
+    services: set[NamespacedName] = field(default_factory=set)
+    policies: set[ObjectKey] = field(default_factory=set)
+
+    def clear(self) -> None:
+        """Say that all of it has been made anew."""
+        for touched in (self.pods, self.modes, self.services):
+            touched.clear()
+        self.policies.clear()
+
+
+class ClusterState:
+    """Everything that is known of the cluster; what changes is noted in ``touched``."""
+
+    def __init__(self, default_mtls: MtlsMode, root_namespace: str) -> None:
+        self.pods: dict[NamespacedName, PodObject] = {}
+        self.services: dict[NamespacedName, ServiceObject] = {}
+        self.nodes: dict[str, NodeObject] = {}
+        self.namespaces: dict[str, NamespaceObject] = {}
+        self.enrolled: set[PodUid] = set()
+        self.selection = Selection()
+        self.policies = Policies(default_mtls, root_namespace)
+        self.network = NetworkPolicies()
+        self.touched = Touched()
+        self._claims: Postings[Address, NamespacedName] = Postings()
+        self._by_uid: Postings[PodUid, NamespacedName] = Postings()
+
+    def take(self, change: AnyChange) -> None:
+        """Know *change*, and note whom it touches."""
+        if isinstance(change, EnrolledChange):
+            self._mark(change.uid, change.enrolled)
+        elif change.kind in KINDS:
+            policy = change.object if isinstance(change.object, Policy) else None
+            self._put_policy((change.kind, change.namespace, change.name), policy, change.file)
+        else:
+            self._put(change)
+
+    def affected(self, key: ObjectKey) -> Set[NamespacedName]:
+        """Return the pods that the policy *key* is for."""
+        found = set(self.policies.pods(key))
+        for service in self.policies.services(key):
+            found.update(self.selection.pods_of(service))
+        return found
+
+    def is_current(self, key: NamespacedName, pod: PodObject) -> bool:
+        """Say whether *pod*, known as *key*, is the one that its uid means."""
+        return max(self._by_uid.get(pod.uid), key=self._age) == key
+
+    def owned(self, key: NamespacedName, pod: PodObject) -> tuple[Address, ...]:
+        """Return the addresses that are *pod*'s: while two claim one, the younger has it, as the
+        older is on its way out.
+        """
+        if pod.host_network or finished(pod):
+            return ()
+        return tuple(address for address in pod.addresses if max(self._claims.get(address), key=self._age) == key)
+
+    def _age(self, key: NamespacedName) -> tuple[bool, str, str, NamespacedName]:
+        pod = self.pods[key]
+        return (not pod.terminating, pod.created, pod.uid, key)
+
+    def _put(self, change: Change) -> None:
+        key = (change.namespace, change.name)
+        found = change.object
+        if change.kind == "Pod":
+            self._put_pod(key, found if isinstance(found, PodObject) else None)
+        elif change.kind == "Service":
+            self._put_service(key, found if isinstance(found, ServiceObject) else None)
+        elif change.kind == "Namespace":
+            self._put_namespace(change.name, found if isinstance(found, NamespaceObject) else None)
+        elif change.kind == "Node":
+            self.nodes.pop(change.name, None)
+            if isinstance(found, NodeObject):
+                self.nodes[change.name] = found
+        else:
+            policy = found if isinstance(found, NetworkPolicyObject | UnreadPolicy) else None
+            self.network.put(change.kind, *key, policy)
+            self.touched.modes |= self.policies.pods_in(change.namespace)
+
+    def _mark(self, uid: PodUid, enrolled: bool) -> None:
+        if enrolled:
+            self.enrolled.add(uid)
+        else:
+            self.enrolled.discard(uid)
+        self.touched.pods |= self._by_uid.get(uid)
+
+    def _put_pod(self, key: NamespacedName, pod: PodObject | None) -> None:
+        self._touch_pod(key)
+        before = self.pods.pop(key, None)
+        if before is not None:
+            self.selection.drop_pod(key)
+            self.policies.drop_pod(key)
+            self._by_uid.discard(before.uid, key)
+            for address in before.addresses:
+                self._claims.discard(address, key)
+        if pod is not None:
+            self.pods[key] = pod
+            self.selection.put_pod(key, pod.labels)
+            self.policies.put_pod(key, pod.labels)
+            self._by_uid.add(pod.uid, key)
+            for address in () if finished(pod) or pod.host_network else pod.addresses:
+                self._claims.add(address, key)
+            self._touch_pod(key)
+
+    def _touch_pod(self, key: NamespacedName) -> None:
+        """Mark the pod, the Services that select it, and whoever claims one of its addresses (and their Services)."""
+        pod = self.pods.get(key)
+        concerned = {key}
+        if pod is not None:
+            concerned |= self._by_uid.get(pod.uid)
+            for address in pod.addresses:
+                concerned |= self._claims.get(address)
+        for each in concerned:
+            self.touched.pods.add(each)
+            self.touched.services.update(self.selection.services_of(each))
+
+    def _put_service(self, key: NamespacedName, service: ServiceObject | None) -> None:
+        self.touched.services.add(key)
+        self.touched.pods.update(self.selection.pods_of(key))
+        self.services.pop(key, None)
+        self.selection.drop_service(key)
+        if service is not None and not service.external:
+            self.services[key] = service
+            self.selection.put_service(key, service.selector)
+            self.touched.pods.update(self.selection.pods_of(key))
+
+    def _put_namespace(self, name: str, namespace: NamespaceObject | None) -> None:
+        self.namespaces.pop(name, None)
+        if namespace is not None:
+            self.namespaces[name] = namespace
+        self.touched.pods |= self.policies.pods_in(name)
+
+    def _put_policy(self, key: ObjectKey, policy: Policy | None, file: str) -> None:
+        """Mark the policy and the pods that it was for and is for now: their entries change by
+        their modes and policies alone.
+        """
+        self.touched.policies.add(key)
+        self.touched.modes |= self.affected(key)
+        self.policies.put(key, policy, file)
+        self.touched.modes |= self.affected(key)
