@@ -189,6 +189,15 @@ def test_the_figures_are_those_of_the_kept_run(tmp_path: Path, monkeypatch: pyte
     assert max(len(line) for line in told if not line.startswith("|")) <= PROSE_COLUMNS
 
 
+def test_every_map_is_in_the_kernels_table() -> None:
+    text = (ROOT / "bpf" / "README.md").read_text()
+    declared: set[str] = set()
+    for header in (ROOT / "bpf").glob("*.[ch]"):
+        declared |= set(re.findall(r"^PINNED\(.*, (\w+)\);", header.read_text(), re.MULTILINE))
+    assert len(declared) > 20
+    assert {name for name in declared if f"`{name}`" not in text} == set()
+
+
 # -- docs/agent.yaml --
 
 
