@@ -19,8 +19,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Final, Generic, TypeVar
 
-from nodeagent.codec import Decoder, FileDescriptor, MessageError, encode
 from nodeagent.errors import ControlError
+from nodeagent.wire import Decoder, FileDescriptor, MessageError, encode
 
 MESSAGE_BYTES = 160_000
 """Below net.core.wmem_default on every kernel seen; a larger message goes as a memory file, whose

@@ -1,7 +1,7 @@
 """What the daemon's processes say to each other: a frozen dataclass a message, grouped by direction.
 
 Each direction is a union of its messages, which a reader takes apart by ``match`` down to
-``assert_never``, and a Decoder made of that union, by which its channel reads (``codec.py``). A
+``assert_never``, and a Decoder made of that union, by which its channel reads (``wire.py``). A
 message that holds a descriptor is the owner of it once it was received.
 
 ::
@@ -16,8 +16,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final, Literal, TypeAlias, get_args
 
-from nodeagent.codec import Decoder, FileDescriptor, Unchecked
 from nodeagent.vocabulary import Family, PodUid, SpiffeId
+from nodeagent.wire import Decoder, FileDescriptor, Unchecked
 
 # -- the supervisor tells control --
 
@@ -31,8 +31,9 @@ class Kept:
 
 @dataclass(frozen=True, slots=True)
 class Orphan:
-    """The worker *pid* of an earlier control lives; *end* is that control's end of its channel."""
+    """The child *pid* of an earlier control lives; *end* is that control's end of its channel."""
 
+    role: str
     pid: int
     end: FileDescriptor
 
@@ -44,8 +45,9 @@ class Begin:
 
 @dataclass(frozen=True, slots=True)
 class Forked:
-    """The child that control asked for by *number* is the process *pid*."""
+    """The child that control asked for by *role* and *number* is the process *pid*."""
 
+    role: str
     number: int
     pid: int
 
@@ -54,6 +56,7 @@ class Forked:
 class Exited:
     """The child *pid* is gone; *status* is its exit code, or a signal's number below zero."""
 
+    role: str
     pid: int
     status: int
 

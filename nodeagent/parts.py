@@ -13,7 +13,7 @@ import logging
 import random
 from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Final
 
 from nodeagent.errors import shown
 
@@ -21,6 +21,7 @@ FIRST_PAUSE: Final = 0.1
 LONGEST_PAUSE: Final = 30.0
 STEADY_SECONDS: Final = 10.0
 """A part that has run for so long since it failed is well again."""
+Part = Callable[[], Coroutine[object, object, None]]
 log = logging.getLogger("nodeagent.parts")
 
 
@@ -37,24 +38,27 @@ class Parts:
 
     def __init__(
         self,
-        loop: asyncio.AbstractEventLoop,
         *,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
         uniform: Callable[[float, float], float] = random.uniform,
     ) -> None:
-        self._loop, self._sleep, self._uniform = loop, sleep, uniform
+        self._sleep = sleep
+        self._uniform = uniform
         self._tasks: set[asyncio.Task[None]] = set()
         self._failures: dict[str, _Failure] = {}
 
-    def start(self, name: str, part: Callable[[], Coroutine[Any, Any, None]]) -> None:
-        """Run *part*, and run it again whenever it raises; one that returns has done its work."""
-        task = self._loop.create_task(self._keep(name, part), name=name)
+    def start(self, name: str, part: Part) -> asyncio.Task[None]:
+        """Run *part* on the running loop, and run it again whenever it raises; one that returns has
+        done its work. Return its task, which may be cancelled alone.
+        """
+        task = asyncio.get_running_loop().create_task(self._keep(name, part), name=name)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+        return task
 
     def failing(self) -> list[str]:
         """Return, in words, the parts that failed and have not run steadily since."""
-        steady = self._loop.time() - STEADY_SECONDS
+        steady = asyncio.get_running_loop().time() - STEADY_SECONDS
         self._failures = {name: failure for name, failure in self._failures.items() if failure.resumed > steady}
         return [
             f"{name} failed {failure.count} times: {failure.words}" for name, failure in sorted(self._failures.items())
@@ -65,16 +69,22 @@ class Parts:
         for task in self._tasks:
             task.cancel()
 
-    async def _keep(self, name: str, part: Callable[[], Coroutine[Any, Any, None]]) -> None:
-        while True:
-            try:
-                await part()
-            except Exception as error:  # noqa: BLE001 - whatever it is, all other parts go on
-                await self._sleep(self._failed(name, error))
-                self._failures[name].resumed = self._loop.time()
-            else:
-                self._failures.pop(name, None)
-                return
+    async def _keep(self, name: str, part: Part) -> None:
+        try:
+            while not await self._done(name, part):
+                pass
+        finally:
+            self._failures.pop(name, None)
+
+    async def _done(self, name: str, part: Part) -> bool:
+        """Run *part* once; say whether it has done its work. If it has not, its pause is over."""
+        try:
+            await part()
+        except Exception as error:  # noqa: BLE001 - whatever it is, all other parts go on
+            await self._sleep(self._failed(name, error))
+            self._failures[name].resumed = asyncio.get_running_loop().time()
+            return False
+        return True
 
     def _failed(self, name: str, error: Exception) -> float:
         """Note that *name* failed; return the seconds to wait before it is started again."""

@@ -32,7 +32,7 @@ async def kept(parts: Mapping[str, Callable[[], Work]]) -> None:
     """Run all *parts* side by side until cancelled. One that raises is logged by its name in *parts*
     and started again alone, after a pause that grows with each failure; the others go on.
     """
-    keeper = Parts(asyncio.get_running_loop())
+    keeper = Parts()
     for name, part in parts.items():
         keeper.start(name, part)
     try:

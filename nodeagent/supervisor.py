@@ -27,7 +27,6 @@ from functools import partial
 from typing import Final, assert_never
 
 from nodeagent.channel import DESCRIPTORS, Outbox, Packet, close_all, decode, pair, receive
-from nodeagent.codec import FileDescriptor, MessageError
 from nodeagent.errors import shown
 from nodeagent.memory import settle
 from nodeagent.messages import (
@@ -50,6 +49,7 @@ from nodeagent.messages import (
 )
 from nodeagent.pulse import Pulse, Pulses
 from nodeagent.redirect import heartbeat
+from nodeagent.wire import FileDescriptor, MessageError
 
 RESPAWN_SECONDS: Final = 1.0
 """A control that died within this time is replaced no sooner: a daemon whose control dies at every
@@ -84,7 +84,7 @@ class Role:
 
 @dataclass(frozen=True, slots=True)
 class _Child:
-    role: Role
+    role: str
     pulse: Pulse
     end: FileDescriptor
     """Control's end of its channel: a control that dies leaves it to its successor."""
@@ -176,7 +176,8 @@ class Supervisor:
     # -- the heartbeat --
 
     def _beat(self, now: float) -> None:
-        felt = any(child.role.beats and child.pulse.felt(SILENT_SECONDS) for child in self._children.values())
+        beating = [child.pulse for child in self._children.values() if self._roles[child.role].beats]
+        felt = any(pulse.felt(SILENT_SECONDS) for pulse in beating)
         self._next_beat = now + (self._beat_seconds if felt else _UNFELT_SECONDS)
         if felt:
             try:
@@ -212,7 +213,7 @@ class Supervisor:
         for at in range(0, len(files), DESCRIPTORS):
             self._tell(Kept(dict(files[at : at + DESCRIPTORS])))
         for pid, child in self._children.items():
-            self._tell(Orphan(pid, child.end))
+            self._tell(Orphan(child.role, pid, child.end))
         self._tell(Begin())
 
     def _fork_control(self) -> None:
@@ -272,7 +273,7 @@ class Supervisor:
         child = self._children.pop(pid)
         self._pulses.free(child.pulse)
         os.close(child.end)
-        self._tell(Exited(pid, code))
+        self._tell(Exited(child.role, pid, code))
 
     def _stop(self) -> None:
         """Nothing is started any more, and what does not end in time is killed."""
@@ -303,8 +304,8 @@ class Supervisor:
                 return
             del self._unforked[0]
             os.close(asked.theirs)
-            self._children[pid] = _Child(self._roles[asked.role], pulse, asked.controls)
-            self._tell(Forked(asked.number, pid))
+            self._children[pid] = _Child(asked.role, pulse, asked.controls)
+            self._tell(Forked(asked.role, asked.number, pid))
 
     def _fork_child(self, role: Role, asked: Fork, pulse: Pulse) -> int:
         """Return the pid of a child with a copy of its end. Raises OSError."""

@@ -6,9 +6,15 @@ bounded gRPC of those that ask for the Workload API. A change first reaches what
 (workers, kernel path, open connections), then new pods are captured; nothing waits for a
 certificate. A part that fails is started again alone and named in readiness (``parts.py``).
 
-``enrolment.py`` captures pods, ``workers.py`` speaks with workers, ``kernel_path.py`` keeps the
-kernel's verdicts, tells its flows, counts them and closes what a new policy refuses,
-``pod_sockets.py`` places the Workload API in pods, ``jwks.py`` fetches key sets behind a jwksUri
-(they are entries of the snapshot too), ``in_force.py`` says which policies everybody has, and
-``admin.py`` answers about all of it.
+It is made of concerns, which have one interface (``concern.py``) and know their neighbours by
+Protocols only: ``workers.py`` speaks with workers, ``enrolment.py`` captures pods,
+``certificates.py`` has their certificates issued, ``kernel_upkeep.py`` keeps the kernel's verdicts
+up to date (``kernel_path.py`` makes them, tells its flows, counts them and closes what a new policy
+refuses), ``pod_sockets.py`` places the Workload API in pods, ``key_sets.py`` has key sets fetched
+(``jwks.py``; they are entries of the snapshot too), ``leftovers.py`` uses up what an earlier control
+left, ``heartbeat.py`` begins and ends the data plane's. ``source_reader.py`` brings all of them to a
+change, ``supervisor_link.py`` hears from the supervisor, ``in_force.py`` says which policies
+everybody has. Pages over several concerns are modules of their own (``flows.py``, ``pods_page.py``,
+``mesh_pages.py``, ``metrics_pages.py``, ``readiness.py``); ``admin.py`` serves what it is given.
+``main.py`` composes: it starts concerns in order, and stops them in the reverse.
 """

@@ -11,24 +11,30 @@ authority that is away nor a pod's own doing opens it.
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import socket
-from collections.abc import Callable, Mapping
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
-from nodeagent.control.workers import Workers
+from nodeagent.control.concern import Snapshot
+from nodeagent.control.enrolment_neighbours import Accepting, Capturing, Effects, HasCertificates
 from nodeagent.errors import IdentityError, KernelError, ResourceError, translated
-from nodeagent.identity.store import Certificates
+from nodeagent.identity.certificate import Certificate
 from nodeagent.mesh.entries import Workload, policies_of
 from nodeagent.mesh.local import BYPASS, LocalPod
 from nodeagent.mesh.protection import CLOSED, Protection, protection
 from nodeagent.messages import PodCaptured
+from nodeagent.parts import Parts
 from nodeagent.policy.model import MtlsMode
-from nodeagent.redirect.plane import DataPlane
 from nodeagent.redirect.pod import EnrolledPod, ListenerId, Listeners
+from nodeagent.telemetry.http_request import Routes
+from nodeagent.telemetry.metrics import ENROLLED_PODS, FAULTY_PODS
+from nodeagent.telemetry.store import Store
 from nodeagent.vocabulary import PodUid, SpiffeId, WhenDead
 
 log = logging.getLogger("nodeagent.enrolment")
@@ -68,61 +74,79 @@ def _described(member: Member) -> tuple[object, ...]:
     return member.pod, member.mtls, member.port_mtls, member.protection, member.bypass, member.probed
 
 
-@dataclass(frozen=True, slots=True)
-class Effects:
-    """What enrolment causes elsewhere."""
-
-    publish: Callable[[PodUid, bool], None]
-    """Tell the other nodes whether a pod takes mTLS."""
-    keep: Callable[[dict[str, int]], None]
-    """Have the supervisor keep descriptors across a death of control: ``uid/direction/family/slot``
-    a listener, ``uid/netns``.
-    """
-    drop: Callable[[PodUid], None]
-    """Have it forget a pod's."""
-    repaired: Callable[[str], None]
-    """Count a repaired fault."""
-
-
 class Enrolment:
-    """Reconciles local pods with the data plane."""
+    """A concern: reconciles local pods with the data plane."""
 
     def __init__(
-        self, plane: DataPlane, workers: Workers, certificates: Certificates, effects: Effects, when_dead: WhenDead
+        self,
+        plane: Capturing,
+        workers: Accepting,
+        certificates: HasCertificates,
+        effects: Effects,
+        when_dead: WhenDead,
+        *,
+        inherited: dict[PodUid, dict[ListenerId, socket.socket]],
+        check_seconds: float,
     ) -> None:
-        self._plane, self._workers, self._certificates, self._effects, self._when_dead = (
-            plane,
-            workers,
-            certificates,
-            effects,
-            when_dead,
-        )
-        self.members: dict[PodUid, Member] = {}
+        """*inherited*: listeners that an earlier control made, by pod; those in use again are taken
+        out. *check_seconds*: how often each pod is compared with the kernel.
+        """
+        self._plane = plane
+        self._workers = workers
+        self._certificates = certificates
+        self._effects = effects
+        self._when_dead = when_dead
+        self._inherited = inherited
+        self._check_seconds = check_seconds
+        self._members: dict[PodUid, Member] = {}
         self._handed: dict[PodUid, Listeners] = {}
-        self.kept: dict[str, dict[ListenerId, socket.socket]] = {}
-        """Listeners that an earlier control process made, by pod."""
 
-    def keep(self, pods: Mapping[PodUid, LocalPod]) -> None:
-        """Release the pods that are not among *pods*, and bring the others to what they are described as now."""
-        for uid, member in list(self.members.items()):
-            if uid not in pods:
+    @asynccontextmanager
+    async def run(self, parts: Parts) -> AsyncIterator[None]:
+        """Compare with the kernel, for ever; leaving tells the other nodes that these pods take no mTLS any more."""
+        parts.start("the check of the pods", self._keep_checking)
+        yield
+        self.withdraw()
+
+    def changed(self, snapshot: Snapshot) -> None:
+        """Release the pods that are gone, and bring the others to what they are described as now."""
+        for uid, member in list(self._members.items()):
+            if uid not in snapshot.captured:
                 self.release(uid)
                 continue
-            wanted = self._described(uid, pods[uid])
+            wanted = self._described(snapshot, snapshot.captured[uid])
             if member.state in ("faulty", "failed") or not member.alike(wanted):
                 self._enrol(uid, wanted)
 
-    def add(self, pods: Mapping[PodUid, LocalPod]) -> None:
-        """Capture those of *pods* that are new."""
-        for uid, pod in pods.items():
-            if uid not in self.members:
-                self._enrol(uid, self._described(uid, pod))
+    def grown(self, snapshot: Snapshot) -> None:
+        """Capture the pods that are new."""
+        for uid, pod in snapshot.captured.items():
+            if uid not in self._members:
+                self._enrol(uid, self._described(snapshot, pod))
 
-    def _described(self, uid: PodUid, pod: LocalPod) -> Member:
-        workload = self._workers.entry(f"workload/{uid}")
+    def missing(self) -> list[str]:
+        """Name the pods that are not captured as they should be, and why."""
+        return [
+            f"pod {member.pod.namespace}/{member.pod.pod}: {member.state}: {'; '.join(self._faults(member))}"
+            for member in self._members.values()
+            if member.state != "enrolled"
+        ]
+
+    def routes(self) -> Routes:
+        """``PodsPage`` tells its rows."""
+        return {}
+
+    def collect(self, store: Store) -> None:
+        """Set the metrics of how many pods are captured."""
+        enrolled = sum(1 for member in self._members.values() if member.state == "enrolled")
+        store.set(ENROLLED_PODS, (), enrolled)
+        store.set(FAULTY_PODS, (), len(self._members) - enrolled)
+
+    def _described(self, snapshot: Snapshot, pod: LocalPod) -> Member:
+        workload = snapshot.entries.get(f"workload/{pod.uid}")
         if not isinstance(workload, Workload):
             return Member(pod)
-        protected = protection(workload, policies_of(workload, self._workers.entry), self._when_dead)
+        protected = protection(workload, policies_of(workload, snapshot.entries.get), self._when_dead)
         probed = frozenset(probe.port for probe in workload.probes if probe.kind == "tcp") - pod.exclude_inbound
         return Member(
             pod,
@@ -133,30 +157,27 @@ class Enrolment:
             probed=probed,
         )
 
-    def certified(self, identity: SpiffeId) -> None:
-        """Let the pods that waited for the certificate of *identity* take mTLS."""
-        for uid, member in self.members.items():
-            if member.state == "pending" and member.pod.identity == identity:
+    def certified(self, certificate: Certificate) -> None:
+        """Let the pods that waited for *certificate* take mTLS."""
+        for uid, member in self._members.items():
+            if member.state == "pending" and member.pod.identity == certificate.identity:
                 self._judge(uid, member, [])
+
+    def ended(self, identity: SpiffeId) -> None:
+        """What the certificate of *identity* proved holds no more."""
+        self.check()
 
     def prune(self) -> None:
         """Remove what an earlier daemon left of pods that exist no more."""
         captured = self._plane.numbers()
         spared = [
-            address for uid, member in self.members.items() if uid not in captured for address in member.pod.addresses
+            address for uid, member in self._members.items() if uid not in captured for address in member.pod.addresses
         ]
         for what in self._plane.prune(spared):
             log.info("removed of a pod that is gone: %s", what)
 
-    def forget_kept(self) -> None:
-        """Close the listeners of pods that ended while control was away: they would keep the pods' network alive."""
-        for uid, listeners in self.kept.items():
-            Listeners(listeners).close()
-            self._effects.drop(PodUid(uid))
-        self.kept.clear()
-
     def _enrol(self, uid: PodUid, member: Member) -> None:
-        self.members[uid] = member
+        self._members[uid] = member
         pod = member.pod
         try:
             with translated(KernelError, "the pod cannot be captured"):
@@ -172,7 +193,7 @@ class Enrolment:
                     member.probed,
                     bypass,
                 )
-                listeners = self._plane.enroll(wanted, Listeners(self.kept.pop(uid, {})))
+                listeners = self._plane.enroll(wanted, Listeners(self._inherited.pop(uid, {})))
         except KernelError as error:
             member.state, member.faults = "failed", [str(error)]
             log.error("pod %s/%s is not captured: %s", pod.namespace, pod.pod, error)
@@ -226,7 +247,7 @@ class Enrolment:
 
     def release(self, uid: PodUid) -> None:
         """Stop capturing the pod's new connections; those it has go on."""
-        member = self.members.pop(uid, None)
+        member = self._members.pop(uid, None)
         self._handed.pop(uid, None)
         if member is None:
             return
@@ -242,7 +263,7 @@ class Enrolment:
     def check(self) -> None:
         """Compare each pod, and what all share, with the kernel's real state and repair what differs."""
         self._mend("the node", self._plane.verify_node, self._plane.repair_node)
-        for uid, member in list(self.members.items()):
+        for uid, member in list(self._members.items()):
             if member.state == "failed":
                 self._enrol(uid, member)
                 continue
@@ -278,14 +299,18 @@ class Enrolment:
 
     def withdraw(self) -> None:
         """Tell the other nodes that these pods take no mTLS from now on: the daemon is leaving."""
-        for uid in self.members:
+        for uid in self._members:
             self._unpublish(uid)
 
-    def healthy(self) -> bool:
-        """Say whether every pod that should be captured is."""
-        return all(member.state == "enrolled" for member in self.members.values())
+    async def _keep_checking(self) -> None:
+        while True:
+            await asyncio.sleep(self._check_seconds)
+            self.check()
 
-    def rows(self) -> list[dict[str, Any]]:
+    def _faults(self, member: Member) -> list[str]:
+        return [*member.faults, *member.pod.faults, *self._unjoined(member)]
+
+    def rows(self) -> list[dict[str, object]]:
         """Return the pods as ``nodeagent get pods`` shows them."""
         return [
             {
@@ -295,7 +320,7 @@ class Enrolment:
                 "addresses": list(member.pod.addresses),
                 "identity": member.pod.identity,
                 "state": member.state,
-                "faults": [*member.faults, *member.pod.faults, *self._unjoined(member)],
+                "faults": self._faults(member),
                 "repaired": member.repaired,
                 "mode": member.mtls,
                 "bypass": member.bypass and not self._plane.joining.refusal,
@@ -307,7 +332,7 @@ class Enrolment:
                 },
                 "listeners": len(self._plane.listeners(uid).fds) if member.state != "failed" else 0,
             }
-            for uid, member in self.members.items()
+            for uid, member in self._members.items()
         ]
 
 

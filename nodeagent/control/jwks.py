@@ -13,6 +13,7 @@ import logging
 import random
 import ssl
 from collections.abc import Awaitable, Callable, Iterable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 from urllib.parse import SplitResult, urlsplit
@@ -21,6 +22,7 @@ import httptools
 
 from nodeagent import __version__
 from nodeagent.errors import ControlError, translated
+from nodeagent.parts import Parts
 from nodeagent.policy.jwt_token import parse_json
 from nodeagent.policy.model import DISCOVERY, Jwks, RequestAuthentication
 
@@ -47,7 +49,7 @@ def wanted_by(authentications: Iterable[RequestAuthentication]) -> dict[str, flo
 
 
 class KeySets:
-    """Keeps a key set for each wanted URI: one task, so never more than one fetch, for each.
+    """Keeps a key set for each wanted URI: one part, so never more than one fetch, for each.
 
     *changed* gets an entry when the keys or what is wrong with them changed. *authorities* is a PEM
     file of roots to trust beside the system's. *sleep* waits for so many seconds.
@@ -60,7 +62,10 @@ class KeySets:
         *,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
     ) -> None:
-        self._changed, self._authorities, self._sleep = changed, authorities, sleep
+        self._changed = changed
+        self._authorities = authorities
+        self._sleep = sleep
+        self._parts = Parts(sleep=sleep)
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._timeouts: dict[str, float] = {}
         self._tls: ssl.SSLContext | None = None
@@ -75,8 +80,12 @@ class KeySets:
         self._timeouts = dict(timeouts)
         for uri in timeouts:
             if uri not in self._tasks:
-                self._tasks[uri] = asyncio.get_running_loop().create_task(self._keep(uri))
+                self._tasks[uri] = self._parts.start(f"the keeper of the key set {uri}", partial(self._keep, uri))
         return tuple(entry.key for entry in dropped)
+
+    def failing(self) -> list[str]:
+        """Return, in words, the key sets whose keeping fails for what nobody foresaw; it goes on."""
+        return self._parts.failing()
 
     async def close(self) -> None:
         """End every fetch."""

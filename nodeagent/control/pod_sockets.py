@@ -17,17 +17,20 @@ import os
 import shutil
 import socket
 import time
-from collections.abc import Callable, Mapping
-from contextlib import suppress
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
+from nodeagent.control.concern import Snapshot
 from nodeagent.errors import IdentityError, KernelError, translated
 from nodeagent.identity.allowance import Allowance
 from nodeagent.identity.certificate import Certificate
 from nodeagent.identity.peer import stranger
 from nodeagent.mesh.local import AskingPod
+from nodeagent.parts import Parts
 from nodeagent.redirect.pod_mount import PodMount
+from nodeagent.telemetry.http_request import Routes
 from nodeagent.vocabulary import PodUid, SpiffeId
 
 if TYPE_CHECKING:
@@ -50,35 +53,61 @@ log = logging.getLogger("nodeagent.sockets")
 
 
 class PodSockets:
-    """The sockets of this node's pods, below *directory*. *current* gives an identity's certificate
-    or raises IdentityError.
+    """A concern: the sockets of this node's pods, below *directory*. *current* gives an identity's
+    certificate or raises IdentityError.
 
     *authority* is the built-in authority's directory, None where certificates come from elsewhere:
     no tokens are issued then.
     """
 
     def __init__(
-        self, directory: Path, current: Callable[[SpiffeId], Certificate], authority: Path | None, trust_domain: str
+        self,
+        directory: Path,
+        current: Callable[[SpiffeId], Certificate],
+        authority: Path | None,
+        trust_domain: str,
+        *,
+        check_seconds: float,
     ) -> None:
-        self._directory, self._current, self._authority, self._trust_domain = (
-            directory / "pods",
-            current,
-            authority,
-            trust_domain,
-        )
+        """*check_seconds*: how often sockets, mounts and keys for tokens are looked at."""
+        self._directory = directory / "pods"
+        self._current = current
+        self._authority = authority
+        self._trust_domain = trust_domain
+        self._check_seconds = check_seconds
         self._sockets: dict[PodUid, _PodSocket] = {}
         self._tokens: JwtAuthority | None = None
         self._wake = asyncio.Event()
 
-    def reconcile(self, pods: Mapping[PodUid, AskingPod]) -> None:
-        """Make the pods with a socket be *pods*. What fails for one is told, and tried again by :meth:`run`."""
-        for uid in [uid for uid, known in self._sockets.items() if pods.get(uid) != known.pod]:
-            self._sockets.pop(uid).close(remove=uid not in pods)
-        for uid, pod in pods.items():
+    @asynccontextmanager
+    async def run(self, parts: Parts) -> AsyncIterator[None]:
+        """Keep everything as it should be; leaving stops serving."""
+        parts.start("what serves the pods' sockets", self._keep_checking)
+        yield
+        self.close()
+
+    def changed(self, snapshot: Snapshot) -> None:
+        """End the sockets of pods that are gone, and of those that are others now."""
+        for uid in [uid for uid, known in self._sockets.items() if snapshot.asking.get(uid) != known.pod]:
+            self._sockets.pop(uid).close(remove=uid not in snapshot.asking)
+
+    def grown(self, snapshot: Snapshot) -> None:
+        """Make the sockets of the pods that have none. What fails for one is told, and tried again
+        by the check.
+        """
+        for uid, pod in snapshot.asking.items():
             if uid not in self._sockets:
                 self._sockets[uid] = _PodSocket(pod, self._directory / uid, self._subject(pod.identity))
                 self._sockets[uid].check()
                 self._wake.set()
+
+    def missing(self) -> list[str]:
+        """A socket that cannot be made keeps nobody from being captured."""
+        return []
+
+    def routes(self) -> Routes:
+        """It tells nothing."""
+        return {}
 
     def certified(self, certificate: Certificate) -> None:
         """Hand a new certificate, or new roots, to the pods with its identity."""
@@ -92,8 +121,8 @@ class PodSockets:
             if each.pod.identity == identity:
                 each.subject.certificate.set(None)
 
-    async def run(self, seconds: float) -> None:
-        """Keep sockets, mounts and keys for tokens as they should be, looking every *seconds*; for ever."""
+    async def _keep_checking(self) -> None:
+        """Keep sockets, mounts and keys for tokens as they should be; for ever."""
         while True:
             self._wake.clear()
             self._refresh_tokens()
@@ -101,7 +130,7 @@ class PodSockets:
                 each.check()
                 await each.mount()
             with suppress(TimeoutError):
-                async with asyncio.timeout(seconds):
+                async with asyncio.timeout(self._check_seconds):
                     await self._wake.wait()
 
     def close(self) -> None:
@@ -165,12 +194,19 @@ class _PodSocket:
         """Listen, if that is not so, or if what stands in the folder is not the socket any more."""
         try:
             with translated(KernelError, "the socket cannot be made"):
-                if self._listener is None or os.lstat(self._folder / NAME).st_ino != self._inode:
+                if self._listener is None or not self._stands():
                     self._stop_listening()
                     self._listen()
             self._tell("socket", "")
         except KernelError as error:
             self._tell("socket", f"{self._folder}: {error}")
+
+    def _stands(self) -> bool:
+        """Say whether the socket is where pods look for it. Raises OSError."""
+        try:
+            return os.lstat(self._folder / NAME).st_ino == self._inode
+        except FileNotFoundError:
+            return False
 
     async def mount(self) -> None:
         """Mount the folder where the annotation wants it, in whichever of the pod's mount namespaces has it not."""

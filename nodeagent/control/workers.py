@@ -14,14 +14,17 @@ import logging
 import signal
 import socket
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from typing import Final, Protocol, assert_never
 
 import orjson
 
 from nodeagent.channel import DESCRIPTORS, LARGEST_BYTES, MESSAGE_BYTES, Channel, pair
-from nodeagent.codec import FileDescriptor, MessageError, Unchecked
+from nodeagent.control.concern import Snapshot
+from nodeagent.control.snapshot_parts import parts as in_parts
+from nodeagent.control.worker_process import KnownToWorkers, WorkerProcess
 from nodeagent.errors import ControlError, KernelError, translated
 from nodeagent.mesh.entries import Delta, Entry
 from nodeagent.mesh.entry_json import to_json
@@ -47,55 +50,29 @@ from nodeagent.messages import (
     PodReleased,
     Pong,
     Signal,
-    SnapshotPart,
     SocketsMade,
     StartWorker,
     Succeeded,
     ToSupervisor,
     ToWorker,
 )
+from nodeagent.parts import Parts
 from nodeagent.redirect.pod import ListenerId
 from nodeagent.supervisor import SILENT_SECONDS
+from nodeagent.telemetry.http_request import Response, Routes
 from nodeagent.vocabulary import Family, PodUid
+from nodeagent.wire import FileDescriptor, MessageError, Unchecked
 
 PING_SECONDS: Final = 1.0
+POLL_SECONDS: Final = 0.02
+"""How often it is looked whether workers are where they should be."""
 RESPAWN_LIMIT: Final = 20
 """Deaths within a minute after which a worker is restarted only once a second."""
 LARGEST_ENTRY: Final = LARGEST_BYTES - MESSAGE_BYTES
 """Bytes of an entry as JSON: its message holds little else."""
-REMOVALS_AT_ONCE: Final = 500
-_FRAME_BYTES: Final = 1000
-"""Of a message around its entries."""
 MAX_FLOWS: Final = 50_000
 """Of one worker in one answer."""
 log = logging.getLogger("nodeagent.control")
-
-
-class WorkerProcess:
-    """One worker process and control's end of its channel."""
-
-    def __init__(self, slot: int, number: int, pid: int = 0) -> None:
-        self.slot = slot
-        self.number = number
-        self.pid = pid
-        self.channel: Channel[FromWorker, ToWorker]
-        self.ready = self.finished = self.killed = False
-        self.last_pong = 0.0
-        self.generation = 0
-        """Of the snapshot: the last one that is in force in it, as it says."""
-        self.connections = 0
-        self.replies: dict[int, tuple[asyncio.Future[list[Unchecked]], list[Unchecked]]] = {}
-
-
-class State:
-    """What a new worker is told first: the snapshot, certificates, pods and listeners as they stand."""
-
-    def __init__(self) -> None:
-        self.start: StartWorker | None = None
-        self.entries: dict[str, Entry] = {}
-        self.certificates: dict[str, CertificateIssued] = {}
-        self.pods: dict[str, PodCaptured] = {}
-        self.listeners: dict[str, dict[ListenerId, socket.socket]] = {}
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,17 +92,34 @@ class TellsSupervisor(Protocol):
 
 
 class Workers:
-    """Fills ``count`` slots, replaces what dies, and sends every change to all."""
+    """A concern: fills ``count`` slots, replaces what dies, and sends every change to all."""
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, count: int, supervisor: TellsSupervisor, needs: Needs) -> None:
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        count: int,
+        supervisor: TellsSupervisor,
+        needs: Needs,
+        *,
+        drain_seconds: float,
+        stop_seconds: float,
+    ) -> None:
+        """*drain_seconds*: how long a replaced worker's connections may go on; *stop_seconds*: those
+        of all when control stops.
+        """
         self._loop = loop
         self.count = count
         self._supervisor = supervisor
         self._needs = needs
-        self._state = State()
+        self._drain_seconds = drain_seconds
+        self._stop_seconds = stop_seconds
+        self._state = KnownToWorkers()
         self._numbers = itertools.count(1)
         self._pings = itertools.count(1)
         self._slots: dict[int, WorkerProcess] = {}
+        self._starts: dict[int, StartWorker] = {}
+        """What whoever fills a slot is told first, by slot."""
+        self._node_addresses: tuple[str, ...] = ()
         self._draining: list[WorkerProcess] = []
         self._adopted: list[WorkerProcess] = []
         self._deaths: list[float] = []
@@ -134,30 +128,58 @@ class Workers:
         """Of the snapshot: counts its changes, from where no earlier control came, whose last
         acknowledgements may be on their way.
         """
-        self.unsent: dict[str, str] = {}
+        self._unsent: dict[str, str] = {}
         """Entries that cannot be sent, and why; workers keep what they had."""
+
+    # -- as a concern --
+
+    @asynccontextmanager
+    async def run(self, parts: Parts) -> AsyncIterator[None]:
+        """End those of an earlier control when their successors are up; leaving drains all of them."""
+        parts.start("what ends earlier workers", self._retire_adopted)
+        yield
+        await self.stop(self._stop_seconds)
+
+    def changed(self, snapshot: Snapshot) -> None:
+        """They were told by :meth:`apply`, when the snapshot was made."""
+
+    def grown(self, snapshot: Snapshot) -> None:
+        """They were told by :meth:`apply`."""
+
+    def missing(self) -> list[str]:
+        """Say that a slot has no worker that answers, and which entries cannot be told."""
+        down = [] if self.ready() else ["a worker is not up"]
+        return down + [f"{key} is not in the workers: {why}" for key, why in sorted(self._unsent.items())]
+
+    def routes(self) -> Routes:
+        """``nodeagent reload``."""
+        return {("POST", "/reload"): self._reload_page}
+
+    async def _reload_page(self, query: Mapping[str, str]) -> Response:
+        return Response.json({"workers": await self.reload()})
 
     # -- slots --
 
-    def start(self, start: StartWorker) -> None:
-        """Fill the slots; each worker is told *start* first, with its own slot."""
-        self._state.start = start
+    def fill(self, start: StartWorker) -> None:
+        """Fill the slots; each worker is told *start* first, with its own slot and the node's
+        addresses as they are then. Raises OSError where there is no room for a channel.
+        """
         for slot in range(self.count):
+            self._starts[slot] = replace(start, slot=slot)
             self._spawn(slot)
         self._loop.call_later(PING_SECONDS, self._ping)
 
     def node(self, addresses: Sequence[str]) -> None:
         """The node's own addresses, from which probes come, are *addresses*."""
-        start = self._state.start
-        if start is not None and start.node_addresses != tuple(addresses):
-            self._state.start = replace(start, node_addresses=tuple(addresses))
-            self._broadcast(NodeAddresses(tuple(addresses)))
+        if self._node_addresses != tuple(addresses):
+            self._node_addresses = tuple(addresses)
+            self._broadcast(NodeAddresses(self._node_addresses))
 
     def adopt(self, pid: int, end: socket.socket) -> None:
         """Take over a worker that an earlier control started, with that one's *end* of its channel.
 
         It gets what it needs and hears of every change, as one that drains, and drains itself when
-        :meth:`retire_adopted` says so.
+        its successors are up.
         """
         worker = WorkerProcess(-1, next(self._numbers), pid)
         self._connect(worker, end)
@@ -165,9 +187,12 @@ class Workers:
         self._adopted.append(worker)
         worker.channel.send(Succeeded())
 
-    def retire_adopted(self, drain_seconds: float) -> None:
+    async def _retire_adopted(self) -> None:
+        """Workers of an earlier control served on; they drain as soon as their successors are up."""
+        while not self.ready():
+            await asyncio.sleep(POLL_SECONDS)
         for worker in self._adopted:
-            worker.channel.send(Drain(drain_seconds))
+            worker.channel.send(Drain(self._drain_seconds))
         self._adopted.clear()
 
     def ready(self) -> bool:
@@ -255,9 +280,8 @@ class Workers:
 
     def _tell_everything(self, worker: WorkerProcess) -> None:
         state = self._state
-        if state.start is not None:
-            self._tell(worker, replace(state.start, slot=worker.slot))
-        for part in parts(state.entries.values(), (), self.generation):
+        self._tell(worker, replace(self._starts[worker.slot], node_addresses=self._node_addresses))
+        for part in in_parts(state.entries.values(), (), self.generation):
             self._tell(worker, part)
         for certificate in state.certificates.values():
             self._tell(worker, certificate)
@@ -281,7 +305,7 @@ class Workers:
             self._state.entries.pop(key, None)
         for entry in upserts:
             self._state.entries[entry.key] = entry
-        for part in parts(upserts, delta.removals, self.generation):
+        for part in in_parts(upserts, delta.removals, self.generation):
             self._broadcast(part)
 
     def _fits(self, entry: Entry) -> bool:
@@ -294,9 +318,9 @@ class Workers:
         except TypeError as error:
             why = str(error)
         if not why:
-            self.unsent.pop(entry.key, None)
-        elif self.unsent.get(entry.key) != why:
-            self.unsent[entry.key] = why
+            self._unsent.pop(entry.key, None)
+        elif self._unsent.get(entry.key) != why:
+            self._unsent[entry.key] = why
             log.error("%s cannot be sent to the workers: %s", entry.key, why)
         return not why
 
@@ -310,10 +334,6 @@ class Workers:
         return slots + [
             f"a draining worker (pid {worker.pid})" for worker in self._draining if worker.generation < generation
         ]
-
-    def entry(self, key: str) -> Entry | None:
-        """Return the snapshot's entry of *key*."""
-        return self._state.entries.get(key)
 
     def certificate(self, identity: str, message: CertificateIssued) -> None:
         self._state.certificates[identity] = message
@@ -449,9 +469,9 @@ class Workers:
 
     # -- reload and stop --
 
-    async def reload(self, drain_seconds: float) -> list[int]:
-        """Replace every worker: the new one listens on the same listeners before the old one stops.
-        Return the new pids.
+    async def reload(self) -> list[int]:
+        """Replace every worker: the new one listens on the same listeners before the old one stops,
+        so that no connection is lost. Return the new pids.
 
         Raises ControlError when a new worker does not come up; the old ones then go on.
         """
@@ -467,22 +487,23 @@ class Workers:
                     f"the new worker for slot {slot} did not come up within 10 s; the old one goes on, see the "
                     "daemon's log"
                 )
-            self._retire(old, drain_seconds)
+            self._retire(old)
             replaced.append(new.pid)
+        log.info("workers replaced: %s", replaced)
         return replaced
 
-    def _retire(self, worker: WorkerProcess, drain_seconds: float) -> None:
+    def _retire(self, worker: WorkerProcess) -> None:
         self._draining.append(worker)
-        worker.channel.send(Drain(drain_seconds))
+        worker.channel.send(Drain(self._drain_seconds))
 
-    async def finish(self, seconds: float) -> None:
+    async def finish(self) -> None:
         """Ask for the end of what is open now, while new connections are taken; return when it has
-        ended, at the latest after *seconds*.
+        ended, at the latest after the half of a stop that is for this.
         """
         workers = list(self._slots.values())
         for worker in workers:
             worker.channel.send(Finish())
-        await self._wait(lambda: all(worker.finished for worker in workers), seconds)
+        await self._wait(lambda: all(worker.finished for worker in workers), self._stop_seconds)
 
     async def stop(self, drain_seconds: float) -> None:
         """Drain all workers, also those that do so already, and wait for their end."""
@@ -498,44 +519,12 @@ class Workers:
         while not condition():
             if self._loop.time() > end:
                 return False
-            await asyncio.sleep(0.02)
+            await asyncio.sleep(POLL_SECONDS)
         return True
 
     def _signal(self, worker: WorkerProcess, number: int) -> None:
         self._supervisor.send(Signal(worker.pid, int(number)))
 
-    def entries(self) -> list[Entry]:
-        """Return the snapshot as the workers have it."""
-        return list(self._state.entries.values())
-
-
-def parts(entries: Iterable[Entry], removals: Iterable[str], generation: int) -> Iterator[SnapshotPart]:
-    """Split a change of the snapshot, which brings it to *generation*, into messages that fit a
-    packet. Each but the last says that there is ``more``.
-    """
-    last: SnapshotPart | None = None
-    for upserts, gone in _split(entries, removals):
-        if last is not None:
-            yield replace(last, more=True)
-        last = SnapshotPart(upserts, gone, generation, more=False)
-    yield last or SnapshotPart([], (), generation, more=False)
-
-
-def _split(entries: Iterable[Entry], removals: Iterable[str]) -> Iterator[tuple[list[Unchecked], tuple[str, ...]]]:
-    """Yield upserts and removals, as much of them as one packet carries."""
-    gone = tuple(removals)
-    for at in range(0, len(gone), REMOVALS_AT_ONCE):
-        yield [], gone[at : at + REMOVALS_AT_ONCE]
-    upserts: list[Unchecked] = []
-    size = 0
-    for entry in entries:
-        value = to_json(entry)
-        length = len(orjson.dumps(value))
-        if upserts and size + length > MESSAGE_BYTES - _FRAME_BYTES:
-            yield upserts, ()
-            upserts = []
-            size = 0
-        upserts.append(value)
-        size += length
-    if upserts:
-        yield upserts, ()
+    def snapshot(self) -> Mapping[str, Entry]:
+        """Return the snapshot as the workers have it, by key: as it changes, not as it was."""
+        return self._state.entries

@@ -20,7 +20,6 @@ from typing import Final, assert_never
 import uvloop
 
 from nodeagent.channel import Channel
-from nodeagent.codec import MessageError
 from nodeagent.config import AgentConfig
 from nodeagent.identity.certificate import Certificate
 from nodeagent.identity.tls import Contexts, contexts
@@ -67,6 +66,7 @@ from nodeagent.telemetry.access_log import AccessLog
 from nodeagent.telemetry.cells import WorkerMetrics
 from nodeagent.telemetry.metrics import BUSY_POLL, LOG_DROPPED, LOOP_LAG, OPEN_CONNECTIONS
 from nodeagent.vocabulary import Direction, Family
+from nodeagent.wire import MessageError
 
 SWEEP_SECONDS: Final = 0.25
 FLOWS_PER_MESSAGE: Final = 100

@@ -13,8 +13,8 @@ from typing import TypeAlias
 import pytest
 
 from nodeagent.channel import DESCRIPTORS, LARGEST_BYTES, MESSAGE_BYTES, QUEUE_DESCRIPTORS, Channel, pair
-from nodeagent.codec import Decoder, FileDescriptor, MessageError
 from nodeagent.errors import ControlError
+from nodeagent.wire import Decoder, FileDescriptor, MessageError
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,7 +8,6 @@ from typing import Any
 import orjson
 import pytest
 
-from nodeagent.codec import Decoder, FileDescriptor, MessageError, encode
 from nodeagent.messages import (
     FROM_SUPERVISOR,
     FROM_WORKER,
@@ -31,6 +30,7 @@ from nodeagent.messages import (
     Stilled,
 )
 from nodeagent.vocabulary import PodUid, SpiffeId
+from nodeagent.wire import Decoder, FileDescriptor, MessageError, encode
 
 ONE, TWO = FileDescriptor(11), FileDescriptor(12)
 DIRECTIONS: list[tuple[Decoder[Any], object]] = [

@@ -34,7 +34,7 @@ def test_a_part_that_fails_is_started_again_alone_and_named() -> None:
                 spun += 1
                 await asyncio.sleep(0)
 
-        parts = Parts(loop, sleep=sleep, uniform=lambda low, high: high)
+        parts = Parts(sleep=sleep, uniform=lambda low, high: high)
         parts.start("the wrong part", wrong)
         parts.start("another", other)
         await well.wait()
@@ -62,7 +62,7 @@ def test_a_part_that_returns_has_done_its_work() -> None:
             nonlocal done
             done += 1
 
-        parts = Parts(asyncio.get_running_loop())
+        parts = Parts()
         parts.start("once", once)
         for _ in range(5):
             await asyncio.sleep(0)

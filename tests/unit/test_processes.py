@@ -80,7 +80,7 @@ def test_a_worker_that_cannot_give_up_its_privileges_ends() -> None:
         from nodeagent.proxy import privilege, worker
         from nodeagent.pulse import Pulses
         import socket
-        from nodeagent.codec import encode
+        from nodeagent.wire import encode
         from nodeagent.messages import StartWorker
 
         def refuse(parent):

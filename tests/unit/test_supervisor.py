@@ -23,7 +23,7 @@ FRAME = """
     import dataclasses, json, os, signal, socket, sys, time
     from nodeagent import supervisor
     from nodeagent.channel import DESCRIPTORS, decode, pair, receive
-    from nodeagent.codec import encode
+    from nodeagent.wire import encode
     from nodeagent.messages import *
     from nodeagent.redirect import heartbeat
     from nodeagent.supervisor import CONTROL, Role

@@ -7,7 +7,6 @@ import socket
 from typing import Any
 
 from nodeagent.channel import Channel, pair
-from nodeagent.codec import FileDescriptor, MessageError
 from nodeagent.control.in_force import InForce
 from nodeagent.control.workers import LARGEST_ENTRY, Needs, Workers
 from nodeagent.mesh.entries import Delta
@@ -27,6 +26,7 @@ from nodeagent.messages import (
 from nodeagent.policy.model import AuthorizationPolicy, Jwks, Rule, RuleSource
 from nodeagent.resources import security
 from nodeagent.resources.changes import Change
+from nodeagent.wire import FileDescriptor, MessageError
 
 DOCUMENT = {
     "apiVersion": "security.istio.io/v1",
@@ -92,8 +92,15 @@ def test_a_generation_is_in_force_when_its_last_part_is() -> None:
         host: Channel[ToSupervisor, FromSupervisor] = Channel(
             loop, theirs, TO_SUPERVISOR, heard=forked, refused=fail, closed=lambda: None
         )
-        workers = Workers(loop, 1, supervisor, Needs(lambda *_: [], lambda _: None, lambda _: None))
-        workers.start(StartWorker(0, {}, (), 1, FileDescriptor(0), FileDescriptor(0)))
+        workers = Workers(
+            loop,
+            1,
+            supervisor,
+            Needs(lambda *_: [], lambda _: None, lambda _: None),
+            drain_seconds=0.0,
+            stop_seconds=0.0,
+        )
+        workers.fill(StartWorker(0, {}, (), 1, FileDescriptor(0), FileDescriptor(0)))
         while not forks:
             await asyncio.sleep(0)
 
@@ -122,7 +129,7 @@ def test_a_generation_is_in_force_when_its_last_part_is() -> None:
         assert len(parts()) > 3
         assert [part.more for part in parts()] == [True] * (len(parts()) - 1) + [False]
         assert sum(len(part.upserts) for part in parts()) == 3001
-        assert workers.unsent.keys() == {"jwks/http://x"}
+        assert [why.split(": ")[0] for why in workers.missing()[1:]] == ["jwks/http://x is not in the workers"]
         assert workers.behind(generation) == ["worker 0 (pid 0)"]
         for number, left in ((generation - 1, True), (generation + 5, False)):
             end.send(GenerationInForce(number))

@@ -7,11 +7,11 @@ import asyncio
 import pytest
 
 from nodeagent.channel import pair
-from nodeagent.codec import MessageError, encode
 from nodeagent.config import AgentConfig
-from nodeagent.control.main import _run
+from nodeagent.control.main import run
 from nodeagent.messages import Begin
 from nodeagent.pulse import Pulses
+from nodeagent.wire import MessageError, encode
 
 CONFIG = AgentConfig.model_validate(
     {"node": "n1", "source": "/", "redirect": {"cgroup": "/"}, "identity": {"caDirectory": "/"}}
@@ -29,7 +29,7 @@ def test_a_control_that_is_told_what_no_supervisor_tells_ends_for_its_successor(
         ours.send(encode(Begin())[0])
         async with asyncio.timeout(10):
             with pytest.raises(MessageError, match="Kept: files is missing"):
-                await _run(CONFIG, theirs, Pulses().claim())
+                await run(CONFIG, theirs, Pulses().claim())
         ours.close()
 
     asyncio.run(scene())

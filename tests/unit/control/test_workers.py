@@ -13,7 +13,6 @@ import pytest
 
 from nodeagent import channel
 from nodeagent.channel import MESSAGE_BYTES, decode, receive
-from nodeagent.codec import FileDescriptor, encode
 from nodeagent.control.workers import Needs, Workers
 from nodeagent.errors import KernelError
 from nodeagent.messages import (
@@ -29,6 +28,7 @@ from nodeagent.messages import (
     ToWorker,
 )
 from nodeagent.vocabulary import PodUid
+from nodeagent.wire import FileDescriptor, encode
 
 
 class Supervisor:
@@ -46,9 +46,9 @@ class Supervisor:
             self.killed.append(message.pid)
 
 
-def start(*addresses: str) -> StartWorker:
+def start() -> StartWorker:
     null = FileDescriptor(0)
-    return StartWorker(0, {}, addresses, 1, null, null)
+    return StartWorker(0, {}, (), 1, null, null)
 
 
 def heard(end: socket.socket) -> list[ToWorker]:
@@ -74,7 +74,9 @@ class Scene:
     def __init__(self, count: int = 1, sockets: Callable[..., list[socket.socket]] = lambda *_: []) -> None:
         self.supervisor = Supervisor()
         needs = Needs(sockets, lambda _: None, lambda _: None)
-        self.workers = Workers(asyncio.get_running_loop(), count, self.supervisor, needs)
+        self.workers = Workers(
+            asyncio.get_running_loop(), count, self.supervisor, needs, drain_seconds=0.0, stop_seconds=0.0
+        )
 
     async def filled(self, count: int) -> socket.socket:
         """Return the last of *count* ends, when so many workers were asked for."""
@@ -117,7 +119,7 @@ def test_the_nodes_addresses_change() -> None:
     async def scene(stage: Scene) -> None:
         workers = stage.workers
         workers.node(["10.0.0.1"])
-        workers.start(start("10.0.0.1"))
+        workers.fill(start())
         workers.node(["10.0.0.1"])
         workers.node(["10.0.0.1", "10.0.0.2"])
         workers.node(["10.0.0.1", "10.0.0.2"])
@@ -139,7 +141,7 @@ def test_a_worker_that_cannot_be_told_is_replaced(monkeypatch: pytest.MonkeyPatc
 
     async def scene(stage: Scene) -> None:
         workers, ends = stage.workers, stage.supervisor.ends
-        workers.start(start())
+        workers.fill(start())
         for number in (1, 2):
             workers.forked(number, 1000 + number)
         make = channel.memory_file
@@ -177,7 +179,7 @@ def test_a_worker_that_says_what_no_worker_says_is_killed_and_replaced(
     """Verdict: by name, and alone; nothing that it says after that is heard."""
 
     async def scene(stage: Scene) -> None:
-        stage.workers.start(start())
+        stage.workers.fill(start())
         stage.workers.forked(1, 1001)
         end = await stage.filled(1)
         end.send(said)
@@ -203,7 +205,7 @@ def asked(stage: Scene) -> SocketsMade:
 
 def test_a_worker_gets_the_sockets_that_it_asked_for() -> None:
     async def scene(stage: Scene) -> None:
-        stage.workers.start(start())
+        stage.workers.fill(start())
         answer = asked(stage)
         assert (answer.uid, answer.family, len(answer.sockets)) == ("u", 4, 2)
         for descriptor in answer.sockets:
@@ -218,7 +220,7 @@ def test_where_no_sockets_can_be_made_the_worker_hears_so_at_once(error: Excepti
         raise error
 
     async def scene(stage: Scene) -> None:
-        stage.workers.start(start())
+        stage.workers.fill(start())
         assert asked(stage) == SocketsMade(PodUid("u"), 4, ())
 
     play(scene, sockets=fail)
@@ -228,7 +230,7 @@ def test_where_sockets_cannot_be_sent_the_worker_hears_so_at_once(monkeypatch: p
     """Input: control may have no more descriptors, which sending takes."""
 
     async def scene(stage: Scene) -> None:
-        stage.workers.start(start())
+        stage.workers.fill(start())
         monkeypatch.setattr(channel, "duplicated", _unless_none)
         assert asked(stage) == SocketsMade(PodUid("u"), 4, ())
 
@@ -253,7 +255,7 @@ def test_a_slot_that_cannot_be_filled_is_tried_again(monkeypatch: pytest.MonkeyP
     from nodeagent.control import workers as module
 
     async def scene(stage: Scene) -> None:
-        stage.workers.start(start())
+        stage.workers.fill(start())
         failures = iter((OSError(errno.EMFILE, "Too many open files"),))
 
         def pair() -> tuple[socket.socket, socket.socket]:

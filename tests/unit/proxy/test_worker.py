@@ -9,9 +9,8 @@ from collections.abc import Awaitable, Callable
 import uvloop
 
 from nodeagent.channel import Channel, pair
-from nodeagent.codec import FileDescriptor, MessageError, Unchecked
 from nodeagent.config import Proxy as ProxySettings
-from nodeagent.control.workers import parts
+from nodeagent.control.snapshot_parts import parts
 from nodeagent.mesh.entries import Entry, Workload
 from nodeagent.mesh.entry_json import to_json
 from nodeagent.messages import (
@@ -30,6 +29,7 @@ from nodeagent.proxy.proxy import Proxy
 from nodeagent.proxy.worker import Worker
 from nodeagent.pulse import Pulses
 from nodeagent.vocabulary import Address, PodUid, SpiffeId
+from nodeagent.wire import FileDescriptor, MessageError, Unchecked
 from tests.unit.proxy.stage import context
 
 PARTS, POLICIES = 3, 150

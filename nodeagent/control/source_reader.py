@@ -1,0 +1,149 @@
+"""Follows the source: each batch of changes becomes the snapshot's next generation, and every concern
+is brought to it.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from contextlib import asynccontextmanager
+from typing import Protocol
+
+from nodeagent.control.concern import Concern, Snapshot
+from nodeagent.control.in_force import Behind, InForce
+from nodeagent.errors import shown
+from nodeagent.mesh.compile import Mesh
+from nodeagent.mesh.entries import Delta, Entry
+from nodeagent.parts import Parts
+from nodeagent.resources.changes import AnyChange
+from nodeagent.resources.source import Source
+from nodeagent.telemetry.http_request import Response, Routes
+
+log = logging.getLogger("nodeagent.control")
+
+
+class TakesSnapshot(Protocol):
+    """Who has the snapshot's entries and counts its generations: ``Workers``."""
+
+    generation: int
+
+    def node(self, addresses: Sequence[str]) -> None:
+        """The node's own addresses are *addresses*."""
+
+    def apply(self, delta: Delta) -> None:
+        """Take a change of the snapshot, as its next generation."""
+
+    def snapshot(self) -> Mapping[str, Entry]:
+        """Return the entries, by key."""
+
+
+class SourceReader:
+    """A concern, that tells all others."""
+
+    def __init__(self, source: Source, mesh: Mesh, workers: TakesSnapshot, *, enroll: bool) -> None:
+        """*enroll*: whether this node's pods are captured (``redirect.enroll``)."""
+        self._source = source
+        self._mesh = mesh
+        self._workers = workers
+        self._enroll = enroll
+        self._in_force = InForce()
+        self._concerns: tuple[Concern, ...] = ()
+        self._enforcing: tuple[Behind, ...] = ()
+        self.batches = 0
+        """Of changes that were taken in."""
+
+    @property
+    def generation(self) -> int:
+        """Of the snapshot."""
+        return self._workers.generation
+
+    def entries(self) -> Iterable[Entry]:
+        """Return the snapshot's entries."""
+        return self._workers.snapshot().values()
+
+    async def read(self) -> None:
+        """Wait for the source's next batch of changes, and take it into the snapshot; the first one
+        is everything. Raises ConfigError, KernelError: the source cannot be read.
+        """
+        self._apply(await self._source.changes())
+
+    def begin(self, concerns: Iterable[Concern], enforcing: Iterable[Behind]) -> None:
+        """Take the node over: bring *concerns* to what was read, and to every change from now on.
+        *enforcing* say who of those that enforce policies is behind.
+
+        What fails for what the source says, and not for one pod alone, fails for a successor too:
+        pods stay as they are, and it is tried again.
+        """
+        self._concerns = tuple(concerns)
+        self._enforcing = tuple(enforcing)
+        try:
+            self._reconcile()
+        except Exception as error:
+            log.error(
+                "the node cannot be brought to what the source says: %s; it is tried again",
+                shown(str(error)),
+                exc_info=error,
+            )
+
+    @asynccontextmanager
+    async def run(self, parts: Parts) -> AsyncIterator[None]:
+        """Follow the source."""
+        parts.start("the reader of the source", self._follow)
+        yield
+
+    def changed(self, snapshot: Snapshot) -> None:
+        """It is where changes come from."""
+
+    def grown(self, snapshot: Snapshot) -> None:
+        """It is where changes come from."""
+
+    def missing(self) -> list[str]:
+        """Say what of the snapshot could not be made."""
+        return [f"{whose} stays as it was: {why}" for whose, why in sorted(self._mesh.faults.items())]
+
+    def routes(self) -> Routes:
+        """``nodeagent get policies``."""
+        return {("GET", "/policies"): self._policies}
+
+    async def _policies(self, query: Mapping[str, str]) -> Response:
+        """A row for each policy, which says whether it is in force everywhere, and for each document
+        that was refused.
+        """
+        return Response.json(self._in_force.tell(self._mesh.policies(self._source.refused()), self._behind))
+
+    def _behind(self, generation: int) -> list[str]:
+        found: list[str] = []
+        for behind in self._enforcing:
+            found += behind(generation)
+        return found
+
+    def _apply(self, changes: list[AnyChange]) -> None:
+        self.batches += 1  # until a concern has the change, whatever of another one fails before
+        delta = self._mesh.apply(changes)
+        self._workers.node(sorted(self._mesh.node_addresses()))
+        self._workers.apply(delta)
+        self._in_force.bring(changes, self._workers.generation)
+
+    def _snapshot(self) -> Snapshot:
+        return Snapshot(
+            captured={pod.uid: pod for pod in self._mesh.local_pods()} if self._enroll else {},
+            asking={pod.uid: pod for pod in self._mesh.asking_pods()},
+            entries=self._workers.snapshot(),
+            unread=tuple(self._source.unread_pods()),
+        )
+
+    def _reconcile(self) -> None:
+        """Bring the node to the snapshot: first what is there already, which a change may forbid,
+        then what is new.
+        """
+        snapshot = self._snapshot()
+        for concern in self._concerns:
+            concern.changed(snapshot)
+        for concern in self._concerns:
+            concern.grown(snapshot)
+
+    async def _follow(self) -> None:
+        """Started again after a failure, it reconciles first: the batch at which it failed is in the snapshot."""
+        while True:
+            self._reconcile()
+            await self.read()

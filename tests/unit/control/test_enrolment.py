@@ -1,0 +1,209 @@
+"""Enrolment with a kernel, workers and certificates of the test's own: who is captured, how each is,
+and what others hear of it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import Awaitable, Callable, Iterator
+from dataclasses import replace
+
+import pytest
+
+from nodeagent.control.enrolment import Enrolment
+from nodeagent.control.enrolment_neighbours import Effects
+from nodeagent.errors import ResourceError
+from nodeagent.parts import Parts
+from nodeagent.redirect.pod import ListenerId
+from nodeagent.telemetry.metrics import ENROLLED_PODS, FAULTY_PODS
+from nodeagent.telemetry.store import Store
+from nodeagent.vocabulary import Address, PodUid
+from tests.unit.control.scene import (
+    Certificates,
+    Plane,
+    Supervisor,
+    Workers,
+    certificate,
+    identity,
+    play,
+    snapshot,
+    until,
+    workload,
+)
+
+
+class Stage:
+    def __init__(self) -> None:
+        self.plane = Plane()
+        self.workers = Workers()
+        self.certificates = Certificates()
+        self.supervisor = Supervisor()
+        self.published: dict[str, bool] = {}
+        self.untellable: set[str] = set()
+        self.repaired: list[str] = []
+        self.inherited: dict[PodUid, dict[ListenerId, socket.socket]] = {}
+        effects = Effects(self._publish, self.supervisor.keep, self.supervisor.drop, self.repaired.append)
+        self.enrolment = Enrolment(
+            self.plane,
+            self.workers,
+            self.certificates,
+            effects,
+            "policy",
+            inherited=self.inherited,
+            check_seconds=0.0,
+        )
+
+    def _publish(self, uid: PodUid, enrolled: bool) -> None:
+        if uid in self.untellable:
+            raise ResourceError("the folder is full")
+        self.published[uid] = enrolled
+
+    def bring(self, *pods: str) -> None:
+        now = snapshot(pods, entries=[workload(uid) for uid in pods])
+        self.enrolment.changed(now)
+        self.enrolment.grown(now)
+
+    def states(self) -> dict[object, object]:
+        return {row["uid"]: row["state"] for row in self.enrolment.rows()}
+
+
+@pytest.fixture
+def stage() -> Iterator[Stage]:
+    made = Stage()
+    yield made
+    made.plane.close()
+
+
+def test_a_pod_is_captured_before_its_certificate_is_there(stage: Stage) -> None:
+    """Verdict: its listeners go to workers and supervisor at once; other nodes hear of it with the certificate."""
+    stage.bring("a")
+    assert stage.states() == {"a": "pending"}
+    assert stage.workers.pods.keys() == {"a"}
+    assert stage.supervisor.kept.keys() == {"a/inbound/4/0", "a/netns"}
+    assert stage.published == {}
+    assert stage.enrolment.missing() == [f"pod default/a: pending: no certificate for {identity('a')} yet"]
+    stage.certificates.good.add(identity("a"))
+    stage.enrolment.certified(certificate("other"))
+    assert stage.states() == {"a": "pending"}
+    stage.enrolment.certified(certificate("a"))
+    assert stage.states() == {"a": "enrolled"}
+    assert stage.published == {"a": True}
+    assert stage.enrolment.missing() == []
+
+
+def test_a_pod_that_is_gone_is_released_before_another_is_captured(stage: Stage) -> None:
+    stage.bring("a")
+    stage.bring("b")
+    assert stage.workers.told == [("enrol", "a"), ("release", "a"), ("enrol", "b")]
+    assert stage.plane.captured.keys() == {"b"}
+    assert stage.supervisor.dropped == ["a"]
+    assert stage.published == {"a": False}
+
+
+def test_a_pod_that_cannot_be_captured_keeps_no_other_from_it(stage: Stage) -> None:
+    stage.plane.refused = {"a"}
+    stage.certificates.good = {identity("a"), identity("b")}
+    stage.bring("a", "b")
+    assert stage.states() == {"a": "failed", "b": "enrolled"}
+    assert stage.enrolment.missing() == ["pod default/a: failed: port 15001 is taken"]
+    stage.plane.refused.clear()
+    stage.enrolment.check()
+    assert stage.states() == {"a": "enrolled", "b": "enrolled"}
+
+
+def test_a_pod_that_is_described_otherwise_is_captured_anew_and_an_unchanged_one_is_left_alone(stage: Stage) -> None:
+    stage.certificates.good = {identity("a")}
+    stage.bring("a")
+    before = stage.plane.captured["a"]
+    stage.bring("a")
+    assert stage.plane.captured["a"] is before
+    strict = replace(workload("a"), mtls="STRICT")
+    stage.enrolment.changed(snapshot(["a"], entries=[strict]))
+    assert stage.plane.captured["a"].protection.dead
+    assert stage.workers.told == [("enrol", "a")], "its listeners are those that the workers have"
+
+
+def test_listeners_of_an_earlier_control_are_used_on(stage: Stage) -> None:
+    with socket.socket() as listener:
+        stage.inherited[PodUid("a")] = {("inbound", 4, 0): listener}
+        stage.bring("a")
+        assert stage.plane.held["a"].fds["inbound", 4, 0] is listener
+        assert stage.inherited == {}, "nobody closes them as leftovers"
+
+
+def test_what_is_wrong_is_repaired_and_counted_and_what_cannot_be_is_said(stage: Stage) -> None:
+    stage.certificates.good = {identity("a")}
+    stage.bring("a")
+    stage.plane.wrong = {"a": ["listener: gone"], "node": ["link: detached"]}
+    stage.enrolment.check()
+    assert stage.repaired == ["link", "listener"]
+    assert stage.states() == {"a": "enrolled"}
+    stage.plane.wrong = {"a": ["listener: gone"]}
+    stage.plane.broken = {"a": ["map: full"]}
+    stage.enrolment.check()
+    assert stage.enrolment.missing() == ["pod default/a: faulty: map: full"]
+    store = Store()
+    stage.bring("a", "b")
+    stage.enrolment.collect(store)
+    text = b"".join(store.exposition()).decode()
+    assert f"{ENROLLED_PODS.name} 1.0\n" in text, "a change tries again what was faulty"
+    assert f"{FAULTY_PODS.name} 1.0\n" in text
+
+
+def test_a_mark_that_cannot_be_told_is_told_at_the_next_check(stage: Stage) -> None:
+    stage.certificates.good = {identity("a")}
+    stage.untellable = {"a"}
+    stage.bring("a")
+    assert stage.published == {}
+    stage.untellable.clear()
+    stage.enrolment.check()
+    assert stage.published == {"a": True}
+
+
+def test_when_a_certificate_ends_its_pods_say_so(stage: Stage) -> None:
+    stage.certificates.good = {identity("a")}
+    stage.bring("a")
+    stage.certificates.good.clear()
+    stage.enrolment.ended(identity("a"))
+    assert stage.states() == {"a": "pending"}
+
+
+def test_what_is_left_in_the_kernel_is_spared_for_pods_that_could_not_be_captured(stage: Stage) -> None:
+    stage.plane.refused = {"a"}
+    now = snapshot(["a", "b"], entries=[workload("a"), workload("b")])
+    pods = {
+        uid: replace(pod, addresses=(Address(f"10.0.0.{number}"),))
+        for number, (uid, pod) in enumerate(now.captured.items())
+    }
+    now = replace(now, captured=pods)
+    stage.enrolment.grown(now)
+    stage.enrolment.prune()
+    assert stage.plane.pruned == [("10.0.0.0",)]
+
+
+def run(scene: Callable[[Stage], Awaitable[None]]) -> None:
+    async def whole() -> None:
+        stage = Stage()
+        try:
+            await scene(stage)
+        finally:
+            stage.plane.close()
+
+    play(whole)
+
+
+def test_it_compares_for_ever_and_on_leaving_tells_the_other_nodes() -> None:
+    async def scene(stage: Stage) -> None:
+        parts = Parts(sleep=lambda _: asyncio.sleep(0))
+        stage.certificates.good = {identity("a")}
+        stage.bring("a")
+        async with stage.enrolment.run(parts):
+            stage.plane.wrong = {"a": ["listener: gone"]}
+            await until(lambda: stage.repaired)
+            parts.stop()
+            assert stage.published == {"a": True}
+        assert stage.published == {"a": False}
+        assert stage.plane.captured.keys() == {"a"}, "pins stay for the next daemon"
+
+    run(scene)

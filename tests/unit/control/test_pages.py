@@ -1,0 +1,204 @@
+"""What control tells at its ports, by pages that know no more than they are given."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import orjson
+import pytest
+
+from nodeagent.config import AgentConfig, Telemetry
+from nodeagent.control.admin import AdminPorts
+from nodeagent.control.concern import merged
+from nodeagent.control.flows import FLOWS_KEPT, FlowRow, Flows
+from nodeagent.control.mesh_pages import MeshPages
+from nodeagent.control.metrics_pages import MetricsPages
+from nodeagent.control.pods_page import PodsPage
+from nodeagent.control.readiness import Readiness
+from nodeagent.errors import ControlError
+from nodeagent.messages import AskFlows, AskMetrics
+from nodeagent.telemetry.http_request import Response, Routes
+from nodeagent.telemetry.metrics import REPAIRS
+from nodeagent.telemetry.store import Store
+from tests.unit.control.scene import play, workload
+
+CONFIG = AgentConfig.model_validate(
+    {"node": "n1", "source": "/", "redirect": {"cgroup": "/"}, "identity": {"caDirectory": "/"}}
+)
+
+
+async def told(routes: Routes, path: str, **query: str) -> Any:
+    """Return what is told at *path*: JSON, or text."""
+    response = await routes["GET", path](query)
+    if response.variants:
+        return 200, b"".join(await response.variants[0].body()).decode()
+    body = response.body if isinstance(response.body, bytes) else b"".join(response.body)
+    return orjson.loads(body) if response.content_type == "application/json" else (response.status, body.decode())
+
+
+def flow(name: str, closed: float | None = None, pod: str = "a") -> FlowRow:
+    return {"id": name, "closed": closed, "pod": pod}
+
+
+class Workers:
+    def __init__(self, *rows: FlowRow) -> None:
+        self.rows = list(rows)
+
+    async def ask(self, question: type[AskFlows] | type[AskMetrics]) -> list[FlowRow]:
+        assert question is AskFlows
+        return list(self.rows)
+
+
+class Kernel:
+    def __init__(self) -> None:
+        self.rows: list[dict[str, object]] = []
+        self.fault: OSError | None = None
+
+    def flows(self, store: Store) -> list[dict[str, object]]:
+        if self.fault is not None:
+            raise self.fault
+        return self.rows
+
+
+def test_routes_of_all_are_told_and_no_path_has_two_answers() -> None:
+    async def one(query: Mapping[str, str]) -> Response:
+        return Response(b"one")
+
+    assert merged([{("GET", "/a"): one}, {("GET", "/b"): one, ("POST", "/a"): one}]).keys() == {
+        ("GET", "/a"),
+        ("GET", "/b"),
+        ("POST", "/a"),
+    }
+    with pytest.raises(ControlError, match="two concerns answer GET /a"):
+        merged([{("GET", "/a"): one}, {("GET", "/a"): one}])
+
+
+def test_ready_is_who_lacks_nothing() -> None:
+    async def scene() -> None:
+        lacks = ["a worker is not up"]
+        readiness = Readiness([lambda: lacks, lambda: ["no heartbeat"] if lacks else []])
+        assert await told(readiness.routes(), "/ready") == (503, "a worker is not up\nno heartbeat\n")
+        lacks.clear()
+        assert await told(readiness.routes(), "/ready") == (200, "ready\n")
+
+    play(scene)
+
+
+def test_a_flow_is_told_when_it_is_new_or_has_changed() -> None:
+    async def scene() -> None:
+        workers, kernel = Workers(flow("1"), flow("2")), Kernel()
+        kernel.rows = [flow("kernel-1")]
+        routes = Flows(workers, kernel, Store()).routes()
+        first = await told(routes, "/flows")
+        assert [row["id"] for row in first["flows"]] == ["1", "2", "kernel-1"]
+        assert (await told(routes, "/flows", since=str(first["next"])))["flows"] == []
+        workers.rows = [flow("2", closed=5.0), flow("3")]
+        second = await told(routes, "/flows", since=str(first["next"]))
+        by_name = {row["id"]: row["closed"] for row in second["flows"]}
+        assert by_name.keys() == {"1", "2", "3"}
+        assert by_name["1"], "it is gone with its worker"
+        kernel.fault = OSError("no map")
+        assert [row["id"] for row in (await told(routes, "/flows"))["flows"]] != []
+        assert await told(routes, "/flows", since="x") == (400, "since: a whole number is expected\n")
+
+    play(scene)
+
+
+def test_past_flows_are_bounded_and_a_busy_pod_pushes_out_its_own() -> None:
+    async def scene() -> None:
+        workers = Workers(flow("quiet", closed=1.0, pod="quiet"))
+        routes = Flows(workers, Kernel(), Store()).routes()
+        await told(routes, "/flows")
+        workers.rows = [flow(f"busy-{number}", closed=1.0, pod="busy") for number in range(2 * FLOWS_KEPT)]
+        await told(routes, "/flows")
+        workers.rows = []
+        kept = [row["id"] for row in (await told(routes, "/flows"))["flows"]]
+        assert "quiet" in kept
+        kept_busy = len(kept) - 1
+        assert kept_busy == FLOWS_KEPT // 2
+        assert f"busy-{2 * FLOWS_KEPT - 1}" in kept, "the latest stay"
+
+    play(scene)
+
+
+def test_pods_are_told_with_what_others_know_of_them() -> None:
+    class Pods:
+        def rows(self) -> list[dict[str, object]]:
+            return [{"uid": "a", "pod": "a"}, {"uid": "unknown", "pod": "b"}]
+
+    async def scene() -> None:
+        one = workload("a")
+        flows = Flows(Workers(flow("1"), flow("2", closed=1.0), flow("3", pod="b")), Kernel(), Store())
+        page = PodsPage(Pods(), flows, lambda: {one.key: one}, lambda uid: {80: f"kernel: {uid}"}, "network")
+        known, unknown = await told(page.routes(), "/pods")
+        assert (known["connections"], known["paths"]) == (1, {"80": "kernel: a"})
+        assert "redirect.delivery is network" in known["delivery"]
+        assert unknown["delivery"] == ""
+
+    play(scene)
+
+
+def test_what_cannot_be_explained_says_why() -> None:
+    async def scene() -> None:
+        pages = MeshPages(CONFIG, lambda: [workload("a")], lambda client, server, port: "proxy")
+        status, text = await told(pages.routes(), "/explain", source="nobody", destination="nobody:1")
+        assert status == 400
+        assert text
+        store = Store()
+        pages.collect(store)
+        assert 'kind="workload"} 1.0\n' in b"".join(store.exposition()).decode()
+        assert await told(pages.routes(), "/endpoints") == []
+        assert await told(pages.routes(), "/routes") == []
+
+    play(scene)
+
+
+def test_metrics_are_collected_when_they_are_asked_for_and_at_the_open_port_once_a_second() -> None:
+    async def scene() -> None:
+        store, counted = Store(), 0
+
+        async def report() -> None:
+            nonlocal counted
+            counted += 1
+            store.add(REPAIRS, ("link",))
+
+        def unreadable(store: Store) -> None:
+            raise OSError("no map")
+
+        collected: list[int] = []
+        pages = MetricsPages(store, report, [unreadable, lambda _: collected.append(counted)])
+        for number in (1, 2):
+            _, text = await told(pages.routes(), "/metrics")
+            assert f'fault="link"}} {number}.0\n' in text
+        assert collected == [1, 2], "what one cannot tell keeps nobody from telling"
+        await told(pages.scraped(), "/metrics")
+        await told(pages.scraped(), "/stats/prometheus")
+        assert counted == 3
+
+    play(scene)
+
+
+def test_ports_are_open_until_they_are_left(tmp_path: Path) -> None:
+    async def one(query: Mapping[str, str]) -> Response:
+        return Response(b"told")
+
+    async def ask(path: Path) -> bytes:
+        reader, writer = await asyncio.open_unix_connection(path)
+        writer.write(b"GET /a HTTP/1.0\r\nHost: x\r\n\r\n")
+        answer = await reader.read()
+        writer.close()
+        return answer
+
+    async def scene() -> None:
+        telemetry = Telemetry.model_validate({"adminPort": 0, "metricsPort": 0, "readyPort": 0})
+        ports = AdminPorts(telemetry, tmp_path)
+        async with ports.run():
+            await ports.open({("GET", "/a"): one}, {}, one)
+            assert (await ask(tmp_path / "admin.sock")).endswith(b"told")
+        with pytest.raises(OSError):
+            await ask(tmp_path / "admin.sock")
+
+    play(scene)

@@ -1,0 +1,154 @@
+"""The order in which control brings the node to a change: what is there already, which may be
+forbidden now, waits for nothing new.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+
+import pytest
+
+from nodeagent.control.source_reader import SourceReader
+from nodeagent.errors import ConfigError
+from nodeagent.mesh.compile import Mesh
+from nodeagent.parts import Parts
+from nodeagent.places.annotation import AnnotationPlaces
+from nodeagent.resources import security
+from nodeagent.resources.changes import AnyChange, Change, Refused
+from tests.unit.control.scene import Noted, Workers, play, until
+
+
+class Batches:
+    """A source that says what it is given, one batch a time."""
+
+    def __init__(self) -> None:
+        self.waiting: asyncio.Queue[list[AnyChange] | Exception] = asyncio.Queue()
+        self.unread: tuple[str, ...] = ()
+
+    async def changes(self) -> list[AnyChange]:
+        batch = await self.waiting.get()
+        if isinstance(batch, Exception):
+            raise batch
+        return batch
+
+    def refused(self) -> Sequence[Refused]:
+        return ()
+
+    def unread_pods(self) -> Sequence[str]:
+        return self.unread
+
+    def close(self) -> None:
+        """Nothing is watched."""
+
+
+class Stage:
+    def __init__(self, *names: str) -> None:
+        self.told: list[str] = []
+        self.concerns = [Noted(name, self.told) for name in names]
+        self.source = Batches()
+        self.workers = Workers()
+        mesh = Mesh("n1", "cluster.local", AnnotationPlaces())
+        self.reader = SourceReader(self.source, mesh, self.workers, enroll=True)
+        self.parts = Parts(sleep=lambda _: asyncio.sleep(0))
+
+    def says(self, *changes: AnyChange) -> None:
+        self.source.waiting.put_nowait(list(changes))
+
+    async def begin(self) -> None:
+        self.says()
+        await self.reader.read()
+        self.reader.begin(self.concerns, enforcing=())
+
+
+def policy(name: str) -> Change:
+    document = {
+        "apiVersion": "security.istio.io/v1",
+        "kind": "AuthorizationPolicy",
+        "metadata": {"name": name, "namespace": "shop"},
+        "spec": {},
+    }
+    return Change("AuthorizationPolicy", "shop", name, security.parse(document))
+
+
+def test_all_hear_what_is_forbidden_before_any_hears_what_is_new() -> None:
+    """Verdict: in order, without a turn of the loop in between, at the first batch and at each other."""
+
+    async def scene() -> None:
+        stage = Stage("pods", "kernel")
+        await stage.begin()
+        whole = ["pods changed", "kernel changed", "pods grown", "kernel grown"]
+        assert stage.told == whole
+        async with stage.reader.run(stage.parts):
+            stage.says(policy("a"))
+            await until(lambda: stage.reader.batches == 2)
+            await until(lambda: len(stage.told) >= 3 * len(whole))
+        assert stage.told == 3 * whole  # the part begins with what was read already
+        stage.parts.stop()
+
+    play(scene)
+
+
+def test_a_concern_that_fails_keeps_the_others_from_nothing_for_long() -> None:
+    """Input: one fails at a change. Verdict: the reader is named, and begins with that change anew,
+    before it waits for another.
+    """
+
+    async def scene() -> None:
+        stage = Stage("pods", "kernel")
+        await stage.begin()
+        pods, _ = stage.concerns
+        async with stage.reader.run(stage.parts):
+            await until(lambda: len(stage.told) == 8)
+            pods.fails.add("changed")
+            stage.says(policy("a"))
+            await until(stage.parts.failing)
+            assert "the reader of the source failed" in stage.parts.failing()[0]
+            assert len(stage.told) == 8, "nobody hears of what is new before everybody heard what is forbidden"
+            assert stage.reader.batches == 2, "the batch is in the snapshot"
+            pods.fails.clear()
+            await until(lambda: len(stage.told) == 12)
+        stage.parts.stop()
+
+    play(scene)
+
+
+def test_what_cannot_be_brought_about_at_the_start_ends_nothing(caplog: pytest.LogCaptureFixture) -> None:
+    """A successor would be told the same."""
+
+    async def scene() -> None:
+        stage = Stage("pods")
+        stage.concerns[0].fails.add("grown")
+        await stage.begin()
+        stage.concerns[0].fails.clear()
+        async with stage.reader.run(stage.parts):
+            await until(lambda: "pods grown" in stage.told)
+        stage.parts.stop()
+
+    play(scene)
+    assert "the node cannot be brought to what the source says: 'pods fails'; it is tried again" in caplog.text
+
+
+def test_a_source_that_is_not_there_is_no_start() -> None:
+    async def scene() -> None:
+        stage = Stage()
+        stage.source.waiting.put_nowait(ConfigError("source: no such folder"))
+        with pytest.raises(ConfigError, match="no such folder"):
+            await stage.reader.read()
+
+    play(scene)
+
+
+def test_a_policy_is_in_force_when_all_who_enforce_it_say_so() -> None:
+    async def scene() -> None:
+        stage = Stage()
+        stage.says(policy("a"))
+        await stage.reader.read()
+        late = ["worker 0 (pid 1)"]
+        stage.reader.begin((), enforcing=(lambda _: late, lambda _: []))
+        page = stage.reader.routes()["GET", "/policies"]
+        assert b"pending: worker 0 (pid 1)" in bytes((await page({})).body)  # type: ignore[arg-type]
+        late.clear()
+        assert b"pending: worker" not in bytes((await page({})).body)  # type: ignore[arg-type]
+
+    play(scene)
