@@ -16,10 +16,10 @@ from typing import cast
 from nodeagent.errors import DOWNSTREAM_GONE, NO_ENDPOINTS, PROBE_REFUSED, UNPARSED_HTTP, Reason
 from nodeagent.proxy.admission import admit
 from nodeagent.proxy.carried import Carried, Ends
+from nodeagent.proxy.client_guard import UNGUARDED, ClientGuard
 from nodeagent.proxy.connection import Connection
 from nodeagent.proxy.context import Context
 from nodeagent.proxy.first_words import FirstWords
-from nodeagent.proxy.guard import UNGUARDED, Bound
 from nodeagent.proxy.http.exchange import Exchange
 from nodeagent.proxy.ledger import Ledger
 from nodeagent.proxy.permit import NotAdmitted, Permit, asked_health
@@ -117,7 +117,7 @@ class Carrier:
             if not transport.is_closing():
                 transport.resume_reading()
 
-    async def _unpermitted(self, connection: Connection, guard: Bound) -> Reason | None:
+    async def _unpermitted(self, connection: Connection, guard: ClientGuard) -> Reason | None:
         """Return why a connection that is not HTTP/1 may not go on, None where it may."""
         if connection.protocol == "http2" and connection.target.protocol == "http":
             return UNPARSED_HTTP

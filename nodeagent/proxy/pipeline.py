@@ -16,9 +16,9 @@ from typing import Literal, cast
 from nodeagent.errors import EXTERNAL_ERROR, NO_ENDPOINTS, PROBE_REFUSED, Reason
 from nodeagent.proxy.carried import Ends
 from nodeagent.proxy.carry import Carrier, Client
+from nodeagent.proxy.client_guard import UNGUARDED
 from nodeagent.proxy.connection import Connection
 from nodeagent.proxy.context import Context
-from nodeagent.proxy.guard import UNGUARDED
 from nodeagent.proxy.http.exchange import Exchange
 from nodeagent.proxy.http.line import Line
 from nodeagent.proxy.http1.downstream import Http1Downstream

@@ -27,7 +27,8 @@ from nodeagent.errors import (
 )
 from nodeagent.identity.tls import Contexts, peer_identity
 from nodeagent.proxy.context import Context
-from nodeagent.proxy.http.exchange import Exchange, Keeper, Upstream
+from nodeagent.proxy.http.exchange import Exchange, Upstream
+from nodeagent.proxy.http.keeper import Keeper
 from nodeagent.proxy.http1.upstream import Http1Upstream
 from nodeagent.proxy.pods import PodState
 from nodeagent.proxy.tls.stream import TlsStream

@@ -6,10 +6,11 @@ from dataclasses import dataclass
 
 from nodeagent.errors import UNPARSED_HTTP
 from nodeagent.mesh.entries import Workload
+from nodeagent.proxy.client_guard import UNGUARDED, ClientGuard, Surroundings, facts
 from nodeagent.proxy.connection import Connection
 from nodeagent.proxy.context import Context
 from nodeagent.proxy.external.providers import Providers
-from nodeagent.proxy.guard import UNGUARDED, Bound, Compiler, Guard, Surroundings, facts
+from nodeagent.proxy.guard import Compiler, Guard
 from nodeagent.proxy.route import Route
 
 
@@ -34,7 +35,7 @@ class Protection:
         self.compiler = Compiler(context.trust_domain)
         self._made: dict[tuple[str, bool], _Made] = {}
 
-    def guard(self, connection: Connection, route: Route, *, http: bool) -> Bound:
+    def guard(self, connection: Connection, route: Route, *, http: bool) -> ClientGuard:
         """Return what stands between the client of *connection* and the application on *route*. It
         is kept there: a change of policies ends the routes.
         """
@@ -53,7 +54,7 @@ class Protection:
         for http in (False, True):
             self._made.pop((uid, http), None)
 
-    def _bound(self, connection: Connection, route: Route, http: bool) -> Bound:
+    def _bound(self, connection: Connection, route: Route, http: bool) -> ClientGuard:
         """Nothing stands there where another proxy will check."""
         workload = route.workload
         endpoint = route.endpoint
@@ -63,7 +64,7 @@ class Protection:
         peer = connection.peer.workload
         client = f"{peer.namespace}/{peer.pod}" if peer is not None else connection.peer.address
         known = facts(connection, endpoint)
-        bound = guard.bind(known, client, f"{workload.namespace}/{workload.workload}", endpoint.uid)
+        bound = ClientGuard(guard, known, client, f"{workload.namespace}/{workload.workload}", endpoint.uid)
         if not http and guard.reads_requests and workload.protocol_at(endpoint.port) != "tcp":
             bound.reason = UNPARSED_HTTP
         return bound

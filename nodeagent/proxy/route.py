@@ -9,8 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from nodeagent.mesh.entries import Endpoint, Workload
+from nodeagent.proxy.client_guard import ClientGuard
 from nodeagent.proxy.connection import Connection, Path
-from nodeagent.proxy.guard import Bound
 from nodeagent.proxy.http.fields import Field
 from nodeagent.proxy.http.hop import Hop
 from nodeagent.proxy.pool import Pool
@@ -77,9 +77,9 @@ class Route(Hop):
         self.upstream_host = host_port(to.endpoint.address, to.endpoint.port) if to.endpoint else "-"
         self.active = 0
         self.endpoint = to.endpoint
-        self.http_guard: Bound | None = None
+        self.http_guard: ClientGuard | None = None
         """What protects the endpoint against this client (``proxy/guard.py``), bound when the first request comes."""
-        self.tcp_guard: Bound | None = None
+        self.tcp_guard: ClientGuard | None = None
 
     def cell(self, status: int, flags: str) -> HttpCell:
         """Return the counters of answers with *status* and response *flags* on this route."""

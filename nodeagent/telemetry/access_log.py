@@ -85,7 +85,8 @@ class AccessLog:
             self._writer = None
 
     def _format_batch(self) -> None:
-        records, self._records = self._records, []
+        records = self._records
+        self._records = []
         if self._writer is None:
             return
         lines = self._format(records)
@@ -98,4 +99,6 @@ class AccessLog:
     def _hand_over(self) -> None:
         if self._writer and not self._writer.put(b"".join(self._lines), self._count):
             self._refused += self._count
-        self._lines, self._count, self._size = [], 0, 0
+        self._lines = []
+        self._count = 0
+        self._size = 0

@@ -57,8 +57,12 @@ class HttpCell:
         return taken
 
     def _clear(self) -> None:
-        self.duration, self.received, self.sent = _ZEROS[:], _ZEROS[:], _ZEROS[:]
-        self.duration_sum, self.received_sum, self.sent_sum = 0.0, 0, 0
+        self.duration = _ZEROS[:]
+        self.received = _ZEROS[:]
+        self.sent = _ZEROS[:]
+        self.duration_sum = 0.0
+        self.received_sum = 0
+        self.sent_sum = 0
 
 
 class TcpCell:
@@ -82,7 +86,8 @@ class WorkerMetrics:
     """All cells of one worker."""
 
     def __init__(self, series_limit: int = SERIES_LIMIT, per_pod: int = SERIES_PER_POD) -> None:
-        self._limit, self._per_pod = series_limit, per_pod
+        self._limit = series_limit
+        self._per_pod = per_pod
         self._of_pod: dict[str, int] = {}
         self._http: dict[tuple[Labels, Labels], HttpCell] = {}
         self._tcp: dict[tuple[Labels, Labels], TcpCell] = {}
@@ -144,7 +149,8 @@ class WorkerMetrics:
                     "gauges": [[name, labels, value] for (name, labels), value in self._gauges.items()],
                 }
             )
-            self._counts, self._gauges = {}, {}
+            self._counts = {}
+            self._gauges = {}
         return messages
 
 
@@ -162,7 +168,8 @@ def _chunks(series: Iterator[list[Any]]) -> Iterator[list[Any]]:
         size += _SERIES_CHARACTERS + sum(map(len, item[1]))
         if chunk and size > MESSAGE_CHARACTERS:
             yield chunk
-            chunk, size = [], _SERIES_CHARACTERS + sum(map(len, item[1]))
+            chunk = []
+            size = _SERIES_CHARACTERS + sum(map(len, item[1]))
         chunk.append(item)
     if chunk:
         yield chunk

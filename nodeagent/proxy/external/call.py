@@ -41,11 +41,15 @@ class CallError(NodeagentError):
     """There is no answer; says why, without anything that the other side said at length."""
 
 
-class Caller:
+class ProviderCalls:
     """The calls of one worker to one method of a provider."""
 
     def __init__(self, name: str, service: str, port: int, path: str, resolve: Resolve) -> None:
-        self._name, self._service, self._port, self._path, self._resolve = name, service, port, path, resolve
+        self._name = name
+        self._service = service
+        self._port = port
+        self._path = path
+        self._resolve = resolve
         self._channels: OrderedDict[Way, _Shared] = OrderedDict()
         self._calls = 0
         self._failing = False
@@ -173,7 +177,9 @@ class _Shared:
     __slots__ = ("channel", "retired", "users")
 
     def __init__(self, channel: Channel) -> None:
-        self.channel, self.users, self.retired = channel, 0, False
+        self.channel = channel
+        self.users = 0
+        self.retired = False
 
     def retire(self) -> None:
         self.retired = True

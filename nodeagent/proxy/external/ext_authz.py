@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Final
 
 from nodeagent.config import EnvoyExtAuthzGrpc, RequestBody
 from nodeagent.protocols.envoy_auth_pb2 import AttributeContext, CheckRequest, CheckResponse
 from nodeagent.protocols.envoy_core_pb2 import HeaderValueOption
-from nodeagent.proxy.external.call import Caller, CallError
+from nodeagent.proxy.external.call import CallError, ProviderCalls
 from nodeagent.proxy.external.fields import MAX_FIELDS, changeable, parameter, read, utf8
-from nodeagent.proxy.external.model import AnswerAction, AnswerField, Header, HttpFacts, Party, Resolve, Verdict
+from nodeagent.proxy.external.model import AnswerAction, AnswerField, CheckVerdict, Header, HttpFacts, Party, Resolve
 
 PATH: Final = "/envoy.service.auth.v3.Authorization/Check"
 PARTIAL: Final = "x-envoy-auth-partial-body"
@@ -31,23 +31,23 @@ class ExtAuthz:
         self._settings = settings
         self.body: RequestBody | None = settings.include_request_body_in_check
         """What it wants to see of requests' bodies."""
-        self._caller = Caller(name, settings.service, settings.port, PATH, resolve)
+        self._calls = ProviderCalls(name, settings.service, settings.port, PATH, resolve)
 
     async def check(
         self, source: Party, destination: Party, http: HttpFacts | None, sni: str = "", asker: str = ""
-    ) -> Verdict:
+    ) -> CheckVerdict:
         """Ask for the pod *asker* about a request, or about a connection when *http* is None.
 
         Never raises; what the provider does not answer the settings do.
         """
         try:
             request = CheckRequest(attributes=_attributes(source, destination, http, sni, self.body))
-            return _verdict(await self._caller.call(request, CheckResponse, self._settings.timeout, asker))
+            return _verdict(await self._calls.call(request, CheckResponse, self._settings.timeout, asker))
         except CallError as error:
-            return Verdict(self._settings.fail_open, status=self._settings.status_on_error, failed=str(error))
+            return CheckVerdict(self._settings.fail_open, status=self._settings.status_on_error, failed=str(error))
 
     def close(self) -> None:
-        self._caller.close()
+        self._calls.close()
 
 
 def _attributes(
@@ -55,48 +55,52 @@ def _attributes(
 ) -> AttributeContext:
     attributes = AttributeContext()
     for party, peer in ((source, attributes.source), (destination, attributes.destination)):
-        peer.address.socket_address.address, peer.address.socket_address.port_value = party.address, party.port
+        peer.address.socket_address.address = party.address
+        peer.address.socket_address.port_value = party.port
         peer.principal = f"spiffe://{party.principal}" if party.principal else ""
     if sni:
         attributes.tls_session.sni = utf8(sni)
     attributes.request.time.GetCurrentTime()
     if http is not None:
-        asked = attributes.request.http
-        asked.method, asked.path, asked.host, asked.scheme = (
-            utf8(http.method),
-            utf8(http.path),
-            utf8(http.host),
-            http.scheme,
-        )
-        asked.protocol = http.version
-        # As Envoy has them: pseudo-headers among the others, lines of one name joined, Host as
-        # :authority.
-        merged = {":method": http.method, ":path": http.path, ":authority": http.host, ":scheme": http.scheme}
-        for name, value in http.headers:
-            lower = name.lower()
-            if lower not in ("host", PARTIAL) and not lower.startswith(":"):
-                merged[lower] = f"{merged[lower]},{value}" if lower in merged else value
-        asked.id = utf8(merged.get("x-request-id", ""))
-        length = merged.get("content-length", "")
-        asked.size = (
-            int(length)
-            if length.isascii() and length.isdigit() and len(length) < 19
-            else -1
-            if "transfer-encoding" in merged
-            else 0
-        )
-        if http.body is not None:
-            if body is not None and body.pack_as_bytes:
-                asked.raw_body = http.body.data
-            else:
-                asked.body = http.body.data.decode("utf-8", "replace")
-            merged[PARTIAL] = "true" if http.body.partial else "false"
-        for lower, value in merged.items():
-            asked.headers[utf8(lower)] = utf8(value)
+        _tell(attributes.request.http, http, body)
     return attributes
 
 
-def _verdict(answer: CheckResponse) -> Verdict:
+def _tell(asked: AttributeContext.HttpRequest, http: HttpFacts, body: RequestBody | None) -> None:
+    """Put into *asked* what is told of a request; *body*: what the provider wants to see of it."""
+    asked.method = utf8(http.method)
+    asked.path = utf8(http.path)
+    asked.host = utf8(http.host)
+    asked.scheme = http.scheme
+    asked.protocol = http.version
+    # As Envoy has them: pseudo-headers among the others, lines of one name joined, Host as
+    # :authority.
+    merged = {":method": http.method, ":path": http.path, ":authority": http.host, ":scheme": http.scheme}
+    for name, value in http.headers:
+        lower = name.lower()
+        if lower not in ("host", PARTIAL) and not lower.startswith(":"):
+            merged[lower] = f"{merged[lower]},{value}" if lower in merged else value
+    asked.id = utf8(merged.get("x-request-id", ""))
+    asked.size = _size(merged)
+    if http.body is not None:
+        if body is not None and body.pack_as_bytes:
+            asked.raw_body = http.body.data
+        else:
+            asked.body = http.body.data.decode("utf-8", "replace")
+        merged[PARTIAL] = "true" if http.body.partial else "false"
+    for lower, value in merged.items():
+        asked.headers[utf8(lower)] = utf8(value)
+
+
+def _size(fields: Mapping[str, str]) -> int:
+    """Return the bytes of a request's body by its *fields*; -1: it does not say, 0: it has none."""
+    length = fields.get("content-length", "")
+    if length.isascii() and length.isdigit() and len(length) < 19:
+        return int(length)
+    return -1 if "transfer-encoding" in fields else 0
+
+
+def _verdict(answer: CheckResponse) -> CheckVerdict:
     """Translate *answer*. Status OK alone allows; a body that contradicts it is not one that
     allows. Raises CallError.
     """
@@ -108,7 +112,7 @@ def _verdict(answer: CheckResponse) -> Verdict:
         removed = tuple(name for given in ok.headers_to_remove if (name := changeable(given)))
         if len(ok.query_parameters_to_set) + len(ok.query_parameters_to_remove) > MAX_FIELDS:
             raise CallError(f"the answer changes more than {MAX_FIELDS} query parameters")
-        return Verdict(
+        return CheckVerdict(
             True, set=put, append=added, remove=removed, answer=_answer(ok.response_headers_to_add),
             query_set=tuple(parameter(each.key, each.value) for each in ok.query_parameters_to_set),
             query_remove=tuple(parameter(key, "")[0] for key in ok.query_parameters_to_remove),
@@ -116,13 +120,13 @@ def _verdict(answer: CheckResponse) -> Verdict:
     denied = answer.denied_response
     status = denied.status.code if 200 <= denied.status.code <= 599 else 403
     try:
-        return Verdict(
+        return CheckVerdict(
             False, status=status, headers=read(option.header for option in denied.headers), body=denied.body.encode()
         )
     except CallError as error:
         # A no all the same: without an answer the request might pass, and the field may hold what
         # the client wrote.
-        return Verdict(False, status=status, failed=str(error))
+        return CheckVerdict(False, status=status, failed=str(error))
 
 
 def _put(options: Sequence[HeaderValueOption]) -> tuple[tuple[Header, ...], tuple[Header, ...]]:
@@ -141,12 +145,14 @@ def _answer(options: Sequence[HeaderValueOption]) -> tuple[AnswerField, ...]:
     """
     found: list[AnswerField] = []
     for option in options:
-        action = (
-            ("add" if option.append.value else "set")
-            if option.HasField("append")
-            else _ACTIONS.get(option.append_action, "add")
-        )
+        action = _action(option)
         found += [(name, value, action) for name, value in read([option.header])]
     if len(found) > MAX_FIELDS:
         raise CallError(f"the answer holds more than {MAX_FIELDS} header fields")
     return tuple(sorted(found, key=lambda field: _ORDER.index(field[2])))
+
+
+def _action(option: HeaderValueOption) -> AnswerAction:
+    if option.HasField("append"):
+        return "add" if option.append.value else "set"
+    return _ACTIONS.get(option.append_action, "add")

@@ -70,7 +70,7 @@ class HttpFacts:
 
 
 @dataclass(frozen=True, slots=True)
-class Verdict:
+class CheckVerdict:
     """What the external authorizer, or in its absence the configuration, says of a request or a connection."""
 
     allowed: bool

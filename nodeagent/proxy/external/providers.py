@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from nodeagent.config import ExtensionProvider, RequestBody
 from nodeagent.policy.model import GlobalLimit
-from nodeagent.proxy.external.model import Descriptor, HttpFacts, Party, RateVerdict, Resolve, Verdict
+from nodeagent.proxy.external.model import CheckVerdict, Descriptor, HttpFacts, Party, RateVerdict, Resolve
 
 if TYPE_CHECKING:
     from nodeagent.proxy.external.ext_authz import ExtAuthz
@@ -39,13 +39,13 @@ class Providers:
 
     async def check(
         self, provider: str, source: Party, destination: Party, http: HttpFacts | None, sni: str = "", asker: str = ""
-    ) -> Verdict:
+    ) -> CheckVerdict:
         """Ask the external authorizer *provider* for the pod *asker* about a request, or about a
         connection when *http* is None. Never raises.
         """
         authorizer = self._authorizers.get(provider)
         if authorizer is None:
-            return Verdict(
+            return CheckVerdict(
                 False, failed=f"no envoyExtAuthzGrpc provider is named {provider!r:.80} in extensionProviders"
             )
         return await authorizer.check(source, destination, http, sni, asker)

@@ -8,7 +8,7 @@ from typing import Final
 from nodeagent.config import RateLimitGrpc
 from nodeagent.policy.model import GlobalLimit
 from nodeagent.protocols.envoy_ratelimit_pb2 import RateLimitDescriptor, RateLimitRequest, RateLimitResponse
-from nodeagent.proxy.external.call import Caller, CallError
+from nodeagent.proxy.external.call import CallError, ProviderCalls
 from nodeagent.proxy.external.fields import read, utf8
 from nodeagent.proxy.external.model import Descriptor, Header, RateVerdict, Resolve
 
@@ -22,7 +22,7 @@ class RateLimitService:
 
     def __init__(self, name: str, settings: RateLimitGrpc, resolve: Resolve) -> None:
         self._settings = settings
-        self._caller = Caller(name, settings.service, settings.port, PATH, resolve)
+        self._calls = ProviderCalls(name, settings.service, settings.port, PATH, resolve)
 
     async def ask(self, limit: GlobalLimit, descriptors: Sequence[Descriptor], asker: str) -> RateVerdict:
         """Ask for the pod *asker* about a request that *descriptors* describe.
@@ -35,7 +35,7 @@ class RateLimitService:
             request.descriptors.add(entries=entries)
         try:
             return _verdict(
-                await self._caller.call(
+                await self._calls.call(
                     request, RateLimitResponse, limit.timeout_seconds or self._settings.timeout, asker
                 )
             )
@@ -43,7 +43,7 @@ class RateLimitService:
             return RateVerdict.unanswered(limit, str(error))
 
     def close(self) -> None:
-        self._caller.close()
+        self._calls.close()
 
 
 def _verdict(answer: RateLimitResponse) -> RateVerdict:

@@ -47,7 +47,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 from mypy_extensions import mypyc_attr
 
@@ -61,6 +61,7 @@ if TYPE_CHECKING:
     from nodeagent.identity.tls import Contexts
     from nodeagent.proxy.connection import Connection
     from nodeagent.proxy.permit import Permit
+    from nodeagent.proxy.transport import Transport
 
 UNKNOWN: Final = -1
 """The length of a body that ends where its sender says so, once it is there."""
@@ -303,7 +304,7 @@ class Downstream(Carriage):
         """Say whether the client may leave HTTP now, as it offered to (RFC 9110 section 7.8)."""
         return False
 
-    def switch(self, exchange: Exchange, endpoint: Any, rest: bytes) -> None:
+    def switch(self, exchange: Exchange, endpoint: Transport, rest: bytes) -> None:
         """The server agreed to leave HTTP, and that was passed on: relay bytes between the client
         and the transport *endpoint*, of which *rest* was read already.
         """
@@ -387,21 +388,4 @@ class Upstream:
 
     def close(self) -> None:
         """Close the connection, over which nothing is under way."""
-        raise NotImplementedError
-
-
-@mypyc_attr(allow_interpreted_subclasses=True)
-class Keeper:
-    """Who has connections to an endpoint while they serve nobody (``proxy/pool.py``)."""
-
-    def release(self, upstream: Upstream) -> None:
-        """Take *upstream* back: its answer was complete, and it may serve another exchange unless it ``closes``."""
-        raise NotImplementedError
-
-    def forget(self, upstream: Upstream) -> None:
-        """*upstream* is closed, by whomever."""
-        raise NotImplementedError
-
-    def retry(self, exchange: Exchange) -> None:
-        """Forward *exchange*, of which nothing was answered, on a new connection."""
         raise NotImplementedError

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from mypy_extensions import mypyc_attr
 
@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from nodeagent.errors import Reason
     from nodeagent.proxy.connection import Connection
     from nodeagent.proxy.http.exchange import Exchange
+    from nodeagent.proxy.transport import Transport
 
 
 @mypyc_attr(allow_interpreted_subclasses=True)
@@ -34,7 +35,7 @@ class Line:
         """
         raise NotImplementedError
 
-    def tunnel(self, exchange: Exchange, client: Any, endpoint: Any, early: bytes, rest: bytes) -> None:
+    def tunnel(self, exchange: Exchange, client: Transport, endpoint: Transport, early: bytes, rest: bytes) -> None:
         """Relay bytes between the transports *client* and *endpoint*, whose sides agreed to leave
         HTTP; *early* and *rest* were read from them already.
         """

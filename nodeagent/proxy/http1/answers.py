@@ -5,13 +5,9 @@ out at once. No I/O.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Final
 
 from nodeagent.proxy.http.fields import Field
 from nodeagent.proxy.http1.wire import chunk, last_chunk, status_line, write_fields
-
-CLOSE: Final = b"connection: close\r\n"
-KEEP_ALIVE: Final = b"connection: keep-alive\r\n"
 
 
 class AnswerWriter:
@@ -22,8 +18,8 @@ class AnswerWriter:
         self._chunked = False
 
     def head(self, status: int, fields: Sequence[Field], persistence: bytes, *, chunked: bool) -> None:
-        """Begin an answer. *persistence*: CLOSE, KEEP_ALIVE or nothing; *chunked*: the body's
-        length is not known.
+        """Begin an answer. *persistence*: the line that says what becomes of the connection, if
+        any; *chunked*: the body's length is not known.
         """
         parts = self._parts
         parts.append(status_line(status))
@@ -49,3 +45,11 @@ class AnswerWriter:
         taken = b"".join(self._parts)
         self._parts.clear()
         return taken
+
+
+def interim_head(status: int, fields: Sequence[Field]) -> bytes:
+    """Return an answer before the answer (RFC 9110 section 15.2)."""
+    parts = [status_line(status)]
+    write_fields(parts, fields)
+    parts.append(b"\r\n")
+    return b"".join(parts)

@@ -18,14 +18,14 @@ is read meanwhile belongs to `reader.reading`, the same exchange or one behind i
              │                         └──▶ answering ──▶       connection lost          dropped, then next; or
              └───────────────────────────────────────────────────────────────┘           linger where it closes
 
-Reading stops for any of the causes in `paused`, and goes on when all are gone:
+Reading stops for any of the causes in `turns.paused`, and goes on when all are gone:
 
     pipelining  as many requests wait as may (QUEUED_REQUESTS)
     body        what waits of a body for its endpoint is more than is kept
     upstream    the endpoint does not take more of the body
     answers     the client does not read what is written
     upgrade     another protocol was offered: what follows waits for the answer
-    turn        it has had its share of this turn of the loop (turns.py)
+    turn        it has had its share of this turn of the loop
 
 The connection closes after an answer that says so: the client asked for it (`keep_alive`), the proxy
 drains, a refused request has a body that will not be read, or what follows cannot be understood.
@@ -39,7 +39,7 @@ from __future__ import annotations
 import collections
 from collections.abc import Sequence
 from time import perf_counter
-from typing import Any, Final
+from typing import Final
 
 import httptools
 
@@ -50,11 +50,10 @@ from nodeagent.proxy.http import patience
 from nodeagent.proxy.http.exchange import UNKNOWN, Downstream, Exchange
 from nodeagent.proxy.http.fields import Field
 from nodeagent.proxy.http.line import Line
-from nodeagent.proxy.http1.answers import CLOSE, KEEP_ALIVE, AnswerWriter
+from nodeagent.proxy.http1.answers import AnswerWriter, interim_head
 from nodeagent.proxy.http1.exchange import Http1Exchange
 from nodeagent.proxy.http1.requests import RequestReader, RequestSink
 from nodeagent.proxy.http1.turns import PORTION_BYTES, Turns
-from nodeagent.proxy.http1.wire import status_line, write_fields
 from nodeagent.proxy.permit import Permit
 from nodeagent.proxy.transport import Transport, reset
 
@@ -80,10 +79,9 @@ class Http1Downstream(Downstream, RequestSink):
         self.write = transport.write
         self.reader = RequestReader(self, self, line, context)
         self.answers = AnswerWriter()
-        self.turns = Turns(self)
+        self.turns = Turns(transport, context.loop, self.reader, self.parse)
         self.current: Http1Exchange | None = None
         self.queue: collections.deque[Http1Exchange] = collections.deque()
-        self.paused: set[str] = set()
         self.touched = context.now
         self.head_since = context.now
         self.retiring = False
@@ -141,7 +139,7 @@ class Http1Downstream(Downstream, RequestSink):
 
     def resume_writing(self) -> None:
         self._full = False
-        self.resume_reading("answers")
+        self.turns.resume("answers")
         current = self.current
         if current is None:
             if self.queue:
@@ -161,7 +159,7 @@ class Http1Downstream(Downstream, RequestSink):
             self.queue.append(exchange)
             exchange.pending = []
             if len(self.queue) >= QUEUED_REQUESTS:
-                self.pause_reading("pipelining")
+                self.turns.pause("pipelining")
 
     def completed(self, exchange: Http1Exchange) -> None:
         if exchange is self.current:
@@ -189,29 +187,13 @@ class Http1Downstream(Downstream, RequestSink):
             return
         if rest:
             exchange.pending = [*(exchange.pending or ()), rest]
-        self.pause_reading("upgrade")
+        self.turns.pause("upgrade")
 
     def pause(self, exchange: Exchange, why: str) -> None:
-        self.pause_reading(why)
+        self.turns.pause(why)
 
     def resume(self, exchange: Exchange, why: str) -> None:
-        self.resume_reading(why)
-
-    def pause_reading(self, why: str) -> None:
-        """Stop reading from the client until every reason is gone."""
-        if not self.paused:
-            self.transport.pause_reading()
-        self.paused.add(why)
-
-    def resume_reading(self, why: str) -> None:
-        """*why* is none any more."""
-        if why in self.paused:
-            self.paused.discard(why)
-            if not self.paused and not self.transport.is_closing():
-                if self.turns.late and not self.reader.closed:
-                    self.turns.go_on()
-                else:
-                    self.transport.resume_reading()
+        self.turns.resume(why)
 
     # -- answers --
 
@@ -219,10 +201,7 @@ class Http1Downstream(Downstream, RequestSink):
         current = self.current
         if current is None or current is not exchange or current.http10:
             return
-        parts = [status_line(status)]
-        write_fields(parts, fields)
-        parts.append(b"\r\n")
-        self._send(exchange, b"".join(parts))
+        self._send(exchange, interim_head(status, fields))
 
     def invite(self, exchange: Exchange) -> None:
         current = self.current
@@ -237,16 +216,10 @@ class Http1Downstream(Downstream, RequestSink):
         current.answered = True
         if current.reason is not None and current.length and not current.request_complete:
             current.keep_alive = False
-        chunked = length == UNKNOWN
-        if chunked and current.http10:
-            chunked = False
-            current.keep_alive = False
-        persistence = b""
-        if not current.keep_alive:
-            persistence = CLOSE
-        elif current.http10:
-            persistence = KEEP_ALIVE
-        self.answers.head(status, fields, persistence, chunked=chunked)
+        if length == UNKNOWN and current.http10:
+            current.keep_alive = False  # the body ends with the connection
+        chunked = length == UNKNOWN and not current.http10
+        self.answers.head(status, fields, current.persistence(), chunked=chunked)
 
     def data(self, exchange: Exchange, piece: bytes) -> None:
         self.answers.data(piece)
@@ -285,7 +258,7 @@ class Http1Downstream(Downstream, RequestSink):
         elif current.keep_alive:
             # The answer came before the request's end: the rest of its body is read and dropped.
             for why in ("body", "upstream"):
-                self.resume_reading(why)
+                self.turns.resume(why)
         else:
             self._linger()
 
@@ -301,11 +274,11 @@ class Http1Downstream(Downstream, RequestSink):
         # What was offered on in PERMISSIVE mode is no more in STRICT.
         return exchange.upgrade != b"" and not self.permit.only_probes
 
-    def switch(self, exchange: Exchange, endpoint: Any, rest: bytes) -> None:
+    def switch(self, exchange: Exchange, endpoint: Transport, rest: bytes) -> None:
         exchange.answered = True
         exchange.finished = True
         self.line.tunnel(exchange, self.transport, endpoint, b"".join(exchange.pending or ()), rest)
-        self.resume_reading("upgrade")
+        self.turns.resume("upgrade")
 
     def _next(self) -> None:
         """Go on to the next request; one that is refused at once is answered in the same loop, not
@@ -327,11 +300,11 @@ class Http1Downstream(Downstream, RequestSink):
         if exchange is None or not exchange.keep_alive or (self.reader.closed and not self.queue):
             self.close()
             return
-        if self.paused:
+        if self.turns.paused:
             for why in ("body", "upstream"):
-                self.resume_reading(why)
+                self.turns.resume(why)
         if self._full:
-            self.pause_reading("answers")  # what is not read yet must not grow by the next answer
+            self.turns.pause("answers")  # what is not read yet must not grow by the next answer
         elif self.queue:
             self._take_next()
         if exchange.upgrade:
@@ -343,13 +316,13 @@ class Http1Downstream(Downstream, RequestSink):
             following.refuse(self.reader.refused)
             return
         if len(self.queue) < QUEUED_REQUESTS:
-            self.resume_reading("pipelining")
+            self.turns.resume("pipelining")
         self._begin(following)
 
     def _declined(self, exchange: Exchange) -> None:
         """The server stayed with HTTP: so does what was held back."""
         held, exchange.pending = exchange.pending, None
-        self.resume_reading("upgrade")
+        self.turns.resume("upgrade")
         if held:
             self.data_received(b"".join(held))
 
@@ -362,7 +335,7 @@ class Http1Downstream(Downstream, RequestSink):
         return self.reader.reading_head
 
     def held_back(self, exchange: Exchange) -> bool:
-        return bool(self.paused)
+        return bool(self.turns.paused)
 
     def time_out(self) -> None:
         self._protocol_error(DOWNSTREAM_TIMEOUT)
@@ -412,8 +385,8 @@ class Http1Downstream(Downstream, RequestSink):
         self.reader.reading = None
         self.current = None
         self.queue.clear()
-        for why in tuple(self.paused):
-            self.resume_reading(why)
+        for why in tuple(self.turns.paused):
+            self.turns.resume(why)
         if not self.transport.is_closing():
             self.transport.write_eof()
             self.context.loop.call_later(LINGER_SECONDS, self.transport.close)

@@ -14,6 +14,14 @@ class Http1Exchange(Exchange):
     """Another request may follow on the client's connection."""
     http10 = False
 
+    def persistence(self) -> bytes:
+        """Return the line of the answer's head that says what becomes of the connection; HTTP/1.1
+        keeps it unless something is said (RFC 9112 section 9.3).
+        """
+        if not self.keep_alive:
+            return b"connection: close\r\n"
+        return b"connection: keep-alive\r\n" if self.http10 else b""
+
     def adopt(self, framing: Framing, host: bytes, *, tunnels: bool) -> None:
         """Take over what *framing* decided, and with it the fields as they go on. *host* stands in
         for a missing Host: HTTP/1.0 may leave out what goes on as HTTP/1.1. Unless *tunnels*, no

@@ -189,7 +189,8 @@ def _body(version: str, fields: dict[bytes, list[bytes]]) -> tuple[BodyKind | No
     """Return how the body ends by its fields, None without any."""
     if version not in ("1.0", "1.1"):
         raise Ambiguous("the version is neither HTTP/1.0 nor HTTP/1.1")
-    codings, lengths = fields.get(b"transfer-encoding"), fields.get(b"content-length")
+    codings = fields.get(b"transfer-encoding")
+    lengths = fields.get(b"content-length")
     if codings is not None:
         if lengths is not None:
             raise Ambiguous("Transfer-Encoding and Content-Length together")
@@ -212,7 +213,7 @@ def _with_options(kind: BodyKind, length: int, version: str, fields: dict[bytes,
         return Framing(kind, length, version == "1.1", HOP_BY_HOP)
     if len(connection) == 1 and version == "1.1" and connection[0].lower() == b"keep-alive":
         return Framing(kind, length, True, HOP_BY_HOP)
-    options = {option.strip(b" \t") for value in connection for option in value.lower().split(b",")} - {b""}
+    options = frozenset(_listed([value.lower() for value in connection])) - {b""}
     if not options.isdisjoint(_END_TO_END):
         raise Ambiguous("Connection names a field that every recipient needs")
     keep_alive = b"close" not in options and (version == "1.1" or b"keep-alive" in options)
@@ -226,5 +227,9 @@ def _upgrade(values: list[bytes]) -> bytes:
     """Return the protocols to offer on. h2c is left out: behind it requests would pass that nobody
     authorised one by one.
     """
-    protocols = [protocol.strip(b" \t") for value in values for protocol in value.split(b",")]
-    return b", ".join(protocol for protocol in protocols if protocol and protocol.lower() != b"h2c")
+    return b", ".join([protocol for protocol in _listed(values) if protocol and protocol.lower() != b"h2c"])
+
+
+def _listed(values: list[bytes]) -> list[bytes]:
+    """Return the members of a list that stands in one field or several (RFC 9110 section 5.6.1)."""
+    return [member.strip(b" \t") for member in b",".join(values).split(b",")]

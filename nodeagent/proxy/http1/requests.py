@@ -134,7 +134,10 @@ class RequestReader:
         if self.refused is not None or self.closed:
             return
         self.reading_head = False
-        parser, seen, fields, host = self.parser, self._seen, self._fields, self._host
+        parser = self.parser
+        seen = self._seen
+        fields = self._fields
+        host = self._host
         exchange = Http1Exchange(self._downstream, parser.get_method(), self._url, host, fields, perf_counter())
         framing = seen & field.FRAMING
         usual = self._hosts == 1 and host in _hosts and self._url[0] == _SLASH

@@ -40,10 +40,11 @@ import httptools
 from nodeagent.errors import UPSTREAM_PROTOCOL, UPSTREAM_RESET, Reason
 from nodeagent.proxy.connection import Connection
 from nodeagent.proxy.http import fields as field
-from nodeagent.proxy.http.exchange import UNKNOWN, Exchange, Keeper, Upstream
+from nodeagent.proxy.http.exchange import UNKNOWN, Exchange, Upstream
 from nodeagent.proxy.http.fields import Field, classify, with_fields, without
+from nodeagent.proxy.http.keeper import Keeper
 from nodeagent.proxy.http1.framing import Ambiguous, BodyKind, response_framing
-from nodeagent.proxy.http1.wire import chunk, last_chunk, write_fields
+from nodeagent.proxy.http1.wire import chunk, last_chunk, request_head
 
 _END: Final = b"\r\n\r\n"
 _MINOR: Final = len(b"HTTP/1.")
@@ -98,7 +99,7 @@ class Http1Upstream(Upstream):
         self.exchange = exchange
         exchange.upstream = self
         exchange.tries += 1
-        head = _head(exchange)
+        head = request_head(exchange)
         exchange.received += len(head)
         pending = exchange.pending
         if pending is None or exchange.upgrade:
@@ -381,23 +382,6 @@ class Http1Upstream(Upstream):
             self.transport.abort()
         if exchange is not None:
             exchange.refuse(reason)
-
-
-def _head(exchange: Exchange) -> bytes:
-    """Return the head of *exchange* as it goes to the endpoint, written anew from what was parsed."""
-    hop = exchange.route
-    assert hop is not None, "a request is routed before it is forwarded"
-    parts = [exchange.method, b" ", exchange.target, b" HTTP/1.1\r\n"]
-    write_fields(parts, exchange.onward())
-    if exchange.length == UNKNOWN:
-        parts.append(b"transfer-encoding: chunked\r\n")
-    if exchange.upgrade:
-        parts += (b"connection: upgrade\r\nupgrade: ", exchange.upgrade, b"\r\n")
-    elif hop.single:
-        parts.append(b"connection: close\r\n")
-    write_fields(parts, hop.forwarded)
-    parts.append(b"\r\n")
-    return b"".join(parts)
 
 
 def _is_connection(name: bytes) -> bool:

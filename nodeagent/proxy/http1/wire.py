@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Final
 
+from nodeagent.proxy.http.exchange import UNKNOWN, Exchange
 from nodeagent.proxy.http.fields import Field
 
 PHRASES: Final = {
@@ -67,5 +68,22 @@ def last_chunk(trailers: Sequence[Field]) -> bytes:
         return b"0\r\n\r\n"
     parts = [b"0\r\n"]
     write_fields(parts, trailers)
+    parts.append(b"\r\n")
+    return b"".join(parts)
+
+
+def request_head(exchange: Exchange) -> bytes:
+    """Return the head of *exchange* as it goes to the endpoint, written anew from what was parsed."""
+    hop = exchange.route
+    assert hop is not None, "a request is routed before it is forwarded"
+    parts = [exchange.method, b" ", exchange.target, b" HTTP/1.1\r\n"]
+    write_fields(parts, exchange.onward())
+    if exchange.length == UNKNOWN:
+        parts.append(b"transfer-encoding: chunked\r\n")
+    if exchange.upgrade:
+        parts += (b"connection: upgrade\r\nupgrade: ", exchange.upgrade, b"\r\n")
+    elif hop.single:
+        parts.append(b"connection: close\r\n")
+    write_fields(parts, hop.forwarded)
     parts.append(b"\r\n")
     return b"".join(parts)

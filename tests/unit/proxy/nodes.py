@@ -21,8 +21,8 @@ from nodeagent.identity.ca import CertificateAuthority
 from nodeagent.identity.tls import Contexts, contexts
 from nodeagent.mesh.entries import DeclaredProbe, Delta, Protocol, Workload
 from nodeagent.policy.model import AuthorizationPolicy, Jwks, MtlsMode, RateLimit, RequestAuthentication
+from nodeagent.proxy.client_guard import Surroundings
 from nodeagent.proxy.external.providers import Providers
-from nodeagent.proxy.guard import Surroundings
 from nodeagent.proxy.originals import Captured
 from nodeagent.proxy.pods import PodState
 from nodeagent.proxy.proxy import Proxy

@@ -24,7 +24,7 @@ from nodeagent.policy.rate_limit import descriptors
 from nodeagent.protocols.envoy_auth_pb2 import CheckRequest, CheckResponse
 from nodeagent.protocols.envoy_ratelimit_pb2 import RateLimitRequest, RateLimitResponse
 from nodeagent.proxy.external import call
-from nodeagent.proxy.external.model import HttpFacts, Party, RateVerdict, Verdict, Way
+from nodeagent.proxy.external.model import CheckVerdict, HttpFacts, Party, RateVerdict, Way
 from nodeagent.proxy.external.providers import Providers
 from tests.fakes import ext_authz, rate_limit
 from tests.fakes.serving import Method, serve
@@ -85,7 +85,7 @@ def run(subject: Callable[[], Providers], use: Callable[[Providers], Awaitable[T
         return runner.run(main())
 
 
-def checked(port: int, http: HttpFacts | None = REQUEST, **settings: object) -> Verdict:
+def checked(port: int, http: HttpFacts | None = REQUEST, **settings: object) -> CheckVerdict:
     return run(lambda: providers(port, **settings), lambda made: made.check("authz", CLIENT, SERVER, http))
 
 
@@ -98,14 +98,16 @@ def asked(port: int, limit: GlobalLimit = LIMIT) -> RateVerdict:
 
 def test_an_allowed_request_gets_the_authorizers_fields(start: Start) -> None:
     port = start(ext_authz.METHOD, ext_authz.by_header)
-    assert checked(port) == Verdict(True, set=(("x-ext-authz-check-result", "allowed"),))
+    assert checked(port) == CheckVerdict(True, set=(("x-ext-authz-check-result", "allowed"),))
 
 
 def test_a_denied_request_gets_the_authorizers_answer(start: Start) -> None:
     port = start(
         ext_authz.METHOD, lambda request, context: ext_authz.denied(401, "who are you?", www_authenticate="Bearer")
     )
-    assert checked(port) == Verdict(False, status=401, headers=(("www-authenticate", "Bearer"),), body=b"who are you?")
+    assert checked(port) == CheckVerdict(
+        False, status=401, headers=(("www-authenticate", "Bearer"),), body=b"who are you?"
+    )
 
 
 def test_the_authorizer_is_told_what_envoy_tells(start: Start) -> None:
@@ -178,7 +180,7 @@ def test_set_append_and_remove(start: Start) -> None:
     answer.ok_response.headers_to_remove.extend(["Authorization", "host", ":path"])
     answer.ok_response.response_headers_to_add.add(header={"key": "x-told", "value": "t"})
     port = start(ext_authz.METHOD, lambda request, context: answer)
-    expected = Verdict(
+    expected = CheckVerdict(
         True,
         set=(("x-set", "s"), ("x-raw", "\xe9")),
         append=(("x-more", "m"),),
@@ -195,7 +197,7 @@ def test_framing_and_identity_are_not_the_authorizers(start: Start, name: str) -
     answer = ext_authz.allowed(x_good="1")
     answer.ok_response.headers.add(header={"key": name, "value": "5"})
     port = start(ext_authz.METHOD, lambda request, context: answer)
-    assert checked(port) == Verdict(True, set=(("x-good", "1"),))
+    assert checked(port) == CheckVerdict(True, set=(("x-good", "1"),))
 
 
 @pytest.mark.parametrize(
@@ -242,7 +244,7 @@ def refuse(request: object, context: grpc.ServicerContext) -> None:
 
 def test_a_failure_follows_the_settings(start: Start, caplog: pytest.LogCaptureFixture) -> None:
     port = start(ext_authz.METHOD, refuse)
-    assert checked(port) == Verdict(False, failed="gRPC status INTERNAL")
+    assert checked(port) == CheckVerdict(False, failed="gRPC status INTERNAL")
     assert checked(port, failOpen=True).allowed
     assert checked(port, statusOnError="503").status == 503
     assert "secret" not in caplog.text and "extension provider authz" in caplog.text
@@ -257,7 +259,7 @@ def test_a_provider_that_is_not_there(start: Start) -> None:
         lambda: providers(0, where=lambda service, port: None),
         lambda made: made.check("authz", CLIENT, SERVER, REQUEST),
     )
-    assert verdict == Verdict(False, failed="no such Service, or it has no ready endpoint")
+    assert verdict == CheckVerdict(False, failed="no such Service, or it has no ready endpoint")
 
 
 def test_a_name_that_is_no_provider_or_one_of_another_kind_denies() -> None:
@@ -284,7 +286,7 @@ def test_the_service_and_port_of_the_settings_are_resolved(start: Start) -> None
 def test_a_silent_provider_costs_its_timeout_and_the_next_call_a_new_connection() -> None:
     with socket.create_server(("127.0.0.1", 0)) as silent:
 
-        async def twice(made: Providers) -> tuple[Verdict, Verdict]:
+        async def twice(made: Providers) -> tuple[CheckVerdict, CheckVerdict]:
             return await made.check("authz", CLIENT, SERVER, REQUEST), await made.check(
                 "authz", CLIENT, SERVER, REQUEST
             )
@@ -308,7 +310,7 @@ def test_a_silent_provider_costs_its_timeout_and_the_next_call_a_new_connection(
 def test_a_peer_that_does_not_speak_grpc(junk: bytes) -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
 
-        async def use(made: Providers) -> Verdict:
+        async def use(made: Providers) -> CheckVerdict:
             loop = asyncio.get_running_loop()
             server.setblocking(False)
 
@@ -344,7 +346,7 @@ def test_calls_share_a_connection_and_a_restart_is_survived(start: Start) -> Non
 
     server, port = serve(ext_authz.METHOD, answer)
 
-    async def use(made: Providers) -> list[Verdict]:
+    async def use(made: Providers) -> list[CheckVerdict]:
         verdicts = list(await asyncio.gather(*(made.check("authz", CLIENT, SERVER, REQUEST) for _ in range(50))))
         assert len(peers) == 1
         await asyncio.to_thread(server.stop(None).wait)
@@ -362,7 +364,7 @@ def test_calls_share_a_connection_and_a_restart_is_survived(start: Start) -> Non
 def test_a_connection_that_ends_under_a_call_is_tried_once_more(start: Start) -> None:
     calls: list[int] = []
 
-    async def use(made: Providers) -> Verdict:
+    async def use(made: Providers) -> CheckVerdict:
         loop = asyncio.get_running_loop()
         with socket.create_server(("127.0.0.1", 0)) as closing:
             closing.setblocking(False)
@@ -413,7 +415,7 @@ def test_calls_beyond_the_bound_fail_at_once(start: Start, monkeypatch: pytest.M
     monkeypatch.setattr(call, "MAX_CALLS", 2)
     port = start(ext_authz.METHOD, ext_authz.by_header)
 
-    async def use(made: Providers) -> list[Verdict]:
+    async def use(made: Providers) -> list[CheckVerdict]:
         return list(await asyncio.gather(*(made.check("authz", CLIENT, SERVER, REQUEST) for _ in range(3))))
 
     assert [verdict.allowed for verdict in run(lambda: providers(port), use)] == [True, True, False]
@@ -430,7 +432,7 @@ def test_connections_to_many_endpoints_are_bounded(start: Start, monkeypatch: py
     ports = [start(ext_authz.METHOD, answer) for _ in range(3)]
     order = iter([0, 1, 2, 2, 1, 0])
 
-    async def use(made: Providers) -> list[Verdict]:
+    async def use(made: Providers) -> list[CheckVerdict]:
         return [await made.check("authz", CLIENT, SERVER, REQUEST) for _ in range(6)]
 
     assert all(

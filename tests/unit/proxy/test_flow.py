@@ -7,8 +7,8 @@ import pytest
 from nodeagent import errors
 from nodeagent.errors import CONNECT_FAILED, JWT_REFUSED, POLICY_DENIED, Reason
 from nodeagent.proxy import recent
+from nodeagent.proxy.client_guard import denied
 from nodeagent.proxy.connection import Connection, Peer
-from nodeagent.proxy.guard import denied
 from nodeagent.proxy.pods import PodState
 from nodeagent.proxy.recent import Recent
 from nodeagent.proxy.view import Target

@@ -27,8 +27,9 @@ from nodeagent.policy.model import (
     TokenBucket,
 )
 from nodeagent.policy.rate_limit import RateLimiter
+from nodeagent.proxy.client_guard import ClientGuard
 from nodeagent.proxy.context import Context
-from nodeagent.proxy.external.model import Verdict
+from nodeagent.proxy.external.model import CheckVerdict
 from nodeagent.proxy.external.providers import Providers
 from nodeagent.proxy.guard import DECISIONS, Compiler, Guard
 from nodeagent.proxy.http.fields import rewritten
@@ -180,7 +181,7 @@ def test_a_remembered_decision_is_the_one_that_is_made_anew(tls: dict[str, Conte
 
 def test_what_a_guard_remembers_is_bounded() -> None:
     guard = Guard(Authorizer.compile([deny(paths("/admin"))], http=True, trust_domain="cluster.local"), None, None, ())
-    bound = guard.bind(ConnectionFacts("", CLIENT, CLIENT, SERVER, 80), "client", "server", "server")
+    bound = ClientGuard(guard, ConnectionFacts("", CLIENT, CLIENT, SERVER, 80), "client", "server", "server")
     for number in range(3 * DECISIONS):
         guard.remember((bound, b"GET", b"/%d" % number, b"web"), b"/", Decision(True))
         assert len(guard._decided) <= DECISIONS
@@ -198,8 +199,8 @@ def test_what_limits_or_tokens_have_a_say_in_is_not_remembered() -> None:
         Guard(authorizer, None, RateLimiter.compile([limit], time.monotonic), ()),
         Guard(authorizer, None, None, (GlobalLimit("limits", "domain"),)),
     ]
-    assert [guard.bind(client, "client", "server", "server").by_line for guard in guards] == [False] * 3
-    assert Guard(authorizer, None, None, ()).bind(client, "client", "server", "server").by_line
+    assert [ClientGuard(guard, client, "client", "server", "server").by_line for guard in guards] == [False] * 3
+    assert ClientGuard(Guard(authorizer, None, None, ()), client, "client", "server", "server").by_line
 
 
 def test_a_policy_is_compiled_once_and_forgotten_with_it() -> None:
@@ -423,10 +424,10 @@ def test_no_more_than_one_read_is_kept_of_a_connection_that_waits_for_an_authori
     asked, answer = asyncio.Event(), asyncio.Event()
 
     class Slow(Providers):
-        async def check(self, *_: Any) -> Verdict:
+        async def check(self, *_: Any) -> CheckVerdict:
             asked.set()
             await answer.wait()
-            return Verdict(True)
+            return CheckVerdict(True)
 
     async def scene(nodes: Nodes) -> None:
         asks(nodes.far, Slow((), nodes.far.routing.way_to))
