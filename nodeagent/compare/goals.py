@@ -25,7 +25,9 @@ class Goal:
     unit: str = "×"
 
     def verdict(self, value: float) -> str | None:
-        """Return ``aim``, ``must`` or ``missed``; None: nothing is asked."""
+        """Return how *value* does: ``aim`` (reaches all that is wanted), ``must`` (what is
+        demanded), or ``missed``; None: nothing is asked of it.
+        """
 
         def reaches(limit: float) -> bool:
             return value >= limit if self.least else value <= limit

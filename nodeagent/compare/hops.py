@@ -18,7 +18,7 @@ from nodeagent.lab import Lab
 HAPROXY_PORT: Final = 10081
 _START_SECONDS = 10.0
 _FOLDER: Final = Path("/run/hop")
-"""In the client's pod."""
+"""Where a hop's files are in the client's pod."""
 _HAPROXY = """
 defaults
   mode http
@@ -77,7 +77,7 @@ class _Hop(Mode):
 
 @dataclass(slots=True, eq=False)
 class HaproxyHop(_Hop):
-    """HAProxy, one thread, pooled connections."""
+    """One hop through HAProxy in the client's pod: one thread, pooled connections, nothing else."""
 
     name = "haproxy"
     program = "haproxy"
@@ -86,14 +86,14 @@ class HaproxyHop(_Hop):
     does_not = ("capture, mTLS, policy, metrics, access log, the server's side",)
 
     def start(self) -> None:
-        """Start it in the client's pod. Raises CompareError."""
+        """Start HAProxy in the client's pod and wait until it listens. Raises CompareError."""
         config = self._write("haproxy.cfg", _HAPROXY.format(port=self.port, server=self._server))
         _start(self.lab, ["haproxy", "-db", "-f", str(config)], self.port)
 
 
 @dataclass(slots=True, eq=False)
 class EnvoyHop(_Hop):
-    """Envoy, one worker thread, router only, access log."""
+    """One hop through Envoy in the client's pod: one worker thread, router only, access log."""
 
     name = "envoy-hop"
     program = "envoy"
@@ -102,7 +102,7 @@ class EnvoyHop(_Hop):
     does_not = ("capture, mTLS, policy, the server's side",)
 
     def start(self) -> None:
-        """Start it in the client's pod. Raises CompareError."""
+        """Start Envoy in the client's pod and wait until it listens. Raises CompareError."""
         log = _FOLDER / "envoy-hop-access.log"
         self.logs.append(Log(self._outside(log)))
         path = self._write("envoy-hop.json", json.dumps(envoy.hop(self._server, log)))

@@ -37,12 +37,12 @@ _KERNEL: Final = {"telemetry": {"accessLog": {"path": ""}}, "proxy": {"clientCer
 client is from a header.
 """
 _JOINING: Final = {"redirect": {"bypass": "asked"}}
-"""Of what tells joined sockets from others on a kernel of today, this comparison's programs do nothing."""
+"""Joins sockets without proof that no application can tell: this comparison's programs do nothing that could."""
 
 
 @dataclass(frozen=True, slots=True)
 class LabNeeds:
-    """What a comparison needs of its labs."""
+    """What a comparison needs of its labs: the workloads that pods must serve, and whose YAML."""
 
     workloads: Sequence[Workload]
     variants: bool = False
@@ -54,14 +54,17 @@ class LabNeeds:
 
     @property
     def targets(self) -> Mapping[Workload, CallPath]:
+        """Who asks whom, by workload."""
         return {"manifest": self.target} if self.target else TARGETS
 
     def of(self, *served: Workload) -> tuple[Workload, ...]:
-        """Return those of *served* that are wanted."""
+        """Return those of the workloads *served*, which a mode can serve, that the comparison measures."""
         return tuple(workload for workload in served if workload in self.workloads)
 
     def text(self, *, guarded: bool = True) -> str:
-        """Return the manifests of a lab, empty: they are ``files``."""
+        """Return the YAML that a lab runs; empty where the user's own ``files`` are used.
+        *guarded*: with the namespace of ``http-authz``, if that is measured.
+        """
         if self.files:
             return ""
         parts = [manifests.workload(PLAIN)]

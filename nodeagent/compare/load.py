@@ -30,12 +30,12 @@ Told = dict[str, Any]
 
 
 class CompareError(NodeagentError):
-    """A mode does not do what it is to be measured for."""
+    """A comparison cannot be made, or a mode does not do what it is to be measured for."""
 
 
 @dataclass(frozen=True, slots=True)
 class Client:
-    """Where the load comes from: a pod of a lab."""
+    """Where the load comes from: *pod* of *namespace* in *lab*."""
 
     lab: Lab
     namespace: str
@@ -72,9 +72,9 @@ class Sample:
     """(percentile, µs), rising."""
     bits_per_second: float | None = None
     cpu_seconds: float = 0.0
-    """Of what the mode adds."""
+    """CPU time, in seconds, of what the mode adds."""
     all_cpu_seconds: float = 0.0
-    """Of everything in the lab: client, application, mode."""
+    """CPU time, in seconds, of everything in the lab: client, application, mode."""
 
     def at(self, percentile: float) -> float:
         """Return the latency at one of the percentiles that were told, in µs; 0: there is none."""
@@ -82,7 +82,7 @@ class Sample:
 
     @property
     def rate(self) -> float:
-        """Requests a second."""
+        """Requests a second that were answered."""
         return self.requests / self.seconds
 
 

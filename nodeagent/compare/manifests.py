@@ -110,7 +110,7 @@ def policies(namespace: str, count: int = 1) -> str:
 
 
 def sleepers(numbers: Sequence[int]) -> str:
-    """Return pods that do nothing, by *numbers*."""
+    """Return the YAML of pods ``pod-N`` on node1 that do nothing, one for each N of *numbers*."""
     return "".join(_SLEEPER.format(number=number) for number in numbers)
 
 

@@ -52,7 +52,7 @@ class Sidecars(Mode):
 
 @dataclass(slots=True, eq=False)
 class EnvoySidecars(Sidecars):
-    """Real Envoy."""
+    """Classic sidecars with real Envoy, as the injector's template makes them."""
 
     name = "envoy"
     does = (
@@ -98,7 +98,7 @@ class EnvoySidecars(Sidecars):
 
 @dataclass(slots=True, eq=False)
 class OwnSidecars(Sidecars):
-    """This project's proxy, one process a pod."""
+    """Classic sidecars with this project's proxy, one process a pod."""
 
     name = "sidecar"
     does = (
@@ -163,7 +163,7 @@ class NodeAgent(Mode):
 
 @dataclass(slots=True, eq=False)
 class Joined(NodeAgent):
-    """The same with the applications' and the proxy's sockets joined."""
+    """An agent whose proxy has its sockets joined with the applications', for pods that ask for the bypass."""
 
     name = "nodeagent-bypass"
     whole = False
@@ -239,7 +239,7 @@ class KernelPathMode(NodeAgent):
 
 @dataclass(slots=True, eq=False)
 class Bypass(KernelPathMode):
-    """The kernel path with the two sockets joined."""
+    """The kernel path with the two applications' sockets joined, for pods that ask for the bypass."""
 
     name = "nodeagent-bypass"
     whole = False

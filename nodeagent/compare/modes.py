@@ -37,7 +37,7 @@ class CallPath:
 
     @property
     def pods(self) -> tuple[str, ...]:
-        """The pods that take part, as far as they are known."""
+        """The names of the pods that a request passes, the client's first, as far as they are known."""
         return (self.client, *((self.service, *self.through) if self.service else ()))
 
 
@@ -82,7 +82,9 @@ class Log:
 
 @dataclass(slots=True, eq=False)
 class Mode(ABC):
-    """One way. ``variant`` tells two of the same name apart."""
+    """One way from client to server, up in *lab*: what it adds there, and whether it did its work.
+    ``variant`` tells two of the same name apart.
+    """
 
     lab: Lab
     variant: str = ""
@@ -99,9 +101,11 @@ class Mode(ABC):
     does_not: ClassVar[Sequence[str]] = ()
 
     def describe(self) -> str:
+        """Return the mode's name, with its variant in brackets."""
         return f"{self.name} ({self.variant})" if self.variant else self.name
 
     def client(self, workload: Workload) -> Client:
+        """Return the pod that puts load on for *workload*."""
         target = self.targets[workload]
         return Client(self.lab, target.namespace, target.client)
 
@@ -113,6 +117,7 @@ class Mode(ABC):
         return f"{self.lab.address(target.service, target.namespace)}:{target.port}"
 
     def url(self, workload: Workload) -> str:
+        """Return the URL that the client asks for *workload*."""
         target = self.targets[workload]
         return target.url or f"http://{self.address(workload)}{target.path}"
 
@@ -121,14 +126,14 @@ class Mode(ABC):
 
     @abstractmethod
     def groups(self, workload: Workload | None = None) -> list[Path]:
-        """Return the cgroups of what the mode adds, for *workload* or at all."""
+        """Return the cgroups of the processes that the mode adds for *workload*; None: for all of them."""
 
     def cpu_seconds(self) -> float:
-        """Return the CPU time that what the mode adds has used."""
+        """Return the CPU time, in seconds, that the processes which the mode adds have used since they started."""
         return sum(map(measure.group_cpu_seconds, self.groups()))
 
     def memory(self, workload: Workload | None = None) -> int:
-        """Return the PSS of what the mode adds, in bytes."""
+        """Return the memory (PSS, in bytes) of the processes that the mode adds for *workload*."""
         return measure.memory(itertools.chain.from_iterable(map(cgroup.processes, self.groups(workload))))
 
     def verify(self, answered: Answered) -> tuple[list[str], list[str]]:
@@ -178,7 +183,7 @@ class Mode(ABC):
 
 @dataclass(slots=True, eq=False)
 class Direct(Mode):
-    """No mesh: pod to pod."""
+    """No mesh: packets go from pod to pod."""
 
     name = "direct"
     does = ("nothing: pod to pod",)
@@ -189,5 +194,5 @@ class Direct(Mode):
 
 
 def pod_group(lab: Lab, namespace: str, pod: str) -> Path:
-    """Return the cgroup of a pod."""
+    """Return the cgroup of *pod* of *namespace* in *lab*."""
     return Path(lab.pod(pod, namespace)["metadata"]["annotations"][CGROUP])

@@ -30,9 +30,9 @@ class RunResult(TypedDict):
     """By ``p50``, ``p90``, ``p99``, ``p99.9``, as far as they were told."""
     percentiles: list[tuple[float, float]]
     cpu_us_per_request: float | None
-    """Of what the mode adds."""
+    """CPU of what the mode adds."""
     all_cpu_us_per_request: float | None
-    """Of client, server and mode."""
+    """CPU of client, server and mode."""
     memory_bytes: int | None
     errors: int
     lowest: float

@@ -61,6 +61,7 @@ class Cell:
     rate: int | None = None
 
     def describe(self) -> str:
+        """Return in words what is measured: mode, workload, connections or rate."""
         loop = f" at {self.rate:,}/s" if self.rate else ""
         return (
             f"{self.mode.describe()}: {self.workload}{loop}, {self.connections} "
@@ -68,7 +69,9 @@ class Cell:
         )
 
     def measure(self, seconds: int) -> Sample:
-        """Put load on for *seconds*. Raises CompareError."""
+        """Put this load on for *seconds* and return what came of it, with the CPU time that it
+        took. Raises CompareError when nothing is answered.
+        """
         mode = self.mode
         client = mode.client(self.workload)
         everything = mode.lab.group

@@ -24,7 +24,7 @@ _WAIT_SECONDS: Final = 240.0
 
 @dataclass(frozen=True, slots=True)
 class Scale:
-    """One node with ``pods`` pods."""
+    """What *mode* takes on one node with ``pods`` pods that do nothing."""
 
     mode: str
     pods: int

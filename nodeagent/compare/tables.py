@@ -96,7 +96,7 @@ def scale(summary: ComparisonResult) -> Table:
 
 
 def switches(summary: ComparisonResult) -> Table:
-    """Return the table of what the usual switches change."""
+    """Return the table of what each setting of the usual switches changes, as a ratio to its first setting."""
     table = Table(title="switches", title_style="bold")
     for name in ("switch", "setting", "mode", "figure", "value", "× of the first"):
         table.add_column(name, justify="right" if name in ("value", "× of the first") else "left", no_wrap=True)

@@ -69,7 +69,9 @@ CAPTURE: Final[dict[str, Callable[[str], str]]] = {
 
 
 def capture(annotations: Mapping[str, str], values: Document) -> dict[str, str]:
-    """Return each of CAPTURE: the pod's annotation, else the value. Raises InjectionError."""
+    """Return for each name of CAPTURE what the pod's sidecar captures: the annotation's word, else
+    that of *values*. Raises InjectionError naming the annotation or value, and what is allowed.
+    """
     found = {}
     for name, read in CAPTURE.items():
         given = PREFIX + name in annotations
@@ -104,7 +106,9 @@ def resources(annotations: Mapping[str, str], default: Document) -> Document:
 
 
 def flag(annotations: Mapping[str, str], name: str, default: bool) -> bool:
-    """Return the truth that the annotation *name* states, else *default*. Raises InjectionError."""
+    """Return the truth that the annotation *name* states in one of Go's ways (strconv.ParseBool),
+    else *default*. Raises InjectionError for any other text.
+    """
     text = annotations.get(name)
     if text is None:
         return default

@@ -32,7 +32,7 @@ _INDENT: Final = re.compile(r"\{\s*\n( +)")
 
 @dataclass(frozen=True, slots=True)
 class PodDocument:
-    """A pod, or what makes pods."""
+    """A pod, or an object with a pod template, where it stands in a file."""
 
     file: str
     document: int

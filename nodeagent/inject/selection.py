@@ -27,7 +27,9 @@ def refusal(pod: PodShape, namespace: PodNamespace, revision: str) -> Skipped | 
 
 
 def _not_meant(pod: PodShape, namespace: PodNamespace, revision: str) -> Skipped | None:
-    """The namespace's istio-injection label beats its istio.io/rev, and either beats what the pod asks for."""
+    """Return why neither the namespace nor the pod asks for this injector; None: one does. The
+    namespace's istio-injection label beats its istio.io/rev, and either beats the pod's.
+    """
     if INJECTION_LABEL in namespace.labels:
         if namespace.labels[INJECTION_LABEL] != "enabled":
             return Skipped(

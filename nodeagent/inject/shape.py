@@ -24,12 +24,16 @@ class _Shape(BaseModel):
 
 
 class PortShape(_Shape):
+    """A container's port."""
+
     container_port: PortNumber
     name: str | None = None
     protocol: str | None = None
 
 
 class HttpGetShape(_Shape):
+    """A probe's ``httpGet``."""
+
     port: PortNumber | PortName
     path: str | None = None
     host: str | None = None
@@ -37,17 +41,21 @@ class HttpGetShape(_Shape):
 
 
 class TcpSocketShape(_Shape):
+    """A probe's ``tcpSocket``."""
+
     port: PortNumber | PortName
     host: str | None = None
 
 
 class GrpcShape(_Shape):
+    """A probe's ``grpc``."""
+
     port: PortNumber
     service: str | None = None
 
 
 class HandlerShape(_Shape):
-    """What a probe does; one of them, or ``exec``, which stays as it is."""
+    """What a probe or hook does: one of these, or ``exec``, which no proxy stands in the way of."""
 
     http_get: HttpGetShape | None = None
     tcp_socket: TcpSocketShape | None = None
@@ -55,18 +63,26 @@ class HandlerShape(_Shape):
 
 
 class ProbeShape(HandlerShape):
+    """One of a container's probes."""
+
     timeout_seconds: Annotated[int, Field(ge=0)] | None = None
 
 
 class SecurityContextShape(_Shape):
+    """A pod's or container's ``securityContext``: the user it runs as."""
+
     run_as_user: int | None = None
 
 
 class VolumeMountShape(_Shape):
+    """Which of the pod's volumes a container mounts."""
+
     name: str
 
 
 class ContainerShape(_Shape):
+    """A container, or an init container."""
+
     name: Annotated[str, Field(min_length=1)]
     ports: tuple[PortShape, ...] | None = None
     readiness_probe: ProbeShape | None = None
@@ -76,7 +92,7 @@ class ContainerShape(_Shape):
     volume_mounts: tuple[VolumeMountShape, ...] | None = None
 
     def probe(self, field: str) -> ProbeShape | None:
-        """Return the probe of the field's name as Kubernetes writes it."""
+        """Return the probe that stands in *field*, one of :data:`PROBES`; None: the container has none there."""
         return {
             "readinessProbe": self.readiness_probe,
             "livenessProbe": self.liveness_probe,
@@ -85,16 +101,22 @@ class ContainerShape(_Shape):
 
 
 class VolumeShape(_Shape):
+    """One of the pod's volumes: its name."""
+
     name: str
 
 
 class MetadataShape(_Shape):
+    """A pod's ``metadata``."""
+
     name: str | None = None
     labels: dict[str, str] | None = None
     annotations: dict[str, str] | None = None
 
 
 class SpecShape(_Shape):
+    """A pod's ``spec``."""
+
     containers: Annotated[tuple[ContainerShape, ...], Field(min_length=1)]
     init_containers: tuple[ContainerShape, ...] | None = None
     volumes: tuple[VolumeShape, ...] | None = None
@@ -103,15 +125,19 @@ class SpecShape(_Shape):
 
 
 class PodShape(_Shape):
+    """A pod, or a workload's pod template."""
+
     metadata: MetadataShape | None = None
     spec: SpecShape
 
     @property
     def labels(self) -> dict[str, str]:
+        """The pod's labels; empty where it has none."""
         return (self.metadata and self.metadata.labels) or {}
 
     @property
     def annotations(self) -> dict[str, str]:
+        """The pod's annotations; empty where it has none."""
         return (self.metadata and self.metadata.annotations) or {}
 
     def containers(self) -> list[tuple[str, ContainerShape]]:

@@ -36,6 +36,7 @@ class Status(BaseModel):
     absent: Names
 
     def text(self) -> str:
+        """Return the annotation's value: JSON with Istio's keys."""
         return self.model_dump_json(by_alias=True)
 
 
@@ -53,14 +54,18 @@ def read(text: str) -> Status:
 
 
 def absent(pod: Document) -> Names:
-    """Name the fields of *pod* that injection may make."""
+    """Return the fields of *pod* that injection may have to make and that hold nothing, for the way
+    back; ``NAME: null`` for one that is there without a value.
+    """
     return tuple(
         field if field not in place else f"{field}: null" for place, field in _places(pod) if place.get(field) is None
     )
 
 
 def forget(pod: Document, status: Status) -> None:
-    """Take the fields away that were not there, as far as nothing is left in them."""
+    """Remove from *pod* the empty fields that, by *status*, injection had made, and set to null
+    again those that had stood there without a value.
+    """
     for place, field in _places(pod):
         if place.get(field):
             continue

@@ -45,16 +45,17 @@ class Template:
 
     @property
     def defaults(self) -> Mapping[str, object]:
+        """The values that the template itself sets, by name."""
         found: Mapping[str, object] = self.content.get("values") or {}
         return found
 
     def uses(self, name: str) -> bool:
-        """Say whether ``${name}`` stands anywhere in it."""
+        """Say whether ``${name}`` stands anywhere in what the template adds."""
         return any(name in _references(text) for text in _texts(self.content))
 
     def fill(self, variables: Mapping[str, object]) -> Document:
-        """Return the content with every reference replaced. Raises InjectionError for a name that
-        *variables* does not hold.
+        """Return what the template adds to a pod, with every ``${name}`` replaced by what
+        *variables* holds for it. Raises InjectionError for a name that is not there.
         """
         content = {key: value for key, value in self.content.items() if key != "values"}
         return _fill_mapping(content, variables, f"template {self.name}: ")

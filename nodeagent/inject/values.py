@@ -19,14 +19,16 @@ from nodeagent.resources.load import explain
 
 
 def _split(value: object) -> object:
-    """A list may be given as text, as ``--set`` gives it."""
+    """Return a list given as text (``a,b``, as ``--set`` gives it) or as JSON as a tuple; anything
+    else as it is, for pydantic to refuse.
+    """
     if isinstance(value, str):
         return tuple(part.strip() for part in value.split(",") if part.strip())
     return tuple(value) if isinstance(value, list) else value
 
 
 def _numbers(value: object) -> object:
-    """As :func:`_split`; one port may be given as a number."""
+    """As :func:`_split`, for ports: one alone may be given as a number, and numbers may be texts."""
     items = _split((value,) if isinstance(value, int) else value)
     return tuple(map(_number, items)) if isinstance(items, tuple) else items
 
@@ -60,15 +62,15 @@ class Values(Section):
     image: Image = f"nodeagent:{__version__}"
     """The proxy's."""
     init_image: Image = f"nodeagent:{__version__}"
-    """Of the init container that sets up capture."""
+    """The image of the init container that sets up capture."""
     image_pull_policy: Literal["Always", "IfNotPresent", "Never"] | None = None
     trust_domain: Annotated[str, Field(pattern=r"^[a-z0-9._-]{1,255}$")] = "cluster.local"
     root_namespace: str = ROOT_NAMESPACE
-    """Whose policies are for the whole mesh."""
+    """The namespace whose policies are for the whole mesh."""
     mesh_ranges: Networks = ()
     """Where peers that speak mTLS are: the pods' and Services' ranges. Everything else is passed through as it is."""
     plaintext_ranges: Networks = ()
-    """Exceptions within them, such as the API server's Service."""
+    """Parts of ``mesh_ranges`` that speak no mTLS, such as the API server's Service."""
     tcp_ports: Annotated[tuple[PortNumber, ...], BeforeValidator(_numbers)] = ()
     """Ports, of peers and of the pod, that are never HTTP. On others the client's first line is
     waited for, and one that closes before it ends is cut off.
@@ -78,7 +80,7 @@ class Values(Section):
     access_log: Annotated[
         str, Field(pattern=r"^(-|/[^\s]*)?$"), AfterValidator(lambda path: "-" if path == "/dev/stdout" else path)
     ] = "-"
-    """A path, ``-`` for standard output; empty: none."""
+    """Where the access log goes: a path, ``-`` for standard output; empty: there is none."""
     buffer_bytes: Annotated[int, Field(ge=1024, le=1 << 24)] = 1 << 20
     """How much Envoy keeps of a connection whose other side is slow
     (per_connection_buffer_limit_bytes; its own default).
@@ -96,7 +98,7 @@ class Values(Section):
     source: AbsolutePath = "/var/lib/nodeagent/source"
     """The node's folder with the mesh's resources (template nodeagent)."""
     csi_driver: str = "csi.nodeagent.io"
-    """Whose volume holds the socket that certificates come from."""
+    """The CSI driver whose volume holds the socket that certificates come from."""
     resources: Document = Field(default_factory=_own_resources)
     """The proxy's requests and limits, as Kubernetes writes them; these are Istio's."""
     rewrite_app_http_probe: Annotated[bool, Field(alias="rewriteAppHTTPProbe")] = True
@@ -125,5 +127,5 @@ def read(defaults: Mapping[str, object], given: Mapping[str, object]) -> Values:
 
 
 def as_variables(values: Values) -> Document:
-    """Return *values* by the names that templates use."""
+    """Return *values* as a template refers to them: names in camelCase, values as JSON holds them."""
     return values.model_dump(mode="json", by_alias=True)

@@ -36,7 +36,7 @@ class ApiError(ControlError):
 
 @dataclass(frozen=True, slots=True)
 class Access:
-    """Where the API server is, and as whom to go there."""
+    """Where the API server is, and what proves to it who asks: a client certificate in *context*, or a token."""
 
     server: str
     context: ssl.SSLContext
@@ -45,7 +45,9 @@ class Access:
     token: str = ""
 
     def headers(self) -> dict[str, str]:
-        """Return what proves who asks. Raises ApiError."""
+        """Return the HTTP headers that prove who asks; none with a client certificate. Raises
+        ApiError when the token cannot be read, or could not stand in a header.
+        """
         try:
             token = self.token_file.read_text().strip() if self.token_file else self.token
         except (OSError, UnicodeDecodeError) as error:
@@ -70,7 +72,7 @@ class KubeApi:
         self._access = access
 
     async def get(self, path: str) -> KubeObject:
-        """Return the object at *path*. Raises ApiError."""
+        """Return the object at *path* of the API server. Raises ApiError with the status that it answered."""
         return await self._ask("GET", path, None, {})
 
     async def patch(self, path: str, patch: Mapping[str, object]) -> KubeObject:

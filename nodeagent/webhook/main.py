@@ -50,7 +50,7 @@ class Webhook:
         self.telemetry: HttpServer
 
     async def start(self) -> None:
-        """Listen. Raises ControlError, ConfigError."""
+        """Show a certificate and listen on both ports. Raises ControlError when an address cannot be had."""
         self._show()
         await self.server.start(self._config.address, self._config.port)
         routes = {("GET", "/ready"): self._ready, ("GET", "/metrics"): self._metrics}
@@ -60,14 +60,14 @@ class Webhook:
         )
 
     async def run(self) -> None:
-        """Follow the authority and keep the registration right until cancelled."""
+        """Until cancelled: look for a new certificate and keep the API server's registration right."""
         parts = {"the look at the authority": self._follow}
         if self._keeper is not None:
             parts["the keeper of the registration"] = self._keeper.run
         await kept(parts)
 
     async def stop(self) -> None:
-        """Let reviews under way end, then close."""
+        """Take no more reviews, let those under way end (some seconds), then close both ports."""
         await self.server.stop()
         await self.telemetry.close()
 
@@ -109,7 +109,9 @@ class Webhook:
 
 
 async def run(config: WebhookConfig) -> None:
-    """Serve until SIGTERM or SIGINT. Raises NodeagentError."""
+    """Serve admission reviews, as *config* says, until SIGTERM or SIGINT. Raises NodeagentError
+    when it cannot begin.
+    """
     webhook = Webhook(config, CertificateAuthority.open_or_create(config.directory, config.trust_domain))
     await webhook.start()
     try:

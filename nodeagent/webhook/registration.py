@@ -48,7 +48,9 @@ def repair(configuration: KubeObject, roots_pem: bytes) -> KubeObject | None:
 
 
 def access(registration: Registration) -> Access:
-    """Return how to reach the API server. Raises ConfigError."""
+    """Return how to reach the API server that *registration* is in: by its kubeconfig, else as the
+    service account of the pod that this runs in. Raises ConfigError.
+    """
     return from_kubeconfig(registration.kubeconfig) if registration.kubeconfig is not None else in_cluster()
 
 
@@ -75,7 +77,9 @@ class Keeper:
         self._sleep = sleep
 
     async def run(self) -> None:
-        """Keep it right until cancelled."""
+        """Look at the registration again and again, and repair it, until cancelled; errors are
+        logged and counted.
+        """
         delay = LOOK_SECONDS
         while True:
             try:
@@ -89,7 +93,9 @@ class Keeper:
             await self._sleep(delay)
 
     async def look(self) -> None:
-        """Repair it if need be. Raises ApiError."""
+        """Compare the registration's caBundle with the authority's roots once, and repair it if
+        need be. Raises ApiError.
+        """
         patch = repair(await self._api.get(self._path), self._roots())
         if patch is not None:
             await self._api.patch(self._path, patch)

@@ -46,11 +46,11 @@ class BadReviewError(NodeagentError):
 
 @dataclass(frozen=True, slots=True)
 class Review:
-    """A pod that is about to be made."""
+    """A pod that is about to be made, as the API server asks about it."""
 
     uid: str
     namespace: str
-    """From the request: pods that controllers make hold none themselves."""
+    """The pod's, from the request: pods that controllers make hold none themselves."""
     pod: KubeObject = field(repr=False)
     """With a mapping for ``metadata`` and for ``spec``; nothing else of it has been looked at."""
 
@@ -75,7 +75,9 @@ class Admission:
 
 
 def parse(body: bytes) -> Review:
-    """Return the review that *body* (JSON) holds. Raises BadReviewError."""
+    """Return the review that *body*, an AdmissionReview as JSON, holds. Raises BadReviewError with
+    the HTTP status for its sender where it is none, or not of a pod that is being made.
+    """
     if (values := body.count(b",")) > MAX_VALUES:
         raise BadReviewError(413, "too_large", f"a review of about {values} values; at most {MAX_VALUES} are allowed")
     try:

@@ -38,10 +38,10 @@ class ServerLimits:
     """Bounds on what clients may make the webhook hold; a review that the API server sends has at most about 3 MiB."""
 
     connections: int = 256
-    """Beyond it, the one that has waited longest for its next request goes."""
+    """Open at a time. Beyond it, the one that has waited longest for its next request is closed."""
     body_bytes: int = 8 << 20
     held_bytes: int = 64 << 20
-    """Of all bodies together, as far as they have come."""
+    """Of the bodies of all reviews together, as far as they have come."""
     handshake_seconds: float = 5.0
     body_seconds: float = 5.0
     """From a request's head to the end of its body: the API server waits ten seconds for the answer."""
@@ -79,7 +79,9 @@ class WebhookServer:
         load_chain(self._context, certificate.chain_pem, certificate.key_pem)
 
     async def start(self, address: str, port: int) -> None:
-        """Listen. Raises ControlError when the address cannot be had."""
+        """Listen on *address* and *port* (0: any free one; ``port`` says which). Raises
+        ControlError when the address cannot be had.
+        """
         application = web.Application()
         application.router.add_route("*", "/{path:.*}", self._respond)
         limits = self._limits
@@ -103,7 +105,7 @@ class WebhookServer:
         self._accepting = asyncio.create_task(self._accept())
 
     async def stop(self) -> None:
-        """Accept no more, let requests under way end, then close."""
+        """Accept no more, let reviews under way end within ``grace_seconds``, then close."""
         self._accepting.cancel()
         with suppress(asyncio.CancelledError):
             await self._accepting

@@ -50,13 +50,15 @@ class Injection(ConfigSection):
 
 
 class WebhookConfig(ConfigSection):
+    """The whole of ``webhook.yaml``."""
+
     directory: Path
     """The authority's directory, as in ca.yaml; its certificate comes from there, and the API
     server is told its roots.
     """
     trust_domain: str = Field("cluster.local", pattern=r"^[a-z0-9._-]{1,255}$")
     names: tuple[Host, ...] = Field(min_length=1, max_length=100)
-    """By which the API server reaches it: SERVICE.NAMESPACE.svc."""
+    """Host names by which the API server reaches the webhook: SERVICE.NAMESPACE.svc. Its certificate is for them."""
     address: str = "0.0.0.0"
     port: int = Field(15017, ge=0, le=65535)
     telemetry_port: int = Field(15014, ge=0, le=65535)

@@ -13,7 +13,7 @@ from nodeagent.compare.estimate.known import Kind
 
 @dataclass(frozen=True, slots=True)
 class AgentCost:
-    """Bytes are PSS of all of its processes; cores of CPU."""
+    """What one agent is taken to cost: bytes are PSS of all of its processes, cores are of CPU."""
 
     base_bytes: int = 63_000_000
     """Of an agent with two pods that have had no traffic: what grows with pods is little beside it."""

@@ -9,7 +9,7 @@ from typing import Final
 
 @dataclass(frozen=True, slots=True)
 class Amount:
-    """CPU in cores and memory in bytes."""
+    """An amount of CPU, in cores, and of memory, in bytes."""
 
     cores: Fraction = Fraction(0)
     memory: Fraction = Fraction(0)

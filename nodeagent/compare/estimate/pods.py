@@ -44,7 +44,7 @@ class EstimatedSidecar:
 
 @dataclass(frozen=True, slots=True)
 class EstimatedPod:
-    """A pod, or so many alike."""
+    """A pod with its sidecars, or *count* pods that are alike (replicas of a workload)."""
 
     namespace: str
     name: str
@@ -57,7 +57,7 @@ class EstimatedPod:
 
 @dataclass(frozen=True, slots=True)
 class PodListing:
-    """What was read."""
+    """The pods that were read, and notes for people about what was not counted."""
 
     pods: tuple[EstimatedPod, ...]
     notes: tuple[str, ...] = ()

@@ -15,7 +15,7 @@ from nodeagent.compare.estimate.top import Key
 
 @dataclass(slots=True)
 class Sum:
-    """Sidecars of one namespace or kind."""
+    """What the sidecars of one namespace, or of one kind, request and use together."""
 
     pods: int = 0
     """Pods that have such a sidecar."""
@@ -48,11 +48,11 @@ class Saving:
 
     @property
     def saved(self) -> Amount:
-        """Return the difference."""
+        """What agents take less than the sidecars in whose place they are; negative: more."""
         return self.sidecars - self.agents
 
     def json(self) -> dict[str, object]:
-        """Return the change as JSON."""
+        """Return sidecars, agents and what is saved as JSON, in cores and bytes."""
         return {"sidecars": self.sidecars.json(), "agents": self.agents.json(), "saved": self.saved.json()}
 
 

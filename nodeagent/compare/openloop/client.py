@@ -38,7 +38,7 @@ Clock = Callable[[], int]
 
 
 class OpenLoopError(NodeagentError):
-    """No load could be put on the target."""
+    """No load could be put on the target: it cannot be connected to, or the kernel refused a timer."""
 
 
 class _LoadConnection:
@@ -88,7 +88,9 @@ class OpenLoopClient:
         self._flow: Schedule
 
     def connect(self) -> None:
-        """Open all connections. Raises OpenLoopError."""
+        """Open all connections before the first request is due. Raises OpenLoopError when one does
+        not open within the timeout.
+        """
         deadline = self._clock() + self._timeout
         for connection in self._connections:
             self._open(connection)
@@ -140,7 +142,7 @@ class OpenLoopClient:
                 return
 
     def close(self) -> None:
-        """Close everything."""
+        """Close every connection and the epoll descriptor."""
         for connection in self._connections:
             self._shut(connection)
         self._epoll.close()

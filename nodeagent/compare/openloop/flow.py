@@ -47,7 +47,7 @@ class Schedule:
         self._last = begin
 
     def due(self, number: int) -> int:
-        """Return when request *number* is due."""
+        """Return when request *number* is due, in ns of the clock that ``begin`` is of."""
         return self.begin + int(number * self._interval)
 
     def take(self, now: int) -> int:
@@ -59,7 +59,9 @@ class Schedule:
         return number
 
     def answered(self, number: int, now: int) -> None:
-        """Count a good answer to *number*, complete at *now*."""
+        """Count a good answer to request *number*, which was complete at *now* (ns): its latency is
+        from when it was due.
+        """
         if number >= self.warm:
             self._latencies.append(now - self.begin - int(number * self._interval))
             self._last = now

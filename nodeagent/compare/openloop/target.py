@@ -29,7 +29,7 @@ SocketAddress = tuple[str, int] | tuple[str, int, int, int]
 
 @dataclass(frozen=True, slots=True)
 class HttpTarget:
-    """A request and the address it goes to."""
+    """What is asked and where: the bytes of the request, and the server's address as text in ``shown``."""
 
     family: int
     address: SocketAddress

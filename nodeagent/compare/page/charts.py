@@ -73,7 +73,7 @@ class Bar:
 
 
 def colour(mode: str) -> str:
-    """Return the placeholder of a mode."""
+    """Return the placeholder of *mode*'s colour: the page's style sheet gives it one for light and one for dark."""
     return _MODE[known(mode).name]
 
 
@@ -256,5 +256,5 @@ def bars(rows: Sequence[Bar], label: str, show: Callable[[float], str]) -> Marku
 
 
 def throughput(value: float) -> str:
-    """Return a rate as an axis shows it."""
+    """Return *value*, requests a second, as an axis shows it: thousands as ``k``."""
     return f"{value / 1000:,g}k" if value >= 1000 else figure(value)

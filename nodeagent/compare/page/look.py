@@ -96,7 +96,7 @@ def known(mode: str) -> Look:
 
 
 def drawn() -> list[Look]:
-    """Return every look there is."""
+    """Return how every known mode is drawn, and what stands for unknown ones."""
     return [*MODES.values(), OTHER]
 
 
@@ -111,7 +111,7 @@ def variable(mode: str) -> str:
 
 
 def dashes(how: Look) -> str:
-    """Return the dashes of *how* for SVG."""
+    """Return the line pattern of *how* as SVG's stroke-dasharray takes it."""
     named = {"-": (), ":": (1.5, 3), "--": (6, 3), "-.": (6, 3, 1.5, 3)}
     lengths = named[how.dash] if isinstance(how.dash, str) else tuple(2 * length for length in how.dash[1])
     return " ".join(f"{each:g}" for each in lengths) or "none"
@@ -125,7 +125,7 @@ def figure(value: float) -> str:
 
 
 def microseconds(value: float) -> str:
-    """Return a duration in µs in the unit that fits."""
+    """Return *value*, a duration in µs, in the unit that fits: µs, ms or s."""
     for unit, size in (("s", 1e6), ("ms", 1e3)):
         if value >= size:
             return f"{figure(value / size)} {unit}"
@@ -133,7 +133,7 @@ def microseconds(value: float) -> str:
 
 
 def size(value: float) -> str:
-    """Return bytes in decimal units."""
+    """Return *value*, bytes, in decimal units."""
     for unit, unit_size in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
         if value >= unit_size:
             return f"{figure(value / unit_size)} {unit}"
@@ -141,12 +141,12 @@ def size(value: float) -> str:
 
 
 def gigabits(value: float) -> str:
-    """Return bits/s in Gbit/s."""
+    """Return *value*, bits a second, in Gbit/s."""
     return f"{figure(value / 1e9)} Gbit/s"
 
 
 def times(value: float) -> str:
-    """Return a ratio."""
+    """Return the ratio *value* with as many digits as a reader can use, and the sign ×."""
     for least, form in ((100, ",.0f"), (10, ".1f"), (0.1, ".2f")):
         if value >= least:
             return f"{value:{form}} ×"

@@ -74,7 +74,7 @@ class ScaleRow(_Told):
 
 
 class Claim(_Told):
-    """What the seed says, and what each mode was measured to do."""
+    """What the sidecar pattern's description claims, and what each mode was measured to do."""
 
     claim: str
     seed: str = ""
@@ -111,7 +111,7 @@ class Missing(_Told):
 
 
 class Summary(_Told):
-    """The whole object."""
+    """The whole JSON object of a comparison."""
 
     environment: Mapping[str, object] = Field(default_factory=dict)
     runs: tuple[Run, ...] = ()

@@ -43,7 +43,7 @@ class Headline:
 
 @dataclass(frozen=True, slots=True)
 class Rated:
-    """A ratio as a row."""
+    """A compared figure as a row of the page's table."""
 
     name: str
     ratio: Ratio
@@ -57,14 +57,16 @@ class Rated:
 
     @property
     def disagrees(self) -> bool:
-        """Return whether an earlier run said something else."""
+        """Say whether an earlier run said something else, by more than AGREE."""
         before = self.ratio.before
         value = self.ratio.value
         return before is not None and abs(value - before) > AGREE * max(before, value)
 
 
 def find(runs: Iterable[Run], mode: str, workload: str, connections: int) -> Run | None:
-    """Return the closed-loop run of *mode* without a variant."""
+    """Return the closed-loop run of *mode*, without a variant, under *workload* with so many
+    *connections*; None: it was not measured.
+    """
     wanted = (mode, "", workload, "closed", connections)
     return next(
         (run for run in runs if (run.mode, run.variant, run.workload, run.load, run.connections) == wanted), None
@@ -210,7 +212,7 @@ def absences(summary: Summary) -> list[tuple[str, str]]:
 
 
 def rated(summary: Summary) -> list[Rated]:
-    """Return the ratios as rows."""
+    """Return all compared figures of *summary* as rows, in its order."""
     return [
         Rated(name, ratio, ratio.value / ratio.before - 1 if ratio.before else None)
         for name, ratio in summary.ratios.items()
@@ -218,7 +220,7 @@ def rated(summary: Summary) -> list[Rated]:
 
 
 def title(run: Run) -> str:
-    """Return which run it is."""
+    """Return in words which run it is: mode, workload, connections or rate."""
     load = f"{run.rate:,.0f} requests/s asked" if run.load == "open" and run.rate else _connections(run.connections)
     return f"{run.mode}{f' ({run.variant})' if run.variant else ''}, {run.workload}, {load}"
 
@@ -412,7 +414,7 @@ def claim_modes(summary: Summary) -> list[str]:
 
 
 def when(date: str) -> str:
-    """Return an ISO date to the minute."""
+    """Return *date*, ISO 8601, to the minute for people."""
     return f"{date[:16].replace('T', ' ')} UTC" if date.endswith(("+00:00", "Z")) else date
 
 
