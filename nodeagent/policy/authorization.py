@@ -184,14 +184,15 @@ class Authorizer:
         refused: list[CompiledPolicy] = []
         if providers[1:] or "" in providers:
             # Nobody says whom to ask: such rules deny, as in Istio.
-            customs, refused = [], customs
+            refused = customs
+            customs = []
         denies = [*refused, *(policy for policy in enforced if policy.action == "DENY")]
         allows = [policy for policy in enforced if policy.action == "ALLOW"]
         return cls(
-            needs_request=any(rule.needs_request for policy in ordered for _, rule, _ in policy.rules),
-            _customs=_Chain(tuple((rule, policy.provider) for policy in customs for _, rule, _ in policy.rules), ""),
+            needs_request=any(rule.needs_request for _, _, rule, _ in _rules(ordered)),
+            _customs=_Chain(tuple((rule, policy.provider) for policy, _, rule, _ in _rules(customs)), ""),
             _decisions=_Chain(
-                tuple((rule, decision) for policy in (*denies, *allows) for _, rule, decision in policy.rules),
+                tuple((rule, decision) for _, _, rule, decision in _rules([*denies, *allows])),
                 _otherwise(allows, denies),
             ),
             _watches=tuple(_watches(ordered)),
@@ -203,9 +204,7 @@ class Authorizer:
         peer = PeerFacts(facts)
         customs = self._customs.at(peer)
         decisions = self._decisions.at(peer)
-        watches = tuple(
-            bound for bound in (watch.at(peer) for watch in self._watches) if bound.steps or bound.final is not None
-        )
+        watches = tuple(filter(_notes_anything, [watch.at(peer) for watch in self._watches]))
         if customs.steps or decisions.steps or any(watch.steps for watch in watches):
             return RequestAuthorizer(customs, decisions, watches)
         notes = tuple(watch.final for watch in watches if watch.final is not None)
@@ -218,14 +217,11 @@ class Authorizer:
         not for the hot path.
         """
         peer = PeerFacts(facts)
-        outcomes = (
-            (f"{policy.title}, rule {index}", rule.failing(peer, request))
-            for policy in self._policies
-            for index, rule, _ in policy.rules
-        )
-        return tuple(
-            f"{title}: {f'does not match ({failing})' if failing else 'matches'}" for title, failing in outcomes
-        )
+        lines = []
+        for policy, index, rule, _ in _rules(self._policies):
+            failing = rule.failing(peer, request)
+            lines.append(f"{policy.title}, rule {index}: {f'does not match ({failing})' if failing else 'matches'}")
+        return tuple(lines)
 
 
 @dataclass(frozen=True, slots=True)
@@ -303,6 +299,17 @@ def _otherwise(allows: list[CompiledPolicy], denies: list[CompiledPolicy]) -> De
     )
 
 
+def _rules(policies: Iterable[CompiledPolicy]) -> Iterator[tuple[CompiledPolicy, int, CompiledRule, Decision]]:
+    """Yield the rules of *policies*: whose, its number, what it tests, and what is decided where it matches."""
+    for policy in policies:
+        for index, rule, decision in policy.rules:
+            yield policy, index, rule, decision
+
+
+def _notes_anything(watch: _Bound[Note | None]) -> bool:
+    return bool(watch.steps) or watch.final is not None
+
+
 def _watches(policies: list[CompiledPolicy]) -> Iterator[_Chain[Note | None]]:
     """Yield what only notes: each AUDIT policy, each other one in dry run, and all ALLOW policies
     in dry run together, as they would decide.
@@ -313,7 +320,5 @@ def _watches(policies: list[CompiledPolicy]) -> Iterator[_Chain[Note | None]]:
             yield _Chain(tuple((rule, Note(policy.name, index, kind)) for index, rule, _ in policy.rules), None)
     allows = [policy for policy in policies if policy.dry_run and policy.action == "ALLOW"]
     if allows:
-        steps = tuple(
-            (rule, Note(policy.name, index, "dry_run_allow")) for policy in allows for index, rule, _ in policy.rules
-        )
+        steps = tuple((rule, Note(policy.name, index, "dry_run_allow")) for policy, index, rule, _ in _rules(allows))
         yield _Chain(steps, Note(allows[0].name if len(allows) == 1 else "", -1, "dry_run_deny"))

@@ -7,7 +7,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
-from typing import Any, Final
+from typing import Final
 
 from nodeagent.errors import ResourceError
 from nodeagent.policy import authorization_match as matchers
@@ -15,6 +15,8 @@ from nodeagent.policy.authorization_facts import PeerFacts, RequestFacts
 from nodeagent.policy.claims import Claims
 from nodeagent.policy.model import Condition, Operation, Rule, RuleSource
 
+_Term = tuple[str, str, tuple[str, ...], bool]
+"""A field's name, its key, its values, and whether they must not match."""
 PeerTest = Callable[[PeerFacts], bool]
 RequestTest = Callable[[RequestFacts], bool]
 ClaimsTest = Callable[[Claims], bool]
@@ -98,9 +100,8 @@ class CompiledRule:
 
     def without_request(self) -> CompiledRule:
         """Return the rule without the terms that only a request decides: it matches more."""
-        sources, operations = (
-            tuple(_peer_only(clause) for clause in group) for group in (self.sources, self.operations)
-        )
+        sources = tuple(_peer_only(clause) for clause in self.sources)
+        operations = tuple(_peer_only(clause) for clause in self.operations)
         return CompiledRule(
             sources, operations, _peer_only(self.conditions), needs_request=False, by_line=True, permits=self.permits
         )
@@ -133,11 +134,9 @@ class CompiledRule:
     def failing(self, peer: PeerFacts, request: RequestFacts | None) -> str:
         """Return what does not match, in the words of the YAML, empty when the rule matches."""
         failing = self._failing(peer, request)
-        return (
-            self._failing(peer.presumed, request)
-            if failing and not self.permits and peer.presumed is not None
-            else failing
-        )
+        if failing and not self.permits and peer.presumed is not None:
+            return self._failing(peer.presumed, request)
+        return failing
 
     def _failing(self, peer: PeerFacts, request: RequestFacts | None) -> str:
         for name, group in (("from", self.sources), ("to", self.operations)):
@@ -173,7 +172,7 @@ def compile_rule(rule: Rule, namespace: str, trust_domain: str, *, permits: bool
     needs_request = False
     by_line = True
 
-    def clause(fields: Iterable[tuple[str, str, tuple[Any, ...], bool]]) -> Clause:
+    def clause(fields: Iterable[_Term]) -> Clause:
         peer: list[tuple[str, PeerTest]] = []
         request: list[tuple[str, RequestTest]] = []
         nonlocal needs_request, by_line
@@ -197,18 +196,15 @@ def compile_rule(rule: Rule, namespace: str, trust_domain: str, *, permits: bool
     )
 
 
-def _fields(
-    holder: RuleSource | Operation, columns: tuple[tuple[str, str, str, bool], ...]
-) -> Iterator[tuple[str, str, tuple[Any, ...], bool]]:
+def _fields(holder: RuleSource | Operation, columns: tuple[tuple[str, str, str, bool], ...]) -> Iterator[_Term]:
     """Yield name, key, values, and whether they must not match, of what *holder* says."""
-    return (
-        (name, key, values, negated)
-        for attribute, name, key, negated in columns
-        if (values := getattr(holder, attribute))
-    )
+    for attribute, name, key, negated in columns:
+        values = getattr(holder, attribute)
+        if values:
+            yield name, key, tuple(map(str, values)), negated
 
 
-def _condition_fields(conditions: tuple[Condition, ...]) -> Iterator[tuple[str, str, tuple[Any, ...], bool]]:
+def _condition_fields(conditions: tuple[Condition, ...]) -> Iterator[_Term]:
     for condition in conditions:
         yield condition.key, condition.key, condition.values, False
         yield f"{condition.key} notValues", condition.key, condition.not_values, True
@@ -221,7 +217,7 @@ def _negated(test: Callable[[matchers.Subject], bool]) -> Callable[[matchers.Sub
 # -- what the connection decides --
 
 
-def _peer_test(name: str, key: str, values: tuple[Any, ...], namespace: str, trust_domain: str) -> PeerTest | None:
+def _peer_test(name: str, key: str, values: tuple[str, ...], namespace: str, trust_domain: str) -> PeerTest | None:
     match key:
         case "source.principal":
             identity = matchers.principals(values, trust_domain)
@@ -253,8 +249,8 @@ def _peer_test(name: str, key: str, values: tuple[Any, ...], namespace: str, tru
     return None
 
 
-def _port(value: int | str, name: str) -> int:
-    number = int(value) if str(value).isascii() and str(value).isdigit() and len(str(value)) <= 5 else -1
+def _port(value: str, name: str) -> int:
+    number = int(value) if value.isascii() and value.isdigit() and len(value) <= 5 else -1
     if not 0 <= number <= 65535:
         raise ResourceError(f"{name}: {value!r} is not a port number: 0 to 65535 is allowed")
     return number
@@ -351,9 +347,9 @@ def _claim(names: tuple[str, ...], value: matchers.Text) -> ClaimsTest:
     split = len(names) == 1 and names[0] in _SPACE_DELIMITED
 
     def matches(claims: Claims) -> bool:
-        found: Any = claims.values
+        found: object = claims.values
         for name in names:
-            found = found.get(name) if hasattr(found, "get") else None
+            found = found.get(name) if isinstance(found, dict) else None
         if isinstance(found, str):
             return any(map(value, found.split(" "))) if split else value(found)
         return isinstance(found, list | tuple) and any(isinstance(item, str) and value(item) for item in found)

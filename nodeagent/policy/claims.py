@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 
 @dataclass(frozen=True, slots=True)
@@ -16,7 +15,7 @@ class Claims:
     audiences: tuple[str, ...]
     presenter: str
     """``azp``, empty when the token has none."""
-    values: Mapping[str, Any]
+    values: Mapping[str, object]
     """Every claim, as in the token."""
 
     @property

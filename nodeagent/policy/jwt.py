@@ -10,10 +10,11 @@ https://istio.io/latest/docs/reference/config/security/request_authentication
 from __future__ import annotations
 
 import base64
+import itertools
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Final, NamedTuple
+from typing import Final, NamedTuple
 
 import orjson
 
@@ -227,9 +228,11 @@ class Authenticator:
         1970. What is wrong with keys is found when a token comes: it is refused, everything else
         passes.
         """
-        rules = [(rule, _Rule(rule, keys)) for each in authentications for rule in each.rules]
         by_place: dict[Place, list[_Rule]] = {}
-        for rule, compiled in rules:
+        told: list[str] = []
+        for rule in itertools.chain.from_iterable(each.rules for each in authentications):
+            compiled = _Rule(rule, keys)
+            told += [name for name in (compiled.payload_header, *(header for header, _ in compiled.outputs)) if name]
             for place in places_of(rule):
                 by_place.setdefault(place, []).append(compiled)
         # Headers before parameters before cookies, as Envoy looks; a sort keeps the order of the
@@ -238,9 +241,6 @@ class Authenticator:
             by_place.items(),
             key=lambda item: (not isinstance(item[0], HeaderPlace), not isinstance(item[0], QueryPlace)),
         )
-        told = [
-            name for _, rule in rules for name in (rule.payload_header, *(header for header, _ in rule.outputs)) if name
-        ]
         return cls(
             [_Reader(place, tuple(found)) for place, found in order],
             Authenticated(remove=tuple(dict.fromkeys(told))),
@@ -301,11 +301,11 @@ def _plain_audience(audience: str) -> str:
     return audience.removeprefix("https://").removeprefix("http://").removesuffix("/")
 
 
-def _field_value(claims: Mapping[str, Any], path: tuple[str, ...]) -> str | None:
+def _field_value(claims: Mapping[str, object], path: tuple[str, ...]) -> str | None:
     """Return the claim at *path* as Envoy writes it in a header field; None when it is absent,
     empty or cannot stand there.
     """
-    value: Any = claims
+    value: object = claims
     for name in path:
         if not isinstance(value, dict) or name not in value:
             return None
@@ -325,7 +325,7 @@ def _field_value(claims: Mapping[str, Any], path: tuple[str, ...]) -> str | None
     return text if _in_field_value(text) else None
 
 
-def _as_base64(value: Any) -> str:
+def _as_base64(value: object) -> str:
     try:
         return base64.b64encode(orjson.dumps(value)).decode()
     except orjson.JSONEncodeError:

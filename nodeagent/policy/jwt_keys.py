@@ -8,8 +8,9 @@ secret.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping
-from typing import Any, Final
+import itertools
+from collections.abc import Callable
+from typing import Final, Protocol
 from weakref import WeakValueDictionary
 
 from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
@@ -18,6 +19,7 @@ from cryptography.hazmat.primitives.asymmetric import ec, ed25519, padding, rsa
 from cryptography.hazmat.primitives.asymmetric.utils import Prehashed, encode_dss_signature
 
 from nodeagent.policy.jwt_token import Token, TokenError, decode_base64url, parse_json
+from nodeagent.vocabulary import JsonObject
 
 Verify = Callable[[bytes, bytes], None]
 """Takes signature and signed bytes; raises InvalidSignature."""
@@ -27,7 +29,15 @@ MAX_TRIES: Final = 8
 """Keys tried for a token that does not say which one signed it: more would let such tokens hold up the proxy."""
 _RSA_BITS: Final = range(2048, 8193)
 _SHA: Final = {"256": hashes.SHA256(), "384": hashes.SHA384(), "512": hashes.SHA512()}
-_DIGEST: Final[dict[str, Callable[[bytes], Any]]] = {
+
+
+class _Digest(Protocol):
+    """A hash of hashlib's."""
+
+    def digest(self) -> bytes: ...
+
+
+_DIGEST: Final[dict[str, Callable[[bytes], _Digest]]] = {
     "256": hashlib.sha256,
     "384": hashlib.sha384,
     "512": hashlib.sha512,
@@ -38,12 +48,12 @@ _CURVES: Final[dict[str, tuple[str, Callable[[], ec.EllipticCurve], int]]] = {
     "P-521": ("512", ec.SECP521R1, 66),
 }
 _OF_TYPE: Final[dict[tuple[str, str], tuple[str, ...]]] = {
-    ("RSA", ""): tuple(f"{family}{bits}" for family in ("RS", "PS") for bits in _SHA),
+    ("RSA", ""): (*(f"RS{bits}" for bits in _SHA), *(f"PS{bits}" for bits in _SHA)),
     ("OKP", "Ed25519"): ("EdDSA",),
     **{("EC", curve): (f"ES{bits}",) for curve, (bits, _, _) in _CURVES.items()},
 }
 """Key type and curve: what such a key verifies."""
-ALGORITHMS: Final = frozenset(algorithm for algorithms in _OF_TYPE.values() for algorithm in algorithms)
+ALGORITHMS: Final = frozenset(itertools.chain.from_iterable(_OF_TYPE.values()))
 _BAD_SET: Final = "Jwks is an invalid JSON"
 _NO_KEYS: Final = "Jwks doesn't have any valid public key"
 NO_KEY: Final = "Jwks doesn't have key to match kid or alg from Jwt"
@@ -57,7 +67,7 @@ class _Key:
 
     __slots__ = ("_jwk", "_verifiers")
 
-    def __init__(self, jwk: Mapping[str, Any]) -> None:
+    def __init__(self, jwk: JsonObject) -> None:
         self._jwk = jwk
         self._verifiers: dict[str, Verify] | None = None
 
@@ -110,11 +120,10 @@ class KeySet:
         if self.error:
             raise TokenError(self.error)
         # Keys without a name are Envoy's way for sets of one key whose tokens do have a name.
-        fitting = (
-            self._named.get((algorithm, name)) or self._named.get((algorithm, ""))
-            if name
-            else self._fitting.get(algorithm)
-        )
+        if name:
+            fitting = self._named.get((algorithm, name)) or self._named.get((algorithm, ""))
+        else:
+            fitting = self._fitting.get(algorithm)
         words = NO_KEY
         for key in (fitting or ())[:MAX_TRIES]:
             verify = key.verifier(algorithm)
@@ -140,18 +149,18 @@ def key_set(text: str) -> KeySet:
     return found
 
 
-def _algorithms(key: Mapping[str, Any]) -> tuple[str, ...]:
+def _algorithms(key: JsonObject) -> tuple[str, ...]:
     """Return what *key* may verify, by what it says of itself."""
     operations = key.get("key_ops")
-    if key.get("use", "sig") != "sig" or (
-        operations is not None and not (isinstance(operations, list) and "verify" in operations)
-    ):
+    if key.get("use", "sig") != "sig":
+        return ()
+    if operations is not None and not (isinstance(operations, list) and "verify" in operations):
         return ()
     every = _OF_TYPE.get((str(key.get("kty")), str(key.get("crv", ""))), ())
     return tuple(algorithm for algorithm in every if algorithm == key["alg"]) if "alg" in key else every
 
 
-def _verifiers(key: Mapping[str, Any]) -> dict[str, Verify]:
+def _verifiers(key: JsonObject) -> dict[str, Verify]:
     """Return how *key* verifies, by algorithm. Raises ValueError, KeyError or TypeError when its
     members do not make a key.
     """
@@ -160,11 +169,20 @@ def _verifiers(key: Mapping[str, Any]) -> dict[str, Verify]:
         return _rsa(key)
     if kind == "EC":
         return _ec(key)
-    return {"EdDSA": ed25519.Ed25519PublicKey.from_public_bytes(decode_base64url(key["x"])).verify}
+    return {"EdDSA": ed25519.Ed25519PublicKey.from_public_bytes(_member(key, "x")).verify}
 
 
-def _rsa(key: Mapping[str, Any]) -> dict[str, Verify]:
-    modulus, exponent = (int.from_bytes(decode_base64url(key[name]), "big") for name in ("n", "e"))
+def _member(key: JsonObject, name: str) -> bytes:
+    """Return a number or a point of *key*. Raises ValueError, KeyError or TypeError."""
+    text = key[name]
+    if not isinstance(text, str):
+        raise TypeError(f"{name} is not text")
+    return decode_base64url(text)
+
+
+def _rsa(key: JsonObject) -> dict[str, Verify]:
+    modulus = int.from_bytes(_member(key, "n"), "big")
+    exponent = int.from_bytes(_member(key, "e"), "big")
     if modulus.bit_length() not in _RSA_BITS or exponent.bit_length() > 32:
         # Shorter is too weak (RFC 7518, section 3.3), longer only costs time.
         raise ValueError("RSA size")
@@ -184,9 +202,10 @@ def _rsa_verify(public: rsa.RSAPublicKey, pad: padding.PKCS1v15 | padding.PSS, b
     return lambda signature, signed: check(signature, digest(signed).digest(), pad, hashed)
 
 
-def _ec(key: Mapping[str, Any]) -> dict[str, Verify]:
-    bits, curve, size = _CURVES[key["crv"]]
-    x, y = (decode_base64url(key[name]) for name in ("x", "y"))
+def _ec(key: JsonObject) -> dict[str, Verify]:
+    bits, curve, size = _CURVES[str(key["crv"])]
+    x = _member(key, "x")
+    y = _member(key, "y")
     if len(x) != size or len(y) != size:
         raise ValueError("EC coordinate size")
     public = ec.EllipticCurvePublicNumbers(int.from_bytes(x, "big"), int.from_bytes(y, "big"), curve()).public_key()

@@ -118,7 +118,11 @@ def _header(header: TokenHeader) -> HeaderPlace:
 
 
 def _parameters(query: str) -> list[tuple[str, str]]:
-    return [(name, value) for name, _, value in (part.partition("=") for part in query.split("&"))]
+    parameters = []
+    for part in query.split("&"):
+        name, _, value = part.partition("=")
+        parameters.append((name, value))
+    return parameters
 
 
 def _decoded(name: str) -> str:

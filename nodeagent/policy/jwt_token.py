@@ -16,7 +16,7 @@ import json
 import re
 from collections.abc import Mapping
 from functools import lru_cache
-from typing import Any, Final, NamedTuple, NoReturn
+from typing import Final, NamedTuple, NoReturn
 
 import orjson
 
@@ -51,7 +51,7 @@ class Token(NamedTuple):
     key_id: str | None
     payload: str
     """The second section as it stands in the token."""
-    claims: Mapping[str, Any]
+    claims: Mapping[str, object]
     issuer: str
     subject: str
     audiences: tuple[str, ...]
@@ -126,7 +126,7 @@ def decode_base64url(section: str) -> bytes:
         raise ValueError("not base64url") from None
 
 
-def _object(data: bytes, name: str) -> dict[str, Any]:
+def _object(data: bytes, name: str) -> dict[str, object]:
     try:
         value = parse_json(data)
     except ValueError:
@@ -136,7 +136,7 @@ def _object(data: bytes, name: str) -> dict[str, Any]:
     return value
 
 
-def parse_json(data: bytes) -> Any:
+def parse_json(data: bytes) -> object:
     """Return the JSON *data*, in UTF-8. Raises ValueError, also when an object has a member twice:
     parsers disagree on which one counts.
     """
@@ -158,7 +158,7 @@ def parse_json(data: bytes) -> Any:
         raise ValueError("nested too deeply") from None
 
 
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def _unique(pairs: list[tuple[str, object]]) -> dict[str, object]:
     members = dict(pairs)
     if len(members) != len(pairs):
         raise ValueError("a member twice")
@@ -172,14 +172,14 @@ def _no_constant(name: str) -> NoReturn:
 _parse: Final = json.JSONDecoder(object_pairs_hook=_unique, parse_constant=_no_constant).decode
 
 
-def _text(claims: Mapping[str, Any], name: str) -> str:
+def _text(claims: Mapping[str, object], name: str) -> str:
     value = claims.get(name, "")
     if not isinstance(value, str):
         raise TokenError(f"Jwt payload [{name}] field is not a string")
     return value
 
 
-def _time(claims: Mapping[str, Any], name: str, default: float) -> float:
+def _time(claims: Mapping[str, object], name: str, default: float) -> float:
     value = claims.get(name)
     if value is None and name not in claims:
         return default
@@ -190,7 +190,7 @@ def _time(claims: Mapping[str, Any], name: str, default: float) -> float:
     return value
 
 
-def _audiences(value: Any) -> tuple[str, ...]:
+def _audiences(value: object) -> tuple[str, ...]:
     if isinstance(value, str):
         return (value,)
     if not isinstance(value, list) or not all(isinstance(one, str) for one in value):
