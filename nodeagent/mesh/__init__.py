@@ -1,7 +1,8 @@
 """The snapshot: what all workers decide by, compiled from resources into small frozen entries, one
 a workload and one a Service. Pure: it reads no file and opens no socket.
 
-``compile.py`` is incremental: a change recompiles what depends on it and nothing else.
+``cluster_state.py`` keeps the objects and knows what a change touches; ``compile.py`` makes that anew
+and nothing else.
 ``entries.py`` are the entries, which go to the workers as deltas and become indexes there
 (``proxy/view.py``); a request keeps the entries with which it started. Policies go only to nodes
 with a pod that they are for. One that selects a pod and did not arrive denies everything there
@@ -11,7 +12,7 @@ maps have acknowledged what brought it.
 
 ``kernel_plan.py`` works out which ports need no proxy, and each verdict for them;
 ``protection.py`` what becomes of a pod while no daemon looks; ``explain.py`` who decides, in
-words.
+words; ``local.py`` which pods of the node are captured, with which exceptions.
 
 **Delivery** (``delivery.py``) is decided for each pair of pods when a route is made: ``inside``, a
 socket of the server's pod dials its application, and a pool serves all connections of one client;

@@ -11,16 +11,17 @@ the pods that claim them, policies and the workloads that they select). A batch 
 two steps:
 
     a change ──▶ objects and indexes ──▶ dirty sets ─────────▶ entries made anew ──▶ delta
-                 (_put_pod, _put_service,  (whom it touches,     (_recompile)          (what came out
-                 _put_policy, ...)       before and after)                           different)
+                 (cluster_state.py)      (whom it touches,     (_recompile)          (what came out
+                                         before and after)                           different)
 
 Marking happens twice, with the indexes as they were and as they are: a pod that leaves a Service is
-as much concerned as one that joins it. The dirty sets are told apart by what has to be made anew:
+as much concerned as one that joins it. The dirty sets (``Touched``)
+are told apart by what has to be made anew:
 
-    dirty_pods       the workload's entry, and whether it is to be enrolled here
-    dirty_modes      only what policies and NetworkPolicies say of an entry that is otherwise good
-    dirty_services   a Service's entry, with its endpoints
-    dirty_policies   policies' own entries: they are in the snapshot while a local pod uses them
+    pods       the workload's entry, and whether it is to be enrolled here
+    modes      only what policies and NetworkPolicies say of an entry that is otherwise good
+    services   a Service's entry, with its endpoints
+    policies   policies' own entries: they are in the snapshot while a local pod uses them
 
 Who touches whom: a pod its Services, the pods that claim one of its addresses, and those Services;
 a Service the pods that it selects; a policy the pods that it is for; a Namespace all its pods. It

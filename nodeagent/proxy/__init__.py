@@ -1,7 +1,9 @@
 """A worker: one event loop that carries pods' connections through the stages accept, identify,
 authorize, route, forward, observe.
 
-``pipeline.py`` is that line; every other module is one stage's means. Nothing here enters a
+``pipeline.py`` is that line; every other module is one stage's means. What all of them share is
+plain data (``context.py``), and ``proxy.py`` composes a whole proxy, for a worker, a classic sidecar
+and the unit tests alike: no part knows the pipeline. Nothing here enters a
 namespace, reads a policy document or knows the authority's key: sockets inside pods, certificates
 and the snapshot's entries come from control over a channel, and a worker (``worker.py``) is user
 1337 without a capability (``privilege.py``).
@@ -21,10 +23,10 @@ an application takes ends anything unless it is configured (``proxy.timeouts.req
 ``streamIdle``); a client's request head must be whole within ``head`` (300 s); ends that vanished
 are found by TCP's keep-alive.
 
-**Policy in force.** A ``Guard`` puts together what applies to a workload; a bound guard belongs to
-a route, whose client is known. Policies are compiled when they come to the worker, in slices
+**Policy in force.** A guard (``guard.py``) puts together what applies to a workload; what it means
+for one client (``client_guard.py``) belongs to a route. Policies are compiled when they come to the worker, in slices
 (``pace.py``), and a change comes into force at once: every open connection is looked at again, in
-slices. Where method, target and host alone decide, the guard remembers decisions within a bound;
+slices (``revocation.py``). Where method, target and host alone decide, the guard remembers decisions within a bound;
 they end with it, and it ends with its policies.
 
 **Probes.** Of the node a STRICT pod takes only declared probes: HTTP ones by path; gRPC ones are

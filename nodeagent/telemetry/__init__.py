@@ -4,6 +4,5 @@ Every metric is declared once (``metrics.py``), counted in workers (``cells.py``
 prepared per route), and summed in control (``store.py``). What a worker reports is checked before
 it is counted (``reports.py``); series are bounded for each pod. The open ports answer scrapes from
 one rendering a second (``scrapes.py``; port 15000 renders anew), in text or OpenMetrics
-(``negotiation.py``), and give each address its share of
-connections and its pace (``sources.py``).
+(``negotiation.py``), and give each address its share of connections and its pace (``sources.py``).
 """

@@ -134,6 +134,13 @@ def test_every_package_says_what_it_is_for() -> None:
     assert {str(path.parent.relative_to(ROOT)) for path in silent} == set()
 
 
+def test_the_architecture_names_every_package_and_module_at_the_top() -> None:
+    text = (ROOT / "nodeagent" / "ARCHITECTURE.md").read_text()
+    top = {f"{path.parent.name}/" for path in (ROOT / "nodeagent").glob("*/__init__.py")}
+    top |= {path.name for path in (ROOT / "nodeagent").glob("*.py") if not path.name.startswith("__")}
+    assert {name for name in top if f"`{name}`" not in text} == set()
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_commands_that_are_shown_exist(name: str) -> None:
     text = (ROOT / name).read_text()
