@@ -77,4 +77,6 @@ def check(path: Path, output: Output) -> int:
 
 
 def _state(ok: bool, needed: bool) -> str:
-    return "ok" if ok else "missing" if needed else "absent"
+    if ok:
+        return "ok"
+    return "missing" if needed else "absent"

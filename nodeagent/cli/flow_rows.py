@@ -27,21 +27,21 @@ class Filter:
     """Unix seconds: what ended before is left out."""
     probes: bool = False
 
+    def _is_code(self, code: int) -> bool:
+        """Say whether *code*, or its class (``5xx``), is asked for."""
+        return str(code) in self.codes or f"{code // 100}xx" in self.codes
+
     def takes(self, row: Row) -> bool:
         """Say whether *row* is asked for."""
         return (
             (self.probes or not row.get("probe"))
             and (row["closed"] or math.inf) >= self.since
             and (not self.verdicts or row["verdict"] in self.verdicts)
-            and (not self.codes or any(_is_code(code, wanted) for code in row["codes"] for wanted in self.codes))
+            and (not self.codes or any(self._is_code(code) for code in row["codes"]))
             and _named(self.source, _sources(row))
             and _named(self.destination, _destinations(row))
             and (not self.namespace or self.namespace in _namespaces(row))
         )
-
-
-def _is_code(code: int, wanted: str) -> bool:
-    return str(code) == wanted or (wanted.endswith("xx") and f"{code // 100}xx" == wanted)
 
 
 def _named(wanted: str, names: Iterable[str]) -> bool:
@@ -90,9 +90,11 @@ def _lasted(row: Row) -> str:
     seconds = max(row["closed"] - row["opened"], 0.0)
     if seconds < 10:
         return f"{seconds:.1f}s"
-    return (
-        f"{seconds:.0f}s" if seconds < 100 else f"{seconds / 60:.0f}m" if seconds < 6000 else f"{seconds / 3600:.0f}h"
-    )
+    if seconds < 100:
+        return f"{seconds:.0f}s"
+    if seconds < 6000:
+        return f"{seconds / 60:.0f}m"
+    return f"{seconds / 3600:.0f}h"
 
 
 def _to(row: Row) -> str:

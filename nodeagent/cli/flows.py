@@ -7,6 +7,7 @@ import signal
 import sys
 import time
 from collections.abc import Iterable, Iterator
+from itertools import chain
 from typing import Any, Final
 
 import click
@@ -109,7 +110,7 @@ def flows(
     columns = (NODE, *COLUMNS) if len(agents) > 1 else COLUMNS
     streams = [Stream(agent) for agent in agents]
     if not follow:
-        found = [row for stream in streams for row in stream.all() if wanted.takes(row)]
+        found = [row for row in chain.from_iterable(stream.all() for stream in streams) if wanted.takes(row)]
         rows = last(found, count)
         emit([readable(row) for row in rows] if output == "table" else rows, columns, output)
         if output == "table" and len(found) > len(rows):
@@ -125,10 +126,18 @@ def _follow(streams: list[Stream], wanted: Filter, count: int, columns: tuple[Co
     # interpreter, and a handler that sets an Event waits for ever for its lock where it interrupts
     # the wait for that Event.
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    _print(last((row for stream in streams for row in stream.poll() if wanted.takes(row)), count), columns, output)
+    _print(last(_new(streams, wanted), count), columns, output)
     while not signal.sigtimedwait({signal.SIGINT}, POLL_SECONDS):
-        _print(last((row for stream in streams for row in stream.poll() if wanted.takes(row)), 0), columns, output)
+        _print(last(_new(streams, wanted), 0), columns, output)
     sys.exit(130)
+
+
+def _new(streams: Iterable[Stream], wanted: Filter) -> Iterator[Row]:
+    """Yield what the agents tell since they were asked last."""
+    for stream in streams:
+        for row in stream.poll():
+            if wanted.takes(row):
+                yield row
 
 
 def _print(rows: Iterable[Row], columns: tuple[Column, ...], output: Output) -> None:

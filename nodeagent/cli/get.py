@@ -8,7 +8,7 @@ from typing import Final
 import click
 
 from nodeagent.cli.admin import Agent, choosing
-from nodeagent.cli.output import NODE, Column, Output, emit, listed, output_option, until
+from nodeagent.cli.output import NODE, Column, Output, Row, emit, listed, output_option, until
 
 
 def _paths(paths: Mapping[str, str]) -> str:
@@ -85,6 +85,8 @@ COLUMNS: Final = {
 @output_option
 def get(what: str, agents: list[Agent], output: Output) -> None:
     """Print what running agents believe: their pods, certificates, policies, routes or endpoints."""
-    rows = [{"node": agent.name, **row} for agent in agents for row in agent.get(f"/{what}")]
+    rows: list[Row] = []
+    for agent in agents:
+        rows += [{"node": agent.name, **row} for row in agent.get(f"/{what}")]
     columns = COLUMNS[what]
     emit(rows, (NODE, *columns) if len(agents) > 1 else columns, output)

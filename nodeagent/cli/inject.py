@@ -7,6 +7,7 @@ import os
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -187,9 +188,10 @@ def _policies(paths: tuple[str, ...]) -> list[Any]:
     from nodeagent.resources.load import texts
 
     found = []
-    for file, text in (each for path in paths for each in texts(path)):
+    for file, text in chain.from_iterable(map(texts, paths)):
         try:
-            found += [value for line, part in yaml_text.split(text) for value in yaml_text.load(part, line)]
+            for line, part in yaml_text.split(text):
+                found += yaml_text.load(part, line)
         except ResourceError as error:
             raise InjectionError(f"{file}: {error}") from None
     return found

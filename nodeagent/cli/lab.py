@@ -213,12 +213,10 @@ def delete(name: str, namespace: str, files: tuple[str, ...], what: tuple[str, .
 
 def _key(text: str, namespace: str) -> ObjectKey:
     kind, slash, name = text.partition("/")
-    kinds = {
-        word.lower(): found
-        for found in KINDS
-        if found != "Namespace"
-        for word in (found, f"{found}s", _SHORT.get(found, found))
-    }
+    kinds: dict[str, str] = {}
+    for found in KINDS:
+        if found != "Namespace":
+            kinds |= dict.fromkeys((found.lower(), f"{found}s".lower(), _SHORT.get(found, found).lower()), found)
     if not slash or kind.lower() not in kinds:
         raise click.BadParameter(
             f"{text!r}: KIND/NAME is expected, with KIND one of {', '.join(sorted(set(kinds.values())))}",

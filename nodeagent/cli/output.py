@@ -111,11 +111,9 @@ def cell(column: Column, row: Row) -> str:
     """Return the text of one cell; what a terminal would act on is written out."""
     value = row.get(column.key)
     text = "" if value is None else column.show(value)
-    return (
-        text
-        if text.isprintable()
-        else "".join([letter if letter.isprintable() else repr(letter)[1:-1] for letter in text])
-    )
+    if text.isprintable():
+        return text
+    return "".join([letter if letter.isprintable() else repr(letter)[1:-1] for letter in text])
 
 
 def listed(values: Sequence[Any]) -> str:

@@ -56,11 +56,11 @@ class Refused:
         self._why = why
 
     def __mapping__(self) -> dict[str, const.Handler]:
-        return {
-            path: handler._replace(func=self._refuse)
-            for service in self._services
-            for path, handler in service.__mapping__().items()
-        }
+        handlers: dict[str, const.Handler] = {}
+        for service in self._services:
+            for path, handler in service.__mapping__().items():
+                handlers[path] = handler._replace(func=self._refuse)
+        return handlers
 
     async def _refuse(self, stream: Any) -> None:
         raise GRPCError(const.Status.PERMISSION_DENIED, self._why)

@@ -17,6 +17,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from itertools import chain
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Self
@@ -223,8 +224,8 @@ class Lab(View):
         one is not there, and then nothing has changed.
         """
         with construction.locked(self.layout):
-            pods = [each for node in self.nodes for each in read_objects(self.layout.desired(node))]
-            paths = [path for key in keys for path in self._files(key, pods)]
+            pods = self._desired_pods()
+            paths = list(chain.from_iterable(self._files(key, pods) for key in keys))
             for path in paths:
                 path.unlink(missing_ok=True)
             if any(kind in _KUBELETS for kind, _, _ in keys):
@@ -254,7 +255,11 @@ class Lab(View):
         """Wait until every pod is ready (and, with agents, enrolled); raises LabError that says
         which is not, and why.
         """
-        self._wait([each for node in self.nodes for each in read_objects(self.layout.desired(node))], seconds)
+        self._wait(self._desired_pods(), seconds)
+
+    def _desired_pods(self) -> list[Object]:
+        """Return the pods that the nodes shall run, node by node."""
+        return list(chain.from_iterable(read_objects(self.layout.desired(node)) for node in self.nodes))
 
     def _load(self, files: Iterable[Path | str], text: str) -> list[Document]:
         """Return the resources asked for, with sidecars where the mode has them; raises ResourceError."""
@@ -288,7 +293,7 @@ class Lab(View):
 
     def _apply(self, documents: Sequence[Document], wait_seconds: float, keep: bool) -> None:
         there = [each for each in read_objects(self.layout.objects) if each["kind"] not in ("Pod", "Node")]
-        pods = [each for node in self.nodes for each in read_objects(self.layout.desired(node))]
+        pods = self._desired_pods()
         made = plan.make(documents, there, pods, self._nodes, lambda: str(uuid.uuid4()))
         undo: list[Callable[[], None]] = []
         try:
@@ -384,11 +389,11 @@ class Lab(View):
     def _complaint(self, path: Path, manifest: Object, others: Sequence[str]) -> str:
         """Say what is wrong with a pod, and which *others* are waited for."""
         key = _name(manifest)
-        more = (
-            f" (nor {'are' if others[1:] else 'is'} {', '.join(others[:5])}{', …' if others[5:] else ''})"
-            if others
-            else ""
-        )
+        more = ""
+        if others:
+            verb = "are" if others[1:] else "is"
+            rest = ", …" if others[5:] else ""
+            more = f" (nor {verb} {', '.join(others[:5])}{rest})"
         if not path.exists():
             return f"Pod {key} was not made{more}"
         pod = json.loads(path.read_text())

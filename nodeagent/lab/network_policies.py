@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from ipaddress import ip_address, ip_network
+from itertools import chain
 from typing import Any, Final, Literal
 
 from nodeagent.resources.objects import label_selector
@@ -53,20 +54,24 @@ def ruleset(policies: Sequence[Object], cluster: Cluster, node: str) -> str:
         for direction in _DIRECTIONS:
             isolating = [each for each in policies if _isolates(each, pod, direction)]
             if isolating:
-                lines = dict.fromkeys(line for policy in isolating for line in _lines(policy, pod, cluster, direction))
+                lines = dict.fromkeys(
+                    chain.from_iterable(_lines(policy, pod, cluster, direction) for policy in isolating)
+                )
                 name = f"{direction}-{len(chains)}"
                 chains.append(f" chain {name} {{ {' '.join(f'{line} return;' for line in lines)} drop; }}")
                 jumps += [f"{match} jump {name};" for match in _at(pod, "daddr" if direction == "ingress" else "saddr")]
-    itself = [
-        f"{source} {destination} accept;"
-        for pod in own
-        for source, destination in zip(_at(pod, "saddr"), _at(pod, "daddr"), strict=True)
-    ]
+    itself = list(chain.from_iterable(map(_to_itself, own)))
     base = ["type filter hook forward priority filter;", "ct state established,related accept;", *itself, *jumps]
     table = "table inet nodeagent-lab-policies"
     return "\n".join(
         [table, f"delete {table}", f"{table} {{", *chains, f" chain forward {{ {' '.join(base)} }}", "}", ""]
     )
+
+
+def _to_itself(pod: Object) -> Iterator[str]:
+    """Yield what lets *pod* reach its own addresses."""
+    for source, destination in zip(_at(pod, "saddr"), _at(pod, "daddr"), strict=True):
+        yield f"{source} {destination} accept;"
 
 
 def _isolates(policy: Object, pod: Object, direction: Direction) -> bool:
@@ -130,12 +135,13 @@ def _ports(ports: Sequence[Object], server: Object | None) -> Iterator[str]:
         if number is None:
             yield f"meta l4proto {protocol.lower()}"
         elif number:
-            yield f"{protocol.lower()} dport {number}{f'-{last}' if (last := port.get('endPort')) else ''}"
+            last = port.get("endPort")
+            yield f"{protocol.lower()} dport {number}" + (f"-{last}" if last else "")
 
 
 def _named(pod: Object, name: str, protocol: str) -> int:
     """Return the number of *pod*'s container port *name*, 0 if it has none."""
-    ports = (each for container in pod["spec"]["containers"] for each in container.get("ports", ()))
+    ports = chain.from_iterable(container.get("ports", ()) for container in pod["spec"]["containers"])
     return next(
         (
             each["containerPort"]

@@ -9,6 +9,7 @@ import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from ipaddress import IPv4Address, IPv6Address, ip_address
+from itertools import chain
 from typing import Any
 
 from nodeagent.lab.layout import ADDRESSES, FIRST_HOST, LAST_HOST, SERVICES, Node, NodeName
@@ -99,7 +100,7 @@ def make(
     cluster.objects |= {
         (each["kind"], each["metadata"].get("namespace", ""), each["metadata"]["name"]): each for each in written
     }
-    wanted = [pod for document in documents for pod in _pods_of(document)]
+    wanted = list(chain.from_iterable(map(_pods_of, documents)))
     _check_names(wanted)
     for pod in wanted:
         _check_references(pod, cluster)
@@ -405,7 +406,9 @@ def _families(spec: ServiceSpec) -> tuple[str, ...]:
     """
     asked = spec.ip_families or ("IPv4",)
     dual = spec.ip_family_policy != "SingleStack" or len(spec.cluster_ips) == 2
-    return asked if len(asked) == 2 or not dual else (asked[0], "IPv6" if asked[0] == "IPv4" else "IPv4")
+    if len(asked) == 2 or not dual:
+        return asked
+    return (asked[0], "IPv6" if asked[0] == "IPv4" else "IPv4")
 
 
 def _check_cluster_ip(document: Document, address: str, cluster: _Cluster) -> None:
@@ -418,11 +421,10 @@ def _check_cluster_ip(document: Document, address: str, cluster: _Cluster) -> No
 
 
 def _cluster_ip(document: Document, family: str, preferred: Sequence[str], cluster: _Cluster) -> str:
-    version = 4 if family == "IPv4" else 6
+    version, network = (4, SERVICES[0]) if family == "IPv4" else (6, SERVICES[1])
     for address in preferred:
         if address != "None" and ip_address(address).version == version and address not in cluster.cluster_ips:
             return address
-    network = SERVICES[version == 6]
     free = (
         str(network[number])
         for number in range(_FIRST_CLUSTER_IP, 65535)

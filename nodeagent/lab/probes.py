@@ -21,7 +21,10 @@ async def check(probe: Probe, container: Container, address: str, run: RunInPod)
 async def _asked(probe: Probe, container: Container, address: str, run: RunInPod) -> str:
     if probe.exec:
         status, written = await run(probe.exec.command)
-        return f"exec: exit status {status}{f': {written}' if written else ''}" if status else ""
+        if not status:
+            return ""
+        said = f": {written}" if written else ""
+        return f"exec: exit status {status}{said}"
     if probe.tcp_socket:
         return await by_tcp(probe.tcp_socket.host or address, _port(container, probe.tcp_socket.port))
     if probe.grpc:

@@ -7,6 +7,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from ipaddress import ip_address
+from itertools import chain
 from typing import Any
 
 from nodeagent.lab.layout import PODS, SERVICES
@@ -51,7 +52,7 @@ def target_port(port: Object, pod: Object) -> int | None:
     target = port.get("targetPort", port["port"])
     if isinstance(target, int):
         return target
-    ports = (each for container in pod["spec"]["containers"] for each in container.get("ports", ()))
+    ports = chain.from_iterable(container.get("ports", ()) for container in pod["spec"]["containers"])
     return next(
         (
             each["containerPort"]
@@ -97,8 +98,10 @@ def ruleset(services: Sequence[Object], pods: Sequence[Object]) -> str:
                     name = f"service-{len(chains)}"
                     chains.append(f" chain {name} {{ meta l4proto {protocol} {_balance(found, version)}; }}")
                     elements[version].append(f"{protocol} . {address} . {port['port']} : goto {name}")
-    own = [(each["ip"], ip_address(each["ip"]).version) for pod in pods for each in pod["status"]["podIPs"]]
-    hairpin = {version: [f"{ip} . {ip}" for ip, kind in dict.fromkeys(own) if kind == version] for version in (4, 6)}
+    hairpin: dict[int, list[str]] = {4: [], 6: []}
+    every = chain.from_iterable(pod["status"]["podIPs"] for pod in pods)
+    for ip in dict.fromkeys(each["ip"] for each in every):
+        hairpin[ip_address(ip).version].append(f"{ip} . {ip}")
     return "\n".join(
         [
             "table inet nodeagent-lab",
@@ -160,7 +163,7 @@ def names(services: Iterable[Object], pods: Sequence[Object]) -> dict[str, tuple
             families = service["spec"].get("ipFamilies", ("IPv4", "IPv6"))
             found = {pod["metadata"]["name"]: _of(families, pod) for pod in selected(service, pods)}
             table |= {f"{name}.{host}": own for name, own in found.items()}
-            addresses = tuple(each for own in found.values() for each in own)
+            addresses = tuple(chain.from_iterable(found.values()))
         table[host] = addresses
     for pod in pods:
         for each in pod["status"]["podIPs"]:

@@ -80,9 +80,10 @@ class View:
 
     def address(self, target: str, namespace: str = "default", *, version: Family = 4) -> str:
         """Return the address of the pod, node or ``underlay`` that *target* means."""
+        place = 0 if version == 4 else 1
         if node := self._node(target):
-            return str(node.addresses[version == 6])
-        return str(self.pod(target, namespace)["status"]["podIPs"][version == 6]["ip"])
+            return str(node.addresses[place])
+        return str(self.pod(target, namespace)["status"]["podIPs"][place]["ip"])
 
     def netns(self, target: str, namespace: str = "default") -> Path:
         """Return the netns file of a pod, a node, or ``underlay`` (the bridge between them, and the world outside)."""
@@ -215,12 +216,13 @@ class View:
     def _node_status(self, node: Node) -> Object:
         group = self.group / node.name
         agents = cgroup.processes(group / "agent") + cgroup.processes(group / "kubepods" / "agent")
+        agent = "running" if agents else "not running"
         return {
             "name": node.name,
             "addresses": [str(address) for address in node.addresses],
             "netns": str(self.layout.netns(node.name)),
             "kubelet": bool(cgroup.processes(group / "kubelet")),
-            "agent": "none" if self.mode == "direct" else "running" if agents else "not running",
+            "agent": "none" if self.mode == "direct" else agent,
         }
 
     def _node(self, name: str) -> Node | None:

@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from http import HTTPStatus
+from itertools import chain
 
 from prometheus_client.parser import text_string_to_metric_families
 
@@ -25,8 +26,9 @@ class Samples:
     """Counters and gauges of all nodes, added up."""
 
     def __init__(self, texts: Iterable[str]) -> None:
-        families = (family for text in texts for family in text_string_to_metric_families(text))
-        self._samples = [(sample.name, sample.labels, sample.value) for family in families for sample in family.samples]
+        families = chain.from_iterable(map(text_string_to_metric_families, texts))
+        samples = chain.from_iterable(family.samples for family in families)
+        self._samples = [(sample.name, sample.labels, sample.value) for sample in samples]
 
     def select(self, name: str, **labels: str) -> Iterator[tuple[Labels, float]]:
         """Yield labels and value of the series of *name* that have these *labels*."""

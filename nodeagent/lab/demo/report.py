@@ -90,7 +90,7 @@ def _proved(proof: Proof) -> tuple[str, str, str, str]:
         clients,
         servers,
         _listed([_MEANS.get(policy, policy) for policy in proof.policies]),
-        f"{proof.count} {unit}{'s' * (proof.count != 1)}",
+        f"{proof.count} {unit}" if proof.count == 1 else f"{proof.count} {unit}s",
     )
 
 

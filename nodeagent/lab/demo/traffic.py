@@ -8,6 +8,7 @@ import subprocess
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import product
 
 from nodeagent.errors import LabError
 from nodeagent.lab import Lab
@@ -59,7 +60,7 @@ def measure(direct: Lab, agent: Lab, reader: str) -> tuple[Latency, ...]:
     """Measure latency over one connection at a time, both labs in turn, so that what disturbs the
     machine disturbs both.
     """
-    sums = {(lab.name, url): Visit() for lab in (direct, agent) for url in MEASURED}
+    sums = {(name, url): Visit() for name, url in product((direct.name, agent.name), MEASURED)}
     for turn in range(ROUNDS):
         for lab in (direct, agent) if turn % 2 == 0 else (agent, direct):
             for url, told in _run(lab, reader, REQUESTS_PER_ROUND, REQUESTS_PER_ROUND, list(MEASURED)).items():
