@@ -42,6 +42,7 @@ OPTIONS: Final = (
     ("grpc.so_reuseport", 0),
 )
 log = logging.getLogger("nodeagent.ca")
+_Context = grpc.aio.ServicerContext[IstioCertificateRequest, IstioCertificateResponse]
 
 
 class Server:
@@ -63,7 +64,7 @@ class Server:
             config.max_ttl_seconds,
         )
         self._source = DirectorySource(config.source)
-        self._server: Any = None
+        self._server: grpc.aio.Server | None = None
         self.port = 0
 
     async def start(self) -> None:
@@ -106,8 +107,8 @@ class Server:
             self._serving.look()
             await asyncio.sleep(LOOK_SECONDS)
 
-    async def _create(self, request: Any, context: Any) -> Any:
-        metadata = dict(context.invocation_metadata())
+    async def _create(self, request: IstioCertificateRequest, context: _Context) -> IstioCertificateResponse | None:
+        metadata = dict(context.invocation_metadata() or ())
         impersonated = (
             request.metadata.fields["ImpersonatedIdentity"].string_value
             if "ImpersonatedIdentity" in request.metadata.fields
@@ -143,12 +144,12 @@ class Credentials:
         self._serving = serving
         self._told: ServerCertificate | None = None
 
-    def current(self) -> Any:
+    def current(self) -> grpc.ServerCertificateConfiguration:
         """Return what gRPC serves with."""
         self._told = self._serving.current
         return grpc.ssl_server_certificate_configuration([(self._told.key_pem, self._told.chain_pem)])
 
-    def changed(self) -> Any:
+    def changed(self) -> Any:  # gRPC's stubs leave out None, its way to say: as before
         """Return what gRPC shall serve with from now on; None: what it has. Called by its threads at each handshake."""
         return self.current() if self._told is not self._serving.current else None
 

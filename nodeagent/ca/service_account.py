@@ -7,7 +7,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping
 from math import isinf
-from typing import Any, Final
+from typing import Final
 
 from nodeagent.ca.grants import Caller
 from nodeagent.ca.refusal import Refusal
@@ -66,7 +66,7 @@ class ServiceAccountValidator:
                 f"the token is not for {' or '.join(self._settings.audiences)}: see the projected volume's audience",
             )
 
-    def _caller(self, claims: Mapping[str, Any]) -> Caller:
+    def _caller(self, claims: Mapping[str, object]) -> Caller:
         kubernetes = _mapping(claims.get("kubernetes.io"))
         namespace = kubernetes.get("namespace")
         account = _mapping(kubernetes.get("serviceaccount")).get("name")
@@ -87,7 +87,7 @@ class ServiceAccountValidator:
             return Caller(identity)
         return Caller(identity, self._node(namespace, account, kubernetes))
 
-    def _node(self, namespace: str, account: str, kubernetes: Mapping[str, Any]) -> str:
+    def _node(self, namespace: str, account: str, kubernetes: Mapping[str, object]) -> str:
         """Return the node of the live pod that the token is bound to: what the cluster says, which
         the token may only confirm. Raises Refusal.
         """
@@ -128,5 +128,5 @@ def jwks(content: bytes) -> KeySet:
     return keys
 
 
-def _mapping(value: object) -> Mapping[str, Any]:
+def _mapping(value: object) -> Mapping[str, object]:
     return value if isinstance(value, dict) else {}

@@ -11,12 +11,13 @@ import socket
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 from urllib.parse import urlsplit
 
 import click
 from click.core import ParameterSource
 
+from nodeagent.cli.output import Row
 from nodeagent.errors import ControlError
 from nodeagent.istio import ADMIN_PORT
 
@@ -24,6 +25,7 @@ SOCKET: Final = Path("/run/nodeagent/admin.sock")
 LAB_SOCKETS: Final = "lab/*/*/run/admin.sock"
 """Below the folder of SOCKET: lab's name, node's name."""
 _TIMEOUT_SECONDS: Final = 60.0
+_NO_AGENT: Final = "the answer is not JSON: is this an agent's admin port?"
 _ADMIN_HELP: Final = "The agent at http://HOST:PORT, or at the path of its admin.sock.  [env: NODEAGENT_ADMIN]"
 
 
@@ -38,15 +40,28 @@ class Agent:
     lab: str = ""
     node: str = ""
 
-    def get(self, path: str) -> Any:
-        """Return what GET *path* answers. Raises ControlError."""
-        return self._ask("GET", path)
+    def rows(self, path: str) -> list[Row]:
+        """Return the list that GET *path* answers. Raises ControlError."""
+        answer = self._ask("GET", path)
+        if not isinstance(answer, list):
+            raise ControlError(f"{self.address}: GET {path}: {_NO_AGENT}")
+        return answer
 
-    def post(self, path: str) -> Any:
-        """Return what POST *path* answers. Raises ControlError."""
-        return self._ask("POST", path)
+    def get(self, path: str) -> Row:
+        """Return the object that GET *path* answers. Raises ControlError."""
+        return self._ask_one("GET", path)
 
-    def _ask(self, method: str, path: str) -> Any:
+    def post(self, path: str) -> Row:
+        """Return the object that POST *path* answers. Raises ControlError."""
+        return self._ask_one("POST", path)
+
+    def _ask_one(self, method: str, path: str) -> Row:
+        answer = self._ask(method, path)
+        if not isinstance(answer, dict):
+            raise ControlError(f"{self.address}: {method} {path}: {_NO_AGENT}")
+        return answer
+
+    def _ask(self, method: str, path: str) -> object:
         connection = _connection(self.address)
         try:
             connection.request(method, path)
@@ -58,16 +73,15 @@ class Agent:
                 raise ControlError(
                     f"{self.address}: {method} {path}: {response.status} {body.decode(errors='replace').strip()[:200]}"
                 )
-            return json.loads(body)
+            found: object = json.loads(body)
+            return found
         except (OSError, http.client.HTTPException) as error:
             raise ControlError(
                 f"{self.address}: {error.strerror if isinstance(error, OSError) and error.strerror else error}: "
                 "does the agent run?"
             ) from None
         except ValueError:
-            raise ControlError(
-                f"{self.address}: {method} {path}: the answer is not JSON: is this an agent's admin port?"
-            ) from None
+            raise ControlError(f"{self.address}: {method} {path}: {_NO_AGENT}") from None
         finally:
             connection.close()
 
@@ -82,7 +96,7 @@ class Choice:
     every: bool = False
 
 
-def choosing(command: Callable[..., Any]) -> Callable[..., Any]:
+def choosing(command: Callable[..., None]) -> Callable[..., None]:
     """Give *command* the options that say which agents are meant; it is called with them as
     ``agents``, a list of at least one Agent.
     """
@@ -97,14 +111,16 @@ def choosing(command: Callable[..., Any]) -> Callable[..., Any]:
     )
     @click.option("--admin", envvar="NODEAGENT_ADMIN", metavar="ADDRESS", help=_ADMIN_HELP)
     @functools.wraps(command)
-    def chosen(*values: Any, admin: str | None, lab: str | None, node: str | None, every: bool, **others: Any) -> Any:
+    def chosen(
+        *values: object, admin: str | None, lab: str | None, node: str | None, every: bool, **others: object
+    ) -> None:
         if admin and (lab or node or every):
             if click.get_current_context().get_parameter_source("admin") is not ParameterSource.ENVIRONMENT:
                 raise click.UsageError(
                     "--admin names one agent; leave out --name, --node and --all", click.get_current_context()
                 )
             admin = None  # what is said beats what was set once
-        return command(*values, agents=find(Choice(admin, lab, node, every)), **others)
+        command(*values, agents=find(Choice(admin, lab, node, every)), **others)
 
     return chosen
 

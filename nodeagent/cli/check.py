@@ -6,11 +6,11 @@ import os
 import platform
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import click
 
-from nodeagent.cli.output import Column, Output, emit, output_option
+from nodeagent.cli.output import Column, Output, Row, emit, output_option
 from nodeagent.cli.run import AGENT_YAML
 from nodeagent.errors import KernelError
 
@@ -61,9 +61,7 @@ def check(path: Path, output: Output) -> int:
             "while no daemon lives", True, True, f"{WITHOUT_DAEMON[setting]} (redirect.whenDead: {setting})", ""
         ),
     ]
-    rows: list[dict[str, Any]] = [
-        {**asdict(finding), "state": _state(finding.ok, finding.needed)} for finding in findings
-    ]
+    rows: list[Row] = [{**asdict(finding), "state": _state(finding.ok, finding.needed)} for finding in findings]
     emit(rows, COLUMNS, output)
     missing = [row["feature"] for row in rows if row["state"] == "missing"]
     if output == "table":

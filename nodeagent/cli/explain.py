@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from itertools import groupby
-from typing import Any, Final
+from typing import Final
 from urllib.parse import urlencode
 
 import click
 
 from nodeagent.cli.admin import Agent, choosing
-from nodeagent.cli.output import Column, Output, emit, output_option
+from nodeagent.cli.output import Column, Output, Row, emit, output_option
 from nodeagent.errors import ControlError
 
 COLUMNS: Final = (Column("STAGE", "stage"), Column("WHAT", "words", wrap=True))
@@ -60,7 +60,7 @@ def explain(
     raise SystemExit(0 if all(answer["verdict"] == "allowed" for answer in found) else 3)
 
 
-def _ask(agents: list[Agent], question: str) -> dict[str, Any]:
+def _ask(agents: list[Agent], question: str) -> Row:
     """Return the answer of the agent of a mesh that knows most: the one on the destination's node.
     Raises ControlError.
     """

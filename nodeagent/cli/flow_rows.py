@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from typing import Any, Final
+from typing import Final
 
 from nodeagent.cli.output import Column, Row, clock
 
@@ -142,6 +142,6 @@ COLUMNS: Final = (
 )
 
 
-def readable(row: Row) -> dict[str, Any]:
+def readable(row: Row) -> Row:
     """Return *row* with what the table shows besides."""
     return {**row, "lasted": _lasted(row), "to": _to(row), "told": _verdict(row)}

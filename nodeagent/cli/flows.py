@@ -8,7 +8,7 @@ import sys
 import time
 from collections.abc import Iterable, Iterator
 from itertools import chain
-from typing import Any, Final
+from typing import Final
 
 import click
 
@@ -185,7 +185,7 @@ class Stream:
                 yield row
 
 
-def _rows(agent: Agent, answer: Any) -> list[Row]:
+def _rows(agent: Agent, answer: Row) -> list[Row]:
     return [{"node": agent.name, **flow} for flow in answer["flows"]]
 
 

@@ -87,6 +87,6 @@ def get(what: str, agents: list[Agent], output: Output) -> None:
     """Print what running agents believe: their pods, certificates, policies, routes or endpoints."""
     rows: list[Row] = []
     for agent in agents:
-        rows += [{"node": agent.name, **row} for row in agent.get(f"/{what}")]
+        rows += [{"node": agent.name, **row} for row in agent.rows(f"/{what}")]
     columns = COLUMNS[what]
     emit(rows, (NODE, *columns) if len(agents) > 1 else columns, output)

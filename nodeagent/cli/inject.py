@@ -9,7 +9,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, TypeVar
 
 import click
 
@@ -19,6 +19,9 @@ from nodeagent.vocabulary import ObjectKey
 if TYPE_CHECKING:
     from nodeagent.inject import InjectionSettings
     from nodeagent.inject.documents import PodDocument
+    from nodeagent.inject.model import Document
+
+_T = TypeVar("_T")
 
 
 @click.command()
@@ -93,9 +96,11 @@ def inject(
     from nodeagent.istio import INJECTION_LABEL, REVISION_LABEL
 
     given = _values(values) | dict(_assignments("--set", assigned, _parsed))
-    given |= (
-        {"authorizationPolicies": [*given.get("authorizationPolicies", ()), *_policies(policies)]} if policies else {}
-    )
+    if policies:
+        there = given.get("authorizationPolicies", ())
+        if not isinstance(there, list | tuple):
+            raise InjectionError("authorizationPolicies: allowed: a list of AuthorizationPolicies")
+        given["authorizationPolicies"] = [*there, *_policies(policies)]
     settings = InjectionSettings(template, revision, native, hold, given)
     asking = {REVISION_LABEL: revision} if revision else {INJECTION_LABEL: "enabled"}
     namespace_labels = dict(_assignments("--namespace-label", labels, str)) or asking
@@ -117,11 +122,11 @@ def _kinds() -> str:
 
 def _change(
     settings: InjectionSettings, namespace: str, labels: dict[str, str], notes: list[str]
-) -> Callable[[PodDocument], dict[str, Any]]:
+) -> Callable[[PodDocument], Document]:
     from nodeagent.inject import PodNamespace, Skipped
     from nodeagent.inject import inject as into
 
-    def change(workload: PodDocument) -> dict[str, Any]:
+    def change(workload: PodDocument) -> Document:
         found = into(workload.pod, PodNamespace(workload.namespace or namespace, labels), settings)
         if isinstance(found, Skipped):
             notes.append(f"skipped: {workload}: {found.text}")
@@ -135,10 +140,10 @@ def _change(
     return change
 
 
-def _undo(notes: list[str]) -> Callable[[PodDocument], dict[str, Any]]:
+def _undo(notes: list[str]) -> Callable[[PodDocument], Document]:
     from nodeagent.inject import uninject
 
-    def change(workload: PodDocument) -> dict[str, Any]:
+    def change(workload: PodDocument) -> Document:
         found = uninject(workload.pod)
         notes.append(f"{'skipped' if found == workload.pod else 'uninjected'}: {workload}")
         return found
@@ -146,13 +151,13 @@ def _undo(notes: list[str]) -> Callable[[PodDocument], dict[str, Any]]:
     return change
 
 
-def _transform(files: tuple[str, ...], change: Callable[[PodDocument], dict[str, Any]]) -> str:
+def _transform(files: tuple[str, ...], change: Callable[[PodDocument], Document]) -> str:
     from nodeagent.inject.documents import transform
     from nodeagent.resources.load import texts
 
     seen: dict[ObjectKey, PodDocument] = {}
 
-    def once(workload: PodDocument) -> dict[str, Any]:
+    def once(workload: PodDocument) -> Document:
         other = (
             seen.setdefault((workload.kind, workload.namespace, workload.name), workload) if workload.name else workload
         )
@@ -169,7 +174,7 @@ def _transform(files: tuple[str, ...], change: Callable[[PodDocument], dict[str,
     return found
 
 
-def _values(path: Path | None) -> dict[str, Any]:
+def _values(path: Path | None) -> dict[str, object]:
     from nodeagent.resources import yaml_text
 
     if path is None:
@@ -183,7 +188,7 @@ def _values(path: Path | None) -> dict[str, Any]:
     return dict(found[0])
 
 
-def _policies(paths: tuple[str, ...]) -> list[Any]:
+def _policies(paths: tuple[str, ...]) -> list[object]:
     from nodeagent.resources import yaml_text
     from nodeagent.resources.load import texts
 
@@ -197,7 +202,7 @@ def _policies(paths: tuple[str, ...]) -> list[Any]:
     return found
 
 
-def _assignments(option: str, items: tuple[str, ...], read: Callable[[str], Any]) -> Iterator[tuple[str, Any]]:
+def _assignments(option: str, items: tuple[str, ...], read: Callable[[str], _T]) -> Iterator[tuple[str, _T]]:
     for item in items:
         key, equals, value = item.partition("=")
         if not equals or not key:
@@ -205,12 +210,13 @@ def _assignments(option: str, items: tuple[str, ...], read: Callable[[str], Any]
         yield key, read(value)
 
 
-def _parsed(text: str) -> Any:
+def _parsed(text: str) -> object:
     """JSON where it is, else the text itself."""
     try:
-        return json.loads(text)
+        found: object = json.loads(text)
     except (ValueError, RecursionError):
         return text
+    return found
 
 
 def _write(path: Path | None, text: str) -> None:

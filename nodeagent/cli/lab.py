@@ -5,15 +5,15 @@ from __future__ import annotations
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Final, get_args
+from typing import Final, get_args
 
 import click
 from rich.console import Console
 
-from nodeagent.cli.output import Column, Output, emit, emit_one, listed, output_option
+from nodeagent.cli.output import Column, Output, Row, emit, emit_one, listed, output_option
 from nodeagent.errors import NodeagentError, PodError, ResourceError
 from nodeagent.lab import Lab
 from nodeagent.lab.cluster import Mode
@@ -160,7 +160,7 @@ def _looking_at(name: str, keep: bool) -> Iterator[None]:
         raise PodError(f"{error}\n({kept if keep else '--keep leaves everything there, to look at it'})") from None
 
 
-def _overlay(path: Path | None) -> dict[str, Any]:
+def _overlay(path: Path | None) -> Mapping[str, object]:
     if path is None:
         return {}
     try:
@@ -232,7 +232,7 @@ def show_all(output: Output) -> None:
     emit([_summary(one) for one in Lab.all()], LIST, output)
 
 
-def _summary(one: Lab) -> dict[str, Any]:
+def _summary(one: Lab) -> Row:
     pods = one.pods.values()
     ready = sum(is_ready(pod) for pod in pods)
     return {

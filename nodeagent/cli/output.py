@@ -60,7 +60,7 @@ def emit_one(row: Row, output: Output) -> None:
     )
 
 
-def _yaml(value: Any) -> str:
+def _yaml(value: object) -> str:
     import yaml
 
     text: str = yaml.safe_dump(value, sort_keys=False, allow_unicode=True, width=160)
@@ -116,7 +116,7 @@ def cell(column: Column, row: Row) -> str:
     return "".join([letter if letter.isprintable() else repr(letter)[1:-1] for letter in text])
 
 
-def listed(values: Sequence[Any]) -> str:
+def listed(values: Sequence[object]) -> str:
     """Return *values* separated by blanks, so that a narrow table can break between them."""
     return " ".join(map(str, values))
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 from ipaddress import ip_network
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
@@ -15,6 +15,8 @@ from nodeagent import istio
 
 if TYPE_CHECKING:
     from nodeagent.sidecar.rules import Network
+
+_T = TypeVar("_T")
 
 _EVERYTHING = "*"
 _MOST = 1024
@@ -37,8 +39,8 @@ def _range(text: str) -> Network:
 
 
 def _list(
-    read: Callable[[str], Any], wildcard: bool, context: click.Context, parameter: click.Parameter, text: str
-) -> tuple[Any, ...] | None:
+    read: Callable[[str], _T], wildcard: bool, context: click.Context, parameter: click.Parameter, text: str
+) -> tuple[_T, ...] | None:
     """Return the parts of *text*, each once; None for everything. Raises click.BadParameter."""
     parts = dict.fromkeys(part.strip() for part in text.split(",") if part.strip())
     if _EVERYTHING in parts:

@@ -14,11 +14,12 @@ import asyncio
 import logging
 from collections.abc import Callable, Collection, Mapping
 from functools import partial
-from typing import Any, Final, Protocol, cast
+from typing import Final, Protocol, cast
 
 from grpclib import const, protocol, server
 from grpclib.config import Configuration
 from grpclib.exceptions import GRPCError
+from h2.config import H2Configuration
 
 from nodeagent.identity.allowance import Allowance
 
@@ -62,7 +63,7 @@ class Refused:
                 handlers[path] = handler._replace(func=self._refuse)
         return handlers
 
-    async def _refuse(self, stream: Any) -> None:
+    async def _refuse(self, stream: object) -> None:
         raise GRPCError(const.Status.PERMISSION_DENIED, self._why)
 
 
@@ -97,7 +98,7 @@ class _Buffer(protocol.Buffer):
 
 class _Handler(server.Handler):
     def accept(
-        self, stream: protocol.Stream, headers: list[tuple[str, str]], release_stream: Callable[[], Any]
+        self, stream: protocol.Stream, headers: list[tuple[str, str]], release_stream: Callable[[], object]
     ) -> None:
         assert stream.id is not None
         stream.buffer = _Buffer(partial(stream.connection.ack, stream.id))
@@ -109,7 +110,7 @@ class _Connection(protocol.H2Protocol):
         self,
         handler: server.Handler,
         config: Configuration,
-        h2_config: Any,
+        h2_config: H2Configuration,
         ended: Callable[[], None],
         frames: Allowance,
     ) -> None:

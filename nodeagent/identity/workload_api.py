@@ -25,7 +25,9 @@ HEADER: Final = "workload.spiffe.io"
 MAX_AUDIENCES: Final = 64
 MAX_AUDIENCE: Final = 1024
 """Characters."""
-_Method = Callable[[Stream[Any, Any]], Awaitable[None]]
+_Stream = Stream[Any, Any]
+"""grpclib knows a call's messages by its handler, not by types."""
+_Method = Callable[[_Stream], Awaitable[None]]
 
 
 class WorkloadApi:
@@ -134,7 +136,7 @@ class WorkloadApi:
 def _checked(method: _Method) -> _Method:
     """Return *method*, refusing callers that do not say that they know what they talk to."""
 
-    async def checked(stream: Stream[Any, Any]) -> None:
+    async def checked(stream: _Stream) -> None:
         metadata = stream.metadata
         if metadata is None or metadata.getall(HEADER, []) != ["true"]:
             raise GRPCError(Status.INVALID_ARGUMENT, f"metadata {HEADER}: true is missing")
@@ -143,7 +145,7 @@ def _checked(method: _Method) -> _Method:
     return checked
 
 
-async def _request(stream: Stream[Any, Any]) -> Any:
+async def _request(stream: _Stream) -> Any:
     """Return the one request of a call."""
     request = await stream.recv_message()
     if request is None:

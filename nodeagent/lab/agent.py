@@ -10,7 +10,6 @@ from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import yaml
 
@@ -32,7 +31,7 @@ class Agent:
     layout: Layout
     node: Node
     cgroup: Path
-    overlay: Mapping[str, Any]
+    overlay: Mapping[str, object]
     """Merged over the lab's ``agent.yaml``."""
 
     @property
@@ -76,10 +75,10 @@ class Agent:
         """Return the pids of the agent and all that it started."""
         return cgroup.processes(self.cgroup)
 
-    def config(self) -> dict[str, Any]:
+    def config(self) -> dict[str, object]:
         """Return the agent.yaml of this node."""
         pods = self.layout.cgroup(cgroup.hierarchy()) / self.node.name / "kubepods"
-        base = {
+        base: dict[str, object] = {
             "node": self.node.name,
             "source": str(self.layout.state),
             "runtimeDirectory": str(self.directory / "run"),
@@ -129,7 +128,8 @@ class Agent:
         )
 
     def _readiness(self) -> str:
-        port = self.config()["telemetry"].get("readyPort", READY_PORT)
+        telemetry = self.config()["telemetry"]
+        port = telemetry.get("readyPort", READY_PORT) if isinstance(telemetry, dict) else READY_PORT
         try:
             status, text = http.get(self.layout.netns(self.node.name), port, "/ready", seconds=2)
         except OSError as error:
@@ -160,7 +160,7 @@ class Agent:
             cgroup.reap_all([int((self.directory / "agent.pid").read_text())])
 
 
-def merge(base: Mapping[str, Any], overlay: Mapping[str, Any]) -> dict[str, Any]:
+def merge(base: Mapping[str, object], overlay: Mapping[str, object]) -> dict[str, object]:
     """Return *base* with *overlay*'s values, mapping by mapping."""
     merged = dict(base)
     for key, value in overlay.items():

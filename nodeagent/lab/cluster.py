@@ -20,17 +20,17 @@ from dataclasses import asdict, dataclass, field
 from itertools import chain
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal, Self
+from typing import Literal, Self
 
 from nodeagent.errors import LabError, PodError
 from nodeagent.istio import STATUS
 from nodeagent.lab import construction, injection, plan
 from nodeagent.lab.agent import Agent, merge
-from nodeagent.lab.layout import MAX_NODES, STATE_ROOT, Layout, Node, read_objects, write_json
+from nodeagent.lab.layout import MAX_NODES, STATE_ROOT, Layout, Node, Object, read_objects, write_json
 from nodeagent.lab.processes import tail
 from nodeagent.lab.programs import PATH
 from nodeagent.lab.steady import Steadiness
-from nodeagent.lab.view import Object, View, faults, is_ready, owner
+from nodeagent.lab.view import View, faults, is_ready, owner
 from nodeagent.resources.load import Document, load_documents, parse
 from nodeagent.resources.model import CLUSTER_SCOPED, DeploymentResource, PodResource
 from nodeagent.resources.pod import PodSpec
@@ -53,9 +53,9 @@ class Shape:
 
     nodes: int
     mode: Mode
-    agent: Mapping[str, Any]
+    agent: Mapping[str, object]
     agent_in_kubepods: bool
-    injection: Mapping[str, Any] = field(default_factory=dict)
+    injection: Mapping[str, object] = field(default_factory=dict)
 
     def describe(self) -> str:
         """Return the settings for messages."""
@@ -83,9 +83,9 @@ class Lab(View):
         name: str = "lab",
         nodes: int = 2,
         mode: Mode = "direct",
-        agent: Mapping[str, Any] | None = None,
+        agent: Mapping[str, object] | None = None,
         agent_in_kubepods: bool = False,
-        injection: Mapping[str, Any] | None = None,
+        injection: Mapping[str, object] | None = None,
         wait_seconds: float = 30.0,
         keep: bool = False,
         root: Path = STATE_ROOT,

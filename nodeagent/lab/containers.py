@@ -7,14 +7,15 @@ import os
 import signal
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from nodeagent.errors import LabError
 from nodeagent.lab import cgroup, probes
+from nodeagent.lab.layout import Draft, Object
 from nodeagent.lab.sandbox import Process, start
 from nodeagent.resources.pod import Container, Probe
 
@@ -230,9 +231,9 @@ class RunningContainer:
         ]
         return "; ".join(part for part in parts if part) or "not ready yet"
 
-    def status(self) -> Mapping[str, Any]:
+    def status(self) -> Object:
         """Return its entry of the pod's ``status.containerStatuses``."""
-        state: dict[str, Any] = {"waiting": {"reason": "CrashLoopBackOff", "message": self.message}}
+        state: Draft = {"waiting": {"reason": "CrashLoopBackOff", "message": self.message}}
         if self.pid:
             state = {"running": {}}
         elif self.finished:

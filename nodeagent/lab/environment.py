@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
-from typing import Any
 
 from nodeagent.errors import LabError
+from nodeagent.lab.layout import Object
 from nodeagent.lab.programs import PATH
 from nodeagent.resources.pod import Container, EnvSource
 
@@ -27,7 +27,7 @@ def expand(text: str, environment: Mapping[str, str]) -> str:
     return _REFERENCE.sub(replace, text)
 
 
-def environment(container: Container, pod: Mapping[str, Any], config_maps: ConfigMaps) -> dict[str, str]:
+def environment(container: Container, pod: Object, config_maps: ConfigMaps) -> dict[str, str]:
     """Return the environment of *container* in *pod* (its object, with addresses); raises LabError
     for a ConfigMap or key that is missing.
     """
@@ -51,7 +51,7 @@ def command(container: Container, environment: Mapping[str, str]) -> tuple[str, 
     return tuple(expand(word, environment) for word in (*container.command, *container.args))
 
 
-def _from(source: EnvSource, pod: Mapping[str, Any], config_maps: ConfigMaps) -> str | None:
+def _from(source: EnvSource, pod: Object, config_maps: ConfigMaps) -> str | None:
     if source.field_ref:
         return _field(source.field_ref.field_path, pod)
     reference = source.config_map_key_ref
@@ -62,7 +62,7 @@ def _from(source: EnvSource, pod: Mapping[str, Any], config_maps: ConfigMaps) ->
     return value
 
 
-def _field(path: str, pod: Mapping[str, Any]) -> str:
+def _field(path: str, pod: Object) -> str:
     if match := re.fullmatch(r"metadata\.(labels|annotations)\['([^']+)'\]", path):
         return str(pod["metadata"].get(match[1], {}).get(match[2], ""))
     section, _, name = path.partition(".")

@@ -9,30 +9,30 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, Final
+from typing import Final
 
 from nodeagent.errors import InjectionError
 from nodeagent.inject import Injected, InjectionSettings, PodNamespace, inject
 from nodeagent.istio import INJECTION_LABEL, ROOT_NAMESPACE
-from nodeagent.lab.layout import PODS, SERVICES, Layout
+from nodeagent.lab.layout import PODS, SERVICES, Layout, Object
 from nodeagent.resources.load import Document
 from nodeagent.resources.model import DeploymentResource, PodResource
 
-Object = Mapping[str, Any]
 TEMPLATES: Final = {"envoy": "envoy", "sidecar": "nodeagent"}
 """Lab mode -> the injector's template."""
 
 
-def settings(mode: str, layout: Layout, overlay: Mapping[str, Any]) -> InjectionSettings:
+def settings(mode: str, layout: Layout, overlay: Mapping[str, object]) -> InjectionSettings:
     """Return the injector's settings of a lab: *overlay* may hold ``native``, ``hold`` and ``values``."""
-    values = {
+    values: dict[str, object] = {
         "meshRanges": [str(network) for network in (*PODS, *SERVICES)],
         "source": str(layout.state),
-        **overlay.get("values", {}),
     }
-    return InjectionSettings(
-        TEMPLATES[mode], native=overlay.get("native", False), hold=overlay.get("hold", False), values=values
-    )
+    given = overlay.get("values")
+    if isinstance(given, Mapping):
+        values |= given
+    native = bool(overlay.get("native"))
+    return InjectionSettings(TEMPLATES[mode], native=native, hold=bool(overlay.get("hold")), values=values)
 
 
 def injected(documents: Sequence[Document], there: Iterable[Object], given: InjectionSettings) -> list[Document]:
@@ -84,7 +84,7 @@ def _labels(name: str, objects: Iterable[Object]) -> Mapping[str, str]:
     return {INJECTION_LABEL: "enabled", **next(found, {})}
 
 
-def _of_the_mesh(namespace: str, objects: Iterable[Object]) -> Mapping[str, Any]:
+def _of_the_mesh(namespace: str, objects: Iterable[Object]) -> Object:
     """Return what a sidecar without a control plane has to be told of policies: they are part of its configuration."""
     policies = [each for each in objects if each["kind"] == "AuthorizationPolicy"]
     modes = {

@@ -17,13 +17,12 @@ import sys
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
 from nodeagent import links
 from nodeagent.errors import LabError
 from nodeagent.lab import cgroup, dns, network_policies, services
 from nodeagent.lab.environment import ConfigMaps
-from nodeagent.lab.layout import Layout, Node, read_objects
+from nodeagent.lab.layout import Layout, Node, Object, read_objects
 from nodeagent.lab.pods import Host, RunningPod
 from nodeagent.lab.watch import Objects
 
@@ -149,7 +148,7 @@ class Kubelet:
         if the kernel takes no such rules.
         """
         known_services = self._objects.of_kind("Service")
-        pods: list[Mapping[str, Any]] = list(self._objects.of_kind("Pod"))
+        pods: list[Object] = list(self._objects.of_kind("Pod"))
         self._names = services.names(known_services, pods)
         cluster = network_policies.Cluster.of(pods, self._objects.of_kind("Namespace"))
         rules = services.ruleset(known_services, pods) + network_policies.ruleset(

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import os
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address
 from pathlib import Path
@@ -19,6 +20,11 @@ from nodeagent.errors import LabError
 
 NodeName = NewType("NodeName", str)
 """``node1``, ``node2``, …"""
+
+Object = Mapping[str, Any]
+"""A Kubernetes object as the lab keeps it: made from YAML that was validated, so read by key."""
+Draft = dict[str, Any]
+"""One that is being made."""
 
 STATE_ROOT = Path("/run/nodeagent/lab")
 NETNS_DIRECTORY = Path("/run/netns")
@@ -131,14 +137,14 @@ class Layout:
         return self.objects / f"{kind}.{namespace}.{name}.json"
 
 
-def write_json(path: Path, value: Any) -> None:
+def write_json(path: Path, value: object) -> None:
     """Replace *path* by *value*, whole or not at all."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     temporary.write_text(json.dumps(value, indent=1))
     temporary.replace(path)
 
 
-def read_objects(directory: Path, prefix: str = "") -> list[dict[str, Any]]:
+def read_objects(directory: Path, prefix: str = "") -> list[Draft]:
     """Return the JSON objects in the files of *directory* that begin with *prefix*, by name; one
     that vanishes meanwhile is left out.
     """

@@ -13,12 +13,12 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from ipaddress import ip_address, ip_network
 from itertools import chain
-from typing import Any, Final, Literal
+from typing import Final, Literal
 
+from nodeagent.lab.layout import Object
 from nodeagent.resources.objects import label_selector
 from nodeagent.resources.part import Field
 
-Object = Mapping[str, Any]
 Direction = Literal["ingress", "egress"]
 _DIRECTIONS: Final[tuple[Direction, ...]] = ("egress", "ingress")
 _NAME_LABEL = "kubernetes.io/metadata.name"

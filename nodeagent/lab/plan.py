@@ -10,9 +10,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from ipaddress import IPv4Address, IPv6Address, ip_address
 from itertools import chain
-from typing import Any
 
-from nodeagent.lab.layout import ADDRESSES, FIRST_HOST, LAST_HOST, SERVICES, Node, NodeName
+from nodeagent.lab.layout import ADDRESSES, FIRST_HOST, LAST_HOST, SERVICES, Draft, Node, NodeName, Object
 from nodeagent.resources.load import Document, refuse_duplicates
 from nodeagent.resources.model import (
     ConfigMapResource,
@@ -28,7 +27,6 @@ from nodeagent.resources.model import (
 from nodeagent.resources.pod import PodSpec
 from nodeagent.vocabulary import ObjectKey
 
-Object = dict[str, Any]
 SPEC_HASH = "lab.nodeagent.io/spec-hash"
 _FIRST_CLUSTER_IP = 10
 
@@ -301,7 +299,7 @@ def _take(cluster: _Cluster, pod: Object) -> None:
 def _create(pod: Wanted, cluster: _Cluster, uid: str) -> Object:
     node, host = _place(pod, cluster)
     addresses = [{"ip": str(address)} for address in (node.addresses if host is None else node.pod_addresses(host))]
-    metadata: Object = {"name": pod.name, "namespace": pod.namespace, "uid": uid, "labels": dict(pod.labels)}
+    metadata: Draft = {"name": pod.name, "namespace": pod.namespace, "uid": uid, "labels": dict(pod.labels)}
     metadata["annotations"] = {**pod.annotations, SPEC_HASH: pod.hash()}
     if pod.owner:
         metadata["ownerReferences"] = [

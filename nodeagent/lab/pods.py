@@ -7,19 +7,18 @@ import copy
 import json
 import shutil
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
 from nodeagent import links
 from nodeagent.errors import LabError
 from nodeagent.lab import cgroup, linux, network, volumes
 from nodeagent.lab.containers import RunningContainer
 from nodeagent.lab.environment import ConfigMaps, command, environment
-from nodeagent.lab.layout import PAUSE_PID, Layout, Node, write_json
+from nodeagent.lab.layout import PAUSE_PID, Draft, Layout, Node, Object, write_json
 from nodeagent.lab.sandbox import Process, Sandbox, Started, start_pause
 from nodeagent.lab.services import DOMAIN
 from nodeagent.links import Links
@@ -43,11 +42,11 @@ class RunningPod:
     """A pod that this node shall run. ``manifest`` is the lab's order: its object with uid, node and addresses."""
 
     host: Host
-    manifest: Mapping[str, Any]
+    manifest: Object
     pause: int = 0
     containers: list[RunningContainer] = field(default_factory=list)
     init_containers: list[RunningContainer] = field(default_factory=list)
-    _tasks: list[asyncio.Task[Any]] = field(default_factory=list)
+    _tasks: list[asyncio.Task[None]] = field(default_factory=list)
     _starting: asyncio.Task[None] | None = None
     _deleted: str = ""
     _started: str = ""
@@ -224,7 +223,7 @@ class RunningPod:
             container, process, self.addresses[0], policy, spec.termination_grace_period_seconds, self.publish
         )
 
-    def update(self, manifest: Mapping[str, Any]) -> None:
+    def update(self, manifest: Object) -> None:
         """Take over new labels and annotations, and what the ConfigMaps of its volumes hold now; raises LabError."""
         self.manifest = manifest
         volumes.prepare(self.volumes, self.spec, self.host.config_maps(manifest["metadata"]["namespace"]), self.sockets)
@@ -239,9 +238,9 @@ class RunningPod:
             write_json(self.host.layout.object_file("Pod", metadata["namespace"], metadata["name"]), value)
             self._published = text
 
-    def render(self) -> dict[str, Any]:
+    def render(self) -> Draft:
         """Return the pod's object as an API server would show it."""
-        value: dict[str, Any] = copy.deepcopy(dict(self.manifest))
+        value: Draft = copy.deepcopy(dict(self.manifest))
         value["metadata"].setdefault("annotations", {}).update(
             {NETNS: str(self.netns), CGROUP: str(self.cgroup), PAUSE_PID: str(self.pause)}
         )

@@ -4,16 +4,14 @@ mode writes them) and its names. Pure.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from ipaddress import ip_address
 from itertools import chain
-from typing import Any
 
-from nodeagent.lab.layout import PODS, SERVICES
+from nodeagent.lab.layout import PODS, SERVICES, Object
 
 DOMAIN = "cluster.local"
-Object = Mapping[str, Any]
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping
-from typing import Any, Final
+from collections.abc import Hashable
+from typing import Final
+
+from nodeagent.lab.layout import Object
 
 STEADY_SECONDS: Final = 0.5
 """How long a container without a probe has to run; most that end at once have ended by then."""
@@ -21,7 +23,7 @@ class Steadiness:
         """The pod is not ready."""
         self._since.pop(key, None)
 
-    def lasts(self, key: Hashable, pod: Mapping[str, Any], now: float, *, late: bool) -> bool:
+    def lasts(self, key: Hashable, pod: Object, now: float, *, late: bool) -> bool:
         """Say whether *pod*, which is ready, has been so for long enough; *late*: time is up, and
         only one that has ended before is not believed.
         """

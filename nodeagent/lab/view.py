@@ -11,14 +11,11 @@ from typing import Any
 from nodeagent.errors import LabError
 from nodeagent.lab import cgroup
 from nodeagent.lab.environment import environment
-from nodeagent.lab.layout import PAUSE_PID, Layout, Node, NodeName, read_objects
+from nodeagent.lab.layout import PAUSE_PID, Layout, Node, NodeName, Object, read_objects
 from nodeagent.lab.processes import inside, joining
 from nodeagent.places.annotation import CGROUP, NETNS
 from nodeagent.resources.pod import Container
 from nodeagent.vocabulary import Family
-
-Object = dict[str, Any]
-"""A Kubernetes object in its JSON form."""
 
 
 class View:
@@ -53,7 +50,7 @@ class View:
         found = (each for each in self.objects("Pod"))
         return {f"{each['metadata']['namespace']}/{each['metadata']['name']}": each for each in found}
 
-    def objects(self, kind: str) -> list[Object]:
+    def objects(self, kind: str) -> Sequence[Object]:
         """Return the objects of *kind* as they are now."""
         return read_objects(self.layout.objects, f"{kind}.")
 

@@ -8,7 +8,8 @@ import json
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+
+from nodeagent.lab.layout import Draft
 
 _IN_MOVED_FROM = 0x40
 _IN_MOVED_TO = 0x80
@@ -25,7 +26,7 @@ class Objects:
     def __init__(self, directory: Path, changed: Callable[[], None]) -> None:
         self._directory = directory
         self._changed = changed
-        self._files: dict[str, tuple[tuple[int, int], dict[str, Any]]] = {}
+        self._files: dict[str, tuple[tuple[int, int], Draft]] = {}
         self._pending = False
         self._fd = _libc.inotify_init1(os.O_NONBLOCK | os.O_CLOEXEC)
         if (
@@ -37,18 +38,18 @@ class Objects:
         asyncio.get_running_loop().add_reader(self._fd, self._on_event)
         self.refresh()
 
-    def of_kind(self, kind: str) -> list[dict[str, Any]]:
+    def of_kind(self, kind: str) -> list[Draft]:
         """Return the objects of *kind* in the order of their file names."""
         return [value for name, (_, value) in sorted(self._files.items()) if name.startswith(f"{kind}.")]
 
-    def get(self, kind: str, namespace: str, name: str) -> dict[str, Any] | None:
+    def get(self, kind: str, namespace: str, name: str) -> Draft | None:
         """Return one object, or None."""
         found = self._files.get(f"{kind}.{namespace}.{name}.json")
         return found[1] if found else None
 
     def refresh(self) -> bool:
         """Read what changed on disk since the last time; return whether anything did."""
-        seen: dict[str, tuple[tuple[int, int], dict[str, Any]]] = {}
+        seen: dict[str, tuple[tuple[int, int], Draft]] = {}
         for entry in os.scandir(self._directory):
             if entry.name.startswith(".") or not entry.name.endswith(".json"):
                 continue

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass
 from http import HTTPStatus
-from typing import Any, Final
+from typing import Final
 from urllib.parse import parse_qsl, unquote
 
 import httptools
@@ -30,7 +30,7 @@ class Response:
     """Where there are any, the one that the client prefers is its body."""
 
     @classmethod
-    def json(cls, value: Any, status: int = 200) -> Response:
+    def json(cls, value: object, status: int = 200) -> Response:
         """Return *value* as JSON."""
         return cls(orjson.dumps(value, option=orjson.OPT_APPEND_NEWLINE), status, JSON)
 

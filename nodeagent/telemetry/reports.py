@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Final
 
 from nodeagent.errors import shown
 from nodeagent.telemetry.metrics import (
@@ -52,7 +52,7 @@ class Report:
     gauges: list[tuple[Metric, Labels, float]]
 
 
-def parse(message: Mapping[str, Any]) -> Report:
+def parse(message: Mapping[str, object]) -> Report:
     """Return *message* as a Report. Raises ReportError; never any other error, whatever the message holds."""
     return Report(
         http=[_http(item) for item in _items(message, "http")],
@@ -62,7 +62,7 @@ def parse(message: Mapping[str, Any]) -> Report:
     )
 
 
-def _http(item: Any) -> tuple[Labels, Labels, list[Histogram]]:
+def _http(item: object) -> tuple[Labels, Labels, list[Histogram]]:
     reporters, labels, values = _sequence(item, 3)
     return (
         _reporters(reporters),
@@ -71,7 +71,7 @@ def _http(item: Any) -> tuple[Labels, Labels, list[Histogram]]:
     )
 
 
-def _tcp(item: Any) -> tuple[Labels, Labels, list[int]]:
+def _tcp(item: object) -> tuple[Labels, Labels, list[int]]:
     reporters, labels, values = _sequence(item, 3)
     return (
         _reporters(reporters),
@@ -80,13 +80,13 @@ def _tcp(item: Any) -> tuple[Labels, Labels, list[int]]:
     )
 
 
-def _count(item: Any) -> tuple[Metric, Labels, int]:
+def _count(item: object) -> tuple[Metric, Labels, int]:
     name, labels, amount = _sequence(item, 3)
     metric = _metric(name, "counter")
     return metric, _labels(labels, len(metric.labels)), _amount(amount)
 
 
-def _gauge(item: Any) -> tuple[Metric, Labels, float]:
+def _gauge(item: object) -> tuple[Metric, Labels, float]:
     name, labels, value = _sequence(item, 3)
     metric = _metric(name, "gauge")
     if metric not in _OWN_GAUGES:
@@ -94,56 +94,62 @@ def _gauge(item: Any) -> tuple[Metric, Labels, float]:
     return metric, _labels(labels, len(metric.labels)), _number(value)
 
 
-def _histogram(item: Any) -> Histogram:
+def _histogram(item: object) -> Histogram:
     buckets, total = _sequence(item, 2)
     pairs = [_sequence(pair, 2) for pair in _sequence(buckets)]
-    if any(type(index) is not int or not 0 <= index <= len(BUCKETS) for index, _ in pairs):
-        raise ReportError(f"bucket index out of range in {shown(pairs)}")
-    return [(index, _amount(count)) for index, count in pairs], _number(total)
+    return [(_index(index), _amount(count)) for index, count in pairs], _number(total)
 
 
-def _items(message: Mapping[str, Any], key: str) -> list[Any]:
+def _index(value: object) -> int:
+    if type(value) is not int or not 0 <= value <= len(BUCKETS):
+        raise ReportError(f"no bucket has the number {shown(value)}")
+    return value
+
+
+def _items(message: Mapping[str, object], key: str) -> list[object]:
     return _sequence(message.get(key, []))
 
 
-def _sequence(value: Any, length: int | None = None) -> list[Any]:
+def _sequence(value: object, length: int | None = None) -> list[object]:
     if not isinstance(value, list | tuple) or (length is not None and len(value) != length):
         raise ReportError(f"expected {length or 'any number of'} items, not {shown(value)}")
     return list(value)
 
 
-def _reporters(value: Any) -> Labels:
-    reporters = tuple(_sequence(value))
-    if (
-        not reporters
-        or any(reporter not in REPORTERS for reporter in reporters)
-        or len(set(reporters)) != len(reporters)
-    ):
+def _reporters(value: object) -> Labels:
+    told = _sequence(value)
+    reporters = tuple(reporter for reporter in REPORTERS if reporter in told)
+    if not reporters or len(reporters) != len(told):
         raise ReportError(f"reporters are some of {REPORTERS!r}, not {shown(value)}")
     return reporters
 
 
-def _labels(value: Any, count: int) -> Labels:
-    labels = _sequence(value, count)
-    if any(type(label) is not str or len(label) > _LABEL_LENGTH for label in labels):
+def _labels(value: object, count: int) -> Labels:
+    return tuple(_label(each) for each in _sequence(value, count))
+
+
+def _label(value: object) -> str:
+    if type(value) is not str or len(value) > _LABEL_LENGTH:
         raise ReportError(f"a label is text of at most {_LABEL_LENGTH} characters: {shown(value)}")
-    return tuple(labels)
+    return value
 
 
-def _metric(name: Any, kind: Kind) -> Metric:
+def _metric(name: object, kind: Kind) -> Metric:
     metric = PLAIN.get(name) if isinstance(name, str) else None
     if metric is None or metric.kind != kind:
         raise ReportError(f"no {kind} is called {shown(name)}")
     return metric
 
 
-def _amount(value: Any) -> int:
+def _amount(value: object) -> int:
     if type(value) is not int or not 0 <= value < _LARGEST:
         raise ReportError(f"a count is a whole number below 2^53, not {shown(value)}")
     return value
 
 
-def _number(value: Any) -> float:
-    if type(value) not in (int, float) or not math.isfinite(value) or not 0 <= value < _LARGEST:
+def _number(value: object) -> float:
+    if type(value) is int:
+        value = float(value) if value < _LARGEST else math.inf
+    if type(value) is not float or not 0 <= value < _LARGEST:
         raise ReportError(f"a value is a number from 0 to 2^53, not {shown(value)}")
-    return float(value)
+    return value

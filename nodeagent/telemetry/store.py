@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Mapping
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from nodeagent.telemetry import exposition
 from nodeagent.telemetry.exposition import TEXT, Format, Held, HttpSeries, TcpSeries
@@ -49,7 +49,7 @@ class Store:
         """Return one value of a plain family, 0 if nothing was counted."""
         return self._plain[metric.name].get(labels, 0)
 
-    def merge(self, message: Mapping[str, Any]) -> None:
+    def merge(self, message: Mapping[str, object]) -> None:
         """Add a worker's report (``WorkerMetrics.delta``); one that is malformed is counted, logged
         and dropped whole.
         """

@@ -21,7 +21,7 @@ import sys
 import threading
 from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import Any, ClassVar
+from typing import ClassVar
 
 WEB_PORT = 9080
 STORE_PORT = 6380
@@ -31,7 +31,7 @@ TIMEOUT_SECONDS = 5.0
 BOOK = {"title": "The Comedy of Errors", "author": "William Shakespeare", "pages": 200, "language": "English"}
 
 Headers = dict[str, str]
-Page = Callable[[Headers], Any]
+Page = Callable[[Headers], object]
 
 
 class Unavailable(Exception):
@@ -42,7 +42,7 @@ _connections = threading.local()
 """A thread serves one caller, and keeps its connections to other services as long as that one stays."""
 
 
-def call(service: str, path: str, headers: Headers) -> Any:
+def call(service: str, path: str, headers: Headers) -> object:
     """Return the JSON that *service* answers; a connection that was closed while it was idle is
     made anew. Raises Unavailable.
     """
@@ -88,7 +88,7 @@ def ask_store(*lines: str) -> list[str]:
     raise Unavailable("store: it closed the connection")
 
 
-def frontend(headers: Headers) -> Any:
+def frontend(headers: Headers) -> object:
     return {
         "reader": reader(headers),
         "details": call("details", "/", headers),
@@ -96,17 +96,17 @@ def frontend(headers: Headers) -> Any:
     }
 
 
-def details(headers: Headers) -> Any:
+def details(headers: Headers) -> object:
     return {"reader": reader(headers), **BOOK}
 
 
-def reviews(headers: Headers) -> Any:
+def reviews(headers: Headers) -> object:
     version = os.environ.get("VERSION", "v1")
     answer = {"reader": reader(headers), "version": version, "text": "Absolutely fun and entertaining."}
     return answer if version == "v1" else {**answer, "ratings": call("ratings", "/", headers)}
 
 
-def ratings(headers: Headers) -> Any:
+def ratings(headers: Headers) -> object:
     """Note the reader in the store, and tell from it the stars and who has read."""
     stored, stars, last = ask_store(f"SET reader {reader(headers)}", "GET stars", "GET reader")
     if stored != "OK":
@@ -134,7 +134,7 @@ class Web(BaseHTTPRequestHandler):
         except Unavailable as error:
             self._answer(503, str(error))
 
-    def _answer(self, status: int, value: Any) -> None:
+    def _answer(self, status: int, value: object) -> None:
         body = json.dumps(value).encode()
         self.send_response(status)
         self.send_header("content-type", "application/json")

@@ -23,7 +23,7 @@ from urllib.parse import urlsplit
 TIMEOUT_SECONDS = 10.0
 
 
-def visit(reader: str, count: int, per_connection: int, url: str) -> dict[str, Any]:
+def visit(reader: str, count: int, per_connection: int, url: str) -> dict[str, object]:
     """Return what came of *count* requests for *url*."""
     target = urlsplit(url)
     assert target.hostname
