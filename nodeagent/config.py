@@ -109,7 +109,7 @@ class Timeouts(ConfigSection):
     """
 
 
-class Proxy(ConfigSection):
+class ProxySettings(ConfigSection):
     workers: int | Literal["auto"] = 1
     """1 to 256; ``auto``: one for each processor."""
     busy_poll_microseconds: int = Field(100, ge=0, le=1000)
@@ -270,7 +270,7 @@ class AgentConfig(ConfigSection):
     runtime_directory: Path = Path("/run/nodeagent")
     redirect: Redirect
     identity: Identity
-    proxy: Proxy = Proxy()  # type: ignore[call-arg]
+    proxy: ProxySettings = ProxySettings()  # type: ignore[call-arg]
     mtls: Mtls = Mtls()  # type: ignore[call-arg]
     telemetry: Telemetry = Telemetry()  # type: ignore[call-arg]
     extension_providers: tuple[ExtensionProvider, ...] = Field((), max_length=64)

@@ -17,7 +17,7 @@ from nodeagent.identity.tls import peer_expiry, peer_identity
 from nodeagent.mesh.entries import Protocol
 from nodeagent.policy.model import MtlsMode
 from nodeagent.proxy.admission import admit
-from nodeagent.proxy.carry import Client
+from nodeagent.proxy.carry import Admitted
 from nodeagent.proxy.connection import Connection, Peer
 from nodeagent.proxy.context import Context
 from nodeagent.proxy.ledger import Ledger
@@ -28,7 +28,7 @@ from nodeagent.proxy.sniff import FirstLine, Verdict, sniff_declared
 from nodeagent.proxy.tls.client_hello import ClientHello, NeedMore, parse
 from nodeagent.proxy.tls.stream import TlsStream
 from nodeagent.proxy.transport import Transport, peer_address, reset
-from nodeagent.proxy.view import Target
+from nodeagent.proxy.view import Resolved
 from nodeagent.vocabulary import Direction
 
 
@@ -38,7 +38,7 @@ class Entrance:
 
     context: Context
     ledger: Ledger
-    begin: Callable[[Client, Verdict | Literal["silent"], bytes], None]
+    begin: Callable[[Admitted, Verdict | Literal["silent"], bytes], None]
     """Goes on with a permitted connection of which it is known what it is, see ``Pipeline.begin``."""
 
 
@@ -142,7 +142,7 @@ class Accepted:
                 self._timer = self._context.loop.call_later(self._context.timeouts.handshake, self._silent)
         return "http" if verdict == "more" and len(early) > self._context.limits.header_bytes else verdict
 
-    def _identify(self, transport: Transport) -> tuple[Target | None, Peer, tuple[str, int] | None]:
+    def _identify(self, transport: Transport) -> tuple[Resolved | None, Peer, tuple[str, int] | None]:
         """Who is it, whom did it ask for, and which endpoint did the kernel pick? The listener's
         namespace says which pod, nothing the peer sends.
         """
@@ -166,7 +166,8 @@ class Accepted:
         a ClientHello: to take it for a silent client because its node is busy would hand its TLS to
         the application. On an HTTP port the client speaks first.
         """
-        connection, timeouts = self._connection, self._context.timeouts
+        connection = self._connection
+        timeouts = self._context.timeouts
         assert connection is not None
         workload = connection.peer.workload
         mode = self._mode() if self._direction == "inbound" else "DISABLE"
@@ -194,7 +195,8 @@ class Accepted:
             self._cancel()
             self._ledger.refuse(connection, self._transport, verdict.reason)
             return False
-        self._permit, self._permitted = verdict, self._context.view.generation
+        self._permit = verdict
+        self._permitted = self._context.view.generation
         return True
 
     def _terminates(self, hello: ClientHello) -> bool:
@@ -288,12 +290,13 @@ class Accepted:
         self._cancel()
         if self._permitted != self._context.view.generation and not self._admit():
             return  # the client took its time, and what let it in is no longer in force
-        connection, self._connection = self._connection, None
+        connection = self._connection
+        self._connection = None
         assert connection is not None
         assert self._permit is not None
         self._handed = connection
         connection.line = self._line if verdict == "unlikely" else None
-        self._begin(Client(connection, self._permit, self._transport), verdict, self._early)
+        self._begin(Admitted(connection, self._permit, self._transport), verdict, self._early)
 
     def _cancel(self) -> None:
         if self._timer is not None:

@@ -34,10 +34,14 @@ class BusyPoll:
     def __init__(
         self, loop: asyncio.AbstractEventLoop, seconds: float, clock: Callable[[], float] = perf_counter
     ) -> None:
-        self._loop, self._seconds, self._clock = loop, seconds, clock
+        self._loop = loop
+        self._seconds = seconds
+        self._clock = clock
         self._soon = 0.0
         self._last = self._not_before = self._reported = clock()
-        self._events = self._seen = self._seen_in_vain = 0
+        self._events = 0
+        self._seen = 0
+        self._seen_in_vain = 0
         self._idle_since = 0.0
         self._spent = 0.0
         self.polling = False
@@ -57,7 +61,8 @@ class BusyPoll:
         """Return the part of the time since the last call that was spent looking in vain, 0 to 1."""
         now = self._clock()
         share = self._spent / max(now - self._reported, 1e-9)
-        self._spent, self._reported = 0.0, now
+        self._spent = 0.0
+        self._reported = now
         return share
 
     def _look(self) -> None:

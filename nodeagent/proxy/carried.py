@@ -27,7 +27,7 @@ class Ends:
     """The endpoint's."""
 
 
-class Carried(Carriage):
+class CarriedConnection(Carriage):
     """Relays, counts as it goes, and is logged once, when both sides are gone."""
 
     requests = False

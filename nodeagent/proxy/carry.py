@@ -15,28 +15,28 @@ from typing import cast
 
 from nodeagent.errors import DOWNSTREAM_GONE, NO_ENDPOINTS, PROBE_REFUSED, UNPARSED_HTTP, Reason
 from nodeagent.proxy.admission import admit
-from nodeagent.proxy.carried import Carried, Ends
+from nodeagent.proxy.carried import CarriedConnection, Ends
 from nodeagent.proxy.client_guard import UNGUARDED, ClientGuard
 from nodeagent.proxy.connection import Connection
 from nodeagent.proxy.context import Context
 from nodeagent.proxy.first_words import FirstWords
+from nodeagent.proxy.guards import Guards
 from nodeagent.proxy.http.exchange import Exchange
 from nodeagent.proxy.ledger import Ledger
 from nodeagent.proxy.permit import NotAdmitted, Permit, asked_health
 from nodeagent.proxy.pool import DialError, Dialled
-from nodeagent.proxy.protection import Protection
 from nodeagent.proxy.revocation import Revocation
 from nodeagent.proxy.route import Route
 from nodeagent.proxy.routing import Routing, pick
 from nodeagent.proxy.sniff import Verdict
 from nodeagent.proxy.transport import Transport, reset
 
-AsHttp = Callable[["Client", bytes], None]
+AsHttp = Callable[["Admitted", bytes], None]
 """Goes on with a connection that is HTTP after all, and with what was read of it."""
 
 
 @dataclass(frozen=True)
-class Client:
+class Admitted:
     """A connection that was let in, and its transport, which nobody uses yet."""
 
     connection: Connection
@@ -48,30 +48,30 @@ class Carrier:
     """The connections of one proxy that are carried as bytes."""
 
     def __init__(
-        self, context: Context, routing: Routing, protection: Protection, ledger: Ledger, revocation: Revocation
+        self, context: Context, routing: Routing, guards: Guards, ledger: Ledger, revocation: Revocation
     ) -> None:
         self._context = context
         self._routing = routing
-        self._protection = protection
+        self._guards = guards
         self._ledger = ledger
         self._revocation = revocation
 
-    def begin(self, client: Client, early: bytes, as_http: AsHttp, *, silent: bool) -> None:
-        """Forward the connection of *client*, of which *early* was read already, whole; one that is
+    def begin(self, admitted: Admitted, early: bytes, as_http: AsHttp, *, silent: bool) -> None:
+        """Forward the connection of *admitted*, of which *early* was read already, whole; one that is
         *silent* may still turn out to be HTTP, and goes on by *as_http* then.
         """
-        if client.permit.only_probes:
-            self._probed(client, early)
+        if admitted.permit.only_probes:
+            self._probed(admitted, early)
             return
         context = self._context
-        connection = client.connection
+        connection = admitted.connection
         connection.early = early
         words = None
         if silent:
             timeouts = context.timeouts
-            words = FirstWords(context.loop, client.transport, timeouts.handshake, context.limits.header_bytes)
-            client.transport.set_protocol(words)
-        task = context.loop.create_task(self._carry(client, context.view.generation, words, as_http))
+            words = FirstWords(context.loop, admitted.transport, timeouts.handshake, context.limits.header_bytes)
+            admitted.transport.set_protocol(words)
+        task = context.loop.create_task(self._carry(admitted, context.view.generation, words, as_http))
         connection.pod.open.add(task)
         task.add_done_callback(connection.pod.open.discard)
 
@@ -80,24 +80,26 @@ class Carrier:
         connection = exchange.downstream.connection
         connection.protocol = "upgrade"
         route = cast(Route, exchange.route)
-        Carried(self._context, self._ledger, connection, route, ends, started=exchange.started, http=True).start()
+        CarriedConnection(
+            self._context, self._ledger, connection, route, ends, started=exchange.started, http=True
+        ).start()
 
-    async def _carry(self, client: Client, generation: int, words: FirstWords | None, as_http: AsHttp) -> None:
+    async def _carry(self, admitted: Admitted, generation: int, words: FirstWords | None, as_http: AsHttp) -> None:
         """*generation*: of the snapshot that permitted the connection."""
-        connection = client.connection
-        transport = client.transport
+        connection = admitted.connection
+        transport = admitted.transport
         started = perf_counter()
         if words is None and not transport.is_closing():
             transport.pause_reading()  # an authorizer, or the endpoint, may take its time
         route = pick(self._routing.routes(connection))
-        guard = self._protection.guard(connection, route, http=False)
+        guard = self._guards.guard(connection, route, http=False)
         if words is not None and guard.awaits_requests:
             verdict = await words.decided(None, words.patience)
-            if self._turned(client, words, verdict, as_http):
+            if self._turned(admitted, words, verdict, as_http):
                 return
         reason = await self._unpermitted(connection, guard)
         if reason is not None:
-            self._not_carried(client, reason)
+            self._not_carried(admitted, reason)
             return
         self._ledger.follow(connection, route)
         try:
@@ -107,12 +109,12 @@ class Carrier:
             self._ledger.failed(connection, route, error.reason, connection.wall, perf_counter() - started)
             reset(transport)
             return
-        if words is not None and self._turned(client, words, await words.decided(dialled), as_http):
+        if words is not None and self._turned(admitted, words, await words.decided(dialled), as_http):
             dialled.transport.abort()
             return
-        if self._stands(client, dialled, generation):
+        if self._stands(admitted, dialled, generation):
             ends = Ends(transport, dialled.transport, connection.early, dialled.early)
-            carried = Carried(self._context, self._ledger, connection, route, ends, started=started)
+            carried = CarriedConnection(self._context, self._ledger, connection, route, ends, started=started)
             carried.start(ended=dialled.ended)
             if not transport.is_closing():
                 transport.resume_reading()
@@ -123,17 +125,17 @@ class Carrier:
             return UNPARSED_HTTP
         if guard is UNGUARDED:
             return None
-        return await guard.admits_connection(self._protection.around, connection)
+        return await guard.admits_connection(self._guards.around, connection)
 
-    def _not_carried(self, client: Client, reason: Reason) -> None:
+    def _not_carried(self, admitted: Admitted, reason: Reason) -> None:
         """Refuse a connection, but for the health that the node may ask for."""
-        services = asked_health(client.permit, client.connection.early)
+        services = asked_health(admitted.permit, admitted.connection.early)
         if not services:
-            self._ledger.refuse(client.connection, client.transport, reason)
+            self._ledger.refuse(admitted.connection, admitted.transport, reason)
             return
-        if not client.transport.is_closing():
-            client.transport.resume_reading()
-        self._answer_health(client, services)
+        if not admitted.transport.is_closing():
+            admitted.transport.resume_reading()
+        self._answer_health(admitted, services)
 
     async def _dialled(self, route: Route, transport: Transport) -> Dialled:
         """Return a connection to the endpoint of *route*. Raises DialError."""
@@ -143,12 +145,12 @@ class Carrier:
             raise DialError(NO_ENDPOINTS)
         return await route.pool.dial.connect(self._context, http=False)
 
-    def _stands(self, client: Client, dialled: Dialled, generation: int) -> bool:
+    def _stands(self, admitted: Admitted, dialled: Dialled, generation: int) -> bool:
         """Say whether both sides are still there, and still permitted; else neither is kept."""
-        connection = client.connection
-        if client.transport.is_closing() or dialled.lost:
+        connection = admitted.connection
+        if admitted.transport.is_closing() or dialled.lost:
             reset(dialled.transport)
-            reset(client.transport)
+            reset(admitted.transport)
             self._ledger.closed(connection)
             return False
         if generation == self._context.view.generation:
@@ -157,53 +159,53 @@ class Carrier:
         if reason is None:
             return True
         reset(dialled.transport)
-        self._ledger.refuse(connection, client.transport, reason)
+        self._ledger.refuse(connection, admitted.transport, reason)
         return False
 
-    def _turned(self, client: Client, words: FirstWords, verdict: Verdict, as_http: AsHttp) -> bool:
+    def _turned(self, admitted: Admitted, words: FirstWords, verdict: Verdict, as_http: AsHttp) -> bool:
         """Take over what the client has said; say whether that is HTTP, as which the connection
         goes on then, by what permits it now.
         """
-        connection = client.connection
+        connection = admitted.connection
         connection.early = words.early
         connection.half_closed = words.ended
         connection.protocol = "http2" if verdict == "http2" else "tcp"
         connection.line = words.line if verdict == "unlikely" else None
-        if verdict != "http" or client.transport.is_closing():
+        if verdict != "http" or admitted.transport.is_closing():
             return False
         permit = admit(self._context, connection)
         if isinstance(permit, NotAdmitted):
-            self._ledger.refuse(connection, client.transport, permit.reason)
+            self._ledger.refuse(connection, admitted.transport, permit.reason)
         else:
-            client.transport.resume_reading()
-            as_http(Client(connection, permit, client.transport), words.early)
+            admitted.transport.resume_reading()
+            as_http(Admitted(connection, permit, admitted.transport), words.early)
         return True
 
     # -- probes --
 
-    def _probed(self, client: Client, early: bytes) -> None:
+    def _probed(self, admitted: Admitted, early: bytes) -> None:
         """Of what is not HTTP/1.1, declared probes alone: a gRPC probe is answered, and for a TCP
         probe it is enough that the connection was opened.
         """
-        client.connection.early = early
-        services = asked_health(client.permit, early)
+        admitted.connection.early = early
+        services = asked_health(admitted.permit, early)
         if services:
-            self._answer_health(client, services)
+            self._answer_health(admitted, services)
         elif early:
-            self._ledger.refuse(client.connection, client.transport, PROBE_REFUSED)
+            self._ledger.refuse(admitted.connection, admitted.transport, PROBE_REFUSED)
         else:
-            self._ledger.closed(client.connection)
-            client.transport.close()
+            self._ledger.closed(admitted.connection)
+            admitted.transport.close()
 
-    def _answer_health(self, client: Client, services: frozenset[str]) -> None:
+    def _answer_health(self, admitted: Admitted, services: frozenset[str]) -> None:
         """Let the client ask for the health of *services*; it is the application's, whatever else
         the client wants does not reach that.
         """
         from nodeagent.proxy.grpc_probe import answering  # it brings gRPC
 
         context = self._context
-        connection = client.connection
-        transport = client.transport
+        connection = admitted.connection
+        transport = admitted.transport
         route = pick(self._routing.routes(connection))
         assert route.pool is not None, "a pod's own port is always there"
         self._ledger.follow(connection, route)

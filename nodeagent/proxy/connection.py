@@ -13,7 +13,7 @@ from nodeagent.proxy.carriage import Carriage
 from nodeagent.proxy.http.hop import Hop
 from nodeagent.proxy.pods import PodState
 from nodeagent.proxy.sniff import FirstLine
-from nodeagent.proxy.view import Target
+from nodeagent.proxy.view import Resolved
 from nodeagent.vocabulary import Direction, host_port
 
 Path = Literal["proxy-local", "proxy-mtls", "proxy-plaintext", "passthrough", "none"]
@@ -79,7 +79,7 @@ class Connection:
         "wall",
     )
 
-    def __init__(self, pod: PodState, direction: Direction, peer: Peer, target: Target, wall: float) -> None:
+    def __init__(self, pod: PodState, direction: Direction, peer: Peer, target: Resolved, wall: float) -> None:
         self.number = next(_numbers)
         self.pod = pod
         self.direction = direction
@@ -166,8 +166,11 @@ class Connection:
 
     def flow(self, worker: int) -> dict[str, object]:
         """Return the connection as ``nodeagent flows`` shows it."""
-        target, peer, upstream = self.target, self.peer, self.upstream_workload
+        target = self.target
+        peer = self.peer
+        upstream = self.upstream_workload
         service = target.service
+        outside = "PassthroughCluster" if target.passthrough else ""
         return {
             "id": f"{worker}-{self.number}",
             "opened": self.wall,
@@ -178,7 +181,7 @@ class Connection:
             "source_identity": peer.identity,
             "destination": f"{upstream.namespace}/{upstream.pod}:{target.port}" if upstream else self.local_text,
             "destination_identity": upstream.identity if upstream and self.path != "proxy-plaintext" else "",
-            "service": service.host if service else ("PassthroughCluster" if target.passthrough else ""),
+            "service": service.host if service else outside,
             "path": self.path,
             "protocol": self.protocol,
             "verdict": self.verdict,

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from time import monotonic, perf_counter, time
 
-from nodeagent.config import DeliverySetting, Limits, Proxy, Timeouts
+from nodeagent.config import DeliverySetting, Limits, ProxySettings, Timeouts
 from nodeagent.proxy.busy_poll import BusyPoll
 from nodeagent.proxy.connection import Connection
 from nodeagent.proxy.pods import PodState
@@ -27,7 +27,7 @@ class Context:
     """One proxy's settings, its view of the cluster, its pods and connections, its counters and its clock."""
 
     loop: asyncio.AbstractEventLoop
-    settings: Proxy
+    settings: ProxySettings
     """The ``proxy`` section of agent.yaml."""
     trust_domain: str
     cluster_id: str

@@ -4,7 +4,7 @@ what it is, never the time.
 A server that speaks first is no HTTP server, and a client whose first line is no request line is no
 HTTP client; until one of them has spoken, what the client says is looked at. What had to go on
 before that was certain (a protocol may begin with half a line and wait for an answer to it) is
-looked at further (:class:`nodeagent.proxy.tcp.Watched`).
+looked at further (:class:`nodeagent.proxy.tcp.WatchedSide`).
 """
 
 from __future__ import annotations

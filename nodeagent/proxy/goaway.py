@@ -14,7 +14,8 @@ LINGER_SECONDS: Final = 1.0
 """What the client still sends is read and dropped so long: a close with unread bytes is a reset,
 which can overtake the frames.
 """
-_SETTINGS, _GOAWAY = 4, 7
+_SETTINGS = 4
+_GOAWAY = 7
 _HTTP_1_1_REQUIRED: Final = 13
 """RFC 9113 sections 6.5, 6.8 and 7."""
 

@@ -39,7 +39,8 @@ def answering(services: frozenset[str], dial: Dial, context: Context, ended: Cal
 
 class _Health:
     def __init__(self, services: frozenset[str], ask: Callable[[str], Awaitable[HealthCheckResponse]]) -> None:
-        self._services, self._ask = services, ask
+        self._services = services
+        self._ask = ask
 
     def __mapping__(self) -> dict[str, Handler]:
         return {CHECK: Handler(self._check, Cardinality.UNARY_UNARY, HealthCheckRequest, HealthCheckResponse)}

@@ -15,16 +15,16 @@ from typing import Literal, cast
 
 from nodeagent.errors import EXTERNAL_ERROR, NO_ENDPOINTS, PROBE_REFUSED, Reason
 from nodeagent.proxy.carried import Ends
-from nodeagent.proxy.carry import Carrier, Client
+from nodeagent.proxy.carry import Admitted, Carrier
 from nodeagent.proxy.client_guard import UNGUARDED
 from nodeagent.proxy.connection import Connection
 from nodeagent.proxy.context import Context
+from nodeagent.proxy.guards import Guards
 from nodeagent.proxy.http.exchange import Exchange
 from nodeagent.proxy.http.line import Line
 from nodeagent.proxy.http1.downstream import Http1Downstream
 from nodeagent.proxy.ledger import Ledger
 from nodeagent.proxy.permit import OPEN, is_probe
-from nodeagent.proxy.protection import Protection
 from nodeagent.proxy.records import request_record
 from nodeagent.proxy.request_ids import RequestIds
 from nodeagent.proxy.route import Route
@@ -38,32 +38,31 @@ log = logging.getLogger("nodeagent.proxy")
 class Pipeline(Line):
     """The line itself: each method is a station, in the order in which they are passed."""
 
-    def __init__(
-        self, context: Context, routing: Routing, protection: Protection, ledger: Ledger, carrier: Carrier
-    ) -> None:
+    def __init__(self, context: Context, routing: Routing, guards: Guards, ledger: Ledger, carrier: Carrier) -> None:
         self._context = context
+        self._busy_poll = context.busy_poll
         self._routing = routing
-        self._protection = protection
+        self._guards = guards
         self._ledger = ledger
         self._carrier = carrier
         self._request_ids = RequestIds()
         self._waiting: set[asyncio.Task[None]] = set()
 
-    def begin(self, client: Client, verdict: Verdict | Literal["silent"], early: bytes) -> None:
+    def begin(self, admitted: Admitted, verdict: Verdict | Literal["silent"], early: bytes) -> None:
         """Carry an identified and permitted connection of which *verdict* says what it is,
         ``silent``: nothing yet; *early* was read already.
         """
-        connection = client.connection
+        connection = admitted.connection
         connection.protocol = verdict if verdict in ("http", "http2") else "tcp"
-        connection.probe = bool(client.permit.probes)
+        connection.probe = bool(admitted.permit.probes)
         if verdict == "http":
-            self._as_http(client, early)
+            self._as_http(admitted, early)
         else:
-            self._carrier.begin(client, early, self._as_http, silent=verdict == "silent")
+            self._carrier.begin(admitted, early, self._as_http, silent=verdict == "silent")
 
     def request(self, exchange: Exchange) -> None:
         """Authorize, route and forward one HTTP request; :meth:`observe` follows when it is answered."""
-        self._context.busy_poll.event(exchange.started)
+        self._busy_poll.event(exchange.started)
         downstream = exchange.downstream
         permit = downstream.permit
         probe = permit is not OPEN and is_probe(permit, exchange.method, exchange.target)
@@ -104,7 +103,7 @@ class Pipeline(Line):
             route = cast(Route, exchange.route)
             route.active -= 1
         now = perf_counter()
-        context.busy_poll.event(now)
+        self._busy_poll.event(now)
         milliseconds = (now - exchange.started) * 1000
         connection.answered(status, reason, exchange.received, exchange.sent)
         cell = route.cell(status, "-" if reason is None else reason.flag)
@@ -127,11 +126,11 @@ class Pipeline(Line):
 
     # -- parts of the stations --
 
-    def _as_http(self, client: Client, early: bytes) -> None:
+    def _as_http(self, admitted: Admitted, early: bytes) -> None:
         """Give the connection to the codec for HTTP/1."""
-        codec = Http1Downstream(self, self._context, client.connection, client.permit, client.transport)
-        client.connection.carriage = codec
-        client.transport.set_protocol(codec)
+        codec = Http1Downstream(self, self._context, admitted.connection, admitted.permit, admitted.transport)
+        admitted.connection.carriage = codec
+        admitted.transport.set_protocol(codec)
         if early:
             codec.data_received(early)
 
@@ -139,10 +138,10 @@ class Pipeline(Line):
         """Authorize: say whether *exchange* may be forwarded; else it was refused, or others are asked first."""
         guard = route.http_guard
         if guard is None:
-            guard = self._protection.guard(exchange.downstream.connection, route, http=True)
+            guard = self._guards.guard(exchange.downstream.connection, route, http=True)
         if guard is UNGUARDED:
             return True
-        verdict = guard.admits(self._protection.around, exchange)
+        verdict = guard.admits(self._guards.around, exchange)
         if isinstance(verdict, bool):
             return verdict
         if exchange.pending is None:

@@ -115,7 +115,9 @@ class PodState:
     )
 
     def __init__(self, uid: PodUid, cookie: int, identity: str, ask: Callable[[Family, int], None]) -> None:
-        self.uid, self.cookie, self.identity = uid, cookie, identity
+        self.uid = uid
+        self.cookie = cookie
+        self.identity = identity
         self.stock: dict[Family, SocketStock] = {
             4: SocketStock(lambda count: ask(4, count)),
             6: SocketStock(lambda count: ask(6, count)),

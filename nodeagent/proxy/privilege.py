@@ -12,7 +12,10 @@ from typing import Final
 from nodeagent.errors import KernelError
 from nodeagent.istio import USER
 
-_PR_SET_PDEATHSIG, _PR_SET_DUMPABLE, _PR_CAPBSET_DROP, _PR_SET_NO_NEW_PRIVS = 1, 4, 24, 38
+_PR_SET_PDEATHSIG = 1
+_PR_SET_DUMPABLE = 4
+_PR_CAPBSET_DROP = 24
+_PR_SET_NO_NEW_PRIVS = 38
 _LAST_CAPABILITY: Final = 63
 
 

@@ -21,11 +21,11 @@ from nodeagent.proxy.accept import Accepted, Entrance
 from nodeagent.proxy.carry import Carrier
 from nodeagent.proxy.context import Context
 from nodeagent.proxy.external.providers import Providers
+from nodeagent.proxy.guards import Guards
 from nodeagent.proxy.ledger import Ledger
 from nodeagent.proxy.originals import Originals
 from nodeagent.proxy.pipeline import Pipeline
 from nodeagent.proxy.pods import PodState
-from nodeagent.proxy.protection import Protection
 from nodeagent.proxy.revocation import Revocation
 from nodeagent.proxy.routing import Routing
 from nodeagent.vocabulary import Direction
@@ -35,7 +35,7 @@ BACKLOG: Final = 4096
 
 
 class Proxy:
-    """Its parts that others use: ``context``, ``routing``, ``protection`` and ``revocation``."""
+    """Its parts that others use: ``context``, ``routing``, ``guards`` and ``revocation``."""
 
     def __init__(
         self, context: Context, providers: Iterable[ExtensionProvider] = (), dialler: PodState | None = None
@@ -46,11 +46,11 @@ class Proxy:
         self.context = context
         self.routing = Routing(context)
         asked = Providers(providers, partial(self.routing.way_to, dialler=dialler))
-        self.protection = Protection(context, asked)
+        self.guards = Guards(context, asked)
         ledger = Ledger(context, self.routing)
-        self.revocation = Revocation(context, self.routing, self.protection, ledger)
-        carrier = Carrier(context, self.routing, self.protection, ledger, self.revocation)
-        self.pipeline = Pipeline(context, self.routing, self.protection, ledger, carrier)
+        self.revocation = Revocation(context, self.routing, self.guards, ledger)
+        carrier = Carrier(context, self.routing, self.guards, ledger, self.revocation)
+        self.pipeline = Pipeline(context, self.routing, self.guards, ledger, carrier)
         self._entrance = Entrance(context, ledger, self.pipeline.begin)
 
     def accepted(self, pod: PodState, direction: Direction, originals: Originals) -> Accepted:
@@ -80,7 +80,7 @@ class Proxy:
             view.apply(delta)
         if view.protection == before:
             return False
-        self.protection.compiler.keep(view.policies())
+        self.guards.compiler.keep(view.policies())
         return True
 
     def enrol(self, pod: PodState) -> None:
@@ -90,7 +90,7 @@ class Proxy:
 
     def release(self, uid: str) -> PodState | None:
         """Forget the pod *uid*, which is no longer enrolled; return what there was of it."""
-        self.protection.forget(uid)
+        self.guards.forget(uid)
         self.context.recent.forget(uid)
         pod = self.context.pods.pop(uid, None)
         if pod is not None:

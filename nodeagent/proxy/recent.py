@@ -23,7 +23,9 @@ class Recent:
         self._pods: dict[str, tuple[collections.deque[Connection], collections.deque[Connection]]] = {}
 
     def __iter__(self) -> Iterator[Connection]:
-        return (connection for kinds in self._pods.values() for kind in kinds for connection in kind)
+        for kept, probes in self._pods.values():
+            yield from kept
+            yield from probes
 
     def add(self, connection: Connection) -> None:
         """Keep an ended *connection* for a while."""

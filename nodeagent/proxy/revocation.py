@@ -11,11 +11,11 @@ from nodeagent.errors import CERTIFICATE_ENDED, PROBE_REFUSED, Reason
 from nodeagent.proxy.admission import admit
 from nodeagent.proxy.connection import Connection
 from nodeagent.proxy.context import Context
+from nodeagent.proxy.guards import Guards
 from nodeagent.proxy.ledger import Ledger
 from nodeagent.proxy.pace import Pace
 from nodeagent.proxy.permit import NotAdmitted
 from nodeagent.proxy.pods import PodState
-from nodeagent.proxy.protection import Protection
 from nodeagent.proxy.route import Route
 from nodeagent.proxy.routing import Routing
 
@@ -26,10 +26,10 @@ SWEPT_A_TURN: Final = 512
 class Revocation:
     """Looks at one proxy's open connections again."""
 
-    def __init__(self, context: Context, routing: Routing, protection: Protection, ledger: Ledger) -> None:
+    def __init__(self, context: Context, routing: Routing, guards: Guards, ledger: Ledger) -> None:
         self._context = context
         self._routing = routing
-        self._protection = protection
+        self._guards = guards
         self._ledger = ledger
 
     # -- policies --
@@ -60,7 +60,7 @@ class Revocation:
         if verdict.probes and requests:
             return None  # each request is looked at
         routes = [route for route in self._routing.routes(connection) if http or _taken(connection, route)]
-        reasons = [self._protection.guard(connection, route, http=http).reason for route in routes]
+        reasons = [self._guards.guard(connection, route, http=http).reason for route in routes]
         return reasons[0] if reasons and all(reason is not None for reason in reasons) else None
 
     def revoke(self, connection: Connection, reason: Reason) -> None:

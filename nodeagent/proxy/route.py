@@ -67,13 +67,11 @@ class Route(Hop):
         self._reporters = _reporters(connection, to)
         self._cells: dict[tuple[int, str], HttpCell] = {}
         self._tcp: dict[str, TcpCell] = {}
-        self.workload, self.path, self.delivers, self.pool, self.cluster = (
-            to.workload,
-            to.path,
-            to.delivers,
-            to.pool,
-            to.cluster,
-        )
+        self.workload = to.workload
+        self.path = to.path
+        self.delivers = to.delivers
+        self.pool = to.pool
+        self.cluster = to.cluster
         self.upstream_host = host_port(to.endpoint.address, to.endpoint.port) if to.endpoint else "-"
         self.active = 0
         self.endpoint = to.endpoint
@@ -106,7 +104,8 @@ def _reporters(connection: Connection, to: Destination) -> tuple[str, ...]:
 
 
 def _peers(connection: Connection, to: Destination, cluster_id: str) -> Labels:
-    peer, target = connection.peer, connection.target
+    peer = connection.peer
+    target = connection.target
     source = labels.side(peer.workload, peer.identity or None, cluster_id)
     secured = to.path != "proxy-plaintext" and to.workload is not None
     destination = labels.side(
@@ -124,7 +123,8 @@ def _named(connection: Connection) -> str:
     """Return the dialled address and port as a label; of what a pod dials beyond NAMED the port is
     0: it may dial as many as it likes.
     """
-    target, named = connection.target, connection.pod.named
+    target = connection.target
+    named = connection.pod.named
     dialled = (target.address, target.port)
     if dialled not in named:
         if len(named) >= NAMED:

@@ -81,12 +81,12 @@ class Routing:
 
     def _inbound(self, connection: Connection) -> Destination:
         """The application in the pod itself, dialled from inside it."""
-        target, pod, peer = connection.target, connection.pod, connection.peer
+        target = connection.target
+        pod = connection.pod
+        peer = connection.peer
         path: Path = "proxy-mtls" if peer.security == "mutual_tls" else "proxy-plaintext"
-        endpoint, workload = (
-            Endpoint(target.address, target.port, pod.uid),
-            self._context.view.workload(pod.uid),
-        )
+        endpoint = Endpoint(target.address, target.port, pod.uid)
+        workload = self._context.view.workload(pod.uid)
         # a probe asks about the address that it asks
         probes = peer.security == "none" and peer.address in self._context.node_addresses
         other = "" if probes else other_address(workload, target.address)
@@ -96,7 +96,9 @@ class Routing:
 
     def _outbound(self, connection: Connection) -> list[Destination]:
         """One destination an endpoint; outside the mesh, the address itself."""
-        target, pod, client = connection.target, connection.pod, connection.peer.workload
+        target = connection.target
+        pod = connection.pod
+        client = connection.peer.workload
         if target.passthrough:
             outside = Endpoint(target.address, target.port, pod.uid)
             pool = self._pool(Dial(pod, target.address, target.port, None, bound=self._on_network(client, None)))
@@ -140,10 +142,8 @@ class Routing:
         where = self._context.view.endpoint_of(service, port)
         if where is None:
             return None
-        workload, pod = (
-            self._context.view.workload_at(where[0]),
-            dialler or self._context.pods.get(asker),
-        )
+        workload = self._context.view.workload_at(where[0])
+        pod = dialler or self._context.pods.get(asker)
         if workload is None or not takes_mtls(workload, where[1]):
             return Way(*where)
         if pod is None:

@@ -16,10 +16,13 @@ class Side:
     __slots__ = ("count", "ended", "lost", "other", "relay", "taken", "transport")
 
     def __init__(self, relay: Relay, transport: Transport) -> None:
-        self.relay, self.transport = relay, transport
+        self.relay = relay
+        self.transport = transport
         self.other: Side = self
-        self.count = self.taken = 0
-        self.ended = self.lost = False
+        self.count = 0
+        self.taken = 0
+        self.ended = False
+        self.lost = False
 
     def connection_made(self, transport: Transport) -> None:
         self.transport = transport
@@ -55,7 +58,7 @@ class Side:
             self.other.transport.resume_reading()
 
 
-class Watched(Side):
+class WatchedSide(Side):
     """The client's side while its first line, part of which has gone on, may still become that of
     an HTTP request: nobody parsed it, so the connection ends then. Once the server has spoken it is
     something else.
@@ -91,17 +94,22 @@ class Relay:
         closed: Callable[[int, int, Exception | None], None],
         busy_poll: BusyPoll,
     ) -> None:
-        self.downstream, self.upstream = Side(self, downstream), Side(self, upstream)
-        self.downstream.other, self.upstream.other = self.upstream, self.downstream
-        self._closed, self.busy_poll = closed, busy_poll
+        self.downstream = Side(self, downstream)
+        self.upstream = Side(self, upstream)
+        self.downstream.other = self.upstream
+        self.upstream.other = self.downstream
+        self._closed = closed
+        self.busy_poll = busy_poll
         self._error: Exception | None = None
 
     def watch(self, line: FirstLine, refuse: Callable[[], None]) -> None:
         """Look at what goes on from downstream, of which *line* has seen the beginning, until it is
         certain not to be HTTP; *refuse* if it is.
         """
-        side = Watched(self, self.downstream.transport, line, refuse)
-        self.downstream, self.upstream.other, side.other = side, side, self.upstream
+        side = WatchedSide(self, self.downstream.transport, line, refuse)
+        self.downstream = side
+        self.upstream.other = side
+        side.other = self.upstream
 
     def start(self, early: bytes = b"", answer: bytes = b"") -> None:
         """Join the transports; *early* was already read from downstream, *answer* from upstream."""
@@ -115,9 +123,11 @@ class Relay:
 
     def take(self) -> tuple[int, int]:
         """Return the bytes (received from downstream, sent to it) since the last call."""
-        downstream, upstream = self.downstream, self.upstream
+        downstream = self.downstream
+        upstream = self.upstream
         taken = downstream.count - downstream.taken, upstream.count - upstream.taken
-        downstream.taken, upstream.taken = downstream.count, upstream.count
+        downstream.taken = downstream.count
+        upstream.taken = upstream.count
         return taken
 
     def side_lost(self, error: Exception | None) -> None:

@@ -19,7 +19,7 @@ TARGETS: Final = 4096
 
 
 @dataclass(frozen=True, slots=True)
-class Target:
+class Resolved:
     """What a dialled address stands for: a Service's port, a pod's port, or something outside the mesh."""
 
     address: Address
@@ -37,14 +37,15 @@ class ClusterView:
     """
 
     def __init__(self) -> None:
-        self.generation = self.protection = 0
+        self.generation = 0
+        self.protection = 0
         self._policies: dict[str, Entry] = {}
         self._workloads: dict[PodUid, Workload] = {}
         self._services: dict[str, Service] = {}
         self._by_address: dict[Address, Workload] = {}
         self._by_vip: dict[tuple[Address, int], tuple[Service, ServicePort]] = {}
         self._vip_addresses: dict[Address, Service] = {}
-        self._targets: dict[tuple[str, int], Target] = {}
+        self._targets: dict[tuple[str, int], Resolved] = {}
 
     def apply(self, delta: Delta) -> None:
         """Put and drop entries; the cost is the size of the delta."""
@@ -71,7 +72,8 @@ class ClusterView:
                 self._policies[entry.key] = entry
                 verdicts = True
         self.generation += 1
-        self.protection += verdicts
+        if verdicts:
+            self.protection += 1
         self._targets.clear()
 
     def _drop(self, key: str) -> None:
@@ -130,7 +132,7 @@ class ClusterView:
             (served.endpoints[0].address, served.endpoints[0].port) if served is not None and served.endpoints else None
         )
 
-    def resolve(self, address: str, port: int) -> Target:
+    def resolve(self, address: str, port: int) -> Resolved:
         """Return what *address* and *port*, as an application dialled them, stand for."""
         found = self._targets.get((address, port))
         if found is None:
@@ -139,23 +141,23 @@ class ClusterView:
             found = self._targets[address, port] = self._resolved(address, port)
         return found
 
-    def _resolved(self, address: str, port: int) -> Target:
+    def _resolved(self, address: str, port: int) -> Resolved:
         where = Address(address)
         found = self._by_vip.get((where, port))
         if found is not None:
             service, service_port = found
             v6 = ":" in address
             endpoints = tuple(endpoint for endpoint in service_port.endpoints if (":" in endpoint.address) == v6)
-            return Target(where, port, service_port.protocol, service, endpoints or service_port.endpoints)
+            return Resolved(where, port, service_port.protocol, service, endpoints or service_port.endpoints)
         vip = self._vip_addresses.get(where)
         if vip is not None:
             # A ClusterIP at a port that the Service does not have: nothing answers there, and
             # nothing may be guessed.
-            return Target(where, port, "tcp", vip, ())
+            return Resolved(where, port, "tcp", vip, ())
         workload = self._by_address.get(where)
         if workload is None:
-            return Target(where, port, "auto", None, (), passthrough=True)
-        return Target(
+            return Resolved(where, port, "auto", None, (), passthrough=True)
+        return Resolved(
             where,
             port,
             workload.protocol_at(port),

@@ -264,7 +264,7 @@ class Worker:
             try:
                 entry = from_json(value)
                 if isinstance(entry, AuthorizationPolicy):
-                    self._proxy.protection.compiler.compiled(entry)
+                    self._proxy.guards.compiler.compiled(entry)
                 upserts.append(entry)
             except Exception as error:  # whatever it is, no other entry is to blame
                 self._missed = True

@@ -16,7 +16,7 @@ from nodeagent.proxy.proxy import Proxy
 from nodeagent.resources.source import Source
 from nodeagent.sidecar.pod import Pod
 from nodeagent.sidecar.probes import AppProbe, check
-from nodeagent.sidecar.secrets import Secrets
+from nodeagent.sidecar.secrets import SecretsClient
 from nodeagent.telemetry.exposition import Format
 from nodeagent.telemetry.http_server import EVERYWHERE, LOCALHOST, HttpServer, Response, Routes, serve
 from nodeagent.telemetry.scrapes import answer
@@ -31,7 +31,7 @@ class Shown(Protocol):
     store: Store
     mesh: Mesh
     source: Source
-    secrets: Secrets
+    secrets: SecretsClient
     certificate: Certificate | None
     """The one in use; None: there is none."""
 
@@ -45,11 +45,12 @@ class Shown(Protocol):
         """Stop being ready, and end after a while."""
 
 
-class Admin:
+class Ports:
     """The three HTTP servers of a sidecar."""
 
     def __init__(self, sidecar: Shown, probes: Mapping[str, AppProbe]) -> None:
-        self._sidecar, self._probes = sidecar, probes
+        self._sidecar = sidecar
+        self._probes = probes
         self._servers: list[HttpServer] = []
 
     async def start(self) -> None:

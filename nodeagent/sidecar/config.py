@@ -7,7 +7,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from nodeagent.config import ConfigSection, ExtensionProvider, Mtls, Proxy
+from nodeagent.config import ConfigSection, ExtensionProvider, Mtls, ProxySettings
 
 
 class SidecarConfig(ConfigSection):
@@ -15,7 +15,7 @@ class SidecarConfig(ConfigSection):
 
     cluster: str = "Kubernetes"
     resources: tuple[Path, ...] = Field((), max_length=64)
-    proxy: Proxy = Proxy()  # type: ignore[call-arg]
+    proxy: ProxySettings = ProxySettings()  # type: ignore[call-arg]
     mtls: Mtls = Mtls()  # type: ignore[call-arg]
     access_log_format: Literal["text", "json"] = "text"
     extension_providers: tuple[ExtensionProvider, ...] = Field((), max_length=64)

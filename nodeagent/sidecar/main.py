@@ -37,11 +37,11 @@ from nodeagent.proxy.proxy import Proxy
 from nodeagent.resources.changes import AnyChange
 from nodeagent.resources.directory import DirectorySource
 from nodeagent.resources.source import Source
-from nodeagent.sidecar.admin import Admin
+from nodeagent.sidecar.admin import Ports
 from nodeagent.sidecar.config import SidecarConfig
 from nodeagent.sidecar.pod import Pod, Redirected, listeners, pod_state
 from nodeagent.sidecar.probes import AppProbe
-from nodeagent.sidecar.secrets import Secrets
+from nodeagent.sidecar.secrets import SecretsClient
 from nodeagent.telemetry import metrics as declared
 from nodeagent.telemetry.access_log import AccessLog
 from nodeagent.telemetry.cells import WorkerMetrics
@@ -101,7 +101,7 @@ class Sidecar:
         )
         self.source: Source = DirectorySource(settings.source, config.resources)
         self.certificate: Certificate | None = None
-        self.secrets = Secrets(settings.sds_socket, settings.trust_domain, pod.namespace, self._certified)
+        self.secrets = SecretsClient(settings.sds_socket, settings.trust_domain, pod.namespace, self._certified)
         self.access_log = AccessLog(settings.access_log, config.access_log_format) if settings.access_log else None
         # Two ways to dial: to the pod's own application the rules must let it through, elsewhere it
         # is the pod.
@@ -118,7 +118,7 @@ class Sidecar:
         self.proxy = Proxy(context, config.extension_providers, dialler=self._outbound)
         self.proxy.enrol(self._inbound)
         self._key_sets = KeySets(lambda found: self._take(Delta((found,))))
-        self._admin = Admin(self, probes)
+        self._admin = Ports(self, probes)
         self._servers: list[asyncio.Server] = []
         self._tasks: set[asyncio.Task[None]] = set()
         self._lag = 0.0
@@ -199,7 +199,9 @@ class Sidecar:
                 self.certificate.identity,
                 self.secrets.fault,
             )
-            self.certificate = self._inbound.tls = self._outbound.tls = None
+            self.certificate = None
+            self._inbound.tls = None
+            self._outbound.tls = None
 
     def _start(self, coroutine: Coroutine[object, object, None]) -> None:
         task = self.loop.create_task(coroutine)

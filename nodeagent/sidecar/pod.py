@@ -74,7 +74,8 @@ class LocalSockets(SocketStock):
 
     def __init__(self, family: Family, source: str = "") -> None:
         super().__init__(lambda count: None)
-        self._family, self._source = family, source
+        self._family = family
+        self._source = source
 
     async def take(self) -> socket.socket:
         """Return an unconnected, non-blocking socket. Raises OSError."""

@@ -89,7 +89,8 @@ def _inbound(capture: Capture) -> Iterator[str]:
 
 
 def _output(capture: Capture, family: Family) -> Iterator[str]:
-    loopback, own = _LOOPBACK[family], f"{istio.OWN_SOURCE[family]}/{32 if family == 4 else 128}"
+    loopback = _LOOPBACK[family]
+    own = f"{istio.OWN_SOURCE[family]}/{32 if family == 4 else 128}"
     yield f"-A ISTIO_REDIRECT -p tcp -j REDIRECT --to-ports {capture.proxy_port}"
     yield "-A OUTPUT -p tcp -j ISTIO_OUTPUT"
     yield f"-A ISTIO_OUTPUT -s {own} -o lo -j RETURN"

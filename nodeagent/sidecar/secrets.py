@@ -40,11 +40,14 @@ _INVALID_ARGUMENT: Final = 3
 log = logging.getLogger("nodeagent.identity")
 
 
-class Secrets:
+class SecretsClient:
     """Follows the socket at *path*. *took* hears of each certificate of *namespace* in *trust_domain* that is good."""
 
     def __init__(self, path: Path, trust_domain: str, namespace: str, took: Callable[[Certificate], None]) -> None:
-        self._path, self._trust_domain, self._namespace, self._took = path, trust_domain, namespace, took
+        self._path = path
+        self._trust_domain = trust_domain
+        self._namespace = namespace
+        self._took = took
         self._pair: tls.TlsCertificate | None = None
         self._roots = b""
         self.fault = f"--sds-socket {path}: there was no answer yet"
@@ -105,7 +108,8 @@ class Secrets:
 
     def _take(self, response: discovery.DiscoveryResponse) -> None:
         """Raises IdentityError."""
-        pair, roots = self._pair, self._roots
+        pair = self._pair
+        roots = self._roots
         for resource in response.resources:
             secret = tls.Secret.FromString(resource.value)
             if secret.name == CERTIFICATE:
@@ -119,7 +123,8 @@ class Secrets:
             if self.fault:
                 log.info("%s: this pod is %s", self._path, certificate.identity)
             self.fault = ""
-        self._pair, self._roots = pair, roots
+        self._pair = pair
+        self._roots = roots
 
     def _identity(self, chain: bytes) -> SpiffeId:
         """Return whose certificate it is: an account of the pod's namespace, in the trust domain.

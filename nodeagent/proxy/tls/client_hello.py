@@ -17,8 +17,10 @@ MAX_RECORDS: Final = 64
 """Records over which a ClientHello may be spread: real ones use one; each costs a turn of a loop at every new byte."""
 _RECORD_HEADER: Final = 5
 _HANDSHAKE_HEADER: Final = 4
-_HANDSHAKE, _CLIENT_HELLO = 22, 1
-_SERVER_NAME, _ALPN = 0, 16
+_HANDSHAKE = 22
+_CLIENT_HELLO = 1
+_SERVER_NAME = 0
+_ALPN = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +71,8 @@ class _Reader:
     __slots__ = ("at", "data")
 
     def __init__(self, data: bytes) -> None:
-        self.data, self.at = data, 0
+        self.data = data
+        self.at = 0
 
     def take(self, count: int) -> bytes:
         end = self.at + count
@@ -96,7 +99,8 @@ class _Reader:
 def _message(data: bytes) -> bytes | None:
     """Return the ClientHello's body put together from its records, None when more bytes are needed."""
     pieces: list[bytes] = []
-    promised, at = 0, 0
+    promised = 0
+    at = 0
     for _ in range(MAX_RECORDS):
         end = _record(data, at)
         if end is None:

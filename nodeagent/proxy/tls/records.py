@@ -15,8 +15,11 @@ class Records:
 
     def take(self, limit: int) -> tuple[bytes, int]:
         """Return up to *limit* records of what waits, the last perhaps in part, and how many of them begin there."""
-        data, at, count = self.waiting, 0, 0
-        size, opened = len(data), self._open
+        data = self.waiting
+        at = 0
+        count = 0
+        size = len(data)
+        opened = self._open
         while at < size:
             if opened:
                 step = min(size - at, opened)

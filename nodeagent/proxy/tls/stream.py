@@ -18,6 +18,7 @@ from collections.abc import Callable
 from typing import Any
 
 from nodeagent.proxy.tls.records import Records
+from nodeagent.proxy.transport import Receiver, Transport
 
 READ_BYTES = 65536
 RECORDS_A_TURN = 64
@@ -40,26 +41,31 @@ class TlsStream:
         ready: Callable[[TlsStream], None],
         failed: Callable[[Exception], None],
     ) -> None:
-        self._incoming, self._outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+        self._incoming = ssl.MemoryBIO()
+        self._outgoing = ssl.MemoryBIO()
         self.session = context.wrap_bio(self._incoming, self._outgoing, server_side=server_side)
-        self._ready, self._failed = ready, failed
+        self._ready = ready
+        self._failed = failed
         self._established = False
-        self._eof_sent = self._eof_received = False
+        self._eof_sent = False
+        self._eof_received = False
         self._closing = False
         self._reading = True
         self._held: collections.deque[bytes] = collections.deque()
         self._records = Records()
-        self._came = self._filled = 0
+        self._came = 0
+        self._filled = 0
         """Records that came, and those of them that held data, which was read."""
-        self._behind = self._scheduled = False
+        self._behind = False
+        self._scheduled = False
         """Records wait, and the transport is paused; the loop's next turn goes on with them."""
         self._broken: Exception | None = None
-        self.protocol: Any = None
-        self.transport: Any = None
+        self.protocol: Receiver | None = None
+        self.transport: Transport
 
     # -- towards the transport below (asyncio.Protocol) --
 
-    def connection_made(self, transport: Any) -> None:
+    def connection_made(self, transport: Transport) -> None:
         self.transport = transport
         self._handshake()
 
@@ -79,7 +85,8 @@ class TlsStream:
 
     def connection_lost(self, error: Exception | None) -> None:
         if self._established:
-            protocol, self.protocol = self.protocol, None
+            protocol = self.protocol
+            self.protocol = None
             if protocol is not None:
                 protocol.connection_lost(error or self._broken)
         else:
@@ -143,10 +150,10 @@ class TlsStream:
         if self._incoming.pending or self.session.pending() or self._eof_sent:
             asyncio.get_running_loop().call_soon(self._read)
 
-    def get_extra_info(self, name: str) -> Any:
+    def get_extra_info(self, name: str) -> Any:  # as the transport's below
         return self.transport.get_extra_info(name)
 
-    def set_protocol(self, protocol: Any) -> None:
+    def set_protocol(self, protocol: Receiver) -> None:
         self.protocol = protocol
 
     # -- the session --
@@ -201,13 +208,19 @@ class TlsStream:
             self._read()
 
     def _fail(self, error: Exception) -> None:
-        failed, self._failed = self._failed, _ignore
+        failed = self._failed
+        self._failed = _ignore
         failed(error)
 
     def _read(self) -> None:
-        read, pending, held = self.session.read, self.session.pending, self._held
+        read = self.session.read
+        pending = self.session.pending
+        held = self._held
         try:
             while self._reading and not self._closing:
+                protocol = self.protocol
+                if protocol is None:
+                    return  # the transport is lost, and so is what came last
                 if held:
                     data = held.popleft()
                 else:
@@ -216,7 +229,7 @@ class TlsStream:
                         self._peer_ended()
                         return
                     self._filled += 1
-                self.protocol.data_received(data)
+                protocol.data_received(data)
                 if not (pending() or self._incoming.pending or held):
                     break
         except ssl.SSLWantReadError:

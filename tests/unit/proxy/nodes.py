@@ -16,7 +16,7 @@ from typing import Any
 
 import uvloop
 
-from nodeagent.config import Proxy as ProxySettings
+from nodeagent.config import ProxySettings
 from nodeagent.identity.ca import CertificateAuthority
 from nodeagent.identity.tls import Contexts, contexts
 from nodeagent.mesh.entries import DeclaredProbe, Delta, Protocol, Workload
@@ -48,7 +48,7 @@ def credentials(directory: Path, *pods: str) -> dict[str, Contexts]:
 
 def asks(proxy: Proxy, providers: Providers) -> None:
     """Have the policies of *proxy* ask *providers*."""
-    proxy.protection.around = Surroundings(proxy.context.metrics, providers)
+    proxy.guards.around = Surroundings(proxy.context.metrics, providers)
 
 
 class PodSocket(socket.socket):

@@ -11,7 +11,7 @@ from typing import Any
 
 import uvloop
 
-from nodeagent.config import Proxy as ProxySettings
+from nodeagent.config import ProxySettings
 from nodeagent.mesh.entries import Delta, Endpoint, Protocol, Service, ServicePort, Workload
 from nodeagent.proxy.connection import Connection
 from nodeagent.proxy.context import Context

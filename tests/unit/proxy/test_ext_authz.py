@@ -76,7 +76,7 @@ def acted(
         try:
             await scene(nodes, await nodes.dial(STRANGER))
         finally:
-            nodes.far.protection.around.providers.close()
+            nodes.far.guards.around.providers.close()
             await asyncio.sleep(0)
 
     play(mirror, run, tls, protocol="http", policies=(ASK,), **more)
@@ -418,7 +418,7 @@ def test_a_refusal_whose_fields_cannot_be_stays_one(
             assert status == 401
             assert b"\nb" not in head and nodes.app_connections == 0
         finally:
-            nodes.far.protection.around.providers.close()
+            nodes.far.guards.around.providers.close()
             await asyncio.sleep(0)
 
     authorizer.answer = answer

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import uvloop
 
-from nodeagent.config import Proxy as ProxySettings
+from nodeagent.config import ProxySettings
 from nodeagent.mesh.entries import Delta
 from nodeagent.policy.model import AuthorizationPolicy, Rule
 from nodeagent.proxy.pods import PodState
@@ -50,7 +50,7 @@ def test_the_context_knows_no_stage(imports: tuple[Import, ...]) -> None:
         "ledger",
         "pipeline",
         "pool",
-        "protection",
+        "guards",
         "revocation",
         "routing",
     }

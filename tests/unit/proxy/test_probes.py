@@ -19,7 +19,7 @@ from grpclib.health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
 from nodeagent.identity.tls import Contexts
 from nodeagent.mesh.entries import DeclaredProbe, Delta
 from nodeagent.policy.model import AuthorizationPolicy, MtlsMode, Rule, RuleSource
-from nodeagent.proxy.carried import Carried
+from nodeagent.proxy.carried import CarriedConnection
 from tests.fakes import health
 from tests.unit.proxy.nodes import NODE, SERVER, STRANGER, Nodes, Streams, play
 from tests.unit.proxy.test_guard import get
@@ -308,7 +308,7 @@ def test_no_tunnel_opens_after_strict_for_who_asked_before(tls: dict[str, Contex
         go.set()
         assert (await streams[0].readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 502")
         assert not any(
-            isinstance(connection.carriage, Carried) for connection in nodes.far.context.connections.values()
+            isinstance(connection.carriage, CarriedConnection) for connection in nodes.far.context.connections.values()
         )
 
     play(application, scene, tls, protocol="http")

@@ -9,7 +9,7 @@ from collections.abc import Awaitable, Callable
 import uvloop
 
 from nodeagent.channel import Channel, pair
-from nodeagent.config import Proxy as ProxySettings
+from nodeagent.config import ProxySettings
 from nodeagent.control.snapshot_parts import parts
 from nodeagent.mesh.entries import Entry, Workload
 from nodeagent.mesh.entry_json import to_json
@@ -181,7 +181,7 @@ def test_a_policy_that_changes_leaves_nothing_of_the_old_one() -> None:
         (entry,) = told.context.view.policies()
         assert isinstance(entry, AuthorizationPolicy)
         assert entry.action == "DENY"
-        assert list(told.proxy.protection.compiler._known) == [id(entry)]
+        assert list(told.proxy.guards.compiler._known) == [id(entry)]
 
     play(scene)
 

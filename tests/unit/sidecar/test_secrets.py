@@ -18,7 +18,7 @@ from nodeagent.errors import IdentityError
 from nodeagent.identity.ca import CertificateAuthority
 from nodeagent.identity.certificate import Certificate
 from nodeagent.sidecar import secrets
-from nodeagent.sidecar.secrets import Secrets
+from nodeagent.sidecar.secrets import SecretsClient
 from tests.unit.identity.sockets import WEB, World, run
 
 
@@ -32,7 +32,7 @@ async def following(
 ) -> AsyncIterator[Any]:
     """Run Secrets; yield it and the certificates that it took."""
     taken: list[Certificate] = []
-    client = Secrets(Path(path), trust_domain, namespace, took or taken.append)
+    client = SecretsClient(Path(path), trust_domain, namespace, took or taken.append)
     task = asyncio.create_task(client.run())
     try:
         yield client, taken

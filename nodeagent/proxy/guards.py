@@ -25,7 +25,7 @@ class _Made:
     """The keys of the workload's policies."""
 
 
-class Protection:
+class Guards:
     """One proxy's guards: one for each protected pod of this node and kind of traffic, made when it is first met."""
 
     def __init__(self, context: Context, providers: Providers) -> None:
