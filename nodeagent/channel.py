@@ -262,7 +262,8 @@ def decode(packet: Packet, decoder: Decoder[Heard]) -> Heard:
 
     Raises MessageError; the packet's descriptors are closed then.
     """
-    payload, descriptors = packet.payload, packet.descriptors
+    payload = packet.payload
+    descriptors = packet.descriptors
     try:
         if packet.truncated:
             raise MessageError("its descriptors were more than this process may have, or than a message has")

@@ -137,7 +137,7 @@ def _layout(kind: type[Any]) -> tuple[_Field, ...]:
     return layout
 
 
-def _field(name: str, hint: Any) -> _Field:
+def _field(name: str, hint: object) -> _Field:
     if hint is FileDescriptor:
         return _Field(name, "one", _exactly(int))
     if hint == tuple[FileDescriptor, ...]:
@@ -147,7 +147,7 @@ def _field(name: str, hint: Any) -> _Field:
     return _Field(name, "json", _check(hint))
 
 
-def _check(hint: Any) -> Check:
+def _check(hint: object) -> Check:
     """Return what checks a value of the type *hint*. Raises TypeError for a type that JSON does not hold."""
     plain = getattr(hint, "__supertype__", hint)  # a NewType's
     origin = get_origin(plain)
@@ -162,7 +162,7 @@ def _check(hint: Any) -> Check:
         return _exactly(dict)
     if plain is float:
         return _number
-    if plain in (bool, int, str):
+    if isinstance(plain, type) and plain in (bool, int, str):
         return _exactly(plain)
     raise TypeError(f"{hint}: no message carries it")
 

@@ -170,9 +170,10 @@ class Enrolment:
     def prune(self) -> None:
         """Remove what an earlier daemon left of pods that exist no more."""
         captured = self._plane.numbers()
-        spared = [
-            address for uid, member in self._members.items() if uid not in captured for address in member.pod.addresses
-        ]
+        spared: list[str] = []
+        for uid, member in self._members.items():
+            if uid not in captured:
+                spared += member.pod.addresses
         for what in self._plane.prune(spared):
             log.info("removed of a pod that is gone: %s", what)
 
@@ -195,7 +196,8 @@ class Enrolment:
                 )
                 listeners = self._plane.enroll(wanted, Listeners(self._inherited.pop(uid, {})))
         except KernelError as error:
-            member.state, member.faults = "failed", [str(error)]
+            member.state = "failed"
+            member.faults = [str(error)]
             log.error("pod %s/%s is not captured: %s", pod.namespace, pod.pod, error)
             return
         member.cookie = netns.cookie
@@ -207,7 +209,10 @@ class Enrolment:
     def _judge(self, uid: PodUid, member: Member, wrong: list[str]) -> None:
         """Say how a captured pod is, with what is *wrong*; other nodes hear of it when it can take mTLS."""
         missing = self._certificate_faults(member.pod.identity)
-        member.state = "faulty" if wrong else "pending" if missing else "enrolled"
+        if wrong:
+            member.state = "faulty"
+        else:
+            member.state = "pending" if missing else "enrolled"
         member.faults = [*wrong, *missing]
         if not missing and not member.published:
             self._publish(uid, member)
@@ -289,7 +294,8 @@ class Enrolment:
                 found = repair() if verify() else []
                 left = verify() if found else []
         except KernelError as error:
-            found, left = [], [str(error)]
+            found = []
+            left = [str(error)]
         for fault in found:
             log.warning("%s: repaired: %s", name, fault)
             self._effects.repaired(fault.split(":")[0])

@@ -14,6 +14,10 @@ Behind = Callable[[int], list[str]]
 """Who has not acknowledged a generation of the snapshot, in words."""
 
 
+PolicyRow = dict[str, Any]
+"""A row of ``nodeagent get policies``, JSON that ``Mesh.policies`` makes."""
+
+
 class InForce:
     """The generation that brought each policy, by kind and ``namespace/name``."""
 
@@ -30,7 +34,7 @@ class InForce:
                 else:
                     self._brought.pop(key, None)
 
-    def tell(self, rows: list[dict[str, Any]], behind: Behind) -> list[dict[str, Any]]:
+    def tell(self, rows: list[PolicyRow], behind: Behind) -> list[PolicyRow]:
         """Add to *rows*, one a policy, whom each still waits for (``pending``); what waits for
         nobody alone is in force.
         """

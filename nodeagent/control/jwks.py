@@ -15,7 +15,7 @@ import ssl
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 from urllib.parse import SplitResult, urlsplit
 
 import httptools
@@ -42,9 +42,10 @@ def wanted_by(authentications: Iterable[RequestAuthentication]) -> dict[str, flo
     take: the longest that is granted.
     """
     wanted: dict[str, float] = {}
-    for rule in (rule for each in authentications for rule in each.rules):
-        if rule.keys_uri:
-            wanted[rule.keys_uri] = max(rule.timeout_seconds, wanted.get(rule.keys_uri, 0.0))
+    for each in authentications:
+        for rule in each.rules:
+            if rule.keys_uri:
+                wanted[rule.keys_uri] = max(rule.timeout_seconds, wanted.get(rule.keys_uri, 0.0))
     return wanted
 
 
@@ -95,23 +96,23 @@ class KeySets:
 
     async def _keep(self, uri: str) -> None:
         """Fetch, tell, wait, for ever."""
-        known, retry = Jwks(uri), FIRST_RETRY_SECONDS
+        known = Jwks(uri)
+        retry = FIRST_RETRY_SECONDS
         while True:
             try:
                 found = Jwks(uri, await self.fetch(uri, self._timeouts[uri]))
-                pause, retry = REFRESH_SECONDS, FIRST_RETRY_SECONDS
+                pause = REFRESH_SECONDS
+                retry = FIRST_RETRY_SECONDS
             except ControlError as error:
                 found = Jwks(uri, known.keys, str(error))
-                pause, retry = retry, min(2 * retry, REFRESH_SECONDS)
+                pause = retry
+                retry = min(2 * retry, REFRESH_SECONDS)
             if found != known:
                 if found.error:
-                    log.warning(
-                        "%s%s",
-                        found.error,
-                        "; the last good keys stay in force"
-                        if found.keys
-                        else "; tokens that need these keys are refused",
+                    kept = (
+                        "the last good keys stay in force" if found.keys else "tokens that need these keys are refused"
                     )
+                    log.warning("%s; %s", found.error, kept)
                 known = found
                 self._changed(found)
             # Not all nodes, nor all URIs of one server, at once.
@@ -134,16 +135,7 @@ class KeySets:
             ) from None
 
     async def _fetch(self, uri: str) -> str:
-        source: Any = uri
-        if uri.endswith(DISCOVERY):
-            document = _json(uri, await self._get(uri))
-            source = document.get("jwks_uri") if isinstance(document, dict) else None
-            if not isinstance(source, str):
-                raise ControlError(
-                    f"key set {uri}: the discovery document has no jwks_uri; name one by jwtRules[].jwksUri"
-                )
-            if uri.startswith("https:") and not source.startswith("https:"):
-                raise ControlError(f"key set {uri}: the discovery document's jwks_uri is not an https URI")
+        source = _named_by(uri, _json(uri, await self._get(uri))) if uri.endswith(DISCOVERY) else uri
         return _public_keys(source, _json(source, await self._get(source)))
 
     async def _get(self, uri: str) -> bytes:
@@ -197,7 +189,8 @@ def _split(uri: str) -> tuple[SplitResult, int]:
         parts = urlsplit(uri)
         port = parts.port or {"http": 80, "https": 443}.get(parts.scheme, 0)
     except ValueError:
-        parts, port = SplitResult("", "", "", "", ""), 0
+        parts = SplitResult("", "", "", "", "")
+        port = 0
     if (
         not port
         or not parts.hostname
@@ -260,14 +253,24 @@ async def _answer(uri: str, reader: asyncio.StreamReader) -> bytes:
     return bytes(answer.body)
 
 
-def _json(uri: str, data: bytes) -> Any:
+def _json(uri: str, data: bytes) -> object:
     try:
         return parse_json(data)
     except ValueError:
         raise ControlError(f"key set {uri}: the answer is not JSON ({len(data)} bytes)") from None
 
 
-def _public_keys(uri: str, document: Any) -> str:
+def _named_by(uri: str, document: object) -> str:
+    """Return the key set's URI that the discovery *document* at *uri* names. Raises ControlError."""
+    source = document.get("jwks_uri") if isinstance(document, dict) else None
+    if not isinstance(source, str):
+        raise ControlError(f"key set {uri}: the discovery document has no jwks_uri; name one by jwtRules[].jwksUri")
+    if uri.startswith("https:") and not source.startswith("https:"):
+        raise ControlError(f"key set {uri}: the discovery document's jwks_uri is not an https URI")
+    return source
+
+
+def _public_keys(uri: str, document: object) -> str:
     """Return the key set *document* with what verifying needs and nothing else. Raises ControlError
     unless it may hold a key to verify with.
     """

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Final
 
 from nodeagent.errors import CONNECT_FAILED, POLICY_DENIED
 from nodeagent.mesh.entries import Entry, Service, Workload, policies_of
@@ -34,12 +34,23 @@ class _Peers:
     server: Workload
 
 
+@dataclass(frozen=True, slots=True)
+class _Refusals:
+    """Connections that were refused alike: the first one's time, how many, and their row."""
+
+    opened: float
+    times: int
+    row: dict[str, object]
+
+
 class KernelPaths:
     """One for the node. One thread only."""
 
     def __init__(self, plane: DataPlane, settings: KernelPlanSettings, cluster: str) -> None:
         """*cluster*: the label of Istio's metrics."""
-        self._plane, self._settings, self._cluster = plane, settings, cluster
+        self._plane = plane
+        self._settings = settings
+        self._cluster = cluster
         self._planner = KernelPlanner(settings)
         self._plan = KernelPlan()
         self._entries: dict[str, Entry] = {}
@@ -50,7 +61,7 @@ class KernelPaths:
         self._past: dict[str, dict[str, object]] = {}
         self._cut: dict[int, str] = {}
         """By the client's socket cookie, of connections that were closed here: the policy that refuses them now."""
-        self._refused: dict[int, dict[str, dict[str, Any]]] = {}
+        self._refused: dict[int, dict[str, _Refusals]] = {}
         """Rows by client's number and id, the latest last."""
 
     # -- what changes --
@@ -115,7 +126,8 @@ class KernelPaths:
         """Say in words which path a connection takes, and why: for ``nodeagent explain``."""
         if client is None or client.uid not in self._numbers:
             return "proxy: the client is not a captured pod of this node"
-        path, refusal = self.path_of(server, port), self._plane.joining.refusal
+        path = self.path_of(server, port)
+        refusal = self._plane.joining.refusal
         unjoined = f"; {BYPASS} is refused: {refusal}" if refusal and (client.bypass or server.bypass) else ""
         return f"{path.path}: {path.why}{unjoined}"
 
@@ -140,7 +152,10 @@ class KernelPaths:
                 there = carried.get(flow.id, _NOTHING)
                 rows.append({**self._row(flow, peers), "sent": there.received, "received": there.sent})
         self._count_refusals(store)
-        return [*rows, *self._ended(), *(row for of_pod in self._refused.values() for row in of_pod.values())]
+        rows += self._ended()
+        for of_client in self._refused.values():
+            rows += [each.row for each in of_client.values()]
+        return rows
 
     def _ended(self) -> list[dict[str, object]]:
         """Rows once made are kept: what is decided now says nothing of a connection that has ended."""
@@ -165,14 +180,16 @@ class KernelPaths:
         return list(rows.values())
 
     def _row(self, flow: RecordedFlow, peers: _Peers) -> dict[str, object]:
-        why, policy = self.path_of(peers.server, flow.id.destination[1]).why, self._judged(flow, peers).policy
+        why = self.path_of(peers.server, flow.id.destination[1]).why
+        policy = self._judged(flow, peers).policy
         told = {"id": f"kernel-{flow.client}", "opened": flow.opened, "why": why, "policy": policy}
         if not flow.opened:
             told |= {"verdict": "error", "reason": CONNECT_FAILED.code}
         return self._ends(peers, flow.id.destination[1], flow.service) | told
 
     def _ends(self, peers: _Peers, port: int, service: str) -> dict[str, object]:
-        source, server = peers.source, peers.server
+        source = peers.source
+        server = peers.server
         found = self._service(service, server, port) if service else None
         return {
             "closed": None,
@@ -228,8 +245,10 @@ class KernelPaths:
         flows``. Raises OSError.
         """
         for refusal in self._plane.kernel.refusals():
-            pair, count = refusal.pair, refusal.count
-            peers, named = self._peers(pair.source, pair.destination), self._labels(*pair)
+            pair = refusal.pair
+            count = refusal.count
+            peers = self._peers(pair.source, pair.destination)
+            named = self._labels(*pair)
             if peers is None or named is None:
                 continue
             store.add(POLICY_EVENTS, (_name(peers.server), refusal.policy, "deny"), count)
@@ -239,19 +258,23 @@ class KernelPaths:
 
     def _note_refusal(self, refusal: Refusals, peers: _Peers) -> None:
         """One row for whom, whom, Service and policy, with its count; those of a client that are the oldest go."""
-        pair, rows = refusal.pair, self._refused.setdefault(refusal.pair.source, {})
+        pair = refusal.pair
+        rows = self._refused.setdefault(pair.source, {})
         key = "-".join(map(str, ("refused", *pair, refusal.policy)))
-        before = rows.pop(key, {"opened": refusal.last, "times": 0})
+        before = rows.pop(key, None)
+        opened = before.opened if before else refusal.last
+        times = refusal.count + (before.times if before else 0)
         told = {
             "id": key,
-            "opened": before["opened"],
+            "opened": opened,
             "closed": refusal.last,
             "verdict": "deny",
             "reason": POLICY_DENIED.code,
             "policy": refusal.policy,
+            "times": times,
+            "why": self.path_of(peers.server, pair.port).why,
         }
-        counted = {"times": before["times"] + refusal.count, "why": self.path_of(peers.server, pair.port).why}
-        rows[key] = self._ends(peers, pair.port, pair.service) | told | counted
+        rows[key] = _Refusals(opened, times, self._ends(peers, pair.port, pair.service) | told)
         if len(rows) > REFUSALS_KEPT:
             del rows[next(iter(rows))]
 
@@ -261,7 +284,8 @@ class KernelPaths:
         carried = self._carried(flows)
         for flow in flows:
             pair = CountedPair(flow.source, flow.destination, flow.id.destination[1], flow.service)
-            total, one = totals.get(pair, Total()), carried.get(flow.id, _NOTHING)
+            total = totals.get(pair, Total())
+            one = carried.get(flow.id, _NOTHING)
             totals[pair] = Total(
                 total.opened, total.closed, total.failed, total.received + one.sent, total.sent + one.received
             )
@@ -273,10 +297,8 @@ class KernelPaths:
             found.update(self._plane.carried(source))
         bypassed = self._plane.bypassed() if any(flow.bypass for flow in flows) else {}
         for flow in flows:
-            there, back = (
-                bypassed.get(SocketEnds(*flow.id)),
-                bypassed.get(SocketEnds(flow.id.destination, flow.id.source)),
-            )
+            there = bypassed.get(SocketEnds(*flow.id))
+            back = bypassed.get(SocketEnds(flow.id.destination, flow.id.source))
             if there or back:
                 one = found.get(flow.id, _NOTHING)
                 found[flow.id] = Carried(
@@ -286,7 +308,9 @@ class KernelPaths:
 
     def _forget(self) -> None:
         """Pods that are gone, and have no connection any more, were counted a last time now."""
-        live = {number for flow in self._plane.kernel.record.flows() for number in (flow.source, flow.destination)}
+        live: set[int] = set()
+        for flow in self._plane.kernel.record.flows():
+            live |= {flow.source, flow.destination}
         gone = set(self._workloads) - set(self._numbers.values()) - live
         if not gone:
             return
@@ -304,7 +328,8 @@ class KernelPaths:
     # -- who is who --
 
     def _peers(self, client: int, destination: int) -> _Peers | None:
-        source, server = self._workloads.get(client), self._workloads.get(destination)
+        source = self._workloads.get(client)
+        server = self._workloads.get(destination)
         return _Peers(source, server) if source and server else None
 
     def _judged(self, flow: RecordedFlow, peers: _Peers) -> KernelVerdict:
@@ -327,7 +352,8 @@ class KernelPaths:
 
     def _labels(self, source: int, destination: int, port: int, service: str) -> Labels | None:
         """Return the values of PEER_LABELS, as the proxy gives them for its own connections within the node."""
-        client, server = self._workloads.get(source), self._workloads.get(destination)
+        client = self._workloads.get(source)
+        server = self._workloads.get(destination)
         if client is None or server is None:
             return None
         found = self._service(service, server, port)

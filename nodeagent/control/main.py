@@ -39,7 +39,8 @@ from nodeagent.control.pods_page import PodsPage
 from nodeagent.control.readiness import Readiness
 from nodeagent.control.source_reader import SourceReader
 from nodeagent.control.supervisor_link import SupervisorLink
-from nodeagent.control.workers import Needs, Workers
+from nodeagent.control.worker_process import Needs
+from nodeagent.control.workers import Workers
 from nodeagent.errors import ControlError, NodeagentError
 from nodeagent.identity.sources import open_source
 from nodeagent.memory import settle
@@ -150,7 +151,9 @@ async def load(beginning: Beginning) -> Concerns:
     """Make the concerns; the source of certificates comes first, then the data plane, whose HTTP
     counters follow in the background. Raises NodeagentError.
     """
-    config, link, workers = beginning.config, beginning.link, beginning.workers
+    config = beginning.config
+    link = beginning.link
+    workers = beginning.workers
     config.runtime_directory.mkdir(parents=True, exist_ok=True)
     source = DirectorySource(config.source, config.resources, config.runtime_directory / "last-good")
     certificates = NodeCertificates(
@@ -208,7 +211,8 @@ def kernel_path_settings(config: AgentConfig) -> KernelPlanSettings:
 
 def make_enrolment(beginning: Beginning, plane: DataPlane, certificates: NodeCertificates) -> Enrolment:
     """Return the enrolment of this node's pods."""
-    config, link = beginning.config, beginning.link
+    config = beginning.config
+    link = beginning.link
     effects = Effects(
         publish=DirectoryMarks(config.source).publish,
         keep=link.keep,
@@ -232,7 +236,10 @@ async def start(beginning: Beginning, made: Concerns, pulse: Pulse, stops: Async
     What has to go last is entered first, whenever it begins to work: the ports that tell, the
     workers, the heartbeat.
     """
-    config, link, workers, parts = beginning.config, beginning.link, beginning.workers, beginning.parts
+    config = beginning.config
+    link = beginning.link
+    workers = beginning.workers
+    parts = beginning.parts
     ports = AdminPorts(config.telemetry, config.runtime_directory)
     heartbeat = Heartbeat(link, pulse)
     made.certificates.observe(made.pod_sockets)
@@ -271,7 +278,9 @@ def first_words(config: AgentConfig, plane: DataPlane) -> StartWorker:
 
 async def open_ports(beginning: Beginning, made: Concerns, ports: AdminPorts, heartbeat: Heartbeat) -> None:
     """Open the admin ports with the pages of all concerns, and of those over several. Raises ConfigError."""
-    config, workers, store = beginning.config, beginning.workers, beginning.store
+    config = beginning.config
+    workers = beginning.workers
+    store = beginning.store
     concerns: tuple[Concern, ...] = (
         workers,
         heartbeat,

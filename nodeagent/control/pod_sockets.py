@@ -174,7 +174,8 @@ class _PodSocket:
         from nodeagent.identity.sds import SecretDiscovery
         from nodeagent.identity.workload_api import WorkloadApi
 
-        self.pod, self.subject = pod, subject
+        self.pod = pod
+        self.subject = subject
         self._folder = folder
         self._place = pod.place
         services = (WorkloadApi(subject), SecretDiscovery(subject))
@@ -296,7 +297,8 @@ class _Door:
     """The connections that are served in one way."""
 
     def __init__(self, server: GrpcSocket, limit: int) -> None:
-        self._server, self._limit = server, limit
+        self._server = server
+        self._limit = limit
         self._open: dict[socket.socket, asyncio.Task[None]] = {}
 
     def admit(self, connection: socket.socket) -> None:

@@ -8,15 +8,26 @@ from typing import Final
 
 import orjson
 
-from nodeagent.channel import MESSAGE_BYTES
+from nodeagent.channel import LARGEST_BYTES, MESSAGE_BYTES
 from nodeagent.mesh.entries import Entry
 from nodeagent.mesh.entry_json import to_json
 from nodeagent.messages import SnapshotPart
 from nodeagent.wire import Unchecked
 
+LARGEST_ENTRY: Final = LARGEST_BYTES - MESSAGE_BYTES
+"""Bytes of an entry as JSON: its message holds little else."""
 REMOVALS_AT_ONCE: Final = 500
 _FRAME_BYTES: Final = 1000
 """Of a message around its entries."""
+
+
+def unsendable(entry: Entry) -> str:
+    """Return why *entry* cannot be sent; empty: it can. Documents are bounded, so that each can."""
+    try:
+        size = len(orjson.dumps(to_json(entry)))
+    except TypeError as error:
+        return str(error)
+    return f"{size} bytes, at most {LARGEST_ENTRY} are carried" if size > LARGEST_ENTRY else ""
 
 
 def parts(entries: Iterable[Entry], removals: Iterable[str], generation: int) -> Iterator[SnapshotPart]:

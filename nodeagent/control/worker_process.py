@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import socket
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Protocol
 
 from nodeagent.channel import Channel
+from nodeagent.control.snapshot_parts import parts
 from nodeagent.mesh.entries import Entry
-from nodeagent.messages import CertificateIssued, FromWorker, PodCaptured, ToWorker
+from nodeagent.messages import CertificateIssued, FromWorker, Listen, PodCaptured, ToSupervisor, ToWorker
 from nodeagent.redirect.pod import ListenerId
-from nodeagent.wire import Unchecked
+from nodeagent.vocabulary import Family
+from nodeagent.wire import FileDescriptor, Unchecked
 
 
 class WorkerProcess:
@@ -38,3 +43,33 @@ class KnownToWorkers:
         self.certificates: dict[str, CertificateIssued] = {}
         self.pods: dict[str, PodCaptured] = {}
         self.listeners: dict[str, dict[ListenerId, socket.socket]] = {}
+
+    def messages(self, slot: int, generation: int) -> Iterator[ToWorker]:
+        """Yield everything, for the worker that fills *slot*; the snapshot is of *generation*."""
+        yield from parts(self.entries.values(), (), generation)
+        yield from self.certificates.values()
+        for pod in self.pods.values():
+            yield from self.about(pod, slot)
+
+    def about(self, pod: PodCaptured, slot: int) -> Iterator[ToWorker]:
+        """Yield that *pod* is captured, and the listeners that belong to *slot*."""
+        yield pod
+        for (direction, family, of_slot), listener in self.listeners.get(pod.uid, {}).items():
+            if of_slot == slot:
+                yield Listen(pod.uid, direction, family, FileDescriptor(listener.fileno()))
+
+
+@dataclass(frozen=True, slots=True)
+class Needs:
+    """Where control takes what workers ask for, and puts what they report."""
+
+    sockets: Callable[[str, Family, int], list[socket.socket]]
+    metrics: Callable[[Unchecked], None]
+    restarted: Callable[[int], None]
+
+
+class TellsSupervisor(Protocol):
+    """The channel to the supervisor, as far as workers need it."""
+
+    def send(self, message: ToSupervisor) -> None:
+        """Queue *message*; its descriptors are duplicated."""

@@ -16,18 +16,17 @@ import socket
 import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, replace
-from typing import Final, Protocol, assert_never
+from dataclasses import replace
+from typing import Final, assert_never
 
-import orjson
-
-from nodeagent.channel import DESCRIPTORS, LARGEST_BYTES, MESSAGE_BYTES, Channel, pair
+from nodeagent.channel import DESCRIPTORS, Channel, pair
 from nodeagent.control.concern import Snapshot
 from nodeagent.control.snapshot_parts import parts as in_parts
-from nodeagent.control.worker_process import KnownToWorkers, WorkerProcess
+from nodeagent.control.snapshot_parts import unsendable
+from nodeagent.control.worker_process import KnownToWorkers, Needs, TellsSupervisor, WorkerProcess
+from nodeagent.control.worker_questions import Questions
 from nodeagent.errors import ControlError, KernelError, translated
 from nodeagent.mesh.entries import Delta, Entry
-from nodeagent.mesh.entry_json import to_json
 from nodeagent.messages import (
     FROM_WORKER,
     WORKER,
@@ -42,7 +41,6 @@ from nodeagent.messages import (
     Fork,
     FromWorker,
     GenerationInForce,
-    Listen,
     NeedSockets,
     NodeAddresses,
     Ping,
@@ -53,14 +51,13 @@ from nodeagent.messages import (
     SocketsMade,
     StartWorker,
     Succeeded,
-    ToSupervisor,
     ToWorker,
 )
 from nodeagent.parts import Parts
 from nodeagent.redirect.pod import ListenerId
 from nodeagent.supervisor import SILENT_SECONDS
 from nodeagent.telemetry.http_request import Response, Routes
-from nodeagent.vocabulary import Family, PodUid
+from nodeagent.vocabulary import PodUid
 from nodeagent.wire import FileDescriptor, MessageError, Unchecked
 
 PING_SECONDS: Final = 1.0
@@ -68,27 +65,7 @@ POLL_SECONDS: Final = 0.02
 """How often it is looked whether workers are where they should be."""
 RESPAWN_LIMIT: Final = 20
 """Deaths within a minute after which a worker is restarted only once a second."""
-LARGEST_ENTRY: Final = LARGEST_BYTES - MESSAGE_BYTES
-"""Bytes of an entry as JSON: its message holds little else."""
-MAX_FLOWS: Final = 50_000
-"""Of one worker in one answer."""
 log = logging.getLogger("nodeagent.control")
-
-
-@dataclass(frozen=True, slots=True)
-class Needs:
-    """Where control takes what workers ask for, and puts what they report."""
-
-    sockets: Callable[[str, Family, int], list[socket.socket]]
-    metrics: Callable[[Unchecked], None]
-    restarted: Callable[[int], None]
-
-
-class TellsSupervisor(Protocol):
-    """The channel to the supervisor, as far as workers need it."""
-
-    def send(self, message: ToSupervisor) -> None:
-        """Queue *message*; its descriptors are duplicated."""
 
 
 class Workers:
@@ -116,6 +93,7 @@ class Workers:
         self._state = KnownToWorkers()
         self._numbers = itertools.count(1)
         self._pings = itertools.count(1)
+        self._questions = Questions()
         self._slots: dict[int, WorkerProcess] = {}
         self._starts: dict[int, StartWorker] = {}
         """What whoever fills a slot is told first, by slot."""
@@ -251,7 +229,7 @@ class Workers:
                 continue
             worker.channel.close()
             del self._slots[slot]
-            self._fail_replies(worker)
+            self._questions.gone(worker)
             if not self._stopping:
                 log.error(
                     "worker %d (pid %d) died with status %d and is replaced; its connections are lost",
@@ -279,21 +257,10 @@ class Workers:
     # -- what workers are told --
 
     def _tell_everything(self, worker: WorkerProcess) -> None:
-        state = self._state
         self._tell(worker, replace(self._starts[worker.slot], node_addresses=self._node_addresses))
-        for part in in_parts(state.entries.values(), (), self.generation):
-            self._tell(worker, part)
-        for certificate in state.certificates.values():
-            self._tell(worker, certificate)
-        for pod in state.pods.values():
-            self._tell_pod(worker, pod)
+        for message in self._state.messages(worker.slot, self.generation):
+            self._tell(worker, message)
         self._tell(worker, Ping(0))
-
-    def _tell_pod(self, worker: WorkerProcess, pod: PodCaptured) -> None:
-        self._tell(worker, pod)
-        for (direction, family, slot), listener in self._state.listeners.get(pod.uid, {}).items():
-            if slot == worker.slot:
-                self._tell(worker, Listen(pod.uid, direction, family, FileDescriptor(listener.fileno())))
 
     def apply(self, delta: Delta) -> None:
         """Send the changed entries of the snapshot, as its next generation."""
@@ -309,14 +276,8 @@ class Workers:
             self._broadcast(part)
 
     def _fits(self, entry: Entry) -> bool:
-        """Say whether *entry* can be sent. Documents are bounded, so that each can; one that cannot
-        takes no other along.
-        """
-        try:
-            size = len(orjson.dumps(to_json(entry)))
-            why = f"{size} bytes, at most {LARGEST_ENTRY} are carried" if size > LARGEST_ENTRY else ""
-        except TypeError as error:
-            why = str(error)
+        """Say whether *entry* can be sent; one that cannot takes no other along."""
+        why = unsendable(entry)
         if not why:
             self._unsent.pop(entry.key, None)
         elif self._unsent.get(entry.key) != why:
@@ -348,7 +309,8 @@ class Workers:
         self._state.pods[pod.uid] = pod
         self._state.listeners[pod.uid] = listeners
         for worker in self._slots.values():
-            self._tell_pod(worker, pod)
+            for message in self._state.about(pod, worker.slot):
+                self._tell(worker, message)
 
     def release(self, uid: PodUid) -> None:
         """The pod *uid* is captured no more."""
@@ -394,7 +356,7 @@ class Workers:
             case Counted():
                 self._needs.metrics(message.report)
             case FlowRows():
-                self._collect(worker, message)
+                self._questions.answered(worker, message)
             case _:
                 assert_never(message)
 
@@ -407,7 +369,8 @@ class Workers:
 
     def _hand_sockets(self, worker: WorkerProcess, need: NeedSockets) -> None:
         """Answer with as many sockets as can be made and sent; without any, the worker's waiters fail at once."""
-        uid, count = need.uid, min(max(need.count, 0), DESCRIPTORS)
+        uid = need.uid
+        count = min(max(need.count, 0), DESCRIPTORS)
         sockets: list[socket.socket] = []
         try:
             sockets = self._needs.sockets(uid, need.family, count)
@@ -437,35 +400,9 @@ class Workers:
         for worker in self._draining:
             worker.channel.send(Ping(number))
 
-    async def ask(self, question: type[AskFlows] | type[AskMetrics], seconds: float = 1.0) -> list[Unchecked]:
+    async def ask(self, question: type[AskFlows] | type[AskMetrics]) -> list[Unchecked]:
         """Put a question to all workers and return the rows of their answers; one that is silent is left out."""
-        number = next(self._pings)
-        futures = []
-        for worker in (*self._slots.values(), *self._draining):
-            future: asyncio.Future[list[Unchecked]] = self._loop.create_future()
-            worker.replies[number] = (future, [])
-            futures.append(future)
-            worker.channel.send(question(number))
-        if not futures:
-            return []
-        done, _ = await asyncio.wait(futures, timeout=seconds)
-        for worker in (*self._slots.values(), *self._draining):
-            worker.replies.pop(number, None)
-        return [item for future in done for item in future.result()]
-
-    def _collect(self, worker: WorkerProcess, message: FlowRows) -> None:
-        reply = worker.replies.get(message.number)
-        if reply is None:
-            return
-        future, items = reply
-        items.extend(message.flows[: MAX_FLOWS - len(items)])
-        if not message.more and not future.done():
-            future.set_result(items)
-
-    def _fail_replies(self, worker: WorkerProcess) -> None:
-        for future, items in worker.replies.values():
-            if not future.done():
-                future.set_result(items)
+        return await self._questions.ask(question, (*self._slots.values(), *self._draining))
 
     # -- reload and stop --
 

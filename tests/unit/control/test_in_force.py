@@ -8,7 +8,9 @@ from typing import Any
 
 from nodeagent.channel import Channel, pair
 from nodeagent.control.in_force import InForce
-from nodeagent.control.workers import LARGEST_ENTRY, Needs, Workers
+from nodeagent.control.snapshot_parts import LARGEST_ENTRY
+from nodeagent.control.worker_process import Needs
+from nodeagent.control.workers import Workers
 from nodeagent.mesh.entries import Delta
 from nodeagent.messages import (
     FROM_SUPERVISOR,

@@ -13,22 +13,35 @@ import pytest
 
 from nodeagent import channel
 from nodeagent.channel import MESSAGE_BYTES, decode, receive
-from nodeagent.control.workers import Needs, Workers
+from nodeagent.control.snapshot_parts import LARGEST_ENTRY
+from nodeagent.control.worker_process import Needs
+from nodeagent.control.workers import Workers
 from nodeagent.errors import KernelError
+from nodeagent.mesh.entries import Delta
 from nodeagent.messages import (
     TO_WORKER,
+    AskFlows,
+    Drain,
+    Finish,
+    Finished,
+    FlowRows,
     Fork,
     NeedSockets,
     NodeAddresses,
     Pong,
     Signal,
+    SnapshotPart,
     SocketsMade,
     StartWorker,
+    Succeeded,
     ToSupervisor,
     ToWorker,
 )
+from nodeagent.parts import Parts
+from nodeagent.policy.model import Jwks
 from nodeagent.vocabulary import PodUid
 from nodeagent.wire import FileDescriptor, encode
+from tests.unit.control.scene import until
 
 
 class Supervisor:
@@ -36,10 +49,13 @@ class Supervisor:
 
     def __init__(self) -> None:
         self.ends: list[socket.socket] = []
+        self.numbers: list[int] = []
+        """By which each was asked for."""
         self.killed: list[int] = []
 
     def send(self, message: ToSupervisor) -> None:
         if isinstance(message, Fork):
+            self.numbers.append(message.number)
             self.ends.append(socket.socket(fileno=os.dup(message.theirs)))
         elif isinstance(message, Signal):
             assert message.signal == signal.SIGKILL
@@ -75,7 +91,7 @@ class Scene:
         self.supervisor = Supervisor()
         needs = Needs(sockets, lambda _: None, lambda _: None)
         self.workers = Workers(
-            asyncio.get_running_loop(), count, self.supervisor, needs, drain_seconds=0.0, stop_seconds=0.0
+            asyncio.get_running_loop(), count, self.supervisor, needs, drain_seconds=3.0, stop_seconds=20.0
         )
 
     async def filled(self, count: int) -> socket.socket:
@@ -267,5 +283,128 @@ def test_a_slot_that_cannot_be_filled_is_tried_again(monkeypatch: pytest.MonkeyP
         monkeypatch.setattr(module, "PING_SECONDS", 0.0)
         stage.workers.exited(0, -9)
         assert started(heard(await stage.filled(2))[0]) == ()
+
+    play(scene)
+
+
+def told(end: socket.socket, kind: type[ToWorker]) -> list[ToWorker]:
+    """Return what a worker at *end* was told of *kind* since it last read."""
+    return [message for message in heard(end) if isinstance(message, kind)]
+
+
+async def up(stage: Scene, number: int) -> socket.socket:
+    """Let the worker that was asked for by *number* be the process 1000 + number, and answer."""
+    end = stage.supervisor.ends[stage.supervisor.numbers.index(number)]
+    stage.workers.forked(number, 1000 + number)
+    end.send(encode(Pong(0, 0))[0])
+    await until(lambda: any(worker.pid == 1000 + number and worker.ready for worker in stage.workers._slots.values()))
+    return end
+
+
+def test_it_is_ready_when_every_slot_has_a_worker_that_answers() -> None:
+    async def scene(stage: Scene) -> None:
+        assert stage.workers.missing() == ["a worker is not up"]
+        stage.workers.fill(start())
+        await up(stage, 1)
+        assert stage.workers.missing() == ["a worker is not up"]
+        await up(stage, 2)
+        assert stage.workers.missing() == []
+        stage.workers.exited(1001, -9)
+        assert stage.workers.missing() == ["a worker is not up"]
+
+    play(scene, count=2)
+
+
+def test_workers_of_an_earlier_control_serve_on_until_their_successors_are_up() -> None:
+    """Verdict: one hears of every change, and drains when every slot is filled by another, not before."""
+
+    async def scene(stage: Scene) -> None:
+        ours, theirs = channel.pair()
+        parts = Parts()
+        stage.workers.adopt(7, theirs)
+        async with stage.workers.run(parts):
+            stage.workers.fill(start())
+            stage.workers.node(["10.0.0.1"])
+            assert heard(ours) == [Succeeded(), NodeAddresses(("10.0.0.1",))]
+            await up(stage, 2)
+            await until(lambda: told(ours, Drain))
+            parts.stop()
+            for pid in (7, 1002):
+                asyncio.get_running_loop().call_later(0.05, stage.workers.exited, pid, 0)
+        ours.close()
+
+    play(scene)
+
+
+def test_an_answer_is_the_rows_of_all_and_who_dies_is_not_waited_for() -> None:
+    async def scene(stage: Scene) -> None:
+        stage.workers.fill(start())
+        first, second = [await up(stage, number) for number in (1, 2)]
+        question = asyncio.create_task(stage.workers.ask(AskFlows))
+        asked_first: list[ToWorker] = []
+        await until(lambda: asked_first.extend(told(first, AskFlows)) or asked_first)
+        (asked,) = asked_first
+        assert isinstance(asked, AskFlows)
+        for rows, more in (([{"id": "a"}], True), ([{"id": "b"}], True), ([], False)):
+            first.send(encode(FlowRows(asked.number, rows, more=more))[0])
+        second.send(encode(FlowRows(asked.number, [{"id": "c"}], more=True))[0])
+        second.send(encode(FlowRows(asked.number + 1, [{"id": "never asked"}], more=False))[0])
+        await until(lambda: [{"id": "c"}] in [rows for _, rows in stage.workers._slots[1].replies.values()])
+        stage.workers.exited(1002, -9)
+        assert sorted(row["id"] for row in await question) == ["a", "b", "c"]
+
+    play(scene, count=2)
+
+
+def test_a_reload_starts_the_new_worker_before_the_old_one_drains() -> None:
+    async def scene(stage: Scene) -> None:
+        stage.workers.fill(start())
+        old = await up(stage, 1)
+        page = stage.workers.routes()["POST", "/reload"]
+        reload = asyncio.create_task(page({}))
+        await stage.filled(2)
+        assert told(old, Drain) == []
+        await up(stage, 2)
+        assert (await reload).body == b'{"workers":[1002]}\n'
+        assert told(old, Drain) == [Drain(3.0)]
+        stage.workers.exited(1001, 0)
+        assert len(stage.supervisor.ends) == 2, "who was told to go is not replaced"
+
+    play(scene)
+
+
+def test_a_stop_lets_what_is_open_end_and_then_drains() -> None:
+    async def scene(stage: Scene) -> None:
+        parts = Parts()
+        async with stage.workers.run(parts):
+            stage.workers.fill(start())
+            end = await up(stage, 1)
+            finishing = asyncio.create_task(stage.workers.finish())
+            await until(lambda: told(end, Finish))
+            assert not finishing.done()
+            end.send(encode(Finished())[0])
+            await finishing
+            parts.stop()
+            asyncio.get_running_loop().call_later(0.05, stage.workers.exited, 1001, 0)
+        assert told(end, Drain) == [Drain(20.0)]
+        assert len(stage.supervisor.ends) == 1, "nobody is replaced any more"
+
+    play(scene)
+
+
+def test_an_entry_that_cannot_be_sent_takes_no_other_along_and_is_named() -> None:
+    async def scene(stage: Scene) -> None:
+        stage.workers.fill(start())
+        end = await up(stage, 1)
+        heard(end)
+        large = Jwks("http://x", "k" * (LARGEST_ENTRY + 1))
+        stage.workers.apply(Delta((large, Jwks("http://y"))))
+        (part,) = told(end, SnapshotPart)
+        assert isinstance(part, SnapshotPart)
+        assert [each["uri"] for each in part.upserts] == ["http://y"]
+        assert len(stage.workers.missing()) == 1
+        assert stage.workers.missing()[0].startswith("jwks/http://x is not in the workers: ")
+        stage.workers.apply(Delta((Jwks("http://x"),)))
+        assert stage.workers.missing() == []
 
     play(scene)
