@@ -22,7 +22,8 @@ from nodeagent.mesh.kernel_plan import ALLOWED
 from nodeagent.redirect import bypass, hooks, transparency
 from tests.bpf.conftest import Node
 from tests.bpf.test_kernel_path import KINDS, B, Path, path  # noqa: F401  (a fixture)
-from tests.bpf.world import Pod, connected, eventually
+from tests.bpf.world import Pod, connected
+from tests.waiting import eventually
 
 PORT = 8319
 SO_RCVBUF_OF_A_PAGE = 8192

@@ -14,7 +14,8 @@ import pytest
 
 from nodeagent.redirect.delivery import Announcements
 from tests.bpf.conftest import Node
-from tests.bpf.world import Pod, accept, connected, eventually
+from tests.bpf.world import Pod, accept, connected
+from tests.waiting import eventually
 
 KINDS = ["4", "6", "mapped"]
 Counted = Callable[[], dict[str, int]]

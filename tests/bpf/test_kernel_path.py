@@ -19,7 +19,8 @@ from nodeagent.redirect.kernel_record import CountedPair, Total
 from nodeagent.vocabulary import PodUid
 from tests.apps.forged import syn
 from tests.bpf.conftest import Node
-from tests.bpf.world import Pod, Seen, accept, connected, dial, dial_by_ring, eventually, ip, serve
+from tests.bpf.world import Pod, Seen, accept, connected, dial, dial_by_ring, ip, serve
+from tests.waiting import eventually
 
 KINDS = ["4", "6", "mapped"]
 Counted = Callable[[], dict[str, int]]

@@ -20,7 +20,8 @@ from nodeagent.telemetry.store import Store
 from nodeagent.vocabulary import Address, PodUid, SpiffeId
 from tests.bpf.conftest import Node
 from tests.bpf.test_kernel_path import KINDS, _answer, _any, _exchange, _until_closed, _until_reset, _vip
-from tests.bpf.world import Pod, connected, dial, eventually, serve
+from tests.bpf.world import Pod, connected, dial, serve
+from tests.waiting import eventually
 
 PORT = 8400
 EMPTY = (

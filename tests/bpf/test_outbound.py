@@ -16,7 +16,8 @@ from nodeagent.redirect import netns
 from nodeagent.redirect.original import Original, OriginalDestinations
 from nodeagent.redirect.pod import listener_key
 from tests.bpf.conftest import Node, growth, in_use
-from tests.bpf.world import Pod, Seen, Stage, accept, answering, connected, dial, dial_by_ring, eventually, serve, take
+from tests.bpf.world import Pod, Seen, Stage, accept, answering, connected, dial, dial_by_ring, serve, take
+from tests.waiting import eventually
 
 KINDS = ["4", "6", "mapped"]
 Counted = Callable[[], dict[str, int]]

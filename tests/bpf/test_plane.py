@@ -23,21 +23,8 @@ from nodeagent.redirect import hooks, loader, netns, pins, syscall
 from nodeagent.redirect.plane import DataPlane
 from nodeagent.redirect.pod import EnrolledPod, Listeners, listener_key
 from tests.bpf.conftest import Node
-from tests.bpf.world import (
-    Child,
-    Pod,
-    Stage,
-    accept,
-    answering,
-    cgroup2,
-    dial,
-    eventually,
-    hold,
-    ip,
-    keep_dialling,
-    serve,
-    take,
-)
+from tests.bpf.world import Child, Pod, Stage, accept, answering, cgroup2, dial, hold, ip, keep_dialling, serve, take
+from tests.waiting import eventually
 
 PROG_GET_FD_BY_ID = 13
 

@@ -14,7 +14,6 @@ import os
 import socket
 import subprocess
 import threading
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
@@ -25,6 +24,7 @@ from nodeagent.redirect import netns, syscall
 from nodeagent.redirect.original import OriginalDestinations
 from nodeagent.redirect.pod import Listeners
 from tests.apps import uring
+from tests.waiting import eventually
 
 _fork = multiprocessing.get_context("fork")
 _numbers = itertools.count()
@@ -149,12 +149,13 @@ class Stage:
 
 def _rmdir(directory: Path) -> None:
     """A killed process leaves its cgroup a moment later."""
-    for _ in range(100):
+
+    def removed() -> bool:
         with contextlib.suppress(OSError):
             directory.rmdir()
-            return
-        time.sleep(0.01)
-    directory.rmdir()
+        return not directory.exists()
+
+    eventually(removed, f"{directory} is removed")
 
 
 # What processes in pods do.
@@ -228,14 +229,6 @@ def keep_dialling(pipe: Connection, address: str, port: int) -> list[bytes]:
 
 
 # The daemon's side.
-
-
-def eventually(condition: Callable[[], bool], seconds: float = 3) -> None:
-    """Wait until *condition* holds."""
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "it did not come about"
-        time.sleep(0.01)
 
 
 def accept(listener: socket.socket, seconds: float = 5) -> socket.socket:

@@ -10,7 +10,6 @@ import socket
 import ssl
 import subprocess
 import tempfile
-import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
@@ -19,6 +18,8 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+
+from tests.waiting import eventually
 
 ROOT = Path(__file__).parents[2]
 READY_SECONDS = 60.0
@@ -128,12 +129,12 @@ def running(kube: Path) -> Iterator[Cluster]:
         )
         stack.enter_context(process(etcd_log, "etcd", "--data-dir", folder / "etcd", "--unsafe-no-fsync", *urls))
         server = stack.enter_context(process(server_log, kube, "apiserver", *_flags(folder / "pki", etcd, port)))
-        deadline = time.monotonic() + READY_SECONDS
-        while not _is_ready(folder, port):
-            assert server.poll() is None and time.monotonic() < deadline, (
-                f"no API server: {server_log.read_text()[-3000:]}"
-            )
-            time.sleep(0.1)
+
+        def ready() -> bool:
+            assert server.poll() is None and _is_ready(folder, port), f"no API server: {server_log.read_text()[-3000:]}"
+            return True
+
+        eventually(ready, seconds=READY_SECONDS)
         yield Cluster(kube, folder, port)
 
 

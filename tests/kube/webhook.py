@@ -8,7 +8,6 @@ import base64
 import signal
 import subprocess
 import sys
-import time
 import urllib.request
 from collections.abc import Callable
 from typing import Any
@@ -16,6 +15,7 @@ from typing import Any
 import yaml
 
 from tests.kube.cluster import ROOT, Cluster, free_port
+from tests.waiting import eventually
 
 REGISTRATION = "/apis/admissionregistration.k8s.io/v1/mutatingwebhookconfigurations/nodeagent-sidecar-injector"
 NAMESPACE, ACCOUNT = "nodeagent-system", "nodeagent-webhook"
@@ -24,10 +24,7 @@ STRATEGIC = "application/strategic-merge-patch+json"
 
 def wait(condition: Callable[[], bool], what: str, seconds: float = 60) -> None:
     """Wait until *condition* holds; a generous bound, and no measure of speed."""
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, f"{what}: not within {seconds} s"
-        time.sleep(0.05)
+    eventually(condition, what, seconds)
 
 
 class Webhook:

@@ -25,7 +25,8 @@ from nodeagent.lab import Lab
 from nodeagent.lab.agent import Agent, merge
 from nodeagent.lab.layout import ADDRESSES
 from tests.netns.test_agent_ca import asking, served
-from tests.netns.world import APPS, QUICK, account, client, client_argv, cluster, control, eventually, server, workers
+from tests.netns.world import APPS, QUICK, account, client, client_argv, cluster, control, server, workers
+from tests.waiting import eventually
 
 RATE: Final = 50
 NODES: Final = ("node1", "node2")
@@ -143,7 +144,7 @@ class Storm:
         """Stopped, not dead: nobody notices until it is late."""
         if pid := self._control(node):
             os.kill(pid, signal.SIGSTOP)
-            time.sleep(3)
+            time.sleep(3)  # longer than redirect.heartbeatTimeoutSeconds
             os.kill(pid, signal.SIGCONT)
 
     def _control(self, node: str) -> int:
@@ -155,12 +156,12 @@ class Storm:
 
     def kill_daemon(self, node: str) -> None:
         self.agents[node].kill()
-        time.sleep(self.chance.uniform(0.5, 4))
+        time.sleep(self.chance.uniform(0.5, 4))  # with no daemon, before and after its heartbeat has aged
         self.agents[node].start(wait_seconds=0)
 
     def restart(self, node: str) -> None:
         self.agents[node].stop()
-        time.sleep(self.chance.uniform(0, 1))
+        time.sleep(self.chance.uniform(0, 1))  # with no daemon
         self.agents[node].start(wait_seconds=0)
 
     def restart_with_other_maps(self, node: str) -> None:
@@ -173,16 +174,16 @@ class Storm:
     def restart_without_authority(self, node: str) -> None:
         self.authority.close()
         self.restart(node)
-        time.sleep(4)
+        time.sleep(4)  # with nobody to sign
         self.authority.enter_context(served(self.lab, self.folder.parent))
 
     def wrong_documents(self, node: str) -> None:
         for number, text in enumerate(WRONG):
             (self.folder / f"wrong{number}.yaml").write_text(text)
         (self.folder / "policies.yaml").write_text(POLICIES.replace("DENY", "PERHAPS") + "---\n{" + WRONG[0])
-        time.sleep(1)
+        time.sleep(1)  # they are read, and refused
         self.kill_control(node)  # its successor reads them, too
-        time.sleep(2)
+        time.sleep(2)  # and its own reading
         for path in self.folder.glob("wrong*.yaml"):
             path.unlink()
         (self.folder / "policies.yaml").write_text(POLICIES)

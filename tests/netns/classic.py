@@ -21,7 +21,8 @@ from nodeagent.lab.layout import Layout
 from nodeagent.lab.processes import inside
 from nodeagent.places.annotation import CGROUP
 from tests.netns.identity import MOUNT, SOCKET, with_volume
-from tests.netns.world import AccessLog, Samples, eventually, server
+from tests.netns.world import AccessLog, Samples, server
+from tests.waiting import eventually
 
 ROOT = Path(__file__).resolve().parents[2]
 SOURCE = "/cluster"

@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import json
 import subprocess
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -21,6 +20,7 @@ from nodeagent.lab.processes import inside
 from tests.netns.classic import unprivileged
 from tests.netns.identity import PREFIX, with_volume
 from tests.netns.world import server
+from tests.waiting import eventually
 
 Json = dict[str, Any]
 MOUNT = "volumeMounts: [{name: api, mountPath: /run/nodeagent/sds}]"
@@ -77,10 +77,12 @@ def start(
     argv = [word.replace('"api_type":"GRPC"', '"api_type":"DELTA_GRPC"') if delta else word for word in argv]
     with log.open("ab") as output:
         process = lab.popen(name, argv, stdin=subprocess.DEVNULL, stdout=output, stderr=output)
-    deadline = time.monotonic() + 20
-    while b"LIVE" not in admin(lab, name, "/ready"):
-        assert process.poll() is None and time.monotonic() < deadline, log.read_text(errors="replace")[-2000:]
-        time.sleep(0.05)
+
+    def live() -> bool:
+        assert process.poll() is None and b"LIVE" in admin(lab, name, "/ready"), log.read_text(errors="replace")[-2000:]
+        return True
+
+    eventually(live)
     _capture(lab.netns(name))
     return process
 

@@ -12,7 +12,8 @@ import pytest
 from nodeagent.lab import Lab
 from nodeagent.lab.agent import merge
 from tests.netns.test_agent_policy import Policies, policy
-from tests.netns.world import APPS, QUICK, account, address_of, client, cluster, eventually, growth, server
+from tests.netns.world import APPS, QUICK, account, address_of, client, cluster, growth, server
+from tests.waiting import eventually
 
 PROGRAM = [sys.executable, str(APPS / "around.py")]
 EXCLUDED = 'traffic.sidecar.istio.io/excludeOutboundPorts: "8080"'

@@ -9,7 +9,8 @@ import pytest
 from nodeagent.compare import manifests
 from nodeagent.compare.load import HTTP_PORT, TCP_PORT
 from nodeagent.compare.manifests import PLAIN
-from tests.netns.world import QUICK, cluster, eventually, scrape
+from tests.netns.world import QUICK, cluster, scrape
+from tests.waiting import eventually
 
 
 @pytest.mark.parametrize("port", [HTTP_PORT, TCP_PORT], ids=["http", "tcp"])

@@ -30,18 +30,8 @@ from tests.netns.test_agent_tcp import (  # noqa: F401
     test_half_close,
     test_transfers_in_both_directions_at_once_are_byte_exact,
 )
-from tests.netns.world import (
-    QUICK,
-    account,
-    client,
-    client_in,
-    cluster,
-    cluster_ip,
-    eventually,
-    pod_row,
-    server,
-    service,
-)
+from tests.netns.world import QUICK, account, client, client_in, cluster, cluster_ip, pod_row, server, service
+from tests.waiting import eventually
 
 JOINED = "nodeagent.io/bypass: enabled"
 ASKED = merge(QUICK, {"redirect": {"bypass": "asked"}})

@@ -32,11 +32,11 @@ from tests.netns.world import (
     cluster,
     cluster_ip,
     control,
-    eventually,
     pod_row,
     server,
     workers,
 )
+from tests.waiting import eventually
 
 TEXT = "".join(
     (
@@ -60,6 +60,12 @@ def rows(lab: Lab, node: str) -> list[dict[str, Any]]:
     return found
 
 
+LOOKED_SECONDS = 8.0
+"""Both agents have looked at the authority's directory after this: they do every 5 s, nobody says that they
+did, and nothing shows it.
+"""
+
+
 def serials(lab: Lab) -> set[str]:
     return {row["serial"] for node in lab.nodes for row in rows(lab, node)}
 
@@ -75,13 +81,11 @@ def test_the_root_is_exchanged_without_a_failed_request(lab: Lab) -> None:
         before = serials(lab)
         old = (directory / authority_directory.ROOTS).read_bytes()
         authority_directory.prepare(directory, time.time())
-        # Both agents look every 5 s; nobody says that they did, and nothing may depend on it within
-        # a step.
-        time.sleep(8)
+        time.sleep(LOOKED_SECONDS)
         authority_directory.switch(directory, time.time())
         eventually(lambda: not before & serials(lab), "all certificates are issued anew")
         authority_directory.finish(directory, time.time())
-        time.sleep(8)
+        time.sleep(LOOKED_SECONDS)
         assert about(lab, "client", f"http://{target}")["pod"] == "remote"
         for load in loads:
             counts = load.finish()

@@ -24,11 +24,11 @@ from tests.netns.world import (
     cluster,
     cluster_ip,
     curl,
-    eventually,
     pod_row,
     scrape,
     server,
 )
+from tests.waiting import eventually
 
 SETTINGS = merge(QUICK, {"mtls": {"mode": "STRICT"}, "telemetry": {"accessLog": {"path": ""}}})
 TEXT = "".join(

@@ -24,10 +24,10 @@ from tests.netns.world import (
     cluster_ip,
     control,
     curl,
-    eventually,
     growth,
     server,
 )
+from tests.waiting import eventually
 
 HEARTBEAT = QUICK["redirect"]["heartbeatTimeoutSeconds"]
 TEXT = "".join(
@@ -115,7 +115,7 @@ def test_a_control_that_stands_still_costs_nothing(lab: Lab) -> None:
             pid = control(lab, node)
             os.kill(pid, signal.SIGSTOP)
             try:
-                time.sleep(2 * HEARTBEAT)
+                time.sleep(2 * HEARTBEAT)  # longer than the kernel would trust a silent daemon
             finally:
                 os.kill(pid, signal.SIGCONT)
             go_on(clients, 20)

@@ -19,12 +19,12 @@ from tests.netns.world import (
     bracketed,
     cluster_ip,
     curl,
-    eventually,
     growth,
     pod,
     scrape,
     service,
 )
+from tests.waiting import eventually
 
 VERSIONS = (4, 6)
 

@@ -28,13 +28,13 @@ from tests.netns.world import (
     client_in,
     cluster_ip,
     curl,
-    eventually,
     growth,
     pod_row,
     scrape,
     server,
     workers,
 )
+from tests.waiting import eventually
 
 
 def enrolled(lab: Lab, name: str) -> bool:

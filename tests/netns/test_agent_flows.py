@@ -13,21 +13,9 @@ import pytest
 from nodeagent.lab import Lab
 from nodeagent.lab.agent import merge
 from tests.netns.test_agent_policy import PRINCIPAL, Policies, policy, status
-from tests.netns.world import (
-    QUICK,
-    about,
-    account,
-    client,
-    cluster,
-    cluster_ip,
-    curl,
-    eventually,
-    pod,
-    pod_row,
-    server,
-    service,
-)
+from tests.netns.world import QUICK, about, account, client, cluster, cluster_ip, curl, pod, pod_row, server, service
 from tests.unit.policy.jwt_issuer import ISSUER, key_set
+from tests.waiting import eventually
 
 PROBED = "ports: [{containerPort: 8080}], readinessProbe: {httpGet: {path: /about, port: 8080}, periodSeconds: 1}"
 TEXT = "".join(

@@ -23,10 +23,10 @@ from tests.netns.world import (
     client_argv,
     cluster_ip,
     curl,
-    eventually,
     growth,
     server,
 )
+from tests.waiting import eventually
 
 CLIENT, SERVER = "spiffe://cluster.local/ns/default/sa/client", "spiffe://cluster.local/ns/default/sa/server"
 UUID = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-4[0-9a-f]{3}-a[0-9a-f]{3}-[0-9a-f]{12}")

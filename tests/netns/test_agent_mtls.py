@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 
 from nodeagent.lab import Lab
-from tests.netns.world import about, address_of, ask, bracketed, cluster_ip, curl, eventually, growth, pod
+from tests.netns.world import about, address_of, ask, bracketed, cluster_ip, curl, growth, pod
+from tests.waiting import eventually
 
 CLIENT, SERVER = "spiffe://cluster.local/ns/default/sa/client", "spiffe://cluster.local/ns/default/sa/server"
 MARKER = "this-must-not-be-read-on-the-wire"

@@ -27,7 +27,6 @@ from tests.netns.world import (
     cluster,
     cluster_ip,
     curl,
-    eventually,
     growth,
     memory,
     pod_row,
@@ -36,6 +35,7 @@ from tests.netns.world import (
     service,
     workers,
 )
+from tests.waiting import eventually
 
 TEXT = "".join(
     (

@@ -31,13 +31,13 @@ from tests.netns.world import (
     cluster,
     cluster_ip,
     curl,
-    eventually,
     growth,
     pod,
     pod_row,
     server,
 )
 from tests.unit.policy.jwt_issuer import ISSUER, key_set, token
+from tests.waiting import eventually
 
 PRINCIPAL = "cluster.local/ns/default/sa/client"
 SERVERS = ("local", "remote")

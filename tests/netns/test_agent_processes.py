@@ -27,12 +27,12 @@ from tests.netns.world import (
     cluster_ip,
     control,
     curl,
-    eventually,
     growth,
     scrape,
     server,
     workers,
 )
+from tests.waiting import eventually
 
 TEXT = "".join(
     (

@@ -23,12 +23,12 @@ from tests.netns.world import (
     cluster,
     cluster_ip,
     curl,
-    eventually,
     growth,
     pod,
     pod_row,
     server,
 )
+from tests.waiting import eventually
 
 PROBES = (
     "readinessProbe: {httpGet: {port: 8080, path: /about}, periodSeconds: 1}, livenessProbe: {tcpSocket: "

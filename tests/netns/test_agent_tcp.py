@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from nodeagent.lab import Lab
-from tests.netns.world import access_log, admin, ask, client_in, cluster_ip, eventually, growth, memory, workers
+from tests.netns.world import access_log, admin, ask, client_in, cluster_ip, growth, memory, workers
+from tests.waiting import eventually
 
 PATHS = ("local", "remote", "unmeshed", "both")
 SIZE = 2_000_000

@@ -17,7 +17,8 @@ import yaml
 from nodeagent.lab import Lab
 from nodeagent.redirect import syscall
 from nodeagent.redirect.hooks import program_id
-from tests.netns.world import about, client_in, cluster_ip, curl, eventually, get, scrape, workers
+from tests.netns.world import about, client_in, cluster_ip, curl, get, scrape, workers
+from tests.waiting import eventually
 
 NODEAGENT = [sys.executable, "-m", "nodeagent"]
 ROOT = Path(__file__).resolve().parents[2]

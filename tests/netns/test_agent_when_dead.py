@@ -12,8 +12,9 @@ import pytest
 from nodeagent.lab import Lab
 from nodeagent.lab.agent import merge
 from tests.netns.test_agent_policy import Policies, policy
-from tests.netns.world import QUICK, about, client, cluster, curl, eventually, pod, pod_row, server
+from tests.netns.world import QUICK, about, client, cluster, curl, pod, pod_row, server
 from tests.unit.policy.jwt_issuer import ISSUER, key_set
+from tests.waiting import eventually
 
 ANYBODY = "rules: [{to: [{operation: {methods: [GET]}}]}]"
 BUCKET = "local: [{tokenBucket: {maxTokens: 100000, tokensPerFill: 1000, fillInterval: 1s}}]"

@@ -25,11 +25,11 @@ from tests.netns.world import (
     cluster_ip,
     control,
     curl,
-    eventually,
     get,
     server,
     workers,
 )
+from tests.waiting import eventually
 
 TEXT = (
     account("client", "server")

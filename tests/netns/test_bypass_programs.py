@@ -18,7 +18,8 @@ import pytest
 
 from nodeagent.lab import Lab
 from nodeagent.redirect import bypass
-from tests.netns.world import APPS, SERVER, account, admin, ask, client, cluster, cluster_ip, eventually, pod_row
+from tests.netns.world import APPS, SERVER, account, admin, ask, client, cluster, cluster_ip, pod_row
+from tests.waiting import eventually
 
 JOINED = "nodeagent.io/bypass: enabled"
 RELAY = APPS / "relay.py"

@@ -15,7 +15,8 @@ from nodeagent.compare.meshes import KernelPathMode, Sidecars
 from nodeagent.compare.modes import Mode
 from nodeagent.compare.run import Cell, ComparisonPlan, all_cells
 from nodeagent.lab.processes import inside
-from tests.netns.world import eventually, left_behind
+from tests.netns.world import left_behind
+from tests.waiting import eventually
 
 pytestmark = pytest.mark.timeout(600)  # the first test brings every mode's lab up
 WORKLOADS: tuple[Workload, ...] = ("http", "http-authz", "tcp", "tcp-churn", "chain5", "cross-node", "bulk")

@@ -21,7 +21,8 @@ from nodeagent.compare.switches import SWITCH_LAB
 from nodeagent.lab import Lab
 from nodeagent.lab.layout import Layout
 from nodeagent.places.annotation import CGROUP
-from tests.netns.world import client, eventually, left_behind, server
+from tests.netns.world import client, left_behind, server
+from tests.waiting import eventually
 
 pytestmark = pytest.mark.timeout(600)  # whole comparisons, short ones
 COMMAND = [sys.executable, "-m", "nodeagent", "compare"]
@@ -95,7 +96,7 @@ def test_interrupted_it_leaves_nothing_and_keeps_what_it_has(lab: str, seconds: 
         argv, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
     ) as process:
         eventually(Layout(lab).state.exists)
-        time.sleep(seconds)
+        time.sleep(seconds)  # wherever it is then
         os.killpg(process.pid, signal.SIGINT)
         told, _ = process.communicate(timeout=60)
     assert process.returncode == 1, told

@@ -23,7 +23,8 @@ from nodeagent.lab.demo.findings import Findings, broken
 from nodeagent.lab.demo.run import LABS
 from nodeagent.lab.demo.traffic import Visit
 from nodeagent.lab.demo.wiretap import Seen, examine
-from tests.netns.world import eventually, left_behind
+from tests.netns.world import left_behind
+from tests.waiting import eventually
 
 DEMO = [sys.executable, "-m", "nodeagent.lab.demo"]
 
@@ -70,7 +71,7 @@ def test_an_interrupted_demo_leaves_nothing(moment: str, number: signal.Signals)
         assert demo.stdout is not None
         while moment not in (line := demo.stdout.readline()):
             assert line, "the demo ended"
-        time.sleep(0.2)  # into the next step
+        time.sleep(0.2)  # wherever the next step is then
         demo.send_signal(number)
         out, said = demo.communicate(timeout=30)
     assert (demo.returncode, said) == (130, "interrupted\n"), out

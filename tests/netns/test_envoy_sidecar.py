@@ -16,7 +16,8 @@ from nodeagent.lab import Lab
 from nodeagent.lab.agent import merge
 from tests.netns import sidecar
 from tests.netns.identity import PREFIX
-from tests.netns.world import QUICK, about, account, ask, client, cluster, cluster_ip, curl, eventually, server
+from tests.netns.world import QUICK, about, account, ask, client, cluster, cluster_ip, curl, server
+from tests.waiting import eventually
 
 OUTSIDE = 'nodeagent.io/enroll: "false"'
 TEXT = "".join(

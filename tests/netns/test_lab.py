@@ -6,13 +6,14 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from nodeagent.lab import Lab
+from tests.waiting import eventually
 
 CLUSTER = """
 apiVersion: v1
@@ -116,13 +117,6 @@ def sh(lab: Lab, script: str, target: str = "client", **options: Any) -> str:
     done = lab.exec(target, ["sh", "-c", script], "shop", **options)
     assert done.returncode == 0, done
     return done.stdout.strip()
-
-
-def eventually(condition: Callable[[], bool], seconds: float = 10) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "it did not come to be"
-        time.sleep(0.05)
 
 
 def test_a_pod_has_namespaces_of_its_own(lab: Lab) -> None:
@@ -369,10 +363,13 @@ def test_deleting_a_pod_is_gentle_and_complete(lab: Lab, tmp_path: Path) -> None
     mounts = json.dumps({"volumeMounts": [{"name": "marks", "mountPath": "/marks"}]})
     lab.apply(
         text=pod_text(
-            "gentle", "trap 'touch /marks/terminated; exit 0' TERM; while :; do sleep 0.05; done", volumes, mounts
+            "gentle",
+            "trap 'touch /marks/terminated; exit 0' TERM; touch /marks/ready; while :; do sleep 0.05; done",
+            volumes,
+            mounts,
         )
     )
-    time.sleep(0.1)  # until the shell has set its trap
+    eventually((tmp_path / "ready").exists, "the shell has set its trap")
     pod = lab.pod("gentle")
     lab.delete_pod("gentle")
     assert mark.exists()

@@ -17,6 +17,7 @@ from nodeagent.cli.main import main
 from nodeagent.errors import LabError, PodError, ResourceError
 from nodeagent.lab import Lab, cgroup
 from nodeagent.lab.layout import ADDRESSES, NETNS_DIRECTORY, Layout
+from tests.waiting import eventually
 
 NAME = "t-faults"
 SLEEP = "containers: [{name: c, command: [sleep, infinity]}]"
@@ -198,11 +199,8 @@ def test_a_killed_up_can_be_taken_down_and_made_again(delay_ms: int) -> None:
         assert up.stdin
         up.stdin.write(many(20))
         up.stdin.close()
-        deadline = time.monotonic() + 10
-        while not Layout(NAME).state.exists() and up.poll() is None:
-            assert time.monotonic() < deadline
-            time.sleep(0.002)
-        time.sleep(delay_ms / 1000)
+        eventually(lambda: Layout(NAME).state.exists() or up.poll() is not None)
+        time.sleep(delay_ms / 1000)  # wherever it is then
         up.send_signal(signal.SIGKILL)
     if delay_ms % 100 == 0:
         with Lab.up(text=many(4), name=NAME) as lab:
@@ -234,10 +232,7 @@ def test_a_killed_popen_takes_its_program_along() -> None:
             assert process.stdout
             assert process.stdout.readline() == "runs\n"
             process.kill()
-        deadline = time.monotonic() + 5
-        while cgroup.processes(group) != before:
-            assert time.monotonic() < deadline
-            time.sleep(0.01)
+        eventually(lambda: cgroup.processes(group) == before)
 
 
 def test_a_hundred_pods_in_fifteen_seconds() -> None:

@@ -26,11 +26,11 @@ from tests.netns.world import (
     cluster,
     cluster_ip,
     curl,
-    eventually,
     growth,
     pod_row,
     server,
 )
+from tests.waiting import eventually
 
 STRICT = """
 ---

@@ -11,7 +11,8 @@ from nodeagent.lab import Lab
 from nodeagent.lab.agent import merge
 from tests.netns import sidecar
 from tests.netns.identity import PREFIX
-from tests.netns.world import QUICK, account, cluster, eventually
+from tests.netns.world import QUICK, account, cluster
+from tests.waiting import eventually
 
 VARIANTS = {"whole": False, "delta": True}
 TEXT = account("whole", "delta") + "".join(sidecar.pod(name, "node1", account=name) for name in VARIANTS)

@@ -17,7 +17,8 @@ from nodeagent.lab import Lab
 from nodeagent.lab.agent import merge
 from tests.netns.classic import SOURCE, Sidecar, command, environment, pod, sidecar
 from tests.netns.identity import PREFIX
-from tests.netns.world import QUICK, about, account, client, client_in, cluster, cluster_ip, curl, eventually, memory
+from tests.netns.world import QUICK, about, account, client, client_in, cluster, cluster_ip, curl, memory
+from tests.waiting import eventually
 
 LAB = "t-classic-life"
 TEXT = "".join(

@@ -28,10 +28,10 @@ from tests.netns.world import (
     cluster,
     cluster_ip,
     curl,
-    eventually,
     pod_row,
     server,
 )
+from tests.waiting import eventually
 
 POLICY = """
 ---

@@ -15,7 +15,8 @@ from nodeagent.lab import Lab
 from nodeagent.lab.agent import merge
 from nodeagent.places.annotation import CGROUP
 from tests.netns.identity import MOUNTED, PREFIX, PROGRAM, SOCKET, asking, in_host, run, watching, workload
-from tests.netns.world import QUICK, account, admin, client, cluster, control, eventually
+from tests.netns.world import QUICK, account, admin, client, cluster, control
+from tests.waiting import eventually
 
 METHODS = ("FetchX509SVID", "FetchX509Bundles", "FetchJWTSVID", "FetchJWTBundles", "ValidateJWTSVID")
 ELSEWHERE = "/var/lib/identity/api"

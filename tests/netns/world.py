@@ -9,8 +9,7 @@ import json
 import re
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,33 +17,17 @@ from typing import Any
 
 from nodeagent.lab import Lab, cgroup, http
 from nodeagent.lab.layout import NETNS_DIRECTORY, Layout
+from tests.waiting import DEADLINE, eventually
 
 APPS = Path(__file__).resolve().parent.parent / "apps"
 SERVER, CLIENT = APPS / "server.py", APPS / "client.py"
 REMAPPED = (("http", 80, 8080), ("any", 81, 8080), ("any-duplex", 91, 9001))
 PORTS = {"tcp-echo": 9000, "tcp-duplex": 9001, "tcp-greet": 9002, "tcp-slam": 9003, "tcp-hush": 9004, "tcp-watch": 9006}
-DEADLINE = 20.0
-"""Seconds that a condition may take on a busy machine; nothing waits for it to pass."""
 QUICK: dict[str, Any] = {
     "redirect": {"checkIntervalSeconds": 0.3, "heartbeatTimeoutSeconds": 1.5},
     "proxy": {"timeouts": {"drain": 3, "connect": 3, "request": 20}},
 }
 """agent.yaml for tests: what waits, waits briefly."""
-
-
-def eventually(condition: Callable[[], Any], what: str = "the condition", seconds: float = DEADLINE) -> Any:
-    """Return the first true value of *condition*; an assertion in it may fail until the deadline."""
-    deadline = time.monotonic() + seconds
-    while True:
-        late = time.monotonic() > deadline
-        try:
-            if value := condition():
-                return value
-        except AssertionError:
-            if late:
-                raise
-        assert not late, f"after {seconds:g} s, still not: {what}"
-        time.sleep(0.03)
 
 
 # -- YAML --

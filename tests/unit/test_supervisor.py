@@ -65,7 +65,7 @@ FRAME = """
     def worker(end, pulse):
         while True:
             pulse.turn()
-            time.sleep(0.05)
+            time.sleep(0.05)  # a loop that turns
 
     kept, orphans = {}, []
 
@@ -186,10 +186,10 @@ def test_it_beats_while_a_workers_loop_turns_and_no_longer() -> None:
 
     def worker(end, pulse):
         pulse.turn()
-        time.sleep(1.5)
+        time.sleep(1.5)  # hangs
         while True:
             pulse.turn()
-            time.sleep(0.05)
+            time.sleep(0.05)  # a loop that turns
     """
     with supervised(hangs) as running:
         read_until(running, b"seen")
@@ -264,11 +264,11 @@ SHORT_OF_DESCRIPTORS = """
     def worker(end, pulse):
         for _ in range(40):
             pulse.turn()
-            time.sleep(0.05)
+            time.sleep(0.05)  # a loop that turns
         resource.prlimit(os.getppid(), resource.RLIMIT_NOFILE, (4096, 4096))
         while True:
             pulse.turn()
-            time.sleep(0.05)
+            time.sleep(0.05)  # a loop that turns
 """
 
 
@@ -300,7 +300,7 @@ def test_a_control_that_hangs_is_succeeded() -> None:
             return
         fork(end)
         beat(end)
-        time.sleep(1)
+        time.sleep(1)  # longer than silence is borne, and it never turned
         pulse.turn()
         signal.pause()
     """

@@ -18,6 +18,7 @@ from nodeagent.identity import authority_directory
 from nodeagent.identity.authority_directory import certificates
 from nodeagent.identity.ca import CertificateAuthority
 from tests.unit.ca.test_service import ISSUER, WEB, Stage
+from tests.waiting import LOOK_SECONDS
 
 COMMAND = [sys.executable, "-m", "nodeagent", "ca"]
 
@@ -80,7 +81,7 @@ def test_it_serves_until_it_is_told_to_stop(tmp_path: Path) -> None:
     try:
         while not (found := re.search(r"serving \S+ on 127\.0\.0\.1:(\d+)", log.read_text())):
             assert process.poll() is None, log.read_text()
-            time.sleep(0.02)
+            time.sleep(LOOK_SECONDS)
         stage.server = type("Running", (), {"port": int(found[1])})()
         client = stage.client()
 

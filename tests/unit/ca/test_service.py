@@ -35,6 +35,7 @@ from nodeagent.identity.tls import TCP_ALPN, client_context, server_context
 from nodeagent.protocols.istio_ca_pb2 import IstioCertificateRequest, IstioCertificateResponse
 from nodeagent.vocabulary import SpiffeId
 from tests.unit.identity.test_tls import Pair
+from tests.waiting import until
 
 DOMAIN = "cluster.local"
 WEB, SHOP, ELSEWHERE = (spiffe_id(DOMAIN, "default", name) for name in ("web", "shop", "elsewhere"))
@@ -255,12 +256,10 @@ def test_a_pod_that_comes_and_one_that_ends(tmp_path: Path) -> None:
     async def scene(stage: Stage) -> None:
         assert (await stage.refused(request(new)))[0] == "PERMISSION_DENIED"
         stage.pod("new", "node1")
-        while new not in stage.server._pods.identities_on("node1"):
-            await asyncio.sleep(0.005)
+        await until(lambda: new in stage.server._pods.identities_on("node1"))
         assert uris(leaf_of(await stage.call(request(new)))) == [new]
         stage.pod("new", "node1", "Succeeded")
-        while new in stage.server._pods.identities_on("node1"):
-            await asyncio.sleep(0.005)
+        await until(lambda: new not in stage.server._pods.identities_on("node1"))
         assert (await stage.refused(request(new)))[0] == "PERMISSION_DENIED"
 
     play(tmp_path, scene)
@@ -614,8 +613,7 @@ def test_a_token_holds_while_its_pod_runs_and_only_for_its_node(tmp_path: Path) 
         stage.pod(
             "mirror", "node2", namespace="system", account="agent", annotations={"kubernetes.io/config.mirror": "x"}
         )
-        while ("system", "mirror") not in stage.server._pods._pods:
-            await asyncio.sleep(0.005)
+        await until(lambda: ("system", "mirror") in stage.server._pods._pods)
         for name, claims in unproved.items():
             for asked in (request(WEB), request(None)):
                 status, words = await stage.refused(asked, cluster.token(claims))
@@ -635,8 +633,7 @@ def test_a_token_holds_while_its_pod_runs_and_only_for_its_node(tmp_path: Path) 
         assert "does not say on which node" in (await stage.refused(request(WEB), unbound))[1]
         # What has ended proves nothing any more.
         stage.pod("agent", "node1", "Failed", namespace="system")
-        while ("system", "agent") in stage.server._pods._pods:
-            await asyncio.sleep(0.005)
+        await until(lambda: ("system", "agent") not in stage.server._pods._pods)
         assert (await stage.refused(request(WEB), cluster.token(cluster.claims())))[0] == "UNAUTHENTICATED"
 
     play(tmp_path, scene, **cluster.settings())
@@ -654,8 +651,7 @@ def test_a_mirror_of_a_static_pod_gives_its_node_no_identity(tmp_path: Path) -> 
         stage.pod("marked", "node1", namespace="payments", account="vault", annotations=mirror)
         stage.pod("owned", "node1", namespace="payments", account="vault", ownerReferences=owner)
         stage.pod("after", "node1", namespace="payments")
-        while spiffe_id(DOMAIN, "payments", "after") not in stage.server._pods.identities_on("node1"):
-            await asyncio.sleep(0.005)
+        await until(lambda: spiffe_id(DOMAIN, "payments", "after") in stage.server._pods.identities_on("node1"))
         for account in ("default", "vault"):
             status, words = await stage.refused(request(spiffe_id(DOMAIN, "payments", account)))
             assert (status, words.startswith("no pod on node node1 is")) == ("PERMISSION_DENIED", True)
@@ -840,7 +836,7 @@ def test_a_server_of_another_root_gets_no_token(tmp_path: Path) -> None:
 
 def test_a_service_that_is_not_there_or_silent(tmp_path: Path) -> None:
     async def scene(stage: Stage) -> None:
-        silent = await asyncio.start_server(lambda reader, writer: asyncio.sleep(60), "127.0.0.1", 0)
+        silent = await asyncio.start_server(lambda reader, writer: asyncio.sleep(60), "127.0.0.1", 0)  # says nothing
         port = silent.sockets[0].getsockname()[1]
         with pytest.raises(IdentityError, match=r"no answer within 0\.2 s"):
             await stage.client(address=f"127.0.0.1:{port}", timeout=0.2).issue(WEB, 60)

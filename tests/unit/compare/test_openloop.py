@@ -202,7 +202,7 @@ class Handler(socketserver.StreamRequestHandler):
     def tell(self, pieces: list[bytes | float]) -> bool:
         for piece in pieces:
             if isinstance(piece, float):
-                time.sleep(piece)
+                time.sleep(piece)  # so long as the case says
             elif piece:
                 self.request.sendall(piece)
             else:

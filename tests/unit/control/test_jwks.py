@@ -20,6 +20,7 @@ from nodeagent.control.jwks import MAX_BYTES, KeySets, wanted_by
 from nodeagent.errors import ControlError
 from nodeagent.policy.model import Jwks, JwtRule, RequestAuthentication
 from tests.unit.policy.jwt_issuer import Clock, accepted, authenticator, bearer, key_set, rule, token
+from tests.waiting import packet, until
 
 Write = Callable[[bytes], Awaitable[None]]
 Script = Callable[[str, Write], Awaitable[None]]
@@ -93,12 +94,6 @@ def error_of(script: Script, path: str = "/keys", seconds: float = 5.0) -> str:
         uvloop.run(fetched(script, path, seconds))
     assert path in str(caught.value)
     return str(caught.value)
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(30):
-        while not condition():
-            await asyncio.sleep(0.005)
 
 
 def authenticates(entry: Jwks) -> None:
@@ -202,7 +197,7 @@ def test_slow_answer(begin: bytes, drip: bytes) -> None:
     async def script(_: str, write: Write) -> None:
         await write(begin)
         while True:
-            await asyncio.sleep(0.01)
+            await packet()
             await write(drip)
 
     assert "no whole answer within 0.2 s" in error_of(script, seconds=0.2)
@@ -345,7 +340,7 @@ def test_one_flight_for_each_uri() -> None:
             keys = KeySets(told.append)
             for _ in range(20):
                 assert keys.wanted({f"{server.uri}/a": 10, f"{server.uri}/b": 10}) == ()
-                await asyncio.sleep(0.005)
+                await packet()
             await until(lambda: len(server.requests) == 2)
             assert server.most == 2
             release.set()
@@ -430,7 +425,7 @@ def test_what_is_no_longer_wanted_ends() -> None:
 
         async def script(target: str, write: Write) -> None:
             if target == "/slow":
-                await asyncio.sleep(3600)
+                await asyncio.sleep(3600)  # until it is ended
             await write(answer(key_set()))
 
         async with Server(script) as server:

@@ -23,6 +23,7 @@ from nodeagent.identity.sources import CHAIN, KEY, ROOTS, BuiltIn, Files, open_s
 from nodeagent.identity.spiffe import spiffe_id
 from nodeagent.identity.store import Certificates
 from tests.unit.identity.waiting import ensure
+from tests.waiting import LOOK_SECONDS
 
 DOMAIN = "cluster.local"
 WEB, SHOP = spiffe_id(DOMAIN, "default", "web"), spiffe_id(DOMAIN, "default", "shop")
@@ -151,7 +152,7 @@ def test_a_mount_that_is_renewed_reaches_the_store(tmp_path: Path, authority: Ce
         async with asyncio.timeout(20):
             while store.current(WEB).serial != second.serial:
                 store._wake.set()
-                await asyncio.sleep(0.01)
+                await asyncio.sleep(LOOK_SECONDS)
         work.cancel()
         await asyncio.gather(work, return_exceptions=True)
 

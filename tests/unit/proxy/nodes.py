@@ -29,6 +29,7 @@ from nodeagent.proxy.proxy import Proxy
 from nodeagent.redirect.original import Original
 from nodeagent.vocabulary import Address, PodUid, SpiffeId
 from tests.unit.proxy.stage import Handler, Log, context
+from tests.waiting import LOOK_SECONDS
 
 CLIENT, SERVER, NODE, STRANGER = "127.0.0.3", "127.0.0.2", "127.0.0.9", "127.0.0.8"
 """Addresses of the client's pod, the server's pod, the server's node, and of somebody outside the mesh."""
@@ -159,7 +160,7 @@ class Nodes:
         while any(proxy.context.connections for proxy in (self.near, self.far)) or self._tasks:
             for pool in [*self.near.routing.pools(), *self.far.routing.pools()]:
                 pool.sweep(float("inf"), 0)
-            await asyncio.sleep(0.01)
+            await asyncio.sleep(LOOK_SECONDS)
         for proxy in (self.near, self.far):
             for pod in proxy.context.pods.values():
                 assert pod.connections == 0
@@ -251,7 +252,7 @@ class Nodes:
         while True:
             self.near.revocation.sweep()
             self.far.revocation.sweep()
-            await asyncio.sleep(0.02)
+            await asyncio.sleep(0.02)  # the worker's own sweep, more often
 
 
 def play(

@@ -22,6 +22,7 @@ from nodeagent.redirect.original import Original
 from nodeagent.telemetry.cells import WorkerMetrics
 from nodeagent.telemetry.log_format import FIELDS
 from nodeagent.vocabulary import Address, Direction, PodUid, SpiffeId
+from tests.waiting import packet
 
 VIP, VIP6 = "10.96.0.1", "fd00:10:96::1"
 Handler = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
@@ -130,7 +131,7 @@ class Stage:
                 connection.carriage.reset()
         for task in self._tasks:
             task.cancel()
-        await asyncio.sleep(0.02)
+        await packet()
 
     async def connect(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
         return await asyncio.open_connection(*self.front.sockets[0].getsockname(), limit=1 << 20)
@@ -179,7 +180,7 @@ class Stage:
     async def _sweep(self) -> None:
         while True:
             self.proxy.revocation.sweep()
-            await asyncio.sleep(0.05)
+            await asyncio.sleep(0.05)  # the worker's own sweep, more often
 
 
 def http(connection: Connection) -> Http1Downstream | None:

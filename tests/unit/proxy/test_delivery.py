@@ -14,6 +14,7 @@ from nodeagent.identity.tls import Contexts
 from nodeagent.mesh.entries import Delta
 from tests.unit.proxy.nodes import NODE, Nodes
 from tests.unit.proxy.stage import Stage, answering, ok, play, read_request
+from tests.waiting import until
 
 GET = b"GET / HTTP/1.1\r\nHost: web\r\n\r\n"
 SERVE = answering(lambda head, body: ok(b"served"))
@@ -37,8 +38,7 @@ def test_over_the_network_a_connection_of_the_clients_is_one(way: DeliverySettin
             await asked(reader, writer)
             await asked(reader, writer)
             writer.close()
-            while stage.context.connections:
-                await asyncio.sleep(0.01)
+            await until(lambda: not stage.context.connections)
         assert stage.upstream_connections == upstreams
 
     play(SERVE, scene)

@@ -24,6 +24,7 @@ from tests.unit.proxy.nodes import SERVER, STRANGER, Nodes, Streams, asks, ident
 from tests.unit.proxy.stage import answering, ok
 from tests.unit.proxy.test_guard import get, last_record
 from tests.unit.proxy.test_http1 import read_answer
+from tests.waiting import packet, until
 
 ASK = AuthorizationPolicy("default", "ask", "CUSTOM", (Rule(),), provider="authz")
 Answer = Callable[[Any], CheckResponse]
@@ -101,7 +102,7 @@ async def sent(streams: Streams, parts: list[bytes], *, apart: bool) -> tuple[in
     for part in parts if apart else [b"".join(parts)]:
         streams[1].write(part)
         await streams[1].drain()
-        await asyncio.sleep(0.01)
+        await packet()
     head, body = await read_answer(streams[0])
     return int(head.split()[1]), head, body
 
@@ -146,8 +147,7 @@ def test_the_beginning_will_do(tls: dict[str, Contexts], authorizer: Authorizer,
     async def scene(nodes: Nodes, streams: Streams) -> None:
         head, first, *rest = post(b"a\xff" * 60, b"b" * 300_000, chunked=chunked)
         streams[1].write(head + first)
-        while not authorizer.asked:
-            await asyncio.sleep(0.01)
+        await until(lambda: authorizer.asked)
         assert authorizer.http.raw_body == b"a\xff" * 50
         assert authorizer.http.headers["x-envoy-auth-partial-body"] == "true"
         streams[1].write(b"".join(rest))
@@ -219,12 +219,11 @@ def test_a_client_that_goes_or_stops_is_not_waited_for(tls: dict[str, Contexts],
         streams[1].write(head + first)
         other = await nodes.dial(STRANGER)
         other[1].write(head + first)
-        await asyncio.sleep(0.05)
+        await packet()
         other[1].transport.abort()
         answer, _ = await read_answer(streams[0])
         assert answer.startswith(b"HTTP/1.1 408")
-        while nodes.far.pipeline._waiting:
-            await asyncio.sleep(0.01)
+        await until(lambda: not nodes.far.pipeline._waiting)
         assert authorizer.asked == []
 
     acted(authorizer, tls, scene, {"maxRequestBytes": 100}, timeouts={"streamIdle": 0.3})

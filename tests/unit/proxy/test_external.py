@@ -28,6 +28,7 @@ from nodeagent.proxy.external.model import CheckVerdict, HttpFacts, Party, RateV
 from nodeagent.proxy.external.providers import Providers
 from tests.fakes import ext_authz, rate_limit
 from tests.fakes.serving import Method, serve
+from tests.waiting import until
 
 CLIENT = Party("10.0.0.1", 4000, "cluster.local/ns/shop/sa/cart")
 SERVER = Party("10.0.0.2", 8080, "cluster.local/ns/shop/sa/stock")
@@ -400,8 +401,7 @@ def test_a_client_that_goes_leaves_the_connection_to_others(start: Start) -> Non
 
     async def use(made: Providers) -> bool:
         slow = asyncio.create_task(made.check("authz", CLIENT, SERVER, HttpFacts("GET", "/slow", "h", ())))
-        while not peers:
-            await asyncio.sleep(0.01)
+        await until(lambda: peers)
         slow.cancel()
         await asyncio.gather(slow, return_exceptions=True)
         gone.set()

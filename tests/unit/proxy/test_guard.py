@@ -39,6 +39,7 @@ from tests.unit.proxy.nodes import CLIENT, NODE, SERVER, STRANGER, Nodes, Policy
 from tests.unit.proxy.stage import answering, ok
 from tests.unit.proxy.test_http1 import read_answer
 from tests.unit.proxy.test_inbound import cut, with_probes
+from tests.waiting import quiet, until
 
 CLIENT_ID = "cluster.local/ns/default/sa/client"
 show_head = answering(lambda head, body: ok(head))
@@ -382,9 +383,8 @@ def test_who_has_not_said_enough_yet_meets_the_mode_that_is_in_force_when_it_has
     async def scene(nodes: Nodes) -> None:
         reader, writer = await nodes.dial(STRANGER)
         writer.write(b"P")
-        while not nodes.far.context.connections:
-            await asyncio.sleep(0.01)
-        await asyncio.sleep(0.05)
+        await until(lambda: nodes.far.context.connections)
+        await quiet()
         await nodes.protect((), "STRICT")
         writer.write(b"OST / HTTP/1.1\r\nHost: web\r\nContent-Length: 0\r\n\r\n")
         assert await cut(reader)
@@ -434,7 +434,7 @@ def test_no_more_than_one_read_is_kept_of_a_connection_that_waits_for_an_authori
         reader, writer = await nodes.dial(STRANGER)
         writer.write(b"x" * (8 << 20))
         await asked.wait()
-        await asyncio.sleep(0.2)
+        await quiet()
         (connection,) = nodes.far.context.connections.values()
         assert len(connection.early) < 1 << 20
         answer.set()

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from nodeagent.mesh.entries import Endpoint, Protocol
 from nodeagent.vocabulary import Address, PodUid, host_port
 from tests.unit.proxy.stage import VIP6, Stage, answering, ok, play, read_request
+from tests.waiting import packet, quiet, steady, until
 
 GET = b"GET / HTTP/1.1\r\nHost: web\r\n\r\n"
 CLOSE = b"GET / HTTP/1.1\r\nHost: web\r\nConnection: close\r\n\r\n"
@@ -79,9 +80,8 @@ def test_without_pooling_the_server_is_told_and_closes_first(said: bytes) -> Non
             head, body = await read_answer(reader)
             assert body == b"/%d" % number
             assert b"connection" not in head.lower(), "what the server said concerns its own connection"
-        await asyncio.sleep(0.3)
+        await until(lambda: len(waited) == 3)
         assert stage.upstream_connections == 3
-        assert waited == [True] * 3
         writer.close()
 
     play(app, scene, limits={"idleUpstreamConnections": 0})
@@ -95,7 +95,7 @@ def test_a_server_that_says_it_closes_and_does_not_is_closed(late: bytes) -> Non
         await read_request(reader)
         writer.write(ok(b"one", b"Connection: close\r\n"))
         if late:
-            await asyncio.sleep(0.05)
+            await quiet()
             writer.write(late)
         try:
             ended.append(await reader.read(1))
@@ -107,9 +107,7 @@ def test_a_server_that_says_it_closes_and_does_not_is_closed(late: bytes) -> Non
         for number in (1, 2):
             writer.write(GET)
             assert (await read_answer(reader))[1] == b"one"
-            async with asyncio.timeout(5):
-                while len(ended) < number:
-                    await asyncio.sleep(0.02)
+            await until(lambda number=number: len(ended) == number, seconds=5)
         assert ended == [b"", b""]
         assert stage.upstream_connections == 2
         writer.close()
@@ -134,8 +132,7 @@ def test_servers_that_never_close_do_not_collect_connections(monkeypatch: pytest
         for _ in range(5):
             writer.write(GET)
             assert (await read_answer(reader))[1] == b"one"
-        await asyncio.sleep(0.2)
-        assert still == [2]
+        await until(lambda: still == [2])
         writer.close()
 
     play(app, scene)
@@ -376,7 +373,7 @@ def test_limits_on_heads() -> None:
         reader, writer = await stage.connect()
         writer.write(b"GET / HTTP/1.1\r\nHost: a\r\nX: ")
         for _ in range(3):
-            await asyncio.sleep(0.05)
+            await packet()
             writer.write(b"a" * 3000)
         assert (await reader.read()).startswith(b"HTTP/1.1 431 "), "a head that never ends is not collected for ever"
         writer.close()
@@ -450,8 +447,7 @@ def test_a_slow_application_is_given_up() -> None:
 def test_a_client_that_stops_in_a_head_is_let_go() -> None:
     async def scene(stage: Stage) -> None:
         assert (await stage.exchange(b"GET / HTTP/1.1\r\nHo")).startswith(b"HTTP/1.1 408 ")
-        while stage.context.connections:
-            await asyncio.sleep(0.01)
+        await until(lambda: not stage.context.connections)
 
     play(answering(show_head), scene, timeouts={"head": 0.2})
 
@@ -511,8 +507,7 @@ def test_a_client_that_leaves_takes_its_upstream_along() -> None:
         writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         writer.transport.abort()
         await gone.wait()
-        while stage.context.connections:
-            await asyncio.sleep(0.01)
+        await until(lambda: not stage.context.connections)
         assert stage.log.records[0]["response_flags"] == "DC"
         assert stage.active() == 0
 
@@ -535,10 +530,7 @@ def test_a_slow_reader_holds_the_sender_back() -> None:
         reader, writer = await stage.connect()
         reader._limit = 65536  # type: ignore[attr-defined]
         writer.write(GET)
-        last = -1
-        while sent != last or not sent:
-            last = sent
-            await asyncio.sleep(0.3)
+        await steady(lambda: sent)
         assert sent < 30 << 20, "the kernel's buffers on two connections and little more"
         head = await reader.readuntil(b"\r\n\r\n")
         assert b"52428800" in head
@@ -573,10 +565,7 @@ def test_a_slow_application_holds_the_client_back() -> None:
                 sent += 1
 
         task = asyncio.create_task(send())
-        last = -1
-        while sent != last or not sent:
-            last = sent
-            await asyncio.sleep(0.3)
+        await steady(lambda: sent)
         assert sent < 120
         start.set()
         await task
@@ -617,7 +606,7 @@ def test_however_a_request_is_cut_upstream_reads_what_was_sent(
         for cut in cuts:
             writer.write(rest[:cut])
             rest = rest[cut:]
-            await asyncio.sleep(0.001)
+            await asyncio.sleep(0.001)  # a packet each
         writer.write(rest)
         assert (await read_answer(reader))[0].startswith(b"HTTP/1.1 200")
         writer.close()

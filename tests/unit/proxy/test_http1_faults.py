@@ -20,6 +20,7 @@ from nodeagent.telemetry.metrics import HTTP_LABELS
 from tests.unit.proxy.stage import Stage, answering, http, ok, play, read_request
 from tests.unit.proxy.strict import StrictApp
 from tests.unit.proxy.test_http1 import read_answer
+from tests.waiting import packet, quiet, steady, until
 
 GET = b"GET / HTTP/1.1\r\nHost: web\r\n\r\n"
 CLOSE = b"GET / HTTP/1.1\r\nHost: web\r\nConnection: close\r\n\r\n"
@@ -42,17 +43,9 @@ def counted(stage: Stage) -> dict[tuple[str, str], int]:
     return found
 
 
-async def soon(condition: Callable[[], Any]) -> Any:
-    """Wait until *condition* holds and return what it says."""
-    while not (found := condition()):
-        await asyncio.sleep(0.01)
-    return found
-
-
 async def idle(stage: Stage) -> None:
     """Wait until no downstream connection is left; nothing may be counted as active then."""
-    while stage.context.connections:
-        await asyncio.sleep(0.01)
+    await until(lambda: not stage.context.connections)
     assert stage.active() == 0
     assert all(pod.connections == 0 for pod in stage.pods.values())
 
@@ -66,7 +59,7 @@ def says(*parts: bytes, hold: bool = True) -> Callable[[asyncio.StreamReader, as
         await read_request(reader)
         for part in parts:
             writer.write(part)
-            await asyncio.sleep(0.01)
+            await packet()
         if hold:
             await reader.read()
 
@@ -137,7 +130,7 @@ def test_bytes_behind_an_answer_never_reach_the_next_client() -> None:
     async def app(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await read_request(reader)
         writer.write(ok(b"mine") + ok(b"poison"))
-        await asyncio.sleep(0.02)
+        await packet()
         writer.write(ok(b"poison"))
 
     play(app, scene)
@@ -152,7 +145,7 @@ def test_an_upstream_gone_before_its_answer_is_503_uc(by_reset: bool, start: byt
     async def app(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await read_request(reader)
         writer.write(start)
-        await asyncio.sleep(0.02)
+        await packet()
         if by_reset:
             reset(writer.transport)
 
@@ -174,7 +167,7 @@ def test_an_upstream_gone_within_its_answer_resets_the_client(by_reset: bool, fr
     async def app(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await read_request(reader)
         writer.write(b"HTTP/1.1 200 OK\r\n%b\r\n\r\n4\r\nhalf\r\n" % framing)
-        await asyncio.sleep(0.02)
+        await packet()
         if by_reset:
             reset(writer.transport)
 
@@ -193,7 +186,7 @@ def test_an_answer_until_close_that_is_reset_is_cut_too() -> None:
     async def app(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await read_request(reader)
         writer.write(b"HTTP/1.1 200 OK\r\n\r\nhalf")
-        await asyncio.sleep(0.02)
+        await packet()
         reset(writer.transport)
 
     async def scene(stage: Stage) -> None:
@@ -213,7 +206,7 @@ def test_an_answer_before_the_requests_end(keeps: bool) -> None:
         await reader.readuntil(b"\r\n\r\n")
         writer.write(b"HTTP/1.1 413 Content Too Large\r\nContent-Length: 4\r\n\r\nmuch")
         await writer.drain()
-        await asyncio.sleep(0.05)
+        await quiet()
 
     async def scene(stage: Stage) -> None:
         reader, writer = await stage.connect()
@@ -286,7 +279,7 @@ def test_a_refused_request_without_a_body_keeps_the_connection() -> None:
 def test_a_long_upload_does_not_use_up_the_time_for_the_answer() -> None:
     async def app(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await read_request(reader)
-        await asyncio.sleep(0.1)
+        await asyncio.sleep(0.1)  # within timeouts.request from the body's end, not from its beginning
         writer.write(ok(b""))
         await writer.drain()
 
@@ -294,7 +287,7 @@ def test_a_long_upload_does_not_use_up_the_time_for_the_answer() -> None:
         reader, writer = await stage.connect()
         writer.write(b"POST / HTTP/1.1\r\nHost: web\r\nContent-Length: 10\r\n\r\n")
         for _ in range(10):
-            await asyncio.sleep(0.06)
+            await asyncio.sleep(0.06)  # together longer than timeouts.request
             writer.write(b"x")
         assert (await read_answer(reader))[0].startswith(b"HTTP/1.1 200 ")
         writer.close()
@@ -325,7 +318,7 @@ def test_a_client_that_stops_in_a_body_is_let_go_and_an_upstream_that_takes_none
     async def app(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.readuntil(b"\r\n\r\n")
         writer.transport.pause_reading()  # type: ignore[attr-defined]
-        await asyncio.sleep(3)
+        await asyncio.sleep(3)  # longer than any timeout here
 
     async def scene(stage: Stage) -> None:
         answer = await stage.exchange(b"POST / HTTP/1.1\r\nHost: web\r\nContent-Length: 10\r\n\r\nabc")
@@ -350,7 +343,7 @@ def test_a_head_in_drops_is_let_go() -> None:
             writer.write(b"GET / HTTP/1.1\r\nHost: web\r\nX: ")
             while True:
                 writer.write(b"x")
-                await asyncio.sleep(0.02)
+                await packet()
 
         dripping = asyncio.create_task(drip())
         assert (await read_answer(reader))[0].startswith(b"HTTP/1.1 408 ")
@@ -389,7 +382,7 @@ def test_by_default_nothing_ends_for_the_time_that_it_takes() -> None:
     async def scene(stage: Stage) -> None:
         reader, writer = await stage.connect()
         writer.write(b"POST / HTTP/1.1\r\nHost: web\r\nContent-Length: 4\r\n\r\nbo")
-        codec = await soon(
+        codec = await until(
             lambda: next(
                 (codec for codec in map(http, stage.context.connections.values()) if codec and codec.current),
                 None,
@@ -403,10 +396,10 @@ def test_by_default_nothing_ends_for_the_time_that_it_takes() -> None:
 
         a_day_passes()
         writer.write(b"dy")
-        await soon(lambda: exchange.request_complete and exchange.upstream)
+        await until(lambda: exchange.request_complete and exchange.upstream)
         a_day_passes()
         go.set()
-        await soon(lambda: exchange.answered)
+        await until(lambda: exchange.answered)
         a_day_passes()
         go.set()
         assert (await read_answer(reader))[1] == b"done"
@@ -441,7 +434,7 @@ def test_a_busy_pool_is_still_swept_and_shared_later() -> None:
     async def app(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         while True:
             await read_request(reader)
-            await asyncio.sleep(0.12)
+            await asyncio.sleep(0.12)  # while sweeps come
             writer.write(ok(b""))
 
     async def scene(stage: Stage) -> None:
@@ -467,7 +460,7 @@ def test_a_busy_pool_is_still_swept_and_shared_later() -> None:
 def test_a_client_gone_at_any_point_leaves_nothing(sent: bytes, by_reset: bool) -> None:
     async def app(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         while await reader.read(1000):
-            await asyncio.sleep(0.02)
+            await packet()
             writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 1000000\r\n\r\n")
             for _ in range(100):
                 writer.write(bytes(10_000))
@@ -477,7 +470,7 @@ def test_a_client_gone_at_any_point_leaves_nothing(sent: bytes, by_reset: bool) 
         for wait in (0, 0.01, 0.04):
             _, writer = await stage.connect()
             writer.write(sent)
-            await asyncio.sleep(wait)
+            await asyncio.sleep(wait)  # at any point
             if by_reset:
                 reset(writer.transport)
             else:
@@ -503,7 +496,7 @@ def test_a_client_that_ends_its_side_still_gets_every_answer() -> None:
     async def app(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         while True:
             answer = echo_target(*await read_request(reader))
-            await asyncio.sleep(0.02)
+            await packet()
             writer.write(answer)
 
     play(app, scene)
@@ -523,10 +516,13 @@ def test_who_pipelines_and_does_not_read_is_not_answered_into_memory() -> None:
         await asyncio.get_running_loop().sock_connect(raw, stage.front.sockets[0].getsockname())
         reader, writer = await asyncio.open_connection(sock=raw, limit=65536)
         writer.write(GET * 200)
-        await asyncio.sleep(0.5)
-        codecs = [http(connection) for connection in stage.context.connections.values()]
-        held = [codec.transport.get_write_buffer_size() for codec in codecs if codec is not None]  # type: ignore[attr-defined]
-        assert max(held) < 4 << 20
+
+        def held() -> int:
+            """Bytes that wait for the client."""
+            codecs = [http(connection) for connection in stage.context.connections.values()]
+            return sum(codec.transport.get_write_buffer_size() for codec in codecs if codec is not None)  # type: ignore[attr-defined]
+
+        assert await steady(held) < 4 << 20
         for _ in range(200):
             _, body = await read_answer(reader)
             assert len(body) == 1 << 20
@@ -556,7 +552,7 @@ def test_an_upgrade_behind_another_request_waits_its_turn() -> None:
     async def app(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         while True:
             head, _ = await read_request(reader)
-            await asyncio.sleep(0.02)
+            await packet()
             if b"/ws" in head:
                 writer.write(b"HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n")
                 break
@@ -588,7 +584,7 @@ def test_the_limit_on_a_head_does_not_depend_on_packets(pieces: int) -> None:
             step = len(request) // pieces + 1
             for at in range(0, len(request), step):
                 writer.write(request[at : at + step])
-                await asyncio.sleep(0.001)
+                await asyncio.sleep(0.001)  # a packet each
             assert (await reader.read())[9:12] == status
             writer.close()
         await idle(stage)
@@ -601,7 +597,7 @@ def test_trailers_are_bounded() -> None:
         for trailer in (b"X: " + b"x" * 3_000_000, b"X: y\r\n" * 10_000):
             reader, writer = await stage.connect()
             writer.write(b"POST / HTTP/1.1\r\nHost: web\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n0\r\n")
-            await asyncio.sleep(0.02)
+            await packet()
             try:
                 writer.write(trailer)
                 assert (await read_answer(reader))[0].startswith(b"HTTP/1.1 431 ")
@@ -665,7 +661,7 @@ def test_a_post_meets_no_connection_that_the_server_has_closed() -> None:
             writer.write(b"POST / HTTP/1.1\r\nHost: web\r\nContent-Length: 1\r\n\r\n%d" % number)
             head, body = await read_answer(reader)
             assert body == b"%d" % number, head
-            await asyncio.sleep(0.02)
+            await packet()
         writer.close()
 
     play(app, scene)

@@ -13,6 +13,7 @@ from nodeagent.mesh.entries import DeclaredProbe
 from tests.unit.proxy.nodes import CLIENT, NODE, STRANGER, Nodes, play
 from tests.unit.proxy.stage import answering, ok
 from tests.unit.proxy.test_http1 import read_answer
+from tests.waiting import until
 
 GET = b"GET / HTTP/1.1\r\nHost: web\r\n\r\n"
 show_head = answering(lambda head, body: ok(head))
@@ -211,8 +212,7 @@ def test_a_new_pods_connection_waits_for_its_first_certificate(
         reader, writer = await nodes.connect()
         writer.write(GET)
         proxy = nodes.near if side == "client" else nodes.far
-        while not proxy.context.connections:
-            await asyncio.sleep(0.01)
+        await until(lambda: proxy.context.connections)
         assert nodes.app_connections == 0
         pod.certify(tls[side])
         assert (await read_answer(reader))[0].startswith(b"HTTP/1.1 200")
@@ -257,7 +257,7 @@ def test_a_clienthello_in_single_bytes_is_still_mtls(tls: dict[str, Contexts]) -
         hello = outgoing.read()
         for at in range(len(hello)):
             writer.write(hello[at : at + 1])
-            await asyncio.sleep(0.0005)
+            await asyncio.sleep(0.0005)  # a packet each
         while True:
             incoming.write(await reader.read(65536))
             try:
@@ -301,7 +301,7 @@ def test_a_client_that_is_slow_to_ask_on_an_http_port_still_speaks_http(tls: dic
     async def scene(nodes: Nodes) -> None:
         for way in (nodes.connect, nodes.dial):
             reader, writer = await way()
-            await asyncio.sleep(0.15)
+            await asyncio.sleep(0.15)  # longer than the proxy waits for first words where it must tell protocols apart
             writer.write(GET)
             await read_answer(reader)
             writer.close()

@@ -24,6 +24,7 @@ from tests.fakes import health
 from tests.unit.proxy.nodes import NODE, SERVER, STRANGER, Nodes, Streams, play
 from tests.unit.proxy.test_guard import get
 from tests.unit.proxy.test_inbound import cut, show_head
+from tests.waiting import packet
 
 ONLY_CLIENT = AuthorizationPolicy(
     "default", "only", "ALLOW", (Rule(sources=(RuleSource(principals=("cluster.local/ns/default/sa/client",)),)),)
@@ -126,7 +127,7 @@ def test_a_grpc_probe_is_answered_by_the_application(
         whole = b"".join(written)
         for at in range(0, len(whole), len(whole) // pieces):
             streams[1].write(whole[at : at + len(whole) // pieces])
-            await asyncio.sleep(0.01)
+            await packet()
         client.writer = streams[1]
         status, message = await client.answer(stream)
         assert (status, HealthCheckResponse.FromString(message).status) == (OK, HealthCheckResponse.SERVING)

@@ -15,6 +15,7 @@ import pytest
 from nodeagent.identity.tls import Contexts
 from nodeagent.proxy.transport import reset
 from tests.unit.proxy.nodes import Nodes, Streams, play
+from tests.waiting import packet, quiet, steady
 
 Reach = Callable[[Nodes], Awaitable[Streams]]
 WAYS = pytest.mark.parametrize("reach", [pytest.param(Nodes.dial, id="plain"), pytest.param(Nodes.connect, id="mtls")])
@@ -68,7 +69,7 @@ def test_the_client_ends_first_and_reads_on(reach: Reach, tls: dict[str, Context
         for _ in range(20):
             writer.write(question * 10_000)
             await writer.drain()
-            await asyncio.sleep(0.005)
+            await packet()
 
     async def scene(nodes: Nodes) -> None:
         reader, writer = await reach(nodes)
@@ -111,9 +112,9 @@ def test_the_server_ends_while_it_reads_slowly(reach: Reach, tls: dict[str, Cont
     got: list[bytes] = []
 
     async def app(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        await asyncio.sleep(0.3)
+        await asyncio.sleep(0.3)  # every buffer on the way is full
         writer.write_eof()
-        await asyncio.sleep(0.2)
+        await quiet()
         while piece := await reader.read(200_000):
             got.append(piece)
             await asyncio.sleep(0)
@@ -194,10 +195,7 @@ def test_who_reads_slowly_holds_the_sender_back(reach: Reach, tls: dict[str, Con
         reader, writer = await reach(nodes)
         writer.transport.set_write_buffer_limits(65536)
         near = asyncio.create_task(send(writer) if upwards else receive(reader))
-        last = -1
-        while sent != last or not sent:
-            last = sent
-            await asyncio.sleep(0.2)
+        await steady(lambda: sent)
         assert sent < count // 2, "kernel buffers hold some; the proxy must not hold the rest"
         go.set()
         await near

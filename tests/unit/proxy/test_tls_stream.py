@@ -16,6 +16,7 @@ from nodeagent.identity.tls import Contexts
 from nodeagent.proxy.tls.stream import EMPTY_RECORDS, RECORDS_A_TURN, TlsStream
 from tests.unit.proxy import tls_client
 from tests.unit.proxy.nodes import SERVER, Nodes, play
+from tests.waiting import packet, until
 
 
 class Above(asyncio.Protocol):
@@ -71,15 +72,10 @@ def on_a_pair(tls: dict[str, Contexts], scene: Callable[[End, End], Awaitable[No
             await scene(client, server)
         for end in (client, server):
             end.stream.abort()
-        await asyncio.sleep(0.01)
+        await packet()
         assert not faults
 
     uvloop.run(run())
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    while not condition():
-        await asyncio.sleep(0.002)
 
 
 def test_each_direction_ends_by_itself(tls: dict[str, Contexts]) -> None:
@@ -210,7 +206,7 @@ def test_a_truncated_upload_is_not_an_end_for_the_application(tls: dict[str, Con
         peer = ByHand(tls["client"].client_tcp)
         await peer.start(nodes)
         peer.send(b"transfer 100")
-        await asyncio.sleep(0.05)
+        await packet()
         peer.writer.write_eof()
         await done.wait()
         assert outcome == ["reset"]
@@ -262,7 +258,7 @@ def by_hand(
                 await server.ready
                 await scene(writer, one, server)
         server.stream.abort()
-        await asyncio.sleep(0.01)
+        await packet()
 
     uvloop.run(run())
 

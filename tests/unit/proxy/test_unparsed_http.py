@@ -23,6 +23,7 @@ from nodeagent.policy.model import (
 )
 from tests.unit.proxy.nodes import CLIENT, Nodes, Streams, play
 from tests.unit.proxy.test_inbound import cut
+from tests.waiting import packet, until
 
 FORGED = (
     b"GET /admin HTTP/1.1\r\nHost: web\r\nAuthorization: Bearer a.b.c\r\nX-Forwarded-Client-Cert: "
@@ -72,7 +73,7 @@ async def say(reached: Awaitable[Streams], pieces: tuple[bytes | float, ...]) ->
     reader, writer = await reached
     for piece in pieces:
         if isinstance(piece, float):
-            await asyncio.sleep(piece)
+            await asyncio.sleep(piece)  # so long as the case says
         elif not writer.is_closing():
             writer.write(piece)
     try:
@@ -193,9 +194,8 @@ def test_without_such_a_policy_http2_is_carried_where_it_may_be(
         _, writer = await way(nodes)
         for piece in (HTTP2[:1], HTTP2[1:20], HTTP2[20:]):
             writer.write(piece)
-            await asyncio.sleep(0.01)
-        while application.heard != HTTP2:
-            await asyncio.sleep(0.01)
+            await packet()
+        await until(lambda: application.heard == HTTP2)
 
     play(application, scene, tls, protocol=protocol)
 

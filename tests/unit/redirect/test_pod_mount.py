@@ -12,6 +12,7 @@ from nodeagent.errors import KernelError
 from nodeagent.places.place import Place
 from nodeagent.redirect import pod_mount
 from nodeagent.redirect.pod_mount import is_mounted
+from tests.waiting import until
 
 FOLDER = Path("/run/nodeagent/pods/u1")
 
@@ -61,7 +62,6 @@ def test_a_file_system_that_never_answers_is_not_waited_for(monkeypatch: pytest.
             with pytest.raises(KernelError, match="has not answered"):
                 await mount.everywhere()
         (pid,) = begun.read_text().split()
-        while Path(f"/proc/{pid}").exists():
-            await asyncio.sleep(0.02)
+        await until(lambda: not Path(f"/proc/{pid}").exists())
 
     asyncio.run(asyncio.wait_for(scene(), 20))

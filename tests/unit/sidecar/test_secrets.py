@@ -20,6 +20,7 @@ from nodeagent.identity.certificate import Certificate
 from nodeagent.sidecar import secrets
 from nodeagent.sidecar.secrets import SecretsClient
 from tests.unit.identity.sockets import WEB, World, run
+from tests.waiting import until
 
 
 @asynccontextmanager
@@ -42,11 +43,6 @@ async def following(
             await task
 
 
-async def until(condition: Callable[[], Any]) -> None:
-    while not condition():
-        await asyncio.sleep(0.01)
-
-
 def same(one: Certificate, other: Certificate) -> bool:
     return replace(one, issued=0.0) == replace(other, issued=0.0)
 
@@ -54,8 +50,8 @@ def same(one: Certificate, other: Certificate) -> bool:
 def test_each_certificate_is_taken_as_it_comes() -> None:
     async def scenario(world: World) -> None:
         async with following(world.path) as (client, taken):
-            await asyncio.sleep(0.1)
-            assert (taken, bool(client.fault)) == ([], True)
+            await until(lambda: client.fault)
+            assert taken == []
             for number in range(1, 4):
                 given = world.renew()
                 await until(lambda number=number: len(taken) == number)
@@ -133,7 +129,7 @@ def test_a_service_that_is_away_is_asked_again(
     async def scenario(world: World) -> None:
         async with following(str(path)) as (client, taken):
             await until(lambda: "No such file" in client.fault)
-            await asyncio.sleep(0.5)
+            await asyncio.sleep(0.5)  # several attempts more: nothing shows them
             assert caplog.text.count("No such file") == 1, "the same fault is told once"
             path.symlink_to(world.path)
             given = world.renew()

@@ -23,6 +23,7 @@ from nodeagent.errors import ConfigError
 from nodeagent.telemetry import log_format
 from nodeagent.telemetry.access_log import AccessLog
 from nodeagent.telemetry.log_format import FIELDS, Record
+from tests.waiting import until
 
 REQUEST: Record = (
     *(
@@ -192,7 +193,7 @@ def test_lines_reach_the_file_within_the_interval(tmp_path: Path) -> None:
         log.start()
         for _ in range(100):
             log.log(REQUEST)
-        await asyncio.sleep(0.25)
+        await until(lambda: path.read_text().count("\n") == 100, seconds=1)
         text = path.read_text()
         log.log(CONNECTION)
         log.close()
@@ -210,12 +211,12 @@ def test_a_log_of_which_nothing_is_asked_wakes_nobody(tmp_path: Path) -> None:
     async def run() -> list[int]:
         loop, log, found = asyncio.get_running_loop(), AccessLog(str(path)), []
         log.start()
-        await asyncio.sleep(0.25)
+        await asyncio.sleep(0.25)  # longer than the log's interval
         with mock.patch.object(loop, "call_at", wraps=loop.call_at) as timers:
             for lines in (0, 2, 0, 1):
                 for _ in range(lines):
                     log.log(REQUEST)
-                await asyncio.sleep(0.25)
+                await asyncio.sleep(0.25)  # longer than the log's interval
                 found.append(sum(call.args[1].__qualname__.startswith("AccessLog") for call in timers.call_args_list))
                 timers.reset_mock()
         assert path.read_text().count("\n") == 3

@@ -20,6 +20,7 @@ from nodeagent.telemetry.http_server import EVERYWHERE, Response, serve
 from nodeagent.telemetry.scrapes import answer
 from nodeagent.telemetry.store import Store
 from nodeagent.vocabulary import Address, PodUid, SpiffeId
+from tests.waiting import LOOK_SECONDS
 
 CONFIG = """
 global: {{scrape_interval: 300ms, scrape_timeout: 300ms}}
@@ -90,8 +91,8 @@ async def prometheus(folder: Path, target: int) -> AsyncIterator[int]:
 async def until(port: int, query: str, expected: float) -> None:
     """Wait until *query* gives one value, and that is *expected*."""
     answer: Any = None
-    for _ in range(150):
-        await asyncio.sleep(0.1)
+    for _ in range(1000):
+        await asyncio.sleep(4 * LOOK_SECONDS)  # what is asked is another process
         try:
             answer = (await asyncio.to_thread(ask, port, "/api/v1/query", query=query))["result"]
         except OSError:

@@ -25,6 +25,7 @@ from nodeagent.inject import Injected, PodNamespace, inject
 from nodeagent.webhook.review import Admission, Entry, Review, decide, labels
 from nodeagent.webhook.server import ServerLimits, WebhookServer
 from tests.unit.webhook.reviews import POD, SETTINGS, body
+from tests.waiting import LOOK_SECONDS, quiet, until
 
 QUICK = ServerLimits(
     connections=8,
@@ -213,8 +214,7 @@ def test_reviews_at_once_hold_no_more_than_the_bound(tmp_path: Path) -> None:
             for _, writer in streams:
                 writer.transport.abort()
             await asyncio.gather(*pending, return_exceptions=True)
-            while stage.server._held:
-                await asyncio.sleep(0.01)
+            await until(lambda: not stage.server._held)
             async with stage.session() as session:
                 assert (await post(session, stage.url, body(POD)))[0] == 200
 
@@ -271,8 +271,7 @@ def test_a_server_that_is_busy_with_all_it_may_hold_lets_nobody_else_in(tmp_path
             busy = [await stage.raw() for _ in range(2)]
             for _, writer in busy:
                 writer.write(HEAD % 100 + b"{")
-            while len(stage.server._busy) < 2:
-                await asyncio.sleep(0.01)
+            await until(lambda: len(stage.server._busy) >= 2)
             with pytest.raises((ConnectionError, ssl.SSLError)):
                 await stage.raw()
             for _, writer in busy:
@@ -375,7 +374,7 @@ def test_rotation_and_root_exchange_under_load_fail_no_request(tmp_path: Path) -
             async def settle() -> None:
                 before = dict(answered)
                 while any(answered[kind] < before[kind] + 5 for kind in answered):
-                    await asyncio.sleep(0.005)
+                    await asyncio.sleep(LOOK_SECONDS)
 
             async def look() -> None:
                 stage.authority.refresh()
@@ -416,7 +415,7 @@ def test_a_request_under_way_ends_before_the_server_does(tmp_path: Path) -> None
             request = asyncio.create_task(post(session, stage.url, body(POD)))
             await asyncio.to_thread(started.wait, 10)
             stopping = asyncio.create_task(stage.server.stop())
-            await asyncio.sleep(0.1)
+            await quiet()
             go_on.set()
             assert (await request)[0] == 200
             await stopping
