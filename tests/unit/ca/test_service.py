@@ -35,7 +35,7 @@ from nodeagent.identity.tls import TCP_ALPN, client_context, server_context
 from nodeagent.protocols.istio_ca_pb2 import IstioCertificateRequest, IstioCertificateResponse
 from nodeagent.vocabulary import SpiffeId
 from tests.unit.identity.test_tls import Pair
-from tests.waiting import until
+from tests.waiting import DEADLINE, until
 
 DOMAIN = "cluster.local"
 WEB, SHOP, ELSEWHERE = (spiffe_id(DOMAIN, "default", name) for name in ("web", "shop", "elsewhere"))
@@ -214,7 +214,7 @@ def test_a_node_gets_its_pods_identities_and_they_speak_with_each_other(tmp_path
 
 def test_a_hundred_at_once(tmp_path: Path) -> None:
     async def scene(stage: Stage) -> None:
-        client = stage.client()
+        client = stage.client(timeout=DEADLINE)
         made = await asyncio.gather(*(client.issue((WEB, SHOP)[number % 2], 3600) for number in range(100)))
         assert len({certificate.serial for certificate in made}) == 100
 

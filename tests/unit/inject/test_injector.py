@@ -345,7 +345,7 @@ _TEXTS = st.none() | st.dictionaries(_NAME, st.text(max_size=5), max_size=3)
     st.booleans(),
     st.sampled_from(["envoy", "nodeagent"]),
 )
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_any_pod_comes_back(
     containers: Any, init: Any, labels: Any, annotations: Any, native: bool, hold: bool, template: str
 ) -> None:

@@ -164,7 +164,7 @@ def decide(
     return outcome.decide(request), outcome.custom(request)
 
 
-@settings(max_examples=250, deadline=None)
+@settings(max_examples=250)
 @given(SETS, CONNECTIONS, requests())
 def test_compiled_http_policies_say_what_the_plain_evaluator_says(
     policies: list[AuthorizationPolicy], connection: ConnectionFacts, request: RequestFacts
@@ -177,7 +177,7 @@ def test_compiled_http_policies_say_what_the_plain_evaluator_says(
     )
 
 
-@settings(max_examples=120, deadline=None)
+@settings(max_examples=120)
 @given(SETS, CONNECTIONS)
 def test_compiled_tcp_policies_say_what_the_plain_evaluator_says(
     policies: list[AuthorizationPolicy], connection: ConnectionFacts
@@ -190,7 +190,7 @@ def test_compiled_tcp_policies_say_what_the_plain_evaluator_says(
     )
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 @given(SETS, CONNECTIONS, requests(), st.booleans())
 def test_the_policy_and_rule_that_a_decision_names_do_match(
     policies: list[AuthorizationPolicy], connection: ConnectionFacts, request: RequestFacts, http: bool
@@ -204,7 +204,7 @@ def test_the_policy_and_rule_that_a_decision_names_do_match(
         assert decision.policy in decision.explain and f"rule {decision.rule}" in decision.explain
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 @given(SETS, POLICIES, CONNECTIONS, requests(), st.booleans())
 def test_one_more_deny_policy_never_allows_more(
     policies: list[AuthorizationPolicy],
@@ -218,7 +218,7 @@ def test_one_more_deny_policy_never_allows_more(
     assert decide(policies, connection, asked)[0].allowed or not decide(more, connection, asked)[0].allowed
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 @given(SETS, POLICIES, POLICIES, CONNECTIONS, requests(), st.booleans())
 def test_one_allow_policy_less_of_several_never_allows_more(
     policies: list[AuthorizationPolicy],
@@ -234,7 +234,7 @@ def test_one_allow_policy_less_of_several_never_allows_more(
     assert decide(all_of_them, connection, asked)[0].allowed or not decide(fewer, connection, asked)[0].allowed
 
 
-@settings(max_examples=120, deadline=None)
+@settings(max_examples=120)
 @given(SETS, CONNECTIONS, requests(), st.booleans())
 def test_who_hides_his_identity_gains_nothing(
     policies: list[AuthorizationPolicy], connection: ConnectionFacts, request: RequestFacts, http: bool
@@ -255,7 +255,7 @@ def test_who_hides_his_identity_gains_nothing(
     )
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 @given(SETS, CONNECTIONS, requests())
 def test_a_decision_on_the_connection_holds_for_every_request(
     policies: list[AuthorizationPolicy], connection: ConnectionFacts, request: RequestFacts
@@ -273,7 +273,7 @@ def test_a_decision_on_the_connection_holds_for_every_request(
         assert outcome.decide(request) == first
 
 
-@settings(max_examples=250, deadline=None)
+@settings(max_examples=250)
 @given(SETS, CONNECTIONS, requests(), TEXTS, CLAIMS)
 def test_where_the_line_decides_fields_and_claims_change_nothing(
     policies: list[AuthorizationPolicy],
@@ -325,7 +325,7 @@ def test_which_rules_the_line_decides(
     assert outcome.by_line == by_line
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 @given(SETS, CONNECTIONS, requests(), st.booleans())
 def test_what_a_trace_says_of_each_rule_is_so(
     policies: list[AuthorizationPolicy], connection: ConnectionFacts, request: RequestFacts, http: bool
@@ -341,7 +341,7 @@ def test_what_a_trace_says_of_each_rule_is_so(
     assert matching == expected
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(SETS, CONNECTIONS, requests(), st.randoms(use_true_random=False))
 def test_the_order_of_policies_does_not_matter(
     policies: list[AuthorizationPolicy], connection: ConnectionFacts, request: RequestFacts, random: object

@@ -252,7 +252,7 @@ class Nodes:
         while True:
             self.near.revocation.sweep()
             self.far.revocation.sweep()
-            await asyncio.sleep(0.02)  # the worker's own sweep, more often
+            await asyncio.sleep(0.05)  # the worker's own sweep, more often
 
 
 def play(

@@ -209,13 +209,19 @@ def test_who_reads_slowly_holds_the_sender_back(reach: Reach, tls: dict[str, Con
 def test_a_thousand_at_once(reach: Reach, tls: dict[str, Contexts]) -> None:
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (min(hard, 65536), hard))
+    opened = 0
+    all_open = asyncio.Event()
 
     async def one(nodes: Nodes, number: int) -> None:
         reader, writer = await reach(nodes)
         word = b"%d " % number * 50
         writer.write(word)
         assert await reader.readexactly(len(word)) == word
-        await asyncio.sleep(0.5)  # all are open together
+        nonlocal opened
+        opened += 1
+        if opened == 1000:
+            all_open.set()
+        await all_open.wait()
         writer.write_eof()
         assert await reader.read() == b""
         writer.close()

@@ -23,7 +23,7 @@ from nodeagent.errors import ConfigError
 from nodeagent.telemetry import log_format
 from nodeagent.telemetry.access_log import AccessLog
 from nodeagent.telemetry.log_format import FIELDS, Record
-from tests.waiting import until
+from tests.waiting import DEADLINE, until
 
 REQUEST: Record = (
     *(
@@ -178,7 +178,7 @@ def test_nothing_waits_for_the_disk(tmp_path: Path) -> None:
     for _ in range(10_000):
         log.log(REQUEST)
     log.flush()
-    assert time.perf_counter() - started < 1
+    assert time.perf_counter() - started < DEADLINE  # whoever waits for a reader waits for ever
     assert 8_000 < log.dropped < 10_000
     os.close(reader)
     log.close()  # the writer now fails (EPIPE): what waited is lost and counted, too

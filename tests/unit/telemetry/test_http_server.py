@@ -191,7 +191,7 @@ def test_silent_and_slow_clients_are_let_go(run: Any, sent: bytes) -> None:
         await server.close()
         return time.perf_counter() - started
 
-    assert 0.2 < run(test) < 1.5
+    assert 0.2 < run(test) < 4
 
 
 def test_a_byte_at_a_time_does_not_extend_the_bound(run: Any) -> None:
@@ -209,7 +209,7 @@ def test_a_byte_at_a_time_does_not_extend_the_bound(run: Any) -> None:
         await server.close()
         return time.perf_counter() - started
 
-    assert 0.2 < run(test) < 1.5
+    assert 0.2 < run(test) < 4
 
 
 def test_a_client_that_does_not_read_is_let_go_and_costs_little_memory(run: Any) -> None:
