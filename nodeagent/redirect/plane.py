@@ -47,33 +47,28 @@ import asyncio
 import logging
 import os
 import socket
-import struct
 import sys
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Collection, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Final
 
 from nodeagent.config import Redirect
 from nodeagent.errors import KernelError
 from nodeagent.istio import INBOUND_PORT, OUTBOUND_PORT
-from nodeagent.redirect import bypass, heartbeat, hooks, loader, maps, pins, sock_diag
+from nodeagent.redirect import bypass, heartbeat, hooks, loader, maps, pins, remnants, sock_diag
 from nodeagent.redirect import pod as pods
 from nodeagent.redirect.http_metrics import HttpMetrics
 from nodeagent.redirect.kernel_maps import KernelMaps
 from nodeagent.redirect.kernel_record import FlowId, RecordedFlow
-from nodeagent.redirect.layout import pack_address
 from nodeagent.redirect.netns import PodNetns
-from nodeagent.redirect.pod import EnrolledPod, ListenerId, Listeners
+from nodeagent.redirect.pod import EnrolledPod, Listeners
 from nodeagent.redirect.probed import Probed
-from nodeagent.vocabulary import Direction, Family, PodUid, family_of
+from nodeagent.redirect.repair import POD_MAPS, Capture, Fault, Repairs, put_right
+from nodeagent.vocabulary import Direction, Family, PodUid
 
 log = logging.getLogger("nodeagent.redirect")
-_ZERO: Final = struct.pack("=I", 0)
-_COOKIE: Final = 8
-_POD_MAPS: Final = ("pods", "exclusions", "port_modes", "addresses")
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,37 +79,13 @@ class Statistics:
     maps: dict[str, tuple[int, int]]
 
 
-@dataclass(slots=True)
-class _Enrolled:
-    """An enrolled pod: what it must have in the kernel, and what holds it there."""
-
-    pod: EnrolledPod
-    entries: pods.Entries
-    listeners: Listeners
-    link: int = -1
-    captured: bool = False
-    """It had all of it at least once."""
-
-    @property
-    def target(self) -> hooks.AttachPoint:
-        return hooks.AttachPoint(
-            self.pod.netns.fd, self.pod.netns.inode, f"the network namespace of pod {self.pod.uid}"
-        )
-
-
-_Fault = tuple[str, Callable[[], None]]
-"""What is wrong, and what puts it right."""
-
-
 class DataPlane:
     """The pinned maps, programs and links, open. One thread only."""
 
     def __init__(self, redirect: Redirect, slots: int, ports: dict[Direction, int], joining: bypass.Joining) -> None:
         """Open what the loader pinned. Raises KernelError when something is missing."""
         self._pins = pins.Pins(redirect.pin_directory)
-        self._slots = slots
-        self._ports = ports
-        self._enrolled: dict[str, _Enrolled] = {}
+        self._enrolled: dict[str, Capture] = {}
         self._cgroup = loader.open_cgroup(redirect.cgroup)
         self._maps = maps.open_all(self._pins.maps, redirect.maps)
         self._loader: asyncio.subprocess.Process | None = None
@@ -124,6 +95,7 @@ class DataPlane:
         ]
         self._programs = {hook.name: pins.open_pinned(self._pins.programs / hook.name) for hook in there}
         self._ids = {name: hooks.program_id(fd) for name, fd in self._programs.items()}
+        self._repairs = Repairs(self._maps, self._pins, self._programs, self._ids, slots, ports)
         self._root = loader.open_cgroup(loader.root_of(redirect.cgroup))
         on_cgroup = hooks.CGROUP_HOOKS if joining.refusal else (*hooks.CGROUP_HOOKS, hooks.SETSOCKOPT)
         self._attached = {**dict.fromkeys(on_cgroup, self._cgroup), hooks.NODE_SOCKOPS: self._root}
@@ -240,40 +212,41 @@ class DataPlane:
         if state:
             self._change(state, pod, wanted)
         else:
-            state = self._enrolled[pod.uid] = _Enrolled(pod, wanted, self._useful(listeners or Listeners()))
+            state = self._enrolled[pod.uid] = Capture(pod, wanted, self._repairs.useful(listeners or Listeners()))
         if state.pod.netns.fd != pod.netns.fd:
             pod.netns.close()
         self.probed.keep(state.pod.netns, pod.probed)
         try:
-            _put_right(self._faults(state))
+            put_right(self._repairs.faults(state))
         except (KernelError, OSError) as error:
             self._hold(state)
-            raise (
-                error
-                if isinstance(error, KernelError)
-                else KernelError(f"pod {pod.uid}: the kernel refused its entries: {error.strerror}")
-            ) from None
+            if isinstance(error, KernelError):
+                raise
+            raise KernelError(f"pod {pod.uid}: the kernel refused its entries: {error.strerror}") from None
         state.captured = True
         return state.listeners
 
-    def _hold(self, state: _Enrolled) -> None:
+    def _hold(self, state: Capture) -> None:
         """Have the kernel do for a pod without listeners what it does without a daemon. The link
         refuses whom the maps do not know: where they are full, that is right for a pod that refuses
         without a daemon, and for no other.
         """
         with suppress(KernelError, OSError):
-            _put_right(self._entry_faults(state))
+            put_right(self._repairs.entry_faults(state))
         protection = state.pod.protection
         protected = protection.dead or any(dead for _, dead in protection.ports)
-        if protected or not any(self._entry_faults(state)):
+        if protected or not any(self._repairs.entry_faults(state)):
             with suppress(KernelError, OSError):
-                _put_right(self._link_faults(state))
+                put_right(self._repairs.link_faults(state))
 
     def release(self, uid: str) -> None:
         """Stop capturing new connections of a pod, then close its listeners here; live connections are untouched."""
         state = self._enrolled.pop(uid, None)
         if state:
-            self._withdraw(state)
+            # its addresses off the kernel path first
+            self.probed.forget(state.pod.netns.cookie)
+            self.kernel.withdraw(self.kernel.number(state.pod.netns.cookie))
+            self._repairs.withdraw(state)
             state.listeners.close()
             state.pod.netns.close()
 
@@ -302,9 +275,9 @@ class DataPlane:
         nothing when it is gone. Raises OSError.
         """
         state = self._numbered(source)
-        return (
-            {FlowId(*ends): carried for ends, carried in sock_diag.clients(state.pod.netns.fd).items()} if state else {}
-        )
+        if state is None:
+            return {}
+        return {FlowId(*ends): carried for ends, carried in sock_diag.clients(state.pod.netns.fd).items()}
 
     def bypassed(self) -> dict[bypass.SocketEnds, bypass.BypassedStream]:
         """Return what open connections have carried past TCP, by the socket that sent it. Raises OSError."""
@@ -321,18 +294,18 @@ class DataPlane:
         ends = flow.id.destination, flow.id.source
         return server is not None and bool(flow.server) and sock_diag.destroy(server.pod.netns.fd, ends, flow.server)
 
-    def _numbered(self, number: int) -> _Enrolled | None:
+    def _numbered(self, number: int) -> Capture | None:
         return next(
             (state for state in self._enrolled.values() if self.kernel.number(state.pod.netns.cookie) == number), None
         )
 
     def verify(self, uid: str) -> list[str]:
         """Compare an enrolled pod with the kernel's real state; return what is wrong, in words."""
-        return [words for words, _ in self._faults(self._enrolled[uid])]
+        return [words for words, _ in self._repairs.faults(self._enrolled[uid])]
 
     def repair(self, uid: str) -> list[str]:
         """Put right whatever verify() would find; return what was. Raises KernelError when that is not possible."""
-        return _put_right(self._faults(self._enrolled[uid]))
+        return put_right(self._repairs.faults(self._enrolled[uid]))
 
     def verify_node(self) -> list[str]:
         """Compare the cgroup's links and all pins, which every pod depends on, with what they should be."""
@@ -342,7 +315,7 @@ class DataPlane:
         """Put right whatever verify_node() would find; return what was. Raises KernelError when
         that is not possible.
         """
-        return _put_right(self._node_faults())
+        return put_right(self._node_faults())
 
     def prune(self, spared: Collection[str] = ()) -> list[str]:
         """Remove what an earlier daemon left of pods that are not enrolled now; return it in words.
@@ -351,25 +324,7 @@ class DataPlane:
         What protects the pods with the addresses *spared*, which exist and could not be enrolled,
         stays.
         """
-        found = []
-        addresses = {pack_address(address) for address in spared}
-        owners = {cookie for address, cookie in self._maps["addresses"].items() if address in addresses}
-        for name in _POD_MAPS:
-            wanted = {key for state in self._enrolled.values() for key in state.entries[name]}
-            stale = [
-                key
-                for key, value in self._maps[name].items()
-                if key not in wanted and _owner(name, key, value) not in owners
-            ]
-            found += [f"an entry of {name}" for key in stale if self._maps[name].drop(key)]
-        known = {state.pod.netns.cookie for state in self._enrolled.values()} | {
-            int.from_bytes(owner, sys.byteorder) for owner in owners
-        }
-        found += ["an entry of probed"] * self.probed.prune(known)
-        for link in set(self._pins.links.glob("lookup-*")) - {self._pins.lookup(cookie) for cookie in known}:
-            hooks.remove(link)
-            found.append(f"the link {link.name}")
-        return found
+        return remnants.prune(self._maps, self._pins, self.probed, self._enrolled.values(), spared)
 
     def statistics(self) -> Statistics:
         """Read all counters, and count the entries of the maps that can be full (a system call per 4096 entries)."""
@@ -384,13 +339,8 @@ class DataPlane:
             if state.link >= 0:
                 os.close(state.link)
         self._enrolled.clear()
-        for fd in (
-            *self._links.values(),
-            *self._programs.values(),
-            *(one.fd for one in self._maps.values()),
-            self._cgroup.fd,
-            self._root.fd,
-        ):
+        maps_open = [one.fd for one in self._maps.values()]
+        for fd in (*self._links.values(), *self._programs.values(), *maps_open, self._cgroup.fd, self._root.fd):
             os.close(fd)
 
     def unload(self) -> None:
@@ -408,114 +358,15 @@ class DataPlane:
                 for address in addresses:
                     state.entries["addresses"].pop(address, None)
 
-    def _change(self, state: _Enrolled, pod: EnrolledPod, wanted: pods.Entries) -> None:
+    def _change(self, state: Capture, pod: EnrolledPod, wanted: pods.Entries) -> None:
         self.kernel.withdraw(self.kernel.number(state.pod.netns.cookie), set(state.pod.addresses) - set(pod.addresses))
-        for name in _POD_MAPS:
+        for name in POD_MAPS:
             for key in state.entries[name].keys() - wanted[name].keys():
                 self._maps[name].drop(key)
         state.pod = replace(pod, netns=state.pod.netns)
         state.entries = wanted
 
-    def _useful(self, handed: Listeners) -> Listeners:
-        """Close those of slots that no longer exist: the kernel would give connections to them, and
-        nobody would accept.
-        """
-        wanted = pods.listener_ids(self._slots)
-        Listeners({one: listener for one, listener in handed.fds.items() if one not in wanted}).close()
-        return Listeners({one: listener for one, listener in handed.fds.items() if one in wanted})
-
-    def _withdraw(self, state: _Enrolled) -> None:
-        """Take the pod out of the kernel: its addresses off the kernel path first, then inbound
-        capture, then outbound, then what they used.
-        """
-        self.probed.forget(state.pod.netns.cookie)
-        self.kernel.withdraw(self.kernel.number(state.pod.netns.cookie))
-        hooks.remove(self._pins.lookup(state.pod.netns.cookie))
-        if state.link >= 0:
-            os.close(state.link)
-            state.link = -1
-        for name in _POD_MAPS:
-            for key, value in state.entries[name].items():
-                if name == "pods" or self._maps[name].get(key) == value:
-                    self._maps[name].drop(key)
-        for direction, family, _ in pods.listener_ids(1):
-            self._maps["listeners"].drop(pods.listener_key(state.pod.netns.cookie, direction, family))
-
-    def _faults(self, state: _Enrolled) -> Iterator[_Fault]:
-        """Everything in which the kernel differs from *state*, in the order in which it has to be repaired; lazily."""
-        yield from self._listener_faults(state)
-        yield from self._entry_faults(state)
-        yield from self._link_faults(state)
-
-    def _entry_faults(self, state: _Enrolled) -> Iterator[_Fault]:
-        for name, wanted in state.entries.items():
-            for key, value in wanted.items():
-                if self._maps[name].get(key) != value:
-                    yield (
-                        f"the map {name} does not hold the pod's entry",
-                        partial(self._maps[name].put, key, value),
-                    )
-
-    def _listener_faults(self, state: _Enrolled) -> Iterator[_Fault]:
-        missing = [
-            one
-            for one in self._listener_ids(state)
-            if one not in state.listeners.fds or not pods.is_listening(state.listeners.fds[one])
-        ]
-        if missing:
-            names = ", ".join(f"{direction} IPv{family} slot {slot}" for direction, family, slot in missing)
-            yield f"no listener: {names}", lambda: self._reopen(state, missing)
-        for direction, family, _ in pods.listener_ids(1):
-            first = state.listeners.fds.get((direction, family, 0))
-            key = pods.listener_key(state.pod.netns.cookie, direction, family)
-            if first and pods.is_listening(first) and self._maps["listeners"].get(key) != pods.socket_cookie(first):
-                yield (
-                    f"the {direction} IPv{family} listener is not in the map",
-                    lambda key=key, first=first: self._maps["listeners"].put(key, struct.pack("=Q", first.fileno())),  # type: ignore[misc]
-                )
-
-    def _listener_ids(self, state: _Enrolled) -> list[ListenerId]:
-        """Those that the pod must have; before it is captured, also those which may turn out to be impossible."""
-        families = {family_of(address) for address in state.pod.addresses}
-        if not state.captured:
-            families = {4, 6}
-        return [one for one in pods.listener_ids(self._slots) if one[1] in families or one in state.listeners.fds]
-
-    def _reopen(self, state: _Enrolled, missing: list[ListenerId]) -> None:
-        for one in missing:
-            if one in state.listeners.fds:
-                state.listeners.fds[one].close()
-        kept = {one: listener for one, listener in state.listeners.fds.items() if one not in missing}
-        state.listeners = Listeners({**kept, **pods.open_listeners(state.pod, missing, self._ports)})
-
-    def _link_faults(self, state: _Enrolled) -> Iterator[_Fault]:
-        hook = hooks.LOOKUP
-        path = self._pins.lookup(state.pod.netns.cookie)
-        wrong = (
-            hooks.fault(state.link, hook, state.target, self._ids[hook.name])
-            if state.link >= 0
-            else f"{hook.name} is not attached to {state.target.what}"
-        )
-        if wrong or not path.exists():
-            yield wrong or f"the link {path.name} is not pinned", lambda: self._relink(state, path)
-
-    def _relink(self, state: _Enrolled, path: Path) -> None:
-        state.link = self._attach(state.link, path, hooks.LOOKUP, state.target)
-
-    def _attach(self, held: int, path: Path, hook: hooks.Hook, target: hooks.AttachPoint) -> int:
-        """Return a pinned link; the one that is *held* (-1: none) is kept if it only lost its pin.
-
-        Never two links at once: a program that saw its own redirection would take it for a
-        connection to loopback.
-        """
-        if held >= 0:
-            if hooks.fault(held, hook, target, self._ids[hook.name]) is None:
-                pins.pin(held, path)
-                return held
-            os.close(held)
-        return hooks.ensure(path, hook, target, self._programs[hook.name])
-
-    def _node_faults(self) -> Iterator[_Fault]:
+    def _node_faults(self) -> Iterator[Fault]:
         if not all(folder.is_dir() for folder in (self._pins.maps, self._pins.programs, self._pins.links)):
             yield f"{self._pins.directory}: folders are missing", self._pins.make
         for folder, held in (
@@ -524,7 +375,7 @@ class DataPlane:
         ):
             for name, fd in held.items():
                 if not (folder / name).exists():
-                    yield f"{name} is not pinned", lambda fd=fd, path=folder / name: pins.pin(fd, path)  # type: ignore[misc]
+                    yield f"{name} is not pinned", partial(pins.pin, fd, folder / name)
         for hook, target in self._attached.items():
             path = self._pins.links / hook.name
             wrong = hooks.fault(self._links[hook.name], hook, target, self._ids[hook.name])
@@ -536,7 +387,7 @@ class DataPlane:
         yield from self.kernel.faults()
 
     def _relink_node(self, hook: hooks.Hook, path: Path) -> None:
-        self._links[hook.name] = self._attach(self._links[hook.name], path, hook, self._attached[hook])
+        self._links[hook.name] = self._repairs.attach(self._links[hook.name], path, hook, self._attached[hook])
 
 
 async def _ended(process: asyncio.subprocess.Process, said: list[bytes]) -> None:
@@ -545,16 +396,3 @@ async def _ended(process: asyncio.subprocess.Process, said: list[bytes]) -> None
         raise KernelError(
             b"".join(said).decode(errors="replace").strip() or f"the loader died: exit status {process.returncode}"
         )
-
-
-def _owner(name: str, key: bytes, value: bytes) -> bytes:
-    """Return the cookie of the network namespace that an entry of one of _POD_MAPS belongs to."""
-    return value if name == "addresses" else key[:_COOKIE]
-
-
-def _put_right(faults: Iterator[_Fault]) -> list[str]:
-    repaired = []
-    for words, repair in faults:
-        repair()
-        repaired.append(words)
-    return repaired

@@ -1,0 +1,172 @@
+"""Enrolled pods against the kernel: everything in which it differs from what a pod must have, in the
+order in which it has to be put right (the head of ``redirect/plane.py`` says why in that order).
+"""
+
+from __future__ import annotations
+
+import os
+import struct
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Final
+
+from nodeagent.redirect import hooks, pins
+from nodeagent.redirect import pod as pods
+from nodeagent.redirect.maps import Map
+from nodeagent.redirect.pod import EnrolledPod, ListenerId, Listeners
+from nodeagent.vocabulary import Direction, family_of
+
+POD_MAPS: Final = ("pods", "exclusions", "port_modes", "addresses")
+"""The maps with entries of single pods."""
+
+
+@dataclass(slots=True)
+class Capture:
+    """An enrolled pod: what it must have in the kernel, and what holds it there."""
+
+    pod: EnrolledPod
+    entries: pods.Entries
+    listeners: Listeners
+    link: int = -1
+    captured: bool = False
+    """It had all of it at least once."""
+
+    @property
+    def target(self) -> hooks.AttachPoint:
+        return hooks.AttachPoint(
+            self.pod.netns.fd, self.pod.netns.inode, f"the network namespace of pod {self.pod.uid}"
+        )
+
+
+Fault = tuple[str, Callable[[], None]]
+"""What is wrong, and what puts it right."""
+
+
+class Repairs:
+    """What enrolled pods must have in the kernel: finds what is missing, and says how it is put right."""
+
+    def __init__(
+        self,
+        opened: Mapping[str, Map],
+        pinned: pins.Pins,
+        programs: Mapping[str, int],
+        ids: Mapping[str, int],
+        slots: int,
+        ports: dict[Direction, int],
+    ) -> None:
+        """*opened*: maps by name; *programs* and *ids*: descriptors and numbers of the programs by
+        hook, as they are at any time; *slots*: listeners per pod, direction and family.
+        """
+        self._maps = opened
+        self._pins = pinned
+        self._programs = programs
+        self._ids = ids
+        self._slots = slots
+        self._ports = ports
+
+    def useful(self, handed: Listeners) -> Listeners:
+        """Close those of slots that no longer exist: the kernel would give connections to them, and
+        nobody would accept.
+        """
+        wanted = pods.listener_ids(self._slots)
+        Listeners({one: listener for one, listener in handed.fds.items() if one not in wanted}).close()
+        return Listeners({one: listener for one, listener in handed.fds.items() if one in wanted})
+
+    def withdraw(self, capture: Capture) -> None:
+        """Take the pod out of the kernel: inbound capture first, then outbound, then what they used."""
+        hooks.remove(self._pins.lookup(capture.pod.netns.cookie))
+        if capture.link >= 0:
+            os.close(capture.link)
+            capture.link = -1
+        for name in POD_MAPS:
+            for key, value in capture.entries[name].items():
+                if name == "pods" or self._maps[name].get(key) == value:
+                    self._maps[name].drop(key)
+        for direction, family, _ in pods.listener_ids(1):
+            self._maps["listeners"].drop(pods.listener_key(capture.pod.netns.cookie, direction, family))
+
+    def faults(self, capture: Capture) -> Iterator[Fault]:
+        """Yield everything in which the kernel differs from *capture*, in the order in which it has
+        to be repaired; what comes later is looked at later.
+        """
+        yield from self._listener_faults(capture)
+        yield from self.entry_faults(capture)
+        yield from self.link_faults(capture)
+
+    def entry_faults(self, capture: Capture) -> Iterator[Fault]:
+        for name, wanted in capture.entries.items():
+            for key, value in wanted.items():
+                if self._maps[name].get(key) != value:
+                    yield (
+                        f"the map {name} does not hold the pod's entry",
+                        partial(self._maps[name].put, key, value),
+                    )
+
+    def _listener_faults(self, capture: Capture) -> Iterator[Fault]:
+        missing = [
+            one
+            for one in self._listener_ids(capture)
+            if one not in capture.listeners.fds or not pods.is_listening(capture.listeners.fds[one])
+        ]
+        if missing:
+            names = ", ".join(f"{direction} IPv{family} slot {slot}" for direction, family, slot in missing)
+            yield f"no listener: {names}", partial(self._reopen, capture, missing)
+        for direction, family, _ in pods.listener_ids(1):
+            first = capture.listeners.fds.get((direction, family, 0))
+            key = pods.listener_key(capture.pod.netns.cookie, direction, family)
+            if first and pods.is_listening(first) and self._maps["listeners"].get(key) != pods.socket_cookie(first):
+                value = struct.pack("=Q", first.fileno())
+                yield (
+                    f"the {direction} IPv{family} listener is not in the map",
+                    partial(self._maps["listeners"].put, key, value),
+                )
+
+    def _listener_ids(self, capture: Capture) -> list[ListenerId]:
+        """Those that the pod must have; before it is captured, also those which may turn out to be impossible."""
+        families = {family_of(address) for address in capture.pod.addresses}
+        if not capture.captured:
+            families = {4, 6}
+        return [one for one in pods.listener_ids(self._slots) if one[1] in families or one in capture.listeners.fds]
+
+    def _reopen(self, capture: Capture, missing: list[ListenerId]) -> None:
+        for one in missing:
+            if one in capture.listeners.fds:
+                capture.listeners.fds[one].close()
+        kept = {one: listener for one, listener in capture.listeners.fds.items() if one not in missing}
+        capture.listeners = Listeners({**kept, **pods.open_listeners(capture.pod, missing, self._ports)})
+
+    def link_faults(self, capture: Capture) -> Iterator[Fault]:
+        hook = hooks.LOOKUP
+        path = self._pins.lookup(capture.pod.netns.cookie)
+        wrong: str | None = f"{hook.name} is not attached to {capture.target.what}"
+        if capture.link >= 0:
+            wrong = hooks.fault(capture.link, hook, capture.target, self._ids[hook.name])
+        if wrong or not path.exists():
+            yield wrong or f"the link {path.name} is not pinned", partial(self._relink, capture, path)
+
+    def _relink(self, capture: Capture, path: Path) -> None:
+        capture.link = self.attach(capture.link, path, hooks.LOOKUP, capture.target)
+
+    def attach(self, held: int, path: Path, hook: hooks.Hook, target: hooks.AttachPoint) -> int:
+        """Return a pinned link; the one that is *held* (-1: none) is kept if it only lost its pin.
+
+        Never two links at once: a program that saw its own redirection would take it for a
+        connection to loopback.
+        """
+        if held >= 0:
+            if hooks.fault(held, hook, target, self._ids[hook.name]) is None:
+                pins.pin(held, path)
+                return held
+            os.close(held)
+        return hooks.ensure(path, hook, target, self._programs[hook.name])
+
+
+def put_right(faults: Iterator[Fault]) -> list[str]:
+    """Repair *faults* one after the other and return them in words. Raises what a repair raises."""
+    repaired = []
+    for words, repair in faults:
+        repair()
+        repaired.append(words)
+    return repaired
