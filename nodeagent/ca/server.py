@@ -13,7 +13,7 @@ import grpc
 from nodeagent.ca.grants import Grants
 from nodeagent.ca.pods import Pods
 from nodeagent.ca.refusal import Refusal
-from nodeagent.ca.service import Rates, Service
+from nodeagent.ca.service import IssuingService, Rates
 from nodeagent.ca.service_account import ServiceAccountValidator
 from nodeagent.ca.settings import CaConfig
 from nodeagent.ca.tokens import StaticTokens, Validator
@@ -56,7 +56,7 @@ class Server:
         self._pods = Pods(config.trust_domain)
         agents = frozenset(spiffe_id(config.trust_domain, *account.split("/")) for account in config.node_agents)
         grants = Grants(config.trust_domain, agents, self._pods.identities_on)
-        self._service = Service(
+        self._service = IssuingService(
             self._authority,
             _validators(config, self._pods),
             grants,

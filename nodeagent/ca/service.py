@@ -55,7 +55,7 @@ class Rates:
             )
 
 
-class Service:
+class IssuingService:
     """Answers requests one at a time."""
 
     def __init__(

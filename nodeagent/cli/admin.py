@@ -30,7 +30,7 @@ _ADMIN_HELP: Final = "The agent at http://HOST:PORT, or at the path of its admin
 
 
 @dataclass(frozen=True, slots=True)
-class Agent:
+class RunningAgent:
     """A running agent: how it is reached, and what its rows are labelled with."""
 
     name: str
@@ -125,14 +125,14 @@ def choosing(command: Callable[..., None]) -> Callable[..., None]:
     return chosen
 
 
-def find(choice: Choice, base: Path = SOCKET.parent) -> list[Agent]:
+def find(choice: Choice, base: Path = SOCKET.parent) -> list[RunningAgent]:
     """Return the agents that *choice* means, of those that listen on a socket below *base*.
 
     Raises ControlError when there is none, and click.UsageError when several run and nothing says
     that all of them, or a lab's, are meant.
     """
     if choice.admin:
-        return [Agent(choice.admin, choice.admin)]
+        return [RunningAgent(choice.admin, choice.admin)]
     running = _running(base)
     if not running:
         where = f"{base / SOCKET.name} or {base / LAB_SOCKETS}"
@@ -154,16 +154,16 @@ def find(choice: Choice, base: Path = SOCKET.parent) -> list[Agent]:
     return found
 
 
-def _running(base: Path) -> list[Agent]:
+def _running(base: Path) -> list[RunningAgent]:
     host = socket.gethostname()
-    found = [Agent(host, str(base / SOCKET.name), node=host)]
+    found = [RunningAgent(host, str(base / SOCKET.name), node=host)]
     for path in sorted(base.glob(LAB_SOCKETS)):
         lab, node = path.parts[-4:-2]
-        found.append(Agent(f"{lab}/{node}", str(path), lab, node))
+        found.append(RunningAgent(f"{lab}/{node}", str(path), lab, node))
     return [agent for agent in found if _listens(Path(agent.address))]
 
 
-def _names(agents: list[Agent]) -> str:
+def _names(agents: list[RunningAgent]) -> str:
     return ", ".join(agent.name for agent in agents)
 
 

@@ -8,7 +8,7 @@ from urllib.parse import urlencode
 
 import click
 
-from nodeagent.cli.admin import Agent, choosing
+from nodeagent.cli.admin import RunningAgent, choosing
 from nodeagent.cli.output import Column, Output, Row, emit, output_option
 from nodeagent.errors import ControlError
 
@@ -31,7 +31,13 @@ COLUMNS: Final = (Column("STAGE", "stage"), Column("WHAT", "words", wrap=True))
 @choosing
 @output_option
 def explain(
-    source: str, destination: str, method: str, path: str, headers: tuple[str, ...], agents: list[Agent], output: Output
+    source: str,
+    destination: str,
+    method: str,
+    path: str,
+    headers: tuple[str, ...],
+    agents: list[RunningAgent],
+    output: Output,
 ) -> None:
     """Say what would happen to a connection of SRC to DST, or to a request METHOD PATH on it.
 
@@ -60,7 +66,7 @@ def explain(
     raise SystemExit(0 if all(answer["verdict"] == "allowed" for answer in found) else 3)
 
 
-def _ask(agents: list[Agent], question: str) -> Row:
+def _ask(agents: list[RunningAgent], question: str) -> Row:
     """Return the answer of the agent of a mesh that knows most: the one on the destination's node.
     Raises ControlError.
     """

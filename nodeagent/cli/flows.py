@@ -12,7 +12,7 @@ from typing import Final
 
 import click
 
-from nodeagent.cli.admin import Agent, choosing
+from nodeagent.cli.admin import RunningAgent, choosing
 from nodeagent.cli.flow_rows import COLUMNS, Filter, last, readable
 from nodeagent.cli.output import NODE, Column, Output, Row, cell, emit, emit_one, output_option
 from nodeagent.errors import ControlError
@@ -96,7 +96,7 @@ def flows(
     since: float | None,
     count: int,
     probes: bool,
-    agents: list[Agent],
+    agents: list[RunningAgent],
     output: Output,
 ) -> None:
     """Print the connections of the agents' pods, through the proxy and past it, open ones and those
@@ -151,7 +151,7 @@ def _print(rows: Iterable[Row], columns: tuple[Column, ...], output: Output) -> 
 class Stream:
     """The flows of one agent, each told when it is first seen and when it has closed."""
 
-    def __init__(self, agent: Agent) -> None:
+    def __init__(self, agent: RunningAgent) -> None:
         self._agent = agent
         self._since = 0
         self._open: set[str] = set()
@@ -185,7 +185,7 @@ class Stream:
                 yield row
 
 
-def _rows(agent: Agent, answer: Row) -> list[Row]:
+def _rows(agent: RunningAgent, answer: Row) -> list[Row]:
     return [{"node": agent.name, **flow} for flow in answer["flows"]]
 
 

@@ -7,7 +7,7 @@ from typing import Final
 
 import click
 
-from nodeagent.cli.admin import Agent, choosing
+from nodeagent.cli.admin import RunningAgent, choosing
 from nodeagent.cli.output import NODE, Column, Output, Row, emit, listed, output_option, until
 
 
@@ -83,7 +83,7 @@ COLUMNS: Final = {
 @click.argument("what", type=click.Choice(list(COLUMNS)))
 @choosing
 @output_option
-def get(what: str, agents: list[Agent], output: Output) -> None:
+def get(what: str, agents: list[RunningAgent], output: Output) -> None:
     """Print what running agents believe: their pods, certificates, policies, routes or endpoints."""
     rows: list[Row] = []
     for agent in agents:

@@ -12,7 +12,7 @@ import orjson
 from nodeagent.channel import memory_file
 from nodeagent.control.concern import Snapshot
 from nodeagent.identity.certificate import Certificate
-from nodeagent.identity.sources import Source
+from nodeagent.identity.sources import CertificateSource
 from nodeagent.identity.store import Certificates
 from nodeagent.messages import CertificateIssued
 from nodeagent.parts import Parts
@@ -55,7 +55,9 @@ class Observer(Protocol):
 class NodeCertificates:
     """A concern: a certificate for each identity of this node's pods, and for no other."""
 
-    def __init__(self, source: Source, ttl_seconds: float, workers: TakesCertificates, keeper: Keeper) -> None:
+    def __init__(
+        self, source: CertificateSource, ttl_seconds: float, workers: TakesCertificates, keeper: Keeper
+    ) -> None:
         self._workers = workers
         self._keeper = keeper
         self._observers: list[Observer] = []

@@ -14,7 +14,7 @@ from nodeagent.mesh.local import BYPASS
 from nodeagent.redirect.bypass import SocketEnds
 from nodeagent.redirect.kernel_record import CountedPair, FlowId, RecordedFlow, Refusals, Total
 from nodeagent.redirect.plane import DataPlane
-from nodeagent.redirect.sock_diag import Carried
+from nodeagent.redirect.sock_diag import CarriedBytes
 from nodeagent.telemetry import labels
 from nodeagent.telemetry.metrics import CONNECTIONS, KERNEL_LEFT_OUT, POLICY_EVENTS, REFUSED, UNKNOWN, Labels
 from nodeagent.telemetry.store import Store
@@ -22,7 +22,7 @@ from nodeagent.vocabulary import PodUid, host_port
 
 log = logging.getLogger("nodeagent.kernel_path")
 _REPORTERS: Final = ("source", "destination")
-_NOTHING: Final = Carried(0, 0)
+_NOTHING: Final = CarriedBytes(0, 0)
 CUTS_KEPT: Final = 4096
 REFUSALS_KEPT: Final = 32
 """Rows of a client."""
@@ -290,9 +290,9 @@ class KernelPaths:
                 total.opened, total.closed, total.failed, total.received + one.sent, total.sent + one.received
             )
 
-    def _carried(self, flows: list[RecordedFlow]) -> dict[FlowId, Carried]:
+    def _carried(self, flows: list[RecordedFlow]) -> dict[FlowId, CarriedBytes]:
         """Return what open connections have carried, by TCP and past it."""
-        found: dict[FlowId, Carried] = {}
+        found: dict[FlowId, CarriedBytes] = {}
         for source in {flow.source for flow in flows}:
             found.update(self._plane.carried(source))
         bypassed = self._plane.bypassed() if any(flow.bypass for flow in flows) else {}
@@ -301,7 +301,7 @@ class KernelPaths:
             back = bypassed.get(SocketEnds(flow.id.destination, flow.id.source))
             if there or back:
                 one = found.get(flow.id, _NOTHING)
-                found[flow.id] = Carried(
+                found[flow.id] = CarriedBytes(
                     one.sent + (there.sent_bytes if there else 0), one.received + (back.sent_bytes if back else 0)
                 )
         return found

@@ -170,7 +170,7 @@ class _PodSocket:
     """One pod's folder and socket."""
 
     def __init__(self, pod: AskingPod, folder: Path, subject: Subject) -> None:
-        from nodeagent.identity.grpc_socket import GrpcSocket, Refused
+        from nodeagent.identity.grpc_socket import GrpcSocket, RefusedServices
         from nodeagent.identity.sds import SecretDiscovery
         from nodeagent.identity.workload_api import WorkloadApi
 
@@ -180,7 +180,8 @@ class _PodSocket:
         self._place = pod.place
         services = (WorkloadApi(subject), SecretDiscovery(subject))
         self._allowed = _Door(GrpcSocket(services), MAX_CONNECTIONS)
-        refused = Refused(services, f"this socket serves the pod {pod.namespace}/{pod.pod}, which the caller is not of")
+        why = f"this socket serves the pod {pod.namespace}/{pod.pod}, which the caller is not of"
+        refused = RefusedServices(services, why)
         self._refused = _Door(GrpcSocket([refused]), MAX_STRANGERS)
         self._callers = Allowance(BURST_CALLERS, CALLERS_PER_SECOND)
         self._listener: socket.socket | None = None

@@ -42,17 +42,17 @@ WINDOW: Final = (1 << 16) - 1
 """The smallest that HTTP/2 allows: what is not read yet is kept in memory."""
 
 
-class Service(Protocol):
+class GrpcService(Protocol):
     """What grpclib calls a handler."""
 
     def __mapping__(self) -> Mapping[str, const.Handler]:
         """Return the methods by path."""
 
 
-class Refused:
+class RefusedServices:
     """The same methods as *services*, none of which is allowed."""
 
-    def __init__(self, services: Collection[Service], why: str) -> None:
+    def __init__(self, services: Collection[GrpcService], why: str) -> None:
         self._services = services
         self._why = why
 
@@ -72,7 +72,7 @@ class GrpcSocket(server.Server):
     listen are not used.
     """
 
-    def __init__(self, services: Collection[Service]) -> None:
+    def __init__(self, services: Collection[GrpcService]) -> None:
         # grpclib logs each fault of a client with its stack.
         for name in (server.__name__, protocol.__name__):
             logging.getLogger(name).setLevel(logging.CRITICAL + 1)

@@ -40,14 +40,14 @@ log = logging.getLogger("nodeagent.identity")
 
 
 @dataclass(frozen=True, slots=True)
-class Secrets:
+class SdsSecrets:
     """The secrets of one certificate: name -> (version, resource)."""
 
     by_name: Mapping[str, tuple[str, AnyMessage]]
     certificate: Certificate
 
     @classmethod
-    def of(cls, certificate: Certificate) -> Secrets:
+    def of(cls, certificate: Certificate) -> SdsSecrets:
         inline = core.DataSource
         pair = tls.TlsCertificate(
             certificate_chain=inline(inline_bytes=certificate.chain_pem),
@@ -203,8 +203,8 @@ class SecretDiscovery:
         state.take(request, self._subject)
         await stream.send_message(_response((await self._now()).select(state.names), ""))
 
-    async def _now(self) -> Secrets:
-        return Secrets.of(await self._subject.certificate.other_than(None))
+    async def _now(self) -> SdsSecrets:
+        return SdsSecrets.of(await self._subject.certificate.other_than(None))
 
 
 async def _events(stream: Stream[Any, Any], subject: Subject) -> AsyncGenerator[Any, None]:
@@ -225,7 +225,7 @@ async def _events(stream: Stream[Any, Any], subject: Subject) -> AsyncGenerator[
                 request = asyncio.ensure_future(stream.recv_message())
             if change.done():
                 seen = change.result()
-                yield Secrets.of(seen)
+                yield SdsSecrets.of(seen)
                 change = asyncio.ensure_future(subject.certificate.other_than(seen))
     finally:
         for waiting in (request, change):

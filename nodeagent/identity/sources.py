@@ -36,7 +36,7 @@ class Trust:
     """Changes when every certificate is to be issued anew, because another root signs; empty: not known."""
 
 
-class Source(Protocol):
+class CertificateSource(Protocol):
     """One of the ways to certificates."""
 
     async def issue(self, identity: SpiffeId, ttl_seconds: float) -> Certificate:
@@ -101,7 +101,7 @@ def read_file(field: str, path: Path, limit: int) -> bytes:
     return content
 
 
-def open_source(identity: Identity, cluster: str) -> Source:
+def open_source(identity: Identity, cluster: str) -> CertificateSource:
     """Return the source that agent.yaml's ``identity:`` names, in the cluster named *cluster*. Raises IdentityError."""
     if identity.files is not None:
         return Files(identity.files.directory, identity.trust_domain)

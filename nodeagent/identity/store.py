@@ -20,7 +20,7 @@ from typing import Final
 
 from nodeagent.errors import IdentityError, translated
 from nodeagent.identity.certificate import Certificate
-from nodeagent.identity.sources import Source
+from nodeagent.identity.sources import CertificateSource
 from nodeagent.vocabulary import SpiffeId
 
 JITTER: Final = 0.05
@@ -68,7 +68,7 @@ class Certificates:
 
     def __init__(
         self,
-        source: Source,
+        source: CertificateSource,
         ttl_seconds: float,
         on_change: Callable[[Certificate], None],
         on_end: Callable[[SpiffeId], None],

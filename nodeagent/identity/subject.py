@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 from nodeagent.identity.certificate import Certificate
 from nodeagent.identity.jwt_svid import JwtKeys
-from nodeagent.identity.watched import Watched
+from nodeagent.identity.watched import WatchedValue
 from nodeagent.vocabulary import SpiffeId
 
 _PEM = re.compile(rb"-----BEGIN [A-Z ]+-----([A-Za-z0-9+/=\s]+)-----END [A-Z ]+-----")
@@ -19,7 +19,7 @@ class JwtAuthority:
     """Signs the trust domain's JWT-SVIDs. ``bundle`` changes when its keys do."""
 
     keys: JwtKeys
-    bundle: Watched[bytes] = field(default_factory=Watched)
+    bundle: WatchedValue[bytes] = field(default_factory=WatchedValue)
 
     def refresh(self) -> None:
         """Look after the keys. Raises IdentityError; what is known stays in force."""
@@ -33,7 +33,7 @@ class Subject:
 
     identity: SpiffeId
     tokens: JwtAuthority | None
-    certificate: Watched[Certificate] = field(default_factory=Watched)
+    certificate: WatchedValue[Certificate] = field(default_factory=WatchedValue)
 
     @property
     def trust_domain(self) -> str:

@@ -8,7 +8,7 @@ from typing import Generic, TypeVar
 T = TypeVar("T")
 
 
-class Watched(Generic[T]):
+class WatchedValue(Generic[T]):
     """A value, not there at first; for one event loop."""
 
     __slots__ = ("_changed", "value")

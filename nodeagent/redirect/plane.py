@@ -270,7 +270,7 @@ class DataPlane:
         """Return the number of each enrolled pod on the kernel path."""
         return {PodUid(uid): self.kernel.number(state.pod.netns.cookie) for uid, state in self._enrolled.items()}
 
-    def carried(self, source: int) -> dict[FlowId, sock_diag.Carried]:
+    def carried(self, source: int) -> dict[FlowId, sock_diag.CarriedBytes]:
         """Return what the open connections of the pod with number *source* have carried as clients;
         nothing when it is gone. Raises OSError.
         """

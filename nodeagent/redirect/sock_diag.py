@@ -47,14 +47,14 @@ Ends = tuple[tuple[str, int], tuple[str, int]]
 
 
 @dataclass(frozen=True, slots=True)
-class Carried:
+class CarriedBytes:
     """Bytes of data that a client's socket has sent and had acknowledged, and received."""
 
     sent: int
     received: int
 
 
-def clients(namespace: int) -> dict[Ends, Carried]:
+def clients(namespace: int) -> dict[Ends, CarriedBytes]:
     """Return what the connected TCP sockets in the network namespace *namespace* (a descriptor)
     have carried, were they clients.
 
@@ -133,7 +133,7 @@ def _messages(link: socket.socket) -> Iterator[bytes]:
             at += (size + 3) & ~3
 
 
-def _socket(message: bytes) -> tuple[Ends, Carried] | None:
+def _socket(message: bytes) -> tuple[Ends, CarriedBytes] | None:
     family, state = message[0], message[1]
     source_port, destination_port = struct.unpack_from("!2H", message, 4)
     source, destination = (_text(family, message[at : at + 16]) for at in (8, 24))
@@ -144,7 +144,7 @@ def _socket(message: bytes) -> tuple[Ends, Carried] | None:
             acknowledged, received = struct.unpack_from("=2Q", message, at + 4 + _BYTES)
             state = message[at + 4]  # tcpi_state, which was read together with the numbers
             sent = acknowledged - 1 - (state == _FIN_WAIT2)
-            return ((source, source_port), (destination, destination_port)), Carried(
+            return ((source, source_port), (destination, destination_port)), CarriedBytes(
                 sent, received - (state in (_CLOSE_WAIT, _LAST_ACK, _CLOSING))
             )
         at += max((size + 3) & ~3, 4)

@@ -144,7 +144,7 @@ class TcpSeries:
 
 
 @dataclass(frozen=True, slots=True)
-class Held:
+class StoredSeries:
     """What the store holds; the mappings may grow while they are written."""
 
     http: Mapping[Labels, HttpSeries]
@@ -163,7 +163,7 @@ class _Slice(Collector):
         return (self._family,)
 
 
-def _plain(held: Held) -> Iterator[Family]:
+def _plain(held: StoredSeries) -> Iterator[Family]:
     for name, metric in PLAIN.items():
         yield from _numbers(metric, list(held.plain[name].items()))
 
@@ -183,7 +183,7 @@ def _portions(items: Iterable[_T], size: int) -> Iterator[list[_T]]:
         yield some
 
 
-def render(held: Held, wanted: Format = TEXT) -> Iterator[bytes]:
+def render(held: StoredSeries, wanted: Format = TEXT) -> Iterator[bytes]:
     """Yield the exposition of what is *held* in pieces of at most about PIECE_BYTES."""
     yield from _pieces(_istio_texts(held, wanted))
     yield from _written(_plain(held), wanted)
@@ -216,7 +216,7 @@ def _pieces(texts: Iterable[str]) -> Iterator[bytes]:
         yield "".join(buffer).encode()
 
 
-def _istio_texts(held: Held, wanted: Format) -> Iterator[str]:
+def _istio_texts(held: StoredSeries, wanted: Format) -> Iterator[str]:
     """Yield what the library writes of the istio_* families that traffic fills."""
     if held.http:
         http = list(held.http.values())

@@ -22,7 +22,7 @@ from nodeagent.telemetry.http_request import BadRequestError, Request, Response,
 from nodeagent.telemetry.negotiation import preferred
 from nodeagent.telemetry.sources import Sources
 
-__all__ = ["EVERYWHERE", "LOCALHOST", "HttpServer", "Limits", "Response", "Routes", "serve", "serve_unix"]
+__all__ = ["EVERYWHERE", "LOCALHOST", "HttpServer", "Response", "Routes", "ServerLimits", "serve", "serve_unix"]
 
 LOCALHOST: Final = ("127.0.0.1", "::1")
 EVERYWHERE: Final = ("0.0.0.0", "::")
@@ -31,7 +31,7 @@ _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
-class Limits:
+class ServerLimits:
     """Bounds on what clients may make the daemon hold."""
 
     connections: int = 64
@@ -53,7 +53,7 @@ class Limits:
 class HttpServer:
     """Listening sockets, and the connections that they accepted."""
 
-    def __init__(self, routes: Routes, limits: Limits) -> None:
+    def __init__(self, routes: Routes, limits: ServerLimits) -> None:
         self.port = 0
         """The TCP port, also where a free one was asked for; 0 on a unix socket."""
         self._routes = routes
@@ -232,7 +232,7 @@ def _pieces(body: bytes | Iterable[bytes], chunked: bool) -> Iterable[bytes]:
 
 
 async def serve(
-    routes: Routes, *, port: int = 0, hosts: Sequence[str] = LOCALHOST, limits: Limits | None = None
+    routes: Routes, *, port: int = 0, hosts: Sequence[str] = LOCALHOST, limits: ServerLimits | None = None
 ) -> HttpServer:
     """Serve *routes* on TCP *port* of *hosts* (LOCALHOST or EVERYWHERE); port 0 takes a free one,
     the same on all hosts.
@@ -240,7 +240,7 @@ async def serve(
     An IPv6 host is left out where the machine has no IPv6. Raises ConfigError when the port is
     taken.
     """
-    server = HttpServer(routes, limits or Limits())
+    server = HttpServer(routes, limits or ServerLimits())
     for host in hosts:
         try:
             listener = _tcp_listener(host, port)
@@ -256,7 +256,7 @@ async def serve(
     return server
 
 
-async def serve_unix(routes: Routes, path: Path, *, limits: Limits | None = None) -> HttpServer:
+async def serve_unix(routes: Routes, path: Path, *, limits: ServerLimits | None = None) -> HttpServer:
     """Serve *routes* on a unix socket at *path*, mode 0600; what a dead process left there is
     replaced.
 
@@ -272,7 +272,7 @@ async def serve_unix(routes: Routes, path: Path, *, limits: Limits | None = None
         raise ConfigError(
             f"{path}: {error.strerror or error}: runtimeDirectory must be a folder in which the agent may make sockets"
         ) from None
-    server = HttpServer(routes, limits or Limits())
+    server = HttpServer(routes, limits or ServerLimits())
     await server.listen(listener)
     return server
 

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from typing import TypeVar
 
 from nodeagent.telemetry import exposition
-from nodeagent.telemetry.exposition import TEXT, Format, Held, HttpSeries, TcpSeries
+from nodeagent.telemetry.exposition import TEXT, Format, HttpSeries, StoredSeries, TcpSeries
 from nodeagent.telemetry.metrics import PLAIN, REJECTED, SERIES_LIMIT, Labels, Metric, reported
 from nodeagent.telemetry.reports import ReportError, parse
 
@@ -79,7 +79,7 @@ class Store:
         Each series is consistent in itself; what is merged between two pieces may show in later
         ones.
         """
-        return exposition.render(Held(self._http, self._tcp, self._plain), wanted)
+        return exposition.render(StoredSeries(self._http, self._tcp, self._plain), wanted)
 
     def _has_room(self, metric: Metric, labels: Labels) -> bool:
         """Say whether a worker may count into the series *labels*, which may be a new one; what it

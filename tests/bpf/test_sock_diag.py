@@ -13,7 +13,7 @@ from pyroute2 import DiagSocket
 from pyroute2.netlink.diag import SS_CONN, SS_LISTEN
 
 from nodeagent.redirect import netns, sock_diag
-from nodeagent.redirect.sock_diag import ANY_COOKIE, Carried, Ends
+from nodeagent.redirect.sock_diag import ANY_COOKIE, CarriedBytes, Ends
 from tests.bpf.world import eventually
 
 LOOPBACK = {socket.AF_INET: "127.0.0.1", socket.AF_INET6: "::1"}
@@ -37,7 +37,7 @@ def connected(namespace: int, family: int) -> Iterator[tuple[socket.socket, sock
         yield client, server
 
 
-def by_pyroute2(namespace: int) -> dict[Ends, Carried]:
+def by_pyroute2(namespace: int) -> dict[Ends, CarriedBytes]:
     """Return what pyroute2 reads of every connected socket: bytes acknowledged, without the SYN's, and received."""
     found = {}
     with netns.inside(namespace), DiagSocket() as diagnosis:
@@ -49,7 +49,7 @@ def by_pyroute2(namespace: int) -> dict[Ends, Carried]:
                     (each["idiag_src"], each["idiag_sport"]),
                     (each["idiag_dst"], each["idiag_dport"]),
                 )
-                found[ends] = Carried(info["tcpi_bytes_acked"] - 1, info["tcpi_bytes_received"])
+                found[ends] = CarriedBytes(info["tcpi_bytes_acked"] - 1, info["tcpi_bytes_received"])
     return found
 
 
@@ -69,7 +69,7 @@ def test_what_a_client_has_carried(namespace: int) -> None:
         for one, other in ((client, server), (client6, server6)):
             one.sendall(b"x" * 1000)
             other.sendall(b"y" * 70)
-        expected = Carried(1000, 70)
+        expected = CarriedBytes(1000, 70)
         eventually(lambda: all(sock_diag.clients(namespace)[ends_of(one)] == expected for one in (client, client6)))
         theirs = by_pyroute2(namespace)
         assert {ends: theirs[ends] for ends in map(ends_of, (client, client6))} == {

@@ -14,7 +14,7 @@ from nodeagent.compare.measure import memory
 from nodeagent.errors import ControlError
 from nodeagent.istio import ADMIN_PORT
 from nodeagent.lab import Lab, http
-from nodeagent.lab.demo.application import HOPS, Hop
+from nodeagent.lab.demo.application import HOPS, DemoHop
 from nodeagent.telemetry.metrics import CONNECTIONS, ENROLLED_PODS, REQUESTS, TCP_OPENED
 
 Labels = Mapping[str, str]
@@ -50,7 +50,7 @@ class Samples:
 class Proof:
     """What the metrics tell of a hop."""
 
-    hop: Hop
+    hop: DemoHop
     clients: frozenset[str]
     """Principals of the caller, as the called side's agent counted them; one, if all is well."""
     servers: frozenset[str]
@@ -95,7 +95,7 @@ def footprints(lab: Lab) -> tuple[Footprint, ...]:
     return tuple(_footprint(lab, node) for node in lab.nodes)
 
 
-def _proof(hop: Hop, samples: Samples) -> Proof:
+def _proof(hop: DemoHop, samples: Samples) -> Proof:
     name = TCP_OPENED.name if hop.protocol == "tcp" else REQUESTS.name
     workloads = {"source_workload": hop.source, "destination_workload": hop.destination}
     called = list(samples.select(name, reporter="destination", **workloads))

@@ -24,7 +24,7 @@ Policy = Literal["mutual_tls", "kernel_attested"]
 
 
 @dataclass(frozen=True, slots=True)
-class Hop:
+class DemoHop:
     """One workload calling another. Both have a service account with the name of their service."""
 
     source: str
@@ -50,12 +50,12 @@ def identity(workload: str) -> str:
 
 
 HOPS: Final = (
-    Hop("visitor", "frontend", "kernel_attested"),
-    Hop("frontend", "details", "mutual_tls"),
-    Hop("frontend", "reviews-v1", "kernel_attested"),
-    Hop("frontend", "reviews-v2", "mutual_tls"),
-    Hop("reviews-v2", "ratings", "mutual_tls"),
-    Hop("ratings", "store", "mutual_tls", "tcp"),
+    DemoHop("visitor", "frontend", "kernel_attested"),
+    DemoHop("frontend", "details", "mutual_tls"),
+    DemoHop("frontend", "reviews-v1", "kernel_attested"),
+    DemoHop("frontend", "reviews-v2", "mutual_tls"),
+    DemoHop("reviews-v2", "ratings", "mutual_tls"),
+    DemoHop("ratings", "store", "mutual_tls", "tcp"),
 )
 
 

@@ -21,7 +21,7 @@ import pytest
 import yaml
 
 from nodeagent.cli import flow_rows, output
-from nodeagent.cli.admin import Agent, Choice, find
+from nodeagent.cli.admin import Choice, RunningAgent, find
 from nodeagent.cli.flows import Stream
 from nodeagent.cli.get import COLUMNS
 from nodeagent.cli.output import Column
@@ -358,7 +358,7 @@ def test_following_into_a_closed_pipe_ends_quietly(agent: FakeAgent) -> None:
 
 def test_a_stream_outlives_its_agent(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "admin.sock"
-    stream = Stream(Agent("node1", str(path)))
+    stream = Stream(RunningAgent("node1", str(path)))
     with FakeAgent(path):
         assert [row["id"] for row in stream.poll()] == ["1-1"]
     assert list(stream.poll()) == list(stream.poll()) == []

@@ -19,10 +19,10 @@ from hypothesis import strategies as st
 
 from nodeagent.errors import ConfigError, KernelError
 from nodeagent.telemetry.http_request import BadRequestError, parse
-from nodeagent.telemetry.http_server import EVERYWHERE, LOCALHOST, HttpServer, Limits, Response, serve, serve_unix
+from nodeagent.telemetry.http_server import EVERYWHERE, LOCALHOST, HttpServer, Response, ServerLimits, serve, serve_unix
 from tests.waiting import packet, steady
 
-QUICK = Limits(connections=8, request_seconds=0.3, idle_seconds=0.3, answer_seconds=0.5)
+QUICK = ServerLimits(connections=8, request_seconds=0.3, idle_seconds=0.3, answer_seconds=0.5)
 
 
 async def hello(query: Mapping[str, str]) -> Response:
@@ -243,7 +243,7 @@ def test_many_idle_connections_do_not_keep_a_probe_out(run: Any) -> None:
     """
 
     async def test() -> None:
-        server = await serve(ROUTES, limits=Limits(connections=8))
+        server = await serve(ROUTES, limits=ServerLimits(connections=8))
         idle = [await asyncio.open_connection("127.0.0.1", server.port) for _ in range(50)]
         assert b"200 OK" in await exchange(server, GET.replace(b"\r\n\r\n", b"\r\nConnection: close\r\n\r\n"))
         alive = 0
@@ -266,7 +266,7 @@ def test_pipelined_requests_do_not_pile_up(run: Any) -> None:
     """10,000 requests at once: they are answered one by one, others are served meanwhile."""
 
     async def test() -> None:
-        server = await serve(ROUTES, limits=Limits())
+        server = await serve(ROUTES, limits=ServerLimits())
         reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
         writer.write(GET * 10_000)
         count = 0

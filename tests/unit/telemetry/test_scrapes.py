@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 import pytest
 
 from nodeagent.telemetry.exposition import OPENMETRICS, TEXT, Format
-from nodeagent.telemetry.http_server import EVERYWHERE, Limits, Response, serve
+from nodeagent.telemetry.http_server import EVERYWHERE, Response, ServerLimits, serve
 from nodeagent.telemetry.scrapes import FRESH_SECONDS, Scrapes
 from nodeagent.telemetry.sources import LONGEST_SECONDS, SOURCES, Sources
 
@@ -113,7 +113,7 @@ async def one(port: int, source: str) -> tuple[asyncio.StreamReader, asyncio.Str
 
 def test_an_address_has_its_share_of_the_connections_and_takes_nobody_elses() -> None:
     async def scene() -> None:
-        limits = Limits(connections=12, connections_per_source=4, requests_per_second=1000)
+        limits = ServerLimits(connections=12, connections_per_source=4, requests_per_second=1000)
         server = await serve({("GET", "/x"): answer}, hosts=EVERYWHERE, limits=limits)
         kept = [await one(server.port, source) for source in ("127.0.0.2", "127.0.0.1")]
         flood = [await one(server.port, "127.0.0.3") for _ in range(40)]
@@ -132,7 +132,7 @@ def test_an_address_has_its_share_of_the_connections_and_takes_nobody_elses() ->
 def test_who_asks_too_often_waits_and_others_do_not() -> None:
     async def scene() -> None:
         # two hundredths at once: the first passes, the second would wait for long
-        limits = Limits(requests_per_second=0.01)
+        limits = ServerLimits(requests_per_second=0.01)
         server = await serve({("GET", "/x"): answer}, hosts=EVERYWHERE, limits=limits)
         reader, writer = await one(server.port, "127.0.0.3")
         writer.write(GET)

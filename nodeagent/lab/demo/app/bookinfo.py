@@ -151,7 +151,7 @@ class WebServer(ThreadingHTTPServer):
     request_queue_size = 128
 
 
-class Store(socketserver.StreamRequestHandler):
+class RatingStore(socketserver.StreamRequestHandler):
     """``SET key value`` answers ``OK``, ``GET key`` answers ``VALUE value`` or ``NONE``; anything
     else ``ERROR why``.
     """
@@ -186,7 +186,7 @@ PAGES: dict[str, Page] = {"frontend": frontend, "details": details, "reviews": r
 def main(service: str) -> None:
     server: socketserver.BaseServer
     if service == "store":
-        server = StoreServer(("::", STORE_PORT), Store)
+        server = StoreServer(("::", STORE_PORT), RatingStore)
     else:
         server = WebServer(("::", WEB_PORT), type(service, (Web,), {"page": staticmethod(PAGES[service])}))
     server.serve_forever()
