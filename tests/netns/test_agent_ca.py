@@ -81,11 +81,11 @@ def test_the_root_is_exchanged_without_a_failed_request(lab: Lab) -> None:
         before = serials(lab)
         old = (directory / authority_directory.ROOTS).read_bytes()
         authority_directory.prepare(directory, time.time())
-        time.sleep(LOOKED_SECONDS)
+        time.sleep(LOOKED_SECONDS)  # both have looked
         authority_directory.switch(directory, time.time())
         eventually(lambda: not before & serials(lab), "all certificates are issued anew")
         authority_directory.finish(directory, time.time())
-        time.sleep(LOOKED_SECONDS)
+        time.sleep(LOOKED_SECONDS)  # both have looked
         assert about(lab, "client", f"http://{target}")["pod"] == "remote"
         for load in loads:
             counts = load.finish()

@@ -27,11 +27,15 @@ class Module:
 
     name: ModuleName
     path: Path
-    tree: ast.Module
+    text: str
 
     def at(self, node: ast.expr | ast.stmt) -> str:
         """Return *node*'s place as editors and terminals follow it, ``path:line``."""
         return f"{self.path}:{node.lineno}"
+
+    @cached_property
+    def tree(self) -> ast.Module:
+        return ast.parse(self.text, str(self.path))
 
     @cached_property
     def nodes(self) -> tuple[ast.AST, ...]:
@@ -54,7 +58,7 @@ def module(path: Path, root: Path) -> Module:
     relative = path.relative_to(root)
     parts = relative.with_suffix("").parts
     named = parts[:-1] if parts[-1] == "__init__" else parts
-    return Module(ModuleName(".".join(named)), relative, ast.parse(path.read_text(), str(path)))
+    return Module(ModuleName(".".join(named)), relative, path.read_text())
 
 
 # -- one thought a line --
@@ -228,6 +232,21 @@ def _reached(edges: Graph, start: ModuleName) -> frozenset[ModuleName]:
             found.add(name)
             waiting += edges.get(name, ())
     return frozenset(found)
+
+
+# -- tests --
+
+
+def unexplained_sleeps(found: Module) -> Iterator[str]:
+    """Yield the places where a test sleeps for a time, and no comment on the line says what for; a
+    sleep of 0, or between two looks at a state, waits for no time.
+    """
+    lines = found.text.splitlines()
+    for node in found.nodes:
+        if isinstance(node, ast.Call) and ast.unparse(node.func).split(".")[-1] == "sleep" and node.args:
+            waits = ast.unparse(node.args[0])
+            if waits not in ("0", "LOOK_SECONDS") and "#" not in lines[(node.end_lineno or node.lineno) - 1]:
+                yield found.at(node)
 
 
 def most(found: Iterable[str]) -> str:

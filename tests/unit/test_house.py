@@ -6,7 +6,6 @@ lowers it here; nobody raises one.
 
 from __future__ import annotations
 
-import ast
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -21,40 +20,42 @@ LONGEST = 60
 RULES: dict[str, tuple[Callable[[Module], Iterator[str]], int, str]] = {
     "nested ternaries": (
         house.nested_ternaries,
-        29,
+        0,
         "Give the inner choice a name, or return from a function with `if`s, one case a line.",
     ),
     "comprehensions with two `for`s": (
         house.nested_comprehensions,
-        84,
+        6,
         "Write a named generator with two loops, or a loop.",
     ),
     "tuple assignments": (
         house.tuple_assignments,
-        403,
+        7,
         "Write one assignment a line; only a swap needs both at once.",
     ),
     "booleans that are counted with": (
         house.counted_booleans,
-        9,
+        2,
         "Write an `if` or a conditional expression that says what both cases give.",
     ),
     "lines with Any": (
         house.anys,
-        368,
+        60,
         "Name the type: a dataclass, a TypedDict, a Protocol, a type variable, or `object` where nothing is read.",
     ),
     "functions that are too long": (
         lambda found: house.long_functions(found, LONGEST),
-        2,
+        1,
         f"Cut it where one step ends and the next begins; {LONGEST} lines at most.",
     ),
 }
 """What is looked for, how often it may still be found, and what to write instead."""
-SHARED_NAMES = 58
+SHARED_NAMES = 13
 """Names of classes that several modules may still define."""
-MODULES_IN_CIRCLES = 25
-"""Modules that may still be part of an import circle, lazy imports and those for types counted."""
+ALLOWED_CIRCLES = [["nodeagent.identity.istio_ca", "nodeagent.identity.sources"]]
+"""An import for types, or a lazy one, may close these: sources imports istio_ca, which brings grpc and its
+megabytes, only where it is configured.
+"""
 
 
 @pytest.fixture(scope="module")
@@ -87,12 +88,23 @@ def test_no_module_needs_itself_to_be_imported(sources: tuple[Module, ...]) -> N
 def test_modules_know_each_other_in_one_direction(sources: tuple[Module, ...]) -> None:
     found = house.imports(sources)
     circles = house.circles(house.graph(found))
-    members = {name for circle in circles for name in circle}
     inside = [each for each in found if any({each.importer, each.imported} <= set(circle) for circle in circles)]
     listed = "\n  ".join(str(each) for each in inside)
-    assert len(members) <= MODULES_IN_CIRCLES, (
-        f"{len(members)} modules are part of an import circle, at most {MODULES_IN_CIRCLES}. Let the lower one name "
-        f"a Protocol of its own, or move what both need into a module that imports neither.\n  {listed}"
+    assert circles == ALLOWED_CIRCLES, (
+        "Modules import each other, if lazily or for types. Let the lower one name a Protocol of its own, or move "
+        f"what both need into a module that imports neither.\n  {listed}"
+    )
+
+
+def test_a_test_that_sleeps_says_what_for() -> None:
+    """Fakes and applications are slow because they are meant to be; ``tests/waiting.py`` is how to wait."""
+    found: list[str] = []
+    for folder in ("unit", "bpf", "netns", "kube"):
+        for each in house.modules(ROOT / "tests" / folder):
+            found += house.unexplained_sleeps(each)
+    assert found == [], (
+        "wait for a state (tests/waiting.py: eventually, until, steady); where nothing shows it, say on the line what "
+        "the time is for\n  " + "\n  ".join(found)
     )
 
 
@@ -100,7 +112,7 @@ def test_modules_know_each_other_in_one_direction(sources: tuple[Module, ...]) -
 
 
 def module(text: str, name: str = "p.m") -> Module:
-    return Module(ModuleName(name), Path(name.replace(".", "/") + ".py"), ast.parse(text))
+    return Module(ModuleName(name), Path(name.replace(".", "/") + ".py"), text)
 
 
 @pytest.mark.parametrize(
@@ -188,3 +200,8 @@ def test_finds_circles() -> None:
     found = house.imports(CIRCLE)
     assert house.circles(house.graph(found)) == [["p.one", "p.three", "p.two"]]
     assert house.circles(house.graph(each for each in found if not each.lazy)) == []
+
+
+def test_finds_sleeps_that_say_nothing() -> None:
+    text = "sleep(0)\nsleep(1)\ntime.sleep(2)  # so long as the case says\nawait asyncio.sleep(LOOK_SECONDS)\n"
+    assert list(house.unexplained_sleeps(module(text))) == ["p/m.py:2"]
