@@ -4,6 +4,7 @@ they did their work.
 
 from __future__ import annotations
 
+import itertools
 import os
 import re
 from collections import Counter
@@ -11,6 +12,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, Final
+
+from prometheus_client.parser import text_string_to_metric_families
 
 from nodeagent import istio
 from nodeagent.compare.load import BULK_PORT, TCP_PORT, CompareError, Workload
@@ -21,6 +24,7 @@ from nodeagent.inject.model import PROXY
 from nodeagent.lab import http
 from nodeagent.places.annotation import CGROUP
 from nodeagent.redirect import bypass, maps
+from nodeagent.telemetry.metrics import CONNECTIONS, REQUESTS, TCP_OPENED, Metric
 
 _ON_THEIR_WORD: Final = (
     "every application: joined on their author's word (redirect.bypass: asked), for on kernels of today "
@@ -201,23 +205,15 @@ class KernelPathMode(NodeAgent):
         """There is no log to count."""
 
     def verify(self, answered: Answered) -> tuple[list[str], list[str]]:
-        lines = _get(self.lab.netns("node1"), istio.ADMIN_PORT, "/metrics").splitlines()
-        ours = f'destination_workload_namespace="{self.targets[self.workloads[0]].namespace}"'
-        counted = sum(
-            _value(line)
-            for line in lines
-            if line.startswith('istio_requests_total{reporter="destination"') and ours in line
-        )
-        opened = sum(
-            _value(line)
-            for line in lines
-            if line.startswith('istio_tcp_connections_opened_total{reporter="destination"') and ours in line
-        )
-        taken = sum(
-            _value(line)
-            for line in lines
-            if line.startswith('nodeagent_connections_total{direction="outbound"') and 'path="kernel"' not in line
-        )
+        metrics = _get(self.lab.netns("node1"), istio.ADMIN_PORT, "/metrics")
+        ours = {
+            "reporter": "destination",
+            "destination_workload_namespace": self.targets[self.workloads[0]].namespace,
+        }
+        counted = _total(metrics, REQUESTS, ours)
+        opened = _total(metrics, TCP_OPENED, ours)
+        outbound = {"direction": "outbound"}
+        taken = _total(metrics, CONNECTIONS, outbound) - _total(metrics, CONNECTIONS, outbound | {"path": "kernel"})
         checked = [
             (
                 f"{counted:,.0f} requests and {opened:,.0f} connections counted in the kernel, {taken:,.0f} "
@@ -266,16 +262,14 @@ def _past_tcp(pinned: Path) -> int:
 
 
 def _requests_by_tls(metrics: str) -> float:
-    lines = (line for line in metrics.splitlines() if line.startswith("istio_requests_total{"))
-    return sum(
-        _value(line)
-        for line in lines
-        if 'reporter="destination"' in line and 'connection_security_policy="mutual_tls"' in line
-    )
+    return _total(metrics, REQUESTS, {"reporter": "destination", "connection_security_policy": "mutual_tls"})
 
 
-def _value(line: str) -> float:
-    return float(line.rpartition(" ")[2])
+def _total(metrics: str, family: Metric, labels: Mapping[str, str]) -> float:
+    """Return the sum of the series of *family*, a counter, in the exposition *metrics* that have *labels*."""
+    families = text_string_to_metric_families(metrics)
+    samples = itertools.chain.from_iterable(each.samples for each in families)
+    return sum(each.value for each in samples if each.name == family.name and labels.items() <= each.labels.items())
 
 
 def _get(netns: Path, port: int, path: str) -> str:

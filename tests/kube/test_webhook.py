@@ -169,7 +169,7 @@ def test_a_pod_that_cannot_be_injected_is_denied_with_the_reason(webhook: Webhoo
     assert "denied the request: sidecar injection:" in document["message"]
     assert "traffic.sidecar.istio.io/excludeInboundPorts" in document["message"]
     assert webhook.cluster.call("GET", "/api/v1/namespaces/enabled/pods/denied")[0] == 404
-    assert 'nodeagent_webhook_reviews_total{result="denied"' in webhook.get("/metrics")
+    assert 'nodeagent_webhook_reviews_total{reason="injection_error",result="denied"}' in webhook.get("/metrics")
 
 
 def test_a_large_pod_is_injected(webhook: Webhook) -> None:
