@@ -34,7 +34,7 @@ def nothing_is_left() -> None:
     eventually(lambda: not any(left_behind(name) for name in LABS), "nothing is left of the labs")
 
 
-def compare(*options: str, timeout: float = 110) -> subprocess.CompletedProcess[str]:
+def compare(*options: str, timeout: float = 300) -> subprocess.CompletedProcess[str]:
     return subprocess.run([*COMMAND, *options], capture_output=True, text=True, timeout=timeout, check=False)
 
 
@@ -95,9 +95,11 @@ def test_interrupted_it_leaves_nothing_and_keeps_what_it_has(lab: str, seconds: 
     with subprocess.Popen(
         argv, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
     ) as process:
-        eventually(Layout(lab).state.exists)
-        time.sleep(seconds)  # wherever it is then
-        os.killpg(process.pid, signal.SIGINT)
+        try:
+            eventually(Layout(lab).state.exists, "the lab is made", seconds=60)
+            time.sleep(seconds)  # wherever it is then
+        finally:
+            os.killpg(process.pid, signal.SIGINT)
         told, _ = process.communicate(timeout=60)
     assert process.returncode == 1, told
     assert "interrupted" in told or "ended early" in told, told

@@ -80,6 +80,11 @@ def test_files_that_share_a_lab_share_a_room_and_no_file_is_left_out() -> None:
     )
 
 
+def test_what_takes_longest_is_first() -> None:
+    found = [Path(room[0]).name for room in parts.rooms(["bpf", "netns"])]
+    assert tuple(found[: len(parts.LONGEST)]) == parts.LONGEST
+
+
 def test_files_that_share_a_room_use_no_other_lab() -> None:
     for group in parts.SHARED:
         for file in group:
