@@ -28,7 +28,6 @@ from nodeagent.errors import (
 from nodeagent.identity.tls import Contexts, peer_identity
 from nodeagent.proxy.context import Context
 from nodeagent.proxy.http.exchange import Exchange, Upstream
-from nodeagent.proxy.http.keeper import Keeper
 from nodeagent.proxy.http1.upstream import Http1Upstream
 from nodeagent.proxy.pods import PodState
 from nodeagent.proxy.tls.stream import TlsStream
@@ -211,13 +210,15 @@ class Dialled(asyncio.Protocol):
         self._told()
 
 
-class Pool(Keeper):
+class Pool:
     """Idle HTTP connections to one endpoint, most recently used first."""
 
     def __init__(self, context: Context, dial: Dial) -> None:
         self._context = context
+        self._most = context.limits.idle_upstream_connections
+        """How many idle ones are kept."""
         self.dial = dial
-        self.once = context.limits.idle_upstream_connections == 0
+        self.once = self._most == 0
         """Every connection carries one request, none is kept."""
         self._idle: list[Upstream] = []
         self._bound: dict[int, Upstream] = {}
@@ -271,14 +272,14 @@ class Pool(Keeper):
         it for a while: who closes first keeps the port (TIME_WAIT, RFC 9293 section 3.6.1), and the
         client's pod has not many for one endpoint.
         """
-        limit = self._context.limits.idle_upstream_connections
-        upstream.idle_since = self._context.now
-        if upstream.closes or not limit:
+        context = self._context
+        upstream.idle_since = context.now
+        if upstream.closes or self.once:
             if len(self._leaving) < _LEAVING:
                 self._leaving.add(upstream)
             else:
                 upstream.close()
-        elif len(self._idle) >= limit or self._context.draining or upstream.tls is not self.dial.contexts():
+        elif len(self._idle) >= self._most or context.draining or upstream.tls is not self.dial.contexts():
             upstream.close()
         elif self.dial.bound:
             self._bound[upstream.owner.number] = upstream  # the sweep closes it when its client has gone

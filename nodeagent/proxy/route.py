@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from nodeagent.mesh.entries import Endpoint, Workload
 from nodeagent.proxy.client_guard import ClientGuard
 from nodeagent.proxy.connection import Connection, Path
-from nodeagent.proxy.http.fields import Field
+from nodeagent.proxy.http.fields import NO_FIELDS, Field
 from nodeagent.proxy.http.hop import Hop
 from nodeagent.proxy.pool import Pool
 from nodeagent.telemetry import labels
@@ -133,11 +133,11 @@ def _named(connection: Connection) -> str:
     return host_port(*dialled)
 
 
-def _forwarded(connection: Connection, to: Destination) -> tuple[Field, ...]:
+def _forwarded(connection: Connection, to: Destination) -> list[Field]:
     """Return what is added to a request's head: on delivery X-Forwarded-Client-Cert says what was
     proved, as Istio's inbound does.
     """
     if not to.delivers or not connection.peer.identity or to.workload is None:
-        return ()
+        return NO_FIELDS
     proved = f"By={to.workload.identity};URI={connection.peer.identity}".encode()
-    return ((b"x-forwarded-client-cert", proved),)
+    return [(b"x-forwarded-client-cert", proved)]

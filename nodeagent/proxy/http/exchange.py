@@ -54,7 +54,7 @@ from mypy_extensions import mypyc_attr
 from nodeagent.errors import Reason
 from nodeagent.proxy.carriage import Carriage
 from nodeagent.proxy.http.answers import refusal
-from nodeagent.proxy.http.fields import Field, is_client_cert, joined, without
+from nodeagent.proxy.http.fields import NO_FIELDS, Field, is_client_cert, joined, without
 from nodeagent.proxy.http.hop import Hop
 
 if TYPE_CHECKING:
@@ -83,7 +83,7 @@ class Exchange:
     """Protocols to which the client offers to go over (RFC 9110 section 7.8)."""
     own: tuple[Field, ...] = ()
     """Fields that concern the client's connection alone: policies may see them, they do not go on."""
-    trailers: Sequence[Field] = ()
+    trailers: list[Field] = NO_FIELDS
     request_complete = False
     answered = False
     finished = False
@@ -231,7 +231,7 @@ class Exchange:
         downstream.answer(self, status, fields, len(body))
         if body:
             downstream.data(self, body)
-        downstream.end(self, ())
+        downstream.end(self, NO_FIELDS)
 
     def gone(self) -> bool:
         """Note that the client does not wait any more; say whether it had something to wait for."""
@@ -263,13 +263,13 @@ class Downstream(Carriage):
 
     # -- answers --
 
-    def interim(self, exchange: Exchange, status: int, fields: Sequence[Field]) -> None:
+    def interim(self, exchange: Exchange, status: int, fields: list[Field]) -> None:
         """Pass on an answer before the answer (1xx, RFC 9110 section 15.2), if the client can take
         one; after 101 follows :meth:`switch`.
         """
         raise NotImplementedError
 
-    def answer(self, exchange: Exchange, status: int, fields: Sequence[Field], length: int) -> None:
+    def answer(self, exchange: Exchange, status: int, fields: list[Field], length: int) -> None:
         """Begin the answer: its *status*, its end-to-end *fields*, and how many bytes of a body
         follow; 0: none, whatever the fields announce (RFC 9110 section 9.3.2), UNKNOWN: until
         :meth:`end`.
@@ -284,7 +284,7 @@ class Downstream(Carriage):
         """Send what was said of the answer so far: nothing more is known for now."""
         raise NotImplementedError
 
-    def end(self, exchange: Exchange, trailers: Sequence[Field]) -> None:
+    def end(self, exchange: Exchange, trailers: list[Field]) -> None:
         """The answer is complete: send the rest, finish the exchange, count it, and go on to the
         next. The caller's last word: its own connection is free for others by then.
         """

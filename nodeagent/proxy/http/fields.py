@@ -18,6 +18,8 @@ from typing import Final
 
 Field = tuple[bytes, bytes]
 """Name and value, without white space around either."""
+NO_FIELDS: Final[list[Field]] = []
+"""Never changed: who adds a field makes a new list."""
 
 HOST: Final = 1
 LENGTH: Final = 2
@@ -57,7 +59,7 @@ _FIELDS: Final = {
     b"te": HOP_BY_HOP,
 }
 SPELLINGS: Final = 4096
-_known: dict[bytes, int] = dict(_FIELDS)
+_known: Final[dict[bytes, int]] = dict(_FIELDS)
 _CLIENT_CERT: Final = b"x-forwarded-client-cert"
 _FOLDED: Final = bytes(byte if chr(byte).isascii() and chr(byte).isalnum() else 0x2D for byte in range(256))
 

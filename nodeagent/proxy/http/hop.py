@@ -10,7 +10,7 @@ class Hop:
 
     __slots__ = ("forwarded", "single")
 
-    def __init__(self, forwarded: tuple[Field, ...], single: bool) -> None:
+    def __init__(self, forwarded: list[Field], single: bool) -> None:
         """*forwarded*: fields that the proxy adds to each request there. *single*: every connection
         carries one request, and the server is told so (RFC 9112 section 9.6).
         """

@@ -4,8 +4,6 @@ out at once. No I/O.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from nodeagent.proxy.http.fields import Field
 from nodeagent.proxy.http1.wire import chunk, last_chunk, status_line, write_fields
 
@@ -17,7 +15,7 @@ class AnswerWriter:
         self._parts: list[bytes] = []
         self._chunked = False
 
-    def head(self, status: int, fields: Sequence[Field], persistence: bytes, *, chunked: bool) -> None:
+    def head(self, status: int, fields: list[Field], persistence: bytes, *, chunked: bool) -> None:
         """Begin an answer. *persistence*: the line that says what becomes of the connection, if
         any; *chunked*: the body's length is not known.
         """
@@ -34,7 +32,7 @@ class AnswerWriter:
         """Go on with the body."""
         self._parts.append(chunk(piece) if self._chunked else piece)
 
-    def end(self, trailers: Sequence[Field]) -> None:
+    def end(self, trailers: list[Field]) -> None:
         """Complete the body; without chunks there is no place for *trailers*."""
         if self._chunked:
             self._parts.append(last_chunk(trailers))
@@ -47,7 +45,7 @@ class AnswerWriter:
         return taken
 
 
-def interim_head(status: int, fields: Sequence[Field]) -> bytes:
+def interim_head(status: int, fields: list[Field]) -> bytes:
     """Return an answer before the answer (RFC 9110 section 15.2)."""
     parts = [status_line(status)]
     write_fields(parts, fields)

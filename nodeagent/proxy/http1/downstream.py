@@ -197,7 +197,7 @@ class Http1Downstream(Downstream, RequestSink):
 
     # -- answers --
 
-    def interim(self, exchange: Exchange, status: int, fields: Sequence[Field]) -> None:
+    def interim(self, exchange: Exchange, status: int, fields: list[Field]) -> None:
         current = self.current
         if current is None or current is not exchange or current.http10:
             return
@@ -208,7 +208,7 @@ class Http1Downstream(Downstream, RequestSink):
         if current is not None and current is exchange and not current.http10:
             self.write(b"HTTP/1.1 100 Continue\r\n\r\n")
 
-    def answer(self, exchange: Exchange, status: int, fields: Sequence[Field], length: int) -> None:
+    def answer(self, exchange: Exchange, status: int, fields: list[Field], length: int) -> None:
         current = self.current
         if current is None or current is not exchange:
             return
@@ -229,7 +229,7 @@ class Http1Downstream(Downstream, RequestSink):
         if data:
             self._send(exchange, data)
 
-    def end(self, exchange: Exchange, trailers: Sequence[Field]) -> None:
+    def end(self, exchange: Exchange, trailers: list[Field]) -> None:
         self.answers.end(trailers)
         self._ended(exchange, self.answers.take())
 

@@ -60,7 +60,7 @@ _DECIDING: Final = frozenset((b"host", b"content-length", b"transfer-encoding", 
 
 _SHAPES: Final = 512
 _SHAPE_NAMES: Final = 32
-_shapes: dict[tuple[bytes, ...], tuple[tuple[int, bytes], ...]] = {}
+_shapes: Final[dict[tuple[bytes, ...], tuple[tuple[int, bytes], ...]]] = {}
 
 _NO_BODY: Final = Framing(BodyKind.NONE, 0, True, HOP_BY_HOP)
 _UNTIL_CLOSE: Final = Framing(BodyKind.UNTIL_CLOSE, 0, False, HOP_BY_HOP)

@@ -25,7 +25,7 @@ _SLASH: Final = 0x2F
 _PROTO: Final = (b"x-forwarded-proto", b"http")
 _CLOSING: Final = (b"connection", b"close")
 _HOSTS_KNOWN: Final = 4096
-_hosts: set[bytes] = set()
+_hosts: Final[set[bytes]] = set()
 """Host values that were found to be valid, within a bound."""
 
 

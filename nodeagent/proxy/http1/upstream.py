@@ -32,8 +32,8 @@ size of it without a byte of a body the answer is refused (`_unproductive`).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any, Final
+from collections.abc import Callable
+from typing import Final
 
 import httptools
 
@@ -41,10 +41,11 @@ from nodeagent.errors import UPSTREAM_PROTOCOL, UPSTREAM_RESET, Reason
 from nodeagent.proxy.connection import Connection
 from nodeagent.proxy.http import fields as field
 from nodeagent.proxy.http.exchange import UNKNOWN, Exchange, Upstream
-from nodeagent.proxy.http.fields import Field, classify, with_fields, without
+from nodeagent.proxy.http.fields import NO_FIELDS, Field, classify, with_fields, without
 from nodeagent.proxy.http.keeper import Keeper
 from nodeagent.proxy.http1.framing import Ambiguous, BodyKind, response_framing
 from nodeagent.proxy.http1.wire import chunk, last_chunk, request_head
+from nodeagent.proxy.transport import Transport
 
 _END: Final = b"\r\n\r\n"
 _MINOR: Final = len(b"HTTP/1.")
@@ -63,8 +64,8 @@ class Http1Upstream(Upstream):
         self._keeper = keeper
         self._header_limit = header_bytes
         self.owner = owner
-        self.transport: Any = None
-        self.write: Any = None
+        self.transport: Transport
+        self.write: Callable[[bytes], None]
         self.exchange: Exchange | None = None
         self.served = 0
         self.lost = False
@@ -82,13 +83,15 @@ class Http1Upstream(Upstream):
         """The client was told more of the answer in this read."""
         self._unproductive = 0
         self._simple: list[Field] | None = None
+        self._keeps = False
+        """That head has a Connection field."""
         self._pieces: list[bytes] = []
         self._lengths: list[bytes] = []
         self._connection = b""
         self._sound = True
         self._between = True
 
-    def attach(self, transport: Any) -> None:
+    def attach(self, transport: Transport) -> None:
         """Use *transport*, which is connected (and whose TLS is established)."""
         self.transport = transport
         self.write = transport.write
@@ -199,12 +202,14 @@ class Http1Upstream(Upstream):
                 self._pieces.clear()
                 return
         self._unproductive = 0
-        downstream.answer(exchange, status, without(fields, _is_connection), self._length)
+        if self._keeps:
+            fields = without(fields, _is_connection)
+        downstream.answer(exchange, status, fields, self._length)
         for piece in self._pieces:
             downstream.data(exchange, piece)
         self._pieces.clear()
         if complete:
-            downstream.end(exchange, ())
+            downstream.end(exchange, NO_FIELDS)
         else:
             downstream.flush(exchange)
 
@@ -221,7 +226,7 @@ class Http1Upstream(Upstream):
         if self._in_body and self._body is BodyKind.UNTIL_CLOSE and error is None:
             self._sound = False
             self._rest(exchange)
-            exchange.downstream.end(exchange, ())
+            exchange.downstream.end(exchange, NO_FIELDS)
             return
         if self.served and exchange.replayable():
             # The endpoint closed an idle connection while the request was on its way (RFC 9112
@@ -287,6 +292,7 @@ class Http1Upstream(Upstream):
         self._body = BodyKind.LENGTH
         self._length = int(lengths[0])
         self._sound = True
+        self._keeps = seen & field.CONNECTION != 0
         self._simple = fields
 
     def _head(self, exchange: Exchange, status: int, fields: list[Field]) -> None:
@@ -344,7 +350,7 @@ class Http1Upstream(Upstream):
                 return
         exchange.downstream.interim(exchange, status, fields)
 
-    def _take_trailers(self) -> Sequence[Field]:
+    def _take_trailers(self) -> list[Field]:
         trailers = self._trailers
         if trailers:
             self._trailers = []
