@@ -8,12 +8,13 @@ never goes back when a worker is replaced.
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Iterator, Sized
-from typing import Any, Final
+from collections.abc import Iterator, Mapping, Sized
+from typing import Final
 
 from nodeagent.telemetry.metrics import BUCKETS, REJECTED, SERIES_LIMIT, SERIES_PER_POD, Labels, Metric
 
-Message = dict[str, Any]
+Message = dict[str, object]
+"""What is JSON then (``reports.py`` reads it)."""
 
 MESSAGE_CHARACTERS: Final = 80_000
 """Of label values and buckets in one message: half of the channel's packet, the rest is for JSON's own marks."""
@@ -44,11 +45,11 @@ class HttpCell:
         self.received_sum += received
         self.sent_sum += sent
 
-    def take(self) -> list[Any] | None:
+    def take(self) -> list[list[object]] | None:
         """Return what was observed since the last call, as [buckets, sum] pairs with sparse buckets, or None."""
         if not any(self.duration):
             return None
-        taken = [
+        taken: list[list[object]] = [
             [_sparse(self.duration), self.duration_sum],
             [_sparse(self.received), self.received_sum],
             [_sparse(self.sent), self.sent_sum],
@@ -154,22 +155,24 @@ class WorkerMetrics:
         return messages
 
 
-def _taken(cells: dict[tuple[Labels, Labels], Any]) -> Iterator[list[Any]]:
+def _taken(cells: Mapping[tuple[Labels, Labels], HttpCell | TcpCell]) -> Iterator[tuple[int, list[object]]]:
+    """Return what the series have counted, each with the characters that it takes at most."""
     for (reporters, labels), cell in cells.items():
         values = cell.take()
         if values is not None:
-            yield [reporters, labels, values]
+            yield _SERIES_CHARACTERS + sum(map(len, labels)), [reporters, labels, values]
 
 
-def _chunks(series: Iterator[list[Any]]) -> Iterator[list[Any]]:
-    chunk: list[Any] = []
+def _chunks(series: Iterator[tuple[int, list[object]]]) -> Iterator[list[object]]:
+    """Cut *series* where a message is full."""
+    chunk: list[object] = []
     size = 0
-    for item in series:
-        size += _SERIES_CHARACTERS + sum(map(len, item[1]))
+    for characters, item in series:
+        size += characters
         if chunk and size > MESSAGE_CHARACTERS:
             yield chunk
             chunk = []
-            size = _SERIES_CHARACTERS + sum(map(len, item[1]))
+            size = characters
         chunk.append(item)
     if chunk:
         yield chunk

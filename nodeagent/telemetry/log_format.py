@@ -13,7 +13,7 @@ import json as stdlib_json
 import time
 from collections.abc import Callable, Sequence
 from functools import lru_cache
-from typing import Any, Final, Literal, TypeAlias
+from typing import Final, Literal, TypeAlias, cast
 
 import orjson
 
@@ -54,6 +54,7 @@ Latin-1.
 """
 _PATH: Final = 2
 _FLAGS: Final = 5
+_DURATION: Final = 11
 _UPSTREAM_TIME: Final = 12
 _SERVER_NAME: Final = 22
 # Literals, so that the type checker knows the element's type; a test compares them with FIELDS.
@@ -112,10 +113,10 @@ def _plain(lines: str, count: int) -> bool:
 
 
 def _escaped(record: Record) -> Record:
-    values: list[Any] = [
+    values: list[object] = [
         _escape(value, place in _SPACED) if isinstance(value, str) else value for place, value in enumerate(record)
     ]
-    return tuple(values)
+    return cast(Record, tuple(values))
 
 
 def _escape(value: str, spaces: bool) -> str:
@@ -134,11 +135,11 @@ def _bytes(value: str) -> bytes:
 
 
 def _object(record: Record) -> bytes:
-    values: list[Any] = list(record)
+    values: list[object] = list(record)
     values[0] = _timestamp(int(record[0] * 1000))
-    for place in (_UPSTREAM_TIME - 1, _UPSTREAM_TIME):
-        if values[place] is not None:
-            values[place] = int(values[place])
+    values[_DURATION] = int(record[_DURATION])
+    upstream = record[_UPSTREAM_TIME]
+    values[_UPSTREAM_TIME] = None if upstream is None else int(upstream)
     fields = {name: None if value == "-" else value for name, value in zip(FIELDS, values, strict=True)}
     fields["response_flags"] = record[_FLAGS]  # Envoy leaves this one "-"
     try:

@@ -6,9 +6,12 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Hashable
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 from nodeagent.policy.model import GlobalLimit
+
+if TYPE_CHECKING:
+    from nodeagent.proxy.pool import Dialled
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,8 +22,8 @@ class Way:
     port: int
     through: Hashable = None
     """Whose connection it is; None: the node's own, in plaintext."""
-    connect: Callable[[], Awaitable[Any]] | None = field(default=None, compare=False)
-    """Makes a connection ``through`` that; returns a ``Dialled``."""
+    connect: Callable[[], Awaitable[Dialled]] | None = field(default=None, compare=False)
+    """Makes a connection ``through`` that."""
 
 
 Resolve = Callable[[str, int, str], Way | None]

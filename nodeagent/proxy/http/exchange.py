@@ -265,7 +265,7 @@ class Downstream(Carriage):
 
     def interim(self, exchange: Exchange, status: int, fields: list[Field]) -> None:
         """Pass on an answer before the answer (1xx, RFC 9110 section 15.2), if the client can take
-        one; after 101 follows :meth:`switch`.
+        one, with *fields* as the server put them; after 101 follows :meth:`switch`.
         """
         raise NotImplementedError
 

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import uvloop
 
-from nodeagent.config import Proxy as ProxySettings
+from nodeagent.config import ProxySettings
 from nodeagent.errors import BAD_REQUEST, DOWNSTREAM_GONE, UPSTREAM_RESET, Reason
 from nodeagent.proxy.connection import Connection
 from nodeagent.proxy.http.exchange import UNKNOWN, Downstream, Exchange, Upstream

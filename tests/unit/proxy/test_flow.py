@@ -11,12 +11,12 @@ from nodeagent.proxy.client_guard import denied
 from nodeagent.proxy.connection import Connection, Peer
 from nodeagent.proxy.pods import PodState
 from nodeagent.proxy.recent import Recent
-from nodeagent.proxy.view import Target
+from nodeagent.proxy.view import Resolved
 from nodeagent.vocabulary import Address, PodUid
 
 
 def connection(uid: str = "a", *, probe: bool = False) -> Connection:
-    target = Target(Address("10.0.0.2"), 80, "http", None, ())
+    target = Resolved(Address("10.0.0.2"), 80, "http", None, ())
     made = Connection(
         PodState(PodUid(uid), 1, "", lambda family, count: None),
         "inbound",
