@@ -12,10 +12,10 @@ from nodeagent import log_lines, supervisor
 from nodeagent.config import AgentConfig
 from nodeagent.control import main as control
 from nodeagent.folder_lock import held
+from nodeagent.forking import CONTROL, Role
 from nodeagent.messages import WORKER
 from nodeagent.proxy import worker
 from nodeagent.redirect import pins
-from nodeagent.supervisor import CONTROL, Role
 
 
 def main(config: AgentConfig) -> int:

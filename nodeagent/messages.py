@@ -111,7 +111,7 @@ class Drop:
 
 
 @dataclass(frozen=True, slots=True)
-class Heart:
+class BeginHeartbeat:
     """Begin the heartbeat: *timeout*, in seconds, is how old it may become in the map *heart*."""
 
     timeout: float
@@ -133,7 +133,7 @@ class Signal:
 
 WORKER: Final = "worker"
 """The role of a proxy worker, in Fork."""
-ToSupervisor: TypeAlias = Fork | Keep | Drop | Heart | Still | Signal
+ToSupervisor: TypeAlias = Fork | Keep | Drop | BeginHeartbeat | Still | Signal
 
 # -- control tells a worker --
 

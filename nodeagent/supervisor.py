@@ -12,7 +12,6 @@ and a successor that must wait a moment is an alarm in the one poll().
 
 from __future__ import annotations
 
-import ctypes
 import logging
 import os
 import select
@@ -20,7 +19,6 @@ import signal
 import socket
 import sys
 import time
-import traceback
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -28,17 +26,19 @@ from typing import Final, assert_never
 
 from nodeagent.channel import DESCRIPTORS, Outbox, Packet, close_all, decode, pair, receive
 from nodeagent.errors import shown
+from nodeagent.forking import CONTROL, Role, fork, reaped
+from nodeagent.heart import Heart
 from nodeagent.memory import settle
 from nodeagent.messages import (
     TO_SUPERVISOR,
     Beats,
     Begin,
+    BeginHeartbeat,
     Drop,
     Exited,
     Fork,
     Forked,
     FromSupervisor,
-    Heart,
     Keep,
     Kept,
     Orphan,
@@ -48,7 +48,6 @@ from nodeagent.messages import (
     ToSupervisor,
 )
 from nodeagent.pulse import Pulse, Pulses
-from nodeagent.redirect import heartbeat
 from nodeagent.wire import FileDescriptor, MessageError
 
 RESPAWN_SECONDS: Final = 1.0
@@ -63,23 +62,8 @@ one, sockets inside pods run out.
 """
 PATIENCE_SECONDS: Final = 10.0
 """What has not ended this long after it should have is killed."""
-_UNFELT_SECONDS: Final = 0.02
-"""How often a worker's first turn is looked for."""
-_PR_SET_PDEATHSIG: Final = 1
+_SIGNALS: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGCHLD)
 log = logging.getLogger("nodeagent.supervisor")
-RoleMain = Callable[[socket.socket, Pulse], None]
-"""What a child runs on its end of the channel to control (control: to the supervisor) until it ends."""
-CONTROL: Final = "control"
-"""The role that the supervisor itself starts; all others control asks for."""
-
-
-@dataclass(frozen=True, slots=True)
-class Role:
-    """What a child does."""
-
-    main: RoleMain
-    beats: bool = False
-    """The data plane works while a loop of such a child turns."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,10 +99,7 @@ class Supervisor:
         self._outbox: Outbox[FromSupervisor]
         self._pulses = Pulses()
         self._control_pulse = self._pulses.claim()
-        self._heart = -1
-        self._beat_seconds = 0.0
-        self._next_beat = 0.0
-        self._beating = False
+        self._heart = Heart()
         self._stopping = False
         self._kill_at = 0.0
         self._status = 0
@@ -128,13 +109,13 @@ class Supervisor:
     def run(self) -> int:
         """Run until told to stop and every child is gone; return control's exit status."""
         signal.set_wakeup_fd(self._wake_write, warn_on_full_buffer=False)
-        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGCHLD):
+        for number in _SIGNALS:
             signal.signal(number, self._on_signal)
         self._start_control()
         while self._control_pid or self._children or self._start_at:
             self._wait()
             self._heed_signals()
-            self._bury(dict(self._reap()))
+            self._bury(reaped())
             self._keep_time()
         return self._status
 
@@ -146,7 +127,7 @@ class Supervisor:
         poll.register(self._wake_read, select.POLLIN)
         if self._control_pid:
             poll.register(self._channel, select.POLLIN | (select.POLLOUT if self._outbox else 0))
-        alarms = [alarm for alarm in (self._start_at, self._fork_at, self._next_beat, self._kill_at) if alarm]
+        alarms = [alarm for alarm in (self._start_at, self._fork_at, self._heart.next_beat, self._kill_at) if alarm]
         wait = max(0.0, min(alarms) - time.monotonic()) * 1000 + 1 if alarms else None
         for descriptor, event in poll.poll(wait):
             if descriptor == self._wake_read:
@@ -161,7 +142,7 @@ class Supervisor:
         now = time.monotonic()
         if self._start_at and now >= self._start_at:
             self._start_control()
-        if self._heart >= 0 and now >= self._next_beat:
+        if self._heart.begun and now >= self._heart.next_beat:
             self._beat(now)
             self._look_after_control()
         if self._fork_at and now >= self._fork_at:
@@ -176,25 +157,15 @@ class Supervisor:
     # -- the heartbeat --
 
     def _beat(self, now: float) -> None:
-        beating = [child.pulse for child in self._children.values() if self._roles[child.role].beats]
-        felt = any(pulse.felt(SILENT_SECONDS) for pulse in beating)
-        self._next_beat = now + (self._beat_seconds if felt else _UNFELT_SECONDS)
-        if felt:
-            try:
-                heartbeat.beat(self._heart)
-            except OSError as error:
-                _say(f"the heartbeat cannot be written: {error.strerror}")
-        if felt != self._beating:
-            self._beating = felt
+        carrying = [child.pulse for child in self._children.values() if self._roles[child.role].beats]
+        felt = any(pulse.felt(SILENT_SECONDS) for pulse in carrying)
+        try:
+            changed = self._heart.beat(now, felt)
+        except OSError as error:
+            _say(f"the heartbeat cannot be written: {error.strerror}")
+            return
+        if changed:
             self._tell(Beats(felt))
-
-    def _end_heartbeat(self) -> None:
-        if self._heart >= 0:
-            heartbeat.end(self._heart)
-            os.close(self._heart)
-        self._heart = -1
-        self._next_beat = 0.0
-        self._beating = False
 
     # -- children --
 
@@ -208,7 +179,7 @@ class Supervisor:
             _say(f"control cannot be forked: {error.strerror}")
             self._start_at = self._control_started + RESPAWN_SECONDS
             return
-        self._beating = False
+        self._heart.told = False
         files = list(self._kept.items())
         for at in range(0, len(files), DESCRIPTORS):
             self._tell(Kept(dict(files[at : at + DESCRIPTORS])))
@@ -247,7 +218,7 @@ class Supervisor:
         if self._stopping or code == 0:
             self._status = code
             self._end_data_plane()
-        elif self._heart < 0:
+        elif not self._heart.begun:
             self._status = code  # none ever came up: say so and stop, the node's supervisor will try again
             self._end_data_plane()
         else:
@@ -285,7 +256,7 @@ class Supervisor:
 
     def _end_data_plane(self) -> None:
         self._stop()
-        self._end_heartbeat()
+        self._heart.end()
         for pid in self._children:
             os.kill(pid, signal.SIGUSR1)
 
@@ -320,33 +291,14 @@ class Supervisor:
         self._fork_at = 0.0
 
     def _fork(self, child: Callable[[], None], keep: set[int]) -> int:
-        pid = os.fork()
-        if pid:
-            return pid
-        status = 1
-        try:
-            ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
-            signal.set_wakeup_fd(-1)
-            for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGCHLD):
-                signal.signal(number, signal.SIG_DFL)
-            self._close_inherited(keep)
-            child()
-            status = 0
-        except SystemExit as leaving:
-            status = leaving.code if isinstance(leaving.code, int) else 1
-        except BaseException:  # noqa: BLE001 - the process's last frame: whatever it was must be told, then the process ends
-            traceback.print_exc()
-        finally:
-            sys.stdout.flush()
-            sys.stderr.flush()
-            os._exit(status)
+        return fork(child, partial(self._close_inherited, keep), _SIGNALS)
 
     def _close_inherited(self, keep: set[int]) -> None:
         """Close what is the supervisor's alone: above all, no child may have control's end of another's channel."""
         ends = [child.end for child in self._children.values()]
         for asked in self._unforked:
             ends += (asked.theirs, asked.controls)
-        heart = [self._heart] if self._heart >= 0 else []
+        heart = [self._heart.descriptor] if self._heart.begun else []
         channel = [self._channel.detach()] if self._channel.fileno() >= 0 else []
         for descriptor in (
             self._wake_read,
@@ -363,17 +315,6 @@ class Supervisor:
         self._kept.clear()
         self._children.clear()
         self._unforked.clear()
-
-    def _reap(self) -> list[tuple[int, int]]:
-        reaped: list[tuple[int, int]] = []
-        while True:
-            try:
-                pid, status = os.waitpid(-1, os.WNOHANG)
-            except ChildProcessError:
-                return reaped
-            if pid == 0:
-                return reaped
-            reaped.append((pid, os.waitstatus_to_exitcode(status)))
 
     # -- control's messages --
 
@@ -420,14 +361,10 @@ class Supervisor:
             case Drop():
                 for key in [key for key in self._kept if key.startswith(f"{message.owner}/")]:
                     self._drop(key)
-            case Heart():
-                if self._heart >= 0:
-                    os.close(self._heart)
-                self._heart = message.heart
-                self._beat_seconds = message.timeout / heartbeat.PER_TIMEOUT
-                self._next_beat = time.monotonic()
+            case BeginHeartbeat():
+                self._heart.begin(message.heart, message.timeout)
             case Still():
-                self._end_heartbeat()
+                self._heart.end()
                 self._tell(Stilled())
             case Signal():
                 if message.pid in self._children:

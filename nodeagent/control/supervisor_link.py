@@ -20,11 +20,11 @@ from nodeagent.messages import (
     FROM_SUPERVISOR,
     Beats,
     Begin,
+    BeginHeartbeat,
     Drop,
     Exited,
     Forked,
     FromSupervisor,
-    Heart,
     Keep,
     Kept,
     Orphan,
@@ -135,7 +135,7 @@ class SupervisorLink:
 
     def beat(self, timeout_seconds: float, heart: int) -> None:
         """Have the heartbeat begin in the map *heart*, where it may become so old."""
-        self.send(Heart(timeout_seconds, FileDescriptor(heart)))
+        self.send(BeginHeartbeat(timeout_seconds, FileDescriptor(heart)))
 
     async def still(self) -> None:
         """Have the heartbeat end; return when it has."""

@@ -28,6 +28,7 @@ SUPERVISOR = """
     import os, signal, sys
     from pathlib import Path
     from nodeagent import supervisor
+    from nodeagent.forking import CONTROL, Role
     from nodeagent.folder_lock import held
 
     def control(end, pulse):
@@ -35,7 +36,7 @@ SUPERVISOR = """
         signal.pause()
 
     with held(Path(sys.argv[1]), "runtimeDirectory") as lock:
-        supervisor.main({supervisor.CONTROL: supervisor.Role(control)}, (lock,))
+        supervisor.main({CONTROL: Role(control)}, (lock,))
 """
 
 

@@ -26,7 +26,7 @@ FRAME = """
     from nodeagent.wire import encode
     from nodeagent.messages import *
     from nodeagent.redirect import heartbeat
-    from nodeagent.supervisor import CONTROL, Role
+    from nodeagent.forking import CONTROL, Role
 
     heartbeat.beat = lambda descriptor: os.write(descriptor, b"beat ")
     heartbeat.end = lambda descriptor: os.write(descriptor, b"end ")
@@ -60,7 +60,7 @@ FRAME = """
         read(end, Forked)
 
     def beat(end):
-        send(end, Heart(0.25, 1))
+        send(end, BeginHeartbeat(0.25, 1))
 
     def worker(end, pulse):
         while True:
@@ -226,7 +226,7 @@ def test_a_control_that_says_what_no_control_says_is_succeeded(what: str) -> Non
             print(json.dumps(sorted(kept)), len(os.listdir(f"/proc/{{os.getppid()}}/fd")) - open_before, flush=True)
             return
         fork(end)
-        send(end, Heart(60, 1))
+        send(end, BeginHeartbeat(60, 1))
         send(end, Keep({{"u/1": 0}}))
         {WRONG[what]}
         signal.pause()

@@ -18,10 +18,10 @@ from nodeagent.messages import (
     WORKER,
     Beats,
     Begin,
+    BeginHeartbeat,
     Exited,
     Forked,
     FromSupervisor,
-    Heart,
     Keep,
     Kept,
     Orphan,
@@ -169,7 +169,7 @@ def test_the_heartbeat_begins_when_told_and_ends_before_what_is_left_stops() -> 
 
         work = asyncio.create_task(whole())
         await until(lambda: any(isinstance(message, Still) for message in stage.heard))
-        (beat,) = (message for message in stage.heard if isinstance(message, Heart))
+        (beat,) = (message for message in stage.heard if isinstance(message, BeginHeartbeat))
         assert beat.timeout == 2.5
         os.close(beat.heart)
         assert left == []

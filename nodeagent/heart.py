@@ -1,0 +1,62 @@
+"""The heartbeat as the supervisor keeps it: one beat in the kernel's map for as long as the data plane
+works.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from typing import Final
+
+from nodeagent.redirect import heartbeat
+
+_UNFELT_SECONDS: Final = 0.02
+"""How often a worker's first turn is looked for."""
+
+
+class Heart:
+    """None, until control says where it is."""
+
+    def __init__(self) -> None:
+        self.descriptor = -1
+        """The map."""
+        self.next_beat = 0.0
+        """By the monotonic clock; 0: there is no heartbeat."""
+        self.told = False
+        """What control was told last: that there are beats."""
+        self._beat_seconds = 0.0
+
+    @property
+    def begun(self) -> bool:
+        """Say whether there is a heartbeat."""
+        return self.descriptor >= 0
+
+    def begin(self, descriptor: int, timeout_seconds: float) -> None:
+        """Beat in the map *descriptor*, which is the heart's from now on, often enough that none is
+        as old as *timeout_seconds*.
+        """
+        if self.begun:
+            os.close(self.descriptor)
+        self.descriptor = descriptor
+        self._beat_seconds = timeout_seconds / heartbeat.PER_TIMEOUT
+        self.next_beat = time.monotonic()
+
+    def beat(self, now: float, felt: bool) -> bool:
+        """Beat, if a worker was *felt*; say whether that is other than what control was told last,
+        which it is told now. Raises OSError where the beat cannot be written.
+        """
+        self.next_beat = now + (self._beat_seconds if felt else _UNFELT_SECONDS)
+        if felt:
+            heartbeat.beat(self.descriptor)
+        changed = felt != self.told
+        self.told = felt
+        return changed
+
+    def end(self) -> None:
+        """End the heartbeat at once: the map says so."""
+        if self.begun:
+            heartbeat.end(self.descriptor)
+            os.close(self.descriptor)
+        self.descriptor = -1
+        self.next_beat = 0.0
+        self.told = False
