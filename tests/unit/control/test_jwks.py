@@ -445,3 +445,26 @@ def test_what_is_no_longer_wanted_ends() -> None:
                 task.cancel()
 
     uvloop.run(run())
+
+
+def test_what_nobody_foresaw_is_named_and_the_key_set_is_kept_all_the_same() -> None:
+    """Input: who takes the keys fails once. Verdict: they are fetched and told again."""
+
+    async def run() -> None:
+        told: list[Jwks] = []
+
+        def changed(entry: Jwks) -> None:
+            told.append(entry)
+            if len(told) == 1:
+                raise RuntimeError("no room")
+
+        async with Server(says(answer(key_set()))) as server:
+            keys = KeySets(changed, sleep=Pauses())
+            keys.wanted({server.uri: 5})
+            await until(lambda: len(told) == 2)
+            assert keys.failing() == [f"the keeper of the key set {server.uri} failed 1 times: RuntimeError: 'no room'"]
+            await keys.close()
+            assert keys.failing() == []
+        assert told[0] == told[1]
+
+    uvloop.run(run())
