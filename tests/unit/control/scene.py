@@ -76,13 +76,6 @@ def snapshot(
     )
 
 
-async def until(condition: Callable[[], object]) -> None:
-    """Let everything else go on until *condition* is true."""
-    async with asyncio.timeout(10):
-        while not condition():
-            await asyncio.sleep(0)
-
-
 def play(scene: Callable[[], Awaitable[None]]) -> None:
     async def run() -> None:
         async with asyncio.timeout(30):

@@ -17,7 +17,8 @@ from nodeagent.parts import Parts
 from nodeagent.telemetry.metrics import CERTIFICATE_EXPIRY
 from nodeagent.telemetry.store import Store
 from nodeagent.vocabulary import SpiffeId
-from tests.unit.control.scene import Supervisor, Workers, certificate, identity, play, snapshot, until
+from tests.unit.control.scene import Supervisor, Workers, certificate, identity, play, snapshot
+from tests.waiting import until
 
 
 class Authority:

@@ -28,9 +28,9 @@ from tests.unit.control.scene import (
     identity,
     play,
     snapshot,
-    until,
     workload,
 )
+from tests.waiting import until
 
 
 class Stage:

@@ -13,7 +13,8 @@ from nodeagent.mesh.entries import Entry
 from nodeagent.parts import Parts
 from nodeagent.redirect.plane import Statistics
 from nodeagent.telemetry.store import Store
-from tests.unit.control.scene import play, snapshot, until, workload
+from tests.unit.control.scene import play, snapshot, workload
+from tests.waiting import until
 
 
 class Decisions:

@@ -8,7 +8,8 @@ from pathlib import Path
 
 from nodeagent.control.pod_sockets import PodSockets
 from nodeagent.parts import Parts
-from tests.unit.control.scene import Certificates, play, snapshot, until
+from tests.unit.control.scene import Certificates, play, snapshot
+from tests.waiting import until
 
 
 def connects(path: Path) -> bool:

@@ -16,7 +16,8 @@ from nodeagent.parts import Parts
 from nodeagent.places.annotation import AnnotationPlaces
 from nodeagent.resources import security
 from nodeagent.resources.changes import AnyChange, Change, Refused
-from tests.unit.control.scene import Noted, Workers, play, until
+from tests.unit.control.scene import Noted, Workers, play
+from tests.waiting import until
 
 
 class Batches:

@@ -33,7 +33,8 @@ from nodeagent.parts import Parts
 from nodeagent.pulse import Pulses
 from nodeagent.vocabulary import PodUid
 from nodeagent.wire import FileDescriptor, MessageError
-from tests.unit.control.scene import certificate, play, until
+from tests.unit.control.scene import certificate, play
+from tests.waiting import until
 
 
 class Children:

@@ -41,7 +41,7 @@ from nodeagent.parts import Parts
 from nodeagent.policy.model import Jwks
 from nodeagent.vocabulary import PodUid
 from nodeagent.wire import FileDescriptor, encode
-from tests.unit.control.scene import until
+from tests.waiting import until
 
 
 class Supervisor:
