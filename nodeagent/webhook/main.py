@@ -16,7 +16,7 @@ from nodeagent.telemetry.http_server import EVERYWHERE, HttpServer, Response, se
 from nodeagent.telemetry.scrapes import answer
 from nodeagent.telemetry.store import Store
 from nodeagent.webhook.kube_api import KubeApi
-from nodeagent.webhook.registration import Keeper, access
+from nodeagent.webhook.registration import RegistrationKeeper, access
 from nodeagent.webhook.review import Admission, Entry, Review, decide, labels
 from nodeagent.webhook.server import WebhookServer
 from nodeagent.webhook.settings import WebhookConfig
@@ -46,7 +46,9 @@ class Webhook:
         self._keeper = None
         if config.registration is not None:
             api = KubeApi(access(config.registration))
-            self._keeper = Keeper(api, config.registration.name, lambda: authority.roots_pem, self._registered)
+            self._keeper = RegistrationKeeper(
+                api, config.registration.name, lambda: authority.roots_pem, self._registered
+            )
         self.telemetry: HttpServer
 
     async def start(self) -> None:

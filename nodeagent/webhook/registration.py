@@ -54,7 +54,7 @@ def access(registration: Registration) -> Access:
     return from_kubeconfig(registration.kubeconfig) if registration.kubeconfig is not None else in_cluster()
 
 
-class Keeper:
+class RegistrationKeeper:
     """Keeps the caBundle of one registration right: looks at it every LOOK_SECONDS, and less often
     (at most MAX_DELAY seconds apart) while the API server answers with errors.
     """

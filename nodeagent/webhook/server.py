@@ -34,7 +34,7 @@ PATHS: Final = {f"/inject/{entry}": entry for entry in ENTRIES}
 
 
 @dataclass(frozen=True, slots=True)
-class ServerLimits:
+class WebhookLimits:
     """Bounds on what clients may make the webhook hold; a review that the API server sends has at most about 3 MiB."""
 
     connections: int = 256
@@ -58,10 +58,10 @@ class WebhookServer:
     *limits* are the bounds on what clients may hold.
     """
 
-    def __init__(self, decide: Decide, count: Count, limits: ServerLimits | None = None) -> None:
+    def __init__(self, decide: Decide, count: Count, limits: WebhookLimits | None = None) -> None:
         self._decide = decide
         self._count = count
-        self._limits = limits or ServerLimits()
+        self._limits = limits or WebhookLimits()
         self._context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         self._context.minimum_version = ssl.TLSVersion.TLSv1_2
         self._context.set_alpn_protocols(["http/1.1"])

@@ -18,7 +18,7 @@ from nodeagent.errors import ConfigError
 from nodeagent.identity.ca import CertificateAuthority
 from nodeagent.identity.tls import load_chain
 from nodeagent.webhook.kube_api import STRATEGIC_MERGE, Access, ApiError, KubeApi, from_kubeconfig, in_cluster
-from nodeagent.webhook.registration import Keeper, repair
+from nodeagent.webhook.registration import RegistrationKeeper, repair
 
 ROOTS = b"roots"
 RIGHT = base64.b64encode(ROOTS).decode()
@@ -119,7 +119,7 @@ def test_the_loop_repairs_backs_off_and_takes_a_conflict_lightly(
             (403, {"message": "forbidden"}), (404, {"message": "not found"}), (502, b"<html>"),
             (200, configuration(RIGHT)),
         ]  # fmt: skip
-        keeper = Keeper(KubeApi(access), "injector", lambda: ROOTS, counts.append, sleep)
+        keeper = RegistrationKeeper(KubeApi(access), "injector", lambda: ROOTS, counts.append, sleep)
         with pytest.raises(asyncio.CancelledError):
             await keeper.run()
         method, path, headers, patch = server.requests[1]

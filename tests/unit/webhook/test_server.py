@@ -23,11 +23,11 @@ from nodeagent.identity.ca import CertificateAuthority
 from nodeagent.identity.serving import TTL_SECONDS, ServingCertificate
 from nodeagent.inject import Injected, PodNamespace, inject
 from nodeagent.webhook.review import Admission, Entry, Review, decide, labels
-from nodeagent.webhook.server import ServerLimits, WebhookServer
+from nodeagent.webhook.server import WebhookLimits, WebhookServer
 from tests.unit.webhook.reviews import POD, SETTINGS, body
 from tests.waiting import LOOK_SECONDS, quiet, until
 
-QUICK = ServerLimits(
+QUICK = WebhookLimits(
     connections=8,
     body_bytes=100_000,
     held_bytes=150_000,
@@ -46,7 +46,7 @@ class Stage:
     def __init__(
         self,
         directory: Path,
-        limits: ServerLimits | None = None,
+        limits: WebhookLimits | None = None,
         judge: Callable[[Review, Entry], Admission] | None = None,
         age: float = 0,
     ) -> None:
@@ -202,7 +202,7 @@ def test_reviews_at_once_hold_no_more_than_the_bound(tmp_path: Path) -> None:
 
     async def test() -> None:
         async with running(
-            Stage(tmp_path, ServerLimits(body_bytes=100_000, held_bytes=150_000, body_seconds=2))
+            Stage(tmp_path, WebhookLimits(body_bytes=100_000, held_bytes=150_000, body_seconds=2))
         ) as stage:
             streams = [await stage.raw() for _ in range(2)]
             for _, writer in streams:
@@ -240,7 +240,7 @@ def test_a_slow_body_is_refused_and_a_silent_client_let_go(tmp_path: Path) -> No
 
 def test_many_idle_clients_do_not_keep_out_another(tmp_path: Path) -> None:
     async def test() -> None:
-        async with running(Stage(tmp_path, ServerLimits(connections=8))) as stage, stage.session() as session:
+        async with running(Stage(tmp_path, WebhookLimits(connections=8))) as stage, stage.session() as session:
             idle = [await stage.raw() for _ in range(20)]
             assert (await post(session, stage.url, body(POD)))[0] == 200
             assert len(stage.server._server.connections) <= 8
@@ -253,7 +253,7 @@ def test_many_idle_clients_do_not_keep_out_another(tmp_path: Path) -> None:
 def test_many_clients_that_never_shake_hands_do_not_keep_out_another(tmp_path: Path) -> None:
     async def test() -> None:
         async with (
-            running(Stage(tmp_path, ServerLimits(connections=8, handshake_seconds=60))) as stage,
+            running(Stage(tmp_path, WebhookLimits(connections=8, handshake_seconds=60))) as stage,
             stage.session() as session,
         ):
             silent = [await asyncio.open_connection("127.0.0.1", stage.server.port) for _ in range(20)]
@@ -267,7 +267,7 @@ def test_many_clients_that_never_shake_hands_do_not_keep_out_another(tmp_path: P
 
 def test_a_server_that_is_busy_with_all_it_may_hold_lets_nobody_else_in(tmp_path: Path) -> None:
     async def test() -> None:
-        async with running(Stage(tmp_path, ServerLimits(connections=2, body_seconds=5))) as stage:
+        async with running(Stage(tmp_path, WebhookLimits(connections=2, body_seconds=5))) as stage:
             busy = [await stage.raw() for _ in range(2)]
             for _, writer in busy:
                 writer.write(HEAD % 100 + b"{")
