@@ -217,7 +217,7 @@ class KernelPaths:
     def collect(self, store: Store) -> None:
         """Add to *store* what the kernel counted since the last call: TCP, HTTP and refusals. Raises OSError."""
         kernel = self._plane.kernel
-        totals = dict(kernel.totals())
+        totals = dict(kernel.counts.totals())
         self._add_open(totals)  # after the totals: what ends in between is counted next time, and not twice
         series = []
         for pair, total in totals.items():
@@ -244,7 +244,7 @@ class KernelPaths:
         """Add what was refused since the last call to *store* and to the rows of ``nodeagent
         flows``. Raises OSError.
         """
-        for refusal in self._plane.kernel.refusals():
+        for refusal in self._plane.kernel.counts.refusals():
             pair = refusal.pair
             count = refusal.count
             peers = self._peers(pair.source, pair.destination)

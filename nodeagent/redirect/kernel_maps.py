@@ -51,7 +51,8 @@ from typing import Final, TypeVar
 from nodeagent.errors import KernelError
 from nodeagent.mesh.kernel_plan import KernelDestination, KernelPlan, KernelService, KernelVerdict, Where
 from nodeagent.redirect import heartbeat, layout
-from nodeagent.redirect.kernel_record import CountedPair, Record, Refusals, Total, carried
+from nodeagent.redirect.kernel_counts import KernelCounts
+from nodeagent.redirect.kernel_record import Record
 from nodeagent.redirect.layout import pack_address, unpack_address
 from nodeagent.redirect.maps import Map
 from nodeagent.vocabulary import PodUid
@@ -117,14 +118,11 @@ class KernelMaps:
         self._services: dict[str, int] = {}
         self._names: dict[int, str] = {}
         self._vips: dict[bytes, int] = {}
-        self._untold: list[Refusals] = []
         self.record = Record(opened, self.service_name)
         self.left_out: dict[Where, str] = {}
         """What should be on the kernel path and is not, because a map is full; why."""
         self._adopt()
-        self._base = self._read_totals()
-        self._refused = {key: total.refused for key, (_, total) in self._base.items()}
-        """Refusals that were told already."""
+        self.counts = KernelCounts(opened, self.record, self.service_name, self._denials)
 
     # -- numbers --
 
@@ -173,7 +171,8 @@ class KernelMaps:
             flow = _as(layout.KernelFlow, value)
             numbers.seen("pod", flow.source, flow.destination)
             numbers.seen("service", flow.service)
-        for total, _ in self._read_totals().values():
+        for key in self._maps["flow_totals"].keys():
+            total = _as(layout.FlowTotalKey, key)
             numbers.seen("pod", total.source, total.destination)
             numbers.seen("service", total.service)
 
@@ -190,7 +189,7 @@ class KernelMaps:
 
         Raises OSError; a map that is full only goes to ``left_out``.
         """
-        self._note_refusals()
+        self.counts.note_refusals()
         self.record.keep(numbers.values())
         self.left_out.clear()
         wanted = {where: to for where, to in plan.destinations.items() if to.pod in numbers}
@@ -283,18 +282,18 @@ class KernelMaps:
         )
 
     def _leave(self, where: Collection[Where]) -> None:
-        if any(
-            not verdict.allowed
-            for each in where
-            if each in self._state.held
-            for verdict in (self._state.held[each].verdicts or {}).values()
-        ):
-            self._note_refusals()
+        if any(self._refuses(each) for each in where):
+            self.counts.note_refusals()
         for each in where:
             self._drop("destinations", _endpoint(each))
         for each in where:
             if (held := self._state.held.pop(each, None)) is not None:
                 self._forget(each, held)
+
+    def _refuses(self, where: Where) -> bool:
+        """Say whether a verdict in force refuses anybody at *where*."""
+        held = self._state.held.get(where)
+        return held is not None and any(not verdict.allowed for verdict in (held.verdicts or {}).values())
 
     def _forget(self, where: Where, held: _Held) -> None:
         """Delete what nothing refers to any more."""
@@ -351,91 +350,20 @@ class KernelMaps:
                 if actual.get(key) != value:
                     yield f"the map {name} does not hold the kernel path's entry", partial(one.put, key, value)
 
-    # -- what the kernel counted --
-
-    def totals(self) -> dict[CountedPair, Total]:
-        """Return what was counted since this object was made; bytes as soon as the client's end is
-        closed. Raises OSError.
-        """
-        totals: dict[CountedPair, Total] = {}
-        for key, (named, now) in self._read_totals().items():
-            total = Total(now.opened, now.closed, now.failed, now.received, now.sent)
-            base = self._base.get(key)
-            if base is not None:
-                then = base[1]
-                total = Total(
-                    now.opened - then.opened,
-                    now.closed - then.closed,
-                    now.failed - then.failed,
-                    now.received - then.received,
-                    now.sent - then.sent,
-                )
-            pair = self._pair(named)
-            totals[pair] = _sum(totals.get(pair, Total()), total)
-        for key, value in self._maps["kernel_flows"].items():
-            flow = _as(layout.KernelFlow, value)
-            if flow.client_closed:
-                port = _as(layout.FlowKey, key).destination_port
-                pair = CountedPair(flow.source, flow.destination, port, self.service_name(flow.service))
-                received, sent = carried(flow)
-                totals[pair] = _sum(totals.get(pair, Total()), Total(received=received, sent=sent))
-        return totals
-
-    def forget(self, gone: Collection[int]) -> None:
-        """Delete the totals of pods that are *gone*, after a last reading. Raises OSError."""
-        for key, (named, _) in self._read_totals().items():
-            if named.source in gone or named.destination in gone:
-                self._maps["flow_totals"].drop(key)
-                self._base.pop(key, None)
-                self._refused.pop(key, None)
-        self.record.forget(gone)
-        self._pods = {cookie: number for cookie, number in self._pods.items() if number not in gone}
-
-    def refusals(self) -> list[Refusals]:
-        """Return what was refused since the last call. Raises OSError."""
-        self._note_refusals()
-        told = self._untold
-        self._untold = []
-        return told
-
-    def _note_refusals(self) -> None:
-        """Tell what was refused by the verdicts that are in force; to be called before these change."""
-        fresh = [
-            (key, named, total)
-            for key, (named, total) in self._read_totals().items()
-            if total.refused > self._refused.get(key, 0)
-        ]
-        policies = self._denials() if fresh else {}
-        for key, named, total in fresh:
-            policy = policies.get((named.source, named.destination, named.port), "")
-            self._untold.append(
-                Refusals(
-                    self._pair(named),
-                    policy,
-                    total.refused - self._refused.get(key, 0),
-                    self.record.unix(total.refused_at),
-                )
-            )
-            self._refused[key] = total.refused
-
     def _denials(self) -> dict[tuple[int, int, int], str]:
         """Return the policies that refuse, by client's and server's number and port."""
-        held = ((where, held, held.verdicts or {}) for where, held in self._state.held.items())
-        return {
-            (source, one.pod, where[1]): verdict.policy
-            for where, one, verdicts in held
-            for source, verdict in verdicts.items()
-            if not verdict.allowed
-        }
+        denials: dict[tuple[int, int, int], str] = {}
+        for where, held in self._state.held.items():
+            for source, verdict in (held.verdicts or {}).items():
+                if not verdict.allowed:
+                    denials[source, held.pod, where[1]] = verdict.policy
+        return denials
 
-    def _pair(self, named: layout.FlowTotalKey) -> CountedPair:
-        return CountedPair(named.source, named.destination, named.port, self.service_name(named.service))
-
-    def _read_totals(self) -> dict[bytes, tuple[layout.FlowTotalKey, layout.FlowTotal]]:
-        return {
-            key: (_as(layout.FlowTotalKey, key), _as(layout.FlowTotal, value))
-            for key, value in self._maps["flow_totals"].items()
-        }
+    def forget(self, gone: Collection[int]) -> None:
+        """Delete what was counted of pods that are *gone*, after a last reading. Raises OSError."""
+        self.counts.forget(gone)
+        self.record.forget(gone)
+        self._pods = {cookie: number for cookie, number in self._pods.items() if number not in gone}
 
 
 def _compatible(held: dict[int, KernelVerdict] | None, wanted: dict[int, KernelVerdict] | None) -> bool:
@@ -459,13 +387,3 @@ def _as(kind: type[_S], raw: bytes) -> _S:
 
 def _drop(one: Map, key: bytes) -> None:
     one.drop(key)
-
-
-def _sum(one: Total, other: Total) -> Total:
-    return Total(
-        one.opened + other.opened,
-        one.closed + other.closed,
-        one.failed + other.failed,
-        one.received + other.received,
-        one.sent + other.sent,
-    )

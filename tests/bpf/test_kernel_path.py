@@ -47,7 +47,7 @@ class Path:
         self.node, self.a, self.b = node, a, b
         self.client, self.server = node.enroll(a, A, protected=True), node.enroll(b, B, protected=True)
         self.plan = KernelPlan()
-        self._before = node.plane.kernel.totals()
+        self._before = node.plane.kernel.counts.totals()
 
     def put(self, verdict: KernelVerdict | None, port: int, vip: int = 0, **flags: bool) -> None:
         """Decide connections to *port* of b so (None: any pod may), and balance the ClusterIP's port *vip* over it."""
@@ -77,7 +77,7 @@ class Path:
     def total(self, port: int, service: str = "") -> Total:
         """What was counted since the test began."""
         pair = self.pair(port, service)
-        now, then = (totals.get(pair, Total()) for totals in (self.node.plane.kernel.totals(), self._before))
+        now, then = (totals.get(pair, Total()) for totals in (self.node.plane.kernel.counts.totals(), self._before))
         return Total(
             now.opened - then.opened,
             now.closed - then.closed,
@@ -129,9 +129,9 @@ def test_allowed_and_refused_by_source(path: Path, counted: Counted, kind: str) 
         with pytest.raises(ConnectionRefusedError):
             path.dial(kind, 8301)
     assert counted() == {"outbound_kernel": 1, "inbound_kernel": 1, "outbound_kernel_refused": 2}
-    refusals = path.node.plane.kernel.refusals()
+    refusals = path.node.plane.kernel.counts.refusals()
     assert [(each.pair, each.policy, each.count) for each in refusals] == [(path.pair(8301), "ns/deny", 2)]
-    assert path.node.plane.kernel.refusals() == []
+    assert path.node.plane.kernel.counts.refusals() == []
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -150,7 +150,7 @@ def test_a_refusal_is_told_with_the_service_that_was_dialled(path: Path, kind: s
     )  # what was refused before this counts for the policy of before
     with pytest.raises(ConnectionRefusedError):
         path.node.stage.run(path.a, dial, _vip(kind), 80)
-    refusals = path.node.plane.kernel.refusals()
+    refusals = path.node.plane.kernel.counts.refusals()
     assert {(each.pair.service, each.policy, each.count) for each in refusals} == {
         ("ns/svc", "ns/deny", 3),
         ("", "ns/deny", 1),
