@@ -10,10 +10,10 @@ from __future__ import annotations
 import ctypes
 import os
 import struct
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 from nodeagent.redirect import hooks, http_layout, syscall
 from nodeagent.redirect.http_layout import ANSWERED, FIRST_UNKNOWN, OUTCOMES, HttpCellValue, HttpKey
@@ -186,12 +186,13 @@ def _row(key: bytes, values: _Values) -> Row:
     )
 
 
-def _series(peers: Labels, row: Row) -> list[Any]:
+def _filled(buckets: Sequence[int]) -> list[list[int]]:
+    return [[index, count] for index, count in enumerate(buckets) if count]
+
+
+def _series(peers: Labels, row: Row) -> list[object]:
     """One item of a worker's report, as Store.merge takes it."""
-    duration, received, sent = (
-        [[index, count] for index, count in enumerate(buckets) if count] for buckets in row.buckets
-    )
     flags = "-" if row.outcome == OUTCOMES[ANSWERED] else _FLAGS[row.outcome]
     sums = row.sums[0] / 1e6, row.sums[1], row.sums[2]
-    histograms = [list(pair) for pair in zip((duration, received, sent), sums, strict=True)]
+    histograms = [[_filled(buckets), total] for buckets, total in zip(row.buckets, sums, strict=True)]
     return [("source", "destination"), labels.http(peers, row.status, flags), histograms]

@@ -171,7 +171,7 @@ class KernelMaps:
             flow = _as(layout.KernelFlow, value)
             numbers.seen("pod", flow.source, flow.destination)
             numbers.seen("service", flow.service)
-        for key in self._maps["flow_totals"].keys():
+        for key in dict(self._maps["flow_totals"].items()):
             total = _as(layout.FlowTotalKey, key)
             numbers.seen("pod", total.source, total.destination)
             numbers.seen("service", total.service)

@@ -116,9 +116,14 @@ class Record:
 
     def ended(self) -> list[Ended]:
         """Return the last connections of each pod that have ended. Raises OSError."""
-        rings = (layout.ClosedFlows.from_buffer_copy(value) for _, value in self._closed.items())
-        found = (one for ring in rings for one in ring.flows if one.closed)
-        return [Ended(self._flow(one.ends, one.flow), self.unix(one.closed), *carried(one.flow)) for one in found]
+        ended = []
+        for ring in map(layout.ClosedFlows.from_buffer_copy, dict(self._closed.items()).values()):
+            ended += [
+                Ended(self._flow(one.ends, one.flow), self.unix(one.closed), *carried(one.flow))
+                for one in ring.flows
+                if one.closed
+            ]
+        return ended
 
     def keep(self, pods: Collection[int]) -> None:
         """Have a place for the ended connections of each of *pods*; where the map is full a pod has

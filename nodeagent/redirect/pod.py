@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import ctypes
 import errno
+import itertools
 import socket
 import struct
 from collections.abc import Iterable, Mapping
@@ -71,14 +72,13 @@ def entries(pod: EnrolledPod, number: int) -> Entries:
     value = layout.PodValue(protection=_flags(protection.dead, protection.unredirected), id=number, bypass=pod.bypass)
     value.ipv4[:] = own.get(4, bytes(layout.ADDRESS_BYTES))
     value.ipv6[:] = own.get(6, bytes(layout.ADDRESS_BYTES))
-    excluded = ((layout.OUTBOUND, pod.exclude_outbound), (layout.INBOUND, pod.exclude_inbound))
+    excluded = [(layout.OUTBOUND, port) for port in pod.exclude_outbound]
+    excluded += [(layout.INBOUND, port) for port in pod.exclude_inbound]
     netns_key = struct.pack("=Q", cookie)
     return {
         "addresses": {layout.pack_address(address): netns_key for address in pod.addresses},
         "exclusions": {
-            bytes(layout.PortKey(cookie, direction, port)): struct.pack("=I", 1)
-            for direction, ports in excluded
-            for port in ports
+            bytes(layout.PortKey(cookie, direction, port)): struct.pack("=I", 1) for direction, port in excluded
         },
         "port_modes": {
             bytes(layout.PortKey(cookie, layout.INBOUND, port)): struct.pack("=I", flags)
@@ -97,8 +97,11 @@ def _port_flags(protection: Protection) -> list[tuple[int, int]]:
 
 
 def _flags(dead: bool, unredirected: bool = False) -> int:
-    """enum protection."""
-    return dead * layout.REFUSE_DEAD | unredirected * layout.REFUSE_UNREDIRECTED
+    """Return enum protection."""
+    flags = layout.REFUSE_DEAD if dead else 0
+    if unredirected:
+        flags |= layout.REFUSE_UNREDIRECTED
+    return flags
 
 
 def listener_key(cookie: int, direction: Direction, family: Family) -> bytes:
@@ -107,7 +110,7 @@ def listener_key(cookie: int, direction: Direction, family: Family) -> bytes:
 
 def listener_ids(slots: int) -> list[ListenerId]:
     """Every listener that a pod should have; slot 0 is the one that BPF knows."""
-    return [(direction, family, slot) for direction in DIRECTIONS for family in FAMILIES for slot in range(slots)]
+    return list(itertools.product(DIRECTIONS, FAMILIES, range(slots)))
 
 
 def open_listeners(
