@@ -257,11 +257,22 @@ def _parse(text: str, lines_before: int) -> tuple[_Outcome, ...]:
     try:
         values = yaml_text.load(text, lines_before)
     except ResourceError as error:
-        return (_Outcome(None, None, str(error)),)
+        return _unreadable(text, str(error))
     outcomes: list[_Outcome] = []
     for value in values:
         outcomes += [_outcome(item) for item in yaml_text.items(value)]
     return tuple(outcomes)
+
+
+def _unreadable(text: str, error: str) -> tuple[_Outcome, ...]:
+    """Return what a document that is no YAML comes to: whose it is can often be seen all the same."""
+    outcomes = []
+    for item in yaml_text.items(yaml_text.glimpse(text)):
+        key = security.whose(item)
+        instead = security.stand_in(key, item, error) if key is not None else None
+        if instead is not None:
+            outcomes.append(_Outcome(None, key, error, stand_in=instead))
+    return tuple(outcomes) or (_Outcome(None, None, error),)
 
 
 def _outcome(value: object) -> _Outcome:

@@ -15,6 +15,7 @@ import itertools
 import math
 import re
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -88,7 +89,7 @@ def load(text: str, lines_before: int = 0, bounds: Bounds = OBJECT) -> list[obje
         try:
             return [
                 value
-                for value in _documents(yaml.parse(text, Loader=_PARSER), lines_before, bounds)
+                for value in _documents(yaml.parse(text, Loader=_PARSER), lines_before, _Document(bounds))
                 if value is not None
             ]
         except yaml.MarkedYAMLError as error:
@@ -96,6 +97,23 @@ def load(text: str, lines_before: int = 0, bounds: Bounds = OBJECT) -> list[obje
             raise ResourceError(f"not YAML: {line}{error.problem}") from None
         except yaml.YAMLError as error:
             raise ResourceError(f"not YAML: {' '.join(str(error).split())}") from None
+
+
+def glimpse(text: str) -> object:
+    """Return what can be seen of one document that :func:`load` refuses, to tell whose it is; None
+    where nothing can.
+
+    What stands after a break is not seen. A key that stands twice has no value: nobody knows which
+    one is meant. Neither has ``metadata`` that is cut off: its namespace may be missing.
+    """
+    document = _Document(OBJECT, lenient=True)
+    with suppress(ResourceError), translated(ResourceError, "not YAML"):
+        for _ in _documents(yaml.parse(text, Loader=_PARSER), 0, document):
+            break
+    for holder, held in itertools.pairwise(document.stack):
+        if isinstance(holder.value, dict) and holder.value.get("metadata") is held.value:
+            holder.value["metadata"] = None
+    return document.root
 
 
 def one(text: str) -> object:
@@ -150,6 +168,8 @@ class _Open:
 @dataclass(slots=True)
 class _Document:
     bounds: Bounds
+    lenient: bool = False
+    """Go on where what is wrong can be passed over."""
     stack: list[_Open] = field(default_factory=list)
     anchors: dict[str, tuple[object, int, int]] = field(default_factory=dict)
     """A value, how many values it holds, and how many bytes."""
@@ -158,34 +178,41 @@ class _Document:
     """As JSON, at least."""
     root: object = None
 
+    def begin(self) -> None:
+        """Forget the document before this one."""
+        self.stack.clear()
+        self.anchors.clear()
+        self.values = 0
+        self.bytes = 0
+        self.root = None
 
-def _documents(events: Iterator[yaml.Event], lines_before: int, bounds: Bounds) -> Iterator[object]:
-    document = _Document(bounds)
+
+def _documents(events: Iterator[yaml.Event], lines_before: int, document: _Document) -> Iterator[object]:
+    """Yield the values of the documents that *events* tell, each built in *document*."""
     for event in events:
         line = event.start_mark.line + 1 + lines_before if event.start_mark else 0
         if isinstance(event, yaml.ScalarEvent):
             size = _bytes(event.value) + 1
-            value = _scalar(event, line)
+            try:
+                value = _scalar(event, line)
+            except ResourceError:
+                if not document.lenient:
+                    raise
+                value = event.value
             _put(document, value, line, 1, size)
             if event.anchor:
                 document.anchors[event.anchor] = (value, 1, size)
         elif isinstance(event, yaml.CollectionStartEvent):
             _begin(document, event, line)
         elif isinstance(event, yaml.CollectionEndEvent):
-            ended = document.stack.pop()
-            if ended.anchor:
-                document.anchors[ended.anchor] = (
-                    ended.value,
-                    document.values - ended.values,
-                    document.bytes - ended.bytes,
-                )
+            _end(document)
         elif isinstance(event, yaml.AliasEvent):
             if event.anchor not in document.anchors:
                 raise ResourceError(f"not YAML: line {line}: alias {shown(event.anchor)} without an anchor before it")
             again, values, size = document.anchors[event.anchor]
             _put(document, again, line, values, size)
         elif isinstance(event, yaml.DocumentStartEvent):
-            document = _Document(bounds)
+            document.begin()
         elif isinstance(event, yaml.DocumentEndEvent):
             yield document.root
 
@@ -200,6 +227,12 @@ def _begin(document: _Document, event: yaml.CollectionStartEvent, line: int) -> 
     opened = _Open(value, event.anchor, document.values, document.bytes)
     _put(document, value, line, 1, len("[]"))
     document.stack.append(opened)
+
+
+def _end(document: _Document) -> None:
+    ended = document.stack.pop()
+    if ended.anchor:
+        document.anchors[ended.anchor] = (ended.value, document.values - ended.values, document.bytes - ended.bytes)
 
 
 def _scalar(event: yaml.ScalarEvent, line: int) -> str | bool | int | float | None:
@@ -256,7 +289,10 @@ def _put(document: _Document, value: object, line: int, values: int, size: int) 
     else:
         key = _key(value, line)
         if key in parent.value:
-            raise ResourceError(f"not YAML: line {line}: the key {shown(key)} stands twice")
+            if not document.lenient:
+                raise ResourceError(f"not YAML: line {line}: the key {shown(key)} stands twice")
+            parent.value[key] = None
+            key = f"{key}\0"  # which no key of a YAML text can be
         parent.key = key
 
 

@@ -237,3 +237,55 @@ def test_names_of_files_are_no_paths_of_what_is_kept(node: Node) -> None:
     (node.yaml / "b%2f..%2f.yaml").write_text(json.dumps(GOOD))
     node.started()
     assert all(len(name) == 37 for name in os.listdir(node.kept))
+
+
+BROKEN = """\
+apiVersion: security.istio.io/v1
+kind: AuthorizationPolicy
+metadata:
+  name: x
+  namespace: shop
+spec:
+  selector:
+    matchLabels: {app: web}
+"""
+
+
+@pytest.mark.parametrize(
+    ("wrong", "selector"),
+    [
+        ("  action: DENY\n  action: ALLOW\n", (("app", "web"),)),
+        ("  <<: {action: DENY}\n", (("app", "web"),)),
+        ("  more: .inf\n", (("app", "web"),)),
+        ("  rules: [\n", (("app", "web"),)),
+        ("    matchLabels: {app: shop}\n", ()),
+        ("  selector: {}\n", ()),
+    ],
+)
+def test_a_first_version_that_is_no_yaml_closes_what_can_be_seen_of_it(
+    node: Node, wrong: str, selector: tuple[tuple[str, str], ...]
+) -> None:
+    """Input: a document that YAML as Kubernetes reads it is not, and whose last lines are why.
+    Verdict: what it selects is closed; its whole namespace, where that is not clear.
+    """
+    node.put(BROKEN + wrong)
+    policies, refused = node.started()
+    assert (policies["x"].selector, refused) == (selector, ["x closes"])
+    assert policies["x"].spec.refused == "AuthorizationPolicy"  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize(
+    "unclear",
+    [
+        BROKEN.replace("kind:", "kind: AuthorizationPolicy\nkind:"),
+        "kind: AuthorizationPolicy\nmetadata: {name: x",
+        BROKEN + "  action: AUDIT\n  <<: {}\n",
+        BROKEN.replace("AuthorizationPolicy", "Deployment") + "  <<: {}\n",
+    ],
+)
+def test_a_first_version_that_is_no_yaml_closes_nothing_where_nobody_knows_that_it_refuses(
+    node: Node, unclear: str
+) -> None:
+    node.put(unclear)
+    policies, refused = node.started()
+    assert (policies, [each.split()[-1] for each in refused]) == ({}, ["closes"])
