@@ -20,9 +20,6 @@ from typing import Final, assert_never
 import uvloop
 
 from nodeagent.channel import Channel
-from nodeagent.config import AgentConfig
-from nodeagent.identity.certificate import Certificate
-from nodeagent.identity.tls import Contexts, contexts
 from nodeagent.memory import settle
 from nodeagent.mesh.entries import Delta
 from nodeagent.mesh.entry_json import from_json
@@ -32,7 +29,6 @@ from nodeagent.messages import (
     AskFlows,
     AskMetrics,
     CertificateIssued,
-    Counted,
     Drain,
     Finish,
     Finished,
@@ -40,7 +36,6 @@ from nodeagent.messages import (
     FromWorker,
     GenerationInForce,
     Listen,
-    NeedSockets,
     NodeAddresses,
     Ping,
     PodCaptured,
@@ -54,22 +49,13 @@ from nodeagent.messages import (
 )
 from nodeagent.policy.model import AuthorizationPolicy
 from nodeagent.proxy import privilege
-from nodeagent.proxy.context import Context
-from nodeagent.proxy.originals import Captured
 from nodeagent.proxy.pace import Pace
-from nodeagent.proxy.pods import PodState
 from nodeagent.proxy.proxy import Proxy
+from nodeagent.proxy.serving import Serving
 from nodeagent.pulse import Pulse
-from nodeagent.redirect.delivery import Announcements
-from nodeagent.redirect.original import OriginalDestinations
-from nodeagent.telemetry.access_log import AccessLog
-from nodeagent.telemetry.cells import WorkerMetrics
-from nodeagent.telemetry.metrics import BUSY_POLL, LOG_DROPPED, LOOP_LAG, OPEN_CONNECTIONS
-from nodeagent.vocabulary import Direction, Family
 from nodeagent.wire import MessageError
 
 SWEEP_SECONDS: Final = 0.25
-FLOWS_PER_MESSAGE: Final = 100
 log = logging.getLogger("nodeagent.worker")
 
 
@@ -95,18 +81,12 @@ class Worker:
         self.loop = loop
         self._pulse = pulse
         self.done: asyncio.Future[None] = loop.create_future()
-        self.metrics = WorkerMetrics()
-        self._name = ""
-        self._proxy: Proxy
-        self._access_log: AccessLog | None = None
-        self._originals: Captured
-        self._contexts: dict[str, Contexts] = {}
-        self._servers: dict[str, list[asyncio.Server]] = {}
+        self._serving: Serving | None = None
+        """None: control has not said yet how to serve."""
         self._drain_until = 0.0
         self._finishing: set[int] | None = None
         """Connections that were open when all were asked to end; None: none was."""
         self._lag = 0.0
-        self._dropped = 0
         self._tasks: set[asyncio.Task[None]] = set()
         self._learning = False
         self._held: collections.deque[ToWorker] = collections.deque()
@@ -130,8 +110,8 @@ class Worker:
 
     def close(self) -> None:
         """Flush what is left before the process ends."""
-        if self._access_log is not None:
-            self._access_log.close()
+        if self._serving is not None:
+            self._serving.close()
 
     # -- control's messages --
 
@@ -159,11 +139,11 @@ class Worker:
             case SnapshotPart():
                 raise AssertionError("a change of the snapshot is learned, not obeyed")
             case CertificateIssued():
-                self._on_certificate(message)
+                self._served().certificate(message)
             case PodCaptured() | Listen() | PodReleased() | SocketsMade():
                 self._obey_about_pod(message)
             case NodeAddresses():
-                self._on_node(message)
+                self._proxy().node_is(message.addresses)
             case Succeeded():
                 self._on_succeeded()
             case Ping():
@@ -180,45 +160,24 @@ class Worker:
     def _obey_about_pod(self, message: AboutPod) -> None:
         match message:
             case PodCaptured():
-                self._on_captured(message)
+                self._served().captured(message)
             case Listen():
-                self._on_listen(message)
+                self._start(self._served().listen(message))
             case PodReleased():
-                self._on_released(message)
+                self._served().released(message)
             case SocketsMade():
-                self._on_sockets(message)
+                self._served().sockets(message)
             case _:
                 assert_never(message)
 
     def _on_start(self, message: StartWorker) -> None:
         try:
-            self._prepare(message)
+            self._serving = Serving.of(message, self.loop, self._channel.send)
+            privilege.drop(message.supervisor)
         except Exception as error:  # noqa: BLE001 - as said below
             # Whatever it was: a worker that could not give up its privileges must not carry a byte.
             log.critical("this worker cannot start: %s", error)
             os._exit(1)
-
-    def _prepare(self, message: StartWorker) -> None:
-        config = AgentConfig.model_validate(message.config)
-        self._name = str(message.slot)
-        self._originals = Captured(OriginalDestinations(message.originals))
-        if config.telemetry.access_log.path:
-            self._access_log = AccessLog(config.telemetry.access_log.path, config.telemetry.access_log.format)
-            self._access_log.start()
-        context = Context(
-            loop=self.loop,
-            settings=config.proxy,
-            trust_domain=config.identity.trust_domain,
-            cluster_id=config.cluster,
-            metrics=self.metrics,
-            access_log=self._access_log,
-            delivery=config.redirect.delivery,
-            share=1 / config.proxy.worker_count(),
-            announce=Announcements(message.announced).put,
-            node_addresses=frozenset(message.node_addresses),
-        )
-        self._proxy = Proxy(context, config.extension_providers)
-        privilege.drop(message.supervisor)
 
     async def _learn(self, message: SnapshotPart) -> None:
         """Take a change of the snapshot in: decoded and compiled in slices, in force at once, when
@@ -232,7 +191,7 @@ class Worker:
             if not message.more:
                 deltas = self._deltas
                 self._deltas = []
-                self._start(self._acknowledge(message.generation, self._proxy.put(deltas)))
+                self._start(self._acknowledge(message.generation, self._proxy().put(deltas)))
         finally:
             self._catch_up()
 
@@ -264,7 +223,7 @@ class Worker:
             try:
                 entry = from_json(value)
                 if isinstance(entry, AuthorizationPolicy):
-                    self._proxy.guards.compiler.compiled(entry)
+                    self._proxy().guards.compiler.compiled(entry)
                 upserts.append(entry)
             except Exception as error:  # whatever it is, no other entry is to blame
                 self._missed = True
@@ -277,80 +236,23 @@ class Worker:
         been looked at, too, and those before it.
         """
         async with self._settling:
-            if protection_changed and self._proxy.context.connections:
-                await self._proxy.revocation.reconsider()
+            if protection_changed and self._proxy().context.connections:
+                await self._proxy().revocation.reconsider()
             if not self._missed:
                 self._channel.send(GenerationInForce(generation))
-
-    def _on_certificate(self, message: CertificateIssued) -> None:
-        certificate = Certificate.from_json(message.certificate)
-        fresh = self._contexts[certificate.identity] = contexts(certificate)
-        for pod in self._proxy.context.pods.values():
-            if pod.identity == certificate.identity:
-                pod.certify(fresh)
-                self._proxy.revocation.renewed(pod)
-
-    def _on_captured(self, message: PodCaptured) -> None:
-        uid = message.uid
-        known = self._proxy.context.pods.get(uid)
-        if known is not None:
-            for server in self._servers.pop(uid, []):
-                server.close()  # its listeners were opened anew and follow
-            return
-
-        def ask(family: Family, count: int) -> None:
-            self._channel.send(NeedSockets(uid, family, count))
-
-        pod = PodState(uid, message.cookie, message.identity, ask)
-        pod.certify(self._contexts.get(pod.identity))
-        self._proxy.enrol(pod)
-
-    def _on_listen(self, message: Listen) -> None:
-        listener = socket.socket(fileno=message.listener)
-        pod = self._proxy.context.pods.get(message.uid)
-        if pod is None:
-            listener.close()
-            return
-        self._start(self._listen(pod, message.direction, listener))
-
-    def _on_node(self, message: NodeAddresses) -> None:
-        self._proxy.node_is(message.addresses)
-
-    def _on_released(self, message: PodReleased) -> None:
-        """The pod is no longer enrolled: what it holds goes on, nothing new comes."""
-        for server in self._servers.pop(message.uid, []):
-            server.close()
-        pod = self._proxy.release(message.uid)
-        if pod is not None:
-            for stock in pod.stock.values():
-                stock.close()
-
-    def _on_sockets(self, message: SocketsMade) -> None:
-        pod = self._proxy.context.pods.get(message.uid)
-        sockets = [socket.socket(fileno=descriptor) for descriptor in message.sockets]
-        if pod is None:
-            for unused in sockets:
-                unused.close()
-            return
-        stock = pod.stock[message.family]
-        if sockets:
-            stock.add(sockets)
-        else:
-            stock.refused()
 
     def _on_succeeded(self) -> None:
         """Another control is at the other end: the one before may have died before it gave what it
         was asked for, and within a change.
         """
         self._deltas.clear()
-        for pod in self._proxy.context.pods.values() if hasattr(self, "_proxy") else ():
-            for stock in pod.stock.values():
-                stock.again()
+        if self._serving is not None:
+            self._serving.ask_again()
 
     def _on_ping(self, message: Ping) -> None:
         self._beat()
         self._report()
-        self._channel.send(Pong(message.number, len(self._proxy.context.connections)))
+        self._channel.send(Pong(message.number, len(self._proxy().context.connections)))
 
     def _on_question(self, message: AskFlows | AskMetrics) -> None:
         """Answer with what was counted, and where flows are asked for with live and recent
@@ -358,33 +260,17 @@ class Worker:
         """
         self._report()
         if isinstance(message, AskFlows):
-            self._start(self._tell_flows(message.number))
+            self._start(self._served().tell_flows(message.number))
         else:
             self._channel.send(FlowRows(message.number, [], more=False))
 
-    async def _tell_flows(self, number: int) -> None:
-        pace = Pace()
-        told = [*self._proxy.context.recent, *self._proxy.context.connections.values()]
-        for at in range(0, len(told), FLOWS_PER_MESSAGE):
-            await pace.keep()
-            rows = [connection.flow(os.getpid()) for connection in told[at : at + FLOWS_PER_MESSAGE]]
-            self._channel.send(FlowRows(number, rows, more=True))
-        self._channel.send(FlowRows(number, [], more=False))
-
     def _on_finish(self) -> None:
         """Ask for the end of what is open; what comes is still served."""
-        self._finishing = set(self._proxy.context.connections)
-        self._proxy.revocation.drain()
+        self._finishing = set(self._proxy().context.connections)
+        self._proxy().revocation.drain()
         self._sweep_finishing()
 
     # -- life --
-
-    async def _listen(self, pod: PodState, direction: Direction, listener: socket.socket) -> None:
-        server = await self._proxy.listen(listener, pod, direction, self._originals)
-        if self._proxy.context.pods.get(pod.uid) is pod and not self._drain_until:
-            self._servers.setdefault(pod.uid, []).append(server)
-        else:
-            server.close()
 
     def _orphaned(self) -> None:
         """The supervisor, which keeps the other end while control is replaced, is gone too: the
@@ -394,7 +280,7 @@ class Worker:
 
     def _told_to_go(self) -> None:
         """The daemon ends, and control is not there to say so."""
-        self._drain(self._proxy.context.timeouts.stop if hasattr(self, "_proxy") else 0.0)
+        self._drain(self._proxy().context.timeouts.stop if self._serving is not None else 0.0)
 
     def _drain(self, seconds: float) -> None:
         until = self.loop.time() + seconds
@@ -403,12 +289,9 @@ class Worker:
             return
         self._drain_until = until
         self._pulse.rest()
-        for servers in self._servers.values():
-            for server in servers:
-                server.close()
-        self._servers.clear()
-        if hasattr(self, "_proxy"):
-            self._proxy.revocation.drain()
+        if self._serving is not None:
+            self._serving.stop_listening()
+            self._serving.proxy.revocation.drain()
         self._sweep_drain()
 
     def _sweep(self) -> None:
@@ -417,8 +300,8 @@ class Worker:
         self._next_sweep = now + SWEEP_SECONDS
         self.loop.call_at(self._next_sweep, self._sweep)
         self._beat()
-        if hasattr(self, "_proxy"):
-            self._proxy.revocation.sweep()
+        if self._serving is not None:
+            self._serving.proxy.revocation.sweep()
         if self._finishing is not None:
             self._sweep_finishing()
         if self._drain_until:
@@ -426,16 +309,16 @@ class Worker:
 
     def _beat(self) -> None:
         """The loop turns; that counts while this worker takes connections."""
-        if hasattr(self, "_proxy") and not self._drain_until:
+        if self._serving is not None and not self._drain_until:
             self._pulse.turn()
 
     def _sweep_finishing(self) -> None:
-        if not self._finishing or self._finishing.isdisjoint(self._proxy.context.connections):
+        if not self._finishing or self._finishing.isdisjoint(self._proxy().context.connections):
             self._channel.send(Finished())
 
     def _sweep_drain(self) -> None:
         """End when all connections have, but for those that had their time before."""
-        idle = not hasattr(self, "_proxy") or self._proxy.context.connections.keys() <= (self._finishing or set())
+        idle = self._serving is None or self._proxy().context.connections.keys() <= (self._finishing or set())
         if (idle or self.loop.time() >= self._drain_until) and not self.done.done():
             self._report()
             self.loop.call_later(0.05, self._end)
@@ -445,17 +328,18 @@ class Worker:
             self.done.set_result(None)
 
     def _report(self) -> None:
-        if not hasattr(self, "_proxy"):
-            return
-        if self._access_log is not None and self._access_log.dropped > self._dropped:
-            self.metrics.count(LOG_DROPPED, (), self._access_log.dropped - self._dropped)
-            self._dropped = self._access_log.dropped
-        self.metrics.gauge(LOOP_LAG, (self._name,), self._lag)
-        self.metrics.gauge(BUSY_POLL, (self._name,), self._proxy.context.busy_poll.share())
-        self.metrics.gauge(OPEN_CONNECTIONS, (self._name,), len(self._proxy.context.connections))
-        self._lag = 0.0
-        for part in self.metrics.delta():
-            self._channel.send(Counted(part))
+        if self._serving is not None:
+            self._serving.report(self._lag)
+            self._lag = 0.0
+
+    def _served(self) -> Serving:
+        """Return what this worker serves. Raises RuntimeError while control has not said how to."""
+        if self._serving is None:
+            raise RuntimeError("control asks for something before it said how to serve (StartWorker)")
+        return self._serving
+
+    def _proxy(self) -> Proxy:
+        return self._served().proxy
 
     def _start(self, coroutine: Coroutine[object, object, None]) -> None:
         task = self.loop.create_task(coroutine)

@@ -26,11 +26,12 @@ from nodeagent.messages import (
 )
 from nodeagent.policy.model import AuthorizationPolicy, Operation, Rule
 from nodeagent.proxy.proxy import Proxy
+from nodeagent.proxy.serving import Serving
 from nodeagent.proxy.worker import Worker
 from nodeagent.pulse import Pulses
 from nodeagent.vocabulary import Address, PodUid, SpiffeId
 from nodeagent.wire import FileDescriptor, MessageError, Unchecked
-from tests.unit.proxy.stage import context
+from tests.unit.proxy.stage import VIP, Originals, context
 
 PARTS, POLICIES = 3, 150
 
@@ -73,7 +74,8 @@ class Told:
         self.answers: list[FromWorker] = []
         self.worker = Worker(loop, far, Pulses().claim())
         self.context = context(ProxySettings(), None)
-        self.proxy = self.worker._proxy = Proxy(self.context)
+        self.proxy = Proxy(self.context)
+        self.worker._serving = Serving("0", self.proxy, Originals(VIP), self.worker._channel.send)
         self.end = near
         self.channel: Channel[FromWorker, ToWorker] = Channel(
             loop, near, FROM_WORKER, heard=self.answers.append, refused=fail, closed=lambda: None

@@ -1,0 +1,189 @@
+"""What a worker serves once control has told it how: the proxy, the pods' listeners, sockets and
+certificates, and what is told of them. The order of control's messages is ``worker.py``'s business.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+from collections.abc import Callable
+from typing import Final
+
+from nodeagent.config import AgentConfig
+from nodeagent.identity.certificate import Certificate
+from nodeagent.identity.tls import Contexts, contexts
+from nodeagent.messages import (
+    CertificateIssued,
+    Counted,
+    FlowRows,
+    FromWorker,
+    Listen,
+    NeedSockets,
+    PodCaptured,
+    PodReleased,
+    SocketsMade,
+    StartWorker,
+)
+from nodeagent.proxy.context import Context
+from nodeagent.proxy.originals import Captured, Originals
+from nodeagent.proxy.pace import Pace
+from nodeagent.proxy.pods import PodState
+from nodeagent.proxy.proxy import Proxy
+from nodeagent.redirect.delivery import Announcements
+from nodeagent.redirect.original import OriginalDestinations
+from nodeagent.telemetry.access_log import AccessLog
+from nodeagent.telemetry.cells import WorkerMetrics
+from nodeagent.telemetry.metrics import BUSY_POLL, LOG_DROPPED, LOOP_LAG, OPEN_CONNECTIONS
+from nodeagent.vocabulary import Family
+
+FLOWS_PER_MESSAGE: Final = 100
+
+
+class Serving:
+    """One worker's. *name* is what its metrics call it; *send* tells control something."""
+
+    def __init__(self, name: str, proxy: Proxy, originals: Originals, send: Callable[[FromWorker], None]) -> None:
+        self.proxy = proxy
+        self._name = name
+        self._originals = originals
+        self._send = send
+        self._contexts: dict[str, Contexts] = {}
+        """By identity: of pods that are here, and of those that are about to be."""
+        self._servers: dict[str, list[asyncio.Server]] = {}
+        self._listening = True
+        self._dropped = 0
+        """Log records whose loss was counted."""
+
+    @classmethod
+    def of(cls, message: StartWorker, loop: asyncio.AbstractEventLoop, send: Callable[[FromWorker], None]) -> Serving:
+        """Return what *message* asks for, with its access log open. Raises ValueError for a configuration that is
+        none, OSError.
+        """
+        config = AgentConfig.model_validate(message.config)
+        access_log = None
+        if config.telemetry.access_log.path:
+            access_log = AccessLog(config.telemetry.access_log.path, config.telemetry.access_log.format)
+            access_log.start()
+        context = Context(
+            loop=loop,
+            settings=config.proxy,
+            trust_domain=config.identity.trust_domain,
+            cluster_id=config.cluster,
+            metrics=WorkerMetrics(),
+            access_log=access_log,
+            delivery=config.redirect.delivery,
+            share=1 / config.proxy.worker_count(),
+            announce=Announcements(message.announced).put,
+            node_addresses=frozenset(message.node_addresses),
+        )
+        originals = Captured(OriginalDestinations(message.originals))
+        return cls(str(message.slot), Proxy(context, config.extension_providers), originals, send)
+
+    def close(self) -> None:
+        """Flush what is left before the process ends."""
+        if self.proxy.context.access_log is not None:
+            self.proxy.context.access_log.close()
+
+    # -- pods --
+
+    def certificate(self, message: CertificateIssued) -> None:
+        """Show it from the next handshake on."""
+        certificate = Certificate.from_json(message.certificate)
+        fresh = self._contexts[certificate.identity] = contexts(certificate)
+        for pod in self.proxy.context.pods.values():
+            if pod.identity == certificate.identity:
+                pod.certify(fresh)
+                self.proxy.revocation.renewed(pod)
+
+    def captured(self, message: PodCaptured) -> None:
+        """Serve a pod, whose listeners follow; of one that is known they were opened anew."""
+        uid = message.uid
+        if uid in self.proxy.context.pods:
+            self._close_listeners(uid)
+            return
+
+        def ask(family: Family, count: int) -> None:
+            self._send(NeedSockets(uid, family, count))
+
+        pod = PodState(uid, message.cookie, message.identity, ask)
+        pod.certify(self._contexts.get(pod.identity))
+        self.proxy.enrol(pod)
+
+    async def listen(self, message: Listen) -> None:
+        """Take connections from a listener of a pod, unless that has gone meanwhile."""
+        listener = socket.socket(fileno=message.listener)
+        pod = self.proxy.context.pods.get(message.uid)
+        if pod is None:
+            listener.close()
+            return
+        server = await self.proxy.listen(listener, pod, message.direction, self._originals)
+        if self.proxy.context.pods.get(pod.uid) is pod and self._listening:
+            self._servers.setdefault(pod.uid, []).append(server)
+        else:
+            server.close()
+
+    def released(self, message: PodReleased) -> None:
+        """The pod is no longer enrolled: what it holds goes on, nothing new comes."""
+        self._close_listeners(message.uid)
+        pod = self.proxy.release(message.uid)
+        if pod is not None:
+            for stock in pod.stock.values():
+                stock.close()
+
+    def sockets(self, message: SocketsMade) -> None:
+        """Put what control made into the pod's stock; none: it could not make any."""
+        pod = self.proxy.context.pods.get(message.uid)
+        made = [socket.socket(fileno=descriptor) for descriptor in message.sockets]
+        if pod is None:
+            for unused in made:
+                unused.close()
+            return
+        stock = pod.stock[message.family]
+        if made:
+            stock.add(made)
+        else:
+            stock.refused()
+
+    def ask_again(self) -> None:
+        """Ask for the sockets that are wanted: who was asked may have died before it gave them."""
+        for pod in self.proxy.context.pods.values():
+            for stock in pod.stock.values():
+                stock.again()
+
+    def stop_listening(self) -> None:
+        """Take no connection any more."""
+        self._listening = False
+        for uid in list(self._servers):
+            self._close_listeners(uid)
+
+    def _close_listeners(self, uid: str) -> None:
+        for server in self._servers.pop(uid, []):
+            server.close()
+
+    # -- what is told --
+
+    def report(self, lag: float) -> None:
+        """Tell control what was counted; *lag*: the longest time, in seconds, that the loop was late since the last."""
+        context = self.proxy.context
+        metrics = context.metrics
+        access_log = context.access_log
+        if access_log is not None and access_log.dropped > self._dropped:
+            metrics.count(LOG_DROPPED, (), access_log.dropped - self._dropped)
+            self._dropped = access_log.dropped
+        metrics.gauge(LOOP_LAG, (self._name,), lag)
+        metrics.gauge(BUSY_POLL, (self._name,), context.busy_poll.share())
+        metrics.gauge(OPEN_CONNECTIONS, (self._name,), len(context.connections))
+        for part in metrics.delta():
+            self._send(Counted(part))
+
+    async def tell_flows(self, number: int) -> None:
+        """Answer question *number* with live and recent connections, in parts that fit a packet: these may be many."""
+        pace = Pace()
+        context = self.proxy.context
+        told = [*context.recent, *context.connections.values()]
+        for at in range(0, len(told), FLOWS_PER_MESSAGE):
+            await pace.keep()
+            rows = [connection.flow(os.getpid()) for connection in told[at : at + FLOWS_PER_MESSAGE]]
+            self._send(FlowRows(number, rows, more=True))
+        self._send(FlowRows(number, [], more=False))
