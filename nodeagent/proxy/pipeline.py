@@ -74,12 +74,13 @@ class Pipeline(Line):
         route = self.route(exchange)
         exchange.route = route
         route.active += 1
-        if probe or self._admits(exchange, route):
+        if route.http_guard is UNGUARDED or probe or self._admits(exchange, route):
             self.forward(exchange, route)
 
     def route(self, exchange: Exchange) -> Route:
         """Return where *exchange* goes: of two random endpoints the less busy one."""
-        return pick(self._routing.routes(exchange.downstream.connection))
+        routes = self._routing.routes(exchange.downstream.connection)
+        return routes[0] if len(routes) == 1 else pick(routes)
 
     def forward(self, exchange: Exchange, route: Route) -> None:
         """Send an authorized request to its endpoint."""

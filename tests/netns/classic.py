@@ -95,7 +95,9 @@ class Sidecar:
             return False
 
     def certificate(self) -> Any:
-        return json.loads(self.get(15000, "/certs")[1])[0]
+        """Return the one that the sidecar shows; an empty one where it has none (any more)."""
+        held = json.loads(self.get(15000, "/certs")[1])
+        return held[0] if held else {"serial": None}
 
     def access_log(self) -> AccessLog:
         return AccessLog(self.access, self.access.stat().st_size)
