@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 import re
 import statistics
+import textwrap
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,12 +38,12 @@ class Row:
     figure: str
     """``p50``, ``p99``, or ``rate``: requests or bits a second."""
     encrypted: str
-    """What of the bytes on the way is, with us and with Envoy's pair."""
+    """Which of the two encrypts what is on the way; no mesh never does."""
     mode: str = "nodeagent"
 
 
-SAME_NODE: Final = "Envoy's"
-BETWEEN_NODES: Final = "ours and Envoy's"
+SAME_NODE: Final = "Envoy's pair"
+BETWEEN_NODES: Final = "both"
 ROWS: Final = (
     Row("one node: a request at a time, p50", "http", 1, "p50", SAME_NODE),
     Row("one node: 32 connections, requests/s", "http", 32, "rate", SAME_NODE),
@@ -64,7 +65,7 @@ def figures() -> Iterator[str]:
     summary = json.loads(RESULTS.read_text(encoding="utf-8"))
     yield from _where(summary["environment"])
     yield ""
-    yield "| | against Envoy's pair | against no mesh | encrypted |"
+    yield "| agent | against Envoy's pair | against no mesh | encrypted by |"
     yield "| --- | --- | --- | --- |"
     for row in ROWS:
         ours = _rounds(summary, row.mode, row)
@@ -74,11 +75,15 @@ def figures() -> Iterator[str]:
     yield from _idle(summary["scale"])
 
 
-def _where(environment: Mapping[str, Any]) -> Iterator[str]:
+def _where(environment: Mapping[str, Any]) -> list[str]:
     compiled = "" if environment["compiled"] else ", modules not compiled"
-    yield f"One run of `make bench`, {environment['date'][:10]}: {environment['cpu']}, {environment['cores']} cores,"
-    yield f"Linux {environment['kernel']}, Python {environment['python']}{compiled}, Envoy {environment['envoy']};"
-    yield f"{environment['rounds']} rounds, ratios round by round, the median: [its file](docs/results/bench.json)."
+    words = (
+        f"One run of `make bench` ([its file](docs/results/bench.json)), {environment['date'][:10]}: "
+        f"{environment['cpu']}, {environment['cores']} cores, Linux {environment['kernel']}, Python "
+        f"{environment['python']}{compiled}, Envoy {environment['envoy']}; {environment['rounds']} rounds, ratios "
+        "round by round, their median. Within a node the agent encrypts nothing: the kernel says who is who."
+    )
+    return textwrap.wrap(words, 100, break_long_words=False, break_on_hyphens=False)
 
 
 def _rounds(summary: Mapping[str, Any], mode: str, row: Row) -> Sequence[float]:

@@ -79,6 +79,12 @@ def test_the_readme_is_read_in_one_go() -> None:
     assert len((ROOT / "README.md").read_text().splitlines()) <= README_LINES
 
 
+def test_the_readme_has_room_for_a_whole_run() -> None:
+    text = (ROOT / "README.md").read_text()
+    lines = len(documents.with_table(text, "figures", "").splitlines())
+    assert lines + len(documents.ROWS) + 12 <= README_LINES  # where it was measured, the table's head, idle pods
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_links_lead_somewhere(name: str) -> None:
     path = ROOT / name
@@ -189,10 +195,10 @@ def test_the_figures_are_those_of_the_kept_run(tmp_path: Path, monkeypatch: pyte
     kept.write_text(json.dumps({"environment": environment, "runs": runs, "scale": scale}))
     monkeypatch.setattr(documents, "RESULTS", kept)
     told = list(documents.figures())
-    assert "| one node: a request at a time, p50 | 0.16 × | 1.60 × | Envoy's |" in told
+    assert "| one node: a request at a time, p50 | 0.16 × | 1.60 × | Envoy's pair |" in told
     assert not [line for line in told if line.startswith("| between nodes")]  # nothing to compare with
     assert told[-1] == "| 100 idle pods: memory of all proxies | 0.050 × (70 MB for 1,400 MB) | | |"
-    assert "One run of `make bench`, 2026-11-29: a processor, 2 cores," in told
+    assert "2026-11-29: a processor, 2 cores, Linux 6.18," in " ".join(told)
     assert max(len(line) for line in told if not line.startswith("|")) <= PROSE_COLUMNS
 
 
