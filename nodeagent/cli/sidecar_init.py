@@ -131,13 +131,13 @@ def sidecar_init(*, clean: bool, dry_run: bool, **settings: Any) -> None:
     CAP_NET_RAW.
     """
     from nodeagent.sidecar import iptables
-    from nodeagent.sidecar.rules import Capture
+    from nodeagent.sidecar.rules import PodCapture
 
     if dry_run and clean:
         raise click.UsageError("--dry-run and --clean exclude each other")
     if dry_run:
-        click.echo(iptables.preview(Capture(**settings)), nl=False)
+        click.echo(iptables.preview(PodCapture(**settings)), nl=False)
     elif clean:
         iptables.clean()
     else:
-        iptables.install(Capture(**settings))
+        iptables.install(PodCapture(**settings))

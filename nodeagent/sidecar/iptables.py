@@ -12,7 +12,7 @@ from typing import Final
 from nodeagent import istio
 from nodeagent.errors import KernelError
 from nodeagent.sidecar import rules
-from nodeagent.sidecar.rules import Capture
+from nodeagent.sidecar.rules import PodCapture
 from nodeagent.vocabulary import Family
 
 _PREFIX: Final[dict[Family, str]] = {4: "iptables", 6: "ip6tables"}
@@ -20,7 +20,7 @@ _IF_INET6: Final = Path("/proc/self/net/if_inet6")
 _LOCK_SECONDS: Final = "10"
 
 
-def install(capture: Capture) -> None:
+def install(capture: PodCapture) -> None:
     """Install the rules, once however often it is called. Raises KernelError; nothing is changed
     when either family's rules are refused.
     """
@@ -34,7 +34,7 @@ def clean() -> None:
     _own_source("del")
 
 
-def preview(capture: Capture) -> str:
+def preview(capture: PodCapture) -> str:
     """Return what :func:`install` would hand to iptables-restore and ip6tables-restore, each under
     a comment that says which.
     """

@@ -39,25 +39,25 @@ def _target(path: str) -> str:
     return quote(path if path.startswith("/") else f"/{path}", safe="/%?:@!$&'()*+,;=[]~")
 
 
-class HttpHeader(_Section):
+class AppHttpHeader(_Section):
     name: Annotated[str, Field(pattern=r"^[!#$%&'*+.^_`|~0-9A-Za-z-]{1,256}$")]
     value: Annotated[str, Field(pattern=r"^[^\x00\r\n]*$", max_length=4096)]
 
 
-class HttpGet(_Section):
+class AppHttpGet(_Section):
     port: PortNumber
     path: Annotated[str, AfterValidator(_target), Field(max_length=4096)] = "/"
     host: str = ""
     scheme: Annotated[str, Field(pattern="^HTTPS?$")] = "HTTP"
-    http_headers: Annotated[tuple[HttpHeader, ...], Field(max_length=64)] = ()
+    http_headers: Annotated[tuple[AppHttpHeader, ...], Field(max_length=64)] = ()
 
 
-class TcpSocket(_Section):
+class AppTcpSocket(_Section):
     port: PortNumber
     host: str = ""
 
 
-class Grpc(_Section):
+class AppGrpc(_Section):
     port: PortNumber
     service: Annotated[str, Field(max_length=253)] = ""
 
@@ -65,9 +65,9 @@ class Grpc(_Section):
 class AppProbe(_Section):
     """One probe: exactly one of ``httpGet``, ``tcpSocket`` and ``grpc``, with the port as a number."""
 
-    http_get: HttpGet | None = None
-    tcp_socket: TcpSocket | None = None
-    grpc: Grpc | None = None
+    http_get: AppHttpGet | None = None
+    tcp_socket: AppTcpSocket | None = None
+    grpc: AppGrpc | None = None
     timeout_seconds: Annotated[int, Field(ge=1, le=3600)] = 1
 
     @model_validator(mode="after")

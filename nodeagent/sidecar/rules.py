@@ -22,7 +22,7 @@ Network = IPv4Network | IPv6Network
 
 
 @dataclass(frozen=True, slots=True)
-class Capture:
+class PodCapture:
     """What is led to the sidecar. ``inbound`` and ``ranges`` None: everything; a list: only that."""
 
     inbound: tuple[int, ...] | None = None
@@ -38,7 +38,7 @@ class Capture:
     inbound_port: int = istio.INBOUND_PORT
 
 
-def install(capture: Capture, family: Family, present: str) -> str:
+def install(capture: PodCapture, family: Family, present: str) -> str:
     """Return the transaction that makes the nat table hold *capture*'s rules once, whatever it held
     of them before.
 
@@ -75,7 +75,7 @@ def _dropped(present: str) -> Iterator[str]:
             yield f"-D{line[2:]}"
 
 
-def _inbound(capture: Capture) -> Iterator[str]:
+def _inbound(capture: PodCapture) -> Iterator[str]:
     yield f"-A ISTIO_IN_REDIRECT -p tcp -j REDIRECT --to-ports {capture.inbound_port}"
     if capture.inbound == ():
         return
@@ -88,7 +88,7 @@ def _inbound(capture: Capture) -> Iterator[str]:
         yield f"-A ISTIO_INBOUND -p tcp --dport {port} -j ISTIO_IN_REDIRECT"
 
 
-def _output(capture: Capture, family: Family) -> Iterator[str]:
+def _output(capture: PodCapture, family: Family) -> Iterator[str]:
     loopback = _LOOPBACK[family]
     own = f"{istio.OWN_SOURCE[family]}/{32 if family == 4 else 128}"
     yield f"-A ISTIO_REDIRECT -p tcp -j REDIRECT --to-ports {capture.proxy_port}"
@@ -107,7 +107,7 @@ def _output(capture: Capture, family: Family) -> Iterator[str]:
     yield from _outbound(capture, family)
 
 
-def _outbound(capture: Capture, family: Family) -> Iterator[str]:
+def _outbound(capture: PodCapture, family: Family) -> Iterator[str]:
     for port in capture.exclude_outbound:
         yield f"-A ISTIO_OUTPUT -p tcp --dport {port} -j RETURN"
     for network in capture.exclude_ranges:

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nodeagent.sidecar.rules import CHAINS, Capture, install, remove
+from nodeagent.sidecar.rules import CHAINS, PodCapture, install, remove
 
 ISTIO = """*nat
 :ISTIO_INBOUND - [0:0]
@@ -39,15 +39,15 @@ COMMIT
 
 
 def lines(**settings: Any) -> list[str]:
-    return install(Capture(**settings), 4, "").splitlines()
+    return install(PodCapture(**settings), 4, "").splitlines()
 
 
 def test_the_default_is_istios_order() -> None:
-    assert install(Capture(), 4, "") == ISTIO
+    assert install(PodCapture(), 4, "") == ISTIO
 
 
 def test_ipv6_is_the_same_with_its_own_addresses() -> None:
-    assert install(Capture(), 6, "") == ISTIO.replace("127.0.0.6/32", "::6/128").replace("127.0.0.1/32", "::1/128")
+    assert install(PodCapture(), 6, "") == ISTIO.replace("127.0.0.6/32", "::6/128").replace("127.0.0.1/32", "::1/128")
 
 
 @pytest.mark.parametrize(
@@ -86,7 +86,7 @@ SAVED = "\n".join([*(f":{name} - [0:0]" for name in CHAINS), *JUMPS, "-A OUTPUT 
 
 
 def test_what_is_there_already_is_replaced_and_what_is_others_stays() -> None:
-    found = install(Capture(), 4, SAVED).splitlines()
+    found = install(PodCapture(), 4, SAVED).splitlines()
     assert found[5:7] == ["-D PREROUTING -p tcp -j ISTIO_INBOUND", "-D OUTPUT -p tcp -j ISTIO_OUTPUT"]
     assert not [line for line in found if "OTHERS" in line]
 
@@ -108,7 +108,7 @@ _ports = st.lists(st.integers(1, 65535), max_size=5).map(tuple)
 def test_every_chain_that_is_jumped_to_is_declared(
     inbound: Any, exclude_inbound: Any, include: Any, exclude: Any, family: Any
 ) -> None:
-    found = install(Capture(inbound, exclude_inbound, include, exclude), family, "").splitlines()
+    found = install(PodCapture(inbound, exclude_inbound, include, exclude), family, "").splitlines()
     declared = {line.split()[0][1:] for line in found if line.startswith(":")}
     targets = {line.rsplit("-j ", 1)[1].split()[0] for line in found if " -j " in line} - {"RETURN", "REDIRECT"}
     assert targets <= declared == set(CHAINS)
