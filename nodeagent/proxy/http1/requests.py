@@ -158,19 +158,23 @@ class RequestReader:
         ):
             self.refused = HEADERS_TOO_LARGE
         self._head_bytes = 0
+        self._note(exchange, seen)
+        self._reset()
+        self.reading = exchange
+        self._sink.began(exchange)
+
+    def _note(self, exchange: Http1Exchange, seen: int) -> None:
+        """Take over what the log and policies ask for, and add what goes on with every request."""
         if seen & field.NOTED:
             exchange.user_agent = self._user_agent
             exchange.forwarded_for = self._forwarded_for
             exchange.client_cert = seen & field.CLIENT_CERT != 0
             exchange.request_id = self._request_id
         if not exchange.request_id:
-            exchange.request_id = request_id = self._line.new_request_id()
-            exchange.fields.append((b"x-request-id", request_id))
+            exchange.request_id = self._line.new_request_id()
+            exchange.fields.append((b"x-request-id", exchange.request_id))
         if not seen & field.FORWARDED_PROTO:
             exchange.fields.append(_PROTO)
-        self._reset()
-        self.reading = exchange
-        self._sink.began(exchange)
 
     def on_body(self, data: bytes) -> None:
         self._head_bytes = 0

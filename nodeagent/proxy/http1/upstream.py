@@ -169,13 +169,7 @@ class Http1Upstream(Upstream):
             return  # refused while it was parsed: nothing of it goes on
         fields, self._simple = self._simple, None
         if fields is not None:
-            # The packet may be one whole answer that needs no change: it goes on as it came then.
-            whole = (
-                self._complete
-                and fresh
-                and data[_MINOR] == _ONE
-                and data.find(_END) + len(_END) + self._length == len(data)
-            )
+            whole = self._complete and fresh and self._is_all(data)
             self._tell(exchange, fields, data if whole else b"")
             return
         if self._complete:
@@ -188,6 +182,10 @@ class Http1Upstream(Upstream):
             self._unproductive += len(data)
             if self._unproductive > self._header_limit:
                 self._fail(UPSTREAM_PROTOCOL)
+
+    def _is_all(self, data: bytes) -> bool:
+        """Say whether *data* is the answer, of HTTP/1.1, and nothing else: it may go on as it came."""
+        return data[_MINOR] == _ONE and data.find(_END) + len(_END) + self._length == len(data)
 
     def _tell(self, exchange: Exchange, fields: list[Field], whole: bytes) -> None:
         """Pass a simple answer on, of which this read brought the head: as it came where it is

@@ -5,7 +5,7 @@ from __future__ import annotations
 from nodeagent.proxy.connection import Connection, Peer
 from nodeagent.proxy.pods import PodState
 from nodeagent.proxy.route import NAMED, Destination, Route
-from nodeagent.proxy.view import Target
+from nodeagent.proxy.view import Resolved
 from nodeagent.telemetry.cells import WorkerMetrics
 from nodeagent.vocabulary import Address, PodUid
 
@@ -18,7 +18,7 @@ def test_a_pod_that_dials_every_port_of_another_makes_a_bounded_number_of_series
     )
 
     def dial(by: PodState, port: int) -> None:
-        target = Target(Address("10.0.0.9"), port, "auto", None, ())
+        target = Resolved(Address("10.0.0.9"), port, "auto", None, ())
         connection = Connection(
             by, "outbound", Peer("10.0.0.1", 4000, by.identity, "kernel_attested", None), target, 0.0
         )
