@@ -8,7 +8,7 @@ import logging
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
 from typing import Final
 
-from nodeagent.telemetry.exposition import Format
+from nodeagent.telemetry.formats import Format
 from nodeagent.telemetry.http_request import Response, Routes
 from nodeagent.telemetry.scrapes import Scrapes, answer
 from nodeagent.telemetry.store import Store

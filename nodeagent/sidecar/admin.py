@@ -17,7 +17,7 @@ from nodeagent.resources.source import Source
 from nodeagent.sidecar.pod import Pod
 from nodeagent.sidecar.probes import AppProbe, check
 from nodeagent.sidecar.secrets import SecretsClient
-from nodeagent.telemetry.exposition import Format
+from nodeagent.telemetry.formats import Format
 from nodeagent.telemetry.http_server import EVERYWHERE, LOCALHOST, HttpServer, Response, Routes, serve
 from nodeagent.telemetry.scrapes import answer
 from nodeagent.telemetry.store import Store

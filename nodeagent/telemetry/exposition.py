@@ -1,57 +1,52 @@
-"""Series, and what a scrape gets: Prometheus' text format 0.0.4, or OpenMetrics 1.0.0.
+"""What a scrape gets: Prometheus' text format 0.0.4, or OpenMetrics 1.0.0.
 
 prometheus_client declares the families and writes them, a slice of SLICE_SAMPLES at a time, between
-which others have their turn. Importing it adds 1.3 MB to the daemon, all its processes together.
+which others have their turn. Importing it takes 45 ms and adds 1.7 MB, so the first scrape does.
 
 One thing is done beside it, because the library works a label set out anew for every line: 65 µs of
 processor time for a line with Istio's 26 labels. 5,000 lines took it 0.34 s, and the bound, 5,000
 sets of labels (355,000 lines), 23 s, twice Prometheus' timeout and all of it control's. So a series
-of the istio_* families has its labels written by the library once, when it begins, and its lines
-are put together from that: 1.6 µs a line, 8 ms and 0.9 s. No piece takes longer than 1 ms. A test
-holds the whole equal, byte for byte and in both formats, to what the library alone writes.
+of the istio_* families has its labels written by the library once, and its lines are put together
+from that: 1.6 µs a line, 8 ms and 0.9 s. No piece takes longer than 1 ms. A test holds the whole
+equal, byte for byte and in both formats, to what the library alone writes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import accumulate, islice
 from typing import Final, TypeVar
 
-from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
 from prometheus_client.exposition import generate_latest as write_text
 from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
 from prometheus_client.metrics_core import Metric as Family
-from prometheus_client.openmetrics.exposition import CONTENT_TYPE_LATEST
 from prometheus_client.openmetrics.exposition import generate_latest as write_openmetrics
 from prometheus_client.registry import Collector
 from prometheus_client.utils import floatToGoString
 
+from nodeagent.telemetry.formats import OPENMETRICS, TEXT, Format
 from nodeagent.telemetry.metrics import BUCKETS, HTTP_FAMILIES, PLAIN, REQUESTS, TCP_FAMILIES, Labels, Metric
-from nodeagent.telemetry.reports import Histogram
+from nodeagent.telemetry.series import HttpSeries, StoredSeries, TcpSeries
 
 PIECE_BYTES: Final = 65536
 SLICE_SAMPLES: Final = 64
 """Lines that the library writes at once: 1 ms with few labels, as all that it writes have."""
-_BUCKETS: Final = len(BUCKETS) + 1
 _EXACT: Final = 1_000_000
 """From here on Go, and the library, write a number with an exponent."""
 _T = TypeVar("_T")
 
 
 @dataclass(frozen=True, slots=True)
-class Format:
-    """A format of the exposition."""
+class Writer:
+    """How a format is written."""
 
-    content_type: str
-    quality: float
-    """How much the daemon itself prefers it, 0 to 1: what a client says it prefers is multiplied by it."""
     bounds: Labels
-    """The upper bounds of a histogram's buckets, as the format writes them."""
+    """The upper bounds of a histogram's buckets."""
     write: Callable[[Collector], bytes]
-    """The library's writer."""
+    """The library's function."""
     end: bytes
-    """What the writer puts behind the last family."""
+    """What it puts behind the last family."""
 
 
 def number(value: float) -> str:
@@ -61,96 +56,12 @@ def number(value: float) -> str:
     return str(floatToGoString(value))  # type: ignore[no-untyped-call]
 
 
-TEXT: Final = Format(
-    CONTENT_TYPE_PLAIN_0_0_4,
-    1.0,
-    (*(f"{float(bound):g}" if bound < 1e6 else f"{int(bound)}" for bound in BUCKETS), "+Inf"),
-    write_text,
-    b"",
-)
-OPENMETRICS: Final = Format(
-    CONTENT_TYPE_LATEST,
-    0.49,
-    (*(number(bound) for bound in BUCKETS), "+Inf"),
-    write_openmetrics,
-    b"# EOF\n",
-)
-"""Bounds are canonical there (OpenMetrics 1.0, Canonical Numbers): ``le="1.0"`` is another series
-than the ``le="1"`` of the text format, to Prometheus 2. So a client that takes both gets, as ever,
-the text, unless it prefers OpenMetrics more than twice as much; Prometheus does not.
-"""
-FORMATS: Final = (TEXT, OPENMETRICS)
-
-
-class HttpSeries:
-    """The histograms of HTTP_FAMILIES for one set of labels (``reporter`` first)."""
-
-    __slots__ = ("after_bound", "before_bound", "buckets", "labels", "sums")
-
-    def __init__(self, labels: Labels) -> None:
-        self.labels = labels
-        written = label_text((*REQUESTS.labels, "le"), (*labels, ""))
-        self.before_bound, _, self.after_bound = written.partition('le=""')
-        self.buckets = [[0] * _BUCKETS for _ in HTTP_FAMILIES]
-        self.sums = [0.0] * len(HTTP_FAMILIES)
-
-    def add(self, histograms: Iterable[Histogram]) -> None:
-        """Add one increment for each of HTTP_FAMILIES."""
-        for place, (pairs, total) in enumerate(histograms):
-            buckets = self.buckets[place]
-            for index, count in pairs:
-                buckets[index] += count
-            self.sums[place] += total
-
-    def count(self) -> int:
-        """Return the number of requests."""
-        return sum(self.buckets[0])
-
-    def request_line(self) -> str:
-        """Return the line of REQUESTS."""
-        return f"{REQUESTS.name}{{{self._text()}}} {number(self.count())}\n"
-
-    def histogram_lines(self, name: str, place: int, bounds: Labels) -> str:
-        """Return the lines of family *name*, number *place* of HTTP_FAMILIES: cumulative buckets
-        named by *bounds*, count and sum.
-        """
-        head = f'{name}_bucket{{{self.before_bound}le="'
-        tail = f'"{self.after_bound}}} '
-        text = self._text()
-        cumulative = list(accumulate(self.buckets[place]))
-        lines = [f"{head}{bound}{tail}{number(count)}\n" for bound, count in zip(bounds, cumulative, strict=True)]
-        lines.append(f"{name}_count{{{text}}} {number(cumulative[-1])}\n")
-        lines.append(f"{name}_sum{{{text}}} {number(self.sums[place])}\n")
-        return "".join(lines)
-
-    def _text(self) -> str:
-        return self.before_bound + self.after_bound[1:]
-
-
-class TcpSeries:
-    """The counters of TCP_FAMILIES for one set of labels (``reporter`` first)."""
-
-    __slots__ = ("amounts", "labels", "text")
-
-    def __init__(self, labels: Labels) -> None:
-        self.labels = labels
-        self.text = label_text(TCP_FAMILIES[0].labels, labels)
-        self.amounts = [0] * len(TCP_FAMILIES)
-
-    def add(self, amounts: Iterable[int]) -> None:
-        """Add one increment for each of TCP_FAMILIES."""
-        for place, amount in enumerate(amounts):
-            self.amounts[place] += amount
-
-
-@dataclass(frozen=True, slots=True)
-class StoredSeries:
-    """What the store holds; the mappings may grow while they are written."""
-
-    http: Mapping[Labels, HttpSeries]
-    tcp: Mapping[Labels, TcpSeries]
-    plain: Mapping[str, Mapping[Labels, float]]
-    """Name of a family of PLAIN -> its series."""
+WRITERS: Final = {
+    TEXT: Writer(
+        (*(f"{float(bound):g}" if bound < 1e6 else f"{int(bound)}" for bound in BUCKETS), "+Inf"), write_text, b""
+    ),
+    OPENMETRICS: Writer((*(number(bound) for bound in BUCKETS), "+Inf"), write_openmetrics, b"# EOF\n"),
+}
 
 
 class _Slice(Collector):
@@ -163,18 +74,23 @@ class _Slice(Collector):
         return (self._family,)
 
 
+def render(held: StoredSeries, wanted: Format = TEXT) -> Iterator[bytes]:
+    """Yield the exposition of what is *held* in pieces of at most about PIECE_BYTES."""
+    writer = WRITERS[wanted]
+    yield from _pieces(_istio_texts(held, writer))
+    yield from _written(_plain(held), writer)
+    if writer.end:
+        yield writer.end
+
+
 def _plain(held: StoredSeries) -> Iterator[Family]:
     for name, metric in PLAIN.items():
-        yield from _numbers(metric, list(held.plain[name].items()))
-
-
-def _numbers(metric: Metric, series: Iterable[tuple[Labels, float]]) -> Iterator[Family]:
-    for some in _portions(series, SLICE_SAMPLES):
-        family = family_of(metric)
-        assert not isinstance(family, HistogramMetricFamily)
-        for labels, value in some:
-            family.add_metric(labels, value)
-        yield family
+        for some in _portions(list(held.plain[name].items()), SLICE_SAMPLES):
+            family = family_of(metric)
+            assert not isinstance(family, HistogramMetricFamily)
+            for labels, value in some:
+                family.add_metric(labels, value)
+            yield family
 
 
 def _portions(items: Iterable[_T], size: int) -> Iterator[list[_T]]:
@@ -183,19 +99,11 @@ def _portions(items: Iterable[_T], size: int) -> Iterator[list[_T]]:
         yield some
 
 
-def render(held: StoredSeries, wanted: Format = TEXT) -> Iterator[bytes]:
-    """Yield the exposition of what is *held* in pieces of at most about PIECE_BYTES."""
-    yield from _pieces(_istio_texts(held, wanted))
-    yield from _written(_plain(held), wanted)
-    if wanted.end:
-        yield wanted.end
-
-
-def _written(parts: Iterable[Family], wanted: Format) -> Iterator[bytes]:
+def _written(parts: Iterable[Family], writer: Writer) -> Iterator[bytes]:
     """Write *parts*; what heads a family (HELP, TYPE) stands before its first part only."""
     before = ""
     for family in parts:
-        text = wanted.write(_Slice(family)).removesuffix(wanted.end)
+        text = writer.write(_Slice(family)).removesuffix(writer.end)
         if family.name == before:
             text = text.split(b"\n", 2)[2]
         before = family.name
@@ -216,27 +124,56 @@ def _pieces(texts: Iterable[str]) -> Iterator[bytes]:
         yield "".join(buffer).encode()
 
 
-def _istio_texts(held: StoredSeries, wanted: Format) -> Iterator[str]:
+def _istio_texts(held: StoredSeries, writer: Writer) -> Iterator[str]:
     """Yield what the library writes of the istio_* families that traffic fills."""
     if held.http:
         http = list(held.http.values())
-        yield _head(REQUESTS, wanted)
+        yield _head(REQUESTS, writer)
         for request in http:
-            yield request.request_line()
+            before, after = _around_bound(request)
+            yield f"{REQUESTS.name}{{{before}{after[1:]}}} {number(request.count())}\n"
         for place, metric in enumerate(HTTP_FAMILIES):
-            yield _head(metric, wanted)
+            yield _head(metric, writer)
             for request in http:
-                yield request.histogram_lines(metric.name, place, wanted.bounds)
+                yield _histogram(request, metric.name, place, writer.bounds)
     if held.tcp:
         tcp = list(held.tcp.values())
         for place, metric in enumerate(TCP_FAMILIES):
-            yield _head(metric, wanted)
+            yield _head(metric, writer)
             for connection in tcp:
-                yield f"{metric.name}{{{connection.text}}} {number(connection.amounts[place])}\n"
+                yield f"{metric.name}{{{_text(connection)}}} {number(connection.amounts[place])}\n"
 
 
-def _head(metric: Metric, wanted: Format) -> str:
-    return wanted.write(_Slice(family_of(metric))).removesuffix(wanted.end).decode()
+def _histogram(series: HttpSeries, name: str, place: int, bounds: Labels) -> str:
+    """Return the lines of family *name*, number *place* of HTTP_FAMILIES: cumulative buckets named
+    by *bounds*, count and sum.
+    """
+    before, after = _around_bound(series)
+    head = f'{name}_bucket{{{before}le="'
+    tail = f'"{after}}} '
+    text = before + after[1:]
+    cumulative = list(accumulate(series.buckets[place]))
+    lines = [f"{head}{bound}{tail}{number(count)}\n" for bound, count in zip(bounds, cumulative, strict=True)]
+    lines.append(f"{name}_count{{{text}}} {number(cumulative[-1])}\n")
+    lines.append(f"{name}_sum{{{text}}} {number(series.sums[place])}\n")
+    return "".join(lines)
+
+
+def _around_bound(series: HttpSeries) -> tuple[str, str]:
+    if series.written is None:
+        before, _, after = label_text((*REQUESTS.labels, "le"), (*series.labels, "")).partition('le=""')
+        series.written = (before, after)
+    return series.written
+
+
+def _text(series: TcpSeries) -> str:
+    if series.written is None:
+        series.written = label_text(TCP_FAMILIES[0].labels, series.labels)
+    return series.written
+
+
+def _head(metric: Metric, writer: Writer) -> str:
+    return writer.write(_Slice(family_of(metric))).removesuffix(writer.end).decode()
 
 
 def family_of(metric: Metric) -> CounterMetricFamily | GaugeMetricFamily | HistogramMetricFamily:

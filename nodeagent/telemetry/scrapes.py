@@ -10,7 +10,7 @@ from collections.abc import Awaitable, Callable, Iterable
 from functools import partial
 from typing import Final
 
-from nodeagent.telemetry.exposition import FORMATS, Format
+from nodeagent.telemetry.formats import FORMATS, Format
 from nodeagent.telemetry.http_request import Response
 from nodeagent.telemetry.negotiation import Variant
 

@@ -10,10 +10,10 @@ import logging
 from collections.abc import Iterator, Mapping
 from typing import TypeVar
 
-from nodeagent.telemetry import exposition
-from nodeagent.telemetry.exposition import TEXT, Format, HttpSeries, StoredSeries, TcpSeries
+from nodeagent.telemetry.formats import TEXT, Format
 from nodeagent.telemetry.metrics import PLAIN, REJECTED, SERIES_LIMIT, Labels, Metric, reported
 from nodeagent.telemetry.reports import ReportError, parse
+from nodeagent.telemetry.series import HttpSeries, StoredSeries, TcpSeries
 
 _log = logging.getLogger(__name__)
 _S = TypeVar("_S", HttpSeries, TcpSeries)
@@ -79,6 +79,8 @@ class Store:
         Each series is consistent in itself; what is merged between two pieces may show in later
         ones.
         """
+        from nodeagent.telemetry import exposition  # 1.7 MB, for those only who scrape
+
         return exposition.render(StoredSeries(self._http, self._tcp, self._plain), wanted)
 
     def _has_room(self, metric: Metric, labels: Labels) -> bool:

@@ -11,7 +11,7 @@ from nodeagent.identity.ca import CertificateAuthority, ServerCertificate
 from nodeagent.identity.serving import LOOK_SECONDS, ServingCertificate
 from nodeagent.service import kept, until_signal
 from nodeagent.telemetry import metrics
-from nodeagent.telemetry.exposition import Format
+from nodeagent.telemetry.formats import Format
 from nodeagent.telemetry.http_server import EVERYWHERE, HttpServer, Response, serve
 from nodeagent.telemetry.scrapes import answer
 from nodeagent.telemetry.store import Store

@@ -6,26 +6,22 @@ from __future__ import annotations
 
 import asyncio
 import random
+import subprocess
+import sys
 import urllib.request
 from collections.abc import Iterable, Iterator, Mapping
 from itertools import accumulate, pairwise
 
 import pytest
+from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
 from prometheus_client.metrics_core import Metric as Family
+from prometheus_client.openmetrics.exposition import CONTENT_TYPE_LATEST
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as openmetrics_families
 from prometheus_client.registry import Collector
 
 from nodeagent.telemetry import metrics
-from nodeagent.telemetry.exposition import (
-    FORMATS,
-    OPENMETRICS,
-    PIECE_BYTES,
-    SLICE_SAMPLES,
-    TEXT,
-    Format,
-    HistogramMetricFamily,
-    family_of,
-)
+from nodeagent.telemetry.exposition import PIECE_BYTES, SLICE_SAMPLES, WRITERS, HistogramMetricFamily, family_of
+from nodeagent.telemetry.formats import FORMATS, OPENMETRICS, TEXT, Format
 from nodeagent.telemetry.http_server import Response, serve
 from nodeagent.telemetry.metrics import BUCKETS, HTTP_FAMILIES, REQUESTS, TCP_FAMILIES, Labels, Metric
 from nodeagent.telemetry.negotiation import Variant, preferred
@@ -109,7 +105,8 @@ def filled() -> tuple[Store, dict[str, list[object]], list[tuple[Metric, Labels]
 def test_it_is_what_the_library_alone_would_write(wanted: Format) -> None:
     store, reports, plain = filled()
     pieces = list(store.exposition(wanted))
-    expected = wanted.write(Alone(reports, wanted.bounds, plain))
+    writer = WRITERS[wanted]
+    expected = writer.write(Alone(reports, writer.bounds, plain))
     assert b"".join(pieces) == expected
     assert expected.count(b"\n") > 20_000
     assert max(map(len, pieces)) < 2 * PIECE_BYTES
@@ -126,9 +123,24 @@ def test_openmetrics_is_what_its_strict_reader_takes() -> None:
 
 
 def test_the_text_keeps_the_bounds_that_dashboards_know() -> None:
-    assert TEXT.bounds[:5] == ("0.5", "1", "5", "10", "25")
-    assert TEXT.bounds[-3:] == ("1800000", "3600000", "+Inf")
-    assert all(float(one) < float(next_one) for one, next_one in pairwise(TEXT.bounds))
+    bounds = WRITERS[TEXT].bounds
+    assert bounds[:5] == ("0.5", "1", "5", "10", "25")
+    assert bounds[-3:] == ("1800000", "3600000", "+Inf")
+    assert all(float(one) < float(next_one) for one, next_one in pairwise(bounds))
+
+
+def test_the_content_types_are_the_librarys() -> None:
+    assert TEXT.content_type == CONTENT_TYPE_PLAIN_0_0_4
+    assert OPENMETRICS.content_type == CONTENT_TYPE_LATEST
+
+
+def test_the_library_is_not_there_before_the_first_scrape() -> None:
+    """Input: all that the daemon imports before it forks. Verdict: prometheus_client and pyroute2,
+    which cost megabytes, are not among it.
+    """
+    code = "import sys, nodeagent.agent; print(*{'prometheus_client', 'pyroute2', 'bcc'} & sys.modules.keys())"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
+    assert done.stdout.split() == []
 
 
 async def _nothing() -> bytes:

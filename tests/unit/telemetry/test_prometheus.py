@@ -14,8 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from nodeagent.mesh.entries import Service, Workload
-from nodeagent.telemetry import exposition, labels, metrics
+from nodeagent.telemetry import labels, metrics
 from nodeagent.telemetry.cells import WorkerMetrics
+from nodeagent.telemetry.formats import Format
 from nodeagent.telemetry.http_server import EVERYWHERE, Response, serve
 from nodeagent.telemetry.scrapes import answer
 from nodeagent.telemetry.store import Store
@@ -111,7 +112,7 @@ async def scrape(folder: Path) -> None:
     async def exposed(query: Mapping[str, str]) -> Response:
         return answer(rendered)
 
-    async def rendered(wanted: exposition.Format) -> Iterator[bytes]:
+    async def rendered(wanted: Format) -> Iterator[bytes]:
         return store.exposition(wanted)
 
     server = await serve({("GET", "/metrics"): exposed}, hosts=EVERYWHERE)

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 
 import pytest
 
-from nodeagent.telemetry.exposition import OPENMETRICS, TEXT, Format
+from nodeagent.telemetry.formats import OPENMETRICS, TEXT, Format
 from nodeagent.telemetry.http_server import EVERYWHERE, Response, ServerLimits, serve
 from nodeagent.telemetry.scrapes import FRESH_SECONDS, Scrapes
 from nodeagent.telemetry.sources import LONGEST_SECONDS, SOURCES, Sources
