@@ -19,7 +19,7 @@ from nodeagent.mesh.explain_policies import ClientSide, Facts, Outcome, Question
 from nodeagent.policy.claims import Claims
 from nodeagent.policy.model import MtlsMode
 
-KernelPath = Callable[[Workload | None, Workload, int], str]
+PathInWords = Callable[[Workload | None, Workload, int], str]
 """Says in words which path a connection of a client to a workload's port takes, and why."""
 _SCHEME: Final = "spiffe://"
 _DIALS: Final = {"network": "over the pods' interfaces", "inside": "within the server's pod"}
@@ -42,7 +42,7 @@ def explain(
     node: str,
     trust_domain: str,
     setting: DeliverySetting = "auto",
-    kernel_path: KernelPath | None = None,
+    kernel_path: PathInWords | None = None,
     claims: Claims | None = None,
 ) -> Explanation:
     """Return what happens to *question* by *entries*, the snapshot of *node*; *claims* are those of

@@ -144,7 +144,7 @@ class _Proved(NamedTuple):
     keys: KeySet
 
 
-class _Reader:
+class _PlaceReader:
     """One place, and the rules that look there."""
 
     __slots__ = ("find", "place", "removed", "rules")
@@ -187,18 +187,18 @@ class _Cache:
     __slots__ = ("_entries", "_left", "get")
 
     def __init__(self) -> None:
-        self._entries: dict[tuple[str, _Reader], _Proved] = {}
+        self._entries: dict[tuple[str, _PlaceReader], _Proved] = {}
         self._left = _CACHED_CHARACTERS
         self.get = self._entries.get
 
-    def put(self, key: tuple[str, _Reader], proved: _Proved) -> None:
+    def put(self, key: tuple[str, _PlaceReader], proved: _Proved) -> None:
         self.drop(key)
         self._entries[key] = proved
         self._left -= len(key[0])
         while self._left < 0 or len(self._entries) > _CACHED_TOKENS:
             self.drop(next(iter(self._entries)))
 
-    def drop(self, key: tuple[str, _Reader]) -> None:
+    def drop(self, key: tuple[str, _PlaceReader]) -> None:
         if self._entries.pop(key, None) is not None:
             self._left += len(key[0])
 
@@ -211,7 +211,7 @@ class Authenticator:
 
     __slots__ = ("_now", "_readers", "_tokenless")
 
-    def __init__(self, readers: Sequence[_Reader], tokenless: Authenticated, now: Callable[[], float]) -> None:
+    def __init__(self, readers: Sequence[_PlaceReader], tokenless: Authenticated, now: Callable[[], float]) -> None:
         self._readers = tuple(readers)
         self._tokenless = tokenless
         self._now = now
@@ -242,7 +242,7 @@ class Authenticator:
             key=lambda item: (not isinstance(item[0], HeaderPlace), not isinstance(item[0], QueryPlace)),
         )
         return cls(
-            [_Reader(place, tuple(found)) for place, found in order],
+            [_PlaceReader(place, tuple(found)) for place, found in order],
             Authenticated(remove=tuple(dict.fromkeys(told))),
             now,
         )
@@ -273,7 +273,7 @@ class Authenticator:
                 return _rejected(request, error)
         return replace(result, target=without_parameters(request.path, frozenset(consumed))) if consumed else result
 
-    def _prove(self, reader: _Reader, text: str, now: float) -> _Proved:
+    def _prove(self, reader: _PlaceReader, text: str, now: float) -> _Proved:
         key = (text, reader)
         proved = _cache.get(key)
         if proved is not None and proved.begin <= now <= proved.end and proved.rule.keys() is proved.keys:

@@ -65,7 +65,7 @@ from nodeagent.redirect.kernel_record import FlowId, RecordedFlow
 from nodeagent.redirect.netns import PodNetns
 from nodeagent.redirect.pod import EnrolledPod, Listeners
 from nodeagent.redirect.probed import Probed
-from nodeagent.redirect.repair import POD_MAPS, Capture, Fault, Repairs, put_right
+from nodeagent.redirect.repair import POD_MAPS, CapturedPod, Fault, Repairs, put_right
 from nodeagent.vocabulary import Direction, Family, PodUid
 
 log = logging.getLogger("nodeagent.redirect")
@@ -85,7 +85,7 @@ class DataPlane:
     def __init__(self, redirect: Redirect, slots: int, ports: dict[Direction, int], joining: bypass.Joining) -> None:
         """Open what the loader pinned. Raises KernelError when something is missing."""
         self._pins = pins.Pins(redirect.pin_directory)
-        self._enrolled: dict[str, Capture] = {}
+        self._enrolled: dict[str, CapturedPod] = {}
         self._cgroup = loader.open_cgroup(redirect.cgroup)
         self._maps = maps.open_all(self._pins.maps, redirect.maps)
         self._loader: asyncio.subprocess.Process | None = None
@@ -212,7 +212,7 @@ class DataPlane:
         if state:
             self._change(state, pod, wanted)
         else:
-            state = self._enrolled[pod.uid] = Capture(pod, wanted, self._repairs.useful(listeners or Listeners()))
+            state = self._enrolled[pod.uid] = CapturedPod(pod, wanted, self._repairs.useful(listeners or Listeners()))
         if state.pod.netns.fd != pod.netns.fd:
             pod.netns.close()
         self.probed.keep(state.pod.netns, pod.probed)
@@ -226,7 +226,7 @@ class DataPlane:
         state.captured = True
         return state.listeners
 
-    def _hold(self, state: Capture) -> None:
+    def _hold(self, state: CapturedPod) -> None:
         """Have the kernel do for a pod without listeners what it does without a daemon. The link
         refuses whom the maps do not know: where they are full, that is right for a pod that refuses
         without a daemon, and for no other.
@@ -294,7 +294,7 @@ class DataPlane:
         ends = flow.id.destination, flow.id.source
         return server is not None and bool(flow.server) and sock_diag.destroy(server.pod.netns.fd, ends, flow.server)
 
-    def _numbered(self, number: int) -> Capture | None:
+    def _numbered(self, number: int) -> CapturedPod | None:
         return next(
             (state for state in self._enrolled.values() if self.kernel.number(state.pod.netns.cookie) == number), None
         )
@@ -358,7 +358,7 @@ class DataPlane:
                 for address in addresses:
                     state.entries["addresses"].pop(address, None)
 
-    def _change(self, state: Capture, pod: EnrolledPod, wanted: pods.Entries) -> None:
+    def _change(self, state: CapturedPod, pod: EnrolledPod, wanted: pods.Entries) -> None:
         self.kernel.withdraw(self.kernel.number(state.pod.netns.cookie), set(state.pod.addresses) - set(pod.addresses))
         for name in POD_MAPS:
             for key in state.entries[name].keys() - wanted[name].keys():

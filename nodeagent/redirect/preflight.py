@@ -31,6 +31,7 @@ from nodeagent.redirect import bypass, hooks, layout, maps, netns, pins, sock_di
 from nodeagent.redirect.original import OriginalDestinations
 from nodeagent.redirect.plane import DataPlane
 from nodeagent.redirect.pod import EnrolledPod, Listeners
+from nodeagent.redirect.preflight_ground import Ground, ground
 from nodeagent.vocabulary import family_of
 
 # r0 = 1; exit: a program that lets everything pass (include/uapi/linux/bpf.h, struct bpf_insn).
@@ -62,54 +63,6 @@ class Check:
     attempt: Callable[[Ground], str]
     lost: str
     needed: bool = True
-
-
-@dataclass(frozen=True, slots=True)
-class Ground:
-    """Where the checks try: a cgroup, two network namespaces (no wire between them yet)."""
-
-    cgroup: Path
-    client: int
-    server: int
-
-    @property
-    def pins(self) -> Path:
-        return pins.BPFFS / self.cgroup.name
-
-
-def find_cgroup2() -> Path:
-    """Return where the cgroup2 hierarchy is mounted. Raises KernelError."""
-    for line in Path("/proc/self/mounts").read_text().splitlines():
-        _, point, kind, *_ = line.split()
-        if kind == "cgroup2":
-            return Path(point)
-    raise KernelError("no cgroup2 hierarchy is mounted: mount -t cgroup2 none /sys/fs/cgroup/unified")
-
-
-@contextlib.contextmanager
-def ground() -> Iterator[Ground]:
-    """Make the ground and take it away. Raises OSError, KernelError."""
-    with contextlib.ExitStack() as stack:
-        cgroup = find_cgroup2() / f"nodeagent-check-{os.getpid()}"
-        cgroup.mkdir()
-        stack.callback(_remove_cgroup, cgroup)
-        namespaces = []
-        for _ in range(2):
-            namespaces.append(netns.create())
-            stack.callback(os.close, namespaces[-1])
-        yield Ground(cgroup, *namespaces)
-
-
-def _remove_cgroup(cgroup: Path) -> None:
-    """A process that has ended leaves its cgroup a moment later."""
-    deadline = time.monotonic() + _SECONDS
-    while True:
-        try:
-            return cgroup.rmdir()
-        except OSError:
-            if time.monotonic() > deadline:
-                raise
-        time.sleep(0.01)
 
 
 def _message(_: Ground) -> str:

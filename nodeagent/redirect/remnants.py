@@ -10,13 +10,17 @@ from nodeagent.redirect import hooks, pins
 from nodeagent.redirect.layout import pack_address
 from nodeagent.redirect.maps import Map
 from nodeagent.redirect.probed import Probed
-from nodeagent.redirect.repair import POD_MAPS, Capture
+from nodeagent.redirect.repair import POD_MAPS, CapturedPod
 
 _COOKIE: Final = 8
 
 
 def prune(
-    opened: Mapping[str, Map], pinned: pins.Pins, probed: Probed, captures: Collection[Capture], spared: Collection[str]
+    opened: Mapping[str, Map],
+    pinned: pins.Pins,
+    probed: Probed,
+    captures: Collection[CapturedPod],
+    spared: Collection[str],
 ) -> list[str]:
     """Remove what is in the maps and links of pods that are none of *captures*; return it in words.
 

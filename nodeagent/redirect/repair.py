@@ -23,7 +23,7 @@ POD_MAPS: Final = ("pods", "exclusions", "port_modes", "addresses")
 
 
 @dataclass(slots=True)
-class Capture:
+class CapturedPod:
     """An enrolled pod: what it must have in the kernel, and what holds it there."""
 
     pod: EnrolledPod
@@ -74,7 +74,7 @@ class Repairs:
         Listeners({one: listener for one, listener in handed.fds.items() if one not in wanted}).close()
         return Listeners({one: listener for one, listener in handed.fds.items() if one in wanted})
 
-    def withdraw(self, capture: Capture) -> None:
+    def withdraw(self, capture: CapturedPod) -> None:
         """Take the pod out of the kernel: inbound capture first, then outbound, then what they used."""
         hooks.remove(self._pins.lookup(capture.pod.netns.cookie))
         if capture.link >= 0:
@@ -87,7 +87,7 @@ class Repairs:
         for direction, family, _ in pods.listener_ids(1):
             self._maps["listeners"].drop(pods.listener_key(capture.pod.netns.cookie, direction, family))
 
-    def faults(self, capture: Capture) -> Iterator[Fault]:
+    def faults(self, capture: CapturedPod) -> Iterator[Fault]:
         """Yield everything in which the kernel differs from *capture*, in the order in which it has
         to be repaired; what comes later is looked at later.
         """
@@ -95,7 +95,7 @@ class Repairs:
         yield from self.entry_faults(capture)
         yield from self.link_faults(capture)
 
-    def entry_faults(self, capture: Capture) -> Iterator[Fault]:
+    def entry_faults(self, capture: CapturedPod) -> Iterator[Fault]:
         for name, wanted in capture.entries.items():
             for key, value in wanted.items():
                 if self._maps[name].get(key) != value:
@@ -104,7 +104,7 @@ class Repairs:
                         partial(self._maps[name].put, key, value),
                     )
 
-    def _listener_faults(self, capture: Capture) -> Iterator[Fault]:
+    def _listener_faults(self, capture: CapturedPod) -> Iterator[Fault]:
         missing = [
             one
             for one in self._listener_ids(capture)
@@ -123,21 +123,21 @@ class Repairs:
                     partial(self._maps["listeners"].put, key, value),
                 )
 
-    def _listener_ids(self, capture: Capture) -> list[ListenerId]:
+    def _listener_ids(self, capture: CapturedPod) -> list[ListenerId]:
         """Those that the pod must have; before it is captured, also those which may turn out to be impossible."""
         families = {family_of(address) for address in capture.pod.addresses}
         if not capture.captured:
             families = {4, 6}
         return [one for one in pods.listener_ids(self._slots) if one[1] in families or one in capture.listeners.fds]
 
-    def _reopen(self, capture: Capture, missing: list[ListenerId]) -> None:
+    def _reopen(self, capture: CapturedPod, missing: list[ListenerId]) -> None:
         for one in missing:
             if one in capture.listeners.fds:
                 capture.listeners.fds[one].close()
         kept = {one: listener for one, listener in capture.listeners.fds.items() if one not in missing}
         capture.listeners = Listeners({**kept, **pods.open_listeners(capture.pod, missing, self._ports)})
 
-    def link_faults(self, capture: Capture) -> Iterator[Fault]:
+    def link_faults(self, capture: CapturedPod) -> Iterator[Fault]:
         hook = hooks.LOOKUP
         path = self._pins.lookup(capture.pod.netns.cookie)
         wrong: str | None = f"{hook.name} is not attached to {capture.target.what}"
@@ -146,7 +146,7 @@ class Repairs:
         if wrong or not path.exists():
             yield wrong or f"the link {path.name} is not pinned", partial(self._relink, capture, path)
 
-    def _relink(self, capture: Capture, path: Path) -> None:
+    def _relink(self, capture: CapturedPod, path: Path) -> None:
         capture.link = self.attach(capture.link, path, hooks.LOOKUP, capture.target)
 
     def attach(self, held: int, path: Path, hook: hooks.Hook, target: hooks.AttachPoint) -> int:
