@@ -27,10 +27,10 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 REPORTS = ROOT / "build" / "tests"
 LINTERS = (("ruff", "check", "."), ("ruff", "format", "--check", "--quiet", "."), ("mypy",))
-LANES = 2 * (os.cpu_count() or 1)
+PROCESSES = os.cpu_count() or 1
+"""Processes of the unit tests, and of make; they are one lane's, others are beside it."""
+LANES = 2 * PROCESSES
 """Rooms side by side."""
-UNIT_PROCESSES = os.cpu_count() or 1
-"""Processes of the unit tests, which are one lane's: other lanes are beside it."""
 SHARED = (
     ("test_agent_tools.py", "test_agent_dial.py", "test_agent_mtls.py"),
     ("test_agent_http.py", "test_agent_enrolment.py", "test_agent_tcp.py"),
@@ -115,15 +115,15 @@ def lint(part: str) -> Outcome:
 def make(part: str, target: str, *before: str) -> Outcome:
     """Run ``make`` for *target*, which is no test, but what tests need."""
     log = REPORTS / f"make-{target}.log"
-    run = ended([*before, "make", "--silent", target], log)
-    if run.seconds > 1 or run.code:  # nothing was to be made
+    run = ended([*before, "make", "--silent", "-j", str(PROCESSES), target], log)
+    if run.seconds > 1 or run.code:  # else nothing was to be made
         told(f"make {target}", run, log.read_text(errors="replace").strip())
     return Outcome(part, run.seconds, run.cpu, 0, (f"make {target}",) if run.code else ())
 
 
 def unit(part: str) -> Outcome:
     """Run the unit tests."""
-    return pytest(part, part, [f"tests/{part}"], [], ["-n", str(UNIT_PROCESSES)])
+    return pytest(part, part, [f"tests/{part}"], [], ["-n", str(PROCESSES)])
 
 
 def in_a_room(*targets: str) -> Outcome:
