@@ -1,7 +1,7 @@
 """One whole proxy, composed here and nowhere else: a worker's, a sidecar's, and that of the unit tests.
 
-    listener ──▶ Accepted ──▶ Pipeline ──▶ codec (http1/) ─▶ guard ─▶ route ─▶ pool ──▶ endpoint
-                 accept.py    pipeline.py ─▶ Carrier (carry.py) ──────────────────────▶ endpoint
+    listener ──▶ Accepted ──▶ Pipeline ──▶ codec (http1/) ─▶ route ─▶ guard ─▶ pool ──▶ endpoint
+                 accept.py    pipeline.py ─▶ Carrier (carry.py), which asks the same ─▶ endpoint
 
 Each part gets the context and the parts that it uses, and is whole when it is made; only this
 module knows the pipeline's class.
