@@ -60,7 +60,7 @@ ROWS: Final = (
 def figures() -> Iterator[str]:
     """Yield the lines of the README's table from RESULTS; without that file it says how to make it."""
     if not RESULTS.exists():
-        yield "No run is kept yet: `make bench`, then `make documents`."
+        yield "No run is kept yet: [how to keep one](docs/comparison.md#what-this-project-holds-itself-to)."
         return
     summary = json.loads(RESULTS.read_text(encoding="utf-8"))
     yield from _where(summary["environment"])
