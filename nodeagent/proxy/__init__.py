@@ -5,8 +5,9 @@ authorize, route, forward, observe.
 plain data (``context.py``), and ``proxy.py`` composes a whole proxy, for a worker, a classic sidecar
 and the unit tests alike: no part knows the pipeline. Nothing here enters a
 namespace, reads a policy document or knows the authority's key: sockets inside pods, certificates
-and the snapshot's entries come from control over a channel, and a worker (``worker.py``) is user
-1337 without a capability (``privilege.py``).
+and the snapshot's entries come from control over a channel, and a worker (``worker.py``, which
+keeps their order, and ``serving.py``, what it serves) is user 1337 without a capability
+(``privilege.py``).
 
 **HTTP or not.** A declared port is what it is declared to be. On any other nothing is decided by
 time: a client whose first line is a request line for any server (``sniff.py``) speaks HTTP, a
@@ -23,7 +24,7 @@ an application takes ends anything unless it is configured (``proxy.timeouts.req
 ``streamIdle``); a client's request head must be whole within ``head`` (300 s); ends that vanished
 are found by TCP's keep-alive.
 
-**Policy in force.** A guard (``guard.py``) puts together what applies to a workload; what it means
+**Policy in force.** A guard (``guard.py``, made by ``guards.py``) puts together what applies to a workload; what it means
 for one client (``client_guard.py``) belongs to a route. Policies are compiled when they come to the worker, in slices
 (``pace.py``), and a change comes into force at once: every open connection is looked at again, in
 slices (``revocation.py``). Where method, target and host alone decide, the guard remembers decisions within a bound;

@@ -34,7 +34,7 @@ Pods and Services have numbers of their own in flow records and totals, for life
 starts again knows a pod by its network namespace's cookie and a Service by its ClusterIP.
 
 Refusals are counted in the kernel without the policy's name. So they are read before verdicts
-change (_note_refusals): what was refused is told with the policy that was in force then.
+change (kernel_counts.py): what was refused is told with the policy that was in force then.
 
 This module never decides: who may, mesh/kernel_plan.py says; one thread only.
 """
