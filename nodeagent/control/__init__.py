@@ -1,5 +1,5 @@
-"""The control process: owns what needs privilege and what is slow, and never touches the bytes of
-a pod's traffic.
+"""The control process: owns what needs privilege and what is slow, and never touches the bytes of a
+pod's traffic.
 
 It is the only one that enters network namespaces and writes BPF maps; of pods' bytes it reads only
 bounded gRPC of those that ask for the Workload API. A change first reaches what is there already
@@ -11,10 +11,10 @@ Protocols only: ``workers.py`` speaks with workers, ``enrolment.py`` captures po
 ``certificates.py`` has their certificates issued, ``kernel_upkeep.py`` keeps the kernel's verdicts
 up to date (``kernel_path.py`` makes them, tells its flows, counts them and closes what a new policy
 refuses), ``pod_sockets.py`` places the Workload API in pods, ``key_sets.py`` has key sets fetched
-(``jwks.py``; they are entries of the snapshot too), ``leftovers.py`` uses up what an earlier control
-left, ``heartbeat.py`` begins and ends the data plane's. ``source_reader.py`` brings all of them to a
-change, ``supervisor_link.py`` hears from the supervisor, ``in_force.py`` says which policies
-everybody has. Pages over several concerns are modules of their own (``flows.py``, ``pods_page.py``,
-``mesh_pages.py``, ``metrics_pages.py``, ``readiness.py``); ``admin.py`` serves what it is given.
-``main.py`` composes: it starts concerns in order, and stops them in the reverse.
+(``jwks.py``; they are entries of the snapshot too), ``leftovers.py`` uses up what an earlier
+control left, ``heartbeat.py`` begins and ends the data plane's. ``source_reader.py`` brings all of
+them to a change, ``supervisor_link.py`` hears from the supervisor, ``in_force.py`` says which
+policies everybody has. Pages over several concerns are modules of their own (``flows.py``,
+``pods_page.py``, ``mesh_pages.py``, ``metrics_pages.py``, ``readiness.py``); ``admin.py`` serves
+what it is given. ``main.py`` composes: it starts concerns in order, and stops them in the reverse.
 """

@@ -3,8 +3,8 @@
 
 Nothing here holds a program in memory: ``loader.py`` compiles through BCC in a process of its own,
 pins everything in bpffs and ends; the daemon works on the pins. What the programs do is told in
-``bpf/README.md``; ``layout.py`` mirrors their structs. ``repair.py`` brings an enrolled pod to what it
-must have, ``remnants.py`` removes what is left of pods that are gone; ``preflight.py`` is what
+``bpf/README.md``; ``layout.py`` mirrors their structs. ``repair.py`` brings an enrolled pod to what
+it must have, ``remnants.py`` removes what is left of pods that are gone; ``preflight.py`` is what
 ``nodeagent check`` tries.
 
 **The kernel path.** Where nothing is decided or noted per request and both ends are captured pods

@@ -1,7 +1,8 @@
-"""The report of a comparison: one HTML page that needs nothing but itself, and the numbers beside it.
+"""The report of a comparison: one HTML page that needs nothing but itself, and the numbers beside
+it.
 
-``shape.py`` reads the JSON object of a comparison, ``view.py`` decides what is said of it, ``look.py``
-how figures are written, ``charts.py`` draws.
+``shape.py`` reads the JSON object of a comparison, ``view.py`` decides what is said of it,
+``look.py`` how figures are written, ``charts.py`` draws.
 """
 
 from __future__ import annotations
