@@ -1,7 +1,7 @@
 """What a scrape gets: Prometheus' text format 0.0.4, or OpenMetrics 1.0.0.
 
 prometheus_client declares the families and writes them, a slice of SLICE_SAMPLES at a time, between
-which others have their turn. Importing it takes 45 ms and adds 1.7 MB, so the first scrape does.
+which others have their turn. Importing and using it takes 45 ms and 2.7 MB of control, so the first scrape does.
 
 One thing is done beside it, because the library works a label set out anew for every line: 65 µs of
 processor time for a line with Istio's 26 labels. 5,000 lines took it 0.34 s, and the bound, 5,000

@@ -79,7 +79,7 @@ class Store:
         Each series is consistent in itself; what is merged between two pieces may show in later
         ones.
         """
-        from nodeagent.telemetry import exposition  # 1.7 MB, for those only who scrape
+        from nodeagent.telemetry import exposition  # 2.7 MB, for those only who scrape
 
         return exposition.render(StoredSeries(self._http, self._tcp, self._plain), wanted)
 
