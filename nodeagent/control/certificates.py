@@ -22,7 +22,7 @@ from nodeagent.telemetry.store import Store
 from nodeagent.vocabulary import SpiffeId
 
 
-class Keeper(Protocol):
+class KeepsFiles(Protocol):
     """Who keeps descriptors across a death of control: ``SupervisorLink``."""
 
     def keep(self, files: Mapping[str, int]) -> None:
@@ -56,7 +56,7 @@ class NodeCertificates:
     """A concern: a certificate for each identity of this node's pods, and for no other."""
 
     def __init__(
-        self, source: CertificateSource, ttl_seconds: float, workers: TakesCertificates, keeper: Keeper
+        self, source: CertificateSource, ttl_seconds: float, workers: TakesCertificates, keeper: KeepsFiles
     ) -> None:
         self._workers = workers
         self._keeper = keeper
