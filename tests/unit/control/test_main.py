@@ -133,6 +133,7 @@ def test_everything_starts_in_the_order_in_which_it_is_needed_and_stops_in_the_r
             "Still, told",
         ]
         assert not stage.socket.exists(), "the ports close last"
+        assert not stage.beginning.parts._tasks, "nothing runs on beside what stops"
         stage.end.close()
 
     play(scene)

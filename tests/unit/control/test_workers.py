@@ -325,6 +325,8 @@ def test_workers_of_an_earlier_control_serve_on_until_their_successors_are_up() 
         async with stage.workers.run(parts):
             stage.workers.fill(start())
             stage.workers.node(["10.0.0.1"])
+            for _ in range(3):
+                await asyncio.sleep(0)  # the part that ends it has begun
             assert heard(ours) == [Succeeded(), NodeAddresses(("10.0.0.1",))]
             await up(stage, 2)
             await until(lambda: told(ours, Drain))
