@@ -25,7 +25,7 @@ RULES: dict[str, tuple[Callable[[Module], Iterator[str]], int, str]] = {
     ),
     "comprehensions with two `for`s": (
         house.nested_comprehensions,
-        6,
+        0,
         "Write a named generator with two loops, or a loop.",
     ),
     "tuple assignments": (
@@ -50,7 +50,7 @@ RULES: dict[str, tuple[Callable[[Module], Iterator[str]], int, str]] = {
     ),
 }
 """What is looked for, how often it may still be found, and what to write instead."""
-SHARED_NAMES = 1
+SHARED_NAMES = 0
 """Names of classes that several modules may still define."""
 ALLOWED_CIRCLES = [["nodeagent.identity.istio_ca", "nodeagent.identity.sources"]]
 """An import for types, or a lazy one, may close these: sources imports istio_ca, which brings grpc and its
