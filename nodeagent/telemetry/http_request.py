@@ -27,7 +27,7 @@ class Response:
     status: int = 200
     content_type: str = TEXT
     variants: tuple[Variant, ...] = ()
-    """Where there are any, the one that the client prefers is its body."""
+    """Where there are any, the first one that the client takes is its body."""
 
     @classmethod
     def json(cls, value: object, status: int = 200) -> Response:

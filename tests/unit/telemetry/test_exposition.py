@@ -22,9 +22,9 @@ from prometheus_client.registry import Collector
 from nodeagent.telemetry import metrics
 from nodeagent.telemetry.exposition import PIECE_BYTES, SLICE_SAMPLES, WRITERS, HistogramMetricFamily, family_of
 from nodeagent.telemetry.formats import FORMATS, OPENMETRICS, TEXT, Format
-from nodeagent.telemetry.http_server import Response, serve
+from nodeagent.telemetry.http_server import Response, ServerLimits, serve
 from nodeagent.telemetry.metrics import BUCKETS, HTTP_FAMILIES, REQUESTS, TCP_FAMILIES, Labels, Metric
-from nodeagent.telemetry.negotiation import Variant, preferred
+from nodeagent.telemetry.negotiation import ACCEPT_BYTES, ACCEPT_RANGES, Variant, _Media, _Range, preferred
 from nodeagent.telemetry.scrapes import answer
 from nodeagent.telemetry.store import Store
 
@@ -32,11 +32,24 @@ PROMETHEUS_2_42 = (
     "application/openmetrics-text;version=1.0.0,application/openmetrics-text;version=0.0.1;q=0.75,"
     "text/plain;version=0.0.4;q=0.5,*/*;q=0.1"
 )
+PROTOBUF = "application/vnd.google.protobuf;proto=io.prometheus.client.MetricFamily;encoding=delimited"
+PROMETHEUS_2_42_HISTOGRAMS = (
+    f"{PROTOBUF},application/openmetrics-text;version=1.0.0;q=0.8,application/openmetrics-text;version=0.0.1;q=0.75,"
+    "text/plain;version=0.0.4;q=0.5,*/*;q=0.1"
+)
+"""With its feature native-histograms, as the next one."""
 PROMETHEUS_3 = (
     "application/openmetrics-text;version=1.0.0;escaping=allow-utf-8;q=0.6,"
     "application/openmetrics-text;version=0.0.1;q=0.5,text/plain;version=1.0.0;escaping=allow-utf-8;q=0.4,"
     "text/plain;version=0.0.4;q=0.3,*/*;q=0.2"
 )
+PROMETHEUS_3_HISTOGRAMS = (
+    f"{PROTOBUF};q=0.6,application/openmetrics-text;version=1.0.0;escaping=allow-utf-8;q=0.5,"
+    "application/openmetrics-text;version=0.0.1;q=0.4,text/plain;version=1.0.0;escaping=allow-utf-8;q=0.3,"
+    "text/plain;version=0.0.4;q=0.2,*/*;q=0.1"
+)
+CURL = "*/*"
+ONLY_OPENMETRICS = "application/openmetrics-text"
 PAIRS = 300
 """Sets of labels: with all their buckets more than 20,000 lines."""
 NUMBERS = random.Random(7)
@@ -151,29 +164,63 @@ async def _nothing() -> bytes:
     ("accept", "wanted"),
     {
         "": TEXT,
-        "*/*": TEXT,
+        CURL: TEXT,
         "text/*": TEXT,
         "text/plain;version=0.0.4": TEXT,
         PROMETHEUS_2_42: TEXT,
+        PROMETHEUS_2_42_HISTOGRAMS: TEXT,
         PROMETHEUS_3: TEXT,
-        "application/openmetrics-text": OPENMETRICS,
+        PROMETHEUS_3_HISTOGRAMS: TEXT,
+        ONLY_OPENMETRICS: OPENMETRICS,
         "Application/OpenMetrics-Text ; Version=1.0.0; q=0.9": OPENMETRICS,
         'application/openmetrics-text;version="1.0.0";escaping=underscores': OPENMETRICS,
-        "application/openmetrics-text, text/plain;q=0.4": OPENMETRICS,
-        "application/openmetrics-text, text/plain;q=0.6": TEXT,
-        "application/openmetrics-text, */*;q=0.1": OPENMETRICS,
+        "application/openmetrics-text, text/plain;q=0.001": TEXT,
+        "application/openmetrics-text, */*;q=0.001": TEXT,
+        "application/openmetrics-text, text/*;q=0, */*": OPENMETRICS,
         "application/*": OPENMETRICS,
         "text/plain;q=0, */*": OPENMETRICS,
+        "text/plain;version=0.0.4;q=0, text/plain, application/openmetrics-text;q=0.1": OPENMETRICS,
+        "*/*;q=0": TEXT,
         "application/openmetrics-text;version=2.0.0, text/plain;q=0.1": TEXT,
         "application/openmetrics-text;q=nan, text/plain;q=0.1": TEXT,
         "application/openmetrics-text;q=7, text/plain;q=0.1": TEXT,
         "application/json": TEXT,
         ",;,q=": TEXT,
+        ONLY_OPENMETRICS + " " * (ACCEPT_BYTES - len(ONLY_OPENMETRICS)): OPENMETRICS,
+        ONLY_OPENMETRICS + " " * (ACCEPT_BYTES - len(ONLY_OPENMETRICS) + 1): TEXT,
+        ONLY_OPENMETRICS + ",a" * (ACCEPT_RANGES - 1): OPENMETRICS,
+        ONLY_OPENMETRICS + ",a" * ACCEPT_RANGES: TEXT,
     }.items(),
 )
 def test_who_prefers_what_gets_it(accept: str, wanted: Format) -> None:
-    variants = [Variant(each.content_type, each.quality, _nothing) for each in FORMATS]
+    variants = [Variant(each.content_type, _nothing) for each in FORMATS]
     assert preferred(accept, variants).content_type == wanted.content_type
+
+
+@pytest.mark.parametrize("unit", ["a,", ";,", "a;b,", "*/*,", ";a=b"])
+def test_what_a_header_costs_is_bounded(unit: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Input: headers as large as a head may be. Verdict: nothing of them is parsed."""
+    parsed: list[str] = []
+    monkeypatch.setattr(_Range, "parse", parsed.append)
+    variants = [Variant(each.content_type, _nothing) for each in FORMATS]
+    size = ServerLimits().head_bytes - 100
+    assert preferred(unit * (size // len(unit)), variants).content_type == TEXT.content_type
+    assert parsed == []
+
+
+def test_a_type_of_the_servers_own_is_read_once_and_a_range_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    read: list[str] = []
+    parse = _Media.parse
+
+    def counted(text: str) -> _Media:
+        read.append(text)
+        return parse(text)
+
+    variants = [Variant(each.content_type, _nothing) for each in FORMATS]
+    preferred(ONLY_OPENMETRICS, variants)
+    monkeypatch.setattr(_Media, "parse", counted)
+    preferred(PROMETHEUS_3_HISTOGRAMS, variants)
+    assert read == PROMETHEUS_3_HISTOGRAMS.split(",")
 
 
 async def _ask(accept: str | None) -> tuple[str | None, str | None, bytes]:

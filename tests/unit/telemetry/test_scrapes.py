@@ -24,7 +24,11 @@ class Rendered:
         self.times = self.collected = 0
         self.now = 100.0
         self.go = asyncio.Event()
-        self.scrapes = Scrapes(self.render, lambda: self.now)
+        self.scrapes = Scrapes(self.render, lambda: self.now, self.sleep)
+
+    async def sleep(self, seconds: float) -> None:
+        self.now += seconds
+        await asyncio.sleep(0)
 
     async def render(self, wanted: Format) -> Iterator[bytes]:
         self.collected += 1
@@ -53,13 +57,49 @@ def test_all_who_ask_meanwhile_and_for_a_second_after_get_one_rendering() -> Non
     asyncio.run(scene())
 
 
-def test_each_format_has_its_own_rendering() -> None:
+def test_clients_of_two_formats_cost_no_more_renderings_than_those_of_one() -> None:
+    """Input: two clients, each of its own format, that ask again as soon as they were answered."""
+
     async def scene() -> None:
         made = Rendered()
         made.go.set()
-        assert (await made.scrapes.get(TEXT))[0] == b"1"
-        assert (await made.scrapes.get(OPENMETRICS))[0] == b"2"
-        assert (await made.scrapes.get(TEXT))[0] == b"1"
+        began = made.now
+        for _ in range(5):
+            await asyncio.gather(*(made.scrapes.get(wanted) for wanted in (TEXT, OPENMETRICS)))
+        assert made.times == made.collected == 6
+        assert made.now - began >= 5 * FRESH_SECONDS
+
+    asyncio.run(scene())
+
+
+def test_one_text_is_kept_not_one_of_each_format() -> None:
+    """Verdict: the text in one format is nobody's any more when that in the other is begun."""
+
+    alive: list[str] = []
+
+    class Piece(bytes):
+        """Says when nobody has it any more."""
+
+        def __del__(self) -> None:
+            alive.remove(self.decode())
+
+    async def scene() -> None:
+        found = []
+
+        async def render(wanted: Format) -> Iterator[bytes]:
+            found.append(list(alive))
+            return pieces(wanted.content_type)
+
+        def pieces(text: str) -> Iterator[bytes]:
+            alive.append(text)
+            yield Piece(text.encode())
+
+        made = Rendered()
+        scrapes = Scrapes(render, lambda: made.now, made.sleep)
+        for wanted in (TEXT, OPENMETRICS, TEXT):
+            assert await scrapes.get(wanted) == (wanted.content_type.encode(),)
+            assert alive == [wanted.content_type]
+        assert found == [[], [], []]
 
     asyncio.run(scene())
 
