@@ -413,25 +413,48 @@ class Workers:
         Raises ControlError when a new worker does not come up; the old ones then go on.
         """
         replaced = []
-        for slot, old in list(self._slots.items()):
+        for slot in self._starts:
+            old = self._slots.get(slot)
+            pods = dict(self._state.pods)
             with translated(ControlError, f"slot {slot}: no new worker can be started"):
-                new = self._spawn(slot)
-            if not await self._wait(functools.partial(getattr, new, "ready")):
-                self._signal(new, signal.SIGKILL)
-                self._slots[slot] = old
-                self._draining.append(new)
+                self._spawn(slot)
+            if old is not None:
+                self._draining.append(old)  # serves on and hears of every change, until it is told to go
+            if not await self._wait(functools.partial(self._up_or_over, slot)):
+                self._put_back(slot, old, pods)
                 raise ControlError(
-                    f"the new worker for slot {slot} did not come up within 10 s; the old one goes on, see the "
-                    "daemon's log"
+                    f"the new worker for slot {slot} did not come up within 10 s; the old one goes on where it still "
+                    "lives, see the daemon's log"
                 )
-            self._retire(old)
-            replaced.append(new.pid)
+            if self._stopping:
+                raise ControlError("the agent stops: no worker is replaced any more")
+            if old is not None:
+                old.channel.send(Drain(self._drain_seconds))
+            replaced.append(self._slots[slot].pid)
         log.info("workers replaced: %s", replaced)
         return replaced
 
-    def _retire(self, worker: WorkerProcess) -> None:
-        self._draining.append(worker)
-        worker.channel.send(Drain(self._drain_seconds))
+    def _up_or_over(self, slot: int) -> bool:
+        """Say whether *slot* is filled by a worker that answers, the new one or what replaced that,
+        or needs none any more.
+        """
+        worker = self._slots.get(slot)
+        return self._stopping or (worker is not None and worker.ready)
+
+    def _put_back(self, slot: int, old: WorkerProcess | None, pods: Mapping[str, PodCaptured]) -> None:
+        """Fill *slot* again with *old*, if that still lives; it knows *pods*, and hears of later ones."""
+        if old is None or old not in self._draining:
+            return
+        failed = self._slots.get(slot)
+        if failed is not None:
+            self._draining.append(failed)
+            self._kill(failed)
+        self._draining.remove(old)
+        self._slots[slot] = old
+        for uid, pod in self._state.pods.items():
+            if pods.get(uid) is not pod:
+                for message in self._state.about(pod, slot):
+                    self._tell(old, message)
 
     async def finish(self) -> None:
         """Ask for the end of what is open now, while new connections are taken; return when it has

@@ -8,6 +8,7 @@ import os
 import signal
 import socket
 from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
 
 import pytest
 
@@ -16,7 +17,7 @@ from nodeagent.channel import MESSAGE_BYTES, decode, receive
 from nodeagent.control.snapshot_parts import LARGEST_ENTRY
 from nodeagent.control.worker_process import Needs
 from nodeagent.control.workers import Workers
-from nodeagent.errors import KernelError
+from nodeagent.errors import ControlError, KernelError
 from nodeagent.mesh.entries import Delta
 from nodeagent.messages import (
     TO_WORKER,
@@ -28,6 +29,7 @@ from nodeagent.messages import (
     Fork,
     NeedSockets,
     NodeAddresses,
+    PodCaptured,
     Pong,
     Signal,
     SnapshotPart,
@@ -39,7 +41,7 @@ from nodeagent.messages import (
 )
 from nodeagent.parts import Parts
 from nodeagent.policy.model import Jwks
-from nodeagent.vocabulary import PodUid
+from nodeagent.vocabulary import PodUid, SpiffeId
 from nodeagent.wire import FileDescriptor, encode
 from tests.waiting import until
 
@@ -371,6 +373,121 @@ def test_a_reload_starts_the_new_worker_before_the_old_one_drains() -> None:
         assert told(old, Drain) == [Drain(3.0)]
         stage.workers.exited(1001, 0)
         assert len(stage.supervisor.ends) == 2, "who was told to go is not replaced"
+
+    play(scene)
+
+
+def test_while_a_reload_waits_the_old_worker_hears_of_every_change_and_is_waited_for() -> None:
+    async def scene(stage: Scene) -> None:
+        stage.workers.fill(start())
+        old = await up(stage, 1)
+        reload = asyncio.create_task(stage.workers.reload())
+        await stage.filled(2)
+        heard(old)
+        stage.workers.apply(Delta((Jwks("http://x"),)))
+        assert len(told(old, SnapshotPart)) == 1
+        assert "a draining worker (pid 1001)" in stage.workers.behind(stage.workers.generation)
+        await up(stage, 2)
+        assert await reload == [1002]
+
+    play(scene)
+
+
+def test_a_new_worker_that_dies_at_its_start_is_replaced_and_the_reload_goes_on() -> None:
+    async def scene(stage: Scene) -> None:
+        stage.workers.fill(start())
+        old = await up(stage, 1)
+        reload = asyncio.create_task(stage.workers.reload())
+        await stage.filled(2)
+        stage.workers.forked(2, 1002)
+        stage.workers.exited(1002, 1)
+        await stage.filled(3)
+        assert told(old, Drain) == []
+        await up(stage, 3)
+        assert await reload == [1003]
+        assert told(old, Drain) == [Drain(3.0)]
+        assert [worker.pid for worker in (*stage.workers._slots.values(), *stage.workers._draining)] == [1003, 1001]
+
+    play(scene)
+
+
+@dataclass
+class Patience:
+    """Stands for the time in which a new worker may come up: it is over when the test says so."""
+
+    over: asyncio.Event = field(default_factory=asyncio.Event)
+
+    async def wait(self, condition: Callable[[], bool], seconds: float = 0.0) -> bool:
+        await self.over.wait()
+        return condition()
+
+
+def test_a_reload_whose_new_worker_does_not_come_up_leaves_the_old_one_with_all_that_is_captured_since(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Input: the new one died, and the one that replaces it does not answer either. Verdict: that one is
+    killed, nobody is in no list, and the old one gets the pod that came meanwhile.
+    """
+
+    async def scene(stage: Scene) -> None:
+        workers = stage.workers
+        workers.fill(start())
+        old = await up(stage, 1)
+        patience = Patience()
+        monkeypatch.setattr(workers, "_wait", patience.wait)
+        reload = asyncio.create_task(workers.reload())
+        await stage.filled(2)
+        workers.forked(2, 1002)
+        workers.exited(1002, 1)
+        await stage.filled(3)
+        workers.forked(3, 1003)
+        pod = PodCaptured(PodUid("u"), 1, SpiffeId("spiffe://td/ns/n/sa/s"))
+        workers.enrol(pod, {})
+        heard(old)
+        patience.over.set()
+        with pytest.raises(ControlError, match="did not come up within 10 s"):
+            await reload
+        assert heard(old) == [pod]
+        assert stage.supervisor.killed == [1003]
+        assert [worker.pid for worker in (*workers._slots.values(), *workers._draining)] == [1001, 1003]
+        assert workers.ready()
+
+    play(scene)
+
+
+def test_a_reload_puts_no_dead_worker_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def scene(stage: Scene) -> None:
+        stage.workers.fill(start())
+        await up(stage, 1)
+        patience = Patience()
+        monkeypatch.setattr(stage.workers, "_wait", patience.wait)
+        reload = asyncio.create_task(stage.workers.reload())
+        await stage.filled(2)
+        stage.workers.exited(1001, -9)
+        patience.over.set()
+        with pytest.raises(ControlError, match="where it still lives"):
+            await reload
+        await up(stage, 2)
+        assert stage.workers.ready()
+        assert stage.supervisor.killed == []
+
+    play(scene)
+
+
+def test_a_stop_ends_a_reload_that_waits() -> None:
+    async def scene(stage: Scene) -> None:
+        stage.workers.fill(start())
+        await up(stage, 1)
+        reload = asyncio.create_task(stage.workers.reload())
+        await stage.filled(2)
+        stage.workers.forked(2, 1002)
+        stop = asyncio.create_task(stage.workers.stop(1.0))
+        with pytest.raises(ControlError, match="the agent stops"):
+            await reload
+        for pid in (1001, 1002):
+            stage.workers.exited(pid, 0)
+        await stop
+        assert len(stage.supervisor.ends) == 2
 
     play(scene)
 
