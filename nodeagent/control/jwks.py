@@ -69,6 +69,8 @@ class KeySets:
         self._parts = Parts(sleep=sleep)
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._timeouts: dict[str, float] = {}
+        self._last_good: dict[str, str] = {}
+        """Keys by URI: who keeps a set and failed for what nobody foresaw begins anew with them."""
         self._tls: ssl.SSLContext | None = None
 
     def wanted(self, timeouts: Mapping[str, float]) -> tuple[str, ...]:
@@ -78,6 +80,7 @@ class KeySets:
         dropped = [Jwks(uri) for uri in self._tasks if uri not in timeouts]
         for entry in dropped:
             self._tasks.pop(entry.uri).cancel()
+            self._last_good.pop(entry.uri, None)
         self._timeouts = dict(timeouts)
         for uri in timeouts:
             if uri not in self._tasks:
@@ -101,10 +104,11 @@ class KeySets:
         while True:
             try:
                 found = Jwks(uri, await self.fetch(uri, self._timeouts[uri]))
+                self._last_good[uri] = found.keys
                 pause = REFRESH_SECONDS
                 retry = FIRST_RETRY_SECONDS
             except ControlError as error:
-                found = Jwks(uri, known.keys, str(error))
+                found = Jwks(uri, self._last_good.get(uri, ""), str(error))
                 pause = retry
                 retry = min(2 * retry, REFRESH_SECONDS)
             if found != known:

@@ -98,8 +98,9 @@ class SourceReader:
         """It is where changes come from."""
 
     def missing(self) -> list[str]:
-        """Say what of the snapshot could not be made."""
-        return [f"{whose} stays as it was: {why}" for whose, why in sorted(self._mesh.faults.items())]
+        """Say what of the snapshot could not be made, and which policy of the whole mesh is not seen."""
+        stays = [f"{whose} stays as it was: {why}" for whose, why in sorted(self._mesh.faults.items())]
+        return stays + self._mesh.left_open()
 
     def routes(self) -> Routes:
         """``nodeagent get policies``."""

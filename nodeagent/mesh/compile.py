@@ -75,7 +75,7 @@ from nodeagent.mesh.selection import NamespacedName, Postings
 from nodeagent.places.place import Places
 from nodeagent.policy.model import MtlsMode, PathSetting
 from nodeagent.resources import objects
-from nodeagent.resources.changes import AnyChange, EnrolledChange, Refused
+from nodeagent.resources.changes import AnyChange, Change, Refused
 from nodeagent.vocabulary import Address, ObjectKey, PodUid, SpiffeId
 
 DEFAULT_ACCOUNT: Final = "default"
@@ -153,6 +153,8 @@ class Mesh:
         for key in sorted(self._state.policies.known):
             pods = len(self._state.affected(key) & local)
             row = self._state.policies.row(key, pods)
+            if fault := self.faults.get(Change(*key, None).title):
+                row["state"] = f"its last change could not be taken in ({fault}); before it: {row['state']}"
             error = wrong.pop(key, None)
             if error is not None and error.stays:
                 row |= {"state": f"last good one in force; refused: {error.error}", "file": error.file}
@@ -160,11 +162,15 @@ class Mesh:
         unnamed = [each for each in refused if not each.kind]
         return rows + [refused_row(each) for each in (*wrong.values(), *unnamed)]
 
+    def left_open(self) -> list[str]:
+        """Return, in words, the wrong documents that nothing stands in for, as they may be for the whole mesh."""
+        return self._state.policies.left_open()
+
     # -- what is made of it --
 
     def _take(self, change: AnyChange) -> None:
         """Take one change in: one that nobody foresaw never takes the rest of its batch along."""
-        whose = _whose(change)
+        whose = change.title
         try:
             self._state.take(change)
         except Exception as error:
@@ -370,12 +376,6 @@ class Mesh:
 
     def _reachable(self, key: NamespacedName, pod: objects.PodObject) -> tuple[Address, ...]:
         return pod.addresses if pod.host_network else self._state.owned(key, pod)
-
-
-def _whose(change: AnyChange) -> str:
-    if isinstance(change, EnrolledChange):
-        return f"the mark of pod {change.uid}"
-    return f"the change of {change.kind} {change.namespace}/{change.name}"
 
 
 def _policies_of(key: NamespacedName) -> str:

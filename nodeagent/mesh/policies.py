@@ -78,7 +78,7 @@ class Policies:
                 self.entries.pop(before.spec.key, None)
             for service in _services(before):
                 self._by_service.discard(service, key)
-            if not before.targets:
+            if not self._selects_nobody(before):
                 self._by_term.discard(self._term(before), key)
         if policy is not None:
             self.known[key] = policy
@@ -87,7 +87,7 @@ class Policies:
                 self.entries[policy.spec.key] = policy.spec
             for service in _services(policy):
                 self._by_service.add(service, key)
-            if not policy.targets:
+            if not self._selects_nobody(policy):
                 self._by_term.add(self._term(policy), key)
 
     def services(self, key: ObjectKey) -> list[NamespacedName]:
@@ -98,7 +98,7 @@ class Policies:
     def pods(self, key: ObjectKey) -> Set[NamespacedName]:
         """Return the pods that the policy *key* is for by namespace and selector."""
         policy = self.known.get(key)
-        if policy is None or policy.targets:
+        if policy is None or self._selects_nobody(policy):
             return frozenset()
         scope = self._scope(policy)
         if not policy.selector:
@@ -152,6 +152,8 @@ class Policies:
     def idle(self, key: ObjectKey) -> str:
         """Return why the policy *key* can have no effect on any pod; empty: it can."""
         policy = self.known[key]
+        if why := self.leaves_open(policy):
+            return why
         others = [target for target in policy.targets if not _is_service(target)]
         if others and len(others) == len(policy.targets):
             return f"targetRefs: {', '.join(map(str, others))}: only a Service is served here"
@@ -162,13 +164,27 @@ class Policies:
                 return f"the older {older.namespace}/{older.name} has the same scope"
         return ""
 
+    def leaves_open(self, policy: Policy) -> str:
+        """Return why *policy*, which stands in for a wrong document, closes nothing; empty: it closes."""
+        if not policy.unseen or policy.namespace != self.root:
+            return ""
+        return "closes nothing: which pods it selects is not seen, and it may be for the whole mesh"
+
+    def left_open(self) -> list[str]:
+        """Return, in words, the wrong documents that nothing stands in for, as they may be for the whole mesh."""
+        return [
+            f"{'/'.join(key)} {why}: {policy.refused}"
+            for key, policy in sorted(self.known.items())
+            if (why := self.leaves_open(policy))
+        ]
+
     def row(self, key: ObjectKey, pods: int) -> dict[str, object]:
         """Return the policy *key*, which is for *pods* pods of this node, as a row for people."""
         policy = self.known[key]
         why = self.idle(key) or ("" if pods else "no pod of this node is meant")
         state = f"no effect: {why}" if why else "in force"
         if policy.refused:
-            state = f"refused: {policy.refused}; closes {pods} pods of this node"
+            state = f"refused: {policy.refused}; {self.leaves_open(policy) or f'closes {pods} pods of this node'}"
         scope = "workload"
         if not policy.selector and not policy.targets:
             scope = "mesh" if policy.namespace == self.root else "namespace"
@@ -183,6 +199,10 @@ class Policies:
             "state": state,
             "file": self.files[key],
         }
+
+    def _selects_nobody(self, policy: Policy) -> bool:
+        """Say whether no pod is *policy*'s by namespace and selector."""
+        return bool(policy.targets or self.leaves_open(policy))
 
     def _older(self, policy: Policy) -> Policy | None:
         """Return the PeerAuthentication that takes *policy*'s place for every pod: one with the same selector."""

@@ -20,6 +20,11 @@ class Change:
     file: str = field(default="", compare=False)
     """Where a policy stands."""
 
+    @property
+    def title(self) -> str:
+        """What it is, in words, for who tells that it failed."""
+        return f"the change of {self.kind} {self.namespace}/{self.name}"
+
 
 @dataclass(frozen=True, slots=True)
 class EnrolledChange:
@@ -27,6 +32,11 @@ class EnrolledChange:
 
     uid: PodUid
     enrolled: bool
+
+    @property
+    def title(self) -> str:
+        """What it is, in words, for who tells that it failed."""
+        return f"the mark of pod {self.uid}"
 
 
 AnyChange = Change | EnrolledChange

@@ -25,7 +25,8 @@ from nodeagent.resources.manifests import Manifests
 from nodeagent.resources.marks import ENROLLED, is_mark
 from nodeagent.resources.precedence import Origin, Precedence
 from nodeagent.resources.security import Policy
-from nodeagent.vocabulary import JsonObject, PodUid
+from nodeagent.resources.seen import SeenMapping
+from nodeagent.vocabulary import PodUid
 
 OBJECTS: Final = "objects"
 log = logging.getLogger("nodeagent.resources")
@@ -252,11 +253,11 @@ class DirectorySource:
         if objects.is_network_policy(key[0]):
             return Change(*key, objects.UnreadPolicy())
         kept, _ = self._last_good.of(self._path / OBJECTS / name)
-        document: JsonObject
+        document: object
         try:
             document = object_file.read_json(self._path / OBJECTS / name)
         except (FileNotFoundError, ResourceError):
-            document = {}
+            document = SeenMapping(whole=False)
         policy = kept.get(key) or security.stand_in(key, document, error)
         return Change(*key, policy) if policy is not None else None
 
@@ -269,7 +270,7 @@ class DirectorySource:
         if not _closes(instead):
             outcome = "the last good object stays"
         elif instead is not None:
-            outcome = "it closes what it selects"
+            outcome = instead.object.closing if isinstance(instead.object, Policy) else "it closes what it selects"
         log.error("%s: %s (%s)", self._path / OBJECTS / name, error, outcome)
 
 

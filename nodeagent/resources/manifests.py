@@ -43,6 +43,8 @@ class _Outcome:
     """A good one, as JSON."""
     stand_in: Policy | None = None
     """Takes the place of a wrong one that never was right."""
+    is_text: bool = False
+    """It is no YAML: what else stands there, or once stood there, is not seen."""
 
     def refused(self, path: Path, number: int, known: _File) -> Refused:
         """Return how a wrong one is told: *number* says where it stands in *path*."""
@@ -191,14 +193,17 @@ class Manifests:
                 held[outcome.policy.key] = outcome.policy
                 documents[outcome.policy.key] = outcome.document
         named = {outcome.key for _, outcome in wrong}
+        unseen = any(outcome.key is None or outcome.is_text for _, outcome in wrong)
         for kept, policy in known.held.items() if wrong else ():
-            if kept not in held and (not policy.refused or None in named or kept in named):
+            if kept not in held and (not policy.refused or unseen or kept in named):
                 held[kept] = policy
                 if not policy.refused:
                     documents[kept] = known.documents[kept]
         for _, outcome in wrong:
-            if outcome.stand_in is not None and outcome.stand_in.key not in documents:
-                held[outcome.stand_in.key] = outcome.stand_in
+            closing = outcome.stand_in
+            if closing is None or closing.key in documents or (closing.unseen and closing.key in held):
+                continue  # what was seen of it before goes before what is not seen now
+            held[closing.key] = closing
         known.held = held
         known.documents = documents
         self._last_good.keep(path, documents)
@@ -222,9 +227,8 @@ class Manifests:
 
     @staticmethod
     def _instead(known: _File, refused: Refused) -> str:
-        return (
-            "it closes what it selects" if (refused.kind, refused.namespace, refused.name) in known.held else "left out"
-        )
+        closing = known.held.get((refused.kind, refused.namespace, refused.name))
+        return closing.closing if closing is not None else "left out"
 
 
 def _is_manifest(name: str) -> bool:
@@ -271,7 +275,7 @@ def _unreadable(text: str, error: str) -> tuple[_Outcome, ...]:
         key = security.whose(item)
         instead = security.stand_in(key, item, error) if key is not None else None
         if instead is not None:
-            outcomes.append(_Outcome(None, key, error, stand_in=instead))
+            outcomes.append(_Outcome(None, key, error, stand_in=instead, is_text=True))
     return tuple(outcomes) or (_Outcome(None, None, error),)
 
 

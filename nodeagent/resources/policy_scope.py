@@ -13,6 +13,8 @@ from nodeagent.resources.part import Part
 
 Labels = tuple[tuple[str, str], ...]
 """Labels that a pod must have, sorted; empty: every pod."""
+SELECTING: Final = ("selector", "targetRef", "targetRefs")
+"""The fields of a policy's spec that say which pods it is for; none: all of its namespace."""
 _TARGETS: Final = (
     ("", "Service"),
     ("core", "Service"),
@@ -62,7 +64,7 @@ def scope(spec: Part, namespace: str) -> Scope:
     """Return for which pods of *namespace* a policy with *spec* is: by ``selector``, ``targetRef`` or
     ``targetRefs``. Raises ResourceError.
     """
-    if sum(spec.given(name) for name in ("selector", "targetRef", "targetRefs")) > 1:
+    if sum(spec.given(name) for name in SELECTING) > 1:
         raise spec.wrong("selector", "only one of selector, targetRef and targetRefs is allowed")
     given = [spec.sub("targetRef")] if spec.given("targetRef") else spec.items("targetRefs")
     if len(given) > 16:

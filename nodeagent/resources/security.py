@@ -20,7 +20,8 @@ from nodeagent.resources import authorization_policy, peer_authentication, rate_
 from nodeagent.resources.authorization_policy import DRY_RUN
 from nodeagent.resources.objects import NAME, NAMESPACE
 from nodeagent.resources.part import Part
-from nodeagent.resources.policy_scope import Labels, PolicyTarget, Scope, scope, selector
+from nodeagent.resources.policy_scope import SELECTING, Labels, PolicyTarget, Scope, scope, selector
+from nodeagent.resources.seen import is_known, is_whole
 from nodeagent.vocabulary import JsonObject, ObjectKey
 
 Kind = Literal["PeerAuthentication", "AuthorizationPolicy", "RequestAuthentication", "RateLimit"]
@@ -43,10 +44,21 @@ class Policy:
     spec: Spec
     refused: str = ""
     """What is wrong with the document; the policy then stands in for it and closes what it selects."""
+    unseen: bool = False
+    """It stands in for a text of which was not seen which pods it selects: it closes all of its
+    namespace, and none where that is the root namespace, whose policies are for the whole mesh.
+    """
 
     @property
     def key(self) -> ObjectKey:
         return self.kind, self.namespace, self.name
+
+    @property
+    def closing(self) -> str:
+        """What it closes where it stands in for a wrong document, in words."""
+        if self.unseen:
+            return "which pods it selects is not seen: it closes all of its namespace, in the root namespace none"
+        return "it closes what it selects"
 
 
 def parse(document: object) -> Policy:
@@ -80,7 +92,7 @@ def _scope(kind: str, spec: Part, namespace: str) -> Scope:
 
 def whose(document: object) -> ObjectKey | None:
     """Return kind, namespace and name of *document* although it is wrong, one without a name by its
-    content; None where it does not say.
+    content; None where it does not say, or where that was not seen.
     """
     metadata = document.get("metadata") if isinstance(document, dict) else None
     if not isinstance(document, dict) or not isinstance(metadata, dict):
@@ -89,6 +101,8 @@ def whose(document: object) -> ObjectKey | None:
     namespace = metadata.get("namespace", "default")
     name = metadata.get("name")
     if not isinstance(kind, str) or not isinstance(namespace, str):
+        return None
+    if not is_whole(metadata) and ("namespace" not in metadata or not isinstance(name, str)):
         return None
     if not isinstance(name, str) or not 0 < len(name) <= 253:
         name = f"unnamed-{sha256(json.dumps(document, sort_keys=True).encode()).hexdigest()[:8]}"
@@ -99,7 +113,8 @@ def stand_in(key: ObjectKey, document: object, error: str) -> Policy | None:
     """Return what takes the place of *document*, which is *key* and was refused with *error*: it
     closes what the document selects.
 
-    That is read as far as it can be; a selector that is wrong is the whole namespace. A
+    That is read as far as it can be; a selector that is wrong, or was not seen, is the whole
+    namespace (``Policy.unseen``). A
     PeerAuthentication becomes STRICT, all others deny everything. None: the document would refuse
     nobody, being another API's, an AUDIT policy or a dry run.
     """
@@ -116,13 +131,27 @@ def stand_in(key: ObjectKey, document: object, error: str) -> Policy | None:
         selected = _scope(kind, Part("spec", spec), namespace)
     except ResourceError:
         selected = Scope()
+    unseen = not _selection_is_seen(known)
+    if unseen:
+        selected = Scope(selected.selector)  # fewer labels are more pods, but fewer targets are fewer
     created = metadata.get("creationTimestamp")
     if not isinstance(created, str) or not _TIME.fullmatch(created):
         created = ""
     closing: Spec = AuthorizationPolicy(namespace, name, "DENY", (Rule(),), refused=kind)
     if kind == "PeerAuthentication":
         closing = PeerAuthentication(namespace, name, "STRICT")
-    return Policy(cast(Kind, kind), namespace, name, created, selected.selector, selected.targets, closing, error)
+    return Policy(
+        cast(Kind, kind), namespace, name, created, selected.selector, selected.targets, closing, error, unseen
+    )
+
+
+def _selection_is_seen(document: JsonObject) -> bool:
+    """Say whether all of *document* that says which pods it selects was seen, or that nothing says it."""
+    spec = document.get("spec")
+    if spec is None:
+        return is_whole(document)
+    given = [spec[name] for name in SELECTING if spec.get(name) is not None] if isinstance(spec, dict) else []
+    return all(is_known(each) for each in given) if given else is_whole(spec)
 
 
 def _mapping(value: object) -> JsonObject:

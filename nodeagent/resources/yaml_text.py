@@ -15,18 +15,19 @@ import itertools
 import math
 import re
 from collections.abc import Iterator
-from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Final
 
 import yaml
 
 from nodeagent.errors import ResourceError, shown, translated
+from nodeagent.resources.seen import SeenList, SeenMapping
 
 MAX_DEPTH: Final = 64
 _MARKER: Final = re.compile(r"^---(?=\s|$)", re.MULTILINE)
 _PARSER: Final = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 _TAG: Final = "tag:yaml.org,2002:"
+_MERGE: Final = "<<"
 _SAID: Final[dict[str, bool | None]] = {
     **dict.fromkeys(("", "~", "null", "Null", "NULL")),
     **dict.fromkeys(("y", "Y", "yes", "Yes", "YES", "true", "True", "TRUE", "on", "On", "ON"), True),
@@ -100,19 +101,23 @@ def load(text: str, lines_before: int = 0, bounds: Bounds = OBJECT) -> list[obje
 
 
 def glimpse(text: str) -> object:
-    """Return what can be seen of one document that :func:`load` refuses, to tell whose it is; None
-    where nothing can.
+    """Return what can be seen of one document that :func:`load` refuses, to tell whose it is and what
+    it selects; None where nothing can.
 
-    What stands after a break is not seen. A key that stands twice has no value: nobody knows which
-    one is meant. Neither has ``metadata`` that is cut off: its namespace may be missing.
+    What stands after a break is not seen. Mappings and lists are :class:`SeenMapping` and
+    :class:`SeenList`. Those that the break cuts off are not whole, nor are those that end right
+    before it: a line that is indented wrongly ends one too early. Neither is a mapping with a merge
+    key, with a key that stands twice, nobody knows for which value, or with a value that JSON has
+    not.
     """
     document = _Document(OBJECT, lenient=True)
-    with suppress(ResourceError), translated(ResourceError, "not YAML"):
-        for _ in _documents(yaml.parse(text, Loader=_PARSER), 0, document):
-            break
-    for holder, held in itertools.pairwise(document.stack):
-        if isinstance(holder.value, dict) and holder.value.get("metadata") is held.value:
-            holder.value["metadata"] = None
+    try:
+        with translated(ResourceError, "not YAML"):
+            for _ in _documents(yaml.parse(text, Loader=_PARSER), 0, document):
+                pass  # libyaml takes one document, unless the next begins with ---
+    except ResourceError:
+        for each in (*(opened.value for opened in document.stack), *document.ended):
+            _not_whole(each)
     return document.root
 
 
@@ -177,6 +182,8 @@ class _Document:
     bytes: int = 0
     """As JSON, at least."""
     root: object = None
+    ended: list[object] = field(default_factory=list)
+    """Where lenient: the mappings and lists that ended last, with nothing after them yet."""
 
     def begin(self) -> None:
         """Forget the document before this one."""
@@ -198,7 +205,8 @@ def _documents(events: Iterator[yaml.Event], lines_before: int, document: _Docum
             except ResourceError:
                 if not document.lenient:
                     raise
-                value = event.value
+                _put(document, _unknown(document, event), line, 1, size)
+                continue
             _put(document, value, line, 1, size)
             if event.anchor:
                 document.anchors[event.anchor] = (value, 1, size)
@@ -224,6 +232,8 @@ def _begin(document: _Document, event: yaml.CollectionStartEvent, line: int) -> 
     if event.tag not in (None, "!", f"{_TAG}{'map' if is_mapping else 'seq'}"):
         raise _unknown_tag(event.tag, line)
     value: dict[str, object] | list[object] = {} if is_mapping else []
+    if document.lenient:
+        value = SeenMapping() if is_mapping else SeenList()
     opened = _Open(value, event.anchor, document.values, document.bytes)
     _put(document, value, line, 1, len("[]"))
     document.stack.append(opened)
@@ -231,15 +241,35 @@ def _begin(document: _Document, event: yaml.CollectionStartEvent, line: int) -> 
 
 def _end(document: _Document) -> None:
     ended = document.stack.pop()
+    if document.lenient:
+        document.ended.append(ended.value)
     if ended.anchor:
         document.anchors[ended.anchor] = (ended.value, document.values - ended.values, document.bytes - ended.bytes)
+
+
+def _unknown(document: _Document, event: yaml.ScalarEvent) -> str | None:
+    """Return what stands for a wrong scalar of a lenient *document*: a merge key for itself, and
+    nothing for what nobody knows.
+    """
+    if event.anchor:
+        document.anchors.pop(event.anchor, None)
+    holder = document.stack[-1] if document.stack else None
+    if holder is None:
+        return None
+    _not_whole(holder.value)
+    return _MERGE if holder.key is None and event.value == _MERGE else None
+
+
+def _not_whole(value: object) -> None:
+    if isinstance(value, SeenMapping | SeenList):
+        value.whole = False
 
 
 def _scalar(event: yaml.ScalarEvent, line: int) -> str | bool | int | float | None:
     """Return what a scalar stands for: by its tag, by itself where it stands without quotes, else text."""
     text = event.value
     tag = event.tag
-    if tag is None and event.implicit[0] and text == "<<":
+    if tag is None and event.implicit[0] and text == _MERGE:
         raise ResourceError(f"not YAML: line {line}: merge keys (<<) are not allowed")
     if tag in ("!", f"{_TAG}str") or (tag is None and not event.implicit[0]):
         return text
@@ -270,6 +300,8 @@ def _bytes(text: str) -> int:
 def _put(document: _Document, value: object, line: int, values: int, size: int) -> None:
     document.values += values
     document.bytes += size
+    if document.lenient:
+        document.ended.clear()
     if document.values > document.bounds.values:
         raise ResourceError(f"not YAML: line {line}: the document holds more than {document.bounds.values} values")
     if document.bytes > document.bounds.bytes:
@@ -292,6 +324,7 @@ def _put(document: _Document, value: object, line: int, values: int, size: int) 
             if not document.lenient:
                 raise ResourceError(f"not YAML: line {line}: the key {shown(key)} stands twice")
             parent.value[key] = None
+            _not_whole(parent.value)
             key = f"{key}\0"  # which no key of a YAML text can be
         parent.key = key
 

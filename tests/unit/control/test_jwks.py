@@ -468,3 +468,27 @@ def test_what_nobody_foresaw_is_named_and_the_key_set_is_kept_all_the_same() -> 
         assert told[0] == told[1]
 
     uvloop.run(run())
+
+
+def test_what_nobody_foresaw_takes_no_good_keys_away() -> None:
+    """Input: who takes the keys fails once, and from then on the server does. Verdict: the last good
+    keys are told with the failure.
+    """
+
+    async def run() -> None:
+        told: list[Jwks] = []
+
+        def changed(entry: Jwks) -> None:
+            told.append(entry)
+            if len(told) == 1:
+                raise RuntimeError("no room")
+
+        async with Server(says(answer(key_set()), answer("busy", "503 Busy"))) as server:
+            keys = KeySets(changed, sleep=Pauses())
+            keys.wanted({server.uri: 5})
+            await until(lambda: len(told) == 2)
+            await keys.close()
+        assert "answered 503" in told[1].error
+        assert told[1].keys == told[0].keys != ""
+
+    uvloop.run(run())

@@ -16,6 +16,7 @@ from nodeagent.parts import Parts
 from nodeagent.places.annotation import AnnotationPlaces
 from nodeagent.resources import security
 from nodeagent.resources.changes import AnyChange, Change, Refused
+from nodeagent.resources.seen import SeenMapping
 from tests.unit.control.scene import Noted, Workers, play
 from tests.waiting import until
 
@@ -151,5 +152,19 @@ def test_a_policy_is_in_force_when_all_who_enforce_it_say_so() -> None:
         assert b"pending: worker 0 (pid 1)" in bytes((await page({})).body)  # type: ignore[arg-type]
         late.clear()
         assert b"pending: worker" not in bytes((await page({})).body)  # type: ignore[arg-type]
+
+    play(scene)
+
+
+def test_a_policy_of_the_whole_mesh_that_was_not_seen_is_named() -> None:
+    async def scene() -> None:
+        stage = Stage()
+        key = ("AuthorizationPolicy", "istio-system", "x")
+        stage.says(Change(*key, security.stand_in(key, SeenMapping(whole=False), "cut off")))
+        await stage.reader.read()
+        assert [each.split(" closes nothing")[0] for each in stage.reader.missing()] == ["/".join(key)]
+        stage.says(Change(*key, None))
+        await stage.reader.read()
+        assert stage.reader.missing() == []
 
     play(scene)

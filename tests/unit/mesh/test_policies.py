@@ -8,6 +8,7 @@ import pytest
 
 from nodeagent.mesh.compile import Mesh
 from nodeagent.mesh.entry_json import from_json, to_json
+from nodeagent.mesh.policies import Policies
 from nodeagent.places.annotation import AnnotationPlaces
 from nodeagent.policy.model import AuthorizationPolicy
 from nodeagent.resources.changes import AnyChange, Change, Refused
@@ -344,3 +345,21 @@ def test_a_pod_whose_policies_cannot_be_worked_out_takes_no_other_along(monkeypa
         assert made.faults == {"the policies of Pod default/shop": "IndexError: 'a mistake of ours'"}
     made.apply([gone(pod("shop"))])
     assert made.faults == {}
+
+
+def test_a_change_of_policy_that_fails_is_not_called_in_force(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Input: taking in another version of a policy fails, as nobody foresaw. Verdict: its row says
+    so, until it is told anew.
+    """
+    made = compiled(peer("STRICT"))
+
+    def failing(*_: object) -> None:
+        raise IndexError("a mistake of ours")
+
+    monkeypatch.setattr(Policies, "put", failing)
+    made.apply([peer("DISABLE")])
+    words = "its last change could not be taken in (IndexError: 'a mistake of ours'); before it: in force"
+    assert [row["state"] for row in made.policies()] == [words]
+    monkeypatch.undo()
+    made.apply([peer("DISABLE")])
+    assert [row["state"] for row in made.policies()] == ["in force"]

@@ -16,7 +16,10 @@ from nodeagent.policy.model import AuthorizationPolicy, PeerAuthentication, Rule
 from nodeagent.resources import objects, security
 from nodeagent.resources.changes import Change
 from nodeagent.resources.directory import DirectorySource
+from nodeagent.resources.last_good import LastGood
+from nodeagent.resources.manifests import Manifests
 from nodeagent.resources.security import Policy, stand_in
+from nodeagent.resources.seen import SeenMapping
 
 VERSIONS = {"RateLimit": "nodeagent.io/v1alpha1"}
 
@@ -281,6 +284,17 @@ def test_a_first_version_that_is_no_yaml_closes_what_can_be_seen_of_it(
         "kind: AuthorizationPolicy\nmetadata: {name: x",
         BROKEN + "  action: AUDIT\n  <<: {}\n",
         BROKEN.replace("AuthorizationPolicy", "Deployment") + "  <<: {}\n",
+        BROKEN.replace("namespace: shop", "<<: {namespace: shop}"),
+        BROKEN.replace("namespace: shop", "namespace: shop\n  namespace: else"),
+        BROKEN.replace("namespace: shop", "namespace: !mine shop"),
+        BROKEN.replace("namespace: shop", "!mine namespace: shop"),
+        BROKEN.replace("  namespace: shop", " namespace: shop"),
+        BROKEN.replace("  name: x", "  name: x\n  name: y"),
+        BROKEN.replace("metadata:", "metadata: !mine"),
+        BROKEN.replace("metadata:", "metadata:\n  name: y\nmetadata:"),
+        "a: &a .inf\n" + BROKEN.replace("namespace: shop", "namespace: *a"),
+        "a: &a {namespace: shop}\n" + BROKEN.replace("  namespace: shop\n", "  <<: *a\n"),
+        "a: &a {<<: {namespace: shop}, name: x}\nmetadata: *a\n" + BROKEN.replace("metadata:", "more:"),
     ],
 )
 def test_a_first_version_that_is_no_yaml_closes_nothing_where_nobody_knows_that_it_refuses(
@@ -289,3 +303,98 @@ def test_a_first_version_that_is_no_yaml_closes_nothing_where_nobody_knows_that_
     node.put(unclear)
     policies, refused = node.started()
     assert (policies, [each.split()[-1] for each in refused]) == ({}, ["closes"])
+
+
+UNSEEN = BROKEN.partition("  selector")[0]
+
+
+@pytest.mark.parametrize(
+    ("text", "unseen"),
+    [
+        (BROKEN + "  rules: [\n", False),
+        (UNSEEN + "  selector:\nstatus: {a: 1, a: 2}\n", False),
+        (UNSEEN + "  action: DENY\nstatus: [\n", False),
+        (UNSEEN + "  targetRefs: [{kind: Service, name: web}]\n  rules: [\n", False),
+        (UNSEEN.partition("spec")[0] + "status: {a: 1, a: 2}\n", False),
+        (UNSEEN.partition("spec")[0] + "status: [\n", True),
+        (UNSEEN + "  rules: [\n", True),
+        (UNSEEN + "  action: DENY\n rules: []\n", True),
+        (UNSEEN + "  <<: {selector: {matchLabels: {app: web}}}\n  action: DENY\n", True),
+        (UNSEEN + "  selector: {matchLabels: {app: web, <<: {tier: x}}}\n", True),
+        (UNSEEN + "  selector: {<<: {matchLabels: {app: web}}}\n", True),
+        (UNSEEN + "  selector: !mine {matchLabels: {app: web}}\n", True),
+        (UNSEEN + "  selector: .inf\n", True),
+        ("a: &a .inf\n" + UNSEEN + "  selector: *a\n", True),
+        (BROKEN + "  selector: {}\n", True),
+        (UNSEEN + "  selector: {matchLabels: {app: web, tier: [", True),
+        (UNSEEN + "  targetRefs: [{kind: Service, name: web}, [\n", True),
+        (UNSEEN.replace("spec:", "spec: {}\nspec:") + "  action: DENY\n", True),
+        ("<<: {spec: {}}\n" + UNSEEN.partition("spec")[0], True),
+    ],
+)
+def test_what_was_not_seen_to_select_may_be_for_the_whole_mesh_and_closes_none_of_it(
+    node: Node, text: str, unseen: bool
+) -> None:
+    """Input: a first version that is no YAML, in the root namespace and in another. Verdict: where
+    its selector was not seen, the mesh stays open, and ``get policies`` and readiness name the
+    policy; another namespace is closed.
+    """
+    mesh = Mesh("n1", "cluster.local", root_namespace="root")
+    mesh.apply([pod("web", app="web"), pod("other")])
+    for namespace in ("shop", "root"):
+        node.put(text.replace("namespace: shop", f"namespace: {namespace}"))
+        policy = node.started()[0]["x"]
+        assert policy.unseen == unseen
+        mesh.apply([Change("AuthorizationPolicy", namespace, "x", policy, "a.yaml")])
+        whole = not policy.selector and not policy.targets
+        closed = {each.pod for each in mesh.entries().upserts if isinstance(each, Workload) and each.policies}
+        row = mesh.policies()[0]["state"]
+        if unseen and namespace == "root":
+            assert closed == set()
+            assert "; closes nothing: which pods it selects is not seen" in str(row)
+            (left,) = mesh.left_open()
+            assert left.startswith("AuthorizationPolicy/root/x closes nothing: which pods it selects is not seen")
+        else:
+            assert not whole or closed == {"web", "other"}
+            assert mesh.left_open() == []
+        mesh.apply([Change("AuthorizationPolicy", namespace, "x", None)])
+
+
+def test_an_unread_selector_of_mtls_leaves_the_mesh_as_it_was() -> None:
+    mesh = Mesh("n1", "cluster.local", root_namespace="root")
+    key = ("PeerAuthentication", "root", "x")
+    mesh.apply([pod("web"), Change(*key, stand_in(key, SeenMapping(whole=False), "why"))])
+    (web,) = (each for each in mesh.entries().upserts if isinstance(each, Workload))
+    assert (web.mtls, len(mesh.policies()), len(mesh.left_open())) == ("PERMISSIVE", 1, 1)
+
+
+WRONG = document(name="c", action="ALOW", selector=SELECTOR)
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        (
+            {"kind": "List", "items": [GOOD, WRONG]},
+            f"kind: List\nitems:\n- {json.dumps(GOOD)}\n- {{broken: [\n- {json.dumps(WRONG)}\n",
+        ),
+        (
+            f"{json.dumps(GOOD)}\n---\n{json.dumps(WRONG)}\n",
+            f"{json.dumps(GOOD)}\n...\n[\n...\n{json.dumps(WRONG)}\n",
+        ),
+        (WRONG, UNSEEN.replace("name: x", "name: c") + "  rules: [\n"),
+    ],
+)
+def test_a_break_opens_nothing_that_the_file_closed(node: Node, before: dict[str, Any] | str, after: str) -> None:
+    """Input: a wrong policy that is closed, then a break before it, or before its selector. Verdict:
+    the file gives what it gave.
+    """
+    manifests = Manifests((node.yaml,), LastGood(None))
+    node.put(before)
+    manifests.everything()
+    held = manifests.held(node.yaml / "a.yaml")
+    assert held["AuthorizationPolicy", "shop", "c"].selector == (("app", "web"),)
+    node.put(after)
+    assert manifests.everything() == []
+    assert manifests.held(node.yaml / "a.yaml") == held
+    assert manifests.refused()
