@@ -2,8 +2,8 @@
 over a SOCK_SEQPACKET pair.
 
 One packet is one message, so descriptors cannot slip to a neighbour. The other end may be a worker
-that a pod took over: a reader never waits on a descriptor that it got, what is no message is told
-to who holds this end, and a queue that the other end lets grow ends the channel.
+that a pod took over: a reader never waits on a descriptor that it got, nothing is heard after what
+is no message, and a queue that the other end lets grow ends the channel.
 """
 
 from __future__ import annotations
@@ -20,14 +20,12 @@ from dataclasses import dataclass
 from typing import Final, Generic, TypeVar
 
 from nodeagent.errors import ControlError
-from nodeagent.wire import Decoder, FileDescriptor, MessageError, encode
+from nodeagent.wire import LARGEST_BYTES, Decoder, FileDescriptor, MessageError, encode
 
 MESSAGE_BYTES = 160_000
 """Below net.core.wmem_default on every kernel seen; a larger message goes as a memory file, whose
 descriptor is sent.
 """
-LARGEST_BYTES = 64 << 20
-"""Of a message; a document's bound (1.5 MiB) keeps every entry of the snapshot far below."""
 QUEUE_BYTES: Final = 512 << 20
 QUEUE_DESCRIPTORS: Final = 16_384
 """What may wait for the other end, here and in the kernel; a new worker is sent the whole snapshot
@@ -75,21 +73,22 @@ class Channel(Generic[Heard, Told]):
         decoder: Decoder[Heard],
         *,
         heard: Callable[[Heard], None],
-        refused: Callable[[MessageError], None],
+        misunderstood: Callable[[MessageError], None],
         closed: Callable[[], None],
     ) -> None:
         """*end* belongs to the channel from now on; what it reads are messages of *decoder*.
 
-        *heard* gets each message, and owns its descriptors. *refused* is told of a packet that is
-        no message, and decides what becomes of who sent it; unless it closes this channel, the next
-        message is read. *closed* is called once, when the other end is gone or does not take what
-        it is sent.
+        *heard* gets each message, and owns its descriptors. *misunderstood* is called once, for a
+        packet that is no message, or whose descriptors this process had no room for: nothing that
+        follows is heard, since what was lost may be half of it, and one of the two processes has to
+        be replaced; which is decided there. *closed* is called once, when the other end is gone or
+        does not take what it is sent.
         """
         self._loop = loop
         self._end = end
         self._decoder = decoder
         self._heard = heard
-        self._refused = refused
+        self._misunderstood = misunderstood
         self._closed = closed
         self._queue: collections.deque[_Queued] = collections.deque()
         self._bytes = 0
@@ -182,9 +181,10 @@ class Channel(Generic[Heard, Told]):
             try:
                 message = decode(packet, self._decoder)
             except MessageError as error:
-                self._refused(error)
-            else:
-                self._heard(message)
+                self._loop.remove_reader(self._end.fileno())
+                self._misunderstood(error)
+                return
+            self._heard(message)
             if not self._open:
                 return
 
@@ -268,7 +268,7 @@ def decode(packet: Packet, decoder: Decoder[Heard]) -> Heard:
         if packet.truncated:
             raise MessageError("its descriptors were more than this process may have, or than a message has")
         if payload == _IN_FILE and descriptors:
-            payload = read_memory_file(descriptors.pop(0))
+            payload = read_memory_file(descriptors.pop(0), decoder.largest)
         return decoder.decode(payload, descriptors)
     except MessageError:
         close_all(descriptors)
@@ -291,17 +291,17 @@ def memory_file(payload: bytes) -> FileDescriptor:
     return FileDescriptor(descriptor)
 
 
-def read_memory_file(descriptor: int) -> bytes:
-    """Return the file's content and close it. Raises ValueError, OSError: only a sealed memory file
-    neither blocks nor changes meanwhile.
+def read_memory_file(descriptor: int, largest: int = LARGEST_BYTES) -> bytes:
+    """Return the file's content, of at most *largest* bytes, and close it. Raises ValueError,
+    OSError: only a sealed memory file neither blocks nor changes meanwhile.
     """
     try:
         # Anything else than a memory file has no seals (fcntl(2): EINVAL).
         if fcntl.fcntl(descriptor, fcntl.F_GET_SEALS) & _SEALS != _SEALS:
             raise ValueError("its memory file is not sealed")
         size = os.fstat(descriptor).st_size
-        if size > LARGEST_BYTES:
-            raise ValueError(f"its memory file has {size} bytes, at most {LARGEST_BYTES} are allowed")
+        if size > largest:
+            raise ValueError(f"its memory file has {size} bytes, at most {largest} are allowed")
         content = os.pread(descriptor, size, 0)
         if len(content) != size:
             raise ValueError("its memory file is shorter than it says")

@@ -324,8 +324,12 @@ class FlowRows:
 
 
 FromWorker: TypeAlias = NeedSockets | Pong | GenerationInForce | Finished | Counted | FlowRows
+LARGEST_FROM_WORKER: Final = 1 << 20
+"""Bytes of a message: workers cut what they tell to packets (``channel.MESSAGE_BYTES``), and one that
+was taken over shall not fill control's memory.
+"""
 
 FROM_SUPERVISOR: Final[Decoder[FromSupervisor]] = Decoder(get_args(FromSupervisor))
 TO_SUPERVISOR: Final[Decoder[ToSupervisor]] = Decoder(get_args(ToSupervisor))
 TO_WORKER: Final[Decoder[ToWorker]] = Decoder(get_args(ToWorker))
-FROM_WORKER: Final[Decoder[FromWorker]] = Decoder(get_args(FromWorker))
+FROM_WORKER: Final[Decoder[FromWorker]] = Decoder(get_args(FromWorker), LARGEST_FROM_WORKER)

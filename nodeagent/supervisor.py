@@ -334,20 +334,20 @@ class Supervisor:
         return True
 
     def _take(self, packet: Packet) -> None:
-        """Obey what *packet* says. A control that says what no control says is ended: it is not
-        known what it believes to be so, and its successor is told everything.
-        """
-        if packet.truncated:
-            _say("a message of control's is lost: this process may have no more descriptors")
-            close_all(packet.descriptors)
-            return
+        """Obey what *packet* says."""
         try:
             self._obey(decode(packet, TO_SUPERVISOR))
         except MessageError as error:
-            _say(f"control says what no control says ({error}) and is killed")
-            self._kill_control()
+            self._misunderstand(error)
         except OSError as error:
             _say(f"a message of control's cannot be obeyed: {error!r:.200}")
+
+    def _misunderstand(self, error: MessageError) -> None:
+        """It is not known what control believes to be so, a slot filled or a heartbeat begun: it is
+        killed, and its successor is told everything.
+        """
+        _say(f"control says what no control says ({error}) and is killed")
+        self._kill_control()
 
     def _obey(self, message: ToSupervisor) -> None:
         """Carry *message* out. Raises MessageError for a role that is not known; OSError."""

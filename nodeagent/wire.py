@@ -22,6 +22,8 @@ from nodeagent.errors import ControlError, shown
 
 FileDescriptor = NewType("FileDescriptor", int)
 """An open file of this process. Whoever sends it keeps its own, whoever receives it owns the copy."""
+LARGEST_BYTES: Final = 64 << 20
+"""Of a message; a document's bound (1.5 MiB) keeps every entry of the snapshot far below."""
 Unchecked = dict[str, Any]
 """A JSON object whose content its reader checks: an entry of the snapshot, a row, a report."""
 Message = TypeVar("Message")
@@ -44,11 +46,14 @@ class _Field:
 class Decoder(Generic[Message]):
     """The messages of one direction, by the names of their classes."""
 
-    def __init__(self, kinds: Iterable[type[Message]]) -> None:
+    def __init__(self, kinds: Iterable[type[Message]], largest: int = LARGEST_BYTES) -> None:
         """*kinds*: dataclasses whose fields are JSON's types, tuples of them, Unchecked objects,
         Literals, and descriptors: ``FileDescriptor``, ``tuple[FileDescriptor, ...]`` or
-        ``Mapping[str, FileDescriptor]``. Raises TypeError for a field of any other type.
+        ``Mapping[str, FileDescriptor]``. Raises TypeError for a field of any other type. *largest*:
+        the most bytes of JSON that are read as a message of this direction; as objects they take
+        up to thirty times that.
         """
+        self.largest = largest
         self._kinds = {kind.__name__: (kind, _layout(kind)) for kind in kinds}
 
     def decode(self, payload: bytes, descriptors: list[FileDescriptor]) -> Message:

@@ -8,11 +8,11 @@ from typing import Final
 
 import orjson
 
-from nodeagent.channel import LARGEST_BYTES, MESSAGE_BYTES
+from nodeagent.channel import MESSAGE_BYTES
 from nodeagent.mesh.entries import Entry
 from nodeagent.mesh.entry_json import to_json
 from nodeagent.messages import SnapshotPart
-from nodeagent.wire import Unchecked
+from nodeagent.wire import LARGEST_BYTES, Unchecked
 
 LARGEST_ENTRY: Final = LARGEST_BYTES - MESSAGE_BYTES
 """Bytes of an entry as JSON: its message holds little else."""

@@ -94,7 +94,7 @@ class SupervisorLink:
         self._ended = asyncio.Event()
         self._misunderstood: MessageError | None = None
         self._channel: Channel[FromSupervisor, ToSupervisor] = Channel(
-            loop, end, FROM_SUPERVISOR, heard=self._hear, refused=self._misunderstand, closed=self.end
+            loop, end, FROM_SUPERVISOR, heard=self._hear, misunderstood=self._misunderstand, closed=self.end
         )
 
     def observe(self, role: str, children: Children) -> None:
@@ -178,6 +178,7 @@ class SupervisorLink:
                 assert_never(message)
 
     def _misunderstand(self, error: MessageError) -> None:
+        """Control ends, and its successor is told everything anew: see :meth:`begun`, :meth:`ended`."""
         self._misunderstood = error
         self._begun.set()
         self._ended.set()

@@ -25,7 +25,7 @@ from nodeagent.control.snapshot_parts import parts as in_parts
 from nodeagent.control.snapshot_parts import unsendable
 from nodeagent.control.worker_process import KnownToWorkers, Needs, TellsSupervisor, WorkerProcess
 from nodeagent.control.worker_questions import Questions
-from nodeagent.errors import ControlError, KernelError, translated
+from nodeagent.errors import ControlError, KernelError, shown, translated
 from nodeagent.mesh.entries import Delta, Entry
 from nodeagent.messages import (
     FROM_WORKER,
@@ -55,6 +55,7 @@ from nodeagent.messages import (
 )
 from nodeagent.parts import Parts
 from nodeagent.redirect.pod import ListenerId
+from nodeagent.resources.objects import POD_UID
 from nodeagent.supervisor import SILENT_SECONDS
 from nodeagent.telemetry.http_request import Response, Routes
 from nodeagent.vocabulary import PodUid
@@ -206,7 +207,7 @@ class Workers:
             end,
             FROM_WORKER,
             heard=functools.partial(self._hear, worker),
-            refused=functools.partial(self._refuse, worker),
+            misunderstood=functools.partial(self._misunderstand, worker),
             closed=functools.partial(self._kill, worker),
         )
 
@@ -336,7 +337,7 @@ class Workers:
 
     # -- what workers say --
 
-    def _refuse(self, worker: WorkerProcess, error: MessageError) -> None:
+    def _misunderstand(self, worker: WorkerProcess, error: MessageError) -> None:
         """A pod may have taken the worker over: what it says from now on is worth nothing."""
         log.error("worker %d (pid %d) says what no worker says (%s) and is killed", worker.slot, worker.pid, error)
         self._kill(worker)
@@ -370,6 +371,9 @@ class Workers:
     def _hand_sockets(self, worker: WorkerProcess, need: NeedSockets) -> None:
         """Answer with as many sockets as can be made and sent; without any, the worker's waiters fail at once."""
         uid = need.uid
+        if not POD_UID.fullmatch(uid):
+            self._misunderstand(worker, MessageError(f"NeedSockets: no pod has the uid {shown(uid)}"))
+            return
         count = min(max(need.count, 0), DESCRIPTORS)
         sockets: list[socket.socket] = []
         try:
@@ -378,7 +382,7 @@ class Workers:
             worker.channel.send(SocketsMade(uid, need.family, numbers))
         except (KeyError, KernelError, OSError) as error:
             # the pod may be gone at any moment, and descriptors may be used up
-            log.warning("no sockets for pod %s: %s", uid, error)
+            log.warning("no sockets for pod %s: %s", shown(uid), error)
             worker.channel.send(SocketsMade(uid, need.family, ()))
         finally:
             for made in sockets:

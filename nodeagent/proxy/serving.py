@@ -10,6 +10,9 @@ import socket
 from collections.abc import Callable
 from typing import Final
 
+import orjson
+
+from nodeagent.channel import MESSAGE_BYTES
 from nodeagent.config import AgentConfig
 from nodeagent.identity.certificate import Certificate
 from nodeagent.identity.tls import Contexts, contexts
@@ -36,8 +39,10 @@ from nodeagent.telemetry.access_log import AccessLog
 from nodeagent.telemetry.cells import WorkerMetrics
 from nodeagent.telemetry.metrics import BUSY_POLL, LOG_DROPPED, LOOP_LAG, OPEN_CONNECTIONS
 from nodeagent.vocabulary import Family
+from nodeagent.wire import Unchecked
 
-FLOWS_PER_MESSAGE: Final = 100
+FLOW_BYTES: Final = MESSAGE_BYTES - 1000
+"""Of rows in one message: a packet's, but for the message around them."""
 
 
 class Serving:
@@ -181,9 +186,16 @@ class Serving:
         """Answer question *number* with live and recent connections, in parts that fit a packet: these may be many."""
         pace = Pace()
         context = self.proxy.context
-        told = [*context.recent, *context.connections.values()]
-        for at in range(0, len(told), FLOWS_PER_MESSAGE):
+        rows: list[Unchecked] = []
+        size = 0
+        for connection in [*context.recent, *context.connections.values()]:
             await pace.keep()
-            rows = [connection.flow(os.getpid()) for connection in told[at : at + FLOWS_PER_MESSAGE]]
-            self._send(FlowRows(number, rows, more=True))
-        self._send(FlowRows(number, [], more=False))
+            row = connection.flow(os.getpid())
+            length = len(orjson.dumps(row)) + 1
+            if rows and size + length > FLOW_BYTES:
+                self._send(FlowRows(number, rows, more=True))
+                rows = []
+                size = 0
+            rows.append(row)
+            size += length
+        self._send(FlowRows(number, rows, more=False))

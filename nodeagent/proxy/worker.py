@@ -95,11 +95,11 @@ class Worker:
         self._deltas: list[Delta] = []
         """Of a change whose last part is not there yet."""
         self._missed = False
-        """An entry, or a message, could not be taken in: control is not told that the change which
-        brought it, or a later one, is in force.
+        """An entry could not be taken in: control is not told that the change which brought it, or
+        a later one, is in force.
         """
         self._channel: Channel[ToWorker, FromWorker] = Channel(
-            loop, end, TO_WORKER, heard=self._message, refused=self._misunderstand, closed=self._orphaned
+            loop, end, TO_WORKER, heard=self._message, misunderstood=self._misunderstand, closed=self._orphaned
         )
         loop.add_signal_handler(signal.SIGUSR1, self._told_to_go)
         # the supervisor's to handle, also where a whole group is sent them (Ctrl-C, systemd)
@@ -126,11 +126,11 @@ class Worker:
             self._obey(message)
 
     def _misunderstand(self, error: MessageError) -> None:
-        """A worker has no power over control, and its connections are not to blame: it serves on by
-        what it has, and control sees that what comes from now on is not in force here.
+        """A worker that served on would do so by half of a change: it ends its channel, by which
+        control, or its successor, kills and replaces it.
         """
-        self._missed = True
-        log.error("control says what no control says, and this worker goes on without: %s", error)
+        log.error("control says what no control says (%s); this worker is to be replaced", error)
+        self._channel.close()
 
     def _obey(self, message: ToWorker) -> None:
         match message:

@@ -19,8 +19,8 @@ from nodeagent.vocabulary import Address, PodUid
 NAME: Final = re.compile(r"[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?")
 """Of an object: an RFC 1123 subdomain."""
 NAMESPACE: Final = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?")
-_UID: Final = re.compile(r"[A-Za-z0-9][-._A-Za-z0-9]{0,127}")
-"""Of a pod: also a file's name here."""
+POD_UID: Final = re.compile(r"[A-Za-z0-9][-._A-Za-z0-9]{0,127}")
+"""Also a file's name here."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,7 +172,7 @@ def _pod(root: Field, metadata: Field) -> PodObject:
     return PodObject(
         namespace=_namespace_of(metadata),
         name=_name_of(metadata),
-        uid=PodUid(metadata.matching("uid", _UID, "letters, digits, '.', '_' and '-'")),
+        uid=PodUid(metadata.matching("uid", POD_UID, "letters, digits, '.', '_' and '-'")),
         created=metadata.text("creationTimestamp", ""),
         terminating=metadata.has("deletionTimestamp"),
         labels=metadata.texts("labels"),

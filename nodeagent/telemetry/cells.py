@@ -20,6 +20,8 @@ MESSAGE_CHARACTERS: Final = 80_000
 """Of label values and buckets in one message: half of the channel's packet, the rest is for JSON's own marks."""
 _SERIES_CHARACTERS: Final = 700
 """What a series needs besides its labels at most, nearly: sixty buckets with their counts."""
+_PLAIN_CHARACTERS: Final = 100
+"""What a counter or a gauge needs besides its labels: its name and a number."""
 _MILLISECONDS: Final = [float(bound) for bound in BUCKETS]
 _BYTES: Final = [int(bound) for bound in BUCKETS]
 """Integers compare faster; a whole number is at most 0.5 exactly when it is at most 0."""
@@ -141,17 +143,15 @@ class WorkerMetrics:
     def delta(self) -> list[Message]:
         """Return what changed since the last call as messages for ``Store.merge``, each small enough for one packet."""
         messages: list[Message] = []
-        for kind, series in (("http", _taken(self._http)), ("tcp", _taken(self._tcp))):
+        for kind, series in (
+            ("http", _taken(self._http)),
+            ("tcp", _taken(self._tcp)),
+            ("counts", _plain(self._counts)),
+            ("gauges", _plain(self._gauges)),
+        ):
             messages += [{kind: chunk} for chunk in _chunks(series)]
-        if self._counts or self._gauges:
-            messages.append(
-                {
-                    "counts": [[name, labels, amount] for (name, labels), amount in self._counts.items()],
-                    "gauges": [[name, labels, value] for (name, labels), value in self._gauges.items()],
-                }
-            )
-            self._counts = {}
-            self._gauges = {}
+        self._counts = {}
+        self._gauges = {}
         return messages
 
 
@@ -161,6 +161,12 @@ def _taken(cells: Mapping[tuple[Labels, Labels], HttpCell | TcpCell]) -> Iterato
         values = cell.take()
         if values is not None:
             yield _SERIES_CHARACTERS + sum(map(len, labels)), [reporters, labels, values]
+
+
+def _plain(values: Mapping[tuple[str, Labels], object]) -> Iterator[tuple[int, list[object]]]:
+    """Return counters or gauges, each with the characters that it takes at most."""
+    for (name, labels), value in values.items():
+        yield _PLAIN_CHARACTERS + sum(map(len, labels)), [name, labels, value]
 
 
 def _chunks(series: Iterator[tuple[int, list[object]]]) -> Iterator[list[object]]:

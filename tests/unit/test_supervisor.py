@@ -203,6 +203,7 @@ WRONG = {
     "a message of another direction": "send(end, Begin())",
     "fewer descriptors than names": """say(end, b'{"op": "Keep", "files": ["u/2", "u/3"]}', [0])""",
     "more descriptors than fields": """say(end, b'{"op": "Drop", "owner": "u"}', [0])""",
+    "more descriptors than fit": "say(end, encode(Keep({str(each): 0 for each in range(250)}))[0], [0] * 250)",
     "a field of another type": """say(end, b'{"op": "Drop", "owner": 1}')""",
     "a field that is missing": """say(end, b'{"op": "Signal", "pid": 1}')""",
     "a field that is unknown": """say(end, b'{"op": "Still", "now": true}')""",

@@ -84,7 +84,7 @@ def test_a_generation_is_in_force_when_its_last_part_is() -> None:
         forks: list[Fork] = []
         ours, theirs = pair()
         supervisor: Channel[FromSupervisor, ToSupervisor] = Channel(
-            loop, ours, FROM_SUPERVISOR, heard=lambda _: None, refused=fail, closed=lambda: None
+            loop, ours, FROM_SUPERVISOR, heard=lambda _: None, misunderstood=fail, closed=lambda: None
         )
 
         def forked(message: ToSupervisor) -> None:
@@ -92,7 +92,7 @@ def test_a_generation_is_in_force_when_its_last_part_is() -> None:
             forks.append(message)
 
         host: Channel[ToSupervisor, FromSupervisor] = Channel(
-            loop, theirs, TO_SUPERVISOR, heard=forked, refused=fail, closed=lambda: None
+            loop, theirs, TO_SUPERVISOR, heard=forked, misunderstood=fail, closed=lambda: None
         )
         workers = Workers(
             loop,
@@ -111,7 +111,7 @@ def test_a_generation_is_in_force_when_its_last_part_is() -> None:
             socket.socket(fileno=forks[0].theirs),
             TO_WORKER,
             heard=told.append,
-            refused=fail,
+            misunderstood=fail,
             closed=lambda: None,
         )
         socket.socket(fileno=forks[0].controls).close()

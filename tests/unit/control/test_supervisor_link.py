@@ -62,7 +62,7 @@ class Stage:
         self.end = theirs
         self.heard: list[ToSupervisor] = []
         self.supervisor: Channel[ToSupervisor, FromSupervisor] = Channel(
-            loop, theirs, TO_SUPERVISOR, heard=self.heard.append, refused=fail, closed=lambda: None
+            loop, theirs, TO_SUPERVISOR, heard=self.heard.append, misunderstood=fail, closed=lambda: None
         )
         self.link = SupervisorLink(loop, ours)
         self.children = Children()

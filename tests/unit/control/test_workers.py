@@ -189,7 +189,9 @@ def test_a_worker_that_cannot_be_told_is_replaced(monkeypatch: pytest.MonkeyPatc
         b'{"op": "Fork", "role": "worker", "number": 1}',
         b'{"op": "Pong", "number": 1, "connections": "many"}',
         b'{"op": "FlowRows", "number": 1, "flows": [1], "more": false}',
+        *(encode(NeedSockets(PodUid(uid), 4, 1))[0] for uid in ("", "u" * 200_000, "u\nworker 1 died", "../u")),
     ],
+    ids=lambda said: ascii(said[:60]),
 )
 def test_a_worker_that_says_what_no_worker_says_is_killed_and_replaced(
     said: bytes, caplog: pytest.LogCaptureFixture
@@ -208,7 +210,10 @@ def test_a_worker_that_says_what_no_worker_says_is_killed_and_replaced(
         assert started(heard(await stage.filled(2))[0]) == ()
 
     play(scene)
-    assert "worker 0 (pid 1001) says what no worker says (" in caplog.text
+    (line,) = [record.getMessage() for record in caplog.records if "says what no worker says" in record.msg]
+    assert line.startswith("worker 0 (pid 1001) says what no worker says (")
+    assert len(line) < 300
+    assert line.isprintable()
 
 
 def asked(stage: Scene) -> SocketsMade:

@@ -6,32 +6,40 @@ import asyncio
 import socket
 from collections.abc import Awaitable, Callable
 
+import pytest
 import uvloop
 
-from nodeagent.channel import Channel, pair
+from nodeagent.channel import MESSAGE_BYTES, Channel, pair
 from nodeagent.config import ProxySettings
 from nodeagent.control.snapshot_parts import parts
 from nodeagent.mesh.entries import Entry, Workload
 from nodeagent.mesh.entry_json import to_json
 from nodeagent.messages import (
     FROM_WORKER,
+    AskFlows,
     CertificateIssued,
+    FlowRows,
     FromWorker,
     GenerationInForce,
     Listen,
     Ping,
     Pong,
     SnapshotPart,
+    SocketsMade,
     ToWorker,
 )
 from nodeagent.policy.model import AuthorizationPolicy, Operation, Rule
+from nodeagent.proxy.connection import Connection, Peer
+from nodeagent.proxy.pods import PodState
 from nodeagent.proxy.proxy import Proxy
 from nodeagent.proxy.serving import Serving
+from nodeagent.proxy.view import Resolved
 from nodeagent.proxy.worker import Worker
 from nodeagent.pulse import Pulses
 from nodeagent.vocabulary import Address, PodUid, SpiffeId
-from nodeagent.wire import FileDescriptor, MessageError, Unchecked
+from nodeagent.wire import FileDescriptor, MessageError, Unchecked, encode
 from tests.unit.proxy.stage import VIP, Originals, context
+from tests.waiting import until
 
 PARTS, POLICIES = 3, 150
 
@@ -72,13 +80,15 @@ class Told:
         loop = asyncio.get_running_loop()
         near, far = pair()
         self.answers: list[FromWorker] = []
+        self.ended = asyncio.Event()
+        """Its channel has."""
         self.worker = Worker(loop, far, Pulses().claim())
         self.context = context(ProxySettings(), None)
         self.proxy = Proxy(self.context)
         self.worker._serving = Serving("0", self.proxy, Originals(VIP), self.worker._channel.send)
         self.end = near
         self.channel: Channel[FromWorker, ToWorker] = Channel(
-            loop, near, FROM_WORKER, heard=self.answers.append, refused=fail, closed=lambda: None
+            loop, near, FROM_WORKER, heard=self.answers.append, misunderstood=fail, closed=self.ended.set
         )
 
     def mesh(self, *entries: Entry, removals: tuple[str, ...] = ()) -> None:
@@ -222,19 +232,53 @@ def test_what_cannot_be_taken_in_takes_nothing_along_and_is_never_said_to_be_in_
     play(scene)
 
 
-def test_a_message_that_no_control_sends_costs_no_connection_and_is_never_said_to_be_in_force() -> None:
-    """Input: a message of a later version, between two changes. Verdict: the worker serves on by
-    what it has, and control sees that something is missing in it.
+def unknown(end: socket.socket) -> None:
+    end.send(b'{"op": "Shutdown", "now": true}')
+
+
+def half_of_a_change(end: socket.socket) -> None:
+    """The first part comes with more descriptors than there is room for, as a large one may, and is lost."""
+    part = SnapshotPart([to_json(policy(2))], (), 2, more=True)
+    socket.send_fds(end, [encode(part)[0]], [end.fileno()] * 250)
+
+
+def sockets_without_room(end: socket.socket) -> None:
+    made = SocketsMade(PodUid("u"), 4, (FileDescriptor(end.fileno()),) * 250)
+    socket.send_fds(end, [encode(made)[0]], made.sockets)
+
+
+@pytest.mark.parametrize("say", [unknown, half_of_a_change, sockets_without_room])
+def test_a_worker_that_does_not_understand_control_ends_its_channel(say: Callable[[socket.socket], None]) -> None:
+    """Verdict: nothing that follows is in force, least of all a change's other half, and control sees
+    the end of the channel, upon which it replaces the worker.
     """
 
     async def scene(told: Told) -> None:
         told.mesh(policy(1))
         await told.taken_in(1)
-        told.end.send(b'{"op": "Shutdown", "now": true}')
-        told.mesh(policy(2))
-        await told.taken_in(2)
-        assert not told.worker.done.done()
-        assert [entry.key for entry in told.context.view.policies()] == [policy(1).key, policy(2).key]
+        say(told.end)
+        told.mesh(policy(3))
+        await told.ended.wait()
+        assert [entry.key for entry in told.context.view.policies()] == [policy(1).key]
         assert told.in_force() == [1]
+
+    play(scene)
+
+
+def test_flows_are_told_in_packets() -> None:
+    """Verdict: each part fits one, and together they are all connections, with the longest names there are."""
+
+    async def scene(told: Told) -> None:
+        pod = PodState(PodUid("u"), 1, "", lambda family, count: None)
+        peer = Peer("10.0.0.1", 1, "spiffe://cluster.local/ns/default/sa/".ljust(2048, "x"), "mutual_tls", None)
+        target = Resolved(Address("10.0.0.2"), 80, "http", None, ())
+        for number in range(300):
+            told.context.connections[number] = Connection(pod, "inbound", peer, target, 0.0)
+        told.channel.send(AskFlows(1))
+        await until(lambda: any(isinstance(answer, FlowRows) and not answer.more for answer in told.answers))
+        answers = [answer for answer in told.answers if isinstance(answer, FlowRows)]
+        assert max(len(encode(answer)[0]) for answer in answers) <= MESSAGE_BYTES
+        assert sum(len(answer.flows) for answer in answers) == 300
+        assert len(answers) < 8
 
     play(scene)

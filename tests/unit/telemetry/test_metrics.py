@@ -214,6 +214,15 @@ def test_a_report_fits_the_channel() -> None:
     assert max(len(orjson.dumps(message)) for message in messages) < MESSAGE_BYTES
 
 
+def test_counts_of_many_policies_fit_the_channel() -> None:
+    worker = WorkerMetrics()
+    for number in range(3000):
+        worker.count(metrics.POLICY_EVENTS, ("server", f"{number}-".ljust(253, "x"), "deny"), number)
+    messages = worker.delta()
+    assert sum(amount for message in messages for _, _, amount in message["counts"]) == sum(range(3000))
+    assert max(len(orjson.dumps(message)) for message in messages) < MESSAGE_BYTES
+
+
 GOOD: list[Any] = [["source"], list(labels.http(PEERS, 200, "-")), [[[[2, 1]], 1.5], [[[0, 1]], 0], [[[0, 1]], 0]]]
 COUNT = metrics.REFUSED.name
 
