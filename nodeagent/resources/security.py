@@ -102,7 +102,8 @@ def whose(document: object) -> ObjectKey | None:
     name = metadata.get("name")
     if not isinstance(kind, str) or not isinstance(namespace, str):
         return None
-    if not is_whole(metadata) and ("namespace" not in metadata or not isinstance(name, str)):
+    whole = is_whole(metadata) and is_whole(document)
+    if not whole and ("namespace" not in metadata or not isinstance(name, str)):
         return None
     if not isinstance(name, str) or not 0 < len(name) <= 253:
         name = f"unnamed-{sha256(json.dumps(document, sort_keys=True).encode()).hexdigest()[:8]}"
@@ -131,7 +132,7 @@ def stand_in(key: ObjectKey, document: object, error: str) -> Policy | None:
         selected = _scope(kind, Part("spec", spec), namespace)
     except ResourceError:
         selected = Scope()
-    unseen = not _selection_is_seen(known)
+    unseen = not _selection_is_seen(known, selected)
     if unseen:
         selected = Scope(selected.selector)  # fewer labels are more pods, but fewer targets are fewer
     created = metadata.get("creationTimestamp")
@@ -145,13 +146,14 @@ def stand_in(key: ObjectKey, document: object, error: str) -> Policy | None:
     )
 
 
-def _selection_is_seen(document: JsonObject) -> bool:
-    """Say whether all of *document* that says which pods it selects was seen, or that nothing says it."""
+def _selection_is_seen(document: JsonObject, selected: Scope) -> bool:
+    """Say whether all of *document* that makes it select *selected* was seen."""
     spec = document.get("spec")
-    if spec is None:
-        return is_whole(document)
-    given = [spec[name] for name in SELECTING if spec.get(name) is not None] if isinstance(spec, dict) else []
-    return all(is_known(each) for each in given) if given else is_whole(spec)
+    given = [spec.get(name) for name in SELECTING] if isinstance(spec, dict) else []
+    if not all(is_known(each) for each in given):
+        return False
+    # All pods: a wrong indent may have ended the spec, and what narrows it may stand after the break.
+    return selected != Scope() or (is_whole(spec) and is_whole(document))
 
 
 def _mapping(value: object) -> JsonObject:

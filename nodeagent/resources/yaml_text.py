@@ -106,7 +106,8 @@ def glimpse(text: str) -> object:
 
     What stands after a break is not seen. Mappings and lists are :class:`SeenMapping` and
     :class:`SeenList`. Those that the break cuts off are not whole, nor are those that end right
-    before it: a line that is indented wrongly ends one too early. Neither is a mapping with a merge
+    before it: a line that is indented wrongly ends one too early. A value right before it has none:
+    a quote may have begun too early, or a colon cut it. Not whole is also a mapping with a merge
     key, with a key that stands twice, nobody knows for which value, or with a value that JSON has
     not.
     """
@@ -118,6 +119,10 @@ def glimpse(text: str) -> object:
     except ResourceError:
         for each in (*(opened.value for opened in document.stack), *document.ended):
             _not_whole(each)
+        if document.last is not None:
+            holder, key = document.last
+            holder[key] = None
+            _not_whole(holder)
     return document.root
 
 
@@ -184,6 +189,8 @@ class _Document:
     root: object = None
     ended: list[object] = field(default_factory=list)
     """Where lenient: the mappings and lists that ended last, with nothing after them yet."""
+    last: tuple[dict[str, object], str] | None = None
+    """Where lenient: the mapping and the key whose value came last, with nothing after it yet."""
 
     def begin(self) -> None:
         """Forget the document before this one."""
@@ -302,6 +309,7 @@ def _put(document: _Document, value: object, line: int, values: int, size: int) 
     document.bytes += size
     if document.lenient:
         document.ended.clear()
+        document.last = None
     if document.values > document.bounds.values:
         raise ResourceError(f"not YAML: line {line}: the document holds more than {document.bounds.values} values")
     if document.bytes > document.bounds.bytes:
@@ -317,6 +325,8 @@ def _put(document: _Document, value: object, line: int, values: int, size: int) 
         parent.value.append(value)
     elif parent.key is not None:
         parent.value[parent.key] = value
+        if document.lenient:
+            document.last = (parent.value, parent.key)
         parent.key = None
     else:
         key = _key(value, line)
