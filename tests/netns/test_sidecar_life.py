@@ -83,7 +83,7 @@ def test_certificates_change_and_no_request_is_lost(lab: Lab, caller: Sidecar, c
         load.say()
         result = load.finish()
     assert set(result) == {"ok"}
-    assert result["ok"] > 100
+    assert result["ok"] > 20, "too few to say anything"
     counted = called.samples().sum(
         "istio_requests_total", source_principal=f"{PREFIX}/caller", connection_security_policy="mutual_tls"
     )

@@ -227,7 +227,7 @@ def server(answer: Answer) -> Iterator[str]:
     "pieces",
     [
         [OK],
-        [OK[:10], 0.001, OK[10:40], 0.001, OK[40:]],
+        [OK[:10], 0.001, OK[10:30], 0.001, OK[30:]],
         [b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n1\r\n", 0.001, b"o\r\n1\r\nk\r\n0\r\n", 0.001, b"\r\n"],
         [b"HTTP/1.1 103 Early Hints\r\nLink: x\r\n\r\n", 0.001, OK],
         [b"HTTP/1.1 204 No Content\r\n\r\n"],
@@ -237,7 +237,7 @@ def server(answer: Answer) -> Iterator[str]:
 def test_good_answers(pieces: list[bytes | float]) -> None:
     with server(lambda _: pieces) as url:
         result = run(HttpTarget.parse(url), 100, 4, 0.3)
-    assert (result["requests"], result["errors"], result["late"]) == (30, 0, 0)
+    assert (result["requests"], result["errors"], result["late"]) == (30, 0, 0), result
     assert result["latency_us"]["p50"] > 0
     assert result["cpu_seconds"] > 0
 
