@@ -9,10 +9,12 @@ from collections.abc import Iterator, Mapping
 
 import pytest
 
+from nodeagent.telemetry import scrapes as module
 from nodeagent.telemetry.formats import OPENMETRICS, TEXT, Format
 from nodeagent.telemetry.http_server import EVERYWHERE, Response, ServerLimits, serve
 from nodeagent.telemetry.scrapes import FRESH_SECONDS, Scrapes
 from nodeagent.telemetry.sources import LONGEST_SECONDS, SOURCES, Sources
+from tests.waiting import until
 
 GET = b"GET /x HTTP/1.1\r\nHost: x\r\n\r\n"
 
@@ -100,6 +102,20 @@ def test_one_text_is_kept_not_one_of_each_format() -> None:
             assert await scrapes.get(wanted) == (wanted.content_type.encode(),)
             assert alive == [wanted.content_type]
         assert found == [[], [], []]
+
+    asyncio.run(scene())
+
+
+def test_what_was_kept_is_given_back_when_it_is_of_no_more_use(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def scene() -> None:
+        made = Rendered()
+        made.go.set()
+        kept: list[tuple[bytes, ...]] = []
+        monkeypatch.setattr(module, "FRESH_SECONDS", 0.01)
+        monkeypatch.setattr(module, "give_back", lambda: kept.append(made.scrapes._last))
+        await made.scrapes.get(TEXT)
+        await until(lambda: kept)
+        assert kept == [()]
 
     asyncio.run(scene())
 
