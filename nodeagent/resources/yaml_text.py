@@ -192,6 +192,14 @@ class _Document:
     last: tuple[dict[str, object], str] | None = None
     """Where lenient: the mapping and the key whose value came last, with nothing after it yet."""
 
+    def note(self) -> None:
+        """Note that a value comes, or a key: what is to be known of what stands before a break."""
+        self.ended.clear()
+        self.last = None
+        parent = self.stack[-1] if self.stack else None
+        if parent is not None and isinstance(parent.value, dict) and parent.key is not None:
+            self.last = (parent.value, parent.key)
+
     def begin(self) -> None:
         """Forget the document before this one."""
         self.stack.clear()
@@ -308,8 +316,7 @@ def _put(document: _Document, value: object, line: int, values: int, size: int) 
     document.values += values
     document.bytes += size
     if document.lenient:
-        document.ended.clear()
-        document.last = None
+        document.note()
     if document.values > document.bounds.values:
         raise ResourceError(f"not YAML: line {line}: the document holds more than {document.bounds.values} values")
     if document.bytes > document.bounds.bytes:
@@ -325,8 +332,6 @@ def _put(document: _Document, value: object, line: int, values: int, size: int) 
         parent.value.append(value)
     elif parent.key is not None:
         parent.value[parent.key] = value
-        if document.lenient:
-            document.last = (parent.value, parent.key)
         parent.key = None
     else:
         key = _key(value, line)
