@@ -222,14 +222,20 @@ class Http1Downstream(Downstream, RequestSink):
         self.answers.head(status, fields, current.persistence(), chunked=chunked)
 
     def data(self, exchange: Exchange, piece: bytes) -> None:
-        self.answers.data(piece)
+        if self.current is exchange:
+            self.answers.data(piece)
 
     def flush(self, exchange: Exchange) -> None:
+        if self.current is not exchange:
+            return
         data = self.answers.take()
         if data:
             self._send(exchange, data)
 
     def end(self, exchange: Exchange, trailers: list[Field]) -> None:
+        if self.current is not exchange:
+            self._ended(exchange, b"")
+            return
         self.answers.end(trailers)
         self._ended(exchange, self.answers.take())
 

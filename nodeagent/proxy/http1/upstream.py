@@ -27,7 +27,7 @@ Was the read that one answer and nothing else, its bytes go on as they came (`Do
 Otherwise, and whenever the client's half says no, it is told in parts like any other.
 
 A 1xx, chunks that grow no body and trailers are work that brings the client nothing: beyond a head's
-size of it without a byte of a body the answer is refused (`_unproductive`).
+size of it without a byte of a body the answer is refused (`_unproductive`, anew for each exchange).
 """
 
 from __future__ import annotations
@@ -100,6 +100,7 @@ class Http1Upstream(Upstream):
 
     def ask(self, exchange: Exchange) -> None:
         self.exchange = exchange
+        self._unproductive = 0
         exchange.upstream = self
         exchange.tries += 1
         head = request_head(exchange)
@@ -125,17 +126,20 @@ class Http1Upstream(Upstream):
             self.write(last_chunk(exchange.trailers))
 
     def abandon(self, exchange: Exchange) -> None:
+        if self.exchange is not exchange:
+            return
         self.exchange = None
         self._sound = False
         self.transport.abort()
 
     def pause(self, exchange: Exchange) -> None:
-        if not self.lost:
+        if self.exchange is exchange and not self.lost:
             self._paused = True
             self.transport.pause_reading()
 
     def resume(self, exchange: Exchange) -> None:
-        self._resume_reading()
+        if self.exchange is exchange:
+            self._resume_reading()
 
     def close(self) -> None:
         self.transport.close()

@@ -12,7 +12,7 @@ import pytest
 import uvloop
 
 from nodeagent.config import ProxySettings
-from nodeagent.errors import BAD_REQUEST, DOWNSTREAM_GONE, UPSTREAM_RESET, Reason
+from nodeagent.errors import BAD_REQUEST, DOWNSTREAM_GONE, UPSTREAM_PROTOCOL, UPSTREAM_RESET, Reason
 from nodeagent.proxy.connection import Connection
 from nodeagent.proxy.http.exchange import UNKNOWN, Downstream, Exchange, Upstream
 from nodeagent.proxy.http.fields import Field
@@ -311,6 +311,48 @@ def test_a_body_of_unknown_length_is_written_in_chunks() -> None:
     assert wire.take() == b"4\r\nlate\r\n0\r\nsum: 9\r\n\r\n"
 
 
+def test_what_brings_the_client_nothing_is_bounded_for_each_exchange_by_itself() -> None:
+    """Input: a hundred exchanges of a 100 and a 204, each in a read of its own. Verdict: all are
+    answered; a hundred 100s of one exchange are not.
+    """
+    client = Client()
+    upstream, wire, kept = connected()
+    for _ in range(100):
+        exchange = client.asks(b"PUT")
+        upstream.ask(exchange)
+        exchange.complete()
+        upstream.data_received(b"HTTP/1.1 100 Continue\r\n\r\n")
+        upstream.data_received(b"HTTP/1.1 204 No Content\r\n\r\n")
+        assert exchange.finished and exchange.reason is None
+    assert len(kept.released) == 100
+    endless = client.asks(b"PUT")
+    upstream.ask(endless)
+    for _ in range(100):
+        if not wire.closed:
+            upstream.data_received(b"HTTP/1.1 100 Continue\r\n\r\n")
+    assert endless.reason is UPSTREAM_PROTOCOL
+
+
+def test_an_endpoint_hears_nothing_of_an_exchange_that_it_does_not_serve() -> None:
+    client = Client()
+    upstream, wire, _ = connected()
+    before = client.asks()
+    upstream.ask(before)
+    before.complete()
+    upstream.data_received(b"HTTP/1.1 204 No Content\r\n\r\n")
+    exchange = client.asks()
+    upstream.ask(exchange)
+    upstream.pause(before)
+    assert not wire.paused
+    upstream.pause(exchange)
+    upstream.resume(before)
+    assert wire.paused
+    upstream.abandon(before)
+    assert not wire.closed
+    upstream.abandon(exchange)
+    assert wire.closed == "abort"
+
+
 def test_an_endpoint_that_takes_no_more_stops_the_client_of_this_exchange() -> None:
     client = Client()
     upstream, wire, _ = connected()
@@ -411,6 +453,24 @@ def test_an_answer_of_unknown_length_is_framed_as_the_client_can_read_it(
         scene.codec.end(exchange, [(b"sum", b"6")])
         assert scene.wire.take() == b"HTTP/1.1 200 OK\r\na: b\r\n%b\r\n%b" % (head, body)
         assert scene.line.observed == [(200, None)]
+
+    in_a_loop(play)
+
+
+def test_what_is_said_of_another_exchange_is_no_part_of_the_answer() -> None:
+    def play(scene: Scene) -> None:
+        exchange = scene.sent(b"GET / HTTP/1.1\r\nHost: web\r\n\r\n")
+        other = Exchange(scene.codec, b"GET", b"/", b"web", [HOST], 0.0)
+        scene.codec.answer(exchange, 200, [], UNKNOWN)
+        scene.codec.data(other, b"other")
+        scene.codec.flush(other)
+        assert scene.wire.written == b""
+        scene.codec.end(other, [])
+        assert other.finished
+        assert scene.wire.written == b""
+        scene.codec.data(exchange, b"one")
+        scene.codec.end(exchange, [])
+        assert scene.wire.take() == b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n3\r\none\r\n0\r\n\r\n"
 
     in_a_loop(play)
 
