@@ -7,7 +7,7 @@ from __future__ import annotations
 import asyncio
 import os
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from typing import Final
 
 import orjson
@@ -38,7 +38,7 @@ from nodeagent.redirect.original import OriginalDestinations
 from nodeagent.telemetry.access_log import AccessLog
 from nodeagent.telemetry.cells import WorkerMetrics
 from nodeagent.telemetry.metrics import BUSY_POLL, LOG_DROPPED, LOOP_LAG, OPEN_CONNECTIONS
-from nodeagent.vocabulary import Family
+from nodeagent.vocabulary import Direction, Family
 from nodeagent.wire import Unchecked
 
 FLOW_BYTES: Final = MESSAGE_BYTES - 1000
@@ -115,16 +115,25 @@ class Serving:
         pod.certify(self._contexts.get(pod.identity))
         self.proxy.enrol(pod)
 
-    async def listen(self, message: Listen) -> None:
-        """Take connections from a listener of a pod, unless that has gone meanwhile."""
+    def listen(self, message: Listen) -> Coroutine[object, object, None] | None:
+        """Return what takes connections from a listener of a pod, for the pod as it is now; None
+        where nobody takes any: the listener is closed.
+        """
         listener = socket.socket(fileno=message.listener)
         pod = self.proxy.context.pods.get(message.uid)
-        if pod is None:
+        if pod is None or not self._listening:
             listener.close()
-            return
-        server = await self.proxy.listen(listener, pod, message.direction, self._originals)
-        if self.proxy.context.pods.get(pod.uid) is pod and self._listening:
-            self._servers.setdefault(pod.uid, []).append(server)
+            return None
+        servers = self._servers.setdefault(pod.uid, [])
+        return self._listen(listener, pod, message.direction, servers)
+
+    async def _listen(
+        self, listener: socket.socket, pod: PodState, direction: Direction, servers: list[asyncio.Server]
+    ) -> None:
+        """*servers*: the pod's; others by the time that *listener* is served: it was closed with these."""
+        server = await self.proxy.listen(listener, pod, direction, self._originals)
+        if self._servers.get(pod.uid) is servers:
+            servers.append(server)
         else:
             server.close()
 

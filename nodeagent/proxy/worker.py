@@ -162,7 +162,9 @@ class Worker:
             case PodCaptured():
                 self._served().captured(message)
             case Listen():
-                self._start(self._served().listen(message))
+                opening = self._served().listen(message)
+                if opening is not None:
+                    self._start(opening)
             case PodReleased():
                 self._served().released(message)
             case SocketsMade():

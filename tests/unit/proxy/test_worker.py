@@ -23,6 +23,8 @@ from nodeagent.messages import (
     GenerationInForce,
     Listen,
     Ping,
+    PodCaptured,
+    PodReleased,
     Pong,
     SnapshotPart,
     SocketsMade,
@@ -210,6 +212,55 @@ def test_messages_keep_their_order_whatever_fails() -> None:
         assert len(list(told.context.view.policies())) == POLICIES - 1
         end.close()
         other.close()
+
+    play(scene)
+
+
+def listener() -> socket.socket:
+    return socket.create_server(("127.0.0.1", 0))
+
+
+def test_a_listener_belongs_to_the_pod_that_it_was_told_of_for() -> None:
+    """Input, in one turn: a listener of a pod, which goes and comes back, or is opened anew, and its
+    next listener. Verdict: the first is closed, the second is served.
+    """
+
+    async def scene(told: Told) -> None:
+        uid = PodUid("server")
+        captured = PodCaptured(uid, 1, workload().identity)
+        serving = told.worker._served()
+        for between in ([PodReleased(uid), captured], [captured]):
+            serving.captured(captured)
+            old, new = listener(), listener()
+            addresses = [old.getsockname(), new.getsockname()]
+            told.worker._message(Listen(uid, "inbound", 4, FileDescriptor(old.detach())))
+            for message in between:
+                told.worker._message(message)
+            told.worker._message(Listen(uid, "inbound", 4, FileDescriptor(new.detach())))
+            while told.worker._tasks:
+                await asyncio.sleep(0)
+            (server,) = serving._servers[uid]
+            assert server.sockets[0].getsockname() == addresses[1]
+            with pytest.raises(ConnectionRefusedError):
+                await asyncio.open_connection(*addresses[0])
+            serving.released(PodReleased(uid))
+
+    play(scene)
+
+
+def test_a_listener_of_nobody_is_closed() -> None:
+    async def scene(told: Told) -> None:
+        uid = PodUid("server")
+        serving = told.worker._served()
+        stray = listener()
+        address = stray.getsockname()
+        assert serving.listen(Listen(uid, "inbound", 4, FileDescriptor(stray.detach()))) is None
+        with pytest.raises(ConnectionRefusedError):
+            await asyncio.open_connection(*address)
+        serving.captured(PodCaptured(uid, 1, workload().identity))
+        serving.stop_listening()
+        late = listener()
+        assert serving.listen(Listen(uid, "inbound", 4, FileDescriptor(late.detach()))) is None
 
     play(scene)
 
