@@ -99,5 +99,8 @@ class Proxy:
 
     def node_is(self, addresses: Iterable[str]) -> None:
         """The node has these *addresses* now; routes rest on them."""
-        self.context.node_addresses = frozenset(addresses)
+        fresh = frozenset(addresses)
+        if fresh == self.context.node_addresses:
+            return  # a new generation costs every route
+        self.context.node_addresses = fresh
         self.context.view.generation += 1

@@ -110,6 +110,7 @@ def test_a_proxy_is_whole_when_it_is_made_and_says_what_a_change_means() -> None
         assert proxy.put([Delta((policy,))])
         proxy.node_is(["10.0.0.1"])
         assert proxy.context.node_addresses == {"10.0.0.1"}
+        proxy.node_is(["10.0.0.1"])  # which changes nothing: no route is made anew
         assert proxy.release("pod") is pod
         assert proxy.release("pod") is None
         assert proxy.context.view.generation == generation + 4
