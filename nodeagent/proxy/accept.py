@@ -75,6 +75,7 @@ class Accepted:
             return
         connection = self._connection = Connection(pod, self._direction, peer, target, time())
         connection.chosen = chosen
+        connection.transport = transport
         self._ledger.opened(connection)
         if pod.connections > self._context.limits.connections_per_pod:
             self._ledger.refuse(connection, transport, OVER_LIMIT)
@@ -190,6 +191,8 @@ class Accepted:
     def _admit(self) -> bool:
         connection = self._connection
         assert connection is not None
+        if connection.struck():
+            return False  # it was ended with its peer's certificate
         verdict = admit(self._context, connection)
         if isinstance(verdict, NotAdmitted):
             self._cancel()
@@ -249,7 +252,7 @@ class Accepted:
         workload = peer.workload if peer.workload is not None and peer.workload.identity == identity else None
         connection.peer = Peer(peer.address, peer.port, identity, "mutual_tls", workload)
         connection.expires = peer_expiry(stream.session)
-        self._transport = stream
+        self._transport = connection.transport = stream
         stream.protocol = self
         if not self._admit():
             return
@@ -288,11 +291,12 @@ class Accepted:
 
     def _hand_on(self, verdict: Verdict | Literal["silent"]) -> None:
         self._cancel()
-        if self._permitted != self._context.view.generation and not self._admit():
-            return  # the client took its time, and what let it in is no longer in force
         connection = self._connection
-        self._connection = None
         assert connection is not None
+        permitted = self._permitted == self._context.view.generation and not connection.unproved(time())
+        if (not permitted or connection.struck()) and not self._admit():
+            return  # the client took its time, and what let it in is no longer in force
+        self._connection = None
         assert self._permit is not None
         self._handed = connection
         connection.line = self._line if verdict == "unlikely" else None

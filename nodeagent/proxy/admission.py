@@ -6,7 +6,9 @@ is ``proxy/guard.py``.
 
 from __future__ import annotations
 
-from nodeagent.errors import NO_ENDPOINTS, PLAINTEXT_REFUSED
+from time import time
+
+from nodeagent.errors import CERTIFICATE_ENDED, NO_ENDPOINTS, PLAINTEXT_REFUSED
 from nodeagent.mesh.entries import Workload
 from nodeagent.proxy.connection import Connection, Peer
 from nodeagent.proxy.context import Context
@@ -15,6 +17,8 @@ from nodeagent.proxy.permit import OPEN, NotAdmitted, Permit
 
 def admit(context: Context, connection: Connection) -> Permit | NotAdmitted:
     """Decide on *connection* at the server's side; a client's side asks nothing of its own pod."""
+    if connection.unproved(time()):
+        return NotAdmitted(CERTIFICATE_ENDED)
     if connection.direction == "outbound":
         return OPEN
     workload = context.view.workload(connection.pod.uid)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass
-from time import perf_counter
+from time import perf_counter, time
 from typing import cast
 
 from nodeagent.errors import DOWNSTREAM_GONE, NO_ENDPOINTS, PROBE_REFUSED, UNPARSED_HTTP, Reason
@@ -98,6 +98,8 @@ class Carrier:
             if self._turned(admitted, words, verdict, as_http):
                 return
         reason = await self._unpermitted(connection, guard)
+        if connection.struck():
+            return  # its peer's certificate ended meanwhile
         if reason is not None:
             self._not_carried(admitted, reason)
             return
@@ -105,9 +107,10 @@ class Carrier:
         try:
             dialled = await self._dialled(route, transport)
         except DialError as error:
-            connection.refused(error.reason)
-            self._ledger.failed(connection, route, error.reason, connection.wall, perf_counter() - started)
-            reset(transport)
+            if not connection.struck():
+                connection.refused(error.reason)
+                self._ledger.failed(connection, route, error.reason, connection.wall, perf_counter() - started)
+                reset(transport)
             return
         if words is not None and self._turned(admitted, words, await words.decided(dialled), as_http):
             dialled.transport.abort()
@@ -153,7 +156,7 @@ class Carrier:
             reset(admitted.transport)
             self._ledger.closed(connection)
             return False
-        if generation == self._context.view.generation:
+        if generation == self._context.view.generation and not connection.unproved(time()):
             return True
         reason = self._revocation.reconsidered(connection)
         if reason is None:

@@ -13,6 +13,7 @@ from nodeagent.proxy.carriage import Carriage
 from nodeagent.proxy.http.hop import Hop
 from nodeagent.proxy.pods import PodState
 from nodeagent.proxy.sniff import FirstLine
+from nodeagent.proxy.transport import Transport
 from nodeagent.proxy.view import Resolved
 from nodeagent.vocabulary import Direction, host_port
 
@@ -74,6 +75,7 @@ class Connection:
         "sent",
         "sni",
         "target",
+        "transport",
         "upstream_workload",
         "view",
         "wall",
@@ -118,14 +120,27 @@ class Connection:
         """Where a request of it may go next; of whom a worker's routing made them, it knows more."""
         self.carriage: Carriage | None = None
         """What carries it; None: nothing yet, or any more."""
+        self.transport: Transport | None = None
+        """What it comes by, for who ends it before anything carries it; None: it is gone."""
         self.peer_text = host_port(peer.address, peer.port)
         self.local_text = host_port(target.address, target.port)
 
     def let_go(self) -> None:
         """It is closed: it stays among the recent flows for a while, what served it shall not."""
         self.carriage = None
+        self.transport = None
         self.routes = ()
         self.view = -1
+
+    def struck(self) -> bool:
+        """Say whether it was struck from the open connections. A method: who asks before an await and after it
+        must not be told that the answer is known.
+        """
+        return self.closed is not None
+
+    def unproved(self, now: float) -> bool:
+        """Say whether the certificate that its peer showed has ended by *now*, in Unix seconds."""
+        return 0.0 < self.expires < now
 
     def allowed(self) -> None:
         """Note that it is carried, as what is not HTTP is: whole."""

@@ -58,8 +58,9 @@ class Guards:
         """Nothing stands there where another proxy will check."""
         workload = route.workload
         endpoint = route.endpoint
-        if not route.delivers or workload is None or not workload.policies or endpoint is None:
+        if not route.delivers or workload is None or not workload.policies:
             return UNGUARDED
+        assert endpoint is not None, "what is delivered to an application has an endpoint"
         guard = self._guard(workload, http)
         peer = connection.peer.workload
         client = f"{peer.namespace}/{peer.pod}" if peer is not None else connection.peer.address

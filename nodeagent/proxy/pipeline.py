@@ -52,13 +52,13 @@ class Pipeline(Line):
         """Carry an identified and permitted connection of which *verdict* says what it is,
         ``silent``: nothing yet; *early* was read already.
         """
-        connection = admitted.connection
-        connection.protocol = verdict if verdict in ("http", "http2") else "tcp"
-        connection.probe = bool(admitted.permit.probes)
         if verdict == "http":
             self._as_http(admitted, early)
-        else:
-            self._carrier.begin(admitted, early, self._as_http, silent=verdict == "silent")
+            return
+        connection = admitted.connection
+        connection.protocol = "http2" if verdict == "http2" else "tcp"
+        connection.probe = bool(admitted.permit.probes)
+        self._carrier.begin(admitted, early, self._as_http, silent=verdict == "silent")
 
     def request(self, exchange: Exchange) -> None:
         """Authorize, route and forward one HTTP request; :meth:`observe` follows when it is answered."""
@@ -129,8 +129,11 @@ class Pipeline(Line):
 
     def _as_http(self, admitted: Admitted, early: bytes) -> None:
         """Give the connection to the codec for HTTP/1."""
-        codec = Http1Downstream(self, self._context, admitted.connection, admitted.permit, admitted.transport)
-        admitted.connection.carriage = codec
+        connection = admitted.connection
+        connection.protocol = "http"
+        connection.probe = bool(admitted.permit.probes)
+        codec = Http1Downstream(self, self._context, connection, admitted.permit, admitted.transport)
+        connection.carriage = codec
         admitted.transport.set_protocol(codec)
         if early:
             codec.data_received(early)
@@ -156,12 +159,10 @@ class Pipeline(Line):
         """Forward or refuse *exchange* when *verdict* is there, unless its client did not wait."""
         try:
             reason = await verdict
+            if reason is None and not exchange.finished:
+                self.forward(exchange, route)
         except Exception as error:
-            log.error("a request could not be decided: %s", error, exc_info=error)
+            log.error("a request could not be decided, or not forwarded: %s", error, exc_info=error)
             reason = EXTERNAL_ERROR
-        if exchange.finished:
-            return
-        if reason is None:
-            self.forward(exchange, route)
-        else:
-            exchange.refuse(reason)
+        if reason is not None:
+            exchange.give_up(reason)

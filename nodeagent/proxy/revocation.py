@@ -64,11 +64,13 @@ class Revocation:
         return reasons[0] if reasons and all(reason is not None for reason in reasons) else None
 
     def revoke(self, connection: Connection, reason: Reason) -> None:
-        """Close *connection*, which is established and no longer permitted."""
-        self._ledger.count_refused(reason)
-        connection.refused(reason)
+        """Close *connection*, which is no longer permitted, be it that nothing carries it yet."""
         if connection.carriage is not None:
+            self._ledger.count_refused(reason)
+            connection.refused(reason)
             connection.carriage.reset()
+        elif connection.transport is not None:
+            self._ledger.refuse(connection, connection.transport, reason)
 
     # -- certificates, and the end --
 
@@ -107,7 +109,7 @@ class Revocation:
         for connection in connections[at:end]:
             if connection.closed is not None:
                 continue
-            if connection.expires and connection.expires < now_wall:
+            if connection.unproved(now_wall):
                 self.revoke(connection, CERTIFICATE_ENDED)
             elif connection.carriage is not None:
                 connection.carriage.sweep(now)

@@ -9,7 +9,10 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+import uvloop
 
+from nodeagent.config import ProxySettings
+from nodeagent.errors import CONNECT_TIMEOUT
 from nodeagent.identity.tls import Contexts
 from nodeagent.mesh.entries import DeclaredProbe, Delta
 from nodeagent.policy.authorization import Authorizer, ConnectionFacts, Decision, RequestFacts, normalise_target
@@ -32,13 +35,17 @@ from nodeagent.proxy.context import Context
 from nodeagent.proxy.external.model import CheckVerdict
 from nodeagent.proxy.external.providers import Providers
 from nodeagent.proxy.guard import DECISIONS, Compiler, Guard
+from nodeagent.proxy.http.exchange import Exchange
 from nodeagent.proxy.http.fields import rewritten
-from nodeagent.proxy.pool import Dial
+from nodeagent.proxy.pool import Dial, DialError, Pool
 from nodeagent.proxy.proxy import Proxy
+from nodeagent.proxy.route import Destination, Route
 from tests.unit.proxy.nodes import CLIENT, NODE, SERVER, STRANGER, Nodes, Policy, Streams, asks, play
-from tests.unit.proxy.stage import answering, ok
+from tests.unit.proxy.stage import answering, context, ok
+from tests.unit.proxy.test_flow import connection
 from tests.unit.proxy.test_http1 import read_answer
-from tests.unit.proxy.test_inbound import cut, with_probes
+from tests.unit.proxy.test_inbound import GET, cut, with_probes
+from tests.unit.proxy.test_worker import workload
 from tests.waiting import quiet, until
 
 CLIENT_ID = "cluster.local/ns/default/sa/client"
@@ -418,6 +425,148 @@ def test_what_changes_while_the_application_is_dialled_is_in_force(
         await nodes.settled()
 
     play(echo, scene, tls, protocol="tcp")
+
+
+def refusals(nodes: Nodes) -> list[tuple[str, float]]:
+    """Return how often the server's node counted each reason since the last call."""
+    return [
+        (labels[0], times)
+        for part in nodes.far.context.metrics.delta()
+        for name, labels, times in part.get("counts", ())
+        if name == "nodeagent_refused_connections_total"
+    ]
+
+
+SWEPT = pytest.mark.parametrize("swept", [True, False], ids=["swept", "between sweeps"])
+
+
+@SWEPT
+@pytest.mark.parametrize("protocol", ["http", "auto"])
+def test_a_certificate_that_ends_before_the_first_request_ends_the_connection_once(
+    tls: dict[str, Contexts], protocol: Any, swept: bool
+) -> None:
+    async def scene(nodes: Nodes) -> None:
+        nodes._sweeper.cancel()
+        reader, writer = await nodes.dial(CLIENT, tls["client"].client_http)
+        await until(lambda: any(each.expires for each in nodes.far.context.connections.values()))
+        (connection,) = nodes.far.context.connections.values()
+        connection.expires = 1.0
+        if swept:
+            for _ in range(3):
+                nodes.far.revocation.sweep()
+        else:
+            writer.write(GET)
+        assert await cut(reader)
+        assert refusals(nodes) == [("certificate_ended", 1)]
+        assert connection.verdict == "deny"
+        assert nodes.app_connections == 0
+        await nodes.settled()
+
+    play(show_head, scene, tls, protocol=protocol, timeouts={"sniff": 5})
+
+
+@pytest.mark.parametrize(
+    ("swept", "reached"),
+    [(False, True), (True, True), (True, False)],
+    ids=["between sweeps", "swept", "swept, and not reached"],
+)
+def test_a_certificate_that_ends_while_the_endpoint_is_dialled_ends_the_connection_once(
+    tls: dict[str, Contexts], monkeypatch: pytest.MonkeyPatch, reached: bool, swept: bool
+) -> None:
+    dialling, go, connect = asyncio.Event(), asyncio.Event(), Dial.connect
+
+    async def slow(self: Dial, context: Context, *, http: bool) -> Any:
+        dialling.set()
+        await go.wait()
+        if not reached:
+            raise DialError(CONNECT_TIMEOUT)
+        return await connect(self, context, http=http)
+
+    async def scene(nodes: Nodes) -> None:
+        nodes._sweeper.cancel()
+        monkeypatch.setattr(Dial, "connect", slow)
+        reader, writer = await nodes.dial(CLIENT, tls["client"].client_tcp)
+        writer.write(b"hello")
+        await dialling.wait()
+        (connection,) = nodes.far.context.connections.values()
+        connection.expires = 1.0
+        if swept:
+            for _ in range(3):
+                nodes.far.revocation.sweep()
+        go.set()
+        assert await cut(reader)
+        await until(lambda: not nodes.far.context.pods["server"].open)
+        assert refusals(nodes) == [("certificate_ended", 1)]
+
+    play(echo, scene, tls, protocol="tcp")
+
+
+def test_a_certificate_that_ends_while_an_authorizer_is_asked_ends_the_connection_once(
+    tls: dict[str, Contexts],
+) -> None:
+    asked, answer = asyncio.Event(), asyncio.Event()
+
+    class Slow(Providers):
+        async def check(self, *_: Any) -> CheckVerdict:
+            asked.set()
+            await answer.wait()
+            return CheckVerdict(False)
+
+    async def scene(nodes: Nodes) -> None:
+        asks(nodes.far, Slow((), nodes.far.routing.way_to))
+        reader, writer = await nodes.dial(CLIENT, tls["client"].client_tcp)
+        writer.write(b"hello")
+        await asked.wait()
+        (connection,) = nodes.far.context.connections.values()
+        connection.expires = 1.0
+        assert await cut(reader), "the sweep does not wait for the authorizer"
+        answer.set()
+        await until(lambda: not nodes.far.context.pods["server"].open)
+        assert refusals(nodes) == [("certificate_ended", 1)]
+        assert nodes.app_connections == 0
+
+    ask = AuthorizationPolicy("default", "ask", "CUSTOM", (Rule(),), provider="authz")
+    play(echo, scene, tls, protocol="tcp", policies=(ask,))
+
+
+def test_a_request_that_cannot_be_forwarded_after_an_authorizer_is_answered(
+    tls: dict[str, Contexts], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Allows(Providers):
+        async def check(self, *_: Any) -> CheckVerdict:
+            return CheckVerdict(True)
+
+    def fails(self: Pool, exchange: Exchange) -> None:
+        raise RuntimeError("a fault of ours")
+
+    async def scene(nodes: Nodes) -> None:
+        asks(nodes.far, Allows((), nodes.far.routing.way_to))
+        monkeypatch.setattr(Pool, "send", fails)
+        reader, writer = await nodes.dial(STRANGER)
+        writer.write(GET)
+        head, _ = await read_answer(reader)
+        assert head.startswith(b"HTTP/1.1 403 ")
+        writer.close()
+        await nodes.settled()
+
+    ask = AuthorizationPolicy("default", "ask", "CUSTOM", (Rule(),), provider="authz")
+    play(show_head, scene, tls, protocol="http", policies=(ask,))
+
+
+def test_what_is_delivered_to_nobody_is_never_unguarded() -> None:
+    """A route to a protected application without its endpoint cannot be; were there one, nothing may pass."""
+
+    async def scene() -> None:
+        proxy = Proxy(context(ProxySettings(), None))
+        made = connection()
+        policy = deny(Rule())
+        protected = workload((policy.key,))
+        destination = Destination(None, protected, "proxy-local", None, "-", delivers=True)
+        route = Route(proxy.context.metrics, made, destination, "Kubernetes")
+        with pytest.raises(AssertionError, match="has an endpoint"):
+            proxy.guards.guard(made, route, http=True)
+
+    uvloop.run(scene())
 
 
 def test_no_more_than_one_read_is_kept_of_a_connection_that_waits_for_an_authorizer(tls: dict[str, Contexts]) -> None:

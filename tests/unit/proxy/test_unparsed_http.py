@@ -21,8 +21,8 @@ from nodeagent.policy.model import (
     Rule,
     TokenBucket,
 )
-from tests.unit.proxy.nodes import CLIENT, Nodes, Streams, play
-from tests.unit.proxy.test_inbound import cut
+from tests.unit.proxy.nodes import CLIENT, NODE, Nodes, Streams, play
+from tests.unit.proxy.test_inbound import cut, with_probes
 from tests.waiting import packet, until
 
 FORGED = (
@@ -103,6 +103,37 @@ def test_a_clients_own_certificate_field_never_arrives(tls: dict[str, Contexts],
         } <= answered
 
     play(application, scene, tls, protocol=protocol)
+
+
+@WAYS
+@pytest.mark.parametrize("written", ["plain", "late", "a line in two"])
+def test_what_turns_out_to_be_http_late_is_called_http_too(tls: dict[str, Contexts], written: str, way: Way) -> None:
+    async def scene(nodes: Nodes) -> None:
+        reader, writer = await way(nodes)
+        for piece in WRITTEN[written]:
+            if isinstance(piece, float):
+                await asyncio.sleep(piece)  # so long as the case says
+            else:
+                writer.write(piece)
+        assert b" 200 " in await reader.readline()
+        (connection,) = nodes.far.context.connections.values()
+        assert connection.protocol == "http"
+        assert not connection.probe
+
+    play(Application(), scene, tls, protocol="auto")
+
+
+def test_what_turns_out_to_be_http_late_is_a_probe_by_what_permits_it_then(tls: dict[str, Contexts]) -> None:
+    async def scene(nodes: Nodes) -> None:
+        reader, writer = await nodes.dial(NODE)
+        await until(lambda: any(each.protocol == "tcp" for each in nodes.far.context.connections.values()))
+        with_probes(nodes)
+        writer.write(b"GET /healthz HTTP/1.1\r\nHost: web\r\n\r\n")
+        assert b" 200 " in await reader.readline()
+        (connection,) = nodes.far.context.connections.values()
+        assert connection.probe
+
+    play(Application(), scene, tls, protocol="auto")
 
 
 @pytest.mark.parametrize("protocol", ["auto", "http", "http2"])
