@@ -40,6 +40,11 @@ def command(pid: int) -> str:
         return "?"
 
 
+def in_a_room(cgroup: str) -> bool:
+    """Say whether *cgroup* is of a room (tests/room.sh) beside this run, which removes it itself."""
+    return any(part.startswith("room-") for part in Path(cgroup).parts)
+
+
 def traces() -> set[str]:
     """Return what tests could leave: network namespaces, links, cgroups, pins, mounts, labs."""
     found = {f"network namespace {path.name}" for path in Path("/run/netns").glob("*")}
@@ -48,7 +53,7 @@ def traces() -> set[str]:
     for line in Path("/proc/mounts").read_text().splitlines():
         _, target, kind, *_ = line.split()
         if kind == "cgroup2":
-            found |= {f"cgroup {directory}" for directory, _, _ in os.walk(target)}
+            found |= {f"cgroup {directory}" for directory, _, _ in os.walk(target) if not in_a_room(directory)}
         elif kind == "bpf":
             # The first mount of bpffs may come with two iterators of the kernel's own
             # (CONFIG_BPF_PRELOAD).
