@@ -42,11 +42,9 @@ def gone() -> Iterator[None]:
             Lab.remove(name)
 
 
-def test_the_demo_shows_what_it_claims_in_less_than_a_minute() -> None:
-    started = time.monotonic()
+def test_the_demo_shows_what_it_claims() -> None:
     done = subprocess.run([*DEMO, "--requests", "60"], capture_output=True, text=True, timeout=100, check=False)
     assert done.returncode == 0, done
-    assert time.monotonic() - started < 60
     assert done.stderr == ""
     assert "\x1b" not in done.stdout, "no colours into a pipe"
     lines = [" ".join(line.split()) for line in done.stdout.splitlines()]

