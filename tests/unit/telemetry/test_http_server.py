@@ -7,7 +7,6 @@ import json
 import socket
 import stat
 import subprocess
-import time
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,7 @@ from hypothesis import strategies as st
 from nodeagent.errors import ConfigError, KernelError
 from nodeagent.telemetry.http_request import BadRequestError, parse
 from nodeagent.telemetry.http_server import EVERYWHERE, LOCALHOST, HttpServer, Response, ServerLimits, serve, serve_unix
-from tests.waiting import packet, steady
+from tests.waiting import DEADLINE, packet, steady
 
 QUICK = ServerLimits(connections=8, request_seconds=0.3, idle_seconds=0.3, answer_seconds=0.5)
 
@@ -178,39 +177,36 @@ def test_streams_are_chunked_for_those_who_know_chunks(run: Any) -> None:
     [b"", b"G", b"GET /hello HTTP/1.1\r\nHost: ", b"POST /reload HTTP/1.1\r\nHost: x\r\nContent-Length: 10\r\n\r\nx"],
 )
 def test_silent_and_slow_clients_are_let_go(run: Any, sent: bytes) -> None:
-    async def test() -> float:
+    async def test() -> None:
         server = await serve(ROUTES, limits=QUICK)
-        started = time.perf_counter()
         reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
         writer.write(sent)
-        try:
-            assert await reader.read() == b""
-        except ConnectionResetError:
-            pass
+        async with asyncio.timeout(DEADLINE):
+            try:
+                assert await reader.read() == b""
+            except ConnectionResetError:
+                pass
         writer.close()
         await server.close()
-        return time.perf_counter() - started
 
-    assert 0.2 < run(test) < 4
+    run(test)
 
 
 def test_a_byte_at_a_time_does_not_extend_the_bound(run: Any) -> None:
-    async def test() -> float:
+    async def test() -> None:
         server = await serve(ROUTES, limits=QUICK)
-        started = time.perf_counter()
         _, writer = await asyncio.open_connection("127.0.0.1", server.port)
-        try:
-            # uvloop's closed transport takes no more writing
-            while time.perf_counter() - started < 5 and not writer.is_closing():
-                writer.write(b"G")
-                await writer.drain()
-                await packet()
-        except ConnectionError:
-            pass
+        async with asyncio.timeout(DEADLINE):
+            try:
+                while not writer.is_closing():  # uvloop's closed transport takes no more writing
+                    writer.write(b"G")
+                    await writer.drain()
+                    await packet()
+            except ConnectionError:
+                pass
         await server.close()
-        return time.perf_counter() - started
 
-    assert 0.2 < run(test) < 4
+    run(test)
 
 
 def test_a_client_that_does_not_read_is_let_go_and_costs_little_memory(run: Any) -> None:
