@@ -132,7 +132,7 @@ class UnreadPolicy:
 
 
 KubernetesObject = PodObject | ServiceObject | NodeObject | NamespaceObject | NetworkPolicyObject | UnreadPolicy
-_POLICY_GROUPS: Final = frozenset(
+POLICY_GROUPS: Final = frozenset(
     ("cilium.io", "crd.projectcalico.org", "projectcalico.org", "policy.networking.k8s.io", "crd.antrea.io")
 )
 """API groups of those who enforce policies of their own."""
@@ -149,7 +149,7 @@ def parse(document: object) -> KubernetesObject | None:
     kind = root.text("kind")
     metadata = root.part("metadata")
     group = root.text("apiVersion", "").partition("/")[0]
-    if group in _POLICY_GROUPS or (is_network_policy(kind) and (kind, group) != (_NETWORK_POLICY, "networking.k8s.io")):
+    if group in POLICY_GROUPS or (is_network_policy(kind) and (kind, group) != (_NETWORK_POLICY, "networking.k8s.io")):
         return UnreadPolicy()
     reader = _READERS.get(kind)
     return reader(root, metadata) if reader else None

@@ -9,14 +9,15 @@ from typing import Final
 
 from nodeagent.identity.ca import CertificateAuthority, ServerCertificate
 from nodeagent.identity.serving import LOOK_SECONDS, ServingCertificate
+from nodeagent.kube.access import open_access
+from nodeagent.kube.client import KubeClient
 from nodeagent.service import kept, until_signal
 from nodeagent.telemetry import metrics
 from nodeagent.telemetry.formats import Format
 from nodeagent.telemetry.http_server import EVERYWHERE, HttpServer, Response, serve
 from nodeagent.telemetry.scrapes import answer
 from nodeagent.telemetry.store import Store
-from nodeagent.webhook.kube_api import KubeApi
-from nodeagent.webhook.registration import RegistrationKeeper, access
+from nodeagent.webhook.registration import RegistrationKeeper
 from nodeagent.webhook.review import Admission, Entry, Review, decide, labels
 from nodeagent.webhook.server import WebhookServer
 from nodeagent.webhook.settings import WebhookConfig
@@ -45,7 +46,7 @@ class Webhook:
         )
         self._keeper = None
         if config.registration is not None:
-            api = KubeApi(access(config.registration))
+            api = KubeClient(open_access(config.registration.kubeconfig))
             self._keeper = RegistrationKeeper(
                 api, config.registration.name, lambda: authority.roots_pem, self._registered
             )

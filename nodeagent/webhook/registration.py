@@ -10,8 +10,8 @@ import logging
 from collections.abc import Awaitable, Callable
 from typing import Final
 
-from nodeagent.webhook.kube_api import Access, ApiError, KubeApi, KubeObject, from_kubeconfig, in_cluster
-from nodeagent.webhook.settings import Registration
+from nodeagent.kube.access import ApiError, KubeObject
+from nodeagent.kube.client import KubeClient
 
 PATH: Final = "/apis/admissionregistration.k8s.io/v1/mutatingwebhookconfigurations"
 LOOK_SECONDS: Final = 5.0
@@ -47,13 +47,6 @@ def repair(configuration: KubeObject, roots_pem: bytes) -> KubeObject | None:
     }
 
 
-def access(registration: Registration) -> Access:
-    """Return how to reach the API server that *registration* is in: by its kubeconfig, else as the
-    service account of the pod that this runs in. Raises ConfigError.
-    """
-    return from_kubeconfig(registration.kubeconfig) if registration.kubeconfig is not None else in_cluster()
-
-
 class RegistrationKeeper:
     """Keeps the caBundle of one registration right: looks at it every LOOK_SECONDS, and less often
     (at most MAX_DELAY seconds apart) while the API server answers with errors.
@@ -61,7 +54,7 @@ class RegistrationKeeper:
 
     def __init__(
         self,
-        api: KubeApi,
+        api: KubeClient,
         name: str,
         roots: Callable[[], bytes],
         count: Callable[[str], None],

@@ -18,7 +18,7 @@ import orjson
 from nodeagent.errors import NodeagentError, shown, translated
 from nodeagent.inject import Injected, InjectionError, InjectionSettings, PodNamespace, inject
 from nodeagent.istio import INJECTION_LABEL, REVISION_LABEL
-from nodeagent.webhook.kube_api import KubeObject
+from nodeagent.kube.access import KubeObject
 
 API_VERSION: Final = "admission.k8s.io/v1"
 POD: Final = {"group": "", "version": "v1", "kind": "Pod"}

@@ -1,5 +1,5 @@
-"""The little of Kubernetes' API that the webhook needs, on aiohttp: kubernetes-asyncio would double
-its memory (79 MB beside 39).
+"""Where the API server is and what proves to it who asks: as the service account of a pod, or by a
+kubeconfig.
 """
 
 from __future__ import annotations
@@ -8,22 +8,19 @@ import base64
 import binascii
 import os
 import ssl
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
-
-import aiohttp
-import orjson
 
 from nodeagent.errors import ConfigError, ControlError, ResourceError
 from nodeagent.identity.tls import load_chain
 from nodeagent.resources import yaml_text
 
 ACCOUNT: Final = Path("/var/run/secrets/kubernetes.io/serviceaccount")
-TIMEOUT: Final = aiohttp.ClientTimeout(total=10)
-MAX_ANSWER: Final = 8 << 20
-STRATEGIC_MERGE: Final = "application/strategic-merge-patch+json"
+KubeObject = dict[str, Any]
+"""What the API server answers, or a part of a kubeconfig: its fields are looked at where they are
+read, and what is not as it should be is one error of this package or of the reader.
+"""
 
 
 class ApiError(ControlError):
@@ -43,6 +40,18 @@ class Access:
     token_file: Path | None = None
     """Read anew for each request: the kubelet renews it."""
     token: str = ""
+    roots_file: Path | None = None
+    """Of the roots in *context*: a cluster that changes its authority changes this file."""
+    server_name: str = ""
+    """What the server's certificate is for, where that is not the host in ``server``."""
+
+    def renew(self) -> None:
+        """Trust the roots that ``roots_file`` holds by now, beside the earlier ones."""
+        try:
+            if self.roots_file is not None:
+                self.context.load_verify_locations(self.roots_file)
+        except (OSError, ssl.SSLError):
+            return  # what was trusted stays; the handshake says what is wrong
 
     def headers(self) -> dict[str, str]:
         """Return the HTTP headers that prove who asks; none with a client certificate. Raises
@@ -59,58 +68,11 @@ class Access:
         return {"Authorization": f"Bearer {token}"} if token else {}
 
 
-KubeObject = dict[str, Any]
-"""What the API server answers, or a part of a kubeconfig: its fields are looked at where they are
-read, and what is not as it should be is one error of this module or of the reader.
-"""
-
-
-class KubeApi:
-    """Asks the API server that *access* leads to; each request is a connection of its own."""
-
-    def __init__(self, access: Access) -> None:
-        self._access = access
-
-    async def get(self, path: str) -> KubeObject:
-        """Return the object at *path* of the API server. Raises ApiError with the status that it answered."""
-        return await self._ask("GET", path, None, {})
-
-    async def patch(self, path: str, patch: Mapping[str, object]) -> KubeObject:
-        """Apply a strategic merge *patch* and return the object. Raises ApiError; status 409:
-        somebody else has changed it meanwhile.
-        """
-        return await self._ask("PATCH", path, orjson.dumps(patch), {"Content-Type": STRATEGIC_MERGE})
-
-    async def _ask(self, method: str, path: str, body: bytes | None, headers: Mapping[str, str]) -> KubeObject:
-        url = f"{self._access.server}{path}"
-        headers = {**headers, **self._access.headers()}
-        try:
-            async with (
-                aiohttp.ClientSession(
-                    timeout=TIMEOUT, connector=aiohttp.TCPConnector(ssl=self._access.context)
-                ) as session,
-                session.request(method, url, data=body, headers=headers, allow_redirects=False) as response,
-            ):
-                content = bytearray()
-                async for piece in response.content.iter_any():
-                    content += piece
-                    if len(content) > MAX_ANSWER:
-                        raise ApiError(f"{method} {url}: the answer has more than {MAX_ANSWER} bytes")
-        except (aiohttp.ClientError, TimeoutError, OSError) as error:
-            raise ApiError(f"{method} {url}: {str(error) or type(error).__name__}") from None
-        return _answer(method, url, response.status, bytes(content))
-
-
-def _answer(method: str, url: str, status: int, content: bytes) -> KubeObject:
-    try:
-        document = orjson.loads(content)
-    except orjson.JSONDecodeError:
-        document = None
-    if not isinstance(document, dict):
-        raise ApiError(f"{method} {url}: status {status}, and no JSON object", status)
-    if status >= 300:
-        raise ApiError(f"{method} {url}: status {status}: {str(document.get('message'))[:300]}", status)
-    return document
+def open_access(kubeconfig: Path | None) -> Access:
+    """Return the access that *kubeconfig* gives; None: that of the service account of the pod that
+    this runs in. Raises ConfigError.
+    """
+    return in_cluster() if kubeconfig is None else from_kubeconfig(kubeconfig)
 
 
 def in_cluster(account: Path = ACCOUNT) -> Access:
@@ -119,14 +81,14 @@ def in_cluster(account: Path = ACCOUNT) -> Access:
     port = os.environ.get("KUBERNETES_SERVICE_PORT")
     if not host or not port:
         raise ConfigError(
-            "registration.kubeconfig: absent, and KUBERNETES_SERVICE_HOST is not set: this is no pod of a cluster"
+            "kubeconfig: absent, and KUBERNETES_SERVICE_HOST is not set: this is no pod of a cluster; name a kubeconfig"
         )
     server = f"https://[{host}]:{port}" if ":" in host else f"https://{host}:{port}"
     try:
         context = ssl.create_default_context(cafile=str(account / "ca.crt"))
     except (OSError, ssl.SSLError) as error:
         raise ConfigError(f"{account / 'ca.crt'}: {error}") from None
-    return Access(server, context, account / "token")
+    return Access(server, context, account / "token", roots_file=account / "ca.crt")
 
 
 def from_kubeconfig(path: Path) -> Access:
@@ -145,12 +107,17 @@ def from_kubeconfig(path: Path) -> Access:
                 f"{path}: the user's {', '.join(sorted(unknown))}: not supported; a token, tokenFile or client "
                 "certificate is expected"
             )
-        token_file = path.parent / user["tokenFile"] if "tokenFile" in user else None
+        server = str(cluster["server"]).rstrip("/")
+        if not server.startswith("https://"):
+            raise ConfigError(f"{path}: server: {server!r:.80}: a URL that begins with https:// is expected")
+        roots = path.parent / cluster["certificate-authority"] if "certificate-authority" in cluster else None
         return Access(
-            str(cluster["server"]).rstrip("/"),
+            server,
             _context(path.parent, cluster, user),
-            token_file,
+            path.parent / user["tokenFile"] if "tokenFile" in user else None,
             str(user.get("token", "")),
+            roots,
+            str(cluster.get("tls-server-name", "")),
         )
     except KeyError as error:
         raise ConfigError(f"{path}: {error.args[0]} is missing") from None
