@@ -48,10 +48,13 @@ class Redirect(ConfigSection):
     where the CNI's policy holds (``network``), within its own pod (``inside``), or over the network
     wherever a NetworkPolicy may concern the pair (``auto``).
     """
-    enroll: bool = True
-    """False: no pod is captured; the agent only gives certificates to pods that ask, as where all
-    still have classic sidecars.
+    enroll: Literal["auto", "all", "labelled", "none"] = "auto"
+    """Which pods are captured: all that do not ask to be left alone, those that ask for it, or none
+    (the agent only gives certificates to pods that ask, as where all still have classic sidecars).
+    ``auto``: all of a lab, those that ask on a cluster. Also true (all) and false (none).
     """
+    ambient_labels: bool = False
+    """Whether Istio's label ``istio.io/dataplane-mode`` asks for capture too."""
     heartbeat_timeout_seconds: float = Field(2.0, ge=0.2, le=60)
     kernel_path_timeout_seconds: float = Field(60.0, ge=1, le=86400)
     """How long verdicts and endpoints in the kernel are used that no daemon confirms; longer than the heartbeat's."""
@@ -65,6 +68,11 @@ class Redirect(ConfigSection):
     application tell; or all of them, on their author's word.
     """
     maps: MapSizes = MapSizes()  # type: ignore[call-arg]
+
+    @field_validator("enroll", mode="before")
+    @classmethod
+    def _all_or_none(cls, value: object) -> object:
+        return {True: "all", False: "none"}[value] if isinstance(value, bool) else value
 
     @model_validator(mode="after")
     def _outlives_a_beat(self) -> Self:
@@ -274,6 +282,10 @@ class AgentConfig(ConfigSection):
     mtls: Mtls = Mtls()  # type: ignore[call-arg]
     telemetry: Telemetry = Telemetry()  # type: ignore[call-arg]
     extension_providers: tuple[ExtensionProvider, ...] = Field((), max_length=64)
+
+    def enroll(self) -> Literal["all", "labelled", "none"]:
+        """Return which pods are captured, with what ``auto`` stands for."""
+        return "all" if self.redirect.enroll == "auto" else self.redirect.enroll
 
     @field_validator("extension_providers")
     @classmethod

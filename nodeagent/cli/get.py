@@ -29,6 +29,7 @@ COLUMNS: Final = {
             Column("NAMESPACE", "namespace"),
             Column("POD", "pod"),
             Column("STATE", "state"),
+            Column("WHY", "why", wrap=True, extra=True),
             Column("MTLS", "mode"),
             Column("WHEN DEAD", "when_dead"),
             Column("PATHS", "paths", _paths, wrap=True),
@@ -77,6 +78,8 @@ COLUMNS: Final = {
     ),
 }
 """What can be asked for -> the columns of its table."""
+_PAGES: Final = {"pods": "/pods?all=true"}
+"""Where that is not the page of its name: a person who asks for pods misses those that are not captured."""
 
 
 @click.command()
@@ -87,6 +90,6 @@ def get(what: str, agents: list[RunningAgent], output: Output) -> None:
     """Print what running agents believe: their pods, certificates, policies, routes or endpoints."""
     rows: list[Row] = []
     for agent in agents:
-        rows += [{"node": agent.name, **row} for row in agent.rows(f"/{what}")]
+        rows += [{"node": agent.name, **row} for row in agent.rows(_PAGES.get(what, f"/{what}"))]
     columns = COLUMNS[what]
     emit(rows, (NODE, *columns) if len(agents) > 1 else columns, output)

@@ -9,13 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from contextlib import AbstractAsyncContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from nodeagent.errors import ControlError
 from nodeagent.mesh.entries import Entry
 from nodeagent.mesh.local import AskingPod, LocalPod
 from nodeagent.parts import Parts
+from nodeagent.places.place import Place
 from nodeagent.telemetry.http_request import Handler, Routes
 from nodeagent.vocabulary import PodUid, SpiffeId
 
@@ -30,13 +31,20 @@ class Snapshot:
     """This node's pods that ask for their own certificate."""
     entries: Mapping[str, Entry]
     """What the workers have, by key."""
+    left_alone: Mapping[PodUid, Place] = field(default_factory=dict)
+    """Where this node's pods run that are not in the mesh and have a network of their own."""
+    awaited: Mapping[PodUid, SpiffeId] = field(default_factory=dict)
+    """The identities of pods that were scheduled here, do not run yet, and shall be captured."""
     unread: tuple[str, ...] = ()
     """What may hold pods that are not known, in words; none: all pods are known."""
 
     def identities(self) -> set[SpiffeId]:
-        """Return the identities of this node's pods."""
+        """Return the identities of this node's pods, of those too that will run here soon: their
+        certificates are there when they do.
+        """
         captured = {pod.identity for pod in self.captured.values()}
-        return captured | {pod.identity for pod in self.asking.values()}
+        asking = {pod.identity for pod in self.asking.values()}
+        return captured | asking | set(self.awaited.values())
 
 
 class Concern(Protocol):

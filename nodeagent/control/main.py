@@ -47,6 +47,7 @@ from nodeagent.memory import settle
 from nodeagent.mesh.compile import Mesh
 from nodeagent.mesh.entries import Delta
 from nodeagent.mesh.kernel_plan import KernelPlanSettings
+from nodeagent.mesh.membership import MembershipRules
 from nodeagent.messages import WORKER, AskMetrics, StartWorker
 from nodeagent.parts import Parts
 from nodeagent.places.annotation import AnnotationPlaces
@@ -137,6 +138,7 @@ class Concerns:
     """Everything of control, made and not started."""
 
     plane: DataPlane
+    mesh: Mesh
     reader: SourceReader
     certificates: NodeCertificates
     enrolment: Enrolment
@@ -161,12 +163,14 @@ async def load(beginning: Beginning) -> Concerns:
     )
     plane = await DataPlane.load(config.redirect, slots=workers.count, wait=False)
     beginning.pod_sockets.captured_by(plane.sockets)
-    reader = SourceReader(source, make_mesh(config), workers, enroll=config.redirect.enroll)
+    mesh = make_mesh(config)
+    reader = SourceReader(source, mesh, workers)
     kernel_paths = KernelPaths(plane, kernel_path_settings(config), config.cluster)
     enrolment = make_enrolment(beginning, plane, certificates)
     check_seconds = config.redirect.check_interval_seconds
     return Concerns(
         plane=plane,
+        mesh=mesh,
         reader=reader,
         certificates=certificates,
         enrolment=enrolment,
@@ -199,6 +203,7 @@ def make_mesh(config: AgentConfig) -> Mesh:
         AnnotationPlaces(),
         default_mtls=config.mtls.mode,
         root_namespace=config.mtls.root_namespace,
+        membership=MembershipRules(config.enroll(), config.redirect.ambient_labels),
     )
 
 
@@ -295,7 +300,14 @@ async def open_ports(beginning: Beginning, made: Concerns, ports: AdminPorts, he
     readiness = Readiness([*(concern.missing for concern in concerns), beginning.parts.failing])
     flows = Flows(workers, made.kernel_paths, store)
     mesh_pages = MeshPages(config, made.reader.entries, made.kernel_paths.explain)
-    pods = PodsPage(made.enrolment, flows, workers.snapshot, made.kernel_paths.paths, config.redirect.delivery)
+    pods = PodsPage(
+        made.enrolment,
+        flows,
+        workers.snapshot,
+        made.kernel_paths.paths,
+        config.redirect.delivery,
+        made.mesh.node_pods,
+    )
     collectors = (
         made.kernel_paths.collect,
         made.enrolment.collect,

@@ -1,16 +1,17 @@
-"""The captured pods, at the admin port: what enrolment says of each, with its connections, how it is
-reached and by which paths.
+"""The pods of the node, at the admin port: what enrolment says of each captured one, with its
+connections, how it is reached and by which paths; and, if asked for, why the others are none.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Protocol
 
 from nodeagent.config import DeliverySetting
 from nodeagent.control.flows import FlowRow
 from nodeagent.mesh.delivery import delivery
 from nodeagent.mesh.entries import UNREAD, Entry, Workload
+from nodeagent.mesh.node_pods import NodePod
 from nodeagent.telemetry.http_request import Response, Routes
 from nodeagent.vocabulary import PodUid
 
@@ -39,28 +40,35 @@ class PodsPage:
         entries: Callable[[], Mapping[str, Entry]],
         paths: Callable[[PodUid], Mapping[int, str]],
         setting: DeliverySetting,
+        decided: Iterable[NodePod],
     ) -> None:
         """*entries*: the snapshot's, by key. *paths*: of each port of a pod, in words. *setting*:
-        ``redirect.delivery``.
+        ``redirect.delivery``. *decided*: the node's pods as they are, each time it is asked for.
         """
         self._pods = pods
         self._flows = flows
         self._entries = entries
         self._paths = paths
         self._setting = setting
+        self._decided = decided
 
     def routes(self) -> Routes:
-        """The one page."""
+        """The one page; ``all=true``: with the pods that are not captured."""
         return {("GET", "/pods"): self._page}
 
     async def _page(self, query: Mapping[str, str]) -> Response:
         flows = await self._flows.live()
         rows = self._pods.rows()
+        decided = {each.uid: each for each in self._decided}
         for row in rows:
             uid = PodUid(str(row["uid"]))
             row["connections"] = sum(1 for flow in flows if not flow["closed"] and flow["pod"] == uid)
             row["delivery"] = self._delivery(uid)
             row["paths"] = {str(port): path for port, path in self._paths(uid).items()}
+            known = decided.pop(uid, None)
+            row["why"] = known.membership.why if known is not None else ""
+        if query.get("all") == "true":
+            rows += [_outside(each) for each in decided.values()]
         return Response.json(rows)
 
     def _delivery(self, uid: PodUid) -> str:
@@ -70,3 +78,17 @@ class PodsPage:
         if not isinstance(workload, Workload):
             return ""
         return str(delivery(self._setting, None, workload, entries.get(UNREAD)))
+
+
+def _outside(pod: NodePod) -> dict[str, object]:
+    """Return the row of a pod that is not captured, or not yet."""
+    return {
+        "pod": pod.pod,
+        "namespace": pod.namespace,
+        "uid": pod.uid,
+        "addresses": list(pod.addresses),
+        "identity": pod.identity or "",
+        "state": "awaited" if pod.membership.verdict == "captured" else pod.membership.verdict,
+        "why": pod.membership.why,
+        "faults": list(pod.faults),
+    }

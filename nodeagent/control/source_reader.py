@@ -40,12 +40,10 @@ class TakesSnapshot(Protocol):
 class SourceReader:
     """A concern, that tells all others."""
 
-    def __init__(self, source: Source, mesh: Mesh, workers: TakesSnapshot, *, enroll: bool) -> None:
-        """*enroll*: whether this node's pods are captured (``redirect.enroll``)."""
+    def __init__(self, source: Source, mesh: Mesh, workers: TakesSnapshot) -> None:
         self._source = source
         self._mesh = mesh
         self._workers = workers
-        self._enroll = enroll
         self._in_force = InForce()
         self._concerns: tuple[Concern, ...] = ()
         self._enforcing: tuple[Behind, ...] = ()
@@ -126,10 +124,13 @@ class SourceReader:
         self._in_force.bring(changes, self._workers.generation)
 
     def _snapshot(self) -> Snapshot:
+        pods = self._mesh.node_pods
         return Snapshot(
-            captured={pod.uid: pod for pod in self._mesh.local_pods()} if self._enroll else {},
-            asking={pod.uid: pod for pod in self._mesh.asking_pods()},
+            captured=pods.captured(),
+            asking=pods.asking(),
             entries=self._workers.snapshot(),
+            left_alone=pods.left_alone(),
+            awaited=pods.awaited(),
             unread=tuple(self._source.unread_pods()),
         )
 

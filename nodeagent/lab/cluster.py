@@ -23,7 +23,6 @@ from types import TracebackType
 from typing import Literal, Self
 
 from nodeagent.errors import LabError, PodError
-from nodeagent.istio import STATUS
 from nodeagent.lab import construction, injection, plan
 from nodeagent.lab.agent import Agent, merge
 from nodeagent.lab.layout import MAX_NODES, STATE_ROOT, Layout, Node, Object, read_objects, write_json
@@ -31,6 +30,8 @@ from nodeagent.lab.processes import tail
 from nodeagent.lab.programs import PATH
 from nodeagent.lab.steady import Steadiness
 from nodeagent.lab.view import View, faults, is_ready, owner
+from nodeagent.mesh.membership import EVERY_POD, membership
+from nodeagent.resources import objects
 from nodeagent.resources.load import Document, load_documents, parse
 from nodeagent.resources.model import CLUSTER_SCOPED, DeploymentResource, PodResource
 from nodeagent.resources.pod import PodSpec
@@ -195,7 +196,7 @@ class Lab(View):
         overlay = self.shape.agent
         # it gives out certificates, and no program of its is in the way of a pod's traffic
         if self.mode in injection.TEMPLATES:
-            overlay = merge({"redirect": {"enroll": False, "cgroup": str(group / "empty")}}, overlay)
+            overlay = merge({"redirect": {"enroll": "none", "cgroup": str(group / "empty")}}, overlay)
         return Agent(self.layout, found, place, overlay)
 
     def apply(
@@ -379,12 +380,15 @@ class Lab(View):
         )
 
     def _will_be_enrolled(self, pod: Object) -> bool:
-        metadata = pod["metadata"]
-        spec = pod["spec"]
-        if self.mode != "nodeagent" or spec.get("hostNetwork") or not self.agent(spec["nodeName"]).alive:
+        """Say whether the agent of its node captures *pod*: by the agent's own rules, as they are in a lab."""
+        if self.mode != "nodeagent" or not self.agent(pod["spec"]["nodeName"]).alive:
             return False
-        marks = {**metadata.get("labels", {}), **metadata["annotations"]}
-        return marks.get("nodeagent.io/enroll") != "false" and STATUS not in marks
+        namespace = _read(self.layout.objects / f"Namespace..{pod['metadata']['namespace']}.json")
+        found = objects.parse(pod)
+        known = None if namespace is None else objects.parse(namespace)
+        assert isinstance(found, objects.PodObject)
+        assert known is None or isinstance(known, objects.NamespaceObject)
+        return membership(found, known, EVERY_POD, "", []).verdict == "captured"
 
     def _complaint(self, path: Path, manifest: Object, others: Sequence[str]) -> str:
         """Say what is wrong with a pod, and which *others* are waited for."""

@@ -10,8 +10,9 @@ acknowledges when it is in force in it, open connections included; a policy is i
 worker and the kernel's maps have acknowledged what brought it.
 
 ``kernel_plan.py`` works out which ports need no proxy, and each verdict for them; ``protection.py``
-what becomes of a pod while no daemon looks; ``explain.py`` who decides, in words; ``local.py``
-which pods of the node are captured, with which exceptions.
+what becomes of a pod while no daemon looks; ``explain.py`` who decides, in words.
+``membership.py`` decides which pods are in the mesh, ``node_pods.py`` keeps what was decided of
+those of the node, ``local.py`` says how a pod is captured, with which exceptions.
 
 **Delivery** (``delivery.py``) is decided for each pair of pods when a route is made: ``inside``, a
 socket of the server's pod dials its application, and a pool serves all connections of one client;

@@ -7,11 +7,11 @@ from __future__ import annotations
 from collections.abc import Set
 from dataclasses import dataclass, field
 
-from nodeagent.mesh.local import finished
+from nodeagent.mesh.local import finished, path_setting
 from nodeagent.mesh.network_policies import NetworkPolicies
 from nodeagent.mesh.policies import Policies
 from nodeagent.mesh.selection import NamespacedName, Postings, Selection
-from nodeagent.policy.model import MtlsMode
+from nodeagent.policy.model import MtlsMode, PathSetting
 from nodeagent.resources.changes import AnyChange, Change, EnrolledChange
 from nodeagent.resources.objects import (
     NamespaceObject,
@@ -85,6 +85,17 @@ class ClusterState:
         if pod.host_network or finished(pod):
             return ()
         return tuple(address for address in pod.addresses if max(self._claims.get(address), key=self._age) == key)
+
+    def path(self, pod: PodObject, faults: list[str]) -> PathSetting:
+        """Return the path that *pod* or else its namespace asks for; what is wrong there or at a
+        Service that selects it goes to *faults*.
+        """
+        own = path_setting(pod.annotations, "", faults)
+        namespace = self.namespaces.get(pod.namespace)
+        wider = path_setting(namespace.annotations, f"Namespace {namespace.name}: ", faults) if namespace else None
+        for key in sorted(self.selection.services_of((pod.namespace, pod.name))):
+            path_setting(self.services[key].annotations, f"Service {key[1]}: ", faults)
+        return own or wider or "auto"
 
     def _age(self, key: NamespacedName) -> tuple[bool, str, str, NamespacedName]:
         pod = self.pods[key]

@@ -41,7 +41,7 @@ import logging
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import Final, TypeVar, cast
+from typing import TypeVar, cast
 
 from nodeagent.errors import IdentityError, shown
 from nodeagent.identity.spiffe import spiffe_id
@@ -62,26 +62,22 @@ from nodeagent.mesh.local import (
     EXCLUDE_INBOUND,
     AskingPod,
     LocalPod,
-    asking_pod,
     bypass,
     excluded_ports,
     finished,
     has_sidecar,
-    local_pod,
     path_setting,
 )
+from nodeagent.mesh.membership import EVERY_POD, MembershipRules
+from nodeagent.mesh.node_pods import NodePods
 from nodeagent.mesh.policies import entry_key, names, refused_row
 from nodeagent.mesh.selection import NamespacedName, Postings
 from nodeagent.places.place import Places
-from nodeagent.policy.model import MtlsMode, PathSetting
+from nodeagent.policy.model import MtlsMode
 from nodeagent.resources import objects
 from nodeagent.resources.changes import AnyChange, Change, Refused
-from nodeagent.vocabulary import Address, ObjectKey, PodUid, SpiffeId
+from nodeagent.vocabulary import Address, ObjectKey
 
-DEFAULT_ACCOUNT: Final = "default"
-"""Of pods that name none: mirrors of static pods. The mesh names them so; `nodeagent ca` gives no
-node this identity for them.
-"""
 _Made = TypeVar("_Made", Workload, Service)
 log = logging.getLogger("nodeagent.mesh")
 
@@ -91,7 +87,7 @@ class Mesh:
 
     *places* knows where this node's pods run; without it none is captured, and none is given
     sockets. *default_mtls* is in force where no PeerAuthentication says otherwise; policies of
-    *root_namespace* are for the whole mesh.
+    *root_namespace* are for the whole mesh. *membership* tells which pods of the node are in it.
     """
 
     def __init__(
@@ -102,17 +98,17 @@ class Mesh:
         *,
         default_mtls: MtlsMode = "PERMISSIVE",
         root_namespace: str = ROOT_NAMESPACE,
+        membership: MembershipRules = EVERY_POD,
     ) -> None:
         self._node = node
         self._trust_domain = trust_domain
-        self._places = places
         self._state = ClusterState(default_mtls, root_namespace)
+        self.node_pods = NodePods(node, trust_domain, places, self._state, membership, root_namespace)
+        """The pods of this node, as they are after the last :meth:`apply`."""
         self._users: Postings[str, NamespacedName] = Postings()
         self._using: dict[NamespacedName, tuple[str, ...]] = {}
         self._entries: dict[str, Entry] = {}
         self._made: dict[NamespacedName, str] = {}
-        self._local: dict[PodUid, LocalPod] = {}
-        self._asking: dict[PodUid, AskingPod] = {}
         self.faults: dict[str, str] = {}
         """Objects that could not be taken in or compiled, and why: their last entries stay."""
 
@@ -124,11 +120,11 @@ class Mesh:
 
     def local_pods(self) -> tuple[LocalPod, ...]:
         """Return the pods of this node that shall be enrolled, as they are after the last :meth:`apply`."""
-        return tuple(self._local.values())
+        return tuple(self.node_pods.captured().values())
 
     def asking_pods(self) -> tuple[AskingPod, ...]:
         """Return the pods of this node that ask for the Workload API, as they are after the last :meth:`apply`."""
-        return tuple(self._asking.values())
+        return tuple(self.node_pods.asking().values())
 
     def node_addresses(self, node: str = "") -> tuple[Address, ...]:
         """Return the InternalIPs of *node* (this one by default), empty while it is not known."""
@@ -181,6 +177,7 @@ class Mesh:
 
     def _recompile(self) -> Delta:
         touched = self._state.touched
+        touched.pods |= self.node_pods.concerned(touched.pods)
         fresh: dict[str, Entry] = {}
         stale: set[str] = set()
         used = {entry for key in touched.policies if (entry := entry_key(*key))}
@@ -233,6 +230,7 @@ class Mesh:
         return made
 
     def _governed_pod(self, key: NamespacedName) -> Workload | None:
+        self.node_pods.note(key)
         workload = self._workload(key)
         return None if workload is None else self._governed(key, workload)
 
@@ -241,9 +239,6 @@ class Mesh:
         removals = sorted(key for key in stale - fresh.keys() if self._entries.pop(key, None) is not None)
         upserts = [fresh[key] for key in sorted(fresh) if self._entries.get(key) != fresh[key]]
         self._entries.update((entry.key, entry) for entry in upserts)
-        for key in removals:
-            self._local.pop(PodUid(key.removeprefix("workload/")), None)
-            self._asking.pop(PodUid(key.removeprefix("workload/")), None)
         return Delta(tuple(upserts), tuple(removals))
 
     def _governed(self, key: NamespacedName, workload: Workload) -> Workload:
@@ -277,21 +272,17 @@ class Mesh:
         return before ^ after
 
     def _workload(self, key: NamespacedName) -> Workload | None:
-        """Return the entry of the pod *key*; also keeps the list of pods to enrol."""
+        """Return the entry of the pod *key*."""
         pod = self._state.pods.get(key)
         if pod is None or finished(pod) or not pod.addresses or not self._state.is_current(key, pod):
             return None
-        account = pod.service_account or DEFAULT_ACCOUNT
+        account = rules.service_account(pod)
         try:
             identity = spiffe_id(self._trust_domain, pod.namespace, account)
         except IdentityError as error:
             log.error("Pod %s/%s: spec.serviceAccountName: %s (left out)", *key, error)
             return None
         addresses = self._state.owned(key, pod)
-        faults: list[str] = []
-        path = self._path(pod, faults)
-        bypassed = bypass(pod.annotations, faults)
-        self._note_local(pod, addresses, identity, faults)
         selecting = [self._state.services[service] for service in self._state.selection.services_of(key)]
         ports, services = rules.served(pod, selecting)
         name = rules.workload_name(pod)
@@ -315,41 +306,10 @@ class Mesh:
             services=services,
             excluded_ports=tuple(sorted(excluded_ports(pod, EXCLUDE_INBOUND, []))),
             sidecar=has_sidecar(pod),
-            path=path,
+            path=self._state.path(pod, []),
             own_path=path_setting(pod.annotations, "", []) is not None,
-            bypass=bypassed,
+            bypass=bypass(pod.annotations, []),
         )
-
-    def _note_local(
-        self, pod: objects.PodObject, addresses: tuple[Address, ...], identity: SpiffeId, faults: list[str]
-    ) -> None:
-        """Keep whether *pod* is to be enrolled here, and what it asks for."""
-        place = self._places.of(pod) if self._places is not None and pod.node == self._node else None
-        asking = asking_pod(pod, self._node, place, identity, faults)
-        if asking is None:
-            self._asking.pop(pod.uid, None)
-        else:
-            self._asking[pod.uid] = asking
-        local = local_pod(pod, self._node, place, addresses, identity, tuple(faults))
-        if local is None:
-            self._local.pop(pod.uid, None)
-            return
-        known = self._local.get(pod.uid)
-        self._local[pod.uid] = local
-        if local.faults != (known.faults if known is not None else ()):
-            told = "; ".join(local.faults) or "its annotations are good again"
-            log.warning("Pod %s/%s: %s", pod.namespace, pod.name, told)
-
-    def _path(self, pod: objects.PodObject, faults: list[str]) -> PathSetting:
-        """Return the path that *pod* or else its namespace asks for; what is wrong there or at a
-        Service that selects it goes to *faults*.
-        """
-        own = path_setting(pod.annotations, "", faults)
-        namespace = self._state.namespaces.get(pod.namespace)
-        wider = path_setting(namespace.annotations, f"Namespace {namespace.name}: ", faults) if namespace else None
-        for key in sorted(self._state.selection.services_of((pod.namespace, pod.name))):
-            path_setting(self._state.services[key].annotations, f"Service {key[1]}: ", faults)
-        return own or wider or "auto"
 
     def _service(self, key: NamespacedName) -> Service | None:
         """Return the entry of the Service *key*; None without a selector: its endpoints are not

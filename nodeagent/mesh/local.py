@@ -1,4 +1,4 @@
-"""Which pods of this node are captured, and with which exceptions. Pure."""
+"""How pods of this node are captured, and with which exceptions. Pure."""
 
 from __future__ import annotations
 
@@ -13,7 +13,6 @@ from nodeagent.policy.model import PathSetting
 from nodeagent.resources.objects import PodObject
 from nodeagent.vocabulary import Address, PodUid, SpiffeId
 
-ENROLL: Final = "nodeagent.io/enroll"
 TLS_MODE: Final = "security.istio.io/tlsMode"
 PATH: Final = "nodeagent.io/path"
 BYPASS: Final = "nodeagent.io/bypass"
@@ -58,13 +57,11 @@ class AskingPod:
     """Where the folder is to be mounted in the pod; empty: a volume of its spec does that."""
 
 
-def asking_pod(
-    pod: PodObject, node: str, place: Place | None, identity: SpiffeId, faults: list[str]
-) -> AskingPod | None:
-    """Return what *pod*, which runs at *place*, asks for on *node*, by a volume or by annotation;
+def asking_pod(pod: PodObject, place: Place | None, identity: SpiffeId, faults: list[str]) -> AskingPod | None:
+    """Return what *pod* of this node, which runs at *place*, asks for, by a volume or by annotation;
     what is wrong goes to *faults*. A pod need not be captured to ask.
 
-    None: it does not ask, is not this node's, or has no network of its own, by which it is known.
+    None: it does not ask, or has no network of its own, by which it is known.
     """
     text = pod.annotations.get(WORKLOAD_API, "")
     mount_at = {"enabled": SOCKETS, "disabled": ""}.get(text, text)
@@ -74,7 +71,7 @@ def asking_pod(
             "'..' is allowed; it has no effect"
         )
         mount_at = ""
-    if place is None or pod.node != node or pod.host_network or finished(pod):
+    if place is None or pod.host_network or finished(pod):
         return None
     if not mount_at and not DRIVERS.intersection(pod.drivers):
         return None
@@ -94,39 +91,18 @@ def _is_mount_point(path: str) -> bool:
 
 
 def local_pod(
-    pod: PodObject,
-    node: str,
-    place: Place | None,
-    addresses: tuple[Address, ...],
-    identity: SpiffeId,
-    more_faults: tuple[str, ...] = (),
+    pod: PodObject, place: Place | None, addresses: tuple[Address, ...], identity: SpiffeId, faults: list[str]
 ) -> LocalPod | None:
-    """Return how *pod*, which runs at *place*, is to be enrolled on *node*, with *more_faults*
-    beside those of its ports' annotations.
+    """Return how *pod* of this node, which is in the mesh and runs at *place*, is to be enrolled;
+    what is wrong goes to *faults*, which the pod has then all.
 
-    None: it is not this node's, shares the node's network, brings its own proxy, asks to be left
-    alone, or has no network (yet or any more).
+    None: it has no network, yet or any more.
     """
-    if place is None or not addresses or pod.node != node or pod.host_network or finished(pod):
+    if place is None or not addresses or finished(pod):
         return None
-    if STATUS in pod.annotations:
-        return None
-    if (pod.labels.get(ENROLL) or pod.annotations.get(ENROLL, "")).lower() == "false":
-        return None
-    faults: list[str] = []
     inbound = excluded_ports(pod, EXCLUDE_INBOUND, faults)
     outbound = excluded_ports(pod, EXCLUDE_OUTBOUND, faults)
-    return LocalPod(
-        pod.uid,
-        pod.name,
-        pod.namespace,
-        addresses,
-        identity,
-        place,
-        inbound,
-        outbound,
-        (*faults, *more_faults),
-    )
+    return LocalPod(pod.uid, pod.name, pod.namespace, addresses, identity, place, inbound, outbound, tuple(faults))
 
 
 def finished(pod: PodObject) -> bool:

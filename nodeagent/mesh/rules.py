@@ -9,6 +9,10 @@ from typing import Final
 from nodeagent.mesh.entries import DeclaredProbe, Protocol
 from nodeagent.resources.objects import PodObject, ServiceObject, ServiceObjectPort
 
+DEFAULT_ACCOUNT: Final = "default"
+"""Of pods that name none: mirrors of static pods. The mesh names them so; `nodeagent ca` gives no
+node this identity for them.
+"""
 _HTTP: Final = frozenset(("http", "http_proxy"))
 _HTTP2: Final = frozenset(("http2", "grpc", "hbone"))
 _TCP: Final = frozenset(("https", "tls", "tcp", "mongo", "redis", "mysql"))
@@ -21,6 +25,11 @@ _KUBERNETES: Final[Mapping[str, Protocol]] = {
 _SERVER_FIRST: Final = frozenset((25, 53, 3306, 27017))
 """Istio's well-known ports: unnamed ones are TCP at once, as their servers may speak first."""
 _CRON_JOB: Final = re.compile(r"(.+)-\d{8,10}")
+
+
+def service_account(pod: PodObject) -> str:
+    """Return the name of the service account as which *pod* runs."""
+    return pod.service_account or DEFAULT_ACCOUNT
 
 
 def port_protocol(port: ServiceObjectPort) -> Protocol:

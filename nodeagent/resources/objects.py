@@ -14,6 +14,7 @@ from typing import Final, Literal
 
 from nodeagent.resources.labels import OPERATORS, LabelExpression, LabelSelector
 from nodeagent.resources.part import Field
+from nodeagent.resources.proxies import IstioPart, OwnProxy, istio_part, own_proxy
 from nodeagent.vocabulary import Address, PodUid
 
 NAME: Final = re.compile(r"[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?")
@@ -78,6 +79,10 @@ class PodObject:
     ready: bool
     drivers: tuple[str, ...] = ()
     """CSI drivers of its volumes."""
+    proxy: OwnProxy | None = None
+    """A proxy among its containers."""
+    istio_part: IstioPart = ""
+    """Which of Istio's programs for a node it is."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,14 +173,17 @@ def _pod(root: Field, metadata: Field) -> PodObject:
     given = tuple(item.address("ip") for item in status.parts("podIPs"))
     if not given and status.text("podIP", ""):
         given = (status.address("podIP"),)
-    restartable = [item for item in spec.parts("initContainers") if item.text("restartPolicy", "") == "Always"]
+    initial = spec.parts("initContainers")
+    restartable = [item for item in initial if item.text("restartPolicy", "") == "Always"]
+    running = [*spec.parts("containers"), *restartable]
+    labels = metadata.texts("labels")
     return PodObject(
         namespace=_namespace_of(metadata),
         name=_name_of(metadata),
         uid=PodUid(metadata.matching("uid", POD_UID, "letters, digits, '.', '_' and '-'")),
         created=metadata.text("creationTimestamp", ""),
         terminating=metadata.has("deletionTimestamp"),
-        labels=metadata.texts("labels"),
+        labels=labels,
         annotations=metadata.texts("annotations"),
         owners=tuple(
             Owner(item.text("kind"), item.text("name"), item.flag("controller"))
@@ -184,13 +192,15 @@ def _pod(root: Field, metadata: Field) -> PodObject:
         node=spec.text("nodeName", ""),
         service_account=spec.text("serviceAccountName", ""),
         host_network=spec.flag("hostNetwork"),
-        containers=tuple(_container(item) for item in [*spec.parts("containers"), *restartable]),
+        containers=tuple(_container(item) for item in running),
         phase=status.text("phase", "Pending"),
         addresses=tuple(dict.fromkeys(given)),
         ready=any(
             item.text("type") == "Ready" and item.text("status") == "True" for item in status.parts("conditions")
         ),
         drivers=tuple(item.part("csi").text("driver") for item in spec.parts("volumes") if item.has("csi")),
+        proxy=own_proxy(running, initial),
+        istio_part=istio_part(labels, running),
     )
 
 

@@ -67,12 +67,14 @@ def snapshot(
     asking: Collection[str] = (),
     entries: Collection[Entry] = (),
     unread: tuple[str, ...] = (),
+    awaited: Collection[str] = (),
 ) -> Snapshot:
     return Snapshot(
         captured={PodUid(uid): local_pod(uid) for uid in captured},
         asking={PodUid(uid): asking_pod(uid) for uid in asking},
         entries={entry.key: entry for entry in entries},
         unread=unread,
+        awaited={PodUid(uid): identity(uid) for uid in awaited},
     )
 
 

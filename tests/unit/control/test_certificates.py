@@ -93,6 +93,25 @@ def test_each_identity_of_the_node_gets_one_and_nothing_waits_for_it() -> None:
     play(scene)
 
 
+def test_a_pod_that_does_not_run_yet_has_its_certificate_already() -> None:
+    """Input: a pod that was scheduled here and shall be captured; then it runs. Verdict: it is asked
+    for at once, and once.
+    """
+
+    async def scene() -> None:
+        stage = Stage()
+        stage.authority.allowed.set()
+        async with stage.certificates.run(stage.parts):
+            stage.certificates.changed(snapshot(awaited=["a"]))
+            await until(lambda: len(stage.observer.told) == 1)
+            stage.certificates.changed(snapshot(["a"]))
+            assert stage.certificates.current(identity("a")).serial == "01"
+            assert stage.authority.asked == [identity("a")]
+        stage.parts.stop()
+
+    play(scene)
+
+
 def certificate_json(stage: Stage, name: str) -> object:
     return stage.workers.certificates[identity(name)].certificate
 

@@ -91,7 +91,8 @@ class Stage:
         }
         paths = SimpleNamespace(explain=None, paths=None, collect=None)
         plane: Any = SimpleNamespace(original_map_fd=0, announced_map_fd=0, heartbeat_fd=0)
-        self.made = Concerns(plane=plane, kernel_paths=paths, **pieces)  # type: ignore[arg-type]
+        mesh: Any = SimpleNamespace(node_pods=())
+        self.made = Concerns(plane=plane, mesh=mesh, kernel_paths=paths, **pieces)  # type: ignore[arg-type]
         self.stops = AsyncExitStack()
 
     def _sent(self, message: ToSupervisor) -> None:

@@ -19,10 +19,13 @@ from nodeagent.control.metrics_pages import MetricsPages
 from nodeagent.control.pods_page import PodsPage
 from nodeagent.control.readiness import Readiness
 from nodeagent.errors import ControlError
+from nodeagent.mesh.membership import Membership, Verdict
+from nodeagent.mesh.node_pods import NodePod
 from nodeagent.messages import AskFlows, AskMetrics
 from nodeagent.telemetry.http_request import Response, Routes
 from nodeagent.telemetry.metrics import REPAIRS
 from nodeagent.telemetry.store import Store
+from nodeagent.vocabulary import PodUid
 from tests.unit.control.scene import play, workload
 
 CONFIG = AgentConfig.model_validate(
@@ -41,6 +44,15 @@ async def told(routes: Routes, path: str, **query: str) -> Any:
 
 def flow(name: str, closed: float | None = None, pod: str = "a") -> FlowRow:
     return {"id": name, "closed": closed, "pod": pod}
+
+
+def decided(uid: str, verdict: Verdict, *faults: str) -> NodePod:
+    return NodePod(
+        PodUid(uid), uid, "default", (), Membership(verdict, "because"), None, None, False, None, None, faults
+    )
+
+
+DECIDED = (decided("a", "captured"), decided("soon", "captured"), decided("alone", "left alone", "wrong"))
 
 
 class Workers:
@@ -132,11 +144,21 @@ def test_pods_are_told_with_what_others_know_of_them() -> None:
     async def scene() -> None:
         one = workload("a")
         flows = Flows(Workers(flow("1"), flow("2", closed=1.0), flow("3", pod="b")), Kernel(), Store())
-        page = PodsPage(Pods(), flows, lambda: {one.key: one}, lambda uid: {80: f"kernel: {uid}"}, "network")
+        page = PodsPage(Pods(), flows, lambda: {one.key: one}, lambda uid: {80: f"kernel: {uid}"}, "network", DECIDED)
         known, unknown = await told(page.routes(), "/pods")
         assert (known["connections"], known["paths"]) == (1, {"80": "kernel: a"})
         assert "redirect.delivery is network" in known["delivery"]
         assert unknown["delivery"] == ""
+        assert (known["why"], unknown["why"]) == ("because", "")
+        *captured, awaited, alone = await told(page.routes(), "/pods", all="true")
+        assert [row["uid"] for row in captured] == ["a", "unknown"]
+        assert (awaited["uid"], awaited["state"]) == ("soon", "awaited")
+        assert (alone["uid"], alone["state"], alone["why"], alone["faults"]) == (
+            "alone",
+            "left alone",
+            "because",
+            ["wrong"],
+        )
 
     play(scene)
 

@@ -51,7 +51,7 @@ class Stage:
         self.source = Batches()
         self.workers = Workers()
         mesh = Mesh("n1", "cluster.local", AnnotationPlaces())
-        self.reader = SourceReader(self.source, mesh, self.workers, enroll=True)
+        self.reader = SourceReader(self.source, mesh, self.workers)
         self.parts = Parts(sleep=lambda _: asyncio.sleep(0))
 
     def says(self, *changes: AnyChange) -> None:

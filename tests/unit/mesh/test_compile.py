@@ -14,6 +14,7 @@ from nodeagent.mesh.cluster_state import ClusterState
 from nodeagent.mesh.compile import Mesh
 from nodeagent.mesh.entries import Delta, Endpoint, Entry, Service, ServicePort, Workload
 from nodeagent.mesh.entry_json import from_json, to_json
+from nodeagent.mesh.membership import MembershipRules
 from nodeagent.places.annotation import AnnotationPlaces
 from nodeagent.places.place import Place
 from nodeagent.resources import objects, security
@@ -106,10 +107,9 @@ def policy(
     )
 
 
-def namespace(name: str, **annotations: str) -> Change:
-    return Change(
-        "Namespace", "", name, parse({"kind": "Namespace", "metadata": {"name": name, "annotations": annotations}})
-    )
+def namespace(name: str, labels: dict[str, str] | None = None, **annotations: str) -> Change:
+    metadata = {"name": name, "labels": labels or {}, "annotations": annotations}
+    return Change("Namespace", "", name, parse({"kind": "Namespace", "metadata": metadata}))
 
 
 def gone(change: Change) -> Change:
@@ -440,8 +440,8 @@ _POD = st.builds(
     deleted=st.sampled_from([None, None, "2026-01-03T00:00:00Z"]),
     phase=st.sampled_from(["Running", "Running", "Succeeded"]),
     host_network=st.sampled_from([False, False, True]),
-    labels=st.sampled_from([{}, {"tier": "x"}]),
-    namespace=st.sampled_from(["default", "default", "other"]),
+    labels=st.sampled_from([{}, {"tier": "x"}, {"nodeagent.io/dataplane": "enabled"}, {"app": "ztunnel"}]),
+    namespace=st.sampled_from(["default", "default", "other", "istio-system"]),
 )
 _SERVICE = st.builds(
     service,
@@ -490,9 +490,10 @@ _RULES = st.builds(
 )
 _POLICY = st.one_of(_PEER, _RULES)
 _NAMESPACE = st.builds(
-    lambda name, path: namespace(name, **({"nodeagent.io/path": path} if path else {})),
+    lambda name, path, labels: namespace(name, labels, **({"nodeagent.io/path": path} if path else {})),
     st.sampled_from(["default", "other"]),
     st.sampled_from(["kernel", "proxy", "wrong", None]),
+    st.sampled_from([{}, {"nodeagent.io/dataplane": "enabled"}, {"istio.io/dataplane-mode": "ambient"}]),
 )
 _CHANGES = st.lists(
     st.one_of(
@@ -514,7 +515,8 @@ def last_of_each(changes: Sequence[AnyChange]) -> list[AnyChange]:
 @settings(max_examples=400)
 @given(_CHANGES, st.integers(1, 6), st.randoms(use_true_random=False))
 def test_incremental_equals_whole(changes: list[AnyChange], batch: int, random: Any) -> None:
-    incremental = Mesh("node1", DOMAIN, AnnotationPlaces())
+    rules = MembershipRules(random.choice(["all", "labelled"]), ambient_labels=random.choice([True, False]))
+    incremental = Mesh("node1", DOMAIN, AnnotationPlaces(), membership=rules)
     seen: dict[str, Entry] = {}
     for at in range(0, len(changes), batch):
         delta = incremental.apply(changes[at : at + batch])
@@ -525,12 +527,12 @@ def test_incremental_equals_whole(changes: list[AnyChange], batch: int, random: 
             seen[found.key] = found
     rest = last_of_each(changes)
     random.shuffle(rest)
-    whole = Mesh("node1", DOMAIN, AnnotationPlaces())
+    whole = Mesh("node1", DOMAIN, AnnotationPlaces(), membership=rules)
     whole.apply(rest)
     assert incremental.entries() == whole.entries()
     assert incremental.policies() == whole.policies()
     assert {found.key: found for found in whole.entries().upserts} == seen
-    assert sorted(incremental.local_pods(), key=str) == sorted(whole.local_pods(), key=str)
+    assert sorted(incremental.node_pods, key=str) == sorted(whole.node_pods, key=str)
 
 
 @given(_CHANGES)

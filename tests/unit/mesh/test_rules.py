@@ -152,7 +152,7 @@ IDENTITY = SpiffeId("spiffe://x/ns/d/sa/default")
 
 def test_exclusions() -> None:
     local = local_pod(
-        pod(annotations={EXCLUDE_INBOUND: "22, 80,", EXCLUDE_OUTBOUND: "3306"}), "node1", PLACE, ADDRESSES, IDENTITY
+        pod(annotations={EXCLUDE_INBOUND: "22, 80,", EXCLUDE_OUTBOUND: "3306"}), PLACE, ADDRESSES, IDENTITY, []
     )
     assert local is not None
     assert (local.exclude_inbound, local.exclude_outbound, local.faults) == (
@@ -164,9 +164,7 @@ def test_exclusions() -> None:
 
 @pytest.mark.parametrize("text", ["80;81", "http", "0", "65536", "-1", "*", "80,*", "²", "8e1", "1" * 5000])
 def test_a_wrong_exclusion_opens_nothing(text: str) -> None:
-    local = local_pod(
-        pod(annotations={EXCLUDE_INBOUND: text, EXCLUDE_OUTBOUND: "443"}), "node1", PLACE, ADDRESSES, IDENTITY
-    )
+    local = local_pod(pod(annotations={EXCLUDE_INBOUND: text, EXCLUDE_OUTBOUND: "443"}), PLACE, ADDRESSES, IDENTITY, [])
     assert local is not None
     assert local.exclude_inbound == frozenset()
     assert local.exclude_outbound == {443}
@@ -175,21 +173,7 @@ def test_a_wrong_exclusion_opens_nothing(text: str) -> None:
     assert len(local.faults[0]) < 300
 
 
-@pytest.mark.parametrize(
-    "left_out",
-    [
-        pod(annotations={"nodeagent.io/enroll": "false"}),
-        pod({"nodeagent.io/enroll": "false"}),
-        pod(annotations={"sidecar.istio.io/status": "{}"}),
-        pod(hostNetwork=True),
-        pod(nodeName="node2"),
-    ],
-)
-def test_left_out(left_out: PodObject) -> None:
-    assert local_pod(left_out, "node1", PLACE, ADDRESSES, IDENTITY) is None
-
-
 def test_a_pod_without_an_address_or_a_place_waits() -> None:
-    assert local_pod(pod(), "node1", None, ADDRESSES, IDENTITY) is None
-    assert local_pod(pod(), "node1", PLACE, (), IDENTITY) is None
-    assert local_pod(pod(annotations={"nodeagent.io/enroll": "true"}), "node1", PLACE, ADDRESSES, IDENTITY) is not None
+    assert local_pod(pod(), None, ADDRESSES, IDENTITY, []) is None
+    assert local_pod(pod(), PLACE, (), IDENTITY, []) is None
+    assert local_pod(pod(), PLACE, ADDRESSES, IDENTITY, []) is not None
