@@ -12,6 +12,7 @@ from pydantic.alias_generators import to_camel
 
 from nodeagent import istio
 from nodeagent.errors import ConfigError, ResourceError
+from nodeagent.places import cgroups
 from nodeagent.resources import yaml_text
 from nodeagent.vocabulary import WhenDead
 
@@ -23,6 +24,10 @@ class ConfigSection(BaseModel):
     """A mapping of which every key is known."""
 
     model_config = ConfigDict(alias_generator=to_camel, extra="forbid", frozen=True)
+
+
+def _found_cgroup() -> Path:
+    return cgroups.pods_root(cgroups.own_mountinfo())
 
 
 class MapSizes(ConfigSection):
@@ -40,7 +45,8 @@ class MapSizes(ConfigSection):
 class Redirect(ConfigSection):
     """Capture: which pods' cgroup subtree, where to pin, what to do about pods that are not enrolled."""
 
-    cgroup: Path
+    cgroup: Path = Field(default_factory=_found_cgroup)
+    """Below which all pods are; found where the kubelet makes it."""
     pin_directory: Path = Path("/sys/fs/bpf/nodeagent")
     unknown_pods: Literal["allow", "deny"] = "allow"
     delivery: DeliverySetting = "auto"
@@ -276,7 +282,7 @@ class AgentConfig(ConfigSection):
     RateLimit, watched.
     """
     runtime_directory: Path = Path("/run/nodeagent")
-    redirect: Redirect
+    redirect: Redirect = Field(default_factory=Redirect)  # type: ignore[arg-type]
     identity: Identity
     proxy: ProxySettings = ProxySettings()  # type: ignore[call-arg]
     mtls: Mtls = Mtls()  # type: ignore[call-arg]
@@ -321,6 +327,8 @@ def load_as(path: Path, model: type[Model]) -> Model:
         raise ConfigError(f"{path}: expected a mapping at the top, found {type(document).__name__}")
     try:
         return model.model_validate(document)
+    except ConfigError as error:  # what would be found by itself was not
+        raise ConfigError(f"{path}: {error}") from None
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         field = ".".join(str(part) for part in first["loc"])

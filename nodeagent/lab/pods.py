@@ -19,7 +19,7 @@ from nodeagent.lab import cgroup, linux, network, volumes
 from nodeagent.lab.containers import RunningContainer
 from nodeagent.lab.environment import ConfigMaps, command, environment
 from nodeagent.lab.layout import PAUSE_PID, Draft, Layout, Node, Object, write_json
-from nodeagent.lab.sandbox import Process, Sandbox, Started, start_pause
+from nodeagent.lab.sandbox import PauseHome, Process, Started, start_pause
 from nodeagent.lab.services import DOMAIN
 from nodeagent.links import Links
 from nodeagent.places.annotation import CGROUP, NETNS
@@ -113,7 +113,7 @@ class RunningPod:
         (etc / "hosts").write_text(f"127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost\n{own}")
         root = self.volumes / ".root"
         root.mkdir()
-        return start_pause(Sandbox(hostname[:63], self.cgroup, etc, root, self.own_network))
+        return start_pause(PauseHome(hostname[:63], self.cgroup, etc, root, self.own_network))
 
     def settle_sandbox(self, started: Started) -> None:
         """Wait for the pause process and keep its netns under the pod's name; raises LabError."""

@@ -36,7 +36,7 @@ from nodeagent.lab.root import Mount, Volumes, enter
 
 
 @dataclass(frozen=True, slots=True)
-class Sandbox:
+class PauseHome:
     """What a pod's containers share."""
 
     hostname: str
@@ -85,7 +85,7 @@ class Started:
         return self.pid
 
 
-def start_pause(sandbox: Sandbox) -> Started:
+def start_pause(sandbox: PauseHome) -> Started:
     """Start pid 1 of a new pod: it makes the pod's namespaces, then sleeps, and (SIGCHLD ignored)
     has the kernel reap orphans.
     """

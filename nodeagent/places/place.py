@@ -16,6 +16,10 @@ class Place:
     """Path of its network namespace's file."""
     cgroup: str
     """Path of its cgroup's folder; empty: not known, and the network namespace decides alone."""
+    sandbox: str = ""
+    """What the container runtime calls what holds both. A pod whose sandbox was made anew is at another
+    place, even where the paths are the same.
+    """
 
 
 class Places(Protocol):

@@ -259,7 +259,7 @@ def wrong(model: type[BaseModel], given: Mapping[str, Any], before: str = "") ->
                 {item: found for each in value for item, found in each.items()} if isinstance(value, list) else value
             )
             yield from wrong(section, whole, f"{before}{key}.")
-        elif not field.is_required() and f"{before}{key}" not in ONE_OF:
+        elif not field.is_required() and field.default_factory is None and f"{before}{key}" not in ONE_OF:
             told = TypeAdapter(field.annotation).validate_python(given[key])
             if told != field.default:
                 yield f"{before}{key}: {told!r} is told, the default is {field.default!r}"

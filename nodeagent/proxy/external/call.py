@@ -7,7 +7,6 @@ from __future__ import annotations
 import asyncio
 import errno
 import logging
-import struct
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable
 from typing import Final, TypeVar, cast
@@ -19,6 +18,7 @@ from grpclib.exceptions import GRPCError, StreamTerminatedError
 from grpclib.protocol import H2Protocol
 
 from nodeagent.errors import NodeagentError
+from nodeagent.grpc_answers import AnswerError, next_answer
 from nodeagent.proxy.external.model import Resolve, Way
 from nodeagent.proxy.pool import DialError, Dialled
 
@@ -193,21 +193,10 @@ async def unary(method: UnaryUnaryMethod[Message, _Answer], request: Message, an
     async with method.open() as stream:
         await stream.send_message(request, end=True)
         await stream.recv_initial_metadata()
-        result = await _bounded(stream, answer)
+        try:
+            result = await next_answer(stream, answer, MAX_ANSWER)
+        except AnswerError as error:
+            raise CallError(str(error)) from None
     if result is None:
         raise CallError("the answer is empty")
     return result
-
-
-async def _bounded(stream: Stream[Message, _Answer], answer: type[_Answer]) -> _Answer | None:
-    """What ``Stream.recv_message`` does, but for a message's length, which that believes whatever it is."""
-    with stream._wrapper:
-        head = await stream._stream.recv_data(5)
-        if not head:
-            return None  # the trailers say why
-        compressed, length = struct.unpack(">?I", head)
-        if compressed or length > MAX_ANSWER:
-            raise CallError(
-                "the answer is compressed" if compressed else f"the answer is longer than {MAX_ANSWER} bytes"
-            )
-        return answer.FromString(await stream._stream.recv_data(length))

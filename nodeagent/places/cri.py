@@ -1,0 +1,293 @@
+"""Places by the container runtime: which sandboxes this node has, kept up to date.
+
+A sandbox is in the runtime's list 190 to 450 ms before its pod's first instruction, and before the
+API says the pod's address. So it is looked for often while a pod that shall run here has none
+(:meth:`CriPlaces.expect`), at once when the runtime has an event or a namespace is mounted where it
+keeps them, and else every second. What is told is always the whole list compared with the last one:
+an event that was lost, doubled or late changes nothing.
+
+While the runtime does not answer (it restarts; pods go on), the last answer holds, and it is asked
+again after growing pauses.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import random
+from collections.abc import Callable, Collection, Iterable, Mapping
+from pathlib import Path
+from typing import Final
+
+from nodeagent.errors import KernelError
+from nodeagent.places.place import Place
+from nodeagent.places.runtime import ContainerRuntime, EventsUnserved, RuntimeUnavailable
+from nodeagent.places.sandbox import Listed, Sandbox, SandboxError, SandboxReport
+from nodeagent.resources import inotify
+from nodeagent.resources.objects import PodObject
+from nodeagent.vocabulary import PodUid
+
+FAST_SECONDS: Final = 0.075
+SLOW_SECONDS: Final = 1.0
+WITH_EVENTS_SECONDS: Final = 10.0
+"""Between two looks: while a pod waits for its sandbox, else, and where events come."""
+PATIENCE: Final = 40.0
+"""A pod that has waited for this many times a pause is looked for no more often: its volume or its
+node's network may take hours.
+"""
+ALARM_SECONDS: Final = 3.0
+"""How long looks follow each other quickly after a namespace was mounted: its sandbox is ready when its
+network is.
+"""
+SETTLE_SECONDS: Final = 0.02
+"""Between an event and the look for it: events come several at once."""
+FIRST_PAUSE: Final = 0.1
+LONGEST_PAUSE: Final = 5.0
+"""Between two attempts, while the runtime does not answer."""
+AT_ONCE: Final = 8
+"""Verbose statuses that are asked for at once."""
+NETNS_FOLDERS: Final = (Path("/run/netns"), Path("/var/run/netns"))
+MIRROR: Final = "kubernetes.io/config.mirror"
+"""Annotation of a static pod's mirror: the uid that the kubelet and the runtime know the pod by."""
+Reader = Callable[[Listed, SandboxReport], Sandbox]
+log = logging.getLogger("nodeagent.places")
+
+
+def pause(waited: float | None, since_alarm: float, *, events: bool) -> float:
+    """Return the seconds until the next look: *waited* is how long the pod that waits least has had
+    no sandbox (None: none waits), *since_alarm* how long ago something was mounted, *events* whether
+    the runtime tells what happens.
+    """
+    if since_alarm < ALARM_SECONDS:
+        return FAST_SECONDS
+    if waited is not None and not events:
+        return min(max(FAST_SECONDS, waited / PATIENCE), SLOW_SECONDS)
+    return WITH_EVENTS_SECONDS if events and waited is None else SLOW_SECONDS
+
+
+class CriPlaces:
+    """Where this node's pods run, by *runtime*; *read* makes a sandbox of what it reports.
+
+    *uniform* is injected for tests; *folders* is where runtimes mount network namespaces.
+    """
+
+    def __init__(
+        self,
+        runtime: ContainerRuntime,
+        read: Reader,
+        *,
+        folders: Iterable[Path] = NETNS_FOLDERS,
+        uniform: Callable[[float, float], float] = random.uniform,
+    ) -> None:
+        self._runtime = runtime
+        self._read = read
+        self._folders = tuple(folders)
+        self._uniform = uniform
+        self._loop = asyncio.get_running_loop()
+        self._seen: dict[str, Sandbox | None] = {}
+        """By the runtime's id; None: it shares the node's network, or cannot be read yet."""
+        self._retry: dict[str, float] = {}
+        """When a sandbox that could not be read is asked for again, by the loop's clock."""
+        self._current: dict[PodUid, Sandbox] = {}
+        self._here: frozenset[PodUid] = frozenset()
+        self._expected: dict[PodUid, float] = {}
+        self._faults: dict[PodUid, str] = {}
+        self._failures = 0
+        self._trouble = "the container runtime has not been asked yet"
+        self._asked = False
+        self._wake = asyncio.Event()
+        self._alarm = float("-inf")
+        self._events = False
+        self._listener: asyncio.Task[None] | None = None
+        self._inotify = -1
+
+    def of(self, pod: PodObject) -> Place | None:
+        """Return where *pod* runs. A pod that names another's sandbox, as mirrors name their static
+        pod's, is nowhere unless that one has its name.
+        """
+        found = self._current.get(pod.uid) or self._current.get(PodUid(pod.annotations.get(MIRROR, "")))
+        if found is None or (found.namespace, found.name) != (pod.namespace, pod.name):
+            return None
+        return found.place
+
+    def sandbox(self, uid: PodUid) -> Sandbox | None:
+        """Return the sandbox of the pod *uid*, None while there is none that can be entered."""
+        return self._current.get(uid)
+
+    def all(self) -> Mapping[PodUid, Sandbox]:
+        """Return all sandboxes with a network of their own."""
+        return self._current
+
+    def faults(self) -> Mapping[PodUid, str]:
+        """Return, for pods whose sandbox is there and cannot be used, why."""
+        return self._faults
+
+    def trouble(self) -> str:
+        """Return why what is known may be old; empty: the runtime answers."""
+        return self._trouble
+
+    def known(self) -> bool:
+        """Say whether the runtime has ever answered: until then pods of this node may not be known."""
+        return self._asked
+
+    def expect(self, uids: Collection[PodUid]) -> None:
+        """The pods *uids* shall run here: look often while one of them has no sandbox."""
+        now = self._loop.time()
+        before = self._expected
+        self._expected = {uid: before.get(uid, now) for uid in uids if uid not in self._here}
+        if self._expected.keys() - before.keys():
+            self._wake.set()
+
+    async def changed(self) -> frozenset[PodUid]:
+        """Wait until a pod's sandbox has come, gone or become another; return whose. The first call
+        returns what is there, and does not wait for a runtime that does not answer.
+
+        For one caller at a time. A call that is cancelled has told nothing; one that has returned is
+        not told again. Never raises for what the runtime does: see :meth:`trouble`.
+        """
+        if self._listener is None:
+            self._listener = self._loop.create_task(self._listen(), name="the container runtime's events")
+            self._watch()
+            return await self._look()
+        while True:
+            await self._next()
+            if found := await self._look():
+                return found
+
+    def close(self) -> None:
+        """Stop following; idempotent."""
+        if self._listener is not None:
+            self._listener.cancel()
+        if self._inotify >= 0:
+            self._loop.remove_reader(self._inotify)
+            os.close(self._inotify)
+            self._inotify = -1
+        self._runtime.close()
+
+    async def _next(self) -> None:
+        """Wait until the next look is due."""
+        try:
+            async with asyncio.timeout(self._due()):
+                await self._wake.wait()
+        except TimeoutError:
+            return
+        await asyncio.sleep(SETTLE_SECONDS)
+
+    def _due(self) -> float:
+        if self._failures:
+            return min(FIRST_PAUSE * 2.0 ** min(self._failures - 1, 16), LONGEST_PAUSE) * self._uniform(0.8, 1.2)
+        now = self._loop.time()
+        waited = now - max(self._expected.values()) if self._expected else None
+        return pause(waited, now - self._alarm, events=self._events)
+
+    async def _look(self) -> frozenset[PodUid]:
+        """Ask the runtime; return the pods for which it answers otherwise than before."""
+        self._wake.clear()
+        try:
+            listed = await self._runtime.sandboxes()
+            fresh = _newest(listed)
+            await self._read_all(fresh.values())
+        except RuntimeUnavailable as error:
+            self._failed(str(error))
+            return frozenset()
+        self._well()
+        return self._take(fresh, {each.id for each in listed})
+
+    async def _read_all(self, sandboxes: Iterable[Listed]) -> None:
+        """Ask for those of *sandboxes* that are not known yet. Raises RuntimeUnavailable."""
+        now = self._loop.time()
+        wanted = [each for each in sandboxes if each.id not in self._seen or self._retry.get(each.id, now + 1) <= now]
+        for at in range(0, len(wanted), AT_ONCE):
+            await asyncio.gather(*(self._ask(each) for each in wanted[at : at + AT_ONCE]))
+
+    async def _ask(self, listed: Listed) -> None:
+        report = await self._runtime.report(listed.id)
+        if report is None:
+            return
+        self._retry.pop(listed.id, None)
+        self._seen[listed.id] = None
+        if report.host_network:
+            return
+        try:
+            found = self._seen[listed.id] = self._read(listed, report)
+        except (SandboxError, OSError) as error:
+            self._retry[listed.id] = self._loop.time() + SLOW_SECONDS
+            self._fault(listed, str(error))
+            return
+        self._faults.pop(listed.uid, None)
+        if not found.addresses:
+            self._retry[listed.id] = self._loop.time() + SLOW_SECONDS
+
+    def _fault(self, listed: Listed, why: str) -> None:
+        if self._faults.get(listed.uid) != why:
+            self._faults[listed.uid] = why
+            log.error("the sandbox of pod %r/%r cannot be used: %s", listed.namespace, listed.name, why)
+
+    def _take(self, fresh: Mapping[PodUid, Listed], ids: Collection[str]) -> frozenset[PodUid]:
+        """Make *fresh* what is known; forget all but *ids*. Return who differs."""
+        now = {uid: found for uid, each in fresh.items() if (found := self._seen.get(each.id)) is not None}
+        before = self._current
+        differ = frozenset(uid for uid in now.keys() | before.keys() if now.get(uid) != before.get(uid))
+        self._seen = {name: found for name, found in self._seen.items() if name in ids}
+        self._retry = {name: due for name, due in self._retry.items() if name in ids}
+        self._faults = {uid: why for uid, why in self._faults.items() if uid in fresh}
+        self._current = now
+        self._here = frozenset(fresh)
+        self._expected = {uid: since for uid, since in self._expected.items() if uid not in fresh}
+        return differ
+
+    def _failed(self, why: str) -> None:
+        self._failures += 1
+        if self._trouble != why:
+            self._trouble = why
+            held = f"what is known of {len(self._current)} pods holds" if self._asked else "no pod's place is known"
+            log.error("%s; %s, and it is asked again", why, held)
+
+    def _well(self) -> None:
+        if self._failures:
+            log.info("the container runtime answers")
+        self._failures = 0
+        self._trouble = ""
+        self._asked = True
+
+    async def _listen(self) -> None:
+        """Wake the look at each event; where none are served, looks are frequent instead."""
+        while True:
+            try:
+                async for _ in self._runtime.events():
+                    self._events = True
+                    self._wake.set()
+            except (EventsUnserved, RuntimeUnavailable):
+                pass
+            if self._events:  # what happens from now on is not told
+                self._events = False
+                self._wake.set()
+            await asyncio.sleep(LONGEST_PAUSE * self._uniform(0.8, 1.2))
+
+    def _watch(self) -> None:
+        """Follow where the runtime mounts network namespaces, as far as that can be seen from here."""
+        try:
+            self._inotify = inotify.open_instance()
+        except KernelError as error:
+            log.warning("%s; new pods are found a little later", error)
+            return
+        for folder in self._folders:
+            try:
+                inotify.watch(self._inotify, folder, inotify.CREATE | inotify.DELETE)
+            except (KernelError, FileNotFoundError):
+                continue
+        self._loop.add_reader(self._inotify, self._mounted)
+
+    def _mounted(self) -> None:
+        if any(mask & inotify.CREATE for _, mask, _ in inotify.events(self._inotify)):
+            self._alarm = self._loop.time()
+        self._wake.set()
+
+
+def _newest(listed: Iterable[Listed]) -> dict[PodUid, Listed]:
+    """Return the sandbox of each pod: of several, as after a crash, the one that was made last."""
+    found: dict[PodUid, Listed] = {}
+    for each in sorted(listed, key=lambda one: (one.attempt, one.created)):
+        found[each.uid] = each
+    return found

@@ -1,0 +1,168 @@
+"""What a container runtime says of a pod's sandbox, looked at before anything is done with it.
+
+The sandbox holds the pod's namespaces; its network namespace and cgroup are in the verbose status,
+``info["info"]``, a JSON object that each runtime shapes for itself. containerd and CRI-O both put
+OCI's runtime-spec into it (``runtimeSpec``), and the process that holds the namespaces (``pid``),
+which is asked where the spec says no path.
+
+A runtime is root on the node and yet believed only so far: control enters what it names. A path
+must be where runtimes keep namespaces, and must not be the node's own.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from ipaddress import ip_address
+from pathlib import Path
+from typing import Final
+
+import orjson
+
+from nodeagent.errors import NodeagentError, shown
+from nodeagent.places.cgroups import pod_cgroup
+from nodeagent.places.place import Place
+from nodeagent.vocabulary import Address, Json, PodUid
+
+MAX_INFO: Final = 1 << 20
+"""Characters of a verbose status."""
+MAX_ADDRESSES: Final = 16
+_NETNS: Final = re.compile(r"/(?:var/)?run/[^\0]{1,1024}|/proc/[1-9][0-9]{0,9}/ns/net")
+_PID_LIMIT: Final = 1 << 22
+"""The kernel's PID_MAX_LIMIT."""
+
+
+class SandboxError(NodeagentError):
+    """What a runtime says of a sandbox is no place to be, and why."""
+
+
+@dataclass(frozen=True, slots=True)
+class Listed:
+    """A sandbox that is ready, as the runtime's list has it."""
+
+    id: str
+    uid: PodUid
+    namespace: str
+    name: str
+    attempt: int
+    """How often the pod's sandbox was made anew."""
+    created: int
+    """Nanoseconds since the epoch."""
+
+
+@dataclass(frozen=True, slots=True)
+class SandboxReport:
+    """A sandbox's verbose status: ``info`` is the runtime's own JSON object, empty where it has none."""
+
+    addresses: tuple[str, ...]
+    host_network: bool
+    info: str
+
+
+@dataclass(frozen=True, slots=True)
+class Sandbox:
+    """What holds a pod's network namespace on this node."""
+
+    uid: PodUid
+    namespace: str
+    name: str
+    id: str
+    """The runtime's; another one means that the pod was made anew, in another namespace."""
+    place: Place
+    addresses: tuple[Address, ...]
+    """The first is the pod's main one. Empty: not told."""
+
+
+class SandboxReader:
+    """Makes sandboxes of reports, for pods below the cgroup *root*. *proc* is where procfs is."""
+
+    def __init__(self, root: Path, proc: Path = Path("/proc")) -> None:
+        self._root = root
+        self._proc = proc
+
+    def read(self, listed: Listed, report: SandboxReport) -> Sandbox:
+        """Return the sandbox *listed*, of which the runtime says *report*. Raises SandboxError."""
+        info = _info(report.info)
+        linux = _part(_part(info, "runtimeSpec"), "linux")
+        netns = self._netns(linux, info.get("pid"))
+        cgroup = pod_cgroup(self._root, _text(linux, "cgroupsPath"), listed.uid)
+        if not cgroup:
+            raise SandboxError(
+                f"its cgroup is not below {self._root}, so nothing that it opens could be captured: the runtime says "
+                f"{shown(_text(linux, 'cgroupsPath'))}; see redirect.cgroup"
+            )
+        place = Place(netns, cgroup, listed.id)
+        return Sandbox(listed.uid, listed.namespace, listed.name, listed.id, place, addresses(report.addresses))
+
+    def _netns(self, linux: Mapping[str, Json], pid: Json) -> str:
+        """Return the path of the network namespace that can be entered here. Raises SandboxError."""
+        own = os.stat(self._proc / "self/ns/net")
+        said = _netns_path(linux)
+        tried = [said] if said else []
+        if isinstance(pid, int) and 0 < pid < _PID_LIMIT:
+            tried.append(f"{self._proc}/{pid}/ns/net")
+        for path in tried:
+            try:
+                found = os.stat(path)
+            except OSError:
+                continue
+            if found.st_dev != own.st_dev:  # the file on which the namespace is mounted, but not here
+                continue
+            if found.st_ino == own.st_ino:
+                raise SandboxError(f"{path} is the node's own network namespace, though the pod has one of its own")
+            return path
+        if not tried:
+            raise SandboxError("the runtime says neither its network namespace nor its process")
+        raise SandboxError(
+            f"{' and '.join(tried)} cannot be seen from here: mount the folder into the agent's pod with "
+            "mountPropagation: HostToContainer"
+        )
+
+
+def addresses(said: tuple[str, ...]) -> tuple[Address, ...]:
+    """Return those of *said* that a pod can have, in their canonical form."""
+    found: list[Address] = []
+    for text in said[:MAX_ADDRESSES]:
+        try:
+            address = ip_address(text)
+        except ValueError:
+            continue
+        if not (address.is_loopback or address.is_unspecified or address.is_multicast or address.is_link_local):
+            found.append(Address(str(address)))
+    return tuple(dict.fromkeys(found))
+
+
+def _info(text: str) -> Mapping[str, Json]:
+    if len(text) > MAX_INFO:
+        raise SandboxError(f"its verbose status has {len(text)} characters, at most {MAX_INFO} are read")
+    try:
+        found: Json = orjson.loads(text) if text else {}
+    except orjson.JSONDecodeError as error:
+        raise SandboxError(f"its verbose status is no JSON: {error}") from None
+    return found if isinstance(found, Mapping) else {}
+
+
+def _part(of: Mapping[str, Json], name: str) -> Mapping[str, Json]:
+    found = of.get(name)
+    return found if isinstance(found, Mapping) else {}
+
+
+def _text(of: Mapping[str, Json], name: str) -> str:
+    found = of.get(name)
+    return found if isinstance(found, str) else ""
+
+
+def _netns_path(linux: Mapping[str, Json]) -> str:
+    """Return the path of the network namespace that a runtime-spec's *linux* says; empty: none.
+    Raises SandboxError where it is none that a runtime would keep.
+    """
+    namespaces = linux.get("namespaces")
+    for each in namespaces if isinstance(namespaces, list) else ():
+        if isinstance(each, Mapping) and each.get("type") == "network":
+            path = _text(each, "path")
+            if path and (not _NETNS.fullmatch(path) or not path.isprintable() or ".." in path.split("/")):
+                raise SandboxError(f"its network namespace is said to be {shown(path)}: a file below /run is expected")
+            return path
+    return ""

@@ -1,0 +1,359 @@
+"""Which sandboxes the node has, by a runtime that comes, goes, lies and restarts: over its real protocol."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+import threading
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import grpc
+import pytest
+
+from nodeagent.errors import ConfigError
+from nodeagent.places import cri, runtime
+from nodeagent.places.cri import MIRROR, CriPlaces, pause
+from nodeagent.places.place import Place
+from nodeagent.places.runtime import CriRuntime, RuntimeUnavailable, find_socket
+from nodeagent.places.sandbox import Listed, Sandbox, SandboxError, SandboxReport, addresses
+from nodeagent.protocols import cri_pb2
+from nodeagent.resources.objects import PodObject, parse
+from nodeagent.vocabulary import PodUid
+from tests.fakes.cri import FakeCri, FakeSandbox
+from tests.fakes.serving import Method, serve
+from tests.waiting import until
+
+FIRST = PodUid("u-1")
+SECOND = PodUid("u-2")
+
+
+def read(listed: Listed, report: SandboxReport) -> Sandbox:
+    if report.info == "bad":
+        raise SandboxError("no place to be")
+    place = Place(f"/run/netns/{listed.id}", f"/kubepods/pod{listed.uid}", listed.id)
+    return Sandbox(listed.uid, listed.namespace, listed.name, listed.id, place, addresses(report.addresses))
+
+
+@pytest.fixture
+def fake(tmp_path: Path) -> Iterator[FakeCri]:
+    made = FakeCri(tmp_path / "cri.sock")
+    made.start()
+    yield made
+    made.stop()
+
+
+def run(fake: FakeCri, script: Callable[[CriPlaces], Awaitable[None]], *folders: Path) -> None:
+    """Run *script* with places by *fake*; it must end in time."""
+
+    async def all_of_it() -> None:
+        places = CriPlaces(CriRuntime(fake.path), read, folders=folders, uniform=lambda low, high: low)
+        try:
+            async with asyncio.timeout(30):
+                await script(places)
+        finally:
+            places.close()
+
+    asyncio.run(all_of_it())
+
+
+def pod(uid: str, name: str = "web", annotations: dict[str, str] | None = None) -> PodObject:
+    metadata = {"name": name, "namespace": "default", "uid": uid, "annotations": annotations or {}}
+    found = parse({"kind": "Pod", "metadata": metadata, "spec": {}})
+    assert isinstance(found, PodObject)
+    return found
+
+
+def test_what_is_there_what_comes_goes_and_is_made_anew(fake: FakeCri) -> None:
+    fake.sandboxes = [FakeSandbox("a", FIRST), FakeSandbox("old", "u-9", ready=False)]
+
+    async def script(places: CriPlaces) -> None:
+        assert not places.known()
+        assert await places.changed() == {FIRST}
+        assert places.known()
+        assert places.trouble() == ""
+        assert places.of(pod(FIRST)) == Place("/run/netns/a", "/kubepods/podu-1", "a")
+        fake.sandboxes.append(FakeSandbox("b", SECOND, addresses=("10.0.0.6", "fd00::6")))
+        assert await places.changed() == {SECOND}
+        found = places.sandbox(SECOND)
+        assert found is not None
+        assert found.addresses == ("10.0.0.6", "fd00::6")
+        fake.sandboxes[0] = FakeSandbox("c", FIRST, attempt=1)
+        assert await places.changed() == {FIRST}
+        assert places.of(pod(FIRST)) == Place("/run/netns/c", "/kubepods/podu-1", "c")
+        fake.sandboxes[0].ready = False
+        assert await places.changed() == {FIRST}
+        assert set(places.all()) == {SECOND}
+        assert fake.statuses == 3, "a sandbox is asked for once"
+
+    run(fake, script)
+
+
+def test_the_newest_of_several_sandboxes_is_the_pods(fake: FakeCri) -> None:
+    fake.sandboxes = [FakeSandbox("new", FIRST, attempt=1), FakeSandbox("old", FIRST), FakeSandbox("b", SECOND)]
+
+    async def script(places: CriPlaces) -> None:
+        await places.changed()
+        assert {found.id for found in places.all().values()} == {"new", "b"}
+
+    run(fake, script)
+
+
+def test_who_shares_the_nodes_network_is_nowhere_and_waits_for_nothing(fake: FakeCri) -> None:
+    fake.sandboxes = [FakeSandbox("a", FIRST, host_network=True), FakeSandbox("b", SECOND)]
+
+    async def script(places: CriPlaces) -> None:
+        assert await places.changed() == {SECOND}
+        places.expect({FIRST})
+        assert places._expected == {}
+
+    run(fake, script)
+
+
+def test_a_sandbox_that_cannot_be_used_is_named_and_tried_again(fake: FakeCri) -> None:
+    fake.sandboxes = [FakeSandbox("a", FIRST, info="bad"), FakeSandbox("b", SECOND, addresses=())]
+
+    async def script(places: CriPlaces) -> None:
+        assert await places.changed() == {SECOND}, "one pod's is no other's"
+        assert places.faults() == {FIRST: "no place to be"}
+        fake.sandboxes[0].info = "{}"
+        fake.sandboxes[1].addresses = ("10.0.0.6",)
+        told = set(await places.changed())
+        while told != {FIRST, SECOND}:
+            told |= await places.changed()
+        assert places.faults() == {}
+
+    run(fake, script)
+
+
+def test_a_mirror_is_where_its_static_pod_is_and_nobody_else(fake: FakeCri) -> None:
+    fake.sandboxes = [FakeSandbox("a", FIRST, name="etcd-node1")]
+
+    async def script(places: CriPlaces) -> None:
+        await places.changed()
+        assert places.of(pod("m", "etcd-node1", {MIRROR: FIRST})) is not None
+        assert places.of(pod("m", "thief", {MIRROR: FIRST})) is None
+        assert places.of(pod(FIRST, "another")) is None
+
+    run(fake, script)
+
+
+def test_while_the_runtime_is_away_the_last_answer_holds(fake: FakeCri) -> None:
+    fake.sandboxes = [FakeSandbox("a", FIRST)]
+
+    async def script(places: CriPlaces) -> None:
+        await places.changed()
+        await asyncio.to_thread(fake.stop)
+        waiting = asyncio.ensure_future(places.changed())
+        await until(places.trouble)
+        assert "there is no such file" in places.trouble() or "closed before" in places.trouble()
+        assert set(places.all()) == {FIRST}
+        fake.sandboxes = [FakeSandbox("a", FIRST), FakeSandbox("b", SECOND)]
+        fake.start()
+        assert await waiting == {SECOND}
+        assert places.trouble() == ""
+
+    run(fake, script)
+
+
+def test_a_runtime_that_is_not_there_at_first_keeps_nobody(tmp_path: Path) -> None:
+    fake = FakeCri(tmp_path / "cri.sock", sandboxes=[FakeSandbox("a", FIRST)])
+
+    async def script(places: CriPlaces) -> None:
+        assert await places.changed() == frozenset()
+        assert not places.known()
+        assert "there is no such file" in places.trouble()
+        fake.start()
+        assert await places.changed() == {FIRST}
+        assert places.known()
+
+    try:
+        run(fake, script)
+    finally:
+        fake.stop()
+
+
+def test_an_event_is_looked_at_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cri, "SLOW_SECONDS", 3600.0)
+    monkeypatch.setattr(cri, "WITH_EVENTS_SECONDS", 3600.0)
+    fake = FakeCri(tmp_path / "cri.sock", events=True)
+    fake.start()
+
+    async def script(places: CriPlaces) -> None:
+        await places.changed()
+        for number in range(3):
+            waiting = asyncio.ensure_future(places.changed())
+            fake.sandboxes.append(FakeSandbox(f"id{number}", f"u-{number}"))
+            fake.happen()
+            assert await waiting == {PodUid(f"u-{number}")}
+
+    try:
+        run(fake, script)
+    finally:
+        fake.stop()
+
+
+def test_a_namespace_that_is_mounted_is_looked_for_at_once(
+    fake: FakeCri, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cri, "SLOW_SECONDS", 3600.0)
+    folder = tmp_path / "netns"
+    folder.mkdir()
+
+    async def script(places: CriPlaces) -> None:
+        await places.changed()
+        waiting = asyncio.ensure_future(places.changed())
+        (folder / "cni-1").touch()
+        await until(lambda: fake.lists >= 3)  # the sandbox is ready only some looks later
+        fake.sandboxes.append(FakeSandbox("a", FIRST))
+        assert await waiting == {FIRST}
+
+    run(fake, script, folder, tmp_path / "absent")
+
+
+def test_a_pod_that_is_expected_is_looked_for_at_once(fake: FakeCri, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cri, "SLOW_SECONDS", 3600.0)
+
+    async def script(places: CriPlaces) -> None:
+        await places.changed()
+        waiting = asyncio.ensure_future(places.changed())
+        await asyncio.sleep(0)
+        places.expect({FIRST})
+        await until(lambda: fake.lists >= 3)
+        fake.sandboxes.append(FakeSandbox("a", FIRST))
+        assert await waiting == {FIRST}
+        assert places._expected == {}
+
+    run(fake, script)
+
+
+@pytest.mark.parametrize(
+    ("waited", "since_alarm", "events", "seconds"),
+    [
+        (None, 99.0, False, 1.0),
+        (None, 99.0, True, 10.0),
+        (0.0, 99.0, False, 0.075),
+        (2.0, 99.0, False, 0.075),
+        (20.0, 99.0, False, 0.5),
+        (9999.0, 99.0, False, 1.0),
+        (0.0, 99.0, True, 1.0),
+        (9999.0, 1.0, False, 0.075),
+        (None, 1.0, True, 0.075),
+    ],
+)
+def test_how_often_is_looked(waited: float | None, since_alarm: float, events: bool, seconds: float) -> None:
+    assert pause(waited, since_alarm, events=events) == seconds
+
+
+# -- sockets that are none --
+
+
+@contextmanager
+def answering(path: Path, words: bytes) -> Iterator[None]:
+    """Listen at *path*, and answer every connection with *words*."""
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(path))
+        listener.listen()
+
+        def serve() -> None:
+            while True:
+                try:
+                    connection, _ = listener.accept()
+                except OSError:
+                    return
+                with connection:
+                    connection.recv(4096)
+                    connection.sendall(words)
+
+        thread = threading.Thread(target=serve)
+        thread.start()
+        try:
+            yield
+        finally:
+            listener.shutdown(socket.SHUT_RDWR)
+            thread.join()
+
+
+def refusal(path: Path) -> str:
+    async def ask() -> str:
+        asked = CriRuntime(path)
+        try:
+            with pytest.raises(RuntimeUnavailable) as caught:
+                await asked.sandboxes()
+        finally:
+            asked.close()
+        return str(caught.value)
+
+    return asyncio.run(ask())
+
+
+def test_what_is_no_runtimes_socket_is_named_with_the_next_step(tmp_path: Path) -> None:
+    path = tmp_path / "socket"
+    assert refusal(path) == (
+        f"kubernetes.runtime: {path}: there is no such file: mount the folder of the runtime's socket into the "
+        "agent's pod"
+    )
+    path.touch()
+    assert refusal(path) == f"kubernetes.runtime: {path}: is no socket"
+    path.unlink()
+    with socket.socket(socket.AF_UNIX) as bound:
+        bound.bind(str(path))
+        assert "nobody listens: does the container runtime run" in refusal(path)
+    path.unlink()
+    with answering(path, b"HTTP/1.1 400 Bad Request\r\nContent-Length: 0\r\n\r\n"):
+        assert "is it a container runtime's socket?" in refusal(path)
+
+
+def test_another_service_over_grpc_is_named_too(tmp_path: Path) -> None:
+    path = tmp_path / "socket"
+    method = Method("runtime.v1alpha2.RuntimeService", "Version", cri_pb2.VersionRequest, cri_pb2.VersionResponse)
+    server, _ = serve(method, lambda request, _: cri_pb2.VersionResponse(), f"unix:{path}")
+    try:
+        assert "speaks no CRI v1" in refusal(path)
+        assert "disabled_plugins" in refusal(path)
+    finally:
+        server.stop(None).wait()
+
+
+def test_a_refusal_is_named_by_its_status(fake: FakeCri) -> None:
+    fake.refuse = grpc.StatusCode.PERMISSION_DENIED
+    assert refusal(fake.path) == f"kubernetes.runtime: {fake.path}: PERMISSION_DENIED: 'it was told to'"
+
+
+def test_an_answer_that_is_too_long_is_not_read(fake: FakeCri, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(runtime, "MAX_LIST", 64)
+    fake.sandboxes = [FakeSandbox(f"id{number}", f"u-{number}") for number in range(10)]
+    assert "longer than 64 bytes" in refusal(fake.path)
+
+
+def test_a_sandbox_that_is_gone_has_no_report(fake: FakeCri) -> None:
+    async def ask() -> None:
+        asked = CriRuntime(fake.path)
+        assert await asked.report("none") is None
+        assert await asked.version() == "'fake' '1'"
+        asked.close()
+
+    asyncio.run(ask())
+
+
+def test_the_socket_is_found_where_runtimes_listen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    other = tmp_path / "crio.sock"
+    monkeypatch.setattr(runtime, "SOCKETS", (tmp_path / "containerd.sock", other))
+    with pytest.raises(ConfigError, match=r"kubernetes\.runtime: none of .*crio\.sock is a socket"):
+        find_socket(None)
+    with socket.socket(socket.AF_UNIX) as bound:
+        bound.bind(str(other))
+        assert find_socket(None) == other
+    assert find_socket(tmp_path / "mine") == tmp_path / "mine"
+
+
+def test_nothing_is_left_open(fake: FakeCri) -> None:
+    before = len(os.listdir("/proc/self/fd"))
+
+    async def script(places: CriPlaces) -> None:
+        await places.changed()
+
+    run(fake, script, fake.path.parent)
+    assert len(os.listdir("/proc/self/fd")) <= before
