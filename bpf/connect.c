@@ -15,17 +15,22 @@ enum outcome { REFUSE = 0, PASS = 1, REDIRECT = 2, DIRECT = 3 };
 #define CGROUP_DEPTH 12
 
 /* As a DaemonSet the daemon lives below the captured cgroup: its own sockets must not come back to it for ever.
+ * Nor must those of the daemons before it, which may be ending their connections beside it.
  * The depth of its cgroup is not asked for: within a cgroup namespace it cannot be known. */
-static inline bool is_agent(u64 agent_cgroup) {
-  if (!agent_cgroup)
+static inline bool is_agent(const struct settings *node) {
+  if (!node->agent_cgroup && !node->earlier_cgroups[0])
     return false;
 #pragma unroll
   for (int level = 1; level <= CGROUP_DEPTH; level++) {
     u64 ancestor = bpf_get_current_ancestor_cgroup_id(level);
-    if (ancestor == agent_cgroup)
-      return true;
     if (!ancestor)
       return false;
+    if (ancestor == node->agent_cgroup)
+      return true;
+#pragma unroll
+    for (int one = 0; one < EARLIER_CGROUPS; one++)
+      if (ancestor == node->earlier_cgroups[one])
+        return true;
   }
   return false;
 }
@@ -47,9 +52,24 @@ static inline int fail(const struct pod *pod, u32 why, u32 passed) {
   return refuse ? REFUSE : PASS;
 }
 
-static inline int unknown(const struct settings *node) {
+/* Of two that are refused at once on two CPUs, one may not be counted here. */
+static inline void note_denied(u64 netns) {
+  struct denied *before = denied.lookup(&netns);
+  struct denied now = {.cgroup = bpf_get_current_cgroup_id(), .refused = before ? before->refused + 1 : 1, .refused_at = bpf_ktime_get_ns()};
+  denied.update(&netns, &now);
+}
+
+/* A pod that is not enrolled: it is known to be outside of the mesh, or nobody has said yet what it is. */
+static inline int outside(const struct settings *node, u64 netns) {
+  if (left_alone.lookup(&netns)) {
+    count(OUTBOUND_LEFT_ALONE);
+    return PASS;
+  }
   count(node->deny_unknown ? OUTBOUND_UNKNOWN_DENIED : OUTBOUND_UNKNOWN_ALLOWED);
-  return node->deny_unknown ? REFUSE : PASS;
+  if (!node->deny_unknown)
+    return PASS;
+  note_denied(netns);
+  return REFUSE;
 }
 
 /* Pick an endpoint where a ClusterIP is dialled, and judge where policy is decided here. REDIRECT: that is for the proxy. */
@@ -94,7 +114,7 @@ static inline bool unbound(struct bpf_sock_addr *ctx) {
 static inline int decide(struct bpf_sock_addr *ctx, u64 netns, u64 cookie, struct original *to) {
   u32 zero = 0;
   struct settings *node = settings.lookup(&zero);
-  if (!node || is_agent(node->agent_cgroup) || netns == node->host_netns || is_loopback(&to->asked.address))
+  if (!node || is_agent(node) || netns == node->host_netns || is_loopback(&to->asked.address))
     return PASS;
   if (is_own(netns, &to->asked.address))
     return PASS;
@@ -104,7 +124,7 @@ static inline int decide(struct bpf_sock_addr *ctx, u64 netns, u64 cookie, struc
   }
   struct pod *pod = pods.lookup(&netns);
   if (!pod)
-    return unknown(node);
+    return outside(node, netns);
   int way = kernel_path_kept(node) ? kernel_path(pod, to) : REDIRECT;
   if (way == REFUSE)
     return REFUSE;

@@ -15,6 +15,8 @@ PINNED("array", u32, u64, heartbeat);
 PINNED("percpu_array", u32, u64, counters);
 PINNED("hash", u64, struct pod, pods);
 PINNED("hash", struct address, u64, addresses);
+PINNED("hash", u64, u32, left_alone);
+PINNED("lru_hash", u64, struct denied, denied);
 PINNED("hash", struct port_key, u32, exclusions);
 PINNED("hash", struct port_key, u32, port_modes);
 PINNED("hash", struct port_key, u32, probed);

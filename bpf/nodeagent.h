@@ -15,6 +15,8 @@ struct address {
   __u32 words[4];
 };
 
+enum { EARLIER_CGROUPS = 3 };
+
 /* One for the node, written by the loader. */
 struct settings {
   __u64 heartbeat_timeout_ns;
@@ -24,6 +26,8 @@ struct settings {
   __u16 outbound_port;
   __u16 inbound_port;
   __u64 kernel_path_timeout_ns;
+  __u64 earlier_cgroups[EARLIER_CGROUPS]; /* of the daemons before this one, which may still end their connections; from the front */
+  __u64 owner; /* grows with each run of the loader: whose number this is not any more has been succeeded */
 };
 
 /* heartbeat: enum pulse -> monotonic ns of the last beat. PULSE_DAEMON: connections are carried; 0: it stopped on purpose.
@@ -42,6 +46,14 @@ struct pod {
   __u32 reserved;
   struct address ipv4; /* what getsockname answers on a captured connection; zero: none */
   struct address ipv6;
+};
+
+/* left_alone: netns cookie -> __u32 1: a pod of this node that is known and outside of the mesh.
+ * denied: netns cookie -> struct denied: who was refused for being neither enrolled nor left alone. */
+struct denied {
+  __u64 cgroup; /* id of the process's cgroup, which names the pod */
+  __u64 refused;
+  __u64 refused_at; /* monotonic ns of the last time */
 };
 
 enum direction { OUTBOUND = 0, INBOUND = 1 };
@@ -218,6 +230,7 @@ enum counter {
   INBOUND_DELIVERED,
   DELIVERY_UNKNOWN, /* a map of deliveries was full */
   INBOUND_UNANSWERED,
+  OUTBOUND_LEFT_ALONE,
   COUNTERS
 };
 

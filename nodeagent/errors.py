@@ -41,6 +41,12 @@ class KernelError(NodeagentError):
     """The kernel refused something that the data plane needs."""
 
 
+class PodDoingError(KernelError):
+    """A pod cannot be captured for what its own processes do: nothing is wrong
+    with the node.
+    """
+
+
 class LabError(NodeagentError):
     """The lab cluster could not be made, changed or removed."""
 
@@ -51,6 +57,10 @@ class PodError(LabError):
 
 class IdentityError(NodeagentError):
     """A certificate, key or trust bundle is missing, does not match or could not be issued."""
+
+
+class AwaitedError(IdentityError):
+    """There is no certificate yet, and nothing has failed: it is being asked for."""
 
 
 class ControlError(NodeagentError):

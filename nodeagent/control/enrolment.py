@@ -23,7 +23,7 @@ from typing import Literal
 
 from nodeagent.control.concern import Snapshot
 from nodeagent.control.enrolment_neighbours import Accepting, Capturing, Effects, HasCertificates
-from nodeagent.errors import IdentityError, KernelError, ResourceError, translated
+from nodeagent.errors import AwaitedError, IdentityError, KernelError, PodDoingError, ResourceError, translated
 from nodeagent.identity.certificate import Certificate
 from nodeagent.mesh.entries import Workload, policies_of
 from nodeagent.mesh.local import BYPASS, LocalPod
@@ -56,6 +56,10 @@ class Member:
     faults: list[str] = field(default_factory=list)
     repaired: int = 0
     published: bool = False
+    excused: bool = False
+    """It is not captured for its own doing."""
+    awaited: bool = False
+    """Its certificate is being asked for, and nothing has failed."""
     mtls: MtlsMode = "PERMISSIVE"
     port_mtls: tuple[tuple[int, MtlsMode], ...] = ()
     """By PeerAuthentication."""
@@ -100,6 +104,7 @@ class Enrolment:
         self._check_seconds = check_seconds
         self._members: dict[PodUid, Member] = {}
         self._handed: dict[PodUid, Listeners] = {}
+        self._others: list[str] = []
 
     @asynccontextmanager
     async def run(self, parts: Parts) -> AsyncIterator[None]:
@@ -125,12 +130,25 @@ class Enrolment:
                 self._enrol(uid, self._described(snapshot, pod))
 
     def missing(self) -> list[str]:
-        """Name the pods that are not captured as they should be, and why."""
-        return [
-            f"pod {member.pod.namespace}/{member.pod.pod}: {member.state}: {'; '.join(self._faults(member))}"
-            for member in self._members.values()
-            if member.state != "enrolled"
-        ]
+        """Name the pods for which the daemon is not ready, and why: those that the node cannot capture,
+        those whose certificate is still awaited, and all, where none is as it should be.
+
+        One pod that is in its own way, or whose identity the authority refuses, stops no rollout:
+        :meth:`warnings` names it.
+        """
+        members = self._members.values()
+        judged = [member for member in members if not member.excused]
+        none = not any(member.state == "enrolled" for member in judged)
+        return [self._named(member) for member in judged if member.state != "enrolled" and (none or _stops(member))]
+
+    def warnings(self) -> list[str]:
+        """Name the other pods that are not captured as they should be, and why."""
+        told = set(self.missing())
+        wrong = [self._named(member) for member in self._members.values() if member.state != "enrolled"]
+        return [words for words in wrong if words not in told]
+
+    def _named(self, member: Member) -> str:
+        return f"pod {member.pod.namespace}/{member.pod.pod}: {member.state}: {'; '.join(self._faults(member))}"
 
     def routes(self) -> Routes:
         """``PodsPage`` tells its rows."""
@@ -197,10 +215,12 @@ class Enrolment:
                 listeners = self._plane.enroll(wanted, Listeners(self._inherited.pop(uid, {})))
         except KernelError as error:
             member.state = "failed"
+            member.excused = isinstance(error, PodDoingError)
             member.faults = [str(error)]
             log.error("pod %s/%s is not captured: %s", pod.namespace, pod.pod, error)
             return
         member.cookie = netns.cookie
+        member.excused = False
         for words in self._unjoined(member):
             log.warning("pod %s/%s: %s", pod.namespace, pod.pod, words)
         self._hand_on(uid, member, listeners)
@@ -208,7 +228,7 @@ class Enrolment:
 
     def _judge(self, uid: PodUid, member: Member, wrong: list[str]) -> None:
         """Say how a captured pod is, with what is *wrong*; other nodes hear of it when it can take mTLS."""
-        missing = self._certificate_faults(member.pod.identity)
+        missing = self._certificate_faults(member)
         if wrong:
             member.state = "faulty"
         else:
@@ -268,6 +288,7 @@ class Enrolment:
     def check(self) -> None:
         """Compare each pod, and what all share, with the kernel's real state and repair what differs."""
         self._mend("the node", self._plane.verify_node, self._plane.repair_node)
+        self._tell_others()
         for uid, member in list(self._members.items()):
             if member.state == "failed":
                 self._enrol(uid, member)
@@ -278,10 +299,24 @@ class Enrolment:
             self._hand_on(uid, member, self._plane.listeners(uid))
             self._judge(uid, member, left)
 
-    def _certificate_faults(self, identity: SpiffeId) -> list[str]:
+    def _tell_others(self) -> None:
+        """Say which programs of somebody else are in the way, when that has changed."""
         try:
-            self._certificates.current(identity)
+            with translated(KernelError, "programs of others cannot be looked for"):
+                found = self._plane.others()
+        except KernelError as error:
+            found = [str(error)]
+        for words in found:
+            if words not in self._others:
+                log.warning("%s", words)
+        self._others = found
+
+    def _certificate_faults(self, member: Member) -> list[str]:
+        member.awaited = False
+        try:
+            self._certificates.current(member.pod.identity)
         except IdentityError as error:
+            member.awaited = isinstance(error, AwaitedError)
             return [str(error)]
         return []
 
@@ -340,6 +375,11 @@ class Enrolment:
             }
             for uid, member in self._members.items()
         ]
+
+
+def _stops(member: Member) -> bool:
+    """Say whether the daemon is not ready for one such pod."""
+    return member.state == "failed" or (member.state == "pending" and member.awaited)
 
 
 def _refusal(dead: bool) -> str:

@@ -71,6 +71,9 @@ class Capturing(Protocol):
     def repair_node(self) -> list[str]:
         """Repair that, and return what it was."""
 
+    def others(self) -> list[str]:
+        """Return, in words, which programs of somebody else take something from ours."""
+
     def prune(self, spared: Collection[str] = ()) -> list[str]:
         """Remove what is of no captured pod and of none of the *spared* addresses."""
 
@@ -89,4 +92,6 @@ class HasCertificates(Protocol):
     """Who knows the certificates: ``NodeCertificates``."""
 
     def current(self, identity: SpiffeId) -> Certificate:
-        """Return the one that is good now. Raises IdentityError saying why there is none."""
+        """Return the one that is good now. Raises IdentityError saying why there is none;
+        AwaitedError: it is being asked for.
+        """

@@ -82,6 +82,8 @@ class KernelPaths:
         for where, why in self._plane.kernel.left_out.items():
             if where not in before:
                 log.error("%s stays on the proxy path: %s", host_port(*where), why)
+        if self._plane.superseded():
+            return
         wanted = any(to.http for to in self._plan.destinations.values())
         if wanted != self._plane.http.enabled and (self._plane.http.ready or not wanted):
             (self._plane.http.enable if wanted else self._plane.http.disable)()

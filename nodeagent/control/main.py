@@ -31,6 +31,7 @@ from nodeagent.control.jwks import KeySets
 from nodeagent.control.kernel_path import KernelPaths
 from nodeagent.control.kernel_upkeep import KernelSide, KernelUpkeep
 from nodeagent.control.key_sets import NodeKeySets
+from nodeagent.control.left_alone import KernelOutside, LeftAlonePods
 from nodeagent.control.leftovers import Leftovers, PodSocketMaker
 from nodeagent.control.mesh_pages import MeshPages
 from nodeagent.control.metrics_pages import MetricsPages
@@ -141,6 +142,7 @@ class Concerns:
     mesh: Mesh
     reader: SourceReader
     certificates: NodeCertificates
+    left_alone: LeftAlonePods
     enrolment: Enrolment
     key_sets: NodeKeySets
     kernel_paths: KernelPaths
@@ -173,6 +175,7 @@ async def load(beginning: Beginning) -> Concerns:
         mesh=mesh,
         reader=reader,
         certificates=certificates,
+        left_alone=LeftAlonePods(outside(plane), check_seconds=check_seconds),
         enrolment=enrolment,
         key_sets=NodeKeySets(KeySets(lambda found: workers.apply(Delta((found,)))), workers),
         kernel_paths=kernel_paths,
@@ -205,6 +208,12 @@ def make_mesh(config: AgentConfig) -> Mesh:
         root_namespace=config.mtls.root_namespace,
         membership=MembershipRules(config.enroll(), config.redirect.ambient_labels),
     )
+
+
+def outside(plane: DataPlane) -> KernelOutside:
+    """Return how the kernel hears of pods outside of the mesh."""
+    known = plane.left_alone
+    return KernelOutside(known.admit, known.dismiss, known.known, plane.denials, plane.cgroup_names)
 
 
 def kernel_path_settings(config: AgentConfig) -> KernelPlanSettings:
@@ -257,11 +266,17 @@ async def start(beginning: Beginning, made: Concerns, pulse: Pulse, stops: Async
     await stops.enter_async_context(workers.run(parts))
     await stops.enter_async_context(heartbeat.run(parts))
     await stops.enter_async_context(made.certificates.run(parts))
-    told = (made.key_sets, made.enrolment, made.kernel, made.certificates, made.pod_sockets, made.leftovers)
+    told: tuple[Concern, ...] = (
+        *(made.key_sets, made.left_alone, made.enrolment, made.kernel),
+        *(made.certificates, made.pod_sockets, made.leftovers),
+    )
     made.reader.begin(told, enforcing=(workers.behind, made.kernel.behind))
     await stops.enter_async_context(made.enrolment.run(parts))
     stops.push_async_callback(workers.finish)
-    others: tuple[Concern, ...] = (made.leftovers, made.pod_sockets, made.key_sets, made.kernel, made.reader)
+    others: tuple[Concern, ...] = (
+        *(made.leftovers, made.pod_sockets, made.key_sets, made.kernel),
+        *(made.left_alone, made.reader),
+    )
     for concern in others:
         await stops.enter_async_context(concern.run(parts))
     stops.callback(parts.stop)
@@ -289,6 +304,7 @@ async def open_ports(beginning: Beginning, made: Concerns, ports: AdminPorts, he
     concerns: tuple[Concern, ...] = (
         workers,
         heartbeat,
+        made.left_alone,
         made.enrolment,
         made.certificates,
         made.key_sets,
@@ -297,7 +313,8 @@ async def open_ports(beginning: Beginning, made: Concerns, ports: AdminPorts, he
         made.leftovers,
         made.reader,
     )
-    readiness = Readiness([*(concern.missing for concern in concerns), beginning.parts.failing])
+    missing = [*(concern.missing for concern in concerns), beginning.parts.failing]
+    readiness = Readiness(missing, [made.enrolment.warnings])
     flows = Flows(workers, made.kernel_paths, store)
     mesh_pages = MeshPages(config, made.reader.entries, made.kernel_paths.explain)
     pods = PodsPage(

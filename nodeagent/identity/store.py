@@ -18,7 +18,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Final
 
-from nodeagent.errors import IdentityError, translated
+from nodeagent.errors import AwaitedError, IdentityError, translated
 from nodeagent.identity.certificate import Certificate
 from nodeagent.identity.sources import CertificateSource
 from nodeagent.vocabulary import SpiffeId
@@ -110,7 +110,7 @@ class Certificates:
 
     def current(self, identity: SpiffeId) -> Certificate:
         """Return the certificate of *identity* that is good now. Raises IdentityError saying why
-        there is none (yet).
+        there is none; AwaitedError: it is being asked for.
         """
         wanted = self._wanted.get(identity)
         if wanted is not None and wanted.held is not None:
@@ -120,8 +120,9 @@ class Certificates:
                 f"the certificate of {identity} has ended and could not be renewed: "
                 f"{wanted.error or 'it is being asked for'}"
             )
-        why = wanted.error if wanted is not None else ""
-        raise IdentityError(f"no certificate for {identity} yet: {why or 'it is being asked for'}")
+        if wanted is not None and wanted.error:
+            raise IdentityError(f"no certificate for {identity} yet: {wanted.error}")
+        raise AwaitedError(f"no certificate for {identity} yet: it is being asked for")
 
     def forget(self, identity: SpiffeId) -> None:
         """Drop the certificate: no pod of this node has the identity any more."""

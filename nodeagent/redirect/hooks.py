@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import struct
 from dataclasses import dataclass
@@ -41,6 +42,8 @@ CGROUP_HOOKS: Final = (
     Hook("connect4", _SOCK_ADDR, 10),
     Hook("connect6", _SOCK_ADDR, 11),
 )
+FIRST: Final = frozenset({"connect4", "connect6"})
+"""What another program may have rewritten by then: see others.py."""
 NODE_SOCKOPS: Final = Hook("node_sockops", _SOCK_OPS, 3)
 """Attached to the root of the cgroups: it sees the node's own processes."""
 LOOKUP: Final = Hook("sk_lookup", _SK_LOOKUP, 36)
@@ -101,15 +104,34 @@ def ensure(path: Path, hook: Hook, target: AttachPoint, program: int) -> int:
     try:
         link = _adopt(path, hook, target, program)
         if link is None:
-            link = syscall.link_create(program, target.fd, hook.attach_type)
+            link = _create(hook, target, program)
             path.unlink(missing_ok=True)
             syscall.pin(link, path)
     except OSError as error:
-        raise KernelError(
-            f"{hook.name} cannot be attached to {target.what}: {error.strerror}; `nodeagent check` says whether "
-            "the kernel has what it takes"
-        ) from None
+        raise KernelError(f"{hook.name} cannot be attached to {target.what}: {error.strerror}; {_why(error)}") from None
     return link
+
+
+def _why(error: OSError) -> str:
+    if error.errno == errno.EPERM:
+        return (
+            "the right to do so is missing, or somebody else's program holds this hook alone, there or above "
+            "(attached without BPF_F_ALLOW_MULTI): `nodeagent check` names it"
+        )
+    return "`nodeagent check` says whether the kernel has what it takes"
+
+
+def _create(hook: Hook, target: AttachPoint, program: int) -> int:
+    """Attach in front of what others attached to the same cgroup, where the kernel can: what is dialled
+    is seen as it was dialled.
+    """
+    if hook.name in FIRST:
+        try:
+            return syscall.link_create(program, target.fd, hook.attach_type, syscall.BEFORE)
+        except OSError as error:
+            if error.errno != errno.EINVAL:
+                raise
+    return syscall.link_create(program, target.fd, hook.attach_type)
 
 
 def _adopt(path: Path, hook: Hook, target: AttachPoint, program: int) -> int | None:

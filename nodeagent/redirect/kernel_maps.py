@@ -109,9 +109,12 @@ class _MapState:
 class KernelMaps:
     """The kernel path's maps. One thread only."""
 
-    def __init__(self, opened: Mapping[str, Map]) -> None:
-        """*opened*: maps by name. Raises OSError."""
+    def __init__(self, opened: Mapping[str, Map], superseded: Callable[[], bool]) -> None:
+        """*opened*: maps by name; *superseded* says whether they are another daemon's to write now.
+        Raises OSError.
+        """
         self._maps = opened
+        self._superseded = superseded
         self._numbers = _Numbers()
         self._state = _MapState()
         self._pods: dict[int, int] = {}
@@ -182,13 +185,17 @@ class KernelMaps:
         """Say that the maps are as the cluster is; to be called several times within
         redirect.kernelPathTimeoutSeconds. Raises OSError.
         """
-        heartbeat.beat(self._maps["heartbeat"].fd, layout.PULSE_KERNEL_PATH)
+        if not self._superseded():
+            heartbeat.beat(self._maps["heartbeat"].fd, layout.PULSE_KERNEL_PATH)
 
     def sync(self, plan: KernelPlan, numbers: Mapping[PodUid, int]) -> None:
         """Bring the maps to *plan*, and confirm them; *numbers* are those of the captured pods.
 
-        Raises OSError; a map that is full only goes to ``left_out``.
+        Raises OSError; a map that is full only goes to ``left_out``. Nothing happens once another
+        daemon has taken the node over.
         """
+        if self._superseded():
+            return
         self.counts.note_refusals()
         self.record.keep(numbers.values())
         self.left_out.clear()

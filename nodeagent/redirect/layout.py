@@ -24,6 +24,9 @@ OUTBOUND: Final = 0
 INBOUND: Final = 1
 
 
+EARLIER_CGROUPS: Final = 3
+
+
 class SettingsValue(ctypes.Structure):
     _fields_ = [
         ("heartbeat_timeout_ns", _u64),
@@ -33,7 +36,15 @@ class SettingsValue(ctypes.Structure):
         ("outbound_port", _u16),
         ("inbound_port", _u16),
         ("kernel_path_timeout_ns", _u64),
+        ("earlier_cgroups", _u64 * EARLIER_CGROUPS),
+        ("owner", _u64),
     ]
+
+
+def settings(value: bytes | None) -> SettingsValue:
+    """Return what the map ``settings`` holds, of whatever version: what is missing at the end is zero."""
+    size = ctypes.sizeof(SettingsValue)
+    return SettingsValue.from_buffer_copy((value or b"")[:size].ljust(size, b"\0"))
 
 
 PULSE_DAEMON: Final = 0
@@ -53,6 +64,10 @@ class PodValue(ctypes.Structure):
         ("ipv4", _u8 * ADDRESS_BYTES),
         ("ipv6", _u8 * ADDRESS_BYTES),
     ]
+
+
+class DeniedValue(ctypes.Structure):
+    _fields_ = [(name, _u64) for name in ("cgroup", "refused", "refused_at")]
 
 
 class PortKey(ctypes.Structure):
@@ -174,6 +189,7 @@ COUNTERS: Final = (
     "inbound_delivered",
     "delivery_unknown",
     "inbound_unanswered",
+    "outbound_left_alone",
 )
 """enum counter, in its order and in lower case."""
 

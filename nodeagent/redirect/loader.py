@@ -14,11 +14,11 @@ pins change at the end.
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import errno
 import fcntl
 import os
 import platform
-import struct
 import sys
 import sysconfig
 from collections.abc import Iterable, Iterator, Mapping
@@ -45,6 +45,10 @@ class LoadRequest(BaseModel):
     joining: bypass.Joining = bypass.Joining()
 
 
+_ZERO: Final = bytes(4)
+_CLOSED: Final = (
+    "are refused until they are enrolled again: what protects them was written by a version that this one cannot read"
+)
 _OWN: Final = "sockops-own"
 """The link by which sockops runs for the daemon's own cgroup, where that is not below the captured one."""
 
@@ -153,12 +157,17 @@ def cgroup_beside(captured: Path) -> Path | None:
     return None if own is None or captured.is_relative_to(own) else own
 
 
-def _settings(request: LoadRequest, cgroup: Path | None) -> bytes:
+def _settings(request: LoadRequest, cgroup: Path | None, before: layout.SettingsValue) -> bytes:
+    """Return the settings that succeed *before*. The cgroups of earlier daemons stay known, the last
+    ones: such a daemon may still be ending its connections, and what it opens for them is its own.
+    """
     redirect = request.redirect
     try:
         agent = cgroup.stat().st_ino if cgroup else 0
     except OSError as error:
         raise KernelError(f"{cgroup}: the daemon's cgroup cannot be read: {error.strerror}") from None
+    earlier = [one for one in (before.agent_cgroup, *before.earlier_cgroups) if one not in (0, agent)]
+    earlier = [*earlier, *[0] * layout.EARLIER_CGROUPS][: layout.EARLIER_CGROUPS]
     values = layout.SettingsValue(
         heartbeat_timeout_ns=int(redirect.heartbeat_timeout_seconds * 1e9),
         agent_cgroup=agent,
@@ -167,6 +176,8 @@ def _settings(request: LoadRequest, cgroup: Path | None) -> bytes:
         outbound_port=request.outbound_port,
         inbound_port=request.inbound_port,
         kernel_path_timeout_ns=int(redirect.kernel_path_timeout_seconds * 1e9),
+        earlier_cgroups=(ctypes.c_uint64 * layout.EARLIER_CGROUPS)(*earlier),
+        owner=before.owner + 1,
     )
     return bytes(values)
 
@@ -204,13 +215,16 @@ def run(request: LoadRequest) -> None:
     pinned.make()
     with _exclusive(pinned.maps):  # the folder itself is the daemon's to lock
         below = request.agent_cgroup or own_cgroup(redirect.cgroup)
-        settings = _settings(request, below)
         beside = cgroup_beside(redirect.cgroup) if below is None else None
         with pinned.successor() as successor:
             succession = maps.succeed(pinned.maps, successor.maps, redirect.maps)
             programs = compile_programs(successor.maps, request.joining)
             loaded = _load(programs, successor, (hook for hook in hooks.HOOKS if hook is not hooks.HTTP_EGRESS))
             succession.carry()
+            if closed := succession.close_pods(pinned.cookies()):
+                print(f"{closed} pods {_CLOSED}", file=sys.stderr)
+            before = layout.settings(succession.maps["settings"].get(_ZERO))
+            settings = _settings(request, below, before)
             with contextlib.ExitStack() as undo:
                 swap = _Swap(pinned, loaded, undo)
                 swap.pods()
@@ -223,7 +237,7 @@ def run(request: LoadRequest) -> None:
                 if beside is not None:  # the daemon's own sockets are ends of proxied connections
                     swap.cgroup(hooks.SOCKOPS, open_cgroup(beside), name=_OWN)
                 # programs of both versions read them: not before the last step
-                succession.maps["settings"].put(struct.pack("=I", 0), settings)
+                succession.maps["settings"].put(_ZERO, settings)
                 undo.pop_all()
             pinned.take(successor)
         for name, wanted in ((_OWN, beside is not None), (hooks.SETSOCKOPT.name, not request.joining.refusal)):

@@ -8,7 +8,7 @@ from __future__ import annotations
 import ctypes
 import errno
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -35,6 +35,8 @@ than kubelet's probes are.
 _COOKIE: Final = 8
 _FAMILIES_AND_DIRECTIONS: Final = 4
 _ADDRESSES_A_POD: Final = 4
+DENIED: Final = 1024
+"""Network namespaces that were refused for being unknown, the last ones."""
 _ANNOUNCED: Final = 4096
 """Dials that workers have announced and not begun: each is begun by the next system call."""
 
@@ -68,6 +70,8 @@ def specifications(sizes: MapSizes) -> tuple[MapSpec, ...]:
         MapSpec("counters", _PERCPU_ARRAY, 4, 8, len(layout.COUNTERS)),
         MapSpec("pods", _HASH, _COOKIE, size(layout.PodValue), sizes.pods, _NO_PREALLOC, pods),
         MapSpec("addresses", _HASH, address, _COOKIE, sizes.pods * _ADDRESSES_A_POD, _NO_PREALLOC, pods),
+        MapSpec("left_alone", _HASH, _COOKIE, 4, sizes.pods, _NO_PREALLOC, pods),
+        MapSpec("denied", _LRU_HASH, _COOKIE, size(layout.DeniedValue), DENIED),
         MapSpec(
             "exclusions", _HASH, size(layout.PortKey), 4, sizes.exclusions, _NO_PREALLOC, "redirect.maps.exclusions"
         ),
@@ -229,22 +233,42 @@ class Succession:
 
     maps: dict[str, Map]
     replaced: dict[str, int]
+    found: frozenset[str]
+    """Which maps were pinned, in whatever shape."""
 
     def carry(self) -> None:
         """Fill the new maps from those that they replace.
 
         A struct grows only at its end, and zeros there mean what its absence meant
-        (bpf/nodeagent.h). What protects pods must come over whole; of the rest, what does not fit
-        is left behind. Sockets and counts are not carried. Raises KernelError.
+        (bpf/nodeagent.h): what a newer version has there an older one leaves out. What protects
+        pods must come over whole; of the rest, what does not fit is left behind. Sockets and counts
+        are not carried. Raises KernelError where a setting has no room for all.
         """
         for name in (*_PROTECTING, *_CARRIED):
             if name in self.replaced:
                 _carry(self.replaced[name], self.maps[name], whole=name in _PROTECTING)
 
+    def close_pods(self, cookies: Iterable[int]) -> int:
+        """Have the pods in the network namespaces *cookies*, which were captured, refused until they
+        are enrolled again, where what protects them cannot be read: a later version has made those
+        maps another kind of thing, or does without. Return how many. Raises KernelError.
+        """
+        unread = [name for name in _PROTECTING if name not in self.found or not self._readable(name)]
+        closed = 0
+        for key in (struct.pack("=Q", cookie) for cookie in cookies):
+            if unread and ("pods" not in unread or self.maps["pods"].get(key) is None):
+                self.maps["pods"].put(key, _CLOSED)
+                closed += 1
+        return closed
 
+    def _readable(self, name: str) -> bool:
+        return name not in self.replaced or _alike(self.replaced[name], self.maps[name].spec)
+
+
+_CLOSED: Final = bytes(layout.PodValue(protection=layout.REFUSE_DEAD | layout.REFUSE_UNREDIRECTED))
 _PROTECTING: Final = ("pods", "addresses", "exclusions", "port_modes")
 _CARRIED: Final = (
-    *("settings", "heartbeat", "probed", "destinations", "verdicts", "services", "backends"),
+    *("settings", "heartbeat", "left_alone", "probed", "destinations", "verdicts", "services", "backends"),
     *("kernel_flows", "closed_flows", "flow_totals", "by_cookie", "by_source", "deliveries", "clients"),
 )
 
@@ -255,6 +279,7 @@ def succeed(directory: Path, successors: Path, sizes: MapSizes) -> Succession:
     """
     maps: dict[str, Map] = {}
     replaced: dict[str, int] = {}
+    found = frozenset(path.name for path in directory.iterdir())
     for spec in specifications(sizes):
         pinned = _pinned(directory / spec.name)
         fits = pinned is not None and _shape(pinned) == (
@@ -268,7 +293,7 @@ def succeed(directory: Path, successors: Path, sizes: MapSizes) -> Succession:
         if pinned is not None and not fits:
             replaced[spec.name] = pinned
         syscall.pin(maps[spec.name].fd, successors / spec.name)
-    return Succession(maps, replaced)
+    return Succession(maps, replaced, found)
 
 
 def _pinned(path: Path) -> int | None:
@@ -296,20 +321,20 @@ def _shape(fd: int) -> tuple[int, ...]:
     return (kind, *rest)
 
 
+def _alike(old: int, spec: MapSpec) -> bool:
+    """Say whether the entries of a map of another version can be read as those of *spec*."""
+    kind, key_size, *_ = _shape(old)
+    return (kind, key_size) == (spec.kind, spec.key_size)
+
+
 def _carry(old: int, new: Map, *, whole: bool) -> None:
     spec = new.spec
-    kind, key_size, value_size, *_ = _shape(old)
-    if (kind, key_size) != (spec.kind, spec.key_size) or value_size > spec.value_size:
-        if whole:
-            raise KernelError(
-                f"the pinned BPF map {spec.name} is of a version that this one cannot take over: run that "
-                "version, whose protection stays in force, "
-                "or `nodeagent uninstall` first, which ends the capture of all pods"
-            )
+    if not _alike(old, spec):
         return
+    _, key_size, value_size, *_ = _shape(old)
     for key, value in syscall.map_items(old, key_size, value_size):
         try:
-            new.put(key, value.ljust(spec.value_size, b"\0"))
+            new.put(key, value[: spec.value_size].ljust(spec.value_size, b"\0"))
         except KernelError:
             if whole:
                 raise

@@ -37,6 +37,10 @@ class Pins:
         """Where the sk_lookup link of the network namespace *cookie* is pinned."""
         return self.links / f"lookup-{cookie}"
 
+    def cookies(self) -> list[int]:
+        """Return the network namespaces of captured pods, by their links."""
+        return [int(path.name.removeprefix("lookup-")) for path in self.links.glob("lookup-*")]
+
     def make(self) -> None:
         """Make the folders, and mount bpffs when /sys/fs/bpf is empty. Raises KernelError."""
         if self.directory.is_relative_to(BPFFS):

@@ -35,6 +35,10 @@ A link is replaced, never doubled: a program that ran twice would take its own r
 connection to loopback. Programs, maps and the cgroup's links are checked in the same way, for the
 node as a whole.
 
+Another daemon may take the node over while this one still ends its connections. Its loader's run
+makes this one a predecessor (``settings.owner``): from then on nothing here writes to the kernel
+any more, and nothing is repaired, or the two would undo each other's work for ever.
+
 What an earlier daemon left of pods that are gone is removed by prune(), once all pods are enrolled;
 of pods that exist and could not be enrolled it stays, since it may protect them.
 
@@ -57,11 +61,12 @@ from pathlib import Path
 from nodeagent.config import Redirect
 from nodeagent.errors import KernelError
 from nodeagent.istio import INBOUND_PORT, OUTBOUND_PORT
-from nodeagent.redirect import bypass, heartbeat, hooks, loader, maps, pins, remnants, sock_diag
+from nodeagent.redirect import bypass, heartbeat, hooks, loader, maps, others, ownership, pins, remnants, sock_diag
 from nodeagent.redirect import pod as pods
 from nodeagent.redirect.http_metrics import HttpMetrics
 from nodeagent.redirect.kernel_maps import KernelMaps
 from nodeagent.redirect.kernel_record import FlowId, RecordedFlow
+from nodeagent.redirect.left_alone import Denial, LeftAlone, cgroup_names
 from nodeagent.redirect.netns import PodNetns
 from nodeagent.redirect.pod import EnrolledPod, Listeners
 from nodeagent.redirect.probed import Probed
@@ -100,7 +105,10 @@ class DataPlane:
         on_cgroup = hooks.CGROUP_HOOKS if joining.refusal else (*hooks.CGROUP_HOOKS, hooks.SETSOCKOPT)
         self._attached = {**dict.fromkeys(on_cgroup, self._cgroup), hooks.NODE_SOCKOPS: self._root}
         self._links = {hook.name: pins.open_pinned(self._pins.links / hook.name) for hook in self._attached}
-        self.kernel = KernelMaps(self._maps)
+        self._owner = ownership.PinOwner(self._pins.maps)
+        self.kernel = KernelMaps(self._maps, self.superseded)
+        self.left_alone = LeftAlone(self._maps["left_alone"], self._maps["denied"], self.superseded)
+        self._captured_cgroup = redirect.cgroup
         self.probed = Probed(self._maps["probed"])
         self.http = HttpMetrics(
             self._maps, self._programs.get(hooks.HTTP_EGRESS.name, -1), self._cgroup, self._pins.links
@@ -144,6 +152,7 @@ class DataPlane:
             if not line:
                 await _ended(process, said)
             said.append(line)
+            log.warning("%s", line.decode(errors="replace").strip())
         plane = cls(redirect, slots, {"outbound": outbound_port, "inbound": inbound_port}, joining)
         plane._loader = process
         if wait:
@@ -178,6 +187,10 @@ class DataPlane:
         """For :mod:`nodeagent.redirect.heartbeat` in the supervisor: pass it on, do not close it."""
         return self._maps["heartbeat"].fd
 
+    def superseded(self) -> bool:
+        """Say whether another daemon has taken the node over: nothing is written to the kernel any more."""
+        return not self._owner.holds()
+
     def beat(self) -> None:
         """Say that the daemon lives; to be called several times within redirect.heartbeatTimeoutSeconds."""
         heartbeat.beat(self.heartbeat_fd)
@@ -199,6 +212,9 @@ class DataPlane:
         Without a listener, the agent's port being taken by a process of the pod, its connections
         are treated as while no daemon is there.
         """
+        if self.superseded():
+            pod.netns.close()
+            raise KernelError(f"pod {pod.uid}: {ownership.SUPERSEDED}")
         state = self._enrolled.get(pod.uid)
         if state and state.pod.netns.cookie != pod.netns.cookie:
             self.release(pod.uid)
@@ -220,10 +236,12 @@ class DataPlane:
             put_right(self._repairs.faults(state))
         except (KernelError, OSError) as error:
             self._hold(state)
+            self.left_alone.captured(state.pod.netns.cookie)
             if isinstance(error, KernelError):
                 raise
             raise KernelError(f"pod {pod.uid}: the kernel refused its entries: {error.strerror}") from None
         state.captured = True
+        self.left_alone.captured(state.pod.netns.cookie)
         return state.listeners
 
     def _hold(self, state: CapturedPod) -> None:
@@ -242,13 +260,17 @@ class DataPlane:
     def release(self, uid: str) -> None:
         """Stop capturing new connections of a pod, then close its listeners here; live connections are untouched."""
         state = self._enrolled.pop(uid, None)
-        if state:
+        if state is None:
+            return
+        if not self.superseded():
             # its addresses off the kernel path first
             self.probed.forget(state.pod.netns.cookie)
             self.kernel.withdraw(self.kernel.number(state.pod.netns.cookie))
             self._repairs.withdraw(state)
-            state.listeners.close()
-            state.pod.netns.close()
+        elif state.link >= 0:
+            os.close(state.link)
+        state.listeners.close()
+        state.pod.netns.close()
 
     def listeners(self, uid: str) -> Listeners:
         """Return the pod's listeners: another object than before when a repair had to open some anew."""
@@ -301,21 +323,25 @@ class DataPlane:
 
     def verify(self, uid: str) -> list[str]:
         """Compare an enrolled pod with the kernel's real state; return what is wrong, in words."""
-        return [words for words, _ in self._repairs.faults(self._enrolled[uid])]
+        return [] if self.superseded() else [words for words, _ in self._repairs.faults(self._enrolled[uid])]
 
     def repair(self, uid: str) -> list[str]:
         """Put right whatever verify() would find; return what was. Raises KernelError when that is not possible."""
-        return put_right(self._repairs.faults(self._enrolled[uid]))
+        return [] if self.superseded() else put_right(self._repairs.faults(self._enrolled[uid]))
 
     def verify_node(self) -> list[str]:
         """Compare the cgroup's links and all pins, which every pod depends on, with what they should be."""
-        return [words for words, _ in self._node_faults()]
+        return [] if self.superseded() else [words for words, _ in self._node_faults()]
 
     def repair_node(self) -> list[str]:
         """Put right whatever verify_node() would find; return what was. Raises KernelError when
         that is not possible.
         """
-        return put_right(self._node_faults())
+        return [] if self.superseded() else put_right(self._node_faults())
+
+    def others(self) -> list[str]:
+        """Name programs of somebody else that take something from ours. Raises OSError."""
+        return others.told(others.others(self._captured_cgroup, self._ids.values()))
 
     def prune(self, spared: Collection[str] = ()) -> list[str]:
         """Remove what an earlier daemon left of pods that are not enrolled now; return it in words.
@@ -324,7 +350,19 @@ class DataPlane:
         What protects the pods with the addresses *spared*, which exist and could not be enrolled,
         stays.
         """
-        return remnants.prune(self._maps, self._pins, self.probed, self._enrolled.values(), spared)
+        if self.superseded():
+            return []
+        found = ["an entry of left_alone"] * self.left_alone.prune()
+        return found + remnants.prune(self._maps, self._pins, self.probed, self._enrolled.values(), spared)
+
+    def denials(self) -> list[Denial]:
+        """Return who was refused for being unknown (``redirect.unknownPods: deny``). Raises OSError."""
+        captured = {state.pod.netns.cookie: PodUid(uid) for uid, state in self._enrolled.items()}
+        return self.left_alone.denials(captured)
+
+    def cgroup_names(self, numbers: Collection[int]) -> dict[int, str]:
+        """Return where below the captured cgroup those with these *numbers* are, as far as they are there."""
+        return cgroup_names(self._captured_cgroup, numbers)
 
     def statistics(self) -> Statistics:
         """Read all counters, and count the entries of the maps that can be full (a system call per 4096 entries)."""
@@ -384,6 +422,7 @@ class DataPlane:
                     wrong or f"the link {hook.name} is not pinned",
                     partial(self._relink_node, hook, path),
                 )
+        yield from self.left_alone.faults()
         yield from self.kernel.faults()
 
     def _relink_node(self, hook: hooks.Hook, path: Path) -> None:

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Final
 
-from nodeagent.errors import KernelError
+from nodeagent.errors import KernelError, PodDoingError
 from nodeagent.mesh.protection import OPEN, Protection
 from nodeagent.redirect import layout, netns
 from nodeagent.vocabulary import Direction, Family, family_of
@@ -116,7 +116,8 @@ def listener_ids(slots: int) -> list[ListenerId]:
 def open_listeners(
     pod: EnrolledPod, ids: Iterable[ListenerId], ports: Mapping[Direction, int]
 ) -> dict[ListenerId, socket.socket]:
-    """Open the listeners *ids* inside the pod. Raises KernelError, and then leaves none behind.
+    """Open the listeners *ids* inside the pod. Raises KernelError, and then leaves none behind;
+    PodDoingError where it is the pod that leaves no room for them.
 
     A pod without IPv6 addresses may have IPv6 switched off, even on lo: it gets no ::1 listener,
     and the connect program treats what it would have redirected there as it does when the daemon is
@@ -132,7 +133,8 @@ def open_listeners(
                 except OSError as error:
                     if error.errno in (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT) and family not in families:
                         continue
-                    raise KernelError(_explain(pod, family, ports[direction], error)) from None
+                    kind = PodDoingError if error.errno in _OF_THE_POD else KernelError
+                    raise kind(_explain(pod, family, ports[direction], error)) from None
     except OSError as error:
         raise KernelError(
             f"pod {pod.uid}: {pod.netns.path}: the network namespace cannot be entered: {error.strerror}"
@@ -141,6 +143,9 @@ def open_listeners(
         Listeners(opened).close()
         raise
     return opened
+
+
+_OF_THE_POD: Final = frozenset({errno.EADDRINUSE, errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT})
 
 
 def _explain(pod: EnrolledPod, family: Family, port: int, error: OSError) -> str:

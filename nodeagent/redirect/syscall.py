@@ -10,6 +10,7 @@ from __future__ import annotations
 import ctypes
 import os
 import platform
+import sys
 from collections.abc import Iterator
 from typing import Final
 
@@ -23,7 +24,9 @@ PROG_LOAD = 5
 OBJ_PIN = 6
 OBJ_GET = 7
 PROG_ATTACH = 8
+PROG_GET_FD_BY_ID = 13
 OBJ_INFO = 15
+PROG_QUERY = 16
 MAP_LOOKUP_AND_DELETE = 21
 MAP_LOOKUP_BATCH = 24
 LINK_CREATE = 28
@@ -82,6 +85,15 @@ class _Program(ctypes.Structure):
 
 class _Attach(ctypes.Structure):
     _fields_ = [("target", _u32), ("program", _u32), ("attach_type", _u32), ("flags", _u32), ("rest", _u32 * 12)]
+
+
+class _Query(ctypes.Structure):
+    _fields_ = [
+        *((name, _u32) for name in ("target", "attach_type", "query_flags", "attach_flags")),
+        ("programs", _u64),
+        ("count", _u32),
+        ("rest", _u32 * 9),
+    ]
 
 
 class _Link(ctypes.Structure):
@@ -216,6 +228,11 @@ def info(fd: int, size: int = 80) -> bytes:
     return buffer.raw
 
 
+def map_value_size(fd: int) -> int:
+    """Return the bytes of a map's values (struct bpf_map_info: type, id, key_size, value_size). Raises OSError."""
+    return int.from_bytes(info(fd, 16)[12:16], sys.byteorder)
+
+
 def program_load(kind: int, attach_type: int, instructions: bytes) -> int:
     """Load a program given as machine code (what `nodeagent check` tries); return its descriptor. Raises OSError."""
     code = ctypes.create_string_buffer(instructions, len(instructions))
@@ -226,14 +243,37 @@ def program_load(kind: int, attach_type: int, instructions: bytes) -> int:
     return _own(bpf(PROG_LOAD, attr))
 
 
-def program_attach(program: int, target: int, attach_type: int) -> None:
+def program_attach(program: int, target: int, attach_type: int, flags: int = 0) -> None:
     """Attach *program* to a map, in place of the one that is (BPF_PROG_ATTACH). Raises OSError."""
-    bpf(PROG_ATTACH, _Attach(target, program, attach_type))
+    bpf(PROG_ATTACH, _Attach(target, program, attach_type, flags))
 
 
-def link_create(program: int, target: int, attach_type: int) -> int:
+def program_get(number: int) -> int:
+    """Open a program by the kernel's number of it; return its descriptor. Raises OSError."""
+    return _own(bpf(PROG_GET_FD_BY_ID, _Link(number)))
+
+
+_QUERIED: Final = 64
+"""Programs at one hook; more are not told (BPF_CGROUP_MAX_PROGS)."""
+
+
+def program_query(target: int, attach_type: int, *, effective: bool = False) -> tuple[list[int], int]:
+    """Return the numbers of the programs that are attached to a cgroup, and the flags with which they
+    are; *effective*: of all that run there, in the order in which they run. Raises OSError.
+    """
+    numbers = (_u32 * _QUERIED)()
+    attr = _Query(target, attach_type, int(effective), 0, ctypes.addressof(numbers), _QUERIED)
+    bpf(PROG_QUERY, attr)
+    return list(numbers[: attr.count]), int(attr.attach_flags)
+
+
+BEFORE: Final = 1 << 3
+"""BPF_F_BEFORE: in front of all others of a cgroup (Linux 6.17); older kernels say EINVAL."""
+
+
+def link_create(program: int, target: int, attach_type: int, flags: int = 0) -> int:
     """Attach *program* to a cgroup or network namespace; return the link's descriptor. Raises OSError."""
-    return _own(bpf(LINK_CREATE, _Link(program, target, attach_type)))
+    return _own(bpf(LINK_CREATE, _Link(program, target, attach_type, flags)))
 
 
 def link_update(link: int, program: int) -> None:

@@ -49,10 +49,9 @@ class Node:
     def redirect(self, **settings: Any) -> Redirect:
         return Redirect(cgroup=self.stage.cgroup, pinDirectory=self.pin_directory, **{**self.settings, **settings})
 
-    def load(self, slots: int = 1, **settings: Any) -> DataPlane:
-        plane = asyncio.run(
-            DataPlane.load(self.redirect(**settings), slots=slots, agent_cgroup=self.stage.cgroup / "agent")
-        )
+    def load(self, slots: int = 1, agent_cgroup: Path | None = None, **settings: Any) -> DataPlane:
+        place = agent_cgroup or self.stage.cgroup / "agent"
+        plane = asyncio.run(DataPlane.load(self.redirect(**settings), slots=slots, agent_cgroup=place))
         plane.beat()
         return plane
 

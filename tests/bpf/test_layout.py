@@ -13,6 +13,7 @@ from nodeagent.redirect import bypass_layout, http_layout, layout, loader
 STRUCTS: dict[str, type[ctypes.Structure]] = {
     "settings": layout.SettingsValue,
     "pod": layout.PodValue,
+    "denied": layout.DeniedValue,
     "port_key": layout.PortKey,
     "listener_key": layout.ListenerKey,
     "endpoint": layout.EndpointKey,
@@ -67,9 +68,14 @@ def test_python_and_c_agree(tmp_path: Path) -> None:
         for index, name in enumerate(names):
             wanted.append(f"http {name} {index}")
             prints.append(f'printf("http {name} %d\\n", HTTP_{name.upper()});')
-    wanted.append(f"constants {layout.OUTBOUND} {layout.INBOUND} {len(layout.COUNTERS)} {layout.ADDRESS_BYTES}")
+    wanted.append(
+        f"constants {layout.OUTBOUND} {layout.INBOUND} {len(layout.COUNTERS)} {layout.ADDRESS_BYTES} "
+        f"{layout.EARLIER_CGROUPS}"
+    )
     wanted.append(f"kernel {layout.ANY_SOURCE} {layout.BY_SOURCE} {layout.FLOW_HTTP} {layout.FLOW_BYPASS}")
-    prints.append('printf("constants %d %d %d %zu\\n", OUTBOUND, INBOUND, COUNTERS, sizeof(struct address));')
+    prints.append(
+        'printf("constants %d %d %d %zu %d\\n", OUTBOUND, INBOUND, COUNTERS, sizeof(struct address), EARLIER_CGROUPS);'
+    )
     wanted.append(f"protection {layout.REFUSE_DEAD} {layout.REFUSE_UNREDIRECTED} {layout.PROBED}")
     prints.append('printf("kernel %d %d %d %d\\n", ANY_SOURCE, BY_SOURCE, FLOW_HTTP, FLOW_BYPASS);')
     prints.append('printf("protection %d %d %d\\n", REFUSE_DEAD, REFUSE_UNREDIRECTED, PROBED);')

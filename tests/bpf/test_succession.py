@@ -4,13 +4,13 @@ comes over, or stays.
 
 from __future__ import annotations
 
+import ctypes
 import os
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from multiprocessing.connection import Connection
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 
@@ -19,8 +19,8 @@ from nodeagent.mesh.kernel_plan import ALLOWED, KernelDestination, KernelPlan, K
 from nodeagent.redirect import hooks, layout, loader, netns, syscall
 from nodeagent.vocabulary import PodUid
 from tests.bpf.conftest import Node
-from tests.bpf.test_plane import _objects
-from tests.bpf.world import Child, Pod, ip, keep_dialling, serve
+from tests.bpf.test_plane import _answer, _objects
+from tests.bpf.world import Child, Pod, answering, ip, keep_dialling, serve
 
 A, B = PodUid("a"), PodUid("b")
 CARRIED = ("pods", "addresses", "exclusions", "port_modes", "destinations", "verdicts", "services", "backends")
@@ -144,7 +144,7 @@ def _request(node: Node, **settings: object) -> loader.LoadRequest:
     )
 
 
-def test_a_grown_struct_keeps_what_is_in_force_and_an_older_version_is_refused(
+def test_a_grown_struct_keeps_what_is_in_force_and_so_does_an_older_version(
     make_node: Callable[..., Node], a: Pod, b: Pod, outside: Pod, tmp_path: Path
 ) -> None:
     node = make_node()
@@ -156,12 +156,36 @@ def test_a_grown_struct_keeps_what_is_in_force_and_an_older_version_is_refused(
         pods = syscall.get(node.pin_directory / "maps" / "pods")
         assert [value[-16:] for _, value in syscall.map_items(pods, 8, 64)] == [bytes(16)] * 2
         os.close(pods)
-        with pytest.raises(
-            KernelError, match=r"pods is of a version that this one cannot take over: .* `nodeagent uninstall` first"
-        ):
-            node.load()
-        assert _objects(node) == grown
-    node.plane = SimpleNamespace(close=lambda: None)  # type: ignore[assignment]  # what there was is closed
+        loaded(node)
+        assert _objects(node) != grown
+        assert all(contents(node).values())
+        assert {len(value) for value in contents(node)["pods"].values()} == {ctypes.sizeof(layout.PodValue)}
+
+
+@pytest.mark.parametrize("name", ["pods", "port_modes"])
+def test_what_protects_in_a_way_that_cannot_be_read_is_closed_and_stuck_is_nobody(
+    make_node: Callable[..., Node], a: Pod, b: Pod, name: str
+) -> None:
+    """Input: the pins of a later version, in which a map that protects pods is another kind of thing.
+    Verdict: its pods are refused, both ways, until they are enrolled again; who was no pod is not.
+    """
+    node = make_node()
+    for pod in (a, b):
+        node.stage.start(pod, serve, "0.0.0.0", PORT).receive()
+    node.enroll(a)
+    node.plane.close()
+    pin = node.pin_directory / "maps" / name
+    pin.unlink()
+    other = syscall.map_create(9, name, 16, 64, 16, 0)
+    syscall.pin(other, pin)
+    os.close(other)
+    loaded(node)
+    assert [_answer(node, a, b.ipv4, PORT), _answer(node, b, a.ipv4, PORT)] == [b"EPERM", b"ECONNREFUSED"]
+    node.plane.beat()
+    with answering(node.enroll(a), b"proxy"):
+        assert [_answer(node, a, b.ipv4, PORT), _answer(node, b, a.ipv4, PORT)] == [b"proxy"] * 2
+    node.plane.release("pod")
+    assert _answer(node, a, b.ipv4, PORT) == b"app 1"
 
 
 def test_a_loader_that_fails_at_the_last_step_takes_all_back(

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from nodeagent.control.concern import Snapshot
-from nodeagent.errors import IdentityError, KernelError
+from nodeagent.errors import AwaitedError, IdentityError, KernelError, PodDoingError
 from nodeagent.identity.certificate import Certificate
 from nodeagent.mesh.entries import Delta, Entry, Workload
 from nodeagent.mesh.local import AskingPod, LocalPod
@@ -143,10 +143,13 @@ class Certificates:
     """Those of *good* identities."""
 
     good: set[SpiffeId] = field(default_factory=set)
+    awaited: set[SpiffeId] = field(default_factory=set)
+    """Of those that are not good: nothing has failed yet."""
 
     def current(self, identity: SpiffeId) -> Certificate:
         if identity not in self.good:
-            raise IdentityError(f"no certificate for {identity} yet")
+            kind = AwaitedError if identity in self.awaited else IdentityError
+            raise kind(f"no certificate for {identity} yet")
         return certificate(identity.rsplit("/", 1)[1])
 
 
@@ -159,10 +162,14 @@ class Plane:
     held: dict[str, Listeners] = field(default_factory=dict)
     refused: set[str] = field(default_factory=set)
     """Pods that cannot be captured."""
+    own_doing: set[str] = field(default_factory=set)
+    """Pods that keep themselves from it."""
     wrong: dict[str, list[str]] = field(default_factory=dict)
     """What is wrong with each, and can be repaired."""
     broken: dict[str, list[str]] = field(default_factory=dict)
     """What cannot."""
+    foreign: list[str] = field(default_factory=list)
+    """Programs of somebody else, in words."""
     pruned: list[tuple[str, ...]] = field(default_factory=list)
 
     def pod_netns(self, path: Path) -> PodNetns:
@@ -171,6 +178,8 @@ class Plane:
     def enroll(self, pod: EnrolledPod, listeners: Listeners | None = None) -> Listeners:
         if pod.uid in self.refused:
             raise KernelError("port 15001 is taken")
+        if pod.uid in self.own_doing:
+            raise PodDoingError("port 15006 is taken by a process in the pod")
         self.captured[pod.uid] = pod
         given = dict(listeners.fds) if listeners is not None else {}
         if not given:
@@ -195,6 +204,9 @@ class Plane:
 
     def repair(self, uid: str) -> list[str]:
         return self.wrong.pop(uid, [])
+
+    def others(self) -> list[str]:
+        return list(self.foreign)
 
     def verify_node(self) -> list[str]:
         return self.verify("node")

@@ -83,6 +83,7 @@ def test_a_pod_is_captured_before_its_certificate_is_there(stage: Stage) -> None
     assert stage.supervisor.kept.keys() == {"a/inbound/4/0", "a/netns"}
     assert stage.published == {}
     assert stage.enrolment.missing() == [f"pod default/a: pending: no certificate for {identity('a')} yet"]
+    assert stage.enrolment.warnings() == []
     stage.certificates.good.add(identity("a"))
     stage.enrolment.certified(certificate("other"))
     assert stage.states() == {"a": "pending"}
@@ -110,6 +111,47 @@ def test_a_pod_that_cannot_be_captured_keeps_no_other_from_it(stage: Stage) -> N
     stage.plane.refused.clear()
     stage.enrolment.check()
     assert stage.states() == {"a": "enrolled", "b": "enrolled"}
+
+
+def test_one_pod_in_its_own_way_stops_no_rollout(stage: Stage) -> None:
+    """Verdict: it is warned of; alone on the node too. What the node cannot do keeps the daemon from being ready."""
+    stage.plane.own_doing = {"a"}
+    stage.bring("a")
+    assert stage.enrolment.missing() == []
+    words = ["pod default/a: failed: port 15006 is taken by a process in the pod"]
+    assert stage.enrolment.warnings() == words
+    stage.certificates.good = {identity("b")}
+    stage.bring("a", "b")
+    assert (stage.enrolment.missing(), stage.enrolment.warnings()) == ([], words)
+    stage.plane.own_doing.clear()
+    stage.plane.refused = {"a"}
+    stage.enrolment.check()
+    assert (stage.enrolment.missing(), stage.enrolment.warnings()) == (
+        ["pod default/a: failed: port 15001 is taken"],
+        [],
+    )
+
+
+def test_an_identity_that_the_authority_refuses_stops_no_rollout_and_all_do(stage: Stage) -> None:
+    stage.bring("a", "b")
+    assert len(stage.enrolment.missing()) == 2
+    stage.certificates.good = {identity("b")}
+    stage.enrolment.check()
+    refused = [f"pod default/a: pending: no certificate for {identity('a')} yet"]
+    assert (stage.enrolment.missing(), stage.enrolment.warnings()) == ([], refused)
+    stage.certificates.awaited = {identity("a")}
+    stage.enrolment.check()
+    assert stage.enrolment.missing() == refused, "it is being asked for: that does not take long"
+    assert stage.enrolment.warnings() == []
+
+
+def test_programs_of_others_are_told_when_that_changes(stage: Stage, caplog: pytest.LogCaptureFixture) -> None:
+    stage.plane.foreign = ["/sys/fs/cgroup: cil_sock4_connect: in the way"]
+    for _ in range(3):
+        stage.enrolment.check()
+    stage.plane.foreign.append("another")
+    stage.enrolment.check()
+    assert [record.message for record in caplog.records] == stage.plane.foreign
 
 
 def test_a_pod_that_is_described_otherwise_is_captured_anew_and_an_unchanged_one_is_left_alone(stage: Stage) -> None:
@@ -142,7 +184,7 @@ def test_what_is_wrong_is_repaired_and_counted_and_what_cannot_be_is_said(stage:
     stage.plane.wrong = {"a": ["listener: gone"]}
     stage.plane.broken = {"a": ["map: full"]}
     stage.enrolment.check()
-    assert stage.enrolment.missing() == ["pod default/a: faulty: map: full"]
+    assert stage.enrolment.missing() == ["pod default/a: faulty: map: full"], "no pod is as it should be"
     store = Store()
     stage.bring("a", "b")
     stage.enrolment.collect(store)

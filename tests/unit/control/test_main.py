@@ -63,6 +63,9 @@ class Piece(Noted):
     def behind(self, generation: int) -> list[str]:
         return []
 
+    def warnings(self) -> list[str]:
+        return []
+
     def collect(self, store: object) -> None:
         """Nothing is counted."""
 
@@ -87,7 +90,10 @@ class Stage:
         self.beginning.link._stilled.set()
         pieces: dict[str, Any] = {
             name: Piece(name, self.told)
-            for name in ("reader", "certificates", "enrolment", "key_sets", "kernel", "pod_sockets", "leftovers")
+            for name in (
+                *("reader", "certificates", "left_alone", "enrolment", "key_sets", "kernel"),
+                *("pod_sockets", "leftovers"),
+            )
         }
         paths = SimpleNamespace(explain=None, paths=None, collect=None)
         plane: Any = SimpleNamespace(original_map_fd=0, announced_map_fd=0, heartbeat_fd=0)
@@ -112,12 +118,13 @@ def test_everything_starts_in_the_order_in_which_it_is_needed_and_stops_in_the_r
             "source read",
             "Fork, untold",
             "certificates started",
-            "brought to it: key_sets enrolment kernel certificates pod_sockets leftovers",
+            "brought to it: key_sets left_alone enrolment kernel certificates pod_sockets leftovers",
             "enrolment started",
             "leftovers started",
             "pod_sockets started",
             "key_sets started",
             "kernel started",
+            "left_alone started",
             "reader started",
             "BeginHeartbeat, told",
         ]
@@ -125,6 +132,7 @@ def test_everything_starts_in_the_order_in_which_it_is_needed_and_stops_in_the_r
         await stage.stops.aclose()
         assert stage.told == [
             "reader stopped",
+            "left_alone stopped",
             "kernel stopped",
             "key_sets stopped",
             "pod_sockets stopped",

@@ -95,6 +95,8 @@ def test_ready_is_who_lacks_nothing() -> None:
         assert await told(readiness.routes(), "/ready") == (503, "a worker is not up\nno heartbeat\n")
         lacks.clear()
         assert await told(readiness.routes(), "/ready") == (200, "ready\n")
+        warned = Readiness([lambda: lacks], [lambda: ["pod a: port 15006 is taken"]])
+        assert await told(warned.routes(), "/ready") == (200, "ready\nwarning: pod a: port 15006 is taken\n")
 
     play(scene)
 
