@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Set
+from collections.abc import Awaitable, Callable, Set
 from dataclasses import dataclass
 
 from nodeagent.ca.refusal import Refusal
@@ -27,10 +27,10 @@ class Grants:
     trust_domain: str
     node_agents: Set[SpiffeId]
     """Identities that may ask for others."""
-    identities_on: Callable[[str], Set[SpiffeId]]
-    """Node -> identities of the pods that run there."""
+    runs: Callable[[SpiffeId, str], Awaitable[bool]]
+    """Identity, node -> whether a pod with that identity runs there; may raise Refusal."""
 
-    def identity(self, caller: Caller, impersonated: str) -> SpiffeId:
+    async def identity(self, caller: Caller, impersonated: str) -> SpiffeId:
         """Return the identity that *caller* gets when it asks for *impersonated* (empty: its own). Raises Refusal."""
         if not impersonated or impersonated == caller.identity:
             return caller.identity
@@ -44,6 +44,6 @@ class Grants:
             )
         if not caller.node:
             raise Refusal("PERMISSION_DENIED", f"the token of {caller.identity} does not say on which node it is")
-        if impersonated not in self.identities_on(caller.node):
+        if not await self.runs(SpiffeId(impersonated), caller.node):
             raise Refusal("PERMISSION_DENIED", f"no pod on node {caller.node} is {impersonated}")
         return SpiffeId(impersonated)

@@ -49,20 +49,24 @@ class Pods:
         """Return the identities of the pods that run on *node*: of those that the cluster gave an account."""
         found = set()
         for pod in self._pods.values():
-            if pod.node == node and _accountable(pod):
+            if pod.node == node and accountable(pod):
                 try:
                     found.add(spiffe_id(self._trust_domain, pod.namespace, pod.service_account))
                 except IdentityError:
                     continue  # a name that no SPIFFE ID can hold
         return found
 
+    async def runs(self, identity: SpiffeId, node: str) -> bool:
+        """Say whether a pod with *identity* runs on *node*."""
+        return identity in self.identities_on(node)
+
     def live(self, namespace: str, name: str, uid: str) -> PodObject | None:
         """Return the pod if it is there, has not ended, and has an account that the cluster gave it."""
         pod = self._pods.get((namespace, name))
-        return pod if pod is not None and pod.uid == uid and _accountable(pod) else None
+        return pod if pod is not None and pod.uid == uid and accountable(pod) else None
 
 
-def _accountable(pod: PodObject) -> bool:
+def accountable(pod: PodObject) -> bool:
     """Say whether *pod* names its account itself and is no mirror of a static pod, by annotation or
     by owner (KEP-1314).
     """

@@ -6,7 +6,7 @@ from typing import Literal
 
 from nodeagent.errors import IdentityError
 
-Status = Literal["UNAUTHENTICATED", "PERMISSION_DENIED", "INVALID_ARGUMENT", "RESOURCE_EXHAUSTED"]
+Status = Literal["UNAUTHENTICATED", "PERMISSION_DENIED", "INVALID_ARGUMENT", "RESOURCE_EXHAUSTED", "UNAVAILABLE"]
 
 
 class Refusal(IdentityError):

@@ -1,30 +1,41 @@
 """``nodeagent ca serve``: Istio's certificate service with gRPC over TLS, its own certificate
 issued by the authority it serves.
+
+What it serves for is either a folder with the cluster's state (:class:`FolderState`) or a cluster
+(:class:`ClusterState`), which then also keeps the authority.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from typing import Any, Final
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, Final, Protocol
 
 import grpc
 
+from nodeagent.ca.cluster import ClusterPods, TokenReviewer
 from nodeagent.ca.grants import Grants
 from nodeagent.ca.pods import Pods
 from nodeagent.ca.refusal import Refusal
+from nodeagent.ca.secret import AuthoritySecret, ClusterAuthority, RootsConfigMap
 from nodeagent.ca.service import IssuingService, Rates
 from nodeagent.ca.service_account import ServiceAccountValidator
-from nodeagent.ca.settings import CaConfig
+from nodeagent.ca.settings import CaCluster, CaConfig
 from nodeagent.ca.tokens import StaticTokens, Validator
-from nodeagent.errors import ControlError, IdentityError, translated
+from nodeagent.errors import ControlError, IdentityError, NodeagentError, translated
 from nodeagent.identity.ca import CertificateAuthority, ServerCertificate
 from nodeagent.identity.serving import LOOK_SECONDS, ServingCertificate
 from nodeagent.identity.spiffe import spiffe_id
+from nodeagent.kube.access import open_access
+from nodeagent.kube.client import KubeClient
 from nodeagent.protocols.istio_ca_pb2 import IstioCertificateRequest, IstioCertificateResponse
 from nodeagent.resources.directory import DirectorySource
-from nodeagent.service import kept, until_signal
-from nodeagent.vocabulary import host_port
+from nodeagent.service import Work, kept, until_signal
+from nodeagent.telemetry.http_server import EVERYWHERE, HttpServer, Response
+from nodeagent.telemetry.http_server import serve as serve_http
+from nodeagent.vocabulary import SpiffeId, host_port
 
 SERVICE = "istio.v1.auth.IstioCertificateService"
 METHOD = "CreateCertificate"
@@ -45,33 +56,129 @@ log = logging.getLogger("nodeagent.ca")
 _Context = grpc.aio.ServicerContext[IstioCertificateRequest, IstioCertificateResponse]
 
 
+class State(Protocol):
+    """Where the authority is kept, and who knows which pods there are."""
+
+    async def begin(self) -> CertificateAuthority:
+        """Return the authority; what callers are known by is there then. Raises NodeagentError."""
+
+    def validators(self) -> list[Validator]:
+        """Return what tells callers by their tokens. Raises IdentityError."""
+
+    async def runs(self, identity: SpiffeId, node: str) -> bool:
+        """Say whether a pod with *identity* runs on *node*. Raises Refusal."""
+
+    def parts(self) -> Mapping[str, Callable[[], Work]]:
+        """Return what has to run meanwhile, by name."""
+
+    async def look(self) -> None:
+        """Take up what others have changed of the authority. Raises NodeagentError."""
+
+
+class FolderState:
+    """A folder of objects, and the authority's directory."""
+
+    def __init__(self, config: CaConfig, source: Path) -> None:
+        self._config = config
+        self._source = DirectorySource(source)
+        self.pods = Pods(config.trust_domain)
+
+    async def begin(self) -> CertificateAuthority:
+        self.pods.apply(await self._source.changes())
+        return CertificateAuthority.open_or_create(self._config.directory, self._config.trust_domain)
+
+    def validators(self) -> list[Validator]:
+        found = static_tokens(self._config)
+        if self._config.authentication.service_account_tokens is not None:
+            settings = self._config.authentication.service_account_tokens
+            found.append(ServiceAccountValidator(settings, self._config.trust_domain, self.pods.live))
+        return found
+
+    async def runs(self, identity: SpiffeId, node: str) -> bool:
+        return await self.pods.runs(identity, node)
+
+    def parts(self) -> Mapping[str, Callable[[], Work]]:
+        return {"the reader of the source": lambda: self.pods.follow(self._source)}
+
+    async def look(self) -> None:
+        """Whoever serves the authority's directory looks into it himself."""
+
+
+class ClusterState:
+    """A cluster's API server, with a Secret for the authority and a ConfigMap for what it trusts."""
+
+    def __init__(self, config: CaConfig, cluster: CaCluster) -> None:
+        """Raises ConfigError."""
+        self._config = config
+        self._api = KubeClient(open_access(cluster.kubeconfig))
+        self._pods = ClusterPods(self._api, config.trust_domain)
+        secret = AuthoritySecret(self._api, cluster.namespace, cluster.secret)
+        self._authority = ClusterAuthority(secret, config.directory, config.trust_domain)
+        self._roots = RootsConfigMap(self._api, cluster.namespace, cluster.roots)
+
+    async def begin(self) -> CertificateAuthority:
+        authority = await self._authority.open()
+        await self._roots.keep(self._authority)
+        return authority
+
+    def validators(self) -> list[Validator]:
+        found = static_tokens(self._config)
+        if self._config.authentication.token_reviews is not None:
+            audiences = self._config.authentication.token_reviews.audiences
+            found.append(TokenReviewer(self._api, audiences, self._config.trust_domain, self._pods))
+        return found
+
+    async def runs(self, identity: SpiffeId, node: str) -> bool:
+        return await self._pods.runs(identity, node)
+
+    def parts(self) -> Mapping[str, Callable[[], Work]]:
+        return {}
+
+    async def look(self) -> None:
+        await self._roots.keep(self._authority)
+
+
+def state_of(config: CaConfig) -> State:
+    """Return what *config* serves for. Raises ConfigError."""
+    if config.kubernetes is not None:
+        return ClusterState(config, config.kubernetes)
+    assert config.source is not None  # one of the two is given: settings.py
+    return FolderState(config, config.source)
+
+
+def static_tokens(config: CaConfig) -> list[Validator]:
+    """Return what knows the tokens of a file, if there is one. Raises IdentityError."""
+    path = config.authentication.token_file
+    return [] if path is None else [StaticTokens(path, config.trust_domain)]
+
+
 class Server:
     """The service on its port. Use :meth:`start`, then :meth:`run`; :meth:`stop` ends it."""
 
     def __init__(self, config: CaConfig) -> None:
-        """Open the authority and what callers are known by. Raises IdentityError."""
+        """Raises ConfigError."""
         self._config = config
-        self._authority = CertificateAuthority.open_or_create(config.directory, config.trust_domain)
-        self._serving = ServingCertificate(self._authority, config.names)
-        self._pods = Pods(config.trust_domain)
-        agents = frozenset(spiffe_id(config.trust_domain, *account.split("/")) for account in config.node_agents)
-        grants = Grants(config.trust_domain, agents, self._pods.identities_on)
-        self._service = IssuingService(
-            self._authority,
-            _validators(config, self._pods),
-            grants,
-            Rates(config.requests_per_second),
-            config.max_ttl_seconds,
-        )
-        self._source = DirectorySource(config.source)
+        self.state = state_of(config)
+        self._service: IssuingService
+        self._serving: ServingCertificate
+        self._authority: CertificateAuthority
         self._server: grpc.aio.Server | None = None
+        self._telemetry: HttpServer | None = None
         self.port = 0
 
     async def start(self) -> None:
-        """Read the cluster's state, then listen. Raises ConfigError, KernelError, and ControlError
-        when the address cannot be had.
-        """
-        self._pods.apply(await self._source.changes())
+        """Open the authority and what callers are known by, then listen. Raises NodeagentError."""
+        config = self._config
+        self._authority = await self.state.begin()
+        self._serving = ServingCertificate(self._authority, config.names)
+        agents = frozenset(spiffe_id(config.trust_domain, *account.split("/")) for account in config.node_agents)
+        self._service = IssuingService(
+            self._authority,
+            self.state.validators(),
+            Grants(config.trust_domain, agents, self.state.runs),
+            Rates(config.requests_per_second),
+            config.max_ttl_seconds,
+        )
         self._server = grpc.aio.server(options=OPTIONS, maximum_concurrent_rpcs=MAX_REQUESTS)
         handler = grpc.unary_unary_rpc_method_handler(
             self._create, IstioCertificateRequest.FromString, IstioCertificateResponse.SerializeToString
@@ -87,25 +194,35 @@ class Server:
         except RuntimeError:
             raise ControlError(f"address {where}: cannot be listened on: is it in use?") from None
         await self._server.start()
+        if config.telemetry_port is not None:
+            self._telemetry = await serve_http(
+                {("GET", "/ready"): self._ready}, port=config.telemetry_port, hosts=EVERYWHERE
+            )
 
     async def run(self) -> None:
-        """Keep up with the cluster's pods and the authority's directory until cancelled."""
-        await kept(
-            {
-                "the reader of the source": lambda: self._pods.follow(self._source),
-                "the look at the authority": self._look,
-            }
-        )
+        """Keep up with the cluster's pods and with the authority until cancelled."""
+        await kept({**self.state.parts(), "the look at the authority": self._look})
 
     async def stop(self) -> None:
         """Let requests under way end, then close."""
         if self._server is not None:
             await self._server.stop(GRACE_SECONDS)
+        if self._telemetry is not None:
+            await self._telemetry.close()
 
     async def _look(self) -> None:
         while True:
+            try:
+                await self.state.look()
+            except NodeagentError as error:
+                log.error("%s; what was there stays in force", error)
             self._serving.look()
             await asyncio.sleep(LOOK_SECONDS)
+
+    async def _ready(self, query: Mapping[str, str]) -> Response:
+        if self._serving.current.not_after <= self._authority.now():
+            return Response(b"the serving certificate has ended: see the log\n", 503)
+        return Response(b"ready\n")
 
     async def _create(self, request: IstioCertificateRequest, context: _Context) -> IstioCertificateResponse | None:
         metadata = dict(context.invocation_metadata() or ())
@@ -116,7 +233,7 @@ class Server:
         )
         try:
             with translated(IdentityError, "the request cannot be served"):
-                issued = self._service.create(
+                issued = await self._service.create(
                     str(metadata.get("authorization", "")), request.csr, request.validity_duration, impersonated
                 )
         except Refusal as refusal:
@@ -152,17 +269,6 @@ class Credentials:
     def changed(self) -> Any:  # gRPC's stubs leave out None, its way to say: as before
         """Return what gRPC shall serve with from now on; None: what it has. Called by its threads at each handshake."""
         return self.current() if self._told is not self._serving.current else None
-
-
-def _validators(config: CaConfig, pods: Pods) -> list[Validator]:
-    validators: list[Validator] = []
-    if config.authentication.token_file is not None:
-        validators.append(StaticTokens(config.authentication.token_file, config.trust_domain))
-    if config.authentication.service_account_tokens is not None:
-        validators.append(
-            ServiceAccountValidator(config.authentication.service_account_tokens, config.trust_domain, pods.live)
-        )
-    return validators
 
 
 async def serve(config: CaConfig) -> None:

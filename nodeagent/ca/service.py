@@ -72,16 +72,16 @@ class IssuingService:
         self._rates = rates
         self._max_ttl_seconds = max_ttl_seconds
 
-    def create(self, authorization: str, csr: str, validity_seconds: int, impersonated: str) -> Issued:
+    async def create(self, authorization: str, csr: str, validity_seconds: int, impersonated: str) -> Issued:
         """Return a certificate for the key of *csr*; the names are the caller's, never the
         request's. Raises Refusal, IdentityError.
 
         *validity_seconds* 0: as long as is allowed, which is also the most that is given (Istio's
         rule).
         """
-        caller = tokens.validate(self._validators, tokens.bearer(authorization))
+        caller = await tokens.validate(self._validators, tokens.bearer(authorization))
         self._rates.take(caller)
-        identity = self._grants.identity(caller, impersonated)
+        identity = await self._grants.identity(caller, impersonated)
         if validity_seconds < 0:
             raise Refusal("INVALID_ARGUMENT", f"validity_duration: {validity_seconds}: seconds are expected, or 0")
         key = public_key(csr, identity)

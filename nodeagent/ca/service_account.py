@@ -38,7 +38,7 @@ class ServiceAccountValidator:
         self._clock = clock
         self._keys = WatchedFile(settings.keys, jwks, private=False)
 
-    def validate(self, token: str) -> Caller | None:
+    async def validate(self, token: str) -> Caller | None:
         try:
             parsed = parse(token)
         except TokenError:

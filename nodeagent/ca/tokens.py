@@ -29,7 +29,7 @@ T = TypeVar("T")
 class Validator(Protocol):
     """One kind of token."""
 
-    def validate(self, token: str) -> Caller | None:
+    async def validate(self, token: str) -> Caller | None:
         """Return who *token* proves; None: it is of another kind. Raises Refusal when it proves nothing."""
 
 
@@ -43,10 +43,10 @@ def bearer(header: str) -> str:
     return token
 
 
-def validate(validators: Iterable[Validator], token: str) -> Caller:
+async def validate(validators: Iterable[Validator], token: str) -> Caller:
     """Return who *token* proves to the first validator that knows its kind. Raises Refusal."""
     for validator in validators:
-        caller = validator.validate(token)
+        caller = await validator.validate(token)
         if caller is not None:
             return caller
     raise Refusal("UNAUTHENTICATED", "the token is not known")
@@ -122,7 +122,7 @@ class StaticTokens:
         self._trust_domain = trust_domain
         self._callers = WatchedFile(path, self._parse, private=True)
 
-    def validate(self, token: str) -> Caller | None:
+    async def validate(self, token: str) -> Caller | None:
         return self._callers.get().get(sha256(token.encode()).digest())
 
     def _parse(self, content: bytes) -> Mapping[bytes, Caller]:

@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from pathlib import Path
 
 import click
 
 SETTLED: float = 60.0
+THEN = {
+    "prepare": "the new root is trusted beside the old one; next: switch",
+    "switch": "the new root signs; next, when no certificate of the old root is held any more: finish",
+    "finish": "the new root alone is trusted",
+}
+"""What is so after each step."""
 
 
 @click.group()
@@ -27,8 +34,6 @@ def ca() -> None:
 )
 def serve(path: Path) -> None:
     """Serve Istio's certificate protocol (gRPC over TLS) until SIGTERM."""
-    import asyncio
-
     from nodeagent import log_lines
     from nodeagent.ca.server import serve as run
     from nodeagent.ca.settings import CaConfig
@@ -44,8 +49,16 @@ def serve(path: Path) -> None:
     "-d",
     "--directory",
     type=click.Path(path_type=Path),
-    required=True,
     help="The authority's directory (identity.caDirectory).",
+)
+@click.option("--secret", metavar="NAMESPACE/NAME", help="The Secret that holds a cluster's authority instead.")
+@click.option(
+    "--kubeconfig",
+    type=click.Path(path_type=Path),
+    envvar="KUBECONFIG",
+    default=lambda: Path.home() / ".kube" / "config",
+    show_default="~/.kube/config",
+    help="How to reach that cluster.",
 )
 @click.option(
     "--after", default=SETTLED, show_default=True, type=click.FloatRange(min=0),
@@ -53,7 +66,7 @@ def serve(path: Path) -> None:
 "within seconds; those that use "
     "`nodeagent ca serve` hold certificates of the old root for up to identity.ttlSeconds: give that before `finish`.",
 )  # fmt: skip
-def rotate_root(step: str, directory: Path, after: float) -> None:
+def rotate_root(step: str, directory: Path | None, secret: str | None, kubeconfig: Path, after: float) -> None:
     """Exchange the root without a refused connection, in three steps.
 
     \b
@@ -62,6 +75,19 @@ def rotate_root(step: str, directory: Path, after: float) -> None:
     finish: trust the old root no more.
 
     Running agents take up each step by themselves; take the next when all have.
+    """
+    if (directory is None) == (secret is None):
+        raise click.UsageError("Give exactly one of --directory and --secret.")
+    if directory is not None:
+        take(step, directory, after)
+    else:
+        asyncio.run(_take_in_cluster(step, str(secret), kubeconfig, after))
+    click.echo(THEN[step])
+
+
+def take(step: str, directory: Path, after: float) -> None:
+    """Take *step* of the exchange in the authority's *directory*, unless the one before was taken
+    less than *after* seconds ago. Raises IdentityError.
     """
     from nodeagent.errors import IdentityError
     from nodeagent.identity import authority_directory
@@ -78,9 +104,15 @@ def rotate_root(step: str, directory: Path, after: float) -> None:
         "switch": authority_directory.switch,
         "finish": authority_directory.finish,
     }[step](directory, now)
-    then = {
-        "prepare": "the new root is trusted beside the old one; next: switch",
-        "switch": "the new root signs; next, when no certificate of the old root is held any more: finish",
-        "finish": "the new root alone is trusted",
-    }
-    click.echo(then[step])
+
+
+async def _take_in_cluster(step: str, secret: str, kubeconfig: Path, after: float) -> None:
+    from nodeagent.ca.secret import AuthoritySecret
+    from nodeagent.kube.access import open_access
+    from nodeagent.kube.client import KubeClient
+
+    namespace, _, name = secret.partition("/")
+    if not namespace or not name:
+        raise click.UsageError(f"--secret {secret!r}: NAMESPACE/NAME is expected.")
+    kept = AuthoritySecret(KubeClient(open_access(kubeconfig)), namespace, name)
+    await kept.take(lambda folder: take(step, folder, after))

@@ -7,6 +7,8 @@ import logging
 from collections.abc import Iterator, Mapping
 from typing import Final
 
+from nodeagent.ca.secret import AuthoritySecret, ClusterAuthority
+from nodeagent.errors import NodeagentError
 from nodeagent.identity.ca import CertificateAuthority, ServerCertificate
 from nodeagent.identity.serving import LOOK_SECONDS, ServingCertificate
 from nodeagent.kube.access import open_access
@@ -31,13 +33,16 @@ class Webhook:
     registration, and the telemetry port. Use :meth:`start`, then :meth:`run`; :meth:`stop` ends it.
     """
 
-    def __init__(self, config: WebhookConfig, authority: CertificateAuthority) -> None:
-        """Prepare it by *config*, with a certificate of *authority*. Raises IdentityError where that
-        gives none, ConfigError where no pod could be injected.
+    def __init__(
+        self, config: WebhookConfig, authority: CertificateAuthority, kept: ClusterAuthority | None = None
+    ) -> None:
+        """Prepare it by *config*, with a certificate of *authority*, which follows *kept*. Raises
+        IdentityError where it gives none, ConfigError where no pod could be injected.
         """
         self._config = config
         self._settings = config.injection.settings()
         self._authority = authority
+        self._kept = kept
         self._serving = ServingCertificate(authority, config.names)
         self._shown: ServerCertificate | None = None
         self._store = Store()
@@ -91,6 +96,11 @@ class Webhook:
     async def _follow(self) -> None:
         while True:
             await asyncio.sleep(LOOK_SECONDS)
+            try:
+                if self._kept is not None:
+                    await self._kept.follow()
+            except NodeagentError as error:
+                log.error("%s; what was there stays in force", error)
             self.renew()
 
     def _decide(self, review: Review, entry: Entry) -> Admission:
@@ -111,11 +121,25 @@ class Webhook:
         return self._store.exposition(wanted)
 
 
+def cluster_authority(config: WebhookConfig) -> ClusterAuthority | None:
+    """Return the authority that is kept in a Secret, None where *config* has a directory alone. Raises ConfigError."""
+    where = config.kubernetes
+    if where is None:
+        return None
+    secret = AuthoritySecret(KubeClient(open_access(where.kubeconfig)), where.namespace, where.secret)
+    return ClusterAuthority(secret, config.directory, config.trust_domain)
+
+
 async def run(config: WebhookConfig) -> None:
     """Serve admission reviews, as *config* says, until SIGTERM or SIGINT. Raises NodeagentError
     when it cannot begin.
     """
-    webhook = Webhook(config, CertificateAuthority.open_or_create(config.directory, config.trust_domain))
+    kept = cluster_authority(config)
+    if kept is not None:
+        authority = await kept.open()
+    else:
+        authority = CertificateAuthority.open_or_create(config.directory, config.trust_domain)
+    webhook = Webhook(config, authority, kept)
     await webhook.start()
     try:
         await until_signal(webhook.run())

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from pydantic import Field
 
-from nodeagent.ca.settings import Host
+from nodeagent.ca.settings import Host, KubeName
 from nodeagent.config import ConfigSection
 from nodeagent.errors import ConfigError, InjectionError
 from nodeagent.inject import InjectionSettings, PodNamespace, inject
@@ -19,6 +19,16 @@ class Registration(ConfigSection):
     name: str = Field(pattern=r"^[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?$")
     kubeconfig: Path | None = None
     """How to reach the API server; absent: as the service account of the pod that this runs in."""
+
+
+class AuthorityKept(ConfigSection):
+    """Where the authority is kept whose directory is a copy: a Secret of the cluster."""
+
+    kubeconfig: Path | None = None
+    """How to reach the API server; absent: as the service account of the pod that this runs in."""
+    namespace: KubeName
+    secret: KubeName
+    """It must be there; the first start fills it."""
 
 
 class Injection(ConfigSection):
@@ -56,6 +66,8 @@ class WebhookConfig(ConfigSection):
     """The authority's directory, as in ca.yaml; its certificate comes from there, and the API
     server is told its roots.
     """
+    kubernetes: AuthorityKept | None = None
+    """Given: the directory is a copy, in memory, of an authority that is kept in a Secret."""
     trust_domain: str = Field("cluster.local", pattern=r"^[a-z0-9._-]{1,255}$")
     names: tuple[Host, ...] = Field(min_length=1, max_length=100)
     """Host names by which the API server reaches the webhook: SERVICE.NAMESPACE.svc. Its certificate is for them."""

@@ -44,6 +44,8 @@ class Webhook:
                 for entry in document["webhooks"]:
                     path = entry["clientConfig"].pop("service")["path"]
                     entry["clientConfig"]["url"] = f"https://127.0.0.1:{self.port}{path}"
+        if cluster.call("GET", f"/api/v1/namespaces/{NAMESPACE}")[0] == 404:
+            cluster.ok("POST", "/api/v1/namespaces", {"metadata": {"name": NAMESPACE}})
         cluster.kubectl("apply", "-f", "-", stdin=yaml.safe_dump_all(documents))
         token = cluster.ok(
             "POST",
@@ -60,6 +62,7 @@ class Webhook:
             "telemetryPort": self.telemetry_port,
         }
         config["registration"]["kubeconfig"] = str(kubeconfig)
+        config["kubernetes"]["kubeconfig"] = str(kubeconfig)
         self._config = cluster.folder / "webhook.yaml"
         self._config.write_text(yaml.safe_dump(config))
 

@@ -54,7 +54,7 @@ def test_the_root_is_exchanged_step_by_step(tmp_path: Path) -> None:
     [
         (["rotate-root", "prepare", "-d", "/nonexistent"], 1, "identity.caDirectory /nonexistent"),
         (["rotate-root", "back", "-d", "/"], 2, "'back' is not one of 'prepare', 'switch', 'finish'"),
-        (["rotate-root", "prepare"], 2, "Missing option"),
+        (["rotate-root", "prepare"], 2, "exactly one of --directory and --secret"),
         (["serve", "-c", "/nonexistent.yaml"], 1, "/nonexistent.yaml: cannot be read"),
     ],
 )

@@ -256,10 +256,10 @@ def test_a_pod_that_comes_and_one_that_ends(tmp_path: Path) -> None:
     async def scene(stage: Stage) -> None:
         assert (await stage.refused(request(new)))[0] == "PERMISSION_DENIED"
         stage.pod("new", "node1")
-        await until(lambda: new in stage.server._pods.identities_on("node1"))
+        await until(lambda: new in stage.server.state.pods.identities_on("node1"))
         assert uris(leaf_of(await stage.call(request(new)))) == [new]
         stage.pod("new", "node1", "Succeeded")
-        await until(lambda: new not in stage.server._pods.identities_on("node1"))
+        await until(lambda: new not in stage.server.state.pods.identities_on("node1"))
         assert (await stage.refused(request(new)))[0] == "PERMISSION_DENIED"
 
     play(tmp_path, scene)
@@ -613,7 +613,7 @@ def test_a_token_holds_while_its_pod_runs_and_only_for_its_node(tmp_path: Path) 
         stage.pod(
             "mirror", "node2", namespace="system", account="agent", annotations={"kubernetes.io/config.mirror": "x"}
         )
-        await until(lambda: ("system", "mirror") in stage.server._pods._pods)
+        await until(lambda: ("system", "mirror") in stage.server.state.pods._pods)
         for name, claims in unproved.items():
             for asked in (request(WEB), request(None)):
                 status, words = await stage.refused(asked, cluster.token(claims))
@@ -633,7 +633,7 @@ def test_a_token_holds_while_its_pod_runs_and_only_for_its_node(tmp_path: Path) 
         assert "does not say on which node" in (await stage.refused(request(WEB), unbound))[1]
         # What has ended proves nothing any more.
         stage.pod("agent", "node1", "Failed", namespace="system")
-        await until(lambda: ("system", "agent") not in stage.server._pods._pods)
+        await until(lambda: ("system", "agent") not in stage.server.state.pods._pods)
         assert (await stage.refused(request(WEB), cluster.token(cluster.claims())))[0] == "UNAUTHENTICATED"
 
     play(tmp_path, scene, **cluster.settings())
@@ -651,7 +651,7 @@ def test_a_mirror_of_a_static_pod_gives_its_node_no_identity(tmp_path: Path) -> 
         stage.pod("marked", "node1", namespace="payments", account="vault", annotations=mirror)
         stage.pod("owned", "node1", namespace="payments", account="vault", ownerReferences=owner)
         stage.pod("after", "node1", namespace="payments")
-        await until(lambda: spiffe_id(DOMAIN, "payments", "after") in stage.server._pods.identities_on("node1"))
+        await until(lambda: spiffe_id(DOMAIN, "payments", "after") in stage.server.state.pods.identities_on("node1"))
         for account in ("default", "vault"):
             status, words = await stage.refused(request(spiffe_id(DOMAIN, "payments", account)))
             assert (status, words.startswith("no pod on node node1 is")) == ("PERMISSION_DENIED", True)
@@ -884,4 +884,4 @@ def test_tokens_that_others_may_read(tmp_path: Path) -> None:
     stage = Stage(tmp_path)
     stage.tokens.chmod(0o644)
     with pytest.raises(IdentityError, match="chmod 600"):
-        Server(stage.config)
+        asyncio.run(Server(stage.config).start())
