@@ -6,32 +6,86 @@ Everything that more than one process needs is imported here, once, before the f
 from __future__ import annotations
 
 import resource
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from functools import partial
+from pathlib import Path
+from typing import Final
 
 from nodeagent import log_lines, supervisor
 from nodeagent.config import AgentConfig
 from nodeagent.control import main as control
-from nodeagent.folder_lock import held
+from nodeagent.errors import ControlError
+from nodeagent.folder_lock import InUseError, held, shared
 from nodeagent.forking import CONTROL, Role
+from nodeagent.hand_over import EndingError, HandOver, Predecessor
 from nodeagent.messages import WORKER
 from nodeagent.proxy import worker
 from nodeagent.redirect import pins
+
+LOOK_SECONDS: Final = 0.05
+"""Between two looks whether a daemon that ends has ended."""
 
 
 def main(config: AgentConfig) -> int:
     """Run the daemon in the foreground until SIGTERM; return its exit status.
 
-    Raises ControlError when a daemon runs with one of its folders already; nothing of that one has
-    been touched then. Raises KernelError when bpffs cannot be mounted.
+    Where a daemon runs with these folders already, this one takes the node over from it. Raises
+    ControlError when that one hands nothing over; nothing of it has been touched then. Raises
+    KernelError when bpffs cannot be mounted.
     """
     log_lines.to_stderr("%(asctime)s %(process)d %(levelname)s %(name)s: %(message)s")
     take_descriptors()
     pinned = config.redirect.pin_directory
     if pinned.is_relative_to(pins.BPFFS):
         pins.mount_bpffs()
-    with held(config.runtime_directory, "runtimeDirectory") as own, held(pinned, "redirect.pinDirectory") as kernel:
+    with owned({"runtimeDirectory": config.runtime_directory, "redirect.pinDirectory": pinned}) as estate:
         roles = {CONTROL: Role(partial(control.main, config)), WORKER: Role(worker.main, beats=True)}
-        return supervisor.main(roles, (own, kernel), config.proxy.timeouts.stop)
+        return supervisor.main(roles, estate, config.proxy.timeouts.stop)
+
+
+@contextmanager
+def owned(folders: Mapping[str, Path]) -> Iterator[supervisor.Estate]:
+    """Hold the locks of *folders*, by the settings that name them; the first is where daemons meet.
+
+    Raises ControlError.
+    """
+    with ExitStack() as stack:
+        yield _estate(stack, folders)
+
+
+def _estate(stack: ExitStack, folders: Mapping[str, Path]) -> supervisor.Estate:
+    """Return what this daemon has from the one before; *stack* gives it back. Raises ControlError."""
+    meeting = next(iter(folders.values()))
+    begun = time.monotonic()
+    while True:
+        try:
+            with ExitStack() as trial:
+                locks = {setting: trial.enter_context(held(folder, setting)) for setting, folder in folders.items()}
+                stack.push(trial.pop_all())
+            return supervisor.Estate(locks, None, HandOver(meeting, locks))
+        except InUseError as error:
+            in_use = error
+        try:
+            return _shared_estate(stack, Predecessor.meet(meeting), folders)
+        except EndingError as error:
+            if time.monotonic() - begun > error.seconds:
+                raise ControlError(f"{in_use}; {error}") from None
+        except ControlError as error:
+            raise ControlError(f"{in_use}; {error}") from None
+        time.sleep(LOOK_SECONDS)
+
+
+def _shared_estate(stack: ExitStack, predecessor: Predecessor, folders: Mapping[str, Path]) -> supervisor.Estate:
+    """Hold the locks of *folders* together with *predecessor*. Raises ControlError for other folders."""
+    missing = folders.keys() ^ predecessor.locks.keys()
+    if missing:
+        raise ControlError(f"it shares other locks than this one needs: {', '.join(sorted(missing))}")
+    locks = {setting: shared(folder, setting, predecessor.locks[setting]) for setting, folder in folders.items()}
+    for lock in locks.values():
+        stack.callback(lock.close)
+    return supervisor.Estate(locks, predecessor, HandOver(next(iter(folders.values())), locks))
 
 
 def take_descriptors() -> None:

@@ -2,7 +2,10 @@
 
 The lock is flock(2) on the folder itself, so that nothing is written that could outlive its holder,
 and it holds in bpffs too, where no file could. The kernel gives it up with the last copy of its
-descriptor, however that process ends; /proc/locks names it.
+descriptor, however that process ends; /proc/locks names who took it.
+
+A daemon that takes the node over is given copies of the descriptors (hand_over.py): the lock is
+held without a gap, and whoever lives longer holds it. Nobody else gets in between.
 """
 
 from __future__ import annotations
@@ -17,23 +20,59 @@ from pathlib import Path
 from nodeagent.errors import ControlError
 
 
-@contextmanager
-def held(folder: Path, setting: str) -> Iterator[int]:
-    """Hold the lock of *folder* and yield the close-on-exec descriptor that holds it. One that is
-    missing is made, and removed again if it stays empty.
+class InUseError(ControlError):
+    """Another process holds the folder."""
 
-    *setting*: what in agent.yaml names the folder, for messages. Raises ControlError when another
-    process holds it, or it cannot be had.
+
+class FolderLock:
+    """A lock that this process holds, maybe together with another one."""
+
+    def __init__(self, folder: Path, descriptor: int) -> None:
+        """*descriptor*, close-on-exec, is the lock's from now on."""
+        self.folder = folder
+        self.descriptor = descriptor
+
+    def close(self) -> None:
+        """Hold it no more. Idempotent."""
+        if self.descriptor >= 0:
+            os.close(self.descriptor)
+        self.descriptor = -1
+
+
+@contextmanager
+def held(folder: Path, setting: str) -> Iterator[FolderLock]:
+    """Hold the lock of *folder*. One that is missing is made, and removed again if it stays empty.
+
+    *setting*: what in agent.yaml names the folder, for messages. Raises InUseError when another
+    process holds it, ControlError when it cannot be had.
     """
     missing = not folder.exists()
-    descriptor = _lock(folder, setting)
+    lock = FolderLock(folder, _lock(folder, setting))
     try:
-        yield descriptor
+        yield lock
     finally:
-        if missing:
+        if missing and lock.descriptor >= 0:
             with suppress(OSError):
                 folder.rmdir()
-        os.close(descriptor)
+        lock.close()
+
+
+def shared(folder: Path, setting: str, descriptor: int) -> FolderLock:
+    """Return the lock of *folder* that another daemon holds and shares by *descriptor*, which is its own.
+
+    Raises ControlError where that is another folder's: two daemons would work on one half each.
+    """
+    try:
+        same = os.path.samestat(os.stat(folder), os.fstat(descriptor))
+    except OSError:
+        same = False
+    if same:
+        return FolderLock(folder, descriptor)
+    os.close(descriptor)
+    raise ControlError(
+        f"{setting} {folder}: the daemon that runs on this node has another folder: give both the same "
+        "redirect.pinDirectory and runtimeDirectory, or end that one first"
+    )
 
 
 def _lock(folder: Path, setting: str) -> int:
@@ -55,7 +94,7 @@ def _lock(folder: Path, setting: str) -> int:
                     "expected"
                 ) from None
             holder = owner(folder)
-            raise ControlError(
+            raise InUseError(
                 f"{setting} {folder} is in use by {f'the daemon with pid {holder}' if holder else 'another daemon'}: "
                 f"end that one first{f' (kill {holder})' if holder else ''}, or give this one other folders "
                 "(redirect.pinDirectory and runtimeDirectory)"

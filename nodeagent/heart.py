@@ -56,6 +56,11 @@ class Heart:
         """End the heartbeat at once: the map says so."""
         if self.begun:
             heartbeat.end(self.descriptor)
+        self.leave()
+
+    def leave(self) -> None:
+        """Beat no more, and leave the map to another daemon, which beats in it."""
+        if self.begun:
             os.close(self.descriptor)
         self.descriptor = -1
         self.next_beat = 0.0

@@ -7,7 +7,10 @@ message that holds a descriptor is the owner of it once it was received.
 ::
 
     supervisor ──FromSupervisor──▶ control ──ToWorker──▶ worker
-               ◀──ToSupervisor────         ◀─FromWorker─
+       ▲   │   ◀──ToSupervisor────         ◀─FromWorker─
+       │   │ FromPredecessor
+       │   ▼
+    another daemon's supervisor, which takes the node over (FromSuccessor)
 """
 
 from __future__ import annotations
@@ -73,7 +76,24 @@ class Stilled:
     """The heartbeat has ended, as control asked by :class:`Still`."""
 
 
-FromSupervisor: TypeAlias = Kept | Orphan | Begin | Forked | Exited | Beats | Stilled
+@dataclass(frozen=True, slots=True)
+class Resign:
+    """Another daemon takes the node over: write nothing of it any more, neither maps, pins nor
+    marks, for good; serve on, and say so by :class:`Resigned`.
+    """
+
+
+@dataclass(frozen=True, slots=True)
+class Superseded:
+    """The other daemon's heartbeat goes on: take no connection any more, and end with those there are."""
+
+
+@dataclass(frozen=True, slots=True)
+class Hasten:
+    """The daemon that took over ends too: what is still open has as long as when a daemon stops."""
+
+
+FromSupervisor: TypeAlias = Kept | Orphan | Begin | Forked | Exited | Beats | Stilled | Resign | Superseded | Hasten
 
 # -- control tells the supervisor --
 
@@ -131,9 +151,94 @@ class Signal:
     signal: int
 
 
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """All is there that another daemon on the node may go on beside: this control can begin at once."""
+
+
+@dataclass(frozen=True, slots=True)
+class Resigned:
+    """Nothing of the node is written by this control any more, as asked by :class:`Resign`.
+
+    *ports*: the listeners of its own ports, for the daemon that takes over (``control/admin.py``).
+    """
+
+    ports: Mapping[str, FileDescriptor]
+
+
 WORKER: Final = "worker"
 """The role of a proxy worker, in Fork."""
-ToSupervisor: TypeAlias = Fork | Keep | Drop | BeginHeartbeat | Still | Signal
+ToSupervisor: TypeAlias = Fork | Keep | Drop | BeginHeartbeat | Still | Signal | Prepared | Resigned
+
+# -- a daemon tells the one whose node it takes over (hand_over.py) --
+
+
+@dataclass(frozen=True, slots=True)
+class Hello:
+    """The first message; no release may change it. *versions*: of this protocol that the newcomer
+    speaks; *release*: its own, for the log.
+    """
+
+    versions: tuple[int, ...]
+    release: str
+
+
+@dataclass(frozen=True, slots=True)
+class TakeOver:
+    """The newcomer can begin at once: resign, and hand everything over."""
+
+
+@dataclass(frozen=True, slots=True)
+class TookOver:
+    """The newcomer carries the node's connections, and its heartbeat goes on: the node is its own."""
+
+
+@dataclass(frozen=True, slots=True)
+class Farewell:
+    """The newcomer was told to end, and nobody takes over from it."""
+
+
+FromSuccessor: TypeAlias = Hello | TakeOver | TookOver | Farewell
+
+# -- and hears from it --
+
+
+@dataclass(frozen=True, slots=True)
+class Welcome:
+    """The answer to :class:`Hello`; no release may change it. *version* is spoken from now on;
+    *process*: a pidfd of who answers; *locks*: of the daemon's folders, by the settings that name
+    them, which both hold from now on.
+    """
+
+    version: int
+    release: str
+    process: FileDescriptor
+    locks: Mapping[str, FileDescriptor]
+
+
+@dataclass(frozen=True, slots=True)
+class Unwelcome:
+    """The other answer; no release may change it. *why*, in words; *ending*: the daemon ends anyway."""
+
+    why: str
+    ending: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Handed:
+    """A part of what is handed over, by key as in :class:`Keep`."""
+
+    files: Mapping[str, FileDescriptor]
+
+
+@dataclass(frozen=True, slots=True)
+class HandedAll:
+    """That was all: so many *files*."""
+
+    files: int
+
+
+FromPredecessor: TypeAlias = Welcome | Unwelcome | Handed | HandedAll
 
 # -- control tells a worker --
 
@@ -329,7 +434,12 @@ LARGEST_FROM_WORKER: Final = 1 << 20
 was taken over shall not fill control's memory.
 """
 
+LARGEST_OF_DAEMONS: Final = 1 << 16
+"""Bytes of a message between two daemons: DESCRIPTORS keys, each below 300 bytes."""
+
 FROM_SUPERVISOR: Final[Decoder[FromSupervisor]] = Decoder(get_args(FromSupervisor))
 TO_SUPERVISOR: Final[Decoder[ToSupervisor]] = Decoder(get_args(ToSupervisor))
 TO_WORKER: Final[Decoder[ToWorker]] = Decoder(get_args(ToWorker))
 FROM_WORKER: Final[Decoder[FromWorker]] = Decoder(get_args(FromWorker), LARGEST_FROM_WORKER)
+FROM_SUCCESSOR: Final[Decoder[FromSuccessor]] = Decoder(get_args(FromSuccessor), LARGEST_OF_DAEMONS)
+FROM_PREDECESSOR: Final[Decoder[FromPredecessor]] = Decoder(get_args(FromPredecessor), LARGEST_OF_DAEMONS)

@@ -8,6 +8,9 @@ pods or peers can load runs here.
 The heartbeat says that the data plane works: some worker's loop turned lately. Control may be busy,
 stopped or dead meanwhile; so the supervisor never waits for it: what it is to be told is queued,
 and a successor that must wait a moment is an alarm in the one poll().
+
+How a node passes from one daemon to another, and who dies when: hand_over.py. Here is what both
+supervisors do about it.
 """
 
 from __future__ import annotations
@@ -19,14 +22,16 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Final, assert_never
 
 from nodeagent.channel import DESCRIPTORS, Outbox, Packet, close_all, decode, pair, receive
 from nodeagent.errors import shown
+from nodeagent.folder_lock import FolderLock
 from nodeagent.forking import CONTROL, Role, fork, reaped
+from nodeagent.hand_over import PORTS, Event, HandOver, Predecessor
 from nodeagent.heart import Heart
 from nodeagent.memory import settle
 from nodeagent.messages import (
@@ -39,12 +44,17 @@ from nodeagent.messages import (
     Fork,
     Forked,
     FromSupervisor,
+    Hasten,
     Keep,
     Kept,
     Orphan,
+    Prepared,
+    Resign,
+    Resigned,
     Signal,
     Still,
     Stilled,
+    Superseded,
     ToSupervisor,
 )
 from nodeagent.pulse import Pulse, Pulses
@@ -62,6 +72,16 @@ one, sockets inside pods run out.
 """
 PATIENCE_SECONDS: Final = 10.0
 """What has not ended this long after it should have is killed."""
+WATCH_SECONDS: Final = 2.0
+"""Between two looks at a control that drains: no beat reminds of it."""
+HUNG_UP_SECONDS: Final = 2.0
+"""Within this time of the end of its connection a daemon that died is seen to be dead."""
+RESIGN_SECONDS: Final = 3.0
+"""A control that has not resigned in this time is killed: who is dead writes nothing either."""
+TAKE_OVER_SECONDS: Final = 120.0
+"""A daemon that takes over and does not beat after this time gives up, and its predecessor goes on;
+one that is told to end waits as long for the successor that is on its way.
+"""
 _SIGNALS: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGCHLD)
 log = logging.getLogger("nodeagent.supervisor")
 
@@ -74,18 +94,40 @@ class _Child:
     """Control's end of its channel: a control that dies leaves it to its successor."""
 
 
+@dataclass(frozen=True, slots=True)
+class Estate:
+    """What daemons of this node have from one another."""
+
+    locks: Mapping[str, FolderLock] = field(default_factory=dict)
+    """Of the daemon's folders, by setting; no child may have them."""
+    predecessor: Predecessor | None = None
+    """The daemon that runs, of which this one takes the node over."""
+    hand_over: HandOver | None = None
+    """Where the next one calls; None: none can."""
+
+
 class Supervisor:
     """Children by pid, and descriptors by key: a pod's listeners (``uid/direction/family/slot``)
     and network namespace (``uid/netns``), and an identity's certificate in memory
     (``identity/certificate``), which is never read here.
     """
 
-    def __init__(self, roles: Mapping[str, Role], own: Sequence[int], stop_seconds: float) -> None:
-        """*roles*: by name, CONTROL among them. *own*: descriptors that no child may have.
-        *stop_seconds*: how long a stop takes.
-        """
+    def __init__(self, roles: Mapping[str, Role], estate: Estate, stop_seconds: float) -> None:
+        """*roles*: by name, CONTROL among them. *stop_seconds*: how long a stop takes."""
         self._roles = roles
-        self._own = own
+        self._locks = estate.locks
+        self._predecessor = estate.predecessor
+        self._hand_over = estate.hand_over
+        self._withheld = estate.predecessor is not None
+        """Control is not told to begin: another daemon does its work."""
+        self._alone = estate.predecessor is None
+        """No other daemon beats on this node."""
+        self._watch_at = 0.0
+        self._give_up_at = 0.0
+        self._hung_up_at = 0.0
+        self._resign_at = 0.0
+        self._stop_asked_at = 0.0
+        """To be done when nobody takes over."""
         self._patience = stop_seconds + PATIENCE_SECONDS
         self._control_pid = 0
         self._control_started = 0.0
@@ -117,6 +159,8 @@ class Supervisor:
             self._heed_signals()
             self._bury(reaped())
             self._keep_time()
+        if self._hand_over is not None:
+            self._hand_over.close()
         return self._status
 
     def _wait(self) -> None:
@@ -127,16 +171,35 @@ class Supervisor:
         poll.register(self._wake_read, select.POLLIN)
         if self._control_pid:
             poll.register(self._channel, select.POLLIN | (select.POLLOUT if self._outbox else 0))
-        alarms = [alarm for alarm in (self._start_at, self._fork_at, self._heart.next_beat, self._kill_at) if alarm]
+        channel = self._channel.fileno() if self._control_pid else -1
+        for descriptor, events in self._others().items():
+            poll.register(descriptor, events)
+        alarms = [alarm for alarm in self._alarms() if alarm]
         wait = max(0.0, min(alarms) - time.monotonic()) * 1000 + 1 if alarms else None
         for descriptor, event in poll.poll(wait):
             if descriptor == self._wake_read:
                 os.read(self._wake_read, 4096)
                 continue
+            if descriptor != channel:
+                self._hear_another(descriptor, event)
+                continue
             if event & select.POLLOUT:
                 self._outbox.flush()
             if event & (select.POLLIN | select.POLLHUP | select.POLLERR):
                 self._read_control()
+
+    def _alarms(self) -> tuple[float, ...]:
+        return (
+            self._start_at,
+            self._fork_at,
+            self._heart.next_beat,
+            self._kill_at,
+            self._give_up_at,
+            self._hung_up_at,
+            self._resign_at,
+            self._stop_asked_at,
+            self._watch_at,
+        )
 
     def _keep_time(self) -> None:
         now = time.monotonic()
@@ -145,6 +208,10 @@ class Supervisor:
         if self._heart.begun and now >= self._heart.next_beat:
             self._beat(now)
             self._look_after_control()
+        if self._watch_at and now >= self._watch_at:
+            self._watch_at = now + WATCH_SECONDS
+            self._look_after_control()
+        self._keep_hand_over_in_time(now)
         if self._fork_at and now >= self._fork_at:
             self._fork_children()
         if self._kill_at and now >= self._kill_at:
@@ -166,6 +233,8 @@ class Supervisor:
             return
         if changed:
             self._tell(Beats(felt))
+        if felt and not self._alone:
+            self._took_over()
 
     # -- children --
 
@@ -180,6 +249,11 @@ class Supervisor:
             self._start_at = self._control_started + RESPAWN_SECONDS
             return
         self._heart.told = False
+        if not self._withheld:
+            self._tell_what_is_left()
+
+    def _tell_what_is_left(self) -> None:
+        """Tell control what was before it, and to begin."""
         files = list(self._kept.items())
         for at in range(0, len(files), DESCRIPTORS):
             self._tell(Kept(dict(files[at : at + DESCRIPTORS])))
@@ -215,7 +289,10 @@ class Supervisor:
         self._channel.close()
         self._outbox.close()
         self._forget_unforked()
-        if self._stopping or code == 0:
+        if self._hand_over is not None and self._hand_over.under_way:
+            _say(f"control died (status {code}) while another daemon takes over; who is dead has resigned")
+            self._hand_everything({})
+        elif self._stopping or code == 0 or self._superseded:
             self._status = code
             self._end_data_plane()
         elif not self._heart.begun:
@@ -256,7 +333,7 @@ class Supervisor:
 
     def _end_data_plane(self) -> None:
         self._stop()
-        self._heart.end()
+        self._end_heart()
         for pid in self._children:
             os.kill(pid, signal.SIGUSR1)
 
@@ -304,7 +381,9 @@ class Supervisor:
             self._wake_read,
             self._wake_write,
             *channel,
-            *self._own,
+            *(lock.descriptor for lock in self._locks.values() if lock.descriptor >= 0),
+            *(self._hand_over.inherit() if self._hand_over is not None else ()),
+            *(self._predecessor.inherit() if self._predecessor is not None else ()),
             *self._kept.values(),
             *ends,
             *heart,
@@ -355,20 +434,23 @@ class Supervisor:
             case Fork():
                 self._take_fork(message)
             case Keep():
-                for key, descriptor in message.files.items():
-                    self._drop(key)
-                    self._kept[key] = descriptor
+                self._keep(message.files)
             case Drop():
                 for key in [key for key in self._kept if key.startswith(f"{message.owner}/")]:
                     self._drop(key)
             case BeginHeartbeat():
                 self._heart.begin(message.heart, message.timeout)
+                if self._alone:
+                    self._open_hand_over()
             case Still():
-                self._heart.end()
+                self._end_heart()
                 self._tell(Stilled())
+            case Prepared():
+                self._take_over()
+            case Resigned():
+                self._hand_everything(message.ports)
             case Signal():
-                if message.pid in self._children:
-                    os.kill(message.pid, message.signal)
+                self._signal(message)
             case _:
                 assert_never(message)
 
@@ -383,6 +465,15 @@ class Supervisor:
             return
         self._unforked.append(asked)
         self._fork_children()
+
+    def _signal(self, message: Signal) -> None:
+        if message.pid in self._children:
+            os.kill(message.pid, message.signal)
+
+    def _keep(self, files: Mapping[str, FileDescriptor]) -> None:
+        for key, descriptor in files.items():
+            self._drop(key)
+            self._kept[key] = descriptor
 
     def _drop(self, key: str) -> None:
         descriptor = self._kept.pop(key, None)
@@ -407,13 +498,208 @@ class Supervisor:
     def _heed_signals(self) -> None:
         signals, self._signals = self._signals, set()
         if signals & {signal.SIGTERM, signal.SIGINT}:
-            self._stop()
-            if self._control_pid:
-                os.kill(self._control_pid, signal.SIGTERM)
-            else:
-                self._end_data_plane()
+            self._told_to_end()
+        if signal.SIGINT in signals and self._superseded:
+            self._hasten()
         if signal.SIGHUP in signals and self._control_pid:
             os.kill(self._control_pid, signal.SIGHUP)
+
+    def _told_to_end(self) -> None:
+        """End, unless the node is another daemon's, or about to be."""
+        hand_over = self._hand_over
+        if hand_over is not None and hand_over.over:
+            return  # it drains, and ends by itself
+        if hand_over is not None and hand_over.stage is not None:
+            if not self._stop_asked_at:
+                _say("this daemon is to end; it waits for the one that is about to take over")
+                self._stop_asked_at = time.monotonic() + TAKE_OVER_SECONDS
+            return
+        self._end_all()
+
+    def _hasten(self) -> None:
+        """What drains, here and before this daemon, has as long as in a stop."""
+        self._tell(Hasten())
+        if self._predecessor is not None:
+            self._predecessor.farewell()
+
+    def _end_all(self) -> None:
+        self._stop()
+        if self._predecessor is not None and self._alone:
+            self._predecessor.farewell()
+        if self._hand_over is not None:
+            self._hand_over.ending = "it is about to end"
+        if self._control_pid and self._alone:
+            os.kill(self._control_pid, signal.SIGTERM)
+            return
+        self._kill_control()  # it has taken nothing over: there is nothing to stop in order
+        self._end_data_plane()
+
+    # -- from daemon to daemon (hand_over.py) --
+
+    @property
+    def _superseded(self) -> bool:
+        return self._hand_over is not None and self._hand_over.over
+
+    def _others(self) -> dict[int, int]:
+        """Return the descriptors of other daemons, each with the events to poll for."""
+        found = self._hand_over.waits_for() if self._hand_over is not None else {}
+        return found | (self._predecessor.waits_for() if self._predecessor is not None else {})
+
+    def _hear_another(self, descriptor: int, event: int) -> None:
+        if self._predecessor is not None and descriptor in self._predecessor.waits_for():
+            self._predecessor.handle(descriptor, event)
+            self._hear_predecessor(self._predecessor)
+        elif self._hand_over is not None:
+            self._hear_successor(self._hand_over, self._hand_over.handle(descriptor, event))
+
+    def _keep_hand_over_in_time(self, now: float) -> None:
+        if self._give_up_at and now >= self._give_up_at:
+            self._give_up_at = 0.0
+            _say(f"this daemon does not work {TAKE_OVER_SECONDS:g} s after it took over; its predecessor goes on")
+            self._status = 1
+            self._end_all()
+        if self._hung_up_at and now >= self._hung_up_at:
+            self._hung_up_at = 0.0
+            _say("the daemon that runs has hung up, and goes on; this one ends")
+            self._status = 1
+            self._end_all()
+        if self._resign_at and now >= self._resign_at:
+            self._resign_at = 0.0
+            _say(f"control has not resigned within {RESIGN_SECONDS:g} s and is killed")
+            self._kill_control()
+        if self._stop_asked_at and now >= self._stop_asked_at:
+            self._stop_asked_at = 0.0
+            _say("nobody has taken over; this daemon ends")
+            self._alone = False  # it may come yet: the heartbeat's map is its own then
+            if self._hand_over is not None:
+                self._hand_over.drop()
+            self._end_all()
+
+    # the newcomer's part
+
+    def _take_over(self) -> None:
+        """Control can begin at once: have everything handed over that it needs."""
+        predecessor = self._predecessor
+        if predecessor is None or not self._withheld or predecessor.taking:
+            return
+        self._give_up_at = time.monotonic() + TAKE_OVER_SECONDS
+        predecessor.take_over()
+        self._hear_predecessor(predecessor)
+
+    def _hear_predecessor(self, predecessor: Predecessor) -> None:
+        if predecessor.dead and not self._alone:
+            _say("the daemon that ran before is dead; this one goes on alone")
+            self._be_alone()
+        elif predecessor.hung_up and not self._alone and not self._hung_up_at:
+            self._hung_up_at = time.monotonic() + HUNG_UP_SECONDS  # its end is told before its death is
+        if self._withheld and predecessor.taking and (predecessor.taken or predecessor.dead):
+            self._inherit(predecessor)
+
+    def _inherit(self, predecessor: Predecessor) -> None:
+        """Give control what was handed over, and let it begin."""
+        self._withheld = False
+        ports = {key: file for key, file in predecessor.files.items() if key.startswith(PORTS)}
+        self._kept |= {key: file for key, file in predecessor.files.items() if key not in ports}
+        predecessor.files.clear()
+        self._tell(Kept(ports))
+        close_all(list(ports.values()))
+        self._tell_what_is_left()
+
+    def _took_over(self) -> None:
+        """This daemon beats: its predecessor needs to beat no more."""
+        if self._predecessor is not None:
+            self._predecessor.took_over()
+            _say(f"this daemon has taken over from one of release {shown(self._predecessor.release)}")
+        self._be_alone()
+
+    def _be_alone(self) -> None:
+        """The node is this daemon's."""
+        self._alone = True
+        self._give_up_at = 0.0
+        self._hung_up_at = 0.0
+        if self._heart.begun:
+            self._open_hand_over()
+
+    def _open_hand_over(self) -> None:
+        if self._hand_over is None:
+            return
+        try:
+            self._hand_over.open()
+        except OSError as error:
+            _say(f"no other daemon can take over from this one: {error}")
+
+    # the part of the daemon that runs
+
+    def _hear_successor(self, hand_over: HandOver, event: Event | None) -> None:
+        match event:
+            case "takes":
+                self._resign_at = time.monotonic() + RESIGN_SECONDS
+                self._start_at = 0.0
+                if self._control_pid:
+                    self._tell(Resign())
+                else:
+                    self._hand_everything({})
+            case "took":
+                self._step_down(hand_over)
+            case "farewell":
+                _say("the daemon that took over ends for good, and this one with it")
+                self._hasten()
+            case "gone":
+                self._take_back()
+
+    def _hand_everything(self, ports: Mapping[str, FileDescriptor]) -> None:
+        """Nobody here writes anything of the node any more: hand over what is kept, and *ports*."""
+        self._resign_at = 0.0
+        try:
+            if self._hand_over is not None and self._hand_over.stage == "taking":
+                self._hand_over.hand({**self._kept, **ports})
+        except OSError as error:
+            _say(f"nothing can be handed over: {error.strerror}")
+            self._hand_over_failed()
+        finally:
+            close_all(list(ports.values()))
+
+    def _hand_over_failed(self) -> None:
+        if self._hand_over is not None:
+            self._hand_over.drop()
+        self._take_back()
+
+    def _take_back(self) -> None:
+        """Who was to take over is dead: a new control takes the node back, workers and heartbeat never stopped."""
+        _say("the daemon that was to take over is gone; this one takes the node back")
+        self._resign_at = 0.0
+        if self._stop_asked_at:
+            self._stop_asked_at = 0.0
+            self._stop()
+            self._kill_control()
+            self._end_data_plane()
+        elif self._control_pid:
+            self._kill_control()
+        else:
+            self._start_at = max(time.monotonic(), self._control_started + RESPAWN_SECONDS)
+
+    def _step_down(self, hand_over: HandOver) -> None:
+        """The node is another daemon's: give everything up but the workers and who tells them of policies."""
+        _say("another daemon has taken over; this one drains, and ends when what is open has ended")
+        self._stop_asked_at = 0.0
+        self._heart.leave()
+        hand_over.close()
+        for lock in self._locks.values():
+            lock.close()
+        close_all(list(self._kept.values()))
+        self._kept.clear()
+        if self._control_pid:
+            self._tell(Superseded())
+            self._watch_at = time.monotonic() + WATCH_SECONDS
+        else:
+            self._end_data_plane()
+
+    def _end_heart(self) -> None:
+        """End the heartbeat; where another daemon beats it is that one's."""
+        if self._alone and not self._superseded:
+            self._heart.end()
+        else:
+            self._heart.leave()
 
 
 def _say(words: str) -> None:
@@ -422,12 +708,12 @@ def _say(words: str) -> None:
         log.error(words)
 
 
-def main(roles: Mapping[str, Role], own: Sequence[int] = (), stop_seconds: float = 0.0) -> int:
+def main(roles: Mapping[str, Role], estate: Estate | None = None, stop_seconds: float = 0.0) -> int:
     """Run the daemon's processes; return the exit status.
 
-    *roles*: what each may be, by name; CONTROL is started, the others when control asks. *own*:
-    descriptors that only the supervisor keeps, such as its locks. *stop_seconds*: how long a stop
-    takes.
+    *roles*: what each may be, by name; CONTROL is started, the others when control asks. *estate*:
+    what only the supervisor keeps, and passes on to a daemon that takes over. *stop_seconds*: how
+    long a stop takes.
     """
     settle()
-    return Supervisor(roles, own, stop_seconds).run()
+    return Supervisor(roles, estate or Estate(), stop_seconds).run()

@@ -15,6 +15,7 @@ from typing import Final, Literal
 from nodeagent.config import AgentConfig
 from nodeagent.errors import KernelError
 from nodeagent.folder_lock import held
+from nodeagent.hand_over import SOCKET
 from nodeagent.redirect import pins
 from nodeagent.resources.changes import AnyChange, Change, EnrolledChange
 from nodeagent.resources.directory import DirectorySource
@@ -22,7 +23,7 @@ from nodeagent.resources.marks import DirectoryMarks
 from nodeagent.resources.objects import PodObject
 from nodeagent.resources.source import Source
 
-OWN: Final = ("admin.sock", "pods", "last-good")
+OWN: Final = ("admin.sock", SOCKET, "pods", "last-good")
 """What the daemon makes in its runtime directory."""
 
 

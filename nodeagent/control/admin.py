@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+import socket
+from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 
@@ -16,15 +17,22 @@ class AdminPorts:
     drains is still told.
     """
 
-    def __init__(self, telemetry: Telemetry, runtime_directory: Path) -> None:
+    def __init__(self, telemetry: Telemetry, runtime_directory: Path, inherited: dict[str, socket.socket]) -> None:
+        """*inherited*: listeners of the daemon that is succeeded, by ``ROLE/ADDRESS``; those that fit are taken out."""
         self._telemetry = telemetry
         self._socket = runtime_directory / "admin.sock"
+        self._inherited = inherited
+        self._open: dict[str, HttpServer] = {}
         self._servers = AsyncExitStack()
 
     @asynccontextmanager
     async def run(self) -> AsyncIterator[None]:
         """Leaving closes what :meth:`open` opened, in that order's reverse."""
         yield
+        await self.close()
+
+    async def close(self) -> None:
+        """Close what :meth:`open` opened."""
         await self._servers.aclose()
 
     async def open(self, admin: Routes, metrics: Routes, ready: Handler) -> None:
@@ -35,10 +43,33 @@ class AdminPorts:
         """
         telemetry = self._telemetry
         readiness = {("GET", "/ready"): ready, ("GET", "/healthz/ready"): ready}
-        self._close(await serve(admin, port=telemetry.admin_port, hosts=LOCALHOST))
+        await self._serve("admin", admin, telemetry.admin_port, LOCALHOST)
         self._close(await serve_unix(admin, self._socket))
-        self._close(await serve(metrics, port=telemetry.metrics_port, hosts=EVERYWHERE))
-        self._close(await serve(readiness, port=telemetry.ready_port, hosts=EVERYWHERE))
+        await self._serve("metrics", metrics, telemetry.metrics_port, EVERYWHERE)
+        await self._serve("ready", readiness, telemetry.ready_port, EVERYWHERE)
+
+    def listeners(self) -> dict[str, int]:
+        """Return the TCP listeners, by ``ROLE/ADDRESS``: for a daemon that goes on with them."""
+        found: dict[str, int] = {}
+        for role, server in self._open.items():
+            for listener in server.listeners:
+                found[f"{role}/{listener.getsockname()[0]}"] = listener.fileno()
+        return found
+
+    async def _serve(self, role: str, routes: Routes, port: int, hosts: Sequence[str]) -> None:
+        inherited = {host: self._fitting(f"{role}/{host}", port) for host in hosts}
+        found = {host: listener for host, listener in inherited.items() if listener is not None}
+        server = await serve(routes, port=port, hosts=hosts, inherited=found)
+        self._open[role] = server
+        self._close(server)
+
+    def _fitting(self, key: str, port: int) -> socket.socket | None:
+        """Return the inherited listener *key*, if it listens on *port*."""
+        listener = self._inherited.pop(key, None)
+        if listener is not None and port not in (0, listener.getsockname()[1]):
+            listener.close()
+            return None
+        return listener
 
     def _close(self, server: HttpServer) -> None:
         self._servers.push_async_callback(server.close)

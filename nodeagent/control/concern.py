@@ -74,6 +74,15 @@ class Concern(Protocol):
         """Return what it tells at the admin port."""
 
 
+class Resigning(Protocol):
+    """One that writes what another daemon of the node would write too: maps, pins, marks, files."""
+
+    def resign(self) -> None:
+        """Another daemon takes the node over: write nothing of it any more, for good. What this
+        daemon's workers need goes on: they hear of every change until their connections have ended.
+        """
+
+
 def merged(routes: Iterable[Routes]) -> Routes:
     """Return all *routes* as one. Raises ControlError where two answer for one path."""
     found: dict[tuple[str, str], Handler] = {}

@@ -105,6 +105,13 @@ class Enrolment:
         self._members: dict[PodUid, Member] = {}
         self._handed: dict[PodUid, Listeners] = {}
         self._others: list[str] = []
+        self._resigned = False
+
+    def resign(self) -> None:
+        """Capture, repair, release and publish nothing any more: another daemon does. Pods that go
+        are forgotten here, so that their networks end.
+        """
+        self._resigned = True
 
     @asynccontextmanager
     async def run(self, parts: Parts) -> AsyncIterator[None]:
@@ -115,6 +122,10 @@ class Enrolment:
 
     def changed(self, snapshot: Snapshot) -> None:
         """Release the pods that are gone, and bring the others to what they are described as now."""
+        if self._resigned:
+            for uid in self._members.keys() - snapshot.captured.keys():
+                self._forget(uid)
+            return
         for uid, member in list(self._members.items()):
             if uid not in snapshot.captured:
                 self.release(uid)
@@ -126,7 +137,7 @@ class Enrolment:
     def grown(self, snapshot: Snapshot) -> None:
         """Capture the pods that are new."""
         for uid, pod in snapshot.captured.items():
-            if uid not in self._members:
+            if uid not in self._members and not self._resigned:
                 self._enrol(uid, self._described(snapshot, pod))
 
     def missing(self) -> list[str]:
@@ -234,7 +245,7 @@ class Enrolment:
         else:
             member.state = "pending" if missing else "enrolled"
         member.faults = [*wrong, *missing]
-        if not missing and not member.published:
+        if not missing and not member.published and not self._resigned:
             self._publish(uid, member)
 
     def _unjoined(self, member: Member) -> list[str]:
@@ -285,8 +296,17 @@ class Enrolment:
         self._workers.release(uid)
         self._effects.drop(uid)
 
+    def _forget(self, uid: PodUid) -> None:
+        """A pod is gone that is another daemon's to release."""
+        self._members.pop(uid, None)
+        self._handed.pop(uid, None)
+        self._plane.forget(uid)
+        self._workers.release(uid)
+
     def check(self) -> None:
         """Compare each pod, and what all share, with the kernel's real state and repair what differs."""
+        if self._resigned:
+            return
         self._mend("the node", self._plane.verify_node, self._plane.repair_node)
         self._tell_others()
         for uid, member in list(self._members.items()):
@@ -340,11 +360,11 @@ class Enrolment:
 
     def withdraw(self) -> None:
         """Tell the other nodes that these pods take no mTLS from now on: the daemon is leaving."""
-        for uid in self._members:
+        for uid in self._members if not self._resigned else ():
             self._unpublish(uid)
 
     async def _keep_checking(self) -> None:
-        while True:
+        while not self._resigned:
             await asyncio.sleep(self._check_seconds)
             self.check()
 

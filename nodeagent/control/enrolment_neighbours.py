@@ -50,6 +50,9 @@ class Capturing(Protocol):
     def release(self, uid: str) -> None:
         """Capture no new connection of the pod any more."""
 
+    def forget(self, uid: str) -> None:
+        """Close what is held of a captured pod, and leave it in the kernel. Raises nothing."""
+
     def listeners(self, uid: str) -> Listeners:
         """Return the listeners inside a captured pod."""
 

@@ -89,6 +89,7 @@ class KernelUpkeep:
         self._timeout_seconds = timeout_seconds
         self._check_seconds = check_seconds
         self._begun = False
+        self._resigned = False
         self._batches = -1
         """Of changes that are in the kernel."""
         self._generation = 0
@@ -115,6 +116,10 @@ class KernelUpkeep:
         if not self._begun or not self._decisions.knows_all():
             self.update()
 
+    def resign(self) -> None:
+        """What the kernel decides is another daemon's to write and to confirm."""
+        self._resigned = True
+
     def missing(self) -> list[str]:
         """While it is behind, connections go to the proxy: that is no fault."""
         return []
@@ -140,6 +145,8 @@ class KernelUpkeep:
         """Bring what the kernel decides alone to the snapshot and the pods; a fault there leaves
         connections to the proxy, and is tried again.
         """
+        if self._resigned:
+            return
         self._begun = True
         self._batches = -1
         try:
@@ -163,13 +170,13 @@ class KernelUpkeep:
 
     async def _confirm(self) -> None:
         """Have the kernel use what it decides alone for as long as this control keeps that up to date."""
-        while True:
+        while not self._resigned:
             if not self._is_behind():
                 self._kernel.confirm()
             await asyncio.sleep(self._timeout_seconds / heartbeat.PER_TIMEOUT)
 
     async def _check(self) -> None:
-        while True:
+        while not self._resigned:
             await asyncio.sleep(self._check_seconds)
             if self._is_behind():
                 self.update()
@@ -177,4 +184,6 @@ class KernelUpkeep:
     async def _look(self) -> None:
         while True:
             await asyncio.sleep(LOOK_SECONDS)
+            if self._resigned:
+                return
             self._kernel.look()

@@ -63,6 +63,10 @@ class Leftovers:
         self._pruned = False
         self._told = False
 
+    def resign(self) -> None:
+        """What is left is the other daemon's to remove."""
+        self._pruned = True
+
     @asynccontextmanager
     async def run(self, parts: Parts) -> AsyncIterator[None]:
         """Nothing of it runs by itself."""

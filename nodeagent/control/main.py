@@ -22,7 +22,7 @@ from nodeagent import __version__
 from nodeagent.config import AgentConfig
 from nodeagent.control.admin import AdminPorts
 from nodeagent.control.certificates import NodeCertificates
-from nodeagent.control.concern import Concern, merged
+from nodeagent.control.concern import Concern, Resigning, merged
 from nodeagent.control.enrolment import Enrolment
 from nodeagent.control.enrolment_neighbours import Effects
 from nodeagent.control.flows import Flows
@@ -43,6 +43,7 @@ from nodeagent.control.supervisor_link import SupervisorLink
 from nodeagent.control.worker_process import Needs
 from nodeagent.control.workers import Workers
 from nodeagent.errors import ControlError, NodeagentError
+from nodeagent.hand_over import PORTS
 from nodeagent.identity.sources import open_source
 from nodeagent.memory import settle
 from nodeagent.mesh.compile import Mesh
@@ -53,7 +54,7 @@ from nodeagent.messages import WORKER, AskMetrics, StartWorker
 from nodeagent.parts import Parts
 from nodeagent.places.annotation import AnnotationPlaces
 from nodeagent.pulse import Pulse
-from nodeagent.redirect.plane import DataPlane
+from nodeagent.redirect.plane import DataPlane, Loading
 from nodeagent.resources.directory import DirectorySource
 from nodeagent.resources.marks import DirectoryMarks
 from nodeagent.telemetry import metrics as declared
@@ -78,7 +79,11 @@ def main(config: AgentConfig, end: socket.socket, pulse: Pulse) -> None:
 async def run(config: AgentConfig, end: socket.socket, pulse: Pulse) -> None:
     """Start, run until control is told to stop, and stop: serve while what is open may end, stop the
     heartbeat, let what came since end, and end. Pins stay: protected pods are refused until a
-    daemon is back.
+    daemon is back. Where another daemon has taken the node over, what is open has
+    ``proxy.timeouts.handOver`` to end, and no heartbeat ends.
+
+    What takes long comes first, and changes nothing on the node: another daemon may run until this
+    one may begin (hand_over.py).
 
     ``proxy.timeouts.stop`` bounds the whole, half of it each: with a connection open that never
     ends, pods are refused for the second half only.
@@ -89,11 +94,16 @@ async def run(config: AgentConfig, end: socket.socket, pulse: Pulse) -> None:
     beginning = Beginning(config, asyncio.get_running_loop(), end)
     for number in (signal.SIGTERM, signal.SIGINT):
         beginning.loop.add_signal_handler(number, beginning.link.end)
+    prepared = await prepare(beginning)
+    beginning.link.prepared()
     await beginning.link.begun()
     stops = AsyncExitStack()
-    await start(beginning, await load(beginning), pulse, stops)
-    await beginning.link.ended()
-    await stops.aclose()
+    made = await load(beginning, prepared)
+    await start(beginning, made, pulse, stops)
+    if await beginning.link.ended():
+        await step_down(beginning, made)
+    else:
+        await stops.aclose()
 
 
 class Beginning:
@@ -119,6 +129,7 @@ class Beginning:
             stop_seconds=config.proxy.timeouts.stop / 2,
         )
         self.link.observe(WORKER, self.workers)
+        self.ports = AdminPorts(config.telemetry, config.runtime_directory, self.link.inherited.ports)
         loop.add_signal_handler(signal.SIGHUP, self._reload)
 
     def _count_restart(self, slot: int) -> None:
@@ -151,22 +162,45 @@ class Concerns:
     leftovers: Leftovers
 
 
-async def load(beginning: Beginning) -> Concerns:
-    """Make the concerns; the source of certificates comes first, then the data plane, whose HTTP
-    counters follow in the background. Raises NodeagentError.
+@dataclass(frozen=True, slots=True)
+class PreparedParts:
+    """What is there before the node is this daemon's."""
+
+    mesh: Mesh
+    reader: SourceReader
+    certificates: NodeCertificates
+    loading: Loading
+
+
+async def prepare(beginning: Beginning) -> PreparedParts:
+    """Open the source of certificates, read the source of objects, have the programs compiled.
+    Raises NodeagentError.
     """
     config = beginning.config
-    link = beginning.link
     workers = beginning.workers
     config.runtime_directory.mkdir(parents=True, exist_ok=True)
     source = DirectorySource(config.source, config.resources, config.runtime_directory / "last-good")
     certificates = NodeCertificates(
-        open_source(config.identity, config.cluster), config.identity.ttl_seconds, workers, link
+        open_source(config.identity, config.cluster), config.identity.ttl_seconds, workers, beginning.link
     )
-    plane = await DataPlane.load(config.redirect, slots=workers.count, wait=False)
-    beginning.pod_sockets.captured_by(plane.sockets)
     mesh = make_mesh(config)
     reader = SourceReader(source, mesh, workers)
+    await reader.read()
+    return PreparedParts(mesh, reader, certificates, await Loading.begin(config.redirect, slots=workers.count))
+
+
+async def load(beginning: Beginning, prepared: PreparedParts) -> Concerns:
+    """Take the kernel over, and make the concerns; what counts HTTP follows in the background.
+    Raises NodeagentError.
+    """
+    config = beginning.config
+    link = beginning.link
+    workers = beginning.workers
+    mesh = prepared.mesh
+    reader = prepared.reader
+    certificates = prepared.certificates
+    plane = await prepared.loading.attached()
+    beginning.pod_sockets.captured_by(plane.sockets)
     kernel_paths = KernelPaths(plane, kernel_path_settings(config), config.cluster)
     enrolment = make_enrolment(beginning, plane, certificates)
     check_seconds = config.redirect.check_interval_seconds
@@ -254,13 +288,12 @@ async def start(beginning: Beginning, made: Concerns, pulse: Pulse, stops: Async
     link = beginning.link
     workers = beginning.workers
     parts = beginning.parts
-    ports = AdminPorts(config.telemetry, config.runtime_directory)
+    ports = beginning.ports
     heartbeat = Heartbeat(link, pulse)
     made.certificates.observe(made.pod_sockets)
     made.certificates.observe(made.enrolment)
     made.certificates.adopt(link.inherited.certificates)
     link.inherited.certificates.clear()
-    await made.reader.read()
     await stops.enter_async_context(ports.run())
     workers.fill(first_words(config, made.plane))
     await stops.enter_async_context(workers.run(parts))
@@ -281,7 +314,27 @@ async def start(beginning: Beginning, made: Concerns, pulse: Pulse, stops: Async
         await stops.enter_async_context(concern.run(parts))
     stops.callback(parts.stop)
     await open_ports(beginning, made, ports, heartbeat)
+    link.inherited.close_ports()
+    link.resigns_by(functools.partial(resign, made, ports))
     heartbeat.begin(parts, config.redirect.heartbeat_timeout_seconds, made.plane.heartbeat_fd)
+
+
+def resign(made: Concerns, ports: AdminPorts) -> dict[str, int]:
+    """Write nothing of the node any more; return the listeners of the own ports, by key of a hand-over."""
+    writing: tuple[Resigning, ...] = (made.enrolment, made.kernel, made.pod_sockets, made.leftovers)
+    for each in writing:
+        each.resign()
+    return {f"{PORTS}{key}": listener for key, listener in ports.listeners().items()}
+
+
+async def step_down(beginning: Beginning, made: Concerns) -> None:
+    """The node is another daemon's: tell nothing any more, and see the workers' connections to their
+    end. Everything that workers hear of changes goes on until then.
+    """
+    await beginning.ports.close()
+    made.pod_sockets.close()
+    await beginning.workers.step_down(beginning.config.proxy.timeouts.hand_over, beginning.link.hastened)
+    beginning.parts.stop()
 
 
 def first_words(config: AgentConfig, plane: DataPlane) -> StartWorker:

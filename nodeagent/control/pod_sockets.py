@@ -78,6 +78,11 @@ class PodSockets:
         self._sockets: dict[PodUid, _PodSocket] = {}
         self._tokens: JwtAuthority | None = None
         self._wake = asyncio.Event()
+        self._resigned = False
+
+    def resign(self) -> None:
+        """Make no socket, mount or folder any more: another daemon puts its own there. Who is connected stays so."""
+        self._resigned = True
 
     @asynccontextmanager
     async def run(self, parts: Parts) -> AsyncIterator[None]:
@@ -89,14 +94,14 @@ class PodSockets:
     def changed(self, snapshot: Snapshot) -> None:
         """End the sockets of pods that are gone, and of those that are others now."""
         for uid in [uid for uid, known in self._sockets.items() if snapshot.asking.get(uid) != known.pod]:
-            self._sockets.pop(uid).close(remove=uid not in snapshot.asking)
+            self._sockets.pop(uid).close(remove=uid not in snapshot.asking and not self._resigned)
 
     def grown(self, snapshot: Snapshot) -> None:
         """Make the sockets of the pods that have none. What fails for one is told, and tried again
         by the check.
         """
         for uid, pod in snapshot.asking.items():
-            if uid not in self._sockets:
+            if uid not in self._sockets and not self._resigned:
                 self._sockets[uid] = _PodSocket(pod, self._directory / uid, self._subject(pod.identity))
                 self._sockets[uid].check()
                 self._wake.set()
@@ -123,10 +128,12 @@ class PodSockets:
 
     async def _keep_checking(self) -> None:
         """Keep sockets, mounts and keys for tokens as they should be; for ever."""
-        while True:
+        while not self._resigned:
             self._wake.clear()
             self._refresh_tokens()
             for each in list(self._sockets.values()):
+                if self._resigned:
+                    return
                 each.check()
                 await each.mount()
             with suppress(TimeoutError):
@@ -230,7 +237,8 @@ class _PodSocket:
             shutil.rmtree(self._folder, ignore_errors=True)
         else:
             with suppress(OSError):
-                (self._folder / NAME).unlink()
+                if self._stands():  # another daemon may have put its own there
+                    (self._folder / NAME).unlink()
 
     def _listen(self) -> None:
         """Raises OSError."""

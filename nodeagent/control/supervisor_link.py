@@ -6,8 +6,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import socket
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Final, Protocol, assert_never
 
@@ -15,6 +16,7 @@ import orjson
 
 from nodeagent.channel import DESCRIPTORS, Channel, read_memory_file
 from nodeagent.errors import shown
+from nodeagent.hand_over import PORTS
 from nodeagent.identity.certificate import Certificate
 from nodeagent.messages import (
     FROM_SUPERVISOR,
@@ -25,17 +27,23 @@ from nodeagent.messages import (
     Exited,
     Forked,
     FromSupervisor,
+    Hasten,
     Keep,
     Kept,
     Orphan,
+    Prepared,
+    Resign,
+    Resigned,
     Still,
     Stilled,
+    Superseded,
     ToSupervisor,
 )
 from nodeagent.redirect.pod import ListenerId
 from nodeagent.vocabulary import PodUid
 from nodeagent.wire import FileDescriptor, MessageError
 
+log = logging.getLogger("nodeagent.control")
 STILL_SECONDS: Final = 1.0
 """The supervisor, which never waits for anybody, has stopped the heartbeat within this time."""
 
@@ -62,12 +70,17 @@ class Inheritance:
     """Pods' network namespaces."""
     certificates: list[Certificate] = field(default_factory=list)
     """A death of control while the authority is away shall cost no identity."""
+    ports: dict[str, socket.socket] = field(default_factory=dict)
+    """Listeners of another daemon's own ports, by ``ROLE/ADDRESS``."""
 
     def take(self, key: str, descriptor: int) -> None:
-        """Take over *descriptor*, which was kept under *key* (``messages.Keep``)."""
+        """Take over *descriptor*, which was kept under *key* (``messages.Keep``, ``Resigned.ports``)."""
         owner, _, kind = key.rpartition("/")
+        if key.startswith(PORTS):
+            self.ports[key.removeprefix(PORTS)] = socket.socket(fileno=descriptor)
+            return
         if kind == "certificate":
-            self.certificates.append(Certificate.from_json(orjson.loads(read_memory_file(descriptor))))
+            self._take_certificate(owner, descriptor)
             return
         if kind == "netns":
             self.networks[PodUid(owner)] = descriptor
@@ -79,6 +92,18 @@ class Inheritance:
             int(slot),
         )
         self.listeners.setdefault(PodUid(uid), {})[listener] = socket.socket(fileno=descriptor)
+
+    def _take_certificate(self, owner: str, descriptor: int) -> None:
+        """One that this release cannot read is issued anew."""
+        try:
+            self.certificates.append(Certificate.from_json(orjson.loads(read_memory_file(descriptor))))
+        except (ValueError, KeyError, TypeError, OSError) as error:
+            log.warning("the certificate of %s that was handed over cannot be read: %s", shown(owner), error)
+
+    def close_ports(self) -> None:
+        """Nobody needs what is left of :attr:`ports`."""
+        while self.ports:
+            self.ports.popitem()[1].close()
 
 
 class SupervisorLink:
@@ -92,6 +117,9 @@ class SupervisorLink:
         self._begun = asyncio.Event()
         self._stilled = asyncio.Event()
         self._ended = asyncio.Event()
+        self._superseded = False
+        self._hastened = asyncio.Event()
+        self._resign: Callable[[], Mapping[str, int]] | None = None
         self._misunderstood: MessageError | None = None
         self._channel: Channel[FromSupervisor, ToSupervisor] = Channel(
             loop, end, FROM_SUPERVISOR, heard=self._hear, misunderstood=self._misunderstand, closed=self.end
@@ -110,10 +138,28 @@ class SupervisorLink:
         await self._begun.wait()
         self._understood()
 
-    async def ended(self) -> None:
-        """Wait until :meth:`end`, or until the supervisor is gone. Raises MessageError as :meth:`begun`."""
+    async def ended(self) -> bool:
+        """Wait until :meth:`end`, or until the supervisor is gone, or the node is another daemon's.
+        Return whether it is. Raises MessageError as :meth:`begun`.
+        """
         await self._ended.wait()
         self._understood()
+        return self._superseded
+
+    async def hastened(self) -> None:
+        """Wait until the daemon that took over ends too."""
+        await self._hastened.wait()
+
+    def prepared(self) -> None:
+        """Say that this control can begin at once."""
+        self.send(Prepared())
+
+    def resigns_by(self, resign: Callable[[], Mapping[str, int]]) -> None:
+        """Call *resign* when another daemon takes the node over: nothing of the node is written any
+        more when it returns, with the listeners of the own ports, by key. A control that has not
+        come so far does not answer, and is killed.
+        """
+        self._resign = resign
 
     def end(self) -> None:
         """Control is to stop."""
@@ -174,8 +220,21 @@ class SupervisorLink:
                 self.beats = message.felt
             case Stilled():
                 self._stilled.set()
+            case Resign() | Superseded() | Hasten():
+                self._take_of_succession(message)
             case _:
                 assert_never(message)
+
+    def _take_of_succession(self, message: Resign | Superseded | Hasten) -> None:
+        match message:
+            case Resign():
+                if self._resign is not None:
+                    self.send(Resigned({key: FileDescriptor(port) for key, port in self._resign().items()}))
+            case Superseded():
+                self._superseded = True
+                self._ended.set()
+            case Hasten():
+                self._hastened.set()
 
     def _misunderstand(self, error: MessageError) -> None:
         """Control ends, and its successor is told everything anew: see :meth:`begun`, :meth:`ended`."""

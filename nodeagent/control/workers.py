@@ -14,7 +14,7 @@ import logging
 import signal
 import socket
 import time
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from typing import Final, assert_never
@@ -165,6 +165,9 @@ class Workers:
         self._draining.append(worker)
         self._adopted.append(worker)
         worker.channel.send(Succeeded())
+        if self._state.entries:
+            for part in in_parts(self._state.entries.values(), (), self.generation):
+                self._tell(worker, part)
 
     async def _retire_adopted(self) -> None:
         """Workers of an earlier control served on; they drain as soon as their successors are up."""
@@ -469,13 +472,30 @@ class Workers:
             worker.channel.send(Finish())
         await self._wait(lambda: all(worker.finished for worker in workers), self._stop_seconds)
 
-    async def stop(self, drain_seconds: float) -> None:
-        """Drain all workers, also those that do so already, and wait for their end."""
+    async def step_down(self, drain_seconds: float, hastened: Callable[[], Awaitable[None]]) -> None:
+        """Drain all workers, whose successors serve already, and wait for their end; when *hastened*
+        returns they have as long as in a stop.
+        """
+        self.drain(drain_seconds)
+        hurry = asyncio.ensure_future(hastened())
+        while self._draining:
+            if hurry.done():
+                await self.stop(self._stop_seconds)
+                return
+            await asyncio.wait((hurry,), timeout=PING_SECONDS)
+        hurry.cancel()
+
+    def drain(self, seconds: float) -> None:
+        """Have no worker take a connection any more."""
         self._stopping = True
         for slot in list(self._slots):
             self._draining.append(self._slots.pop(slot))
         for worker in self._draining:
-            worker.channel.send(Drain(drain_seconds))
+            worker.channel.send(Drain(seconds))
+
+    async def stop(self, drain_seconds: float) -> None:
+        """Drain all workers, also those that do so already, and wait for their end."""
+        self.drain(drain_seconds)
         await self._wait(lambda: not self._draining, drain_seconds + 1)
 
     async def _wait(self, condition: Callable[[], bool], seconds: float = 10.0) -> bool:

@@ -105,6 +105,34 @@ class Agent:
         if wait_seconds:
             self.wait_ready(wait_seconds)
 
+    def succeed(self, *, python: str = sys.executable, wait_seconds: float = _READY_SECONDS) -> int:
+        """Start another daemon beside the one that runs, which takes the node over from it, and wait
+        until the new one is ready; return the pid of the old one.
+
+        *python*: the interpreter of the release that is started. Raises LabError with the end of its log.
+        """
+        before = self.pid
+        self.config_path.write_text(yaml.safe_dump(self.config(), sort_keys=False))
+        argv = [python, "-m", "nodeagent", "run", "-c", str(self.config_path)]
+        pid = spawn(inside(self.layout.netns(self.node.name), argv), self.cgroup, self.log)
+        (self.directory / "agent.pid").write_text(str(pid))
+        if wait_seconds:
+            self.wait_successor(pid, wait_seconds)
+        return before
+
+    def wait_successor(self, pid: int, seconds: float = _READY_SECONDS) -> None:
+        """Wait until the daemon *pid* has taken the node over; raises LabError if it ends, or takes longer."""
+        deadline = time.monotonic() + seconds
+        while not any(f" {pid} " in line and "has taken over" in line for line in self.log.read_text().splitlines()):
+            if not cgroup.reap(pid) or time.monotonic() > deadline:
+                (self.directory / "agent.pid").unlink(missing_ok=True)
+                raise LabError(
+                    f"{self.node.name}: the agent with pid {pid} has not taken over; the end of its "
+                    f"log:\n{tail(self.log)}"
+                )
+            time.sleep(0.02)
+        self.wait_ready(seconds)
+
     def wait_ready(self, seconds: float = _READY_SECONDS) -> None:
         """Wait until the readiness endpoint answers 200; raises LabError if the daemon ends or that
         takes longer than *seconds*.

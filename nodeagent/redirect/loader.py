@@ -1,5 +1,7 @@
-"""``python -m nodeagent.redirect.loader < settings.json``: compiles, loads, pins and attaches the
-programs, and exits.
+"""``python -m nodeagent.redirect.loader``: compiles, loads, pins and attaches the programs, and exits.
+
+Its standard input is a line of settings (:class:`LoadRequest`), and another line, GO, when the
+programs that it then has in the kernel shall be attached: until then another daemon may run.
 
 The only importer of bcc, which maps 110 MB of LLVM into its process. Safe to run again at any time:
 pinned maps stay as they are, and running programs are replaced link by link, in one step each,
@@ -21,7 +23,7 @@ import os
 import platform
 import sys
 import sysconfig
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final
 
@@ -97,6 +99,11 @@ ATTACHED: Final = b"attached\n"
 """What the loader says when pods can be captured; only what counts HTTP is loaded after that, as it
 takes the verifier longest.
 """
+
+
+LOADED: Final = b"loaded\n"
+"""What the loader says when everything is compiled and in the kernel: it waits for GO."""
+GO: Final = b"go\n"
 
 
 def _load(program: Any, pinned: pins.Pins, wanted: Iterable[hooks.Hook]) -> dict[str, int]:
@@ -207,8 +214,11 @@ def _exclusive(directory: Path) -> Iterator[None]:
         os.close(fd)
 
 
-def run(request: LoadRequest) -> None:
-    """Bring the kernel to what *request* asks for. Raises KernelError; what was attached before then stays attached."""
+def run(request: LoadRequest, go: Callable[[], None] = lambda: None) -> None:
+    """Bring the kernel to what *request* asks for; nothing of it is in force before *go* returns.
+
+    Raises KernelError, and what *go* raises; what was attached before then stays attached.
+    """
     redirect = request.redirect
     cgroup = open_cgroup(redirect.cgroup)
     pinned = pins.Pins(redirect.pin_directory)
@@ -220,6 +230,7 @@ def run(request: LoadRequest) -> None:
             succession = maps.succeed(pinned.maps, successor.maps, redirect.maps)
             programs = compile_programs(successor.maps, request.joining)
             loaded = _load(programs, successor, (hook for hook in hooks.HOOKS if hook is not hooks.HTTP_EGRESS))
+            go()
             succession.carry()
             if closed := succession.close_pods(pinned.cookies()):
                 print(f"{closed} pods {_CLOSED}", file=sys.stderr)
@@ -291,9 +302,17 @@ class _Swap:
             self._undo(hooks.remove, path)
 
 
+def _wait_to_go() -> None:
+    """Raises KernelError when who asked for the programs is gone."""
+    sys.stdout.buffer.write(LOADED)
+    sys.stdout.flush()
+    if sys.stdin.buffer.readline() != GO:
+        raise KernelError("the programs are not needed any more: who asked for them is gone")
+
+
 def main() -> int:
     try:
-        run(LoadRequest.model_validate_json(sys.stdin.read()))
+        run(LoadRequest.model_validate_json(sys.stdin.buffer.readline()), _wait_to_go)
     except (NodeagentError, OSError) as error:
         print(f"loader: {error}", file=sys.stderr)
         return 1

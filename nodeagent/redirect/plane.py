@@ -87,13 +87,22 @@ class Statistics:
 class DataPlane:
     """The pinned maps, programs and links, open. One thread only."""
 
-    def __init__(self, redirect: Redirect, slots: int, ports: dict[Direction, int], joining: bypass.Joining) -> None:
-        """Open what the loader pinned. Raises KernelError when something is missing."""
+    def __init__(
+        self,
+        redirect: Redirect,
+        slots: int,
+        ports: dict[Direction, int],
+        joining: bypass.Joining,
+        process: asyncio.subprocess.Process | None = None,
+    ) -> None:
+        """Open what the loader, which is *process* as long as it goes on, pinned. Raises KernelError
+        when something is missing.
+        """
         self._pins = pins.Pins(redirect.pin_directory)
         self._enrolled: dict[str, CapturedPod] = {}
         self._cgroup = loader.open_cgroup(redirect.cgroup)
         self._maps = maps.open_all(self._pins.maps, redirect.maps)
-        self._loader: asyncio.subprocess.Process | None = None
+        self._loader = process
         self.joining = joining
         there = [
             hook for hook in hooks.HOOKS if hook is not hooks.HTTP_EGRESS or (self._pins.programs / hook.name).exists()
@@ -132,29 +141,14 @@ class DataPlane:
         daemon's own, searched by its pid below the captured one when None. *wait*: until HTTP can
         be counted too; otherwise call :meth:`loaded`. Raises KernelError with the loader's words.
         """
-        joining = bypass.joining(redirect.bypass)
-        request = loader.LoadRequest(
-            redirect=redirect,
+        loading = await Loading.begin(
+            redirect,
+            slots=slots,
             agent_cgroup=agent_cgroup,
             outbound_port=outbound_port,
             inbound_port=inbound_port,
-            joining=joining,
         )
-        pipe = asyncio.subprocess.PIPE
-        process = await asyncio.create_subprocess_exec(
-            sys.executable, "-m", loader.__name__, stdin=pipe, stdout=pipe, stderr=asyncio.subprocess.STDOUT
-        )
-        assert process.stdin is not None and process.stdout is not None
-        process.stdin.write(request.model_dump_json(by_alias=True).encode())
-        process.stdin.close()
-        said: list[bytes] = []
-        while (line := await process.stdout.readline()) != loader.ATTACHED:
-            if not line:
-                await _ended(process, said)
-            said.append(line)
-            log.warning("%s", line.decode(errors="replace").strip())
-        plane = cls(redirect, slots, {"outbound": outbound_port, "inbound": inbound_port}, joining)
-        plane._loader = process
+        plane = await loading.attached()
         if wait:
             await plane.loaded()
         return plane
@@ -267,10 +261,13 @@ class DataPlane:
             self.probed.forget(state.pod.netns.cookie)
             self.kernel.withdraw(self.kernel.number(state.pod.netns.cookie))
             self._repairs.withdraw(state)
-        elif state.link >= 0:
-            os.close(state.link)
-        state.listeners.close()
-        state.pod.netns.close()
+        state.close()
+
+    def forget(self, uid: str) -> None:
+        """Close what is held of a pod: it is another daemon's to capture, or to release."""
+        state = self._enrolled.pop(uid, None)
+        if state:
+            state.close()
 
     def listeners(self, uid: str) -> Listeners:
         """Return the pod's listeners: another object than before when a repair had to open some anew."""
@@ -372,10 +369,7 @@ class DataPlane:
     def close(self) -> None:
         """Close every descriptor; what is pinned stays, and captures go on as the heartbeat says."""
         for state in self._enrolled.values():
-            state.listeners.close()
-            state.pod.netns.close()
-            if state.link >= 0:
-                os.close(state.link)
+            state.close()
         self._enrolled.clear()
         maps_open = [one.fd for one in self._maps.values()]
         for fd in (*self._links.values(), *self._programs.values(), *maps_open, self._cgroup.fd, self._root.fd):
@@ -427,6 +421,71 @@ class DataPlane:
 
     def _relink_node(self, hook: hooks.Hook, path: Path) -> None:
         self._links[hook.name] = self._repairs.attach(self._links[hook.name], path, hook, self._attached[hook])
+
+
+class Loading:
+    """A loader under way, whose programs are in the kernel and not attached: nothing is changed yet."""
+
+    def __init__(
+        self, process: asyncio.subprocess.Process, redirect: Redirect, slots: int, request: loader.LoadRequest
+    ) -> None:
+        self._process = process
+        self._redirect = redirect
+        self._slots = slots
+        self._request = request
+
+    @classmethod
+    async def begin(
+        cls,
+        redirect: Redirect,
+        *,
+        slots: int = 1,
+        agent_cgroup: Path | None = None,
+        outbound_port: int = OUTBOUND_PORT,
+        inbound_port: int = INBOUND_PORT,
+    ) -> Loading:
+        """Run the loader until all that takes long is done; as :meth:`DataPlane.load` otherwise.
+        Raises KernelError with the loader's words.
+        """
+        request = loader.LoadRequest(
+            redirect=redirect,
+            agent_cgroup=agent_cgroup,
+            outbound_port=outbound_port,
+            inbound_port=inbound_port,
+            joining=bypass.joining(redirect.bypass),
+        )
+        pipe = asyncio.subprocess.PIPE
+        process = await asyncio.create_subprocess_exec(
+            sys.executable, "-m", loader.__name__, stdin=pipe, stdout=pipe, stderr=asyncio.subprocess.STDOUT
+        )
+        loading = cls(process, redirect, slots, request)
+        await loading._say_until(request.model_dump_json(by_alias=True).encode() + b"\n", loader.LOADED)
+        return loading
+
+    async def attached(self) -> DataPlane:
+        """Let the loader put its programs in the place of those before, and return what it pinned.
+        Raises KernelError.
+        """
+        await self._say_until(loader.GO, loader.ATTACHED)
+        ports: dict[Direction, int] = {
+            "outbound": self._request.outbound_port,
+            "inbound": self._request.inbound_port,
+        }
+        return DataPlane(self._redirect, self._slots, ports, self._request.joining, self._process)
+
+    async def _say_until(self, words: bytes, answer: bytes) -> None:
+        """Tell the loader *words*, and wait for its *answer*. Raises KernelError when it ends instead."""
+        stdin = self._process.stdin
+        stdout = self._process.stdout
+        assert stdin is not None and stdout is not None
+        stdin.write(words)
+        said: list[bytes] = []
+        while (line := await stdout.readline()) != answer:
+            if not line:
+                await _ended(self._process, said)
+                raise KernelError(b"".join(said).decode(errors="replace").strip() or "the loader ended too soon")
+            said.append(line)
+            log.warning("%s", line.decode(errors="replace").strip())
 
 
 async def _ended(process: asyncio.subprocess.Process, said: list[bytes]) -> None:

@@ -39,6 +39,14 @@ class CapturedPod:
             self.pod.netns.fd, self.pod.netns.inode, f"the network namespace of pod {self.pod.uid}"
         )
 
+    def close(self) -> None:
+        """Close what is held here; the kernel keeps what is pinned."""
+        self.listeners.close()
+        self.pod.netns.close()
+        if self.link >= 0:
+            os.close(self.link)
+            self.link = -1
+
 
 Fault = tuple[str, Callable[[], None]]
 """What is wrong, and what puts it right."""

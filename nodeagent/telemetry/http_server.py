@@ -11,7 +11,7 @@ import asyncio
 import errno
 import logging
 import socket
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -58,6 +58,7 @@ class HttpServer:
         """The TCP port, also where a free one was asked for; 0 on a unix socket."""
         self._routes = routes
         self._limits = limits
+        self.listeners: list[socket.socket] = []
         self._servers: list[asyncio.Server] = []
         self._tasks: dict[asyncio.Task[None], asyncio.StreamWriter] = {}
         self._sources = Sources(limits.requests_per_second, 2 * limits.requests_per_second)
@@ -66,6 +67,7 @@ class HttpServer:
 
     async def listen(self, listener: socket.socket) -> None:
         """Accept on *listener*, which the server then owns."""
+        self.listeners.append(listener)
         if listener.family == socket.AF_UNIX:
             path = Path(listener.getsockname())
             self._socket = (path, path.stat().st_ino)
@@ -232,18 +234,24 @@ def _pieces(body: bytes | Iterable[bytes], chunked: bool) -> Iterable[bytes]:
 
 
 async def serve(
-    routes: Routes, *, port: int = 0, hosts: Sequence[str] = LOCALHOST, limits: ServerLimits | None = None
+    routes: Routes,
+    *,
+    port: int = 0,
+    hosts: Sequence[str] = LOCALHOST,
+    limits: ServerLimits | None = None,
+    inherited: Mapping[str, socket.socket] | None = None,
 ) -> HttpServer:
     """Serve *routes* on TCP *port* of *hosts* (LOCALHOST or EVERYWHERE); port 0 takes a free one,
-    the same on all hosts.
+    the same on all hosts. *inherited*: listeners that are there already, by host, for *port*.
 
     An IPv6 host is left out where the machine has no IPv6. Raises ConfigError when the port is
     taken.
     """
     server = HttpServer(routes, limits or ServerLimits())
+    there = inherited or {}
     for host in hosts:
         try:
-            listener = _tcp_listener(host, port)
+            listener = there[host] if host in there else _tcp_listener(host, port)
         except OSError as error:
             if ":" in host and error.errno in (errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL):
                 continue

@@ -36,7 +36,7 @@ SUPERVISOR = """
         signal.pause()
 
     with held(Path(sys.argv[1]), "runtimeDirectory") as lock:
-        supervisor.main({CONTROL: Role(control)}, (lock,))
+        supervisor.main({CONTROL: Role(control)}, supervisor.Estate({"runtimeDirectory": lock}))
 """
 
 

@@ -171,6 +171,7 @@ class Plane:
     foreign: list[str] = field(default_factory=list)
     """Programs of somebody else, in words."""
     pruned: list[tuple[str, ...]] = field(default_factory=list)
+    forgotten: list[str] = field(default_factory=list)
 
     def pod_netns(self, path: Path) -> PodNetns:
         return PodNetns(path, -1, 1000 + len(path.name), 1)
@@ -189,6 +190,11 @@ class Plane:
     def release(self, uid: str) -> None:
         del self.captured[uid]
         self.held.pop(uid).close()
+
+    def forget(self, uid: str) -> None:
+        self.captured.pop(uid)
+        self.held.pop(uid).close()
+        self.forgotten.append(uid)
 
     def listeners(self, uid: str) -> Listeners:
         return self.held[uid]

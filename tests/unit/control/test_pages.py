@@ -218,7 +218,7 @@ def test_ports_are_open_until_they_are_left(tmp_path: Path) -> None:
 
     async def scene() -> None:
         telemetry = Telemetry.model_validate({"adminPort": 0, "metricsPort": 0, "readyPort": 0})
-        ports = AdminPorts(telemetry, tmp_path)
+        ports = AdminPorts(telemetry, tmp_path, {})
         async with ports.run():
             await ports.open({("GET", "/a"): one}, {}, one)
             assert (await ask(tmp_path / "admin.sock")).endswith(b"told")
