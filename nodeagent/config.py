@@ -207,6 +207,11 @@ class Telemetry(ConfigSection):
     admin_port: int = Field(istio.ADMIN_PORT, ge=0, le=65535)
     metrics_port: int = Field(istio.STATUS_PORT, ge=0, le=65535)
     ready_port: int = Field(istio.READY_PORT, ge=0, le=65535)
+    scrapes: Literal["declared", "identified"] = "declared"
+    """Who may scrape a pod's metrics that ``prometheus.io/scrape`` declares: everybody, by GET of
+    exactly that port and path, whatever mTLS mode and policies say (as a sidecar's merged metrics
+    are open in Istio); or who may ask anything else.
+    """
 
 
 def _seconds(value: object) -> object:

@@ -204,7 +204,7 @@ PROBE_REFUSED = Reason(
     403,
     "NR",
     "filter_chain_not_found",
-    "the workload is STRICT and this is not a probe that the pod declares",
+    "the workload is STRICT and this is neither a probe nor a scrape that the pod declares",
     denies=True,
 )
 UNPARSED_HTTP = Reason(

@@ -35,6 +35,7 @@ from nodeagent.control.left_alone import KernelOutside, LeftAlonePods
 from nodeagent.control.leftovers import Leftovers, PodSocketMaker
 from nodeagent.control.mesh_pages import MeshPages
 from nodeagent.control.metrics_pages import MetricsPages
+from nodeagent.control.node_metrics import NodeMetrics
 from nodeagent.control.pod_sockets import PodSockets
 from nodeagent.control.pods_page import PodsPage
 from nodeagent.control.readiness import Readiness
@@ -54,6 +55,7 @@ from nodeagent.messages import WORKER, AskMetrics, StartWorker
 from nodeagent.parts import Parts
 from nodeagent.places.annotation import AnnotationPlaces
 from nodeagent.pulse import Pulse
+from nodeagent.redirect import heartbeat as heartbeat_map
 from nodeagent.redirect.plane import DataPlane, Loading
 from nodeagent.resources.directory import DirectorySource
 from nodeagent.resources.marks import DirectoryMarks
@@ -241,6 +243,7 @@ def make_mesh(config: AgentConfig) -> Mesh:
         default_mtls=config.mtls.mode,
         root_namespace=config.mtls.root_namespace,
         membership=MembershipRules(config.enroll(), config.redirect.ambient_labels),
+        scrapes=config.telemetry.scrapes == "declared",
     )
 
 
@@ -378,7 +381,10 @@ async def open_ports(beginning: Beginning, made: Concerns, ports: AdminPorts, he
         config.redirect.delivery,
         made.mesh.node_pods,
     )
+    beaten = functools.partial(heartbeat_map.last, made.plane.heartbeat_fd)
+    node_metrics = NodeMetrics(made.mesh.node_pods, beaten, workers.pids)
     collectors = (
+        node_metrics.collect,
         made.kernel_paths.collect,
         made.enrolment.collect,
         mesh_pages.collect,

@@ -88,7 +88,7 @@ def _outside(pod: NodePod) -> dict[str, object]:
         "uid": pod.uid,
         "addresses": list(pod.addresses),
         "identity": pod.identity or "",
-        "state": "awaited" if pod.membership.verdict == "captured" else pod.membership.verdict,
+        "state": pod.state,
         "why": pod.membership.why,
         "faults": list(pod.faults),
     }

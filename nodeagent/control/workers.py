@@ -222,6 +222,10 @@ class Workers:
                 if worker.killed:
                     self._kill(worker)
 
+    def pids(self) -> list[int]:
+        """Return the process ids of all workers, of those too that drain."""
+        return [worker.pid for worker in (*self._slots.values(), *self._draining) if worker.pid]
+
     def exited(self, pid: int, status: int) -> None:
         """A worker is gone: its slot is filled again at once, unless it was told to go."""
         for worker in list(self._draining):

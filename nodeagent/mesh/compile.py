@@ -87,7 +87,8 @@ class Mesh:
 
     *places* knows where this node's pods run; without it none is captured, and none is given
     sockets. *default_mtls* is in force where no PeerAuthentication says otherwise; policies of
-    *root_namespace* are for the whole mesh. *membership* tells which pods of the node are in it.
+    *root_namespace* are for the whole mesh. *membership* tells which pods of the node are in it, *scrapes* whether
+    pods' metrics are open to everybody where they declare them.
     """
 
     def __init__(
@@ -99,9 +100,11 @@ class Mesh:
         default_mtls: MtlsMode = "PERMISSIVE",
         root_namespace: str = ROOT_NAMESPACE,
         membership: MembershipRules = EVERY_POD,
+        scrapes: bool = True,
     ) -> None:
         self._node = node
         self._trust_domain = trust_domain
+        self._scrapes = scrapes
         self._state = ClusterState(default_mtls, root_namespace)
         self.node_pods = NodePods(node, trust_domain, places, self._state, membership, root_namespace)
         """The pods of this node, as they are after the last :meth:`apply`."""
@@ -303,6 +306,7 @@ class Mesh:
             enrolled=pod.uid in self._state.enrolled and not pod.host_network,
             ports=ports,
             probes=rules.probes(pod),
+            scrapes=rules.scrapes(pod, []) if self._scrapes else (),
             services=services,
             excluded_ports=tuple(sorted(excluded_ports(pod, EXCLUDE_INBOUND, []))),
             sidecar=has_sidecar(pod),

@@ -34,12 +34,14 @@ first bytes tell.
 
 @dataclass(frozen=True, slots=True)
 class DeclaredProbe:
-    """A probe that a pod's spec declares: what the node may ask of a STRICT pod in plaintext."""
+    """What a pod declares that may be asked of it in plaintext, STRICT or not: a probe of its spec,
+    by the node; ``scrape``: its metrics (``prometheus.io/scrape``), by anybody.
+    """
 
-    kind: Literal["http", "tcp", "grpc"]
+    kind: Literal["http", "tcp", "grpc", "scrape"]
     port: int
     path: str = ""
-    """Of an HTTP probe; of a gRPC probe the service that is asked about."""
+    """Of an HTTP probe or of the metrics; of a gRPC probe the service that is asked about."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +66,8 @@ class Workload:
     ports: tuple[tuple[int, Protocol], ...] = ()
     """Workload port -> protocol, from the Services that select it."""
     probes: tuple[DeclaredProbe, ...] = ()
+    scrapes: tuple[DeclaredProbe, ...] = ()
+    """Where its metrics are."""
     services: tuple[tuple[int, str], ...] = ()
     """Workload port -> ``namespace/name`` of the first Service that targets it."""
     excluded_ports: tuple[int, ...] = ()

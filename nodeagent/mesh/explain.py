@@ -217,8 +217,8 @@ def _mtls(client: ClientSide, server: ServerSide) -> tuple[str, str, bool]:
         return (
             "",
             (
-                f"{said}: the client cannot prove an identity: refused (only probes that the pod declares pass, and "
-                "only from its node)"
+                f"{said}: the client cannot prove an identity: refused (only probes that the pod declares pass, from "
+                "its node, and GET of metrics that it declares)"
             ),
             True,
         )

@@ -14,7 +14,7 @@ from nodeagent.istio import SYSTEM_NAMESPACES
 from nodeagent.mesh.cluster_state import ClusterState
 from nodeagent.mesh.local import AskingPod, LocalPod, asking_pod, bypass, finished, local_pod
 from nodeagent.mesh.membership import Membership, MembershipRules, membership
-from nodeagent.mesh.rules import service_account
+from nodeagent.mesh.rules import scrapes, service_account
 from nodeagent.mesh.selection import NamespacedName
 from nodeagent.places.place import Place, Places
 from nodeagent.resources.objects import PodObject
@@ -43,6 +43,11 @@ class NodePod:
     """What it asks for; None: nothing."""
     faults: tuple[str, ...]
     """Labels and annotations that are wrong and have no effect."""
+
+    @property
+    def state(self) -> str:
+        """Return the verdict, or ``awaited``."""
+        return "awaited" if self.awaited else self.membership.verdict
 
     @property
     def awaited(self) -> bool:
@@ -120,6 +125,7 @@ class NodePods:
         faults: list[str] = []
         self._state.path(pod, faults)
         bypass(pod.annotations, faults)
+        scrapes(pod, faults)
         place = self._places.of(pod) if self._places is not None else None
         identity = self._identity(pod, faults)
         asking = asking_pod(pod, place, identity, faults) if identity is not None else None

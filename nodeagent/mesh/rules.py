@@ -8,11 +8,17 @@ from typing import Final
 
 from nodeagent.mesh.entries import DeclaredProbe, Protocol
 from nodeagent.resources.objects import PodObject, ServiceObject, ServiceObjectPort
+from nodeagent.resources.part import port_problem
 
 DEFAULT_ACCOUNT: Final = "default"
 """Of pods that name none: mirrors of static pods. The mesh names them so; `nodeagent ca` gives no
 node this identity for them.
 """
+SCRAPE: Final = "prometheus.io/scrape"
+SCRAPE_PORT: Final = "prometheus.io/port"
+SCRAPE_PATH: Final = "prometheus.io/path"
+SCRAPE_SCHEME: Final = "prometheus.io/scheme"
+_PATH: Final = re.compile(r"/[!-~]{0,1023}")
 _HTTP: Final = frozenset(("http", "http_proxy"))
 _HTTP2: Final = frozenset(("http2", "grpc", "hbone"))
 _TCP: Final = frozenset(("https", "tls", "tcp", "mongo", "redis", "mysql"))
@@ -103,6 +109,37 @@ def probes(pod: PodObject) -> tuple[DeclaredProbe, ...]:
             if number is not None:
                 found[DeclaredProbe(action.kind, number, action.path)] = None
     return tuple(found)
+
+
+def scrapes(pod: PodObject, faults: list[str]) -> tuple[DeclaredProbe, ...]:
+    """Return where *pod* says that its metrics are, by the annotations that Prometheus is commonly
+    configured to read; what is wrong goes to *faults* and declares nothing.
+
+    Without a port it is every port that its containers declare, as Prometheus asks there.
+    """
+    said = pod.annotations.get(SCRAPE, "false")
+    if said not in ("true", "false"):
+        faults.append(f"metadata.annotations[{SCRAPE}]: {said!r:.80}: true, false are allowed; it has no effect")
+    if said != "true" or pod.annotations.get(SCRAPE_SCHEME, "http") != "http":
+        return ()  # an application's own TLS hides what is asked
+    path = pod.annotations.get(SCRAPE_PATH, "/metrics")
+    if not _PATH.fullmatch(path):
+        faults.append(f"metadata.annotations[{SCRAPE_PATH}]: {path!r:.80}: a path is expected; it has no effect")
+        return ()
+    text = pod.annotations.get(SCRAPE_PORT)
+    if text is None:
+        return tuple(DeclaredProbe("scrape", number, path) for number in _declared_ports(pod))
+    if port_problem(text):
+        faults.append(f"metadata.annotations[{SCRAPE_PORT}]: {text!r:.80}: {port_problem(text)}; it has no effect")
+        return ()
+    return (DeclaredProbe("scrape", int(text), path),)
+
+
+def _declared_ports(pod: PodObject) -> list[int]:
+    numbers: dict[int, None] = {}
+    for container in pod.containers:
+        numbers |= {port.number: None for port in container.ports}
+    return list(numbers)
 
 
 def _first(labels: Mapping[str, str], *names: str) -> str:

@@ -33,7 +33,7 @@ with its policies.
 **Probes.** Of the node a STRICT pod takes only declared probes: HTTP ones by path; gRPC ones are
 asked in the node's stead (``grpc_probe.py``); a TCP probe's connection is never relayed, and opens
 only while something in the pod listens there (``redirect/probed.py``). The kubelet's lifecycle
-hooks over HTTP are declared probes too.
+hooks over HTTP are declared probes too. Of anybody it takes GET of the metrics that it declares.
 
 **One pod cannot hurt another.** What one connection may cost a turn of the loop is bounded: TLS
 records (``tls/records.py``; those without data end it after a few), pipelined requests

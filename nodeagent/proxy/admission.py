@@ -31,13 +31,15 @@ def admit(context: Context, connection: Connection) -> Permit | NotAdmitted:
 def permitted(peer: Peer, workload: Workload, port: int, *, from_node: bool) -> Permit | NotAdmitted:
     """Decide whether *peer* may open a connection to *port* of *workload*.
 
-    STRICT takes only peers whose identity was proved, and from the node itself the probes that the
-    pod's spec declares. Declared probes pass policies too, as in Istio, where the agent in the pod
-    asks the application in the kubelet's stead.
+    STRICT takes only peers whose identity was proved, from the node itself the probes that the pod's
+    spec declares, and from anybody GET of the metrics that the pod declares. Both pass policies too,
+    as in Istio, where the agent in the pod asks the application in the asker's stead. Who proves an
+    identity is judged by it, whatever is asked.
     """
-    plaintext = peer.security == "none"
-    probes = workload.probes if from_node and plaintext else ()
+    if peer.security != "none":
+        return OPEN
+    probes = (*workload.probes, *workload.scrapes) if from_node else workload.scrapes
     declared = tuple(probe for probe in probes if probe.port == port)
-    if not plaintext or workload.mtls_at(port) != "STRICT":
+    if workload.mtls_at(port) != "STRICT":
         return Permit(declared) if declared else OPEN
     return Permit(declared, only_probes=True) if declared else NotAdmitted(PLAINTEXT_REFUSED)

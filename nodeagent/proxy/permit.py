@@ -14,7 +14,7 @@ PREFACE: Final = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 
 @dataclass(frozen=True, slots=True)
 class Permit:
-    """The connection may go on. ``probes``: requests that pass whatever policies say;
+    """The connection may go on. ``probes``: requests, probes or scrapes, that pass whatever policies say;
     ``only_probes``: and nothing else does.
     """
 
@@ -43,5 +43,7 @@ def asked_health(permit: Permit, early: bytes) -> frozenset[str]:
 
 
 def is_probe(permit: Permit, method: bytes, target: bytes) -> bool:
-    """Say whether a request is one of the HTTP probes that *permit* lets through."""
-    return method == b"GET" and any(probe.kind == "http" and target == probe.path.encode() for probe in permit.probes)
+    """Say whether a request is one of the HTTP probes or scrapes that *permit* lets through."""
+    if method != b"GET":
+        return False
+    return any(probe.kind in ("http", "scrape") and target == probe.path.encode() for probe in permit.probes)

@@ -65,7 +65,8 @@ class Pipeline(Line):
         self._busy_poll.event(exchange.started)
         downstream = exchange.downstream
         permit = downstream.permit
-        probe = permit is not OPEN and is_probe(permit, exchange.method, exchange.target)
+        # what asks to leave HTTP is more than a probe, whatever it is called
+        probe = permit is not OPEN and not exchange.upgrade and is_probe(permit, exchange.method, exchange.target)
         if not probe:
             downstream.connection.probe = False
             if permit.only_probes:

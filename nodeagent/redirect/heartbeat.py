@@ -21,6 +21,14 @@ def beat(descriptor: int, pulse: int = layout.PULSE_DAEMON) -> None:
     )
 
 
+def last(descriptor: int, pulse: int = layout.PULSE_DAEMON) -> int:
+    """Return when *pulse* was said to live last, in nanoseconds of CLOCK_MONOTONIC; 0: never, or it
+    has stopped. Raises OSError.
+    """
+    found = syscall.map_lookup(descriptor, struct.pack("=I", pulse), 8)
+    return int(struct.unpack("=Q", found)[0]) if found else 0
+
+
 def end(descriptor: int) -> None:
     """Say that the daemon stops: from now on each pod's protection says what is refused. Raises OSError."""
     syscall.map_update(descriptor, struct.pack("=I", layout.PULSE_DAEMON), struct.pack("=Q", 0))

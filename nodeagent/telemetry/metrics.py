@@ -95,6 +95,24 @@ ENROLLED_PODS = Metric("nodeagent_enrolled_pods", "gauge", (), "Pods of this nod
 FAULTY_PODS = Metric(
     "nodeagent_faulty_pods", "gauge", (), "Enrolled pods whose capture differs from what it should be."
 )
+NODE_PODS = Metric(
+    "nodeagent_node_pods",
+    "gauge",
+    ("state",),
+    "Pods of this node by what was decided: captured, awaited, left alone or undecided.",
+)
+HEARTBEAT_AGE = Metric(
+    "nodeagent_heartbeat_age_seconds",
+    "gauge",
+    (),
+    "How long ago the daemon beat last; the kernel takes it for dead after redirect.heartbeatTimeoutSeconds.",
+)
+MEMORY = Metric(
+    "nodeagent_memory_bytes",
+    "gauge",
+    ("process",),
+    "Memory of the supervisor, control and the workers together; pages that they share are divided among them (PSS).",
+)
 REPAIRS = Metric("nodeagent_repairs_total", "counter", ("fault",), "Faults of capture found by the check and repaired.")
 MAP_ENTRIES = Metric("nodeagent_map_entries", "gauge", ("map",), "Entries in use in a BPF map.")
 MAP_CAPACITY = Metric("nodeagent_map_capacity", "gauge", ("map",), "Entries that a BPF map can hold.")
@@ -186,6 +204,9 @@ PLAIN: Final = {
             BUILD_INFO,
             ENROLLED_PODS,
             FAULTY_PODS,
+            NODE_PODS,
+            HEARTBEAT_AGE,
+            MEMORY,
             REPAIRS,
             MAP_ENTRIES,
             MAP_CAPACITY,

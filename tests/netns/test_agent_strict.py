@@ -26,6 +26,7 @@ from tests.netns.world import (
     growth,
     pod,
     pod_row,
+    prometheus,
     server,
 )
 from tests.waiting import eventually
@@ -35,6 +36,8 @@ PROBES = (
     "{port: 9000}, periodSeconds: 1}, "
     "startupProbe: {tcpSocket: {port: 9002}, periodSeconds: 1}"
 )
+SCRAPED = 'prometheus.io/scrape: "true", prometheus.io/port: "9100", prometheus.io/path: /stats'
+EXPORTER = Path(__file__).resolve().parent.parent / "apps" / "exporter.py"
 HEALTH = Path(__file__).resolve().parent.parent / "fakes" / "health.py"
 GRPC = (
     "ports: [{containerPort: 9200}], readinessProbe: {grpc: {port: 9200, service: web}, periodSeconds: "
@@ -50,6 +53,7 @@ TEXT = "".join(
         server("probed", "node1").replace(
             "readinessProbe: {exec: {command: [sh, -c, 'grep -q :1F90 /proc/net/tcp6']}, periodSeconds: 1}", PROBES
         ),
+        pod("shop", "node1", annotations=SCRAPED, command=json.dumps([sys.executable, str(EXPORTER), "9100"])),
         pod("healthy", "node1", command=json.dumps([sys.executable, str(HEALTH)]), container=GRPC),
         server("open", "node1", annotations='traffic.sidecar.istio.io/excludeInboundPorts: "8080,9000"'),
     )
@@ -120,6 +124,28 @@ def test_only_declared_probes_pass(strict: Lab) -> None:
         strict, "node1", "dial", address, 9000, "--send", "data through a port that is only probed", "--until", "probed"
     )
     assert got["received"] == ""
+
+
+def test_only_declared_metrics_are_told_to_everybody(strict: Lab) -> None:
+    """Asked by a pod outside the mesh, and from another node. Verdict: GET of exactly the declared
+    path; nothing else, be it on the same connection, and nothing at another port.
+    """
+    url = f"http://{strict.address('shop')}:9100"
+    for source in ("plain", "node2"):
+        eventually(lambda source=source: curl(strict, source, f"{url}/stats").returncode == 0, "the exporter listens")
+        assert curl(strict, source, f"{url}/stats").stdout == "shop_orders_total 7\n"
+        for wrong in (f"{url}/", f"{url}/stats?all", f"{url}/stats/../secret"):
+            done = curl(strict, source, "--path-as-is", "-w", " %{http_code}", wrong)
+            assert done.stdout.endswith(" 403"), done
+            assert "secret" not in done.stdout
+        assert curl(strict, source, "-w", " %{http_code}", "-d", "x", f"{url}/stats").stdout.endswith(" 403")
+        assert "secret" not in curl(strict, source, f"{url}/stats", f"{url}/other").stdout
+    assert curl(strict, "plain", f"http://{strict.address('local')}:8080/stats").returncode in (52, 56)
+
+
+def test_a_real_prometheus_outside_the_mesh_scrapes_an_application(strict: Lab, tmp_path: Path) -> None:
+    with prometheus(strict, "plain", tmp_path, [f"{strict.address('shop')}:9100"], path="/stats") as asked:
+        eventually(lambda: asked("shop_orders_total"), "the application's own metric is there", 60)
 
 
 def test_a_tcp_probe_is_told_whether_the_application_listens(strict: Lab) -> None:

@@ -7,9 +7,9 @@ import os
 import re
 import subprocess
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote
 
 import pytest
 import yaml
@@ -17,7 +17,7 @@ import yaml
 from nodeagent.lab import Lab
 from nodeagent.redirect import syscall
 from nodeagent.redirect.hooks import program_id
-from tests.netns.world import about, client_in, cluster_ip, curl, get, scrape, workers
+from tests.netns.world import about, client_in, cluster_ip, curl, prometheus, scrape, workers
 from tests.waiting import eventually
 
 NODEAGENT = [sys.executable, "-m", "nodeagent"]
@@ -271,43 +271,19 @@ def test_promtool(mesh: Lab) -> None:
 def test_a_real_prometheus_scrapes_both_agents(mesh: Lab, tmp_path: Path) -> None:
     about(mesh, "client", f"http://{cluster_ip(mesh, 'remote')}")
     targets = [f"{mesh.address(node)}:15020" for node in mesh.nodes]
-    settings = {
-        "global": {"scrape_interval": "1s"},
-        "scrape_configs": [{"job_name": "nodeagent", "static_configs": [{"targets": targets}]}],
-    }
-    (tmp_path / "prometheus.yml").write_text(yaml.safe_dump(settings))
-    argv = [
-        "prometheus",
-        f"--config.file={tmp_path}/prometheus.yml",
-        f"--storage.tsdb.path={tmp_path}/data",
-        "--web.listen-address=127.0.0.1:19090",
-    ]
-    with mesh.popen("node1", argv, stderr=subprocess.DEVNULL) as prometheus:
-        try:
-            query = (
-                "sum by (reporter, connection_security_policy) (istio_requests_total{source_workload='client', "
-                "destination_workload='remote'})"
-            )
-            found = eventually(lambda: reporters(mesh, query), "both reporters are scraped", 60)
-            assert found["source"] >= 1
-            assert found["destination"] >= 1
-            up = answer(mesh, "up{job='nodeagent'}")
-            assert [sample["value"][1] for sample in up] == ["1", "1"]
-        finally:
-            prometheus.terminate()
-            prometheus.wait(timeout=20)
+    with prometheus(mesh, "node1", tmp_path, targets) as asked:
+        query = (
+            "sum by (reporter, connection_security_policy) (istio_requests_total{source_workload='client', "
+            "destination_workload='remote'})"
+        )
+        found = eventually(lambda: reporters(asked(query)), "both reporters are scraped", 60)
+        assert found["source"] >= 1
+        assert found["destination"] >= 1
+        assert [sample["value"][1] for sample in asked("up{job='scraped'}")] == ["1", "1"]
 
 
-def answer(lab: Lab, query: str) -> Any:
-    try:
-        status, text = get(lab, "node1", 19090, f"/api/v1/query?query={quote(query)}")
-    except OSError:
-        return []
-    return json.loads(text)["data"]["result"] if status == 200 else []
-
-
-def reporters(lab: Lab, query: str) -> dict[str, float]:
+def reporters(samples: Iterable[Any]) -> dict[str, float]:
     found: dict[str, float] = {}
-    for sample in answer(lab, query):
+    for sample in samples:
         found[sample["metric"]["reporter"]] = found.get(sample["metric"]["reporter"], 0) + float(sample["value"][1])
     return found if set(found) == {"source", "destination"} else {}

@@ -9,7 +9,7 @@ import json
 import re
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -283,6 +283,42 @@ def access_log(lab: Lab, node: str = "node1") -> AccessLog:
 
 
 # -- machine --
+
+
+@contextmanager
+def prometheus(
+    lab: Lab, source: str, folder: Path, targets: list[str], *, path: str = "/metrics", port: int = 19090
+) -> Iterator[Callable[[str], list[Any]]]:
+    """Run a real Prometheus in the pod or node *source* meanwhile, which scrapes *path* of *targets*
+    every second, with its files in *folder*; enter with what asks it an instant query: the samples,
+    none while it does not answer.
+    """
+    jobs = [{"job_name": "scraped", "metrics_path": path, "static_configs": [{"targets": targets}]}]
+    settings = {"global": {"scrape_interval": "1s"}, "scrape_configs": jobs}
+    (folder / "prometheus.json").write_text(json.dumps(settings))
+    argv = [
+        "prometheus",
+        f"--config.file={folder}/prometheus.json",
+        f"--storage.tsdb.path={folder}/data",
+        f"--web.listen-address=127.0.0.1:{port}",
+    ]
+
+    def asked(query: str) -> list[Any]:
+        url = f"http://127.0.0.1:{port}/api/v1/query"
+        done = curl(lab, source, "-G", "--data-urlencode", f"query={query}", url)
+        if done.returncode != 0 or not done.stdout.startswith("{"):
+            return []
+        answer = json.loads(done.stdout)
+        assert answer["status"] == "success", (query, answer)
+        found: list[Any] = answer["data"]["result"]
+        return found
+
+    with lab.popen(source, argv, stderr=subprocess.DEVNULL) as process:
+        try:
+            yield asked
+        finally:
+            process.terminate()
+            process.wait(timeout=20)
 
 
 def bracketed(address: str) -> str:

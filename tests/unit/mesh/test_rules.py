@@ -145,6 +145,53 @@ def test_probes_by_number_and_once() -> None:
     )
 
 
+SCRAPE = "prometheus.io/scrape"
+
+
+@pytest.mark.parametrize(
+    ("said", "expected"),
+    [
+        ({}, []),
+        ({"prometheus.io/port": "80"}, []),
+        ({SCRAPE: "false", "prometheus.io/port": "80"}, []),
+        ({SCRAPE: "true", "prometheus.io/port": "9100"}, [(9100, "/metrics")]),
+        ({SCRAPE: "true", "prometheus.io/port": "9100", "prometheus.io/path": "/a?b=c"}, [(9100, "/a?b=c")]),
+        ({SCRAPE: "true"}, [(8080, "/metrics"), (9000, "/metrics")]),
+        ({SCRAPE: "true", "prometheus.io/port": "9100", "prometheus.io/scheme": "https"}, []),
+    ],
+)
+def test_declared_metrics(said: dict[str, str], expected: list[tuple[int, str]]) -> None:
+    containers = [{"ports": [{"containerPort": 8080}, {"containerPort": 53, "protocol": "UDP"}]}]
+    containers += [{"ports": [{"containerPort": 9000}, {"containerPort": 8080}]}]
+    faults: list[str] = []
+    found = rules.scrapes(pod(annotations=said, containers=containers), faults)
+    assert [(each.port, each.path) for each in found] == expected
+    assert {each.kind for each in found} <= {"scrape"}
+    assert faults == []
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("scrape", "yes"),
+        ("port", "0"),
+        ("port", "metrics"),
+        ("port", "9" * 5000),
+        ("path", "metrics"),
+        ("path", "/a b"),
+        ("path", "/" + "x" * 5000),
+        ("path", "/\n"),
+    ],
+)
+def test_wrongly_declared_metrics_open_nothing(name: str, text: str) -> None:
+    said = {SCRAPE: "true", "prometheus.io/port": "9100", f"prometheus.io/{name}": text}
+    faults: list[str] = []
+    assert rules.scrapes(pod(annotations=said), faults) == ()
+    (fault,) = faults
+    assert f"prometheus.io/{name}" in fault
+    assert len(fault) < 300
+
+
 ADDRESSES = (Address("10.0.0.1"),)
 PLACE = Place("/run/netns/p", "")
 IDENTITY = SpiffeId("spiffe://x/ns/d/sa/default")

@@ -45,8 +45,9 @@ def declare(nodes: Nodes, *probes: tuple[str, str], application: Any = None) -> 
     workload = nodes.far.context.view.workload(nodes.far.context.pods["server"].uid)  # type: ignore[index]
     assert workload is not None
     declared = tuple(DeclaredProbe(kind, nodes.port, path) for kind, path in probes)  # type: ignore[arg-type]
-    nodes._probes = declared
-    nodes.far.context.view.apply(Delta((dataclasses.replace(workload, probes=declared),)))
+    scrapes = tuple(probe for probe in declared if probe.kind == "scrape")
+    nodes._probes = tuple(probe for probe in declared if probe.kind != "scrape")
+    nodes.far.context.view.apply(Delta((dataclasses.replace(workload, probes=nodes._probes, scrapes=scrapes),)))
     if application is not None:
         nodes._redirected[SERVER, nodes.port] = ("127.0.0.1", application.port)
 
@@ -231,6 +232,59 @@ def test_without_a_policy_a_permissive_port_is_open_to_the_node(
         assert (await client.answer(client.ask(health.SECRET, "web")))[0] == OK
 
     probed(tls, application, scene, ("grpc", "web"), mode="PERMISSIVE")
+
+
+# -- declared metrics --
+
+
+@pytest.mark.parametrize("source", [STRANGER, NODE])
+def test_declared_metrics_are_told_to_everybody_and_nothing_beside(tls: dict[str, Contexts], source: str) -> None:
+    """STRICT, and a policy that asks for a principal. Input: requests on one connection, then what is no HTTP."""
+
+    async def scene(nodes: Nodes) -> None:
+        declare(nodes, ("scrape", "/stats"))
+        streams = await nodes.dial(source)
+        for path, status in (("/stats", 200), ("/", 403), ("/stats?x", 403), ("/stats", 200)):
+            assert (await get(streams, path))[0] == status
+        streams[1].write(b"HEAD /stats HTTP/1.1\r\nHost: web\r\n\r\n")
+        assert (await streams[0].readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 403")
+        reader, writer = await nodes.dial(source)
+        writer.write(b"\x00data")
+        assert (await reader.read()).startswith(b"HTTP/1.1 400"), "our own answer"
+        streams[1].close()
+        await nodes.settled()
+        assert nodes.app_connections == 1
+
+    play(show_head, scene, tls, strict=True, protocol="http", policies=(ONLY_CLIENT,))
+
+
+def test_policies_let_scrapes_pass_and_no_tunnel_in_their_name(tls: dict[str, Contexts]) -> None:
+    """PERMISSIVE, and a policy that asks for a principal, which the asker has not."""
+
+    async def scene(nodes: Nodes) -> None:
+        declare(nodes, ("scrape", "/stats"))
+        streams = await nodes.dial(STRANGER)
+        assert (await get(streams, "/stats"))[0] == 200
+        assert (await get(streams, "/other"))[0] == 403
+        reader, writer = await nodes.dial(STRANGER)
+        writer.write(b"GET /stats HTTP/1.1\r\nHost: web\r\nConnection: upgrade\r\nUpgrade: websocket\r\n\r\n")
+        assert (await reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 403")
+
+    play(show_head, scene, tls, protocol="http", policies=(ONLY_CLIENT,))
+
+
+@pytest.mark.parametrize("protocol", ["tcp", "auto"])
+def test_a_port_with_metrics_takes_no_other_protocol_of_strangers(tls: dict[str, Contexts], protocol: Any) -> None:
+    async def scene(nodes: Nodes) -> None:
+        declare(nodes, ("scrape", "/stats"))
+        reader, writer = await nodes.dial(STRANGER)
+        writer.write(b"\x00data")
+        assert await cut(reader)
+        await nodes.settled()
+        assert nodes.app_connections == 0
+        assert nodes.refused(nodes.far) == ["probe_refused"]
+
+    play(greet, scene, tls, strict=True, protocol=protocol)
 
 
 # -- TCP probes --
