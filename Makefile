@@ -2,7 +2,7 @@ SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup packages demo test bench soak rehearse lint documents kube kube-path pure
+.PHONY: help setup packages demo test bench soak rehearse lint documents kube kube-path wheel image pure
 
 VENV := .venv
 PYTHON := $(VENV)/bin/python
@@ -19,6 +19,10 @@ HOT := $(addprefix nodeagent/,$(addsuffix .py, proxy/http/fields proxy/http/answ
 KUBE_BUILD := tests/kube/build
 KUBE_VERSION := $(shell sed -n 's/^\tk8s.io\/kubernetes v//p' $(KUBE_BUILD)/go.mod)
 KUBE := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/nodeagent/kube-$(KUBE_VERSION)-$(shell cat $(KUBE_BUILD)/* | sha256sum | head -c 8)/kube
+# BPF programs compiled ahead, for nodes without a compiler; the image, and the name under which manifests know it.
+PROGRAMS := build/programs.json
+VERSION := $(shell sed -n 's/^__version__ = "\(.*\)"/\1/p' nodeagent/__init__.py)
+IMAGE ?= docker.io/library/nodeagent:$(VERSION)
 # Seconds of load for each figure of `make bench`, and how often all of them are measured in turn.
 BENCH_SECONDS ?= 2
 BENCH_ROUNDS ?= 5
@@ -110,6 +114,17 @@ $(KUBE):
 		flags="$$flags -X $$package.gitVersion=v$(KUBE_VERSION) -X $$package.gitMajor=1 -X $$package.gitMinor=$$(cut -d. -f2 <<< $(KUBE_VERSION))"; \
 	done; \
 	cd $(KUBE_BUILD) && CGO_ENABLED=0 GOTOOLCHAIN=local GOFLAGS= $$go build -trimpath -buildvcs=false -ldflags "$$flags" -o $@.new . && mv $@.new $@ && rm -rf $(@D)/sdk
+
+$(PROGRAMS): $(wildcard bpf/*.[ch]) nodeagent/redirect/precompile.py nodeagent/redirect/loader.py $(VENV)/.complete
+	@unshare --mount $(PYTHON) -m nodeagent.redirect.precompile $@
+
+wheel: setup $(PROGRAMS) ## dist/nodeagent-*.whl with all that is compiled: Python's hot modules and the BPF programs (root)
+	@rm -rf dist
+	@$(PYTHON) -m pip wheel --quiet --disable-pip-version-check --no-deps --wheel-dir dist .
+	@ls dist/*.whl
+
+image: wheel ## build/image.tar, the agent's image as an OCI archive; layers are kept in ~/.cache by content
+	@$(PYTHON) daemonset/image/build.py dist/*.whl build/image.tar $(IMAGE)
 
 pure: ## remove the compiled modules: the sources run as they are until the next `make setup`
 	@find nodeagent -name '*.so' -delete; rm -f ./*__mypyc*.so $(VENV)/.compiled

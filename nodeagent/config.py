@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-import os
 import re
 from pathlib import Path
-from typing import Annotated, Literal, Self, TypeVar
+from typing import Annotated, Final, Literal, Self, TypeVar
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
 from pydantic.alias_generators import to_camel
 
-from nodeagent import istio
+from nodeagent import istio, processors
 from nodeagent.errors import ConfigError, ResourceError
 from nodeagent.places import cgroups
 from nodeagent.resources import yaml_text
 from nodeagent.vocabulary import WhenDead
 
 DeliverySetting = Literal["auto", "network", "inside"]
+MAX_WORKERS: Final = 256
 Model = TypeVar("Model", bound=BaseModel)
 
 
@@ -127,7 +127,7 @@ class Timeouts(ConfigSection):
 
 class ProxySettings(ConfigSection):
     workers: int | Literal["auto"] = 1
-    """1 to 256; ``auto``: one for each processor."""
+    """1 to 256; ``auto``: one for each processor that the agent may use, by its CPU limit too."""
     busy_poll_microseconds: int = Field(100, ge=0, le=1000)
     """A worker whose events follow each other faster than this looks for the next one instead of
     sleeping; 0: it always sleeps.
@@ -143,13 +143,13 @@ class ProxySettings(ConfigSection):
     @field_validator("workers", mode="before")
     @classmethod
     def _some_workers(cls, value: object) -> object:
-        if value != "auto" and (type(value) is not int or not 1 <= value <= 256):
-            raise ValueError("must be a number from 1 to 256, or auto")
+        if value != "auto" and (type(value) is not int or not 1 <= value <= MAX_WORKERS):
+            raise ValueError(f"must be a number from 1 to {MAX_WORKERS}, or auto")
         return value
 
     def worker_count(self) -> int:
         """Return the number of worker processes that ``workers`` stands for."""
-        return (os.cpu_count() or 1) if self.workers == "auto" else self.workers
+        return min(processors.usable(), MAX_WORKERS) if self.workers == "auto" else self.workers
 
 
 class Mtls(ConfigSection):

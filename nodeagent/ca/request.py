@@ -4,16 +4,18 @@ its owner has proved to hold it.
 
 from __future__ import annotations
 
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
-from cryptography.hazmat.primitives.asymmetric.types import CERTIFICATE_PUBLIC_KEY_TYPES
 
 from nodeagent.ca.refusal import Refusal
 from nodeagent.errors import IdentityError, translated
 from nodeagent.identity.profiles import printable, uris
 from nodeagent.vocabulary import SpiffeId
+
+if TYPE_CHECKING:  # newer versions have it under another name
+    from cryptography.hazmat.primitives.asymmetric.types import CERTIFICATE_PUBLIC_KEY_TYPES
 
 MAX_BYTES: Final = 16 << 10
 CURVES: Final = ("secp256r1", "secp384r1", "secp521r1")

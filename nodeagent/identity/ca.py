@@ -12,18 +12,20 @@ import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.hazmat.primitives.asymmetric.types import CERTIFICATE_PUBLIC_KEY_TYPES
 
 from nodeagent.identity import authority_directory, profiles
 from nodeagent.identity.authority_directory import Authority, Stamp
 from nodeagent.identity.certificate import Certificate
 from nodeagent.identity.spiffe import parse
 from nodeagent.vocabulary import SpiffeId
+
+if TYPE_CHECKING:  # newer versions have it under another name
+    from cryptography.hazmat.primitives.asymmetric.types import CERTIFICATE_PUBLIC_KEY_TYPES
 
 Clock = Callable[[], float]
 NEVER: Final[Stamp] = ()

@@ -8,16 +8,18 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from ipaddress import ip_address
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from cryptography import x509
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.hazmat.primitives.asymmetric.types import CERTIFICATE_PUBLIC_KEY_TYPES
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from nodeagent.vocabulary import SpiffeId
+
+if TYPE_CHECKING:  # newer versions have it under another name
+    from cryptography.hazmat.primitives.asymmetric.types import CERTIFICATE_PUBLIC_KEY_TYPES
 
 BACKDATED: Final = 120.0
 """Seconds by which certificates begin before now, for nodes whose clocks are behind (Istio's value)."""

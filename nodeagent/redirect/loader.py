@@ -3,7 +3,8 @@
 Its standard input is a line of settings (:class:`LoadRequest`), and another line, GO, when the
 programs that it then has in the kernel shall be attached: until then another daemon may run.
 
-The only importer of bcc, which maps 110 MB of LLVM into its process. Safe to run again at any time:
+The only importer of bcc, which maps 110 MB of LLVM into its process; not even that where the
+programs were compiled ahead (precompiled.py). Safe to run again at any time:
 pinned maps stay as they are, and running programs are replaced link by link, in one step each,
 while traffic flows.
 
@@ -31,7 +32,7 @@ from pydantic import BaseModel
 
 from nodeagent.config import Redirect
 from nodeagent.errors import KernelError, NodeagentError
-from nodeagent.redirect import bypass, hooks, http_metrics, layout, maps, netns, pins, syscall
+from nodeagent.redirect import bypass, hooks, http_metrics, layout, maps, netns, pins, precompiled, syscall
 
 SOURCES: Final = ("maps.h", "http.c", "bypass.c", "connect.c", "name.c", "sockops.c", "node.c", "release.c", "lookup.c")
 """Joined into one text: BCC rewrites map accesses only in the main file, not in what it includes."""
@@ -75,7 +76,7 @@ def compile_programs(pin_directory: Path, joining: bypass.Joining) -> Any:
     except ImportError as error:
         raise KernelError(
             f"bcc cannot be imported: {error}; install python3-bpfcc and use Debian's interpreter "
-            "(--system-site-packages)"
+            f"(--system-site-packages), or a wheel that `make wheel` made, with {precompiled.FILE} in it"
         ) from None
     text = "".join(f'#line 1 "{name}"\n{(source / name).read_text()}\n' for name in SOURCES)
     triplet = sysconfig.get_config_var("MULTIARCH") or f"{platform.machine()}-linux-gnu"
@@ -106,7 +107,7 @@ LOADED: Final = b"loaded\n"
 GO: Final = b"go\n"
 
 
-def _load(program: Any, pinned: pins.Pins, wanted: Iterable[hooks.Hook]) -> dict[str, int]:
+def _load(program: precompiled.Programs, pinned: pins.Pins, wanted: Iterable[hooks.Hook]) -> dict[str, int]:
     """Load *wanted* programs into the kernel and pin each in place of its predecessor; return descriptors by name."""
     loaded = {}
     for hook in wanted:
@@ -228,7 +229,9 @@ def run(request: LoadRequest, go: Callable[[], None] = lambda: None) -> None:
         beside = cgroup_beside(redirect.cgroup) if below is None else None
         with pinned.successor() as successor:
             succession = maps.succeed(pinned.maps, successor.maps, redirect.maps)
-            programs = compile_programs(successor.maps, request.joining)
+            programs = precompiled.find(source_directory(), successor.maps, request.joining)
+            if programs is None:
+                programs = compile_programs(successor.maps, request.joining)
             loaded = _load(programs, successor, (hook for hook in hooks.HOOKS if hook is not hooks.HTTP_EGRESS))
             go()
             succession.carry()

@@ -233,14 +233,39 @@ def map_value_size(fd: int) -> int:
     return int.from_bytes(info(fd, 16)[12:16], sys.byteorder)
 
 
-def program_load(kind: int, attach_type: int, instructions: bytes) -> int:
-    """Load a program given as machine code (what `nodeagent check` tries); return its descriptor. Raises OSError."""
+_LOG_BYTES: Final = 1 << 20
+
+
+def program_load(kind: int, attach_type: int, instructions: bytes, name: str = "") -> int:
+    """Load a program given as machine code; return its descriptor. Raises OSError, with the
+    verifier's last words.
+    """
     code = ctypes.create_string_buffer(instructions, len(instructions))
     licence = ctypes.create_string_buffer(b"GPL")
     attr = _Program(
         kind, len(instructions) // 8, ctypes.addressof(code), ctypes.addressof(licence), attach_type=attach_type
     )
-    return _own(bpf(PROG_LOAD, attr))
+    attr.name = name.encode()[:15]
+    try:
+        return _own(bpf(PROG_LOAD, attr))
+    except OSError as error:
+        raise OSError(error.errno, f"{error.strerror}{_verifier(attr)}") from None
+
+
+def _verifier(attr: _Program) -> str:
+    """Return what the verifier said at last about a program that was refused: tried once more, since
+    a log costs time that only a refusal is worth.
+    """
+    log = ctypes.create_string_buffer(_LOG_BYTES)
+    attr.log_level = 1
+    attr.log_size = _LOG_BYTES
+    attr.log = ctypes.addressof(log)
+    try:
+        os.close(bpf(PROG_LOAD, attr))
+    except OSError:
+        pass
+    said = log.value.decode(errors="replace").strip().splitlines()
+    return "".join(f": {line}" for line in said[-3:-1])
 
 
 def program_attach(program: int, target: int, attach_type: int, flags: int = 0) -> None:
