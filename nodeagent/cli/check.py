@@ -54,9 +54,11 @@ def check(path: Path, output: Output) -> int:
     from nodeagent.config import load
     from nodeagent.redirect import preflight
 
-    setting = load(path).redirect.when_dead if path != AGENT_YAML or path.exists() else "policy"
+    redirect = load(path).redirect if path != AGENT_YAML or path.exists() else None
+    setting = redirect.when_dead if redirect is not None else "policy"
+    tried = preflight.run(redirect.cgroup, redirect.pin_directory) if redirect is not None else preflight.run()
     findings = [
-        *preflight.run(),
+        *tried,
         preflight.Finding(
             "while no daemon lives", True, True, f"{WITHOUT_DAEMON[setting]} (redirect.whenDead: {setting})", ""
         ),

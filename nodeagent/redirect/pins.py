@@ -145,5 +145,15 @@ def cleanup(directory: Path) -> list[Path]:
     return removed
 
 
+def program_ids(directory: Path) -> frozenset[int]:
+    """Return the kernel's numbers of the programs that are pinned below *directory*; none, where nothing is."""
+    found = set()
+    for path in _files(Pins(directory).programs):
+        program = open_pinned(path)
+        found.add(hooks.program_id(program))
+        os.close(program)
+    return frozenset(found)
+
+
 def _files(folder: Path) -> list[Path]:
     return [Path(entry.path) for entry in os.scandir(folder)] if folder.is_dir() else []

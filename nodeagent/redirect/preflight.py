@@ -20,14 +20,25 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from ipaddress import IPv4Interface, IPv6Interface
 from pathlib import Path
 from typing import Final, NoReturn
 
-from nodeagent import links
 from nodeagent.config import MapSizes, Redirect
 from nodeagent.errors import KernelError
-from nodeagent.redirect import bypass, hooks, layout, maps, netns, pins, sock_diag, syscall, transparency
+from nodeagent.redirect import (
+    bypass,
+    hooks,
+    layout,
+    loader,
+    maps,
+    netns,
+    others,
+    pins,
+    rights,
+    sock_diag,
+    syscall,
+    transparency,
+)
 from nodeagent.redirect.original import OriginalDestinations
 from nodeagent.redirect.plane import DataPlane
 from nodeagent.redirect.pod import EnrolledPod, Listeners
@@ -116,18 +127,35 @@ def _netns_cookie(_: Ground) -> str:
     return f"SO_NETNS_COOKIE: {netns.own_cookie()}"
 
 
-def _destroy(where: Ground) -> str:
-    """Close a connection from outside, as control does with one that policy refuses now."""
-    with (
-        netns.inside(where.client),
-        socket.create_server(("127.0.0.1", 0)) as listener,
-        socket.create_connection(listener.getsockname()) as client,
-    ):
-        if not sock_diag.destroy(where.client, (client.getsockname(), client.getpeername()), sock_diag.ANY_COOKIE):
-            raise KernelError("the connection was not found")
-        if client.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) != errno.ECONNABORTED:
-            raise KernelError("the connection was not closed")
+def _destroy(_: Ground) -> str:
+    """Close a connection from outside, as control does with one that policy refuses now: in this
+    process's network, for in one of its making it might have the right to and in pods' not.
+    """
+    home = os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        with (
+            socket.create_server(("127.0.0.1", 0)) as listener,
+            socket.create_connection(listener.getsockname()) as client,
+        ):
+            if not sock_diag.destroy(home, (client.getsockname(), client.getpeername()), sock_diag.ANY_COOKIE):
+                raise KernelError("the connection was not found")
+            if client.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) != errno.ECONNABORTED:
+                raise KernelError("the connection was not closed")
+    finally:
+        os.close(home)
     return "SOCK_DESTROY over sock_diag"
+
+
+def _order(where: Ground) -> str:
+    """Attach in front of what others attached to the same cgroup."""
+    hook = next(hook for hook in hooks.CGROUP_HOOKS if hook.name in hooks.FIRST)
+    with contextlib.ExitStack() as stack:
+        program = syscall.program_load(hook.program_type, hook.attach_type, _PASS)
+        stack.callback(os.close, program)
+        target = os.open(where.cgroup, os.O_RDONLY)
+        stack.callback(os.close, target)
+        os.close(syscall.link_create(program, target, hook.attach_type, syscall.BEFORE))
+    return "BPF_F_BEFORE"
 
 
 def _unprivileged_lookup(_: Ground) -> str:
@@ -160,19 +188,8 @@ def _take_as_nobody(fd: int) -> NoReturn:
         os._exit(1)
 
 
-async def _wire(where: Ground) -> None:
-    """Join the two namespaces by a veth pair: 192.0.2.1 and .2 (RFC 5737), 2001:db8::1 and ::2 (RFC 3849)."""
-    async with links.opened(where.client) as client, links.opened(where.server) as server:
-        await client.add_veth("wire", "wire", where.server)
-        for number, end in ((1, client), (2, server)):
-            await end.raise_up("wire")
-            await end.add_address("wire", IPv4Interface(f"192.0.2.{number}/24"))
-            await end.add_address("wire", IPv6Interface(f"2001:db8::{number}/64"))
-
-
 def _capture(where: Ground) -> str:
     """The real thing: loader, enrolment of the client and, in turn, of the server, connections of both families."""
-    asyncio.run(_wire(where))
     began = time.monotonic()
     try:
         plane = asyncio.run(
@@ -329,7 +346,18 @@ CHECKS: Final = (
         "nodeagent.io/bypass is refused, unless redirect.bypass is `asked`",
         needed=False,
     ),
-    Check("closing connections", _destroy, "connections on the kernel path that policy refuses now go on"),
+    Check(
+        "closing connections",
+        _destroy,
+        "connections on the kernel path that policy refuses now go on",
+        needed=False,
+    ),
+    Check(
+        "order of programs",
+        _order,
+        "a program that somebody else attached to the pods' cgroup before sees a connection first",
+        needed=False,
+    ),
     Check("netns cookie", _netns_cookie, "pods cannot be told apart"),
     Check("map lookup without privilege", _unprivileged_lookup, "proxy workers need CAP_BPF"),
     Check("IPv6", _ipv6, "pods have IPv4 only", needed=False),
@@ -342,15 +370,44 @@ CHECKS: Final = (
 )
 
 
-def run() -> Iterator[Finding]:
-    """Try everything, one finding at a time. Needs root."""
+def run(captured: Path | None = None, pinned: Path | None = None) -> Iterator[Finding]:
+    """Try everything, one finding at a time. Needs root. *captured*: the cgroup that a daemon captures
+    here, and *pinned* where its pins are; programs of others are looked for there.
+    """
+    yield from _rights()
     try:
-        with ground() as where:
+        with ground(loader.root_of(captured) if captured is not None else None) as where:
             yield Finding("cgroup2, network namespaces", True, True, str(where.cgroup.parent), "")
             for check in CHECKS:
                 yield _try(check, where)
+        if captured is not None and captured.is_dir():
+            yield _others(captured, pinned)
     except (OSError, KernelError) as error:
         yield Finding("cgroup2, network namespaces", False, True, str(error), "everything: nothing else can be tried")
+
+
+def _rights() -> Iterator[Finding]:
+    """Name each capability that is missing, with what is lost."""
+    there = rights.held()
+    for right in rights.lacking(there):
+        yield Finding(
+            f"CAP_{right.name}",
+            False,
+            right.needed,
+            f"this process does not have it; it is for: {right.use}",
+            right.lost,
+        )
+    if held := ", ".join(right.name for right in rights.RIGHTS if right.name in there):
+        yield Finding("capabilities", True, False, held, "")
+
+
+def _others(captured: Path, pinned: Path | None) -> Finding:
+    """Name what somebody else attached to the pods' cgroup or above it."""
+    own = pins.program_ids(pinned) if pinned is not None else frozenset()
+    found = others.others(captured, own)
+    wrong = any(other.when != "after" for other in found)
+    told = "; ".join(others.told(found, harmless=True))
+    return Finding("programs of others", not wrong, any(other.when == "alone" for other in found), told or "none", "")
 
 
 def _try(check: Check, where: Ground) -> Finding:

@@ -24,6 +24,7 @@ PROG_LOAD = 5
 OBJ_PIN = 6
 OBJ_GET = 7
 PROG_ATTACH = 8
+PROG_DETACH = 9
 PROG_GET_FD_BY_ID = 13
 OBJ_INFO = 15
 PROG_QUERY = 16
@@ -35,6 +36,7 @@ LINK_DETACH = 34
 
 ANY: Final = 0
 CLONE_NEWNET: Final = 0x40000000
+CLONE_NEWUSER: Final = 0x10000000
 
 _u32 = ctypes.c_uint32
 _u64 = ctypes.c_uint64
@@ -243,7 +245,11 @@ def program_load(kind: int, attach_type: int, instructions: bytes, name: str = "
     code = ctypes.create_string_buffer(instructions, len(instructions))
     licence = ctypes.create_string_buffer(b"GPL")
     attr = _Program(
-        kind, len(instructions) // 8, ctypes.addressof(code), ctypes.addressof(licence), attach_type=attach_type
+        kind,
+        len(instructions) // 8,
+        ctypes.addressof(code),
+        ctypes.addressof(licence),
+        attach_type=attach_type,
     )
     attr.name = name.encode()[:15]
     try:
@@ -271,6 +277,11 @@ def _verifier(attr: _Program) -> str:
 def program_attach(program: int, target: int, attach_type: int, flags: int = 0) -> None:
     """Attach *program* to a map, in place of the one that is (BPF_PROG_ATTACH). Raises OSError."""
     bpf(PROG_ATTACH, _Attach(target, program, attach_type, flags))
+
+
+def program_detach(program: int, target: int, attach_type: int) -> None:
+    """Detach what :func:`program_attach` attached. Raises OSError."""
+    bpf(PROG_DETACH, _Attach(target, program, attach_type))
 
 
 def program_get(number: int) -> int:

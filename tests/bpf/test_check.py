@@ -15,10 +15,11 @@ import yaml
 from nodeagent.redirect import hooks, preflight
 from tests.bpf.world import cgroup2
 
+CHECK = [sys.executable, "-c", "from nodeagent.cli.main import main; main()", "check"]
+
 
 def _check(*arguments: str, **options: object) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-c", "from nodeagent.cli.main import main; main()", "check", *arguments]
-    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=60, **options)  # type: ignore[call-overload]
+    return subprocess.run([*CHECK, *arguments], capture_output=True, text=True, check=False, timeout=60, **options)  # type: ignore[call-overload]
 
 
 def test_everything_is_tried_and_nothing_left() -> None:

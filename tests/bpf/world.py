@@ -119,10 +119,19 @@ class Stage:
 
     cgroup: Path
     children: list[Child] = field(default_factory=list)
+    above: Path | None = None
 
     @classmethod
-    def make(cls) -> Stage:
-        cgroup = cgroup2() / f"nodeagent-test-{os.getpid()}-{next(_numbers)}"
+    def below(cls) -> Stage:
+        """Make one below a cgroup of its own, to which others may attach programs."""
+        above = cgroup2() / f"nodeagent-test-{os.getpid()}-{next(_numbers)}"
+        made = cls.make(above / "pods")
+        made.above = above
+        return made
+
+    @classmethod
+    def make(cls, cgroup: Path | None = None) -> Stage:
+        cgroup = cgroup or cgroup2() / f"nodeagent-test-{os.getpid()}-{next(_numbers)}"
         (cgroup / "pod").mkdir(parents=True)
         (cgroup / "agent" / "below").mkdir(parents=True)
         return cls(cgroup)
@@ -145,6 +154,8 @@ class Stage:
         self.stop()
         for directory in ("agent/below", "agent", "pod", ""):
             _rmdir(self.cgroup / directory)
+        if self.above is not None:
+            _rmdir(self.above)
 
 
 def _rmdir(directory: Path) -> None:

@@ -81,8 +81,9 @@ def test_the_agent_below_the_captured_cgroup_does_not_capture_itself(kubepods: L
 @pytest.mark.parametrize("version", [4, 6])
 def test_who_is_known_to_be_outside_is_left_alone_where_unknown_pods_are_denied(kubepods: Lab, version: int) -> None:
     counted = growth(kubepods)
-    for address in (address_of(kubepods, "local", version), cluster_ip(kubepods, "remote", version)):
-        done = curl(kubepods, "plain", f"http://{bracketed(address)}:8080/about")
+    pod = bracketed(address_of(kubepods, "local", version))
+    for address in (f"{pod}:8080", bracketed(cluster_ip(kubepods, "remote", version))):
+        done = curl(kubepods, "plain", f"http://{address}/about")
         assert done.returncode == 0, done
     assert counted.of("nodeagent_kernel_events_total", event="outbound_left_alone") == 2
     assert counted.of("nodeagent_kernel_events_total", event="outbound_unknown_denied") == 0

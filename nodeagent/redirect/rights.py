@@ -1,0 +1,76 @@
+"""Which capabilities this process has, and what the agent uses each for (capabilities(7)).
+
+Tried one by one on a running daemon: tests/netns/test_agent_rights.py. CAP_BPF, CAP_PERFMON and
+CAP_NET_ADMIN would do for the programs, but entering pods' network namespaces takes CAP_SYS_ADMIN
+(setns(2)), which has all of that in it.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+
+@dataclass(frozen=True, slots=True)
+class Right:
+    """A capability: its number, whether the agent can do nothing without it, what for, and what is lost."""
+
+    name: str
+    number: int
+    needed: bool
+    use: str
+    lost: str
+
+
+RIGHTS: Final = (
+    Right(
+        "SYS_ADMIN",
+        21,
+        True,
+        "BPF; sockets inside pods (setns)",
+        "everything: no pod can be captured",
+    ),
+    Right("SETUID", 7, True, "proxy workers are no root", "no proxy: a worker that stays root carries nothing"),
+    Right("SETGID", 6, True, "proxy workers are no root", "no proxy: a worker that stays root carries nothing"),
+    Right(
+        "NET_ADMIN",
+        12,
+        False,
+        "closing connections (SOCK_DESTROY)",
+        "connections on the kernel path that policy refuses now go on until they end",
+    ),
+    Right("KILL", 5, False, "signals to workers, which are another user's", "a worker that hangs is not replaced"),
+    Right(
+        "SYS_PTRACE",
+        19,
+        False,
+        "the Workload API: who asks, and where its socket goes (/proc of pods)",
+        "no Workload API: pods that ask for nodeagent.io/workload-api get no socket",
+    ),
+    Right(
+        "SYS_CHROOT",
+        18,
+        False,
+        "the Workload API: mounts inside pods (setns of a mount namespace)",
+        "no Workload API by annotation",
+    ),
+    Right("SETPCAP", 8, False, "workers give up what they may ever have", "workers keep a bounding set, empty-handed"),
+)
+"""All that any feature uses, the most needed first."""
+
+NET_ADMIN: Final = "NET_ADMIN"
+
+
+def held(status: Path = Path("/proc/thread-self/status")) -> frozenset[str]:
+    """Return which of RIGHTS this thread has in its effective set. Raises OSError."""
+    found = re.search(r"^CapEff:\s*([0-9a-f]+)$", status.read_text(), re.MULTILINE)
+    mask = int(found[1], 16) if found else 0
+    return frozenset(right.name for right in RIGHTS if mask >> right.number & 1)
+
+
+def lacking(names: Collection[str]) -> list[Right]:
+    """Return those of RIGHTS that are not among *names*."""
+    return [right for right in RIGHTS if right.name not in names]

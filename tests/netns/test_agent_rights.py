@@ -1,0 +1,104 @@
+"""The agent with few capabilities: what it can do without which, and the words for what it cannot."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from nodeagent.errors import LabError
+from nodeagent.lab import Lab
+from nodeagent.redirect import rights
+from tests.netns.identity import workload
+from tests.netns.world import (
+    QUICK,
+    about,
+    account,
+    admin,
+    client,
+    cluster,
+    cluster_ip,
+    scrape,
+    server,
+    workers,
+)
+from tests.waiting import eventually
+
+LEAST = {"SYS_ADMIN", "SETUID", "SETGID"}
+ALL = {right.name for right in rights.RIGHTS}
+WORKLOAD_API = "/run/nodeagent/socket"
+TEXT = "".join(
+    (
+        account("client", "server"),
+        client("client", "node1", account="client", annotations="nodeagent.io/workload-api: enabled"),
+        server("local", "node1", account="server"),
+        server("remote", "node2", account="server"),
+    )
+)
+Restart = Callable[[set[str]], None]
+
+
+@pytest.fixture(scope="module")
+def lab() -> Iterator[Lab]:
+    with cluster("t-rights", TEXT, agent=QUICK) as lab:
+        yield lab
+
+
+@pytest.fixture
+def restart(lab: Lab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Restart:
+    """Start node1's agent again with only some capabilities."""
+    interpreter = sys.executable
+
+    def start(held: set[str]) -> None:
+        sets = ",".join(["-all", *(f"+{name.lower()}" for name in sorted(held))])
+        limited = tmp_path / "python"
+        limited.write_text(
+            f'#!/bin/sh\nexec setpriv --bounding-set {sets} --inh-caps -all --no-new-privs {interpreter} "$@"\n'
+        )
+        limited.chmod(0o755)
+        agent = lab.agent("node1")
+        agent.stop()
+        agent.log.unlink(missing_ok=True)
+        with monkeypatch.context() as patch:
+            patch.setattr(sys, "executable", str(limited))
+            agent.start()
+
+    return start
+
+
+def carries_traffic(lab: Lab) -> None:
+    for name in ("local", "remote"):
+        got = about(lab, "client", f"http://{cluster_ip(lab, name)}")
+        assert got["pod"] == name
+        assert "spiffe://" in str(got["headers"]), "with the client's identity"
+    assert scrape(lab).sum("nodeagent_kernel_events_total", event="outbound_captured") > 0
+
+
+def test_the_least_carries_traffic(lab: Lab, restart: Restart) -> None:
+    restart(LEAST)
+    assert {row["state"] for row in admin(lab, "node1", "/pods")} <= {"enrolled", ""}
+    carries_traffic(lab)
+
+
+def test_with_all_that_it_uses_everything_works(lab: Lab, restart: Restart) -> None:
+    restart(ALL)
+    carries_traffic(lab)
+    eventually(lambda: lab.exec("client", ["test", "-S", WORKLOAD_API]).returncode == 0, "the Workload API is there")
+    assert workload(lab, "client", "svid", path=WORKLOAD_API)["id"].endswith("/sa/client")
+    (hanging,) = workers(lab, "node1")
+    os.kill(hanging, signal.SIGSTOP)
+    eventually(lambda: hanging not in workers(lab, "node1"), "a worker that hangs is replaced")
+    carries_traffic(lab)
+
+
+@pytest.mark.parametrize(
+    ("missing", "words"),
+    [("SYS_ADMIN", "bpf|network namespace|cgroup"), ("SETUID", "CAP_SETUID"), ("SETGID", "CAP_SETGID")],
+)
+def test_what_it_cannot_do_without_is_named(lab: Lab, restart: Restart, missing: str, words: str) -> None:
+    with pytest.raises(LabError, match=f"(?s){words}"):
+        restart(LEAST - {missing})
