@@ -36,6 +36,7 @@ from nodeagent.control.leftovers import Leftovers, PodSocketMaker
 from nodeagent.control.mesh_pages import MeshPages
 from nodeagent.control.metrics_pages import MetricsPages
 from nodeagent.control.node_metrics import NodeMetrics
+from nodeagent.control.node_network import NodeNetwork
 from nodeagent.control.pod_sockets import PodSockets
 from nodeagent.control.pods_page import PodsPage
 from nodeagent.control.readiness import Readiness
@@ -154,6 +155,7 @@ class Concerns:
     plane: DataPlane
     mesh: Mesh
     reader: SourceReader
+    network: NodeNetwork
     certificates: NodeCertificates
     left_alone: LeftAlonePods
     enrolment: Enrolment
@@ -210,6 +212,7 @@ async def load(beginning: Beginning, prepared: PreparedParts) -> Concerns:
         plane=plane,
         mesh=mesh,
         reader=reader,
+        network=NodeNetwork(workers.node, mesh.node_addresses),
         certificates=certificates,
         left_alone=LeftAlonePods(outside(plane), check_seconds=check_seconds),
         enrolment=enrolment,
@@ -297,13 +300,14 @@ async def start(beginning: Beginning, made: Concerns, pulse: Pulse, stops: Async
     made.certificates.observe(made.enrolment)
     made.certificates.adopt(link.inherited.certificates)
     link.inherited.certificates.clear()
+    made.network.begin()
     await stops.enter_async_context(ports.run())
     workers.fill(first_words(config, made.plane))
     await stops.enter_async_context(workers.run(parts))
     await stops.enter_async_context(heartbeat.run(parts))
     await stops.enter_async_context(made.certificates.run(parts))
     told: tuple[Concern, ...] = (
-        *(made.key_sets, made.left_alone, made.enrolment, made.kernel),
+        *(made.network, made.key_sets, made.left_alone, made.enrolment, made.kernel),
         *(made.certificates, made.pod_sockets, made.leftovers),
     )
     made.reader.begin(told, enforcing=(workers.behind, made.kernel.behind))
@@ -311,7 +315,7 @@ async def start(beginning: Beginning, made: Concerns, pulse: Pulse, stops: Async
     stops.push_async_callback(workers.finish)
     others: tuple[Concern, ...] = (
         *(made.leftovers, made.pod_sockets, made.key_sets, made.kernel),
-        *(made.left_alone, made.reader),
+        *(made.left_alone, made.network, made.reader),
     )
     for concern in others:
         await stops.enter_async_context(concern.run(parts))
@@ -367,6 +371,7 @@ async def open_ports(beginning: Beginning, made: Concerns, ports: AdminPorts, he
         made.kernel,
         made.pod_sockets,
         made.leftovers,
+        made.network,
         made.reader,
     )
     missing = [*(concern.missing for concern in concerns), beginning.parts.failing]

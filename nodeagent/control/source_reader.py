@@ -5,7 +5,7 @@ is brought to it.
 from __future__ import annotations
 
 import logging
-from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterable, Mapping
 from contextlib import asynccontextmanager
 from typing import Protocol
 
@@ -26,9 +26,6 @@ class TakesSnapshot(Protocol):
     """Who has the snapshot's entries and counts its generations: ``Workers``."""
 
     generation: int
-
-    def node(self, addresses: Sequence[str]) -> None:
-        """The node's own addresses are *addresses*."""
 
     def apply(self, delta: Delta) -> None:
         """Take a change of the snapshot, as its next generation."""
@@ -119,7 +116,6 @@ class SourceReader:
     def _apply(self, changes: list[AnyChange]) -> None:
         self.batches += 1  # until a concern has the change, whatever of another one fails before
         delta = self._mesh.apply(changes)
-        self._workers.node(sorted(self._mesh.node_addresses()))
         self._workers.apply(delta)
         self._in_force.bring(changes, self._workers.generation)
 

@@ -67,6 +67,11 @@ class Node:
         """The ranges of its pods' addresses."""
         return IPv4Network(f"10.244.{self.index}.0/24"), IPv6Network(f"fd00:10:244:{self.index:x}::/64")
 
+    @property
+    def gateways(self) -> tuple[IPv4Address, IPv6Address]:
+        """The addresses of the node's end of every pod's link, as CNI's ``ptp`` has it."""
+        return self.pods[0][1], self.pods[1][1]
+
     def pod_addresses(self, host: int) -> tuple[IPv4Address, IPv6Address]:
         """Return the addresses of the pod with number *host* (2 to 254)."""
         return self.pods[0][host], self.pods[1][host]

@@ -76,19 +76,22 @@ async def _node(layout: Layout, own: Node, nodes: Sequence[Node]) -> None:
 async def add_pod_link(node: Links, own: Node, link: str, netns: Path, addresses: Addresses) -> None:
     """Make a pod's *link* from *own*, whose namespace *node* is, to *netns*.
 
-    What the node itself sends to the pod comes from its InternalIP.
+    What the node itself sends to the pod comes from the gateway, not from an InternalIP: so it is
+    on most networks.
     """
     with _descriptor(netns) as namespace:
         await node.add_veth(link, "eth0", namespace)
     await node.without_link_local(link)
     await node.add_address(link, IPv6Interface((GATEWAY6, 64)))
+    await node.add_address(link, IPv4Interface(own.gateways[0]))
+    await node.add_address(link, IPv6Interface(own.gateways[1]))
     await node.raise_up(link)
-    await node.add_route(IPv4Network(addresses[0]), link=link, source=own.addresses[0])
-    await node.add_route(IPv6Network(addresses[1]), link=link, source=own.addresses[1])
+    await node.add_route(IPv4Network(addresses[0]), link=link, source=own.gateways[0])
+    await node.add_route(IPv6Network(addresses[1]), link=link, source=own.gateways[1])
 
 
 async def connect_pod(own: Node, netns: Path, addresses: Addresses) -> None:
-    """Set up a pod's own end. Its gateway is the node's InternalIP, which answers ARP on any link."""
+    """Set up a pod's own end."""
     async with _opened(netns) as pod:
         await pod.raise_up("lo")
         await pod.without_link_local("eth0")
@@ -96,7 +99,7 @@ async def connect_pod(own: Node, netns: Path, addresses: Addresses) -> None:
         await pod.add_address("eth0", IPv6Interface(addresses[1]))
         await pod.add_address("eth0", IPv6Interface((POD6, 64)))
         await pod.raise_up("eth0")
-        await pod.add_route(None, via=own.addresses[0], link="eth0", onlink=True)
+        await pod.add_route(None, via=own.gateways[0], link="eth0", onlink=True)
         await pod.add_route(None, via=GATEWAY6, link="eth0")
 
 

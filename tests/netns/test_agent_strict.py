@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,6 +12,8 @@ import pytest
 
 from nodeagent.lab import Lab
 from nodeagent.lab.agent import merge
+from nodeagent.lab.layout import Node
+from nodeagent.lab.processes import inside
 from tests.netns.world import (
     QUICK,
     about,
@@ -146,6 +149,37 @@ def test_only_declared_metrics_are_told_to_everybody(strict: Lab) -> None:
 def test_a_real_prometheus_outside_the_mesh_scrapes_an_application(strict: Lab, tmp_path: Path) -> None:
     with prometheus(strict, "plain", tmp_path, [f"{strict.address('shop')}:9100"], path="/stats") as asked:
         eventually(lambda: asked("shop_orders_total"), "the application's own metric is there", 60)
+
+
+def ip(lab: Lab, name: str, *words: str) -> None:
+    """Run ip(8) in the network namespace of *name*, a node or a pod."""
+    subprocess.run(inside(lab.netns(name), ["ip", *words]), check=True, capture_output=True)
+
+
+def test_every_address_of_the_node_may_probe_as_soon_as_it_is_there(strict: Lab) -> None:
+    """Input: the node gets an address that no Node object names, as when a CNI plugin makes its
+    bridge, and loses it again.
+    """
+    probe = ("--interface", "198.51.100.7", f"http://{strict.address('probed')}:8080/about")
+    ip(strict, "node1", "address", "add", "198.51.100.7/32", "dev", "lo")
+    try:
+        eventually(lambda: "probed" in curl(strict, "node1", *probe).stdout, "it counts as the node's")
+    finally:
+        ip(strict, "node1", "address", "del", "198.51.100.7/32", "dev", "lo")
+    assert "probed" in curl(strict, "node1", probe[-1]).stdout, "the gateway's, which no Node object names either"
+
+
+def test_a_pod_that_takes_an_address_of_the_node_is_not_the_node(strict: Lab) -> None:
+    """Input: a pod outside the mesh gives itself the gateway's address. Verdict: the node takes no
+    such packet from a pod's link: it is its own.
+    """
+    gateway = str(Node(1).gateways[0])
+    ip(strict, "plain", "address", "add", f"{gateway}/32", "dev", "lo")
+    try:
+        url = f"http://{strict.address('probed')}:8080/about"
+        assert curl(strict, "plain", "--max-time", "2", "--interface", gateway, url).stdout == ""
+    finally:
+        ip(strict, "plain", "address", "del", f"{gateway}/32", "dev", "lo")
 
 
 def test_a_tcp_probe_is_told_whether_the_application_listens(strict: Lab) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from nodeagent.lab import Lab
+from nodeagent.lab.layout import Node
 from tests.waiting import eventually
 
 CLUSTER = """
@@ -199,9 +200,8 @@ def test_every_pod_reaches_every_pod_and_is_seen_as_itself(lab: Lab, version: An
         url = f"http://{bracketed(lab.address(name, 'shop', version=version))}:8080/"
         assert sh(lab, f"curl -sS -m 3 '{url}'").removeprefix(f"{name} ").removeprefix("::ffff:") == own
         node = pod["spec"]["nodeName"]
-        assert sh(lab, f"curl -sS -m 3 '{url}'", node).removeprefix(f"{name} ").removeprefix("::ffff:") == lab.address(
-            node, version=version
-        )
+        gateway = str(Node(int(node.removeprefix("node"))).gateways[version == 6])
+        assert sh(lab, f"curl -sS -m 3 '{url}'", node).removeprefix(f"{name} ").removeprefix("::ffff:") == gateway
 
 
 def bracketed(address: str) -> str:

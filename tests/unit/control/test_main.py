@@ -79,7 +79,10 @@ class Piece(Noted):
     async def read(self) -> None:
         self.told.append("source read")
 
-    def begin(self, concerns: Iterable[Concern], enforcing: object) -> None:
+    def begin(self, concerns: Iterable[Concern] = (), enforcing: object = None) -> None:
+        if self.name != "reader":
+            self.told.append("node's addresses known")
+            return
         names = [concern.name for concern in concerns if isinstance(concern, Piece)]
         self.told.append(f"brought to it: {' '.join(names)}")
 
@@ -98,7 +101,7 @@ class Stage:
         pieces: dict[str, Any] = {
             name: Piece(name, self.told)
             for name in (
-                *("reader", "certificates", "left_alone", "enrolment", "key_sets", "kernel"),
+                *("reader", "network", "certificates", "left_alone", "enrolment", "key_sets", "kernel"),
                 *("pod_sockets", "leftovers"),
             )
         }
@@ -122,15 +125,17 @@ def test_everything_starts_in_the_order_in_which_it_is_needed_and_stops_in_the_r
         stage = Stage(tmp_path)
         await start(stage.beginning, stage.made, Pulses().claim(), stage.stops)
         assert stage.told == [
+            "node's addresses known",
             "Fork, untold",
             "certificates started",
-            "brought to it: key_sets left_alone enrolment kernel certificates pod_sockets leftovers",
+            "brought to it: network key_sets left_alone enrolment kernel certificates pod_sockets leftovers",
             "enrolment started",
             "leftovers started",
             "pod_sockets started",
             "key_sets started",
             "kernel started",
             "left_alone started",
+            "network started",
             "reader started",
             "BeginHeartbeat, told",
         ]
@@ -138,6 +143,7 @@ def test_everything_starts_in_the_order_in_which_it_is_needed_and_stops_in_the_r
         await stage.stops.aclose()
         assert stage.told == [
             "reader stopped",
+            "network stopped",
             "left_alone stopped",
             "kernel stopped",
             "key_sets stopped",
