@@ -3,7 +3,7 @@
 Theory of operation
 -------------------
 
-The daemon that runs listens on ``hand-over.sock`` in its runtime directory; both ends are root
+The daemon that runs listens on ``hand-over.sock`` in its runtime directory; both ends are one user's, root
 (SO_PEERCRED), packets are messages (``messages.py``) as between a daemon's own processes. A
 newcomer that finds the folders' locks taken calls there::
 
@@ -58,7 +58,7 @@ from pathlib import Path
 from typing import Final, Literal
 
 from nodeagent import __version__
-from nodeagent.channel import DESCRIPTORS, Outbox, close_all, decode, receive
+from nodeagent.channel import DESCRIPTORS, Outbox, Packet, close_all, decode, receive
 from nodeagent.errors import ControlError, shown
 from nodeagent.folder_lock import FolderLock
 from nodeagent.messages import (
@@ -199,8 +199,8 @@ class Predecessor:
             if packet.payload:
                 self._take(decode(packet, FROM_PREDECESSOR))
                 return
-        except BlockingIOError:
-            return
+        except (BlockingIOError, ConnectionResetError):
+            return  # a reset is told once of an end that had not read everything; what it sent follows
         except MessageError as error:
             log.error("the daemon that is succeeded says what none says (%s)", error)
         except OSError:
@@ -240,10 +240,11 @@ def _introduced(end: socket.socket, path: Path) -> Welcome:
     """Raises ControlError, EndingError."""
     try:
         end.connect(str(path))
-        if calling_uid(end) != 0:
-            raise ControlError(f"who listens at {path} is not root")
-        end.send(encode(Hello(VERSIONS, __version__))[0])
-        answer = decode(receive(end), FROM_PREDECESSOR)
+        if calling_uid(end) != os.getuid():
+            raise ControlError(f"who listens at {path} is not this process's user")
+        with suppress(BrokenPipeError, ConnectionResetError):  # it may have answered, and hung up, already
+            end.send(encode(Hello(VERSIONS, __version__))[0])
+        answer = decode(_received(end), FROM_PREDECESSOR)
     except FileNotFoundError:
         raise ControlError("it is of a release that hands nothing over, or has not come up yet") from None
     except ConnectionRefusedError:
@@ -258,6 +259,14 @@ def _introduced(end: socket.socket, path: Path) -> Welcome:
     if not isinstance(answer, Welcome) or answer.version not in VERSIONS:
         raise ControlError(f"{path}: its answer is none: {shown(str(answer))}")
     return answer
+
+
+def _received(end: socket.socket) -> Packet:
+    """Return the first packet. Raises OSError."""
+    try:
+        return receive(end)
+    except ConnectionResetError:
+        return receive(end)  # told once of an end that had not read everything; what it sent follows
 
 
 Event = Literal["takes", "took", "farewell", "gone"]
@@ -371,7 +380,7 @@ class HandOver:
         end.setblocking(False)
         why = self.ending
         try:
-            if calling_uid(end) != 0:
+            if calling_uid(end) != os.getuid():
                 end.close()
                 return
         except OSError:

@@ -8,6 +8,7 @@ import functools
 import http.client
 import json
 import socket
+import struct
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +26,8 @@ SOCKET: Final = Path("/run/nodeagent/admin.sock")
 LAB_SOCKETS: Final = "lab/*/*/run/admin.sock"
 """Below the folder of SOCKET: lab's name, node's name."""
 _TIMEOUT_SECONDS: Final = 60.0
+_CREDENTIALS: Final = struct.Struct("=3i")
+"""struct ucred (unix(7)): pid, uid, gid."""
 _NO_AGENT: Final = "the answer is not JSON: is this an agent's admin port?"
 _ADMIN_HELP: Final = "The agent at http://HOST:PORT, or at the path of its admin.sock.  [env: NODEAGENT_ADMIN]"
 
@@ -54,6 +57,23 @@ class RunningAgent:
     def post(self, path: str) -> Row:
         """Return the object that POST *path* answers. Raises ControlError."""
         return self._ask_one("POST", path)
+
+    def words(self, path: str, *, own: bool = False) -> tuple[bool, str]:
+        """Return whether GET *path* is answered by 200, and the text. *own*: only the daemon of this
+        process's container may answer. Raises ControlError.
+        """
+        connection = _connection(self.address)
+        try:
+            connection.connect()
+            if own and not _is_own(connection.sock):
+                raise ControlError(f"{self.address}: the daemon that answers is another container's")
+            connection.request("GET", path)
+            response = connection.getresponse()
+            return response.status == http.client.OK, response.read().decode(errors="replace")
+        except (OSError, http.client.HTTPException) as error:
+            raise ControlError(f"{self.address}: {error}: does the agent run?") from None
+        finally:
+            connection.close()
 
     def _ask_one(self, method: str, path: str) -> Row:
         answer = self._ask(method, path)
@@ -161,6 +181,22 @@ def _running(base: Path) -> list[RunningAgent]:
         lab, node = path.parts[-4:-2]
         found.append(RunningAgent(f"{lab}/{node}", str(path), lab, node))
     return [agent for agent in found if _listens(Path(agent.address))]
+
+
+def _is_own(connection: socket.socket) -> bool:
+    """Say whether the process that listens at the other end of a unix socket is of this process's
+    cgroup, as whoever is started in a container (``exec``) and the container's own processes are.
+
+    By SO_PEERCRED and cgroups(7). Of another pid namespace, no process is seen (pid 0).
+    """
+    if connection.family != socket.AF_UNIX:
+        return False
+    credentials = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
+    pid = int(_CREDENTIALS.unpack(credentials)[0])
+    try:
+        return Path(f"/proc/{pid}/cgroup").read_text() == Path("/proc/self/cgroup").read_text()
+    except OSError:
+        return False
 
 
 def _names(agents: list[RunningAgent]) -> str:

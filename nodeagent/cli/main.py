@@ -33,6 +33,7 @@ COMMANDS: Final = {
         "Classic sidecars, given to a cluster's pods as they are made: the admission webhook.",
     ),
     "uninstall": ("nodeagent.cli.uninstall", "What a stopped agent left on the node is detached and removed."),
+    "ready": ("nodeagent.cli.ready", "Whether an agent is ready, and what is missing: a kubelet's probe."),
     "reload": ("nodeagent.cli.reload", "New workers for the proxy, without a lost request."),
 }
 """Name -> (module that holds a click command of that name, with ``_`` for ``-``; one line of help)."""

@@ -5,8 +5,10 @@ certificates, and what is told of them. The order of control's messages is ``wor
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import socket
+import time
 from collections.abc import Callable, Coroutine
 from typing import Final
 
@@ -37,12 +39,17 @@ from nodeagent.redirect.delivery import Announcements
 from nodeagent.redirect.original import OriginalDestinations
 from nodeagent.telemetry.access_log import AccessLog
 from nodeagent.telemetry.cells import WorkerMetrics
-from nodeagent.telemetry.metrics import BUSY_POLL, LOG_DROPPED, LOOP_LAG, OPEN_CONNECTIONS
+from nodeagent.telemetry.metrics import BUSY_POLL, DRAIN_CUT, LOG_DROPPED, LOOP_LAG, OPEN_CONNECTIONS
 from nodeagent.vocabulary import Direction, Family
 from nodeagent.wire import Unchecked
 
+CUT_NAMED: Final = 50
+"""Connections that are named at the end of a drain; more are only counted."""
 FLOW_BYTES: Final = MESSAGE_BYTES - 1000
 """Of rows in one message: a packet's, but for the message around them."""
+
+
+log = logging.getLogger("nodeagent.worker")
 
 
 class Serving:
@@ -190,6 +197,23 @@ class Serving:
         metrics.gauge(OPEN_CONNECTIONS, (self._name,), len(context.connections))
         for part in metrics.delta():
             self._send(Counted(part))
+
+    def cut(self) -> None:
+        """Count and name the connections that are open though the time to drain is over; their end is the process's."""
+        context = self.proxy.context
+        context.metrics.count(DRAIN_CUT, (), len(context.connections))
+        for connection in list(context.connections.values())[:CUT_NAMED]:
+            row = connection.flow(os.getpid())
+            log.warning(
+                "the time to drain is over: cut is the %s connection of pod %s from %s to %s, open for %.0f s",
+                row["protocol"] or "TCP",
+                row["pod"],
+                row["source"],
+                row["destination"],
+                time.time() - connection.wall,
+            )
+        if len(context.connections) > CUT_NAMED:
+            log.warning("and %d more", len(context.connections) - CUT_NAMED)
 
     async def tell_flows(self, number: int) -> None:
         """Answer question *number* with live and recent connections, in parts that fit a packet: these may be many."""

@@ -86,6 +86,8 @@ class Worker:
         self._drain_until = 0.0
         self._finishing: set[int] | None = None
         """Connections that were open when all were asked to end; None: none was."""
+        self._leaving = False
+        """All have ended, or their time is over."""
         self._lag = 0.0
         self._tasks: set[asyncio.Task[None]] = set()
         self._learning = False
@@ -321,7 +323,10 @@ class Worker:
     def _sweep_drain(self) -> None:
         """End when all connections have, but for those that had their time before."""
         idle = self._serving is None or self._proxy().context.connections.keys() <= (self._finishing or set())
-        if (idle or self.loop.time() >= self._drain_until) and not self.done.done():
+        if (idle or self.loop.time() >= self._drain_until) and not self._leaving:
+            self._leaving = True
+            if not idle and self._serving is not None:
+                self._serving.cut()
             self._report()
             self.loop.call_later(0.05, self._end)
 

@@ -175,6 +175,12 @@ SNAPSHOT_ENTRIES = Metric(
 LOG_DROPPED = Metric(
     "nodeagent_access_log_dropped_total", "counter", (), "Access log lines lost: the disk was too slow, full or gone."
 )
+DRAIN_CUT = Metric(
+    "nodeagent_drain_cut_connections_total",
+    "counter",
+    (),
+    "Connections that were still open when a worker's time to drain was over.",
+)
 REJECTED = Metric(
     "nodeagent_telemetry_rejected_total",
     "counter",
@@ -216,7 +222,7 @@ PLAIN: Final = {
             OPEN_CONNECTIONS,
         ),
         *(CONNECTIONS, REFUSED, POLICY_EVENTS, KERNEL_HTTP_UNKNOWN, KERNEL_LEFT_OUT),
-        *(CERTIFICATE_EXPIRY, WORKER_RESTARTS, SNAPSHOT_ENTRIES, LOG_DROPPED, REJECTED),
+        *(CERTIFICATE_EXPIRY, WORKER_RESTARTS, SNAPSHOT_ENTRIES, LOG_DROPPED, DRAIN_CUT, REJECTED),
         *(WEBHOOK_REVIEWS, WEBHOOK_REGISTRATIONS),
     )
 }

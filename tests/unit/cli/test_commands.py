@@ -73,6 +73,7 @@ class FakeAgent:
         self.path = path
         self.flows: list[dict[str, Any]] = [FLOW]
         self.reloads = 0
+        self.missing = ""
         self.port = 0
         self._loop = asyncio.new_event_loop()
         self._servers: list[HttpServer] = []
@@ -91,6 +92,7 @@ class FakeAgent:
 
     async def _start(self) -> None:
         routes = {
+            ("GET", "/ready"): self._ready,
             ("GET", "/pods"): self._rows([POD]),
             ("GET", "/certs"): self._rows(
                 [
@@ -121,6 +123,9 @@ class FakeAgent:
             return Response.json(rows)
 
         return handler
+
+    async def _ready(self, query: Mapping[str, str]) -> Response:
+        return Response(f"{self.missing or 'ready'}\n".encode(), 503 if self.missing else 200)
 
     async def _flows(self, query: Mapping[str, str]) -> Response:
         since = int(query["since"])
@@ -180,7 +185,7 @@ def test_help_is_quick_and_imports_no_command() -> None:
     }
     assert [
         command
-        for command in ("check", "run", "lab", "get", "flows", "ca", "reload")
+        for command in ("check", "run", "lab", "get", "flows", "ca", "ready", "reload")
         if f"\n  {command} " not in result.stdout
     ] == []
 
@@ -276,6 +281,22 @@ def test_times_are_what_is_left(agent: FakeAgent) -> None:
 def test_an_empty_list_says_so(agent: FakeAgent) -> None:
     assert nodeagent("get", "policies", admin=str(agent.path)).stdout == "nothing yet\n"
     assert nodeagent("get", "policies", "-o", "json", admin=str(agent.path)).stdout == "[]\n"
+
+
+def test_ready(agent: FakeAgent, tmp_path: Path) -> None:
+    """Input: an agent that is ready, of another cgroup; one that is not; nobody. Verdict: 0; 1 in
+    each other case, with what is missing.
+    """
+    result = nodeagent("ready", admin=str(agent.path))
+    assert (result.returncode, result.stdout) == (0, "ready\n")
+    assert nodeagent("ready", "--own", admin=str(agent.path)).returncode == 0, "a thread of the same cgroup"
+    agent.missing = "a worker is not up"
+    result = nodeagent("ready", admin=str(agent.path))
+    assert (result.returncode, result.stdout) == (1, "a worker is not up\n")
+    assert nodeagent("ready", admin=str(tmp_path / "none")).returncode == 1
+    result = nodeagent("ready", "--own", admin=f"http://127.0.0.1:{agent.port}")
+    assert result.returncode == 1
+    assert "the daemon that answers is another container's" in result.stderr
 
 
 def test_reload(agent: FakeAgent) -> None:

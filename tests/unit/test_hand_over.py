@@ -1,0 +1,464 @@
+"""One daemon takes over from another, with controls and workers of the test's own: what is handed
+over, who beats, and what is left when one of them dies, whenever that is.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import signal
+import socket
+import subprocess
+import sys
+import textwrap
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+
+from nodeagent.hand_over import SOCKET
+from tests.waiting import DEADLINE, eventually
+
+ROOT = Path(__file__).parents[2]
+DAEMON = """
+    import os, signal, socket, sys, threading, time
+    from pathlib import Path
+    from nodeagent import agent, hand_over, supervisor
+    from nodeagent.channel import decode, pair, receive
+    from nodeagent.errors import ControlError
+    from nodeagent.forking import CONTROL, Role
+    from nodeagent.messages import *
+    from nodeagent.redirect import heartbeat
+    from nodeagent.wire import encode
+
+    folder = Path(sys.argv[1])
+    heartbeat.beat = lambda descriptor: os.write(1, b"beat\\n")
+    heartbeat.end = lambda descriptor: os.write(1, b"end\\n")
+    supervisor.RESPAWN_SECONDS = 0.1
+
+    def say(*words):
+        os.write(1, (" ".join(map(str, words)) + "\\n").encode())
+
+    def send(end, message):
+        payload, descriptors = encode(message)
+        socket.send_fds(end, [payload], descriptors)
+
+    def control(end, pulse):
+        end.setblocking(True)
+        kept = {}
+        send(end, Prepared())
+        say("control")
+        while True:
+            message = decode(receive(end), FROM_SUPERVISOR)
+            match message:
+                case Kept():
+                    kept.update(message.files)
+                case Begin():
+                    say("begun", *sorted(kept))
+                    begin(end, kept)
+                case Resign():
+                    say("resigned")
+                    resign(end)
+                case Superseded():
+                    say("superseded")
+                    step_down()
+                    raise SystemExit(0)
+
+    def begin(end, kept):
+        with socket.create_server(("127.0.0.1", 0)) as listener:
+            send(end, Keep({"u/inbound/4/0": listener.fileno(), "u/netns": 0, "later/kind": 0}))
+        ours, theirs = pair()
+        send(end, Fork(WORKER, 1, theirs.fileno(), ours.fileno()))
+        send(end, BeginHeartbeat(0.25, 1))
+
+    def resign(end):
+        with socket.create_server(("127.0.0.1", 0)) as port:
+            send(end, Resigned({"ports/admin/127.0.0.1": port.fileno()}))
+
+    def step_down():
+        pass
+
+    def worker(end, pulse):
+        signal.signal(signal.SIGUSR1, lambda *_: os._exit(0))
+        while True:
+            pulse.turn()
+            time.sleep(0.05)  # a loop that turns
+"""
+MAIN = """
+    def main():
+        try:
+            with agent.owned({"runtimeDirectory": folder / "run", "redirect.pinDirectory": folder / "pins"}) as estate:
+                say("owns", "alone" if estate.predecessor is None else "beside")
+                roles = {CONTROL: Role(control), WORKER: Role(worker, beats=True)}
+                status = supervisor.main(roles, estate, 1.0)
+        except ControlError as error:
+            sys.exit(f"nodeagent: {error}")
+        say("exit", status)
+        sys.exit(status)
+    main()
+"""
+
+
+@dataclass
+class Daemon:
+    """A daemon, and what it has said."""
+
+    process: subprocess.Popen[bytes]
+    text: str = ""
+    seen: int = 0
+    """Of the text: how much was waited for already."""
+    errors: list[str] = field(default_factory=list)
+
+    def read(self) -> None:
+        assert self.process.stdout is not None
+        while select.select([self.process.stdout], [], [], 0)[0]:
+            piece = os.read(self.process.stdout.fileno(), 4096)
+            if not piece:
+                return
+            self.text += piece.decode()
+
+    def says(self, words: str) -> str:
+        """Wait until it has said a line that begins with *words*, after what was waited for before; return the line."""
+
+        def found() -> str:
+            self.read()
+            at = self.seen
+            for line in self.text[self.seen :].splitlines(keepends=True):
+                at += len(line)
+                if line.endswith("\n") and line.startswith(words):
+                    self.seen = at
+                    return line.strip()
+            return ""
+
+        return eventually(found, f"{words!r} is said; it was: {self.text[-600:]!r}")
+
+    def ends(self) -> int:
+        """Wait for its end; return its status."""
+        status = self.process.wait(DEADLINE)
+        self.read()
+        return status
+
+    def kill(self) -> None:
+        self.process.kill()
+        self.process.wait()
+
+
+Start = Callable[..., Daemon]
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> Iterator[Start]:
+    """Starts daemons of one node, of which none stays."""
+    started: list[Daemon] = []
+
+    def begin(changes: str = "") -> Daemon:
+        script = textwrap.dedent(DAEMON) + textwrap.dedent(changes) + textwrap.dedent(MAIN)
+        argv = [sys.executable, "-c", script, str(tmp_path)]
+        daemon = Daemon(subprocess.Popen(argv, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, bufsize=0))
+        started.append(daemon)
+        return daemon
+
+    yield begin
+    for daemon in started:
+        daemon.kill()
+        assert daemon.process.stdout is not None
+        daemon.process.stdout.close()
+
+
+def running(start: Start, changes: str = "") -> Daemon:
+    daemon = start(changes)
+    daemon.says("begun")
+    daemon.says("beat")
+    return daemon
+
+
+def goes_on(daemon: Daemon) -> None:
+    """It beats, from now on as before."""
+    daemon.read()
+    daemon.seen = len(daemon.text)
+    daemon.says("beat")
+    daemon.says("beat")
+
+
+def test_everything_is_handed_over_and_the_old_one_ends_without_ending_the_heartbeat(start: Start) -> None:
+    """Verdict: the newcomer has listeners and network, not what it does not know, and the ports,
+    which it passes to control alone; the old one says no end to the kernel; a third takes over from it.
+    """
+    old = running(start)
+    new = start()
+    assert new.says("owns") == "owns beside"
+    old.says("resigned")
+    assert new.says("begun") == "begun ports/admin/127.0.0.1 u/inbound/4/0 u/netns"
+    old.says("superseded")
+    assert old.ends() == 0
+    assert "end\n" not in old.text
+    goes_on(new)
+    third = start()
+    third.says("begun")
+    new.says("superseded")
+    assert new.ends() == 0
+    goes_on(third)
+
+
+SLOW = """
+    def step_down():
+        time.sleep(600)  # connections are open
+"""
+
+
+def test_an_old_daemon_drains_whatever_it_is_told_until_its_successor_ends_for_good(start: Start) -> None:
+    """Input: SIGTERM, as a kubelet sends when the new pod is ready. Verdict: it goes on; a successor's
+    death changes nothing; a successor that is stopped ends it.
+    """
+    hastened = """
+    def control(end, pulse, before=control):
+        global step_down
+
+        def step_down():
+            end.setblocking(True)
+            assert isinstance(decode(receive(end), FROM_SUPERVISOR), Hasten)
+            say("hastened")
+        before(end, pulse)
+    """
+    old = running(start, hastened)
+    new = running(start)
+    old.says("superseded")
+    old.process.send_signal(signal.SIGTERM)
+    goes_on(new)
+    assert old.process.poll() is None
+    new.process.send_signal(signal.SIGTERM)
+    old.says("hastened")
+    assert old.ends() == 0
+
+
+STUCK = """
+    def begin(end, kept):
+        say("stuck")
+        time.sleep(600)  # it takes over, and never beats
+"""
+UNPREPARED = """
+    def control(end, pulse):
+        say("unprepared")
+        time.sleep(600)  # it never can begin
+"""
+FAILS = """
+    def begin(end, kept):
+        raise SystemExit(3)
+"""
+
+
+@pytest.mark.parametrize(("changes", "stage"), [(UNPREPARED, "unprepared"), (STUCK, "stuck")])
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+def test_a_newcomer_that_ends_before_it_beats_has_changed_nothing(
+    start: Start, changes: str, stage: str, number: int
+) -> None:
+    """Verdict: the daemon beats on; where it had resigned, a new control takes the node back, with all that
+    was kept; nothing is said to the kernel about an end; and another newcomer takes over.
+    """
+    old = running(start)
+    new = start(changes)
+    new.says(stage)
+    new.process.send_signal(number)
+    new.ends()
+    assert "end\n" not in new.text
+    if stage == "stuck":
+        old.says("resigned")
+        assert old.says("begun") == "begun later/kind u/inbound/4/0 u/netns"
+    goes_on(old)
+    assert "end\n" not in old.text
+    running(start)
+    old.says("superseded")
+
+
+def test_a_newcomer_whose_control_fails_ends_and_the_daemon_goes_on(start: Start) -> None:
+    old = running(start)
+    assert start(FAILS).ends() == 3
+    old.says("begun")
+    goes_on(old)
+
+
+def test_a_newcomer_that_never_beats_gives_up(start: Start) -> None:
+    old = running(start)
+    new = start("supervisor.TAKE_OVER_SECONDS = 0.5\n" + textwrap.dedent(STUCK))
+    assert new.ends() != 0
+    assert "its predecessor goes on" in new.text
+    old.says("begun")
+    goes_on(old)
+
+
+def test_a_daemon_that_dies_before_it_has_handed_anything_over_is_succeeded_all_the_same(start: Start) -> None:
+    old = running(start, "def resign(end): time.sleep(600)")
+    new = start()
+    old.says("resigned")
+    old.kill()
+    assert new.says("begun") == "begun"
+    goes_on(new)
+    assert "is dead; this one goes on alone" in new.text
+    third = running(start)
+    assert third.text.startswith("owns beside")
+
+
+def test_a_daemon_that_dies_after_it_has_handed_everything_over_leaves_it(start: Start) -> None:
+    old = running(start)
+    new = start(
+        """
+    def begin(end, kept, before=begin):
+        say("handed", *sorted(kept))
+        assert sys.stdin.buffer.read(1) == b""  # until the test has done what it does
+        before(end, kept)
+    """
+    )
+    assert "u/inbound/4/0" in new.says("handed")
+    old.kill()
+    goes_on(new)
+
+
+@pytest.mark.parametrize("how", ["it hangs", "it is dead"])
+def test_a_control_that_cannot_resign_is_ended(start: Start, how: str) -> None:
+    """Verdict: who is dead writes nothing either; what the supervisor keeps is handed over."""
+    what = {"it hangs": "time.sleep(600)", "it is dead": "os._exit(1)"}[how]
+    old = running(start, f"supervisor.RESIGN_SECONDS = 0.3\ndef resign(end): {what}")
+    new = start()
+    assert new.says("begun") == "begun u/inbound/4/0 u/netns"
+    goes_on(new)
+    old.ends()
+    assert "end\n" not in old.text
+
+
+def test_a_control_that_dies_while_it_drains_takes_its_workers_along(start: Start) -> None:
+    """Without it they would hear of no policy."""
+    old = running(start, "def step_down(): os._exit(1)")
+    new = running(start)
+    old.says("superseded")
+    assert old.ends() == 1
+    assert "end\n" not in old.text
+    goes_on(new)
+
+
+def test_a_stop_waits_for_who_is_about_to_take_over(start: Start) -> None:
+    """Input: SIGTERM while a newcomer prepares. Verdict: the daemon beats until the newcomer does."""
+    old = running(start)
+    new = start(
+        """
+    def control(end, pulse, before=control):
+        say("prepares")
+        while not (folder / "go").exists():
+            time.sleep(0.02)  # it prepares
+        before(end, pulse)
+    """
+    )
+    new.says("prepares")
+    old.process.send_signal(signal.SIGTERM)
+    goes_on(old)
+    Path(new.process.args[-1], "go").touch()  # type: ignore[index]
+    old.says("superseded")
+    assert old.ends() == 0
+    assert "end\n" not in old.text
+    goes_on(new)
+
+
+def test_a_stop_is_done_when_who_was_about_to_take_over_dies(start: Start) -> None:
+    old = running(start)
+    new = start(STUCK)
+    new.says("stuck")
+    old.process.send_signal(signal.SIGTERM)
+    eventually(lambda: (old.read(), "it waits for the one" in old.text)[1], "the daemon waits")
+    new.kill()
+    old.ends()
+    assert old.text.count("end\n") == 1
+
+
+def test_a_third_daemon_is_refused_while_one_takes_over(start: Start) -> None:
+    running(start)
+    second = start(STUCK)
+    second.says("stuck")
+    third = start()
+    assert third.ends() == 1
+    assert "another daemon is about to take over" in third.text
+    assert "is in use by" in third.text
+
+
+def test_a_daemon_that_ends_is_waited_for(start: Start) -> None:
+    old = running(start, "supervisor.PATIENCE_SECONDS = 0.5")
+    old.process.send_signal(signal.SIGTERM)  # this control heeds it at once
+    new = start()
+    assert new.says("owns") == "owns alone"
+    goes_on(new)
+
+
+@pytest.mark.parametrize(
+    "payload",
+    [
+        b"{",
+        b'{"op": "TakeOver"}',
+        b'{"op": "Hello", "versions": [99], "release": "9"}',
+        b'{"op": "Hello", "versions": [1]}',
+        b"memory file",
+    ],
+)
+def test_who_says_what_none_says_is_hung_up_on_and_the_daemon_goes_on(
+    start: Start, tmp_path: Path, payload: bytes
+) -> None:
+    old = running(start)
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as caller:
+        caller.connect(str(tmp_path / "run" / SOCKET))
+        caller.settimeout(DEADLINE)
+        caller.send(payload)
+        answer = caller.recv(4096)
+        assert not answer or b"Unwelcome" in answer
+    goes_on(old)
+    assert (tmp_path / "run" / SOCKET).stat().st_mode & 0o777 == 0o600
+    running(start)
+    old.says("superseded")
+
+
+def test_who_says_nothing_keeps_nobody_out(start: Start, tmp_path: Path) -> None:
+    old = running(start)
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as caller:
+        caller.connect(str(tmp_path / "run" / SOCKET))
+        running(start)
+        old.says("superseded")
+
+
+def test_a_daemon_of_other_folders_is_refused(start: Start, tmp_path: Path) -> None:
+    """Input: the same runtime directory, another folder for pins. Verdict: an error that says so, and
+    the daemon that runs goes on.
+    """
+    old = running(start)
+    script = textwrap.dedent(DAEMON) + textwrap.dedent(MAIN).replace('"pins"', '"other"')
+    (tmp_path / "other").mkdir()
+    done = subprocess.run(
+        [sys.executable, "-c", script, str(tmp_path)], cwd=ROOT, capture_output=True, text=True, timeout=60, check=False
+    )
+    assert done.returncode == 1
+    assert (
+        f"redirect.pinDirectory {tmp_path}/other: the daemon that runs on this node has another folder" in done.stderr
+    )
+    goes_on(old)
+
+
+def test_a_daemon_of_a_release_before_there_was_a_hand_over_is_named(start: Start, tmp_path: Path) -> None:
+    running(start)
+    (tmp_path / "run" / SOCKET).unlink()
+    new = start()
+    assert new.ends() == 1
+    assert "it is of a release that hands nothing over, or has not come up yet" in new.text
+
+
+def test_no_descriptor_is_left_behind(start: Start) -> None:
+    """Input: two newcomers that die while they take over. Verdict: as many are open as before."""
+    old = running(start)
+
+    def opened() -> int:
+        return len(os.listdir(f"/proc/{old.process.pid}/fd"))
+
+    before = opened()
+    for _ in range(2):
+        new = start(STUCK)
+        new.says("stuck")
+        new.kill()
+        old.says("begun")
+        goes_on(old)
+        # one more listener and network are kept in the place of those before, and one more worker
+    eventually(lambda: opened() <= before + 4, f"{opened()} are open, {before} were")
