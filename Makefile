@@ -9,13 +9,13 @@ PYTHON := $(VENV)/bin/python
 # Debian's interpreter by its full name: python3 on PATH may be another one, which cannot import Debian's bcc.
 DEBIAN_PYTHON := /usr/bin/python3
 PACKAGES := python3-venv python3-bpfcc python3-cryptography linux-libc-dev iproute2 util-linux procps nftables iptables tcpdump \
-	iputils-ping curl openssl wrk nginx-light haproxy iperf3 prometheus etcd-server chromium poppler-utils fonts-dejavu-core gcc python3-dev
+	iputils-ping curl openssl wrk nginx-light haproxy iperf3 prometheus etcd-server containerd runc containernetworking-plugins chromium poppler-utils fonts-dejavu-core gcc python3-dev
 # What runs for every request: compiled by mypyc where gcc is; the same modules work uncompiled.
 HOT := $(addprefix nodeagent/,$(addsuffix .py, proxy/http/fields proxy/http/answers proxy/http/exchange proxy/http/hop proxy/http/keeper proxy/http/line proxy/http/patience \
 	proxy/http1/framing proxy/http1/wire proxy/http1/exchange proxy/http1/answers proxy/http1/requests proxy/http1/downstream proxy/http1/upstream proxy/http1/turns \
 	proxy/tcp proxy/tls/records proxy/tls/stream proxy/accept proxy/sniff proxy/first_words proxy/carry proxy/view proxy/context proxy/permit proxy/admission proxy/carriage proxy/carried proxy/ledger proxy/guards proxy/records proxy/request_ids proxy/revocation proxy/pipeline proxy/busy_poll proxy/guard proxy/client_guard proxy/route proxy/routing proxy/connection \
 	policy/jwt policy/jwt_token vocabulary telemetry/cells telemetry/log_format))
-# Kubernetes' API server and kubectl for tests/kube, built from Go modules once for each content of tests/kube/build.
+# Kubernetes, kubectl and CoreDNS in one binary, for tests/kube and `nodeagent lab kube`: built from Go modules once for each content of tests/kube/build.
 KUBE_BUILD := tests/kube/build
 KUBE_VERSION := $(shell sed -n 's/^\tk8s.io\/kubernetes v//p' $(KUBE_BUILD)/go.mod)
 KUBE := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/nodeagent/kube-$(KUBE_VERSION)-$(shell cat $(KUBE_BUILD)/* | sha256sum | head -c 8)/kube
@@ -96,7 +96,7 @@ $(VENV)/.compiled: $(HOT) $(VENV)/.complete Makefile
 	@$(PYTHON) -c "$$COMPILE" $(HOT) > $(VENV)/compile.log 2>&1 || { tail -n 20 $(VENV)/compile.log; exit 1; }
 	@touch $@
 
-kube: packages $(VENV)/.complete $(KUBE) ## Kubernetes' API server for tests/kube, from Go modules into ~/.cache: minutes the first time, then nothing
+kube: packages $(VENV)/.complete $(KUBE) ## Kubernetes for tests/kube and `nodeagent lab kube`, from Go modules into ~/.cache: minutes the first time, then nothing
 	@echo $(KUBE)
 
 kube-path:
@@ -104,7 +104,7 @@ kube-path:
 
 # With the machine's Go if it is new enough, else with PyPI's.
 $(KUBE):
-	@echo "building Kubernetes $(KUBE_VERSION)'s API server and kubectl: once, some minutes"
+	@echo "building Kubernetes $(KUBE_VERSION): once, some minutes"
 	@mkdir -p $(@D)
 	@go=go; version=$$(go env GOVERSION 2>/dev/null || true); minimum=$$(sed -n 's/^go //p' $(KUBE_BUILD)/go.mod); \
 	[[ $$version == go* && $$(printf '%s\n' $$minimum $${version#go} | sort -V | head -n 1) == $$minimum ]] || { \

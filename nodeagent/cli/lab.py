@@ -13,6 +13,7 @@ from typing import Final, get_args
 import click
 from rich.console import Console
 
+from nodeagent.cli.lab_kube import kube
 from nodeagent.cli.output import Column, Output, Row, emit, emit_one, listed, output_option
 from nodeagent.errors import NodeagentError, PodError, ResourceError
 from nodeagent.lab import Lab
@@ -101,6 +102,9 @@ def lab() -> None:
     Pods see this machine's files and programs, and an empty /run; what they write anywhere but in a
     volume is theirs alone and goes with them.
     """
+
+
+lab.add_command(kube)
 
 
 @lab.command()

@@ -1,4 +1,4 @@
-"""A real API server for all tests of this folder; `make kube` builds it once."""
+"""Real API servers and clusters for the tests of this folder; `make kube` builds what they run, once."""
 
 from __future__ import annotations
 
@@ -8,13 +8,28 @@ from pathlib import Path
 
 import pytest
 
+from nodeagent.lab.kube import Kube
 from tests.kube.cluster import ROOT, Cluster, running
 
 
 @pytest.fixture(scope="session")
-def cluster() -> Iterator[Cluster]:
+def binary() -> Path:
+    """Kubernetes, as one program."""
     printed = subprocess.run(["make", "--silent", "kube-path"], cwd=ROOT, capture_output=True, text=True, check=True)
-    kube = Path(printed.stdout.strip())
-    assert kube.exists(), f"{kube} is not built: run `make kube` first"
-    with running(kube) as found:
+    built = Path(printed.stdout.strip())
+    assert built.exists(), f"{built} is not built: run `make kube` first"
+    return built
+
+
+@pytest.fixture(scope="session")
+def cluster(binary: Path) -> Iterator[Cluster]:
+    """An API server, without nodes and controllers."""
+    with running(binary) as found:
+        yield found
+
+
+@pytest.fixture(scope="session")
+def kube(binary: Path) -> Iterator[Kube]:
+    """A cluster of two nodes, for the files of a room."""
+    with Kube.up(name="test", binary=binary) as found:
         yield found
