@@ -6,7 +6,7 @@ usage: parts.py [PART]…      parts: setup (`make setup`), lint, and every fold
 Unit tests share nothing. Every other file of tests makes namespaces, labs and load: each runs in a
 room of its own (`tests/room.sh`), but those that share a lab in one. A room waits half of its time,
 so that two rooms a core, side by side, fill the machine; those that take longest come first. What
-tests need is made beside the linters: compiled modules, and the API server for tests/kube.
+tests need is made beside the linters: compiled modules, and Kubernetes for tests/kube.
 
 A test that failed runs once more, alone, after all others. Passes it then, it is UNSTEADY: no
 verdict on the change under test, but a fault of the test or of what it tests, to be mended next.
