@@ -43,7 +43,7 @@ def shop(kube: Kube) -> Iterator[Kube]:
     kube.kubectl("wait", "-n", "shop", "--for=condition=Ready", "pod", "--all", "--timeout=60s")
     kube.kubectl("wait", "-n", "shop", "--for=condition=Available", "deployment/web", "--timeout=60s")
     yield kube
-    kube.kubectl("delete", "namespace", "shop")
+    kube.kubectl("delete", "namespace", "shop", "--wait=false")
 
 
 def get(kube: Kube, *what: str) -> Any:

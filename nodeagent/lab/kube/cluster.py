@@ -39,10 +39,10 @@ _DNS_SECONDS: Final = 60.0
 _KUBECTL_SECONDS: Final = 120.0
 _LINES: Final = 12
 """Of a component's log, in a message about it."""
-_JOIN: Final = (
-    'target=$1 at=$2; shift 2; for group; do shift; [ "$group" = -- ] && break; echo $$ > "$group/cgroup.procs"; done; '
-)
-_ENTER: Final = 'exec nsenter --target "$target" --all -- sh -c \'cd "$0" 2> /dev/null; exec "$@"\' "$at" "$@"'
+_ENTER: Final = """target=$1 at=$2; shift 2
+for group; do shift; [ "$group" = -- ] && break; echo $$ > "$group/cgroup.procs"; done
+exec nsenter --target "$target" --all -- sh -c 'cd "$0" 2> /dev/null; exec "$@"' "$at" "$@"
+"""
 """Run what follows ``--`` in a node, in its cgroups (to enter a cgroup namespace moves nobody)."""
 Say = Callable[[str], None]
 
