@@ -244,7 +244,7 @@ class _Exchange:
 
     async def _carry(self, line: bytes) -> None:
         if self._faults.delay:
-            await asyncio.sleep(self._faults.delay)
+            await asyncio.sleep(self._faults.delay)  # the fault itself
         if self._faults.reorder and not self._held:
             self._held = line
             return

@@ -18,7 +18,6 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
-from itertools import chain
 from pathlib import Path
 from types import TracebackType
 from typing import Final, Self
@@ -122,7 +121,8 @@ class Kube:
             up = ", ".join(path.stem for path in sorted(STATE_ROOT.glob("*.json")))
             next_step = f", but {up}: say --name" if up else f": nodeagent lab kube up --name {name}"
             raise LabError(f"there is no cluster {name}{next_step}") from None
-        folder, binary = Path(fields.pop("folder")), Path(fields.pop("binary"))
+        folder = Path(fields.pop("folder"))
+        binary = Path(fields.pop("binary"))
         return cls(KubeLayout(name, folder), KubeShape(**fields), binary)
 
     @staticmethod
@@ -201,16 +201,20 @@ class Kube:
                 raise LabError(f"{otherwise} after {seconds:g} s; what was said last:\n{self._last_words()}")
             time.sleep(_POLL_SECONDS)
 
-    def ended(self) -> Iterator[tuple[str, str]]:
-        """Yield (place, component) of what has ended, or has ended once and was started again."""
+    def _components(self) -> Iterator[tuple[str, str]]:
         for component in CONTROL_PLANE:
-            path = construction.pid_file(self.layout, component)
-            if path.exists() and not _lives(int(path.read_text())):
-                yield CONTROL, component
+            yield CONTROL, component
         for own in self.nodes:
             for component in NODE_COMPONENTS:
-                if self.layout.log(own.name, component).with_suffix(".ended").exists():
-                    yield own.name, component
+                yield own.name, component
+
+    def ended(self) -> Iterator[tuple[str, str]]:
+        """Yield (place, component) of what has ended, or has ended once and was started again."""
+        for place, component in self._components():
+            pid = construction.pid_file(self.layout, component)
+            once = self.layout.log(place, component).with_suffix(".ended")
+            if once.exists() or (place == CONTROL and pid.exists() and not _lives(int(pid.read_text()))):
+                yield place, component
 
     def _tail(self, place: str, component: str) -> str:
         return tail(self.layout.log(place, component), _LINES)
@@ -294,13 +298,9 @@ class Kube:
     def status(self) -> dict[str, list[dict[str, object]]]:
         """Return nodes, components and pods, as lists of rows."""
         ended = set(self.ended())
-        places = chain(
-            ((CONTROL, each) for each in CONTROL_PLANE),
-            ((own.name, each) for own in self.nodes for each in NODE_COMPONENTS),
-        )
         components: list[dict[str, object]] = [
             {"place": place, "component": each, "state": "ended" if (place, each) in ended else "runs"}
-            for place, each in places
+            for place, each in self._components()
         ]
         try:
             nodes = self.api.get("/api/v1/nodes")["items"]

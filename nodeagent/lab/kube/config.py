@@ -219,29 +219,6 @@ def dns_objects(binary: Path) -> Sequence[Mapping[str, object]]:
         "resources": ["endpoints", "services", "pods", "namespaces", "endpointslices"],
     }
     rbac = "rbac.authorization.k8s.io"
-    container = {
-        "name": "coredns",
-        "image": APPS,
-        "imagePullPolicy": "Never",
-        "command": ["/kube", "coredns", "-conf", "/etc/coredns/Corefile"],
-        "readinessProbe": {"httpGet": {"path": "/ready", "port": 8181}, "periodSeconds": 1},
-        "volumeMounts": [
-            {"name": "binary", "mountPath": "/kube", "readOnly": True},
-            {"name": "config", "mountPath": "/etc/coredns"},
-        ],
-    }
-    spec = {
-        "serviceAccountName": "coredns",
-        "priorityClassName": "system-cluster-critical",
-        "tolerations": [{"operator": "Exists"}],
-        "dnsPolicy": "Default",
-        "terminationGracePeriodSeconds": 1,
-        "containers": [container],
-        "volumes": [
-            {"name": "binary", "hostPath": {"path": str(binary), "type": "File"}},
-            {"name": "config", "configMap": named},
-        ],
-    }
     ports = [{"name": f"dns-{each.lower()}", "port": 53, "protocol": each} for each in ("UDP", "TCP")]
     return [
         {"apiVersion": "v1", "kind": "ServiceAccount", "metadata": named | system},
@@ -260,7 +237,7 @@ def dns_objects(binary: Path) -> Sequence[Mapping[str, object]]:
             "metadata": named | system,
             "spec": {
                 "selector": {"matchLabels": labels},
-                "template": {"metadata": {"labels": labels}, "spec": spec},
+                "template": {"metadata": {"labels": labels}, "spec": _dns_pod(binary)},
             },
         },
         {
@@ -270,3 +247,29 @@ def dns_objects(binary: Path) -> Sequence[Mapping[str, object]]:
             "spec": {"selector": labels, "clusterIP": str(DNS), "ports": ports},
         },
     ]
+
+
+def _dns_pod(binary: Path) -> Mapping[str, object]:
+    container = {
+        "name": "coredns",
+        "image": APPS,
+        "imagePullPolicy": "Never",
+        "command": ["/kube", "coredns", "-conf", "/etc/coredns/Corefile"],
+        "readinessProbe": {"httpGet": {"path": "/ready", "port": 8181}, "periodSeconds": 1},
+        "volumeMounts": [
+            {"name": "binary", "mountPath": "/kube", "readOnly": True},
+            {"name": "config", "mountPath": "/etc/coredns"},
+        ],
+    }
+    return {
+        "serviceAccountName": "coredns",
+        "priorityClassName": "system-cluster-critical",
+        "tolerations": [{"operator": "Exists"}],
+        "dnsPolicy": "Default",
+        "terminationGracePeriodSeconds": 1,
+        "containers": [container],
+        "volumes": [
+            {"name": "binary", "hostPath": {"path": str(binary), "type": "File"}},
+            {"name": "config", "configMap": {"name": "coredns"}},
+        ],
+    }

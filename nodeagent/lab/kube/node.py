@@ -45,7 +45,8 @@ def make_groups(groups: Sequence[Path]) -> None:
 
 def main(arguments: Sequence[str]) -> None:
     """Become a node; returns in the caller, when the node has its first process."""
-    folder, name = Path(arguments[0]), arguments[1]
+    folder = Path(arguments[0])
+    name = arguments[1]
     lock = os.open(folder / "lock", os.O_RDONLY)
     fcntl.flock(lock, fcntl.LOCK_SH)
     os.set_inheritable(lock, True)

@@ -78,7 +78,8 @@ def _alone(path: Path) -> Iterator[None]:
 
 def _make(root: Path, archives: Sequence[Path], work: Path) -> None:
     """Import *archives* with a containerd that runs no containers."""
-    socket, log = work / "containerd.sock", work / "containerd.log"
+    socket = work / "containerd.sock"
+    log = work / "containerd.log"
     config = work / "containerd.toml"
     config.write_text(
         'disabled_plugins = ["io.containerd.grpc.v1.cri"]\n' + containerd_file(root, work / "state", socket)
