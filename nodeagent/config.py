@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import socket
 from pathlib import Path
 from typing import Annotated, Final, Literal, Self, TypeVar
 
@@ -279,11 +280,33 @@ class ExtensionProvider(ConfigSection):
         return self
 
 
+class Kubernetes(ConfigSection):
+    """A cluster: its API server and this node's container runtime."""
+
+    kubeconfig: Path | None = None
+    """How to reach the API server; absent: as the service account of the pod that this runs in."""
+    runtime: Path = Path("/run/containerd/containerd.sock")
+    """The socket of the container runtime (CRI)."""
+    state_directory: Path | None = None
+    """Where what is known of the cluster is kept for a start while the API server is away; absent:
+    ``runtimeDirectory``.
+    """
+
+
+def _this_node() -> str:
+    """Return the node's name, as the kubelet has it by default and DaemonSets say it."""
+    return os.environ.get("NODE_NAME") or socket.gethostname().lower()
+
+
 class AgentConfig(ConfigSection):
-    node: str = Field(min_length=1)
+    node: str = Field(default_factory=_this_node, min_length=1)
+    """As ``spec.nodeName`` of pods has it; absent: ``NODE_NAME`` of the environment, else the host's name."""
     cluster: str = "Kubernetes"
-    source: Path
-    """The cluster's state: a folder of Kubernetes objects (``objects/``) and of enrolment marks (``enrolled/``)."""
+    source: Path | None = None
+    """The cluster's state: a folder of Kubernetes objects (``objects/``) and of enrolment marks
+    (``enrolled/``). Either this or ``kubernetes`` is given.
+    """
+    kubernetes: Kubernetes | None = None
     resources: tuple[Path, ...] = Field((), max_length=64)
     """Folders of YAML files with PeerAuthentication, AuthorizationPolicy, RequestAuthentication and
     RateLimit, watched.
@@ -298,7 +321,17 @@ class AgentConfig(ConfigSection):
 
     def enroll(self) -> Literal["all", "labelled", "none"]:
         """Return which pods are captured, with what ``auto`` stands for."""
-        return "all" if self.redirect.enroll == "auto" else self.redirect.enroll
+        if self.redirect.enroll != "auto":
+            return self.redirect.enroll
+        return "all" if self.kubernetes is None else "labelled"
+
+    @model_validator(mode="after")
+    def _one_source(self) -> Self:
+        if (self.source is None) == (self.kubernetes is None):
+            raise ValueError("exactly one of source and kubernetes must be given")
+        if self.kubernetes is not None and self.resources:
+            raise ValueError("resources goes with source; on a cluster policies are its custom resources")
+        return self
 
     @field_validator("extension_providers")
     @classmethod

@@ -1,5 +1,5 @@
-"""What every source of resources keeps, and its marks: the folder that the agent watches, and the
-fake that stands in for it in tests.
+"""What every source of resources keeps, and its marks: the folder that the agent watches, a
+Kubernetes API server, and the fake that stands in for them in tests.
 """
 
 from __future__ import annotations
@@ -7,16 +7,22 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Callable, Coroutine
+from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any, Protocol
 
 import pytest
 
+from nodeagent.kube.client import KubeClient
+from nodeagent.kube.node_status import NodeStatusMarks
+from nodeagent.kube.source import KubernetesSource
+from nodeagent.parts import Parts
 from nodeagent.resources.changes import AnyChange, Change, EnrolledChange
 from nodeagent.resources.directory import DirectorySource
 from nodeagent.resources.marks import DirectoryMarks
 from nodeagent.resources.source import Marks, Source
 from nodeagent.vocabulary import PodUid
+from tests.fakes.kube_api import FakeKubeApi
 from tests.fakes.source import MemorySource
 
 
@@ -26,12 +32,26 @@ class World(Protocol):
     source: Source
     marks: Marks
 
+    async def open(self) -> None: ...
+
+    async def shut(self) -> None: ...
+
     def put(self, document: dict[str, Any]) -> None: ...
 
     def remove(self, kind: str, namespace: str, name: str) -> None: ...
 
 
-class Folder:
+class Still:
+    """A world that needs nothing to run."""
+
+    async def open(self) -> None:
+        """It is there."""
+
+    async def shut(self) -> None:
+        """It stays."""
+
+
+class Folder(Still):
     def __init__(self, path: Path) -> None:
         self._objects = path / "objects"
         self._objects.mkdir()
@@ -49,7 +69,7 @@ class Folder:
         (self._objects / f"{kind}.{namespace}.{name}.json").unlink()
 
 
-class Memory:
+class Memory(Still):
     def __init__(self, _: Path) -> None:
         memory = MemorySource()
         self.source: Source = memory
@@ -58,7 +78,29 @@ class Memory:
         self.remove = memory.remove
 
 
-@pytest.fixture(params=[Folder, Memory])
+class Cluster:
+    def __init__(self, path: Path) -> None:
+        self._api = FakeKubeApi(path)
+        self._parts = Parts()
+        self._running = AsyncExitStack()
+        self.put = self._api.put
+        self.remove = self._api.remove
+
+    async def open(self) -> None:
+        client = KubeClient(await self._api.start())
+        source = KubernetesSource(client, "node1")
+        marks = NodeStatusMarks(client, "node1", source.statuses, source.mark, here=frozenset)
+        await self._running.enter_async_context(marks.run(self._parts))
+        self.source: Source = source
+        self.marks: Marks = marks
+
+    async def shut(self) -> None:
+        self._parts.stop()
+        await self._running.aclose()
+        await self._api.stop()
+
+
+@pytest.fixture(params=[Folder, Memory, Cluster])
 def world(request: pytest.FixtureRequest, tmp_path: Path) -> World:
     made: Callable[[Path], World] = request.param
     return made(tmp_path)
@@ -96,11 +138,13 @@ def told(changes: list[AnyChange]) -> list[str]:
 
 def run(world: World, scenario: Callable[[], Coroutine[Any, Any, None]]) -> None:
     async def closing() -> None:
+        await world.open()
         try:
             await scenario()
         finally:
             world.source.close()
             world.source.close()
+            await world.shut()
 
     asyncio.run(closing())
 

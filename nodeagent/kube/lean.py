@@ -1,0 +1,104 @@
+"""What is kept of the cluster's objects: little, and what many have in common only once.
+
+Of a pod on another node nobody here asks for its probes, volumes or most annotations; and the pods
+of one ReplicaSet have their labels, annotations and ports in common.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Mapping
+from dataclasses import replace
+from sys import intern
+from typing import Final, TypeVar, cast, get_args
+
+from nodeagent.kube.access import KubeObject
+from nodeagent.resources.objects import ContainerObject, NamespaceObject, PodObject, ServiceObject
+from nodeagent.resources.part import Field
+from nodeagent.resources.proxies import IstioPart, OwnProxy
+
+_KEPT: Final = (
+    "nodeagent.io/",
+    "sidecar.istio.io/",
+    "traffic.sidecar.istio.io/",
+    "istio.io/",
+    "ambient.istio.io/",
+    "prometheus.io/",
+    "kubernetes.io/config.",
+)
+"""How annotations begin that somebody reads."""
+_LAST_APPLIED: Final = "kubectl.kubernetes.io/last-applied-configuration"
+"""The whole object once more, as text."""
+MAX_SHARED: Final = 1 << 14
+UNWRITTEN: Final = "unwritten"
+"""Field of a kept document, which no object of the API has."""
+_Shared = TypeVar("_Shared", bound=Hashable)
+_Annotated = TypeVar("_Annotated", ServiceObject, NamespaceObject)
+
+
+class Lean:
+    """Makes objects small."""
+
+    def __init__(self) -> None:
+        self._shared: dict[Hashable, object] = {}
+
+    def pod(self, pod: PodObject, *, full: bool) -> PodObject:
+        """Return *pod* with what it has in common with others shared; *full*: all of it."""
+        if len(self._shared) > MAX_SHARED:
+            self._shared.clear()  # most is of pods that are gone; who has it keeps it
+        annotations = {name: value for name, value in pod.annotations.items() if name != _LAST_APPLIED}
+        containers = pod.containers
+        if not full:
+            annotations = _useful(annotations)
+            containers = tuple(ContainerObject(each.ports, ()) for each in containers if each.ports)
+        return replace(
+            pod,
+            namespace=intern(pod.namespace),
+            labels=self.texts(pod.labels),
+            annotations=self.texts(annotations),
+            owners=self._same(pod.owners),
+            node=intern(pod.node),
+            service_account=intern(pod.service_account),
+            containers=self._same(containers),
+            phase=intern(pod.phase),
+            drivers=pod.drivers if full else (),
+        )
+
+    def annotated(self, item: _Annotated) -> _Annotated:
+        """Return *item* with those of its annotations that are of use."""
+        return replace(item, annotations=self.texts(_useful(item.annotations)))
+
+    def texts(self, texts: Mapping[str, str]) -> Mapping[str, str]:
+        """Return the mapping that is equal to *texts*, the same for all."""
+        key = tuple(sorted(texts.items()))
+        found = self._shared.get(key)
+        if found is None:
+            found = self._shared[key] = {intern(name): intern(value) for name, value in key}
+        return cast("Mapping[str, str]", found)
+
+    def _same(self, value: _Shared) -> _Shared:
+        return cast(_Shared, self._shared.setdefault(value, value))
+
+
+def _useful(annotations: Mapping[str, str]) -> dict[str, str]:
+    return {name: value for name, value in annotations.items() if name.startswith(_KEPT)}
+
+
+def unwritten(pod: PodObject) -> KubeObject:
+    """Return what is read of a pod's containers and cannot be told from what *pod* keeps of them."""
+    found: KubeObject = {"istioPart": pod.istio_part} if pod.istio_part else {}
+    if pod.proxy is not None:
+        found["proxy"] = {"words": pod.proxy.words, "certain": pod.proxy.certain}
+    return found
+
+
+def rewritten(pod: PodObject, said: object) -> PodObject:
+    """Return *pod* with what :func:`unwritten` *said* of it. Raises ResourceError."""
+    root = Field(UNWRITTEN, said)
+    part = root.text("istioPart", "")
+    if part not in get_args(IstioPart):
+        raise root.wrong("istioPart", f"allowed: {', '.join(get_args(IstioPart))}")
+    proxy = None
+    if root.has("proxy"):
+        words = root.part("proxy")
+        proxy = OwnProxy(words.text("words"), words.flag("certain"))
+    return replace(pod, proxy=proxy, istio_part=cast(IstioPart, part))

@@ -1,0 +1,269 @@
+"""Follows all objects of one kind for ever: lists them, watches from there, and goes on where it was
+when the connection ends.
+
+Theory of operation
+-------------------
+
+A watch is a stream of JSON lines (Kubernetes API concepts, "Efficient detection of changes"). Each
+event carries an object and with it the version up to which the stream has come; a BOOKMARK carries
+only that. Where a stream ends the next one begins at that version, so nothing is missed, and a
+server that has forgotten it says so (410), whereupon everything is listed anew.
+
+The listing is a stream too (``sendInitialEvents``): every object as if it had just been added, then
+a bookmark that says that this was all. So no more than one object is in memory at a time, however
+many there are. A server that does not do that (before Kubernetes 1.32) is asked for pages.
+
+    list ──▶ watch ──▶ the stream ends ──▶ watch from the last version ──▶ 410 ──▶ list
+      ▲         │ error, or a stream that said nothing: a pause that grows, with jitter
+      └─────────┴─ 404: the kind is gone, if discovery says so too; it is looked for again
+
+What comes is handed to a :class:`Sink` at once. Between ``begin`` and ``listed`` the sink learns what
+there is: what it does not hear of is gone. It is told of each failure once, in words.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+from collections.abc import Awaitable, Callable
+from contextlib import aclosing
+from typing import Final, Protocol
+from urllib.parse import urlencode
+
+import orjson
+
+from nodeagent.errors import shown
+from nodeagent.kube.access import ApiError, KubeObject
+from nodeagent.kube.client import KubeClient
+from nodeagent.kube.kinds import WatchedKind
+
+FIRST_PAUSE: Final = 0.25
+LONGEST_PAUSE: Final = 30.0
+LOOK_SECONDS: Final = 30.0
+"""How often a kind is looked for that the cluster does not have."""
+WATCH_SECONDS: Final = (300.0, 600.0)
+"""How long one stream is asked for: not all end at once."""
+PAGE: Final = 250
+"""Objects of a listing in pages."""
+INITIAL_END: Final = "k8s.io/initial-events-end"
+"""Annotation of the bookmark that ends a listing."""
+GONE: Final = 410
+Sleep = Callable[[float], Awaitable[None]]
+log = logging.getLogger("nodeagent.kube")
+
+
+class Sink(Protocol):
+    """Who wants to know what objects of a kind there are."""
+
+    def begin(self) -> None:
+        """A listing begins."""
+
+    def put(self, document: KubeObject) -> None:
+        """*document* is there, or has changed."""
+
+    def gone(self, document: KubeObject) -> None:
+        """*document* is there no more; that is how it was last."""
+
+    def listed(self) -> None:
+        """What was put since the listing began was everything."""
+
+    def absent(self) -> None:
+        """The cluster does not have the kind."""
+
+    def failed(self, why: str, status: int) -> None:
+        """Following does not work, for the reason *why*; empty: it works again. *status*: of HTTP,
+        0 where nobody answered.
+        """
+
+
+class Watch:
+    """Follows *kind* for *sink*. *sleep* and *uniform* are injected for tests."""
+
+    def __init__(
+        self,
+        client: KubeClient,
+        kind: WatchedKind,
+        sink: Sink,
+        *,
+        sleep: Sleep = asyncio.sleep,
+        uniform: Callable[[float, float], float] = random.uniform,
+    ) -> None:
+        self._client = client
+        self._kind = kind
+        self._sink = sink
+        self._sleep = sleep
+        self._uniform = uniform
+        self._path = ""
+        self._version = ""
+        """Up to which everything is known; empty: nothing is."""
+        self._streams = True
+        """The server can list by a stream."""
+        self._pause = FIRST_PAUSE
+        self._wrong = ""
+
+    async def run(self) -> None:
+        """Follow, until cancelled."""
+        while True:
+            try:
+                if not self._path and not await self._found():
+                    self._version = ""
+                    self._sink.absent()
+                    self._tell("")
+                    await self._sleep(LOOK_SECONDS * self._uniform(0.8, 1.2))
+                    continue
+                heard = await self._follow()
+            except ApiError as error:
+                self._learn(error)
+                heard = False
+            if not heard:
+                await self._sleep(self._pause * self._uniform(0.5, 1.0))
+                self._pause = min(2 * self._pause, LONGEST_PAUSE)
+
+    async def _found(self) -> bool:
+        """Say whether the cluster has the kind, and where. Raises ApiError."""
+        kind = self._kind
+        if kind.builtin:
+            self._path = kind.path(kind.versions[0])
+            return True
+        version = await served(self._client, kind)
+        self._path = kind.path(version) if version else ""
+        return bool(version)
+
+    async def _follow(self) -> bool:
+        """Follow one stream to its end; say whether it said anything. Raises ApiError."""
+        if not self._version and not self._streams:
+            await self._list_pages()
+        heard = False
+        async with aclosing(self._client.lines(f"{self._path}?{self._query()}")) as lines:
+            if not self._version:
+                self._sink.begin()
+            async for line in lines:
+                self._take(line)
+                heard = True
+        return heard
+
+    def _query(self) -> str:
+        low, high = WATCH_SECONDS
+        wanted = {"watch": "1", "allowWatchBookmarks": "true", "timeoutSeconds": str(int(self._uniform(low, high)))}
+        if self._version:
+            wanted["resourceVersion"] = self._version
+        else:
+            wanted |= {"sendInitialEvents": "true", "resourceVersionMatch": "NotOlderThan"}
+        return urlencode(wanted)
+
+    async def _list_pages(self) -> None:
+        """List everything, page by page. Raises ApiError."""
+        self._sink.begin()
+        more = ""
+        while True:
+            wanted = {"limit": str(PAGE), **({"continue": more} if more else {})}
+            page = await self._client.get(f"{self._path}?{urlencode(wanted)}")
+            metadata = _mapping(page.get("metadata"))
+            items = page.get("items")
+            for item in items if isinstance(items, list) else ():
+                self._sink.put(_mapping(item))
+            more = str(metadata.get("continue") or "")
+            if not more:
+                break
+        self._version = str(metadata.get("resourceVersion") or "")
+        if not self._version:
+            raise ApiError(f"GET {self._path}: the list says no metadata.resourceVersion")
+        self._listed()
+
+    def _listed(self) -> None:
+        self._sink.listed()
+        self._tell("")
+        self._pause = FIRST_PAUSE
+
+    def _take(self, line: bytes) -> None:
+        """Take one event. Raises ApiError."""
+        try:
+            event = _mapping(orjson.loads(line))
+        except orjson.JSONDecodeError as error:
+            raise ApiError(f"watch {self._path}: an event is not JSON: {error}") from None
+        document = _mapping(event.get("object"))
+        what = event.get("type")
+        if what == "ERROR":
+            code = document.get("code")
+            said = f"watch {self._path}: the server says: {shown(document.get('message'))}"
+            raise ApiError(said, code if isinstance(code, int) else 0)
+        if what in ("ADDED", "MODIFIED"):
+            self._sink.put(document)
+        elif what == "DELETED":
+            self._sink.gone(document)
+        self._advance(_mapping(document.get("metadata")))
+
+    def _advance(self, metadata: KubeObject) -> None:
+        """Note how far the stream has come; while it lists, that is told by the last bookmark alone."""
+        version = metadata.get("resourceVersion")
+        if not isinstance(version, str) or not version:
+            return
+        if self._version:
+            if newer(version, self._version):
+                self._version = version
+            self._pause = FIRST_PAUSE
+            self._tell("")
+        elif _mapping(metadata.get("annotations")).get(INITIAL_END) == "true":
+            self._version = version
+            self._listed()
+
+    def _learn(self, error: ApiError) -> None:
+        """Say what is wrong, and what the next attempt does otherwise."""
+        if error.status == GONE:
+            self._version = ""
+            log.info("%s: what changed meanwhile is not known any more: all are listed anew", self._path)
+            return
+        if not self._version and self._streams and error.status in (400, 422):
+            self._streams = False
+            log.info("%s: this API server lists by pages", self._path)
+            return
+        if error.status == 0 and self._pause == FIRST_PAUSE:
+            log.info("%s; it is tried again", error)  # streams break off every now and then
+            return
+        if error.status == 404:
+            self._path = ""
+        words = f"{self._kind.plural}: {error}"
+        if error.status == 403:
+            words += f"; the agent's ClusterRole wants the rule {self._kind.rule}"
+        self._tell(words, error.status)
+
+    def _tell(self, words: str, status: int = 0) -> None:
+        if words == self._wrong:
+            return
+        self._wrong = words
+        self._sink.failed(words, status)
+
+
+async def served(client: KubeClient, kind: WatchedKind) -> str:
+    """Return the first of *kind*'s versions that the cluster serves, empty: it has no such kind.
+    Raises ApiError; what is no discovery document is one, lest a wrong answer pass for "none".
+    """
+    groups = (await client.get("/apis")).get("groups")
+    if not isinstance(groups, list):
+        raise ApiError("GET /apis: the answer is no APIGroupList")
+    known: list[object] = []
+    for group in map(_mapping, groups):
+        if group.get("name") == kind.group:
+            known += [_mapping(each).get("version") for each in group.get("versions") or ()]
+    for version in kind.versions:
+        if version in known:
+            listed = (await client.get(f"/apis/{kind.group}/{version}")).get("resources")
+            if not isinstance(listed, list):
+                raise ApiError(f"GET /apis/{kind.group}/{version}: the answer is no APIResourceList")
+            if any(_mapping(each).get("name") == kind.plural for each in listed):
+                return version
+    return ""
+
+
+def newer(version: str, other: str) -> bool:
+    """Say whether the resource version *version* is later than *other*. Both are decimal numbers
+    (KEP-5504); what is none counts as later, as nothing is known of it.
+    """
+    if not (version.isdecimal() and other.isdecimal()):
+        return version != other
+    return int(version) > int(other)
+
+
+def _mapping(value: object) -> KubeObject:
+    return value if isinstance(value, dict) else {}

@@ -1,0 +1,246 @@
+"""Kubernetes' API server in memory, over HTTPS on loopback: lists, watches, server-side apply, events.
+
+What it keeps of the protocol is what the API's documentation says (API concepts: "Efficient
+detection of changes", "Streaming lists"): one version for all, watches from a version on, bookmarks,
+410 for a version that is forgotten. What goes wrong in clusters can be had on demand. The real one
+is in tests/kube.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import ssl
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from aiohttp import web
+
+from nodeagent.identity.ca import CertificateAuthority
+from nodeagent.identity.tls import load_chain
+from nodeagent.kube.access import Access
+from nodeagent.kube.kinds import FOLLOWED, WatchedKind
+
+Document = dict[str, Any]
+Key = tuple[str, str, str]
+"""Plural, namespace and name."""
+EVENTS = WatchedKind("Event", "events.k8s.io", ("v1",), "events")
+
+
+class FakeKubeApi:
+    """The server; its objects are changed by :meth:`put` and :meth:`remove`."""
+
+    def __init__(self, folder: Path, kinds: tuple[WatchedKind, ...] = (*FOLLOWED, EVENTS)) -> None:
+        authority = CertificateAuthority.open_or_create(folder / "api", "cluster.local")
+        certificate = authority.issue_server(("127.0.0.1",), 3600)
+        self._context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        load_chain(self._context, certificate.chain_pem, certificate.key_pem)
+        self._roots = authority.roots_pem.decode()
+        self.kinds = {each.plural: each for each in kinds}
+        self.served = set(self.kinds)
+        """Plurals of the kinds that it has by now."""
+        self.groups: set[str] = set()
+        """Further API groups."""
+        self.forbidden: set[str] = set()
+        """Plurals that nobody may touch."""
+        self.misrouted: set[str] = set()
+        """Plurals of kinds that it has and does not find, as behind a load balancer that is wrong."""
+        self.streams = True
+        """It can list by a stream."""
+        self.objects: dict[Key, Document] = {}
+        self.requests: list[tuple[str, str]] = []
+        self._version = 100
+        self._oldest = 0
+        self._history: list[tuple[int, str, str, Document]] = []
+        self._changed = asyncio.Condition()
+        self._watches: set[asyncio.Task[Any]] = set()
+        self._port = 0
+        self._runner: web.AppRunner | None = None
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    async def start(self) -> Access:
+        """Listen, at the same port again after :meth:`stop`; return how to get there."""
+        application = web.Application()
+        application.router.add_route("*", "/{path:.*}", self._answer)
+        self._runner = web.AppRunner(application, shutdown_timeout=0.1)
+        await self._runner.setup()
+        site = web.TCPSite(self._runner, "127.0.0.1", self._port, ssl_context=self._context, reuse_address=True)
+        await site.start()
+        self._port = self._runner.addresses[0][1]
+        return Access(f"https://127.0.0.1:{self._port}", ssl.create_default_context(cadata=self._roots), token="t")
+
+    async def stop(self) -> None:
+        """Be away."""
+        self.tear()
+        if self._runner is not None:
+            await self._runner.cleanup()
+            self._runner = None
+
+    def tear(self) -> None:
+        """Break every watch off."""
+        for task in list(self._watches):
+            task.cancel()
+
+    def forget(self) -> None:
+        """Forget what changed until now: who watches from an earlier version gets 410."""
+        self._oldest = self._version
+        self._history.clear()
+
+    def put(self, document: Document) -> None:
+        """Have *document* as the object that its metadata names."""
+        plural = next(each.plural for each in self.kinds.values() if each.kind == document["kind"])
+        metadata = document["metadata"]
+        key = (plural, metadata.get("namespace", ""), metadata["name"])
+        self._version += 1
+        stored = {**document, "metadata": {**metadata, "resourceVersion": str(self._version)}}
+        what = "MODIFIED" if key in self.objects else "ADDED"
+        self.objects[key] = stored
+        self._note(what, plural, stored)
+
+    def remove(self, kind: str, namespace: str, name: str) -> None:
+        plural = next(each.plural for each in self.kinds.values() if each.kind == kind)
+        gone = self.objects.pop((plural, namespace, name))
+        self._version += 1
+        metadata = {**gone["metadata"], "resourceVersion": str(self._version)}
+        self._note("DELETED", plural, {**gone, "metadata": metadata})
+
+    def say(self, what: str, document: Document) -> None:
+        """Tell the watches something that is no change: late, twice, or never true."""
+        plural = next(each.plural for each in self.kinds.values() if each.kind == document["kind"])
+        self._version += 1
+        self._note(what, plural, document)
+
+    def of(self, kind: str) -> list[Document]:
+        """Return the objects of *kind*."""
+        plural = next(each.plural for each in self.kinds.values() if each.kind == kind)
+        return [document for (found, _, _), document in self.objects.items() if found == plural]
+
+    def _note(self, what: str, plural: str, document: Document) -> None:
+        self._history.append((self._version, what, plural, document))
+
+        async def wake() -> None:
+            async with self._changed:
+                self._changed.notify_all()
+
+        task = asyncio.get_running_loop().create_task(wake())
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _answer(self, request: web.Request) -> web.StreamResponse:
+        self.requests.append((request.method, request.path_qs))
+        parts = request.path.strip("/").split("/")
+        if request.path == "/apis":
+            return web.json_response(self._groups())
+        if parts[0] == "apis" and len(parts) == 3:
+            return self._resources(parts[1], parts[2])
+        rest = parts[2:] if parts[0] == "api" else parts[3:]
+        namespace = rest[1] if rest[0] == "namespaces" and len(rest) > 2 else ""
+        plural, *name = rest[2:] if namespace else rest
+        kind = self.kinds.get(plural)
+        if kind is None or plural not in self.served or plural in self.misrouted:
+            return web.Response(status=404, text="404 page not found\n")
+        if plural in self.forbidden:
+            return _status(403, f'{plural} is forbidden: User "agent" cannot do that')
+        if request.method == "GET" and not name:
+            return await (self._watch(request, kind) if "watch" in request.query else self._list(request, kind))
+        return await self._one(request, kind, namespace, name[0] if name else "")
+
+    def _groups(self) -> Document:
+        groups: dict[str, list[Document]] = {name: [] for name in self.groups}
+        for each in self.kinds.values():
+            if each.group and each.plural in self.served:
+                groups.setdefault(each.group, []).append({"version": each.versions[0]})
+        return {"kind": "APIGroupList", "groups": [{"name": name, "versions": found} for name, found in groups.items()]}
+
+    def _resources(self, group: str, version: str) -> web.Response:
+        names = [each.plural for each in self.kinds.values() if each.group == group and version in each.versions]
+        resources = [{"name": name} for name in names if name in self.served]
+        return web.json_response({"kind": "APIResourceList", "resources": resources})
+
+    def _items(self, kind: WatchedKind) -> list[Document]:
+        return [self.objects[key] for key in sorted(self.objects) if key[0] == kind.plural]
+
+    async def _list(self, request: web.Request, kind: WatchedKind) -> web.Response:
+        items = self._items(kind)
+        begin = int(request.query.get("continue", "0"))
+        end = begin + int(request.query.get("limit", "1000000"))
+        metadata = {"resourceVersion": str(self._version)}
+        if end < len(items):
+            metadata["continue"] = str(end)
+        bare = [{name: value for name, value in item.items() if name != "kind"} for item in items[begin:end]]
+        return web.json_response({"kind": f"{kind.kind}List", "metadata": metadata, "items": bare})
+
+    async def _watch(self, request: web.Request, kind: WatchedKind) -> web.StreamResponse:
+        initial = "sendInitialEvents" in request.query
+        if initial and not self.streams:
+            return _status(422, "sendInitialEvents: Forbidden: sendInitialEvents is forbidden for watch")
+        since = self._version if initial else int(request.query["resourceVersion"])
+        if since < self._oldest:
+            return _status(410, "too old resource version")
+        response = web.StreamResponse()
+        await response.prepare(request)
+        task = asyncio.current_task()
+        assert task is not None
+        self._watches.add(task)
+        try:
+            if initial:
+                await response.write(b"".join(self._initial(kind, since)))
+            while True:
+                for version, what, plural, document in list(self._history):
+                    if version > since and plural == kind.plural:
+                        await response.write(_line({"type": what, "object": document}))
+                since = max([since, *(version for version, *_ in self._history)])
+                async with self._changed:
+                    if not any(version > since for version, *_ in self._history):
+                        await self._changed.wait()
+        finally:
+            self._watches.discard(task)
+
+    def _initial(self, kind: WatchedKind, version: int) -> Iterator[bytes]:
+        for document in self._items(kind):
+            yield _line({"type": "ADDED", "object": document})
+        metadata = {"resourceVersion": str(version), "annotations": {"k8s.io/initial-events-end": "true"}}
+        yield _line({"type": "BOOKMARK", "object": {"kind": kind.kind, "metadata": metadata}})
+
+    async def _one(self, request: web.Request, kind: WatchedKind, namespace: str, name: str) -> web.Response:
+        body: Document = json.loads(await request.read() or b"{}")
+        if request.method == "POST":
+            body["kind"] = kind.kind
+            name = body["metadata"].setdefault("name", f"{body['metadata'].get('generateName', '')}{self._version}")
+            if namespace:
+                body["metadata"]["namespace"] = namespace
+        before = self.objects.get((kind.plural, namespace, name))
+        applied = request.content_type == "application/apply-patch+yaml"
+        if before is None and not applied and request.method != "POST":
+            return _status(404, f"{kind.plural} {name!r} not found")
+        if request.method == "GET":
+            return web.json_response(before)
+        if request.method == "DELETE":
+            self.remove(kind.kind, namespace, name)
+            return web.json_response({"kind": "Status"})
+        merged = body if applied or before is None else _merged(before, body)
+        self.put(merged)
+        return web.json_response(self.objects[kind.plural, namespace, name])
+
+
+def _merged(document: Document, patch: Document) -> Document:
+    """Return *document* with *patch*: as a merge patch, and lists of taints as a strategic one."""
+    found = dict(document)
+    for name, value in patch.items():
+        if isinstance(value, dict):
+            found[name] = _merged(found.get(name) or {}, value)
+        elif name == "taints":
+            gone = {each["key"] for each in value if each.get("$patch") == "delete"}
+            found[name] = [each for each in found.get(name, ()) if each["key"] not in gone]
+        else:
+            found[name] = value
+    return found
+
+
+def _line(event: Document) -> bytes:
+    return json.dumps(event).encode() + b"\n"
+
+
+def _status(code: int, message: str) -> web.Response:
+    return web.json_response({"kind": "Status", "code": code, "message": message}, status=code)

@@ -1,0 +1,337 @@
+"""The cluster's state from an API server that breaks off, forgets, repeats, refuses and is away."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from pathlib import Path
+
+import pytest
+
+from nodeagent.kube.client import KubeClient
+from nodeagent.kube.snapshot import SnapshotFile
+from nodeagent.kube.source import KubernetesSource
+from nodeagent.places.place import Place
+from nodeagent.resources.changes import Change
+from nodeagent.resources.objects import PodObject
+from tests.fakes.kube_api import FakeKubeApi
+from tests.unit.kube.cluster import Runtime, following, peer_authentication, play, pod, soon
+from tests.waiting import quiet, until
+
+
+def listings(api: FakeKubeApi, plural: str) -> int:
+    """Return how often all of *plural* was asked for."""
+    return sum(
+        f"/{plural}?" in path and ("sendInitialEvents" in path or "watch" not in path) for _, path in api.requests
+    )
+
+
+def test_a_watch_that_breaks_off_goes_on_where_it_was(tmp_path: Path) -> None:
+    async def scene(api: FakeKubeApi, client: KubeClient) -> None:
+        source = KubernetesSource(client, "node1", sleep=soon)
+        api.put(pod("a"))
+        assert await following(source) == ["+Pod/a"]
+        for name in "bcd":
+            api.tear()
+            api.put(pod(name))
+            assert await following(source) == [f"+Pod/{name}"]
+        assert listings(api, "pods") == 1
+        source.close()
+
+    play(tmp_path, scene)
+
+
+def test_what_the_server_has_forgotten_is_listed_anew(tmp_path: Path) -> None:
+    """Input: while no watch is there, a pod comes and another goes, and the server forgets that they
+    did (410). Verdict: both are told, nothing else is.
+    """
+
+    async def scene(api: FakeKubeApi, client: KubeClient) -> None:
+        source = KubernetesSource(client, "node1", sleep=soon)
+        api.put(pod("stays"))
+        api.put(pod("goes"))
+        await following(source)
+        await api.stop()
+        api.put(pod("comes"))
+        api.remove("Pod", "default", "goes")
+        api.forget()
+        await api.start()
+        heard = await following(source)
+        while len(heard) < 2:
+            heard += await following(source)
+        assert sorted(heard) == ["+Pod/comes", "-Pod/goes"]
+        source.close()
+
+    play(tmp_path, scene)
+
+
+def test_a_server_that_lists_by_pages_only_is_read_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("nodeagent.kube.watch.PAGE", 2)
+
+    async def scene(api: FakeKubeApi, client: KubeClient) -> None:
+        api.streams = False
+        source = KubernetesSource(client, "node1", sleep=soon)
+        for name in "abcde":
+            api.put(pod(name))
+        api.put(peer_authentication("STRICT"))
+        assert await following(source) == ["+PeerAuthentication/all", *(f"+Pod/{name}" for name in "abcde")]
+        assert sum("continue=" in path for _, path in api.requests) == 2
+        api.put(pod("f"))
+        assert await following(source) == ["+Pod/f"]
+        source.close()
+
+    play(tmp_path, scene)
+
+
+def test_what_comes_late_or_twice_changes_nothing(tmp_path: Path) -> None:
+    """Input: an earlier state of a pod, its removal before it was made anew, and, after it is gone,
+    its last state once more. Verdict: none of them is told.
+    """
+
+    async def scene(api: FakeKubeApi, client: KubeClient) -> None:
+        source = KubernetesSource(client, "node1", sleep=soon)
+        api.put(pod("web", phase="Pending"))
+        await following(source)
+        first = api.of("Pod")[0]
+        api.put(pod("web", phase="Running"))
+        assert await following(source) == ["+Pod/web"]
+        last = api.of("Pod")[0]
+        for what, document in (("MODIFIED", first), ("ADDED", first), ("DELETED", first), ("MODIFIED", last)):
+            api.say(what, document)
+        api.put(pod("after"))
+        assert await following(source) == ["+Pod/after"]
+        api.remove("Pod", "default", "web")
+        assert await following(source) == ["-Pod/web"]
+        api.say("MODIFIED", last)
+        api.put(pod("after", phase="Running"))
+        assert await following(source) == ["+Pod/after"]
+        source.close()
+
+    play(tmp_path, scene)
+
+
+def test_a_kind_is_followed_once_the_cluster_has_it_and_until_it_has_it_no_more(tmp_path: Path) -> None:
+    async def scene(api: FakeKubeApi, client: KubeClient) -> None:
+        api.served.discard("peerauthentications")
+        source = KubernetesSource(client, "node1", sleep=soon)
+        assert await following(source) == []
+        assert source.missing() == []
+        api.served.add("peerauthentications")
+        api.put(peer_authentication("STRICT"))
+        assert await following(source) == ["+PeerAuthentication/all"]
+        api.served.discard("peerauthentications")
+        api.tear()
+        assert await following(source) == ["-PeerAuthentication/all"]
+        source.close()
+
+    play(tmp_path, scene)
+
+
+def test_an_answer_of_404_is_believed_only_if_discovery_says_so_too(tmp_path: Path) -> None:
+    """Input: a kind that discovery lists, and whose objects are not found, as behind a wrong load
+    balancer. Verdict: what is known of it stays.
+    """
+
+    async def scene(api: FakeKubeApi, client: KubeClient) -> None:
+        source = KubernetesSource(client, "node1", sleep=soon)
+        api.put(peer_authentication("STRICT"))
+        await following(source)
+        api.misrouted.add("peerauthentications")
+        api.tear()
+        await until(lambda: sum("peerauthentications?" in path for _, path in api.requests) > 2)
+        api.put(pod("after"))
+        assert "-PeerAuthentication/all" not in await following(source)
+        source.close()
+
+    play(tmp_path, scene)
+
+
+def test_without_a_right_nothing_is_told_and_the_rule_is_named(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Input: the agent may not list AuthorizationPolicies. Verdict: it does not take the node over
+    as if there were none, and says which rule it wants; with the right it begins.
+    """
+
+    async def scene(api: FakeKubeApi, client: KubeClient) -> None:
+        api.forbidden.add("authorizationpolicies")
+        api.put(pod("web"))
+        source = KubernetesSource(client, "node1", sleep=soon)
+        waiting = asyncio.ensure_future(following(source))
+        (words,) = await until(source.missing)
+        rule = '{apiGroups: ["security.istio.io"], resources: [authorizationpolicies], verbs: [list, watch]}'
+        assert "is forbidden" in words and rule in words
+        assert not waiting.done()
+        api.forbidden.clear()
+        assert await waiting == ["+Pod/web"]
+        assert source.missing() == []
+        source.close()
+
+    play(tmp_path, scene)
+    assert caplog.text.count("is forbidden") == 1, "said once, however often it is tried"
+
+
+def test_others_policies_for_the_network_are_policies_that_nobody_reads(tmp_path: Path) -> None:
+    async def scene(api: FakeKubeApi, client: KubeClient) -> None:
+        api.groups.add("cilium.io")
+        source = KubernetesSource(client, "node1", sleep=soon)
+        assert await following(source) == ["+API group/cilium.io"]
+        api.groups.clear()
+        assert await following(source) == ["-API group/cilium.io"]
+        source.close()
+
+    play(tmp_path, scene)
+
+
+def test_a_pod_is_what_the_api_says_where_the_runtime_says(tmp_path: Path) -> None:
+    """The runtime has a pod's address before the API: it is told with it; and told again when it runs elsewhere."""
+
+    async def scene(api: FakeKubeApi, client: KubeClient) -> None:
+        runtime = Runtime()
+        source = KubernetesSource(client, "node1", runtime, sleep=soon)
+        api.put(pod("web"))
+        api.put(pod("other", "node2"))
+        assert await following(source) == ["+Pod/other", "+Pod/web"]
+        assert runtime.expected == {"uid-web"}
+        runtime.put("web", "10.0.0.1")
+        (change,) = await source.changes()
+        assert isinstance(change, Change) and isinstance(change.object, PodObject)
+        assert change.object.addresses == ("10.0.0.1",)
+        assert runtime.of(change.object) == Place("/run/netns/a", "")
+        assert runtime.expected == frozenset()
+        runtime.put("web", "10.0.0.2", netns="/run/netns/b")
+        (change,) = await source.changes()
+        assert isinstance(change, Change) and isinstance(change.object, PodObject)
+        assert change.object.addresses == ("10.0.0.2",)
+        source.close()
+
+    play(tmp_path, scene)
+
+
+def test_nothing_is_told_before_the_runtime_has_answered(tmp_path: Path) -> None:
+    """Without it no pod has a place, and an agent that starts again would release them all."""
+
+    async def scene(api: FakeKubeApi, client: KubeClient) -> None:
+        runtime = Runtime(known=False)
+        source = KubernetesSource(client, "node1", runtime, sleep=soon)
+        api.put(pod("web"))
+        waiting = asyncio.ensure_future(following(source))
+        await until(lambda: listings(api, "ratelimits"))
+        await quiet()
+        assert not waiting.done()
+        runtime.put("web", "10.0.0.1")
+        assert await waiting == ["+Pod/web"]
+        source.close()
+
+    play(tmp_path, scene)
+
+
+def test_a_pod_that_runs_here_and_that_nobody_knows_is_named(tmp_path: Path) -> None:
+    async def scene(api: FakeKubeApi, client: KubeClient) -> None:
+        runtime = Runtime()
+        runtime.put("stranger", "10.0.0.9")
+        source = KubernetesSource(client, "node1", runtime, sleep=soon)
+        await following(source)
+        (words,) = source.unread_pods()
+        assert "default/stranger" in words
+        api.put(pod("stranger"))
+        await following(source)
+        assert source.unread_pods() == []
+        source.close()
+
+    play(tmp_path, scene)
+
+
+def test_of_pods_on_other_nodes_little_is_kept(tmp_path: Path) -> None:
+    document = pod("far", "node2")
+    document["metadata"]["annotations"] = {"nodeagent.io/path": "proxy", "example.org/long": "x" * 1000}
+    document["spec"]["containers"][0] |= {
+        "ports": [{"name": "http", "containerPort": 80}],
+        "readinessProbe": {"tcpSocket": {"port": 80}},
+    }
+
+    async def scene(api: FakeKubeApi, client: KubeClient) -> None:
+        source = KubernetesSource(client, "node1", sleep=soon)
+        api.put(document)
+        (change,) = await source.changes()
+        assert isinstance(change, Change) and isinstance(change.object, PodObject)
+        assert dict(change.object.annotations) == {"nodeagent.io/path": "proxy"}
+        assert [(each.ports[0].name, each.probes) for each in change.object.containers] == [("http", ())]
+        api.put(pod("far", "node2", phase="Succeeded"))
+        assert await following(source) == ["-Pod/far"]
+        source.close()
+
+    play(tmp_path, scene)
+
+
+# -- the snapshot --
+
+
+async def known(api: FakeKubeApi, client: KubeClient, folder: Path) -> None:
+    """Have a snapshot in *folder* of a pod and a policy of which the last version is wrong."""
+    kept = SnapshotFile(folder, "node1")
+    source = KubernetesSource(client, "node1", kept=kept, sleep=soon)
+    api.put(pod("web"))
+    api.put(peer_authentication("STRICT"))
+    await following(source)
+    api.put(peer_authentication("SOMETIMES"))
+    await until(source.refused)
+    await kept.write()
+    source.close()
+
+
+def test_while_the_api_server_is_away_the_snapshot_is_served(tmp_path: Path) -> None:
+    async def scene(api: FakeKubeApi, client: KubeClient) -> None:
+        await known(api, client, tmp_path / "kept")
+        assert (tmp_path / "kept" / "cluster.snapshot").stat().st_mode & 0o777 == 0o600
+        await api.stop()
+        source = KubernetesSource(client, "node1", kept=SnapshotFile(tmp_path / "kept", "node1"), sleep=soon)
+        assert await following(source) == ["+PeerAuthentication/all", "+Pod/web"]
+        api.put(pod("new"))
+        api.remove("Pod", "default", "web")
+        await api.start()
+        heard = await following(source)
+        while len(heard) < 2:
+            heard += await following(source)
+        assert sorted(heard) == ["+Pod/new", "-Pod/web"]
+        (refused,) = await until(source.refused)
+        assert refused.stays and "SOMETIMES" in refused.error, (
+            "it does not displace the one that was kept"
+        )
+        source.close()
+
+    play(tmp_path, scene)
+
+
+@pytest.mark.parametrize(
+    ("damage", "words"),
+    [
+        (lambda content: content[:-20], "sha256"),
+        (lambda content: content.replace(b'"version":1', b'"version":99'), "version"),
+        (lambda content: b"\x00" + content, "ignored"),
+        (lambda content: b"", "ignored"),
+        (lambda content: b"[]\n[]", "version"),
+    ],
+)
+def test_a_snapshot_that_is_not_good_is_named_and_not_used(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, damage: object, words: str
+) -> None:
+    async def scene(api: FakeKubeApi, client: KubeClient) -> None:
+        await known(api, client, tmp_path)
+        path = tmp_path / "cluster.snapshot"
+        assert callable(damage)
+        path.write_bytes(damage(path.read_bytes()))
+        with caplog.at_level(logging.ERROR):
+            assert SnapshotFile(tmp_path, "node1").restore() == []
+        assert str(path) in caplog.text and words in caplog.text
+
+    play(tmp_path, scene)
+
+
+def test_another_nodes_snapshot_is_not_used(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    async def scene(api: FakeKubeApi, client: KubeClient) -> None:
+        await known(api, client, tmp_path)
+        assert SnapshotFile(tmp_path, "node2").restore() == []
+        assert "this node is node2" in caplog.text
+
+    play(tmp_path, scene)
