@@ -295,9 +295,7 @@ def test_while_the_api_server_is_away_the_snapshot_is_served(tmp_path: Path) -> 
             heard += await following(source)
         assert sorted(heard) == ["+Pod/new", "-Pod/web"]
         (refused,) = await until(source.refused)
-        assert refused.stays and "SOMETIMES" in refused.error, (
-            "it does not displace the one that was kept"
-        )
+        assert refused.stays and "SOMETIMES" in refused.error, "it does not displace the one that was kept"
         source.close()
 
     play(tmp_path, scene)
