@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import socket
 from pathlib import Path
@@ -285,8 +286,10 @@ class Kubernetes(ConfigSection):
 
     kubeconfig: Path | None = None
     """How to reach the API server; absent: as the service account of the pod that this runs in."""
-    runtime: Path = Path("/run/containerd/containerd.sock")
-    """The socket of the container runtime (CRI)."""
+    runtime: Path | None = None
+    """The socket of the container runtime (CRI v1); absent: the first that is there of those that
+    containerd, CRI-O and others have.
+    """
     state_directory: Path | None = None
     """Where what is known of the cluster is kept for a start while the API server is away; absent:
     ``runtimeDirectory``.

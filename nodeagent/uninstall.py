@@ -5,6 +5,7 @@ folder, and what it told the other nodes.
 from __future__ import annotations
 
 import asyncio
+import logging
 import shutil
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -12,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Literal
 
-from nodeagent.config import AgentConfig
+from nodeagent.config import AgentConfig, Kubernetes
 from nodeagent.errors import KernelError
 from nodeagent.folder_lock import held
 from nodeagent.hand_over import SOCKET
@@ -23,8 +24,9 @@ from nodeagent.resources.marks import DirectoryMarks
 from nodeagent.resources.objects import PodObject
 from nodeagent.resources.source import Source
 
-OWN: Final = ("admin.sock", SOCKET, "pods", "last-good")
+OWN: Final = ("admin.sock", SOCKET, "pods", "last-good", "cluster.snapshot")
 """What the daemon makes in its runtime directory."""
+log = logging.getLogger("nodeagent.uninstall")
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +60,10 @@ def uninstall(config: AgentConfig) -> list[Removed]:
 
 def _marks(config: AgentConfig) -> Iterator[Removed]:
     """Tell the other nodes that this node's pods take no mTLS any more."""
-    if not config.source.is_dir():
+    if config.kubernetes is not None:
+        yield from _node_status(config.node, config.kubernetes)
+        return
+    if config.source is None or not config.source.is_dir():
         return
     source = DirectorySource(config.source)
     marks = DirectoryMarks(config.source)
@@ -72,6 +77,22 @@ def _marks(config: AgentConfig) -> Iterator[Removed]:
         if isinstance(change, EnrolledChange) and change.uid in pods:
             marks.publish(change.uid, False)
             yield Removed("mark", change.uid)
+
+
+def _node_status(node: str, kubernetes: Kubernetes) -> Iterator[Removed]:
+    """As :func:`_marks`; where the API server does not answer, the node's lease ends all the same."""
+    from nodeagent.kube.access import ApiError, open_access
+    from nodeagent.kube.client import KubeClient
+    from nodeagent.kube.kinds import NODE_STATUSES
+
+    path = f"{NODE_STATUSES.path(NODE_STATUSES.versions[0])}/{node}"
+    try:
+        asyncio.run(KubeClient(open_access(kubernetes.kubeconfig)).delete(path))
+    except ApiError as error:
+        if error.status != 404:
+            log.warning("NodeStatus %s stays, and says nothing once its lease has ended: %s", node, error)
+        return
+    yield Removed("mark", path)
 
 
 async def _everything(source: Source) -> list[AnyChange]:

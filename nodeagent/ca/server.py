@@ -2,7 +2,7 @@
 issued by the authority it serves.
 
 What it serves for is either a folder with the cluster's state (:class:`FolderState`) or a cluster
-(:class:`ClusterState`), which then also keeps the authority.
+(:class:`StateInCluster`), which then also keeps the authority.
 """
 
 from __future__ import annotations
@@ -104,7 +104,7 @@ class FolderState:
         """Whoever serves the authority's directory looks into it himself."""
 
 
-class ClusterState:
+class StateInCluster:
     """A cluster's API server, with a Secret for the authority and a ConfigMap for what it trusts."""
 
     def __init__(self, config: CaConfig, cluster: CaCluster) -> None:
@@ -141,7 +141,7 @@ class ClusterState:
 def state_of(config: CaConfig) -> State:
     """Return what *config* serves for. Raises ConfigError."""
     if config.kubernetes is not None:
-        return ClusterState(config, config.kubernetes)
+        return StateInCluster(config, config.kubernetes)
     assert config.source is not None  # one of the two is given: settings.py
     return FolderState(config, config.source)
 

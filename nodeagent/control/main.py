@@ -26,6 +26,7 @@ from nodeagent.control.concern import Concern, Resigning, merged
 from nodeagent.control.enrolment import Enrolment
 from nodeagent.control.enrolment_neighbours import Effects
 from nodeagent.control.flows import Flows
+from nodeagent.control.footing import Footing, open_footing
 from nodeagent.control.heartbeat import Heartbeat
 from nodeagent.control.jwks import KeySets
 from nodeagent.control.kernel_path import KernelPaths
@@ -54,12 +55,11 @@ from nodeagent.mesh.kernel_plan import KernelPlanSettings
 from nodeagent.mesh.membership import MembershipRules
 from nodeagent.messages import WORKER, AskMetrics, StartWorker
 from nodeagent.parts import Parts
-from nodeagent.places.annotation import AnnotationPlaces
+from nodeagent.places.place import Places
 from nodeagent.pulse import Pulse
 from nodeagent.redirect import heartbeat as heartbeat_map
 from nodeagent.redirect.plane import DataPlane, Loading
-from nodeagent.resources.directory import DirectorySource
-from nodeagent.resources.marks import DirectoryMarks
+from nodeagent.resources.source import Marks
 from nodeagent.telemetry import metrics as declared
 from nodeagent.telemetry.store import Store
 from nodeagent.wire import FileDescriptor
@@ -152,6 +152,7 @@ class Beginning:
 class Concerns:
     """Everything of control, made and not started."""
 
+    footing: Footing
     plane: DataPlane
     mesh: Mesh
     reader: SourceReader
@@ -170,6 +171,7 @@ class Concerns:
 class PreparedParts:
     """What is there before the node is this daemon's."""
 
+    footing: Footing
     mesh: Mesh
     reader: SourceReader
     certificates: NodeCertificates
@@ -183,14 +185,14 @@ async def prepare(beginning: Beginning) -> PreparedParts:
     config = beginning.config
     workers = beginning.workers
     config.runtime_directory.mkdir(parents=True, exist_ok=True)
-    source = DirectorySource(config.source, config.resources, config.runtime_directory / "last-good")
+    footing = open_footing(config)
     certificates = NodeCertificates(
         open_source(config.identity, config.cluster), config.identity.ttl_seconds, workers, beginning.link
     )
-    mesh = make_mesh(config)
-    reader = SourceReader(source, mesh, workers)
+    mesh = make_mesh(config, footing.places)
+    reader = SourceReader(footing.source, mesh, workers)
     await reader.read()
-    return PreparedParts(mesh, reader, certificates, await Loading.begin(config.redirect, slots=workers.count))
+    return PreparedParts(footing, mesh, reader, certificates, await Loading.begin(config.redirect, slots=workers.count))
 
 
 async def load(beginning: Beginning, prepared: PreparedParts) -> Concerns:
@@ -200,15 +202,17 @@ async def load(beginning: Beginning, prepared: PreparedParts) -> Concerns:
     config = beginning.config
     link = beginning.link
     workers = beginning.workers
+    footing = prepared.footing
     mesh = prepared.mesh
     reader = prepared.reader
     certificates = prepared.certificates
     plane = await prepared.loading.attached()
     beginning.pod_sockets.captured_by(plane.sockets)
     kernel_paths = KernelPaths(plane, kernel_path_settings(config), config.cluster)
-    enrolment = make_enrolment(beginning, plane, certificates)
+    enrolment = make_enrolment(beginning, plane, certificates, footing.marks)
     check_seconds = config.redirect.check_interval_seconds
     return Concerns(
+        footing=footing,
         plane=plane,
         mesh=mesh,
         reader=reader,
@@ -237,12 +241,12 @@ async def load(beginning: Beginning, prepared: PreparedParts) -> Concerns:
     )
 
 
-def make_mesh(config: AgentConfig) -> Mesh:
-    """Return the mesh of *config*'s node."""
+def make_mesh(config: AgentConfig, places: Places) -> Mesh:
+    """Return the mesh of *config*'s node, where pods run as *places* says."""
     return Mesh(
         config.node,
         config.identity.trust_domain,
-        AnnotationPlaces(),
+        places,
         default_mtls=config.mtls.mode,
         root_namespace=config.mtls.root_namespace,
         membership=MembershipRules(config.enroll(), config.redirect.ambient_labels),
@@ -263,12 +267,12 @@ def kernel_path_settings(config: AgentConfig) -> KernelPlanSettings:
     return KernelPlanSettings(config.node, config.identity.trust_domain, observed, client_cert=client_cert)
 
 
-def make_enrolment(beginning: Beginning, plane: DataPlane, certificates: NodeCertificates) -> Enrolment:
-    """Return the enrolment of this node's pods."""
+def make_enrolment(beginning: Beginning, plane: DataPlane, certificates: NodeCertificates, marks: Marks) -> Enrolment:
+    """Return the enrolment of this node's pods, told the other nodes by *marks*."""
     config = beginning.config
     link = beginning.link
     effects = Effects(
-        publish=DirectoryMarks(config.source).publish,
+        publish=marks.publish,
         keep=link.keep,
         drop=link.drop,
         repaired=lambda fault: beginning.store.add(declared.REPAIRS, (fault,)),
@@ -306,9 +310,12 @@ async def start(beginning: Beginning, made: Concerns, pulse: Pulse, stops: Async
     await stops.enter_async_context(workers.run(parts))
     await stops.enter_async_context(heartbeat.run(parts))
     await stops.enter_async_context(made.certificates.run(parts))
+    for beside in made.footing.concerns:
+        await stops.enter_async_context(beside.run(parts))
     told: tuple[Concern, ...] = (
         *(made.network, made.key_sets, made.left_alone, made.enrolment, made.kernel),
         *(made.certificates, made.pod_sockets, made.leftovers),
+        *made.footing.concerns,
     )
     made.reader.begin(told, enforcing=(workers.behind, made.kernel.behind))
     await stops.enter_async_context(made.enrolment.run(parts))
@@ -329,7 +336,7 @@ async def start(beginning: Beginning, made: Concerns, pulse: Pulse, stops: Async
 def resign(made: Concerns, ports: AdminPorts) -> dict[str, int]:
     """Write nothing of the node any more; return the listeners of the own ports, by key of a hand-over."""
     writing: tuple[Resigning, ...] = (made.enrolment, made.kernel, made.pod_sockets, made.leftovers)
-    for each in writing:
+    for each in (*writing, *made.footing.concerns):
         each.resign()
     return {f"{PORTS}{key}": listener for key, listener in ports.listeners().items()}
 
@@ -373,6 +380,7 @@ async def open_ports(beginning: Beginning, made: Concerns, ports: AdminPorts, he
         made.leftovers,
         made.network,
         made.reader,
+        *made.footing.concerns,
     )
     missing = [*(concern.missing for concern in concerns), beginning.parts.failing]
     readiness = Readiness(missing, [made.enrolment.warnings])

@@ -188,7 +188,7 @@ class NodeStatusMarks:
         self._news = asyncio.Event()
         self._owner: Mapping[str, object] | None = None
         self._wrong = ""
-        self._resting = False
+        self._resigned = False
 
     def publish(self, uid: PodUid, enrolled: bool) -> None:
         """Tell that the pod *uid* takes mTLS, or no more: soon, and again and again until it is told."""
@@ -202,9 +202,9 @@ class NodeStatusMarks:
         self._changed(self._statuses.say(frozenset(uids)))
         self._news.set()
 
-    def rest(self) -> None:
+    def resign(self) -> None:
         """Tell nothing from now on: a successor does."""
-        self._resting = True
+        self._resigned = True
 
     def missing(self) -> list[str]:
         """Return, in words, why the other nodes cannot be told."""
@@ -215,7 +215,7 @@ class NodeStatusMarks:
         """Tell, and renew; what was said last is told on the way out."""
         parts.start("the node's status", self._keep)
         yield
-        if self._resting or not self._news.is_set():
+        if self._resigned or not self._news.is_set():
             return
         try:
             async with asyncio.timeout(FAREWELL_SECONDS):
@@ -231,7 +231,7 @@ class NodeStatusMarks:
 
     async def _keep(self) -> None:
         pause = FIRST_PAUSE
-        while not self._resting:
+        while not self._resigned:
             await self._sleep(GATHER_SECONDS)
             self._news.clear()
             try:
@@ -277,6 +277,7 @@ class NodeStatusMarks:
             "status": {
                 "renewTime": self._now().isoformat(timespec="microseconds").replace("+00:00", "Z"),
                 "leaseDurationSeconds": int(LEASE_RENEWALS * self._statuses.renew_seconds),
+                "count": len(self._said()),
                 "enrolled": sorted(self._said()),
             },
         }

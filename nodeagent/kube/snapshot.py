@@ -68,7 +68,12 @@ class SnapshotFile:
         self._documents: Callable[[], Sequence[HeldObject]] = list
         self._due = float("inf")
         self._not_before = 0.0
+        self._resigned = False
         self._wake = asyncio.Event()
+
+    def resign(self) -> None:
+        """Write nothing from now on: a successor does."""
+        self._resigned = True
 
     def restore(self) -> list[KubeObject]:
         """Return the documents; none where there is no file that is good, of this version and node."""
@@ -114,6 +119,9 @@ class SnapshotFile:
 
     async def write(self) -> None:
         """Write what is known now."""
+        if self._resigned:
+            self._due = float("inf")
+            return
         self._due = float("inf")
         begun = self._now()
         held = [(each.change, each.document) for each in self._documents()]

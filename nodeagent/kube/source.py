@@ -104,7 +104,7 @@ class Sandboxes(Places, Protocol):
         """Stop following."""
 
 
-class Kept(Protocol):
+class Keeping(Protocol):
     """What outlives the process: ``SnapshotFile``."""
 
     def restore(self) -> Sequence[KubeObject]:
@@ -138,7 +138,7 @@ class KubernetesSource:
         client: KubeClient,
         node: str,
         sandboxes: Sandboxes | None = None,
-        kept: Kept | None = None,
+        kept: Keeping | None = None,
         *,
         kinds: Sequence[WatchedKind] = FOLLOWED,
         statuses: NodeStatuses | None = None,
@@ -193,6 +193,12 @@ class KubernetesSource:
         running = self.sandboxes.all() if self.sandboxes is not None else {}
         unknown = sorted(running.keys() - self._here.keys())
         return wrong + [f"{running[uid].namespace}/{running[uid].name} (uid {uid}), which runs here" for uid in unknown]
+
+    def here(self) -> frozenset[PodUid]:
+        """Return the uids of this node's pods."""
+        pods = self._kinds[PODS.kind].objects
+        known = (_pod(held.change) for name in self._here.values() if (held := pods.get(name)) is not None)
+        return frozenset(pod.uid for pod in known if pod is not None)
 
     def missing(self) -> list[str]:
         """Return, in words, what may not be read of the cluster."""
@@ -439,9 +445,9 @@ class _Kind:
                 found = rewritten(found, document[UNWRITTEN])
             here = found.node == self._source.node
             return None if finished(found) and not here else self._source.lean.pod(found, full=here)
-        if isinstance(found, ServiceObject | NamespaceObject):
+        if isinstance(found, ServiceObject):
             return self._source.lean.annotated(found)
-        return found
+        return self._source.lean.annotated(found) if isinstance(found, NamespaceObject) else found
 
     def _know(self, name: Name, held: HeldObject, change: Change) -> None:
         before = held.change

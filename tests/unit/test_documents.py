@@ -34,8 +34,8 @@ PROSE_COLUMNS = 100
 CODE_COLUMNS = 140
 README_LINES = 90
 SUFFIXES = ("py", "c", "h", "md", "yaml", "yml", "toml", "proto", "sh", "txt", "json", "html")
-ONE_OF = frozenset({"identity.caDirectory"})
-"""Keys without a value of their own, of which one must be given: the example gives this one."""
+ONE_OF = frozenset({"identity.caDirectory", "source"})
+"""Keys without a value of their own, of which one must be given with others: the example gives these."""
 MADE_ELSEWHERE = frozenset(
     {"app.yaml", "FILE.yaml", "pods.yaml", "top.txt", "results.json", "bench.json", "ca.yaml", "webhook.yaml"}
 )

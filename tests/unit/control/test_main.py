@@ -108,7 +108,8 @@ class Stage:
         paths = SimpleNamespace(explain=None, paths=None, collect=None)
         plane: Any = SimpleNamespace(original_map_fd=0, announced_map_fd=0, heartbeat_fd=0)
         mesh: Any = SimpleNamespace(node_pods=())
-        self.made = Concerns(plane=plane, mesh=mesh, kernel_paths=paths, **pieces)  # type: ignore[arg-type]
+        footing: Any = SimpleNamespace(concerns=(Piece("cluster", self.told),))
+        self.made = Concerns(footing=footing, plane=plane, mesh=mesh, kernel_paths=paths, **pieces)  # type: ignore[arg-type]
         self.stops = AsyncExitStack()
 
     def _sent(self, message: ToSupervisor) -> None:
@@ -128,7 +129,8 @@ def test_everything_starts_in_the_order_in_which_it_is_needed_and_stops_in_the_r
             "node's addresses known",
             "Fork, untold",
             "certificates started",
-            "brought to it: network key_sets left_alone enrolment kernel certificates pod_sockets leftovers",
+            "cluster started",
+            "brought to it: network key_sets left_alone enrolment kernel certificates pod_sockets leftovers cluster",
             "enrolment started",
             "leftovers started",
             "pod_sockets started",
@@ -150,6 +152,7 @@ def test_everything_starts_in_the_order_in_which_it_is_needed_and_stops_in_the_r
             "pod_sockets stopped",
             "leftovers stopped",
             "enrolment stopped",
+            "cluster stopped",
             "certificates stopped",
             "Still, told",
         ]

@@ -14,7 +14,7 @@ from nodeagent.parts import Parts
 from nodeagent.resources.changes import EnrolledChange
 from nodeagent.vocabulary import PodUid
 from tests.fakes.kube_api import FakeKubeApi
-from tests.unit.kube.cluster import play, told
+from tests.unit.kube.api_scene import play, told
 from tests.waiting import until
 
 
@@ -172,14 +172,14 @@ def test_what_cannot_be_told_is_named_and_told_later(tmp_path: Path) -> None:
     play(tmp_path, scene)
 
 
-def test_a_node_that_rests_says_nothing_more(tmp_path: Path) -> None:
+def test_an_agent_that_has_resigned_says_nothing_more(tmp_path: Path) -> None:
     async def scene(api: FakeKubeApi, client: KubeClient) -> None:
         node = Node(client)
         parts = Parts()
         async with node.marks.run(parts):
             node.marks.publish(PodUid("a"), True)
             await until(lambda: enrolled(api) == ["a"])
-            node.marks.rest()
+            node.marks.resign()
             node.marks.publish(PodUid("a"), False)
             parts.stop()
             await asyncio.sleep(0)

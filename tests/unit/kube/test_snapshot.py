@@ -16,7 +16,7 @@ from nodeagent.kube.snapshot import SELDOM_SECONDS, SOON_SECONDS, SnapshotFile, 
 from nodeagent.resources import objects
 from nodeagent.resources.changes import Change
 from nodeagent.resources.objects import PodObject
-from tests.unit.kube.cluster import peer_authentication, pod
+from tests.unit.kube.api_scene import peer_authentication, pod
 
 TEXT = st.text("abcz09-./", min_size=1, max_size=8)
 TEXTS = st.dictionaries(TEXT, TEXT, max_size=3)

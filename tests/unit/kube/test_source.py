@@ -15,7 +15,7 @@ from nodeagent.places.place import Place
 from nodeagent.resources.changes import Change
 from nodeagent.resources.objects import PodObject
 from tests.fakes.kube_api import FakeKubeApi
-from tests.unit.kube.cluster import Runtime, following, peer_authentication, play, pod, soon
+from tests.unit.kube.api_scene import Runtime, following, peer_authentication, play, pod, soon
 from tests.waiting import quiet, until
 
 

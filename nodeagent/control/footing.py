@@ -1,0 +1,61 @@
+"""What control stands on: what tells it the cluster's state and where pods run, and what it tells the
+other nodes by. A lab or tests have a folder for that, a cluster its API server and container runtime.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+from nodeagent.config import AgentConfig, Kubernetes
+from nodeagent.control.concern import Concern, Resigning
+from nodeagent.places.annotation import AnnotationPlaces
+from nodeagent.places.place import Places
+from nodeagent.resources.directory import DirectorySource
+from nodeagent.resources.marks import DirectoryMarks
+from nodeagent.resources.source import Marks, Source
+
+
+class Beside(Concern, Resigning, Protocol):
+    """A concern that only some footing has."""
+
+
+@dataclass(frozen=True, slots=True)
+class Footing:
+    """What of control depends on where the agent runs."""
+
+    source: Source
+    places: Places
+    marks: Marks
+    concerns: tuple[Beside, ...] = ()
+    """What runs beside them."""
+
+
+def open_footing(config: AgentConfig) -> Footing:
+    """Return what *config* says; wants a running loop. Raises ConfigError."""
+    if config.kubernetes is not None:
+        return _cluster(config, config.kubernetes)
+    assert config.source is not None  # checked as the configuration was read
+    source = DirectorySource(config.source, config.resources, config.runtime_directory / "last-good")
+    return Footing(source, AnnotationPlaces(), DirectoryMarks(config.source))
+
+
+def _cluster(config: AgentConfig, kubernetes: Kubernetes) -> Footing:
+    # Imported only where a cluster is: it brings gRPC and TLS for the runtime and the API server.
+    from nodeagent.control.cluster_side import ClusterSide
+    from nodeagent.kube.access import open_access
+    from nodeagent.kube.client import KubeClient
+    from nodeagent.kube.node_status import NodeStatusMarks
+    from nodeagent.kube.snapshot import SnapshotFile
+    from nodeagent.kube.source import KubernetesSource
+    from nodeagent.places.cri import CriPlaces
+    from nodeagent.places.runtime import CriRuntime, find_socket
+    from nodeagent.places.sandbox import SandboxReader
+
+    client = KubeClient(open_access(kubernetes.kubeconfig))
+    runtime = CriRuntime(find_socket(kubernetes.runtime))
+    places = CriPlaces(runtime, SandboxReader(config.redirect.cgroup).read)
+    kept = SnapshotFile(kubernetes.state_directory or config.runtime_directory, config.node)
+    source = KubernetesSource(client, config.node, places, kept)
+    marks = NodeStatusMarks(client, config.node, source.statuses, source.mark, here=source.here)
+    return Footing(source, places, marks, (ClusterSide(source, places, marks, kept),))
