@@ -9,7 +9,8 @@ from collections.abc import Iterator
 import pytest
 
 from nodeagent.lab import Lab
-from tests.netns.world import account, client, cluster, server, service
+from nodeagent.lab.agent import merge
+from tests.netns.world import QUICK, account, client, cluster, server, service
 
 CLUSTER = "".join(
     (
@@ -30,5 +31,6 @@ CLUSTER = "".join(
 @pytest.fixture(scope="session")
 def mesh() -> Iterator[Lab]:
     """Two nodes with agents, PERMISSIVE."""
-    with cluster("t-mesh", CLUSTER) as lab:
+    patient = {"proxy": {"timeouts": {"handshake": 60, "connect": 30}}}  # a thousand at once, on a busy machine
+    with cluster("t-mesh", CLUSTER, agent=merge(QUICK, patient)) as lab:
         yield lab
