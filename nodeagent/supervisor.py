@@ -218,7 +218,7 @@ class Supervisor:
             self._kill_at = 0.0
             _say(f"what has not ended {self._patience:g} s after the daemon was told to stop is killed")
             for pid in self._children:
-                os.kill(pid, signal.SIGKILL)
+                _signal_child(pid, signal.SIGKILL)
             self._kill_control()
 
     # -- the heartbeat --
@@ -335,7 +335,7 @@ class Supervisor:
         self._stop()
         self._end_heart()
         for pid in self._children:
-            os.kill(pid, signal.SIGUSR1)
+            _signal_child(pid, signal.SIGUSR1)
 
     def _fork_children(self) -> None:
         """Fork the children that control asked for; what the machine has no room for is tried again."""
@@ -468,7 +468,7 @@ class Supervisor:
 
     def _signal(self, message: Signal) -> None:
         if message.pid in self._children:
-            os.kill(message.pid, message.signal)
+            _signal_child(message.pid, message.signal)
 
     def _keep(self, files: Mapping[str, FileDescriptor]) -> None:
         for key, descriptor in files.items():
@@ -700,6 +700,14 @@ class Supervisor:
             self._heart.end()
         else:
             self._heart.leave()
+
+
+def _signal_child(pid: int, number: int) -> None:
+    """Send a signal to a worker, which is another user's; who may not is no worse off than before."""
+    try:
+        os.kill(pid, number)
+    except PermissionError:
+        _say(f"process {pid} cannot be told to end: the daemon's container allows no CAP_KILL")
 
 
 def _say(words: str) -> None:

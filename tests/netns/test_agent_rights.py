@@ -22,6 +22,7 @@ from tests.netns.world import (
     client,
     cluster,
     cluster_ip,
+    get,
     scrape,
     server,
     workers,
@@ -79,8 +80,18 @@ def carries_traffic(lab: Lab) -> None:
 
 
 def test_the_least_carries_traffic(lab: Lab, restart: Restart) -> None:
+    """Verdict: and a worker that hangs and cannot be killed ends nobody else."""
     restart(LEAST)
     assert {row["state"] for row in admin(lab, "node1", "/pods")} <= {"enrolled", ""}
+    carries_traffic(lab)
+    (hanging,) = workers(lab, "node1")
+    os.kill(hanging, signal.SIGSTOP)
+    try:
+        agent = lab.agent("node1")
+        eventually(lambda: "allows no CAP_KILL" in agent.log.read_text(), "it is said")
+    finally:
+        os.kill(hanging, signal.SIGCONT)
+    eventually(lambda: get(lab, "node1", 15021, "/ready")[0] == 200, "it goes on")
     carries_traffic(lab)
 
 
