@@ -50,7 +50,11 @@ class Containerd:
 
         def answers() -> bool:
             assert self._process is not None and self._process.poll() is None, self.log()
-            return self._ctr("version").returncode == 0
+            try:
+                self._call("ListPodSandbox", cri.ListPodSandboxRequest(), cri.ListPodSandboxResponse)
+            except grpc.RpcError:  # "server is not initialized yet"
+                return False
+            return True
 
         eventually(answers, "containerd answers")
 
