@@ -393,6 +393,7 @@ async def open_ports(beginning: Beginning, made: Concerns, ports: AdminPorts, he
         made.kernel_paths.paths,
         config.redirect.delivery,
         made.mesh.node_pods,
+        made.pod_sockets.faults,
     )
     beaten = functools.partial(heartbeat_map.last, made.plane.heartbeat_fd)
     node_metrics = NodeMetrics(made.mesh.node_pods, beaten, workers.pids)

@@ -114,6 +114,11 @@ class PodSockets:
         """It tells nothing."""
         return {}
 
+    def faults(self, uid: PodUid) -> list[str]:
+        """Return what keeps the pod *uid* from its socket; none if it asks for none."""
+        known = self._sockets.get(uid)
+        return [f"its socket: {fault}" for fault in known.faults()] if known is not None else []
+
     def certified(self, certificate: Certificate) -> None:
         """Hand a new certificate, or new roots, to the pods with its identity."""
         for each in self._sockets.values():
@@ -198,6 +203,10 @@ class _PodSocket:
         self._faults: dict[str, str] = {}
         self._said = -QUIET_SECONDS
         self._loop = asyncio.get_running_loop()
+
+    def faults(self) -> list[str]:
+        """Return what is wrong with it, in words."""
+        return [fault for fault in self._faults.values() if fault]
 
     def check(self) -> None:
         """Listen, if that is not so, or if what stands in the folder is not the socket any more."""

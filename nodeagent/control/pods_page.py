@@ -41,9 +41,11 @@ class PodsPage:
         paths: Callable[[PodUid], Mapping[int, str]],
         setting: DeliverySetting,
         decided: Iterable[NodePod],
+        faults: Callable[[PodUid], list[str]] = lambda _: [],
     ) -> None:
         """*entries*: the snapshot's, by key. *paths*: of each port of a pod, in words. *setting*:
         ``redirect.delivery``. *decided*: the node's pods as they are, each time it is asked for.
+        *faults*: what else is wrong with a pod than its capture.
         """
         self._pods = pods
         self._flows = flows
@@ -51,6 +53,7 @@ class PodsPage:
         self._paths = paths
         self._setting = setting
         self._decided = decided
+        self._faults = faults
 
     def routes(self) -> Routes:
         """The one page; ``all=true``: with the pods that are not captured."""
@@ -69,6 +72,10 @@ class PodsPage:
             row["why"] = known.membership.why if known is not None else ""
         if query.get("all") == "true":
             rows += [_outside(each) for each in decided.values()]
+        for row in rows:
+            if more := self._faults(PodUid(str(row["uid"]))):
+                found = row["faults"]
+                row["faults"] = [*(found if isinstance(found, list) else ()), *more]
         return Response.json(rows)
 
     def _delivery(self, uid: PodUid) -> str:

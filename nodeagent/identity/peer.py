@@ -7,19 +7,24 @@ and is never used again. The process's cgroup is looked at besides, which keeps 
 pod's network from outside. A process id may be given to another process when its first owner has
 died: it is held by a pidfd, and nothing read by its number counts unless the process still exists
 afterwards.
+
+Cgroups are compared by what the kernel numbers them by, never by their paths: those are told from
+the reader's own cgroup namespace, and an agent without privilege has one of its own, in which other
+pods' are ``/../…``. Where no path leads to a process's cgroup from here, the pod's own list of its
+processes is asked.
 """
 
 from __future__ import annotations
 
 import os
-import signal
+import select
 import socket
 import struct
-from functools import cache
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Final
 
 from nodeagent.errors import KernelError
+from nodeagent.places import cgroups
 from nodeagent.places.place import Place
 from nodeagent.redirect.netns import cookie_at, cookie_of
 
@@ -34,7 +39,7 @@ def stranger(connection: socket.socket, pod: Place) -> str:
             return "its socket is of another network namespace"
         pid = struct.unpack("=iII", connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))[0]
         if pid <= 0:
-            return "its process cannot be seen from here"
+            return "its process cannot be seen from here: the agent's pod needs hostPID: true"
         pidfd = _pidfd(connection, pid)
     except KernelError as error:
         return f"the pod has no network any more: {error}"
@@ -49,17 +54,34 @@ def stranger(connection: socket.socket, pod: Place) -> str:
 def outsider(pid: int, pod: Place, pidfd: int) -> str:
     """Return why the process *pid*, held by *pidfd*, is none of *pod*'s; empty: it is one."""
     try:
-        found = os.stat(f"/proc/{pid}/ns/net")
-        own = os.stat(pod.netns)
-        lines = Path(f"/proc/{pid}/cgroup").read_text().splitlines()
-        signal.pidfd_send_signal(pidfd, 0)
+        within = not pod.cgroup or cgroups.holds(Path(pod.cgroup), pid)
+        elsewhere = _is_elsewhere(pid, pod)
+        gone = _has_ended(pidfd)
+    except PermissionError:
+        return "its namespaces cannot be looked at: the agent's container needs the capability SYS_PTRACE"
     except OSError as error:
         return f"its process is gone: {error.strerror}"
-    if (found.st_dev, found.st_ino) != (own.st_dev, own.st_ino):
+    if gone:
+        return "its process is gone"
+    if elsewhere:
         return "its process is in another network namespace"
-    if pod.cgroup and not _is_within(lines, pod.cgroup):
-        return "its process is in another cgroup"
-    return ""
+    return "" if within else "its process is in another cgroup"
+
+
+def _is_elsewhere(pid: int, pod: Place) -> bool:
+    """Say whether the process *pid* is in another network namespace than *pod*. Raises OSError,
+    PermissionError where nothing else would tell it from others.
+    """
+    own = os.stat(pod.netns)
+    try:
+        found = os.stat(f"/proc/{pid}/ns/net")
+    except PermissionError:
+        # Of another user, without SYS_PTRACE: whoever calls has shown the namespace's cookie, and
+        # its cgroup is the pod's or not.
+        if pod.cgroup:
+            return False
+        raise
+    return (found.st_dev, found.st_ino) != (own.st_dev, own.st_ino)
 
 
 def _pidfd(connection: socket.socket, pid: int) -> int:
@@ -74,20 +96,8 @@ def _pidfd(connection: socket.socket, pid: int) -> int:
     return pidfd
 
 
-def _is_within(lines: list[str], cgroup: str) -> bool:
-    """Say whether the *lines* of a ``/proc/<pid>/cgroup`` name *cgroup* or one below it in the
-    cgroup2 hierarchy (cgroups(7)).
-    """
-    within = next((line[3:] for line in lines if line.startswith("0::")), "")
-    path = PurePosixPath(f"{_hierarchy()}{within}")
-    return bool(within) and PurePosixPath(cgroup) in (path, *path.parents)
-
-
-@cache
-def _hierarchy() -> str:
-    """Return where cgroup2 is mounted."""
-    for line in Path("/proc/self/mountinfo").read_text().splitlines():
-        before, _, after = line.partition(" - ")
-        if after.startswith("cgroup2 "):
-            return before.split()[4]
-    return "/sys/fs/cgroup"
+def _has_ended(pidfd: int) -> bool:
+    """Say whether the process of *pidfd* has ended (pidfd_open(2)); a signal of 0 would want the right to send one."""
+    asked = select.poll()
+    asked.register(pidfd, select.POLLIN)
+    return bool(asked.poll(0))

@@ -5,8 +5,9 @@ BPF attaches to cgroup2. The kubelet makes one cgroup a pod below ``kubepods`` (
 ``cgroupRoot`` (a node that is a container itself). A runtime names a container's cgroup in OCI's
 ``cgroupsPath``; its pod's is the one above, whatever the container is called in it.
 
-Paths that the kernel writes into ``mountinfo`` are seen from the reader's cgroup namespace: a mount
-of the node's tree into a pod that has a namespace of its own has ``/../..`` as its root.
+Paths that the kernel writes into ``mountinfo`` and ``/proc/PID/cgroup`` are seen from the reader's
+cgroup namespace: a mount of the node's tree into a pod that has a namespace of its own has ``/../..``
+as its root. So cgroups are compared by what the kernel numbers them by, the inode of their folder.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import os
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path, PurePosixPath
 from typing import Final
 
@@ -24,6 +26,9 @@ DEPTH: Final = 3
 """How many cgroups below the top the pods' root is looked for."""
 MAX_LOOKED_AT: Final = 20_000
 """Cgroups that are looked at for it."""
+MAX_PROCESSES: Final = 4096
+MAX_BELOW: Final = 1024
+"""Processes of a pod, and cgroups below its own: it may make as many as it likes."""
 _ROOT_NAME: Final = re.compile(r"kubepods|(?:[^/]+-)?kubepods\.slice")
 _ESCAPED: Final = re.compile(r"\\([0-7]{3})")
 _UID: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
@@ -177,3 +182,51 @@ def _by_uid(root: Path, uid: str) -> Iterator[Path]:
     yield root / f"{stem}-pod{name}.slice"
     for kind in ("burstable", "besteffort"):
         yield root / f"{stem}-{kind}.slice" / f"{stem}-{kind}-pod{name}.slice"
+
+
+def holds(cgroup: Path, pid: int) -> bool:
+    """Say whether the process *pid* is in *cgroup* or one below it. Raises OSError where it is gone."""
+    path = next((line[3:] for line in _cgroup_lines(pid) if line.startswith("0::")), "")
+    try:
+        wanted = os.stat(cgroup).st_ino
+        if (where := _seen_at(cgroup, path)) is not None:
+            return any(os.stat(one).st_ino == wanted for one in where)
+    except FileNotFoundError:
+        return False
+    return pid in processes(cgroup)
+
+
+def _cgroup_lines(pid: int) -> list[str]:
+    return Path(f"/proc/{pid}/cgroup").read_text().splitlines()
+
+
+def _seen_at(cgroup: Path, path: str) -> list[Path] | None:
+    """Return the cgroup *path* of a ``/proc/PID/cgroup`` and those above it, as they are mounted where
+    *cgroup* is; None where paths there begin elsewhere than those in ``/proc`` do.
+    """
+    mounts = [mount for mount in _own_mounts() if cgroup.is_relative_to(mount.point)]
+    mount = max(mounts, key=lambda one: len(one.point.parts), default=None)
+    if mount is None or mount.root != "/" or not path.startswith("/") or path.startswith("/.."):
+        return None
+    found = Path(f"{mount.point}{path}")
+    return [one for one in (found, *found.parents) if one.is_relative_to(mount.point)]
+
+
+@cache
+def _own_mounts() -> tuple[Cgroup2Mount, ...]:
+    return cgroup2_mounts(own_mountinfo())
+
+
+def processes(cgroup: Path) -> list[int]:
+    """Return the processes in *cgroup* and those below it, at most MAX_PROCESSES: 0 for one that is
+    of no process namespace that is seen from here.
+    """
+    found: list[int] = []
+    for count, (directory, _, _) in enumerate(os.walk(cgroup)):
+        try:
+            found += map(int, (Path(directory) / "cgroup.procs").read_text().split())
+        except OSError:
+            continue  # removed meanwhile, or threaded: its processes are in the list of the one above
+        if len(found) > MAX_PROCESSES or count > MAX_BELOW:
+            break
+    return found[:MAX_PROCESSES]

@@ -22,7 +22,9 @@ from typing import Final
 
 from nodeagent.errors import KernelError
 from nodeagent.identity.peer import outsider
+from nodeagent.places import cgroups
 from nodeagent.places.place import Place
+from nodeagent.redirect import rights
 
 CLONE_NEWNS: Final = 0x00020000
 OPEN_TREE, MOVE_MOUNT, MOUNT_SETATTR = 428, 429, 442
@@ -39,10 +41,11 @@ _NO_DEVICES = 4
 _NO_EXEC = 8
 _ESCAPED: Final = re.compile(rb"[ \t\n\\]")
 """What the kernel writes as octal numbers in a path (seq_path)."""
-MAX_PROCESSES: Final = 4096
 PATIENCE_SECONDS: Final = 10.0
 """A pod's file system may be one that never answers (FUSE): nobody else's mounts wait for it longer."""
 _SILENT: Final = f"the pod's file system has not answered for {PATIENCE_SECONDS:g} s"
+ENTERING: Final = ("SYS_ADMIN", "SYS_CHROOT", "SYS_PTRACE")
+"""Capabilities that it takes to enter the mount namespace of another user's process."""
 FIRST_PAUSE: Final = 5.0
 LONGEST_PAUSE: Final = 300.0
 
@@ -73,7 +76,7 @@ class PodMount:
         """
         seen: set[int] = set()
         answers = True
-        for pid in _processes(Path(self._pod.cgroup)):
+        for pid in self._processes():
             try:
                 pidfd = os.pidfd_open(pid)
             except OSError:
@@ -83,6 +86,8 @@ class PodMount:
                 if namespace not in seen and not outsider(pid, self._pod, pidfd):
                     seen.add(namespace)
                     answers = await self._into(namespace, pid, pidfd)
+            except PermissionError as error:
+                raise KernelError(f"its processes cannot be looked at: {error.strerror}{_lacking()}") from None
             except OSError:
                 continue
             finally:
@@ -94,6 +99,13 @@ class PodMount:
         # socket.
         if self._failed and len(self._failed) == len(seen):
             raise KernelError(next(iter(self._failed.values())).fault)
+
+    def _processes(self) -> list[int]:
+        """Return the pod's processes. Raises KernelError where there are some, and none is seen from here."""
+        found = cgroups.processes(Path(self._pod.cgroup))
+        if found and not any(found):
+            raise KernelError("its processes cannot be seen from here: the agent's pod needs hostPID: true")
+        return [pid for pid in found if pid]
 
     async def _into(self, namespace: int, pid: int, pidfd: int) -> bool:
         """Mount it in *namespace*, which the process *pid* is in, if it is due; return whether that
@@ -114,18 +126,6 @@ class PodMount:
         else:
             self._failed.pop(namespace, None)
         return fault != _SILENT
-
-
-def _processes(cgroup: Path) -> list[int]:
-    found: list[int] = []
-    for directory, _, _ in os.walk(cgroup):
-        try:
-            found += map(int, (Path(directory) / "cgroup.procs").read_text().split())
-        except OSError:
-            continue  # removed meanwhile
-        if len(found) > MAX_PROCESSES:
-            break
-    return found[:MAX_PROCESSES]
 
 
 def is_mounted(table: bytes, folder: Path, target: str) -> bool:
@@ -156,7 +156,15 @@ async def _run(folder: Path, target: str, pidfd: int) -> str:
     except TimeoutError:
         process.kill()
         return _SILENT
-    return said.decode(errors="replace").strip()[-300:] or "the mount failed" if process.returncode else ""
+    if process.returncode:
+        return f"{said.decode(errors='replace').strip()[-300:] or 'the mount failed'}{_lacking()}"
+    return ""
+
+
+def _lacking() -> str:
+    """Say which capability that it takes this process does not have (setns(2), ptrace(2))."""
+    names = [right.name for right in rights.lacking(rights.held()) if right.name in ENTERING]
+    return f": the agent's container needs the capability {' and '.join(names)}" if names else ""
 
 
 def main(pidfd: int, folder: str, target: str) -> None:

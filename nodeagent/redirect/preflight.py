@@ -25,6 +25,7 @@ from typing import Final, NoReturn
 
 from nodeagent.config import MapSizes, Redirect
 from nodeagent.errors import KernelError
+from nodeagent.places import cgroups
 from nodeagent.redirect import (
     bypass,
     hooks,
@@ -382,6 +383,7 @@ def run(captured: Path | None = None, pinned: Path | None = None) -> Iterator[Fi
                 yield _try(check, where)
         if captured is not None and captured.is_dir():
             yield _others(captured, pinned)
+            yield _try(_seen(captured), where)
     except (OSError, KernelError) as error:
         yield Finding("cgroup2, network namespaces", False, True, str(error), "everything: nothing else can be tried")
 
@@ -399,6 +401,16 @@ def _rights() -> Iterator[Finding]:
         )
     if held := ", ".join(right.name for right in rights.RIGHTS if right.name in there):
         yield Finding("capabilities", True, False, held, "")
+
+
+def _seen(captured: Path) -> Check:
+    def attempt(_: Ground) -> str:
+        found = cgroups.processes(captured)
+        if found and not any(found):
+            raise KernelError("they are of a process namespace that is not seen: the agent's pod needs hostPID: true")
+        return f"{len(found)} seen" if found else "there are none yet"
+
+    return Check("processes of pods", attempt, "no Workload API", needed=False)
 
 
 def _others(captured: Path, pinned: Path | None) -> Finding:

@@ -5,15 +5,16 @@ from __future__ import annotations
 import os
 import signal
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Protocol
 
 import pytest
 
 from nodeagent.errors import LabError
 from nodeagent.lab import Lab
 from nodeagent.redirect import rights
-from tests.netns.identity import workload
+from tests.netns.identity import SOCKET, asking, workload
 from tests.netns.world import (
     QUICK,
     about,
@@ -36,11 +37,15 @@ TEXT = "".join(
     (
         account("client", "server"),
         client("client", "node1", account="client", annotations="nodeagent.io/workload-api: enabled"),
+        asking("volume", "node1", account="client"),
         server("local", "node1", account="server"),
         server("remote", "node2", account="server"),
     )
 )
-Restart = Callable[[set[str]], None]
+
+
+class Restart(Protocol):
+    def __call__(self, held: set[str], *before: str) -> None: ...
 
 
 @pytest.fixture(scope="module")
@@ -51,14 +56,15 @@ def lab() -> Iterator[Lab]:
 
 @pytest.fixture
 def restart(lab: Lab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Restart:
-    """Start node1's agent again with only some capabilities."""
+    """Start node1's agent again with only some capabilities, by a command *before* it."""
     interpreter = sys.executable
 
-    def start(held: set[str]) -> None:
+    def start(held: set[str], *before: str) -> None:
         sets = ",".join(["-all", *(f"+{name.lower()}" for name in sorted(held))])
         limited = tmp_path / "python"
         limited.write_text(
-            f'#!/bin/sh\nexec setpriv --bounding-set {sets} --inh-caps -all --no-new-privs {interpreter} "$@"\n'
+            f"#!/bin/sh\nexec {' '.join(before)} setpriv --bounding-set {sets} --inh-caps -all --no-new-privs "
+            f'{interpreter} "$@"\n'
         )
         limited.chmod(0o755)
         agent = lab.agent("node1")
@@ -113,3 +119,25 @@ def test_with_all_that_it_uses_everything_works(lab: Lab, restart: Restart) -> N
 def test_what_it_cannot_do_without_is_named(lab: Lab, restart: Restart, missing: str, words: str) -> None:
     with pytest.raises(LabError, match=f"(?s){words}"):
         restart(LEAST - {missing})
+
+
+@pytest.mark.parametrize("missing", ["SYS_PTRACE", "SYS_CHROOT"])
+def test_what_keeps_a_pod_from_its_socket_is_shown_with_the_pod(lab: Lab, restart: Restart, missing: str) -> None:
+    """A pod that has no volume for it; one that has needs neither right."""
+    restart(ALL - {missing})
+    name = f"lacks-{missing[4:].lower()}"
+    lab.apply(text=client(name, "node1", account="client", annotations="nodeagent.io/workload-api: enabled"))
+
+    def told() -> bool:
+        (row,) = (each for each in admin(lab, "node1", "/pods") if each["pod"] == name)
+        return any("its socket: " in fault and fault.endswith(f"capability {missing}") for fault in row["faults"])
+
+    eventually(told, "the capability is named")
+    assert workload(lab, "volume", "svid", path=SOCKET)["id"].endswith("/sa/client")
+
+
+def test_an_agent_in_a_cgroup_namespace_of_its_own_knows_its_pods(lab: Lab, restart: Restart) -> None:
+    """As a container runtime gives one to whoever is not privileged: other pods' cgroups are ``/../…`` there."""
+    restart(ALL, "unshare", "--cgroup")
+    assert workload(lab, "volume", "svid", path=SOCKET)["id"].endswith("/sa/client")
+    carries_traffic(lab)

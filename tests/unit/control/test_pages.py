@@ -141,16 +141,18 @@ def test_past_flows_are_bounded_and_a_busy_pod_pushes_out_its_own() -> None:
 def test_pods_are_told_with_what_others_know_of_them() -> None:
     class Pods:
         def rows(self) -> list[dict[str, object]]:
-            return [{"uid": "a", "pod": "a"}, {"uid": "unknown", "pod": "b"}]
+            return [{"uid": "a", "pod": "a", "faults": []}, {"uid": "unknown", "pod": "b", "faults": ["early"]}]
 
     async def scene() -> None:
         one = workload("a")
         flows = Flows(Workers(flow("1"), flow("2", closed=1.0), flow("3", pod="b")), Kernel(), Store())
-        page = PodsPage(Pods(), flows, lambda: {one.key: one}, lambda uid: {80: f"kernel: {uid}"}, "network", DECIDED)
+        paths = {80: "kernel"}
+        page = PodsPage(Pods(), flows, lambda: {one.key: one}, lambda _: paths, "network", DECIDED, lambda uid: [uid])
         known, unknown = await told(page.routes(), "/pods")
-        assert (known["connections"], known["paths"]) == (1, {"80": "kernel: a"})
+        assert (known["connections"], known["paths"]) == (1, {"80": "kernel"})
         assert "redirect.delivery is network" in known["delivery"]
         assert unknown["delivery"] == ""
+        assert (known["faults"], unknown["faults"]) == (["a"], ["early", "unknown"])
         assert (known["why"], unknown["why"]) == ("because", "")
         *captured, awaited, alone = await told(page.routes(), "/pods", all="true")
         assert [row["uid"] for row in captured] == ["a", "unknown"]
@@ -159,7 +161,7 @@ def test_pods_are_told_with_what_others_know_of_them() -> None:
             "alone",
             "left alone",
             "because",
-            ["wrong"],
+            ["wrong", "alone"],
         )
 
     play(scene)

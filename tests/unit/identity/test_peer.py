@@ -14,16 +14,20 @@ import pytest
 
 from nodeagent.identity import peer
 from nodeagent.identity.peer import stranger
+from nodeagent.places import cgroups
 from nodeagent.places.place import Place
 from nodeagent.redirect import netns
 
 OWN = "/proc/self/ns/net"
 
 
+TOP = str(cgroups.cgroup2_mounts(cgroups.own_mountinfo())[-1].point)
+
+
 @pytest.fixture
 def own_cgroup() -> str:
     lines = Path("/proc/self/cgroup").read_text().splitlines()
-    return peer._hierarchy() + next(line[3:] for line in lines if line.startswith("0::")).rstrip("/")
+    return TOP + next(line[3:] for line in lines if line.startswith("0::")).rstrip("/")
 
 
 def caller(place: Place) -> str:
@@ -70,7 +74,7 @@ def test_a_process_of_another_pod(own_cgroup: str) -> None:
     for other in (
         f"{own_cgroup}/below",
         f"{own_cgroup}x",
-        own_cgroup[:-1] + "/" if own_cgroup != peer._hierarchy() else "/elsewhere",
+        own_cgroup[:-1] + "/" if own_cgroup != TOP else "/elsewhere",
     ):
         assert caller(Place(OWN, other)) == "its process is in another cgroup"
     assert "no network any more" in caller(Place("/proc/self/ns/nothing", own_cgroup)), (
