@@ -1,8 +1,8 @@
 """``nodeagent ca serve``: Istio's certificate service with gRPC over TLS, its own certificate
 issued by the authority it serves.
 
-What it serves for is either a folder with the cluster's state (:class:`FolderState`) or a cluster
-(:class:`StateInCluster`), which then also keeps the authority.
+What it serves for is either a folder with the cluster's state (:class:`CaFolder`) or a cluster
+(:class:`CaOnCluster`), which then also keeps the authority.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ log = logging.getLogger("nodeagent.ca")
 _Context = grpc.aio.ServicerContext[IstioCertificateRequest, IstioCertificateResponse]
 
 
-class State(Protocol):
+class CaState(Protocol):
     """Where the authority is kept, and who knows which pods there are."""
 
     async def begin(self) -> CertificateAuthority:
@@ -75,7 +75,7 @@ class State(Protocol):
         """Take up what others have changed of the authority. Raises NodeagentError."""
 
 
-class FolderState:
+class CaFolder:
     """A folder of objects, and the authority's directory."""
 
     def __init__(self, config: CaConfig, source: Path) -> None:
@@ -104,7 +104,7 @@ class FolderState:
         """Whoever serves the authority's directory looks into it himself."""
 
 
-class StateInCluster:
+class CaOnCluster:
     """A cluster's API server, with a Secret for the authority and a ConfigMap for what it trusts."""
 
     def __init__(self, config: CaConfig, cluster: CaCluster) -> None:
@@ -138,12 +138,12 @@ class StateInCluster:
         await self._roots.keep(self._authority)
 
 
-def state_of(config: CaConfig) -> State:
+def state_of(config: CaConfig) -> CaState:
     """Return what *config* serves for. Raises ConfigError."""
     if config.kubernetes is not None:
-        return StateInCluster(config, config.kubernetes)
+        return CaOnCluster(config, config.kubernetes)
     assert config.source is not None  # one of the two is given: settings.py
-    return FolderState(config, config.source)
+    return CaFolder(config, config.source)
 
 
 def static_tokens(config: CaConfig) -> list[Validator]:

@@ -2,18 +2,33 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import platform
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import click
 
+from nodeagent.cli.cluster import file_option, kubeconfig_option, manifests, overlay_option, reached, say
 from nodeagent.cli.output import Column, Output, Row, emit, output_option
 from nodeagent.cli.run import AGENT_YAML
 from nodeagent.errors import KernelError
 
+if TYPE_CHECKING:
+    from nodeagent.kube.access import KubeObject
+    from nodeagent.rollout.check import ClusterFinding
+    from nodeagent.rollout.resources import ClusterObjects
+
+CLUSTER_COLUMNS: Final = (
+    Column("WHERE", "where"),
+    Column("FEATURE", "feature"),
+    Column("", "state"),
+    Column("DETAIL", "detail", wrap=True),
+    Column("LOST WITHOUT IT", "lost", wrap=True, extra=True),
+)
 COLUMNS: Final = (
     Column("FEATURE", "feature"),
     Column("", "state"),
@@ -44,8 +59,32 @@ WITHOUT_DAEMON: Final = {
     help="The daemon's configuration.",
 )
 @output_option
-def check(path: Path, output: Output) -> int:
-    """Try each thing that the agent needs of this machine; exit 1 when one is missing."""
+@click.option("--cluster", is_flag=True, help="Look at a whole cluster instead; these options are for that:")
+@kubeconfig_option
+@overlay_option
+@file_option
+@click.option("--connectivity", is_flag=True, help="Make pods, have them try every path between them, remove them.")
+@click.option(
+    "--timeout", default=120.0, show_default=True, type=click.FloatRange(min=1), help="Seconds for a node's answer.",
+)  # fmt: skip
+def check(
+    path: Path,
+    output: Output,
+    cluster: bool,
+    kubeconfig: Path | None,
+    overlay: str | None,
+    file: Path | None,
+    connectivity: bool,
+    timeout: float,
+) -> int:
+    """Try each thing that the agent needs of this machine; exit 1 when one is missing.
+
+    With --cluster: what the API server says of rights, kinds, rollouts and the authority, and this
+    check on every node, in a pod like the agent's; before an installation, with --overlay or --file.
+    """
+    if cluster:
+        documents = manifests(overlay, file)
+        return show(asyncio.run(_found(reached(kubeconfig), documents, connectivity, timeout)), output)
     if os.geteuid():
         raise KernelError(
             "checking means to load BPF programs and to make network namespaces: run it as root, which the agent "
@@ -73,6 +112,26 @@ def check(path: Path, output: Output) -> int:
             if missing
             else f"\n{kernel}: the agent can work here."
         )
+    return 1 if missing else 0
+
+
+async def _found(
+    objects: ClusterObjects, documents: Sequence[KubeObject], connectivity: bool, seconds: float
+) -> list[ClusterFinding]:
+    from nodeagent.rollout.check import ClusterCheck
+    from nodeagent.rollout.connectivity import Connectivity
+
+    found = await ClusterCheck(objects, documents, seconds=seconds).run()
+    return found + (await Connectivity(objects, say).run() if connectivity else [])
+
+
+def show(found: Sequence[ClusterFinding], output: Output) -> int:
+    """Print *found*; return the exit status."""
+    rows: list[Row] = [asdict(finding) for finding in found]
+    emit(rows, CLUSTER_COLUMNS, output)
+    missing = [f"{finding.feature} ({finding.where})" for finding in found if finding.state == "missing"]
+    if output == "table":
+        click.echo(f"\nthe agent does not work here as it should: {', '.join(missing)}" if missing else "\nall is well")
     return 1 if missing else 0
 
 

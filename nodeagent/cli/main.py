@@ -18,7 +18,10 @@ COMMANDS: Final = {
         "nodeagent.cli.compare",
         "No mesh, the node agent, per-pod sidecars: the same workload, one run, one report.",
     ),
-    "check": ("nodeagent.cli.check", "Preflight of kernel and tools: what is missing, and what is lost without it."),
+    "check": (
+        "nodeagent.cli.check",
+        "Preflight of this machine, or of a cluster: what is missing, and what is lost without it.",
+    ),
     "run": ("nodeagent.cli.run", "The daemon, in the foreground."),
     "lab": ("nodeagent.cli.lab", "A cluster on this machine: nodes, pods, services; no Kubernetes needed."),
     "get": ("nodeagent.cli.get", "What running agents believe: pods, certs, policies, routes, endpoints."),
@@ -32,7 +35,8 @@ COMMANDS: Final = {
         "nodeagent.cli.webhook",
         "Classic sidecars, given to a cluster's pods as they are made: the admission webhook.",
     ),
-    "uninstall": ("nodeagent.cli.uninstall", "What a stopped agent left on the node is detached and removed."),
+    "install": ("nodeagent.cli.install", "The agent on every node of a cluster."),
+    "uninstall": ("nodeagent.cli.uninstall", "What agents left is removed: from this node, or from a cluster."),
     "ready": ("nodeagent.cli.ready", "Whether an agent is ready, and what is missing: a kubelet's probe."),
     "reload": ("nodeagent.cli.reload", "New workers for the proxy, without a lost request."),
 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 from dataclasses import asdict
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Final
 
 import click
 
+from nodeagent.cli.cluster import file_option, kubeconfig_option, manifests, overlay_option, reached, say
 from nodeagent.cli.output import Column, Output, emit, output_option
 from nodeagent.cli.run import AGENT_YAML
 from nodeagent.errors import KernelError
@@ -16,7 +18,7 @@ from nodeagent.errors import KernelError
 COLUMNS: Final = (Column("REMOVED", "kind"), Column("WHERE IT WAS", "path"))
 
 
-@click.command()
+@click.command(short_help="What agents left is removed: from this node, or from a cluster.")
 @click.option(
     "-c",
     "--config",
@@ -27,8 +29,40 @@ COLUMNS: Final = (Column("REMOVED", "kind"), Column("WHERE IT WAS", "path"))
     help="The configuration of the daemon that ran.",
 )
 @output_option
-def uninstall(path: Path, output: Output) -> None:
-    """Detach every program and remove every pin, socket and mark of a daemon that does not run any more."""
+@click.option("--cluster", is_flag=True, help="Take the agent off a whole cluster instead; these options are for that:")
+@kubeconfig_option
+@overlay_option
+@file_option
+@click.option("--skip-nodes", is_flag=True, help="Do not clean the nodes: what is pinned there stays in force.")
+@click.option("--with-policies", is_flag=True, help="Remove the kinds of nodeagent.io with all objects of them.")
+@click.option(
+    "--timeout", default=300.0, show_default=True, type=click.FloatRange(min=1), help="Seconds to wait for all nodes.",
+)  # fmt: skip
+def uninstall(
+    path: Path,
+    output: Output,
+    cluster: bool,
+    kubeconfig: Path | None,
+    overlay: str | None,
+    file: Path | None,
+    skip_nodes: bool,
+    with_policies: bool,
+    timeout: float,
+) -> None:
+    """Detach every program and remove every pin, socket and mark of a daemon that does not run any more.
+
+    With --cluster: end the agents, have each node cleaned like that by a pod, then remove all that was
+    installed: objects, kinds, marks on nodes. It may be broken off and run again. Where the DaemonSet
+    is gone already (kubectl delete), --overlay or --file says what had been installed.
+    """
+    if cluster:
+        from nodeagent.rollout.remove import Removal
+
+        removal = Removal(reached(kubeconfig), say, seconds=timeout)
+        documents = manifests(overlay, file)
+        asyncio.run(removal.run(documents, nodes=not skip_nodes, policies=with_policies))
+        say("nothing of the agent is left in the cluster")
+        return
     if os.geteuid():
         raise KernelError("pins and links are root's: run it as root")
     from nodeagent import config, uninstall

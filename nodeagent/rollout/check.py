@@ -1,0 +1,212 @@
+"""Whether the agent works in a cluster, or would: what the API server says, and what every node says
+when it is tried there.
+
+Each finding stands for itself: one that cannot be looked at is told as such, and the others are
+looked at all the same.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Final, Literal
+
+from cryptography import x509
+
+from nodeagent.errors import NodeagentError, translated
+from nodeagent.identity import authority_directory
+from nodeagent.identity.profiles import ends
+from nodeagent.kube.access import KubeObject
+from nodeagent.kube.kinds import FOLLOWED, GROUP, WatchedKind
+from nodeagent.rollout.manifests import ObjectName, name_of
+from nodeagent.rollout.on_nodes import NodeRuns, Told
+from nodeagent.rollout.remove import DAEMON_SET, NAMESPACE, PART_OF
+from nodeagent.rollout.resources import ClusterObjects
+from nodeagent.rollout.workloads import behind
+
+OLDEST: Final = (1, 30)
+"""Of Kubernetes: the manifests use its fields (a preStop that sleeps, AppArmor profiles)."""
+ACCOUNT: Final = f"system:serviceaccount:{NAMESPACE}:nodeagent"
+REVIEWS: Final = "/apis/authorization.k8s.io/v1/subjectaccessreviews"
+ROOTS: Final = ObjectName("v1", "ConfigMap", NAMESPACE, "nodeagent-ca-root-cert")
+CHECK: Final = ("nodeagent", "check", "-o", "json", "-c", "/etc/nodeagent/agent.yaml")
+State = Literal["ok", "absent", "missing"]
+
+
+@dataclass(frozen=True, slots=True)
+class ClusterFinding:
+    """What was found of one thing."""
+
+    where: str
+    """A node's name, or ``cluster``."""
+    feature: str
+    state: State
+    """``absent``: something is lost without it; ``missing``: the agent cannot do without."""
+    detail: str
+    lost: str = ""
+
+
+class ClusterCheck:
+    """Looks at the cluster of *objects*; *documents*: the manifests that are to be applied; empty: what
+    is applied is looked at.
+    """
+
+    def __init__(self, objects: ClusterObjects, documents: Sequence[KubeObject], *, seconds: float) -> None:
+        """*seconds*: what a node may take for its answer."""
+        self._objects = objects
+        self._documents = documents
+        self._seconds = seconds
+
+    async def run(self) -> list[ClusterFinding]:
+        """Return what was found, the cluster's first. Raises ApiError where the API server does not answer at all."""
+        found = [await self._version()]
+        installed = () if self._documents else (self._rights, self._rollouts, self._trust)
+        for look in (self._kinds, *installed):
+            try:
+                found += await look()
+            except NodeagentError as error:
+                found.append(ClusterFinding("cluster", look.__name__.strip("_"), "missing", str(error)))
+        return found + await self._nodes()
+
+    async def _version(self) -> ClusterFinding:
+        answer = await self._objects.client.get("/version")
+        words = str(answer.get("gitVersion"))
+        found = re.match(r"v(\d+)\.(\d+)", words)
+        if found is not None and (int(found[1]), int(found[2])) >= OLDEST:
+            return ClusterFinding("cluster", "Kubernetes", "ok", words)
+        return ClusterFinding(
+            "cluster", "Kubernetes", "missing", f"{words}: at least {OLDEST[0]}.{OLDEST[1]} is needed"
+        )
+
+    async def _kinds(self) -> list[ClusterFinding]:
+        coming = set(_defined(self._documents))
+        return [await self._kind(kind, coming) for kind in FOLLOWED if not kind.builtin]
+
+    async def _kind(self, kind: WatchedKind, coming: set[tuple[str, str, str]]) -> ClusterFinding:
+        """Return whether the cluster, or what is to be applied, has *kind* in a version that is read here."""
+        served = [version for version in kind.versions if await self._serves(kind, version)]
+        applied = [version for version in kind.versions if (kind.group, version, kind.kind) in coming]
+        if served or applied:
+            return ClusterFinding("cluster", kind.kind, "ok", f"{kind.group}/{(served or applied)[0]}")
+        other = await self._versions(kind)
+        own = kind.group == GROUP
+        there = f"the cluster has {', '.join(other)} only" if other else "the cluster has no definition of it"
+        step = "apply daemonset/base/crds" if own else "install Istio's definitions, or daemonset/overlays/crds"
+        lost = "marks of enrolment" if kind.kind == "NodeStatus" else f"policies of kind {kind.kind}"
+        state: State = "missing" if own or other else "absent"
+        return ClusterFinding("cluster", kind.kind, state, f"{there}; {'/'.join(kind.versions)} is read: {step}", lost)
+
+    async def _serves(self, kind: WatchedKind, version: str) -> bool:
+        return await self._objects.find(f"{kind.group}/{version}", kind.kind) is not None
+
+    async def _versions(self, kind: WatchedKind) -> list[str]:
+        name = ObjectName("apiextensions.k8s.io/v1", "CustomResourceDefinition", "", f"{kind.plural}.{kind.group}")
+        found = await self._objects.get(name)
+        return [each["name"] for each in ((found or {}).get("spec") or {}).get("versions") or ()]
+
+    async def _rights(self) -> list[ClusterFinding]:
+        """Return what the agents' account may not do that they do."""
+        missing = [kind.rule for kind in FOLLOWED if not await self._may_follow(kind)]
+        if not missing:
+            return [ClusterFinding("cluster", "agents' rights", "ok", f"{ACCOUNT} may follow what it has to")]
+        add = "add it to the ClusterRole nodeagent"
+        return [ClusterFinding("cluster", "agents' rights", "missing", f"{rule}: {add}") for rule in missing]
+
+    async def _may_follow(self, kind: WatchedKind) -> bool:
+        for verb in ("list", "watch"):
+            attributes = {"group": kind.group, "resource": kind.plural, "verb": verb}
+            spec = {"user": ACCOUNT, "resourceAttributes": attributes}
+            body = {"apiVersion": "authorization.k8s.io/v1", "kind": "SubjectAccessReview", "spec": spec}
+            answer = await self._objects.client.post(REVIEWS, body)
+            if not (answer.get("status") or {}).get("allowed"):
+                return False
+        return True
+
+    async def _rollouts(self) -> list[ClusterFinding]:
+        others = await self._objects.list("apps/v1", "Deployment", namespace=NAMESPACE, labels=PART_OF)
+        named = [ObjectName("apps/v1", "Deployment", NAMESPACE, item["metadata"]["name"]) for item in others]
+        found = []
+        for name in (DAEMON_SET, *named):
+            why = await behind(self._objects, name)
+            found.append(ClusterFinding("cluster", str(name), "missing" if why else "ok", why or "rolled out"))
+        return found
+
+    async def _trust(self) -> list[ClusterFinding]:
+        """Return whether the authority has said what is to be trusted, and for how long it is."""
+        found = await self._objects.get(ROOTS)
+        if found is None:
+            words = f"{ROOTS} is not there: it is written by nodeagent-ca: see its log"
+            return [ClusterFinding("cluster", "authority", "missing", words, "certificates")]
+        with translated(NodeagentError, f"{ROOTS}: no certificates in it"):
+            roots = authority_directory.certificates(str(found["data"][authority_directory.ROOTS]).encode())
+        return [_root(root) for root in roots]
+
+    async def _nodes(self) -> list[ClusterFinding]:
+        template = await self._template()
+        nodes = [each["metadata"]["name"] for each in await self._objects.list("v1", "Node")]
+        if template is None:
+            words = f"{DAEMON_SET} is not there: apply daemonset/, or give --overlay to look before that"
+            return [ClusterFinding("cluster", "preflight", "missing", words)]
+        if self._documents and await self._objects.get(ObjectName("v1", "Namespace", "", NAMESPACE)) is None:
+            return await self._before(template, nodes)
+        return await self._tried(template, nodes)
+
+    async def _tried(self, template: KubeObject, nodes: Sequence[str]) -> list[ClusterFinding]:
+        runs = NodeRuns(self._objects, NAMESPACE, template)
+        found: list[ClusterFinding] = []
+        for told in await runs.run("check", CHECK, nodes, self._seconds):
+            found += said(told)
+        return found
+
+    async def _before(self, template: KubeObject, nodes: Sequence[str]) -> list[ClusterFinding]:
+        """Look at the nodes of a cluster that has nothing of the agent yet, and leave it so."""
+        wanted = ("Namespace", "ServiceAccount", "ConfigMap")
+        namespace = ObjectName("v1", "Namespace", "", NAMESPACE)
+        try:
+            for document in self._documents:
+                if name_of(document).kind in wanted:
+                    await self._objects.apply(document)
+            return await self._tried(template, nodes)
+        finally:
+            await self._objects.delete(namespace)
+
+    async def _template(self) -> KubeObject | None:
+        """Return the pod template of the agents, as it is to be or as it is."""
+        for document in self._documents:
+            if name_of(document) == DAEMON_SET:
+                found: KubeObject = document["spec"]["template"]
+                return found
+        there = await self._objects.get(DAEMON_SET)
+        return there["spec"]["template"] if there is not None else None
+
+
+def _root(root: x509.Certificate) -> ClusterFinding:
+    left = ends(root) - time.time()
+    state: State = "ok" if left > 0 else "missing"
+    return ClusterFinding(
+        "cluster", "authority", state, f"{root.subject.rfc4514_string()}, {left / 86400:.0f} days left"
+    )
+
+
+def _defined(documents: Iterable[KubeObject]) -> Iterable[tuple[str, str, str]]:
+    """Yield group, version and kind of what *documents* define."""
+    for document in documents:
+        if document.get("kind") == "CustomResourceDefinition":
+            spec = document["spec"]
+            for version in spec["versions"]:
+                yield spec["group"], version["name"], spec["names"]["kind"]
+
+
+def said(told: Told) -> list[ClusterFinding]:
+    """Return what ``nodeagent check -o json`` said on a node: what is not well, or that all is."""
+    try:
+        rows = json.loads(told.words)
+        found = [ClusterFinding(told.node, row["feature"], row["state"], row["detail"], row["lost"]) for row in rows]
+    except (ValueError, TypeError, KeyError):
+        words = told.words.strip()[-300:] or f"no answer, exit status {told.status}"
+        return [ClusterFinding(told.node, "preflight", "missing", words, "the agent on this node")]
+    bad = [finding for finding in found if finding.state != "ok"]
+    return [*bad, ClusterFinding(told.node, "preflight", "ok", f"{len(found) - len(bad)} of {len(found)} are well")]

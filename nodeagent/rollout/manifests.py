@@ -1,0 +1,141 @@
+"""The objects of a kustomization or of files of YAML, in the order in which they have to come."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from nodeagent.errors import ConfigError, ResourceError
+from nodeagent.kube.access import KubeObject
+from nodeagent.resources import yaml_text
+
+OVERLAYS: Final = Path("daemonset/overlays")
+"""Where a checkout has them."""
+RENDER_SECONDS: Final = 60.0
+ORDER: Final = (
+    "CustomResourceDefinition",
+    "Namespace",
+    "PriorityClass",
+    "ServiceAccount",
+    "ClusterRole",
+    "ClusterRoleBinding",
+    "Role",
+    "RoleBinding",
+    "CSIDriver",
+    "ConfigMap",
+    "Secret",
+    "Service",
+    "PodDisruptionBudget",
+)
+"""What others need comes first; kinds that are not named come after these."""
+LAST: Final = ("Deployment", "DaemonSet", "MutatingWebhookConfiguration")
+"""A registration stands when somebody answers: until then it would hold pods up."""
+
+
+@dataclass(frozen=True, slots=True)
+class ObjectName:
+    """Which object: its kind with group and version, its namespace (empty: none) and its name."""
+
+    api_version: str
+    kind: str
+    namespace: str
+    name: str
+
+    def __str__(self) -> str:
+        where = f"{self.namespace}/{self.name}" if self.namespace else self.name
+        return f"{self.kind} {where}"
+
+
+def name_of(document: KubeObject) -> ObjectName:
+    """Return which object *document* is. Raises ConfigError."""
+    metadata = document.get("metadata")
+    if not isinstance(metadata, dict) or not metadata.get("name") or not document.get("kind"):
+        raise ConfigError("a document without kind and metadata.name: every object needs both")
+    return ObjectName(
+        str(document.get("apiVersion", "")),
+        str(document["kind"]),
+        str(metadata.get("namespace", "")),
+        str(metadata["name"]),
+    )
+
+
+def overlay(name: str) -> Path:
+    """Return the folder of the overlay *name*, or the path that *name* is. Raises ConfigError."""
+    for path in (OVERLAYS / name, Path(name)):
+        if path.exists():
+            return path
+    known = sorted(path.parent.name for path in OVERLAYS.glob("*/kustomization.yaml"))
+    raise ConfigError(
+        f"overlay {name}: neither {OVERLAYS / name} nor a path: "
+        + (f"there are: {', '.join(known)}" if known else "give the path of a kustomization, or run it in a checkout")
+    )
+
+
+def load(path: Path) -> list[KubeObject]:
+    """Return the objects of *path*, in order: a folder with a kustomization, which kubectl renders; a
+    file of YAML; ``-``: standard input. Raises ConfigError.
+    """
+    if str(path) == "-":
+        text = sys.stdin.read()
+    elif path.is_dir():
+        text = _rendered(path)
+    else:
+        try:
+            text = path.read_text()
+        except (OSError, UnicodeDecodeError) as error:
+            raise ConfigError(f"{path}: cannot be read: {error}") from None
+    try:
+        documents = list(_flat(yaml_text.load(text)))
+    except ResourceError as error:
+        raise ConfigError(f"{path}: {error}") from None
+    if not documents:
+        raise ConfigError(f"{path}: holds no objects")
+    for document in documents:
+        name_of(document)
+    return ordered(documents)
+
+
+def ordered(documents: Iterable[KubeObject]) -> list[KubeObject]:
+    """Return *documents* so that each comes after what it needs."""
+    return sorted(documents, key=lambda document: _rank(str(document.get("kind"))))
+
+
+def _rank(kind: str) -> int:
+    if kind in ORDER:
+        return ORDER.index(kind)
+    return len(ORDER) + 1 + LAST.index(kind) if kind in LAST else len(ORDER)
+
+
+def _flat(documents: Iterable[object]) -> Iterator[KubeObject]:
+    for document in documents:
+        if document is None:
+            continue
+        if not isinstance(document, dict):
+            raise ConfigError(f"a {type(document).__name__} stands where an object is expected")
+        if document.get("kind") == "List":
+            yield from _flat(document.get("items") or ())
+        else:
+            yield document
+
+
+def _rendered(folder: Path) -> str:
+    kubectl = shutil.which("kubectl")
+    kustomize = shutil.which("kustomize")
+    if kubectl is None and kustomize is None:
+        raise ConfigError(
+            f"{folder}: neither kubectl nor kustomize is on PATH, and one is needed to render a kustomization: "
+            "install one, or give its output: kubectl kustomize FOLDER | nodeagent install -f -"
+        )
+    command = [kubectl, "kustomize", str(folder)] if kubectl is not None else [str(kustomize), "build", str(folder)]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=RENDER_SECONDS, check=False)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise ConfigError(f"{' '.join(map(str, command))}: {error}") from None
+    if done.returncode:
+        raise ConfigError(f"{folder}: cannot be rendered: {done.stderr.strip()[-500:]}")
+    return done.stdout

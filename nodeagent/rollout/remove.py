@@ -1,0 +1,218 @@
+"""Takes the agent off a cluster, such that nothing of it is left on any node.
+
+The order matters. First the webhook's registration, which would hold pods up. Then the DaemonSet
+gets another command: on each node the agent ends, and in its place a pod detaches and removes what
+is pinned there, and stays, so that a node which comes back later is cleaned as well
+(:func:`cleaning`; ``daemonset/overlays/uninstall`` is the same for ``kubectl``). When every node has
+been, marks on nodes go, then all objects, and last what defines their kinds.
+
+What is gone already is no error: it may be broken off anywhere, and begun again.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from functools import partial
+from typing import Final
+
+from nodeagent.errors import ControlError
+from nodeagent.kube.access import KubeObject
+from nodeagent.kube.client import MERGE
+from nodeagent.rollout.manifests import ObjectName, name_of
+from nodeagent.rollout.on_nodes import agent_container
+from nodeagent.rollout.progress import Say, waited
+from nodeagent.rollout.resources import ClusterObjects
+from nodeagent.rollout.workloads import behind
+
+NAMESPACE: Final = "nodeagent-system"
+DAEMON_SET: Final = ObjectName("apps/v1", "DaemonSet", NAMESPACE, "nodeagent")
+PART_OF: Final = "app.kubernetes.io/part-of=nodeagent"
+"""What every object of daemonset/ is labelled with."""
+OWN: Final = "nodeagent.io/"
+"""With what the agent's labels, annotations and taints of nodes begin."""
+GROUP: Final = "nodeagent.io"
+MADE_BY_AGENTS: Final = ("NodeStatus",)
+"""Kinds of the own group whose objects nobody else makes."""
+DEFINITIONS: Final = ("apiextensions.k8s.io/v1", "CustomResourceDefinition")
+REGISTRATIONS: Final = ("admissionregistration.k8s.io/v1", "MutatingWebhookConfiguration")
+CLUSTER_WIDE: Final = (
+    ("rbac.authorization.k8s.io/v1", "ClusterRoleBinding"),
+    ("rbac.authorization.k8s.io/v1", "ClusterRole"),
+    ("storage.k8s.io/v1", "CSIDriver"),
+)
+ELSEWHERE: Final = (
+    ("monitoring.coreos.com/v1", "ServiceMonitor"),
+    ("monitoring.coreos.com/v1", "PodMonitor"),
+    ("monitoring.coreos.com/v1", "PrometheusRule"),
+    ("rbac.authorization.k8s.io/v1", "RoleBinding"),
+    ("rbac.authorization.k8s.io/v1", "Role"),
+)
+"""What may be in other namespaces than the agent's."""
+UNINSTALL: Final = ("nodeagent", "uninstall", "-c", "/etc/nodeagent/agent.yaml")
+STAY: Final = ("sleep", "infinity")
+GRACE_SECONDS: Final = 30
+"""For an agent to end: what is open then ends with it."""
+
+
+def cleaning(daemon_set: KubeObject) -> KubeObject:
+    """Return *daemon_set* such that it cleans each node instead: its spec's template has the agent's
+    container run ``nodeagent uninstall``, and then one that does nothing.
+    """
+    made: KubeObject = copy.deepcopy(daemon_set)
+    spec = made["spec"]["template"]["spec"]
+    container = agent_container(spec)
+    for name in ("readinessProbe", "livenessProbe", "startupProbe", "lifecycle", "ports", "args", "resources"):
+        container.pop(name, None)
+    rest = {"name": "done", "image": container["image"], "command": list(STAY)}
+    if "imagePullPolicy" in container:
+        rest["imagePullPolicy"] = container["imagePullPolicy"]
+    spec |= {
+        "initContainers": [container | {"name": "uninstall", "command": list(UNINSTALL)}],
+        "containers": [rest],
+        "terminationGracePeriodSeconds": 1,
+    }
+    made["spec"]["updateStrategy"] = {
+        "type": "RollingUpdate",
+        "rollingUpdate": {"maxUnavailable": "100%", "maxSurge": 0},
+    }
+    return made
+
+
+class Removal:
+    """One removal from the cluster of *objects*."""
+
+    def __init__(self, objects: ClusterObjects, say: Say, *, seconds: float) -> None:
+        """*seconds*: how long is waited for all nodes, and for what ends after that."""
+        self._objects = objects
+        self._say = say
+        self._seconds = seconds
+
+    async def run(self, documents: Sequence[KubeObject], *, nodes: bool, policies: bool) -> None:
+        """Remove everything. *documents*: the manifests, for a cluster whose DaemonSet is gone already;
+        *nodes* False: do not clean them; *policies*: with what people wrote in kinds of the own group.
+
+        Raises ControlError, ApiError, saying what is left.
+        """
+        await self._refuse_policies(policies)
+        await self._each(REGISTRATIONS)
+        if nodes:
+            await self._clean(documents)
+        await self._objects.delete(DAEMON_SET)
+        await self._unmark()
+        for kind in (*ELSEWHERE, *CLUSTER_WIDE):
+            await self._each(kind)
+        namespace = ObjectName("v1", "Namespace", "", NAMESPACE)
+        for definition in await self._definitions():
+            if await self._objects.delete(definition):
+                self._say(f"{definition}: removed")
+        if await self._objects.delete(namespace):
+            await waited(partial(self._there, namespace), self._say, self._seconds, str(namespace))
+            self._say(f"{namespace}: removed, with all that was in it")
+
+    async def _refuse_policies(self, allowed: bool) -> None:
+        """Raise ControlError for objects of the own group that people wrote, unless they may go."""
+        found: list[str] = []
+        for definition in await self._own_definitions():
+            spec = definition["spec"]
+            if allowed or spec["names"]["kind"] in MADE_BY_AGENTS:
+                continue
+            version = f"{spec['group']}/{spec['versions'][-1]['name']}"
+            items = await self._objects.list(version, spec["names"]["kind"])
+            found += [f"{spec['names']['kind']} {item['metadata'].get('namespace', '')}/{item['metadata']['name']}"
+                      for item in items]  # fmt: skip
+        if found:
+            shown = ", ".join(found[:5]) + (", …" if len(found) > 5 else "")
+            raise ControlError(
+                f"{len(found)} objects would be lost with the definition of their kinds ({shown}): save what you "
+                "need, and give --with-policies; nothing has been removed"
+            )
+
+    async def _clean(self, documents: Sequence[KubeObject]) -> None:
+        """Have every node cleaned. Raises ControlError, naming the nodes that are not."""
+        found = await self._objects.get(DAEMON_SET)
+        if found is None:
+            found = await self._made_again(documents)
+        if found["spec"]["template"]["spec"].get("initContainers", [{}])[0].get("name") != "uninstall":
+            await self._change(found)
+        await waited(partial(behind, self._objects, DAEMON_SET), self._say, self._seconds, "nodes that are cleaned")
+        self._say("every node that can be reached is clean")
+
+    async def _change(self, found: KubeObject) -> None:
+        path = f"/apis/apps/v1/namespaces/{NAMESPACE}/daemonsets/{DAEMON_SET.name}"
+        changed = cleaning(found)
+        changed.pop("status", None)
+        await self._objects.client.put(path, changed)
+        # The old pods may have long to end: connections are let go on only where a successor comes.
+        labels = found["spec"]["selector"]["matchLabels"]
+        selector = ",".join(f"{key}={value}" for key, value in labels.items())
+        for pod in await self._objects.list("v1", "Pod", namespace=NAMESPACE, labels=selector):
+            name = ObjectName("v1", "Pod", NAMESPACE, pod["metadata"]["name"])
+            await self._objects.delete(name, grace=GRACE_SECONDS)
+
+    async def _made_again(self, documents: Sequence[KubeObject]) -> KubeObject:
+        """Apply what the agent needs to run on the nodes once more. Raises ControlError."""
+        made = [each for each in documents if name_of(each) == DAEMON_SET]
+        if not made:
+            raise ControlError(
+                f"{DAEMON_SET} is not there, so that nothing can clean the nodes: what is pinned on them keeps "
+                "protected pods refused: give the manifests that it came from (--overlay or -f), or --skip-nodes "
+                "where no node has anything"
+            )
+        for document in documents:
+            if name_of(document).kind in ("Namespace", "ServiceAccount", "ConfigMap"):
+                await self._objects.apply(document, force=True)
+        await self._objects.apply(cleaning(made[0]), force=True)
+        again = await self._objects.get(DAEMON_SET)
+        assert again is not None
+        return again
+
+    async def _unmark(self) -> None:
+        """Take the agent's labels, annotations and taints off all nodes. Raises ApiError."""
+        for node in await self._objects.list("v1", "Node"):
+            patch = unmarked(node)
+            if patch:
+                await self._objects.client.patch(f"/api/v1/nodes/{node['metadata']['name']}", patch, MERGE)
+                self._say(f"Node {node['metadata']['name']}: labels, annotations and taints removed")
+
+    async def _each(self, kind: tuple[str, str]) -> None:
+        """Remove the agent's objects of *kind*, wherever they are. Raises ApiError."""
+        for item in await self._objects.list(*kind, labels=PART_OF):
+            metadata = item["metadata"]
+            name = ObjectName(*kind, metadata.get("namespace", ""), metadata["name"])
+            if await self._objects.delete(name):
+                self._say(f"{name}: removed")
+
+    async def _own_definitions(self) -> list[KubeObject]:
+        return [item for item in await self._objects.list(*DEFINITIONS) if item["spec"]["group"] == GROUP]
+
+    async def _definitions(self) -> list[ObjectName]:
+        return [ObjectName(*DEFINITIONS, "", item["metadata"]["name"]) for item in await self._own_definitions()]
+
+    async def _there(self, name: ObjectName) -> str:
+        """Return what keeps the namespace from being gone; empty: it is."""
+        found = await self._objects.get(name)
+        if found is None:
+            return ""
+        why = [
+            each.get("message", "")
+            for each in (found.get("status") or {}).get("conditions") or ()
+            if each.get("status") == "True" and each.get("type", "").startswith("Namespace")
+        ]
+        return "; ".join(["it is still there", *why])
+
+
+def unmarked(node: KubeObject) -> KubeObject:
+    """Return the merge patch that takes the agent's marks off *node*; empty: there are none."""
+    metadata = node["metadata"]
+    patch: KubeObject = {}
+    for name in ("labels", "annotations"):
+        own: dict[str, None] = {key: None for key in metadata.get(name) or {} if key.startswith(OWN)}
+        if own:
+            patch.setdefault("metadata", {})[name] = own
+    taints = (node.get("spec") or {}).get("taints") or []
+    kept = [taint for taint in taints if not taint["key"].startswith(OWN)]
+    if len(kept) != len(taints):
+        patch["spec"] = {"taints": kept}
+        patch.setdefault("metadata", {})["resourceVersion"] = metadata["resourceVersion"]
+    return patch

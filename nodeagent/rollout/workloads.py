@@ -1,0 +1,78 @@
+"""How far a rollout is, and what keeps a pod from being ready, in words."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Final
+
+from nodeagent.kube.access import KubeObject
+from nodeagent.rollout.manifests import ObjectName
+from nodeagent.rollout.resources import ClusterObjects
+
+SHOWN: Final = 3
+"""Pods that are named."""
+
+
+async def behind(objects: ClusterObjects, name: ObjectName) -> str:
+    """Return what the DaemonSet or Deployment *name* still lacks, with the reasons of its pods; empty:
+    nothing. Raises ApiError.
+    """
+    found = await objects.get(name)
+    if found is None:
+        return "it is not there"
+    if name.kind == "DaemonSet":
+        wanted, updated, ready = _daemon_set(found)
+    else:
+        wanted, updated, ready = _deployment(found)
+    observed = found.get("status", {}).get("observedGeneration") == found["metadata"].get("generation")
+    if observed and updated >= wanted and ready >= wanted:
+        return ""
+    selector = found["spec"]["selector"].get("matchLabels") or {}
+    labels = ",".join(f"{key}={value}" for key, value in selector.items())
+    pods = await objects.list("v1", "Pod", namespace=name.namespace, labels=labels)
+    reasons = [f"{pod['metadata']['name']}: {why}" for pod in pods if (why := unready(pod))]
+    words = f"{ready} of {wanted} ready, {updated} of this version"
+    return "; ".join([words, *reasons[:SHOWN], *(["…"] if len(reasons) > SHOWN else [])])
+
+
+def unready(pod: KubeObject) -> str:
+    """Return why *pod* is not ready, in words; empty: it is."""
+    status = pod.get("status") or {}
+    where = f" on {pod['spec']['nodeName']}" if pod.get("spec", {}).get("nodeName") else ""
+    conditions = {each.get("type"): each for each in status.get("conditions") or ()}
+    if conditions.get("Ready", {}).get("status") == "True":
+        return ""
+    for container in [*(status.get("initContainerStatuses") or ()), *(status.get("containerStatuses") or ())]:
+        if why := _waiting(container):
+            return f"{container.get('name')} {why}{where}"
+    unscheduled = conditions.get("PodScheduled", {})
+    if unscheduled.get("status") == "False":
+        return f"not scheduled: {unscheduled.get('message') or unscheduled.get('reason')}"
+    return f"{status.get('phase', 'Pending')}, not ready{where}"
+
+
+def _waiting(container: KubeObject) -> str:
+    """Return why a container does not run; empty: it does, or has done what it had to."""
+    state = container.get("state") or {}
+    waiting = state.get("waiting") or {}
+    ended = state.get("terminated") or (container.get("lastState") or {}).get("terminated") or {}
+    last = f"; it ended with {ended['exitCode']}" if ended.get("exitCode") else ""
+    if waiting.get("reason") not in (None, "PodInitializing", "ContainerCreating"):
+        return f"{waiting['reason']}: {waiting.get('message') or 'no message'}{last}"
+    return f"ended with {ended['exitCode']}" if "terminated" in state and ended.get("exitCode") else ""
+
+
+def workloads(names: Iterable[ObjectName]) -> list[ObjectName]:
+    """Return those of *names* that are rolled out."""
+    return [name for name in names if name.kind in ("Deployment", "DaemonSet")]
+
+
+def _daemon_set(found: KubeObject) -> tuple[int, int, int]:
+    status = found.get("status") or {}
+    wanted = status.get("desiredNumberScheduled", 0)
+    return wanted, status.get("updatedNumberScheduled", 0), status.get("numberReady", 0)
+
+
+def _deployment(found: KubeObject) -> tuple[int, int, int]:
+    status = found.get("status") or {}
+    return found["spec"].get("replicas", 1), status.get("updatedReplicas", 0), status.get("readyReplicas", 0)
