@@ -294,6 +294,10 @@ class Kubernetes(ConfigSection):
     """Where what is known of the cluster is kept for a start while the API server is away; absent:
     ``runtimeDirectory``.
     """
+    kubelet: Path = Path("/var/lib/kubelet")
+    """The kubelet's folder, as it has it itself: there it finds the driver of ``csi.nodeagent.io`` volumes.
+    Without its ``plugins_registry`` there is no driver.
+    """
 
 
 def _this_node() -> str:

@@ -7,7 +7,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -51,7 +51,7 @@ def uninstall(config: AgentConfig) -> list[Removed]:
             if folder.is_dir():
                 locks.enter_context(held(folder, setting))
         try:
-            return [*_marks(config), *_pins(pinned), *_files(own)]
+            return [*_marks(config), *_pins(pinned), *_files(own, OWN), *_driver(config)]
         except OSError as error:
             raise KernelError(
                 f"{error.filename}: cannot be removed: {error.strerror}; uninstalling needs root"
@@ -112,8 +112,16 @@ def _pins(directory: Path) -> Iterator[Removed]:
         yield Removed(kinds[path.parent.name], str(path))
 
 
-def _files(directory: Path) -> Iterator[Removed]:
-    for path in (directory / name for name in OWN):
+def _driver(config: AgentConfig) -> Iterator[Removed]:
+    """Have the kubelet forget the driver of volumes; those that pods have go with the pods."""
+    from nodeagent.control.csi_volumes import FILES
+
+    if config.kubernetes is not None:
+        yield from _files(config.kubernetes.kubelet, FILES)
+
+
+def _files(directory: Path, names: Iterable[str]) -> Iterator[Removed]:
+    for path in (directory / name for name in names):
         if path.is_dir():
             shutil.rmtree(path)
         elif path.exists():

@@ -43,6 +43,7 @@ def open_footing(config: AgentConfig) -> Footing:
 def _cluster(config: AgentConfig, kubernetes: Kubernetes) -> Footing:
     # Imported only where a cluster is: it brings gRPC and TLS for the runtime and the API server.
     from nodeagent.control.cluster_side import ClusterSide
+    from nodeagent.control.csi_volumes import CsiVolumes
     from nodeagent.kube.access import open_access
     from nodeagent.kube.client import KubeClient
     from nodeagent.kube.node_status import NodeStatusMarks
@@ -51,6 +52,7 @@ def _cluster(config: AgentConfig, kubernetes: Kubernetes) -> Footing:
     from nodeagent.places.cri import CriPlaces
     from nodeagent.places.runtime import CriRuntime, find_socket
     from nodeagent.places.sandbox import SandboxReader
+    from nodeagent.redirect.host_mount import HostMounts
 
     client = KubeClient(open_access(kubernetes.kubeconfig))
     runtime = CriRuntime(find_socket(kubernetes.runtime))
@@ -58,4 +60,5 @@ def _cluster(config: AgentConfig, kubernetes: Kubernetes) -> Footing:
     kept = SnapshotFile(kubernetes.state_directory or config.runtime_directory, config.node)
     source = KubernetesSource(client, config.node, places, kept)
     marks = NodeStatusMarks(client, config.node, source.statuses, source.mark, here=source.here)
-    return Footing(source, places, marks, (ClusterSide(source, places, marks, kept),))
+    volumes = CsiVolumes(config.node, kubernetes.kubelet, config.runtime_directory, HostMounts())
+    return Footing(source, places, marks, (ClusterSide(source, places, marks, kept), volumes))

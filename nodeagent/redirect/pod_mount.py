@@ -39,6 +39,9 @@ _READ_ONLY = 1
 _NO_SUID = 2
 _NO_DEVICES = 4
 _NO_EXEC = 8
+_DETACH = 2
+_NOT_A_LINK = 8
+"""Of umount2(2)."""
 _ESCAPED: Final = re.compile(rb"[ \t\n\\]")
 """What the kernel writes as octal numbers in a path (seq_path)."""
 PATIENCE_SECONDS: Final = 10.0
@@ -169,13 +172,34 @@ def _lacking() -> str:
 
 def main(pidfd: int, folder: str, target: str) -> None:
     """Mount *folder* at *target* where the process *pidfd* is. Raises OSError."""
+    tree = detached(folder)
+    enter(pidfd)
+    attach(tree, _mount_point(target))
+
+
+def detached(folder: str) -> int:
+    """Return the descriptor of a mount of *folder*, read-only, that is nowhere yet. Raises OSError."""
     tree = _call(OPEN_TREE, _AT_FDCWD, folder.encode(), _CLONE | _CLOEXEC)
     attributes = (ctypes.c_uint64 * 4)(_READ_ONLY | _NO_SUID | _NO_DEVICES | _NO_EXEC, 0, 0, 0)
     _call(MOUNT_SETATTR, tree, b"", _EMPTY_PATH, ctypes.byref(attributes), ctypes.sizeof(attributes))
+    return tree
+
+
+def enter(pidfd: int) -> None:
+    """Have this process, of one thread, be in the mount namespace of *pidfd*'s. Raises OSError."""
     if _libc.setns(pidfd, CLONE_NEWNS) < 0:
         raise _error()
-    point = _mount_point(target)
+
+
+def attach(tree: int, point: int) -> None:
+    """Put the mount *tree* at the folder *point*. Raises OSError."""
     _call(MOVE_MOUNT, tree, b"", point, b"", _FROM_EMPTY | _TO_EMPTY)
+
+
+def detach(target: str) -> None:
+    """Take the mount at *target* away, whoever uses it. Raises OSError."""
+    if _libc.umount2(target.encode(), _DETACH | _NOT_A_LINK) < 0:
+        raise _error()
 
 
 def _mount_point(target: str) -> int:
