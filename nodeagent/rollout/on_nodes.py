@@ -45,7 +45,18 @@ def alone(template: KubeObject, command: Sequence[str]) -> KubeObject:
         container.pop(name, None)
     container["command"] = list(command)
     spec.pop("initContainers", None)
+    unbound(spec)
     return spec | {"containers": [container], "restartPolicy": "Never", "terminationGracePeriodSeconds": 1}
+
+
+def unbound(spec: KubeObject) -> None:
+    """Have *spec* wait for no ConfigMap or Secret: what is run once needs none but its configuration,
+    and the authority's may not be there yet, or any more.
+    """
+    for volume in spec.get("volumes") or ():
+        for kind in ("configMap", "secret"):
+            if kind in volume:
+                volume[kind]["optional"] = True
 
 
 def agent_container(spec: KubeObject) -> KubeObject:

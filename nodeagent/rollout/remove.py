@@ -20,7 +20,7 @@ from nodeagent.errors import ControlError
 from nodeagent.kube.access import KubeObject
 from nodeagent.kube.client import MERGE
 from nodeagent.rollout.manifests import ObjectName, name_of
-from nodeagent.rollout.on_nodes import agent_container
+from nodeagent.rollout.on_nodes import agent_container, unbound
 from nodeagent.rollout.progress import Say, waited
 from nodeagent.rollout.resources import ClusterObjects
 from nodeagent.rollout.workloads import behind
@@ -67,6 +67,7 @@ def cleaning(daemon_set: KubeObject) -> KubeObject:
     rest = {"name": "done", "image": container["image"], "command": list(STAY)}
     if "imagePullPolicy" in container:
         rest["imagePullPolicy"] = container["imagePullPolicy"]
+    unbound(spec)
     spec |= {
         "initContainers": [container | {"name": "uninstall", "command": list(UNINSTALL)}],
         "containers": [rest],
