@@ -200,6 +200,7 @@ def test_uninstall_has_nodes_cleaned_and_takes_marks_off(cluster: Cluster, docum
 
 
 def test_check_says_what_a_cluster_lacks(cluster: Cluster) -> None:
+    cluster.call("DELETE", f"/api/v1/namespaces/{SYSTEM}/configmaps/nodeagent-ca-root-cert")
     done = nodeagent("check", "--cluster", "-o", "json", kubeconfig=cluster.kubeconfig)
     assert done.returncode == 1, done.stderr
     rows = {(row["where"], row["feature"]): row for row in yaml.safe_load(done.stdout)}
