@@ -32,8 +32,8 @@ from pathlib import Path
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-PACKAGES = ("python3", "python3-cryptography", "iptables", "iproute2", "busybox", "ca-certificates")
-"""iptables and iproute2 are for `nodeagent sidecar-init`; ip and a shell are for people."""
+PACKAGES = ("python3", "python3-cryptography", "libstdc++6", "iptables", "iproute2", "busybox", "ca-certificates")
+"""libstdc++ is for grpc; iptables and iproute2 for `nodeagent sidecar-init`; ip and a shell for people."""
 LEFT_OUT = ("dpkg", "tar", "debconf", "gcc-12-base", "readline-common", "libtirpc-common", "openssl")
 """Of what those depend on: needed only to configure packages."""
 SITE = "usr/local/lib/python3.11/dist-packages"

@@ -1,0 +1,125 @@
+"""What daemonset/ holds is taken by a real API server: every overlay whole, and of policies those that are right."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from tests.kube.cluster import Cluster
+
+DAEMONSET = Path(__file__).parents[2] / "daemonset"
+OVERLAYS = sorted(path.name for path in (DAEMONSET / "overlays").iterdir())
+OPERATOR = (("PodMonitor", "podmonitors", "v1"), ("PrometheusRule", "prometheusrules", "v1"))
+"""Kinds of the Prometheus Operator, as far as an API server must know them to take an object."""
+BUCKET = {"maxTokens": 1, "fillInterval": "1s"}
+ALL = {"matchLabels": {"app": "*"}}
+WEB = {"matchLabels": {"app": "web"}}
+POLICIES: dict[str, tuple[str, list[tuple[dict[str, Any], str]]]] = {
+    "RateLimit": (
+        "nodeagent.io/v1alpha1",
+        [
+            ({"local": [{"tokenBucket": {"maxTokens": 5, "fillInterval": "1s"}}]}, ""),
+            ({"selector": WEB, "later": 1, "local": [{"tokenBucket": BUCKET}]}, ""),
+            ({}, "at least one limit is expected in local or global"),
+            ({"local": [{"tokenBucket": {"maxTokens": 0, "fillInterval": "1s"}}]}, "maxTokens"),
+            ({"local": [{"match": {}}]}, "tokenBucket"),
+            ({"selector": ALL, "local": [{"tokenBucket": BUCKET}]}, "without '*'"),
+            ({"global": {"provider": "p", "domain": "d", "descriptors": [], "failureMode": "open"}}, "failureMode"),
+        ],
+    ),
+    "PeerAuthentication": (
+        "security.istio.io/v1beta1",
+        [
+            ({"mtls": {"mode": "STRICT"}}, ""),
+            ({"selector": WEB, "portLevelMtls": {"8080": {"mode": "DISABLE"}}}, ""),
+            ({"mtls": {"mode": "strict"}}, "mode"),
+            ({"portLevelMtls": {"8080": {"mode": "DISABLE"}}}, "portLevelMtls needs a selector"),
+            ({"selector": WEB, "portLevelMtls": {"70000": {}}}, "a port from 1 to 65535"),
+        ],
+    ),
+    "AuthorizationPolicy": (
+        "security.istio.io/v1",
+        [
+            ({}, ""),
+            ({"action": "CUSTOM", "provider": {"name": "sso"}, "rules": [{}]}, ""),
+            ({"action": "CUSTOM", "rules": [{}]}, "CUSTOM needs one"),
+            ({"provider": {"name": "sso"}}, "CUSTOM needs one"),
+            ({"action": "REFUSE"}, "action"),
+            ({"selector": {}, "targetRef": {"kind": "Service", "name": "web"}}, "only one of selector"),
+        ],
+    ),
+    "RequestAuthentication": (
+        "security.istio.io/v1",
+        [
+            ({"jwtRules": [{"issuer": "me", "jwksUri": "https://me.example/keys"}]}, ""),
+            ({"jwtRules": [{"jwksUri": "https://me.example/keys"}]}, "issuer"),
+            ({"jwtRules": [{"issuer": "me", "jwks": "{}", "jwksUri": "https://me.example/keys"}]}, "only one of jwks"),
+        ],
+    ),
+}  # fmt: skip
+
+
+def _definition(kind: str, plural: str, version: str) -> dict[str, Any]:
+    schema = {"type": "object", "x-kubernetes-preserve-unknown-fields": True}
+    group = "monitoring.coreos.com"
+    names = {"kind": kind, "plural": plural, "singular": kind.lower(), "listKind": f"{kind}List"}
+    served = {"name": version, "served": True, "storage": True, "schema": {"openAPIV3Schema": schema}}
+    return {
+        "apiVersion": "apiextensions.k8s.io/v1",
+        "kind": "CustomResourceDefinition",
+        "metadata": {"name": f"{plural}.{group}"},
+        "spec": {"group": group, "names": names, "scope": "Namespaced", "versions": [served]},
+    }
+
+
+@pytest.fixture(scope="module")
+def defined(cluster: Cluster) -> Cluster:
+    """The cluster with all kinds: Istio's, ours, and the operator's."""
+    for folder in ("overlays/crds", "base/crds"):
+        cluster.kubectl("apply", "-k", str(DAEMONSET / folder))
+    for kind in OPERATOR:
+        cluster.kubectl("apply", "-f", "-", stdin=yaml.safe_dump(_definition(*kind)))
+    for group in ("security.istio.io", "nodeagent.io", "monitoring.coreos.com"):
+        cluster.kubectl("wait", "--for=condition=Established", "--timeout=30s", *_definitions(cluster, group))
+    return cluster
+
+
+def _definitions(cluster: Cluster, group: str) -> list[str]:
+    names = cluster.kubectl("get", "crds", "-o", "name").split()
+    return [name for name in names if name.endswith(f".{group}")]
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_an_overlay_is_taken_whole_and_goes_whole(defined: Cluster, overlay: str) -> None:
+    folder = str(DAEMONSET / "overlays" / overlay)
+    applied = defined.kubectl("apply", "-k", folder, "-o", "name").split()
+    again = defined.kubectl("diff", "-k", folder)
+    assert applied
+    assert again == ""
+    if overlay != "crds":
+        assert "daemonset.apps/nodeagent" in applied
+
+
+@pytest.mark.parametrize(
+    ("kind", "spec", "refusal"),
+    [(kind, spec, refusal) for kind, (_, cases) in POLICIES.items() for spec, refusal in cases],
+)
+def test_a_policy_is_refused_for_what_the_agent_would_refuse(
+    defined: Cluster, kind: str, spec: dict[str, Any], refusal: str
+) -> None:
+    version = POLICIES[kind][0]
+    group, number = version.split("/")
+    plural = {"AuthorizationPolicy": "authorizationpolicies"}.get(kind, f"{kind.lower()}s")
+    document = {"apiVersion": version, "kind": kind, "metadata": {"name": "tried"}, "spec": spec}
+    path = f"/apis/{group}/{number}/namespaces/default/{plural}"
+    status, answer = defined.call("POST", path, document)
+    if refusal:
+        assert status == 422
+        assert refusal in answer["message"]
+    else:
+        assert status == 201
+        assert answer["spec"] == spec  # nothing is pruned
+        defined.ok("DELETE", f"{path}/tried")

@@ -1,0 +1,104 @@
+"""The manifests say what the code says: the version, the agent's configuration, the kinds of policy,
+and nothing that does not exist.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+import nodeagent
+from nodeagent.kube import kinds
+from nodeagent.resources.security import KINDS
+
+ROOT = Path(__file__).parents[3]
+DAEMONSET = ROOT / "daemonset"
+KUSTOMIZATIONS = sorted(DAEMONSET.rglob("kustomization.yaml"))
+NAMES = [str(path.parent.relative_to(DAEMONSET)) for path in KUSTOMIZATIONS]
+
+
+def documents(*folders: str) -> Iterator[dict[str, Any]]:
+    for folder in folders or ("",):
+        for path in sorted((DAEMONSET / folder).rglob("*.yaml")):
+            yield from (each for each in yaml.safe_load_all(path.read_text()) if isinstance(each, dict))
+
+
+def pod_specs() -> Iterator[tuple[str, dict[str, Any]]]:
+    for each in documents():
+        template = each.get("spec", {}).get("template") if isinstance(each.get("spec"), dict) else None
+        if template and "spec" in template:
+            yield f"{each['kind']}/{each['metadata']['name']}", template["spec"]
+
+
+@pytest.mark.parametrize("path", KUSTOMIZATIONS, ids=NAMES)
+def test_a_kustomization_names_files_that_exist_and_all_of_them(path: Path) -> None:
+    document = yaml.safe_load(path.read_text())
+    resources = document.get("resources", [])
+    assert [each for each in resources if not (path.parent / each).exists()] == []
+    generated = [file for each in document.get("configMapGenerator", ()) for file in each.get("files", ())]
+    named = {*resources, *(file.rpartition("=")[2] for file in generated), "kustomization.yaml"}
+    there = {each.name for each in path.parent.glob("*.yaml")}
+    assert there - named == set()
+
+
+def test_images_are_the_project_s_own_at_its_version() -> None:
+    images = {container["image"] for _, spec in pod_specs() for container in spec["containers"]}
+    assert images == {"nodeagent"}
+    tags = set()
+    for path in KUSTOMIZATIONS:
+        tags |= {image["newTag"] for image in yaml.safe_load(path.read_text()).get("images", ())}
+    assert tags == {nodeagent.__version__}
+
+
+def test_no_container_is_privileged_or_may_become_so() -> None:
+    loose = []
+    for name, spec in pod_specs():
+        for container in [*spec.get("initContainers", ()), *spec["containers"]]:
+            context = container["securityContext"]
+            if (
+                context.get("privileged")
+                or context.get("allowPrivilegeEscalation") is not False
+                or context.get("readOnlyRootFilesystem") is not True
+                or context.get("capabilities", {}).get("drop") != ["ALL"]
+            ):
+                loose.append(name)
+    assert loose == []
+
+
+def test_every_capability_has_its_reason_in_the_documents() -> None:
+    text = (ROOT / "docs" / "kubernetes.md").read_text()
+    rights = text[text.index("## Rights") :]
+    for name, spec in pod_specs():
+        for container in spec["containers"]:
+            for capability in container["securityContext"]["capabilities"].get("add", ()):
+                assert re.search(rf"^\| [A-Z_, ]*\b{capability}\b", rights, re.MULTILINE), f"{name}: {capability}"
+
+
+def test_every_kind_of_policy_has_its_definition() -> None:
+    defined = {each["spec"]["names"]["kind"] for each in documents() if each.get("kind") == "CustomResourceDefinition"}
+    assert set(KINDS) <= defined
+
+
+def test_a_rule_says_who_needs_it() -> None:
+    """A comment above each rule of base/rbac.yaml names the module that calls."""
+    text = (DAEMONSET / "base" / "rbac.yaml").read_text()
+    for before in text.split("\n  - apiGroups:")[:-1]:
+        comment = before.rsplit("\n", 1)[-1]
+        said = re.match(r"  # (\w[\w/]*\.py)", comment)
+        assert said, before[-200:]
+        assert (ROOT / "nodeagent" / said[1]).exists(), said[1]
+
+
+def test_the_agent_may_follow_what_it_follows_and_nothing_else() -> None:
+    role = next(each for each in documents("base") if each.get("kind") == "ClusterRole")
+    followed = {(each.group, each.plural) for each in kinds.FOLLOWED}
+    allowed = set()
+    for rule in role["rules"]:
+        if "watch" in rule["verbs"]:
+            allowed |= {(group, plural) for group in rule["apiGroups"] for plural in rule["resources"]}
+    assert allowed == followed
