@@ -2,7 +2,9 @@
 would double its memory (79 MB beside 39), and a general one adds 8 MB of imports.
 
 Each request is a connection of its own: requests are rare, and what runs for long is a watch, which
-has one for itself. Redirects are not followed. What the server says is bounded, in time and bytes.
+has one for itself. The server is not asked to close it: what comes together with the end of a TLS
+connection can be lost by a reader that is slow just then. Redirects are not followed. What the server
+says is bounded, in time and bytes.
 """
 
 from __future__ import annotations
@@ -161,7 +163,6 @@ class KubeClient:
             "Accept": JSON,
             "Accept-Encoding": "identity",
             "User-Agent": f"nodeagent/{__version__}",
-            "Connection": "close",
             **self._access.headers(),
         }
         if length:

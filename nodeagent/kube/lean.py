@@ -28,6 +28,7 @@ _KEPT: Final = (
 """How annotations begin that somebody reads."""
 _LAST_APPLIED: Final = "kubectl.kubernetes.io/last-applied-configuration"
 """The whole object once more, as text."""
+_PROBES: Final = ("startupProbe", "livenessProbe", "readinessProbe", "lifecycle")
 MAX_SHARED: Final = 1 << 14
 UNWRITTEN: Final = "unwritten"
 """Field of a kept document, which no object of the API has."""
@@ -77,6 +78,25 @@ class Lean:
 
     def _same(self, value: _Shared) -> _Shared:
         return cast(_Shared, self._shared.setdefault(value, value))
+
+
+def trim(document: KubeObject) -> None:
+    """Take out of *document*, a pod's, what is not read of a pod on another node: reading is most of
+    what a large cluster costs.
+    """
+    spec = document.get("spec")
+    status = document.get("status")
+    if isinstance(spec, dict):
+        spec.pop("volumes", None)
+        containers = spec.get("containers")
+        for container in containers if isinstance(containers, list) else ():
+            for name in _PROBES if isinstance(container, dict) else ():
+                container.pop(name, None)
+    conditions = status.get("conditions") if isinstance(status, dict) else None
+    if isinstance(status, dict) and isinstance(conditions, list):
+        status["conditions"] = [
+            each for each in conditions if not isinstance(each, dict) or each.get("type") == "Ready"
+        ]
 
 
 def _useful(annotations: Mapping[str, str]) -> dict[str, str]:

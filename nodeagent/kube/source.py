@@ -38,7 +38,7 @@ from nodeagent.errors import ResourceError, shown, translated
 from nodeagent.kube.access import ApiError, KubeObject
 from nodeagent.kube.client import KubeClient
 from nodeagent.kube.kinds import FOLLOWED, NODE_STATUSES, PODS, WatchedKind
-from nodeagent.kube.lean import UNWRITTEN, Lean, rewritten
+from nodeagent.kube.lean import UNWRITTEN, Lean, rewritten, trim
 from nodeagent.kube.node_status import NodeStatuses
 from nodeagent.kube.watch import LOOK_SECONDS, Sleep, Watch, newer
 from nodeagent.mesh.local import finished
@@ -439,6 +439,8 @@ class _Kind:
     def _parsed(self, document: KubeObject) -> KubernetesObject | Policy | None:
         if self.kind.kind in security.KINDS:
             return security.parse(_without_server_fields(document))
+        if self.kind is PODS and not self._is_here(document):
+            trim(document)
         found = objects.parse(document)
         if isinstance(found, PodObject):
             if UNWRITTEN in document:
@@ -448,6 +450,10 @@ class _Kind:
         if isinstance(found, ServiceObject):
             return self._source.lean.annotated(found)
         return self._source.lean.annotated(found) if isinstance(found, NamespaceObject) else found
+
+    def _is_here(self, document: KubeObject) -> bool:
+        spec = document.get("spec")
+        return isinstance(spec, dict) and spec.get("nodeName") == self._source.node
 
     def _know(self, name: Name, held: HeldObject, change: Change) -> None:
         before = held.change

@@ -11,7 +11,8 @@ server that has forgotten it says so (410), whereupon everything is listed anew.
 
 The listing is a stream too (``sendInitialEvents``): every object as if it had just been added, then
 a bookmark that says that this was all. So no more than one object is in memory at a time, however
-many there are. A server that does not do that (before Kubernetes 1.32) is asked for pages.
+many there are. A server that does not do that (before Kubernetes 1.32, or with an etcd that tells
+no progress) is asked for pages.
 
     list ──▶ watch ──▶ the stream ends ──▶ watch from the last version ──▶ 410 ──▶ list
       ▲         │ error, or a stream that said nothing: a pause that grows, with jitter
@@ -33,7 +34,6 @@ from urllib.parse import urlencode
 
 import orjson
 
-from nodeagent.errors import shown
 from nodeagent.kube.access import ApiError, KubeObject
 from nodeagent.kube.client import KubeClient
 from nodeagent.kube.kinds import WatchedKind
@@ -49,8 +49,14 @@ PAGE: Final = 250
 INITIAL_END: Final = "k8s.io/initial-events-end"
 """Annotation of the bookmark that ends a listing."""
 GONE: Final = 410
+_PASSING: Final = (0, 429)
+"""No answer, and "too many requests", which is also said of a kind that has just come."""
 Sleep = Callable[[float], Awaitable[None]]
 log = logging.getLogger("nodeagent.kube")
+
+
+class _NoStreamsError(ApiError):
+    """The server cannot list by a stream."""
 
 
 class Sink(Protocol):
@@ -185,14 +191,20 @@ class Watch:
         document = _mapping(event.get("object"))
         what = event.get("type")
         if what == "ERROR":
-            code = document.get("code")
-            said = f"watch {self._path}: the server says: {shown(document.get('message'))}"
-            raise ApiError(said, code if isinstance(code, int) else 0)
+            raise self._error(document)
         if what in ("ADDED", "MODIFIED"):
             self._sink.put(document)
         elif what == "DELETED":
             self._sink.gone(document)
         self._advance(_mapping(document.get("metadata")))
+
+    def _error(self, document: KubeObject) -> ApiError:
+        """Return the error that the server put into the stream."""
+        code = document.get("code")
+        said = f"watch {self._path}: the server says: {str(document.get('message'))[:300]}"
+        if not self._version and code != GONE:
+            return _NoStreamsError(said)  # as with an etcd that tells no progress
+        return ApiError(said, code if isinstance(code, int) else 0)
 
     def _advance(self, metadata: KubeObject) -> None:
         """Note how far the stream has come; while it lists, that is told by the last bookmark alone."""
@@ -214,11 +226,11 @@ class Watch:
             self._version = ""
             log.info("%s: what changed meanwhile is not known any more: all are listed anew", self._path)
             return
-        if not self._version and self._streams and error.status in (400, 422):
+        if not self._version and self._streams and (isinstance(error, _NoStreamsError) or error.status in (400, 422)):
             self._streams = False
-            log.info("%s: this API server lists by pages", self._path)
+            log.info("%s: this API server lists by pages: %s", self._path, error)
             return
-        if error.status == 0 and self._pause == FIRST_PAUSE:
+        if (error.status in _PASSING or error.status >= 500) and self._pause == FIRST_PAUSE:
             log.info("%s; it is tried again", error)  # streams break off every now and then
             return
         if error.status == 404:

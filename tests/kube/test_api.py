@@ -1,0 +1,196 @@
+"""The source of a cluster's state and its marks, with a real API server."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from nodeagent.kube.access import open_access
+from nodeagent.kube.client import KubeClient
+from nodeagent.kube.node_status import NodeStatuses, NodeStatusMarks
+from nodeagent.kube.source import KubernetesSource
+from nodeagent.parts import Parts
+from nodeagent.resources.changes import AnyChange, Change, EnrolledChange
+from nodeagent.vocabulary import PodUid
+from tests.kube.cluster import ROOT, Cluster
+
+CRDS = ("daemonset/base/crds", "daemonset/overlays/crds")
+
+
+@pytest.fixture(scope="module")
+def api(cluster: Cluster) -> Iterator[Cluster]:
+    for folder in CRDS:
+        cluster.kubectl("apply", "-k", str(ROOT / folder))
+    cluster.kubectl("wait", "--for=condition=Established", "crd", "--all", "--timeout=30s")
+    cluster.namespace("shop")
+    yield cluster
+    cluster.kubectl("delete", "namespace", "shop", "--wait=false")
+    for folder in CRDS:
+        cluster.kubectl("delete", "-k", str(ROOT / folder), "--wait=false")
+
+
+def pod(name: str, node: str = "node1") -> dict[str, Any]:
+    container = {"name": "web", "image": "web:1", "ports": [{"name": "http", "containerPort": 80}]}
+    return {"metadata": {"name": name}, "spec": {"nodeName": node, "containers": [container]}}
+
+
+def peer_authentication(mode: str) -> dict[str, Any]:
+    return {
+        "apiVersion": "security.istio.io/v1",
+        "kind": "PeerAuthentication",
+        "metadata": {"name": "all"},
+        "spec": {"mtls": {"mode": mode}},
+    }
+
+
+PODS = "/api/v1/namespaces/shop/pods"
+POLICIES = "/apis/security.istio.io/v1/namespaces/shop/peerauthentications"
+
+
+class Follower:
+    """What a source has told."""
+
+    def __init__(self, source: KubernetesSource) -> None:
+        self.source = source
+        self.known: dict[tuple[str, str], Any] = {}
+        self.enrolled: set[str] = set()
+        self.told: list[AnyChange] = []
+
+    async def until(self, condition: Callable[[], bool]) -> None:
+        """Follow until *condition* holds."""
+        async with asyncio.timeout(30):
+            while not condition():
+                for change in await self.source.changes():
+                    self._take(change)
+
+    def has(self, kind: str, name: str) -> bool:
+        return self.known.get((kind, name)) is not None
+
+    def _take(self, change: AnyChange) -> None:
+        self.told.append(change)
+        if isinstance(change, EnrolledChange):
+            (self.enrolled.add if change.enrolled else self.enrolled.discard)(change.uid)
+            return
+        assert isinstance(change, Change)
+        self.known[change.kind, change.name] = change.object
+
+
+def follow(cluster: Cluster, scene: Callable[[Follower, KubeClient], Awaitable[None]], **given: Any) -> None:
+    """Run *scene* with what node1 follows."""
+
+    async def main() -> None:
+        client = KubeClient(open_access(cluster.kubeconfig))
+        source = KubernetesSource(client, "node1", **given)
+        try:
+            await scene(Follower(source), client)
+        finally:
+            source.close()
+
+    asyncio.run(main())
+
+
+def test_what_is_there_and_what_changes_is_told(api: Cluster) -> None:
+    async def scene(seen: Follower, client: KubeClient) -> None:
+        await client.post(PODS, pod("early"))
+        await client.post(POLICIES, peer_authentication("STRICT"))
+        await seen.until(lambda: seen.has("Pod", "early") and seen.has("PeerAuthentication", "all"))
+        assert seen.has("Namespace", "shop") and seen.has("Service", "kubernetes")
+        assert seen.source.missing() == [] and seen.source.unread_pods() == []
+        await client.post(PODS, pod("late", "node2"))
+        await seen.until(lambda: seen.has("Pod", "late"))
+        await client.patch(f"{PODS}/late", {"metadata": {"labels": {"app": "web"}}})
+        await seen.until(lambda: seen.known["Pod", "late"].labels.get("app") == "web")
+        for path in (f"{PODS}/late?gracePeriodSeconds=0", f"{PODS}/early?gracePeriodSeconds=0", f"{POLICIES}/all"):
+            await client.delete(path)
+        await seen.until(lambda: not any(seen.has(*key) for key in (("Pod", "late"), ("PeerAuthentication", "all"))))
+
+    follow(api, scene)
+
+
+def test_what_happens_while_a_source_is_closed_is_told_after(api: Cluster) -> None:
+    async def scene(seen: Follower, client: KubeClient) -> None:
+        await client.post(PODS, pod("goes"))
+        await seen.until(lambda: seen.has("Pod", "goes"))
+        seen.source.close()
+        await client.delete(f"{PODS}/goes?gracePeriodSeconds=0")
+        await client.post(PODS, pod("comes"))
+        seen.told.clear()
+        await seen.until(lambda: seen.has("Pod", "comes") and not seen.has("Pod", "goes"))
+        assert {change.name for change in seen.told if isinstance(change, Change)} == {"goes", "comes"}
+        await client.delete(f"{PODS}/comes?gracePeriodSeconds=0")
+
+    follow(api, scene)
+
+
+def test_one_node_hears_what_another_says_of_its_pods(api: Cluster) -> None:
+    """Verdict: node2's object is made by its first word, and read by node1; what is no status is
+    refused by the schema.
+    """
+
+    async def scene(seen: Follower, client: KubeClient) -> None:
+        parts = Parts()
+        marks = NodeStatusMarks(client, "node2", NodeStatuses("node2"), list, here=frozenset)
+        async with marks.run(parts):
+            marks.publish(PodUid("uid-a"), True)
+            marks.publish(PodUid("uid-b"), True)
+            await seen.until(lambda: seen.enrolled == {"uid-a", "uid-b"})
+            marks.publish(PodUid("uid-a"), False)
+            await seen.until(lambda: seen.enrolled == {"uid-b"})
+            assert marks.missing() == []
+            parts.stop()
+        await client.delete("/apis/nodeagent.io/v1alpha1/nodestatuses/node2")
+        await seen.until(lambda: not seen.enrolled)
+
+    follow(api, scene)
+
+
+def test_a_kind_that_comes_later_is_followed(api: Cluster) -> None:
+    """Input: no CustomResourceDefinition of RateLimits; then there is one, with an object."""
+
+    async def brief(_: float) -> None:
+        await asyncio.sleep(0.1)  # between two looks for the kind, on a real API server
+
+    limit = {
+        "apiVersion": "nodeagent.io/v1alpha1",
+        "kind": "RateLimit",
+        "metadata": {"name": "slow"},
+        "spec": {"local": [{"tokenBucket": {"maxTokens": 1, "fillInterval": "1s"}}]},
+    }
+    definition = str(ROOT / "daemonset/base/crds/ratelimits.yaml")
+    api.kubectl("delete", "-f", definition)
+
+    async def scene(seen: Follower, client: KubeClient) -> None:
+        await seen.until(lambda: seen.has("Namespace", "shop"))
+        assert seen.source.missing() == []
+        await asyncio.to_thread(api.kubectl, "apply", "-f", definition)
+        await asyncio.to_thread(api.kubectl, "wait", "--for=condition=Established", "-f", definition)
+        await client.post("/apis/nodeagent.io/v1alpha1/namespaces/shop/ratelimits", limit)
+        await seen.until(lambda: seen.has("RateLimit", "slow"))
+
+    follow(api, scene, sleep=brief)
+
+
+def test_the_authority_of_the_agents_account_is_enough_and_each_rule_is_needed(api: Cluster, tmp_path: Path) -> None:
+    """Input: an account without any right. Verdict: what is missing is named, rule by rule."""
+    api.ok("POST", "/api/v1/namespaces/shop/serviceaccounts", {"metadata": {"name": "agent"}})
+    answer = api.ok("POST", "/api/v1/namespaces/shop/serviceaccounts/agent/token", {"spec": {}})
+    kubeconfig = api.write_kubeconfig("agent", answer["status"]["token"])
+
+    async def main() -> None:
+        source = KubernetesSource(KubeClient(open_access(kubeconfig)), "node1")
+        waiting = asyncio.ensure_future(source.changes())
+        async with asyncio.timeout(30):
+            while len(source.missing()) < 10:
+                await asyncio.sleep(0.05)  # as long as the API server takes to refuse each
+        words = "\n".join(source.missing())
+        for plural in ("pods", "services", "nodes", "namespaces", "networkpolicies", "nodestatuses", "ratelimits"):
+            assert f"resources: [{plural}], verbs: [list, watch]" in words
+        assert not waiting.done()
+        waiting.cancel()
+        await asyncio.gather(waiting, return_exceptions=True)
+
+    asyncio.run(main())
