@@ -19,8 +19,8 @@ HOT := $(addprefix nodeagent/,$(addsuffix .py, proxy/http/fields proxy/http/answ
 KUBE_BUILD := tests/kube/build
 KUBE_VERSION := $(shell sed -n 's/^\tk8s.io\/kubernetes v//p' $(KUBE_BUILD)/go.mod)
 KUBE := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/nodeagent/kube-$(KUBE_VERSION)-$(shell cat $(KUBE_BUILD)/* | sha256sum | head -c 8)/kube
-# BPF programs compiled ahead, for nodes without a compiler; the image, and the name under which manifests know it.
-PROGRAMS := build/programs.json
+# BPF programs compiled ahead by BCC, for nodes without a compiler and for starts that do not wait for one; the image, and the name under which manifests know it.
+PROGRAMS := bpf/programs.json
 VERSION := $(shell sed -n 's/^__version__ = "\(.*\)"/\1/p' nodeagent/__init__.py)
 IMAGE ?= docker.io/library/nodeagent:$(VERSION)
 # Seconds of load for each figure of `make bench`, and how often all of them are measured in turn.
@@ -40,7 +40,7 @@ export COMPILE
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
-setup: packages $(VENV)/.complete $(VENV)/.compiled $(VENV)/spiffe/.complete ## system packages and the virtual environment in .venv/ (root, Debian 12); quick when nothing is missing
+setup: packages $(VENV)/.complete $(VENV)/.compiled $(PROGRAMS) $(VENV)/spiffe/.complete ## system packages and the virtual environment in .venv/ (root, Debian 12); quick when nothing is missing
 
 demo: setup ## two nodes, a small application, real requests through the agent; leaves nothing behind
 	@$(PYTHON) -m nodeagent.lab.demo
@@ -118,7 +118,7 @@ $(KUBE):
 $(PROGRAMS): $(wildcard bpf/*.[ch]) nodeagent/redirect/precompile.py nodeagent/redirect/loader.py $(VENV)/.complete
 	@unshare --mount $(PYTHON) -m nodeagent.redirect.precompile $@
 
-wheel: setup $(PROGRAMS) ## dist/nodeagent-*.whl with all that is compiled: Python's hot modules and the BPF programs (root)
+wheel: setup ## dist/nodeagent-*.whl with all that is compiled: Python's hot modules and the BPF programs (root)
 	@rm -rf dist
 	@$(PYTHON) -m pip wheel --quiet --disable-pip-version-check --no-deps --wheel-dir dist .
 	@ls dist/*.whl
@@ -127,4 +127,4 @@ image: wheel ## build/image.tar, the agent's image as an OCI archive; layers are
 	@$(PYTHON) daemonset/image/build.py dist/*.whl build/image.tar $(IMAGE)
 
 pure: ## remove the compiled modules: the sources run as they are until the next `make setup`
-	@find nodeagent -name '*.so' -delete; rm -f ./*__mypyc*.so $(VENV)/.compiled
+	@find nodeagent -name '*.so' -delete; rm -f ./*__mypyc*.so $(VENV)/.compiled $(PROGRAMS)

@@ -1,8 +1,7 @@
 """The wheel's own build step: what `make wheel` has compiled travels in it.
 
 Modules compiled by mypyc make it a wheel for one platform and one Python; without them it is one of
-sources, for any. BPF programs compiled ahead go beside their C: where they are, a node needs no
-compiler (nodeagent/redirect/precompiled.py).
+sources, for any. BPF programs compiled ahead go with the folder of their C, beside which they lie.
 """
 
 from __future__ import annotations
@@ -11,8 +10,6 @@ from pathlib import Path
 from typing import Any
 
 from hatchling.builders.hooks.plugin.interface import BuildHookInterface
-
-PROGRAMS = Path("build/programs.json")
 
 
 class CompiledHook(BuildHookInterface):
@@ -29,5 +26,3 @@ class CompiledHook(BuildHookInterface):
         if modules:
             build_data["pure_python"] = False
             build_data["infer_tag"] = True
-        if (root / PROGRAMS).is_file():
-            include[str(root / PROGRAMS)] = "nodeagent/bpf/programs.json"
