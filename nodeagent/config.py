@@ -120,7 +120,9 @@ class Timeouts(ConfigSection):
     drain: float = Field(30, ge=0)
     """How long a worker that is replaced lets its connections end."""
     hand_over: float = Field(3600, ge=0)
-    """How long a daemon that another one has taken over from lets its connections go on."""
+    """How long the connections go on of a daemon that another one has taken over from, and of the
+    workers of a control that died.
+    """
     stop: float = Field(2, ge=0, le=600)
     """How long a daemon that is stopped does: nobody takes its place, and meanwhile pods that a
     policy protects are refused.

@@ -130,6 +130,7 @@ class Beginning:
             Needs(self.pod_sockets.make, self.store.merge, self._count_restart),
             drain_seconds=config.proxy.timeouts.drain,
             stop_seconds=config.proxy.timeouts.stop / 2,
+            hand_over_seconds=config.proxy.timeouts.hand_over,
         )
         self.link.observe(WORKER, self.workers)
         self.ports = AdminPorts(config.telemetry, config.runtime_directory, self.link.inherited.ports)
@@ -335,6 +336,7 @@ async def start(beginning: Beginning, made: Concerns, pulse: Pulse, stops: Async
 
 def resign(made: Concerns, ports: AdminPorts) -> dict[str, int]:
     """Write nothing of the node any more; return the listeners of the own ports, by key of a hand-over."""
+    log.warning("another daemon takes the node over: this one writes nothing of it any more, and serves on")
     writing: tuple[Resigning, ...] = (made.enrolment, made.kernel, made.pod_sockets, made.leftovers)
     for each in (*writing, *made.footing.concerns):
         each.resign()

@@ -62,6 +62,7 @@ from nodeagent.vocabulary import PodUid
 from nodeagent.wire import FileDescriptor, MessageError, Unchecked
 
 PING_SECONDS: Final = 1.0
+ADOPTED_PER_SLOT: Final = 3
 POLL_SECONDS: Final = 0.02
 """How often it is looked whether workers are where they should be."""
 RESPAWN_LIMIT: Final = 20
@@ -81,9 +82,10 @@ class Workers:
         *,
         drain_seconds: float,
         stop_seconds: float,
+        hand_over_seconds: float,
     ) -> None:
         """*drain_seconds*: how long a replaced worker's connections may go on; *stop_seconds*: those
-        of all when control stops.
+        of all when control stops; *hand_over_seconds*: those of an earlier control's workers.
         """
         self._loop = loop
         self.count = count
@@ -91,6 +93,7 @@ class Workers:
         self._needs = needs
         self._drain_seconds = drain_seconds
         self._stop_seconds = stop_seconds
+        self._hand_over_seconds = hand_over_seconds
         self._state = KnownToWorkers()
         self._numbers = itertools.count(1)
         self._pings = itertools.count(1)
@@ -170,11 +173,14 @@ class Workers:
                 self._tell(worker, part)
 
     async def _retire_adopted(self) -> None:
-        """Workers of an earlier control served on; they drain as soon as their successors are up."""
+        """Workers of an earlier control served on; they drain as soon as their successors are up: for
+        long, unless one control after the other has died, for each leaves some.
+        """
         while not self.ready():
             await asyncio.sleep(POLL_SECONDS)
+        few = len(self._adopted) <= ADOPTED_PER_SLOT * self.count
         for worker in self._adopted:
-            worker.channel.send(Drain(self._drain_seconds))
+            worker.channel.send(Drain(self._hand_over_seconds if few else self._drain_seconds))
         self._adopted.clear()
 
     def ready(self) -> bool:

@@ -88,9 +88,9 @@ class Agent:
         }
         return merge(base, self.overlay)
 
-    def start(self, *, wait_seconds: float = _READY_SECONDS) -> None:
+    def start(self, *, python: str = sys.executable, wait_seconds: float = _READY_SECONDS) -> None:
         """Write agent.yaml, start the daemon in the node's netns and wait until it is ready; raises
-        LabError with the end of its log.
+        LabError with the end of its log. *python*: the interpreter of the release that is started.
         """
         if self.alive:
             return
@@ -99,11 +99,15 @@ class Agent:
             directory.mkdir(exist_ok=True)
         (self.layout.state / "ca").chmod(0o700)
         self.config_path.write_text(yaml.safe_dump(self.config(), sort_keys=False))
-        argv = [sys.executable, "-m", "nodeagent", "run", "-c", str(self.config_path)]
-        pid = spawn(inside(self.layout.netns(self.node.name), argv), self.cgroup, self.log)
-        (self.directory / "agent.pid").write_text(str(pid))
+        self._spawn(python)
         if wait_seconds:
             self.wait_ready(wait_seconds)
+
+    def _spawn(self, python: str) -> int:
+        argv = [python, "-m", "nodeagent", "run", "-c", str(self.config_path)]
+        pid = spawn(inside(self.layout.netns(self.node.name), argv), self.cgroup, self.log)
+        (self.directory / "agent.pid").write_text(str(pid))
+        return pid
 
     def succeed(self, *, python: str = sys.executable, wait_seconds: float = _READY_SECONDS) -> int:
         """Start another daemon beside the one that runs, which takes the node over from it, and wait
@@ -113,12 +117,14 @@ class Agent:
         """
         before = self.pid
         self.config_path.write_text(yaml.safe_dump(self.config(), sort_keys=False))
-        argv = [python, "-m", "nodeagent", "run", "-c", str(self.config_path)]
-        pid = spawn(inside(self.layout.netns(self.node.name), argv), self.cgroup, self.log)
-        (self.directory / "agent.pid").write_text(str(pid))
+        pid = self._spawn(python)
         if wait_seconds:
             self.wait_successor(pid, wait_seconds)
         return before
+
+    def is_again(self, pid: int) -> None:
+        """Say that the daemon *pid* is the node's: one that was to take over is gone."""
+        (self.directory / "agent.pid").write_text(str(pid))
 
     def wait_successor(self, pid: int, seconds: float = _READY_SECONDS) -> None:
         """Wait until the daemon *pid* has taken the node over; raises LabError if it ends, or takes longer."""
@@ -154,6 +160,10 @@ class Agent:
             f"{self.node.name}: the agent is not ready after {seconds:g} s ({answer}); the end of its "
             f"log:\n{tail(self.log)}"
         )
+
+    def ready(self) -> bool:
+        """Say whether the readiness endpoint answers 200."""
+        return self._readiness().startswith("200")
 
     def _readiness(self) -> str:
         telemetry = self.config()["telemetry"]

@@ -4,12 +4,17 @@ cut, whoever dies in between; what drains hears of every policy.
 
 from __future__ import annotations
 
+import os
+import signal
+import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import pytest
 
+from nodeagent.errors import LabError
 from nodeagent.lab import Lab
 from nodeagent.lab.agent import Agent, merge
 from tests.netns.world import (
@@ -20,6 +25,7 @@ from tests.netns.world import (
     client_in,
     cluster,
     cluster_ip,
+    curl,
     growth,
     parent_of,
     server,
@@ -84,6 +90,19 @@ def all_there(held: list[Client]) -> None:
     assert [each.say() for each in held] == [{"ok": 5, "bad": []}] * len(held)
 
 
+def log_of(agent: Agent, start: int, words: str) -> bool:
+    """Say whether the log has *words* from byte *start* on."""
+    return words in agent.log.read_text()[start:]
+
+
+DENY = """
+apiVersion: security.istio.io/v1
+kind: AuthorizationPolicy
+metadata: {name: no-more}
+spec: {selector: {matchLabels: {app: remote}}, action: DENY, rules: [{}]}
+"""
+
+
 def dead_events(lab: Lab, node: str) -> float:
     """Connections that the kernel refused or let pass because no daemon looked."""
     counted = growth(lab, node).before
@@ -137,3 +156,126 @@ def test_nothing_fails_and_nothing_is_cut_when_a_daemon_takes_over(lab: Lab) -> 
     assert {node: dead_events(lab, node) for node in lab.nodes} == before
     for node in lab.nodes:
         assert supervisors(lab.agent(node)) == [lab.agent(node).pid]
+
+
+@pytest.mark.timeout(400)
+def test_what_drains_hears_of_every_policy(lab: Lab) -> None:
+    """Input: a DENY policy after the daemon was succeeded that carries the connections. Verdict:
+    they are cut, by the old one, which has nothing left then and ends; others go on.
+    """
+    local, remote = (cluster_ip(lab, name) for name in SERVERS)
+    with (
+        client_in(lab, "client", "hold", local, 9000, "--connections", 5) as other,
+        client_in(lab, "client", "hold", remote, 9000, "--connections", 5) as held,
+    ):
+        old = lab.agent("node2").succeed()
+        assert held.say() == {"ok": 5, "bad": []}
+        lab.apply(text=DENY)
+        try:
+            eventually(lambda: held.say()["ok"] == 0, "they are cut")
+            assert other.say() == {"ok": 5, "bad": []}
+            eventually(lambda: gone(old), "the old daemon has ended")
+        finally:
+            lab.delete(("AuthorizationPolicy", "default", "no-more"))
+
+
+@pytest.mark.timeout(400)
+@pytest.mark.parametrize("stage", ["is about to take over", "this one writes nothing of it any more"])
+def test_a_newcomer_that_dies_costs_nothing(lab: Lab, stage: str) -> None:
+    """Input: it is killed while it prepares, and while it takes over. Verdict: no request fails, no
+    connection is cut, the daemon is ready, pods are captured as before, and the next one takes over.
+    """
+    agent = lab.agent("node1")
+    before = dead_events(lab, "node1")
+    with asking(lab) as clients, holding(lab) as held:
+        start = len(agent.log.read_text())
+        old = agent.succeed(wait_seconds=0)
+        eventually(lambda: log_of(agent, start, stage), stage, 60)
+        os.kill(agent.pid, signal.SIGKILL)
+        eventually(lambda: supervisors(agent) == [old], "only the old daemon is there")
+        agent.is_again(old)
+        go_on(clients)
+        all_there(held)
+        eventually(agent.ready, "the old daemon is ready", 60)
+        assert agent.succeed() == old
+        go_on(clients)
+        all_there(held)
+        none_failed(clients)
+    assert dead_events(lab, "node1") == before
+    eventually(lambda: supervisors(agent) == [agent.pid], "the old daemon has ended", 60)
+
+
+@pytest.mark.timeout(400)
+def test_a_daemon_that_dies_while_it_is_succeeded_is_succeeded(lab: Lab) -> None:
+    """Input: the old daemon is killed when it has resigned. Verdict: its connections are lost and
+    what is protected is refused, not passed, until the newcomer is there, which goes on alone.
+    """
+    agent = lab.agent("node1")
+    start = len(agent.log.read_text())
+    old = agent.succeed(wait_seconds=0)
+    eventually(lambda: log_of(agent, start, "this one writes nothing of it any more"), "it has resigned", 60)
+    os.kill(old, signal.SIGKILL)
+    agent.wait_ready(60)
+    assert supervisors(agent) == [agent.pid]
+    with asking(lab) as clients:
+        go_on(clients)
+        none_failed(clients)
+    agent.succeed()
+    with asking(lab) as clients:
+        go_on(clients)
+        none_failed(clients)
+
+
+# -- a release before there was a hand-over --
+
+BEFORE = "bea6431"
+"""The last commit without one."""
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def python_before(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The interpreter of that release: its sources from this repository's history."""
+    folder = tmp_path_factory.mktemp("before")
+    archive = folder / "sources.tar"
+    done = subprocess.run(
+        ["git", "-C", str(ROOT), "-c", "safe.directory=*", "archive", "--output", str(archive), BEFORE],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, f"the history must be there (git fetch --unshallow): {done.stderr}"
+    subprocess.run(["tar", "--extract", "--file", str(archive), "--directory", str(folder)], check=True)
+    wrapper = folder / "python"
+    wrapper.write_text(f'#!/bin/sh\ncd {folder}\nPYTHONPATH={folder} exec {sys.executable} "$@"\n')
+    wrapper.chmod(0o755)
+    return str(wrapper)
+
+
+@pytest.mark.timeout(400)
+def test_releases_before_and_after_the_hand_over_follow_each_other(lab: Lab, python_before: str) -> None:
+    """Input: stop the daemon, start one of the earlier release, stop it, start today's. Verdict: each
+    works on the pins of the other; in between what is protected is refused, and nothing passes by;
+    beside each other neither does anything, and the error says why.
+    """
+    agent = lab.agent("node1")
+    for python in (python_before, sys.executable):
+        agent.stop()
+        assert refused(lab)
+        agent.start(python=python, wait_seconds=60)
+        with asking(lab) as clients:
+            go_on(clients)
+            none_failed(clients)
+        other = sys.executable if python == python_before else python_before
+        with pytest.raises(LabError, match=r"is in use by|hands nothing over"):
+            agent.succeed(python=other)
+        agent.is_again(*supervisors(agent))
+        with asking(lab) as clients:
+            go_on(clients)
+            none_failed(clients)
+
+
+def refused(lab: Lab) -> bool:
+    """Say that a protected pod lets nobody in, for no daemon is there."""
+    done = curl(lab, "client", "--max-time", "5", f"http://{lab.address('local')}:8080/about")
+    return done.returncode != 0

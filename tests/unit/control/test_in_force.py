@@ -101,6 +101,7 @@ def test_a_generation_is_in_force_when_its_last_part_is() -> None:
             Needs(lambda *_: [], lambda _: None, lambda _: None),
             drain_seconds=0.0,
             stop_seconds=0.0,
+            hand_over_seconds=0.0,
         )
         workers.fill(StartWorker(0, {}, (), 1, FileDescriptor(0), FileDescriptor(0)))
         while not forks:

@@ -93,7 +93,13 @@ class Scene:
         self.supervisor = Supervisor()
         needs = Needs(sockets, lambda _: None, lambda _: None)
         self.workers = Workers(
-            asyncio.get_running_loop(), count, self.supervisor, needs, drain_seconds=3.0, stop_seconds=20.0
+            asyncio.get_running_loop(),
+            count,
+            self.supervisor,
+            needs,
+            drain_seconds=3.0,
+            stop_seconds=20.0,
+            hand_over_seconds=40.0,
         )
 
     async def filled(self, count: int) -> socket.socket:
