@@ -25,6 +25,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Final
+from urllib.parse import quote
 
 from nodeagent.kube.access import ApiError, KubeObject
 from nodeagent.kube.client import APPLY, KubeClient
@@ -286,12 +287,9 @@ class NodeStatusMarks:
 
     async def _node_object(self) -> Mapping[str, object]:
         """Return the reference by which the object ends with its Node; empty: there is none. Raises ApiError."""
-        try:
-            node = await self._client.get(f"/api/v1/nodes/{self._node}")
-        except ApiError as error:
-            if error.status == 404:
-                return {}
-            raise
+        selector = quote(f"metadata.name={self._node}", safe="")
+        items = (await self._client.get(f"/api/v1/nodes?fieldSelector={selector}")).get("items")
+        node = items[0] if isinstance(items, list) and items and isinstance(items[0], dict) else {}
         metadata = node.get("metadata")
         uid = metadata.get("uid") if isinstance(metadata, dict) else None
         if not isinstance(uid, str):

@@ -46,6 +46,8 @@ WATCH_SECONDS: Final = (300.0, 600.0)
 """How long one stream is asked for: not all end at once."""
 PAGE: Final = 250
 """Objects of a listing in pages."""
+TURN: Final = 32
+"""Objects that are read before others have a turn."""
 INITIAL_END: Final = "k8s.io/initial-events-end"
 """Annotation of the bookmark that ends a listing."""
 GONE: Final = 410
@@ -159,23 +161,34 @@ class Watch:
         return urlencode(wanted)
 
     async def _list_pages(self) -> None:
-        """List everything, page by page. Raises ApiError."""
+        """List everything, page by page; the server works on the next one while this one is read.
+        Raises ApiError.
+        """
         self._sink.begin()
-        more = ""
-        while True:
-            wanted = {"limit": str(PAGE), **({"continue": more} if more else {})}
-            page = await self._client.get(f"{self._path}?{urlencode(wanted)}")
-            metadata = _mapping(page.get("metadata"))
-            items = page.get("items")
-            for item in items if isinstance(items, list) else ():
-                self._sink.put(_mapping(item))
-            more = str(metadata.get("continue") or "")
-            if not more:
-                break
-        self._version = str(metadata.get("resourceVersion") or "")
+        page = await self._page("")
+        while more := _text(page, "continue"):
+            following = asyncio.ensure_future(self._page(more))
+            try:
+                await self._put(page)
+                page = await following
+            finally:
+                following.cancel()
+        await self._put(page)
+        self._version = _text(page, "resourceVersion")
         if not self._version:
             raise ApiError(f"GET {self._path}: the list says no metadata.resourceVersion")
         self._listed()
+
+    async def _page(self, more: str) -> KubeObject:
+        wanted = {"limit": str(PAGE), **({"continue": more} if more else {})}
+        return await self._client.get(f"{self._path}?{urlencode(wanted)}")
+
+    async def _put(self, page: KubeObject) -> None:
+        items = page.get("items")
+        for number, item in enumerate(items if isinstance(items, list) else ()):
+            self._sink.put(_mapping(item))
+            if number % TURN == 0:
+                await asyncio.sleep(0)  # whoever else is there has a turn
 
     def _listed(self) -> None:
         self._sink.listed()
@@ -275,6 +288,12 @@ def newer(version: str, other: str) -> bool:
     if not (version.isdecimal() and other.isdecimal()):
         return version != other
     return int(version) > int(other)
+
+
+def _text(page: KubeObject, name: str) -> str:
+    """Return the field *name* of a list's metadata, empty where it says none."""
+    value = _mapping(page.get("metadata")).get(name)
+    return value if isinstance(value, str) else ""
 
 
 def _mapping(value: object) -> KubeObject:

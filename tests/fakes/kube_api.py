@@ -163,6 +163,8 @@ class FakeKubeApi:
 
     async def _list(self, request: web.Request, kind: WatchedKind) -> web.Response:
         items = self._items(kind)
+        _, _, name = request.query.get("fieldSelector", "").partition("metadata.name=")
+        items = [item for item in items if not name or item["metadata"]["name"] == name]
         begin = int(request.query.get("continue", "0"))
         end = begin + int(request.query.get("limit", "1000000"))
         metadata = {"resourceVersion": str(self._version)}
