@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import platform
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -15,10 +15,12 @@ import click
 from nodeagent.cli.cluster import file_option, kubeconfig_option, manifests, overlay_option, reached, say
 from nodeagent.cli.output import Column, Output, Row, emit, output_option
 from nodeagent.cli.run import AGENT_YAML
-from nodeagent.errors import KernelError
+from nodeagent.errors import KernelError, NodeagentError
 
 if TYPE_CHECKING:
+    from nodeagent.config import AgentConfig
     from nodeagent.kube.access import KubeObject
+    from nodeagent.redirect.preflight import Finding
     from nodeagent.rollout.check import ClusterFinding
     from nodeagent.rollout.resources import ClusterObjects
 
@@ -93,11 +95,13 @@ def check(
     from nodeagent.config import load
     from nodeagent.redirect import preflight
 
-    redirect = load(path).redirect if path != AGENT_YAML or path.exists() else None
+    config = load(path) if path != AGENT_YAML or path.exists() else None
+    redirect = config.redirect if config is not None else None
     setting = redirect.when_dead if redirect is not None else "policy"
     tried = preflight.run(redirect.cgroup, redirect.pin_directory) if redirect is not None else preflight.run()
     findings = [
         *tried,
+        *_runtime(config),
         preflight.Finding(
             "while no daemon lives", True, True, f"{WITHOUT_DAEMON[setting]} (redirect.whenDead: {setting})", ""
         ),
@@ -133,6 +137,20 @@ def show(found: Sequence[ClusterFinding], output: Output) -> int:
     if output == "table":
         click.echo(f"\nthe agent does not work here as it should: {', '.join(missing)}" if missing else "\nall is well")
     return 1 if missing else 0
+
+
+def _runtime(config: AgentConfig | None) -> Iterator[Finding]:
+    """Try the container runtime, where *config* says that there is a cluster."""
+    if config is None or config.kubernetes is None:
+        return
+    from nodeagent.places.preflight import try_runtime
+    from nodeagent.redirect.preflight import Finding
+
+    try:
+        said = try_runtime(config.kubernetes.runtime, config.redirect.cgroup)
+        yield Finding("container runtime", True, True, said, "")
+    except NodeagentError as error:
+        yield Finding("container runtime", False, True, str(error), "no pod's place is known: none is captured")
 
 
 def _state(ok: bool, needed: bool) -> str:

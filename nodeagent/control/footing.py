@@ -4,6 +4,7 @@ other nodes by. A lab or tests have a folder for that, a cluster its API server 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -14,6 +15,7 @@ from nodeagent.places.place import Places
 from nodeagent.resources.directory import DirectorySource
 from nodeagent.resources.marks import DirectoryMarks
 from nodeagent.resources.source import Marks, Source
+from nodeagent.vocabulary import PodUid
 
 
 class Beside(Concern, Resigning, Protocol):
@@ -29,6 +31,10 @@ class Footing:
     marks: Marks
     concerns: tuple[Beside, ...] = ()
     """What runs beside them."""
+    pod_faults: Callable[[PodUid], list[str]] = lambda _: []
+    """Say why a pod of this node has no place that can be used, though it runs."""
+    warnings: Callable[[], list[str]] = list
+    """Say what is known no better than it was."""
 
 
 def open_footing(config: AgentConfig) -> Footing:
@@ -61,4 +67,5 @@ def _cluster(config: AgentConfig, kubernetes: Kubernetes) -> Footing:
     source = KubernetesSource(client, config.node, places, kept)
     marks = NodeStatusMarks(client, config.node, source.statuses, source.mark, here=source.here)
     volumes = CsiVolumes(config.node, kubernetes.kubelet, config.runtime_directory, HostMounts())
-    return Footing(source, places, marks, (ClusterSide(source, places, marks, kept), volumes))
+    beside = (ClusterSide(source, places, marks, kept), volumes)
+    return Footing(source, places, marks, beside, places.faults_of, places.warnings)

@@ -385,7 +385,7 @@ async def open_ports(beginning: Beginning, made: Concerns, ports: AdminPorts, he
         *made.footing.concerns,
     )
     missing = [*(concern.missing for concern in concerns), beginning.parts.failing]
-    readiness = Readiness(missing, [made.enrolment.warnings])
+    readiness = Readiness(missing, [made.enrolment.warnings, made.footing.warnings])
     flows = Flows(workers, made.kernel_paths, store)
     mesh_pages = MeshPages(config, made.reader.entries, made.kernel_paths.explain)
     pods = PodsPage(
@@ -395,7 +395,7 @@ async def open_ports(beginning: Beginning, made: Concerns, ports: AdminPorts, he
         made.kernel_paths.paths,
         config.redirect.delivery,
         made.mesh.node_pods,
-        made.pod_sockets.faults,
+        lambda uid: [*made.footing.pod_faults(uid), *made.pod_sockets.faults(uid)],
     )
     beaten = functools.partial(heartbeat_map.last, made.plane.heartbeat_fd)
     node_metrics = NodeMetrics(made.mesh.node_pods, beaten, workers.pids)

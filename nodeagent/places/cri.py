@@ -123,6 +123,14 @@ class CriPlaces:
         """Return, for pods whose sandbox is there and cannot be used, why."""
         return self._faults
 
+    def faults_of(self, uid: PodUid) -> list[str]:
+        """Return why the sandbox of the pod *uid* cannot be used, none where it can."""
+        return [f"its sandbox: {self._faults[uid]}"] if uid in self._faults else []
+
+    def warnings(self) -> list[str]:
+        """Return what readiness shall tell: pods go on while the runtime does not answer."""
+        return [self._trouble] if self._trouble else []
+
     def trouble(self) -> str:
         """Return why what is known may be old; empty: the runtime answers."""
         return self._trouble

@@ -78,3 +78,21 @@ def test_without_root() -> None:
         "nodeagent: checking means to load BPF programs and to make network namespaces: run it as root, "
         "which the agent needs to be as well\n"
     )
+
+
+def test_a_container_runtime_that_is_none_is_named(tmp_path: Path) -> None:
+    """Input: agent.yaml of a node of a cluster, whose runtime's socket is a file."""
+    socket = tmp_path / "containerd.sock"
+    socket.touch()
+    config = {
+        "node": "node1",
+        "kubernetes": {"runtime": str(socket)},
+        "redirect": {"cgroup": str(cgroup2())},
+        "identity": {"caDirectory": str(tmp_path)},
+    }
+    path = tmp_path / "agent.yaml"
+    path.write_text(yaml.safe_dump(config))
+    done = _check("-o", "json", "-c", str(path))
+    (row,) = (each for each in json.loads(done.stdout) if each["feature"] == "container runtime")
+    assert done.returncode == 1
+    assert (row["state"], row["detail"]) == ("missing", f"kubernetes.runtime: {socket}: is no socket")

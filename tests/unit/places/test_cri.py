@@ -17,6 +17,7 @@ from nodeagent.errors import ConfigError
 from nodeagent.places import cri, runtime
 from nodeagent.places.cri import MIRROR, CriPlaces, pause
 from nodeagent.places.place import Place
+from nodeagent.places.preflight import try_runtime
 from nodeagent.places.runtime import CriRuntime, RuntimeUnavailable, find_socket
 from nodeagent.places.sandbox import Listed, Sandbox, SandboxError, SandboxReport, addresses
 from nodeagent.protocols import cri_pb2
@@ -245,6 +246,15 @@ def test_a_pod_that_is_expected_is_looked_for_at_once(fake: FakeCri, monkeypatch
 )
 def test_how_often_is_looked(waited: float | None, since_alarm: float, events: bool, seconds: float) -> None:
     assert pause(waited, since_alarm, events=events) == seconds
+
+
+def test_check_says_what_the_runtime_is_and_which_sandbox_cannot_be_used(fake: FakeCri, tmp_path: Path) -> None:
+    assert try_runtime(fake.path, tmp_path) == "'fake' '1', 0 sandboxes with a network of their own"
+    fake.sandboxes = [FakeSandbox("h", SECOND, host_network=True), FakeSandbox("a", FIRST, info="{}")]
+    with pytest.raises(SandboxError, match="the sandbox of pod 'default'/'web': the runtime says neither its network"):
+        try_runtime(fake.path, tmp_path)
+    with pytest.raises(RuntimeUnavailable, match="is no socket"):
+        try_runtime(tmp_path, tmp_path)
 
 
 # -- sockets that are none --
