@@ -87,6 +87,14 @@ def find_socket(configured: Path | None) -> Path:
     )
 
 
+def takes_events_from_others(name: str, version: str) -> bool:
+    """Say whether the runtime *name* *version* has one queue of events for all who listen: one that is
+    told here would be missed by the kubelet. So it is in containerd 1.7 (GetContainerEvents ranges over
+    one channel); before, there are none; since 2.0, each listener has a queue.
+    """
+    return name == "containerd" and version.removeprefix("v").startswith("1.")
+
+
 class CriRuntime:
     """The runtime that listens on *socket*, a unix socket."""
 
@@ -95,8 +103,11 @@ class CriRuntime:
         self._channel: Channel | None = None
 
     async def version(self) -> str:
-        answer = await self._ask("Version", cri.VersionRequest(), cri.VersionResponse, MAX_STATUS)
+        answer = await self._version()
         return f"{shown(answer.runtime_name)} {shown(answer.runtime_version)}"
+
+    async def _version(self) -> cri.VersionResponse:
+        return await self._ask("Version", cri.VersionRequest(), cri.VersionResponse, MAX_STATUS)
 
     async def sandboxes(self) -> list[Listed]:
         ready = cri.PodSandboxFilter(state=cri.PodSandboxStateValue(state=cri.SANDBOX_READY))
@@ -118,6 +129,9 @@ class CriRuntime:
         return SandboxReport((status.network.ip, *further), host_network, answer.info.get("info", ""))
 
     async def events(self) -> AsyncIterator[None]:
+        answer = await self._version()
+        if takes_events_from_others(answer.runtime_name, answer.runtime_version):
+            raise EventsUnserved(f"{self._socket}: {answer.runtime_version[:40]} tells each event to one listener only")
         async with self._translated():
             method: UnaryStreamMethod[Message, cri.ContainerEventResponse]
             path = f"{SERVICE}GetContainerEvents"

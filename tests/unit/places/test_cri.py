@@ -18,7 +18,7 @@ from nodeagent.places import cri, runtime
 from nodeagent.places.cri import MIRROR, CriPlaces, pause
 from nodeagent.places.place import Place
 from nodeagent.places.preflight import try_runtime
-from nodeagent.places.runtime import CriRuntime, RuntimeUnavailable, find_socket
+from nodeagent.places.runtime import CriRuntime, RuntimeUnavailable, find_socket, takes_events_from_others
 from nodeagent.places.sandbox import Listed, Sandbox, SandboxError, SandboxReport, addresses
 from nodeagent.protocols import cri_pb2
 from nodeagent.resources.objects import PodObject, parse
@@ -194,6 +194,21 @@ def test_an_event_is_looked_at_at_once(tmp_path: Path, monkeypatch: pytest.Monke
         run(fake, script)
     finally:
         fake.stop()
+
+
+@pytest.mark.parametrize(
+    ("name", "version", "takes"),
+    [
+        ("containerd", "1.7.24", True),
+        ("containerd", "v1.7.0", True),
+        ("containerd", "1.6.20~ds1", True),
+        ("containerd", "v2.0.1", False),
+        ("containerd", "2.1.0", False),
+        ("cri-o", "1.30.0", False),
+    ],
+)
+def test_no_event_is_taken_from_the_kubelet(name: str, version: str, takes: bool) -> None:
+    assert takes_events_from_others(name, version) == takes
 
 
 def test_a_namespace_that_is_mounted_is_looked_for_at_once(
