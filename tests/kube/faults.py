@@ -31,6 +31,15 @@ from nodeagent.lab.kube.layout import CONTROL, WIRE
 
 PORT = 6444
 _READ = 1 << 16
+_RULES = f"""table ip faults
+delete table ip faults
+table ip faults {{
+  chain prerouting {{
+    type nat hook prerouting priority dstnat
+    ip daddr {WIRE[0][1]} tcp dport 6443 dnat to {WIRE[0][1]}:{PORT}
+  }}
+}}
+"""
 _GONE = {
     "type": "ERROR",
     "object": {"kind": "Status", "apiVersion": "v1", "status": "Failure", "reason": "Expired", "code": 410},
@@ -88,13 +97,8 @@ def before(kube: Kube, account: str) -> Iterator[Faults]:
     thread = threading.Thread(target=lambda: asyncio.run(proxy.serve(listener, started.set)), daemon=True)
     thread.start()
     assert started.wait(20), "the proxy does not start"
-    address = WIRE[0][1]
-    rules = (
-        "table ip faults { chain prerouting { type nat hook prerouting priority dstnat; "
-        f"ip daddr {address} tcp dport 6443 dnat to {address}:{PORT}; }} }}"
-    )
-    subprocess.run(kube.command(CONTROL, ["nft", rules]), check=True)
     try:
+        subprocess.run(kube.command(CONTROL, ["nft", "-f", "-"]), input=_RULES, text=True, check=True)
         yield faults
     finally:
         subprocess.run(kube.command(CONTROL, ["nft", "delete", "table", "ip", "faults"]), check=True)
@@ -163,7 +167,8 @@ class _Exchange:
         self._held = b""
 
     def abort(self) -> None:
-        self._client[1].transport.abort()
+        for stream in (self._client, self._upstream):
+            stream[1].transport.abort()
 
     async def one(self) -> bool:
         """Carry a request and its answer; return whether another may follow."""

@@ -152,8 +152,8 @@ class Kube:
         layout = self.layout
         work = layout.folder / "work"
         work.mkdir()
-        base = images.base(cache() / "images", say)
-        given = seed.made(cache() / "images", [base, *archives], work, say)
+        base = images.base(cache() / "cluster", say)
+        given = seed.made(cache() / "cluster", [base, *archives], work, say)
         say("starting the control plane")
         construction.build(layout, self.nodes, self._binary, self.shape.cni, self.shape.max_pods)
         construction.start_control(layout, "etcd", config.etcd(layout))
