@@ -20,7 +20,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Final
+from typing import BinaryIO, Final
 
 from nodeagent.errors import LabError
 from nodeagent.lab.kube import images
@@ -107,12 +107,16 @@ def _make(root: Path, archives: Sequence[Path], work: Path) -> None:
 def load(archive: Path, socket: Path, before: Sequence[str] = ()) -> None:
     """Import the images of *archive* into the containerd at *socket*; *before*: a command to run ctr
     by. Raises LabError.
+
+    It is read here: a node that has seen a file sees it as it was when another has taken its place, as
+    overlayfs keeps what it has looked up.
     """
-    command = [*before, "ctr", "-a", str(socket), "-n", _NAMESPACE, "images", "import", str(archive)]
-    _checked(command, f"{archive} cannot be imported")
+    command = [*before, "ctr", "-a", str(socket), "-n", _NAMESPACE, "images", "import", "-"]
+    with archive.open("rb") as file:
+        _checked(command, f"{archive} cannot be imported", file)
 
 
-def _checked(command: Sequence[str], what: str) -> None:
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+def _checked(command: Sequence[str], what: str, given: BinaryIO | None = None) -> None:
+    done = subprocess.run(command, stdin=given, capture_output=True, text=True, check=False)
     if done.returncode:
         raise LabError(f"{what}: {done.stderr.strip() or f'exit status {done.returncode}'}")
