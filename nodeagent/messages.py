@@ -362,6 +362,15 @@ class Drain:
     seconds: float
 
 
+@dataclass(frozen=True, slots=True)
+class NextOriginals:
+    """A daemon that takes the node over has a map of *originals* of its own (of another size): what the
+    map of before does not know is there. Until it serves itself, this daemon's workers do.
+    """
+
+    originals: FileDescriptor
+
+
 AboutPod: TypeAlias = PodCaptured | Listen | PodReleased | SocketsMade
 ToWorker: TypeAlias = (
     StartWorker
@@ -369,6 +378,7 @@ ToWorker: TypeAlias = (
     | CertificateIssued
     | AboutPod
     | NodeAddresses
+    | NextOriginals
     | Succeeded
     | Ping
     | AskFlows

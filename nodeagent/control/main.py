@@ -330,13 +330,18 @@ async def start(beginning: Beginning, made: Concerns, pulse: Pulse, stops: Async
     stops.callback(parts.stop)
     await open_ports(beginning, made, ports, heartbeat)
     link.inherited.close_ports()
-    link.resigns_by(functools.partial(resign, made, ports))
+    link.resigns_by(functools.partial(resign, made, ports, workers))
     heartbeat.begin(parts, config.redirect.heartbeat_timeout_seconds, made.plane.heartbeat_fd)
 
 
-def resign(made: Concerns, ports: AdminPorts) -> dict[str, int]:
-    """Write nothing of the node any more; return the listeners of the own ports, by key of a hand-over."""
+def resign(made: Concerns, ports: AdminPorts, workers: Workers) -> dict[str, int]:
+    """Write nothing of the node any more; return the listeners of the own ports, by key of a hand-over.
+    Workers serve on, by the newcomer's maps where those are others.
+    """
     log.warning("another daemon takes the node over: this one writes nothing of it any more, and serves on")
+    if (originals := made.plane.next_originals()) is not None:
+        workers.next_originals(originals)
+        os.close(originals)
     writing: tuple[Resigning, ...] = (made.enrolment, made.kernel, made.pod_sockets, made.leftovers)
     for each in (*writing, *made.footing.concerns):
         each.resign()

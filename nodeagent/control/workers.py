@@ -42,6 +42,7 @@ from nodeagent.messages import (
     FromWorker,
     GenerationInForce,
     NeedSockets,
+    NextOriginals,
     NodeAddresses,
     Ping,
     PodCaptured,
@@ -400,6 +401,13 @@ class Workers:
         finally:
             for made in sockets:
                 made.close()
+
+    def next_originals(self, originals: int) -> None:
+        """Tell all workers that serve pods of the map in which another daemon's programs remember whom
+        connections asked for.
+        """
+        for worker in (*self._slots.values(), *self._adopted):
+            self._tell(worker, NextOriginals(FileDescriptor(originals)))
 
     def _ping(self) -> None:
         self._loop.call_later(PING_SECONDS, self._ping)

@@ -30,10 +30,18 @@ class Captured:
 
     def __init__(self, outbound: OriginalDestinations) -> None:
         self._outbound = outbound
+        self._next: OriginalDestinations | None = None
+
+    def also(self, outbound: OriginalDestinations) -> None:
+        """Ask *outbound* too, where the programs of a daemon that takes the node over remember it."""
+        self._next = outbound
 
     def of(self, transport: Transport, pod: PodState, direction: Direction) -> Original | None:
         if direction == "outbound":
             address, port = peer_address(transport)
-            return self._outbound.take(pod.cookie, address, port)
+            found = self._outbound.take(pod.cookie, address, port)
+            if found is None and self._next is not None:
+                found = self._next.take(pod.cookie, address, port)
+            return found
         address, port = own_address(transport)
         return None if address in LOOPBACK else Original(address, port, None)

@@ -25,6 +25,7 @@ from nodeagent.messages import (
     FromWorker,
     Listen,
     NeedSockets,
+    NextOriginals,
     PodCaptured,
     PodReleased,
     SocketsMade,
@@ -143,6 +144,11 @@ class Serving:
             servers.append(server)
         else:
             server.close()
+
+    def next_originals(self, message: NextOriginals) -> None:
+        """The programs of a daemon that takes the node over tell there whom connections asked for."""
+        if isinstance(self._originals, Captured):
+            self._originals.also(OriginalDestinations(message.originals))
 
     def released(self, message: PodReleased) -> None:
         """The pod is no longer enrolled: what it holds goes on, nothing new comes."""

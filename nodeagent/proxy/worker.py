@@ -36,6 +36,7 @@ from nodeagent.messages import (
     FromWorker,
     GenerationInForce,
     Listen,
+    NextOriginals,
     NodeAddresses,
     Ping,
     PodCaptured,
@@ -146,6 +147,8 @@ class Worker:
                 self._obey_about_pod(message)
             case NodeAddresses():
                 self._proxy().node_is(message.addresses)
+            case NextOriginals():
+                self._served().next_originals(message)
             case Succeeded():
                 self._on_succeeded()
             case Ping():

@@ -282,7 +282,7 @@ def succeed(directory: Path, successors: Path, sizes: MapSizes) -> Succession:
     found = frozenset(path.name for path in directory.iterdir())
     for spec in specifications(sizes):
         pinned = _pinned(directory / spec.name)
-        fits = pinned is not None and _shape(pinned) == (
+        fits = pinned is not None and shape(pinned) == (
             spec.kind,
             spec.key_size,
             spec.value_size,
@@ -315,15 +315,20 @@ def _make(spec: MapSpec) -> Map:
         ) from None
 
 
-def _shape(fd: int) -> tuple[int, ...]:
-    """struct bpf_map_info: type, id, key_size, value_size, max_entries, map_flags."""
+def shape(fd: int) -> tuple[int, ...]:
+    """Return a map's type, key_size, value_size, max_entries and map_flags (struct bpf_map_info). Raises OSError."""
     kind, _, *rest = struct.unpack("=6I", syscall.info(fd)[:24])
     return (kind, *rest)
 
 
+def identity(fd: int) -> int:
+    """Return the kernel's number of an open map. Raises OSError."""
+    return int(struct.unpack_from("=I", syscall.info(fd), 4)[0])
+
+
 def _alike(old: int, spec: MapSpec) -> bool:
     """Say whether the entries of a map of another version can be read as those of *spec*."""
-    kind, key_size, *_ = _shape(old)
+    kind, key_size, *_ = shape(old)
     return (kind, key_size) == (spec.kind, spec.key_size)
 
 
@@ -331,7 +336,7 @@ def _carry(old: int, new: Map, *, whole: bool) -> None:
     spec = new.spec
     if not _alike(old, spec):
         return
-    _, key_size, value_size, *_ = _shape(old)
+    _, key_size, value_size, *_ = shape(old)
     for key, value in syscall.map_items(old, key_size, value_size):
         try:
             new.put(key, value[: spec.value_size].ljust(spec.value_size, b"\0"))

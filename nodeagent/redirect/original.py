@@ -27,10 +27,13 @@ class OriginalDestinations:
     """The by_source map, seen from a worker. Not for use by several threads at once: the buffers are shared."""
 
     def __init__(self, map_fd: int) -> None:
-        """*map_fd* is DataPlane.original_map_fd, or a copy of it received from control."""
+        """*map_fd* is DataPlane.original_map_fd, or a copy of it received from control. Raises OSError."""
         self._key = layout.SourceKey()
-        self._value = layout.OriginalValue()
-        attr = syscall.MapElement(map_fd, 0, ctypes.addressof(self._key), ctypes.addressof(self._value))
+        # of a later version its values are longer: the kernel writes all of one
+        size = max(ctypes.sizeof(layout.OriginalValue), syscall.map_value_size(map_fd))
+        self._room = ctypes.create_string_buffer(size)
+        self._value = layout.OriginalValue.from_buffer(self._room)
+        attr = syscall.MapElement(map_fd, 0, ctypes.addressof(self._key), ctypes.addressof(self._room))
         libc = ctypes.CDLL(None, use_errno=True)
         self._call = libc.syscall
         self._arguments = (syscall.NUMBER, syscall.MAP_LOOKUP_AND_DELETE, ctypes.byref(attr), ctypes.sizeof(attr))

@@ -61,7 +61,19 @@ from pathlib import Path
 from nodeagent.config import Redirect
 from nodeagent.errors import KernelError
 from nodeagent.istio import INBOUND_PORT, OUTBOUND_PORT
-from nodeagent.redirect import bypass, heartbeat, hooks, loader, maps, others, ownership, pins, remnants, sock_diag
+from nodeagent.redirect import (
+    bypass,
+    heartbeat,
+    hooks,
+    loader,
+    maps,
+    others,
+    ownership,
+    pins,
+    remnants,
+    sock_diag,
+    syscall,
+)
 from nodeagent.redirect import pod as pods
 from nodeagent.redirect.http_metrics import HttpMetrics
 from nodeagent.redirect.kernel_maps import KernelMaps
@@ -170,6 +182,20 @@ class DataPlane:
     def original_map_fd(self) -> int:
         """For OriginalDestinations in the workers: pass it on, do not close it."""
         return self._maps["by_source"].fd
+
+    def next_originals(self) -> int | None:
+        """Open the map that takes that one's place when the loader under way attaches its programs;
+        None: they go on with it. Whoever asks closes it.
+        """
+        try:
+            found = syscall.get(self._pins.directory / "next" / "maps" / "by_source")
+        except OSError:
+            return None
+        mine = maps.shape(self.original_map_fd)
+        if maps.identity(found) == maps.identity(self.original_map_fd) or maps.shape(found)[:2] != mine[:2]:
+            os.close(found)
+            return None
+        return found
 
     @property
     def announced_map_fd(self) -> int:

@@ -4,6 +4,8 @@ nothing, and what it opens is still its own.
 
 from __future__ import annotations
 
+import asyncio
+import os
 from collections.abc import Callable
 
 import pytest
@@ -11,12 +13,13 @@ import pytest
 from nodeagent.errors import KernelError
 from nodeagent.mesh.kernel_plan import KernelPlan
 from nodeagent.redirect import layout
-from nodeagent.redirect.plane import DataPlane
+from nodeagent.redirect.original import OriginalDestinations
+from nodeagent.redirect.plane import DataPlane, Loading
 from nodeagent.redirect.pod import EnrolledPod
 from nodeagent.vocabulary import PodUid
 from tests.bpf.conftest import Node
 from tests.bpf.test_plane import _answer, _objects
-from tests.bpf.world import Pod, answering, dial, serve
+from tests.bpf.world import Pod, accept, answering, dial, serve, take
 
 PORT = 8700
 
@@ -72,3 +75,36 @@ def test_what_a_predecessor_opens_is_not_captured(make_node: Callable[..., Node]
         node.stage.stop()
         for place in later:
             place.rmdir()
+
+
+def test_the_old_workers_learn_what_the_new_programs_remember(make_node: Callable[..., Node], a: Pod, b: Pod) -> None:
+    """Input: the newcomer's map of original destinations is another one. Verdict: the old daemon can
+    have it before it is in use, and finds there what its own does not know; where it is the same,
+    there is no other.
+    """
+    node = make_node()
+    old: DataPlane = node.plane
+    listeners = node.enroll(a)
+
+    async def succeed(**settings: object) -> int | None:
+        loading = await Loading.begin(node.redirect(**settings), agent_cgroup=node.stage.cgroup / "agent")
+        found = old.next_originals()
+        node.plane = await loading.attached()
+        await node.plane.loaded()
+        node.plane.beat()
+        return found
+
+    later = asyncio.run(succeed(maps={"connections": 8192}))
+    assert later is not None
+    child = node.stage.start(a, dial, b.ipv4, PORT)
+    with accept(listeners.fds["outbound", 4, 0]) as connection:
+        assert take(OriginalDestinations(old.original_map_fd), connection) is None
+        assert take(OriginalDestinations(later), connection) == (b.ipv4, PORT)
+        connection.sendall(b"proxy")
+        assert child.receive().data == b"proxy"
+    os.close(later)
+    old.close()
+    old = node.plane
+    assert asyncio.run(succeed(maps={"connections": 8192})) is None
+    assert old.next_originals() is None
+    old.close()

@@ -134,6 +134,22 @@ def supervisors(agent: Agent) -> list[int]:
 
 
 @pytest.mark.timeout(400)
+def test_maps_of_another_size_lose_nothing(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Input: the newcomer's maps have another size, so its programs remember elsewhere what the old
+    workers still accept. Verdict: as with the same maps.
+    """
+    agent = lab.agent("node1")
+    with asking(lab) as clients, holding(lab) as held:
+        for connections in (4096, 8192):
+            sizes = {"redirect": {"maps": {"connections": connections, "pods": 100}}}
+            monkeypatch.setattr(agent, "overlay", merge(agent.overlay, sizes))
+            agent.succeed()
+            go_on(clients)
+        all_there(held)
+        none_failed(clients)
+
+
+@pytest.mark.timeout(400)
 def test_nothing_fails_and_nothing_is_cut_when_a_daemon_takes_over(lab: Lab) -> None:
     """Input: both nodes' daemons are succeeded, twice each. Verdict: no request and no connection
     fails, old ones and new ones; the kernel refused nobody for want of a daemon; the old daemons
