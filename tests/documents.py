@@ -20,6 +20,7 @@ from typing import Any, Final
 
 from nodeagent import errors
 from nodeagent.errors import Reason
+from nodeagent.redirect import rights
 from nodeagent.telemetry import metrics
 
 ROOT: Final = Path(__file__).parents[1]
@@ -130,10 +131,19 @@ def families() -> Iterator[str]:
         yield f"| `{metric.name}` | {metric.kind} | {labels} | {metric.help} |"
 
 
+def capabilities() -> Iterator[str]:
+    """Yield the table of nodeagent/redirect/rights.py: RIGHTS, in that file's order."""
+    yield "| capability | for | lost without it |"
+    yield "| --- | --- | --- |"
+    for right in rights.RIGHTS:
+        yield f"| {right.name} | {right.use} | {right.lost} |"
+
+
 TABLES: Final[Sequence[tuple[str, str, Callable[[], Iterator[str]]]]] = (
     ("README.md", "figures", figures),
     ("docs/operations.md", "reasons", reasons),
     ("docs/operations.md", "metrics", families),
+    ("docs/kubernetes.md", "rights", capabilities),
 )
 """Document, the marker's name, what stands between the markers."""
 

@@ -57,7 +57,13 @@ RIGHTS: Final = (
         "the Workload API: mounts inside pods (setns of a mount namespace)",
         "no Workload API by annotation",
     ),
-    Right("SETPCAP", 8, False, "workers give up what they may ever have", "workers keep a bounding set, empty-handed"),
+    Right(
+        "SETPCAP",
+        8,
+        False,
+        "workers give up what they could ever have (the bounding set)",
+        "nothing: they have no capability anyway",
+    ),
 )
 """All that any feature uses, the most needed first."""
 

@@ -10,6 +10,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -134,7 +135,7 @@ def supervisors(agent: Agent) -> list[int]:
 
 
 @pytest.mark.timeout(400)
-def test_maps_of_another_size_lose_nothing(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_maps_of_another_size_lose_nothing(lab: Lab) -> None:
     """Input: the newcomer's maps have another size, so its programs remember elsewhere what the old
     workers still accept. Verdict: as with the same maps.
     """
@@ -142,8 +143,7 @@ def test_maps_of_another_size_lose_nothing(lab: Lab, monkeypatch: pytest.MonkeyP
     with asking(lab) as clients, holding(lab) as held:
         for connections in (4096, 8192):
             sizes = {"redirect": {"maps": {"connections": connections, "pods": 100}}}
-            monkeypatch.setattr(agent, "overlay", merge(agent.overlay, sizes))
-            agent.succeed()
+            replace(agent, overlay=merge(agent.overlay, sizes)).succeed()
             go_on(clients)
         all_there(held)
         none_failed(clients)

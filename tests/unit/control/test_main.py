@@ -79,6 +79,9 @@ class Piece(Noted):
     def collect(self, store: object) -> None:
         """Nothing is counted."""
 
+    def faults(self, uid: str) -> list[str]:
+        return []
+
     async def read(self) -> None:
         self.told.append("source read")
 

@@ -14,6 +14,7 @@ import yaml
 
 import nodeagent
 from nodeagent.kube import kinds
+from nodeagent.redirect import rights
 from nodeagent.resources.security import KINDS
 
 ROOT = Path(__file__).parents[3]
@@ -53,6 +54,14 @@ def test_images_are_the_project_s_own_at_its_version() -> None:
     for path in KUSTOMIZATIONS:
         tags |= {image["newTag"] for image in yaml.safe_load(path.read_text()).get("images", ())}
     assert tags == {nodeagent.__version__}
+
+
+def test_the_agent_has_the_rights_that_it_uses_and_in_the_overlay_those_that_it_needs() -> None:
+    (agent,) = (spec["containers"][0] for name, spec in pod_specs() if name == "DaemonSet/nodeagent")
+    assert agent["securityContext"]["capabilities"]["add"] == sorted(right.name for right in rights.RIGHTS)
+    overlay = yaml.safe_load((DAEMONSET / "overlays/unprivileged/kustomization.yaml").read_text())
+    text = str(overlay)
+    assert all(right.name in text for right in rights.RIGHTS if right.needed)
 
 
 def test_no_container_is_privileged_or_may_become_so() -> None:
