@@ -380,6 +380,8 @@ class DataPlane:
 
     def denials(self) -> list[Denial]:
         """Return who was refused for being unknown (``redirect.unknownPods: deny``). Raises OSError."""
+        if self.superseded():
+            return []
         captured = {state.pod.netns.cookie: PodUid(uid) for uid, state in self._enrolled.items()}
         return self.left_alone.denials(captured)
 

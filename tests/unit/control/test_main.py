@@ -79,9 +79,6 @@ class Piece(Noted):
     def collect(self, store: object) -> None:
         """Nothing is counted."""
 
-    def faults(self, uid: str) -> list[str]:
-        return []
-
     async def read(self) -> None:
         self.told.append("source read")
 
