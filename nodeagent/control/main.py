@@ -207,7 +207,7 @@ async def load(beginning: Beginning, prepared: PreparedParts) -> Concerns:
     mesh = prepared.mesh
     reader = prepared.reader
     certificates = prepared.certificates
-    plane = await prepared.loading.attached()
+    plane = await prepared.loading.attached(link.inherited.listeners.values())
     beginning.pod_sockets.captured_by(plane.sockets)
     kernel_paths = KernelPaths(plane, kernel_path_settings(config), config.cluster)
     enrolment = make_enrolment(beginning, plane, certificates, footing.marks)

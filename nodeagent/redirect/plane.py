@@ -51,11 +51,13 @@ import asyncio
 import logging
 import os
 import socket
+import struct
 import sys
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import chain
 from pathlib import Path
 
 from nodeagent.config import Redirect
@@ -67,6 +69,7 @@ from nodeagent.redirect import (
     hooks,
     loader,
     maps,
+    netns,
     others,
     ownership,
     pins,
@@ -80,7 +83,7 @@ from nodeagent.redirect.kernel_maps import KernelMaps
 from nodeagent.redirect.kernel_record import FlowId, RecordedFlow
 from nodeagent.redirect.left_alone import Denial, LeftAlone, cgroup_names
 from nodeagent.redirect.netns import PodNetns
-from nodeagent.redirect.pod import EnrolledPod, Listeners
+from nodeagent.redirect.pod import EnrolledPod, ListenerId, Listeners
 from nodeagent.redirect.probed import Probed
 from nodeagent.redirect.repair import POD_MAPS, CapturedPod, Fault, Repairs, put_right
 from nodeagent.vocabulary import Direction, Family, PodUid
@@ -490,16 +493,32 @@ class Loading:
         await loading._say_until(request.model_dump_json(by_alias=True).encode() + b"\n", loader.LOADED)
         return loading
 
-    async def attached(self) -> DataPlane:
+    async def attached(self, handed: Iterable[Mapping[ListenerId, socket.socket]] = ()) -> DataPlane:
         """Let the loader put its programs in the place of those before, and return what it pinned.
         Raises KernelError.
+
+        *handed*: listeners of captured pods. The programs know them from the beginning, also where
+        their map is made anew: sockets cannot be carried from map to map.
         """
+        self._introduce(handed)
         await self._say_until(loader.GO, loader.ATTACHED)
         ports: dict[Direction, int] = {
             "outbound": self._request.outbound_port,
             "inbound": self._request.inbound_port,
         }
         return DataPlane(self._redirect, self._slots, ports, self._request.joining, self._process)
+
+    def _introduce(self, handed: Iterable[Mapping[ListenerId, socket.socket]]) -> None:
+        try:
+            listeners = syscall.get(self._redirect.pin_directory / "next" / "maps" / "listeners")
+        except OSError:
+            return
+        for (direction, family, slot), listener in chain.from_iterable(pod.items() for pod in handed):
+            with suppress(OSError):  # one that was closed meanwhile: enrolling its pod opens another
+                if slot == 0:
+                    key = pods.listener_key(netns.cookie_of(listener), direction, family)
+                    syscall.map_update(listeners, key, struct.pack("=Q", listener.fileno()))
+        os.close(listeners)
 
     async def _say_until(self, words: bytes, answer: bytes) -> None:
         """Tell the loader *words*, and wait for its *answer*. Raises KernelError when it ends instead."""

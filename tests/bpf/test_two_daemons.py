@@ -89,12 +89,12 @@ def test_the_old_workers_learn_what_the_new_programs_remember(make_node: Callabl
     async def succeed(**settings: object) -> int | None:
         loading = await Loading.begin(node.redirect(**settings), agent_cgroup=node.stage.cgroup / "agent")
         found = old.next_originals()
-        node.plane = await loading.attached()
+        node.plane = await loading.attached([listeners.fds])
         await node.plane.loaded()
         node.plane.beat()
         return found
 
-    later = asyncio.run(succeed(maps={"connections": 8192}))
+    later = asyncio.run(succeed(maps={"connections": 8192, "pods": 64}))
     assert later is not None
     child = node.stage.start(a, dial, b.ipv4, PORT)
     with accept(listeners.fds["outbound", 4, 0]) as connection:
@@ -105,6 +105,6 @@ def test_the_old_workers_learn_what_the_new_programs_remember(make_node: Callabl
     os.close(later)
     old.close()
     old = node.plane
-    assert asyncio.run(succeed(maps={"connections": 8192})) is None
+    assert asyncio.run(succeed(maps={"connections": 8192, "pods": 64})) is None
     assert old.next_originals() is None
     old.close()
