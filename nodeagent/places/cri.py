@@ -17,7 +17,8 @@ import logging
 import os
 import random
 from collections.abc import Callable, Collection, Iterable, Mapping
-from pathlib import Path
+from functools import partial
+from pathlib import Path, PurePosixPath
 from typing import Final
 
 from nodeagent.errors import KernelError
@@ -40,6 +41,10 @@ ALARM_SECONDS: Final = 3.0
 """How long looks follow each other quickly after a namespace was mounted: its sandbox is ready when its
 network is.
 """
+BUILDING_SECONDS: Final = 60.0
+"""For so long they do while a namespace is there that no sandbox has: on a busy node its network and
+its first process take longer than that.
+"""
 SETTLE_SECONDS: Final = 0.02
 """Between an event and the look for it: events come several at once."""
 FIRST_PAUSE: Final = 0.1
@@ -47,6 +52,8 @@ LONGEST_PAUSE: Final = 5.0
 """Between two attempts, while the runtime does not answer."""
 AT_ONCE: Final = 8
 """Verbose statuses that are asked for at once."""
+TOGETHER_SECONDS: Final = 0.02
+"""For so long a look waits for them: one that takes longer, as on a busy node, keeps back no other."""
 NETNS_FOLDERS: Final = (Path("/run/netns"), Path("/var/run/netns"))
 MIRROR: Final = "kubernetes.io/config.mirror"
 """Annotation of a static pod's mirror: the uid that the kubelet and the runtime know the pod by."""
@@ -98,6 +105,11 @@ class CriPlaces:
         self._asked = False
         self._wake = asyncio.Event()
         self._alarm = float("-inf")
+        self._asking: dict[str, asyncio.Task[None]] = {}
+        """Whose status is being asked for, by the runtime's id."""
+        self._room = asyncio.Semaphore(AT_ONCE)
+        self._building: dict[str, float] = {}
+        """Names of mounted namespaces without a sandbox, and when they were mounted, by the loop's clock."""
         self._events = False
         self._listener: asyncio.Task[None] | None = None
         self._inotify = -1
@@ -167,6 +179,8 @@ class CriPlaces:
         """Stop following; idempotent."""
         if self._listener is not None:
             self._listener.cancel()
+        for asking in self._asking.values():
+            asking.cancel()
         if self._inotify >= 0:
             self._loop.remove_reader(self._inotify)
             os.close(self._inotify)
@@ -187,7 +201,9 @@ class CriPlaces:
             return min(FIRST_PAUSE * 2.0 ** min(self._failures - 1, 16), LONGEST_PAUSE) * self._uniform(0.8, 1.2)
         now = self._loop.time()
         waited = now - max(self._expected.values()) if self._expected else None
-        return pause(waited, now - self._alarm, events=self._events)
+        self._building = {name: since for name, since in self._building.items() if now - since < BUILDING_SECONDS}
+        since_alarm = float("-inf") if self._building else now - self._alarm
+        return pause(waited, since_alarm, events=self._events)
 
     async def _look(self) -> frozenset[PodUid]:
         """Ask the runtime; return the pods for which it answers otherwise than before."""
@@ -195,22 +211,38 @@ class CriPlaces:
         try:
             listed = await self._runtime.sandboxes()
             fresh = _newest(listed)
-            await self._read_all(fresh.values())
+            await self._read_new(fresh.values())
         except RuntimeUnavailable as error:
             self._failed(str(error))
             return frozenset()
         self._well()
         return self._take(fresh, {each.id for each in listed})
 
-    async def _read_all(self, sandboxes: Iterable[Listed]) -> None:
-        """Ask for those of *sandboxes* that are not known yet. Raises RuntimeUnavailable."""
+    async def _read_new(self, sandboxes: Iterable[Listed]) -> None:
+        """Ask for those of *sandboxes* that are not known yet; what comes later than this look is told
+        by the next one, which it wakes. The first look waits for all. Raises RuntimeUnavailable.
+        """
         now = self._loop.time()
-        wanted = [each for each in sandboxes if each.id not in self._seen or self._retry.get(each.id, now + 1) <= now]
-        for at in range(0, len(wanted), AT_ONCE):
-            await asyncio.gather(*(self._ask(each) for each in wanted[at : at + AT_ONCE]))
+        for each in sandboxes:
+            due = each.id not in self._seen or self._retry.get(each.id, now + 1) <= now
+            if due and each.id not in self._asking:
+                asking = self._asking[each.id] = self._loop.create_task(self._ask(each))
+                asking.add_done_callback(partial(self._asked_for, each.id))
+        if not self._asking:
+            return
+        done, _ = await asyncio.wait(self._asking.values(), timeout=TOGETHER_SECONDS if self._asked else None)
+        for asking in done:
+            asking.result()
+
+    def _asked_for(self, sandbox: str, asking: asyncio.Task[None]) -> None:
+        """Let the next look tell what came; what failed is asked for again by it, when it is due."""
+        self._asking.pop(sandbox, None)
+        if not asking.cancelled() and asking.exception() is None and sandbox in self._seen:
+            self._wake.set()
 
     async def _ask(self, listed: Listed) -> None:
-        report = await self._runtime.report(listed.id)
+        async with self._room:
+            report = await self._runtime.report(listed.id)
         if report is None:
             return
         self._retry.pop(listed.id, None)
@@ -234,13 +266,20 @@ class CriPlaces:
 
     def _take(self, fresh: Mapping[PodUid, Listed], ids: Collection[str]) -> frozenset[PodUid]:
         """Make *fresh* what is known; forget all but *ids*. Return who differs."""
-        now = {uid: found for uid, each in fresh.items() if (found := self._seen.get(each.id)) is not None}
         before = self._current
+        now: dict[PodUid, Sandbox] = {}
+        for uid, each in fresh.items():
+            # what holds of a pod holds until its next sandbox is known
+            found = before.get(uid) if each.id in self._asking else self._seen.get(each.id)
+            if found is not None:
+                now[uid] = found
         differ = frozenset(uid for uid in now.keys() | before.keys() if now.get(uid) != before.get(uid))
         self._seen = {name: found for name, found in self._seen.items() if name in ids}
         self._retry = {name: due for name, due in self._retry.items() if name in ids}
         self._faults = {uid: why for uid, why in self._faults.items() if uid in fresh}
         self._current = now
+        for sandbox in now.values():
+            self._building.pop(PurePosixPath(sandbox.place.netns).name, None)
         self._here = frozenset(fresh)
         self._expected = {uid: since for uid, since in self._expected.items() if uid not in fresh}
         return differ
@@ -288,8 +327,12 @@ class CriPlaces:
         self._loop.add_reader(self._inotify, self._mounted)
 
     def _mounted(self) -> None:
-        if any(mask & inotify.CREATE for _, mask, _ in inotify.events(self._inotify)):
-            self._alarm = self._loop.time()
+        now = self._loop.time()
+        for _, mask, name in inotify.events(self._inotify):
+            if mask & inotify.CREATE:
+                self._alarm = self._building[name] = now
+            else:
+                self._building.pop(name, None)
         self._wake.set()
 
 

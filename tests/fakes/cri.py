@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import queue
+import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -33,6 +34,8 @@ class FakeSandbox:
     host_network: bool = False
     ready: bool = True
     info: str = "{}"
+    held: threading.Event | None = None
+    """Its status is told when this is set."""
 
 
 def containerd_info(netns: str, cgroups_path: str, pid: int = 0) -> str:
@@ -108,6 +111,8 @@ class FakeCri:
         if found is None:
             context.abort(grpc.StatusCode.NOT_FOUND, "no such sandbox")
             raise AssertionError("abort raises")
+        if found.held is not None:
+            found.held.wait(20)
         network = cri.PodSandboxNetworkStatus(ip=found.addresses[0] if found.addresses else "")
         network.additional_ips.extend(cri.PodIP(ip=text) for text in found.addresses[1:])
         mode = cri.NODE if found.host_network else cri.POD

@@ -92,6 +92,51 @@ def test_what_is_there_what_comes_goes_and_is_made_anew(fake: FakeCri) -> None:
     run(fake, script)
 
 
+def test_a_status_that_takes_long_keeps_back_no_other(fake: FakeCri) -> None:
+    """As on a busy node. Verdict: others are told at once; a pod whose next sandbox is not known yet stays
+    where it was.
+    """
+    held = threading.Event()
+    fake.sandboxes = [FakeSandbox("a", FIRST)]
+
+    async def script(places: CriPlaces) -> None:
+        await places.changed()
+        fake.sandboxes = [FakeSandbox("a2", FIRST, attempt=1, held=held), FakeSandbox("b", SECOND)]
+        assert await places.changed() == {SECOND}
+        assert places.of(pod(FIRST)) == Place("/run/netns/a", "/kubepods/podu-1", "a")
+        held.set()
+        assert await places.changed() == {FIRST}
+        assert places.of(pod(FIRST)) == Place("/run/netns/a2", "/kubepods/podu-1", "a2")
+        assert fake.statuses == 3, "a sandbox is asked for once"
+
+    try:
+        run(fake, script)
+    finally:
+        held.set()
+
+
+def test_looks_follow_each_other_while_a_namespace_has_no_sandbox(
+    fake: FakeCri, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cri, "ALARM_SECONDS", 0.0)
+
+    async def script(places: CriPlaces) -> None:
+        await places.changed()
+        assert places._due() == cri.SLOW_SECONDS
+        for name in ("a", "b"):
+            (tmp_path / name).touch()
+        await until(lambda: len(places._building) == 2)
+        assert places._due() == cri.FAST_SECONDS
+        fake.sandboxes = [FakeSandbox("a", FIRST)]
+        await places.changed()
+        assert places._due() == cri.FAST_SECONDS, "the other one has none yet"
+        (tmp_path / "b").unlink()
+        await until(lambda: places._building == {})
+        assert places._due() == cri.SLOW_SECONDS
+
+    run(fake, script, tmp_path)
+
+
 def test_the_newest_of_several_sandboxes_is_the_pods(fake: FakeCri) -> None:
     fake.sandboxes = [FakeSandbox("new", FIRST, attempt=1), FakeSandbox("old", FIRST), FakeSandbox("b", SECOND)]
 
