@@ -78,7 +78,8 @@ def run(*argv: str | Path, output: bool = False) -> str:
 
 def apt(*options: str) -> tuple[str, ...]:
     """Return apt-get's command line for a system on which nothing is installed."""
-    settings = ("Dir::State::status=/dev/null", "APT::Install-Recommends=false", "Debug::NoLocking=1", *options)
+    nothing = ("Dir::State::status=/dev/null", "APT::Install-Recommends=false")
+    settings = (*nothing, "Debug::NoLocking=1", "APT::Sandbox::User=root", *options)
     return ("apt-get", "--quiet=2", "--yes", *(f"--option={setting}" for setting in settings))
 
 
