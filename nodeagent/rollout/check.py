@@ -20,7 +20,7 @@ from nodeagent.errors import NodeagentError, translated
 from nodeagent.identity import authority_directory
 from nodeagent.identity.profiles import ends
 from nodeagent.kube.access import KubeObject
-from nodeagent.kube.kinds import FOLLOWED, GROUP, WatchedKind
+from nodeagent.kube.kinds import FOLLOWED, GROUP, NODE_STATUSES, WatchedKind
 from nodeagent.rollout.manifests import ObjectName, name_of
 from nodeagent.rollout.on_nodes import NodeRuns, Told
 from nodeagent.rollout.remove import DAEMON_SET, NAMESPACE, PART_OF
@@ -33,6 +33,8 @@ ACCOUNT: Final = f"system:serviceaccount:{NAMESPACE}:nodeagent"
 REVIEWS: Final = "/apis/authorization.k8s.io/v1/subjectaccessreviews"
 ROOTS: Final = ObjectName("v1", "ConfigMap", NAMESPACE, "nodeagent-ca-root-cert")
 CHECK: Final = ("nodeagent", "check", "-o", "json", "-c", "/etc/nodeagent/agent.yaml")
+TOLD: Final = ("create", "patch", "delete")
+"""What an agent does with the object of its own node."""
 State = Literal["ok", "absent", "missing"]
 
 
@@ -109,14 +111,19 @@ class ClusterCheck:
 
     async def _rights(self) -> list[ClusterFinding]:
         """Return what the agents' account may not do that they do."""
-        missing = [kind.rule for kind in FOLLOWED if not await self._may_follow(kind)]
+        missing = [kind.rule for kind in FOLLOWED if not await self._may(kind, ("list", "watch"))]
+        if not await self._may(NODE_STATUSES, TOLD):
+            missing.append(
+                f'{{apiGroups: ["{GROUP}"], resources: [{NODE_STATUSES.plural}], verbs: [{", ".join(TOLD)}]}}'
+            )
         if not missing:
-            return [ClusterFinding("cluster", "agents' rights", "ok", f"{ACCOUNT} may follow what it has to")]
+            return [ClusterFinding("cluster", "agents' rights", "ok", f"{ACCOUNT} may do what it has to")]
         add = "add it to the ClusterRole nodeagent"
         return [ClusterFinding("cluster", "agents' rights", "missing", f"{rule}: {add}") for rule in missing]
 
-    async def _may_follow(self, kind: WatchedKind) -> bool:
-        for verb in ("list", "watch"):
+    async def _may(self, kind: WatchedKind, verbs: Iterable[str]) -> bool:
+        """Say whether the agents' account may do all *verbs* with *kind*. Raises ApiError."""
+        for verb in verbs:
             attributes = {"group": kind.group, "resource": kind.plural, "verb": verb}
             spec = {"user": ACCOUNT, "resourceAttributes": attributes}
             body = {"apiVersion": "authorization.k8s.io/v1", "kind": "SubjectAccessReview", "spec": spec}
