@@ -47,8 +47,8 @@ RIGHTS: Final = (
         "SYS_PTRACE",
         19,
         False,
-        "the Workload API: who asks, and where its socket goes (/proc of pods)",
-        "no Workload API: pods that ask for nodeagent.io/workload-api get no socket",
+        "the Workload API: mounts inside pods (mount namespaces of other users' processes)",
+        "no Workload API by annotation",
     ),
     Right(
         "SYS_CHROOT",

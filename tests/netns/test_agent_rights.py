@@ -90,6 +90,7 @@ def test_the_least_carries_traffic(lab: Lab, restart: Restart) -> None:
     restart(LEAST)
     assert {row["state"] for row in admin(lab, "node1", "/pods")} <= {"enrolled", ""}
     carries_traffic(lab)
+    assert workload(lab, "volume", "svid", path=SOCKET)["id"].endswith("/sa/client"), "by a volume, it takes no more"
     (hanging,) = workers(lab, "node1")
     os.kill(hanging, signal.SIGSTOP)
     try:
