@@ -85,6 +85,8 @@ def api_server(layout: KubeLayout) -> list[str]:
             "authorization-mode": "Node,RBAC",
             "enable-admission-plugins": "NodeRestriction",
             "allow-privileged": "true",
+            # It calls webhooks at their pods: no proxy of ClusterIPs runs beside it.
+            "enable-aggregator-routing": "true",
             "kubelet-preferred-address-types": "InternalIP",
             "kubelet-client-certificate": pki / "kubelet-client.crt",
             "kubelet-client-key": pki / "kubelet-client.key",
