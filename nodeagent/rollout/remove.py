@@ -6,7 +6,8 @@ is pinned there, and stays, so that a node which comes back later is cleaned as 
 (:func:`cleaning`; ``daemonset/overlays/uninstall`` is the same for ``kubectl``). When every node has
 been, marks on nodes go, then all objects, and last what defines their kinds.
 
-What is gone already is no error: it may be broken off anywhere, and begun again.
+What is gone already is no error: it may be broken off anywhere, and begun again. The DaemonSet goes
+with its namespace, the last of all: as long as it is there, nodes that were away are cleaned.
 """
 
 from __future__ import annotations
@@ -99,7 +100,6 @@ class Removal:
         await self._each(REGISTRATIONS)
         if nodes:
             await self._clean(documents)
-        await self._objects.delete(DAEMON_SET)
         await self._unmark()
         for kind in (*ELSEWHERE, *CLUSTER_WIDE):
             await self._each(kind)
@@ -134,7 +134,8 @@ class Removal:
         found = await self._objects.get(DAEMON_SET)
         if found is None:
             found = await self._made_again(documents)
-        if found["spec"]["template"]["spec"].get("initContainers", [{}])[0].get("name") != "uninstall":
+        first = found["spec"]["template"]["spec"].get("initContainers") or [{}]
+        if first[0].get("name") != "uninstall":
             await self._change(found)
         await waited(partial(behind, self._objects, DAEMON_SET), self._say, self._seconds, "nodes that are cleaned")
         self._say("every node that can be reached is clean")
