@@ -1,16 +1,19 @@
-"""What control does for a cluster beside following it: it renews the node's status, and keeps what is
-known for a start without the API server.
+"""What control does for a cluster beside following it: it renews the node's status, keeps what is known
+for a start without the API server, takes the node's startup taint away, and tells Events.
 """
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import asynccontextmanager
 
 from nodeagent.control.concern import Snapshot
+from nodeagent.kube.client import KubeClient
+from nodeagent.kube.events import EventTeller, Row, of_pods
 from nodeagent.kube.node_status import NodeStatusMarks
 from nodeagent.kube.snapshot import SnapshotFile
 from nodeagent.kube.source import KubernetesSource
+from nodeagent.kube.taint import StartupTaint
 from nodeagent.parts import Parts
 from nodeagent.places.cri import CriPlaces
 from nodeagent.telemetry.http_request import Routes
@@ -19,21 +22,41 @@ from nodeagent.telemetry.http_request import Routes
 class ClusterSide:
     """A concern."""
 
-    def __init__(self, source: KubernetesSource, places: CriPlaces, marks: NodeStatusMarks, kept: SnapshotFile) -> None:
+    def __init__(
+        self,
+        client: KubeClient,
+        source: KubernetesSource,
+        places: CriPlaces,
+        marks: NodeStatusMarks,
+        kept: SnapshotFile,
+    ) -> None:
+        self._client = client
         self._source = source
         self._places = places
         self._marks = marks
         self._kept = kept
+        self._parts: Parts | None = None
 
     @asynccontextmanager
     async def run(self, parts: Parts) -> AsyncIterator[None]:
         """Be at work; leaving it tells the other nodes what is left to tell, and writes what is known."""
+        self._parts = parts
         parts.start("the snapshot of the cluster", self._kept.keep)
         async with self._marks.run(parts):
             yield
         self._source.close()
         self._places.close()
         await self._kept.write()
+
+    def told_by(self, lacking: Callable[[], list[str]], pods: Callable[[], Iterable[Row]]) -> None:
+        """From now on take the taint away while nothing is *lacking*, and tell what is wrong with
+        *pods*, by their rows.
+        """
+        assert self._parts is not None
+        taint = StartupTaint(self._client, self._source.node, lambda: self._source.tainted, lacking)
+        self._parts.start("the node's startup taint", taint.keep)
+        events = EventTeller(self._client, self._source.node, lambda: [*of_pods(pods()), *self._source.troubles()])
+        self._parts.start("Events", events.keep)
 
     def resign(self) -> None:
         """Write nothing any more; the cluster is followed for the workers that serve on."""

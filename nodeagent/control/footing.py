@@ -4,7 +4,7 @@ other nodes by. A lab or tests have a folder for that, a cluster its API server 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -22,6 +22,15 @@ class Beside(Concern, Resigning, Protocol):
     """A concern that only some footing has."""
 
 
+class TellsCluster(Protocol):
+    """Who tells a cluster how the whole of control fares."""
+
+    def told_by(self, lacking: Callable[[], list[str]], pods: Callable[[], Iterable[Mapping[str, object]]]) -> None:
+        """All of control is there: *lacking* says what keeps it from being ready, *pods* returns the
+        rows of captured pods.
+        """
+
+
 @dataclass(frozen=True, slots=True)
 class Footing:
     """What of control depends on where the agent runs."""
@@ -35,6 +44,7 @@ class Footing:
     """Say why a pod of this node has no place that can be used, though it runs."""
     warnings: Callable[[], list[str]] = list
     """Say what is known no better than it was."""
+    cluster: tuple[TellsCluster, ...] = ()
 
 
 def open_footing(config: AgentConfig) -> Footing:
@@ -67,5 +77,10 @@ def _cluster(config: AgentConfig, kubernetes: Kubernetes) -> Footing:
     source = KubernetesSource(client, config.node, places, kept)
     marks = NodeStatusMarks(client, config.node, source.statuses, source.mark, here=source.here)
     volumes = CsiVolumes(config.node, kubernetes.kubelet, config.runtime_directory, HostMounts())
-    beside = (ClusterSide(source, places, marks, kept), volumes)
-    return Footing(source, places, marks, beside, places.faults_of, places.warnings)
+
+    def warnings() -> list[str]:
+        unread = [f"neither the API server nor what was kept knows {each}" for each in source.unread_pods()]
+        return [*places.warnings(), *unread]
+
+    side = ClusterSide(client, source, places, marks, kept)
+    return Footing(source, places, marks, (side, volumes), places.faults_of, warnings, (side,))

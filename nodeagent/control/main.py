@@ -391,6 +391,8 @@ async def open_ports(beginning: Beginning, made: Concerns, ports: AdminPorts, he
     )
     missing = [*(concern.missing for concern in concerns), beginning.parts.failing]
     readiness = Readiness(missing, [made.enrolment.warnings, made.footing.warnings])
+    for each in made.footing.cluster:
+        each.told_by(readiness.missing, made.enrolment.rows)
     flows = Flows(workers, made.kernel_paths, store)
     mesh_pages = MeshPages(config, made.reader.entries, made.kernel_paths.explain)
     pods = PodsPage(

@@ -189,6 +189,7 @@ class NodeStatusMarks:
         self._news = asyncio.Event()
         self._owner: Mapping[str, object] | None = None
         self._wrong = ""
+        self._said_wrong = ""
         self._resigned = False
 
     def publish(self, uid: PodUid, enrolled: bool) -> None:
@@ -239,6 +240,7 @@ class NodeStatusMarks:
                 await self._write()
                 pause = FIRST_PAUSE
                 self._wrong = ""
+                self._said_wrong = ""
             except ApiError as error:
                 self._complain(error)
                 self._news.set()
@@ -260,9 +262,11 @@ class NodeStatusMarks:
                 "; the agent's ClusterRole wants the rule "
                 '{apiGroups: ["nodeagent.io"], resources: [nodestatuses], verbs: [create, patch]}'
             )
-        if self._wrong != words:
+        if self._said_wrong != words:
             log.error("%s", words)
-        self._wrong = words if error.status in (401, 403, 404) else self._wrong
+        self._said_wrong = words
+        if 400 <= error.status < 500:  # it does not pass by itself
+            self._wrong = words
 
     async def _write(self) -> None:
         """Write the node's object, made where it is not there. Raises ApiError."""

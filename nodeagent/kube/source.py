@@ -37,9 +37,11 @@ import orjson
 from nodeagent.errors import ResourceError, shown, translated
 from nodeagent.kube.access import ApiError, KubeObject
 from nodeagent.kube.client import KubeClient
-from nodeagent.kube.kinds import FOLLOWED, NODE_STATUSES, PODS, WatchedKind
+from nodeagent.kube.events import Trouble
+from nodeagent.kube.kinds import FOLLOWED, NODE_STATUSES, NODES, PODS, WatchedKind
 from nodeagent.kube.lean import UNWRITTEN, Lean, rewritten, trim
 from nodeagent.kube.node_status import NodeStatuses
+from nodeagent.kube.taint import is_tainted
 from nodeagent.kube.watch import LOOK_SECONDS, Sleep, Watch, newer
 from nodeagent.mesh.local import finished
 from nodeagent.parts import Parts
@@ -58,6 +60,7 @@ MIRROR: Final = "kubernetes.io/config.mirror"
 """Annotation of a static pod's mirror: the uid by which the kubelet and the runtime know the pod."""
 TOMBSTONES: Final = 1024
 """Of objects that are gone their last versions are kept, so that what comes late raises none again."""
+FIRST_LOOK_SECONDS: Final = 1.0
 _DENIED: Final = (401, 403)
 log = logging.getLogger("nodeagent.kube")
 Name = tuple[str, str]
@@ -123,6 +126,8 @@ class HeldObject:
     version: str
     error: str = ""
     """What is wrong with it now."""
+    uid: str = ""
+    """Of an object that is wrong."""
     document: bytes = b""
     """Of a policy, the last one that was right if there was one, as JSON."""
     told: bool = False
@@ -145,6 +150,8 @@ class KubernetesSource:
         sleep: Sleep = asyncio.sleep,
     ) -> None:
         self.node = node
+        self.tainted = False
+        """The node has the taint of ``taint.py``."""
         self.sandboxes = sandboxes
         self.statuses = statuses or NodeStatuses(node)
         self.client = client
@@ -171,10 +178,20 @@ class KubernetesSource:
                 if self._complete() and (self._pending or self._marks or not self._begun):
                     self._begun = True
                     return self._batch()
-                await self._wake.wait()
+                await self._news()
         except BaseException:
             self.close()
             raise
+
+    async def _news(self) -> None:
+        """Wait until there may be something to tell; at first no longer than a second, for a runtime
+        that answers at last, and that there is nothing, wakes nobody.
+        """
+        try:
+            async with asyncio.timeout(None if self._begun else FIRST_LOOK_SECONDS):
+                await self._wake.wait()
+        except TimeoutError:
+            return
 
     def refused(self) -> tuple[Refused, ...]:
         """Return the policies that are wrong."""
@@ -183,6 +200,14 @@ class KubernetesSource:
             if kind.kind.kind in security.KINDS:
                 found += kind.refused()
         return tuple(found)
+
+    def troubles(self) -> list[Trouble]:
+        """Return the policies that are wrong, for who tells people."""
+        found: list[Trouble] = []
+        for kind in self._kinds.values():
+            if kind.kind.kind in security.KINDS:
+                found += kind.troubles()
+        return found
 
     def unread_pods(self) -> list[str]:
         """Return the pods that are wrong and never were right, and those that run here and that
@@ -413,6 +438,14 @@ class _Kind:
             if held.error
         ]
 
+    def troubles(self) -> list[Trouble]:
+        """Return the wrong objects, for who tells people."""
+        return [
+            Trouble(self.kind.api_version, self.kind.kind, *name, held.uid, "PolicyRefused", held.error)
+            for name, held in sorted(self.objects.items())
+            if held.error
+        ]
+
     def never_right(self) -> list[Name]:
         """Return the names of objects that never were right."""
         return sorted(name for name, held in self.objects.items() if held.change is None)
@@ -420,6 +453,8 @@ class _Kind:
     def _read(self, name: Name, held: HeldObject, document: KubeObject) -> None:
         document.setdefault("kind", self.kind.kind)  # a list says it once for all its items
         document.setdefault("apiVersion", self.kind.api_version)
+        if self.kind is NODES and name[1] == self._source.node:
+            self._source.tainted = is_tainted(document)
         if self.kind is NODE_STATUSES:
             self._source.mark(self._source.statuses.put(name[1], document))
             return
@@ -469,6 +504,8 @@ class _Kind:
         """Keep what was good; where nothing was, what closes what the object is for."""
         first = held.error != error
         held.error = error
+        metadata = document.get("metadata")
+        held.uid = str(metadata.get("uid") or "") if isinstance(metadata, dict) else ""
         outcome = "the last good one stays"
         if _stands_in(held.change):
             held.document = _policy_document(document) if self.kind.kind in security.KINDS else b""

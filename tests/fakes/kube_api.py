@@ -227,14 +227,11 @@ class FakeKubeApi:
 
 
 def _merged(document: Document, patch: Document) -> Document:
-    """Return *document* with *patch*: as a merge patch, and lists of taints as a strategic one."""
+    """Return *document* with *patch* (RFC 7396, without what removes)."""
     found = dict(document)
     for name, value in patch.items():
         if isinstance(value, dict):
             found[name] = _merged(found.get(name) or {}, value)
-        elif name == "taints":
-            gone = {each["key"] for each in value if each.get("$patch") == "delete"}
-            found[name] = [each for each in found.get(name, ()) if each["key"] not in gone]
         else:
             found[name] = value
     return found

@@ -9,14 +9,17 @@ from typing import Any
 
 import pytest
 
-from nodeagent.kube.access import open_access
-from nodeagent.kube.client import KubeClient
+from nodeagent.kube.access import ApiError, open_access
+from nodeagent.kube.client import MERGE, KubeClient
+from nodeagent.kube.events import EventTeller, Trouble
 from nodeagent.kube.node_status import NodeStatuses, NodeStatusMarks
 from nodeagent.kube.source import KubernetesSource
+from nodeagent.kube.taint import TAINT, untaint
 from nodeagent.parts import Parts
 from nodeagent.resources.changes import AnyChange, Change, EnrolledChange
 from nodeagent.vocabulary import PodUid
 from tests.kube.cluster import ROOT, Cluster
+from tests.waiting import eventually, until
 
 CRDS = ("daemonset/base/crds", "daemonset/overlays/crds")
 
@@ -174,23 +177,132 @@ def test_a_kind_that_comes_later_is_followed(api: Cluster) -> None:
     follow(api, scene, sleep=brief)
 
 
-def test_the_authority_of_the_agents_account_is_enough_and_each_rule_is_needed(api: Cluster, tmp_path: Path) -> None:
-    """Input: an account without any right. Verdict: what is missing is named, rule by rule."""
-    api.ok("POST", "/api/v1/namespaces/shop/serviceaccounts", {"metadata": {"name": "agent"}})
-    answer = api.ok("POST", "/api/v1/namespaces/shop/serviceaccounts/agent/token", {"spec": {}})
-    kubeconfig = api.write_kubeconfig("agent", answer["status"]["token"])
+# -- with the rights that daemonset/base gives --
 
+SYSTEM = "nodeagent-system"
+RIGHTS = ("rbac.yaml", "own-node.yaml")
+
+
+@pytest.fixture(scope="module")
+def rights(api: Cluster) -> Iterator[Cluster]:
+    """The agent's account with its rights, and a node with the agent's pod."""
+    api.namespace(SYSTEM)
+    for name in RIGHTS:
+        api.kubectl("apply", "-n", SYSTEM, "-f", str(ROOT / "daemonset/base" / name))
+    for name in ("node1", "node2"):
+        taints = [{"key": key, "effect": "NoSchedule"} for key in (TAINT, "other")]
+        api.ok("POST", "/api/v1/nodes", {"metadata": {"name": name}, "spec": {"taints": taints}})
+    agent = pod("agent")
+    agent["spec"]["serviceAccountName"] = "nodeagent"
+    api.ok("POST", f"/api/v1/namespaces/{SYSTEM}/pods", agent)
+    yield api
+    for name in ("node1", "node2"):
+        api.ok("DELETE", f"/api/v1/nodes/{name}")
+    for name in RIGHTS:
+        api.kubectl("delete", "-n", SYSTEM, "-f", str(ROOT / "daemonset/base" / name), "--wait=false")
+    api.kubectl("delete", "namespace", SYSTEM, "--wait=false")
+
+
+def account(cluster: Cluster) -> Path:
+    """Return a kubeconfig of the agent's account, with a token that is bound to its pod."""
+    uid = cluster.ok("GET", f"/api/v1/namespaces/{SYSTEM}/pods/agent")["metadata"]["uid"]
+    bound = {"kind": "Pod", "apiVersion": "v1", "name": "agent", "uid": uid}
+    path = f"/api/v1/namespaces/{SYSTEM}/serviceaccounts/nodeagent/token"
+    return cluster.write_kubeconfig(
+        "agent", cluster.ok("POST", path, {"spec": {"boundObjectRef": bound}})["status"]["token"]
+    )
+
+
+def taints(cluster: Cluster, node: str) -> list[str]:
+    return [each["key"] for each in cluster.ok("GET", f"/api/v1/nodes/{node}")["spec"].get("taints", [])]
+
+
+def test_the_rights_are_enough_for_all_that_an_agent_does_and_for_its_own_node_alone(rights: Cluster) -> None:
     async def main() -> None:
-        source = KubernetesSource(KubeClient(open_access(kubeconfig)), "node1")
-        waiting = asyncio.ensure_future(source.changes())
-        async with asyncio.timeout(30):
-            while len(source.missing()) < 10:
-                await asyncio.sleep(0.05)  # as long as the API server takes to refuse each
-        words = "\n".join(source.missing())
-        for plural in ("pods", "services", "nodes", "namespaces", "networkpolicies", "nodestatuses", "ratelimits"):
-            assert f"resources: [{plural}], verbs: [list, watch]" in words
-        assert not waiting.done()
-        waiting.cancel()
-        await asyncio.gather(waiting, return_exceptions=True)
+        client = KubeClient(open_access(account(rights)))
+        source = KubernetesSource(client, "node1")
+        await asyncio.wait_for(source.changes(), 30)
+        assert source.missing() == [] and source.tainted
+        marks = NodeStatusMarks(client, "node1", source.statuses, source.mark, here=source.here)
+        parts = Parts()
+        async with marks.run(parts):
+            marks.publish(PodUid("uid-a"), True)
+            path = "/apis/nodeagent.io/v1alpha1/nodestatuses/node1"
+            await until(lambda: rights.call("GET", path)[0] == 200)
+            assert marks.missing() == []
+            parts.stop()
+        (owner,) = rights.ok("GET", path)["metadata"]["ownerReferences"]
+        assert (owner["kind"], owner["name"]) == ("Node", "node1")
+        assert await untaint(client, "node1")
+        assert TAINT not in taints(rights, "node1") and "other" in taints(rights, "node1")
+        trouble = Trouble("v1", "Pod", SYSTEM, "agent", "", "NotCaptured", "as a test")
+        teller = EventTeller(client, "node1", lambda: [trouble])
+        await teller.look()
+        await teller.look()
+        listed = rights.ok("GET", f"/apis/events.k8s.io/v1/namespaces/{SYSTEM}/events")["items"]
+        assert [each["note"] for each in listed if each["reportingInstance"] == "node1"] == ["as a test"]
+        source.close()
 
     asyncio.run(main())
+
+
+def test_of_other_nodes_and_beyond_taints_nothing_may_be_written(rights: Cluster) -> None:
+    """The rights are those of all agents; the policy beside them knows which node one is on."""
+    # A policy is in force some moments after it was made.
+    eventually(lambda: _refusal(rights, lambda client: untaint(client, "node2")))
+    assert TAINT in taints(rights, "node2")
+    labelled = {"metadata": {"labels": {"role": "control-plane"}}}
+    assert "changes nothing else" in _refusal(
+        rights, lambda client: client.patch("/api/v1/nodes/node1", labelled, MERGE)
+    )
+    stranger = NodeStatuses("node2")
+    marks: list[str] = []
+
+    async def main() -> None:
+        told = NodeStatusMarks(KubeClient(open_access(account(rights))), "node2", stranger, list, here=frozenset)
+        parts = Parts()
+        async with told.run(parts):
+            told.publish(PodUid("uid-x"), True)
+            async with asyncio.timeout(20):
+                while not told.missing():
+                    await asyncio.sleep(0.05)  # as long as the API server takes
+            marks.extend(told.missing())
+            parts.stop()
+
+    asyncio.run(main())
+    assert "own node alone" in marks[0]
+
+
+def _refusal(cluster: Cluster, ask: Callable[[KubeClient], Awaitable[object]]) -> str:
+    """Return what the API server says against *ask*, empty: nothing."""
+
+    async def main() -> str:
+        try:
+            await ask(KubeClient(open_access(account(cluster))))
+        except ApiError as error:
+            return str(error)
+        return ""
+
+    return asyncio.run(main())
+
+
+def test_without_rights_each_rule_is_named(rights: Cluster) -> None:
+    rights.kubectl("delete", "clusterrolebinding", "nodeagent")
+    try:
+
+        async def main() -> None:
+            source = KubernetesSource(KubeClient(open_access(account(rights))), "node1")
+            waiting = asyncio.ensure_future(source.changes())
+            async with asyncio.timeout(30):
+                while len(source.missing()) < 10:
+                    await asyncio.sleep(0.05)  # as long as the API server takes to refuse each
+            words = "\n".join(source.missing())
+            for plural in ("pods", "services", "nodes", "namespaces", "networkpolicies", "nodestatuses", "ratelimits"):
+                assert f"resources: [{plural}], verbs: [list, watch]" in words
+            assert not waiting.done()
+            waiting.cancel()
+            await asyncio.gather(waiting, return_exceptions=True)
+
+        asyncio.run(main())
+    finally:
+        rights.kubectl("apply", "-n", SYSTEM, "-f", str(ROOT / "daemonset/base/rbac.yaml"))

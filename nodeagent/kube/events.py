@@ -1,0 +1,176 @@
+"""Kubernetes Events for what people have to put right: a pod that is not captured, an annotation that
+has no effect, a policy that is refused. They are seen where people look: ``kubectl describe``,
+``kubectl get events``.
+
+What is wrong is looked at every few seconds, and told when it is still wrong at the second look. The
+same is not told again while it lasts, but once an hour, since the API server keeps an Event for no
+longer; other words about it wait for a minute. How many are told is bounded; what cannot be told now
+is told later, if it is still wrong.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Final, Literal
+
+from nodeagent.kube.access import ApiError
+from nodeagent.kube.client import KubeClient
+from nodeagent.kube.watch import Sleep
+
+CONTROLLER: Final = "nodeagent.io/agent"
+LOOK_SECONDS: Final = 5.0
+AGAIN_SECONDS: Final = 3600.0
+REWORDED_SECONDS: Final = 60.0
+BURST: Final = 20
+A_SECOND: Final = 0.5
+"""How many are told, after a burst."""
+RULE: Final = '{apiGroups: ["events.k8s.io"], resources: [events], verbs: [create]}'
+NOTE_MAX: Final = 1024
+"""Characters (events.k8s.io/v1)."""
+Reason = Literal["NotCaptured", "NoCertificate", "AnnotationRefused", "PolicyRefused"]
+Row = Mapping[str, object]
+"""Of a pod, as ``nodeagent get pods`` has it."""
+Subject = tuple[str, str, str, str, str]
+log = logging.getLogger("nodeagent.kube")
+
+
+@dataclass(frozen=True, slots=True)
+class Trouble:
+    """Something that is wrong with an object of the cluster."""
+
+    api_version: str
+    kind: str
+    namespace: str
+    name: str
+    uid: str
+    reason: Reason
+    note: str
+    """What is wrong, and what to do about it."""
+
+    @property
+    def subject(self) -> Subject:
+        """What it is about, whatever is said of it."""
+        return self.namespace, self.name, self.kind, self.uid, self.reason
+
+
+@dataclass(frozen=True, slots=True)
+class _Told:
+    note: str
+    when: float
+
+
+class EventTeller:
+    """Tells what *troubles* returns, as *node*'s agent. *now* is a steady clock in seconds, *today*
+    says the date.
+    """
+
+    def __init__(
+        self,
+        client: KubeClient,
+        node: str,
+        troubles: Callable[[], Iterable[Trouble]],
+        *,
+        sleep: Sleep = asyncio.sleep,
+        now: Callable[[], float] = time.monotonic,
+        today: Callable[[], datetime] = lambda: datetime.now(UTC),
+    ) -> None:
+        self._client = client
+        self._node = node
+        self._troubles = troubles
+        self._sleep = sleep
+        self._now = now
+        self._today = today
+        self._seen: frozenset[Subject] = frozenset()
+        self._told: dict[Subject, _Told] = {}
+        self._tokens = float(BURST)
+        self._filled = now()
+        self._wrong = ""
+
+    async def keep(self) -> None:
+        """Look and tell, for ever."""
+        while True:
+            await self._sleep(LOOK_SECONDS)
+            await self.look()
+
+    async def look(self) -> None:
+        """Tell what is wrong now and was at the last look."""
+        now = self._now()
+        self._tokens = min(BURST, self._tokens + (now - self._filled) * A_SECOND)
+        self._filled = now
+        wrong = {each.subject: each for each in self._troubles()}
+        self._told = {subject: told for subject, told in self._told.items() if subject in wrong}
+        for subject in sorted(wrong.keys() & self._seen):
+            trouble = wrong[subject]
+            if not self._is_news(trouble, now):
+                continue
+            if self._tokens < 1 or not await self._tell(trouble):
+                break
+            self._tokens -= 1
+            self._told[subject] = _Told(trouble.note, now)
+        self._seen = frozenset(wrong)
+
+    def _is_news(self, trouble: Trouble, now: float) -> bool:
+        told = self._told.get(trouble.subject)
+        if told is None:
+            return True
+        return now - told.when >= (AGAIN_SECONDS if told.note == trouble.note else REWORDED_SECONDS)
+
+    async def _tell(self, trouble: Trouble) -> bool:
+        """Say whether *trouble* was told, or never can be."""
+        namespace = trouble.namespace or "default"
+        regarding = {"apiVersion": trouble.api_version, "kind": trouble.kind, "name": trouble.name}
+        if trouble.namespace:
+            regarding["namespace"] = trouble.namespace
+        if trouble.uid:
+            regarding["uid"] = trouble.uid
+        document = {
+            "apiVersion": "events.k8s.io/v1",
+            "kind": "Event",
+            "metadata": {"generateName": f"{trouble.name[:200].rstrip('-.')}-", "namespace": namespace},
+            "regarding": regarding,
+            "type": "Warning",
+            "reason": trouble.reason,
+            "action": "Read" if trouble.reason == "PolicyRefused" else "Capture",
+            "note": trouble.note[:NOTE_MAX],
+            "eventTime": self._today().isoformat(timespec="microseconds").replace("+00:00", "Z"),
+            "reportingController": CONTROLLER,
+            "reportingInstance": self._node[:128],
+        }
+        try:
+            await self._client.post(f"/apis/events.k8s.io/v1/namespaces/{namespace}/events", document)
+        except ApiError as error:
+            return self._failed(error)
+        self._wrong = ""
+        return True
+
+    def _failed(self, error: ApiError) -> bool:
+        hint = ""
+        if error.status == 403:
+            hint = (
+                '; the agent\'s ClusterRole wants {apiGroups: ["events.k8s.io"], resources: [events], verbs: [create]}'
+            )
+        words = f"Events cannot be told: {error}{hint}"
+        if self._wrong != words:
+            log.warning("%s", words)
+        self._wrong = words
+        return error.status in (404, 422)  # its namespace is going, or this one is not taken: the others are
+
+
+def of_pods(rows: Iterable[Row]) -> Iterable[Trouble]:
+    """Yield what is wrong with pods, by their *rows* as ``nodeagent get pods`` has them."""
+    for row in rows:
+        faults = row.get("faults")
+        if not isinstance(faults, list) or not faults:
+            continue
+        reason: Reason = "AnnotationRefused"
+        if row.get("state") == "pending":
+            reason = "NoCertificate"
+        elif row.get("state") in ("failed", "faulty"):
+            reason = "NotCaptured"
+        namespace, name, uid = (str(row.get(field, "")) for field in ("namespace", "pod", "uid"))
+        yield Trouble("v1", "Pod", namespace, name, uid, reason, "; ".join(map(str, faults)))
