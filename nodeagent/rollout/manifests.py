@@ -21,6 +21,8 @@ ORDER: Final = (
     "CustomResourceDefinition",
     "Namespace",
     "PriorityClass",
+    "ValidatingAdmissionPolicy",
+    "ValidatingAdmissionPolicyBinding",
     "ServiceAccount",
     "ClusterRole",
     "ClusterRoleBinding",

@@ -38,6 +38,8 @@ MADE_BY_AGENTS: Final = ("NodeStatus",)
 DEFINITIONS: Final = ("apiextensions.k8s.io/v1", "CustomResourceDefinition")
 REGISTRATIONS: Final = ("admissionregistration.k8s.io/v1", "MutatingWebhookConfiguration")
 CLUSTER_WIDE: Final = (
+    ("admissionregistration.k8s.io/v1", "ValidatingAdmissionPolicyBinding"),
+    ("admissionregistration.k8s.io/v1", "ValidatingAdmissionPolicy"),
     ("rbac.authorization.k8s.io/v1", "ClusterRoleBinding"),
     ("rbac.authorization.k8s.io/v1", "ClusterRole"),
     ("storage.k8s.io/v1", "CSIDriver"),

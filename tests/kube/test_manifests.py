@@ -123,3 +123,15 @@ def test_a_policy_is_refused_for_what_the_agent_would_refuse(
         assert status == 201
         assert answer["spec"] == spec  # nothing is pruned
         defined.ok("DELETE", f"{path}/tried")
+
+
+def test_a_node_says_that_its_last_pod_is_enrolled_no_more(defined: Cluster) -> None:
+    """Server-side apply takes an emptied set away altogether."""
+    path = "/apis/nodeagent.io/v1alpha1/nodestatuses/tried"
+    for uids in (["a"], []):
+        status = {"renewTime": "2026-01-01T00:00:00Z", "leaseDurationSeconds": 40, "count": len(uids), "enrolled": uids}
+        document = {"apiVersion": "nodeagent.io/v1alpha1", "kind": "NodeStatus", "metadata": {"name": "tried"}}
+        body = {**document, "status": status}
+        found = defined.ok("PATCH", f"{path}?fieldManager=a&force=true", body, "application/apply-patch+yaml")
+        assert found["status"].get("enrolled", []) == uids
+    defined.ok("DELETE", path)
