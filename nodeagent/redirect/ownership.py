@@ -26,10 +26,12 @@ class PinOwner:
         self._number = _owner(self._path)
 
     def holds(self) -> bool:
-        """Say whether no other daemon has begun since. What nobody pins is nobody else's."""
+        """Say whether no other daemon has begun since. What nobody pins is nobody else's, nor is what
+        cannot be opened at the moment, for want of descriptors: who asks must not end for that.
+        """
         try:
             return _owner(self._path) == self._number
-        except FileNotFoundError:
+        except OSError:
             return True
 
 
