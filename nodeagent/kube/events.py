@@ -29,6 +29,8 @@ REWORDED_SECONDS: Final = 60.0
 BURST: Final = 20
 A_SECOND: Final = 0.5
 """How many are told, after a burst."""
+TERMINATING: Final = "being terminated"
+"""What the API server says of a namespace that takes nothing new (plugin NamespaceLifecycle)."""
 RULE: Final = '{apiGroups: ["events.k8s.io"], resources: [events], verbs: [create]}'
 NOTE_MAX: Final = 1024
 """Characters (events.k8s.io/v1)."""
@@ -149,6 +151,8 @@ class EventTeller:
         return True
 
     def _failed(self, error: ApiError) -> bool:
+        if error.status == 403 and TERMINATING in str(error):
+            return True
         hint = ""
         if error.status == 403:
             hint = (

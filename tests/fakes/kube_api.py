@@ -44,6 +44,8 @@ class FakeKubeApi:
         """Further API groups."""
         self.forbidden: set[str] = set()
         """Plurals that nobody may touch."""
+        self.terminating: set[str] = set()
+        """Namespaces that take nothing new."""
         self.misrouted: set[str] = set()
         """Plurals of kinds that it has and does not find, as behind a load balancer that is wrong."""
         self.streams = True
@@ -142,6 +144,8 @@ class FakeKubeApi:
             return web.Response(status=404, text="404 page not found\n")
         if plural in self.forbidden:
             return _status(403, f'{plural} is forbidden: User "agent" cannot do that')
+        if request.method == "POST" and namespace in self.terminating:
+            return _status(403, f"forbidden: unable to create new content in namespace {namespace}: being terminated")
         if request.method == "GET" and not name:
             return await (self._watch(request, kind) if "watch" in request.query else self._list(request, kind))
         return await self._one(request, kind, namespace, name[0] if name else "")

@@ -107,6 +107,16 @@ def test_what_cannot_be_told_is_told_later(tmp_path: Path, caplog: pytest.LogCap
     play(tmp_path, scene)
 
 
+def test_a_namespace_that_is_going_holds_up_no_other(tmp_path: Path) -> None:
+    async def scene(api: FakeKubeApi, client: KubeClient) -> None:
+        api.terminating.add("a-going")
+        people = People(client, replace(WEB, namespace="a-going"), WEB)
+        await people.look(2)
+        assert notes(api) == [WEB.note]
+
+    play(tmp_path, scene)
+
+
 def row(state: str, *faults: str) -> dict[str, Any]:
     return {"namespace": "default", "pod": "web", "uid": "uid-web", "state": state, "faults": list(faults)}
 
