@@ -58,7 +58,7 @@ from pathlib import Path
 from typing import Final, Literal
 
 from nodeagent import __version__
-from nodeagent.channel import DESCRIPTORS, Outbox, Packet, close_all, decode, receive
+from nodeagent.channel import Outbox, Packet, close_all, decode, receive
 from nodeagent.errors import ControlError, shown
 from nodeagent.folder_lock import FolderLock
 from nodeagent.messages import (
@@ -84,10 +84,12 @@ ANSWER_SECONDS: Final = 10.0
 """A supervisor waits for nobody, and answers within this time on the busiest machine."""
 ENDING_SECONDS: Final = 60.0
 """So long a daemon that says that it ends is waited for."""
+HANDED_AT_ONCE: Final = 100
+"""Files in a message: with the longest keys it fits a packet."""
 GONE_SECONDS: Final = 2.0
 """Within this time of its socket's end a daemon has given its locks up."""
 KEY: Final = re.compile(
-    r".{1,253}/(netns|certificate)|[^/]{1,253}/(outbound|inbound)/[46]/\d{1,3}|ports/[a-z]{1,16}/[0-9.:]{2,40}"
+    r".{1,1024}/(netns|certificate)|[^/]{1,253}/(outbound|inbound)/[46]/\d{1,3}|ports/[a-z]{1,16}/[0-9.:]{2,40}"
 )
 """What is handed over in version 1: ``messages.Keep``, ``Resigned.ports``."""
 PORTS: Final = "ports/"
@@ -343,8 +345,8 @@ class HandOver:
         if self._outbox is None or self.stage != "taking":
             return
         items = list(files.items())
-        for at in range(0, len(items), DESCRIPTORS):
-            self._outbox.send(Handed(dict(items[at : at + DESCRIPTORS])))
+        for at in range(0, len(items), HANDED_AT_ONCE):
+            self._outbox.send(Handed(dict(items[at : at + HANDED_AT_ONCE])))
         self._outbox.send(HandedAll(len(items)))
         self.stage = "handed"
 
@@ -450,4 +452,4 @@ class HandOver:
         self._outbox.send(Welcome(max(versions), __version__, process, locks))
         os.close(process)
         self.stage = "met"
-        log.warning("a daemon of release %s is about to take over", shown(hello.release))
+        log.info("a daemon of release %s is about to take over", shown(hello.release))

@@ -511,7 +511,7 @@ class Supervisor:
             return  # it drains, and ends by itself
         if hand_over is not None and hand_over.stage is not None:
             if not self._stop_asked_at:
-                _say("this daemon is to end; it waits for the one that is about to take over")
+                _say("this daemon is to end; it waits for the one that is about to take over", logging.INFO)
                 self._stop_asked_at = time.monotonic() + TAKE_OVER_SECONDS
             return
         self._end_all()
@@ -609,7 +609,7 @@ class Supervisor:
         """This daemon beats: its predecessor needs to beat no more."""
         if self._predecessor is not None:
             self._predecessor.took_over()
-            _say(f"this daemon has taken over from one of release {shown(self._predecessor.release)}")
+            _say(f"this daemon has taken over from one of release {shown(self._predecessor.release)}", logging.INFO)
         self._be_alone()
 
     def _be_alone(self) -> None:
@@ -642,7 +642,7 @@ class Supervisor:
             case "took":
                 self._step_down(hand_over)
             case "farewell":
-                _say("the daemon that took over ends for good, and this one with it")
+                _say("the daemon that took over ends for good, and this one with it", logging.INFO)
                 self._hasten()
             case "gone":
                 self._take_back()
@@ -680,7 +680,7 @@ class Supervisor:
 
     def _step_down(self, hand_over: HandOver) -> None:
         """The node is another daemon's: give everything up but the workers and who tells them of policies."""
-        _say("another daemon has taken over; this one drains, and ends when what is open has ended")
+        _say("another daemon has taken over; this one drains, and ends when what is open has ended", logging.INFO)
         self._stop_asked_at = 0.0
         self._heart.leave()
         hand_over.close()
@@ -710,10 +710,10 @@ def _signal_child(pid: int, number: int) -> None:
         _say(f"process {pid} cannot be told to end: the daemon's container allows no CAP_KILL")
 
 
-def _say(words: str) -> None:
+def _say(words: str, level: int = logging.ERROR) -> None:
     """Log *words*, unless whoever reads the log does not: a line that waits would end the heartbeat."""
     if select.select([], [sys.stderr], [], 0)[1]:
-        log.error(words)
+        log.log(level, words)
 
 
 def main(roles: Mapping[str, Role], estate: Estate | None = None, stop_seconds: float = 0.0) -> int:

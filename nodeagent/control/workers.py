@@ -437,6 +437,8 @@ class Workers:
 
         Raises ControlError when a new worker does not come up; the old ones then go on.
         """
+        if self._stopping:
+            raise ControlError("the agent stops, or another one has taken over: no worker is replaced any more")
         replaced = []
         for slot in self._starts:
             old = self._slots.get(slot)

@@ -22,7 +22,7 @@ from tests.waiting import DEADLINE, eventually
 
 ROOT = Path(__file__).parents[2]
 DAEMON = """
-    import os, signal, socket, sys, threading, time
+    import logging, os, signal, socket, sys, time
     from pathlib import Path
     from nodeagent import agent, hand_over, supervisor
     from nodeagent.channel import decode, pair, receive
@@ -32,6 +32,7 @@ DAEMON = """
     from nodeagent.redirect import heartbeat
     from nodeagent.wire import encode
 
+    logging.basicConfig(level=logging.INFO)
     folder = Path(sys.argv[1])
     heartbeat.beat = lambda descriptor: os.write(1, b"beat\\n")
     heartbeat.end = lambda descriptor: os.write(1, b"end\\n")
