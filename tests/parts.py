@@ -6,7 +6,8 @@ usage: parts.py [PART]…      parts: setup (`make setup`), lint, and every fold
 Unit tests share nothing. Every other file of tests makes namespaces, labs and load: each runs in a
 room of its own (`tests/room.sh`), but those that share a lab in one. A room waits half of its time,
 so that two rooms a core, side by side, fill the machine; those that take longest come first. What
-tests need is made beside the linters: compiled modules, and Kubernetes for tests/kube.
+tests need is made beside the linters: compiled modules, and for tests/kube Kubernetes and the
+agent's image.
 
 A test that failed runs once more, alone, after all others. Passes it then, it is UNSTEADY: no
 verdict on the change under test, but a fault of the test or of what it tests, to be mended next.
@@ -34,8 +35,9 @@ LANES = 2 * PROCESSES
 SHARED = (
     ("test_agent_tools.py", "test_agent_dial.py", "test_agent_mtls.py"),
     ("test_agent_http.py", "test_agent_enrolment.py", "test_agent_tcp.py"),
+    ("test_cluster.py", "test_mesh.py"),
 )
-"""Files of tests/netns that only use the lab of its conftest.py, which is up once for each group."""
+"""Files that only use the lab, or the cluster, of their folder's conftest.py, which is up once for each group."""
 LONGEST = ("test_agent_chaos.py", "test_compare_command.py", "test_compare.py", "test_plane.py", "test_demo.py")
 """Files that take longest, in this order; the others follow by size."""
 AGAIN_AT_MOST = 20
@@ -205,31 +207,32 @@ def rooms(names: Iterable[str]) -> list[tuple[str, ...]]:
 def start(names: Collection[str], lanes: Executor) -> list[Future[Outcome]]:
     """Start everything in *lanes*; tests only when what they are run with is made."""
     begun: list[Future[Outcome]] = []
-    api_server: Future[Outcome] | None = None
+    made: list[Future[Outcome]] = []
     if "setup" in names:  # both of the next need the environment, which one alone may make
         begun.append(lanes.submit(make, "setup", ".venv/.complete"))
         begun[0].result()
         begun.append(lanes.submit(make, "setup", "setup"))
     if "setup" in names and "kube" in names:  # minutes of both cores the first time: it gives way to the tests
-        api_server = lanes.submit(make, "setup", "kube", "nice")
-        begun.append(api_server)
+        made.append(lanes.submit(make, "setup", "kube", "nice"))
     if "lint" in names:
         begun.append(lanes.submit(lint, "lint"))
     if "setup" in names and begun[1].result().failed:
-        return begun
+        return begun + made
+    if "setup" in names and "kube" in names:  # of what setup compiled
+        made.append(lanes.submit(make, "setup", "image"))
     if "unit" in names:
         begun.append(lanes.submit(unit, "unit"))
     tests = [name for name in names if name not in ("setup", "lint", "unit", "kube")]
     begun += [lanes.submit(in_a_room, *targets) for targets in rooms(tests)]
     if "kube" in names:
-        begun += [lanes.submit(in_a_room_after, api_server, *targets) for targets in rooms(["kube"])]
-    return begun
+        begun += [lanes.submit(in_a_room_after, made, *targets) for targets in rooms(["kube"])]
+    return begun + made
 
 
-def in_a_room_after(made: Future[Outcome] | None, *targets: str) -> Outcome:
-    """As :func:`in_a_room`, when *made* has ended; where it failed, the tests say what is missing."""
-    if made is not None:
-        made.result()
+def in_a_room_after(made: Sequence[Future[Outcome]], *targets: str) -> Outcome:
+    """As :func:`in_a_room`, when all of *made* has ended; where it failed, the tests say what is missing."""
+    for each in made:
+        each.result()
     return in_a_room(*targets)
 
 

@@ -10,6 +10,7 @@ import pytest
 
 from nodeagent.lab.kube import Kube
 from tests.kube.cluster import ROOT, Cluster, running
+from tests.kube.mesh import install
 
 
 @pytest.fixture(scope="session")
@@ -33,3 +34,10 @@ def kube(binary: Path) -> Iterator[Kube]:
     """A cluster of two nodes, for the files of a room."""
     with Kube.up(name="test", binary=binary) as found:
         yield found
+
+
+@pytest.fixture(scope="session")
+def mesh(kube: Kube) -> Kube:
+    """The cluster with an agent on every node, as `make image` and daemonset/ have it."""
+    install(kube)
+    return kube

@@ -73,10 +73,12 @@ def test_many_failures_are_no_noise(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_files_that_share_a_lab_share_a_room_and_no_file_is_left_out() -> None:
-    rooms = parts.files("netns")
+    rooms = parts.files("netns") + parts.files("kube")
     assert [tuple(Path(file).name for file in room) for room in rooms if len(room) > 1] == list(parts.SHARED)
     assert sorted(file for room in rooms for file in room) == sorted(
-        str(path.relative_to(parts.ROOT)) for path in (parts.ROOT / "tests" / "netns").glob("test_*.py")
+        str(path.relative_to(parts.ROOT))
+        for folder in ("netns", "kube")
+        for path in (parts.ROOT / "tests" / folder).glob("test_*.py")
     )
 
 
@@ -86,9 +88,9 @@ def test_what_takes_longest_is_first() -> None:
 
 
 def test_files_that_share_a_room_use_no_other_lab() -> None:
-    for group in parts.SHARED:
-        for file in group:
-            text = (parts.ROOT / "tests" / "netns" / file).read_text()
+    for group in parts.files("netns"):
+        for file in group if len(group) > 1 else ():
+            text = (parts.ROOT / file).read_text()
             assert "mesh: Lab" in text
             assert "with cluster(" not in text
 
@@ -132,7 +134,7 @@ def steps(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return taken
 
 
-def test_all_parts_are_started_and_kubes_tests_when_its_api_server_is_made(steps: list[str]) -> None:
+def test_all_parts_are_started_and_kubes_tests_when_a_cluster_can_be_made(steps: list[str]) -> None:
     with ThreadPoolExecutor(1) as lane:
         begun = parts.start(["setup", "lint", "bpf", "kube", "unit"], lane)
     assert len(begun) == len(steps)
@@ -141,6 +143,7 @@ def test_all_parts_are_started_and_kubes_tests_when_its_api_server_is_made(steps
         "make setup setup",
         "make setup kube nice",
         "lint lint",
+        "make setup image",
         "unit unit",
         "in_a_room tests/bpf/test_x.py",
         "in_a_room tests/kube/test_x.py",

@@ -1,0 +1,116 @@
+"""The agents' DaemonSet on a cluster, and what tests ask of it."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from collections.abc import Sequence
+from typing import Any
+
+import yaml
+
+from nodeagent.errors import LabError
+from nodeagent.lab.kube import Kube
+from tests.kube.cluster import ROOT
+from tests.kube.workloads import Document
+from tests.waiting import eventually
+
+SYSTEM = "nodeagent-system"
+ACCOUNT = f"system:serviceaccount:{SYSTEM}:nodeagent"
+AGENT = ("-l", "app.kubernetes.io/name=nodeagent")
+SECONDS = 120.0
+"""In which what a cluster does has been done, on a machine that does much else."""
+OVERLAYS = ("crds", "minimal")
+
+
+def install(kube: Kube) -> None:
+    """Give the nodes the agent's image, apply the manifests, and wait until every agent is ready."""
+    archive = ROOT / "build" / "image.tar"
+    assert archive.exists(), f"{archive} is not there: run `make image` first"
+    kube.load(archive)
+    for overlay in OVERLAYS:
+        kube.kubectl("apply", "-k", str(ROOT / "daemonset" / "overlays" / overlay))
+    rolled_out(kube)
+
+
+def rolled_out(kube: Kube) -> None:
+    """Wait until authority and agents are ready; say what they say where they do not get there."""
+    for what in ("deployment/nodeagent-ca", "daemonset/nodeagent"):
+        try:
+            kube.kubectl("rollout", "status", "-n", SYSTEM, what, f"--timeout={SECONDS:g}s", seconds=SECONDS + 10)
+        except LabError as error:
+            seen = [kube.kubectl("get", each, "-n", SYSTEM) for each in ("pods", "events")]
+            said = kube.kubectl("logs", "-n", SYSTEM, what, "--all-pods", "--tail=20", "--ignore-errors")
+            raise AssertionError("\n".join([str(error), *seen, said])) from None
+
+
+def apply(kube: Kube, *documents: Document) -> None:
+    """Apply *documents*."""
+    kube.kubectl("apply", "-f", "-", stdin=yaml.safe_dump_all(documents))
+
+
+def ready(kube: Kube, namespace: str, *what: str) -> None:
+    """Wait until the pods *what* (a name, or a selector) of *namespace* are ready."""
+    wanted = what or ("--all",)
+    kube.kubectl("wait", "-n", namespace, "--for=condition=Ready", "pod", *wanted, f"--timeout={SECONDS:g}s")
+
+
+def get(kube: Kube, *what: str) -> Any:
+    """Return what kubectl gets."""
+    return json.loads(kube.kubectl("get", *what, "-o", "json"))
+
+
+def agents(kube: Kube) -> dict[str, str]:
+    """Return the name of each node's agent."""
+    found = get(kube, "pods", "-n", SYSTEM, *AGENT)["items"]
+    return {each["spec"]["nodeName"]: each["metadata"]["name"] for each in found}
+
+
+def in_agent(kube: Kube, node: str, *command: str) -> str:
+    """Return what *command* prints in the container of *node*'s agent."""
+    return kube.kubectl("exec", "-n", SYSTEM, agents(kube)[node], "-c", "agent", "--", *command)
+
+
+def states(kube: Kube, node: str) -> dict[str, str]:
+    """Return what *node*'s agent says of its pods: state by namespace/name."""
+    rows = json.loads(in_agent(kube, node, "nodeagent", "get", "pods", "-o", "json"))
+    return {f"{each['namespace']}/{each['pod']}": each["state"] for each in rows}
+
+
+def enrolled(kube: Kube, node: str, *pods: str) -> None:
+    """Wait until *node*'s agent has enrolled *pods* (namespace/name)."""
+
+    def all_are() -> bool:
+        found = states(kube, node)
+        assert all(found.get(each) == "enrolled" for each in pods), found
+        return True
+
+    eventually(all_are, f"{pods} enrolled", SECONDS)
+
+
+def curl(kube: Kube, pod: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Ask for something from the pod *pod* (namespace/name); the answer's status is what is printed."""
+    namespace, _, name = pod.partition("/")
+    asked = ["curl", "-s", "-m", "10", "-o", "/dev/null", "-w", "%{http_code}", *arguments]
+    command = kube.kubectl_command(["exec", "-n", namespace, name, "--", *asked])
+    return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+
+
+def statuses(kube: Kube, pod: str, url: str, *arguments: str, times: int = 1) -> Sequence[str]:
+    """Return the statuses of *times* answers to *pod*; ``000``: none came."""
+    return [curl(kube, pod, *arguments, url).stdout for _ in range(times)]
+
+
+def namespace(name: str, **labels: str) -> Document:
+    """Return a Namespace."""
+    return {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name, "labels": labels}}
+
+
+def policy(kind: str, name: str, where: str, spec: Document) -> Document:
+    """Return one of Istio's policies."""
+    return {
+        "apiVersion": "security.istio.io/v1",
+        "kind": kind,
+        "metadata": {"name": name, "namespace": where},
+        "spec": spec,
+    }
