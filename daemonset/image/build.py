@@ -127,6 +127,7 @@ def configure(root: Path) -> None:
         if not any(os.path.lexists(root / folder / applet) for folder in ("bin", "sbin", "usr/bin", "usr/sbin")):
             link(root / "usr/bin" / applet, "/bin/busybox")
     link(root / "bin/sh", "busybox")
+    link(root / "var/run", "/run")  # by which the container runtime names network namespaces
 
 
 def debian(root: Path, work: Path) -> None:
