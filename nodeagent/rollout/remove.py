@@ -43,8 +43,6 @@ CLUSTER_WIDE: Final = (
     ("rbac.authorization.k8s.io/v1", "ClusterRoleBinding"),
     ("rbac.authorization.k8s.io/v1", "ClusterRole"),
     ("storage.k8s.io/v1", "CSIDriver"),
-    ("admissionregistration.k8s.io/v1", "ValidatingAdmissionPolicyBinding"),
-    ("admissionregistration.k8s.io/v1", "ValidatingAdmissionPolicy"),
 )
 ELSEWHERE: Final = (
     ("monitoring.coreos.com/v1", "ServiceMonitor"),
