@@ -21,6 +21,7 @@ STOP = (
     "pid=$(cat /run/agent.pid 2> /dev/null) || exit 0; kill $pid 2> /dev/null; "
     "while kill -0 $pid 2> /dev/null; do sleep 0.1; done"  # it ends its connections first
 )
+KINDS = (ROOT / "daemonset" / "base" / "crds", ROOT / "daemonset" / "overlays" / "crds")
 NODEAGENT = (sys.executable, "-m", "nodeagent")
 
 
@@ -36,9 +37,7 @@ class Agents:
     def start(self) -> None:
         """Start them all; return when they are ready."""
         self._folder.mkdir(exist_ok=True)
-        crds = ROOT / "daemonset" / "base" / "crds"
-        istio = ROOT / "daemonset" / "overlays" / "crds"
-        for folder in (crds, istio):
+        for folder in KINDS:
             self._kube.kubectl("apply", "-k", str(folder))
         for own in self._kube.nodes:
             path = self._folder / f"{own.name}.yaml"
@@ -84,13 +83,15 @@ class Agents:
         return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
     def stop(self) -> None:
-        """Stop them, and remove what they leave in the kernel."""
+        """Stop them, and remove what they leave in the kernel, and the kinds that they read."""
         for own in self._kube.nodes:
             subprocess.run(self._kube.command(own.name, ["sh", "-c", STOP]), check=False)
             self.run(own.name, "uninstall")
         for process in self._processes:
             process.kill()
             process.wait()
+        for folder in KINDS:
+            self._kube.kubectl("delete", "-k", str(folder), "--ignore-not-found")
 
 
 @contextmanager
