@@ -42,7 +42,7 @@ def main(config: AgentConfig) -> int:
         pins.mount_bpffs()
     with owned({"runtimeDirectory": config.runtime_directory, "redirect.pinDirectory": pinned}) as estate:
         roles = {CONTROL: Role(partial(control.main, config)), WORKER: Role(worker.main, beats=True)}
-        return supervisor.main(roles, estate, config.proxy.timeouts.stop)
+        return supervisor.main(roles, estate, config.proxy.timeouts.stop, lasts=config.kubernetes is not None)
 
 
 @contextmanager

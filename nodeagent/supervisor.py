@@ -112,8 +112,12 @@ class Supervisor:
     (``identity/certificate``), which is never read here.
     """
 
-    def __init__(self, roles: Mapping[str, Role], estate: Estate, stop_seconds: float) -> None:
-        """*roles*: by name, CONTROL among them. *stop_seconds*: how long a stop takes."""
+    def __init__(self, roles: Mapping[str, Role], estate: Estate, stop_seconds: float, lasts: bool = False) -> None:
+        """*roles*: by name, CONTROL among them. *stop_seconds*: how long a stop takes. *lasts*: when
+        another daemon has taken over and all is drained, it waits to be told to end.
+        """
+        self._lasts = lasts
+        self._told = False
         self._roles = roles
         self._locks = estate.locks
         self._predecessor = estate.predecessor
@@ -161,7 +165,20 @@ class Supervisor:
             self._keep_time()
         if self._hand_over is not None:
             self._hand_over.close()
+        if self._lasts and self._superseded:
+            self._last()
         return self._status
+
+    def _last(self) -> None:
+        """Wait to be told to end: a kubelet starts a container again that ends by itself, and that
+        would take the node back from the successor, whose pod is not ready yet.
+        """
+        poll = select.poll()
+        poll.register(self._wake_read, select.POLLIN)
+        while not self._told:
+            poll.poll()
+            os.read(self._wake_read, 4096)
+            self._heed_signals()
 
     def _wait(self) -> None:
         """Wait for a child, a signal, control or an alarm, whichever comes first. poll() and not
@@ -506,6 +523,7 @@ class Supervisor:
 
     def _told_to_end(self) -> None:
         """End, unless the node is another daemon's, or about to be."""
+        self._told = True
         hand_over = self._hand_over
         if hand_over is not None and hand_over.over:
             return  # it drains, and ends by itself
@@ -716,12 +734,14 @@ def _say(words: str, level: int = logging.ERROR) -> None:
         log.log(level, words)
 
 
-def main(roles: Mapping[str, Role], estate: Estate | None = None, stop_seconds: float = 0.0) -> int:
+def main(
+    roles: Mapping[str, Role], estate: Estate | None = None, stop_seconds: float = 0.0, lasts: bool = False
+) -> int:
     """Run the daemon's processes; return the exit status.
 
     *roles*: what each may be, by name; CONTROL is started, the others when control asks. *estate*:
     what only the supervisor keeps, and passes on to a daemon that takes over. *stop_seconds*: how
-    long a stop takes.
+    long a stop takes. *lasts*: see Supervisor.
     """
     settle()
-    return Supervisor(roles, estate or Estate(), stop_seconds).run()
+    return Supervisor(roles, estate or Estate(), stop_seconds, lasts).run()

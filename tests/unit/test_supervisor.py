@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import textwrap
@@ -17,6 +18,7 @@ from pathlib import Path
 import pytest
 
 from nodeagent.pulse import SLOTS, Pulses
+from tests.waiting import eventually
 
 ROOT = Path(__file__).parents[2]
 FRAME = """
@@ -376,3 +378,41 @@ def test_a_pulse_of_the_past_or_of_a_time_to_come_is_none() -> None:
     pulses.free(other)
     assert not other.felt(10)
     assert len({pulses.claim().number for _ in range(2 * SLOTS)}) == SLOTS - 1
+
+
+LASTING = """
+    import os, signal, sys
+    from nodeagent import supervisor
+
+    class Over:  # another daemon has the node, and nothing is left to drain
+        over = True
+        stage = "over"
+        under_way = False
+        def close(self): pass
+        def waits_for(self): return {}
+
+    lasting = supervisor.Supervisor({}, supervisor.Estate(hand_over=Over()), 0.0, sys.argv[1] == "lasts")
+    lasting._start_control = lambda: None
+    sys.exit(lasting.run())
+"""
+
+
+@pytest.mark.parametrize("lasts", ["lasts", "ends"])
+def test_a_daemon_that_was_succeeded_lasts_until_it_is_told_to_end(lasts: str) -> None:
+    """By itself it would be started again by a kubelet, and take the node back."""
+    command = [sys.executable, "-c", textwrap.dedent(LASTING), lasts]
+    with subprocess.Popen(command, cwd=ROOT) as process:
+        try:
+            if lasts == "lasts":
+                eventually(lambda: _waits_in_poll(process.pid))
+                process.terminate()
+            assert process.wait(30) == 0
+        finally:
+            process.kill()
+
+
+def _waits_in_poll(pid: int) -> bool:
+    """Say whether the process waits in poll(2), with its handler of SIGTERM in place."""
+    status = Path(f"/proc/{pid}/status").read_text()
+    caught = next(line.split()[1] for line in status.splitlines() if line.startswith("SigCgt"))
+    return bool(int(caught, 16) >> (signal.SIGTERM - 1) & 1) and "\nState:\tS" in status
