@@ -28,7 +28,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Final, Protocol
 
@@ -165,8 +165,10 @@ class KubernetesSource:
         self._parts: Parts | None = None
         self._begun = False
         self._foreign = _Foreign(self)
-        self._here: dict[PodUid, Name] = {}
-        """This node's pods, by the uid that the runtime knows them by."""
+        self._here: dict[PodUid, set[Name]] = {}
+        """This node's pods, by the uid that the runtime knows them by: whoever makes pods can have one
+        claim another's, by the annotation of mirrors.
+        """
 
     async def changes(self) -> list[AnyChange]:
         """Return the next batch of changes; the first, perhaps empty, is everything that is there."""
@@ -216,13 +218,14 @@ class KubernetesSource:
         pods = self._kinds.get(PODS.kind)
         wrong = [f"Pod {'/'.join(name)}" for name in pods.never_right()] if pods is not None else []
         running = self.sandboxes.all() if self.sandboxes is not None else {}
-        unknown = sorted(running.keys() - self._here.keys())
-        return wrong + [f"{running[uid].namespace}/{running[uid].name} (uid {uid}), which runs here" for uid in unknown]
+        unknown = [uid for uid, box in running.items() if (box.namespace, box.name) not in self._here.get(uid, ())]
+        return wrong + [
+            f"{running[uid].namespace}/{running[uid].name} (uid {uid}), which runs here" for uid in sorted(unknown)
+        ]
 
     def here(self) -> frozenset[PodUid]:
         """Return the uids of this node's pods."""
-        pods = self._kinds[PODS.kind].objects
-        known = (_pod(held.change) for name in self._here.values() if (held := pods.get(name)) is not None)
+        known = (_pod(held.change) for _, held in self._held_here())
         return frozenset(pod.uid for pod in known if pod is not None)
 
     def missing(self) -> list[str]:
@@ -289,11 +292,10 @@ class KubernetesSource:
 
     async def _follow_sandboxes(self) -> None:
         assert self.sandboxes is not None
-        pods = self._kinds[PODS.kind]
         while True:
-            for uid in await self.sandboxes.changed():
-                held = pods.objects.get(self._here.get(uid, ("", "")))
-                if held is not None and held.change is not None:
+            differ = await self.sandboxes.changed()
+            for uid, held in self._held_here():
+                if uid in differ and held.change is not None:
                     self.tell(held, held.change)
             self._expect()
             self.wake()
@@ -326,30 +328,46 @@ class KubernetesSource:
     def moved(self, pod: PodObject | None, before: PodObject | None) -> None:
         """*pod* of this node came, or *before* went."""
         if before is not None and before.node == self.node:
-            self._here.pop(runtime_uid(before), None)
+            self._forget(runtime_uid(before), (before.namespace, before.name))
         if pod is not None and pod.node == self.node:
-            self._here[runtime_uid(pod)] = (pod.namespace, pod.name)
+            self._here.setdefault(runtime_uid(pod), set()).add((pod.namespace, pod.name))
         self._expect()
+
+    def _forget(self, uid: PodUid, name: Name) -> None:
+        names = self._here.get(uid, set())
+        names.discard(name)
+        if not names:
+            self._here.pop(uid, None)
+
+    def _held_here(self) -> Iterator[tuple[PodUid, HeldObject]]:
+        """Yield this node's pods with the uid that the runtime knows each by."""
+        pods = self._kinds[PODS.kind].objects
+        for uid, names in self._here.items():
+            held = (pods.get(name) for name in names)
+            yield from ((uid, each) for each in held if each is not None)
 
     def _expect(self) -> None:
         if self.sandboxes is None:
             return
-        pods = self._kinds[PODS.kind].objects
         waiting = []
-        for uid, name in self._here.items():
-            held = pods.get(name)
-            pod = _pod(held.change) if held is not None else None
+        for uid, held in self._held_here():
+            pod = _pod(held.change)
             coming = pod is not None and pod.phase == "Pending" and not pod.terminating
             if coming and self.sandboxes.sandbox(uid) is None:
                 waiting.append(uid)
         self.sandboxes.expect(frozenset(waiting))
 
     def _placed(self, pod: PodObject) -> PodObject:
-        """Return *pod* with the addresses that the runtime says, while the API knows none."""
+        """Return *pod* with the addresses that the runtime says of the pod of its name, while the API knows
+        none. One that names another's sandbox gets none: the younger owns an address, so it would take the
+        other's, which would be captured no more.
+        """
         if self.sandboxes is None or pod.node != self.node or pod.addresses or pod.host_network:
             return pod
         sandbox = self.sandboxes.sandbox(runtime_uid(pod))
-        return pod if sandbox is None else replace(pod, addresses=sandbox.addresses)
+        if sandbox is None or (sandbox.namespace, sandbox.name) != (pod.namespace, pod.name):
+            return pod
+        return replace(pod, addresses=sandbox.addresses)
 
 
 def runtime_uid(pod: PodObject) -> PodUid:

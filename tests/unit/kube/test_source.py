@@ -242,6 +242,38 @@ def test_a_pod_that_runs_here_and_that_nobody_knows_is_named(tmp_path: Path) -> 
     play(tmp_path, scene)
 
 
+def test_a_pod_that_calls_itself_anothers_mirror_takes_nothing_from_it(tmp_path: Path) -> None:
+    """Input: a pod with the annotation of a mirror that names a victim's uid, as whoever makes pods can
+    make one; it comes, and goes, before the victim's sandbox does. Verdict: it never has the
+    victim's address, by which the victim would be captured no more, and the victim is told where it runs.
+    """
+
+    async def scene(api: FakeKubeApi, client: KubeClient) -> None:
+        runtime = Runtime()
+        runtime.put("victim", "10.0.0.1")
+        source = KubernetesSource(client, "node1", runtime, sleep=soon)
+        api.put(pod("victim"))
+        await following(source)
+        thief = pod("thief")
+        thief["metadata"]["annotations"] = {"kubernetes.io/config.mirror": "uid-victim"}
+        api.put(thief)
+        (change,) = await source.changes()
+        assert isinstance(change, Change)
+        assert isinstance(change.object, PodObject)
+        assert (change.name, change.object.addresses) == ("thief", ())
+        assert source.here() == {"uid-victim", "uid-thief"}
+        runtime.put("victim", "10.0.0.2")
+        assert "+Pod/victim" in await following(source)
+        api.remove("Pod", "default", "thief")
+        assert await following(source) == ["-Pod/thief"]
+        runtime.put("victim", "10.0.0.3")
+        assert await following(source) == ["+Pod/victim"]
+        assert source.unread_pods() == []
+        source.close()
+
+    play(tmp_path, scene)
+
+
 def test_of_pods_on_other_nodes_little_is_kept(tmp_path: Path) -> None:
     document = pod("far", "node2")
     document["metadata"]["annotations"] = {"nodeagent.io/path": "proxy", "example.org/long": "x" * 1000}
