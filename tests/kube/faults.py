@@ -75,6 +75,7 @@ class Faults:
 
     async def _tear(self) -> int:
         torn = list(self._watches)
+        self._watches.clear()
         for each in torn:
             each.abort()
         return len(torn)
