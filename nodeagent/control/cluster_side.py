@@ -70,8 +70,8 @@ class ClusterSide:
         """Nothing here depends on it."""
 
     def missing(self) -> list[str]:
-        """Say what may not be read, or told the other nodes."""
-        return [*self._source.missing(), *self._marks.missing()]
+        """Say what may not be read, or told the other nodes, and why no pod's place is known."""
+        return [*self._source.missing(), *self._marks.missing(), *self._places.missing()]
 
     def routes(self) -> Routes:
         """It tells nothing at the admin port."""

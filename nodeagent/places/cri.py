@@ -143,6 +143,17 @@ class CriPlaces:
         """Return what readiness shall tell: pods go on while the runtime does not answer."""
         return [self._trouble] if self._trouble else []
 
+    def missing(self) -> list[str]:
+        """Return why no pod of this node can be found, in words: no runtime has answered yet, or not
+        one sandbox can be used, as where the agent's container does not see the node's namespaces.
+        An agent that is blind must not take another one's place.
+        """
+        if not self._asked:
+            return [self._trouble]
+        if not self._faults or self._current:
+            return []
+        return [f"no sandbox of this node can be used, as of one of {len(self._faults)}: {min(self._faults.values())}"]
+
     def trouble(self) -> str:
         """Return why what is known may be old; empty: the runtime answers."""
         return self._trouble

@@ -164,12 +164,35 @@ def test_a_sandbox_that_cannot_be_used_is_named_and_tried_again(fake: FakeCri) -
     async def script(places: CriPlaces) -> None:
         assert await places.changed() == {SECOND}, "one pod's is no other's"
         assert places.faults() == {FIRST: "no place to be"}
+        assert places.missing() == [], "one pod's fault is not the node's"
         fake.sandboxes[0].info = "{}"
         fake.sandboxes[1].addresses = ("10.0.0.6",)
         told = set(await places.changed())
         while told != {FIRST, SECOND}:
             told |= await places.changed()
         assert places.faults() == {}
+
+    run(fake, script)
+
+
+def test_who_can_use_no_sandbox_at_all_is_not_ready(fake: FakeCri) -> None:
+    fake.sandboxes = [FakeSandbox("a", FIRST, info="bad"), FakeSandbox("b", SECOND, info="bad")]
+
+    async def script(places: CriPlaces) -> None:
+        assert places.missing() == ["the container runtime has not been asked yet"]
+        assert await places.changed() == frozenset()
+        assert places.missing() == ["no sandbox of this node can be used, as of one of 2: no place to be"]
+        fake.sandboxes[0].info = "{}"
+        assert await places.changed() == {FIRST}
+        assert places.missing() == []
+
+    run(fake, script)
+
+
+def test_a_node_without_pods_lacks_nothing(fake: FakeCri) -> None:
+    async def script(places: CriPlaces) -> None:
+        await places.changed()
+        assert places.missing() == []
 
     run(fake, script)
 
