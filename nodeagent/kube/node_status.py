@@ -12,6 +12,9 @@ last heard a renewal. And where the reader hears nothing at all, nobody's lease 
 is away, or the reader is. So time passes here only with what comes from the API server, the node's
 own renewals among it, and after a silence all leases begin anew.
 
+What a node says counts for its own pods (``EnrolledChange.node``): one that was taken over opens and
+closes none of another's.
+
 How often a lease is renewed follows the number of nodes, as every renewal goes to every node.
 """
 
@@ -72,8 +75,6 @@ class NodeStatuses:
         self._node = node
         self._now = now
         self._leases: dict[str, _Lease] = {}
-        self._of: dict[PodUid, str] = {}
-        """The node that says of a pod that it is enrolled."""
         self._last = now()
 
     @property
@@ -137,14 +138,8 @@ class NodeStatuses:
     def _differ(self, node: str, lease: _Lease, uids: frozenset[PodUid]) -> list[EnrolledChange]:
         before = lease.uids
         lease.uids = uids
-        changes = [EnrolledChange(uid, True) for uid in sorted(uids - before)]
-        for uid in uids - before:
-            self._of[uid] = node
-        for uid in sorted(before - uids):
-            if self._of.get(uid) == node:
-                del self._of[uid]
-                changes.append(EnrolledChange(uid, False))
-        return changes
+        gone = [EnrolledChange(uid, False, node) for uid in sorted(before - uids)]
+        return [*(EnrolledChange(uid, True, node) for uid in sorted(uids - before)), *gone]
 
 
 def _read(document: KubeObject) -> tuple[frozenset[PodUid], str, float]:

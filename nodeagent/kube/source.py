@@ -160,7 +160,8 @@ class KubernetesSource:
         self._kept = kept
         self._kinds = {each.kind: _Kind(self, each) for each in kinds}
         self._pending: dict[ObjectKey, Change] = {}
-        self._marks: dict[PodUid, EnrolledChange] = {}
+        self._marks: dict[tuple[PodUid, str], EnrolledChange] = {}
+        """By pod, and the node that says it."""
         self._wake = asyncio.Event()
         self._parts: Parts | None = None
         self._begun = False
@@ -318,7 +319,7 @@ class KubernetesSource:
     def mark(self, changes: Iterable[EnrolledChange]) -> None:
         """Have *changes* in the next batch."""
         for change in changes:
-            self._marks[change.uid] = change
+            self._marks[change.uid, change.node] = change
             self.wake()
 
     def wake(self) -> None:

@@ -49,7 +49,8 @@ class ClusterState:
         self.services: dict[NamespacedName, ServiceObject] = {}
         self.nodes: dict[str, NodeObject] = {}
         self.namespaces: dict[str, NamespaceObject] = {}
-        self.enrolled: set[PodUid] = set()
+        self._enrolled: set[tuple[PodUid, str]] = set()
+        """Whose mark is there, and by which node; empty: by any."""
         self.selection = Selection()
         self.policies = Policies(default_mtls, root_namespace)
         self.network = NetworkPolicies()
@@ -60,7 +61,7 @@ class ClusterState:
     def take(self, change: AnyChange) -> None:
         """Know *change*, and note whom it touches."""
         if isinstance(change, EnrolledChange):
-            self._mark(change.uid, change.enrolled)
+            self._mark(change)
         elif change.kind in KINDS:
             policy = change.object if isinstance(change.object, Policy) else None
             self._put_policy((change.kind, change.namespace, change.name), policy, change.file)
@@ -77,6 +78,10 @@ class ClusterState:
     def is_current(self, key: NamespacedName, pod: PodObject) -> bool:
         """Say whether *pod*, known as *key*, is the one that its uid means."""
         return max(self._by_uid.get(pod.uid), key=self._age) == key
+
+    def is_enrolled(self, pod: PodObject) -> bool:
+        """Say whether *pod* takes mTLS, as its own node says: no other can say it, nor take it back."""
+        return (pod.uid, pod.node) in self._enrolled or (pod.uid, "") in self._enrolled
 
     def owned(self, key: NamespacedName, pod: PodObject) -> tuple[Address, ...]:
         """Return the addresses that are *pod*'s: while two claim one, the younger has it, as the
@@ -119,12 +124,12 @@ class ClusterState:
             self.network.put(change.kind, *key, policy)
             self.touched.modes |= self.policies.pods_in(change.namespace)
 
-    def _mark(self, uid: PodUid, enrolled: bool) -> None:
-        if enrolled:
-            self.enrolled.add(uid)
+    def _mark(self, change: EnrolledChange) -> None:
+        if change.enrolled:
+            self._enrolled.add((change.uid, change.node))
         else:
-            self.enrolled.discard(uid)
-        self.touched.pods |= self._by_uid.get(uid)
+            self._enrolled.discard((change.uid, change.node))
+        self.touched.pods |= self._by_uid.get(change.uid)
 
     def _put_pod(self, key: NamespacedName, pod: PodObject | None) -> None:
         self._touch_pod(key)

@@ -303,7 +303,7 @@ class Mesh:
             canonical_service=rules.canonical_service(pod.labels, name),
             canonical_revision=rules.canonical_revision(pod.labels),
             ready=_serving(pod),
-            enrolled=pod.uid in self._state.enrolled and not pod.host_network,
+            enrolled=self._state.is_enrolled(pod) and not pod.host_network,
             ports=ports,
             probes=rules.probes(pod),
             scrapes=rules.scrapes(pod, []) if self._scrapes else (),

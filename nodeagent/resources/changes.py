@@ -32,6 +32,8 @@ class EnrolledChange:
 
     uid: PodUid
     enrolled: bool
+    node: str = ""
+    """Who says so: it counts for that node's pods alone. Empty: for any, as in a folder, which has one writer."""
 
     @property
     def title(self) -> str:

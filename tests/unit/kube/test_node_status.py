@@ -73,12 +73,14 @@ def test_the_object_as_it_was_is_no_renewal() -> None:
     assert reader.statuses.put("node2", {"status": status}) == []
 
 
-def test_a_pod_that_moved_is_the_business_of_the_node_that_said_so_last() -> None:
-    reader = Reader()
-    reader.hears("node2", "a")
-    assert reader.hears("node3", "a") == ["+a"]
-    assert reader.hears("node2") == []
-    assert told([*reader.statuses.gone("node3")]) == ["-a"]
+def test_of_a_pod_each_node_says_its_own_and_takes_back_its_own() -> None:
+    """Whose word counts, says the pod's node: ``ClusterState.is_enrolled``."""
+    statuses = NodeStatuses("node1", lambda: 1000.0)
+    pod = PodUid("a")
+    said = {"status": {"renewTime": "t", "leaseDurationSeconds": 40, "enrolled": ["a"]}}
+    assert statuses.put("node2", said) == [EnrolledChange(pod, True, "node2")]
+    assert statuses.put("node3", said) == [EnrolledChange(pod, True, "node3")]
+    assert statuses.gone("node3") == [EnrolledChange(pod, False, "node3")]
 
 
 @pytest.mark.parametrize(

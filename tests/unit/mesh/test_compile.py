@@ -292,6 +292,20 @@ def test_enrolment_marks_may_come_before_the_pod_and_stay() -> None:
     assert made.apply([EnrolledChange(PodUid("nobody"), True)]) == Delta()
 
 
+def test_no_node_says_of_anothers_pod_that_it_is_enrolled_or_is_no_more() -> None:
+    """Input: node2's status names a pod of node1, and then does not, as one that was taken over may. Verdict:
+    others send the pod mTLS while node1 says so, and not otherwise.
+    """
+    made = mesh(EnrolledChange(PodUid("uid-a"), True, "node2"), pod("a"))
+    assert not entry(made, "workload/uid-a").enrolled
+    made.apply([EnrolledChange(PodUid("uid-a"), True, "node1")])
+    assert entry(made, "workload/uid-a").enrolled
+    made.apply([EnrolledChange(PodUid("uid-a"), False, "node2")])
+    assert entry(made, "workload/uid-a").enrolled
+    made.apply([EnrolledChange(PodUid("uid-a"), False, "node1")])
+    assert not entry(made, "workload/uid-a").enrolled
+
+
 def test_an_address_goes_to_the_younger_pod() -> None:
     old, young = pod("old", created="2026-01-01T00:00:00Z"), pod("young", created="2026-01-02T00:00:00Z", app="shop")
     made = mesh(young, old, service())
