@@ -18,7 +18,7 @@ from nodeagent.mesh.local import AskingPod, LocalPod
 from nodeagent.parts import Parts
 from nodeagent.places.place import Place
 from nodeagent.telemetry.http_request import Handler, Routes
-from nodeagent.vocabulary import PodUid, SpiffeId
+from nodeagent.vocabulary import Address, PodUid, SpiffeId
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +35,8 @@ class Snapshot:
     """Where this node's pods run that are not in the mesh and have a network of their own."""
     awaited: Mapping[PodUid, SpiffeId] = field(default_factory=dict)
     """The identities of pods that were scheduled here, do not run yet, and shall be captured."""
+    unplaced: tuple[Address, ...] = ()
+    """The addresses of pods that run here, and of which it is not known where: what protects them stays."""
     unread: tuple[str, ...] = ()
     """What may hold pods that are not known, in words; none: all pods are known."""
 

@@ -35,7 +35,7 @@ from nodeagent.redirect.pod import EnrolledPod, ListenerId, Listeners
 from nodeagent.telemetry.http_request import Routes
 from nodeagent.telemetry.metrics import ENROLLED_PODS, FAULTY_PODS
 from nodeagent.telemetry.store import Store
-from nodeagent.vocabulary import PodUid, SpiffeId, WhenDead
+from nodeagent.vocabulary import Address, PodUid, SpiffeId, WhenDead
 
 log = logging.getLogger("nodeagent.enrolment")
 
@@ -105,6 +105,7 @@ class Enrolment:
         self._members: dict[PodUid, Member] = {}
         self._handed: dict[PodUid, Listeners] = {}
         self._others: list[str] = []
+        self._unplaced: tuple[Address, ...] = ()
         self._resigned = False
 
     def resign(self) -> None:
@@ -136,6 +137,7 @@ class Enrolment:
 
     def grown(self, snapshot: Snapshot) -> None:
         """Capture the pods that are new."""
+        self._unplaced = snapshot.unplaced
         for uid, pod in snapshot.captured.items():
             if uid not in self._members and not self._resigned:
                 self._enrol(uid, self._described(snapshot, pod))
@@ -197,9 +199,9 @@ class Enrolment:
         self.check()
 
     def prune(self) -> None:
-        """Remove what an earlier daemon left of pods that exist no more."""
+        """Remove what an earlier daemon left of pods that exist no more, or are not in the mesh any more."""
         captured = self._plane.numbers()
-        spared: list[str] = []
+        spared: list[str] = [*self._unplaced]
         for uid, member in self._members.items():
             if uid not in captured:
                 spared += member.pod.addresses

@@ -175,6 +175,16 @@ class NodePods:
             if each.membership.verdict == "left alone" and each.place is not None and each.place.netns
         }
 
+    def unplaced(self) -> tuple[Address, ...]:
+        """Return the addresses of pods that are not known to be outside of the mesh, and cannot be
+        entered: their sandbox cannot be read now.
+        """
+        found: list[Address] = []
+        for key, each in self._pods.items():
+            if each.place is None and each.membership.verdict != "left alone":
+                found += self._state.owned(key, self._state.pods[key])
+        return tuple(found)
+
     def awaited(self) -> dict[PodUid, SpiffeId]:
         """Return whose identities will be needed as soon as their pods run."""
         return {each.uid: each.identity for each in self if each.awaited and each.identity is not None}

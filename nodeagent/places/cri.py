@@ -23,7 +23,7 @@ from typing import Final
 
 from nodeagent.errors import KernelError
 from nodeagent.places.place import Place
-from nodeagent.places.runtime import ContainerRuntime, EventsUnserved, RuntimeUnavailable
+from nodeagent.places.runtime import ContainerRuntime, EventsUnserved, QuestionRefused, RuntimeUnavailable
 from nodeagent.places.sandbox import Listed, Sandbox, SandboxError, SandboxReport
 from nodeagent.resources import inotify
 from nodeagent.resources.objects import PodObject
@@ -253,7 +253,13 @@ class CriPlaces:
 
     async def _ask(self, listed: Listed) -> None:
         async with self._room:
-            report = await self._runtime.report(listed.id)
+            try:
+                report = await self._runtime.report(listed.id)
+            except QuestionRefused as error:  # one sandbox that is broken is no other's
+                self._seen.setdefault(listed.id, None)
+                self._retry[listed.id] = self._loop.time() + SLOW_SECONDS
+                self._fault(listed, str(error))
+                return
         if report is None:
             return
         self._retry.pop(listed.id, None)

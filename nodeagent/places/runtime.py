@@ -41,11 +41,17 @@ MAX_EVENT: Final = 4 << 20
 MAX_WORDS: Final = 200
 TIMEOUT_SECONDS: Final = 10.0
 """For an answer, in seconds; a runtime that restarts does not answer, and nobody waits longer for it."""
+_OF_ONE: Final = (Status.UNKNOWN, Status.INTERNAL, Status.DATA_LOSS, Status.FAILED_PRECONDITION)
+"""What a runtime answers that is well itself (containerd: UNKNOWN for every fault without a code)."""
 _Answer = TypeVar("_Answer", bound=Message)
 
 
 class RuntimeUnavailable(NodeagentError):
     """The container runtime does not answer as CRI v1 says; names the socket, the cause and the next step."""
+
+
+class QuestionRefused(RuntimeUnavailable):
+    """The runtime answers, and has no good answer to this one question: a sandbox of it may be broken."""
 
 
 class EventsUnserved(NodeagentError):
@@ -62,7 +68,7 @@ class ContainerRuntime(Protocol):
         """Return the sandboxes that are ready."""
 
     async def report(self, sandbox: str) -> SandboxReport | None:
-        """Return the verbose status of *sandbox*, None where there is none any more."""
+        """Return the verbose status of *sandbox*, None where there is none any more. Raises QuestionRefused."""
 
     def events(self) -> AsyncIterator[None]:
         """Yield whenever something may have come or gone; for ever. Raises EventsUnserved."""
@@ -181,7 +187,8 @@ class CriRuntime:
         except GRPCError as error:
             if error.status is Status.NOT_FOUND:
                 raise _Gone(str(error.message)) from None
-            raise RuntimeUnavailable(self._refused(error)) from None
+            kind = QuestionRefused if error.status in _OF_ONE else RuntimeUnavailable
+            raise kind(self._refused(error)) from None
         except Exception as error:  # noqa: BLE001 - the library asserts, and raises others' errors, on what is not gRPC
             self.close()
             raise RuntimeUnavailable(f"kubernetes.runtime: {self._socket}: {_why(self._socket, error)}") from None

@@ -36,6 +36,8 @@ class FakeSandbox:
     info: str = "{}"
     held: threading.Event | None = None
     """Its status is told when this is set."""
+    broken: bool = False
+    """Its status is none, as where its shim is gone (containerd)."""
 
 
 def containerd_info(netns: str, cgroups_path: str, pid: int = 0) -> str:
@@ -113,6 +115,8 @@ class FakeCri:
             raise AssertionError("abort raises")
         if found.held is not None:
             found.held.wait(20)
+        if found.broken:
+            context.abort(grpc.StatusCode.UNKNOWN, "failed to get its task")
         network = cri.PodSandboxNetworkStatus(ip=found.addresses[0] if found.addresses else "")
         network.additional_ips.extend(cri.PodIP(ip=text) for text in found.addresses[1:])
         mode = cri.NODE if found.host_network else cri.POD

@@ -218,10 +218,10 @@ def test_what_is_left_in_the_kernel_is_spared_for_pods_that_could_not_be_capture
         uid: replace(pod, addresses=(Address(f"10.0.0.{number}"),))
         for number, (uid, pod) in enumerate(now.captured.items())
     }
-    now = replace(now, captured=pods)
+    now = replace(now, captured=pods, unplaced=(Address("10.0.0.9"),))
     stage.enrolment.grown(now)
     stage.enrolment.prune()
-    assert stage.plane.pruned == [("10.0.0.0",)]
+    assert stage.plane.pruned == [("10.0.0.9", "10.0.0.0")]
 
 
 def run(scene: Callable[[Stage], Awaitable[None]]) -> None:

@@ -282,6 +282,19 @@ def test_the_labels_of_a_namespace_decide_anew_about_its_pods_and_no_others() ->
     assert node.mesh.node_pods.left_alone()[PodUid("uid-p")] == Place("/run/netns/p", "")
 
 
+def test_what_protects_a_pod_stays_while_it_is_not_known_where_it_runs() -> None:
+    """As at a start, when its sandbox cannot be read: an earlier daemon may have captured it."""
+    node = Node()
+    node.named(ENABLED)
+    node.named({}, "other")
+    pod = document(addresses=ADDRESSES)
+    node.mesh.apply([pod, document("q", namespace="other", addresses=[{"ip": "10.0.0.2"}])])
+    assert node.mesh.node_pods.captured() == {}
+    assert node.mesh.node_pods.unplaced() == ("10.0.0.1",)
+    node.runs(pod)
+    assert node.mesh.node_pods.unplaced() == ()
+
+
 def test_a_pod_is_awaited_from_its_scheduling_until_it_runs() -> None:
     """Verdict: its identity is known, so that the certificate can be there first."""
     node = Node()

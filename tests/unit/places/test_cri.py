@@ -197,6 +197,26 @@ def test_a_node_without_pods_lacks_nothing(fake: FakeCri) -> None:
     run(fake, script)
 
 
+def test_a_sandbox_that_the_runtime_itself_cannot_tell_of_is_no_others_fault(fake: FakeCri) -> None:
+    """Input: the status of one of two is refused, at the first look and when it is there anew. Verdict: the
+    other is known at once, the fault names the runtime's words, and it is asked for again.
+    """
+    fake.sandboxes = [FakeSandbox("a", FIRST, broken=True), FakeSandbox("b", SECOND)]
+
+    async def script(places: CriPlaces) -> None:
+        assert await places.changed() == {SECOND}
+        assert places.known()
+        assert places.trouble() == ""
+        assert "UNKNOWN: 'failed to get its task'" in places.faults()[FIRST]
+        fake.sandboxes[1] = FakeSandbox("b2", SECOND, attempt=1)
+        assert await places.changed() == {SECOND}
+        fake.sandboxes[0].broken = False
+        assert await places.changed() == {FIRST}
+        assert places.faults() == {}
+
+    run(fake, script)
+
+
 def test_a_mirror_is_where_its_static_pod_is_and_nobody_else(fake: FakeCri) -> None:
     fake.sandboxes = [FakeSandbox("a", FIRST, name="etcd-node1")]
 
