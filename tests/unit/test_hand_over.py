@@ -140,6 +140,11 @@ class Daemon:
         self.read()
         return status
 
+    def goes(self) -> None:
+        """Let it go on that waits for the end of its standard input."""
+        assert self.process.stdin is not None
+        self.process.stdin.close()
+
     def kill(self) -> None:
         self.process.kill()
         self.process.wait()
@@ -156,7 +161,8 @@ def start(tmp_path: Path) -> Iterator[Start]:
     def begin(changes: str = "") -> Daemon:
         script = textwrap.dedent(DAEMON) + textwrap.dedent(changes) + textwrap.dedent(MAIN)
         argv = [sys.executable, "-c", script, str(tmp_path)]
-        daemon = Daemon(subprocess.Popen(argv, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, bufsize=0))
+        pipe = subprocess.PIPE
+        daemon = Daemon(subprocess.Popen(argv, cwd=ROOT, stdin=pipe, stdout=pipe, stderr=subprocess.STDOUT, bufsize=0))
         started.append(daemon)
         return daemon
 
@@ -165,6 +171,7 @@ def start(tmp_path: Path) -> Iterator[Start]:
         daemon.kill()
         assert daemon.process.stdout is not None
         daemon.process.stdout.close()
+        daemon.goes()
 
 
 def running(start: Start, changes: str = "") -> Daemon:
@@ -306,12 +313,13 @@ def test_a_daemon_that_dies_after_it_has_handed_everything_over_leaves_it(start:
         """
     def begin(end, kept, before=begin):
         say("handed", *sorted(kept))
-        assert sys.stdin.buffer.read(1) == b""  # until the test has done what it does
+        assert sys.stdin.buffer.read(1) == b""  # until the old one is dead
         before(end, kept)
     """
     )
     assert "u/inbound/4/0" in new.says("handed")
     old.kill()
+    new.goes()
     goes_on(new)
 
 
