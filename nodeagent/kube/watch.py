@@ -134,9 +134,26 @@ class Watch:
         if kind.builtin:
             self._path = kind.path(kind.versions[0])
             return True
-        version = await served(self._client, kind)
+        version = await served(self._client, kind) or await self._undiscovered()
         self._path = kind.path(version) if version else ""
         return bool(version)
+
+    async def _undiscovered(self) -> str:
+        """Return the version at which the kind is though discovery does not say so; empty: at none. Raises ApiError.
+
+        While a server starts its discovery fills up, without a word (kubernetes/kubernetes#89145); what
+        is asked for itself is there then, or answered with 503. Who believed discovery alone would
+        take every policy away.
+        """
+        for version in self._kind.versions:
+            try:
+                await self._client.get(f"{self._kind.path(version)}?limit=1")
+            except ApiError as error:
+                if error.status != 404:
+                    raise
+                continue
+            return version
+        return ""
 
     async def _follow(self) -> bool:
         """Follow one stream to its end; say whether it said anything. Raises ApiError."""

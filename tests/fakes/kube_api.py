@@ -40,6 +40,10 @@ class FakeKubeApi:
         self.kinds = {each.plural: each for each in kinds}
         self.served = set(self.kinds)
         """Plurals of the kinds that it has by now."""
+        self.undiscovered: set[str] = set()
+        """Kinds of which discovery says nothing yet, as while a server starts."""
+        self.starting: set[str] = set()
+        """Kinds that are answered with 503 by now."""
         self.groups: set[str] = set()
         """Further API groups."""
         self.forbidden: set[str] = set()
@@ -142,6 +146,8 @@ class FakeKubeApi:
         kind = self.kinds.get(plural)
         if kind is None or plural not in self.served or plural in self.misrouted:
             return web.Response(status=404, text="404 page not found\n")
+        if plural in self.starting:
+            return _status(503, "the server is currently unable to handle the request")
         if plural in self.forbidden:
             return _status(403, f'{plural} is forbidden: User "agent" cannot do that')
         if request.method == "POST" and namespace in self.terminating:
@@ -153,13 +159,13 @@ class FakeKubeApi:
     def _groups(self) -> Document:
         groups: dict[str, list[Document]] = {name: [] for name in self.groups}
         for each in self.kinds.values():
-            if each.group and each.plural in self.served:
+            if each.group and each.plural in self.served - self.undiscovered:
                 groups.setdefault(each.group, []).append({"version": each.versions[0]})
         return {"kind": "APIGroupList", "groups": [{"name": name, "versions": found} for name, found in groups.items()]}
 
     def _resources(self, group: str, version: str) -> web.Response:
         names = [each.plural for each in self.kinds.values() if each.group == group and version in each.versions]
-        resources = [{"name": name} for name in names if name in self.served]
+        resources = [{"name": name} for name in names if name in self.served - self.undiscovered]
         return web.json_response({"kind": "APIResourceList", "resources": resources})
 
     def _items(self, kind: WatchedKind) -> list[Document]:

@@ -146,6 +146,26 @@ def test_an_answer_of_404_is_believed_only_if_discovery_says_so_too(tmp_path: Pa
     play(tmp_path, scene)
 
 
+def test_a_server_that_starts_takes_no_policy_away(tmp_path: Path) -> None:
+    """Input: discovery does not list a kind yet, and its objects are answered with 503, then are there.
+    Verdict: the first batch waits for them; it is not as if there were no policy.
+    """
+
+    async def scene(api: FakeKubeApi, client: KubeClient) -> None:
+        source = KubernetesSource(client, "node1", sleep=soon)
+        api.put(peer_authentication("STRICT"))
+        api.undiscovered.add("peerauthentications")
+        api.starting.add("peerauthentications")
+        waiting = asyncio.ensure_future(following(source))
+        await until(lambda: sum("peerauthentications?" in path for _, path in api.requests) > 2)
+        assert not waiting.done()
+        api.starting.clear()
+        assert await waiting == ["+PeerAuthentication/all"]
+        source.close()
+
+    play(tmp_path, scene)
+
+
 def test_without_a_right_nothing_is_told_and_the_rule_is_named(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
