@@ -307,8 +307,8 @@ class KubernetesSource:
         """Have *change*, of what is *held*, in the next batch."""
         key = (change.kind, change.namespace, change.name)
         found = change.object
-        if isinstance(found, PodObject):
-            change = replace(change, object=self._placed(found))
+        if isinstance(found, PodObject) and (placed := self._placed(found)) is not found:
+            change = replace(change, object=placed)
         if held is not None and not held.told and found is None:
             self._pending.pop(key, None)
             return

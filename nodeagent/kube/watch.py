@@ -37,6 +37,7 @@ import orjson
 from nodeagent.kube.access import ApiError, KubeObject
 from nodeagent.kube.client import KubeClient
 from nodeagent.kube.kinds import WatchedKind
+from nodeagent.memory import uncollected
 
 FIRST_PAUSE: Final = 0.25
 LONGEST_PAUSE: Final = 30.0
@@ -158,7 +159,8 @@ class Watch:
     async def _follow(self) -> bool:
         """Follow one stream to its end; say whether it said anything. Raises ApiError."""
         if not self._version and not self._streams:
-            await self._list_pages()
+            with uncollected():  # a page is hundreds of objects that stay for as long as it is read
+                await self._list_pages()
         heard = False
         async with aclosing(self._client.lines(f"{self._path}?{self._query()}")) as lines:
             if not self._version:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 from pathlib import Path
 
@@ -76,6 +77,7 @@ def test_a_server_that_lists_by_pages_only_is_read_too(tmp_path: Path, monkeypat
         api.put(peer_authentication("STRICT"))
         assert await following(source) == ["+PeerAuthentication/all", *(f"+Pod/{name}" for name in "abcde")]
         assert sum("continue=" in path for _, path in api.requests) == 2
+        assert gc.isenabled(), "the collector rests while pages are read, and no longer"
         api.put(pod("f"))
         assert await following(source) == ["+Pod/f"]
         source.close()
