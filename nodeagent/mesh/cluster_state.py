@@ -92,15 +92,19 @@ class ClusterState:
         return tuple(address for address in pod.addresses if max(self._claims.get(address), key=self._age) == key)
 
     def path(self, pod: PodObject, faults: list[str]) -> PathSetting:
-        """Return the path that *pod* or else its namespace asks for; what is wrong there or at a
-        Service that selects it goes to *faults*.
-        """
+        """Return the path that *pod* or else its namespace asks for; what is wrong there goes to *faults*."""
         own = path_setting(pod.annotations, "", faults)
         namespace = self.namespaces.get(pod.namespace)
         wider = path_setting(namespace.annotations, f"Namespace {namespace.name}: ", faults) if namespace else None
+        return own or wider or "auto"
+
+    def path_faults(self, pod: PodObject, faults: list[str]) -> None:
+        """Add to *faults* what is wrong with the path that *pod*, its namespace, or a Service that
+        selects it asks for.
+        """
+        self.path(pod, faults)
         for key in sorted(self.selection.services_of((pod.namespace, pod.name))):
             path_setting(self.services[key].annotations, f"Service {key[1]}: ", faults)
-        return own or wider or "auto"
 
     def _age(self, key: NamespacedName) -> tuple[bool, str, str, NamespacedName]:
         pod = self.pods[key]

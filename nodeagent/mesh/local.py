@@ -15,6 +15,7 @@ from nodeagent.vocabulary import Address, PodUid, SpiffeId
 
 TLS_MODE: Final = "security.istio.io/tlsMode"
 PATH: Final = "nodeagent.io/path"
+_PATHS: Final = get_args(PathSetting)
 BYPASS: Final = "nodeagent.io/bypass"
 WORKLOAD_API: Final = "nodeagent.io/workload-api"
 DRIVERS: Final = frozenset({"csi.nodeagent.io", "csi.spiffe.io"})
@@ -130,11 +131,10 @@ def path_setting(annotations: Mapping[str, str], whose: str, faults: list[str]) 
     wrong value goes to *faults* with *whose* it is.
     """
     text = annotations.get(PATH)
-    if text is None or text in get_args(PathSetting):
+    if text is None or text in _PATHS:
         return cast(PathSetting | None, text)
     faults.append(
-        f"{whose}metadata.annotations[{PATH}]: {text!r:.80}: {', '.join(get_args(PathSetting))} are allowed; "
-        "it has no effect"
+        f"{whose}metadata.annotations[{PATH}]: {text!r:.80}: {', '.join(_PATHS)} are allowed; it has no effect"
     )
     return None
 
