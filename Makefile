@@ -2,7 +2,7 @@ SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup packages demo test bench soak rehearse lint documents kube kube-path wheel image pure
+.PHONY: help setup packages demo test bench scale soak rehearse lint documents kube kube-path wheel image pure
 
 VENV := .venv
 PYTHON := $(VENV)/bin/python
@@ -51,6 +51,9 @@ test: packages $(VENV)/.complete ## everything: linters, types, and all tests in
 
 bench: setup ## nodeagent compare with what this project holds itself to; writes build/bench.json
 	@$(PYTHON) -m nodeagent compare --bench --seconds $(BENCH_SECONDS) --rounds $(BENCH_ROUNDS) --output build/bench.json
+
+scale: setup kube ## how a node fares in a cluster of 10,000 pods and 2,000 Services, at a real API server: time, CPU, memory (root)
+	@tests/room.sh $(PYTHON) -m tests.kube_scale
 
 soak: setup ## ten minutes of everything that fails, under clients whose requests policy refuses; prints how many were answered: 0 is right
 	@tests/room.sh $(PYTHON) -m tests.netns.soak $(SOAK_MINUTES)

@@ -1,5 +1,5 @@
 """How long a node takes to know a large cluster, what that costs it, and how soon it hears of a change:
-``tests/room.sh python -m tests.kube_scale [PODS [SERVICES]]``, after ``make kube``.
+``make scale``, or after it ``tests/room.sh .venv/bin/python -m tests.kube_scale PODS SERVICES``.
 
 A real API server with its etcd holds the pods (110 of them this node's) and Services; a process of its
 own follows them with what control follows them with, and compiles them. Printed, not asserted.
