@@ -35,6 +35,8 @@ class Snapshot:
     """Where this node's pods run that are not in the mesh and have a network of their own."""
     awaited: Mapping[PodUid, SpiffeId] = field(default_factory=dict)
     """The identities of pods that were scheduled here, do not run yet, and shall be captured."""
+    here: frozenset[PodUid] = frozenset()
+    """This node's pods that have not ended, whether they run or not."""
     unplaced: tuple[Address, ...] = ()
     """The addresses of pods that run here, and of which it is not known where: what protects them stays."""
     unread: tuple[str, ...] = ()

@@ -79,6 +79,8 @@ class PodSockets:
         self._tokens: JwtAuthority | None = None
         self._wake = asyncio.Event()
         self._resigned = False
+        self._waiting: set[PodUid] = set()
+        """Pods without a sandbox, and with a volume that shows their folder."""
 
     def resign(self) -> None:
         """Make no socket, mount or folder any more: another daemon puts its own there. Who is connected stays so."""
@@ -94,7 +96,16 @@ class PodSockets:
     def changed(self, snapshot: Snapshot) -> None:
         """End the sockets of pods that are gone, and of those that are others now."""
         for uid in [uid for uid, known in self._sockets.items() if snapshot.asking.get(uid) != known.pod]:
-            self._sockets.pop(uid).close(remove=uid not in snapshot.asking and not self._resigned)
+            known = self._sockets.pop(uid)
+            gone = uid not in snapshot.asking and not self._resigned
+            # A pod's volume shows this very folder as long as the pod is there, whichever sandbox it has.
+            if gone and not known.pod.mount_at and uid in snapshot.here:
+                self._waiting.add(uid)
+            known.close(remove=gone and uid not in self._waiting)
+        for uid in self._waiting - snapshot.here:
+            self._waiting.discard(uid)
+            if not self._resigned:
+                shutil.rmtree(self._directory / uid, ignore_errors=True)
 
     def grown(self, snapshot: Snapshot) -> None:
         """Make the sockets of the pods that have none. What fails for one is told, and tried again

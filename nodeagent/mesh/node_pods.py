@@ -175,6 +175,10 @@ class NodePods:
             if each.membership.verdict == "left alone" and each.place is not None and each.place.netns
         }
 
+    def here(self) -> frozenset[PodUid]:
+        """Return the pods that have not ended."""
+        return frozenset(each.uid for each in self)
+
     def unplaced(self) -> tuple[Address, ...]:
         """Return the addresses of pods that are not known to be outside of the mesh, and cannot be
         entered: their sandbox cannot be read now.

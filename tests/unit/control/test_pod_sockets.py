@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import socket
+from dataclasses import replace
 from pathlib import Path
 
 from nodeagent.control.pod_sockets import PodSockets
 from nodeagent.parts import Parts
+from nodeagent.vocabulary import PodUid
 from tests.unit.control.scene import Certificates, play, snapshot
 from tests.waiting import until
+
+A = PodUid("a")
 
 
 def connects(path: Path) -> bool:
@@ -48,5 +52,31 @@ def test_a_pod_has_a_socket_as_long_as_it_is_there_and_somebody_serves_it(tmp_pa
         assert not b.exists()
         assert b.parent.is_dir()
         assert sockets.missing() == []
+
+    play(scene)
+
+
+def test_a_pod_that_gets_another_sandbox_finds_its_socket_in_the_same_folder(tmp_path: Path) -> None:
+    """Input: a pod with a volume, which shows the folder itself, is without a sandbox for a moment, then
+    has another, then is gone. Verdict: the folder is the same until it is gone.
+    """
+
+    async def scene() -> None:
+        sockets = PodSockets(tmp_path, Certificates().current, None, "cluster.local", check_seconds=0.01)
+        folder = tmp_path / "pods" / "a"
+        shown: list[tuple[bool, bool]] = []
+        for asking in (["a"], [], ["a"]):
+            now = replace(snapshot(asking=asking), here=frozenset({A}))
+            sockets.changed(now)
+            sockets.grown(now)
+            if not shown:
+                mounted = folder.stat()
+            shown.append((folder.stat().st_ino == mounted.st_ino, connects(folder / "socket")))
+        assert shown == [(True, True), (True, False), (True, True)]
+        sockets.changed(replace(snapshot(), here=frozenset({A})))
+        assert folder.is_dir()
+        sockets.changed(snapshot())
+        assert not folder.exists()
+        sockets.close()
 
     play(scene)
