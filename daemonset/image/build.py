@@ -32,10 +32,14 @@ from pathlib import Path
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
+from nodeagent.redirect import precompiled
+
 PACKAGES = ("python3", "python3-cryptography", "libstdc++6", "iptables", "iproute2", "busybox", "ca-certificates")
 """libstdc++ is for grpc; iptables and iproute2 for `nodeagent sidecar-init`; ip and a shell for people."""
 LEFT_OUT = ("dpkg", "tar", "debconf", "gcc-12-base", "readline-common", "libtirpc-common", "openssl")
 """Of what those depend on: needed only to configure packages."""
+PROGRAMS = f"nodeagent/bpf/{precompiled.FILE}"
+"""In the wheel."""
 SITE = "usr/local/lib/python3.11/dist-packages"
 UNUSED = re.compile(
     r"usr/share/(doc|man|locale|info|lintian|debconf|bug|python3/debpython|applications|pixmaps|menu|binfmts)(/|$)"
@@ -183,6 +187,21 @@ def dependencies(root: Path, work: Path) -> None:
 # -- the third layer: the agent --
 
 
+def refusal(wheel: Path) -> str:
+    """Return why no image is made of *wheel*; empty: one is. The image has no compiler, so without
+    BPF programs, compiled from the very sources that the wheel brings, no agent would start.
+    """
+    compile_them = f"`make image` compiles them, as root; `rm bpf/{precompiled.FILE}` first to compile anew"
+    with zipfile.ZipFile(wheel) as archive, tempfile.TemporaryDirectory(prefix="nodeagent-image-") as folder:
+        if PROGRAMS not in archive.namelist():
+            return f"{wheel} has no BPF programs ({PROGRAMS}), and the image no compiler: {compile_them}"
+        archive.extractall(folder, [name for name in archive.namelist() if name.startswith("nodeagent/bpf/")])
+        file = Path(folder, PROGRAMS)
+        if json.loads(file.read_bytes())["sources"] != precompiled.digest(file.parent):
+            return f"{wheel}: {PROGRAMS} is not of the C sources beside it: {compile_them}"
+    return ""
+
+
 def agent(wheel: Path) -> Callable[[Path, Path], None]:
     def fill(root: Path, work: Path) -> None:
         with zipfile.ZipFile(wheel) as archive:
@@ -323,6 +342,8 @@ def archive(layers: Sequence[Layer], version: str, name: str, file: Path) -> Non
 
 def main() -> None:
     wheel, file, name = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3]
+    if why := refusal(wheel):
+        sys.exit(f"no image: {why}")
     home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     cache = Path(sys.argv[4]) if len(sys.argv) > 4 else home / "nodeagent" / "image"
     layers = (

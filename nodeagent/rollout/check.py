@@ -213,7 +213,9 @@ def said(told: Told) -> list[ClusterFinding]:
         rows = json.loads(told.words)
         found = [ClusterFinding(told.node, row["feature"], row["state"], row["detail"], row["lost"]) for row in rows]
     except (ValueError, TypeError, KeyError):
-        words = told.words.strip()[-300:] or f"no answer, exit status {told.status}"
+        # a command's last words say why it failed; what keeps it from running says so in its first ones
+        words = told.words.strip()[-300:] if told.status is not None else told.words[:600]
+        words = words or f"no answer, exit status {told.status}"
         return [ClusterFinding(told.node, "preflight", "missing", words, "the agent on this node")]
     bad = [finding for finding in found if finding.state != "ok"]
     return [*bad, ClusterFinding(told.node, "preflight", "ok", f"{len(found) - len(bad)} of {len(found)} are well")]

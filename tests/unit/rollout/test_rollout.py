@@ -132,6 +132,8 @@ def test_what_a_node_says_is_shown_as_far_as_it_is_not_well() -> None:
     ]
     (broken,) = said(Told("node-b", None, "not after 1 s: agent ImagePullBackOff: no"))
     assert (broken.state, broken.detail) == ("missing", "not after 1 s: agent ImagePullBackOff: no")
+    (unpulled,) = said(Told("node-b", None, f"not after 1 s: agent ErrImagePull: {'x' * 400}"))
+    assert unpulled.detail.startswith("not after 1 s: agent ErrImagePull")
     (silent,) = said(Told("node-c", 137, ""))
     assert silent.detail == "no answer, exit status 137"
 
