@@ -315,6 +315,8 @@ def _tool(name: str) -> Callable[[Ground], str]:
     return attempt
 
 
+FOR_THE_LAB: Final = frozenset({"nftables", "tcpdump", "wrk"})
+"""Checks of what only the lab and benchmarks use."""
 _PACKAGES: Final = {"tcpdump": "tcpdump", "wrk": "wrk"}
 _LOST: Final = {
     "connect4": "IPv4 connections of pods are not captured",

@@ -21,6 +21,7 @@ from nodeagent.identity import authority_directory
 from nodeagent.identity.profiles import ends
 from nodeagent.kube.access import KubeObject
 from nodeagent.kube.kinds import FOLLOWED, GROUP, NODE_STATUSES, WatchedKind
+from nodeagent.redirect.preflight import FOR_THE_LAB
 from nodeagent.rollout.manifests import ObjectName, name_of
 from nodeagent.rollout.on_nodes import NodeRuns, Told
 from nodeagent.rollout.remove import DAEMON_SET, NAMESPACE, PART_OF
@@ -208,9 +209,11 @@ def _defined(documents: Iterable[KubeObject]) -> Iterable[tuple[str, str, str]]:
 
 
 def said(told: Told) -> list[ClusterFinding]:
-    """Return what ``nodeagent check -o json`` said on a node: what is not well, or that all is."""
+    """Return what ``nodeagent check -o json`` said on a node: what is not well, or that all is; without
+    what only a lab uses.
+    """
     try:
-        rows = json.loads(told.words)
+        rows = [row for row in json.loads(told.words) if row["feature"] not in FOR_THE_LAB]
         found = [ClusterFinding(told.node, row["feature"], row["state"], row["detail"], row["lost"]) for row in rows]
     except (ValueError, TypeError, KeyError):
         # a command's last words say why it failed; what keeps it from running says so in its first ones

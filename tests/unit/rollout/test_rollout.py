@@ -123,11 +123,12 @@ def test_why_a_pod_is_not_ready(status: Any, words: str) -> None:
 def test_what_a_node_says_is_shown_as_far_as_it_is_not_well() -> None:
     rows = [
         {"feature": "bpffs", "state": "ok", "detail": "d", "lost": ""},
-        {"feature": "nft", "state": "absent", "detail": "not found", "lost": "tests"},
+        {"feature": "memfd", "state": "absent", "detail": "not found", "lost": "keys"},
+        {"feature": "wrk", "state": "absent", "detail": "not found", "lost": "no benchmark"},
     ]
     found = said(Told("node-a", 0, json.dumps(rows)))
     assert [(each.where, each.feature, each.state) for each in found] == [
-        ("node-a", "nft", "absent"),
+        ("node-a", "memfd", "absent"),
         ("node-a", "preflight", "ok"),
     ]
     (broken,) = said(Told("node-b", None, "not after 1 s: agent ImagePullBackOff: no"))
