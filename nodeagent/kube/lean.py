@@ -41,11 +41,14 @@ class Lean:
 
     def __init__(self) -> None:
         self._shared: dict[Hashable, object] = {}
+        self._texts: dict[tuple[tuple[str, str], ...], Mapping[str, str]] = {}
+        """Apart from the others: no texts and no owners are both the empty tuple here."""
 
     def pod(self, pod: PodObject, *, full: bool) -> PodObject:
         """Return *pod* with what it has in common with others shared; *full*: all of it."""
-        if len(self._shared) > MAX_SHARED:
-            self._shared.clear()  # most is of pods that are gone; who has it keeps it
+        for shared in (self._shared, self._texts):
+            if len(shared) > MAX_SHARED:
+                shared.clear()  # most is of pods that are gone; who has it keeps it
         annotations = {name: value for name, value in pod.annotations.items() if name != _LAST_APPLIED}
         containers = pod.containers
         if not full:
@@ -71,10 +74,10 @@ class Lean:
     def texts(self, texts: Mapping[str, str]) -> Mapping[str, str]:
         """Return the mapping that is equal to *texts*, the same for all."""
         key = tuple(sorted(texts.items()))
-        found = self._shared.get(key)
+        found = self._texts.get(key)
         if found is None:
-            found = self._shared[key] = {intern(name): intern(value) for name, value in key}
-        return cast("Mapping[str, str]", found)
+            found = self._texts[key] = {intern(name): intern(value) for name, value in key}
+        return found
 
     def _same(self, value: _Shared) -> _Shared:
         return cast(_Shared, self._shared.setdefault(value, value))
