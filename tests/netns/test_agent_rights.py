@@ -55,7 +55,7 @@ def lab() -> Iterator[Lab]:
 
 
 @pytest.fixture
-def restart(lab: Lab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Restart:
+def restart(lab: Lab, tmp_path: Path) -> Restart:
     """Start node1's agent again with only some capabilities, by a command *before* it."""
     interpreter = sys.executable
 
@@ -70,9 +70,7 @@ def restart(lab: Lab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Restar
         agent = lab.agent("node1")
         agent.stop()
         agent.log.unlink(missing_ok=True)
-        with monkeypatch.context() as patch:
-            patch.setattr(sys, "executable", str(limited))
-            agent.start()
+        agent.start(python=str(limited))
 
     return start
 
