@@ -37,7 +37,7 @@ def modes() -> Iterator[dict[str, Mode]]:
 
 def plaintext_on_the_way(mode: Mode, workload: Workload) -> tuple[int, int]:
     """Return how many packets reach the server while requests are sent, and how many of them hold a
-    request that can be read.
+    request that can be read. There are as many packets as requests at least, or very many.
     """
     target, client = mode.targets[workload], mode.client(workload)
     source = mode.lab.address(target.client, target.namespace)
@@ -49,10 +49,12 @@ def plaintext_on_the_way(mode: Mode, workload: Workload) -> tuple[int, int]:
     ) as capture:
         assert capture.stderr is not None
         assert b"listening" in capture.stderr.readline()
-        load.closed(client, mode.url(workload), 1, 1)
+        answered = load.closed(client, mode.url(workload), 1, 1).requests
         capture.send_signal(signal.SIGINT)
         seen, _ = capture.communicate(timeout=10)
-    return seen.count(b"\x08\x00\x45"), seen.count(b"GET / HTTP/1.1")
+    packets = seen.count(b"\x08\x00\x45")
+    assert packets >= min(answered, 100), f"{mode.name}: {answered} requests were answered"
+    return packets, seen.count(b"GET / HTTP/1.1")
 
 
 @pytest.mark.parametrize("name", MODES)
@@ -90,10 +92,10 @@ def test_sidecars_encrypt_and_plain_modes_do_not(modes: dict[str, Mode]) -> None
         ("sidecar", "cross-node"),
         ("nodeagent", "cross-node"),
     ):
-        packets, readable = plaintext_on_the_way(modes[name], workload)  # type: ignore[arg-type]
-        assert packets > 20, name
+        _, readable = plaintext_on_the_way(modes[name], workload)  # type: ignore[arg-type]
         assert readable == 0, f"{name} {workload}"
-    assert plaintext_on_the_way(modes["direct"], "http")[1] > 20
+    packets, readable = plaintext_on_the_way(modes["direct"], "http")
+    assert 0 < readable <= packets
 
 
 def test_what_a_mode_did_is_checked(modes: dict[str, Mode]) -> None:
