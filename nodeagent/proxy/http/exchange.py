@@ -255,6 +255,8 @@ class Downstream(Carriage):
     """When the client sent something, or an answer to it grew; by the context's clock."""
     head_since = 0.0
     """Since when a request's head is being read."""
+    retiring = False
+    """The client was asked to come back on a new connection (:meth:`drain`)."""
     swept = 0
     """How many requests were answered when the last sweep came by."""
 

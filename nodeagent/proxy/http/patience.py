@@ -4,9 +4,16 @@ answer, and between requests.
 
 from __future__ import annotations
 
+from typing import Final
+
 from nodeagent.config import Timeouts
 from nodeagent.errors import DOWNSTREAM_TIMEOUT, REQUEST_TIMEOUT
 from nodeagent.proxy.http.exchange import Downstream, Exchange
+
+RETIRING_SECONDS: Final = 60.0
+"""How long a connection that is asked to end (a worker drains, a certificate was renewed) may idle: as
+servers commonly keep one. A client that says nothing more would keep a whole daemon for an hour.
+"""
 
 
 def enforce(codec: Downstream, now: float, timeouts: Timeouts) -> None:
@@ -32,7 +39,8 @@ def _enforce_pause(codec: Downstream, now: float, timeouts: Timeouts) -> None:
         codec.head_since = now
     elif now - codec.head_since > timeouts.head:
         codec.time_out()
-    if now - codec.touched > timeouts.idle:
+    idle = min(timeouts.idle, RETIRING_SECONDS) if codec.retiring else timeouts.idle
+    if now - codec.touched > idle:
         codec.close()
 
 

@@ -84,7 +84,6 @@ class Http1Downstream(Downstream, RequestSink):
         self.queue: collections.deque[Http1Exchange] = collections.deque()
         self.touched = context.now
         self.head_since = context.now
-        self.retiring = False
         self._full = False
         self._stepping = False
         self._step_again = False

@@ -408,6 +408,26 @@ def test_by_default_nothing_ends_for_the_time_that_it_takes() -> None:
     play(app, scene)
 
 
+def test_a_drain_does_not_wait_for_clients_that_say_nothing_more() -> None:
+    async def scene(stage: Stage) -> None:
+        reader, writer = await stage.connect()
+        writer.write(b"GET / HTTP/1.1\r\nHost: web\r\n\r\n")
+        assert (await read_answer(reader))[1] == b"done"
+        (codec,) = (http(connection) for connection in stage.context.connections.values())
+        assert codec is not None
+
+        def idle(seconds: float) -> bool:
+            patience.enforce(codec, codec.touched + seconds, Timeouts())
+            return not codec.transport.is_closing()
+
+        assert idle(600)
+        codec.drain()
+        assert idle(patience.RETIRING_SECONDS - 1)
+        assert not idle(patience.RETIRING_SECONDS + 1)
+
+    play(answering(lambda head, body: ok(b"done")), scene)
+
+
 def test_idle_connections_close_on_both_sides() -> None:
     gone = asyncio.Event()
 
