@@ -114,9 +114,9 @@ def _load(program: precompiled.Programs, pinned: pins.Pins, wanted: Iterable[hoo
         try:
             fd = program.load_func(hook.name, hook.program_type, attach_type=hook.attach_type).fd
         except Exception as error:  # noqa: BLE001 - bcc raises bare Exception
-            raise KernelError(
-                f"the kernel does not take the program {hook.name}: {error}; `nodeagent check` says what is missing"
-            ) from None
+            right = "is CAP_SYS_ADMIN given? " if os.strerror(errno.EPERM) in str(error) else ""
+            step = f"{right}`nodeagent check` says what is missing"
+            raise KernelError(f"the kernel does not take the program {hook.name}: {error}; {step}") from None
         fresh = pinned.programs / f"new-{hook.name}"
         fresh.unlink(missing_ok=True)
         syscall.pin(fd, fresh)

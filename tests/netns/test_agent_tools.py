@@ -15,7 +15,7 @@ import pytest
 import yaml
 
 from nodeagent.lab import Lab
-from nodeagent.redirect import syscall
+from nodeagent.redirect import pins, syscall
 from nodeagent.redirect.hooks import program_id
 from tests.netns.world import about, client_in, cluster_ip, curl, prometheus, scrape, workers
 from tests.waiting import eventually
@@ -109,14 +109,15 @@ def test_a_place_that_does_not_exist_is_told(tmp_path: Path, section: str) -> No
 
 
 def test_a_second_daemon_is_refused_before_it_touches_anything(mesh: Lab, tmp_path: Path) -> None:
-    """With the same configuration, and with only the pinned programs in common: those of the first
-    stay, and it is named.
+    """With one of the two folders in common: programs and folders of the first stay, and it is named.
+    With both in common it would take the node over (test_agent_upgrade.py).
     """
     agent = mesh.agent("node1")
     eventually(lambda: "http_egress" in pinned(agent.pins), "the loader has ended")
     programs = pinned(agent.pins)
+    other = pins.BPFFS / "t-another-daemon"
     for change, setting in (
-        ({}, "runtimeDirectory"),
+        ({"redirect": {**agent.config()["redirect"], "pinDirectory": str(other)}}, "runtimeDirectory"),
         ({"runtimeDirectory": str(tmp_path / "run")}, "redirect.pinDirectory"),
     ):
         path = tmp_path / "agent.yaml"
@@ -127,7 +128,7 @@ def test_a_second_daemon_is_refused_before_it_touches_anything(mesh: Lab, tmp_pa
         assert f"is in use by the daemon with pid {agent.pid}: end that one first" in done.stderr
         assert len(done.stderr.splitlines()) == 1, done.stderr
     assert pinned(agent.pins) == programs
-    assert not (tmp_path / "run").exists()
+    assert not (tmp_path / "run").exists() and not other.exists()
 
 
 def pinned(directory: Path) -> dict[str, int]:
@@ -151,7 +152,8 @@ def on(lab: Lab, node: str, *arguments: str) -> subprocess.CompletedProcess[str]
 
 def test_get(mesh: Lab) -> None:
     pods = {row["pod"]: row for row in json.loads(on(mesh, "node1", "get", "pods", "-o", "json").stdout)}
-    assert set(pods) == {"client", "local"}
+    assert set(pods) == {"client", "local", "plain"}
+    assert pods["plain"]["state"] == "left alone"
     assert (pods["local"]["state"], pods["local"]["mode"], pods["local"]["faults"]) == ("enrolled", "PERMISSIVE", [])
     assert pods["local"]["identity"] == "spiffe://cluster.local/ns/default/sa/server"
     assert pods["local"]["addresses"] == [mesh.address("local"), mesh.address("local", version=6)]

@@ -25,7 +25,7 @@ from nodeagent.resources.objects import PodObject, parse
 from nodeagent.vocabulary import PodUid
 from tests.fakes.cri import FakeCri, FakeSandbox
 from tests.fakes.serving import Method, serve
-from tests.waiting import until
+from tests.waiting import eventually, until
 
 FIRST = PodUid("u-1")
 SECOND = PodUid("u-2")
@@ -469,4 +469,4 @@ def test_nothing_is_left_open(fake: FakeCri) -> None:
         await places.changed()
 
     run(fake, script, fake.path.parent)
-    assert len(os.listdir("/proc/self/fd")) <= before
+    eventually(lambda: len(os.listdir("/proc/self/fd")) <= before, "the fake's end of the connection is closed too")

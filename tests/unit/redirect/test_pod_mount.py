@@ -53,7 +53,7 @@ def test_a_file_system_that_never_answers_is_not_waited_for(monkeypatch: pytest.
     program.chmod(0o755)
     monkeypatch.setattr(pod_mount, "PATIENCE_SECONDS", 2.0)
     monkeypatch.setattr(pod_mount.sys, "executable", str(program))
-    monkeypatch.setattr(pod_mount, "_processes", lambda _: [os.getpid()])
+    monkeypatch.setattr(pod_mount.PodMount, "_processes", lambda _: [os.getpid()])
     monkeypatch.setattr(pod_mount, "outsider", lambda *_: False)
     mount = pod_mount.PodMount(tmp_path, "/nowhere", Place("", ""))
 
