@@ -14,7 +14,7 @@ import click
 from rich.console import Console
 
 from nodeagent.cli.lab_kube import kube
-from nodeagent.cli.output import Column, Output, Row, emit, emit_one, listed, output_option
+from nodeagent.cli.output import Column, Output, Row, emit, emit_parts, listed, output_option
 from nodeagent.errors import NodeagentError, PodError, ResourceError
 from nodeagent.lab import Lab
 from nodeagent.lab.cluster import Mode
@@ -254,14 +254,7 @@ def _summary(one: Lab) -> Row:
 @output_option
 def status(name: str, output: Output) -> None:
     """Show nodes, pods and Services."""
-    value = Lab.open(name).status()
-    if output != "table":
-        emit_one(value, output)
-        return
-    for title, columns in STATUS.items():
-        click.secho(title, bold=True)
-        emit(value[title], columns, output)
-        click.echo()
+    emit_parts(Lab.open(name).status(), STATUS, output)
 
 
 @lab.command()

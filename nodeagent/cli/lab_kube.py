@@ -11,7 +11,7 @@ from typing import Final, get_args
 import click
 from rich.console import Console
 
-from nodeagent.cli.output import Column, Output, emit, emit_one, listed, output_option
+from nodeagent.cli.output import Column, Output, emit_parts, listed, output_option
 from nodeagent.lab.kube import Kube
 from nodeagent.lab.kube.cluster import KubeShape
 from nodeagent.lab.kube.config import Cni
@@ -114,14 +114,7 @@ def show_all() -> None:
 @output_option
 def status(name: str, output: Output) -> None:
     """Show nodes, components and pods."""
-    value = Kube.open(name).status()
-    if output != "table":
-        emit_one(value, output)
-        return
-    for title, columns in STATUS.items():
-        click.secho(title, bold=True)
-        emit(value[title], columns, output)
-        click.echo()
+    emit_parts(Kube.open(name).status(), STATUS, output)
 
 
 @kube.command(context_settings=_AS_IS | {"help_option_names": []})

@@ -60,6 +60,17 @@ def emit_one(row: Row, output: Output) -> None:
     )
 
 
+def emit_parts(value: Row, parts: Mapping[str, Sequence[Column]], output: Output) -> None:
+    """Print *value* as :func:`emit_one` does, or as a table with a title for each of its *parts*, lists of rows."""
+    if output != "table":
+        emit_one(value, output)
+        return
+    for title, columns in parts.items():
+        click.secho(title, bold=True)
+        emit(value[title], columns, output)
+        click.echo()
+
+
 def _yaml(value: object) -> str:
     import yaml
 

@@ -1,7 +1,7 @@
 """``python -m nodeagent.redirect.precompile FILE``: compiles all BPF programs with BCC and writes
 them so that a node without a compiler can load them: see precompiled.py.
 
-For `make wheel`. As root, since BCC compiles against maps that exist; they are gone afterwards.
+For `make setup`. As root, since BCC compiles against maps that exist; they are gone afterwards.
 """
 
 from __future__ import annotations

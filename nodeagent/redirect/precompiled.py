@@ -1,5 +1,5 @@
-"""BPF programs that were compiled ahead, for nodes that carry no compiler: `make wheel` puts them
-beside the C sources as ``programs.json``.
+"""BPF programs that BCC compiled ahead, for nodes that carry no compiler and starts that wait for
+none: `make setup` puts them beside the C sources as ``programs.json``, `make wheel` takes them along.
 
 A program as BCC compiles it names two things of one node: the maps, by descriptors, and where that
 kernel keeps what the bypass reads. Both are immediates of single instructions (struct bpf_insn: 8
