@@ -6,7 +6,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Final, get_args
 
@@ -16,7 +16,7 @@ from rich.console import Console
 from nodeagent.cli.lab_kube import kube
 from nodeagent.cli.output import Column, Output, Row, emit, emit_parts, listed, output_option
 from nodeagent.errors import NodeagentError, PodError, ResourceError
-from nodeagent.lab import Lab
+from nodeagent.lab import Lab, cri_log
 from nodeagent.lab.cluster import Mode
 from nodeagent.lab.injection import TEMPLATES
 from nodeagent.lab.view import is_ready
@@ -265,12 +265,16 @@ def status(name: str, output: Output) -> None:
 @click.argument("target", metavar="POD")
 def logs(name: str, namespace: str, container: str | None, follow: bool, target: str) -> None:
     """Print what a container of POD (POD, NAMESPACE/POD, deploy/NAME) has written."""
-    path = Lab.open(name).log_file(target, namespace, container)
-    with path.open("rb") as log:
+    lab = Lab.open(name)
+    folder = lab.log_folder(target, namespace, container)
+    metadata = lab.pod(target, namespace)["metadata"]
+    there = lab.layout.object_file("Pod", metadata["namespace"], metadata["name"])
+    with closing(cri_log.Reader(folder)) as log:
         while True:
-            while piece := log.read(1 << 16):
-                click.echo(piece, nl=False)
-            if not follow or not path.exists():
+            gone = not there.exists()
+            for piece in log.read():
+                click.echo(cri_log.decode(piece), nl=False)
+            if not follow or gone:
                 return
             time.sleep(POLL_SECONDS)
 

@@ -23,7 +23,7 @@ from types import TracebackType
 from typing import Literal, Self
 
 from nodeagent.errors import LabError, PodError
-from nodeagent.lab import construction, injection, plan
+from nodeagent.lab import construction, cri_log, injection, plan
 from nodeagent.lab.agent import Agent, merge
 from nodeagent.lab.layout import MAX_NODES, STATE_ROOT, Layout, Node, Object, read_objects, write_json
 from nodeagent.lab.processes import tail
@@ -408,8 +408,8 @@ class Lab(View):
                 f"agent:\n{tail(self.agent(node).log)}"
             )
         why, name = faults(pod)
-        log = self.layout.logs(manifest["metadata"]["namespace"], manifest["metadata"]["name"]) / f"{name}.log"
-        return f"Pod {key} is not ready{more}: {why}; the end of its log:\n{tail(log)}"
+        log = cri_log.tail(self.layout.logs(manifest) / name)
+        return f"Pod {key} is not ready{more}: {why}; the end of its log:\n{log}"
 
 
 def _recorded(layout: Layout) -> Shape | None:

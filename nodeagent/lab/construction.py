@@ -67,8 +67,8 @@ def build(layout: Layout, nodes: Sequence[Node]) -> None:
     for directory in (
         layout.objects,
         layout.state / "enrolled",
-        layout.state / "logs",
         *(layout.desired(node.name) for node in nodes),
+        *(layout.pod_logs(node.name) for node in nodes),
     ):
         directory.mkdir(parents=True, exist_ok=True)
     for node in nodes:

@@ -5,17 +5,16 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
-import tempfile
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Literal
 
 from nodeagent.errors import LabError
 from nodeagent.lab import cgroup, probes
 from nodeagent.lab.layout import Draft, Object
+from nodeagent.lab.log_keeper import Streams
 from nodeagent.lab.sandbox import Process, start
 from nodeagent.resources.pod import Container, Probe
 
@@ -23,6 +22,8 @@ _BACKOFF_SECONDS = 0.1
 _BACKOFF_LIMIT_SECONDS = 5.0
 """Far below Kubernetes' 10 s and 5 min: a lab is there to be waited for."""
 _STABLE_SECONDS = 10.0
+_WRITTEN_SECONDS = 2.0
+"""For the last lines of a container that has ended to be in its log."""
 _FIRST_READY_SECONDS = 0.1
 """Until it is ready for the first time, a container is asked more often than its period says."""
 PROBE_OUTPUT = 300
@@ -54,6 +55,8 @@ class RunningContainer:
 
     spec: Container
     process: Process
+    output: Callable[[], Streams]
+    """Where it writes, anew for each start."""
     address: str
     policy: Policy
     grace_seconds: float
@@ -74,12 +77,18 @@ class RunningContainer:
     its pod may start.
     """
     _passed_startup: asyncio.Event = field(default_factory=asyncio.Event)
+    _written: asyncio.Event = field(default_factory=asyncio.Event)
     _tasks: set[asyncio.Task[None]] = field(default_factory=set)
 
     def start(self) -> None:
         """Start it; raises LabError if its program cannot be run."""
         self.process.cgroup.mkdir(exist_ok=True)
-        self.pid = start(self.process).settle()
+        streams = self.output()
+        try:
+            self.pid = start(self.process, streams.out, streams.err).settle()
+        finally:
+            streams.close()
+        self._written = streams.ended
         self.ready = not self.spec.readiness_probe and not self.spec.startup_probe and not self._hook("post_start")
         self.message = ""
         self.begun.clear()
@@ -92,7 +101,11 @@ class RunningContainer:
         backoff = _BACKOFF_SECONDS
         while True:
             begun = time.monotonic()
-            self.exit_code = await self._watch() if self.pid else 128
+            if self.pid:
+                self.exit_code = await self._watch()
+                await self._all_written()
+            else:
+                self.exit_code = 128
             self.pid = 0
             self.ready = False
             self.exit_message = self.message
@@ -110,6 +123,12 @@ class RunningContainer:
             except LabError as error:
                 self.message = str(error)
             self.changed()
+
+    async def _all_written(self) -> None:
+        """Wait for the last lines: who is told that it has ended looks for them."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(_WRITTEN_SECONDS):
+                await self._written.wait()
 
     async def _watch(self) -> int:
         declared = {
@@ -179,18 +198,20 @@ class RunningContainer:
 
     async def _ask(self, argv: Sequence[str]) -> tuple[int, str]:
         """Run a probe's command in the container; return its exit status and the end of what it wrote."""
-        with tempfile.NamedTemporaryFile(dir=self.process.log.parent, prefix=".probe") as output:
-            status = await self._run(argv, Path(output.name))
+        with open(os.memfd_create("probe"), "rb") as output:
+            status = await self._run(argv, output.fileno())
             size = os.fstat(output.fileno()).st_size
             return status, os.pread(output.fileno(), PROBE_OUTPUT, max(0, size - PROBE_OUTPUT)).decode(
                 errors="replace"
             ).strip()
 
-    async def _run(self, argv: Sequence[str], log: Path = Path(os.devnull)) -> int:
-        """Run a command in the container; cancelled, it is killed."""
-        process = replace(self.process, argv=tuple(argv), namespaces=self.pid, mounts=(), log=log)
+    async def _run(self, argv: Sequence[str], output: int | None = None) -> int:
+        """Run a command in the container, its output written to that descriptor; cancelled, it is killed."""
+        process = replace(self.process, argv=tuple(argv), namespaces=self.pid, mounts=())
         try:
-            pid = start(process).settle()
+            with open(os.devnull, "wb") as nowhere:
+                to = nowhere.fileno() if output is None else output
+                pid = start(process, to, to).settle()
         except (LabError, OSError):
             return 127
         try:

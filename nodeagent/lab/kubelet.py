@@ -23,6 +23,7 @@ from nodeagent.errors import LabError
 from nodeagent.lab import cgroup, dns, network_policies, services
 from nodeagent.lab.environment import ConfigMaps
 from nodeagent.lab.layout import Layout, Node, Object, read_objects
+from nodeagent.lab.log_keeper import LogKeeper
 from nodeagent.lab.pods import Host, RunningPod
 from nodeagent.lab.watch import Objects
 
@@ -43,10 +44,12 @@ _SYSCTLS = {
 class Kubelet:
     """One node."""
 
-    def __init__(self, layout: Layout, node: Node) -> None:
+    def __init__(self, layout: Layout, node: Node, keeper: LogKeeper) -> None:
+        self._keeper = keeper
         self._layout = layout
         self._node = node
-        self._host = Host(layout, node, layout.cgroup(cgroup.hierarchy()) / node.name / "kubepods", self._config_maps)
+        pods = layout.cgroup(cgroup.hierarchy()) / node.name / "kubepods"
+        self._host = Host(layout, node, pods, self._config_maps, keeper)
         self._pods: dict[str, RunningPod] = {}
         self._lock = asyncio.Lock()
         self._rules = ""
@@ -58,6 +61,7 @@ class Kubelet:
         for name, value in _SYSCTLS.items():
             with suppress(FileNotFoundError):  # some belong to the first network namespace only
                 Path("/proc/sys/net", name).write_text(value)
+        self._keeper.attach(_end_without_keeper)
         servers = await dns.serve([str(address) for address in self._node.addresses], self._lookup)
         self._on_objects()
         self._layout.socket(self._node.name).unlink(missing_ok=True)
@@ -164,13 +168,21 @@ class Kubelet:
         self._rules = rules
 
 
+def _end_without_keeper() -> None:
+    """Whoever writes to a pipe that nobody reads is killed: the node's pods go together, and it can be made again."""
+    _log.error("the node's log keeper has died: the node ends with it")
+    os._exit(1)
+
+
 def main() -> None:
     """``python -m nodeagent.lab.kubelet ROOT LAB NODE_INDEX``, in the node's network namespace."""
     logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s", level=logging.INFO)
     root, name, index = sys.argv[1:]
 
+    keeper = LogKeeper()
+
     async def serve() -> None:
-        await Kubelet(Layout(name, Path(root)), Node(int(index))).run()
+        await Kubelet(Layout(name, Path(root)), Node(int(index)), keeper).run()
 
     try:
         asyncio.run(serve())

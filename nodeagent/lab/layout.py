@@ -44,7 +44,11 @@ POD6 = IPv6Address("fe80::2")
 PAUSE_PID: Final = "lab.nodeagent.io/pid"
 """Annotation on pods, beside their places (``places/annotation.py``): the process that holds their namespaces."""
 ADDRESSES: Final = "lab.nodeagent.io/addresses"
-"""Annotation on pods, the one that the lab reads: comma-separated addresses to use."""
+"""Annotation on pods that the lab reads: comma-separated addresses to use."""
+LOG_BYTES: Final = "lab.nodeagent.io/log-max-bytes"
+"""Annotation on pods that the lab reads: at which size a container's log is rotated (the kubelet's
+containerLogMaxSize); 10 MiB without it.
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,8 +127,15 @@ class Layout:
         """Return the socket on which *node*'s kubelet takes orders."""
         return self.node(node) / "kubelet.sock"
 
-    def logs(self, namespace: str, pod: str) -> Path:
-        return self.state / "logs" / f"{namespace}_{pod}"
+    def pod_logs(self, node: str) -> Path:
+        """Return what is ``/var/log/pods`` on a cluster's node."""
+        return self.node(node) / "log" / "pods"
+
+    def logs(self, pod: Object) -> Path:
+        """Return the folder of the logs of *pod*, which has been placed: in it there is one a container."""
+        metadata = pod["metadata"]
+        name = f"{metadata['namespace']}_{metadata['name']}_{metadata['uid']}"
+        return self.pod_logs(pod["spec"]["nodeName"]) / name
 
     def netns(self, name: str) -> Path:
         """Return the netns file of *name*: a node, ``underlay`` or ``<namespace>.<pod>``. The dot

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import copy
 import json
+import re
 import shutil
 import time
 from collections.abc import Callable
@@ -15,10 +16,11 @@ from pathlib import Path
 
 from nodeagent import links
 from nodeagent.errors import LabError
-from nodeagent.lab import cgroup, linux, network, volumes
+from nodeagent.lab import cgroup, cri_log, linux, network, volumes
 from nodeagent.lab.containers import RunningContainer
 from nodeagent.lab.environment import ConfigMaps, command, environment
-from nodeagent.lab.layout import PAUSE_PID, Draft, Layout, Node, Object, write_json
+from nodeagent.lab.layout import LOG_BYTES, PAUSE_PID, Draft, Layout, Node, Object, write_json
+from nodeagent.lab.log_keeper import LogKeeper
 from nodeagent.lab.sandbox import PauseHome, Process, Started, start_pause
 from nodeagent.lab.services import DOMAIN
 from nodeagent.links import Links
@@ -35,6 +37,7 @@ class Host:
     pods_cgroup: Path
     config_maps: Callable[[str], ConfigMaps]
     """Namespace -> its ConfigMaps."""
+    keeper: LogKeeper
 
 
 @dataclass(slots=True)
@@ -87,6 +90,10 @@ class RunningPod:
     @property
     def volumes(self) -> Path:
         return self.host.layout.volumes(self.host.node.name, self.uid)
+
+    @property
+    def logs(self) -> Path:
+        return self.host.layout.logs(self.manifest)
 
     @property
     def sockets(self) -> Path:
@@ -199,9 +206,8 @@ class RunningPod:
         self, container: Container, spec: PodSpec, sources: dict[str, Path], config_maps: ConfigMaps
     ) -> RunningContainer:
         variables = environment(container, self.manifest, config_maps)
-        metadata = self.manifest["metadata"]
-        logs = self.host.layout.logs(metadata["namespace"], metadata["name"])
-        logs.mkdir(parents=True, exist_ok=True)
+        folder = self.logs / container.name
+        log_bytes = self._log_bytes()
         bound = volumes.mounts(container, spec, sources)
         contexts = (container.security_context or spec.security_context, spec.security_context)
         process = Process(
@@ -211,7 +217,6 @@ class RunningPod:
             cgroup=self.cgroup / container.name,
             namespaces=self.pause,
             pause=self.pause,
-            log=logs / f"{container.name}.log",
             mounts=bound,
             user=_first(*(context.run_as_user for context in contexts)),
             group=_first(*(context.run_as_group for context in contexts)),
@@ -220,8 +225,20 @@ class RunningPod:
         if container in spec.init_containers:
             policy = container.restart_policy or ("Never" if policy == "Never" else "OnFailure")
         return RunningContainer(
-            container, process, self.addresses[0], policy, spec.termination_grace_period_seconds, self.publish
+            spec=container,
+            process=process,
+            output=lambda: self.host.keeper.streams(folder, log_bytes),
+            address=self.addresses[0],
+            policy=policy,
+            grace_seconds=spec.termination_grace_period_seconds,
+            changed=self.publish,
         )
+
+    def _log_bytes(self) -> int:
+        text = self.manifest["metadata"].get("annotations", {}).get(LOG_BYTES, str(cri_log.MAX_BYTES))
+        if not re.fullmatch("[1-9][0-9]{0,11}", text):
+            raise LabError(f"annotation {LOG_BYTES}: {text!r}: allowed: at how many bytes its logs are rotated")
+        return int(text)
 
     def update(self, manifest: Object) -> None:
         """Take over new labels and annotations, and what the ConfigMaps of its volumes hold now; raises LabError."""
@@ -314,6 +331,7 @@ class RunningPod:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         await self.remove_leftovers()
+        self.host.keeper.gone(self.logs)
         metadata = self.manifest["metadata"]
         self.host.layout.object_file("Pod", metadata["namespace"], metadata["name"]).unlink(missing_ok=True)
 

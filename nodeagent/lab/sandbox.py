@@ -12,6 +12,7 @@ import os
 import shutil
 import signal
 import socket
+import stat
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -60,8 +61,6 @@ class Process:
     """The pid (as the caller sees it) of the process whose net, uts, ipc and mount namespaces it enters."""
     pause: int
     """The pid of the pod's pause process, whose pid namespace it enters."""
-    log: Path
-    """Where its output is appended."""
     mounts: tuple[Mount, ...] = ()
     user: int = 0
     group: int = 0
@@ -105,7 +104,8 @@ def start_pause(sandbox: PauseHome) -> Started:
         enter(sandbox.root)
         files.attach()
         socket.sethostname(sandbox.hostname)
-        _standard_streams(Path(os.devnull))
+        null = os.open(os.devnull, os.O_RDWR)
+        _standard_streams(null, null)
         signal.signal(signal.SIGCHLD, signal.SIG_IGN)
         os.execv(sleep, ["pause", "infinity"])
 
@@ -113,8 +113,10 @@ def start_pause(sandbox: PauseHome) -> Started:
         return _fork(child, f"pod {sandbox.hostname}: sandbox")
 
 
-def start(process: Process) -> Started:
-    """Start *process*; its exit status is the caller's to take. Raises LabError if the pod is gone."""
+def start(process: Process, output: int, errors: int) -> Started:
+    """Start *process*, which writes to the descriptors *output* and *errors*; its exit status is the caller's to
+    take. Raises LabError if the pod is gone.
+    """
     kinds = {"net": CLONE_NEWNET, "uts": CLONE_NEWUTS, "ipc": CLONE_NEWIPC, "mnt": CLONE_NEWNS}
 
     def child() -> NoReturn:
@@ -124,9 +126,11 @@ def start(process: Process) -> Started:
             (os.open(f"/proc/{process.namespaces}/ns/{name}", os.O_RDONLY | os.O_CLOEXEC), kind)
             for name, kind in kinds.items()
         ]
-        _standard_streams(process.log)
+        _standard_streams(output, errors)
         if process.user:
-            os.fchown(1, process.user, process.group)  # so that it may open /dev/stdout, as in a container
+            for stream in (1, 2):  # so that it may open /dev/stdout, as in a container
+                if not stat.S_ISCHR(os.fstat(stream).st_mode):  # but /dev/null is the machine's
+                    os.fchown(stream, process.user, process.group)
         volumes = Volumes(process.mounts)
         for descriptor, kind in descriptors:
             setns(descriptor, kind)
@@ -170,9 +174,7 @@ def _fork(child: Callable[[], NoReturn], what: str) -> Started:
     return Started(pid, what, report)
 
 
-def _standard_streams(output: Path) -> None:
-    null = os.open(os.devnull, os.O_RDWR)
-    out = os.open(output, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
-    os.dup2(null, 0)
-    os.dup2(out, 1)
-    os.dup2(out, 2)
+def _standard_streams(output: int, errors: int) -> None:
+    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+    os.dup2(output, 1)
+    os.dup2(errors, 2)

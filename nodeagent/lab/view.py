@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from nodeagent.errors import LabError
-from nodeagent.lab import cgroup
+from nodeagent.lab import cgroup, cri_log
 from nodeagent.lab.environment import environment
 from nodeagent.lab.layout import PAUSE_PID, Layout, Node, NodeName, Object, read_objects
 from nodeagent.lab.processes import inside, joining
@@ -94,25 +94,23 @@ class View:
         """
         return Path(f"/proc/{self.pod(target, namespace)['metadata']['annotations'][PAUSE_PID]}/root")
 
-    def log_file(self, target: str, namespace: str = "default", container: str | None = None) -> Path:
-        """Return the file to which a container of the pod writes; raises LabError if it has not been started yet."""
+    def log_folder(self, target: str, namespace: str = "default", container: str | None = None) -> Path:
+        """Return the folder of what a container of the pod writes (``nodeagent/lab/cri_log.py``); raises
+        LabError if it has not been started yet.
+        """
         pod = self.pod(target, namespace)
         name = _container(pod, container).name
-        path = self.layout.logs(pod["metadata"]["namespace"], pod["metadata"]["name"]) / f"{name}.log"
-        if not path.exists():
+        folder = self.layout.logs(pod) / name
+        if not folder.exists():
             raise LabError(
                 f"{target}: container {name} has not been started yet: nodeagent lab status --name {self.name} says why"
             )
-        return path
+        return folder
 
     def log(self, target: str, namespace: str = "default", container: str | None = None) -> str:
         """Return what a container of the pod has written so far."""
         pod = self.pod(target, namespace)
-        path = (
-            self.layout.logs(pod["metadata"]["namespace"], pod["metadata"]["name"])
-            / f"{_container(pod, container).name}.log"
-        )
-        return path.read_text(errors="replace") if path.exists() else ""
+        return cri_log.text(self.layout.logs(pod) / _container(pod, container).name)
 
     def command(
         self, target: str, argv: Sequence[str], namespace: str = "default", container: str | None = None

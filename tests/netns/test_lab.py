@@ -189,7 +189,7 @@ def test_what_a_pod_writes_is_its_own(lab: Lab) -> None:
 
 
 def test_logs(lab: Lab) -> None:
-    assert lab.log("client", "shop", "second") == "first\n"
+    eventually(lambda: lab.log("client", "shop", "second") == "first\n")
 
 
 @pytest.mark.parametrize("version", [4, 6])
@@ -333,7 +333,7 @@ def test_a_pod_that_ends(lab: Lab, policy: str, code: int, phase: str) -> None:
 def test_a_container_that_ends_is_started_again(lab: Lab) -> None:
     lab.apply(text=pod_text("again", "echo run; sleep 0.05; exit 1"), wait_seconds=0)
     eventually(lambda: container_status(lab, "again")["restartCount"] >= 2)
-    assert lab.log("again").startswith("run\nrun\nrun\n")
+    eventually(lambda: lab.log("again").startswith("run\nrun\nrun\n"))
     lab.delete_pod("again", grace_seconds=0)
 
 

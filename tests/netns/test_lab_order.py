@@ -11,6 +11,7 @@ import pytest
 
 from nodeagent.errors import LabError
 from nodeagent.lab import Lab
+from tests.waiting import eventually
 
 TEXT = """
 apiVersion: v1
@@ -81,9 +82,8 @@ def test_containers_start_in_order(lab: Lab) -> None:
 
 
 def test_containers_run_as_their_user(lab: Lab) -> None:
-    assert lab.log("user", container="plain").split() == ["2000", "2000", "2000", "out"]
-    assert lab.log("user", container="other").split() == ["3000", "3001"]
-    assert lab.log("user", container="root").split() == ["0"]
+    said = {"plain": ["2000", "2000", "2000", "out"], "other": ["3000", "3001"], "root": ["0"]}
+    eventually(lambda: {name: lab.log("user", container=name).split() for name in said} == said, "they have said it")
 
 
 def test_a_native_sidecar_ends_with_its_job(lab: Lab) -> None:
