@@ -21,7 +21,7 @@ from nodeagent.compare.manifests import BYPASSED
 from nodeagent.compare.modes import Answered, CallPath, Log, Mode, pod_group
 from nodeagent.config import MapSizes
 from nodeagent.inject.model import PROXY
-from nodeagent.lab import http
+from nodeagent.lab import cri_log, http
 from nodeagent.places.annotation import CGROUP
 from nodeagent.redirect import bypass, maps
 from nodeagent.telemetry.metrics import CONNECTIONS, REQUESTS, TCP_OPENED, Metric
@@ -41,7 +41,8 @@ class Sidecars(Mode):
         clients = {
             (target.namespace, target.client) for workload, target in self.targets.items() if workload in self.workloads
         }
-        self.logs += [Log(self.lab.layout.logs(*client) / f"{PROXY}.log") for client in sorted(clients)]
+        folders = [self.lab.log_folder(pod, namespace, PROXY) for namespace, pod in sorted(clients)]
+        self.logs += [Log(folder / cri_log.PLAIN) for folder in folders]
 
     def groups(self, workload: Workload | None = None) -> list[Path]:
         if workload is not None and self.targets[workload].service:

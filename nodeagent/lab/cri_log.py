@@ -23,6 +23,8 @@ MAX_BYTES: Final = 10 << 20
 MAX_FILES: Final = 5
 LINE_BYTES: Final = 16 << 10
 """A longer line is written in parts of so many bytes."""
+PLAIN: Final = "plain.log"
+"""Of a sidecar, in a lab: as it wrote it, and never rotated."""
 _ROTATED: Final = re.compile(r"(\d+)\.log(?:\.(\d{8}-\d{6})(\.gz)?)?")
 _STARTS_KEPT: Final = 5
 """The kubelet keeps two: a lab is there to be looked at."""
@@ -55,7 +57,7 @@ def decode(data: bytes) -> bytes:
     texts = []
     for line in data.splitlines(keepends=True):
         fields = line.split(b" ", 3)
-        if len(fields) < 4 or fields[2][:1] not in b"FP":
+        if len(fields) < 4 or fields[1] not in (b"stdout", b"stderr") or fields[2][:1] not in b"FP":
             texts.append(line)
         else:
             texts.append(fields[3].rstrip(b"\n") if fields[2][:1] == b"P" else fields[3])
@@ -69,14 +71,15 @@ def files(folder: Path) -> list[Path]:
     except FileNotFoundError:
         return []
     names.sort(key=lambda match: (int(match[1]), match[2] or "~", match[3] or ""))
-    return [folder / match[0] for match in names]
+    return [folder / match[0] for match in names] or [each for each in (folder / PLAIN,) if each.exists()]
 
 
 def next_file(folder: Path) -> Path:
     """Make the file of a container that starts and return it; those of its earliest starts go. Raises OSError."""
-    numbers = sorted({int(path.name.partition(".")[0]) for path in files(folder)})
-    for path in files(folder):
-        if int(path.name.partition(".")[0]) in numbers[: 1 - _STARTS_KEPT]:
+    there = [(int(match[1]), path) for path in files(folder) if (match := _ROTATED.fullmatch(path.name))]
+    numbers = sorted({number for number, _ in there})
+    for number, path in there:
+        if number in numbers[: 1 - _STARTS_KEPT]:
             path.unlink(missing_ok=True)
     path = folder / f"{numbers[-1] + 1 if numbers else 0}.log"
     folder.mkdir(parents=True, exist_ok=True)

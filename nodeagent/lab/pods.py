@@ -12,6 +12,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 
 from nodeagent import links
@@ -26,6 +27,7 @@ from nodeagent.lab.services import DOMAIN
 from nodeagent.links import Links
 from nodeagent.places.annotation import CGROUP, NETNS
 from nodeagent.resources.pod import Container, PodSpec
+from nodeagent.resources.proxies import SIDECARS
 
 
 @dataclass(frozen=True, slots=True)
@@ -227,7 +229,9 @@ class RunningPod:
         return RunningContainer(
             spec=container,
             process=process,
-            output=lambda: self.host.keeper.streams(folder, log_bytes),
+            output=partial(LogKeeper.plain, folder)
+            if container.name in SIDECARS
+            else partial(self.host.keeper.streams, folder, log_bytes),
             address=self.addresses[0],
             policy=policy,
             grace_seconds=spec.termination_grace_period_seconds,
