@@ -22,6 +22,8 @@ class WatchedKind:
     plural: str
     builtin: bool = True
     """Every cluster has it; others come and go with their CustomResourceDefinition."""
+    labels: str = ""
+    """The label selector that its objects are asked for with; empty: all of them."""
 
     def path(self, version: str) -> str:
         """Return where all objects of the kind are, as *version* writes them."""
@@ -43,6 +45,16 @@ NAMESPACES: Final = WatchedKind("Namespace", "", ("v1",), "namespaces")
 NODES: Final = WatchedKind("Node", "", ("v1",), "nodes")
 PODS: Final = WatchedKind("Pod", "", ("v1",), "pods")
 SERVICES: Final = WatchedKind("Service", "", ("v1",), "services")
+ENDPOINT_SLICES: Final = WatchedKind(
+    "EndpointSlice",
+    "discovery.k8s.io",
+    ("v1",),
+    "endpointslices",
+    labels="endpointslice.kubernetes.io/managed-by!=endpointslice-controller.k8s.io",
+)
+"""Those that Kubernetes does not make of a Service's selector: pods say the same, and a cluster's
+endpoints would be in memory twice.
+"""
 NETWORK_POLICIES: Final = WatchedKind("NetworkPolicy", "networking.k8s.io", ("v1",), "networkpolicies")
 NODE_STATUSES: Final = WatchedKind(NODE_STATUS, GROUP, ("v1alpha1",), "nodestatuses", builtin=False)
 POLICIES: Final = (
@@ -51,5 +63,5 @@ POLICIES: Final = (
     WatchedKind("RequestAuthentication", _ISTIO, ("v1", "v1beta1"), "requestauthentications", builtin=False),
     WatchedKind("RateLimit", GROUP, ("v1alpha1",), "ratelimits", builtin=False),
 )
-FOLLOWED: Final = (NAMESPACES, NODES, PODS, SERVICES, NETWORK_POLICIES, NODE_STATUSES, *POLICIES)
+FOLLOWED: Final = (NAMESPACES, NODES, PODS, SERVICES, ENDPOINT_SLICES, NETWORK_POLICIES, NODE_STATUSES, *POLICIES)
 """What an agent follows."""

@@ -31,7 +31,9 @@ from nodeagent.resources import regular_file
 from nodeagent.resources.changes import Change
 from nodeagent.resources.labels import LabelSelector
 from nodeagent.resources.objects import (
+    SERVICE_NAME,
     ContainerObject,
+    EndpointSliceObject,
     KubernetesObject,
     NamespaceObject,
     NetworkPolicyObject,
@@ -135,7 +137,7 @@ class SnapshotFile:
         found = change.object
         if isinstance(found, PodObject):
             return found.node == self._node
-        return not isinstance(found, ServiceObject | NodeObject) and change.kind not in ("Pod", "Service", "Node")
+        return change.kind not in ("Pod", "Service", "EndpointSlice", "Node")
 
 
 def _write(path: Path, node: str, held: Sequence[tuple[Change | None, bytes]]) -> None:
@@ -177,12 +179,14 @@ def document_of(change: Change | None, document: bytes = b"") -> bytes:
     return orjson.dumps({"apiVersion": version, "kind": change.kind, "metadata": {**metadata, **own}, **parts})
 
 
-def _parts(found: KubernetesObject) -> tuple[str, dict[str, KubeObject]]:
+def _parts(found: KubernetesObject) -> tuple[str, KubeObject]:
     """Return the apiVersion and the parts of a document that is read as *found*."""
     if isinstance(found, PodObject):
         return "v1", _pod(found)
     if isinstance(found, ServiceObject):
         return "v1", _service(found)
+    if isinstance(found, EndpointSliceObject):
+        return "discovery.k8s.io/v1", _endpoint_slice(found)
     if isinstance(found, NodeObject):
         addresses = [{"type": "InternalIP", "address": address} for address in found.addresses]
         return "v1", {"status": {"addresses": addresses}}
@@ -256,6 +260,23 @@ def _service(service: ServiceObject) -> dict[str, KubeObject]:
         "publishNotReadyAddresses": service.publish_not_ready,
     }
     return {"metadata": metadata, "spec": spec}
+
+
+def _endpoint_slice(found: EndpointSliceObject) -> KubeObject:
+    endpoints = [
+        {
+            "addresses": [each.address],
+            "conditions": {"ready": each.ready},
+            **({"targetRef": {"kind": "Pod", "name": each.pod}} if each.pod else {}),
+        }
+        for each in found.endpoints
+    ]
+    return {
+        "metadata": {"labels": {SERVICE_NAME: found.service} if found.service else {}},
+        "addressType": "IPv6" if any(":" in each.address for each in found.endpoints) else "IPv4",
+        "endpoints": endpoints,
+        "ports": [{"name": port.name, "port": port.number} for port in found.ports],
+    }
 
 
 def _selector(selector: LabelSelector) -> Mapping[str, object]:

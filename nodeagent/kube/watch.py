@@ -173,11 +173,15 @@ class Watch:
     def _query(self) -> str:
         low, high = WATCH_SECONDS
         wanted = {"watch": "1", "allowWatchBookmarks": "true", "timeoutSeconds": str(int(self._uniform(low, high)))}
+        wanted |= self._selected()
         if self._version:
             wanted["resourceVersion"] = self._version
         else:
             wanted |= {"sendInitialEvents": "true", "resourceVersionMatch": "NotOlderThan"}
         return urlencode(wanted)
+
+    def _selected(self) -> dict[str, str]:
+        return {"labelSelector": self._kind.labels} if self._kind.labels else {}
 
     async def _list_pages(self) -> None:
         """List everything, page by page; the server works on the next one while this one is read.
@@ -199,7 +203,7 @@ class Watch:
         self._listed()
 
     async def _page(self, more: str) -> KubeObject:
-        wanted = {"limit": str(PAGE), **({"continue": more} if more else {})}
+        wanted = {"limit": str(PAGE), **({"continue": more} if more else {}), **self._selected()}
         return await self._client.get(f"{self._path}?{urlencode(wanted)}")
 
     async def _put(self, page: KubeObject) -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 from collections.abc import Set
 from dataclasses import dataclass, field
 
+from nodeagent.mesh.endpoint_slices import EndpointSlices
 from nodeagent.mesh.local import finished, path_setting
 from nodeagent.mesh.network_policies import NetworkPolicies
 from nodeagent.mesh.policies import Policies
@@ -14,6 +15,7 @@ from nodeagent.mesh.selection import NamespacedName, Postings, Selection
 from nodeagent.policy.model import MtlsMode, PathSetting
 from nodeagent.resources.changes import AnyChange, Change, EnrolledChange
 from nodeagent.resources.objects import (
+    EndpointSliceObject,
     NamespaceObject,
     NetworkPolicyObject,
     NodeObject,
@@ -52,6 +54,7 @@ class ClusterState:
         self._enrolled: set[tuple[PodUid, str]] = set()
         """Whose mark is there, and by which node; empty: by any."""
         self.selection = Selection()
+        self.slices = EndpointSlices()
         self.policies = Policies(default_mtls, root_namespace)
         self.network = NetworkPolicies()
         self.touched = Touched()
@@ -91,6 +94,18 @@ class ClusterState:
             return ()
         return tuple(address for address in pod.addresses if max(self._claims.get(address), key=self._age) == key)
 
+    def pod_at(self, address: Address, namespace: str, name: str) -> PodUid:
+        """Return which pod is at *address*: the one that owns it, or the pod *name* on its node's
+        network that an EndpointSlice of *namespace* refers to; empty: none that is known.
+
+        A reference alone proves nothing: who writes slices would have others' pods dial for them.
+        """
+        claims = self._claims.get(address)
+        if claims:
+            return self.pods[max(claims, key=self._age)].uid
+        named = self.pods.get((namespace, name))
+        return named.uid if named is not None and named.host_network and address in named.addresses else PodUid("")
+
     def path(self, pod: PodObject, faults: list[str]) -> PathSetting:
         """Return the path that *pod* or else its namespace asks for; what is wrong there goes to *faults*."""
         own = path_setting(pod.annotations, "", faults)
@@ -117,6 +132,8 @@ class ClusterState:
             self._put_pod(key, found if isinstance(found, PodObject) else None)
         elif change.kind == "Service":
             self._put_service(key, found if isinstance(found, ServiceObject) else None)
+        elif change.kind == "EndpointSlice":
+            self.touched.services |= self.slices.put(key, found if isinstance(found, EndpointSliceObject) else None)
         elif change.kind == "Namespace":
             self._put_namespace(change.name, found if isinstance(found, NamespaceObject) else None)
         elif change.kind == "Node":
@@ -161,6 +178,7 @@ class ClusterState:
             concerned |= self._by_uid.get(pod.uid)
             for address in pod.addresses:
                 concerned |= self._claims.get(address)
+                self.touched.services |= self.slices.services_at(address)
         for each in concerned:
             self.touched.pods.add(each)
             self.touched.services.update(self.selection.services_of(each))

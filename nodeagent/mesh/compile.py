@@ -24,7 +24,8 @@ are told apart by what has to be made anew:
     policies   policies' own entries: they are in the snapshot while a local pod uses them
 
 Who touches whom: a pod its Services, the pods that claim one of its addresses, and those Services;
-a Service the pods that it selects; a policy the pods that it is for; a Namespace all its pods. It
+a Service the pods that it selects; an EndpointSlice its Service, and a pod the Services that have
+an endpoint at its address; a policy the pods that it is for; a Namespace all its pods. It
 goes no further: no entry is made of another object's entry.
 
 Two pods may claim one address for a while (a new one was given an ended one's): the younger has it.
@@ -316,11 +317,11 @@ class Mesh:
         )
 
     def _service(self, key: NamespacedName) -> Service | None:
-        """Return the entry of the Service *key*; None without a selector: its endpoints are not
-        known here, so the node routes it.
+        """Return the entry of the Service *key*; None where neither a selector nor an EndpointSlice
+        says what its endpoints are: the node routes it.
         """
         service = self._state.services.get(key)
-        if service is None or not service.selector:
+        if service is None or not (service.selector or self._state.slices.known(key)):
             return None
         pods = [(pod, self._state.pods[pod]) for pod in sorted(self._state.selection.pods_of(key))]
         chosen = [
@@ -329,7 +330,7 @@ class Mesh:
             if _serving(pod) or (service.publish_not_ready and not finished(pod))
         ]
         ports = tuple(
-            ServicePort(port.port, port.name, rules.port_protocol(port), tuple(_endpoints(port, chosen)))
+            ServicePort(port.port, port.name, rules.port_protocol(port), self._served(key, port, chosen))
             for port in service.ports
             if port.transport == "TCP"
         )
@@ -337,6 +338,19 @@ class Mesh:
         return Service(
             service.name, service.namespace, host, service.addresses, ports, path_setting(service.annotations, "", [])
         )
+
+    def _served(
+        self,
+        key: NamespacedName,
+        port: objects.ServiceObjectPort,
+        chosen: Iterable[tuple[objects.PodObject, tuple[Address, ...]]],
+    ) -> tuple[Endpoint, ...]:
+        """Return where *port* of the Service *key* is served: by the *chosen* pods, and as its EndpointSlices say."""
+        found = dict.fromkeys(_endpoints(port, chosen))
+        for endpoint, number in self._state.slices.ready(key, port.name):
+            uid = self._state.pod_at(endpoint.address, key[0], endpoint.pod)
+            found[Endpoint(endpoint.address, number, uid)] = None
+        return tuple(found)
 
     def _reachable(self, key: NamespacedName, pod: objects.PodObject) -> tuple[Address, ...]:
         return pod.addresses if pod.host_network else self._state.owned(key, pod)

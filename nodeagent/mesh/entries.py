@@ -118,6 +118,7 @@ class Endpoint:
     address: Address
     port: int
     uid: PodUid
+    """The pod that is there; empty: none, as an EndpointSlice names something outside the mesh."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,6 +18,7 @@ from nodeagent.mesh.entries import UNREAD, Entry, Service, ServicePort, Workload
 from nodeagent.mesh.explain_policies import ClientSide, Facts, Outcome, Question, ServerSide, Step, judged
 from nodeagent.policy.claims import Claims
 from nodeagent.policy.model import MtlsMode
+from nodeagent.vocabulary import host_port
 
 PathInWords = Callable[[Workload | None, Workload, int], str]
 """Says in words which path a connection of a client to a workload's port takes, and why."""
@@ -53,8 +54,8 @@ def explain(
     known = list(entries)
     client = _client(known, question.source)
     server, steps = _server(known, question.destination)
-    if server is None:
-        return Explanation(tuple(steps), "refused")
+    if not isinstance(server, ServerSide):
+        return Explanation(tuple(steps), server)
     principal, words, refused = _mtls(client, server)
     steps.append(Step("mtls", words))
     if refused:
@@ -98,8 +99,8 @@ def _client(entries: list[Entry], text: str) -> ClientSide:
     return ClientSide(found, found.identity.removeprefix(_SCHEME), next(iter(found.addresses), ""))
 
 
-def _server(entries: list[Entry], text: str) -> tuple[ServerSide | None, list[Step]]:
-    """Return what serves the destination *text* and the step of finding it; None: nothing does."""
+def _server(entries: list[Entry], text: str) -> tuple[ServerSide | Outcome, list[Step]]:
+    """Return what serves the destination *text* and the step of finding it; where no pod does, the verdict."""
     name, port = _split_port(text)
     service = _service(entries, name)
     if service is None:
@@ -118,8 +119,11 @@ def _server(entries: list[Entry], text: str) -> tuple[ServerSide | None, list[St
     workloads = {entry.uid: entry for entry in entries if isinstance(entry, Workload)}
     serving = [(endpoint, workloads[endpoint.uid]) for endpoint in chosen.endpoints if endpoint.uid in workloads]
     where = f"Service {service.host} port {chosen.port} ({chosen.protocol})"
+    outside = ", ".join(host_port(each.address, each.port) for each in chosen.endpoints if not each.uid)
+    if outside and not serving:
+        return "allowed", [Step("route", f"{where} is served outside the mesh, by {outside}: passed through as it is")]
     if not serving:
-        return None, [Step("route", f"{where} has no ready endpoint: 503, flag UH")]
+        return "refused", [Step("route", f"{where} has no ready endpoint: 503, flag UH")]
     endpoint, first = serving[0]
     pods = ", ".join(dict.fromkeys(f"{workload.namespace}/{workload.pod}" for _, workload in serving))
     return ServerSide(first, endpoint.port, chosen.protocol, service), [

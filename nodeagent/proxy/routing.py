@@ -111,8 +111,11 @@ class Routing:
 
     def _towards(self, pod: PodState, client: Workload | None, endpoint: Endpoint, cluster: str) -> Destination:
         """An enrolled pod of this node is delivered to directly; another node's gets mTLS; one that
-        is not enrolled, plaintext.
+        is not enrolled, plaintext; what is no pod, the bytes as they are.
         """
+        if not endpoint.uid:
+            pool = self._pool(Dial(pod, endpoint.address, endpoint.port, None, bound=self._on_network(client, None)))
+            return Destination(endpoint, None, "passthrough", pool, cluster, delivers=False)
         workload = self._context.view.workload(endpoint.uid)
         # else its own side says what protects it
         local = self._context.pods.get(endpoint.uid) if workload is not None else None

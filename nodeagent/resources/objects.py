@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from ipaddress import ip_address
 from typing import Final, Literal
 
 from nodeagent.resources.labels import OPERATORS, LabelExpression, LabelSelector
@@ -20,6 +21,8 @@ from nodeagent.vocabulary import Address, PodUid
 NAME: Final = re.compile(r"[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?")
 """Of an object: an RFC 1123 subdomain."""
 NAMESPACE: Final = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?")
+SERVICE_NAME: Final = "kubernetes.io/service-name"
+"""The label by which an EndpointSlice is a Service's."""
 POD_UID: Final = re.compile(r"[A-Za-z0-9][-._A-Za-z0-9]{0,127}")
 """Also a file's name here."""
 
@@ -110,6 +113,35 @@ class ServiceObject:
 
 
 @dataclass(frozen=True, slots=True)
+class SliceEndpoint:
+    """One endpoint that somebody else than its Service's selector names."""
+
+    address: Address
+    ready: bool
+    pod: str = ""
+    """The pod of the slice's namespace that it refers to; empty: none."""
+
+
+@dataclass(frozen=True, slots=True)
+class SlicePort:
+    name: str
+    """That of the Service's port which it serves."""
+    number: int
+
+
+@dataclass(frozen=True, slots=True)
+class EndpointSliceObject:
+    """Where a Service is served (discovery.k8s.io/v1), as far as a TCP connection can use it."""
+
+    namespace: str
+    name: str
+    service: str
+    """Empty: it is no Service's."""
+    endpoints: tuple[SliceEndpoint, ...]
+    ports: tuple[SlicePort, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class NodeObject:
     name: str
     addresses: tuple[Address, ...]
@@ -136,7 +168,9 @@ class UnreadPolicy:
     """A policy for the network that may be for any pod: it is of a kind that is not read here, or wrong."""
 
 
-KubernetesObject = PodObject | ServiceObject | NodeObject | NamespaceObject | NetworkPolicyObject | UnreadPolicy
+KubernetesObject = (
+    PodObject | ServiceObject | EndpointSliceObject | NodeObject | NamespaceObject | NetworkPolicyObject | UnreadPolicy
+)
 POLICY_GROUPS: Final = frozenset(
     ("cilium.io", "crd.projectcalico.org", "projectcalico.org", "policy.networking.k8s.io", "crd.antrea.io")
 )
@@ -273,6 +307,38 @@ def _service_port(item: Field) -> ServiceObjectPort:
     )
 
 
+def _endpoint_slice(root: Field, metadata: Field) -> EndpointSliceObject:
+    """Of an endpoint the first address alone counts, as for kube-proxy, and a port without a number
+    serves nothing.
+    """
+    items = root.parts("endpoints") if root.text("addressType") in ("IPv4", "IPv6") else []
+    ports = (item for item in root.parts("ports") if item.text("protocol", "TCP") == "TCP" and item.has("port"))
+    endpoints = (_slice_endpoint(item) for item in items)
+    return EndpointSliceObject(
+        namespace=_namespace_of(metadata),
+        name=_name_of(metadata),
+        service=metadata.texts("labels").get(SERVICE_NAME, ""),
+        endpoints=tuple(endpoint for endpoint in endpoints if endpoint is not None),
+        ports=tuple(SlicePort(item.text("name", ""), item.number("port")) for item in ports),
+    )
+
+
+def _slice_endpoint(item: Field) -> SliceEndpoint | None:
+    """Return an endpoint; None for one that is nowhere, or where the API server lets none be: the
+    loopback of whoever connects, a link, a group.
+    """
+    addresses = item.addresses("addresses")
+    if not addresses:
+        return None
+    where = ip_address(addresses[0])
+    if where.is_loopback or where.is_link_local or where.is_unspecified or where.is_multicast:
+        return None
+    conditions = item.part("conditions")
+    target = item.part("targetRef")
+    pod = target.text("name", "") if target.text("kind", "") == "Pod" else ""
+    return SliceEndpoint(addresses[0], conditions.flag("ready") or not conditions.has("ready"), pod)
+
+
 def _node(root: Field, metadata: Field) -> NodeObject:
     addresses = tuple(
         item.address("address") for item in root.part("status").parts("addresses") if item.text("type") == "InternalIP"
@@ -308,6 +374,7 @@ def label_selector(item: Field) -> LabelSelector:
 _READERS: Mapping[str, Callable[[Field, Field], KubernetesObject]] = {
     "Pod": _pod,
     "Service": _service,
+    "EndpointSlice": _endpoint_slice,
     "Node": _node,
     "Namespace": _namespace,
     _NETWORK_POLICY: _network_policy,

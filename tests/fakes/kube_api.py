@@ -168,11 +168,12 @@ class FakeKubeApi:
         resources = [{"name": name} for name in names if name in self.served - self.undiscovered]
         return web.json_response({"kind": "APIResourceList", "resources": resources})
 
-    def _items(self, kind: WatchedKind) -> list[Document]:
-        return [self.objects[key] for key in sorted(self.objects) if key[0] == kind.plural]
+    def _items(self, kind: WatchedKind, chosen: str) -> list[Document]:
+        found = [self.objects[key] for key in sorted(self.objects) if key[0] == kind.plural]
+        return [document for document in found if _selected(document, chosen)]
 
     async def _list(self, request: web.Request, kind: WatchedKind) -> web.Response:
-        items = self._items(kind)
+        items = self._items(kind, request.query.get("labelSelector", ""))
         _, _, name = request.query.get("fieldSelector", "").partition("metadata.name=")
         items = [item for item in items if not name or item["metadata"]["name"] == name]
         begin = int(request.query.get("continue", "0"))
@@ -196,11 +197,12 @@ class FakeKubeApi:
         assert task is not None
         self._watches.add(task)
         try:
+            chosen = request.query.get("labelSelector", "")
             if initial:
-                await response.write(b"".join(self._initial(kind, since)))
+                await response.write(b"".join(self._initial(kind, since, chosen)))
             while True:
                 for version, what, plural, document in list(self._history):
-                    if version > since and plural == kind.plural:
+                    if version > since and plural == kind.plural and _selected(document, chosen):
                         await response.write(_line({"type": what, "object": document}))
                 since = max([since, *(version for version, *_ in self._history)])
                 async with self._changed:
@@ -209,8 +211,8 @@ class FakeKubeApi:
         finally:
             self._watches.discard(task)
 
-    def _initial(self, kind: WatchedKind, version: int) -> Iterator[bytes]:
-        for document in self._items(kind):
+    def _initial(self, kind: WatchedKind, version: int, chosen: str) -> Iterator[bytes]:
+        for document in self._items(kind, chosen):
             yield _line({"type": "ADDED", "object": document})
         metadata = {"resourceVersion": str(version), "annotations": {"k8s.io/initial-events-end": "true"}}
         yield _line({"type": "BOOKMARK", "object": {"kind": kind.kind, "metadata": metadata}})
@@ -234,6 +236,12 @@ class FakeKubeApi:
         merged = body if applied or before is None else _merged(before, body)
         self.put(merged)
         return web.json_response(self.objects[kind.plural, namespace, name])
+
+
+def _selected(document: Document, selector: str) -> bool:
+    """Say whether *document* is of those that *selector* asks for: ``LABEL!=VALUE``, or empty for all."""
+    label, _, value = selector.partition("!=")
+    return not selector or (document["metadata"].get("labels") or {}).get(label) != value
 
 
 def _merged(document: Document, patch: Document) -> Document:

@@ -12,6 +12,7 @@ import pytest
 from nodeagent.kube.access import ApiError, open_access
 from nodeagent.kube.client import MERGE, KubeClient
 from nodeagent.kube.events import EventTeller, Trouble
+from nodeagent.kube.kinds import FOLLOWED
 from nodeagent.kube.node_status import NodeStatuses, NodeStatusMarks
 from nodeagent.kube.source import KubernetesSource
 from nodeagent.kube.taint import TAINT, untaint
@@ -294,11 +295,11 @@ def test_without_rights_each_rule_is_named(rights: Cluster) -> None:
             source = KubernetesSource(KubeClient(open_access(account(rights))), "node1")
             waiting = asyncio.ensure_future(source.changes())
             async with asyncio.timeout(30):
-                while len(source.missing()) < 10:
+                while len(source.missing()) < len(FOLLOWED):
                     await asyncio.sleep(0.05)  # as long as the API server takes to refuse each
             words = "\n".join(source.missing())
-            for plural in ("pods", "services", "nodes", "namespaces", "networkpolicies", "nodestatuses", "ratelimits"):
-                assert f"resources: [{plural}], verbs: [list, watch]" in words
+            for kind in FOLLOWED:
+                assert f"resources: [{kind.plural}], verbs: [list, watch]" in words
             assert not waiting.done()
             waiting.cancel()
             await asyncio.gather(waiting, return_exceptions=True)

@@ -129,6 +129,40 @@ def test_strict_refuses_who_has_no_certificate_and_probes_pass(shop: Kube) -> No
     eventually(lambda: curl(shop, OUTSIDER, WEB).stdout == "200", "the outsider answered again", SECONDS)
 
 
+def test_a_service_without_a_selector_keeps_mtls_to_pods_and_reaches_what_is_none(shop: Kube) -> None:
+    """Input: EndpointSlices as a person writes them, for web's pods at STRICT, and for the API server. Verdict: both
+    are reached by the Services' names; without mTLS the pods would refuse.
+    """
+    server = get(shop, "endpointslices", "-n", "default", "kubernetes")
+    port = {"name": "any", "port": 80}
+    apply(
+        shop,
+        *(service(name, "shop", selector=None, ports=[port], ipFamilyPolicy=None) for name in ("manual", "outside")),
+        slice_of("manual", 80, *(each["status"]["podIP"] for each in pods(shop))),
+        slice_of("outside", server["ports"][0]["port"], *server["endpoints"][0]["addresses"]),
+    )
+    outside = ("-k", "https://outside.shop:80/livez")
+    with in_force(shop, policy("PeerAuthentication", "strict", "shop", {"mtls": {"mode": "STRICT"}})):
+        for pod in CLIENTS:
+            eventually(
+                lambda pod=pod: statuses(shop, pod, "http://manual.shop/", times=8) == ["200"] * 8, "pods", SECONDS
+            )
+            eventually(lambda pod=pod: curl(shop, pod, *outside).stdout in ("200", "401"), "what is outside", SECONDS)
+    shop.kubectl("delete", "-n", "shop", "service/manual", "service/outside", "--wait=false")
+
+
+def slice_of(name: str, port: int, *addresses: str) -> Document:
+    """Return an EndpointSlice of the shop's Service *name*."""
+    return {
+        "apiVersion": "discovery.k8s.io/v1",
+        "kind": "EndpointSlice",
+        "metadata": {"name": f"{name}-1", "namespace": "shop", "labels": {"kubernetes.io/service-name": name}},
+        "addressType": "IPv4",
+        "endpoints": [{"addresses": [address]} for address in addresses],
+        "ports": [{"name": "any", "port": port}],
+    }
+
+
 def test_a_policy_decides_by_identity_and_path(shop: Kube) -> None:
     rule = {"to": [{"operation": {"paths": ["/secret"]}}]}
     spec = {"action": "DENY", "selector": {"matchLabels": {"app": "web"}}, "rules": [rule]}

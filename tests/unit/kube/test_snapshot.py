@@ -128,6 +128,17 @@ OTHER: list[dict[str, Any]] = [
             }
         },
     },
+    {
+        "kind": "EndpointSlice",
+        "apiVersion": "discovery.k8s.io/v1",
+        "metadata": {"name": "db-1", "namespace": "shop", "labels": {"kubernetes.io/service-name": "db"}},
+        "addressType": "IPv6",
+        "endpoints": [
+            {"addresses": ["2001:db8::1"], "targetRef": {"kind": "Pod", "name": "db-0"}},
+            {"addresses": ["2001:db8::2"], "conditions": {"ready": False}},
+        ],
+        "ports": [{"name": "pg", "port": 5432}, {"port": 80}],
+    },
     {"kind": "NetworkPolicy", "apiVersion": "crd.antrea.io/v1", "metadata": {"name": "p", "namespace": "shop"}},
 ]
 

@@ -6,6 +6,7 @@ import asyncio
 import gc
 import logging
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -80,6 +81,42 @@ def test_a_server_that_lists_by_pages_only_is_read_too(tmp_path: Path, monkeypat
         assert gc.isenabled(), "the collector rests while pages are read, and no longer"
         api.put(pod("f"))
         assert await following(source) == ["+Pod/f"]
+        source.close()
+
+    play(tmp_path, scene)
+
+
+@pytest.mark.parametrize("streams", [True, False])
+def test_endpoints_that_a_selector_names_are_not_asked_for(tmp_path: Path, streams: bool) -> None:
+    """Input: slices by Kubernetes' own controller, by another and by nobody in particular, before and after the
+    listing, which is a stream or pages. Verdict: those of the first are never told: pods say the same.
+    """
+    label = "endpointslice.kubernetes.io/managed-by"
+
+    def slice_by(name: str, *managers: str) -> dict[str, Any]:
+        metadata = {
+            "name": name,
+            "namespace": "default",
+            "labels": dict.fromkeys([label] if managers else [], *managers),
+        }
+        return {
+            "apiVersion": "discovery.k8s.io/v1",
+            "kind": "EndpointSlice",
+            "metadata": metadata,
+            "addressType": "IPv4",
+        }
+
+    async def scene(api: FakeKubeApi, client: KubeClient) -> None:
+        api.streams = streams
+        source = KubernetesSource(client, "node1", sleep=soon)
+        for number in (1, 2):
+            api.put(slice_by(f"own-{number}"))
+            api.put(slice_by(f"made-{number}", "endpointslice-controller.k8s.io"))
+            api.put(slice_by(f"mirrored-{number}", "endpointslicemirroring-controller.k8s.io"))
+            heard: list[str] = []
+            while len(heard) < 2:
+                heard += await following(source)
+            assert sorted(heard) == [f"+EndpointSlice/mirrored-{number}", f"+EndpointSlice/own-{number}"]
         source.close()
 
     play(tmp_path, scene)

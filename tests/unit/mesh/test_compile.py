@@ -20,7 +20,7 @@ from nodeagent.places.place import Place
 from nodeagent.resources import objects, security
 from nodeagent.resources.changes import AnyChange, Change, EnrolledChange
 from nodeagent.resources.objects import parse
-from nodeagent.vocabulary import PodUid
+from nodeagent.vocabulary import Address, PodUid
 
 DOMAIN = "cluster.local"
 
@@ -509,12 +509,28 @@ _NAMESPACE = st.builds(
     st.sampled_from(["kernel", "proxy", "wrong", None]),
     st.sampled_from([{}, {"nodeagent.io/dataplane": "enabled"}, {"istio.io/dataplane-mode": "ambient"}]),
 )
-_CHANGES = st.lists(
-    st.one_of(
-        _POD, _SERVICE, _POLICY, _NAMESPACE, *(each.map(gone) for each in (_POD, _SERVICE, _POLICY, _NAMESPACE)), _MARK
+_SLICE = st.builds(
+    lambda name, namespace, of, addresses, ready, refers: Change(
+        "EndpointSlice",
+        namespace,
+        name,
+        objects.EndpointSliceObject(
+            namespace,
+            name,
+            of,
+            tuple(objects.SliceEndpoint(Address(address), ready, refers) for address in addresses),
+            (objects.SlicePort("", 80), objects.SlicePort("http", 8080)),
+        ),
     ),
-    max_size=25,
+    st.sampled_from(["x", "y"]),
+    st.sampled_from(["default", "other"]),
+    st.sampled_from(["s", "t", ""]),
+    st.lists(st.sampled_from(["10.0.0.1", "10.0.0.2", "192.0.2.1"]), max_size=3),
+    st.booleans(),
+    st.sampled_from(["", "a", "b"]),
 )
+_OBJECT = (_POD, _SERVICE, _SLICE, _POLICY, _NAMESPACE)
+_CHANGES = st.lists(st.one_of(*_OBJECT, *(each.map(gone) for each in _OBJECT), _MARK), max_size=25)
 
 
 def last_of_each(changes: Sequence[AnyChange]) -> list[AnyChange]:

@@ -15,6 +15,7 @@ from nodeagent.policy.claims import Claims
 from nodeagent.resources.changes import Change, EnrolledChange
 from nodeagent.vocabulary import PodUid
 from tests.unit.mesh.test_compile import DOMAIN, pod, policy, service
+from tests.unit.mesh.test_endpoint_slices import slice_of
 
 CLIENT = "cluster.local/ns/default/sa/client"
 GET_ITEMS = [
@@ -230,3 +231,10 @@ def test_the_kernel_path_may_be_told() -> None:
         kernel_path=lambda client, server, port: f"{client and client.pod} to {server.pod}:{port} by kernel",
     )
     assert words(found, "path") == "client to web:8080 by kernel"
+
+
+def test_a_service_that_is_served_outside_the_mesh_is_said_to_be() -> None:
+    made = cluster(service("db", None, addresses=["10.96.0.9"]), slice_of("db-a", "192.0.2.7"))
+    found = asked(made, "client", "db")
+    assert found.verdict == "allowed"
+    assert words(found, "route").endswith("is served outside the mesh, by 192.0.2.7:5432: passed through as it is")

@@ -11,7 +11,8 @@ import pytest
 
 from nodeagent.config import DeliverySetting
 from nodeagent.identity.tls import Contexts
-from nodeagent.mesh.entries import Delta
+from nodeagent.mesh.entries import Delta, Endpoint
+from nodeagent.vocabulary import Address, PodUid
 from tests.unit.proxy.nodes import NODE, Nodes
 from tests.unit.proxy.stage import Stage, answering, ok, play, read_request
 from tests.waiting import until
@@ -148,3 +149,18 @@ def test_each_client_from_outside_has_connections_of_its_own_and_few_idle(tls: d
         await nodes.stop()
 
     asyncio.run(scene())
+
+
+def test_what_an_endpoint_slice_names_outside_the_mesh_is_passed_through() -> None:
+    """Input: a Service whose one endpoint is no pod. Verdict: it is asked as it is, counted for the Service."""
+
+    async def scene(stage: Stage) -> None:
+        stage.publish((Endpoint(Address("127.0.0.1"), stage.endpoint_port, PodUid("")),))
+        reader, writer = await stage.connect()
+        await asked(reader, writer)
+        writer.close()
+        await until(lambda: len(stage.log.records) == 1)
+        assert stage.log.records[0]["upstream_cluster"] == "outbound|80||web.default.svc.cluster.local"
+        assert [route.path for routes in stage.pods["client"].routes.values() for route in routes] == ["passthrough"]
+
+    play(SERVE, scene)

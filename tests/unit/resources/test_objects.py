@@ -41,7 +41,7 @@ _JSON = st.recursive(
 )
 
 
-@given(st.sampled_from(["Pod", "Service", "Node", "ConfigMap"]), _JSON, _JSON, _JSON, _JSON)
+@given(st.sampled_from(["Pod", "Service", "EndpointSlice", "Node", "ConfigMap"]), _JSON, _JSON, _JSON, _JSON)
 def test_any_json_is_an_object_or_one_error(kind: str, metadata: Any, spec: Any, status: Any, other: Any) -> None:
     base = {"name": "n", "namespace": "d", "uid": "u"}
     for document in (
@@ -58,6 +58,9 @@ def test_any_json_is_an_object_or_one_error(kind: str, metadata: Any, spec: Any,
             "metadata": base,
             "spec": {"ports": [spec], "selector": other, "containers": [{"ports": [spec], "livenessProbe": other}]},
             "status": {"podIPs": [status]},
+            "addressType": "IPv4",
+            "endpoints": [{"addresses": other, "conditions": spec, "targetRef": status}],
+            "ports": [spec],
         },
     ):
         try:
