@@ -1,0 +1,137 @@
+r"""What an application wrote, as JSON objects that a strict server takes; pure.
+
+Theory of operation. Most lines are JSON objects already, and stay as they are: a sink splices its
+members in behind the opening brace. That is right only if every line is exactly one valid object that
+repeats no member which is spliced in. One decoding of all lines at once proves it, without a Python
+object for what they hold:
+
+- every line begins with ``{"`` and ends with ``}``: no value reaches over a line's end, for ``}`` is
+  never followed by ``{`` within a value, and an end of line in a string is invalid;
+- so each line holds one value or more, and as many values as lines means one each. Counting alone
+  proves nothing: ``{"a":[1`` and ``2]}`` are balanced by a line with two;
+- each is an object without the reserved names, escapes seen through, for the decoder is told of a
+  struct whose fields of those names take no value that there is;
+- strings that are skipped are not checked for UTF-8 by it: texts are valid before they come here.
+
+Where the proof fails, lines are looked at one by one: an object stays, one with a reserved name has it
+renamed, and all else is text within an object of its own. NaN, duplicates of an application's own,
+lone surrogates and nesting beyond Python's depth are therefore text, or for the sink to refuse.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Final, Literal
+
+import msgspec
+
+TEXT: Final = "log"
+"""The member that holds a line which is no object: what Fluentd and Fluent Bit name it."""
+OWN_MEMBERS: Final = ("@timestamp", "stream")
+"""Names that sinks splice in beside those of the origin."""
+_ENCODER: Final = msgspec.json.Encoder()
+_MEMBERS: Final = msgspec.json.Decoder(dict[str, msgspec.Raw])
+_SHORTEST: Final = len(b'{"":0}')
+
+
+class LogObjects:
+    """Makes texts into objects that repeat none of the reserved names."""
+
+    def __init__(self, reserved: Iterable[str]) -> None:
+        """*reserved*: names of members that are spliced in, beside :data:`OWN_MEMBERS`."""
+        self.reserved = tuple(dict.fromkeys((*OWN_MEMBERS, *reserved)))
+        no_value = Literal["\0 no log has this value"] | msgspec.UnsetType
+        fields = [
+            (f"field{at}", no_value, msgspec.field(name=name, default=msgspec.UNSET))
+            for at, name in enumerate(self.reserved)
+        ]
+        self._whole = msgspec.json.Decoder(msgspec.defstruct("Whole", fields, gc=False))
+
+    def of_json(self, texts: list[bytes]) -> tuple[list[bytes], list[int]]:
+        """Return *texts*, valid UTF-8 each, as objects, and the indices of those that are none themselves:
+        they stand within one as ``log``.
+        """
+        if self._are_objects(texts):
+            return texts, []
+        objects = [self._of_one(text) for text in texts]
+        others = [at for at, found in enumerate(objects) if not found]
+        for at, found in zip(others, of_text([texts[at] for at in others]), strict=True):
+            objects[at] = found
+        return objects, others
+
+    def of_members(self, members: dict[str, str]) -> bytes:
+        """Return *members*, read from a text, as an object without reserved names; text where there are none."""
+        renamed = self._renamed(members)
+        return _ENCODER.encode(renamed)
+
+    def _are_objects(self, texts: list[bytes]) -> bool:
+        if not texts:
+            return True
+        count = len(texts)
+        joined = b"\n".join(texts)
+        bounds = joined.startswith(b'{"') and joined.endswith(b"}") and joined.count(b'}\n{"') == count - 1
+        if not bounds or joined.count(b"\n") != count - 1:
+            return False
+        try:
+            return len(self._whole.decode_lines(joined)) == count
+        except (msgspec.DecodeError, RecursionError):
+            return False
+
+    def _of_one(self, text: bytes) -> bytes:
+        """Return *text* as an object of its own members; nothing if it is none, or has none."""
+        text = text.strip(b" \t\r\n")
+        if len(text) < _SHORTEST or text[0] != 123 or text[-1] != 125:
+            return b""
+        if text[1] != 34:
+            text = b"{" + text[1:].lstrip(b" \t\r\n")
+        try:
+            self._whole.decode(text)
+        except msgspec.ValidationError:
+            return self._without_reserved(text)
+        except (msgspec.DecodeError, RecursionError):
+            return b""
+        if text[1] == 125:
+            return b""
+        # An end of line is only ever between tokens here.
+        return text.replace(b"\n", b" ") if b"\n" in text else text
+
+    def _without_reserved(self, text: bytes) -> bytes:
+        try:
+            members = _MEMBERS.decode(text)
+        except (msgspec.DecodeError, RecursionError):
+            return b""
+        return _ENCODER.encode(self._renamed(members)).replace(b"\n", b" ")
+
+    def _renamed(self, members: dict[str, object] | dict[str, str] | dict[str, msgspec.Raw]) -> dict[str, object]:
+        made: dict[str, object] = {}
+        for name, value in members.items():
+            made[_other_name(name, members) if name in self.reserved else name] = value
+        return made
+
+
+def _other_name(name: str, taken: Iterable[str]) -> str:
+    found = "app_" + name.lstrip("@")
+    while found in taken:
+        found = "app_" + found
+    return found
+
+
+def of_text(texts: Sequence[bytes]) -> list[bytes]:
+    """Return each of *texts*, valid UTF-8, as an object with it alone: ``{"log":"…"}``."""
+    if not texts:
+        return []
+    strings = _ENCODER.encode_lines([text.decode() for text in texts]).split(b"\n")
+    strings.pop()
+    return [b'{"log":' + string + b"}" for string in strings]
+
+
+def member_names(members: bytes) -> tuple[str, ...]:
+    """Return the names in *members*, whole members of a JSON object without its braces.
+
+    Raises:
+        ValueError: they are none.
+    """
+    try:
+        return tuple(_MEMBERS.decode(b"{" + members + b"}"))
+    except msgspec.DecodeError as error:
+        raise ValueError(f"not the members of a JSON object: {members[:80]!r}: {error}") from None
