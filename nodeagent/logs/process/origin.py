@@ -14,7 +14,7 @@ from nodeagent.vocabulary import PodUid
 
 
 @dataclass(frozen=True, slots=True)
-class LogSource:
+class OriginFacts:
     """A container's output, or a file, of a pod, or of the node."""
 
     uid: PodUid
@@ -30,8 +30,8 @@ class LogSource:
     """Of the pod, as Kubernetes has them."""
 
 
-def make_origin(source: LogSource, tag: str, sinks: tuple[str, ...], flatten_dots: bool = True) -> LogOrigin:
-    """Return what records of *source* carry.
+def make_origin(facts: OriginFacts, tag: str, sinks: tuple[str, ...], flatten_dots: bool = True) -> LogOrigin:
+    """Return what records of what *facts* tell of carry.
 
     Args:
         tag: Fluentd's name for it.
@@ -40,33 +40,33 @@ def make_origin(source: LogSource, tag: str, sinks: tuple[str, ...], flatten_dot
             refuses ``app.kubernetes.io/name``, which makes an object of it.
     """
     return LogOrigin(
-        uid=source.uid,
-        namespace=source.namespace,
-        pod=source.pod,
-        container=source.container,
-        path=source.path,
-        node=source.node,
-        labels=dict(source.labels),
-        members=_members(source, flatten_dots),
+        uid=facts.uid,
+        namespace=facts.namespace,
+        pod=facts.pod,
+        container=facts.container,
+        path=facts.path,
+        node=facts.node,
+        labels=dict(facts.labels),
+        members=_members(facts, flatten_dots),
         tag=tag,
         sinks=sinks,
     )
 
 
-def _members(source: LogSource, flatten_dots: bool) -> bytes:
+def _members(facts: OriginFacts, flatten_dots: bool) -> bytes:
     about: dict[str, object] = {}
-    if source.uid:
-        about["namespace_name"] = source.namespace
-        about["pod_name"] = source.pod
-        about["pod_id"] = source.uid
-    if source.container:
-        about["container_name"] = source.container
-    about["host"] = source.node
-    if source.labels:
-        about["labels"] = _labels(source.labels, flatten_dots)
+    if facts.uid:
+        about["namespace_name"] = facts.namespace
+        about["pod_name"] = facts.pod
+        about["pod_id"] = facts.uid
+    if facts.container:
+        about["container_name"] = facts.container
+    about["host"] = facts.node
+    if facts.labels:
+        about["labels"] = _labels(facts.labels, flatten_dots)
     members: dict[str, object] = {"kubernetes": about}
-    if source.path:
-        members["log_file"] = source.path
+    if facts.path:
+        members["log_file"] = facts.path
     return msgspec.json.encode(members)[1:-1]
 
 
