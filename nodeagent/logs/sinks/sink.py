@@ -17,8 +17,6 @@ class Payload:
     """What is in it; its records are numbered through all of them, from 0."""
     body: bytes | Sequence[bytes]
     """Encoded, and compressed where the sink is told to."""
-    only: Sequence[int] | None = None
-    """The numbers of the records that are in it; None: all of the batch."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,11 +27,15 @@ class Taken:
     """Numbers of records that may be taken later: the sink is busy."""
     refused: Mapping[int, str] = field(default_factory=dict)
     """Numbers of records that it will never take, with its reason."""
+    unnamed: int = 0
+    """How many more it will never take without saying which: they are lost, and counted."""
+    why: str = ""
+    """What it says of those in ``again`` or ``unnamed``."""
 
 
 @dataclass(frozen=True, slots=True)
 class Untaken:
-    """The sink took nothing, or did not say: the same payload again, later."""
+    """The sink took nothing, or did not say: the same again, later."""
 
     why: str
     """In words, with the likely cause and the next step."""
@@ -41,7 +43,18 @@ class Untaken:
     """Seconds that the sink asks to wait; None: as long as delivery thinks right."""
 
 
-Outcome: TypeAlias = Taken | Untaken
+@dataclass(frozen=True, slots=True)
+class Indivisible:
+    """The sink refuses the request as a whole and does not say for which record: it is halved and sent again, until
+    what is refused is one record alone.
+    """
+
+    why: str
+    too_large: bool = False
+    """It is the size that it does not like: later requests are made smaller from the start."""
+
+
+Outcome: TypeAlias = Taken | Untaken | Indivisible
 
 
 class LogSink(Protocol):
@@ -51,8 +64,12 @@ class LogSink(Protocol):
     def name(self) -> str:
         """As the configuration names it."""
 
-    def encode(self, batch: Sequence[LogRecords], only: Sequence[int] | None = None) -> Payload:
-        """Return *batch* as one request, or those of its records whose numbers are in *only*; pure."""
+    @property
+    def ordered(self) -> bool:
+        """Whether it wants records in order: then one request is under way at a time."""
+
+    def encode(self, batch: Sequence[LogRecords]) -> Payload:
+        """Return *batch* as one request; pure."""
 
     async def send(self, payload: Payload) -> Outcome:
         """Send *payload* and wait for the answer."""

@@ -1,0 +1,116 @@
+"""What waits in memory to be sent: a queue a pod, served in turn; and requests that come again."""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections import OrderedDict, deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from itertools import accumulate
+
+from nodeagent.logs.delivery.counts import PodName
+from nodeagent.logs.records import LogRecords
+
+PER_RECORD = 200
+"""Bytes in memory of a record besides its texts."""
+
+
+def cost(records: LogRecords) -> int:
+    """Return about how many bytes *records* take in memory; also about what they are in a request."""
+    return sum(map(len, records.objects)) + len(records) * (PER_RECORD + len(records.origin.members))
+
+
+@dataclass(slots=True)
+class Entry:
+    """Records that were offered together; told when the sink has settled all of them."""
+
+    records: LogRecords
+    settled: Callable[[], None]
+    since: float
+    """When they were offered."""
+    cost: int
+    left: int
+    """How many of them are not settled yet."""
+
+
+@dataclass(slots=True)
+class Batch:
+    """Entries that go into one request."""
+
+    entries: Sequence[Entry]
+    only: Sequence[int] | None = None
+    """The numbers, through all of them, of the records that are to be sent; None: all."""
+    failures: int = 0
+    """How often in a row some of it was asked for again."""
+    beside: int = 0
+    """How often it was answered while the sink took other records."""
+    seen: int = 0
+    """How many records the sink had taken when it answered last."""
+    due: float = 0.0
+    """When it is to be sent again."""
+    starts: list[int] = field(init=False)
+    """The number of each entry's first record."""
+
+    def __post_init__(self) -> None:
+        self.starts = list(accumulate((len(each.records) for each in self.entries), initial=0))
+
+    @property
+    def numbers(self) -> Sequence[int]:
+        """Which records it still has."""
+        return range(self.starts[-1]) if self.only is None else self.only
+
+    @property
+    def since(self) -> float:
+        """When the oldest was offered."""
+        return min(each.since for each in self.entries)
+
+    def place(self, number: int) -> tuple[Entry, int]:
+        """Return the entry of the record of that *number*, and its row there."""
+        at = bisect_right(self.starts, number) - 1
+        return self.entries[at], number - self.starts[at]
+
+    def halves(self) -> tuple[Batch, Batch]:
+        """Return two that have half of the records each."""
+        numbers = self.numbers
+        middle = len(numbers) // 2
+        return Batch(self.entries, numbers[:middle]), Batch(self.entries, numbers[middle:])
+
+
+class Waiting:
+    """Entries of all pods, in order within a pod."""
+
+    def __init__(self) -> None:
+        self._pods: OrderedDict[PodName, deque[Entry]] = OrderedDict()
+        self.cost = 0
+
+    def __bool__(self) -> bool:
+        return bool(self._pods)
+
+    @property
+    def since(self) -> float | None:
+        """When the oldest entry was offered; None: there is none."""
+        return min((entries[0].since for entries in self._pods.values()), default=None)
+
+    def add(self, entry: Entry) -> None:
+        """Have *entry* wait behind its pod's others."""
+        origin = entry.records.origin
+        self._pods.setdefault((origin.namespace, origin.pod), deque()).append(entry)
+        self.cost += entry.cost
+
+    def take(self, most: int) -> Batch:
+        """Return the next entries, of about *most* bytes, one at least, a pod's turn after the other's."""
+        taken: list[Entry] = []
+        size = 0
+        while self._pods and (not taken or size < most):
+            pod, entries = self._pods.popitem(last=False)
+            entry = entries.popleft()
+            taken.append(entry)
+            size += entry.cost
+            if entries:
+                self._pods[pod] = entries
+        self.cost -= size
+        return Batch(taken)
+
+    def take_all(self) -> list[Entry]:
+        """Return everything, in order within a pod."""
+        return list(self.take(self.cost + 1).entries) if self._pods else []

@@ -1,0 +1,169 @@
+"""Elasticsearch and OpenSearch, by ``_bulk``.
+
+Each record is created under an id made of its file and offset: what is sent twice is answered with
+409, which is as good as taken. Of each record the answer says: 2xx and 409 are done, 429 and 5xx are
+sent again, whatever else goes to the dead letters with the reason. A block of the whole index, as a
+full disk sets it, is said with 403 by older servers; it is waited for as well.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Final
+
+import msgspec
+import orjson
+from isal import igzip
+
+from nodeagent.logs.records import LogRecords
+from nodeagent.logs.sinks.documents import after_time, bodies
+from nodeagent.logs.sinks.http_client import AnswerTooLong, HttpAnswer, HttpClient
+from nodeagent.logs.sinks.secrets import Authorization, ClientTls, SinkError
+from nodeagent.logs.sinks.settings import ElasticsearchSettings
+from nodeagent.logs.sinks.sink import Indivisible, Outcome, Payload, Taken, Untaken
+from nodeagent.logs.sinks.templates import IndexName
+
+PATH: Final = "/_bulk?filter_path=errors,items.*.status,items.*.error.type,items.*.error.reason"
+MAX_REASON: Final = 500
+"""Characters of a server's reason that are kept."""
+GZIP_LEVEL: Final = 1
+_ALL_TAKEN: Final = b'{"errors":false'
+_BLOCKED: Final = "cluster_block_exception"
+
+
+class _ItemError(msgspec.Struct):
+    type: str = ""
+    reason: str | None = None
+
+
+class _Item(msgspec.Struct):
+    status: int
+    error: _ItemError | None = None
+
+
+class _BulkAnswer(msgspec.Struct):
+    errors: bool
+    items: list[dict[str, _Item]] = []
+
+
+_DECODER: Final = msgspec.json.Decoder(_BulkAnswer)
+
+
+class ElasticsearchSink:
+    """A cluster of either kind."""
+
+    ordered: Final = False
+
+    def __init__(self, name: str, settings: ElasticsearchSettings, timeout: float) -> None:
+        self.name: Final = name
+        self._index = IndexName(settings.index)
+        self._gzip = settings.gzip
+        self._headers = {"Content-Type": "application/x-ndjson"}
+        if settings.gzip:
+            self._headers["Content-Encoding"] = "gzip"
+        self._client = HttpClient(settings.urls, ClientTls(settings.tls), Authorization(settings.auth), timeout)
+
+    def encode(self, batch: Sequence[LogRecords]) -> Payload:
+        """Return *batch* as the body of one ``_bulk``."""
+        lines: list[bytes] = []
+        for records in batch:
+            lines += self._lines(records)
+        body = b"".join(lines)
+        return Payload(batch, igzip.compress(body, compresslevel=GZIP_LEVEL) if self._gzip else body)
+
+    async def send(self, payload: Payload) -> Outcome:
+        """POST *payload*."""
+        assert isinstance(payload.body, bytes)
+        try:
+            answer = await self._client.post(PATH, self._headers, payload.body)
+        except AnswerTooLong as error:
+            return Indivisible(str(error))
+        except SinkError as error:
+            return Untaken(str(error))
+        return outcome(answer, sum(map(len, payload.batch)))
+
+    async def close(self) -> None:
+        """Close the connections."""
+        await self._client.close()
+
+    def _lines(self, records: LogRecords) -> list[bytes]:
+        between = after_time(records)
+        columns = zip(records.offsets, records.times, records.streams, bodies(records), strict=True)
+        names = self._index.of(records)
+        if len(names) == 1:
+            form = _form(next(iter(names.values())), records.file)
+            return [form % (offset, time, between[stream], body) for offset, time, stream, body in columns]
+        forms = {date: _form(name, records.file) for date, name in names.items()}
+        return [forms[time[:10]] % (offset, time, between[stream], body) for offset, time, stream, body in columns]
+
+
+def _form(index: str, file: bytes) -> bytes:
+    """Return the two lines of a record, to be filled with its offset, time, what follows that, and body."""
+    action = orjson.dumps({"create": {"_index": index, "_id": f"{file.decode('ascii', 'replace')}-"}})
+    return action[: -len(b'"}}')].replace(b"%", b"%%") + b'%x"}}\n{"@timestamp":"%b%b%b\n'
+
+
+def outcome(answer: HttpAnswer, records: int) -> Outcome:
+    """Return what *answer* to a ``_bulk`` of so many *records* means for each of them."""
+    match answer.status:
+        case 200:
+            return _items(answer.body, records)
+        case 413:
+            return Indivisible("413: the request is larger than the server takes", too_large=True)
+        case 400:
+            return Indivisible(f"400: {_reason(answer.body)}")
+        case 401 | 403:
+            return Untaken(
+                f"{answer.status}: it does not let the agent in; see the sink's auth: {_reason(answer.body)}"
+            )
+        case _:
+            return Untaken(f"{answer.status}: {_reason(answer.body)}", answer.retry_after)
+
+
+def _items(body: bytes, records: int) -> Outcome:
+    if body.startswith(_ALL_TAKEN):
+        return Taken()
+    try:
+        found = _DECODER.decode(body)
+    except (msgspec.DecodeError, RecursionError):
+        return Untaken("the answer is not that of _bulk; is something else at this URL?")
+    if not found.errors:
+        return Taken()
+    items = [next(iter(each.values()), None) for each in found.items]
+    if len(items) != records:
+        return Untaken(f"the answer names {len(items)} records of {records}; does something between change it?")
+    again: list[int] = []
+    refused: dict[int, str] = {}
+    why = ""
+    for number, item in enumerate(items):
+        if item is None or _busy(item):
+            again.append(number)
+            why = why or _said(item)
+        elif item.status >= 300 and item.status != 409:
+            refused[number] = _said(item)
+    return Taken(tuple(again), refused, why=why)
+
+
+def _busy(item: _Item) -> bool:
+    blocked = item.error is not None and item.error.type == _BLOCKED
+    return item.status == 429 or item.status >= 500 or blocked
+
+
+def _said(item: _Item | None) -> str:
+    if item is None:
+        return "no status"
+    error = item.error or _ItemError()
+    return f"{item.status} {error.type}: {error.reason or ''}"[:MAX_REASON]
+
+
+def _reason(body: bytes) -> str:
+    """Return what a refusal of the whole request says, whatever it is written in."""
+    try:
+        found: object = orjson.loads(body)
+    except orjson.JSONDecodeError:
+        found = None
+    if isinstance(found, Mapping) and isinstance(error := found.get("error"), Mapping):
+        return f"{error.get('type', '')}: {error.get('reason', '')}"[:MAX_REASON]
+    if isinstance(found, Mapping) and isinstance(found.get("error"), str):
+        return str(found["error"])[:MAX_REASON]
+    return body[:200].decode("utf-8", "replace") or "nothing is said"

@@ -1,0 +1,239 @@
+"""What the configuration says of a sink (``logs.sinks`` of agent.yaml), validated whole. A secret is
+never in it, but in a file that it names, which is read again whenever it changes.
+"""
+
+from __future__ import annotations
+
+import re
+import string
+from pathlib import Path
+from typing import Annotated, Final, Literal, Self
+from urllib.parse import urlsplit
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic.alias_generators import to_camel
+
+MAX_URLS: Final = 16
+PLACES: Final = frozenset({"namespace", "pod", "container", "node", "tag", "date", "year", "month", "day"})
+"""What a template may name, besides ``label:KEY``."""
+_LABEL_NAME: Final = re.compile(r"[a-zA-Z_][a-zA-Z0-9_]*")
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(alias_generator=to_camel, extra="forbid", frozen=True, hide_input_in_errors=True)
+
+
+def http_url(value: str) -> str:
+    """Return *value* if it is a URL of a server over HTTP without user, query and fragment. Raises ValueError."""
+    try:
+        url = urlsplit(value)
+        port = url.port
+    except ValueError as error:
+        raise ValueError(f"{value!r:.80}: {error}") from None
+    if url.username is not None or url.password is not None:
+        # The value is not shown: it holds a secret.
+        raise ValueError("a URL may hold no user or password: name a file under auth.basic")
+    if url.scheme not in ("http", "https") or not url.hostname or url.query or url.fragment or port == 0:
+        raise ValueError(f"{value!r:.80}: http://HOST[:PORT][/PATH] or https://… is expected, without ? and #")
+    if not value.isascii() or not value.isprintable() or " " in value:
+        raise ValueError(f"{value!r:.80}: a URL has printable ASCII only; other characters are percent-encoded")
+    return value
+
+
+def host_and_port(value: str) -> str:
+    """Return *value* if it is ``HOST:PORT``. Raises ValueError."""
+    try:
+        url = urlsplit(f"//{value}")
+        wrong = not url.hostname or not url.port or url.netloc != value or url.username is not None
+    except ValueError:
+        wrong = True
+    if wrong or not value.isascii() or not value.isprintable() or " " in value:
+        raise ValueError(f"{value!r:.80}: HOST:PORT is expected, [::1]:PORT for an IPv6 address")
+    return value
+
+
+def template(value: str) -> str:
+    """Return *value* if every ``{…}`` in it is one of PLACES or ``label:KEY``. Raises ValueError."""
+    try:
+        fields = [each for _, each, _, _ in string.Formatter().parse(value.replace("{label:", "{label_"))]
+    except ValueError as error:
+        raise ValueError(f"{value!r:.80}: {error}; a place is written {{namespace}}") from None
+    for each in fields:
+        if each is not None and each not in PLACES and not re.fullmatch(r"label_[\w./-]+", each):
+            known = ", ".join(sorted(PLACES))
+            raise ValueError(f"{value!r:.80}: {{{each}}} is not known; there are {known} and label:KEY")
+    return value
+
+
+HttpUrl = Annotated[str, AfterValidator(http_url)]
+Authority = Annotated[str, AfterValidator(host_and_port)]
+Template = Annotated[str, AfterValidator(template)]
+
+
+class BasicAuth(_Section):
+    """A user, and the file with the password."""
+
+    user: str = Field(min_length=1, pattern="^[^:\x00-\x1f]+$")
+    password_file: Path
+
+
+class SinkAuth(_Section):
+    """How the agent says who it is, at most one way; the collector's user must be able to read the files."""
+
+    basic: BasicAuth | None = None
+    api_key_file: Path | None = None
+    """Elasticsearch's: what follows ``ApiKey`` in the header."""
+    bearer_file: Path | None = None
+    """A token, such as the agent's own service account's."""
+
+    @model_validator(mode="after")
+    def _one_way(self) -> Self:
+        if sum(1 for each in (self.basic, self.api_key_file, self.bearer_file) if each is not None) > 1:
+            raise ValueError("one of basic, apiKeyFile and bearerFile is allowed")
+        return self
+
+
+class SinkTls(_Section):
+    """For https and TLS; the server's name is always checked."""
+
+    ca_file: Path | None = None
+    """Whose certificates are trusted; None: those of the system."""
+    certificate_file: Path | None = None
+    key_file: Path | None = None
+    server_name: str = ""
+    """What the server's certificate must say, where it is not the URL's host."""
+
+    @model_validator(mode="after")
+    def _both(self) -> Self:
+        if (self.certificate_file is None) != (self.key_file is None):
+            raise ValueError("certificateFile and keyFile belong together")
+        return self
+
+
+class ElasticsearchSettings(_Section):
+    """Elasticsearch or OpenSearch, by ``_bulk``."""
+
+    urls: tuple[HttpUrl, ...] = Field(min_length=1, max_length=MAX_URLS)
+    """Of one cluster's nodes; the next one is taken where one does not answer."""
+    index: Template = "logs-{namespace}-{date}"
+    """Of an index, or a data stream's name; lower-cased, and what no index name may have becomes ``-``."""
+    auth: SinkAuth = SinkAuth()
+    tls: SinkTls = SinkTls()
+    gzip: bool = True
+
+    @field_validator("index")
+    @classmethod
+    def _is_a_name(cls, value: str) -> str:
+        plain = re.sub(r"\{[^}]*\}", "x", value)
+        if not plain or plain[0] in "-_+." or re.search(r'[\\/*?"<>|\s,#:]', plain) or plain != plain.lower():
+            raise ValueError(
+                f'{value!r:.80}: an index name is lower-case, has no space or any of \\/*?"<>|,#: '
+                "and does not begin with - _ + or ."
+            )
+        return value
+
+
+class LokiSettings(_Section):
+    """Grafana Loki, by its push API."""
+
+    urls: tuple[HttpUrl, ...] = Field(min_length=1, max_length=MAX_URLS)
+    """Without ``/loki/api/v1/push``."""
+    labels: dict[str, Template] = {"namespace": "{namespace}", "container": "{container}", "node": "{node}"}
+    """Few, and with few values each: every combination is a stream of its own."""
+    metadata: dict[str, Template] = {"pod": "{pod}"}
+    """Structured metadata: is found too, and makes no stream; empty for a Loki before 3.0."""
+    tenant: str = Field("", pattern=r"^[A-Za-z0-9!\-_.*'()]{0,150}$")
+    """``X-Scope-OrgID``; empty: none is said."""
+    auth: SinkAuth = SinkAuth()
+    tls: SinkTls = SinkTls()
+    gzip: bool = True
+
+    @field_validator("labels", "metadata")
+    @classmethod
+    def _names(cls, value: dict[str, str]) -> dict[str, str]:
+        if len(value) > 15:
+            raise ValueError(f"{len(value)} labels; Loki takes 15")
+        for each in value:
+            if not _LABEL_NAME.fullmatch(each):
+                raise ValueError(f"{each!r:.80}: letters, digits and _ are allowed, not first a digit")
+        return value
+
+    @model_validator(mode="after")
+    def _some(self) -> Self:
+        if not self.labels:
+            raise ValueError("labels: Loki takes no stream without a label")
+        return self
+
+
+class OtlpSettings(_Section):
+    """An OpenTelemetry collector, by OTLP over gRPC."""
+
+    address: Authority
+    plaintext: bool = False
+    """Without TLS."""
+    headers: dict[str, Path] = {}
+    """Metadata of each call: a name, and the file that holds its value."""
+    tls: SinkTls = SinkTls()
+    gzip: bool = True
+
+
+class ForwardSettings(_Section):
+    """Fluentd or Fluent Bit, by the forward protocol, with acknowledgements."""
+
+    addresses: tuple[Authority, ...] = Field(min_length=1, max_length=MAX_URLS)
+    tls: SinkTls | None = None
+    """None: without TLS."""
+    shared_key_file: Path | None = None
+    user: str = ""
+    password_file: Path | None = None
+    gzip: bool = True
+
+
+class FileSettings(_Section):
+    """A file of the node: one JSON object a line."""
+
+    path: Path
+    bytes: int = Field(64 << 20, ge=1 << 16)
+    """At which it is renamed to PATH.1, PATH.1 to PATH.2 and so on."""
+    keep: int = Field(4, ge=0, le=1000)
+    """How many renamed ones stay."""
+
+
+class StdoutSettings(_Section):
+    """The agent's own standard output."""
+
+
+class SinkSettings(_Section):
+    """One sink: its name, what all have, and one of the kinds."""
+
+    name: str = Field(pattern=r"^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$")
+    request_bytes: int = Field(2 << 20, ge=1 << 16, le=64 << 20)
+    """About how many a request has, before it is compressed."""
+    in_flight: int = Field(2, ge=1, le=16)
+    """Requests under way at once, where the sink does not want records in order."""
+    timeout_seconds: float = Field(60, gt=0, le=3600)
+    """For a request and its answer."""
+    elasticsearch: ElasticsearchSettings | None = None
+    loki: LokiSettings | None = None
+    otlp: OtlpSettings | None = None
+    forward: ForwardSettings | None = None
+    file: FileSettings | None = None
+    stdout: StdoutSettings | None = None
+
+    @model_validator(mode="after")
+    def _one_kind(self) -> Self:
+        kinds = ("elasticsearch", "loki", "otlp", "forward", "file", "stdout")
+        given = [each for each in kinds if getattr(self, each) is not None]
+        if len(given) != 1:
+            said = " and ".join(given) or "none"
+            raise ValueError(f"sink {self.name}: one of {', '.join(kinds)} is expected, {said} is given")
+        return self
+
+
+class BufferSettings(_Section):
+    """What waits on disk while a sink does not keep pace."""
+
+    bytes: int = Field(1 << 30, ge=0)
+    """For each sink; 0: nothing is kept on disk, and files are read no further."""
+    full: Literal["block", "dropOldest"] = "block"
+    """What then happens: files are read no further, or the oldest records go, and are counted."""

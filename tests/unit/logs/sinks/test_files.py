@@ -1,0 +1,96 @@
+"""Sinks that write lines, and the file that is renamed when it is large."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from nodeagent.logs.sinks.files import FileSink, StdoutSink
+from nodeagent.logs.sinks.making import make_sink
+from nodeagent.logs.sinks.rotating import RotatingFile
+from nodeagent.logs.sinks.settings import FileSettings, SinkSettings
+from nodeagent.logs.sinks.sink import Taken, Untaken
+from tests.unit.logs.made_records import records
+
+
+def test_a_file_has_one_json_object_a_line(tmp_path: Path) -> None:
+    sink = make_sink(SinkSettings.model_validate({"name": "x", "file": {"path": str(tmp_path / "out")}}))
+
+    async def test() -> None:
+        assert await sink.send(sink.encode([records(["a"]), records([{"b": 1}])])) == Taken()
+        await sink.close()
+
+    asyncio.run(test())
+    lines = [json.loads(each) for each in (tmp_path / "out").read_text().splitlines()]
+    assert [each.get("log") for each in lines] == ["a", None]
+    assert lines[1]["b"] == 1 and lines[1]["kubernetes"]["namespace_name"] == "shop"
+
+
+def test_a_file_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+    sink = FileSink("x", FileSettings(path=tmp_path / "missing" / "out"))
+    outcome = asyncio.run(sink.send(sink.encode([records(["a"])])))
+    assert isinstance(outcome, Untaken) and str(tmp_path / "missing" / "out") in outcome.why
+
+
+def test_standard_output_gets_lines_and_its_end_is_told() -> None:
+    reading, writing = os.pipe()
+    sink = StdoutSink("x", writing)
+    try:
+        assert asyncio.run(sink.send(sink.encode([records(["a"])]))) == Taken()
+        assert json.loads(os.read(reading, 4096))["log"] == "a"
+    finally:
+        os.close(reading)
+    assert isinstance(asyncio.run(sink.send(sink.encode([records(["a"])]))), Untaken)
+    os.close(writing)
+
+
+def test_files_are_renamed_when_they_are_large(tmp_path: Path) -> None:
+    file = RotatingFile(tmp_path / "f", most=10, keep=2)
+    for each in range(5):
+        file.append(b"%d" % each * 8)
+    file.close()
+    assert {each.name: each.read_bytes()[:1] for each in tmp_path.iterdir()} == {"f": b"4", "f.1": b"3", "f.2": b"2"}
+
+
+def test_none_is_kept_where_none_may_be(tmp_path: Path) -> None:
+    file = RotatingFile(tmp_path / "f", most=10, keep=0)
+    for each in range(3):
+        file.append(b"%d" % each * 8)
+    file.close()
+    assert [each.read_bytes()[:1] for each in tmp_path.iterdir()] == [b"2"]
+
+
+def test_a_file_that_another_renamed_is_made_anew(tmp_path: Path) -> None:
+    file = RotatingFile(tmp_path / "f", most=1000, keep=2)
+    file.append(b"a")
+    (tmp_path / "f").rename(tmp_path / "elsewhere")
+    file.append(b"b")
+    file.close()
+    assert (tmp_path / "f").read_bytes() == b"b"
+
+
+def test_nothing_stays_of_a_piece_that_was_not_written_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = RotatingFile(tmp_path / "f", most=1000, keep=2)
+    file.append(b"whole\n")
+
+    def full(descriptor: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "fdatasync", full)
+        with pytest.raises(OSError, match="No space"):
+            file.append(b"half")
+    file.append(b"next\n")
+    file.close()
+    assert (tmp_path / "f").read_bytes() == b"whole\nnext\n"
+
+
+def test_no_symlink_is_followed(tmp_path: Path) -> None:
+    (tmp_path / "victim").write_bytes(b"")
+    (tmp_path / "f").symlink_to(tmp_path / "victim")
+    with pytest.raises(OSError, match="symbolic"):
+        RotatingFile(tmp_path / "f", most=10, keep=0).append(b"x")

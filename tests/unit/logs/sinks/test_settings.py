@@ -1,0 +1,68 @@
+"""What a sink's settings may say, and what a wrong one is told."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from pydantic import ValidationError
+
+from nodeagent.logs.sinks.settings import SinkSettings
+
+
+def elasticsearch(**more: Any) -> dict[str, Any]:
+    return {"name": "s", "elasticsearch": {"urls": ["https://search:9200"], **more}}
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        elasticsearch(),
+        elasticsearch(urls=["http://[::1]:9200/prefix/"]),
+        elasticsearch(index="{label:app.kubernetes.io/name}-{date}"),
+        {"name": "s", "loki": {"urls": ["http://loki"], "tenant": "a"}},
+        {"name": "s", "otlp": {"address": "[::1]:4317"}},
+        {"name": "s", "forward": {"addresses": ["fluentd:24224"]}},
+        {"name": "s", "stdout": {}, "inFlight": 1},
+    ],
+)
+def test_right_ones(given: dict[str, Any]) -> None:
+    SinkSettings.model_validate(given)
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"name": "s"}, "one of elasticsearch, loki"),
+        ({"name": "s", "stdout": {}, "file": {"path": "/x"}}, "file and stdout is given"),
+        ({"name": "S", "stdout": {}}, "pattern"),
+        ({"name": "s", "stdout": {}, "x": 1}, "Extra inputs"),
+        (elasticsearch(urls=[]), "at least 1"),
+        (elasticsearch(urls=["search:9200"]), "http://HOST"),
+        (elasticsearch(urls=["ftp://search"]), "http://HOST"),
+        (elasticsearch(urls=["http://search:99999"]), "Port out of range"),
+        (elasticsearch(urls=["http://search/?a=b"]), "without \\? and #"),
+        (elasticsearch(urls=["http://sea rch"]), "printable ASCII"),
+        (elasticsearch(urls=["http://a\r\nb"]), "http://HOST|printable"),
+        (elasticsearch(index="Logs"), "lower-case"),
+        (elasticsearch(index="logs/{date}"), "lower-case"),
+        (elasticsearch(index="{pid}"), "is not known"),
+        (elasticsearch(index="{namespace"), "a place is written"),
+        (elasticsearch(auth={"apiKeyFile": "/a", "bearerFile": "/b"}), "one of basic"),
+        (elasticsearch(tls={"keyFile": "/a"}), "belong together"),
+        ({"name": "s", "loki": {"urls": ["http://l"], "labels": {}}}, "without a label"),
+        ({"name": "s", "loki": {"urls": ["http://l"], "labels": {"a-b": "x"}}}, "letters, digits"),
+        ({"name": "s", "otlp": {"address": "http://x:1"}}, "HOST:PORT"),
+        ({"name": "s", "otlp": {"address": "x"}}, "HOST:PORT"),
+        ({"name": "s", "forward": {"addresses": ["x:0"]}}, "HOST:PORT"),
+    ],
+)
+def test_wrong_ones(given: dict[str, Any], said: str) -> None:
+    with pytest.raises(ValidationError, match=said):
+        SinkSettings.model_validate(given)
+
+
+def test_a_password_in_a_url_is_refused_and_not_shown() -> None:
+    with pytest.raises(ValidationError, match="no user or password") as error:
+        SinkSettings.model_validate(elasticsearch(urls=["https://me:hunter2@search"]))
+    assert "hunter2" not in str(error.value)
