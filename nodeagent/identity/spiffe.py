@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from functools import lru_cache
 from typing import Final
 
 from nodeagent.errors import IdentityError
@@ -15,8 +16,9 @@ _SEGMENT: Final = r"(?!\.{1,2}(?:/|\Z))[A-Za-z0-9._-]+"
 _ID: Final = re.compile(rf"spiffe://([a-z0-9._-]{{1,255}})/ns/({_SEGMENT})/sa/({_SEGMENT})")
 
 
+@lru_cache(4096)
 def spiffe_id(trust_domain: str, namespace: str, service_account: str) -> SpiffeId:
-    """Return the identity of a service account.
+    """Return the identity of a service account: one text for all its pods, of which a cluster has thousands.
 
     Raises IdentityError when a part holds what a SPIFFE ID may not.
     """

@@ -29,6 +29,8 @@ STRATEGIC_MERGE: Final = "application/strategic-merge-patch+json"
 MERGE: Final = "application/merge-patch+json"
 APPLY: Final = "application/apply-patch+yaml"
 """Server-side apply; JSON is YAML."""
+PROTOBUF: Final = "application/vnd.kubernetes.protobuf"
+"""Of Kubernetes' own kinds; who serves others answers in JSON."""
 MAX_ANSWER: Final = 32 << 20
 MAX_LINE: Final = 4 << 20
 """Of one event of a watch: etcd takes no object above 1.5 MiB."""
@@ -79,11 +81,23 @@ class KubeClient:
 
     async def ask(self, method: str, path: str, body: object = None, content_type: str = JSON) -> KubeObject:
         """Return the object that the server answers. Raises ApiError."""
+        status, content = await self._whole(method, path, body, content_type, JSON)
+        return as_document(f"{method} {self._url(path)}", content, status)
+
+    async def content(self, path: str, accepted: str) -> bytes:
+        """Return what is at *path* in one of the forms *accepted*, as the header Accept has them. Raises ApiError."""
+        status, content = await self._whole("GET", path, None, JSON, accepted)
+        if status >= 300:
+            as_document(f"GET {self._url(path)}", content, status)
+        return content
+
+    async def _whole(self, method: str, path: str, body: object, content_type: str, accepted: str) -> tuple[int, bytes]:
         content = bytearray()
+        sent = b"" if body is None else orjson.dumps(body)
         try:
             async with (
                 asyncio.timeout(self._seconds),
-                self._answer(method, path, b"" if body is None else orjson.dumps(body), content_type) as answer,
+                self._answer(method, path, sent, content_type, accepted) as answer,
             ):
                 async for piece in answer.pieces():
                     content += piece
@@ -91,7 +105,7 @@ class KubeClient:
                         raise ApiError(f"{method} {self._url(path)}: the answer has more than {MAX_ANSWER} bytes")
         except TimeoutError:
             raise ApiError(f"{method} {self._url(path)}: no whole answer within {self._seconds:g} s") from None
-        return _document(f"{method} {self._url(path)}", answer.status, bytes(content))
+        return answer.status, bytes(content)
 
     async def lines(self, path: str) -> AsyncGenerator[bytes, None]:
         """Yield the lines of the answer to GET *path*, as they come, until it ends: a watch. Close
@@ -99,7 +113,7 @@ class KubeClient:
         """
         async with self._answer("GET", path, b"", JSON) as answer:
             if answer.status >= 300:
-                _document(f"GET {self._url(path)}", answer.status, await answer.beginning())
+                as_document(f"GET {self._url(path)}", await answer.beginning(), answer.status)
             rest = bytearray()
             async with aclosing(answer.pieces()) as pieces:
                 async for piece in pieces:
@@ -116,7 +130,9 @@ class KubeClient:
         return self._access.server + path
 
     @asynccontextmanager
-    async def _answer(self, method: str, path: str, body: bytes, content_type: str) -> AsyncIterator[_Answer]:
+    async def _answer(
+        self, method: str, path: str, body: bytes, content_type: str, accepted: str = JSON
+    ) -> AsyncIterator[_Answer]:
         """Send a request and give its answer, of which the head has come."""
         whose = f"{method} {self._url(path)}"
         try:
@@ -125,7 +141,7 @@ class KubeClient:
         except TimeoutError:
             raise ApiError(f"{whose}: no connection within {BEGIN_SECONDS:g} s: is the API server reachable?") from None
         try:
-            writer.write(self._head(method, path, len(body), content_type) + body)
+            writer.write(self._head(method, path, len(body), content_type, accepted) + body)
             answer = _Answer(whose, reader)
             try:
                 async with asyncio.timeout(BEGIN_SECONDS):
@@ -157,10 +173,10 @@ class KubeClient:
         _watch_over(writer.get_extra_info("socket"))
         return reader, writer
 
-    def _head(self, method: str, path: str, length: int, content_type: str) -> bytes:
+    def _head(self, method: str, path: str, length: int, content_type: str, accepted: str) -> bytes:
         fields = {
             "Host": host_port(self._host, self._port),
-            "Accept": JSON,
+            "Accept": accepted,
             "Accept-Encoding": "identity",
             "User-Agent": f"nodeagent/{__version__}",
             **self._access.headers(),
@@ -240,7 +256,8 @@ def _watch_over(connection: socket.socket) -> None:
     connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, _LOST_MILLISECONDS)
 
 
-def _document(whose: str, status: int, content: bytes) -> KubeObject:
+def as_document(whose: str, content: bytes, status: int = 200) -> KubeObject:
+    """Return the object that *content* is, the answer with *status* to *whose* request. Raises ApiError."""
     try:
         document = orjson.loads(content)
     except orjson.JSONDecodeError:

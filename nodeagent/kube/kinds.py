@@ -24,6 +24,8 @@ class WatchedKind:
     """Every cluster has it; others come and go with their CustomResourceDefinition."""
     labels: str = ""
     """The label selector that its objects are asked for with; empty: all of them."""
+    many: bool = False
+    """There may be so many that they are asked for in protobuf (``pod_messages.py``)."""
 
     def path(self, version: str) -> str:
         """Return where all objects of the kind are, as *version* writes them."""
@@ -43,7 +45,7 @@ class WatchedKind:
 
 NAMESPACES: Final = WatchedKind("Namespace", "", ("v1",), "namespaces")
 NODES: Final = WatchedKind("Node", "", ("v1",), "nodes")
-PODS: Final = WatchedKind("Pod", "", ("v1",), "pods")
+PODS: Final = WatchedKind("Pod", "", ("v1",), "pods", many=True)
 SERVICES: Final = WatchedKind("Service", "", ("v1",), "services")
 ENDPOINT_SLICES: Final = WatchedKind(
     "EndpointSlice",

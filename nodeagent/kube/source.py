@@ -30,7 +30,7 @@ import asyncio
 import logging
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Final, Protocol
+from typing import TYPE_CHECKING, Final, Protocol
 
 import orjson
 
@@ -51,6 +51,9 @@ from nodeagent.resources.changes import AnyChange, Change, EnrolledChange, Refus
 from nodeagent.resources.objects import KubernetesObject, NamespaceObject, PodObject, ServiceObject, UnreadPolicy
 from nodeagent.resources.security import Policy
 from nodeagent.vocabulary import Address, ObjectKey, PodUid
+
+if TYPE_CHECKING:
+    from nodeagent.protocols.pods_pb2 import Pod
 
 WHERE: Final = "Kubernetes API"
 """Where a policy stands, in words."""
@@ -399,18 +402,40 @@ class _Kind:
     def put(self, document: KubeObject) -> None:
         """Take *document*, unless something later of it is known."""
         name, version = _identity(document)
+        held = self._to_read(name, version)
+        if held is not None:
+            self._read(name, held, document)
+            self._source.wake()
+
+    def put_pod(self, pod: Pod) -> None:
+        """Take *pod*, unless something later of it is known."""
+        from nodeagent.kube import pod_messages
+
+        found = pod_messages.ordinary(pod, self._source.node, self._source.lean)
+        if found is None:
+            self.put(pod_messages.document(pod))
+            return
+        name = (found.namespace, found.name)
+        held = self._to_read(name, pod.metadata.resourceVersion)
+        if held is not None:
+            self._good(name, held, None if finished(found) else found)
+            self._source.wake()
+
+    def _to_read(self, name: Name, version: str) -> HeldObject | None:
+        """Return what is to hold the object *name* as it is at *version*, None where something later
+        of it is known.
+        """
         if self._seen is not None:
             self._seen.add(name)
         held = self.objects.get(name)
         known = held.version if held is not None else self._late.get(name, "")
         if self._seen is None and known and not newer(version, known):
-            return
+            return None
         self._late.pop(name, None)
         if held is None:
             held = self.objects[name] = HeldObject(None, version)
         held.version = version
-        self._read(name, held, document)
-        self._source.wake()
+        return held
 
     def gone(self, document: KubeObject) -> None:
         """Forget *document*, unless something later of it is known."""
@@ -483,11 +508,15 @@ class _Kind:
         except ResourceError as error:
             self._complain(name, held, document, str(error))
             return
+        if isinstance(found, Policy):
+            held.document = _policy_document(document)
+        self._good(name, held, found)
+
+    def _good(self, name: Name, held: HeldObject, found: KubernetesObject | Policy | None) -> None:
+        """Know *found*, which is right."""
         if held.error:
             log.info("%s %s: good again", self.kind.kind, "/".join(name))
         held.error = ""
-        if isinstance(found, Policy):
-            held.document = _policy_document(document)
         self._know(name, held, Change(self.kind.kind, *name, found, WHERE if isinstance(found, Policy) else ""))
 
     def _parsed(self, document: KubeObject) -> KubernetesObject | Policy | None:

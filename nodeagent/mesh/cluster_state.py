@@ -173,12 +173,14 @@ class ClusterState:
     def _touch_pod(self, key: NamespacedName) -> None:
         """Mark the pod, the Services that select it, and whoever claims one of its addresses (and their Services)."""
         pod = self.pods.get(key)
+        if pod is None:  # it is selected by nobody, too
+            self.touched.pods.add(key)
+            return
         concerned = {key}
-        if pod is not None:
-            concerned |= self._by_uid.get(pod.uid)
-            for address in pod.addresses:
-                concerned |= self._claims.get(address)
-                self.touched.services |= self.slices.services_at(address)
+        concerned |= self._by_uid.get(pod.uid)
+        for address in pod.addresses:
+            concerned |= self._claims.get(address)
+            self.touched.services |= self.slices.services_at(address)
         for each in concerned:
             self.touched.pods.add(each)
             self.touched.services.update(self.selection.services_of(each))

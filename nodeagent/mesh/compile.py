@@ -40,13 +40,15 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import replace
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
 from functools import partial
-from typing import TypeVar, cast
+from typing import Final, TypeVar, cast
 
 from nodeagent.errors import IdentityError, shown
 from nodeagent.identity.spiffe import spiffe_id
 from nodeagent.istio import ROOT_NAMESPACE
+from nodeagent.memory import uncollected
 from nodeagent.mesh import rules
 from nodeagent.mesh.cluster_state import ClusterState
 from nodeagent.mesh.entries import (
@@ -71,7 +73,7 @@ from nodeagent.mesh.local import (
 )
 from nodeagent.mesh.membership import EVERY_POD, MembershipRules
 from nodeagent.mesh.node_pods import NodePods
-from nodeagent.mesh.policies import entry_key, names, refused_row
+from nodeagent.mesh.policies import MtlsModes, entry_key, names, refused_row
 from nodeagent.mesh.selection import NamespacedName, Postings
 from nodeagent.places.place import Places
 from nodeagent.policy.model import MtlsMode
@@ -79,8 +81,20 @@ from nodeagent.resources import objects
 from nodeagent.resources.changes import AnyChange, Change, Refused
 from nodeagent.vocabulary import Address, ObjectKey
 
+MANY: Final = 1000
+"""Changes of a batch that is worth a collector that stands still meanwhile."""
 _Made = TypeVar("_Made", Workload, Service)
 log = logging.getLogger("nodeagent.mesh")
+
+
+@dataclass(frozen=True, slots=True)
+class _Said:
+    """What policies say of a pod."""
+
+    modes: MtlsModes
+    policies: tuple[str, ...]
+    """Keys of entries."""
+    network: str
 
 
 class Mesh:
@@ -118,9 +132,11 @@ class Mesh:
 
     def apply(self, changes: Iterable[AnyChange]) -> Delta:
         """Take *changes* in and return the entries that differ for it."""
-        for change in changes:
-            self._take(change)
-        return self._recompile()
+        changes = list(changes)
+        with uncollected() if len(changes) > MANY else nullcontext():
+            for change in changes:
+                self._take(change)
+            return self._recompile()
 
     def local_pods(self) -> tuple[LocalPod, ...]:
         """Return the pods of this node that shall be enrolled, as they are after the last :meth:`apply`."""
@@ -235,8 +251,7 @@ class Mesh:
 
     def _governed_pod(self, key: NamespacedName) -> Workload | None:
         self.node_pods.note(key)
-        workload = self._workload(key)
-        return None if workload is None else self._governed(key, workload)
+        return self._workload(key)
 
     def _commit(self, fresh: dict[str, Entry], stale: set[str]) -> Delta:
         """Replace entries; what came out as it was is no change."""
@@ -246,22 +261,25 @@ class Mesh:
         return Delta(tuple(upserts), tuple(removals))
 
     def _governed(self, key: NamespacedName, workload: Workload) -> Workload:
-        """Return *workload* with what the policies for the pod *key* make of it; Istio's themselves
-        matter on its own node only.
-        """
-        found = self._state.policies.of(key, self._state.selection.services_of(key))
-        modes = self._state.policies.mtls(found)
-        pod = self._state.pods[key]
-        network = "" if pod.host_network else self._state.network.selecting(pod.namespace, pod.labels)
-        own = names(found) if workload.node == self._node and not pod.host_network else ()
+        """Return *workload* with what the policies for the pod *key* make of it."""
+        said = self._said(key, self._state.pods[key], self._state.selection.services_of(key))
         return replace(
             workload,
-            mtls=modes.mode,
-            mtls_from=modes.source,
-            port_mtls=modes.ports,
-            policies=own,
-            network_policy=network,
+            mtls=said.modes.mode,
+            mtls_from=said.modes.source,
+            port_mtls=said.modes.ports,
+            policies=said.policies,
+            network_policy=said.network,
         )
+
+    def _said(self, key: NamespacedName, pod: objects.PodObject, services: Iterable[NamespacedName]) -> _Said:
+        """Return what policies say of *pod*, which *services* select; Istio's themselves matter on
+        its own node only.
+        """
+        found = self._state.policies.of(key, services)
+        network = "" if pod.host_network else self._state.network.selecting(pod.namespace, pod.labels)
+        own = names(found) if pod.node == self._node and not pod.host_network else ()
+        return _Said(self._state.policies.mtls(found), own, network)
 
     def _use(self, key: NamespacedName, workload: Workload | None) -> set[str]:
         """Keep which local pods use which policies' entries; return those for which that changed."""
@@ -276,7 +294,7 @@ class Mesh:
         return before ^ after
 
     def _workload(self, key: NamespacedName) -> Workload | None:
-        """Return the entry of the pod *key*."""
+        """Return the entry of the pod *key*, with what policies make of it."""
         pod = self._state.pods.get(key)
         if pod is None or finished(pod) or not pod.addresses or not self._state.is_current(key, pod):
             return None
@@ -287,8 +305,9 @@ class Mesh:
             log.error("Pod %s/%s: spec.serviceAccountName: %s (left out)", *key, error)
             return None
         addresses = self._state.owned(key, pod)
-        selecting = [self._state.services[service] for service in self._state.selection.services_of(key)]
-        ports, services = rules.served(pod, selecting)
+        selecting = self._state.selection.services_of(key)
+        said = self._said(key, pod, selecting)
+        ports, services = rules.served(pod, [self._state.services[service] for service in selecting])
         name = rules.workload_name(pod)
         return Workload(
             uid=pod.uid,
@@ -311,9 +330,14 @@ class Mesh:
             services=services,
             excluded_ports=tuple(sorted(excluded_ports(pod, EXCLUDE_INBOUND, []))),
             sidecar=has_sidecar(pod),
+            mtls=said.modes.mode,
+            mtls_from=said.modes.source,
+            port_mtls=said.modes.ports,
+            policies=said.policies,
             path=self._state.path(pod, []),
             own_path=path_setting(pod.annotations, "", []) is not None,
             bypass=bypass(pod.annotations, []),
+            network_policy=said.network,
         )
 
     def _service(self, key: NamespacedName) -> Service | None:

@@ -131,8 +131,10 @@ def path_setting(annotations: Mapping[str, str], whose: str, faults: list[str]) 
     wrong value goes to *faults* with *whose* it is.
     """
     text = annotations.get(PATH)
-    if text is None or text in _PATHS:
-        return cast(PathSetting | None, text)
+    if text is None:
+        return None
+    if text in _PATHS:
+        return cast(PathSetting, text)
     faults.append(
         f"{whose}metadata.annotations[{PATH}]: {text!r:.80}: {', '.join(_PATHS)} are allowed; it has no effect"
     )

@@ -31,6 +31,8 @@ ENVOY_IMAGES: Final = frozenset(
 REDIRECTING: Final = re.compile(r"(?<![\w-])(?:ip6?tables(?:-(?:legacy|nft|restore))?|istio-iptables|nft)(?![\w-])")
 """Commands that lead a pod's traffic elsewhere."""
 REDIRECTING_IMAGES: Final = frozenset((ISTIO_IMAGE, "proxy-init", "kuma-init"))
+_REMARKABLE: Final = frozenset((ISTIO_IMAGE, *ENVOY_IMAGES, "ztunnel", "install-cni"))
+"""Images by which anything is told here."""
 _WORDS_MAX: Final = 120
 
 
@@ -79,10 +81,23 @@ def istio_part(labels: Mapping[str, str], running: Iterable[Field]) -> IstioPart
     return ""
 
 
+def is_remarkable(labels: Mapping[str, str], running: Iterable[tuple[str, str]]) -> bool:
+    """Say whether :func:`own_proxy` or :func:`istio_part` may find something in a pod with *labels*,
+    of whose containers names and images are *running*, and no init container is restarted always.
+    """
+    if labels.get("app") == "ztunnel" or labels.get("k8s-app") == "istio-cni-node":
+        return True
+    return any(name in SIDECARS or _plain_name(image) in _REMARKABLE for name, image in running)
+
+
 def _image(container: Field) -> str:
-    """Return the last part of the name of *container*'s image, without tag and digest."""
-    name = container.text("image", "").partition("@")[0].rpartition("/")[2]
-    return name.partition(":")[0]
+    return _plain_name(container.text("image", ""))
+
+
+@lru_cache(1024)
+def _plain_name(image: str) -> str:
+    """Return the last part of an image's name, without tag and digest."""
+    return image.partition("@")[0].rpartition("/")[2].partition(":")[0]
 
 
 def _words(container: Field) -> str:

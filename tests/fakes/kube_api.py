@@ -20,7 +20,9 @@ from aiohttp import web
 from nodeagent.identity.ca import CertificateAuthority
 from nodeagent.identity.tls import load_chain
 from nodeagent.kube.access import Access
+from nodeagent.kube.client import PROTOBUF
 from nodeagent.kube.kinds import FOLLOWED, WatchedKind
+from tests.fakes.kube_protobuf import encoded
 
 Document = dict[str, Any]
 Key = tuple[str, str, str]
@@ -54,6 +56,8 @@ class FakeKubeApi:
         """Plurals of kinds that it has and does not find, as behind a load balancer that is wrong."""
         self.streams = True
         """It can list by a stream."""
+        self.protobuf = True
+        """It answers in protobuf who asks for it."""
         self.objects: dict[Key, Document] = {}
         self.requests: list[tuple[str, str]] = []
         self._version = 100
@@ -181,6 +185,8 @@ class FakeKubeApi:
         metadata = {"resourceVersion": str(self._version)}
         if end < len(items):
             metadata["continue"] = str(end)
+        if kind.many and PROTOBUF in request.headers.get("Accept", "") and self.protobuf:
+            return web.Response(body=encoded(items[begin:end], metadata), content_type=PROTOBUF)
         bare = [{name: value for name, value in item.items() if name != "kind"} for item in items[begin:end]]
         return web.json_response({"kind": f"{kind.kind}List", "metadata": metadata, "items": bare})
 

@@ -9,15 +9,18 @@ from typing import Any
 
 import pytest
 
+from nodeagent.kube import pod_messages
 from nodeagent.kube.access import ApiError, open_access
-from nodeagent.kube.client import MERGE, KubeClient
+from nodeagent.kube.client import MERGE, PROTOBUF, KubeClient
 from nodeagent.kube.events import EventTeller, Trouble
 from nodeagent.kube.kinds import FOLLOWED
+from nodeagent.kube.lean import Lean
 from nodeagent.kube.node_status import NodeStatuses, NodeStatusMarks
 from nodeagent.kube.source import KubernetesSource
 from nodeagent.kube.taint import TAINT, untaint
 from nodeagent.parts import Parts
 from nodeagent.resources.changes import AnyChange, Change, EnrolledChange
+from nodeagent.resources.objects import PodObject, parse
 from nodeagent.vocabulary import PodUid
 from tests.kube.cluster import ROOT, Cluster
 from tests.waiting import eventually, until
@@ -307,3 +310,37 @@ def test_without_rights_each_rule_is_named(rights: Cluster) -> None:
         asyncio.run(main())
     finally:
         rights.kubectl("apply", "-n", SYSTEM, "-f", str(ROOT / "daemonset/base/rbac.yaml"))
+
+
+def test_a_pod_is_the_same_in_both_forms_of_the_api(api: Cluster) -> None:
+    """Input: a pod with all that is read of one. Verdict: its protobuf says what its JSON says, and read
+    quickly, as of another node, what it says read with care.
+    """
+    client = KubeClient(open_access(api.kubeconfig))
+    body = pod("both")
+    body["metadata"] |= {"labels": {"app": "both"}, "annotations": {"nodeagent.io/path": "proxy"}}
+    body["metadata"]["ownerReferences"] = [
+        {"apiVersion": "apps/v1", "kind": "ReplicaSet", "name": "both", "uid": "1", "controller": True}
+    ]
+    container = body["spec"]["containers"][0]
+    container["livenessProbe"] = {"httpGet": {"port": "http", "path": "/live"}}
+    container["readinessProbe"] = {"grpc": {"port": 80, "service": "s"}}
+    container["startupProbe"] = {"exec": {"command": ["true"]}}
+    container["lifecycle"] = {"preStop": {"httpGet": {"port": 80, "path": "/stop"}}}
+    body["spec"]["volumes"] = [{"name": "s", "csi": {"driver": "csi.nodeagent.io", "readOnly": True}}]
+    body["spec"]["initContainers"] = [{"name": "proxy", "image": "envoy:1", "restartPolicy": "Always"}]
+    api.ok("POST", PODS, body)
+    status = {"phase": "Running", "podIP": "10.0.0.7", "podIPs": [{"ip": "10.0.0.7"}, {"ip": "fd00::7"}]}
+    status["conditions"] = [{"type": "Ready", "status": "True"}]
+    said = api.ok("PATCH", f"{PODS}/both/status", {"status": status}, MERGE)
+    where = f"{PODS}?fieldSelector=metadata.name%3Dboth"
+    (message,) = pod_messages.read_list(asyncio.run(client.content(where, PROTOBUF))).items
+    found = pod_messages.document(message)
+    assert parse({**found, "kind": "Pod", "apiVersion": "v1"}) == parse(said)
+    del message.spec.initContainers[:]
+    del said["spec"]["initContainers"]
+    quick = pod_messages.ordinary(message, "node2", Lean())
+    careful = parse(said)
+    assert isinstance(careful, PodObject)
+    assert quick == Lean().pod(careful, full=False)
+    api.ok("DELETE", f"{PODS}/both")

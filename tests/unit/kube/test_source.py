@@ -67,14 +67,19 @@ def test_what_the_server_has_forgotten_is_listed_anew(tmp_path: Path) -> None:
     play(tmp_path, scene)
 
 
-def test_a_server_that_lists_by_pages_only_is_read_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("protobuf", [True, False])
+def test_a_server_that_lists_by_pages_only_is_read_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, protobuf: bool
+) -> None:
+    """Verdict: so it is if it, or what stands before it, knows JSON alone."""
     monkeypatch.setattr("nodeagent.kube.watch.PAGE", 2)
 
     async def scene(api: FakeKubeApi, client: KubeClient) -> None:
         api.streams = False
+        api.protobuf = protobuf
         source = KubernetesSource(client, "node1", sleep=soon)
         for name in "abcde":
-            api.put(pod(name))
+            api.put(pod(name, node="node1" if name in "ab" else "node2"))
         api.put(peer_authentication("STRICT"))
         assert await following(source) == ["+PeerAuthentication/all", *(f"+Pod/{name}" for name in "abcde")]
         assert sum("continue=" in path for _, path in api.requests) == 2
