@@ -23,6 +23,7 @@ from nodeagent.config import AgentConfig
 from nodeagent.control.admin import AdminPorts
 from nodeagent.control.certificates import NodeCertificates
 from nodeagent.control.concern import Concern, Resigning, merged
+from nodeagent.control.draining import tell_what_is_open
 from nodeagent.control.enrolment import Enrolment
 from nodeagent.control.enrolment_neighbours import Effects
 from nodeagent.control.flows import Flows
@@ -354,7 +355,10 @@ async def step_down(beginning: Beginning, made: Concerns) -> None:
     """
     await beginning.ports.close()
     made.pod_sockets.close()
-    await beginning.workers.step_down(beginning.config.proxy.timeouts.hand_over, beginning.link.hastened)
+    seconds = beginning.config.proxy.timeouts.hand_over
+    telling = functools.partial(tell_what_is_open, beginning.workers, beginning.workers.snapshot, seconds)
+    beginning.parts.start("what tells of the drain", telling)
+    await beginning.workers.step_down(seconds, beginning.link.hastened)
     beginning.parts.stop()
 
 

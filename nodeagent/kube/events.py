@@ -5,15 +5,18 @@ has no effect, a policy that is refused. They are seen where people look: ``kube
 What is wrong is looked at every few seconds, and told when it is still wrong at the second look. The
 same is not told again while it lasts, but once an hour, since the API server keeps an Event for no
 longer; other words about it wait for a minute. How many are told is bounded; what cannot be told now
-is told later, if it is still wrong.
+is told later, if it is still wrong: namespaces take turns, and of one what has waited longest is
+told first, so that nobody's many faults keep another's from being told.
 """
 
 from __future__ import annotations
 
 import asyncio
+import itertools
 import logging
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Final, Literal
@@ -31,7 +34,8 @@ A_SECOND: Final = 0.5
 """How many are told, after a burst."""
 TERMINATING: Final = "being terminated"
 """What the API server says of a namespace that takes nothing new (plugin NamespaceLifecycle)."""
-RULE: Final = '{apiGroups: ["events.k8s.io"], resources: [events], verbs: [create]}'
+GROUP: Final = "events.k8s.io"
+RULE: Final = f'{{apiGroups: ["{GROUP}"], resources: [events], verbs: [create]}}'
 NOTE_MAX: Final = 1024
 """Characters (events.k8s.io/v1)."""
 Reason = Literal["NotCaptured", "NoCertificate", "AnnotationRefused", "PolicyRefused"]
@@ -87,7 +91,11 @@ class EventTeller:
         self._sleep = sleep
         self._now = now
         self._today = today
-        self._seen: frozenset[Subject] = frozenset()
+        self._seen: dict[Subject, float] = {}
+        """What was wrong at the last look, and since when."""
+        self._turns: dict[str, int] = {}
+        """By namespace, when it was told of last: a count."""
+        self._count = itertools.count(1)
         self._told: dict[Subject, _Told] = {}
         self._tokens = float(BURST)
         self._filled = now()
@@ -106,15 +114,31 @@ class EventTeller:
         self._filled = now
         wrong = {each.subject: each for each in self._troubles()}
         self._told = {subject: told for subject, told in self._told.items() if subject in wrong}
-        for subject in sorted(wrong.keys() & self._seen):
-            trouble = wrong[subject]
-            if not self._is_news(trouble, now):
-                continue
-            if self._tokens < 1 or not await self._tell(trouble):
+        self._turns = {where: self._turns[where] for where, *_ in wrong if where in self._turns}
+        news = [each for each in wrong.keys() & self._seen.keys() if self._is_news(wrong[each], now)]
+        for subject in self._in_turn(news):
+            if self._tokens < 1 or not await self._tell(wrong[subject]):
                 break
             self._tokens -= 1
-            self._told[subject] = _Told(trouble.note, now)
-        self._seen = frozenset(wrong)
+            self._told[subject] = _Told(wrong[subject].note, now)
+            self._turns[subject[0]] = next(self._count)
+        self._seen = {subject: self._seen.get(subject, now) for subject in wrong}
+
+    def _in_turn(self, news: Iterable[Subject]) -> Iterator[Subject]:
+        """Yield *news*: one of each namespace in turn, the one that was told of longest ago first."""
+        waiting: dict[str, deque[Subject]] = {}
+        for subject in sorted(news, key=lambda each: (self._since(each), each)):
+            waiting.setdefault(subject[0], deque()).append(subject)
+        order = deque(sorted(waiting, key=lambda where: (self._turns.get(where, 0), where)))
+        while order:
+            where = order.popleft()
+            yield waiting[where].popleft()
+            if waiting[where]:
+                order.append(where)
+
+    def _since(self, subject: Subject) -> float:
+        told = self._told.get(subject)
+        return told.when if told is not None else self._seen[subject]
 
     def _is_news(self, trouble: Trouble, now: float) -> bool:
         told = self._told.get(trouble.subject)
@@ -131,7 +155,7 @@ class EventTeller:
         if trouble.uid:
             regarding["uid"] = trouble.uid
         document = {
-            "apiVersion": "events.k8s.io/v1",
+            "apiVersion": f"{GROUP}/v1",
             "kind": "Event",
             "metadata": {"generateName": f"{trouble.name[:200].rstrip('-.')}-", "namespace": namespace},
             "regarding": regarding,
@@ -144,7 +168,7 @@ class EventTeller:
             "reportingInstance": self._node[:128],
         }
         try:
-            await self._client.post(f"/apis/events.k8s.io/v1/namespaces/{namespace}/events", document)
+            await self._client.post(f"/apis/{GROUP}/v1/namespaces/{namespace}/events", document)
         except ApiError as error:
             return self._failed(error)
         self._wrong = ""
@@ -153,11 +177,7 @@ class EventTeller:
     def _failed(self, error: ApiError) -> bool:
         if error.status == 403 and TERMINATING in str(error):
             return True
-        hint = ""
-        if error.status == 403:
-            hint = (
-                '; the agent\'s ClusterRole wants {apiGroups: ["events.k8s.io"], resources: [events], verbs: [create]}'
-            )
+        hint = f"; the agent's ClusterRole wants {RULE}" if error.status == 403 else ""
         words = f"Events cannot be told: {error}{hint}"
         if self._wrong != words:
             log.warning("%s", words)

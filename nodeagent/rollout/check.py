@@ -20,7 +20,8 @@ from nodeagent.errors import NodeagentError, translated
 from nodeagent.identity import authority_directory
 from nodeagent.identity.profiles import ends
 from nodeagent.kube.access import KubeObject
-from nodeagent.kube.kinds import FOLLOWED, GROUP, NODE_STATUSES, WatchedKind
+from nodeagent.kube.events import GROUP as EVENTS
+from nodeagent.kube.kinds import FOLLOWED, GROUP, NODE_STATUSES, NODES, WatchedKind
 from nodeagent.redirect.preflight import FOR_THE_LAB
 from nodeagent.rollout.manifests import ObjectName, name_of
 from nodeagent.rollout.on_nodes import NodeRuns, Told
@@ -34,8 +35,13 @@ ACCOUNT: Final = f"system:serviceaccount:{NAMESPACE}:nodeagent"
 REVIEWS: Final = "/apis/authorization.k8s.io/v1/subjectaccessreviews"
 ROOTS: Final = ObjectName("v1", "ConfigMap", NAMESPACE, "nodeagent-ca-root-cert")
 CHECK: Final = ("nodeagent", "check", "-o", "json", "-c", "/etc/nodeagent/agent.yaml")
-TOLD: Final = ("create", "patch", "delete")
-"""What an agent does with the object of its own node."""
+CALLS: Final = (
+    *((kind.group, kind.plural, ("list", "watch")) for kind in FOLLOWED),
+    (GROUP, NODE_STATUSES.plural, ("create", "patch", "delete")),
+    (NODES.group, NODES.plural, ("patch",)),
+    (EVENTS, "events", ("create",)),
+)
+"""What an agent calls: group, resource and verbs, a rule each; of daemonset/base/rbac.yaml."""
 State = Literal["ok", "absent", "missing"]
 
 
@@ -112,20 +118,20 @@ class ClusterCheck:
 
     async def _rights(self) -> list[ClusterFinding]:
         """Return what the agents' account may not do that they do."""
-        missing = [kind.rule for kind in FOLLOWED if not await self._may(kind, ("list", "watch"))]
-        if not await self._may(NODE_STATUSES, TOLD):
-            missing.append(
-                f'{{apiGroups: ["{GROUP}"], resources: [{NODE_STATUSES.plural}], verbs: [{", ".join(TOLD)}]}}'
-            )
+        missing = [
+            f'{{apiGroups: ["{group}"], resources: [{plural}], verbs: [{", ".join(verbs)}]}}'
+            for group, plural, verbs in CALLS
+            if not await self._may(group, plural, verbs)
+        ]
         if not missing:
             return [ClusterFinding("cluster", "agents' rights", "ok", f"{ACCOUNT} may do what it has to")]
         add = "add it to the ClusterRole nodeagent"
         return [ClusterFinding("cluster", "agents' rights", "missing", f"{rule}: {add}") for rule in missing]
 
-    async def _may(self, kind: WatchedKind, verbs: Iterable[str]) -> bool:
-        """Say whether the agents' account may do all *verbs* with *kind*. Raises ApiError."""
+    async def _may(self, group: str, plural: str, verbs: Iterable[str]) -> bool:
+        """Say whether the agents' account may do all *verbs* with *plural* of *group*. Raises ApiError."""
         for verb in verbs:
-            attributes = {"group": kind.group, "resource": kind.plural, "verb": verb}
+            attributes = {"group": group, "resource": plural, "verb": verb}
             spec = {"user": ACCOUNT, "resourceAttributes": attributes}
             body = {"apiVersion": "authorization.k8s.io/v1", "kind": "SubjectAccessReview", "spec": spec}
             answer = await self._objects.client.post(REVIEWS, body)

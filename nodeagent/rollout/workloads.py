@@ -1,4 +1,10 @@
-"""How far a rollout is, and what keeps a pod from being ready, in words."""
+"""How far a rollout is, and what keeps a pod from being ready, in words.
+
+A DaemonSet whose agents take over from one another is rolled out when every node has a ready pod of
+the newest revision. Its status says so only when the last pod before has ended, for its controller
+counts the oldest pod of a node (pkg/controller/daemon/util: GetPodRevision, of ``maxSurge``): the one
+that drains, for as long as its connections want.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +17,8 @@ from nodeagent.rollout.resources import ClusterObjects
 
 SHOWN: Final = 3
 """Pods that are named."""
+REVISION: Final = "controller-revision-hash"
+"""Label of a DaemonSet's pods and of its revisions."""
 
 
 async def behind(objects: ClusterObjects, name: ObjectName) -> str:
@@ -20,16 +28,17 @@ async def behind(objects: ClusterObjects, name: ObjectName) -> str:
     found = await objects.get(name)
     if found is None:
         return "it is not there"
+    selector = found["spec"]["selector"].get("matchLabels") or {}
+    labels = ",".join(f"{key}={value}" for key, value in selector.items())
+    pods = await objects.list("v1", "Pod", namespace=name.namespace, labels=labels)
     if name.kind == "DaemonSet":
-        wanted, updated, ready = _daemon_set(found)
+        revisions = await objects.list("apps/v1", "ControllerRevision", namespace=name.namespace, labels=labels)
+        wanted, updated, ready = _daemon_set(found, _newest(found, revisions), pods)
     else:
         wanted, updated, ready = _deployment(found)
     observed = found.get("status", {}).get("observedGeneration") == found["metadata"].get("generation")
     if observed and updated >= wanted and ready >= wanted:
         return ""
-    selector = found["spec"]["selector"].get("matchLabels") or {}
-    labels = ",".join(f"{key}={value}" for key, value in selector.items())
-    pods = await objects.list("v1", "Pod", namespace=name.namespace, labels=labels)
     reasons = [f"{pod['metadata']['name']}: {why}" for pod in pods if (why := unready(pod))]
     words = f"{ready} of {wanted} ready, {updated} of this version"
     return "; ".join([words, *reasons[:SHOWN], *(["…"] if len(reasons) > SHOWN else [])])
@@ -67,10 +76,29 @@ def workloads(names: Iterable[ObjectName]) -> list[ObjectName]:
     return [name for name in names if name.kind in ("Deployment", "DaemonSet")]
 
 
-def _daemon_set(found: KubeObject) -> tuple[int, int, int]:
-    status = found.get("status") or {}
-    wanted = status.get("desiredNumberScheduled", 0)
-    return wanted, status.get("updatedNumberScheduled", 0), status.get("numberReady", 0)
+def _daemon_set(found: KubeObject, revision: str, pods: Iterable[KubeObject]) -> tuple[int, int, int]:
+    """Return on how many nodes the DaemonSet *found* shall be, is in *revision*, and is ready in it."""
+    wanted = (found.get("status") or {}).get("desiredNumberScheduled", 0)
+    fresh = [
+        pod
+        for pod in pods
+        if revision
+        and (pod["metadata"].get("labels") or {}).get(REVISION) == revision
+        and not pod["metadata"].get("deletionTimestamp")
+    ]
+    updated = {pod["spec"].get("nodeName") for pod in fresh}
+    return wanted, len(updated), len({pod["spec"].get("nodeName") for pod in fresh if not unready(pod)})
+
+
+def _newest(found: KubeObject, revisions: Iterable[KubeObject]) -> str:
+    """Return the hash of the DaemonSet *found*'s newest revision, a rollback's too; empty: it has none yet."""
+    own = [
+        each
+        for each in revisions
+        if any(owner.get("uid") == found["metadata"]["uid"] for owner in each["metadata"].get("ownerReferences") or ())
+    ]
+    newest = max(own, key=lambda each: int(each["revision"]), default=None)
+    return str((newest["metadata"].get("labels") or {}).get(REVISION, "")) if newest is not None else ""
 
 
 def _deployment(found: KubeObject) -> tuple[int, int, int]:

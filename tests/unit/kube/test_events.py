@@ -87,6 +87,26 @@ def test_how_many_are_told_is_bounded_and_none_is_lost(tmp_path: Path) -> None:
     play(tmp_path, scene)
 
 
+def test_nobodys_many_faults_keep_anothers_from_being_told(tmp_path: Path) -> None:
+    """Input: a namespace, first by its name, in which other pods fail all the time, more than can be told; a pod of
+    another one, and a pod of the same that failed before most. Verdict: both are told, in turn.
+    """
+
+    async def scene(api: FakeKubeApi, client: KubeClient) -> None:
+        flood = [replace(WEB, namespace="a", name=f"job-{number}") for number in range(2 * BURST)]
+        people = People(client, *flood)
+        await people.look(2)
+        people.troubles += [replace(WEB, namespace="z", note="z's"), replace(WEB, namespace="a", note="a's own")]
+        for turn in range(40):
+            people.troubles += [replace(WEB, namespace="a", name=f"another-{turn}-{at}") for at in range(10)]
+            await people.look()
+            if turn == 2:
+                assert "z's" in notes(api)
+        assert "a's own" in notes(api)
+
+    play(tmp_path, scene)
+
+
 @pytest.mark.parametrize("state", ["forbidden", "away"])
 def test_what_cannot_be_told_is_told_later(tmp_path: Path, caplog: pytest.LogCaptureFixture, state: str) -> None:
     async def scene(api: FakeKubeApi, client: KubeClient) -> None:

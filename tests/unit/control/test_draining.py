@@ -1,0 +1,49 @@
+"""What a daemon that was succeeded says of what is still open."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+
+import pytest
+
+from nodeagent.control.draining import NAMED, still_open, tell_what_is_open
+from nodeagent.control.flows import FlowRow
+from nodeagent.mesh.entries import Entry
+from nodeagent.messages import AskFlows, AskMetrics
+from tests.unit.mesh.test_compile import mesh, pod
+from tests.waiting import until
+
+KNOWN: dict[str, Entry] = {entry.key: entry for entry in mesh(pod("web-1")).entries().upserts}
+
+
+def row(uid: str, opened: float, closed: float | None = None) -> FlowRow:
+    return {"pod": uid, "opened": opened, "closed": closed}
+
+
+def test_it_names_the_pods_with_the_most_and_since_when() -> None:
+    rows = [row("uid-gone", 940.0), row("uid-web-1", 400.0), row("uid-web-1", 990.0), row("uid-web-1", 1.0, 2.0)]
+    assert still_open(rows, KNOWN, 1000.0) == "default/web-1 2 (for 600 s), pod uid-gone 1 (for 60 s)"
+    assert still_open([row("uid-web-1", 1.0, 2.0)], KNOWN, 1000.0) == ""
+
+
+def test_a_line_is_bounded_and_counts_all() -> None:
+    words = still_open([row(f"uid-{at:02d}", 0.0) for at in range(NAMED + 5)], {}, 1.0)
+    assert words.count("pod uid-") == NAMED
+    assert words.endswith(", 5 more pods 5")
+
+
+def test_it_is_said_at_once_with_the_time_that_it_may_take(caplog: pytest.LogCaptureFixture) -> None:
+    class Workers:
+        async def ask(self, question: type[AskFlows] | type[AskMetrics]) -> list[FlowRow]:
+            assert question is AskFlows
+            return [row("uid-web-1", 0.0)]
+
+    async def main() -> None:
+        telling = asyncio.ensure_future(tell_what_is_open(Workers(), lambda: KNOWN, 3600.0))
+        await until(lambda: "default/web-1 1 (for " in caplog.text)
+        telling.cancel()
+
+    caplog.set_level(logging.INFO)
+    asyncio.run(main())
+    assert "UTC: default/web-1" in caplog.text
