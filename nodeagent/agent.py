@@ -6,6 +6,7 @@ Everything that more than one process needs is imported here, once, before the f
 from __future__ import annotations
 
 import resource
+import socket
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -20,8 +21,9 @@ from nodeagent.errors import ControlError
 from nodeagent.folder_lock import InUseError, held, shared
 from nodeagent.forking import CONTROL, Role
 from nodeagent.hand_over import EndingError, HandOver, Predecessor
-from nodeagent.messages import WORKER
+from nodeagent.messages import COLLECTOR, WORKER
 from nodeagent.proxy import worker
+from nodeagent.pulse import Pulse
 from nodeagent.redirect import pins
 
 LOOK_SECONDS: Final = 0.05
@@ -42,7 +44,18 @@ def main(config: AgentConfig) -> int:
         pins.mount_bpffs()
     with owned({"runtimeDirectory": config.runtime_directory, "redirect.pinDirectory": pinned}) as estate:
         roles = {CONTROL: Role(partial(control.main, config)), WORKER: Role(worker.main, beats=True)}
-        return supervisor.main(roles, estate, config.proxy.timeouts.stop, lasts=config.kubernetes is not None)
+        stop_seconds = config.proxy.timeouts.stop
+        if config.logs is not None:
+            roles[COLLECTOR] = Role(_collector)
+            stop_seconds += config.logs.stop_seconds
+        return supervisor.main(roles, estate, stop_seconds, lasts=config.kubernetes is not None)
+
+
+def _collector(end: socket.socket, pulse: Pulse) -> None:
+    """Run the logs' collector; imported where there is one, for it brings what no other process needs."""
+    from nodeagent.logs import collector
+
+    collector.main(end, pulse)
 
 
 @contextmanager

@@ -3,29 +3,23 @@
 from __future__ import annotations
 
 import os
-import re
 import socket
 from pathlib import Path
 from typing import Annotated, Final, Literal, Self, TypeVar
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
-from pydantic.alias_generators import to_camel
+from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
 
 from nodeagent import istio, processors
 from nodeagent.errors import ConfigError, ResourceError
+from nodeagent.logs.settings import LogSettings
 from nodeagent.places import cgroups
 from nodeagent.resources import yaml_text
+from nodeagent.sections import ConfigSection, Duration
 from nodeagent.vocabulary import WhenDead
 
 DeliverySetting = Literal["auto", "network", "inside"]
 MAX_WORKERS: Final = 256
 Model = TypeVar("Model", bound=BaseModel)
-
-
-class ConfigSection(BaseModel):
-    """A mapping of which every key is known."""
-
-    model_config = ConfigDict(alias_generator=to_camel, extra="forbid", frozen=True)
 
 
 def _found_cgroup() -> Path:
@@ -218,14 +212,6 @@ class Telemetry(ConfigSection):
     """
 
 
-def _seconds(value: object) -> object:
-    """Return the seconds of a duration as Istio writes it (``250ms``, ``5s``); anything else as it is."""
-    match = re.fullmatch(r"(\d{1,9}(?:\.\d{1,9})?)(ms|s|m|h)", value) if isinstance(value, str) else None
-    return float(match[1]) * {"ms": 0.001, "s": 1, "m": 60, "h": 3600}[match[2]] if match else value
-
-
-Duration = Annotated[float, BeforeValidator(_seconds), Field(gt=0, le=3600)]
-"""Seconds, or a text such as ``250ms``."""
 MeshHost = Annotated[
     str, Field(pattern=r"^([a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?/)?[A-Za-z0-9]([-A-Za-z0-9.]{0,251}[A-Za-z0-9])?$")
 ]
@@ -327,6 +313,8 @@ class AgentConfig(ConfigSection):
     mtls: Mtls = Mtls()  # type: ignore[call-arg]
     telemetry: Telemetry = Telemetry()  # type: ignore[call-arg]
     extension_providers: tuple[ExtensionProvider, ...] = Field((), max_length=64)
+    logs: LogSettings | None = None
+    """Which logs of the node's pods are read, and where they are delivered; absent: none are."""
 
     def enroll(self) -> Literal["all", "labelled", "none"]:
         """Return which pods are captured, with what ``auto`` stands for."""

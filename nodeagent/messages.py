@@ -7,8 +7,8 @@ message that holds a descriptor is the owner of it once it was received.
 ::
 
     supervisor ──FromSupervisor──▶ control ──ToWorker──▶ worker
-       ▲   │   ◀──ToSupervisor────         ◀─FromWorker─
-       │   │ FromPredecessor
+       ▲   │   ◀──ToSupervisor────    ▲    ◀─FromWorker─
+       │   │ FromPredecessor          └─ToCollector, FromCollector─▶ collector
        │   ▼
     another daemon's supervisor, which takes the node over (FromSuccessor)
 """
@@ -168,6 +168,8 @@ class Resigned:
 
 WORKER: Final = "worker"
 """The role of a proxy worker, in Fork."""
+COLLECTOR: Final = "collector"
+"""The role of the process that reads and delivers logs, in Fork."""
 ToSupervisor: TypeAlias = Fork | Keep | Drop | BeginHeartbeat | Still | Signal | Prepared | Resigned
 
 # -- a daemon tells the one whose node it takes over (hand_over.py) --
@@ -444,6 +446,120 @@ LARGEST_FROM_WORKER: Final = 1 << 20
 was taken over shall not fill control's memory.
 """
 
+# -- control tells the collector of logs --
+
+
+@dataclass(frozen=True, slots=True)
+class StartCollector:
+    """The first message. *settings*: section ``logs`` of agent.yaml as JSON; *node*: its name;
+    *supervisor*: the pid whose death is the collector's.
+    """
+
+    settings: Unchecked
+    node: str
+    supervisor: int
+
+
+@dataclass(frozen=True, slots=True)
+class LogSourceTold:
+    """Where records come from, by *key*, as it is from now on (``SourceFacts.to_json``)."""
+
+    key: str
+    source: Unchecked
+
+
+@dataclass(frozen=True, slots=True)
+class LogFileOpened:
+    """A file of the source *key*: *name* is what it is called now. Its descriptor is for reading."""
+
+    key: str
+    name: str
+    device: int
+    inode: int
+    file: FileDescriptor
+
+
+@dataclass(frozen=True, slots=True)
+class LogFileRenamed:
+    """A file that was told is called *name* now; empty: it has no name any more that is seen."""
+
+    device: int
+    inode: int
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
+class LogSourceGone:
+    """The pod of the source *key* is gone, and no more files of it will come."""
+
+    key: str
+
+
+@dataclass(frozen=True, slots=True)
+class AllLogsTold:
+    """Another control is at the other end, and has told all that it knows: what it did not tell is gone."""
+
+
+@dataclass(frozen=True, slots=True)
+class AskCollector:
+    """Tell counts, then the files and what is wrong with them by :class:`CollectorRows`."""
+
+    number: int
+
+
+@dataclass(frozen=True, slots=True)
+class FinishLogs:
+    """Read no more, deliver what was read within *seconds*, save the positions, and end."""
+
+    seconds: float
+
+
+ToCollector: TypeAlias = (
+    StartCollector
+    | LogSourceTold
+    | LogFileOpened
+    | LogFileRenamed
+    | LogSourceGone
+    | AllLogsTold
+    | AskCollector
+    | FinishLogs
+)
+
+# -- the collector tells control --
+
+
+@dataclass(frozen=True, slots=True)
+class Collecting:
+    """It has the folder of positions for itself, and reads from now on."""
+
+
+@dataclass(frozen=True, slots=True)
+class LogFileClosed:
+    """A file has been read to its end and has no name any more, or cannot be read: it may be told anew."""
+
+    device: int
+    inode: int
+
+
+@dataclass(frozen=True, slots=True)
+class CollectorCounted:
+    """What was counted since the last one: rows of a metric's name, its labels and an amount."""
+
+    counts: list[Unchecked]
+
+
+@dataclass(frozen=True, slots=True)
+class CollectorRows:
+    """The answer to :class:`AskCollector` of the same *number*, in parts; the last says that there is no *more*."""
+
+    number: int
+    files: list[Unchecked]
+    warnings: tuple[str, ...]
+    more: bool
+
+
+FromCollector: TypeAlias = Collecting | LogFileClosed | CollectorCounted | CollectorRows
+
 LARGEST_OF_DAEMONS: Final = 1 << 16
 """Bytes of a message between two daemons: DESCRIPTORS keys, each below 300 bytes."""
 
@@ -451,5 +567,7 @@ FROM_SUPERVISOR: Final[Decoder[FromSupervisor]] = Decoder(get_args(FromSuperviso
 TO_SUPERVISOR: Final[Decoder[ToSupervisor]] = Decoder(get_args(ToSupervisor))
 TO_WORKER: Final[Decoder[ToWorker]] = Decoder(get_args(ToWorker))
 FROM_WORKER: Final[Decoder[FromWorker]] = Decoder(get_args(FromWorker), LARGEST_FROM_WORKER)
+TO_COLLECTOR: Final[Decoder[ToCollector]] = Decoder(get_args(ToCollector))
+FROM_COLLECTOR: Final[Decoder[FromCollector]] = Decoder(get_args(FromCollector), LARGEST_FROM_WORKER)
 FROM_SUCCESSOR: Final[Decoder[FromSuccessor]] = Decoder(get_args(FromSuccessor), LARGEST_OF_DAEMONS)
 FROM_PREDECESSOR: Final[Decoder[FromPredecessor]] = Decoder(get_args(FromPredecessor), LARGEST_OF_DAEMONS)

@@ -15,10 +15,10 @@ from pydantic import TypeAdapter, ValidationError
 from nodeagent.ca.grants import Caller
 from nodeagent.ca.refusal import Refusal
 from nodeagent.ca.settings import Account
-from nodeagent.config import ConfigSection
 from nodeagent.errors import IdentityError, ResourceError
 from nodeagent.identity.spiffe import spiffe_id
 from nodeagent.resources import yaml_text
+from nodeagent.sections import ConfigSection
 
 MAX_TOKEN: Final = 16 << 10
 MAX_FILE_BYTES: Final = 1 << 20

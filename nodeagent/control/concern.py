@@ -17,6 +17,7 @@ from nodeagent.mesh.entries import Entry
 from nodeagent.mesh.local import AskingPod, LocalPod
 from nodeagent.parts import Parts
 from nodeagent.places.place import Place
+from nodeagent.resources.objects import PodObject
 from nodeagent.telemetry.http_request import Handler, Routes
 from nodeagent.vocabulary import Address, PodUid, SpiffeId
 
@@ -35,6 +36,8 @@ class Snapshot:
     """Where this node's pods run that are not in the mesh and have a network of their own."""
     awaited: Mapping[PodUid, SpiffeId] = field(default_factory=dict)
     """The identities of pods that were scheduled here, do not run yet, and shall be captured."""
+    objects: Mapping[PodUid, PodObject] = field(default_factory=dict)
+    """This node's pods as the source has them, those too that have ended."""
     here: frozenset[PodUid] = frozenset()
     """This node's pods that have not ended, whether they run or not."""
     unplaced: tuple[Address, ...] = ()

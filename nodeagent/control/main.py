@@ -13,6 +13,7 @@ import os
 import platform
 import signal
 import socket
+from collections.abc import Iterable
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 
@@ -27,7 +28,7 @@ from nodeagent.control.draining import tell_what_is_open
 from nodeagent.control.enrolment import Enrolment
 from nodeagent.control.enrolment_neighbours import Effects
 from nodeagent.control.flows import Flows
-from nodeagent.control.footing import Footing, open_footing
+from nodeagent.control.footing import Beside, Footing, open_footing
 from nodeagent.control.heartbeat import Heartbeat
 from nodeagent.control.jwks import KeySets
 from nodeagent.control.kernel_path import KernelPaths
@@ -35,6 +36,7 @@ from nodeagent.control.kernel_upkeep import KernelSide, KernelUpkeep
 from nodeagent.control.key_sets import NodeKeySets
 from nodeagent.control.left_alone import KernelOutside, LeftAlonePods
 from nodeagent.control.leftovers import Leftovers, PodSocketMaker
+from nodeagent.control.logs import NodeLogs
 from nodeagent.control.mesh_pages import MeshPages
 from nodeagent.control.metrics_pages import MetricsPages
 from nodeagent.control.node_metrics import NodeMetrics
@@ -54,7 +56,7 @@ from nodeagent.mesh.compile import Mesh
 from nodeagent.mesh.entries import Delta
 from nodeagent.mesh.kernel_plan import KernelPlanSettings
 from nodeagent.mesh.membership import MembershipRules
-from nodeagent.messages import WORKER, AskMetrics, StartWorker
+from nodeagent.messages import COLLECTOR, WORKER, AskMetrics, StartWorker
 from nodeagent.parts import Parts
 from nodeagent.places.place import Places
 from nodeagent.pulse import Pulse
@@ -134,8 +136,16 @@ class Beginning:
             hand_over_seconds=config.proxy.timeouts.hand_over,
         )
         self.link.observe(WORKER, self.workers)
+        self.logs = NodeLogs(loop, self.link, config, config.logs) if config.logs is not None else None
+        if self.logs is not None:
+            self.link.observe(COLLECTOR, self.logs.collector)
         self.ports = AdminPorts(config.telemetry, config.runtime_directory, self.link.inherited.ports)
         loop.add_signal_handler(signal.SIGHUP, self._reload)
+
+    @property
+    def beside(self) -> tuple[Beside, ...]:
+        """What has nothing to do with traffic."""
+        return (self.logs,) if self.logs is not None else ()
 
     def _count_restart(self, slot: int) -> None:
         self.store.add(declared.WORKER_RESTARTS, (str(slot),))
@@ -318,6 +328,7 @@ async def start(beginning: Beginning, made: Concerns, pulse: Pulse, stops: Async
         *(made.network, made.key_sets, made.left_alone, made.enrolment, made.kernel),
         *(made.certificates, made.pod_sockets, made.leftovers),
         *made.footing.concerns,
+        *beginning.beside,
     )
     made.reader.begin(told, enforcing=(workers.behind, made.kernel.behind))
     await stops.enter_async_context(made.enrolment.run(parts))
@@ -326,16 +337,16 @@ async def start(beginning: Beginning, made: Concerns, pulse: Pulse, stops: Async
         *(made.leftovers, made.pod_sockets, made.key_sets, made.kernel),
         *(made.left_alone, made.network, made.reader),
     )
-    for concern in others:
+    for concern in (*others, *beginning.beside):
         await stops.enter_async_context(concern.run(parts))
     stops.callback(parts.stop)
     await open_ports(beginning, made, ports, heartbeat)
     link.inherited.close_ports()
-    link.resigns_by(functools.partial(resign, made, ports, workers))
+    link.resigns_by(functools.partial(resign, made, beginning.beside, ports, workers))
     heartbeat.begin(parts, config.redirect.heartbeat_timeout_seconds, made.plane.heartbeat_fd)
 
 
-def resign(made: Concerns, ports: AdminPorts, workers: Workers) -> dict[str, int]:
+def resign(made: Concerns, beside: Iterable[Beside], ports: AdminPorts, workers: Workers) -> dict[str, int]:
     """Write nothing of the node any more; return the listeners of the own ports, by key of a hand-over.
     Workers serve on, by the newcomer's maps where those are others.
     """
@@ -344,7 +355,7 @@ def resign(made: Concerns, ports: AdminPorts, workers: Workers) -> dict[str, int
         workers.next_originals(originals)
         os.close(originals)
     writing: tuple[Resigning, ...] = (made.enrolment, made.kernel, made.pod_sockets, made.leftovers)
-    for each in (*writing, *made.footing.concerns):
+    for each in (*writing, *made.footing.concerns, *beside):
         each.resign()
     return {f"{PORTS}{key}": listener for key, listener in ports.listeners().items()}
 
@@ -392,9 +403,13 @@ async def open_ports(beginning: Beginning, made: Concerns, ports: AdminPorts, he
         made.network,
         made.reader,
         *made.footing.concerns,
+        *beginning.beside,
     )
     missing = [*(concern.missing for concern in concerns), beginning.parts.failing]
-    readiness = Readiness(missing, [made.enrolment.warnings, made.footing.warnings])
+    warnings = [made.enrolment.warnings, made.footing.warnings]
+    if beginning.logs is not None:
+        warnings.append(beginning.logs.warnings)
+    readiness = Readiness(missing, warnings)
     for each in made.footing.cluster:
         each.told_by(readiness.missing, made.enrolment.rows)
     flows = Flows(workers, made.kernel_paths, store)

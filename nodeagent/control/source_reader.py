@@ -127,6 +127,7 @@ class SourceReader:
             entries=self._workers.snapshot(),
             left_alone=pods.left_alone(),
             awaited=pods.awaited(),
+            objects=pods.objects(),
             here=pods.here(),
             unplaced=pods.unplaced(),
             unread=tuple(self._source.unread_pods()),

@@ -86,6 +86,12 @@ class Agent:
             "identity": {"caDirectory": str(self.layout.state / "ca")},
             "telemetry": {"accessLog": {"path": str(self.access_log)}},
         }
+        if "logs" in self.overlay:
+            base["logs"] = {
+                "stateDirectory": str(self.directory / "logs"),
+                "podLogs": str(self.layout.pod_logs(self.node.name)),
+                "podVolumes": str(self.layout.node(self.node.name) / "volumes"),
+            }
         return merge(base, self.overlay)
 
     def start(self, *, python: str = sys.executable, wait_seconds: float = _READY_SECONDS) -> None:

@@ -76,6 +76,7 @@ class NodePods:
         self._rules = rules
         self._istio_namespaces = frozenset((root_namespace, *SYSTEM_NAMESPACES))
         self._pods: dict[NamespacedName, NodePod] = {}
+        self._objects: dict[NamespacedName, PodObject] = {}
         self._istio: dict[NamespacedName, str] = {}
         self._istio_here = ""
 
@@ -112,6 +113,10 @@ class NodePods:
         """Decide about the pod *key* anew."""
         known = self._pods.get(key)
         pod = self._state.pods.get(key)
+        if pod is not None and pod.node == self._node:
+            self._objects[key] = pod
+        else:
+            self._objects.pop(key, None)
         if pod is None or pod.node != self._node or finished(pod) or not self._state.is_current(key, pod):
             self._pods.pop(key, None)
             return
@@ -174,6 +179,10 @@ class NodePods:
             for each in self
             if each.membership.verdict == "left alone" and each.place is not None and each.place.netns
         }
+
+    def objects(self) -> dict[PodUid, PodObject]:
+        """Return all pods as the source has them, those too that have ended."""
+        return {pod.uid: pod for pod in self._objects.values()}
 
     def here(self) -> frozenset[PodUid]:
         """Return the pods that have not ended."""

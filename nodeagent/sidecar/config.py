@@ -7,7 +7,8 @@ from typing import Literal
 
 from pydantic import Field
 
-from nodeagent.config import ConfigSection, ExtensionProvider, Mtls, ProxySettings
+from nodeagent.config import ExtensionProvider, Mtls, ProxySettings
+from nodeagent.sections import ConfigSection
 
 
 class SidecarConfig(ConfigSection):

@@ -7,10 +7,10 @@ from pathlib import Path
 from pydantic import Field
 
 from nodeagent.ca.settings import Host, KubeName
-from nodeagent.config import ConfigSection
 from nodeagent.errors import ConfigError, InjectionError
 from nodeagent.inject import InjectionSettings, PodNamespace, inject
 from nodeagent.istio import REVISION_LABEL
+from nodeagent.sections import ConfigSection
 
 
 class Registration(ConfigSection):

@@ -1,0 +1,419 @@
+"""Finds the files of the node's logs, whatever is being read: pods that come, containers that start,
+files that are rotated.
+
+A pod is looked at anew (``log_scan.py``) whenever something happened in one of its folders (inotify:
+names that come, go or change; never contents), when it was told differently, and now and then in any
+case; while a folder that it should have is missing, often. What is told is always the whole look
+compared with the last one: an event that was lost, doubled or late changes nothing.
+
+A pod that makes and removes files as fast as it can is looked at no oftener for it: after a look that
+took long, the next one waits for a multiple of that.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import time
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final, Protocol
+
+from nodeagent.control.log_scan import FileId, FoundFile, LogLook, Looker
+from nodeagent.errors import KernelError
+from nodeagent.logs.pods import PodPlan, plan, routed
+from nodeagent.logs.settings import LogSettings, NodeFile
+from nodeagent.logs.sources import Reading, SourceFacts, SourceKind
+from nodeagent.parts import Parts
+from nodeagent.places.log_folders import LogFolders
+from nodeagent.resources import inotify
+from nodeagent.resources.objects import PodObject
+from nodeagent.vocabulary import PodUid
+
+SETTLE_SECONDS: Final = 0.01
+"""Between an event and the look for it: events come several at once."""
+MISSING_SECONDS: Final = 0.25
+"""Between two looks for a folder that is not there yet; longer the longer it is waited for."""
+PATIENCE: Final = 20.0
+SURE_SECONDS: Final = 10.0
+"""A pod is looked at so often without any event, too."""
+POLL_SECONDS: Final = 0.5
+"""Likewise, where folders cannot be watched."""
+SHARE: Final = 0.05
+"""Of the time that looks at one pod may take."""
+GONE_SECONDS: Final = 30.0
+"""For so long a pod's folders are looked for after it has left the API; the kubelet removes them later."""
+_MASK: Final = inotify.CREATE | inotify.MOVED_FROM | inotify.MOVED_TO | inotify.DELETE
+log = logging.getLogger("nodeagent.logs")
+
+
+class Tells(Protocol):
+    """Who hears what was found: the collector's process."""
+
+    def source(self, source: SourceFacts) -> None:
+        """This source is there, or is another than before."""
+
+    def file(self, source: str, found: FoundFile) -> None:
+        """A file of a source is there; its descriptor is closed by whom was told."""
+
+    def renamed(self, file: FileId, name: str) -> None:
+        """A file has another name; empty: none."""
+
+    def source_gone(self, key: str) -> None:
+        """No more files of this source will come."""
+
+
+@dataclass(slots=True)
+class FollowedPod:
+    """A pod, or the node, as it was found the last time."""
+
+    name: str
+    object: PodObject | None
+    plan: PodPlan | None
+    """None: the node's own files."""
+    sources: dict[str, SourceFacts] = field(default_factory=dict)
+    files: dict[FileId, tuple[str, str]] = field(default_factory=dict)
+    """The keys of their sources, and their names."""
+    refusals: tuple[str, ...] = ()
+    since: float = 0.0
+    """When a folder of it began to be missing; 0: none is."""
+    next_look: float = 0.0
+    not_before: float = 0.0
+    gone_at: float = 0.0
+    """When it left the API; 0: it has not."""
+
+
+NODE: Final = PodUid("")
+"""Stands for the node itself among the pods."""
+
+
+class LogFinder:
+    """Follows pods, and says what it finds to *tells*."""
+
+    def __init__(
+        self,
+        settings: LogSettings,
+        folders: LogFolders,
+        tells: Tells,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """*clock*, in seconds, is injected for tests."""
+        self._settings = settings
+        self._folders = folders
+        self._tells = tells
+        self._clock = clock
+        self._pods: dict[PodUid, FollowedPod] = {}
+        self._known: dict[FileId, PodUid] = {}
+        self._watches: dict[int, PodUid] = {}
+        self._watched: dict[PodUid, set[int]] = {}
+        self._inotify = -1
+        self._blind = ""
+        """Why folders cannot be watched; empty: they are."""
+        self._wake = asyncio.Event()
+        if settings.node.files:
+            self._pods[NODE] = FollowedPod("the node", None, None)
+
+    # -- what is to be followed --
+
+    def follow(self, pods: Mapping[PodUid, PodObject]) -> None:
+        """The node's pods are *pods* now."""
+        for uid, pod in pods.items():
+            before = self._pods.get(uid)
+            if before is None or before.object is not pod or before.gone_at:
+                self._describe(uid, pod, before)
+        for uid, followed in self._pods.items():
+            if uid != NODE and uid not in pods and not followed.gone_at:
+                followed.gone_at = self._clock()
+                followed.next_look = 0.0
+        self._wake.set()
+
+    def _describe(self, uid: PodUid, pod: PodObject, before: FollowedPod | None) -> None:
+        made = plan(pod, self._settings)
+        if before is None:
+            self._pods[uid] = FollowedPod(f"{pod.namespace}/{pod.name}", pod, made)
+            if made.refusals:
+                log.warning("Pod %s/%s: %s", pod.namespace, pod.name, "; ".join(made.refusals))
+            return
+        if made.refusals and (before.plan is None or made.refusals != before.plan.refusals):
+            log.warning("Pod %s/%s: %s", pod.namespace, pod.name, "; ".join(made.refusals))
+        before.object = pod
+        before.plan = made
+        before.gone_at = 0.0
+        before.next_look = 0.0
+        for key, source in list(before.sources.items()):
+            described = self._described(before, source.kind, source.container or source.path)
+            if described is None:
+                self._give_up(before, key)
+            elif described != source:
+                before.sources[key] = described
+                self._tells.source(described)
+
+    def forget(self) -> None:
+        """Somebody else hears from now on, who knows nothing: tell everything anew."""
+        self._known.clear()
+        for followed in self._pods.values():
+            followed.files.clear()
+            followed.sources.clear()
+            followed.next_look = 0.0
+            followed.not_before = 0.0
+        self._wake.set()
+
+    def closed(self, file: FileId) -> None:
+        """Who was told *file* has it no more: if it is still there, it is told anew."""
+        uid = self._known.pop(file, None)
+        followed = self._pods.get(uid) if uid is not None else None
+        if followed is not None:
+            followed.files.pop(file, None)
+            self._alarm(followed)
+
+    # -- what is told --
+
+    def rows(self) -> Iterator[tuple[FollowedPod, tuple[str, ...]]]:
+        """Return all that are followed, each with what is refused of it."""
+        for followed in self._pods.values():
+            told = followed.plan.refusals if followed.plan is not None else ()
+            yield followed, (*told, *followed.refusals)
+
+    def warnings(self) -> list[str]:
+        """Return, in words, what is not read, and why."""
+        blind = [f"logs: folders cannot be watched, and are looked at each {POLL_SECONDS:g} s: {self._blind}"]
+        found = blind if self._blind else []
+        for followed, refusals in self.rows():
+            if refusals and not followed.gone_at:
+                more = f" (and {len(refusals) - 1} more)" if len(refusals) > 1 else ""
+                found.append(f"logs of {followed.name}: {refusals[0]}{more}")
+        return found
+
+    @property
+    def settled(self) -> bool:
+        """Everything that is followed has been looked at since it was told."""
+        return all(followed.next_look for followed in self._pods.values())
+
+    # -- the loop --
+
+    @asynccontextmanager
+    async def run(self, parts: Parts) -> AsyncIterator[None]:
+        """LogLook, for as long as the block runs."""
+        self._open_inotify()
+        parts.start("the search for log files", self._keep_looking)
+        try:
+            yield
+        finally:
+            self._close_inotify()
+
+    async def _keep_looking(self) -> None:
+        while True:
+            self._wake.clear()
+            for uid in self._due():
+                self._look(uid)
+                await asyncio.sleep(0)  # nothing of control waits for more than one pod
+            try:
+                await asyncio.wait_for(self._wake.wait(), self._pause())
+            except TimeoutError:
+                continue
+            await asyncio.sleep(SETTLE_SECONDS)
+
+    def _due(self) -> list[PodUid]:
+        now = self._clock()
+        return [uid for uid, each in self._pods.items() if each.next_look <= now and each.not_before <= now]
+
+    def _pause(self) -> float:
+        now = self._clock()
+        nexts = [max(each.next_look, each.not_before) for each in self._pods.values()]
+        return min([SURE_SECONDS, *(max(0.0, at - now) for at in nexts)])
+
+    def _alarm(self, followed: FollowedPod) -> None:
+        followed.next_look = 0.0
+        self._wake.set()
+
+    def look_at_all(self) -> None:
+        """LogLook at everything that is due, at once; for tests, and for who cannot wait."""
+        for uid in self._due():
+            self._look(uid)
+
+    def _look(self, uid: PodUid) -> None:
+        followed = self._pods.get(uid)
+        if followed is None:
+            return
+        begun = self._clock()
+        look = LogLook()
+        looker = Looker(self._known.__contains__, lambda folder: self._watch(uid, folder), lambda: self._room(followed))
+        try:
+            if followed.plan is None:
+                self._look_at_node(looker, look)
+            else:
+                self._look_at_pod(looker, followed, followed.plan, look)
+            self._take(uid, followed, look)
+        finally:
+            look.close()
+        now = self._clock()
+        followed.not_before = now + (now - begun) * (1 / SHARE - 1)
+        followed.next_look = now + self._wait(followed, look, now)
+        if followed.gone_at and not look.names and (not look.there or now - followed.gone_at > GONE_SECONDS):
+            self._drop(uid, followed)
+
+    def _wait(self, followed: FollowedPod, look: LogLook, now: float) -> float:
+        """Return the seconds until the next look."""
+        lacks = look.missing or not (look.there or followed.gone_at)
+        followed.since = (followed.since or now) if lacks else 0.0
+        sure = POLL_SECONDS if self._blind else SURE_SECONDS
+        return min(sure, max(MISSING_SECONDS, (now - followed.since) / PATIENCE)) if lacks else sure
+
+    def _room(self, followed: FollowedPod) -> int:
+        limits = self._settings.limits
+        return max(0, min(limits.files_per_pod - len(followed.files), limits.files - len(self._known)))
+
+    def _look_at_pod(self, looker: Looker, followed: FollowedPod, wanted: PodPlan, look: LogLook) -> None:
+        assert followed.object is not None
+        if wanted.output:
+            folder = self._folders.output(followed.object)
+            docker = self._settings.docker_containers
+            looker.outputs(folder, lambda name: wanted.reading_of(name) is not None, docker, look)
+        for each in wanted.files:
+            looker.volume(self._folders.volume(followed.object, each.volume), each.volume, each.pattern, look)
+
+    def _look_at_node(self, looker: Looker, look: LogLook) -> None:
+        for each in self._settings.node.files:
+            looker.node_file(each.path, look)
+
+    def _take(self, uid: PodUid, followed: FollowedPod, look: LogLook) -> None:
+        """Tell what differs from the last look; the oldest file of a source first."""
+        followed.refusals = (*look.refusals, *look.missing)
+        for found in sorted(look.found, key=lambda each: each.modified):
+            source = self._found_source(followed, found)
+            if source is None:
+                continue
+            identity = (found.opened.device, found.opened.inode)
+            self._known[identity] = uid
+            followed.files[identity] = (source.key, found.name)
+            self._tells.file(source.key, found)
+        for identity, (key, name) in list(followed.files.items()):
+            now = look.names.get(identity, "")
+            if now != name:
+                followed.files[identity] = (key, now)
+                self._tells.renamed(identity, now)
+
+    def _give_up(self, followed: FollowedPod, key: str) -> None:
+        """A source is not to be read any more."""
+        del followed.sources[key]
+        for identity, (source, _) in list(followed.files.items()):
+            if source == key:
+                del followed.files[identity]
+                self._known.pop(identity, None)
+        self._tells.source_gone(key)
+
+    def _drop(self, uid: PodUid, followed: FollowedPod) -> None:
+        """A pod is gone, and so are its files; whoever has them open reads them to their ends."""
+        for key in list(followed.sources):
+            self._give_up(followed, key)
+        for watch in self._watched.pop(uid, ()):
+            self._watches.pop(watch, None)
+            inotify.unwatch(self._inotify, watch)
+        del self._pods[uid]
+
+    # -- sources --
+
+    def _found_source(self, followed: FollowedPod, found: FoundFile) -> SourceFacts | None:
+        """Return the source of a file, told; None: it is not to be read after all."""
+        key = _key(followed, found.kind, found.within)
+        source = followed.sources.get(key)
+        if source is None:
+            source = self._described(followed, found.kind, found.within)
+            if source is not None:
+                followed.sources[key] = source
+                self._tells.source(source)
+        return source
+
+    def _described(self, followed: FollowedPod, kind: SourceKind, within: str) -> SourceFacts | None:
+        """Return what is known of a source now; None: it is not to be read."""
+        reading = self._reading(followed, kind, within)
+        if reading is None:
+            return None
+        pod = followed.object
+        facts = SourceFacts(
+            key=_key(followed, kind, within),
+            kind=kind,
+            uid=pod.uid if pod is not None else NODE,
+            namespace=pod.namespace if pod is not None else "",
+            pod=pod.name if pod is not None else "",
+            container=within if kind == "output" else "",
+            path="" if kind == "output" else within,
+            labels=pod.labels if pod is not None else {},
+            annotations=self._annotations(pod) if pod is not None else {},
+            reading=reading,
+        )
+        return routed(facts, self._settings)
+
+    def _annotations(self, pod: PodObject) -> dict[str, str]:
+        wanted = self._settings.metadata.annotations
+        return {name: pod.annotations[name] for name in wanted if name in pod.annotations}
+
+    def _reading(self, followed: FollowedPod, kind: SourceKind, within: str) -> Reading | None:
+        if followed.plan is not None:
+            return followed.plan.reading_of(within) if kind == "output" else followed.plan.reading_of_file(within)
+        return next((_of_node(each) for each in self._settings.node.files if str(each.path) == within), None)
+
+    # -- inotify --
+
+    def _open_inotify(self) -> None:
+        try:
+            self._inotify = inotify.open_instance()
+        except KernelError as error:
+            self._be_blind(error)
+            return
+        asyncio.get_running_loop().add_reader(self._inotify, self._happened)
+
+    def _close_inotify(self) -> None:
+        if self._inotify >= 0:
+            asyncio.get_running_loop().remove_reader(self._inotify)
+            os.close(self._inotify)
+        self._inotify = -1
+
+    def _be_blind(self, error: KernelError) -> None:
+        if not self._blind:
+            log.warning("folders of logs cannot be watched, and are looked at each %g s: %s", POLL_SECONDS, error)
+        self._blind = str(error)
+
+    def _watch(self, uid: PodUid, folder: int) -> None:
+        """Have the open *folder* watched, whatever it is called."""
+        if self._inotify < 0:
+            return
+        try:
+            number = inotify.watch(self._inotify, Path(f"/proc/self/fd/{folder}"), _MASK)
+        except FileNotFoundError:
+            return
+        except KernelError as error:
+            self._be_blind(error)
+            return
+        if number not in self._watches:
+            self._watches[number] = uid
+            self._watched.setdefault(uid, set()).add(number)
+
+    def _happened(self) -> None:
+        """Take in what happened in the folders."""
+        for number, mask, _ in inotify.events(self._inotify):
+            if mask & inotify.OVERFLOW:
+                for followed in self._pods.values():
+                    followed.next_look = 0.0
+                self._wake.set()
+                continue
+            uid = self._watches.get(number)
+            if uid is None:
+                continue
+            if mask & inotify.IGNORED:
+                self._watches.pop(number, None)
+                self._watched.get(uid, set()).discard(number)
+            if uid in self._pods:
+                self._alarm(self._pods[uid])
+
+
+def _key(followed: FollowedPod, kind: SourceKind, within: str) -> str:
+    return f"{kind}/{followed.object.uid if followed.object is not None else ''}/{within}"
+
+
+def _of_node(file: NodeFile) -> Reading:
+    return Reading(parser=file.parser, multiline=file.multiline, sinks=file.sinks)

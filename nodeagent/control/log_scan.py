@@ -1,0 +1,266 @@
+"""What files a pod has that are to be read, as its folders hold them now: one look, which opens what is
+new.
+
+Folders are watched before they are listed: what comes in between is seen twice, and not never. All
+names are a pod's own to choose below its volumes, so a look is bounded: folders, entries and files.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final
+
+from nodeagent.control.log_opening import (
+    FOLDER,
+    Opened,
+    UnfitError,
+    open_file_beneath,
+    open_folder,
+    open_folder_beneath,
+)
+from nodeagent.errors import shown
+from nodeagent.logs.patterns import ANY_FOLDERS, PathPattern, fits
+from nodeagent.logs.sources import SourceKind
+
+FileId = tuple[int, int]
+"""Device and inode."""
+MAX_FOLDERS: Final = 256
+"""Of a pod that are looked into."""
+MAX_ENTRIES: Final = 20_000
+"""Of a pod's folders that are looked at."""
+MAX_DEPTH: Final = 16
+_OUTPUT: Final = re.compile(r"\d{1,9}\.log(\..{1,100})?")
+"""What the kubelet calls a container's file: as it is written, rotated, and compressed."""
+_BEING_MADE: Final = re.compile(r".*\.(tmp|swp)")
+_DOCKER: Final = re.compile(r"([0-9a-f]{12,64})/([0-9a-f]{12,64}-json\.log(?:\.\d+)?)")
+_ROTATED: Final = re.compile(r"[-._~]?([-._~\d]*\d[-._~\dT:]*|old|bak)?(\.(gz|zip|zst|bz2|xz))?")
+"""What rotation puts behind a file's name."""
+
+
+@dataclass(frozen=True, slots=True)
+class FoundFile:
+    """A file that was not known before; it is open."""
+
+    kind: SourceKind
+    within: str
+    """Of an output, the container's name; of a file, its path from the volume's name on, or on the node."""
+    name: str
+    opened: Opened
+    modified: int
+
+
+@dataclass(slots=True)
+class LogLook:
+    """The result of one look."""
+
+    found: list[FoundFile] = field(default_factory=list)
+    names: dict[FileId, str] = field(default_factory=dict)
+    """Of every file that is there, the known ones too, the name below its source's folder."""
+    refusals: list[str] = field(default_factory=list)
+    there: bool = False
+    """Some folder of the pod is there."""
+    missing: list[str] = field(default_factory=list)
+    """Volumes that are not there."""
+    kind: SourceKind = "output"
+    """Of what is looked for now."""
+    left: int = MAX_ENTRIES
+    folders: int = MAX_FOLDERS
+
+    def close(self) -> None:
+        """Close what was found and nobody has taken."""
+        for each in self.found:
+            os.close(each.opened.descriptor)
+        self.found.clear()
+
+
+@dataclass(frozen=True, slots=True)
+class Looker:
+    """What a look needs: *known* says whether a file has been told already, *watch* has a folder watched by its
+    descriptor, *room* says how many more files may be opened.
+    """
+
+    known: Callable[[FileId], bool]
+    watch: Callable[[int], None]
+    room: Callable[[], int]
+
+    def outputs(self, folder: Path, wanted: Callable[[str], bool], docker: Path, look: LogLook) -> None:
+        """Look for the output of those containers of a pod's *folder* that are *wanted*; links lead into *docker*."""
+        look.kind = "output"
+        with _opened(lambda: open_folder(folder)) as pod:
+            if pod is None:
+                return
+            look.there = True
+            self.watch(pod)
+            for container in self._entries(pod, look):
+                if not wanted(container.name):
+                    continue
+                with _opened(lambda name=container.name: open_folder_beneath(pod, name)) as inner:  # type: ignore[misc]
+                    if inner is not None and self._takes_folder(look):
+                        self.watch(inner)
+                        self._output(inner, container.name, docker, look)
+
+    def _output(self, folder: int, container: str, docker: Path, look: LogLook) -> None:
+        entries = [each for each in self._entries(folder, look) if _OUTPUT.fullmatch(each.name)]
+        for entry in entries:
+            if _BEING_MADE.fullmatch(entry.name):
+                continue
+            if entry.is_symlink():
+                self._linked(folder, entry.name, container, docker, look)
+            else:
+                self._file(folder, entry.name, entry.inode(), container, look)
+
+    def _linked(self, folder: int, name: str, container: str, docker: Path, look: LogLook) -> None:
+        """Docker's nodes have links to where it writes: nowhere else is followed to."""
+        try:
+            target = os.readlink(name, dir_fd=folder)
+        except OSError:
+            return
+        match = re.fullmatch(
+            rf"{re.escape(str(docker))}/([0-9a-f]{{12,64}})/([0-9a-f]{{12,64}}-json\.log(?:\.\d+)?)", target
+        )
+        if match is None:
+            look.refusals.append(f"{container}/{name}: a symbolic link, and only those to {docker} are followed")
+            return
+        with _opened(lambda: open_folder(docker / match[1])) as inner:
+            if inner is not None:
+                self._file(inner, match[2], 0, container, look, called=name)
+
+    def volume(self, root: Path, name: str, pattern: PathPattern, look: LogLook) -> None:
+        """Look for the files of *pattern* in the volume *name*, which is at *root*."""
+        look.kind = "file"
+        with _opened(lambda: open_folder(root)) as volume:
+            if volume is None:
+                look.missing.append(f"volume {name} is no emptyDir of this pod, or is not there yet")
+                return
+            look.there = True
+            self._walk(volume, name, pattern.parts, look, MAX_DEPTH)
+
+    def node_file(self, path: Path, look: LogLook) -> None:
+        """Look for the file *path* of the node, and what it was rotated to."""
+        look.kind = "node"
+        with _opened(lambda: os.open(path.parent, FOLDER)) as folder:
+            if folder is None:
+                look.missing.append(f"{path.parent} is not there")
+                return
+            look.there = True
+            self.watch(folder)
+            for entry in self._entries(folder, look):
+                if entry.name == path.name or _rotated_of(entry.name, path.name, {path.name}):
+                    self._file(folder, entry.name, entry.inode(), str(path), look)
+
+    def _walk(self, folder: int, path: str, parts: tuple[str, ...], look: LogLook, depth: int) -> None:
+        """Look for what fits *parts* below *folder*, which is called *path*."""
+        if not self._takes_folder(look):
+            return
+        self.watch(folder)
+        entries = list(self._entries(folder, look))
+        part = parts[0]
+        if len(parts) == 1:
+            self._files(folder, path, part, entries, look)
+            return
+        if part == ANY_FOLDERS and len(parts) == 2:
+            self._files(folder, path, parts[1], entries, look)
+        for entry in entries:
+            if not entry.is_dir(follow_symlinks=False) or depth <= 0:
+                continue
+            below = parts if part == ANY_FOLDERS else parts[1:]
+            if part != ANY_FOLDERS and not fits(part, entry.name):
+                continue
+            with _opened(lambda name=entry.name: open_folder_beneath(folder, name)) as inner:  # type: ignore[misc]
+                if inner is not None:
+                    self._walk(inner, f"{path}/{entry.name}", below, look, depth - 1)
+
+    def _files(self, folder: int, path: str, part: str, entries: list[os.DirEntry[str]], look: LogLook) -> None:
+        """Take those of *entries* that fit *part*, and what they are called once they are rotated; a file that is
+        known is the pod's whatever it is called.
+        """
+        names = {each.name for each in entries if fits(part, each.name)}
+        device = os.fstat(folder).st_dev
+        for entry in entries:
+            base = entry.name if entry.name in names else _rotated_of(entry.name, part, names)
+            if base:
+                self._file(folder, entry.name, entry.inode(), f"{path}/{base}", look)
+            elif self.known((device, entry.inode())) and entry.is_file(follow_symlinks=False):
+                look.names[(device, entry.inode())] = entry.name
+
+    def _file(self, folder: int, name: str, inode: int, source: str, look: LogLook, *, called: str = "") -> None:
+        device = os.fstat(folder).st_dev
+        if inode and self.known((device, inode)):
+            look.names[(device, inode)] = called or name
+            return
+        if len(look.found) >= self.room():
+            look.refusals.append(f"{source}: more files than logs.limits allow; it is read when others are gone")
+            return
+        try:
+            opened = open_file_beneath(folder, name)
+        except UnfitError as error:
+            look.refusals.append(f"{_shown(source, name)}: {error}")
+            return
+        except OSError as error:
+            if error.errno not in (errno.ENOENT, errno.ENOTDIR):
+                look.refusals.append(f"{_shown(source, name)}: cannot be opened: {error.strerror}{_hint(error)}")
+            return
+        identity = (opened.device, opened.inode)
+        if self.known(identity) or identity in look.names:
+            os.close(opened.descriptor)
+            look.names.setdefault(identity, called or name)
+            return
+        look.names[identity] = called or name
+        look.found.append(FoundFile(look.kind, source, called or name, opened, os.fstat(opened.descriptor).st_mtime_ns))
+
+    def _takes_folder(self, look: LogLook) -> bool:
+        look.folders -= 1
+        if look.folders == -1:
+            look.refusals.append(f"more than {MAX_FOLDERS} folders: the others are not looked into")
+        return look.folders >= 0
+
+    def _entries(self, folder: int, look: LogLook) -> Iterator[os.DirEntry[str]]:
+        try:
+            with os.scandir(folder) as entries:
+                for entry in entries:
+                    look.left -= 1
+                    if look.left < 0:
+                        if look.left == -1:
+                            look.refusals.append(f"more than {MAX_ENTRIES} entries: the others are not looked at")
+                        return
+                    yield entry
+        except OSError as error:
+            look.refusals.append(f"a folder cannot be listed: {error.strerror}{_hint(error)}")
+
+
+def _rotated_of(name: str, part: str, names: set[str]) -> str:
+    """Return what the file *name* was called before it was rotated, if that fits *part*; else nothing."""
+    for end in range(len(name) - 1, 0, -1):
+        if name[end] in "-._~" and _ROTATED.fullmatch(name[end:]):
+            base = name[:end]
+            if base in names or fits(part, base):
+                return base
+    return ""
+
+
+def _shown(source: str, name: str) -> str:
+    return f"{shown(source)}: {shown(name)}"
+
+
+def _hint(error: OSError) -> str:
+    return "; the agent needs CAP_DAC_READ_SEARCH" if error.errno in (errno.EACCES, errno.EPERM) else ""
+
+
+@contextmanager
+def _opened(folder: Callable[[], int]) -> Iterator[int | None]:
+    """Have a folder open; None where it is not there, or no folder."""
+    try:
+        descriptor = folder()
+    except OSError:
+        yield None
+        return
+    try:
+        yield descriptor
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,107 @@
+"""The logs of the node's pods, as a concern of control: who has the files found and handed to the
+collector, and tells how that fares.
+
+Without section ``logs:`` of agent.yaml there is none of it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import AsyncIterator, Iterator, Mapping
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+from nodeagent.config import AgentConfig
+from nodeagent.control.concern import Snapshot
+from nodeagent.control.log_collector import LogCollector
+from nodeagent.control.log_finder import LogFinder
+from nodeagent.control.worker_process import TellsSupervisor
+from nodeagent.errors import ConfigError
+from nodeagent.istio import USER
+from nodeagent.logs.settings import LogSettings
+from nodeagent.messages import StartCollector
+from nodeagent.parts import Parts
+from nodeagent.places.log_folders import LogFolders
+from nodeagent.telemetry.http_request import Response, Routes
+from nodeagent.wire import Unchecked
+
+
+class NodeLogs:
+    """A concern."""
+
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        supervisor: TellsSupervisor,
+        config: AgentConfig,
+        settings: LogSettings,
+    ) -> None:
+        """*settings*: section ``logs`` of *config*."""
+        self._settings = settings
+        start = StartCollector(settings.model_dump(mode="json", by_alias=True), config.node, os.getppid())
+        self.collector = LogCollector(loop, supervisor, start, self._counted, stop_seconds=settings.stop_seconds)
+        folders = LogFolders(settings.pod_logs, settings.pod_volumes, config.kubernetes is not None)
+        self._finder = LogFinder(settings, folders, self.collector)
+
+    @asynccontextmanager
+    async def run(self, parts: Parts) -> AsyncIterator[None]:
+        """Find and read; leaving lets what was read be delivered. Raises ConfigError where the folder of
+        positions cannot be had.
+        """
+        prepare(self._settings.state_directory)
+        for sink in self._settings.sinks:
+            if sink.file is not None and not sink.file.path.parent.exists():
+                prepare(sink.file.path.parent)
+        async with self._finder.run(parts), self.collector.run(parts, self._finder):
+            yield
+
+    def resign(self) -> None:
+        """Let the other daemon's collector have the folder of positions."""
+        self.collector.let_go()
+
+    def changed(self, snapshot: Snapshot) -> None:
+        """Follow this node's pods as they are now."""
+        self._finder.follow(snapshot.objects)
+
+    def grown(self, snapshot: Snapshot) -> None:
+        """Those that are new were told by :meth:`changed`: reading them forbids nothing."""
+
+    def missing(self) -> list[str]:
+        """Say nothing: logs keep no traffic back; :meth:`warnings` tells."""
+        return []
+
+    def warnings(self) -> list[str]:
+        """Return, in words, what is not read or delivered, and why."""
+        return [*self.collector.missing(), *self._finder.warnings()]
+
+    def routes(self) -> Routes:
+        """``nodeagent get logs``."""
+        return {("GET", "/logs"): self._page}
+
+    async def _page(self, query: Mapping[str, str]) -> Response:
+        rows, warnings = await self.collector.ask()
+        refused = list(self._refused())
+        return Response.json({"files": rows, "refused": refused, "warnings": [*warnings, *self.collector.missing()]})
+
+    def _refused(self) -> Iterator[dict[str, str]]:
+        for followed, refusals in self._finder.rows():
+            for words in refusals:
+                yield {"pod": followed.name, "refusal": words}
+
+    def _counted(self, counts: list[Unchecked]) -> None:
+        """Take what the collector counted."""
+
+
+def prepare(folder: Path) -> None:
+    """Make *folder* user 1337's, who keeps positions in it. Raises ConfigError."""
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        status = folder.stat()
+        if status.st_uid != USER and os.geteuid() == 0:
+            os.chown(folder, USER, USER)
+    except OSError as error:
+        raise ConfigError(
+            f"logs.stateDirectory {folder}: cannot be made user {USER}'s: {error.strerror}; give the agent CAP_CHOWN, "
+            f"or make the folder beforehand: install -d -m 0700 -o {USER} {folder}"
+        ) from None

@@ -1,0 +1,272 @@
+"""The collector's process: files that control hands over are read, made into records and delivered.
+
+It has no privilege (user 1337, no capability) and opens nothing but its own folder and what sinks are
+told to use. What is slow (disk, compression, sinks) is slow here, where no traffic waits for it.
+
+Composition::
+
+    control ─▶ Collector ─add─▶ Tail ─chunks─▶ FileStream (a file's Taker) ─records─▶ Lane ─▶ sink
+                                  ▲               Processor                         │
+                                  └──────────────── Receipt: settled ───────────────┘
+
+It begins when the folder of positions is its own: a predecessor may still deliver what it has read. When
+it is told to finish it reads no more, gives what is under way its time, saves how far everything is
+settled, and ends; the next one reads on from there.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import fcntl
+import logging
+import os
+import signal
+import socket
+import time
+from collections.abc import Callable, Coroutine
+from contextlib import suppress
+from pathlib import Path
+from typing import Final, assert_never
+
+import uvloop
+
+from nodeagent.channel import Channel
+from nodeagent.errors import NodeagentError, shown
+from nodeagent.logs.interim_tail import Tail
+from nodeagent.logs.settings import LogSettings
+from nodeagent.logs.sources import SourceFacts, from_json
+from nodeagent.logs.streams import FileStreams
+from nodeagent.logs.tail.interfaces import LogSource, SourceKey, TailSettings
+from nodeagent.memory import settle
+from nodeagent.messages import (
+    TO_COLLECTOR,
+    AllLogsTold,
+    AskCollector,
+    Collecting,
+    CollectorRows,
+    FinishLogs,
+    FromCollector,
+    LogFileOpened,
+    LogFileRenamed,
+    LogSourceGone,
+    LogSourceTold,
+    StartCollector,
+    ToCollector,
+)
+from nodeagent.proxy import privilege
+from nodeagent.pulse import Pulse
+from nodeagent.wire import MessageError, Unchecked
+
+LOCK_SECONDS: Final = 0.05
+"""Between two looks whether the folder of positions is free."""
+ROWS_AT_ONCE: Final = 500
+log = logging.getLogger("nodeagent.logs")
+
+
+def main(end: socket.socket, pulse: Pulse) -> None:
+    """Run the collector on its end of the channel until control has it finish. The process's last call."""
+    del pulse  # the data plane does not depend on it
+    settle()
+    uvloop.run(_collect(end))
+
+
+async def _collect(end: socket.socket) -> None:
+    collector = Collector(asyncio.get_running_loop(), end)
+    await collector.done
+
+
+class Collector:
+    """Carries out control's messages; see ``nodeagent.control.log_collector`` for the other side."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, end: socket.socket) -> None:
+        self._loop = loop
+        self.done: asyncio.Future[None] = loop.create_future()
+        self._waiting: list[ToCollector] = []
+        """What was told before it could begin."""
+        self._reading: Intake | None = None
+        self._finishing = False
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._channel: Channel[ToCollector, FromCollector] = Channel(
+            loop, end, TO_COLLECTOR, heard=self._hear, misunderstood=self._misunderstand, closed=self._orphaned
+        )
+        loop.add_signal_handler(signal.SIGUSR1, self._told_to_go)
+        # the supervisor's to handle, also where a whole group is sent them (Ctrl-C, systemd)
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, lambda: None)
+
+    def _hear(self, message: ToCollector) -> None:
+        match message:
+            case StartCollector():
+                self._start(self._begin(message))
+            case FinishLogs():
+                self._start(self._finish(message.seconds))
+            case _ if self._reading is None:
+                self._waiting.append(message)
+            case _:
+                self._obey(self._reading, message)
+
+    def _obey(
+        self,
+        reading: Intake,
+        message: LogSourceTold | LogFileOpened | LogFileRenamed | LogSourceGone | AllLogsTold | AskCollector,
+    ) -> None:
+        match message:
+            case LogSourceTold():
+                reading.source(from_json(message.source))
+            case LogFileOpened():
+                reading.add(message)
+            case LogFileRenamed():
+                reading.tail.named(message.device, message.inode, message.name)
+            case LogSourceGone():
+                reading.source_gone(message.key)
+            case AllLogsTold():
+                reading.all_told()
+            case AskCollector():
+                self._answer(reading, message.number)
+            case _:
+                assert_never(message)
+
+    async def _begin(self, start: StartCollector) -> None:
+        privilege.drop(start.supervisor)
+        settings = LogSettings.model_validate(start.settings)
+        await _locked(settings.state_directory)
+        if self._finishing:
+            return
+        self._reading = reading = Intake(settings, start.node)
+        reading.begin(self._start)
+        waiting, self._waiting = self._waiting, []
+        for message in waiting:
+            self._hear(message)
+        self._channel.send(Collecting())
+
+    async def _finish(self, seconds: float) -> None:
+        if self._finishing:
+            return
+        self._finishing = True
+        if self._reading is not None:
+            await self._reading.end(seconds)
+        self._end()
+
+    def _answer(self, reading: Intake, number: int) -> None:
+        """Tell how each file fares, in parts that fit a packet."""
+        rows = reading.rows()
+        warnings = tuple(reading.warnings())
+        parts = [rows[at : at + ROWS_AT_ONCE] for at in range(0, len(rows), ROWS_AT_ONCE)] or [[]]
+        for index, part in enumerate(parts):
+            last = index == len(parts) - 1
+            self._channel.send(CollectorRows(number, part, warnings if last else (), more=not last))
+
+    def _misunderstand(self, error: MessageError) -> None:
+        """It ends its channel, by which control, or its successor, kills and replaces it."""
+        log.error("control says what no control says (%s); the logs' collector is to be replaced", error)
+        self._channel.close()
+
+    def _orphaned(self) -> None:
+        """The supervisor is gone too: the kernel kills this process."""
+        log.warning("nobody tells the logs' collector anything any more")
+
+    def _told_to_go(self) -> None:
+        """The daemon ends, and control is not there to say so."""
+        self._start(self._finish(0.5))
+
+    def _start(self, coroutine: Coroutine[object, object, None]) -> None:
+        task = self._loop.create_task(coroutine)
+        self._tasks.add(task)
+        task.add_done_callback(self._finished)
+
+    def _finished(self, task: asyncio.Task[None]) -> None:
+        """What fails here fails for good: control starts another one."""
+        self._tasks.discard(task)
+        if task.cancelled() or self.done.done():
+            return
+        error = task.exception()
+        if isinstance(error, NodeagentError):
+            log.error("the logs' collector ends: %s", error)
+        elif error is not None:
+            log.error("the logs' collector ends: %s", shown(str(error)), exc_info=error)
+        if error is not None:
+            self.done.set_exception(SystemExit(1))
+
+    def _end(self) -> None:
+        if not self.done.done():
+            self.done.set_result(None)
+
+
+class Intake:
+    """What reads and delivers, once the folder of positions is there."""
+
+    def __init__(self, settings: LogSettings, node: str) -> None:
+        self._settings = settings
+        self.streams = FileStreams(settings, node)
+        self._sources: dict[str, SourceFacts] = {}
+        self._told: set[str] | None = set()
+        """Sources that were told since another control is there; None: nobody asks."""
+        bounds = TailSettings(line_bytes=settings.limits.line_bytes)
+        self.tail = Tail(node, settings.state_directory, self.streams.open, bounds)
+        self._run: asyncio.Task[None] | None = None
+
+    def begin(self, start: Callable[[Coroutine[object, object, None]], None]) -> None:
+        """Read and deliver from now on."""
+        self.streams.begin(start, self.tail.wake)
+        self._run = asyncio.create_task(self.tail.run())
+        self._run.add_done_callback(_failed)
+
+    async def end(self, seconds: float) -> None:
+        """Read no more, give what is under way so many *seconds*, and save how far all is settled."""
+        if self._run is not None:
+            self._run.cancel()
+            with suppress(asyncio.CancelledError):
+                await self._run
+        await self.streams.end(seconds)
+        await self.tail.stop()
+
+    def source(self, source: SourceFacts) -> None:
+        """*source* is as told from now on."""
+        self._sources[source.key] = source
+        self.streams.describe(source)
+
+    def add(self, message: LogFileOpened) -> None:
+        """A file of a source is there."""
+        source = self._sources.get(message.key)
+        if source is None:
+            os.close(message.file)
+            return
+        self.tail.add(message.file, LogSource(SourceKey(source.key), source.uid), message.name)
+
+    def source_gone(self, key: str) -> None:
+        """Nothing more comes of a source; what it has open is read to its end."""
+        self.streams.gone(key)
+
+    def all_told(self) -> None:
+        """What was not told by the control that is there now is gone."""
+
+    def rows(self) -> list[Unchecked]:
+        """Return a row for each file."""
+        return []
+
+    def warnings(self) -> list[str]:
+        """Return, in words, what is wrong."""
+        return self.streams.warnings()
+
+
+async def _locked(folder: Path) -> int:
+    """Wait until *folder* is this process's alone, and return the descriptor that keeps it. Raises OSError."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    said = 0.0
+    while True:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if not said:
+                said = time.monotonic()
+                log.info("logs.stateDirectory %s is in use; waiting for its collector to end", folder)
+            await asyncio.sleep(LOCK_SECONDS)
+            continue
+        return descriptor
+
+
+def _failed(task: asyncio.Task[None]) -> None:
+    """The tail has no end of its own: without it this process is of no use."""
+    if not task.cancelled() and (error := task.exception()) is not None:
+        log.critical("the tail failed: %s", shown(str(error)), exc_info=error)
+        os._exit(1)

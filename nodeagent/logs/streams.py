@@ -1,0 +1,188 @@
+"""From a file's chunks to the sinks: a :class:`FileStream` a generation of a file, which makes records and
+offers them to the lanes of its sinks.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable, Coroutine
+from pathlib import Path
+from typing import Final
+
+from nodeagent.logs.delivery.dead_letters import DeadLetters
+from nodeagent.logs.delivery.lane import Lane, LaneBounds
+from nodeagent.logs.process.framing import Framing
+from nodeagent.logs.process.origin import OriginFacts as Described
+from nodeagent.logs.process.origin import make_origin
+from nodeagent.logs.process.processor import ProcessCounts, Processor, Recipe
+from nodeagent.logs.records import Chunk, LogOrigin, LogRecords, Receipt
+from nodeagent.logs.settings import LogSettings
+from nodeagent.logs.sinks.making import make_sink
+from nodeagent.logs.sinks.settings import SinkSettings
+from nodeagent.logs.sources import SourceFacts
+from nodeagent.logs.tail.coverage import Coverage
+from nodeagent.logs.tail.interfaces import LogSource
+
+FLUSH_SECONDS: Final = 0.5
+"""Between two looks for lines that are held back for too long."""
+DEAD_LETTERS: Final = "dead-letters"
+"""Folder below ``logs.stateDirectory``."""
+Start = Callable[[Coroutine[object, object, None]], None]
+log = logging.getLogger("nodeagent.logs")
+
+
+class FileStream:
+    """Takes the chunks of one generation: the tail's Taker."""
+
+    def __init__(self, followed: FollowedSource, coverage: Coverage) -> None:
+        self._followed = followed
+        self._coverage = coverage
+        self._processor: Processor | None = None
+
+    def room(self) -> bool:
+        """Return whether every sink of it takes more."""
+        return all(lane.room() for lane in self._followed.lanes)
+
+    def take(self, chunk: Chunk) -> None:
+        """Make records of *chunk*, and offer them."""
+        if self._processor is None:
+            self._processor = self._followed.processor(chunk)
+            self._followed.streams.add(self)
+        self._offer(self._processor.feed(chunk, time.time()))
+
+    def ended(self) -> None:
+        """Nothing follows."""
+        self._followed.streams.discard(self)
+        if self._processor is not None:
+            self._offer(self._processor.flush(time.time(), final=True))
+
+    def flush(self, now: float) -> None:
+        """Offer what has been held back for too long."""
+        if self._processor is not None and self._processor.held_since is not None:
+            self._offer(self._processor.flush(now))
+
+    def described(self, origin: LogOrigin) -> None:
+        """Records carry *origin* from now on."""
+        if self._processor is not None:
+            self._processor.origin = origin
+
+    def _offer(self, records: LogRecords | None) -> None:
+        if records is None:
+            return
+        receipt = Receipt(len(self._followed.lanes), self._coverage.stretch(records.end))
+        for lane in self._followed.lanes:
+            lane.offer(records, receipt)
+
+
+class FollowedSource:
+    """A source, with what its files have in common."""
+
+    def __init__(self, facts: SourceFacts, origin: LogOrigin, lanes: tuple[Lane, ...]) -> None:
+        self.facts = facts
+        self.origin = origin
+        self.lanes = lanes
+        self.counts = ProcessCounts()
+        self.streams: set[FileStream] = set()
+        self.gone = False
+        """Its pod is."""
+
+    def processor(self, first: Chunk) -> Processor:
+        """Return what makes records of a file whose *first* chunk this is."""
+        return Processor(self.origin, Recipe(self._framing(first)), self.counts)
+
+    def _framing(self, first: Chunk) -> Framing:
+        if self.facts.kind != "output":
+            return "plain"
+        return "docker" if first.data.startswith(b"{") else "cri"
+
+
+class FileStreams:
+    """All sources and sinks."""
+
+    def __init__(self, settings: LogSettings, node: str) -> None:
+        self._node = node
+        self._settings = settings
+        folder = settings.state_directory / DEAD_LETTERS
+        self.lanes = {each.name: _lane(each, folder) for each in settings.sinks}
+        self.sources: dict[str, FollowedSource] = {}
+
+    def begin(self, start: Start, wake: Callable[[], None]) -> None:
+        """Deliver from now on; *wake* is called when there is room again."""
+        for lane in self.lanes.values():
+            start(lane.run())
+        start(self._keep_flushing())
+        start(self._keep_waking(wake))
+
+    async def end(self, seconds: float) -> None:
+        """Give what is under way so many *seconds*."""
+        async with asyncio.TaskGroup() as group:
+            for lane in self.lanes.values():
+                group.create_task(lane.close(seconds))
+
+    def describe(self, facts: SourceFacts) -> None:
+        """A source is as told from now on; files that are open go on with it."""
+        origin = self._origin(facts)
+        lanes = tuple(self.lanes[name] for name in facts.reading.sinks if name in self.lanes)
+        followed = self.sources.get(facts.key)
+        if followed is None:
+            self.sources[facts.key] = FollowedSource(facts, origin, lanes)
+            return
+        followed.facts = facts
+        followed.origin = origin
+        followed.lanes = lanes
+        followed.gone = False
+        for stream in followed.streams:
+            stream.described(origin)
+
+    def gone(self, key: str) -> None:
+        """The pod of a source is gone; what is open of it is read to its end."""
+        followed = self.sources.get(key)
+        if followed is not None:
+            followed.gone = True
+
+    def open(self, source: LogSource, file: bytes, coverage: Coverage) -> FileStream:
+        """Return who takes the lines of a generation: the tail's OpenTaker."""
+        del file  # chunks have it too
+        return FileStream(self.sources[source.key], coverage)
+
+    def warnings(self) -> list[str]:
+        """Return, in words, which sinks take nothing, and why."""
+        return [f"sink {name}: {lane.trouble}" for name, lane in self.lanes.items() if lane.trouble]
+
+    def _origin(self, facts: SourceFacts) -> LogOrigin:
+        labels = {} if self._settings.metadata.labels == "none" else facts.labels
+        described = Described(
+            uid=facts.uid,
+            namespace=facts.namespace,
+            pod=facts.pod,
+            container=facts.container,
+            path=facts.path,
+            node=self._node,
+            labels=labels,
+        )
+        flat = self._settings.metadata.labels == "flat"
+        return make_origin(described, facts.tag, facts.reading.sinks, flatten_dots=flat)
+
+    async def _keep_flushing(self) -> None:
+        while True:
+            await asyncio.sleep(FLUSH_SECONDS)
+            now = time.time()
+            for followed in self.sources.values():
+                for stream in list(followed.streams):
+                    stream.flush(now)
+
+    async def _keep_waking(self, wake: Callable[[], None]) -> None:
+        full = False
+        while True:
+            await asyncio.sleep(0.02)
+            room = all(lane.room() for lane in self.lanes.values())
+            if room and full:
+                wake()
+            full = not room
+
+
+def _lane(settings: SinkSettings, folder: Path) -> Lane:
+    bounds = LaneBounds(request=settings.request_bytes, in_flight=settings.in_flight)
+    return Lane(make_sink(settings), DeadLetters(folder, settings.name), bounds)
