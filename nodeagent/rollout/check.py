@@ -11,7 +11,9 @@ import json
 import re
 import time
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from typing import Final, Literal
 
 from cryptography import x509
@@ -25,6 +27,7 @@ from nodeagent.kube.kinds import FOLLOWED, GROUP, NODE_STATUSES, NODES, WatchedK
 from nodeagent.redirect.preflight import FOR_THE_LAB
 from nodeagent.rollout.manifests import ObjectName, name_of
 from nodeagent.rollout.on_nodes import NodeRuns, Told
+from nodeagent.rollout.progress import waited
 from nodeagent.rollout.remove import DAEMON_SET, NAMESPACE, PART_OF
 from nodeagent.rollout.resources import ClusterObjects
 from nodeagent.rollout.workloads import behind
@@ -186,6 +189,8 @@ class ClusterCheck:
             return await self._tried(template, nodes)
         finally:
             await self._objects.delete(namespace)
+            with suppress(NodeagentError):  # an installation would wait for it, too
+                await waited(partial(self._objects.remains, namespace), lambda _: None, self._seconds, str(namespace))
 
     async def _template(self) -> KubeObject | None:
         """Return the pod template of the agents, as it is to be or as it is."""

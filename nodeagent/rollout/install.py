@@ -16,7 +16,10 @@ from nodeagent.rollout.workloads import behind, workloads
 
 REVIEWS: Final = "/apis/authorization.k8s.io/v1/selfsubjectaccessreviews"
 DEFINITION: Final = "CustomResourceDefinition"
+CONTAINERS: Final = ("Namespace", DEFINITION)
+"""Kinds that take other objects along when they are removed."""
 ESTABLISHED_SECONDS: Final = 60.0
+REMOVED_SECONDS: Final = 120.0
 
 
 async def install(
@@ -30,6 +33,9 @@ async def install(
     names = [name_of(document) for document in documents]
     await refuse_unknown(objects, documents)
     await refuse_forbidden(objects, names)
+    for name in names:  # what a removal that goes on yet would take along
+        if name.kind in CONTAINERS:
+            await waited(partial(leaving, objects, name), say, REMOVED_SECONDS, str(name))
     for name, document in zip(names, documents, strict=True):
         await objects.apply(document, force=force)
         say(f"{name}: applied")
@@ -81,6 +87,12 @@ async def _refused(objects: ClusterObjects, group: str, plural: str, namespace: 
         if not (answer.get("status") or {}).get("allowed"):
             return f"{verb} {plural}{f'.{group}' if group else ''}{f' in {namespace}' if namespace else ''}"
     return ""
+
+
+async def leaving(objects: ClusterObjects, name: ObjectName) -> str:
+    """Return what keeps *name*, which is being removed, from being gone; empty: nobody removes it. Raises ApiError."""
+    found = await objects.get(name)
+    return await objects.remains(name) if found is not None and "deletionTimestamp" in found["metadata"] else ""
 
 
 async def unestablished(objects: ClusterObjects, name: ObjectName) -> str:

@@ -110,7 +110,7 @@ class Removal:
             if await self._objects.delete(definition):
                 self._say(f"{definition}: removed")
         if await self._objects.delete(namespace):
-            await waited(partial(self._there, namespace), self._say, self._seconds, str(namespace))
+            await waited(partial(self._objects.remains, namespace), self._say, self._seconds, str(namespace))
             self._say(f"{namespace}: removed, with all that was in it")
 
     async def _refuse_policies(self, allowed: bool) -> None:
@@ -192,18 +192,6 @@ class Removal:
 
     async def _definitions(self) -> list[ObjectName]:
         return [ObjectName(*DEFINITIONS, "", item["metadata"]["name"]) for item in await self._own_definitions()]
-
-    async def _there(self, name: ObjectName) -> str:
-        """Return what keeps the namespace from being gone; empty: it is."""
-        found = await self._objects.get(name)
-        if found is None:
-            return ""
-        why = [
-            each.get("message", "")
-            for each in (found.get("status") or {}).get("conditions") or ()
-            if each.get("status") == "True" and each.get("type", "").startswith("Namespace")
-        ]
-        return "; ".join(["it is still there", *why])
 
 
 def unmarked(node: KubeObject) -> KubeObject:

@@ -18,6 +18,8 @@ PAGE: Final = 500
 MAX_LOG: Final = 1 << 20
 NOT_FOUND: Final = 404
 CONFLICT: Final = 409
+KEEPING: Final = ("Namespace", "Terminating")
+"""With what conditions begin that say what keeps a namespace or a definition that is being removed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +76,19 @@ class ClusterObjects:
             if error.status == NOT_FOUND:
                 return None
             raise
+
+    async def remains(self, name: ObjectName) -> str:
+        """Return that the object is there yet, and what keeps it, in words; empty: it is gone. Raises ApiError."""
+        found = await self.get(name)
+        if found is None:
+            return ""
+        leaving = "deletionTimestamp" in found["metadata"]
+        why = [
+            each.get("message", "")
+            for each in (found.get("status") or {}).get("conditions") or ()
+            if leaving and each.get("status") == "True" and str(each.get("type")).startswith(KEEPING)
+        ]
+        return "; ".join(["it is being removed" if leaving else "it is there", *why])
 
     async def list(self, api_version: str, kind: str, *, namespace: str = "", labels: str = "") -> list[KubeObject]:
         """Return all objects of *kind*, of *namespace* or of all, with *labels* (a selector); none,

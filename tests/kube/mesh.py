@@ -21,13 +21,19 @@ AGENT = ("-l", "app.kubernetes.io/name=nodeagent")
 SECONDS = 120.0
 """In which what a cluster does has been done, on a machine that does much else."""
 OVERLAYS = ("crds", "minimal")
+ARCHIVE = ROOT / "build" / "image.tar"
+"""The agent's image."""
+
+
+def load(kube: Kube) -> None:
+    """Give the nodes the agent's image."""
+    assert ARCHIVE.exists(), f"{ARCHIVE} is not there: run `make image` first"
+    kube.load(ARCHIVE)
 
 
 def install(kube: Kube) -> None:
     """Give the nodes the agent's image, apply the manifests, and wait until every agent is ready."""
-    archive = ROOT / "build" / "image.tar"
-    assert archive.exists(), f"{archive} is not there: run `make image` first"
-    kube.load(archive)
+    load(kube)
     for overlay in OVERLAYS:
         kube.kubectl("apply", "-k", str(ROOT / "daemonset" / "overlays" / overlay))
     rolled_out(kube)

@@ -1,0 +1,177 @@
+"""``nodeagent install``, ``check --cluster --connectivity`` and ``uninstall --cluster`` on a cluster with
+nodes: what they say, and that afterwards it is as it was, wherever one looks.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from nodeagent.lab.kube import Kube
+from nodeagent.lab.kube.layout import CONTROL
+from tests.kube.cluster import ROOT
+from tests.kube.mesh import SECONDS, agents, apply, curl, enrolled, get, load, namespace, policy, ready
+from tests.kube.workloads import client, nginx
+from tests.waiting import eventually
+
+pytestmark = pytest.mark.timeout(400)  # the first one waits for the cluster
+NODES = ("node-a", "node-b")
+MARK = "nodeagent.io/agent-not-ready"
+TRIED = {
+    "client": {"same node", "other node", "Service", "STRICT, with mTLS", "denied by an AuthorizationPolicy"},
+    "outsider": {"from outside of the mesh", "STRICT, from outside of the mesh"},
+}
+"""What ``--connectivity`` tries, by who asks."""
+FOLDERS = ("/run/nodeagent", "/var/lib/kubelet/plugins", "/var/lib/kubelet/plugins_registry")
+LOOK = f"""
+import json, os, subprocess
+from pathlib import Path
+from nodeagent.redirect import hooks, syscall
+FOLDERS = {FOLDERS!r}
+def attached(paths, kinds):
+    found = []
+    for path in paths:
+        fd = os.open(path, os.O_RDONLY)
+        found += [(hook.name, str(path)) for hook in kinds if syscall.program_query(fd, hook.attach_type)[0]]
+        os.close(fd)
+    return found
+def listening(netns):
+    shown = subprocess.run(["nsenter", f"--net={{netns}}", "ss", "-Hltn"], capture_output=True, text=True, check=True)
+    return sorted(f"{{netns.name}} {{line.split()[3]}}" for line in shown.stdout.splitlines())
+pods = sorted(Path("/run/netns").iterdir())
+groups = [path for path in Path("/sys/fs/cgroup/unified").rglob("*") if path.is_dir()]
+print(json.dumps({{
+    "programs": attached(groups, (*hooks.CGROUP_HOOKS, hooks.HTTP_EGRESS)) + attached(pods, (hooks.LOOKUP,)),
+    "listeners": [each for netns in pods for each in listening(netns)],
+    "pins": sorted(str(path) for path in Path("/sys/fs/bpf").rglob("*")),
+    "files": sorted(str(path) for folder in FOLDERS for path in Path(folder).rglob("*") if not path.is_dir()),
+}}))
+"""
+"""Prints what an agent leaves on a node while it runs: programs where they are attached, listeners
+inside pods, pins and other files.
+"""
+
+
+@pytest.fixture(scope="module")
+def commands(binary: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder for PATH, with kubectl in it."""
+    folder = tmp_path_factory.mktemp("commands")
+    kubectl = folder / "kubectl"
+    kubectl.write_text(f'#!/bin/sh\nexec {binary} kubectl "$@"\n')
+    kubectl.chmod(0o755)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def home(kube: Kube) -> Iterator[Kube]:
+    """The agent's image on the nodes, Istio's kinds, and pods that ask to be in the mesh: STRICT ones."""
+    load(kube)
+    kube.kubectl("apply", "-k", str(ROOT / "daemonset" / "overlays" / "crds"))
+    kube.kubectl("wait", "--for=condition=Available", "apiservice", "v1.security.istio.io", "--timeout=60s")
+    pods = []
+    for node in NODES:
+        pod = client("home", node, name=f"server-{node}")
+        pod["spec"]["containers"] = [nginx()]
+        pods.append(pod)
+    strict = policy("PeerAuthentication", "default", "home", {"mtls": {"mode": "STRICT"}})
+    apply(kube, namespace("home", **{"nodeagent.io/dataplane": "enabled"}), strict, *pods)
+    apply(kube, client("home", "node-a"), client("default", "node-a", name="visitor"))
+    ready(kube, "home")
+    ready(kube, "default", "visitor")
+    yield kube
+    kube.kubectl("delete", "namespace", "home", "--wait=false")
+    kube.kubectl("delete", "pod", "visitor", "--wait=false")
+
+
+def nodeagent(kube: Kube, commands: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run a command as an administrator does, in a checkout, with kubectl on PATH."""
+    command = kube.command(CONTROL, [sys.executable, "-m", "nodeagent", *arguments])
+    environment = {**os.environ, "PATH": f"{commands}:{os.environ['PATH']}", "KUBECONFIG": str(kube.layout.admin)}
+    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300, check=False)
+
+
+def findings(said: subprocess.CompletedProcess[str]) -> dict[tuple[str, str], Any]:
+    """Return the rows of ``check``, by where and what."""
+    return {(row["where"], row["feature"]): row for row in json.loads(said.stdout)}
+
+
+def traces(kube: Kube) -> dict[str, Any]:
+    """Return what an agent changes: on each node, at Node objects, and which objects of the cluster there are."""
+    found: dict[str, Any] = {}
+    for node in NODES:
+        look = kube.command(node, [sys.executable, "-c", LOOK])
+        found[node] = json.loads(subprocess.run(look, cwd=ROOT, capture_output=True, text=True, check=True).stdout)
+    for each in get(kube, "nodes")["items"]:
+        marks = {**each["metadata"]["labels"], **each["metadata"]["annotations"]}
+        taints = each["spec"].get("taints", [])
+        found[f"marks of {each['metadata']['name']}"] = [sorted(marks), [taint["key"] for taint in taints]]
+    kinds = kube.kubectl("api-resources", "--namespaced=false", "--verbs=list", "-o", "name").split()
+    found["objects"] = set(kube.kubectl("get", ",".join(kinds), "-o", "name").split())
+    return found
+
+
+def as_it_was(kube: Kube, before: dict[str, Any]) -> None:
+    """Wait until the traces are those of *before*; what nodes and controllers do takes its time."""
+
+    def same() -> bool:
+        now = traces(kube)
+        other = {key: (before[key], now[key]) for key in before if now[key] != before[key]}
+        assert not other, other
+        return True
+
+    eventually(same, "nothing is left", SECONDS)
+
+
+def host(kube: Kube, node: str) -> str:
+    return str(get(kube, "pod", "-n", "home", f"server-{node}")["status"]["podIP"])
+
+
+def test_from_nothing_to_a_mesh_and_back_to_nothing(home: Kube, commands: Path) -> None:
+    """Verdict: the preflight says yes and leaves nothing; the installation is waited for; everything is
+    well, on every path; STRICT pods are protected meanwhile, and open again afterwards; programs, pins,
+    listeners, files, marks, kinds and objects are then those of before.
+    """
+    before = traces(home)
+    first = nodeagent(home, commands, "check", "--cluster", "--overlay", "minimal", "-o", "json")
+    assert first.returncode == 0, first.stdout + first.stderr
+    as_it_was(home, before)
+
+    home.kubectl("taint", "--overwrite", "node", "node-b", f"{MARK}=:NoSchedule")
+    installed = nodeagent(home, commands, "install")
+    assert installed.returncode == 0, installed.stderr
+    assert set(agents(home)) == set(NODES)
+    enrolled(home, "node-a", "home/client-node-a", "home/server-node-a")
+    enrolled(home, "node-b", "home/server-node-b")
+    eventually(lambda: "taints" not in get(home, "node", "node-b")["spec"], "the startup taint is off", SECONDS)
+
+    now = traces(home)
+    for node in NODES:
+        assert all(now[node][what] != before[node][what] for what in before[node]), "what is looked for is found"
+
+    checked = nodeagent(home, commands, "check", "--cluster", "--connectivity", "-o", "json")
+    assert checked.returncode == 0, checked.stdout + checked.stderr
+    rows = findings(checked)
+    for who, tried in TRIED.items():
+        assert {what for where, what in rows if where == who} == tried
+    assert {row["state"] for row in rows.values()} <= {"ok", "absent"}
+    left = [each["metadata"] for each in get(home, "namespaces")["items"] if "check" in each["metadata"]["name"]]
+    assert all("deletionTimestamp" in each for each in left), "the test's namespace is removed"
+    for node in NODES:
+        assert curl(home, "home/client-node-a", host(home, node)).stdout == "200"
+        assert curl(home, "default/visitor", host(home, node)).returncode == 56
+
+    home.kubectl("label", "node", "node-a", "nodeagent.io/by-hand=yes")
+    removed = nodeagent(home, commands, "uninstall", "--cluster")
+    assert removed.returncode == 0, removed.stderr
+    assert removed.stderr.endswith("nothing of the agent is left in the cluster\n")
+    for node in NODES:
+        for pod in ("home/client-node-a", "default/visitor"):
+            assert curl(home, pod, host(home, node)).stdout == "200"
+    as_it_was(home, before)
