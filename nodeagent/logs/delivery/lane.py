@@ -78,6 +78,8 @@ class Lane:
         """Bytes in memory of what is not settled."""
         self.trouble = ""
         """Why the sink takes nothing at the moment; empty: it does, or has not been asked."""
+        self.on_room: Callable[[], None] = _nothing
+        """Called when there is room again after there was none."""
         self._letters = letters
         self._bounds = bounds
         self._clock = clock
@@ -269,8 +271,11 @@ class Lane:
     def _leave(self, entry: Entry, records: int) -> None:
         entry.left -= records
         if not entry.left:
+            full = not self.room()
             self.held -= entry.cost
             entry.settled()
+            if full and self.room():
+                self.on_room()
 
     def _send_again(self, batch: Batch, numbers: Sequence[int]) -> None:
         for number in numbers:
@@ -304,3 +309,7 @@ class Lane:
         self.trouble = ""
         self._failures = 0
         self._resume = 0.0
+
+
+def _nothing() -> None:
+    pass

@@ -11,7 +11,7 @@ from typing import Final
 from nodeagent.logs.records import LogRecords
 from nodeagent.logs.sinks.documents import documents
 from nodeagent.logs.sinks.rotating import RotatingFile, write_all
-from nodeagent.logs.sinks.settings import FileSettings
+from nodeagent.logs.sinks.settings import FileSinkSettings
 from nodeagent.logs.sinks.sink import Outcome, Payload, Taken, Untaken
 
 
@@ -20,7 +20,7 @@ class FileSink:
 
     ordered: Final = True
 
-    def __init__(self, name: str, settings: FileSettings) -> None:
+    def __init__(self, name: str, settings: FileSinkSettings) -> None:
         self.name: Final = name
         self._file = RotatingFile(settings.path, settings.bytes, settings.keep)
 

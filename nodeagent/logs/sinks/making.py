@@ -8,12 +8,23 @@ from nodeagent.logs.sinks.sink import LogSink
 
 def make_sink(settings: SinkSettings) -> LogSink:
     """Return the sink that *settings* describe; nothing is connected or opened yet."""
+    timeout = settings.timeout_seconds
     if settings.elasticsearch:
         from nodeagent.logs.sinks.elasticsearch import ElasticsearchSink
 
-        return ElasticsearchSink(settings.name, settings.elasticsearch, settings.timeout_seconds)
+        return ElasticsearchSink(settings.name, settings.elasticsearch, timeout)
+    if settings.loki:
+        from nodeagent.logs.sinks.loki import LokiSink
+
+        return LokiSink(settings.name, settings.loki, timeout)
+    if settings.otlp:
+        from nodeagent.logs.sinks.otlp import OtlpSink
+
+        return OtlpSink(settings.name, settings.otlp, timeout)
+    if settings.forward:
+        from nodeagent.logs.sinks.forward import ForwardSink
+
+        return ForwardSink(settings.name, settings.forward, timeout)
     from nodeagent.logs.sinks.files import FileSink, StdoutSink
 
-    if settings.file:
-        return FileSink(settings.name, settings.file)
-    return StdoutSink(settings.name)
+    return FileSink(settings.name, settings.file) if settings.file else StdoutSink(settings.name)

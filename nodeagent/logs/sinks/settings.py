@@ -174,7 +174,14 @@ class OtlpSettings(_Section):
     headers: dict[str, Path] = {}
     """Metadata of each call: a name, and the file that holds its value."""
     tls: SinkTls = SinkTls()
-    gzip: bool = True
+
+    @field_validator("headers")
+    @classmethod
+    def _lower(cls, value: dict[str, Path]) -> dict[str, Path]:
+        for each in value:
+            if not re.fullmatch(r"[a-z0-9_.-]+", each) or each.endswith("-bin") or each.startswith(("grpc-", "te")):
+                raise ValueError(f"{each!r:.80}: lower-case letters, digits and - _ . are allowed, not grpc-… or …-bin")
+        return value
 
 
 class ForwardSettings(_Section):
@@ -184,12 +191,21 @@ class ForwardSettings(_Section):
     tls: SinkTls | None = None
     """None: without TLS."""
     shared_key_file: Path | None = None
+    """What both sides know; absent: the server asks for none."""
     user: str = ""
     password_file: Path | None = None
     gzip: bool = True
 
+    @model_validator(mode="after")
+    def _together(self) -> Self:
+        if bool(self.user) != (self.password_file is not None):
+            raise ValueError("user and passwordFile belong together")
+        if self.user and self.shared_key_file is None:
+            raise ValueError("a user is said to a server with sharedKeyFile only")
+        return self
 
-class FileSettings(_Section):
+
+class FileSinkSettings(_Section):
     """A file of the node: one JSON object a line."""
 
     path: Path
@@ -199,7 +215,7 @@ class FileSettings(_Section):
     """How many renamed ones stay."""
 
 
-class StdoutSettings(_Section):
+class StdoutSinkSettings(_Section):
     """The agent's own standard output."""
 
 
@@ -217,8 +233,8 @@ class SinkSettings(_Section):
     loki: LokiSettings | None = None
     otlp: OtlpSettings | None = None
     forward: ForwardSettings | None = None
-    file: FileSettings | None = None
-    stdout: StdoutSettings | None = None
+    file: FileSinkSettings | None = None
+    stdout: StdoutSinkSettings | None = None
 
     @model_validator(mode="after")
     def _one_kind(self) -> Self:

@@ -12,7 +12,7 @@ import pytest
 from nodeagent.logs.sinks.files import FileSink, StdoutSink
 from nodeagent.logs.sinks.making import make_sink
 from nodeagent.logs.sinks.rotating import RotatingFile
-from nodeagent.logs.sinks.settings import FileSettings, SinkSettings
+from nodeagent.logs.sinks.settings import FileSinkSettings, SinkSettings
 from nodeagent.logs.sinks.sink import Taken, Untaken
 from tests.unit.logs.made_records import records
 
@@ -31,7 +31,7 @@ def test_a_file_has_one_json_object_a_line(tmp_path: Path) -> None:
 
 
 def test_a_file_that_cannot_be_written_is_named(tmp_path: Path) -> None:
-    sink = FileSink("x", FileSettings(path=tmp_path / "missing" / "out"))
+    sink = FileSink("x", FileSinkSettings(path=tmp_path / "missing" / "out"))
     outcome = asyncio.run(sink.send(sink.encode([records(["a"])])))
     assert isinstance(outcome, Untaken) and str(tmp_path / "missing" / "out") in outcome.why
 

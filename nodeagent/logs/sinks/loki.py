@@ -1,0 +1,111 @@
+"""Grafana Loki, by its push API (``POST /loki/api/v1/push``, JSON).
+
+A record is a line of the stream that its labels make; labels are few, and what tells pods apart goes
+into structured metadata. Loki keeps a line that comes twice once (same time, same text). It answers 400
+when it ignored some of the lines (too old, too long) while it kept the others, and does not say which:
+the request is halved until they are found. Where it says that it ignored all, that is believed.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import Final
+
+import orjson
+from isal import igzip
+
+from nodeagent.logs.records import LogOrigin, LogRecords
+from nodeagent.logs.sinks.http_client import AnswerTooLong, HttpAnswer, HttpClient
+from nodeagent.logs.sinks.secrets import Authorization, ClientTls, SinkError
+from nodeagent.logs.sinks.settings import LokiSettings
+from nodeagent.logs.sinks.sink import Indivisible, Outcome, Payload, Taken, Untaken
+from nodeagent.logs.sinks.templates import filled
+from nodeagent.logs.sinks.times import nanoseconds
+
+PATH: Final = "/loki/api/v1/push"
+GZIP_LEVEL: Final = 1
+_IGNORED: Final = re.compile(rb"total ignored: (\d{1,9}) out of (\d{1,9})")
+_NO_LABELS: Final = {"job": "nodeagent"}
+
+
+class LokiSink:
+    """A Loki, or one of its gateways."""
+
+    ordered: Final = True
+
+    def __init__(self, name: str, settings: LokiSettings, timeout: float) -> None:
+        self.name: Final = name
+        self._settings = settings
+        self._headers = {"Content-Type": "application/json"}
+        if settings.tenant:
+            self._headers["X-Scope-OrgID"] = settings.tenant
+        if settings.gzip:
+            self._headers["Content-Encoding"] = "gzip"
+        self._client = HttpClient(settings.urls, ClientTls(settings.tls), Authorization(settings.auth), timeout)
+
+    def encode(self, batch: Sequence[LogRecords]) -> Payload:
+        """Return *batch* as one push, a stream for each set of labels."""
+        streams: dict[tuple[tuple[str, str], ...], list[object]] = {}
+        for records in batch:
+            labels = self._filled(self._settings.labels, records.origin) or _NO_LABELS
+            streams.setdefault(tuple(labels.items()), []).extend(self._values(records))
+        body = orjson.dumps(
+            {"streams": [{"stream": dict(labels), "values": values} for labels, values in streams.items()]}
+        )
+        return Payload(batch, igzip.compress(body, compresslevel=GZIP_LEVEL) if self._settings.gzip else body)
+
+    async def send(self, payload: Payload) -> Outcome:
+        """POST *payload*."""
+        assert isinstance(payload.body, bytes)
+        try:
+            answer = await self._client.post(PATH, self._headers, payload.body)
+        except AnswerTooLong as error:
+            return Untaken(str(error))
+        except SinkError as error:
+            return Untaken(str(error))
+        return outcome(answer, sum(map(len, payload.batch)))
+
+    async def close(self) -> None:
+        """Close the connections."""
+        await self._client.close()
+
+    def _values(self, records: LogRecords) -> list[object]:
+        metadata = self._filled(self._settings.metadata, records.origin)
+        if not self._settings.metadata:
+            return [
+                [str(nanoseconds(time)), text.decode()] for time, text in zip(records.times, records.texts, strict=True)
+            ]
+        by_stream = {
+            stream: {**metadata, "stream": stream.decode()} if stream else metadata for stream in set(records.streams)
+        }
+        return [
+            [str(nanoseconds(time)), text.decode(), by_stream[stream]]
+            for time, text, stream in zip(records.times, records.texts, records.streams, strict=True)
+        ]
+
+    @staticmethod
+    def _filled(templates: dict[str, str], origin: LogOrigin) -> dict[str, str]:
+        found = {name: filled(template, origin) for name, template in templates.items()}
+        return {name: value for name, value in found.items() if value}
+
+
+def outcome(answer: HttpAnswer, records: int) -> Outcome:
+    """Return what *answer* to a push of so many *records* means for them."""
+    said = answer.body[:500].decode("utf-8", "replace").strip() or "nothing is said"
+    match answer.status:
+        case 200 | 204:
+            return Taken()
+        case 400:
+            ignored = _IGNORED.search(answer.body)
+            if ignored and int(ignored[1]) == int(ignored[2]) == records:
+                return Taken(refused=dict.fromkeys(range(records), f"400: {said}"))
+            return Indivisible(f"400: {said}")
+        case 413:
+            return Indivisible("413: the request is larger than the server takes", too_large=True)
+        case 401 | 403:
+            return Untaken(f"{answer.status}: it does not let the agent in; see the sink's auth and tenant: {said}")
+        case 404:
+            return Untaken(f"404: there is no {PATH} behind this URL: {said}")
+        case _:
+            return Untaken(f"{answer.status}: {said}", answer.retry_after)

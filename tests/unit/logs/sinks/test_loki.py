@@ -1,0 +1,93 @@
+"""The Loki sink against a fake of its push API, after Loki's documentation."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from nodeagent.logs.sinks.http_client import HttpAnswer
+from nodeagent.logs.sinks.loki import LokiSink, outcome
+from nodeagent.logs.sinks.settings import LokiSettings
+from nodeagent.logs.sinks.sink import Indivisible, Taken, Untaken
+from tests.fakes.loki import Loki
+from tests.unit.logs.made_records import origin, records
+
+
+def run(test: Callable[[], Any]) -> None:
+    asyncio.run(asyncio.wait_for(test(), 30))
+
+
+@pytest.mark.parametrize("compressed", [True, False])
+def test_lines_are_in_the_stream_of_their_labels_with_time_text_and_metadata(compressed: bool) -> None:
+    async def test() -> None:
+        loki = Loki()
+        server = await loki.start()
+        settings = LokiSettings.model_validate(
+            {"urls": [f"http://127.0.0.1:{loki.port}"], "tenant": "team-a", "gzip": compressed}
+        )
+        sink = LokiSink("loki", settings, 5)
+        batch = [
+            records(["a", {"b": 1}]),
+            records(["c"], source=origin("web-2")),
+            records(["d"], source=origin("x", "bank")),
+        ]
+        assert await sink.send(sink.encode(batch)) == Taken()
+        second = 1795946400 * 10**9
+        assert loki.lines == {
+            ("bank", "app", "node1"): [(second, "d", {"pod": "x", "stream": "stdout"})],
+            ("shop", "app", "node1"): [
+                (second, "a", {"pod": "web-1", "stream": "stdout"}),
+                (second + 10**9 + 1, '{"b": 1}', {"pod": "web-1", "stream": "stdout"}),
+                (second, "c", {"pod": "web-2", "stream": "stdout"}),
+            ],
+        }
+        assert loki.tenants == {"team-a"}
+        await sink.close()
+        server.close()
+
+    run(test)
+
+
+def test_without_metadata_a_line_has_none_and_empty_labels_are_left_out() -> None:
+    settings = LokiSettings.model_validate(
+        {"urls": ["http://l"], "labels": {"team": "{label:team}"}, "metadata": {}, "gzip": False}
+    )
+    body = LokiSink("loki", settings, 5).encode([records(["a"])]).body
+    assert isinstance(body, bytes)
+    assert json.loads(body) == {"streams": [{"stream": {"job": "nodeagent"}, "values": [["1795946400000000000", "a"]]}]}
+
+
+def test_lines_that_are_too_old_are_found_by_halving_and_the_others_are_kept() -> None:
+    async def test() -> None:
+        loki = Loki(ignored=lambda text: text == "old")
+        server = await loki.start()
+        sink = LokiSink("loki", LokiSettings.model_validate({"urls": [f"http://127.0.0.1:{loki.port}"]}), 5)
+        assert isinstance(await sink.send(sink.encode([records(["a", "old"])])), Indivisible)
+        assert await sink.send(sink.encode([records(["a"])])) == Taken()
+        [refused] = [await sink.send(sink.encode([records(["old", "old"])]))]
+        assert isinstance(refused, Taken) and list(refused.refused) == [0, 1]
+        [(lines)] = loki.lines.values()
+        assert [text for _, text, _ in lines] == ["a"], "a line that comes twice is there once"
+        await sink.close()
+        server.close()
+
+    run(test)
+
+
+@pytest.mark.parametrize(
+    ("status", "body", "expected"),
+    [
+        (204, b"", Taken()),
+        (413, b"", Indivisible("413: the request is larger than the server takes", too_large=True)),
+        (429, b"rate limit", Untaken("429: rate limit", 3.0)),
+        (500, b"", Untaken("500: nothing is said", 3.0)),
+        (404, b"x", Untaken("404: there is no /loki/api/v1/push behind this URL: x")),
+        (401, b"no org id", Untaken("401: it does not let the agent in; see the sink's auth and tenant: no org id")),
+    ],
+)
+def test_answers(status: int, body: bytes, expected: object) -> None:
+    assert outcome(HttpAnswer(status, body, 3.0), 1) == expected
