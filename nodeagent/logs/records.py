@@ -100,7 +100,9 @@ class LogRecords:
     before what is held back for a line, a stack trace or a stream that is not whole yet.
     """
     offsets: list[int] = field(default_factory=list)
-    """Of the record's first byte in the file; with ``file`` it makes the record's id."""
+    """Of the record's first byte in the file; of a record of several lines it tells the last one's too
+    (``process/joining.py``). Below 2⁶³; with ``file`` it makes the record's id.
+    """
     times: list[bytes] = field(default_factory=list)
     """RFC 3339 with up to nanoseconds, ASCII: the runtime's, or what the parser was told to take; never
     empty.

@@ -5,7 +5,7 @@ encoded once; pure.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import msgspec
 
@@ -28,6 +28,8 @@ class OriginFacts:
     node: str
     labels: Mapping[str, str]
     """Of the pod, as Kubernetes has them."""
+    annotations: Mapping[str, str] = field(default_factory=dict)
+    """Those of the pod that records have too."""
 
 
 def make_origin(facts: OriginFacts, tag: str, sinks: tuple[str, ...], flatten_dots: bool = True) -> LogOrigin:
@@ -64,6 +66,8 @@ def _members(facts: OriginFacts, flatten_dots: bool) -> bytes:
     about["host"] = facts.node
     if facts.labels:
         about["labels"] = _labels(facts.labels, flatten_dots)
+    if facts.annotations:
+        about["annotations"] = _labels(facts.annotations, flatten_dots)
     members: dict[str, object] = {"kubernetes": about}
     if facts.path:
         members["log_file"] = facts.path

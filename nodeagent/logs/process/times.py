@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
+from dataclasses import dataclass
 from datetime import UTC, date, datetime
 from functools import lru_cache
 from typing import Final
+
+from nodeagent.logs.process.members import RecordMember
 
 _TIME: Final = re.compile(
     rb"\d{4}-\d\d-\d\dT(?:[01]\d|2[0-3]):[0-5]\d:[0-5]\d(?:\.\d{1,9})?(?:Z|[+-](?:[01]\d|2[0-3]):[0-5]\d)"
@@ -40,6 +44,72 @@ def rfc3339(seconds: float) -> bytes:
         ValueError, OverflowError, OSError: no calendar has it.
     """
     return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="microseconds").replace("+00:00", "Z").encode()
+
+
+@dataclass(frozen=True, slots=True)
+class TimeKey:
+    """A member that says when; values that are no time leave the runtime's."""
+
+    member: RecordMember
+    form: str = ""
+    """As strptime(3) has it, ``%L`` and ``%N`` standing for fractions of a second; empty: RFC 3339 or alike,
+    or seconds since 1970, thousandths, millionths or milliardths of them by their size.
+    """
+
+    def times(self, objects: Sequence[bytes], year: int) -> dict[int, bytes]:
+        """Return times (RFC 3339) by the indices of those of *objects* that have one; a form without a year
+        is of *year*.
+        """
+        found: dict[int, bytes] = {}
+        for at, value in self.member.values(objects).items():
+            made = self._read(value, year)
+            if made:
+                found[at] = made
+        return found
+
+    def _read(self, value: str, year: int) -> bytes:
+        text = value.encode()
+        if not self.form and is_time(text):
+            return text
+        try:
+            return _by_form(value, self.form, year) if self.form else _by_itself(value)
+        except (ValueError, OverflowError, OSError):
+            return b""
+
+
+_FRACTION: Final = re.compile(r"%[LN]|%\dN")
+
+
+def _by_form(value: str, form: str, year: int) -> bytes:
+    form = _FRACTION.sub("%f", form)
+    if "%Y" not in form and "%y" not in form and "%s" not in form:
+        # 29 February is read in a year that has it.
+        value = f"{year} {value}"
+        form = f"%Y {form}"
+    if form == "%s":
+        return rfc3339(float(value))
+    # strptime takes six digits of a fraction.
+    value = re.sub(r"([.,]\d{6})\d+", r"\1", value)
+    return _in_utc(datetime.strptime(value, form))  # noqa: DTZ007 - a time without a zone is UTC
+
+
+def _by_itself(value: str) -> bytes:
+    if _NUMBER.fullmatch(value):
+        number = float(value)
+        while number >= _MILLISECONDS:
+            number /= 1000
+        return rfc3339(number)
+    return _in_utc(datetime.fromisoformat(value.replace(",", ".")))
+
+
+_NUMBER: Final = re.compile(r"\d{1,19}(?:\.\d{1,9})?")
+_MILLISECONDS: Final = 1e11
+"""More is no count of seconds: it would be the year 5138."""
+
+
+def _in_utc(time: datetime) -> bytes:
+    zoned = time.replace(tzinfo=UTC) if time.tzinfo is None else time.astimezone(UTC)
+    return zoned.isoformat(timespec="microseconds").replace("+00:00", "Z").encode()
 
 
 @lru_cache(256)

@@ -2,32 +2,13 @@
 
 from __future__ import annotations
 
-import json
-
 import pytest
 
 from nodeagent.logs.process.objects import LogObjects, member_names, of_text
+from tests.unit.logs.process.strict import strict
 
 OBJECTS = LogObjects(("kubernetes",))
 GOOD = b'{"a":1,"b":[{"c":"}\\n{"}]}'
-
-
-def strict(text: bytes) -> dict[str, object]:
-    """What a strict server makes of it: no member twice, no NaN, UTF-8, one line."""
-
-    def once(pairs: list[tuple[str, object]]) -> dict[str, object]:
-        assert len(dict(pairs)) == len(pairs), "a member twice"
-        return dict(pairs)
-
-    def never(name: str) -> object:
-        raise AssertionError(name)
-
-    assert b"\n" not in text
-    assert text.startswith(b'{"')
-    assert text.endswith(b"}")
-    found = json.loads(text.decode(), object_pairs_hook=once, parse_constant=never)
-    assert isinstance(found, dict)
-    return found
 
 
 def test_objects_stay_as_they_are() -> None:

@@ -1,0 +1,129 @@
+"""Regular expressions over many lines at once, in time linear in their length: RE2's syntax, for patterns and
+texts are other people's. Pure.
+
+A call into RE2 a line costs as much as everything else that is done to it. So all lines are searched
+joined, with ``^`` and ``$`` at lines' ends: what matches within a line matches there too, and what
+matches over a line's end, as ``\\s`` may, is found out and looked at line by line.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Mapping, Sequence
+from itertools import accumulate
+from typing import Protocol, cast
+
+from nodeagent.errors import ConfigError
+
+
+class _Match(Protocol):
+    def start(self) -> int: ...
+    def end(self) -> int: ...
+    def groupdict(self) -> Mapping[bytes, bytes | None]: ...
+
+
+class _Compiled(Protocol):
+    groupindex: Mapping[bytes, int]
+
+    def search(self, text: bytes, pos: int | None = None) -> _Match | None: ...
+    def subn(self, repl: bytes, text: bytes) -> tuple[bytes, int]: ...
+
+
+class LinePattern:
+    """A pattern that is searched for in lines."""
+
+    __slots__ = ("_by_line", "_one", "text")
+
+    def __init__(self, text: str, named: bool = False) -> None:
+        """*text*: RE2's syntax (https://github.com/google/re2/wiki/Syntax); *named*: it needs a named group.
+
+        Raises:
+            ConfigError: it is no such pattern, or its program takes more than 8 MiB, or no group has a name.
+        """
+        self.text = text
+        self._one = _compile(text)
+        if named and not self._one.groupindex:
+            raise ConfigError(f"{text!r:.80} has no named group, such as (?P<level>[A-Z]+): groups become members")
+        # \A and \z mean a text's ends even there: such patterns are searched for line by line.
+        anchored = "\\A" in text or "\\z" in text or "(?-m" in text
+        self._by_line = None if anchored else _compile(f"(?m:{text})")
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, LinePattern) and other.text == self.text
+
+    def __hash__(self) -> int:
+        return hash(self.text)
+
+    def __repr__(self) -> str:
+        return f"LinePattern({self.text!r})"
+
+    def found_in(self, text: bytes) -> bool:
+        """Return whether it is in *text*, UTF-8."""
+        return self._one.search(text) is not None
+
+    def members_of(self, text: bytes) -> dict[str, str] | None:
+        """Return what its named groups have in *text*, UTF-8, but for those without a part; None: it is not there."""
+        found = self._one.search(text)
+        if found is None:
+            return None
+        there = ((name, value) for name, value in found.groupdict().items() if value is not None)
+        return {name.decode(): value.decode("utf-8", "replace") for name, value in there}
+
+    def replaced_in(self, text: bytes, replacement: bytes) -> bytes:
+        """Return *text* with each match replaced by *replacement*, as it stands."""
+        return self._one.subn(replacement.replace(b"\\", b"\\\\"), text)[0]
+
+    def lines_with(self, texts: Sequence[bytes]) -> list[int]:
+        """Return the indices of those of *texts*, UTF-8 each, that it is in."""
+        if self._by_line is None:
+            return self._each_with(texts)
+        joined = b"\n".join(texts)
+        match = self._by_line.search(joined)
+        if match is None:
+            return []
+        if joined.count(b"\n") != len(texts) - 1:
+            return self._each_with(texts)
+        starts = list(accumulate((len(text) + 1 for text in texts), initial=0))
+        found: list[int] = []
+        while match is not None:
+            at = bisect_right(starts, match.start()) - 1
+            if match.end() >= starts[at + 1]:
+                # Over a line's end, or from the last line's end on: it may hide one within a line.
+                return found + [at + line for line in self._each_with(texts[at:])]
+            found.append(at)
+            if at + 1 == len(texts):
+                break
+            match = self._by_line.search(joined, starts[at + 1])
+        return found
+
+    def replace(self, texts: Sequence[bytes], replacement: bytes) -> list[bytes] | None:
+        """Return *texts*, UTF-8 each, with each match replaced by *replacement*, as it stands, which holds no
+        end of line; None: it is in none of them.
+        """
+        if self._by_line is None:
+            return [self.replaced_in(text, replacement) for text in texts]
+        joined = b"\n".join(texts)
+        if self._by_line.search(joined) is None:
+            return None
+        if joined.count(b"\n") == len(texts) - 1:
+            made = self._by_line.subn(replacement.replace(b"\\", b"\\\\"), joined)[0]
+            if made.count(b"\n") == len(texts) - 1:
+                return made.split(b"\n")
+        return [self.replaced_in(text, replacement) for text in texts]
+
+    def _each_with(self, texts: Sequence[bytes]) -> list[int]:
+        return [at for at, text in enumerate(texts) if self._one.search(text) is not None]
+
+
+def _compile(text: str) -> _Compiled:
+    import re2  # a megabyte that only a collector with patterns needs
+
+    options = re2.Options()
+    options.log_errors = False
+    try:
+        return cast("_Compiled", re2.compile(text.encode(), options))
+    except (re2.error, UnicodeEncodeError) as error:
+        raise ConfigError(
+            f"{text!r} is not a pattern of RE2: {error}; RE2 has no look-around and no back-references "
+            "(https://github.com/google/re2/wiki/Syntax)"
+        ) from None
