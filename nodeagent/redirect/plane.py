@@ -405,6 +405,7 @@ class DataPlane:
         maps_open = [one.fd for one in self._maps.values()]
         for fd in (*self._links.values(), *self._programs.values(), *maps_open, self._cgroup.fd, self._root.fd):
             os.close(fd)
+        self._owner.close()
 
     def unload(self) -> None:
         """Release every pod, detach and remove everything that is pinned, and close."""

@@ -122,9 +122,12 @@ class Repairs:
             names = ", ".join(f"{direction} IPv{family} slot {slot}" for direction, family, slot in missing)
             yield f"no listener: {names}", partial(self._reopen, capture, missing)
         for direction, family, _ in pods.listener_ids(1):
-            first = capture.listeners.fds.get((direction, family, 0))
+            one = (direction, family, 0)
+            first = capture.listeners.fds.get(one)
+            if first is None or (one in missing and not pods.is_listening(first)):  # or it was opened anew meanwhile
+                continue
             key = pods.listener_key(capture.pod.netns.cookie, direction, family)
-            if first and pods.is_listening(first) and self._maps["listeners"].get(key) != pods.socket_cookie(first):
+            if self._maps["listeners"].get(key) != pods.socket_cookie(first):
                 value = struct.pack("=Q", first.fileno())
                 yield (
                     f"the {direction} IPv{family} listener is not in the map",
