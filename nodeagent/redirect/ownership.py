@@ -21,35 +21,46 @@ class PinOwner:
     """The number of the loader's run by which a daemon began.
 
     Asked before everything that is written, several times a pod and look: so the map is kept open, and
-    that the pin is still this map's is seen by its inode, which bpffs gives to no other pin.
+    that the pin is still the one that was looked at is seen by its inode.
     """
 
     def __init__(self, maps: Path) -> None:
         """*maps*: the folder of the pinned maps. Raises OSError."""
         self._path = maps / "settings"
-        self._inode = -1
-        self._settings = -1
-        while self._inode != (inode := self._path.stat().st_ino):  # it was pinned anew in between
-            self.close()
-            self._inode = inode
-            self._settings = syscall.get(self._path)
+        self._inode = self._path.stat().st_ino
+        self._settings = syscall.get(self._path)
         self._size = syscall.map_value_size(self._settings)
-        self._number = self._written()
+        self._number = _owner(self._settings, self._size)
 
     def holds(self) -> bool:
         """Say whether no other daemon has begun since. What nobody pins is nobody else's, nor is what
-        cannot be looked at for the moment: who asks must not end for that.
+        cannot be looked at for the moment, for want of descriptors: who asks must not end for that.
         """
         try:
-            return self._path.stat().st_ino == self._inode and self._written() == self._number
+            inode = self._path.stat().st_ino
+            if inode != self._inode:
+                return self._pinned_anew(inode)
+            return _owner(self._settings, self._size) == self._number
         except OSError:
             return True
 
+    def _pinned_anew(self, inode: int) -> bool:
+        """Look at the pin of another inode: another daemon's map, or the same again after a repair. Raises OSError."""
+        settings = syscall.get(self._path)
+        size = syscall.map_value_size(settings)
+        if _owner(settings, size) != self._number:
+            os.close(settings)
+            return False
+        self.close()
+        self._settings = settings
+        self._size = size
+        self._inode = inode
+        return True
+
     def close(self) -> None:
         """Let the map go."""
-        if self._settings >= 0:
-            os.close(self._settings)
-            self._settings = -1
+        os.close(self._settings)
 
-    def _written(self) -> int:
-        return int(layout.settings(syscall.map_lookup(self._settings, _ZERO, self._size)).owner)
+
+def _owner(settings: int, size: int) -> int:
+    return int(layout.settings(syscall.map_lookup(settings, _ZERO, size)).owner)
