@@ -269,7 +269,7 @@ def logs(name: str, namespace: str, container: str | None, follow: bool, target:
     folder = lab.log_folder(target, namespace, container)
     metadata = lab.pod(target, namespace)["metadata"]
     there = lab.layout.object_file("Pod", metadata["namespace"], metadata["name"])
-    with closing(cri_log.Reader(folder)) as log:
+    with closing(cri_log.LogReader(folder)) as log:
         while True:
             gone = not there.exists()
             for piece in log.read():

@@ -113,7 +113,7 @@ def compress(path: Path) -> None:
         temporary.unlink(missing_ok=True)
 
 
-class Reader:
+class LogReader:
     """Reads what a container has written, and what it goes on writing, over rotations."""
 
     def __init__(self, folder: Path) -> None:
@@ -158,7 +158,7 @@ def _lines(file: BinaryIO) -> Iterator[bytes]:
 
 def text(folder: Path) -> str:
     """Return all that the container of *folder* has written and that is kept."""
-    reader = Reader(folder)
+    reader = LogReader(folder)
     try:
         return decode(b"".join(reader.read())).decode(errors="replace")
     finally:

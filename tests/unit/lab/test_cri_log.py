@@ -41,7 +41,7 @@ def write(path: Path, text: str) -> None:
         file.write(cri_log.encode(b"stdout", text.encode(), AT))
 
 
-def read(reader: cri_log.Reader) -> str:
+def read(reader: cri_log.LogReader) -> str:
     return cri_log.decode(b"".join(reader.read())).decode()
 
 
@@ -84,7 +84,7 @@ def test_starts_of_a_container_have_files_of_their_own(tmp_path: Path) -> None:
 
 def test_it_is_followed_over_rotation_and_restart(tmp_path: Path) -> None:
     path = cri_log.next_file(tmp_path)
-    reader = cri_log.Reader(tmp_path)
+    reader = cri_log.LogReader(tmp_path)
     try:
         write(path, "one\n")
         assert read(reader) == "one\n"

@@ -1,0 +1,12 @@
+"""A Fluentd configuration (``fluent.conf``, its v1 format) made into the ``logs:`` section of agent.yaml, and a
+pod with a Fluentd sidecar into the same pod without it.
+
+``syntax.py`` reads the text into sections and values with their lines. ``values.py`` is what Fluentd's
+values mean: environment, sizes, times, regular expressions. ``tags.py`` is its routing: which outputs the
+events of a source come to. ``inputs.py`` makes files and parsers of a ``<source>``, ``outputs.py`` a sink of
+a ``<match>``, ``filters.py`` rules of a ``<filter>``, ``convert.py`` the whole; ``pods.py`` finds Fluentd
+in a pod's manifest, and its environment and volumes with it.
+
+Pure. What cannot be taken is named with its line (:class:`~nodeagent.logs.fluentd.syntax.ImportNote`) and
+never guessed; a secret is never repeated, it is to be put into a file that is named.
+"""

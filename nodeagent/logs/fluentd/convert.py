@@ -1,0 +1,267 @@
+"""A whole Fluentd configuration as the ``logs:`` section of agent.yaml, and the annotations of the pod that it
+came from. Pure.
+
+Every tail is followed through Fluentd's routing to its outputs: a filter that its tag fits becomes rules,
+the first match that it fits a sink. What then says whose files go where: for a sidecar's files its pod's
+annotations (or, where its files are read in several ways, an entry of ``logs.files`` each), for the
+runtime's files of all containers ``logs.containers``, for the node's own files ``logs.node.files``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import chain
+from typing import Final
+
+from nodeagent.errors import ConfigError
+from nodeagent.logs.fluentd import filters, outputs, tags
+from nodeagent.logs.fluentd.inputs import CONTAINER_LOGS, Mounted, TailedFiles, located, tail
+from nodeagent.logs.fluentd.reading import Entry, SectionReader
+from nodeagent.logs.fluentd.syntax import ConfigLine, FluentSection, ImportNote
+
+FILES: Final = "nodeagent.io/log-files"
+PARSER: Final = "nodeagent.io/log-parser"
+MULTILINE: Final = "nodeagent.io/log-multiline"
+SINKS: Final = "nodeagent.io/log-sinks"
+_MAX_RELABELS: Final = 16
+_GLOB: Final = frozenset("*?[")
+
+
+@dataclass(frozen=True, slots=True)
+class FluentdSidecar:
+    """The container in which Fluentd ran, as far as it is known."""
+
+    environment: Mapping[str, str] = field(default_factory=dict)
+    mounts: tuple[Mounted, ...] = ()
+    namespace: str = ""
+    """Empty: no pod is known."""
+    labels: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Imported:
+    """What has become of a configuration."""
+
+    logs: Entry
+    """The section ``logs`` of agent.yaml."""
+    annotations: Mapping[str, str]
+    """Of the pod, in Fluentd's place."""
+    notes: tuple[ImportNote, ...]
+    """What is not taken, or different here, by file and line."""
+    pos_files: tuple[str, ...]
+    """Where Fluentd noted how far it has read, as its container sees them."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Way:
+    """How files are read."""
+
+    parser: str
+    multiline: str
+    sinks: tuple[str, ...]
+
+
+def convert(root: FluentSection, sidecar: FluentdSidecar) -> Imported:
+    """Return what *root*, a whole configuration, becomes. Raises ConfigError where nothing of it is left."""
+    return _Conversion(root, sidecar).made()
+
+
+class _Conversion:
+    def __init__(self, root: FluentSection, sidecar: FluentdSidecar) -> None:
+        self._root = root
+        self._sidecar = sidecar
+        self._notes: list[ImportNote] = []
+        self._sinks: dict[ConfigLine, Entry] = {}
+        self._buffer: Entry = {}
+        self._rules: dict[ConfigLine, list[Entry]] = {}
+        self._parsers: dict[ConfigLine, str] = {}
+        self._reached: set[ConfigLine] = set()
+        self._pod_files: list[tuple[str, str, _Way]] = []
+        self._logs: Entry = {"containers": "none"}
+
+    def made(self) -> Imported:
+        tails = list(self._tails())
+        for each in tails:
+            self._follow(each)
+        self._unreached(self._root)
+        if not self._sinks:
+            raise ConfigError(
+                f"{self._root.place.file}: no <source> of @type tail comes to an output that a sink is like: "
+                + "; ".join(map(str, self._notes[:5]))
+            )
+        annotations = self._of_the_pod()
+        rules = [self._selected(rule) for rule in chain.from_iterable(self._rules.values())]
+        self._logs |= {"rules": rules} if rules else {}
+        for each in tails:
+            for name, entries in (("parsers", each.parsers), ("multiline", each.starts)):
+                if entries:
+                    self._logs[name] = [*self._logs.get(name, ()), *entries]
+        logs = {**self._logs, "sinks": list(self._sinks.values())}
+        if self._buffer:
+            logs["buffer"] = self._buffer
+        notes = tuple(sorted(set(self._notes), key=lambda note: (note.place.file, note.place.line, note.text)))
+        return Imported(
+            logs, annotations, notes, tuple(dict.fromkeys(each.pos_file for each in tails if each.pos_file))
+        )
+
+    def _tails(self) -> Iterator[TailedFiles]:
+        for number, section in enumerate(self._root.within("source"), 1):
+            reader = self._reader(section)
+            if reader.type == "tail":
+                yield tail(reader, number)
+            elif reader.type not in ("monitor_agent", "prometheus", "prometheus_monitor", "prometheus_output_monitor"):
+                reader.note(f"<source> @type {reader.type}: is not taken: files are read here, as @type tail does")
+        for section in self._root.sections:
+            if section.name not in ("source", "match", "filter", "label", "system"):
+                self._notes.append(
+                    ImportNote(section.place, f"<{section.name}>: is not taken: nothing here is like it")
+                )
+
+    def _reader(self, section: FluentSection) -> SectionReader:
+        return SectionReader(section, self._sidecar.environment, self._notes)
+
+    def _follow(self, found: TailedFiles) -> None:
+        label = found.reader.text("@label") or ""
+        tag = found.tag.replace("*", found.paths[0].strip("/").replace("/", ".") if found.paths else "")
+        sinks = tuple(dict.fromkeys(self._outputs(tag, self._pipeline(label), found, 0)))
+        if not sinks:
+            found.reader.note(f"its events (tag {tag}) come to no output that a sink is like: its files are not read")
+            return
+        for path in found.paths:
+            self._place(path, found, _Way(found.parser, found.multiline, sinks))
+
+    def _pipeline(self, label: str) -> Sequence[FluentSection]:
+        if not label:
+            return [each for each in self._root.sections if each.name in ("match", "filter")]
+        labelled = (one.sections for one in self._root.within("label") if one.argument == label)
+        return list(chain.from_iterable(labelled))
+
+    def _outputs(self, tag: str, pipeline: Sequence[FluentSection], found: TailedFiles, depth: int) -> Iterator[str]:
+        """Yield the names of the sinks that events of *tag* come to."""
+        for section in pipeline:
+            try:
+                if not tags.fits(section.argument, tag):
+                    continue
+            except ConfigError as error:
+                self._notes.append(ImportNote(section.place, f"<{section.name}>: {error}; it is passed over"))
+                continue
+            self._reached.add(section.place)
+            if section.name == "filter":
+                self._filter(section, found)
+                continue
+            yield from self._output(tag, section, found, depth)
+            return
+
+    def _filter(self, section: FluentSection, found: TailedFiles) -> None:
+        if section.place not in self._rules:
+            self._rules[section.place], self._parsers[section.place] = filters.rules(self._reader(section))
+        found.parser = self._parsers[section.place] or found.parser
+
+    def _output(self, tag: str, section: FluentSection, found: TailedFiles, depth: int) -> Iterator[str]:
+        reader = self._reader(section)
+        if reader.type == "copy":
+            for store in reader.section.within("store"):
+                yield from self._output(tag, store, found, depth)
+        elif reader.type == "relabel":
+            label = reader.text("@label") or ""
+            if depth == _MAX_RELABELS:
+                raise ConfigError(f"{section.place}: @label {label}: events go in a circle")
+            yield from self._outputs(tag, self._pipeline(label), found, depth + 1)
+        elif reader.type != "null":
+            if section.place not in self._sinks:
+                try:
+                    made, buffer = outputs.sink(reader, self._name(reader.type), self._sidecar.namespace)
+                except outputs.Unlike as error:
+                    reader.note(f"<{section.name}> {error}")
+                    return
+                self._sinks[section.place] = made
+                self._buffer |= (
+                    {**buffer, "bytes": max(buffer.get("bytes", 0), self._buffer.get("bytes", 0))} if buffer else {}
+                )
+                self._buffer = {key: value for key, value in self._buffer.items() if value}
+            yield self._sinks[section.place]["name"]
+
+    def _name(self, kind: str) -> str:
+        base = kind.replace("_", "-")
+        taken = [each["name"] for each in self._sinks.values()]
+        return base if base not in taken else f"{base}-{len(taken) + 1}"
+
+    def _unreached(self, section: FluentSection) -> None:
+        for each in section.sections:
+            if each.name == "label":
+                self._unreached(each)
+            elif each.name in ("match", "filter") and each.place not in self._reached and not self._shows(each):
+                self._notes.append(
+                    ImportNote(each.place, f"<{each.name} {each.argument}>: no event of a tail comes here")
+                )
+
+    def _shows(self, section: FluentSection) -> bool:
+        """Say whether *section* is one that most configurations have for Fluentd's own events."""
+        return self._reader(section).type in ("null", "stdout")
+
+    def _place(self, path: str, found: TailedFiles, way: _Way) -> None:
+        """Say whose file *path* is."""
+        if path.startswith(CONTAINER_LOGS):
+            self._containers(path, found, way)
+            return
+        within = located(path, self._sidecar.mounts)
+        if not self._sidecar.namespace:
+            found.reader.note(f"path {path}: whose volume that is only the pod's YAML says: --pod FILE gives it")
+        elif within is None:
+            found.reader.note(f"path {path}: is in no volume of the pod: let the application write into an emptyDir")
+        elif within[0].kind == "emptyDir":
+            self._pod_files.append((within[0].volume, within[1], way))
+        elif within[0].kind == "hostPath" and not _GLOB & set(path):
+            entry = {"path": f"{within[0].source.rstrip('/')}/{within[1]}", "parser": way.parser or "json"}
+            if way.multiline:
+                entry["multiline"] = way.multiline
+            self._logs.setdefault("node", {"files": []})["files"].append({**entry, "sinks": list(way.sinks)})
+        else:
+            found.reader.note(
+                f"path {path}: a pattern in a hostPath, or a volume of another kind: only emptyDir is read so"
+            )
+
+    def _containers(self, path: str, found: TailedFiles, way: _Way) -> None:
+        self._logs["containers"] = "all"
+        if path.rpartition("/")[2] not in ("*.log", "*"):
+            found.reader.note(
+                f"path {path}: the output of all containers is read: nodeagent.io/log-exclude on a pod, or "
+                "logs.containers: labelled, narrows it"
+            )
+        self._logs.setdefault("routes", []).append({"sinks": list(way.sinks)})
+
+    def _of_the_pod(self) -> dict[str, str]:
+        """Return the pod's annotations; what they cannot say is an entry of ``logs.files``."""
+        ways = {way for *_, way in self._pod_files}
+        if not ways:
+            return {}
+        if len(ways) > 1:
+            self._logs["files"] = [self._entry(number, *each) for number, each in enumerate(self._pod_files, 1)]
+            return {}
+        (way,) = ways
+        annotations = {FILES: ",".join(dict.fromkeys(f"{volume}/{path}" for volume, path, _ in self._pod_files))}
+        if way.parser not in ("", "json"):  # which is found by itself
+            annotations[PARSER] = way.parser
+        if way.multiline:
+            annotations[MULTILINE] = way.multiline
+        if len(self._sinks) > 1 or len(way.sinks) > 1:
+            annotations[SINKS] = ",".join(way.sinks)
+            self._logs["podSinks"] = list(way.sinks)
+        return annotations
+
+    def _entry(self, number: int, volume: str, path: str, way: _Way) -> Entry:
+        entry = self._selected({"name": f"fluentd-{number}", "volume": volume, "path": path})
+        entry |= {"parser": way.parser or "json"}
+        if way.multiline:
+            entry["multiline"] = way.multiline
+        return {**entry, "sinks": list(way.sinks)}
+
+    def _selected(self, entry: Entry) -> Entry:
+        """Return *entry* for no other pods than Fluentd's."""
+        if not self._sidecar.namespace:
+            return entry
+        of_pod: Entry = {"namespaces": [self._sidecar.namespace]}
+        if self._sidecar.labels:
+            of_pod["labels"] = dict(self._sidecar.labels)
+        return {**of_pod, **entry}

@@ -1,0 +1,74 @@
+"""A ``<filter>`` as rules of ``logs.rules``, where one is like it."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from nodeagent.logs.fluentd.reading import Entry, SectionReader
+from nodeagent.logs.fluentd.values import expression
+
+_OURS: Final = {
+    "kubernetes_metadata": "each record has its pod's metadata",
+    "stdout": "it shows records, and passes them on",
+}
+"""Filters that need nothing in their place, and why."""
+
+
+def rules(reader: SectionReader) -> tuple[list[Entry], str]:
+    """Return the rules that do what the filter of *reader* does, and the parser that it asks for, if any."""
+    kind = reader.type
+    if kind in _OURS:
+        return [], ""
+    if kind == "grep":
+        found = _dropped(reader)
+        reader.finish()
+        return found, ""
+    if kind == "parser":
+        return [], _parser(reader)
+    if kind == "record_transformer":
+        for record in reader.sections("record"):
+            for name, value in record.section.values.items():
+                record.note(
+                    f"{name}: is not added: records say where they come from (kubernetes.namespace, pod, container, "
+                    "node); logs.metadata.annotations adds what a pod's annotations say",
+                    value.place,
+                )
+        reader.needless("enable_ruby", "auto_typecast", "renew_record", "renew_time_key", "keep_keys")
+        reader.differs("remove_keys", "is not taken: a rule's redact hides what is in a member")
+        reader.finish()
+        return [], ""
+    reader.note(f"<filter> @type {kind}: is not taken: no rule is like it; there are drop and redact")
+    return [], ""
+
+
+def _dropped(reader: SectionReader) -> list[Entry]:
+    found = []
+    for exclude in reader.sections("exclude"):
+        key = exclude.text("key")
+        pattern = exclude.get("pattern", expression)
+        exclude.finish()
+        if key and pattern:
+            found.append({"drop": {"field": _member(key), "matches": pattern}})
+    for only in reader.sections("regexp"):
+        only.note("<regexp>: is not taken: a rule says what is dropped, not what alone is kept")
+        only.needless("key", "pattern")
+    for both in (*reader.sections("and"), *reader.sections("or")):
+        both.note("<and>, <or>: are not taken: give each condition a rule of its own")
+    return found
+
+
+def _member(key: str) -> str:
+    """Return Fluentd's ``key`` or ``$.a.b`` or ``$['a']['b']`` as a member's name, with dots."""
+    return key.removeprefix("$.").replace("$['", "").replace("']['", ".").removesuffix("']")
+
+
+def _parser(reader: SectionReader) -> str:
+    """Return the parser that the text of records is to be given to."""
+    key = reader.text("key_name")
+    reader.needless("reserve_data", "reserve_time", "remove_key_name_field", "emit_invalid_record_to_error")
+    kinds = [parse.type for parse in reader.sections("parse")] or [reader.text("format") or ""]
+    reader.finish()
+    if key in ("log", "message", None) and kinds[0] == "json":
+        return "json"
+    reader.note(f"<filter> @type parser of {key} by {kinds[0]}: is not taken: a parser is one of the whole line here")
+    return ""

@@ -1,0 +1,166 @@
+"""What of a ``<source>`` is read here: the files of a tail, and how their lines become objects."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Final, Literal
+
+from nodeagent.errors import ConfigError
+from nodeagent.logs.fluentd.reading import Entry, SectionReader
+from nodeagent.logs.fluentd.values import expression, listed, time_format
+
+CONTAINER_LOGS: Final = ("/var/log/containers/", "/var/log/pods/")
+_JSON_LINES: Final = ("json", "cri", "docker")
+_HTTP: Final = r"\"(?P<method>\S+)(?: +(?P<path>[^\"]*?)(?: +\S*)?)?\" (?P<code>\S*) (?P<size>\S*)"
+_AGENT: Final = r"(?: \"(?P<referer>[^\"]*)\" \"(?P<agent>[^\"]*)\""
+_HTTP_TIME: Final = "%d/%b/%Y:%H:%M:%S %z"
+_KNOWN: Final[Mapping[str, str]] = {
+    "nginx": r"^(?P<remote>\S*) (?P<host>\S*) (?P<user>\S*) \[(?P<time>[^\]]*)\] "
+    + _HTTP
+    + _AGENT
+    + r"(?:\s+\"?(?P<forwarder>[^\"]*)\"?)?)?$",
+    "apache2": r"^(?P<host>\S*) \S* (?P<user>\S*) \[(?P<time>[^\]]*)\] " + _HTTP + _AGENT + ")?$",
+}
+"""Formats that Fluentd knows by name, as regular expressions with the same members."""
+
+
+@dataclass(frozen=True, slots=True)
+class Mounted:
+    """A volume, where Fluentd's container sees it."""
+
+    path: str
+    volume: str
+    kind: Literal["emptyDir", "hostPath", "other"]
+    source: str = ""
+    """Of a hostPath: the node's folder."""
+
+
+@dataclass(slots=True)
+class TailedFiles:
+    """Files that Fluentd tails under one tag."""
+
+    reader: SectionReader
+    tag: str
+    paths: list[str]
+    parser: str = ""
+    """A built-in parser or the name of one of ``parsers``; empty: found by itself."""
+    multiline: str = ""
+    parsers: list[Entry] = field(default_factory=list)
+    """Entries of ``logs.parsers``."""
+    starts: list[Entry] = field(default_factory=list)
+    """Entries of ``logs.multiline``."""
+    pos_file: str = ""
+
+
+def tail(reader: SectionReader, number: int) -> TailedFiles:
+    """Return what the ``<source>`` of *reader* tails; *number* tells its parsers' names from those of others."""
+    found = TailedFiles(reader, reader.text("tag") or "", reader.get("path", listed) or [])
+    found.pos_file = reader.text("pos_file") or ""
+    _rest(reader)
+    parse = reader.one("parse")
+    if reader.section.values.get("format") is not None:  # as before version 1
+        parse = reader
+        form = reader.text("format") or ""
+    else:
+        form = parse.type
+    name = f"fluentd-{number}"
+    try:
+        _parser(found, parse, form, name)
+    except ConfigError as error:
+        parse.note(f"{error}; its lines stay text")
+        found.parser = "none"
+    if parse is not reader:
+        parse.finish()
+    reader.finish()
+    return found
+
+
+def _rest(reader: SectionReader) -> None:
+    """Read what is of no meaning here, and what differs."""
+    reader.needless(
+        *("pos_file", "refresh_interval", "rotate_wait", "follow_inodes", "enable_watch_timer", "enable_stat_watcher"),
+        *("open_on_every_update", "skip_refresh_on_startup", "pos_file_compaction_interval", "read_lines_limit"),
+        *("multiline_flush_interval", "ignore_repeated_permission_error", "limit_recently_modified", "max_line_size"),
+    )
+    if not reader.truth("read_from_head"):
+        reader.note(
+            "read_from_head is not set: Fluentd begins at a file's end; here every file is read from its beginning "
+            "(where Fluentd was, its position file says)"
+        )
+    reader.differs("exclude_path", "is not taken: name the files that are to be read more narrowly in path")
+    reader.differs("read_bytes_limit_per_second", "is not taken: logs.limits.bytesPerSecondPerPod bounds a pod")
+    for each in ("encoding", "from_encoding"):
+        reader.differs(each, "is not taken: text is UTF-8 here; what is not is replaced")
+    reader.differs("path_key", "is not taken: each record of a file has its path among its metadata")
+
+
+def _parser(found: TailedFiles, parse: SectionReader, form: str, name: str) -> None:
+    """Say how the lines are parsed. Raises ConfigError for what cannot be parsed here."""
+    key = parse.text("time_key")
+    format_of_time = parse.get("time_format", time_format)
+    parse.needless("keep_time_key", "time_type", "localtime", "utc", "timezone", "json_parser", "null_empty_string")
+    parse.differs("types", "is not taken: members have the type that the line gives them; of an expression, text")
+    parse.differs("null_value_pattern", "is not taken")
+    if form in _JSON_LINES:
+        parse.needless("merge_cri_fields")
+        list(parse.sections("parse"))
+        found.parser = "json"
+        if (key or format_of_time) and form == "json":
+            found.parsers.append(_entry(name, "json", None, key or "time", format_of_time))
+            found.parser = name
+    elif form in ("none", ""):
+        parse.needless("message_key")
+        found.parser = "none"
+    elif form == "regexp" or form.startswith("/"):
+        text = form if form.startswith("/") else parse.text("expression") or ""
+        found.parsers.append(_entry(name, "regex", expression(text), key or "time", format_of_time))
+        found.parser = name
+    elif form == "multiline":
+        _multiline(found, parse, name, key or "time", format_of_time)
+    elif form in _KNOWN:
+        found.parsers.append(_entry(name, "regex", _KNOWN[form], "time", _HTTP_TIME))
+        found.parser = name
+    else:
+        raise ConfigError(
+            f"@type {form}: no parser here is like it; there are json, regexp, multiline, none, {', '.join(_KNOWN)}"
+        )
+
+
+def _multiline(found: TailedFiles, parse: SectionReader, name: str, key: str, format_of_time: str | None) -> None:
+    first = parse.get("format_firstline", expression)
+    parts = [text for number in range(1, 21) if (text := parse.text(f"format{number}")) is not None]
+    if first is None:
+        raise ConfigError("@type multiline without format_firstline: which line begins a record is not known")
+    found.starts.append({"name": name, "start": first})
+    found.multiline = name
+    joined = "".join(re.sub(r"^/|/[mx]*$", "", each) for each in parts)
+    if joined:
+        pattern = expression(f"/{joined}/m")
+        found.parsers.append(_entry(name, "regex", pattern, key, format_of_time))
+        found.parser = name
+    else:
+        found.parser = "none"
+
+
+def _entry(name: str, kind: str, pattern: str | None, key: str, format_of_time: str | None) -> Entry:
+    entry: Entry = {"name": name, "type": kind}
+    if pattern is not None:
+        entry["pattern"] = pattern
+    if pattern is None or f"(?P<{key}>" in pattern:
+        entry["timeKey"] = key
+        if format_of_time:
+            entry["timeFormat"] = format_of_time
+    return entry
+
+
+def located(path: str, mounts: Sequence[Mounted]) -> tuple[Mounted, str] | None:
+    """Return the volume in which *path*, as Fluentd's container sees it, is, and the path below it; the
+    innermost mount decides. None: in no volume.
+    """
+    inside = [each for each in mounts if path.startswith(each.path.rstrip("/") + "/")]
+    if not inside:
+        return None
+    mount = max(inside, key=lambda each: len(each.path))
+    return mount, path[len(mount.path.rstrip("/")) + 1 :]

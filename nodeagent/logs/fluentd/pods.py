@@ -1,0 +1,199 @@
+"""Fluentd as a sidecar in a pod's manifest: where its configuration, environment and volumes are, and the pod
+without it. Pure.
+"""
+
+from __future__ import annotations
+
+import copy
+import fnmatch
+import itertools
+import posixpath
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from nodeagent.errors import ConfigError, ResourceError
+from nodeagent.inject.documents import PodDocument, transform
+from nodeagent.inject.model import Document
+from nodeagent.logs.fluentd.convert import FluentdSidecar, Imported, convert
+from nodeagent.logs.fluentd.inputs import Mounted
+from nodeagent.logs.fluentd.syntax import FluentSection, parse
+from nodeagent.resources import yaml_text
+
+_IMAGE: Final = re.compile(r"(?:^|/)fluentd(?:[-_][a-z0-9-]+)?(?::|@|$)|/fluentd/")
+_FOLDER: Final = "/fluentd/etc"
+_NAME: Final = "fluent.conf"
+
+
+@dataclass(frozen=True, slots=True)
+class PodImport:
+    """What has become of one pod."""
+
+    pod: str
+    """As its document says: ``Pod NAMESPACE/NAME``."""
+    imported: Imported
+    text: str
+    """The YAML that it stood in, with the pod changed, and nothing else."""
+
+
+def is_fluentd(container: Document) -> bool:
+    """Say whether *container* of a pod runs Fluentd, by its image or, without one, its name."""
+    image = str(container.get("image") or "")
+    return bool(_IMAGE.search(image)) or (not image and container.get("name") == "fluentd")
+
+
+def import_pods(text: str, file: str, environment: Mapping[str, str], config: str | None = None) -> list[PodImport]:
+    """Return what becomes of the pods with a Fluentd sidecar in *text*, YAML with their ConfigMaps.
+
+    *environment* is added to that of the container. *config*: Fluentd's configuration, where the ConfigMap is
+    not in *text*. Raises ConfigError and InjectionError, naming file and field.
+    """
+    maps = _config_maps(text, file)
+    found: list[PodImport] = []
+
+    def change(document: PodDocument) -> Document:
+        spec = document.pod.get("spec")
+        containers = spec.get("containers") if isinstance(spec, dict) else None
+        which = next((each for each in containers or () if isinstance(each, dict) and is_fluentd(each)), None)
+        if which is None or spec is None:
+            return document.pod
+        name = f"{document.kind} {document.namespace or 'default'}/{document.name}"
+        sidecar = _sidecar(document, spec, which, environment)
+        root = _config(which, spec, maps, sidecar, config, f"{file}: {name}")
+        imported = convert(root, sidecar)
+        found.append(PodImport(name, imported, ""))
+        return _without(document.pod, which, imported.annotations)
+
+    changed = transform(text, file, change)
+    if not found:
+        raise ConfigError(
+            f"{file}: no pod in it has a container of Fluentd's (an image such as fluent/fluentd): "
+            "give the pod's YAML, or Fluentd's configuration itself"
+        )
+    return [PodImport(each.pod, each.imported, changed) for each in found]
+
+
+def _config_maps(text: str, file: str) -> dict[str, Mapping[str, str]]:
+    """Return name -> data of the ConfigMaps in *text*."""
+    found: dict[str, Mapping[str, str]] = {}
+    try:
+        for line, part in yaml_text.split(text):
+            for document in yaml_text.load(part, line):
+                for item in yaml_text.items(document):
+                    if isinstance(item, dict) and item.get("kind") == "ConfigMap":
+                        data = item.get("data") or {}
+                        found[str(item.get("metadata", {}).get("name"))] = {key: str(data[key]) for key in data}
+    except ResourceError as error:
+        raise ConfigError(f"{file}: {error}") from None
+    return found
+
+
+def _sidecar(
+    document: PodDocument, spec: Document, container: Document, environment: Mapping[str, str]
+) -> FluentdSidecar:
+    variables = {str(each.get("name")): str(each["value"]) for each in container.get("env") or () if "value" in each}
+    metadata = document.pod.get("metadata") or {}
+    labels = {str(key): str(value) for key, value in (metadata.get("labels") or {}).items()}
+    mounts = tuple(_mounts(spec, container))
+    return FluentdSidecar({**variables, **environment}, mounts, document.namespace or "default", labels)
+
+
+def _mounts(spec: Document, container: Document) -> Iterator[Mounted]:
+    volumes = {each.get("name"): each for each in spec.get("volumes") or ()}
+    for mount in container.get("volumeMounts") or ():
+        volume = volumes.get(mount.get("name"), {})
+        path = str(mount.get("mountPath", ""))
+        name = str(mount.get("name"))
+        if "emptyDir" in volume and not mount.get("subPath"):
+            yield Mounted(path, name, "emptyDir")
+        elif isinstance(host := volume.get("hostPath"), dict):
+            yield Mounted(path, name, "hostPath", str(host.get("path", "")))
+        else:
+            yield Mounted(path, name, "other")
+
+
+def _config(
+    container: Document,
+    spec: Document,
+    maps: Mapping[str, Mapping[str, str]],
+    sidecar: FluentdSidecar,
+    given: str | None,
+    where: str,
+) -> FluentSection:
+    """Return the sections of the container's configuration, as its arguments, environment and volumes say."""
+    path = _config_path(container, sidecar.environment)
+    folder, name = posixpath.split(path)
+    files = _mounted_files(container, spec, maps, folder)
+    text = given if given is not None else files.get(name)
+    if text is None:
+        raise ConfigError(
+            f"{where}: {path}: Fluentd's configuration is in no ConfigMap that stands in the file: add the ConfigMap's "
+            "YAML, or name the configuration too"
+        )
+
+    def include(asked: str) -> dict[str, str]:
+        wanted = asked.removeprefix(f"{folder}/").removeprefix("./")
+        matched = {each: files[each] for each in sorted(files) if fnmatch.fnmatchcase(each, wanted)}
+        if not matched and not set("*?[") & set(wanted):
+            raise ConfigError(f"{where}: @include {asked}: it is in no ConfigMap that stands in the file")
+        return matched
+
+    return parse(text, name, include)
+
+
+def _config_path(container: Document, environment: Mapping[str, str]) -> str:
+    words = [str(each) for each in (*(container.get("command") or ()), *(container.get("args") or ()))]
+    for flag, value in itertools.pairwise(words):
+        if flag in ("-c", "--config"):
+            return value
+    path = environment.get("FLUENTD_CONF", _NAME)
+    return path if path.startswith("/") else f"{_FOLDER}/{path}"
+
+
+def _mounted_files(
+    container: Document, spec: Document, maps: Mapping[str, Mapping[str, str]], folder: str
+) -> dict[str, str]:
+    """Return what ConfigMaps put into *folder* of the container."""
+    volumes = {each.get("name"): each for each in spec.get("volumes") or ()}
+    files: dict[str, str] = {}
+    for mount in container.get("volumeMounts") or ():
+        source = volumes.get(mount.get("name"), {}).get("configMap")
+        if not isinstance(source, dict):
+            continue
+        data = maps.get(str(source.get("name")), {})
+        items = {str(each["key"]): str(each["path"]) for each in source.get("items") or ()}
+        named = {items.get(key, key): text for key, text in data.items() if not items or key in items}
+        path = str(mount.get("mountPath", "")).rstrip("/")
+        if sub := mount.get("subPath"):
+            if posixpath.dirname(path) == folder and sub in named:
+                files[posixpath.basename(path)] = named[sub]
+        elif path == folder:
+            files |= named
+    return files
+
+
+def _without(pod: Document, container: Document, annotations: Mapping[str, str]) -> Document:
+    """Return *pod* without *container* and the volumes that only it had, with *annotations*."""
+    changed: Document = copy.deepcopy(dict(pod))
+    spec = changed["spec"]
+    spec["containers"] = [each for each in spec["containers"] if each.get("name") != container.get("name")]
+    used = set().union(*map(_volume_names, _everyone(spec)))
+    only_its = _volume_names(container) - used
+    volumes = [each for each in spec.get("volumes") or () if each.get("name") not in only_its]
+    if volumes:
+        spec["volumes"] = volumes
+    else:
+        spec.pop("volumes", None)
+    if annotations:
+        metadata = changed.setdefault("metadata", {})
+        metadata["annotations"] = {**(metadata.get("annotations") or {}), **annotations}
+    return changed
+
+
+def _everyone(spec: Document) -> Sequence[Document]:
+    return [*(spec.get("containers") or ()), *(spec.get("initContainers") or ())]
+
+
+def _volume_names(container: Document) -> set[str]:
+    return {str(each.get("name")) for each in container.get("volumeMounts") or ()}

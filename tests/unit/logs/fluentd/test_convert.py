@@ -1,0 +1,406 @@
+"""What becomes of Fluentd's configurations, line by line."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from nodeagent.errors import ConfigError
+from nodeagent.logs.fluentd.convert import FluentdSidecar, Imported, convert
+from nodeagent.logs.fluentd.inputs import Mounted
+from nodeagent.logs.fluentd.pods import import_pods, is_fluentd
+from nodeagent.logs.fluentd.syntax import parse
+from nodeagent.logs.fluentd.tags import fits
+from nodeagent.logs.settings import LogSettings
+
+SIDECAR_YAML = (Path(__file__).parent / "sidecar.yaml").read_text()
+MOUNTS = (
+    Mounted("/var/log/app", "logs", "emptyDir"),
+    Mounted("/var/log/app/inner", "inner", "emptyDir"),
+    Mounted("/host", "host", "hostPath", "/var/log"),
+)
+POD = FluentdSidecar({"HOST": "search.example"}, MOUNTS, "shop", {"app": "web"})
+SOURCE = """<source>
+@type tail
+path /var/log/app/*.log
+tag app.logs
+read_from_head true
+<parse>
+@type json
+</parse>
+</source>
+"""
+DAEMON = """<source>
+@type tail
+path /var/log/containers/*.log
+tag kubernetes.*
+<parse>
+@type cri
+</parse>
+</source>
+<source>
+@type tail
+path /host/kubelet.log
+tag kubelet
+<parse>
+@type none
+</parse>
+</source>
+<filter kubernetes.**>
+@type kubernetes_metadata
+</filter>
+"""
+CIRCLE = """<match **>
+@type relabel
+@label @A
+</match>
+<label @A>
+<match **>
+@type relabel
+@label @A
+</match>
+</label>
+"""
+ELASTIC = "<match **>\n@type elasticsearch\nhost es.example\n</match>\n"
+
+
+def imported(text: str, sidecar: FluentdSidecar = POD) -> Imported:
+    def include(asked: str) -> dict[str, str]:
+        raise ConfigError(asked)
+
+    found = convert(parse(text, "f", include), sidecar)
+    LogSettings.model_validate(found.logs)  # whatever comes out is taken by the agent
+    return found
+
+
+def sinks(text: str, sidecar: FluentdSidecar = POD) -> list[dict[str, Any]]:
+    return list(imported(SOURCE + text, sidecar).logs["sinks"])
+
+
+def notes(found: Imported) -> list[str]:
+    return [str(each) for each in found.notes]
+
+
+def test_the_articles_sidecar_becomes_one_annotation() -> None:
+    (found,) = import_pods(SIDECAR_YAML, "pod.yaml", {})
+    assert found.pod == "Pod default/app-with-logging"
+    assert found.imported.logs == {
+        "containers": "none",
+        "sinks": [
+            {
+                "name": "elasticsearch",
+                "elasticsearch": {"urls": ["http://elasticsearch.default.svc:9200"], "index": "app-logs"},
+            }
+        ],
+    }
+    LogSettings.model_validate(found.imported.logs)
+    assert found.imported.annotations == {"nodeagent.io/log-files": "log-volume/*.log"}
+    assert found.imported.pos_files == ("/var/log/app/app.log.pos",)
+    pod, config = yaml.safe_load_all(found.text)
+    before, config_before = yaml.safe_load_all(SIDECAR_YAML)
+    assert config == config_before
+    assert pod["metadata"] == {**before["metadata"], "annotations": dict(found.imported.annotations)}
+    assert pod["spec"] == {
+        "containers": [before["spec"]["containers"][0]],
+        "volumes": [{"name": "log-volume", "emptyDir": {}}],
+    }
+    assert [each.place.line for each in found.imported.notes] == [1, 11]
+
+
+def test_the_environment_of_the_pod_can_be_replaced() -> None:
+    (found,) = import_pods(SIDECAR_YAML, "pod.yaml", {"FLUENT_ELASTICSEARCH_HOST": "10.0.0.1"})
+    assert found.imported.logs["sinks"][0]["elasticsearch"]["urls"] == ["http://10.0.0.1:9200"]
+
+
+@pytest.mark.parametrize(
+    ("container", "is_one"),
+    [
+        ({"image": "fluent/fluentd:v1.14"}, True),
+        ({"image": "registry.example/team/fluentd-kubernetes-daemonset:v1"}, True),
+        ({"image": "fluent/fluent-bit:3"}, False),
+        ({"name": "fluentd"}, True),
+        ({"name": "fluentd", "image": "app:1"}, False),
+        ({"image": "my/not-fluentd-at-all-x/app"}, False),
+    ],
+)
+def test_which_container_is_fluentd(container: dict[str, str], is_one: bool) -> None:
+    assert is_fluentd(container) is is_one
+
+
+def test_a_deployment_with_a_configuration_of_its_own() -> None:
+    deployment = {
+        "apiVersion": "apps/v1",
+        "kind": "Deployment",
+        "metadata": {"name": "web", "namespace": "shop"},
+        "spec": {
+            "template": {
+                "metadata": {"labels": {"app": "web"}},
+                "spec": {
+                    "containers": [
+                        {"name": "app", "volumeMounts": [{"name": "logs", "mountPath": "/out"}]},
+                        {
+                            "name": "shipper",
+                            "image": "fluent/fluentd",
+                            "args": ["-c", "/conf/x.conf"],
+                            "volumeMounts": [{"name": "logs", "mountPath": "/var/log/app"}],
+                        },
+                    ],
+                    "volumes": [{"name": "logs", "emptyDir": {}}],
+                },
+            }
+        },
+    }
+    text = yaml.safe_dump(deployment)
+    (found,) = import_pods(text, "web.yaml", {}, SOURCE + ELASTIC)
+    assert found.imported.annotations == {"nodeagent.io/log-files": "logs/*.log"}
+    template = yaml.safe_load(found.text)["spec"]["template"]
+    assert [each["name"] for each in template["spec"]["containers"]] == ["app"]
+    with pytest.raises(ConfigError, match=r"/conf/x\.conf: Fluentd's configuration is in no ConfigMap"):
+        import_pods(text, "web.yaml", {})
+    with pytest.raises(ConfigError, match="no pod in it has a container of Fluentd's"):
+        import_pods("kind: Service\napiVersion: v1\nmetadata: {name: x}\n", "x", {})
+
+
+@pytest.mark.parametrize(
+    ("pattern", "tag", "is_one"),
+    [
+        ("a.*", "a.b", True),
+        ("a.*", "a.b.c", False),
+        ("a.**", "a", True),
+        ("a.**", "a.b.c", True),
+        ("a.**", "ab", False),
+        ("**.c", "a.b.c", True),
+        ("**", "", True),
+        ("{a,b}.*", "b.x", True),
+        ("x y.*", "y.z", True),
+        ("", "any", True),
+        ("a.{b,c.**}", "a.c.d.e", True),
+    ],
+)
+def test_tags(pattern: str, tag: str, is_one: bool) -> None:
+    assert fits(pattern, tag) is is_one
+
+
+def test_the_first_match_decides_and_copies_go_to_each() -> None:
+    text = (
+        "<filter app.**>\n@type grep\n<exclude>\nkey $.level\npattern /^debug$/i\n</exclude>\n</filter>\n"
+        "<match app.logs>\n@type copy\n<store>\n@type elasticsearch\nhost a\n</store>\n<store>\n@type relabel\n"
+        "@label @OUT\n</store>\n</match>\n<match **>\n@type forward\n<server>\nhost never\n</server>\n</match>\n"
+        "<label @OUT>\n<match **>\n@type stdout\n</match>\n</label>\n"
+    )
+    found = imported(SOURCE + text)
+    assert [each["name"] for each in found.logs["sinks"]] == ["elasticsearch", "stdout"]
+    assert found.annotations["nodeagent.io/log-sinks"] == "elasticsearch,stdout"
+    assert found.logs["podSinks"] == ["elasticsearch", "stdout"]
+    assert found.logs["rules"] == [
+        {"namespaces": ["shop"], "labels": {"app": "web"}, "drop": {"field": "level", "matches": "(?i)^debug$"}}
+    ]
+    assert notes(found)[-1].endswith("<match **>: no event of a tail comes here")
+
+
+@pytest.mark.parametrize(
+    ("settings", "urls", "index"),
+    [
+        ("host es.example", ["http://es.example:9200"], "fluentd"),
+        ("host es.example\nport 9201\nscheme https\npath /x/", ["https://es.example:9201/x"], "fluentd"),
+        (
+            "hosts a.example:1,b.example\nindex_name Logs-${tag}",
+            ["http://a.example:1", "http://b.example:9200"],
+            "logs-{tag}",
+        ),
+        ("host a.example\nlogstash_format true", ["http://a.example:9200"], "logstash-{date}"),
+        (
+            "host a.example\nlogstash_format true\nlogstash_prefix web\nlogstash_dateformat %Y.%m",
+            ["http://a.example:9200"],
+            "web-{year}.{month}",
+        ),
+        ("host \"#{ENV['HOST']}\"", ["http://search.example:9200"], "fluentd"),
+        ("host \"#{ENV['NONE'] || 'other.example'}\"", ["http://other.example:9200"], "fluentd"),
+        ("host \"#{ENV.fetch('NONE', 'other.example')}\"", ["http://other.example:9200"], "fluentd"),
+        ("host search", ["http://search.shop.svc:9200"], "fluentd"),
+        ("host 10.0.0.1", ["http://10.0.0.1:9200"], "fluentd"),
+    ],
+)
+def test_elasticsearch(settings: str, urls: list[str], index: str) -> None:
+    (found,) = sinks(f"<match **>\n@type elasticsearch\n{settings}\n</match>\n")
+    assert found["elasticsearch"] == {"urls": urls, "index": index}
+
+
+def test_no_secret_is_repeated() -> None:
+    found = imported(
+        SOURCE + "<match **>\n@type elasticsearch\nhosts https://u:hunter2@es.example:9200\nuser u\npassword hunter2\n"
+        "</match>\n"
+    )
+    assert found.logs["sinks"][0]["elasticsearch"]["auth"] == {
+        "basic": {"user": "u", "passwordFile": "/etc/nodeagent/logs/elasticsearch-password"}
+    }
+    assert "hunter2" not in repr(found)
+    assert any("password: put it into /etc/nodeagent/logs/elasticsearch-password" in each for each in notes(found))
+
+
+def test_forward_file_loki_and_buffers() -> None:
+    (forward,) = sinks(
+        "<match **>\n@type forward\nrequire_ack_response true\n<server>\nhost a.example\n</server>\n<server>\n"
+        "host b.example\nport 1\n</server>\n<security>\nself_hostname x\nshared_key hunter2\n</security>\n</match>\n"
+    )
+    assert forward["forward"] == {
+        "addresses": ["a.example:24224", "b.example:1"],
+        "sharedKeyFile": "/etc/nodeagent/logs/forward-shared-key",
+    }
+    (file,) = sinks("<match **>\n@type file\npath /var/log/out.%Y%m%d\n</match>\n")
+    assert file["file"] == {"path": "/var/log/out.log"}
+    (loki,) = sinks("<match **>\n@type loki\nurl http://loki.example:3100\ntenant t\n</match>\n")
+    assert loki["loki"] == {"urls": ["http://loki.example:3100"], "tenant": "t"}
+    found = imported(
+        SOURCE + "<match **>\n@type stdout\n<buffer>\n@type file\npath /b\ntotal_limit_size 2g\n"
+        "overflow_action drop_oldest_chunk\nretry_timeout 1h\n</buffer>\n</match>\n"
+    )
+    assert found.logs["buffer"] == {"bytes": 2 << 30, "full": "dropOldest"}
+    assert any("retry_timeout: is not taken" in each for each in notes(found))
+
+
+@pytest.mark.parametrize(
+    ("parse", "annotations", "parsers"),
+    [
+        ("<parse>\n@type none\n</parse>", {"nodeagent.io/log-parser": "none"}, []),
+        (
+            "<parse>\n@type regexp\nexpression /^(?<level>[^ ]*) (?<time>\\d+)$/\ntime_format %s\n</parse>",
+            {"nodeagent.io/log-parser": "fluentd-1"},
+            [
+                {
+                    "name": "fluentd-1",
+                    "type": "regex",
+                    "pattern": r"^(?P<level>[^ ]*) (?P<time>\d+)$",
+                    "timeKey": "time",
+                    "timeFormat": "%s",
+                }
+            ],
+        ),
+        (
+            "<parse>\n@type json\ntime_key at\ntime_format %Y-%m-%dT%H:%M:%S.%N%z\n</parse>",
+            {"nodeagent.io/log-parser": "fluentd-1"},
+            [{"name": "fluentd-1", "type": "json", "timeKey": "at", "timeFormat": "%Y-%m-%dT%H:%M:%S.%L%z"}],
+        ),
+        ("format json", {}, []),
+    ],
+)
+def test_parsers(parse: str, annotations: dict[str, str], parsers: list[dict[str, str]]) -> None:
+    source = f"<source>\n@type tail\npath /var/log/app/*.log\ntag x\n{parse}\n</source>\n"
+    found = imported(source + ELASTIC)
+    assert found.annotations == {"nodeagent.io/log-files": "logs/*.log", **annotations}
+    assert found.logs.get("parsers", []) == parsers
+
+
+@pytest.mark.parametrize("form", ["nginx", "apache2"])
+def test_formats_with_a_name(form: str) -> None:
+    import re2
+
+    found = imported(
+        f"<source>\n@type tail\npath /var/log/app/a.log\ntag x\n<parse>\n@type {form}\n</parse>\n</source>\n" + ELASTIC
+    )
+    line = '10.0.0.1 - bob [28/Feb/2013:12:00:00 +0900] "GET /x HTTP/1.1" 200 777 "-" "Opera/12.0"'
+    match = re2.search(found.logs["parsers"][0]["pattern"], line)
+    assert match
+    assert (match["method"], match["path"], match["code"], match["agent"]) == ("GET", "/x", "200", "Opera/12.0")
+
+
+def test_lines_that_belong_together() -> None:
+    parse_ = "<parse>\n@type multiline\nformat_firstline /^\\d{4}/\nformat1 /^(?<time>\\S+) (?<message>.*)/\n</parse>"
+    found = imported(f"<source>\n@type tail\npath /var/log/app/a.log\ntag x\n{parse_}\n</source>\n" + ELASTIC)
+    assert found.logs["multiline"] == [{"name": "fluentd-1", "start": r"^\d{4}"}]
+    assert found.logs["parsers"][0]["pattern"] == r"(?s)^(?P<time>\S+) (?P<message>.*)"
+    assert found.annotations["nodeagent.io/log-multiline"] == "fluentd-1"
+
+
+def test_files_that_are_read_in_several_ways_have_entries_each() -> None:
+    other = SOURCE.replace("*.log", "inner/b.log").replace("@type json", "@type none")
+    found = imported(SOURCE + other + ELASTIC)
+    assert found.annotations == {}
+    selection = {"namespaces": ["shop"], "labels": {"app": "web"}}
+    assert found.logs["files"] == [
+        {
+            **selection,
+            "name": "fluentd-1",
+            "volume": "logs",
+            "path": "*.log",
+            "parser": "json",
+            "sinks": ["elasticsearch"],
+        },
+        {
+            **selection,
+            "name": "fluentd-2",
+            "volume": "inner",
+            "path": "b.log",
+            "parser": "none",
+            "sinks": ["elasticsearch"],
+        },
+    ]
+
+
+def test_a_daemon_sets_sources() -> None:
+    found = imported(DAEMON + ELASTIC)
+    assert found.logs["containers"] == "all"
+    assert found.logs["routes"] == [{"sinks": ["elasticsearch"]}]
+    assert found.logs["node"]["files"] == [
+        {"path": "/var/log/kubelet.log", "parser": "none", "sinks": ["elasticsearch"]}
+    ]
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("<source>\n@type syslog\n</source>\n", "f:10: <source> @type syslog: is not taken"),
+        ("<worker 0>\n</worker>\n", "f:10: <worker>: is not taken"),
+        ("<filter **>\n@type geoip\n</filter>\n", "f:10: <filter> @type geoip: is not taken"),
+        (
+            "<filter **>\n@type record_transformer\n<record>\nhost x\n</record>\n</filter>\n",
+            "f:13: host: is not added",
+        ),
+        ("<filter **>\n@type grep\n<regexp>\nkey a\npattern b\n</regexp>\n</filter>\n", "f:12: <regexp>: is not taken"),
+        ("<match app.logs>\n@type kafka2\n</match>\n", "no sink is like it"),
+        ("<match /a/>\n@type stdout\n</match>\n", "a regular expression as a pattern of tags"),
+    ],
+)
+def test_what_is_not_taken_is_named(text: str, says: str) -> None:
+    try:
+        told = notes(imported(SOURCE + text + ELASTIC))
+    except ConfigError as error:
+        told = [str(error)]
+    assert any(says in each for each in told), told
+
+
+@pytest.mark.parametrize(
+    ("line", "says"),
+    [
+        ('exclude_path ["x"]', "exclude_path: is not taken"),
+        ("bogus 1", "bogus: is not taken: nothing here is like it"),
+        ('path "#{`id`}"', "of Ruby only ENV['NAME']"),
+        ("path \"#{ENV['NOPE']}\"", "the environment variable NOPE is not known"),
+    ],
+)
+def test_what_of_a_source_is_not_taken_is_named(line: str, says: str) -> None:
+    source = SOURCE.replace("read_from_head true", line)
+    two = SOURCE.replace("app.logs", "app.other")
+    assert any(says in each for each in notes(imported(two + source + ELASTIC)))
+
+
+def test_a_path_in_no_volume_is_named() -> None:
+    outside = SOURCE.replace("/var/log/app/", "/srv/")
+    assert any("is in no volume of the pod" in each for each in notes(imported(outside + ELASTIC)))
+    assert any("--pod FILE gives it" in each for each in notes(imported(SOURCE + ELASTIC, FluentdSidecar())))
+
+
+def test_what_begins_at_the_end_is_said() -> None:
+    told = notes(imported(SOURCE.replace("read_from_head true\n", "") + ELASTIC))
+    (only,) = told
+    assert only.startswith("f:1: read_from_head is not set: Fluentd begins at a file's end; here every file is read")
+
+
+def test_nothing_that_is_left_is_an_error() -> None:
+    with pytest.raises(ConfigError, match="no <source> of @type tail comes to an output"):
+        imported(ELASTIC)
+    with pytest.raises(ConfigError, match="events go in a circle"):
+        imported(SOURCE + CIRCLE)
