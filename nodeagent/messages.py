@@ -543,9 +543,9 @@ class LogFileClosed:
 
 @dataclass(frozen=True, slots=True)
 class CollectorCounted:
-    """What was counted since the last one: rows of a metric's name, its labels and an amount."""
+    """What was counted since the last one, as :class:`Counted` of a worker."""
 
-    counts: list[Unchecked]
+    report: Unchecked
 
 
 @dataclass(frozen=True, slots=True)
@@ -554,6 +554,7 @@ class CollectorRows:
 
     number: int
     files: list[Unchecked]
+    sinks: list[Unchecked]
     warnings: tuple[str, ...]
     more: bool
 

@@ -16,6 +16,7 @@ import signal
 import socket
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
 from typing import Final, Protocol, assert_never
 
 from nodeagent.channel import Channel, pair
@@ -69,6 +70,18 @@ class Found(Protocol):
         """Everything there is was told."""
 
 
+@dataclass(slots=True)
+class Answer:
+    """How the collector fares."""
+
+    files: list[Unchecked] = field(default_factory=list)
+    """A row a file."""
+    sinks: list[Unchecked] = field(default_factory=list)
+    """A row a sink."""
+    warnings: list[str] = field(default_factory=list)
+    """What is wrong, in words."""
+
+
 class _Process:
     """One collector and control's end of its channel."""
 
@@ -89,17 +102,19 @@ class LogCollector:
         loop: asyncio.AbstractEventLoop,
         supervisor: TellsSupervisor,
         start: StartCollector,
-        counted: Callable[[list[Unchecked]], None],
+        counted: Callable[[Unchecked], None],
+        died: Callable[[], None],
         *,
         stop_seconds: float,
     ) -> None:
-        """*start*: what a collector is told first. *counted* takes what it has counted. *stop_seconds*: how
-        long what was read may take to be delivered when it is to end.
+        """*start*: what a collector is told first. *counted* takes what it has counted; *died* is called for each
+        that died. *stop_seconds*: how long what was read may take to be delivered when it is to end.
         """
         self._loop = loop
         self._supervisor = supervisor
         self._start = start
         self._counted = counted
+        self._died = died
         self._stop_seconds = stop_seconds
         self._numbers = itertools.count(1)
         self._questions = itertools.count(1)
@@ -112,9 +127,7 @@ class LogCollector:
         self._stopping = False
         self._gone = asyncio.Event()
         self._gone.set()
-        self._answers: dict[int, tuple[asyncio.Future[None], list[Unchecked], list[str]]] = {}
-        self.restarts = 0
-        """Collectors that died."""
+        self._answers: dict[int, tuple[asyncio.Future[None], Answer]] = {}
 
     @property
     def pid(self) -> int:
@@ -184,12 +197,12 @@ class LogCollector:
         self._process = None
         self._gone.set()
         self._adopted = False
-        for answered, _, _ in self._answers.values():
+        for answered, _ in self._answers.values():
             if not answered.done():
                 answered.set_result(None)
         if self._stopping:
             return
-        self.restarts += 1
+        self._died()
         log.error("the logs' collector (pid %d) died with status %d and is replaced", process.pid, status)
         soon = self._loop.time() - process.started < RESPAWN_SECONDS
         self._loop.call_later(RESPAWN_SECONDS if soon else 0.0, self._respawn)
@@ -296,19 +309,18 @@ class LogCollector:
             log.error("the logs' collector cannot be told anything and is killed: %s", os.strerror(error.errno or 0))
             self._kill(process)
 
-    async def ask(self) -> tuple[list[Unchecked], list[str]]:
-        """Return the rows of its files and what is wrong, in words, after what it counted was told."""
-        if self._process is None:
-            return [], []
+    async def ask(self) -> Answer:
+        """Return how its files and sinks fare, after what it counted was told."""
+        found = Answer()
+        if self._process is None or not self._process.collecting:
+            return found
         number = next(self._questions)
         answered: asyncio.Future[None] = self._loop.create_future()
-        rows: list[Unchecked] = []
-        warnings: list[str] = []
-        self._answers[number] = (answered, rows, warnings)
+        self._answers[number] = (answered, found)
         self._send(AskCollector(number))
         await asyncio.wait([answered], timeout=ANSWER_SECONDS)
         self._answers.pop(number, None)
-        return rows, warnings
+        return found
 
     # -- what it says --
 
@@ -320,7 +332,7 @@ class LogCollector:
                 if self._finder is not None and process is self._process:
                     self._finder.closed((message.device, message.inode))
             case CollectorCounted():
-                self._counted(message.counts)
+                self._counted(message.report)
             case CollectorRows():
                 self._answered(message)
             case _:
@@ -330,8 +342,9 @@ class LogCollector:
         waiting = self._answers.get(message.number)
         if waiting is None:
             return
-        answered, rows, warnings = waiting
-        rows.extend(message.files[: MAX_ROWS - len(rows)])
-        warnings.extend(message.warnings[: MAX_ROWS - len(warnings)])
+        answered, found = waiting
+        found.files.extend(message.files[: MAX_ROWS - len(found.files)])
+        found.sinks.extend(message.sinks[: MAX_ROWS - len(found.sinks)])
+        found.warnings.extend(message.warnings[: MAX_ROWS - len(found.warnings)])
         if not message.more and not answered.done():
             answered.set_result(None)

@@ -11,11 +11,13 @@ import os
 from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Final
 
 from nodeagent.config import AgentConfig
 from nodeagent.control.concern import Snapshot
 from nodeagent.control.log_collector import LogCollector
 from nodeagent.control.log_finder import LogFinder
+from nodeagent.control.log_metrics import LogMetrics
 from nodeagent.control.worker_process import TellsSupervisor
 from nodeagent.errors import ConfigError
 from nodeagent.istio import USER
@@ -24,7 +26,10 @@ from nodeagent.messages import StartCollector
 from nodeagent.parts import Parts
 from nodeagent.places.log_folders import LogFolders
 from nodeagent.telemetry.http_request import Response, Routes
-from nodeagent.wire import Unchecked
+from nodeagent.telemetry.store import Store
+
+ASK_SECONDS: Final = 5.0
+"""Between two looks at how the collector fares, for readiness' warnings."""
 
 
 class NodeLogs:
@@ -36,11 +41,16 @@ class NodeLogs:
         supervisor: TellsSupervisor,
         config: AgentConfig,
         settings: LogSettings,
+        store: Store,
     ) -> None:
-        """*settings*: section ``logs`` of *config*."""
+        """*settings*: section ``logs`` of *config*. *store* has the metrics."""
         self._settings = settings
+        self._metrics = LogMetrics(store)
+        self._warnings: tuple[str, ...] = ()
         start = StartCollector(settings.model_dump(mode="json", by_alias=True), config.node, os.getppid())
-        self.collector = LogCollector(loop, supervisor, start, self._counted, stop_seconds=settings.stop_seconds)
+        self.collector = LogCollector(
+            loop, supervisor, start, self._metrics.count, self._metrics.died, stop_seconds=settings.stop_seconds
+        )
         folders = LogFolders(settings.pod_logs, settings.pod_volumes, config.kubernetes is not None)
         self._finder = LogFinder(settings, folders, self.collector)
 
@@ -53,6 +63,7 @@ class NodeLogs:
         for sink in self._settings.sinks:
             if sink.file is not None and not sink.file.path.parent.exists():
                 prepare(sink.file.path.parent)
+        parts.start("the look at the logs' collector", self._keep_asking)
         async with self._finder.run(parts), self.collector.run(parts, self._finder):
             yield
 
@@ -63,6 +74,7 @@ class NodeLogs:
     def changed(self, snapshot: Snapshot) -> None:
         """Follow this node's pods as they are now."""
         self._finder.follow(snapshot.objects)
+        self._metrics.follow((pod.namespace, pod.name) for pod in snapshot.objects.values())
 
     def grown(self, snapshot: Snapshot) -> None:
         """Those that are new were told by :meth:`changed`: reading them forbids nothing."""
@@ -73,24 +85,35 @@ class NodeLogs:
 
     def warnings(self) -> list[str]:
         """Return, in words, what is not read or delivered, and why."""
-        return [*self.collector.missing(), *self._finder.warnings()]
+        return [*self.collector.missing(), *self._warnings, *self._finder.warnings()]
 
     def routes(self) -> Routes:
         """``nodeagent get logs``."""
         return {("GET", "/logs"): self._page}
 
     async def _page(self, query: Mapping[str, str]) -> Response:
-        rows, warnings = await self.collector.ask()
+        """Tell files, sinks, refusals and warnings."""
+        answer = await self.collector.ask()
+        warnings = [*self.collector.missing(), *answer.warnings]
         refused = list(self._refused())
-        return Response.json({"files": rows, "refused": refused, "warnings": [*warnings, *self.collector.missing()]})
+        return Response.json({"files": answer.files, "sinks": answer.sinks, "refused": refused, "warnings": warnings})
+
+    async def report(self) -> None:
+        """Bring the metrics up to date."""
+        answer = await self.collector.ask()
+        self._metrics.tell(answer.files, answer.sinks)
+        self._warnings = tuple(answer.warnings)
+
+    async def _keep_asking(self) -> None:
+        """Readiness is told by what is known, and asks nobody."""
+        while True:
+            await asyncio.sleep(ASK_SECONDS)
+            await self.report()
 
     def _refused(self) -> Iterator[dict[str, str]]:
         for followed, refusals in self._finder.rows():
             for words in refusals:
                 yield {"pod": followed.name, "refusal": words}
-
-    def _counted(self, counts: list[Unchecked]) -> None:
-        """Take what the collector counted."""
 
 
 def prepare(folder: Path) -> None:

@@ -136,7 +136,7 @@ class Beginning:
             hand_over_seconds=config.proxy.timeouts.hand_over,
         )
         self.link.observe(WORKER, self.workers)
-        self.logs = NodeLogs(loop, self.link, config, config.logs) if config.logs is not None else None
+        self.logs = NodeLogs(loop, self.link, config, config.logs, self.store) if config.logs is not None else None
         if self.logs is not None:
             self.link.observe(COLLECTOR, self.logs.collector)
         self.ports = AdminPorts(config.telemetry, config.runtime_directory, self.link.inherited.ports)
@@ -385,6 +385,12 @@ def first_words(config: AgentConfig, plane: DataPlane) -> StartWorker:
     )
 
 
+async def report(beginning: Beginning) -> None:
+    """Have everybody tell what was counted and not told yet."""
+    logs = [beginning.logs.report()] if beginning.logs is not None else []
+    await asyncio.gather(beginning.workers.ask(AskMetrics), *logs)
+
+
 async def open_ports(beginning: Beginning, made: Concerns, ports: AdminPorts, heartbeat: Heartbeat) -> None:
     """Open the admin ports with the pages of all concerns, and of those over several. Raises ConfigError."""
     config = beginning.config
@@ -433,7 +439,7 @@ async def open_ports(beginning: Beginning, made: Concerns, ports: AdminPorts, he
         made.certificates.collect,
         made.kernel.collect,
     )
-    metrics = MetricsPages(store, functools.partial(workers.ask, AskMetrics), collectors)
+    metrics = MetricsPages(store, functools.partial(report, beginning), collectors)
     pages = [page.routes() for page in (readiness, flows, mesh_pages, pods, metrics)]
     routes = merged([concern.routes() for concern in concerns] + pages)
     await ports.open(routes, metrics.scraped(), readiness.page)

@@ -32,17 +32,19 @@ import uvloop
 
 from nodeagent.channel import Channel
 from nodeagent.errors import NodeagentError, shown
+from nodeagent.logs.counting import Told, tailed
 from nodeagent.logs.interim_tail import Tail
 from nodeagent.logs.settings import LogSettings
-from nodeagent.logs.sources import SourceFacts, from_json
+from nodeagent.logs.sources import Reading, SourceFacts, from_json
 from nodeagent.logs.streams import FileStreams
-from nodeagent.logs.tail.interfaces import LogSource, SourceKey, TailSettings
+from nodeagent.logs.tail.interfaces import FileStatus, LogSource, SourceKey, TailSettings
 from nodeagent.memory import settle
 from nodeagent.messages import (
     TO_COLLECTOR,
     AllLogsTold,
     AskCollector,
     Collecting,
+    CollectorCounted,
     CollectorRows,
     FinishLogs,
     FromCollector,
@@ -60,6 +62,8 @@ from nodeagent.wire import MessageError, Unchecked
 LOCK_SECONDS: Final = 0.05
 """Between two looks whether the folder of positions is free."""
 ROWS_AT_ONCE: Final = 500
+COUNT_SECONDS: Final = 1.0
+"""Between two reports of what was counted."""
 log = logging.getLogger("nodeagent.logs")
 
 
@@ -138,6 +142,13 @@ class Collector:
         for message in waiting:
             self._hear(message)
         self._channel.send(Collecting())
+        self._start(self._keep_counting(reading))
+
+    async def _keep_counting(self, reading: Intake) -> None:
+        """Tell what was counted, so that a process that dies takes little of it along."""
+        while not self._finishing:
+            await asyncio.sleep(COUNT_SECONDS)
+            self._channel.send(CollectorCounted(reading.report()))
 
     async def _finish(self, seconds: float) -> None:
         if self._finishing:
@@ -145,16 +156,19 @@ class Collector:
         self._finishing = True
         if self._reading is not None:
             await self._reading.end(seconds)
+            self._channel.send(CollectorCounted(self._reading.report()))
+            await asyncio.sleep(0)
         self._end()
 
     def _answer(self, reading: Intake, number: int) -> None:
         """Tell how each file fares, in parts that fit a packet."""
+        self._channel.send(CollectorCounted(reading.report()))
         rows = reading.rows()
         warnings = tuple(reading.warnings())
         parts = [rows[at : at + ROWS_AT_ONCE] for at in range(0, len(rows), ROWS_AT_ONCE)] or [[]]
-        for index, part in enumerate(parts):
-            last = index == len(parts) - 1
-            self._channel.send(CollectorRows(number, part, warnings if last else (), more=not last))
+        for part in parts[:-1]:
+            self._channel.send(CollectorRows(number, part, [], (), more=True))
+        self._channel.send(CollectorRows(number, parts[-1], reading.streams.rows(), warnings, more=False))
 
     def _misunderstand(self, error: MessageError) -> None:
         """It ends its channel, by which control, or its successor, kills and replaces it."""
@@ -203,6 +217,7 @@ class Intake:
         """Sources that were told since another control is there; None: nobody asks."""
         bounds = TailSettings(line_bytes=settings.limits.line_bytes)
         self.tail = Tail(node, settings.state_directory, self.streams.open, bounds)
+        self._counts = Told()
         self._run: asyncio.Task[None] | None = None
 
     def begin(self, start: Callable[[Coroutine[object, object, None]], None]) -> None:
@@ -240,9 +255,33 @@ class Intake:
     def all_told(self) -> None:
         """What was not told by the control that is there now is gone."""
 
+    def report(self) -> Unchecked:
+        """Return what was counted since the last report."""
+        return self._counts.report((*self.streams.counts(), *tailed(self.streams.pods(), self.tail.counts())))
+
     def rows(self) -> list[Unchecked]:
         """Return a row for each file."""
-        return []
+        return [self._row(status) for status in self.tail.status()]
+
+    def _row(self, status: FileStatus) -> Unchecked:
+        source = self._sources.get(status.source.key)
+        reading = source.reading if source is not None else Reading()
+        return {
+            "namespace": source.namespace if source is not None else "",
+            "pod": source.pod if source is not None else "",
+            "container": source.container if source is not None else "",
+            "path": source.path if source is not None else "",
+            "file": status.name,
+            "size": status.size,
+            "read": status.read,
+            "settled": status.settled,
+            "lagBytes": status.lag_bytes,
+            "lagSeconds": status.lag_seconds,
+            "state": status.state,
+            "parser": reading.parser,
+            "multiline": reading.multiline,
+            "sinks": list(reading.sinks),
+        }
 
     def warnings(self) -> list[str]:
         """Return, in words, what is wrong."""

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 from nodeagent.logs.records import Chunk
 from nodeagent.logs.tail.coverage import Coverage, Mark
-from nodeagent.logs.tail.interfaces import LogSource, OpenTaker, TailSettings, Taker
+from nodeagent.logs.tail.interfaces import FileStatus, LogSource, OpenTaker, TailCounts, TailSettings, Taker
+from nodeagent.vocabulary import PodUid
 
 LOOK_SECONDS = 0.1
 
@@ -36,6 +38,14 @@ class Tail:
 
     def named(self, device: int, inode: int, name: str) -> None:
         """It does not matter here."""
+
+    def status(self) -> Iterator[FileStatus]:
+        """Nothing is known."""
+        return iter(())
+
+    def counts(self) -> dict[PodUid, TailCounts]:
+        """Nothing is counted."""
+        return {}
 
     def wake(self) -> None:
         """There is room again."""

@@ -7,10 +7,11 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterator
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
+from nodeagent.logs.counting import Count, PodName, delivered, processed, waiting
 from nodeagent.logs.delivery.dead_letters import DeadLetters
 from nodeagent.logs.delivery.lane import Lane, LaneBounds
 from nodeagent.logs.process.framing import Framing
@@ -43,7 +44,7 @@ class FileStream:
 
     def room(self) -> bool:
         """Return whether every sink of it takes more."""
-        return all(lane.room() for lane in self._followed.lanes)
+        return self._followed.reading() and all(lane.room() for lane in self._followed.lanes)
 
     def take(self, chunk: Chunk) -> None:
         """Make records of *chunk*, and offer them."""
@@ -79,7 +80,11 @@ class FileStream:
 class FollowedSource:
     """A source, with what its files have in common."""
 
-    def __init__(self, facts: SourceFacts, origin: LogOrigin, lanes: tuple[Lane, ...]) -> None:
+    def __init__(
+        self, facts: SourceFacts, origin: LogOrigin, lanes: tuple[Lane, ...], reading: Callable[[], bool]
+    ) -> None:
+        """*reading*: whether anything is to be read now."""
+        self.reading = reading
         self.facts = facts
         self.origin = origin
         self.lanes = lanes
@@ -87,6 +92,11 @@ class FollowedSource:
         self.streams: set[FileStream] = set()
         self.gone = False
         """Its pod is."""
+
+    @property
+    def pod(self) -> PodName:
+        """Whose it is."""
+        return self.facts.namespace, self.facts.pod
 
     def processor(self, first: Chunk) -> Processor:
         """Return what makes records of a file whose *first* chunk this is."""
@@ -107,6 +117,10 @@ class FileStreams:
         folder = settings.state_directory / DEAD_LETTERS
         self.lanes = {each.name: _lane(each, folder) for each in settings.sinks}
         self.sources: dict[str, FollowedSource] = {}
+        self._ending = False
+
+    def _is_reading(self) -> bool:
+        return not self._ending
 
     def begin(self, start: Start, wake: Callable[[], None]) -> None:
         """Deliver from now on; *wake* is called when there is room again."""
@@ -116,7 +130,8 @@ class FileStreams:
         start(self._keep_waking(wake))
 
     async def end(self, seconds: float) -> None:
-        """Give what is under way so many *seconds*."""
+        """Read no more, and give what was read so many *seconds* to be delivered."""
+        self._ending = True
         async with asyncio.TaskGroup() as group:
             for lane in self.lanes.values():
                 group.create_task(lane.close(seconds))
@@ -127,7 +142,7 @@ class FileStreams:
         lanes = tuple(self.lanes[name] for name in facts.reading.sinks if name in self.lanes)
         followed = self.sources.get(facts.key)
         if followed is None:
-            self.sources[facts.key] = FollowedSource(facts, origin, lanes)
+            self.sources[facts.key] = FollowedSource(facts, origin, lanes, self._is_reading)
             return
         followed.facts = facts
         followed.origin = origin
@@ -146,6 +161,31 @@ class FileStreams:
         """Return who takes the lines of a generation: the tail's OpenTaker."""
         del file  # chunks have it too
         return FileStream(self.sources[source.key], coverage)
+
+    def pods(self) -> dict[str, PodName]:
+        """Return the names of the pods that are followed, by uid."""
+        return {each.facts.uid: each.pod for each in self.sources.values()}
+
+    def counts(self) -> Iterator[Count]:
+        """Yield what was counted since the start."""
+        for key, each in self.sources.items():
+            yield from processed(key, each.pod, each.counts)
+        for name, lane in self.lanes.items():
+            yield from delivered(name, lane)
+
+    def rows(self) -> list[dict[str, Any]]:
+        """Return a row for each sink."""
+        return [
+            {
+                "name": name,
+                "waiting": waiting(lane),
+                "heldBytes": lane.held,
+                "bufferedBytes": 0,
+                "delivered": lane.counts.total().delivered,
+                "trouble": lane.trouble,
+            }
+            for name, lane in self.lanes.items()
+        ]
 
     def warnings(self) -> list[str]:
         """Return, in words, which sinks take nothing, and why."""

@@ -198,6 +198,85 @@ WEBHOOK_REGISTRATIONS = Metric(
     "Looks at the MutatingWebhookConfiguration that found its caBundle right, repaired it, or failed.",
 )  # fmt: skip
 
+_LOG_POD = ("namespace", "pod")
+_LOG_SINK = ("sink", *_LOG_POD)
+LOG_LINES = Metric("nodeagent_log_lines_read_total", "counter", _LOG_POD, "Lines read from files of logs.")
+LOG_BYTES = Metric("nodeagent_log_bytes_read_total", "counter", _LOG_POD, "Bytes read from files of logs.")
+LOG_BYTES_LOST = Metric(
+    "nodeagent_log_bytes_lost_total",
+    "counter",
+    _LOG_POD,
+    "Bytes of removed or damaged files of logs that could not be read any more.",
+)
+LOG_LINES_CUT = Metric(
+    "nodeagent_log_lines_cut_total",
+    "counter",
+    _LOG_POD,
+    "Pieces cut from lines that are longer than logs.limits allow.",
+)
+LOG_RECORDS = Metric("nodeagent_log_records_total", "counter", _LOG_POD, "Records made of lines, for all their sinks.")
+LOG_PARSE_FAILURES = Metric(
+    "nodeagent_log_parse_failures_total",
+    "counter",
+    _LOG_POD,
+    "Lines kept as text, as their parser cannot read them.",
+)
+LOG_FILTERED = Metric(
+    "nodeagent_log_records_filtered_total",
+    "counter",
+    (*_LOG_POD, "reason"),
+    "Records that went to no sink: by a rule, over a pod's rate, or empty.",
+)
+LOG_OFFERED = Metric(
+    "nodeagent_log_records_offered_total",
+    "counter",
+    _LOG_SINK,
+    "Records that a sink is to have: delivered, dropped, dead-lettered, or waiting.",
+)
+LOG_DELIVERED = Metric("nodeagent_log_records_delivered_total", "counter", _LOG_SINK, "Records that a sink has taken.")
+LOG_RETRIED = Metric(
+    "nodeagent_log_records_retried_total", "counter", _LOG_SINK, "How often a record was sent to a sink again."
+)
+LOG_RECORDS_DROPPED = Metric(
+    "nodeagent_log_records_dropped_total",
+    "counter",
+    (*_LOG_SINK, "reason"),
+    "Records that a sink never got, by reason.",
+)
+LOG_DEAD_LETTERED = Metric(
+    "nodeagent_log_records_dead_lettered_total",
+    "counter",
+    _LOG_SINK,
+    "Records that a sink refused for good; they are in the dead-letter file of logs.stateDirectory.",
+)
+LOG_WAITING = Metric(
+    "nodeagent_log_records_waiting",
+    "gauge",
+    ("sink",),
+    "Records waiting for a sink: in memory, under way, on disk.",
+)
+LOG_BUFFERED = Metric(
+    "nodeagent_log_buffered_bytes", "gauge", ("sink",), "Bytes on disk that wait for a sink (logs.buffer)."
+)
+LOG_LAG_BYTES = Metric(
+    "nodeagent_log_lag_bytes", "gauge", _LOG_POD, "Bytes of a pod's log files that are not read yet."
+)
+LOG_LAG_SECONDS = Metric(
+    "nodeagent_log_lag_seconds", "gauge", _LOG_POD, "For how long something in a pod's log files has been unread."
+)
+LOG_FILES = Metric("nodeagent_log_files", "gauge", (), "Files of logs that are open.")
+LOG_RESTARTS = Metric(
+    "nodeagent_log_collector_restarts_total",
+    "counter",
+    (),
+    "Collectors of logs that died and were replaced.",
+)
+LOG_FAMILIES: Final = (
+    *(LOG_LINES, LOG_BYTES, LOG_BYTES_LOST, LOG_LINES_CUT, LOG_RECORDS, LOG_PARSE_FAILURES, LOG_FILTERED),
+    *(LOG_OFFERED, LOG_DELIVERED, LOG_RETRIED, LOG_RECORDS_DROPPED, LOG_DEAD_LETTERED),
+)
+"""Counters of the logs' collector: who is of a pod that is gone ends with it."""
+
 HTTP_FAMILIES: Final = (REQUEST_DURATION, REQUEST_BYTES, RESPONSE_BYTES)
 """Histograms in the order in which a HttpCell keeps them; REQUESTS is the duration's count."""
 TCP_FAMILIES: Final = (TCP_OPENED, TCP_CLOSED, TCP_SENT, TCP_RECEIVED)
@@ -224,6 +303,8 @@ PLAIN: Final = {
         *(CONNECTIONS, REFUSED, POLICY_EVENTS, KERNEL_HTTP_UNKNOWN, KERNEL_LEFT_OUT),
         *(CERTIFICATE_EXPIRY, WORKER_RESTARTS, SNAPSHOT_ENTRIES, LOG_DROPPED, DRAIN_CUT, REJECTED),
         *(WEBHOOK_REVIEWS, WEBHOOK_REGISTRATIONS),
+        *LOG_FAMILIES,
+        *(LOG_WAITING, LOG_BUFFERED, LOG_LAG_BYTES, LOG_LAG_SECONDS, LOG_FILES, LOG_RESTARTS),
     )
 }
 """Families with one number a series, by name."""

@@ -1,0 +1,94 @@
+"""The logs in control's metrics: what the collector counts and how far it is, as long as their pods are there."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Mapping
+from typing import Final
+
+from nodeagent.telemetry import metrics
+from nodeagent.telemetry.metrics import Labels, Metric
+from nodeagent.telemetry.store import Store
+from nodeagent.wire import Unchecked
+
+KEPT_SECONDS: Final = 600.0
+"""For how long the series of a pod that is gone are told: until who scrapes has its last numbers."""
+PodName = tuple[str, str]
+
+
+class LogMetrics:
+    """Puts them into *store*."""
+
+    def __init__(self, store: Store, *, clock: Callable[[], float] = time.monotonic) -> None:
+        """*clock*, in seconds, is injected for tests."""
+        self._store = store
+        self._clock = clock
+        self._there: set[PodName] = set()
+        self._gone: dict[PodName, float] = {}
+        self._counted: set[tuple[Metric, Labels]] = set()
+
+    def count(self, report: Unchecked) -> None:
+        """Add what the collector has counted; a report that is malformed is dropped whole, and counted."""
+        self._store.merge(report)
+        for row in _rows(report.get("counts")):
+            metric = metrics.PLAIN.get(str(row[0])) if row else None
+            if metric in metrics.LOG_FAMILIES and len(row) == 3:
+                self._counted.add((metric, tuple(map(str, _rows(row[1])))))
+
+    def died(self) -> None:
+        """A collector died."""
+        self._store.add(metrics.LOG_RESTARTS)
+
+    def tell(self, files: Iterable[Unchecked], sinks: Iterable[Unchecked]) -> None:
+        """Set how far reading is, by *files*, and what waits, by *sinks*: rows of the collector's answer."""
+        lag_bytes: dict[Labels, float] = {}
+        lag_seconds: dict[Labels, float] = {}
+        number = 0
+        for row in files:
+            number += 1
+            pod = (_text(row, "namespace"), _text(row, "pod"))
+            lag_bytes[pod] = lag_bytes.get(pod, 0) + _number(row, "lagBytes")
+            lag_seconds[pod] = max(lag_seconds.get(pod, 0), _number(row, "lagSeconds"))
+        rows = list(sinks)
+        self._store.replace(metrics.LOG_LAG_BYTES, lag_bytes)
+        self._store.replace(metrics.LOG_LAG_SECONDS, lag_seconds)
+        waiting: dict[Labels, float] = {(_text(row, "name"),): _number(row, "waiting") for row in rows}
+        buffered: dict[Labels, float] = {(_text(row, "name"),): _number(row, "bufferedBytes") for row in rows}
+        self._store.replace(metrics.LOG_WAITING, waiting)
+        self._store.replace(metrics.LOG_BUFFERED, buffered)
+        self._store.set(metrics.LOG_FILES, (), number)
+
+    def follow(self, pods: Iterable[PodName]) -> None:
+        """The node's pods are *pods* now: series of others end after a while."""
+        there = set(pods)
+        now = self._clock()
+        for gone in self._there - there:
+            self._gone[gone] = now
+        for back in there & self._gone.keys():
+            del self._gone[back]
+        self._there = there
+        ended = {pod for pod, since in self._gone.items() if now - since >= KEPT_SECONDS}
+        for pod in ended:
+            del self._gone[pod]
+        for metric, labels in [each for each in self._counted if _pod(*each) in ended]:
+            self._store.discard(metric, labels)
+            self._counted.discard((metric, labels))
+
+
+def _pod(metric: Metric, labels: Labels) -> PodName:
+    """Return the pod that a series is of."""
+    at = metric.labels.index("namespace")
+    return labels[at], labels[at + 1]
+
+
+def _rows(value: object) -> list[list[object]]:
+    return value if isinstance(value, list) else []
+
+
+def _text(row: Mapping[str, object], name: str) -> str:
+    return str(row.get(name, ""))
+
+
+def _number(row: Mapping[str, object], name: str) -> float:
+    value = row.get(name, 0)
+    return float(value) if isinstance(value, int | float) else 0.0
