@@ -32,7 +32,7 @@ import uvloop
 
 from nodeagent.channel import Channel
 from nodeagent.errors import NodeagentError, shown
-from nodeagent.logs.counting import Told, tailed
+from nodeagent.logs.counting import CountsTold, tailed
 from nodeagent.logs.interim_tail import Tail
 from nodeagent.logs.settings import LogSettings
 from nodeagent.logs.sources import Reading, SourceFacts, from_json
@@ -217,7 +217,7 @@ class Intake:
         """Sources that were told since another control is there; None: nobody asks."""
         bounds = TailSettings(line_bytes=settings.limits.line_bytes)
         self.tail = Tail(node, settings.state_directory, self.streams.open, bounds)
-        self._counts = Told()
+        self._counts = CountsTold()
         self._run: asyncio.Task[None] | None = None
 
     def begin(self, start: Callable[[Coroutine[object, object, None]], None]) -> None:

@@ -11,6 +11,7 @@ from nodeagent.logs.process.processor import ProcessCounts
 from nodeagent.logs.tail.interfaces import TailCounts
 from nodeagent.telemetry import metrics
 from nodeagent.telemetry.metrics import Labels, Metric
+from nodeagent.vocabulary import PodUid
 
 PodName = tuple[str, str]
 """Namespace and name; both empty: the node itself."""
@@ -18,7 +19,7 @@ Count = tuple[str, Metric, Labels, int]
 """Who counts, so that what it told before is known; the series; the sum until now."""
 
 
-class Told:
+class CountsTold:
     """Remembers the sums that were told, and makes reports of what was counted since."""
 
     def __init__(self) -> None:
@@ -49,7 +50,7 @@ def processed(source: str, pod: PodName, counts: ProcessCounts) -> Iterator[Coun
         yield source, metrics.LOG_FILTERED, (*pod, reason), number
 
 
-def tailed(pods: Mapping[str, PodName], counts: Mapping[str, TailCounts]) -> Iterator[Count]:
+def tailed(pods: Mapping[PodUid, PodName], counts: Mapping[PodUid, TailCounts]) -> Iterator[Count]:
     """Yield what was read of pods, by uid; *pods* are their names."""
     for uid, each in counts.items():
         pod = pods.get(uid)

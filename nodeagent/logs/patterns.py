@@ -1,4 +1,4 @@
-"""Patterns of paths within a volume, and the check of regular expressions that others give."""
+"""Patterns of paths within a volume. Pure."""
 
 from __future__ import annotations
 
@@ -79,19 +79,3 @@ def path_fits(pattern: PathPattern, path: str) -> bool:
     if len(parts) < first + len(after):
         return False
     return all(map(fits, wanted[:first], parts[:first])) and all(map(fits, after, parts[len(parts) - len(after) :]))
-
-
-def regular_expression(text: str) -> None:
-    """Raise PatternError where RE2 does not take *text*."""
-    import re2  # only who has patterns pays for it
-
-    options = re2.Options()
-    options.log_errors = False
-    try:
-        re2.compile(text, options)
-    except re2.error as error:
-        said = error.args[0] if error.args else ""
-        words = said.decode(errors="replace") if isinstance(said, bytes) else str(said)
-        raise PatternError(
-            f"a regular expression of RE2 is expected (no look-around, no back-references), not {shown(text)}: {words}"
-        ) from None

@@ -211,7 +211,7 @@ class _Planner:
 
     def _configured(self, base: Reading) -> Iterator[WantedFiles]:
         for each in self._settings.files:
-            if selects(each, self._pod):
+            if selects(each, self._pod.namespace, self._pod.labels):
                 yield WantedFiles(each.volume, path_pattern(each.path), _as_configured(each, base))
 
     def _annotated(self, base: Reading) -> Iterator[WantedFiles]:
@@ -243,17 +243,13 @@ def routed(source: SourceFacts, settings: LogSettings) -> SourceFacts:
         return source
     for route in settings.routes:
         tags = not route.tags or any(_tag_fits(pattern, source.tag) for pattern in route.tags)
-        if tags and _selected(route, source.namespace, source.labels):
+        if tags and selects(route, source.namespace, source.labels):
             return replace(source, reading=replace(source.reading, sinks=route.sinks))
     return replace(source, reading=replace(source.reading, sinks=(settings.sinks[0].name,)))
 
 
-def selects(selection: PodSelection, pod: PodObject) -> bool:
-    """Say whether *selection* is for *pod*."""
-    return _selected(selection, pod.namespace, pod.labels)
-
-
-def _selected(selection: PodSelection, namespace: str, labels: Mapping[str, str]) -> bool:
+def selects(selection: PodSelection, namespace: str, labels: Mapping[str, str]) -> bool:
+    """Say whether *selection* is for a pod of *namespace* with *labels*."""
     named = not selection.namespaces or any(fnmatchcase(namespace, each) for each in selection.namespaces)
     return named and all(labels.get(name) == value for name, value in selection.labels.items())
 

@@ -12,7 +12,9 @@ from typing import Annotated, Final, Literal, Self
 
 from pydantic import Field, StringConstraints, field_validator, model_validator
 
-from nodeagent.logs.patterns import PatternError, path_pattern, regular_expression
+from nodeagent.errors import ConfigError
+from nodeagent.logs.patterns import path_pattern
+from nodeagent.logs.process.patterns import LinePattern
 from nodeagent.logs.sinks.settings import BufferSettings, SinkSettings
 from nodeagent.sections import ConfigSection, Size
 
@@ -21,6 +23,8 @@ RUNTIME_PARSERS: Final = ("cri", "docker")
 BUILT_IN_PARSERS: Final = ("auto", "json", "logfmt", "none", *RUNTIME_PARSERS)
 """Parsers that need no entry in ``logs.parsers``; ``auto``: what is a JSON object is one, all else is text."""
 MULTILINE_PRESETS: Final = ("java", "python", "go", "ruby", "dotnet", "indented")
+MEMBER: Final = r"^([^.]+(\.[^.]+){0,7})?$"
+"""A member's path: up to eight names with dots between them; or nothing."""
 Name = Annotated[str, StringConstraints(pattern=r"^[a-z0-9A-Z]([-._a-zA-Z0-9]{0,61}[a-zA-Z0-9])?$")]
 """Of a parser, a sink, a file: what others refer to it by."""
 Expression = Annotated[str, StringConstraints(min_length=1, max_length=4096)]
@@ -80,7 +84,7 @@ class ParserSettings(ConfigSection):
     type: Literal["json", "logfmt", "regex", "none"]
     pattern: Expression | None = None
     """Of a regex: its named groups become members."""
-    time_key: str = ""
+    time_key: str = Field("", pattern=MEMBER)
     """The member that says when; empty: the runtime's time, or when the line was read."""
     time_format: str = ""
     """As strptime(3) has it, with ``%L`` for fractions of a second; empty: RFC 3339, or seconds since 1970."""
@@ -90,9 +94,7 @@ class ParserSettings(ConfigSection):
         if (self.type == "regex") != (self.pattern is not None):
             raise ValueError("pattern goes with type regex, which needs one")
         if self.pattern is not None:
-            if "(?P<" not in self.pattern and "(?<" not in self.pattern:
-                raise ValueError("pattern: a named group such as (?P<level>[A-Z]+) is expected: it becomes a member")
-            _checked(regular_expression, self.pattern)
+            _checked(lambda text: LinePattern(text, named=True), self.pattern)
         return self
 
 
@@ -108,20 +110,20 @@ class MultilineSettings(ConfigSection):
     @field_validator("start")
     @classmethod
     def _compiles(cls, value: str) -> str:
-        return _checked(regular_expression, value)
+        return _checked(LinePattern, value)
 
 
 class Match(ConfigSection):
     """What of a record: its text, or a member of it."""
 
     matches: Expression
-    field: str = ""
+    field: str = Field("", pattern=MEMBER)
     """The name of a member, with dots for one within another; empty: the whole text."""
 
     @field_validator("matches")
     @classmethod
     def _compiles(cls, value: str) -> str:
-        return _checked(regular_expression, value)
+        return _checked(LinePattern, value)
 
 
 class Redaction(Match):
@@ -262,6 +264,6 @@ def _checked(check: Callable[[str], object], value: str) -> str:
     """Return *value*, which *check* takes. Raises ValueError with its words."""
     try:
         check(value)
-    except PatternError as error:
+    except ConfigError as error:
         raise ValueError(str(error)) from None
     return value

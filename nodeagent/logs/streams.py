@@ -17,7 +17,8 @@ from nodeagent.logs.delivery.lane import Lane, LaneBounds
 from nodeagent.logs.process.framing import Framing
 from nodeagent.logs.process.origin import OriginFacts as Described
 from nodeagent.logs.process.origin import make_origin
-from nodeagent.logs.process.processor import ProcessCounts, Processor, Recipe
+from nodeagent.logs.process.processor import ProcessCounts, Processor
+from nodeagent.logs.recipes import Recipes
 from nodeagent.logs.records import Chunk, LogOrigin, LogRecords, Receipt
 from nodeagent.logs.settings import LogSettings
 from nodeagent.logs.sinks.making import make_sink
@@ -25,6 +26,7 @@ from nodeagent.logs.sinks.settings import SinkSettings
 from nodeagent.logs.sources import SourceFacts
 from nodeagent.logs.tail.coverage import Coverage
 from nodeagent.logs.tail.interfaces import LogSource
+from nodeagent.vocabulary import PodUid
 
 FLUSH_SECONDS: Final = 0.5
 """Between two looks for lines that are held back for too long."""
@@ -81,9 +83,15 @@ class FollowedSource:
     """A source, with what its files have in common."""
 
     def __init__(
-        self, facts: SourceFacts, origin: LogOrigin, lanes: tuple[Lane, ...], reading: Callable[[], bool]
+        self,
+        facts: SourceFacts,
+        origin: LogOrigin,
+        lanes: tuple[Lane, ...],
+        recipes: Recipes,
+        reading: Callable[[], bool],
     ) -> None:
         """*reading*: whether anything is to be read now."""
+        self._recipes = recipes
         self.reading = reading
         self.facts = facts
         self.origin = origin
@@ -100,7 +108,8 @@ class FollowedSource:
 
     def processor(self, first: Chunk) -> Processor:
         """Return what makes records of a file whose *first* chunk this is."""
-        return Processor(self.origin, Recipe(self._framing(first)), self.counts)
+        recipe = self._recipes.recipe(self.facts, self._framing(first))
+        return Processor(self.origin, recipe, self.counts, self._recipes.rate(self.facts.uid))
 
     def _framing(self, first: Chunk) -> Framing:
         if self.facts.kind != "output":
@@ -114,6 +123,7 @@ class FileStreams:
     def __init__(self, settings: LogSettings, node: str) -> None:
         self._node = node
         self._settings = settings
+        self._recipes = Recipes(settings)
         folder = settings.state_directory / DEAD_LETTERS
         self.lanes = {each.name: _lane(each, folder) for each in settings.sinks}
         self.sources: dict[str, FollowedSource] = {}
@@ -125,9 +135,9 @@ class FileStreams:
     def begin(self, start: Start, wake: Callable[[], None]) -> None:
         """Deliver from now on; *wake* is called when there is room again."""
         for lane in self.lanes.values():
+            lane.on_room = wake
             start(lane.run())
         start(self._keep_flushing())
-        start(self._keep_waking(wake))
 
     async def end(self, seconds: float) -> None:
         """Read no more, and give what was read so many *seconds* to be delivered."""
@@ -142,7 +152,7 @@ class FileStreams:
         lanes = tuple(self.lanes[name] for name in facts.reading.sinks if name in self.lanes)
         followed = self.sources.get(facts.key)
         if followed is None:
-            self.sources[facts.key] = FollowedSource(facts, origin, lanes, self._is_reading)
+            self.sources[facts.key] = FollowedSource(facts, origin, lanes, self._recipes, self._is_reading)
             return
         followed.facts = facts
         followed.origin = origin
@@ -162,7 +172,7 @@ class FileStreams:
         del file  # chunks have it too
         return FileStream(self.sources[source.key], coverage)
 
-    def pods(self) -> dict[str, PodName]:
+    def pods(self) -> dict[PodUid, PodName]:
         """Return the names of the pods that are followed, by uid."""
         return {each.facts.uid: each.pod for each in self.sources.values()}
 
@@ -212,15 +222,6 @@ class FileStreams:
             for followed in self.sources.values():
                 for stream in list(followed.streams):
                     stream.flush(now)
-
-    async def _keep_waking(self, wake: Callable[[], None]) -> None:
-        full = False
-        while True:
-            await asyncio.sleep(0.02)
-            room = all(lane.room() for lane in self.lanes.values())
-            if room and full:
-                wake()
-            full = not room
 
 
 def _lane(settings: SinkSettings, folder: Path) -> Lane:

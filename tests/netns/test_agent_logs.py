@@ -5,14 +5,18 @@ each, with whose it is, whatever dies meanwhile.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+import os
+import re
+import signal
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from nodeagent.lab import Lab
-from tests.netns.world import cluster
+from tests.netns.world import admin, cluster, control, get, parent_of, scrape
 from tests.waiting import eventually
 
 PODS = """
@@ -33,6 +37,13 @@ spec:
       i=0; while :; do i=$((i+1)); echo "{\\"n\\": $i}" >> /var/log/app/a.log; sleep 0.05; done']
     volumeMounts: [{name: varlog, mountPath: /var/log}]
   volumes: [{name: varlog, emptyDir: {}}]
+---
+apiVersion: v1
+kind: Pod
+metadata: {name: ends}
+spec:
+  restartPolicy: Never
+  containers: [{name: app, command: [seq, "1000"]}]
 ---
 apiVersion: v1
 kind: Pod
@@ -65,6 +76,24 @@ def of(lab: Lab, pod: str) -> list[dict[str, Any]]:
     return [each for each in records(lab) if each["kubernetes"]["pod_name"] == pod]
 
 
+def collector(lab: Lab) -> int:
+    """Return the pid of the process that has the folder of positions open."""
+    agent = lab.agent("node1")
+    folder = str(lab.layout.node("node1") / "logs")
+    found = [pid for pid in agent.processes() if parent_of(pid) == agent.pid and folder in opened(pid)]
+    assert len(found) == 1, found
+    return found[0]
+
+
+def opened(pid: int) -> set[str]:
+    """Return the paths of what the process has open."""
+    found = set()
+    for each in Path(f"/proc/{pid}/fd").iterdir():
+        with suppress(FileNotFoundError):
+            found.add(os.readlink(each))
+    return found
+
+
 def test_output_arrives_with_whose_it_is(lab: Lab) -> None:
     found = eventually(lambda: len(rows := of(lab, "talks")) > 5 and rows, "records of the pod's output")
     first = found[0]
@@ -90,3 +119,57 @@ def test_files_of_a_volume_arrive_and_nothing_else_that_is_there(lab: Lab) -> No
 def test_who_asks_to_be_left_out_is(lab: Lab) -> None:
     eventually(lambda: len(of(lab, "talks")) > 5)
     assert of(lab, "silent") == []
+
+
+def test_what_is_refused_is_said_by_name(lab: Lab) -> None:
+    refused = eventually(
+        lambda: len(rows := admin(lab, "node1", "/logs")["refused"]) >= 3 and rows, "what is not read of the pod"
+    )
+    words = {each["refusal"] for each in refused if each["pod"] == "default/writes"}
+    assert any("nodeagent.io/log-files: '../etc/passwd'" in each for each in words), words
+    assert any("evil.log" in each and "a symbolic link" in each for each in words), words
+    assert any("fifo.log" in each and "a FIFO" in each for each in words), words
+    status, text = get(lab, "node1", 15021, "/ready")
+    assert status == 200
+    assert "warning: logs of default/writes: " in text
+
+
+def test_metrics_account_for_every_record(lab: Lab) -> None:
+    """Of a pod that has ended, what was read was offered to its sink, and all of that was delivered."""
+    pod = {"namespace": "default", "pod": "ends"}
+    names = ("lines_read", "records", "records_offered", "records_delivered")
+    wanted = dict.fromkeys(names, 1000.0)
+    eventually(lambda: counted(lab, names, pod) == wanted, f"1000 lines are accounted for: {counted(lab, names, pod)}")
+    assert [each["log"] for each in of(lab, "ends")] == [str(number) for number in range(1, 1001)]
+    others = ("records_dropped", "records_dead_lettered", "records_filtered", "parse_failures")
+    assert set(counted(lab, others, pod).values()) == {0.0}
+    assert counted(lab, names, {"namespace": "default", "pod": "silent"}) == dict.fromkeys(names, 0.0)
+
+
+def counted(lab: Lab, names: Iterable[str], labels: Mapping[str, str]) -> dict[str, float]:
+    samples = scrape(lab)
+    return {name: samples.sum(f"nodeagent_log_{name}_total", **labels) for name in names}
+
+
+def test_a_collector_that_dies_is_replaced_and_goes_on(lab: Lab) -> None:
+    before = len(of(lab, "talks"))
+    os.kill(collector(lab), signal.SIGKILL)
+    eventually(lambda: len(of(lab, "talks")) > before + 5, "records after its death")
+    numbers = {each["log"] for each in of(lab, "talks")}
+    assert {f"line {number}" for number in range(1, len(numbers) + 1)} == numbers
+    assert scrape(lab).sum("nodeagent_log_collector_restarts_total") == 1
+
+
+def test_it_survives_the_death_of_control(lab: Lab) -> None:
+    pid = collector(lab)
+    os.kill(control(lab, "node1"), signal.SIGKILL)
+    lab.agent("node1").wait_ready()
+    before = len(of(lab, "talks"))
+    eventually(lambda: len(of(lab, "talks")) > before + 5, "records after control's death")
+    assert collector(lab) == pid
+
+
+def test_it_has_no_privilege(lab: Lab) -> None:
+    status = Path(f"/proc/{collector(lab)}/status").read_text()
+    assert re.search(r"^Uid:\s+1337\s+1337\s+1337\s+1337$", status, re.MULTILINE)
+    assert re.search(r"^Cap(?:Eff|Prm):\s+0+$", status, re.MULTILINE)

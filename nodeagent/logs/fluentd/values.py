@@ -81,7 +81,7 @@ def expression(text: str) -> str:
 
     Raises ConfigError where RE2 does not take it.
     """
-    from nodeagent.logs.patterns import regular_expression
+    from nodeagent.logs.process.patterns import LinePattern  # compiles only where it is asked to
 
     options = ""
     if match := re.fullmatch(r"/(.*)/([imxn]*)", text, re.DOTALL):
@@ -93,7 +93,7 @@ def expression(text: str) -> str:
         raise ConfigError(f"{shown(text)}: the option x (spaces and comments within) is not known here")
     flags = "".join(sorted({"i": "i", "m": "s"}[each] for each in options))  # Ruby's m: a dot fits a line's end too
     made = f"(?{flags}){text}" if flags else text
-    regular_expression(made)
+    LinePattern(made)
     return made
 
 
