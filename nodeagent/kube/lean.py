@@ -12,7 +12,7 @@ from sys import intern
 from typing import Final, TypeVar, cast, get_args
 
 from nodeagent.kube.access import KubeObject
-from nodeagent.resources.objects import ContainerObject, NamespaceObject, PodObject, ServiceObject
+from nodeagent.resources.objects import ContainerObject, NamedPort, NamespaceObject, Owner, PodObject, ServiceObject
 from nodeagent.resources.part import Field
 from nodeagent.resources.proxies import IstioPart, OwnProxy
 
@@ -41,18 +41,18 @@ class Lean:
 
     def __init__(self) -> None:
         self._shared: dict[Hashable, object] = {}
+        self._containers: dict[tuple[tuple[tuple[str, int], ...], ...], tuple[ContainerObject, ...]] = {}
+        self._owners: dict[tuple[tuple[str, str, bool], ...], tuple[Owner, ...]] = {}
         self._texts: dict[tuple[tuple[str, str], ...], Mapping[str, str]] = {}
         """Apart from the others: no texts and no owners are both the empty tuple here."""
 
     def pod(self, pod: PodObject, *, full: bool) -> PodObject:
         """Return *pod* with what it has in common with others shared; *full*: all of it."""
-        for shared in (self._shared, self._texts):
-            if len(shared) > MAX_SHARED:
-                shared.clear()  # most is of pods that are gone; who has it keeps it
+        self.bound()
         annotations = {name: value for name, value in pod.annotations.items() if name != _LAST_APPLIED}
         containers = pod.containers
         if not full:
-            annotations = _useful(annotations)
+            annotations = useful(annotations)
             containers = tuple(ContainerObject(each.ports, ()) for each in containers if each.ports)
         return PodObject(  # not by dataclasses.replace, which takes four times as long: a cluster has thousands
             namespace=intern(pod.namespace),
@@ -77,7 +77,7 @@ class Lean:
 
     def annotated(self, item: _Annotated) -> _Annotated:
         """Return *item* with those of its annotations that are of use."""
-        return replace(item, annotations=self.texts(_useful(item.annotations)))
+        return replace(item, annotations=self.texts(useful(item.annotations)))
 
     def texts(self, texts: Mapping[str, str]) -> Mapping[str, str]:
         """Return the mapping that is equal to *texts*, the same for all."""
@@ -86,6 +86,27 @@ class Lean:
         if found is None:
             found = self._texts[key] = {intern(name): intern(value) for name, value in key}
         return found
+
+    def containers(self, ports: tuple[tuple[tuple[str, int], ...], ...]) -> tuple[ContainerObject, ...]:
+        """Return containers with *ports*, names and numbers, the same for all."""
+        found = self._containers.get(ports)
+        if found is None:
+            made = tuple(ContainerObject(tuple(NamedPort(*port) for port in each), ()) for each in ports if each)
+            found = self._containers[ports] = self._same(made)
+        return found
+
+    def owners(self, owners: tuple[tuple[str, str, bool], ...]) -> tuple[Owner, ...]:
+        """Return who *owners* are (kind, name, whether it is the controller), the same for all."""
+        found = self._owners.get(owners)
+        if found is None:
+            found = self._owners[owners] = self._same(tuple(Owner(*each) for each in owners))
+        return found
+
+    def bound(self) -> None:
+        """Forget what is shared when it is too much: most is of pods that are gone; who has it keeps it."""
+        for shared in (self._shared, self._texts, self._containers, self._owners):
+            if len(shared) > MAX_SHARED:
+                shared.clear()
 
     def _same(self, value: _Shared) -> _Shared:
         return cast(_Shared, self._shared.setdefault(value, value))
@@ -110,7 +131,8 @@ def trim(document: KubeObject) -> None:
         ]
 
 
-def _useful(annotations: Mapping[str, str]) -> dict[str, str]:
+def useful(annotations: Mapping[str, str]) -> dict[str, str]:
+    """Return those of *annotations* that somebody reads."""
     return {name: value for name, value in annotations.items() if name.startswith(_KEPT)}
 
 

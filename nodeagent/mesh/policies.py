@@ -109,6 +109,8 @@ class Policies:
 
     def of(self, pod: NamespacedName, services: Iterable[NamespacedName]) -> list[Policy]:
         """Return the policies that are for *pod*, which *services* select, oldest first."""
+        if not self.known:
+            return []
         labels = self._labels.get(pod, {})
         found: set[ObjectKey] = set()
         for scope in (pod[0], ""):

@@ -6,11 +6,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Collection
-from ipaddress import ip_address
 from typing import Final
 
 from nodeagent.errors import ResourceError, shown
-from nodeagent.vocabulary import Address
+from nodeagent.vocabulary import Address, canonical_address
 
 MAX_ITEMS: Final = 512
 """Rules of a policy, and items of a list in it."""
@@ -104,7 +103,7 @@ class Field:
 
     def canonical(self, name: str, text: str) -> Address:
         try:
-            return Address(str(ip_address(text)))
+            return canonical_address(text)
         except ValueError:
             raise self.wrong(name, "an IPv4 or IPv6 address is expected") from None
 
