@@ -2,7 +2,7 @@ SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup packages demo test bench scale soak rehearse lint documents kube kube-path wheel image pure
+.PHONY: help setup packages demo test bench scale nodes soak rehearse lint documents kube kube-path wheel image pure
 
 VENV := .venv
 PYTHON := $(VENV)/bin/python
@@ -54,6 +54,9 @@ bench: setup ## nodeagent compare with what this project holds itself to; writes
 
 scale: setup kube ## how a node fares in a cluster of 10,000 pods and 2,000 Services, at a real API server: time, CPU, memory (root)
 	@tests/room.sh $(PYTHON) -m tests.kube_scale
+
+nodes: setup kube image ## what the agents of two nodes with 250 pods cost, 110 of them in the mesh: start, idle CPU, memory (root)
+	@tests/room.sh $(PYTHON) -m tests.kube_nodes
 
 soak: setup ## ten minutes of everything that fails, under clients whose requests policy refuses; prints how many were answered: 0 is right
 	@tests/room.sh $(PYTHON) -m tests.netns.soak $(SOAK_MINUTES)

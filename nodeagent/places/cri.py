@@ -2,9 +2,10 @@
 
 A sandbox is in the runtime's list 190 to 450 ms before its pod's first instruction, and before the
 API says the pod's address. So it is looked for often while a pod that shall run here has none
-(:meth:`CriPlaces.expect`), at once when the runtime has an event or a namespace is mounted where it
-keeps them, and else every second. What is told is always the whole list compared with the last one:
-an event that was lost, doubled or late changes nothing.
+(:meth:`CriPlaces.expect`), at once when the runtime has an event or a namespace comes or goes where it
+keeps them, and else every few seconds, or every second where neither can be seen. What is told is
+always the whole list compared with the last one: an event that was lost, doubled or late changes
+nothing.
 
 While the runtime does not answer (it restarts; pods go on), the last answer holds, and it is asked
 again after growing pauses.
@@ -31,8 +32,11 @@ from nodeagent.vocabulary import PodUid
 
 FAST_SECONDS: Final = 0.075
 SLOW_SECONDS: Final = 1.0
+WATCHED_SECONDS: Final = 5.0
 WITH_EVENTS_SECONDS: Final = 10.0
-"""Between two looks: while a pod waits for its sandbox, else, and where events come."""
+"""Between two looks: while a pod waits for its sandbox, else, where namespaces are seen to come and go,
+and where events come. A list of a hundred sandboxes costs the runtime and control some ms each.
+"""
 PATIENCE: Final = 40.0
 """A pod that has waited for this many times a pause is looked for no more often: its volume or its
 node's network may take hours.
@@ -61,16 +65,18 @@ Reader = Callable[[Listed, SandboxReport], Sandbox]
 log = logging.getLogger("nodeagent.places")
 
 
-def pause(waited: float | None, since_alarm: float, *, events: bool) -> float:
+def pause(waited: float | None, since_alarm: float, *, events: bool, watched: bool) -> float:
     """Return the seconds until the next look: *waited* is how long the pod that waits least has had
     no sandbox (None: none waits), *since_alarm* how long ago something was mounted, *events* whether
-    the runtime tells what happens.
+    the runtime tells what happens, *watched* whether mounts are seen.
     """
     if since_alarm < ALARM_SECONDS:
         return FAST_SECONDS
-    if waited is not None and not events:
-        return min(max(FAST_SECONDS, waited / PATIENCE), SLOW_SECONDS)
-    return WITH_EVENTS_SECONDS if events and waited is None else SLOW_SECONDS
+    if waited is not None:
+        return SLOW_SECONDS if events else min(max(FAST_SECONDS, waited / PATIENCE), SLOW_SECONDS)
+    if events:
+        return WITH_EVENTS_SECONDS
+    return WATCHED_SECONDS if watched else SLOW_SECONDS
 
 
 class CriPlaces:
@@ -105,6 +111,7 @@ class CriPlaces:
         self._asked = False
         self._wake = asyncio.Event()
         self._alarm = float("-inf")
+        self._left = float("-inf")
         self._asking: dict[str, asyncio.Task[None]] = {}
         """Whose status is being asked for, by the runtime's id."""
         self._room = asyncio.Semaphore(AT_ONCE)
@@ -113,6 +120,8 @@ class CriPlaces:
         self._events = False
         self._listener: asyncio.Task[None] | None = None
         self._inotify = -1
+        self._watched = False
+        """Namespaces are seen to come and go."""
 
     def of(self, pod: PodObject) -> Place | None:
         """Return where *pod* runs. A pod that names another's sandbox, as mirrors name their static
@@ -214,7 +223,8 @@ class CriPlaces:
         waited = now - max(self._expected.values()) if self._expected else None
         self._building = {name: since for name, since in self._building.items() if now - since < BUILDING_SECONDS}
         since_alarm = float("-inf") if self._building else now - self._alarm
-        return pause(waited, since_alarm, events=self._events)
+        usual = pause(waited, since_alarm, events=self._events, watched=self._watched)
+        return min(usual, SLOW_SECONDS) if self._retry or now - self._left < ALARM_SECONDS else usual
 
     async def _look(self) -> frozenset[PodUid]:
         """Ask the runtime; return the pods for which it answers otherwise than before."""
@@ -341,6 +351,7 @@ class CriPlaces:
                 inotify.watch(self._inotify, folder, inotify.CREATE | inotify.DELETE)
             except (KernelError, FileNotFoundError):
                 continue
+            self._watched = True
         self._loop.add_reader(self._inotify, self._mounted)
 
     def _mounted(self) -> None:
@@ -348,7 +359,8 @@ class CriPlaces:
         for _, mask, name in inotify.events(self._inotify):
             if mask & inotify.CREATE:
                 self._alarm = self._building[name] = now
-            else:
+            else:  # the runtime says that the sandbox has gone a little later
+                self._left = now
                 self._building.pop(name, None)
         self._wake.set()
 

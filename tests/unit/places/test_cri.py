@@ -122,7 +122,7 @@ def test_looks_follow_each_other_while_a_namespace_has_no_sandbox(
 
     async def script(places: CriPlaces) -> None:
         await places.changed()
-        assert places._due() == cri.SLOW_SECONDS
+        assert places._due() == cri.WATCHED_SECONDS
         for name in ("a", "b"):
             (tmp_path / name).touch()
         await until(lambda: len(places._building) == 2)
@@ -132,7 +132,10 @@ def test_looks_follow_each_other_while_a_namespace_has_no_sandbox(
         assert places._due() == cri.FAST_SECONDS, "the other one has none yet"
         (tmp_path / "b").unlink()
         await until(lambda: places._building == {})
-        assert places._due() == cri.SLOW_SECONDS
+        assert places._due() == cri.WATCHED_SECONDS
+        monkeypatch.setattr(cri, "ALARM_SECONDS", 3600.0)
+        places._alarm = float("-inf")
+        assert places._due() == cri.SLOW_SECONDS, "its sandbox goes a little later than its namespace"
 
     run(fake, script, tmp_path)
 
@@ -302,7 +305,7 @@ def test_no_event_is_taken_from_the_kubelet(name: str, version: str, takes: bool
 def test_a_namespace_that_is_mounted_is_looked_for_at_once(
     fake: FakeCri, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(cri, "SLOW_SECONDS", 3600.0)
+    monkeypatch.setattr(cri, "WATCHED_SECONDS", 3600.0)
     folder = tmp_path / "netns"
     folder.mkdir()
 
@@ -334,21 +337,24 @@ def test_a_pod_that_is_expected_is_looked_for_at_once(fake: FakeCri, monkeypatch
 
 
 @pytest.mark.parametrize(
-    ("waited", "since_alarm", "events", "seconds"),
+    ("waited", "since_alarm", "events", "watched", "seconds"),
     [
-        (None, 99.0, False, 1.0),
-        (None, 99.0, True, 10.0),
-        (0.0, 99.0, False, 0.075),
-        (2.0, 99.0, False, 0.075),
-        (20.0, 99.0, False, 0.5),
-        (9999.0, 99.0, False, 1.0),
-        (0.0, 99.0, True, 1.0),
-        (9999.0, 1.0, False, 0.075),
-        (None, 1.0, True, 0.075),
+        (None, 99.0, False, False, 1.0),
+        (None, 99.0, False, True, 5.0),
+        (None, 99.0, True, True, 10.0),
+        (0.0, 99.0, False, True, 0.075),
+        (2.0, 99.0, False, False, 0.075),
+        (20.0, 99.0, False, True, 0.5),
+        (9999.0, 99.0, False, True, 1.0),
+        (0.0, 99.0, True, True, 1.0),
+        (9999.0, 1.0, False, True, 0.075),
+        (None, 1.0, True, True, 0.075),
     ],
 )
-def test_how_often_is_looked(waited: float | None, since_alarm: float, events: bool, seconds: float) -> None:
-    assert pause(waited, since_alarm, events=events) == seconds
+def test_how_often_is_looked(
+    waited: float | None, since_alarm: float, events: bool, watched: bool, seconds: float
+) -> None:
+    assert pause(waited, since_alarm, events=events, watched=watched) == seconds
 
 
 def test_check_says_what_the_runtime_is_and_which_sandbox_cannot_be_used(fake: FakeCri, tmp_path: Path) -> None:
