@@ -8,7 +8,7 @@ import asyncio
 import logging
 import shutil
 from collections.abc import Iterable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Literal
@@ -24,7 +24,9 @@ from nodeagent.resources.marks import DirectoryMarks
 from nodeagent.resources.objects import PodObject
 from nodeagent.resources.source import Source
 
-OWN: Final = ("admin.sock", SOCKET, "pods", "last-good", "cluster.snapshot")
+STATE: Final = ("cluster.snapshot", "cluster.new")
+"""What it keeps of a cluster (``kube/snapshot.py``), and one that was not written to its end."""
+OWN: Final = ("admin.sock", SOCKET, "pods", "last-good", *STATE)
 """What the daemon makes in its runtime directory."""
 log = logging.getLogger("nodeagent.uninstall")
 
@@ -51,7 +53,7 @@ def uninstall(config: AgentConfig) -> list[Removed]:
             if folder.is_dir():
                 locks.enter_context(held(folder, setting))
         try:
-            return [*_marks(config), *_pins(pinned), *_files(own, OWN), *_driver(config)]
+            return [*_marks(config), *_pins(pinned), *_files(own, OWN), *_state(config), *_driver(config)]
         except OSError as error:
             raise KernelError(
                 f"{error.filename}: cannot be removed: {error.strerror}; uninstalling needs root"
@@ -110,6 +112,19 @@ def _pins(directory: Path) -> Iterator[Removed]:
     kinds: dict[str, Literal["link", "program", "map"]] = {"links": "link", "progs": "program", "maps": "map"}
     for path in pins.cleanup(directory):
         yield Removed(kinds[path.parent.name], str(path))
+
+
+def _state(config: AgentConfig) -> Iterator[Removed]:
+    """Remove what is known of the cluster where it has a folder of its own; that one goes too, unless
+    something else is in it, or it is mounted there.
+    """
+    folder = config.kubernetes.state_directory if config.kubernetes is not None else None
+    if folder is None or not folder.is_dir():
+        return
+    yield from _files(folder, STATE)
+    with suppress(OSError):
+        folder.rmdir()
+        yield Removed("file", str(folder))
 
 
 def _driver(config: AgentConfig) -> Iterator[Removed]:

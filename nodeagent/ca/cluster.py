@@ -8,7 +8,6 @@ answer. The rules for pods are those of :mod:`nodeagent.ca.pods`.
 
 from __future__ import annotations
 
-import asyncio
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
@@ -38,8 +37,6 @@ NODE_NAME: Final = "authentication.kubernetes.io/node-name"
 KEPT_SECONDS: Final = 10.0
 """How long a token is taken for what it was: the API server keeps it as long (authentication-token-webhook-cache)."""
 MAX_KEPT: Final = 10_000
-REVIEWS_AT_ONCE: Final = 16
-"""Whoever reaches the port can have the API server asked: so much of it at the same time, others wait."""
 PODS_OF_ONE: Final = 50
 """Pods of one account on one node that are looked at: one that counts is enough."""
 NOT_FOUND: Final = 404
@@ -127,7 +124,6 @@ class TokenReviewer:
         self._pods = pods
         self._clock = clock
         self._kept: OrderedDict[bytes, _Reviewed] = OrderedDict()
-        self._turns = asyncio.Semaphore(REVIEWS_AT_ONCE)
 
     async def validate(self, token: str) -> Caller | None:
         if token.count(".") != 2:
@@ -137,8 +133,7 @@ class TokenReviewer:
         known = self._kept.get(key)
         if known is not None and now < known.until:
             return known.caller
-        async with self._turns:
-            caller = await self._caller(await self._review(token))
+        caller = await self._caller(await self._review(token))
         self._kept[key] = _Reviewed(caller, now + KEPT_SECONDS)
         self._kept.move_to_end(key)
         if len(self._kept) > MAX_KEPT:

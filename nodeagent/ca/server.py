@@ -24,6 +24,7 @@ from nodeagent.ca.service import IssuingService, Rates
 from nodeagent.ca.service_account import ServiceAccountValidator
 from nodeagent.ca.settings import CaCluster, CaConfig
 from nodeagent.ca.tokens import StaticTokens, Validator
+from nodeagent.ca.turns import SourceTurns
 from nodeagent.errors import ControlError, IdentityError, NodeagentError, translated
 from nodeagent.identity.ca import CertificateAuthority, ServerCertificate
 from nodeagent.identity.serving import LOOK_SECONDS, ServingCertificate
@@ -41,8 +42,14 @@ SERVICE = "istio.v1.auth.IstioCertificateService"
 METHOD = "CreateCertificate"
 MAX_REQUEST_BYTES: Final = 64 << 10
 MAX_METADATA_BYTES: Final = 32 << 10
-MAX_REQUESTS: Final = 256
+MAX_REQUESTS: Final = 512
 """Requests under way; more are refused with RESOURCE_EXHAUSTED."""
+AT_ONCE: Final = 16
+OF_ONE: Final = 4
+WAITING: Final = 28
+"""Whoever reaches the port can have the API server asked: so many requests at the same time, so many of
+them of one address, of which so many more may wait.
+"""
 GRACE_SECONDS: Final = 2.0
 OPTIONS: Final = (
     ("grpc.max_receive_message_length", MAX_REQUEST_BYTES),
@@ -165,6 +172,7 @@ class Server:
         self._server: grpc.aio.Server | None = None
         self._telemetry: HttpServer | None = None
         self.port = 0
+        self._turns = SourceTurns(AT_ONCE, OF_ONE, WAITING)
 
     async def start(self) -> None:
         """Open the authority and what callers are known by, then listen. Raises NodeagentError."""
@@ -232,10 +240,11 @@ class Server:
             else ""
         )
         try:
-            with translated(IdentityError, "the request cannot be served"):
-                issued = await self._service.create(
-                    str(metadata.get("authorization", "")), request.csr, request.validity_duration, impersonated
-                )
+            async with self._turns.of(context.peer().rpartition(":")[0]):
+                with translated(IdentityError, "the request cannot be served"):
+                    issued = await self._service.create(
+                        str(metadata.get("authorization", "")), request.csr, request.validity_duration, impersonated
+                    )
         except Refusal as refusal:
             log.warning("%s: refused: %s: %s", context.peer(), refusal.status, refusal)
             await context.abort(grpc.StatusCode[refusal.status], str(refusal))

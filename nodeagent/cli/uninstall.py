@@ -36,6 +36,9 @@ COLUMNS: Final = (Column("REMOVED", "kind"), Column("WHERE IT WAS", "path"))
 @click.option("--skip-nodes", is_flag=True, help="Do not clean the nodes: what is pinned there stays in force.")
 @click.option("--with-policies", is_flag=True, help="Remove the kinds of nodeagent.io with all objects of them.")
 @click.option(
+    "--with-volumes", is_flag=True, help="Go on though pods have volumes of csi.nodeagent.io: they hang then."
+)
+@click.option(
     "--timeout", default=300.0, show_default=True, type=click.FloatRange(min=1), help="Seconds to wait for all nodes.",
 )  # fmt: skip
 def uninstall(
@@ -47,6 +50,7 @@ def uninstall(
     file: Path | None,
     skip_nodes: bool,
     with_policies: bool,
+    with_volumes: bool,
     timeout: float,
 ) -> None:
     """Detach every program and remove every pin, socket and mark of a daemon that does not run any more.
@@ -60,7 +64,7 @@ def uninstall(
 
         removal = Removal(reached(kubeconfig), say, seconds=timeout)
         documents = manifests(overlay, file)
-        asyncio.run(removal.run(documents, nodes=not skip_nodes, policies=with_policies))
+        asyncio.run(removal.run(documents, nodes=not skip_nodes, policies=with_policies, volumes=with_volumes))
         say("nothing of the agent is left in the cluster")
         return
     if os.geteuid():

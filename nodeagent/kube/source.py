@@ -64,6 +64,8 @@ MIRROR: Final = "kubernetes.io/config.mirror"
 TOMBSTONES: Final = 1024
 """Of objects that are gone their last versions are kept, so that what comes late raises none again."""
 FIRST_LOOK_SECONDS: Final = 1.0
+SOON_SECONDS: Final = 2.0
+"""Until it is looked again for API groups that a server may not have discovered yet."""
 _DENIED: Final = (401, 403)
 log = logging.getLogger("nodeagent.kube")
 Name = tuple[str, str]
@@ -581,17 +583,24 @@ class _Kind:
 
 
 class _Foreign:
-    """Whether others' policies for the network may be in the cluster: by the API groups that it has."""
+    """Whether others' policies for the network may be in the cluster: by the API groups that it has.
+
+    A server that starts has not discovered all of them (kubernetes/kubernetes#89145), so one is gone
+    when two looks have not found it.
+    """
 
     def __init__(self, source: KubernetesSource) -> None:
         self.known = False
         self.failed = False
         self._source = source
         self._groups: dict[str, HeldObject] = {}
+        self._missed: set[str] = set()
+        """Not found by the last look, and known."""
 
     async def run(self) -> None:
         """Look for them, for ever."""
         while True:
+            first = not self.known
             try:
                 groups = (await self._source.client.get("/apis")).get("groups")
                 self._take({str(each.get("name")) for each in groups or () if isinstance(each, dict)})
@@ -602,7 +611,7 @@ class _Foreign:
                     log.error("other policies for the network: %s", error)
                 self.failed = True
             self._source.wake()
-            await self._source.sleep(LOOK_SECONDS)
+            await self._source.sleep(SOON_SECONDS if first or self._missed else LOOK_SECONDS)
 
     def restore(self, document: KubeObject) -> None:
         """Take what the snapshot says."""
@@ -616,6 +625,9 @@ class _Foreign:
 
     def _take(self, groups: Collection[str]) -> None:
         found = {name for name in groups if name in objects.POLICY_GROUPS}
+        missed = self._groups.keys() - found
+        found |= missed - self._missed
+        self._missed = missed & found
         for name in sorted(found ^ self._groups.keys()):
             change = Change(FOREIGN, "", name, UnreadPolicy() if name in found else None)
             held = self._groups.pop(name, None)

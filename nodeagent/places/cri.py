@@ -18,6 +18,7 @@ import logging
 import os
 import random
 from collections.abc import Callable, Collection, Iterable, Mapping
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Final
@@ -58,6 +59,10 @@ AT_ONCE: Final = 8
 """Verbose statuses that are asked for at once."""
 TOGETHER_SECONDS: Final = 0.02
 """For so long a look waits for them: one that takes longer, as on a busy node, keeps back no other."""
+STUCK_SECONDS: Final = 0.5
+"""A status that takes longer is in no other's way: the shim of its container may hang."""
+STILL_SECONDS: Final = 1.5
+"""The first look waits for all statuses, but no longer than for so long after the last one that came."""
 NETNS_FOLDERS: Final = (Path("/run/netns"), Path("/var/run/netns"))
 MIRROR: Final = "kubernetes.io/config.mirror"
 """Annotation of a static pod's mirror: the uid that the kubelet and the runtime know the pod by."""
@@ -241,35 +246,44 @@ class CriPlaces:
 
     async def _read_new(self, sandboxes: Iterable[Listed]) -> None:
         """Ask for those of *sandboxes* that are not known yet; what comes later than this look is told
-        by the next one, which it wakes. The first look waits for all. Raises RuntimeUnavailable.
+        by the next one, which it wakes. The first look waits for all that come. Raises RuntimeUnavailable.
         """
+        listed = {each.id: each for each in sandboxes}
         now = self._loop.time()
-        for each in sandboxes:
+        for each in listed.values():
             due = each.id not in self._seen or self._retry.get(each.id, now + 1) <= now
             if due and each.id not in self._asking:
                 asking = self._asking[each.id] = self._loop.create_task(self._ask(each))
                 asking.add_done_callback(partial(self._asked_for, each.id))
-        if not self._asking:
-            return
-        done, _ = await asyncio.wait(self._asking.values(), timeout=TOGETHER_SECONDS if self._asked else None)
-        for asking in done:
-            asking.result()
+        waiting = set(self._asking.values())
+        while waiting:
+            patience = TOGETHER_SECONDS if self._asked else STILL_SECONDS
+            until = asyncio.ALL_COMPLETED if self._asked else asyncio.FIRST_COMPLETED
+            done, waiting = await asyncio.wait(waiting, timeout=patience, return_when=until)
+            for asking in done:
+                asking.result()
+            if self._asked or not done:
+                break
+        # a task that has ended calls back in the loop's next turn only
+        self._asking = {name: asking for name, asking in self._asking.items() if not asking.done()}
+        for name in self._asking.keys() & listed.keys() if not self._asked else ():
+            self._fault(listed[name], f"the container runtime has not told of it for {STILL_SECONDS:g} s")
 
     def _asked_for(self, sandbox: str, asking: asyncio.Task[None]) -> None:
         """Let the next look tell what came; what failed is asked for again by it, when it is due."""
-        self._asking.pop(sandbox, None)
+        if self._asking.get(sandbox) is asking:
+            del self._asking[sandbox]
         if not asking.cancelled() and asking.exception() is None and sandbox in self._seen:
             self._wake.set()
 
     async def _ask(self, listed: Listed) -> None:
-        async with self._room:
-            try:
-                report = await self._runtime.report(listed.id)
-            except QuestionRefused as error:  # one sandbox that is broken is no other's
-                self._seen.setdefault(listed.id, None)
-                self._retry[listed.id] = self._loop.time() + SLOW_SECONDS
-                self._fault(listed, str(error))
-                return
+        try:
+            report = await self._reported(listed.id)
+        except QuestionRefused as error:  # one sandbox that is broken is no other's
+            self._seen.setdefault(listed.id, None)
+            self._retry[listed.id] = self._loop.time() + SLOW_SECONDS
+            self._fault(listed, str(error))
+            return
         if report is None:
             return
         self._retry.pop(listed.id, None)
@@ -285,6 +299,18 @@ class CriPlaces:
         self._faults.pop(listed.uid, None)
         if not found.addresses:
             self._retry[listed.id] = self._loop.time() + SLOW_SECONDS
+
+    async def _reported(self, sandbox: str) -> SandboxReport | None:
+        """Ask for the status of *sandbox* when there is room. Raises RuntimeUnavailable."""
+        await self._room.acquire()
+        room = ExitStack()
+        room.callback(self._room.release)
+        stuck = self._loop.call_later(STUCK_SECONDS, room.close)
+        try:
+            return await self._runtime.report(sandbox)
+        finally:
+            stuck.cancel()
+            room.close()
 
     def _fault(self, listed: Listed, why: str) -> None:
         if self._faults.get(listed.uid) != why:

@@ -41,6 +41,8 @@ MAX_EVENT: Final = 4 << 20
 MAX_WORDS: Final = 200
 TIMEOUT_SECONDS: Final = 10.0
 """For an answer, in seconds; a runtime that restarts does not answer, and nobody waits longer for it."""
+STATUS_SECONDS: Final = 5.0
+"""For that of one sandbox. Less: the connection, over which others are asked for, stays open."""
 _OF_ONE: Final = (Status.UNKNOWN, Status.INTERNAL, Status.DATA_LOSS, Status.FAILED_PRECONDITION)
 """What a runtime answers that is well itself (containerd: UNKNOWN for every fault without a code)."""
 _Answer = TypeVar("_Answer", bound=Message)
@@ -124,9 +126,14 @@ class CriRuntime:
     async def report(self, sandbox: str) -> SandboxReport | None:
         request = cri.PodSandboxStatusRequest(pod_sandbox_id=sandbox, verbose=True)
         try:
-            answer = await self._ask("PodSandboxStatus", request, cri.PodSandboxStatusResponse, MAX_STATUS)
+            async with asyncio.timeout(STATUS_SECONDS):
+                answer = await self._ask("PodSandboxStatus", request, cri.PodSandboxStatusResponse, MAX_STATUS)
         except _Gone:
             return None
+        except TimeoutError:  # the shim that holds this sandbox hangs; whatever else is asked may be answered
+            raise QuestionRefused(
+                f"kubernetes.runtime: {self._socket}: no status within {STATUS_SECONDS:g} s: does its shim hang?"
+            ) from None
         status = answer.status
         if status.state != cri.SANDBOX_READY:
             return None

@@ -1,10 +1,12 @@
 """Takes the agent off a cluster, such that nothing of it is left on any node.
 
-The order matters. First the webhook's registration, which would hold pods up. Then the DaemonSet
-gets another command: on each node the agent ends, and in its place a pod detaches and removes what
-is pinned there, and stays, so that a node which comes back later is cleaned as well
-(:func:`cleaning`; ``daemonset/overlays/uninstall`` is the same for ``kubectl``). When every node has
-been, marks on nodes go, then all objects, and last what defines their kinds.
+The order matters. Before anything goes, no pod may have a volume of the agents' driver: once nobody
+serves it the kubelet cannot unmount it, and the pod never ends. First goes the webhook's
+registration, which would hold pods up. Then the DaemonSet gets another command: on each node the
+agent ends, and in its place a pod detaches and removes what is pinned there, and stays, so that a
+node which comes back later is cleaned as well (:func:`cleaning`; ``daemonset/overlays/uninstall`` is
+the same for ``kubectl``). When every node has been, marks on nodes go, then all objects, and last
+what defines their kinds.
 
 What is gone already is no error: it may be broken off anywhere, and begun again. The DaemonSet goes
 with its namespace, the last of all: as long as it is there, nodes that were away are cleaned.
@@ -54,6 +56,7 @@ ELSEWHERE: Final = (
 """What may be in other namespaces than the agent's."""
 UNINSTALL: Final = ("nodeagent", "uninstall", "-c", "/etc/nodeagent/agent.yaml")
 STAY: Final = ("sleep", "infinity")
+DRIVER: Final = "csi.nodeagent.io"
 GRACE_SECONDS: Final = 30
 """For an agent to end: what is open then ends with it."""
 
@@ -92,13 +95,16 @@ class Removal:
         self._say = say
         self._seconds = seconds
 
-    async def run(self, documents: Sequence[KubeObject], *, nodes: bool, policies: bool) -> None:
+    async def run(self, documents: Sequence[KubeObject], *, nodes: bool, policies: bool, volumes: bool) -> None:
         """Remove everything. *documents*: the manifests, for a cluster whose DaemonSet is gone already;
-        *nodes* False: do not clean them; *policies*: with what people wrote in kinds of the own group.
+        *nodes* False: do not clean them; *policies*: with what people wrote in kinds of the own group;
+        *volumes*: though pods have volumes of the agents' driver.
 
         Raises ControlError, ApiError, saying what is left.
         """
         await self._refuse_policies(policies)
+        if not volumes:
+            await self._refuse_volumes()
         await self._each(REGISTRATIONS)
         if nodes:
             await self._clean(documents)
@@ -129,6 +135,22 @@ class Removal:
             raise ControlError(
                 f"{len(found)} objects would be lost with the definition of their kinds ({shown}): save what you "
                 "need, and give --with-policies; nothing has been removed"
+            )
+
+    async def _refuse_volumes(self) -> None:
+        """Raise ControlError for pods that could never end, as nobody would unmount their volumes."""
+        pods = await self._objects.list("v1", "Pod")
+        found = [
+            f"{pod['metadata']['namespace']}/{pod['metadata']['name']}"
+            for pod in pods
+            if (pod.get("status") or {}).get("phase") not in ("Succeeded", "Failed") and _has_volume(pod)
+        ]
+        if found:
+            shown = ", ".join(found[:5]) + (", …" if len(found) > 5 else "")
+            raise ControlError(
+                f"{len(found)} pods have volumes of {DRIVER} ({shown}), which without agents the kubelet cannot "
+                "unmount: they would stay Terminating; roll them out without these volumes, or delete them, "
+                "first, or give --with-volumes; nothing has been removed"
             )
 
     async def _clean(self, documents: Sequence[KubeObject]) -> None:
@@ -208,3 +230,9 @@ def unmarked(node: KubeObject) -> KubeObject:
         patch["spec"] = {"taints": kept}
         patch.setdefault("metadata", {})["resourceVersion"] = metadata["resourceVersion"]
     return patch
+
+
+def _has_volume(pod: KubeObject) -> bool:
+    """Say whether *pod* has a volume of the agents' driver."""
+    volumes = (pod.get("spec") or {}).get("volumes") or ()
+    return any((volume.get("csi") or {}).get("driver") == DRIVER for volume in volumes)

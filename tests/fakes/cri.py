@@ -69,7 +69,7 @@ class FakeCri:
 
     def start(self) -> None:
         """Listen at ``path``."""
-        self._server = grpc.server(ThreadPoolExecutor(8))
+        self._server = grpc.server(ThreadPoolExecutor(32))
         methods = {
             "Version": _unary(self._version, cri.VersionRequest),
             "ListPodSandbox": _unary(self._list, cri.ListPodSandboxRequest),

@@ -183,6 +183,24 @@ def test_uninstall_refuses_to_lose_policies_that_people_wrote(cluster: Cluster, 
     assert cluster.call("GET", registration)[0] == 200
 
 
+def test_uninstall_refuses_while_pods_have_volumes_that_nobody_would_unmount(cluster: Cluster) -> None:
+    """Input: a pod that runs and one that has ended, each with a volume of the agents' driver."""
+    cluster.namespace("volumes")
+    path = "/api/v1/namespaces/volumes/pods"
+    volume = {"name": "api", "csi": {"driver": "csi.nodeagent.io", "readOnly": True}}
+    for name in ("runs", "ended"):
+        spec = {"containers": [{"name": "a", "image": "a"}], "volumes": [volume], "nodeName": "nowhere"}
+        made = cluster.ok("POST", path, {"metadata": {"name": name}, "spec": spec})
+        made["status"]["phase"] = {"runs": "Running", "ended": "Failed"}[name]
+        cluster.ok("PUT", f"{path}/{name}/status", made)
+    try:
+        done = nodeagent("uninstall", "--cluster", "--skip-nodes", "--with-policies", kubeconfig=cluster.kubeconfig)
+        assert done.returncode == 1
+        assert "1 pods have volumes of csi.nodeagent.io (volumes/runs)" in done.stderr
+    finally:
+        cluster.kubectl("delete", "pod", "-n", "volumes", "runs", "ended", "--force", "--grace-period=0")
+
+
 def test_uninstall_does_not_forget_nodes_whose_agents_are_gone(cluster: Cluster) -> None:
     done = nodeagent("uninstall", "--cluster", kubeconfig=cluster.kubeconfig)
     assert done.returncode == 1

@@ -12,7 +12,8 @@ import pytest
 
 from nodeagent.kube.client import KubeClient
 from nodeagent.kube.snapshot import SnapshotFile
-from nodeagent.kube.source import KubernetesSource
+from nodeagent.kube.source import SOON_SECONDS, KubernetesSource
+from nodeagent.kube.watch import LOOK_SECONDS
 from nodeagent.places.place import Place
 from nodeagent.resources.changes import Change
 from nodeagent.resources.objects import PodObject
@@ -242,6 +243,46 @@ def test_others_policies_for_the_network_are_policies_that_nobody_reads(tmp_path
         assert await following(source) == ["+API group/cilium.io"]
         api.groups.clear()
         assert await following(source) == ["-API group/cilium.io"]
+        source.close()
+
+    play(tmp_path, scene)
+
+
+def test_an_api_group_that_discovery_leaves_out_once_is_still_there(tmp_path: Path) -> None:
+    """Input: a server that starts, and tells of an API group again only at the second look; then the group goes for
+    good. Verdict: the first is not told, the second is, and is looked for soon.
+    """
+    looks = asyncio.Semaphore(0)
+    pauses: list[float] = []
+
+    async def sleep(seconds: float) -> None:
+        if seconds in (SOON_SECONDS, LOOK_SECONDS):
+            pauses.append(seconds)
+            await looks.acquire()
+        await soon(seconds)
+
+    async def looked(times: int) -> None:
+        before = len(pauses)
+        for number in range(times):
+            looks.release()
+            await until(lambda number=number: len(pauses) > before + number)  # type: ignore[misc]
+
+    async def scene(api: FakeKubeApi, client: KubeClient) -> None:
+        api.groups.add("cilium.io")
+        source = KubernetesSource(client, "node1", sleep=sleep)
+        assert await following(source) == ["+API group/cilium.io"]
+        await looked(1)
+        api.groups.clear()
+        await looked(1)
+        api.groups.add("cilium.io")
+        await looked(1)
+        api.put(pod("a"))
+        assert await following(source) == ["+Pod/a"]
+        api.groups.clear()
+        await looked(2)
+        assert await following(source) == ["-API group/cilium.io"]
+        assert pauses[0] == SOON_SECONDS
+        assert pauses[1:] == [LOOK_SECONDS, SOON_SECONDS, LOOK_SECONDS, SOON_SECONDS, LOOK_SECONDS]
         source.close()
 
     play(tmp_path, scene)

@@ -115,6 +115,38 @@ def test_a_status_that_takes_long_keeps_back_no_other(fake: FakeCri) -> None:
         held.set()
 
 
+def test_shims_that_hang_keep_no_other_pod_from_the_first_look(fake: FakeCri, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Input: as many sandboxes as are asked for at once, and whose status never comes, before one that is well.
+    Verdict: that one is known at once, and the connection stays; the others are named, and found once they are told.
+    """
+    monkeypatch.setattr(cri, "AT_ONCE", 2)
+    monkeypatch.setattr(cri, "STUCK_SECONDS", 0.02)
+    monkeypatch.setattr(cri, "STILL_SECONDS", 2.0)
+    monkeypatch.setattr(runtime, "STATUS_SECONDS", 0.3)
+    held = threading.Event()
+    stuck = [PodUid(f"u-stuck-{number}") for number in range(cri.AT_ONCE)]
+    fake.sandboxes = [FakeSandbox(uid, uid, held=held) for uid in stuck] + [FakeSandbox("b", SECOND)]
+
+    async def script(places: CriPlaces) -> None:
+        assert await places.changed() == {SECOND}
+        assert places.known()
+        assert set(places.faults()) == set(stuck)
+        await until(lambda: all("does its shim hang?" in why for why in places.faults().values()))
+        fake.sandboxes.append(FakeSandbox("a", FIRST))
+        assert await places.changed() == {FIRST}
+        assert places.trouble() == ""
+        held.set()
+        found: set[PodUid] = set()
+        while found < set(stuck):
+            found |= await places.changed()
+        assert places.faults() == {}
+
+    try:
+        run(fake, script)
+    finally:
+        held.set()
+
+
 def test_looks_follow_each_other_while_a_namespace_has_no_sandbox(
     fake: FakeCri, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
