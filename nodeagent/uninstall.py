@@ -10,6 +10,7 @@ import shutil
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Final, Literal
 
@@ -28,6 +29,8 @@ STATE: Final = ("cluster.snapshot", "cluster.new")
 """What it keeps of a cluster (``kube/snapshot.py``), and one that was not written to its end."""
 OWN: Final = ("admin.sock", SOCKET, "pods", "last-good", *STATE)
 """What the daemon makes in its runtime directory."""
+POSITIONS: Final = "positions"
+"""How the names begin of the files in which the collector of logs keeps how far it has read."""
 log = logging.getLogger("nodeagent.uninstall")
 
 
@@ -53,7 +56,15 @@ def uninstall(config: AgentConfig) -> list[Removed]:
             if folder.is_dir():
                 locks.enter_context(held(folder, setting))
         try:
-            return [*_marks(config), *_pins(pinned), *_files(own, OWN), *_state(config), *_driver(config)]
+            everything = (
+                _marks(config),
+                _pins(pinned),
+                _files(own, OWN),
+                _state(config),
+                _driver(config),
+                _logs(config),
+            )
+            return [*chain.from_iterable(everything)]
         except OSError as error:
             raise KernelError(
                 f"{error.filename}: cannot be removed: {error.strerror}; uninstalling needs root"
@@ -133,6 +144,25 @@ def _driver(config: AgentConfig) -> Iterator[Removed]:
 
     if config.kubernetes is not None:
         yield from _files(config.kubernetes.kubelet, FILES)
+
+
+def _logs(config: AgentConfig) -> Iterator[Removed]:
+    """Remove how far logs were read. Records that no sink has are somebody's data: they stay, and that is said."""
+    if config.logs is None or not config.logs.state_directory.is_dir():
+        return
+    folder = config.logs.state_directory
+    for path in sorted(folder.iterdir()):
+        if path.name.startswith(POSITIONS) and path.is_file():
+            path.unlink()
+            yield Removed("file", str(path))
+        elif path.is_dir() and not any(each.is_file() for each in path.rglob("*")):
+            shutil.rmtree(path)
+            yield Removed("file", str(path))
+    if left := sorted(str(path) for path in folder.rglob("*") if path.is_file()):
+        log.warning("records that no sink has taken are kept: %s", ", ".join(left[:8]))
+        return
+    folder.rmdir()
+    yield Removed("file", str(folder))
 
 
 def _files(directory: Path, names: Iterable[str]) -> Iterator[Removed]:

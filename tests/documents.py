@@ -132,10 +132,10 @@ def families() -> Iterator[str]:
 
 
 def capabilities() -> Iterator[str]:
-    """Yield the table of nodeagent/redirect/rights.py: RIGHTS, in that file's order."""
+    """Yield the table of nodeagent/redirect/rights.py: RIGHTS and LOG_RIGHTS, in that file's order."""
     yield "| capability | for | lost without it |"
     yield "| --- | --- | --- |"
-    for right in rights.RIGHTS:
+    for right in (*rights.RIGHTS, *rights.LOG_RIGHTS):
         yield f"| {right.name} | {right.use} | {right.lost} |"
 
 

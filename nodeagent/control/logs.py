@@ -25,6 +25,7 @@ from nodeagent.logs.settings import LogSettings
 from nodeagent.messages import StartCollector
 from nodeagent.parts import Parts
 from nodeagent.places.log_folders import LogFolders
+from nodeagent.redirect.rights import LOG_RIGHTS, held
 from nodeagent.telemetry.http_request import Response, Routes
 from nodeagent.telemetry.store import Store
 
@@ -47,6 +48,7 @@ class NodeLogs:
         self._settings = settings
         self._metrics = LogMetrics(store)
         self._warnings: tuple[str, ...] = ()
+        self._lacking = _lacking()
         start = StartCollector(settings.model_dump(mode="json", by_alias=True), config.node, os.getppid())
         self.collector = LogCollector(
             loop, supervisor, start, self._metrics.count, self._metrics.died, stop_seconds=settings.stop_seconds
@@ -85,7 +87,7 @@ class NodeLogs:
 
     def warnings(self) -> list[str]:
         """Return, in words, what is not read or delivered, and why."""
-        return [*self.collector.missing(), *self._warnings, *self._finder.warnings()]
+        return [*self.collector.missing(), *self._lacking, *self._warnings, *self._finder.warnings()]
 
     def routes(self) -> Routes:
         """``nodeagent get logs``."""
@@ -117,14 +119,22 @@ class NodeLogs:
 
 
 def prepare(folder: Path) -> None:
-    """Make *folder* user 1337's, who keeps positions in it. Raises ConfigError."""
+    """Make *folder* user 1337's, who keeps positions in it, and its group root's, who may remove it again.
+    Raises ConfigError.
+    """
     try:
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        status = folder.stat()
-        if status.st_uid != USER and os.geteuid() == 0:
-            os.chown(folder, USER, USER)
+        folder.mkdir(parents=True, exist_ok=True)
+        if folder.stat().st_uid != USER and os.geteuid() == 0:
+            folder.chmod(0o2770)
+            os.chown(folder, USER, -1)
     except OSError as error:
         raise ConfigError(
             f"logs.stateDirectory {folder}: cannot be made user {USER}'s: {error.strerror}; give the agent CAP_CHOWN, "
-            f"or make the folder beforehand: install -d -m 0700 -o {USER} {folder}"
+            f"or make the folder beforehand: install -d -m 2770 -o {USER} {folder}"
         ) from None
+
+
+def _lacking() -> list[str]:
+    """Return, in words, what is lost for a capability that is missing."""
+    missing = [right for right in LOG_RIGHTS if right.name not in held()]
+    return [f"logs: CAP_{right.name} is missing: {right.lost}" for right in missing]

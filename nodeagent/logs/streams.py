@@ -211,6 +211,7 @@ class FileStreams:
             path=facts.path,
             node=self._node,
             labels=labels,
+            annotations=facts.annotations,
         )
         flat = self._settings.metadata.labels == "flat"
         return make_origin(described, facts.tag, facts.reading.sinks, flatten_dots=flat)

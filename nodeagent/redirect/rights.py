@@ -67,14 +67,32 @@ RIGHTS: Final = (
 )
 """All that any feature uses, the most needed first."""
 
+LOG_RIGHTS: Final = (
+    Right(
+        "DAC_READ_SEARCH",
+        2,
+        False,
+        "`logs:` of agent.yaml: files that pods write for their own user alone",
+        "those files are not read",
+    ),
+    Right(
+        "CHOWN",
+        0,
+        False,
+        "`logs:` of agent.yaml: `logs.stateDirectory` is the collector's, which is no root",
+        "no logs, where nobody has made that folder user 1337's",
+    ),
+)
+"""What reading the pods' logs needs besides (``daemonset/components/logs``)."""
+
 NET_ADMIN: Final = "NET_ADMIN"
 
 
 def held(status: Path = Path("/proc/thread-self/status")) -> frozenset[str]:
-    """Return which of RIGHTS this thread has in its effective set. Raises OSError."""
+    """Return which of RIGHTS and LOG_RIGHTS this thread has in its effective set. Raises OSError."""
     found = re.search(r"^CapEff:\s*([0-9a-f]+)$", status.read_text(), re.MULTILINE)
     mask = int(found[1], 16) if found else 0
-    return frozenset(right.name for right in RIGHTS if mask >> right.number & 1)
+    return frozenset(right.name for right in (*RIGHTS, *LOG_RIGHTS) if mask >> right.number & 1)
 
 
 def lacking(names: Collection[str]) -> list[Right]:

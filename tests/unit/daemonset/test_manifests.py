@@ -14,6 +14,7 @@ import yaml
 
 import nodeagent
 from nodeagent.kube import kinds
+from nodeagent.logs.settings import LogSettings
 from nodeagent.redirect import rights
 from nodeagent.resources.security import KINDS
 
@@ -62,6 +63,26 @@ def test_the_agent_has_the_rights_that_it_uses_and_in_the_overlay_those_that_it_
     overlay = yaml.safe_load((DAEMONSET / "overlays/unprivileged/kustomization.yaml").read_text())
     text = str(overlay)
     assert all(right.name in text for right in rights.RIGHTS if right.needed)
+
+
+def test_the_component_logs_adds_the_rights_that_logs_use() -> None:
+    component = yaml.safe_load((DAEMONSET / "components/logs/kustomization.yaml").read_text())
+    added = [
+        step["value"]
+        for each in component["patches"]
+        for step in yaml.safe_load(each["patch"])
+        if isinstance(step, dict) and step["path"].endswith("/capabilities/add/-")
+    ]
+    assert sorted(added) == sorted(right.name for right in rights.LOG_RIGHTS)
+    mounts = yaml.safe_load(component["patches"][1]["patch"])["spec"]["template"]["spec"]["containers"][0][
+        "volumeMounts"
+    ]
+    defaults = LogSettings.model_validate({"sinks": [{"name": "a", "stdout": {}}]})
+    assert {each["mountPath"]: each.get("readOnly", False) for each in mounts} == {
+        str(defaults.pod_logs): True,
+        str(defaults.pod_volumes): True,
+        str(defaults.state_directory): False,
+    }
 
 
 def test_no_container_is_privileged_or_may_become_so() -> None:
