@@ -14,7 +14,7 @@ from nodeagent.errors import ConfigError, ResourceError
 from nodeagent.logs.settings import LogSettings
 from nodeagent.places import cgroups
 from nodeagent.resources import yaml_text
-from nodeagent.sections import ConfigSection, Duration
+from nodeagent.sections import ConfigSection, Duration, UnshownError
 from nodeagent.vocabulary import WhenDead
 
 DeliverySetting = Literal["auto", "network", "inside"]
@@ -370,4 +370,6 @@ def load_as(path: Path, model: type[Model]) -> Model:
         first = error.errors(include_url=False)[0]
         field = ".".join(str(part) for part in first["loc"])
         more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
-        raise ConfigError(f"{path}: {field}: {first['msg']}, not {first['input']!r:.80}{more}") from None
+        secret = isinstance(first.get("ctx", {}).get("error"), UnshownError)
+        given = "" if secret else f", not {first['input']!r:.80}"
+        raise ConfigError(f"{path}: {field}: {first['msg']}{given}{more}") from None

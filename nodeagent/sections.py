@@ -23,6 +23,10 @@ _UNITS: Final = {
 _SECONDS: Final = {"ms": 0.001, "s": 1, "m": 60, "h": 3600}
 
 
+class UnshownError(ValueError):
+    """A value is wrong, and may hold a secret: it is in no message."""
+
+
 class ConfigSection(BaseModel):
     """A mapping of which every key is known."""
 

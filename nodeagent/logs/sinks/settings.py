@@ -13,6 +13,8 @@ from urllib.parse import urlsplit
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator, model_validator
 from pydantic.alias_generators import to_camel
 
+from nodeagent.sections import UnshownError
+
 MAX_URLS: Final = 16
 PLACES: Final = frozenset({"namespace", "pod", "container", "node", "tag", "date", "year", "month", "day"})
 """What a template may name, besides ``label:KEY``."""
@@ -32,7 +34,7 @@ def http_url(value: str) -> str:
         raise ValueError(f"{value!r:.80}: {error}") from None
     if url.username is not None or url.password is not None:
         # The value is not shown: it holds a secret.
-        raise ValueError("a URL may hold no user or password: name a file under auth.basic")
+        raise UnshownError("a URL may hold no user or password: name a file under auth.basic")
     if url.scheme not in ("http", "https") or not url.hostname or url.query or url.fragment or port == 0:
         raise ValueError(f"{value!r:.80}: http://HOST[:PORT][/PATH] or https://… is expected, without ? and #")
     if not value.isascii() or not value.isprintable() or " " in value:

@@ -1,0 +1,78 @@
+"""Section ``logs`` of agent.yaml: what is wrong in it is named before anything starts."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from nodeagent import config
+from nodeagent.errors import ConfigError
+
+SINK = {"name": "all", "stdout": {}}
+
+
+def load(folder: Path, logs: dict[str, Any]) -> config.AgentConfig:
+    path = folder / "agent.yaml"
+    base = {"source": "/nowhere", "identity": {"caDirectory": "/nowhere"}, "redirect": {"cgroup": "/nowhere"}}
+    path.write_text(yaml.safe_dump({**base, "logs": logs}))
+    return config.load(path)
+
+
+def test_the_least_that_works(tmp_path: Path) -> None:
+    logs = load(tmp_path, {"sinks": [SINK]}).logs
+    assert logs is not None
+    assert (logs.containers, logs.sink_names()) == ("all", ("all",))
+
+
+@pytest.mark.parametrize(
+    ("change", "field", "words"),
+    [
+        ({"sinks": []}, "logs.sinks", "at least 1"),
+        ({"sinks": [{"name": "x"}]}, "logs.sinks.0", "one of elasticsearch, loki"),
+        ({"sinks": [SINK, SINK]}, "logs", "'all' is given twice"),
+        ({"colour": 1}, "logs.colour", "Extra inputs"),
+        ({"files": [{"name": "a", "volume": "v", "path": "/etc/passwd"}]}, "logs.files.0.path", "below the volume"),
+        ({"files": [{"name": "a", "volume": "v", "path": "../x"}]}, "logs.files.0.path", "without .."),
+        ({"files": [{"name": "a", "volume": "..", "path": "x"}]}, "logs.files.0.volume", "pattern"),
+        ({"files": [{"name": "a", "volume": "v", "parser": "jsn"}]}, "logs", "files.a.parser: one of auto, json"),
+        ({"files": [{"name": "a", "volume": "v", "parser": "cri"}]}, "logs", "files.a.parser: one of auto, json"),
+        ({"files": [{"name": "a", "volume": "v", "multiline": "x"}]}, "logs", "files.a.multiline: one of java"),
+        ({"files": [{"name": "a", "volume": "v", "sinks": ["x"]}]}, "logs", "files.a.sinks: one of all"),
+        ({"routes": [{"sinks": ["nobody"]}]}, "logs", "routes.0.sinks: one of all"),
+        ({"podSinks": ["nobody"]}, "logs", "podSinks: one of all"),
+        ({"node": {"files": [{"path": "var/log/x"}]}}, "logs.node.files.0.path", "absolute"),
+        ({"parsers": [{"name": "p", "type": "regex"}]}, "logs.parsers.0", "type regex, which needs one"),
+        ({"parsers": [{"name": "p", "type": "regex", "pattern": "(?P<a>x"}]}, "logs.parsers.0", "RE2"),
+        ({"parsers": [{"name": "p", "type": "regex", "pattern": "a"}]}, "logs.parsers.0", "named group"),
+        ({"parsers": [{"name": "json", "type": "json"}]}, "logs", "'json' is given twice, or built in"),
+        ({"multiline": [{"name": "m", "start": "(?<=a)b"}]}, "logs.multiline.0.start", "no look-around"),
+        ({"rules": [{}]}, "logs.rules.0", "exactly one of drop and redact"),
+        ({"rules": [{"drop": {"matches": "["}}]}, "logs.rules.0.drop.matches", "RE2"),
+        ({"rules": [{"drop": {"matches": "x", "field": "a..b"}}]}, "logs.rules.0.drop.field", "pattern"),
+        ({"limits": {"lineBytes": "1Ki", "files": 0}}, "logs.limits.files", "greater than or equal to 1"),
+        ({"containers": "some"}, "logs.containers", "'none', 'labelled' or 'all'"),
+    ],
+)
+def test_what_is_wrong_is_named(tmp_path: Path, change: dict[str, Any], field: str, words: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load(tmp_path, {"sinks": [SINK], **change})
+    assert f"agent.yaml: {field}: " in str(caught.value)
+    assert words in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_sizes_may_be_texts(tmp_path: Path) -> None:
+    logs = load(tmp_path, {"sinks": [SINK], "limits": {"lineBytes": "64Ki", "bytesPerSecondPerPod": "2MiB"}}).logs
+    assert logs is not None
+    assert (logs.limits.line_bytes, logs.limits.bytes_per_second_per_pod) == (64 << 10, 2 << 20)
+
+
+def test_a_password_in_a_url_is_refused_and_not_shown(tmp_path: Path) -> None:
+    sink = {"name": "all", "elasticsearch": {"urls": ["https://shipper:hunter2@search:9200"]}}
+    with pytest.raises(ConfigError) as caught:
+        load(tmp_path, {"sinks": [sink]})
+    assert "user or password" in str(caught.value)
+    assert "hunter2" not in str(caught.value)
