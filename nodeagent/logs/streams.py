@@ -8,12 +8,11 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable, Coroutine, Iterator
-from pathlib import Path
 from typing import Any, Final
 
 from nodeagent.logs.counting import Count, PodName, delivered, processed, waiting
-from nodeagent.logs.delivery.dead_letters import DeadLetters
-from nodeagent.logs.delivery.lane import Lane, LaneBounds
+from nodeagent.logs.delivery.lane import Lane
+from nodeagent.logs.delivery.making import make_lane
 from nodeagent.logs.process.framing import Framing
 from nodeagent.logs.process.origin import OriginFacts as Described
 from nodeagent.logs.process.origin import make_origin
@@ -21,8 +20,6 @@ from nodeagent.logs.process.processor import ProcessCounts, Processor
 from nodeagent.logs.recipes import Recipes
 from nodeagent.logs.records import Chunk, LogOrigin, LogRecords, Receipt
 from nodeagent.logs.settings import LogSettings
-from nodeagent.logs.sinks.making import make_sink
-from nodeagent.logs.sinks.settings import SinkSettings
 from nodeagent.logs.sources import SourceFacts
 from nodeagent.logs.tail.coverage import Coverage
 from nodeagent.logs.tail.interfaces import LogSource
@@ -30,8 +27,6 @@ from nodeagent.vocabulary import PodUid
 
 FLUSH_SECONDS: Final = 0.5
 """Between two looks for lines that are held back for too long."""
-DEAD_LETTERS: Final = "dead-letters"
-"""Folder below ``logs.stateDirectory``."""
 Start = Callable[[Coroutine[object, object, None]], None]
 log = logging.getLogger("nodeagent.logs")
 
@@ -124,8 +119,8 @@ class FileStreams:
         self._node = node
         self._settings = settings
         self._recipes = Recipes(settings)
-        folder = settings.state_directory / DEAD_LETTERS
-        self.lanes = {each.name: _lane(each, folder) for each in settings.sinks}
+        state = settings.state_directory
+        self.lanes = {each.name: make_lane(each, settings.buffer, state) for each in settings.sinks}
         self.sources: dict[str, FollowedSource] = {}
         self._ending = False
 
@@ -190,7 +185,7 @@ class FileStreams:
                 "name": name,
                 "waiting": waiting(lane),
                 "heldBytes": lane.held,
-                "bufferedBytes": 0,
+                "bufferedBytes": lane.buffered_bytes,
                 "delivered": lane.counts.total().delivered,
                 "trouble": lane.trouble,
             }
@@ -199,7 +194,10 @@ class FileStreams:
 
     def warnings(self) -> list[str]:
         """Return, in words, which sinks take nothing, and why."""
-        return [f"sink {name}: {lane.trouble}" for name, lane in self.lanes.items() if lane.trouble]
+        result: list[str] = []
+        for name, lane in self.lanes.items():
+            result += [f"sink {name}: {each}" for each in lane.troubles()]
+        return result
 
     def _origin(self, facts: SourceFacts) -> LogOrigin:
         labels = {} if self._settings.metadata.labels == "none" else facts.labels
@@ -223,8 +221,3 @@ class FileStreams:
             for followed in self.sources.values():
                 for stream in list(followed.streams):
                     stream.flush(now)
-
-
-def _lane(settings: SinkSettings, folder: Path) -> Lane:
-    bounds = LaneBounds(request=settings.request_bytes, in_flight=settings.in_flight)
-    return Lane(make_sink(settings), DeadLetters(folder, settings.name), bounds)

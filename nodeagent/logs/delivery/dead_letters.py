@@ -12,6 +12,7 @@ from typing import Final
 
 import orjson
 
+from nodeagent.logs.disk import on_disk
 from nodeagent.logs.records import LogRecords
 from nodeagent.logs.sinks.documents import documents, rows_of
 from nodeagent.logs.sinks.rotating import RotatingFile
@@ -27,6 +28,7 @@ class DeadLetters:
 
     def __init__(self, folder: Path, sink: str, most: int = FILE_BYTES) -> None:
         """*folder*: where the file ``SINK.jsonl`` is made; *most*: bytes at which it is renamed."""
+        self._folder = folder
         self._file = RotatingFile(folder / f"{sink}.jsonl", most, KEPT_FILES)
         self._sink = sink
         self._lock = asyncio.Lock()
@@ -38,7 +40,7 @@ class DeadLetters:
         content = b"".join(self._line(records, row, why) for records, row, why in letters)
         try:
             async with self._lock:
-                await asyncio.to_thread(self._file.append, content)
+                await on_disk(self._append, content)
         except OSError as error:
             if not self._failing:
                 log.error(
@@ -55,6 +57,10 @@ class DeadLetters:
     def close(self) -> None:
         """Close the file."""
         self._file.close()
+
+    def _append(self, content: bytes) -> None:
+        self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self._file.append(content)
 
     def _line(self, records: LogRecords, row: int, why: str) -> bytes:
         envelope = {

@@ -15,6 +15,10 @@ is settled when none of its records is left, whichever request took the last one
 asked for again keeps no slot while it waits. Where the sink wants order there is one slot, and nothing
 overtakes a request that waits to be sent again.
 
+What has waited for SPILL_SECONDS shows that the sink does not keep pace: where there is a buffer, all that
+waits goes to disk, once nothing is under way any more, and so does what is offered from then on
+(:class:`~nodeagent.logs.delivery.spill.Spill`), which feeds it back through the same queue.
+
 A record that the sink wants again and again while it takes others (an internal error for this one
 document) would hold back its file for ever: after MAX_BESIDE such answers it counts as refused.
 """
@@ -26,19 +30,25 @@ import logging
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Final
 
 from nodeagent.logs.delivery.backoff import pause
 from nodeagent.logs.delivery.clock import DeliveryClock, MonotonicClock
 from nodeagent.logs.delivery.counts import SinkCounts
 from nodeagent.logs.delivery.dead_letters import DeadLetters
-from nodeagent.logs.delivery.waiting import Batch, Entry, Waiting, cost
+from nodeagent.logs.delivery.spill import Spill
+from nodeagent.logs.delivery.waiting import Batch, Entry, Rest, Waiting, cost, rests
 from nodeagent.logs.records import LogRecords, Receipt
 from nodeagent.logs.sinks.documents import chosen
 from nodeagent.logs.sinks.sink import Indivisible, LogSink, Outcome, Taken, Untaken
 
 LINGER_SECONDS: Final = 1.0
 """How long a record waits for others at most while a request is under way."""
+DRAIN_LOOK_SECONDS: Final = 0.01
+"""Between two looks whether all is delivered, at the end."""
+SPILL_SECONDS: Final = 5.0
+"""How long the oldest record may have waited before all goes to disk."""
 MAX_BESIDE: Final = 40
 """How often a record may be asked for again by a sink that takes others meanwhile: some twenty minutes."""
 SMALLEST_REQUEST: Final = 16 << 10
@@ -71,7 +81,9 @@ class Lane:
         bounds: LaneBounds = LaneBounds(),
         clock: DeliveryClock = MonotonicClock(),  # noqa: B008 (has no state)
         uniform: Callable[[float, float], float] = random.uniform,
+        spill: Spill | None = None,
     ) -> None:
+        """*uniform* is as ``random.uniform``; without *spill* nothing is put on disk."""
         self.sink: Final = sink
         self.counts: Final = SinkCounts()
         self.held = 0
@@ -80,12 +92,13 @@ class Lane:
         """Why the sink takes nothing at the moment; empty: it does, or has not been asked."""
         self.on_room: Callable[[], None] = _nothing
         """Called when there is room again after there was none."""
+        self.spill: Final = spill
         self._letters = letters
         self._bounds = bounds
         self._clock = clock
         self._uniform = uniform
         self._slots = 1 if sink.ordered else bounds.in_flight
-        self._request = bounds.request
+        self._request = min(bounds.request, bounds.window // 4)
         self._waiting = Waiting()
         self._again: list[Batch] = []
         self._flying: set[asyncio.Task[None]] = set()
@@ -93,9 +106,13 @@ class Lane:
         self._resume = 0.0
         self._failures = 0
         self._taken = 0
+        self._spilling = False
+        self._running = False
 
     def room(self) -> bool:
         """Whether more may be offered."""
+        if self.spill and self.spill.active:
+            return self.spill.room()
         return self.held < self._bounds.window
 
     def offer(self, records: LogRecords, receipt: Receipt) -> None:
@@ -104,38 +121,127 @@ class Lane:
             receipt.settle()
             return
         self.counts.of(records.origin).offered += len(records)
-        self._wait(Entry(records, receipt.settle, self._clock.now(), cost(records), len(records)))
+        entry = Entry(records, receipt.settle, self._clock.now(), cost(records), len(records))
+        if self.spill and self.spill.active:
+            self.held += entry.cost
+            self.spill.put([Rest(entry, records)])
+        else:
+            self.feed(entry)
+
+    @property
+    def buffered_bytes(self) -> int:
+        """Bytes on disk that wait for the sink."""
+        return self.spill.buffer.bytes if self.spill else 0
+
+    def troubles(self) -> list[str]:
+        """Return, in words, what keeps records from the sink, or from the disk."""
+        buffer = self.spill.trouble if self.spill else ""
+        found = (self.trouble, buffer and f"its buffer takes no more: {buffer}")
+        return [each for each in found if each]
 
     async def run(self) -> None:
         """Deliver what is offered, until cancelled."""
-        while True:
-            self._wake.clear()
-            await self._clock.wait(self._wake, self._launch(self._clock.now()))
+        self._running = True
+        try:
+            async with asyncio.TaskGroup() as group:
+                group.create_task(self._dispatch())
+                if self.spill:
+                    group.create_task(self.spill.run(self.counts, self))
+        finally:
+            self._running = False
 
     async def close(self, seconds: float) -> None:
-        """Let requests under way end for so many *seconds*, and close the sink. What is not settled then is read
-        from its file again by whoever comes next.
+        """Let what waits be delivered for so many *seconds*, if the sink takes any; then close it. What is not
+        settled is read again, from its file or the buffer, by whoever comes next.
         """
-        if self._flying:
-            await asyncio.wait(self._flying, timeout=seconds)
+        try:
+            async with asyncio.timeout(seconds):
+                while self._flying or (self._running and self._waiting and not self.trouble):
+                    await asyncio.sleep(DRAIN_LOOK_SECONDS)
+        except TimeoutError:
+            log.warning("sink %s: what it was not given yet comes again at the next start", self.sink.name)
+        self._slots = 0
         for task in self._flying:
             task.cancel()
         await asyncio.gather(*self._flying, return_exceptions=True)
         await self.sink.close()
+        if self.spill:
+            await self.spill.buffer.close()
         self._letters.close()
 
-    # -- what is sent when --
+    # -- for the spill --
 
-    def _wait(self, entry: Entry) -> None:
+    def feed(self, entry: Entry) -> None:
+        """Have *entry* sent."""
         self.held += entry.cost
         self._waiting.add(entry)
         self._wake.set()
+
+    def give_back(self, part: Rest) -> None:
+        """Have *part*, which could not be put on disk, sent; what it holds in memory is counted already."""
+        entry = part.entry
+        if part.records is not entry.records:
+            rows = len(part.records)
+            entry = Entry(part.records, partial(self.settle, entry, rows), entry.since, 0, rows)
+        self._waiting.add(entry)
+        self._wake.set()
+
+    def hungry(self) -> bool:
+        """Whether less than a request waits."""
+        return self._waiting.cost < self._request
+
+    def settle(self, entry: Entry, records: int) -> None:
+        """So many *records* of *entry* are settled."""
+        room = self.room()
+        entry.left -= records
+        if not entry.left:
+            self.held -= entry.cost
+            entry.settled()
+        if self.spill:
+            self.spill.look()
+        if not room and self.room():
+            self.on_room()
+
+    # -- what is sent when --
+
+    async def _dispatch(self) -> None:
+        while True:
+            self._wake.clear()
+            now = self._clock.now()
+            if self._spilling or self._overdue(now) == 0.0:
+                self._to_disk()
+            waits = [each for each in (self._launch(now), self._overdue(now)) if each is not None]
+            await self._clock.wait(self._wake, min(waits, default=None))
+
+    def _overdue(self, now: float) -> float | None:
+        """Return the seconds until what waits is put on disk; None: nothing is to be."""
+        if self._spilling or self.spill is None or not self.spill.may_begin(now):
+            return None
+        times = [each.since for each in self._again] if self.trouble else []
+        if (since := self._waiting.since) is not None:
+            times.append(since)
+        return max(0.0, min(times) + SPILL_SECONDS - now) if times else None
+
+    def _to_disk(self) -> None:
+        """Put all that waits on disk; not before what is under way has ended, for it is older."""
+        self._spilling = bool(self._flying)
+        if self._spilling:
+            return
+        waiting: list[Rest] = []
+        for batch in self._again:
+            waiting += rests(batch)
+        waiting += [Rest(each, each.records) for each in self._waiting.take_all()]
+        self._again.clear()
+        assert self.spill
+        self.spill.put(waiting)
+        if not self.spill.trouble:
+            log.info("sink %s does not keep pace: records go to the buffer on disk first", self.sink.name)
 
     def _launch(self, now: float) -> float | None:
         """Start all requests that may be started; return the seconds until another one may be, None: not
         before something happens.
         """
-        while len(self._flying) < self._slots:
+        while len(self._flying) < self._slots and not self._spilling:
             if now < self._resume:
                 return self._resume - now
             batch = self._next(now)
@@ -225,10 +331,10 @@ class Lane:
             refused |= dict.fromkeys(again, f"asked for {batch.failures} times in vain: {taken.why}")
             again = []
         if not again and not refused and not taken.unnamed:
-            self._settle_all(batch)
+            self._deliver_all(batch)
             return
         left = set(again)
-        self._settle(batch, [each for each in numbers if each not in left and each not in refused], taken.unnamed)
+        self._deliver_some(batch, [each for each in numbers if each not in left and each not in refused], taken.unnamed)
         if refused:
             await self._refuse(batch, refused)
         if again:
@@ -237,15 +343,15 @@ class Lane:
             batch.due = max(self._resume, self._clock.now() + pause(batch.failures, None, self._uniform))
             self._send_again(batch, again)
 
-    def _settle_all(self, batch: Batch) -> None:
+    def _deliver_all(self, batch: Batch) -> None:
         if batch.only is not None:
-            self._settle(batch, batch.only, 0)
+            self._deliver_some(batch, batch.only, 0)
             return
         for entry in batch.entries:
             self.counts.of(entry.records.origin).delivered += entry.left
-            self._leave(entry, entry.left)
+            self.settle(entry, entry.left)
 
-    def _settle(self, batch: Batch, numbers: Sequence[int], unnamed: int) -> None:
+    def _deliver_some(self, batch: Batch, numbers: Sequence[int], unnamed: int) -> None:
         """Count the records of these *numbers* as delivered, but for so many *unnamed* ones, and settle them."""
         for number in numbers:
             entry, _ = batch.place(number)
@@ -255,7 +361,7 @@ class Lane:
                 counts.dropped[UNNAMED] += 1
             else:
                 counts.delivered += 1
-            self._leave(entry, 1)
+            self.settle(entry, 1)
 
     async def _refuse(self, batch: Batch, refused: dict[int, str]) -> None:
         placed = [(*batch.place(number), why) for number, why in refused.items()]
@@ -266,16 +372,7 @@ class Lane:
                 counts.dead_lettered += 1
             else:
                 counts.dropped[UNWRITABLE] += 1
-            self._leave(entry, 1)
-
-    def _leave(self, entry: Entry, records: int) -> None:
-        entry.left -= records
-        if not entry.left:
-            full = not self.room()
-            self.held -= entry.cost
-            entry.settled()
-            if full and self.room():
-                self.on_room()
+            self.settle(entry, 1)
 
     def _send_again(self, batch: Batch, numbers: Sequence[int]) -> None:
         for number in numbers:

@@ -10,6 +10,7 @@ from itertools import accumulate
 
 from nodeagent.logs.delivery.counts import PodName
 from nodeagent.logs.records import LogRecords
+from nodeagent.logs.sinks.documents import rows_of
 
 PER_RECORD = 200
 """Bytes in memory of a record besides its texts."""
@@ -114,3 +115,22 @@ class Waiting:
     def take_all(self) -> list[Entry]:
         """Return everything, in order within a pod."""
         return list(self.take(self.cost + 1).entries) if self._pods else []
+
+
+@dataclass(frozen=True, slots=True)
+class Rest:
+    """What is still to be settled of an entry."""
+
+    entry: Entry
+    records: LogRecords
+
+
+def rests(batch: Batch) -> list[Rest]:
+    """Return what *batch* still has, by entry."""
+    if batch.only is None:
+        return [Rest(each, each.records) for each in batch.entries]
+    rows: dict[int, list[int]] = {}
+    for number in batch.only:
+        at = bisect_right(batch.starts, number) - 1
+        rows.setdefault(at, []).append(number - batch.starts[at])
+    return [Rest(batch.entries[at], rows_of(batch.entries[at].records, found)) for at, found in rows.items()]

@@ -4,10 +4,10 @@ else listens, and for looking at what others would get.
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Sequence
 from typing import Final
 
+from nodeagent.logs.disk import on_disk
 from nodeagent.logs.records import LogRecords
 from nodeagent.logs.sinks.documents import documents
 from nodeagent.logs.sinks.rotating import RotatingFile, write_all
@@ -32,7 +32,7 @@ class FileSink:
         """Append *payload*."""
         assert isinstance(payload.body, bytes)
         try:
-            await asyncio.to_thread(self._file.append, payload.body)
+            await on_disk(self._file.append, payload.body)
         except OSError as error:
             return Untaken(
                 f"{error.filename or self._file.path}: {error.strerror}; the collector's user must be able to write "
@@ -62,7 +62,7 @@ class StdoutSink:
         """Write *payload*; whoever reads it slowly is waited for."""
         assert isinstance(payload.body, bytes)
         try:
-            await asyncio.to_thread(write_all, self._descriptor, payload.body)
+            await on_disk(write_all, self._descriptor, payload.body)
         except OSError as error:
             return Untaken(f"standard output: {error.strerror}; whoever reads it is gone")
         return Taken()

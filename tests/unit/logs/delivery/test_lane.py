@@ -16,7 +16,7 @@ from nodeagent.logs.records import Receipt
 from nodeagent.logs.sinks.sink import Indivisible, Outcome, Taken, Untaken
 from tests.unit.logs.delivery.scripted import ScriptedSink, TestClock
 from tests.unit.logs.made_records import origin, records
-from tests.waiting import until
+from tests.waiting import steady, until
 
 BOUNDS = LaneBounds()
 
@@ -341,7 +341,7 @@ def test_a_sink_with_a_bug_is_tried_again(tmp_path: Path) -> None:
     run(test)
 
 
-def test_closing_lets_requests_end_and_leaves_the_rest_unsettled(tmp_path: Path) -> None:
+def test_closing_lets_what_waits_be_delivered(tmp_path: Path) -> None:
     async def test() -> None:
         sink = ScriptedSink()
         sink.gate = asyncio.Event()
@@ -352,6 +352,21 @@ def test_closing_lets_requests_end_and_leaves_the_rest_unsettled(tmp_path: Path)
             closing = asyncio.create_task(scene.lane.close(30))
             sink.gate.set()
             await closing
-            assert scene.settled == ["a"]
+            assert scene.settled == ["a", "b"]
+            scene.offer(["c"])
+            await steady(lambda: len(sink.requests))
+            assert scene.settled == ["a", "b"]
+
+    run(test)
+
+
+def test_closing_waits_for_no_sink_that_takes_nothing(tmp_path: Path) -> None:
+    async def test() -> None:
+        async with running(tmp_path, ScriptedSink(lambda _texts: Untaken("down"))) as scene:
+            scene.offer(["a"])
+            await until(lambda: scene.lane.trouble)
+            scene.offer(["b"])
+            await scene.lane.close(30)
+            assert scene.settled == [] and scene.lane.troubles() == ["down"]
 
     run(test)

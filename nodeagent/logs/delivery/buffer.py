@@ -1,0 +1,285 @@
+"""A sink's records on disk: a row of segments, appended to at one end and read at the other.
+
+What :meth:`DiskBuffer.append` has returned for is synced, and comes back in order whatever happens to
+the process, at least once: how far it was delivered is written down now and then (``cursor``), and what
+was delivered since comes again after a crash. Nothing is written behind what stood there when the process
+started: a new process begins a new segment. Only files of its own names are ever removed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import re
+from collections import Counter, deque
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final
+
+from nodeagent.logs.delivery.counts import PodName
+from nodeagent.logs.delivery.segments import DamagedSegment, SegmentReader, SegmentWriter, survey
+from nodeagent.logs.disk import on_disk
+from nodeagent.logs.records import LogRecords
+
+SEGMENT_BYTES: Final = 8 << 20
+NAME: Final = re.compile(r"(\d{12})\.segment")
+log = logging.getLogger("nodeagent.logs")
+
+
+@dataclass(slots=True)
+class _Segment:
+    number: int
+    path: Path
+    size: int
+    unread: Counter[PodName] = field(default_factory=Counter)
+    """Records that have not been taken."""
+    reached: int = 0
+    """Offset up to which all is settled."""
+    read_to: int = 0
+    """Offset up to which it has been taken."""
+    out: deque[Taking] = field(default_factory=deque)
+    """What was taken and is not settled, in order."""
+
+
+@dataclass(slots=True)
+class Taking:
+    """Records that were taken from the buffer, and are to be settled."""
+
+    records: LogRecords
+    segment: _Segment
+    end: int
+    done: bool = False
+
+
+class DiskBuffer:
+    """One sink's."""
+
+    def __init__(self, folder: Path, most: int, segment_bytes: int = SEGMENT_BYTES) -> None:
+        """*folder*: its own, made where it is missing; *most*: bytes in it. What is there is found by :meth:`open`."""
+        self._folder = folder
+        self._most = most
+        self._segment_bytes = min(segment_bytes, max(1 << 16, most // 4))
+        self._segments: deque[_Segment] = deque()
+        self._writer: SegmentWriter | None = None
+        self._reader: SegmentReader | None = None
+        self._reading: _Segment | None = None
+        self._appending: _Segment | None = None
+        self._lock = asyncio.Lock()
+        self._last = 0
+        """The highest number that a segment ever had, as far as is known: a cursor must never mean another one."""
+        self._saved: tuple[int, int] | None = None
+        self.pods: Counter[PodName] = Counter()
+        """Records that are here, by pod: until they are settled, taken or not."""
+
+    def open(self) -> None:
+        """Find what an earlier process left. Raises OSError."""
+        self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        cursor = self._cursor()
+        self._last = cursor[0]
+        for path in sorted(each for each in self._folder.iterdir() if NAME.fullmatch(each.name)):
+            number = int(path.name[:12])
+            self._last = max(self._last, number)
+            if number < cursor[0]:
+                path.unlink()
+                continue
+            start = cursor[1] if number == cursor[0] else 0
+            segment = _Segment(number, path, 0, reached=start, read_to=start)
+            try:
+                segment.size, segment.unread = survey(path, start)
+            except DamagedSegment as error:
+                self._put_aside(segment, str(error))
+                continue
+            self.pods.update(segment.unread)
+            if segment.unread:
+                self._segments.append(segment)
+            else:
+                path.unlink()
+
+    @property
+    def bytes(self) -> int:
+        """Bytes on disk."""
+        return sum(each.size for each in self._segments)
+
+    @property
+    def unread(self) -> bool:
+        """Whether there is something that has not been taken."""
+        return any(each.unread for each in self._segments)
+
+    def room(self, size: int) -> bool:
+        """Whether so many bytes more are within the bound."""
+        return self.bytes + size <= self._most
+
+    async def append(self, batch: Sequence[LogRecords]) -> None:
+        """Return when *batch* is on disk. Raises OSError, and nothing of it is kept then."""
+        async with self._lock:
+            segment = self._appending = await self._current()
+            assert self._writer
+            try:
+                frames = self._writer.frames(batch)
+                await on_disk(self._writer.append, frames)
+            except OSError:
+                self._roll()
+                raise
+            else:
+                segment.size = self._writer.size
+                for records in batch:
+                    segment.unread[_pod(records)] += len(records)
+                    self.pods[_pod(records)] += len(records)
+            finally:
+                self._appending = None
+                self._remove_settled(segment)
+            if segment.size >= self._segment_bytes:
+                self._roll()
+
+    async def take(self, most: int) -> tuple[list[Taking], Counter[PodName]]:
+        """Return what is next, about *most* bytes on disk, and what turned out to be lost (damaged), by pod.
+        Raises OSError.
+        """
+        async with self._lock:
+            segment = next((each for each in self._segments if each.unread), None)
+            if segment is None:
+                return [], Counter()
+            taken, damage = await on_disk(self._read, segment, most)
+            for each in taken:
+                segment.read_to = each.end
+                segment.out.append(each)
+                _less(segment.unread, _pod(each.records), len(each.records))
+            if not damage:
+                return taken, Counter()
+            lost = self._lose(segment)
+            self._put_aside(segment, damage)
+            return taken, lost
+
+    def done(self, taking: Taking) -> None:
+        """What was taken is settled; segments of which all is are removed."""
+        taking.done = True
+        segment = taking.segment
+        _less(self.pods, _pod(taking.records), len(taking.records))
+        while segment.out and segment.out[0].done:
+            segment.reached = segment.out.popleft().end
+        self._remove_settled(segment)
+
+    async def drop_oldest(self) -> Counter[PodName]:
+        """Remove the oldest segment; return how many records that nobody has taken went with it, by pod."""
+        async with self._lock:
+            if not self._segments:
+                return Counter()
+            segment = self._segments[0]
+            lost = self._lose(segment)
+            self._remove(segment)
+            return lost
+
+    def save(self) -> None:
+        """Write down how far the oldest segment is settled. Raises OSError."""
+        head = self._segments[0] if self._segments else None
+        cursor = (head.number, head.reached) if head else None
+        if cursor is None or cursor == self._saved:
+            return
+        new = self._folder / "cursor.new"
+        new.write_text(f"{cursor[0]} {cursor[1]}\n")
+        new.rename(self._folder / "cursor")
+        self._saved = cursor
+
+    async def close(self) -> None:
+        """Close what is open. What was not settled is found by the next process."""
+        async with self._lock:
+            try:
+                self.save()
+            except OSError as error:
+                log.warning("%s: %s; what was delivered last comes again", self._folder / "cursor", error.strerror)
+            self._roll()
+            self._leave()
+
+    # -- segments --
+
+    async def _current(self) -> _Segment:
+        if self._writer is None:
+            self._last += 1
+            path = self._folder / f"{self._last:012}.segment"
+            self._writer = await on_disk(SegmentWriter, path)
+            self._segments.append(_Segment(self._last, path, self._writer.size))
+        return self._segments[-1]
+
+    def _roll(self) -> None:
+        """Append to another segment from now on."""
+        if self._writer is not None:
+            self._writer.close()
+            self._writer = None
+
+    def _read(self, segment: _Segment, most: int) -> tuple[list[Taking], str]:
+        """Return what is next in *segment*, and what is wrong with what follows; empty: nothing."""
+        taken: list[Taking] = []
+        try:
+            if self._reading is not segment or self._reader is None:
+                self._leave()
+                self._reader = SegmentReader(segment.path)
+                self._reading = segment
+                self._reader.skip(segment.read_to)
+            until = min(segment.size, self._reader.at + most)
+            while self._reader.at < until and (records := self._reader.next(segment.size)):
+                taken.append(Taking(records, segment, self._reader.at))
+        except DamagedSegment as error:
+            return taken, str(error)
+        return taken, "" if taken else f"{segment.path}: it ends before what was written to it"
+
+    def _leave(self) -> None:
+        if self._reader is not None:
+            self._reader.close()
+        self._reader = None
+        self._reading = None
+
+    def _lose(self, segment: _Segment) -> Counter[PodName]:
+        """Count what is unread of *segment* as no longer here; return it."""
+        lost = +segment.unread
+        for pod, records in lost.items():
+            _less(self.pods, pod, records)
+        segment.unread.clear()
+        return lost
+
+    def _remove_settled(self, segment: _Segment) -> None:
+        if not segment.out and not segment.unread and segment is not self._appending and segment in self._segments:
+            self._remove(segment)
+
+    def _remove(self, segment: _Segment) -> None:
+        self._forget(segment)
+        try:
+            segment.path.unlink(missing_ok=True)
+        except OSError as error:
+            log.warning("%s cannot be removed: %s; its records come again", segment.path, error.strerror)
+
+    def _forget(self, segment: _Segment) -> None:
+        if self._writer is not None and segment is self._segments[-1]:
+            self._roll()
+        if self._reading is segment:
+            self._leave()
+        if segment in self._segments:
+            self._segments.remove(segment)
+
+    def _put_aside(self, segment: _Segment, why: str) -> None:
+        """Keep a damaged segment for whoever looks into it; the one before goes."""
+        self._forget(segment)
+        aside = self._folder / "damaged"
+        log.error("%s; what follows there is lost, and counted; the file is kept as %s", why, aside)
+        try:
+            segment.path.replace(aside)
+        except OSError as fault:
+            log.warning("%s cannot be renamed: %s", segment.path, fault.strerror)
+
+    def _cursor(self) -> tuple[int, int]:
+        """Return number and offset that were written down; of nonsense, the beginning."""
+        try:
+            number, offset = (self._folder / "cursor").read_bytes()[:100].split()
+            return int(number), int(offset)
+        except (OSError, ValueError):
+            return 0, 0
+
+
+def _less(counter: Counter[PodName], pod: PodName, records: int) -> None:
+    counter[pod] -= records
+    if counter[pod] <= 0:
+        del counter[pod]
+
+
+def _pod(records: LogRecords) -> PodName:
+    return records.origin.namespace, records.origin.pod

@@ -1,0 +1,43 @@
+"""A lane as the configuration wants it, with its folder below the collector's state directory."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Final
+
+from nodeagent.logs.delivery.buffer import DiskBuffer
+from nodeagent.logs.delivery.clock import MonotonicClock
+from nodeagent.logs.delivery.dead_letters import DeadLetters
+from nodeagent.logs.delivery.lane import Lane, LaneBounds
+from nodeagent.logs.delivery.spill import Spill
+from nodeagent.logs.sinks.making import make_sink
+from nodeagent.logs.sinks.settings import BufferSettings, SinkSettings
+
+DEAD_LETTERS: Final = "dead-letters"
+"""Folders below ``logs.stateDirectory``."""
+BUFFER: Final = "buffer"
+log = logging.getLogger("nodeagent.logs")
+
+
+def make_lane(settings: SinkSettings, buffer: BufferSettings, state: Path) -> Lane:
+    """Return the lane of the sink that *settings* describe; what an earlier process left in its buffer is found
+    below the folder *state*. A buffer that cannot be read is said, and gone without.
+    """
+    bounds = LaneBounds(request=settings.request_bytes, in_flight=settings.in_flight)
+    letters = DeadLetters(state / DEAD_LETTERS, settings.name)
+    clock = MonotonicClock()
+    spill: Spill | None = None
+    if buffer.bytes:
+        disk = DiskBuffer(state / BUFFER / settings.name, buffer.bytes)
+        spill = Spill(settings.name, disk, buffer.full, bounds.window // 4, clock)
+    lane = Lane(make_sink(settings), letters, bounds, clock, spill=spill)
+    if spill:
+        try:
+            spill.open(lane.counts)
+        except OSError as error:
+            log.error(
+                "sink %s: its buffer %s: %s; the collector's user must be able to read and write there; until a "
+                "restart nothing is read from it", settings.name, error.filename, error.strerror,
+            )  # fmt: skip
+    return lane

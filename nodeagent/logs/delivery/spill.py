@@ -1,0 +1,210 @@
+"""Between a lane and its buffer: what is put on disk is settled there; what is on disk is fed back as
+the sink takes it.
+
+While it is active everything goes this way, so that order is kept. It becomes inactive when the last
+record has left the disk. A disk that is full, or cannot be written, blocks: what was to be put there
+stays in memory, which is bounded, and is tried again; where nothing older is on disk any more it goes
+to the sink as it is.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Sequence
+from functools import partial
+from typing import Final, Literal, Protocol
+
+from nodeagent.logs.delivery.buffer import DiskBuffer
+from nodeagent.logs.delivery.clock import DeliveryClock
+from nodeagent.logs.delivery.counts import SinkCounts
+from nodeagent.logs.delivery.waiting import Entry, Rest, cost
+
+GATHER_SECONDS: Final = 0.1
+"""How long more is gathered for before it is synced."""
+GATHER_BYTES: Final = 1 << 20
+TAKE_BYTES: Final = 64 << 10
+"""Compressed bytes that are read at once."""
+RETRY_SECONDS: Final = 5.0
+"""Between two tries to write to a disk that cannot be written."""
+SAVE_SECONDS: Final = 1.0
+"""Between two times that it is written down how far the sink has taken the buffer."""
+FULL: Final = "buffer full"
+"""Reasons for which records are dropped."""
+DAMAGED: Final = "buffer damaged"
+log = logging.getLogger("nodeagent.logs")
+
+
+class Feeding(Protocol):
+    """What the lane does for its spill."""
+
+    def settle(self, entry: Entry, records: int) -> None:
+        """So many records of *entry* are on disk."""
+
+    def feed(self, entry: Entry) -> None:
+        """Have *entry*, which is from disk, sent."""
+
+    def give_back(self, part: Rest) -> None:
+        """Have *part*, which was not written, sent."""
+
+    def hungry(self) -> bool:
+        """Whether more may be fed."""
+
+
+class Spill:
+    """One lane's."""
+
+    def __init__(
+        self, sink: str, buffer: DiskBuffer, full: Literal["block", "dropOldest"], window: int, clock: DeliveryClock
+    ) -> None:
+        """*window*: bytes that may wait in memory to be written."""
+        self.buffer: Final = buffer
+        self.active = False
+        """Whether all that is offered goes to disk first."""
+        self.trouble = ""
+        """Why nothing is put on disk though it should be; empty: it is."""
+        self._sink = sink
+        self._full = full
+        self._window = window
+        self._clock = clock
+        self._parts: list[Rest] = []
+        self._bytes = 0
+        self._wake = asyncio.Event()
+        self._feed = asyncio.Event()
+        self._again_at = 0.0
+        self._save_at = 0.0
+
+    def open(self, counts: SinkCounts) -> None:
+        """Find what an earlier process left, and count it as offered. Raises OSError."""
+        self.buffer.open()
+        for pod, records in self.buffer.pods.items():
+            counts.named(pod).offered += records
+        self.active = self.buffer.unread
+
+    @property
+    def waiting(self) -> int:
+        """Records that wait in memory to be written."""
+        return sum(len(each.records) for each in self._parts)
+
+    def may_begin(self, now: float) -> bool:
+        """Whether it is worth a try."""
+        return not self.active and now >= self._again_at
+
+    def room(self) -> bool:
+        """Whether more may be put."""
+        return self._bytes < self._window
+
+    def put(self, parts: Sequence[Rest]) -> None:
+        """Have *parts* written; their entries are told once they are."""
+        self.active = True
+        self._parts += parts
+        self._bytes += sum(cost(each.records) for each in parts)
+        self._wake.set()
+
+    def look(self) -> None:
+        """The sink has taken something: there may be room, and more may be fed."""
+        self._feed.set()
+        self._wake.set()
+
+    async def run(self, counts: SinkCounts, lane: Feeding) -> None:
+        """Write and feed until cancelled."""
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self._keep_writing(counts, lane))
+            group.create_task(self._keep_feeding(counts, lane))
+
+    # -- to disk --
+
+    async def _keep_writing(self, counts: SinkCounts, lane: Feeding) -> None:
+        while True:
+            self._wake.clear()
+            if not self._parts:
+                self._finish()
+                await self._clock.wait(self._wake, None)
+                continue
+            if self._bytes < GATHER_BYTES:
+                await self._clock.wait(asyncio.Event(), GATHER_SECONDS)
+            if not await self._make_room(counts):
+                await self._clock.wait(self._wake, None)
+                continue
+            await self._write(lane)
+
+    async def _make_room(self, counts: SinkCounts) -> bool:
+        # Compressed they are less; but what is written may be no more than the bound in any case.
+        while self.buffer.unread and not self.buffer.room(2 * self._bytes):
+            if self._full == "block":
+                self._say(FULL)
+                return False
+            for pod, records in (await self.buffer.drop_oldest()).items():
+                counts.named(pod).dropped[FULL] += records
+        return True
+
+    async def _write(self, lane: Feeding) -> None:
+        parts, self._parts = self._parts, []
+        try:
+            await self.buffer.append([each.records for each in parts])
+        except OSError as error:
+            self._parts = parts + self._parts
+            await self._fail(error, lane)
+            return
+        if self.trouble:
+            log.info("sink %s: its buffer takes records again", self._sink)
+            self.trouble = ""
+        self._bytes -= sum(cost(each.records) for each in parts)
+        for part in parts:
+            lane.settle(part.entry, len(part.records))
+        self._feed.set()
+
+    async def _fail(self, error: OSError, lane: Feeding) -> None:
+        self._say(error.strerror or str(error))
+        if not self.buffer.unread:
+            # Nothing older is on disk: the sink gets these as if there were no buffer.
+            parts, self._parts = self._parts, []
+            self._bytes = 0
+            self._again_at = self._clock.now() + RETRY_SECONDS
+            self.active = False
+            for part in parts:
+                lane.give_back(part)
+            return
+        self._wake.clear()
+        await self._clock.wait(self._wake, RETRY_SECONDS)
+
+    def _say(self, why: str) -> None:
+        if not self.trouble:
+            log.error(
+                "sink %s: its buffer takes no more: %s; files are read no further until the sink takes some, or there "
+                "is room (logs.buffer.bytes, and the disk)", self._sink, why,
+            )  # fmt: skip
+        self.trouble = why
+
+    def _finish(self) -> None:
+        if self.active and not self.buffer.unread:
+            self.active = False
+
+    # -- from disk --
+
+    async def _keep_feeding(self, counts: SinkCounts, lane: Feeding) -> None:
+        while True:
+            self._feed.clear()
+            if not self.buffer.unread or not lane.hungry():
+                if not self.buffer.unread:
+                    self._wake.set()
+                await self._clock.wait(self._feed, None)
+                continue
+            await self._feed_some(counts, lane)
+
+    async def _feed_some(self, counts: SinkCounts, lane: Feeding) -> None:
+        try:
+            taken, lost = await self.buffer.take(TAKE_BYTES)
+            if self._clock.now() >= self._save_at:
+                self._save_at = self._clock.now() + SAVE_SECONDS
+                self.buffer.save()
+        except OSError as error:
+            log.error("sink %s: its buffer cannot be read: %s", self._sink, error)
+            await self._clock.wait(asyncio.Event(), RETRY_SECONDS)
+            return
+        for pod, records in lost.items():
+            counts.named(pod).dropped[DAMAGED] += records
+        now = self._clock.now()
+        for each in taken:
+            done = partial(self.buffer.done, each)
+            lane.feed(Entry(each.records, done, now, cost(each.records), len(each.records)))

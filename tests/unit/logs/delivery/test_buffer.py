@@ -1,0 +1,268 @@
+"""The buffer on disk: what was promised comes back, in order, whatever becomes of the process or the file."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from nodeagent.logs.delivery.buffer import DiskBuffer, Taking
+from nodeagent.logs.delivery.segments import MAGIC, DamagedSegment, SegmentReader, SegmentWriter, survey
+from nodeagent.logs.records import LogRecords
+from tests.unit.logs.made_records import origin, records
+
+ROOT = Path(__file__).parents[4]
+MOST = 1 << 30
+
+
+def run(test: Callable[[], Awaitable[None]]) -> None:
+    asyncio.run(asyncio.wait_for(test(), 60))  # type: ignore[arg-type]
+
+
+def opened(folder: Path, most: int = MOST, segment: int = 8 << 20) -> DiskBuffer:
+    buffer = DiskBuffer(folder, most, segment)
+    buffer.open()
+    return buffer
+
+
+async def everything(buffer: DiskBuffer) -> list[Taking]:
+    result: list[Taking] = []
+    while buffer.unread:
+        taken, lost = await buffer.take(1)
+        assert not lost
+        result += taken
+    return result
+
+
+def texts(taken: list[Taking]) -> list[bytes]:
+    result: list[bytes] = []
+    for each in taken:
+        result += each.records.texts
+    return result
+
+
+def test_records_come_back_as_they_were_and_the_disk_is_empty_then(tmp_path: Path) -> None:
+    async def test() -> None:
+        buffer = opened(tmp_path)
+        written = [records(["a", {"b": 1}]), records(["c"], source=origin("web-2")), records(["d"], 500)]
+        await buffer.append(written[:2])
+        await buffer.append(written[2:])
+        assert buffer.pods == {("shop", "web-1"): 3, ("shop", "web-2"): 1}
+        taken = await everything(buffer)
+        assert [each.records for each in taken] == written
+        assert buffer.pods.total() == 4
+        for each in taken:
+            buffer.done(each)
+        assert not buffer.pods and buffer.bytes == 0
+        assert [each.name for each in tmp_path.iterdir()] == []
+
+    run(test)
+
+
+@given(
+    st.lists(
+        st.tuples(st.integers(0, 2**62), st.binary(max_size=60), st.sampled_from([b"", b"stdout"])),
+        min_size=1,
+        max_size=30,
+    )
+)
+def test_any_content_comes_back(tmp_path_factory: pytest.TempPathFactory, rows: list[tuple[int, bytes, bytes]]) -> None:
+    path = tmp_path_factory.mktemp("segment") / "s"
+    found = LogRecords(origin(labels={"é": "\x00"}), b"id", 9)
+    for offset, text, stream in rows:
+        found.offsets.append(offset)
+        found.times.append(b"2026")
+        found.streams.append(stream)
+        found.texts.append(text)
+        found.objects.append(text)
+    writer = SegmentWriter(path)
+    writer.append(writer.frames([found, found]))
+    writer.close()
+    reader = SegmentReader(path)
+    assert [reader.next(writer.size), reader.next(writer.size), reader.next(writer.size)] == [found, found, None]
+    reader.close()
+
+
+def test_what_was_not_settled_is_found_by_the_next_process(tmp_path: Path) -> None:
+    async def test() -> None:
+        buffer = opened(tmp_path, segment=1 << 16)
+        for each in range(200):
+            await buffer.append([records([f"{each} {os.urandom(500).hex()}"], each)])
+        assert len(list(tmp_path.glob("*.segment"))) > 2
+        taken: list[Taking] = []
+        for _ in range(90):
+            taken += (await buffer.take(1))[0]
+        for each in taken[:80]:
+            buffer.done(each)
+        await buffer.close()
+        left = opened(tmp_path)
+        assert left.pods == {("shop", "web-1"): 120}
+        found = await everything(left)
+        assert [int(each.split()[0]) for each in texts(found)] == list(range(80, 200))
+        await left.append([records(["new"])])
+        assert texts(await everything(left)) == [records(["new"]).texts[0]]
+        await left.close()
+
+    run(test)
+
+
+def test_settling_out_of_order_keeps_what_is_not(tmp_path: Path) -> None:
+    async def test() -> None:
+        buffer = opened(tmp_path)
+        await buffer.append([records([f"{each}"], each) for each in range(4)])
+        taken = await everything(buffer)
+        for each in (1, 2, 3):
+            buffer.done(taken[each])
+        await buffer.close()
+        assert texts(await everything(opened(tmp_path))) == [b"0", b"1", b"2", b"3"]
+
+    run(test)
+
+
+def test_a_torn_end_ends_a_segment_wherever_it_is(tmp_path: Path) -> None:
+    path = tmp_path / "whole"
+    writer = SegmentWriter(path)
+    writer.append(writer.frames([records(["a"]), records(["b"])]))
+    first = writer.size
+    writer.append(writer.frames([records(["c"])]))
+    writer.close()
+    whole = path.read_bytes()
+    for length in range(len(MAGIC), len(whole)):
+        torn = tmp_path / "torn"
+        torn.write_bytes(whole[:length])
+        size, pods = survey(torn, 0)
+        assert size <= length
+        if length >= first:
+            assert pods.total() == 2
+    damaged = bytearray(whole)
+    damaged[-1] ^= 1
+    path.write_bytes(damaged)
+    reader = SegmentReader(path)
+    assert reader.next(len(whole)) == records(["a"])
+    assert reader.next(len(whole)) == records(["b"])
+    with pytest.raises(DamagedSegment, match="checksum"):
+        reader.next(len(whole))
+    reader.close()
+
+
+def test_what_is_damaged_is_counted_put_aside_and_stops_nobody(tmp_path: Path) -> None:
+    async def test() -> None:
+        buffer = opened(tmp_path, segment=1 << 16)
+        for each in range(100):
+            await buffer.append([records([f"{each} {os.urandom(1000).hex()}"], each)])
+        await buffer.close()
+        first = min(tmp_path.glob("*.segment"))
+        content = bytearray(first.read_bytes())
+        content[len(content) // 2] ^= 255
+        first.write_bytes(content)
+        (tmp_path / "000000000000.segment").write_bytes(b"nonsense")
+        (tmp_path / "others").write_bytes(b"kept")
+        buffer = opened(tmp_path)
+        taken: list[Taking] = []
+        lost: Counter[tuple[str, str]] = Counter()
+        while buffer.unread:
+            more, gone = await buffer.take(1)
+            taken += more
+            lost += gone
+        assert len(taken) + lost[("shop", "web-1")] == 100
+        assert 0 < lost[("shop", "web-1")] < 100
+        for each in taken:
+            buffer.done(each)
+        assert not buffer.pods
+        assert sorted(each.name for each in tmp_path.iterdir()) == ["cursor", "damaged", "others"]
+
+    run(test)
+
+
+def test_the_oldest_are_dropped_by_segment_and_counted_by_pod(tmp_path: Path) -> None:
+    async def test() -> None:
+        buffer = opened(tmp_path, segment=1 << 16)
+        for each in range(100):
+            await buffer.append([records([f"{each} {os.urandom(1000).hex()}"], each, origin(f"pod-{each % 2}"))])
+        taken, _ = await buffer.take(1)
+        lost = await buffer.drop_oldest()
+        assert lost.total() > 10 and set(lost) == {("shop", "pod-0"), ("shop", "pod-1")}
+        buffer.done(taken[0])
+        rest = await everything(buffer)
+        assert 1 + lost.total() + len(rest) == 100
+        assert buffer.pods.total() == len(rest)
+        await buffer.close()
+
+    run(test)
+
+
+def test_a_disk_that_is_full_keeps_nothing_of_what_failed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def test() -> None:
+        buffer = opened(tmp_path)
+
+        def full(_descriptor: int) -> None:
+            raise OSError(28, "No space left on device")
+
+        with monkeypatch.context() as patched:
+            patched.setattr(os, "fdatasync", full)
+            for _ in range(3):
+                with pytest.raises(OSError, match="No space"):
+                    await buffer.append([records(["a"])])
+        assert list(tmp_path.iterdir()) == [] and not buffer.pods
+        await buffer.append([records(["b"])])
+        with monkeypatch.context() as patched:
+            patched.setattr(os, "fdatasync", full)
+            with pytest.raises(OSError, match="No space"):
+                await buffer.append([records(["c"])])
+        await buffer.append([records(["d"])])
+        await buffer.close()
+        assert texts(await everything(opened(tmp_path))) == [b"b", b"d"]
+
+    run(test)
+
+
+WRITER = """
+import asyncio, sys
+from pathlib import Path
+from nodeagent.logs.delivery.buffer import DiskBuffer
+from tests.unit.logs.made_records import records
+
+async def main():
+    buffer = DiskBuffer(Path(sys.argv[1]), 1 << 30, 1 << 16)
+    buffer.open()
+    number = int(sys.argv[2])
+    while True:
+        await buffer.append([records([f"{number} " + "x" * 200], number)])
+        print(number, flush=True)
+        number += 1
+
+asyncio.run(main())
+"""
+
+
+def test_nothing_that_was_promised_is_lost_by_kill_9(tmp_path: Path) -> None:
+    number = 0
+    for round_ in range(5):
+        command = [sys.executable, "-c", WRITER, str(tmp_path), str(number)]
+        with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as writer:
+            assert writer.stdout
+            try:
+                for _ in range(20 + 37 * round_):
+                    number = int(writer.stdout.readline()) + 1
+            finally:
+                writer.send_signal(signal.SIGKILL)
+            # What it promised before it died, but had not been read.
+            for line in writer.stdout:
+                number = int(line) + 1
+
+    async def test() -> None:
+        found = [int(each.split()[0]) for each in texts(await everything(opened(tmp_path)))]
+        # The last one of a round may be there without its promise, and again from the next.
+        assert set(range(number)) <= set(found)
+        assert found == sorted(found)
+
+    run(test)
