@@ -91,6 +91,14 @@ class TailCounts:
     bytes_lost: int = 0
     """Unread when a removed file was given up, or a file could not be read or decompressed further."""
 
+    def add(self, other: TailCounts) -> None:
+        """Add the numbers of *other*."""
+        self.bytes_read += other.bytes_read
+        self.lines_cut += other.lines_cut
+        self.truncations += other.truncations
+        self.twins += other.twins
+        self.bytes_lost += other.bytes_lost
+
 
 @dataclass(frozen=True, slots=True)
 class FileStatus:

@@ -1,0 +1,81 @@
+"""A gzip file's content by offsets (RFC 1952; several members follow each other), in bounded memory."""
+
+from __future__ import annotations
+
+import os
+from typing import Final, cast
+
+from isal import igzip_lib
+
+from nodeagent.errors import NodeagentError
+
+MAGIC: Final = b"\x1f\x8b"
+_INPUT: Final = 64 << 10
+_STEP: Final = 256 << 10
+_FAULT: Final = cast(type[Exception], igzip_lib.error)  # its stub names an instance
+
+
+class CompressedError(NodeagentError):
+    """The file is no gzip file, or damaged: says where."""
+
+
+class Content:
+    """What a gzip file holds, read forwards; going back begins anew. It may still be growing."""
+
+    __slots__ = ("_at", "_base", "_descriptor", "_held", "_inflate", "ended")
+
+    def __init__(self, descriptor: int) -> None:
+        self._descriptor = descriptor
+        self._rewind()
+
+    def _rewind(self) -> None:
+        self._inflate = igzip_lib.IgzipDecompressor(flag=igzip_lib.DECOMP_GZIP)
+        self._at = 0
+        self._base = 0
+        self._held = b""
+        self.ended = False
+        """Whether the last member is whole and nothing follows: what was read last goes up to the end."""
+
+    def read(self, offset: int, length: int) -> bytes:
+        """Return up to *length* bytes from *offset* on; fewer: that is all there is now. Raise CompressedError."""
+        if offset < self._base:
+            self._rewind()
+        while self._base + len(self._held) < offset + length:
+            more = self._more()
+            if not more:
+                break
+            spare = min(offset - self._base, len(self._held))
+            if spare > 0:
+                self._held = self._held[spare:]
+                self._base += spare
+            self._held += more
+        begin = offset - self._base
+        return self._held[begin : begin + length] if begin <= len(self._held) else b""
+
+    def _more(self) -> bytes:
+        """Return the next stretch, at most ``_STEP`` bytes; nothing at the end of what there is."""
+        while True:
+            if self._inflate.eof and not self._next_member():
+                return b""
+            feed = b""
+            if self._inflate.needs_input:
+                feed = os.pread(self._descriptor, _INPUT, self._at)
+                self._at += len(feed)
+                if not feed:
+                    return b""
+            try:
+                found: bytes = self._inflate.decompress(feed, _STEP)
+            except _FAULT as error:
+                raise CompressedError(f"cannot be decompressed near byte {self._at}: {error}") from None
+            if found:
+                return found
+
+    def _next_member(self) -> bool:
+        at = self._at - len(self._inflate.unused_data)
+        head = os.pread(self._descriptor, len(MAGIC), at)
+        self.ended = head != MAGIC
+        if self.ended:
+            return False
+        self._at = at
+        self._inflate = igzip_lib.IgzipDecompressor(flag=igzip_lib.DECOMP_GZIP)
+        return True

@@ -1,0 +1,208 @@
+"""What the files of a log hold: which content is in which file, and which contents have no file any more."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import Final, Protocol
+
+from nodeagent.logs.tail.compressed import CompressedError
+from nodeagent.logs.tail.coverage import Mark
+from nodeagent.logs.tail.files import OpenFile
+from nodeagent.logs.tail.generation import BEGINNING, NOWHERE, Generation, restored
+from nodeagent.logs.tail.identity import TAIL_BYTES, tail_hash
+from nodeagent.logs.tail.interfaces import LogSource, OpenTaker, TailCounts, TailSettings
+from nodeagent.logs.tail.positions import Entry, done_entry
+
+ORPHANS: Final = 16
+"""Contents without a file that are remembered per log."""
+_UNCLAIMED: Final = 60
+"""So many times ``forget_seconds`` it is remembered what no file was handed over for since the start."""
+
+
+class TailMeans(Protocol):
+    """What a log needs of the tail."""
+
+    node: str
+    settings: TailSettings
+    open_taker: OpenTaker
+
+    def changed(self) -> None:
+        """Something has to be written to the positions file."""
+
+    def barrier(self) -> int:
+        """Ask for a write of the positions file that has all as it is now; return its number."""
+
+    def passed(self, number: int) -> bool:
+        """Return whether that write is on disk, or cannot be waited for as writing fails."""
+
+    def failing(self) -> bool:
+        """Return whether the positions file cannot be written."""
+
+
+class Contents:
+    """The files of one source and their contents. Nothing here raises for what a pod does to its files."""
+
+    def __init__(self, source: LogSource, tail: TailMeans, entries: Iterable[Entry], now: float) -> None:
+        """*entries*: what the positions file has of this source."""
+        self.source = source
+        self.tail = tail
+        self.counts = TailCounts()
+        self.files: list[OpenFile] = []
+        """In the order in which they are read."""
+        self.orphans: list[Generation] = []
+        """Contents whose file is gone or holds another one now, the oldest first."""
+        self.unclaimed: list[Generation] = []
+        """Contents from before the start whose file was not handed over yet."""
+        self.restored_at = now
+        self._done = {each.where(): each.done for each in entries if each.done != NOWHERE}
+        for each in entries:
+            if each.done != NOWHERE:
+                continue
+            found = restored(each, tail.changed)
+            found.since = now
+            (self.orphans if each.gone else self.unclaimed).append(found)
+
+    def add(self, file: OpenFile, start: int) -> None:
+        """Take *file* in, and find what was known of it; *start*: up to where somebody else read it, if that is
+        nothing.
+        """
+        self.files.append(file)
+        self.sort()
+        done = self._done.pop(file.inode, NOWHERE)
+        if file.size <= done:
+            file.done = done
+            return
+        if self._claim(file):
+            return
+        if 0 < start <= file.size and not file.compressed:
+            before = file.read(max(start - TAIL_BYTES, 0), min(start, TAIL_BYTES))
+            self.begin(file, 0, Mark(start, 0, tail_hash(before)))
+
+    def sort(self) -> None:
+        self.files.sort(key=lambda file: (not file.compressed, file.born, file.added))
+
+    def _claim(self, file: OpenFile) -> bool:
+        """Find what was known of *file* before a restart; return whether that says what it holds."""
+        inode = file.inode
+        for each in self.unclaimed:
+            same = each.inode.number == inode.number and each.inode.birth == inode.birth
+            if not same or (each.inode.device != inode.device and not inode.birth):
+                continue
+            self.unclaimed.remove(each)
+            if self.holds(file, each):
+                file.generation = each
+                each.inode = inode
+                each.name = file.name
+                return True
+            each.overwritten = True
+            self.orphan(each)
+            self.begin(file, each.truncated + 1)
+            self.counts.truncations += 1
+            return True
+        gone = [each.truncated for each in self.orphans if each.inode == inode]
+        if gone:
+            self.begin(file, max(gone) + 1)
+            return True
+        return False
+
+    @staticmethod
+    def holds(file: OpenFile, generation: Generation) -> bool:
+        offset = generation.read.offset
+        before = min(offset, TAIL_BYTES)
+        try:
+            return file.compressed or generation.recognized(file.read(offset - before, before))
+        except (OSError, CompressedError):
+            return False
+
+    def begin(self, file: OpenFile, truncated: int, at: Mark = BEGINNING) -> None:
+        """Let *file* hold a new content; one that followed another has to be on disk before it is read."""
+        begun = Generation(file.inode, file.name, truncated, self.tail.changed, at)
+        if truncated:
+            begun.barrier = self.tail.barrier()
+        file.generation = begun
+        file.partial = NOWHERE
+
+    def orphan(self, generation: Generation) -> None:
+        self.orphans.append(generation)
+        if len(self.orphans) > ORPHANS:
+            self._forget(self.orphans.pop(0))
+
+    def anew(self, file: OpenFile, size: int, now: float) -> Generation:
+        """The content of *file*, which had *size* bytes, is another one; return the one that it was."""
+        old = file.generation
+        assert old is not None, "only what is read can be found to be another"
+        self.counts.truncations += 1
+        old.lost_from = max(size - old.read.offset, 0)
+        old.since = now
+        old.overwritten = True
+        self.orphan(old)
+        self.begin(file, old.truncated + 1)
+        return old
+
+    def twin(self, file: OpenFile, original: Generation, length: int) -> None:
+        """All that *file* holds, *length* bytes, was read from another."""
+        file.original = original
+        file.done = file.size
+        file.length = length
+        file.let_go()
+        self.counts.twins += 1
+        self.tail.changed()
+
+    def hand_on(self, generation: Generation, file: OpenFile) -> None:
+        """*generation*, whose file is gone or holds something else, goes on in *file*."""
+        for rows in (self.orphans, self.unclaimed):
+            if generation in rows:
+                rows.remove(generation)
+        generation.inode = file.inode
+        generation.name = file.name
+        generation.overwritten = False
+        generation.lost_from = 0
+        file.generation = generation
+        self.counts.twins += 1
+        self.tail.changed()
+
+    def _forget(self, generation: Generation) -> None:
+        self.counts.bytes_lost += generation.lost_from
+        generation.finish()
+        self.tail.changed()
+
+    def forget(self, now: float) -> None:
+        """Forget what can be of no use any more."""
+        seconds = self.tail.settings.forget_seconds
+        for row, bound in ((self.orphans, seconds), (self.unclaimed, _UNCLAIMED * seconds)):
+            for old in [each for each in row if now - each.since >= bound and not self._awaited(each)]:
+                row.remove(old)
+                self._forget(old)
+        if self._done and now - self.restored_at >= _UNCLAIMED * seconds:
+            self._done.clear()
+            self.tail.changed()
+
+    def _awaited(self, generation: Generation) -> bool:
+        """Say whether a twin is only known by *generation*, which is not settled yet."""
+        return generation.coverage.under_way and any(each.original is generation for each in self.files)
+
+    @property
+    def settled(self) -> bool:
+        """Whether every content has its file."""
+        return not (self.orphans or self.unclaimed or self._done)
+
+    def entries(self) -> Iterator[Entry]:
+        """Return what has to be known after a restart."""
+        key = self.source.key
+        for file in self.files:
+            if file.done != NOWHERE and self._stands_alone(file):
+                yield done_entry(key, file.inode, file.name, file.done)
+            elif file.generation is not None and file.generation.worth_keeping:
+                yield file.generation.entry(key, gone=False)
+        for each in self.orphans:
+            if each.worth_keeping:
+                yield each.entry(key, gone=True)
+        for each in self.unclaimed:
+            yield each.entry(key, gone=False)
+        for inode, done in self._done.items():
+            yield done_entry(key, inode, "", done)
+
+    @staticmethod
+    def _stands_alone(file: OpenFile) -> bool:
+        held = file.original or file.generation
+        return held is None or held.coverage.mark.offset >= file.length

@@ -1,0 +1,145 @@
+"""One open file: what it looks like now, and how its bytes are read."""
+
+from __future__ import annotations
+
+import os
+import stat
+from typing import Final
+
+from nodeagent.logs.tail.compressed import MAGIC, Content
+from nodeagent.logs.tail.generation import NOWHERE, Generation
+from nodeagent.logs.tail.identity import Inode, birth_of
+
+_EMPTY: Final = 0
+_PLAIN: Final = 1
+_GZIP: Final = 2
+
+
+class OpenFile:
+    """A descriptor of ours, and what was seen of it at the last look. Times are seconds of the tail's clock."""
+
+    __slots__ = (
+        "_content",
+        "added",
+        "born",
+        "changed",
+        "descriptor",
+        "done",
+        "failed",
+        "generation",
+        "in_order",
+        "inode",
+        "kind",
+        "length",
+        "modified",
+        "name",
+        "original",
+        "partial",
+        "removed",
+        "renamed",
+        "size",
+        "unread_since",
+    )
+
+    def __init__(self, descriptor: int, name: str, now: float) -> None:
+        """Take *descriptor* over, of a regular file; raise OSError or ValueError, then it is still the caller's."""
+        found = os.fstat(descriptor)
+        if not stat.S_ISREG(found.st_mode):
+            raise ValueError("it is no regular file")
+        self.inode = Inode(found.st_dev, found.st_ino, birth_of(descriptor))
+        self.descriptor = descriptor
+        self.name = name
+        self.renamed = False
+        """Whether it had another name while it was open."""
+        self.born = self.inode.birth or found.st_mtime_ns
+        self.size = 0
+        self.modified = 0
+        self.added = now
+        self.changed = now
+        """When a look last found something new."""
+        self.removed: float | None = None
+        """Since when it has no name any more."""
+        self.unread_since: float | None = None
+        self.generation: Generation | None = None
+        """What is read from it; none: it is not known yet, or not read at all."""
+        self.original: Generation | None = None
+        """It holds the same as that one, which is read elsewhere."""
+        self.done = NOWHERE
+        """Not -1: up to this size it holds nothing new."""
+        self.length = 0
+        """Bytes of content that are *done*: of a compressed file not its size."""
+        self.partial = NOWHERE
+        """The size at which it had no whole line more."""
+        self.failed = ""
+        """Why it cannot be read."""
+        self.in_order = False
+        """Whether it was made sure that nothing before it is unread."""
+        self.kind = _EMPTY
+        self._content: Content | None = None
+
+    @property
+    def compressed(self) -> bool:
+        """Whether it is a gzip file."""
+        return self.kind == _GZIP
+
+    @property
+    def known(self) -> bool:
+        """Whether it is settled what it holds."""
+        return self.generation is not None or self.original is not None or self.done != NOWHERE or bool(self.failed)
+
+    def look(self, now: float) -> bool:
+        """Look at the file; return whether something changed since the last look."""
+        found = os.fstat(self.descriptor)
+        if not found.st_nlink and self.removed is None:
+            self.removed = now
+        if found.st_size == self.size and found.st_mtime_ns == self.modified:
+            return False
+        self.size = found.st_size
+        self.modified = found.st_mtime_ns
+        self.changed = now
+        if self.kind == _EMPTY and self.size:
+            magic = os.pread(self.descriptor, len(MAGIC), 0)
+            if magic == MAGIC:
+                self.kind = _GZIP
+            elif magic and MAGIC.startswith(magic) and self.size < len(MAGIC):
+                self.kind = _EMPTY
+            elif magic:
+                self.kind = _PLAIN
+        return True
+
+    def read(self, offset: int, length: int) -> bytes:
+        """Return up to *length* bytes of the content from *offset* on; raise OSError or CompressedError."""
+        if self.kind != _GZIP:
+            return os.pread(self.descriptor, length, offset)
+        if self._content is None:
+            self._content = Content(self.descriptor)
+        return self._content.read(offset, length)
+
+    def size_now(self) -> int:
+        """Return its size on disk now."""
+        return os.fstat(self.descriptor).st_size
+
+    @property
+    def at_end(self) -> bool:
+        """Whether a compressed file was read to its very end."""
+        return self._content is not None and self._content.ended
+
+    def look_again(self) -> None:
+        """Something else than this file has changed what can be done with it."""
+        self.partial = NOWHERE
+
+    def data_from(self, offset: int) -> int:
+        """Return where the next data is after a hole that begins at *offset* (lseek(2), ``SEEK_DATA``)."""
+        try:
+            return os.lseek(self.descriptor, offset, os.SEEK_DATA)
+        except OSError:
+            return offset
+
+    def let_go(self) -> None:
+        """Free what reading it needs, not the descriptor."""
+        self._content = None
+
+    def close(self) -> None:
+        """Close the descriptor."""
+        self._content = None
+        os.close(self.descriptor)

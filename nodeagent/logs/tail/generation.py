@@ -1,0 +1,174 @@
+"""One content of a file, from its first byte to where the file is truncated: how far it was read, how it is
+recognized, and what of it is under way.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from typing import Final
+
+from isal import isal_zlib
+
+from nodeagent.logs.records import Chunk
+from nodeagent.logs.tail.coverage import Coverage, Mark
+from nodeagent.logs.tail.identity import TAIL_BYTES, Inode, tail_hash
+from nodeagent.logs.tail.interfaces import Taker
+from nodeagent.logs.tail.lines import whole
+from nodeagent.logs.tail.positions import Entry
+
+BEGINNING: Final = Mark(0, 0, tail_hash(b""))
+NOWHERE: Final = -1
+_KEPT_MARKS: Final = 8
+_CUTS: Final = 64
+_LINE_ENDS: Final = b"\n\0"
+"""Before the first byte of a line: another line's end, or a hole."""
+
+
+class Generation:
+    """What is known of one content. Its file may be another one tomorrow."""
+
+    __slots__ = (
+        "_advanced",
+        "barrier",
+        "begin",
+        "coverage",
+        "cuts",
+        "id",
+        "inode",
+        "lost_from",
+        "marks",
+        "name",
+        "overwritten",
+        "since",
+        "taker",
+        "truncated",
+    )
+
+    def __init__(self, inode: Inode, name: str, truncated: int, advanced: Callable[[], None], at: Mark = BEGINNING):
+        self.inode = inode
+        """Of the file that it is, or was, in."""
+        self.name = name
+        """Of that file."""
+        self.truncated = truncated
+        """How often that file was truncated before this content."""
+        self.id = b""
+        """Empty until something is read: it is made of the first line."""
+        self.begin = 0
+        """Where the first line begins."""
+        self.cuts: list[int] = []
+        """Where lines without an end are cut, behind what is settled."""
+        self.barrier = 0
+        """The number of the write of the positions file that has to be on disk before more is read."""
+        self._advanced = advanced
+        self.coverage = Coverage(at, advanced)
+        self.taker: Taker | None = None
+        self.marks: deque[Mark] = deque(maxlen=_KEPT_MARKS)
+        """Ends of the chunks that were read last: a shorter copy is recognized by an earlier one."""
+        self.overwritten = False
+        """Whether its file holds another content now."""
+        self.lost_from = 0
+        """Bytes that were unread when its file was truncated."""
+        self.since = 0.0
+        """Since when no file has it."""
+
+    @property
+    def read(self) -> Mark:
+        """Up to where it was read."""
+        return self.coverage.read
+
+    @property
+    def worth_keeping(self) -> bool:
+        """Whether a restart has to know of it."""
+        return self.coverage.mark.offset > 0 or self.truncated > 0 or bool(self.cuts)
+
+    def recognized(self, before: bytes) -> bool:
+        """Return whether *before*, what a file has before :attr:`read`, is what was read there."""
+        return tail_hash(before) == self.coverage.read.tail
+
+    def can_be_cut(self, offset: int) -> bool:
+        """Return whether a line may be cut behind *offset*: none is yet, and few are remembered."""
+        return len(self.cuts) < _CUTS and all(each <= offset for each in self.cuts)
+
+    def end(self, data: bytes, before: int, limit: int) -> tuple[int, bool]:
+        """Return where in *data* ends what can be delivered, and whether a line is cut there for its length.
+
+        *data* begins *before* bytes before :attr:`read`; *before* itself: there is no whole line. A line of more
+        than *limit* bytes is cut.
+        """
+        read = self.coverage.read.offset
+        ahead = [each - read for each in self.cuts if each > read]
+        if ahead and len(data) - before >= ahead[0]:
+            return before + ahead[0], False
+        return whole(data, before, limit)
+
+    def deliver(self, data: bytes, before: int, end: int) -> None:
+        """Give what stands in *data* between *before*, which is at :attr:`read`, and *end* to the taker."""
+        taker = self.taker
+        assert taker is not None, "who reads opens a taker first"
+        start = self.coverage.read.offset
+        first = start == self.begin or not before or data[before - 1] in _LINE_ENDS
+        self.coverage.begin_chunk()
+        taker.take(Chunk(self.id, start, data[before:end], first))
+        self._mark(data, before, end)
+
+    def skip(self, begin: int, before: bytes) -> None:
+        """Begin at *begin* instead of at the first byte; *before*: what stands before it."""
+        self.begin = begin
+        self.coverage = Coverage(Mark(begin, 0, tail_hash(before)), self._advanced)
+
+    def _mark(self, data: bytes, before: int, end: int) -> None:
+        read = self.coverage.read
+        shift = before - read.offset
+        stop = end - before + read.offset
+        view = memoryview(data)
+        marks = {read.offset: read}
+        ends = sorted({each for each in self.coverage.ends() if read.offset < each < stop})
+        at = before
+        checksum = read.checksum
+        for each in [*ends, stop]:
+            index = each + shift
+            checksum = isal_zlib.crc32(view[at:index], checksum)
+            at = index
+            marks[each] = Mark(each, checksum, tail_hash(view[max(index - TAIL_BYTES, 0) : index]))
+        self.marks.append(marks[stop])
+        self.coverage.end_chunk(marks, marks[stop])
+
+    def finish(self) -> None:
+        """Tell the taker that nothing follows."""
+        taker, self.taker = self.taker, None
+        if taker is not None:
+            taker.ended()
+
+    def entry(self, source: str, gone: bool) -> Entry:
+        """Return what has to be known of it after a restart; *gone*: its file does not hold it any more."""
+        mark = self.coverage.mark
+        self.cuts = [each for each in self.cuts if each > mark.offset]
+        return Entry(
+            source=source,
+            device=self.inode.device,
+            inode=self.inode.number,
+            birth=self.inode.birth,
+            name=self.name,
+            id=self.id.decode(),
+            truncated=self.truncated,
+            begin=self.begin,
+            offset=mark.offset,
+            checksum=mark.checksum,
+            tail=mark.tail,
+            cuts=tuple(self.cuts),
+            done=NOWHERE,
+            gone=gone,
+            overwritten=self.overwritten,
+        )
+
+
+def restored(entry: Entry, advanced: Callable[[], None]) -> Generation:
+    """Return the generation that *entry* tells of, as far as it was settled."""
+    found = Generation(entry.where(), entry.name, entry.truncated, advanced, entry.mark())
+    found.id = entry.id.encode()
+    found.begin = entry.begin
+    found.cuts = list(entry.cuts)
+    found.overwritten = entry.overwritten
+    found.marks.append(entry.mark())
+    return found

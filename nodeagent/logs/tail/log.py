@@ -1,0 +1,314 @@
+"""One log: its files in turn, and the next chunk to be read."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable
+from enum import Enum
+
+from nodeagent.errors import shown
+from nodeagent.logs.tail.compressed import CompressedError
+from nodeagent.logs.tail.contents import Contents, TailMeans
+from nodeagent.logs.tail.files import OpenFile
+from nodeagent.logs.tail.generation import NOWHERE, Generation
+from nodeagent.logs.tail.identity import FIRST_BYTES, TAIL_BYTES, generation_id
+from nodeagent.logs.tail.interfaces import LogSource, Taker
+from nodeagent.logs.tail.judge import Judge
+from nodeagent.logs.tail.positions import Entry
+
+log = logging.getLogger("nodeagent.logs.tail.log")
+
+
+class Turn(Enum):
+    """What came of a log's turn."""
+
+    READ = "something was read or compared, and more may follow"
+    BLOCKED = "no room behind it"
+    WAITING = "a write of the positions file goes first"
+    NOTHING = "nothing is unread"
+
+
+class LogReader:
+    """All files of one source. Nothing here raises for what a pod does to its files."""
+
+    def __init__(self, source: LogSource, tail: TailMeans, entries: Iterable[Entry], now: float) -> None:
+        """*entries*: what the positions file has of this source."""
+        self.source = source
+        self.contents = Contents(source, tail, entries, now)
+        self.blocked = False
+        """Whether there was no room behind it in its last turn."""
+        self._tail = tail
+        self._judge = Judge(self.contents)
+
+    def add(self, file: OpenFile, start: int) -> None:
+        """Take *file* in; *start*: up to where somebody else read it, if nothing is known of it here."""
+        self.contents.add(file, start)
+        self._judge.again()
+
+    def look(self, file: OpenFile, now: float) -> bool:
+        """Look at *file*; return whether there may be something to do in a turn."""
+        kind = file.kind
+        size = file.size
+        if not file.look(now):
+            return False
+        if kind != file.kind:
+            self.contents.sort()
+        found = file.generation
+        if found is not None and not file.compressed:
+            offset = found.read.offset
+            if file.size < offset or (file.size == offset and not self.contents.holds(file, found)):
+                self._anew(file, size, now)
+        if file.unread_since is None and file.size > size:
+            file.unread_since = now
+        if file.done != NOWHERE and file.size > file.done:
+            file.done = NOWHERE  # it was no finished copy after all
+            file.original = None
+        return True
+
+    def _anew(self, file: OpenFile, size: int, now: float) -> None:
+        old = self.contents.anew(file, size, now)
+        self._judge.overwritten(file, old)
+
+    @property
+    def readable(self) -> bool:
+        """Whether some file has something to read."""
+        return any(map(self.unread, self.contents.files))
+
+    def unread(self, file: OpenFile) -> bool:
+        """Return whether *file* has something to read."""
+        found = file.generation
+        if found is None:
+            return not file.known and file.kind != 0
+        if file.size == file.partial or file.failed or file.done != NOWHERE:
+            return False
+        return file.compressed or file.size > found.read.offset
+
+    def turn(self, now: float) -> Turn:
+        """Read the next chunk of the first file that has one, or find out a bit more of one that is unknown."""
+        self.blocked = False
+        for file in self.contents.files:
+            if not self.unread(file):
+                continue
+            if not file.in_order and self._former_grew(file, now):
+                return Turn.READ  # what came before it goes first
+            if file.generation is None:
+                if self._judge.decide(file, now):
+                    return Turn.READ
+                file.partial = file.size  # until something changes, or time tells
+                continue
+            came = self._read(file, file.generation, now)
+            self.blocked = came is Turn.BLOCKED
+            if came is not Turn.NOTHING:
+                return came
+        return Turn.NOTHING
+
+    def _former_grew(self, file: OpenFile, now: float) -> bool:
+        """Look at what is read before *file*, whose first turn it is; return whether something changed there."""
+        file.in_order = True
+        files = self.contents.files
+        former = files[: files.index(file)]
+        grew = [each for each in former if self.look(each, now)]
+        return bool(grew)
+
+    def _read(self, file: OpenFile, generation: Generation, now: float) -> Turn:
+        if not self._tail.passed(generation.barrier):
+            return Turn.WAITING
+        if generation.taker is not None and not generation.taker.room():
+            return Turn.BLOCKED
+        limit = self._tail.settings.line_bytes
+        offset = generation.read.offset
+        before = min(offset, TAIL_BYTES)
+        try:
+            data, end, cut = self._stretch(file, generation, before)
+        except (OSError, CompressedError) as error:
+            self._fail(file, generation, error)
+            return Turn.READ
+        if self._shrank(file, offset + len(data) - before):
+            self.look(file, now)
+            return Turn.READ
+        if not generation.recognized(data[:before]):
+            self._anew(file, file.size, now)
+            return Turn.READ
+        if offset == generation.begin and data[before : before + 1] == b"\0":
+            return self._skip(file, generation, data[before:])
+        if end == before:
+            file.partial = file.size
+            if file.at_end and len(data) == before:
+                self._read_out(file, generation)
+            return Turn.NOTHING
+        if generation.taker is None and not self._open(generation, data[before:end]).room():
+            return Turn.BLOCKED
+        generation.deliver(data, before, end)
+        if file.size <= generation.read.offset:
+            file.unread_since = None
+        self.contents.counts.bytes_read += end - before
+        self.contents.counts.lines_cut += 1 if cut else 0
+        assert end - before <= limit + 1
+        return Turn.READ
+
+    def _stretch(self, file: OpenFile, generation: Generation, before: int) -> tuple[bytes, int, bool]:
+        """Return the next stretch of *file* with what stands before it, and where its whole lines end."""
+        limit = self._tail.settings.line_bytes
+        length = min(self._tail.settings.turn_bytes, limit)
+        begin = generation.read.offset - before
+        data = file.read(begin, before + length + 1)
+        end, cut = generation.end(data, before, limit)
+        if end == before and len(data) > before + length and length < limit:
+            data = file.read(begin, before + limit + 1)
+            end, cut = generation.end(data, before, limit)
+        return data, end, cut
+
+    @staticmethod
+    def _shrank(file: OpenFile, end: int) -> bool:
+        """Say whether *file* was truncated while it was read."""
+        return not file.compressed and file.size_now() < end
+
+    def _open(self, generation: Generation, data: bytes) -> Taker:
+        if not generation.id:
+            first = data.partition(b"\n")[0][:FIRST_BYTES]
+            tail = self._tail
+            generation.id = generation_id(tail.node, self.source.key, generation.inode, generation.truncated, first)
+        generation.taker = self._tail.open_taker(self.source, generation.id, generation.coverage)
+        return generation.taker
+
+    def _skip(self, file: OpenFile, generation: Generation, data: bytes) -> Turn:
+        """Pass over the hole that a writer leaves who goes on at his old offset in a truncated file."""
+        offset = generation.read.offset
+        begin = file.data_from(offset)
+        if begin == offset:
+            begin += len(data) - len(data.lstrip(b"\0"))
+        before = min(begin, TAIL_BYTES)
+        generation.skip(begin, file.read(begin - before, before))
+        return Turn.READ
+
+    def _fail(self, file: OpenFile, generation: Generation, error: Exception) -> None:
+        file.failed = str(error)
+        self.contents.counts.bytes_lost += max(file.size - generation.read.offset, 0)
+        generation.finish()
+        log.warning(
+            "%s: file %s cannot be read any further: %s; what it had beyond byte %d is not delivered",
+            self.source.key,
+            shown(file.name),
+            error,
+            generation.read.offset,
+        )
+
+    def _read_out(self, file: OpenFile, generation: Generation) -> None:
+        """A compressed file was read to its end: it never changes."""
+        file.done = file.size
+        file.length = generation.read.offset
+        file.let_go()
+        generation.finish()
+        self._tail.changed()
+
+    # -- what time brings --
+
+    def age(self, now: float) -> list[OpenFile]:
+        """Do what is due; return the files that were closed."""
+        for file in self.contents.files:
+            if not file.known:
+                file.partial = NOWHERE  # time may tell what it is
+            elif file.original is not None:
+                self._age_twin(file)
+            elif file.generation is not None:
+                self._age_partial(file, file.generation, now)
+        closed = [
+            each for each in self.contents.files if each.removed is not None and self._over(each, each.removed, now)
+        ]
+        for each in closed:
+            self._close(each, now)
+        self.contents.forget(now)
+        return closed
+
+    def _age_twin(self, file: OpenFile) -> None:
+        original = file.original
+        if file.done == NOWHERE:
+            if not any(each.generation is original for each in self.contents.files):
+                file.original = None  # that one ended: compared anew, it goes on here or is done
+                file.partial = NOWHERE
+        elif original is not None and original.coverage.mark.offset >= file.length:
+            file.original = None  # settled: this file's entry stands for itself
+            self._tail.changed()
+
+    def _age_partial(self, file: OpenFile, generation: Generation, now: float) -> None:
+        """Have the line that has no end delivered when none can be expected."""
+        offset = generation.read.offset
+        if file.partial != file.size or file.done != NOWHERE or not generation.can_be_cut(offset):
+            return
+        if file.compressed:
+            rest = len(file.read(offset, self._tail.settings.line_bytes)) if file.at_end else 0
+        else:
+            rest = file.size - offset
+        if rest <= 0 or now - file.changed < self._patience(file):
+            return
+        if self._tail.failing() and file.removed is None:
+            return  # cut elsewhere after a restart, its id would stand for two lines
+        generation.cuts.append(offset + rest)
+        generation.barrier = self._tail.barrier()
+        file.partial = NOWHERE
+
+    def _patience(self, file: OpenFile) -> float:
+        settings = self._tail.settings
+        if file.compressed:
+            return 0.0
+        last = file is self.contents.files[-1]
+        return settings.partial_seconds if last and file.removed is None else settings.rotated_seconds
+
+    def _over(self, file: OpenFile, removed: float, now: float) -> bool:
+        """Say whether a removed file needs not be kept open any more."""
+        settings = self._tail.settings
+        if now - max(removed, file.changed) < settings.rotated_seconds:
+            return False
+        return not self.unread_bytes(file) or now - removed >= settings.removed_seconds
+
+    def unread_bytes(self, file: OpenFile) -> int:
+        """Return how much of *file* is unread, as it stands on disk; of a compressed one all until it is done."""
+        if file.done != NOWHERE or file.failed or file.original is not None:
+            return 0
+        if file.generation is None or file.compressed:
+            return file.size
+        return max(file.size - file.generation.read.offset, 0)
+
+    def give_up(self, file: OpenFile, now: float) -> None:
+        """Close *file* though it may have unread data."""
+        self._close(file, now)
+
+    def leave(self, now: float) -> None:
+        """The pod is gone: what its files have is read, then they are closed whether they have a name or not."""
+        for each in self.contents.files:
+            if each.removed is None:
+                each.removed = now
+
+    def _close(self, file: OpenFile, now: float) -> None:
+        lost = self.unread_bytes(file)
+        if lost:
+            self.contents.counts.bytes_lost += lost
+            log.warning(
+                "%s: %s was removed with %d bytes unread, and given up", self.source.key, shown(file.name), lost
+            )
+        self.contents.files.remove(file)
+        self._judge.again()  # who was compared with it has to be compared with what it leaves
+        generation, file.generation = file.generation, None
+        if generation is not None:
+            generation.finish()
+            generation.since = now
+            if file.done == NOWHERE:
+                self.contents.orphan(generation)
+        file.close()
+        self._tail.changed()
+
+    @property
+    def calm(self) -> bool:
+        """Whether time changes nothing here until a file does."""
+        return self.contents.settled and not any(map(self._restless, self.contents.files))
+
+    @staticmethod
+    def _restless(file: OpenFile) -> bool:
+        if file.removed is not None or file.original is not None or (not file.known and file.kind):
+            return True
+        return file.partial == file.size and file.generation is not None and file.done == NOWHERE
+
+    @property
+    def empty(self) -> bool:
+        """Whether nothing has to be known of it any more."""
+        return self.contents.settled and not self.contents.files

@@ -1,0 +1,334 @@
+"""The tail of a node: all logs, in turn, and the positions file."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Final
+
+from nodeagent.errors import shown
+from nodeagent.logs.tail.files import OpenFile
+from nodeagent.logs.tail.interfaces import FileStatus, LogSource, OpenTaker, SourceKey, TailCounts, TailSettings
+from nodeagent.logs.tail.log import LogReader, Turn
+from nodeagent.logs.tail.positions import Entry, PositionsFile
+from nodeagent.logs.tail.schedule import Looks
+from nodeagent.logs.tail.state import status_of
+from nodeagent.vocabulary import PodUid
+
+TURNS: Final = 8
+"""Chunks that are read before others of the process have their turn."""
+BLOCKED_SECONDS: Final = 0.02
+"""After which those without room are asked again, if nobody wakes the tail before."""
+AGE_SECONDS: Final = 0.25
+_UNKNOWN_SECONDS: Final = 3600.0
+"""For how long positions are kept of logs that nobody handed a file of."""
+log = logging.getLogger("nodeagent.logs.tail")
+
+
+class Tail:
+    """Follows files. Everything happens on the event loop's thread, save for writing the positions file."""
+
+    def __init__(
+        self,
+        node: str,
+        folder: Path,
+        open_taker: OpenTaker,
+        settings: TailSettings | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """*folder* has, or gets, the positions file; *clock* tells seconds that never go back."""
+        self.node = node
+        self.settings = settings or TailSettings()
+        self.open_taker = open_taker
+        self._clock = clock
+        self._positions = PositionsFile(folder)
+        self._logs: dict[SourceKey, LogReader] = {}
+        self._files: dict[tuple[int, int], tuple[LogReader, OpenFile]] = {}
+        self._looks = Looks(self.settings.idle_seconds)
+        self._ready: dict[PodUid, dict[SourceKey, LogReader]] = {}
+        self._held: dict[SourceKey, LogReader] = {}
+        self._restless: dict[SourceKey, LogReader] = {}
+        self._aged = clock()
+        self._started = clock()
+        self._entries: dict[str, list[Entry]] = {}
+        for each in self._positions.read():
+            self._entries.setdefault(each.source, []).append(each)
+        self._dirty = False
+        self._urgent = False
+        self._begun = 0
+        self._saved = 0
+        self._saved_at = clock()
+        self._past: dict[PodUid, TailCounts] = {}
+        self._waker: asyncio.Future[None] | None = None
+        self._saving: asyncio.Task[None] | None = None
+        self._stopping = False
+
+    # -- what control says --
+
+    def add(self, descriptor: int, source: LogSource, name: str, start: int = 0) -> bool:
+        """Follow the regular file behind *descriptor*, which is the tail's from now on, as one of *source*'s.
+
+        *name*: as it is called now. *start*: up to where another program delivered it, if nothing is known of it
+        here. A file that is followed already, or cannot be, is closed. Return whether it is followed.
+        """
+        now = self._clock()
+        try:
+            file = OpenFile(descriptor, name, now)
+        except (OSError, ValueError) as error:
+            log.warning("%s: %s is not followed: %s", source.key, shown(name), error)
+            os.close(descriptor)
+            return False
+        key = file.inode.device, file.inode.number
+        if key in self._files:
+            file.close()
+            self.named(*key, name)
+            return True
+        found = self._logs.get(source.key)
+        if found is None:
+            entries = self._entries.pop(source.key, [])
+            found = self._logs[source.key] = LogReader(source, self, entries, now)
+        file.look(now)
+        found.add(file, start)
+        self._files[key] = (found, file)
+        self._looks.add(file, found)
+        self._stir(found)
+        self.wake()
+        return True
+
+    def named(self, device: int, inode: int, name: str) -> None:
+        """That file is called *name* now."""
+        pair = self._files.get((device, inode))
+        if pair is None or pair[1].name == name:
+            return
+        file = pair[1]
+        file.name = name
+        file.renamed = True
+        if file.generation is not None:
+            file.generation.name = name
+        self.changed()
+
+    def leave(self, uid: PodUid) -> None:
+        """That pod is gone: what its files have is read, then they are closed though they may have a name still."""
+        for each in self._logs.values():
+            if each.source.uid == uid:
+                each.leave(self._clock())
+                self._stir(each)
+
+    # -- what a log asks --
+
+    def changed(self) -> None:
+        """Something has to be written to the positions file."""
+        self._dirty = True
+
+    def barrier(self) -> int:
+        """Ask for a write of the positions file that has all as it is now; return its number."""
+        self._dirty = True
+        self._urgent = True
+        return self._begun + 1
+
+    def passed(self, number: int) -> bool:
+        """Return whether that write is on disk, or cannot be waited for as writing fails."""
+        return self._saved >= number or bool(self._positions.problem)
+
+    def failing(self) -> bool:
+        """Return whether the positions file cannot be written."""
+        return bool(self._positions.problem)
+
+    @property
+    def urgent(self) -> bool:
+        """Whether somebody waits for a write of the positions file."""
+        return self._urgent
+
+    def remembered(self) -> int:
+        """Return of how many contents a restart would know."""
+        return sum(1 for _ in self._all_entries())
+
+    @property
+    def problem(self) -> str:
+        """Why the positions file cannot be written; empty: it can."""
+        return self._positions.problem
+
+    # -- rounds --
+
+    def turn(self) -> float:
+        """Look at what is due and read some chunks; return after how many seconds there is more to do."""
+        now = self._clock()
+        for each in self._looks.look(now):
+            self._stir(each)
+        if now >= self._aged + AGE_SECONDS:
+            self._aged = now
+            self._age(now)
+        for each in list(self._held.values()):
+            self._stir(each)
+        for _ in range(TURNS):
+            if not self._ready:
+                break
+            self._take_turn(now)
+        if self._ready:
+            return 0.0
+        left = min(self._looks.seconds_left(now), self._aged + AGE_SECONDS - now)
+        return min(left, BLOCKED_SECONDS) if self._held else left
+
+    def _stir(self, found: LogReader) -> None:
+        """*found* may have something to read."""
+        self._restless[found.source.key] = found
+        self._ready.setdefault(found.source.uid, {})[found.source.key] = found
+
+    def _take_turn(self, now: float) -> None:
+        uid = next(iter(self._ready))
+        waiting = self._ready.pop(uid)
+        found = waiting.pop(next(iter(waiting)))
+        came = found.turn(now)
+        self._held.pop(found.source.key, None)
+        if came is Turn.READ:
+            waiting[found.source.key] = found
+        elif came is not Turn.NOTHING:
+            self._held[found.source.key] = found
+        if waiting:
+            self._ready[uid] = waiting  # behind all other pods
+
+    def _age(self, now: float) -> None:
+        for key, each in list(self._restless.items()):
+            for file in each.age(now):
+                self._forget_file(file)
+            if each.empty:
+                self._drop(each)
+            elif each.readable:
+                self._stir(each)
+            elif each.calm:
+                del self._restless[key]
+        self._bound_removed(now)
+        if self._entries and now - self._started >= _UNKNOWN_SECONDS:
+            self._entries.clear()
+            self.changed()
+
+    def _forget_file(self, file: OpenFile) -> None:
+        self._looks.remove(file)
+        del self._files[file.inode.device, file.inode.number]
+
+    def _drop(self, found: LogReader) -> None:
+        key = found.source.key
+        for row in (self._restless, self._held, self._logs):
+            row.pop(key, None)
+        waiting = self._ready.get(found.source.uid)
+        if waiting is not None:
+            waiting.pop(key, None)
+            if not waiting:
+                del self._ready[found.source.uid]
+        past = self._past.setdefault(found.source.uid, TailCounts())
+        past.add(found.contents.counts)
+
+    def _bound_removed(self, now: float) -> None:
+        """Give the files up that were removed first where removed ones take too much of the disk."""
+        removed = [pair for pair in self._files.values() if pair[1].removed is not None]
+        total = sum(file.size for _, file in removed)
+        removed.sort(key=lambda pair: pair[1].removed or 0.0)
+        for found, file in removed:
+            if total <= self.settings.removed_bytes:
+                return
+            total -= file.size
+            found.give_up(file, now)
+            self._forget_file(file)
+
+    # -- the positions file --
+
+    def save(self) -> bool:
+        """Write the positions file now, in this thread; return whether it is on disk."""
+        number, entries = self._snapshot()
+        self._written(number, self._positions.write(entries))
+        return self._saved >= number
+
+    def _snapshot(self) -> tuple[int, list[Entry]]:
+        self._begun += 1
+        self._dirty = False
+        self._urgent = False
+        return self._begun, list(self._all_entries())
+
+    def _all_entries(self) -> Iterator[Entry]:
+        for each in self._logs.values():
+            yield from each.contents.entries()
+        for entries in self._entries.values():
+            yield from entries
+
+    def _written(self, number: int, there: bool) -> None:
+        self._saved_at = self._clock()
+        if there:
+            self._saved = number
+        else:
+            self._dirty = True
+
+    def _save_if_due(self) -> None:
+        due = self._clock() - self._saved_at >= self.settings.save_seconds
+        if self._saving is None and ((self._dirty and due) or (self._urgent and not self._positions.problem)):
+            self._saving = asyncio.create_task(self._save_aside())
+
+    async def _save_aside(self) -> None:
+        number, entries = self._snapshot()
+        try:
+            self._written(number, await asyncio.to_thread(self._positions.write, entries))
+        finally:
+            self._saving = None
+            self.wake()
+
+    async def run(self) -> None:
+        """Go on until :meth:`stop`."""
+        loop = asyncio.get_running_loop()
+        while not self._stopping:
+            seconds = self.turn()
+            self._save_if_due()
+            if not seconds:
+                await asyncio.sleep(0)
+                continue
+            self._waker = loop.create_future()
+            timer = loop.call_later(seconds, self.wake)
+            try:
+                await self._waker
+            finally:
+                timer.cancel()
+                self._waker = None
+
+    def wake(self) -> None:
+        """There may be something to do: room behind the tail, or a new file."""
+        if self._waker is not None and not self._waker.done():
+            self._waker.set_result(None)
+
+    async def stop(self) -> None:
+        """End :meth:`run`, save the positions of what is settled by now, and close all files."""
+        self._stopping = True
+        self.wake()
+        if self._saving is not None:
+            await self._saving
+        await asyncio.to_thread(self.save)
+        self.close()
+
+    def close(self) -> None:
+        """Close all files; nothing is saved or told to takers."""
+        self._stopping = True
+        for _, file in self._files.values():
+            file.close()
+        self._files.clear()
+
+    # -- what it tells --
+
+    def status(self) -> Iterator[FileStatus]:
+        """Return how far each open file is read."""
+        now = self._clock()
+        for found, file in self._files.values():
+            yield status_of(found, file, now)
+
+    def counts(self) -> dict[PodUid, TailCounts]:
+        """Return what happened since the start, per pod; a pod is forgotten once :meth:`forget_counts` says so."""
+        sums: dict[PodUid, TailCounts] = {}
+        for uid, past in self._past.items():
+            sums.setdefault(uid, TailCounts()).add(past)
+        for each in self._logs.values():
+            sums.setdefault(each.source.uid, TailCounts()).add(each.contents.counts)
+        return sums
+
+    def forget_counts(self, uid: PodUid) -> None:
+        """Nobody asks for the numbers of that pod's former logs any more."""
+        self._past.pop(uid, None)

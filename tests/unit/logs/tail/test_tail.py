@@ -1,0 +1,422 @@
+"""Every way in which files are rotated, against real files: nothing missing, nothing under a wrong name."""
+
+from __future__ import annotations
+
+import gzip
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from nodeagent.logs.tail.interfaces import LogSource, SourceKey, TailSettings
+from nodeagent.vocabulary import PodUid
+from tests.unit.logs.tail.rig import Rig
+
+
+@pytest.fixture
+def rig(tmp_path: Path) -> Iterator[Rig]:
+    made = Rig(tmp_path)
+    yield made
+    made.tail.close()
+
+
+def numbered(begin: int, end: int) -> list[str]:
+    return [f"line {number:06d} of this test" for number in range(begin, end)]
+
+
+def compress(rig: Rig, name: str) -> None:
+    """As the kubelet and logrotate do: beside, then renamed, then the original removed."""
+    (rig.logs / f"{name}.gz.tmp").write_bytes(gzip.compress((rig.logs / name).read_bytes()))
+    os.rename(rig.logs / f"{name}.gz.tmp", rig.logs / f"{name}.gz")
+    (rig.logs / name).unlink()
+
+
+def truncate_into(rig: Rig, name: str, copy: str) -> None:
+    shutil.copyfile(rig.logs / name, rig.logs / copy)
+    os.truncate(rig.logs / name, 0)
+
+
+def test_lines_come_as_they_are_written(rig: Rig) -> None:
+    rig.write("app.log", *numbered(0, 3))
+    assert rig.look() == numbered(0, 3)
+    rig.write("app.log", *numbered(3, 5))
+    assert rig.look() == numbered(0, 5)
+    assert rig.sink.repeated == 0
+
+
+def test_a_line_is_whole_before_it_comes(rig: Rig) -> None:
+    rig.write("app.log", "begun ", end="")
+    assert rig.look() == []
+    rig.write("app.log", "and ended")
+    assert rig.look() == ["begun and ended"]
+
+
+def test_goes_on_where_it_was_after_a_restart(rig: Rig) -> None:
+    rig.write("app.log", *numbered(0, 3))
+    rig.look()
+    rig.restart()
+    rig.write("app.log", *numbered(3, 5))
+    assert rig.look() == numbered(0, 5)
+    assert rig.sink.repeated == 0
+
+
+def test_the_same_ids_come_again_where_no_position_was_saved(rig: Rig) -> None:
+    rig.write("app.log", *numbered(0, 3))
+    rig.look()
+    rig.restart(save=False)
+    assert rig.look() == numbered(0, 3)
+    assert rig.sink.repeated == 3
+
+
+def test_a_renamed_file_is_read_to_its_end_before_the_next(rig: Rig) -> None:
+    rig.write("app.log", *numbered(0, 3))
+    rig.look()
+    rig.write("app.log", *numbered(3, 6))
+    os.rename(rig.logs / "app.log", rig.logs / "app.log.1")
+    rig.write("app.log", *numbered(6, 9))
+    assert rig.look() == numbered(0, 9)
+    with open(rig.logs / "app.log.1", "a") as late:
+        late.write("late\n")
+    assert rig.look() == [*numbered(0, 9), "late"]
+
+
+def test_several_rotations_while_down(rig: Rig) -> None:
+    rig.write("app.log", *numbered(0, 3))
+    rig.look()
+    rig.restart()
+    rig.write("app.log", *numbered(3, 4))
+    for number in range(4, 7):
+        for old in (3, 2, 1):
+            if (rig.logs / f"app.log.{old}").exists():
+                os.rename(rig.logs / f"app.log.{old}", rig.logs / f"app.log.{old + 1}")
+        os.rename(rig.logs / "app.log", rig.logs / "app.log.1")
+        rig.write("app.log", *numbered(number, number + 1))
+    assert rig.look() == numbered(0, 7)
+    assert rig.sink.repeated == 0
+
+
+def test_a_removed_file_is_read_to_its_end_and_closed(rig: Rig) -> None:
+    rig.room = False
+    rig.write("app.log", *numbered(0, 1000))
+    rig.look()
+    (rig.logs / "app.log").unlink()
+    rig.run(20)
+    assert rig.sink.texts() == []
+    rig.room = True
+    rig.run(10)
+    assert rig.sink.texts() == numbered(0, 1000)
+    assert list(rig.tail.status()) == []
+
+
+def test_a_removed_file_that_nobody_takes_is_given_up(rig: Rig) -> None:
+    rig.room = False
+    rig.write("app.log", *numbered(0, 10))
+    size = (rig.logs / "app.log").stat().st_size
+    rig.look()
+    (rig.logs / "app.log").unlink()
+    rig.run(rig.settings.removed_seconds + 10)
+    assert list(rig.tail.status()) == []
+    assert sum(each.bytes_lost for each in rig.tail.counts().values()) == size
+
+
+def test_removed_files_do_not_fill_the_disk(tmp_path: Path) -> None:
+    rig = Rig(tmp_path, TailSettings(removed_bytes=600))
+    rig.room = False
+    for name in "abc":
+        rig.write(name, "x" * 299)
+        rig.scan(LogSource(SourceKey(name), PodUid("uid")))
+        (rig.logs / name).unlink()
+        rig.run()
+    assert [each.name for each in rig.tail.status()] == ["b", "c"]
+    rig.tail.close()
+
+
+def test_copied_and_truncated(rig: Rig) -> None:
+    rig.write("app.log", *numbered(0, 5))
+    rig.look()
+    rig.write("app.log", *numbered(5, 8))
+    truncate_into(rig, "app.log", "app.log.1")
+    rig.write("app.log", *numbered(8, 9))
+    assert sorted(rig.look(10)) == numbered(0, 9)
+
+
+def test_a_copy_is_seen_before_the_truncation(rig: Rig) -> None:
+    rig.write("app.log", *numbered(0, 5))
+    rig.look()
+    shutil.copyfile(rig.logs / "app.log", rig.logs / "app.log.1")
+    rig.look()
+    rig.write("app.log", *numbered(5, 8))
+    rig.run()
+    os.truncate(rig.logs / "app.log", 0)
+    rig.write("app.log", *numbered(8, 9))
+    assert rig.look(10) == numbered(0, 9)
+
+
+def test_copied_and_truncated_while_down(rig: Rig) -> None:
+    rig.write("app.log", *numbered(0, 500))
+    rig.look()
+    rig.restart()
+    rig.write("app.log", *numbered(500, 600))
+    truncate_into(rig, "app.log", "app.log.1")
+    rig.write("app.log", *numbered(600, 610))
+    assert sorted(rig.look(10)) == numbered(0, 610)
+    rig.restart()
+    assert sorted(rig.look(10)) == numbered(0, 610)
+    assert rig.sink.repeated == 0
+
+
+def test_truncated_and_at_once_longer_than_before(rig: Rig) -> None:
+    rig.write("app.log", *numbered(0, 5))
+    rig.look()
+    os.truncate(rig.logs / "app.log", 0)
+    rig.write("app.log", *numbered(5, 30))
+    assert rig.look() == numbered(0, 30)
+
+
+def test_truncated_and_as_long_as_before(rig: Rig) -> None:
+    rig.write("app.log", *numbered(0, 5))
+    rig.look()
+    os.truncate(rig.logs / "app.log", 0)
+    rig.write("app.log", *numbered(5, 10))
+    assert rig.look() == numbered(0, 10)
+
+
+def test_truncated_often_under_the_same_first_line(rig: Rig) -> None:
+    for _ in range(5):
+        rig.write("app.log", "banner", "the same")
+        rig.look()
+        os.truncate(rig.logs / "app.log", 0)
+        rig.run()
+    assert rig.sink.texts() == ["banner", "the same"] * 5
+
+
+def test_a_writer_that_leaves_a_hole(rig: Rig) -> None:
+    with open(rig.logs / "app.log", "wb", buffering=0) as writer:
+        writer.write(b"first\n" * 1000)
+        rig.look()
+        os.truncate(rig.logs / "app.log", 0)
+        writer.write(b"second\n")
+        assert rig.look()[1000:] == ["second"]
+
+
+def test_compressed_after_it_was_read(rig: Rig) -> None:
+    rig.write("app.log", *numbered(0, 300))
+    rig.look()
+    os.rename(rig.logs / "app.log", rig.logs / "app.log.1")
+    rig.write("app.log", *numbered(300, 310))
+    rig.look()
+    compress(rig, "app.log.1")
+    assert rig.look(30) == numbered(0, 310)
+    rig.restart()
+    assert rig.look(30) == numbered(0, 310)
+    assert rig.sink.repeated == 0
+
+
+def test_compressed_while_down_and_partly_read(rig: Rig) -> None:
+    rig.write("app.log", *numbered(0, 300))
+    rig.look()
+    rig.restart()
+    rig.write("app.log", *numbered(300, 400))
+    os.rename(rig.logs / "app.log", rig.logs / "app.log.1")
+    compress(rig, "app.log.1")
+    rig.write("app.log", *numbered(400, 500))
+    assert sorted(rig.look(30)) == numbered(0, 500)
+    assert len({name for name, _ in rig.sink.lines}) == 2, "the compressed file has its original's id"
+    rig.restart()
+    rig.look(30)
+    assert rig.sink.repeated == 0
+
+
+def test_compressed_while_it_is_unread(rig: Rig) -> None:
+    rig.room = False
+    rig.write("app.log", *numbered(0, 300))
+    rig.look()
+    compress(rig, "app.log")
+    rig.look(10)
+    rig.room = True
+    assert rig.look(30) == numbered(0, 300)
+    assert rig.sink.repeated == 0
+
+
+def test_compressed_files_that_nobody_ever_read(rig: Rig) -> None:
+    for number in range(3):
+        rig.write(f"app.log.{number}", *numbered(number * 10, number * 10 + 10))
+        compress(rig, f"app.log.{number}")
+    rig.write("app.log", *numbered(30, 40))
+    assert rig.look(30) == numbered(0, 40)
+
+
+def test_a_damaged_compressed_file_is_named_and_the_rest_goes_on(rig: Rig) -> None:
+    (rig.logs / "app.log.1.gz").write_bytes(gzip.compress(b"x\n" * 10)[:10] + b"\xff" * 100)
+    rig.write("app.log", "good")
+    assert rig.look(30) == ["good"]
+    assert {each.name: each.state for each in rig.tail.status()}["app.log.1.gz"] == "failed"
+
+
+def test_an_inode_that_is_given_again_while_down(rig: Rig) -> None:
+    rig.write("app.log", *numbered(0, 5))
+    rig.look()
+    rig.restart()
+    inode = (rig.logs / "app.log").stat().st_ino
+    for number in range(200):
+        (rig.logs / "app.log").unlink()
+        rig.write("app.log", *numbered(5, 5 + number + 10))
+        if (rig.logs / "app.log").stat().st_ino == inode:
+            break
+    assert sorted(set(rig.look(10))) == numbered(0, 5 + number + 10)
+
+
+def test_a_thousand_files_that_begin_alike(rig: Rig) -> None:
+    banner = "the same banner in every file " * 40
+    for number in range(1000):
+        rig.write(f"{number}.log", banner, f"own line of {number}")
+    assert len(rig.look_each()) == 2000
+    rig.restart()
+    for number in range(0, 1000, 100):
+        os.rename(rig.logs / f"{number}.log", rig.logs / f"{number}.log.1")
+        rig.write(f"{number}.log.1", f"later line of {number}")
+        rig.write(f"{number}.log", banner, f"new line of {number}")
+    found = rig.look_each()[2000:]
+    expected = [f"later line of {number}" for number in range(0, 1000, 100)]
+    expected += [f"new line of {number}" for number in range(0, 1000, 100)] + [banner] * 10
+    assert sorted(found) == sorted(expected)
+    assert rig.sink.repeated == 0
+
+
+def test_many_files_of_one_log_that_begin_alike(rig: Rig) -> None:
+    banner = "the same banner in every file " * 40
+    for number in range(100):
+        rig.write(f"app.{number}.log", banner, f"own line of {number}")
+        if number % 10 == 0:
+            rig.look(1)
+    assert len(rig.look(300)) == 200
+
+
+def test_a_file_that_begins_as_another_is_no_copy_of_it(rig: Rig) -> None:
+    rig.write("app.log", "tick", "tick")
+    rig.look()
+    os.rename(rig.logs / "app.log", rig.logs / "app.log.1")
+    rig.write("app.log", "tick", "tick", "tick")
+    assert rig.look(120) == ["tick"] * 5
+
+
+def test_the_last_line_without_an_end(rig: Rig) -> None:
+    rig.write("app.log", "whole")
+    rig.write("app.log", "torn", end="")
+    rig.look()
+    os.rename(rig.logs / "app.log", rig.logs / "app.log.1")
+    rig.write("app.log", "next")
+    assert rig.look() == ["whole", "next"]
+    assert rig.look(10) == ["whole", "next", "torn"]
+
+
+def test_a_line_that_was_torn_grows_after_a_kill(rig: Rig) -> None:
+    rig.write("app.log", "torn", end="")
+    assert rig.look(rig.settings.partial_seconds + 2) == ["torn"]
+    rig.restart(save=False)
+    rig.write("app.log", " and more")
+    assert rig.look(5) == ["torn", " and more"]
+    assert rig.sink.repeated == 1
+    assert [chunk.first_of_line for chunk in rig.sink.chunks[-2:]] == [True, False]
+
+
+@pytest.mark.parametrize("long", [10_000_000, (1 << 20) + 1, (256 << 10) + 1, 1 << 20])
+def test_long_lines_are_cut_alike_each_time(rig: Rig, long: int) -> None:
+    rig.write("app.log", "before", "é" * (long // 2) + "x" * (long % 2), "after")
+    rig.look(5)
+    pieces = [chunk for chunk in rig.sink.chunks if not chunk.data.endswith(b"\n")]
+    assert len(pieces) == (long - 1) // (1 << 20)
+    for piece in pieces:
+        piece.data.decode()
+    assert sum(len(each) for each in rig.sink.texts()) == len("beforeafter") + long // 2 + long % 2
+    assert sum(each.lines_cut for each in rig.tail.counts().values()) == len(pieces)
+    rig.restart(save=False)
+    rig.look(5)
+    assert rig.sink.repeated == len(rig.sink.lines)
+
+
+def test_any_bytes(rig: Rig) -> None:
+    data = b"\xff\xfe\n" + b"nul\0nul\n" + b"\r\n" + bytes(range(11, 256)) + b"\n"
+    (rig.logs / "app.log").write_bytes(data)
+    rig.scan()
+    rig.run()
+    assert b"".join(chunk.data for chunk in rig.sink.chunks) == data
+
+
+def test_a_million_tiny_lines(rig: Rig) -> None:
+    (rig.logs / "app.log").write_bytes(b"\n" * 1_000_000)
+    rig.scan()
+    rig.run()
+    assert sum(len(chunk.data) for chunk in rig.sink.chunks) == 1_000_000
+
+
+def test_positions_follow_what_is_settled(rig: Rig) -> None:
+    rig.hold = True
+    rig.write("app.log", *numbered(0, 3))
+    rig.look()
+    rig.write("app.log", *numbered(3, 6))
+    rig.look()
+    rig.held.pop(1)()
+    rig.restart()
+    rig.look()
+    assert rig.sink.repeated == 6, "what was settled behind what was not comes again"
+    rig.settle()
+    rig.restart()
+    rig.look()
+    assert rig.sink.repeated == 6
+
+
+def test_pods_take_turns(rig: Rig) -> None:
+    loud = LogSource(SourceKey("loud"), PodUid("loud"))
+    quiet = LogSource(SourceKey("quiet"), PodUid("quiet"))
+    rig.write("big", *["x" * 1000] * 20_000)
+    rig.scan(loud)
+    (rig.logs / "big").unlink()
+    rig.write("small", "here")
+    rig.scan(quiet)
+    rig.tail.turn()
+    assert quiet in [source for source, _ in rig.taken[:4]]
+
+
+def test_nothing_is_read_without_room(rig: Rig) -> None:
+    rig.room = False
+    rig.write("app.log", *numbered(0, 3))
+    assert rig.look(5) == []
+    assert [each.state for each in rig.tail.status()] == ["blocked"]
+    rig.room = True
+    assert rig.look() == numbered(0, 3)
+
+
+def test_goes_on_from_where_another_program_was(rig: Rig) -> None:
+    rig.write("app.log", "old", "new")
+    rig.tail.add(os.open(rig.logs / "app.log", os.O_RDONLY), LogSource(SourceKey("a"), PodUid("a")), "app.log", 4)
+    rig.run()
+    assert rig.sink.texts() == ["new"]
+
+
+def test_what_is_no_regular_file_is_refused(rig: Rig) -> None:
+    source = LogSource(SourceKey("a"), PodUid("a"))
+    assert not rig.tail.add(os.open(rig.logs, os.O_RDONLY), source, "logs")
+    assert not rig.tail.add(os.open("/dev/zero", os.O_RDONLY), source, "zero")
+    assert list(rig.tail.status()) == []
+
+
+def test_the_clock_of_the_node_jumps(rig: Rig) -> None:
+    rig.write("app.log", *numbered(0, 3))
+    rig.look()
+    os.utime(rig.logs / "app.log", (0, 0))
+    assert rig.look() == numbered(0, 3)
+    rig.write("app.log", *numbered(3, 4))
+    os.utime(rig.logs / "app.log", (2**32, 2**32))
+    assert rig.look() == numbered(0, 4)
+
+
+def test_a_file_that_came_and_went_is_forgotten(rig: Rig) -> None:
+    rig.write("app.log", *numbered(0, 3))
+    rig.look()
+    (rig.logs / "app.log").unlink()
+    rig.run(rig.settings.forget_seconds + rig.settings.rotated_seconds + 5)
+    rig.restart()
+    assert rig.tail.remembered() == 0
