@@ -33,11 +33,11 @@ import uvloop
 from nodeagent.channel import Channel
 from nodeagent.errors import NodeagentError, shown
 from nodeagent.logs.counting import CountsTold, tailed
-from nodeagent.logs.interim_tail import Tail
 from nodeagent.logs.settings import LogSettings
 from nodeagent.logs.sources import Reading, SourceFacts, from_json
 from nodeagent.logs.streams import FileStreams
 from nodeagent.logs.tail.interfaces import FileStatus, LogSource, SourceKey, TailSettings
+from nodeagent.logs.tail.tail import Tail
 from nodeagent.memory import settle
 from nodeagent.messages import (
     TO_COLLECTOR,

@@ -11,7 +11,7 @@ from nodeagent.logs.tail.files import OpenFile
 from nodeagent.logs.tail.generation import BEGINNING, NOWHERE, Generation, restored
 from nodeagent.logs.tail.identity import TAIL_BYTES, tail_hash
 from nodeagent.logs.tail.interfaces import LogSource, OpenTaker, TailCounts, TailSettings
-from nodeagent.logs.tail.positions import Entry, done_entry
+from nodeagent.logs.tail.positions import PositionEntry, done_entry
 
 ORPHANS: Final = 16
 """Contents without a file that are remembered per log."""
@@ -42,7 +42,7 @@ class TailMeans(Protocol):
 class Contents:
     """The files of one source and their contents. Nothing here raises for what a pod does to its files."""
 
-    def __init__(self, source: LogSource, tail: TailMeans, entries: Iterable[Entry], now: float) -> None:
+    def __init__(self, source: LogSource, tail: TailMeans, entries: Iterable[PositionEntry], now: float) -> None:
         """*entries*: what the positions file has of this source."""
         self.source = source
         self.tail = tail
@@ -186,7 +186,7 @@ class Contents:
         """Whether every content has its file."""
         return not (self.orphans or self.unclaimed or self._done)
 
-    def entries(self) -> Iterator[Entry]:
+    def entries(self) -> Iterator[PositionEntry]:
         """Return what has to be known after a restart."""
         key = self.source.key
         for file in self.files:

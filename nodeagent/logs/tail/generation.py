@@ -15,7 +15,7 @@ from nodeagent.logs.tail.coverage import Coverage, Mark
 from nodeagent.logs.tail.identity import TAIL_BYTES, Inode, tail_hash
 from nodeagent.logs.tail.interfaces import Taker
 from nodeagent.logs.tail.lines import whole
-from nodeagent.logs.tail.positions import Entry
+from nodeagent.logs.tail.positions import PositionEntry
 
 BEGINNING: Final = Mark(0, 0, tail_hash(b""))
 NOWHERE: Final = -1
@@ -140,11 +140,11 @@ class Generation:
         if taker is not None:
             taker.ended()
 
-    def entry(self, source: str, gone: bool) -> Entry:
+    def entry(self, source: str, gone: bool) -> PositionEntry:
         """Return what has to be known of it after a restart; *gone*: its file does not hold it any more."""
         mark = self.coverage.mark
         self.cuts = [each for each in self.cuts if each > mark.offset]
-        return Entry(
+        return PositionEntry(
             source=source,
             device=self.inode.device,
             inode=self.inode.number,
@@ -163,7 +163,7 @@ class Generation:
         )
 
 
-def restored(entry: Entry, advanced: Callable[[], None]) -> Generation:
+def restored(entry: PositionEntry, advanced: Callable[[], None]) -> Generation:
     """Return the generation that *entry* tells of, as far as it was settled."""
     found = Generation(entry.where(), entry.name, entry.truncated, advanced, entry.mark())
     found.id = entry.id.encode()

@@ -14,7 +14,7 @@ from nodeagent.logs.tail.generation import NOWHERE, Generation
 from nodeagent.logs.tail.identity import FIRST_BYTES, TAIL_BYTES, generation_id
 from nodeagent.logs.tail.interfaces import LogSource, Taker
 from nodeagent.logs.tail.judge import Judge
-from nodeagent.logs.tail.positions import Entry
+from nodeagent.logs.tail.positions import PositionEntry
 
 log = logging.getLogger("nodeagent.logs.tail.log")
 
@@ -28,10 +28,10 @@ class Turn(Enum):
     NOTHING = "nothing is unread"
 
 
-class LogReader:
+class FollowedLog:
     """All files of one source. Nothing here raises for what a pod does to its files."""
 
-    def __init__(self, source: LogSource, tail: TailMeans, entries: Iterable[Entry], now: float) -> None:
+    def __init__(self, source: LogSource, tail: TailMeans, entries: Iterable[PositionEntry], now: float) -> None:
         """*entries*: what the positions file has of this source."""
         self.source = source
         self.contents = Contents(source, tail, entries, now)

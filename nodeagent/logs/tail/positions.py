@@ -33,7 +33,7 @@ class PositionsError(NodeagentError):
     """The positions file cannot be written or is not one: names the file and what to do."""
 
 
-class Entry(msgspec.Struct, frozen=True, array_like=True):
+class PositionEntry(msgspec.Struct, frozen=True, array_like=True):
     """One generation."""
 
     source: str
@@ -69,9 +69,9 @@ class Entry(msgspec.Struct, frozen=True, array_like=True):
         return Mark(self.offset, self.checksum, self.tail)
 
 
-def done_entry(source: str, inode: Inode, name: str, done: int) -> Entry:
+def done_entry(source: str, inode: Inode, name: str, done: int) -> PositionEntry:
     """Return the entry of a file that has nothing new up to *done* bytes."""
-    return Entry(
+    return PositionEntry(
         source=source,
         device=inode.device,
         inode=inode.number,
@@ -91,16 +91,16 @@ def done_entry(source: str, inode: Inode, name: str, done: int) -> Entry:
 
 
 _ENCODER: Final = msgspec.msgpack.Encoder()
-_DECODER: Final = msgspec.msgpack.Decoder(list[Entry])
+_DECODER: Final = msgspec.msgpack.Decoder(list[PositionEntry])
 
 
-def encoded(entries: Iterable[Entry]) -> bytes:
+def encoded(entries: Iterable[PositionEntry]) -> bytes:
     """Return the file that holds *entries*."""
     rest = _ENCODER.encode(list(entries))
     return b"%s %d %s\n%s" % (_WORD, VERSION, blake2b(rest, digest_size=16).hexdigest().encode(), rest)
 
 
-def decoded(content: bytes) -> list[Entry]:
+def decoded(content: bytes) -> list[PositionEntry]:
     """Return the entries of a file's *content*; raise PositionsError with what is wrong with it."""
     head, _, rest = content.partition(b"\n")
     words = head.split(b" ")
@@ -124,7 +124,7 @@ class PositionsFile:
         self.problem = ""
         """Why it could not be written the last time; empty: it could."""
 
-    def read(self) -> list[Entry]:
+    def read(self) -> list[PositionEntry]:
         """Return what was written last; nothing where there is no file, or a wrong one, which is put aside."""
         try:
             with open(os.open(self._path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW), "rb") as file:
@@ -156,7 +156,7 @@ class PositionsFile:
             kept,
         )
 
-    def write(self, entries: Iterable[Entry]) -> bool:
+    def write(self, entries: Iterable[PositionEntry]) -> bool:
         """Replace the file; return whether it is on disk. Says so when it begins to fail, and when it ends."""
         try:
             self._write(encoded(entries))

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from typing import Final
 
 from nodeagent.logs.tail.files import OpenFile
-from nodeagent.logs.tail.log import Log
+from nodeagent.logs.tail.log import FollowedLog
 
 BUSY_SECONDS: Final = 0.1
 """Between two looks at a file that grew lately: what comes in between is one chunk, which is cheaper than many."""
@@ -25,16 +25,16 @@ class Looks:
 
     def __init__(self, idle_seconds: float) -> None:
         self._idle_seconds = idle_seconds
-        self._idle: deque[tuple[OpenFile, LogReader]] = deque()
+        self._idle: deque[tuple[OpenFile, FollowedLog]] = deque()
         self._busy: dict[OpenFile, list[int]] = {}
-        self._logs: dict[OpenFile, LogReader] = {}
+        self._logs: dict[OpenFile, FollowedLog] = {}
         self._looked_busy = -math.inf
         self._looked_idle = -math.inf
 
     def __len__(self) -> int:
         return len(self._logs)
 
-    def add(self, file: OpenFile, log: LogReader) -> None:
+    def add(self, file: OpenFile, log: FollowedLog) -> None:
         """Have *file* looked at from now on."""
         self._logs[file] = log
         self._busy[file] = [0]
@@ -44,7 +44,7 @@ class Looks:
         del self._logs[file]
         self._busy.pop(file, None)
 
-    def look(self, now: float) -> Iterator[LogReader]:
+    def look(self, now: float) -> Iterator[FollowedLog]:
         """Look at all that is due; return the logs of files in which something changed."""
         if now >= self._looked_busy + BUSY_SECONDS:
             self._looked_busy = now
@@ -55,7 +55,7 @@ class Looks:
             self._looked_idle = now
             yield from self._look_idle(now, math.ceil(len(self._idle) * parts))
 
-    def _look_busy(self, now: float) -> Iterator[LogReader]:
+    def _look_busy(self, now: float) -> Iterator[FollowedLog]:
         for file, quiet in list(self._busy.items()):
             log = self._logs[file]
             if log.look(file, now):
@@ -69,7 +69,7 @@ class Looks:
             if file.removed is not None:
                 yield log
 
-    def _look_idle(self, now: float, count: int) -> Iterator[LogReader]:
+    def _look_idle(self, now: float, count: int) -> Iterator[FollowedLog]:
         idle = self._idle
         for _ in range(count):
             pair = idle.popleft()

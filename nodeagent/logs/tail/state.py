@@ -5,10 +5,10 @@ from __future__ import annotations
 from nodeagent.logs.tail.files import OpenFile
 from nodeagent.logs.tail.generation import NOWHERE
 from nodeagent.logs.tail.interfaces import FileStatus
-from nodeagent.logs.tail.log import Log
+from nodeagent.logs.tail.log import FollowedLog
 
 
-def status_of(log: LogReader, file: OpenFile, now: float) -> FileStatus:
+def status_of(log: FollowedLog, file: OpenFile, now: float) -> FileStatus:
     """Return what is known of *file*, one of *log*'s, at *now* of the tail's clock."""
     held = file.generation or file.original
     lag = 0 if file.compressed else log.unread_bytes(file)
@@ -25,7 +25,7 @@ def status_of(log: LogReader, file: OpenFile, now: float) -> FileStatus:
     )
 
 
-def _state(log: LogReader, file: OpenFile) -> str:
+def _state(log: FollowedLog, file: OpenFile) -> str:
     if file.failed:
         return "failed"
     if file.done != NOWHERE:

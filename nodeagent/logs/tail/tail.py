@@ -13,8 +13,8 @@ from typing import Final
 from nodeagent.errors import shown
 from nodeagent.logs.tail.files import OpenFile
 from nodeagent.logs.tail.interfaces import FileStatus, LogSource, OpenTaker, SourceKey, TailCounts, TailSettings
-from nodeagent.logs.tail.log import LogReader, Turn
-from nodeagent.logs.tail.positions import Entry, PositionsFile
+from nodeagent.logs.tail.log import FollowedLog, Turn
+from nodeagent.logs.tail.positions import PositionEntry, PositionsFile
 from nodeagent.logs.tail.schedule import Looks
 from nodeagent.logs.tail.state import status_of
 from nodeagent.vocabulary import PodUid
@@ -46,15 +46,15 @@ class Tail:
         self.open_taker = open_taker
         self._clock = clock
         self._positions = PositionsFile(folder)
-        self._logs: dict[SourceKey, LogReader] = {}
-        self._files: dict[tuple[int, int], tuple[LogReader, OpenFile]] = {}
+        self._logs: dict[SourceKey, FollowedLog] = {}
+        self._files: dict[tuple[int, int], tuple[FollowedLog, OpenFile]] = {}
         self._looks = Looks(self.settings.idle_seconds)
-        self._ready: dict[PodUid, dict[SourceKey, LogReader]] = {}
-        self._held: dict[SourceKey, LogReader] = {}
-        self._restless: dict[SourceKey, LogReader] = {}
+        self._ready: dict[PodUid, dict[SourceKey, FollowedLog]] = {}
+        self._held: dict[SourceKey, FollowedLog] = {}
+        self._restless: dict[SourceKey, FollowedLog] = {}
         self._aged = clock()
         self._started = clock()
-        self._entries: dict[str, list[Entry]] = {}
+        self._entries: dict[str, list[PositionEntry]] = {}
         for each in self._positions.read():
             self._entries.setdefault(each.source, []).append(each)
         self._dirty = False
@@ -90,7 +90,7 @@ class Tail:
         found = self._logs.get(source.key)
         if found is None:
             entries = self._entries.pop(source.key, [])
-            found = self._logs[source.key] = LogReader(source, self, entries, now)
+            found = self._logs[source.key] = FollowedLog(source, self, entries, now)
         file.look(now)
         found.add(file, start)
         self._files[key] = (found, file)
@@ -173,7 +173,7 @@ class Tail:
         left = min(self._looks.seconds_left(now), self._aged + AGE_SECONDS - now)
         return min(left, BLOCKED_SECONDS) if self._held else left
 
-    def _stir(self, found: LogReader) -> None:
+    def _stir(self, found: FollowedLog) -> None:
         """*found* may have something to read."""
         self._restless[found.source.key] = found
         self._ready.setdefault(found.source.uid, {})[found.source.key] = found
@@ -210,7 +210,7 @@ class Tail:
         self._looks.remove(file)
         del self._files[file.inode.device, file.inode.number]
 
-    def _drop(self, found: LogReader) -> None:
+    def _drop(self, found: FollowedLog) -> None:
         key = found.source.key
         for row in (self._restless, self._held, self._logs):
             row.pop(key, None)
@@ -242,13 +242,13 @@ class Tail:
         self._written(number, self._positions.write(entries))
         return self._saved >= number
 
-    def _snapshot(self) -> tuple[int, list[Entry]]:
+    def _snapshot(self) -> tuple[int, list[PositionEntry]]:
         self._begun += 1
         self._dirty = False
         self._urgent = False
         return self._begun, list(self._all_entries())
 
-    def _all_entries(self) -> Iterator[Entry]:
+    def _all_entries(self) -> Iterator[PositionEntry]:
         for each in self._logs.values():
             yield from each.contents.entries()
         for entries in self._entries.values():
