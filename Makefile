@@ -2,7 +2,7 @@ SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup packages demo test bench scale nodes soak rehearse lint documents kube kube-path wheel image pure
+.PHONY: help setup packages demo test bench log-shippers scale nodes soak rehearse lint documents kube kube-path wheel image pure
 
 VENV := .venv
 PYTHON := $(VENV)/bin/python
@@ -19,6 +19,10 @@ HOT := $(addprefix nodeagent/,$(addsuffix .py, proxy/http/fields proxy/http/answ
 KUBE_BUILD := tests/kube/build
 KUBE_VERSION := $(shell sed -n 's/^\tk8s.io\/kubernetes v//p' $(KUBE_BUILD)/go.mod)
 KUBE := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/nodeagent/kube-$(KUBE_VERSION)-$(shell cat $(KUBE_BUILD)/* | sha256sum | head -c 8)/kube
+# What logs are compared with, and the libraries that Debian does not install for something else.
+SHIPPER_PACKAGES := rsyslog rsyslog-elasticsearch libestr0 libfastjson4 liblognorm5 \
+	syslog-ng-core syslog-ng-mod-http libivykis0 libjson-c5 libnet1 libpcre3 libwrap0
+SHIPPERS := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/nodeagent/log-shippers
 # BPF programs compiled ahead by BCC, for nodes without a compiler and for starts that do not wait for one; the image, and the name under which manifests know it.
 PROGRAMS := bpf/programs.json
 VERSION := $(shell sed -n 's/^__version__ = "\(.*\)"/\1/p' nodeagent/__init__.py)
@@ -45,11 +49,21 @@ setup: packages $(VENV)/.complete $(VENV)/.compiled $(PROGRAMS) $(VENV)/spiffe/.
 demo: setup ## two nodes, a small application, real requests through the agent; leaves nothing behind
 	@$(PYTHON) -m nodeagent.lab.demo
 
+log-shippers: $(SHIPPERS)/.complete ## rsyslog and syslog-ng from Debian's packages, unpacked into ~/.cache/nodeagent for `nodeagent compare --logs`
+
+# Unpacked, not installed: each of them would be the machine's system log, and they exclude each other.
+$(SHIPPERS)/.complete:
+	@echo "unpacking $(SHIPPER_PACKAGES)"
+	@rm -rf $(@D) && mkdir -p $(@D)/packages
+	@cd $(@D)/packages && apt-get download -qq -o APT::Sandbox::User=root $(SHIPPER_PACKAGES) 2>/dev/null || { apt-get update -qq && apt-get download -qq -o APT::Sandbox::User=root $(SHIPPER_PACKAGES); }
+	@for package in $(@D)/packages/*.deb; do dpkg-deb --extract $$package $(@D); done; rm -rf $(@D)/packages
+	@touch $@
+
 # What else tests need is made by parts.py, beside the linters: the compiled modules and Kubernetes' API server.
 test: packages $(VENV)/.complete ## everything: linters, types, and all tests in parts (root)
 	@$(PYTHON) tests/parts.py
 
-bench: setup ## nodeagent compare with what this project holds itself to; writes build/bench.json
+bench: setup log-shippers ## nodeagent compare with what this project holds itself to; writes build/bench.json
 	@$(PYTHON) -m nodeagent compare --bench --seconds $(BENCH_SECONDS) --rounds $(BENCH_ROUNDS) --output build/bench.json
 
 scale: setup kube ## how a node fares in a cluster of 10,000 pods and 2,000 Services, at a real API server: time, CPU, memory (root)

@@ -33,8 +33,9 @@ PROFILES: Final = {
     ),
     "quick": ComparisonPlan(_MAIN, ("http", "tcp"), rounds=2, seconds=2),
     "bench": ComparisonPlan(
-        MODES, (*_WORKLOADS, "bulk-cross-node"), rounds=5, seconds=2, scale=(2, 100), variants=True
+        MODES, (*_WORKLOADS, "bulk-cross-node"), rounds=5, seconds=2, scale=(2, 100), variants=True, logs=True
     ),
+    "logs": ComparisonPlan((), (), rounds=3, seconds=2, logs=True),
 }
 _KNOWN: Final = tuple(workload for workload in get_args(Workload) if workload != "manifest")
 
@@ -72,6 +73,12 @@ def _numbers(least: int, most: int) -> Callable[[click.Context, click.Parameter,
     "profile",
     flag_value="bench",
     help="What this project holds itself to: five rounds, and the modes' variants.",
+)
+@click.option(
+    "--logs",
+    "profile",
+    flag_value="logs",
+    help="Only how fast the node's logs are, beside rsyslog, syslog-ng and otelcol.",
 )
 @click.option("--modes", callback=_names(MODES), metavar="A,B,…", help=f"Some of: {', '.join(MODES)}.")
 @click.option("--workloads", callback=_names(_KNOWN), metavar="A,B,…", help=f"Some of: {', '.join(_KNOWN)}.")
@@ -182,7 +189,7 @@ def _plan(profile: str, files: tuple[str, ...], source: str | None, url: str | N
     if bool(files) != bool(source) or bool(files) != bool(url):
         raise click.UsageError("--manifest, --from and --url go together")
     if not files:
-        return ComparisonPlan(**values, variants=profile == "bench")
+        return ComparisonPlan(**values, variants=base.variants, logs=base.logs)
     assert source is not None
     assert url is not None
     if not url.startswith("http://"):
@@ -255,6 +262,7 @@ def _show(told: ComparisonResult) -> None:
         (told["ratios"], tables.goals),
         (told["scale"], tables.scale),
         (told["switches"], tables.switches),
+        (told["logs"], tables.logs),
     ):
         if there:
             console.print(table(told))

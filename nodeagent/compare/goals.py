@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Final
 
 from nodeagent.compare.load import Sample
+from nodeagent.compare.logs.measure import LogSample
+from nodeagent.compare.logs.run import LogLoad
 from nodeagent.compare.run import Results
 
 MEGABYTE: Final = 1 << 20
@@ -238,6 +241,7 @@ def compared(results: Results) -> Iterator[tuple[Goal, list[float]]]:
     yield from _rounds(results)
     yield from _scale(results)
     yield from _singles(results)
+    yield from _logs(results)
 
 
 def _rounds(results: Results) -> Iterator[tuple[Goal, list[float]]]:
@@ -283,3 +287,30 @@ def _singles(results: Results) -> Iterator[tuple[Goal, list[float]]]:
         yield Goal("one changed policy among them", 50, None, False, "ms"), [1000 * micro.change_seconds]
         yield Goal("JWT, ES256, added to a request", 60, None, False, "µs"), [micro.jwt_microseconds]
         yield Goal("the same token again", 60, 10, False, "µs"), [micro.jwt_cached_microseconds]
+
+
+def _logs(results: Results) -> Iterator[tuple[Goal, list[float]]]:
+    samples = {(cell.shipper.name, cell.load): found for cell, found in results.logs.items()}
+
+    def against(
+        theirs: str, load: LogLoad, figure: Callable[[LogSample], float], goal: Goal
+    ) -> Iterator[tuple[Goal, list[float]]]:
+        pairs = zip(samples.get(("nodeagent", load), ()), samples.get((theirs, load), ()), strict=False)
+        if ratios := [figure(ours) / figure(other) for ours, other in pairs]:
+            yield goal, ratios
+
+    for theirs, must, aim in (("rsyslog", 6, 12), ("syslog-ng", 4, 8), ("otelcol", 4, 8)):
+        goal = Goal(f"logs / {theirs}: plain JSON, lines/s", must, aim, True)
+        yield from against(theirs, "plain", lambda each: each.lines_per_second, goal)
+        told = Goal(f"logs / {theirs}: plain JSON, CPU a line", None, None, False)
+        yield from against(theirs, "plain", lambda each: each.cpu_us_per_line, told)
+    goal = Goal("logs / rsyslog: 10,000 lines/s over 20 files, CPU", 0.3, 0.1, False)
+    yield from against("rsyslog", "steady", lambda each: each.cpu_percent, goal)
+    if found := samples.get(("nodeagent", "cri")):
+        yield (
+            Goal("logs: a runtime's format, CPU a line", 2.5, 1.2, False, "µs"),
+            [each.cpu_us_per_line for each in found],
+        )
+    ours = chain.from_iterable(rows for (name, _), rows in samples.items() if name == "nodeagent")
+    if memory := [each.memory_bytes for each in ours]:
+        yield Goal("logs: memory above a daemon without, at most", 40, 25, False, "MB"), [max(memory) / MEGABYTE]

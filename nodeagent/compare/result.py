@@ -84,6 +84,21 @@ class SwitchResult(TypedDict):
     against_default: float
 
 
+class LogsResult(TypedDict):
+    """What a program does that brings logs somewhere, under one load: medians of its rounds."""
+
+    shipper: str
+    load: Literal["plain", "cri", "steady"]
+    lines_per_second: float
+    cpu_us_per_line: float
+    cpu_percent: float
+    """Of one core."""
+    memory_bytes: int
+    """At its highest; the agent's: above a daemon without a collector of logs."""
+    rounds: list[float]
+    """Lines a second."""
+
+
 class WorkResult(TypedDict):
     """What a mode does for a request, and what was checked of it, in words."""
 
@@ -111,6 +126,7 @@ class ComparisonResult(TypedDict):
     claims: list[ClaimResult]
     work: dict[str, WorkResult]
     switches: list[SwitchResult]
+    logs: list[LogsResult]
     micro: Mapping[str, float] | None
     """What single decisions cost, in the units of their names."""
     missing: list[dict[str, str]]

@@ -11,6 +11,8 @@ from typing import Final
 from nodeagent.compare import labs, load, measure
 from nodeagent.compare.labs import LabNeeds, Missing
 from nodeagent.compare.load import CompareError, Sample, Workload
+from nodeagent.compare.logs.measure import LogSample
+from nodeagent.compare.logs.run import LogCell, measure_logs
 from nodeagent.compare.micro import Micro, measure_micro
 from nodeagent.compare.modes import CallPath, Mode
 from nodeagent.compare.scale import SCALE_LAB, Scale, measure_scale
@@ -22,6 +24,8 @@ _CONNECTIONS: Final[Mapping[Workload, Sequence[int]]] = {"bulk": (1,), "bulk-cro
 _OPEN_CONNECTIONS: Final = 32
 _OPEN_SECONDS: Final = 4
 _WARM_UP_SECONDS: Final = 1
+_LOGS_SECONDS: Final = 5.0
+"""Of a catch-up, at most."""
 _WATCH_SECONDS: Final = 2.0
 """How long the machine is watched before anything is measured."""
 _QUIET_CORES: Final = 0.15
@@ -46,6 +50,8 @@ class ComparisonPlan:
     switches: bool = False
     variants: bool = False
     """Also the modes' variants, and what single decisions cost."""
+    logs: bool = False
+    """Also the logs of a node, beside what else brings them somewhere."""
     files: Sequence[str] = ()
     """The user's own YAML, and who asks what there: for the workload ``manifest``."""
     target: CallPath | None = None
@@ -106,6 +112,7 @@ class Results:
     scale: list[Scale] = field(default_factory=list)
     switches: list[Switched] = field(default_factory=list)
     micro: Micro | None = None
+    logs: dict[LogCell, list[LogSample]] = field(default_factory=dict)
     missing: list[Missing] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     """What went wrong, in words."""
@@ -124,20 +131,8 @@ def run(plan: ComparisonPlan, results: Results, progress: Progress) -> None:
             results.notes.append(
                 f"the machine was busy before anything was measured ({busy:.1f} cores): these figures are noisy"
             )
-        modes = labs.bring_up(
-            plan.modes,
-            LabNeeds(plan.workloads, plan.variants, plan.files, plan.target),
-            results.missing,
-            lambda what: progress(what, 0, 1),
-        )
-        if not modes:
-            raise CompareError(f"no mode came up: {'; '.join(each['why'] for each in results.missing)}")
-        try:
-            _rounds(plan, modes, results, progress)
-            _account(modes, results)
-        finally:
-            for mode in modes:
-                mode.lab.down()
+        if plan.modes:
+            _measure_modes(plan, results, progress)
         if plan.scale:
             measure_scale(plan.scale, plan.modes, results.scale, results.missing, progress)
         if plan.switches:
@@ -145,6 +140,25 @@ def run(plan: ComparisonPlan, results: Results, progress: Progress) -> None:
         if plan.variants:
             progress("single decisions", 0, 1)
             results.micro = measure_micro()
+        if plan.logs:
+            measure_logs(plan.rounds, _LOGS_SECONDS, results.logs, results.missing, progress)
+
+
+def _measure_modes(plan: ComparisonPlan, results: Results, progress: Progress) -> None:
+    modes = labs.bring_up(
+        plan.modes,
+        LabNeeds(plan.workloads, plan.variants, plan.files, plan.target),
+        results.missing,
+        lambda what: progress(what, 0, 1),
+    )
+    if not modes:
+        raise CompareError(f"no mode came up: {'; '.join(each['why'] for each in results.missing)}")
+    try:
+        _rounds(plan, modes, results, progress)
+        _account(modes, results)
+    finally:
+        for mode in modes:
+            mode.lab.down()
 
 
 def _rounds(plan: ComparisonPlan, modes: Sequence[Mode], results: Results, progress: Progress) -> None:

@@ -18,9 +18,12 @@ from typing import Final
 from nodeagent import __version__
 from nodeagent.compare.goals import MEGABYTE, Goal, compared
 from nodeagent.compare.load import Sample
+from nodeagent.compare.logs.measure import LogSample
+from nodeagent.compare.logs.run import LogCell
 from nodeagent.compare.result import (
     ClaimResult,
     ComparisonResult,
+    LogsResult,
     RatioResult,
     RunResult,
     ScaleResult,
@@ -57,6 +60,7 @@ def summarize(results: Results, plan: ComparisonPlan, before: ComparisonResult |
             for mode, (checked, failed) in results.work.items()
         },
         "switches": list(map(_switch, results.switches)),
+        "logs": [_logs(cell, samples) for cell, samples in results.logs.items() if samples],
         "micro": asdict(results.micro) if results.micro else None,
         "missing": results.missing,
         "notes": results.notes + _disagreements(ratios),
@@ -146,6 +150,18 @@ def _switch(switched: Switched) -> SwitchResult:
         "value": switched.value,
         "unit": switched.unit,
         "against_default": switched.against_default,
+    }
+
+
+def _logs(cell: LogCell, samples: Sequence[LogSample]) -> LogsResult:
+    return {
+        "shipper": cell.shipper.name,
+        "load": cell.load,
+        "lines_per_second": round(statistics.median(each.lines_per_second for each in samples)),
+        "cpu_us_per_line": round(statistics.median(each.cpu_us_per_line for each in samples), 3),
+        "cpu_percent": round(statistics.median(each.cpu_percent for each in samples), 2),
+        "memory_bytes": max(each.memory_bytes for each in samples),
+        "rounds": [round(each.lines_per_second) for each in samples],
     }
 
 

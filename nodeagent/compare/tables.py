@@ -106,6 +106,23 @@ def switches(summary: ComparisonResult) -> Table:
     return table
 
 
+def logs(summary: ComparisonResult) -> Table:
+    """Return the table of what brings logs somewhere."""
+    table = Table(title="logs; the median", title_style="bold")
+    for name in ("load", "shipper", "lines/s", "CPU µs/line", "CPU, % of a core", "memory MB"):
+        table.add_column(name, justify="left" if name in ("load", "shipper") else "right", no_wrap=True)
+    for row in summary["logs"]:
+        table.add_row(
+            row["load"],
+            row["shipper"],
+            f"{row['lines_per_second']:,.0f}",
+            f"{row['cpu_us_per_line']:.2f}",
+            f"{row['cpu_percent']:.1f}",
+            f"{row['memory_bytes'] / MEGABYTE:,.0f}",
+        )
+    return table
+
+
 def remarks(summary: ComparisonResult) -> list[str]:
     """Return what belongs below the tables: what is missing, and what went wrong."""
     lines = [f"missing: {each['what']}: {each['why']}" for each in summary["missing"]]

@@ -10,7 +10,7 @@ from itertools import accumulate
 class ByteRate:
     """A token bucket in bytes: all logs of a pod share one."""
 
-    __slots__ = ("_burst", "_last", "_left", "_rate")
+    __slots__ = ("__weakref__", "_burst", "_last", "_left", "_rate")
 
     def __init__(self, bytes_per_second: int, burst_seconds: float = 5.0) -> None:
         """*burst_seconds*: for how long nothing may be logged to have as much more at once; a record larger than

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Final, Literal, Protocol
+from typing import Final, Literal, Protocol, TypeAlias
 
 from nodeagent.logs.process.objects import LogObjects, of_text
 from nodeagent.logs.process.patterns import LinePattern
@@ -76,6 +76,7 @@ class MembersParser:
         return objects, others
 
 
+BuiltIn: TypeAlias = Literal["auto", "json", "logfmt", "none"]
 _PAIR: Final = re.compile(rb'([^\s="]+)(?:=(?:"((?:[^"\\]|\\.)*+)(?:"|\\?\Z)|(\S*)))?|"', re.DOTALL)
 """One branch fits at each byte, and a quoted value without its end goes to the text's: linear time."""
 _ESCAPE: Final = re.compile(rb"\\(.)", re.DOTALL)
@@ -102,9 +103,7 @@ def logfmt(text: bytes) -> dict[str, str] | None:
     return made if valued else None
 
 
-def parser(
-    kind: Literal["auto", "json", "logfmt", "regex", "none"], pattern: str = "", time: TimeKey | None = None
-) -> TextParser:
+def parser(kind: BuiltIn | Literal["regex"], pattern: str = "", time: TimeKey | None = None) -> TextParser:
     """Return the parser of *kind*; *pattern* is a regex's.
 
     Raises:

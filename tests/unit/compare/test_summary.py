@@ -186,7 +186,7 @@ def test_nothing_measured_is_still_an_answer() -> None:
     assert tables.remarks(told) == ["note: ended early"]
 
 
-@pytest.mark.parametrize("profile", PROFILES)
+@pytest.mark.parametrize("profile", [name for name, plan in PROFILES.items() if plan.modes])
 def test_profiles_ask_for_what_there_is(profile: str) -> None:
     plan = PROFILES[profile]
     assert set(plan.modes) <= set(MODES)

@@ -1,0 +1,149 @@
+"""Shippers of logs: what they read, who counts, and what is made of it."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import os
+import signal
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from nodeagent.compare import goals, summary
+from nodeagent.compare.load import CompareError
+from nodeagent.compare.logs import lines, run, shippers
+from nodeagent.compare.logs.measure import Bench, LogSample, SinkProcess
+from nodeagent.compare.logs.run import LogCell, measure_logs
+from nodeagent.compare.logs.shippers import AGENT, Shipper, ShipperTask
+from nodeagent.compare.run import ComparisonPlan, Results
+from nodeagent.logs.process.framing import cri
+from nodeagent.logs.records import Chunk
+from tests.waiting import eventually
+
+NOBODY = Shipper("nobody", lambda task: ["sh", "-c", "echo sorry; exit 3"])
+
+
+@pytest.fixture
+def sink() -> Iterator[SinkProcess]:
+    started = SinkProcess(max(os.sched_getaffinity(0)))
+    try:
+        yield started
+    finally:
+        started.close()
+
+
+def ask(sink: SinkProcess, target: str, body: Any, **headers: str) -> bytes:
+    connection = http.client.HTTPConnection("127.0.0.1", sink.port, timeout=10)
+    try:
+        connection.request("POST", target, body, headers)
+        return connection.getresponse().read()
+    finally:
+        connection.close()
+
+
+def test_lines_are_205_bytes_of_json_that_differ() -> None:
+    made = [lines.line(number, "plain") for number in range(0, 3_000_000, 9973)]
+    assert {len(each) for each in made} == {lines.LINE_BYTES}
+    assert len({json.loads(each)["zqseq"] for each in made}) == len(made)
+    assert all(each.count(lines.MARKER) == 1 for each in made)
+
+
+def test_lines_of_a_runtime_are_of_its_format(tmp_path: Path) -> None:
+    path = tmp_path / "0.log"
+    lines.write(path, 20_001, "cri")
+    found = cri(Chunk(b"f", 0, path.read_bytes()), b"")
+    assert (len(found), found.malformed) == (20_001, 0)
+    assert found.streams.count(b"stderr") == 2001
+    assert found.texts[7] + b"\n" == lines.line(7, "plain")
+
+
+def test_the_sink_counts_and_answers_as_asked(sink: SinkProcess) -> None:
+    body = b"".join(lines.line(number, "plain") for number in range(10))
+    assert json.loads(ask(sink, "/_bulk", body)) == {"took": 1, "errors": False, "items": []}
+    answer = json.loads(ask(sink, "/_bulk?filter_path=errors,items.*.status", body))
+    assert answer == {"errors": False, "items": [{"create": {"status": 201}}] * 10}
+    assert ask(sink, "/v1/logs", body, **{"Content-Type": "application/x-protobuf"}) == b""
+    ask(sink, "/_bulk", iter([body[:100], body[100:]]))
+    counted = sink.counted()
+    assert (counted["lines"], counted["requests"]) == (40, 4)
+    assert counted["last"] >= counted["first"] > 0
+    sink.reset()
+    assert sink.counted()["lines"] == 0
+
+
+@pytest.mark.parametrize("kind", ["plain", "cri"])
+def test_the_agents_own_collector_delivers_every_line(sink: SinkProcess, tmp_path: Path, kind: lines.LineKind) -> None:
+    lines.write(tmp_path / "0.log", 2000, kind)
+    lines.write(tmp_path / "1.log", 1000, kind)
+    folder = tmp_path / "own"
+    folder.mkdir()
+    command = AGENT.command(ShipperTask(f"{tmp_path}/*.log", folder, sink.port, kind == "cri"))
+    process = subprocess.Popen(command)
+    try:
+        eventually(lambda: sink.counted()["lines"] == 3000, "all lines counted")
+        assert int((folder / shippers.IDLE).read_text()) > 0
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(20) == 0
+    finally:
+        process.kill()
+        process.wait()
+    assert sink.counted()["lines"] == 3000
+
+
+def test_what_a_shipper_that_ends_has_said_is_told(sink: SinkProcess, tmp_path: Path) -> None:
+    core = min(os.sched_getaffinity(0))
+    lines.write(tmp_path / "0.log", 10, "plain")
+    with pytest.raises(CompareError, match="nobody ended with 3: sorry"):
+        Bench(sink, core, core).catch_up(NOBODY, tmp_path / "0.log", "plain", 10, 1.0)
+
+
+def test_a_shipper_that_is_not_there_is_named_and_the_others_go_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    def absent(task: ShipperTask) -> list[str]:
+        raise CompareError("it is not there")
+
+    sample = LogSample(1000.0, 2.0, 50.0, 1)
+    monkeypatch.setattr(run, "LINES", 10)
+    monkeypatch.setattr(run, "SHIPPERS", (AGENT, Shipper("rsyslog", absent)))
+    monkeypatch.setattr(run, "LOADS", {"plain": ("nodeagent", "rsyslog")})
+    monkeypatch.setattr(
+        LogCell, "measure", lambda cell, bench, *rest: sample if cell.shipper is AGENT else cell.shipper.command(bench)
+    )
+    found: dict[LogCell, list[LogSample]] = {}
+    missing: list[Any] = []
+    measure_logs(2, 1.0, found, missing, lambda what, done, total: None)
+    assert found == {LogCell(AGENT, "plain"): [sample, sample]}
+    assert missing == [{"what": "logs, plain: rsyslog", "why": "it is not there"}]
+
+
+def test_ratios_are_of_the_same_round() -> None:
+    cells = {(cell.shipper.name, cell.load): cell for cell in run.all_log_cells()}
+    results = Results()
+    results.logs = {
+        cells["nodeagent", "plain"]: [LogSample(600_000, 2, 100, 30 << 20), LogSample(300_000, 2, 100, 20 << 20)],
+        cells["rsyslog", "plain"]: [LogSample(50_000, 20, 100, 1), LogSample(50_000, 20, 100, 1)],
+        cells["nodeagent", "cri"]: [LogSample(300_000, 2.6, 100, 10 << 20)],
+        cells["nodeagent", "steady"]: [LogSample(10_000, 1, 2.0, 10 << 20)],
+        cells["rsyslog", "steady"]: [LogSample(10_000, 10, 40.0, 10 << 20)],
+    }
+    told = {goal.name: (values, goal.verdict(values[0])) for goal, values in goals.compared(results)}
+    assert told == {
+        "logs / rsyslog: plain JSON, lines/s": ([12, 6], "aim"),
+        "logs / rsyslog: plain JSON, CPU a line": ([0.1, 0.1], None),
+        "logs / rsyslog: 10,000 lines/s over 20 files, CPU": ([0.05], "aim"),
+        "logs: a runtime's format, CPU a line": ([2.6], "missed"),
+        "logs: memory above a daemon without, at most": ([30], "must"),
+    }
+    rows = summary.summarize(results, ComparisonPlan((), (), 2, 1, logs=True))["logs"]
+    assert rows[0] == {
+        "shipper": "nodeagent",
+        "load": "plain",
+        "lines_per_second": 450_000,
+        "cpu_us_per_line": 2,
+        "cpu_percent": 100,
+        "memory_bytes": 30 << 20,
+        "rounds": [600_000, 300_000],
+    }
