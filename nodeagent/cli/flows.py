@@ -23,7 +23,7 @@ _WIDTHS: Final = {"NODE": 10, "LASTED": 6, "FROM": 20, "TO": 24, "PATH": 11, "RE
 _UNITS: Final = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}
 
 
-def _duration(context: click.Context, parameter: click.Parameter, value: str | None) -> float | None:
+def duration(context: click.Context, parameter: click.Parameter, value: str | None) -> float | None:
     if value is None:
         return None
     match = re.fullmatch(r"(\d{1,9})([smhd]?)", value)
@@ -72,7 +72,7 @@ def _codes(context: click.Context, parameter: click.Parameter, values: tuple[str
     help="By one of the last status codes: 403, or 5xx; likewise.",
 )
 @click.option(
-    "--since", metavar="TIME", callback=_duration, help="Leave out what ended longer ago than that: 30s, 5m, 2h."
+    "--since", metavar="TIME", callback=duration, help="Leave out what ended longer ago than that: 30s, 5m, 2h."
 )
 @click.option(
     "--last",

@@ -19,6 +19,10 @@ def _paths(paths: Mapping[str, str]) -> str:
     return " ".join(f"{path}:{','.join(ports)}" for path, ports in sorted(by_path.items()))
 
 
+def _seconds(value: float) -> str:
+    return f"{value:.1f}s" if value else ""
+
+
 def _way(delivery: str) -> str:
     return delivery.partition(":")[0]
 
@@ -76,10 +80,18 @@ COLUMNS: Final = {
         *(Column("SERVICE", "service"), Column("PORT", "port", right=True), Column("PROTOCOL", "protocol")),
         *(Column("ADDRESSES", "addresses", listed, wrap=True), Column("ENDPOINTS", "endpoints", listed, wrap=True)),
     ),
+    "logs": (
+        *(Column("NAMESPACE", "namespace"), Column("POD", "pod"), Column("CONTAINER", "container")),
+        *(Column("PATH", "path", wrap=True), Column("FILE", "file", wrap=True, extra=True)),
+        *(Column("STATE", "state"), Column("SIZE", "size", right=True), Column("SETTLED", "settled", right=True)),
+        *(Column("LAG", "lagBytes", right=True), Column("FOR", "lagSeconds", _seconds, right=True)),
+        *(Column("PARSER", "parser", extra=True), Column("SINKS", "sinks", listed, wrap=True)),
+        Column("WHY", "why", wrap=True),
+    ),
 }
 """What can be asked for -> the columns of its table."""
-_PAGES: Final = {"pods": "/pods?all=true"}
-"""Where that is not the page of its name: a person who asks for pods misses those that are not captured."""
+_PAGES: Final = {"pods": "/pods?all=true", "logs": "/logs/files"}
+"""Where that is not the page of its name: a person misses what is not captured, or not read."""
 
 
 @click.command()
@@ -87,7 +99,7 @@ _PAGES: Final = {"pods": "/pods?all=true"}
 @choosing
 @output_option
 def get(what: str, agents: list[RunningAgent], output: Output) -> None:
-    """Print what running agents believe: their pods, certificates, policies, routes or endpoints."""
+    """Print what running agents believe: their pods, certificates, policies, routes, endpoints, or files of logs."""
     rows: list[Row] = []
     for agent in agents:
         rows += [{"node": agent.name, **row} for row in agent.rows(_PAGES.get(what, f"/{what}"))]

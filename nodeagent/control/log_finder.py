@@ -16,7 +16,7 @@ import asyncio
 import logging
 import os
 import time
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -171,6 +171,10 @@ class LogFinder:
             self._alarm(followed)
 
     # -- what is told --
+
+    def pods(self) -> Iterable[FollowedPod]:
+        """Return all that are followed."""
+        return self._pods.values()
 
     def rows(self) -> Iterator[tuple[FollowedPod, tuple[str, ...]]]:
         """Return all that are followed, each with what is refused of it."""

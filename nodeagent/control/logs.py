@@ -18,6 +18,7 @@ from nodeagent.control.concern import Snapshot
 from nodeagent.control.log_collector import LogCollector
 from nodeagent.control.log_finder import LogFinder
 from nodeagent.control.log_metrics import LogMetrics
+from nodeagent.control.log_text import LogText
 from nodeagent.control.worker_process import TellsSupervisor
 from nodeagent.errors import ConfigError
 from nodeagent.istio import USER
@@ -29,6 +30,7 @@ from nodeagent.redirect.rights import LOG_RIGHTS, held
 from nodeagent.telemetry.http_request import Response, Routes
 from nodeagent.telemetry.store import Store
 
+_LEFT_OUT: Final = "by logs.containers of agent.yaml or its annotations, and it names no files"
 ASK_SECONDS: Final = 5.0
 """Between two looks at how the collector fares, for readiness' warnings."""
 
@@ -55,6 +57,7 @@ class NodeLogs:
         )
         folders = LogFolders(settings.pod_logs, settings.pod_volumes, config.kubernetes is not None)
         self._finder = LogFinder(settings, folders, self.collector)
+        self._text = LogText(settings, folders, self._finder.pods)
 
     @asynccontextmanager
     async def run(self, parts: Parts) -> AsyncIterator[None]:
@@ -90,8 +93,13 @@ class NodeLogs:
         return [*self.collector.missing(), *self._lacking, *self._warnings, *self._finder.warnings()]
 
     def routes(self) -> Routes:
-        """``nodeagent get logs``."""
-        return {("GET", "/logs"): self._page}
+        """``nodeagent get logs`` and ``nodeagent logs``."""
+        return {
+            ("GET", "/logs"): self._page,
+            ("GET", "/logs/files"): self._files,
+            ("GET", "/logs/pods"): self._text.names,
+            ("GET", "/logs/text"): self._text.page,
+        }
 
     async def _page(self, query: Mapping[str, str]) -> Response:
         """Tell files, sinks, refusals and warnings."""
@@ -99,6 +107,18 @@ class NodeLogs:
         warnings = [*self.collector.missing(), *answer.warnings]
         refused = list(self._refused())
         return Response.json({"files": answer.files, "sinks": answer.sinks, "refused": refused, "warnings": warnings})
+
+    async def _files(self, query: Mapping[str, str]) -> Response:
+        """Tell a row for each file, and one for each pod or wish that is not read, with the reason."""
+        answer = await self.collector.ask()
+        rows: list[Mapping[str, object]] = list(answer.files)
+        for followed, refusals in self._finder.rows():
+            namespace, _, name = followed.name.partition("/")
+            of = {"namespace": namespace, "pod": name} if followed.object is not None else {"pod": followed.name}
+            rows += [{**of, "state": "refused", "why": words} for words in refusals]
+            if followed.plan is not None and followed.plan.empty:
+                rows.append({**of, "state": "not read", "why": _LEFT_OUT})
+        return Response.json(rows)
 
     async def report(self) -> None:
         """Bring the metrics up to date."""

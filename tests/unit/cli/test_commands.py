@@ -191,7 +191,7 @@ def test_help_is_quick_and_imports_no_command() -> None:
 
 
 def test_every_command_has_help() -> None:
-    for command in ("check", "run", "lab", "get", "flows", "ca", "reload"):
+    for command in ("check", "run", "lab", "get", "flows", "logs", "ca", "reload"):
         result = nodeagent(command, "--help")
         assert result.returncode == 0, result.stderr
         assert result.stdout.startswith(f"Usage: nodeagent {command}")
@@ -201,7 +201,7 @@ def test_every_command_has_help() -> None:
     ("arguments", "status", "says"),
     [
         (["bogus"], 2, "No such command 'bogus'"),
-        (["get", "nodes"], 2, "'nodes' is not one of 'pods', 'certs', 'policies', 'routes', 'endpoints'"),
+        (["get", "nodes"], 2, "'nodes' is not one of 'pods', 'certs', 'policies', 'routes', 'endpoints', 'logs'"),
         (["get"], 2, "Missing argument"),
         (["get", "pods", "-o", "xml"], 2, "'xml' is not one of"),
         (["run", "-c", "/nonexistent/agent.yaml"], 1, "/nonexistent/agent.yaml: cannot be read"),

@@ -1,0 +1,184 @@
+"""What the files of a pod's logs hold, for who asks at the admin port: read anew for each answer, and
+nothing is kept. It is a debugging aid: who ships logs is the collector.
+
+An answer has at most so many bytes of the files, and says where the next one goes on: a *cursor*, an
+offset for each file by device and inode. So following costs nothing while nobody asks, and control never
+stands still for a large file.
+"""
+
+from __future__ import annotations
+
+import gzip
+import os
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import closing
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Final
+
+from nodeagent.control.log_finder import FollowedPod
+from nodeagent.control.log_scan import FileId, FoundFile, LogLook, Looker
+from nodeagent.errors import shown
+from nodeagent.logs.settings import LogSettings
+from nodeagent.places.log_folders import LogFolders
+from nodeagent.telemetry.http_request import Response
+
+ANSWER_BYTES: Final = 1 << 20
+"""Of the files that one answer reads."""
+MAX_FILES: Final = 64
+"""Of a pod; the newest."""
+_UNPACKED: Final = 64 << 20
+"""Of a compressed file that are looked at: the kubelet rotates at 10 MiB."""
+_CURSOR: Final = re.compile(r"(\d{1,20})-(\d{1,20})-(\d{1,20})")
+_GZIP: Final = b"\x1f\x8b"
+
+
+@dataclass(frozen=True, slots=True)
+class _Question:
+    pod: str
+    """``NAMESPACE/NAME``."""
+    source: str
+    """A container, or a file from its volume's name on; empty: all."""
+    since: float
+    """Lines before that time since the epoch are left out."""
+    cursor: Mapping[FileId, int]
+
+
+class LogText:
+    """Reads for who asks. *pods* are those that are followed."""
+
+    def __init__(self, settings: LogSettings, folders: LogFolders, pods: Callable[[], Iterable[FollowedPod]]) -> None:
+        self._settings = settings
+        self._folders = folders
+        self._pods = pods
+
+    async def page(self, query: Mapping[str, str]) -> Response:
+        """Answer ``pod``, ``source``, ``since`` and ``cursor``, the last answer's own."""
+        try:
+            question = _question(query)
+        except ValueError as error:
+            return Response(f"{error}\n".encode(), 400)
+        pod = next((each for each in self._pods() if each.name == question.pod and each.object is not None), None)
+        if pod is None:
+            there = ", ".join(sorted(each.name for each in self._pods() if each.object is not None)[:20])
+            return Response(f"pod {shown(question.pod)} is none of this node's; there are {there}\n".encode(), 400)
+        return Response.json(self._answer(pod, question))
+
+    async def names(self, query: Mapping[str, str]) -> Response:
+        """Tell whose logs can be asked for."""
+        return Response.json({"pods": sorted(each.name for each in self._pods() if each.object is not None)})
+
+    def _answer(self, pod: FollowedPod, question: _Question) -> Mapping[str, object]:
+        with closing(LogLook()) as look:
+            self._look(pod, question.source, look)
+            files = sorted(look.found, key=lambda each: each.modified)[-MAX_FILES:]
+            lines: list[Mapping[str, object]] = []
+            cursor = {}
+            left = ANSWER_BYTES
+            for found in files:
+                identity = (found.opened.device, found.opened.inode)
+                begin = question.cursor.get(identity, _begin(found, question))
+                data = _read(found, begin, left)
+                left -= len(data)
+                cursor[identity] = begin + len(data)
+                lines.extend(_lines(found, data, begin, question.since))
+        lines.sort(key=lambda line: str(line["time"]))  # where there is none, files stay in their order
+        told = ".".join(f"{device}-{inode}-{offset}" for (device, inode), offset in cursor.items())
+        return {"lines": lines, "cursor": told, "more": left <= 0, "refused": list(look.refusals)}
+
+    def _look(self, pod: FollowedPod, source: str, look: LogLook) -> None:
+        looker = Looker(lambda _: False, lambda _: None, lambda: 4 * MAX_FILES)
+        assert pod.object is not None
+        if "/" not in source:
+            folder = self._folders.output(pod.object)
+            looker.outputs(folder, lambda name: source in ("", name), self._settings.docker_containers, look)
+        for each in pod.plan.files if pod.plan is not None else ():
+            looker.volume(self._folders.volume(pod.object, each.volume), each.volume, each.pattern, look)
+        for found in [each for each in look.found if source not in ("", each.within)]:
+            os.close(found.opened.descriptor)
+            look.found.remove(found)
+
+
+def _question(query: Mapping[str, str]) -> _Question:
+    """Raises ValueError, in words."""
+    try:
+        since = float(query.get("since") or 0)
+    except ValueError:
+        raise ValueError("since: seconds since the epoch are expected") from None
+    cursor = {}
+    for each in (query.get("cursor") or "").split("."):
+        if each:
+            match = _CURSOR.fullmatch(each)
+            if match is None:
+                raise ValueError("cursor: that of the answer before is expected")
+            cursor[(int(match[1]), int(match[2]))] = int(match[3])
+    return _Question(query.get("pod") or "", query.get("source") or "", since, cursor)
+
+
+def _begin(found: FoundFile, question: _Question) -> int:
+    """Return where a file is begun with that the last answer did not have: at its beginning, or nowhere."""
+    if _is_packed(found):
+        seen = bool(question.cursor)  # as it was before it was compressed
+        return _UNPACKED if seen or found.modified < question.since * 1e9 else 0
+    return found.opened.size if found.modified < question.since * 1e9 else 0
+
+
+def _is_packed(found: FoundFile) -> bool:
+    return found.name.endswith(".gz") and os.pread(found.opened.descriptor, 2, 0) == _GZIP
+
+
+def _read(found: FoundFile, begin: int, most: int) -> bytes:
+    """Return whole lines of the file from *begin* on, at most *most* bytes; of a line that is longer, a part."""
+    if most <= 0:
+        return b""
+    data = _unpacked(found, begin, most) if _is_packed(found) else os.pread(found.opened.descriptor, most, begin)
+    whole = data.rfind(b"\n") + 1
+    return data[:whole] if whole or len(data) < most else data
+
+
+def _unpacked(found: FoundFile, begin: int, most: int) -> bytes:
+    if begin >= _UNPACKED:
+        return b""
+    try:
+        with open(os.dup(found.opened.descriptor), "rb") as file, gzip.open(file) as packed:
+            file.seek(0)
+            packed.seek(begin)
+            return packed.read(most)
+    except (OSError, EOFError, ValueError):  # torn, or no such file
+        return b""
+
+
+def _lines(found: FoundFile, data: bytes, begin: int, since: float) -> Iterator[Mapping[str, object]]:
+    """Yield the lines in *data* that are not before *since*."""
+    from nodeagent.logs.process.framing import cri, docker, plain  # memory: only who asks pays for it
+    from nodeagent.logs.records import Chunk
+
+    chunk = Chunk(b"", begin, data)
+    frame = plain
+    if found.kind == "output":
+        frame = docker if data[:1] == b"{" else cri
+    earliest = datetime.fromtimestamp(since, UTC).strftime("%Y-%m-%dT%H:%M:%S") if since else ""
+    lines = frame(chunk, b"")
+    partial = set(lines.partial)
+    for index, text in enumerate(lines.texts):
+        time = lines.times[index].decode()
+        if earliest and time and _utc(time) < earliest:
+            continue
+        yield {
+            "source": found.within,
+            "time": time,
+            "stream": lines.streams[index].decode(),
+            "text": text.decode(errors="replace"),
+            "partial": index in partial,
+        }
+
+
+def _utc(time: str) -> str:
+    """Return *time* (RFC 3339) so that it can be compared with others as text."""
+    if time.endswith("Z"):
+        return time
+    try:
+        return datetime.fromisoformat(time).astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+    except ValueError:
+        return time

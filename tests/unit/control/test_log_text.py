@@ -1,0 +1,193 @@
+"""What the files of a pod's logs hold, page by page."""
+
+from __future__ import annotations
+
+import asyncio
+import gzip
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from nodeagent.control import log_text
+from nodeagent.control.log_finder import FollowedPod
+from nodeagent.control.log_text import LogText
+from nodeagent.lab import cri_log
+from nodeagent.logs.pods import plan
+from nodeagent.logs.settings import LogSettings
+from nodeagent.places.log_folders import LogFolders
+from nodeagent.resources import objects
+
+BEGIN = 1_700_000_000
+UID = "11111111-2222-3333-4444-555555555555"
+
+
+class Node:
+    """A node's folders with one pod, and the pages about it."""
+
+    def __init__(self, folder: Path) -> None:
+        self.outputs = folder / "pods" / f"default_web_{UID}"
+        self.volume = folder / "volumes" / UID / "logs"
+        self.volume.mkdir(parents=True)
+        settings = LogSettings.model_validate(
+            {
+                "podLogs": str(folder / "pods"),
+                "podVolumes": str(folder / "volumes"),
+                "sinks": [{"name": "a", "stdout": {}}],
+            }
+        )
+        pod = objects.parse(
+            {
+                "apiVersion": "v1",
+                "kind": "Pod",
+                "metadata": {
+                    "name": "web",
+                    "namespace": "default",
+                    "uid": UID,
+                    "annotations": {"nodeagent.io/log-files": "logs/*.log"},
+                },
+                "spec": {"nodeName": "node1", "containers": [{"name": "app"}]},
+                "status": {},
+            }
+        )
+        assert isinstance(pod, objects.PodObject)
+        followed = FollowedPod("default/web", pod, plan(pod, settings))
+        self.text = LogText(
+            settings, LogFolders(settings.pod_logs, settings.pod_volumes, kubelet=False), lambda: [followed]
+        )
+
+    def write(
+        self, container: str, text: str, seconds: int = 0, name: str = "0.log", stream: bytes = b"stdout"
+    ) -> Path:
+        folder = self.outputs / container
+        folder.mkdir(parents=True, exist_ok=True)
+        at = (BEGIN + seconds) * 1_000_000_000
+        with (folder / name).open("ab") as file:
+            file.write(cri_log.encode(stream, text.encode(), at))
+        os.utime(folder / name, ns=(at, at))
+        return folder / name
+
+    def ask(self, **query: str) -> Mapping[str, Any]:
+        response = asyncio.run(self.text.page({"pod": "default/web", **query}))
+        assert isinstance(response.body, bytes)
+        if response.status != 200:
+            raise ValueError(f"{response.status}: {response.body.decode()}")
+        found: Mapping[str, Any] = json.loads(response.body)
+        return found
+
+    def lines(self, **query: str) -> list[str]:
+        return [line["text"] for line in self.ask(**query)["lines"]]
+
+
+@pytest.fixture
+def node(tmp_path: Path) -> Node:
+    return Node(tmp_path)
+
+
+def test_lines_of_all_containers_by_time(node: Node) -> None:
+    node.write("app", "one\n", 1)
+    node.write("side", "two\n", 2, stream=b"stderr")
+    node.write("app", "three\n", 3)
+    answer = node.ask()
+    assert [(line["source"], line["stream"], line["text"]) for line in answer["lines"]] == [
+        ("app", "stdout", "one"),
+        ("side", "stderr", "two"),
+        ("app", "stdout", "three"),
+    ]
+    assert answer["lines"][0]["time"] == "2023-11-14T22:13:21Z"
+    assert not answer["more"]
+    assert node.lines(source="side") == ["two"]
+
+
+def test_files_of_volumes(node: Node) -> None:
+    (node.volume / "a.log").write_text('{"n": 1}\nplain\n')
+    (node.volume / "secret").write_text("not asked for\n")
+    (node.volume / "evil.log").symlink_to("/etc/passwd")
+    answer = node.ask()
+    assert [(line["source"], line["text"]) for line in answer["lines"]] == [
+        ("logs/a.log", '{"n": 1}'),
+        ("logs/a.log", "plain"),
+    ]
+    assert any("evil.log" in each for each in answer["refused"])
+    assert node.lines(source="logs/a.log") == ['{"n": 1}', "plain"]
+
+
+def test_the_next_answer_goes_on_where_the_last_one_ended(node: Node) -> None:
+    path = node.write("app", "one\n")
+    first = node.ask()
+    assert node.lines(cursor=first["cursor"]) == []
+    node.write("app", "two\n", 1)
+    path.rename(path.with_name("0.log.20240101-000000"))
+    node.write("app", "three\n", 2)
+    second = node.ask(cursor=first["cursor"])
+    assert [line["text"] for line in second["lines"]] == ["two", "three"]
+    packed = path.with_name("0.log.20240101-000000.gz")
+    packed.write_bytes(gzip.compress(path.with_name("0.log.20240101-000000").read_bytes()))
+    path.with_name("0.log.20240101-000000").unlink()
+    assert node.lines(cursor=second["cursor"]) == []
+    assert node.lines() == ["one", "two", "three"]
+
+
+def test_a_line_that_is_not_whole_yet_waits(node: Node) -> None:
+    path = node.write("app", "one\n")
+    with path.open("ab") as file:
+        file.write(b"2023-11-14T22:13:21Z stdout F t")
+    first = node.ask()
+    assert [line["text"] for line in first["lines"]] == ["one"]
+    with path.open("ab") as file:
+        file.write(b"wo\n")
+    assert node.lines(cursor=first["cursor"]) == ["two"]
+
+
+def test_what_is_older_is_left_out(node: Node) -> None:
+    node.write("app", "old\n", 1, "0.log.20240101-000000")
+    node.write("app", "before\n", 5)
+    node.write("app", "after\n", 7)
+    assert node.lines(since=str(BEGIN + 6)) == ["after"]
+
+
+def test_an_answer_is_bounded(node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(log_text, "ANSWER_BYTES", 1000)
+    for number in range(100):
+        node.write("app", f"line {number}\n")
+    found: list[str] = []
+    answer = node.ask()
+    answers = 1
+    while answer["more"] or answer["lines"]:
+        found += [line["text"] for line in answer["lines"]]
+        answer = node.ask(cursor=answer["cursor"])
+        answers += 1
+    assert found == [f"line {number}" for number in range(100)]
+    assert answers > 4
+
+
+def test_long_lines_say_that_they_go_on(node: Node) -> None:
+    node.write("app", "x" * 40_000 + "\n")
+    assert [(len(line["text"]), line["partial"]) for line in node.ask()["lines"]] == [
+        (16384, True),
+        (16384, True),
+        (7232, False),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("query", "says"),
+    [
+        ({"pod": "default/none"}, "pod 'default/none' is none of this node's; there are default/web"),
+        ({"since": "soon"}, "since: seconds since the epoch are expected"),
+        ({"cursor": "../../etc"}, "cursor: that of the answer before is expected"),
+    ],
+)
+def test_a_wrong_question_is_named(node: Node, query: dict[str, str], says: str) -> None:
+    with pytest.raises(ValueError, match="400") as refused:
+        node.ask(**query)
+    assert says in str(refused.value)
+
+
+def test_a_compressed_file_that_is_torn_harms_nobody(node: Node) -> None:
+    node.write("app", "one\n")
+    (node.outputs / "app" / "0.log.20240101-000000.gz").write_bytes(gzip.compress(b"x" * 1000)[:30])
+    assert node.lines() == ["one"]
