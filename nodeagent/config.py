@@ -5,18 +5,29 @@ from __future__ import annotations
 import os
 import socket
 from pathlib import Path
-from typing import Annotated, Final, Literal, Self, TypeVar
+from typing import TYPE_CHECKING, Annotated, Final, Literal, Self, TypeVar
 
-from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, Field, PlainValidator, ValidationError, field_validator, model_validator
 
 from nodeagent import istio, processors
 from nodeagent.errors import ConfigError, ResourceError
-from nodeagent.logs.settings import LogSettings
 from nodeagent.places import cgroups
 from nodeagent.resources import yaml_text
 from nodeagent.sections import ConfigSection, Duration, UnshownError
 from nodeagent.vocabulary import WhenDead
 
+
+def _log_settings(value: object) -> object:
+    """Return the section ``logs``. Raises ValidationError."""
+    from nodeagent.logs import settings
+
+    return settings.LogSettings.model_validate(value)
+
+
+if TYPE_CHECKING:
+    from nodeagent.logs.settings import LogSettings
+else:  # how logs are validated is 2 MB, and only for a daemon that reads them
+    LogSettings = Annotated[object, PlainValidator(_log_settings)]
 DeliverySetting = Literal["auto", "network", "inside"]
 MAX_WORKERS: Final = 256
 Model = TypeVar("Model", bound=BaseModel)

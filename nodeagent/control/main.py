@@ -16,6 +16,7 @@ import socket
 from collections.abc import Iterable
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import uvloop
 
@@ -36,7 +37,6 @@ from nodeagent.control.kernel_upkeep import KernelSide, KernelUpkeep
 from nodeagent.control.key_sets import NodeKeySets
 from nodeagent.control.left_alone import KernelOutside, LeftAlonePods
 from nodeagent.control.leftovers import Leftovers, PodSocketMaker
-from nodeagent.control.logs import NodeLogs
 from nodeagent.control.mesh_pages import MeshPages
 from nodeagent.control.metrics_pages import MetricsPages
 from nodeagent.control.node_metrics import NodeMetrics
@@ -66,6 +66,9 @@ from nodeagent.resources.source import Marks
 from nodeagent.telemetry import metrics as declared
 from nodeagent.telemetry.store import Store
 from nodeagent.wire import FileDescriptor
+
+if TYPE_CHECKING:
+    from nodeagent.control.logs import NodeLogs
 
 log = logging.getLogger("nodeagent.control")
 
@@ -136,11 +139,19 @@ class Beginning:
             hand_over_seconds=config.proxy.timeouts.hand_over,
         )
         self.link.observe(WORKER, self.workers)
-        self.logs = NodeLogs(loop, self.link, config, config.logs, self.store) if config.logs is not None else None
+        self.logs = self._logs()
         if self.logs is not None:
             self.link.observe(COLLECTOR, self.logs.collector)
         self.ports = AdminPorts(config.telemetry, config.runtime_directory, self.link.inherited.ports)
         loop.add_signal_handler(signal.SIGHUP, self._reload)
+
+    def _logs(self) -> NodeLogs | None:
+        """Return who has logs read, imported where they are."""
+        if self.config.logs is None:
+            return None
+        from nodeagent.control.logs import NodeLogs
+
+        return NodeLogs(self.loop, self.link, self.config, self.config.logs, self.store)
 
     @property
     def beside(self) -> tuple[Beside, ...]:

@@ -21,6 +21,7 @@ from pydantic import BaseModel, TypeAdapter
 from nodeagent import config
 from nodeagent.cli.main import COMMANDS
 from nodeagent.config import AgentConfig
+from nodeagent.logs.settings import LogSettings
 from tests import documents
 from tests.documents import ROOT
 
@@ -226,6 +227,8 @@ def alias(model: type[BaseModel], name: str) -> str:
 
 def section_of(annotation: Any) -> type[BaseModel] | None:
     """Return the section that a field's type is, may be, or is a sequence of."""
+    if annotation == AgentConfig.model_fields["logs"].annotation:
+        return LogSettings  # imported where it is given alone
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return annotation
     if typing.get_origin(annotation) in (Union, types.UnionType, tuple):

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import gc
+import subprocess
+import sys
 
 import pytest
 
@@ -28,3 +30,20 @@ def test_the_collector_works_again_after_an_error() -> None:
     with pytest.raises(ValueError, match=r"^$"):
         fails()
     assert gc.isenabled()
+
+
+def test_the_daemon_holds_nothing_that_it_is_not_configured_for() -> None:
+    """Input: the daemon's code, and a configuration without logs, read and told to a worker. Verdict: what
+    reads logs, and what a cluster takes, was not imported; with logs, their settings are validated.
+    """
+    code = (
+        "import sys, nodeagent.agent\n"
+        "from nodeagent.config import AgentConfig\n"
+        "given = {'node': 'a', 'source': '/s', 'redirect': {'cgroup': '/c'}, 'identity': {'caDirectory': '/c'}}\n"
+        "AgentConfig.model_validate(AgentConfig.model_validate(given).model_dump(mode='json', by_alias=True))\n"
+        "print([name for name in sys.modules if name.startswith(('nodeagent.logs', 'nodeagent.kube', 'msgspec'))])\n"
+        "found = AgentConfig.model_validate({**given, 'logs': {'sinks': [{'name': 'a', 'stdout': {}}]}})\n"
+        "print(found.logs.sinks[0].name)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\na\n"
