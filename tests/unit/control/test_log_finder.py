@@ -1,0 +1,340 @@
+"""The search for files: what is told of pods' folders as they change, and what never is."""
+
+from __future__ import annotations
+
+import asyncio
+import gzip
+import os
+from collections.abc import Awaitable, Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from nodeagent.control.log_finder import LogFinder
+from nodeagent.control.log_scan import FileId, FoundFile
+from nodeagent.logs.settings import LogSettings
+from nodeagent.logs.sources import SourceFacts
+from nodeagent.parts import Parts
+from nodeagent.places.log_folders import LogFolders
+from nodeagent.resources.objects import PodObject
+from nodeagent.vocabulary import PodUid
+from tests.waiting import until
+
+
+@dataclass
+class Heard:
+    """What a collector would hear; it keeps files open as one does."""
+
+    sources: dict[str, SourceFacts] = field(default_factory=dict)
+    files: dict[FileId, tuple[str, str, int]] = field(default_factory=dict)
+    gone: list[str] = field(default_factory=list)
+
+    def source(self, source: SourceFacts) -> None:
+        self.sources[source.key] = source
+
+    def file(self, source: str, found: FoundFile) -> None:
+        identity = (found.opened.device, found.opened.inode)
+        assert identity not in self.files, "told twice"
+        assert source in self.sources, "a file before its source"
+        self.files[identity] = (source, found.name, os.dup(found.opened.descriptor))
+
+    def renamed(self, file: FileId, name: str) -> None:
+        source, _, descriptor = self.files[file]
+        self.files[file] = (source, name, descriptor)
+
+    def source_gone(self, key: str) -> None:
+        self.gone.append(key)
+
+    def names(self) -> list[tuple[str, str]]:
+        """Return (container or path, name) of each file."""
+        return sorted((each.partition("/")[2].partition("/")[2], name) for each, name, _ in self.files.values())
+
+    def contents(self) -> set[bytes]:
+        return {os.pread(descriptor, 1000, 0) for _, _, descriptor in self.files.values()}
+
+    def close(self) -> None:
+        for _, _, descriptor in self.files.values():
+            os.close(descriptor)
+
+
+class Node:
+    """A node's folders, and a finder that looks at them."""
+
+    def __init__(self, root: Path, **settings: Any) -> None:
+        self.outputs = root / "pods"
+        self.volumes = root / "volumes"
+        self.outputs.mkdir()
+        self.volumes.mkdir()
+        self.now = 1000.0
+        self.heard = Heard()
+        sinks = [{"name": "all", "stdout": {}}]
+        docker = {"dockerContainers": str(root / "docker")}
+        self.settings = LogSettings.model_validate({"sinks": sinks, **docker, **settings})
+        folders = LogFolders(self.outputs, self.volumes, kubelet=False)
+        self.finder = LogFinder(self.settings, folders, self.heard, clock=lambda: self.now)
+        self.pods: dict[PodUid, PodObject] = {}
+
+    def pod(self, name: str = "cart", uid: str = "u1", **more: Any) -> PodObject:
+        made: dict[str, Any] = {"labels": {"app": name}, "annotations": {}, **more}
+        pod = PodObject(
+            namespace="shop", name=name, uid=PodUid(uid), created="", terminating=False, owners=(), node="node1",
+            service_account="", host_network=False, containers=(), phase="Running", addresses=(), ready=True, **made,
+        )  # fmt: skip
+        self.pods[pod.uid] = pod
+        return pod
+
+    def look(self) -> None:
+        self.now += 60
+        self.finder.follow(self.pods)
+        self.finder.look_at_all()
+
+    def output(self, name: str, content: bytes = b"x\n", container: str = "app") -> Path:
+        path = self.outputs / "shop_cart_u1" / container / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content)
+        return path
+
+    def file(self, path: str, content: bytes = b"x\n") -> Path:
+        made = self.volumes / "u1" / path
+        made.parent.mkdir(parents=True, exist_ok=True)
+        made.write_bytes(content)
+        return made
+
+    def refusals(self) -> str:
+        return "\n".join(self.finder.warnings())
+
+
+@pytest.fixture
+def node(tmp_path: Path) -> Iterator[Node]:
+    made = Node(tmp_path)
+    yield made
+    made.heard.close()
+
+
+FILES = {"nodeagent.io/log-files": "varlog/app/*.log"}
+
+
+def test_a_containers_files_rotated_and_compressed_ones_too(node: Node) -> None:
+    node.pod()
+    node.output("0.log")
+    node.output("0.log.20260101-000000")
+    node.output("0.log.20250101-000000.gz", gzip.compress(b"old\n"))
+    node.output("1.log")
+    node.output("0.log.20260101-000000.tmp")
+    node.output("notes.txt")
+    node.look()
+    assert [name for _, name in node.heard.names()] == [
+        "0.log",
+        "0.log.20250101-000000.gz",
+        "0.log.20260101-000000",
+        "1.log",
+    ]
+    assert {each.container for each in node.heard.sources.values()} == {"app"}
+
+
+def test_every_source_has_whose_it_is(node: Node) -> None:
+    node.pod(annotations={**FILES, "team": "till"})
+    node.output("0.log")
+    node.file("varlog/app/a.log")
+    node.look()
+    for each in node.heard.sources.values():
+        assert (each.namespace, each.pod, each.uid, each.labels) == ("shop", "cart", "u1", {"app": "cart"})
+        assert each.reading.sinks == ("all",)
+    assert {each.path for each in node.heard.sources.values()} == {"", "varlog/app/a.log"}
+
+
+def test_a_rotated_file_is_the_same_one_under_another_name(node: Node) -> None:
+    node.pod()
+    path = node.output("0.log", b"first\n")
+    node.look()
+    path.rename(path.with_name("0.log.20260101-000000"))
+    node.output("0.log", b"second\n")
+    node.look()
+    assert node.heard.names() == [("app", "0.log"), ("app", "0.log.20260101-000000")]
+    assert node.heard.contents() == {b"first\n", b"second\n"}
+
+
+def test_a_file_whose_new_name_no_longer_fits_is_still_the_pods(node: Node) -> None:
+    node.pod(annotations=FILES)
+    path = node.file("varlog/app/a.log", b"first\n")
+    node.look()
+    path.rename(path.with_name("archived"))
+    node.file("varlog/app/a.log", b"second\n")
+    node.look()
+    assert node.heard.names() == [("varlog/app/a.log", "a.log"), ("varlog/app/a.log", "archived")]
+
+
+@pytest.mark.parametrize("name", ["a.log.1", "a.log.2.gz", "a.log-20260101", "a.log-20260101.gz", "a.log.old"])
+def test_what_was_rotated_before_the_first_look_is_of_the_file_that_it_was(node: Node, name: str) -> None:
+    node.pod(annotations=FILES)
+    node.file(f"varlog/app/{name}")
+    node.look()
+    assert node.heard.names() == [("varlog/app/a.log", name)]
+
+
+def test_a_removed_file_has_no_name_and_its_inode_is_told_anew_once_it_was_closed(node: Node) -> None:
+    node.pod()
+    path = node.output("0.log")
+    node.look()
+    (identity,) = node.heard.files
+    path.unlink()
+    node.look()
+    assert node.heard.files[identity][1] == ""
+    os.close(node.heard.files.pop(identity)[2])
+    node.finder.closed(identity)
+    node.output("0.log", b"again\n")
+    node.look()
+    assert node.heard.contents() == {b"again\n"}
+
+
+def test_labels_that_change_are_told_and_files_are_not_told_twice(node: Node) -> None:
+    node.pod()
+    node.output("0.log")
+    node.look()
+    node.pod(labels={"app": "cart", "tier": "front"})
+    node.look()
+    (source,) = node.heard.sources.values()
+    assert source.labels == {"app": "cart", "tier": "front"}
+    assert len(node.heard.files) == 1
+
+
+def test_a_pod_that_leaves_the_api_keeps_its_sources_until_its_files_are_gone(node: Node) -> None:
+    pod = node.pod()
+    path = node.output("0.log")
+    node.look()
+    del node.pods[pod.uid]
+    node.output("0.log.20260101-000000", b"last words\n")
+    node.look()
+    assert len(node.heard.files) == 2
+    assert node.heard.gone == []
+    for each in path.parent.iterdir():
+        each.unlink()
+    path.parent.rmdir()
+    path.parent.parent.rmdir()
+    node.look()
+    assert node.heard.gone == ["output/u1/app"]
+
+
+def test_a_pod_that_asks_to_be_left_out_later_is(node: Node) -> None:
+    node.pod()
+    node.output("0.log")
+    node.look()
+    node.pod(annotations={"nodeagent.io/logs": "disabled"})
+    node.look()
+    assert node.heard.gone == ["output/u1/app"]
+
+
+def test_what_is_no_file_of_the_volume_is_refused_by_name(node: Node) -> None:
+    node.pod(annotations=FILES)
+    good = node.file("varlog/app/good.log")
+    good.with_name("evil.log").symlink_to("/etc/passwd")
+    os.mkfifo(good.with_name("fifo.log"))
+    node.look()
+    assert node.heard.names() == [("varlog/app/good.log", "good.log")]
+    rows = {words for _, refusals in node.finder.rows() for words in refusals}
+    assert any("evil.log" in each and "a symbolic link" in each for each in rows)
+    assert any("fifo.log" in each and "a FIFO" in each for each in rows)
+    assert "logs of shop/cart: " in node.refusals()
+
+
+def test_a_volume_that_is_a_link_or_missing_is_not_read(node: Node, tmp_path: Path) -> None:
+    (tmp_path / "elsewhere" / "app").mkdir(parents=True)
+    (tmp_path / "elsewhere" / "app" / "a.log").write_text("secret")
+    (node.volumes / "u1").mkdir()
+    (node.volumes / "u1" / "varlog").symlink_to(tmp_path / "elsewhere")
+    node.pod(annotations=FILES)
+    node.look()
+    assert node.heard.files == {}
+    assert "volume varlog is no emptyDir of this pod" in node.refusals()
+
+
+def test_no_pod_has_more_files_than_it_may(tmp_path: Path) -> None:
+    node = Node(tmp_path, limits={"filesPerPod": 3})
+    node.pod(annotations=FILES)
+    for number in range(10):
+        node.file(f"varlog/app/{number}.log")
+    node.look()
+    assert len(node.heard.files) == 3
+    assert "more files than logs.limits allow" in node.refusals()
+    node.heard.close()
+
+
+def test_docker_links_are_followed_to_where_docker_writes_and_nowhere_else(node: Node, tmp_path: Path) -> None:
+    number = "0123456789ab" * 5 + "cdef"
+    target = tmp_path / "docker" / number / f"{number}-json.log"
+    target.parent.mkdir(parents=True)
+    target.write_text('{"log":"hello\\n","stream":"stdout","time":"2026-01-01T00:00:00Z"}\n')
+    (tmp_path / "secret").write_text("secret")
+    node.pod()
+    folder = node.output("0.log").parent
+    (folder / "0.log").unlink()
+    (folder / "0.log").symlink_to(target)
+    (folder / "1.log").symlink_to(tmp_path / "secret")
+    (folder / "2.log").symlink_to(target.parent / ".." / ".." / "secret")
+    node.look()
+    assert node.heard.names() == [("app", "0.log")]
+    assert node.refusals().count("a symbolic link") == 1
+
+
+def test_node_files_are_read_with_what_they_were_rotated_to(tmp_path: Path) -> None:
+    path = tmp_path / "kubelet.log"
+    node = Node(tmp_path, node={"files": [{"path": str(path), "parser": "logfmt"}]})
+    path.write_text("x\n")
+    path.with_name("kubelet.log.1").write_text("y\n")
+    path.with_name("other.log").write_text("z\n")
+    node.look()
+    (source,) = node.heard.sources.values()
+    assert (source.kind, source.path, source.namespace, source.reading.parser) == ("node", str(path), "", "logfmt")
+    assert node.heard.contents() == {b"x\n", b"y\n"}
+    node.heard.close()
+
+
+def test_who_knows_nothing_is_told_everything_anew(node: Node) -> None:
+    node.pod()
+    node.output("0.log")
+    node.look()
+    before = node.heard.names()
+    node.heard.close()
+    node.heard.files.clear()
+    node.heard.sources.clear()
+    node.finder.forget()
+    node.look()
+    assert node.heard.names() == before
+
+
+def test_a_new_file_is_told_by_the_event_of_its_folder(node: Node) -> None:
+    """No look is due for ten seconds: inotify brings it."""
+    node.pod()
+    node.output("0.log")
+
+    async def follow(finder: LogFinder) -> None:
+        await until(lambda: node.heard.names() == [("app", "0.log")])
+        node.output("1.log")
+        node.output("0.log", container="second")
+        await until(lambda: len(node.heard.files) == 3, seconds=5)
+
+    asyncio.run(running(node, follow))
+
+
+def test_a_pod_whose_folder_comes_later_is_found(node: Node) -> None:
+    node.pod(annotations=FILES)
+
+    async def follow(finder: LogFinder) -> None:
+        await until(lambda: finder.settled)
+        node.output("0.log")
+        node.file("varlog/app/deep.log")
+        await until(lambda: len(node.heard.files) == 2, seconds=5)
+
+    asyncio.run(running(node, follow))
+
+
+async def running(node: Node, follow: Callable[[LogFinder], Awaitable[None]]) -> None:
+    """Have a finder look by itself while *follow* runs."""
+    finder = LogFinder(node.settings, LogFolders(node.outputs, node.volumes, kubelet=False), node.heard)
+    parts = Parts()
+    async with finder.run(parts):
+        finder.follow(node.pods)
+        await follow(finder)
+        parts.stop()
