@@ -497,7 +497,11 @@ class LogSourceGone:
 
 @dataclass(frozen=True, slots=True)
 class AllLogsTold:
-    """Another control is at the other end, and has told all that it knows: what it did not tell is gone."""
+    """Another control is at the other end, and has told all that it knows: sources that are not among *keys*
+    are gone.
+    """
+
+    keys: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)

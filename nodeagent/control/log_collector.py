@@ -14,7 +14,7 @@ import logging
 import os
 import signal
 import socket
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Final, Protocol, assert_never
@@ -68,6 +68,9 @@ class Found(Protocol):
     @property
     def settled(self) -> bool:
         """Everything there is was told."""
+
+    def keys(self) -> Iterable[str]:
+        """Return the keys of all sources."""
 
 
 @dataclass(slots=True)
@@ -158,7 +161,7 @@ class LogCollector:
         """Once everything is told, say so to a collector of an earlier control."""
         while self._adopted:
             if self._finder is not None and self._finder.settled:
-                self._send(AllLogsTold())
+                self._send(AllLogsTold(tuple(self._finder.keys())))
                 self._adopted = False
             await asyncio.sleep(0.05)
 

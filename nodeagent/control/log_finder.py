@@ -192,6 +192,11 @@ class LogFinder:
                 found.append(f"logs of {followed.name}: {refusals[0]}{more}")
         return found
 
+    def keys(self) -> Iterator[str]:
+        """Return the keys of all sources that were told, and are not gone."""
+        for followed in self._pods.values():
+            yield from followed.sources
+
     @property
     def settled(self) -> bool:
         """Everything that is followed has been looked at since it was told."""

@@ -23,8 +23,7 @@ import os
 import signal
 import socket
 import time
-from collections.abc import Callable, Coroutine
-from contextlib import suppress
+from collections.abc import Callable, Coroutine, Iterable
 from pathlib import Path
 from typing import Final, assert_never
 
@@ -48,6 +47,7 @@ from nodeagent.messages import (
     CollectorRows,
     FinishLogs,
     FromCollector,
+    LogFileClosed,
     LogFileOpened,
     LogFileRenamed,
     LogSourceGone,
@@ -124,7 +124,7 @@ class Collector:
             case LogSourceGone():
                 reading.source_gone(message.key)
             case AllLogsTold():
-                reading.all_told()
+                reading.all_told(message.keys)
             case AskCollector():
                 self._answer(reading, message.number)
             case _:
@@ -149,6 +149,9 @@ class Collector:
         while not self._finishing:
             await asyncio.sleep(COUNT_SECONDS)
             self._channel.send(CollectorCounted(reading.report()))
+            for device, inode in reading.closed():
+                self._channel.send(LogFileClosed(device, inode))
+            reading.forget()
 
     async def _finish(self, seconds: float) -> None:
         if self._finishing:
@@ -213,8 +216,8 @@ class Intake:
         self._settings = settings
         self.streams = FileStreams(settings, node)
         self._sources: dict[str, SourceFacts] = {}
-        self._told: set[str] | None = set()
-        """Sources that were told since another control is there; None: nobody asks."""
+        self._files: set[tuple[int, int]] = set()
+        """Told, and open."""
         bounds = TailSettings(line_bytes=settings.limits.line_bytes)
         self.tail = Tail(node, settings.state_directory, self.streams.open, bounds)
         self._counts = CountsTold()
@@ -228,10 +231,6 @@ class Intake:
 
     async def end(self, seconds: float) -> None:
         """Read no more, give what is under way so many *seconds*, and save how far all is settled."""
-        if self._run is not None:
-            self._run.cancel()
-            with suppress(asyncio.CancelledError):
-                await self._run
         await self.streams.end(seconds)
         await self.tail.stop()
 
@@ -246,14 +245,42 @@ class Intake:
         if source is None:
             os.close(message.file)
             return
-        self.tail.add(message.file, LogSource(SourceKey(source.key), source.uid), message.name)
+        if self.tail.add(message.file, LogSource(SourceKey(source.key), source.uid), message.name):
+            self._files.add((message.device, message.inode))
+
+    def closed(self) -> list[tuple[int, int]]:
+        """Return the files that were told and are not open any more since the last call: if they are still there,
+        they may be told anew.
+        """
+        gone = [file for file in self._files if not self.tail.holds(*file)]
+        self._files.difference_update(gone)
+        return gone
 
     def source_gone(self, key: str) -> None:
         """Nothing more comes of a source; what it has open is read to its end."""
+        source = self._sources.get(key)
+        if source is None:
+            return
         self.streams.gone(key)
+        if source.uid and all(each.gone for each in self.streams.sources.values() if each.facts.uid == source.uid):
+            self.tail.leave(source.uid)
 
-    def all_told(self) -> None:
-        """What was not told by the control that is there now is gone."""
+    def all_told(self, keys: Iterable[str]) -> None:
+        """Sources that are not among *keys* are gone."""
+        for key in self._sources.keys() - set(keys):
+            self.source_gone(key)
+
+    def forget(self) -> None:
+        """Forget the sources that are gone and have been read to their ends."""
+        gone = [key for key, each in self.streams.sources.items() if each.gone]
+        if not gone:
+            return
+        open_ones = {str(status.source.key) for status in self.tail.status()}
+        for key in gone:
+            if key not in open_ones:
+                uid = self._sources.pop(key).uid
+                if self.streams.forget(key):
+                    self.tail.forget_counts(uid)
 
     def report(self) -> Unchecked:
         """Return what was counted since the last report."""

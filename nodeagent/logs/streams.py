@@ -162,6 +162,14 @@ class FileStreams:
         if followed is not None:
             followed.gone = True
 
+    def forget(self, key: str) -> bool:
+        """Forget a source; return whether it was the last one of its pod."""
+        uid = self.sources.pop(key).facts.uid
+        last = all(each.facts.uid != uid for each in self.sources.values())
+        if last:
+            self._recipes.forget(uid)
+        return last
+
     def open(self, source: LogSource, file: bytes, coverage: Coverage) -> FileStream:
         """Return who takes the lines of a generation: the tail's OpenTaker."""
         del file  # chunks have it too

@@ -7,6 +7,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import signal
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
@@ -162,11 +163,61 @@ def test_a_collector_that_dies_is_replaced_and_goes_on(lab: Lab) -> None:
 
 def test_it_survives_the_death_of_control(lab: Lab) -> None:
     pid = collector(lab)
+    seen = len(of(lab, "talks"))
     os.kill(control(lab, "node1"), signal.SIGKILL)
     lab.agent("node1").wait_ready()
     before = len(of(lab, "talks"))
     eventually(lambda: len(of(lab, "talks")) > before + 5, "records after control's death")
     assert collector(lab) == pid
+    lines = [each["log"] for each in of(lab, "talks")][seen:]
+    assert lines == list(dict.fromkeys(lines)), "files that another control tells of are not read again"
+
+
+def test_files_and_how_far_they_are_read_are_told(lab: Lab) -> None:
+    rows = eventually(lambda: admin(lab, "node1", "/logs")["files"], "the files")
+    (talks,) = (each for each in rows if each["pod"] == "talks")
+    assert (talks["namespace"], talks["container"], talks["file"], talks["state"]) == (
+        "default",
+        "app",
+        "0.log",
+        "following",
+    )
+    assert 0 < talks["settled"] <= talks["size"]
+    assert {each["path"] for each in rows if each["pod"] == "writes"} == {"", "varlog/app/a.log"}
+    eventually(lambda: scrape(lab).sum("nodeagent_log_files") >= 3)
+
+
+def test_a_daemon_that_is_stopped_and_started_reads_on_where_it_was(lab: Lab) -> None:
+    """Everything once: what was read is delivered before it ends, and what came meanwhile is read."""
+    lab.agent("node1").stop()
+    before = len(of(lab, "talks"))
+    lab.agent("node1").start()
+    eventually(lambda: len(of(lab, "talks")) > before + 5, "records after the start")
+    lines = [each["log"] for each in of(lab, "talks")]
+    last = int(lines[-1].removeprefix("line "))
+    assert {f"line {number}" for number in range(1, last + 1)} <= set(lines)
+    assert lines[before - 5 :] == list(dict.fromkeys(lines[before - 5 :]))
+
+
+def test_a_daemon_that_takes_over_reads_on_where_its_predecessor_was(lab: Lab) -> None:
+    before = collector(lab)
+    agent = lab.agent("node1")
+    agent.succeed()
+    eventually(lambda: not Path(f"/proc/{before}").exists(), "the predecessor's collector has ended")
+    seen = len(of(lab, "talks"))
+    eventually(lambda: len(of(lab, "talks")) > seen + 5, "records by the successor's")
+    assert collector(lab) != before
+    lines = [each["log"] for each in of(lab, "talks")]
+    last = int(lines[-1].removeprefix("line "))
+    assert {f"line {number}" for number in range(1, last + 1)} <= set(lines)
+    assert lines[seen - 5 :] == list(dict.fromkeys(lines[seen - 5 :]))
+
+
+def test_a_pod_that_is_gone_leaves_nothing_behind(lab: Lab) -> None:
+    folder = lab.log_folder("ends").parent
+    lab.delete_pod("ends")
+    shutil.rmtree(folder)  # as the kubelet does, later
+    eventually(lambda: not [each for each in admin(lab, "node1", "/logs")["files"] if each["pod"] == "ends"])
 
 
 def test_it_has_no_privilege(lab: Lab) -> None:

@@ -111,6 +111,10 @@ class Tail:
             file.generation.name = name
         self.changed()
 
+    def holds(self, device: int, inode: int) -> bool:
+        """Return whether that file is open."""
+        return (device, inode) in self._files
+
     def leave(self, uid: PodUid) -> None:
         """That pod is gone: what its files have is read, then they are closed though they may have a name still."""
         for each in self._logs.values():
