@@ -58,7 +58,7 @@ class SinkProcess:
         self.port = int(said)
 
     def counted(self) -> dict[str, Any]:
-        """Return what came, as :class:`nodeagent.compare.logs.sink.Counted` names it."""
+        """Return what came, as :class:`nodeagent.compare.logs.sink.LinesCounted` names it."""
         return self._ask("GET")
 
     def reset(self) -> None:

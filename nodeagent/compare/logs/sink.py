@@ -22,7 +22,7 @@ _ITEM: Final = b'{"create":{"status":201}}'
 
 
 @dataclass(slots=True)
-class Counted:
+class LinesCounted:
     """What came since it began; times are of the monotonic clock, in seconds."""
 
     lines: int = 0
@@ -48,7 +48,7 @@ class CountingSink:
         self._listener = listener
         self._selector = selectors.DefaultSelector()
         self._selector.register(listener, selectors.EVENT_READ)
-        self._counted = Counted()
+        self._counted = LinesCounted()
 
     def serve(self) -> None:
         """Answer until the process is ended."""
@@ -101,8 +101,8 @@ class CountingSink:
         method, target, _ = head.split(b" ", 2)
         if target == b"/counted":
             if method == b"PUT":
-                self._counted = Counted()
-            told = {name: getattr(self._counted, name) for name in Counted.__slots__}
+                self._counted = LinesCounted()
+            told = {name: getattr(self._counted, name) for name in LinesCounted.__slots__}
             _send(client, json.dumps(told).encode())
         elif method in (b"POST", b"PUT"):
             lines = client.data.count(MARKER, start, end)

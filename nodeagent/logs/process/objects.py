@@ -37,8 +37,11 @@ _SHORTEST: Final = len(b'{"":0}')
 class LogObjects:
     """Makes texts into objects that repeat none of the reserved names."""
 
-    def __init__(self, reserved: Iterable[str]) -> None:
-        """*reserved*: names of members that are spliced in, beside :data:`OWN_MEMBERS`."""
+    def __init__(self, reserved: Iterable[str], several_lines: bool = True) -> None:
+        """*reserved*: names of members that are spliced in, beside :data:`OWN_MEMBERS`; *several_lines*: whether
+        texts may have several.
+        """
+        self._several_lines = several_lines
         self.reserved = tuple(dict.fromkeys((*OWN_MEMBERS, *reserved)))
         no_value = Literal["\0 no log has this value"] | msgspec.UnsetType
         fields = [
@@ -70,7 +73,7 @@ class LogObjects:
         count = len(texts)
         joined = b"\n".join(texts)
         bounds = joined.startswith(b'{"') and joined.endswith(b"}") and joined.count(b'}\n{"') == count - 1
-        if not bounds or joined.count(b"\n") != count - 1:
+        if not bounds or (self._several_lines and joined.count(b"\n") != count - 1):
             return False
         try:
             return len(self._whole.decode_lines(joined)) == count

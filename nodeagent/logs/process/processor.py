@@ -69,6 +69,8 @@ class Processor:
         self._counts = counts
         self._rate = rate
         self._frame = FRAMES[recipe.framing]
+        # Docker's lines hold texts in JSON, in which there may be any.
+        self._several_lines = recipe.multiline is not None or recipe.framing == "docker"
         self._joiner = Joiner(recipe.multiline, recipe.record_bytes)
         self._parsers = [recipe.parser, *([recipe.parser_stderr] if recipe.parser_stderr else [])]
         self._file = b""
@@ -83,7 +85,7 @@ class Processor:
 
     @origin.setter
     def origin(self, origin: LogOrigin) -> None:
-        self._objects = LogObjects(member_names(origin.members))
+        self._objects = LogObjects(member_names(origin.members), self._several_lines)
         self._origin = origin
 
     @property

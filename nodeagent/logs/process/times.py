@@ -28,12 +28,22 @@ def is_time(text: bytes) -> bool:
 def are_times(texts: list[bytes]) -> bool:
     """Return whether each of *texts* is what :func:`is_time` takes.
 
-    Lines written within a few seconds differ in digits alone: the few shapes that are left when all digits
-    are made alike are looked at, and every different second.
+    Lines written within a few seconds differ in digits alone. With all digits made alike few shapes are left,
+    most often one; then, within one minute, only the earliest and the latest have to be looked at.
     """
-    shapes = set(b" ".join(texts).translate(_DIGITS).split(b" "))
-    if not all(map(_SHAPE_IN_UTC.fullmatch, shapes)):
+    if not texts:
+        return True
+    shape = texts[0].translate(_DIGITS)
+    shaped = b" ".join(texts).translate(_DIGITS)
+    if shaped != b" ".join([shape] * len(texts)):
+        if not all(map(_SHAPE_IN_UTC.fullmatch, set(shaped.split(b" ")))):
+            return all(map(is_time, texts))
+    elif not _SHAPE_IN_UTC.fullmatch(shape):
         return all(map(is_time, texts))
+    earliest = min(texts)
+    latest = max(texts)
+    if earliest[:17] == latest[:17]:
+        return is_time(earliest) and is_time(latest)
     return all(is_time(second + b"Z") for second in {text[:19] for text in texts})
 
 
