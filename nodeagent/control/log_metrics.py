@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from typing import Final
 
 from nodeagent.telemetry import metrics
 from nodeagent.telemetry.metrics import Labels, Metric
+from nodeagent.telemetry.reports import ReportError, parse
 from nodeagent.telemetry.store import Store
 from nodeagent.wire import Unchecked
 
@@ -30,10 +32,9 @@ class LogMetrics:
     def count(self, report: Unchecked) -> None:
         """Add what the collector has counted; a report that is malformed is dropped whole, and counted."""
         self._store.merge(report)
-        for row in _rows(report.get("counts")):
-            metric = metrics.PLAIN.get(str(row[0])) if row else None
-            if metric in metrics.LOG_FAMILIES and len(row) == 3:
-                self._counted.add((metric, tuple(map(str, _rows(row[1])))))
+        with suppress(ReportError):  # the store has said so
+            counted = ((metric, labels) for metric, labels, _ in parse(report).counts)
+            self._counted.update(each for each in counted if each[0] in metrics.LOG_FAMILIES)
 
     def died(self) -> None:
         """A collector died."""
@@ -79,10 +80,6 @@ def _pod(metric: Metric, labels: Labels) -> PodName:
     """Return the pod that a series is of."""
     at = metric.labels.index("namespace")
     return labels[at], labels[at + 1]
-
-
-def _rows(value: object) -> list[list[object]]:
-    return value if isinstance(value, list) else []
 
 
 def _text(row: Mapping[str, object], name: str) -> str:

@@ -31,6 +31,8 @@ from nodeagent.telemetry.http_request import Response, Routes
 from nodeagent.telemetry.store import Store
 
 _LEFT_OUT: Final = "by logs.containers of agent.yaml or its annotations, and it names no files"
+MAX_TOLD: Final = 4
+"""Of what is refused of one pod, in an Event."""
 ASK_SECONDS: Final = 5.0
 """Between two looks at how the collector fares, for readiness' warnings."""
 
@@ -131,6 +133,14 @@ class NodeLogs:
         while True:
             await asyncio.sleep(ASK_SECONDS)
             await self.report()
+
+    def faulty_pods(self) -> Iterator[dict[str, object]]:
+        """Yield a row for each pod of which something is not read, as ``nodeagent get pods`` has them."""
+        for followed, refusals in self._finder.rows():
+            pod = followed.object
+            if pod is not None and refusals and not followed.gone_at:
+                faults = [f"its logs: {words}" for words in refusals[:MAX_TOLD]]
+                yield {"namespace": pod.namespace, "pod": pod.name, "uid": pod.uid, "state": "", "faults": faults}
 
     def _refused(self) -> Iterator[dict[str, str]]:
         for followed, refusals in self._finder.rows():

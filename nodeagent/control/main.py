@@ -13,7 +13,7 @@ import os
 import platform
 import signal
 import socket
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -396,6 +396,13 @@ def first_words(config: AgentConfig, plane: DataPlane) -> StartWorker:
     )
 
 
+def told_pods(enrolment: Enrolment, logs: NodeLogs | None) -> Iterator[Mapping[str, object]]:
+    """Yield the rows of pods by which a cluster is told what is wrong with them."""
+    yield from enrolment.rows()
+    if logs is not None:
+        yield from logs.faulty_pods()
+
+
 async def report(beginning: Beginning) -> None:
     """Have everybody tell what was counted and not told yet."""
     logs = [beginning.logs.report()] if beginning.logs is not None else []
@@ -428,7 +435,7 @@ async def open_ports(beginning: Beginning, made: Concerns, ports: AdminPorts, he
         warnings.append(beginning.logs.warnings)
     readiness = Readiness(missing, warnings)
     for each in made.footing.cluster:
-        each.told_by(readiness.missing, made.enrolment.rows)
+        each.told_by(readiness.missing, functools.partial(told_pods, made.enrolment, beginning.logs))
     flows = Flows(workers, made.kernel_paths, store)
     mesh_pages = MeshPages(config, made.reader.entries, made.kernel_paths.explain)
     pods = PodsPage(

@@ -39,6 +39,8 @@ EXCLUDE: Final = "nodeagent.io/log-exclude"
 SINKS: Final = "nodeagent.io/log-sinks"
 FLUENT_PARSER: Final = "fluentbit.io/parser"
 FLUENT_EXCLUDE: Final = "fluentbit.io/exclude"
+OWN_LABEL: Final = "app.kubernetes.io/name"
+"""Of the agent's own pods ``nodeagent``."""
 KNOWN: Final = (LOGS, FILES, PARSER, MULTILINE, EXCLUDE, SINKS)
 MAX_FILES: Final = 32
 """Patterns that a pod may ask for."""
@@ -123,6 +125,9 @@ class _Planner:
                 "none": False,
             }[self._settings.containers]
         )
+        if output and self._is_written_to():
+            self._refuse(LOGS, "enabled", "records go to this pod's own output (sink stdout): it is not read")
+            output = False
         files = () if asked == "disabled" else (*self._configured(base), *self._annotated(base))
         for name in self._annotations:
             if name.startswith("nodeagent.io/log-") and name not in KNOWN:
@@ -130,6 +135,11 @@ class _Planner:
                     name, self._annotations[name], f"no such annotation is known; there are {', '.join(KNOWN)}"
                 )
         return PodPlan(output, files, tuple(self._refusals), default, frozenset(excluded), own)
+
+    def _is_written_to(self) -> bool:
+        """Say whether records are written to the pod's own output: they would come back for ever."""
+        own = self._pod.labels.get(OWN_LABEL) == "nodeagent"
+        return own and any(each.stdout is not None for each in self._settings.sinks)
 
     def _refuse(self, name: str, value: str, allowed: str) -> None:
         self._refusals.append(f"{name}: {shown(value)}: {allowed}")

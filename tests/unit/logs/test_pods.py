@@ -198,3 +198,9 @@ def test_sinks_that_are_opened_to_pods_are_theirs_to_choose_and_go_before_routes
     assert reading.sinks == ("second",)
     routes = [{"sinks": ["first"]}]
     assert routed(facts(reading=reading), settings(routes=routes)).reading.sinks == ("second",)
+
+
+def test_what_is_written_to_the_own_output_is_not_read_again() -> None:
+    own = pod(labels={"app.kubernetes.io/name": "nodeagent"})
+    assert not plan(own, settings()).output
+    assert plan(own, settings(sinks=[{"name": "all", "file": {"path": "/x"}}])).output

@@ -1,0 +1,69 @@
+"""The logs' metrics: counted while their pods are there, and for a while after; a wrong report counts for nothing."""
+
+from __future__ import annotations
+
+from nodeagent.control.log_metrics import KEPT_SECONDS, LogMetrics
+from nodeagent.telemetry import metrics
+from nodeagent.telemetry.store import Store
+
+POD = ("shop", "cart")
+
+
+def test_counts_add_up_and_end_some_time_after_their_pod() -> None:
+    now = [0.0]
+    store = Store()
+    made = LogMetrics(store, clock=lambda: now[0])
+    made.follow([POD])
+    for _ in range(2):
+        made.count({"counts": [[metrics.LOG_LINES.name, list(POD), 3], [metrics.LOG_DELIVERED.name, ["s", *POD], 2]]})
+    assert store.value(metrics.LOG_LINES, POD) == 6
+    assert store.value(metrics.LOG_DELIVERED, ("s", *POD)) == 4
+    made.follow([])
+    now[0] += KEPT_SECONDS - 1
+    made.follow([])
+    assert store.value(metrics.LOG_LINES, POD) == 6
+    now[0] += 1
+    made.follow([])
+    assert store.value(metrics.LOG_LINES, POD) == 0
+    assert store.value(metrics.LOG_DELIVERED, ("s", *POD)) == 0
+
+
+def test_a_pod_that_is_back_keeps_its_counts() -> None:
+    now = [0.0]
+    store = Store()
+    made = LogMetrics(store, clock=lambda: now[0])
+    made.follow([POD])
+    made.count({"counts": [[metrics.LOG_LINES.name, list(POD), 3]]})
+    made.follow([])
+    made.follow([POD])
+    now[0] += KEPT_SECONDS
+    made.follow([POD])
+    assert store.value(metrics.LOG_LINES, POD) == 3
+
+
+def test_a_wrong_report_counts_for_nothing() -> None:
+    store = Store()
+    made = LogMetrics(store)
+    for wrong in (
+        {"counts": 1},
+        {"counts": [1]},
+        {"counts": [["x", [], 1]]},
+        {"counts": [[metrics.LOG_LINES.name, ["a"], 1]]},
+    ):
+        made.count(wrong)
+    assert store.value(metrics.REJECTED, ("malformed",)) == 4
+
+
+def test_lag_is_a_pods_worst_file_and_what_waits_is_a_sinks() -> None:
+    store = Store()
+    made = LogMetrics(store)
+    row = {"namespace": "shop", "pod": "cart"}
+    files = [{**row, "lagBytes": 5, "lagSeconds": 1.5}, {**row, "lagBytes": 6, "lagSeconds": 0.5}]
+    made.tell(files, [{"name": "s", "waiting": 7, "bufferedBytes": 8}])
+    assert store.value(metrics.LOG_LAG_BYTES, POD) == 11
+    assert store.value(metrics.LOG_LAG_SECONDS, POD) == 1.5
+    assert store.value(metrics.LOG_WAITING, ("s",)) == 7
+    assert store.value(metrics.LOG_BUFFERED, ("s",)) == 8
+    assert store.value(metrics.LOG_FILES) == 2
+    made.tell([], [])
+    assert store.value(metrics.LOG_LAG_BYTES, POD) == 0
