@@ -470,12 +470,15 @@ class LogSourceTold:
 
 @dataclass(frozen=True, slots=True)
 class LogFileOpened:
-    """A file of the source *key*: *name* is what it is called now. Its descriptor is for reading."""
+    """A file of the source *key*: *name* is what it is called now. Its descriptor is for reading. Up to
+    *start* another program has delivered it, which counts where the collector knows nothing of it.
+    """
 
     key: str
     name: str
     device: int
     inode: int
+    start: int
     file: FileDescriptor
 
 

@@ -291,7 +291,7 @@ class LogCollector:
         """Hand a file over."""
         opened = found.opened
         file = FileDescriptor(opened.descriptor)
-        self._send(LogFileOpened(source, found.name, opened.device, opened.inode, file))
+        self._send(LogFileOpened(source, found.name, opened.device, opened.inode, found.start, file))
 
     def renamed(self, file: FileId, name: str) -> None:
         """Tell what a file is called now."""

@@ -18,12 +18,13 @@ import os
 import time
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Final, Protocol
 
 from nodeagent.control.log_scan import FileId, FoundFile, LogLook, Looker
 from nodeagent.errors import KernelError
+from nodeagent.logs.fluentd.positions import read_positions, start_of
 from nodeagent.logs.pods import PodPlan, plan, routed
 from nodeagent.logs.settings import LogSettings, NodeFile
 from nodeagent.logs.sources import Reading, SourceFacts, SourceKind
@@ -114,6 +115,7 @@ class LogFinder:
         self._blind = ""
         """Why folders cannot be watched; empty: they are."""
         self._wake = asyncio.Event()
+        self._positions = read_positions(settings.fluentd_positions)
         if settings.node.files:
             self._pods[NODE] = FollowedPod("the node", None, None)
 
@@ -299,7 +301,7 @@ class LogFinder:
             identity = (found.opened.device, found.opened.inode)
             self._known[identity] = uid
             followed.files[identity] = (source.key, found.name)
-            self._tells.file(source.key, found)
+            self._tells.file(source.key, replace(found, start=start_of(found.opened.descriptor, self._positions)))
         for identity, (key, name) in list(followed.files.items()):
             now = look.names.get(identity, "")
             if now != name:

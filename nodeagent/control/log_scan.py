@@ -53,6 +53,8 @@ class FoundFile:
     name: str
     opened: Opened
     modified: int
+    start: int = 0
+    """Up to where another program has delivered it."""
 
 
 @dataclass(slots=True)

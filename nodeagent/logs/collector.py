@@ -245,7 +245,7 @@ class Intake:
         if source is None:
             os.close(message.file)
             return
-        if self.tail.add(message.file, LogSource(SourceKey(source.key), source.uid), message.name):
+        if self.tail.add(message.file, LogSource(SourceKey(source.key), source.uid), message.name, message.start):
             self._files.add((message.device, message.inode))
 
     def closed(self) -> list[tuple[int, int]]:

@@ -195,6 +195,8 @@ class LogSettings(ConfigSection):
     """``UID/volumes/kubernetes.io~empty-dir/VOLUME``, as the kubelet has it; ``UID/VOLUME`` in a lab."""
     docker_containers: Path = Path("/var/lib/docker/containers")
     """Where the links of ``podLogs`` lead on nodes with Docker."""
+    fluentd_positions: tuple[Path, ...] = Field((), max_length=16)
+    """Position files of a Fluentd that read this node's files before: what it has read is not read again."""
     files: tuple[LogFiles, ...] = Field((), max_length=256)
     node: NodeLogFiles = NodeLogFiles()  # type: ignore[call-arg]
     parsers: tuple[ParserSettings, ...] = Field((), max_length=64)

@@ -46,8 +46,18 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
     (app,) = pod["spec"]["containers"]
     assert app.pop("image") == "my-app:latest"
     app["command"] = COMMAND
+    section["logs"] |= read_by_fluentd(tmp_path_factory.mktemp("node"))
     with cluster(NAME, yaml.safe_dump(pod), agent=section, nodes=1) as lab:
         yield lab
+
+
+def read_by_fluentd(folder: Path) -> dict[str, object]:
+    """Make a file of the node that a Fluentd has read in part, and return what agent.yaml says of it."""
+    log = folder / "node.log"
+    log.write_text("delivered by Fluentd\nnot yet delivered\n")
+    positions = folder / "fluentd.pos"
+    positions.write_text(f"{log}\t{len('delivered by Fluentd') + 1:016x}\t{log.stat().st_ino:016x}\n")
+    return {"node": {"files": [{"path": str(log)}]}, "fluentdPositions": [str(positions)]}
 
 
 @pytest.fixture(scope="module")
@@ -67,8 +77,12 @@ def sent(path: Path) -> list[dict[str, dict[str, object]]]:
     return [json.loads(line) for line in path.read_text().splitlines(keepends=True) if line.endswith("\n")]
 
 
+def of_the_pod(path: Path) -> list[dict[str, dict[str, object]]]:
+    return [each for each in sent(path) if "n" in each["source"]]
+
+
 def test_its_records_come_to_its_index(lab: Lab, documents: Path) -> None:
-    found = eventually(lambda: (all_ := sent(documents))[20:] and all_, "records at the server")
+    found = eventually(lambda: (all_ := of_the_pod(documents))[20:] and all_, "records at the server")
     assert {each["action"]["_index"] for each in found} == {"app-logs"}
     numbers = [each["source"]["n"] for each in found]
     assert numbers == list(range(1, len(numbers) + 1))
@@ -98,3 +112,8 @@ def test_its_lines_are_printed(lab: Lab) -> None:
     assert of_file[:2] == ['{"n": 1}', '{"n": 2}']
     of_output = nodeagent("logs", "--name", NAME, "app-with-logging", "-c", "app", "--grep", "^said 1$")
     assert of_output == "said 1\n"
+
+
+def test_a_file_of_the_node_goes_on_where_fluentd_was(lab: Lab, documents: Path) -> None:
+    found = eventually(lambda: [each for each in sent(documents) if "n" not in each["source"]], "the node's record")
+    assert [each["source"]["log"] for each in found] == ["not yet delivered"]

@@ -70,7 +70,7 @@ async def collect(paths: Sequence[str], folder: Path, port: int, cri: bool) -> N
         intake.source(source)
         opened = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         found = os.fstat(opened)
-        intake.add(LogFileOpened(source.key, Path(path).name, found.st_dev, found.st_ino, FileDescriptor(opened)))
+        intake.add(LogFileOpened(source.key, Path(path).name, found.st_dev, found.st_ino, 0, FileDescriptor(opened)))
     await done.wait()
     await intake.end(1.0)
     for task in tasks:

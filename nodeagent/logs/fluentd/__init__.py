@@ -7,6 +7,9 @@ events of a source come to. ``inputs.py`` makes files and parsers of a ``<source
 a ``<match>``, ``filters.py`` rules of a ``<filter>``, ``convert.py`` the whole; ``pods.py`` finds Fluentd
 in a pod's manifest, and its environment and volumes with it.
 
-Pure. What cannot be taken is named with its line (:class:`~nodeagent.logs.fluentd.syntax.ImportNote`) and
-never guessed; a secret is never repeated, it is to be put into a file that is named.
+``positions.py`` reads how far Fluentd has read, for the daemon that takes over from it on a node.
+
+All but that is pure. What cannot be taken is named with its line
+(:class:`~nodeagent.logs.fluentd.syntax.ImportNote`) and never guessed; a secret is never repeated, it is to be
+put into a file that is named.
 """

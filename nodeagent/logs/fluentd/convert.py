@@ -97,6 +97,9 @@ class _Conversion:
             for name, entries in (("parsers", each.parsers), ("multiline", each.starts)):
                 if entries:
                     self._logs[name] = [*self._logs.get(name, ()), *entries]
+        positions = [found for each in tails if (found := self._position_file(each.pos_file))]
+        if positions:
+            self._logs["fluentdPositions"] = list(dict.fromkeys(positions))
         logs = {**self._logs, "sinks": list(self._sinks.values())}
         if self._buffer:
             logs["buffer"] = self._buffer
@@ -104,6 +107,13 @@ class _Conversion:
         return Imported(
             logs, annotations, notes, tuple(dict.fromkeys(each.pos_file for each in tails if each.pos_file))
         )
+
+    def _position_file(self, path: str) -> str:
+        """Return where the position file *path* is on the node; empty: it goes with its pod, or there is none."""
+        within = located(path, self._sidecar.mounts)
+        if within is not None:
+            return f"{within[0].source.rstrip('/')}/{within[1]}" if within[0].kind == "hostPath" else ""
+        return path if path.startswith("/var/log/") and not self._sidecar.mounts else ""
 
     def _tails(self) -> Iterator[TailedFiles]:
         for number, section in enumerate(self._root.within("source"), 1):

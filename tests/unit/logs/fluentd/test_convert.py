@@ -36,6 +36,7 @@ read_from_head true
 DAEMON = """<source>
 @type tail
 path /var/log/containers/*.log
+pos_file /host/fluentd.pos
 tag kubernetes.*
 <parse>
 @type cri
@@ -344,6 +345,7 @@ def test_a_daemon_sets_sources() -> None:
     found = imported(DAEMON + ELASTIC)
     assert found.logs["containers"] == "all"
     assert found.logs["routes"] == [{"sinks": ["elasticsearch"]}]
+    assert found.logs["fluentdPositions"] == ["/var/log/fluentd.pos"]
     assert found.logs["node"]["files"] == [
         {"path": "/var/log/kubelet.log", "parser": "none", "sinks": ["elasticsearch"]}
     ]

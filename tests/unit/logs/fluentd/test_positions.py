@@ -1,0 +1,71 @@
+"""Fluentd's position files, and which file goes on where."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from nodeagent.logs.fluentd.positions import FluentdPosition, parse_positions, read_positions, start_of
+
+LATER = 1 << 62
+
+
+@contextmanager
+def opened(path: Path) -> Iterator[int]:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
+def start(path: Path, offset: int, written: int = LATER) -> int:
+    with opened(path) as descriptor:
+        return start_of(descriptor, {path.stat().st_ino: FluentdPosition(offset, written)})
+
+
+def test_a_position_file_as_fluentd_writes_it() -> None:
+    content = (
+        b"/var/log/containers/a.log\t0000000000000010\t00000000000000ff\n"
+        b"/var/log/containers/gone.log\tffffffffffffffff\t0000000000000001\n"
+        b"/var/log/containers/fresh.log\t0000000000000000\t0000000000000002\n"
+        b"/old/format\t0000000000000a00\t00000003\n"
+    )
+    assert parse_positions(content, 7) == ({255: FluentdPosition(16, 7), 3: FluentdPosition(2560, 7)}, 0)
+
+
+def test_lines_that_are_none_are_counted() -> None:
+    assert parse_positions(b"torn\n\n/a\tzz\t1\n/b\t1", 0) == ({}, 3)
+
+
+@given(st.binary(max_size=200))
+def test_no_content_does_anything_but_being_read(content: bytes) -> None:
+    found, wrong = parse_positions(content, 0)
+    assert len(found) + wrong <= content.count(b"\n") + content.count(b"\r") + 1
+
+
+def test_a_file_goes_on_where_fluentd_was(tmp_path: Path) -> None:
+    path = tmp_path / "a.log"
+    path.write_bytes(b"one\ntwo\nthree\n")
+    positions = tmp_path / "fluentd.pos"
+    positions.write_text(f"/var/log/a.log\t{8:016x}\t{path.stat().st_ino:016x}\n")
+    os.utime(positions, ns=(LATER, LATER))
+    found = read_positions([positions, tmp_path / "none.pos", tmp_path])
+    with opened(path) as descriptor:
+        assert start_of(descriptor, found) == 8
+
+
+def test_what_is_in_doubt_is_read_from_its_beginning(tmp_path: Path) -> None:
+    path = tmp_path / "a.log"
+    path.write_bytes(b"one\ntwo\nthree\n")
+    assert start(path, 8) == 8
+    assert start(path, 9) == 0, "no line ends there"
+    assert start(path, 80) == 0, "it is shorter"
+    assert start(path, 8, written=1) == 0, "it was made after Fluentd's last word: the inode was given again"
+    with opened(path) as descriptor:
+        assert start_of(descriptor, {}) == 0
