@@ -5,17 +5,22 @@ other nodes by. A lab or tests have a folder for that, a cluster its API server 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import closing
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Protocol
 
 from nodeagent.config import AgentConfig, Kubernetes
 from nodeagent.control.concern import Concern, Resigning
+from nodeagent.errors import KernelError
 from nodeagent.places.annotation import AnnotationPlaces
+from nodeagent.places.own_addresses import own_addresses
 from nodeagent.places.place import Places
+from nodeagent.redirect.netns import PodNetns, inside
 from nodeagent.resources.directory import DirectorySource
 from nodeagent.resources.marks import DirectoryMarks
 from nodeagent.resources.source import Marks, Source
-from nodeagent.vocabulary import PodUid
+from nodeagent.vocabulary import Address, PodUid
 
 
 class Beside(Concern, Resigning, Protocol):
@@ -56,6 +61,15 @@ def open_footing(config: AgentConfig) -> Footing:
     return Footing(source, AnnotationPlaces(), DirectoryMarks(config.source))
 
 
+def addresses_in(namespace: Path) -> frozenset[Address]:
+    """Return the addresses of the network namespace whose file is *namespace*. Raises KernelError."""
+    try:
+        with closing(PodNetns.open(namespace)) as opened, inside(opened.fd):
+            return own_addresses()
+    except OSError as error:
+        raise KernelError(f"{namespace}: cannot be entered: {error.strerror}") from None
+
+
 def _cluster(config: AgentConfig, kubernetes: Kubernetes) -> Footing:
     # Imported only where a cluster is: it brings gRPC and TLS for the runtime and the API server.
     from nodeagent.control.cluster_side import ClusterSide
@@ -72,7 +86,7 @@ def _cluster(config: AgentConfig, kubernetes: Kubernetes) -> Footing:
 
     client = KubeClient(open_access(kubernetes.kubeconfig))
     runtime = CriRuntime(find_socket(kubernetes.runtime))
-    places = CriPlaces(runtime, SandboxReader(config.redirect.cgroup).read)
+    places = CriPlaces(runtime, SandboxReader(config.redirect.cgroup).read, network=addresses_in)
     kept = SnapshotFile(kubernetes.state_directory or config.runtime_directory, config.node)
     source = KubernetesSource(client, config.node, places, kept)
     marks = NodeStatusMarks(client, config.node, source.statuses, source.mark, here=source.here)

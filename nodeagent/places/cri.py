@@ -24,6 +24,7 @@ from pathlib import Path, PurePosixPath
 from typing import Final
 
 from nodeagent.errors import KernelError
+from nodeagent.places.bundles import FOLDERS, Bundles, Network, Reader
 from nodeagent.places.place import Place
 from nodeagent.places.runtime import ContainerRuntime, EventsUnserved, QuestionRefused, RuntimeUnavailable
 from nodeagent.places.sandbox import Listed, Sandbox, SandboxError, SandboxReport
@@ -66,7 +67,6 @@ STILL_SECONDS: Final = 1.5
 NETNS_FOLDERS: Final = (Path("/run/netns"), Path("/var/run/netns"))
 MIRROR: Final = "kubernetes.io/config.mirror"
 """Annotation of a static pod's mirror: the uid that the kubelet and the runtime know the pod by."""
-Reader = Callable[[Listed, SandboxReport], Sandbox]
 log = logging.getLogger("nodeagent.places")
 
 
@@ -87,7 +87,8 @@ def pause(waited: float | None, since_alarm: float, *, events: bool, watched: bo
 class CriPlaces:
     """Where this node's pods run, by *runtime*; *read* makes a sandbox of what it reports.
 
-    *uniform* is injected for tests; *folders* is where runtimes mount network namespaces.
+    *uniform* is injected for tests; *folders* is where runtimes mount network namespaces. *network*
+    says which addresses are in one; with it sandboxes are found before the runtime tells of them, in *bundles*.
     """
 
     def __init__(
@@ -96,6 +97,8 @@ class CriPlaces:
         read: Reader,
         *,
         folders: Iterable[Path] = NETNS_FOLDERS,
+        network: Network | None = None,
+        bundles: Iterable[Path] = FOLDERS,
         uniform: Callable[[float, float], float] = random.uniform,
     ) -> None:
         self._runtime = runtime
@@ -127,6 +130,9 @@ class CriPlaces:
         self._inotify = -1
         self._watched = False
         """Namespaces are seen to come and go."""
+        self._bundles = Bundles(read, network, self._wake_early, folders=bundles) if network is not None else None
+        self._is_early = False
+        """There is news of a sandbox of which the runtime does not tell yet."""
 
     def of(self, pod: PodObject) -> Place | None:
         """Return where *pod* runs. A pod that names another's sandbox, as mirrors name their static
@@ -197,13 +203,15 @@ class CriPlaces:
             return await self._look()
         while True:
             await self._next()
-            if found := await self._look():
+            if found := self._early() or await self._look():
                 return found
 
     def close(self) -> None:
         """Stop following; idempotent."""
         if self._listener is not None:
             self._listener.cancel()
+        if self._bundles is not None:
+            self._bundles.close()
         for asking in self._asking.values():
             asking.cancel()
         if self._inotify >= 0:
@@ -219,7 +227,8 @@ class CriPlaces:
                 await self._wake.wait()
         except TimeoutError:
             return
-        await asyncio.sleep(SETTLE_SECONDS)
+        if not self._is_early:
+            await asyncio.sleep(SETTLE_SECONDS)
 
     def _due(self) -> float:
         if self._failures:
@@ -231,9 +240,27 @@ class CriPlaces:
         usual = pause(waited, since_alarm, events=self._events, watched=self._watched)
         return min(usual, SLOW_SECONDS) if self._retry or now - self._left < ALARM_SECONDS else usual
 
+    def _wake_early(self) -> None:
+        self._is_early = True
+        self._wake.set()
+
+    def _early(self) -> frozenset[PodUid]:
+        """Return for which pods there is a sandbox that the runtime does not tell of yet, and was not known;
+        the runtime is asked after that.
+        """
+        if not self._is_early or self._bundles is None:
+            return frozenset()
+        self._is_early = False
+        found = self._bundles.early(self._seen)
+        differ = frozenset(uid for uid, sandbox in found.items() if self._current.get(uid) != sandbox)
+        self._current = {**self._current, **found}
+        return differ
+
     async def _look(self) -> frozenset[PodUid]:
         """Ask the runtime; return the pods for which it answers otherwise than before."""
         self._wake.clear()
+        if self._bundles is not None:
+            self._bundles.follow()
         try:
             listed = await self._runtime.sandboxes()
             fresh = _newest(listed)
@@ -326,6 +353,8 @@ class CriPlaces:
             found = before.get(uid) if each.id in self._asking else self._seen.get(each.id)
             if found is not None:
                 now[uid] = found
+        if self._bundles is not None:
+            now |= self._bundles.early(ids)  # what is not told yet is later than what is
         differ = frozenset(uid for uid in now.keys() | before.keys() if now.get(uid) != before.get(uid))
         self._seen = {name: found for name, found in self._seen.items() if name in ids}
         self._retry = {name: due for name, due in self._retry.items() if name in ids}

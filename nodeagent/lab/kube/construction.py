@@ -95,7 +95,7 @@ def build(layout: KubeLayout, nodes: Sequence[KubeNode], binary: Path, cni: conf
         (folder / "proxy.json").write_text(config.proxy_file(layout, each))
         (folder / "net.d" / "10-lab.conflist").write_text(config.network_file(cni, each))
         root = config.NODE_FOLDERS["containerd"]
-        state = config.CONTAINERD.parent / "state"
+        state = config.CONTAINERD.parent  # as it is by default
         (folder / "containerd.toml").write_text(config.containerd_file(root, state, config.CONTAINERD))
         (folder / "init").write_text(_init(layout, each, binary))
     asyncio.run(network.build(layout, nodes))
