@@ -25,8 +25,9 @@ import orjson
 
 from nodeagent.errors import ResourceError, shown
 from nodeagent.kube.access import KubeObject
+from nodeagent.kube.foreign import FOREIGN
+from nodeagent.kube.kind_objects import HeldObject
 from nodeagent.kube.lean import UNWRITTEN, unwritten
-from nodeagent.kube.source import FOREIGN, HeldObject
 from nodeagent.resources import regular_file
 from nodeagent.resources.changes import Change
 from nodeagent.resources.labels import LabelSelector

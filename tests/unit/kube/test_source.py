@@ -11,8 +11,9 @@ from typing import Any
 import pytest
 
 from nodeagent.kube.client import KubeClient
+from nodeagent.kube.foreign import SOON_SECONDS
 from nodeagent.kube.snapshot import SnapshotFile
-from nodeagent.kube.source import SOON_SECONDS, KubernetesSource
+from nodeagent.kube.source import KubernetesSource
 from nodeagent.kube.watch import LOOK_SECONDS
 from nodeagent.places.place import Place
 from nodeagent.resources.changes import Change
