@@ -35,6 +35,7 @@ class Containerd:
     def __init__(self, folder: Path, tree: Path) -> None:
         self.folder = folder
         self.socket = folder / "containerd.sock"
+        self.bundles = folder / "state" / "io.containerd.runtime.v2.task" / "k8s.io"
         self._top = f"cri-{uuid.uuid4().hex[:12]}"
         self.root = tree / self._top / "kubepods"
         self._process: subprocess.Popen[bytes] | None = None

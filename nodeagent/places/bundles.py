@@ -39,6 +39,8 @@ MOST: Final = 256
 """Folders whose file is waited for at the same time."""
 EARLY_SECONDS: Final = 60.0
 """For so long a sandbox is believed that the runtime has not told of."""
+_GONE: Final = inotify.DELETE | inotify.MOVED_FROM
+"""containerd renames a bundle before it removes it (runtime/v2/bundle.go: atomicDelete)."""
 _ID: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,127}")
 _CRI: Final = "io.kubernetes.cri."
 Reader = Callable[[Listed, SandboxReport], Sandbox]
@@ -101,7 +103,7 @@ class Bundles:
         if self._inotify < 0:
             self._inotify = inotify.open_instance()
             self._loop.add_reader(self._inotify, self._happened)
-        self._watched[inotify.watch(self._inotify, folder, inotify.CREATE | inotify.DELETE)] = folder
+        self._watched[inotify.watch(self._inotify, folder, inotify.CREATE | _GONE)] = folder
 
     def _happened(self) -> None:
         for number, mask, name in inotify.events(self._inotify):
@@ -112,7 +114,7 @@ class Bundles:
                 self._written(number, name)
             elif number in self._watched and mask & inotify.CREATE and _ID.fullmatch(name):
                 self._made(self._watched[number] / name)
-            elif mask & inotify.DELETE and self._early.pop(name, None) is not None:
+            elif mask & _GONE and self._early.pop(name, None) is not None:
                 self._told()
 
     def _made(self, bundle: Path) -> None:

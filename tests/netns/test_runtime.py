@@ -18,8 +18,10 @@ from typing import Protocol
 
 import pytest
 
+from nodeagent.control.footing import addresses_in
 from nodeagent.lab import cgroup
 from nodeagent.places import cgroups
+from nodeagent.places.bundles import Bundles
 from nodeagent.places.cri import CriPlaces
 from nodeagent.places.runtime import CriRuntime
 from nodeagent.places.sandbox import SandboxReader
@@ -27,6 +29,7 @@ from nodeagent.redirect.netns import PodNetns, own_cookie
 from nodeagent.vocabulary import PodUid
 from tests.containerd import NETWORKS, Containerd
 from tests.fakes.cri import FakeCri, FakeSandbox, crio_info
+from tests.waiting import until
 
 
 class Node(Protocol):
@@ -180,6 +183,42 @@ def test_a_sandbox_made_anew_is_another_place(node: Node) -> None:
         assert after.id != first
 
     follow(node, script)
+
+
+def test_containerds_folder_says_of_a_sandbox_what_it_will_say_itself() -> None:
+    """Input: pods of a real containerd, by its bundles alone. Verdict: each has there the very place and addresses
+    that containerd tells, and is forgotten with its sandbox.
+    """
+    folder = Path(tempfile.mkdtemp(prefix="cri-", dir="/run"))
+    made = Containerd(folder, cgroup.hierarchy())
+
+    async def script() -> None:
+        reader = SandboxReader(made.root)
+        places = CriPlaces(CriRuntime(made.socket), reader.read)
+        bundles = Bundles(reader.read, addresses_in, lambda: None, folders=[made.bundles])
+        try:
+            async with asyncio.timeout(100):
+                await asyncio.to_thread(made.run_pod, str(uuid.uuid4()), name="first")
+                await places.changed()
+                bundles.follow()
+                uid = PodUid(str(uuid.uuid4()))
+                (made.root / "burstable" / f"pod{uid}").mkdir()  # as a kubelet does before it asks for the sandbox
+                sandbox = await asyncio.to_thread(made.run_pod, uid)
+                await asyncio.to_thread(made.run_pod, str(uuid.uuid4()), name="proxy", host_network=True)
+                assert await places.changed() == {uid}
+                assert bundles.early(()) == {uid: places.sandbox(uid)}
+                await asyncio.to_thread(made.remove_pod, sandbox)
+                await until(lambda: not bundles.early(()))
+        finally:
+            bundles.close()
+            places.close()
+
+    try:
+        made.start()
+        made.import_pause()
+        asyncio.run(script())
+    finally:
+        made.remove()
 
 
 def test_who_shares_the_nodes_network_has_no_place_of_its_own(node: Node) -> None:

@@ -113,9 +113,15 @@ def test_one_whose_folder_goes_or_that_never_becomes_one_is_forgotten(
         await until(lambda: watched.ids() == {UID: "a"})
         shutil.rmtree(bundle)
         await until(lambda: watched.ids() == {})
-        assert watched.news == 2
-        made(tmp_path, "b", config())
-        await until(lambda: watched.news == 3)
+        made(tmp_path, "b", config()).rename(tmp_path / ".b")
+        made(tmp_path, "c", config())
+        await until(lambda: watched.ids() == {UID: "c"})
+        news = watched.news
+        (tmp_path / "c").rename(tmp_path / ".c")
+        await until(lambda: watched.ids() == {})
+        assert watched.news == news + 1
+        made(tmp_path, "d", config())
+        await until(lambda: watched.ids() == {UID: "d"})
         monkeypatch.setattr(bundles, "EARLY_SECONDS", -1.0)
         assert watched.ids() == {}
 
