@@ -6,23 +6,34 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Collection
-from typing import TYPE_CHECKING, Final
+from typing import Final, Protocol
 
 from nodeagent.kube.access import ApiError, KubeObject
+from nodeagent.kube.client import KubeClient
 from nodeagent.kube.kind_objects import HeldObject
-from nodeagent.kube.watch import LOOK_SECONDS
+from nodeagent.kube.watch import LOOK_SECONDS, Sleep
 from nodeagent.resources import objects
 from nodeagent.resources.changes import Change
 from nodeagent.resources.objects import UnreadPolicy
-
-if TYPE_CHECKING:
-    from nodeagent.kube.source import KubernetesSource
 
 FOREIGN: Final = "API group"
 """Stands as a kind for policies of the network that others define and enforce."""
 SOON_SECONDS: Final = 2.0
 """Until it is looked again for API groups that a server may not have discovered yet."""
 log = logging.getLogger("nodeagent.kube")
+
+
+class TellsChanges(Protocol):
+    """Whom they are found for: ``KubernetesSource``."""
+
+    client: KubeClient
+    sleep: Sleep
+
+    def tell(self, held: HeldObject | None, change: Change) -> None:
+        """Have *change*, of what is *held*, in the next batch."""
+
+    def wake(self) -> None:
+        """There may be something to tell."""
 
 
 class ForeignPolicies:
@@ -32,7 +43,7 @@ class ForeignPolicies:
     when two looks have not found it.
     """
 
-    def __init__(self, source: KubernetesSource) -> None:
+    def __init__(self, source: TellsChanges) -> None:
         self.known = False
         self.failed = False
         self._source = source

@@ -7,8 +7,9 @@ A wrong object keeps what was good of it; where nothing was, what closes what it
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Protocol
 
 import orjson
 
@@ -16,17 +17,17 @@ from nodeagent.errors import ResourceError, shown, translated
 from nodeagent.kube.access import KubeObject
 from nodeagent.kube.events import Trouble
 from nodeagent.kube.kinds import NODE_STATUSES, NODES, PODS, WatchedKind
-from nodeagent.kube.lean import UNWRITTEN, rewritten, trim
+from nodeagent.kube.lean import UNWRITTEN, Lean, rewritten, trim
+from nodeagent.kube.node_status import NodeStatuses
 from nodeagent.kube.taint import is_tainted
 from nodeagent.kube.watch import newer
 from nodeagent.mesh.local import finished
 from nodeagent.resources import objects, security
-from nodeagent.resources.changes import Change, Refused
+from nodeagent.resources.changes import Change, EnrolledChange, Refused
 from nodeagent.resources.objects import KubernetesObject, NamespaceObject, PodObject, ServiceObject, UnreadPolicy
 from nodeagent.resources.security import Policy
 
 if TYPE_CHECKING:
-    from nodeagent.kube.source import KubernetesSource
     from nodeagent.protocols.pods_pb2 import Pod
 
 WHERE: Final = "Kubernetes API"
@@ -54,10 +55,32 @@ class HeldObject:
     told: bool = False
 
 
+class Whole(Protocol):
+    """What follows all kinds: ``KubernetesSource``."""
+
+    node: str
+    tainted: bool
+    """The node has the taint of ``taint.py``."""
+    statuses: NodeStatuses
+    lean: Lean
+
+    def tell(self, held: HeldObject | None, change: Change) -> None:
+        """Have *change*, of what is *held*, in the next batch."""
+
+    def mark(self, changes: Iterable[EnrolledChange]) -> None:
+        """Have *changes* in the next batch."""
+
+    def moved(self, pod: PodObject | None, before: PodObject | None) -> None:
+        """*pod* of this node came, or *before* went."""
+
+    def wake(self) -> None:
+        """There may be something to tell."""
+
+
 class KindObjects:
     """The objects of one kind; a :class:`Sink` of its watch."""
 
-    def __init__(self, source: KubernetesSource, kind: WatchedKind) -> None:
+    def __init__(self, source: Whole, kind: WatchedKind) -> None:
         self.kind = kind
         self.objects: dict[Name, HeldObject] = {}
         self.state = ""
