@@ -15,7 +15,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate
-from operator import add, itemgetter, sub
 from typing import Final, Literal, TypeAlias
 
 import msgspec
@@ -70,81 +69,26 @@ def plain(chunk: Chunk, read_at: bytes) -> Lines:
 
 def cri(chunk: Chunk, read_at: bytes) -> Lines:
     """Return the lines of a file that a container runtime wrote in CRI's format."""
-    return _whole_cri(chunk) or _each_cri(chunk, read_at)
-
-
-def _whole_cri(chunk: Chunk) -> Lines | None:
-    """Return the lines of a chunk in which all are whole and of CRI's format, None: some are not, or it cannot be
-    told so quickly.
-
-    The chunk is cut where a line's text begins, not at its end: each piece but the first holds a text, the
-    line's end, and the next line's head. Where each piece has one end, no line has been cut in two,
-    and none was taken for two.
-    """
-    data = chunk.data
-    mark = _mark(data)
-    first, *pieces = data.split(mark)
-    if not pieces or data[-1:] != b"\n" or b"\n" in first:
-        return None
-    texts, ends, heads = map(list, zip(*[piece.rpartition(b"\n") for piece in pieces], strict=True))
-    count = len(texts)
-    if ends.count(b"\n") != count or b"\n" in b"".join(texts):
-        return None
-    heads.insert(0, first)
-    heads.pop()
-    if mark == _ANY_STREAM:
-        streams = [head[-6:] for head in heads]
-        times = [head[:-7] for head in heads]
-        if not STREAMS.issuperset(streams) or {head[-7:-6] for head in heads} != {b" "}:
-            return None
-    else:
-        streams = [mark[1:7]] * count
-        times = heads
-    if not are_times(times):
-        return None
-    texts_begin = accumulate(map(len, pieces), initial=len(first))
-    places = map(add, texts_begin, range(chunk.start, chunk.start + count * len(mark), len(mark)))
-    offsets = list(map(sub, places, map(len, heads)))
-    return Lines(offsets, times, streams, _texts(texts, data))
-
-
-def _mark(data: bytes) -> bytes:
-    """Return what stands between head and text of most lines, and is not worth a second try where it does not."""
-    here = next((mark for mark in _ONE_STREAM if mark in data[:_HEAD]), _ANY_STREAM)
-    others = (mark for mark in _ONE_STREAM if mark != here)
-    return _ANY_STREAM if any(mark in data for mark in others) else here
-
-
-_ONE_STREAM: Final = (b" stdout F ", b" stderr F ")
-_ANY_STREAM: Final = b" F "
-_HEAD: Final = 64
-"""A line's head has fewer bytes."""
-
-
-def _each_cri(chunk: Chunk, read_at: bytes) -> Lines:
-    """Return the lines of any chunk, those that are not of CRI's format as text."""
     lines = _lines(chunk.data)
-    offsets = _offsets(lines, chunk.start)
     rows = [line.split(b" ", 3) for line in lines]
-    malformed = [at for at, row in enumerate(rows) if len(row) != 4]
+    if any(length != _PARTS for length in set(map(len, rows))):
+        rows = [row if len(row) == _PARTS else [b"", b"", b"", b""] for row in rows]
+    times, streams, tags, texts = map(list, zip(*rows, strict=True)) if rows else ([], [], [], [])
+    known = STREAMS.issuperset(streams) and _KNOWN_TAGS.issuperset(tags) and are_times(times)
+    malformed = [] if known else [at for at, row in enumerate(rows) if not _is_cri(row)]
     for at in malformed:
-        rows[at] = [read_at, b"", b"F", lines[at]]
-    times = list(map(itemgetter(0), rows))
-    streams = list(map(itemgetter(1), rows))
-    tags = list(map(itemgetter(2), rows))
-    texts = list(map(itemgetter(3), rows))
-    if malformed or not STREAMS.issuperset(streams) or not are_times(times) or not _KNOWN_TAGS.issuperset(tags):
-        malformed = [at for at, row in enumerate(rows) if not _is_cri(row)]
-        for at in malformed:
-            times[at] = read_at
-            streams[at] = b""
-            tags[at] = b"F"
-            texts[at] = lines[at]
+        times[at] = read_at
+        streams[at] = b""
+        tags[at] = b"F"
+        texts[at] = lines[at]
     whole = tags.count(b"F")
     partial = [at for at, tag in enumerate(tags) if tag[:1] == b"P"] if whole != len(tags) else []
+    offsets = _offsets(lines, chunk.start)
     return Lines(offsets, times, streams, _texts(texts, chunk.data), partial, len(malformed))
 
 
+_PARTS: Final = 4
+"""Of a line in CRI's format."""
 _KNOWN_TAGS: Final = frozenset((b"F", b"P"))
 
 
@@ -205,8 +149,9 @@ def _lines(data: bytes) -> list[bytes]:
 
 def _offsets(lines: list[bytes], start: int) -> list[int]:
     """Return where each of *lines* begins; between them stands one byte."""
-    ends = accumulate(map(len, lines), initial=0)
-    return list(map(add, ends, range(start, start + len(lines))))
+    offsets = list(accumulate([len(line) + 1 for line in lines], initial=start))
+    offsets.pop()
+    return offsets
 
 
 def _texts(texts: list[bytes], data: bytes) -> list[bytes]:

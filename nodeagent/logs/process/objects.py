@@ -56,6 +56,8 @@ class LogObjects:
         """
         if self._are_objects(texts):
             return texts, []
+        if b"{" not in b"".join(texts):
+            return of_text(texts), list(range(len(texts)))
         objects = [self._of_one(text) for text in texts]
         others = [at for at, found in enumerate(objects) if not found]
         for at, found in zip(others, of_text([texts[at] for at in others]), strict=True):
