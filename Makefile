@@ -2,7 +2,7 @@ SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup packages demo test bench log-shippers scale nodes soak rehearse lint documents kube kube-path wheel image pure
+.PHONY: help setup packages demo test bench log-shippers scale nodes sinks soak rehearse lint documents kube kube-path wheel image pure
 
 VENV := .venv
 PYTHON := $(VENV)/bin/python
@@ -23,6 +23,10 @@ KUBE := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/nodeagent/kube-$(KUBE_VERSION)-$(
 SHIPPER_PACKAGES := rsyslog rsyslog-elasticsearch libestr0 libfastjson4 liblognorm5 \
 	syslog-ng-core syslog-ng-mod-http libivykis0 libjson-c5 libnet1 libpcre3 libwrap0
 SHIPPERS := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/nodeagent/log-shippers
+# OpenSearch for tests/sinks, by Maven; and what that takes.
+SEARCH_BUILD := tests/sinks/build
+SEARCH := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/nodeagent/search-$(shell find $(SEARCH_BUILD) -type f | sort | xargs cat | sha256sum | head -c 8)
+SEARCH_PACKAGES := maven openjdk-17-jdk-headless
 # BPF programs compiled ahead by BCC, for nodes without a compiler and for starts that do not wait for one; the image, and the name under which manifests know it.
 PROGRAMS := bpf/programs.json
 VERSION := $(shell sed -n 's/^__version__ = "\(.*\)"/\1/p' nodeagent/__init__.py)
@@ -71,6 +75,9 @@ scale: setup kube ## how a node fares in a cluster of 10,000 pods and 2,000 Serv
 
 nodes: setup kube image ## what the agents of two nodes with 250 pods cost, 110 of them in the mesh: start, idle CPU, memory (root)
 	@tests/room.sh $(PYTHON) -m tests.kube_nodes
+
+sinks: $(SEARCH)/classpath packages $(VENV)/.complete ## sinks of logs against real servers: OpenSearch behind nginx with TLS and a login (root)
+	@SEARCH=$(SEARCH) tests/room.sh $(PYTHON) -m pytest -q -p no:cacheprovider tests/sinks/contract.py
 
 soak: setup ## ten minutes of everything that fails, under clients whose requests policy refuses; prints how many were answered: 0 is right
 	@tests/room.sh $(PYTHON) -m tests.netns.soak $(SOAK_MINUTES)
@@ -134,6 +141,12 @@ $(KUBE):
 		flags="$$flags -X $$package.gitVersion=v$(KUBE_VERSION) -X $$package.gitMajor=1 -X $$package.gitMinor=$$(cut -d. -f2 <<< $(KUBE_VERSION))"; \
 	done; \
 	cd $(KUBE_BUILD) && CGO_ENABLED=0 GOTOOLCHAIN=local GOFLAGS= $$go build -trimpath -buildvcs=false -ldflags "$$flags" -o $@.new . && mv $@.new $@ && rm -rf $(@D)/sdk
+
+$(SEARCH)/classpath:
+	@$(MAKE) --no-print-directory packages PACKAGES="$(SEARCH_PACKAGES)"
+	@echo "building OpenSearch: once, a minute"
+	@rm -rf $(@D) && mkdir -p $(@D) && cp -r $(SEARCH_BUILD)/. $(@D)
+	@cd $(@D) && mvn -q -B package dependency:build-classpath -Dmdep.outputFile=classpath.new >&2 && mv classpath.new classpath
 
 $(PROGRAMS): $(wildcard bpf/*.[ch]) nodeagent/redirect/precompile.py nodeagent/redirect/loader.py $(VENV)/.complete
 	@unshare --mount $(PYTHON) -m nodeagent.redirect.precompile $@

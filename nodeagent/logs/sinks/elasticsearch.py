@@ -27,6 +27,9 @@ PATH: Final = "/_bulk?filter_path=errors,items.*.status,items.*.error.type,items
 MAX_REASON: Final = 500
 """Characters of a server's reason that are kept."""
 GZIP_LEVEL: Final = 1
+PIECES: Final = 6
+"""A record: action, offset, what follows an id, time, what follows a time, body."""
+_AFTER_ID: Final = b'"}}\n{"@timestamp":"'
 _ALL_TAKEN: Final = b'{"errors":false'
 _BLOCKED: Final = "cluster_block_exception"
 
@@ -65,10 +68,13 @@ class ElasticsearchSink:
 
     def encode(self, batch: Sequence[LogRecords]) -> Payload:
         """Return *batch* as the body of one ``_bulk``."""
-        lines: list[bytes] = []
+        pieces: list[bytes] = []
         for records in batch:
-            lines += self._lines(records)
-        body = b"".join(lines)
+            pieces += self._pieces(records)
+        # Each record begins with the end of the line before it.
+        pieces[0] = pieces[0][1:]
+        pieces.append(b"\n")
+        body = b"".join(pieces)
         return Payload(batch, igzip.compress(body, compresslevel=GZIP_LEVEL) if self._gzip else body)
 
     async def send(self, payload: Payload) -> Outcome:
@@ -86,21 +92,30 @@ class ElasticsearchSink:
         """Close the connections."""
         await self._client.close()
 
-    def _lines(self, records: LogRecords) -> list[bytes]:
+    def _pieces(self, records: LogRecords) -> list[bytes]:
+        """Return the two lines of each record in pieces. By columns: a third of the time that formatting takes."""
+        rows = len(records)
         between = after_time(records)
-        columns = zip(records.offsets, records.times, records.streams, bodies(records), strict=True)
+        pieces = [_AFTER_ID] * (PIECES * rows)
+        pieces[0::PIECES] = self._actions(records)
+        pieces[1::PIECES] = [b"%x" % offset for offset in records.offsets]
+        pieces[3::PIECES] = records.times
+        pieces[4::PIECES] = [between[stream] for stream in records.streams]
+        pieces[5::PIECES] = bodies(records)
+        return pieces
+
+    def _actions(self, records: LogRecords) -> list[bytes]:
+        """Return what stands before each record's offset."""
         names = self._index.of(records)
         if len(names) == 1:
-            form = _form(next(iter(names.values())), records.file)
-            return [form % (offset, time, between[stream], body) for offset, time, stream, body in columns]
-        forms = {date: _form(name, records.file) for date, name in names.items()}
-        return [forms[time[:10]] % (offset, time, between[stream], body) for offset, time, stream, body in columns]
+            return [_action(next(iter(names.values())), records.file)] * len(records)
+        actions = {date: _action(name, records.file) for date, name in names.items()}
+        return [actions[time[:10]] for time in records.times]
 
 
-def _form(index: str, file: bytes) -> bytes:
-    """Return the two lines of a record, to be filled with its offset, time, what follows that, and body."""
+def _action(index: str, file: bytes) -> bytes:
     action = orjson.dumps({"create": {"_index": index, "_id": f"{file.decode('ascii', 'replace')}-"}})
-    return action[: -len(b'"}}')].replace(b"%", b"%%") + b'%x"}}\n{"@timestamp":"%b%b%b\n'
+    return b"\n" + action[: -len(b'"}}')]
 
 
 def outcome(answer: HttpAnswer, records: int) -> Outcome:

@@ -168,6 +168,7 @@ def test_an_answer_that_does_not_come_ends_in_time_and_the_next_is_its_own() -> 
         assert isinstance(outcome, Untaken) and "no answer in time" in outcome.why
         assert bulk.gate
         bulk.gate.set()
+        sink._client._timeout = 30
         assert await sent(sink, records(["b"], 500)) == Taken()
         assert bulk.connections == 2
         await sink.close()
