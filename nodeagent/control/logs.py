@@ -7,9 +7,11 @@ Without section ``logs:`` of agent.yaml there is none of it.
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 from collections.abc import AsyncIterator, Iterator, Mapping
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
+from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -31,6 +33,7 @@ from nodeagent.telemetry.http_request import Response, Routes
 from nodeagent.telemetry.store import Store
 
 _LEFT_OUT: Final = "by logs.containers of agent.yaml or its annotations, and it names no files"
+log = logging.getLogger("nodeagent.logs")
 MAX_TOLD: Final = 4
 """Of what is refused of one pod, in an Event."""
 ASK_SECONDS: Final = 5.0
@@ -53,6 +56,8 @@ class NodeLogs:
         self._metrics = LogMetrics(store)
         self._warnings: tuple[str, ...] = ()
         self._lacking = _lacking()
+        self._unprepared = ""
+        """Why nothing is read; empty: it is."""
         start = StartCollector(settings.model_dump(mode="json", by_alias=True), config.node, os.getppid())
         self.collector = LogCollector(
             loop, supervisor, start, self._metrics.count, self._metrics.died, stop_seconds=settings.stop_seconds
@@ -63,16 +68,34 @@ class NodeLogs:
 
     @asynccontextmanager
     async def run(self, parts: Parts) -> AsyncIterator[None]:
-        """Find and read; leaving lets what was read be delivered. Raises ConfigError where the folder of
-        positions cannot be had.
+        """Find and read, once the folder of positions is there: where it cannot be had, that is said, and nothing
+        else of the daemon waits for it. Leaving lets what was read be delivered.
         """
-        prepare(self._settings.state_directory)
-        for sink in self._settings.sinks:
-            if sink.file is not None and not sink.file.path.parent.exists():
-                prepare(sink.file.path.parent)
-        parts.start("the look at the logs' collector", self._keep_asking)
-        async with self._finder.run(parts), self.collector.run(parts, self._finder):
+        async with AsyncExitStack() as stops:
+            parts.start("the beginning of the logs", partial(self._begin, parts, stops))
             yield
+
+    async def _begin(self, parts: Parts, stops: AsyncExitStack) -> None:
+        while unprepared := self._prepare():
+            if unprepared != self._unprepared:
+                log.error("%s", unprepared)
+            self._unprepared = unprepared
+            await asyncio.sleep(ASK_SECONDS)
+        self._unprepared = ""
+        await stops.enter_async_context(self._finder.run(parts))
+        await stops.enter_async_context(self.collector.run(parts, self._finder))
+        parts.start("the look at the logs' collector", self._keep_asking)
+
+    def _prepare(self) -> str:
+        """Make the folders that the collector writes to; return what is in the way, in words."""
+        try:
+            prepare(self._settings.state_directory, "logs.stateDirectory")
+            for sink in self._settings.sinks:
+                if sink.file is not None and not sink.file.path.parent.exists():
+                    prepare(sink.file.path.parent, f"the folder of sink {sink.name}")
+        except ConfigError as error:
+            return str(error)
+        return ""
 
     def resign(self) -> None:
         """Let the other daemon's collector have the folder of positions."""
@@ -92,6 +115,8 @@ class NodeLogs:
 
     def warnings(self) -> list[str]:
         """Return, in words, what is not read or delivered, and why."""
+        if self._unprepared:
+            return [f"logs: {self._unprepared}"]
         return [*self.collector.missing(), *self._lacking, *self._warnings, *self._finder.warnings()]
 
     def routes(self) -> Routes:
@@ -148,9 +173,9 @@ class NodeLogs:
                 yield {"pod": followed.name, "refusal": words}
 
 
-def prepare(folder: Path) -> None:
-    """Make *folder* user 1337's, who keeps positions in it, and its group root's, who may remove it again.
-    Raises ConfigError.
+def prepare(folder: Path, what: str) -> None:
+    """Make *folder* user 1337's, who writes to it, and its group root's, who may remove it again. Raises ConfigError
+    that begins with *what* it is.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -159,7 +184,7 @@ def prepare(folder: Path) -> None:
             os.chown(folder, USER, -1)
     except OSError as error:
         raise ConfigError(
-            f"logs.stateDirectory {folder}: cannot be made user {USER}'s: {error.strerror}; give the agent CAP_CHOWN, "
+            f"{what} {folder}: cannot be made user {USER}'s: {error.strerror}; give the agent CAP_CHOWN, "
             f"or make the folder beforehand: install -d -m 2770 -o {USER} {folder}"
         ) from None
 

@@ -11,13 +11,14 @@ import shutil
 import signal
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from nodeagent.lab import Lab
-from tests.netns.world import admin, cluster, control, get, parent_of, scrape
+from tests.netns.world import admin, cluster, control, get, memory, parent_of, scrape
 from tests.waiting import eventually
 
 PODS = """
@@ -224,3 +225,29 @@ def test_it_has_no_privilege(lab: Lab) -> None:
     status = Path(f"/proc/{collector(lab)}/status").read_text()
     assert re.search(r"^Uid:\s+1337\s+1337\s+1337\s+1337$", status, re.MULTILINE)
     assert re.search(r"^Cap(?:Eff|Prm):\s+0+$", status, re.MULTILINE)
+
+
+def test_reading_costs_little_memory(lab: Lab) -> None:
+    """What the whole daemon has more with logs than without, on a node whose pods write all the time."""
+    agent = lab.agent("node1")
+    with_logs = settled_memory(lab, 4)
+    agent.stop()
+    without = replace(agent, overlay={name: value for name, value in agent.overlay.items() if name != "logs"})
+    without.start()
+    try:
+        alone = settled_memory(lab, 3)
+    finally:
+        without.stop()
+        agent.start()
+    print(f"memory: {alone / 1e6:.1f} MB without logs, {(with_logs - alone) / 1e6:.1f} MB more with them")
+    assert with_logs - alone < 40e6
+
+
+def settled_memory(lab: Lab, processes: int) -> int:
+    """Return the bytes of all processes of the daemon: supervisor, control, worker, and the collector where it has
+    one; once the loader has ended.
+    """
+    agent = lab.agent("node1")
+    eventually(lambda: len(agent.processes()) == processes, f"{processes} processes")
+    scrape(lab)
+    return memory(agent.processes())
