@@ -67,6 +67,7 @@ def import_(file: Path, pod: Path | None, assigned: tuple[str, ...], pod_output:
 
 def _tell(found: list[tuple[str, Imported]], text: str, pod_output: Path | None, output: Output) -> None:
     for pod, imported in found:
+        _check(imported)
         for note in imported.notes:
             print(f"nodeagent: {note}", file=sys.stderr)
         if imported.annotations and pod_output is None:
@@ -83,6 +84,23 @@ def _tell(found: list[tuple[str, Imported]], text: str, pod_output: Path | None,
             pod_output.write_text(text)
         except OSError as error:
             raise ConfigError(f"--pod-output {pod_output}: cannot be written: {error.strerror}") from None
+
+
+def _check(imported: Imported) -> None:
+    """Raise ConfigError where the agent would not take what came out: it says which field, and what is allowed."""
+    from pydantic import ValidationError
+
+    from nodeagent.logs.settings import LogSettings
+
+    try:
+        LogSettings.model_validate(imported.logs)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        where = ".".join(str(each) for each in ("logs", *first["loc"]))
+        raise ConfigError(
+            f"what comes out would not be taken by the agent: {where}: {first['msg']}: change that in Fluentd's "
+            "configuration before it is imported"
+        ) from None
 
 
 def _is_kubernetes(text: str) -> bool:

@@ -20,6 +20,7 @@ from nodeagent.lab import Lab
 from nodeagent.lab.demo.agents import Proof
 from nodeagent.lab.demo.application import HOPS, NAMESPACE, PAGE, identity, manifest
 from nodeagent.lab.demo.findings import Findings, broken
+from nodeagent.lab.demo.logs import Collected
 from nodeagent.lab.demo.run import LABS
 from nodeagent.lab.demo.traffic import Visit
 from nodeagent.lab.demo.wiretap import Seen, examine
@@ -51,6 +52,7 @@ def test_the_demo_shows_what_it_claims() -> None:
     assert any(line.startswith("60 of 60 pages") for line in lines), done.stdout
     assert any(line.startswith("with agents ") and line.endswith(" 0 0") for line in lines), done.stdout
     assert "ratings → store …ratings …store mTLS 1 TCP connection" in lines
+    assert any(line.startswith("60 of 60 lines collected") for line in lines), done.stdout
     assert lines[-1].startswith("✓ Every claim holds")
 
 
@@ -143,6 +145,7 @@ GOOD = Findings(
     proofs=tuple(
         Proof(hop, frozenset({hop.client}), frozenset({hop.server}), frozenset({hop.policy}), 5) for hop in HOPS
     ),
+    logs=Collected(written=10, delivered=10),
     latencies=(),
     footprints=(),
 )
@@ -174,6 +177,8 @@ def test_claims_that_hold() -> None:
             {"proofs": (dataclasses.replace(GOOD.proofs[0], clients=frozenset({identity("details")})),)},
             "identities of visitor -> frontend",
         ),
+        ({"logs": Collected(10, 9)}, "of 10 lines of the frontend's log 9 came to the sink"),
+        ({"logs": Collected(0, 0)}, "the frontend has written no line about reader-1"),
         ({"proofs": (dataclasses.replace(GOOD.proofs[1], policies=frozenset({"none"})),)}, "by none"),
         ({"proofs": (dataclasses.replace(GOOD.proofs[1], clients=frozenset(), count=0),)}, "client nobody"),
     ],

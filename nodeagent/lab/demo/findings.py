@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from nodeagent.lab.demo.agents import Footprint, Paths, Proof
+from nodeagent.lab.demo.logs import Collected
 from nodeagent.lab.demo.traffic import Latency, Visit
 from nodeagent.lab.demo.wiretap import Seen
 
@@ -26,13 +27,14 @@ class Findings:
     paths: Paths
     """Captured connections during the visit."""
     proofs: tuple[Proof, ...]
+    logs: Collected
     latencies: tuple[Latency, ...]
     footprints: tuple[Footprint, ...]
 
 
 def broken(found: Findings) -> list[str]:
     """Return each claim that does not hold, with what was found instead; an empty list is what the demo is for."""
-    return [*_requests(found), *_underlay(found), *_capture(found), *_identities(found)]
+    return [*_requests(found), *_underlay(found), *_capture(found), *_identities(found), *_logs(found)]
 
 
 def _requests(found: Findings) -> Iterator[str]:
@@ -82,6 +84,13 @@ def _identities(found: Findings) -> Iterator[str]:
                 f"{proof.count} times"
             )
             yield f"identities of {proof.hop.source} -> {proof.hop.destination} are not as expected: {proved}"
+
+
+def _logs(found: Findings) -> Iterator[str]:
+    if not found.logs.written:
+        yield f"the frontend has written no line about {found.reader}: nothing is shown of its log"
+    elif found.logs.delivered != found.logs.written:
+        yield f"of {found.logs.written} lines of the frontend's log {found.logs.delivered} came to the sink as its own"
 
 
 def _listed(values: frozenset[str]) -> str:

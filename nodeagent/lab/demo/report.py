@@ -33,6 +33,7 @@ def show(console: Console, found: Findings) -> None:
     _connections(console, found)
     _identities(console, found)
     _underlay(console, found)
+    _logs(console, found)
     _latency(console, found)
     _memory(console, found)
 
@@ -47,6 +48,7 @@ def show_next(console: Console) -> None:
         "traffic": f"{agent} lab exec -n bookinfo visitor -- python3 /app/visitor.py me 100 10 http://frontend/",
         "pods": f"{agent} get pods",
         "live": f"{agent} flows -f",
+        "logs": f"{agent} lab logs -f -n bookinfo deploy/frontend",
         "metrics": f"{agent} lab exec node1 -- curl -s localhost:{STATUS_PORT}/metrics",
         "down": f"{agent} lab down",
     }
@@ -104,6 +106,14 @@ def _underlay(console: Console, found: Findings) -> None:
 
 def _seen(seen: Seen) -> tuple[str, ...]:
     return tuple(f"{count:,}" for count in (seen.packets, seen.records, seen.marked, seen.marked_bytes))
+
+
+def _logs(console: Console, found: Findings) -> None:
+    _title(console, "Logs", "the frontend's standard output, a line a page")
+    console.print(
+        f"  {found.logs.delivered} of {found.logs.written} lines collected by its node's agent, as the pod's own; "
+        "no shipper in the pod"
+    )
 
 
 def _latency(console: Console, found: Findings) -> None:

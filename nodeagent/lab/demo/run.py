@@ -16,6 +16,7 @@ from rich.console import Console
 from nodeagent.errors import LabError
 from nodeagent.lab import Lab
 from nodeagent.lab.cluster import Mode
+from nodeagent.lab.demo import logs
 from nodeagent.lab.demo.agents import footprints, proofs, scrape
 from nodeagent.lab.demo.application import manifest
 from nodeagent.lab.demo.findings import Findings
@@ -74,13 +75,16 @@ def _carry_out(steps: Steps, requests: int) -> Findings:
     with steps.step("a lab without agents: two nodes, bookinfo in seven pods"):
         direct = Lab.up(text=yaml, name=LABS["direct"], mode="direct")
     with steps.step("the same lab with one agent a node"):
-        agent = Lab.up(text=yaml, name=LABS["nodeagent"], mode="nodeagent")
+        settings = logs.settings(LABS["nodeagent"])
+        agent = Lab.up(text=yaml, name=LABS["nodeagent"], mode="nodeagent", agent=settings)
     with steps.step(f"{requests} pages without agents, tcpdump between the nodes"), record(direct) as direct_tap:
         direct_visit = visit(direct, reader, requests)
     with steps.step(f"{requests} pages through the agents, tcpdump again"), record(agent) as agent_tap:
         before = scrape(agent)
         agent_visit = visit(agent, reader, requests)
         after = scrape(agent)
+    with steps.step("the frontend's log, collected by its node's agent"):
+        collected = logs.collected(agent, reader, requests)
     with steps.step("latency over one connection, both labs in turn"):
         latencies = measure(direct, agent, reader)
     return Findings(
@@ -92,6 +96,7 @@ def _carry_out(steps: Steps, requests: int) -> Findings:
         agent_underlay=agent_tap.examine(reader.encode()),
         paths=after.paths() - before.paths(),
         proofs=proofs(after),
+        logs=collected,
         latencies=latencies,
         footprints=footprints(agent),
     )

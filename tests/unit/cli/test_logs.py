@@ -119,5 +119,9 @@ def test_a_fluentd_configuration_with_files_beside_it_is_imported(tmp_path: Path
     done = run(*argv, str(tmp_path / "fluent.conf"))
     assert done.returncode == 1
     assert "@include ../../etc/passwd: only files beside" in done.stderr
+    (tmp_path / "fluent.conf").write_text(source + "<match **>\n@type elasticsearch\nhost a b\n</match>\n")
+    done = run(*argv, str(tmp_path / "fluent.conf"))
+    assert done.returncode == 1
+    assert "would not be taken by the agent: logs.sinks.0.elasticsearch.urls.0: " in done.stderr
     done = run(*argv, str(tmp_path / "none.conf"))
     assert "cannot be read: No such file" in done.stderr

@@ -89,6 +89,7 @@ def ask_store(*lines: str) -> list[str]:
 
 
 def frontend(headers: Headers) -> object:
+    print(json.dumps({"level": "info", "message": "a page", "reader": reader(headers)}), flush=True)
     return {
         "reader": reader(headers),
         "details": call("details", "/", headers),
