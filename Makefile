@@ -2,7 +2,7 @@ SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup packages demo test bench log-shippers scale nodes sinks soak rehearse lint documents kube kube-path wheel image pure
+.PHONY: help setup packages demo test bench log-shippers scale nodes sinks soak kube-soak rehearse lint documents kube kube-path wheel image pure
 
 VENV := .venv
 PYTHON := $(VENV)/bin/python
@@ -81,6 +81,9 @@ sinks: $(SEARCH)/classpath packages $(VENV)/.complete ## sinks of logs against r
 
 soak: setup ## ten minutes of everything that fails, under clients whose requests policy refuses; prints how many were answered: 0 is right
 	@tests/room.sh $(PYTHON) -m tests.netns.soak $(SOAK_MINUTES)
+
+kube-soak: setup kube image ## ten minutes of a real cluster whose agents are rolled out and back every minute, under STRICT load and open streams; prints what failed (root)
+	@tests/room.sh $(PYTHON) -m tests.kube_soak $(SOAK_MINUTES)
 
 rehearse: ## .ci/run as on a new machine: a fresh clone of what is committed, empty caches, no bpffs mounted; removed afterwards (root)
 	@tests/rehearse.sh

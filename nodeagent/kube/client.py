@@ -12,7 +12,7 @@ from __future__ import annotations
 import asyncio
 import socket
 import ssl
-from collections.abc import AsyncGenerator, AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
 from contextlib import aclosing, asynccontextmanager
 from typing import Final
 from urllib.parse import urlsplit
@@ -107,13 +107,16 @@ class KubeClient:
             raise ApiError(f"{method} {self._url(path)}: no whole answer within {self._seconds:g} s") from None
         return answer.status, bytes(content)
 
-    async def lines(self, path: str) -> AsyncGenerator[bytes, None]:
+    async def lines(self, path: str, granted: Callable[[], None] | None = None) -> AsyncGenerator[bytes, None]:
         """Yield the lines of the answer to GET *path*, as they come, until it ends: a watch. Close
-        the iterator (``contextlib.aclosing``) to leave it early. Raises ApiError.
+        the iterator (``contextlib.aclosing``) to leave it early. *granted* is called when the server
+        has agreed, which may be long before it has anything to say. Raises ApiError.
         """
         async with self._answer("GET", path, b"", JSON) as answer:
             if answer.status >= 300:
                 as_document(f"GET {self._url(path)}", await answer.beginning(), answer.status)
+            if granted is not None:
+                granted()
             rest = bytearray()
             async with aclosing(answer.pieces()) as pieces:
                 async for piece in pieces:

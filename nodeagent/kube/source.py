@@ -40,7 +40,7 @@ from nodeagent.kube.kind_objects import HeldObject, KindObjects, Name, pod_of
 from nodeagent.kube.kinds import FOLLOWED, PODS, WatchedKind
 from nodeagent.kube.lean import Lean
 from nodeagent.kube.node_status import NodeStatuses
-from nodeagent.kube.watch import Sleep, Watch
+from nodeagent.kube.watch import DENIED, Sleep, Watch
 from nodeagent.parts import Parts
 from nodeagent.places.place import Places
 from nodeagent.resources import security
@@ -51,7 +51,6 @@ from nodeagent.vocabulary import Address, ObjectKey, PodUid
 MIRROR: Final = "kubernetes.io/config.mirror"
 """Annotation of a static pod's mirror: the uid by which the kubelet and the runtime know the pod."""
 FIRST_LOOK_SECONDS: Final = 1.0
-_DENIED: Final = (401, 403)
 log = logging.getLogger("nodeagent.kube")
 
 
@@ -203,7 +202,7 @@ class KubernetesSource:
 
     def missing(self) -> list[str]:
         """Return, in words, what may not be read of the cluster."""
-        return [kind.wrong for kind in self._kinds.values() if kind.wrong and kind.status in _DENIED]
+        return [kind.wrong for kind in self._kinds.values() if kind.wrong and kind.status in DENIED]
 
     def close(self) -> None:
         """Stop following; idempotent."""

@@ -58,6 +58,8 @@ INITIAL_END: Final = "k8s.io/initial-events-end"
 GONE: Final = 410
 _PASSING: Final = (0, 429)
 """No answer, and "too many requests", which is also said of a kind that has just come."""
+DENIED: Final = (401, 403)
+"""What says that a right is missing."""
 Sleep = Callable[[float], Awaitable[None]]
 log = logging.getLogger("nodeagent.kube")
 
@@ -127,6 +129,8 @@ class Watch:
         """The server can list by a stream."""
         self._pause = FIRST_PAUSE
         self._wrong = ""
+        self._status = 0
+        """Of HTTP, of what is wrong."""
 
     async def run(self) -> None:
         """Follow, until cancelled."""
@@ -179,13 +183,20 @@ class Watch:
             with uncollected():  # a page is hundreds of objects that stay for as long as it is read
                 await self._list_pages()
         heard = False
-        async with aclosing(self._client.lines(f"{self._path}?{self._query()}")) as lines:
+        async with aclosing(self._client.lines(f"{self._path}?{self._query()}", self._granted)) as lines:
             if not self._version:
                 self._sink.begin()
             async for line in lines:
                 self._take(line)
                 heard = True
         return heard
+
+    def _granted(self) -> None:
+        """The server lets the agent watch: what it goes on from is known, and it may be a minute until
+        anything comes. Other faults are over when something has come.
+        """
+        if self._version and self._status in DENIED:
+            self._tell("")
 
     def _query(self) -> str:
         low, high = WATCH_SECONDS
@@ -302,6 +313,7 @@ class Watch:
         if words == self._wrong:
             return
         self._wrong = words
+        self._status = status
         self._sink.failed(words, status)
 
 

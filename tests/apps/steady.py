@@ -1,8 +1,9 @@
 """A client that asks steadily, for tests of what must not be noticed: run in a pod, it says what came of it.
 
-steady.py HOST…    to each HOST: HTTP on new connections and on a kept one (port 80), and lines that are
-                   echoed over one TCP connection that stays open (port 9000). For each line on stdin it
-                   prints as JSON what was tried and how often it came to what; it ends with stdin.
+steady.py WHOM…    to each WHOM, a host: HTTP on new connections and on a kept one (port 80), and lines that
+                   are echoed over one TCP connection that stays open (port 9000); to http://HOST only the
+                   first two. For each line on stdin it prints as JSON what was tried and how often it came
+                   to what; it ends with stdin.
 """
 
 from __future__ import annotations
@@ -64,9 +65,10 @@ async def stream(host: str) -> None:
         counts[what][repr(error)] += 1
 
 
-async def main(hosts: list[str]) -> None:
+async def main(whom: list[str]) -> None:
+    hosts = [each.removeprefix("http://") for each in whom]
     clients = [asyncio.create_task(requests(host, kept=kept)) for kept in (False, True) for host in hosts]
-    clients += [asyncio.create_task(stream(host)) for host in hosts]
+    clients += [asyncio.create_task(stream(host)) for host in hosts if host in whom]
     while await asyncio.to_thread(sys.stdin.readline):
         print(json.dumps(counts), flush=True)
     for each in clients:

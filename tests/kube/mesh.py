@@ -67,9 +67,35 @@ def get(kube: Kube, *what: str) -> Any:
 
 
 def agents(kube: Kube) -> dict[str, str]:
-    """Return the name of each node's agent."""
-    found = get(kube, "pods", "-n", SYSTEM, *AGENT)["items"]
+    """Return the name of each node's agent; not of those that drain."""
+    found = [each for each in agent_pods(kube) if "deletionTimestamp" not in each["metadata"]]
     return {each["spec"]["nodeName"]: each["metadata"]["name"] for each in found}
+
+
+def agent_pods(kube: Kube) -> list[Document]:
+    """Return the agents' pods, also of those that drain."""
+    found: list[Document] = get(kube, "pods", "-n", SYSTEM, *AGENT)["items"]
+    return found
+
+
+def taken_over(kube: Kube, before: Sequence[Document]) -> bool:
+    """Say whether each node has an agent that is ready and not of *before*, and those were told to end."""
+    old = [each["metadata"]["name"] for each in before]
+    found = agent_pods(kube)
+    new = [each for each in found if each["metadata"]["name"] not in old]
+    told = all("deletionTimestamp" in each["metadata"] for each in found if each not in new)
+    ready_on = [each["spec"]["nodeName"] for each in new if all(one["ready"] for one in containers(each))]
+    return told and sorted(ready_on) == [own.name for own in kube.nodes]
+
+
+def containers(pod: Document) -> list[Document]:
+    """Return the states of a pod's containers; a pod that is new has one at least that is not ready."""
+    return pod["status"].get("containerStatuses") or [{"ready": False}]
+
+
+def alone(kube: Kube) -> bool:
+    """Say whether each node has one agent."""
+    return sorted(each["spec"]["nodeName"] for each in agent_pods(kube)) == [own.name for own in kube.nodes]
 
 
 def in_agent(kube: Kube, node: str, *command: str) -> str:
@@ -78,8 +104,13 @@ def in_agent(kube: Kube, node: str, *command: str) -> str:
 
 
 def states(kube: Kube, node: str) -> dict[str, str]:
-    """Return what *node*'s agent says of its pods: state by namespace/name."""
-    rows = json.loads(in_agent(kube, node, "nodeagent", "get", "pods", "-o", "json"))
+    """Return what *node*'s agent says of its pods: state by namespace/name. An agent that does not
+    answer yet is an AssertionError, for those who wait.
+    """
+    try:
+        rows = json.loads(in_agent(kube, node, "nodeagent", "get", "pods", "-o", "json"))
+    except LabError as error:
+        raise AssertionError(str(error)) from None
     return {f"{each['namespace']}/{each['pod']}": each["state"] for each in rows}
 
 
@@ -92,6 +123,15 @@ def enrolled(kube: Kube, node: str, *pods: str) -> None:
         return True
 
     eventually(all_are, f"{pods} enrolled", SECONDS)
+
+
+def says(kube: Kube, node: str) -> str:
+    """Return what *node*'s agent says of itself (``/ready``), ready or not; empty: it does not answer."""
+    name = agents(kube).get(node)
+    if name is None:
+        return ""
+    command = kube.kubectl_command(["exec", "-n", SYSTEM, name, "-c", "agent", "--", "nodeagent", "ready", "--own"])
+    return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False).stdout
 
 
 def curl(kube: Kube, pod: str, *arguments: str) -> subprocess.CompletedProcess[str]:

@@ -2,30 +2,54 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import json
+import subprocess
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
+from typing import Any
 
 import pytest
+import yaml
 
 from nodeagent.lab.kube import Kube
 from tests.kube import faults
+from tests.kube.cluster import ROOT
 from tests.kube.faults import Faults
 from tests.kube.mesh import (
     ACCOUNT,
+    AGENT,
     SECONDS,
     SYSTEM,
+    agent_pods,
+    alone,
     apply,
     curl,
     enrolled,
+    get,
     namespace,
     ready,
     rolled_out,
+    says,
     states,
+    taken_over,
 )
+from tests.kube.steady import NODES, asking, pods_addresses, strict_pods
 from tests.kube.workloads import client, deployment, service
 from tests.waiting import eventually
 
 pytestmark = pytest.mark.timeout(400)  # the first one waits for cluster, image and agents
 WEB = "http://web.days/"
+Rule = dict[str, Any]
+"""Of a ClusterRole."""
+RIGHTS: list[Rule] = next(
+    each["rules"]
+    for each in yaml.safe_load_all((ROOT / "daemonset" / "base" / "rbac.yaml").read_text())
+    if each["kind"] == "ClusterRole"
+)
+READ = [rule for rule in RIGHTS if "list" in rule["verbs"]]
+TOLD = [rule for rule in RIGHTS if not {"list", "delete"} & set(rule["verbs"])]
+"""Rules of what a running agent writes; the one with ``delete`` is for ``nodeagent uninstall``."""
 KINDS = 5
 """Watches of an agent at least: pods, Services, namespaces, nodes, policies."""
 
@@ -48,12 +72,15 @@ def days(mesh: Kube, api: Faults) -> Iterator[Kube]:
         deployment("web", "days"),
         service("web", "days"),
         client("days", "node-a"),
+        client("default", "node-a", name="stranger"),
     )
     mesh.kubectl("rollout", "status", "-n", "days", "deployment/web", f"--timeout={SECONDS:g}s")
     ready(mesh, "days")
     enrolled(mesh, "node-a", "days/client-node-a")
+    ready(mesh, "default", "stranger")
     yield mesh
     mesh.kubectl("delete", "namespace", "days", "--wait=false")
+    mesh.kubectl("delete", "pod", "stranger", "--wait=false")
 
 
 def arrives(kube: Kube, name: str) -> None:
@@ -96,3 +123,118 @@ def test_events_that_come_twice_late_and_out_of_order_end_in_the_truth(days: Kub
     arrives(days, "late")
     for _ in range(4):
         assert curl(days, "days/client-node-a", WEB).stdout == "200"
+
+
+@contextmanager
+def without(kube: Kube, *rules: Rule) -> Iterator[None]:
+    """Within, the agents' ClusterRole has not *rules*."""
+    role = get(kube, "clusterrole", "nodeagent")
+    kept = [each for each in role["rules"] if each not in rules]
+    assert len(kept) == len(role["rules"]) - len(rules)
+    take = ["patch", "clusterrole", "nodeagent", "--type=merge", "-p"]
+    kube.kubectl(*take, json.dumps({"rules": kept}))
+    try:
+        for rule in rules:
+            ask = ["auth", "can-i", rule["verbs"][-1], f"{rule['resources'][0]}.{rule['apiGroups'][0]}".rstrip(".")]
+            asked = kube.kubectl_command([*ask, f"--as={ACCOUNT}", "--all-namespaces"])
+            eventually(lambda asked=asked: subprocess.run(asked, capture_output=True, check=False).returncode == 1)
+        yield
+    finally:
+        kube.kubectl(*take, json.dumps({"rules": role["rules"]}))
+
+
+def test_rights_to_read_that_are_taken_away_are_named_each_and_what_was_known_serves(days: Kube, api: Faults) -> None:
+    named = [words({**rule, "resources": [each]}) for rule in READ for each in rule["resources"]]
+    with without(days, *READ):
+        api.tear()
+        for node in NODES:
+            eventually(lambda node=node: holds(says(days, node), named), f"{node} names all", SECONDS)
+        assert curl(days, "days/client-node-a", WEB).stdout == "200"
+    eventually(lambda: all("ClusterRole" not in says(days, node) for node in NODES), "all is read again", SECONDS)
+
+
+def test_an_agent_that_may_not_read_everything_leaves_the_node_to_the_one_before(days: Kube, api: Faults) -> None:
+    """Verdict: the new agent, which lacks a right from its start on, is not ready and names the rule; the
+    old one serves; with the right the rollout goes on by itself.
+    """
+    before = agent_pods(days)
+    rule = READ[0]
+    with without(days, rule):
+        days.kubectl("rollout", "restart", "-n", SYSTEM, "daemonset/nodeagent")
+        eventually(lambda: words(rule) in log_of_all(days), "the rule is in the new one's log", SECONDS)
+        assert not taken_over(days, before)
+        assert not any("deletionTimestamp" in each["metadata"] for each in agent_pods(days))
+        assert curl(days, "days/client-node-a", WEB).stdout == "200"
+    eventually(lambda: taken_over(days, before), "every agent is another one", SECONDS)
+    eventually(lambda: alone(days), "the old agents have ended", SECONDS)
+
+
+def test_rights_to_tell_something_that_are_missing_are_named_each(days: Kube, api: Faults) -> None:
+    wrong = client("days", "node-a", name="wrong")
+    wrong["metadata"]["annotations"] = {"traffic.sidecar.istio.io/excludeInboundPorts": "eighty"}
+    with without(days, *TOLD):
+        apply(days, wrong)  # an event, and one pod more that takes mTLS
+        days.kubectl("taint", "--overwrite", "node", "node-a", "nodeagent.io/agent-not-ready=:PreferNoSchedule")
+        named = [words(rule) for rule in TOLD]
+        eventually(lambda: holds(log_of_all(days), named), "the rules are in the log", SECONDS)
+        assert curl(days, "days/client-node-a", WEB).stdout == "200"
+    eventually(lambda: "taints" not in get(days, "node", "node-a")["spec"], "the taint is taken off", SECONDS)
+    uid = get(days, "pod", "-n", "days", "wrong")["metadata"]["uid"]
+    eventually(lambda: uid in status(days, "node-a")["enrolled"], "other nodes are told", SECONDS)
+    eventually(lambda: "AnnotationRefused" in days.kubectl("get", "events", "-n", "days"), "an event is there", SECONDS)
+    days.kubectl("delete", "pod", "-n", "days", "wrong")
+
+
+def status(kube: Kube, node: str) -> Any:
+    """Return what *node*'s agent tells the others."""
+    return get(kube, "nodestatus", node)["status"]
+
+
+def holds(said: str, named: Sequence[str]) -> bool:
+    """Say whether *said* names all of *named*; an AssertionError names those that are missing."""
+    assert not (missing := [each for each in named if each not in said]), missing
+    return True
+
+
+def words(rule: Rule) -> str:
+    """Return how a rule is named."""
+    group, resource, verbs = rule["apiGroups"][0], rule["resources"][0], ", ".join(rule["verbs"])
+    return f'{{apiGroups: ["{group}"], resources: [{resource}], verbs: [{verbs}]}}'
+
+
+def log_of_all(kube: Kube) -> str:
+    return kube.kubectl("logs", "-n", SYSTEM, *AGENT, "-c", "agent", "--tail=-1", "--ignore-errors")
+
+
+def test_while_the_api_server_is_away_the_mesh_goes_on(days: Kube, api: Faults) -> None:
+    """Input: no agent reaches it for longer than nodes' leases are, while STRICT pods are asked, and a pod is
+    made. Verdict: no request fails and no stream is cut; the new pod is named, and has no identity, so that
+    STRICT servers refuse it; when the API server is back it is in the mesh.
+    """
+    with strict_pods(days), asking(days, *pods_addresses(days)) as asks:
+        kinds = 3 * len(NODES)
+        asks.goes_on(kinds)
+        api.away = True
+        try:
+            api.tear()
+            apply(days, client("days", "node-a", name="meanwhile"))
+            ready(days, "days", "meanwhile")
+            eventually(lambda: "days/meanwhile" in says(days, "node-a"), "the pod is named", SECONDS)
+            server = pods_addresses(days)[1]
+            assert curl(days, "days/meanwhile", f"http://{server}/").returncode == 56
+            assert curl(days, "days/client-node-a", f"http://{server}/").stdout == "200"
+            eventually(lambda: all(lease_is_over(days, node) for node in NODES), "both leases are over", SECONDS)
+            asks.goes_on(kinds)
+        finally:
+            api.away = False
+        enrolled(days, "node-a", "days/meanwhile")
+        eventually(lambda: curl(days, "days/meanwhile", f"http://{server}/").stdout == "200", "it is let in", SECONDS)
+        asks.goes_on(kinds)
+    days.kubectl("delete", "pod", "-n", "days", "meanwhile", "--wait=false")
+
+
+def lease_is_over(kube: Kube, node: str) -> bool:
+    """Say whether *node*'s agent has not renewed what it tells for as long as that holds."""
+    told = status(kube, node)
+    age = datetime.now(UTC) - datetime.fromisoformat(told["renewTime"])
+    return age > timedelta(seconds=told["leaseDurationSeconds"])

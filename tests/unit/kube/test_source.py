@@ -237,6 +237,29 @@ def test_without_a_right_nothing_is_told_and_the_rule_is_named(
     assert caplog.text.count("is forbidden") == 1, "said once, however often it is tried"
 
 
+def test_a_right_that_comes_back_is_noticed_though_nothing_changes(tmp_path: Path) -> None:
+    """Input: the right is taken away while the agent watches, and given back. Verdict: it is missed, what
+    was known stays, and it is missed no more before anything of the kind has changed.
+    """
+
+    async def scene(api: FakeKubeApi, client: KubeClient) -> None:
+        api.put(pod("web"))
+        source = KubernetesSource(client, "node1", sleep=soon)
+        assert await following(source) == ["+Pod/web"]
+        api.forbidden.add("pods")
+        api.tear()
+        (words,) = await until(source.missing)
+        assert "is forbidden" in words
+        api.forbidden.clear()
+        await until(lambda: not source.missing())
+        api.put(pod("later"))
+        assert await following(source) == ["+Pod/later"], "and nothing was taken away meanwhile"
+        assert listings(api, "pods") == 1
+        source.close()
+
+    play(tmp_path, scene)
+
+
 def test_others_policies_for_the_network_are_policies_that_nobody_reads(tmp_path: Path) -> None:
     async def scene(api: FakeKubeApi, client: KubeClient) -> None:
         api.groups.add("cilium.io")
