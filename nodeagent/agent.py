@@ -30,8 +30,9 @@ LOOK_SECONDS: Final = 0.05
 """Between two looks whether a daemon that ends has ended."""
 
 
-def main(config: AgentConfig) -> int:
-    """Run the daemon in the foreground until SIGTERM; return its exit status.
+def main(config: AgentConfig, path: Path | None = None) -> int:
+    """Run the daemon in the foreground until SIGTERM; return its exit status. *path*: of its agent.yaml, of which
+    a reload reads section ``logs`` again; None: it is not.
 
     Where a daemon runs with these folders already, this one takes the node over from it. Raises
     ControlError when that one hands nothing over; nothing of it has been touched then. Raises
@@ -43,7 +44,7 @@ def main(config: AgentConfig) -> int:
     if pinned.is_relative_to(pins.BPFFS):
         pins.mount_bpffs()
     with owned({"runtimeDirectory": config.runtime_directory, "redirect.pinDirectory": pinned}) as estate:
-        roles = {CONTROL: Role(partial(control.main, config)), WORKER: Role(worker.main, beats=True)}
+        roles = {CONTROL: Role(partial(control.main, config, path)), WORKER: Role(worker.main, beats=True)}
         stop_seconds = config.proxy.timeouts.stop
         if config.logs is not None:
             roles[COLLECTOR] = Role(_collector)

@@ -25,4 +25,4 @@ def run(context: click.Context, path: Path) -> None:
     """Run the daemon until SIGTERM."""
     from nodeagent import agent, config
 
-    context.exit(agent.main(config.load(path)))
+    context.exit(agent.main(config.load(path), path))

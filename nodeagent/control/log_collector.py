@@ -95,6 +95,8 @@ class _Process:
         self.killed = False
         self.collecting = False
         self.started = 0.0
+        self.leaving = False
+        """It was told to finish, and another one takes its place."""
 
 
 class LogCollector:
@@ -205,6 +207,9 @@ class LogCollector:
                 answered.set_result(None)
         if self._stopping:
             return
+        if process.leaving:
+            self._respawn()
+            return
         self._died()
         log.error("the logs' collector (pid %d) died with status %d and is replaced", process.pid, status)
         soon = self._loop.time() - process.started < RESPAWN_SECONDS
@@ -263,6 +268,22 @@ class LogCollector:
     def _all(self) -> list[_Process]:
         return [*([self._process] if self._process is not None else []), *self._surplus]
 
+    def restart(self, start: StartCollector, *, stop_seconds: float) -> None:
+        """Have another one go on, which is told *start*, as soon as the one that runs has ended in order."""
+        self._start = start
+        self._stop_seconds = stop_seconds
+        process = self._process
+        if process is None or self._stopping:
+            return
+        self._send(FinishLogs(stop_seconds))
+        process.leaving = True
+        process.collecting = False
+        self._loop.call_later(stop_seconds + END_SECONDS, self._kill_late, process)
+
+    def _kill_late(self, process: _Process) -> None:
+        if process is self._process:
+            self._kill(process)
+
     # -- its end --
 
     def let_go(self) -> None:
@@ -304,7 +325,7 @@ class LogCollector:
     def _send(self, message: ToCollector) -> None:
         """One that cannot be told something would lack it for good: it is replaced."""
         process = self._process
-        if process is None or process.killed:
+        if process is None or process.killed or process.leaving:
             return
         try:
             process.channel.send(message)

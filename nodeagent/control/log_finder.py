@@ -154,6 +154,18 @@ class LogFinder:
                 before.sources[key] = described
                 self._tells.source(described)
 
+    def reconfigure(self, settings: LogSettings, folders: LogFolders) -> None:
+        """Go by other *settings*; everything is told anew."""
+        self._settings = settings
+        self._folders = folders
+        self._pods.pop(NODE, None)
+        if settings.node.files:
+            self._pods[NODE] = FollowedPod("the node", None, None)
+        for followed in self._pods.values():
+            if followed.object is not None:
+                followed.plan = plan(followed.object, settings)
+        self.forget()
+
     def forget(self) -> None:
         """Somebody else hears from now on, who knows nothing: tell everything anew."""
         self._known.clear()

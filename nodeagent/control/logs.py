@@ -15,7 +15,7 @@ from functools import partial
 from pathlib import Path
 from typing import Final
 
-from nodeagent.config import AgentConfig
+from nodeagent.config import AgentConfig, load
 from nodeagent.control.concern import Snapshot
 from nodeagent.control.log_collector import LogCollector
 from nodeagent.control.log_finder import LogFinder
@@ -58,13 +58,15 @@ class NodeLogs:
         self._lacking = _lacking()
         self._unprepared = ""
         """Why nothing is read; empty: it is."""
-        start = StartCollector(settings.model_dump(mode="json", by_alias=True), config.node, os.getppid())
+        self._config = config
+        self._unloaded = ""
+        """Why section ``logs`` of agent.yaml is not what is in force; empty: it is, as far as is known."""
+        start = self._first_words(settings)
         self.collector = LogCollector(
             loop, supervisor, start, self._metrics.count, self._metrics.died, stop_seconds=settings.stop_seconds
         )
-        folders = LogFolders(settings.pod_logs, settings.pod_volumes, config.kubernetes is not None)
-        self._finder = LogFinder(settings, folders, self.collector)
-        self._text = LogText(settings, folders, self._finder.pods)
+        self._finder = LogFinder(settings, self._folders(settings), self.collector)
+        self._text = LogText(settings, self._folders(settings), self._finder.pods)
 
     @asynccontextmanager
     async def run(self, parts: Parts) -> AsyncIterator[None]:
@@ -89,13 +91,40 @@ class NodeLogs:
     def _prepare(self) -> str:
         """Make the folders that the collector writes to; return what is in the way, in words."""
         try:
-            prepare(self._settings.state_directory, "logs.stateDirectory")
-            for sink in self._settings.sinks:
-                if sink.file is not None and not sink.file.path.parent.exists():
-                    prepare(sink.file.path.parent, f"the folder of sink {sink.name}")
+            for folder, what in written(self._settings):
+                prepare(folder, what)
         except ConfigError as error:
             return str(error)
         return ""
+
+    def _first_words(self, settings: LogSettings) -> StartCollector:
+        return StartCollector(settings.model_dump(mode="json", by_alias=True), self._config.node, os.getppid())
+
+    def _folders(self, settings: LogSettings) -> LogFolders:
+        return LogFolders(settings.pod_logs, settings.pod_volumes, self._config.kubernetes is not None)
+
+    def reload(self, path: Path) -> None:
+        """Go by section ``logs`` of the agent.yaml at *path* as it is now, all of it; nothing else of the file is
+        looked at again without a restart. One that is wrong has no effect, which is said.
+        """
+        try:
+            settings = load(path).logs
+            if settings is None:
+                raise ConfigError(f"{path}: logs: that nothing is read any more takes a restart of the daemon")
+            for folder, what in written(settings):
+                prepare(folder, what)
+        except ConfigError as error:
+            self._unloaded = str(error)
+            log.error("%s; the logs go on as before", error)
+            return
+        self._unloaded = ""
+        if settings == self._settings:
+            return
+        self._settings = settings
+        self._finder.reconfigure(settings, self._folders(settings))
+        self._text = LogText(settings, self._folders(settings), self._finder.pods)
+        self.collector.restart(self._first_words(settings), stop_seconds=settings.stop_seconds)
+        log.info("the logs go by %s as it is now", path)
 
     def resign(self) -> None:
         """Let the other daemon's collector have the folder of positions."""
@@ -117,16 +146,23 @@ class NodeLogs:
         """Return, in words, what is not read or delivered, and why."""
         if self._unprepared:
             return [f"logs: {self._unprepared}"]
-        return [*self.collector.missing(), *self._lacking, *self._warnings, *self._finder.warnings()]
+        refused = [f"logs: {self._unloaded}; they go on as before"] if self._unloaded else []
+        return [*refused, *self.collector.missing(), *self._lacking, *self._warnings, *self._finder.warnings()]
 
     def routes(self) -> Routes:
         """``nodeagent get logs`` and ``nodeagent logs``."""
         return {
             ("GET", "/logs"): self._page,
             ("GET", "/logs/files"): self._files,
-            ("GET", "/logs/pods"): self._text.names,
-            ("GET", "/logs/text"): self._text.page,
+            ("GET", "/logs/pods"): self._names,
+            ("GET", "/logs/text"): self._lines,
         }
+
+    async def _names(self, query: Mapping[str, str]) -> Response:
+        return await self._text.names(query)
+
+    async def _lines(self, query: Mapping[str, str]) -> Response:
+        return await self._text.page(query)
 
     async def _page(self, query: Mapping[str, str]) -> Response:
         """Tell files, sinks, refusals and warnings."""
@@ -171,6 +207,27 @@ class NodeLogs:
         for followed, refusals in self._finder.rows():
             for words in refusals:
                 yield {"pod": followed.name, "refusal": words}
+
+
+def in_force(path: Path | None, settings: LogSettings) -> LogSettings:
+    """Return section ``logs`` of the agent.yaml at *path* as it is now: a control that succeeds another one goes on
+    with what that one was told to reload. *settings*, as the daemon was started with, where it is wrong or none.
+    """
+    if path is None:
+        return settings
+    try:
+        return load(path).logs or settings
+    except ConfigError as error:
+        log.error("%s; the logs go by what the daemon was started with", error)
+        return settings
+
+
+def written(settings: LogSettings) -> Iterator[tuple[Path, str]]:
+    """Yield the folders that the collector writes to and control makes, each with what it is."""
+    yield settings.state_directory, "logs.stateDirectory"
+    for sink in settings.sinks:
+        if sink.file is not None and not sink.file.path.parent.exists():
+            yield sink.file.path.parent, f"the folder of sink {sink.name}"
 
 
 def prepare(folder: Path, what: str) -> None:

@@ -16,6 +16,7 @@ import socket
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import uvloop
@@ -73,19 +74,19 @@ if TYPE_CHECKING:
 log = logging.getLogger("nodeagent.control")
 
 
-def main(config: AgentConfig, end: socket.socket, pulse: Pulse) -> None:
-    """Run control on its end of the supervisor's channel; *pulse* is where it says that its loop
-    turns. The process's last call.
+def main(config: AgentConfig, path: Path | None, end: socket.socket, pulse: Pulse) -> None:
+    """Run control on its end of the supervisor's channel; *path* is agent.yaml's, *pulse* is where it says
+    that its loop turns. The process's last call.
     """
     settle()
     try:
-        uvloop.run(run(config, end, pulse))
+        uvloop.run(run(config, end, pulse, path))
     except NodeagentError as error:
         log.critical("%s", error)
         raise SystemExit(1) from None
 
 
-async def run(config: AgentConfig, end: socket.socket, pulse: Pulse) -> None:
+async def run(config: AgentConfig, end: socket.socket, pulse: Pulse, path: Path | None = None) -> None:
     """Start, run until control is told to stop, and stop: serve while what is open may end, stop the
     heartbeat, let what came since end, and end. Pins stay: protected pods are refused until a
     daemon is back. Where another daemon has taken the node over, what is open has
@@ -100,7 +101,7 @@ async def run(config: AgentConfig, end: socket.socket, pulse: Pulse) -> None:
     Raises NodeagentError when something that is needed is missing. What raises before the end is no
     stop: workers of an earlier control serve on, and a successor tries again.
     """
-    beginning = Beginning(config, asyncio.get_running_loop(), end)
+    beginning = Beginning(config, asyncio.get_running_loop(), end, path)
     for number in (signal.SIGTERM, signal.SIGINT):
         beginning.loop.add_signal_handler(number, beginning.link.end)
     prepared = await prepare(beginning)
@@ -120,7 +121,10 @@ class Beginning:
     that one's workers meanwhile.
     """
 
-    def __init__(self, config: AgentConfig, loop: asyncio.AbstractEventLoop, end: socket.socket) -> None:
+    def __init__(
+        self, config: AgentConfig, loop: asyncio.AbstractEventLoop, end: socket.socket, path: Path | None = None
+    ) -> None:
+        """*path*: of agent.yaml."""
         self.config = config
         self.loop = loop
         self.parts = Parts()
@@ -142,6 +146,8 @@ class Beginning:
         self.logs = self._logs()
         if self.logs is not None:
             self.link.observe(COLLECTOR, self.logs.collector)
+            if path is not None:
+                self.workers.reloading = functools.partial(self.logs.reload, path)
         self.ports = AdminPorts(config.telemetry, config.runtime_directory, self.link.inherited.ports)
         loop.add_signal_handler(signal.SIGHUP, self._reload)
 

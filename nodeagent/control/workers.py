@@ -113,6 +113,8 @@ class Workers:
         """
         self._unsent: dict[str, str] = {}
         """Entries that cannot be sent, and why; workers keep what they had."""
+        self.reloading: Callable[[], None] = _nothing
+        """What a reload does besides."""
 
     # -- as a concern --
 
@@ -439,6 +441,7 @@ class Workers:
         """
         if self._stopping:
             raise ControlError("the agent stops, or another one has taken over: no worker is replaced any more")
+        self.reloading()
         replaced = []
         for slot in self._starts:
             old = self._slots.get(slot)
@@ -532,3 +535,7 @@ class Workers:
     def snapshot(self) -> Mapping[str, Entry]:
         """Return the snapshot as the workers have it, by key: as it changes, not as it was."""
         return self._state.entries
+
+
+def _nothing() -> None:
+    """A reload is of workers alone."""

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from nodeagent.lab import Lab
 from tests.netns.world import admin, cluster, control, get, memory, parent_of, scrape
@@ -225,6 +226,28 @@ def test_it_has_no_privilege(lab: Lab) -> None:
     status = Path(f"/proc/{collector(lab)}/status").read_text()
     assert re.search(r"^Uid:\s+1337\s+1337\s+1337\s+1337$", status, re.MULTILINE)
     assert re.search(r"^Cap(?:Eff|Prm):\s+0+$", status, re.MULTILINE)
+
+
+def test_a_reload_goes_by_the_section_as_it_is_then(lab: Lab) -> None:
+    agent = lab.agent("node1")
+    path = agent.config_path
+    good = yaml.safe_load(path.read_text())
+    before = collector(lab)
+    rules = [{"redact": {"matches": "line", "with": "LINE"}}]
+    path.write_text(yaml.safe_dump({**good, "logs": {**good["logs"], "rules": rules}}))
+    os.kill(agent.pid, signal.SIGHUP)
+    eventually(lambda: of(lab, "talks")[-1]["log"].startswith("LINE "), "records by the new rule")
+    assert not Path(f"/proc/{before}").exists()
+    path.write_text(yaml.safe_dump({**good, "logs": {**good["logs"], "rules": [{"redact": {"matches": "["}}]}}))
+    os.kill(agent.pid, signal.SIGHUP)
+    words = "logs.rules.0.redact.matches"
+    eventually(lambda: words in get(lab, "node1", 15021, "/ready")[1], "what is wrong is said")
+    seen = len(of(lab, "talks"))
+    eventually(lambda: len(of(lab, "talks")) > seen + 5, "records by the last good rule")
+    assert of(lab, "talks")[-1]["log"].startswith("LINE ")
+    path.write_text(yaml.safe_dump(good))
+    os.kill(agent.pid, signal.SIGHUP)
+    eventually(lambda: of(lab, "talks")[-1]["log"].startswith("line "), "records without the rule")
 
 
 def test_reading_costs_little_memory(lab: Lab) -> None:

@@ -227,6 +227,31 @@ def test_one_that_says_what_none_says_is_killed(packet: bytes) -> None:
     playing(play)
 
 
+def test_other_settings_take_another_process_as_soon_as_the_first_has_ended() -> None:
+    async def play(scene: Scene) -> None:
+        (process,) = scene.supervisor.forked
+        scene.collector.forked(1, 40)
+        other = StartCollector({"sinks": [1]}, "node1", 1)
+        scene.collector.restart(other, stop_seconds=30)
+        scene.collector.source(FACTS)
+        assert process.heard() == [START, FinishLogs(30)]
+        scene.collector.exited(40, 0)
+        assert scene.supervisor.forked[1].heard() == [other]
+        assert (scene.deaths, scene.finder.forgot) == ([], 2)
+
+    playing(play)
+
+
+def test_one_that_does_not_end_for_other_settings_is_killed() -> None:
+    async def play(scene: Scene) -> None:
+        scene.collector.forked(1, 40)
+        scene.collector.restart(START, stop_seconds=-0.99)
+        await until(lambda: scene.supervisor.signals)
+        assert scene.supervisor.signals[0].pid == 40
+
+    playing(play)
+
+
 def test_another_daemon_gets_the_folder_and_nobody_is_started_any_more() -> None:
     async def play(scene: Scene) -> None:
         (process,) = scene.supervisor.forked

@@ -304,6 +304,19 @@ def test_who_knows_nothing_is_told_everything_anew(node: Node) -> None:
     assert node.heard.names() == before
 
 
+def test_other_settings_are_gone_by_for_pods_that_are_there(node: Node) -> None:
+    node.pod()
+    node.output("0.log")
+    node.look()
+    node.heard.close()
+    node.heard.files.clear()
+    node.heard.sources.clear()
+    settings = node.settings.model_copy(update={"containers": "none"})
+    node.finder.reconfigure(settings, LogFolders(node.outputs, node.volumes, kubelet=False))
+    node.look()
+    assert node.heard.files == {}
+
+
 def test_a_new_file_is_told_by_the_event_of_its_folder(node: Node) -> None:
     """No look is due for ten seconds: inotify brings it."""
     node.pod()
