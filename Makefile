@@ -2,7 +2,7 @@ SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup packages demo test bench log-shippers scale nodes sinks soak kube-soak rehearse lint documents kube kube-path wheel image pure
+.PHONY: help setup packages demo test bench shippers scale nodes sinks soak kube-soak rehearse lint documents kube kube-path wheel image pure
 
 VENV := .venv
 PYTHON := $(VENV)/bin/python
@@ -53,7 +53,7 @@ setup: packages $(VENV)/.complete $(VENV)/.compiled $(PROGRAMS) $(VENV)/spiffe/.
 demo: setup ## two nodes, a small application, real requests through the agent; leaves nothing behind
 	@$(PYTHON) -m nodeagent.lab.demo
 
-log-shippers: $(SHIPPERS)/.complete ## rsyslog and syslog-ng from Debian's packages, unpacked into ~/.cache/nodeagent for `nodeagent compare --logs`
+shippers: $(SHIPPERS)/.complete ## rsyslog and syslog-ng from Debian's packages, unpacked into ~/.cache/nodeagent for `nodeagent compare --logs`
 
 # Unpacked, not installed: each of them would be the machine's system log, and they exclude each other.
 $(SHIPPERS)/.complete:
@@ -67,7 +67,7 @@ $(SHIPPERS)/.complete:
 test: packages $(VENV)/.complete ## everything: linters, types, and all tests in parts (root)
 	@$(PYTHON) tests/parts.py
 
-bench: setup log-shippers ## nodeagent compare with what this project holds itself to; writes build/bench.json
+bench: setup shippers ## nodeagent compare with what this project holds itself to; writes build/bench.json
 	@$(PYTHON) -m nodeagent compare --bench --seconds $(BENCH_SECONDS) --rounds $(BENCH_ROUNDS) --output build/bench.json
 
 scale: setup kube ## how a node fares in a cluster of 10,000 pods and 2,000 Services, at a real API server: time, CPU, memory (root)

@@ -1,7 +1,7 @@
 """The tables in the documents that are written from the code or from a result file, and how the
 documents are read.
 
-usage: python -m tests.documents      rewrites README.md and docs/operations.md (`make documents`)
+usage: python -m tests.documents      rewrites README.md and what stands in TABLES (`make documents`)
 
 Between ``<!-- NAME: written by ... -->`` and ``<!-- /NAME -->`` of a document stands what
 :data:`TABLES` makes of the sources; ``tests/unit/test_documents.py`` compares the two.
@@ -112,6 +112,21 @@ def _idle(scale: Sequence[Run]) -> Iterator[str]:
         yield f"| {most} idle pods: memory of all proxies | {ratio} | | |"
 
 
+def logs() -> Iterator[str]:
+    """Yield the table of logs beside other shippers, of the run that is kept."""
+    summary = json.loads(RESULTS.read_text(encoding="utf-8"))
+    rows = {name: ratio for name, ratio in summary["ratios"].items() if name.startswith("logs")}
+    if not rows:
+        yield "The run that is kept as [bench.json](results/bench.json) was made before logs were measured."
+        return
+    yield "| figure | must | aim | measured |"
+    yield "| --- | --- | --- | --- |"
+    for name, ratio in rows.items():
+        sign = "≥" if ratio["better"] == "more" else "≤"
+        limits = [f"{sign} {limit:g} {ratio['unit']}" if limit else "" for limit in (ratio["must"], ratio["aim"])]
+        yield f"| {name} | {' | '.join(limits)} | {ratio['value']:.3g} {ratio['unit']} |"
+
+
 def reasons() -> Iterator[str]:
     """Yield the table of every Reason in nodeagent/errors.py, in that file's order."""
     yield "| reason | status | flag | in `flows` | likely cause and next step |"
@@ -141,6 +156,7 @@ def capabilities() -> Iterator[str]:
 
 TABLES: Final[Sequence[tuple[str, str, Callable[[], Iterator[str]]]]] = (
     ("README.md", "figures", figures),
+    ("docs/comparison.md", "logs", logs),
     ("docs/operations.md", "reasons", reasons),
     ("docs/operations.md", "metrics", families),
     ("docs/kubernetes.md", "rights", capabilities),

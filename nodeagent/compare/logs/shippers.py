@@ -54,7 +54,7 @@ class Shipper:
 
 
 def unpacked() -> Path:
-    """Return where ``make log-shippers`` puts the others."""
+    """Return where ``make shippers`` puts the others."""
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     return cache / "nodeagent" / "log-shippers"
 
@@ -62,7 +62,7 @@ def unpacked() -> Path:
 def _program(name: str) -> str:
     found = unpacked() / "usr" / "sbin" / name
     if not found.exists():
-        raise CompareError(f"{found} is not there: make log-shippers unpacks it from Debian's package")
+        raise CompareError(f"{found} is not there: make shippers unpacks it from Debian's package")
     return str(found)
 
 

@@ -17,6 +17,7 @@ from nodeagent.compare import goals, summary
 from nodeagent.compare.load import CompareError
 from nodeagent.compare.logs import lines, run, shippers
 from nodeagent.compare.logs.measure import Bench, LogSample, SinkProcess
+from nodeagent.compare.logs.micro import line_costs
 from nodeagent.compare.logs.run import LogCell, measure_logs
 from nodeagent.compare.logs.shippers import AGENT, Shipper, ShipperTask
 from nodeagent.compare.run import ComparisonPlan, Results
@@ -147,3 +148,15 @@ def test_ratios_are_of_the_same_round() -> None:
         "memory_bytes": 30 << 20,
         "rounds": [600_000, 300_000],
     }
+
+
+def test_what_a_line_costs_is_told_by_kind() -> None:
+    costs = list(line_costs(turns=1))
+    assert [cost.kind for cost in costs] == [
+        "plain: JSON",
+        "plain: text",
+        "cri: JSON",
+        "cri: text",
+        "cri: JSON and text",
+    ]
+    assert all(cost.process > 0 and cost.encode > 0 for cost in costs)
