@@ -111,16 +111,16 @@ class Processor:
         lines = self._frame(chunk, read_at)
         self._counts.lines += len(lines)
         self._counts.malformed += lines.malformed
-        return self._records(self._joiner.feed(lines, now), now)
+        return self._records(self._joiner.feed(lines, now), now, read_at)
 
     def flush(self, now: float, final: bool = False) -> LogRecords | None:
         """Return what has been held back for too long at Unix time *now* (seconds), or everything if the file
         says no more (*final*); None: nothing.
         """
         lines = self._joiner.flush(now, final)
-        return self._records(lines, now) if len(lines) else None
+        return self._records(lines, now, rfc3339(now)) if len(lines) else None
 
-    def _records(self, lines: Lines, now: float) -> LogRecords:
+    def _records(self, lines: Lines, now: float, read_at: bytes) -> LogRecords:
         counts = self._counts
         counts.joined += self._joiner.joined
         counts.cut += self._joiner.cut
@@ -128,7 +128,7 @@ class Processor:
         self._joiner.cut = 0
         lines = self._kept(lines, now)
         lines.texts = redact_texts(self._recipe.rules, lines.texts)
-        objects = self._parsed(lines, rfc3339(now))
+        objects = self._parsed(lines, read_at)
         if self._recipe.rules:
             lines, objects = self._by_members(lines, objects)
         end = self._joiner.covered(self._read)
