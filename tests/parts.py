@@ -40,6 +40,8 @@ SHARED = (
 """Files that only use the lab, or the cluster, of their folder's conftest.py, which is up once for each group."""
 LONGEST = ("test_agent_chaos.py", "test_compare_command.py", "test_compare.py", "test_plane.py", "test_demo.py")
 """Files that take longest, in this order; the others follow by size."""
+WITHOUT_HYPOTHESIS = ("-p", "no:hypothesispytest")
+"""Its plugin takes nearly half of the time in which pytest starts, and only unit tests use it."""
 AGAIN_AT_MOST = 20
 """With more failures than this something is broken, and running them again says nothing."""
 
@@ -132,7 +134,7 @@ def in_a_room(*targets: str) -> Outcome:
     """Run one file, files of one group, or one test, in a room of its own."""
     part, file = Path(targets[0].partition("::")[0]).parts[1:3]
     name = f"{part}-{Path(file).stem}" + ("-again" if "::" in targets[0] else "")
-    return pytest(part, name, targets, ["tests/room.sh"], [])
+    return pytest(part, name, targets, ["tests/room.sh"], WITHOUT_HYPOTHESIS)
 
 
 def pytest(part: str, name: str, targets: Sequence[str], before: Sequence[str], options: Sequence[str]) -> Outcome:
