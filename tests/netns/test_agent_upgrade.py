@@ -176,15 +176,20 @@ def test_nothing_fails_and_nothing_is_cut_when_a_daemon_takes_over(lab: Lab) -> 
 @pytest.mark.timeout(400)
 def test_what_drains_hears_of_every_policy(lab: Lab) -> None:
     """Input: a DENY policy after the daemon was succeeded that carries the connections. Verdict:
-    they are cut, by the old one, which has nothing left then and ends; others go on.
+    they are cut, by the old one, which has nothing left then and ends; others go on. Until then it says for
+    which pod it is still there.
     """
+    agent = lab.agent("node2")
+    start = len(agent.log.read_text())
     local, remote = (cluster_ip(lab, name) for name in SERVERS)
     with (
         client_in(lab, "client", "hold", local, 9000, "--connections", 5) as other,
         client_in(lab, "client", "hold", remote, 9000, "--connections", 5) as held,
     ):
-        old = lab.agent("node2").succeed()
+        old = agent.succeed()
         assert held.say() == {"ok": 5, "bad": []}
+        waits = "this daemon ends when what is open has ended"
+        eventually(lambda: log_of(agent, start, waits) and log_of(agent, start, "default/remote 5 (for "), "it says so")
         lab.apply(text=DENY)
         try:
             eventually(lambda: held.say()["ok"] == 0, "they are cut")
