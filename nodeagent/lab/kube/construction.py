@@ -168,11 +168,17 @@ def _remove_folder(folder: Path) -> None:
     deadline = time.monotonic() + _REMOVE_SECONDS
     while folder.exists():
         try:
-            shutil.rmtree(folder)
+            shutil.rmtree(folder, onerror=_unless_gone)
         except OSError as error:
             if time.monotonic() > deadline:
                 raise LabError(f"{folder}: cannot be removed: {error}") from None
             time.sleep(0.05)
+
+
+def _unless_gone(function: object, path: str, raised: tuple[object, BaseException, object]) -> None:
+    """Go on where somebody else, as the last kubelet of a node, has removed *path* meanwhile."""
+    if not isinstance(raised[1], FileNotFoundError):
+        raise raised[1]
 
 
 def sweep() -> None:
