@@ -63,10 +63,10 @@ log = logging.getLogger("nodeagent.logs")
 class LaneBounds:
     """How much a lane may hold and send."""
 
-    window: int = 8 << 20
+    window: int = 4 << 20
     """Bytes of records in memory."""
-    request: int = 2 << 20
-    """About how many bytes a request has before it is compressed."""
+    request: int = 1 << 20
+    """About how many bytes a request has before it is compressed; a quarter of the window at most."""
     in_flight: int = 2
     """Requests under way at once."""
 

@@ -24,7 +24,8 @@ def make_lane(settings: SinkSettings, buffer: BufferSettings, state: Path) -> La
     """Return the lane of the sink that *settings* describe; what an earlier process left in its buffer is found
     below the folder *state*. A buffer that cannot be read is said, and gone without.
     """
-    bounds = LaneBounds(request=settings.request_bytes, in_flight=settings.in_flight)
+    window = max(LaneBounds().window, 4 * settings.request_bytes)
+    bounds = LaneBounds(window, request=settings.request_bytes, in_flight=settings.in_flight)
     letters = DeadLetters(state / DEAD_LETTERS, settings.name)
     clock = MonotonicClock()
     spill: Spill | None = None

@@ -139,17 +139,23 @@ class Spill:
         return True
 
     async def _write(self, lane: Feeding) -> None:
-        parts, self._parts = self._parts, []
+        # Not all at once: what it is encoded to is in memory a second time.
+        count = 0
+        size = 0
+        while count < len(self._parts) and size < GATHER_BYTES:
+            size += cost(self._parts[count].records)
+            count += 1
+        parts = self._parts[:count]
         try:
             await self.buffer.append([each.records for each in parts])
         except OSError as error:
-            self._parts = parts + self._parts
             await self._fail(error, lane)
             return
+        del self._parts[:count]
         if self.trouble:
             log.info("sink %s: its buffer takes records again", self._sink)
             self.trouble = ""
-        self._bytes -= sum(cost(each.records) for each in parts)
+        self._bytes -= size
         for part in parts:
             lane.settle(part.entry, len(part.records))
         self._feed.set()

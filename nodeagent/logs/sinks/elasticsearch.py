@@ -35,7 +35,7 @@ _BLOCKED: Final = "cluster_block_exception"
 
 
 class _ItemError(msgspec.Struct):
-    type: str = ""
+    type: str | None = None
     reason: str | None = None
 
 
@@ -168,7 +168,7 @@ def _said(item: _Item | None) -> str:
     if item is None:
         return "no status"
     error = item.error or _ItemError()
-    return f"{item.status} {error.type}: {error.reason or ''}"[:MAX_REASON]
+    return f"{item.status} {error.type or 'without a type'}: {error.reason or ''}"[:MAX_REASON]
 
 
 def _reason(body: bytes) -> str:

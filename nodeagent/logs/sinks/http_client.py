@@ -228,6 +228,10 @@ class _Reading:
             raise SinkError("it closed the connection within its answer")
         return HttpAnswer(self._status, b"".join(self._body), self._retry)
 
+    def on_message_begin(self) -> None:
+        if self.complete:
+            raise SinkError("it answers more than it was asked")
+
     def on_header(self, name: bytes, value: bytes) -> None:
         if name.lower() == b"retry-after" and value.isdigit():
             self._retry = float(value[:6])

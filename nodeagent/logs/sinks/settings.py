@@ -225,7 +225,7 @@ class SinkSettings(_Section):
     """One sink: its name, what all have, and one of the kinds."""
 
     name: str = Field(pattern=r"^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$")
-    request_bytes: int = Field(2 << 20, ge=1 << 16, le=64 << 20)
+    request_bytes: int = Field(1 << 20, ge=1 << 16, le=64 << 20)
     """About how many a request has, before it is compressed."""
     in_flight: int = Field(2, ge=1, le=16)
     """Requests under way at once, where the sink does not want records in order."""

@@ -278,6 +278,7 @@ def test_a_record_that_is_asked_for_for_ever_does_not_hold_back_its_file(tmp_pat
             [(record, why)] = scene.refused()
             assert record == "bad" and "500 internal" in why
             assert scene.sink.requests.count([b"bad"]) >= MAX_BESIDE - 2
+            await until(lambda: scene.lane.held == 0, "the last of the others is settled")
             scene.identity()
 
     run(test)

@@ -6,15 +6,19 @@ import asyncio
 import gzip
 import json
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from nodeagent.logs.records import LogRecords
 from nodeagent.logs.sinks import http_client
-from nodeagent.logs.sinks.elasticsearch import ElasticsearchSink
+from nodeagent.logs.sinks.elasticsearch import ElasticsearchSink, outcome
+from nodeagent.logs.sinks.http_client import HttpAnswer
+from nodeagent.logs.sinks.secrets import SinkError
 from nodeagent.logs.sinks.settings import ElasticsearchSettings
 from nodeagent.logs.sinks.sink import Indivisible, Outcome, Taken, Untaken
 from tests.fakes.bulk import Bulk, response
@@ -272,3 +276,43 @@ def test_objects_of_any_shape_stay_valid(written: bytes) -> None:
     assert documents[0]["log"] == "a"
     assert documents[1]["kubernetes"]["pod_name"] == "web-1"
     assert {**documents[1], **json.loads(written)} == documents[1]
+
+
+NAMES = ["errors", "items", "create", "status", "error", "type", "reason"]
+VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers(-1, 600) | st.text(max_size=5),
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(
+            st.sampled_from(["errors", "items", "create", "status", "error", "type", "reason"]), inner, max_size=3
+        )
+    ),
+    max_leaves=12,
+)
+
+
+@given(
+    st.sampled_from([200, 400, 401, 404, 413, 429, 503]),
+    st.binary(max_size=60) | VALUES.map(json.dumps).map(str.encode),
+)
+def test_whatever_is_answered_means_something_for_each_record(status: int, body: bytes) -> None:
+    found = outcome(HttpAnswer(status, body, None), 2)
+    if isinstance(found, Taken):
+        assert status == 200 and {*found.again, *found.refused} <= {0, 1}
+    else:
+        assert found.why
+
+
+@given(st.binary(max_size=200), st.integers(1, 50))
+def test_whatever_a_server_says_is_an_answer_or_a_sink_error(data: bytes, size: int) -> None:
+    reading = http_client._Reading()
+    with suppress(SinkError):
+        for at in range(0, len(data), size):
+            reading.feed(data[at : at + size])
+        assert reading.answer().status >= 200
+
+
+def test_an_answer_that_nobody_asked_for_is_no_answer() -> None:
+    reading = http_client._Reading()
+    with pytest.raises(SinkError, match="more than it was asked"):
+        reading.feed(2 * response(200, b"{}"))
