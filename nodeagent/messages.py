@@ -550,9 +550,13 @@ class LogFileClosed:
 
 @dataclass(frozen=True, slots=True)
 class CollectorCounted:
-    """What was counted since the last one, as :class:`Counted` of a worker."""
+    """What was counted since the last one, or, if it is the *whole*, since the collector's start: the first one,
+    and the first one after :class:`AllLogsTold`.
+    """
 
     report: Unchecked
+    """As a worker's."""
+    whole: bool
 
 
 @dataclass(frozen=True, slots=True)

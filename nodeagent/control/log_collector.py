@@ -109,23 +109,28 @@ class LogCollector:
         start: StartCollector,
         counted: Callable[[Unchecked], None],
         died: Callable[[], None],
+        ended: Callable[[], None],
         *,
         stop_seconds: float,
     ) -> None:
         """*start*: what a collector is told first. *counted* takes what it has counted; *died* is called for each
-        that died. *stop_seconds*: how long what was read may take to be delivered when it is to end.
+        that died, *ended* for each that is no more. *stop_seconds*: how long what was read may take to be
+        delivered when it is to end.
         """
         self._loop = loop
         self._supervisor = supervisor
         self._start = start
         self._counted = counted
         self._died = died
+        self._ended = ended
         self._stop_seconds = stop_seconds
         self._numbers = itertools.count(1)
         self._questions = itertools.count(1)
         self._process: _Process | None = None
         self._adopted = False
         """The process was another control's: what is gone since then has to be told."""
+        self._counts_known = True
+        """All that the process has counted was told to this control."""
         self._surplus: list[_Process] = []
         """Others of earlier controls, which end."""
         self._finder: Found | None = None
@@ -175,6 +180,7 @@ class LogCollector:
         if self._process is None:
             self._process = process
             self._adopted = True
+            self._counts_known = False
             self._gone.clear()
         else:
             self._surplus.append(process)
@@ -202,6 +208,8 @@ class LogCollector:
         self._process = None
         self._gone.set()
         self._adopted = False
+        self._counts_known = True
+        self._ended()
         for answered, _ in self._answers.values():
             if not answered.done():
                 answered.set_result(None)
@@ -356,11 +364,17 @@ class LogCollector:
                 if self._finder is not None and process is self._process:
                     self._finder.closed((message.device, message.inode))
             case CollectorCounted():
-                self._counted(message.report)
+                self._take_counts(message)
             case CollectorRows():
                 self._answered(message)
             case _:
                 assert_never(message)
+
+    def _take_counts(self, message: CollectorCounted) -> None:
+        """What an earlier control was told of is told anew, whole."""
+        self._counts_known = self._counts_known or message.whole
+        if self._counts_known:
+            self._counted(message.report)
 
     def _answered(self, message: CollectorRows) -> None:
         waiting = self._answers.get(message.number)

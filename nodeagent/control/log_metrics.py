@@ -40,6 +40,19 @@ class LogMetrics:
         """A collector died."""
         self._store.add(metrics.LOG_RESTARTS)
 
+    def ended(self) -> None:
+        """A collector is no more: what it had not settled is offered again by the next one, and counted twice."""
+        unsettled: dict[Labels, float] = {}
+        signs = {metrics.LOG_OFFERED: 1}
+        for metric, labels in self._counted:
+            if metric.labels[:1] == ("sink",) and metric is not metrics.LOG_RETRIED:
+                value = self._store.value(metric, labels)
+                unsettled[labels[:3]] = unsettled.get(labels[:3], 0) + signs.get(metric, -1) * value
+        for labels, number in unsettled.items():
+            if number > 0:
+                self._store.add(metrics.LOG_RETURNED, labels, number)
+                self._counted.add((metrics.LOG_RETURNED, labels))
+
     def tell(self, files: Iterable[Unchecked], sinks: Iterable[Unchecked]) -> None:
         """Set how far reading is, by *files*, and what waits, by *sinks*: rows of the collector's answer."""
         lag_bytes: dict[Labels, float] = {}

@@ -63,7 +63,13 @@ class NodeLogs:
         """Why section ``logs`` of agent.yaml is not what is in force; empty: it is, as far as is known."""
         start = self._first_words(settings)
         self.collector = LogCollector(
-            loop, supervisor, start, self._metrics.count, self._metrics.died, stop_seconds=settings.stop_seconds
+            loop,
+            supervisor,
+            start,
+            self._metrics.count,
+            self._metrics.died,
+            self._metrics.ended,
+            stop_seconds=settings.stop_seconds,
         )
         self._finder = LogFinder(settings, self._folders(settings), self.collector)
         self._text = LogText(settings, self._folders(settings), self._finder.pods)

@@ -148,7 +148,7 @@ class Collector:
         """Tell what was counted, so that a process that dies takes little of it along."""
         while not self._finishing:
             await asyncio.sleep(COUNT_SECONDS)
-            self._channel.send(CollectorCounted(reading.report()))
+            self._channel.send(reading.counted())
             for device, inode in reading.closed():
                 self._channel.send(LogFileClosed(device, inode))
             reading.forget()
@@ -159,13 +159,13 @@ class Collector:
         self._finishing = True
         if self._reading is not None:
             await self._reading.end(seconds)
-            self._channel.send(CollectorCounted(self._reading.report()))
+            self._channel.send(self._reading.counted())
             await asyncio.sleep(0)
         self._end()
 
     def _answer(self, reading: Intake, number: int) -> None:
         """Tell how each file fares, in parts that fit a packet."""
-        self._channel.send(CollectorCounted(reading.report()))
+        self._channel.send(reading.counted())
         rows = reading.rows()
         warnings = tuple(reading.warnings())
         parts = [rows[at : at + ROWS_AT_ONCE] for at in range(0, len(rows), ROWS_AT_ONCE)] or [[]]
@@ -220,7 +220,8 @@ class Intake:
         """Told, and open."""
         bounds = TailSettings(line_bytes=settings.limits.line_bytes)
         self.tail = Tail(node, settings.state_directory, self.streams.open, bounds)
-        self._counts = CountsTold()
+        self._counts: CountsTold | None = None
+        """None: who is told knows nothing."""
         self._run: asyncio.Task[None] | None = None
 
     def begin(self, start: Callable[[Coroutine[object, object, None]], None]) -> None:
@@ -266,7 +267,8 @@ class Intake:
             self.tail.leave(source.uid)
 
     def all_told(self, keys: Iterable[str]) -> None:
-        """Sources that are not among *keys* are gone."""
+        """Sources that are not among *keys* are gone; who says so has counted nothing."""
+        self._counts = None
         for key in self._sources.keys() - set(keys):
             self.source_gone(key)
 
@@ -282,9 +284,12 @@ class Intake:
                 if self.streams.forget(key):
                     self.tail.forget_counts(uid)
 
-    def report(self) -> Unchecked:
-        """Return what was counted since the last report."""
-        return self._counts.report((*self.streams.counts(), *tailed(self.streams.pods(), self.tail.counts())))
+    def counted(self) -> CollectorCounted:
+        """Return what was counted and not told yet."""
+        told = self._counts
+        self._counts = told or CountsTold()
+        counts = (*self.streams.counts(), *tailed(self.streams.pods(), self.tail.counts()))
+        return CollectorCounted(self._counts.report(counts), whole=told is None)
 
     def rows(self) -> list[Unchecked]:
         """Return a row for each file."""

@@ -249,6 +249,12 @@ LOG_DEAD_LETTERED = Metric(
     _LOG_SINK,
     "Records that a sink refused for good; they are in the dead-letter file of logs.stateDirectory.",
 )
+LOG_RETURNED = Metric(
+    "nodeagent_log_records_returned_total",
+    "counter",
+    _LOG_SINK,
+    "Records that a collector had not settled when it ended: the next one offers them again.",
+)
 LOG_WAITING = Metric(
     "nodeagent_log_records_waiting",
     "gauge",
@@ -273,7 +279,7 @@ LOG_RESTARTS = Metric(
 )
 LOG_FAMILIES: Final = (
     *(LOG_LINES, LOG_BYTES, LOG_BYTES_LOST, LOG_LINES_CUT, LOG_RECORDS, LOG_PARSE_FAILURES, LOG_FILTERED),
-    *(LOG_OFFERED, LOG_DELIVERED, LOG_RETRIED, LOG_RECORDS_DROPPED, LOG_DEAD_LETTERED),
+    *(LOG_OFFERED, LOG_DELIVERED, LOG_RETRIED, LOG_RECORDS_DROPPED, LOG_DEAD_LETTERED, LOG_RETURNED),
 )
 """Counters of the logs' collector: who is of a pod that is gone ends with it."""
 

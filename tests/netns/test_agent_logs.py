@@ -19,7 +19,7 @@ import pytest
 import yaml
 
 from nodeagent.lab import Lab
-from tests.netns.world import admin, cluster, control, get, memory, parent_of, scrape
+from tests.netns.world import Samples, admin, cluster, control, get, memory, parent_of, scrape
 from tests.waiting import eventually
 
 PODS = """
@@ -161,6 +161,16 @@ def test_a_collector_that_dies_is_replaced_and_goes_on(lab: Lab) -> None:
     numbers = {each["log"] for each in of(lab, "talks")}
     assert {f"line {number}" for number in range(1, len(numbers) + 1)} == numbers
     assert scrape(lab).sum("nodeagent_log_collector_restarts_total") == 1
+    eventually(lambda: unaccounted(scrape(lab)) == 0, "offered is delivered, waiting or returned")
+
+
+def unaccounted(samples: Samples) -> float:
+    """Return how many records offered to the sink are in none of the places where they may be."""
+    settled = ("delivered", "dropped", "dead_lettered", "returned")
+    places = sum(samples.sum(f"nodeagent_log_records_{place}_total") for place in settled)
+    offered = samples.sum("nodeagent_log_records_offered_total")
+    assert offered > 10
+    return offered - places - samples.sum("nodeagent_log_records_waiting")
 
 
 def test_it_survives_the_death_of_control(lab: Lab) -> None:

@@ -117,7 +117,13 @@ def playing(play: Callable[[Scene], Awaitable[None]], *, adopt: bool = False) ->
         counted: list[Any] = []
         deaths: list[int] = []
         collector = LogCollector(
-            asyncio.get_running_loop(), supervisor, START, counted.append, lambda: deaths.append(1), stop_seconds=0.01
+            asyncio.get_running_loop(),
+            supervisor,
+            START,
+            counted.append,
+            lambda: deaths.append(1),
+            lambda: None,
+            stop_seconds=0.01,
         )
         scene = Scene(collector, supervisor, FakeFinder(), counted, deaths)
         if adopt:
@@ -189,6 +195,10 @@ def test_an_earlier_controls_goes_on_and_hears_what_is_gone() -> None:
         await until(lambda: heard.extend(process.heard()) or heard)
         assert heard == [AllLogsTold(("output/u/app",))]
         assert scene.finder.forgot == 0
+        process.say(CollectorCounted({"since": "the last one"}, whole=False))
+        await scene.say(CollectorCounted({"since": "the start"}, whole=True), lambda: scene.counted)
+        await scene.say(CollectorCounted({"since": "then"}, whole=False), lambda: len(scene.counted) == 2)
+        assert scene.counted == [{"since": "the start"}, {"since": "then"}]
 
     playing(play, adopt=True)
 
@@ -197,7 +207,7 @@ def test_it_tells_counts_files_and_what_it_closed() -> None:
     async def play(scene: Scene) -> None:
         await scene.say(Collecting(), lambda: scene.collector.missing() == [])
         await scene.say(LogFileClosed(1, 2), lambda: scene.finder.files == [(1, 2)])
-        await scene.say(CollectorCounted({"counts": []}), lambda: scene.counted == [{"counts": []}])
+        await scene.say(CollectorCounted({"counts": []}, whole=True), lambda: scene.counted == [{"counts": []}])
         asking = asyncio.create_task(scene.collector.ask())
         (process,) = scene.supervisor.forked
         heard: list[Any] = []

@@ -67,3 +67,23 @@ def test_lag_is_a_pods_worst_file_and_what_waits_is_a_sinks() -> None:
     assert store.value(metrics.LOG_FILES) == 2
     made.tell([], [])
     assert store.value(metrics.LOG_LAG_BYTES, POD) == 0
+
+
+def test_what_a_process_had_not_settled_is_accounted_for() -> None:
+    """offered == delivered + dropped + dead-lettered + returned + waiting, whoever dies."""
+    store = Store()
+    made = LogMetrics(store)
+    labels = ["s", *POD]
+    first = {
+        metrics.LOG_OFFERED.name: [labels, 10],
+        metrics.LOG_DELIVERED.name: [labels, 4],
+        metrics.LOG_RETRIED.name: [labels, 3],
+        metrics.LOG_DEAD_LETTERED.name: [labels, 1],
+        metrics.LOG_RECORDS_DROPPED.name: [[*labels, "full"], 2],
+    }
+    made.count({"counts": [[name, *rest] for name, rest in first.items()]})
+    made.ended()
+    assert store.value(metrics.LOG_RETURNED, tuple(labels)) == 3
+    made.count({"counts": [[metrics.LOG_OFFERED.name, labels, 3], [metrics.LOG_DELIVERED.name, labels, 3]]})
+    made.ended()
+    assert store.value(metrics.LOG_RETURNED, tuple(labels)) == 3
