@@ -132,7 +132,7 @@ class Contents:
         old = file.generation
         assert old is not None, "only what is read can be found to be another"
         self.counts.truncations += 1
-        old.lost_from = max(size - old.read.offset, 0)
+        old.overwritten_bytes = max(size - old.read.offset, 0)
         old.since = now
         old.overwritten = True
         self.orphan(old)
@@ -156,13 +156,13 @@ class Contents:
         generation.inode = file.inode
         generation.name = file.name
         generation.overwritten = False
-        generation.lost_from = 0
+        generation.overwritten_bytes = 0
         file.generation = generation
         self.counts.twins += 1
         self.tail.changed()
 
     def _forget(self, generation: Generation) -> None:
-        self.counts.bytes_lost += generation.lost_from
+        self.counts.bytes_overwritten += generation.overwritten_bytes
         generation.finish()
         self.tail.changed()
 

@@ -36,10 +36,10 @@ class Generation:
         "cuts",
         "id",
         "inode",
-        "lost_from",
         "marks",
         "name",
         "overwritten",
+        "overwritten_bytes",
         "since",
         "taker",
         "truncated",
@@ -67,7 +67,7 @@ class Generation:
         """Ends of the chunks that were read last: a shorter copy is recognized by an earlier one."""
         self.overwritten = False
         """Whether its file holds another content now."""
-        self.lost_from = 0
+        self.overwritten_bytes = 0
         """Bytes that were unread when its file was truncated."""
         self.since = 0.0
         """Since when no file has it."""

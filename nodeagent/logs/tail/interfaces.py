@@ -90,6 +90,10 @@ class TailCounts:
     """Files that were recognized as copies of what was read already."""
     bytes_lost: int = 0
     """Unread when a removed file was given up, or a file could not be read or decompressed further."""
+    bytes_overwritten: int = 0
+    """Unread when their file was truncated, and not found in a copy that was known for one: lost, unless they
+    came from a file that was taken for one of its own.
+    """
 
     def add(self, other: TailCounts) -> None:
         """Add the numbers of *other*."""
@@ -98,6 +102,7 @@ class TailCounts:
         self.truncations += other.truncations
         self.twins += other.twins
         self.bytes_lost += other.bytes_lost
+        self.bytes_overwritten += other.bytes_overwritten
 
 
 @dataclass(frozen=True, slots=True)
