@@ -23,6 +23,7 @@ class OpenFile:
         "added",
         "born",
         "changed",
+        "closed",
         "descriptor",
         "done",
         "failed",
@@ -48,6 +49,7 @@ class OpenFile:
             raise ValueError("it is no regular file")
         self.inode = Inode(found.st_dev, found.st_ino, birth_of(descriptor))
         self.descriptor = descriptor
+        self.closed = False
         self.name = name
         self.renamed = False
         """Whether it had another name while it was open."""
@@ -142,4 +144,5 @@ class OpenFile:
     def close(self) -> None:
         """Close the descriptor."""
         self._content = None
+        self.closed = True
         os.close(self.descriptor)

@@ -45,6 +45,7 @@ class Writer:
 
 async def follow(folder: Path) -> None:
     taken = os.open(folder / "taken", os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
+    os.write(taken, b"\n")  # behind what a killed one may have torn
     held: list[Callable[[], None]] = []
     tail = Tail("node-1", folder / "state", lambda _source, _id, cover: Writer(taken, cover, held), SETTINGS)
     reading = asyncio.create_task(tail.run())

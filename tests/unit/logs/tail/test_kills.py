@@ -81,9 +81,10 @@ def taken(folder: Path) -> dict[tuple[str, int], str]:
     """Return every line by id and offset; fail where one of them stands for two lines."""
     found: dict[tuple[str, int], str] = {}
     for row in (folder / "taken").read_bytes().split(b"\n")[:-1]:
-        if not row.endswith(b"]"):
-            continue  # the reader was killed while it wrote
-        name, offset, data = json.loads(row)
+        try:
+            name, offset, data = json.loads(row)
+        except ValueError:
+            continue  # the reader was killed while it wrote; what was torn was not settled
         for line in data.splitlines(keepends=True):
             assert found.setdefault((name, offset), line) == line, f"{name} at {offset} stands for two lines"
             offset += len(line)
