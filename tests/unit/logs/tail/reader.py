@@ -52,7 +52,7 @@ async def follow(folder: Path) -> None:
     while not reading.done():
         for entry in sorted(os.scandir(folder / "logs"), key=lambda each: each.name):
             hand_over(tail, entry)
-        await asyncio.sleep(0.005)
+        await asyncio.sleep(0.005)  # as long as a sink may take to answer
         settled = held[:4]
         del held[:4]
         for each in settled:
