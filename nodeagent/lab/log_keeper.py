@@ -15,6 +15,7 @@ no import. It ends with the kubelet, and the kubelet with it.
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 import logging
 import os
@@ -177,6 +178,7 @@ class LogKeeper:
 
     def __init__(self) -> None:
         """Fork the keeper: the caller has one thread, and runs no loop yet."""
+        gc.freeze()  # what is imported is never collected: its pages stay shared
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         if os.fork() == 0:
             ours.close()
