@@ -317,7 +317,9 @@ class Intake:
 
     def warnings(self) -> list[str]:
         """Return, in words, what is wrong."""
-        return self.streams.warnings()
+        problem = self.tail.problem
+        unsaved = [f"logs: positions cannot be written, a restart would send again what came since: {problem}"]
+        return [*(unsaved if problem else []), *self.streams.warnings()]
 
 
 async def _locked(folder: Path) -> int:

@@ -1,0 +1,57 @@
+"""What reads and delivers, without control: what is wrong with the folder of positions is told."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Coroutine
+from pathlib import Path
+
+from nodeagent.logs.collector import Intake
+from nodeagent.logs.settings import LogSettings
+from nodeagent.logs.sources import Reading, SourceFacts
+from nodeagent.logs.tail.positions import FILE
+from nodeagent.messages import LogFileOpened
+from nodeagent.vocabulary import PodUid
+from nodeagent.wire import FileDescriptor
+from tests.waiting import until
+
+SOURCE = SourceFacts(
+    "file/u/v/a.log", "file", PodUid("u"), "default", "web", "", "v/a.log", reading=Reading(sinks=("all",))
+)
+
+
+def test_positions_that_cannot_be_written_are_warned_of_until_they_can(tmp_path: Path) -> None:
+    log = tmp_path / "a.log"
+    log.write_text("one\n")
+    (tmp_path / "state" / f"{FILE}.new").mkdir(parents=True)  # in the place of what is renamed to the positions file
+    sink = {"name": "all", "file": {"path": str(tmp_path / "out.jsonl")}}
+    settings = LogSettings.model_validate({"stateDirectory": str(tmp_path / "state"), "sinks": [sink]})
+
+    async def scenario() -> None:
+        intake = Intake(settings, "node1")
+        tasks: set[asyncio.Task[None]] = set()
+
+        def start(work: Coroutine[object, object, None]) -> None:
+            tasks.add(asyncio.create_task(work))
+
+        intake.begin(start)
+        try:
+            intake.source(SOURCE)
+            found = log.stat()
+            descriptor = FileDescriptor(os.open(log, os.O_RDONLY | os.O_CLOEXEC))
+            intake.add(LogFileOpened(SOURCE.key, log.name, found.st_dev, found.st_ino, 0, descriptor))
+            await until(lambda: any("positions cannot be written" in each for each in intake.warnings()), "a warning")
+            assert '"log":"one"' in (tmp_path / "out.jsonl").read_text(), "reading goes on"
+            (tmp_path / "state" / f"{FILE}.new").rmdir()
+            with log.open("a") as file:
+                file.write("two\n")
+            await until(lambda: intake.warnings() == [], "no warning any more")
+            assert (tmp_path / "state" / FILE).exists()
+        finally:
+            await intake.end(5)
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+    asyncio.run(scenario())
