@@ -106,6 +106,7 @@ class Workers:
         self._draining: list[WorkerProcess] = []
         self._adopted: list[WorkerProcess] = []
         self._deaths: list[float] = []
+        self._next_ping = 0.0
         self._stopping = False
         self.generation = time.time_ns() // 1_000_000
         """Of the snapshot: counts its changes, from where no earlier control came, whose last
@@ -152,7 +153,8 @@ class Workers:
         for slot in range(self.count):
             self._starts[slot] = replace(start, slot=slot)
             self._spawn(slot)
-        self._loop.call_later(PING_SECONDS, self._ping)
+        self._next_ping = self._loop.time() + PING_SECONDS
+        self._loop.call_at(self._next_ping, self._ping)
 
     def node(self, addresses: Sequence[str]) -> None:
         """The node's own addresses, from which probes come, are *addresses*."""
@@ -412,7 +414,15 @@ class Workers:
             self._tell(worker, NextOriginals(FileDescriptor(originals)))
 
     def _ping(self) -> None:
-        self._loop.call_later(PING_SECONDS, self._ping)
+        """Ask all whether they live. For as long as control itself did not turn nobody is to blame: what
+        they answered waits unread.
+        """
+        now = self._loop.time()
+        late = now - self._next_ping
+        self._next_ping = now + PING_SECONDS
+        self._loop.call_at(self._next_ping, self._ping)
+        for worker in self._slots.values():
+            worker.last_pong = min(worker.last_pong + late, now)
         number = next(self._pings)
         for worker in list(self._slots.values()):
             worker.channel.send(Ping(number))

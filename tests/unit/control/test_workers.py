@@ -7,6 +7,7 @@ import errno
 import os
 import signal
 import socket
+import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 
@@ -29,6 +30,7 @@ from nodeagent.messages import (
     Fork,
     NeedSockets,
     NodeAddresses,
+    Ping,
     PodCaptured,
     Pong,
     Signal,
@@ -538,3 +540,27 @@ def test_an_entry_that_cannot_be_sent_takes_no_other_along_and_is_named() -> Non
         assert stage.workers.missing() == []
 
     play(scene)
+
+
+def test_a_control_that_was_held_up_kills_no_worker_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Input: a worker that has answered, and a control whose loop did not turn, and asked nobody, for longer than a
+    worker may be silent, as on a machine that does much else; then the worker answers no more. Verdict: it is killed
+    for the second alone.
+    """
+    monkeypatch.setattr("nodeagent.control.workers.SILENT_SECONDS", 0.6)
+    monkeypatch.setattr("nodeagent.control.workers.PING_SECONDS", 0.05)
+
+    async def scene() -> None:
+        made = Scene()
+        made.workers.fill(start())
+        end = await made.filled(1)
+        made.workers.forked(made.supervisor.numbers[0], 4321)
+        end.send(encode(Pong(1, 0))[0])
+        await until(made.workers.ready)
+        heard(end)
+        time.sleep(0.9)  # control's loop is held
+        await until(lambda: any(isinstance(message, Ping) for message in heard(end)))
+        assert made.supervisor.killed == []
+        await until(lambda: made.supervisor.killed[:1] == [4321])
+
+    asyncio.run(scene())
