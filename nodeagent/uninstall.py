@@ -31,6 +31,8 @@ OWN: Final = ("admin.sock", SOCKET, "pods", "last-good", *STATE)
 """What the daemon makes in its runtime directory."""
 POSITIONS: Final = "positions"
 """How the names begin of the files in which the collector of logs keeps how far it has read."""
+CURSOR: Final = "cursor"
+"""How far a buffer was delivered: of no use without what is in it."""
 log = logging.getLogger("nodeagent.uninstall")
 
 
@@ -155,7 +157,7 @@ def _logs(config: AgentConfig) -> Iterator[Removed]:
         if path.name.startswith(POSITIONS) and path.is_file():
             path.unlink()
             yield Removed("file", str(path))
-        elif path.is_dir() and not any(each.is_file() for each in path.rglob("*")):
+        elif path.is_dir() and not any(each.is_file() and each.name != CURSOR for each in path.rglob("*")):
             shutil.rmtree(path)
             yield Removed("file", str(path))
     if left := sorted(str(path) for path in folder.rglob("*") if path.is_file()):

@@ -9,24 +9,33 @@ import orjson
 import pytest
 
 from nodeagent.messages import (
+    FROM_COLLECTOR,
     FROM_SUPERVISOR,
     FROM_WORKER,
+    TO_COLLECTOR,
     TO_SUPERVISOR,
     TO_WORKER,
+    AllLogsTold,
     Beats,
+    CollectorRows,
     Counted,
     Drain,
+    FinishLogs,
     FlowRows,
     Fork,
     GenerationInForce,
     Keep,
     Listen,
+    LogFileClosed,
+    LogFileOpened,
+    LogSourceTold,
     NeedSockets,
     NextOriginals,
     PodCaptured,
     Pong,
     SnapshotPart,
     SocketsMade,
+    StartCollector,
     StartWorker,
     Stilled,
 )
@@ -51,6 +60,13 @@ DIRECTIONS: list[tuple[Decoder[Any], object]] = [
     (FROM_WORKER, NeedSockets(PodUid("u"), 4, 2)),
     (FROM_WORKER, Counted({"counts": [["x", ["a"], 1]]})),
     (FROM_WORKER, FlowRows(1, [{"id": "a"}], more=False)),
+    (TO_COLLECTOR, StartCollector({"sinks": []}, "n", 1)),
+    (TO_COLLECTOR, LogSourceTold("output/u/c", {"kind": "output"})),
+    (TO_COLLECTOR, LogFileOpened("output/u/c", "0.log", 1 << 40, (1 << 63) + 1, 0, ONE)),
+    (TO_COLLECTOR, AllLogsTold(("output/u/c",))),
+    (TO_COLLECTOR, FinishLogs(2.5)),
+    (FROM_COLLECTOR, LogFileClosed(1, 2)),
+    (FROM_COLLECTOR, CollectorRows(1, [{"file": "0.log"}], [{"name": "s"}], ("wrong",), more=False)),
 ]
 
 
