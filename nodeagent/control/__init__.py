@@ -12,12 +12,12 @@ Protocols only: ``workers.py`` speaks with workers, ``enrolment.py`` captures po
 up to date (``kernel_path.py`` makes them, tells its flows, counts them and closes what a new policy
 refuses), ``pod_sockets.py`` places the Workload API in pods, ``key_sets.py`` has key sets fetched
 (``jwks.py``; they are entries of the snapshot too), ``leftovers.py`` uses up what an earlier
-control left, ``heartbeat.py`` begins and ends the data plane's, ``logs.py`` has the pods' logs read:
-``log_finder.py`` finds files (a look at a pod: ``log_scan.py``), ``log_opening.py`` opens them,
-``log_collector.py`` hands them to the collector's process, ``log_metrics.py`` counts.
-``source_reader.py`` brings all of them to a change, ``supervisor_link.py`` hears from the
-supervisor, ``in_force.py`` says which policies everybody has. Pages over several concerns are
-modules of their own (``flows.py``,
-``pods_page.py``, ``mesh_pages.py``, ``metrics_pages.py``, ``readiness.py``); ``admin.py`` serves
-what it is given. ``main.py`` composes: it starts concerns in order, and stops them in the reverse.
+control left, ``heartbeat.py`` begins and ends the data plane's, ``logs.py`` has the pods' logs
+read: ``log_finder.py`` finds files (a look at a pod: ``log_scan.py``; ``log_watches.py`` says
+when), ``log_opening.py`` opens them, ``log_collector.py`` hands them to the collector's process,
+``log_metrics.py`` counts. ``source_reader.py`` brings all of them to a change,
+``supervisor_link.py`` hears from the supervisor, ``in_force.py`` says which policies everybody has.
+Pages over several concerns are modules of their own (``flows.py``, ``pods_page.py``,
+``mesh_pages.py``, ``metrics_pages.py``, ``readiness.py``); ``admin.py`` serves what it is given.
+``main.py`` composes: it starts concerns in order, and stops them in the reverse.
 """

@@ -14,23 +14,20 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
 import time
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Final, Protocol
 
 from nodeagent.control.log_scan import FileId, FoundFile, LogLook, Looker
-from nodeagent.errors import KernelError
+from nodeagent.control.log_watches import LogWatches
 from nodeagent.logs.fluentd.positions import read_positions, start_of
 from nodeagent.logs.pods import PodPlan, plan, routed
 from nodeagent.logs.settings import LogSettings, NodeFile
 from nodeagent.logs.sources import Reading, SourceFacts, SourceKind
 from nodeagent.parts import Parts
 from nodeagent.places.log_folders import LogFolders
-from nodeagent.resources import inotify
 from nodeagent.resources.objects import PodObject
 from nodeagent.vocabulary import PodUid
 
@@ -47,7 +44,6 @@ SHARE: Final = 0.05
 """Of the time that looks at one pod may take."""
 GONE_SECONDS: Final = 30.0
 """For so long a pod's folders are looked for after it has left the API; the kubelet removes them later."""
-_MASK: Final = inotify.CREATE | inotify.MOVED_FROM | inotify.MOVED_TO | inotify.DELETE
 log = logging.getLogger("nodeagent.logs")
 
 
@@ -109,11 +105,7 @@ class LogFinder:
         self._clock = clock
         self._pods: dict[PodUid, FollowedPod] = {}
         self._known: dict[FileId, PodUid] = {}
-        self._watches: dict[int, PodUid] = {}
-        self._watched: dict[PodUid, set[int]] = {}
-        self._inotify = -1
-        self._blind = ""
-        """Why folders cannot be watched; empty: they are."""
+        self._watches = LogWatches(self._happened)
         self._wake = asyncio.Event()
         self._positions = read_positions(settings.fluentd_positions)
         if settings.node.files:
@@ -198,8 +190,8 @@ class LogFinder:
 
     def warnings(self) -> list[str]:
         """Return, in words, what is not read, and why."""
-        blind = [f"logs: folders cannot be watched, and are looked at each {POLL_SECONDS:g} s: {self._blind}"]
-        found = blind if self._blind else []
+        why = self._watches.blind
+        found = [f"logs: folders cannot be watched, and are looked at each {POLL_SECONDS:g} s: {why}"] if why else []
         for followed, refusals in self.rows():
             if refusals and not followed.gone_at:
                 more = f" (and {len(refusals) - 1} more)" if len(refusals) > 1 else ""
@@ -221,12 +213,12 @@ class LogFinder:
     @asynccontextmanager
     async def run(self, parts: Parts) -> AsyncIterator[None]:
         """LogLook, for as long as the block runs."""
-        self._open_inotify()
+        self._watches.open()
         parts.start("the search for log files", self._keep_looking)
         try:
             yield
         finally:
-            self._close_inotify()
+            self._watches.close()
 
     async def _keep_looking(self) -> None:
         while True:
@@ -264,7 +256,9 @@ class LogFinder:
             return
         begun = self._clock()
         look = LogLook()
-        looker = Looker(self._known.__contains__, lambda folder: self._watch(uid, folder), lambda: self._room(followed))
+        looker = Looker(
+            self._known.__contains__, lambda folder: self._watches.watch(uid, folder), lambda: self._room(followed)
+        )
         try:
             if followed.plan is None:
                 self._look_at_node(looker, look)
@@ -283,7 +277,7 @@ class LogFinder:
         """Return the seconds until the next look."""
         lacks = look.missing or not (look.there or followed.gone_at)
         followed.since = (followed.since or now) if lacks else 0.0
-        sure = POLL_SECONDS if self._blind else SURE_SECONDS
+        sure = POLL_SECONDS if self._watches.blind else SURE_SECONDS
         return min(sure, max(MISSING_SECONDS, (now - followed.since) / PATIENCE)) if lacks else sure
 
     def _room(self, followed: FollowedPod) -> int:
@@ -333,9 +327,7 @@ class LogFinder:
         """A pod is gone, and so are its files; whoever has them open reads them to their ends."""
         for key in list(followed.sources):
             self._give_up(followed, key)
-        for watch in self._watched.pop(uid, ()):
-            self._watches.pop(watch, None)
-            inotify.unwatch(self._inotify, watch)
+        self._watches.drop(uid)
         del self._pods[uid]
 
     # -- sources --
@@ -380,58 +372,14 @@ class LogFinder:
             return followed.plan.reading_of(within) if kind == "output" else followed.plan.reading_of_file(within)
         return next((_of_node(each) for each in self._settings.node.files if str(each.path) == within), None)
 
-    # -- inotify --
-
-    def _open_inotify(self) -> None:
-        try:
-            self._inotify = inotify.open_instance()
-        except KernelError as error:
-            self._be_blind(error)
-            return
-        asyncio.get_running_loop().add_reader(self._inotify, self._happened)
-
-    def _close_inotify(self) -> None:
-        if self._inotify >= 0:
-            asyncio.get_running_loop().remove_reader(self._inotify)
-            os.close(self._inotify)
-        self._inotify = -1
-
-    def _be_blind(self, error: KernelError) -> None:
-        if not self._blind:
-            log.warning("folders of logs cannot be watched, and are looked at each %g s: %s", POLL_SECONDS, error)
-        self._blind = str(error)
-
-    def _watch(self, uid: PodUid, folder: int) -> None:
-        """Have the open *folder* watched, whatever it is called."""
-        if self._inotify < 0:
-            return
-        try:
-            number = inotify.watch(self._inotify, Path(f"/proc/self/fd/{folder}"), _MASK)
-        except FileNotFoundError:
-            return
-        except KernelError as error:
-            self._be_blind(error)
-            return
-        if number not in self._watches:
-            self._watches[number] = uid
-            self._watched.setdefault(uid, set()).add(number)
-
-    def _happened(self) -> None:
-        """Take in what happened in the folders."""
-        for number, mask, _ in inotify.events(self._inotify):
-            if mask & inotify.OVERFLOW:
-                for followed in self._pods.values():
-                    followed.next_look = 0.0
-                self._wake.set()
-                continue
-            uid = self._watches.get(number)
-            if uid is None:
-                continue
-            if mask & inotify.IGNORED:
-                self._watches.pop(number, None)
-                self._watched.get(uid, set()).discard(number)
-            if uid in self._pods:
-                self._alarm(self._pods[uid])
+    def _happened(self, uid: PodUid | None) -> None:
+        """Something has come, gone or been renamed in a folder of *uid*; None: anywhere."""
+        if uid is None:
+            for followed in self._pods.values():
+                followed.next_look = 0.0
+            self._wake.set()
+        elif uid in self._pods:
+            self._alarm(self._pods[uid])
 
 
 def _key(followed: FollowedPod, kind: SourceKind, within: str) -> str:
