@@ -275,9 +275,11 @@ class Lane:
         return self._waiting.take(self._request) if enough or not self._flying else None
 
     def _soonest(self, now: float) -> float | None:
+        if self.sink.ordered and self._again:
+            # Nothing overtakes the first, though others may be due before it.
+            return max(0.0, self._again[0].due - now)
         times = [each.due for each in self._again]
-        since = self._waiting.since
-        if since is not None and not (self.sink.ordered and self._again):
+        if (since := self._waiting.since) is not None:
             times.append(since + LINGER_SECONDS)
         return max(0.0, min(times) - now) if times else None
 
