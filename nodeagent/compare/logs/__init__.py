@@ -7,7 +7,7 @@ configurations), ``agent.py`` (the agent's own collector, whole: tail, process, 
 where the CPU of a line goes, for who changes that.
 
 The others are Debian's packages, unpacked beside everything else that is fetched (``make
-log-shippers``): installing them would give the machine another system log. All of them send without
+shippers``): installing them would give the machine another system log. All of them send without
 compression and add the same five fields; the sink gives them the shortest answer that there is,
 and the agent one that names every record, as it asks for.
 """

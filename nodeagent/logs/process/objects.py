@@ -129,11 +129,8 @@ def _other_name(name: str, taken: Iterable[str]) -> str:
 
 def of_text(texts: Sequence[bytes]) -> list[bytes]:
     """Return each of *texts*, valid UTF-8, as an object with it alone: ``{"log":"…"}``."""
-    if not texts:
-        return []
-    strings = _ENCODER.encode_lines([text.decode() for text in texts]).split(b"\n")
-    strings.pop()
-    return [b'{"log":' + string + b"}" for string in strings]
+    encode = _ENCODER.encode
+    return [b'{"log":' + encode(text.decode()) + b"}" for text in texts]
 
 
 def member_names(members: bytes) -> tuple[str, ...]:

@@ -103,9 +103,12 @@ class LinePattern:
         if self._by_line is None:
             return [self.replaced_in(text, replacement) for text in texts]
         joined = b"\n".join(texts)
-        if self._by_line.search(joined) is None:
+        match = self._by_line.search(joined)
+        if match is None:
             return None
-        if joined.count(b"\n") == len(texts) - 1:
+        # Where it finds nothing, it finds it once more at a line's end.
+        nothing = match.start() == match.end() or self.found_in(b"")
+        if not nothing and joined.count(b"\n") == len(texts) - 1:
             made = self._by_line.subn(replacement.replace(b"\\", b"\\\\"), joined)[0]
             if made.count(b"\n") == len(texts) - 1:
                 return made.split(b"\n")

@@ -12,7 +12,7 @@ from nodeagent.logs.process.limits import ByteRate
 from nodeagent.logs.process.multiline import Multiline
 from nodeagent.logs.process.objects import LogObjects, member_names
 from nodeagent.logs.process.parsers import AUTO, TextParser
-from nodeagent.logs.process.rules import Rule, drop_by_member, drop_by_text, redact_members, redact_texts
+from nodeagent.logs.process.rules import RedactRule, Rule, drop_by_member, drop_by_text, redact_members, redact_texts
 from nodeagent.logs.process.times import rfc3339
 from nodeagent.logs.records import Chunk, LogOrigin, LogRecords
 
@@ -69,8 +69,7 @@ class Processor:
         self._counts = counts
         self._rate = rate
         self._frame = FRAMES[recipe.framing]
-        # Docker's lines hold texts in JSON, in which there may be any.
-        self._several_lines = recipe.multiline is not None or recipe.framing == "docker"
+        self._several_lines = _may_have_several_lines(recipe)
         self._joiner = Joiner(recipe.multiline, recipe.record_bytes)
         self._parsers = [recipe.parser, *([recipe.parser_stderr] if recipe.parser_stderr else [])]
         self._file = b""
@@ -192,3 +191,9 @@ class Processor:
             objects = [changed.get(at, made) for at, made in enumerate(objects)]
             lines.texts = [changed.get(at, text) for at, text in enumerate(lines.texts)]
         return lines, objects
+
+
+def _may_have_several_lines(recipe: Recipe) -> bool:
+    """Return whether a text may have ends of lines: Docker's are in JSON, which can say any."""
+    made = any(isinstance(rule, RedactRule) and "\n" in rule.replacement for rule in recipe.rules)
+    return made or recipe.multiline is not None or recipe.framing == "docker"

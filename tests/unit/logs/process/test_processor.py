@@ -310,7 +310,7 @@ RECIPES = st.builds(
     st.sampled_from([parser(kind) for kind in ("auto", "json", "logfmt", "none")])
     | st.just(parser("regex", r"(?P<stream>[a-z]+)(?P<b>=)?")),
     multiline=st.sampled_from([None, None, TRACE, preset("java"), preset("go")]),
-    rules=st.sampled_from([(), (DropRule(LinePattern(r"debug\s*")), RedactRule(LinePattern("é|^x"), "_"))]),
+    rules=st.sampled_from([(), (DropRule(LinePattern(r"debug\s*")), RedactRule(LinePattern("é|^x| "), "\n"))]),
     record_bytes=st.sampled_from([16, 1 << 20]),
 )
 
