@@ -65,7 +65,8 @@ def _expression(context: click.Context, parameter: click.Parameter, value: str |
     "--since",
     metavar="TIME",
     callback=duration,
-    help="Leave out what is older: 30s, 5m, 2h. Without POD: 1m, or 0s with -f.",
+    help="Leave out what is older: 30s, 5m, 2h; of files in volumes, whose lines have no time, all but the end. "
+    "Without POD: 1m, or 0s with -f.",
 )
 @click.option("--tail", "count", type=click.IntRange(0), metavar="COUNT", help="Of what there is, only the last lines.")
 @click.option("--grep", "pattern", metavar="REGEX", callback=_expression, help="Only lines in which this is found.")

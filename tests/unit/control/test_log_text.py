@@ -149,6 +149,17 @@ def test_what_is_older_is_left_out(node: Node) -> None:
     assert node.lines(since=str(BEGIN + 6)) == ["after"]
 
 
+def test_of_files_without_times_the_end_is_recent(node: Node) -> None:
+    path = node.volume / "a.log"
+    path.write_text("".join(f"{number:>99}\n" for number in range(1000)))
+    found = node.lines(since=str(BEGIN))
+    assert [int(line) for line in found] == list(range(1000 - len(found), 1000))
+    assert len(found) == log_text.UNDATED_BYTES // 100
+    os.utime(path, (BEGIN - 1, BEGIN - 1))
+    assert node.lines(since=str(BEGIN)) == []
+    assert len(node.lines()) == 1000
+
+
 def test_an_answer_is_bounded(node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(log_text, "ANSWER_BYTES", 1000)
     for number in range(100):
