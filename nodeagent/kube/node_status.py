@@ -23,12 +23,14 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Final
 from urllib.parse import quote
+
+import orjson
 
 from nodeagent.kube.access import ApiError, KubeObject
 from nodeagent.kube.client import APPLY, KubeClient
@@ -119,6 +121,16 @@ class NodeStatuses:
         self._last = self._now()
         for lease in self._leases.values():
             lease.heard = self._last
+
+    def documents(self) -> Iterator[tuple[str, bytes]]:
+        """Yield the names of nodes and, as JSON, what each says by now, for who keeps it for a start
+        without the API server: plaintext is what pods get of whom nothing is known.
+        """
+        kind = {"apiVersion": NODE_STATUSES.api_version, "kind": NODE_STATUS}
+        for node, lease in self._leases.items():
+            uids = sorted(lease.uids)
+            status = {"enrolled": uids, "leaseDurationSeconds": int(lease.seconds), "renewTime": lease.renewed}
+            yield node, orjson.dumps({**kind, "metadata": {"name": node}, "status": status})
 
     def _pass(self) -> None:
         now = self._now()

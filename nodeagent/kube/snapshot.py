@@ -27,6 +27,7 @@ from nodeagent.errors import ResourceError, shown
 from nodeagent.kube.access import KubeObject
 from nodeagent.kube.foreign import FOREIGN
 from nodeagent.kube.kind_objects import HeldObject
+from nodeagent.kube.kinds import NODE_STATUS
 from nodeagent.kube.lean import UNWRITTEN, unwritten
 from nodeagent.resources import regular_file
 from nodeagent.resources.changes import Change
@@ -162,9 +163,11 @@ def _write(path: Path, node: str, held: Sequence[tuple[Change | None, bytes]]) -
 
 
 def document_of(change: Change | None, document: bytes = b"") -> bytes:
-    """Return what *change* put, as JSON on one line: a policy as its *document*; empty where there
-    is nothing to keep.
+    """Return what *change* put, as JSON on one line: a policy, and what a node says, as its *document*;
+    empty where there is nothing to keep.
     """
+    if change is not None and change.kind == NODE_STATUS:
+        return document
     found = change.object if change is not None else None
     if change is None or found is None:
         return b""

@@ -37,7 +37,7 @@ from nodeagent.kube.client import KubeClient
 from nodeagent.kube.events import Trouble
 from nodeagent.kube.foreign import FOREIGN, ForeignPolicies
 from nodeagent.kube.kind_objects import HeldObject, KindObjects, Name, pod_of
-from nodeagent.kube.kinds import FOLLOWED, PODS, WatchedKind
+from nodeagent.kube.kinds import FOLLOWED, NODE_STATUS, PODS, WatchedKind
 from nodeagent.kube.lean import Lean
 from nodeagent.kube.node_status import NodeStatuses
 from nodeagent.kube.watch import DENIED, Sleep, Watch
@@ -251,13 +251,15 @@ class KubernetesSource:
         self._pending.clear()
         marks = list(self._marks.values())
         self._marks.clear()
-        if changes and self._kept is not None:
+        if (changes or marks) and self._kept is not None:
             self._kept.changed(changes, self.held)
         return [*changes, *marks]
 
     def held(self) -> list[HeldObject]:
         """Return all objects that are known."""
         found = self._foreign.held()
+        for node, document in self.statuses.documents():
+            found.append(HeldObject(Change(NODE_STATUS, "", node, None), "", document=document))
         for kind in self._kinds.values():
             found += kind.objects.values()
         return found

@@ -22,6 +22,7 @@ from tests.kube.mesh import (
     SECONDS,
     SYSTEM,
     agent_pods,
+    agents,
     alone,
     apply,
     curl,
@@ -40,6 +41,7 @@ from tests.waiting import eventually
 
 pytestmark = pytest.mark.timeout(400)  # the first one waits for cluster, image and agents
 WEB = "http://web.days/"
+SNAPSHOT = "/run/nodeagent/cluster.snapshot"
 Rule = dict[str, Any]
 """Of a ClusterRole."""
 RIGHTS: list[Rule] = next(
@@ -238,3 +240,29 @@ def lease_is_over(kube: Kube, node: str) -> bool:
     told = status(kube, node)
     age = datetime.now(UTC) - datetime.fromisoformat(told["renewTime"])
     return age > timedelta(seconds=told["leaseDurationSeconds"])
+
+
+def test_an_agent_that_starts_while_the_api_server_is_away_goes_by_what_was_kept(days: Kube, api: Faults) -> None:
+    """Input: an agent ends, and its successor reaches no API server: the container runtime and what was kept
+    on disk say everything. Verdict: it is ready, its pods are themselves, also for STRICT servers of the other
+    node, and are protected themselves.
+    """
+    with strict_pods(days):
+        near, far = pods_addresses(days)
+        uid = get(days, "pod", "-n", "steady", "server-node-b")["metadata"]["uid"]
+        kept = days.command("node-a", ["grep", "-q", f'"enrolled":.*{uid}', SNAPSHOT])
+        eventually(lambda: subprocess.run(kept, check=False).returncode == 0, "the snapshot has the pods", SECONDS)
+        old = agents(days)["node-a"]
+        api.away = True
+        try:
+            api.tear()
+            days.kubectl("delete", "pod", "-n", SYSTEM, old, f"--timeout={SECONDS:g}s", seconds=SECONDS)
+            eventually(lambda: says(days, "node-a"), "another agent answers", SECONDS)
+            enrolled(days, "node-a", "steady/client-node-a", "steady/server-node-a")
+            eventually(lambda: says(days, "node-a").startswith("ready"), "it is ready", SECONDS)
+            for server in (near, far):
+                assert curl(days, "steady/client-node-a", f"http://{server}/").stdout == "200"
+            assert curl(days, "default/stranger", f"http://{near}/").returncode == 56
+        finally:
+            api.away = False
+        rolled_out(days)

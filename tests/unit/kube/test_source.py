@@ -462,6 +462,29 @@ def test_while_the_api_server_is_away_the_snapshot_is_served(tmp_path: Path) -> 
     play(tmp_path, scene)
 
 
+def test_what_other_nodes_said_is_in_the_snapshot(tmp_path: Path) -> None:
+    """Input: another node takes mTLS for a pod. Verdict: an agent that starts while the API server is away
+    knows it, and does not send that pod plaintext.
+    """
+
+    async def scene(api: FakeKubeApi, client: KubeClient) -> None:
+        kept = SnapshotFile(tmp_path / "kept", "node1")
+        source = KubernetesSource(client, "node1", kept=kept, sleep=soon)
+        api.put(pod("web"))
+        await following(source)
+        status = {"enrolled": ["uid-far"], "leaseDurationSeconds": 40, "renewTime": "2026-01-01T00:00:00Z"}
+        api.put({"kind": "NodeStatus", "metadata": {"name": "node2"}, "status": status})
+        assert await following(source) == ["+uid-far"]
+        await kept.write()
+        source.close()
+        await api.stop()
+        again = KubernetesSource(client, "node1", kept=SnapshotFile(tmp_path / "kept", "node1"), sleep=soon)
+        assert await following(again) == ["+Pod/web", "+uid-far"]
+        again.close()
+
+    play(tmp_path, scene)
+
+
 @pytest.mark.parametrize(
     ("damage", "words"),
     [
