@@ -140,6 +140,11 @@ class Generation:
         if taker is not None:
             taker.ended()
 
+    def abandon(self) -> None:
+        """Its taker failed on the last chunk: nothing more is given to it, and what it took stays unsettled."""
+        self.taker = None
+        self.coverage.end_chunk({}, self.coverage.read)
+
     def entry(self, source: str, gone: bool) -> PositionEntry:
         """Return what has to be known of it after a restart; *gone*: its file does not hold it any more."""
         mark = self.coverage.mark

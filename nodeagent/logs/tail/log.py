@@ -138,7 +138,13 @@ class FollowedLog:
             return Turn.NOTHING
         if generation.taker is None and not self._open(generation, data[before:end]).room():
             return Turn.BLOCKED
-        generation.deliver(data, before, end)
+        try:
+            generation.deliver(data, before, end)
+        except Exception as error:  # whatever those behind it make of one file's lines, others go on
+            log.error("%s: its lines cannot be processed", self.source.key, exc_info=error)
+            generation.abandon()
+            self._fail(file, generation, error)
+            return Turn.READ
         if file.size <= generation.read.offset:
             file.unread_since = None
         self.contents.counts.bytes_read += end - before
@@ -298,9 +304,14 @@ class FollowedLog:
         self._tail.changed()
 
     @property
+    def remembers(self) -> bool:
+        """Whether nothing but forgetting is to be done in time."""
+        return not any(map(self._restless, self.contents.files))
+
+    @property
     def calm(self) -> bool:
         """Whether time changes nothing here until a file does."""
-        return self.contents.settled and not any(map(self._restless, self.contents.files))
+        return self.contents.settled and self.remembers
 
     @staticmethod
     def _restless(file: OpenFile) -> bool:

@@ -24,6 +24,8 @@ TURNS: Final = 8
 BLOCKED_SECONDS: Final = 0.02
 """After which those without room are asked again, if nobody wakes the tail before."""
 AGE_SECONDS: Final = 0.25
+FORGET_SECONDS: Final = 5.0
+"""Between two looks at logs of which only something has to be forgotten in time."""
 _UNKNOWN_SECONDS: Final = 3600.0
 """For how long positions are kept of logs that nobody handed a file of."""
 log = logging.getLogger("nodeagent.logs.tail")
@@ -52,6 +54,8 @@ class Tail:
         self._ready: dict[PodUid, dict[SourceKey, FollowedLog]] = {}
         self._held: dict[SourceKey, FollowedLog] = {}
         self._restless: dict[SourceKey, FollowedLog] = {}
+        self._remembering: dict[SourceKey, FollowedLog] = {}
+        self._forgot = clock()
         self._aged = clock()
         self._started = clock()
         self._entries: dict[str, list[PositionEntry]] = {}
@@ -196,6 +200,10 @@ class Tail:
             self._ready[uid] = waiting  # behind all other pods
 
     def _age(self, now: float) -> None:
+        if now >= self._forgot + FORGET_SECONDS:
+            self._forgot = now
+            self._restless |= self._remembering
+            self._remembering.clear()
         for key, each in list(self._restless.items()):
             for file in each.age(now):
                 self._forget_file(file)
@@ -203,8 +211,10 @@ class Tail:
                 self._drop(each)
             elif each.readable:
                 self._stir(each)
-            elif each.calm:
+            elif each.remembers:
                 del self._restless[key]
+                if not each.calm:
+                    self._remembering[key] = each
         self._bound_removed(now)
         if self._entries and now - self._started >= _UNKNOWN_SECONDS:
             self._entries.clear()
@@ -216,7 +226,7 @@ class Tail:
 
     def _drop(self, found: FollowedLog) -> None:
         key = found.source.key
-        for row in (self._restless, self._held, self._logs):
+        for row in (self._restless, self._remembering, self._held, self._logs):
             row.pop(key, None)
         waiting = self._ready.get(found.source.uid)
         if waiting is not None:

@@ -60,6 +60,8 @@ class RigTaker:
         return self._rig.room
 
     def take(self, chunk: Chunk) -> None:
+        if self._rig.poison is not None and self._rig.poison in chunk.data:
+            raise ValueError("as if it had a fault")
         self._rig.sink.take(chunk)
         self._rig.taken.append((self._source, len(chunk.data)))
         settle = self._coverage.stretch(chunk.end)
@@ -83,6 +85,7 @@ class Rig:
         self.sink = Sink()
         self.room = True
         self.hold = False
+        self.poison: bytes | None = None
         self.held: list[Callable[[], None]] = []
         self.taken: list[tuple[LogSource, int]] = []
         self.ended = 0

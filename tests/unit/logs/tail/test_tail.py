@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import gzip
 import os
 import shutil
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,7 +14,7 @@ import pytest
 
 from nodeagent.logs.tail.interfaces import LogSource, SourceKey, TailSettings
 from nodeagent.vocabulary import PodUid
-from tests.unit.logs.tail.rig import Rig
+from tests.unit.logs.tail.rig import Rig, Sink
 
 
 @pytest.fixture
@@ -420,3 +422,43 @@ def test_a_file_that_came_and_went_is_forgotten(rig: Rig) -> None:
     rig.run(rig.settings.forget_seconds + rig.settings.rotated_seconds + 5)
     rig.restart()
     assert rig.tail.remembered() == 0
+
+
+def test_a_file_whose_lines_break_those_behind_it_stops_no_other(rig: Rig, caplog: pytest.LogCaptureFixture) -> None:
+    rig.poison = b"poison"
+    rig.write("a.log", "good", "poison")
+    rig.write("b.log", "other")
+    rig.look_each()
+    rig.write("b.log", "goes on")
+    rig.look_each()
+    assert rig.sink.texts() == ["other", "goes on"]
+    assert "a.log: its lines cannot be processed" in caplog.text
+    assert {each.name: each.state for each in rig.tail.status()} == {"a.log": "failed", "b.log": "following"}
+    rig.poison = None
+    rig.restart()
+    assert "good" in rig.look_each()
+
+
+def test_memory_after_five_thousand_files_is_what_it_was(tmp_path: Path) -> None:
+    rig = Rig(tmp_path, TailSettings(forget_seconds=1.0, rotated_seconds=0.3))
+
+    def come_and_go(begin: int, end: int) -> None:
+        for number in range(begin, end):
+            rig.write(f"{number}.log", *numbered(0, 3))
+        rig.look_each()
+        assert len(rig.sink.lines) == 3 * (end - begin)
+        for number in range(begin, end):
+            (rig.logs / f"{number}.log").unlink()
+        rig.run(9)
+        rig.sink = Sink()
+        rig.taken.clear()
+        gc.collect()
+
+    come_and_go(0, 500)
+    before = sys.getallocatedblocks()
+    for number in range(500, 5500, 500):
+        come_and_go(number, number + 500)
+    more = sys.getallocatedblocks() - before
+    assert list(rig.tail.status()) == []
+    assert more < 2500, f"{more} objects more than before 5,000 files came and went"
+    rig.tail.close()
