@@ -353,7 +353,12 @@ async def _pods(client: KubeClient, path: str) -> _Page:
     """
     from nodeagent.kube import pod_messages  # 0.4 MB, for a cluster alone
 
-    content = await client.content(path, f"{PROTOBUF}, {JSON}")
+    try:
+        content = await client.content(path, f"{PROTOBUF}, {JSON}")
+    except ApiError as error:
+        if not error.status:
+            raise
+        return _objects(await client.get(path))  # why not is in protobuf, too: JSON says it in words
     if not content.startswith(pod_messages.MAGIC):
         return _objects(as_document(f"GET {path}", content))
     found = pod_messages.read_list(content)

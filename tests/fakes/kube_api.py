@@ -22,6 +22,7 @@ from nodeagent.identity.tls import load_chain
 from nodeagent.kube.access import Access
 from nodeagent.kube.client import PROTOBUF
 from nodeagent.kube.kinds import FOLLOWED, WatchedKind
+from nodeagent.kube.pod_messages import MAGIC
 from tests.fakes.kube_protobuf import encoded
 
 Document = dict[str, Any]
@@ -153,6 +154,8 @@ class FakeKubeApi:
         if plural in self.starting:
             return _status(503, "the server is currently unable to handle the request")
         if plural in self.forbidden:
+            if self._in_protobuf(request, kind):  # what the server says of it is in that form, too
+                return web.Response(status=403, body=MAGIC, content_type=PROTOBUF)
             return _status(403, f'{plural} is forbidden: User "agent" cannot do that')
         if request.method == "POST" and namespace in self.terminating:
             return _status(403, f"forbidden: unable to create new content in namespace {namespace}: being terminated")
@@ -172,6 +175,9 @@ class FakeKubeApi:
         resources = [{"name": name} for name in names if name in self.served - self.undiscovered]
         return web.json_response({"kind": "APIResourceList", "resources": resources})
 
+    def _in_protobuf(self, request: web.Request, kind: WatchedKind) -> bool:
+        return kind.many and PROTOBUF in request.headers.get("Accept", "") and self.protobuf
+
     def _items(self, kind: WatchedKind, chosen: str) -> list[Document]:
         found = [self.objects[key] for key in sorted(self.objects) if key[0] == kind.plural]
         return [document for document in found if _selected(document, chosen)]
@@ -185,7 +191,7 @@ class FakeKubeApi:
         metadata = {"resourceVersion": str(self._version)}
         if end < len(items):
             metadata["continue"] = str(end)
-        if kind.many and PROTOBUF in request.headers.get("Accept", "") and self.protobuf:
+        if self._in_protobuf(request, kind):
             return web.Response(body=encoded(items[begin:end], metadata), content_type=PROTOBUF)
         bare = [{name: value for name, value in item.items() if name != "kind"} for item in items[begin:end]]
         return web.json_response({"kind": f"{kind.kind}List", "metadata": metadata, "items": bare})

@@ -129,6 +129,24 @@ def test_endpoints_that_a_selector_names_are_not_asked_for(tmp_path: Path, strea
     play(tmp_path, scene)
 
 
+def test_why_pods_may_not_be_listed_is_told_in_words(tmp_path: Path) -> None:
+    """Input: a server that lists by pages, and says in protobuf, where that is asked for, that it does not."""
+
+    async def scene(api: FakeKubeApi, client: KubeClient) -> None:
+        api.streams = False
+        api.forbidden.add("pods")
+        source = KubernetesSource(client, "node1", sleep=soon)
+        coming = asyncio.ensure_future(source.changes())
+        await until(lambda: source.missing() != [])
+        assert 'pods is forbidden: User "agent" cannot do that' in source.missing()[0]
+        api.forbidden.clear()
+        await asyncio.wait_for(coming, 10)
+        assert source.missing() == []
+        source.close()
+
+    play(tmp_path, scene)
+
+
 def test_what_comes_late_or_twice_changes_nothing(tmp_path: Path) -> None:
     """Input: an earlier state of a pod, its removal before it was made anew, and, after it is gone,
     its last state once more. Verdict: none of them is told.
