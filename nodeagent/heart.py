@@ -4,6 +4,7 @@ works.
 
 from __future__ import annotations
 
+import math
 import os
 import time
 from typing import Final
@@ -12,6 +13,26 @@ from nodeagent.redirect import heartbeat
 
 _UNFELT_SECONDS: Final = 0.02
 """How often a worker's first turn is looked for."""
+
+
+class Patience:
+    """How long another process's silence is borne, by one that may have stood still itself: a machine that
+    stops for a while silences all, and nobody is to blame for it.
+    """
+
+    def __init__(self, seconds: float, *, asleep: float) -> None:
+        """*seconds* of silence, heard awake, are too long; who did not look for *asleep* seconds was not awake."""
+        self._seconds = seconds
+        self._asleep = asleep
+        self._looked = -math.inf
+        self._awake_since = 0.0
+
+    def over(self, now: float, felt: bool) -> bool:
+        """Look at *now*; say whether it is over. *felt*: it was heard within the time of silence that is borne."""
+        if now - self._looked > self._asleep:
+            self._awake_since = now
+        self._looked = now
+        return not felt and now - self._awake_since >= self._seconds
 
 
 class Heart:

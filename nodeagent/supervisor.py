@@ -32,7 +32,7 @@ from nodeagent.errors import shown
 from nodeagent.folder_lock import FolderLock
 from nodeagent.forking import CONTROL, Role, fork, reaped
 from nodeagent.hand_over import PORTS, Event, HandOver, Predecessor
-from nodeagent.heart import Heart
+from nodeagent.heart import Heart, Patience
 from nodeagent.memory import settle
 from nodeagent.messages import (
     TO_SUPERVISOR,
@@ -127,6 +127,7 @@ class Supervisor:
         self._alone = estate.predecessor is None
         """No other daemon beats on this node."""
         self._watch_at = 0.0
+        self._patience_with_control = Patience(CONTROL_SILENT_SECONDS, asleep=CONTROL_SILENT_SECONDS)
         self._give_up_at = 0.0
         self._hung_up_at = 0.0
         self._resign_at = 0.0
@@ -320,12 +321,8 @@ class Supervisor:
             self._start_at = max(time.monotonic(), self._control_started + RESPAWN_SECONDS)
 
     def _look_after_control(self) -> None:
-        if (
-            self._control_pid
-            and not self._stopping
-            and self._control_pulse.begun()
-            and not self._control_pulse.felt(CONTROL_SILENT_SECONDS)
-        ):
+        felt = not self._control_pulse.begun() or self._control_pulse.felt(CONTROL_SILENT_SECONDS)
+        if self._patience_with_control.over(time.monotonic(), felt) and self._control_pid and not self._stopping:
             self._control_pulse.rest()
             _say(f"control's event loop has not turned for {CONTROL_SILENT_SECONDS:g} s; it is killed")
             self._kill_control()
