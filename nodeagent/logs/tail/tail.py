@@ -21,8 +21,10 @@ from nodeagent.vocabulary import PodUid
 
 TURNS: Final = 8
 """Chunks that are read before others of the process have their turn."""
-BLOCKED_SECONDS: Final = 0.02
-"""After which those without room are asked again, if nobody wakes the tail before."""
+BLOCKED_SECONDS: Final = 0.25
+"""After which those without room are asked again, if nobody wakes the tail before: a thousand of them, while a sink
+is down, are not to cost what reading them would.
+"""
 AGE_SECONDS: Final = 0.25
 FORGET_SECONDS: Final = 5.0
 """Between two looks at logs of which only something has to be forgotten in time."""
@@ -56,6 +58,8 @@ class Tail:
         self._restless: dict[SourceKey, FollowedLog] = {}
         self._remembering: dict[SourceKey, FollowedLog] = {}
         self._forgot = clock()
+        self._woken = False
+        self._asked = clock()
         self._aged = clock()
         self._started = clock()
         self._entries: dict[str, list[PositionEntry]] = {}
@@ -170,8 +174,11 @@ class Tail:
         if now >= self._aged + AGE_SECONDS:
             self._aged = now
             self._age(now)
-        for each in list(self._held.values()):
-            self._stir(each)
+        if self._held and (self._woken or now >= self._asked + BLOCKED_SECONDS):
+            self._asked = now
+            for each in self._held.values():
+                self._stir(each)
+        self._woken = False
         for _ in range(TURNS):
             if not self._ready:
                 break
@@ -179,7 +186,7 @@ class Tail:
         if self._ready:
             return 0.0
         left = min(self._looks.seconds_left(now), self._aged + AGE_SECONDS - now)
-        return min(left, BLOCKED_SECONDS) if self._held else left
+        return max(min(left, self._asked + BLOCKED_SECONDS - now), 0.0) if self._held else left
 
     def _stir(self, found: FollowedLog) -> None:
         """*found* may have something to read."""
@@ -270,6 +277,7 @@ class Tail:
 
     def _written(self, number: int, there: bool) -> None:
         self._saved_at = self._clock()
+        self.wake()
         if there:
             self._saved = number
         else:
@@ -294,11 +302,11 @@ class Tail:
         while not self._stopping:
             seconds = self.turn()
             self._save_if_due()
-            if not seconds:
+            if not seconds or self._woken:
                 await asyncio.sleep(0)
                 continue
             self._waker = loop.create_future()
-            timer = loop.call_later(seconds, self.wake)
+            timer = loop.call_later(seconds, self._rouse)
             try:
                 await self._waker
             finally:
@@ -307,6 +315,10 @@ class Tail:
 
     def wake(self) -> None:
         """There may be something to do: room behind the tail, or a new file."""
+        self._woken = True
+        self._rouse()
+
+    def _rouse(self) -> None:
         if self._waker is not None and not self._waker.done():
             self._waker.set_result(None)
 

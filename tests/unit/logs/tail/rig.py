@@ -57,6 +57,7 @@ class RigTaker:
         self._coverage = coverage
 
     def room(self) -> bool:
+        self._rig.asked += 1
         return self._rig.room
 
     def take(self, chunk: Chunk) -> None:
@@ -84,6 +85,7 @@ class Rig:
         self.now = 1000.0
         self.sink = Sink()
         self.room = True
+        self.asked = 0
         self.hold = False
         self.poison: bytes | None = None
         self.held: list[Callable[[], None]] = []

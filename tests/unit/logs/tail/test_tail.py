@@ -391,6 +391,22 @@ def test_nothing_is_read_without_room(rig: Rig) -> None:
     assert rig.look() == numbered(0, 3)
 
 
+def test_those_without_room_are_asked_seldom_or_when_there_is_some(rig: Rig) -> None:
+    rig.room = False
+    for number in range(50):
+        rig.write(f"{number}.log", "line")
+    rig.look_each(2)
+    asked = rig.asked
+    rig.run(1)
+    assert rig.asked - asked <= 50 * 5
+    rig.room = True
+    assert rig.tail.turn() > 0, "nobody said so yet"
+    rig.tail.wake()
+    while not rig.tail.turn():
+        pass
+    assert len(rig.sink.texts()) == 50
+
+
 def test_goes_on_from_where_another_program_was(rig: Rig) -> None:
     rig.write("app.log", "old", "new")
     rig.tail.add(os.open(rig.logs / "app.log", os.O_RDONLY), LogSource(SourceKey("a"), PodUid("a")), "app.log", 4)
