@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator, model_validator
 from pydantic.alias_generators import to_camel
 
-from nodeagent.sections import UnshownError
+from nodeagent.sections import Size, UnshownError
 
 MAX_URLS: Final = 16
 PLACES: Final = frozenset({"namespace", "pod", "container", "node", "tag", "date", "year", "month", "day"})
@@ -211,7 +211,7 @@ class FileSinkSettings(_Section):
     """A file of the node: one JSON object a line."""
 
     path: Path
-    bytes: int = Field(64 << 20, ge=1 << 16)
+    bytes: Size = Field(64 << 20, ge=1 << 16)
     """At which it is renamed to PATH.1, PATH.1 to PATH.2 and so on."""
     keep: int = Field(4, ge=0, le=1000)
     """How many renamed ones stay."""
@@ -225,7 +225,7 @@ class SinkSettings(_Section):
     """One sink: its name, what all have, and one of the kinds."""
 
     name: str = Field(pattern=r"^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$")
-    request_bytes: int = Field(1 << 20, ge=1 << 16, le=64 << 20)
+    request_bytes: Size = Field(1 << 20, ge=1 << 16, le=64 << 20)
     """About how many a request has, before it is compressed."""
     in_flight: int = Field(2, ge=1, le=16)
     """Requests under way at once, where the sink does not want records in order."""
@@ -251,7 +251,7 @@ class SinkSettings(_Section):
 class BufferSettings(_Section):
     """What waits on disk while a sink does not keep pace."""
 
-    bytes: int = Field(1 << 30, ge=0)
+    bytes: Size = Field(1 << 30, ge=0)
     """For each sink; 0: nothing is kept on disk, and files are read no further."""
     full: Literal["block", "dropOldest"] = "block"
     """What then happens: files are read no further, or the oldest records go, and are counted."""

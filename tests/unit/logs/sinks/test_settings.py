@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from nodeagent.logs.sinks.settings import SinkSettings
+from nodeagent.logs.sinks.settings import BufferSettings, SinkSettings
 
 
 def elasticsearch(**more: Any) -> dict[str, Any]:
@@ -66,3 +66,8 @@ def test_a_password_in_a_url_is_refused_and_not_shown() -> None:
     with pytest.raises(ValidationError, match="no user or password") as error:
         SinkSettings.model_validate(elasticsearch(urls=["https://me:hunter2@search"]))
     assert "hunter2" not in str(error.value)
+
+
+@pytest.mark.parametrize(("written", "bytes_meant"), [("2Gi", 2 << 30), ("500M", 500_000_000), (1 << 20, 1 << 20)])
+def test_sizes_are_written_as_kubernetes_writes_them(written: object, bytes_meant: int) -> None:
+    assert BufferSettings.model_validate({"bytes": written}).bytes == bytes_meant
