@@ -266,3 +266,31 @@ def test_an_agent_that_starts_while_the_api_server_is_away_goes_by_what_was_kept
         finally:
             api.away = False
         rolled_out(days)
+
+
+def test_an_agent_that_knows_nothing_of_the_cluster_captures_nobody_and_opens_nothing(days: Kube, api: Faults) -> None:
+    """Input: an agent is killed, what it kept is damaged, and the API server is away. Verdict: the next one
+    names the file and is not ready; STRICT pods stay closed; with the API server everything is as before.
+    """
+    with strict_pods(days):
+        near = pods_addresses(days)[0]
+        api.away = True
+        try:
+            api.tear()
+            kill = f"pkill -KILL -f '[n]odeagent run -c'; echo > {SNAPSHOT}"  # who ends in order writes it once more
+            subprocess.run(days.command("node-a", ["sh", "-c", kill]), check=False)
+            eventually(lambda: "it is ignored, and written anew" in log_of_all(days), "the file is named", SECONDS)
+            assert not is_ready(days, "node-a")
+            assert curl(days, "default/stranger", f"http://{near}/").stdout == "000"
+            assert not is_ready(days, "node-a")
+        finally:
+            api.away = False
+        eventually(lambda: is_ready(days, "node-a"), "it is ready", SECONDS)
+        enrolled(days, "node-a", "steady/client-node-a", "steady/server-node-a")
+        assert curl(days, "steady/client-node-a", f"http://{near}/").stdout == "200"
+
+
+def is_ready(kube: Kube, node: str) -> bool:
+    """Say whether the kubelet finds *node*'s agent ready."""
+    (told,) = get(kube, "pod", "-n", SYSTEM, agents(kube)[node])["status"]["containerStatuses"]
+    return bool(told["ready"])
