@@ -10,6 +10,7 @@ import shutil
 import tempfile
 from pathlib import Path
 
+import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
@@ -17,6 +18,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from nodeagent.logs.tail.interfaces import TailSettings
 from tests.unit.logs.tail.rig import Rig
 
+pytestmark = pytest.mark.timeout(600)
 KEPT = 4
 """Rotated files at most; older ones are removed once they were handed over."""
 
@@ -155,6 +157,6 @@ class Schedules(RuleBasedStateMachine):
 
 
 Schedules.TestCase.settings = settings(
-    max_examples=25, derandomize=True, stateful_step_count=40, deadline=None, suppress_health_check=list(HealthCheck)
+    max_examples=8, derandomize=True, stateful_step_count=40, deadline=None, suppress_health_check=list(HealthCheck)
 )
 TestSchedules = Schedules.TestCase
