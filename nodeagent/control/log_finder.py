@@ -42,6 +42,8 @@ POLL_SECONDS: Final = 0.5
 """Likewise, where folders cannot be watched."""
 SHARE: Final = 0.05
 """Of the time that looks at one pod may take."""
+IDLE_SOURCES: Final = 64
+"""Of a pod that are remembered though they have no file."""
 GONE_SECONDS: Final = 30.0
 """For so long a pod's folders are looked for after it has left the API; the kubelet removes them later."""
 log = logging.getLogger("nodeagent.logs")
@@ -224,7 +226,7 @@ class LogFinder:
         while True:
             self._wake.clear()
             for uid in self._due():
-                self._look(uid)
+                self._look_safely(uid)
                 await asyncio.sleep(0)  # nothing of control waits for more than one pod
             try:
                 await asyncio.wait_for(self._wake.wait(), self._pause())
@@ -249,6 +251,15 @@ class LogFinder:
         """LogLook at everything that is due, at once; for tests, and for who cannot wait."""
         for uid in self._due():
             self._look(uid)
+
+    def _look_safely(self, uid: PodUid) -> None:
+        """Whatever it is that a pod's files make a look raise, control goes on, and so do other pods' logs."""
+        try:
+            self._look(uid)
+        except Exception:
+            followed = self._pods[uid]
+            log.exception("logs of %s: a bug in the look for them; it is tried again", followed.name)
+            followed.not_before = followed.next_look = self._clock() + SURE_SECONDS
 
     def _look(self, uid: PodUid) -> None:
         followed = self._pods.get(uid)
@@ -299,7 +310,7 @@ class LogFinder:
 
     def _take(self, uid: PodUid, followed: FollowedPod, look: LogLook) -> None:
         """Tell what differs from the last look; the oldest file of a source first."""
-        followed.refusals = (*look.refusals, *look.missing)
+        followed.refusals = look.told()
         for found in sorted(look.found, key=lambda each: each.modified):
             source = self._found_source(followed, found)
             if source is None:
@@ -313,6 +324,16 @@ class LogFinder:
             if now != name:
                 followed.files[identity] = (key, now)
                 self._tells.renamed(identity, now)
+        self._forget_idle(followed)
+
+    def _forget_idle(self, followed: FollowedPod) -> None:
+        """Give the oldest sources up that have no file any more: a pod may call each of its files anew."""
+        if len(followed.sources) <= IDLE_SOURCES:
+            return
+        used = {key for key, _ in followed.files.values()}
+        idle = [key for key in followed.sources if key not in used]
+        for key in idle[: len(idle) - IDLE_SOURCES]:
+            self._give_up(followed, key)
 
     def _give_up(self, followed: FollowedPod, key: str) -> None:
         """A source is not to be read any more."""

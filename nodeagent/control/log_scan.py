@@ -35,12 +35,20 @@ MAX_FOLDERS: Final = 256
 MAX_ENTRIES: Final = 20_000
 """Of a pod's folders that are looked at."""
 MAX_DEPTH: Final = 16
+MAX_REFUSALS: Final = 32
+"""Of a look that are told in words: a pod may make as many as it may have entries."""
 _OUTPUT: Final = re.compile(r"\d{1,9}\.log(\..{1,100})?")
 """What the kubelet calls a container's file: as it is written, rotated, and compressed."""
 _BEING_MADE: Final = re.compile(r".*\.(tmp|swp)")
 _DOCKER: Final = re.compile(r"([0-9a-f]{12,64})/([0-9a-f]{12,64}-json\.log(?:\.\d+)?)")
-_ROTATED: Final = re.compile(r"[-._~]?([-._~\d]*\d[-._~\dT:]*|old|bak)?(\.(gz|zip|zst|bz2|xz))?")
-"""What rotation puts behind a file's name."""
+_ROTATED: Final = re.compile(r"[-._~]?([-._~]*\d[-._~\dT:]*|old|bak)?(\.(gz|zip|zst|bz2|xz))?")
+"""What rotation puts behind a file's name. Linear: names are a pod's to choose, so many that a millisecond
+for each would stop control.
+"""
+_NO_TEXT: Final = re.compile("[\ud800-\udfff]")
+"""What os.fsdecode makes of bytes that are no UTF-8."""
+_ROTATED_CHARACTERS: Final = 48
+"""Of a name's end that rotation may have put there."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +81,21 @@ class LogLook:
     """Of what is looked for now."""
     left: int = MAX_ENTRIES
     folders: int = MAX_FOLDERS
+
+    more_refused: int = 0
+    """Beside those in *refusals*."""
+
+    def refuse(self, why: str) -> None:
+        """Tell *why* something is not read, or count it where enough is told."""
+        if len(self.refusals) < MAX_REFUSALS:
+            self.refusals.append(why)
+        else:
+            self.more_refused += 1
+
+    def told(self) -> tuple[str, ...]:
+        """Return what is not read, in words."""
+        more = (f"and {self.more_refused} more",) if self.more_refused else ()
+        return (*self.refusals, *more, *self.missing)
 
     def close(self) -> None:
         """Close what was found and nobody has taken."""
@@ -127,7 +150,7 @@ class Looker:
             rf"{re.escape(str(docker))}/([0-9a-f]{{12,64}})/([0-9a-f]{{12,64}}-json\.log(?:\.\d+)?)", target
         )
         if match is None:
-            look.refusals.append(f"{container}/{name}: a symbolic link, and only those to {docker} are followed")
+            look.refuse(f"{container}/{name}: a symbolic link, and only those to {docker} are followed")
             return
         with _opened(lambda: open_folder(docker / match[1])) as inner:
             if inner is not None:
@@ -189,37 +212,39 @@ class Looker:
             if base:
                 self._file(folder, entry.name, entry.inode(), f"{path}/{base}", look)
             elif self.known((device, entry.inode())) and entry.is_file(follow_symlinks=False):
-                look.names[(device, entry.inode())] = entry.name
+                look.names[(device, entry.inode())] = _as_text(entry.name)
 
     def _file(self, folder: int, name: str, inode: int, source: str, look: LogLook, *, called: str = "") -> None:
+        source = _as_text(source)
+        called = _as_text(called or name)
         device = os.fstat(folder).st_dev
         if inode and self.known((device, inode)):
-            look.names[(device, inode)] = called or name
+            look.names[(device, inode)] = called
             return
         if len(look.found) >= self.room():
-            look.refusals.append(f"{source}: more files than logs.limits allow; it is read when others are gone")
+            look.refuse(f"{source}: more files than logs.limits allow; it is read when others are gone")
             return
         try:
             opened = open_file_beneath(folder, name)
         except UnfitError as error:
-            look.refusals.append(f"{_shown(source, name)}: {error}")
+            look.refuse(f"{_shown(source, name)}: {error}")
             return
         except OSError as error:
             if error.errno not in (errno.ENOENT, errno.ENOTDIR):
-                look.refusals.append(f"{_shown(source, name)}: cannot be opened: {error.strerror}{_hint(error)}")
+                look.refuse(f"{_shown(source, name)}: cannot be opened: {error.strerror}{_hint(error)}")
             return
         identity = (opened.device, opened.inode)
         if self.known(identity) or identity in look.names:
             os.close(opened.descriptor)
-            look.names.setdefault(identity, called or name)
+            look.names.setdefault(identity, called)
             return
-        look.names[identity] = called or name
-        look.found.append(FoundFile(look.kind, source, called or name, opened, os.fstat(opened.descriptor).st_mtime_ns))
+        look.names[identity] = called
+        look.found.append(FoundFile(look.kind, source, called, opened, os.fstat(opened.descriptor).st_mtime_ns))
 
     def _takes_folder(self, look: LogLook) -> bool:
         look.folders -= 1
         if look.folders == -1:
-            look.refusals.append(f"more than {MAX_FOLDERS} folders: the others are not looked into")
+            look.refuse(f"more than {MAX_FOLDERS} folders: the others are not looked into")
         return look.folders >= 0
 
     def _entries(self, folder: int, look: LogLook) -> Iterator[os.DirEntry[str]]:
@@ -229,21 +254,26 @@ class Looker:
                     look.left -= 1
                     if look.left < 0:
                         if look.left == -1:
-                            look.refusals.append(f"more than {MAX_ENTRIES} entries: the others are not looked at")
+                            look.refuse(f"more than {MAX_ENTRIES} entries: the others are not looked at")
                         return
                     yield entry
         except OSError as error:
-            look.refusals.append(f"a folder cannot be listed: {error.strerror}{_hint(error)}")
+            look.refuse(f"a folder cannot be listed: {error.strerror}{_hint(error)}")
 
 
 def _rotated_of(name: str, part: str, names: set[str]) -> str:
     """Return what the file *name* was called before it was rotated, if that fits *part*; else nothing."""
-    for end in range(len(name) - 1, 0, -1):
+    for end in range(len(name) - 1, max(0, len(name) - 1 - _ROTATED_CHARACTERS), -1):
         if name[end] in "-._~" and _ROTATED.fullmatch(name[end:]):
             base = name[:end]
             if base in names or fits(part, base):
                 return base
     return ""
+
+
+def _as_text(name: str) -> str:
+    """Return *name* as it can be told, character by character: a file's may be any bytes, which no message takes."""
+    return _NO_TEXT.sub("\ufffd", name)
 
 
 def _shown(source: str, name: str) -> str:

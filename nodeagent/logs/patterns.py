@@ -13,6 +13,8 @@ from nodeagent.errors import ConfigError, shown
 MAX_PARTS: Final = 16
 """Folders and the file's name of a pattern."""
 MAX_PATTERN: Final = 1024
+MAX_STARS: Final = 8
+"""In one part: each may cost a look at the whole name."""
 ANY_FOLDERS: Final = "**"
 
 
@@ -52,6 +54,8 @@ def path_pattern(text: str) -> PathPattern:
         raise PatternError(f"a path that ends with a file's name is expected, not {shown(text)}")
     if len(parts) > MAX_PARTS or parts.count(ANY_FOLDERS) > 1:
         raise PatternError(f"at most {MAX_PARTS} parts and one ** are expected, not {shown(text)}")
+    if any(part.count("*") > MAX_STARS for part in parts):
+        raise PatternError(f"at most {MAX_STARS} * in a name are expected, not {shown(text)}")
     return PathPattern(text, parts)
 
 

@@ -44,6 +44,8 @@ OWN_LABEL: Final = "app.kubernetes.io/name"
 KNOWN: Final = (LOGS, FILES, PARSER, MULTILINE, EXCLUDE, SINKS)
 MAX_FILES: Final = 32
 """Patterns that a pod may ask for."""
+MAX_REFUSALS: Final = 32
+"""Of a pod's annotations that are told in words: they may be a quarter of a megabyte of names."""
 STREAMS: Final = ("stdout", "stderr")
 _VOLUME: Final = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?")
 _YES: Final = ("true", "enabled", "yes", "on")
@@ -142,7 +144,10 @@ class _Planner:
         return own and any(each.stdout is not None for each in self._settings.sinks)
 
     def _refuse(self, name: str, value: str, allowed: str) -> None:
-        self._refusals.append(f"{name}: {shown(value)}: {allowed}")
+        if len(self._refusals) == MAX_REFUSALS:
+            self._refusals.append("and more; these are to be mended first")
+        elif len(self._refusals) < MAX_REFUSALS:
+            self._refusals.append(f"{name}: {shown(value)}: {allowed}")
 
     def _asked(self) -> str:
         """Return ``enabled``, ``disabled``, or nothing."""

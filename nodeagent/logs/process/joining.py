@@ -5,6 +5,8 @@ Theory of operation. What is held back begins at some offset; the file is covere
 them. That is not enough with two streams: while stdout holds a line at 100, a trace of stderr may
 have gone out that began at 50 and ended at 150. Read again from 100, its second half would be a
 record of its own. So it counts as covered only what no record reaches over.
+Records of two streams may reach over each other for ever, as a ladder does; an application may mean to. So
+it ends at REACH before what is held: read again from there, the rest of one of them is a record once more.
 
 What a record is named by says from which line to which it goes (:func:`joined_offset`): where a trace
 was cut off because the rest came too late, and is read again in one piece, the longer record has
@@ -14,6 +16,7 @@ another name than the shorter one, which a sink may have already and would keep.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from operator import itemgetter
 from typing import Final
 
 from nodeagent.logs.process.framing import Lines
@@ -22,6 +25,7 @@ from nodeagent.logs.process.multiline import Multiline
 _BITS: Final = 40
 REACH: Final = (1 << 22) - 1
 """From a record's first line to its last: bytes at most."""
+_SECOND: Final = itemgetter(1)
 PIECES_WAIT: Final = 30.0
 """Seconds that the rest of a cut line is waited for."""
 
@@ -120,11 +124,15 @@ class Joiner:
             self._reaching.clear()
             return end
         at = min(held.first for held in self._held.values())
-        before = [at]
-        while before:
-            at = min(before)
-            before = [first for first, last in self._reaching if first < at <= last]
-        self._reaching = [each for each in self._reaching if each[1] >= at]
+        near = [each for each in self._reaching if each[0] >= at - REACH]
+        # From the one that reaches furthest on: once one does not reach over, none of the others does.
+        near.sort(key=_SECOND, reverse=True)
+        for number, (first, last) in enumerate(near):
+            if last < at:
+                del near[number:]
+                break
+            at = min(at, first)
+        self._reaching = near
         return at
 
     def _held_for(self, made: Lines, stream: bytes, text: bytes, continuing: bool) -> _Held | None:

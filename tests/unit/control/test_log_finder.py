@@ -12,14 +12,16 @@ from typing import Any
 
 import pytest
 
-from nodeagent.control.log_finder import LogFinder
-from nodeagent.control.log_scan import FileId, FoundFile
+from nodeagent.control.log_finder import IDLE_SOURCES, LogFinder
+from nodeagent.control.log_scan import MAX_REFUSALS, FileId, FoundFile, _rotated_of
 from nodeagent.logs.settings import LogSettings
 from nodeagent.logs.sources import SourceFacts
+from nodeagent.messages import LogSourceTold
 from nodeagent.parts import Parts
 from nodeagent.places.log_folders import LogFolders
 from nodeagent.resources.objects import PodObject
 from nodeagent.vocabulary import PodUid
+from nodeagent.wire import encode
 from tests.waiting import until
 
 
@@ -259,6 +261,101 @@ def test_no_pod_has_more_files_than_it_may(tmp_path: Path) -> None:
     assert len(node.heard.files) == 3
     assert "more files than logs.limits allow" in node.refusals()
     node.heard.close()
+
+
+def test_names_that_are_no_text_are_told_as_text(node: Node) -> None:
+    node.pod(annotations=FILES)
+    folder = os.fsencode(node.file("varlog/app/a.log").parent)
+    with open(folder + b"/\xff\xfe.log", "wb") as file:
+        file.write(b"found\n")
+    node.look()
+    names = [name for _, name in node.heard.names()]
+    assert names == ["a.log", "\ufffd\ufffd.log"]
+    assert b"found\n" in node.heard.contents()
+    for key, source in node.heard.sources.items():
+        encode(LogSourceTold(key, source.to_json()))
+    os.rename(folder + b"/a.log", folder + b"/a.log\xff")
+    node.look()
+    assert "a.log\ufffd" in [name for _, name in node.heard.names()]
+    assert len(node.heard.files) == 2
+
+
+def test_sources_whose_files_are_gone_are_not_remembered_for_ever(node: Node) -> None:
+    node.pod(annotations=FILES)
+    kept = node.file("varlog/app/kept.log")
+    for number in range(2 * IDLE_SOURCES):
+        made = node.file(f"varlog/app/{number}.log")
+        node.look()
+        made.unlink()
+        for identity, (source, _, descriptor) in list(node.heard.files.items()):
+            if not source.endswith("/kept.log"):
+                node.finder.closed(identity)
+                os.close(descriptor)
+                del node.heard.files[identity]
+    node.look()
+    told = list(node.finder.keys())
+    assert len(told) <= 1 + IDLE_SOURCES
+    assert [each for each in told if each.endswith("/kept.log")]
+    assert len(node.heard.gone) >= IDLE_SOURCES
+    assert kept.exists()
+
+
+def test_a_look_that_fails_for_one_pod_ends_neither_the_search_nor_others(
+    node: Node, caplog: pytest.LogCaptureFixture
+) -> None:
+    node.pod(annotations=FILES)
+    node.pod("till", "u2", annotations=FILES)
+    node.file("varlog/app/a.log")
+    other = node.volumes / "u2" / "varlog" / "app"
+    other.mkdir(parents=True)
+    (other / "b.log").write_bytes(b"x\n")
+    told = node.heard.source
+
+    def fails(source: SourceFacts) -> None:
+        if source.uid == "u1":
+            raise TypeError("no message has this")
+        told(source)
+
+    async def scenario() -> None:
+        node.heard.source = fails  # type: ignore[method-assign]
+
+        async def follow(finder: LogFinder) -> None:
+            finder.follow(node.pods)
+            await until(lambda: any(name == "b.log" for _, name in node.heard.names()), "the other pod's file")
+
+        await running(node, follow)
+
+    asyncio.run(scenario())
+    assert "shop/cart: a bug in the look" in caplog.text
+
+
+def test_a_look_tells_a_bounded_number_of_things_that_are_wrong(node: Node) -> None:
+    node.pod(annotations=FILES)
+    for number in range(3 * MAX_REFUSALS):
+        os.mkfifo(node.file(f"varlog/app/{number}.txt").with_suffix(".log"))
+    node.look()
+    (_, refusals), *_ = node.finder.rows()
+    assert len(refusals) == MAX_REFUSALS + 1
+    assert refusals[-1] == f"and {2 * MAX_REFUSALS} more"
+
+
+@pytest.mark.parametrize("name", ["-1" * 120 + "x.log", "-.~_1" * 50 + "x", "1" * 250 + ".x"])
+def test_what_a_name_may_have_been_before_rotation_takes_linear_time_to_say(name: str) -> None:
+    steps = 0
+
+    class Counting(str):
+        """A name of which each part that is looked at is counted."""
+
+        __slots__ = ()
+
+        def __getitem__(self, key: Any) -> str:
+            nonlocal steps
+            found = super().__getitem__(key)
+            steps += len(found)
+            return found
+
+    assert _rotated_of(Counting(name), "*.none", set()) == ""
+    assert steps <= 64 * 64
 
 
 def test_docker_links_are_followed_to_where_docker_writes_and_nowhere_else(node: Node, tmp_path: Path) -> None:

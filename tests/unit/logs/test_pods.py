@@ -153,6 +153,18 @@ def test_more_patterns_than_may_be_are_said() -> None:
     assert "at most 32" in made.refusals[0]
 
 
+def test_a_name_with_many_stars_is_refused_for_what_it_costs() -> None:
+    made = planned({"nodeagent.io/log-files": "v/" + "*a" * 9})
+    assert made.files == ()
+    assert "at most 8 *" in made.refusals[0]
+
+
+def test_a_quarter_of_a_megabyte_of_wrong_names_is_told_in_few_words() -> None:
+    made = planned({"nodeagent.io/log-sinks": ",".join(map(str, range(40_000)))})
+    assert sum(map(len, made.refusals)) < 10_000
+    assert "and more" in made.refusals[-1]
+
+
 def test_configured_files_are_for_the_pods_that_they_select() -> None:
     files = [{"name": "a", "volume": "varlog", "namespaces": ["sh*"], "labels": {"app": "cart"}, "sinks": ["second"]}]
     made = plan(pod(labels={"app": "cart"}), settings(files=files))

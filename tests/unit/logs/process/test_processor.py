@@ -354,3 +354,16 @@ def test_any_bytes_are_records(data: bytes, recipe: Recipe) -> None:
     assert found.end == len(data)
     for made in found.objects:
         strict(made)
+
+
+def test_records_of_two_streams_that_reach_over_each_other_for_ever_hold_up_only_so_much() -> None:
+    ladder = ((b"stdout", b"a"), (b"stderr", b"\tb"), (b"stderr", b"c"), (b"stdout", b"\td"))
+    data = b"".join(out(text.ljust(4000, b"."), stream) for stream, text in ladder)
+    processor = Processor(ORIGIN, Recipe(multiline=preset("java")), ProcessCounts())
+    start = 0
+    ends = [0]
+    for _ in range(3 * REACH // len(data)):
+        ends.append(processor.feed(Chunk(b"f", start, data), NOW).end)
+        start += len(data)
+    assert ends == sorted(ends)
+    assert start - ends[-1] <= 2 * REACH
