@@ -13,7 +13,7 @@ from nodeagent import istio, processors
 from nodeagent.errors import ConfigError, ResourceError
 from nodeagent.places import cgroups
 from nodeagent.resources import yaml_text
-from nodeagent.sections import ConfigSection, Duration, UnshownError
+from nodeagent.sections import ConfigSection, Duration, told
 from nodeagent.vocabulary import WhenDead
 
 
@@ -378,9 +378,4 @@ def load_as(path: Path, model: type[Model]) -> Model:
     except ConfigError as error:  # what would be found by itself was not
         raise ConfigError(f"{path}: {error}") from None
     except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        field = ".".join(str(part) for part in first["loc"])
-        more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
-        secret = isinstance(first.get("ctx", {}).get("error"), UnshownError)
-        given = "" if secret else f", not {first['input']!r:.80}"
-        raise ConfigError(f"{path}: {field}: {first['msg']}{given}{more}") from None
+        raise ConfigError(f"{path}: {told(error)}") from None

@@ -4,11 +4,14 @@ types that several of them share.
 
 from __future__ import annotations
 
+import difflib
 import re
+from pathlib import Path
 from typing import Annotated, Final
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 from pydantic.alias_generators import to_camel
+from pydantic_core import ErrorDetails, PydanticCustomError
 
 _UNITS: Final = {
     "": 1,
@@ -20,6 +23,7 @@ _UNITS: Final = {
     "Gi": 1 << 30,
     "Ti": 1 << 40,
 }
+_UNKNOWN: Final = "unknown_key"
 _SECONDS: Final = {"ms": 0.001, "s": 1, "m": 60, "h": 3600}
 
 
@@ -30,7 +34,20 @@ class UnshownError(ValueError):
 class ConfigSection(BaseModel):
     """A mapping of which every key is known."""
 
-    model_config = ConfigDict(alias_generator=to_camel, extra="forbid", frozen=True)
+    model_config = ConfigDict(alias_generator=to_camel, extra="forbid", frozen=True, hide_input_in_errors=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _known(cls, value: object) -> object:
+        """A misspelt key is told before what is missing for it, with the keys that there are."""
+        known = [each.alias or name for name, each in cls.model_fields.items()]
+        for key in value if isinstance(value, dict) else ():
+            if key not in known:
+                near = difflib.get_close_matches(str(key), known, 1)
+                meant = f"is {near[0]} meant? There are" if near else "there are"
+                context = {"key": key, "known": f"{meant} {', '.join(known) or 'none'}"}
+                raise PydanticCustomError(_UNKNOWN, "no such key is known; {known}", context)
+        return value
 
 
 def _seconds(value: object) -> object:
@@ -45,7 +62,51 @@ def _bytes(value: object) -> object:
     return int(match[1]) * _UNITS[match[2] or ""] if match else value
 
 
+def _secret_path(path: Path) -> Path:
+    """Return *path* if it can be one. Raises UnshownError: people write the secret itself there."""
+    if not path.is_absolute():
+        raise UnshownError("the absolute path of a file that holds the secret is expected, not the secret itself")
+    return path
+
+
+def _absolute(path: Path) -> Path:
+    if not path.is_absolute():
+        raise ValueError("an absolute path is expected")
+    return path
+
+
+def told(error: ValidationError) -> str:
+    """Return in one line what is wrong first: its field, what is allowed, and the value, unless it may hold a secret:
+    that of a key that is not known, or of a whole section, does.
+    """
+    found = error.errors(include_url=False)
+    first = next((each for each in found if each["type"] == _UNKNOWN), found[0])
+    place = [str(each) for each in first["loc"]]
+    if first["type"] == _UNKNOWN:
+        place.append(f"{first['ctx']['key']!s:.80}")
+    words = {"missing": "is required", "tuple_type": "a list is expected"}.get(first["type"], first["msg"])
+    others = sum(1 for each in found if each is not first and not _follows(each, found))
+    more = f" (and {others} more)" if others else ""
+    return f"{'.'.join(place)}: {words.removeprefix('Value error, ')}{_given(first)}{more}"
+
+
+def _follows(error: ErrorDetails, found: list[ErrorDetails]) -> bool:
+    """Say whether *error* is of a list that is too short only because some of its items are wrong."""
+    place = error["loc"]
+    return error["type"] == "too_short" and any(each["loc"][: len(place)] == place for each in found if each != error)
+
+
+def _given(error: ErrorDetails) -> str:
+    value = error["input"]
+    unshown = isinstance(error.get("ctx", {}).get("error"), UnshownError) or isinstance(value, dict | list)
+    said = isinstance(value, str) and f"{value!r:.80}" in error["msg"]
+    return "" if unshown or said else f", not {value!r:.80}"
+
+
 Duration = Annotated[float, BeforeValidator(_seconds), Field(gt=0, le=3600)]
 """Seconds, or a text such as ``250ms``."""
 Size = Annotated[int, BeforeValidator(_bytes)]
 """Bytes, or a text such as ``64Mi``."""
+SecretFile = Annotated[Path, AfterValidator(_secret_path)]
+"""A file that holds a secret."""
+AbsolutePath = Annotated[Path, AfterValidator(_absolute)]

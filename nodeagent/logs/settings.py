@@ -15,8 +15,9 @@ from pydantic import Field, StringConstraints, field_validator, model_validator
 from nodeagent.errors import ConfigError
 from nodeagent.logs.patterns import path_pattern
 from nodeagent.logs.process.patterns import LinePattern
+from nodeagent.logs.process.times import time_form
 from nodeagent.logs.sinks.settings import BufferSettings, SinkSettings
-from nodeagent.sections import ConfigSection, Size
+from nodeagent.sections import AbsolutePath, ConfigSection, Size
 
 RUNTIME_PARSERS: Final = ("cri", "docker")
 """Formats of container runtimes, in which a container's output stands: found by itself, never asked for."""
@@ -88,6 +89,11 @@ class ParserSettings(ConfigSection):
     """The member that says when; empty: the runtime's time, or when the line was read."""
     time_format: str = ""
     """As strptime(3) has it, with ``%L`` for fractions of a second; empty: RFC 3339, or seconds since 1970."""
+
+    @field_validator("time_format")
+    @classmethod
+    def _is_one(cls, value: str) -> str:
+        return _checked(time_form, value)
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -187,15 +193,15 @@ class LogSettings(ConfigSection):
     """Whose output is read: no container's, that of pods with ``nodeagent.io/logs: enabled`` (label or
     annotation), or that of all that do not ask to be left out.
     """
-    state_directory: Path = Path("/var/lib/nodeagent/logs")
+    state_directory: AbsolutePath = Path("/var/lib/nodeagent/logs")
     """Positions, buffer and dead letters; user 1337's, made where it is missing."""
-    pod_logs: Path = Path("/var/log/pods")
+    pod_logs: AbsolutePath = Path("/var/log/pods")
     """``NAMESPACE_POD_UID/CONTAINER/N.log``, as the kubelet has it."""
-    pod_volumes: Path = Path("/var/lib/kubelet/pods")
+    pod_volumes: AbsolutePath = Path("/var/lib/kubelet/pods")
     """``UID/volumes/kubernetes.io~empty-dir/VOLUME``, as the kubelet has it; ``UID/VOLUME`` in a lab."""
-    docker_containers: Path = Path("/var/lib/docker/containers")
+    docker_containers: AbsolutePath = Path("/var/lib/docker/containers")
     """Where the links of ``podLogs`` lead on nodes with Docker."""
-    fluentd_positions: tuple[Path, ...] = Field((), max_length=16)
+    fluentd_positions: tuple[AbsolutePath, ...] = Field((), max_length=16)
     """Position files of a Fluentd that read this node's files before: what it has read is not read again."""
     files: tuple[LogFiles, ...] = Field((), max_length=256)
     node: NodeLogFiles = NodeLogFiles()  # type: ignore[call-arg]

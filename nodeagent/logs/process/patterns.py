@@ -126,7 +126,8 @@ def _compile(text: str) -> _Compiled:
     try:
         return cast("_Compiled", re2.compile(text.encode(), options))
     except (re2.error, UnicodeEncodeError) as error:
+        why = error.args[0].decode(errors="replace") if error.args and isinstance(error.args[0], bytes) else error
         raise ConfigError(
-            f"{text!r} is not a pattern of RE2: {error}; RE2 has no look-around and no back-references "
+            f"{text!r} is not a pattern of RE2: {why}; RE2 has no look-around and no back-references "
             "(https://github.com/google/re2/wiki/Syntax)"
         ) from None

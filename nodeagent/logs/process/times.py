@@ -9,6 +9,7 @@ from datetime import UTC, date, datetime
 from functools import lru_cache
 from typing import Final
 
+from nodeagent.errors import ConfigError
 from nodeagent.logs.process.members import RecordMember
 
 _TIME: Final = re.compile(
@@ -101,6 +102,16 @@ def _by_form(value: str, form: str, year: int) -> bytes:
     # strptime takes six digits of a fraction.
     value = re.sub(r"([.,]\d{6})\d+", r"\1", value)
     return _in_utc(datetime.strptime(value, form))  # noqa: DTZ007 - a time without a zone is UTC
+
+
+def time_form(form: str) -> str:
+    """Return *form* if each of its directives is one of strptime(3). Raises ConfigError."""
+    try:
+        _by_form("", form, 2000)
+    except ValueError as error:  # no time is read from nothing; a directive that is none is told before that
+        if "bad directive" in str(error) or "stray" in str(error):
+            raise ConfigError(f"{error}; %L stands for fractions of a second, %s for seconds since 1970") from None
+    return form
 
 
 def _by_itself(value: str) -> bytes:

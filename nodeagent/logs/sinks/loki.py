@@ -18,12 +18,12 @@ from isal import igzip
 from nodeagent.logs.records import LogOrigin, LogRecords
 from nodeagent.logs.sinks.http_client import AnswerTooLong, HttpAnswer, HttpClient
 from nodeagent.logs.sinks.secrets import Authorization, ClientTls, SinkError
-from nodeagent.logs.sinks.settings import LokiSettings
+from nodeagent.logs.sinks.settings import LOKI_PUSH, LokiSettings
 from nodeagent.logs.sinks.sink import Indivisible, Outcome, Payload, Taken, Untaken
 from nodeagent.logs.sinks.templates import filled
 from nodeagent.logs.sinks.times import nanoseconds
 
-PATH: Final = "/loki/api/v1/push"
+PATH: Final = LOKI_PUSH
 GZIP_LEVEL: Final = 1
 _IGNORED: Final = re.compile(rb"total ignored: (\d{1,9}) out of (\d{1,9})")
 _NO_LABELS: Final = {"job": "nodeagent"}

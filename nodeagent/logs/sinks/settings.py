@@ -10,19 +10,15 @@ from pathlib import Path
 from typing import Annotated, Final, Literal, Self
 from urllib.parse import urlsplit
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator, model_validator
-from pydantic.alias_generators import to_camel
+from pydantic import AfterValidator, Field, field_validator, model_validator
 
-from nodeagent.sections import Size, UnshownError
+from nodeagent.sections import AbsolutePath, ConfigSection, SecretFile, Size, UnshownError
 
 MAX_URLS: Final = 16
 PLACES: Final = frozenset({"namespace", "pod", "container", "node", "tag", "date", "year", "month", "day"})
 """What a template may name, besides ``label:KEY``."""
+LOKI_PUSH: Final = "/loki/api/v1/push"
 _LABEL_NAME: Final = re.compile(r"[a-zA-Z_][a-zA-Z0-9_]*")
-
-
-class _Section(BaseModel):
-    model_config = ConfigDict(alias_generator=to_camel, extra="forbid", frozen=True, hide_input_in_errors=True)
 
 
 def http_url(value: str) -> str:
@@ -72,20 +68,20 @@ Authority = Annotated[str, AfterValidator(host_and_port)]
 Template = Annotated[str, AfterValidator(template)]
 
 
-class BasicAuth(_Section):
+class BasicAuth(ConfigSection):
     """A user, and the file with the password."""
 
     user: str = Field(min_length=1, pattern="^[^:\x00-\x1f]+$")
-    password_file: Path
+    password_file: SecretFile
 
 
-class SinkAuth(_Section):
+class SinkAuth(ConfigSection):
     """How the agent says who it is, at most one way; the collector's user must be able to read the files."""
 
     basic: BasicAuth | None = None
-    api_key_file: Path | None = None
+    api_key_file: SecretFile | None = None
     """Elasticsearch's: what follows ``ApiKey`` in the header."""
-    bearer_file: Path | None = None
+    bearer_file: SecretFile | None = None
     """A token, such as the agent's own service account's."""
 
     @model_validator(mode="after")
@@ -95,13 +91,13 @@ class SinkAuth(_Section):
         return self
 
 
-class SinkTls(_Section):
+class SinkTls(ConfigSection):
     """For https and TLS; the server's name is always checked."""
 
-    ca_file: Path | None = None
+    ca_file: AbsolutePath | None = None
     """Whose certificates are trusted; None: those of the system."""
-    certificate_file: Path | None = None
-    key_file: Path | None = None
+    certificate_file: AbsolutePath | None = None
+    key_file: SecretFile | None = None
     server_name: str = ""
     """What the server's certificate must say, where it is not the URL's host."""
 
@@ -112,7 +108,7 @@ class SinkTls(_Section):
         return self
 
 
-class ElasticsearchSettings(_Section):
+class ElasticsearchSettings(ConfigSection):
     """Elasticsearch or OpenSearch, by ``_bulk``."""
 
     urls: tuple[HttpUrl, ...] = Field(min_length=1, max_length=MAX_URLS)
@@ -135,20 +131,28 @@ class ElasticsearchSettings(_Section):
         return value
 
 
-class LokiSettings(_Section):
+class LokiSettings(ConfigSection):
     """Grafana Loki, by its push API."""
 
     urls: tuple[HttpUrl, ...] = Field(min_length=1, max_length=MAX_URLS)
     """Without ``/loki/api/v1/push``."""
-    labels: dict[str, Template] = {"namespace": "{namespace}", "container": "{container}", "node": "{node}"}
+    labels: dict[str, Template] = Field({"namespace": "{namespace}", "container": "{container}", "node": "{node}"})
     """Few, and with few values each: every combination is a stream of its own."""
-    metadata: dict[str, Template] = {"pod": "{pod}"}
+    metadata: dict[str, Template] = Field({"pod": "{pod}"})
     """Structured metadata: is found too, and makes no stream; empty for a Loki before 3.0."""
     tenant: str = Field("", pattern=r"^[A-Za-z0-9!\-_.*'()]{0,150}$")
     """``X-Scope-OrgID``; empty: none is said."""
     auth: SinkAuth = SinkAuth()
     tls: SinkTls = SinkTls()
     gzip: bool = True
+
+    @field_validator("urls")
+    @classmethod
+    def _without_path(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for each in value:
+            if each.rstrip("/").endswith(LOKI_PUSH):
+                raise ValueError(f"{each!r:.80}: the URL without {LOKI_PUSH} is expected, which is added")
+        return value
 
     @field_validator("labels", "metadata")
     @classmethod
@@ -167,13 +171,13 @@ class LokiSettings(_Section):
         return self
 
 
-class OtlpSettings(_Section):
+class OtlpSettings(ConfigSection):
     """An OpenTelemetry collector, by OTLP over gRPC."""
 
     address: Authority
     plaintext: bool = False
     """Without TLS."""
-    headers: dict[str, Path] = {}
+    headers: dict[str, SecretFile] = Field({})
     """Metadata of each call: a name, and the file that holds its value."""
     tls: SinkTls = SinkTls()
 
@@ -186,16 +190,16 @@ class OtlpSettings(_Section):
         return value
 
 
-class ForwardSettings(_Section):
+class ForwardSettings(ConfigSection):
     """Fluentd or Fluent Bit, by the forward protocol, with acknowledgements."""
 
     addresses: tuple[Authority, ...] = Field(min_length=1, max_length=MAX_URLS)
     tls: SinkTls | None = None
     """None: without TLS."""
-    shared_key_file: Path | None = None
+    shared_key_file: SecretFile | None = None
     """What both sides know; absent: the server asks for none."""
     user: str = ""
-    password_file: Path | None = None
+    password_file: SecretFile | None = None
     gzip: bool = True
 
     @model_validator(mode="after")
@@ -207,21 +211,21 @@ class ForwardSettings(_Section):
         return self
 
 
-class FileSinkSettings(_Section):
+class FileSinkSettings(ConfigSection):
     """A file of the node: one JSON object a line."""
 
-    path: Path
+    path: AbsolutePath
     bytes: Size = Field(64 << 20, ge=1 << 16)
     """At which it is renamed to PATH.1, PATH.1 to PATH.2 and so on."""
     keep: int = Field(4, ge=0, le=1000)
     """How many renamed ones stay."""
 
 
-class StdoutSinkSettings(_Section):
+class StdoutSinkSettings(ConfigSection):
     """The agent's own standard output."""
 
 
-class SinkSettings(_Section):
+class SinkSettings(ConfigSection):
     """One sink: its name, what all have, and one of the kinds."""
 
     name: str = Field(pattern=r"^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$")
@@ -248,7 +252,7 @@ class SinkSettings(_Section):
         return self
 
 
-class BufferSettings(_Section):
+class BufferSettings(ConfigSection):
     """What waits on disk while a sink does not keep pace."""
 
     bytes: Size = Field(1 << 30, ge=0)

@@ -33,7 +33,7 @@ def test_the_least_that_works(tmp_path: Path) -> None:
         ({"sinks": []}, "logs.sinks", "at least 1"),
         ({"sinks": [{"name": "x"}]}, "logs.sinks.0", "one of elasticsearch, loki"),
         ({"sinks": [SINK, SINK]}, "logs", "'all' is given twice"),
-        ({"colour": 1}, "logs.colour", "Extra inputs"),
+        ({"colour": 1}, "logs.colour", "no such key"),
         ({"files": [{"name": "a", "volume": "v", "path": "/etc/passwd"}]}, "logs.files.0.path", "below the volume"),
         ({"files": [{"name": "a", "volume": "v", "path": "../x"}]}, "logs.files.0.path", "without .."),
         ({"files": [{"name": "a", "volume": "..", "path": "x"}]}, "logs.files.0.volume", "pattern"),
@@ -76,3 +76,49 @@ def test_a_password_in_a_url_is_refused_and_not_shown(tmp_path: Path) -> None:
         load(tmp_path, {"sinks": [sink]})
     assert "user or password" in str(caught.value)
     assert "hunter2" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("auth", "field", "words"),
+    [
+        ({"basic": {"user": "u", "password": "hunter2"}}, "auth.basic.password", "is passwordFile meant"),
+        ({"basic": {"user": "u", "passwordFile": "hunter2"}}, "auth.basic.passwordFile", "not the secret itself"),
+        ({"basic": {"passwordFile": "/a"}, "bearerFile": "hunter2"}, "auth.basic.user", "is required"),
+        ({"bearer": "hunter2"}, "auth.bearer", "is bearerFile meant"),
+        ({"apiKeyFile": "hunter2"}, "auth.apiKeyFile", "not the secret itself"),
+    ],
+)
+def test_a_secret_in_place_of_its_file_is_refused_and_not_shown(
+    tmp_path: Path, auth: dict[str, Any], field: str, words: str
+) -> None:
+    sink = {"name": "all", "elasticsearch": {"urls": ["https://search:9200"], "auth": auth}}
+    with pytest.raises(ConfigError) as caught:
+        load(tmp_path, {"sinks": [sink]})
+    assert f"logs.sinks.0.elasticsearch.{field}: " in str(caught.value)
+    assert words in str(caught.value)
+    assert "hunter2" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (
+            {"limits": {"lineByte": 1}},
+            "limits.lineByte: no such key is known; is lineBytes meant? There are lineBytes, bytesPerSecondPerPod",
+        ),
+        ({"limits": {"lineBytes": 10}}, "lineBytes: Input should be greater than or equal to 1024, not 10"),
+        ({"sinks": [{"name": "A", "stdout": {}}]}, "?$', not 'A'"),
+        (
+            {"sinks": [{"name": "a", "forward": {"addresses": "f:1"}}]},
+            "addresses: a list is expected, not 'f:1'",
+        ),
+        ({"rules": [{"drop": {"matches": "("}}]}, "'(' is not a pattern of RE2: missing ): (;"),
+        ({"parsers": [{"name": "p", "type": "json", "timeFormat": "%Q"}]}, "timeFormat: 'Q' is a bad directive in"),
+        ({"stateDirectory": "state"}, "logs.stateDirectory: an absolute path is expected, not 'state'"),
+    ],
+)
+def test_what_is_wrong_is_said_in_words_and_once(tmp_path: Path, change: dict[str, Any], said: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load(tmp_path, {"sinks": [SINK], **change})
+    assert said in str(caught.value)
+    assert "more)" not in str(caught.value)
