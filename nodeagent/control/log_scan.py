@@ -32,7 +32,7 @@ FileId = tuple[int, int]
 """Device and inode."""
 MAX_FOLDERS: Final = 256
 """Of a pod that are looked into."""
-MAX_ENTRIES: Final = 20_000
+MAX_ENTRIES: Final = 5000
 """Of a pod's folders that are looked at."""
 MAX_DEPTH: Final = 16
 MAX_REFUSALS: Final = 32
@@ -49,6 +49,8 @@ _NO_TEXT: Final = re.compile("[\ud800-\udfff]")
 """What os.fsdecode makes of bytes that are no UTF-8."""
 _ROTATED_CHARACTERS: Final = 48
 """Of a name's end that rotation may have put there."""
+_ROTATED_PLACES: Final = 10
+"""In it, at which what rotation put there may begin."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -263,8 +265,9 @@ class Looker:
 
 def _rotated_of(name: str, part: str, names: set[str]) -> str:
     """Return what the file *name* was called before it was rotated, if that fits *part*; else nothing."""
-    for end in range(len(name) - 1, max(0, len(name) - 1 - _ROTATED_CHARACTERS), -1):
-        if name[end] in "-._~" and _ROTATED.fullmatch(name[end:]):
+    places = [end for end in range(max(1, len(name) - _ROTATED_CHARACTERS), len(name)) if name[end] in "-._~"]
+    for end in reversed(places[-_ROTATED_PLACES:]):
+        if _ROTATED.fullmatch(name[end:]):
             base = name[:end]
             if base in names or fits(part, base):
                 return base

@@ -1,4 +1,8 @@
-"""A gzip file's content by offsets (RFC 1952; several members follow each other), in bounded memory."""
+"""A gzip file's content by offsets (RFC 1952; several members follow each other), in bounded memory.
+
+A pod may write one that is all members of nothing, and one that holds a thousand times what it weighs: each
+could be read for hours at a stretch, and nobody else's file meanwhile. Neither is anything that logs rotate to.
+"""
 
 from __future__ import annotations
 
@@ -12,6 +16,11 @@ from nodeagent.errors import NodeagentError
 MAGIC: Final = b"\x1f\x8b"
 _INPUT: Final = 64 << 10
 _STEP: Final = 256 << 10
+FRUITLESS: Final = 500
+"""Members and stretches of input for which there was little content, beyond one for each KiB of it."""
+EXPANSION: Final = 100
+FREE_BYTES: Final = 1 << 30
+"""So much content is read whatever it was compressed from, and beyond that EXPANSION times as much."""
 _FAULT: Final = cast(type[Exception], igzip_lib.error)  # its stub names an instance
 
 
@@ -22,7 +31,7 @@ class CompressedError(NodeagentError):
 class Content:
     """What a gzip file holds, read forwards; going back begins anew. It may still be growing."""
 
-    __slots__ = ("_at", "_base", "_descriptor", "_held", "_inflate", "ended")
+    __slots__ = ("_at", "_base", "_descriptor", "_fruitless", "_held", "_inflate", "_made", "ended")
 
     def __init__(self, descriptor: int) -> None:
         self._descriptor = descriptor
@@ -33,6 +42,8 @@ class Content:
         self._at = 0
         self._base = 0
         self._held = b""
+        self._made = 0
+        self._fruitless = 0
         self.ended = False
         """Whether the last member is whole and nothing follows: what was read last goes up to the end."""
 
@@ -68,7 +79,18 @@ class Content:
             except _FAULT as error:
                 raise CompressedError(f"cannot be decompressed near byte {self._at}: {error}") from None
             if found:
+                self._made += len(found)
+                self._check()
                 return found
+            self._fruitless += 1
+            self._check()
+
+    def _check(self) -> None:
+        """Raises CompressedError for what is made to be read for ever."""
+        if self._fruitless > FRUITLESS + (self._made >> 10):
+            raise CompressedError(f"it is made of pieces that hold next to nothing, up to byte {self._at}")
+        if self._made > FREE_BYTES + EXPANSION * self._at:
+            raise CompressedError(f"its first {self._at} bytes hold {self._made}: no log is that much alike")
 
     def _next_member(self) -> bool:
         at = self._at - len(self._inflate.unused_data)
@@ -77,5 +99,6 @@ class Content:
         if self.ended:
             return False
         self._at = at
+        self._fruitless += 1
         self._inflate = igzip_lib.IgzipDecompressor(flag=igzip_lib.DECOMP_GZIP)
         return True

@@ -121,6 +121,10 @@ class OpenFile:
         """Return its size on disk now."""
         return os.fstat(self.descriptor).st_size
 
+    def on_disk(self) -> int:
+        """Return how many bytes of the disk it takes: of one with holes less than its size."""
+        return os.fstat(self.descriptor).st_blocks * 512
+
     @property
     def at_end(self) -> bool:
         """Whether a compressed file was read to its very end."""

@@ -67,8 +67,8 @@ class TailSettings:
     removed_seconds: float = 900.0
     """For how long a removed file with unread data is kept open."""
     removed_bytes: int = 1 << 30
-    """Sum of the sizes of removed files that are kept open, since they fill the disk; beyond it the one
-    that was removed first is given up, counted and said.
+    """Of the disk, that removed files may take which are kept open; beyond it the first one of the pod that
+    takes most is given up, counted and said.
     """
     forget_seconds: float = 600.0
     """For how long it is remembered how far a file was read that is not there any more; a compressed twin

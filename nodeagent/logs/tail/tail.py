@@ -7,6 +7,7 @@ import logging
 import os
 import time
 from collections.abc import Callable, Iterator
+from operator import itemgetter
 from pathlib import Path
 from typing import Final
 
@@ -244,14 +245,21 @@ class Tail:
         past.add(found.contents.counts)
 
     def _bound_removed(self, now: float) -> None:
-        """Give the files up that were removed first where removed ones take too much of the disk."""
-        removed = [pair for pair in self._files.values() if pair[1].removed is not None]
-        total = sum(file.size for _, file in removed)
-        removed.sort(key=lambda pair: pair[1].removed or 0.0)
-        for found, file in removed:
-            if total <= self.settings.removed_bytes:
-                return
-            total -= file.size
+        """Give files up where removed ones take too much of the disk: of the pod that takes most of it, the one that
+        was removed first.
+        """
+        removed: dict[PodUid, list[tuple[float, int, FollowedLog, OpenFile]]] = {}
+        for found, file in self._files.values():
+            if file.removed is not None:
+                row = removed.setdefault(found.source.uid, [])
+                row.append((-file.removed, file.on_disk(), found, file))
+        sums = {uid: sum(each[1] for each in row) for uid, row in removed.items()}
+        for row in removed.values():
+            row.sort(key=itemgetter(0))
+        while sum(sums.values()) > self.settings.removed_bytes:
+            most = max(sums, key=sums.__getitem__)
+            _, size, found, file = removed[most].pop()
+            sums[most] -= size
             found.give_up(file, now)
             self._forget_file(file)
 

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from nodeagent.logs.tail import compressed
 from nodeagent.logs.tail.interfaces import LogSource, SourceKey, TailSettings
 from nodeagent.vocabulary import PodUid
 from tests.unit.logs.tail.rig import Rig, Sink
@@ -124,15 +125,52 @@ def test_a_removed_file_that_nobody_takes_is_given_up(rig: Rig) -> None:
 
 
 def test_removed_files_do_not_fill_the_disk(tmp_path: Path) -> None:
-    rig = Rig(tmp_path, TailSettings(removed_bytes=600))
+    rig = Rig(tmp_path, TailSettings(removed_bytes=150_000))
     rig.room = False
     for name in "abc":
-        rig.write(name, "x" * 299)
+        rig.write(name, "x" * 65_000)
         rig.scan(LogSource(SourceKey(name), PodUid("uid")))
         (rig.logs / name).unlink()
         rig.run()
     assert [each.name for each in rig.tail.status()] == ["b", "c"]
     rig.tail.close()
+
+
+def test_the_pod_that_fills_the_disk_with_removed_files_loses_them_and_no_other(tmp_path: Path) -> None:
+    rig = Rig(tmp_path, TailSettings(removed_bytes=150_000))
+    rig.room = False
+
+    def removed(name: str, uid: str, size: int, holes: int = 0) -> None:
+        rig.write(name, "x" * size)
+        if holes:
+            os.truncate(rig.logs / name, holes)
+        rig.scan(LogSource(SourceKey(name), PodUid(uid)))
+        (rig.logs / name).unlink()
+        rig.run()
+
+    removed("innocent", "u1", 30_000)
+    removed("hollow", "u2", 30_000, holes=1 << 40)
+    assert {each.name for each in rig.tail.status()} == {"innocent", "hollow"}, "a hole takes nothing of the disk"
+    for name in "abc":
+        removed(name, "u3", 65_000)
+    assert [each.name for each in rig.tail.status()] == ["innocent", "hollow", "c"]
+    rig.tail.close()
+
+
+@pytest.mark.parametrize(
+    "content",
+    [gzip.compress(b"") * 2000, gzip.compress(b"x") * 2000, gzip.compress(bytes(20 << 20))],
+    ids=["members of nothing", "members of a byte each", "a thousand times its size"],
+)
+def test_a_compressed_file_that_is_made_to_be_read_for_ever_fails_and_others_go_on(
+    rig: Rig, content: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(compressed, "FREE_BYTES", 1 << 20)
+    (rig.logs / "app.log.1.gz").write_bytes(content)
+    rig.write("app.log", "one")
+    rig.look(10)
+    assert {each.name: each.state for each in rig.tail.status()}["app.log.1.gz"] == "failed"
+    assert "one" in rig.sink.texts()
 
 
 def test_copied_and_truncated(rig: Rig) -> None:
