@@ -136,7 +136,7 @@ class FollowedLog:
             if file.at_end and len(data) == before:
                 self._read_out(file, generation)
             return Turn.NOTHING
-        if generation.taker is None and not self._open(generation, data[before:end]).room():
+        if not self._taker(generation, data[before:end]).room():
             return Turn.BLOCKED
         try:
             generation.deliver(data, before, end)
@@ -169,12 +169,22 @@ class FollowedLog:
         """Say whether *file* was truncated while it was read."""
         return not file.compressed and file.size_now() < end
 
-    def _open(self, generation: Generation, data: bytes) -> Taker:
-        if not generation.id:
-            first = data.partition(b"\n")[0][:FIRST_BYTES]
-            tail = self._tail
-            generation.id = generation_id(tail.node, self.source.key, generation.inode, generation.truncated, first)
-        generation.taker = self._tail.open_taker(self.source, generation.id, generation.coverage)
+    def _name(self, generation: Generation, data: bytes) -> None:
+        """Make the id of *data*, the first there is: also anew, as the file may have been written anew since it was
+        named and nothing was read.
+        """
+        first = data.partition(b"\n")[0][:FIRST_BYTES]
+        key = self.source.key
+        name = generation_id(self._tail.node, key, generation.inode, generation.truncated, first)
+        if name != generation.id:
+            generation.finish()
+            generation.id = name
+
+    def _taker(self, generation: Generation, data: bytes) -> Taker:
+        if generation.read.offset == generation.begin:
+            self._name(generation, data)
+        if generation.taker is None:
+            generation.taker = self._tail.open_taker(self.source, generation.id, generation.coverage)
         return generation.taker
 
     def _skip(self, file: OpenFile, generation: Generation, data: bytes) -> Turn:
