@@ -157,6 +157,6 @@ class Schedules(RuleBasedStateMachine):
 
 
 Schedules.TestCase.settings = settings(
-    max_examples=8, derandomize=True, stateful_step_count=40, deadline=None, suppress_health_check=list(HealthCheck)
+    max_examples=40, derandomize=True, stateful_step_count=40, deadline=None, suppress_health_check=list(HealthCheck)
 )
 TestSchedules = Schedules.TestCase
