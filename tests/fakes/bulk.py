@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import gzip
 import json
+import socket
 import ssl
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -61,9 +62,10 @@ class Bulk:
     port: int = 0
     connections: int = 0
 
-    async def start(self, tls: ssl.SSLContext | None = None) -> asyncio.Server:
-        """Listen on a free port of 127.0.0.1."""
-        server = await asyncio.start_server(self._serve, "127.0.0.1", 0, limit=1 << 24, ssl=tls)
+    async def start(self, tls: ssl.SSLContext | None = None, listener: socket.socket | None = None) -> asyncio.Server:
+        """Listen on a free port of 127.0.0.1, or on *listener*, of another network namespace."""
+        listener = listener or socket.create_server(("127.0.0.1", 0))
+        server = await asyncio.start_server(self._serve, sock=listener, limit=1 << 24, ssl=tls)
         self.port = server.sockets[0].getsockname()[1]
         return server
 

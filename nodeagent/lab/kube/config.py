@@ -17,6 +17,8 @@ address), or all on one bridge.
 ETCD: Final = "http://127.0.0.1:2379"
 CONTAINERD: Final = Path("/run/containerd/containerd.sock")
 """As in any node; every node has a /run of its own."""
+STATIC_PODS: Final = Path("/run/kubernetes/manifests")
+"""Pods whose manifests are put there run without the API server; made by who puts the first one."""
 NODE_FOLDERS: Final = {
     "kubelet": Path("/var/lib/kubelet"),
     "containerd": Path("/var/lib/containerd"),
@@ -139,6 +141,7 @@ def kubelet_file(layout: KubeLayout, max_pods: int) -> str:
             "failSwapOn": False,
             "cgroupDriver": "cgroupfs",
             "containerRuntimeEndpoint": f"unix://{CONTAINERD}",
+            "staticPodPath": str(STATIC_PODS),
             "clusterDomain": "cluster.local",
             "clusterDNS": [str(DNS)],
             "maxPods": max_pods,
