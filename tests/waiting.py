@@ -13,8 +13,8 @@ from typing import TypeVar
 
 Found = TypeVar("Found")
 
-DEADLINE = 20.0
-"""Seconds that a condition may take on a busy machine; nothing waits for it to pass."""
+DEADLINE = 60.0
+"""Seconds that a condition may take on a very busy machine; nothing waits for it to pass."""
 LOOK_SECONDS = 0.005
 """Between two looks at a condition."""
 PACKET_SECONDS = 0.01

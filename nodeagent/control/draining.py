@@ -13,6 +13,8 @@ from nodeagent.mesh.entries import Entry, Workload
 from nodeagent.messages import AskFlows
 
 TELL_SECONDS: Final = 60.0
+AGAIN_SECONDS: Final = 2.0
+"""After an answer with nothing open: a worker may have been too busy, at the hand-over of all times, to answer."""
 NAMED: Final = 10
 """Pods that one line names."""
 log = logging.getLogger("nodeagent.control")
@@ -20,7 +22,8 @@ log = logging.getLogger("nodeagent.control")
 
 async def tell_what_is_open(workers: AsksWorkers, known: Callable[[], Mapping[str, Entry]], seconds: float) -> None:
     """Say at once and then every minute, for ever, which connections of *workers* are open, by pod, as *known*
-    (the snapshot by key) names them; *seconds*: how long they may all go on.
+    (the snapshot by key) names them; *seconds*: how long they may all go on. As long as no worker says that
+    anything is open, they are asked more often.
     """
     end = time.time() + seconds
     while True:
@@ -28,7 +31,7 @@ async def tell_what_is_open(workers: AsksWorkers, known: Callable[[], Mapping[st
         if words:
             until = time.strftime("%H:%M:%S", time.gmtime(end))
             log.info("this daemon ends when what is open has ended, at the latest at %s UTC: %s", until, words)
-        await asyncio.sleep(TELL_SECONDS)
+        await asyncio.sleep(TELL_SECONDS if words else AGAIN_SECONDS)
 
 
 def still_open(rows: Iterable[FlowRow], known: Mapping[str, Entry], now: float) -> str:

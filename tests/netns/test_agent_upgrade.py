@@ -5,6 +5,7 @@ cut, whoever dies in between; what drains hears of every policy.
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -188,8 +189,8 @@ def test_what_drains_hears_of_every_policy(lab: Lab) -> None:
     ):
         old = agent.succeed()
         assert held.say() == {"ok": 5, "bad": []}
-        waits = "this daemon ends when what is open has ended"
-        eventually(lambda: log_of(agent, start, waits) and log_of(agent, start, "default/remote 5 (for "), "it says so")
+        says = re.compile(r"this daemon ends when what is open has ended.*: default/remote \d+ \(for ")
+        eventually(lambda: says.search(agent.log.read_text()[start:]), "it says so")  # fewer, if one worker is silent
         lab.apply(text=DENY)
         try:
             eventually(lambda: held.say()["ok"] == 0, "they are cut")

@@ -7,6 +7,7 @@ import logging
 
 import pytest
 
+from nodeagent.control import draining
 from nodeagent.control.draining import NAMED, still_open, tell_what_is_open
 from nodeagent.control.flows import FlowRow
 from nodeagent.mesh.entries import Entry
@@ -47,3 +48,26 @@ def test_it_is_said_at_once_with_the_time_that_it_may_take(caplog: pytest.LogCap
     caplog.set_level(logging.INFO)
     asyncio.run(main())
     assert "UTC: default/web-1" in caplog.text
+
+
+def test_workers_that_were_too_busy_to_answer_are_asked_again_soon(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(draining, "AGAIN_SECONDS", 0.0)
+
+    class Workers:
+        def __init__(self) -> None:
+            self.answers: list[list[FlowRow]] = [[], [], [row("uid-web-1", 0.0)]]
+
+        async def ask(self, question: type[AskFlows] | type[AskMetrics]) -> list[FlowRow]:
+            assert question is AskFlows
+            return self.answers.pop(0)
+
+    async def main() -> None:
+        telling = asyncio.ensure_future(tell_what_is_open(Workers(), lambda: KNOWN, 3600.0))
+        await until(lambda: "default/web-1 1 (for " in caplog.text)
+        telling.cancel()
+
+    caplog.set_level(logging.INFO)
+    asyncio.run(main())
+    assert len(caplog.records) == 1
