@@ -271,10 +271,11 @@ class LogFinder:
             self._known.__contains__, lambda folder: self._watches.watch(uid, folder), lambda: self._room(followed)
         )
         try:
-            if followed.plan is None:
-                self._look_at_node(looker, look)
-            else:
-                self._look_at_pod(looker, followed, followed.plan, look)
+            with self._watches.look(uid):
+                if followed.plan is None:
+                    self._look_at_node(looker, look)
+                else:
+                    self._look_at_pod(looker, followed, followed.plan, look)
             self._take(uid, followed, look)
         finally:
             look.close()

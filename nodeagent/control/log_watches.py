@@ -1,11 +1,18 @@
-"""Which folders of whose logs are watched: names that come, go or change in them are told; never contents."""
+"""Which folders of whose logs are watched: names that come, go or change in them are told; never contents.
+
+Watched is what the last look at a pod found: a pod that makes folders and moves them away has no more watches
+for it. One that makes events faster than it is looked at is not watched until its next look: reading them
+would take control's time from others.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import logging
 import os
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
@@ -14,6 +21,10 @@ from nodeagent.resources import inotify
 from nodeagent.vocabulary import PodUid
 
 _MASK: Final = inotify.CREATE | inotify.MOVED_FROM | inotify.MOVED_TO | inotify.DELETE
+MAX_EVENTS: Final = 1000
+"""Of a pod between two looks."""
+_READS: Final = 2
+"""At once, before others of control have their turn."""
 log = logging.getLogger("nodeagent.logs")
 
 
@@ -28,6 +39,9 @@ class LogWatches:
         self._descriptor = -1
         self._of: dict[int, PodUid] = {}
         self._watches: dict[PodUid, set[int]] = {}
+        self._seen: set[int] = set()
+        """By the look that is going on."""
+        self._events: Counter[PodUid] = Counter()
 
     def open(self) -> None:
         """Watch from now on; wants a running loop."""
@@ -45,6 +59,16 @@ class LogWatches:
             os.close(self._descriptor)
         self._descriptor = -1
 
+    @contextmanager
+    def look(self, uid: PodUid) -> Iterator[None]:
+        """What is not watched by this look at the pod *uid* is not watched any more after it."""
+        self._seen.clear()
+        self._events.pop(uid, None)
+        yield
+        for number in self._watches.get(uid, set()) - self._seen:
+            self._watches[uid].discard(number)
+            self._end(number)
+
     def watch(self, uid: PodUid, folder: int) -> None:
         """Have the open *folder* of the pod *uid* watched, whatever it is called; again is nothing."""
         if self._descriptor < 0:
@@ -56,15 +80,20 @@ class LogWatches:
         except KernelError as error:
             self._be_blind(error)
             return
+        self._seen.add(number)
         if number not in self._of:
             self._of[number] = uid
             self._watches.setdefault(uid, set()).add(number)
 
     def drop(self, uid: PodUid) -> None:
         """Watch no folder of the pod *uid* any more."""
+        self._events.pop(uid, None)
         for number in self._watches.pop(uid, ()):
-            self._of.pop(number, None)
-            inotify.unwatch(self._descriptor, number)
+            self._end(number)
+
+    def _end(self, number: int) -> None:
+        self._of.pop(number, None)
+        inotify.unwatch(self._descriptor, number)
 
     def _be_blind(self, error: KernelError) -> None:
         if not self.blind:
@@ -72,7 +101,7 @@ class LogWatches:
         self.blind = str(error)
 
     def _read(self) -> None:
-        for number, mask, _ in inotify.events(self._descriptor):
+        for number, mask, _ in inotify.events(self._descriptor, _READS):
             if mask & inotify.OVERFLOW:
                 self._happened(None)
                 continue
@@ -82,4 +111,7 @@ class LogWatches:
             if mask & inotify.IGNORED:
                 del self._of[number]
                 self._watches.get(uid, set()).discard(number)
+            self._events[uid] += 1
+            if self._events[uid] > MAX_EVENTS:
+                self.drop(uid)
             self._happened(uid)

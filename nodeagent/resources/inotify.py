@@ -22,6 +22,8 @@ MOVED_TO = 0x80
 DELETE = 0x200
 IGNORED = 0x8000
 OVERFLOW = 0x4000
+READS: Final = 128
+"""Of 64 KiB: more than the kernel's queue has (fs.inotify.max_queued_events, by default)."""
 _ONLYDIR: Final = 0x01000000
 _EVENT: Final = struct.Struct("iIII")
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -55,17 +57,20 @@ def unwatch(descriptor: int, number: int) -> None:
     _libc.inotify_rm_watch(descriptor, number)
 
 
-def events(descriptor: int) -> list[tuple[int, int, str]]:
-    """Return the waiting events as (watch, mask, file name)."""
+def events(descriptor: int, reads: int = READS) -> list[tuple[int, int, str]]:
+    """Return the waiting events as (watch, mask, file name), of at most so many *reads*: the descriptor stays readable
+    while there are more, and somebody may make them as fast as they are read.
+    """
     found: list[tuple[int, int, str]] = []
-    while True:
+    for _ in range(reads):
         try:
             data = os.read(descriptor, 65536)
         except BlockingIOError:
-            return found
+            break
         at = 0
         while at < len(data):
             number, mask, _, length = _EVENT.unpack_from(data, at)
             at += _EVENT.size
             found.append((number, mask, os.fsdecode(data[at : at + length].rstrip(b"\0"))))
             at += length
+    return found
