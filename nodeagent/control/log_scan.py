@@ -224,7 +224,7 @@ class Looker:
             look.names[(device, inode)] = called
             return
         if len(look.found) >= self.room():
-            look.refuse(f"{source}: more files than logs.limits allow; it is read when others are gone")
+            look.refuse(f"{shown(source)}: more files than logs.limits allow; it is read when others are gone")
             return
         try:
             opened = open_file_beneath(folder, name)

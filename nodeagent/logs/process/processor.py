@@ -107,10 +107,18 @@ class Processor:
         if self._covered is None:
             self._covered = chunk.start
         read_at = rfc3339(now)
+        if chunk.data[:1] == b"\0" and not chunk.data.strip(b"\0"):
+            return self._of_a_hole(now, read_at)
         lines = self._frame(chunk, read_at)
         self._counts.lines += len(lines)
         self._counts.malformed += lines.malformed
         return self._records(self._joiner.feed(lines, now), now, read_at)
+
+    def _of_a_hole(self, now: float, read_at: bytes) -> LogRecords:
+        """Nobody wrote what was read: a hole of any size costs its writer nothing, and would fill every sink."""
+        self._counts.lines += 1
+        self._counts.dropped["empty"] += 1
+        return self._records(Lines([], [], [], []), now, read_at)
 
     def flush(self, now: float, final: bool = False) -> LogRecords | None:
         """Return what has been held back for too long at Unix time *now* (seconds), or everything if the file

@@ -26,6 +26,8 @@ from nodeagent.logs.sinks.templates import IndexName
 PATH: Final = "/_bulk?filter_path=errors,items.*.status,items.*.error.type,items.*.error.reason"
 MAX_REASON: Final = 500
 """Characters of a server's reason that are kept."""
+MAX_REFUSAL: Final = 256 << 10
+"""Bytes of a refusal of a whole request that are looked into."""
 GZIP_LEVEL: Final = 1
 PIECES: Final = 6
 """A record: action, offset, what follows an id, time, what follows a time, body."""
@@ -174,7 +176,8 @@ def _said(item: _Item | None) -> str:
 def _reason(body: bytes) -> str:
     """Return what a refusal of the whole request says, whatever it is written in."""
     try:
-        found: object = orjson.loads(body)
+        # A refusal is short; of millions of empty lists Python would make a gigabyte.
+        found: object = orjson.loads(body) if len(body) <= MAX_REFUSAL else None
     except orjson.JSONDecodeError:
         found = None
     if isinstance(found, Mapping) and isinstance(error := found.get("error"), Mapping):

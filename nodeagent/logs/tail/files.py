@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 from typing import Final
@@ -135,11 +136,13 @@ class OpenFile:
         self.partial = NOWHERE
 
     def data_from(self, offset: int) -> int:
-        """Return where the next data is after a hole that begins at *offset* (lseek(2), ``SEEK_DATA``)."""
+        """Return where the next data is after a hole that begins at *offset* (lseek(2), ``SEEK_DATA``); the size at the
+        last look where none is, for a hole may have any size.
+        """
         try:
             return os.lseek(self.descriptor, offset, os.SEEK_DATA)
-        except OSError:
-            return offset
+        except OSError as error:
+            return max(offset, self.size) if error.errno == errno.ENXIO else offset
 
     def let_go(self) -> None:
         """Free what reading it needs, not the descriptor."""

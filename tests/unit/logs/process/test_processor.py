@@ -367,3 +367,13 @@ def test_records_of_two_streams_that_reach_over_each_other_for_ever_hold_up_only
         start += len(data)
     assert ends == sorted(ends)
     assert start - ends[-1] <= 2 * REACH
+
+
+def test_a_hole_within_a_file_is_no_record() -> None:
+    counts = ProcessCounts()
+    processor = Processor(ORIGIN, Recipe(framing="plain"), counts)
+    assert processor.feed(Chunk(b"f", 0, b"one\n"), NOW).texts == [b"one"]
+    hole = processor.feed(Chunk(b"f", 4, bytes(1 << 20)), NOW)
+    assert (len(hole), hole.end) == (0, 4 + (1 << 20))
+    assert processor.feed(Chunk(b"f", hole.end, b"\0two\n", first_of_line=False), NOW).texts == [b"\0two"]
+    assert (counts.lines, counts.records, counts.dropped) == (3, 2, {"empty": 1})

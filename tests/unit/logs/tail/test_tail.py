@@ -232,6 +232,16 @@ def test_truncated_often_under_the_same_first_line(rig: Rig) -> None:
     assert rig.sink.texts() == ["banner", "the same"] * 5
 
 
+def test_a_file_that_is_nothing_but_a_hole_is_passed_over_at_once(rig: Rig) -> None:
+    (rig.logs / "app.log").touch()
+    os.truncate(rig.logs / "app.log", 1 << 40)
+    rig.look()
+    (status,) = rig.tail.status()
+    assert status.read == 1 << 40
+    rig.write("app.log", "one")
+    assert rig.look() == ["one"]
+
+
 def test_a_writer_that_leaves_a_hole(rig: Rig) -> None:
     with open(rig.logs / "app.log", "wb", buffering=0) as writer:
         writer.write(b"first\n" * 1000)
