@@ -28,6 +28,8 @@ MAX_REASON: Final = 500
 """Characters of a server's reason that are kept."""
 MAX_REFUSAL: Final = 256 << 10
 """Bytes of a refusal of a whole request that are looked into."""
+ITEM_BYTES: Final = 4 << 10
+"""Of an answer to many records, for each of them, that are read."""
 GZIP_LEVEL: Final = 1
 PIECES: Final = 6
 """A record: action, offset, what follows an id, time, what follows a time, body."""
@@ -46,9 +48,14 @@ class _Item(msgspec.Struct):
     error: _ItemError | None = None
 
 
+class _Action(msgspec.Struct, gc=False):
+    create: _Item | None = None
+    """The one that is asked for."""
+
+
 class _BulkAnswer(msgspec.Struct):
     errors: bool
-    items: list[dict[str, _Item]] = []
+    items: list[_Action] = []
 
 
 _DECODER: Final = msgspec.json.Decoder(_BulkAnswer)
@@ -140,13 +147,18 @@ def outcome(answer: HttpAnswer, records: int) -> Outcome:
 def _items(body: bytes, records: int) -> Outcome:
     if body.startswith(_ALL_TAKEN):
         return Taken()
+    if len(body) > MAX_REFUSAL and body.count(b'"status"') < records:
+        # Not decoded: of millions of empty items Python would make half a gigabyte.
+        return Untaken(f"the answer names fewer than {records} records; does something between change it?")
+    if len(body) > MAX_REFUSAL + ITEM_BYTES * records:
+        return Indivisible(f"the answer has {len(body)} bytes for {records} records")
     try:
         found = _DECODER.decode(body)
     except (msgspec.DecodeError, RecursionError):
         return Untaken("the answer is not that of _bulk; is something else at this URL?")
     if not found.errors:
         return Taken()
-    items = [next(iter(each.values()), None) for each in found.items]
+    items = [each.create for each in found.items]
     if len(items) != records:
         return Untaken(f"the answer names {len(items)} records of {records}; does something between change it?")
     again: list[int] = []

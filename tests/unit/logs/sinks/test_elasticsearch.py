@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nodeagent.logs.records import LogRecords
-from nodeagent.logs.sinks import http_client
+from nodeagent.logs.sinks import elasticsearch, http_client
 from nodeagent.logs.sinks.elasticsearch import ElasticsearchSink, outcome
 from nodeagent.logs.sinks.http_client import HttpAnswer
 from nodeagent.logs.sinks.secrets import SinkError
@@ -316,3 +316,21 @@ def test_an_answer_that_nobody_asked_for_is_no_answer() -> None:
     reading = http_client._Reading()
     with pytest.raises(SinkError, match="more than it was asked"):
         reading.feed(2 * response(200, b"{}"))
+
+
+@pytest.mark.parametrize(
+    ("item", "outcome_of_all"),
+    [(b"{}", Untaken), (b'{"create":{"status":500,"error":{"reason":"%b"}}}' % (b"x" * 8000), Indivisible)],
+    ids=["millions of empty items", "items of any length"],
+)
+def test_an_answer_that_would_take_much_memory_is_not_decoded(
+    item: bytes, outcome_of_all: type, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Never:
+        def decode(self, body: bytes) -> None:
+            raise AssertionError(f"{len(body)} bytes are decoded")
+
+    monkeypatch.setattr(elasticsearch, "_DECODER", Never())
+    items = [item] * ((1 << 20) // len(item))
+    body = b'{"errors":true,"items":[%b]}' % b",".join(items)
+    assert isinstance(outcome(HttpAnswer(200, body, None), 100), outcome_of_all)
