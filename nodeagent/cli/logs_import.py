@@ -41,6 +41,9 @@ def import_(file: Path, pod: Path | None, assigned: tuple[str, ...], pod_output:
     FLUENT.CONF is that configuration, YAML the pod (or workload) with a Fluentd sidecar and its ConfigMap. What is
     not taken, or different here, is named by file and line on standard error.
     """
+    for read in (file, pod):
+        if pod_output is not None and read is not None and pod_output.resolve() == read.resolve():
+            raise click.UsageError(f"--pod-output {pod_output}: is read, and would be lost: another file is expected")
     environment = dict(_assigned(assigned))
     text = _read(file)
     if _is_kubernetes(text):
@@ -91,14 +94,13 @@ def _check(imported: Imported) -> None:
     from pydantic import ValidationError
 
     from nodeagent.logs.settings import LogSettings
+    from nodeagent.sections import told
 
     try:
         LogSettings.model_validate(imported.logs)
     except ValidationError as error:
-        first = error.errors(include_url=False, include_input=False)[0]
-        where = ".".join(str(each) for each in ("logs", *first["loc"]))
         raise ConfigError(
-            f"what comes out would not be taken by the agent: {where}: {first['msg']}: change that in Fluentd's "
+            f"what comes out would not be taken by the agent: logs.{told(error)}: change that in Fluentd's "
             "configuration before it is imported"
         ) from None
 

@@ -9,11 +9,11 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncIterator, Iterable, Iterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from nodeagent.config import AgentConfig, load
 from nodeagent.control.concern import Snapshot
@@ -180,7 +180,7 @@ class NodeLogs:
     async def _files(self, query: Mapping[str, str]) -> Response:
         """Tell a row for each file, and one for each pod or wish that is not read, with the reason."""
         answer = await self.collector.ask()
-        rows: list[Mapping[str, object]] = list(answer.files)
+        rows: list[Mapping[str, object]] = list(with_troubles(answer.files, answer.sinks))
         for followed, refusals in self._finder.rows():
             namespace, _, name = followed.name.partition("/")
             of = {"namespace": namespace, "pod": name} if followed.object is not None else {"pod": followed.name}
@@ -213,6 +213,16 @@ class NodeLogs:
         for followed, refusals in self._finder.rows():
             for words in refusals:
                 yield {"pod": followed.name, "refusal": words}
+
+
+def with_troubles(
+    files: Iterable[Mapping[str, Any]], sinks: Iterable[Mapping[str, Any]]
+) -> Iterator[Mapping[str, object]]:
+    """Yield the rows of *files*, each with what its sinks complain of: what is settled may be in the buffer only."""
+    troubles = {each["name"]: f"sink {each['name']}: {each['trouble']}" for each in sinks if each["trouble"]}
+    for row in files:
+        found = [troubles[name] for name in row["sinks"] if name in troubles]
+        yield {**row, "why": "; ".join(found)} if found else row
 
 
 def in_force(path: Path | None, settings: LogSettings) -> LogSettings:

@@ -51,7 +51,7 @@ def path_pattern(text: str) -> PathPattern:
     if ".." in parts:
         raise PatternError(f"a path that stays within the volume is expected, without .., not {shown(text)}")
     if not parts or "" in parts or parts[-1] == ANY_FOLDERS:
-        raise PatternError(f"a path that ends with a file's name is expected, not {shown(text)}")
+        raise PatternError(f"a path that ends with files' names, such as **/*.log, is expected, not {shown(text)}")
     if len(parts) > MAX_PARTS or parts.count(ANY_FOLDERS) > 1:
         raise PatternError(f"at most {MAX_PARTS} parts and one ** are expected, not {shown(text)}")
     if any(part.count("*") > MAX_STARS for part in parts):

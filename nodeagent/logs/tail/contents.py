@@ -78,6 +78,15 @@ class Contents:
             before = file.read(max(start - TAIL_BYTES, 0), min(start, TAIL_BYTES))
             self.begin(file, 0, Mark(start, 0, tail_hash(before)))
 
+    def growing(self) -> OpenFile:
+        """Return the file that is written to: the youngest, but for copies that have another one's name with
+        something behind it.
+        """
+        present = [each for each in self.files if each.removed is None]
+        shortest = min((each.name for each in present), key=len, default="")
+        own = [each for each in present if each.name == shortest or not each.name.startswith(shortest)]
+        return (own or self.files)[-1]
+
     def sort(self) -> None:
         self.files.sort(key=lambda file: (not file.compressed, file.born, file.added))
 

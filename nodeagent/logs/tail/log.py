@@ -267,8 +267,8 @@ class FollowedLog:
         settings = self._tail.settings
         if file.compressed:
             return 0.0
-        last = file is self.contents.files[-1]
-        return settings.partial_seconds if last and file.removed is None else settings.rotated_seconds
+        growing = file is self.contents.growing()
+        return settings.partial_seconds if growing and file.removed is None else settings.rotated_seconds
 
     def _over(self, file: OpenFile, removed: float, now: float) -> bool:
         """Say whether a removed file needs not be kept open any more."""

@@ -36,4 +36,4 @@ def _state(log: FollowedLog, file: OpenFile) -> str:
         return "blocked"
     if file.removed is not None:
         return "removed"
-    return "following" if file is log.contents.files[-1] else "rotated"
+    return "following" if file is log.contents.growing() else "rotated"

@@ -104,6 +104,11 @@ def test_a_fluentd_configuration_is_imported(tmp_path: Path) -> None:
     assert "fluent.conf:1: read_from_head is not set" in done.stderr
     assert "nodeagent.io/log-files: log-volume/*.log" in changed.read_text()
     assert "image: fluent" not in changed.read_text()
+    before = changed.write_text(SIDECAR.read_text())
+    over = run(sys.executable, "-m", "nodeagent", "logs", "import", str(changed), "--pod-output", str(changed))
+    assert over.returncode != 0
+    assert "is read, and would be lost: another file is expected" in over.stderr
+    assert len(changed.read_text()) == before
 
 
 def test_a_fluentd_configuration_with_files_beside_it_is_imported(tmp_path: Path) -> None:

@@ -192,6 +192,19 @@ def test_a_copy_is_seen_before_the_truncation(rig: Rig) -> None:
     os.truncate(rig.logs / "app.log", 0)
     rig.write("app.log", *numbered(8, 9))
     assert rig.look(10) == numbered(0, 9)
+    assert [each.state for each in rig.tail.status() if each.name == "app.log"] == ["following"]
+
+
+def test_a_line_without_its_end_yet_is_waited_for_also_after_a_copy(rig: Rig) -> None:
+    rig.write("app.log", *numbered(0, 5))
+    rig.look()
+    truncate_into(rig, "app.log", "app.log.1")
+    with (rig.logs / "app.log").open("a") as file:
+        file.write("begun")
+        file.flush()
+        assert rig.look(rig.settings.rotated_seconds + 5) == numbered(0, 5)
+        file.write(", ended\n")
+    assert rig.look(10) == [*numbered(0, 5), "begun, ended"]
 
 
 def test_copied_and_truncated_while_down(rig: Rig) -> None:
