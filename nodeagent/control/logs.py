@@ -13,7 +13,7 @@ from collections.abc import AsyncIterator, Iterable, Iterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 from nodeagent.config import AgentConfig, load
 from nodeagent.control.concern import Snapshot
@@ -31,6 +31,7 @@ from nodeagent.places.log_folders import LogFolders
 from nodeagent.redirect.rights import LOG_RIGHTS, held
 from nodeagent.telemetry.http_request import Response, Routes
 from nodeagent.telemetry.store import Store
+from nodeagent.wire import Unchecked
 
 _LEFT_OUT: Final = "by logs.containers of agent.yaml or its annotations, and it names no files"
 log = logging.getLogger("nodeagent.logs")
@@ -215,9 +216,7 @@ class NodeLogs:
                 yield {"pod": followed.name, "refusal": words}
 
 
-def with_troubles(
-    files: Iterable[Mapping[str, Any]], sinks: Iterable[Mapping[str, Any]]
-) -> Iterator[Mapping[str, object]]:
+def with_troubles(files: Iterable[Unchecked], sinks: Iterable[Unchecked]) -> Iterator[Unchecked]:
     """Yield the rows of *files*, each with what its sinks complain of: what is settled may be in the buffer only."""
     troubles = {each["name"]: f"sink {each['name']}: {each['trouble']}" for each in sinks if each["trouble"]}
     for row in files:

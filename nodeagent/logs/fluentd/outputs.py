@@ -12,6 +12,8 @@ from nodeagent.logs.fluentd.values import listed
 
 SECRETS: Final = "/etc/nodeagent/logs"
 """Where files with secrets are expected that a configuration has in clear."""
+CLUSTER_SECRETS: Final = "/var/run/secrets/logs"
+"""Where daemonset/components/logs has them, in the Secret nodeagent-logs."""
 _PLACES: Final = {"%Y": "{year}", "%m": "{month}", "%d": "{day}", "${tag}": "{tag}", "${hostname}": "{node}"}
 _DATE: Final = "%Y.%m.%d"
 _INDEX_DATES: Final = {_DATE: "{date}"}
@@ -152,12 +154,19 @@ def _index(reader: SectionReader) -> str:
     return text.lower()
 
 
+def _put_into(file: str) -> str:
+    return (
+        f"put it into {file}, for nobody but user 1337 to read: agent.yaml holds no secret (on a cluster: into the "
+        f"Secret nodeagent-logs, and name {file.replace(SECRETS, CLUSTER_SECRETS)})"
+    )
+
+
 def _login(reader: SectionReader, name: str, found: Entry) -> None:
     user = reader.text("user") or reader.text("username")
     if user:
         file = f"{SECRETS}/{name}-password"
         reader.needless("password")
-        reader.note(f"password: put it into {file}, for nobody but user 1337 to read: agent.yaml holds no secret")
+        reader.note(f"password: {_put_into(file)}")
         found["auth"] = {"basic": {"user": user, "passwordFile": file}}
 
 
@@ -191,7 +200,7 @@ def _forward(reader: SectionReader, name: str) -> tuple[str, Entry]:
     if security.section.values.get("shared_key") is not None:
         security.needless("shared_key")
         file = f"{SECRETS}/{name}-shared-key"
-        security.note(f"shared_key: put it into {file}, for nobody but user 1337 to read: agent.yaml holds no secret")
+        security.note(f"shared_key: {_put_into(file)}")
         found["sharedKeyFile"] = file
     security.finish()
     _tls(reader, found)
