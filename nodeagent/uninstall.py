@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import shutil
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, suppress
@@ -158,12 +159,29 @@ def _logs(config: AgentConfig) -> Iterator[Removed]:
             path.unlink()
             yield Removed("file", str(path))
         elif path.is_dir() and not any(each.is_file() and each.name != CURSOR for each in path.rglob("*")):
-            shutil.rmtree(path)
-            yield Removed("file", str(path))
+            yield from _collectors_folder(path)
     if left := sorted(str(path) for path in folder.rglob("*") if path.is_file()):
         log.warning("records that no sink has taken are kept: %s", ", ".join(left[:8]))
         return
-    folder.rmdir()
+    with suppress(OSError):  # in a container it is a mount, and the node keeps it
+        folder.rmdir()
+        yield Removed("file", str(folder))
+
+
+def _collectors_folder(folder: Path) -> Iterator[Removed]:
+    """Remove *folder*, whose parts are another user's: root in a container may not write to them, but take them. One
+    that stays, as it is empty, is only said.
+    """
+    try:
+        for path, _, _ in os.walk(folder):
+            if os.lstat(path).st_uid != os.geteuid():
+                os.chown(path, os.geteuid(), -1, follow_symlinks=False)
+        shutil.rmtree(folder)
+    except OSError as error:
+        log.warning(
+            "%s stays, with no records in it: %s: %s; remove it by hand", folder, error.filename, error.strerror
+        )
+        return
     yield Removed("file", str(folder))
 
 

@@ -23,6 +23,16 @@ def binary() -> Path:
 
 
 @pytest.fixture(scope="session")
+def commands(binary: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder for PATH, with kubectl in it."""
+    folder = tmp_path_factory.mktemp("commands")
+    kubectl = folder / "kubectl"
+    kubectl.write_text(f'#!/bin/sh\nexec {binary} kubectl "$@"\n')
+    kubectl.chmod(0o755)
+    return folder
+
+
+@pytest.fixture(scope="session")
 def cluster(binary: Path) -> Iterator[Cluster]:
     """An API server, without nodes and controllers."""
     with running(binary) as found:

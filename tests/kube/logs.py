@@ -113,12 +113,6 @@ def read_logs(kube: Kube, folder: Path, without: Sequence[str] = ()) -> None:
     rolled_out(kube)
 
 
-def read_no_logs(kube: Kube) -> None:
-    """Have the agents again as they were."""
-    kube.kubectl("apply", "-k", str(DAEMONSET / "overlays" / "minimal"))
-    rolled_out(kube)
-
-
 def _from(folder: Path, part: str) -> str:
     """Return the way from *folder* to a part of daemonset/: kustomize takes no absolute paths."""
     return os.path.relpath(DAEMONSET / part, folder)

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
+import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import yaml
 
 from nodeagent.errors import LabError
 from nodeagent.lab.kube import Kube
+from nodeagent.lab.kube.layout import CONTROL
 from tests.kube.cluster import ROOT
 from tests.kube.workloads import Document
 from tests.waiting import eventually
@@ -64,6 +68,13 @@ def ready(kube: Kube, namespace: str, *what: str) -> None:
 def get(kube: Kube, *what: str) -> Any:
     """Return what kubectl gets."""
     return json.loads(kube.kubectl("get", *what, "-o", "json"))
+
+
+def nodeagent(kube: Kube, commands: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run a command as an administrator does, in a checkout, with kubectl on PATH."""
+    command = kube.command(CONTROL, [sys.executable, "-m", "nodeagent", *arguments])
+    environment = {**os.environ, "PATH": f"{commands}:{os.environ['PATH']}", "KUBECONFIG": str(kube.layout.admin)}
+    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300, check=False)
 
 
 def agents(kube: Kube) -> dict[str, str]:

@@ -5,7 +5,6 @@ nodes: what they say, and that afterwards it is as it was, wherever one looks.
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -15,9 +14,8 @@ from typing import Any
 import pytest
 
 from nodeagent.lab.kube import Kube
-from nodeagent.lab.kube.layout import CONTROL
 from tests.kube.cluster import ROOT
-from tests.kube.mesh import SECONDS, agents, apply, curl, enrolled, get, load, namespace, policy, ready
+from tests.kube.mesh import SECONDS, agents, apply, curl, enrolled, get, load, namespace, nodeagent, policy, ready
 from tests.kube.workloads import client, nginx
 from tests.waiting import eventually
 
@@ -60,16 +58,6 @@ inside pods, pins and other files.
 
 
 @pytest.fixture(scope="module")
-def commands(binary: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder for PATH, with kubectl in it."""
-    folder = tmp_path_factory.mktemp("commands")
-    kubectl = folder / "kubectl"
-    kubectl.write_text(f'#!/bin/sh\nexec {binary} kubectl "$@"\n')
-    kubectl.chmod(0o755)
-    return folder
-
-
-@pytest.fixture(scope="module")
 def home(kube: Kube) -> Iterator[Kube]:
     """The agent's image on the nodes, Istio's kinds, and pods that ask to be in the mesh: STRICT ones."""
     load(kube)
@@ -88,13 +76,6 @@ def home(kube: Kube) -> Iterator[Kube]:
     yield kube
     kube.kubectl("delete", "namespace", "home", "--wait=false")
     kube.kubectl("delete", "pod", "visitor", "--wait=false")
-
-
-def nodeagent(kube: Kube, commands: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    """Run a command as an administrator does, in a checkout, with kubectl on PATH."""
-    command = kube.command(CONTROL, [sys.executable, "-m", "nodeagent", *arguments])
-    environment = {**os.environ, "PATH": f"{commands}:{os.environ['PATH']}", "KUBECONFIG": str(kube.layout.admin)}
-    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300, check=False)
 
 
 def findings(said: subprocess.CompletedProcess[str]) -> dict[tuple[str, str], Any]:

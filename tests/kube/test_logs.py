@@ -15,7 +15,7 @@ import yaml
 
 from nodeagent.lab.kube import Kube
 from nodeagent.lab.kube.config import STATIC_PODS
-from tests.kube.logs import Records, read_logs, read_no_logs, search
+from tests.kube.logs import Records, read_logs, search
 from tests.kube.mesh import (
     SECONDS,
     agent_pods,
@@ -25,7 +25,9 @@ from tests.kube.mesh import (
     enrolled,
     get,
     in_agent,
+    install,
     namespace,
+    nodeagent,
     ready,
     says,
     taken_over,
@@ -103,7 +105,7 @@ def records(mesh: Kube, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Re
             read_logs(mesh, tmp_path_factory.mktemp("manifests"))
             yield found
         finally:
-            read_no_logs(mesh)
+            install(mesh)
 
 
 @pytest.fixture(scope="module")
@@ -265,3 +267,15 @@ def test_agents_are_replaced_and_no_line_is_missing(logged: Kube, records: Recor
     assert records.torn() == []
     eventually(lambda: alone(logged), "the old agents have ended", SECONDS)
     assert sorted(agents(logged)) == ["node-a", "node-b"]
+
+
+def test_uninstalling_leaves_nothing_of_what_was_read(logged: Kube, records: Records, commands: Path) -> None:
+    """Verdict: it gets to its end though the collector's folder is another user's, and a mount, and is empty then."""
+    look = ["find", "/var/lib/nodeagent/logs", "-mindepth", "1"]
+    before = subprocess.run(logged.command("node-a", look), capture_output=True, text=True, check=True).stdout
+    assert "/var/lib/nodeagent/logs/positions" in before
+    removed = nodeagent(logged, commands, "uninstall", "--cluster")
+    assert removed.returncode == 0, removed.stderr
+    for node in ("node-a", "node-b"):
+        left = subprocess.run(logged.command(node, look), capture_output=True, text=True, check=True).stdout
+        assert left == ""
