@@ -275,19 +275,24 @@ def _tag_fits(pattern: str, tag: str) -> bool:
 
 
 def _parts_fit(pattern: Sequence[str], parts: Sequence[str]) -> bool:
-    """As :func:`_tag_fits`, part by part; patterns are agent.yaml's, and short."""
-    if "**" not in pattern:
-        return len(pattern) == len(parts) and all(map(_part_fits, pattern, parts))
-    first = pattern.index("**")
-    if first > len(parts) or not all(map(_part_fits, pattern[:first], parts[:first])):
-        return False
-    rest = pattern[first + 1 :]
-    left = parts[first:]
-    if not rest:
-        return True
-    if "**" not in rest:
-        return len(left) >= len(rest) and all(map(_part_fits, rest, left[len(left) - len(rest) :]))
-    return any(_parts_fit(rest, left[at:]) for at in range(len(left) + 1))
+    """As :func:`_tag_fits`, part by part. All places of *pattern* that what went before fits up to are followed at
+    once: a file's path, which a pod chooses, may have thousands of parts.
+    """
+    places = _with_nothing(pattern, {0})
+    for part in parts:
+        there = [place for place in places if place < len(pattern)]
+        stays = {place for place in there if pattern[place] == "**"}
+        goes_on = {place + 1 for place in there if pattern[place] != "**" and _part_fits(pattern[place], part)}
+        places = _with_nothing(pattern, stays | goes_on)
+    return len(pattern) in places
+
+
+def _with_nothing(pattern: Sequence[str], places: set[int]) -> set[int]:
+    """Return *places* with those behind each ``**`` that stands for no part."""
+    for place, each in enumerate(pattern):
+        if each == "**" and place in places:
+            places.add(place + 1)
+    return places
 
 
 def _part_fits(pattern: str, part: str) -> bool:

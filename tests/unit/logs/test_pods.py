@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from nodeagent.logs import pods
 from nodeagent.logs.pods import PodPlan, plan, routed
 from nodeagent.logs.settings import LogSettings
 from nodeagent.logs.sources import SourceFacts
@@ -216,3 +217,19 @@ def test_what_is_written_to_the_own_output_is_not_read_again() -> None:
     own = pod(labels={"app.kubernetes.io/name": "nodeagent"})
     assert not plan(own, settings()).output
     assert plan(own, settings(sinks=[{"name": "all", "file": {"path": "/x"}}])).output
+
+
+def test_a_route_costs_no_more_than_its_parts_times_those_of_a_tag(monkeypatch: pytest.MonkeyPatch) -> None:
+    pattern = "**.a.**.a.**.b"
+    asked = 0
+
+    def counted(wanted: str, part: str) -> bool:
+        nonlocal asked
+        asked += 1
+        assert asked < 100_000, "it would take hours"
+        return wanted == part
+
+    monkeypatch.setattr(pods, "_part_fits", counted)
+    source = facts(kind="file", container="", path="v/" + "a." * 2000 + "log")
+    made = routed(source, settings(routes=[{"tags": [pattern], "sinks": ["second"]}]))
+    assert made.reading.sinks == ("first",)
