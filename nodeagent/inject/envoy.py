@@ -38,6 +38,8 @@ _ANY: Final = {"IPv4": "0.0.0.0", "IPv6": "::"}
 _BOTH: Final[Document] = {"http_protocol_options": {}, "http2_protocol_options": {}}
 _SNIFF: Final = "0.1s"
 """How long a client may keep silent before its connection is carried as TCP: the agent's own proxy.timeouts.sniff."""
+_HANDSHAKE: Final = "10s"
+"""How long a client that must begin with a ClientHello may keep silent: the agent's own proxy.timeouts.handshake."""
 
 
 def bootstrap(values: Values, probes: Document, rules: Rules) -> Document:
@@ -143,7 +145,10 @@ def _inbound(values: Values, rules: Rules) -> Document:
         )
         chains.append(_chain({"transport_protocol": "raw_buffer"}, tcp))
         chains.append(_chain(tls, tcp))  # the application's own TLS
-    return _captured("inbound", INBOUND_PORT, values, chains, ["original_dst", "tls_inspector", "http_inspector"])
+    inbound = _captured("inbound", INBOUND_PORT, values, chains, ["original_dst", "tls_inspector", "http_inspector"])
+    if values.mtls == "STRICT":  # a silent client is no plaintext one: a peer on a busy node would be refused as such
+        inbound |= {"listener_filters_timeout": _HANDSHAKE, "continue_on_listener_filters_timeout": False}
+    return inbound
 
 
 def _ready(values: Values) -> Document:

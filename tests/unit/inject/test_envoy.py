@@ -150,6 +150,14 @@ def test_plaintext_comes_in_only_when_it_may(mode: str, plain: int) -> None:
     assert [each["require_client_certificate"] for each in secured] == [True, True]
 
 
+@pytest.mark.parametrize(("mode", "patience", "goes_on"), [("STRICT", "10s", False), ("PERMISSIVE", "0.1s", True)])
+def test_a_peer_may_take_time_to_begin_where_it_must_begin_with_tls(mode: str, patience: str, goes_on: bool) -> None:
+    """A peer on a busy node that is late with its ClientHello is not taken for a plaintext client, and refused."""
+    inbound = named(bootstrap(mtls=mode)["static_resources"]["listeners"], "inbound")
+    assert inbound["listener_filters_timeout"] == patience
+    assert inbound["continue_on_listener_filters_timeout"] is goes_on
+
+
 def everything(value: Any) -> Iterator[Json]:
     if isinstance(value, dict):
         yield value
