@@ -94,6 +94,12 @@ class Sidecar:
         except OSError:
             return False
 
+    def ready_or_ended(self) -> bool:
+        """An AssertionError has the log as it is by then."""
+        told = self.log.read_text()[-2000:]
+        assert self.process.poll() is not None or self.ready(), f"the sidecar of {self.name} is not ready; log: {told}"
+        return True
+
     def certificate(self) -> Any:
         """Return the one that the sidecar shows; an empty one where it has none (any more)."""
         held = json.loads(self.get(15000, "/certs")[1])
@@ -139,10 +145,7 @@ def sidecar(
         process = lab.popen(name, argv, stdin=subprocess.DEVNULL, stdout=lines, stderr=errors)
     running = Sidecar(lab, name, process, log, access)
     try:
-        eventually(
-            lambda: process.poll() is not None or running.ready(),
-            f"the sidecar of {name} is ready; its log: {log.read_text()[-2000:]}",
-        )
+        eventually(running.ready_or_ended)
         assert process.poll() is None, log.read_text()[-2000:]
         yield running
     finally:
