@@ -9,9 +9,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from nodeagent.lab import Lab
+from nodeagent.lab.agent import merge
 from tests import dashboards
-from tests.netns.world import CLIENT, cluster_ip, prometheus
+from tests.netns.conftest import CLUSTER
+from tests.netns.world import CLIENT, QUICK, cluster, cluster_ip, prometheus
 from tests.waiting import eventually
 
 RATE = "10s"
@@ -25,6 +29,24 @@ PEERS = f'{SERVER}, source_workload=~"client", source_workload_namespace=~"defau
 PROVED = 'reporter="destination", connection_security_policy="mutual_tls"'
 UNKNOWN = 'reporter="source", connection_security_policy!="mutual_tls", destination_principal=~"spiffe.*"'
 BY = ("destination_workload, destination_workload_namespace", "source_workload, source_workload_namespace")
+
+
+TALKS = """
+---
+apiVersion: v1
+kind: Pod
+metadata: {name: talks}
+spec:
+  containers: [{name: app, command: [sh, -c, "while :; do echo a line; sleep 0.1; done"]}]
+"""
+LOGS = {"logs": {"sinks": [{"name": "all", "file": {"path": "/run/nodeagent/lab/t-dashboards/collected/all.jsonl"}}]}}
+
+
+@pytest.fixture(scope="module")
+def mesh() -> Iterator[Lab]:
+    """Two nodes with agents that read logs too, on one of which a pod writes some."""
+    with cluster("t-dashboards", CLUSTER + TALKS, agent=merge(QUICK, LOGS)) as lab:
+        yield lab
 
 
 def istio_queries() -> Iterator[str]:
