@@ -159,6 +159,7 @@ def test_an_agent_that_may_not_read_everything_leaves_the_node_to_the_one_before
     """Verdict: the new agent, which lacks a right from its start on, is not ready and names the rule; the
     old one serves; with the right the rollout goes on by itself.
     """
+    eventually(lambda: alone(days), "no agent of an earlier test drains any more", SECONDS)
     before = agent_pods(days)
     rule = READ[0]
     with without(days, rule):
