@@ -15,6 +15,7 @@ Between chunks a :class:`~nodeagent.logs.process.processor.Processor` holds back
 are not whole yet. It says so by the end of what it returns: whoever reads the file again from there
 makes the same records with the same ids.
 
-Nothing from a log ends it or takes more than linear time: patterns are RE2's, what is held is bounded
+Nothing from a log ends it, and no search takes more than linear time (RE2; a pattern that is found again
+and again in one line may look at its rest each time, and a line is bounded); what is held is bounded
 in bytes, lines and time, and what is not of its format is kept as text and counted.
 """
