@@ -33,6 +33,9 @@ from tests.netns.world import (
 )
 from tests.waiting import eventually
 
+pytestmark = pytest.mark.timeout(400)
+"""The set-up starts an agent, Envoy and sidecars, each of which compiles what it loads."""
+
 POLICY = """
 ---
 apiVersion: security.istio.io/v1

@@ -14,6 +14,7 @@ import yaml
 
 import nodeagent
 from nodeagent.kube import kinds
+from nodeagent.logs.fluentd.outputs import CLUSTER_SECRETS
 from nodeagent.logs.settings import LogSettings
 from nodeagent.redirect import rights
 from nodeagent.resources.security import KINDS
@@ -82,6 +83,7 @@ def test_the_component_logs_adds_the_rights_that_logs_use() -> None:
         str(defaults.pod_logs): True,
         str(defaults.pod_volumes): True,
         str(defaults.state_directory): False,
+        CLUSTER_SECRETS: True,
     }
 
 
