@@ -41,7 +41,11 @@ GOOD: dict[str, Any] = {
 BAD = {
     # The value of a key that is not known may be a secret: what is allowed is told instead.
     "unknown field": ({"colour": "red"}, "colour", "There are node, cluster"),
-    "unknown field below": ({"proxy": {"limits": {"headerByte": 5}}}, "proxy.limits.headerByte", "is headerBytes meant"),
+    "unknown field below": (
+        {"proxy": {"limits": {"headerByte": 5}}},
+        "proxy.limits.headerByte",
+        "is headerBytes meant",
+    ),
     "out of range": (
         {"redirect": {"cgroup": "/x", "heartbeatTimeoutSeconds": 0}},
         "redirect.heartbeatTimeoutSeconds",
