@@ -9,7 +9,15 @@ from typing import Final
 
 from nodeagent.errors import CONNECT_FAILED, POLICY_DENIED
 from nodeagent.mesh.entries import Entry, Service, Workload, policies_of
-from nodeagent.mesh.kernel_plan import ALLOWED, KernelPlan, KernelPlanner, KernelPlanSettings, KernelVerdict, PortPath
+from nodeagent.mesh.kernel_plan import (
+    ALLOWED,
+    COUNTED,
+    KernelPlan,
+    KernelPlanner,
+    KernelPlanSettings,
+    KernelVerdict,
+    PortPath,
+)
 from nodeagent.mesh.local import BYPASS
 from nodeagent.redirect.bypass import SocketEnds
 from nodeagent.redirect.kernel_record import CountedPair, FlowId, RecordedFlow, Refusals, Total
@@ -203,7 +211,7 @@ class KernelPaths:
             "destination_identity": server.identity,
             "service": found.host if found else "",
             "path": "kernel",
-            "protocol": "http" if server.protocol_at(port) == "http" else "tcp",
+            "protocol": "http" if server.protocol_at(port) in COUNTED else "tcp",
             "verdict": "allow",
             "reason": "",
             "probe": False,

@@ -25,11 +25,14 @@ from nodeagent.vocabulary import Address, PodUid, SpiffeId
 UNREAD: Final = "network/unread"
 """Key of the one entry of its kind."""
 
-Protocol = Literal["http", "http2", "tcp", "auto"]
-"""What a port was declared to be. ``http``: HTTP/1; ``http2``: HTTP/2 and gRPC, which are carried
-as bytes for now; ``tcp``: anything else that has a name, TLS among it; ``auto``: nothing, so its
-first bytes tell.
+Protocol = Literal["http", "http2", "grpc", "grpc-web", "tcp", "auto"]
+"""What a port was declared to be. ``grpc-web``: HTTP of either version, as its client speaks;
+``tcp``: anything else that has a name, TLS among it; ``auto``: nothing, so its first bytes tell.
 """
+HTTP: Final[frozenset[Protocol]] = frozenset(("http", "http2", "grpc", "grpc-web"))
+"""Declared to be HTTP: nothing passes there that is not parsed as HTTP."""
+HTTP2: Final[frozenset[Protocol]] = frozenset(("http2", "grpc"))
+"""Declared to be HTTP/2: so its application is spoken to, whatever its client speaks."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
-from nodeagent.mesh.entries import Entry, Protocol, Service, Workload
+from nodeagent.mesh.entries import HTTP2, Entry, Protocol, Service, Workload
 from nodeagent.policy.authorization import Authorizer, CompiledPolicy, ConnectionFacts, Decision, RequestFacts
 from nodeagent.policy.claims import Claims
 from nodeagent.policy.model import AuthorizationPolicy, RateLimit, RequestAuthentication
@@ -151,7 +151,7 @@ def _unparsed(facts: Facts, entries: tuple[Entry, ...]) -> tuple[Outcome, list[S
         f"what is not HTTP/1 is refused (unparsed_http), as {', '.join(readers)} decides by the request: if "
         "it is none, declare the port's protocol"
     )
-    if protocol == "http2":
+    if protocol in HTTP2:
         return "refused", [Step("verdict", f"the port is declared {protocol}, which is not parsed yet: {refused}")]
     return "unknown", [Step("verdict", f"it depends on the request: say METHOD and PATH; {refused}")]
 

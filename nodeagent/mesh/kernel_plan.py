@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Final, Literal
 
 from nodeagent.errors import ResourceError
-from nodeagent.mesh.entries import Entry, Protocol, Service, Workload, policies_of
+from nodeagent.mesh.entries import HTTP2, Entry, Protocol, Service, Workload, policies_of
 from nodeagent.policy.authorization import Authorizer, ConnectionFacts, Decision
 from nodeagent.policy.model import AuthorizationPolicy, PathSetting, RateLimit, RequestAuthentication
 from nodeagent.vocabulary import PodUid
@@ -25,6 +25,16 @@ _READABLE: Final = (
     "(if it does not: nodeagent.io/path: kernel, or proxy.clientCertHeader: ignored)"
 )
 _UNTOUCHED: Final = "; X-Forwarded-Client-Cert is neither made nor removed"
+_CALLS: Final = (
+    "requests over HTTP/2 are balanced and counted one by one, which only the proxy does (if that is not needed: "
+    "nodeagent.io/path: kernel)"
+)
+_AS_TCP: Final = "; HTTP/2 is balanced by connection there, and counted as TCP"
+"""HPACK's dynamic table makes a header block mean what earlier ones said: no program that sees some
+packets of a connection can tell its requests.
+"""
+COUNTED: Final[frozenset[Protocol]] = frozenset(("http", "grpc-web"))
+"""Declared protocols that the kernel's HTTP metrics look for: HTTP/1."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,7 +126,7 @@ class KernelPlanner:
                 if path.path != "kernel":
                     continue
                 authorizer = self._authorizer(server, port, protocol, policies)
-                http = protocol == "http" and self._settings.http_metrics
+                http = protocol in COUNTED and self._settings.http_metrics
                 for address in server.addresses:
                     verdicts = None if authorizer is None else self._judge(authorizer, pods, (address, port), before)
                     destinations[address, port] = KernelDestination(server.uid, verdicts, http, server.bypass)
@@ -137,14 +147,16 @@ class KernelPlanner:
         if reason:
             asked = f"nodeagent.io/path of the {whose} is kernel, but " if setting == "kernel" else ""
             return PortPath("proxy", asked + reason)
-        http = protocol in ("http", "auto")
+        missing = _missing(protocol)
         if setting == "kernel":
-            return PortPath("kernel", f"nodeagent.io/path of the {whose} is kernel{_UNTOUCHED if http else ''}")
+            return PortPath("kernel", f"nodeagent.io/path of the {whose} is kernel{missing}")
         if self._settings.observed:
             return PortPath("proxy", f"{self._settings.observed} is asked for")
-        if http and self._settings.client_cert:
+        if protocol != "tcp" and self._settings.client_cert:
             return PortPath("proxy", _READABLE)
-        return PortPath("kernel", f"nothing is decided per request{_UNTOUCHED if http else ''}")
+        if protocol in HTTP2:
+            return PortPath("proxy", _CALLS)
+        return PortPath("kernel", f"nothing is decided per request{missing}")
 
     def permits(self, source: Workload, server: Workload, where: Where, policies: Iterable[Entry]) -> KernelVerdict:
         """Return what policy says now of an established connection of *source* past the proxy; a
@@ -213,6 +225,13 @@ class KernelPlanner:
             self._verdicts[where, source.uid] = known
             verdicts[source.uid] = known[1]
         return verdicts
+
+
+def _missing(protocol: Protocol) -> str:
+    """Return what a port of *protocol* does without on the kernel path, in words."""
+    if protocol == "tcp":
+        return ""
+    return _UNTOUCHED + (_AS_TCP if protocol in HTTP2 else "")
 
 
 def setting_of(server: Workload, service: Service | None) -> tuple[PathSetting, str]:

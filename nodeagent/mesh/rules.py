@@ -19,10 +19,19 @@ SCRAPE_PORT: Final = "prometheus.io/port"
 SCRAPE_PATH: Final = "prometheus.io/path"
 SCRAPE_SCHEME: Final = "prometheus.io/scheme"
 _PATH: Final = re.compile(r"/[!-~]{0,1023}")
-_HTTP: Final = frozenset(("http", "http_proxy"))
-_HTTP2: Final = frozenset(("http2", "grpc", "hbone"))
-_TCP: Final = frozenset(("https", "tls", "tcp", "mongo", "redis", "mysql"))
-"""Protocols that Istio knows (pkg/config/protocol)."""
+_GRPC_WEB: Final = "grpc-web"
+_ISTIO: Final[Mapping[str, Protocol]] = {
+    "http": "http",
+    "http_proxy": "http",
+    "http2": "http2",
+    "h2c": "http2",
+    "hbone": "http2",
+    "grpc": "grpc",
+    **dict.fromkeys(("https", "h2", "tls", "tcp", "mongo", "redis", "mysql"), "tcp"),
+}
+"""Protocols that Istio knows (pkg/config/protocol), and the names of IANA that say the same: h2c is
+HTTP/2 in plaintext, h2 the application's own TLS (RFC 9113 section 3.1).
+"""
 _KUBERNETES: Final[Mapping[str, Protocol]] = {
     "kubernetes.io/h2c": "http2",
     "kubernetes.io/ws": "http",
@@ -46,12 +55,9 @@ def port_protocol(port: ServiceObjectPort) -> Protocol:
     known = _KUBERNETES.get(declared)
     if known is not None:
         return known
-    prefix = declared.partition("-")[0]
-    if prefix in _HTTP:
-        return "http"
-    if prefix in _HTTP2:
-        return "http2"
-    return "tcp" if prefix in _TCP or port.port in _SERVER_FIRST else "auto"
+    if declared.startswith(_GRPC_WEB):
+        return "grpc-web"
+    return _ISTIO.get(declared.partition("-")[0], "tcp" if port.port in _SERVER_FIRST else "auto")
 
 
 def target_port(port: ServiceObjectPort, pod: PodObject) -> int | None:

@@ -207,18 +207,35 @@ OBSERVED = KernelPlanSettings("n", "cluster.local", observed="the access log")
 
 
 @pytest.mark.parametrize("setting", ["auto", "kernel"])
-@pytest.mark.parametrize("protocol", ["http", "auto", "http2", "tcp"])
+@pytest.mark.parametrize("protocol", ["http", "auto", "http2", "grpc", "grpc-web", "tcp"])
 def test_who_may_read_a_header_about_its_client_gets_none_past_the_proxy_silently(
     protocol: Protocol, setting: str
 ) -> None:
-    """Where HTTP/1 may be, the kernel path would bring a client's own X-Forwarded-Client-Cert: it
+    """Where HTTP may be, the kernel path would bring a client's own X-Forwarded-Client-Cert: it
     is taken when somebody asks for it, and that is said.
     """
     made = plan(settings=KernelPlanSettings("n", "cluster.local"), protocol=protocol, path=setting)
-    parsed = protocol in ("http", "auto")
+    parsed = protocol != "tcp"
     assert port(made).path == ("proxy" if parsed and setting == "auto" else "kernel")
     assert ("X-Forwarded-Client-Cert" in port(made).why) == parsed
     assert bool(made.destinations) == (port(made).path == "kernel")
+
+
+@pytest.mark.parametrize("protocol", ["http2", "grpc"])
+def test_http2_is_balanced_by_request_unless_the_kernel_path_is_asked_for(protocol: Protocol) -> None:
+    """The kernel would balance connections, and a client of gRPC has one."""
+    planned = port(plan(protocol=protocol))
+    assert planned.path == "proxy"
+    assert "balanced and counted one by one" in planned.why
+    asked = port(plan(protocol=protocol, path="kernel"))
+    assert asked.path == "kernel"
+    assert asked.why.endswith("HTTP/2 is balanced by connection there, and counted as TCP")
+
+
+@pytest.mark.parametrize(("protocol", "counted"), [("http", True), ("grpc-web", True), ("grpc", False), ("tcp", False)])
+def test_requests_are_counted_where_http1_is_declared(protocol: Protocol, counted: bool) -> None:
+    made = plan(protocol=protocol, path="kernel")
+    assert {each.http for each in made.destinations.values()} == {counted}
 
 
 @pytest.mark.parametrize("case", SETTINGS)
