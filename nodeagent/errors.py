@@ -181,6 +181,13 @@ UPSTREAM_PROTOCOL = Reason(
 REQUEST_TIMEOUT = Reason(
     "request_timeout", 504, "UT", "response_timeout", "the application did not answer within proxy.timeouts.request"
 )
+DEADLINE = Reason(
+    "deadline",
+    504,
+    "DT",
+    "max_duration_timeout",
+    "the time that the client gave the call (grpc-timeout) is over: is the application slow, or the time short?",
+)
 DOWNSTREAM_GONE = Reason(
     "downstream_gone",
     0,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Final
@@ -101,8 +101,14 @@ def _to(row: Row) -> str:
     return str(row["service"].removesuffix(_CLUSTER) if row["service"].endswith(_CLUSTER) else row["destination"])
 
 
-def _codes(codes: list[int]) -> str:
-    """Return the last codes, those that repeat once; a dash where no answer was sent."""
+def _answers(row: Row) -> str:
+    """Return the last status codes and those of gRPC, those that repeat once; a dash where none was sent."""
+    codes = _changes(row["codes"])
+    calls = _changes(row.get("grpc_statuses", ()))
+    return f"{codes} grpc {calls}" if calls else codes
+
+
+def _changes(codes: Sequence[object]) -> str:
     return ",".join(str(code or "-") for at, code in enumerate(codes) if not at or code != codes[at - 1])
 
 
@@ -135,7 +141,7 @@ COLUMNS: Final = (
     *(
         Column("PATH", "path", lambda path: str(path).removeprefix("proxy-")),
         Column("REQS", "requests", right=True),
-        Column("CODES", "codes", _codes),
+        Column("CODES", "answers"),
     ),
     *(Column("IN", "received", short, right=True, extra=True), Column("OUT", "sent", short, right=True, extra=True)),
     Column("VERDICT", "told", wrap=True),
@@ -144,4 +150,4 @@ COLUMNS: Final = (
 
 def readable(row: Row) -> Row:
     """Return *row* with what the table shows besides."""
-    return {**row, "lasted": _lasted(row), "to": _to(row), "told": _verdict(row)}
+    return {**row, "lasted": _lasted(row), "to": _to(row), "answers": _answers(row), "told": _verdict(row)}

@@ -217,6 +217,7 @@ class KernelPaths:
             "probe": False,
             "requests": 0,
             "codes": [],
+            "grpc_statuses": [],
             "sent": 0,
             "received": 0,
             "worker": "kernel",

@@ -50,6 +50,7 @@ class Connection:
 
     __slots__ = (
         "_codes",
+        "_grpc",
         "_outcomes",
         "carriage",
         "chosen",
@@ -109,6 +110,8 @@ class Connection:
         self.reason: Reason | None = None
         """Why it, or the last request of it that was, was not carried."""
         self._codes = 0
+        self._grpc: tuple[str, ...] = ()
+        """Statuses of its last gRPC calls."""
         self._outcomes = 0
         self.requests = 0
         self.sent = 0
@@ -166,6 +169,13 @@ class Connection:
         else:
             self.refused(reason)
 
+    def called(self, grpc_status: str) -> None:
+        """Note the end of a gRPC call, which is a request too, with *grpc_status*, empty: it was told none."""
+        if self.protocol == "http2":
+            self.protocol = "grpc"
+        if self._grpc != (grpc_status,) * 4:
+            self._grpc = (*self._grpc[-3:], grpc_status)
+
     @property
     def verdict(self) -> str:
         """``allow``, ``deny`` or ``error``; ``mixed`` where its requests fared differently;
@@ -205,6 +215,7 @@ class Connection:
             "probe": self.probe,
             "requests": self.requests,
             "codes": self.codes(),
+            "grpc_statuses": list(self._grpc),
             "sent": self.sent,
             "received": self.received,
             "worker": worker,

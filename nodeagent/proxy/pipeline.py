@@ -13,12 +13,13 @@ from collections.abc import Awaitable
 from time import perf_counter
 from typing import Literal, cast
 
-from nodeagent.errors import EXTERNAL_ERROR, NO_ENDPOINTS, PROBE_REFUSED, Reason
+from nodeagent.errors import DEADLINE, EXTERNAL_ERROR, NO_ENDPOINTS, PROBE_REFUSED, Reason
 from nodeagent.proxy.carried import Ends
 from nodeagent.proxy.carry import Admitted, Carrier
 from nodeagent.proxy.client_guard import UNGUARDED
 from nodeagent.proxy.connection import Connection
 from nodeagent.proxy.context import Context
+from nodeagent.proxy.grpc.call import Call, call_of
 from nodeagent.proxy.guards import Guards
 from nodeagent.proxy.http.exchange import Exchange
 from nodeagent.proxy.http.line import Line
@@ -31,6 +32,7 @@ from nodeagent.proxy.route import Route
 from nodeagent.proxy.routing import Routing, pick
 from nodeagent.proxy.sniff import Verdict
 from nodeagent.proxy.transport import Transport
+from nodeagent.telemetry.cells import HttpCell
 
 log = logging.getLogger("nodeagent.proxy")
 
@@ -63,6 +65,8 @@ class Pipeline(Line):
     def request(self, exchange: Exchange) -> None:
         """Authorize, route and forward one HTTP request; :meth:`observe` follows when it is answered."""
         self._busy_poll.event(exchange.started)
+        if exchange.content_type:
+            exchange.call = call_of(exchange.content_type, exchange.protocol)
         downstream = exchange.downstream
         permit = downstream.permit
         # what asks to leave HTTP is more than a probe, whatever it is called
@@ -75,6 +79,8 @@ class Pipeline(Line):
         route = self.route(exchange)
         exchange.route = route
         route.active += 1
+        if exchange.call is not None:
+            self._calls(exchange, exchange.call, route)
         if route.http_guard is UNGUARDED or probe or self._admits(exchange, route):
             self.forward(exchange, route)
 
@@ -93,6 +99,8 @@ class Pipeline(Line):
         if connection.upstream_workload is not route.workload or connection.path != route.path:
             self._ledger.follow(connection, route)
         exchange.since = self._context.now
+        if exchange.call is not None:
+            exchange.fields = exchange.call.shortened(exchange.fields, perf_counter() - exchange.started)
         pool.send(exchange)
 
     def observe(self, exchange: Exchange, status: int, reason: Reason | None) -> None:
@@ -108,7 +116,9 @@ class Pipeline(Line):
         self._busy_poll.event(now)
         milliseconds = (now - exchange.started) * 1000
         connection.answered(status, reason, exchange.received, exchange.sent)
-        cell = route.cell(status, "-" if reason is None else reason.flag)
+        flag = "-" if reason is None else reason.flag
+        call = exchange.call
+        cell = route.cell(status, flag) if call is None else self._ended(connection, call, route, status, flag)
         cell.observe(milliseconds, exchange.received, exchange.sent)
         if context.access_log is not None:
             wall = exchange.started + context.wall_offset
@@ -127,6 +137,22 @@ class Pipeline(Line):
         self._ledger.closed(connection)
 
     # -- parts of the stations --
+
+    def _calls(self, exchange: Exchange, call: Call, route: Route) -> None:
+        """Count the messages of a gRPC call from here on, and end it when its client's time is over."""
+        call.cell = route.messages()
+        seconds = call.waits(exchange.fields)
+        if seconds >= 0:
+            call.timer = self._context.loop.call_later(seconds, exchange.give_up, DEADLINE)
+
+    def _ended(self, connection: Connection, call: Call, route: Route, status: int, flag: str) -> HttpCell:
+        """Note the end of a gRPC call; return what counts it."""
+        if call.timer is not None:
+            call.timer.cancel()
+            call.timer = None
+        grpc_status = call.ended(status)
+        connection.called(grpc_status)
+        return route.call_cell(status, grpc_status, flag)
 
     def _as_http(self, admitted: Admitted, early: bytes) -> None:
         """Give the connection to the codec for HTTP/1."""

@@ -45,6 +45,7 @@ def request_record(
         connection.peer_text,
         "-",
         "default",
+        "-" if exchange.call is None else exchange.call.ended(status) or "-",
     )
 
 
@@ -78,6 +79,7 @@ def connection_record(
         "-",
         connection.local_text,
         connection.peer_text,
+        "-",
         "-",
         "-",
     )

@@ -15,7 +15,7 @@ from nodeagent.proxy.http.fields import NO_FIELDS, Field
 from nodeagent.proxy.http.hop import Hop
 from nodeagent.proxy.pool import Pool
 from nodeagent.telemetry import labels
-from nodeagent.telemetry.cells import HttpCell, TcpCell, WorkerMetrics
+from nodeagent.telemetry.cells import HttpCell, MessageCell, TcpCell, WorkerMetrics
 from nodeagent.telemetry.metrics import UNKNOWN, Labels
 from nodeagent.vocabulary import host_port
 
@@ -40,7 +40,9 @@ class Route(Hop):
     """One endpoint as one client reaches it, with its counters."""
 
     __slots__ = (
+        "_calls",
         "_cells",
+        "_messages",
         "_metrics",
         "_peers",
         "_pod",
@@ -66,6 +68,8 @@ class Route(Hop):
         self._peers = _peers(connection, to, cluster_id)
         self._reporters = _reporters(connection, to)
         self._cells: dict[tuple[int, str], HttpCell] = {}
+        self._calls: dict[tuple[int, str, str], HttpCell] = {}
+        self._messages: MessageCell | None = None
         self._tcp: dict[str, TcpCell] = {}
         self.workload = to.workload
         self.path = to.path
@@ -87,6 +91,22 @@ class Route(Hop):
                 self._reporters, labels.http(self._peers, status, flags), self._pod
             )
         return found
+
+    def call_cell(self, status: int, grpc_status: str, flags: str) -> HttpCell:
+        """Return the counters of gRPC calls that ended with *grpc_status* (empty: none) in an answer with *status*."""
+        key = (status, grpc_status, flags)
+        found = self._calls.get(key)
+        if found is None:
+            found = self._calls[key] = self._metrics.http(
+                self._reporters, labels.http(self._peers, status, flags, "grpc", grpc_status), self._pod
+            )
+        return found
+
+    def messages(self) -> MessageCell:
+        """Return the counters of the messages of gRPC calls on this route."""
+        if self._messages is None:
+            self._messages = self._metrics.messages(self._reporters, labels.messages(self._peers), self._pod)
+        return self._messages
 
     def tcp(self, flags: str = "-") -> TcpCell:
         """Return the counters of TCP connections that ended with *flags*."""

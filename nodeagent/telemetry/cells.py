@@ -85,6 +85,23 @@ class TcpCell:
         return taken
 
 
+class MessageCell:
+    """The two istio_*_messages_total counters of one series; whoever carries calls adds to the slots."""
+
+    __slots__ = ("requests", "responses")
+
+    def __init__(self) -> None:
+        self.requests = self.responses = 0
+
+    def take(self) -> list[int] | None:
+        """Return [requests, responses] since the last call, or None."""
+        if not self.requests and not self.responses:
+            return None
+        taken = [self.requests, self.responses]
+        self.requests = self.responses = 0
+        return taken
+
+
 class WorkerMetrics:
     """All cells of one worker."""
 
@@ -94,6 +111,7 @@ class WorkerMetrics:
         self._of_pod: dict[str, int] = {}
         self._http: dict[tuple[Labels, Labels], HttpCell] = {}
         self._tcp: dict[tuple[Labels, Labels], TcpCell] = {}
+        self._messages: dict[tuple[Labels, Labels], MessageCell] = {}
         self._counts: dict[tuple[str, Labels], int] = {}
         self._gauges: dict[tuple[str, Labels], float] = {}
 
@@ -122,6 +140,16 @@ class WorkerMetrics:
                 self._tcp[key] = cell
         return cell
 
+    def messages(self, reporters: tuple[str, ...], labels: Labels, pod: str = "") -> MessageCell:
+        """Return the cell of *labels* (MESSAGE_LABELS), the same one for the same arguments."""
+        key = (reporters, labels)
+        cell = self._messages.get(key)
+        if cell is None:
+            cell = MessageCell()
+            if self._has_room(self._messages, pod):
+                self._messages[key] = cell
+        return cell
+
     def count(self, metric: Metric, labels: Labels = (), amount: int = 1) -> None:
         """Add *amount* to a nodeagent_* counter."""
         key = (metric.name, labels)
@@ -146,6 +174,7 @@ class WorkerMetrics:
         for kind, series in (
             ("http", _taken(self._http)),
             ("tcp", _taken(self._tcp)),
+            ("messages", _taken(self._messages)),
             ("counts", _plain(self._counts)),
             ("gauges", _plain(self._gauges)),
         ):
@@ -155,7 +184,9 @@ class WorkerMetrics:
         return messages
 
 
-def _taken(cells: Mapping[tuple[Labels, Labels], HttpCell | TcpCell]) -> Iterator[tuple[int, list[object]]]:
+def _taken(
+    cells: Mapping[tuple[Labels, Labels], HttpCell | TcpCell | MessageCell],
+) -> Iterator[tuple[int, list[object]]]:
     """Return what the series have counted, each with the characters that it takes at most."""
     for (reporters, labels), cell in cells.items():
         values = cell.take()

@@ -13,7 +13,7 @@ equal, byte for byte and in both formats, to what the library alone writes.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import accumulate, islice
 from typing import Final, TypeVar
@@ -26,8 +26,8 @@ from prometheus_client.registry import Collector
 from prometheus_client.utils import floatToGoString
 
 from nodeagent.telemetry.formats import OPENMETRICS, TEXT, Format
-from nodeagent.telemetry.metrics import BUCKETS, HTTP_FAMILIES, PLAIN, REQUESTS, TCP_FAMILIES, Labels, Metric
-from nodeagent.telemetry.series import HttpSeries, StoredSeries, TcpSeries
+from nodeagent.telemetry.metrics import BUCKETS, HTTP_FAMILIES, PLAIN, REQUESTS, Labels, Metric
+from nodeagent.telemetry.series import CounterSeries, HttpSeries, StoredSeries
 
 PIECE_BYTES: Final = 65536
 SLICE_SAMPLES: Final = 64
@@ -136,12 +136,16 @@ def _istio_texts(held: StoredSeries, writer: Writer) -> Iterator[str]:
             yield _head(metric, writer)
             for request in http:
                 yield _histogram(request, metric.name, place, writer.bounds)
-    if held.tcp:
-        tcp = list(held.tcp.values())
-        for place, metric in enumerate(TCP_FAMILIES):
-            yield _head(metric, writer)
-            for connection in tcp:
-                yield f"{metric.name}{{{_text(connection)}}} {number(connection.amounts[place])}\n"
+    yield from _counters(list(held.tcp.values()), writer)
+    yield from _counters(list(held.messages.values()), writer)
+
+
+def _counters(held: Sequence[CounterSeries], writer: Writer) -> Iterator[str]:
+    """Yield the families of *held*, all of which have the same ones."""
+    for place, metric in enumerate(held[0].families if held else ()):
+        yield _head(metric, writer)
+        for series in held:
+            yield f"{metric.name}{{{_text(series)}}} {number(series.amounts[place])}\n"
 
 
 def _histogram(series: HttpSeries, name: str, place: int, bounds: Labels) -> str:
@@ -166,9 +170,9 @@ def _around_bound(series: HttpSeries) -> tuple[str, str]:
     return series.written
 
 
-def _text(series: TcpSeries) -> str:
+def _text(series: CounterSeries) -> str:
     if series.written is None:
-        series.written = label_text(TCP_FAMILIES[0].labels, series.labels)
+        series.written = label_text(series.families[0].labels, series.labels)
     return series.written
 
 

@@ -44,6 +44,11 @@ def http(peers: Labels, code: int, flags: str, protocol: str = "http", grpc_stat
     return (*peers, protocol, str(code), grpc_status, flags)
 
 
+def messages(peers: Labels) -> Labels:
+    """Return the values of MESSAGE_LABELS."""
+    return (*peers, "grpc", "-")
+
+
 def tcp(peers: Labels, flags: str = "-") -> Labels:
     """Return the values of TCP_LABELS."""
     return (*peers, "tcp", flags)

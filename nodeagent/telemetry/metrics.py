@@ -65,6 +65,8 @@ HTTP_LABELS: Final[Labels] = (
     "response_flags",
 )
 TCP_LABELS: Final[Labels] = (*PEER_LABELS, "request_protocol", "response_flags")
+MESSAGE_LABELS: Final[Labels] = TCP_LABELS
+"""A call's messages are counted while it goes on, when nobody knows its status."""
 SECURITY_POLICY: Final = PEER_LABELS.index("connection_security_policy")
 
 BUCKETS: Final[tuple[float, ...]] = (
@@ -85,6 +87,10 @@ TCP_CLOSED = Metric("istio_tcp_connections_closed_total", "counter", _TCP, "TCP 
 TCP_SENT = Metric("istio_tcp_sent_bytes_total", "counter", _TCP, "Bytes sent in responses of TCP connections.")
 TCP_RECEIVED = Metric(
     "istio_tcp_received_bytes_total", "counter", _TCP, "Bytes received in requests of TCP connections."
+)
+REQUEST_MESSAGES = Metric("istio_request_messages_total", "counter", _TCP, "Messages that clients sent in gRPC calls.")
+RESPONSE_MESSAGES = Metric(
+    "istio_response_messages_total", "counter", _TCP, "Messages that servers sent in gRPC calls."
 )
 ISTIO_BUILD = Metric(
     "istio_build", "gauge", ("component", "tag"), "Build of the component that reports Istio's metrics; always 1."
@@ -287,6 +293,8 @@ HTTP_FAMILIES: Final = (REQUEST_DURATION, REQUEST_BYTES, RESPONSE_BYTES)
 """Histograms in the order in which a HttpCell keeps them; REQUESTS is the duration's count."""
 TCP_FAMILIES: Final = (TCP_OPENED, TCP_CLOSED, TCP_SENT, TCP_RECEIVED)
 """Counters in the order in which a TcpCell keeps them."""
+MESSAGE_FAMILIES: Final = (REQUEST_MESSAGES, RESPONSE_MESSAGES)
+"""Counters in the order in which a MessageCell keeps them."""
 PLAIN: Final = {
     metric.name: metric
     for metric in (
@@ -318,7 +326,7 @@ PLAIN: Final = {
 
 def reported(reporter: str, labels: Labels) -> Labels:
     """Return the full label values of a series that *reporter* tells of; *labels* are those of
-    HTTP_LABELS or TCP_LABELS.
+    HTTP_LABELS, TCP_LABELS or MESSAGE_LABELS.
 
     A client's proxy does not know what the server's will accept: Istio has it say ``unknown`` for
     the security policy, and dashboards count on it.

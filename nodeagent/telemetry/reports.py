@@ -19,6 +19,8 @@ from nodeagent.telemetry.metrics import (
     HTTP_FAMILIES,
     HTTP_LABELS,
     LOOP_LAG,
+    MESSAGE_FAMILIES,
+    MESSAGE_LABELS,
     OPEN_CONNECTIONS,
     PLAIN,
     REPORTERS,
@@ -48,6 +50,8 @@ class Report:
     """(reporters, HTTP_LABELS, one histogram for each of HTTP_FAMILIES)."""
     tcp: list[tuple[Labels, Labels, list[int]]]
     """(reporters, TCP_LABELS, one amount for each of TCP_FAMILIES)."""
+    messages: list[tuple[Labels, Labels, list[int]]]
+    """(reporters, MESSAGE_LABELS, one amount for each of MESSAGE_FAMILIES)."""
     counts: list[tuple[Metric, Labels, int]]
     gauges: list[tuple[Metric, Labels, float]]
 
@@ -56,7 +60,8 @@ def parse(message: Mapping[str, object]) -> Report:
     """Return *message* as a Report. Raises ReportError; never any other error, whatever the message holds."""
     return Report(
         http=[_http(item) for item in _items(message, "http")],
-        tcp=[_tcp(item) for item in _items(message, "tcp")],
+        tcp=[_amounts(item, TCP_LABELS, TCP_FAMILIES) for item in _items(message, "tcp")],
+        messages=[_amounts(item, MESSAGE_LABELS, MESSAGE_FAMILIES) for item in _items(message, "messages")],
         counts=[_count(item) for item in _items(message, "counts")],
         gauges=[_gauge(item) for item in _items(message, "gauges")],
     )
@@ -71,12 +76,13 @@ def _http(item: object) -> tuple[Labels, Labels, list[Histogram]]:
     )
 
 
-def _tcp(item: object) -> tuple[Labels, Labels, list[int]]:
+def _amounts(item: object, names: Labels, families: tuple[Metric, ...]) -> tuple[Labels, Labels, list[int]]:
+    """Return a series with the labels *names* of counters, one for each of *families*."""
     reporters, labels, values = _sequence(item, 3)
     return (
         _reporters(reporters),
-        _labels(labels, len(TCP_LABELS)),
-        [_amount(value) for value in _sequence(values, len(TCP_FAMILIES))],
+        _labels(labels, len(names)),
+        [_amount(value) for value in _sequence(values, len(families))],
     )
 
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import ClassVar
 
-from nodeagent.telemetry.metrics import BUCKETS, HTTP_FAMILIES, TCP_FAMILIES, Labels
+from nodeagent.telemetry.metrics import BUCKETS, HTTP_FAMILIES, MESSAGE_FAMILIES, TCP_FAMILIES, Labels, Metric
 from nodeagent.telemetry.reports import Histogram
 
 
@@ -34,21 +35,36 @@ class HttpSeries:
         return sum(self.buckets[0])
 
 
-class TcpSeries:
-    """The counters of TCP_FAMILIES for one set of labels (``reporter`` first)."""
+class CounterSeries:
+    """The counters of some families for one set of labels (``reporter`` first)."""
 
     __slots__ = ("amounts", "labels", "written")
+    families: ClassVar[tuple[Metric, ...]]
 
     def __init__(self, labels: Labels) -> None:
         self.labels = labels
-        self.amounts = [0] * len(TCP_FAMILIES)
+        self.amounts = [0] * len(self.families)
         self.written: str | None = None
         """The labels' text, once it was written."""
 
     def add(self, amounts: Iterable[int]) -> None:
-        """Add one increment for each of TCP_FAMILIES."""
+        """Add one increment for each of ``families``."""
         for place, amount in enumerate(amounts):
             self.amounts[place] += amount
+
+
+class TcpSeries(CounterSeries):
+    """Those of a pair's TCP connections."""
+
+    __slots__ = ()
+    families = TCP_FAMILIES
+
+
+class MessageSeries(CounterSeries):
+    """Those of a pair's gRPC messages."""
+
+    __slots__ = ()
+    families = MESSAGE_FAMILIES
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,5 +73,6 @@ class StoredSeries:
 
     http: Mapping[Labels, HttpSeries]
     tcp: Mapping[Labels, TcpSeries]
+    messages: Mapping[Labels, MessageSeries]
     plain: Mapping[str, Mapping[Labels, float]]
     """Name of a family of PLAIN -> its series."""

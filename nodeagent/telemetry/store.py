@@ -13,10 +13,10 @@ from typing import TypeVar
 from nodeagent.telemetry.formats import TEXT, Format
 from nodeagent.telemetry.metrics import PLAIN, REJECTED, SERIES_LIMIT, Labels, Metric, reported
 from nodeagent.telemetry.reports import ReportError, parse
-from nodeagent.telemetry.series import HttpSeries, StoredSeries, TcpSeries
+from nodeagent.telemetry.series import HttpSeries, MessageSeries, StoredSeries, TcpSeries
 
 _log = logging.getLogger(__name__)
-_S = TypeVar("_S", HttpSeries, TcpSeries)
+_S = TypeVar("_S", HttpSeries, TcpSeries, MessageSeries)
 
 
 class Store:
@@ -26,6 +26,7 @@ class Store:
         self._limit = series_limit
         self._http: dict[Labels, HttpSeries] = {}
         self._tcp: dict[Labels, TcpSeries] = {}
+        self._messages: dict[Labels, MessageSeries] = {}
         self._plain: dict[str, dict[Labels, float]] = {name: {} for name in PLAIN}
 
     def set(self, metric: Metric, labels: Labels, value: float) -> None:
@@ -65,6 +66,9 @@ class Store:
         for reporters, labels, amounts in report.tcp:
             for tcp_series in self._series(self._tcp, TcpSeries, reporters, labels):
                 tcp_series.add(amounts)
+        for reporters, labels, amounts in report.messages:
+            for message_series in self._series(self._messages, MessageSeries, reporters, labels):
+                message_series.add(amounts)
         for metric, labels, amount in report.counts:
             if self._has_room(metric, labels):
                 self.add(metric, labels, amount)
@@ -81,7 +85,7 @@ class Store:
         """
         from nodeagent.telemetry import exposition  # 2.7 MB, for those only who scrape
 
-        return exposition.render(StoredSeries(self._http, self._tcp, self._plain), wanted)
+        return exposition.render(StoredSeries(self._http, self._tcp, self._messages, self._plain), wanted)
 
     def _has_room(self, metric: Metric, labels: Labels) -> bool:
         """Say whether a worker may count into the series *labels*, which may be a new one; what it

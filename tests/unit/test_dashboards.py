@@ -8,6 +8,7 @@ import pytest
 
 from nodeagent.telemetry.metrics import (
     HTTP_FAMILIES,
+    MESSAGE_FAMILIES,
     PLAIN,
     REQUESTS,
     TCP_FAMILIES,
@@ -17,7 +18,9 @@ from nodeagent.telemetry.metrics import (
 from tests import dashboards
 
 NODE = dashboards.load("node.json")
-DECLARED = {metric.name: metric for metric in (*PLAIN.values(), REQUESTS, *HTTP_FAMILIES, *TCP_FAMILIES)}
+DECLARED = {
+    metric.name: metric for metric in (*PLAIN.values(), REQUESTS, *HTTP_FAMILIES, *TCP_FAMILIES, *MESSAGE_FAMILIES)
+}
 BY_PROMETHEUS = frozenset({"instance"})
 ELSEWHERE = {"istio_build", WEBHOOK_REVIEWS.name, WEBHOOK_REGISTRATIONS.name, "nodeagent_kernel_http_unknown_total"}
 """For Istio's dashboards, of the webhook, and what belongs beside Istio's own series."""

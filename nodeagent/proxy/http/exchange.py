@@ -60,6 +60,7 @@ from nodeagent.proxy.http.hop import Hop
 if TYPE_CHECKING:
     from nodeagent.identity.tls import Contexts
     from nodeagent.proxy.connection import Connection
+    from nodeagent.proxy.grpc.call import Call
     from nodeagent.proxy.permit import Permit
     from nodeagent.proxy.transport import Transport
 
@@ -92,6 +93,9 @@ class Exchange:
     forwarded_for = b""
     user_agent = b""
     request_id = b""
+    content_type = b""
+    call: Call | None = None
+    """The gRPC call that it is."""
     pending: list[bytes] | None = None
     """What of the body has come and waits for the endpoint; None: it goes on as it comes."""
     pending_bytes = 0
@@ -155,6 +159,8 @@ class Exchange:
     def data(self, piece: bytes) -> None:
         """Take a *piece* of the body: it goes on, or waits."""
         self.received += len(piece)
+        if self.call is not None:
+            self.call.asked(piece)
         pending = self.pending
         upstream = self.upstream
         if pending is None and upstream is not None:
@@ -204,6 +210,26 @@ class Exchange:
         self.arrived = None
         return b"".join(self.pending or ())
 
+    # -- the answer, of which the codec towards the client tells --
+
+    def begins(self, status: int, fields: list[Field]) -> None:
+        """Note that the answer begins with *status* and *fields*."""
+        self.status = status
+        self.answered = True
+        if self.call is not None:
+            self.call.told(fields)
+
+    def passes(self, piece: bytes) -> None:
+        """Note that a *piece* of the answer's body goes on."""
+        if self.call is not None:
+            self.call.replied(piece)
+
+    def ends(self, trailers: list[Field]) -> None:
+        """Note that the answer is complete, with *trailers*."""
+        self.finished = True
+        if trailers and self.call is not None:
+            self.call.told(trailers)
+
     # -- how it ends --
 
     def replayable(self) -> bool:
@@ -227,7 +253,8 @@ class Exchange:
             self.progressed()
             downstream.cut(self)
             return
-        status, fields, body = refusal(self.method, reason)
+        own = self.call.refusal(reason) if self.call is not None else None
+        status, fields, body = refusal(self.method, reason) if own is None else (200, own, b"")
         downstream.answer(self, status, fields, len(body))
         if body:
             downstream.data(self, body)

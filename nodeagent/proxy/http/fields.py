@@ -33,12 +33,13 @@ USER_AGENT: Final = 256
 FORWARDED_FOR: Final = 512
 HOP_BY_HOP: Final = 1024
 EXPECT: Final = 2048
+CONTENT_TYPE: Final = 4096
 
 FRAMING: Final = LENGTH | ENCODING | CONNECTION | UPGRADE | HOP_BY_HOP
 """Fields that decide how long a message is or end at this hop: a message with none of them is simple."""
 
-NOTED: Final = REQUEST_ID | CLIENT_CERT | USER_AGENT | FORWARDED_FOR
-"""Fields that the access log or a policy asks for."""
+NOTED: Final = REQUEST_ID | CLIENT_CERT | USER_AGENT | FORWARDED_FOR | CONTENT_TYPE
+"""Fields that the access log, a policy or gRPC asks for."""
 
 _FIELDS: Final = {
     b"host": HOST,
@@ -52,6 +53,7 @@ _FIELDS: Final = {
     b"user-agent": USER_AGENT,
     b"x-forwarded-for": FORWARDED_FOR,
     b"expect": EXPECT,
+    b"content-type": CONTENT_TYPE,
     b"keep-alive": HOP_BY_HOP,
     b"proxy-connection": HOP_BY_HOP,
     b"proxy-authenticate": HOP_BY_HOP,

@@ -211,8 +211,7 @@ class Http1Downstream(Downstream, RequestSink):
         current = self.current
         if current is None or current is not exchange:
             return
-        current.status = status
-        current.answered = True
+        current.begins(status, fields)
         if current.reason is not None and current.length and not current.request_complete:
             current.keep_alive = False
         if length == UNKNOWN and current.http10:
@@ -222,6 +221,7 @@ class Http1Downstream(Downstream, RequestSink):
 
     def data(self, exchange: Exchange, piece: bytes) -> None:
         if self.current is exchange:
+            exchange.passes(piece)
             self.answers.data(piece)
 
     def flush(self, exchange: Exchange) -> None:
@@ -232,6 +232,7 @@ class Http1Downstream(Downstream, RequestSink):
             self._send(exchange, data)
 
     def end(self, exchange: Exchange, trailers: list[Field]) -> None:
+        exchange.ends(trailers)
         if self.current is not exchange:
             self._ended(exchange, b"")
             return
@@ -242,6 +243,8 @@ class Http1Downstream(Downstream, RequestSink):
         current = self.current
         if current is None or current is not exchange or current.http10 or not current.keep_alive:
             return False
+        if current.call is not None:
+            return False  # what is in it is counted
         current.status = status
         current.answered = True
         self._ended(exchange, message)

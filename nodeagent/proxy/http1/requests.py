@@ -71,6 +71,7 @@ class RequestReader:
     def _reset(self) -> None:
         self._fields: list[Field] = []
         self._url = self._host = self._connection = self._request_id = self._user_agent = self._forwarded_for = b""
+        self._content_type = b""
         self._seen = self._hosts = 0
 
     def feed(self, data: bytes) -> Reason | None:
@@ -128,6 +129,8 @@ class RequestReader:
                 self._request_id = value
             elif kind == field.FORWARDED_FOR:
                 self._forwarded_for = value
+            elif kind == field.CONTENT_TYPE:
+                self._content_type = value
         self._fields.append((name, value))
 
     def on_headers_complete(self) -> None:
@@ -170,6 +173,7 @@ class RequestReader:
             exchange.forwarded_for = self._forwarded_for
             exchange.client_cert = seen & field.CLIENT_CERT != 0
             exchange.request_id = self._request_id
+            exchange.content_type = self._content_type
         if not exchange.request_id:
             exchange.request_id = self._line.new_request_id()
             exchange.fields.append((b"x-request-id", exchange.request_id))

@@ -55,6 +55,7 @@ REQUEST: Record = (
         "10.244.1.4:51234",
         "-",
         "default",
+        "-",
     ),
 )
 CONNECTION: Record = (
@@ -65,6 +66,7 @@ CONNECTION: Record = (
         "-",
         "[fd00:1::5]:3306",
         "[fd00::4]:51234",
+        "-",
         "-",
         "-",
     ),
@@ -79,8 +81,11 @@ def changed(**values: Any) -> Record:
 def test_the_places_that_the_formatter_knows_are_those_of_the_fields() -> None:
     assert [
         FIELDS[place]
-        for place in (log_format._PATH, log_format._FLAGS, log_format._UPSTREAM_TIME, log_format._SERVER_NAME)
-    ] == [*("path", "response_flags", "upstream_service_time", "requested_server_name")]
+        for place in (
+            *(log_format._PATH, log_format._FLAGS, log_format._UPSTREAM_TIME, log_format._SERVER_NAME),
+            log_format._GRPC_STATUS,
+        )
+    ] == [*("path", "response_flags", "upstream_service_time", "requested_server_name", "grpc_status")]
 
 
 def test_text_is_istios_default_format() -> None:
@@ -96,9 +101,19 @@ def test_text_is_istios_default_format() -> None:
     )
 
 
+def test_the_lines_of_grpc_calls_end_with_their_status() -> None:
+    call = changed(method="POST", path="/shop.Cart/Add", protocol="HTTP/2", grpc_status="7")
+    text = log_format.text([call, REQUEST]).decode().splitlines()
+    assert text[0].endswith(" - default 7")
+    assert text[1].endswith(" - default")
+    told, untold = (json.loads(line) for line in log_format.json([call, REQUEST]).splitlines())
+    assert told["grpc_status"] == "7"
+    assert "grpc_status" not in untold
+
+
 def test_json_has_istios_keys_and_null_for_what_there_is_not() -> None:
     request, connection = (json.loads(line) for line in log_format.json([REQUEST, CONNECTION]).splitlines())
-    assert set(request) == set(FIELDS)
+    assert set(request) == set(FIELDS) - {"grpc_status"}
     assert request["start_time"] == "2020-11-25T21:26:18.409Z"
     assert (request["duration"], request["upstream_service_time"], request["bytes_sent"], request["response_code"]) == (
         42,

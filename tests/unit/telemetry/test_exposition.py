@@ -23,7 +23,15 @@ from nodeagent.telemetry import metrics
 from nodeagent.telemetry.exposition import PIECE_BYTES, SLICE_SAMPLES, WRITERS, HistogramMetricFamily, family_of
 from nodeagent.telemetry.formats import FORMATS, OPENMETRICS, TEXT, Format
 from nodeagent.telemetry.http_server import Response, ServerLimits, serve
-from nodeagent.telemetry.metrics import BUCKETS, HTTP_FAMILIES, REQUESTS, TCP_FAMILIES, Labels, Metric
+from nodeagent.telemetry.metrics import (
+    BUCKETS,
+    HTTP_FAMILIES,
+    MESSAGE_FAMILIES,
+    REQUESTS,
+    TCP_FAMILIES,
+    Labels,
+    Metric,
+)
 from nodeagent.telemetry.negotiation import ACCEPT_BYTES, ACCEPT_RANGES, Variant, _Media, _Range, preferred
 from nodeagent.telemetry.scrapes import answer
 from nodeagent.telemetry.store import Store
@@ -50,6 +58,7 @@ PROMETHEUS_3_HISTOGRAMS = (
 )
 CURL = "*/*"
 ONLY_OPENMETRICS = "application/openmetrics-text"
+COUNTERS = {"tcp": TCP_FAMILIES, "messages": MESSAGE_FAMILIES}
 PAIRS = 300
 """Sets of labels: with all their buckets more than 20,000 lines."""
 NUMBERS = random.Random(7)
@@ -77,11 +86,12 @@ class Alone(Collector):
                 assert isinstance(family, HistogramMetricFamily)
                 family.add_metric(series, list(zip(self._bounds, accumulate(counts), strict=True)), total)
         yield from (requests, *histograms)
-        for place, metric in enumerate(TCP_FAMILIES):
-            family = family_of(metric)
-            for _, labels, amounts in self._reports["tcp"]:
-                family.add_metric(("destination", *labels), amounts[place])
-            yield family
+        for kind, families in COUNTERS.items():
+            for place, metric in enumerate(families):
+                family = family_of(metric)
+                for _, labels, amounts in self._reports[kind]:
+                    family.add_metric(("destination", *labels), amounts[place])
+                yield family
         by_name: dict[str, Family] = {}
         for metric, labels in self._plain:
             by_name.setdefault(metric.name, family_of(metric)).add_metric(labels, len(labels) + 0.25)
@@ -94,15 +104,17 @@ def labels_of(number: int, count: int) -> list[str]:
 
 def filled() -> tuple[Store, dict[str, list[object]], list[tuple[Metric, Labels]]]:
     """Return a store with thousands of series, what was reported to it, and what was set in it."""
-    reports: dict[str, list[object]] = {"http": [], "tcp": []}
+    reports: dict[str, list[object]] = {"http": [], "tcp": [], "messages": []}
     for number in range(PAIRS):
         histograms = [
             [[[NUMBERS.randrange(len(BUCKETS) + 1), NUMBERS.randrange(3_000_000)] for _ in range(3)], total]
             for total in (0.0, 12.5, 12_345_678.75)
         ]
         reports["http"].append([["destination"], labels_of(number, len(metrics.HTTP_LABELS)), histograms])
-        amounts = [NUMBERS.randrange(10 ** (4 * place + 1)) for place in range(len(TCP_FAMILIES))]
-        reports["tcp"].append([["destination"], labels_of(number, len(metrics.TCP_LABELS)), amounts])
+        for kind, families in COUNTERS.items():
+            amounts = [NUMBERS.randrange(10 ** (4 * place + 1)) for place in range(len(families))]
+            names = families[0].labels[1:]
+            reports[kind].append([["destination"], labels_of(number, len(names)), amounts])
     store = Store()
     store.merge(reports)
     plain = [(metric, tuple("x" for _ in metric.labels)) for metric in metrics.PLAIN.values()]

@@ -92,6 +92,7 @@ def everything() -> Store:
     worker, store = WorkerMetrics(), Store()
     worker.http(BOTH, labels.http(PEERS, 200, "-")).observe(3.2, 420, 1300)
     worker.tcp(("source",), labels.tcp(PEERS)).opened += 1
+    worker.messages(BOTH, labels.messages(PEERS)).requests += 1
     reported(worker, store)
     for metric in metrics.PLAIN.values():
         store.set(metric, ("x",) * len(metric.labels), 1.5)
@@ -227,6 +228,22 @@ GOOD: list[Any] = [["source"], list(labels.http(PEERS, 200, "-")), [[[[2, 1]], 1
 COUNT = metrics.REFUSED.name
 
 
+def test_the_messages_of_calls_are_counted_while_they_go_on() -> None:
+    worker = WorkerMetrics()
+    store = Store()
+    cell = worker.messages(BOTH, labels.messages(PEERS))
+    cell.requests += 1
+    reported(worker, store)
+    cell.responses += 70
+    reported(worker, store)
+    for reporter in BOTH:
+        found = samples(store, reporter=reporter, request_protocol="grpc")
+        assert found["istio_request_messages_total"] == 1
+        assert found["istio_response_messages_total"] == 70
+    assert len(labels.messages(PEERS)) == len(metrics.MESSAGE_LABELS)
+    assert worker.delta() == []
+
+
 @pytest.mark.parametrize(
     "message",
     [
@@ -243,6 +260,8 @@ COUNT = metrics.REFUSED.name
         {"http": [[["source"], GOOD[1], [[[[1, True]], 1.5], *GOOD[2][1:]]]]},
         {"http": [[["source"], GOOD[1], [[[[1, 1]], float("nan")], *GOOD[2][1:]]]]},
         {"tcp": [[["source"], list(labels.tcp(PEERS)), [1, 1, 1]]]},
+        {"messages": [[["source"], list(labels.messages(PEERS)), [1]]]},
+        {"messages": [[["source"], list(labels.messages(PEERS)), [1, -1]]]},
         {"tcp": [[["source"], list(labels.tcp(PEERS)), [1, 1, 1, 1 << 60]]]},
         {"counts": [["istio_requests_total", [], 1]]},
         {"counts": [[COUNT, ["x", "y"], 1]]},
@@ -274,7 +293,7 @@ JSON = st.recursive(
 )
 
 
-@given(st.dictionaries(st.sampled_from(["http", "tcp", "counts", "gauges", "other"]), JSON))
+@given(st.dictionaries(st.sampled_from(["http", "tcp", "messages", "counts", "gauges", "other"]), JSON))
 def test_no_report_can_raise(message: dict[str, Any]) -> None:
     store = Store()
     store.merge(message)
@@ -309,15 +328,16 @@ def test_the_number_of_cells_is_bounded() -> None:
     for code in range(10):
         worker.http(("source",), labels.http(PEERS, code, "-")).observe(1, 1, 1)
         worker.tcp(("source",), labels.tcp(PEERS, str(code))).opened += 1
+        worker.messages(("source",), labels.tcp(PEERS, str(code))).requests += 1
     reported(worker, store)
     assert (
         sum(
-            line.startswith(("istio_requests_total", "istio_tcp_connections_opened"))
+            line.startswith(("istio_requests_total", "istio_tcp_connections_opened", "istio_request_messages"))
             for line in written(store).splitlines()
         )
-        == 8
+        == 12
     )
-    assert store.value(metrics.REJECTED, ("series",)) == 12
+    assert store.value(metrics.REJECTED, ("series",)) == 18
 
 
 def test_what_one_pod_makes_up_costs_the_others_no_series() -> None:
