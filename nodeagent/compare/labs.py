@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from nodeagent.compare import envoy, manifests
+from nodeagent.compare.calls import GRPC
 from nodeagent.compare.hops import EnvoyHop, HaproxyHop
 from nodeagent.compare.load import CompareError, Workload
 from nodeagent.compare.manifests import BYPASS, BYPASSED, GUARDED, PLAIN
@@ -67,7 +68,7 @@ class LabNeeds:
         """
         if self.files:
             return ""
-        parts = [manifests.workload(PLAIN)]
+        parts = [manifests.workload(PLAIN, calls=bool(GRPC.intersection(self.workloads)))]
         if "chain5" in self.workloads:
             parts.append(manifests.chain(PLAIN))
         if guarded and "http-authz" in self.workloads:
@@ -90,7 +91,7 @@ class Setup:
 
 def _direct(name: str, wanted: LabNeeds, modes: frozenset[str]) -> list[Mode]:
     lab = _up(wanted.text(guarded=False), name, "direct", wanted.files)
-    served = wanted.of("http", "tcp", "tcp-churn", "chain5", "cross-node", "bulk", "bulk-cross-node", "manifest")
+    served = wanted.of(*[workload for workload in _EVERYTHING if workload != "http-authz"])
     hops = [] if wanted.files else [HaproxyHop(lab), EnvoyHop(lab)]
     return [Direct(lab, workloads=served, targets=wanted.targets), *hops]
 
@@ -104,6 +105,12 @@ _EVERYTHING: Final[tuple[Workload, ...]] = (
     "cross-node",
     "bulk",
     "bulk-cross-node",
+    "h2",
+    "h2-many",
+    "h2-cross-node",
+    "h2-bulk",
+    "grpc",
+    "grpc-stream",
     "manifest",
 )
 

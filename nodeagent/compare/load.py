@@ -12,15 +12,33 @@ from nodeagent.errors import NodeagentError
 from nodeagent.lab import Lab
 
 Workload = Literal[
-    "http", "http-authz", "tcp", "tcp-churn", "chain5", "cross-node", "bulk", "bulk-cross-node", "manifest"
+    "http",
+    "http-authz",
+    "tcp",
+    "tcp-churn",
+    "chain5",
+    "cross-node",
+    "bulk",
+    "bulk-cross-node",
+    "h2",
+    "h2-many",
+    "h2-cross-node",
+    "h2-bulk",
+    "grpc",
+    "grpc-stream",
+    "manifest",
 ]
 """``http``: requests to a server on the same node; ``http-authz``: under a policy of method, path
 and principal; ``tcp``: the same requests to a port declared TCP; ``tcp-churn``: a new connection
 for each request; ``chain5``: a request that goes through five services; ``cross-node``: to the
-other node; ``bulk``: one stream; ``manifest``: to what the user's own YAML serves.
+other node; ``bulk``: one stream; ``h2``: HTTP/2, one connection; ``h2-many``: more of them;
+``h2-cross-node``: to the other node; ``h2-bulk``: one large answer; ``grpc``: unary calls;
+``grpc-stream``: messages of server streams; ``manifest``: to what the user's own YAML serves.
 """
 HTTP_PORT: Final = 8080
 TCP_PORT: Final = 8081
+HTTP2_PORT: Final = 8082
+GRPC_PORT: Final = 50051
 BULK_PORT: Final = 5201
 PERCENTILES: Final = (1, 10, 25, 50, 75, 90, 95, 97.5, 99, 99.5, 99.75, 99.9, 99.95, 99.99, 100)
 """What is told of a closed loop's latencies."""
@@ -41,24 +59,31 @@ class Client:
     namespace: str
     pod: str = "client"
 
-    def run(self, argv: list[str], seconds: float, input: str | None = None) -> Told:
-        """Run *argv* in the pod and return the JSON object that it ends with; raises CompareError if it
-        fails or takes much longer than *seconds*.
+    def output(self, argv: list[str], seconds: float, input: str | None = None) -> subprocess.CompletedProcess[str]:
+        """Run *argv* in the pod and return what it says; raises CompareError if it fails or takes
+        much longer than *seconds*.
         """
-        where = f"{argv[0]} in {self.namespace}/{self.pod} of lab {self.lab.name}"
         try:
             done = self.lab.exec(self.pod, argv, self.namespace, input=input, timeout=seconds + _PATIENCE_SECONDS)
         except subprocess.TimeoutExpired:
-            raise CompareError(f"{where}: still running after {seconds + _PATIENCE_SECONDS:g} s") from None
+            raise CompareError(f"{self._where(argv)}: still running after {seconds + _PATIENCE_SECONDS:g} s") from None
         if done.returncode:
-            raise CompareError(
-                f"{where}: {(done.stderr or done.stdout).strip()[-300:] or f'exit status {done.returncode}'}"
-            )
+            said = (done.stderr or done.stdout).strip()[-300:] or f"exit status {done.returncode}"
+            raise CompareError(f"{self._where(argv)}: {said}")
+        return done
+
+    def run(self, argv: list[str], seconds: float, input: str | None = None) -> Told:
+        """Run *argv* in the pod and return the JSON object that it ends with; raises as :meth:`output` does."""
+        done = self.output(argv, seconds, input)
         try:
             told: Told = json.loads(done.stdout[done.stdout.index("{") :])
             return told
         except ValueError:
-            raise CompareError(f"{where}: {(done.stderr or done.stdout).strip()[-300:] or 'it says nothing'}") from None
+            said = (done.stderr or done.stdout).strip()[-300:] or "it says nothing"
+            raise CompareError(f"{self._where(argv)}: {said}") from None
+
+    def _where(self, argv: list[str]) -> str:
+        return f"{argv[0]} in {self.namespace}/{self.pod} of lab {self.lab.name}"
 
 
 @dataclass(frozen=True, slots=True)

@@ -76,10 +76,21 @@ data:
 """
 
 
-def workload(namespace: str, *, annotations: str = "", pod_annotations: str = "") -> str:
-    """Return a client, a server on its node and one on the other; annotations as in a YAML flow mapping."""
+_CALLS: Final = """
+  - name: grpcload
+    command: [grpcload, serve, ":50051"]
+    ports: [{containerPort: 50051, name: grpc}]
+    readinessProbe: {grpc: {port: 50051}, periodSeconds: 1}
+"""
+
+
+def workload(namespace: str, *, annotations: str = "", pod_annotations: str = "", calls: bool = False) -> str:
+    """Return a client, a server on its node and one on the other; annotations as in a YAML flow
+    mapping. *calls*: the server on the client's node speaks gRPC too.
+    """
     text = (Path(__file__).parent / "workload.yaml").read_text()
     text = text.replace("NAMESPACE-ANNOTATIONS", annotations).replace("POD-ANNOTATIONS", pod_annotations)
+    text = text.replace("  # CALLS\n", _CALLS.lstrip("\n") if calls else "")
     return text.replace("NAMESPACE", namespace)
 
 

@@ -18,7 +18,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from nodeagent import istio
 from nodeagent.compare.load import BULK_PORT, TCP_PORT, CompareError, Workload
 from nodeagent.compare.manifests import BYPASSED
-from nodeagent.compare.modes import Answered, CallPath, Log, Mode, pod_group
+from nodeagent.compare.modes import LOGGED, Answered, CallPath, Log, Mode, pod_group
 from nodeagent.config import MapSizes
 from nodeagent.inject.model import PROXY
 from nodeagent.lab import cri_log, http
@@ -30,6 +30,8 @@ _ON_THEIR_WORD: Final = (
     "every application: joined on their author's word (redirect.bypass: asked), for on kernels of today "
     "many can tell (`nodeagent check`)"
 )
+_BETWEEN_NODES: Final[tuple[Workload, ...]] = ("cross-node", "h2-cross-node")
+"""Workloads of requests to the other node."""
 
 
 @dataclass(slots=True, eq=False)
@@ -120,7 +122,7 @@ class OwnSidecars(Sidecars):
         checked, failed = Mode.verify(self, answered)
         servers: Counter[tuple[str, str]] = Counter()
         for workload, count in answered.items():
-            if workload in ("http", "http-authz", "cross-node", "tcp-churn"):
+            if workload in LOGGED - {"chain5", "manifest"}:
                 servers[self.targets[workload].namespace, self.targets[workload].service] += count
         for (namespace, pod), count in servers.items():
             counted = _requests_by_tls(_get(self.lab.netns(pod, namespace), istio.STATUS_PORT, "/metrics"))
@@ -156,13 +158,12 @@ class NodeAgent(Mode):
 
     def verify(self, answered: Answered) -> tuple[list[str], list[str]]:
         checked, failed = Mode.verify(self, answered)
-        if answered.get("cross-node"):
+        between = sum(answered.get(workload, 0) for workload in _BETWEEN_NODES)
+        if between:
             counted = _requests_by_tls(_get(self.lab.netns("node2"), istio.ADMIN_PORT, "/metrics"))
             checked.append(f"{counted:,.0f} requests counted on the other node as mutual TLS")
-            if counted < answered["cross-node"]:
-                failed.append(
-                    f"of {answered['cross-node']:,} requests to the other node {counted:,.0f} came by mutual TLS"
-                )
+            if counted < between:
+                failed.append(f"of {between:,} requests to the other node {counted:,.0f} came by mutual TLS")
         return checked, failed
 
 

@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import ClassVar, Final
 
 from nodeagent.compare import measure
-from nodeagent.compare.load import BULK_PORT, HTTP_PORT, TCP_PORT, Client, Workload
+from nodeagent.compare.calls import LARGE
+from nodeagent.compare.load import BULK_PORT, GRPC_PORT, HTTP2_PORT, HTTP_PORT, TCP_PORT, Client, Workload
 from nodeagent.compare.manifests import CHAIN, GUARDED, PLAIN
 from nodeagent.lab import Lab, cgroup
 from nodeagent.places.annotation import CGROUP
@@ -50,10 +51,21 @@ TARGETS: Final[Mapping[Workload, CallPath]] = {
     "cross-node": CallPath(PLAIN, "remote", HTTP_PORT),
     "bulk": CallPath(PLAIN, "server", BULK_PORT),
     "bulk-cross-node": CallPath(PLAIN, "remote", BULK_PORT),
+    "h2": CallPath(PLAIN, "server", HTTP2_PORT),
+    "h2-many": CallPath(PLAIN, "server", HTTP2_PORT),
+    "h2-cross-node": CallPath(PLAIN, "remote", HTTP2_PORT),
+    "h2-bulk": CallPath(PLAIN, "server", HTTP2_PORT, path=LARGE),
+    "grpc": CallPath(PLAIN, "server", GRPC_PORT),
+    "grpc-stream": CallPath(PLAIN, "server", GRPC_PORT),
 }
-LOGGED: Final[frozenset[Workload]] = frozenset({"http", "http-authz", "tcp-churn", "chain5", "cross-node", "manifest"})
+LOGGED: Final[frozenset[Workload]] = frozenset(
+    {
+        *("http", "http-authz", "tcp-churn", "chain5", "cross-node", "manifest"),
+        *("h2", "h2-many", "h2-cross-node", "grpc"),
+    }
+)
 """Workloads with a line in the access log for each request; of what is carried as TCP there is one
-for each connection.
+for each connection, of messages one for each call.
 """
 _LOG_SECONDS: Final = 12.0
 """Envoy writes its log out every 10 s."""

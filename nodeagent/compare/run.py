@@ -8,9 +8,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Final
 
-from nodeagent.compare import labs, load, measure
+from nodeagent.compare import calls, labs, load, measure
 from nodeagent.compare.labs import LabNeeds, Missing
-from nodeagent.compare.load import CompareError, Sample, Workload
+from nodeagent.compare.load import Client, CompareError, Sample, Workload
 from nodeagent.compare.logs.measure import LogSample
 from nodeagent.compare.logs.run import LogCell, measure_logs
 from nodeagent.compare.micro import Micro, measure_micro
@@ -19,7 +19,17 @@ from nodeagent.compare.scale import SCALE_LAB, Scale, measure_scale
 from nodeagent.compare.switches import SWITCH_LAB, Switched, measure_switches
 from nodeagent.errors import NodeagentError
 
-_CONNECTIONS: Final[Mapping[Workload, Sequence[int]]] = {"bulk": (1,), "bulk-cross-node": (1,), "http-authz": (32,)}
+_CONNECTIONS: Final[Mapping[Workload, Sequence[int]]] = {
+    "bulk": (1,),
+    "bulk-cross-node": (1,),
+    "http-authz": (32,),
+    "h2": (1,),
+    "h2-many": (8,),
+    "h2-cross-node": (8,),
+    "h2-bulk": (1,),
+    "grpc": (1,),
+    "grpc-stream": (1,),
+}
 """Where it is not 1 and 32."""
 _OPEN_CONNECTIONS: Final = 32
 _OPEN_SECONDS: Final = 4
@@ -83,19 +93,29 @@ class Cell:
         everything = mode.lab.group
         before = mode.cpu_seconds()
         all_before = measure.group_cpu_seconds(everything)
-        if "bulk" in self.workload:
-            sample = load.stream(client, mode.address(self.workload), seconds)
-        elif self.rate:
-            sample = load.open_loop(client, mode.url(self.workload), self.rate, self.connections, seconds)
-        else:
-            sample = load.closed(
-                client, mode.url(self.workload), self.connections, seconds, fresh=self.workload == "tcp-churn"
-            )
         return replace(
-            sample,
+            self._put(client, seconds),
             cpu_seconds=mode.cpu_seconds() - before,
             all_cpu_seconds=measure.group_cpu_seconds(everything) - all_before,
         )
+
+    def _put(self, client: Client, seconds: int) -> Sample:
+        """Put the load on *client*'s pod."""
+        workload = self.workload
+        mode = self.mode
+        if workload in ("bulk", "bulk-cross-node"):
+            return load.stream(client, mode.address(workload), seconds)
+        if workload == "h2-bulk":
+            return calls.download(client, mode.url(workload))
+        if workload == "grpc":
+            return calls.calls(client, mode.address(workload), self.connections, calls.STREAMS[workload], seconds)
+        if workload == "grpc-stream":
+            return calls.messages(client, mode.address(workload), self.connections, calls.STREAMS[workload], seconds)
+        if workload in calls.STREAMS:
+            return calls.requests(client, mode.url(workload), self.connections, calls.STREAMS[workload], seconds)
+        if self.rate:
+            return load.open_loop(client, mode.url(workload), self.rate, self.connections, seconds)
+        return load.closed(client, mode.url(workload), self.connections, seconds, fresh=workload == "tcp-churn")
 
 
 @dataclass(slots=True)
@@ -145,6 +165,9 @@ def run(plan: ComparisonPlan, results: Results, progress: Progress) -> None:
 
 
 def _measure_modes(plan: ComparisonPlan, results: Results, progress: Progress) -> None:
+    if calls.GRPC.intersection(plan.workloads) and not calls.built():
+        results.missing.append({"what": "grpc, grpc-stream", "why": "grpcload is not built: make grpc-load"})
+        plan = replace(plan, workloads=tuple(each for each in plan.workloads if each not in calls.GRPC))
     modes = labs.bring_up(
         plan.modes,
         LabNeeds(plan.workloads, plan.variants, plan.files, plan.target),

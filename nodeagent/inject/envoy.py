@@ -70,6 +70,7 @@ def bootstrap(values: Values, probes: Document, rules: Rules) -> Document:
     clusters = [
         _original(values, "mesh-http", _upstream_tls(values, "istio-http/1.1"))
         | _protocol(explicit_http_config={"http_protocol_options": {}}, **reuse),
+        _original(values, "mesh-http2", _upstream_tls(values, "istio-h2")) | _http2(),
         _original(values, "mesh-tcp", _upstream_tls(values, "istio")),
         _original(values, "PassthroughCluster"),
         _original(values, "InboundPassthroughCluster")
@@ -111,16 +112,20 @@ def _outbound(values: Values) -> Document:
     range decides (Envoy's filter chain matching).
     """
     chains = [_chain({"destination_port": OUTBOUND_PORT}, [_tcp("blackhole", "BlackHoleCluster", "")])]
-    for ranges, http, tcp in (
-        (values.mesh_ranges, "mesh-http", "mesh-tcp"),
-        (values.plaintext_ranges, "PassthroughCluster", "PassthroughCluster"),
-        (None, "PassthroughCluster", "PassthroughCluster"),
+    for ranges, http, http2, tcp in (
+        (values.mesh_ranges, "mesh-http", "mesh-http2", "mesh-tcp"),
+        (values.plaintext_ranges, *("PassthroughCluster",) * 3),
+        (None, *("PassthroughCluster",) * 3),
     ):
         match = {} if ranges is None else {"prefix_ranges": [_prefix(network) for network in ranges]}
         if ranges != ():
             chains.append(
                 _chain(match | {"application_protocols": _PLAIN_HTTP}, [_http("outbound", http, values.access_log)])
             )
+            if http2 != tcp:  # outside the mesh what is no HTTP/1 goes on as it is
+                chains.append(
+                    _chain(match | {"application_protocols": ["h2c"]}, [_http("outbound", http2, values.access_log)])
+                )
             chains.append(_chain(match, [_tcp("outbound", tcp, values.access_log)]))
     return _captured("outbound", OUTBOUND_PORT, values, chains, ["original_dst", "http_inspector"])
 
@@ -135,7 +140,7 @@ def _inbound(values: Values, rules: Rules) -> Document:
         _chain(
             tls | {"application_protocols": _MTLS_HTTP},
             [http],
-            _downstream_tls(values, ["istio-http/1.1", "istio-http/1.0", "h2", "http/1.1"]),
+            _downstream_tls(values, ["istio-h2", "istio-http/1.1", "istio-http/1.0", "h2", "http/1.1"]),
         ),
         _chain(tls | {"application_protocols": _MTLS_TCP}, tcp, _downstream_tls(values, _MTLS_TCP)),
     ]

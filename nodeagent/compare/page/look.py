@@ -85,6 +85,12 @@ WORKLOADS: Final = {
     "chain5": "one request through five services",
     "cross-node": "HTTP request, pods on two nodes",
     "bulk-cross-node": "one TCP stream, pods on two nodes",
+    "h2": "HTTP/2 request, one connection, pods on one node",
+    "h2-many": "HTTP/2 request, several connections, pods on one node",
+    "h2-cross-node": "HTTP/2 request, pods on two nodes",
+    "h2-bulk": "1 GiB in one HTTP/2 stream, pods on one node",
+    "grpc": "unary gRPC call, pods on one node",
+    "grpc-stream": "messages of 1 KiB in gRPC streams, pods on one node",
 }
 
 

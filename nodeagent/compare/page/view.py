@@ -18,7 +18,7 @@ from nodeagent.compare.page.shape import Ratio, Run, ScaleRow, Summary
 AGREE: Final = 0.15
 """By how much two runs on one machine may differ in a ratio."""
 CLASSIC: Final = "envoy"
-STREAMS: Final = ("bulk", "bulk-cross-node")
+STREAMS: Final = ("bulk", "bulk-cross-node", "h2-bulk")
 
 
 @dataclass(frozen=True, slots=True)

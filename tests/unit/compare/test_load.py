@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from nodeagent.compare import load
+from nodeagent.compare import calls, load
 from nodeagent.compare.load import Client, CompareError, Sample
 
 
@@ -27,10 +27,11 @@ WAYS: tuple[Callable[[Client], Sample], ...] = (
     lambda client: load.closed(client, "http://a/", 1, 1),
     lambda client: load.open_loop(client, "http://a/", 1, 1, 1),
     lambda client: load.stream(client, "a:1", 1),
+    lambda client: calls.calls(client, "a:1", 1, 1, 1),
 )
 
 
-@pytest.mark.parametrize("way", WAYS, ids=["closed", "open", "stream"])
+@pytest.mark.parametrize("way", WAYS, ids=["closed", "open", "stream", "grpc"])
 @pytest.mark.parametrize(
     ("given", "message"),
     [
@@ -45,3 +46,40 @@ WAYS: tuple[Callable[[Client], Sample], ...] = (
 def test_what_does_not_measure_is_named(way: Callable[[Client], Sample], given: Client, message: str) -> None:
     with pytest.raises(CompareError, match=f"in plain/client of lab mine: .*{message}"):
         way(given)
+
+
+LOG = [
+    f"{start}\t{status}\t{took}" for start, status, took in ((1, 200, 100), (2, 503, 5), (3, 200, 300), (4, 200, 200))
+]
+
+
+def test_h2loads_log_is_a_sample() -> None:
+    """What is not answered with 200 failed; h2load tells no percentiles itself."""
+    sample = calls.read(["a warning", *LOG], 2, "http://a/")
+    assert (sample.requests, sample.rate, sample.errors) == (3, 1.5, 1)
+    assert (sample.at(50), sample.at(100)) == (200, 300)
+    assert [value for _, value in sample.percentiles] == sorted(value for _, value in sample.percentiles)
+
+
+@pytest.mark.parametrize("lines", [[], ["finished in 2.00s"], LOG[1:2]])
+def test_without_an_answer_there_is_no_sample(lines: list[str]) -> None:
+    with pytest.raises(CompareError, match="no request to http://a/ was answered"):
+        calls.read(lines, 2, "http://a/")
+
+
+def test_grpc_messages_have_no_latency() -> None:
+    told = client('{"requests": 500, "microseconds": 250000, "errors": 1, "latencies": []}')
+    sample = calls.messages(told, "a:1", 1, 8, 1)
+    assert (sample.rate, sample.errors, sample.percentiles) == (2000, 1, ())
+
+
+@pytest.mark.parametrize(
+    ("version", "size", "right"), [("2", 1 << 30, True), ("1.1", 1 << 30, False), ("2", 1000, False)]
+)
+def test_a_download_is_of_1_gib_over_http2(version: str, size: int, right: bool) -> None:
+    told = client(f'{{"bytes": {size}, "seconds": 2.0, "version": "{version}"}}')
+    if right:
+        assert calls.download(told, "http://a/large").bits_per_second == 4 * size
+    else:
+        with pytest.raises(CompareError, match="1 GiB over HTTP/2 is expected"):
+            calls.download(told, "http://a/large")

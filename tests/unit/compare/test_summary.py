@@ -204,8 +204,8 @@ def test_profiles_ask_for_what_there_is(profile: str) -> None:
 
 def test_the_bench_measures_what_every_ratio_needs() -> None:
     plan = PROFILES["bench"]
-    for _, *ways, _, _ in COMPARISONS:
-        for mode, variant, workload in ways:  # type: ignore[misc]  # both are ways
+    for _, *ways, _ in COMPARISONS:
+        for mode, variant, workload, _ in ways:  # type: ignore[misc]  # both are ways
             assert mode in plan.modes
             assert workload in plan.workloads
             assert plan.variants or not variant

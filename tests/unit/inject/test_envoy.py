@@ -133,13 +133,28 @@ def test_only_the_meshs_ranges_go_by_mtls() -> None:
         where(chain): [each["address_prefix"] for each in chain["filter_chain_match"].get("prefix_ranges", ())]
         for chain in found
     }
-    assert ranges["mesh-http"] == ranges["mesh-tcp"] == ["10.244.0.0", "10.96.0.0", "fd00:10:244::"]
+    meshed = ranges["mesh-tcp"]
+    assert ranges["mesh-http"] == ranges["mesh-http2"] == meshed == ["10.244.0.0", "10.96.0.0", "fd00:10:244::"]
     assert [where(chain) for chain in found] == [
         "BlackHoleCluster",
         "mesh-http",
+        "mesh-http2",
         "mesh-tcp",
         *["PassthroughCluster"] * 4,
     ]
+
+
+def test_http2_goes_between_sidecars_as_http2() -> None:
+    """As Istio's do: by ALPN istio-h2, so that a call is a stream of its own on both sides."""
+    config = bootstrap()
+    (http2,) = [chain for chain in chains(config, "outbound") if where(chain) == "mesh-http2"]
+    assert http2["filter_chain_match"]["application_protocols"] == ["h2c"]
+    cluster = named(config["static_resources"]["clusters"], "mesh-http2")
+    (options,) = cluster["typed_extension_protocol_options"].values()
+    assert "http2_protocol_options" in options["explicit_http_config"]
+    assert cluster["transport_socket"]["typed_config"]["common_tls_context"]["alpn_protocols"] == ["istio-h2"]
+    taken = [each for each in everything(config) if "istio-h2" in each.get("alpn_protocols", ())]
+    assert len(taken) == 2
 
 
 @pytest.mark.parametrize(("mode", "plain"), [("STRICT", 0), ("PERMISSIVE", 3)])
@@ -167,7 +182,7 @@ def everything(value: Any) -> Iterator[Json]:
 
 def test_every_tls_context_of_the_mesh_is_1_3_and_knows_the_trust_domain() -> None:
     contexts = [each for each in everything(bootstrap(trustDomain="td.example")) if "alpn_protocols" in each]
-    assert len(contexts) == 4
+    assert len(contexts) == 5
     for each in contexts:
         assert each["tls_params"]["tls_minimum_protocol_version"] == "TLSv1_3"
         assert each["combined_validation_context"]["default_validation_context"] == {
