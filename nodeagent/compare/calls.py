@@ -48,9 +48,9 @@ def read(lines: Iterable[str], seconds: int, url: str) -> Sample:
 
 
 def _percentiles(took: Sequence[int]) -> Iterable[tuple[float, float]]:
-    cuts = statistics.quantiles(took, n=4000, method="inclusive")
+    cuts = statistics.quantiles(took, n=10_000, method="inclusive")
     for percentile in PERCENTILES:
-        yield percentile, took[-1] if percentile == 100 else cuts[round(percentile * 40) - 1]
+        yield percentile, took[-1] if percentile == 100 else cuts[round(percentile * 100) - 1]
 
 
 def calls(client: Client, address: str, connections: int, streams: int, seconds: int) -> Sample:

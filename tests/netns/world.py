@@ -249,7 +249,7 @@ _LINE = re.compile(
     r'(?P<received>\d+) (?P<sent>\d+) (?P<duration>\d+) (?P<upstream_time>\S+) "(?P<forwarded>[^"]*)" '
     r'"(?P<agent>[^"]*)" "(?P<id>[^"]*)" '
     r'"(?P<authority>[^"]*)" "(?P<upstream>[^"]*)" (?P<cluster>\S+) \S+ (?P<local>\S+) (?P<remote>\S+) '
-    r"(?P<sni>\S+) (?P<route>\S+)"
+    r"(?P<sni>\S+) (?P<route>\S+)(?: (?P<grpc>\d+))?"
 )
 
 

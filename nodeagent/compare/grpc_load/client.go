@@ -139,7 +139,7 @@ func call(arguments []string) error {
 	data := flags.String("data", "", "what each message says")
 	size := flags.Int("size", 0, "or of how many bytes it is")
 	messages := flags.Int("messages", 1, "to be sent in a call")
-	calls := flags.Int("calls", 1, "")
+	calls := flags.Int("calls", 1, "0: until standard input ends")
 	parallel := flags.Int("parallel", 1, "calls at a time, all on one connection")
 	take := flags.Int("take", 0, "cancel after so many answers; 0: never")
 	deadline := flags.Duration("deadline", 0, "")
@@ -221,8 +221,23 @@ func call(arguments []string) error {
 			}
 		})
 	}
-	for range *calls {
-		work <- true
+	ended := make(chan struct{})
+	go func() {
+		defer close(ended)
+		if *calls == 0 {
+			_, _ = io.Copy(io.Discard, os.Stdin)
+		}
+	}()
+	for made := 0; *calls == 0 || made < *calls; made++ {
+		if *calls > 0 {
+			work <- true
+			continue
+		}
+		select {
+		case work <- true:
+		case <-ended:
+			*calls = made
+		}
 	}
 	close(work)
 	group.Wait()
