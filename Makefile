@@ -9,7 +9,7 @@ PYTHON := $(VENV)/bin/python
 # Debian's interpreter by its full name: python3 on PATH may be another one, which cannot import Debian's bcc.
 DEBIAN_PYTHON := /usr/bin/python3
 PACKAGES := python3-venv python3-bpfcc python3-cryptography linux-libc-dev iproute2 util-linux procps nftables iptables tcpdump \
-	iputils-ping curl openssl wrk nghttp2-client nginx-light haproxy iperf3 prometheus etcd-server containerd runc containernetworking-plugins chromium poppler-utils fonts-dejavu-core gcc python3-dev
+	iputils-ping curl openssl wrk nghttp2-client nodejs nginx-light haproxy iperf3 prometheus etcd-server containerd runc containernetworking-plugins chromium poppler-utils fonts-dejavu-core gcc python3-dev
 # What runs for every request: compiled by mypyc where gcc is; the same modules work uncompiled.
 HOT := $(addprefix nodeagent/,$(addsuffix .py, proxy/grpc/call proxy/grpc/messages proxy/grpc/status proxy/http/fields proxy/http/answers proxy/http/exchange proxy/http/hop proxy/http/keeper proxy/http/line proxy/http/patience \
 	proxy/http1/framing proxy/http1/wire proxy/http1/exchange proxy/http1/answers proxy/http1/requests proxy/http1/downstream proxy/http1/upstream proxy/http1/turns \
