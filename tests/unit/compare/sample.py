@@ -15,8 +15,11 @@ COST = {
     "nodeagent-bypass": 0.6,
 }
 """Times the direct one's latency."""
-STREAMS = ("bulk", "bulk-cross-node")
-WORKLOADS = ("http", "http-authz", "tcp", "tcp-churn", "bulk", "chain5", "cross-node", "bulk-cross-node")
+STREAMS = ("bulk", "bulk-cross-node", "h2-bulk")
+WORKLOADS = (
+    *("http", "http-authz", "tcp", "tcp-churn", "bulk", "chain5", "cross-node", "bulk-cross-node"),
+    *("h2", "h2-many", "h2-cross-node", "h2-bulk", "grpc", "grpc-stream"),
+)
 
 
 def percentiles(cost: float, rate: float) -> list[list[float]]:
