@@ -100,6 +100,8 @@ class Limits(ConfigSection):
     header_bytes: int = Field(61440, ge=1024, le=1048576)
     header_count: int = Field(100, ge=1, le=10000)
     connections_per_pod: int = Field(10000, ge=1)
+    streams_per_connection: int = Field(1024, ge=1, le=1048576)
+    """What a client of HTTP/2 may ask at once on one connection."""
     buffer_bytes: int = Field(65536, ge=4096, le=16777216)
     idle_upstream_connections: int = Field(256, ge=0, le=65536)
     """Kept for the next request, for each client and endpoint; 0: every request gets a connection

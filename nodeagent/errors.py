@@ -128,6 +128,27 @@ HEADERS_TOO_LARGE = Reason(
     "http1.headers_too_large",
     "the request's headers exceed proxy.limits.headerBytes or headerCount",
 )
+HTTP2_MALFORMED = Reason(
+    "http2_malformed",
+    400,
+    "DPE",
+    "http2.violation.of.messaging.rule",
+    "what the client sent on the stream is no message of HTTP/2 (RFC 9113 section 8.1.1), or could be read in two ways",
+)
+HTTP2_BROKEN = Reason(
+    "http2_broken",
+    0,
+    "DPE",
+    "http2.protocol_violation",
+    "the client broke a rule of HTTP/2 that ends the connection, or sent too much that moves no request forward",
+)
+CONNECT_REFUSED = Reason(
+    "connect_refused",
+    501,
+    "DPE",
+    "http2.connect_not_supported",
+    "CONNECT is not carried: connect to the port itself; WebSockets go over HTTP/1.1",
+)
 NO_ENDPOINTS = Reason(
     "no_endpoints",
     503,
@@ -148,6 +169,13 @@ CONNECT_TIMEOUT = Reason(
     "UF,URX",
     "upstream_reset_before_response_started{connection_timeout}",
     "the endpoint does not answer: does a NetworkPolicy forbid the connection, is the pod's node reachable?",
+)
+STREAMS_EXHAUSTED = Reason(
+    "streams_exhausted",
+    503,
+    "UO",
+    "overflow",
+    "too many requests wait for a stream of the endpoint, which takes few at once (SETTINGS_MAX_CONCURRENT_STREAMS)",
 )
 UPSTREAM_TLS = Reason(
     "upstream_tls",
@@ -176,7 +204,7 @@ UPSTREAM_PROTOCOL = Reason(
     502,
     "UPE",
     "upstream_reset_before_response_started{protocol_error}",
-    "the application's answer is not valid HTTP/1.1",
+    "the application's answer is not valid HTTP of the version in which it was asked: is its port declared right?",
 )
 REQUEST_TIMEOUT = Reason(
     "request_timeout", 504, "UT", "response_timeout", "the application did not answer within proxy.timeouts.request"

@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import ssl
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 from nodeagent.errors import IdentityError
 from nodeagent.identity.certificate import Certificate
@@ -18,42 +18,60 @@ from nodeagent.identity.spiffe import parse
 from nodeagent.vocabulary import SpiffeId
 
 HTTP_ALPN: Final = "istio-http/1.1"
+HTTP2_ALPN: Final = "istio-h2"
 TCP_ALPN: Final = "istio"
+Inside = Literal["http", "http2", "tcp"]
+"""What a connection carries inside its TLS, as its client says."""
+_OFFERED: Final[dict[Inside, tuple[str, ...]]] = {
+    "http": (HTTP_ALPN,),
+    "http2": (HTTP2_ALPN, TCP_ALPN, "h2"),
+    "tcp": (TCP_ALPN,),
+}
+"""What Istio's sidecars offer (its alpn_override filter); ``h2`` is what a sidecar's server picks."""
 
 
 @dataclass(frozen=True, slots=True)
 class Contexts:
-    """The three contexts of one identity; workloads of one service account may share them."""
+    """The contexts of one identity; workloads of one service account may share them."""
 
     server: ssl.SSLContext
     client_http: ssl.SSLContext
+    client_http2: ssl.SSLContext
     client_tcp: ssl.SSLContext
+
+    def client(self, inside: Inside) -> ssl.SSLContext:
+        """Return the context of a client that carries what *inside* says."""
+        if inside == "tcp":
+            return self.client_tcp
+        return self.client_http if inside == "http" else self.client_http2
 
 
 def contexts(certificate: Certificate) -> Contexts:
     """Return all contexts for *certificate*. Raises IdentityError."""
     return Contexts(
-        server_context(certificate), client_context(certificate, HTTP_ALPN), client_context(certificate, TCP_ALPN)
+        server_context(certificate),
+        client_context(certificate, *_OFFERED["http"]),
+        client_context(certificate, *_OFFERED["http2"]),
+        client_context(certificate, *_OFFERED["tcp"]),
     )
 
 
 def server_context(certificate: Certificate) -> ssl.SSLContext:
-    """Return the context of a server that demands the client's certificate; takes HTTP/1.1 before
+    """Return the context of a server that demands the client's certificate; takes HTTP before
     TCP. Raises IdentityError.
     """
-    context = _context(ssl.PROTOCOL_TLS_SERVER, certificate, (HTTP_ALPN, TCP_ALPN))
+    context = _context(ssl.PROTOCOL_TLS_SERVER, certificate, (HTTP2_ALPN, HTTP_ALPN, TCP_ALPN))
     context.num_tickets = 0
     return context
 
 
-def client_context(certificate: Certificate, alpn: str) -> ssl.SSLContext:
-    """Return the context of a client that offers *alpn* (HTTP_ALPN or TCP_ALPN). Raises
-    IdentityError.
+def client_context(certificate: Certificate, *alpn: str) -> ssl.SSLContext:
+    """Return the context of a client that offers *alpn*, best first. Raises IdentityError.
 
     The caller compares :func:`peer_identity` with whom it meant to reach: a SPIFFE ID is no host
     name.
     """
-    return _context(ssl.PROTOCOL_TLS_CLIENT, certificate, (alpn,))
+    return _context(ssl.PROTOCOL_TLS_CLIENT, certificate, alpn)
 
 
 def peer_identity(session: Any, trust_domain: str) -> SpiffeId:

@@ -19,20 +19,20 @@ from nodeagent.proxy.carried import CarriedConnection, Ends
 from nodeagent.proxy.client_guard import UNGUARDED, ClientGuard
 from nodeagent.proxy.connection import Connection
 from nodeagent.proxy.context import Context
+from nodeagent.proxy.dial import DialError, Dialled
 from nodeagent.proxy.first_words import FirstWords
 from nodeagent.proxy.guards import Guards
 from nodeagent.proxy.http.exchange import Exchange
 from nodeagent.proxy.ledger import Ledger
 from nodeagent.proxy.permit import NotAdmitted, Permit, asked_health
-from nodeagent.proxy.pool import DialError, Dialled
 from nodeagent.proxy.revocation import Revocation
 from nodeagent.proxy.route import Route
 from nodeagent.proxy.routing import Routing, pick
 from nodeagent.proxy.sniff import Verdict
 from nodeagent.proxy.transport import Transport, reset
 
-AsHttp = Callable[["Admitted", bytes], None]
-"""Goes on with a connection that is HTTP after all, and with what was read of it."""
+AsHttp = Callable[["Admitted", bytes, Verdict], None]
+"""Goes on with a connection that is HTTP after all, with what was read of it, and with its version."""
 
 
 @dataclass(frozen=True)
@@ -146,7 +146,7 @@ class Carrier:
             raise DialError(DOWNSTREAM_GONE)
         if route.pool is None:
             raise DialError(NO_ENDPOINTS)
-        return await route.pool.dial.connect(self._context, http=False)
+        return await route.pool.dial.connect(self._context, "tcp")
 
     def _stands(self, admitted: Admitted, dialled: Dialled, generation: int) -> bool:
         """Say whether both sides are still there, and still permitted; else neither is kept."""
@@ -174,14 +174,14 @@ class Carrier:
         connection.half_closed = words.ended
         connection.protocol = "http2" if verdict == "http2" else "tcp"
         connection.line = words.line if verdict == "unlikely" else None
-        if verdict != "http" or admitted.transport.is_closing():
+        if verdict not in ("http", "http2") or admitted.transport.is_closing():
             return False
         permit = admit(self._context, connection)
         if isinstance(permit, NotAdmitted):
             self._ledger.refuse(connection, admitted.transport, permit.reason)
         else:
             admitted.transport.resume_reading()
-            as_http(Admitted(connection, permit, admitted.transport), words.early)
+            as_http(Admitted(connection, permit, admitted.transport), words.early, verdict)
         return True
 
     # -- probes --

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import asyncio
 
-from nodeagent.proxy.pool import Dialled
+from nodeagent.proxy.dial import Dialled
 from nodeagent.proxy.sniff import FirstLine, Verdict
 from nodeagent.proxy.transport import Transport
 

@@ -21,8 +21,8 @@ from nodeagent.errors import CONNECT_FAILED
 from nodeagent.health import CHECK
 from nodeagent.identity.grpc_socket import GrpcSocket
 from nodeagent.proxy.context import Context
+from nodeagent.proxy.dial import Dial, DialError
 from nodeagent.proxy.external.call import CallError, Inside, unary
-from nodeagent.proxy.pool import Dial, DialError
 
 
 def answering(services: frozenset[str], dial: Dial, context: Context, ended: Callable[[], None]) -> asyncio.Protocol:
@@ -60,7 +60,7 @@ async def _asked(dial: Dial, context: Context, service: str) -> HealthCheckRespo
     """Ask the application. Raises GRPCError with its own refusal, DialError, CallError, and what
     grpclib raises of a connection that ends.
     """
-    channel = Inside(partial(dial.connect, context, http=False), dial.address, dial.port)
+    channel = Inside(partial(dial.connect, context, "tcp"), dial.address, dial.port)
     try:
         return await unary(
             UnaryUnaryMethod(channel, CHECK, HealthCheckRequest, HealthCheckResponse),

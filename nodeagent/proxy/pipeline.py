@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable
+from dataclasses import replace
 from time import perf_counter
 from typing import Literal, cast
 
@@ -24,8 +25,9 @@ from nodeagent.proxy.guards import Guards
 from nodeagent.proxy.http.exchange import Exchange
 from nodeagent.proxy.http.line import Line
 from nodeagent.proxy.http1.downstream import Http1Downstream
+from nodeagent.proxy.http2.downstream import Http2Downstream
 from nodeagent.proxy.ledger import Ledger
-from nodeagent.proxy.permit import OPEN, is_probe
+from nodeagent.proxy.permit import OPEN, asked_health, is_probe
 from nodeagent.proxy.records import request_record
 from nodeagent.proxy.request_ids import RequestIds
 from nodeagent.proxy.route import Route
@@ -54,8 +56,8 @@ class Pipeline(Line):
         """Carry an identified and permitted connection of which *verdict* says what it is,
         ``silent``: nothing yet; *early* was read already.
         """
-        if verdict == "http":
-            self._as_http(admitted, early)
+        if verdict == "http" or (verdict == "http2" and not self._asks_health(admitted, early)):
+            self._as_http(admitted, early, verdict)
             return
         connection = admitted.connection
         connection.protocol = "http2" if verdict == "http2" else "tcp"
@@ -133,6 +135,10 @@ class Pipeline(Line):
         self.observe(exchange, exchange.status, None)
         self._carrier.tunnel(exchange, Ends(client, endpoint, early, rest))
 
+    def broke(self, connection: Connection, reason: Reason, words: str) -> None:
+        connection.refused(replace(reason, hint=f"{words}: {reason.hint}"))
+        self._ledger.count_refused(reason)
+
     def closed(self, connection: Connection) -> None:
         self._ledger.closed(connection)
 
@@ -154,12 +160,23 @@ class Pipeline(Line):
         connection.called(grpc_status)
         return route.call_cell(status, grpc_status, flag)
 
-    def _as_http(self, admitted: Admitted, early: bytes) -> None:
-        """Give the connection to the codec for HTTP/1."""
+    def _asks_health(self, admitted: Admitted, early: bytes) -> bool:
+        """Say whether the client is the node, which may ask for the health that a gRPC probe of the
+        pod declares, whatever policies say (``carry.py``).
+        """
+        if not asked_health(admitted.permit, early):
+            return False
         connection = admitted.connection
-        connection.protocol = "http"
+        route = pick(self._routing.routes(connection))
+        return admitted.permit.only_probes or self._guards.guard(connection, route, http=True) is not UNGUARDED
+
+    def _as_http(self, admitted: Admitted, early: bytes, version: Verdict) -> None:
+        """Give the connection to the codec for what the client speaks."""
+        connection = admitted.connection
+        connection.protocol = version
         connection.probe = bool(admitted.permit.probes)
-        codec = Http1Downstream(self, self._context, connection, admitted.permit, admitted.transport)
+        made = Http2Downstream if version == "http2" else Http1Downstream
+        codec = made(self, self._context, connection, admitted.permit, admitted.transport)
         connection.carriage = codec
         admitted.transport.set_protocol(codec)
         if early:

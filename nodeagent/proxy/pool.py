@@ -2,216 +2,33 @@
 another.
 
 A pool belongs to (the pod whose network namespace dials, the identity it dials with, the endpoint),
-so no request ever leaves under another workload's identity.
+so no request ever leaves under another workload's identity. Which version of HTTP an endpoint is
+asked in, its port says, as in Istio: one that is declared http2 or grpc gets HTTP/2, one that is
+declared http HTTP/1.1, and any other what the client speaks.
 """
 
 from __future__ import annotations
 
 import asyncio
-import errno
-import logging
-import os
-import socket
-import ssl
-from dataclasses import dataclass, replace
 from typing import Final
 
-from nodeagent.errors import (
-    CONNECT_FAILED,
-    CONNECT_TIMEOUT,
-    NO_CERTIFICATE,
-    UPSTREAM_RESET,
-    UPSTREAM_TLS,
-    IdentityError,
-    Reason,
-)
-from nodeagent.identity.tls import Contexts, peer_identity
+from nodeagent.errors import UPSTREAM_RESET
 from nodeagent.proxy.context import Context
+from nodeagent.proxy.dial import Dial, DialError
 from nodeagent.proxy.http.exchange import Exchange, Upstream
 from nodeagent.proxy.http1.upstream import Http1Upstream
-from nodeagent.proxy.pods import PodState
-from nodeagent.proxy.tls.stream import TlsStream
-from nodeagent.proxy.transport import Transport
-from nodeagent.vocabulary import SpiffeId, family_of, host_port
+from nodeagent.proxy.http2.streams import Streams
 
 LINGER_SECONDS: Final = 1.0
 """How long a server is waited for that is to close its connection."""
-_ELSEWHERE: Final = frozenset((errno.ECONNREFUSED, errno.EHOSTUNREACH, errno.ENETUNREACH, errno.EADDRNOTAVAIL))
-"""What tells that an endpoint is not at this address, and may be at another."""
 _LEAVING: Final = 256
 """Connections to one endpoint that are waited for at once: one that never closes shall not collect them."""
 
 
-log = logging.getLogger("nodeagent.proxy")
-
-
-class DialError(Exception):
-    """An endpoint could not be reached; ``reason`` is what the client is told."""
-
-    def __init__(self, reason: Reason) -> None:
-        super().__init__(reason.code)
-        self.reason = reason
-
-
-@dataclass(frozen=True, slots=True)
-class Dial:
-    """How to reach an endpoint: from inside which pod, at which address, expecting whom (None:
-    plaintext).
-
-    ``other``: its address in the other family, empty if it has none; it is tried where nothing
-    listens at the first: the client, whose connection the proxy took, cannot go there itself any
-    more (RFC 8305 section 5). ``client``: the client's addresses, of which an application that is
-    dialled itself sees the first of its family; the pool is that client's alone then. Empty:
-    another proxy, or something outside, is dialled. ``bound``: what is dialled for a connection of
-    the client serves that one alone, so that the network is asked about each.
-    """
-
-    pod: PodState
-    address: str
-    port: int
-    expected: SpiffeId | None
-    other: str = ""
-    client: tuple[str, ...] = ()
-    bound: bool = False
-
-    def contexts(self) -> Contexts | None:
-        """Return the TLS contexts that a new connection would have; None: plaintext."""
-        return self.pod.tls if self.expected is not None else None
-
-    async def connect(self, context: Context, *, http: bool) -> Dialled:
-        """Return a connected transport, plain or a TlsStream whose peer proved to be ``expected``.
-
-        Raises DialError.
-        """
-        timeouts = context.timeouts
-        try:
-            async with asyncio.timeout(timeouts.connect):
-                return await self._connect(context, http=http)
-        except TimeoutError:
-            raise DialError(
-                NO_CERTIFICATE if self.expected is not None and self.pod.tls is None else CONNECT_TIMEOUT
-            ) from None
-        except (ssl.SSLError, IdentityError) as error:
-            log.warning("mTLS from %s to %s failed: %s", self.pod.identity, host_port(self.address, self.port), error)
-            raise DialError(UPSTREAM_TLS) from None
-        except OSError as error:
-            raise DialError(self._failed(error)) from None
-
-    async def _connect(self, context: Context, *, http: bool) -> Dialled:
-        loop = context.loop
-        tls = await self.pod.certified() if self.expected is not None else None
-        if self.expected is not None and tls is None:
-            raise DialError(NO_CERTIFICATE)
-        try:
-            sock = await self._connected(context, self.address)
-        except OSError as error:
-            if not self.other or error.errno not in _ELSEWHERE:
-                raise
-            sock = await self._connected(context, self.other)
-        if tls is None:
-            return (await loop.create_connection(Dialled, sock=sock))[1]
-        established: asyncio.Future[TlsStream] = loop.create_future()
-
-        def failed(error: Exception) -> None:
-            if not established.done():
-                established.set_exception(error)
-
-        stream = TlsStream(
-            tls.client_http if http else tls.client_tcp, server_side=False, ready=established.set_result, failed=failed
-        )
-        dialled = stream.protocol = Dialled()
-        dialled.transport = stream
-        await loop.create_connection(lambda: stream, sock=sock)  # type: ignore[type-var]  # asyncio's protocols are duck-typed
-        try:
-            await established
-            found = peer_identity(stream.session, context.trust_domain)
-            if found != self.expected:
-                raise IdentityError(f"{self.address}:{self.port} proved to be {found}, not {self.expected}")
-        except BaseException:
-            stream.abort()
-            raise
-        return dialled
-
-    async def _connected(self, context: Context, address: str) -> socket.socket:
-        """Return a socket that is connected to the endpoint at *address*. Raises OSError."""
-        family = family_of(address)
-        sock = await self.pod.stock[family].take()
-        try:
-            seen = next((own for own in self.client if (":" in own) == (family == 6)), None)
-            if seen is not None and context.announce is not None:
-                context.announce(sock, seen)
-            await _connect_socket(context.loop, sock, (address, self.port))
-        except BaseException:
-            sock.close()
-            raise
-        return sock
-
-    def _failed(self, error: OSError) -> Reason:
-        """Return the reason that says which addresses could not be reached, and what the kernel said of the last."""
-        where = " and ".join(host_port(address, self.port) for address in (self.address, self.other) if address)
-        return replace(CONNECT_FAILED, hint=f"{where}: {error.strerror or error}: {CONNECT_FAILED.hint}")
-
-
-async def _connect_socket(loop: asyncio.AbstractEventLoop, sock: socket.socket, address: tuple[str, int]) -> None:
-    """Connect to a numeric *address*; the loop's own sock_connect would start resolver threads for
-    it. Raises OSError.
-    """
-    code = sock.connect_ex(address)
-    if code == errno.EINPROGRESS:
-        writable: asyncio.Future[None] = loop.create_future()
-        loop.add_writer(sock, _wake, writable)
-        try:
-            await writable
-        finally:
-            loop.remove_writer(sock)
-        code = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
-    if code:
-        raise OSError(code, os.strerror(code))
-
-
-def _wake(future: asyncio.Future[None]) -> None:
-    if not future.done():
-        future.set_result(None)
-
-
-class Dialled(asyncio.Protocol):
-    """A connected transport that waits for its real protocol; keeps what a server that speaks first says meanwhile."""
-
-    def __init__(self) -> None:
-        self.transport: Transport
-        self.early = b""
-        self.ended = self.lost = False
-        self._heard: asyncio.Future[None] | None = None
-
-    def heard(self, loop: asyncio.AbstractEventLoop) -> asyncio.Future[None]:
-        """Return what is done as soon as the server has said something, or leaves."""
-        self._heard = loop.create_future()
-        self._told()
-        return self._heard
-
-    def _told(self) -> None:
-        if self._heard is not None and not self._heard.done() and (self.early or self.ended or self.lost):
-            self._heard.set_result(None)
-
-    def connection_made(self, transport: Transport) -> None:  # type: ignore[override]  # it is one of these
-        self.transport = transport
-
-    def data_received(self, data: bytes) -> None:
-        self.early += data
-        self._told()
-
-    def eof_received(self) -> bool:
-        self.ended = True
-        self._told()
-        return True
-
-    def connection_lost(self, error: Exception | None) -> None:
-        self.lost = True
-        self._told()
-
-
 class Pool:
-    """Idle HTTP connections to one endpoint, most recently used first."""
+    """The connections to one endpoint: idle ones of HTTP/1, most recently used first, and those of
+    HTTP/2, whose streams are free or not.
+    """
 
     def __init__(self, context: Context, dial: Dial) -> None:
         self._context = context
@@ -220,6 +37,7 @@ class Pool:
         self.dial = dial
         self.once = self._most == 0
         """Every connection carries one request, none is kept."""
+        self.streams = Streams(context, dial, self, once=self.once)
         self._idle: list[Upstream] = []
         self._bound: dict[int, Upstream] = {}
         """Idle ones that wait for their client's connection's next request, by its number."""
@@ -227,7 +45,10 @@ class Pool:
         self._dialling: set[asyncio.Task[None]] = set()
 
     def send(self, exchange: Exchange) -> None:
-        """Forward *exchange* on an idle connection, or on a new one as soon as it stands."""
+        """Forward *exchange* on a connection that is free for it, or on a new one as soon as it stands."""
+        if self._multiplexes(exchange):
+            self.streams.send(exchange)
+            return
         idle = self._idle
         if idle:
             idle.pop().ask(exchange)
@@ -235,6 +56,13 @@ class Pool:
             own.ask(exchange)
         else:
             self.retry(exchange)
+
+    def _multiplexes(self, exchange: Exchange) -> bool:
+        """Say whether *exchange* goes on as HTTP/2; what asks to leave HTTP/1.1 cannot."""
+        declared = self.dial.declared
+        if declared == "http" or exchange.upgrade:
+            return False
+        return declared == "http2" or exchange.protocol == "HTTP/2"
 
     def retry(self, exchange: Exchange) -> None:
         """Forward *exchange* on a new connection."""
@@ -246,7 +74,7 @@ class Pool:
 
     async def _send_anew(self, exchange: Exchange) -> None:
         try:
-            dialled = await self.dial.connect(self._context, http=True)
+            dialled = await self.dial.connect(self._context, "http")
         except DialError as error:
             exchange.refuse(error.reason)
             return
@@ -312,6 +140,7 @@ class Pool:
         stale += [upstream for upstream in self._leaving if now - upstream.idle_since > LINGER_SECONDS]
         for upstream in stale:
             self.close(upstream)
+        self.streams.sweep(now, idle)
 
     def close(self, upstream: Upstream) -> None:
         """Close *upstream*, which is idle."""

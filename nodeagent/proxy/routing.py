@@ -16,10 +16,11 @@ from nodeagent.mesh.delivery import delivery
 from nodeagent.mesh.entries import UNREAD, Endpoint, Workload
 from nodeagent.proxy.connection import Connection, Path
 from nodeagent.proxy.context import Context
+from nodeagent.proxy.dial import Dial
 from nodeagent.proxy.external.model import Way
 from nodeagent.proxy.http.exchange import Upstream
 from nodeagent.proxy.pods import PodState
-from nodeagent.proxy.pool import Dial, Pool
+from nodeagent.proxy.pool import Pool
 from nodeagent.proxy.route import Destination, Route
 
 _CLIENTS: Final = 4
@@ -91,7 +92,7 @@ class Routing:
         probes = peer.security == "none" and peer.address in self._context.node_addresses
         other = "" if probes else other_address(workload, target.address)
         client = (peer.address, *(peer.workload.addresses if peer.workload is not None else ()))
-        pool = self._pool(Dial(pod, target.address, target.port, None, other, client))
+        pool = self._pool(Dial(pod, target.address, target.port, None, other, client, declared=target.protocol))
         return Destination(endpoint, workload, path, pool, f"inbound|{target.port}||", delivers=True)
 
     def _outbound(self, connection: Connection) -> list[Destination]:
@@ -105,16 +106,20 @@ class Routing:
             return [Destination(outside, None, "passthrough", pool, "PassthroughCluster", delivers=False)]
         cluster = f"outbound|{target.port}||{target.service.host if target.service else target.address}"
         chosen = [endpoint for endpoint in target.endpoints if (endpoint.address, endpoint.port) == connection.chosen]
-        return [self._towards(pod, client, endpoint, cluster) for endpoint in chosen or target.endpoints] or [
+        return [self._towards(connection, endpoint, cluster) for endpoint in chosen or target.endpoints] or [
             Destination(None, None, "none", None, cluster, delivers=False)
         ]
 
-    def _towards(self, pod: PodState, client: Workload | None, endpoint: Endpoint, cluster: str) -> Destination:
+    def _towards(self, connection: Connection, endpoint: Endpoint, cluster: str) -> Destination:
         """An enrolled pod of this node is delivered to directly; another node's gets mTLS; one that
         is not enrolled, plaintext; what is no pod, the bytes as they are.
         """
+        pod = connection.pod
+        client = connection.peer.workload
+        declared = connection.target.protocol
         if not endpoint.uid:
-            pool = self._pool(Dial(pod, endpoint.address, endpoint.port, None, bound=self._on_network(client, None)))
+            bound = self._on_network(client, None)
+            pool = self._pool(Dial(pod, endpoint.address, endpoint.port, None, bound=bound, declared=declared))
             return Destination(endpoint, None, "passthrough", pool, cluster, delivers=False)
         workload = self._context.view.workload(endpoint.uid)
         # else its own side says what protects it
@@ -123,10 +128,11 @@ class Routing:
         network = self._on_network(client, workload)
         if local is not None:
             seen = client.addresses if client is not None else ()
-            dial = Dial(pod if network else local, endpoint.address, endpoint.port, None, other, seen, network)
+            dialler = pod if network else local
+            dial = Dial(dialler, endpoint.address, endpoint.port, None, other, seen, network, declared)
             return Destination(endpoint, workload, "proxy-local", self._pool(dial), cluster, delivers=True)
         expected = workload.identity if workload is not None and takes_mtls(workload, endpoint.port) else None
-        dial = Dial(pod, endpoint.address, endpoint.port, expected, other, bound=network)
+        dial = Dial(pod, endpoint.address, endpoint.port, expected, other, bound=network, declared=declared)
         path: Path = "proxy-plaintext" if expected is None else "proxy-mtls"
         return Destination(endpoint, workload, path, self._pool(dial), cluster, delivers=False)
 
@@ -152,7 +158,7 @@ class Routing:
         if pod is None:
             return None
         dial = Dial(pod, *where, None if workload.uid == asker else workload.identity)
-        return Way(*where, dial, partial(dial.connect, self._context, http=False))
+        return Way(*where, dial, partial(dial.connect, self._context, "tcp"))
 
     def _pool(self, dial: Dial) -> Pool:
         pool = self._pools.get(dial)

@@ -19,8 +19,8 @@ from grpclib.protocol import H2Protocol
 
 from nodeagent.errors import NodeagentError
 from nodeagent.grpc_answers import AnswerError, next_answer
+from nodeagent.proxy.dial import DialError, Dialled
 from nodeagent.proxy.external.model import Resolve, Way
-from nodeagent.proxy.pool import DialError, Dialled
 
 MAX_ANSWER: Final = 256 << 10
 """Bytes of an answer."""

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Literal
 from nodeagent.policy.model import GlobalLimit
 
 if TYPE_CHECKING:
-    from nodeagent.proxy.pool import Dialled
+    from nodeagent.proxy.dial import Dialled
 
 
 @dataclass(frozen=True, slots=True)

@@ -365,8 +365,16 @@ class Downstream(Carriage):
         """Say whether it is the proxy that does not take more of the request (:meth:`pause`)."""
         raise NotImplementedError
 
-    def time_out(self) -> None:
-        """The client stopped in the middle of a request."""
+    def moved(self, exchange: Exchange) -> float:
+        """Return when *exchange* went forward last, by the context's clock."""
+        return self.touched
+
+    def move(self, exchange: Exchange, now: float) -> None:
+        """Its answer grew since the last sweep."""
+        self.touched = now
+
+    def time_out(self, exchange: Exchange | None) -> None:
+        """The client stopped in the middle of *exchange*, or of a head."""
         raise NotImplementedError
 
     def drain(self) -> None:

@@ -41,6 +41,10 @@ class Line:
         """
         raise NotImplementedError
 
+    def broke(self, connection: Connection, reason: Reason, words: str) -> None:
+        """The client broke a rule of its protocol that ends *connection*, which was told *words*."""
+        raise NotImplementedError
+
     def closed(self, connection: Connection) -> None:
         """The client's *connection* is gone."""
         raise NotImplementedError

@@ -25,9 +25,9 @@ def enforce(codec: Downstream, now: float, timeouts: Timeouts) -> None:
         if exchange.answered:
             _enforce_answer(codec, exchange, now, timeouts)
         elif not exchange.request_complete and not codec.held_back(exchange):
-            if _over(timeouts.stream_idle, now - codec.touched):
-                codec.time_out()
-        elif _over(timeouts.request, now - max(exchange.since, codec.touched)):
+            if _over(timeouts.stream_idle, now - codec.moved(exchange)):
+                codec.time_out(exchange)
+        elif _over(timeouts.request, now - max(exchange.since, codec.moved(exchange))):
             exchange.give_up(REQUEST_TIMEOUT)
 
 
@@ -38,7 +38,7 @@ def _enforce_pause(codec: Downstream, now: float, timeouts: Timeouts) -> None:
         codec.swept = done
         codec.head_since = now
     elif now - codec.head_since > timeouts.head:
-        codec.time_out()
+        codec.time_out(None)
     idle = min(timeouts.idle, RETIRING_SECONDS) if codec.retiring else timeouts.idle
     if now - codec.touched > idle:
         codec.close()
@@ -48,11 +48,11 @@ def _enforce_answer(codec: Downstream, exchange: Exchange, now: float, timeouts:
     """An answer may take as long as it moves, or for ever."""
     if exchange.sent != exchange.swept:
         exchange.swept = exchange.sent
-        codec.touched = now
+        codec.move(exchange, now)
     elif exchange.finished:  # the rest of the request's body is read and dropped
         if now - codec.touched > timeouts.idle:
             codec.close()
-    elif _over(timeouts.stream_idle, now - codec.touched):
+    elif _over(timeouts.stream_idle, now - codec.moved(exchange)):
         exchange.give_up(DOWNSTREAM_TIMEOUT)
 
 

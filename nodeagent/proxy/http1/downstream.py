@@ -345,7 +345,7 @@ class Http1Downstream(Downstream, RequestSink):
     def held_back(self, exchange: Exchange) -> bool:
         return bool(self.turns.paused)
 
-    def time_out(self) -> None:
+    def time_out(self, exchange: Exchange | None) -> None:
         self._protocol_error(DOWNSTREAM_TIMEOUT)
 
     def _protocol_error(self, reason: Reason) -> None:

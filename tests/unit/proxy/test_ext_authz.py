@@ -17,7 +17,7 @@ from nodeagent.proxy.external.model import Way
 from nodeagent.proxy.external.providers import Providers
 from nodeagent.proxy.external.query import with_parameters
 from nodeagent.proxy.http.fields import with_fields
-from nodeagent.proxy.pool import Dial
+from nodeagent.proxy.dial import Dial
 from tests.fakes import ext_authz
 from tests.fakes.serving import serve
 from tests.unit.proxy.nodes import SERVER, STRANGER, Nodes, Streams, asks, identity, play

@@ -1,0 +1,411 @@
+"""The server's half of HTTP/2: each stream of a client's connection is an exchange.
+
+A head is checked as a whole before anybody sees it (``heads.py``); one that is no message resets
+its stream. What several exchanges are told in one turn of the loop is one write.
+
+Theory of operation
+===================
+
+A stream's exchange is given to the line when its head is whole. Its answer may begin, and end,
+before the request has: the session then tells the client that nothing more is wanted. The stream
+lives as long as bytes wait in it; the exchange is finished, counted and logged when its answer is
+complete, as it is where HTTP/1 gives the transport the last byte.
+
+    on_head ──▶ line.request ──▶ answer, data …, end      the client gets HEADERS, DATA …
+       │                    └──▶ cut                      RST_STREAM
+       └ malformed, or the client resets: gone            counted as the client's
+
+The connection ends in one of three ways. Asked to (`drain`), it says GOAWAY twice: first that
+streams should go elsewhere, then, once the client has answered a PING, which is the last that was
+taken; it closes behind the last answer. A rule that concerns all streams was broken: GOAWAY says
+which, and the proxy lingers, as for HTTP/1. Or it is lost.
+
+While the transport takes no more, bodies wait in their streams; heads and control frames gather
+here, and beyond UNSENT bytes of them nothing is read either.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from time import perf_counter
+from typing import Final
+
+from nodeagent.errors import (
+    CONNECT_REFUSED,
+    DOWNSTREAM_GONE,
+    DOWNSTREAM_TIMEOUT,
+    HEADERS_TOO_LARGE,
+    HTTP2_BROKEN,
+    HTTP2_MALFORMED,
+    Reason,
+)
+from nodeagent.proxy.connection import Connection
+from nodeagent.proxy.context import Context
+from nodeagent.proxy.http import fields as field
+from nodeagent.proxy.http import patience
+from nodeagent.proxy.http.exchange import Downstream, Exchange
+from nodeagent.proxy.http.fields import Field, size
+from nodeagent.proxy.http.line import Line
+from nodeagent.proxy.http2 import frames as wire
+from nodeagent.proxy.http2.exchange import Http2Exchange
+from nodeagent.proxy.http2.heads import Malformed, answer_block, read_request, read_trailers, trailer_block
+from nodeagent.proxy.http2.session import TOO_LARGE, Session, SessionError, SessionUser
+from nodeagent.proxy.http2.stream import CAUSES, Stream
+from nodeagent.proxy.permit import Permit
+from nodeagent.proxy.transport import Transport, reset
+
+LINGER_SECONDS: Final = 1.0
+"""What the client still sends is read and dropped so long: a close with unread bytes is a reset,
+which can overtake the GOAWAY.
+"""
+UNSENT: Final = 1 << 18
+_PROTO: Final = (b"x-forwarded-proto", b"http")
+_TE: Final = ((b"te", b"trailers"),)
+
+
+class Http2Downstream(Downstream, SessionUser):
+    """The protocol of an accepted connection that speaks HTTP/2; ``transport`` is plain or a TlsStream."""
+
+    def __init__(
+        self, line: Line, context: Context, connection: Connection, permit: Permit, transport: Transport
+    ) -> None:
+        self.line = line
+        self.context = context
+        self.connection = connection
+        self.permit = permit
+        self.transport = transport
+        limits = context.limits
+        self.session = Session(
+            self, client=False, streams=limits.streams_per_connection, header_bytes=limits.header_bytes
+        )
+        self.touched = context.now
+        self.head_since = context.now
+        self._buffer_limit = limits.buffer_bytes
+        self._swept_at = context.now
+        self._scheduled = False
+        self._unsent = 0
+        """Bytes that were written while the transport took none."""
+        self._reading = True
+        self._lingering = False
+        self._closed = False
+        """Nothing that still comes counts."""
+        self._warned = False
+
+    # -- events of the transport --
+
+    def data_received(self, data: bytes) -> None:
+        if self._closed:
+            return
+        self.touched = self.context.now
+        session = self.session
+        session.feed(data)
+        if session.behind:
+            self._fall_behind()
+        self._flush()
+
+    def _fall_behind(self) -> None:
+        """The client has had its share of this turn."""
+        self._pause_reading()
+        self.context.loop.call_soon(self._catch_up)
+
+    def _catch_up(self) -> None:
+        if self._closed:
+            return
+        self.session.feed(b"")
+        if self.session.behind:
+            self.context.loop.call_soon(self._catch_up)
+        else:
+            self._resume_reading()
+        self._flush()
+
+    def eof_received(self) -> bool:
+        return False  # a stream ends by itself; who ends the connection waits for nothing more
+
+    def connection_lost(self, error: Exception | None) -> None:
+        self._closed = True
+        streams = list(self.session.streams.values())
+        self.session.streams.clear()
+        for stream in streams:
+            self._gone(stream, DOWNSTREAM_GONE)
+        self.line.closed(self.connection)
+
+    def pause_writing(self) -> None:
+        self.session.blocked = True
+
+    def resume_writing(self) -> None:
+        self.session.blocked = False
+        self._unsent = 0
+        self._resume_reading()
+        self._flush()
+
+    def _pause_reading(self) -> None:
+        if self._reading:
+            self._reading = False
+            self.transport.pause_reading()
+
+    def _resume_reading(self) -> None:
+        if not self._reading and not self.session.behind and not self.transport.is_closing():
+            self._reading = True
+            self.transport.resume_reading()
+
+    # -- writing --
+
+    def _soon(self) -> None:
+        """Write what this turn of the loop says, at its end."""
+        if not self._scheduled:
+            self._scheduled = True
+            self.context.loop.call_soon(self._flush)
+
+    def _flush(self) -> None:
+        self._scheduled = False
+        session = self.session
+        data = session.take()
+        if data:
+            self.transport.write(data)
+            if session.blocked:
+                self._unsent += len(data)
+                if self._unsent > UNSENT:
+                    self._pause_reading()
+        if session.broken is not None:
+            self._break(session.broken)
+        elif session.waiting():
+            self._soon()
+        elif self._closed or self._warned:
+            self._end_if_done()
+
+    def _end_if_done(self) -> None:
+        """Close a connection that takes no more requests behind its last answer."""
+        if not self.session.streams and (self._closed or self.session.left()):
+            self._linger()
+
+    # -- requests --
+
+    def on_head(self, stream: Stream, fields: list[Field]) -> None:
+        if stream.head_read:
+            self._take_trailers(stream, fields)
+            return
+        stream.head_read = True
+        if fields is TOO_LARGE or len(fields) > self.context.limits.header_count:
+            self._make(stream, b"-", b"-", b"-", []).refuse(HEADERS_TOO_LARGE)
+            return
+        try:
+            head = read_request(fields, ended=self.session.ends, local=self.connection.local_text.encode())
+        except Malformed:
+            self.session.malformed(stream)
+            return
+        exchange = self._make(stream, head.method, head.target, head.authority, head.fields)
+        exchange.length = stream.expected = head.length
+        exchange.received = size(head.fields)
+        seen = head.seen
+        if seen & field.NOTED:
+            exchange.user_agent = head.user_agent
+            exchange.forwarded_for = head.forwarded_for
+            exchange.client_cert = seen & field.CLIENT_CERT != 0
+            exchange.request_id = head.request_id
+        if head.te:
+            exchange.own = _TE
+        if not exchange.request_id:
+            exchange.request_id = self.line.new_request_id()
+            exchange.fields.append((b"x-request-id", exchange.request_id))
+        if not seen & field.FORWARDED_PROTO:
+            exchange.fields.append(_PROTO)
+        if exchange.method == b"CONNECT":
+            exchange.refuse(CONNECT_REFUSED)
+        else:
+            self.line.request(exchange)
+
+    def _make(
+        self, stream: Stream, method: bytes, target: bytes, authority: bytes, fields: list[Field]
+    ) -> Http2Exchange:
+        exchange = Http2Exchange(self, method, target, authority, fields, perf_counter())
+        exchange.stream = stream
+        exchange.moved_at = self.context.now
+        stream.exchange = exchange
+        return exchange
+
+    def _take_trailers(self, stream: Stream, fields: list[Field]) -> None:
+        exchange = stream.exchange
+        if exchange is None or exchange.finished:
+            return
+        try:
+            trailers = read_trailers(fields)
+        except Malformed:
+            self.session.malformed(stream)
+            return
+        if fields is TOO_LARGE:
+            exchange.give_up(HEADERS_TOO_LARGE)
+        elif trailers:
+            exchange.trailers = trailers
+            exchange.received += size(trailers)
+
+    def on_data(self, stream: Stream, piece: bytes) -> None:
+        exchange = stream.exchange
+        if exchange is None or exchange.finished:
+            return
+        exchange.moved_at = self.context.now
+        exchange.data(piece)
+        if exchange.pending_bytes > self._buffer_limit and exchange.arrived is None:
+            self.session.hold(stream, CAUSES["body"])
+
+    def on_end(self, stream: Stream) -> None:
+        exchange = stream.exchange
+        if exchange is None:
+            return
+        if exchange.length:
+            exchange.since = self.context.now
+        exchange.complete()
+
+    def on_reset(self, stream: Stream, code: int, *, ours: bool) -> None:
+        self._gone(stream, HTTP2_MALFORMED if ours else DOWNSTREAM_GONE)
+
+    def _gone(self, stream: Stream, reason: Reason) -> None:
+        """Nobody waits for the answer on *stream* any more."""
+        exchange = stream.exchange
+        if exchange is None and reason is HTTP2_MALFORMED:
+            exchange = self._make(stream, b"-", b"-", b"-", [])
+        if exchange is not None and exchange.gone():
+            self.line.observe(exchange, 0, reason)
+
+    def pause(self, exchange: Exchange, why: str) -> None:
+        assert isinstance(exchange, Http2Exchange)
+        self.session.hold(exchange.stream, CAUSES[why])
+
+    def resume(self, exchange: Exchange, why: str) -> None:
+        assert isinstance(exchange, Http2Exchange)
+        self.session.release(exchange.stream, CAUSES[why])
+        if self.session.waiting():
+            self._soon()
+
+    # -- answers --
+
+    def interim(self, exchange: Exchange, status: int, fields: list[Field]) -> None:
+        assert isinstance(exchange, Http2Exchange)
+        if status != 101 and not exchange.finished:
+            exchange.sent += self.session.send_head(exchange.stream, answer_block(status, fields), ended=False)
+            self._soon()
+
+    def invite(self, exchange: Exchange) -> None:
+        self.interim(exchange, 100, [])
+
+    def answer(self, exchange: Exchange, status: int, fields: list[Field], length: int) -> None:
+        assert isinstance(exchange, Http2Exchange)
+        exchange.status = status
+        exchange.answered = True
+        session = self.session
+        exchange.sent += session.send_head(exchange.stream, answer_block(status, fields), ended=length == 0)
+        session.earn(3)
+        self._soon()
+
+    def data(self, exchange: Exchange, piece: bytes) -> None:
+        assert isinstance(exchange, Http2Exchange)
+        exchange.sent += len(piece)
+        self.session.give(exchange.stream, piece)
+
+    def flush(self, exchange: Exchange) -> None:
+        self._soon()
+
+    def end(self, exchange: Exchange, trailers: list[Field]) -> None:
+        assert isinstance(exchange, Http2Exchange)
+        exchange.finished = True
+        if exchange.arrived is not None:
+            exchange.progressed()
+        self.session.finish(exchange.stream, trailer_block(trailers) if trailers else trailers)
+        self.line.observe(exchange, exchange.status, exchange.reason)
+        self._soon()
+
+    def cut(self, exchange: Exchange) -> None:
+        assert isinstance(exchange, Http2Exchange)
+        self.line.observe(exchange, exchange.status, exchange.reason)
+        self.session.reset(exchange.stream, wire.INTERNAL_ERROR)
+        self._soon()
+
+    def on_full(self, stream: Stream) -> None:
+        exchange = stream.exchange
+        if exchange is not None and not exchange.finished and exchange.upstream is not None:
+            exchange.upstream.pause(exchange)
+
+    def on_room(self, stream: Stream) -> None:
+        exchange = stream.exchange
+        if exchange is not None and not exchange.finished and exchange.upstream is not None:
+            exchange.upstream.resume(exchange)
+
+    def on_goaway(self, code: int) -> None:
+        """The client opens no more streams, and leaves when it has its answers."""
+
+    def on_settings(self) -> None:
+        """What the client takes counts from now on; the session knows."""
+
+    # -- the connection's end --
+
+    def under_way(self) -> Sequence[Exchange]:
+        return [stream.exchange for stream in self.session.streams.values() if stream.exchange is not None]
+
+    def reading_head(self) -> bool:
+        return self.session.in_head()
+
+    def held_back(self, exchange: Exchange) -> bool:
+        assert isinstance(exchange, Http2Exchange)
+        return exchange.stream.held != 0
+
+    def moved(self, exchange: Exchange) -> float:
+        assert isinstance(exchange, Http2Exchange)
+        return exchange.moved_at
+
+    def move(self, exchange: Exchange, now: float) -> None:
+        assert isinstance(exchange, Http2Exchange)
+        self.touched = exchange.moved_at = now
+
+    def time_out(self, exchange: Exchange | None) -> None:
+        if exchange is not None:
+            exchange.give_up(DOWNSTREAM_TIMEOUT)
+            return
+        self.session.fail(SessionError(wire.PROTOCOL_ERROR, "a header block did not end in time"))
+        self._flush()
+
+    def drain(self) -> None:
+        if self.retiring:
+            return
+        self.retiring = True
+        self.session.warn()
+        self.session.ping()
+        self._soon()
+
+    def sweep(self, now: float) -> None:
+        session = self.session
+        session.forgive(now - self._swept_at)
+        self._swept_at = now
+        if self.retiring and not session.pinged and not self._warned:
+            self._warned = True
+            session.leave()
+            self._soon()
+        patience.enforce(self, now, self.context.timeouts)
+
+    def reset(self) -> None:
+        reset(self.transport)
+
+    def close(self) -> None:
+        self.session.leave()
+        self._linger()
+
+    def _break(self, error: SessionError) -> None:
+        """The client broke a rule of the whole connection: it was told; what was under way is lost."""
+        if self._closed:
+            return
+        self._closed = True
+        self.line.broke(self.connection, HTTP2_BROKEN, error.words)
+        for stream in list(self.session.streams.values()):
+            self._gone(stream, HTTP2_BROKEN)
+        self.session.streams.clear()
+        self._linger()
+
+    def _linger(self) -> None:
+        """Close when the client has read what was said, or soon."""
+        self._closed = True
+        if not self._lingering and not self.transport.is_closing():
+            self._lingering = True
+            data = self.session.take()
+            if data:
+                self.transport.write(data)
+            self.transport.write_eof()
+            self._resume_reading()
+            self.context.loop.call_later(LINGER_SECONDS, self.transport.close)

@@ -1,0 +1,301 @@
+"""What of an HTTP/2 header block may pass, and how heads are written as one (RFC 9113 section 8). Pure.
+
+Whatever two readers could take for different things is refused: a field that HTTP/1 would frame or
+split by, a second authority, a length that is none. What passes here may be written as HTTP/1
+without another look at it.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import Final
+
+from nodeagent.proxy.http import fields as field
+from nodeagent.proxy.http.exchange import UNKNOWN, Exchange
+from nodeagent.proxy.http.fields import Field, classify
+from nodeagent.proxy.http1.framing import Ambiguous, content_length, valid_host
+
+_NAME: Final = re.compile(rb"[!#$%&'*+\-.^_`|~0-9a-z]+")
+"""A token without upper case (RFC 9113 section 8.2.1)."""
+_TOKEN: Final = re.compile(rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
+_TARGET: Final = re.compile(rb"[!-~\x80-\xff]+")
+_FORBIDDEN: Final = frozenset((b"connection", b"proxy-connection", b"keep-alive", b"transfer-encoding", b"upgrade"))
+"""RFC 9113 section 8.2.2."""
+_TRAILERS: Final = (b"te", b"trailers")
+_SLASH: Final = 0x2F
+_COLON: Final = 0x3A
+_SPACE: Final = 0x20
+_TAB: Final = 0x09
+_SCHEME: Final = (b":scheme", b"http")
+
+WRONG: Final = -1
+COOKIE: Final = 1 << 20
+TE: Final = 1 << 21
+_KNOWN: Final = 4096
+_kinds: Final[dict[bytes, int]] = {b"cookie": COOKIE, b"te": TE}
+"""Names that were met, and what they are; WRONG: no name that may come."""
+_lower: Final[dict[bytes, bytes]] = {}
+"""Spellings that were met, as they are written; empty: not at all."""
+_hosts: Final[set[bytes]] = set()
+_targets: Final[set[bytes]] = set()
+
+
+class Malformed(ValueError):
+    """This is no message (RFC 9113 section 8.1.1); says why."""
+
+
+class RequestHead:
+    """A request's head as the rest of the proxy takes it."""
+
+    length = UNKNOWN
+    seen = 0
+    user_agent = b""
+    request_id = b""
+    forwarded_for = b""
+    te = False
+
+    def __init__(self, method: bytes, target: bytes, authority: bytes, fields: list[Field]) -> None:
+        self.method = method
+        self.target = target
+        self.authority = authority
+        self.fields = fields
+
+
+class AnswerHead:
+    """An answer's head."""
+
+    def __init__(self, status: int, fields: list[Field], length: int) -> None:
+        self.status = status
+        self.fields = fields
+        self.length = length
+
+
+def kind_of(name: bytes) -> int:
+    """Return what the field *name* is to the proxy (``fields.py``, COOKIE or TE), WRONG where it may not come."""
+    kind = _kinds.get(name)
+    if kind is None:
+        kind = classify(name) if _NAME.fullmatch(name) and name not in _FORBIDDEN else WRONG
+        if len(_kinds) < _KNOWN:
+            _kinds[name] = kind
+    return kind
+
+
+def read_request(block: Sequence[Field], *, ended: bool, local: bytes) -> RequestHead:
+    """Return the request whose head is *block*; *ended*: it has no body; *local* stands in for a
+    missing authority. Raises Malformed.
+    """
+    method = target = authority = scheme = b""
+    at = 0
+    for name, value in block:
+        if not name or name[0] != _COLON:
+            break
+        at += 1
+        if name == b":method" and not method:
+            method = value
+        elif name == b":path" and not target:
+            target = value
+        elif name == b":scheme" and not scheme:
+            scheme = value
+        elif name == b":authority" and not authority:
+            authority = value
+        else:
+            raise Malformed("a pseudo-header is unknown, repeated or empty")
+    head = RequestHead(method, target, authority, [])
+    _read_fields(head, block, at)
+    _check_line(head, scheme)
+    hosts = [value for name, value in head.fields if name == b"host"] if head.seen & field.HOST else []
+    if len(hosts) > 1 or (hosts and authority and hosts[0].lower() != authority.lower()):
+        raise Malformed("host is repeated, or not what :authority says")
+    head.authority = authority or (hosts[0] if hosts else local)
+    if not hosts:
+        head.fields.insert(0, (b"host", head.authority))
+    _check_host(head.authority)
+    if ended:
+        if head.length > 0:
+            raise Malformed("content-length announces a body that does not follow")
+        head.length = 0
+    return head
+
+
+def _read_fields(head: RequestHead, block: Sequence[Field], at: int) -> None:
+    """Take over the fields of *block* from *at* on."""
+    fields = head.fields
+    cookies: list[bytes] = []
+    seen = 0
+    for name, value in block[at:]:
+        kind = kind_of(name)
+        check_value(value)
+        if kind:
+            if kind == WRONG:
+                raise Malformed("a field's name may not stand in HTTP/2")
+            seen |= kind
+            if kind == COOKIE:
+                cookies.append(value)
+                if len(cookies) > 1:
+                    continue
+            elif kind == TE:
+                if value.lower() != b"trailers":
+                    raise Malformed("te says something else than trailers")
+                head.te = True
+                continue
+            elif kind == field.LENGTH:
+                _take_length(head, value)
+            elif kind == field.USER_AGENT:
+                head.user_agent = value
+            elif kind == field.REQUEST_ID:
+                head.request_id = value
+            elif kind == field.FORWARDED_FOR:
+                head.forwarded_for = value
+        fields.append((name, value))
+    head.seen = seen
+    if len(cookies) > 1:  # RFC 9113 section 8.2.3
+        head.fields = [(name, b"; ".join(cookies) if name == b"cookie" else value) for name, value in fields]
+
+
+def _take_length(head: RequestHead, value: bytes) -> None:
+    if head.length != UNKNOWN:
+        raise Malformed("content-length is repeated")
+    head.length = _length(value)
+
+
+def _length(value: bytes) -> int:
+    try:
+        return content_length(value)
+    except Ambiguous as error:
+        raise Malformed(str(error)) from None
+
+
+def check_value(value: bytes) -> None:
+    """Refuse what HTTP/1 could take for the end of a field (RFC 9113 section 8.2.1). Raises Malformed."""
+    if b"\n" in value or b"\r" in value or b"\0" in value:
+        raise Malformed("a field's value holds CR, LF or NUL")
+    if value and (value[0] in (_SPACE, _TAB) or value[-1] in (_SPACE, _TAB)):
+        raise Malformed("a field's value begins or ends with white space")
+
+
+def _check_line(head: RequestHead, scheme: bytes) -> None:
+    """Refuse what would not be one line of HTTP/1: method and target."""
+    method = head.method
+    if not _TOKEN.fullmatch(method):
+        raise Malformed(":method is missing or no token")
+    if method == b"CONNECT":
+        return
+    target = head.target
+    if not target or not scheme:
+        raise Malformed(":path or :scheme is missing")
+    if target in _targets:
+        return
+    if not _TARGET.fullmatch(target) or (target[0] != _SLASH and (target != b"*" or method != b"OPTIONS")):
+        raise Malformed(":path is no path")
+    if len(_targets) < _KNOWN and target[0] == _SLASH and len(target) < 256:
+        _targets.add(target)
+
+
+def _check_host(authority: bytes) -> None:
+    if authority in _hosts:
+        return
+    if not valid_host(authority):
+        raise Malformed(":authority or host is not a name or address with an optional port")
+    if len(_hosts) < _KNOWN:
+        _hosts.add(authority)
+
+
+def read_answer(block: Sequence[Field], method: bytes, *, ended: bool) -> AnswerHead:
+    """Return the answer to *method* whose head is *block*; *ended*: it has no body. Raises Malformed."""
+    if not block or block[0][0] != b":status" or len(block[0][1]) != 3 or not block[0][1].isdigit():
+        raise Malformed(":status is missing or no number of three digits")
+    status = int(block[0][1])
+    fields: list[Field] = []
+    length = UNKNOWN
+    for name, value in block[1:]:
+        kind = kind_of(name)
+        if kind in (WRONG, field.CONNECTION, field.UPGRADE, field.ENCODING):
+            raise Malformed("a field's name may not stand in HTTP/2")
+        check_value(value)
+        if kind == field.LENGTH:
+            if length != UNKNOWN:
+                raise Malformed("content-length is repeated")
+            length = _length(value)
+        fields.append((name, value))
+    bodiless = method == b"HEAD" or status in (204, 304)
+    if ended and length > 0 and not bodiless:
+        raise Malformed("content-length announces a body that does not follow")
+    if ended or bodiless:
+        length = 0
+    return AnswerHead(status, fields, length)
+
+
+def read_trailers(block: Sequence[Field]) -> list[Field]:
+    """Return the trailers in *block* that may go on: fields that frame, route or identify have no
+    business there (RFC 9110 section 6.5.1). Raises Malformed.
+    """
+    trailers: list[Field] = []
+    for name, value in block:
+        kind = kind_of(name)
+        check_value(value)
+        if kind == WRONG:
+            raise Malformed("a trailer's name may not stand in HTTP/2")
+        if not kind:
+            trailers.append((name, value))
+    return trailers
+
+
+def lowered(name: bytes) -> bytes:
+    """Return *name* as HTTP/2 writes it; empty: it is not written, but said by a pseudo-header or the frames."""
+    written = _lower.get(name)
+    if written is None:
+        written = name.lower()
+        if written == b"host" or written in _FORBIDDEN or not _NAME.fullmatch(written):
+            written = b""
+        if len(_lower) < _KNOWN:
+            _lower[name] = written
+    return written
+
+
+def path_of(target: bytes) -> bytes:
+    """Return what of *target*, which a client of HTTP/1 may have written as a whole URL, is :path."""
+    if target[0] == _SLASH or target == b"*":
+        return target
+    rest = target.partition(b"://")[2]
+    return rest[len(rest.partition(b"/")[0].partition(b"?")[0]) :] or b"/"
+
+
+def request_block(exchange: Exchange) -> list[Field]:
+    """Return the header block of *exchange* as it goes to the endpoint."""
+    hop = exchange.route
+    assert hop is not None, "a request is routed before it is forwarded"
+    block: list[Field] = [
+        (b":method", exchange.method),
+        _SCHEME,
+        (b":path", path_of(exchange.target)),
+        (b":authority", exchange.authority),
+    ]
+    write_fields(block, exchange.onward())
+    if _TRAILERS in exchange.own:
+        block.append(_TRAILERS)
+    if hop.forwarded:
+        block += hop.forwarded
+    return block
+
+
+def answer_block(status: int, fields: Sequence[Field]) -> list[Field]:
+    """Return the header block of an answer."""
+    block: list[Field] = [(b":status", b"%d" % status)]
+    write_fields(block, fields)
+    return block
+
+
+def trailer_block(trailers: Sequence[Field]) -> list[Field]:
+    """Return the header block of *trailers*."""
+    block: list[Field] = []
+    write_fields(block, trailers)
+    return block
+
+
+def write_fields(block: list[Field], fields: Sequence[Field]) -> None:
+    """Add *fields* to *block*, names in lower case; what belongs to HTTP/1 alone is left out."""
+    for name, value in fields:
+        written = lowered(name)
+        if written:
+            block.append((written, value))

@@ -1,0 +1,63 @@
+"""One stream of an HTTP/2 connection, as the session keeps it (RFC 9113 section 5.1)."""
+
+from __future__ import annotations
+
+import collections
+from typing import Final
+
+from nodeagent.proxy.http.exchange import UNKNOWN, Exchange
+from nodeagent.proxy.http.fields import Field
+
+BODY: Final = 1
+UPSTREAM: Final = 2
+DOWNSTREAM: Final = 4
+CAUSES: Final = {"body": BODY, "upstream": UPSTREAM}
+"""Why no more of a body is taken from the peer, as bits."""
+
+
+class Stream:
+    """Both directions: what the peer sends is counted here, what goes to it waits here for its window."""
+
+    # what most streams never change stays on the class
+    exchange: Exchange | None = None
+    head_read = False
+    """The peer's head is whole; another one is its trailers."""
+    remote_ended = False
+    local_ended = False
+    closing = False
+    """Nothing is added to what waits any more: it ends the stream."""
+    trailers: list[Field] | None = None
+    """What follows what waits, where it is no END_STREAM alone."""
+    held = 0
+    """Causes for which the peer gets no new window."""
+    taken = 0
+    """Bytes that came, and for which the peer has got no new window of the stream."""
+    owed = 0
+    """Those of them for which it has got none of the connection's either."""
+    expected = UNKNOWN
+    """Bytes of the peer's body by its content-length."""
+    read = 0
+    """Bytes that came of it."""
+    queued = 0
+    """Bytes that wait."""
+    waits = False
+    """The other half was asked to pause, since much waits."""
+    queue: collections.deque[bytes] | None = None
+    kept: list[bytes] | None = None
+    """What was sent of a request's body, while it may have to be sent once more."""
+    kept_bytes = 0
+
+    def __init__(self, number: int, window: int) -> None:
+        """*window*: bytes that the peer takes (its SETTINGS_INITIAL_WINDOW_SIZE)."""
+        self.number = number
+        self.window = window
+
+    def keeps(self, piece: bytes, most: int) -> None:
+        """Keep *piece* of what was sent as long as that is not more than *most* bytes."""
+        kept = self.kept
+        if kept is not None:
+            self.kept_bytes += len(piece)
+            if self.kept_bytes > most:
+                self.kept = None
+            else:
+                kept.append(piece)

@@ -1,0 +1,369 @@
+"""The client's half of HTTP/2: exchanges of one pool share a connection to an endpoint, a stream
+each.
+
+Theory of operation
+===================
+
+Who keeps the connection (``streams.py``) asks :meth:`Http2Upstream.free` before it gives an
+exchange to it, and hears of every stream that ends. An endpoint may leave a stream before it looked
+at it, by REFUSED_STREAM or a GOAWAY that names a lower one: such an exchange is sent once more on
+another connection, whatever its method (RFC 9113 section 8.7), as long as what was sent of its body
+is kept: KEPT bytes at most, until the answer begins.
+
+An answer that ends before its request does ends the stream: nothing more of the request is wanted.
+While the endpoint is silent and is waited for, it is asked by PINGs whether it is there
+(:meth:`Http2Upstream.sweep`).
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from mypy_extensions import trait
+
+from nodeagent.errors import UPSTREAM_PROTOCOL, UPSTREAM_RESET, Reason
+from nodeagent.proxy.connection import Connection
+from nodeagent.proxy.context import Context
+from nodeagent.proxy.http.exchange import Exchange, Upstream
+from nodeagent.proxy.http.fields import NO_FIELDS, Field, with_fields
+from nodeagent.proxy.http2 import frames as wire
+from nodeagent.proxy.http2.heads import Malformed, read_answer, read_trailers, request_block, trailer_block
+from nodeagent.proxy.http2.session import TOO_LARGE, Session, SessionUser
+from nodeagent.proxy.http2.stream import DOWNSTREAM, Stream
+from nodeagent.proxy.transport import Transport
+
+KEPT: Final = 1 << 16
+TRIES: Final = 4
+"""How often an exchange that no endpoint looked at is sent."""
+UNSETTLED_STREAMS: Final = 100
+"""How many streams an endpoint is given that has not said how many it takes (RFC 9113 section 6.5.2)."""
+PING_SECONDS: Final = 30.0
+LOST_SECONDS: Final = 20.0
+"""An endpoint that owes answers and says nothing is asked after the first, and given up the second later."""
+INTERIM_COST: Final = 20
+"""Of the session's patience: an answer before the answer brings the client nothing."""
+
+
+@trait
+class StreamKeeper:
+    """Who gives exchanges to connections (``streams.py``)."""
+
+    def freed(self, upstream: Http2Upstream) -> None:
+        """A stream of *upstream* has ended, or more may be opened."""
+        raise NotImplementedError
+
+    def forget(self, upstream: Http2Upstream) -> None:
+        """*upstream* takes no more exchanges."""
+        raise NotImplementedError
+
+    def retry(self, exchange: Exchange) -> None:
+        """Forward *exchange*, at which no endpoint has looked, once more."""
+        raise NotImplementedError
+
+
+class Http2Upstream(Upstream, SessionUser):
+    """The protocol of a connection to an endpoint."""
+
+    def __init__(
+        self, keeper: StreamKeeper, owner: Connection, context: Context, transport: Transport, most: int
+    ) -> None:
+        """*owner*: the client's connection for whose exchange it was dialled; *most*: how many
+        streams it carries at once, whatever the endpoint takes.
+        """
+        self._keeper = keeper
+        self._context = context
+        self.owner = owner
+        self.transport = transport
+        self.session = Session(self, client=True, streams=0, header_bytes=context.limits.header_bytes)
+        self.streams: dict[Exchange, Stream] = {}
+        self.lost = False
+        self.used = False
+        """It has carried an exchange."""
+        self._most = most
+        self._scheduled = False
+        self._trailers = NO_FIELDS
+        self._read: list[Exchange] = []
+        """Whose answers grew in this read."""
+        self._heard = context.now
+        self._asked = 0.0
+        """When a PING was sent that has no answer yet."""
+        self.idle_since = context.now
+
+    def begin(self) -> None:
+        """Send what begins the connection, also where nothing is asked yet."""
+        self._soon()
+
+    def free(self) -> bool:
+        """Say whether another exchange may be given to it."""
+        most = self._most if self.session.settled else min(self._most, UNSETTLED_STREAMS)
+        return not self.lost and not self.closes and self.session.can_open(most)
+
+    # -- requests --
+
+    def ask(self, exchange: Exchange) -> None:
+        session = self.session
+        stream = session.open()
+        self.used = True
+        stream.exchange = exchange
+        self.streams[exchange] = stream
+        exchange.upstream = self
+        exchange.tries += 1
+        if len(self.streams) == 1:
+            self._heard = self._context.now
+        whole = exchange.length == 0
+        exchange.received += session.send_head(stream, request_block(exchange), ended=whole)
+        pending = exchange.pending
+        exchange.pending = None
+        exchange.pending_bytes = 0
+        if not whole:
+            stream.kept = []
+            for piece in pending or ():
+                self._give(stream, piece)
+            if exchange.request_complete:
+                self.end(exchange)
+        if pending is not None:
+            exchange.downstream.resume(exchange, "body")
+        self._soon()
+
+    def data(self, exchange: Exchange, piece: bytes) -> None:
+        stream = self.streams.get(exchange)
+        if stream is not None:
+            self._give(stream, piece)
+            self._soon()
+
+    def _give(self, stream: Stream, piece: bytes) -> None:
+        stream.keeps(piece, KEPT)
+        self.session.give(stream, piece)
+
+    def end(self, exchange: Exchange) -> None:
+        stream = self.streams.get(exchange)
+        if stream is not None:
+            trailers = exchange.trailers
+            self.session.finish(stream, trailer_block(trailers) if trailers else NO_FIELDS)
+            self._soon()
+
+    def abandon(self, exchange: Exchange) -> None:
+        stream = self.streams.pop(exchange, None)
+        if stream is not None:
+            self.session.reset(stream, wire.CANCEL)
+            self._soon()
+            self._free_again()
+
+    def pause(self, exchange: Exchange) -> None:
+        stream = self.streams.get(exchange)
+        if stream is not None:
+            self.session.hold(stream, DOWNSTREAM)
+
+    def resume(self, exchange: Exchange) -> None:
+        stream = self.streams.get(exchange)
+        if stream is not None:
+            self.session.release(stream, DOWNSTREAM)
+            self._soon()
+
+    def close(self) -> None:
+        self.closes = True
+        if not self.lost:
+            self.session.leave()
+            self._flush()
+            self.transport.close()
+
+    # -- writing --
+
+    def _soon(self) -> None:
+        """Write what this turn of the loop says, at its end."""
+        if not self._scheduled:
+            self._scheduled = True
+            self._context.loop.call_soon(self._flush)
+
+    def _flush(self) -> None:
+        self._scheduled = False
+        if self.lost:
+            return
+        session = self.session
+        data = session.take()
+        if data:
+            self.transport.write(data)
+        if session.broken is not None:
+            self.transport.close()
+        elif session.waiting():
+            self._soon()
+
+    # -- events of the transport --
+
+    def data_received(self, data: bytes) -> None:
+        self._heard = self._context.now
+        self._asked = 0.0
+        session = self.session
+        session.feed(data)
+        if session.behind:
+            self.transport.pause_reading()
+            self._context.loop.call_soon(self._catch_up)
+        self._told()
+
+    def _catch_up(self) -> None:
+        """Go on with what came, of which the last turn had its share."""
+        if self.lost:
+            return
+        self.session.feed(b"")
+        if self.session.behind:
+            self._context.loop.call_soon(self._catch_up)
+        else:
+            self.transport.resume_reading()
+        self._told()
+
+    def _told(self) -> None:
+        """Pass on what this turn brought."""
+        session = self.session
+        read = self._read
+        self._read = []
+        for exchange in read:
+            if not exchange.finished:
+                exchange.downstream.flush(exchange)
+        if session.broken is not None:
+            self._lose(UPSTREAM_PROTOCOL)
+        if session.waiting():
+            self._soon()
+
+    def eof_received(self) -> bool:
+        self._keeper.forget(self)
+        return False
+
+    def connection_lost(self, error: Exception | None) -> None:
+        self.lost = True
+        self._lose(UPSTREAM_RESET)
+
+    def _lose(self, reason: Reason) -> None:
+        """No exchange gets an answer on this connection any more."""
+        self._keeper.forget(self)
+        streams = list(self.streams.values())
+        self.streams.clear()
+        self.session.streams.clear()
+        for stream in streams:
+            exchange = stream.exchange
+            assert exchange is not None, "a stream is opened for an exchange"
+            if not exchange.replayable() or not self._again(exchange, stream):
+                exchange.refuse(reason)
+
+    def pause_writing(self) -> None:
+        self.session.blocked = True
+
+    def resume_writing(self) -> None:
+        self.session.blocked = False
+        self._flush()
+
+    # -- events of the session --
+
+    def on_head(self, stream: Stream, fields: list[Field]) -> None:
+        exchange = stream.exchange
+        assert exchange is not None, "a stream is opened for an exchange"
+        try:
+            if fields is TOO_LARGE:
+                raise Malformed("the answer's head is too large")
+            if stream.head_read:
+                self._trailers = read_trailers(fields)
+                return
+            head = read_answer(fields, exchange.method, ended=self.session.ends)
+            if head.status == 101 or (head.status < 200 and self.session.ends):
+                raise Malformed("an interim answer ends the stream, or leaves HTTP/2")
+        except Malformed:
+            self.session.malformed(stream)
+            return
+        if head.status < 200:
+            self.session.spend(INTERIM_COST)
+            exchange.downstream.interim(exchange, head.status, head.fields)
+            return
+        stream.head_read = True
+        stream.kept = None
+        stream.expected = head.length
+        answer = head.fields
+        if exchange.answer_fields:
+            answer = with_fields(answer, exchange.answer_fields)
+        exchange.downstream.answer(exchange, head.status, answer, head.length)
+        self._read.append(exchange)
+
+    def on_data(self, stream: Stream, piece: bytes) -> None:
+        exchange = stream.exchange
+        assert exchange is not None, "a stream is opened for an exchange"
+        exchange.downstream.data(exchange, piece)
+        self._read.append(exchange)
+
+    def on_end(self, stream: Stream) -> None:
+        exchange = stream.exchange
+        assert exchange is not None, "a stream is opened for an exchange"
+        del self.streams[exchange]
+        if not stream.local_ended:
+            self.session.reset(stream, wire.NO_ERROR)
+        trailers = self._trailers
+        self._trailers = NO_FIELDS
+        exchange.downstream.end(exchange, trailers)
+        self._free_again()
+
+    def on_reset(self, stream: Stream, code: int, *, ours: bool) -> None:
+        exchange = stream.exchange
+        assert exchange is not None, "a stream is opened for an exchange"
+        if self.streams.pop(exchange, None) is None:
+            return
+        refused = code == wire.REFUSED_STREAM and not ours
+        if refused:
+            # whatever it says that it takes
+            self.session.peer_streams = max(1, len(self.streams))
+        if refused and self._again(exchange, stream):
+            self._free_again()
+            return
+        if ours or code == wire.PROTOCOL_ERROR:
+            exchange.refuse(UPSTREAM_PROTOCOL)
+        else:
+            exchange.refuse(UPSTREAM_RESET)
+        self._free_again()
+
+    def on_full(self, stream: Stream) -> None:
+        exchange = stream.exchange
+        if exchange is not None:
+            exchange.downstream.pause(exchange, "upstream")
+
+    def on_room(self, stream: Stream) -> None:
+        exchange = stream.exchange
+        if exchange is not None:
+            exchange.downstream.resume(exchange, "upstream")
+
+    def on_goaway(self, code: int) -> None:
+        self.closes = True
+        self._free_again()
+
+    def on_settings(self) -> None:
+        self._keeper.freed(self)
+
+    # -- the end of streams, and of the connection --
+
+    def _free_again(self) -> None:
+        if not self.streams:
+            self.idle_since = self._context.now
+            if self.closes:
+                self.close()
+                return
+        self._keeper.freed(self)
+
+    def _again(self, exchange: Exchange, stream: Stream) -> bool:
+        """Send *exchange* once more, of which the endpoint saw nothing; False: not all of it is there any more."""
+        if exchange.answered or exchange.finished or exchange.tries >= TRIES:
+            return False
+        if exchange.length:
+            if stream.kept is None:
+                return False
+            exchange.pending = stream.kept
+            exchange.pending_bytes = stream.kept_bytes
+        exchange.upstream = None
+        self._keeper.retry(exchange)
+        return True
+
+    def sweep(self, now: float, seconds: float) -> None:
+        """*seconds* after the last time: see whether an endpoint that owes answers is still there."""
+        self.session.forgive(seconds)
+        if not self.streams or self.lost:
+            return
+        if self._asked and now - self._asked > LOST_SECONDS:
+            self.transport.abort()
+        elif not self._asked and now - self._heard > PING_SECONDS:
+            self._asked = now
+            self.session.ping()
+            self._flush()
