@@ -1,0 +1,1 @@
+"""HTTP/2 towards both sides (RFC 9113)."""
