@@ -23,6 +23,7 @@ from nodeagent.identity.tls import Contexts, Inside, peer_identity
 from nodeagent.mesh.entries import Protocol
 from nodeagent.proxy.context import Context
 from nodeagent.proxy.pods import PodState
+from nodeagent.proxy.sniff import begins_http2
 from nodeagent.proxy.tls.stream import TlsStream
 from nodeagent.proxy.transport import Transport
 from nodeagent.vocabulary import SpiffeId, family_of, host_port
@@ -172,13 +173,16 @@ class Dialled(asyncio.Protocol):
         self._heard: asyncio.Future[None] | None = None
 
     def heard(self, loop: asyncio.AbstractEventLoop) -> asyncio.Future[None]:
-        """Return what is done as soon as the server has said something, or leaves."""
+        """Return what is done as soon as the server has said something, or leaves. That it takes
+        HTTP/2 is no word: its client may still be silent.
+        """
         self._heard = loop.create_future()
         self._told()
         return self._heard
 
     def _told(self) -> None:
-        if self._heard is not None and not self._heard.done() and (self.early or self.ended or self.lost):
+        spoke = self.early != b"" and not begins_http2(self.early)
+        if self._heard is not None and not self._heard.done() and (spoke or self.ended or self.lost):
             self._heard.set_result(None)
 
     def connection_made(self, transport: Transport) -> None:  # type: ignore[override]  # it is one of these

@@ -7,10 +7,9 @@ from __future__ import annotations
 
 from time import time
 
-from nodeagent.errors import UNPARSED_HTTP, Reason
+from nodeagent.errors import Reason
 from nodeagent.proxy.connection import Connection
 from nodeagent.proxy.context import Context
-from nodeagent.proxy.goaway import go_away
 from nodeagent.proxy.records import connection_record
 from nodeagent.proxy.route import Route
 from nodeagent.proxy.routing import Routing
@@ -51,13 +50,10 @@ class Ledger:
         connection.upstream_workload = route.workload
 
     def refuse(self, connection: Connection, transport: Transport, reason: Reason) -> None:
-        """Cut *connection* before it carried anything; the client sees a reset, or HTTP/2's words for *reason*."""
+        """Cut *connection* before it carried anything; the client sees a reset."""
         connection.refused(reason)
         self.failed(connection, self._routing.nowhere(connection), reason, time(), 0.0)
-        if connection.protocol == "http2" and reason is UNPARSED_HTTP:
-            go_away(self._context.loop, transport, reason)
-        else:
-            reset(transport)
+        reset(transport)
 
     def failed(self, connection: Connection, route: Route, reason: Reason, wall: float, seconds: float) -> None:
         """Count, log and strike *connection*, which began at *wall* (Unix seconds) and carried nothing

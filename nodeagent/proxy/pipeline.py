@@ -161,14 +161,16 @@ class Pipeline(Line):
         return route.call_cell(status, grpc_status, flag)
 
     def _asks_health(self, admitted: Admitted, early: bytes) -> bool:
-        """Say whether the client is the node, which may ask for the health that a gRPC probe of the
-        pod declares, whatever policies say (``carry.py``).
+        """Say whether the client of HTTP/2 is the node, which may ask for the health that a gRPC probe
+        of the pod declares, whatever policies say (``carry.py``).
         """
+        if admitted.permit.only_probes:
+            return True
         if not asked_health(admitted.permit, early):
             return False
         connection = admitted.connection
         route = pick(self._routing.routes(connection))
-        return admitted.permit.only_probes or self._guards.guard(connection, route, http=True) is not UNGUARDED
+        return self._guards.guard(connection, route, http=True) is not UNGUARDED
 
     def _as_http(self, admitted: Admitted, early: bytes, version: Verdict) -> None:
         """Give the connection to the codec for what the client speaks."""

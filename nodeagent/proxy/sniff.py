@@ -78,6 +78,8 @@ _METHOD: Final = 32
 """Bytes of a method that are kept: more than any registered one has."""
 _VERSION: Final = 128
 """Bytes of a line's end that are kept, in which its last word is looked for."""
+_SETTINGS: Final = b"\x04\0\0\0\0\0"
+"""Kind, flags and stream of the frame with which an HTTP/2 server begins, behind three bytes of length."""
 LONGEST: Final = 1 << 20
 """No server takes a request line of more bytes."""
 
@@ -141,3 +143,8 @@ def sniff_declared(data: bytes) -> Verdict:
     if not _PREFACE.startswith(start):
         return "http"
     return "http2" if len(start) == len(_PREFACE) else "more"
+
+
+def begins_http2(data: bytes) -> bool:
+    """Say whether a server that began with *data* speaks HTTP/2, by all that is there (RFC 9113 section 3.4)."""
+    return data[:1] == b"\0" and _SETTINGS.startswith(data[3 : 3 + len(_SETTINGS)])

@@ -76,7 +76,11 @@ class Http2Downstream(Downstream, SessionUser):
         self.transport = transport
         limits = context.limits
         self.session = Session(
-            self, client=False, streams=limits.streams_per_connection, header_bytes=limits.header_bytes
+            self,
+            client=False,
+            streams=limits.streams_per_connection,
+            header_bytes=limits.header_bytes,
+            header_count=limits.header_count,
         )
         self.touched = context.now
         self.head_since = context.now
@@ -185,7 +189,7 @@ class Http2Downstream(Downstream, SessionUser):
             self._take_trailers(stream, fields)
             return
         stream.head_read = True
-        if fields is TOO_LARGE or len(fields) > self.context.limits.header_count:
+        if fields is TOO_LARGE:
             self._make(stream, b"-", b"-", b"-", []).refuse(HEADERS_TOO_LARGE)
             return
         try:
@@ -195,7 +199,6 @@ class Http2Downstream(Downstream, SessionUser):
             return
         exchange = self._make(stream, head.method, head.target, head.authority, head.fields)
         exchange.length = stream.expected = head.length
-        exchange.received = size(head.fields)
         seen = head.seen
         if seen & field.NOTED:
             exchange.user_agent = head.user_agent

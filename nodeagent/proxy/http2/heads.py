@@ -134,23 +134,30 @@ def _read_fields(head: RequestHead, block: Sequence[Field], at: int) -> None:
                 cookies.append(value)
                 if len(cookies) > 1:
                     continue
-            elif kind == TE:
-                if value.lower() != b"trailers":
-                    raise Malformed("te says something else than trailers")
-                head.te = True
+            elif not _note(head, kind, value):
                 continue
-            elif kind == field.LENGTH:
-                _take_length(head, value)
-            elif kind == field.USER_AGENT:
-                head.user_agent = value
-            elif kind == field.REQUEST_ID:
-                head.request_id = value
-            elif kind == field.FORWARDED_FOR:
-                head.forwarded_for = value
         fields.append((name, value))
     head.seen = seen
     if len(cookies) > 1:  # RFC 9113 section 8.2.3
         head.fields = [(name, b"; ".join(cookies) if name == b"cookie" else value) for name, value in fields]
+
+
+def _note(head: RequestHead, kind: int, value: bytes) -> bool:
+    """Note what a field of *kind* says; say whether it goes on."""
+    if kind == field.LENGTH:
+        _take_length(head, value)
+    elif kind == field.USER_AGENT:
+        head.user_agent = value
+    elif kind == field.REQUEST_ID:
+        head.request_id = value
+    elif kind == field.FORWARDED_FOR:
+        head.forwarded_for = value
+    elif kind == TE:
+        if value.lower() != b"trailers":
+            raise Malformed("te says something else than trailers")
+        head.te = True
+        return False
+    return True
 
 
 def _take_length(head: RequestHead, value: bytes) -> None:

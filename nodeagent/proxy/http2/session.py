@@ -64,6 +64,8 @@ FRAMES_A_TURN: Final = 1024
 PATIENCE: Final = 2000
 RESET_COST: Final = 5
 FAULT_COST: Final = 10
+FORGIVEN: Final = 100.0
+"""What a second gives back."""
 REMEMBERED: Final = 256
 """Streams that were reset from here, of which frames may still be under way."""
 TOO_LARGE: Final[list[Field]] = []
@@ -121,15 +123,15 @@ class SessionUser:
 class Session:
     """The state of one connection."""
 
-    def __init__(self, user: SessionUser, *, client: bool, streams: int, header_bytes: int) -> None:
-        """*streams*: how many the peer may have open at once (a server's); *header_bytes*: what a
-        head may take.
+    def __init__(self, user: SessionUser, *, client: bool, streams: int, header_bytes: int, header_count: int) -> None:
+        """*streams*: how many the peer may have open at once (a server's); *header_bytes*,
+        *header_count*: what a head may take.
         """
         self._user = user
         self._client = client
         self._most_streams = streams
         self._header_limit = header_bytes
-        self._decoder = Decoder(wire.DEFAULT_TABLE, header_bytes)
+        self._decoder = Decoder(wire.DEFAULT_TABLE, header_bytes, header_count)
         self._encoder = Encoder()
         self.streams: dict[int, Stream] = {}
         """The open ones, by number."""
@@ -249,7 +251,12 @@ class Session:
             self._read_window_update(number, payload)
         elif kind == wire.RST_STREAM:
             self._read_rst_stream(number, payload)
-        elif kind == wire.SETTINGS:
+        else:
+            self._control(kind, flags, number, payload)
+
+    def _control(self, kind: int, flags: int, number: int, payload: bytes) -> None:
+        """Read a frame that seldom comes."""
+        if kind == wire.SETTINGS:
             self._read_settings(flags, number, payload)
         elif kind == wire.PING:
             self._read_ping(flags, number, payload)
@@ -548,7 +555,7 @@ class Session:
 
     def forgive(self, seconds: float) -> None:
         """*seconds* have passed since the last time."""
-        self.earn(int(seconds * RESET_COST * 20))
+        self.earn(int(min(seconds * FORGIVEN, PATIENCE)))
 
     def _fault(self, stream: Stream, code: int) -> None:
         """The peer broke a rule on *stream* alone."""

@@ -16,10 +16,12 @@ from nodeagent.errors import STREAMS_EXHAUSTED, UPSTREAM_RESET
 from nodeagent.proxy.context import Context
 from nodeagent.proxy.dial import Dial, DialError
 from nodeagent.proxy.http.exchange import Exchange
-from nodeagent.proxy.http2.upstream import UNSETTLED_STREAMS, Http2Upstream, StreamKeeper
+from nodeagent.proxy.http2.upstream import Http2Upstream, StreamKeeper
 
 MOST_STREAMS: Final = 1024
 """On one connection, whatever its endpoint takes."""
+EXPECTED: Final = 100
+"""On one that has not said how many it takes (RFC 9113 section 6.5.2)."""
 MOST_CONNECTIONS: Final = 64
 WAITING: Final = 16384
 """Exchanges that wait for a stream at once."""
@@ -33,6 +35,10 @@ class _Group:
         self.connections: list[Http2Upstream] = []
         self.waiting: collections.deque[Exchange] = collections.deque()
         self.dialling = 0
+
+    def young(self) -> int:
+        """Return how many connections are on their way to take exchanges."""
+        return self.dialling + len([each for each in self.connections if not each.session.settled])
 
     def free(self) -> Http2Upstream | None:
         """Return a connection that takes one more exchange."""
@@ -79,7 +85,7 @@ class Streams(StreamKeeper):
 
     def _dial_for(self, group: _Group) -> None:
         """Dial another connection where those that are dialled are too few for what waits."""
-        expected = min(self._most, UNSETTLED_STREAMS) * group.dialling
+        expected = min(self._most, EXPECTED) * group.young()
         if len(group.waiting) <= expected or len(group.connections) + group.dialling >= MOST_CONNECTIONS:
             return
         group.dialling += 1

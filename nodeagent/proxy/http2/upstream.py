@@ -35,8 +35,6 @@ from nodeagent.proxy.transport import Transport
 KEPT: Final = 1 << 16
 TRIES: Final = 4
 """How often an exchange that no endpoint looked at is sent."""
-UNSETTLED_STREAMS: Final = 100
-"""How many streams an endpoint is given that has not said how many it takes (RFC 9113 section 6.5.2)."""
 PING_SECONDS: Final = 30.0
 LOST_SECONDS: Final = 20.0
 """An endpoint that owes answers and says nothing is asked after the first, and given up the second later."""
@@ -74,13 +72,18 @@ class Http2Upstream(Upstream, SessionUser):
         self._context = context
         self.owner = owner
         self.transport = transport
-        self.session = Session(self, client=True, streams=0, header_bytes=context.limits.header_bytes)
+        limits = context.limits
+        self.session = Session(
+            self, client=True, streams=0, header_bytes=limits.header_bytes, header_count=limits.header_count
+        )
         self.streams: dict[Exchange, Stream] = {}
         self.lost = False
         self.used = False
         """It has carried an exchange."""
         self._most = most
         self._scheduled = False
+        self._news = False
+        """The endpoint has said in this read how many streams it takes."""
         self._trailers = NO_FIELDS
         self._read: list[Exchange] = []
         """Whose answers grew in this read."""
@@ -95,7 +98,8 @@ class Http2Upstream(Upstream, SessionUser):
 
     def free(self) -> bool:
         """Say whether another exchange may be given to it."""
-        most = self._most if self.session.settled else min(self._most, UNSETTLED_STREAMS)
+        # an endpoint says at once how many it takes; some end the connection over one too many
+        most = self._most if self.session.settled else 1
         return not self.lost and not self.closes and self.session.can_open(most)
 
     # -- requests --
@@ -221,6 +225,9 @@ class Http2Upstream(Upstream, SessionUser):
                 exchange.downstream.flush(exchange)
         if session.broken is not None:
             self._lose(UPSTREAM_PROTOCOL)
+        elif self._news:
+            self._news = False
+            self._keeper.freed(self)
         if session.waiting():
             self._soon()
 
@@ -331,7 +338,7 @@ class Http2Upstream(Upstream, SessionUser):
         self._free_again()
 
     def on_settings(self) -> None:
-        self._keeper.freed(self)
+        self._news = True
 
     # -- the end of streams, and of the connection --
 

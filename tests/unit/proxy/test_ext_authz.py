@@ -13,11 +13,11 @@ from nodeagent.config import ExtensionProvider
 from nodeagent.identity.tls import Contexts
 from nodeagent.policy.model import AuthorizationPolicy, Rule
 from nodeagent.protocols.envoy_auth_pb2 import CheckRequest, CheckResponse
+from nodeagent.proxy.dial import Dial
 from nodeagent.proxy.external.model import Way
 from nodeagent.proxy.external.providers import Providers
 from nodeagent.proxy.external.query import with_parameters
 from nodeagent.proxy.http.fields import with_fields
-from nodeagent.proxy.dial import Dial
 from tests.fakes import ext_authz
 from tests.fakes.serving import serve
 from tests.unit.proxy.nodes import SERVER, STRANGER, Nodes, Streams, asks, identity, play

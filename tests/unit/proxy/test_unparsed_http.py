@@ -21,6 +21,7 @@ from nodeagent.policy.model import (
     Rule,
     TokenBucket,
 )
+from tests.unit.proxy.http2_peers import Apps, Http2App, Message
 from tests.unit.proxy.nodes import CLIENT, NODE, Nodes, Streams, play
 from tests.unit.proxy.test_inbound import cut, with_probes
 from tests.waiting import packet, until
@@ -55,6 +56,23 @@ WAYS = pytest.mark.parametrize("way", [Nodes.connect, Nodes.dial], ids=["mtls", 
 Way = Callable[[Nodes], Awaitable[Streams]]
 
 
+class Http2Application(Apps):
+    """Answers every request, and keeps what it heard as lines of HTTP/1."""
+
+    def __init__(self) -> None:
+        super().__init__(self._answer)
+        self.heard = b""
+
+    async def _answer(self, app: Http2App, message: Message) -> None:
+        self.heard += b"".join([name + b": " + value + b"\n" for name, value in message.fields.items()])
+        await app.say(message, b"ok")
+
+
+def application_of(protocol: str) -> Application | Http2Application:
+    """Return an application that speaks what its port is declared to."""
+    return Http2Application() if protocol == "http2" else Application()
+
+
 class Application:
     """Takes anything, and answers every head that a lenient server would take."""
 
@@ -87,7 +105,7 @@ async def say(reached: Awaitable[Streams], pieces: tuple[bytes | float, ...]) ->
 @WAYS
 @pytest.mark.parametrize("protocol", ["auto", "http", "http2"])
 def test_a_clients_own_certificate_field_never_arrives(tls: dict[str, Contexts], protocol: Any, way: Way) -> None:
-    application = Application()
+    application = application_of(protocol)
 
     async def scene(nodes: Nodes) -> None:
         answers = await asyncio.gather(*(say(way(nodes), pieces) for pieces in WRITTEN.values()))
@@ -139,7 +157,7 @@ def test_what_turns_out_to_be_http_late_is_a_probe_by_what_permits_it_then(tls: 
 @pytest.mark.parametrize("protocol", ["auto", "http", "http2"])
 def test_what_a_peer_says_that_it_carries_is_its_word(tls: dict[str, Contexts], protocol: Any) -> None:
     """A pod that has its own certificate speaks mTLS itself, and offers the ALPN of TCP with HTTP behind it."""
-    application = Application()
+    application = application_of(protocol)
 
     async def scene(nodes: Nodes) -> None:
         answers = [
@@ -156,7 +174,7 @@ def test_what_a_peer_says_that_it_carries_is_its_word(tls: dict[str, Contexts], 
 @pytest.mark.parametrize("protocol", ["auto", "http", "http2"])
 @pytest.mark.parametrize("policy", POLICIES)
 def test_no_policy_about_requests_is_passed_by(tls: dict[str, Contexts], policy: str, protocol: Any, way: Way) -> None:
-    application = Application()
+    application = application_of(protocol)
 
     async def scene(nodes: Nodes) -> None:
         allowed = policy == "limit"
@@ -166,7 +184,7 @@ def test_no_policy_about_requests_is_passed_by(tls: dict[str, Contexts], policy:
         codes = [answer.split()[1] for answer in answers if answer.startswith(b"HTTP")]
         assert codes.count(b"200") == allowed, "the one that the limit allows"
         assert b"spoof" not in application.heard
-        assert application.heard.count(b"HTTP/1.1\r\n") == allowed
+        assert application.heard.count(b"/admin") == allowed
 
     play(application, scene, tls, protocol=protocol, policies=(POLICIES[policy],), timeouts={"handshake": 2})
 
@@ -199,36 +217,25 @@ def test_what_is_not_http_is_refused_there_unless_the_port_is_declared(
 
 
 @WAYS
-def test_http2_on_a_port_declared_http_is_told_to_speak_http1(tls: dict[str, Contexts], way: Way) -> None:
-    application = Application()
+@pytest.mark.parametrize("protocol", ["auto", "http", "http2"])
+@pytest.mark.parametrize("policy", [(), (POLICIES["jwt"],)], ids=["unprotected", "protected"])
+def test_what_is_no_http2_behind_its_preface_goes_nowhere(
+    tls: dict[str, Contexts], policy: tuple[Any, ...], protocol: Any, way: Way
+) -> None:
+    application = application_of(protocol)
 
     async def scene(nodes: Nodes) -> None:
         reader, writer = await way(nodes)
-        writer.write(HTTP2)
-        frames = await reader.read()
-        assert frames[:9] == b"\0\0\0\4\0\0\0\0\0", "SETTINGS come first (RFC 9113 section 3.4)"
-        assert frames[12] == 7 and frames[9 + 9 + 4 : 9 + 9 + 8] == b"\0\0\0\x0d", "GOAWAY, HTTP_1_1_REQUIRED"
-        assert b"unparsed_http: " in frames and b"declare the port" in frames
-        assert application.heard == b""
-
-    play(application, scene, tls, protocol="http")
-
-
-@WAYS
-@pytest.mark.parametrize("protocol", ["auto", "http2"])
-def test_without_such_a_policy_http2_is_carried_where_it_may_be(
-    tls: dict[str, Contexts], protocol: Any, way: Way
-) -> None:
-    application = Application()
-
-    async def scene(nodes: Nodes) -> None:
-        _, writer = await way(nodes)
         for piece in (HTTP2[:1], HTTP2[1:20], HTTP2[20:]):
             writer.write(piece)
             await packet()
-        await until(lambda: application.heard == HTTP2)
+        frames = await reader.read()
+        assert frames[3] == 4, "SETTINGS come first (RFC 9113 section 3.4)"
+        goaway = frames.index(b"a frame is larger") - 17
+        assert frames[goaway + 3] == 7 and frames[goaway + 16] == 6, "GOAWAY, FRAME_SIZE_ERROR"
+        assert application.heard == b""
 
-    play(application, scene, tls, protocol=protocol)
+    play(application, scene, tls, protocol=protocol, policies=policy)
 
 
 @WAYS

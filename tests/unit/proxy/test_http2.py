@@ -1,0 +1,284 @@
+"""HTTP/2 through the whole proxy on loopback, opposite a second implementation on either side."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from tests.unit.proxy.http2_peers import Apps, Http2App, Http2Client, Message, echo
+from tests.unit.proxy.stage import Stage, answering, ok, play, read_request
+from tests.waiting import until
+
+
+async def connected(stage: Stage, **settings: int) -> Http2Client:
+    return await Http2Client.on(await stage.connect(), **settings)
+
+
+def test_requests_of_one_connection_reach_an_application_of_http1() -> None:
+    heads: list[bytes] = []
+
+    def make(head: bytes, body: bytes) -> bytes:
+        heads.append(head)
+        return ok(body or b"none", b"X-Odd: Yes\r\n")
+
+    async def scene(stage: Stage) -> None:
+        client = await connected(stage)
+        first = await client.get("/one?a=b", more=[(b"te", b"trailers"), (b"cookie", b"a=1"), (b"cookie", b"b=2")])
+        assert (first.status, first.body, first.fields[b"x-odd"]) == (200, b"none", b"Yes")
+        second = await client.post("/two", b"x" * 300_000, trailers=[(b"sum", b"1")])
+        assert second.body == b"x" * 300_000 + b"sum: 1\r\n"
+        assert heads[0].startswith(b"GET /one?a=b HTTP/1.1\r\nhost: web\r\ncookie: a=1; b=2\r\nx-request-id: ")
+        assert b"te: " not in heads[0]
+        assert b"transfer-encoding: chunked\r\n" in heads[1]
+        assert stage.upstream_connections == 1
+        await client.close()
+        assert [each["protocol"] for each in stage.log.records] == ["HTTP/2", "HTTP/2"]
+        assert stage.active() == 0
+
+    play(answering(make), scene)
+
+
+@pytest.mark.parametrize("protocol", ["http2", "auto"])
+def test_streams_share_a_connection_to_an_application_of_http2(protocol: str) -> None:
+    apps = Apps(echo)
+
+    async def scene(stage: Stage) -> None:
+        client = await connected(stage)
+        asked = [client.ask(f"/{each}", more=[(b"te", b"trailers")]) for each in range(50)]
+        async with asyncio.timeout(10):
+            for each in asked:
+                await each.ended.wait()
+        assert {each.fields[b"x-path"] for each in asked} == {b"/%d" % each for each in range(50)}
+        assert {each.fields[b"x-te"] for each in asked} == {b"trailers"}
+        assert {each.trailers[b"grpc-status"] for each in asked} == {b"0"}
+        whole = await client.post("/body", b"y" * 1_000_000, trailers=[(b"sum", b"2")])
+        assert whole.body == b"y" * 1_000_000
+        assert whole.trailers == {b"grpc-status": b"0", b"sum": b"2"}
+        assert stage.upstream_connections == 1
+        await client.close()
+        assert stage.active() == 0
+
+    play(apps, scene, protocol=protocol)  # type: ignore[arg-type]
+
+
+def test_a_client_of_http1_reaches_an_application_of_http2() -> None:
+    async def scene(stage: Stage) -> None:
+        answer = await stage.exchange(
+            b"POST http://web/a HTTP/1.1\r\nHost: web\r\nConnection: close\r\nX-Upper: 1\r\n"
+            b"Transfer-Encoding: chunked\r\n\r\n3\r\none\r\n0\r\nsum: 3\r\n\r\n"
+        )
+        head, _, body = answer.partition(b"\r\n\r\n")
+        assert head.startswith(b"HTTP/1.1 200 OK\r\nx-path: /a\r\n")
+        assert body == b"3\r\none\r\n0\r\ngrpc-status: 0\r\nsum: 3\r\n\r\n"
+
+    play(Apps(echo), scene, protocol="http2")
+
+
+def test_an_application_that_takes_few_streams_gets_few_a_connection() -> None:
+    most = 0
+    open_now: dict[Http2App, int] = {}
+
+    async def answer(app: Http2App, message: Message) -> None:
+        nonlocal most
+        open_now[app] = open_now.get(app, 0) + 1
+        most = max(most, open_now[app])
+        await asyncio.sleep(0.01)  # so that several are under way
+        open_now[app] -= 1
+        await app.say(message, b"ok")
+
+    def few(app: Http2App) -> None:
+        app.h2.update_settings({3: 4})
+        app.send()
+
+    apps = Apps(answer, made=few)
+
+    async def scene(stage: Stage) -> None:
+        client = await connected(stage)
+        asked = [client.ask() for _ in range(40)]
+        async with asyncio.timeout(10):
+            for each in asked:
+                await each.ended.wait()
+        assert [each.status for each in asked] == [200] * 40
+        await client.close()
+
+    play(apps, scene, protocol="http2")
+    assert most <= 4
+
+
+def test_a_goaway_of_the_application_fails_no_request() -> None:
+    """Input: a server that leaves after each tenth request, as if it were replaced. Verdict: all are answered."""
+    count = 0
+
+    async def answer(app: Http2App, message: Message) -> None:
+        nonlocal count
+        count += 1
+        await app.say(message, b"ok")
+        if count % 10 == 0:
+            app.h2.close_connection(last_stream_id=message.number)
+            app.send()
+            app.writer.close()
+
+    async def scene(stage: Stage) -> None:
+        client = await connected(stage)
+        asked = [await client.post("/", b"body") for _ in range(35)]
+        assert [each.status for each in asked] == [200] * 35
+        assert stage.upstream_connections == 4
+        await client.close()
+
+    play(Apps(answer), scene, protocol="http2")
+
+
+def test_a_refused_stream_is_sent_again() -> None:
+    refused = 0
+
+    async def answer(app: Http2App, message: Message) -> None:
+        nonlocal refused
+        if refused < 2:
+            refused += 1
+            app.h2.reset_stream(message.number, 7)
+            app.send()
+            return
+        await app.say(message, message.body)
+
+    async def scene(stage: Stage) -> None:
+        client = await connected(stage)
+        asked = await client.post("/", b"kept")
+        assert (asked.status, asked.body) == (200, b"kept")
+        await client.close()
+        assert refused == 2
+
+    play(Apps(answer), scene, protocol="http2")
+
+
+def test_a_stream_that_the_client_resets_is_reset_at_the_application() -> None:
+    async def answer(app: Http2App, message: Message) -> None:
+        await app.say(message, b"x", end=False)
+
+    apps = Apps(answer)
+
+    async def scene(stage: Stage) -> None:
+        client = await connected(stage)
+        endless = client.ask("/endless")
+        await endless.begun.wait()
+        client.reset(endless)
+        await until(lambda: apps.connections[0].messages[1].reset == 8)
+        assert stage.log.records[-1]["response_flags"] == "DC"
+        assert stage.active() == 0
+        await client.close()
+
+    play(apps, scene, protocol="http2")
+
+
+def test_a_slow_reader_of_one_stream_stops_that_stream_alone() -> None:
+    async def answer(app: Http2App, message: Message) -> None:
+        await app.say(message, b"z" * (8_000_000 if message.fields[b":path"] == b"/large" else 10))
+
+    apps = Apps(answer)
+
+    async def scene(stage: Stage) -> None:
+        client = await connected(stage)
+        client.takes = False
+        large = client.ask("/large")
+        await until(lambda: len(large.body) == 65535)
+        assert stage.log.records == []
+        client.h2.increment_flow_control_window(1 << 20)
+        client.send()
+        small = await client.get("/small")
+        assert small.body == b"z" * 10
+        client.h2.increment_flow_control_window(8_000_000)
+        client.h2.increment_flow_control_window(8_000_000, large.number)
+        client.send()
+        async with asyncio.timeout(10):
+            await large.ended.wait()
+        assert len(large.body) == 8_000_000
+        await client.close()
+
+    play(apps, scene, protocol="http2")
+
+
+def test_a_slow_application_stops_the_client() -> None:
+    """The application takes nothing: what the proxy takes from the client meanwhile is bounded by the windows."""
+    sent = 0
+
+    async def hush(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await asyncio.sleep(3600)  # for ever: the stage ends it
+
+    async def scene(stage: Stage) -> None:
+        nonlocal sent
+        client = await connected(stage)
+        message = client.ask("/", "POST", end=False)
+
+        async def push() -> None:
+            nonlocal sent
+            while True:
+                await client.body(message.number, b"x" * 10_000, end=False)
+                sent += 10_000
+
+        task = asyncio.get_running_loop().create_task(push())
+        await until(lambda: sent > 500_000)
+        before = -1
+        while before != sent:
+            before = sent
+            await asyncio.sleep(0.3)  # long enough for more to go on if it could
+        assert sent < 16 << 20
+        task.cancel()
+        await client.close()
+
+    play(hush, scene, protocol="http")
+
+
+def test_interim_answers_and_early_ones_pass() -> None:
+    async def app(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while True:
+            await read_request(reader)
+            writer.write(b"HTTP/1.1 103 Early Hints\r\nLink: </a>\r\n\r\n" + ok(b"done"))
+
+    async def scene(stage: Stage) -> None:
+        client = await connected(stage)
+        answer = await client.get()
+        assert answer.interim == [{b":status": b"103", b"link": b"</a>"}]
+        assert answer.body == b"done"
+        await client.close()
+
+    play(app, scene)
+
+
+def test_connect_is_refused_and_the_connection_stays() -> None:
+    async def scene(stage: Stage) -> None:
+        client = await connected(stage)
+        number = client.h2.get_next_available_stream_id()
+        client.h2.send_headers(number, [(b":method", b"CONNECT"), (b":authority", b"web:80")])
+        client.send()
+        message = client.messages.setdefault(number, Message(number))
+        await message.begun.wait()
+        assert message.status == 501
+        assert (await client.get()).status == 200
+        await client.close()
+        assert [each["response_code"] for each in stage.log.records] == [501, 200]
+
+    play(answering(lambda head, body: ok(b"ok")), scene)
+
+
+def test_a_drain_tells_the_client_to_come_back_and_ends_no_request() -> None:
+    go = asyncio.Event()
+
+    async def answer(app: Http2App, message: Message) -> None:
+        await go.wait()
+        await app.say(message, b"ok")
+
+    async def scene(stage: Stage) -> None:
+        client = await connected(stage)
+        asked = client.ask()
+        await until(lambda: stage.upstream_connections == 1)
+        stage.proxy.revocation.drain()
+        await until(lambda: len(client.goaways) == 2)
+        assert [each.last_stream_id for each in client.goaways] == [(1 << 31) - 1, asked.number]
+        go.set()
+        await asked.ended.wait()
+        assert (asked.status, asked.body) == (200, b"ok")
+        async with asyncio.timeout(5):
+            await client.task
+        assert stage.active() == 0
+
+    play(Apps(answer), scene, protocol="http2")
