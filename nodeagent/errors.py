@@ -247,9 +247,8 @@ UNPARSED_HTTP = Reason(
     403,
     "NR",
     "filter_chain_not_found",
-    "this is not HTTP/1, and here only what is parsed may pass: a policy of the workload decides by the "
-    "request, or the port is declared http: declare the port's protocol (its Service's port name or "
-    "appProtocol: tcp, or http2 where no such policy is)",
+    "this is not HTTP, and here only what is parsed may pass, as a policy of the workload decides by the request: "
+    "declare the port's protocol (its Service's port name or appProtocol: tcp)",
     denies=True,
 )
 OVER_LIMIT = Reason(

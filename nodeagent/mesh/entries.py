@@ -30,7 +30,7 @@ Protocol = Literal["http", "http2", "grpc", "grpc-web", "tcp", "auto"]
 ``tcp``: anything else that has a name, TLS among it; ``auto``: nothing, so its first bytes tell.
 """
 HTTP: Final[frozenset[Protocol]] = frozenset(("http", "http2", "grpc", "grpc-web"))
-"""Declared to be HTTP: nothing passes there that is not parsed as HTTP."""
+"""Declared to be HTTP of some version: its client speaks first."""
 HTTP2: Final[frozenset[Protocol]] = frozenset(("http2", "grpc"))
 """Declared to be HTTP/2: so its application is spoken to, whatever its client speaks."""
 

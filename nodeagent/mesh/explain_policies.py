@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
-from nodeagent.mesh.entries import HTTP2, Entry, Protocol, Service, Workload
+from nodeagent.mesh.entries import HTTP, Entry, Protocol, Service, Workload
 from nodeagent.policy.authorization import Authorizer, CompiledPolicy, ConnectionFacts, Decision, RequestFacts
 from nodeagent.policy.claims import Claims
 from nodeagent.policy.model import AuthorizationPolicy, RateLimit, RequestAuthentication
@@ -67,7 +67,7 @@ class Facts:
 
     @property
     def http(self) -> bool:
-        return self.server.protocol == "http" or (self.server.protocol == "auto" and bool(self.question.method))
+        return self.server.protocol in HTTP or (self.server.protocol == "auto" and bool(self.question.method))
 
     def connection(self) -> ConnectionFacts:
         to = next(iter(self.server.workload.addresses), "")
@@ -137,7 +137,7 @@ def _told(decision: Decision, http: bool) -> list[Step]:
 
 
 def _unparsed(facts: Facts, entries: tuple[Entry, ...]) -> tuple[Outcome, list[Step]] | None:
-    """Return what happens to bytes that are not parsed as HTTP/1, None where policies may judge them as TCP."""
+    """Return what happens to bytes that are not parsed as HTTP, None where policies may judge them as TCP."""
     protocol = facts.server.workload.protocol_at(facts.server.port)
     policies = [each for each in entries if isinstance(each, AuthorizationPolicy | RequestAuthentication | RateLimit)]
     readers = [
@@ -148,11 +148,9 @@ def _unparsed(facts: Facts, entries: tuple[Entry, ...]) -> tuple[Outcome, list[S
     if protocol == "tcp" or not readers:
         return None
     refused = (
-        f"what is not HTTP/1 is refused (unparsed_http), as {', '.join(readers)} decides by the request: if "
+        f"what is not HTTP is refused (unparsed_http), as {', '.join(readers)} decides by the request: if "
         "it is none, declare the port's protocol"
     )
-    if protocol in HTTP2:
-        return "refused", [Step("verdict", f"the port is declared {protocol}, which is not parsed yet: {refused}")]
     return "unknown", [Step("verdict", f"it depends on the request: say METHOD and PATH; {refused}")]
 
 

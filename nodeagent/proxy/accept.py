@@ -10,11 +10,11 @@ import ssl
 from collections.abc import Callable
 from dataclasses import dataclass
 from time import time
-from typing import Final, Literal
+from typing import Literal
 
 from nodeagent.errors import NO_CERTIFICATE, NO_ORIGINAL, OVER_LIMIT, PLAINTEXT_REFUSED, UPSTREAM_TLS, IdentityError
 from nodeagent.identity.tls import HTTP2_ALPN, HTTP_ALPN, peer_expiry, peer_identity
-from nodeagent.mesh.entries import Protocol
+from nodeagent.mesh.entries import HTTP, Protocol
 from nodeagent.policy.model import MtlsMode
 from nodeagent.proxy.admission import admit
 from nodeagent.proxy.carry import Admitted
@@ -30,9 +30,6 @@ from nodeagent.proxy.tls.stream import TlsStream
 from nodeagent.proxy.transport import Transport, peer_address, reset
 from nodeagent.proxy.view import Resolved
 from nodeagent.vocabulary import Direction
-
-_CLIENT_FIRST: Final = ("http", "http2")
-"""Of HTTP/2 too: a server's SETTINGS may come first, but say nothing that a client waits for."""
 
 
 @dataclass(frozen=True)
@@ -177,7 +174,7 @@ class Accepted:
         mode = self._mode() if self._direction == "inbound" else "DISABLE"
         if mode == "STRICT":
             return timeouts.handshake
-        if self._protocol in _CLIENT_FIRST:
+        if self._protocol in HTTP:
             return timeouts.idle
         return (
             timeouts.handshake
@@ -260,14 +257,14 @@ class Accepted:
         if not self._admit():
             return
         timeouts = self._context.timeouts
-        if stream.session.selected_alpn_protocol() in (HTTP_ALPN, HTTP2_ALPN) and self._protocol != "http2":
+        if stream.session.selected_alpn_protocol() in (HTTP_ALPN, HTTP2_ALPN) and self._protocol not in HTTP:
             self._protocol = "http"
         # What the peer says that it carries is its word: what the port is, its own pod says.
         if self._protocol == "tcp":
             self._hand_on("tcp")
         else:
             self._timer = self._context.loop.call_later(
-                timeouts.idle if self._protocol in _CLIENT_FIRST else timeouts.sniff, self._silent
+                timeouts.idle if self._protocol in HTTP else timeouts.sniff, self._silent
             )
 
     def _tls_failed(self, error: Exception) -> None:
@@ -285,7 +282,7 @@ class Accepted:
         """The client may be waiting for the server to speak first; on an HTTP port it idled too long."""
         if self._permit is None and not self._admit():
             return
-        if self._protocol in _CLIENT_FIRST:
+        if self._protocol in HTTP:
             self._transport.close()
         elif self._protocol == "tcp":
             self._hand_on("tcp")

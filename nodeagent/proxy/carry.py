@@ -1,4 +1,4 @@
-"""Forward: what is not HTTP/1, whole, byte by byte; and what an exchange left behind that agreed on
+"""Forward: what is not HTTP, whole, byte by byte; and what an exchange left behind that agreed on
 another protocol.
 
 A connection on a port that nobody declared, whose client keeps silent, may still turn out to be
@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from time import perf_counter, time
 from typing import cast
 
-from nodeagent.errors import DOWNSTREAM_GONE, NO_ENDPOINTS, PROBE_REFUSED, UNPARSED_HTTP, Reason
+from nodeagent.errors import DOWNSTREAM_GONE, NO_ENDPOINTS, PROBE_REFUSED, Reason
 from nodeagent.proxy.admission import admit
 from nodeagent.proxy.carried import CarriedConnection, Ends
 from nodeagent.proxy.client_guard import UNGUARDED, ClientGuard
@@ -123,9 +123,7 @@ class Carrier:
                 transport.resume_reading()
 
     async def _unpermitted(self, connection: Connection, guard: ClientGuard) -> Reason | None:
-        """Return why a connection that is not HTTP/1 may not go on, None where it may."""
-        if connection.protocol == "http2" and connection.target.protocol == "http":
-            return UNPARSED_HTTP
+        """Return why a connection that is not HTTP may not go on, None where it may."""
         if guard is UNGUARDED:
             return None
         return await guard.admits_connection(self._guards.around, connection)
@@ -187,7 +185,7 @@ class Carrier:
     # -- probes --
 
     def _probed(self, admitted: Admitted, early: bytes) -> None:
-        """Of what is not HTTP/1.1, declared probes alone: a gRPC probe is answered, and for a TCP
+        """Of who may ask for probes alone, and not by HTTP/1.1: a gRPC probe is answered, and for a TCP
         probe it is enough that the connection was opened.
         """
         admitted.connection.early = early

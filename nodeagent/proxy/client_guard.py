@@ -46,6 +46,7 @@ from nodeagent.telemetry.metrics import POLICY_EVENTS
 
 if TYPE_CHECKING:
     from nodeagent.mesh.entries import Endpoint
+    from nodeagent.policy.claims import Claims
     from nodeagent.policy.jwt import Authenticator
     from nodeagent.proxy.connection import Connection
 
@@ -108,13 +109,7 @@ class ClientGuard:
             exchange.refuse(BAD_REQUEST)
             return False
         exchange.target = normalise_target(exchange.target)
-        request = RequestFacts(
-            exchange.method.decode("latin-1"),
-            exchange.target.decode("latin-1"),
-            exchange.authority.decode("latin-1"),
-            exchange.header,
-            None,
-        )
+        request = _facts_of(exchange, None)
         provider = self._provider(request)
         if provider or self.guard.services:
             return self._ask(around, exchange, request, provider)
@@ -126,6 +121,17 @@ class ClientGuard:
         if reason is not None:
             exchange.refuse(reason)
         return reason is None
+
+    def forbids(self, exchange: Exchange) -> Reason | None:
+        """Return why *exchange*, which is under way, would not be permitted now by AuthorizationPolicies;
+        None where it would. Tokens are not looked at again, and nobody else is asked.
+        """
+        if self.reason is not None:
+            return self.reason
+        if self.residual is None:
+            return None
+        decision = self.residual.decide(_facts_of(exchange, exchange.claims))
+        return None if decision.allowed else denied(decision.policy, decision.rule)
 
     def _decide(self, around: Surroundings, exchange: Exchange, request: RequestFacts) -> Reason | None:
         """JWT, AUDIT, DENY, ALLOW, local rate limits."""
@@ -188,7 +194,7 @@ class ClientGuard:
                 headers=outcome.headers,
             )
         adopt(exchange, outcome.remove, outcome.add, outcome.target)
-        request.claims = outcome.claims
+        request.claims = exchange.claims = outcome.claims
         return None
 
     async def _ask(
@@ -312,6 +318,17 @@ UNGUARDED: Final = ClientGuard(
     "",
 )
 """Nothing stands between this client and the endpoint, or somebody else checks."""
+
+
+def _facts_of(exchange: Exchange, claims: Claims | None) -> RequestFacts:
+    """Return *exchange* as policies see it."""
+    return RequestFacts(
+        exchange.method.decode("latin-1"),
+        exchange.target.decode("latin-1"),
+        exchange.authority.decode("latin-1"),
+        exchange.header,
+        claims,
+    )
 
 
 def _shown(exchange: Exchange, body: Body | None) -> HttpFacts:

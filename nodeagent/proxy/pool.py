@@ -13,6 +13,7 @@ import asyncio
 from typing import Final
 
 from nodeagent.errors import UPSTREAM_RESET
+from nodeagent.mesh.entries import HTTP2
 from nodeagent.proxy.context import Context
 from nodeagent.proxy.dial import Dial, DialError
 from nodeagent.proxy.http.exchange import Exchange, Upstream
@@ -62,7 +63,7 @@ class Pool:
         declared = self.dial.declared
         if declared == "http" or exchange.upgrade:
             return False
-        return declared == "http2" or exchange.protocol == "HTTP/2"
+        return declared in HTTP2 or exchange.protocol == "HTTP/2"
 
     def retry(self, exchange: Exchange) -> None:
         """Forward *exchange* on a new connection."""

@@ -5,16 +5,17 @@ is renewed, the end of this process, and time.
 from __future__ import annotations
 
 from time import monotonic, perf_counter, time
-from typing import Final
+from typing import Final, cast
 
 from nodeagent.errors import CERTIFICATE_ENDED, PROBE_REFUSED, Reason
 from nodeagent.proxy.admission import admit
 from nodeagent.proxy.connection import Connection
 from nodeagent.proxy.context import Context
 from nodeagent.proxy.guards import Guards
+from nodeagent.proxy.http.exchange import Downstream
 from nodeagent.proxy.ledger import Ledger
 from nodeagent.proxy.pace import Pace
-from nodeagent.proxy.permit import NotAdmitted
+from nodeagent.proxy.permit import NotAdmitted, is_probe
 from nodeagent.proxy.pods import PodState
 from nodeagent.proxy.route import Route
 from nodeagent.proxy.routing import Routing
@@ -44,6 +45,27 @@ class Revocation:
             reason = self.reconsidered(connection)
             if reason is not None:
                 self.revoke(connection, reason)
+            elif isinstance(connection.carriage, Downstream):
+                self._reconsider_requests(connection, connection.carriage)
+
+    def _reconsider_requests(self, connection: Connection, codec: Downstream) -> None:
+        """End what is under way on *connection* and would not be permitted now where it went; the
+        connection stays as far as its protocol has words for that.
+        """
+        exchanges = codec.under_way()
+        if not exchanges or codec.permit.only_probes:
+            return
+        routes = {route.upstream_host: route for route in self._routing.routes(connection)}
+        for exchange in exchanges:
+            before = cast(Route | None, exchange.route)
+            route = routes.get(before.upstream_host) if before is not None else None
+            probe = is_probe(codec.permit, exchange.method, exchange.target)
+            if route is None or exchange.finished or probe:
+                continue
+            reason = self._guards.guard(connection, route, http=True).forbids(exchange)
+            if reason is not None:
+                self._ledger.count_refused(reason)
+                exchange.give_up(reason)
 
     def reconsidered(self, connection: Connection) -> Reason | None:
         """Return why *connection* would not be permitted now, None where it would."""

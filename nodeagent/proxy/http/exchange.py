@@ -59,6 +59,7 @@ from nodeagent.proxy.http.hop import Hop
 
 if TYPE_CHECKING:
     from nodeagent.identity.tls import Contexts
+    from nodeagent.policy.claims import Claims
     from nodeagent.proxy.connection import Connection
     from nodeagent.proxy.grpc.call import Call
     from nodeagent.proxy.permit import Permit
@@ -108,6 +109,8 @@ class Exchange:
     status = 0
     swept = 0
     """How much was sent when the last sweep came by."""
+    claims: Claims | None = None
+    """What its tokens proved, where policies ask for them."""
     reason: Reason | None = None
     """Why the answer is the proxy's own, or was cut short."""
     tries = 0

@@ -59,6 +59,11 @@ LINGER_SECONDS: Final = 1.0
 which can overtake the GOAWAY.
 """
 UNSENT: Final = 1 << 18
+WARNED_SECONDS: Final = 1.0
+"""How long a client may take to answer a PING behind the first GOAWAY."""
+_WITH_BODY: Final = frozenset((b"POST", b"PUT", b"PATCH"))
+"""Servers of HTTP/1 want to know that a request by these has no body (RFC 9110 section 8.6)."""
+_EMPTY: Final = (b"content-length", b"0")
 _PROTO: Final = (b"x-forwarded-proto", b"http")
 _TE: Final = ((b"te", b"trailers"),)
 
@@ -93,7 +98,8 @@ class Http2Downstream(Downstream, SessionUser):
         self._lingering = False
         self._closed = False
         """Nothing that still comes counts."""
-        self._warned = False
+        self._warned = 0.0
+        """Since when the client knows that it should go elsewhere."""
 
     # -- events of the transport --
 
@@ -174,7 +180,7 @@ class Http2Downstream(Downstream, SessionUser):
             self._break(session.broken)
         elif session.waiting():
             self._soon()
-        elif self._closed or self._warned:
+        elif self._closed or self.retiring:
             self._end_if_done()
 
     def _end_if_done(self) -> None:
@@ -205,6 +211,7 @@ class Http2Downstream(Downstream, SessionUser):
             exchange.forwarded_for = head.forwarded_for
             exchange.client_cert = seen & field.CLIENT_CERT != 0
             exchange.request_id = head.request_id
+            exchange.content_type = head.content_type
         if head.te:
             exchange.own = _TE
         if not exchange.request_id:
@@ -212,6 +219,8 @@ class Http2Downstream(Downstream, SessionUser):
             exchange.fields.append((b"x-request-id", exchange.request_id))
         if not seen & field.FORWARDED_PROTO:
             exchange.fields.append(_PROTO)
+        if not exchange.length and not seen & field.LENGTH and exchange.method in _WITH_BODY:
+            exchange.fields.append(_EMPTY)
         if exchange.method == b"CONNECT":
             exchange.refuse(CONNECT_REFUSED)
         else:
@@ -292,8 +301,7 @@ class Http2Downstream(Downstream, SessionUser):
 
     def answer(self, exchange: Exchange, status: int, fields: list[Field], length: int) -> None:
         assert isinstance(exchange, Http2Exchange)
-        exchange.status = status
-        exchange.answered = True
+        exchange.begins(status, fields)
         session = self.session
         exchange.sent += session.send_head(exchange.stream, answer_block(status, fields), ended=length == 0)
         session.earn(3)
@@ -301,6 +309,7 @@ class Http2Downstream(Downstream, SessionUser):
 
     def data(self, exchange: Exchange, piece: bytes) -> None:
         assert isinstance(exchange, Http2Exchange)
+        exchange.passes(piece)
         exchange.sent += len(piece)
         self.session.give(exchange.stream, piece)
 
@@ -309,7 +318,7 @@ class Http2Downstream(Downstream, SessionUser):
 
     def end(self, exchange: Exchange, trailers: list[Field]) -> None:
         assert isinstance(exchange, Http2Exchange)
-        exchange.finished = True
+        exchange.ends(trailers)
         if exchange.arrived is not None:
             exchange.progressed()
         self.session.finish(exchange.stream, trailer_block(trailers) if trailers else trailers)
@@ -369,6 +378,7 @@ class Http2Downstream(Downstream, SessionUser):
         if self.retiring:
             return
         self.retiring = True
+        self._warned = self.context.now
         self.session.warn()
         self.session.ping()
         self._soon()
@@ -377,8 +387,7 @@ class Http2Downstream(Downstream, SessionUser):
         session = self.session
         session.forgive(now - self._swept_at)
         self._swept_at = now
-        if self.retiring and not session.pinged and not self._warned:
-            self._warned = True
+        if self.retiring and not session.left() and (not session.pinged or now - self._warned > WARNED_SECONDS):
             session.leave()
             self._soon()
         patience.enforce(self, now, self.context.timeouts)

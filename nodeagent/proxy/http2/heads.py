@@ -52,6 +52,7 @@ class RequestHead:
     seen = 0
     user_agent = b""
     request_id = b""
+    content_type = b""
     forwarded_for = b""
     te = False
 
@@ -64,6 +65,9 @@ class RequestHead:
 
 class AnswerHead:
     """An answer's head."""
+
+    unsaid = False
+    """It has no body where one could be, and no field says so."""
 
     def __init__(self, status: int, fields: list[Field], length: int) -> None:
         self.status = status
@@ -152,6 +156,8 @@ def _note(head: RequestHead, kind: int, value: bytes) -> bool:
         head.request_id = value
     elif kind == field.FORWARDED_FOR:
         head.forwarded_for = value
+    elif kind == field.CONTENT_TYPE:
+        head.content_type = value
     elif kind == TE:
         if value.lower() != b"trailers":
             raise Malformed("te says something else than trailers")
@@ -228,9 +234,9 @@ def read_answer(block: Sequence[Field], method: bytes, *, ended: bool) -> Answer
     bodiless = method == b"HEAD" or status in (204, 304)
     if ended and length > 0 and not bodiless:
         raise Malformed("content-length announces a body that does not follow")
-    if ended or bodiless:
-        length = 0
-    return AnswerHead(status, fields, length)
+    head = AnswerHead(status, fields, 0 if ended or bodiless else length)
+    head.unsaid = ended and not bodiless and length == UNKNOWN
+    return head
 
 
 def read_trailers(block: Sequence[Field]) -> list[Field]:

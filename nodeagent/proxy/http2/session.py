@@ -58,6 +58,10 @@ PUMPED: Final = 1 << 18
 """Bytes of bodies in one write: then it is seen whether the transport takes them."""
 HIGH_WATER: Final = 1 << 16
 LOW_WATER: Final = 1 << 14
+STALLED: Final = 1 << 22
+"""Bytes that may wait for a peer that does not take them; then it opens no more streams, and beyond
+four times as many it is given up.
+"""
 HEADS_A_TURN: Final = 64
 FRAMES_A_TURN: Final = 1024
 """What of one read is worked off before others have the loop."""
@@ -157,6 +161,8 @@ class Session:
         self._window = wire.DEFAULT_WINDOW
         self._stream_window = wire.DEFAULT_WINDOW
         self._largest = wire.DEFAULT_FRAME
+        self.queued = 0
+        """Bytes that wait in all streams."""
         self._outstanding = 0
         self._due = 0
         self._rest = b""
@@ -419,7 +425,7 @@ class Session:
             self.spend(1)
             return None
         self.last = number
-        if len(self.streams) >= self._most_streams:
+        if len(self.streams) >= self._most_streams or self.queued > STALLED:
             self.spend(1)
             self._remember(number)
             self._out.append(wire.rst_stream(number, wire.REFUSED_STREAM))
@@ -582,6 +588,7 @@ class Session:
             return
         self._return(stream.owed)
         stream.owed = 0
+        self.queued -= stream.queued
         stream.queue = None
         stream.queued = 0
         stream.trailers = None
@@ -631,6 +638,10 @@ class Session:
             self._ready.append(stream)
         queue.append(piece)
         stream.queued += len(piece)
+        self.queued += len(piece)
+        if self.queued > 4 * STALLED and self.broken is None and not self._client:
+            self.fail(SessionError(wire.ENHANCE_YOUR_CALM, "too much waits for windows that do not open"))
+            return
         if stream.queued > HIGH_WATER and not stream.waits and (self.blocked or min(stream.window, self._window) <= 0):
             stream.waits = True
             self._user.on_full(stream)
@@ -745,6 +756,7 @@ class Session:
             count = len(piece)
             quantum -= count
             stream.queued -= count
+            self.queued -= count
             stream.window -= count
             self._window -= count
             last = not queue and stream.closing and stream.trailers is None

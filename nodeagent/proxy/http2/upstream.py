@@ -38,6 +38,7 @@ TRIES: Final = 4
 PING_SECONDS: Final = 30.0
 LOST_SECONDS: Final = 20.0
 """An endpoint that owes answers and says nothing is asked after the first, and given up the second later."""
+_EMPTY: Final = (b"content-length", b"0")
 INTERIM_COST: Final = 20
 """Of the session's patience: an answer before the answer brings the client nothing."""
 
@@ -283,6 +284,8 @@ class Http2Upstream(Upstream, SessionUser):
         stream.kept = None
         stream.expected = head.length
         answer = head.fields
+        if head.unsaid and exchange.protocol != "HTTP/2":
+            answer.append(_EMPTY)  # else an HTTP/1 client waits for a body that ends with the connection
         if exchange.answer_fields:
             answer = with_fields(answer, exchange.answer_fields)
         exchange.downstream.answer(exchange, head.status, answer, head.length)

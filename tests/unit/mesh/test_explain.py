@@ -161,10 +161,11 @@ def test_a_connection_without_request_terms_needs_no_request() -> None:
             "web",
             "",
             "unknown",
-            "what is not HTTP/1 is refused (unparsed_http), as RequestAuthentication default/p decides by the request",
+            "what is not HTTP is refused (unparsed_http), as RequestAuthentication default/p decides by the request",
         ),
         ("web", "GET", "allowed", ""),
-        ("grpc-web", "GET", "refused", "the port is declared http2, which is not parsed yet"),
+        ("grpc", "GET", "allowed", ""),
+        ("grpc-web", "GET", "allowed", ""),
         ("tcp-web", "", "allowed", ""),
     ],
 )

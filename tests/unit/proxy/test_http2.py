@@ -282,3 +282,47 @@ def test_a_drain_tells_the_client_to_come_back_and_ends_no_request() -> None:
         assert stage.active() == 0
 
     play(Apps(answer), scene, protocol="http2")
+
+
+def test_an_answer_without_a_body_ends_for_a_client_of_http1_too() -> None:
+    async def answer(app: Http2App, message: Message) -> None:
+        await app.say(message)
+
+    async def scene(stage: Stage) -> None:
+        reader, writer = await stage.connect()
+        for _ in range(2):
+            writer.write(b"GET / HTTP/1.1\r\nHost: web\r\n\r\n")
+            assert await reader.readuntil(b"\r\n\r\n") == b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n"
+        writer.close()
+
+    play(Apps(answer), scene, protocol="http2")
+
+
+def test_a_request_without_a_body_says_so_to_a_server_of_http1() -> None:
+    async def scene(stage: Stage) -> None:
+        client = await connected(stage)
+        assert b"content-length: 0\r\n" in (await client.get(method="POST")).body
+        assert b"content-length" not in (await client.get()).body
+        await client.close()
+
+    play(answering(lambda head, body: ok(head)), scene)
+
+
+def test_a_client_that_takes_nothing_is_given_up_before_it_costs_much() -> None:
+    """Input: streams whose windows never open, each of which asks for 100 kB."""
+
+    async def scene(stage: Stage) -> None:
+        client = await connected(stage, initial_window_size=0)
+        asked = [client.ask() for _ in range(400)]
+        async with asyncio.timeout(10):
+            for each in asked:
+                await each.ended.wait()
+        (connection,) = [each for each in client.goaways if each.error_code]
+        assert (connection.error_code, connection.additional_data) == (
+            11,
+            b"too much waits for windows that do not open",
+        )
+        await client.task
+        await until(lambda: stage.active() == 0)
+
+    play(answering(lambda head, body: ok(b"x" * 100_000)), scene)
