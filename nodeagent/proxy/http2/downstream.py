@@ -48,9 +48,10 @@ from nodeagent.proxy.http.fields import Field, size
 from nodeagent.proxy.http.line import Line
 from nodeagent.proxy.http2 import frames as wire
 from nodeagent.proxy.http2.exchange import Http2Exchange
-from nodeagent.proxy.http2.heads import Malformed, answer_block, read_request, read_trailers, trailer_block
-from nodeagent.proxy.http2.session import TOO_LARGE, Session, SessionError, SessionUser
+from nodeagent.proxy.http2.heads import Malformed, RequestHead, answer_block, read_request, read_trailers, trailer_block
+from nodeagent.proxy.http2.session import Session
 from nodeagent.proxy.http2.stream import CAUSES, Stream
+from nodeagent.proxy.http2.user import TOO_LARGE, SessionError, SessionUser
 from nodeagent.proxy.permit import Permit
 from nodeagent.proxy.transport import Transport, reset
 
@@ -61,10 +62,8 @@ which can overtake the GOAWAY.
 UNSENT: Final = 1 << 18
 WARNED_SECONDS: Final = 1.0
 """How long a client may take to answer a PING behind the first GOAWAY."""
-_WITH_BODY: Final = frozenset((b"POST", b"PUT", b"PATCH"))
-"""Servers of HTTP/1 want to know that a request by these has no body (RFC 9110 section 8.6)."""
-_EMPTY: Final = (b"content-length", b"0")
-_PROTO: Final = (b"x-forwarded-proto", b"http")
+HEADS: Final = 16
+"""Heads of one client that are remembered: each holds the fields of one header block."""
 _TE: Final = ((b"te", b"trailers"),)
 
 
@@ -87,6 +86,7 @@ class Http2Downstream(Downstream, SessionUser):
             header_bytes=limits.header_bytes,
             header_count=limits.header_count,
         )
+        self._heads: dict[int, RequestHead] = {}
         self.touched = context.now
         self.head_since = context.now
         self._buffer_limit = limits.buffer_bytes
@@ -100,6 +100,8 @@ class Http2Downstream(Downstream, SessionUser):
         """Nothing that still comes counts."""
         self._warned = 0.0
         """Since when the client knows that it should go elsewhere."""
+        if context.draining:
+            self.drain()
 
     # -- events of the transport --
 
@@ -199,7 +201,7 @@ class Http2Downstream(Downstream, SessionUser):
             self._make(stream, b"-", b"-", b"-", []).refuse(HEADERS_TOO_LARGE)
             return
         try:
-            head = read_request(fields, ended=self.session.ends, local=self.connection.local_text.encode())
+            head = self._head(fields, ended=self.session.ends)
         except Malformed:
             self.session.malformed(stream)
             return
@@ -216,15 +218,24 @@ class Http2Downstream(Downstream, SessionUser):
             exchange.own = _TE
         if not exchange.request_id:
             exchange.request_id = self.line.new_request_id()
-            exchange.fields.append((b"x-request-id", exchange.request_id))
-        if not seen & field.FORWARDED_PROTO:
-            exchange.fields.append(_PROTO)
-        if not exchange.length and not seen & field.LENGTH and exchange.method in _WITH_BODY:
-            exchange.fields.append(_EMPTY)
+            exchange.fields = [*head.fields, (b"x-request-id", exchange.request_id)]
         if exchange.method == b"CONNECT":
             exchange.refuse(CONNECT_REFUSED)
         else:
             self.line.request(exchange)
+
+    def _head(self, fields: list[Field], *, ended: bool) -> RequestHead:
+        """Return the head in *fields*. A block that is seen again is told as the same list (``hpack/decoder.py``),
+        and what it says is remembered. Raises Malformed.
+        """
+        key = id(fields) if ended else -id(fields)
+        head = self._heads.get(key)
+        if head is None or head.block is not fields:
+            head = read_request(fields, ended=ended, local=self.connection.local_text.encode())
+            if len(self._heads) >= HEADS:
+                self._heads.clear()
+            self._heads[key] = head
+        return head
 
     def _make(
         self, stream: Stream, method: bytes, target: bytes, authority: bytes, fields: list[Field]

@@ -23,6 +23,10 @@ _TARGET: Final = re.compile(rb"[!-~\x80-\xff]+")
 _FORBIDDEN: Final = frozenset((b"connection", b"proxy-connection", b"keep-alive", b"transfer-encoding", b"upgrade"))
 """RFC 9113 section 8.2.2."""
 _TRAILERS: Final = (b"te", b"trailers")
+_PROTO: Final = (b"x-forwarded-proto", b"http")
+_WITH_BODY: Final = frozenset((b"POST", b"PUT", b"PATCH"))
+"""Servers of HTTP/1 want to know that a request by these has no body (RFC 9110 section 8.6)."""
+_EMPTY: Final = (b"content-length", b"0")
 _SLASH: Final = 0x2F
 _COLON: Final = 0x3A
 _SPACE: Final = 0x20
@@ -46,7 +50,9 @@ class Malformed(ValueError):
 
 
 class RequestHead:
-    """A request's head as the rest of the proxy takes it."""
+    """A request's head as the rest of the proxy takes it; several exchanges may share one, which
+    nobody changes.
+    """
 
     length = UNKNOWN
     seen = 0
@@ -61,6 +67,8 @@ class RequestHead:
         self.target = target
         self.authority = authority
         self.fields = fields
+        self.block: Sequence[Field] = fields
+        """What it was read from."""
 
 
 class AnswerHead:
@@ -106,6 +114,7 @@ def read_request(block: Sequence[Field], *, ended: bool, local: bytes) -> Reques
         else:
             raise Malformed("a pseudo-header is unknown, repeated or empty")
     head = RequestHead(method, target, authority, [])
+    head.block = block
     _read_fields(head, block, at)
     _check_line(head, scheme)
     hosts = [value for name, value in head.fields if name == b"host"] if head.seen & field.HOST else []
@@ -115,11 +124,20 @@ def read_request(block: Sequence[Field], *, ended: bool, local: bytes) -> Reques
     if not hosts:
         head.fields.insert(0, (b"host", head.authority))
     _check_host(head.authority)
+    if not head.seen & field.FORWARDED_PROTO:
+        head.fields.append(_PROTO)
     if ended:
-        if head.length > 0:
-            raise Malformed("content-length announces a body that does not follow")
-        head.length = 0
+        _end(head)
     return head
+
+
+def _end(head: RequestHead) -> None:
+    """The request has no body."""
+    if head.length > 0:
+        raise Malformed("content-length announces a body that does not follow")
+    if head.length == UNKNOWN and head.method in _WITH_BODY:
+        head.fields.append(_EMPTY)
+    head.length = 0
 
 
 def _read_fields(head: RequestHead, block: Sequence[Field], at: int) -> None:
@@ -308,7 +326,12 @@ def trailer_block(trailers: Sequence[Field]) -> list[Field]:
 
 def write_fields(block: list[Field], fields: Sequence[Field]) -> None:
     """Add *fields* to *block*, names in lower case; what belongs to HTTP/1 alone is left out."""
-    for name, value in fields:
-        written = lowered(name)
-        if written:
-            block.append((written, value))
+    for each in fields:
+        name = each[0]
+        written = _lower.get(name)
+        if written is None:
+            written = lowered(name)
+        if written == name:
+            block.append(each)  # as most are: the encoder knows it by its hash, not by a new pair
+        elif written:
+            block.append((written, each[1]))

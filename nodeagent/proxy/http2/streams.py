@@ -12,7 +12,7 @@ import asyncio
 import collections
 from typing import Final
 
-from nodeagent.errors import STREAMS_EXHAUSTED, UPSTREAM_RESET
+from nodeagent.errors import STREAMS_EXHAUSTED, UPSTREAM_RESET, Reason
 from nodeagent.proxy.context import Context
 from nodeagent.proxy.dial import Dial, DialError
 from nodeagent.proxy.http.exchange import Exchange
@@ -39,6 +39,13 @@ class _Group:
     def young(self) -> int:
         """Return how many connections are on their way to take exchanges."""
         return self.dialling + len([each for each in self.connections if not each.session.settled])
+
+    def refuse(self, reason: Reason) -> None:
+        """Nothing that waits here will be served."""
+        waiting = self.waiting
+        self.waiting = collections.deque()
+        for each in waiting:
+            each.refuse(reason)
 
     def free(self) -> Http2Upstream | None:
         """Return a connection that takes one more exchange."""
@@ -73,6 +80,8 @@ class Streams(StreamKeeper):
             upstream.ask(exchange)
             return
         if len(group.waiting) >= WAITING:
+            group.waiting = collections.deque(each for each in group.waiting if not each.finished)
+        if len(group.waiting) >= WAITING:
             exchange.refuse(STREAMS_EXHAUSTED)
             return
         if exchange.pending is None:
@@ -101,10 +110,7 @@ class Streams(StreamKeeper):
             dialled = await self._dial.connect(self._context, "http2")
         except DialError as error:
             group.dialling -= 1
-            waiting = list(group.waiting)
-            group.waiting.clear()
-            for each in waiting:
-                each.refuse(error.reason)
+            group.refuse(error.reason)
             return
         group.dialling -= 1
         upstream = Http2Upstream(self, owner, self._context, dialled.transport, self._most)
@@ -114,19 +120,11 @@ class Streams(StreamKeeper):
         if dialled.lost or dialled.ended:
             upstream.connection_lost(None)
             dialled.transport.abort()
-            self._refuse_one(group)
             return
         if dialled.early:
             upstream.data_received(dialled.early)
         self._serve(group)
         upstream.begin()
-
-    def _refuse_one(self, group: _Group) -> None:
-        """An endpoint left before it was asked: so it will the next one, once for each exchange that waits."""
-        if group.waiting:
-            group.waiting.popleft().refuse(UPSTREAM_RESET)
-        if group.waiting:
-            self._dial_for(group)
 
     def _serve(self, group: _Group) -> None:
         """Give what waits to streams that are free."""
@@ -155,8 +153,13 @@ class Streams(StreamKeeper):
 
     def forget(self, upstream: Http2Upstream) -> None:
         group = self._group_of(upstream)
-        if group is not None and upstream in group.connections:
-            group.connections.remove(upstream)
+        if group is None or upstream not in group.connections:
+            return
+        group.connections.remove(upstream)
+        if not upstream.session.settled:
+            group.refuse(UPSTREAM_RESET)  # so it would be with the next one: this is no server of HTTP/2
+        elif group.waiting:
+            self._serve(group)
 
     def _group_of(self, upstream: Http2Upstream) -> _Group | None:
         return self._groups.get(upstream.owner.number if self._dial.bound else ANYBODY)
@@ -172,9 +175,10 @@ class Streams(StreamKeeper):
             for upstream in list(group.connections):
                 upstream.sweep(now, seconds)
                 gone = self._dial.bound and upstream.owner.closed is not None
-                if upstream.tls is not tls or gone or self._context.draining:
+                if upstream.tls is not tls or gone:
                     upstream.closes = True
-                if not upstream.streams and (upstream.closes or now - upstream.idle_since > idle):
+                done = upstream.closes or self._context.draining or now - upstream.idle_since > idle
+                if done and not upstream.streams:
                     self.forget(upstream)
                     upstream.close()
             if not group.connections and not group.waiting and not group.dialling:

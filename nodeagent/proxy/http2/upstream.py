@@ -28,8 +28,9 @@ from nodeagent.proxy.http.exchange import Exchange, Upstream
 from nodeagent.proxy.http.fields import NO_FIELDS, Field, with_fields
 from nodeagent.proxy.http2 import frames as wire
 from nodeagent.proxy.http2.heads import Malformed, read_answer, read_trailers, request_block, trailer_block
-from nodeagent.proxy.http2.session import TOO_LARGE, Session, SessionUser
+from nodeagent.proxy.http2.session import Session
 from nodeagent.proxy.http2.stream import DOWNSTREAM, Stream
+from nodeagent.proxy.http2.user import TOO_LARGE, SessionUser
 from nodeagent.proxy.transport import Transport
 
 KEPT: Final = 1 << 16
@@ -350,7 +351,6 @@ class Http2Upstream(Upstream, SessionUser):
             self.idle_since = self._context.now
             if self.closes:
                 self.close()
-                return
         self._keeper.freed(self)
 
     def _again(self, exchange: Exchange, stream: Stream) -> bool:

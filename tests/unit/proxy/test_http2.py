@@ -28,7 +28,9 @@ def test_requests_of_one_connection_reach_an_application_of_http1() -> None:
         assert (first.status, first.body, first.fields[b"x-odd"]) == (200, b"none", b"Yes")
         second = await client.post("/two", b"x" * 300_000, trailers=[(b"sum", b"1")])
         assert second.body == b"x" * 300_000 + b"sum: 1\r\n"
-        assert heads[0].startswith(b"GET /one?a=b HTTP/1.1\r\nhost: web\r\ncookie: a=1; b=2\r\nx-request-id: ")
+        assert heads[0].startswith(
+            b"GET /one?a=b HTTP/1.1\r\nhost: web\r\ncookie: a=1; b=2\r\nx-forwarded-proto: http\r\nx-request-id: "
+        )
         assert b"te: " not in heads[0]
         assert b"transfer-encoding: chunked\r\n" in heads[1]
         assert stage.upstream_connections == 1
@@ -326,3 +328,41 @@ def test_a_client_that_takes_nothing_is_given_up_before_it_costs_much() -> None:
         await until(lambda: stage.active() == 0)
 
     play(answering(lambda head, body: ok(b"x" * 100_000)), scene)
+
+
+def test_what_is_no_server_of_http2_is_told_from_one_that_is_away() -> None:
+    """Input: a server of HTTP/1 at a port that is declared http2; many requests at once. Verdict: 502 or 503, soon."""
+
+    async def scene(stage: Stage) -> None:
+        client = await connected(stage)
+        asked = [client.ask(method="POST") for _ in range(20)]
+        async with asyncio.timeout(10):
+            for each in asked:
+                await each.ended.wait()
+        assert {each.status for each in asked} <= {502, 503}
+        assert {each["response_flags"] for each in stage.log.records} <= {"UPE", "UC"}
+        await client.close()
+
+    play(answering(lambda head, body: ok(b"")), scene, protocol="http2")
+
+
+def test_requests_wait_for_the_streams_of_an_endpoint_that_leaves_after_each() -> None:
+    async def answer(app: Http2App, message: Message) -> None:
+        await app.say(message, b"ok")
+        app.h2.close_connection(last_stream_id=message.number)
+        app.send()
+
+    def one(app: Http2App) -> None:
+        app.h2.update_settings({3: 1})
+        app.send()
+
+    async def scene(stage: Stage) -> None:
+        client = await connected(stage)
+        asked = [client.ask() for _ in range(20)]
+        async with asyncio.timeout(10):
+            for each in asked:
+                await each.ended.wait()
+        assert [each.status for each in asked] == [200] * 20
+        await client.close()
+
+    play(Apps(answer, made=one), scene, protocol="http2")

@@ -1,0 +1,301 @@
+"""What a session sends: heads and control frames at once, bodies as windows let them; and the
+patience that it has with its peer. Theory: ``session.py``.
+"""
+
+from __future__ import annotations
+
+import collections
+from typing import Final
+
+from nodeagent.proxy.http.fields import Field
+from nodeagent.proxy.http2 import frames as wire
+from nodeagent.proxy.http2.frames import frame_head
+from nodeagent.proxy.http2.hpack.encoder import Encoder
+from nodeagent.proxy.http2.stream import Stream
+from nodeagent.proxy.http2.user import SessionError, SessionUser
+
+CONNECTION_WINDOW: Final = 1 << 22
+QUANTUM: Final = 1 << 16
+"""Bytes of one stream before the next one has its turn."""
+PUMPED: Final = 1 << 18
+"""Bytes of bodies in one write: then it is seen whether the transport takes them."""
+HIGH_WATER: Final = 1 << 16
+LOW_WATER: Final = 1 << 14
+STALLED: Final = 1 << 22
+"""Bytes that may wait for a peer that does not take them; then it opens no more streams, and beyond
+four times as many it is given up.
+"""
+PATIENCE: Final = 2000
+RESET_COST: Final = 5
+FORGIVEN: Final = 100.0
+"""What a second gives back."""
+REMEMBERED: Final = 256
+"""Streams that were reset from here, of which frames may still be under way."""
+
+
+class Outbox:
+    """The sending half of a session, and the streams that both halves know."""
+
+    def __init__(self, user: SessionUser, *, client: bool) -> None:
+        self._user = user
+        self._client = client
+        self.streams: dict[int, Stream] = {}
+        """The open ones, by number."""
+        self.last = 0
+        """The highest number that the peer opened and that was looked at."""
+        self._next = 1
+        self.blocked = False
+        """The transport takes no more for now."""
+        self.broken: SessionError | None = None
+        """Nothing is read any more."""
+        self.leaving = False
+        """The peer takes no new streams."""
+        self.peer_streams = wire.LARGEST_STREAM
+        """How many streams the peer takes at once (a client asks)."""
+        self.settled = False
+        """The peer's first SETTINGS are here."""
+        self.pinged = 0
+        """PINGs that wait for their answer."""
+        self.queued = 0
+        """Bytes that wait in all streams."""
+        self._final = wire.LARGEST_STREAM
+        """Streams above it are not looked at: the peer was told."""
+        self._encoder = Encoder()
+        self._window = wire.DEFAULT_WINDOW
+        self._stream_window = wire.DEFAULT_WINDOW
+        self._largest = wire.DEFAULT_FRAME
+        self._outstanding = 0
+        """Bytes of the connection's window towards us that the peer has not got back."""
+        self._due = 0
+        """Those of them that it gets with the next WINDOW_UPDATE."""
+        self._rest = b""
+        self._out: list[bytes] = []
+        self._ready: collections.deque[Stream] = collections.deque()
+        """Streams of which something may go out."""
+        self._patience = PATIENCE
+        self._gone: dict[int, None] = {}
+
+    def send_head(self, stream: Stream, fields: list[Field], *, ended: bool) -> int:
+        """Send a header block, with which the stream's direction may be *ended*; return its bytes."""
+        if stream.local_ended:
+            return 0
+        block = self._encoder.encode(fields)
+        wire.write_block(self._out, stream.number, block, wire.END_STREAM if ended else 0, self._largest)
+        if ended:
+            self._end_local(stream)
+        return len(block)
+
+    def give(self, stream: Stream, piece: bytes) -> None:
+        """Send *piece* of the body as soon as the peer takes it."""
+        if stream.local_ended or stream.closing:
+            return
+        queue = stream.queue
+        if queue is None:
+            queue = stream.queue = collections.deque()
+        if not queue:
+            self._ready.append(stream)
+        queue.append(piece)
+        stream.queued += len(piece)
+        self.queued += len(piece)
+        if self.queued > 4 * STALLED and self.broken is None and not self._client:
+            self.fail(SessionError(wire.ENHANCE_YOUR_CALM, "too much waits for windows that do not open"))
+            return
+        if stream.queued > HIGH_WATER and not stream.waits and (self.blocked or min(stream.window, self._window) <= 0):
+            stream.waits = True
+            self._user.on_full(stream)
+
+    def finish(self, stream: Stream, trailers: list[Field]) -> None:
+        """End the stream's direction behind what waits, with *trailers* where there are any."""
+        if stream.local_ended or stream.closing:
+            return
+        stream.closing = True
+        if trailers:
+            stream.trailers = trailers
+        if not stream.queue:
+            self._ready.append(stream)
+
+    def reset(self, stream: Stream, code: int) -> None:
+        """End *stream* now, in both directions."""
+        if self._is_gone(stream):
+            return
+        self._forget(stream)
+        self._remember(stream.number)
+        self._out.append(wire.rst_stream(stream.number, code))
+
+    def hold(self, stream: Stream, cause: int) -> None:
+        """Give the peer no new window for *stream* until every cause is gone."""
+        stream.held |= cause
+
+    def release(self, stream: Stream, cause: int) -> None:
+        """*cause* is gone: what came meanwhile has been taken."""
+        if not stream.held & cause:
+            return
+        stream.held &= ~cause
+        if stream.held or self._is_gone(stream):
+            return
+        self._return(stream.owed)
+        stream.owed = 0
+        if stream.taken and not stream.remote_ended:
+            self._out.append(wire.window_update(stream.number, stream.taken))
+            stream.taken = 0
+
+    def ping(self) -> None:
+        """Ask whether the peer is there: ``pinged`` goes down when it answers."""
+        self.pinged += 1
+        self._out.append(frame_head(8, wire.PING, 0, 0))
+        self._out.append(bytes(8))
+
+    def warn(self) -> None:
+        """Say that no new streams will be taken, and take those that are under way (RFC 9113 section 6.8)."""
+        self._out.append(wire.goaway(wire.LARGEST_STREAM, wire.NO_ERROR, b""))
+
+    def left(self) -> bool:
+        """Say whether the peer was told which of its streams is the last."""
+        return self._final != wire.LARGEST_STREAM
+
+    def leave(self) -> None:
+        """Take no more streams than were looked at by now."""
+        if not self.left():
+            self._final = self.last
+            self._out.append(wire.goaway(self.last, wire.NO_ERROR, b""))
+
+    def take(self) -> bytes:
+        """Return what is to be written now; :meth:`waiting` tells whether there is more."""
+        if self._ready and not self.blocked:
+            self._pump()
+        out = self._out
+        if not out:
+            return b""
+        taken = out[0] if len(out) == 1 else b"".join(out)
+        out.clear()
+        return taken
+
+    def waiting(self) -> bool:
+        """Say whether :meth:`take` would return something."""
+        return bool(self._out) or (bool(self._ready) and not self.blocked and self._window > 0)
+
+    # -- bodies that go out --
+
+    def _make_ready(self, stream: Stream) -> None:
+        """The window of *stream* has changed."""
+        if stream.queue and stream.window > 0 and stream not in self._ready:
+            self._ready.append(stream)
+
+    def _pump(self) -> None:
+        """Send what waits, as far as windows reach: streams take turns."""
+        ready = self._ready
+        room = PUMPED
+        while ready and room > 0:
+            stream = ready[0]
+            if stream.queue and self._window <= 0:
+                break
+            ready.popleft()
+            if stream.local_ended:
+                continue
+            room -= self._send(stream)
+            if stream.queue and stream.window > 0:
+                ready.append(stream)
+
+    def _send(self, stream: Stream) -> int:
+        """Send one turn's worth of what waits in *stream*; return its bytes."""
+        queue = stream.queue
+        before = stream.queued
+        quantum = min(QUANTUM, stream.window, self._window)
+        while queue and quantum > 0:
+            piece = queue.popleft()
+            limit = min(quantum, self._largest)
+            if len(piece) > limit:
+                queue.appendleft(piece[limit:])
+                piece = piece[:limit]
+            count = len(piece)
+            quantum -= count
+            stream.queued -= count
+            self.queued -= count
+            stream.window -= count
+            self._window -= count
+            last = not queue and stream.closing and stream.trailers is None
+            self._out.append(frame_head(count, wire.DATA, wire.END_STREAM if last else 0, stream.number))
+            self._out.append(piece)
+            if last:
+                self._end_local(stream)
+        self.earn(3)
+        if not queue and stream.closing and not stream.local_ended:
+            self._end(stream)
+        self._tell_room(stream)
+        return before - stream.queued
+
+    def _end(self, stream: Stream) -> None:
+        if stream.trailers is not None:
+            self.send_head(stream, stream.trailers, ended=True)
+        else:
+            self._out.append(frame_head(0, wire.DATA, wire.END_STREAM, stream.number))
+            self._end_local(stream)
+
+    def _tell_room(self, stream: Stream) -> None:
+        if stream.waits and stream.queued <= LOW_WATER:
+            stream.waits = False
+            self._user.on_room(stream)
+        elif not stream.waits and stream.queued > HIGH_WATER:
+            stream.waits = True
+            self._user.on_full(stream)
+
+    def _end_local(self, stream: Stream) -> None:
+        """All of this direction is said; of a request that was answered before its end nothing more is
+        wanted (RFC 9113 section 8.1).
+        """
+        stream.local_ended = True
+        if stream.remote_ended:
+            self._forget(stream)
+        elif not self._client:
+            self.reset(stream, wire.NO_ERROR)
+
+    # -- the streams' end, and patience --
+
+    def earn(self, worth: int) -> None:
+        """Something useful happened."""
+        self._patience = min(self._patience + worth, PATIENCE)
+
+    def forgive(self, seconds: float) -> None:
+        """*seconds* have passed since the last time."""
+        self.earn(int(min(seconds * FORGIVEN, PATIENCE)))
+
+    def spend(self, cost: int) -> None:
+        """Something cost work and moved nothing forward. Raises SessionError when that is enough."""
+        self._patience -= cost
+        if self._patience < 0:
+            raise SessionError(wire.ENHANCE_YOUR_CALM, "too many frames that move nothing forward")
+
+    def _is_gone(self, stream: Stream) -> bool:
+        return self.streams.get(stream.number) is not stream
+
+    def _forget(self, stream: Stream) -> None:
+        """Nothing of *stream* is sent or read any more."""
+        if self.streams.pop(stream.number, None) is None:
+            return
+        self._return(stream.owed)
+        stream.owed = 0
+        self.queued -= stream.queued
+        stream.queue = None
+        stream.queued = 0
+        stream.trailers = None
+        stream.local_ended = True
+
+    def _remember(self, number: int) -> None:
+        gone = self._gone
+        gone[number] = None
+        if len(gone) > REMEMBERED:
+            del gone[next(iter(gone))]
+
+    def _return(self, count: int) -> None:
+        """*count* bytes of the connection's window are free again: tell the peer, not too often."""
+        self._due += count
+        if self._due >= CONNECTION_WINDOW // 4:
+            self._outstanding -= self._due
+            self._out.append(wire.window_update(0, self._due))
+            self._due = 0
+
+    def fail(self, error: SessionError) -> None:
+        """End the connection for *error*."""
+        self.broken = error
+        self._rest = b""
+        self._out.append(wire.goaway(self.last, error.code, error.words.encode()))
