@@ -18,7 +18,7 @@ from nodeagent.proxy.context import Context
 from nodeagent.proxy.dial import Dial, DialError
 from nodeagent.proxy.http.exchange import Exchange, Upstream
 from nodeagent.proxy.http1.upstream import Http1Upstream
-from nodeagent.proxy.http2.streams import Streams
+from nodeagent.proxy.http2.streams import StreamPool
 
 LINGER_SECONDS: Final = 1.0
 """How long a server is waited for that is to close its connection."""
@@ -38,7 +38,7 @@ class Pool:
         self.dial = dial
         self.once = self._most == 0
         """Every connection carries one request, none is kept."""
-        self.streams = Streams(context, dial, self, once=self.once)
+        self.streams = StreamPool(context, dial, self, once=self.once)
         self._idle: list[Upstream] = []
         self._bound: dict[int, Upstream] = {}
         """Idle ones that wait for their client's connection's next request, by its number."""

@@ -2,7 +2,7 @@
 codec on top of it for each side.
 
 ``frames.py`` is the wire; ``session.py`` the connection as both roles have it, without I/O, on top
-of ``control.py`` (what peers say of the connection) and ``outbox.py`` (what is sent); ``user.py``
+of ``control.py`` (what peers say of the connection) and ``sender.py`` (what is sent); ``user.py``
 whom it tells; ``stream.py`` what it knows of one stream; ``heads.py`` what of a header block may pass (pure);
 ``downstream.py`` and ``upstream.py`` are the two halves of an exchange (``proxy/http/``), and
 ``streams.py`` the connections of one pool, whose streams are what is free or not. Nothing here

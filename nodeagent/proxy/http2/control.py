@@ -8,15 +8,15 @@ from typing import Final
 
 from nodeagent.proxy.http2 import frames as wire
 from nodeagent.proxy.http2.frames import frame_head
-from nodeagent.proxy.http2.outbox import RESET_COST, Outbox
-from nodeagent.proxy.http2.stream import Stream
+from nodeagent.proxy.http2.sender import RESET_COST, FrameSender
+from nodeagent.proxy.http2.stream import Http2Stream
 from nodeagent.proxy.http2.user import SessionError
 
 FAULT_COST: Final = 10
 
 
-class Control(Outbox):
-    """An outbox that hears what its peer says of windows, settings and streams."""
+class Control(FrameSender):
+    """A sender that hears what its peer says of windows, settings and streams."""
 
     def _control(self, kind: int, flags: int, number: int, payload: bytes) -> None:
         """Read a frame that seldom comes."""
@@ -145,13 +145,13 @@ class Control(Outbox):
             raise SessionError(wire.FRAME_SIZE_ERROR, "PRIORITY has not five bytes")
         self.spend(1)
 
-    def _fault(self, stream: Stream, code: int) -> None:
+    def _fault(self, stream: Http2Stream, code: int) -> None:
         """The peer broke a rule on *stream* alone."""
         self.spend(FAULT_COST)
         self.reset(stream, code)
         self._user.on_reset(stream, code, ours=True)
 
-    def malformed(self, stream: Stream) -> None:
+    def malformed(self, stream: Http2Stream) -> None:
         """The user found that what came on *stream* is no message (RFC 9113 section 8.1.1)."""
         self._fault(stream, wire.PROTOCOL_ERROR)
 

@@ -50,7 +50,7 @@ from nodeagent.proxy.http2 import frames as wire
 from nodeagent.proxy.http2.exchange import Http2Exchange
 from nodeagent.proxy.http2.heads import Malformed, RequestHead, answer_block, read_request, read_trailers, trailer_block
 from nodeagent.proxy.http2.session import Session
-from nodeagent.proxy.http2.stream import CAUSES, Stream
+from nodeagent.proxy.http2.stream import CAUSES, Http2Stream
 from nodeagent.proxy.http2.user import TOO_LARGE, SessionError, SessionUser
 from nodeagent.proxy.permit import Permit
 from nodeagent.proxy.transport import Transport, reset
@@ -192,7 +192,7 @@ class Http2Downstream(Downstream, SessionUser):
 
     # -- requests --
 
-    def on_head(self, stream: Stream, fields: list[Field]) -> None:
+    def on_head(self, stream: Http2Stream, fields: list[Field]) -> None:
         if stream.head_read:
             self._take_trailers(stream, fields)
             return
@@ -238,7 +238,7 @@ class Http2Downstream(Downstream, SessionUser):
         return head
 
     def _make(
-        self, stream: Stream, method: bytes, target: bytes, authority: bytes, fields: list[Field]
+        self, stream: Http2Stream, method: bytes, target: bytes, authority: bytes, fields: list[Field]
     ) -> Http2Exchange:
         exchange = Http2Exchange(self, method, target, authority, fields, perf_counter())
         exchange.stream = stream
@@ -246,7 +246,7 @@ class Http2Downstream(Downstream, SessionUser):
         stream.exchange = exchange
         return exchange
 
-    def _take_trailers(self, stream: Stream, fields: list[Field]) -> None:
+    def _take_trailers(self, stream: Http2Stream, fields: list[Field]) -> None:
         exchange = stream.exchange
         if exchange is None or exchange.finished:
             return
@@ -261,16 +261,17 @@ class Http2Downstream(Downstream, SessionUser):
             exchange.trailers = trailers
             exchange.received += size(trailers)
 
-    def on_data(self, stream: Stream, piece: bytes) -> None:
+    def on_data(self, stream: Http2Stream, piece: bytes) -> None:
         exchange = stream.exchange
         if exchange is None or exchange.finished:
             return
+        assert isinstance(exchange, Http2Exchange)
         exchange.moved_at = self.context.now
         exchange.data(piece)
         if exchange.pending_bytes > self._buffer_limit and exchange.arrived is None:
             self.session.hold(stream, CAUSES["body"])
 
-    def on_end(self, stream: Stream) -> None:
+    def on_end(self, stream: Http2Stream) -> None:
         exchange = stream.exchange
         if exchange is None:
             return
@@ -278,10 +279,10 @@ class Http2Downstream(Downstream, SessionUser):
             exchange.since = self.context.now
         exchange.complete()
 
-    def on_reset(self, stream: Stream, code: int, *, ours: bool) -> None:
+    def on_reset(self, stream: Http2Stream, code: int, *, ours: bool) -> None:
         self._gone(stream, HTTP2_MALFORMED if ours else DOWNSTREAM_GONE)
 
-    def _gone(self, stream: Stream, reason: Reason) -> None:
+    def _gone(self, stream: Http2Stream, reason: Reason) -> None:
         """Nobody waits for the answer on *stream* any more."""
         exchange = stream.exchange
         if exchange is None and reason is HTTP2_MALFORMED:
@@ -342,12 +343,12 @@ class Http2Downstream(Downstream, SessionUser):
         self.session.reset(exchange.stream, wire.INTERNAL_ERROR)
         self._soon()
 
-    def on_full(self, stream: Stream) -> None:
+    def on_full(self, stream: Http2Stream) -> None:
         exchange = stream.exchange
         if exchange is not None and not exchange.finished and exchange.upstream is not None:
             exchange.upstream.pause(exchange)
 
-    def on_room(self, stream: Stream) -> None:
+    def on_room(self, stream: Http2Stream) -> None:
         exchange = stream.exchange
         if exchange is not None and not exchange.finished and exchange.upstream is not None:
             exchange.upstream.resume(exchange)

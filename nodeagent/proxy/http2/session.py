@@ -43,8 +43,8 @@ from nodeagent.proxy.http2 import frames as wire
 from nodeagent.proxy.http2.control import FAULT_COST, Control
 from nodeagent.proxy.http2.hpack.decoder import Decoder
 from nodeagent.proxy.http2.hpack.errors import CompressionError, ListTooLarge
-from nodeagent.proxy.http2.outbox import CONNECTION_WINDOW, PATIENCE, STALLED
-from nodeagent.proxy.http2.stream import Stream
+from nodeagent.proxy.http2.sender import CONNECTION_WINDOW, PATIENCE, STALLED
+from nodeagent.proxy.http2.stream import Http2Stream
 from nodeagent.proxy.http2.user import TOO_LARGE, SessionError, SessionUser
 
 STREAM_WINDOW: Final = 1 << 18
@@ -189,12 +189,12 @@ class Session(Control):
         if ended and not self._is_gone(stream):
             self._ended(stream)
 
-    def _fits(self, stream: Stream, count: int, *, ended: bool) -> bool:
+    def _fits(self, stream: Http2Stream, count: int, *, ended: bool) -> bool:
         """Say whether *count* more bytes are what its content-length lets follow (RFC 9113 section 8.1.1)."""
         stream.read += count
         return stream.read == stream.expected if ended else stream.read <= stream.expected
 
-    def _closed(self, stream: Stream | None, number: int) -> None:
+    def _closed(self, stream: Http2Stream | None, number: int) -> None:
         """DATA came on a stream that ended."""
         if stream is not None:
             self._fault(stream, wire.STREAM_CLOSED)
@@ -206,7 +206,7 @@ class Session(Control):
             self.spend(FAULT_COST)
             self._out.append(wire.rst_stream(number, wire.STREAM_CLOSED))
 
-    def _ended(self, stream: Stream) -> None:
+    def _ended(self, stream: Http2Stream) -> None:
         """The peer has said all of *stream*."""
         stream.remote_ended = True
         self._user.on_end(stream)
@@ -274,7 +274,7 @@ class Session(Control):
                 return
             self._ended(stream)
 
-    def _opened(self, number: int) -> Stream | None:
+    def _opened(self, number: int) -> Http2Stream | None:
         """Return the stream that the peer opens, None where it may not, or not now."""
         if self._client or not number & 1:
             if self._client and not self._idle(number):
@@ -295,7 +295,7 @@ class Session(Control):
             self._remember(number)
             self._out.append(wire.rst_stream(number, wire.REFUSED_STREAM))
             return None
-        stream = self.streams[number] = Stream(number, self._stream_window)
+        stream = self.streams[number] = Http2Stream(number, self._stream_window)
         return stream
 
     # -- a client's streams --
@@ -309,9 +309,9 @@ class Session(Control):
             and self._next < wire.LARGEST_STREAM
         )
 
-    def open(self) -> Stream:
+    def open(self) -> Http2Stream:
         """Open a stream; its head is to be sent at once."""
-        stream = self.streams[self._next] = Stream(self._next, self._stream_window)
+        stream = self.streams[self._next] = Http2Stream(self._next, self._stream_window)
         self._next += 2
         return stream
 

@@ -15,7 +15,7 @@ CAUSES: Final = {"body": BODY, "upstream": UPSTREAM}
 """Why no more of a body is taken from the peer, as bits."""
 
 
-class Stream:
+class Http2Stream:
     """Both directions: what the peer sends is counted here, what goes to it waits here for its window."""
 
     # what most streams never change stays on the class

@@ -55,7 +55,7 @@ class _Group:
         return None
 
 
-class Streams(StreamKeeper):
+class StreamPool(StreamKeeper):
     """One pool's, of connections that may be many."""
 
     def __init__(self, context: Context, dial: Dial, pool: object, *, once: bool) -> None:

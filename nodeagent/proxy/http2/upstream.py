@@ -29,7 +29,7 @@ from nodeagent.proxy.http.fields import NO_FIELDS, Field, with_fields
 from nodeagent.proxy.http2 import frames as wire
 from nodeagent.proxy.http2.heads import Malformed, read_answer, read_trailers, request_block, trailer_block
 from nodeagent.proxy.http2.session import Session
-from nodeagent.proxy.http2.stream import DOWNSTREAM, Stream
+from nodeagent.proxy.http2.stream import DOWNSTREAM, Http2Stream
 from nodeagent.proxy.http2.user import TOO_LARGE, SessionUser
 from nodeagent.proxy.transport import Transport
 
@@ -78,7 +78,7 @@ class Http2Upstream(Upstream, SessionUser):
         self.session = Session(
             self, client=True, streams=0, header_bytes=limits.header_bytes, header_count=limits.header_count
         )
-        self.streams: dict[Exchange, Stream] = {}
+        self.streams: dict[Exchange, Http2Stream] = {}
         self.lost = False
         self.used = False
         """It has carried an exchange."""
@@ -137,7 +137,7 @@ class Http2Upstream(Upstream, SessionUser):
             self._give(stream, piece)
             self._soon()
 
-    def _give(self, stream: Stream, piece: bytes) -> None:
+    def _give(self, stream: Http2Stream, piece: bytes) -> None:
         stream.keeps(piece, KEPT)
         self.session.give(stream, piece)
 
@@ -262,7 +262,7 @@ class Http2Upstream(Upstream, SessionUser):
 
     # -- events of the session --
 
-    def on_head(self, stream: Stream, fields: list[Field]) -> None:
+    def on_head(self, stream: Http2Stream, fields: list[Field]) -> None:
         exchange = stream.exchange
         assert exchange is not None, "a stream is opened for an exchange"
         try:
@@ -292,13 +292,13 @@ class Http2Upstream(Upstream, SessionUser):
         exchange.downstream.answer(exchange, head.status, answer, head.length)
         self._read.append(exchange)
 
-    def on_data(self, stream: Stream, piece: bytes) -> None:
+    def on_data(self, stream: Http2Stream, piece: bytes) -> None:
         exchange = stream.exchange
         assert exchange is not None, "a stream is opened for an exchange"
         exchange.downstream.data(exchange, piece)
         self._read.append(exchange)
 
-    def on_end(self, stream: Stream) -> None:
+    def on_end(self, stream: Http2Stream) -> None:
         exchange = stream.exchange
         assert exchange is not None, "a stream is opened for an exchange"
         del self.streams[exchange]
@@ -309,7 +309,7 @@ class Http2Upstream(Upstream, SessionUser):
         exchange.downstream.end(exchange, trailers)
         self._free_again()
 
-    def on_reset(self, stream: Stream, code: int, *, ours: bool) -> None:
+    def on_reset(self, stream: Http2Stream, code: int, *, ours: bool) -> None:
         exchange = stream.exchange
         assert exchange is not None, "a stream is opened for an exchange"
         if self.streams.pop(exchange, None) is None:
@@ -327,12 +327,12 @@ class Http2Upstream(Upstream, SessionUser):
             exchange.refuse(UPSTREAM_RESET)
         self._free_again()
 
-    def on_full(self, stream: Stream) -> None:
+    def on_full(self, stream: Http2Stream) -> None:
         exchange = stream.exchange
         if exchange is not None:
             exchange.downstream.pause(exchange, "upstream")
 
-    def on_room(self, stream: Stream) -> None:
+    def on_room(self, stream: Http2Stream) -> None:
         exchange = stream.exchange
         if exchange is not None:
             exchange.downstream.resume(exchange, "upstream")
@@ -353,7 +353,7 @@ class Http2Upstream(Upstream, SessionUser):
                 self.close()
         self._keeper.freed(self)
 
-    def _again(self, exchange: Exchange, stream: Stream) -> bool:
+    def _again(self, exchange: Exchange, stream: Http2Stream) -> bool:
         """Send *exchange* once more, of which the endpoint saw nothing; False: not all of it is there any more."""
         if exchange.answered or exchange.finished or exchange.tries >= TRIES:
             return False

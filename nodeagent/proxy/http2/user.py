@@ -7,7 +7,7 @@ from typing import Final
 from mypy_extensions import trait
 
 from nodeagent.proxy.http.fields import Field
-from nodeagent.proxy.http2.stream import Stream
+from nodeagent.proxy.http2.stream import Http2Stream
 
 TOO_LARGE: Final[list[Field]] = []
 """In the place of a head whose fields were too many or too long."""
@@ -26,29 +26,29 @@ class SessionError(Exception):
 class SessionUser:
     """The codec on top of a session."""
 
-    def on_head(self, stream: Stream, fields: list[Field]) -> None:
+    def on_head(self, stream: Http2Stream, fields: list[Field]) -> None:
         """A header block of *stream* is whole: its head, or, behind ``head_read``, its trailers.
         *fields* is TOO_LARGE itself where it exceeds its bounds.
         """
         raise NotImplementedError
 
-    def on_data(self, stream: Stream, piece: bytes) -> None:
+    def on_data(self, stream: Http2Stream, piece: bytes) -> None:
         """*piece*, which is not empty, came of the body."""
         raise NotImplementedError
 
-    def on_end(self, stream: Stream) -> None:
+    def on_end(self, stream: Http2Stream) -> None:
         """The peer has said all of *stream*."""
         raise NotImplementedError
 
-    def on_reset(self, stream: Stream, code: int, *, ours: bool) -> None:
+    def on_reset(self, stream: Http2Stream, code: int, *, ours: bool) -> None:
         """*stream* ended before its time and is forgotten; *ours*: since the peer broke a rule."""
         raise NotImplementedError
 
-    def on_full(self, stream: Stream) -> None:
+    def on_full(self, stream: Http2Stream) -> None:
         """Much waits for the peer to take it."""
         raise NotImplementedError
 
-    def on_room(self, stream: Stream) -> None:
+    def on_room(self, stream: Http2Stream) -> None:
         """It has taken most of it."""
         raise NotImplementedError
 

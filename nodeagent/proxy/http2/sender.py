@@ -11,7 +11,7 @@ from nodeagent.proxy.http.fields import Field
 from nodeagent.proxy.http2 import frames as wire
 from nodeagent.proxy.http2.frames import frame_head
 from nodeagent.proxy.http2.hpack.encoder import Encoder
-from nodeagent.proxy.http2.stream import Stream
+from nodeagent.proxy.http2.stream import Http2Stream
 from nodeagent.proxy.http2.user import SessionError, SessionUser
 
 CONNECTION_WINDOW: Final = 1 << 22
@@ -33,13 +33,13 @@ REMEMBERED: Final = 256
 """Streams that were reset from here, of which frames may still be under way."""
 
 
-class Outbox:
+class FrameSender:
     """The sending half of a session, and the streams that both halves know."""
 
     def __init__(self, user: SessionUser, *, client: bool) -> None:
         self._user = user
         self._client = client
-        self.streams: dict[int, Stream] = {}
+        self.streams: dict[int, Http2Stream] = {}
         """The open ones, by number."""
         self.last = 0
         """The highest number that the peer opened and that was looked at."""
@@ -70,12 +70,12 @@ class Outbox:
         """Those of them that it gets with the next WINDOW_UPDATE."""
         self._rest = b""
         self._out: list[bytes] = []
-        self._ready: collections.deque[Stream] = collections.deque()
+        self._ready: collections.deque[Http2Stream] = collections.deque()
         """Streams of which something may go out."""
         self._patience = PATIENCE
         self._gone: dict[int, None] = {}
 
-    def send_head(self, stream: Stream, fields: list[Field], *, ended: bool) -> int:
+    def send_head(self, stream: Http2Stream, fields: list[Field], *, ended: bool) -> int:
         """Send a header block, with which the stream's direction may be *ended*; return its bytes."""
         if stream.local_ended:
             return 0
@@ -85,7 +85,7 @@ class Outbox:
             self._end_local(stream)
         return len(block)
 
-    def give(self, stream: Stream, piece: bytes) -> None:
+    def give(self, stream: Http2Stream, piece: bytes) -> None:
         """Send *piece* of the body as soon as the peer takes it."""
         if stream.local_ended or stream.closing:
             return
@@ -104,7 +104,7 @@ class Outbox:
             stream.waits = True
             self._user.on_full(stream)
 
-    def finish(self, stream: Stream, trailers: list[Field]) -> None:
+    def finish(self, stream: Http2Stream, trailers: list[Field]) -> None:
         """End the stream's direction behind what waits, with *trailers* where there are any."""
         if stream.local_ended or stream.closing:
             return
@@ -114,7 +114,7 @@ class Outbox:
         if not stream.queue:
             self._ready.append(stream)
 
-    def reset(self, stream: Stream, code: int) -> None:
+    def reset(self, stream: Http2Stream, code: int) -> None:
         """End *stream* now, in both directions."""
         if self._is_gone(stream):
             return
@@ -122,11 +122,11 @@ class Outbox:
         self._remember(stream.number)
         self._out.append(wire.rst_stream(stream.number, code))
 
-    def hold(self, stream: Stream, cause: int) -> None:
+    def hold(self, stream: Http2Stream, cause: int) -> None:
         """Give the peer no new window for *stream* until every cause is gone."""
         stream.held |= cause
 
-    def release(self, stream: Stream, cause: int) -> None:
+    def release(self, stream: Http2Stream, cause: int) -> None:
         """*cause* is gone: what came meanwhile has been taken."""
         if not stream.held & cause:
             return
@@ -176,7 +176,7 @@ class Outbox:
 
     # -- bodies that go out --
 
-    def _make_ready(self, stream: Stream) -> None:
+    def _make_ready(self, stream: Http2Stream) -> None:
         """The window of *stream* has changed."""
         if stream.queue and stream.window > 0 and stream not in self._ready:
             self._ready.append(stream)
@@ -196,7 +196,7 @@ class Outbox:
             if stream.queue and stream.window > 0:
                 ready.append(stream)
 
-    def _send(self, stream: Stream) -> int:
+    def _send(self, stream: Http2Stream) -> int:
         """Send one turn's worth of what waits in *stream*; return its bytes."""
         queue = stream.queue
         before = stream.queued
@@ -224,14 +224,14 @@ class Outbox:
         self._tell_room(stream)
         return before - stream.queued
 
-    def _end(self, stream: Stream) -> None:
+    def _end(self, stream: Http2Stream) -> None:
         if stream.trailers is not None:
             self.send_head(stream, stream.trailers, ended=True)
         else:
             self._out.append(frame_head(0, wire.DATA, wire.END_STREAM, stream.number))
             self._end_local(stream)
 
-    def _tell_room(self, stream: Stream) -> None:
+    def _tell_room(self, stream: Http2Stream) -> None:
         if stream.waits and stream.queued <= LOW_WATER:
             stream.waits = False
             self._user.on_room(stream)
@@ -239,7 +239,7 @@ class Outbox:
             stream.waits = True
             self._user.on_full(stream)
 
-    def _end_local(self, stream: Stream) -> None:
+    def _end_local(self, stream: Http2Stream) -> None:
         """All of this direction is said; of a request that was answered before its end nothing more is
         wanted (RFC 9113 section 8.1).
         """
@@ -265,10 +265,10 @@ class Outbox:
         if self._patience < 0:
             raise SessionError(wire.ENHANCE_YOUR_CALM, "too many frames that move nothing forward")
 
-    def _is_gone(self, stream: Stream) -> bool:
+    def _is_gone(self, stream: Http2Stream) -> bool:
         return self.streams.get(stream.number) is not stream
 
-    def _forget(self, stream: Stream) -> None:
+    def _forget(self, stream: Http2Stream) -> None:
         """Nothing of *stream* is sent or read any more."""
         if self.streams.pop(stream.number, None) is None:
             return
