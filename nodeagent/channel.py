@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from typing import Final, Generic, TypeVar
 
 from nodeagent.errors import ControlError
-from nodeagent.wire import LARGEST_BYTES, Decoder, FileDescriptor, MessageError, encode
+from nodeagent.wire import LARGEST_BYTES, MessageDecoder, FileDescriptor, MessageError, encode
 
 MESSAGE_BYTES = 160_000
 """Below net.core.wmem_default on every kernel seen; a larger message goes as a memory file, whose
@@ -70,7 +70,7 @@ class Channel(Generic[Heard, Told]):
         self,
         loop: asyncio.AbstractEventLoop,
         end: socket.socket,
-        decoder: Decoder[Heard],
+        decoder: MessageDecoder[Heard],
         *,
         heard: Callable[[Heard], None],
         misunderstood: Callable[[MessageError], None],
@@ -257,7 +257,7 @@ def receive(end: socket.socket) -> Packet:
     return Packet(payload, owned, bool(flags & socket.MSG_CTRUNC))
 
 
-def decode(packet: Packet, decoder: Decoder[Heard]) -> Heard:
+def decode(packet: Packet, decoder: MessageDecoder[Heard]) -> Heard:
     """Return the message of *packet*, or of the memory file that it brings in its stead.
 
     Raises MessageError; the packet's descriptors are closed then.

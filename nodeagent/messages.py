@@ -1,7 +1,7 @@
 """What the daemon's processes say to each other: a frozen dataclass a message, grouped by direction.
 
 Each direction is a union of its messages, which a reader takes apart by ``match`` down to
-``assert_never``, and a Decoder made of that union, by which its channel reads (``wire.py``). A
+``assert_never``, and a MessageDecoder made of that union, by which its channel reads (``wire.py``). A
 message that holds a descriptor is the owner of it once it was received.
 
 ::
@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from typing import Final, Literal, TypeAlias, get_args
 
 from nodeagent.vocabulary import Family, PodUid, SpiffeId
-from nodeagent.wire import Decoder, FileDescriptor, Unchecked
+from nodeagent.wire import MessageDecoder, FileDescriptor, Unchecked
 
 # -- the supervisor tells control --
 
@@ -575,11 +575,11 @@ FromCollector: TypeAlias = Collecting | LogFileClosed | CollectorCounted | Colle
 LARGEST_OF_DAEMONS: Final = 1 << 16
 """Bytes of a message between two daemons: DESCRIPTORS keys, each below 300 bytes."""
 
-FROM_SUPERVISOR: Final[Decoder[FromSupervisor]] = Decoder(get_args(FromSupervisor))
-TO_SUPERVISOR: Final[Decoder[ToSupervisor]] = Decoder(get_args(ToSupervisor))
-TO_WORKER: Final[Decoder[ToWorker]] = Decoder(get_args(ToWorker))
-FROM_WORKER: Final[Decoder[FromWorker]] = Decoder(get_args(FromWorker), LARGEST_FROM_WORKER)
-TO_COLLECTOR: Final[Decoder[ToCollector]] = Decoder(get_args(ToCollector))
-FROM_COLLECTOR: Final[Decoder[FromCollector]] = Decoder(get_args(FromCollector), LARGEST_FROM_WORKER)
-FROM_SUCCESSOR: Final[Decoder[FromSuccessor]] = Decoder(get_args(FromSuccessor), LARGEST_OF_DAEMONS)
-FROM_PREDECESSOR: Final[Decoder[FromPredecessor]] = Decoder(get_args(FromPredecessor), LARGEST_OF_DAEMONS)
+FROM_SUPERVISOR: Final[MessageDecoder[FromSupervisor]] = MessageDecoder(get_args(FromSupervisor))
+TO_SUPERVISOR: Final[MessageDecoder[ToSupervisor]] = MessageDecoder(get_args(ToSupervisor))
+TO_WORKER: Final[MessageDecoder[ToWorker]] = MessageDecoder(get_args(ToWorker))
+FROM_WORKER: Final[MessageDecoder[FromWorker]] = MessageDecoder(get_args(FromWorker), LARGEST_FROM_WORKER)
+TO_COLLECTOR: Final[MessageDecoder[ToCollector]] = MessageDecoder(get_args(ToCollector))
+FROM_COLLECTOR: Final[MessageDecoder[FromCollector]] = MessageDecoder(get_args(FromCollector), LARGEST_FROM_WORKER)
+FROM_SUCCESSOR: Final[MessageDecoder[FromSuccessor]] = MessageDecoder(get_args(FromSuccessor), LARGEST_OF_DAEMONS)
+FROM_PREDECESSOR: Final[MessageDecoder[FromPredecessor]] = MessageDecoder(get_args(FromPredecessor), LARGEST_OF_DAEMONS)

@@ -43,7 +43,7 @@ class _Field:
     check: Check
 
 
-class Decoder(Generic[Message]):
+class MessageDecoder(Generic[Message]):
     """The messages of one direction, by the names of their classes."""
 
     def __init__(self, kinds: Iterable[type[Message]], largest: int = LARGEST_BYTES) -> None:
@@ -77,7 +77,7 @@ class Decoder(Generic[Message]):
 
 
 def encode(message: object) -> tuple[bytes, list[FileDescriptor]]:
-    """Return *message*, a dataclass as Decoder takes them, as a packet's payload and descriptors."""
+    """Return *message*, a dataclass as MessageDecoder takes them, as a packet's payload and descriptors."""
     content: dict[str, object] = {"op": type(message).__name__}
     descriptors: list[FileDescriptor] = []
     for each in _layout(type(message)):
