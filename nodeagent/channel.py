@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from typing import Final, Generic, TypeVar
 
 from nodeagent.errors import ControlError
-from nodeagent.wire import LARGEST_BYTES, MessageDecoder, FileDescriptor, MessageError, encode
+from nodeagent.wire import LARGEST_BYTES, FileDescriptor, MessageDecoder, MessageError, encode
 
 MESSAGE_BYTES = 160_000
 """Below net.core.wmem_default on every kernel seen; a larger message goes as a memory file, whose

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from typing import Final, Literal, TypeAlias, get_args
 
 from nodeagent.vocabulary import Family, PodUid, SpiffeId
-from nodeagent.wire import MessageDecoder, FileDescriptor, Unchecked
+from nodeagent.wire import FileDescriptor, MessageDecoder, Unchecked
 
 # -- the supervisor tells control --
 

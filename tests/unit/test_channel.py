@@ -16,7 +16,7 @@ from nodeagent.channel import DESCRIPTORS, MESSAGE_BYTES, QUEUE_DESCRIPTORS, Cha
 from nodeagent.channel import memory_file as make_memory_file
 from nodeagent.errors import ControlError
 from nodeagent.messages import FROM_WORKER, Counted, FlowRows
-from nodeagent.wire import LARGEST_BYTES, Decoder, FileDescriptor, MessageError, encode
+from nodeagent.wire import LARGEST_BYTES, FileDescriptor, MessageDecoder, MessageError, encode
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +31,7 @@ class Text:
 
 
 Said: TypeAlias = Numbered | Text
-WORDS: Decoder[Said] = Decoder((Numbered, Text))
+WORDS: MessageDecoder[Said] = MessageDecoder((Numbered, Text))
 
 
 def ignore(_: object = None) -> None:

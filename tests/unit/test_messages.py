@@ -40,10 +40,10 @@ from nodeagent.messages import (
     Stilled,
 )
 from nodeagent.vocabulary import PodUid, SpiffeId
-from nodeagent.wire import Decoder, FileDescriptor, MessageError, encode
+from nodeagent.wire import FileDescriptor, MessageDecoder, MessageError, encode
 
 ONE, TWO = FileDescriptor(11), FileDescriptor(12)
-DIRECTIONS: list[tuple[Decoder[Any], object]] = [
+DIRECTIONS: list[tuple[MessageDecoder[Any], object]] = [
     (FROM_SUPERVISOR, Beats(felt=True)),
     (FROM_SUPERVISOR, Stilled()),
     (TO_SUPERVISOR, Fork("worker", 3, ONE, TWO)),
@@ -71,7 +71,7 @@ DIRECTIONS: list[tuple[Decoder[Any], object]] = [
 
 
 @pytest.mark.parametrize(("decoder", "message"), DIRECTIONS, ids=lambda each: type(each).__name__)
-def test_a_message_survives_the_way(decoder: Decoder[Any], message: object) -> None:
+def test_a_message_survives_the_way(decoder: MessageDecoder[Any], message: object) -> None:
     assert decoder.decode(*encode(message)) == message
 
 
@@ -151,7 +151,7 @@ def test_a_field_that_no_message_carries_is_refused_at_the_start() -> None:
         when: complex
 
     with pytest.raises(TypeError, match="no message carries it"):
-        Decoder((Odd,))
+        MessageDecoder((Odd,))
 
 
 def test_every_kind_of_field_has_a_message_here() -> None:
