@@ -217,7 +217,7 @@ def test_policies_let_probes_pass_and_nothing_beside(tls: dict[str, Contexts], a
         writer.write(b"\x00not a probe")
         assert await cut(reader)
         stranger = Http2(await nodes.dial(STRANGER))
-        assert (await stranger.answer(stranger.ask(service="web")))[0] == "none", "403, by the policy"
+        assert (await stranger.answer(stranger.ask(service="web")))[0] == PERMISSION_DENIED
         assert application.asked == [(health.CHECK, "web")]
 
     probed(tls, application, scene, ("grpc", "web"), ("tcp", ""), mode="PERMISSIVE", policies=(ONLY_CLIENT,))
