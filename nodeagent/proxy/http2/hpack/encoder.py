@@ -99,9 +99,10 @@ class Encoder:
         if self._resized:
             self._tell_size(parts)
         known = self._known
+        never = NeverIndexed  # another module's name is looked up each time
         for field in fields:
             number = known.get(field)
-            if number is None or type(field[1]) is NeverIndexed:
+            if number is None or type(field[1]) is never:
                 parts.append(self._literal(field))
             elif number < 0:
                 parts.append(_BY_INDEX[-number])

@@ -6,13 +6,13 @@ Theory of operation
 The code is canonical: counted upwards, shorter codes first and equal ones by their symbol, so that
 the lengths alone say everything. Its tree has 256 inner nodes. Where in the tree a byte of the
 encoded string ends is the decoder's state; from each state each of the 256 bytes leads to one next
-state, and passes one leaf, two or none on its way (the shortest code has 5 bits). That is a row of
-256 steps a state, made when the first string comes by there: usual strings touch few of them, all
-that a peer can make are 256 rows, and no peer's bytes cost more than the look-up.
+state, and passes one leaf, two or none on its way (the shortest code has 5 bits). Such a step is
+walked when a string takes it for the first time, and looked up from then on: all that a peer can
+make are 256 states of 256 steps.
 
 A string ends with up to seven bits of padding, the first ones of EOS's code, which is all ones: the
 states that may be the last are the root and the first seven on the way of ones. EOS itself must not
-occur, nor what is longer than it needs to be.
+occur.
 """
 
 from __future__ import annotations
@@ -36,11 +36,7 @@ LENGTHS: Final = (
 # fmt: on
 """How many bits the code of each symbol has; the last symbol is EOS."""
 EOS: Final = 256
-_NO_STATE: Final = -1
 _PADDING_BITS: Final = 7
-
-_Row = tuple[list[int], list[bytes]]
-"""By byte: the next state, and what was decoded on the way there."""
 
 
 def _tree() -> list[int]:
@@ -71,55 +67,70 @@ def _plant(tree: list[int], code: int, length: int, symbol: int) -> None:
 
 _TREE: Final = _tree()
 _SYMBOLS: Final = [bytes((symbol,)) for symbol in range(256)]
-_rows: Final[list[_Row | None]] = [None] * (len(_TREE) // 2)
 
 
-def _last_states() -> frozenset[int]:
-    states = [0]
-    for _ in range(_PADDING_BITS):
-        states.append(_TREE[2 * states[-1] + 1])
-    return frozenset(states)
+class _State:
+    """Where a byte ended: at *node* of the tree. By the next byte: the state that follows, None before
+    the first time, and what is decoded on the way there.
+    """
+
+    def __init__(self, node: int) -> None:
+        self.node = node
+        self.last = False
+        """A string may end here."""
+        self.following: list[_State | None] = [None] * 256
+        self.decoded = [b""] * 256
 
 
-_LAST: Final = _last_states()
+_ROOT: Final = _State(0)
+_states: Final = {0: _ROOT}
+"""By node."""
 
 
-def _row(state: int) -> _Row:
-    """Return the row of *state*, made now and kept."""
-    following: list[int] = []
-    decoded: list[bytes] = []
-    for byte in range(256):
-        end, symbols = _step(state, byte)
-        following.append(end)
-        decoded.append(symbols)
-    row = _rows[state] = (following, decoded)
-    return row
+def _state(node: int) -> _State:
+    state = _states.get(node)
+    if state is None:
+        state = _states[node] = _State(node)
+    return state
 
 
-def _step(node: int, byte: int) -> tuple[int, bytes]:
+def _mark_last_states() -> None:
+    node = 0
+    for _ in range(_PADDING_BITS + 1):
+        _state(node).last = True
+        node = _TREE[2 * node + 1]
+
+
+_mark_last_states()
+
+
+def _step(state: _State, byte: int) -> _State:
+    """Walk from *state* by *byte*, for the first time. Raises CompressionError."""
+    node = state.node
     symbols = b""
     for place in range(7, -1, -1):
         node = _TREE[2 * node + (byte >> place & 1)]
         if node == ~EOS:
-            return _NO_STATE, b""
+            raise CompressionError("a Huffman code holds EOS")
         if node < 0:
             symbols += _SYMBOLS[~node]
             node = 0
-    return node, symbols
+    following = state.following[byte] = _state(node)
+    state.decoded[byte] = symbols
+    return following
 
 
 def decode(text: bytes) -> bytes:
     """Return what the Huffman code *text* stands for, at most 1.6 times as long. Raises CompressionError."""
-    state = 0
+    state = _ROOT
     parts: list[bytes] = []
-    for byte in text:
-        row = _rows[state]
-        if row is None:
-            row = _row(state)
-        state = row[0][byte]
-        if state < 0:
-            raise CompressionError("a Huffman code holds EOS")
-        parts.append(row[1][byte])
-    if state not in _LAST:
+    for at in range(len(text)):  # mypyc makes an object of each when it iterates over bytes
+        byte = text[at]
+        following = state.following[byte]
+        if following is None:
+            following = _step(state, byte)
+        parts.append(state.decoded[byte])
+        state = following
+    if not state.last:
         raise CompressionError("a Huffman code ends with padding that is none")
     return b"".join(parts)
