@@ -61,6 +61,8 @@ _FIELDS: Final = {
     b"te": HOP_BY_HOP,
 }
 SPELLINGS: Final = 4096
+SPELLING_BYTES: Final = 128
+"""Of a spelling that is remembered: a peer may send longer ones."""
 _known: Final[dict[bytes, int]] = dict(_FIELDS)
 _CLIENT_CERT: Final = b"x-forwarded-client-cert"
 _FOLDED: Final = bytes(byte if chr(byte).isascii() and chr(byte).isalnum() else 0x2D for byte in range(256))
@@ -83,7 +85,7 @@ def classify(name: bytes) -> int:
     kind = _known.get(name)
     if kind is None:
         kind = _FIELDS.get(name.lower(), CLIENT_CERT if is_client_cert(name) else 0)
-        if len(_known) < SPELLINGS:
+        if len(_known) < SPELLINGS and len(name) <= SPELLING_BYTES:
             _known[name] = kind
     return kind
 

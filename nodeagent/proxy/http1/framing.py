@@ -60,6 +60,7 @@ _DECIDING: Final = frozenset((b"host", b"content-length", b"transfer-encoding", 
 
 _SHAPES: Final = 512
 _SHAPE_NAMES: Final = 32
+_SHAPE_BYTES: Final = 1024
 _shapes: Final[dict[tuple[bytes, ...], tuple[tuple[int, bytes], ...]]] = {}
 
 _NO_BODY: Final = Framing(BodyKind.NONE, 0, True, HOP_BY_HOP)
@@ -178,7 +179,7 @@ def _shape(names: tuple[bytes, ...]) -> tuple[tuple[int, bytes], ...]:
     if b"" in names or b"".join(names).translate(None, _TOKEN_BYTES):
         raise Ambiguous("a header name is empty or holds a character that no token may hold")
     shape = tuple((at, name) for at, name in enumerate(map(bytes.lower, names)) if name in _DECIDING)
-    if len(names) <= _SHAPE_NAMES:
+    if len(names) <= _SHAPE_NAMES and sum(map(len, names)) <= _SHAPE_BYTES:
         if len(_shapes) >= _SHAPES:
             _shapes.clear()  # a peer made names up; start again rather than hold what it likes
         _shapes[names] = shape

@@ -13,6 +13,8 @@ from nodeagent.proxy.http2.stream import Http2Stream
 from nodeagent.proxy.http2.user import SessionError
 
 FAULT_COST: Final = 10
+WINDOWS_A_COST: Final = 64
+"""Streams whose windows one setting may change for as much patience as a frame costs."""
 
 
 class Control(FrameSender):
@@ -41,10 +43,11 @@ class Control(FrameSender):
                 raise SessionError(wire.FRAME_SIZE_ERROR, "an acknowledgement of SETTINGS is not empty")
             if not self.settled:
                 raise SessionError(wire.PROTOCOL_ERROR, "the connection does not begin with SETTINGS")
+            self.spend(1)
             return
         if len(payload) % 6:
             raise SessionError(wire.FRAME_SIZE_ERROR, "SETTINGS are not made of six bytes each")
-        self.spend(1)
+        self.spend(1 + len(payload) // 6)
         for at in range(0, len(payload), 6):
             key = payload[at] << 8 | payload[at + 1]
             self._set(key, int.from_bytes(payload[at + 2 : at + 6], "big"))
@@ -68,6 +71,7 @@ class Control(FrameSender):
         """The windows of all streams change by as much as their beginning (RFC 9113 section 6.9.2)."""
         if value > wire.LARGEST_WINDOW:
             raise SessionError(wire.FLOW_CONTROL_ERROR, "INITIAL_WINDOW_SIZE is out of its range")
+        self.spend(len(self.streams) // WINDOWS_A_COST)
         more = value - self._stream_window
         self._stream_window = value
         for stream in self.streams.values():
@@ -106,8 +110,11 @@ class Control(FrameSender):
         if not number or self._idle(number):
             raise SessionError(wire.PROTOCOL_ERROR, "RST_STREAM of a stream that nobody opened")
         stream = self.streams.get(number)
-        self.spend(RESET_COST if stream is not None else 1)
-        if stream is not None:
+        if stream is None:
+            self.spend(1)
+        else:
+            if not self._client:  # what a server resets was asked for from here
+                self.spend(RESET_COST)
             self._forget(stream)
             self._user.on_reset(stream, int.from_bytes(payload, "big"), ours=False)
 

@@ -49,6 +49,7 @@ from nodeagent.proxy.http.line import Line
 from nodeagent.proxy.http2 import frames as wire
 from nodeagent.proxy.http2.exchange import Http2Exchange
 from nodeagent.proxy.http2.heads import Malformed, RequestHead, answer_block, read_request, read_trailers, trailer_block
+from nodeagent.proxy.http2.sender import ANSWER_WORTH
 from nodeagent.proxy.http2.session import Session
 from nodeagent.proxy.http2.stream import CAUSES, Http2Stream
 from nodeagent.proxy.http2.user import TOO_LARGE, SessionError, SessionUser
@@ -316,7 +317,7 @@ class Http2Downstream(Downstream, SessionUser):
         exchange.begins(status, fields)
         session = self.session
         exchange.sent += session.send_head(exchange.stream, answer_block(status, fields), ended=length == 0)
-        session.earn(3)
+        session.earn(ANSWER_WORTH)
         self._soon()
 
     def data(self, exchange: Exchange, piece: bytes) -> None:

@@ -15,6 +15,7 @@ from nodeagent.proxy.http import fields as field
 from nodeagent.proxy.http.exchange import UNKNOWN, Exchange
 from nodeagent.proxy.http.fields import Field, classify
 from nodeagent.proxy.http1.framing import Ambiguous, content_length, valid_host
+from nodeagent.proxy.http2.hpack.secret import NeverIndexed
 
 _NAME: Final = re.compile(rb"[!#$%&'*+\-.^_`|~0-9a-z]+")
 """A token without upper case (RFC 9113 section 8.2.1)."""
@@ -37,6 +38,8 @@ WRONG: Final = -1
 COOKIE: Final = 1 << 20
 TE: Final = 1 << 21
 _KNOWN: Final = 4096
+KNOWN_BYTES: Final = 128
+"""Of each name, host and target that is remembered: a peer may send longer ones."""
 _kinds: Final[dict[bytes, int]] = {b"cookie": COOKIE, b"te": TE}
 """Names that were met, and what they are; WRONG: no name that may come."""
 _lower: Final[dict[bytes, bytes]] = {}
@@ -88,7 +91,7 @@ def kind_of(name: bytes) -> int:
     kind = _kinds.get(name)
     if kind is None:
         kind = classify(name) if _NAME.fullmatch(name) and name not in _FORBIDDEN else WRONG
-        if len(_kinds) < _KNOWN:
+        if len(_kinds) < _KNOWN and len(name) <= KNOWN_BYTES:
             _kinds[name] = kind
     return kind
 
@@ -103,6 +106,8 @@ def read_request(block: Sequence[Field], *, ended: bool, local: bytes) -> Reques
         if not name or name[0] != _COLON:
             break
         at += 1
+        if not value:
+            raise Malformed("a pseudo-header is empty")
         if name == b":method" and not method:
             method = value
         elif name == b":path" and not target:
@@ -112,14 +117,14 @@ def read_request(block: Sequence[Field], *, ended: bool, local: bytes) -> Reques
         elif name == b":authority" and not authority:
             authority = value
         else:
-            raise Malformed("a pseudo-header is unknown, repeated or empty")
+            raise Malformed("a pseudo-header is unknown or repeated")
     head = RequestHead(method, target, authority, [])
     head.block = block
     _read_fields(head, block, at)
     _check_line(head, scheme)
     hosts = [value for name, value in head.fields if name == b"host"] if head.seen & field.HOST else []
-    if len(hosts) > 1 or (hosts and authority and hosts[0].lower() != authority.lower()):
-        raise Malformed("host is repeated, or not what :authority says")
+    if len(hosts) > 1 or (hosts and hosts[0].lower() != (authority or hosts[0]).lower()) or b"" in hosts:
+        raise Malformed("host is repeated, empty, or not what :authority says")
     head.authority = authority or (hosts[0] if hosts else local)
     if not hosts:
         head.fields.insert(0, (b"host", head.authority))
@@ -160,8 +165,16 @@ def _read_fields(head: RequestHead, block: Sequence[Field], at: int) -> None:
                 continue
         fields.append((name, value))
     head.seen = seen
-    if len(cookies) > 1:  # RFC 9113 section 8.2.3
-        head.fields = [(name, b"; ".join(cookies) if name == b"cookie" else value) for name, value in fields]
+    if len(cookies) > 1:
+        whole = _one_cookie(cookies)
+        head.fields = [(name, whole if name == b"cookie" else value) for name, value in fields]
+
+
+def _one_cookie(crumbs: list[bytes]) -> bytes:
+    """Return the cookie whose *crumbs* came one by one (RFC 9113 section 8.2.3): as secret as any of them."""
+    cookie = b"; ".join(crumbs)
+    secret = NeverIndexed in [type(crumb) for crumb in crumbs]
+    return NeverIndexed(cookie) if secret else cookie
 
 
 def _note(head: RequestHead, kind: int, value: bytes) -> bool:
@@ -219,7 +232,7 @@ def _check_line(head: RequestHead, scheme: bytes) -> None:
         return
     if not _TARGET.fullmatch(target) or (target[0] != _SLASH and (target != b"*" or method != b"OPTIONS")):
         raise Malformed(":path is no path")
-    if len(_targets) < _KNOWN and target[0] == _SLASH and len(target) < 256:
+    if len(_targets) < _KNOWN and target[0] == _SLASH and len(target) <= KNOWN_BYTES:
         _targets.add(target)
 
 
@@ -228,7 +241,7 @@ def _check_host(authority: bytes) -> None:
         return
     if not valid_host(authority):
         raise Malformed(":authority or host is not a name or address with an optional port")
-    if len(_hosts) < _KNOWN:
+    if len(_hosts) < _KNOWN and len(authority) <= KNOWN_BYTES:
         _hosts.add(authority)
 
 
@@ -279,7 +292,7 @@ def lowered(name: bytes) -> bytes:
         written = name.lower()
         if written == b"host" or written in _FORBIDDEN or not _NAME.fullmatch(written):
             written = b""
-        if len(_lower) < _KNOWN:
+        if len(_lower) < _KNOWN and len(name) <= KNOWN_BYTES:
             _lower[name] = written
     return written
 

@@ -27,6 +27,10 @@ four times as many it is given up.
 """
 PATIENCE: Final = 2000
 RESET_COST: Final = 5
+ANSWER_WORTH: Final = RESET_COST
+"""Of an answer: who takes as many as it gives up is no flood."""
+SENT_WORTH: Final = 10
+"""Of a DATA frame that goes out: some give back its window in pieces of 4 KiB, the stream's and the connection's."""
 FORGIVEN: Final = 100.0
 """What a second gives back."""
 REMEMBERED: Final = 256
@@ -92,9 +96,8 @@ class FrameSender:
         queue = stream.queue
         if queue is None:
             queue = stream.queue = collections.deque()
-        if not queue:
-            self._ready.append(stream)
         queue.append(piece)
+        self._line_up(stream)
         stream.queued += len(piece)
         self.queued += len(piece)
         if self.queued > 4 * STALLED and self.broken is None and not self._client:
@@ -111,8 +114,7 @@ class FrameSender:
         stream.closing = True
         if trailers:
             stream.trailers = trailers
-        if not stream.queue:
-            self._ready.append(stream)
+        self._line_up(stream)
 
     def reset(self, stream: Http2Stream, code: int) -> None:
         """End *stream* now, in both directions."""
@@ -178,7 +180,13 @@ class FrameSender:
 
     def _make_ready(self, stream: Http2Stream) -> None:
         """The window of *stream* has changed."""
-        if stream.queue and stream.window > 0 and stream not in self._ready:
+        if stream.queue and stream.window > 0:
+            self._line_up(stream)
+
+    def _line_up(self, stream: Http2Stream) -> None:
+        """Give *stream* a turn."""
+        if not stream.ready:
+            stream.ready = True
             self._ready.append(stream)
 
     def _pump(self) -> None:
@@ -190,11 +198,12 @@ class FrameSender:
             if stream.queue and self._window <= 0:
                 break
             ready.popleft()
+            stream.ready = False
             if stream.local_ended:
                 continue
             room -= self._send(stream)
             if stream.queue and stream.window > 0:
-                ready.append(stream)
+                self._line_up(stream)
 
     def _send(self, stream: Http2Stream) -> int:
         """Send one turn's worth of what waits in *stream*; return its bytes."""
@@ -216,9 +225,9 @@ class FrameSender:
             last = not queue and stream.closing and stream.trailers is None
             self._out.append(frame_head(count, wire.DATA, wire.END_STREAM if last else 0, stream.number))
             self._out.append(piece)
+            self.earn(SENT_WORTH)
             if last:
                 self._end_local(stream)
-        self.earn(3)
         if not queue and stream.closing and not stream.local_ended:
             self._end(stream)
         self._tell_room(stream)

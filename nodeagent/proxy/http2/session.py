@@ -322,6 +322,8 @@ class Session(Control):
 
 def unpadded(payload: bytes) -> bytes:
     """Return what stands in a padded *payload* (RFC 9113 section 6.1). Raises SessionError."""
-    if not payload or payload[0] >= len(payload):
+    if not payload:
+        raise SessionError(wire.FRAME_SIZE_ERROR, "a padded frame does not say how much of it is padding")
+    if payload[0] >= len(payload):
         raise SessionError(wire.PROTOCOL_ERROR, "a frame is all padding")
     return payload[1 : len(payload) - payload[0]]

@@ -40,6 +40,8 @@ class Http2Stream:
     """Bytes that came of it."""
     queued = 0
     """Bytes that wait."""
+    ready = False
+    """It has a turn to send what waits."""
     waits = False
     """The other half was asked to pause, since much waits."""
     queue: collections.deque[bytes] | None = None

@@ -42,6 +42,8 @@ LOST_SECONDS: Final = 20.0
 _EMPTY: Final = (b"content-length", b"0")
 INTERIM_COST: Final = 20
 """Of the session's patience: an answer before the answer brings the client nothing."""
+INTERIM_FREE: Final = 2
+"""Of them for each answer."""
 
 
 @trait
@@ -281,6 +283,7 @@ class Http2Upstream(Upstream, SessionUser):
             self.session.spend(INTERIM_COST)
             exchange.downstream.interim(exchange, head.status, head.fields)
             return
+        self.session.earn(INTERIM_COST * INTERIM_FREE)
         stream.head_read = True
         stream.kept = None
         stream.expected = head.length

@@ -1,0 +1,560 @@
+"""HTTP/2 peers that break rules, or keep all and mean no good: what each of them gets, and what it
+can make the proxy hold.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator
+from typing import Final
+
+import pytest
+
+from nodeagent.proxy.http import fields
+from nodeagent.proxy.http2 import frames as wire
+from nodeagent.proxy.http2 import heads
+from nodeagent.proxy.http2.frames import frame, rst_stream, settings, window_update
+from nodeagent.proxy.http2.hpack.secret import NeverIndexed
+from tests.unit.proxy.http2_wire import GET, INTERIM, OK, POST, SETTLED, Asking, Frame, Pairs, Server
+
+PING: Final = frame(wire.PING, 0, 0, bytes(8))
+
+
+def odd() -> Iterator[int]:
+    return itertools.count(1, 2)
+
+
+def only(written: list[Frame], kind: int) -> list[Frame]:
+    return [each for each in written if each.kind == kind]
+
+
+def goaway(written: list[Frame]) -> int | None:
+    """Return the code with which the connection ended, None if it did not."""
+    found = only(written, wire.GOAWAY)
+    return found[0].code if found else None
+
+
+# -- floods --
+
+
+def rapid_reset(server: Server) -> Iterator[bytes]:
+    """CVE-2023-44487."""
+    for number in odd():
+        yield server.head(number, GET) + rst_stream(number, wire.CANCEL)
+
+
+def reset_by_update(server: Server) -> Iterator[bytes]:
+    """CVE-2025-8671: the proxy is brought to reset the stream itself."""
+    for number in odd():
+        yield server.head(number, GET) + window_update(number, 0)
+
+
+def reset_by_window(server: Server) -> Iterator[bytes]:
+    for number in odd():
+        yield server.head(number, GET) + window_update(number, wire.LARGEST_WINDOW)
+
+
+def reset_by_data(server: Server) -> Iterator[bytes]:
+    for number in odd():
+        yield server.head(number, GET) + frame(wire.DATA, 0, number, b"x")
+
+
+def reset_by_head(server: Server) -> Iterator[bytes]:
+    for number in odd():
+        yield server.head(number, GET) + server.head(number, GET)
+
+
+def reset_by_priority(server: Server) -> Iterator[bytes]:
+    for number in odd():
+        yield server.head(number, GET) + frame(wire.PRIORITY, 0, number, number.to_bytes(4, "big") + b"\0")
+
+
+def malformed(server: Server) -> Iterator[bytes]:
+    for number in odd():
+        yield server.head(number, ())
+
+
+def too_many_streams(server: Server) -> Iterator[bytes]:
+    for number in odd():
+        yield server.head(number, GET)
+
+
+def empty_data(server: Server) -> Iterator[bytes]:
+    yield server.head(1, POST, end=False)
+    while True:
+        yield frame(wire.DATA, 0, 1, b"")
+
+
+def padding(server: Server) -> Iterator[bytes]:
+    yield server.head(1, POST, end=False)
+    while True:
+        yield frame(wire.DATA, wire.PADDED, 1, b"\x05" + bytes(5))
+
+
+def updates_of_streams(server: Server) -> Iterator[bytes]:
+    yield server.head(1, GET)
+    while True:
+        yield window_update(1, 1)
+
+
+def continuations(server: Server) -> Iterator[bytes]:
+    """CVE-2024-27316, without any bytes of fields."""
+    yield frame(wire.HEADERS, 0, 1, b"")
+    while True:
+        yield frame(wire.CONTINUATION, 0, 1, b"")
+
+
+def resets_of_the_dead(server: Server) -> Iterator[bytes]:
+    yield server.head(1, GET)
+    while True:
+        yield rst_stream(1, wire.CANCEL)
+
+
+def again(data: bytes) -> Callable[[Server], Iterator[bytes]]:
+    return lambda server: itertools.repeat(data)
+
+
+FLOODS: Final[dict[str, Callable[[Server], Iterator[bytes]]]] = {
+    "rapid reset": rapid_reset,
+    "made to reset by WINDOW_UPDATE 0": reset_by_update,
+    "made to reset by a window beyond its range": reset_by_window,
+    "made to reset by DATA behind the end": reset_by_data,
+    "made to reset by HEADERS behind the end": reset_by_head,
+    "priorities": reset_by_priority,
+    "malformed heads": malformed,
+    "streams beyond the limit": too_many_streams,
+    "empty DATA": empty_data,
+    "padding alone": padding,
+    "WINDOW_UPDATE of a stream": updates_of_streams,
+    "empty CONTINUATION": continuations,
+    "RST_STREAM of what is gone": resets_of_the_dead,
+    "PING": again(PING),
+    "answers to no PING": again(frame(wire.PING, wire.ACK, 0, bytes(8))),
+    "SETTINGS": again(SETTLED),
+    "acknowledged SETTINGS": again(frame(wire.SETTINGS, wire.ACK, 0, b"")),
+    "SETTINGS of windows": again(settings(((wire.INITIAL_WINDOW_SIZE, 1), (wire.INITIAL_WINDOW_SIZE, 2)))),
+    "SETTINGS of tables": again(settings(((wire.HEADER_TABLE_SIZE, 0), (wire.HEADER_TABLE_SIZE, 4096)))),
+    "WINDOW_UPDATE of the connection": again(window_update(0, 1)),
+    "frames of unknown kinds": again(frame(0x2A, 0, 0, b"grease")),
+    "GOAWAY": again(wire.goaway(0, 0, b"")),
+}
+MOST: Final = 4096
+"""Frames, or pairs of them, after which every flood has ended."""
+
+
+@pytest.mark.parametrize("flood", FLOODS)
+def test_a_flood_ends_the_connection(flood: str) -> None:
+    server = Server(streamsPerConnection=100)
+    most = 0
+    for count, piece in enumerate(FLOODS[flood](server)):
+        assert count < MOST, f"still there after {count}"
+        written = server.feed(piece)
+        most = max(most, len(written))
+        if (code := goaway(written)) is not None:
+            assert code == wire.ENHANCE_YOUR_CALM
+            break
+    assert most < 8, "few bytes make the proxy say much"
+    assert server.pipe.ended
+    ((reason, words),) = server.stages.broken
+    assert reason.code == "http2_broken"
+    assert words
+
+
+# -- what is no flood --
+
+
+def test_a_download_whose_every_frame_is_acknowledged_twice_goes_on() -> None:
+    server = Server()
+    server.feed(window_update(0, 1 << 30), server.head(1, GET))
+    (exchange,) = server.stages.exchanges
+    exchange.downstream.answer(exchange, 200, [], 1 << 30)
+    server.settle()
+    for _ in range(4000):
+        exchange.downstream.data(exchange, bytes(32768))
+        server.settle()
+        for _ in range(2):
+            written = server.feed(window_update(1, 16384), window_update(0, 16384))
+            assert goaway(written) is None
+
+
+def test_a_client_that_reads_little_at_a_time_goes_on() -> None:
+    """Some give back each piece that they have read: 4 KiB at a time, as often as there are."""
+    server = Server()
+    server.feed(window_update(0, 1 << 30), server.head(1, GET))
+    (exchange,) = server.stages.exchanges
+    exchange.downstream.answer(exchange, 200, [], 1 << 30)
+    server.settle()
+    for _ in range(2000):
+        exchange.downstream.data(exchange, bytes(16384))
+        server.settle()
+        for _ in range(4):
+            assert goaway(server.feed(window_update(1, 4096), window_update(0, 4096))) is None
+
+
+def test_an_upload_in_single_bytes_goes_on() -> None:
+    server = Server()
+    server.feed(server.head(1, POST, end=False))
+    for _ in range(10_000):
+        assert goaway(server.feed(frame(wire.DATA, 0, 1, b"x"))) is None
+
+
+def test_calls_of_which_every_second_is_cancelled_go_on() -> None:
+    server = Server()
+    for number in range(1, 20_000, 2):
+        server.feed(server.head(number, GET))
+        exchange = server.stages.exchanges[-1]
+        if number % 4 == 1:
+            exchange.downstream.answer(exchange, 200, [], 0)
+            exchange.downstream.end(exchange, [])
+            written = server.settle()
+        else:
+            written = server.feed(rst_stream(number, wire.CANCEL))
+        assert goaway(written) is None
+
+
+def test_a_ping_a_request_is_fine() -> None:
+    server = Server()
+    for number in range(1, 20_000, 2):
+        written = server.feed(server.head(number, GET), PING)
+        assert goaway(written) is None
+        exchange = server.stages.exchanges[-1]
+        exchange.downstream.answer(exchange, 200, [], 0)
+        exchange.downstream.end(exchange, [])
+        server.settle()
+
+
+def test_an_endpoint_that_refuses_all_that_it_is_asked_for_long_is_no_flood() -> None:
+    """What it resets the proxy asked for itself."""
+    asking = Asking()
+    for number in range(1, 4000, 2):
+        asking.ask()
+        asking.settle()
+        assert goaway(asking.feed(rst_stream(number, wire.CANCEL))) is None
+
+
+def test_an_answer_before_each_answer_is_fine() -> None:
+    asking = Asking()
+    for number in range(1, 4000, 2):
+        exchange = asking.ask()
+        asking.settle()
+        assert goaway(asking.feed(asking.head(number, INTERIM, end=False), asking.head(number, OK))) is None
+        assert exchange.finished
+
+
+def test_an_endpoint_that_never_comes_to_its_answer_is_left() -> None:
+    asking = Asking()
+    asking.ask()
+    asking.settle()
+    for count in itertools.count():
+        assert count < 1000
+        if goaway(asking.feed(asking.head(1, INTERIM, end=False))) == wire.ENHANCE_YOUR_CALM:
+            break
+
+
+# -- rules that have one answer --
+
+STREAM: Final = "stream"
+CONNECTION: Final = "connection"
+RULES: Final[dict[str, tuple[bytes, str, int]]] = {
+    "4.1 a frame larger than allowed": (
+        wire.frame_head(16385, wire.DATA, 0, 1) + bytes(16385),
+        CONNECTION,
+        wire.FRAME_SIZE_ERROR,
+    ),
+    "4.3 a block that does not decode": (
+        frame(wire.HEADERS, wire.END_HEADERS, 5, b"\x80"),
+        CONNECTION,
+        wire.COMPRESSION_ERROR,
+    ),
+    "5.1 DATA of an idle stream": (frame(wire.DATA, 0, 7, b"x"), CONNECTION, wire.PROTOCOL_ERROR),
+    "5.1 RST_STREAM of an idle stream": (rst_stream(7, 0), CONNECTION, wire.PROTOCOL_ERROR),
+    "5.1 WINDOW_UPDATE of an idle stream": (window_update(7, 1), CONNECTION, wire.PROTOCOL_ERROR),
+    "5.1 CONTINUATION of an idle stream": (
+        frame(wire.CONTINUATION, wire.END_HEADERS, 7, b""),
+        CONNECTION,
+        wire.PROTOCOL_ERROR,
+    ),
+    "5.1 DATA behind the end": (frame(wire.DATA, 0, 3, b"x"), STREAM, wire.STREAM_CLOSED),
+    "5.1.1 a stream of the server's": (
+        frame(wire.HEADERS, wire.END_HEADERS, 8, b"\x82"),
+        CONNECTION,
+        wire.PROTOCOL_ERROR,
+    ),
+    "6.1 DATA on stream 0": (frame(wire.DATA, 0, 0, b"x"), CONNECTION, wire.PROTOCOL_ERROR),
+    "6.1 padding beyond the frame": (frame(wire.DATA, wire.PADDED, 1, b"\x05x"), CONNECTION, wire.PROTOCOL_ERROR),
+    "4.2 padding that does not say how long it is": (
+        frame(wire.DATA, wire.PADDED, 1, b""),
+        CONNECTION,
+        wire.FRAME_SIZE_ERROR,
+    ),
+    "6.2 HEADERS on stream 0": (frame(wire.HEADERS, wire.END_HEADERS, 0, b"\x82"), CONNECTION, wire.PROTOCOL_ERROR),
+    "6.4 RST_STREAM of three bytes": (frame(wire.RST_STREAM, 0, 1, bytes(3)), CONNECTION, wire.FRAME_SIZE_ERROR),
+    "6.4 RST_STREAM on stream 0": (rst_stream(0, 0), CONNECTION, wire.PROTOCOL_ERROR),
+    "6.5 SETTINGS of a stream": (frame(wire.SETTINGS, 0, 1, b""), CONNECTION, wire.PROTOCOL_ERROR),
+    "6.5 SETTINGS of five bytes": (frame(wire.SETTINGS, 0, 0, bytes(5)), CONNECTION, wire.FRAME_SIZE_ERROR),
+    "6.5 an ACK with SETTINGS": (frame(wire.SETTINGS, wire.ACK, 0, bytes(6)), CONNECTION, wire.FRAME_SIZE_ERROR),
+    "6.5.2 ENABLE_PUSH of 2": (settings(((wire.ENABLE_PUSH, 2),)), CONNECTION, wire.PROTOCOL_ERROR),
+    "6.5.2 a window of 2 GiB": (settings(((wire.INITIAL_WINDOW_SIZE, 1 << 31),)), CONNECTION, wire.FLOW_CONTROL_ERROR),
+    "6.5.2 frames of 1 KiB": (settings(((wire.MAX_FRAME_SIZE, 1024),)), CONNECTION, wire.PROTOCOL_ERROR),
+    "6.5.2 frames of 16 MiB": (settings(((wire.MAX_FRAME_SIZE, 1 << 24),)), CONNECTION, wire.PROTOCOL_ERROR),
+    "6.6 PUSH_PROMISE": (frame(wire.PUSH_PROMISE, wire.END_HEADERS, 1, bytes(4)), CONNECTION, wire.PROTOCOL_ERROR),
+    "6.7 PING of a stream": (frame(wire.PING, 0, 1, bytes(8)), CONNECTION, wire.PROTOCOL_ERROR),
+    "6.7 PING of nine bytes": (frame(wire.PING, 0, 0, bytes(9)), CONNECTION, wire.FRAME_SIZE_ERROR),
+    "6.8 GOAWAY of a stream": (frame(wire.GOAWAY, 0, 1, bytes(8)), CONNECTION, wire.PROTOCOL_ERROR),
+    "6.9 WINDOW_UPDATE by nothing": (window_update(1, 0), STREAM, wire.PROTOCOL_ERROR),
+    "6.9 WINDOW_UPDATE of all by nothing": (window_update(0, 0), CONNECTION, wire.PROTOCOL_ERROR),
+    "6.9 WINDOW_UPDATE of three bytes": (frame(wire.WINDOW_UPDATE, 0, 1, bytes(3)), CONNECTION, wire.FRAME_SIZE_ERROR),
+    "6.9.1 a window beyond its range": (window_update(1, wire.LARGEST_WINDOW), STREAM, wire.FLOW_CONTROL_ERROR),
+    "6.9.1 all windows beyond their range": (
+        window_update(0, wire.LARGEST_WINDOW),
+        CONNECTION,
+        wire.FLOW_CONTROL_ERROR,
+    ),
+    "6.10 a block that is interrupted": (
+        frame(wire.HEADERS, 0, 5, b"\x82") + frame(wire.PING, 0, 0, bytes(8)),
+        CONNECTION,
+        wire.PROTOCOL_ERROR,
+    ),
+    "6.10 a block that another stream goes on with": (
+        frame(wire.HEADERS, 0, 5, b"\x82") + frame(wire.CONTINUATION, wire.END_HEADERS, 7, b"\x84"),
+        CONNECTION,
+        wire.PROTOCOL_ERROR,
+    ),
+    "6.10 CONTINUATION of nothing": (
+        frame(wire.CONTINUATION, wire.END_HEADERS, 1, b"\x82"),
+        CONNECTION,
+        wire.PROTOCOL_ERROR,
+    ),
+    "8.1 trailers that do not end the stream": (
+        frame(wire.HEADERS, wire.END_HEADERS, 1, b"\x00\x01a\x01b"),
+        STREAM,
+        wire.PROTOCOL_ERROR,
+    ),
+}
+"""Sections of RFC 9113: what a client sends (stream 1 goes on, 3 has ended), and what ends by which code."""
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_a_rule_that_has_one_answer(rule: str) -> None:
+    data, ends, code = RULES[rule]
+    server = Server()
+    server.feed(server.head(1, POST, end=False), server.head(3, GET))
+    written = server.feed(data)
+    if ends == CONNECTION:
+        assert goaway(written) == code
+        assert server.pipe.ended
+    else:
+        assert goaway(written) is None
+        assert [each.code for each in only(written, wire.RST_STREAM)] == [code]
+        assert goaway(server.feed(server.head(5, GET))) is None
+        assert len(server.stages.exchanges) == 3
+
+
+def test_a_block_of_a_stream_that_is_over_still_changes_the_table() -> None:
+    server = Server()
+    server.feed(server.head(1, GET))
+    server.feed(frame(wire.HEADERS, wire.END_HEADERS, 1, b"\x40\x01a\x01b"))
+    server.feed(frame(wire.HEADERS, wire.END_HEADERS | wire.END_STREAM, 3, b"\x82\x86\x84\x01\x03web\xbe"))
+    assert (b"a", b"b") in server.stages.exchanges[1].fields
+
+
+def test_what_does_not_begin_with_settings_is_no_connection() -> None:
+    server = Server(hello=wire.PREFACE)
+    assert goaway(server.feed(PING)) == wire.PROTOCOL_ERROR
+
+
+# -- heads that are none --
+
+LINE: Final[Pairs] = GET[:3]
+NO_MESSAGES: Final[dict[str, Pairs]] = {
+    "no fields": (),
+    "no method": GET[1:],
+    "no scheme": (GET[0], *GET[2:]),
+    "no path": (*GET[:2], GET[3]),
+    "an empty path": (*GET[:2], (b":path", b""), GET[3]),
+    "an empty method": ((b":method", b""), *GET[1:]),
+    "two methods": (GET[0], *GET),
+    "two methods, the first empty": ((b":method", b""), *GET),
+    "two schemes": (GET[1], *GET),
+    "two paths": (GET[2], *GET),
+    "two paths, the second empty": (*GET, (b":path", b"")),
+    "two authorities": (GET[3], *GET),
+    "two authorities, the first empty": ((b":authority", b""), *GET),
+    "a pseudo-header behind a field": (*LINE, (b"a", b"b"), GET[3]),
+    "a pseudo-header of answers": (*GET, (b":status", b"200")),
+    "an unknown pseudo-header": (*GET, (b":protocol", b"websocket")),
+    "upper case": (*GET, (b"Accept", b"*/*")),
+    "an empty name": (*GET, (b"", b"b")),
+    "a name with a space": (*GET, (b"a b", b"c")),
+    "a name with a colon": (*GET, (b"a:b", b"c")),
+    "a name with a line's end": (*GET, (b"a\r\nhost: other\r\nb", b"c")),
+    "a name beyond ASCII": (*GET, ("ä".encode(), b"c")),
+    "a value with a line's end": (*GET, (b"a", b"b\r\nhost: other")),
+    "a value with a line feed": (*GET, (b"a", b"b\nc: d")),
+    "a value with a carriage return": (*GET, (b"a", b"b\rc")),
+    "a value with NUL": (*GET, (b"a", b"b\0c")),
+    "a value that begins with a space": (*GET, (b"a", b" b")),
+    "a value that ends with a tab": (*GET, (b"a", b"b\t")),
+    "a path with a space": (*GET[:2], (b":path", b"/a HTTP/1.1"), GET[3]),
+    "a path with a line's end": (*GET[:2], (b":path", b"/\r\nhost: other"), GET[3]),
+    "a path that is an URL": (*GET[:2], (b":path", b"http://other/"), GET[3]),
+    "a path that is a star": (*GET[:2], (b":path", b"*"), GET[3]),
+    "a method with a space": ((b":method", b"GET / HTTP/1.1\r\nx:"), *GET[1:]),
+    "an authority with a user": (*LINE, (b":authority", b"me@web")),
+    "an authority with a line's end": (*LINE, (b":authority", b"web\r\na: b")),
+    "an authority with a path": (*LINE, (b":authority", b"web/other")),
+    "connection": (*GET, (b"connection", b"close")),
+    "keep-alive": (*GET, (b"keep-alive", b"5")),
+    "proxy-connection": (*GET, (b"proxy-connection", b"close")),
+    "transfer-encoding": (*GET, (b"transfer-encoding", b"chunked")),
+    "upgrade": (*GET, (b"upgrade", b"h2c")),
+    "te that is not trailers": (*GET, (b"te", b"trailers, gzip")),
+    "a host that is another one": (*GET, (b"host", b"other")),
+    "an empty authority": (*LINE, (b":authority", b"")),
+    "an empty host": (*LINE, (b"host", b"")),
+    "two hosts": (*LINE, (b"host", b"web"), (b"host", b"web")),
+    "a length that is none": (*GET, (b"content-length", b"+5")),
+    "two lengths": (*GET, (b"content-length", b"0"), (b"content-length", b"0")),
+    "a length and no body": (*GET, (b"content-length", b"5")),
+}
+
+
+@pytest.mark.parametrize("what", NO_MESSAGES)
+def test_what_is_no_message_resets_its_stream_alone(what: str) -> None:
+    server = Server()
+    server.feed(server.head(1, GET))
+    written = server.feed(server.head(3, NO_MESSAGES[what]))
+    assert goaway(written) is None
+    assert [(each.number, each.code) for each in only(written, wire.RST_STREAM)] == [(3, wire.PROTOCOL_ERROR)]
+    assert len(server.stages.exchanges) == 1
+    ((_, status, reason),) = server.stages.ended
+    assert status == 0
+    assert reason is not None
+    assert reason.code == "http2_malformed"
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        (*GET, (b"te", b"trailers")),
+        (*LINE, (b"host", b"web")),
+        (*GET, (b"host", b"WEB")),
+        (*GET, (b"content-length", b"0")),
+        (*GET, (b"a", b"")),
+        (*GET, (b"a", b"\x80\xff")),
+        ((b":method", b"OPTIONS"), GET[1], (b":path", b"*"), GET[3]),
+        (GET[3], GET[2], GET[1], GET[0]),
+    ],
+)
+def test_what_is_a_message(fields: Pairs) -> None:
+    server = Server()
+    assert server.feed(server.head(1, fields)) == []
+    assert len(server.stages.exchanges) == 1
+
+
+@pytest.mark.parametrize(
+    ("length", "pieces", "ended"),
+    [
+        (b"5", [b"123456"], False),
+        (b"5", [b"1234"], True),
+        (b"5", [b"12345", b"6"], True),
+        (b"0", [b"1"], True),
+        (b"5", [], True),
+    ],
+)
+def test_a_body_of_another_length_than_announced_is_no_message(length: bytes, pieces: list[bytes], ended: bool) -> None:
+    server = Server()
+    server.feed(server.head(1, (*POST, (b"content-length", length)), end=False))
+    body = b"".join([frame(wire.DATA, 0, 1, piece) for piece in pieces])
+    written = server.feed(body, frame(wire.DATA, wire.END_STREAM, 1, b"") if ended else b"")
+    assert [each.code for each in only(written, wire.RST_STREAM)] == [wire.PROTOCOL_ERROR]
+    ((exchange, status, reason),) = server.stages.ended
+    assert exchange.finished
+    assert status == 0
+    assert reason is not None
+    assert reason.code == "http2_malformed"
+
+
+def test_trailers_say_nothing_that_frames_or_routes() -> None:
+    server = Server()
+    trailers = [(b"content-length", b"3"), (b"host", b"other"), (b"x-forwarded-client-cert", b"By=me"), (b"sum", b"3")]
+    server.feed(server.head(1, POST, end=False), frame(wire.DATA, 0, 1, b"abc"), server.head(1, trailers))
+    (exchange,) = server.stages.exchanges
+    assert exchange.trailers == [(b"sum", b"3")]
+
+
+@pytest.mark.parametrize(
+    "trailers",
+    [
+        [(b":path", b"/")],
+        [(b"Sum", b"3")],
+        [(b"transfer-encoding", b"chunked")],
+        [(b"connection", b"close")],
+        [(b"sum", b"3\r\n\r\nGET / HTTP/1.1")],
+    ],
+)
+def test_trailers_that_are_none_reset_the_stream(trailers: Pairs) -> None:
+    server = Server()
+    written = server.feed(server.head(1, POST, end=False), server.head(1, trailers))
+    assert [each.code for each in only(written, wire.RST_STREAM)] == [wire.PROTOCOL_ERROR]
+
+
+# -- what a peer can make the proxy hold --
+
+
+def test_a_bomb_of_fields_is_refused_and_the_connection_goes_on() -> None:
+    """Many numbers of one large field: 4 KiB that would become 8 MiB."""
+    server = Server()
+    block = b"\x40\x01a\x7f\x81\x0f" + b"b" * 2048 + b"\xbe" * 4096
+    written = server.feed(frame(wire.HEADERS, wire.END_HEADERS | wire.END_STREAM, 1, block))
+    (head, *_) = only(written, wire.HEADERS)
+    assert b"431" in head.payload
+    ((_, status, reason),) = server.stages.ended
+    assert status == 431
+    assert reason is not None
+    assert reason.code == "headers_too_large"
+    server.encoder = Server().encoder
+    assert server.feed(frame(wire.HEADERS, wire.END_HEADERS | wire.END_STREAM, 3, b"\x82\x86\x84\x41\x03web")) == []
+
+
+def test_a_head_beyond_every_bound_ends_the_connection_while_it_comes() -> None:
+    server = Server(headerBytes=65536)
+    written = server.feed(frame(wire.HEADERS, 0, 1, b"\x00\x01a\x7f\xff\xff\x03"))
+    for _ in range(5):
+        written += server.feed(frame(wire.CONTINUATION, 0, 1, bytes(16384)))
+    assert goaway(written) == wire.ENHANCE_YOUR_CALM
+
+
+def test_what_is_sent_beyond_the_window_ends_its_stream() -> None:
+    server = Server()
+    server.feed(server.head(1, POST, end=False))
+    server.stages.exchanges[0].downstream.pause(server.stages.exchanges[0], "upstream")
+    resets: list[Frame] = []
+    for _ in range(17):
+        resets += only(server.feed(frame(wire.DATA, 0, 1, bytes(16384))), wire.RST_STREAM)
+    assert [each.code for each in resets] == [wire.FLOW_CONTROL_ERROR]
+
+
+@pytest.mark.parametrize("size", [heads.KNOWN_BYTES, heads.KNOWN_BYTES + 1])
+def test_only_short_names_hosts_and_paths_are_remembered(size: int) -> None:
+    """Each worker remembers thousands of them, whoever sent them."""
+    kept = (heads._kinds, fields._known, heads._hosts, heads._targets, heads._lower)
+    before = [len(each) for each in kept]
+    long = b"%d" % size + b"x" * (size - 3)
+    server = Server()
+    line = (*POST[:2], (b":path", b"/" + long[1:]), (b":authority", long))
+    server.feed(server.head(1, (*line, (long, b"value"))))
+    (exchange,) = server.stages.exchanges
+    heads.write_fields([], exchange.fields[-1:])
+    grown = [len(each) - was for each, was in zip(kept, before, strict=True)]
+    assert grown == [1 if size <= heads.KNOWN_BYTES else 0] * len(kept)
+
+
+def test_a_cookie_is_as_secret_as_its_crumbs() -> None:
+    server = Server()
+    crumbs = ((b"cookie", b"theme=dark; and=more"), (b"cookie", NeverIndexed(b"id=7")))
+    server.feed(server.head(1, (*GET, *crumbs)))
+    (exchange,) = server.stages.exchanges
+    (cookie,) = [value for name, value in exchange.fields if name == b"cookie"]
+    assert cookie == b"theme=dark; and=more; id=7"
+    assert type(cookie) is NeverIndexed
