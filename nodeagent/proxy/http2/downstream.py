@@ -157,7 +157,9 @@ class Http2Downstream(Downstream, SessionUser):
             self.transport.pause_reading()
 
     def _resume_reading(self) -> None:
-        if not self._reading and not self.session.behind and not self.transport.is_closing():
+        if self._unsent > UNSENT or self.session.behind:
+            return
+        if not self._reading and not self.transport.is_closing():
             self._reading = True
             self.transport.resume_reading()
 
@@ -177,8 +179,8 @@ class Http2Downstream(Downstream, SessionUser):
             self.transport.write(data)
             if session.blocked:
                 self._unsent += len(data)
-                if self._unsent > UNSENT:
-                    self._pause_reading()
+        if self._unsent > UNSENT:
+            self._pause_reading()
         if session.broken is not None:
             self._break(session.broken)
         elif session.waiting():

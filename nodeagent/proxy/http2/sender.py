@@ -22,8 +22,8 @@ PUMPED: Final = 1 << 18
 HIGH_WATER: Final = 1 << 16
 LOW_WATER: Final = 1 << 14
 STALLED: Final = 1 << 22
-"""Bytes that may wait for a peer that does not take them; then it opens no more streams, and beyond
-four times as many it is given up.
+"""Bytes that may wait for a peer that does not take them, heads of its streams among them; then it
+opens no more streams, and beyond four times as many it is given up.
 """
 PATIENCE: Final = 2000
 RESET_COST: Final = 5
@@ -62,6 +62,8 @@ class FrameSender:
         """PINGs that wait for their answer."""
         self.queued = 0
         """Bytes that wait in all streams."""
+        self.head_bytes = 0
+        """Bytes of the header blocks by which the peer opened them."""
         self._final = wire.LARGEST_STREAM
         """Streams above it are not looked at: the peer was told."""
         self._encoder = Encoder()
@@ -284,6 +286,7 @@ class FrameSender:
         self._return(stream.owed)
         stream.owed = 0
         self.queued -= stream.queued
+        self.head_bytes -= stream.head_bytes
         stream.queue = None
         stream.queued = 0
         stream.trailers = None

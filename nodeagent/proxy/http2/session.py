@@ -260,6 +260,8 @@ class Session(Control):
             stream = self._opened(number)
             if stream is None:
                 return
+            stream.head_bytes = len(block)
+            self.head_bytes += len(block)
         elif stream.remote_ended:
             self._fault(stream, wire.STREAM_CLOSED)
             return
@@ -290,7 +292,7 @@ class Session(Control):
             self.spend(1)
             return None
         self.last = number
-        if len(self.streams) >= self._most_streams or self.queued > STALLED:
+        if len(self.streams) >= self._most_streams or self.queued + self.head_bytes > STALLED:
             self.spend(1)
             self._remember(number)
             self._out.append(wire.rst_stream(number, wire.REFUSED_STREAM))

@@ -40,6 +40,8 @@ class Http2Stream:
     """Bytes that came of it."""
     queued = 0
     """Bytes that wait."""
+    head_bytes = 0
+    """Of the header block by which the peer opened it."""
     ready = False
     """It has a turn to send what waits."""
     waits = False

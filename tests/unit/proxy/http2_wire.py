@@ -123,6 +123,8 @@ class Stages(Line):
     """The stages between the halves, which leave an exchange to the test."""
 
     def __init__(self) -> None:
+        self.at_once = False
+        """Each request is answered before anything else happens, as one that policy refuses."""
         self.exchanges: list[Exchange] = []
         self.ended: list[tuple[Exchange, int, Reason | None]] = []
         self.broken: list[tuple[Reason, str]] = []
@@ -132,6 +134,9 @@ class Stages(Line):
 
     def request(self, exchange: Exchange) -> None:
         self.exchanges.append(exchange)
+        if self.at_once:
+            exchange.downstream.answer(exchange, 204, [], 0)
+            exchange.downstream.end(exchange, [])
 
     def observe(self, exchange: Exchange, status: int, reason: Reason | None) -> None:
         self.ended.append((exchange, status, reason))

@@ -11,10 +11,13 @@ from typing import Final
 import pytest
 
 from nodeagent.proxy.http import fields
+from nodeagent.proxy.http.fields import size
 from nodeagent.proxy.http2 import frames as wire
 from nodeagent.proxy.http2 import heads
 from nodeagent.proxy.http2.frames import frame, rst_stream, settings, window_update
 from nodeagent.proxy.http2.hpack.secret import NeverIndexed
+from nodeagent.proxy.http2.sender import STALLED
+from nodeagent.proxy.http2.session import HEADS_A_TURN
 from tests.unit.proxy.http2_wire import GET, INTERIM, OK, POST, SETTLED, Asking, Frame, Pairs, Server
 
 PING: Final = frame(wire.PING, 0, 0, bytes(8))
@@ -558,3 +561,31 @@ def test_a_cookie_is_as_secret_as_its_crumbs() -> None:
     (cookie,) = [value for name, value in exchange.fields if name == b"cookie"]
     assert cookie == b"theme=dark; and=more; id=7"
     assert type(cookie) is NeverIndexed
+
+
+def test_who_asks_and_reads_no_answer_is_not_read_any_more() -> None:
+    """Not even where the last turn of what was read brings no answer."""
+    server = Server()
+    server.stages.at_once = True
+    server.codec.pause_writing()
+    numbers = odd()
+    while server.pipe.reading:
+        asked = [server.head(next(numbers), GET) for _ in range(2 * HEADS_A_TURN)]
+        server.feed(*asked, frame(wire.PRIORITY, 0, 1, bytes(5)))
+        assert len(server.stages.exchanges) < 100_000, "what it does not read grows without a bound"
+    server.codec.resume_writing()
+    assert server.pipe.reading
+
+
+def test_heads_of_open_streams_are_bounded() -> None:
+    server = Server()
+    refused: list[Frame] = []
+    for number in itertools.islice(odd(), 300):
+        head = server.encoder.encode((*GET, *[(b"a%d" % each, b"b" * 1000) for each in range(50)]))
+        block = wire.frame_head(16384, wire.HEADERS, wire.END_STREAM, number) + head[:16384]
+        for at in range(16384, len(head), 16384):
+            end = wire.END_HEADERS if at + 16384 >= len(head) else 0
+            block += frame(wire.CONTINUATION, end, number, head[at : at + 16384])
+        refused += only(server.feed(block), wire.RST_STREAM)
+    assert {each.code for each in refused} == {wire.REFUSED_STREAM}
+    assert sum(size(each.fields) for each in server.stages.exchanges) < 2 * STALLED
