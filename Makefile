@@ -2,15 +2,16 @@ SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup packages demo test bench shippers grpc-load scale nodes sinks soak kube-soak rehearse lint documents kube kube-path wheel image pure
+.PHONY: help setup packages demo test bench shippers grpc-load scale nodes sinks soak kube-soak rehearse lint documents kube kube-path wheel deb image artifacts pure
 
 VENV := .venv
 PYTHON := $(VENV)/bin/python
 # Debian's interpreter by its full name: python3 on PATH may be another one, which cannot import Debian's bcc.
 DEBIAN_PYTHON := /usr/bin/python3
 PACKAGES := python3-venv python3-bpfcc python3-cryptography linux-libc-dev iproute2 util-linux procps nftables iptables tcpdump \
-	iputils-ping curl openssl wrk nghttp2-client nodejs nginx-light haproxy iperf3 prometheus etcd-server containerd runc containernetworking-plugins chromium poppler-utils fonts-dejavu-core gcc python3-dev
-# What runs for every request: compiled by mypyc where gcc is; the same modules work uncompiled.
+	iputils-ping curl openssl wrk nghttp2-client nodejs nginx-light haproxy iperf3 prometheus etcd-server containerd runc containernetworking-plugins chromium poppler-utils fonts-dejavu-core gcc python3-dev systemd apparmor
+# What runs for every request: compiled by mypyc where gcc is; the same modules work uncompiled. Without symbols for a debugger, which name the
+# folder of the build.
 HOT := $(addprefix nodeagent/,$(addsuffix .py, proxy/grpc/call proxy/grpc/messages proxy/grpc/status proxy/http/fields proxy/http/answers proxy/http/exchange proxy/http/hop proxy/http/keeper proxy/http/line proxy/http/patience \
 	$(addprefix proxy/http2/hpack/,static integers huffman table decoder encoder) \
 	$(addprefix proxy/http2/,frames stream user sender control session heads exchange downstream upstream streams) \
@@ -36,6 +37,8 @@ SEARCH_PACKAGES := maven openjdk-17-jdk-headless
 PROGRAMS := bpf/programs.json
 VERSION := $(shell sed -n 's/^__version__ = "\(.*\)"/\1/p' nodeagent/__init__.py)
 IMAGE ?= docker.io/library/nodeagent:$(VERSION)
+# What builds the wheel, as pyproject.toml has it.
+BACKEND := build/$(shell sed -n 's/^requires = \["\(.*\)==\(.*\)"\]/\1-\2/p' pyproject.toml)
 # Seconds of load for each figure of `make bench`, and how often all of them are measured in turn.
 BENCH_SECONDS ?= 2
 BENCH_ROUNDS ?= 5
@@ -128,7 +131,7 @@ $(VENV)/spiffe/.complete: tests/apps/workload-requirements.txt $(VENV)/.complete
 $(VENV)/.compiled: $(HOT) $(VENV)/.complete Makefile
 	@echo "compiling the proxy's hot modules"
 	@find nodeagent -name '*.so' -delete; rm -f ./*__mypyc*.so
-	@$(PYTHON) -c "$$COMPILE" $(HOT) > $(VENV)/compile.log 2>&1 || { tail -n 20 $(VENV)/compile.log; exit 1; }
+	@CFLAGS=-g0 $(PYTHON) -c "$$COMPILE" $(HOT) > $(VENV)/compile.log 2>&1 || { tail -n 20 $(VENV)/compile.log; exit 1; }
 	@touch $@
 
 kube: packages $(VENV)/.complete $(KUBE) ## Kubernetes for tests/kube and `nodeagent lab kube`, from Go modules into ~/.cache: minutes the first time, then nothing
@@ -172,13 +175,21 @@ $(SEARCH)/classpath:
 $(PROGRAMS): $(wildcard bpf/*.[ch]) nodeagent/redirect/precompile.py nodeagent/redirect/loader.py $(VENV)/.complete
 	@unshare --mount $(PYTHON) -m nodeagent.redirect.precompile $@
 
-wheel: setup ## dist/nodeagent-*.whl with all that is compiled: Python's hot modules and the BPF programs (root)
+wheel: setup $(BACKEND) ## dist/nodeagent-*.whl with all that is compiled, Python's hot modules and the BPF programs, and the sources' archive (root)
 	@rm -rf dist
-	@$(PYTHON) -m pip wheel --quiet --disable-pip-version-check --no-deps --wheel-dir dist .
-	@ls dist/*.whl
+	@PYTHONPATH=$(BACKEND) $(PYTHON) -m hatchling build --target sdist --target wheel --directory dist > $(BACKEND)/build.log 2>&1 || { cat $(BACKEND)/build.log; exit 1; }
+	@ls dist/*.whl dist/*.tar.gz
+
+$(BACKEND):
+	@rm -rf $@.new; $(PYTHON) -m pip install --quiet --disable-pip-version-check --target $@.new "$(subst -,==,$(@F))" && mv $@.new $@
+
+deb: wheel ## dist/nodeagent_*.deb, for Debian with this machine's Python: the agent, its unit, what Debian has not; docs/install.md (root)
+	@$(PYTHON) -m package.deb.build dist/*.whl dist
 
 image: wheel ## build/image.tar, the agent's image as an OCI archive; layers are kept in ~/.cache by content
 	@$(PYTHON) daemonset/image/build.py dist/*.whl build/image.tar $(IMAGE)
+
+artifacts: image deb
 
 pure: ## remove the compiled modules: the sources run as they are until the next `make setup`
 	@find nodeagent -name '*.so' -delete; rm -f ./*__mypyc*.so $(VENV)/.compiled $(PROGRAMS)

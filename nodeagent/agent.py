@@ -10,6 +10,7 @@ import socket
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Final
@@ -25,14 +26,15 @@ from nodeagent.messages import COLLECTOR, WORKER
 from nodeagent.proxy import worker
 from nodeagent.pulse import Pulse
 from nodeagent.redirect import pins
+from nodeagent.service_manager import ServiceManager
 
 LOOK_SECONDS: Final = 0.05
 """Between two looks whether a daemon that ends has ended."""
 
 
-def main(config: AgentConfig, path: Path | None = None) -> int:
+def main(config: AgentConfig, path: Path | None = None, manager: ServiceManager | None = None) -> int:
     """Run the daemon in the foreground until SIGTERM; return its exit status. *path*: of its agent.yaml, of which
-    a reload reads section ``logs`` again; None: it is not.
+    a reload reads section ``logs`` again; None: it is not. *manager*: is told when it works; None: nobody is.
 
     Where a daemon runs with these folders already, this one takes the node over from it. Raises
     ControlError when that one hands nothing over; nothing of it has been touched then. Raises
@@ -44,6 +46,7 @@ def main(config: AgentConfig, path: Path | None = None) -> int:
     if pinned.is_relative_to(pins.BPFFS):
         pins.mount_bpffs()
     with owned({"runtimeDirectory": config.runtime_directory, "redirect.pinDirectory": pinned}) as estate:
+        estate = replace(estate, manager=manager or ServiceManager())
         roles = {CONTROL: Role(partial(control.main, config, path)), WORKER: Role(worker.main, beats=True)}
         stop_seconds = config.proxy.timeouts.stop
         if config.logs is not None:

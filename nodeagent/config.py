@@ -14,6 +14,7 @@ from nodeagent.errors import ConfigError, ResourceError
 from nodeagent.places import cgroups
 from nodeagent.resources import yaml_text
 from nodeagent.sections import ConfigSection, Duration, told
+from nodeagent.services.settings import ServiceSettings
 from nodeagent.vocabulary import WhenDead
 
 
@@ -319,6 +320,8 @@ class AgentConfig(ConfigSection):
     """Folders of YAML files with PeerAuthentication, AuthorizationPolicy, RequestAuthentication and
     RateLimit, watched.
     """
+    services: tuple[ServiceSettings, ...] = Field((), max_length=256)
+    """Units of systemd on this machine that are in the mesh like pods."""
     runtime_directory: Path = Path("/run/nodeagent")
     redirect: Redirect = Field(default_factory=Redirect)  # type: ignore[arg-type]
     identity: Identity
@@ -341,7 +344,20 @@ class AgentConfig(ConfigSection):
             raise ValueError("exactly one of source and kubernetes must be given")
         if self.kubernetes is not None and self.resources:
             raise ValueError("resources goes with source; on a cluster policies are its custom resources")
+        if self.kubernetes is not None and self.services:
+            raise ValueError("services goes with source; a cluster's authority gives identities to its pods alone")
         return self
+
+    @field_validator("services")
+    @classmethod
+    def _each_unit_once(cls, services: tuple[ServiceSettings, ...]) -> tuple[ServiceSettings, ...]:
+        units = [service.unit for service in services]
+        for unit in units:
+            if units.count(unit) > 1:
+                raise ValueError(
+                    f"a unit that is given once is expected, {unit!r:.80} is given {units.count(unit)} times"
+                )
+        return services
 
     @field_validator("extension_providers")
     @classmethod

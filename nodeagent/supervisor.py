@@ -58,6 +58,7 @@ from nodeagent.messages import (
     ToSupervisor,
 )
 from nodeagent.pulse import Pulse, Pulses
+from nodeagent.service_manager import ServiceManager
 from nodeagent.wire import FileDescriptor, MessageError
 
 RESPAWN_SECONDS: Final = 1.0
@@ -104,6 +105,8 @@ class Estate:
     """The daemon that runs, of which this one takes the node over."""
     hand_over: HandOver | None = None
     """Where the next one calls; None: none can."""
+    manager: ServiceManager = field(default_factory=ServiceManager)
+    """Who is told that the daemon works."""
 
 
 class Supervisor:
@@ -122,6 +125,7 @@ class Supervisor:
         self._locks = estate.locks
         self._predecessor = estate.predecessor
         self._hand_over = estate.hand_over
+        self._manager = estate.manager
         self._withheld = estate.predecessor is not None
         """Control is not told to begin: another daemon does its work."""
         self._alone = estate.predecessor is None
@@ -253,6 +257,8 @@ class Supervisor:
             self._tell(Beats(felt))
         if felt and not self._alone:
             self._took_over()
+        if felt:
+            self._manager.beaten(now)
 
     # -- children --
 
@@ -341,6 +347,8 @@ class Supervisor:
         """Nothing is started any more, and what does not end in time is killed."""
         if not self._stopping:
             self._stopping = True
+            if not self._superseded:
+                self._manager.stopping()
             self._kill_at = time.monotonic() + self._patience
         self._start_at = 0.0
         self._fork_at = 0.0
@@ -390,6 +398,7 @@ class Supervisor:
         for asked in self._unforked:
             ends += (asked.theirs, asked.controls)
         heart = [self._heart.descriptor] if self._heart.begun else []
+        waiting = [self._manager.waiting] if self._manager.waiting >= 0 else []
         channel = [self._channel.detach()] if self._channel.fileno() >= 0 else []
         for descriptor in (
             self._wake_read,
@@ -401,6 +410,7 @@ class Supervisor:
             *self._kept.values(),
             *ends,
             *heart,
+            *waiting,
         ):
             if descriptor not in keep:
                 os.close(descriptor)

@@ -25,6 +25,7 @@ from nodeagent.resources.directory import DirectorySource
 from nodeagent.resources.marks import DirectoryMarks
 from nodeagent.resources.objects import PodObject
 from nodeagent.resources.source import Source
+from nodeagent.services.objects import own_files
 
 STATE: Final = ("cluster.snapshot", "cluster.new")
 """What it keeps of a cluster (``kube/snapshot.py``), and one that was not written to its end."""
@@ -93,6 +94,9 @@ def _marks(config: AgentConfig) -> Iterator[Removed]:
         if isinstance(change, EnrolledChange) and change.uid in pods:
             marks.publish(change.uid, False)
             yield Removed("mark", change.uid)
+    for path, _ in list(own_files(config.source, config.node)):
+        path.unlink()
+        yield Removed("file", str(path))
 
 
 def _node_status(node: str, kubernetes: Kubernetes) -> Iterator[Removed]:

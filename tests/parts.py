@@ -42,6 +42,8 @@ LONGEST = ("test_agent_chaos.py", "test_compare_command.py", "test_compare.py", 
 """Files that take longest, in this order; the others follow by size."""
 WITHOUT_HYPOTHESIS = ("-p", "no:hypothesispytest")
 """Its plugin takes nearly half of the time in which pytest starts, and only unit tests use it."""
+OF_ARTIFACTS = ("kube", "package")
+"""Parts that test the image and the packages."""
 AGAIN_AT_MOST = 20
 """With more failures than this something is broken, and running them again says nothing."""
 
@@ -220,15 +222,15 @@ def start(names: Collection[str], lanes: Executor) -> list[Future[Outcome]]:
         begun.append(lanes.submit(lint, "lint"))
     if "setup" in names and begun[1].result().failed:
         return begun + made
-    if "setup" in names and "kube" in names:  # of what setup compiled
-        made.append(lanes.submit(make, "setup", "image"))
+    if "setup" in names and {"kube", "package"} & set(names):  # of what setup compiled
+        made.append(lanes.submit(make, "setup", "artifacts"))
     if "unit" in names:
         begun.append(lanes.submit(unit, "unit"))
     if "setup" in names and "netns" in names:  # half a minute, once; then nothing
         begun.append(lanes.submit(make, "setup", "grpc-load"))
         begun[-1].result()
-    others = rooms([name for name in names if name not in ("setup", "lint", "unit", "kube")])
-    clusters = rooms(["kube"]) if "kube" in names else []
+    others = rooms([name for name in names if name not in ("setup", "lint", "unit", *OF_ARTIFACTS)])
+    clusters = rooms([name for name in OF_ARTIFACTS if name in names])
     soon = len(LONGEST)
     begun += [lanes.submit(in_a_room, *targets) for targets in others[:soon]]
     # The first cluster takes longer than anything else, and would be alone if it came last.

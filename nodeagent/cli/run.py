@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Final
 
@@ -20,9 +21,18 @@ AGENT_YAML: Final = Path("/etc/nodeagent/agent.yaml")
     show_default=True,
     help="The daemon's configuration.",
 )
+@click.option(
+    "--replace",
+    is_flag=True,
+    help="Begin in the background, take the node over from the daemon that runs, and return when that is done.",
+)
 @click.pass_context
-def run(context: click.Context, path: Path) -> None:
+def run(context: click.Context, path: Path, replace: bool) -> None:
     """Run the daemon until SIGTERM."""
     from nodeagent import agent, config
+    from nodeagent.cli import background
+    from nodeagent.service_manager import ServiceManager
 
-    context.exit(agent.main(config.load(path), path))
+    settings = config.load(path)
+    waiting = background.begin() if replace else -1
+    context.exit(agent.main(settings, path, ServiceManager.of(os.environ, waiting)))

@@ -4,23 +4,32 @@ other nodes by. A lab or tests have a folder for that, a cluster its API server 
 
 from __future__ import annotations
 
+import uuid
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Final, Protocol
 
 from nodeagent.config import AgentConfig, Kubernetes
 from nodeagent.control.concern import Concern, Resigning
-from nodeagent.errors import KernelError
+from nodeagent.errors import ConfigError, KernelError
+from nodeagent.places import cgroups
 from nodeagent.places.annotation import AnnotationPlaces
 from nodeagent.places.own_addresses import own_addresses
 from nodeagent.places.place import Places
-from nodeagent.redirect.netns import PodNetns, inside
+from nodeagent.redirect.netns import PodNetns, inside, own_cookie
 from nodeagent.resources.directory import DirectorySource
 from nodeagent.resources.marks import DirectoryMarks
+from nodeagent.resources.objects import PodObject
 from nodeagent.resources.source import Marks, Source
+from nodeagent.services.as_pods import Machine, Network
+from nodeagent.services.follower import Services
+from nodeagent.services.source import ServiceSource
+from nodeagent.services.units import Systemctl
 from nodeagent.vocabulary import Address, PodUid
+
+BOOT_ID: Final = Path("/proc/sys/kernel/random/boot_id")
 
 
 class Beside(Concern, Resigning, Protocol):
@@ -50,6 +59,8 @@ class Footing:
     warnings: Callable[[], list[str]] = list
     """Say what is known no better than it was."""
     cluster: tuple[TellsCluster, ...] = ()
+    logs: Callable[[PodObject], tuple[Path, ...]] = lambda _: ()
+    """Return the folders of logs of the service of the machine that a pod is; none for other pods."""
 
 
 def open_footing(config: AgentConfig) -> Footing:
@@ -58,7 +69,33 @@ def open_footing(config: AgentConfig) -> Footing:
         return _cluster(config, config.kubernetes)
     assert config.source is not None  # checked as the configuration was read
     source = DirectorySource(config.source, config.resources, config.runtime_directory / "last-good")
-    return Footing(source, AnnotationPlaces(), DirectoryMarks(config.source))
+    marks = DirectoryMarks(config.source)
+    if not config.services:
+        return Footing(source, AnnotationPlaces(), marks)
+    services = Services(config.services, this_machine(config), config.source, Systemctl(), network_in)
+    return Footing(
+        ServiceSource(source, services.look),
+        services,
+        marks,
+        (services,),
+        warnings=services.warnings,
+        logs=services.logs,
+    )
+
+
+def this_machine(config: AgentConfig) -> Machine:
+    """Return what tells this machine's services from others'. Raises ConfigError, OSError."""
+    mounts = (mount.point for mount in cgroups.cgroup2_mounts(cgroups.own_mountinfo()))
+    top = next((point for point in mounts if config.redirect.cgroup.is_relative_to(point)), None)
+    if top is None:
+        raise ConfigError(f"redirect.cgroup: {config.redirect.cgroup} is in no cgroup2 hierarchy that is mounted here")
+    return Machine(config.node, uuid.UUID(BOOT_ID.read_text().strip()), top, own_cookie())
+
+
+def network_in(namespace: Path) -> Network:
+    """Return the network namespace whose file is *namespace*. Raises KernelError."""
+    with closing(PodNetns.open(namespace)) as opened:
+        return Network(opened.cookie, addresses_in(Path(f"/proc/self/fd/{opened.fd}")))
 
 
 def addresses_in(namespace: Path) -> frozenset[Address]:

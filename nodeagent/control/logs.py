@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-from collections.abc import AsyncIterator, Iterable, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
 from pathlib import Path
@@ -29,6 +29,7 @@ from nodeagent.messages import StartCollector
 from nodeagent.parts import Parts
 from nodeagent.places.log_folders import LogFolders
 from nodeagent.redirect.rights import LOG_RIGHTS, held
+from nodeagent.resources.objects import PodObject
 from nodeagent.telemetry.http_request import Response, Routes
 from nodeagent.telemetry.store import Store
 from nodeagent.wire import Unchecked
@@ -60,6 +61,7 @@ class NodeLogs:
         self._unprepared = ""
         """Why nothing is read; empty: it is."""
         self._config = config
+        self._services: Callable[[PodObject], tuple[Path, ...]] = lambda _: ()
         self._unloaded = ""
         """Why section ``logs`` of agent.yaml is not what is in force; empty: it is, as far as is known."""
         start = self._first_words(settings)
@@ -108,7 +110,15 @@ class NodeLogs:
         return StartCollector(settings.model_dump(mode="json", by_alias=True), self._config.node, os.getppid())
 
     def _folders(self, settings: LogSettings) -> LogFolders:
-        return LogFolders(settings.pod_logs, settings.pod_volumes, self._config.kubernetes is not None)
+        kubelet = self._config.kubernetes is not None
+        return LogFolders(settings.pod_logs, settings.pod_volumes, kubelet, self._service_folders)
+
+    def _service_folders(self, pod: PodObject) -> tuple[Path, ...]:
+        return self._services(pod)
+
+    def serve(self, services: Callable[[PodObject], tuple[Path, ...]]) -> None:
+        """Services of the machine are known by now: *services* returns the folders of logs of the one that a pod is."""
+        self._services = services
 
     def reload(self, path: Path) -> None:
         """Go by section ``logs`` of the agent.yaml at *path* as it is now, all of it; nothing else of the file is

@@ -215,6 +215,8 @@ async def prepare(beginning: Beginning) -> PreparedParts:
     workers = beginning.workers
     config.runtime_directory.mkdir(parents=True, exist_ok=True)
     footing = open_footing(config)
+    if beginning.logs is not None:
+        beginning.logs.serve(footing.logs)
     certificates = NodeCertificates(
         open_source(config.identity, config.cluster), config.identity.ttl_seconds, workers, beginning.link
     )

@@ -1,9 +1,10 @@
 """Where the logs of a pod are on its node: the folder of its containers' output, and those of its
-emptyDir volumes. Nothing is opened here.
+emptyDir volumes; and where a service of the machine writes its own. Nothing is opened here.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -17,12 +18,14 @@ CONFIG_HASH: Final = "kubernetes.io/config.hash"
 @dataclass(frozen=True, slots=True)
 class LogFolders:
     """*outputs*: ``NAMESPACE_POD_UID/CONTAINER/N.log``. *volumes*: a folder a pod. *kubelet*: whether a
-    kubelet made those, which keeps emptyDir volumes in a folder of their own.
+    kubelet made those, which keeps emptyDir volumes in a folder of their own. *services*: the folders of
+    the service of the machine that a pod is, none for other pods; each is a volume of its name.
     """
 
     outputs: Path
     volumes: Path
     kubelet: bool
+    services: Callable[[PodObject], tuple[Path, ...]] = lambda _: ()
 
     def output(self, pod: PodObject) -> Path:
         """Return the folder with one for each of *pod*'s containers."""
@@ -30,6 +33,9 @@ class LogFolders:
 
     def volume(self, pod: PodObject, name: str) -> Path:
         """Return where *pod*'s volume *name*, a DNS label, is."""
+        for folder in self.services(pod):
+            if folder.name == name:
+                return folder
         below = "volumes/kubernetes.io~empty-dir" if self.kubelet else ""
         return self.volumes / self._uid(pod) / below / name
 

@@ -143,7 +143,7 @@ def test_all_parts_are_started_and_kubes_tests_when_a_cluster_can_be_made(steps:
         "make setup setup",
         "make setup kube nice",
         "lint lint",
-        "make setup image",
+        "make setup artifacts",
         "unit unit",
         "in_a_room tests/bpf/test_x.py",
         "in_a_room tests/kube/test_x.py",

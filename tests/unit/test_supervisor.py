@@ -29,6 +29,7 @@ FRAME = """
     from nodeagent.messages import *
     from nodeagent.redirect import heartbeat
     from nodeagent.forking import CONTROL, Role
+    from nodeagent.service_manager import ServiceManager
 
     heartbeat.beat = lambda descriptor: os.write(descriptor, b"beat ")
     heartbeat.end = lambda descriptor: os.write(descriptor, b"end ")
@@ -72,7 +73,10 @@ FRAME = """
     kept, orphans = {}, []
 
 """
-MAIN = "\nsys.exit(supervisor.main({CONTROL: Role(control), WORKER: Role(worker, beats=True)}))\n"
+MAIN = """
+estate = supervisor.Estate(manager=ServiceManager.of(os.environ))
+sys.exit(supervisor.main({CONTROL: Role(control), WORKER: Role(worker, beats=True)}, estate))
+"""
 
 
 @contextmanager

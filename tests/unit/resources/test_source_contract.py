@@ -1,5 +1,5 @@
 """What every source of resources keeps, and its marks: the folder that the agent watches, a
-Kubernetes API server, and the fake that stands in for them in tests.
+Kubernetes API server, services of the machine beside the folder, and the fake that stands in for them in tests.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from nodeagent.resources.changes import AnyChange, Change, EnrolledChange
 from nodeagent.resources.directory import DirectorySource
 from nodeagent.resources.marks import DirectoryMarks
 from nodeagent.resources.source import Marks, Source
+from nodeagent.services.source import ServiceSource
 from nodeagent.vocabulary import PodUid
 from tests.fakes.kube_api import FakeKubeApi
 from tests.fakes.source import MemorySource
@@ -69,6 +70,18 @@ class Folder(Still):
         (self._objects / f"{kind}.{namespace}.{name}.json").unlink()
 
 
+class WithServices(Folder):
+    """Where services of the machine are among the pods."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path)
+        self.source = ServiceSource(self.source, self._look)
+        self.looked = 0
+
+    async def _look(self) -> None:
+        self.looked += 1
+
+
 class Memory(Still):
     def __init__(self, _: Path) -> None:
         memory = MemorySource()
@@ -100,7 +113,7 @@ class Cluster:
         await self._api.stop()
 
 
-@pytest.fixture(params=[Folder, Memory, Cluster])
+@pytest.fixture(params=[Folder, WithServices, Memory, Cluster])
 def world(request: pytest.FixtureRequest, tmp_path: Path) -> World:
     made: Callable[[Path], World] = request.param
     return made(tmp_path)

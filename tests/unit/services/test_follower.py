@@ -1,0 +1,240 @@
+"""Services of a machine, as they come, change and go, with a folder that is real."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from nodeagent.errors import KernelError
+from nodeagent.parts import Parts
+from nodeagent.places.annotation import NETNS
+from nodeagent.resources.directory import DirectorySource
+from nodeagent.resources.objects import PodObject, parse
+from nodeagent.services.as_pods import Machine, Network
+from nodeagent.services.follower import Services
+from nodeagent.services.objects import own_files
+from nodeagent.services.settings import ServiceSettings
+from nodeagent.services.source import ServiceSource
+from nodeagent.vocabulary import Address
+from tests.fakes.units import FakeUnits
+from tests.waiting import until
+
+LEGACY, OTHER = "legacy.service", "other.service"
+SETTINGS = (
+    ServiceSettings.model_validate(
+        {"unit": LEGACY, "namespace": "old", "serviceAccount": "legacy", "labels": {"app": "legacy"}}
+    ),
+    ServiceSettings(unit=OTHER, name="second"),
+)
+MACHINE = Machine("node-a", uuid.UUID(int=1), Path("/sys/fs/cgroup"), network=1)
+NETNS_PATH = "/run/netns/legacy"
+NETWORK = Network(5, frozenset((Address("10.7.0.2"), Address("fd00::2"))))
+
+
+class World:
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        (folder / "objects").mkdir()
+        self.running = folder / "running"
+        self.running.mkdir()
+        self.units = FakeUnits()
+        self.seconds = 0
+        self.services = self.made()
+
+    def made(self, machine: Machine = MACHINE) -> Services:
+        return Services(
+            SETTINGS, machine, self.folder, self.units, self.units.network, running=self.running, clock=self.now
+        )
+
+    def now(self) -> datetime:
+        self.seconds += 1
+        return datetime(2026, 1, 1, second=self.seconds, tzinfo=UTC)
+
+    def legacy(self, **options: Any) -> None:
+        self.units.put(LEGACY, namespace=NETNS_PATH, **options)
+        self.units.networks[NETNS_PATH] = NETWORK
+
+    @contextmanager
+    def settled(self) -> Iterator[None]:
+        """Look, and publish what was found."""
+        asyncio.run(self.services.look())
+        self.services.publish()
+        yield
+
+    def look(self) -> dict[str, dict[str, Any]]:
+        """Return the pods in the folder after a look, by name."""
+        with self.settled():
+            found = [json.loads(path.read_text()) for path in (self.folder / "objects").iterdir()]
+        return {document["metadata"]["name"]: document for document in found}
+
+
+@pytest.fixture
+def world(tmp_path: Path) -> World:
+    return World(tmp_path)
+
+
+def pod_of(document: dict[str, Any]) -> PodObject:
+    pod = parse(document)
+    assert isinstance(pod, PodObject)
+    return pod
+
+
+def test_a_unit_is_a_pod(world: World) -> None:
+    world.legacy()
+    document = world.look()["legacy-node-a"]
+    pod = pod_of(document)
+    assert (pod.namespace, pod.service_account, pod.node, pod.labels) == ("old", "legacy", "node-a", {"app": "legacy"})
+    assert pod.addresses == ("10.7.0.2", "fd00::2")
+    assert pod.ready and pod.owners[0].name == "legacy" and pod.owners[0].controller
+    place = world.services.of(pod)
+    assert place is not None
+    assert (place.netns, place.cgroup) == (NETNS_PATH, "/sys/fs/cgroup/system.slice/legacy.service")
+    assert world.services.logs(pod) == (Path("/var/log/legacy"),)
+
+
+def test_a_unit_that_is_started_anew_in_its_network_is_the_same_pod(world: World) -> None:
+    world.legacy()
+    before = world.look()["legacy-node-a"]
+    world.legacy(state="inactive", pid=0)
+    between = world.look()["legacy-node-a"]
+    world.legacy(pid=9)
+    after = world.look()["legacy-node-a"]
+    assert [pod_of(each).ready for each in (before, between, after)] == [True, False, True]
+    assert after == before
+    assert pod_of(between).uid == pod_of(before).uid
+
+
+def test_another_network_is_another_pod(world: World) -> None:
+    world.legacy()
+    before = pod_of(world.look()["legacy-node-a"])
+    world.units.networks[NETNS_PATH] = replace(NETWORK, cookie=6)
+    after = pod_of(world.look()["legacy-node-a"])
+    assert after.uid != before.uid and after.created > before.created
+    assert world.services.of(before) is None
+
+
+def test_a_unit_with_a_private_network_is_there_while_it_runs(world: World) -> None:
+    world.units.put(OTHER, pid=44)
+    world.units.networks["/proc/44/ns/net"] = NETWORK
+    assert list(world.look()) == ["second"]
+    world.units.put(OTHER, pid=0, state="inactive")
+    assert world.look() == {}
+    assert world.services.warnings() == [
+        f"services: {LEGACY}: systemd has it as not-found: is the name right, and was daemon-reload run?"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("network", "words"),
+    [
+        (replace(NETWORK, cookie=1), "in the machine's own network"),
+        (replace(NETWORK, addresses=frozenset()), "no address but loopback's"),
+    ],
+)
+def test_what_cannot_be_captured_is_a_warning(world: World, network: Network, words: str) -> None:
+    world.legacy()
+    world.units.networks[NETNS_PATH] = network
+    assert world.look() == {}
+    assert words in world.services.warnings()[0]
+    world.legacy()
+    assert list(world.look()) == ["legacy-node-a"]
+    assert not any(LEGACY in warning for warning in world.services.warnings())
+
+
+def test_where_systemd_does_not_answer_all_is_as_it_was(world: World) -> None:
+    world.legacy()
+    before = world.look()
+    world.units.silent = "systemd does not answer"
+    with pytest.raises(KernelError):
+        asyncio.run(world.services.look())
+    world.services.publish()
+    assert {path.name for path in (world.folder / "objects").iterdir()} == {"Pod.old.legacy-node-a.json"}
+    assert world.services.of(pod_of(before["legacy-node-a"])) is not None
+
+
+def test_a_place_of_an_earlier_boot_is_not_believed(world: World) -> None:
+    world.legacy()
+    earlier = pod_of(world.look()["legacy-node-a"])
+    world.services = world.made(replace(MACHINE, boot=uuid.UUID(int=2)))
+    now = pod_of(world.look()["legacy-node-a"])
+    assert world.services.of(earlier) is None and world.services.of(now) is not None
+
+
+def test_a_daemon_that_starts_again_finds_its_pods_as_old_as_they_are(world: World) -> None:
+    world.legacy()
+    before = world.look()
+    world.services = world.made()
+    assert world.look() == before
+
+
+def test_files_of_others_stay(world: World) -> None:
+    world.legacy()
+    elsewhere = world.look()["legacy-node-a"]
+    elsewhere["spec"]["nodeName"] = "node-b"
+    elsewhere["metadata"]["name"] = "legacy-node-b"
+    theirs = {
+        "Pod.old.legacy-node-b.json": elsewhere,
+        "Pod.default.lab.json": {
+            "metadata": {"annotations": {NETNS: "/run/netns/lab"}},
+            "spec": {"nodeName": "node-a"},
+        },
+    }
+    for name, document in theirs.items():
+        (world.folder / "objects" / name).write_text(json.dumps(document))
+    (world.folder / "objects" / "Pod.default.broken.json").write_text("{")
+    world.units.put(LEGACY, loaded="not-found")
+    with world.settled():
+        assert {path.name for path in (world.folder / "objects").iterdir()} == {*theirs, "Pod.default.broken.json"}
+    assert list(own_files(world.folder, "node-a")) == []
+
+
+def test_one_that_resigned_writes_nothing(world: World) -> None:
+    world.legacy()
+    world.services.resign()
+    assert world.look() == {}
+
+
+def test_a_unit_that_starts_is_seen_at_once(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Input: no look but for events. Verdict: systemd's file of a unit makes one, others' do not."""
+    monkeypatch.setattr("nodeagent.services.follower.LOOK_SECONDS", 3600.0)
+    world.units.put(OTHER, namespace="/run/netns/other")
+    world.units.networks["/run/netns/other"] = replace(NETWORK, cookie=9, addresses=frozenset((Address("10.7.0.3"),)))
+
+    async def scenario() -> None:
+        parts = Parts()
+        await world.services.look()
+        async with world.services.run(parts):
+            await until((world.folder / "objects" / "Pod.default.second.json").exists, "it watches")
+            (world.running / "invocation:cron.service").symlink_to("0")
+            world.legacy()
+            (world.running / f"invocation:{LEGACY}").symlink_to("1")
+            file = world.folder / "objects" / "Pod.old.legacy-node-a.json"
+            await until(file.exists, "the pod is told")
+        parts.stop()
+
+    asyncio.run(scenario())
+    assert world.units.looks == 2
+
+
+def test_the_folder_is_read_once_places_are_known(world: World) -> None:
+    world.legacy()
+    world.look()
+    world.services = world.made()
+    source = ServiceSource(DirectorySource(world.folder), world.services.look)
+
+    async def scenario() -> PodObject:
+        (change,) = await source.changes()
+        source.close()
+        assert isinstance(change.object, PodObject)  # type: ignore[union-attr]
+        return change.object  # type: ignore[union-attr,return-value]
+
+    assert world.services.of(asyncio.run(scenario())) is not None
