@@ -7,6 +7,7 @@ without another look at it.
 
 from __future__ import annotations
 
+import ipaddress
 import re
 from collections.abc import Sequence
 from typing import Final
@@ -125,7 +126,7 @@ def read_request(block: Sequence[Field], *, ended: bool, local: bytes) -> Reques
     hosts = [value for name, value in head.fields if name == b"host"] if head.seen & field.HOST else []
     if len(hosts) > 1 or (hosts and hosts[0].lower() != (authority or hosts[0]).lower()) or b"" in hosts:
         raise Malformed("host is repeated, empty, or not what :authority says")
-    head.authority = authority or (hosts[0] if hosts else local)
+    head.authority = bracketed(authority or (hosts[0] if hosts else local))
     if not hosts:
         head.fields.insert(0, (b"host", head.authority))
     _check_host(head.authority)
@@ -236,6 +237,26 @@ def _check_line(head: RequestHead, scheme: bytes) -> None:
         _targets.add(target)
 
 
+def bracketed(authority: bytes) -> bytes:
+    """Return *authority* with an IPv6 address in brackets, as HTTP/1 wants it (RFC 3986 section
+    3.2.2): Node.js leaves them out where its URL has them.
+    """
+    if authority.count(b":") < 2 or authority[:1] == b"[":
+        return authority
+    host, _, port = authority.rpartition(b":")
+    if _is_v6(host) and port.isdigit():
+        return b"[%b]:%b" % (host, port)
+    return b"[%b]" % authority if _is_v6(authority) else authority
+
+
+def _is_v6(text: bytes) -> bool:
+    try:
+        ipaddress.IPv6Address(text.decode("latin-1"))
+    except ValueError:
+        return False
+    return b"%" not in text
+
+
 def _check_host(authority: bytes) -> None:
     if authority in _hosts:
         return
@@ -302,7 +323,8 @@ def path_of(target: bytes) -> bytes:
     if target[0] == _SLASH or target == b"*":
         return target
     rest = target.partition(b"://")[2]
-    return rest[len(rest.partition(b"/")[0].partition(b"?")[0]) :] or b"/"
+    path = rest[len(rest.partition(b"/")[0].partition(b"?")[0]) :]
+    return path if path.startswith(b"/") else b"/" + path
 
 
 def request_block(exchange: Exchange) -> list[Field]:
