@@ -11,6 +11,10 @@ from typing import Final
 _UNCOLLECTED: Final[set[object]] = set()
 """One for each use of :func:`uncollected` that lasts."""
 
+_M_TRIM_THRESHOLD: Final = -1
+_M_MMAP_THRESHOLD: Final = -3
+"""malloc.h."""
+
 
 def settle() -> None:
     """Give back what importing and the start have left over, and let the collector leave what
@@ -36,6 +40,18 @@ def uncollected() -> Iterator[None]:
         _UNCOLLECTED.discard(use)
         if not _UNCOLLECTED:
             gc.enable()
+
+
+def keep_free(most: int) -> None:
+    """Have malloc keep up to *most* bytes free at the end of its heap, and make blocks of up to a quarter of that
+    there (mallopt(3)).
+
+    Who makes and frees megabytes all the time has the kernel clear every page of them anew otherwise.
+    """
+    libc = ctypes.CDLL(None)
+    if hasattr(libc, "mallopt"):  # glibc
+        libc.mallopt(_M_MMAP_THRESHOLD, most // 4)
+        libc.mallopt(_M_TRIM_THRESHOLD, most)
 
 
 def give_back() -> None:

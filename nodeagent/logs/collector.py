@@ -37,7 +37,7 @@ from nodeagent.logs.sources import Reading, SourceFacts, from_json
 from nodeagent.logs.streams import FileStreams
 from nodeagent.logs.tail.interfaces import FileStatus, LogSource, SourceKey, TailSettings
 from nodeagent.logs.tail.tail import Tail
-from nodeagent.memory import settle
+from nodeagent.memory import give_back, keep_free, settle
 from nodeagent.messages import (
     TO_COLLECTOR,
     AllLogsTold,
@@ -64,6 +64,8 @@ LOCK_SECONDS: Final = 0.05
 ROWS_AT_ONCE: Final = 500
 COUNT_SECONDS: Final = 1.0
 """Between two reports of what was counted."""
+FREE_BYTES: Final = 16 << 20
+"""That are kept for chunks and requests while any come."""
 log = logging.getLogger("nodeagent.logs")
 
 
@@ -71,6 +73,7 @@ def main(end: socket.socket, pulse: Pulse) -> None:
     """Run the collector on its end of the channel until control has it finish. The process's last call."""
     del pulse  # the data plane does not depend on it
     settle()
+    keep_free(FREE_BYTES)
     uvloop.run(_collect(end))
 
 
@@ -146,9 +149,14 @@ class Collector:
 
     async def _keep_counting(self, reading: Intake) -> None:
         """Tell what was counted, so that a process that dies takes little of it along."""
+        busy = False
         while not self._finishing:
             await asyncio.sleep(COUNT_SECONDS)
-            self._channel.send(reading.counted())
+            counted = reading.counted()
+            self._channel.send(counted)
+            if busy and not counted.report["counts"]:
+                give_back()  # what was needed for chunks and requests
+            busy = bool(counted.report["counts"])
             for device, inode in reading.closed():
                 self._channel.send(LogFileClosed(device, inode))
             reading.forget()

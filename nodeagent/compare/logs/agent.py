@@ -22,10 +22,10 @@ import uvloop
 from nodeagent import supervisor
 from nodeagent.compare import measure
 from nodeagent.compare.logs.shippers import FIELDS, IDLE
-from nodeagent.logs.collector import Intake
+from nodeagent.logs.collector import FREE_BYTES, Intake
 from nodeagent.logs.settings import LogSettings
 from nodeagent.logs.sources import Reading, SourceFacts
-from nodeagent.memory import settle
+from nodeagent.memory import keep_free, settle
 from nodeagent.messages import LogFileOpened
 from nodeagent.vocabulary import PodUid
 from nodeagent.wire import FileDescriptor
@@ -85,6 +85,7 @@ def main(files: str, folder: str, port: str, kind: str) -> int:
     child = os.fork()
     if child == 0:
         settle()
+        keep_free(FREE_BYTES)
         uvloop.run(collect(sorted(glob(files)), Path(folder), int(port), kind == "cri"))
         os._exit(0)
     signal.signal(signal.SIGTERM, lambda number, frame: os.kill(child, signal.SIGTERM))

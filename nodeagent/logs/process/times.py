@@ -15,7 +15,8 @@ from nodeagent.logs.process.members import RecordMember
 _TIME: Final = re.compile(
     rb"\d{4}-\d\d-\d\dT(?:[01]\d|2[0-3]):[0-5]\d:[0-5]\d(?:\.\d{1,9})?(?:Z|[+-](?:[01]\d|2[0-3]):[0-5]\d)"
 )
-_DIGITS: Final = bytes.maketrans(b"123456789", b"000000000")
+ANY_DIGIT: Final = bytes.maketrans(b"123456789", b"000000000")
+"""For ``translate``: all digits become 0."""
 _SHAPE_IN_UTC: Final = re.compile(rb"0000-00-00T00:00:00(?:\.0{1,9})?Z")
 
 
@@ -34,13 +35,25 @@ def are_times(texts: list[bytes]) -> bool:
     """
     if not texts:
         return True
-    shape = texts[0].translate(_DIGITS)
-    shaped = b" ".join(texts).translate(_DIGITS)
+    shape = texts[0].translate(ANY_DIGIT)
+    shaped = b" ".join(texts).translate(ANY_DIGIT)
     if shaped != b" ".join([shape] * len(texts)):
         if not all(map(_SHAPE_IN_UTC.fullmatch, set(shaped.split(b" ")))):
             return all(map(is_time, texts))
     elif not _SHAPE_IN_UTC.fullmatch(shape):
         return all(map(is_time, texts))
+    return _are_in_range(texts)
+
+
+def are_alike_times(texts: Sequence[bytes]) -> bool:
+    """Return the same for one or more *texts* that differ in digits alone."""
+    if not _SHAPE_IN_UTC.fullmatch(texts[0].translate(ANY_DIGIT)):
+        return all(map(is_time, texts))
+    return _are_in_range(texts)
+
+
+def _are_in_range(texts: Sequence[bytes]) -> bool:
+    """Return whether *texts* of the right shape are times that there were."""
     earliest = min(texts)
     latest = max(texts)
     if earliest[:17] == latest[:17]:

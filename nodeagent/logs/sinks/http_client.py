@@ -175,6 +175,7 @@ class _HttpConnection:
         finally:
             whole = sending.done() and not sending.cancelled() and sending.exception() is None
             sending.cancel()
+            read.end()
             await asyncio.gather(sending, return_exceptions=True)
         return read.answer(), read.keep and whole
 
@@ -222,6 +223,10 @@ class _Reading:
             raise error.__context__ if isinstance(error.__context__, SinkError) else SinkError(str(error)) from None
         except (httptools.HttpParserError, httptools.HttpParserUpgrade):
             raise SinkError("what it answers is not HTTP/1.1; is this its port, and http or https?") from None
+
+    def end(self) -> None:
+        """Nothing is fed any more: the parser, which refers to this, goes at once and not when cycles are looked for."""
+        del self._parser
 
     def answer(self) -> HttpAnswer:
         if not self.complete:

@@ -51,10 +51,8 @@ class TailSettings:
 
     line_bytes: int = 1 << 20
     """A longer line is cut, and counted."""
-    turn_bytes: int = 112 << 10
-    """Read from one file in its turn, at most ``line_bytes``. From 128 KiB on the C library maps memory anew for
-    every chunk, which costs four times what reading it does.
-    """
+    turn_bytes: int = 224 << 10
+    """Read from one file in its turn, at most ``line_bytes``. More needs more of the processor's cache."""
     idle_seconds: float = 0.25
     """Between two looks at a file that does not grow; whether it was truncated or removed is seen at every fourth."""
     partial_seconds: float = 60.0

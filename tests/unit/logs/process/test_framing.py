@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from nodeagent.logs.process.framing import Lines, cri, docker, plain
 from nodeagent.logs.process.times import are_times, is_time, rfc3339
@@ -50,6 +52,9 @@ def test_cri_lines() -> None:
         b"2026-01-01T00:00:00Z stdout Q text",
         b"2026-01-01T00:00:00Z stdout Frank text",
         b"\0\0\0\0 \0 F \0",
+        T1.replace(b"T00", b"T24") + b" stdout F as wide as those beside it",
+        T1.replace(b"-01T", b"-32T") + b" stderr F as wide as those beside it",
+        T1 + b" stdouT F as wide as those beside it",
     ],
 )
 def test_a_line_that_is_not_of_cri_is_kept_as_text_and_counted(line: bytes) -> None:
@@ -59,6 +64,25 @@ def test_a_line_that_is_not_of_cri_is_kept_as_text_and_counted(line: bytes) -> N
     assert found.times == [T1, AT, T1]
     assert found.streams == [b"stdout", b"", b"stdout"]
     assert found.malformed == 1
+
+
+_TIMES = (T1, T1.replace(b"T00", b"T23"), T1.replace(b"T00", b"T24"), T1.replace(b"-01T", b"-32T"), T2)
+_HEADS = st.tuples(
+    st.sampled_from(_TIMES), st.sampled_from((b"stdout", b"stderr", b"stdour")), st.sampled_from((b"F", b"P", b"Q"))
+)
+_TEXTS = st.sampled_from((b"", b"x", b" ", b"a stderr F b", T1 + b" stderr F x", b"\r", b"\xff"))
+_LINES = st.builds(lambda head, text, end: b" ".join((*head, text))[:end], _HEADS, _TEXTS, st.integers(30, 60))
+
+
+@given(st.lists(_LINES, min_size=1, max_size=4))
+def test_lines_that_are_alike_are_taken_as_one_by_one(lines: list[bytes]) -> None:
+    data = b"".join(line + b"\n" for line in lines)
+    alone = cri(chunk(data, 2), AT)
+    beside = cri(chunk(b"x\n" + data, 0), AT)
+    assert beside.malformed == alone.malformed + 1
+    assert beside.partial == [at + 1 for at in alone.partial]
+    rest = range(1, len(beside))
+    assert beside.only(rest) == alone.only(range(len(alone)))
 
 
 def test_tags_behind_the_first_are_for_later_versions() -> None:
