@@ -157,7 +157,7 @@ class Collector:
             if busy and not counted.report["counts"]:
                 give_back()  # what was needed for chunks and requests
             busy = bool(counted.report["counts"])
-            for device, inode in reading.closed():
+            for device, inode in reading.tail.closed():
                 self._channel.send(LogFileClosed(device, inode))
             reading.forget()
 
@@ -224,8 +224,6 @@ class Intake:
         self._settings = settings
         self.streams = FileStreams(settings, node)
         self._sources: dict[str, SourceFacts] = {}
-        self._files: set[tuple[int, int]] = set()
-        """Told, and open."""
         bounds = TailSettings(line_bytes=settings.limits.line_bytes)
         self.tail = Tail(node, settings.state_directory, self.streams.open, bounds)
         self._counts: CountsTold | None = None
@@ -254,16 +252,7 @@ class Intake:
         if source is None:
             os.close(message.file)
             return
-        if self.tail.add(message.file, LogSource(SourceKey(source.key), source.uid), message.name, message.start):
-            self._files.add((message.device, message.inode))
-
-    def closed(self) -> list[tuple[int, int]]:
-        """Return the files that were told and are not open any more since the last call: if they are still there,
-        they may be told anew.
-        """
-        gone = [file for file in self._files if not self.tail.holds(*file)]
-        self._files.difference_update(gone)
-        return gone
+        self.tail.add(message.file, LogSource(SourceKey(source.key), source.uid), message.name, message.start)
 
     def source_gone(self, key: str) -> None:
         """Nothing more comes of a source; what it has open is read to its end."""

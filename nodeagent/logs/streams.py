@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Coroutine, Iterator
 from typing import Any, Final
 
-from nodeagent.logs.counting import Count, PodName, delivered, processed, waiting
+from nodeagent.logs.counting import Counter, PodName, delivered, processed, waiting
 from nodeagent.logs.delivery.lane import Lane
 from nodeagent.logs.delivery.making import make_lane
 from nodeagent.logs.process.framing import Framing
@@ -49,17 +49,22 @@ class FileStream:
             self._processor = self._followed.processor(chunk)
             self._followed.streams.add(self)
         self._offer(self._processor.feed(chunk, time.time()))
+        if self._processor.held_since is not None:
+            self._followed.holding.add(self)
 
     def ended(self) -> None:
         """Nothing follows."""
         self._followed.streams.discard(self)
+        self._followed.holding.discard(self)
         if self._processor is not None:
             self._offer(self._processor.flush(time.time(), final=True))
 
     def flush(self, now: float) -> None:
         """Offer what has been held back for too long."""
-        if self._processor is not None and self._processor.held_since is not None:
+        if self._processor is not None:
             self._offer(self._processor.flush(now))
+        if self._processor is None or self._processor.held_since is None:
+            self._followed.holding.discard(self)
 
     def described(self, origin: LogOrigin) -> None:
         """Records carry *origin* from now on."""
@@ -84,9 +89,13 @@ class FollowedSource:
         lanes: tuple[Lane, ...],
         recipes: Recipes,
         reading: Callable[[], bool],
+        holding: set[FileStream],
     ) -> None:
-        """*reading*: whether anything is to be read now."""
+        """*reading*: whether anything is to be read now; *holding*: the streams, of all sources, that hold lines
+        back.
+        """
         self._recipes = recipes
+        self.holding = holding
         self.reading = reading
         self.facts = facts
         self.origin = origin
@@ -122,6 +131,7 @@ class FileStreams:
         state = settings.state_directory
         self.lanes = {each.name: make_lane(each, settings.buffer, state) for each in settings.sinks}
         self.sources: dict[str, FollowedSource] = {}
+        self._holding: set[FileStream] = set()
         self._ending = False
 
     def _is_reading(self) -> bool:
@@ -147,7 +157,9 @@ class FileStreams:
         lanes = tuple(self.lanes[name] for name in facts.reading.sinks if name in self.lanes)
         followed = self.sources.get(facts.key)
         if followed is None:
-            self.sources[facts.key] = FollowedSource(facts, origin, lanes, self._recipes, self._is_reading)
+            self.sources[facts.key] = FollowedSource(
+                facts, origin, lanes, self._recipes, self._is_reading, self._holding
+            )
             return
         followed.facts = facts
         followed.origin = origin
@@ -179,10 +191,10 @@ class FileStreams:
         """Return the names of the pods that are followed, by uid."""
         return {each.facts.uid: each.pod for each in self.sources.values()}
 
-    def counts(self) -> Iterator[Count]:
+    def counts(self) -> Iterator[Counter]:
         """Yield what was counted since the start."""
         for key, each in self.sources.items():
-            yield from processed(key, each.pod, each.counts)
+            yield processed(key, each.pod, each.counts)
         for name, lane in self.lanes.items():
             yield from delivered(name, lane)
 
@@ -226,6 +238,5 @@ class FileStreams:
         while True:
             await asyncio.sleep(FLUSH_SECONDS)
             now = time.time()
-            for followed in self.sources.values():
-                for stream in list(followed.streams):
-                    stream.flush(now)
+            for stream in list(self._holding):
+                stream.flush(now)

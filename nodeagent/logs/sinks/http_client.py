@@ -225,7 +225,7 @@ class _Reading:
             raise SinkError("what it answers is not HTTP/1.1; is this its port, and http or https?") from None
 
     def end(self) -> None:
-        """Nothing is fed any more: the parser, which refers to this, goes at once and not when cycles are looked for."""
+        """Nothing is fed any more: the parser, which refers to this, goes at once, not when cycles are looked for."""
         del self._parser
 
     def answer(self) -> HttpAnswer:

@@ -53,7 +53,7 @@ class TailSettings:
     """A longer line is cut, and counted."""
     turn_bytes: int = 224 << 10
     """Read from one file in its turn, at most ``line_bytes``. More needs more of the processor's cache."""
-    idle_seconds: float = 0.25
+    idle_seconds: float = 0.5
     """Between two looks at a file that does not grow; whether it was truncated or removed is seen at every fourth."""
     partial_seconds: float = 60.0
     """After which a line without an end is delivered though its file may go on."""

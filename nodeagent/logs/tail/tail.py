@@ -53,6 +53,7 @@ class Tail:
         self._positions = PositionsFile(folder)
         self._logs: dict[SourceKey, FollowedLog] = {}
         self._files: dict[tuple[int, int], tuple[FollowedLog, OpenFile]] = {}
+        self._closed: list[tuple[int, int]] = []
         self._looks = Looks(self.settings.idle_seconds)
         self._ready: dict[PodUid, dict[SourceKey, FollowedLog]] = {}
         self._held: dict[SourceKey, FollowedLog] = {}
@@ -120,9 +121,10 @@ class Tail:
             file.generation.name = name
         self.changed()
 
-    def holds(self, device: int, inode: int) -> bool:
-        """Return whether that file is open."""
-        return (device, inode) in self._files
+    def closed(self) -> list[tuple[int, int]]:
+        """Return the devices and inodes of files that were closed since the last call, and are not open again."""
+        closed, self._closed = self._closed, []
+        return [key for key in closed if key not in self._files]
 
     def leave(self, uid: PodUid) -> None:
         """That pod is gone: what its files have is read, then they are closed though they may have a name still."""
@@ -230,7 +232,9 @@ class Tail:
 
     def _forget_file(self, file: OpenFile) -> None:
         self._looks.remove(file)
-        del self._files[file.inode.device, file.inode.number]
+        key = file.inode.device, file.inode.number
+        del self._files[key]
+        self._closed.append(key)
 
     def _drop(self, found: FollowedLog) -> None:
         key = found.source.key

@@ -527,6 +527,7 @@ def test_memory_after_five_thousand_files_is_what_it_was(tmp_path: Path) -> None
         for number in range(begin, end):
             (rig.logs / f"{number}.log").unlink()
         rig.run(9)
+        assert len(rig.tail.closed()) == end - begin, "each is told once"
         rig.sink = Sink()
         rig.taken.clear()
         gc.collect()
