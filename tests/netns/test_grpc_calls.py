@@ -136,7 +136,7 @@ def test_the_clients_time_goes_on_shortened(lab: Lab, where: str) -> None:
 def test_a_client_that_does_not_end_its_call_itself_is_told_when_its_time_is_over(lab: Lab) -> None:
     """curl knows nothing of grpc-timeout: the status is the proxy's."""
     counted = growth(lab)
-    message = r"\x00\x00\x00\x00\x0520000"
+    message = r"\000\000\000\000\00520000"
     url = f"http://{target(lab, 'go-near')}/load.Load/Wait"
     fields = "-H 'content-type: application/grpc' -H 'te: trailers' -H 'grpc-timeout: 200m'"
     script = f"printf '{message}' | curl -sS --max-time 15 --http2-prior-knowledge -D - {fields} --data-binary @- {url}"

@@ -10,6 +10,7 @@ import (
 	"os"
 	"os/signal"
 	"strconv"
+	"strings"
 	"syscall"
 	"time"
 
@@ -57,7 +58,11 @@ var unary = map[string]func(context.Context, []byte) ([]byte, error){
 		received, _ := metadata.FromIncomingContext(ctx)
 		_ = grpc.SetHeader(ctx, metadata.Pairs("x-head", "h", "x-head-bin", "\x00\xff"))
 		_ = grpc.SetTrailer(ctx, metadata.Pairs("x-trailer", "t"))
-		return json.Marshal(received)
+		told := map[string]string{}
+		for name, values := range received {
+			told[name] = strings.Join(values, ",")
+		}
+		return json.Marshal(told)
 	},
 }
 
