@@ -31,6 +31,10 @@ _EXTENSION: Final = "type.googleapis.com/envoy.extensions."
 _POD_IP: Final = "$(POD_IP)"
 _PLAIN_HTTP: Final = ["http/1.0", "http/1.1"]
 _MTLS_HTTP: Final = ["istio-http/1.0", "istio-http/1.1", "istio-h2"]
+_MTLS_HTTP2: Final = ["istio-h2", "istio", "h2"]
+"""What Istio's sidecars offer for HTTP/2 (its alpn_override): the first chooses the peer's filter chain, and
+the peer takes the last, which is what its own connection manager knows HTTP/2 by.
+"""
 _MTLS_TCP: Final = ["istio", "istio-peer-exchange"]
 _OWN_SOURCE: Final = {"IPv4": OWN_SOURCE[4], "IPv6": OWN_SOURCE[6]}
 """Istio's InboundPassthroughBindIpv4 and 6."""
@@ -68,10 +72,10 @@ def bootstrap(values: Values, probes: Document, rules: Rules) -> Document:
     ]
     reuse = {} if values.pooling else {"common_http_protocol_options": {"max_requests_per_connection": 1}}
     clusters = [
-        _original(values, "mesh-http", _upstream_tls(values, "istio-http/1.1"))
+        _original(values, "mesh-http", _upstream_tls(values, ["istio-http/1.1"]))
         | _protocol(explicit_http_config={"http_protocol_options": {}}, **reuse),
-        _original(values, "mesh-http2", _upstream_tls(values, "istio-h2")) | _http2(),
-        _original(values, "mesh-tcp", _upstream_tls(values, "istio")),
+        _original(values, "mesh-http2", _upstream_tls(values, _MTLS_HTTP2)) | _http2(),
+        _original(values, "mesh-tcp", _upstream_tls(values, ["istio"])),
         _original(values, "PassthroughCluster"),
         _original(values, "InboundPassthroughCluster")
         | _from_own_source(values)
@@ -140,7 +144,7 @@ def _inbound(values: Values, rules: Rules) -> Document:
         _chain(
             tls | {"application_protocols": _MTLS_HTTP},
             [http],
-            _downstream_tls(values, ["istio-h2", "istio-http/1.1", "istio-http/1.0", "h2", "http/1.1"]),
+            _downstream_tls(values, ["istio-http/1.1", "istio-http/1.0", "h2", "http/1.1"]),
         ),
         _chain(tls | {"application_protocols": _MTLS_TCP}, tcp, _downstream_tls(values, _MTLS_TCP)),
     ]
@@ -324,11 +328,11 @@ def _downstream_tls(values: Values, protocols: list[str]) -> Document:
     return _typed("envoy.transport_sockets.tls", "transport_sockets.tls.v3.DownstreamTlsContext", **config)
 
 
-def _upstream_tls(values: Values, protocol: str) -> Document:
+def _upstream_tls(values: Values, protocols: list[str]) -> Document:
     return _typed(
         "envoy.transport_sockets.tls",
         "transport_sockets.tls.v3.UpstreamTlsContext",
-        common_tls_context=_common_tls(values, [protocol]),
+        common_tls_context=_common_tls(values, protocols),
     )
 
 

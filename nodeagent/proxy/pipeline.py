@@ -12,7 +12,7 @@ import logging
 from collections.abc import Awaitable
 from dataclasses import replace
 from time import perf_counter
-from typing import Literal, cast
+from typing import Final, Literal, cast
 
 from nodeagent.errors import DEADLINE, EXTERNAL_ERROR, NO_ENDPOINTS, PROBE_REFUSED, Reason
 from nodeagent.proxy.carried import Ends
@@ -36,6 +36,8 @@ from nodeagent.proxy.sniff import Verdict
 from nodeagent.proxy.transport import Transport
 from nodeagent.telemetry.cells import HttpCell
 
+ELSEWHERE: Final = 2
+"""How many other endpoints are tried where one cannot be reached: as often as Istio's default retries."""
 log = logging.getLogger("nodeagent.proxy")
 
 
@@ -78,13 +80,7 @@ class Pipeline(Line):
             if permit.only_probes:
                 exchange.refuse(PROBE_REFUSED)
                 return
-        route = self.route(exchange)
-        exchange.route = route
-        route.active += 1
-        if exchange.call is not None:
-            self._calls(exchange, exchange.call, route)
-        if route.http_guard is UNGUARDED or probe or self._admits(exchange, route):
-            self.forward(exchange, route)
+        self._send_to(exchange, self.route(exchange), probe=probe)
 
     def route(self, exchange: Exchange) -> Route:
         """Return where *exchange* goes: of two random endpoints the less busy one."""
@@ -104,6 +100,16 @@ class Pipeline(Line):
         if exchange.call is not None:
             exchange.fields = exchange.call.shortened(exchange.fields, perf_counter() - exchange.started)
         pool.send(exchange)
+
+    def elsewhere(self, exchange: Exchange) -> bool:
+        route = cast(Route, exchange.route)
+        others = [each for each in self._routing.routes(exchange.downstream.connection) if each.pool is not route.pool]
+        if not others or exchange.missed >= ELSEWHERE:
+            return False
+        exchange.missed += 1
+        route.active -= 1
+        self._send_to(exchange, pick(others))
+        return True
 
     def observe(self, exchange: Exchange, status: int, reason: Reason | None) -> None:
         """Count an answered request and write its access-log record."""
@@ -144,10 +150,20 @@ class Pipeline(Line):
 
     # -- parts of the stations --
 
+    def _send_to(self, exchange: Exchange, route: Route, *, probe: bool = False) -> None:
+        """Authorize and forward *exchange* on *route*; what is a *probe* nobody guards against."""
+        exchange.route = route
+        route.active += 1
+        if exchange.call is not None:
+            self._calls(exchange, exchange.call, route)
+        if route.http_guard is UNGUARDED or probe or self._admits(exchange, route):
+            self.forward(exchange, route)
+
     def _calls(self, exchange: Exchange, call: Call, route: Route) -> None:
         """Count the messages of a gRPC call from here on, and end it when its client's time is over."""
+        first = call.cell is None
         call.cell = route.messages()
-        seconds = call.waits(exchange.fields)
+        seconds = call.waits(exchange.fields) if first else -1.0
         if seconds >= 0:
             call.timer = self._context.loop.call_later(seconds, exchange.give_up, DEADLINE)
 

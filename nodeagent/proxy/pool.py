@@ -77,7 +77,7 @@ class Pool:
         try:
             dialled = await self.dial.connect(self._context, "http")
         except DialError as error:
-            exchange.refuse(error.reason)
+            exchange.unreached(error.reason)
             return
         if dialled.lost:
             exchange.refuse(UPSTREAM_RESET)

@@ -31,7 +31,7 @@ function call(url, count) {
     if (!open) { session.close(); console.log(JSON.stringify(told)); }
   };
   for (let number = 0; number < Number(count); number += 1) {
-    const request = session.request({':method': 'POST', ':path': `/calls/${number % 3}`});
+    const request = session.request({':method': 'POST', ':authority': new URL(url).host, ':path': `/calls/${number % 3}`});
     let body = '';
     request.on('response', (headers) => add(told.statuses, headers[':status']));
     request.on('trailers', (headers) => add(told.trailers, headers['x-received']));

@@ -21,16 +21,20 @@ SERVERS: Mapping[str, str] = {
     "aio": json.dumps([sys.executable, str(GRPCIO), "serve", "aio", str(PORT)]),
 }
 """Programs that serve the same methods: grpc-go, and grpcio's two kinds."""
+_LEAVING = ", lifecycle: {preStop: {exec: {command: [sleep, '2']}}}"
+"""As everybody has it whose calls shall not fail: other nodes hear that the pod ends before it does."""
 _PROBE = f"readinessProbe: {{grpc: {{port: {PORT}}}, periodSeconds: 1}}"
 
 
-def calls_server(name: str, node: str, *, kind: str = "go", port_name: str = "grpc", **options: str) -> str:
-    """Return the YAML of a pod that serves calls with the library *kind*, and of its Service, whose
-    port is called *port_name*.
+def calls_server(name: str, node: str, *, kind: str = "go", leaves: bool = False, **options: str) -> str:
+    """Return the YAML of a pod that serves calls with the library *kind*, and of its Service; one that
+    *leaves* takes its time to end.
     """
-    container = f"env: [{{name: GRPCLOAD_NAME, value: {name}}}], {_PROBE}"
+    container = f"env: [{{name: GRPCLOAD_NAME, value: {name}}}], {_PROBE}{_LEAVING if leaves else ''}"
     text = pod(name, node, command=SERVERS[kind], container=container, **options)
-    return text + calls_service(name, f"app: {name}", port_name=port_name)
+    if leaves:
+        text = text.replace("terminationGracePeriodSeconds: 1", "terminationGracePeriodSeconds: 20")
+    return text + calls_service(name, f"app: {name}")
 
 
 def calls_service(name: str, selector: str, *, port_name: str = "grpc") -> str:

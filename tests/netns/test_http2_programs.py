@@ -79,8 +79,9 @@ def url(lab: Lab, name: str, version: int = 4) -> str:
 def test_node_calls_node(lab: Lab, where: str, version: int) -> None:
     counted = growth(lab)
     done = lab.exec("client", ["node", str(NODE), "call", url(lab, f"node-{where}", version), "300"], timeout=60)
+    assert done.stdout, done
     told = json.loads(done.stdout)
-    assert (told["statuses"], told["trailers"], told["failed"]) == ({"200": 300}, {"10000": 300}, 0)
+    assert (told["statuses"], told["trailers"], told["failed"]) == ({"200": 300}, {"10000": 300}, 0), done
     seen = [json.loads(body) for body in told["bodies"]]
     assert {each["path"] for each in seen} == {"/calls/0", "/calls/1", "/calls/2"}
     assert {each["certificate"].partition(";")[2] for each in seen} == {f"URI={IDENTITY}"}

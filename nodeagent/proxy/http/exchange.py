@@ -62,6 +62,7 @@ if TYPE_CHECKING:
     from nodeagent.policy.claims import Claims
     from nodeagent.proxy.connection import Connection
     from nodeagent.proxy.grpc.call import Call
+    from nodeagent.proxy.http.line import Line
     from nodeagent.proxy.permit import Permit
     from nodeagent.proxy.transport import Transport
 
@@ -114,6 +115,8 @@ class Exchange:
     reason: Reason | None = None
     """Why the answer is the proxy's own, or was cut short."""
     tries = 0
+    missed = 0
+    """Endpoints that did not look at it."""
     since = 0.0
     """When the request was complete and permitted, by the context's clock."""
     route: Hop | None = None
@@ -245,6 +248,14 @@ class Exchange:
             self.upstream.abandon(self)
         self.refuse(reason)
 
+    def unreached(self, reason: Reason) -> None:
+        """No connection to its endpoint could be made, for *reason*: let another one serve it, or whoever
+        asks know that none has looked at it, or refuse it.
+        """
+        downstream = self.downstream
+        if not self.finished and not downstream.line.elsewhere(self) and not downstream.declines(self, reason):
+            self.refuse(reason)
+
     def refuse(self, reason: Reason) -> None:
         """Answer on the proxy's own account, or let the client see that an answer which began has no end."""
         if self.finished:
@@ -278,6 +289,7 @@ class Exchange:
 class Downstream(Carriage):
     """The half towards the client: a codec of one accepted connection."""
 
+    line: Line
     connection: Connection
     permit: Permit
     """What let the connection in; it may change while the connection is open."""
@@ -331,6 +343,12 @@ class Downstream(Carriage):
     def cut(self, exchange: Exchange) -> None:
         """Let the client see that the answer ended too early: the exchange is finished, ``reason`` says why."""
         raise NotImplementedError
+
+    def declines(self, exchange: Exchange, reason: Reason) -> bool:
+        """Tell a peer that can ask another endpoint that *exchange* was not looked at, for *reason*, and
+        finish it; False: it is to be answered.
+        """
+        return False
 
     def switches(self, exchange: Exchange) -> bool:
         """Say whether the client may leave HTTP now, as it offered to (RFC 9110 section 7.8)."""

@@ -29,6 +29,10 @@ class Line:
         """
         raise NotImplementedError
 
+    def elsewhere(self, exchange: Exchange) -> bool:
+        """Forward *exchange*, at which its endpoint has not looked, to another one; False: there is none."""
+        raise NotImplementedError
+
     def observe(self, exchange: Exchange, status: int, reason: Reason | None) -> None:
         """Count and log *exchange*, which is finished: with the answer's *status*, 0 where none was
         sent; *reason*: why that is not the application's.

@@ -340,6 +340,17 @@ class Http2Downstream(Downstream, SessionUser):
         self.line.observe(exchange, exchange.status, exchange.reason)
         self._soon()
 
+    def declines(self, exchange: Exchange, reason: Reason) -> bool:
+        assert isinstance(exchange, Http2Exchange)
+        if self.connection.direction != "inbound" or self.connection.peer.security != "mutual_tls":
+            return False
+        exchange.finished = True
+        exchange.reason = reason
+        self.line.observe(exchange, 0, reason)
+        self.session.reset(exchange.stream, wire.REFUSED_STREAM)
+        self._soon()
+        return True
+
     def cut(self, exchange: Exchange) -> None:
         assert isinstance(exchange, Http2Exchange)
         self.line.observe(exchange, exchange.status, exchange.reason)

@@ -47,6 +47,13 @@ class _Group:
         for each in waiting:
             each.refuse(reason)
 
+    def unreached(self, reason: Reason) -> None:
+        """No connection could be made: nothing of what waits was sent."""
+        waiting = self.waiting
+        self.waiting = collections.deque()
+        for each in waiting:
+            each.unreached(reason)
+
     def free(self) -> Http2Upstream | None:
         """Return a connection that takes one more exchange."""
         for upstream in self.connections:
@@ -110,7 +117,7 @@ class StreamPool(StreamKeeper):
             dialled = await self._dial.connect(self._context, "http2")
         except DialError as error:
             group.dialling -= 1
-            group.refuse(error.reason)
+            group.unreached(error.reason)
             return
         group.dialling -= 1
         upstream = Http2Upstream(self, owner, self._context, dialled.transport, self._most)

@@ -366,7 +366,8 @@ class Http2Upstream(Upstream, SessionUser):
             exchange.pending = stream.kept
             exchange.pending_bytes = stream.kept_bytes
         exchange.upstream = None
-        self._keeper.retry(exchange)
+        if exchange.tries < 2 or not exchange.downstream.line.elsewhere(exchange):
+            self._keeper.retry(exchange)
         return True
 
     def sweep(self, now: float, seconds: float) -> None:

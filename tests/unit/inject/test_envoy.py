@@ -152,9 +152,11 @@ def test_http2_goes_between_sidecars_as_http2() -> None:
     cluster = named(config["static_resources"]["clusters"], "mesh-http2")
     (options,) = cluster["typed_extension_protocol_options"].values()
     assert "http2_protocol_options" in options["explicit_http_config"]
-    assert cluster["transport_socket"]["typed_config"]["common_tls_context"]["alpn_protocols"] == ["istio-h2"]
-    taken = [each for each in everything(config) if "istio-h2" in each.get("alpn_protocols", ())]
-    assert len(taken) == 2
+    offered = cluster["transport_socket"]["typed_config"]["common_tls_context"]["alpn_protocols"]
+    assert offered == ["istio-h2", "istio", "h2"]
+    (server,) = [each for each in everything(config) if "http/1.1" in each.get("alpn_protocols", ())]
+    assert "h2" in server["alpn_protocols"]
+    assert "istio-h2" not in server["alpn_protocols"], "Envoy would take it for HTTP/1.1"
 
 
 @pytest.mark.parametrize(("mode", "plain"), [("STRICT", 0), ("PERMISSIVE", 3)])

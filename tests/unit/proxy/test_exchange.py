@@ -12,7 +12,7 @@ import pytest
 import uvloop
 
 from nodeagent.config import ProxySettings
-from nodeagent.errors import BAD_REQUEST, DOWNSTREAM_GONE, UPSTREAM_PROTOCOL, UPSTREAM_RESET, Reason
+from nodeagent.errors import BAD_REQUEST, CONNECT_FAILED, DOWNSTREAM_GONE, UPSTREAM_PROTOCOL, UPSTREAM_RESET, Reason
 from nodeagent.proxy.connection import Connection
 from nodeagent.proxy.http.exchange import UNKNOWN, Downstream, Exchange, Upstream
 from nodeagent.proxy.http.fields import Field
@@ -510,3 +510,43 @@ def test_what_stands_between_the_codecs_knows_no_version() -> None:
     known = {each.importer for each in found if each.imported.startswith("nodeagent.proxy.http1")}
     outside = {name for name in known if not name.startswith(("nodeagent.proxy.http1", "nodeagent.proxy.http2"))}
     assert outside == {"nodeagent.proxy.pipeline", "nodeagent.proxy.pool"}, "who makes codecs"
+
+
+class Elsewhere(Line):
+    """A line that knows, or does not know, of another endpoint."""
+
+    def __init__(self, others: bool) -> None:
+        self.others = others
+
+    def elsewhere(self, exchange: Exchange) -> bool:
+        return self.others
+
+
+class Declining(Client):
+    """A client's half of which the peer may be told to ask elsewhere."""
+
+    def declines(self, exchange: Exchange, reason: Reason) -> bool:
+        self.told.append(("declines", exchange, reason))
+        return True
+
+
+def test_an_exchange_whose_endpoint_cannot_be_reached_goes_elsewhere_is_declined_or_refused() -> None:
+    for client, others, expected in (
+        (Client(), True, []),
+        (Declining(), True, []),
+        (Declining(), False, ["declines"]),
+        (Client(), False, ["answer", "data", "end"]),
+    ):
+        client.line = Elsewhere(others)
+        exchange = client.asks()
+        exchange.unreached(CONNECT_FAILED)
+        assert [event[0] for event in client.told] == expected
+
+
+def test_of_a_client_that_has_gone_nothing_goes_elsewhere() -> None:
+    client = Client()
+    client.line = Elsewhere(True)
+    exchange = client.asks()
+    exchange.finished = True
+    exchange.unreached(CONNECT_FAILED)
+    assert client.told == []

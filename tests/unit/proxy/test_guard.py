@@ -13,7 +13,7 @@ import uvloop
 
 from nodeagent.config import ProxySettings
 from nodeagent.errors import CONNECT_TIMEOUT
-from nodeagent.identity.tls import Contexts
+from nodeagent.identity.tls import Contexts, Inside
 from nodeagent.mesh.entries import DeclaredProbe, Delta
 from nodeagent.policy.authorization import Authorizer, ConnectionFacts, Decision, RequestFacts, normalise_target
 from nodeagent.policy.jwt import Authenticator
@@ -408,10 +408,10 @@ def test_what_changes_while_the_application_is_dialled_is_in_force(
 ) -> None:
     dialling, go, connect = asyncio.Event(), asyncio.Event(), Dial.connect
 
-    async def slow(self: Dial, context: Context, *, http: bool) -> Any:
+    async def slow(self: Dial, context: Context, inside: Inside) -> Any:
         dialling.set()
         await go.wait()
-        return await connect(self, context, http=http)
+        return await connect(self, context, inside)
 
     async def scene(nodes: Nodes) -> None:
         monkeypatch.setattr(Dial, "connect", slow)
