@@ -103,6 +103,10 @@ class Limits(ConfigSection):
     connections_per_pod: int = Field(10000, ge=1)
     streams_per_connection: int = Field(1024, ge=1, le=1048576)
     """What a client of HTTP/2 may ask at once on one connection."""
+    held_bytes_per_pod: int = Field(268435456, ge=16777216)
+    """Of bodies that wait in a worker for who takes them, on all HTTP/2 connections of a pod: beyond
+    half of it, its clients open no more streams; beyond it, the connection on which more comes ends.
+    """
     buffer_bytes: int = Field(65536, ge=4096, le=16777216)
     idle_upstream_connections: int = Field(256, ge=0, le=65536)
     """Kept for the next request, for each client and endpoint; 0: every request gets a connection

@@ -80,13 +80,7 @@ class Http2Downstream(Downstream, SessionUser):
         self.permit = permit
         self.transport = transport
         limits = context.limits
-        self.session = Session(
-            self,
-            client=False,
-            streams=limits.streams_per_connection,
-            header_bytes=limits.header_bytes,
-            header_count=limits.header_count,
-        )
+        self.session = Session(self, connection.pod.held, limits, client=False)
         self._heads: dict[int, RequestHead] = {}
         self.touched = context.now
         self.head_since = context.now
@@ -136,9 +130,7 @@ class Http2Downstream(Downstream, SessionUser):
 
     def connection_lost(self, error: Exception | None) -> None:
         self._closed = True
-        streams = list(self.session.streams.values())
-        self.session.streams.clear()
-        for stream in streams:
+        for stream in self.session.forget_all():
             self._gone(stream, DOWNSTREAM_GONE)
         self.line.closed(self.connection)
 
@@ -431,9 +423,8 @@ class Http2Downstream(Downstream, SessionUser):
             return
         self._closed = True
         self.line.broke(self.connection, HTTP2_BROKEN, error.words)
-        for stream in list(self.session.streams.values()):
+        for stream in self.session.forget_all():
             self._gone(stream, HTTP2_BROKEN)
-        self.session.streams.clear()
         self._linger()
 
     def _linger(self) -> None:

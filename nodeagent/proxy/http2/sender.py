@@ -10,6 +10,7 @@ from typing import Final
 from nodeagent.proxy.http.fields import Field
 from nodeagent.proxy.http2 import frames as wire
 from nodeagent.proxy.http2.frames import frame_head
+from nodeagent.proxy.http2.held import Held
 from nodeagent.proxy.http2.hpack.encoder import Encoder
 from nodeagent.proxy.http2.stream import Http2Stream
 from nodeagent.proxy.http2.user import SessionError, SessionUser
@@ -40,8 +41,10 @@ REMEMBERED: Final = 256
 class FrameSender:
     """The sending half of a session, and the streams that both halves know."""
 
-    def __init__(self, user: SessionUser, *, client: bool) -> None:
+    def __init__(self, user: SessionUser, held: Held, most_held: int, *, client: bool) -> None:
         self._user = user
+        self._held = held
+        self._most_held = most_held
         self._client = client
         self.streams: dict[int, Http2Stream] = {}
         """The open ones, by number."""
@@ -100,14 +103,21 @@ class FrameSender:
             queue = stream.queue = collections.deque()
         queue.append(piece)
         self._line_up(stream)
-        stream.queued += len(piece)
-        self.queued += len(piece)
-        if self.queued > 4 * STALLED and self.broken is None and not self._client:
-            self.fail(SessionError(wire.ENHANCE_YOUR_CALM, "too much waits for windows that do not open"))
+        size = len(piece)
+        stream.queued += size
+        self.queued += size
+        self._held.bytes += size
+        if (self.queued > 4 * STALLED or self._held.bytes > self._most_held) and not self._client:
+            self._overflow()
             return
         if stream.queued > HIGH_WATER and not stream.waits and (self.blocked or min(stream.window, self._window) <= 0):
             stream.waits = True
             self._user.on_full(stream)
+
+    def _overflow(self) -> None:
+        """More waits than the connection, or all of its pod, may make the proxy hold."""
+        if self.broken is None:
+            self.fail(SessionError(wire.ENHANCE_YOUR_CALM, "too much waits for windows that do not open"))
 
     def finish(self, stream: Http2Stream, trailers: list[Field]) -> None:
         """End the stream's direction behind what waits, with *trailers* where there are any."""
@@ -137,6 +147,7 @@ class FrameSender:
         stream.held &= ~cause
         if stream.held or self._is_gone(stream):
             return
+        self._held.bytes -= stream.owed
         self._return(stream.owed)
         stream.owed = 0
         if stream.taken and not stream.remote_ended:
@@ -222,6 +233,7 @@ class FrameSender:
             quantum -= count
             stream.queued -= count
             self.queued -= count
+            self._held.bytes -= count
             stream.window -= count
             self._window -= count
             last = not queue and stream.closing and stream.trailers is None
@@ -283,6 +295,7 @@ class FrameSender:
         """Nothing of *stream* is sent or read any more."""
         if self.streams.pop(stream.number, None) is None:
             return
+        self._held.bytes -= stream.owed + stream.queued
         self._return(stream.owed)
         stream.owed = 0
         self.queued -= stream.queued
@@ -291,6 +304,13 @@ class FrameSender:
         stream.queued = 0
         stream.trailers = None
         stream.local_ended = True
+
+    def forget_all(self) -> list[Http2Stream]:
+        """The connection is over: return the streams that were open."""
+        streams = list(self.streams.values())
+        for stream in streams:
+            self._forget(stream)
+        return streams
 
     def _remember(self, number: int) -> None:
         gone = self._gone

@@ -21,7 +21,7 @@ GOAWAY is in what :meth:`take` returns, and ``broken`` says why.
 **Towards us** a peer may send STREAM_WINDOW bytes of a stream and CONNECTION_WINDOW of all. New
 window is given as bytes come, but not for a stream that is held: the other half of its exchange
 keeps what came, and the connection's window counts it until it is taken, so that the windows bound
-what one connection makes the proxy hold.
+what one connection makes the proxy hold. What all connections of a pod do is counted too (``held.py``).
 
 **Towards the peer** a stream's bytes wait in it until its window, the connection's and the
 transport (``blocked``) let them go: streams take turns, QUANTUM bytes each. One whose queue grows
@@ -38,9 +38,11 @@ from __future__ import annotations
 
 from typing import Final
 
+from nodeagent.config import Limits
 from nodeagent.proxy.http.exchange import UNKNOWN
 from nodeagent.proxy.http2 import frames as wire
 from nodeagent.proxy.http2.control import FAULT_COST, Control
+from nodeagent.proxy.http2.held import Held
 from nodeagent.proxy.http2.hpack.decoder import Decoder
 from nodeagent.proxy.http2.hpack.errors import CompressionError, ListTooLarge
 from nodeagent.proxy.http2.sender import CONNECTION_WINDOW, PATIENCE, STALLED
@@ -56,14 +58,12 @@ FRAMES_A_TURN: Final = 1024
 class Session(Control):
     """The state of one connection."""
 
-    def __init__(self, user: SessionUser, *, client: bool, streams: int, header_bytes: int, header_count: int) -> None:
-        """*streams*: how many the peer may have open at once (a server's); *header_bytes*,
-        *header_count*: what a head may take.
-        """
-        Control.__init__(self, user, client=client)
-        self._most_streams = streams
-        self._header_limit = header_bytes
-        self._decoder = Decoder(wire.DEFAULT_TABLE, header_bytes, header_count)
+    def __init__(self, user: SessionUser, held: Held, limits: Limits, *, client: bool) -> None:
+        """*held*: what all connections of the client's pod make the proxy hold."""
+        Control.__init__(self, user, held, limits.held_bytes_per_pod, client=client)
+        self._most_streams = limits.streams_per_connection
+        self._header_limit = limits.header_bytes
+        self._decoder = Decoder(wire.DEFAULT_TABLE, limits.header_bytes, limits.header_count)
         self.behind = False
         """What is read already waits for the next turn: feed nothing, but call with no bytes."""
         self.ends = False
@@ -180,7 +180,7 @@ class Session(Control):
         elif not ended:
             self.spend(1)
         if stream.held:
-            stream.owed += count
+            self._owe(stream, count)
         else:
             self._return(count)
             if stream.taken >= STREAM_WINDOW // 2 and not ended:
@@ -188,6 +188,13 @@ class Session(Control):
                 stream.taken = 0
         if ended and not self._is_gone(stream):
             self._ended(stream)
+
+    def _owe(self, stream: Http2Stream, count: int) -> None:
+        """*count* bytes wait for the other half of the exchange."""
+        stream.owed += count
+        self._held.bytes += count
+        if self._held.bytes > self._most_held:
+            self._overflow()
 
     def _fits(self, stream: Http2Stream, count: int, *, ended: bool) -> bool:
         """Say whether *count* more bytes are what its content-length lets follow (RFC 9113 section 8.1.1)."""
@@ -292,13 +299,17 @@ class Session(Control):
             self.spend(1)
             return None
         self.last = number
-        if len(self.streams) >= self._most_streams or self.queued + self.head_bytes > STALLED:
+        if len(self.streams) >= self._most_streams or self._stalls():
             self.spend(1)
             self._remember(number)
             self._out.append(wire.rst_stream(number, wire.REFUSED_STREAM))
             return None
         stream = self.streams[number] = Http2Stream(number, self._stream_window)
         return stream
+
+    def _stalls(self) -> bool:
+        """Say whether so much waits already that the peer may open no more streams."""
+        return self.queued + self.head_bytes > STALLED or self._held.bytes > self._most_held // 2
 
     # -- a client's streams --
 

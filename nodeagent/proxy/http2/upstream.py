@@ -76,10 +76,7 @@ class Http2Upstream(Upstream, SessionUser):
         self._context = context
         self.owner = owner
         self.transport = transport
-        limits = context.limits
-        self.session = Session(
-            self, client=True, streams=0, header_bytes=limits.header_bytes, header_count=limits.header_count
-        )
+        self.session = Session(self, owner.pod.held, context.limits, client=True)
         self.streams: dict[Exchange, Http2Stream] = {}
         self.lost = False
         self.used = False
@@ -248,7 +245,7 @@ class Http2Upstream(Upstream, SessionUser):
         self._keeper.forget(self)
         streams = list(self.streams.values())
         self.streams.clear()
-        self.session.streams.clear()
+        self.session.forget_all()
         for stream in streams:
             exchange = stream.exchange
             assert exchange is not None, "a stream is opened for an exchange"

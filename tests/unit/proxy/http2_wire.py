@@ -151,7 +151,7 @@ class Stages(Line):
         pass
 
 
-def context(turns: Turns, **limits: int) -> Context:
+def context(turns: Turns, limits: dict[str, int]) -> Context:
     return Context(
         loop=turns,  # type: ignore[arg-type]
         settings=ProxySettings.model_validate({"limits": limits}),
@@ -163,9 +163,12 @@ def context(turns: Turns, **limits: int) -> Context:
     )
 
 
-def accepted() -> Connection:
-    """Return the record of a client's connection."""
-    pod = PodState(PodUid("client"), 1, "spiffe://cluster.local/ns/default/sa/client", lambda family, count: None)
+def enrolled() -> PodState:
+    return PodState(PodUid("client"), 1, "spiffe://cluster.local/ns/default/sa/client", lambda family, count: None)
+
+
+def accepted(pod: PodState) -> Connection:
+    """Return the record of a connection of *pod*'s."""
     peer = Peer("10.244.1.2", 40000, "", "kernel_attested", None)
     return Connection(pod, "outbound", peer, Resolved(Address("10.96.0.1"), 80, "http2", None, ()), 0.0)
 
@@ -175,10 +178,11 @@ class _Codec:
 
     codec: Http2Downstream | Http2Upstream
 
-    def __init__(self, **limits: int) -> None:
+    def __init__(self, pod: PodState | None, limits: dict[str, int]) -> None:
+        self.pod = pod or enrolled()
         self.turns = Turns()
         self.pipe = Pipe()
-        self.context = context(self.turns, **limits)
+        self.context = context(self.turns, limits)
         self.encoder = Encoder()
 
     def feed(self, *pieces: bytes) -> list[Frame]:
@@ -203,10 +207,10 @@ class _Codec:
 class Server(_Codec):
     """The half towards a client, whose requests the test makes and answers."""
 
-    def __init__(self, hello: bytes = wire.PREFACE + SETTLED, **limits: int) -> None:
-        super().__init__(**limits)
+    def __init__(self, pod: PodState | None = None, *, hello: bytes = wire.PREFACE + SETTLED, **limits: int) -> None:
+        super().__init__(pod, limits)
         self.stages = Stages()
-        self.codec = Http2Downstream(self.stages, self.context, accepted(), OPEN, self.pipe)
+        self.codec = Http2Downstream(self.stages, self.context, accepted(self.pod), OPEN, self.pipe)
         self.hello = self.feed(hello)
 
 
@@ -261,10 +265,10 @@ class _Keeper(StreamKeeper):
 class Asking(_Codec):
     """The half towards an endpoint, whose answers the test makes."""
 
-    def __init__(self, **limits: int) -> None:
-        super().__init__(**limits)
+    def __init__(self, pod: PodState | None = None, **limits: int) -> None:
+        super().__init__(pod, limits)
         self.keeper = _Keeper()
-        connection = accepted()
+        connection = accepted(self.pod)
         self.client = _Client(connection)
         self.codec = Http2Upstream(self.keeper, connection, self.context, self.pipe, 1000)
         self.codec.begin()

@@ -11,14 +11,14 @@ from typing import Final
 import pytest
 
 from nodeagent.proxy.http import fields
-from nodeagent.proxy.http.fields import size
+from nodeagent.proxy.http.exchange import Exchange
 from nodeagent.proxy.http2 import frames as wire
 from nodeagent.proxy.http2 import heads
 from nodeagent.proxy.http2.frames import frame, rst_stream, settings, window_update
 from nodeagent.proxy.http2.hpack.secret import NeverIndexed
 from nodeagent.proxy.http2.sender import STALLED
 from nodeagent.proxy.http2.session import HEADS_A_TURN
-from tests.unit.proxy.http2_wire import GET, INTERIM, OK, POST, SETTLED, Asking, Frame, Pairs, Server
+from tests.unit.proxy.http2_wire import GET, INTERIM, OK, POST, SETTLED, Asking, Frame, Pairs, Server, enrolled
 
 PING: Final = frame(wire.PING, 0, 0, bytes(8))
 
@@ -588,4 +588,82 @@ def test_heads_of_open_streams_are_bounded() -> None:
             block += frame(wire.CONTINUATION, end, number, head[at : at + 16384])
         refused += only(server.feed(block), wire.RST_STREAM)
     assert {each.code for each in refused} == {wire.REFUSED_STREAM}
-    assert sum(size(each.fields) for each in server.stages.exchanges) < 2 * STALLED
+    assert sum(fields.size(each.fields) for each in server.stages.exchanges) < 2 * STALLED
+
+
+HELD: Final = 16 << 20
+
+
+def give(server: Server, exchange: Exchange, size: int) -> list[Frame]:
+    """Answer *exchange* with *size* more bytes."""
+    for _ in range(0, size, 65536):
+        exchange.downstream.data(exchange, bytes(65536))
+    exchange.downstream.flush(exchange)
+    return server.settle()
+
+
+def asked_much(server: Server, number: int, size: int) -> list[Frame]:
+    """Let a request be answered with *size* bytes of which the client takes nothing."""
+    written = server.feed(settings(((wire.INITIAL_WINDOW_SIZE, 0),)), server.head(number, GET))
+    if only(written, wire.RST_STREAM):
+        return written
+    exchange = server.stages.exchanges[-1]
+    exchange.downstream.answer(exchange, 200, [], size)
+    return give(server, exchange, size)
+
+
+def test_what_nobody_takes_is_bounded_for_a_connection() -> None:
+    server = Server()
+    codes = [goaway(asked_much(server, number, 4 << 20)) for number in (1, 3, 5, 7, 9)]
+    assert set(codes) == {None}
+    assert server.pod.held.bytes == server.codec.session.queued <= 2 * STALLED
+    assert goaway(give(server, server.stages.exchanges[0], 4 * STALLED)) == wire.ENHANCE_YOUR_CALM
+    assert server.pod.held.bytes == 0
+
+
+def test_what_nobody_takes_is_bounded_for_a_pod() -> None:
+    pod = enrolled()
+    other = Server(heldBytesPerPod=HELD)
+    servers = [Server(pod, heldBytesPerPod=HELD) for _ in range(20)]
+    refused = 0
+    for server in servers:
+        refused += len(only(asked_much(server, 1, 1 << 20), wire.RST_STREAM))
+    assert refused == 11
+    assert HELD // 2 < pod.held.bytes < HELD
+    assert goaway(asked_much(other, 1, 1 << 20)) is None
+    assert goaway(give(servers[0], servers[0].stages.exchanges[0], HELD)) == wire.ENHANCE_YOUR_CALM
+    assert goaway(servers[1].settle()) is None
+    for server in servers:
+        server.codec.connection_lost(None)
+    assert pod.held.bytes == 0
+
+
+def test_bodies_that_no_endpoint_takes_are_bounded_for_a_pod() -> None:
+    pod = enrolled()
+    servers = [Server(pod, heldBytesPerPod=HELD) for _ in range(20)]
+    for server in servers:
+        server.feed(*[server.head(number, POST, end=False) for number in range(1, 33, 2)])
+        for exchange in server.stages.exchanges:
+            exchange.downstream.pause(exchange, "upstream")
+    ended = 0
+    most = 0
+    for server, number in itertools.product(servers, range(1, 33, 2)):
+        written = server.feed(*[frame(wire.DATA, 0, number, bytes(16384)) for _ in range(15)])
+        ended += len(only(written, wire.GOAWAY))
+        most = max(most, pod.held.bytes)
+    assert ended > 0
+    assert most <= HELD
+
+
+def test_what_has_been_taken_is_not_held() -> None:
+    server = Server()
+    asked_much(server, 1, 1 << 20)
+    server.feed(server.head(3, POST, end=False))
+    exchange = server.stages.exchanges[1]
+    exchange.downstream.pause(exchange, "upstream")
+    server.feed(frame(wire.DATA, 0, 3, bytes(10_000)))
+    assert server.pod.held.bytes == (1 << 20) + 10_000
+    exchange.downstream.resume(exchange, "upstream")
+    assert server.pod.held.bytes == 1 << 20
+    server.feed(settings(((wire.INITIAL_WINDOW_SIZE, 1 << 20),)), window_update(0, 1 << 20))
+    assert server.pod.held.bytes == 0

@@ -1,0 +1,10 @@
+"""What the HTTP/2 connections of one pod make a worker hold."""
+
+from __future__ import annotations
+
+
+class Held:
+    """Bytes of bodies that wait for somebody to take them, on all connections of a pod, towards it and from it."""
+
+    def __init__(self) -> None:
+        self.bytes = 0
