@@ -69,7 +69,7 @@ def argv(lab: Lab, name: str, way: str, version: int = 4) -> list[str]:
 
 
 def rows(lab: Lab, reason: str) -> list[dict[str, Any]]:
-    return [row for row in admin(lab, "node1", "/flows") if row["reason"] == reason]
+    return [row for row in admin(lab, "node1", "/flows")["flows"] if row["reason"] == reason]
 
 
 def fine(lab: Lab, name: str) -> bool:
@@ -114,4 +114,4 @@ def test_flows_say_who_flooded(lab: Lab) -> None:
     known = {row["id"] for row in rows(lab, "http2_broken")}
     lab.exec("hostile", argv(lab, "local", "rapid-reset"), timeout=60)
     (row,) = eventually(lambda: [row for row in rows(lab, "http2_broken") if row["id"] not in known], "its row")
-    assert (row["source"], row["verdict"], row["protocol"]) == ("default/hostile", "error", "HTTP/2")
+    assert (row["source"], row["verdict"], row["protocol"]) == ("default/hostile", "error", "http2")
