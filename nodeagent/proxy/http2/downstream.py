@@ -221,8 +221,10 @@ class Http2Downstream(Downstream, SessionUser):
 
     def _head(self, fields: list[Field], *, ended: bool) -> RequestHead:
         """Return the head in *fields*. A block that is seen again is told as the same list (``hpack/decoder.py``),
-        and what it says is remembered. Raises Malformed.
+        and what it says is remembered from the second time on. Raises Malformed.
         """
+        if not self.session.repeated():
+            return read_request(fields, ended=ended, local=self.connection.local_text.encode())
         key = id(fields) if ended else -id(fields)
         head = self._heads.get(key)
         if head is None or head.block is not fields:

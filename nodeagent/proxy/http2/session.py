@@ -307,6 +307,10 @@ class Session(Control):
         stream = self.streams[number] = Http2Stream(number, self._stream_window)
         return stream
 
+    def repeated(self) -> bool:
+        """Say whether the head that is told now was told before, as the same list."""
+        return self._decoder.repeated
+
     def _stalls(self) -> bool:
         """Say whether so much waits already that the peer may open no more streams."""
         return self.queued + self.head_bytes > STALLED or self._held.bytes > self._most_held // 2

@@ -344,3 +344,40 @@ def test_unknown_ids_do_not_push_out_what_repeats() -> None:
 def test_a_field_of_half_the_table_is_not_put_in() -> None:
     assert settled((b"a", b"b" * 2016))[0] == 0
     assert settled((b"a", b"b" * 2015)) == b"\xbe"
+
+
+# -- what a peer can make both sides hold --
+
+
+@pytest.mark.parametrize("value", [b"", b"x" * 100, b"x" * 4000])
+def test_a_table_that_is_thrashed_holds_no_more_than_its_size(value: bytes) -> None:
+    reader = decoder()
+    for number in range(10_000):
+        name = b"%d" % number
+        inserted = bytes((0x40, len(name))) + name + written(len(value), 0, 0x7F) + value
+        reader.decode(inserted)
+        assert reader.decode(b"\xbe") == [(name, value)]
+    held = [field for field in reader.table._fields if field]
+    assert sum(len(b"".join(field)) + 32 for field in held) == reader.table.size <= 4096
+    assert len(reader.table._fields) <= 4096 // 32 + 65
+    assert list(reader._seen) == [b"\xbe"]
+
+
+def test_remembered_blocks_are_bounded() -> None:
+    reader = decoder()
+    for number in range(10_000):
+        name = b"%d" % number
+        assert reader.decode(bytes((0x00, len(name))) + name + b"\x01x") == [(name, b"x")]
+    assert sum(map(len, reader._seen)) <= 2048
+    long = b"\x00\x01a" + written(4000, 0, 0x7F) + b"x" * 4000
+    assert reader.decode(long) is not reader.decode(long)
+
+
+def test_an_encoder_remembers_no_more_than_the_table() -> None:
+    writer = Encoder()
+    for number in range(10_000):
+        fields = [GET, (b"x-own-id", b"%d" % number)]
+        for _ in range(3):
+            writer.encode(fields)
+    assert len(writer._known) <= 4096 // 32 + 1
+    assert len(writer._met) <= 64

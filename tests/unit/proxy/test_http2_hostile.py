@@ -15,6 +15,7 @@ from nodeagent.proxy.http.exchange import Exchange
 from nodeagent.proxy.http2 import frames as wire
 from nodeagent.proxy.http2 import heads
 from nodeagent.proxy.http2.frames import frame, rst_stream, settings, window_update
+from nodeagent.proxy.http2.hpack.encoder import Encoder
 from nodeagent.proxy.http2.hpack.secret import NeverIndexed
 from nodeagent.proxy.http2.sender import STALLED
 from nodeagent.proxy.http2.session import HEADS_A_TURN
@@ -667,3 +668,95 @@ def test_what_has_been_taken_is_not_held() -> None:
     assert server.pod.held.bytes == 1 << 20
     server.feed(settings(((wire.INITIAL_WINDOW_SIZE, 1 << 20),)), window_update(0, 1 << 20))
     assert server.pod.held.bytes == 0
+
+
+# -- endpoints that mean no good --
+
+FROM_ENDPOINTS: Final[dict[str, tuple[bytes, int]]] = {
+    "PING": (PING, wire.ENHANCE_YOUR_CALM),
+    "SETTINGS": (SETTLED, wire.ENHANCE_YOUR_CALM),
+    "acknowledged SETTINGS": (frame(wire.SETTINGS, wire.ACK, 0, b""), wire.ENHANCE_YOUR_CALM),
+    "GOAWAY that names no stream": (wire.goaway(wire.LARGEST_STREAM, 0, b""), wire.ENHANCE_YOUR_CALM),
+    "WINDOW_UPDATE": (window_update(0, 1), wire.ENHANCE_YOUR_CALM),
+    "frames of unknown kinds": (frame(0x2A, 0, 0, b"grease"), wire.ENHANCE_YOUR_CALM),
+    "heads of streams that are over": (frame(wire.HEADERS, wire.END_HEADERS, 1, b"\x88"), wire.ENHANCE_YOUR_CALM),
+    "PUSH_PROMISE": (frame(wire.PUSH_PROMISE, wire.END_HEADERS, 3, bytes(4)), wire.PROTOCOL_ERROR),
+    "a stream of its own": (frame(wire.HEADERS, wire.END_HEADERS, 2, b"\x88"), wire.PROTOCOL_ERROR),
+    "an answer that nobody asked for": (frame(wire.HEADERS, wire.END_HEADERS, 99, b"\x88"), wire.PROTOCOL_ERROR),
+}
+"""What an endpoint sends again and again, stream 1 being over, and the code by which it is left."""
+
+
+@pytest.mark.parametrize("what", FROM_ENDPOINTS)
+def test_an_endpoint_that_floods_is_left(what: str) -> None:
+    data, code = FROM_ENDPOINTS[what]
+    asking = Asking()
+    asking.ask()
+    asking.settle()
+    asking.feed(asking.head(1, OK))
+    waiting = asking.ask(b"POST")
+    asking.settle()
+    for count in itertools.count():
+        assert count < MOST
+        if (found := goaway(asking.feed(data))) is not None:
+            break
+    assert found == code
+    assert asking.pipe.closed
+    assert waiting.finished
+    assert waiting.reason is not None
+    assert waiting.reason.code == "upstream_protocol"
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        (),
+        ((b":status", b"2000"),),
+        ((b":status", b"abc"),),
+        (*OK, *OK),
+        (*OK, (b"Server", b"x")),
+        (*OK, (b"transfer-encoding", b"chunked")),
+        (*OK, (b"connection", b"close")),
+        (*OK, (b"a", b"b\r\nset-cookie: c")),
+        (*OK, (b"content-length", b"5")),
+        (*OK, (b"content-length", b"0"), (b"content-length", b"0")),
+        ((b":status", b"101"),),
+        INTERIM,
+        GET,
+    ],
+)
+def test_an_answer_that_is_none_is_a_bad_gateway(fields: Pairs) -> None:
+    asking = Asking()
+    exchange = asking.ask()
+    asking.settle()
+    written = asking.feed(asking.head(1, fields))
+    assert [each.code for each in only(written, wire.RST_STREAM)] == [wire.PROTOCOL_ERROR]
+    assert goaway(written) is None
+    assert asking.client.told[0] == "answer 502"
+    assert exchange.finished
+
+
+@pytest.mark.parametrize(
+    ("length", "pieces"), [(b"5", [b"123456"]), (b"5", [b"1234", b""]), (b"0", [b"1"]), (b"5", [b""])]
+)
+def test_an_answer_of_another_length_than_announced_is_cut(length: bytes, pieces: list[bytes]) -> None:
+    asking = Asking()
+    asking.ask()
+    asking.settle()
+    last = len(pieces) - 1
+    body = [frame(wire.DATA, wire.END_STREAM if at == last else 0, 1, piece) for at, piece in enumerate(pieces)]
+    written = asking.feed(asking.head(1, (*OK, (b"content-length", length)), end=False), *body)
+    assert [each.code for each in only(written, wire.RST_STREAM)] == [wire.PROTOCOL_ERROR]
+    assert asking.client.told[-1] == "cut"
+
+
+def test_only_heads_that_come_again_are_remembered() -> None:
+    server = Server()
+    fields = (*GET, (b"a", b"b" * 1000))
+    block = frame(wire.HEADERS, wire.END_HEADERS | wire.END_STREAM, 1, Encoder().encode(fields))
+    assert server.feed(block) == []
+    assert server.codec._heads == {}
+    for number in (3, 5, 7):
+        assert server.feed(block[:8] + bytes((number,)) + block[9:]) == []
+    (head,) = server.codec._heads.values()
+    assert [each.fields[:-1] for each in server.stages.exchanges] == [head.fields] * 4

@@ -41,6 +41,8 @@ class Decoder:
         self._seen_bytes = 0
         self._changed = False
         """The block that is read changed the table."""
+        self.repeated = False
+        """The list that was returned last is one that was returned before."""
 
     def decode(self, block: bytes) -> list[tuple[bytes, bytes]]:
         """Return the fields of *block*, a whole field block (RFC 9113 section 4.3).
@@ -49,6 +51,7 @@ class Decoder:
         never-indexed literals are NeverIndexed. Raises CompressionError and ListTooLarge.
         """
         seen = self._seen.get(block)
+        self.repeated = seen is not None
         if seen is not None:
             return seen
         self._changed = False
