@@ -51,6 +51,8 @@ from nodeagent.proxy.http2.user import TOO_LARGE, SessionError, SessionUser
 
 STREAM_WINDOW: Final = 1 << 18
 HEADS_A_TURN: Final = 64
+HEAD_BYTES: Final = 1024
+"""A header block counts as one head for each of them, and one."""
 FRAMES_A_TURN: Final = 1024
 """What of one read is worked off before others have the loop."""
 
@@ -255,7 +257,7 @@ class Session(Control):
 
     def _block_done(self, number: int, block: bytes) -> None:
         """Decode *block*, whatever becomes of it: the table is the connection's."""
-        self._heads += 1
+        self._heads += 1 + len(block) // HEAD_BYTES
         try:
             fields = self._decoder.decode(block)
         except CompressionError as error:

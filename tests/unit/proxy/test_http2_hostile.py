@@ -19,7 +19,7 @@ from nodeagent.proxy.http2.hpack.encoder import Encoder
 from nodeagent.proxy.http2.hpack.secret import NeverIndexed
 from nodeagent.proxy.http2.sender import STALLED
 from nodeagent.proxy.http2.session import HEADS_A_TURN
-from tests.unit.proxy.http2_wire import GET, INTERIM, OK, POST, SETTLED, Asking, Frame, Pairs, Server, enrolled
+from tests.unit.proxy.http2_wire import GET, INTERIM, OK, POST, SETTLED, Asking, Frame, Pairs, Server, enrolled, frames
 
 PING: Final = frame(wire.PING, 0, 0, bytes(8))
 
@@ -760,3 +760,13 @@ def test_only_heads_that_come_again_are_remembered() -> None:
         assert server.feed(block[:8] + bytes((number,)) + block[9:]) == []
     (head,) = server.codec._heads.values()
     assert [each.fields[:-1] for each in server.stages.exchanges] == [head.fields] * 4
+
+
+def test_large_heads_take_several_turns() -> None:
+    server = Server()
+    head = frame(wire.HEADERS, 0, 1, bytes(16384))
+    rest = frame(wire.CONTINUATION, 0, 1, bytes(16384)) * 2 + frame(wire.CONTINUATION, wire.END_HEADERS, 1, bytes(9000))
+    heads = [(head + rest).replace(b"\0\0\0\x01\0", number.to_bytes(4, "big") + b"\0") for number in (1, 3, 5, 7)]
+    server.codec.data_received(b"".join(heads))
+    assert [each.number for each in frames(server.pipe.written) if each.kind == wire.HEADERS] == [1, 3]
+    assert [each.number for each in server.settle() if each.kind == wire.HEADERS] == [1, 3, 5, 7]
