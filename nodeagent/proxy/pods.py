@@ -17,7 +17,7 @@ from typing import Final
 
 from nodeagent.identity.tls import Contexts
 from nodeagent.proxy.http.hop import Hop
-from nodeagent.proxy.http2.held import Held
+from nodeagent.proxy.http2.held import HeldBytes
 from nodeagent.vocabulary import Family, PodUid
 
 LOW_WATER: Final = 4
@@ -125,7 +125,7 @@ class PodState:
             6: SocketStock(lambda count: ask(6, count)),
         }
         self.connections = 0
-        self.held = Held()
+        self.held = HeldBytes()
         self.open: set[asyncio.Task[None]] = set()
         self.routes: dict[tuple[object, ...], Sequence[Hop]] = {}
         self.routes_view = -1

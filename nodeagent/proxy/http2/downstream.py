@@ -167,6 +167,8 @@ class Http2Downstream(Downstream, SessionUser):
         self._scheduled = False
         session = self.session
         data = session.take()
+        if self.transport.is_closing():
+            return
         if data:
             self.transport.write(data)
             if session.blocked:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 
-class Held:
+class HeldBytes:
     """Bytes of bodies that wait for somebody to take them, on all connections of a pod, towards it and from it."""
 
     def __init__(self) -> None:

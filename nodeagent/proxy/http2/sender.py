@@ -10,7 +10,7 @@ from typing import Final
 from nodeagent.proxy.http.fields import Field
 from nodeagent.proxy.http2 import frames as wire
 from nodeagent.proxy.http2.frames import frame_head
-from nodeagent.proxy.http2.held import Held
+from nodeagent.proxy.http2.held import HeldBytes
 from nodeagent.proxy.http2.hpack.encoder import Encoder
 from nodeagent.proxy.http2.stream import Http2Stream
 from nodeagent.proxy.http2.user import SessionError, SessionUser
@@ -41,7 +41,7 @@ REMEMBERED: Final = 256
 class FrameSender:
     """The sending half of a session, and the streams that both halves know."""
 
-    def __init__(self, user: SessionUser, held: Held, most_held: int, *, client: bool) -> None:
+    def __init__(self, user: SessionUser, held: HeldBytes, most_held: int, *, client: bool) -> None:
         self._user = user
         self._held = held
         self._most_held = most_held

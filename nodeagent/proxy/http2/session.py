@@ -42,7 +42,7 @@ from nodeagent.config import Limits
 from nodeagent.proxy.http.exchange import UNKNOWN
 from nodeagent.proxy.http2 import frames as wire
 from nodeagent.proxy.http2.control import FAULT_COST, Control
-from nodeagent.proxy.http2.held import Held
+from nodeagent.proxy.http2.held import HeldBytes
 from nodeagent.proxy.http2.hpack.decoder import Decoder
 from nodeagent.proxy.http2.hpack.errors import CompressionError, ListTooLarge
 from nodeagent.proxy.http2.sender import CONNECTION_WINDOW, PATIENCE, STALLED
@@ -60,7 +60,7 @@ FRAMES_A_TURN: Final = 1024
 class Session(Control):
     """The state of one connection."""
 
-    def __init__(self, user: SessionUser, held: Held, limits: Limits, *, client: bool) -> None:
+    def __init__(self, user: SessionUser, held: HeldBytes, limits: Limits, *, client: bool) -> None:
         """*held*: what all connections of the client's pod make the proxy hold."""
         Control.__init__(self, user, held, limits.held_bytes_per_pod, client=client)
         self._most_streams = limits.streams_per_connection

@@ -198,6 +198,12 @@ class _Codec:
         self.pipe.written = b""
         return frames(written)
 
+    def lose(self) -> None:
+        """The connection is lost."""
+        self.pipe.closed = True
+        self.codec.connection_lost(None)
+        self.turns.run()
+
     def head(self, number: int, fields: Pairs, *, end: bool = True) -> bytes:
         """Return the HEADERS of *number* as one frame."""
         flags = wire.END_HEADERS | (wire.END_STREAM if end else 0)

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from nodeagent.errors import REQUEST_TIMEOUT
 from nodeagent.proxy.http.exchange import Exchange
-from tests.unit.proxy.http2_wire import Asking, Server
+from tests.unit.proxy.http2_wire import GET, POST, Asking, Server
 from tests.unit.proxy.test_http2_oracle import FROM_CLIENTS, FROM_SERVERS, Answer
 
 WHICH = st.integers(0, 3)
@@ -65,11 +65,12 @@ ACTIONS = st.tuples(
 
 
 @settings(deadline=None)
-@given(st.lists(st.one_of(FROM_CLIENTS, ACTIONS, ACTIONS), max_size=30), st.booleans())
+@given(st.lists(st.one_of(FROM_CLIENTS, ACTIONS, ACTIONS), max_size=30), st.booleans(), st.booleans())
 def test_every_request_ends_once(
-    steps: list[bytes | Answer | tuple[Callable[..., None], int, int]], lost: bool
+    steps: list[bytes | Answer | tuple[Callable[..., None], int, int]], lost: bool, settles: bool
 ) -> None:
     server = Server()
+    server.feed(server.head(1, POST, end=False), server.head(3, GET))
     for step in steps:
         if isinstance(step, bytes):
             server.feed(step)
@@ -78,14 +79,12 @@ def test_every_request_ends_once(
             going = [each for each in server.stages.exchanges if not each.finished]
             if going:
                 act(server, going[which % len(going)], size)
-        server.settle()
-    if lost:
-        server.codec.connection_lost(None)
-    else:
+        if settles:
+            server.settle()
+    if not lost:
         server.codec.resume_writing()
         server.codec.close()
-        server.codec.connection_lost(None)
-    server.settle()
+    server.lose()
     counted = [exchange for exchange, _, _ in server.stages.ended]
     assert len(set(counted)) == len(counted), "an exchange is counted twice"
     assert set(server.stages.exchanges) <= set(counted)
@@ -106,8 +105,7 @@ def test_every_request_to_an_endpoint_gets_one_end(steps: list[bytes | int]) -> 
         elif step < 3 and asked[step] not in asking.keeper.retried:
             asked[step].give_up(REQUEST_TIMEOUT)
         asking.settle()
-    asking.codec.connection_lost(None)
-    asking.settle()
+    asking.lose()
     again = asking.keeper.retried
     assert len(set(again)) == len(again)
     for exchange in asked:
