@@ -52,7 +52,8 @@ class Dial:
     dialled itself sees the first of its family; the pool is that client's alone then. Empty:
     another proxy, or something outside, is dialled. ``bound``: what is dialled for a connection of
     the client serves that one alone, so that the network is asked about each. ``declared``: what
-    the port is declared to speak.
+    the port is declared to speak. ``uid``: the pod that is there, empty where it is none: another
+    one may get its address, and has none of its connections.
     """
 
     pod: PodState
@@ -63,6 +64,7 @@ class Dial:
     client: tuple[str, ...] = ()
     bound: bool = False
     declared: Protocol = "auto"
+    uid: str = ""
 
     def contexts(self) -> Contexts | None:
         """Return the TLS contexts that a new connection would have; None: plaintext."""

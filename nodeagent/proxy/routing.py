@@ -129,10 +129,12 @@ class Routing:
         if local is not None:
             seen = client.addresses if client is not None else ()
             dialler = pod if network else local
-            dial = Dial(dialler, endpoint.address, endpoint.port, None, other, seen, network, declared)
+            dial = Dial(dialler, endpoint.address, endpoint.port, None, other, seen, network, declared, endpoint.uid)
             return Destination(endpoint, workload, "proxy-local", self._pool(dial), cluster, delivers=True)
         expected = workload.identity if workload is not None and takes_mtls(workload, endpoint.port) else None
-        dial = Dial(pod, endpoint.address, endpoint.port, expected, other, bound=network, declared=declared)
+        dial = Dial(
+            pod, endpoint.address, endpoint.port, expected, other, bound=network, declared=declared, uid=endpoint.uid
+        )
         path: Path = "proxy-plaintext" if expected is None else "proxy-mtls"
         return Destination(endpoint, workload, path, self._pool(dial), cluster, delivers=False)
 
