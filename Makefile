@@ -2,7 +2,7 @@ SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup packages demo test bench shippers grpc-load scale nodes sinks soak kube-soak rehearse lint documents kube kube-path wheel deb image artifacts pure
+.PHONY: help setup packages demo test bench shippers grpc-load scale nodes sinks soak kube-soak kube-leaks rehearse lint documents kube kube-path wheel deb image artifacts pure
 
 VENV := .venv
 PYTHON := $(VENV)/bin/python
@@ -43,6 +43,8 @@ BACKEND := build/$(shell sed -n 's/^requires = \["\(.*\)==\(.*\)"\]/\1-\2/p' pyp
 BENCH_SECONDS ?= 2
 BENCH_ROUNDS ?= 5
 SOAK_MINUTES ?= 10
+# The nodes' weight in `make kube-soak`, 1 to 100, beside loops that want all processors; 0: there are none.
+SOAK_WEIGHT ?= 0
 
 define COMPILE
 import sys
@@ -91,7 +93,10 @@ soak: setup ## ten minutes of everything that fails, under clients whose request
 	@tests/room.sh $(PYTHON) -m tests.netns.soak $(SOAK_MINUTES)
 
 kube-soak: setup kube image ## ten minutes of a real cluster whose agents are rolled out and back every minute, under STRICT load and open streams; prints what failed (root)
-	@tests/room.sh $(PYTHON) -m tests.kube_soak $(SOAK_MINUTES)
+	@tests/room.sh $(PYTHON) -m tests.kube_soak $(SOAK_MINUTES) $(SOAK_WEIGHT)
+
+kube-leaks: setup kube image ## 100 pods of a real cluster come and go; prints what agents hold before and after, exit code 1 where it is more (root)
+	@tests/room.sh $(PYTHON) -m tests.kube_leaks
 
 rehearse: ## .ci/run as on a new machine: a fresh clone of what is committed, empty caches, no bpffs mounted; removed afterwards (root)
 	@tests/rehearse.sh

@@ -38,6 +38,9 @@ Who dies when, and what is then:
     its control, while it drains   its workers would hear of no policy any more: they end as in a stop
     the newcomer is stopped        it has taken nothing over, and ends; or it has, and is the daemon
     third daemons                  are refused while one takes over: the locks are held by both
+    the daemon is told to end      it does, unless one that takes over has called, or its own control knows
+                                   that one is coming (Successor: its pod is there, kube/successor.py);
+                                   it goes on then until that one has the node, or comes no more
 
 Versions: Hello, Welcome and Unwelcome never change; the rest is of the version that Welcome names,
 the highest that both speak. Keys that a newcomer does not know it closes. A daemon from before

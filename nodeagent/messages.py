@@ -166,11 +166,18 @@ class Resigned:
     ports: Mapping[str, FileDescriptor]
 
 
+@dataclass(frozen=True, slots=True)
+class Successor:
+    """Whether another daemon is *coming* to the node, which has not called yet."""
+
+    coming: bool
+
+
 WORKER: Final = "worker"
 """The role of a proxy worker, in Fork."""
 COLLECTOR: Final = "collector"
 """The role of the process that reads and delivers logs, in Fork."""
-ToSupervisor: TypeAlias = Fork | Keep | Drop | BeginHeartbeat | Still | Signal | Prepared | Resigned
+ToSupervisor: TypeAlias = Fork | Keep | Drop | BeginHeartbeat | Still | Signal | Prepared | Resigned | Successor
 
 # -- a daemon tells the one whose node it takes over (hand_over.py) --
 

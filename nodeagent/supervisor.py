@@ -54,6 +54,7 @@ from nodeagent.messages import (
     Signal,
     Still,
     Stilled,
+    Successor,
     Superseded,
     ToSupervisor,
 )
@@ -77,11 +78,17 @@ WATCH_SECONDS: Final = 2.0
 """Between two looks at a control that drains: no beat reminds of it."""
 HUNG_UP_SECONDS: Final = 2.0
 """Within this time of the end of its connection a daemon that died is seen to be dead."""
-RESIGN_SECONDS: Final = 3.0
-"""A control that has not resigned in this time is killed: who is dead writes nothing either."""
+RESIGN_SECONDS: Final = 15.0
+"""A control that has not resigned in this time is killed: who is dead writes nothing either. Until then
+the daemon serves on; afterwards nobody makes sockets for its workers.
+"""
 TAKE_OVER_SECONDS: Final = 120.0
 """A daemon that takes over and does not beat after this time gives up, and its predecessor goes on;
-one that is told to end waits as long for the successor that is on its way.
+one that is told to end waits as long for a successor that has called.
+"""
+COMING_SECONDS: Final = 3600.0
+"""So long one that is told to end waits for a successor that has not called yet: its image may have to
+be fetched first. Whoever runs the daemon bounds it too (``terminationGracePeriodSeconds``).
 """
 _SIGNALS: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGCHLD)
 log = logging.getLogger("nodeagent.supervisor")
@@ -137,6 +144,8 @@ class Supervisor:
         self._resign_at = 0.0
         self._stop_asked_at = 0.0
         """To be done when nobody takes over."""
+        self._coming = False
+        """Another daemon is on its way to the node."""
         self._patience = stop_seconds + PATIENCE_SECONDS
         self._control_pid = 0
         self._control_started = 0.0
@@ -473,6 +482,8 @@ class Supervisor:
                 self._take_over()
             case Resigned():
                 self._hand_everything(message.ports)
+            case Successor():
+                self._expect(message.coming)
             case Signal():
                 self._signal(message)
             case _:
@@ -534,12 +545,26 @@ class Supervisor:
         hand_over = self._hand_over
         if hand_over is not None and hand_over.over:
             return  # it drains, and ends by itself
-        if hand_over is not None and hand_over.stage is not None:
-            if not self._stop_asked_at:
-                _say("this daemon is to end; it waits for the one that is about to take over", logging.INFO)
-                self._stop_asked_at = time.monotonic() + TAKE_OVER_SECONDS
-            return
-        self._end_all()
+        called = hand_over is not None and hand_over.stage is not None
+        if not (called or self._awaits_successor()):
+            self._end_all()
+        elif not self._stop_asked_at:
+            who = "is about to take over" if called else "is coming to the node"
+            _say(f"this daemon is to end; it waits for the one that {who}", logging.INFO)
+            self._stop_asked_at = time.monotonic() + (COMING_SECONDS if self._coming else TAKE_OVER_SECONDS)
+
+    def _awaits_successor(self) -> bool:
+        """Say whether the node is this daemon's, and another one is coming that can take it over."""
+        return self._coming and self._alone and self._heart.begun and self._hand_over is not None
+
+    def _expect(self, coming: bool) -> None:
+        """Take in whether another daemon is coming: who waits for none any more ends now."""
+        self._coming = coming
+        called = self._hand_over is not None and self._hand_over.stage is not None
+        if self._stop_asked_at and not (coming or called):
+            _say("the daemon that was coming does not come; this one ends", logging.INFO)
+            self._stop_asked_at = 0.0
+            self._end_all()
 
     def _hasten(self) -> None:
         """What drains, here and before this daemon, has as long as in a stop."""
@@ -595,8 +620,8 @@ class Supervisor:
         if self._stop_asked_at and now >= self._stop_asked_at:
             self._stop_asked_at = 0.0
             _say("nobody has taken over; this daemon ends")
-            self._alone = False  # it may come yet: the heartbeat's map is its own then
-            if self._hand_over is not None:
+            if self._hand_over is not None and self._hand_over.stage is not None:
+                self._alone = False  # it may come yet: the heartbeat's map is its own then
                 self._hand_over.drop()
             self._end_all()
 
@@ -693,7 +718,7 @@ class Supervisor:
         """Who was to take over is dead: a new control takes the node back, workers and heartbeat never stopped."""
         _say("the daemon that was to take over is gone; this one takes the node back")
         self._resign_at = 0.0
-        if self._stop_asked_at:
+        if self._stop_asked_at and not self._coming:
             self._stop_asked_at = 0.0
             self._stop()
             self._kill_control()

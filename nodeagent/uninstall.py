@@ -19,6 +19,7 @@ from nodeagent.config import AgentConfig, Kubernetes
 from nodeagent.errors import KernelError
 from nodeagent.folder_lock import held
 from nodeagent.hand_over import SOCKET
+from nodeagent.logs.settings import STATE_DIRECTORY
 from nodeagent.redirect import pins
 from nodeagent.resources.changes import AnyChange, Change, EnrolledChange
 from nodeagent.resources.directory import DirectorySource
@@ -155,9 +156,9 @@ def _driver(config: AgentConfig) -> Iterator[Removed]:
 
 def _logs(config: AgentConfig) -> Iterator[Removed]:
     """Remove how far logs were read. Records that no sink has are somebody's data: they stay, and that is said."""
-    if config.logs is None or not config.logs.state_directory.is_dir():
+    folder = _logs_folder(config)
+    if folder is None or not folder.is_dir():
         return
-    folder = config.logs.state_directory
     for path in sorted(folder.iterdir()):
         if path.name.startswith(POSITIONS) and path.is_file():
             path.unlink()
@@ -170,6 +171,15 @@ def _logs(config: AgentConfig) -> Iterator[Removed]:
     with suppress(OSError):  # in a container it is a mount, and the node keeps it
         folder.rmdir()
         yield Removed("file", str(folder))
+
+
+def _logs_folder(config: AgentConfig) -> Path | None:
+    """Return where logs were read to. On a cluster whoever uninstalls by ``kubectl`` alone does so with the base's
+    configuration, which says nothing of logs.
+    """
+    if config.logs is not None:
+        return config.logs.state_directory
+    return STATE_DIRECTORY if config.kubernetes is not None else None
 
 
 def _collectors_folder(folder: Path) -> Iterator[Removed]:

@@ -1,5 +1,6 @@
 """What control does for a cluster beside following it: it renews the node's status, keeps what is known
-for a start without the API server, takes the node's startup taint away, and tells Events.
+for a start without the API server, takes the node's startup taint away, tells Events, and looks out for
+the agent that will take the node over.
 """
 
 from __future__ import annotations
@@ -13,10 +14,12 @@ from nodeagent.kube.events import EventTeller, Row, of_pods
 from nodeagent.kube.node_status import NodeStatusMarks
 from nodeagent.kube.snapshot import SnapshotFile
 from nodeagent.kube.source import KubernetesSource
+from nodeagent.kube.successor import is_coming
 from nodeagent.kube.taint import StartupTaint
 from nodeagent.parts import Parts
 from nodeagent.places.cri import CriPlaces
 from nodeagent.telemetry.http_request import Routes
+from nodeagent.vocabulary import PodUid
 
 
 class ClusterSide:
@@ -29,12 +32,18 @@ class ClusterSide:
         places: CriPlaces,
         marks: NodeStatusMarks,
         kept: SnapshotFile,
+        own: PodUid,
     ) -> None:
+        """*own*: the agent's pod; empty: it is not known, and no successor is."""
         self._client = client
         self._source = source
         self._places = places
         self._marks = marks
         self._kept = kept
+        self._own = own
+        self._coming = False
+        """Another agent is on its way to this node."""
+        self._succession: Callable[[bool], None] | None = None
         self._parts: Parts | None = None
 
     @asynccontextmanager
@@ -48,11 +57,18 @@ class ClusterSide:
         self._places.close()
         await self._kept.write()
 
-    def told_by(self, lacking: Callable[[], list[str]], pods: Callable[[], Iterable[Row]]) -> None:
-        """From now on take the taint away while nothing is *lacking*, and tell what is wrong with
-        *pods*, by their rows.
+    def told_by(
+        self,
+        lacking: Callable[[], list[str]],
+        pods: Callable[[], Iterable[Row]],
+        succession: Callable[[bool], None],
+    ) -> None:
+        """From now on take the taint away while nothing is *lacking*, tell what is wrong with *pods*, by
+        their rows, and tell *succession* whether another agent is on its way.
         """
         assert self._parts is not None
+        self._succession = succession
+        succession(self._coming)
         taint = StartupTaint(self._client, self._source.node, lambda: self._source.tainted, lacking)
         self._parts.start("the node's startup taint", taint.keep)
         events = EventTeller(self._client, self._source.node, lambda: [*of_pods(pods()), *self._source.troubles()])
@@ -64,7 +80,12 @@ class ClusterSide:
         self._kept.resign()
 
     def changed(self, snapshot: Snapshot) -> None:
-        """Nothing here depends on it."""
+        """Another agent may have been made for this node, or be gone."""
+        coming = is_coming(self._own, snapshot.objects)
+        if coming != self._coming:
+            self._coming = coming
+            if self._succession is not None:
+                self._succession(coming)
 
     def grown(self, snapshot: Snapshot) -> None:
         """Nothing here depends on it."""

@@ -4,6 +4,7 @@ other nodes by. A lab or tests have a folder for that, a cluster its API server 
 
 from __future__ import annotations
 
+import os
 import uuid
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import closing
@@ -39,9 +40,14 @@ class Beside(Concern, Resigning, Protocol):
 class TellsCluster(Protocol):
     """Who tells a cluster how the whole of control fares."""
 
-    def told_by(self, lacking: Callable[[], list[str]], pods: Callable[[], Iterable[Mapping[str, object]]]) -> None:
+    def told_by(
+        self,
+        lacking: Callable[[], list[str]],
+        pods: Callable[[], Iterable[Mapping[str, object]]],
+        succession: Callable[[bool], None],
+    ) -> None:
         """All of control is there: *lacking* says what keeps it from being ready, *pods* returns the
-        rows of captured pods.
+        rows of captured pods, *succession* is to hear whether another agent is coming to the node.
         """
 
 
@@ -131,7 +137,7 @@ def _cluster(config: AgentConfig, kubernetes: Kubernetes) -> Footing:
 
     def warnings() -> list[str]:
         unread = [f"neither the API server nor what was kept knows {each}" for each in source.unread_pods()]
-        return [*places.warnings(), *unread]
+        return [*source.outages.warnings(), *places.warnings(), *unread]
 
-    side = ClusterSide(client, source, places, marks, kept)
+    side = ClusterSide(client, source, places, marks, kept, PodUid(os.environ.get("POD_UID", "")))
     return Footing(source, places, marks, (side, volumes), places.faults_of, warnings, (side,))

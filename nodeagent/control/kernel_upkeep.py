@@ -9,7 +9,7 @@ import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Final, Protocol
 
 from nodeagent.control.concern import Snapshot
 from nodeagent.errors import KernelError, translated
@@ -22,6 +22,8 @@ from nodeagent.telemetry.http_request import Routes
 from nodeagent.telemetry.metrics import KERNEL_EVENTS, MAP_CAPACITY, MAP_ENTRIES
 from nodeagent.telemetry.store import Store
 
+COUNT_SECONDS: Final = 60.0
+"""How often is counted where nobody scrapes: what is gone is forgotten as it was counted a last time."""
 log = logging.getLogger("nodeagent.control")
 
 
@@ -36,6 +38,9 @@ class Decisions(Protocol):
 
     def knows_all(self) -> bool:
         """Say whether the pods are those of the last update."""
+
+    def collect(self, store: Store) -> None:
+        """Count what was carried, and forget who is gone. Raises OSError."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +83,7 @@ class KernelUpkeep:
         *,
         timeout_seconds: float,
         check_seconds: float,
+        count_seconds: float = COUNT_SECONDS,
     ) -> None:
         """*timeout_seconds*: how long the kernel decides alone without being confirmed;
         *check_seconds*: how often it is tried again to bring it to the snapshot.
@@ -88,6 +94,7 @@ class KernelUpkeep:
         self._store = store
         self._timeout_seconds = timeout_seconds
         self._check_seconds = check_seconds
+        self._count_seconds = count_seconds
         self._begun = False
         self._resigned = False
         self._batches = -1
@@ -101,6 +108,7 @@ class KernelUpkeep:
         parts.start("what confirms the kernel path", self._confirm)
         parts.start("the check of the kernel path", self._check)
         parts.start("the look at probed ports", self._look)
+        parts.start("what counts the kernel path", self._count)
         parts.start("the loading of the HTTP counters", self._finish_loading)
         yield
 
@@ -180,6 +188,13 @@ class KernelUpkeep:
             await asyncio.sleep(self._check_seconds)
             if self._is_behind():
                 self.update()
+
+    async def _count(self) -> None:
+        while True:
+            await asyncio.sleep(self._count_seconds)
+            if self._resigned:
+                return
+            self._decisions.collect(self._store)
 
     async def _look(self) -> None:
         while True:

@@ -443,7 +443,8 @@ async def open_ports(beginning: Beginning, made: Concerns, ports: AdminPorts, he
         warnings.append(beginning.logs.warnings)
     readiness = Readiness(missing, warnings)
     for each in made.footing.cluster:
-        each.told_by(readiness.missing, functools.partial(told_pods, made.enrolment, beginning.logs))
+        pods_told = functools.partial(told_pods, made.enrolment, beginning.logs)
+        each.told_by(readiness.missing, pods_told, beginning.link.succession)
     flows = Flows(workers, made.kernel_paths, store)
     mesh_pages = MeshPages(config, made.reader.entries, made.kernel_paths.explain)
     pods = PodsPage(

@@ -36,6 +36,7 @@ from nodeagent.messages import (
     Resigned,
     Still,
     Stilled,
+    Successor,
     Superseded,
     ToSupervisor,
 )
@@ -182,6 +183,10 @@ class SupervisorLink:
     def beat(self, timeout_seconds: float, heart: int) -> None:
         """Have the heartbeat begin in the map *heart*, where it may become so old."""
         self.send(BeginHeartbeat(timeout_seconds, FileDescriptor(heart)))
+
+    def succession(self, coming: bool) -> None:
+        """Say whether another daemon is *coming* that will take the node over."""
+        self.send(Successor(coming))
 
     async def still(self) -> None:
         """Have the heartbeat end; return when it has."""

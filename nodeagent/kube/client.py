@@ -52,6 +52,8 @@ class KubeClient:
         """*seconds*: what a whole request may take, but for :meth:`lines`."""
         self._access = access
         self._seconds = seconds
+        self.streams = True
+        """The server can list by a stream (``watch.py``); who learns otherwise says so here, for all."""
         parts = urlsplit(access.server)
         self._host = parts.hostname or ""
         self._port = parts.port or 443

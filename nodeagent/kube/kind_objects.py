@@ -19,6 +19,7 @@ from nodeagent.kube.events import Trouble
 from nodeagent.kube.kinds import NODE_STATUSES, NODES, PODS, WatchedKind
 from nodeagent.kube.lean import UNWRITTEN, Lean, rewritten, trim
 from nodeagent.kube.node_status import NodeStatuses
+from nodeagent.kube.outages import Outages
 from nodeagent.kube.taint import is_tainted
 from nodeagent.kube.watch import newer
 from nodeagent.mesh.local import finished
@@ -63,6 +64,7 @@ class Whole(Protocol):
     """The node has the taint of ``taint.py``."""
     statuses: NodeStatuses
     lean: Lean
+    outages: Outages
 
     def tell(self, held: HeldObject | None, change: Change) -> None:
         """Have *change*, of what is *held*, in the next batch."""
@@ -163,9 +165,9 @@ class KindObjects:
     def failed(self, why: str, status: int) -> None:
         """Note *why* the kind cannot be followed."""
         if why:
-            log.error("%s; what is known stays in force", why)
+            self._source.outages.failed(self.kind.plural, why, status)
         elif self.wrong:
-            log.info("%s are followed again", self.kind.plural)
+            self._source.outages.ended(self.kind.plural)
         self.wrong = why
         self.status = status
         if self.kind is NODE_STATUSES:

@@ -40,6 +40,7 @@ from nodeagent.kube.kind_objects import HeldObject, KindObjects, Name, pod_of
 from nodeagent.kube.kinds import FOLLOWED, NODE_STATUS, PODS, WatchedKind
 from nodeagent.kube.lean import Lean
 from nodeagent.kube.node_status import NodeStatuses
+from nodeagent.kube.outages import Outages
 from nodeagent.kube.watch import DENIED, Sleep, Watch
 from nodeagent.parts import Parts
 from nodeagent.places.place import Places
@@ -128,6 +129,7 @@ class KubernetesSource:
         self.client = client
         self.sleep = sleep
         self.lean = Lean()
+        self.outages = Outages()
         self._kept = kept
         self._kinds = {each.kind: KindObjects(self, each) for each in kinds}
         self._pending: dict[ObjectKey, Change] = {}

@@ -125,8 +125,8 @@ class Watch:
         self._path = ""
         self._version = ""
         """Up to which everything is known; empty: nothing is."""
-        self._streams = True
-        """The server can list by a stream."""
+        self._streamed = True
+        """The last listing was asked for by a stream."""
         self._pause = FIRST_PAUSE
         self._wrong = ""
         self._status = 0
@@ -179,7 +179,8 @@ class Watch:
 
     async def _follow(self) -> bool:
         """Follow one stream to its end; say whether it said anything. Raises ApiError."""
-        if not self._version and not self._streams:
+        self._streamed = self._client.streams
+        if not self._version and not self._streamed:
             with uncollected():  # a page is hundreds of objects that stay for as long as it is read
                 await self._list_pages()
         heard = False
@@ -295,12 +296,11 @@ class Watch:
             self._version = ""
             log.info("%s: what changed meanwhile is not known any more: all are listed anew", self._path)
             return
-        if not self._version and self._streams and (isinstance(error, _NoStreamsError) or error.status in (400, 422)):
-            self._streams = False
-            log.info("%s: this API server lists by pages: %s", self._path, error)
+        if not self._version and self._streamed and (isinstance(error, _NoStreamsError) or error.status in (400, 422)):
+            self._list_by_pages(error)
             return
         if (error.status in _PASSING or error.status >= 500) and self._pause == FIRST_PAUSE:
-            log.info("%s; it is tried again", error)  # streams break off every now and then
+            log.debug("%s; it is tried again", error)  # streams break off every now and then
             return
         if error.status == 404:
             self._path = ""
@@ -308,6 +308,11 @@ class Watch:
         if error.status == 403:
             words += f"; the agent's ClusterRole wants the rule {self._kind.rule}"
         self._tell(words, error.status)
+
+    def _list_by_pages(self, error: ApiError) -> None:
+        if self._client.streams:
+            log.info("this API server lists by pages: %s", error)
+        self._client.streams = False
 
     def _tell(self, words: str, status: int = 0) -> None:
         if words == self._wrong:

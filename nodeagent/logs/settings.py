@@ -182,6 +182,9 @@ class LogMetadata(ConfigSection):
     """Of pods, by name, that records have too."""
 
 
+STATE_DIRECTORY: Final = Path("/var/lib/nodeagent/logs")
+
+
 class NodeLogFiles(ConfigSection):
     files: tuple[NodeFile, ...] = Field((), max_length=32)
 
@@ -193,7 +196,7 @@ class LogSettings(ConfigSection):
     """Whose output is read: no container's, that of pods with ``nodeagent.io/logs: enabled`` (label or
     annotation), or that of all that do not ask to be left out.
     """
-    state_directory: AbsolutePath = Path("/var/lib/nodeagent/logs")
+    state_directory: AbsolutePath = STATE_DIRECTORY
     """Positions, buffer and dead letters; user 1337's, made where it is missing."""
     pod_logs: AbsolutePath = Path("/var/log/pods")
     """``NAMESPACE_POD_UID/CONTAINER/N.log``, as the kubelet has it."""

@@ -105,6 +105,7 @@ class PodState:
         "_patient_until",
         "connections",
         "cookie",
+        "gone",
         "held",
         "identity",
         "named",
@@ -126,6 +127,8 @@ class PodState:
         }
         self.connections = 0
         self.held = HeldBytes()
+        self.gone = False
+        """It is no longer enrolled."""
         self.open: set[asyncio.Task[None]] = set()
         self.routes: dict[tuple[object, ...], Sequence[Hop]] = {}
         self.routes_view = -1

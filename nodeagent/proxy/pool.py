@@ -128,7 +128,11 @@ class Pool:
         return self._idle
 
     def sweep(self, now: float, idle: float) -> None:
-        """Close what idled for *idle* seconds at *now* (monotonic), and what the server should have closed."""
+        """Close what idled for *idle* seconds at *now* (monotonic), what the server should have closed, and all
+        where the pod is gone that dialled: each keeps its network namespace.
+        """
+        if self.dial.pod.gone:
+            idle = -1.0
         # a certificate that was renewed is not shown until it ends: the server would cut the
         # connection
         tls = self.dial.contexts()

@@ -94,6 +94,7 @@ class Proxy:
         self.context.recent.forget(uid)
         pod = self.context.pods.pop(uid, None)
         if pod is not None:
+            pod.gone = True
             self.context.view.generation += 1
         return pod
 

@@ -26,6 +26,10 @@ FAMILIES: Final[tuple[Family, ...]] = (4, 6)
 _DOMAIN: Final = {4: socket.AF_INET, 6: socket.AF_INET6}
 _LOOPBACK: Final = {4: "127.0.0.1", 6: "::1"}
 BACKLOG: Final = 4096
+QUIET_SECONDS: Final = 180
+"""After which the kernel asks whether the other end is there."""
+PROBE_SECONDS: Final = 15
+"""Between two such questions; the kernel asks nine times (net.ipv4.tcp_keepalive_probes)."""
 
 Entries = dict[str, dict[bytes, bytes]]
 """Map name -> key -> value, in the order in which they are put."""
@@ -161,8 +165,7 @@ def _listen(family: Family, port: int) -> socket.socket:
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-        # for what it accepts: an end that vanished must be noticed some day
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        _notice_vanished(listener)  # of what it accepts
         if family == 6:
             listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
         listener.bind((_LOOPBACK[family], port))
@@ -171,6 +174,15 @@ def _listen(family: Family, port: int) -> socket.socket:
         listener.close()
         raise
     return listener
+
+
+def _notice_vanished(of: socket.socket) -> None:
+    """Have the kernel end *of* some minutes after the other end is gone without a word: a pod's network is taken
+    away before what is kept open in it has said that it ends. Raises OSError.
+    """
+    of.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    of.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, QUIET_SECONDS)
+    of.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, PROBE_SECONDS)
 
 
 def is_listening(listener: socket.socket) -> bool:
@@ -199,7 +211,7 @@ def open_sockets(uid: str, network: int, family: Family, count: int) -> list[soc
         with netns.inside(network):
             while len(made) < count:
                 made.append(socket.socket(_DOMAIN[family], socket.SOCK_STREAM | socket.SOCK_NONBLOCK))
-                made[-1].setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+                _notice_vanished(made[-1])
     except OSError as error:
         for one in made:
             one.close()

@@ -4,7 +4,10 @@ are STRICT are asked: nobody notices.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import json
+import subprocess
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import pytest
 
@@ -16,6 +19,8 @@ from tests.waiting import eventually
 
 KINDS = 3
 """What is asked of a pod: requests on new connections and on a kept one, and lines of a stream."""
+GATE = "/run/nodeagent/gate"
+"""Agents that begin late begin when this file is there."""
 
 
 @pytest.fixture(scope="module")
@@ -25,16 +30,23 @@ def steady(mesh: Kube) -> Iterator[Kube]:
 
 
 @pytest.mark.timeout(600)
-@pytest.mark.parametrize("change", ["restart", "undo"])
+@pytest.mark.parametrize("change", ["late", "undo"])
 def test_agents_are_replaced_while_nobody_notices(steady: Kube, change: str) -> None:
-    """Verdict: every agent is another one, by the real DaemonSet controller; no request fails, on new
+    """Input: a rollout, and one back. In the first, new pods begin late, and an old one is told to end before,
+    as the DaemonSet's controller does when a readiness probe fails: a starved node's does.
+    Verdict: every agent is another one, by the real DaemonSet controller; no request fails, on new
     connections or kept ones, within a node or between nodes; no stream is cut; the old agents end.
     """
     before = agent_pods(steady)
     kinds = KINDS * len(NODES)
     with asking(steady, *pods_addresses(steady)) as asks:
         asks.goes_on(kinds)
-        steady.kubectl("rollout", change, "-n", SYSTEM, "daemonset/nodeagent")
+        if change == "late":
+            with late(steady):
+                end_too_early(steady, before)
+                asks.goes_on(kinds)
+        else:
+            steady.kubectl("rollout", change, "-n", SYSTEM, "daemonset/nodeagent")
         eventually(lambda: taken_over(steady, before), "every agent is another one", SECONDS)
         asks.goes_on(kinds)
         assert not alone(steady), "the old agents carry the streams yet"
@@ -42,6 +54,34 @@ def test_agents_are_replaced_while_nobody_notices(steady: Kube, change: str) -> 
     rolled_out(steady)  # not before: the controller looks at the oldest pod of a node, also while it drains
     old = {each["metadata"]["name"] for each in before}
     assert not old & set(agents(steady).values())
+
+
+@contextmanager
+def late(kube: Kube) -> Iterator[None]:
+    """Roll out agents that do not begin within."""
+    template = get(kube, "daemonset", "-n", SYSTEM, "nodeagent")["spec"]["template"]
+    (agent,) = template["spec"]["containers"]
+    (run,) = (each for each in agent["volumeMounts"] if each["name"] == "run")
+    wait = ["sh", "-c", f"until [ -e {GATE} ]; do sleep 0.1; done"]
+    gate = {"name": "gate", "image": agent["image"], "command": wait, "volumeMounts": [run]}
+    patch = {"spec": {"template": {"spec": {"initContainers": [gate]}}}}
+    kube.kubectl("patch", "-n", SYSTEM, "daemonset", "nodeagent", "-p", json.dumps(patch))
+    yield
+    for node in NODES:
+        subprocess.run(kube.command(node, ["touch", GATE]), check=True)
+
+
+def end_too_early(kube: Kube, before: Sequence[Document]) -> None:
+    """Tell the agent of *before* to end beside which another pod has come."""
+    old = {each["spec"]["nodeName"]: each["metadata"]["name"] for each in before}
+
+    def coming() -> list[str]:
+        return [each["spec"]["nodeName"] for each in agent_pods(kube) if each["metadata"]["name"] not in old.values()]
+
+    (node,) = eventually(coming, "a new agent's pod", SECONDS)
+    kube.kubectl("delete", "pod", "-n", SYSTEM, old[node], "--wait=false")
+    log = ("logs", "-n", SYSTEM, old[node], "-c", "agent", "--tail=20")
+    eventually(lambda: "it waits for the one that is coming" in kube.kubectl(*log), "the old agent waits", SECONDS)
 
 
 @pytest.mark.timeout(600)

@@ -378,6 +378,49 @@ def test_a_stop_is_done_when_who_was_about_to_take_over_dies(start: Start) -> No
     assert old.text.count("end\n") == 1
 
 
+COMING = """
+    def begin(end, kept, before=begin):
+        before(end, kept)
+        send(end, Successor(True))
+        signal.signal(signal.SIGUSR2, lambda *_: send(end, Successor(False)))  # when the test says so
+        say("coming", os.getpid())
+"""
+
+
+def awaiting(start: Start) -> tuple[Daemon, int]:
+    """Return a daemon that was told to end while another one is coming, and its control's pid."""
+    old = start(COMING)
+    control = int(old.says("coming").split()[1])
+    goes_on(old)  # what control has said before the beats was heard
+    old.process.send_signal(signal.SIGTERM)
+    eventually(lambda: (old.read(), "it waits for the one that is coming" in old.text)[1], "the daemon waits")
+    goes_on(old)
+    return old, control
+
+
+def test_a_stop_waits_for_who_is_coming_and_has_not_called(start: Start) -> None:
+    """Input: SIGTERM before the successor has begun, as on a starved node. Verdict: the daemon goes on, also
+    when the first that calls dies half-way, until one has taken over; no end is told to the kernel.
+    """
+    old, _ = awaiting(start)
+    first = start(STUCK)
+    first.says("stuck")
+    first.kill()
+    goes_on(old)
+    new = running(start)
+    old.says("superseded")
+    assert old.ends() == 0
+    assert "end\n" not in old.text
+    goes_on(new)
+
+
+def test_a_stop_is_done_when_nobody_comes_any_more(start: Start) -> None:
+    old, control = awaiting(start)
+    os.kill(control, signal.SIGUSR2)
+    old.ends()
+    assert "does not come; this one ends" in old.text
+
+
 def test_a_third_daemon_is_refused_while_one_takes_over(start: Start) -> None:
     running(start)
     second = start(STUCK)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from nodeagent.config import AgentConfig
+from nodeagent.config import AgentConfig, Kubernetes
 from nodeagent.uninstall import uninstall
 
 
@@ -50,3 +50,18 @@ def test_what_no_sink_has_stays_and_is_said(tmp_path: Path, caplog: pytest.LogCa
 
 def test_without_a_folder_there_is_nothing_to_remove(tmp_path: Path) -> None:
     assert uninstall(config(tmp_path)) == []
+
+
+def test_on_a_cluster_positions_go_where_the_configuration_says_nothing_of_logs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Input: who uninstalls by kubectl alone has the base's configuration; a node elsewhere had no logs at all."""
+    state = tmp_path / "logs"
+    monkeypatch.setattr("nodeagent.uninstall.STATE_DIRECTORY", state)
+    given = config(tmp_path).model_copy(update={"logs": None})
+    for kubernetes, there in ((None, True), (Kubernetes(kubeconfig=tmp_path / "none"), False)):
+        state.mkdir(exist_ok=True)
+        (state / "positions").touch()
+        monkeypatch.setattr("nodeagent.uninstall._marks", lambda _: iter(()))
+        uninstall(given.model_copy(update={"kubernetes": kubernetes}))
+        assert state.exists() == there

@@ -8,8 +8,10 @@ from typing import Any
 import pytest
 
 from nodeagent.control.cluster_side import ClusterSide
+from nodeagent.vocabulary import PodUid
 
 NEIGHBOURS = ("source", "marks", "places")
+OWN = PodUid("own")
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +28,6 @@ class Lacking:
 def test_what_one_neighbour_lacks_keeps_the_daemon_from_being_ready(whose: str) -> None:
     neighbours: dict[str, Any] = dict.fromkeys(NEIGHBOURS, Lacking())
     unused: Any = None
-    assert ClusterSide(unused, **neighbours, kept=unused).missing() == []
+    assert ClusterSide(unused, **neighbours, kept=unused, own=OWN).missing() == []
     neighbours[whose] = Lacking(("no sandbox can be used",))
-    assert ClusterSide(unused, **neighbours, kept=unused).missing() == ["no sandbox can be used"]
+    assert ClusterSide(unused, **neighbours, kept=unused, own=OWN).missing() == ["no sandbox can be used"]

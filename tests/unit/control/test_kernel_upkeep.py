@@ -21,6 +21,7 @@ class Decisions:
     def __init__(self) -> None:
         self.told: list[str] = []
         self.knows = True
+        self.counted = 0
         self.fault: Exception | None = None
 
     def update(self, entries: Iterable[Entry]) -> None:
@@ -34,6 +35,9 @@ class Decisions:
 
     def knows_all(self) -> bool:
         return self.knows
+
+    def collect(self, store: Store) -> None:
+        self.counted += 1
 
 
 class Current:
@@ -55,7 +59,13 @@ class Stage:
         self.load_fault: Exception | None = None
         side = KernelSide(self._loaded, self._confirm, self._look, lambda: Statistics({"lost": 2}, {"pods": (1, 4)}))
         self.upkeep = KernelUpkeep(
-            self.decisions, side, self.current, Store(), timeout_seconds=0.0, check_seconds=check_seconds
+            self.decisions,
+            side,
+            self.current,
+            Store(),
+            timeout_seconds=0.0,
+            check_seconds=check_seconds,
+            count_seconds=0.0,
         )
         self.parts = Parts()
 
@@ -153,5 +163,15 @@ def test_maps_and_programs_are_counted() -> None:
         text = b"".join(store.exposition()).decode()
         for line in ('map="pods"} 1.0\n', 'map="pods"} 4.0\n', '="lost"} 2.0\n'):
             assert line in text
+
+    play(scene)
+
+
+def test_who_is_gone_is_forgotten_though_nobody_scrapes() -> None:
+    async def scene() -> None:
+        stage = Stage()
+        async with stage.upkeep.run(stage.parts):
+            await until(lambda: stage.decisions.counted > 2, "it is counted again and again")
+            stage.parts.stop()
 
     play(scene)
