@@ -19,6 +19,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 
 from nodeagent.lab import cgroup
 from nodeagent.lab.kube import Kube
@@ -83,7 +84,7 @@ def soak(kube: Kube, seconds: float) -> int:
             before = agent_pods(kube)
             change = "restart" if turn % 2 else "undo"
             kube.kubectl("rollout", change, "-n", SYSTEM, "daemonset/nodeagent")
-            eventually(lambda old=before: taken_over(kube, old), "every agent is another one", LONG)
+            eventually(partial(taken_over, kube, before), "every agent is another one", LONG)
             found = asks.say()
             pods = len(agent_pods(kube))
             served = sum(each.get("ok", 0) for each in found.values())
