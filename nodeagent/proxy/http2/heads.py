@@ -76,7 +76,7 @@ class RequestHead:
 
 
 class AnswerHead:
-    """An answer's head."""
+    """An answer's head; several answers may share one, which nobody changes."""
 
     unsaid = False
     """It has no body where one could be, and no field says so."""
@@ -85,6 +85,8 @@ class AnswerHead:
         self.status = status
         self.fields = fields
         self.length = length
+        self.block: Sequence[Field] = fields
+        """What it was read from."""
 
 
 def kind_of(name: bytes) -> int:
@@ -275,18 +277,20 @@ def read_answer(block: Sequence[Field], method: bytes, *, ended: bool) -> Answer
     length = UNKNOWN
     for name, value in block[1:]:
         kind = kind_of(name)
-        if kind in (WRONG, field.CONNECTION, field.UPGRADE, field.ENCODING):
-            raise Malformed("a field's name may not stand in HTTP/2")
         check_value(value)
-        if kind == field.LENGTH:
-            if length != UNKNOWN:
-                raise Malformed("content-length is repeated")
-            length = _length(value)
+        if kind:
+            if kind == WRONG:
+                raise Malformed("a field's name may not stand in HTTP/2")
+            if kind == field.LENGTH:
+                if length != UNKNOWN:
+                    raise Malformed("content-length is repeated")
+                length = _length(value)
         fields.append((name, value))
     bodiless = method == b"HEAD" or status in (204, 304)
     if ended and length > 0 and not bodiless:
         raise Malformed("content-length announces a body that does not follow")
     head = AnswerHead(status, fields, 0 if ended or bodiless else length)
+    head.block = block
     head.unsaid = ended and not bodiless and length == UNKNOWN
     return head
 

@@ -27,7 +27,7 @@ from nodeagent.proxy.context import Context
 from nodeagent.proxy.http.exchange import Exchange, Upstream
 from nodeagent.proxy.http.fields import NO_FIELDS, Field, with_fields
 from nodeagent.proxy.http2 import frames as wire
-from nodeagent.proxy.http2.heads import Malformed, read_answer, read_trailers, request_block, trailer_block
+from nodeagent.proxy.http2.heads import AnswerHead, Malformed, read_answer, read_trailers, request_block, trailer_block
 from nodeagent.proxy.http2.session import Session
 from nodeagent.proxy.http2.stream import DOWNSTREAM, Http2Stream
 from nodeagent.proxy.http2.user import TOO_LARGE, SessionUser
@@ -40,6 +40,8 @@ PING_SECONDS: Final = 30.0
 LOST_SECONDS: Final = 20.0
 """An endpoint that owes answers and says nothing is asked after the first, and given up the second later."""
 _EMPTY: Final = (b"content-length", b"0")
+HEADS: Final = 16
+"""Heads of one endpoint that are remembered: each holds the fields of one header block."""
 INTERIM_COST: Final = 20
 """Of the session's patience: an answer before the answer brings the client nothing."""
 INTERIM_FREE: Final = 2
@@ -85,6 +87,7 @@ class Http2Upstream(Upstream, SessionUser):
         self._scheduled = False
         self._news = False
         """The endpoint has said in this read how many streams it takes."""
+        self._heads: dict[int, AnswerHead] = {}
         self._trailers = NO_FIELDS
         self._read: list[Exchange] = []
         """Whose answers grew in this read."""
@@ -270,7 +273,7 @@ class Http2Upstream(Upstream, SessionUser):
             if stream.head_read:
                 self._trailers = read_trailers(fields)
                 return
-            head = read_answer(fields, exchange.method, ended=self.session.ends)
+            head = self._head(fields, exchange.method, ended=self.session.ends)
             if head.status == 101 or (head.status < 200 and self.session.ends):
                 raise Malformed("an interim answer ends the stream, or leaves HTTP/2")
         except Malformed:
@@ -286,11 +289,26 @@ class Http2Upstream(Upstream, SessionUser):
         stream.expected = head.length
         answer = head.fields
         if head.unsaid and exchange.protocol != "HTTP/2":
-            answer.append(_EMPTY)  # else an HTTP/1 client waits for a body that ends with the connection
+            answer = [*answer, _EMPTY]  # else an HTTP/1 client waits for a body that ends with the connection
         if exchange.answer_fields:
             answer = with_fields(answer, exchange.answer_fields)
         exchange.downstream.answer(exchange, head.status, answer, head.length)
         self._read.append(exchange)
+
+    def _head(self, fields: list[Field], method: bytes, *, ended: bool) -> AnswerHead:
+        """Return the head in *fields*. A block that is seen again is told as the same list (``hpack/decoder.py``),
+        and what it says to the usual methods is remembered from the second time on. Raises Malformed.
+        """
+        if method == b"HEAD" or not self.session.repeated():
+            return read_answer(fields, method, ended=ended)
+        key = id(fields) if ended else -id(fields)
+        head = self._heads.get(key)
+        if head is None or head.block is not fields:
+            head = read_answer(fields, method, ended=ended)
+            if len(self._heads) >= HEADS:
+                self._heads.clear()
+            self._heads[key] = head
+        return head
 
     def on_data(self, stream: Http2Stream, piece: bytes) -> None:
         exchange = stream.exchange
