@@ -395,6 +395,9 @@ def load_as(path: Path, model: type[Model]) -> Model:
         raise ConfigError(f"{path}: {error}") from None
     if not isinstance(document, dict):
         raise ConfigError(f"{path}: expected a mapping at the top, found {type(document).__name__}")
+    for key, value in document.items():
+        if value is None:  # `logs:` alone would be off, without a word
+            raise ConfigError(f"{path}: {key}: nothing stands behind it; a value is expected, or no such key")
     try:
         return model.model_validate(document)
     except ConfigError as error:  # what would be found by itself was not

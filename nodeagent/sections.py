@@ -24,6 +24,32 @@ _UNITS: Final = {
     "Ti": 1 << 40,
 }
 _UNKNOWN: Final = "unknown_key"
+_EXPECTED: Final = {
+    "missing": "is required",
+    "model_type": "a mapping of its keys is expected",
+    "dict_type": "a mapping is expected",
+    "tuple_type": "a list is expected",
+    "too_short": "at least {min_length} are expected",
+    "too_long": "at most {max_length} are expected",
+    "string_type": "a text is expected",
+    "string_too_short": "a text of {min_length} characters or more is expected",
+    "string_too_long": "a text of at most {max_length} characters is expected",
+    "string_pattern_mismatch": "a text after the pattern {pattern} is expected",
+    "path_type": "a path is expected",
+    "literal_error": "{expected} is expected",
+    "bool_type": "true or false is expected",
+    "bool_parsing": "true or false is expected",
+    "int_type": "a whole number is expected",
+    "int_parsing": "a whole number is expected",
+    "int_from_float": "a whole number is expected",
+    "float_type": "a number is expected",
+    "float_parsing": "a number is expected",
+    "greater_than": "more than {gt} is expected",
+    "greater_than_equal": "{ge} or more is expected",
+    "less_than": "less than {lt} is expected",
+    "less_than_equal": "{le} or less is expected",
+}
+"""What is allowed, by pydantic's types of errors (https://docs.pydantic.dev/latest/errors/validation_errors/)."""
 _SECONDS: Final = {"ms": 0.001, "s": 1, "m": 60, "h": 3600}
 
 
@@ -84,10 +110,12 @@ def told(error: ValidationError) -> str:
     place = [str(each) for each in first["loc"]]
     if first["type"] == _UNKNOWN:
         place.append(f"{first['ctx']['key']!s:.80}")
-    words = {"missing": "is required", "tuple_type": "a list is expected"}.get(first["type"], first["msg"])
+    known = _EXPECTED.get(first["type"])
+    words = known.format_map(first.get("ctx", {})) if known else first["msg"]
     others = sum(1 for each in found if each is not first and not _follows(each, found))
     more = f" (and {others} more)" if others else ""
-    return f"{'.'.join(place)}: {words.removeprefix('Value error, ')}{_given(first)}{more}"
+    field = f"{'.'.join(place)}: " if place else ""
+    return f"{field}{words.removeprefix('Value error, ')}{_given(first)}{more}"
 
 
 def _follows(error: ErrorDetails, found: list[ErrorDetails]) -> bool:

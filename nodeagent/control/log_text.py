@@ -8,6 +8,7 @@ stands still for a large file.
 
 from __future__ import annotations
 
+import asyncio
 import gzip
 import os
 import re
@@ -54,6 +55,8 @@ class LogText:
         self._settings = settings
         self._folders = folders
         self._pods = pods
+        self._reads = asyncio.Lock()
+        """One answer at a time: who asks often waits, and has no thread more."""
 
     async def page(self, query: Mapping[str, str]) -> Response:
         """Answer ``pod``, ``source``, ``since`` and ``cursor``, the last answer's own."""
@@ -65,7 +68,8 @@ class LogText:
         if pod is None:
             there = ", ".join(sorted(each.name for each in self._pods() if each.object is not None)[:20])
             return Response(f"pod {shown(question.pod)} is none of this node's; there are {there}\n".encode(), 400)
-        return Response.json(self._answer(pod, question))
+        async with self._reads:  # beside the loop: a compressed file takes its time
+            return Response.json(await asyncio.to_thread(self._answer, pod, question))
 
     async def names(self, query: Mapping[str, str]) -> Response:
         """Tell whose logs can be asked for."""

@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 
 from nodeagent.istio import USER
+from tests.uninstalled import document
 
 ROOT = Path(__file__).parents[2]
 RIGHTS = "-all,+chown,+dac_read_search"
@@ -23,19 +24,6 @@ print(json.dumps([each.path for each in uninstall(AgentConfig.model_validate_jso
 """
 
 
-def settings(folder: Path) -> str:
-    return json.dumps(
-        {
-            "node": "node1",
-            "source": str(folder / "source"),
-            "runtimeDirectory": str(folder / "run"),
-            "redirect": {"cgroup": "/nowhere", "pinDirectory": str(folder / "pins")},
-            "identity": {"caDirectory": str(folder / "ca")},
-            "logs": {"stateDirectory": str(folder / "logs"), "sinks": [{"name": "all", "stdout": {}}]},
-        }
-    )
-
-
 def test_folders_of_the_collectors_user_go_and_a_mount_stays_empty(tmp_path: Path) -> None:
     state = tmp_path / "logs"
     sink = state / "buffer" / "all"
@@ -46,7 +34,7 @@ def test_folders_of_the_collectors_user_go_and_a_mount_stays_empty(tmp_path: Pat
         os.chown(path, USER, -1)
     contained = ["unshare", "--mount", "sh", "-ec", CONTAINED, "sh", str(state)]
     limited = ["setpriv", "--bounding-set", RIGHTS, "--inh-caps", "-all", "--no-new-privs"]
-    command = [*contained, *limited, sys.executable, "-c", UNINSTALL, settings(tmp_path)]
+    command = [*contained, *limited, sys.executable, "-c", UNINSTALL, json.dumps(document(tmp_path))]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout) == [str(state / "buffer")]

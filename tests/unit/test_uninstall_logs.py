@@ -8,19 +8,11 @@ import pytest
 
 from nodeagent.config import AgentConfig, Kubernetes
 from nodeagent.uninstall import uninstall
+from tests.uninstalled import document
 
 
 def config(folder: Path) -> AgentConfig:
-    return AgentConfig.model_validate(
-        {
-            "node": "node1",
-            "source": str(folder / "source"),
-            "runtimeDirectory": str(folder / "run"),
-            "redirect": {"cgroup": "/nowhere", "pinDirectory": str(folder / "pins")},
-            "identity": {"caDirectory": str(folder / "ca")},
-            "logs": {"stateDirectory": str(folder / "logs"), "sinks": [{"name": "all", "stdout": {}}]},
-        }
-    )
+    return AgentConfig.model_validate(document(folder))
 
 
 def test_positions_and_empty_folders_go(tmp_path: Path) -> None:

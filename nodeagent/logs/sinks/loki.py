@@ -3,11 +3,13 @@
 A record is a line of the stream that its labels make; labels are few, and what tells pods apart goes
 into structured metadata. Loki keeps a line that comes twice once (same time, same text). It answers 400
 when it ignored some of the lines (too old, too long) while it kept the others, and does not say which:
-the request is halved until they are found. Where it says that it ignored all, that is believed.
+the request is halved until they are found. Where it says that it ignored all, that is believed. A line that
+is longer than it takes comes in parts, a nanosecond after each other: of two that are alike it keeps one.
 """
 
 from __future__ import annotations
 
+import codecs
 import re
 from collections.abc import Sequence
 from typing import Final
@@ -25,6 +27,9 @@ from nodeagent.logs.sinks.times import nanoseconds
 
 PATH: Final = LOKI_PUSH
 GZIP_LEVEL: Final = 1
+LINE_BYTES: Final = 256 << 10
+"""Of a line, as Loki takes it unless it is told otherwise (``limits_config.max_line_size``)."""
+_REST_OF_CHARACTER: Final = 3
 _IGNORED: Final = re.compile(rb"total ignored: (\d{1,9}) out of (\d{1,9})")
 _NO_LABELS: Final = {"job": "nodeagent"}
 
@@ -72,22 +77,29 @@ class LokiSink:
 
     def _values(self, records: LogRecords) -> list[object]:
         metadata = self._filled(self._settings.metadata, records.origin)
-        if not self._settings.metadata:
-            return [
-                [str(nanoseconds(time)), text.decode()] for time, text in zip(records.times, records.texts, strict=True)
-            ]
-        by_stream = {
-            stream: {**metadata, "stream": stream.decode()} if stream else metadata for stream in set(records.streams)
-        }
-        return [
-            [str(nanoseconds(time)), text.decode(), by_stream[stream]]
-            for time, text, stream in zip(records.times, records.texts, records.streams, strict=True)
-        ]
+        beside: dict[bytes, list[dict[str, str]]] = {stream: [] for stream in set(records.streams)}
+        if self._settings.metadata:
+            for stream, row in beside.items():
+                row.append({**metadata, "stream": stream.decode()} if stream else metadata)
+        values: list[object] = []
+        for time, text, stream in zip(records.times, records.texts, records.streams, strict=True):
+            at = nanoseconds(time)
+            values += [[str(at + number), part, *beside[stream]] for number, part in enumerate(_parts(text))]
+        return values
 
     @staticmethod
     def _filled(templates: dict[str, str], origin: LogOrigin) -> dict[str, str]:
         found = {name: filled(template, origin) for name, template in templates.items()}
         return {name: value for name, value in found.items() if value}
+
+
+def _parts(text: bytes) -> Sequence[str]:
+    """Return *text* in parts that Loki takes."""
+    if len(text) <= LINE_BYTES:
+        return (text.decode(),)
+    decoder = codecs.getincrementaldecoder("utf-8")()
+    step = LINE_BYTES - _REST_OF_CHARACTER
+    return [decoder.decode(text[at : at + step]) for at in range(0, len(text), step)]
 
 
 def outcome(answer: HttpAnswer, records: int) -> Outcome:

@@ -63,6 +63,18 @@ class Content:
         begin = offset - self._base
         return self._held[begin : begin + length] if begin <= len(self._held) else b""
 
+    def reach(self, offset: int) -> bool:
+        """Unpack one stretch towards *offset*; return whether reading there takes no more of them, or there are none.
+        Raise CompressedError.
+        """
+        if offset < self._base:
+            self._rewind()
+        if self._base + len(self._held) < offset and (more := self._more()):
+            self._base += len(self._held)
+            self._held = more
+            return self._base + len(more) >= offset
+        return True
+
     def _more(self) -> bytes:
         """Return the next stretch, at most ``_STEP`` bytes; nothing at the end of what there is."""
         while True:

@@ -114,9 +114,18 @@ class OpenFile:
         """Return up to *length* bytes of the content from *offset* on; raise OSError or CompressedError."""
         if self.kind != _GZIP:
             return os.pread(self.descriptor, length, offset)
+        return self._unpacked().read(offset, length)
+
+    def reach(self, offset: int) -> bool:
+        """Return whether what is at *offset* can be read at once; of a compressed file a stretch on the way there is
+        unpacked else. Raise OSError or CompressedError.
+        """
+        return self.kind != _GZIP or self._unpacked().reach(offset)
+
+    def _unpacked(self) -> Content:
         if self._content is None:
             self._content = Content(self.descriptor)
-        return self._content.read(offset, length)
+        return self._content
 
     def size_now(self) -> int:
         """Return its size on disk now."""

@@ -111,14 +111,14 @@ class FollowedLog:
         return bool(grew)
 
     def _read(self, file: OpenFile, generation: Generation, now: float) -> Turn:
-        if not self._tail.passed(generation.barrier):
-            return Turn.WAITING
-        if generation.taker is not None and not generation.taker.room():
-            return Turn.BLOCKED
+        if hindered := self._hindered(generation):
+            return hindered
         limit = self._tail.settings.line_bytes
         offset = generation.read.offset
         before = min(offset, TAIL_BYTES)
         try:
+            if not file.reach(offset - before):
+                return Turn.READ  # others have their turn meanwhile
             data, end, cut = self._stretch(file, generation, before)
         except (OSError, CompressedError) as error:
             self._fail(file, generation, error)
@@ -151,6 +151,14 @@ class FollowedLog:
         self.contents.counts.lines_cut += 1 if cut else 0
         assert end - before <= limit + 1
         return Turn.READ
+
+    def _hindered(self, generation: Generation) -> Turn | None:
+        """Return why nothing of *generation* is read now."""
+        if not self._tail.passed(generation.barrier):
+            return Turn.WAITING
+        if generation.taker is not None and not generation.taker.room():
+            return Turn.BLOCKED
+        return None
 
     def _stretch(self, file: OpenFile, generation: Generation, before: int) -> tuple[bytes, int, bool]:
         """Return the next stretch of *file* with what stands before it, and where its whole lines end."""

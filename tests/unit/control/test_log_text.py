@@ -6,6 +6,7 @@ import asyncio
 import gzip
 import json
 import os
+import threading
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,12 +15,14 @@ import pytest
 
 from nodeagent.control import log_text
 from nodeagent.control.log_finder import FollowedPod
+from nodeagent.control.log_scan import FoundFile
 from nodeagent.control.log_text import LogText
 from nodeagent.lab import cri_log
 from nodeagent.logs.pods import plan
 from nodeagent.logs.settings import LogSettings
 from nodeagent.places.log_folders import LogFolders
 from nodeagent.resources import objects
+from nodeagent.telemetry.http_request import Response
 
 BEGIN = 1_700_000_000
 UID = "11111111-2222-3333-4444-555555555555"
@@ -202,3 +205,26 @@ def test_a_compressed_file_that_is_torn_harms_nobody(node: Node) -> None:
     node.write("app", "one\n")
     (node.outputs / "app" / "0.log.20240101-000000.gz").write_bytes(gzip.compress(b"x" * 1000)[:30])
     assert node.lines() == ["one"]
+
+
+def test_the_loop_goes_on_while_a_compressed_file_is_unpacked(node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = node.write("app", "one\n", 1)
+    (path.parent / "0.log.20231114-221321.gz").write_bytes(gzip.compress(path.read_bytes()))
+    turned = threading.Event()
+    unpacked = log_text._unpacked
+
+    def unpacked_later(found: FoundFile, begin: int, most: int) -> bytes:
+        assert turned.wait(30), "the loop stands still"
+        return unpacked(found, begin, most)
+
+    monkeypatch.setattr(log_text, "_unpacked", unpacked_later)
+
+    async def scenario() -> Response:
+        asked = asyncio.create_task(node.text.page({"pod": "default/web"}))
+        await asyncio.sleep(0)
+        turned.set()
+        return await asked
+
+    body = asyncio.run(scenario()).body
+    assert isinstance(body, bytes)
+    assert [line["text"] for line in json.loads(body)["lines"]] == ["one", "one"]

@@ -52,7 +52,7 @@ def test_the_least_that_works(tmp_path: Path) -> None:
         ({"rules": [{}]}, "logs.rules.0", "exactly one of drop and redact"),
         ({"rules": [{"drop": {"matches": "["}}]}, "logs.rules.0.drop.matches", "RE2"),
         ({"rules": [{"drop": {"matches": "x", "field": "a..b"}}]}, "logs.rules.0.drop.field", "pattern"),
-        ({"limits": {"lineBytes": "1Ki", "files": 0}}, "logs.limits.files", "greater than or equal to 1"),
+        ({"limits": {"lineBytes": "1Ki", "files": 0}}, "logs.limits.files", "1 or more is expected"),
         ({"containers": "some"}, "logs.containers", "'none', 'labelled' or 'all'"),
     ],
 )
@@ -106,14 +106,16 @@ def test_a_secret_in_place_of_its_file_is_refused_and_not_shown(
             {"limits": {"lineByte": 1}},
             "limits.lineByte: no such key is known; is lineBytes meant? There are lineBytes, bytesPerSecondPerPod",
         ),
-        ({"limits": {"lineBytes": 10}}, "lineBytes: Input should be greater than or equal to 1024, not 10"),
-        ({"sinks": [{"name": "A", "stdout": {}}]}, "?$', not 'A'"),
+        ({"limits": {"lineBytes": 10}}, "lineBytes: 1024 or more is expected, not 10"),
+        ({"sinks": [{"name": "A", "stdout": {}}]}, "?$ is expected, not 'A'"),
         (
             {"sinks": [{"name": "a", "forward": {"addresses": "f:1"}}]},
             "addresses: a list is expected, not 'f:1'",
         ),
         ({"rules": [{"drop": {"matches": "("}}]}, "'(' is not a pattern of RE2: missing ): (;"),
         ({"parsers": [{"name": "p", "type": "json", "timeFormat": "%Q"}]}, "timeFormat: 'Q' is a bad directive in"),
+        ({"containers": "some"}, "logs.containers: 'none', 'labelled' or 'all' is expected, not 'some'"),
+        ({"sinks": []}, "logs.sinks: at least 1 are expected"),
         ({"stateDirectory": "state"}, "logs.stateDirectory: an absolute path is expected, not 'state'"),
     ],
 )
@@ -122,3 +124,8 @@ def test_what_is_wrong_is_said_in_words_and_once(tmp_path: Path, change: dict[st
         load(tmp_path, {"sinks": [SINK], **change})
     assert said in str(caught.value)
     assert "more)" not in str(caught.value)
+
+
+def test_a_section_with_nothing_below_is_no_section_that_is_off(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"logs: nothing stands behind it; a value is expected, or no such key"):
+        load(tmp_path, None)

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from nodeagent.logs.sinks import loki as loki_sink
 from nodeagent.logs.sinks.http_client import HttpAnswer
 from nodeagent.logs.sinks.loki import LokiSink, outcome
 from nodeagent.logs.sinks.settings import LokiSettings
@@ -59,6 +60,17 @@ def test_without_metadata_a_line_has_none_and_empty_labels_are_left_out() -> Non
     body = LokiSink("loki", settings, 5).encode([records(["a"])]).body
     assert isinstance(body, bytes)
     assert json.loads(body) == {"streams": [{"stream": {"job": "nodeagent"}, "values": [["1795946400000000000", "a"]]}]}
+
+
+def test_a_line_that_loki_finds_too_long_comes_in_parts_that_are_told_apart() -> None:
+    text = "é" * (loki_sink.LINE_BYTES - 1)
+    body = LokiSink("loki", LokiSettings.model_validate({"urls": ["http://l"], "gzip": False}), 5)
+    found = body.encode([records([text])]).body
+    assert isinstance(found, bytes)
+    values = json.loads(found)["streams"][0]["values"]
+    assert "".join(part for _, part, _ in values) == text
+    assert max(len(part.encode()) for _, part, _ in values) <= loki_sink.LINE_BYTES
+    assert len({time for time, _, _ in values}) == len(values) == 3
 
 
 def test_lines_that_are_too_old_are_found_by_halving_and_the_others_are_kept() -> None:

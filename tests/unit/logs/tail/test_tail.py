@@ -7,13 +7,14 @@ import gzip
 import os
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from nodeagent.logs.tail import compressed
 from nodeagent.logs.tail.interfaces import LogSource, SourceKey, TailSettings
+from nodeagent.logs.tail.tail import TURNS
 from nodeagent.vocabulary import PodUid
 from tests.unit.logs.tail.rig import Rig, Sink
 
@@ -290,6 +291,37 @@ def test_compressed_while_down_and_partly_read(rig: Rig) -> None:
     rig.restart()
     rig.look(30)
     assert rig.sink.repeated == 0
+
+
+def test_a_compressed_file_is_unpacked_up_to_its_position_a_stretch_a_turn(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(compressed, "_STEP", 1 << 10)
+    rig = Rig(tmp_path, TailSettings(turn_bytes=1 << 10))
+    rig.write("app.log.1", *numbered(0, 6_000))
+    compress(rig, "app.log.1")
+    rig.scan()
+    while len(rig.sink.lines) < 3_000:
+        rig.now += 0.1
+        rig.tail.turn()
+    rig.restart()
+    stretches: list[int] = []
+    more = compressed.Content._more
+
+    def counted(content: compressed.Content) -> bytes:
+        stretches[-1] += 1
+        return more(content)
+
+    def turn(before: Callable[[], float] = rig.tail.turn) -> float:
+        stretches.append(0)
+        return before()
+
+    monkeypatch.setattr(compressed.Content, "_more", counted)
+    monkeypatch.setattr(rig.tail, "turn", turn)
+    assert rig.look(30) == numbered(0, 6_000)
+    assert rig.sink.repeated == 0
+    assert sum(stretches) > 120
+    assert max(stretches) <= 4 * TURNS
 
 
 def test_compressed_while_it_is_unread(rig: Rig) -> None:
