@@ -19,7 +19,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from mypy_extensions import trait
+from mypy_extensions import mypyc_attr
 
 from nodeagent.errors import UPSTREAM_PROTOCOL, UPSTREAM_RESET, Reason
 from nodeagent.proxy.connection import Connection
@@ -48,7 +48,7 @@ INTERIM_FREE: Final = 2
 """Of them for each answer."""
 
 
-@trait
+@mypyc_attr(allow_interpreted_subclasses=True)
 class StreamKeeper:
     """Who gives exchanges to connections (``streams.py``)."""
 

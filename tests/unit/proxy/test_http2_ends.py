@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from nodeagent.errors import REQUEST_TIMEOUT
@@ -66,6 +66,8 @@ ACTIONS = st.tuples(
 
 @settings(deadline=None)
 @given(st.lists(st.one_of(FROM_CLIENTS, ACTIONS, ACTIONS), max_size=30), st.booleans(), st.booleans())
+@example([(answer, 0, 0)], True, False)
+@example([(answer, 0, 1), (data, 0, 300_000), (block, 0, 0), (end, 0, 1)], False, False)
 def test_every_request_ends_once(
     steps: list[bytes | Answer | tuple[Callable[..., None], int, int]], lost: bool, settles: bool
 ) -> None:
