@@ -62,7 +62,6 @@ if TYPE_CHECKING:
     from nodeagent.policy.claims import Claims
     from nodeagent.proxy.connection import Connection
     from nodeagent.proxy.grpc.call import Call
-    from nodeagent.proxy.http.line import Line
     from nodeagent.proxy.permit import Permit
     from nodeagent.proxy.transport import Transport
 
@@ -253,7 +252,7 @@ class Exchange:
         asks know that none has looked at it, or refuse it.
         """
         downstream = self.downstream
-        if not self.finished and not downstream.line.elsewhere(self) and not downstream.declines(self, reason):
+        if not self.finished and not downstream.elsewhere(self) and not downstream.declines(self, reason):
             self.refuse(reason)
 
     def refuse(self, reason: Reason) -> None:
@@ -289,7 +288,6 @@ class Exchange:
 class Downstream(Carriage):
     """The half towards the client: a codec of one accepted connection."""
 
-    line: Line
     connection: Connection
     permit: Permit
     """What let the connection in; it may change while the connection is open."""
@@ -342,6 +340,10 @@ class Downstream(Carriage):
 
     def cut(self, exchange: Exchange) -> None:
         """Let the client see that the answer ended too early: the exchange is finished, ``reason`` says why."""
+        raise NotImplementedError
+
+    def elsewhere(self, exchange: Exchange) -> bool:
+        """Let another endpoint serve *exchange*, at which its own has not looked; False: there is none."""
         raise NotImplementedError
 
     def declines(self, exchange: Exchange, reason: Reason) -> bool:

@@ -278,6 +278,9 @@ class Http1Downstream(Downstream, RequestSink):
         self.line.observe(exchange, exchange.status, exchange.reason)
         reset(self.transport)  # an end without a reset could pass for the answer's own
 
+    def elsewhere(self, exchange: Exchange) -> bool:
+        return self.line.elsewhere(exchange)
+
     def switches(self, exchange: Exchange) -> bool:
         # What was offered on in PERMISSIVE mode is no more in STRICT.
         return exchange.upgrade != b"" and not self.permit.only_probes

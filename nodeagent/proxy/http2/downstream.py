@@ -336,6 +336,9 @@ class Http2Downstream(Downstream, SessionUser):
         self.line.observe(exchange, exchange.status, exchange.reason)
         self._soon()
 
+    def elsewhere(self, exchange: Exchange) -> bool:
+        return self.line.elsewhere(exchange)
+
     def declines(self, exchange: Exchange, reason: Reason) -> bool:
         assert isinstance(exchange, Http2Exchange)
         if self.connection.direction != "inbound" or self.connection.peer.security != "mutual_tls":

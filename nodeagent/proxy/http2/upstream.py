@@ -381,7 +381,7 @@ class Http2Upstream(Upstream, SessionUser):
             exchange.pending = stream.kept
             exchange.pending_bytes = stream.kept_bytes
         exchange.upstream = None
-        if exchange.tries < 2 or not exchange.downstream.line.elsewhere(exchange):
+        if exchange.tries < 2 or not exchange.downstream.elsewhere(exchange):
             self._keeper.retry(exchange)
         return True
 

@@ -36,6 +36,11 @@ class Client(Downstream):
         self.connection = connection()
         self.permit = OPEN
         self.told: list[tuple[Any, ...]] = []
+        self.others = False
+        """There is another endpoint."""
+
+    def elsewhere(self, exchange: Exchange) -> bool:
+        return self.others
 
     def asks(self, method: bytes = b"GET", length: int = 0) -> Exchange:
         """Return a new exchange, routed."""
@@ -512,16 +517,6 @@ def test_what_stands_between_the_codecs_knows_no_version() -> None:
     assert outside == {"nodeagent.proxy.pipeline", "nodeagent.proxy.pool"}, "who makes codecs"
 
 
-class Elsewhere(Line):
-    """A line that knows, or does not know, of another endpoint."""
-
-    def __init__(self, others: bool) -> None:
-        self.others = others
-
-    def elsewhere(self, exchange: Exchange) -> bool:
-        return self.others
-
-
 class Declining(Client):
     """A client's half of which the peer may be told to ask elsewhere."""
 
@@ -537,7 +532,7 @@ def test_an_exchange_whose_endpoint_cannot_be_reached_goes_elsewhere_is_declined
         (Declining(), False, ["declines"]),
         (Client(), False, ["answer", "data", "end"]),
     ):
-        client.line = Elsewhere(others)
+        client.others = others
         exchange = client.asks()
         exchange.unreached(CONNECT_FAILED)
         assert [event[0] for event in client.told] == expected
@@ -545,7 +540,7 @@ def test_an_exchange_whose_endpoint_cannot_be_reached_goes_elsewhere_is_declined
 
 def test_of_a_client_that_has_gone_nothing_goes_elsewhere() -> None:
     client = Client()
-    client.line = Elsewhere(True)
+    client.others = True
     exchange = client.asks()
     exchange.finished = True
     exchange.unreached(CONNECT_FAILED)
