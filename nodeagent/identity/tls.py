@@ -20,6 +20,8 @@ from nodeagent.vocabulary import SpiffeId
 HTTP_ALPN: Final = "istio-http/1.1"
 HTTP2_ALPN: Final = "istio-h2"
 TCP_ALPN: Final = "istio"
+SHARED_ALPN: Final = "nodeagent-h2"
+"""Only agents know it: many connections over one (``proxy/shared/``)."""
 Inside = Literal["http", "http2", "tcp"]
 """What a connection carries inside its TLS, as its client says."""
 _OFFERED: Final[dict[Inside, tuple[str, ...]]] = {
@@ -38,12 +40,18 @@ class Contexts:
     client_http: ssl.SSLContext
     client_http2: ssl.SSLContext
     client_tcp: ssl.SSLContext
+    shared_http: ssl.SSLContext
+    shared_tcp: ssl.SSLContext
 
-    def client(self, inside: Inside) -> ssl.SSLContext:
-        """Return the context of a client that carries what *inside* says."""
+    def client(self, inside: Inside, *, shared: bool = False) -> ssl.SSLContext:
+        """Return the context of a client that carries what *inside* says; *shared*: or many such, where
+        the peer can.
+        """
         if inside == "tcp":
-            return self.client_tcp
-        return self.client_http if inside == "http" else self.client_http2
+            return self.shared_tcp if shared else self.client_tcp
+        if inside == "http2":
+            return self.client_http2
+        return self.shared_http if shared else self.client_http
 
 
 def contexts(certificate: Certificate) -> Contexts:
@@ -53,6 +61,8 @@ def contexts(certificate: Certificate) -> Contexts:
         client_context(certificate, *_OFFERED["http"]),
         client_context(certificate, *_OFFERED["http2"]),
         client_context(certificate, *_OFFERED["tcp"]),
+        client_context(certificate, SHARED_ALPN, *_OFFERED["http"]),
+        client_context(certificate, SHARED_ALPN, *_OFFERED["tcp"]),
     )
 
 
@@ -60,7 +70,7 @@ def server_context(certificate: Certificate) -> ssl.SSLContext:
     """Return the context of a server that demands the client's certificate; takes HTTP before
     TCP. Raises IdentityError.
     """
-    context = _context(ssl.PROTOCOL_TLS_SERVER, certificate, (HTTP2_ALPN, HTTP_ALPN, TCP_ALPN))
+    context = _context(ssl.PROTOCOL_TLS_SERVER, certificate, (SHARED_ALPN, HTTP2_ALPN, HTTP_ALPN, TCP_ALPN))
     context.num_tickets = 0
     return context
 

@@ -13,7 +13,7 @@ from time import time
 from typing import Literal
 
 from nodeagent.errors import NO_CERTIFICATE, NO_ORIGINAL, OVER_LIMIT, PLAINTEXT_REFUSED, UPSTREAM_TLS, IdentityError
-from nodeagent.identity.tls import HTTP2_ALPN, HTTP_ALPN, peer_expiry, peer_identity
+from nodeagent.identity.tls import HTTP2_ALPN, HTTP_ALPN, SHARED_ALPN, peer_expiry, peer_identity
 from nodeagent.mesh.entries import HTTP, Protocol
 from nodeagent.policy.model import MtlsMode
 from nodeagent.proxy.admission import admit
@@ -24,12 +24,15 @@ from nodeagent.proxy.ledger import Ledger
 from nodeagent.proxy.originals import Originals
 from nodeagent.proxy.permit import NotAdmitted, Permit
 from nodeagent.proxy.pods import PodState
+from nodeagent.proxy.shared.heads import Carried
+from nodeagent.proxy.shared.server import SharedDownstream
+from nodeagent.proxy.shared.stream import SharedStream
 from nodeagent.proxy.sniff import FirstLine, Verdict, sniff_declared
 from nodeagent.proxy.tls.client_hello import ClientHello, NeedMore, parse
 from nodeagent.proxy.tls.stream import TlsStream
 from nodeagent.proxy.transport import Transport, peer_address, reset
 from nodeagent.proxy.view import Resolved
-from nodeagent.vocabulary import Direction
+from nodeagent.vocabulary import Direction, SpiffeId
 
 
 @dataclass(frozen=True)
@@ -46,6 +49,7 @@ class Accepted:
     """The protocol of a connection until it is known what it is; then it hands the transport on."""
 
     def __init__(self, entrance: Entrance, pod: PodState, direction: Direction, originals: Originals) -> None:
+        self._entrance = entrance
         self._context = entrance.context
         self._ledger = entrance.ledger
         self._begin = entrance.begin
@@ -75,10 +79,7 @@ class Accepted:
             return
         connection = self._connection = Connection(pod, self._direction, peer, target, time())
         connection.chosen = chosen
-        connection.transport = transport
-        self._ledger.opened(connection)
-        if pod.connections > self._context.limits.connections_per_pod:
-            self._ledger.refuse(connection, transport, OVER_LIMIT)
+        if not self._is_entered(connection, transport):
             return
         self._protocol = target.protocol
         if self._direction == "outbound":
@@ -248,16 +249,64 @@ class Accepted:
         except IdentityError:
             self._ledger.refuse(connection, self._transport, UPSTREAM_TLS)
             return
-        peer = connection.peer
-        workload = peer.workload if peer.workload is not None and peer.workload.identity == identity else None
-        connection.peer = Peer(peer.address, peer.port, identity, "mutual_tls", workload)
+        connection.peer = self._proved(connection.peer, identity)
         connection.expires = peer_expiry(stream.session)
         self._transport = connection.transport = stream
         stream.protocol = self
         if not self._admit():
             return
+        alpn = stream.session.selected_alpn_protocol()
+        if alpn == SHARED_ALPN:
+            self._share(stream)
+        else:
+            self._await_first(http=alpn in (HTTP_ALPN, HTTP2_ALPN))
+
+    def _proved(self, peer: Peer, identity: SpiffeId) -> Peer:
+        """Return *peer*, which is found to be *identity*."""
+        workload = self._context.view.workload_at(peer.address)
+        known = workload is not None and workload.identity == identity
+        return Peer(peer.address, peer.port, identity, "mutual_tls", workload if known else None)
+
+    def _share(self, stream: TlsStream) -> None:
+        """The peer is an agent, which carries many connections over this one."""
+        connection, self._connection = self._connection, None
+        assert connection is not None
+        self._handed = connection
+
+        def enter(carried: SharedStream, inside: Carried) -> None:
+            accepted = Accepted(self._entrance, self._pod, "inbound", self._originals)
+            carried.protocol = accepted
+            accepted.enter(carried, connection, inside)
+
+        codec = SharedDownstream(self._context, self._ledger, connection, enter)
+        stream.protocol = codec
+        codec.begin()
+
+    def enter(self, stream: SharedStream, outer: Connection, inside: Carried) -> None:
+        """Accept *stream* of the shared connection *outer*: whom it asks for, and who asks, is known by that."""
+        self._transport = stream
+        target = self._context.view.resolve(outer.target.address, outer.target.port)
+        peer = self._proved(outer.peer, SpiffeId(outer.peer.identity))
+        connection = self._connection = Connection(self._pod, "inbound", peer, target, time())
+        connection.expires = outer.expires
+        connection.sni = outer.sni
+        if self._is_entered(connection, stream) and self._admit():
+            self._protocol = target.protocol
+            self._await_first(http=inside == "http")
+
+    def _is_entered(self, connection: Connection, transport: Transport) -> bool:
+        """Enter *connection*; say whether its pod may have one more."""
+        connection.transport = transport
+        self._ledger.opened(connection)
+        if connection.pod.connections <= self._context.limits.connections_per_pod:
+            return True
+        self._ledger.refuse(connection, transport, OVER_LIMIT)
+        return False
+
+    def _await_first(self, *, http: bool) -> None:
+        """A peer has proved who it is, and says whether it carries *http*: its first bytes follow, or the server's."""
         timeouts = self._context.timeouts
-        if stream.session.selected_alpn_protocol() in (HTTP_ALPN, HTTP2_ALPN) and self._protocol not in HTTP:
+        if http and self._protocol not in HTTP:
             self._protocol = "http"
         # What the peer says that it carries is its word: what the port is, its own pod says.
         if self._protocol == "tcp":

@@ -144,7 +144,7 @@ class Carrier:
             raise DialError(DOWNSTREAM_GONE)
         if route.pool is None:
             raise DialError(NO_ENDPOINTS)
-        return await route.pool.dial.connect(self._context, "tcp")
+        return await route.pool.connect()
 
     def _stands(self, admitted: Admitted, dialled: Dialled, generation: int) -> bool:
         """Say whether both sides are still there, and still permitted; else neither is kept."""

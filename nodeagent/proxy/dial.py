@@ -9,7 +9,7 @@ import os
 import socket
 import ssl
 from dataclasses import dataclass, replace
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from nodeagent.errors import (
     CONNECT_FAILED,
@@ -19,7 +19,7 @@ from nodeagent.errors import (
     IdentityError,
     Reason,
 )
-from nodeagent.identity.tls import Contexts, Inside, peer_identity
+from nodeagent.identity.tls import SHARED_ALPN, Contexts, Inside, peer_identity
 from nodeagent.mesh.entries import Protocol
 from nodeagent.proxy.context import Context
 from nodeagent.proxy.pods import PodState
@@ -27,6 +27,9 @@ from nodeagent.proxy.sniff import begins_http2
 from nodeagent.proxy.tls.stream import TlsStream
 from nodeagent.proxy.transport import Transport
 from nodeagent.vocabulary import SpiffeId, family_of, host_port
+
+if TYPE_CHECKING:
+    from nodeagent.proxy.shared.client import SharedUpstream
 
 _ELSEWHERE: Final = frozenset((errno.ECONNREFUSED, errno.EHOSTUNREACH, errno.ENETUNREACH, errno.EADDRNOTAVAIL))
 """What tells that an endpoint is not at this address, and may be at another."""
@@ -70,16 +73,16 @@ class Dial:
         """Return the TLS contexts that a new connection would have; None: plaintext."""
         return self.pod.tls if self.expected is not None else None
 
-    async def connect(self, context: Context, inside: Inside) -> Dialled:
+    async def connect(self, context: Context, inside: Inside, *, shared: bool = False) -> Dialled:
         """Return a connected transport, plain or a TlsStream whose peer proved to be ``expected`` and
-        was told what is *inside*.
+        was told what is *inside*; *shared*: an agent is told that it is many such connections.
 
         Raises DialError.
         """
         timeouts = context.timeouts
         try:
             async with asyncio.timeout(timeouts.connect):
-                return await self._connect(context, inside)
+                return await self._connect(context, inside, shared=shared)
         except TimeoutError:
             raise DialError(
                 NO_CERTIFICATE if self.expected is not None and self.pod.tls is None else CONNECT_TIMEOUT
@@ -90,7 +93,7 @@ class Dial:
         except OSError as error:
             raise DialError(self._failed(error)) from None
 
-    async def _connect(self, context: Context, inside: Inside) -> Dialled:
+    async def _connect(self, context: Context, inside: Inside, *, shared: bool) -> Dialled:
         loop = context.loop
         tls = await self.pod.certified() if self.expected is not None else None
         if self.expected is not None and tls is None:
@@ -109,12 +112,15 @@ class Dial:
             if not established.done():
                 established.set_exception(error)
 
-        stream = TlsStream(tls.client(inside), server_side=False, ready=established.set_result, failed=failed)
+        stream = TlsStream(
+            tls.client(inside, shared=shared), server_side=False, ready=established.set_result, failed=failed
+        )
         dialled = stream.protocol = Dialled()
         dialled.transport = stream
         await loop.create_connection(lambda: stream, sock=sock)  # type: ignore[type-var]  # asyncio's protocols are duck-typed
         try:
             await established
+            dialled.shared = stream.session.selected_alpn_protocol() == SHARED_ALPN
             found = peer_identity(stream.session, context.trust_domain)
             if found != self.expected:
                 raise IdentityError(f"{self.address}:{self.port} proved to be {found}, not {self.expected}")
@@ -172,6 +178,10 @@ class Dialled(asyncio.Protocol):
         self.transport: Transport
         self.early = b""
         self.ended = self.lost = False
+        self.shared = False
+        """Its peer agreed to carry many connections over it."""
+        self.carrier: SharedUpstream | None = None
+        """The shared connection that it is a stream of."""
         self._heard: asyncio.Future[None] | None = None
 
     def heard(self, loop: asyncio.AbstractEventLoop) -> asyncio.Future[None]:

@@ -15,10 +15,11 @@ from typing import Final
 from nodeagent.errors import UPSTREAM_RESET
 from nodeagent.mesh.entries import HTTP2
 from nodeagent.proxy.context import Context
-from nodeagent.proxy.dial import Dial, DialError
+from nodeagent.proxy.dial import Dial, DialError, Dialled
 from nodeagent.proxy.http.exchange import Exchange, Upstream
 from nodeagent.proxy.http1.upstream import Http1Upstream
 from nodeagent.proxy.http2.streams import StreamPool
+from nodeagent.proxy.shared.client import SharedPool, SharedUpstream
 
 LINGER_SECONDS: Final = 1.0
 """How long a server is waited for that is to close its connection."""
@@ -39,6 +40,9 @@ class Pool:
         self.once = self._most == 0
         """Every connection carries one request, none is kept."""
         self.streams = StreamPool(context, dial, self, once=self.once)
+        self.shared = SharedPool(context, dial, self.retired)
+        self._own: set[Upstream] = set()
+        """Those of HTTP/1 that are no streams of a shared connection."""
         self._idle: list[Upstream] = []
         self._bound: dict[int, Upstream] = {}
         """Idle ones that wait for their client's connection's next request, by its number."""
@@ -75,7 +79,7 @@ class Pool:
 
     async def _send_anew(self, exchange: Exchange) -> None:
         try:
-            dialled = await self.dial.connect(self._context, "http")
+            dialled = await self.shared.connect("http", accompanied=bool(self._own))
         except DialError as error:
             exchange.unreached(error.reason)
             return
@@ -83,7 +87,12 @@ class Pool:
             exchange.refuse(UPSTREAM_RESET)
             return
         upstream = Http1Upstream(self, exchange.downstream.connection, self._context.limits.header_bytes)
-        upstream.tls = self.dial.contexts()
+        carrier = upstream.carrier = dialled.carrier
+        if carrier is None:
+            upstream.tls = self.dial.contexts()
+            self._own.add(upstream)
+        else:
+            upstream.tls = carrier.tls
         upstream.attach(dialled.transport)
         dialled.transport.set_protocol(upstream)
         if dialled.early or dialled.ended:
@@ -108,20 +117,37 @@ class Pool:
                 self._leaving.add(upstream)
             else:
                 upstream.close()
-        elif len(self._idle) >= self._most or context.draining or upstream.tls is not self.dial.contexts():
+        elif len(self._idle) >= self._most or context.draining or self._is_stale(upstream):
             upstream.close()
         elif self.dial.bound:
             self._bound[upstream.owner.number] = upstream  # the sweep closes it when its client has gone
+        elif self._idle and upstream.carrier is not None and self._idle[-1].carrier is None:
+            self._idle.insert(-1, upstream)  # who is alone again finds the connection that is nobody else's
         else:
             self._idle.append(upstream)
+
+    def _is_stale(self, upstream: Upstream) -> bool:
+        """Say whether no request shall be sent on *upstream* any more."""
+        carrier = upstream.carrier
+        return upstream.tls is not self.dial.contexts() or (carrier is not None and carrier.retired)
 
     def forget(self, upstream: Upstream) -> None:
         """*upstream* is closed."""
         self._leaving.discard(upstream)
+        self._own.discard(upstream)
         if upstream in self._idle:
             self._idle.remove(upstream)
         if self._bound.get(upstream.owner.number) is upstream:
             del self._bound[upstream.owner.number]
+
+    async def connect(self) -> Dialled:
+        """Return a connection to the endpoint for bytes that are no HTTP. Raises DialError."""
+        return await self.shared.connect("tcp", accompanied=False)
+
+    def retired(self, carrier: SharedUpstream) -> None:
+        """The shared connection *carrier* takes no new requests."""
+        for upstream in [each for each in self._idle if each.carrier is carrier]:
+            self.close(upstream)
 
     def idle(self) -> list[Upstream]:
         """Return the connections that wait for a request of whoever comes, the longest idle first."""
@@ -146,6 +172,7 @@ class Pool:
         for upstream in stale:
             self.close(upstream)
         self.streams.sweep(now, idle)
+        self.shared.sweep(now, idle)
 
     def close(self, upstream: Upstream) -> None:
         """Close *upstream*, which is idle."""

@@ -230,9 +230,9 @@ class Http1Upstream(Upstream):
             self._rest(exchange)
             exchange.downstream.end(exchange, NO_FIELDS)
             return
-        if self.served and exchange.replayable():
-            # The endpoint closed an idle connection while the request was on its way (RFC 9112
-            # section 9.3.1).
+        if (self.served or self.carrier is not None) and exchange.replayable():
+            # The endpoint closed an idle connection, or a shared one, while the request was on its
+            # way (RFC 9112 section 9.3.1).
             self.exchange = None
             exchange.upstream = None
             self._keeper.retry(exchange)

@@ -41,11 +41,12 @@ REMEMBERED: Final = 256
 class FrameSender:
     """The sending half of a session, and the streams that both halves know."""
 
-    def __init__(self, user: SessionUser, held: HeldBytes, most_held: int, *, client: bool) -> None:
+    def __init__(self, user: SessionUser, held: HeldBytes, most_held: int, *, client: bool, tunnels: bool) -> None:
         self._user = user
         self._held = held
         self._most_held = most_held
         self._client = client
+        self._tunnels = tunnels
         self.streams: dict[int, Http2Stream] = {}
         """The open ones, by number."""
         self.last = 0
@@ -107,7 +108,8 @@ class FrameSender:
         stream.queued += size
         self.queued += size
         self._held.bytes += size
-        if (self.queued > 4 * STALLED or self._held.bytes > self._most_held) and not self._client:
+        stalled = self.queued > 4 * STALLED and not self._tunnels
+        if (stalled or self._held.bytes > self._most_held) and not self._client:
             self._overflow()
             return
         if stream.queued > HIGH_WATER and not stream.waits and (self.blocked or min(stream.window, self._window) <= 0):
@@ -269,7 +271,7 @@ class FrameSender:
         stream.local_ended = True
         if stream.remote_ended:
             self._forget(stream)
-        elif not self._client:
+        elif not self._client and not self._tunnels:
             self.reset(stream, wire.NO_ERROR)
 
     # -- the streams' end, and patience --

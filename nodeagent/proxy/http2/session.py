@@ -60,10 +60,24 @@ FRAMES_A_TURN: Final = 1024
 class Session(Control):
     """The state of one connection."""
 
-    def __init__(self, user: SessionUser, held: HeldBytes, limits: Limits, *, client: bool) -> None:
-        """*held*: what all connections of the client's pod make the proxy hold."""
-        Control.__init__(self, user, held, limits.held_bytes_per_pod, client=client)
-        self._most_streams = limits.streams_per_connection
+    def __init__(
+        self,
+        user: SessionUser,
+        held: HeldBytes,
+        limits: Limits,
+        *,
+        client: bool,
+        window: int = STREAM_WINDOW,
+        tunnels: int = 0,
+    ) -> None:
+        """*held*: what all connections of the client's pod make the proxy hold; *window*: bytes that the
+        peer may send of a stream. *tunnels*: so many streams, each a connection (CONNECT), whose
+        directions end each by itself; all together may send what each may (``proxy/shared/``).
+        """
+        Control.__init__(self, user, held, limits.held_bytes_per_pod, client=client, tunnels=tunnels > 0)
+        self._own_window = window
+        self._own_windows = CONNECTION_WINDOW + tunnels * window
+        self._most_streams = tunnels or limits.streams_per_connection
         self._header_limit = limits.header_bytes
         self._decoder = Decoder(wire.DEFAULT_TABLE, limits.header_bytes, limits.header_count)
         self.behind = False
@@ -78,14 +92,14 @@ class Session(Control):
         self._begin()
 
     def _begin(self) -> None:
-        own = [(wire.INITIAL_WINDOW_SIZE, STREAM_WINDOW), (wire.MAX_HEADER_LIST_SIZE, self._header_limit)]
+        own = [(wire.INITIAL_WINDOW_SIZE, self._own_window), (wire.MAX_HEADER_LIST_SIZE, self._header_limit)]
         if self._client:
             own.append((wire.ENABLE_PUSH, 0))
             self._out.append(wire.PREFACE)
         else:
             own.append((wire.MAX_CONCURRENT_STREAMS, self._most_streams))
         self._out.append(wire.settings(tuple(own)))
-        self._out.append(wire.window_update(0, CONNECTION_WINDOW - wire.DEFAULT_WINDOW))
+        self._out.append(wire.window_update(0, self._own_windows - wire.DEFAULT_WINDOW))
 
     def feed(self, data: bytes) -> None:
         """Read *data*. Afterwards ``broken`` or ``behind`` may be set."""
@@ -157,7 +171,7 @@ class Session(Control):
             raise SessionError(wire.PROTOCOL_ERROR, "DATA on stream 0")
         count = len(payload)
         self._outstanding += count
-        if self._outstanding > CONNECTION_WINDOW:
+        if self._outstanding > self._own_windows:
             raise SessionError(wire.FLOW_CONTROL_ERROR, "more DATA than the connection's window")
         if flags & wire.PADDED:
             payload = unpadded(payload)
@@ -167,7 +181,7 @@ class Session(Control):
             self._closed(stream, number)
             return
         stream.taken += count
-        if stream.taken > STREAM_WINDOW:
+        if stream.taken > self._own_window:
             self._return(count)
             self._fault(stream, wire.FLOW_CONTROL_ERROR)
             return
@@ -185,7 +199,7 @@ class Session(Control):
             self._owe(stream, count)
         else:
             self._return(count)
-            if stream.taken >= STREAM_WINDOW // 2 and not ended:
+            if stream.taken >= self._own_window // 2 and not ended:
                 self._out.append(wire.window_update(number, stream.taken))
                 stream.taken = 0
         if ended and not self._is_gone(stream):

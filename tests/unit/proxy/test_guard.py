@@ -408,10 +408,10 @@ def test_what_changes_while_the_application_is_dialled_is_in_force(
 ) -> None:
     dialling, go, connect = asyncio.Event(), asyncio.Event(), Dial.connect
 
-    async def slow(self: Dial, context: Context, inside: Inside) -> Any:
+    async def slow(self: Dial, context: Context, inside: Inside, **options: Any) -> Any:
         dialling.set()
         await go.wait()
-        return await connect(self, context, inside)
+        return await connect(self, context, inside, **options)
 
     async def scene(nodes: Nodes) -> None:
         monkeypatch.setattr(Dial, "connect", slow)
@@ -475,12 +475,12 @@ def test_a_certificate_that_ends_while_the_endpoint_is_dialled_ends_the_connecti
 ) -> None:
     dialling, go, connect = asyncio.Event(), asyncio.Event(), Dial.connect
 
-    async def slow(self: Dial, context: Context, *, http: bool) -> Any:
+    async def slow(self: Dial, context: Context, *inside: Any, **options: Any) -> Any:
         dialling.set()
         await go.wait()
         if not reached:
             raise DialError(CONNECT_TIMEOUT)
-        return await connect(self, context, http=http)
+        return await connect(self, context, *inside, **options)
 
     async def scene(nodes: Nodes) -> None:
         nodes._sweeper.cancel()

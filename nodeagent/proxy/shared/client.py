@@ -1,0 +1,286 @@
+"""The client's side of shared connections: those of one pool, and when sharing helps. Theory: ``link.py``.
+
+A connection of its own costs a handshake, and its records are its own; a stream costs nine bytes a
+write. So who is alone at an endpoint gets a connection of its own, which nothing beats, and whoever
+comes while another one is there, or was a moment ago, a stream. The first who would share asks
+whether the peer is an agent, by ALPN: one that is not gets what it would have got before.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Final
+
+from nodeagent.errors import NO_CERTIFICATE, UPSTREAM_RESET
+from nodeagent.identity.tls import Contexts
+from nodeagent.proxy.context import Context
+from nodeagent.proxy.dial import Dial, DialError, Dialled
+from nodeagent.proxy.http.fields import Field
+from nodeagent.proxy.http2 import frames as wire
+from nodeagent.proxy.http2.stream import Http2Stream
+from nodeagent.proxy.shared.heads import Carried, connect_block, is_taken
+from nodeagent.proxy.shared.link import STREAMS, Link
+from nodeagent.proxy.shared.stream import SharedStream
+from nodeagent.proxy.transport import Transport
+from nodeagent.vocabulary import host_port
+
+MOST_CONNECTIONS: Final = 64
+UNBLOCKED_CONNECTIONS: Final = 4
+"""So many are dialled because the others' transports take nothing right now."""
+RECENT_SECONDS: Final = 1.0
+"""Who comes so soon after another one shares."""
+ASK_SECONDS: Final = 60.0
+"""How long a peer that was no agent is not asked again."""
+PING_SECONDS: Final = 30.0
+LOST_SECONDS: Final = 20.0
+"""A peer with streams that says nothing is asked after the first, and given up the second later."""
+
+
+class SharedUpstream(Link):
+    """The protocol of a shared connection to an endpoint's agent."""
+
+    def __init__(self, pool: SharedPool, context: Context, transport: Transport, tls: Contexts | None) -> None:
+        Link.__init__(self, context, transport, client=True)
+        self.tls = tls
+        """The TLS contexts that it was dialled with."""
+        self.retired = False
+        self.idle_since = context.now
+        self._pool = pool
+        self._asked = 0.0
+        """When a PING was sent that has no answer yet."""
+
+    def free(self) -> bool:
+        """Say whether one more stream may be opened."""
+        return not self.retired and not self.lost and self.session.can_open(STREAMS)
+
+    def open(self, carried: Carried) -> Dialled:
+        """Return a connection to the endpoint that is a new stream."""
+        dialled = Dialled()
+        dialled.carrier = self
+        stream = SharedStream(self, self._open(carried), carried)
+        stream.protocol = dialled
+        dialled.transport = stream
+        self.streams[stream.stream.number] = stream
+        return dialled
+
+    def adopt(self, stream: SharedStream) -> None:
+        """Carry *stream*, at which no peer has looked."""
+        stream.move(self, self._open(stream.carried))
+        self.streams[stream.stream.number] = stream
+
+    def _open(self, carried: Carried) -> Http2Stream:
+        if not self.session.streams:
+            self.touched = self.context.now
+        stream = self.session.open()
+        stream.kept = []
+        self.session.send_head(stream, connect_block(carried, self._pool.authority), ended=False)
+        self.soon()
+        return stream
+
+    def on_head(self, stream: Http2Stream, fields: list[Field]) -> None:
+        if stream.head_read:
+            return
+        if not is_taken(fields):
+            self.session.malformed(stream)
+            return
+        stream.head_read = True
+        stream.kept = None
+
+    def on_reset(self, stream: Http2Stream, code: int, *, ours: bool) -> None:
+        shared = self.streams.get(stream.number)
+        if code == wire.REFUSED_STREAM and not ours and shared is not None and not shared.is_closing():
+            if not self.session.leaving:
+                self.session.peer_streams = max(1, len(self.session.streams))  # whatever it says that it takes
+            if stream.kept is not None:
+                del self.streams[stream.number]
+                self._pool.again(shared)
+                return
+        Link.on_reset(self, stream, code, ours=ours)
+
+    def emptied(self) -> None:
+        self.idle_since = self.context.now
+        if self.retired:
+            self.end()
+
+    def retire(self) -> None:
+        """Take no new streams; close behind the last one."""
+        if not self.retired:
+            self.retired = True
+            self._pool.retire(self)
+            if not self.session.streams:
+                self.end()
+
+    def on_goaway(self, code: int) -> None:
+        self.retire()
+
+    def broke(self, words: str) -> None:
+        self.retire()
+
+    def data_received(self, data: bytes) -> None:
+        self._asked = 0.0
+        Link.data_received(self, data)
+
+    def eof_received(self) -> bool:
+        self.retire()
+        return False
+
+    def connection_lost(self, error: Exception | None) -> None:
+        self.lost = True
+        self.retire()
+        self._pool.gone(self)
+        Link.connection_lost(self, error)
+
+    def sweep(self, now: float, idle: float, tls: Contexts | None) -> None:
+        """Close it where nobody uses it for *idle* seconds at *now* (monotonic), retire it where *tls*
+        has been renewed, and see whether a peer that says nothing is still there.
+        """
+        self.forgive()
+        if self.tls is not tls or (
+            not self.session.streams and (self.context.draining or now - self.idle_since > idle)
+        ):
+            self.retire()
+        if not self.session.streams or self.lost:
+            return
+        if self._asked and now - self._asked > LOST_SECONDS:
+            self.transport.abort()
+        elif not self._asked and now - self.touched > PING_SECONDS:
+            self._asked = now
+            self.session.ping()
+            self.soon()
+
+
+class SharedPool:
+    """The shared connections of one pool, that is of one identity to one endpoint."""
+
+    def __init__(self, context: Context, dial: Dial, retired: Callable[[SharedUpstream], None]) -> None:
+        """*retired* hears of each that takes no new streams: what is idle on it shall be closed."""
+        self._context = context
+        self._dial = dial
+        self._retired = retired
+        self.authority = host_port(dial.address, dial.port).encode()
+        self._allowed = dial.expected is not None and not dial.bound and context.settings.shared_connections
+        self._links: list[SharedUpstream] = []
+        self._dialling: asyncio.Future[None] | None = None
+        self._dialled_at = -RECENT_SECONDS
+        self._refused_until = 0.0
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    async def connect(self, carried: Carried, *, accompanied: bool) -> Dialled:
+        """Return a connection to the endpoint: a stream where sharing helps and the peer can, else one
+        of its own. *accompanied*: another one is there. Raises DialError.
+        """
+        now = self._context.now
+        recent = now - self._dialled_at <= RECENT_SECONDS
+        self._dialled_at = now
+        if not self._possible() or not (accompanied or recent or self._links):
+            return await self._dial.connect(self._context, carried)
+        return await self._shared(carried)
+
+    def _possible(self) -> bool:
+        return self._allowed and self._context.now >= self._refused_until
+
+    async def _shared(self, carried: Carried) -> Dialled:
+        """Raises DialError."""
+        while self._possible():
+            link = self._free()
+            if link is not None:
+                return link.open(carried)
+            if len(self._links) >= MOST_CONNECTIONS:
+                break
+            if self._dialling is None:
+                return await self._first(carried)
+            await asyncio.shield(self._dialling)
+        return await self._dial.connect(self._context, carried)
+
+    def _free(self) -> SharedUpstream | None:
+        """Return the connection that takes the next stream; None: one more is to be dialled."""
+        blocked = None
+        for link in self._links:
+            if not link.free():
+                continue
+            if not link.session.blocked:
+                return link
+            blocked = link
+        return blocked if len(self._links) >= UNBLOCKED_CONNECTIONS else None
+
+    async def _first(self, carried: Carried) -> Dialled:
+        """Dial a connection to be shared, for which others may wait meanwhile. Raises DialError."""
+        waiting = self._dialling = self._context.loop.create_future()
+        tls = self._dial.contexts()
+        try:
+            dialled = await self._dial.connect(self._context, carried, shared=True)
+        except DialError as error:
+            waiting.set_exception(error)
+            waiting.exception()  # it may be that nobody waits
+            raise
+        finally:
+            self._dialling = None
+            if not waiting.done():
+                waiting.set_result(None)
+        if not dialled.shared:
+            self._refused_until = self._context.now + ASK_SECONDS
+            return dialled
+        return self._take(dialled, tls).open(carried)
+
+    def _take(self, dialled: Dialled, tls: Contexts | None) -> SharedUpstream:
+        """Return the shared connection that *dialled* is. Raises DialError."""
+        if dialled.lost or dialled.ended:
+            dialled.transport.abort()
+            raise DialError(UPSTREAM_RESET)
+        tls = tls if tls is not None else self._dial.contexts()
+        if tls is None:
+            raise DialError(NO_CERTIFICATE)
+        link = SharedUpstream(self, self._context, dialled.transport, tls)
+        dialled.transport.set_protocol(link)
+        self._links.append(link)
+        if dialled.early:
+            link.data_received(dialled.early)
+        return link
+
+    # -- what connections tell --
+
+    def retire(self, link: SharedUpstream) -> None:
+        """*link* takes no new streams."""
+        self._retired(link)
+
+    def gone(self, link: SharedUpstream) -> None:
+        """*link* is closed."""
+        self._links.remove(link)
+
+    def again(self, stream: SharedStream) -> None:
+        """Carry *stream*, which its peer has not looked at, over another connection."""
+        task = self._context.loop.create_task(self._carry_again(stream))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _carry_again(self, stream: SharedStream) -> None:
+        try:
+            link = await self._another()
+        except DialError:
+            link = None
+        if stream.is_closing():
+            return
+        if link is None:
+            stream.lose(ConnectionResetError("no other connection took the stream"))
+        else:
+            link.adopt(stream)
+
+    async def _another(self) -> SharedUpstream | None:
+        """Raises DialError."""
+        link = self._free()
+        if link is not None or len(self._links) >= MOST_CONNECTIONS:
+            return link
+        tls = self._dial.contexts()
+        dialled = await self._dial.connect(self._context, "http", shared=True)
+        if not dialled.shared:
+            dialled.transport.abort()
+            return None
+        return self._take(dialled, tls)
+
+    def sweep(self, now: float, idle: float) -> None:
+        """Close what idled for *idle* seconds at *now* (monotonic), and what may not be used any more."""
+        if self._links:
+            tls = self._dial.contexts()
+            for link in list(self._links):
+                link.sweep(now, idle, tls)

@@ -1,0 +1,218 @@
+"""A shared connection as both agents have it: an HTTP/2 session whose streams carry connections.
+
+Theory of operation
+===================
+
+The client's agent dials the server pod's own address and port, as for a connection of one client,
+and offers SHARED_ALPN besides what Istio's sidecars know; only an agent picks it. Then::
+
+    client's agent                                    server's agent
+    HEADERS :method CONNECT, inside: http | tcp ────▶ a connection of the proved identity is accepted
+    DATA, behind it without waiting             ◀───▶ HEADERS :status 200; DATA
+    END_STREAM: this direction ends, the other goes on, as by FIN
+    RST_STREAM: both end at once, as by RST
+    GOAWAY: idle streams close, new ones go elsewhere; what is under way stays
+
+What is inside stays as it is: an HTTP/1.1 connection keeps its fields' spelling, chunks, 1xx,
+trailers and upgrades, and is used for one request after the other without another head here.
+
+Writes of one turn of the loop leave as one, at its end: many frames, few records, one system call.
+
+**Slow readers.** A stream whose reader pauses gets no new window: its peer may send what is left
+of STREAM_WINDOW, which waits here. The connection's window is that of all streams together, so that
+readers who stand still, be it all but one, never hold back another one.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from nodeagent.proxy.context import Context
+from nodeagent.proxy.http.fields import Field
+from nodeagent.proxy.http2.session import Session
+from nodeagent.proxy.http2.stream import Http2Stream
+from nodeagent.proxy.http2.user import SessionUser
+from nodeagent.proxy.shared.stream import SharedStream
+from nodeagent.proxy.transport import Transport
+
+STREAMS: Final = 128
+"""On one connection; more are more connections."""
+STREAM_WINDOW: Final = 1 << 17
+UNSENT: Final = 1 << 18
+"""Bytes of control frames that may wait for a transport that takes none; then nothing is read either."""
+
+
+class Link(SessionUser):
+    """The protocol of a shared connection; each side adds how streams begin."""
+
+    def __init__(self, context: Context, transport: Transport, *, client: bool) -> None:
+        limits = context.limits
+        self.context = context
+        self.transport = transport
+        self.session = Session(
+            self,
+            client=client,
+            streams=STREAMS,
+            header_bytes=limits.header_bytes,
+            header_count=limits.header_count,
+            window=STREAM_WINDOW,
+            tunnels=True,
+        )
+        self.streams: dict[int, SharedStream] = {}
+        self.lost = False
+        self.touched = context.now
+        """When the peer said something, by the context's clock."""
+        self._swept_at = context.now
+        self._scheduled = False
+        self._reading = True
+        self._unsent = 0
+
+    # -- what streams ask for --
+
+    def soon(self) -> None:
+        """Write what this turn of the loop says, at its end."""
+        if not self._scheduled:
+            self._scheduled = True
+            self.context.loop.call_soon(self._flush)
+
+    def forget(self, stream: SharedStream) -> None:
+        """*stream* is told nothing any more."""
+        self.streams.pop(stream.stream.number, None)
+        self.soon()
+
+    def emptied(self) -> None:
+        """No stream is open."""
+        raise NotImplementedError
+
+    # -- writing --
+
+    def _flush(self) -> None:
+        self._scheduled = False
+        if self.lost:
+            return
+        session = self.session
+        data = session.take()
+        if data:
+            self.transport.write(data)
+            if session.blocked:
+                self._unsent += len(data)
+                if self._unsent > UNSENT:
+                    self._pause_reading()
+        if session.broken is not None:
+            self.broke(session.broken.words)
+            self.transport.close()
+        elif session.waiting():
+            self.soon()
+        elif not session.streams:
+            self.emptied()
+
+    def broke(self, words: str) -> None:
+        """The peer broke a rule, was told so by *words*, and nothing of it is read any more."""
+        raise NotImplementedError
+
+    def end(self) -> None:
+        """Close the connection, which has no streams."""
+        if not self.lost and not self.transport.is_closing():
+            self.session.leave()
+            self.transport.write(self.session.take())
+            self.transport.close()
+
+    # -- events of the transport --
+
+    def data_received(self, data: bytes) -> None:
+        self.touched = self.context.now
+        self._feed(data)
+        if self.session.behind:
+            self._pause_reading()
+            self.context.loop.call_soon(self._catch_up)
+
+    def _feed(self, data: bytes) -> None:
+        session = self.session
+        session.feed(data)
+        if session.broken is not None or session.waiting():
+            self.soon()
+
+    def _catch_up(self) -> None:
+        """Go on with what came, of which the last turn had its share."""
+        if self.lost:
+            return
+        self._feed(b"")
+        if self.session.behind:
+            self.context.loop.call_soon(self._catch_up)
+        else:
+            self._resume_reading()
+
+    def eof_received(self) -> bool:
+        return False  # each stream has an end of its own
+
+    def connection_lost(self, error: Exception | None) -> None:
+        self.lost = True
+        streams = list(self.streams.values())
+        self.streams.clear()
+        self.session.streams.clear()
+        for stream in streams:
+            stream.lose(error or ConnectionResetError("the shared connection was lost"))
+
+    def pause_writing(self) -> None:
+        self.session.blocked = True
+
+    def resume_writing(self) -> None:
+        self.session.blocked = False
+        self._unsent = 0
+        self._resume_reading()
+        self._flush()
+
+    def _pause_reading(self) -> None:
+        if self._reading:
+            self._reading = False
+            self.transport.pause_reading()
+
+    def _resume_reading(self) -> None:
+        if self._unsent > UNSENT or self.session.behind or self._reading or self.transport.is_closing():
+            return
+        self._reading = True
+        self.transport.resume_reading()
+
+    # -- events of the session --
+
+    def on_head(self, stream: Http2Stream, fields: list[Field]) -> None:
+        raise NotImplementedError
+
+    def on_data(self, stream: Http2Stream, piece: bytes) -> None:
+        shared = self.streams.get(stream.number)
+        if shared is not None:
+            shared.came(piece)
+
+    def on_end(self, stream: Http2Stream) -> None:
+        shared = self.streams.get(stream.number)
+        if shared is not None:
+            shared.ended()
+
+    def on_reset(self, stream: Http2Stream, code: int, *, ours: bool) -> None:
+        shared = self.streams.get(stream.number)
+        if shared is not None:
+            shared.lose(ConnectionResetError("the other agent reset the stream"))
+
+    def on_full(self, stream: Http2Stream) -> None:
+        shared = self.streams.get(stream.number)
+        if shared is not None and shared.protocol is not None:
+            shared.protocol.pause_writing()
+
+    def on_room(self, stream: Http2Stream) -> None:
+        shared = self.streams.get(stream.number)
+        if shared is not None and shared.protocol is not None:
+            shared.protocol.resume_writing()
+
+    def on_goaway(self, code: int) -> None:
+        """The peer opens no more streams, or takes none."""
+
+    def on_settings(self) -> None:
+        """The peer has said what it takes; the session knows."""
+
+    # -- time --
+
+    def forgive(self) -> None:
+        """Give the peer back what patience the time since the last sweep earns."""
+        now = self.context.now
+        self.session.forgive(now - self._swept_at)
+        self._swept_at = now

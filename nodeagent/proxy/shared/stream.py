@@ -1,0 +1,173 @@
+"""One stream of a shared connection: a transport (``proxy/transport.py``) to whoever uses it."""
+
+from __future__ import annotations
+
+import collections
+from typing import TYPE_CHECKING, Any, Final
+
+from nodeagent.proxy.http.fields import NO_FIELDS
+from nodeagent.proxy.http2 import frames as wire
+from nodeagent.proxy.http2.stream import DOWNSTREAM, Http2Stream
+from nodeagent.proxy.shared.heads import Carried
+from nodeagent.proxy.transport import Receiver
+
+if TYPE_CHECKING:
+    from nodeagent.proxy.shared.link import Link
+
+KEPT: Final = 1 << 16
+"""Bytes that are kept until the peer has taken the stream: else they go over another connection."""
+
+
+class SharedStream:
+    """A connected byte stream. What its protocol is told, it is told as asyncio's transports do:
+    ``connection_lost`` once, and not within a call of the protocol's own.
+    """
+
+    def __init__(self, owner: Link, stream: Http2Stream, carried: Carried) -> None:
+        self._owner = owner
+        self.stream = stream
+        self.carried = carried
+        self.protocol: Receiver | None = None
+        self._reading = True
+        self._came: collections.deque[bytes] = collections.deque()
+        """What came while the protocol did not read: a window of the stream at most."""
+        self._eof_sent = False
+        self._eof_received = False
+        self._eof_told = False
+        self._closing = False
+        self._error: Exception | None = None
+
+    # -- as a transport --
+
+    def write(self, data: bytes) -> None:
+        if self._closing or self._eof_sent:
+            return
+        stream = self.stream
+        stream.keeps(data, KEPT)
+        self._owner.session.give(stream, data)
+        self._owner.soon()
+
+    def write_eof(self) -> None:
+        if not self._eof_sent:
+            self._eof_sent = True
+            self._owner.session.finish(self.stream, NO_FIELDS)
+            self._owner.soon()
+
+    def close(self) -> None:
+        if self._closing:
+            return
+        self.write_eof()
+        if self._eof_received:
+            self._owner.forget(self)
+        self._stop()
+        self._owner.session.release(self.stream, DOWNSTREAM)
+
+    def abort(self) -> None:
+        if self._closing:
+            return
+        self._owner.session.reset(self.stream, wire.CANCEL)
+        self._owner.forget(self)
+        self._stop()
+
+    def is_closing(self) -> bool:
+        return self._closing
+
+    def pause_reading(self) -> None:
+        self._reading = False
+        self._owner.session.hold(self.stream, DOWNSTREAM)
+
+    def resume_reading(self) -> None:
+        if self._closing or self._reading:
+            return
+        self._reading = True
+        if self._came or self._eof_received:
+            self._owner.context.loop.call_soon(self._go_on)
+        else:
+            self._take_again()
+
+    def get_extra_info(self, name: str) -> Any:  # as the transport's below
+        return None if name == "socket" else self._owner.transport.get_extra_info(name)
+
+    def set_protocol(self, protocol: Receiver) -> None:
+        self.protocol = protocol
+
+    # -- what the connection tells --
+
+    def came(self, piece: bytes) -> None:
+        """The peer sent *piece*."""
+        protocol = self.protocol
+        if self._closing or protocol is None:
+            if not self.stream.queued:
+                # nobody reads any more: as a closed socket answers
+                self._owner.session.reset(self.stream, wire.CANCEL)
+                self._owner.forget(self)
+        elif self._reading and not self._came:
+            protocol.data_received(piece)
+        else:
+            self._came.append(piece)
+
+    def ended(self) -> None:
+        """The peer sends no more."""
+        self._eof_received = True
+        if self._closing:
+            self._owner.forget(self)
+        elif self._reading and not self._came:
+            self._tell_end()
+
+    def lose(self, error: Exception) -> None:
+        """The stream is gone, by *error*."""
+        self._owner.forget(self)
+        if not self._closing:
+            self._error = error
+            self._stop()
+
+    def move(self, owner: Link, stream: Http2Stream) -> None:
+        """Go on as *stream* of *owner*: the peer has not looked at the one before."""
+        kept = self.stream.kept or []
+        self._owner = owner
+        self.stream = stream
+        for piece in kept:
+            stream.keeps(piece, KEPT)
+            owner.session.give(stream, piece)
+        if self._eof_sent:
+            owner.session.finish(stream, NO_FIELDS)
+        if not self._reading:
+            owner.session.hold(stream, DOWNSTREAM)
+
+    # -- parts --
+
+    def _go_on(self) -> None:
+        """Pass on what came while the protocol did not read."""
+        came = self._came
+        while came and self._reading and not self._closing and self.protocol is not None:
+            self.protocol.data_received(came.popleft())
+        if came or not self._reading or self._closing:
+            return
+        self._take_again()
+        if self._eof_received:
+            self._tell_end()
+
+    def _take_again(self) -> None:
+        session = self._owner.session
+        session.release(self.stream, DOWNSTREAM)
+        if session.waiting():
+            self._owner.soon()
+
+    def _tell_end(self) -> None:
+        if self._eof_told:
+            return
+        self._eof_told = True
+        if self.protocol is not None and not self.protocol.eof_received():
+            self.close()
+
+    def _stop(self) -> None:
+        """Nothing is passed on any more; tell the protocol so in the loop's next turn."""
+        self._closing = True
+        self._came.clear()
+        self._owner.context.loop.call_soon(self._tell_lost)
+
+    def _tell_lost(self) -> None:
+        protocol = self.protocol
+        self.protocol = None
+        if protocol is not None:
+            protocol.connection_lost(self._error)

@@ -1,0 +1,314 @@
+"""Shared connections between two agents: when there are any, what passes through them as it would
+without, and whom they never bring together.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import pytest
+
+from nodeagent.identity.tls import HTTP_ALPN, Contexts
+from nodeagent.policy.model import AuthorizationPolicy, Operation, Rule
+from nodeagent.proxy.connection import Connection
+from nodeagent.proxy.shared.heads import connect_block, read_connect
+from tests.unit.proxy.nodes import Nodes, Streams, play
+from tests.unit.proxy.stage import answering, ok, read_request
+from tests.waiting import steady, until
+
+URI = b"URI=spiffe://cluster.local/ns/default/sa/client"
+
+
+def shared(nodes: Nodes) -> list[Connection]:
+    """Return the shared connections that the server's node has open."""
+    return [each for each in nodes.far.context.connections.values() if each.protocol == "shared"]
+
+
+async def get(streams: Streams, path: str = "/", more: str = "") -> tuple[bytes, bytes]:
+    """Return head and body of the answer to a request by *streams*."""
+    reader, writer = streams
+    writer.write(f"GET {path} HTTP/1.1\r\nHost: web\r\n{more}\r\n".encode())
+    return await read_request(reader)
+
+
+class Held:
+    """An application whose answers wait for each other: for *count* requests that are there at once."""
+
+    def __init__(self, count: int) -> None:
+        self.count = count
+        self.heads: list[bytes] = []
+        self.all = asyncio.Event()
+
+    async def __call__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while True:
+            head, _ = await read_request(reader)
+            self.heads.append(head)
+            if len(self.heads) >= self.count:
+                self.all.set()
+            await self.all.wait()
+            writer.write(ok(head.split(b" ")[1]))
+
+
+async def together(nodes: Nodes, count: int) -> list[Streams]:
+    """Have *count* clients ask at once, the first a moment before the others; return their connections."""
+    first = await nodes.connect()
+    asked = [asyncio.ensure_future(get(first, "/0"))]
+    await until(lambda: nodes.app_connections)
+    others = [await nodes.connect() for _ in range(1, count)]
+    asked += [asyncio.ensure_future(get(each, f"/{at}")) for at, each in enumerate(others, 1)]
+    answers = await asyncio.gather(*asked)
+    assert [body for _, body in answers] == [b"/%d" % at for at in range(count)]
+    return [first, *others]
+
+
+def test_many_clients_share_one_connection_and_each_is_a_connection_of_the_proved_identity(
+    tls: dict[str, Contexts],
+) -> None:
+    app = Held(20)
+
+    async def scene(nodes: Nodes) -> None:
+        await together(nodes, 20)
+        (link,) = shared(nodes)
+        others = [each for each in nodes.far.context.connections.values() if each is not link]
+        assert [each.protocol for each in others] == ["http"] * 20
+        assert {each.peer.identity for each in others} == {"spiffe://cluster.local/ns/default/sa/client"}
+        assert {each.peer.security for each in others} == {"mutual_tls"}
+        # the first was alone, the others are streams
+        assert len({each.peer_text for each in others}) == 2
+        assert all(URI in head for head in app.heads)
+
+    play(app, scene, tls, protocol="http")
+
+
+def test_who_is_alone_has_a_connection_of_its_own(tls: dict[str, Contexts]) -> None:
+    async def scene(nodes: Nodes) -> None:
+        for _ in range(3):
+            streams = await nodes.connect()
+            for _ in range(3):
+                assert (await get(streams))[1] == b"ok"
+            streams[1].close()
+        assert not shared(nodes)
+        assert [each.protocol for each in nodes.far.context.connections.values()] == ["http"]
+
+    play(answering(lambda head, body: ok(b"ok")), scene, tls, protocol="http")
+
+
+def test_nothing_is_shared_where_that_is_switched_off(tls: dict[str, Contexts]) -> None:
+    async def scene(nodes: Nodes) -> None:
+        await together(nodes, 5)
+        assert not shared(nodes)
+
+    play(Held(5), scene, tls, protocol="http", sharedConnections=False)
+
+
+def test_a_peer_that_is_no_agent_gets_what_it_knows(tls: dict[str, Contexts], monkeypatch: pytest.MonkeyPatch) -> None:
+    # as a sidecar's Envoy, and as an agent before this version
+    tls["server"].server.set_alpn_protocols([HTTP_ALPN])
+
+    async def scene(nodes: Nodes) -> None:
+        await together(nodes, 5)
+        assert not shared(nodes)
+        assert len(nodes.far.context.connections) == 5
+
+    try:
+        play(Held(5), scene, tls, protocol="http")
+    finally:
+        tls["server"].server.set_alpn_protocols(["nodeagent-h2", "istio-h2", HTTP_ALPN, "istio"])
+
+
+def test_a_policy_judges_each_request_and_its_change_ends_what_it_forbids(tls: dict[str, Contexts]) -> None:
+    deny = AuthorizationPolicy("default", "deny", "DENY", (Rule(operations=(Operation(paths=("/shut",)),)),))
+    app = Held(3)
+
+    async def scene(nodes: Nodes) -> None:
+        clients = await together(nodes, 3)
+        app.count = 100
+        app.all.clear()
+        shut = asyncio.ensure_future(get(clients[1], "/shut"))
+        kept = asyncio.ensure_future(get(clients[2], "/kept"))
+        await until(lambda: len(app.heads) == 5)
+        await nodes.protect((deny,))
+        assert b" 403 " in (await shut)[0]
+        app.all.set()
+        assert b" 200 " in (await kept)[0]
+        assert b" 403 " in (await get(clients[1], "/shut"))[0]
+        assert b" 200 " in (await get(clients[1], "/open"))[0]
+        assert len(shared(nodes)) == 1
+
+    play(app, scene, tls, protocol="http")
+
+
+RAW = b"HTTP/1.1 200 OK\r\nX-Spelled-So: a\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n0\r\nSum: 1\r\n\r\n"
+
+
+async def speak(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    """An application with what HTTP/2 has no words for."""
+    while True:
+        head, body = await read_request(reader)
+        path = head.split(b" ")[1]
+        if path == b"/continue":
+            writer.write(b"HTTP/1.1 103 Early Hints\r\nLink: </a>\r\n\r\n" + ok(body))
+        elif path == b"/upgrade":
+            writer.write(b"HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: echo\r\n\r\n")
+            while piece := await reader.read(65536):
+                writer.write(piece)
+        elif path == b"/chunked":
+            writer.write(RAW)
+        elif path == b"/spelling":
+            writer.write(ok(head))
+        elif path == b"/wait":
+            await asyncio.Event().wait()
+        else:
+            writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\n" + (b"" if head[:4] == b"HEAD" else b"whole"))
+
+
+def test_what_is_only_in_http1_passes_as_it_is(tls: dict[str, Contexts]) -> None:
+    async def scene(nodes: Nodes) -> None:
+        alone = await nodes.connect()
+        alone[1].write(b"GET /wait HTTP/1.1\r\nHost: web\r\n\r\n")
+        await until(lambda: nodes.app_connections)
+        reader, writer = streams = await nodes.connect()
+        head, body = await get(streams, "/spelling", "X-Spelled-So: yes\r\n")
+        assert b"\r\nX-Spelled-So: yes\r\n" in body
+        assert len(shared(nodes)) == 1
+        head, body = await get(streams, "/chunked")
+        assert b"X-Spelled-So" in head
+        assert body == b"abcSum: 1\r\n"
+        writer.write(b"HEAD /head HTTP/1.1\r\nHost: web\r\n\r\n")
+        assert b"Content-Length: 5" in await reader.readuntil(b"\r\n\r\n")
+        writer.write(b"POST /continue HTTP/1.1\r\nHost: web\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nhi\r\n0\r\n\r\n")
+        assert b" 103 " in await reader.readuntil(b"\r\n\r\n")
+        assert (await read_request(reader))[1] == b"hi"
+        writer.write(b"GET /upgrade HTTP/1.1\r\nHost: web\r\nConnection: Upgrade\r\nUpgrade: echo\r\n\r\n")
+        assert b" 101 " in await reader.readuntil(b"\r\n\r\n")
+        writer.write(b"u" * 300_000)
+        assert await reader.readexactly(300_000) == b"u" * 300_000
+
+    play(speak, scene, tls, protocol="http")
+
+
+def test_readers_that_stand_still_hold_nobody_else_back(tls: dict[str, Contexts]) -> None:
+    sent = 0
+
+    async def app(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal sent
+        while True:
+            head, _ = await read_request(reader)
+            if b"/large" not in head:
+                writer.write(ok(b"small"))
+                continue
+            writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 50000000\r\n\r\n")
+            for _ in range(500):
+                writer.write(b"l" * 100_000)
+                sent += 100_000
+                await writer.drain()
+
+    async def scene(nodes: Nodes) -> None:
+        slow = [await nodes.connect() for _ in range(40)]
+        for _, writer in slow:
+            writer.write(b"GET /large HTTP/1.1\r\nHost: web\r\n\r\n")
+        stood = await steady(lambda: sent)
+        assert stood < 40 * 40_000_000
+        assert len(shared(nodes)) <= 2
+        fast = await nodes.connect()
+        for _ in range(20):
+            assert (await get(fast))[1] == b"small"
+        whole = 0
+        await slow[7][0].readuntil(b"\r\n\r\n")
+        while whole < 50_000_000:
+            whole += len(await slow[7][0].read(1 << 18))
+        assert whole == 50_000_000
+
+    play(app, scene, tls, protocol="http", seconds=60)
+
+
+def test_a_drain_moves_clients_over_without_a_failed_request(tls: dict[str, Contexts]) -> None:
+    async def scene(nodes: Nodes) -> None:
+        stop = False
+        answers: list[bytes] = []
+
+        async def asks() -> None:
+            streams = await nodes.connect()
+            while not stop:
+                head, _ = await get(streams)
+                answers.append(head.split(b" ")[1])
+                if b"onnection: close" in head:
+                    streams = await nodes.connect()
+
+        tasks = [asyncio.ensure_future(asks()) for _ in range(16)]
+        await until(lambda: len(answers) > 100 and shared(nodes))
+        (link,) = shared(nodes)
+        # as when the server's worker is told that its certificate was renewed, or drains
+        nodes.far.revocation.renewed(link.pod)
+        await until(lambda: link.closed is not None)
+        count = len(answers)
+        await until(lambda: len(answers) > count + 100 and shared(nodes))
+        stop = True
+        await asyncio.gather(*tasks)
+        assert set(answers) == {b"200"}
+
+    play(answering(lambda head, body: ok(b"ok")), scene, tls, protocol="http")
+
+
+def test_a_lost_connection_costs_only_what_may_not_be_sent_again(tls: dict[str, Contexts]) -> None:
+    app = Held(4)
+
+    async def scene(nodes: Nodes) -> None:
+        clients = await together(nodes, 4)
+        app.count = 100
+        app.all.clear()
+        # the connection that is nobody else's goes to whoever asks first
+        alone = asyncio.ensure_future(get(clients[0], "/alone"))
+        await until(lambda: len(app.heads) == 5)
+        again = asyncio.ensure_future(get(clients[1], "/again"))
+        clients[2][1].write(b"POST /once HTTP/1.1\r\nHost: web\r\nContent-Length: 2\r\n\r\nhi")
+        await until(lambda: len(app.heads) == 7)
+        (link,) = shared(nodes)
+        assert link.carriage is not None
+        link.carriage.reset()
+        await until(lambda: len(app.heads) == 8)
+        app.all.set()
+        assert ((await again)[1], (await alone)[1]) == (b"/again", b"/alone")
+        assert b" 503 " in await clients[2][0].readuntil(b"\r\n\r\n")
+
+    play(app, scene, tls, protocol="http")
+
+
+async def echo(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    while piece := await reader.read(65536):
+        writer.write(piece)
+        await writer.drain()
+    writer.write(b"bye")
+
+
+def test_tcp_connections_that_follow_each_other_are_streams(tls: dict[str, Contexts]) -> None:
+    async def scene(nodes: Nodes) -> None:
+        for count in range(30):
+            reader, writer = await nodes.connect()
+            writer.write(b"%d" % count)
+            writer.write_eof()
+            assert await reader.read() == b"%dbye" % count
+            writer.close()
+        (link,) = shared(nodes)
+        assert nodes.app_connections == 30
+        await until(lambda: list(nodes.far.context.connections.values()) == [link])
+
+    play(echo, scene, tls, protocol="tcp")
+
+
+@pytest.mark.parametrize(
+    "block",
+    [
+        [],
+        [(b":method", b"GET"), (b":path", b"/"), (b"inside", b"http")],
+        [(b":method", b"CONNECT"), (b":authority", b"10.0.0.1:80")],
+        [(b":method", b"CONNECT"), (b"inside", b"udp")],
+        [(b":method", b"CONNECT"), (b"inside", b"http"), (b"inside", b"tcp")],
+    ],
+)
+def test_a_head_that_begins_no_connection(block: list[tuple[bytes, bytes]]) -> None:
+    assert read_connect(block) is None
+
+
+def test_a_head_says_what_is_inside() -> None:
+    assert read_connect(connect_block("http", b"10.0.0.1:80")) == "http"
+    assert read_connect(connect_block("tcp", b"[fd00::1]:80")) == "tcp"
