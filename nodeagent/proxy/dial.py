@@ -9,7 +9,7 @@ import os
 import socket
 import ssl
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 from nodeagent.errors import (
     CONNECT_FAILED,
@@ -23,13 +23,11 @@ from nodeagent.identity.tls import SHARED_ALPN, Contexts, Inside, peer_identity
 from nodeagent.mesh.entries import Protocol
 from nodeagent.proxy.context import Context
 from nodeagent.proxy.pods import PodState
+from nodeagent.proxy.shared.lease import Lease
 from nodeagent.proxy.sniff import begins_http2
 from nodeagent.proxy.tls.stream import TlsStream
 from nodeagent.proxy.transport import Transport
 from nodeagent.vocabulary import SpiffeId, family_of, host_port
-
-if TYPE_CHECKING:
-    from nodeagent.proxy.shared.client import SharedUpstream
 
 _ELSEWHERE: Final = frozenset((errno.ECONNREFUSED, errno.EHOSTUNREACH, errno.ENETUNREACH, errno.EADDRNOTAVAIL))
 """What tells that an endpoint is not at this address, and may be at another."""
@@ -180,8 +178,8 @@ class Dialled(asyncio.Protocol):
         self.ended = self.lost = False
         self.shared = False
         """Its peer agreed to carry many connections over it."""
-        self.carrier: SharedUpstream | None = None
-        """The shared connection that it is a stream of."""
+        self.lease: Lease | None = None
+        """Of the shared connection that it is a stream of."""
         self._heard: asyncio.Future[None] | None = None
 
     def heard(self, loop: asyncio.AbstractEventLoop) -> asyncio.Future[None]:

@@ -19,7 +19,8 @@ from nodeagent.proxy.dial import Dial, DialError, Dialled
 from nodeagent.proxy.http.exchange import Exchange, Upstream
 from nodeagent.proxy.http1.upstream import Http1Upstream
 from nodeagent.proxy.http2.streams import StreamPool
-from nodeagent.proxy.shared.client import SharedPool, SharedUpstream
+from nodeagent.proxy.shared.client import SharedPool
+from nodeagent.proxy.shared.lease import Lease
 
 LINGER_SECONDS: Final = 1.0
 """How long a server is waited for that is to close its connection."""
@@ -87,12 +88,12 @@ class Pool:
             exchange.refuse(UPSTREAM_RESET)
             return
         upstream = Http1Upstream(self, exchange.downstream.connection, self._context.limits.header_bytes)
-        carrier = upstream.carrier = dialled.carrier
-        if carrier is None:
+        lease = upstream.lease = dialled.lease
+        if lease is None:
             upstream.tls = self.dial.contexts()
             self._own.add(upstream)
         else:
-            upstream.tls = carrier.tls
+            upstream.tls = lease.tls
         upstream.attach(dialled.transport)
         dialled.transport.set_protocol(upstream)
         if dialled.early or dialled.ended:
@@ -121,15 +122,15 @@ class Pool:
             upstream.close()
         elif self.dial.bound:
             self._bound[upstream.owner.number] = upstream  # the sweep closes it when its client has gone
-        elif self._idle and upstream.carrier is not None and self._idle[-1].carrier is None:
+        elif self._idle and upstream.lease is not None and self._idle[-1].lease is None:
             self._idle.insert(-1, upstream)  # who is alone again finds the connection that is nobody else's
         else:
             self._idle.append(upstream)
 
     def _is_stale(self, upstream: Upstream) -> bool:
         """Say whether no request shall be sent on *upstream* any more."""
-        carrier = upstream.carrier
-        return upstream.tls is not self.dial.contexts() or (carrier is not None and carrier.retired)
+        lease = upstream.lease
+        return upstream.tls is not self.dial.contexts() or (lease is not None and lease.retired)
 
     def forget(self, upstream: Upstream) -> None:
         """*upstream* is closed."""
@@ -144,9 +145,9 @@ class Pool:
         """Return a connection to the endpoint for bytes that are no HTTP. Raises DialError."""
         return await self.shared.connect("tcp", accompanied=False)
 
-    def retired(self, carrier: SharedUpstream) -> None:
-        """The shared connection *carrier* takes no new requests."""
-        for upstream in [each for each in self._idle if each.carrier is carrier]:
+    def retired(self, lease: Lease) -> None:
+        """The shared connection of *lease* takes no new requests."""
+        for upstream in [each for each in self._idle if each.lease is lease]:
             self.close(upstream)
 
     def idle(self) -> list[Upstream]:

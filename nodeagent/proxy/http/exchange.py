@@ -63,7 +63,7 @@ if TYPE_CHECKING:
     from nodeagent.proxy.connection import Connection
     from nodeagent.proxy.grpc.call import Call
     from nodeagent.proxy.permit import Permit
-    from nodeagent.proxy.shared.client import SharedUpstream
+    from nodeagent.proxy.shared.lease import Lease
     from nodeagent.proxy.transport import Transport
 
 UNKNOWN: Final = -1
@@ -422,8 +422,8 @@ class Upstream:
     """When its keeper took it back, by the context's clock."""
     closes = False
     """The server said that it closes after this answer."""
-    carrier: SharedUpstream | None = None
-    """The shared connection between agents that it is a stream of."""
+    lease: Lease | None = None
+    """Of the shared connection between agents that it is a stream of."""
 
     def ask(self, exchange: Exchange) -> None:
         """Send the request's head, what of its body waits, and its end if that is there."""

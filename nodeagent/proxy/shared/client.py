@@ -20,6 +20,7 @@ from nodeagent.proxy.http.fields import Field
 from nodeagent.proxy.http2 import frames as wire
 from nodeagent.proxy.http2.stream import Http2Stream
 from nodeagent.proxy.shared.heads import Carried, connect_block, is_taken
+from nodeagent.proxy.shared.lease import Lease
 from nodeagent.proxy.shared.link import STREAMS, Link
 from nodeagent.proxy.shared.stream import SharedStream
 from nodeagent.proxy.transport import Transport
@@ -42,9 +43,7 @@ class SharedUpstream(Link):
 
     def __init__(self, pool: SharedPool, context: Context, transport: Transport, tls: Contexts | None) -> None:
         Link.__init__(self, context, transport, client=True)
-        self.tls = tls
-        """The TLS contexts that it was dialled with."""
-        self.retired = False
+        self.lease = Lease(tls)
         self.idle_since = context.now
         self._pool = pool
         self._asked = 0.0
@@ -52,12 +51,12 @@ class SharedUpstream(Link):
 
     def free(self) -> bool:
         """Say whether one more stream may be opened."""
-        return not self.retired and not self.lost and self.session.can_open(STREAMS)
+        return not self.lease.retired and not self.lost and self.session.can_open(STREAMS)
 
     def open(self, carried: Carried) -> Dialled:
         """Return a connection to the endpoint that is a new stream."""
         dialled = Dialled()
-        dialled.carrier = self
+        dialled.lease = self.lease
         stream = SharedStream(self, self._open(carried), carried)
         stream.protocol = dialled
         dialled.transport = stream
@@ -100,13 +99,13 @@ class SharedUpstream(Link):
 
     def emptied(self) -> None:
         self.idle_since = self.context.now
-        if self.retired:
+        if self.lease.retired:
             self.end()
 
     def retire(self) -> None:
         """Take no new streams; close behind the last one."""
-        if not self.retired:
-            self.retired = True
+        if not self.lease.retired:
+            self.lease.retired = True
             self._pool.retire(self)
             if not self.session.streams:
                 self.end()
@@ -136,7 +135,7 @@ class SharedUpstream(Link):
         has been renewed, and see whether a peer that says nothing is still there.
         """
         self.forgive()
-        if self.tls is not tls or (
+        if self.lease.tls is not tls or (
             not self.session.streams and (self.context.draining or now - self.idle_since > idle)
         ):
             self.retire()
@@ -153,7 +152,7 @@ class SharedUpstream(Link):
 class SharedPool:
     """The shared connections of one pool, that is of one identity to one endpoint."""
 
-    def __init__(self, context: Context, dial: Dial, retired: Callable[[SharedUpstream], None]) -> None:
+    def __init__(self, context: Context, dial: Dial, retired: Callable[[Lease], None]) -> None:
         """*retired* hears of each that takes no new streams: what is idle on it shall be closed."""
         self._context = context
         self._dial = dial
@@ -242,7 +241,7 @@ class SharedPool:
 
     def retire(self, link: SharedUpstream) -> None:
         """*link* takes no new streams."""
-        self._retired(link)
+        self._retired(link.lease)
 
     def gone(self, link: SharedUpstream) -> None:
         """*link* is closed."""

@@ -32,7 +32,7 @@ from nodeagent.proxy.http.fields import Field
 from nodeagent.proxy.http2.session import Session
 from nodeagent.proxy.http2.stream import Http2Stream
 from nodeagent.proxy.http2.user import SessionUser
-from nodeagent.proxy.shared.stream import SharedStream
+from nodeagent.proxy.shared.stream import SharedStream, StreamOwner
 from nodeagent.proxy.transport import Transport
 
 STREAMS: Final = 128
@@ -42,7 +42,7 @@ UNSENT: Final = 1 << 18
 """Bytes of control frames that may wait for a transport that takes none; then nothing is read either."""
 
 
-class Link(SessionUser):
+class Link(StreamOwner, SessionUser):
     """The protocol of a shared connection; each side adds how streams begin."""
 
     def __init__(self, context: Context, transport: Transport, *, client: bool) -> None:
@@ -70,13 +70,11 @@ class Link(SessionUser):
     # -- what streams ask for --
 
     def soon(self) -> None:
-        """Write what this turn of the loop says, at its end."""
         if not self._scheduled:
             self._scheduled = True
             self.context.loop.call_soon(self._flush)
 
     def forget(self, stream: SharedStream) -> None:
-        """*stream* is told nothing any more."""
         self.streams.pop(stream.stream.number, None)
         self.soon()
 

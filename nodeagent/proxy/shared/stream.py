@@ -3,19 +3,34 @@
 from __future__ import annotations
 
 import collections
-from typing import TYPE_CHECKING, Any, Final
+from typing import Final
 
+from nodeagent.proxy.context import Context
 from nodeagent.proxy.http.fields import NO_FIELDS
 from nodeagent.proxy.http2 import frames as wire
+from nodeagent.proxy.http2.session import Session
 from nodeagent.proxy.http2.stream import DOWNSTREAM, Http2Stream
 from nodeagent.proxy.shared.heads import Carried
-from nodeagent.proxy.transport import Receiver
-
-if TYPE_CHECKING:
-    from nodeagent.proxy.shared.link import Link
+from nodeagent.proxy.transport import Receiver, Transport
 
 KEPT: Final = 1 << 16
 """Bytes that are kept until the peer has taken the stream: else they go over another connection."""
+
+
+class StreamOwner:
+    """The shared connection, as its streams see it."""
+
+    context: Context
+    session: Session
+    transport: Transport
+
+    def soon(self) -> None:
+        """Write what this turn of the loop says, at its end."""
+        raise NotImplementedError
+
+    def forget(self, stream: SharedStream) -> None:
+        """*stream* is told nothing any more."""
+        raise NotImplementedError
 
 
 class SharedStream:
@@ -23,7 +38,7 @@ class SharedStream:
     ``connection_lost`` once, and not within a call of the protocol's own.
     """
 
-    def __init__(self, owner: Link, stream: Http2Stream, carried: Carried) -> None:
+    def __init__(self, owner: StreamOwner, stream: Http2Stream, carried: Carried) -> None:
         self._owner = owner
         self.stream = stream
         self.carried = carried
@@ -85,7 +100,7 @@ class SharedStream:
         else:
             self._take_again()
 
-    def get_extra_info(self, name: str) -> Any:  # as the transport's below
+    def get_extra_info(self, name: str) -> object:
         return None if name == "socket" else self._owner.transport.get_extra_info(name)
 
     def set_protocol(self, protocol: Receiver) -> None:
@@ -121,7 +136,7 @@ class SharedStream:
             self._error = error
             self._stop()
 
-    def move(self, owner: Link, stream: Http2Stream) -> None:
+    def move(self, owner: StreamOwner, stream: Http2Stream) -> None:
         """Go on as *stream* of *owner*: the peer has not looked at the one before."""
         kept = self.stream.kept or []
         self._owner = owner

@@ -5,6 +5,7 @@ without, and whom they never bring together.
 from __future__ import annotations
 
 import asyncio
+
 import pytest
 
 from nodeagent.identity.tls import HTTP_ALPN, Contexts

@@ -1,0 +1,18 @@
+"""What whoever uses a stream has to know of the shared connection below it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from nodeagent.identity.tls import Contexts
+
+
+class Lease:
+    """The use of one shared connection."""
+
+    def __init__(self, tls: Contexts | None) -> None:
+        self.tls = tls
+        """The TLS contexts that it was dialled with."""
+        self.retired = False
+        """Nothing new shall be sent on its streams."""
