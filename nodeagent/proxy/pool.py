@@ -2,7 +2,8 @@
 another.
 
 A pool belongs to (the pod whose network namespace dials, the identity it dials with, the endpoint),
-so no request ever leaves under another workload's identity. Which version of HTTP an endpoint is
+so no request ever leaves under another workload's identity. Between two agents many of its
+connections are streams of a shared one (``proxy/shared/``). Which version of HTTP an endpoint is
 asked in, its port says, as in Istio: one that is declared http2 or grpc gets HTTP/2, one that is
 declared http HTTP/1.1, and any other what the client speaks.
 """

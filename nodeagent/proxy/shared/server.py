@@ -110,13 +110,13 @@ class SharedCarriage(Carriage):
     http = False
 
     def __init__(self, link: SharedDownstream) -> None:
-        self._link = link
+        self.link = link
 
     def drain(self) -> None:
-        self._link.drain()
+        self.link.drain()
 
     def sweep(self, now: float) -> None:
-        self._link.sweep(now)
+        self.link.sweep(now)
 
     def reset(self) -> None:
-        reset(self._link.transport)
+        reset(self.link.transport)

@@ -78,11 +78,10 @@ class SharedStream:
         self._owner.session.release(self.stream, DOWNSTREAM)
 
     def abort(self) -> None:
-        if self._closing:
-            return
         self._owner.session.reset(self.stream, wire.CANCEL)
         self._owner.forget(self)
-        self._stop()
+        if not self._closing:
+            self._stop()
 
     def is_closing(self) -> bool:
         return self._closing

@@ -12,9 +12,10 @@ from nodeagent.identity.tls import HTTP_ALPN, Contexts
 from nodeagent.policy.model import AuthorizationPolicy, Operation, Rule
 from nodeagent.proxy.connection import Connection
 from nodeagent.proxy.shared.heads import connect_block, read_connect
+from nodeagent.proxy.shared.server import SharedCarriage
 from tests.unit.proxy.nodes import Nodes, Streams, play
 from tests.unit.proxy.stage import answering, ok, read_request
-from tests.waiting import steady, until
+from tests.waiting import packet, steady, until
 
 URI = b"URI=spiffe://cluster.local/ns/default/sa/client"
 
@@ -270,6 +271,35 @@ def test_a_lost_connection_costs_only_what_may_not_be_sent_again(tls: dict[str, 
         app.all.set()
         assert ((await again)[1], (await alone)[1]) == (b"/again", b"/alone")
         assert b" 503 " in await clients[2][0].readuntil(b"\r\n\r\n")
+
+    play(app, scene, tls, protocol="http")
+
+
+def test_what_was_not_looked_at_goes_over_another_connection(tls: dict[str, Contexts]) -> None:
+    """The server's agent has taken its last stream; what is opened before the other one knows is asked once."""
+    app = Held(4)
+
+    async def scene(nodes: Nodes) -> None:
+        clients = await together(nodes, 4)
+        app.count = 100
+        app.all.clear()
+        busy = [asyncio.ensure_future(get(each, "/busy")) for each in clients]
+        await until(lambda: len(app.heads) == 8)
+        (connection,) = shared(nodes)
+        carriage = connection.carriage
+        assert isinstance(carriage, SharedCarriage)
+        carriage.link.session.leave()
+        fresh = [await nodes.connect() for _ in range(3)]
+        for _, writer in fresh:
+            writer.write(b"POST /once HTTP/1.1\r\nHost: web\r\nContent-Length: 70\r\n\r\n" + b"p" * 70)
+        await packet()
+        carriage.link.soon()
+        await until(lambda: len(app.heads) == 11)
+        app.all.set()
+        assert [(await read_request(reader))[1] for reader, _ in fresh] == [b"/once"] * 3
+        assert [(await each)[1] for each in busy] == [b"/busy"] * 4
+        await until(lambda: connection.closed is not None)
+        assert len(shared(nodes)) == 1
 
     play(app, scene, tls, protocol="http")
 
