@@ -42,7 +42,7 @@ class SharedUpstream(Link):
     """The protocol of a shared connection to an endpoint's agent."""
 
     def __init__(self, pool: SharedPool, context: Context, transport: Transport, tls: Contexts | None) -> None:
-        Link.__init__(self, context, transport, client=True)
+        Link.__init__(self, context, pool.held, transport, client=True)
         self.lease = Lease(tls)
         self.idle_since = context.now
         self._pool = pool
@@ -158,6 +158,7 @@ class SharedPool:
         self._dial = dial
         self._retired = retired
         self.authority = host_port(dial.address, dial.port).encode()
+        self.held = dial.pod.held
         self._allowed = dial.expected is not None and not dial.bound and context.settings.shared_connections
         self._links: list[SharedUpstream] = []
         self._dialling: asyncio.Future[None] | None = None

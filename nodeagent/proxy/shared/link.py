@@ -29,6 +29,7 @@ from typing import Final
 
 from nodeagent.proxy.context import Context
 from nodeagent.proxy.http.fields import Field
+from nodeagent.proxy.http2.held import HeldBytes
 from nodeagent.proxy.http2.session import Session
 from nodeagent.proxy.http2.stream import Http2Stream
 from nodeagent.proxy.http2.user import SessionUser
@@ -45,19 +46,11 @@ UNSENT: Final = 1 << 18
 class Link(StreamOwner, SessionUser):
     """The protocol of a shared connection; each side adds how streams begin."""
 
-    def __init__(self, context: Context, transport: Transport, *, client: bool) -> None:
-        limits = context.limits
+    def __init__(self, context: Context, held: HeldBytes, transport: Transport, *, client: bool) -> None:
+        """*held*: what the connections of this agent's pod make it hold."""
         self.context = context
         self.transport = transport
-        self.session = Session(
-            self,
-            client=client,
-            streams=STREAMS,
-            header_bytes=limits.header_bytes,
-            header_count=limits.header_count,
-            window=STREAM_WINDOW,
-            tunnels=True,
-        )
+        self.session = Session(self, held, context.limits, client=client, window=STREAM_WINDOW, tunnels=STREAMS)
         self.streams: dict[int, SharedStream] = {}
         self.lost = False
         self.touched = context.now

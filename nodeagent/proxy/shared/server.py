@@ -33,7 +33,7 @@ class SharedDownstream(Link):
     def __init__(self, context: Context, ledger: Ledger, connection: Connection, enter: Enter) -> None:
         transport = connection.transport
         assert transport is not None, "its handshake is just over"
-        Link.__init__(self, context, transport, client=False)
+        Link.__init__(self, context, connection.pod.held, transport, client=False)
         self._ledger = ledger
         self._connection = connection
         self._enter = enter
