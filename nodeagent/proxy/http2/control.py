@@ -163,7 +163,9 @@ class Control(FrameSender):
         self._fault(stream, wire.PROTOCOL_ERROR)
 
     def _idle(self, number: int) -> bool:
-        """Say whether nobody has opened the stream *number* yet; a server never opens one."""
+        """Say whether nobody has opened the stream *number* yet; a server never opens one. What a client
+        opened beyond the last one that it was told of is not looked at.
+        """
         if not number & 1:
             return True
-        return number >= self._next if self._client else number > self.last
+        return number >= self._next if self._client else self.last < number <= self._final

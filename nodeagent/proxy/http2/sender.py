@@ -112,7 +112,9 @@ class FrameSender:
         if (stalled or self._held.bytes > self._most_held) and not self._client:
             self._overflow()
             return
-        if stream.queued > HIGH_WATER and not stream.waits and (self.blocked or min(stream.window, self._window) <= 0):
+        # where nothing but its turn is waited for, a write's worth may: many streams wait for long
+        stands = self.blocked or min(stream.window, self._window) <= 0 or stream.queued > PUMPED
+        if stands and stream.queued > HIGH_WATER and not stream.waits:
             stream.waits = True
             self._user.on_full(stream)
 

@@ -182,16 +182,26 @@ class SharedPool:
 
     async def _shared(self, carried: Carried) -> Dialled:
         """Raises DialError."""
+        link = await self._link(carried)
+        if isinstance(link, SharedUpstream):
+            return link.open(carried)
+        return link if link is not None else await self._dial.connect(self._context, carried)
+
+    async def _link(self, carried: Carried) -> SharedUpstream | Dialled | None:
+        """Return what takes one more stream; or a connection of its own that was dialled before it was
+        known that the peer is no agent; None: nothing does. Raises DialError.
+        """
         while self._possible():
             link = self._free()
-            if link is not None:
-                return link.open(carried)
-            if len(self._links) >= MOST_CONNECTIONS:
-                break
-            if self._dialling is None:
-                return await self._first(carried)
-            await asyncio.shield(self._dialling)
-        return await self._dial.connect(self._context, carried)
+            if link is not None or len(self._links) >= MOST_CONNECTIONS:
+                return link
+            if self._dialling is not None:
+                await asyncio.shield(self._dialling)
+                continue
+            own = await self._dial_more(carried)
+            if own is not None:
+                return own
+        return None
 
     def _free(self) -> SharedUpstream | None:
         """Return the connection that takes the next stream; None: one more is to be dialled."""
@@ -204,12 +214,17 @@ class SharedPool:
             blocked = link
         return blocked if len(self._links) >= UNBLOCKED_CONNECTIONS else None
 
-    async def _first(self, carried: Carried) -> Dialled:
-        """Dial a connection to be shared, for which others may wait meanwhile. Raises DialError."""
+    async def _dial_more(self, carried: Carried) -> Dialled | None:
+        """Dial a connection to be shared, for which others may wait meanwhile; return what it is where the
+        peer is no agent. Raises DialError.
+        """
         waiting = self._dialling = self._context.loop.create_future()
         tls = self._dial.contexts()
         try:
             dialled = await self._dial.connect(self._context, carried, shared=True)
+            if dialled.shared:
+                self._take(dialled, tls)
+                return None
         except DialError as error:
             waiting.set_exception(error)
             waiting.exception()  # it may be that nobody waits
@@ -218,13 +233,11 @@ class SharedPool:
             self._dialling = None
             if not waiting.done():
                 waiting.set_result(None)
-        if not dialled.shared:
-            self._refused_until = self._context.now + ASK_SECONDS
-            return dialled
-        return self._take(dialled, tls).open(carried)
+        self._refused_until = self._context.now + ASK_SECONDS
+        return dialled
 
-    def _take(self, dialled: Dialled, tls: Contexts | None) -> SharedUpstream:
-        """Return the shared connection that *dialled* is. Raises DialError."""
+    def _take(self, dialled: Dialled, tls: Contexts | None) -> None:
+        """Use the shared connection that *dialled* is. Raises DialError."""
         if dialled.lost or dialled.ended:
             dialled.transport.abort()
             raise DialError(UPSTREAM_RESET)
@@ -236,7 +249,6 @@ class SharedPool:
         self._links.append(link)
         if dialled.early:
             link.data_received(dialled.early)
-        return link
 
     # -- what connections tell --
 
@@ -256,27 +268,15 @@ class SharedPool:
 
     async def _carry_again(self, stream: SharedStream) -> None:
         try:
-            link = await self._another()
+            link = await self._link(stream.carried)
         except DialError:
             link = None
-        if stream.is_closing():
-            return
-        if link is None:
-            stream.lose(ConnectionResetError("no other connection took the stream"))
-        else:
+        if isinstance(link, SharedUpstream) and not stream.is_closing():
             link.adopt(stream)
-
-    async def _another(self) -> SharedUpstream | None:
-        """Raises DialError."""
-        link = self._free()
-        if link is not None or len(self._links) >= MOST_CONNECTIONS:
-            return link
-        tls = self._dial.contexts()
-        dialled = await self._dial.connect(self._context, "http", shared=True)
-        if not dialled.shared:
-            dialled.transport.abort()
-            return None
-        return self._take(dialled, tls)
+            return
+        stream.lose(ConnectionResetError("no other connection took the stream"))
+        if isinstance(link, Dialled):
+            link.transport.abort()
 
     def sweep(self, now: float, idle: float) -> None:
         """Close what idled for *idle* seconds at *now* (monotonic), and what may not be used any more."""

@@ -140,7 +140,7 @@ class Link(StreamOwner, SessionUser):
         self.lost = True
         streams = list(self.streams.values())
         self.streams.clear()
-        self.session.streams.clear()
+        self.session.forget_all()
         for stream in streams:
             stream.lose(error or ConnectionResetError("the shared connection was lost"))
 

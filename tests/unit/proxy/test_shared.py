@@ -210,6 +210,7 @@ def test_readers_that_stand_still_hold_nobody_else_back(tls: dict[str, Contexts]
             writer.write(b"GET /large HTTP/1.1\r\nHost: web\r\n\r\n")
         stood = await steady(lambda: sent)
         assert stood < 40 * 40_000_000
+        assert nodes.far.context.pods["server"].held.bytes < 40 * (1 << 20)
         assert len(shared(nodes)) <= 2
         fast = await nodes.connect()
         for _ in range(20):
