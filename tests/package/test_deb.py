@@ -18,7 +18,8 @@ from pathlib import Path
 
 import pytest
 
-from nodeagent.lab import cgroup, http, linux
+from nodeagent.lab import cgroup, linux
+from tests.package.running import in_unit, ready, unit_removed
 from tests.waiting import eventually
 
 ROOT = Path(__file__).parents[2]
@@ -115,22 +116,6 @@ def test_it_is_installed_with_what_debian_has(machine: Machine) -> None:
     assert machine.run("dpkg", "--verify", "nodeagent").stdout == ""
 
 
-UNIT = ("system.slice", "nodeagent.service")
-
-
-def as_unit(machine: Machine, *argv: str) -> list[str]:
-    """Return the command that runs *argv* there in the cgroup that systemd gives the unit."""
-    group = cgroup.hierarchy().joinpath(*UNIT)
-    group.mkdir(parents=True, exist_ok=True)
-    return ["sh", "-c", f'echo $$ > {group}/cgroup.procs && exec "$@"', "sh", *machine.argv(*argv)]
-
-
-def ready() -> bool:
-    with suppress(OSError):
-        return http.get(Path("/proc/self/ns/net"), 15021, "/ready")[0] == 200
-    return False
-
-
 def daemons() -> list[int]:
     """Return the first processes of all daemons in this room."""
     found = []
@@ -155,7 +140,7 @@ def configured(machine: Machine) -> Iterator[None]:
         for pid in daemons():
             os.kill(pid, signal.SIGTERM)
         eventually(lambda: [cgroup.reap(pid) for pid in daemons()] == [], "all have ended")
-        cgroup.remove(cgroup.hierarchy() / UNIT[0])
+        unit_removed()
         file.write_text(given)
 
 
@@ -170,15 +155,15 @@ def test_it_runs_as_configured_and_a_new_one_takes_over(machine: Machine) -> Non
     """Input: then a wrong configuration, then a right one, each as a reload brings it. Verdict: of the
     wrong one the error alone is seen; with the right one another daemon has the node.
     """
-    with subprocess.Popen(as_unit(machine, "nodeagent", "run"), cwd="/") as running:
+    with subprocess.Popen(in_unit(machine.argv("nodeagent", "run")), cwd="/") as running:
         assert eventually(lambda: ready() or running.poll() is not None) and running.poll() is None
         assert (PINS / "links").is_dir()
         (machine.root / "tmp/wrong.yaml").write_text("sauce: /tmp\n")
         wrong = ("nodeagent", "run", "--replace", "-c", "/tmp/wrong.yaml")
-        done = subprocess.run(as_unit(machine, *wrong), cwd="/", capture_output=True, text=True, check=False)
+        done = subprocess.run(in_unit(machine.argv(*wrong)), cwd="/", capture_output=True, text=True, check=False)
         assert done.returncode == 1 and "sauce" in done.stderr
         assert running.poll() is None and ready()
-        subprocess.run(as_unit(machine, "nodeagent", "run", "--replace"), cwd="/", check=True)
+        subprocess.run(in_unit(machine.argv("nodeagent", "run", "--replace")), cwd="/", check=True)
         assert running.wait(60) == 0
         assert ready()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ import pytest
 from nodeagent import uninstall
 from nodeagent.config import AgentConfig
 from nodeagent.kube.snapshot import NAME
+from nodeagent.services.as_pods import UNIT
 
 
 @pytest.mark.parametrize("others", [False, True])
@@ -34,3 +36,26 @@ def test_the_last_good_state_goes_with_its_own_folder_unless_somebody_elses_is_i
     assert (len(gone) == 3) == (not others)
     assert state.exists() == others
     assert list(uninstall._state(config)) == []
+
+
+def test_services_of_this_machine_are_told_no_more_and_others_are(tmp_path: Path) -> None:
+    objects = tmp_path / "mesh" / "objects"
+    objects.mkdir(parents=True)
+    for node in ("node1", "node2"):
+        pod = {
+            "apiVersion": "v1",
+            "kind": "Pod",
+            "metadata": {"name": node, "namespace": "old", "uid": node, "annotations": {UNIT: "a.service"}},
+            "spec": {"nodeName": node},
+        }
+        (objects / f"Pod.old.{node}.json").write_text(json.dumps(pod))
+    config = AgentConfig.model_validate(
+        {
+            "node": "node1",
+            "source": str(tmp_path / "mesh"),
+            "redirect": {"cgroup": "/sys/fs/cgroup"},
+            "identity": {"caDirectory": str(tmp_path)},
+        }
+    )
+    assert [each.path for each in uninstall._marks(config)] == [str(objects / "Pod.old.node1.json")]
+    assert [path.name for path in objects.iterdir()] == ["Pod.old.node2.json"]
