@@ -51,7 +51,7 @@ define COMPILE
 import sys
 from mypyc.build import mypycify
 from setuptools import setup
-modules = mypycify(sys.argv[1:], group_name="nodeagent", target_dir="build/mypyc")
+modules = mypycify(sys.argv[1:], group_name="nodeagent", target_dir="build/mypyc", debug_level="0")
 setup(name="nodeagent-hot", packages=[], ext_modules=modules, script_args=["build_ext", "--inplace", "--build-temp", "build/mypyc"])
 endef
 export COMPILE
@@ -137,7 +137,7 @@ $(VENV)/spiffe/.complete: tests/apps/workload-requirements.txt $(VENV)/.complete
 $(VENV)/.compiled: $(HOT) $(VENV)/.complete Makefile
 	@echo "compiling the proxy's hot modules"
 	@find nodeagent -name '*.so' -delete; rm -f ./*__mypyc*.so
-	@CFLAGS=-g0 $(PYTHON) -c "$$COMPILE" $(HOT) > $(VENV)/compile.log 2>&1 || { tail -n 20 $(VENV)/compile.log; exit 1; }
+	@$(PYTHON) -c "$$COMPILE" $(HOT) > $(VENV)/compile.log 2>&1 || { tail -n 20 $(VENV)/compile.log; exit 1; }
 	@touch $@
 
 kube: packages $(VENV)/.complete $(KUBE) ## Kubernetes for tests/kube and `nodeagent lab kube`, from Go modules into ~/.cache: minutes the first time, then nothing
