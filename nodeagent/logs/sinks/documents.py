@@ -16,6 +16,7 @@ from nodeagent.logs.records import LogRecords
 _QUOTE: Final = frozenset({0x22})
 _EMPTY: Final = re.compile(rb"\{\s*\}")
 _SECOND: Final = itemgetter(1)
+_BODY: Final = itemgetter(slice(1, None))
 
 
 def bodies(records: LogRecords) -> Sequence[bytes]:
@@ -24,7 +25,7 @@ def bodies(records: LogRecords) -> Sequence[bytes]:
     """
     objects = records.objects
     if set(map(_SECOND, objects)) <= _QUOTE:
-        return [each[1:] for each in objects]
+        return list(map(_BODY, objects))
     return [b'"log":""}' if _EMPTY.fullmatch(each) else each[1:] for each in objects]
 
 
