@@ -15,12 +15,27 @@ import pytest
 
 from nodeagent.lab.kube import Kube
 from tests.kube.cluster import ROOT
-from tests.kube.mesh import SECONDS, agents, apply, curl, enrolled, get, load, namespace, nodeagent, policy, ready
+from tests.kube.mesh import (
+    SECONDS,
+    SYSTEM,
+    agents,
+    apply,
+    curl,
+    enrolled,
+    get,
+    load,
+    namespace,
+    nodeagent,
+    policy,
+    ready,
+    rolled_out,
+)
 from tests.kube.workloads import client, nginx
 from tests.waiting import eventually
 
 pytestmark = pytest.mark.timeout(400)  # the first one waits for the cluster
 NODES = ("node-a", "node-b")
+OVERLAYS = ROOT / "daemonset" / "overlays"
 MARK = "nodeagent.io/agent-not-ready"
 TRIED = {
     "client": {"same node", "other node", "Service", "STRICT, with mTLS", "denied by an AuthorizationPolicy"},
@@ -156,3 +171,25 @@ def test_from_nothing_to_a_mesh_and_back_to_nothing(home: Kube, commands: Path) 
         for pod in ("home/client-node-a", "default/visitor"):
             assert curl(home, pod, host(home, node)).stdout == "200"
     as_it_was(home, before)
+
+
+def test_by_kubectl_alone_nothing_is_left_either(home: Kube) -> None:
+    """Input: manifests that are applied and deleted, the nodes' cleaning between, as the documents say; on a node
+    are positions of logs, as the component leaves them. Verdict: as above.
+    """
+    before = traces(home)
+    home.kubectl("apply", "-k", str(OVERLAYS / "minimal"))
+    rolled_out(home)
+    enrolled(home, "node-a", "home/server-node-a")
+    read = ["sh", "-c", "mkdir -p /var/lib/nodeagent/logs && touch /var/lib/nodeagent/logs/positions"]
+    subprocess.run(home.command("node-a", read), check=True)
+    home.kubectl("apply", "-k", str(OVERLAYS / "uninstall"))
+    home.kubectl("rollout", "status", "-n", SYSTEM, "daemonset/nodeagent", f"--timeout={SECONDS:g}s", seconds=SECONDS)
+    home.kubectl("delete", "-k", str(OVERLAYS / "minimal"), f"--timeout={SECONDS:g}s", seconds=SECONDS)
+    as_it_was(home, before)
+    left = subprocess.run(
+        home.command("node-a", ["ls", "/var/lib/nodeagent"]), capture_output=True, text=True, check=True
+    )
+    assert left.stdout == ""
+    for pod in ("home/client-node-a", "default/visitor"):
+        assert curl(home, pod, host(home, "node-a")).stdout == "200"
