@@ -34,6 +34,11 @@ GRPC_LOAD := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/nodeagent/grpcload-$(shell c
 SEARCH_BUILD := tests/sinks/build
 SEARCH := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/nodeagent/search-$(shell find $(SEARCH_BUILD) -type f | sort | xargs cat | sha256sum | head -c 8)
 SEARCH_PACKAGES := maven openjdk-17-jdk-headless
+# Virtual machines: what boots them, and the boxes, one for each content of what makes them and each kernel.
+VM_PACKAGES := mmdebstrap e2fsprogs qemu-system-x86 qemu-utils seabios vagrant vagrant-libvirt libvirt-daemon-system libvirt-daemon-driver-qemu dnsmasq-base openssh-client
+VM_KERNEL ?= bookworm
+VM_BOX := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/nodeagent/vm-$(shell sha256sum < vagrant/box.sh | head -c 8)/$(VM_KERNEL).box
+VM_FILES := build/vm/files
 # BPF programs compiled ahead by BCC, for nodes without a compiler and for starts that do not wait for one; the image, and the name under which manifests know it.
 PROGRAMS := bpf/programs.json
 VERSION := $(shell sed -n 's/^__version__ = "\(.*\)"/\1/p' nodeagent/__init__.py)
@@ -57,7 +62,7 @@ endef
 export COMPILE
 
 help: ## this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 setup: packages $(VENV)/.complete $(VENV)/.compiled $(PROGRAMS) $(VENV)/spiffe/.complete ## system packages and the virtual environment in .venv/ (root, Debian 12); quick when nothing is missing
 
@@ -196,6 +201,28 @@ image: wheel ## build/image.tar, the agent's image as an OCI archive; layers are
 	@$(PYTHON) daemonset/image/build.py dist/*.whl build/image.tar $(IMAGE)
 
 artifacts: image deb
+
+.PHONY: vm-packages vm-box vm-files vm-test vm-kernels
+vm-packages:
+	@$(MAKE) --no-print-directory packages PACKAGES="$(VM_PACKAGES)"
+
+vm-box: vm-packages ## a Vagrant box of Debian 12 by mmdebstrap, with the kernel of VM_KERNEL (bookworm, bullseye, …), into ~/.cache; a minute the first time (root)
+	@[[ -e $(VM_BOX) ]] || { mkdir -p $(dir $(VM_BOX)) && vagrant/box.sh $(VM_BOX) $(VM_KERNEL); }
+	@echo $(VM_BOX)
+
+vm-files: deb $(VENV)/.complete ## build/vm/files: what both machines of vagrant/ are provisioned with (root)
+	@rm -rf $(VM_FILES) && mkdir -p $(VM_FILES)
+	@cp dist/nodeagent_*.deb $(VM_FILES)/nodeagent.deb
+	@cp -r vagrant/guest $(VM_FILES)/guest
+	@$(PYTHON) -m nodeagent ca init -d $(VM_FILES)/ca
+
+vm-test: vm-box vm-files packages ## the agent on two virtual machines by `vagrant up`, one line a check; destroys them, also when it fails (root)
+	@tests/room.sh $(PYTHON) -m tests.vm $(VM_BOX) $(VM_FILES)
+
+VM_KERNELS := bullseye bookworm trixie
+vm-kernels: vm-packages vm-files ## what `nodeagent check` says on other kernels, each in a machine of its own: into tests/vm/kernels/ (root)
+	@for kernel in $(VM_KERNELS); do $(MAKE) --no-print-directory vm-box VM_KERNEL=$$kernel; done
+	@tests/room.sh $(PYTHON) -m tests.vm.kernels $(VM_FILES)/nodeagent.deb $(addprefix $(dir $(VM_BOX)),$(addsuffix .box,$(VM_KERNELS)))
 
 pure: ## remove the compiled modules: the sources run as they are until the next `make setup`
 	@find nodeagent -name '*.so' -delete; rm -f ./*__mypyc*.so $(VENV)/.compiled $(PROGRAMS)

@@ -22,6 +22,7 @@ from nodeagent import errors
 from nodeagent.errors import Reason
 from nodeagent.redirect import rights
 from nodeagent.telemetry import metrics
+from tests.vm import kernels
 
 ROOT: Final = Path(__file__).parents[1]
 RESULTS: Final = ROOT / "docs" / "results" / "bench.json"
@@ -154,12 +155,28 @@ def capabilities() -> Iterator[str]:
         yield f"| {right.name} | {right.use} | {right.lost} |"
 
 
+def linuxes() -> Iterator[str]:
+    """Yield the table of tests/vm/kernels/: a kernel a row, and the words of the check for what it has not."""
+    found = list(kernels.kept())
+    if not found:
+        yield "No kernel is kept yet: `make vm-kernels` tries Debian's."
+        return
+    yield "| Linux | the agent | what `nodeagent check` does not find, and what is lost |"
+    yield "| --- | --- | --- |"
+    for kernel in found:
+        verdict = "is refused" if kernel.missing else "works"
+        lacking = [each for each in kernel.findings if each["state"] != "ok"]
+        words = [f"{each['feature']} ({each['detail']}): {each['lost']}".replace("|", "\\|") for each in lacking]
+        yield f"| {kernel.release} ({kernel.suite}) | {verdict} | {'; '.join(words)} |"
+
+
 TABLES: Final[Sequence[tuple[str, str, Callable[[], Iterator[str]]]]] = (
     ("README.md", "figures", figures),
     ("docs/comparison.md", "logs", logs),
     ("docs/operations.md", "reasons", reasons),
     ("docs/operations.md", "metrics", families),
     ("docs/kubernetes.md", "rights", capabilities),
+    ("docs/vm.md", "kernels", linuxes),
 )
 """Document, the marker's name, what stands between the markers."""
 

@@ -43,6 +43,24 @@ def serve(path: Path) -> None:
     asyncio.run(run(load_as(path, CaConfig)))
 
 
+@ca.command(short_help="Make an authority in a directory.")
+@click.option(
+    "-d", "--directory", type=click.Path(path_type=Path), required=True, help="Where (identity.caDirectory).",
+)  # fmt: skip
+@click.option("--trust-domain", default="cluster.local", show_default=True, help="As identity.trustDomain.")
+def init(directory: Path, trust_domain: str) -> None:
+    """Make an authority in a directory, for machines that cannot share one: give each a copy of it.
+
+    An agent makes one too, where there is none: machines that shall trust each other need the same
+    before their agents start. One that is there is kept.
+    """
+    from nodeagent.identity import authority_directory
+
+    there = (directory / authority_directory.ROOTS).exists()
+    authority_directory.open_or_create(directory, trust_domain, time.time())
+    click.echo(f"{directory}: the authority of {trust_domain} {'is kept' if there else 'is made'}")
+
+
 @ca.command("rotate-root", short_help="Exchange the root without a refused connection.")
 @click.argument("step", type=click.Choice(["prepare", "switch", "finish"]))
 @click.option(

@@ -153,9 +153,9 @@ def test_commands_that_are_shown_exist(name: str) -> None:
     text = (ROOT / name).read_text()
     shown = [*fenced(text), *re.findall(r"`([^`\n]+)`", text)]
     commands = {found for line in shown for found in re.findall(r"(?:^|[;|] ?)nodeagent ([a-z][a-z-]*)", line)}
-    targets = {found for line in shown for found in re.findall(r"^make ([a-z]+)", line)}
+    targets = {found for line in shown for found in re.findall(r"^make ([a-z-]+)", line)}
     assert commands <= set(COMMANDS)
-    assert targets <= set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    assert targets <= set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
 
 
 @pytest.mark.parametrize("name", [name for name in NAMES if name != "CHANGELOG.md"])

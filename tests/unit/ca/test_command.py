@@ -49,6 +49,17 @@ def test_the_root_is_exchanged_step_by_step(tmp_path: Path) -> None:
     assert after != before
 
 
+def test_an_authority_is_made_for_others_to_copy_and_one_that_is_there_is_kept(tmp_path: Path) -> None:
+    directory = tmp_path / "ca"
+    made = ca("init", "-d", str(directory), "--trust-domain", "example.org")
+    assert (made.returncode, made.stdout) == (0, f"{directory}: the authority of example.org is made\n")
+    before = {path.name: path.read_bytes() for path in directory.glob("*.pem")}
+    assert ca("init", "-d", str(directory), "--trust-domain", "example.org").stdout.endswith("is kept\n")
+    assert {path.name: path.read_bytes() for path in directory.glob("*.pem")} == before
+    assert CertificateAuthority.open_or_create(directory, "example.org")
+    assert ca("init", "-d", str(directory)).returncode == 1  # it is another trust domain's
+
+
 @pytest.mark.parametrize(
     ("arguments", "status", "words"),
     [

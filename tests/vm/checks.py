@@ -1,0 +1,344 @@
+"""What is tried on the two machines, in this order; each check returns what it has seen, in words.
+
+A check raises Failed, or AssertionError with what was expected. They build on each other: the client
+asks from node-a, ``near`` answers there, ``far`` on node-b.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import signal
+import subprocess
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from nodeagent.lab.demo.wiretap import Seen, examine
+from tests.vm.machines import Answer, Lab, Machine
+from tests.vm.telling import Failed, going_on
+from tests.waiting import eventually
+
+NEAR = "10.42.1.3"
+FAR = ("10.42.2.2", "[fd00:42:2::2]")
+CLIENT = "spiffe://cluster.local/ns/lab/sa/client"
+LEGACY = "legacy-node-b"
+"""What the agent calls node-b's legacy.service."""
+PINS = "/sys/fs/bpf/nodeagent"
+SECONDS = 300.0
+"""For a state to come on emulated processors."""
+CURL = "curl --silent --show-error --max-time 30 --globoff"
+
+
+def get(node: Machine, url: str, pod: str = "client") -> Answer:
+    """Have a pod ask for *url*; the answer ends with a line that is the status code."""
+    return node.pod(pod, f"{CURL} --write-out '%{{http_code}}' {url}")
+
+
+def asked(node: Machine, url: str, pod: str = "client") -> str:
+    """As :func:`get`; return body and status code. Raises Failed when nothing answers."""
+    answer = get(node, url, pod)
+    if answer.status:
+        raise Failed(f"{pod} asked {url}: {answer.errors}")
+    return answer.output
+
+
+def state_of(node: Machine) -> dict[str, str]:
+    return {str(row["pod"]): str(row["state"]) for row in node.rows("get pods")}
+
+
+def all_enrolled(node: Machine) -> bool:
+    """Say whether the agent runs and has captured all pods of its node."""
+    answer = node.ask("nodeagent get pods -o json")
+    states = [row["state"] for row in json.loads(answer.output)] if not answer.status else []
+    return bool(states) and set(states) == {"enrolled"}
+
+
+def check(lab: Lab) -> str:
+    """``nodeagent check`` finds nothing missing on either machine."""
+    words = []
+    for name, node in lab.nodes.items():
+        answer = node.ask("nodeagent check -o json")
+        (lab.folder / f"{name}.check.json").write_text(answer.output)
+        rows = json.loads(answer.output)
+        absent = [row["feature"] for row in rows if row["state"] == "absent"]
+        missing = [f"{row['feature']}: {row['detail']}" for row in rows if row["state"] == "missing"]
+        assert not missing, f"{name}: {'; '.join(missing)}"
+        kernel = node.run("uname -r").strip()
+        words.append(f"{name} Linux {kernel}, {len(rows) - len(absent)} ok, absent: {', '.join(absent) or 'nothing'}")
+    return "; ".join(words)
+
+
+def enrolment(lab: Lab) -> str:
+    """All pods are captured, on pure cgroup v2 under systemd."""
+    for node in lab.nodes.values():
+        eventually(lambda node=node: all_enrolled(node), f"{node.name}: all pods are enrolled", SECONDS)
+    states = state_of(lab.a) | state_of(lab.b)
+    return ", ".join(sorted(states))
+
+
+def capture(lab: Lab) -> str:
+    """Requests go through the agents, and the server is told who asks."""
+    for address in FAR:
+        eventually(
+            lambda address=address: CLIENT in get(lab.a, f"http://{address}:8080/capture").output,
+            f"far at {address} is told that {CLIENT} asks",
+            SECONDS,
+        )
+    return "client → far by IPv4 and IPv6, with the client's identity in X-Forwarded-Client-Cert"
+
+
+@contextmanager
+def wire(found: list[bytes]) -> Iterator[None]:
+    """Record what passes between the machines meanwhile; *found* gets the recording."""
+    links = json.loads(subprocess.run(["ip", "-json", "address"], capture_output=True, check=True).stdout)
+    link = next(each["ifname"] for each in links if any(a["local"] == "192.168.56.1" for a in each["addr_info"]))
+    argv = ["tcpdump", "-i", link, "-U", "--immediate-mode", "-s", "0", "-w", "-", "tcp"]
+    with subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as tcpdump:
+        assert tcpdump.stderr is not None
+        tcpdump.stderr.readline()  # it listens
+        try:
+            yield
+            time.sleep(0.5)  # nothing shows that the last packet has been written
+        finally:
+            tcpdump.send_signal(signal.SIGINT)
+            found.append(tcpdump.communicate()[0])
+
+
+def seen(act: Callable[[str], None]) -> Seen:
+    """Return what *act*, given a marker to send, showed of it on the wire."""
+    marker = uuid.uuid4().hex
+    found: list[bytes] = []
+    with wire(found):
+        act(marker)
+    return examine(found[0], marker.encode())
+
+
+def mutual_tls(lab: Lab) -> str:
+    """Nothing of a request is plaintext between the machines; what is asked past the mesh is, so the tap works."""
+    outside = seen(lambda marker: _ask_outside(lab.a, f"http://{FAR[0]}:8080/{marker}"))
+    assert outside.marked_bytes, "the tap saw nothing of a request from outside of the mesh: it proves nothing"
+    urls = [f"http://{address}:8080/" for address in FAR]
+    inside = seen(lambda marker: _ask(lab.a, " ".join(url + marker for url in urls)))
+    assert inside.records, f"the tap saw {inside.packets} packets and no TLS record"
+    assert inside.marked_bytes == 0, f"{inside.marked_bytes} bytes of the request were plaintext on the wire"
+    proof = f"the tap saw {outside.marked_bytes} of a request from outside"
+    return f"{inside.packets} packets, {inside.records} TLS records, plaintext bytes 0 ({proof})"
+
+
+def _ask_outside(node: Machine, url: str) -> None:
+    node.run(f"{CURL} --output /dev/null {url}")
+
+
+STRICT = """\
+apiVersion: security.istio.io/v1
+kind: PeerAuthentication
+metadata: {name: strict, namespace: lab}
+spec: {mtls: {mode: STRICT}}
+"""
+NO_SECRET = """\
+apiVersion: security.istio.io/v1
+kind: AuthorizationPolicy
+metadata: {name: no-secret, namespace: lab}
+spec:
+  selector: {matchLabels: {app: far}}
+  action: DENY
+  rules:
+  - from: [{source: {principals: [cluster.local/ns/lab/sa/client]}}]
+    to: [{operation: {paths: [/secret]}}]
+"""
+
+
+def policy(lab: Lab) -> str:
+    """A folder of YAML on each machine is in force: STRICT keeps strangers out, DENY one path of a known client."""
+    for node in lab.nodes.values():
+        node.write("/etc/nodeagent/policies/strict.yaml", STRICT)
+        node.write("/etc/nodeagent/policies/no-secret.yaml", NO_SECRET)
+    url = f"http://{FAR[0]}:8080"
+    eventually(lambda: get(lab.a, f"{url}/secret").output.endswith("403"), "/secret is refused with 403", SECONDS)
+    assert asked(lab.a, f"{url}/other").endswith("200"), "another path is refused too"
+    stranger = lab.a.ask(f"{CURL} --output /dev/null {url}/other")
+    assert stranger.status, "under STRICT, plaintext from outside of the mesh was answered"
+    for node in lab.nodes.values():
+        node.run("rm /etc/nodeagent/policies/no-secret.yaml")
+    eventually(lambda: get(lab.a, f"{url}/secret").output.endswith("200"), "/secret is allowed again", SECONDS)
+    return f"DENY 403 and 200 beside it; STRICT: a stranger got curl's status {stranger.status}; taken back: 200"
+
+
+def kernel_path(lab: Lab) -> str:
+    """Within a node connections run pod to pod; a bypass that applications could tell is refused with a reason."""
+    eventually(lambda: "kernel" in str(_near(lab)["paths"]), "near is on the kernel path, by get pods", SECONDS)
+    assert asked(lab.a, f"http://{NEAR}:8080/kernel").startswith("near")
+    rows = [row for row in lab.a.rows("flows --last 0") if "near" in str(row["destination"])]
+    paths = {str(row["path"]) for row in rows}
+    assert "kernel" in paths, f"near was reached by {paths or 'nothing that flows knows'}"
+    told = json.dumps(_near(lab))
+    assert "bypass" in told, f"nothing is said of near's nodeagent.io/bypass: {told}"
+    return f"near reached by: {', '.join(sorted(paths))}; its bypass: {_said(told, 'bypass')}"
+
+
+def _near(lab: Lab) -> dict[str, object]:
+    return next(row for row in lab.a.rows("get pods") if row["pod"] == "near")
+
+
+def _said(text: str, word: str) -> str:
+    """Return the piece of *text* between quotation marks that has *word*."""
+    return next(piece for piece in re.findall(r'"([^"]*)"', text) if word in piece)[:120]
+
+
+def service(lab: Lab) -> str:
+    """A service of node-b's systemd, which is no pod, is asked and asks under mTLS, as itself."""
+    eventually(lambda: all_enrolled(lab.b) and LEGACY in state_of(lab.b), f"{LEGACY} is enrolled", SECONDS)
+    name = f"/var/lib/nodeagent/mesh/objects/Pod.machines.{LEGACY}.json"
+    told = lab.b.run(f"cat {name}")
+    lab.a.write(name, told)
+    lab.a.run(f"touch /var/lib/nodeagent/mesh/enrolled/{json.loads(told)['metadata']['uid']}")
+    url = f"http://{json.loads(told)['status']['podIP']}:8080"
+    eventually(lambda: CLIENT in get(lab.a, url).output, "the service is told that client asks", SECONDS)
+    shown = seen(lambda marker: _ask(lab.a, f"{url}/{marker}"))
+    assert shown.marked_bytes == 0, f"{shown.marked_bytes} bytes of a request to it were plaintext on the wire"
+    own = "spiffe://cluster.local/ns/machines/sa/legacy"
+    eventually(
+        lambda: own in get(lab.b, f"http://{NEAR}:8080/", "legacy").output, f"near is told that {own} asks", SECONDS
+    )
+    return f"client → legacy.service → near, as {own}; plaintext bytes 0"
+
+
+def _ask(node: Machine, url: str) -> None:
+    asked(node, url)
+
+
+def logs(lab: Lab) -> str:
+    """Each line of a log that is rotated while it is written is delivered once."""
+    kept = "/var/lib/nodeagent/logs/kept.log"
+    mark = uuid.uuid4().hex[:8]
+    log = "/var/lib/nodeagent-lab/volumes/lab-far/log/app.log"
+    for part in range(3):
+        urls = " ".join(f"http://{FAR[0]}:8080/{mark}-{part}-{number}" for number in range(5))
+        asked(lab.a, urls)
+        if part < 2:
+            lab.b.run(f"mv {log} {log}.{part}")
+    eventually(
+        lambda: lab.b.ask(f"grep --count {mark} {kept}").output.strip() == "15", f"15 lines are in {kept}", SECONDS
+    )
+    lines = re.findall(rf"{mark}-\d-\d", lab.b.run(f"cat {kept}"))
+    assert len(lines) == len(set(lines)) == 15, f"{len(lines)} lines of 15, {len(set(lines))} different"
+    return "15 lines over 2 rotations, each delivered once"
+
+
+@contextmanager
+def asking(lab: Lab, outcome: dict[str, int]) -> Iterator[None]:
+    """Have the client ask ``far`` one request after the other meanwhile; *outcome* counts what came of them."""
+    lab.a.run("rm -f /tmp/stop /tmp/asked")
+    loop = (
+        f"while [ ! -e /tmp/stop ]; do {CURL} --output /dev/null --write-out '%{{http_code}}\\n' "
+        f"http://{FAR[0]}:8080/steady >> /tmp/asked; done"
+    )
+    lab.a.write("/tmp/asking.sh", loop)
+    lab.a.run("setsid /opt/nodeagent-lab/pods.py exec client sh /tmp/asking.sh > /dev/null 2>&1 < /dev/null &")
+    eventually(lambda: "200" in lab.a.ask("cat /tmp/asked").output, "the client asks", SECONDS)
+    try:
+        yield
+    finally:
+        lab.a.run("touch /tmp/stop")
+        eventually(lambda: lab.a.ask("pgrep -f asking.sh").status == 1, "the client has ended", 60)
+    for code in lab.a.run("cat /tmp/asked").split():
+        outcome[code] = outcome.get(code, 0) + 1
+
+
+def reload(lab: Lab) -> str:
+    """``systemctl reload`` brings new workers, and no request is lost."""
+    outcome: dict[str, int] = {}
+    with asking(lab, outcome):
+        for node in lab.nodes.values():
+            node.run("systemctl reload nodeagent")
+    assert set(outcome) == {"200"}, f"requests meanwhile: {outcome}"
+    return f"{outcome['200']} requests meanwhile, all answered"
+
+
+def killed(lab: Lab) -> str:
+    """A daemon that is killed is started again by systemd; meanwhile nothing reaches ``far`` in plaintext."""
+    before = lab.b.run("systemctl show --property MainPID --value nodeagent").strip()
+    found: list[bytes] = []
+    marker = uuid.uuid4().hex
+    with wire(found):
+        lab.b.run("systemctl kill --signal KILL nodeagent")
+        get(lab.a, f"http://{FAR[0]}:8080/{marker}")
+        eventually(lambda: all_enrolled(lab.b), "node-b's agent is there again", SECONDS)
+        eventually(
+            lambda: get(lab.a, f"http://{FAR[0]}:8080/{marker}").output.endswith("200"), "far answers again", SECONDS
+        )
+    after = lab.b.run("systemctl show --property MainPID --value nodeagent").strip()
+    assert after not in (before, "0"), f"MainPID was {before} and is {after}"
+    shown = examine(found[0], marker.encode())
+    assert shown.marked_bytes == 0, f"{shown.marked_bytes} bytes of requests were plaintext meanwhile"
+    return f"pid {before} → {after} by systemd, far answers, plaintext bytes meanwhile 0"
+
+
+def reboot(lab: Lab) -> str:
+    """A machine that boots has its pods in the mesh again without a hand."""
+    begun = time.monotonic()
+    boot = lab.b.run("cat /proc/sys/kernel/random/boot_id").strip()
+    lab.b.ask("systemctl reboot", seconds=20)
+    with going_on("node-b reboots"):
+        eventually(lambda: _boot(lab) not in ("", boot), "node-b has booted", SECONDS)
+        eventually(lambda: all_enrolled(lab.b), "node-b's pods are enrolled again", SECONDS)
+    eventually(lambda: CLIENT in get(lab.a, f"http://{FAR[0]}:8080/rebooted").output, "far answers again", SECONDS)
+    return f"far answers with the client's identity {time.monotonic() - begun:.0f} s later"
+
+
+def _boot(lab: Lab) -> str:
+    subprocess.run(["ssh", "-F", lab.b.ssh, "-O", "exit", lab.b.name], capture_output=True, check=False)
+    return lab.b.ask("cat /proc/sys/kernel/random/boot_id", seconds=25).output.strip()
+
+
+def uninstall(lab: Lab) -> str:
+    """The package goes, and nothing of the agent is left in the kernel or on disk."""
+    for node in lab.nodes.values():
+        node.run("dpkg --purge nodeagent", seconds=SECONDS)
+        left = node.run(
+            f"ls -d {PINS} /etc/nodeagent /var/lib/nodeagent /run/nodeagent /usr/lib/nodeagent 2>/dev/null || true"
+        ).split()
+        assert not left, f"{node.name}: left: {', '.join(left)}"
+        assert not node.run("ls /sys/fs/bpf").split(), f"{node.name}: pins are left in /sys/fs/bpf"
+    answer = asked(lab.a, f"http://{FAR[0]}:8080/after")
+    assert answer == "far \n200", f"far answers {answer!r}"
+    return "no file, no pin; the pods talk as if there had been none"
+
+
+@dataclass(frozen=True)
+class Check:
+    name: str
+    attempt: Callable[[Lab], str]
+
+
+CHECKS = (
+    Check("check", check),
+    Check("enrolment", enrolment),
+    Check("capture", capture),
+    Check("mTLS", mutual_tls),
+    Check("policy", policy),
+    Check("kernel path", kernel_path),
+    Check("service", service),
+    Check("logs", logs),
+    Check("reload", reload),
+    Check("kill -9", killed),
+    Check("reboot", reboot),
+    Check("uninstall", uninstall),
+)
+
+
+def memory(lab: Lab) -> str:
+    """Return what both agents take, by systemd's account."""
+    words = []
+    for name, node in lab.nodes.items():
+        taken = int(node.run("systemctl show --property MemoryCurrent --value nodeagent").strip())
+        words.append(f"{name} {taken >> 20} MiB")
+    return ", ".join(words)
+
+
+def results(folder: Path, lines: list[str]) -> None:
+    (folder / "summary.txt").write_text("\n".join(lines) + "\n")

@@ -1,0 +1,146 @@
+"""The two machines: Vagrant makes and destroys them, ssh does everything else."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from tests.vm import libvirt
+from tests.vm.host import Host
+from tests.vm.telling import Failed, going_on, run, tell
+
+ROOT = Path(__file__).parents[2]
+NAMES = ("node-a", "node-b")
+BOX = "nodeagent-lab"
+UP_SECONDS = 1800.0
+"""For both machines on emulated processors, from nothing to provisioned."""
+DOWN_SECONDS = 120.0
+SSH_SECONDS = 180.0
+GONE = 255
+"""The status of an ssh that did not get through."""
+
+
+@dataclass(frozen=True)
+class Answer:
+    """How a command on a machine ended."""
+
+    status: int
+    output: str
+    errors: str
+
+
+@dataclass(frozen=True)
+class Machine:
+    """A machine that is up."""
+
+    name: str
+    ssh: Path
+    """A configuration for ssh that knows it."""
+
+    def ask(self, command: str, *, given: str = "", seconds: float = SSH_SECONDS) -> Answer:
+        """Run *command* by the shell as root, with *given* as its input; return how it ended."""
+        argv = ["ssh", "-F", str(self.ssh), self.name, f"sudo sh -c {shlex.quote(command)}"]
+        with going_on(f"{self.name}: {command[:70]}"):
+            try:
+                done = subprocess.run(argv, input=given, capture_output=True, text=True, timeout=seconds, check=False)
+            except subprocess.TimeoutExpired:
+                return Answer(GONE, "", f"no answer within {seconds:.0f} s")
+        return Answer(done.returncode, done.stdout, done.stderr.strip())
+
+    def run(self, command: str, *, given: str = "", seconds: float = SSH_SECONDS) -> str:
+        """As :meth:`ask`; return what it printed. Raises Failed when it fails."""
+        answer = self.ask(command, given=given, seconds=seconds)
+        if answer.status:
+            raise Failed(
+                f"{self.name}: {command}: status {answer.status}: {(answer.errors or answer.output)[-1500:].strip()}"
+            )
+        return answer.output
+
+    def rows(self, command: str) -> list[dict[str, object]]:
+        """Return the list that a command of the agent prints as JSON. Raises Failed."""
+        found: list[dict[str, object]] = json.loads(self.run(f"nodeagent {command} -o json"))
+        return found
+
+    def write(self, path: str, text: str) -> None:
+        """Put *text* into a file, whole or not at all."""
+        self.run(f"cat > {path}.new && mv {path}.new {path}", given=text)
+
+    def send(self, file: Path, path: str) -> None:
+        """Copy *file* to *path* on the machine. Raises Failed."""
+        argv = ["scp", "-q", "-F", str(self.ssh), str(file), f"{self.name}:{path}"]
+        with going_on(f"{self.name}: {file.name}"):
+            done = subprocess.run(argv, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
+        if done.returncode:
+            raise Failed(f"{self.name}: {file} cannot be copied: {done.stderr.strip()}")
+
+    def pod(self, name: str, command: str) -> Answer:
+        """Run *command* in the pod *name* of this machine; return how it ended."""
+        return self.ask(f"/opt/nodeagent-lab/pods.py exec {name} {command}")
+
+
+@dataclass(frozen=True)
+class Lab:
+    """Both machines, and where what they leave is kept."""
+
+    nodes: dict[str, Machine]
+    folder: Path
+
+    @property
+    def a(self) -> Machine:
+        return self.nodes["node-a"]
+
+    @property
+    def b(self) -> Machine:
+        return self.nodes["node-b"]
+
+    def keep(self) -> Path:
+        """Write down what the machines can still say of a failure; return the folder, which has their consoles too."""
+        for name, node in self.nodes.items():
+            for what, command in (
+                ("journal", "journalctl --no-pager --boot"),
+                ("state", "systemctl --no-pager status; ip address; ip route; nodeagent get pods -o json"),
+            ):
+                answer = node.ask(command, seconds=60)
+                (self.folder / f"{name}.{what}").write_text(answer.output + answer.errors)
+        return self.folder
+
+
+@contextmanager
+def up(box: Path, files: Path, host: Host, folder: Path, *, bare: str = "") -> Iterator[Lab]:
+    """Bring both machines up by Vagrant from *box*, provisioned with *files*; they are destroyed at the end.
+
+    *bare*: only the machine of this name, as the box has it. Raises Failed; *folder* holds consoles and logs.
+    """
+    names = [bare] if bare else list(NAMES)
+    work = folder / "work"
+    environment = libvirt.environment(work) | {
+        "NODEAGENT_BOX": BOX,
+        "NODEAGENT_FILES": str(files),
+        "NODEAGENT_DRIVER": host.driver,
+        "NODEAGENT_CONSOLES": str(folder),
+        "VAGRANT_CWD": str(ROOT / "vagrant"),
+    }
+    log = folder / "vagrant.log"
+    with libvirt.running(work / "libvirt"):
+        try:
+            run("vagrant box add", ["vagrant", "box", "add", "--name", BOX, str(box)], log, UP_SECONDS, environment)
+            asked = ["--no-provision", bare] if bare else []
+            run("vagrant up", ["vagrant", "up", "--provider=libvirt", *asked], log, UP_SECONDS, environment)
+            config = subprocess.run(
+                ["vagrant", "ssh-config", *names], env=environment, capture_output=True, text=True, check=True
+            ).stdout
+            ssh = work / "ssh"
+            ssh.write_text(
+                f"{config}\nHost *\n  ControlMaster auto\n  ControlPath {work}/%h.socket\n  ControlPersist 600\n"
+                "  ConnectTimeout 20\n  ServerAliveInterval 10\n  LogLevel ERROR\n"
+            )
+            yield Lab({name: Machine(name, ssh) for name in names}, folder)
+        finally:
+            tell("destroying the machines")
+            with suppress(Failed):  # the room's end is theirs too
+                run("vagrant destroy", ["vagrant", "destroy", "--force"], log, DOWN_SECONDS, environment)
