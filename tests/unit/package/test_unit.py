@@ -47,7 +47,8 @@ def test_a_line_that_it_does_not_understand_would_be_seen(tmp_path: Path) -> Non
 
 
 def test_it_is_confined_as_far_as_the_agent_can_be() -> None:
-    done = run("systemd-analyze", "security", "--offline=yes", "--threshold=44", "--no-pager", UNIT)
+    # ProtectKernelTunables= and RestrictSUIDSGID= are what a machine did not start with: see the unit.
+    done = run("systemd-analyze", "security", "--offline=yes", "--threshold=46", "--no-pager", UNIT)
     assert done.returncode == 0, done.stdout[-200:]
 
 
