@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Final
 
 from mypy_extensions import mypyc_attr
 
-from nodeagent.errors import Reason
+from nodeagent.errors import DEADLINE, UPSTREAM_RESET, Reason
 from nodeagent.proxy.grpc import status
 from nodeagent.proxy.grpc.messages import Messages
-from nodeagent.proxy.grpc.timeout import parse, written
+from nodeagent.proxy.grpc.timeout import ROUNDED, parse, written
 from nodeagent.proxy.grpc.web import WebMessages
 from nodeagent.proxy.http.fields import Field
 
@@ -76,6 +76,14 @@ class Call:
             if name == _TIMEOUT:
                 self.timeout = parse(value)
         return self.timeout
+
+    def why(self, reason: Reason, elapsed: float) -> Reason:
+        """Return why the call ends *elapsed* seconds after it came, where *reason* is what was seen: an
+        endpoint resets what its client, by the time that went on, waits for no longer, a moment before
+        the proxy's own timer.
+        """
+        over = 0 <= self.timeout <= elapsed + ROUNDED
+        return DEADLINE if over and reason.code == UPSTREAM_RESET.code else reason
 
     def shortened(self, fields: list[Field], elapsed: float) -> list[Field]:
         """Return the request's *fields* as they go on *elapsed* seconds after the call came: with what

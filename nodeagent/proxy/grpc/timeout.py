@@ -6,6 +6,8 @@ from typing import Final
 
 _UNITS: Final = {b"H": 3600.0, b"M": 60.0, b"S": 1.0, b"m": 1e-3, b"u": 1e-6, b"n": 1e-9}
 _DIGITS: Final = 8
+ROUNDED: Final = 0.002
+"""Seconds that a value may be shorter than what was meant (:func:`written`), and some."""
 _MOST: Final = 10**_DIGITS - 1
 
 

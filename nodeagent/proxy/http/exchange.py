@@ -47,6 +47,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from time import perf_counter
 from typing import TYPE_CHECKING, Final
 
 from mypy_extensions import mypyc_attr
@@ -260,6 +261,8 @@ class Exchange:
         """Answer on the proxy's own account, or let the client see that an answer which began has no end."""
         if self.finished:
             return
+        if self.call is not None:
+            reason = self.call.why(reason, perf_counter() - self.started)
         self.reason = reason
         downstream = self.downstream
         if self.answered:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from nodeagent.errors import NO_ENDPOINTS, UPSTREAM_RESET
+from nodeagent.errors import DEADLINE, NO_ENDPOINTS, UPSTREAM_RESET
 from nodeagent.proxy.grpc.call import Call, WebCall, call_of
 from nodeagent.proxy.http.exchange import UNKNOWN, Exchange
 from nodeagent.telemetry.cells import MessageCell
@@ -118,3 +118,12 @@ def test_without_a_time_or_with_a_wrong_one_nothing_changes() -> None:
         call = Call()
         assert call.waits(fields) == -1
         assert call.shortened(fields, 1.0) is fields
+
+
+def test_what_an_endpoint_resets_at_the_deadline_has_it_for_a_reason() -> None:
+    call = Call()
+    assert call.waits([(b"grpc-timeout", b"200m")]) == 0.2
+    assert call.why(UPSTREAM_RESET, 0.1) is UPSTREAM_RESET
+    assert call.why(UPSTREAM_RESET, 0.199) is DEADLINE
+    assert call.why(NO_ENDPOINTS, 0.3) is NO_ENDPOINTS
+    assert Call().why(UPSTREAM_RESET, 100.0) is UPSTREAM_RESET
