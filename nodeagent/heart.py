@@ -11,6 +11,9 @@ from typing import Final
 
 from nodeagent.redirect import heartbeat
 
+HUNG_SECONDS: Final = 3.0
+"""Of processor time: who has used so much and was not heard hangs, however long that took."""
+_TICKS: Final = os.sysconf("SC_CLK_TCK")
 _UNFELT_SECONDS: Final = 0.02
 """How often a worker's first turn is looked for."""
 
@@ -33,6 +36,26 @@ class Patience:
             self._awake_since = now
         self._looked = now
         return not felt and now - self._awake_since >= self._seconds
+
+
+class Progress:
+    """What a process does that is not heard: one that waits for a processor, and got next to none, is not to blame."""
+
+    def __init__(self) -> None:
+        self._used = -1.0
+        """Seconds of processor time when it was not heard first; negative: it is heard."""
+
+    def heard(self) -> None:
+        """It was: what it uses from its next silence on counts."""
+        self._used = -1.0
+
+    def is_starved(self, stat: str) -> bool:
+        """Say whether the silent process waits for a processor. *stat*: its ``/proc/PID/stat`` (proc(5)) of now."""
+        fields = stat.rpartition(")")[2].split()
+        used = (int(fields[11]) + int(fields[12])) / _TICKS
+        if self._used < 0:
+            self._used = used
+        return fields[0] == "R" and used - self._used < HUNG_SECONDS
 
 
 class Heart:

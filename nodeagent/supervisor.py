@@ -25,6 +25,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
+from pathlib import Path
 from typing import Final, assert_never
 
 from nodeagent.channel import DESCRIPTORS, Outbox, Packet, close_all, decode, pair, receive
@@ -32,7 +33,7 @@ from nodeagent.errors import shown
 from nodeagent.folder_lock import FolderLock
 from nodeagent.forking import CONTROL, Role, fork, reaped
 from nodeagent.hand_over import PORTS, Event, HandOver, Predecessor
-from nodeagent.heart import Heart, Patience
+from nodeagent.heart import Heart, Patience, Progress
 from nodeagent.memory import settle
 from nodeagent.messages import (
     TO_SUPERVISOR,
@@ -139,6 +140,7 @@ class Supervisor:
         """No other daemon beats on this node."""
         self._watch_at = 0.0
         self._patience_with_control = Patience(CONTROL_SILENT_SECONDS, asleep=CONTROL_SILENT_SECONDS)
+        self._control_progress = Progress()
         self._give_up_at = 0.0
         self._hung_up_at = 0.0
         self._resign_at = 0.0
@@ -337,7 +339,11 @@ class Supervisor:
 
     def _look_after_control(self) -> None:
         felt = not self._control_pulse.begun() or self._control_pulse.felt(CONTROL_SILENT_SECONDS)
+        if felt:
+            self._control_progress.heard()
         if self._patience_with_control.over(time.monotonic(), felt) and self._control_pid and not self._stopping:
+            if self._control_progress.is_starved(Path(f"/proc/{self._control_pid}/stat").read_text()):
+                return
             self._control_pulse.rest()
             _say(f"control's event loop has not turned for {CONTROL_SILENT_SECONDS:g} s; it is killed")
             self._kill_control()
