@@ -65,7 +65,7 @@ def unlooked(kube: Kube, node: str) -> str:
     asked = kube.command(node, ["curl", "--silent", "http://127.0.0.1:15020/metrics"])
     lines = subprocess.run(asked, capture_output=True, text=True, check=True).stdout.splitlines()
     events = [line.removeprefix("nodeagent_kernel_events_total") for line in lines if "bound_dead_" in line]
-    return ", ".join(each for each in events if not each.endswith(" 0"))
+    return ", ".join(each for each in events if float(each.rpartition(" ")[2]))
 
 
 def _weigh(kube: Kube, weight: int) -> None:
