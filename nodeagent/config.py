@@ -103,6 +103,8 @@ class Limits(ConfigSection):
     connections_per_pod: int = Field(10000, ge=1)
     streams_per_connection: int = Field(1024, ge=1, le=1048576)
     """What a client of HTTP/2 may ask at once on one connection."""
+    streams_per_pod: int = Field(16384, ge=1)
+    """And on all connections of a pod."""
     held_bytes_per_pod: int = Field(268435456, ge=16777216)
     """Of bodies that wait in a worker for who takes them, on all HTTP/2 connections of a pod: beyond
     half of it, its clients open no more streams; beyond it, the connection on which more comes ends.

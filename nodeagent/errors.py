@@ -170,6 +170,14 @@ CONNECT_TIMEOUT = Reason(
     "upstream_reset_before_response_started{connection_timeout}",
     "the endpoint does not answer: does a NetworkPolicy forbid the connection, is the pod's node reachable?",
 )
+STREAMS_PER_POD = Reason(
+    "streams_per_pod",
+    503,
+    "UO",
+    "overflow",
+    "as many requests over HTTP/2 are under way at the pod as proxy.limits.streamsPerPod allows",
+    denies=True,
+)
 STREAMS_EXHAUSTED = Reason(
     "streams_exhausted",
     503,

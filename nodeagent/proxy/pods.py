@@ -113,6 +113,7 @@ class PodState:
         "routes",
         "routes_view",
         "stock",
+        "streams",
         "tls",
         "uid",
     )
@@ -129,6 +130,8 @@ class PodState:
         self.held = HeldBytes()
         self.gone = False
         """It is no longer enrolled."""
+        self.streams = 0
+        """Requests under way on its connections of HTTP/2."""
         self.open: set[asyncio.Task[None]] = set()
         self.routes: dict[tuple[object, ...], Sequence[Hop]] = {}
         self.routes_view = -1

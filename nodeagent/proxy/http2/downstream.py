@@ -37,6 +37,7 @@ from nodeagent.errors import (
     HEADERS_TOO_LARGE,
     HTTP2_BROKEN,
     HTTP2_MALFORMED,
+    STREAMS_PER_POD,
     Reason,
 )
 from nodeagent.proxy.connection import Connection
@@ -218,6 +219,8 @@ class Http2Downstream(Downstream, SessionUser):
             exchange.fields = [*head.fields, (b"x-request-id", exchange.request_id)]
         if exchange.method == b"CONNECT":
             exchange.refuse(CONNECT_REFUSED)
+        elif self.connection.pod.streams > self.context.limits.streams_per_pod:
+            exchange.refuse(STREAMS_PER_POD)
         else:
             self.line.request(exchange)
 
@@ -241,6 +244,7 @@ class Http2Downstream(Downstream, SessionUser):
     ) -> Http2Exchange:
         exchange = Http2Exchange(self, method, target, authority, fields, perf_counter())
         exchange.stream = stream
+        self.connection.pod.streams += 1
         exchange.moved_at = self.context.now
         stream.exchange = exchange
         return exchange
@@ -287,7 +291,7 @@ class Http2Downstream(Downstream, SessionUser):
         if exchange is None and reason is HTTP2_MALFORMED:
             exchange = self._make(stream, b"-", b"-", b"-", [])
         if exchange is not None and exchange.gone():
-            self.line.observe(exchange, 0, reason)
+            self._observe(exchange, 0, reason)
 
     def pause(self, exchange: Exchange, why: str) -> None:
         assert isinstance(exchange, Http2Exchange)
@@ -333,7 +337,7 @@ class Http2Downstream(Downstream, SessionUser):
         if exchange.arrived is not None:
             exchange.progressed()
         self.session.finish(exchange.stream, trailer_block(trailers) if trailers else trailers)
-        self.line.observe(exchange, exchange.status, exchange.reason)
+        self._observe(exchange, exchange.status, exchange.reason)
         self._soon()
 
     def elsewhere(self, exchange: Exchange) -> bool:
@@ -345,14 +349,14 @@ class Http2Downstream(Downstream, SessionUser):
             return False
         exchange.finished = True
         exchange.reason = reason
-        self.line.observe(exchange, 0, reason)
+        self._observe(exchange, 0, reason)
         self.session.reset(exchange.stream, wire.REFUSED_STREAM)
         self._soon()
         return True
 
     def cut(self, exchange: Exchange) -> None:
         assert isinstance(exchange, Http2Exchange)
-        self.line.observe(exchange, exchange.status, exchange.reason)
+        self._observe(exchange, exchange.status, exchange.reason)
         self.session.reset(exchange.stream, wire.INTERNAL_ERROR)
         self._soon()
 
@@ -371,6 +375,11 @@ class Http2Downstream(Downstream, SessionUser):
 
     def on_settings(self) -> None:
         """What the client takes counts from now on; the session knows."""
+
+    def _observe(self, exchange: Exchange, status: int, reason: Reason | None) -> None:
+        """*exchange* is finished."""
+        self.connection.pod.streams -= 1
+        self.line.observe(exchange, status, reason)
 
     # -- the connection's end --
 

@@ -366,3 +366,27 @@ def test_requests_wait_for_the_streams_of_an_endpoint_that_leaves_after_each() -
         await client.close()
 
     play(Apps(answer, made=one), scene, protocol="http2")
+
+
+def test_a_pod_has_no_more_requests_under_way_than_it_may() -> None:
+    go = asyncio.Event()
+
+    async def answer(app: Http2App, message: Message) -> None:
+        await go.wait()
+        await app.say(message, b"ok")
+
+    async def scene(stage: Stage) -> None:
+        clients = [await connected(stage) for _ in range(2)]
+        asked = [clients[each % 2].ask() for each in range(8)]
+        await until(lambda: len(stage.log.records) == 2)
+        assert {each["response_flags"] for each in stage.log.records} == {"UO"}
+        go.set()
+        async with asyncio.timeout(10):
+            for each in asked:
+                await each.ended.wait()
+        assert sorted(each.status for each in asked) == [200] * 6 + [503] * 2
+        await until(lambda: stage.pods["client"].streams == 0)
+        for client in clients:
+            await client.close()
+
+    play(Apps(answer), scene, protocol="http2", limits={"streamsPerPod": 6})
