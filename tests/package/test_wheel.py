@@ -7,6 +7,7 @@ import os
 import re
 import signal
 import subprocess
+import sysconfig
 import tarfile
 import zipfile
 from pathlib import Path
@@ -30,12 +31,15 @@ def one(pattern: str) -> Path:
 
 @pytest.fixture(scope="module")
 def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder that is no checkout, with a virtual environment that has the wheel."""
+    """A folder that is no checkout, with a virtual environment that has the wheel. What that needs is what
+    `make setup` installed: a room has no network.
+    """
     folder = tmp_path_factory.mktemp("outside")
     subprocess.run([DEBIAN_PYTHON, "-m", "venv", "--system-site-packages", folder / "venv"], check=True)
+    (site,) = folder.glob("venv/lib/*/site-packages")
+    (site / "needed.pth").write_text(f"{sysconfig.get_path('purelib')}\n")
     pip = (folder / "venv/bin/python", "-m", "pip", "install", "--quiet", "--disable-pip-version-check")
-    wanted = ("--constraint", ROOT / "constraints.txt", one("nodeagent-*.whl"))
-    subprocess.run([*pip, *wanted], check=True, cwd=folder)
+    subprocess.run([*pip, "--no-index", "--no-deps", one("nodeagent-*.whl")], check=True, cwd=folder)
     return folder
 
 
