@@ -248,11 +248,11 @@ static inline u64 http_read(struct __sk_buff *skb, const struct http_segment *se
         AGAIN(stream->base) = base;
         u64 rest = segment->length - at;
         AGAIN(stream->filled) = rest < HTTP_BUFFER ? rest : HTTP_BUFFER;
-        u64 size = AGAIN(stream->filled);
-        if (size > HTTP_BUFFER)
+        u64 last = AGAIN(stream->filled) - 1; /* above every bound where nothing is to be read */
+        if (last >= HTTP_BUFFER)
           return at;
-        ALONE(size); /* the verifier does not understand both comparisons in one */
-        if (!size || bpf_skb_load_bytes(skb, segment->offset + base, stream->buffer, size))
+        ALONE(last); /* Linux 6.1's verifier learns nothing from a comparison with 0: so the size is 1 at least */
+        if (bpf_skb_load_bytes(skb, segment->offset + base, stream->buffer, last + 1))
           return at;
       }
       AGAIN(stream->cursor) = at - base;
