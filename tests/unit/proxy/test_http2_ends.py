@@ -92,7 +92,8 @@ def test_every_request_ends_once(
     assert set(server.stages.exchanges) <= set(counted)
     assert all(each.finished for each in counted)
     session = server.codec.session
-    assert (session.streams, session.queued, session.head_bytes, server.pod.held.bytes) == ({}, 0, 0, 0)
+    held = (session.streams, session.queued, session.head_bytes, server.pod.held.bytes, server.pod.streams)
+    assert held == ({}, 0, 0, 0, 0)
 
 
 @settings(deadline=None)
