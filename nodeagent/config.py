@@ -155,9 +155,9 @@ class ProxySettings(ConfigSection):
     the kernel path unless ``nodeagent.io/path`` asks for it: there nobody makes the header, nor
     removes one that a client made up.
     """
-    shared_connections: bool = True
-    """Whether connections to another node's agent are carried over few of mTLS, as soon as there are
-    several at once; those of other agents are taken so in any case.
+    shared_connections: bool = False
+    """Whether connections to another node's agent, which is set so too, are carried over few of mTLS, as
+    soon as there are several at once.
     """
     limits: Limits = Limits()  # type: ignore[call-arg]
     timeouts: Timeouts = Timeouts()  # type: ignore[call-arg]

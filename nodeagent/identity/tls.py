@@ -54,10 +54,12 @@ class Contexts:
         return self.shared_http if shared else self.client_http
 
 
-def contexts(certificate: Certificate) -> Contexts:
-    """Return all contexts for *certificate*. Raises IdentityError."""
+def contexts(certificate: Certificate, *, shared: bool = False) -> Contexts:
+    """Return all contexts for *certificate*; *shared*: its server takes shared connections. Raises
+    IdentityError.
+    """
     return Contexts(
-        server_context(certificate),
+        server_context(certificate, shared=shared),
         client_context(certificate, *_OFFERED["http"]),
         client_context(certificate, *_OFFERED["http2"]),
         client_context(certificate, *_OFFERED["tcp"]),
@@ -66,11 +68,12 @@ def contexts(certificate: Certificate) -> Contexts:
     )
 
 
-def server_context(certificate: Certificate) -> ssl.SSLContext:
+def server_context(certificate: Certificate, *, shared: bool = False) -> ssl.SSLContext:
     """Return the context of a server that demands the client's certificate; takes HTTP before
-    TCP. Raises IdentityError.
+    TCP, and before both, where *shared*, many connections over one. Raises IdentityError.
     """
-    context = _context(ssl.PROTOCOL_TLS_SERVER, certificate, (SHARED_ALPN, HTTP2_ALPN, HTTP_ALPN, TCP_ALPN))
+    taken = (HTTP2_ALPN, HTTP_ALPN, TCP_ALPN)
+    context = _context(ssl.PROTOCOL_TLS_SERVER, certificate, (SHARED_ALPN, *taken) if shared else taken)
     context.num_tickets = 0
     return context
 

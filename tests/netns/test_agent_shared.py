@@ -53,7 +53,12 @@ ONLY_ONE = policy(
 def policies(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Policies]:
     folder = tmp_path_factory.mktemp("policies")
     logs = tmp_path_factory.mktemp("envoy")
-    with cluster("t-shared", TEXT, agent=merge(QUICK, {"resources": [str(folder)]})) as lab, ExitStack() as stack:
+    with (
+        cluster(
+            "t-shared", TEXT, agent=merge(QUICK, {"resources": [str(folder)], "proxy": {"sharedConnections": True}})
+        ) as lab,
+        ExitStack() as stack,
+    ):
         envoy = sidecar.start(lab, "envoy", Path(logs) / "envoy.log", admits=["one"])
         stack.callback(envoy.wait, 20)
         stack.callback(envoy.terminate)

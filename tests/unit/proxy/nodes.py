@@ -44,7 +44,7 @@ def identity(pod: str) -> SpiffeId:
 def credentials(directory: Path, *pods: str) -> dict[str, Contexts]:
     """Return TLS contexts for *pods* by an authority in *directory*."""
     authority = CertificateAuthority.open_or_create(directory, "cluster.local")
-    return {pod: contexts(authority.issue(identity(pod), 3600)) for pod in pods}
+    return {pod: contexts(authority.issue(identity(pod), 3600), shared=True) for pod in pods}
 
 
 def asks(proxy: Proxy, providers: Providers) -> None:
@@ -93,7 +93,7 @@ class Nodes:
             probes,
             policies,
         )
-        self._settings = ProxySettings.model_validate(settings)
+        self._settings = ProxySettings.model_validate({"sharedConnections": True, **settings})
         self._redirected: dict[tuple[str, int], tuple[str, int]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._servers: list[asyncio.Server] = []
