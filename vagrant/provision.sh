@@ -28,7 +28,11 @@ systemctl --quiet enable --now lab-node.service
 
 say "installing the package"
 export DEBIAN_FRONTEND=noninteractive
-dpkg --install --force-confold "$files/nodeagent.deb" # its configuration is there already, and stays
+# Its configuration is there already, and stays. What it depends upon a box has, or apt fetches it.
+packaged() {
+  apt-get -qq install -y --reinstall --no-install-recommends -o Dpkg::Options::=--force-confold "$files/nodeagent.deb"
+}
+packaged || { apt-get -qq update && packaged; }
 
 say "what the agent finds here"
 nodeagent check

@@ -79,6 +79,7 @@ def fill(root: Path, wheel: Path, cache: Path) -> None:
     (root / "usr/bin/nodeagent").chmod(0o755)
     for source, target in (
         ("package/agent.yaml", "etc/nodeagent/agent.yaml"),
+        ("package/agent.yaml", f"{HOME}/agent.yaml"),
         ("package/nodeagent.apparmor", "etc/apparmor.d/nodeagent"),
         ("package/nodeagent.service", "usr/lib/systemd/system/nodeagent.service"),
         ("docs/agent.yaml", "usr/share/doc/nodeagent/examples/agent.yaml"),

@@ -8,12 +8,13 @@ import hashlib
 import io
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import tarfile
 from collections.abc import Iterator
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -116,6 +117,17 @@ def test_it_is_installed_with_what_debian_has(machine: Machine) -> None:
     assert machine.run("dpkg", "--verify", "nodeagent").stdout == ""
 
 
+@contextmanager
+def mounted(folder: Path) -> Iterator[Path]:
+    """A file system of its own on *folder*."""
+    folder.mkdir()
+    linux.mount("tmpfs", folder, "tmpfs")
+    try:
+        yield folder
+    finally:
+        linux.unmount(folder)
+
+
 def daemons() -> list[int]:
     """Return the first processes of all daemons in this room."""
     found = []
@@ -169,11 +181,22 @@ def test_it_runs_as_configured_and_a_new_one_takes_over(machine: Machine) -> Non
 
 
 def test_nothing_stays_of_one_that_is_purged(machine: Machine) -> None:
+    """Input: a configuration that does not load by then; a mount in its folder. Verdict: the kernel is left all the
+    same, and what is mounted stays as it is.
+    """
     assert PINS.is_dir()  # as a daemon leaves them that has ended
+    (machine.root / AGENT_YAML).write_text("sauce: /tmp\n")
     machine.run("dpkg", "--remove", "nodeagent")
     assert not PINS.exists()
     assert (machine.root / AGENT_YAML).exists()
-    machine.run("dpkg", "--purge", "nodeagent")
+    folder = machine.root / "var/lib/nodeagent"
+    with mounted(folder / "mesh/shared") as shared:
+        (shared / "theirs").touch()
+        said = machine.run("dpkg", "--purge", "nodeagent").stderr
+        assert (shared / "theirs").exists()
+        assert "mesh/shared is a mount" in said
+        assert [path.name for path in folder.iterdir()] == ["mesh"]
+    shutil.rmtree(folder)
     (machine.root / "nodeagent.deb").unlink()
     assert machine.changed() - KEPT == set()
     for file in ("passwd", "group"):
