@@ -26,6 +26,7 @@ from nodeagent.resources.objects import PodObject
 from nodeagent.resources.source import Marks, Source
 from nodeagent.services.as_pods import Machine, Network
 from nodeagent.services.follower import Services
+from nodeagent.services.objects import own_files
 from nodeagent.services.source import ServiceSource
 from nodeagent.services.units import Systemctl
 from nodeagent.vocabulary import Address, PodUid
@@ -76,7 +77,7 @@ def open_footing(config: AgentConfig) -> Footing:
     assert config.source is not None  # checked as the configuration was read
     source = DirectorySource(config.source, config.resources, config.runtime_directory / "last-good")
     marks = DirectoryMarks(config.source)
-    if not config.services:
+    if not config.services and next(own_files(config.source, config.node), None) is None:
         return Footing(source, AnnotationPlaces(), marks)
     services = Services(config.services, this_machine(config), config.source, Systemctl(), network_in)
     return Footing(

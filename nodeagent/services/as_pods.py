@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import re
 import uuid
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
 from nodeagent.places.place import Place
-from nodeagent.services.settings import ServiceSettings
+from nodeagent.services.settings import NAMES_LENGTH, ServiceSettings
 from nodeagent.services.units import Unit, namespace_file
 from nodeagent.vocabulary import Address, JsonObject, PodUid
 
@@ -45,7 +46,10 @@ class Machine:
 class ServicePod:
     """A service that can be captured."""
 
+    unit: str
     uid: PodUid
+    namespace: str
+    name: str
     place: Place
     document: JsonObject
     logs: tuple[Path, ...]
@@ -54,7 +58,7 @@ class ServicePod:
 
 def pod_name(setting: ServiceSettings, node: str) -> str:
     """Return the name of the pod that the unit is; units of one name on several machines are several pods."""
-    return setting.name or _dns(f"{stem(setting.unit)}-{node}")
+    return setting.name or _dns(f"{stem(setting.unit)}-{node}", NAMES_LENGTH - len(setting.namespace))
 
 
 def stem(unit: str) -> str:
@@ -62,8 +66,8 @@ def stem(unit: str) -> str:
     return unit.removesuffix(".service")
 
 
-def _dns(text: str) -> str:
-    return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")[:253].rstrip("-") or "service"
+def _dns(text: str, length: int) -> str:
+    return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")[:length].rstrip("-") or "service"
 
 
 def absent(unit: Unit, where: Path | None) -> str:
@@ -90,7 +94,33 @@ def service_pod(
     cgroup = f"{machine.cgroups}{unit.cgroup}" if unit.cgroup else ""
     place = Place(str(where), cgroup, sandbox=str(network.cookie))
     logs = tuple(Path("/var/log", name) for name in unit.logs)
-    return ServicePod(uid, place, _document(setting, unit, place, network, uid, machine.node, created), logs)
+    document = _document(setting, unit, place, network, uid, machine.node, created)
+    return ServicePod(unit.name, uid, setting.namespace, pod_name(setting, machine.node), place, document, logs)
+
+
+def clashes(pods: Sequence[ServicePod]) -> dict[str, str]:
+    """Return what is wrong with those of *pods* that are not alone in their network, where one has the address and
+    the identity of another, or not alone with their name; by unit.
+    """
+    networks: dict[str, list[str]] = {}
+    names: dict[tuple[str, str], list[str]] = {}
+    for pod in pods:
+        networks.setdefault(pod.place.sandbox, []).append(pod.unit)
+        names.setdefault((pod.namespace, pod.name), []).append(pod.unit)
+    found: dict[str, str] = {}
+    for pod in pods:
+        named = _others(pod, names[pod.namespace, pod.name])
+        sharing = _others(pod, networks[pod.place.sandbox])
+        if named:
+            found[pod.unit] = f"it is {pod.namespace}/{pod.name}, as {named} is: give each its own `name` in agent.yaml"
+        if sharing:
+            found[pod.unit] = f"it shares its network with {sharing}, where one cannot be told from another: {HINT}"
+    return found
+
+
+def _others(pod: ServicePod, units: Sequence[str]) -> str:
+    """Return those of *units* that are not that of *pod*, in words."""
+    return ", ".join(unit for unit in units if unit != pod.unit)
 
 
 def _document(

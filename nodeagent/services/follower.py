@@ -14,6 +14,7 @@ import logging
 import os
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final
@@ -26,7 +27,7 @@ from nodeagent.places.place import Place
 from nodeagent.resources import inotify
 from nodeagent.resources.objects import PodObject
 from nodeagent.services import objects
-from nodeagent.services.as_pods import UNIT, Machine, Network, ServicePod, absent, service_pod
+from nodeagent.services.as_pods import UNIT, Machine, Network, ServicePod, absent, clashes, service_pod
 from nodeagent.services.settings import ServiceSettings
 from nodeagent.services.units import Unit, Units, namespace_file
 from nodeagent.telemetry.http_request import Routes
@@ -36,8 +37,11 @@ RUNNING: Final = Path("/run/systemd/units")
 LOOK_SECONDS: Final = 5.0
 SOON_SECONDS: Final = 0.25
 """Between two looks; the shorter while something passes."""
+SOON_LOOKS: Final = 40
+"""Looks, 10 s of them, after which a unit's state lasts after all."""
 SETTLE_SECONDS: Final = 0.02
 """Between an event and the look for it: a unit that starts anew makes several."""
+RENAME: Final = "give the service another `name` in agent.yaml"
 log = logging.getLogger("nodeagent.services")
 
 
@@ -64,9 +68,12 @@ class Services:
         self._running = running
         self._clock = clock
         self._pods: dict[PodUid, ServicePod] = {}
+        self._wrong: dict[str, str] = {}
+        self._taken: dict[str, str] = {}
         self._faults: dict[str, str] = {}
+        self._files: objects.OwnFiles | None = None
         self._created: dict[PodUid, str] = {}
-        self._passing = False
+        self._passing: dict[str, int] = {}
         self._resigned = False
         self._wake = asyncio.Event()
         self._others = AnnotationPlaces()
@@ -90,19 +97,24 @@ class Services:
     async def look(self) -> None:
         """See what runs. Raises KernelError where systemd does not answer; all is then as it was."""
         units = await self._units.look([setting.unit for setting in self._settings])
-        if not self._created:
-            self._remember()
-        pods: dict[PodUid, ServicePod] = {}
-        faults: dict[str, str] = {}
+        self._remember()
+        pods: list[ServicePod] = []
+        wrong: dict[str, str] = {}
         for setting in self._settings:
             found = self._found(setting, units[setting.unit])
             if isinstance(found, ServicePod):
-                pods[found.uid] = found
+                pods.append(found)
             elif found:
-                faults[setting.unit] = found
-        self._pods = pods
-        self._passing = any(unit.passing for unit in units.values())
-        self._tell(faults)
+                wrong[setting.unit] = found
+        self._wrong = wrong | clashes(pods)
+        self._pods = {pod.uid: pod for pod in pods if pod.unit not in self._wrong}
+        self._created = {pod.uid: self._created[pod.uid] for pod in pods}
+        self._passing = {name: self._passing.get(name, 0) + 1 for name, unit in units.items() if unit.passing}
+        self._tell()
+
+    def pause(self) -> float:
+        """Return in how many seconds the next look is due, whatever happens."""
+        return SOON_SECONDS if any(looks < SOON_LOOKS for looks in self._passing.values()) else LOOK_SECONDS
 
     def _found(self, setting: ServiceSettings, unit: Unit) -> ServicePod | str:
         """Return the pod, what is wrong, or an empty text: it is simply not there."""
@@ -124,17 +136,21 @@ class Services:
         """Return *pod* with the time at which it was seen first: of two pods with one address the younger has it."""
         metadata = dict(pod.document["metadata"])  # type: ignore[arg-type]
         metadata["creationTimestamp"] = self._created.setdefault(pod.uid, str(metadata["creationTimestamp"]))
-        return ServicePod(pod.uid, pod.place, {**pod.document, "metadata": metadata}, pod.logs)
+        return replace(pod, document={**pod.document, "metadata": metadata})
 
     def _remember(self) -> None:
-        """Take in when an earlier daemon saw its services first."""
-        for _, document in objects.own_files(self._folder, self._machine.node):
+        """Take in, once, what an earlier daemon told of its services, and when it saw them first."""
+        if self._files is not None:
+            return
+        self._files = objects.OwnFiles(self._folder, self._machine.node)
+        for document in self._files.documents():
             metadata = document.get("metadata")
             if isinstance(metadata, dict):
                 self._created[PodUid(str(metadata.get("uid")))] = str(metadata.get("creationTimestamp", ""))
 
-    def _tell(self, faults: dict[str, str]) -> None:
+    def _tell(self) -> None:
         """Log what is wrong now, once."""
+        faults = self._taken | self._wrong
         for unit, fault in faults.items():
             if self._faults.get(unit) != fault:
                 log.error("services: %s: %s", unit, fault)
@@ -144,9 +160,12 @@ class Services:
 
     def publish(self) -> None:
         """Have the folder say what was found. Raises ResourceError."""
-        if not self._resigned:
-            documents = {objects.file_name(pod.document): pod.document for pod in self._pods.values()}
-            objects.put(self._folder, documents, self._machine.node)
+        if self._resigned or self._files is None:
+            return
+        named = {objects.file_name(pod.namespace, pod.name): pod for pod in self._pods.values()}
+        taken = self._files.put({name: pod.document for name, pod in named.items()})
+        self._taken = {named[name].unit: f"objects/{name} of the source is another's: {RENAME}" for name in taken}
+        self._tell()
 
     # -- a concern --
 
@@ -161,7 +180,7 @@ class Services:
             while True:
                 self.publish()
                 with contextlib.suppress(TimeoutError):
-                    async with asyncio.timeout(SOON_SECONDS if self._passing else LOOK_SECONDS):
+                    async with asyncio.timeout(self.pause()):
                         await self._wake.wait()
                         await asyncio.sleep(SETTLE_SECONDS)
                 self._wake.clear()

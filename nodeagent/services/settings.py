@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Final
 
-from pydantic import Field
+from pydantic import Field, ValidationInfo, field_validator
 
 from nodeagent.sections import ConfigSection
 
@@ -12,6 +12,8 @@ UNIT: Final = r"^[A-Za-z0-9:_.@\\-]{1,247}\.service$"
 """systemd.unit(5)."""
 _LABEL: Final = r"^[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?$"
 _NAME: Final = r"^[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?$"
+NAMES_LENGTH: Final = 220
+"""Of a pod's namespace and name together, at most: both are in the name of its file."""
 Texts = Annotated[dict[str, str], Field(max_length=64)]
 
 
@@ -27,3 +29,11 @@ class ServiceSettings(ConfigSection):
     labels: Texts = Field(default_factory=dict)
     annotations: Texts = Field(default_factory=dict)
     """As of a pod: ``nodeagent.io/...``, ``traffic.sidecar.istio.io/...``."""
+
+    @field_validator("name")
+    @classmethod
+    def _fits_a_files_name(cls, name: str | None, info: ValidationInfo) -> str | None:
+        namespace = info.data.get("namespace", "")
+        if name is not None and len(namespace) + len(name) > NAMES_LENGTH:
+            raise ValueError(f"a name of at most {NAMES_LENGTH - len(namespace)} characters is expected here")
+        return name

@@ -71,6 +71,8 @@ class Systemctl:
 
     async def look(self, names: Sequence[str]) -> dict[str, Unit]:
         """As Units says."""
+        if not names:
+            return {}
         argv = (self._program, "--no-pager", "show", f"--property={','.join(PROPERTIES)}", "--", *names)
         pipe = asyncio.subprocess.PIPE
         try:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -17,14 +17,15 @@ import pytest
 from nodeagent.errors import KernelError
 from nodeagent.parts import Parts
 from nodeagent.places.annotation import NETNS
+from nodeagent.resources import object_file
 from nodeagent.resources.directory import DirectorySource
 from nodeagent.resources.objects import PodObject, parse
-from nodeagent.services.as_pods import Machine, Network
-from nodeagent.services.follower import Services
+from nodeagent.services.as_pods import UNIT, Machine, Network
+from nodeagent.services.follower import LOOK_SECONDS, SOON_LOOKS, SOON_SECONDS, Services
 from nodeagent.services.objects import own_files
 from nodeagent.services.settings import ServiceSettings
 from nodeagent.services.source import ServiceSource
-from nodeagent.vocabulary import Address
+from nodeagent.vocabulary import Address, JsonObject
 from tests.fakes.units import FakeUnits
 from tests.waiting import until
 
@@ -38,6 +39,8 @@ SETTINGS = (
 MACHINE = Machine("node-a", uuid.UUID(int=1), Path("/sys/fs/cgroup"), network=1)
 NETNS_PATH = "/run/netns/legacy"
 NETWORK = Network(5, frozenset((Address("10.7.0.2"), Address("fd00::2"))))
+OTHER_PATH = "/run/netns/other"
+OTHER_NETWORK = Network(9, frozenset((Address("10.7.0.3"),)))
 
 
 class World:
@@ -50,9 +53,9 @@ class World:
         self.seconds = 0
         self.services = self.made()
 
-    def made(self, machine: Machine = MACHINE) -> Services:
+    def made(self, machine: Machine = MACHINE, settings: Sequence[ServiceSettings] = SETTINGS) -> Services:
         return Services(
-            SETTINGS, machine, self.folder, self.units, self.units.network, running=self.running, clock=self.now
+            settings, machine, self.folder, self.units, self.units.network, running=self.running, clock=self.now
         )
 
     def now(self) -> datetime:
@@ -62,6 +65,14 @@ class World:
     def legacy(self, **options: Any) -> None:
         self.units.put(LEGACY, namespace=NETNS_PATH, **options)
         self.units.networks[NETNS_PATH] = NETWORK
+
+    def other(self, network: Network = OTHER_NETWORK) -> None:
+        self.units.put(OTHER, namespace=OTHER_PATH)
+        self.units.networks[OTHER_PATH] = network
+
+    def warned(self) -> dict[str, str]:
+        """Return what is wrong, by unit."""
+        return {each.split(": ")[1]: each.split(": ", 2)[2] for each in self.services.warnings()}
 
     @contextmanager
     def settled(self) -> Iterator[None]:
@@ -197,6 +208,129 @@ def test_files_of_others_stay(world: World) -> None:
     assert list(own_files(world.folder, "node-a")) == []
 
 
+def test_units_of_one_network_are_no_pods(world: World) -> None:
+    """One would have the other's address and identity. Verdict: both are told, and are pods once each has its own."""
+    world.legacy()
+    world.other(NETWORK)
+    assert world.look() == {}
+    warned = world.warned()
+    assert f"shares its network with {OTHER}" in warned[LEGACY]
+    assert f"shares its network with {LEGACY}" in warned[OTHER]
+    world.other()
+    assert set(world.look()) == {"legacy-node-a", "second"}
+    assert world.warned() == {}
+
+
+def test_units_of_one_name_are_no_pods(world: World) -> None:
+    same = [
+        ServiceSettings.model_validate({"unit": unit, "namespace": "old", "name": "same"}) for unit in (LEGACY, OTHER)
+    ]
+    world.services = world.made(settings=same)
+    world.legacy()
+    world.other()
+    assert world.look() == {}
+    warned = world.warned()
+    assert f"it is old/same, as {OTHER} is" in warned[LEGACY] and f"it is old/same, as {LEGACY} is" in warned[OTHER]
+    world.services = world.made(settings=[same[0], same[1].model_copy(update={"namespace": "new"})])
+    world.look()
+    assert {path.name for path in (world.folder / "objects").iterdir()} == {"Pod.old.same.json", "Pod.new.same.json"}
+
+
+def test_a_derived_name_fits_a_files_name(world: World) -> None:
+    unit = f"{'u' * 240}.service"
+    world.services = world.made(settings=[ServiceSettings.model_validate({"unit": unit, "namespace": "n" * 63})])
+    world.units.put(unit, namespace=NETNS_PATH)
+    world.units.networks[NETNS_PATH] = NETWORK
+    assert list(world.look()) == ["u" * 157]
+
+
+THEIRS = {"kind": "Pod", "metadata": {"annotations": {UNIT: LEGACY}}, "spec": {"nodeName": "node-b"}}
+
+
+@pytest.mark.parametrize("content", [json.dumps(THEIRS), '{"kind": "Pod"}', "{"])
+@pytest.mark.parametrize("told", [True, False], ids=["after", "before"])
+def test_a_file_of_another_is_not_written(world: World, content: str, told: bool) -> None:
+    """Input: another's file of a service's name, from before the service is told or after."""
+    file = world.folder / "objects" / "Pod.old.legacy-node-a.json"
+    if told:
+        world.legacy()
+        world.look()
+    file.write_text(content)
+    world.legacy()
+    with world.settled():
+        assert file.read_text() == content
+    assert "is another's" in world.warned()[LEGACY]
+    world.units.put(LEGACY, loaded="not-found")
+    with world.settled():
+        assert file.read_text() == content
+    file.unlink()
+    world.legacy()
+    assert list(world.look()) == ["legacy-node-a"]
+    assert LEGACY not in world.warned()
+
+
+def test_a_file_that_was_left_empty_is_nobodys(world: World) -> None:
+    (world.folder / "objects" / "Pod.old.legacy-node-a.json").touch()
+    world.legacy()
+    assert list(world.look()) == ["legacy-node-a"]
+
+
+def test_the_folder_is_read_once(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Input: a pod of others, and looks. Verdict: neither it nor what was told is read again, until something else
+    stands there.
+    """
+    (world.folder / "objects" / "Pod.default.lab.json").write_text(json.dumps(THEIRS | {"metadata": {"name": "lab"}}))
+    read: list[str] = []
+    read_json = object_file.read_json
+
+    def noted(path: Path) -> JsonObject:
+        read.append(path.name)
+        return read_json(path)
+
+    monkeypatch.setattr(object_file, "read_json", noted)
+    world.legacy()
+    before = world.look()
+    assert read == ["Pod.default.lab.json"]
+    world.legacy(state="reloading")
+    assert world.look() == before
+    file = world.folder / "objects" / "Pod.old.legacy-node-a.json"
+    file.write_text(file.read_text().replace("10.7.0.2", "10.7.0.9"))
+    assert world.look() == before
+    assert read == ["Pod.default.lab.json", file.name]
+    file.unlink()
+    assert world.look() == before
+
+
+def test_services_that_are_none_any_more_are_removed(world: World) -> None:
+    world.legacy()
+    assert world.look() != {}
+    world.services = world.made(settings=())
+    assert world.look() == {}
+
+
+def test_a_state_that_lasts_is_looked_at_as_others(world: World) -> None:
+    """Input: a unit that never ends starting, then another one that starts."""
+    world.units.put(LEGACY, state="activating")
+    pauses = []
+    for _ in range(SOON_LOOKS + 1):
+        world.look()
+        pauses.append(world.services.pause())
+    assert pauses[:-2] == [SOON_SECONDS] * (SOON_LOOKS - 1)
+    assert pauses[-2:] == [LOOK_SECONDS] * 2
+    world.units.put(OTHER, state="activating")
+    world.look()
+    assert world.services.pause() == SOON_SECONDS
+
+
+def test_when_a_pod_was_seen_first_is_forgotten_with_it(world: World) -> None:
+    """Input: networks that come and go."""
+    for cookie in range(10, 20):
+        world.legacy()
+        world.units.networks[NETNS_PATH] = replace(NETWORK, cookie=cookie)
+        world.look()
+    assert len(world.services._created) == 1  # nothing else shows it: it grows
+
+
 def test_one_that_resigned_writes_nothing(world: World) -> None:
     world.legacy()
     world.services.resign()
@@ -206,8 +340,7 @@ def test_one_that_resigned_writes_nothing(world: World) -> None:
 def test_a_unit_that_starts_is_seen_at_once(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     """Input: no look but for events. Verdict: systemd's file of a unit makes one, others' do not."""
     monkeypatch.setattr("nodeagent.services.follower.LOOK_SECONDS", 3600.0)
-    world.units.put(OTHER, namespace="/run/netns/other")
-    world.units.networks["/run/netns/other"] = replace(NETWORK, cookie=9, addresses=frozenset((Address("10.7.0.3"),)))
+    world.other()
 
     async def scenario() -> None:
         parts = Parts()

@@ -10,6 +10,7 @@ import yaml
 
 from nodeagent.config import load
 from nodeagent.errors import ConfigError
+from nodeagent.services.objects import file_name
 
 LEAST: dict[str, Any] = {
     "redirect": {"cgroup": "/sys/fs/cgroup"},
@@ -47,9 +48,15 @@ def test_a_units_name_is_systemds(tmp_path: Path, unit: str) -> None:
         ({"source": "/mesh", "services": [LEGACY, LEGACY]}, "is given 2 times"),
         ({"source": "/mesh", "services": [{**LEGACY, "account": "x"}]}, "services.0.account"),
         ({"source": "/mesh", "services": [{**LEGACY, "namespace": "Old"}]}, "services.0.namespace"),
+        ({"source": "/mesh", "services": [{**LEGACY, "name": "n" * 214}]}, "services.0.name.*213 characters"),
         ({"kubernetes": {}, "services": [LEGACY]}, "services goes with source"),
     ],
 )
 def test_what_is_wrong_is_named(tmp_path: Path, settings: dict[str, Any], words: str) -> None:
     with pytest.raises(ConfigError, match=words):
         loaded(tmp_path, settings)
+
+
+def test_names_fill_a_files_name(tmp_path: Path) -> None:
+    (found,) = loaded(tmp_path, {"source": "/mesh", "services": [{**LEGACY, "name": "n" * 213}]})
+    (tmp_path / f".{file_name(found.namespace, found.name)}.{2**22}").touch()

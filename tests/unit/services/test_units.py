@@ -86,3 +86,8 @@ def test_a_machine_without_systemd_is_named(tmp_path: Path, script: str | None, 
     asked = program(tmp_path, script) if script else str(tmp_path / "nothing")
     with pytest.raises(KernelError, match=words):
         asyncio.run(Systemctl(asked).look(["a.service"]))
+
+
+def test_of_no_unit_nobody_is_asked(tmp_path: Path) -> None:
+    """``systemctl show`` without a name tells of systemd itself."""
+    assert asyncio.run(Systemctl(str(tmp_path / "nothing")).look([])) == {}
