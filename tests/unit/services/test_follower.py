@@ -269,6 +269,17 @@ def test_a_file_of_another_is_not_written(world: World, content: str, told: bool
     assert LEGACY not in world.warned()
 
 
+def test_a_file_that_became_anothers_is_not_removed(world: World) -> None:
+    """Input: another's file in place of a service's, and the service ends before that is seen."""
+    world.legacy()
+    world.look()
+    file = world.folder / "objects" / "Pod.old.legacy-node-a.json"
+    file.write_text(json.dumps(THEIRS))
+    world.units.put(LEGACY, loaded="not-found")
+    with world.settled():
+        assert json.loads(file.read_text()) == THEIRS
+
+
 def test_a_file_that_was_left_empty_is_nobodys(world: World) -> None:
     (world.folder / "objects" / "Pod.old.legacy-node-a.json").touch()
     world.legacy()
