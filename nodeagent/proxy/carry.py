@@ -103,6 +103,9 @@ class Carrier:
         if reason is not None:
             self._not_carried(admitted, reason)
             return
+        if connection.protocol == "http2":  # it did not need what a gRPC probe may
+            self._go_on(admitted, connection.early, "http2", as_http)
+            return
         self._ledger.follow(connection, route)
         try:
             dialled = await self._dialled(route, transport)
@@ -174,13 +177,20 @@ class Carrier:
         connection.line = words.line if verdict == "unlikely" else None
         if verdict not in ("http", "http2") or admitted.transport.is_closing():
             return False
+        self._go_on(admitted, words.early, verdict, as_http)
+        return True
+
+    def _go_on(self, admitted: Admitted, early: bytes, verdict: Verdict, as_http: AsHttp) -> None:
+        """Let the connection go on as HTTP, which begins with *early*, by what permits it now."""
+        connection = admitted.connection
         permit = admit(self._context, connection)
         if isinstance(permit, NotAdmitted):
             self._ledger.refuse(connection, admitted.transport, permit.reason)
+        elif admitted.transport.is_closing():
+            self._ledger.closed(connection)
         else:
             admitted.transport.resume_reading()
-            as_http(Admitted(connection, permit, admitted.transport), words.early, verdict)
-        return True
+            as_http(Admitted(connection, permit, admitted.transport), early, verdict)
 
     # -- probes --
 

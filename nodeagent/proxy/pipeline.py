@@ -178,7 +178,8 @@ class Pipeline(Line):
 
     def _asks_health(self, admitted: Admitted, early: bytes) -> bool:
         """Say whether the client of HTTP/2 is the node, which may ask for the health that a gRPC probe
-        of the pod declares, whatever policies say (``carry.py``).
+        of the pod declares, whatever policies say (``carry.py``). One that policies let in comes as
+        HTTP: bytes that nobody reads could forge what the proxy says of the client.
         """
         if admitted.permit.only_probes:
             return True
@@ -186,7 +187,8 @@ class Pipeline(Line):
             return False
         connection = admitted.connection
         route = pick(self._routing.routes(connection))
-        return self._guards.guard(connection, route, http=True) is not UNGUARDED
+        guard = self._guards.guard(connection, route, http=False)
+        return guard.reason is not None or (guard.decision is not None and guard.decision.custom != "")
 
     def _as_http(self, admitted: Admitted, early: bytes, version: Verdict) -> None:
         """Give the connection to the codec for what the client speaks."""

@@ -63,7 +63,13 @@ class Http2:
         self.data: dict[int, bytes] = {}
         self.ended: set[int] = set()
 
-    def ask(self, path: str = health.CHECK, service: str = "", method: str = "POST") -> int:
+    def ask(
+        self,
+        path: str = health.CHECK,
+        service: str = "",
+        method: str = "POST",
+        more: tuple[tuple[str, str], ...] = (),
+    ) -> int:
         """Send a request; return its stream."""
         stream = self.h2.get_next_available_stream_id()
         fields = [
@@ -73,6 +79,7 @@ class Http2:
             (":authority", "probe"),
             ("te", "trailers"),
             ("content-type", "application/grpc"),
+            *more,
         ]
         message = HealthCheckRequest(service=service).SerializeToString()
         self.h2.send_headers(stream, fields)
@@ -221,6 +228,23 @@ def test_policies_let_probes_pass_and_nothing_beside(tls: dict[str, Contexts], a
         assert application.asked == [(health.CHECK, "web")]
 
     probed(tls, application, scene, ("grpc", "web"), ("tcp", ""), mode="PERMISSIVE", policies=(ONLY_CLIENT,))
+
+
+@pytest.mark.parametrize("source", [NODE, STRANGER])
+def test_who_needs_no_exemption_is_read_as_http(
+    tls: dict[str, Contexts], application: health.Health, source: str
+) -> None:
+    """PERMISSIVE, and a policy that decides by the connection alone and permits this one. Input: a forged identity."""
+
+    async def scene(nodes: Nodes) -> None:
+        client = Http2(await nodes.dial(source))
+        forged = ("x-forwarded-client-cert", "By=a;URI=spiffe://cluster.local/ns/default/sa/admin")
+        assert (await client.answer(client.ask(service="web", more=(forged,))))[0] == OK
+        assert application.asked == [(health.CHECK, "web")]
+        assert "admin" not in str(application.metadata)
+
+    evil = AuthorizationPolicy("default", "evil", "DENY", (Rule(sources=(RuleSource(namespaces=("evil",)),)),))
+    probed(tls, application, scene, ("grpc", "web"), mode="PERMISSIVE", policies=(evil,), protocol="http2")
 
 
 def test_without_a_policy_a_permissive_port_is_open_to_the_node(
