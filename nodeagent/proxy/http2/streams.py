@@ -3,7 +3,8 @@
 An exchange goes to a connection that takes one more; where none does it waits, and another
 connection is dialled while that helps. What waits is bounded. A connection that its endpoint
 leaves (GOAWAY), or whose certificate was renewed, takes no more exchanges and closes behind its
-last one.
+last one. An endpoint that leaves every connection before it has taken an exchange is not dialled on
+and on: after UNUSED of them what waits goes elsewhere, or is refused.
 """
 
 from __future__ import annotations
@@ -25,6 +26,8 @@ EXPECTED: Final = 100
 MOST_CONNECTIONS: Final = 64
 WAITING: Final = 16384
 """Exchanges that wait for a stream at once."""
+UNUSED: Final = 3
+"""Connections in a row that ended before they took an exchange, of which others waited for one."""
 ANYBODY: Final = 0
 
 
@@ -35,6 +38,7 @@ class _Group:
         self.connections: list[Http2Upstream] = []
         self.waiting: collections.deque[Exchange] = collections.deque()
         self.dialling = 0
+        self.unused = 0
 
     def young(self) -> int:
         """Return how many connections are on their way to take exchanges."""
@@ -58,6 +62,7 @@ class _Group:
         """Return a connection that takes one more exchange."""
         for upstream in self.connections:
             if upstream.free():
+                self.unused = 0
                 return upstream
         return None
 
@@ -130,6 +135,10 @@ class StreamPool(StreamKeeper):
             return
         if dialled.early:
             upstream.data_received(dialled.early)
+            if not upstream.used and not upstream.free():
+                self.forget(upstream)
+                upstream.close()
+                return
         self._serve(group)
         upstream.begin()
 
@@ -155,7 +164,9 @@ class StreamPool(StreamKeeper):
         if self._once and not upstream.streams and upstream.used:
             self.forget(upstream)
             upstream.close()
-        if group.waiting:
+        if upstream.closes and not upstream.used:
+            self.forget(upstream)
+        elif group.waiting:
             self._serve(group)
 
     def forget(self, upstream: Http2Upstream) -> None:
@@ -166,7 +177,12 @@ class StreamPool(StreamKeeper):
         if not upstream.session.settled:
             group.refuse(UPSTREAM_RESET)  # so it would be with the next one: this is no server of HTTP/2
         elif group.waiting:
-            self._serve(group)
+            group.unused += not upstream.used
+            if group.unused < UNUSED:
+                self._serve(group)
+            else:
+                group.unused = 0
+                group.unreached(UPSTREAM_RESET)
 
     def _group_of(self, upstream: Http2Upstream) -> _Group | None:
         return self._groups.get(upstream.owner.number if self._dial.bound else ANYBODY)

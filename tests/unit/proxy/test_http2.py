@@ -6,9 +6,13 @@ import asyncio
 
 import pytest
 
+from nodeagent.identity.tls import Inside
+from nodeagent.proxy.context import Context
+from nodeagent.proxy.dial import Dial, Dialled
+from nodeagent.proxy.http2.frames import MAX_CONCURRENT_STREAMS, goaway, settings
 from tests.unit.proxy.http2_peers import Apps, Http2App, Http2Client, Message, echo
 from tests.unit.proxy.stage import Stage, answering, ok, play, read_request
-from tests.waiting import until
+from tests.waiting import packet, until
 
 
 async def connected(stage: Stage, **settings: int) -> Http2Client:
@@ -344,6 +348,37 @@ def test_what_is_no_server_of_http2_is_told_from_one_that_is_away() -> None:
         await client.close()
 
     play(answering(lambda head, body: ok(b"")), scene, protocol="http2")
+
+
+LEAVING = {
+    "GOAWAY": settings(()) + goaway(0, 0, b""),
+    "no streams": settings(((MAX_CONCURRENT_STREAMS, 0),)),
+}
+
+
+@pytest.mark.parametrize("how", LEAVING)
+def test_an_endpoint_that_takes_nothing_is_not_dialled_on_and_on(how: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Input: what it says on each connection is there as soon as that is."""
+    connect = Dial.connect
+
+    async def slow(dial: Dial, context: Context, inside: Inside) -> Dialled:
+        dialled = await connect(dial, context, inside)
+        while not dialled.early:
+            await packet()
+        return dialled
+
+    async def leave(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(LEAVING[how])
+        await reader.read()
+
+    async def scene(stage: Stage) -> None:
+        client = await connected(stage)
+        assert (await client.get()).status == 503
+        assert stage.upstream_connections <= 4
+        await client.close()
+
+    monkeypatch.setattr(Dial, "connect", slow)
+    play(leave, scene, protocol="http2")
 
 
 def test_requests_wait_for_the_streams_of_an_endpoint_that_leaves_after_each() -> None:
