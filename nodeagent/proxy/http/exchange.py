@@ -317,8 +317,8 @@ class Downstream(Carriage):
 
     def answer(self, exchange: Exchange, status: int, fields: list[Field], length: int) -> None:
         """Begin the answer: its *status*, its end-to-end *fields*, and how many bytes of a body
-        follow; 0: none, whatever the fields announce (RFC 9110 section 9.3.2), UNKNOWN: until
-        :meth:`end`.
+        follow; 0: none, whatever the fields announce (RFC 9110 section 9.3.2), and :meth:`end` is
+        called in the same turn; UNKNOWN: until then.
         """
         raise NotImplementedError
 

@@ -89,8 +89,11 @@ class Http2Upstream(Upstream, SessionUser):
         """The endpoint has said in this read how many streams it takes."""
         self._heads: dict[int, AnswerHead] = {}
         self._trailers = NO_FIELDS
+        """Of the answer whose end is told next."""
         self._read: list[Exchange] = []
         """Whose answers grew in this read."""
+        self._empty: list[Exchange] = []
+        """Whose answers began in this read, and have no body, though their streams go on."""
         self._heard = context.now
         self._asked = 0.0
         """When a PING was sent that has no answer yet."""
@@ -210,7 +213,7 @@ class Http2Upstream(Upstream, SessionUser):
 
     def _catch_up(self) -> None:
         """Go on with what came, of which the last turn had its share."""
-        if self.lost:
+        if self.lost or self.session.broken is not None:
             return
         self.session.feed(b"")
         if self.session.behind:
@@ -224,6 +227,8 @@ class Http2Upstream(Upstream, SessionUser):
         session = self.session
         read = self._read
         self._read = []
+        if self._empty:
+            self._end_empty()
         for exchange in read:
             if not exchange.finished:
                 exchange.downstream.flush(exchange)
@@ -234,6 +239,17 @@ class Http2Upstream(Upstream, SessionUser):
             self._keeper.freed(self)
         if session.waiting():
             self._soon()
+
+    def _end_empty(self) -> None:
+        """End answers that are whole: an end of their streams, which tells nothing more, may never come."""
+        empty = self._empty
+        self._empty = []
+        for exchange in empty:
+            stream = self.streams.pop(exchange, None)
+            if stream is not None:
+                self.session.reset(stream, wire.CANCEL)
+                exchange.downstream.end(exchange, NO_FIELDS)
+                self._free_again()
 
     def eof_received(self) -> bool:
         self._keeper.forget(self)
@@ -293,6 +309,8 @@ class Http2Upstream(Upstream, SessionUser):
         if exchange.answer_fields:
             answer = with_fields(answer, exchange.answer_fields)
         exchange.downstream.answer(exchange, head.status, answer, head.length)
+        if not head.length and not self.session.ends:
+            self._empty.append(exchange)
         self._read.append(exchange)
 
     def _head(self, fields: list[Field], method: bytes, *, ended: bool) -> AnswerHead:
@@ -330,6 +348,7 @@ class Http2Upstream(Upstream, SessionUser):
     def on_reset(self, stream: Http2Stream, code: int, *, ours: bool) -> None:
         exchange = stream.exchange
         assert exchange is not None, "a stream is opened for an exchange"
+        self._trailers = NO_FIELDS
         if self.streams.pop(exchange, None) is None:
             return
         refused = code == wire.REFUSED_STREAM and not ours

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from nodeagent.errors import REQUEST_TIMEOUT
 from nodeagent.proxy.http.exchange import Exchange
-from tests.unit.proxy.http2_wire import GET, POST, Asking, Server
+from tests.unit.proxy.http2_wire import GET, OK, POST, Asking, Server
 from tests.unit.proxy.test_http2_oracle import FROM_CLIENTS, FROM_SERVERS, Answer
 
 WHICH = st.integers(0, 3)
@@ -22,6 +22,12 @@ SIZES = st.sampled_from([0, 1, 1000, 70_000, 300_000])
 def answer(server: Server, exchange: Exchange, size: int) -> None:
     if not exchange.answered:
         exchange.downstream.answer(exchange, 200, [], size or -1)
+
+
+def empty(server: Server, exchange: Exchange, size: int) -> None:
+    if not exchange.answered:
+        exchange.downstream.answer(exchange, 204, [], 0)
+        exchange.downstream.end(exchange, [])
 
 
 def data(server: Server, exchange: Exchange, size: int) -> None:
@@ -60,7 +66,7 @@ def drain(server: Server, exchange: Exchange, size: int) -> None:
 
 
 ACTIONS = st.tuples(
-    st.sampled_from([answer, data, data, end, refuse, pause, resume, block, unblock, drain]), WHICH, SIZES
+    st.sampled_from([answer, empty, data, data, end, refuse, pause, resume, block, unblock, drain]), WHICH, SIZES
 )
 
 
@@ -98,6 +104,7 @@ def test_every_request_ends_once(
 
 @settings(deadline=None)
 @given(st.lists(st.one_of(FROM_SERVERS, WHICH), max_size=30))
+@example([Asking().head(1, (*OK, (b"content-length", b"0")), end=False)])
 def test_every_request_to_an_endpoint_gets_one_end(steps: list[bytes | int]) -> None:
     """Or is sent once more, on another connection."""
     asking = Asking()

@@ -18,7 +18,8 @@ from nodeagent.proxy.http2.frames import frame, rst_stream, settings, window_upd
 from nodeagent.proxy.http2.hpack.encoder import Encoder
 from nodeagent.proxy.http2.hpack.secret import NeverIndexed
 from nodeagent.proxy.http2.sender import STALLED
-from nodeagent.proxy.http2.session import HEADS_A_TURN
+from nodeagent.proxy.http2.session import FRAMES_A_TURN, HEADS_A_TURN
+from nodeagent.proxy.http2.user import SessionError
 from tests.unit.proxy.http2_wire import GET, INTERIM, OK, POST, SETTLED, Asking, Frame, Pairs, Server, enrolled, frames
 
 PING: Final = frame(wire.PING, 0, 0, bytes(8))
@@ -747,6 +748,53 @@ def test_an_answer_of_another_length_than_announced_is_cut(length: bytes, pieces
     written = asking.feed(asking.head(1, (*OK, (b"content-length", length)), end=False), *body)
     assert [each.code for each in only(written, wire.RST_STREAM)] == [wire.PROTOCOL_ERROR]
     assert asking.client.told[-1] == "cut"
+
+
+@pytest.mark.parametrize(
+    ("method", "fields"),
+    [
+        (b"GET", (*OK, (b"content-length", b"0"))),
+        (b"HEAD", OK),
+        (b"GET", ((b":status", b"204"),)),
+        (b"GET", ((b":status", b"304"), (b"content-length", b"9"))),
+    ],
+)
+def test_an_answer_without_a_body_is_whole_though_its_stream_goes_on(method: bytes, fields: Pairs) -> None:
+    asking = Asking()
+    exchange = asking.ask(method)
+    asking.settle()
+    written = asking.feed(asking.head(1, fields, end=False))
+    assert [each.code for each in only(written, wire.RST_STREAM)] == [wire.CANCEL]
+    assert (exchange.finished, asking.client.told[-1]) == (True, "end")
+    assert asking.codec.streams == {}
+    assert asking.feed(frame(wire.DATA, wire.END_STREAM, 1, b"")) == []
+    asking.ask(method)
+    asking.settle()
+    ended = asking.feed(asking.head(3, fields, end=False), frame(wire.DATA, wire.END_STREAM, 3, b""))
+    assert only(ended, wire.RST_STREAM) == [], "as many servers end it"
+
+
+def test_trailers_of_a_broken_answer_are_not_anothers() -> None:
+    """Input: an answer that is shorter than announced, with trailers; a whole one on another stream."""
+    asking = Asking()
+    ends: list[list[fields.Field]] = []
+    asking.client.end = lambda exchange, trailers: ends.append(trailers)  # type: ignore[method-assign]
+    for _ in range(2):
+        asking.ask()
+    asking.settle()
+    short = asking.head(1, (*OK, (b"content-length", b"5")), end=False)
+    asking.feed(short, asking.head(1, ((b"grpc-status", b"7"),)), asking.head(3, OK))
+    assert asking.client.told == ["answer 200", "cut", "answer 200"]
+    assert ends == [[]]
+
+
+def test_what_is_behind_a_broken_rule_is_not_waited_for() -> None:
+    """Input: more than one turn's frames, and between them one that ends the connection."""
+    asking = Asking()
+    asking.codec.data_received(PING * (FRAMES_A_TURN + 10))
+    assert asking.codec.session.behind
+    asking.codec.session.fail(SessionError(wire.ENHANCE_YOUR_CALM, "enough"))
+    asking.settle()
 
 
 def test_only_heads_that_come_again_are_remembered() -> None:
