@@ -53,16 +53,19 @@ class Revocation:
         connection stays as far as its protocol has words for that.
         """
         exchanges = codec.under_way()
-        if not exchanges or codec.permit.only_probes:
+        if not exchanges:
             return
         routes = {route.upstream_host: route for route in self._routing.routes(connection)}
         for exchange in exchanges:
+            if exchange.finished or is_probe(codec.permit, exchange.method, exchange.target):
+                continue
             before = cast(Route | None, exchange.route)
             route = routes.get(before.upstream_host) if before is not None else None
-            probe = is_probe(codec.permit, exchange.method, exchange.target)
-            if route is None or exchange.finished or probe:
-                continue
-            reason = self._guards.guard(connection, route, http=True).forbids(exchange)
+            reason = None
+            if codec.permit.only_probes:
+                reason = PROBE_REFUSED
+            elif route is not None:
+                reason = self._guards.guard(connection, route, http=True).forbids(exchange)
             if reason is not None:
                 self._ledger.count_refused(reason)
                 exchange.give_up(reason)

@@ -20,7 +20,8 @@ from nodeagent.proxy.http2.hpack.secret import NeverIndexed
 
 _NAME: Final = re.compile(rb"[!#$%&'*+\-.^_`|~0-9a-z]+")
 """A token without upper case (RFC 9113 section 8.2.1)."""
-_TOKEN: Final = re.compile(rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
+_METHOD: Final = re.compile(rb"[!#$%&'*+\-.^_`|~0-9A-Z]+")
+"""A token without lower case, in which policies know no method and some servers take it for the usual one."""
 _TARGET: Final = re.compile(rb"[!-~\x80-\xff]+")
 _FORBIDDEN: Final = frozenset((b"connection", b"proxy-connection", b"keep-alive", b"transfer-encoding", b"upgrade"))
 """RFC 9113 section 8.2.2."""
@@ -224,8 +225,8 @@ def check_value(value: bytes) -> None:
 def _check_line(head: RequestHead, scheme: bytes) -> None:
     """Refuse what would not be one line of HTTP/1: method and target."""
     method = head.method
-    if not _TOKEN.fullmatch(method):
-        raise Malformed(":method is missing or no token")
+    if not _METHOD.fullmatch(method):
+        raise Malformed(":method is missing, no token, or in lower case")
     if method == b"CONNECT":
         return
     target = head.target
@@ -273,6 +274,9 @@ def read_answer(block: Sequence[Field], method: bytes, *, ended: bool) -> Answer
     if not block or block[0][0] != b":status" or len(block[0][1]) != 3 or not block[0][1].isdigit():
         raise Malformed(":status is missing or no number of three digits")
     status = int(block[0][1])
+    if status < 100:
+        raise Malformed(":status is below 100")
+    empty = status < 200 or status == 204
     fields: list[Field] = []
     length = UNKNOWN
     for name, value in block[1:]:
@@ -285,6 +289,8 @@ def read_answer(block: Sequence[Field], method: bytes, *, ended: bool) -> Answer
                 if length != UNKNOWN:
                     raise Malformed("content-length is repeated")
                 length = _length(value)
+                if empty:
+                    continue  # it may not stand there (RFC 9110 section 8.6)
         fields.append((name, value))
     bodiless = method == b"HEAD" or status in (204, 304)
     if ended and length > 0 and not bodiless:

@@ -103,10 +103,10 @@ class Session(Control):
 
     def feed(self, data: bytes) -> None:
         """Read *data*. Afterwards ``broken`` or ``behind`` may be set."""
+        self.behind = False
         if self.broken is not None:
             return
         buffer = self._rest + data if self._rest else data
-        self.behind = False
         try:
             at = self._read_preface(buffer) if self._preface else 0
             self._rest = buffer[self._read_frames(buffer, at) :]

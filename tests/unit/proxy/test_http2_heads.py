@@ -68,6 +68,8 @@ def test_a_request_is_taken_as_http1_would_write_it(
     [
         block(method=None),
         block(method=b"GET /x HTTP/1.1\r\n"),
+        block(method=b"delete"),
+        block(method=b"Get"),
         block(path=None),
         block(path=b""),
         block(path=b"a"),
@@ -127,6 +129,12 @@ def test_an_answers_length_is_its_heads_word(
     assert (head.length, head.unsaid) == (length, unsaid)
 
 
+@pytest.mark.parametrize(("status", "kept"), [(b"103", False), (b"204", False), (b"304", True), (b"200", True)])
+def test_where_no_body_can_be_no_length_is_told(status: bytes, kept: bool) -> None:
+    told = (b"content-length", b"0")
+    assert read_answer([(b":status", status), told], b"GET", ended=True).fields == ([told] if kept else [])
+
+
 @pytest.mark.parametrize(
     "given",
     [
@@ -134,6 +142,8 @@ def test_an_answers_length_is_its_heads_word(
         [(b"x", b"y")],
         [(b":status", b"2x0")],
         [(b":status", b"0200")],
+        [(b":status", b"000")],
+        [(b":status", b"099")],
         [(b":status", b"200"), (b":status", b"200")],
         [(b":status", b"200"), (b"connection", b"close")],
         [(b":status", b"200"), (b"x", b"1\r\n")],

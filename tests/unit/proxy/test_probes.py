@@ -21,6 +21,7 @@ from nodeagent.mesh.entries import DeclaredProbe, Delta
 from nodeagent.policy.model import AuthorizationPolicy, MtlsMode, Rule, RuleSource
 from nodeagent.proxy.carried import CarriedConnection
 from tests.fakes import health
+from tests.unit.proxy.http2_peers import Apps, Http2App, Http2Client, Message
 from tests.unit.proxy.nodes import NODE, SERVER, STRANGER, Nodes, Streams, play
 from tests.unit.proxy.test_guard import get
 from tests.unit.proxy.test_inbound import cut, show_head
@@ -281,6 +282,36 @@ def test_declared_metrics_are_told_to_everybody_and_nothing_beside(tls: dict[str
     play(show_head, scene, tls, strict=True, protocol="http", policies=(ONLY_CLIENT,))
 
 
+def test_where_only_metrics_may_be_asked_what_else_is_under_way_ends(tls: dict[str, Contexts]) -> None:
+    """Input: a stranger's streams while the port was PERMISSIVE, which becomes STRICT."""
+    go = asyncio.Event()
+
+    async def answer(app: Http2App, message: Message) -> None:
+        await app.say(message, b"first", end=False)
+        await go.wait()
+        if message.reset is None:
+            await app.body(message.number, b" and last")
+
+    async def scene(nodes: Nodes) -> None:
+        declare(nodes, ("scrape", "/stats"))
+        client = await Http2Client.on(await nodes.dial(STRANGER))
+        stats, other = client.ask("/stats"), client.ask("/")
+        await stats.begun.wait()
+        await other.begun.wait()
+        nodes._mode = "STRICT"
+        nodes.publish()
+        declare(nodes, ("scrape", "/stats"))
+        await nodes.far.revocation.reconsider()
+        await other.ended.wait()
+        assert other.reset is not None
+        go.set()
+        await stats.ended.wait()
+        assert (stats.reset, stats.body) == (None, b"first and last")
+        await client.close()
+
+    play(Apps(answer), scene, tls, protocol="http2")
+
+
 def test_policies_let_scrapes_pass_and_no_tunnel_in_their_name(tls: dict[str, Contexts]) -> None:
     """PERMISSIVE, and a policy that asks for a principal, which the asker has not."""
 
@@ -367,7 +398,10 @@ def test_what_was_open_before_strict_is_held_to_it(tls: dict[str, Contexts], htt
     play(show_head if http else greet, scene, tls, protocol="http" if http else "tcp")
 
 
-def test_no_tunnel_opens_after_strict_for_who_asked_before(tls: dict[str, Contexts]) -> None:
+@pytest.mark.parametrize(("path", "status"), [(b"/admin", b"403"), (b"/healthz", b"502")])
+def test_no_tunnel_opens_after_strict_for_who_asked_before(
+    tls: dict[str, Contexts], path: bytes, status: bytes
+) -> None:
     asked, go = asyncio.Event(), asyncio.Event()
 
     async def application(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -380,11 +414,12 @@ def test_no_tunnel_opens_after_strict_for_who_asked_before(tls: dict[str, Contex
     async def scene(nodes: Nodes) -> None:
         declare(nodes, ("http", "/healthz"))
         streams = await nodes.dial(NODE)
-        streams[1].write(b"GET /admin HTTP/1.1\r\nHost: web\r\nConnection: upgrade\r\nUpgrade: websocket\r\n\r\n")
+        head = b"GET %b HTTP/1.1\r\nHost: web\r\nConnection: upgrade\r\nUpgrade: websocket\r\n\r\n"
+        streams[1].write(head % path)
         await asked.wait()
         await nodes.protect((), "STRICT")
         go.set()
-        assert (await streams[0].readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 502")
+        assert (await streams[0].readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 " + status)
         assert not any(
             isinstance(connection.carriage, CarriedConnection) for connection in nodes.far.context.connections.values()
         )
