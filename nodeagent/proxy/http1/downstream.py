@@ -200,6 +200,10 @@ class Http1Downstream(Downstream, RequestSink):
         current = self.current
         if current is None or current is not exchange or current.http10:
             return
+        if self._full and status != 101:
+            if status == 100:
+                self.invite(exchange)  # it may be waited for; what a server puts into it is not
+            return
         self._send(exchange, interim_head(status, fields))
 
     def invite(self, exchange: Exchange) -> None:

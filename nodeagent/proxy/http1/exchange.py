@@ -31,6 +31,7 @@ class Http1Exchange(Exchange):
         self.fields = without(self.fields, lambda name: name.lower() in framing.hop_by_hop)
         if host:
             self.fields.append((b"host", host))
+            self.authority = host
         if framing.kind is BodyKind.CHUNKED:
             self.length = UNKNOWN
             self.own = ((b"transfer-encoding", b"chunked"),)

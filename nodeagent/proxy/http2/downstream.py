@@ -21,7 +21,8 @@ taken; it closes behind the last answer. A rule that concerns all streams was br
 which, and the proxy lingers, as for HTTP/1. Or it is lost.
 
 While the transport takes no more, bodies wait in their streams; heads and control frames gather
-here, and beyond UNSENT bytes of them nothing is read either.
+here, and beyond UNSENT bytes of them nothing is read either; answers before the answer, of which an
+endpoint may have any number, are left out.
 """
 
 from __future__ import annotations
@@ -307,7 +308,7 @@ class Http2Downstream(Downstream, SessionUser):
 
     def interim(self, exchange: Exchange, status: int, fields: list[Field]) -> None:
         assert isinstance(exchange, Http2Exchange)
-        if status != 101 and not exchange.finished:
+        if status != 101 and not exchange.finished and self._unsent <= UNSENT:
             exchange.sent += self.session.send_head(exchange.stream, answer_block(status, fields), ended=False)
             self._soon()
 

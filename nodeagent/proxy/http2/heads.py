@@ -345,8 +345,9 @@ def request_block(exchange: Exchange) -> list[Field]:
         (b":method", exchange.method),
         _SCHEME,
         (b":path", path_of(exchange.target)),
-        (b":authority", exchange.authority),
     ]
+    if exchange.authority:
+        block.append((b":authority", exchange.authority))
     write_fields(block, exchange.onward())
     if _TRAILERS in exchange.own:
         block.append(_TRAILERS)

@@ -11,7 +11,7 @@ from nodeagent.proxy.context import Context
 from nodeagent.proxy.dial import Dial, Dialled
 from nodeagent.proxy.http2.frames import MAX_CONCURRENT_STREAMS, goaway, settings
 from tests.unit.proxy.http2_peers import Apps, Http2App, Http2Client, Message, echo
-from tests.unit.proxy.stage import Stage, answering, ok, play, read_request
+from tests.unit.proxy.stage import VIP, Stage, answering, ok, play, read_request
 from tests.waiting import packet, until
 
 
@@ -348,6 +348,22 @@ def test_what_is_no_server_of_http2_is_told_from_one_that_is_away() -> None:
         await client.close()
 
     play(answering(lambda head, body: ok(b"")), scene, protocol="http2")
+
+
+def test_a_client_that_names_no_host_asks_for_none_that_is_empty() -> None:
+    """Input: HTTP/1.0 without Host, and an empty one, to an application of HTTP/2. Verdict: the address; nothing."""
+    seen: list[bytes | None] = []
+
+    async def answer(app: Http2App, message: Message) -> None:
+        seen.append(message.fields.get(b":authority"))
+        await app.say(message, b"ok")
+
+    async def scene(stage: Stage) -> None:
+        for head in (b"GET / HTTP/1.0\r\n\r\n", b"GET / HTTP/1.1\r\nHost:\r\nConnection: close\r\n\r\n"):
+            assert (await stage.exchange(head)).startswith(b"HTTP/1.1 200")
+        assert seen == [f"{VIP}:80".encode(), None]
+
+    play(Apps(answer), scene, protocol="http2")
 
 
 LEAVING = {

@@ -5,13 +5,16 @@ can make the proxy hold.
 from __future__ import annotations
 
 import itertools
+import random
 from collections.abc import Callable, Iterator
 from typing import Final
 
 import pytest
 
+from nodeagent.errors import REQUEST_TIMEOUT
 from nodeagent.proxy.http import fields
 from nodeagent.proxy.http.exchange import Exchange
+from nodeagent.proxy.http1.downstream import Http1Downstream
 from nodeagent.proxy.http2 import frames as wire
 from nodeagent.proxy.http2 import heads
 from nodeagent.proxy.http2.frames import frame, rst_stream, settings, window_update
@@ -20,7 +23,25 @@ from nodeagent.proxy.http2.hpack.secret import NeverIndexed
 from nodeagent.proxy.http2.sender import STALLED
 from nodeagent.proxy.http2.session import FRAMES_A_TURN, HEADS_A_TURN
 from nodeagent.proxy.http2.user import SessionError
-from tests.unit.proxy.http2_wire import GET, INTERIM, OK, POST, SETTLED, Asking, Frame, Pairs, Server, enrolled, frames
+from nodeagent.proxy.permit import OPEN
+from tests.unit.proxy.http2_wire import (
+    GET,
+    INTERIM,
+    OK,
+    POST,
+    SETTLED,
+    Asking,
+    Frame,
+    Pairs,
+    Pipe,
+    Server,
+    Stages,
+    Turns,
+    accepted,
+    context,
+    enrolled,
+    frames,
+)
 
 PING: Final = frame(wire.PING, 0, 0, bytes(8))
 
@@ -576,6 +597,32 @@ def test_who_asks_and_reads_no_answer_is_not_read_any_more() -> None:
         assert len(server.stages.exchanges) < 100_000, "what it does not read grows without a bound"
     server.codec.resume_writing()
     assert server.pipe.reading
+
+
+def test_answers_before_the_answer_are_not_kept_for_who_reads_none() -> None:
+    server = Server()
+    server.feed(server.head(1, GET))
+    (exchange,) = server.stages.exchanges
+    server.codec.pause_writing()
+    for _ in range(300):
+        exchange.downstream.interim(exchange, 103, [(b"link", random.randbytes(6000).hex().encode())])
+        server.turns.run()
+    kept = len(server.pipe.written)
+    assert kept < 1 << 19
+    server.codec.resume_writing()
+    exchange.refuse(REQUEST_TIMEOUT)
+    assert [each.kind for each in server.settle()][-2:] == [wire.HEADERS, wire.DATA]
+
+
+def test_http1_leaves_them_out_too_but_for_what_is_waited_for() -> None:
+    turns, pipe, stages = Turns(), Pipe(), Stages()
+    codec = Http1Downstream(stages, context(turns, {}), accepted(enrolled()), OPEN, pipe)
+    codec.data_received(b"POST / HTTP/1.1\r\nHost: web\r\nContent-Length: 1\r\n\r\n")
+    (exchange,) = stages.exchanges
+    codec.pause_writing()
+    for status in (103, 100):
+        codec.interim(exchange, status, [(b"link", bytes(12_000))])
+    assert pipe.written == b"HTTP/1.1 100 Continue\r\n\r\n"
 
 
 def test_heads_of_open_streams_are_bounded() -> None:
