@@ -380,6 +380,7 @@ class Http1Upstream(Upstream):
             self._fail(UPSTREAM_PROTOCOL)
             return
         self.exchange = None
+        self._keeper.forget(self)
         exchange.downstream.switch(exchange, self.transport, rest)
 
     def _fail(self, reason: Reason) -> None:

@@ -25,11 +25,12 @@ from nodeagent.proxy.client_guard import Surroundings
 from nodeagent.proxy.external.providers import Providers
 from nodeagent.proxy.originals import Captured
 from nodeagent.proxy.pods import PodState
+from nodeagent.proxy.pool import Pool
 from nodeagent.proxy.proxy import Proxy
 from nodeagent.redirect.original import Original
 from nodeagent.vocabulary import Address, PodUid, SpiffeId
 from tests.unit.proxy.stage import Handler, Log, context
-from tests.waiting import LOOK_SECONDS
+from tests.waiting import LOOK_SECONDS, until
 
 CLIENT, SERVER, NODE, STRANGER = "127.0.0.3", "127.0.0.2", "127.0.0.9", "127.0.0.8"
 """Addresses of the client's pod, the server's pod, the server's node, and of somebody outside the mesh."""
@@ -158,14 +159,18 @@ class Nodes:
         connections are closed for it.
         """
         while any(proxy.context.connections for proxy in (self.near, self.far)) or self._tasks:
-            for pool in [*self.near.routing.pools(), *self.far.routing.pools()]:
+            for pool in self._pools():
                 pool.sweep(float("inf"), 0)
             await asyncio.sleep(LOOK_SECONDS)
+        await until(lambda: not any(pool._own for pool in self._pools()), "no pool counts a connection", 5)
         for proxy in (self.near, self.far):
             for pod in proxy.context.pods.values():
                 assert pod.connections == 0
                 assert not pod.open
                 assert all(route.active == 0 for routes in pod.routes.values() for route in routes)
+
+    def _pools(self) -> list[Pool]:
+        return [*self.near.routing.pools(), *self.far.routing.pools()]
 
     async def connect(self) -> Streams:
         """Connect as the client's application does: captured, and mTLS between the nodes."""
