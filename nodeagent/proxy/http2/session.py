@@ -195,15 +195,22 @@ class Session(Control):
             self._user.on_data(stream, payload)
         elif not ended:
             self.spend(1)
-        if stream.held:
-            self._owe(stream, count)
-        else:
+        if self._is_gone(stream):
             self._return(count)
-            if stream.taken >= self._own_window // 2 and not ended:
-                self._out.append(wire.window_update(number, stream.taken))
-                stream.taken = 0
+            return
+        self._account(stream, count, ended=ended)
         if ended and not self._is_gone(stream):
             self._ended(stream)
+
+    def _account(self, stream: Http2Stream, count: int, *, ended: bool) -> None:
+        """*count* bytes came: the peer gets their window back where nobody holds the stream."""
+        if stream.held:
+            self._owe(stream, count)
+            return
+        self._return(count)
+        if stream.taken >= self._own_window // 2 and not ended:
+            self._out.append(wire.window_update(stream.number, stream.taken))
+            stream.taken = 0
 
     def _owe(self, stream: Http2Stream, count: int) -> None:
         """*count* bytes wait for the other half of the exchange."""

@@ -11,8 +11,14 @@ import pytest
 from nodeagent.identity.tls import HTTP_ALPN, Contexts
 from nodeagent.policy.model import AuthorizationPolicy, Operation, Rule
 from nodeagent.proxy.connection import Connection
-from nodeagent.proxy.shared.heads import connect_block, read_connect
-from nodeagent.proxy.shared.server import SharedCarriage
+from nodeagent.proxy.http2 import frames as wire
+from nodeagent.proxy.http2.frames import frame
+from nodeagent.proxy.http2.hpack.encoder import Encoder
+from nodeagent.proxy.ledger import Ledger
+from nodeagent.proxy.shared.heads import Carried, connect_block, read_connect
+from nodeagent.proxy.shared.server import SharedCarriage, SharedDownstream
+from nodeagent.proxy.shared.stream import SharedStream
+from tests.unit.proxy.http2_wire import SETTLED, Frame, Pipe, Turns, accepted, context, enrolled, frames
 from tests.unit.proxy.nodes import Nodes, Streams, play
 from tests.unit.proxy.stage import answering, ok, read_request
 from tests.waiting import packet, steady, until
@@ -325,6 +331,85 @@ def test_tcp_connections_that_follow_each_other_are_streams(tls: dict[str, Conte
         await until(lambda: list(nodes.far.context.connections.values()) == [link])
 
     play(echo, scene, tls, protocol="tcp")
+
+
+class Taking:
+    """The server's side of a shared connection without a network: the client's agent is bytes made by hand."""
+
+    def __init__(self) -> None:
+        self.turns = Turns()
+        self.pipe = Pipe()
+        self.context = context(self.turns, {})
+        self.connection = accepted(enrolled())
+        self.connection.transport = self.pipe
+        self.taken: list[SharedStream] = []
+        ledger = Ledger(self.context, None)  # type: ignore[arg-type]  # no connection is refused here
+        self.link = SharedDownstream(self.context, ledger, self.connection, self.enter)
+        self.encoder = Encoder()
+        self.feed(wire.PREFACE + SETTLED)
+
+    def enter(self, stream: SharedStream, carried: Carried) -> None:
+        stream.protocol = Reader(stream)
+        self.taken.append(stream)
+
+    def feed(self, *pieces: bytes) -> list[Frame]:
+        """Let it read *pieces* at once; return the frames that it writes then."""
+        if not self.pipe.closed:
+            self.link.data_received(b"".join(pieces))
+        self.turns.run()
+        written, self.pipe.written = self.pipe.written, b""
+        return frames(written)
+
+    def head(self, number: int) -> bytes:
+        """Return the head of the stream *number*."""
+        return frame(wire.HEADERS, wire.END_HEADERS, number, self.encoder.encode(connect_block("http", b"10.0.0.1:80")))
+
+    @property
+    def held(self) -> int:
+        """Bytes that the pod's connections make the proxy hold."""
+        return self.connection.pod.held.bytes
+
+
+class Reader:
+    """Who uses a stream: keeps what comes."""
+
+    def __init__(self, stream: SharedStream) -> None:
+        self.stream = stream
+        self.came = b""
+        self.lost = 0
+        self.gives_up = False
+        """It pauses and leaves at the first byte."""
+
+    def data_received(self, data: bytes) -> None:
+        self.came += data
+        if self.gives_up:
+            self.stream.pause_reading()
+            self.stream.abort()
+
+    def eof_received(self) -> bool:
+        return True
+
+    def connection_lost(self, error: Exception | None) -> None:
+        self.lost += 1
+
+    def pause_writing(self) -> None:
+        pass
+
+    resume_writing = pause_writing
+
+
+def reader(stream: SharedStream) -> Reader:
+    assert isinstance(stream.protocol, Reader)
+    return stream.protocol
+
+
+def test_nothing_is_held_of_a_stream_that_is_given_up_while_it_is_read() -> None:
+    taking = Taking()
+    taking.feed(taking.head(1))
+    reader(taking.taken[0]).gives_up = True
+    taking.feed(frame(wire.DATA, 0, 1, b"d" * 1000))
+    assert not taking.link.session.streams
+    assert taking.held == 0
 
 
 @pytest.mark.parametrize(
