@@ -65,8 +65,9 @@ class SharedUpstream(Link):
 
     def adopt(self, stream: SharedStream) -> None:
         """Carry *stream*, at which no peer has looked."""
-        stream.move(self, self._open(stream.carried))
-        self.streams[stream.stream.number] = stream
+        anew = self._open(stream.carried)
+        self.streams[anew.number] = stream
+        stream.move(self, anew)
 
     def _open(self, carried: Carried) -> Http2Stream:
         if not self.session.streams:
@@ -262,6 +263,7 @@ class SharedPool:
 
     def again(self, stream: SharedStream) -> None:
         """Carry *stream*, which its peer has not looked at, over another connection."""
+        stream.wait()
         task = self._context.loop.create_task(self._carry_again(stream))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
@@ -271,7 +273,7 @@ class SharedPool:
             link = await self._link(stream.carried)
         except DialError:
             link = None
-        if isinstance(link, SharedUpstream) and not stream.is_closing():
+        if isinstance(link, SharedUpstream) and stream.movable():
             link.adopt(stream)
             return
         stream.lose(ConnectionResetError("no other connection took the stream"))

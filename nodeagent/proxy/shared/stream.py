@@ -135,8 +135,17 @@ class SharedStream:
             self._error = error
             self._stop()
 
+    def wait(self) -> None:
+        """Its connection is gone, another one is looked for: what is written meanwhile is kept, if little."""
+        if self.protocol is not None and not self.stream.waits:
+            self.protocol.pause_writing()
+
+    def movable(self) -> bool:
+        """Say whether all that was written is there to be said once more."""
+        return self.stream.kept is not None and not self._closing
+
     def move(self, owner: StreamOwner, stream: Http2Stream) -> None:
-        """Go on as *stream* of *owner*: the peer has not looked at the one before."""
+        """Go on as *stream* of *owner*: the peer has not looked at the one before, and it is movable."""
         kept = self.stream.kept or []
         self._owner = owner
         self.stream = stream
@@ -147,6 +156,8 @@ class SharedStream:
             owner.session.finish(stream, NO_FIELDS)
         if not self._reading:
             owner.session.hold(stream, DOWNSTREAM)
+        if self.protocol is not None:
+            self.protocol.resume_writing()
 
     # -- parts --
 

@@ -5,16 +5,20 @@ without, and whom they never bring together.
 from __future__ import annotations
 
 import asyncio
+from typing import Any
 
 import pytest
 
 from nodeagent.identity.tls import HTTP_ALPN, Contexts
 from nodeagent.policy.model import AuthorizationPolicy, Operation, Rule
 from nodeagent.proxy.connection import Connection
+from nodeagent.proxy.context import Context
+from nodeagent.proxy.dial import Dial, Inside
 from nodeagent.proxy.http2 import frames as wire
 from nodeagent.proxy.http2.frames import frame
 from nodeagent.proxy.http2.hpack.encoder import Encoder
 from nodeagent.proxy.ledger import Ledger
+from nodeagent.proxy.routing import Routing
 from nodeagent.proxy.shared.heads import Carried, connect_block, read_connect
 from nodeagent.proxy.shared.server import SharedCarriage, SharedDownstream
 from nodeagent.proxy.shared.stream import SharedStream
@@ -49,11 +53,15 @@ class Held:
     async def __call__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         while True:
             head, _ = await read_request(reader)
-            self.heads.append(head)
-            if len(self.heads) >= self.count:
-                self.all.set()
-            await self.all.wait()
-            writer.write(ok(head.split(b" ")[1]))
+            await self.answer(head, writer)
+
+    async def answer(self, head: bytes, writer: asyncio.StreamWriter) -> None:
+        """Answer the request with *head*, when all are there."""
+        self.heads.append(head)
+        if len(self.heads) >= self.count:
+            self.all.set()
+        await self.all.wait()
+        writer.write(ok(head.split(b" ")[1]))
 
 
 async def together(nodes: Nodes, count: int) -> list[Streams]:
@@ -311,6 +319,62 @@ def test_what_was_not_looked_at_goes_over_another_connection(tls: dict[str, Cont
     play(app, scene, tls, protocol="http")
 
 
+@pytest.mark.parametrize("more", [1000, 40_000, 200_000, 1_000_000])
+def test_a_body_that_grows_while_its_stream_goes_elsewhere_comes_whole_or_not_at_all(
+    tls: dict[str, Contexts], monkeypatch: pytest.MonkeyPatch, more: int
+) -> None:
+    """What the second connection is told must begin where the request does: a body without its head would be
+    read as requests.
+    """
+    dialling, go, connect = asyncio.Event(), asyncio.Event(), Dial.connect
+    bodies: list[int] = []
+    app = Held(4)
+
+    async def slow(self: Dial, context: Context, inside: Inside, **options: Any) -> Any:
+        if self.client:
+            return await connect(self, context, inside, **options)
+        dialling.set()
+        await go.wait()
+        return await connect(self, context, inside, **options)
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while True:
+            head, body = await read_request(reader)
+            if b"/grows" in head:
+                bodies.append(len(body))
+                writer.write(ok(b"took"))
+            else:
+                await app.answer(head, writer)
+
+    async def scene(nodes: Nodes) -> None:
+        clients = await together(nodes, 4)
+        app.count = 100
+        app.all.clear()
+        busy = [asyncio.ensure_future(get(each, "/busy")) for each in clients]
+        await until(lambda: len(app.heads) == 8)
+        (connection,) = shared(nodes)
+        carriage = connection.carriage
+        assert isinstance(carriage, SharedCarriage)
+        carriage.link.session.leave()
+        reader, writer = await nodes.connect()
+        monkeypatch.setattr(Dial, "connect", slow)
+        writer.write(b"POST /grows HTTP/1.1\r\nHost: web\r\nContent-Length: %d\r\n\r\n" % (1000 + more) + b"p" * 1000)
+        await packet()
+        carriage.link.soon()
+        await dialling.wait()
+        for _ in range(more // 1000):
+            writer.write(b"m" * 1000)
+            await packet() if more <= 200_000 else None
+        go.set()
+        head, body = await read_request(reader)
+        assert bodies == ([1000 + more] if body == b"took" else [])
+        assert body == b"took" or b" 503 " in head
+        app.all.set()
+        assert [(await each)[1] for each in busy] == [b"/busy"] * 4
+
+    play(serve, scene, tls, protocol="http")
+
+
 async def echo(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
     while piece := await reader.read(65536):
         writer.write(piece)
@@ -343,7 +407,7 @@ class Taking:
         self.connection = accepted(enrolled())
         self.connection.transport = self.pipe
         self.taken: list[SharedStream] = []
-        ledger = Ledger(self.context, None)  # type: ignore[arg-type]  # no connection is refused here
+        ledger = Ledger(self.context, Routing(self.context))
         self.link = SharedDownstream(self.context, ledger, self.connection, self.enter)
         self.encoder = Encoder()
         self.feed(wire.PREFACE + SETTLED)
