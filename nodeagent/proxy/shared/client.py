@@ -108,7 +108,7 @@ class SharedUpstream(Link):
         if not self.lease.retired:
             self.lease.retired = True
             self._pool.retire(self)
-            if not self.session.streams:
+            if self.idle():
                 self.end()
 
     def on_goaway(self, code: int) -> None:
@@ -136,9 +136,7 @@ class SharedUpstream(Link):
         has been renewed, and see whether a peer that says nothing is still there.
         """
         self.forgive()
-        if self.lease.tls is not tls or (
-            not self.session.streams and (self.context.draining or now - self.idle_since > idle)
-        ):
+        if self.lease.tls is not tls or (self.idle() and (self.context.draining or now - self.idle_since > idle)):
             self.retire()
         if not self.session.streams or self.lost:
             return

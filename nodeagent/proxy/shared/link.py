@@ -71,8 +71,12 @@ class Link(StreamOwner, SessionUser):
         self.streams.pop(stream.stream.number, None)
         self.soon()
 
+    def idle(self) -> bool:
+        """Say whether no stream is open, nor has anything left that its reader has not taken."""
+        return not self.session.streams and not self.streams
+
     def emptied(self) -> None:
-        """No stream is open."""
+        """It is idle."""
         raise NotImplementedError
 
     # -- writing --
@@ -94,7 +98,7 @@ class Link(StreamOwner, SessionUser):
             self.transport.close()
         elif session.waiting():
             self.soon()
-        elif not session.streams:
+        elif self.idle():
             self.emptied()
 
     def broke(self, words: str) -> None:
@@ -138,7 +142,8 @@ class Link(StreamOwner, SessionUser):
 
     def connection_lost(self, error: Exception | None) -> None:
         self.lost = True
-        streams = list(self.streams.values())
+        # one that both sides have ended is whole, it only waits for its reader
+        streams = [each for number, each in self.streams.items() if number in self.session.streams]
         self.streams.clear()
         self.session.forget_all()
         for stream in streams:

@@ -97,7 +97,7 @@ class SharedDownstream(Link):
         if self._retiring and not session.left() and (not session.pinged or now - self._warned > WARNED_SECONDS):
             session.leave()
             self.soon()
-        if session.streams:
+        if not self.idle():
             return
         if (self._retiring and session.left()) or now - self.touched > self.context.timeouts.idle:
             self.end()

@@ -440,6 +440,7 @@ class Reader:
     def __init__(self, stream: SharedStream) -> None:
         self.stream = stream
         self.came = b""
+        self.ended = 0
         self.lost = 0
         self.gives_up = False
         """It pauses and leaves at the first byte."""
@@ -451,6 +452,7 @@ class Reader:
             self.stream.abort()
 
     def eof_received(self) -> bool:
+        self.ended += 1
         return True
 
     def connection_lost(self, error: Exception | None) -> None:
@@ -474,6 +476,36 @@ def test_nothing_is_held_of_a_stream_that_is_given_up_while_it_is_read() -> None
     taking.feed(frame(wire.DATA, 0, 1, b"d" * 1000))
     assert not taking.link.session.streams
     assert taking.held == 0
+
+
+@pytest.mark.parametrize("end", ["drain", "idle", "lost"])
+def test_what_is_whole_reaches_its_slow_reader_whatever_becomes_of_the_connection(end: str) -> None:
+    taking = Taking()
+    taking.feed(taking.head(1))
+    (stream,) = taking.taken
+    slow = reader(stream)
+    stream.pause_reading()
+    stream.write_eof()
+    taking.feed(frame(wire.DATA, wire.END_STREAM, 1, b"d" * 1000))
+    assert not taking.link.session.streams
+    if end == "drain":
+        taking.link.drain()
+        taking.feed(frame(wire.PING, wire.ACK, 0, bytes(8)))
+        taking.link.sweep(0.0)
+    elif end == "idle":
+        taking.link.sweep(1e6)
+    else:
+        taking.link.connection_lost(None)
+    taking.turns.run()
+    assert not taking.pipe.closed
+    stream.resume_reading()
+    taking.turns.run()
+    assert (slow.came, slow.ended, slow.lost) == (b"d" * 1000, 1, 0)
+    stream.close()
+    taking.turns.run()
+    assert slow.lost == 1
+    taking.link.sweep(1e6)
+    assert taking.pipe.closed == (end != "lost")
 
 
 @pytest.mark.parametrize(
