@@ -135,7 +135,7 @@ class SharedUpstream(Link):
         """Close it where nobody uses it for *idle* seconds at *now* (monotonic), retire it where *tls*
         has been renewed, and see whether a peer that says nothing is still there.
         """
-        self.forgive()
+        self.age()
         if self.lease.tls is not tls or (self.idle() and (self.context.draining or now - self.idle_since > idle)):
             self.retire()
         if not self.session.streams or self.lost:

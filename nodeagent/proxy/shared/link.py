@@ -207,8 +207,12 @@ class Link(StreamOwner, SessionUser):
 
     # -- time --
 
-    def forgive(self) -> None:
-        """Give the peer back what patience the time since the last sweep earns."""
+    def age(self) -> None:
+        """Give the peer back what patience the time since the last sweep earns, and reset the streams that
+        it should have ended.
+        """
         now = self.context.now
         self.session.forgive(now - self._swept_at)
         self._swept_at = now
+        for stream in [each for each in self.streams.values() if each.overdue()]:
+            stream.abort()

@@ -92,7 +92,7 @@ class SharedDownstream(Link):
 
     def sweep(self, now: float) -> None:
         """End what has had its time; *now* is monotonic."""
-        self.forgive()
+        self.age()
         session = self.session
         if self._retiring and not session.left() and (not session.pinged or now - self._warned > WARNED_SECONDS):
             session.leave()

@@ -15,6 +15,8 @@ from nodeagent.proxy.transport import Receiver, Transport
 
 KEPT: Final = 1 << 16
 """Bytes that are kept until the peer has taken the stream: else they go over another connection."""
+LINGER_SECONDS: Final = 1.0
+"""How long a peer that has all of a stream closed here may take to end its direction."""
 
 
 class StreamOwner:
@@ -50,6 +52,7 @@ class SharedStream:
         self._eof_received = False
         self._eof_told = False
         self._closing = False
+        self._closed_at = 0.0
         self._error: Exception | None = None
 
     # -- as a transport --
@@ -74,6 +77,7 @@ class SharedStream:
         self.write_eof()
         if self._eof_received:
             self._owner.forget(self)
+        self._closed_at = self._owner.context.now
         self._stop()
         self._owner.session.release(self.stream, DOWNSTREAM)
 
@@ -129,11 +133,18 @@ class SharedStream:
             self._tell_end()
 
     def lose(self, error: Exception) -> None:
-        """The stream is gone, by *error*."""
+        """The stream is gone, by *error*: told at once, but behind what the peer said to its end."""
         self._owner.forget(self)
-        if not self._closing:
-            self._error = error
+        if self._closing:
+            return
+        self._error = error
+        if self._eof_told or not self._eof_received:
             self._stop()
+
+    def overdue(self) -> bool:
+        """Say whether its peer should have ended its direction."""
+        waited = self._owner.context.now - self._closed_at
+        return self._closing and waited > LINGER_SECONDS and not self.stream.queued
 
     def wait(self) -> None:
         """Its connection is gone, another one is looked for: what is written meanwhile is kept, if little."""
@@ -171,6 +182,8 @@ class SharedStream:
         self._take_again()
         if self._eof_received:
             self._tell_end()
+            if self._error is not None and not self._closing:
+                self._stop()
 
     def _take_again(self) -> None:
         session = self._owner.session

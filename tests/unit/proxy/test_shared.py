@@ -508,6 +508,40 @@ def test_what_is_whole_reaches_its_slow_reader_whatever_becomes_of_the_connectio
     assert taking.pipe.closed == (end != "lost")
 
 
+def test_a_peer_that_never_ends_a_closed_stream_does_not_keep_it() -> None:
+    taking = Taking()
+    taking.feed(taking.head(1) + taking.head(3))
+    closed, other = taking.taken
+    closed.write(b"a" * wire.DEFAULT_WINDOW + b"more")
+    closed.close()
+    taking.turns.run()
+    taking.context.now += 2
+    taking.link.sweep(taking.context.now)
+    assert set(taking.link.session.streams) == {1, 3}, "the peer has not got all of it"
+    taking.feed(frame(wire.WINDOW_UPDATE, 0, 0, b"\0\0\0\xff") + frame(wire.WINDOW_UPDATE, 0, 1, b"\0\0\0\xff"))
+    taking.link.sweep(taking.context.now)
+    assert [(each.kind, each.number, each.code) for each in taking.feed()] == [(wire.RST_STREAM, 1, wire.CANCEL)]
+    assert set(taking.link.session.streams) == set(taking.link.streams) == {3}
+    other.close()
+    taking.link.sweep(taking.context.now)
+    assert set(taking.link.session.streams) == {3}, "it has had no time"
+
+
+@pytest.mark.parametrize("code", [wire.CANCEL, wire.NO_ERROR])
+def test_what_the_peer_said_to_its_end_comes_before_its_reset(code: int) -> None:
+    taking = Taking()
+    taking.feed(taking.head(1))
+    (stream,) = taking.taken
+    slow = reader(stream)
+    stream.pause_reading()
+    taking.feed(frame(wire.DATA, wire.END_STREAM, 1, b"d" * 1000), wire.rst_stream(1, code))
+    assert (slow.came, slow.lost) == (b"", 0)
+    stream.resume_reading()
+    taking.turns.run()
+    assert (slow.came, slow.ended, slow.lost) == (b"d" * 1000, 1, 1)
+    assert not taking.link.streams
+
+
 @pytest.mark.parametrize(
     "block",
     [
