@@ -61,11 +61,17 @@ class SharedDownstream(Link):
         if carried is None:
             self.session.malformed(stream)
             return
-        # who may open a connection may cut it: only what else it does here is held against it
-        self.session.earn(RESET_COST)
         self.session.send_head(stream, TAKEN, ended=False)
         shared = self.streams[stream.number] = SharedStream(self, stream, carried)
         self._enter(shared, carried)
+
+    def on_data(self, stream: Http2Stream, piece: bytes) -> None:
+        shared = self.streams.get(stream.number)
+        if shared is not None:
+            if not shared.used:
+                shared.used = True
+                self.session.earn(RESET_COST)  # who uses a connection may cut it; what is sent on it earns that too
+            shared.came(piece)
 
     def emptied(self) -> None:
         if self._retiring and self.session.left():

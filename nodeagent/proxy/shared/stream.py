@@ -45,6 +45,8 @@ class SharedStream:
         self.stream = stream
         self.carried = carried
         self.protocol: Receiver | None = None
+        self.used = False
+        """The peer has sent something."""
         self._reading = True
         self._came: collections.deque[bytes] = collections.deque()
         """What came while the protocol did not read: a window of the stream at most."""

@@ -542,6 +542,22 @@ def test_what_the_peer_said_to_its_end_comes_before_its_reset(code: int) -> None
     assert not taking.link.streams
 
 
+@pytest.mark.parametrize("use", ["nothing", "asks", "answers"])
+def test_who_opens_streams_only_to_reset_them_floods(use: str) -> None:
+    taking = Taking()
+    said: list[Frame] = []
+    for number in range(1, 4001, 2):
+        said += taking.feed(taking.head(number), frame(wire.DATA, 0, number, b"d") if use == "asks" else b"")
+        if use == "answers" and not taking.pipe.closed:
+            taking.taken[-1].write(b"a")
+            taking.turns.run()
+        said += taking.feed(wire.rst_stream(number, wire.CANCEL))
+    calm = [each.code for each in said if each.kind == wire.GOAWAY]
+    assert calm == ([wire.ENHANCE_YOUR_CALM] if use == "nothing" else [])
+    assert taking.pipe.closed == (use == "nothing")
+    assert len(taking.taken) < 500 or use != "nothing"
+
+
 @pytest.mark.parametrize(
     "block",
     [
