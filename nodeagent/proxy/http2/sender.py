@@ -110,7 +110,7 @@ class FrameSender:
         self._held.bytes += size
         stalled = self.queued > 4 * STALLED and not self._tunnels
         if (stalled or self._held.bytes > self._most_held) and not self._client:
-            self._overflow()
+            self._overflow(stream)
             return
         # where nothing but its turn is waited for, a write's worth may: many streams wait for long
         stands = self.blocked or min(stream.window, self._window) <= 0 or stream.queued > PUMPED
@@ -118,9 +118,14 @@ class FrameSender:
             stream.waits = True
             self._user.on_full(stream)
 
-    def _overflow(self) -> None:
-        """More waits than the connection, or all of its pod, may make the proxy hold."""
-        if self.broken is None:
+    def _overflow(self, stream: Http2Stream) -> None:
+        """More waits than the connection, or all of its pod, may make the proxy hold. A tunnel's bytes
+        end that one: the others are no part of it.
+        """
+        if self._tunnels:
+            self.reset(stream, wire.ENHANCE_YOUR_CALM)
+            self._user.on_reset(stream, wire.ENHANCE_YOUR_CALM, ours=True)
+        elif self.broken is None:
             self.fail(SessionError(wire.ENHANCE_YOUR_CALM, "too much waits for windows that do not open"))
 
     def finish(self, stream: Http2Stream, trailers: list[Field]) -> None:

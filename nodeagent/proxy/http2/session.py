@@ -217,7 +217,7 @@ class Session(Control):
         stream.owed += count
         self._held.bytes += count
         if self._held.bytes > self._most_held:
-            self._overflow()
+            self._overflow(stream)
 
     def _fits(self, stream: Http2Stream, count: int, *, ended: bool) -> bool:
         """Say whether *count* more bytes are what its content-length lets follow (RFC 9113 section 8.1.1)."""

@@ -33,6 +33,10 @@ RECENT_SECONDS: Final = 1.0
 """Who comes so soon after another one shares."""
 ASK_SECONDS: Final = 60.0
 """How long a peer that was no agent is not asked again."""
+REFUSED_SECONDS: Final = 1.0
+"""How long a peer that took no stream is asked for none."""
+MOST_MOVES: Final = 3
+"""A stream that is refused more often is lost."""
 PING_SECONDS: Final = 30.0
 LOST_SECONDS: Final = 20.0
 """A peer with streams that says nothing is asked after the first, and given up the second later."""
@@ -91,12 +95,18 @@ class SharedUpstream(Link):
         shared = self.streams.get(stream.number)
         if code == wire.REFUSED_STREAM and not ours and shared is not None and not shared.is_closing():
             if not self.session.leaving:
-                self.session.peer_streams = max(1, len(self.session.streams))  # whatever it says that it takes
-            if stream.kept is not None:
+                self._refused()
+            if stream.kept is not None and shared.moved < MOST_MOVES:
                 del self.streams[stream.number]
                 self._pool.again(shared)
                 return
         Link.on_reset(self, stream, code, ours=ours)
+
+    def _refused(self) -> None:
+        """The peer takes no more streams than there are, whatever it said; none at all: it takes none now."""
+        self.session.peer_streams = max(1, len(self.session.streams))
+        if not self.session.streams:
+            self._pool.refused()
 
     def emptied(self) -> None:
         self.idle_since = self.context.now
@@ -258,6 +268,10 @@ class SharedPool:
     def gone(self, link: SharedUpstream) -> None:
         """*link* is closed."""
         self._links.remove(link)
+
+    def refused(self) -> None:
+        """The peer takes no streams for now: what is new gets connections of its own."""
+        self._refused_until = max(self._refused_until, self._context.now + REFUSED_SECONDS)
 
     def again(self, stream: SharedStream) -> None:
         """Carry *stream*, which its peer has not looked at, over another connection."""

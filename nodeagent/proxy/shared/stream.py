@@ -45,6 +45,8 @@ class SharedStream:
         self.stream = stream
         self.carried = carried
         self.protocol: Receiver | None = None
+        self.moved = 0
+        """How often it went over to another connection."""
         self.used = False
         """The peer has sent something."""
         self._reading = True
@@ -160,6 +162,7 @@ class SharedStream:
     def move(self, owner: StreamOwner, stream: Http2Stream) -> None:
         """Go on as *stream* of *owner*: the peer has not looked at the one before, and it is movable."""
         kept = self.stream.kept or []
+        self.moved += 1
         self._owner = owner
         self.stream = stream
         for piece in kept:

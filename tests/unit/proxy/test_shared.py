@@ -238,6 +238,37 @@ def test_readers_that_stand_still_hold_nobody_else_back(tls: dict[str, Contexts]
     play(app, scene, tls, protocol="http", seconds=60)
 
 
+def test_slow_readers_who_fill_what_their_pod_may_hold_cost_no_other_request(tls: dict[str, Contexts]) -> None:
+    sent = 0
+
+    async def app(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal sent
+        while True:
+            head, _ = await read_request(reader)
+            if b"/large" not in head:
+                writer.write(ok(b"small"))
+                continue
+            writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 50000000\r\n\r\n")
+            for _ in range(500):
+                writer.write(b"l" * 100_000)
+                sent += 100_000
+                await writer.drain()
+
+    async def scene(nodes: Nodes) -> None:
+        slow = [await nodes.connect() for _ in range(60)]
+        for _, writer in slow:
+            writer.write(b"GET /large HTTP/1.1\r\nHost: web\r\n\r\n")
+        await steady(lambda: sent)
+        links = shared(nodes)
+        assert links
+        fast = [await nodes.connect() for _ in range(20)]
+        for _ in range(5):
+            assert [body for _, body in [await get(each) for each in fast]] == [b"small"] * 20
+        assert all(each.closed is None and each.reason is None for each in links)
+
+    play(app, scene, tls, protocol="http", seconds=60, limits={"heldBytesPerPod": 16777216})
+
+
 def test_a_drain_moves_clients_over_without_a_failed_request(tls: dict[str, Contexts]) -> None:
     async def scene(nodes: Nodes) -> None:
         stop = False
