@@ -57,6 +57,7 @@ class Link(StreamOwner, SessionUser):
         """When the peer said something, by the context's clock."""
         self._swept_at = context.now
         self._scheduled = False
+        self._broken = False
         self._reading = True
         self._unsent = 0
 
@@ -94,12 +95,18 @@ class Link(StreamOwner, SessionUser):
                 if self._unsent > UNSENT:
                     self._pause_reading()
         if session.broken is not None:
-            self.broke(session.broken.words)
-            self.transport.close()
+            self._break(session.broken.words)
         elif session.waiting():
             self.soon()
         elif self.idle():
             self.emptied()
+
+    def _break(self, words: str) -> None:
+        """End it, once."""
+        if not self._broken:
+            self._broken = True
+            self.broke(words)
+            self.transport.close()
 
     def broke(self, words: str) -> None:
         """The peer broke a rule, was told so by *words*, and nothing of it is read any more."""

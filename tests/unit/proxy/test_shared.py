@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from nodeagent.errors import HTTP2_BROKEN
 from nodeagent.identity.tls import HTTP_ALPN, Contexts
 from nodeagent.policy.model import AuthorizationPolicy, Operation, Rule
 from nodeagent.proxy.connection import Connection
@@ -587,6 +588,17 @@ def test_who_opens_streams_only_to_reset_them_floods(use: str) -> None:
     assert calm == ([wire.ENHANCE_YOUR_CALM] if use == "nothing" else [])
     assert taking.pipe.closed == (use == "nothing")
     assert len(taking.taken) < 500 or use != "nothing"
+
+
+def test_a_broken_connection_is_counted_once() -> None:
+    taking = Taking()
+    taking.feed(taking.head(1))
+    taking.feed(frame(wire.DATA, 0, 0, b"on no stream"))
+    for _ in range(3):
+        taking.link.soon()
+        taking.turns.run()
+    counts = [each for part in taking.context.metrics.delta() for each in part.get("counts", ())]
+    assert [(labels[0], count) for name, labels, count in counts if "refused" in name] == [(HTTP2_BROKEN.code, 1)]
 
 
 @pytest.mark.parametrize(
