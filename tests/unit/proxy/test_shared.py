@@ -14,15 +14,17 @@ from nodeagent.identity.tls import HTTP_ALPN, Contexts
 from nodeagent.policy.model import AuthorizationPolicy, Operation, Rule
 from nodeagent.proxy.connection import Connection
 from nodeagent.proxy.context import Context
-from nodeagent.proxy.dial import Dial, Inside
+from nodeagent.proxy.dial import Dial, Dialled, Inside
 from nodeagent.proxy.http2 import frames as wire
 from nodeagent.proxy.http2.frames import frame
 from nodeagent.proxy.http2.hpack.encoder import Encoder
 from nodeagent.proxy.ledger import Ledger
 from nodeagent.proxy.routing import Routing
-from nodeagent.proxy.shared.heads import Carried, connect_block, read_connect
+from nodeagent.proxy.shared.client import MOST_MOVES, REFUSED_SECONDS, SharedPool, SharedUpstream
+from nodeagent.proxy.shared.heads import TAKEN, Carried, connect_block, read_connect
 from nodeagent.proxy.shared.server import SharedCarriage, SharedDownstream
 from nodeagent.proxy.shared.stream import SharedStream
+from nodeagent.vocabulary import SpiffeId
 from tests.unit.proxy.http2_wire import SETTLED, Frame, Pipe, Turns, accepted, context, enrolled, frames
 from tests.unit.proxy.nodes import Nodes, Streams, play
 from tests.unit.proxy.stage import answering, ok, read_request
@@ -599,6 +601,67 @@ def test_a_broken_connection_is_counted_once() -> None:
         taking.turns.run()
     counts = [each for part in taking.context.metrics.delta() for each in part.get("counts", ())]
     assert [(labels[0], count) for name, labels, count in counts if "refused" in name] == [(HTTP2_BROKEN.code, 1)]
+
+
+class Sending:
+    """The client's side: *count* shared connections of one pool, each to a server's agent that is bytes made by
+    hand, within a loop that runs.
+    """
+
+    def __init__(self, count: int) -> None:
+        self.context = context(asyncio.get_running_loop(), {})  # type: ignore[arg-type]  # a real one is no Turns
+        dial = Dial(enrolled(), "10.0.0.1", 80, SpiffeId("spiffe://cluster.local/ns/default/sa/server"))
+        self.pool = SharedPool(self.context, dial, lambda lease: None)
+        self.links = [SharedUpstream(self.pool, self.context, Pipe(), None) for _ in range(count)]
+        self.pool._links.extend(self.links)
+        for link in self.links:
+            link.data_received(SETTLED)
+
+    def take(self, link: SharedUpstream) -> None:
+        """Open a stream on *link*, which its peer takes."""
+        link.open("http")
+        link.data_received(frame(wire.HEADERS, wire.END_HEADERS, 1, Encoder().encode(TAKEN)))
+
+    async def refuse(self, link: SharedUpstream) -> None:
+        """Have the peer refuse the last stream of *link*; what follows has happened."""
+        link.data_received(wire.rst_stream(max(link.streams), wire.REFUSED_STREAM))
+        for _ in range(5):
+            await asyncio.sleep(0)
+
+
+def test_a_stream_that_is_refused_again_and_again_is_lost() -> None:
+    async def scene() -> None:
+        sending = Sending(MOST_MOVES + 2)
+        for link in sending.links:
+            sending.take(link)
+        dialled = sending.links[0].open("http")
+        for link in sending.links[:MOST_MOVES]:
+            await sending.refuse(link)
+            assert not dialled.lost
+        await sending.refuse(sending.links[MOST_MOVES])
+        assert dialled.lost
+        assert [len(link.streams) for link in sending.links] == [1] * len(sending.links)
+
+    asyncio.run(scene())
+
+
+def test_a_peer_that_takes_no_stream_gets_connections_for_a_while(monkeypatch: pytest.MonkeyPatch) -> None:
+    own = Dialled()
+
+    async def connect(self: Dial, context: Context, inside: Inside, *, shared: bool = False) -> Dialled:
+        assert not shared
+        return own
+
+    async def scene() -> None:
+        monkeypatch.setattr(Dial, "connect", connect)
+        sending = Sending(1)
+        sending.links[0].open("http")
+        await sending.refuse(sending.links[0])
+        assert await sending.pool.connect("http", accompanied=True) is own
+        sending.context.now += REFUSED_SECONDS
+        assert (await sending.pool.connect("http", accompanied=True)).lease is sending.links[0].lease
+
+    asyncio.run(scene())
 
 
 @pytest.mark.parametrize(
