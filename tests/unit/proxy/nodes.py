@@ -94,7 +94,7 @@ class Nodes:
             probes,
             policies,
         )
-        self._settings = ProxySettings.model_validate({"sharedConnections": True, **settings})
+        self._settings = ProxySettings.model_validate(settings)
         self._redirected: dict[tuple[str, int], tuple[str, int]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._servers: list[asyncio.Server] = []

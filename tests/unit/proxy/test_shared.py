@@ -5,6 +5,7 @@ without, and whom they never bring together.
 from __future__ import annotations
 
 import asyncio
+from functools import partial
 from typing import Any
 
 import pytest
@@ -26,9 +27,12 @@ from nodeagent.proxy.shared.server import SharedCarriage, SharedDownstream
 from nodeagent.proxy.shared.stream import SharedStream
 from nodeagent.vocabulary import SpiffeId
 from tests.unit.proxy.http2_wire import SETTLED, Frame, Pipe, Turns, accepted, context, enrolled, frames
-from tests.unit.proxy.nodes import Nodes, Streams, play
+from tests.unit.proxy.nodes import Nodes, Streams
+from tests.unit.proxy.nodes import play as play_nodes
 from tests.unit.proxy.stage import answering, ok, read_request
 from tests.waiting import packet, steady, until
+
+play = partial(play_nodes, sharedConnections=True)
 
 URI = b"URI=spiffe://cluster.local/ns/default/sa/client"
 
