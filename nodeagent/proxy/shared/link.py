@@ -20,7 +20,12 @@ Writes of one turn of the loop leave as one, at its end: many frames, few record
 
 **Slow readers.** A stream whose reader pauses gets no new window: its peer may send what is left
 of STREAM_WINDOW, which waits here. The connection's window is that of all streams together, so that
-readers who stand still, be it all but one, never hold back another one.
+readers who stand still, be it all but one, never hold back another one. Where all that a pod's
+connections hold is too much, the stream whose bytes exceed it is reset, no other.
+
+**Ends.** What a peer said to a stream's end reaches its reader, however slow, whatever becomes of
+the connection or the other direction. A stream that is closed here, all of it sent, is reset when
+its peer does not end it within LINGER_SECONDS, as nobody else counts it any more.
 """
 
 from __future__ import annotations
