@@ -154,7 +154,7 @@ class Stages(Line):
 def context(turns: Turns, limits: dict[str, int]) -> Context:
     return Context(
         loop=turns,  # type: ignore[arg-type]
-        settings=ProxySettings.model_validate({"limits": limits}),
+        settings=ProxySettings.model_validate({"limits": limits, "sharedConnections": True}),
         trust_domain="cluster.local",
         cluster_id="Kubernetes",
         metrics=WorkerMetrics(),
