@@ -48,7 +48,11 @@ from nodeagent.vocabulary import family_of
 
 # r0 = 1; exit: a program that lets everything pass (include/uapi/linux/bpf.h, struct bpf_insn).
 _PASS: Final = struct.pack("=BBhi", 0xB7, 0, 0, 1) + struct.pack("=BBhi", 0x95, 0, 0, 0)
-_SECONDS: Final = 3.0
+_SECONDS: Final = 60.0
+"""From a client's start to its connection's arrival, on an emulated processor that others use too;
+what is refused is known at once.
+"""
+_LOOK_SECONDS: Final = 0.005
 _NOBODY: Final = 65534
 
 
@@ -198,7 +202,6 @@ def _capture(where: Ground) -> str:
         )
         took = time.monotonic() - began
         try:
-            plane.beat()
             for address in ("192.0.2.2", "2001:db8::2"):
                 _outbound(where, plane, address)
                 _inbound(where, plane, address)
@@ -218,7 +221,7 @@ def _enroll(plane: DataPlane, namespace: int, address: str) -> Listeners:
 
 def _outbound(where: Ground, plane: DataPlane, address: str) -> None:
     listeners = _enroll(plane, where.client, address.removesuffix("2") + "1")
-    with _dialling(where, address), _accepted(listeners, "outbound", address) as connection:
+    with _dialling(where, address) as dialler, _accepted(plane, listeners, dialler, "outbound", address) as connection:
         peer = connection.getpeername()
         if (
             found := OriginalDestinations(plane.original_map_fd).take(netns.cookie_of(connection), peer[0], peer[1])
@@ -231,7 +234,7 @@ def _outbound(where: Ground, plane: DataPlane, address: str) -> None:
 
 def _inbound(where: Ground, plane: DataPlane, address: str) -> None:
     listeners = _enroll(plane, where.server, address)
-    with _dialling(where, address), _accepted(listeners, "inbound", address) as connection:
+    with _dialling(where, address) as dialler, _accepted(plane, listeners, dialler, "inbound", address) as connection:
         if connection.getsockname()[:2] != (address, 80):
             raise KernelError(
                 f"a connection to {address} port 80 was steered to the listener, but its local address is "
@@ -241,40 +244,56 @@ def _inbound(where: Ground, plane: DataPlane, address: str) -> None:
 
 
 @contextlib.contextmanager
-def _dialling(where: Ground, address: str) -> Iterator[None]:
-    """A process in the client's cgroup and network namespace connects to port 80 of *address*."""
+def _dialling(where: Ground, address: str) -> Iterator[subprocess.Popen[bytes]]:
+    """A process in the client's cgroup and network namespace connects to port 80 of *address*; it
+    ends when it cannot.
+    """
 
     def enter() -> None:
         (where.cgroup / "cgroup.procs").write_text(str(os.getpid()))
         syscall.setns(where.client)
 
     code = f"import socket; socket.create_connection(({address!r}, 80), {_SECONDS}).recv(1)"
-    process = subprocess.Popen([sys.executable, "-IS", "-c", code], preexec_fn=enter, stderr=subprocess.DEVNULL)  # noqa: PLW1509 - this process has one thread
-    try:
-        yield
-    finally:
-        process.kill()
-        process.wait()
+    process = subprocess.Popen([sys.executable, "-IS", "-c", code], preexec_fn=enter, stderr=subprocess.PIPE)  # noqa: PLW1509 - this process has one thread
+    with process:
+        try:
+            yield process
+        finally:
+            process.kill()
 
 
 @contextlib.contextmanager
-def _accepted(listeners: Listeners, direction: str, address: str) -> Iterator[socket.socket]:
-    """The connection that arrives at any slot's listener."""
+def _accepted(
+    plane: DataPlane, listeners: Listeners, dialler: subprocess.Popen[bytes], direction: str, address: str
+) -> Iterator[socket.socket]:
+    """The connection that *dialler* opens, when it arrives at any slot's listener. Meanwhile the
+    daemon lives, as far as the programs can tell: without it they would let everything pass.
+    """
     waiting = [
         listener
         for (towards, family, _), listener in listeners.fds.items()
         if (towards, family) == (direction, family_of(address))
     ]
     deadline = time.monotonic() + _SECONDS
-    while time.monotonic() < deadline:
+    ended = False
+    while not ended and time.monotonic() < deadline:
+        plane.beat()
+        ended = dialler.poll() is not None  # before the last look, as it may have ended after it connected
         for listener in waiting:
             with contextlib.suppress(BlockingIOError):
                 connection, _ = listener.accept()
                 with connection:
                     yield connection
                 return
-        time.sleep(0.005)
-    raise KernelError(f"no {direction} connection to {address} reached the listener within {_SECONDS:.0f} s")
+        time.sleep(_LOOK_SECONDS)
+    why = _last_words(dialler) if ended else f"nothing came within {_SECONDS:.0f} s"
+    raise KernelError(f"no {direction} connection to {address} reached the listener: {why}")
+
+
+def _last_words(process: subprocess.Popen[bytes]) -> str:
+    assert process.stderr is not None
+    lines = process.stderr.read().decode(errors="replace").split("\n")
+    return next((line for line in reversed(lines) if line), f"the client ended with status {process.returncode}")
 
 
 def _ipv6(where: Ground) -> str:

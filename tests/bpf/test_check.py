@@ -4,22 +4,29 @@ cannot or must not work.
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
+import pytest
 import yaml
 
-from nodeagent.redirect import hooks, preflight
+from nodeagent.config import Redirect
+from nodeagent.errors import KernelError
+from nodeagent.redirect import hooks, pins, preflight
+from nodeagent.redirect.plane import DataPlane
+from nodeagent.redirect.preflight_ground import Ground
 from tests.bpf.world import cgroup2
 
 CHECK = [sys.executable, "-c", "from nodeagent.cli.main import main; main()", "check"]
 
 
 def _check(*arguments: str, **options: object) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([*CHECK, *arguments], capture_output=True, text=True, check=False, timeout=60, **options)  # type: ignore[call-overload]
+    return subprocess.run([*CHECK, *arguments], capture_output=True, text=True, check=False, timeout=300, **options)  # type: ignore[call-overload]
 
 
 def test_everything_is_tried_and_nothing_left() -> None:
@@ -64,6 +71,48 @@ def test_a_refusal_is_told_in_the_kernels_words() -> None:
         assert preflight._try(check, where) == preflight.Finding(
             "sk_lookup", False, True, "Invalid argument", "connections to pods are not captured"
         )
+
+
+@pytest.fixture
+def tried() -> Iterator[tuple[Ground, DataPlane]]:
+    """The ground of a check, and a data plane there that notices soon when no daemon beats."""
+    with preflight.ground() as where:
+        settings = Redirect.model_validate(
+            {"cgroup": where.cgroup, "pinDirectory": where.pins, "heartbeatTimeoutSeconds": 0.2}
+        )
+        plane = asyncio.run(DataPlane.load(settings, slots=2))
+        try:
+            yield where, plane
+        finally:
+            plane.close()
+            pins.cleanup(where.pins)
+
+
+def test_a_slow_machine_is_not_an_unfit_one(
+    tried: tuple[Ground, DataPlane], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Input: a client whose start takes longer than the programs take a silent daemon for alive.
+    Verdict: its connections are captured.
+    """
+    slow = tmp_path / "python"
+    slow.write_text(f'#!/bin/sh\nsleep 1\nexec {sys.executable} "$@"\n')
+    slow.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(slow))
+    where, plane = tried
+    preflight._outbound(where, plane, "192.0.2.2")
+    preflight._inbound(where, plane, "192.0.2.2")
+
+
+def test_a_connection_that_is_refused_is_not_waited_for(tried: tuple[Ground, DataPlane]) -> None:
+    """Input: a client that dials past every listener. Verdict: told in its words, long before the time is up."""
+    where, plane = tried
+    listeners = preflight._enroll(plane, where.server, "192.0.2.2")
+    with (
+        preflight._dialling(where, "192.0.2.1") as client,
+        pytest.raises(KernelError, match="reached the listener: ConnectionRefusedError"),
+        preflight._accepted(plane, listeners, client, "inbound", "192.0.2.2"),
+    ):
+        pass
 
 
 def test_without_root() -> None:
