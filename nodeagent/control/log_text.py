@@ -21,8 +21,10 @@ from typing import Final
 from nodeagent.control.log_finder import FollowedPod
 from nodeagent.control.log_scan import FileId, FoundFile, LogLook, Looker
 from nodeagent.errors import shown
+from nodeagent.logs.pods import PodPlan
 from nodeagent.logs.settings import LogSettings
 from nodeagent.places.log_folders import LogFolders
+from nodeagent.resources.objects import PodObject
 from nodeagent.telemetry.http_request import Response
 
 ANSWER_BYTES: Final = 1 << 20
@@ -48,6 +50,12 @@ class _Question:
     cursor: Mapping[FileId, int]
 
 
+@dataclass(frozen=True, slots=True)
+class _Pod:
+    object: PodObject
+    plan: PodPlan | None
+
+
 class LogText:
     """Reads for who asks. *pods* are those that are followed."""
 
@@ -64,18 +72,25 @@ class LogText:
             question = _question(query)
         except ValueError as error:
             return Response(f"{error}\n".encode(), 400)
-        pod = next((each for each in self._pods() if each.name == question.pod and each.object is not None), None)
+        pods = self._by_name()
+        pod = pods.get(question.pod)
         if pod is None:
-            there = ", ".join(sorted(each.name for each in self._pods() if each.object is not None)[:20])
+            there = ", ".join(sorted(pods)[:20])
             return Response(f"pod {shown(question.pod)} is none of this node's; there are {there}\n".encode(), 400)
         async with self._reads:  # beside the loop: a compressed file takes its time
             return Response.json(await asyncio.to_thread(self._answer, pod, question))
 
     async def names(self, query: Mapping[str, str]) -> Response:
         """Tell whose logs can be asked for."""
-        return Response.json({"pods": sorted(each.name for each in self._pods() if each.object is not None)})
+        return Response.json({"pods": sorted(self._by_name())})
 
-    def _answer(self, pod: FollowedPod, question: _Question) -> Mapping[str, object]:
+    def _by_name(self) -> dict[str, _Pod]:
+        """Return the pods that are followed now, without the node: a question is answered of the pod as it
+        was when it was asked, whatever becomes of it meanwhile.
+        """
+        return {each.name: _Pod(each.object, each.plan) for each in self._pods() if each.object is not None}
+
+    def _answer(self, pod: _Pod, question: _Question) -> Mapping[str, object]:
         with closing(LogLook()) as look:
             self._look(pod, question.source, look)
             files = sorted(look.found, key=lambda each: each.modified)[-MAX_FILES:]
@@ -93,9 +108,8 @@ class LogText:
         told = ".".join(f"{device}-{inode}-{offset}" for (device, inode), offset in cursor.items())
         return {"lines": lines, "cursor": told, "more": left <= 0, "refused": list(look.refusals)}
 
-    def _look(self, pod: FollowedPod, source: str, look: LogLook) -> None:
+    def _look(self, pod: _Pod, source: str, look: LogLook) -> None:
         looker = Looker(lambda _: False, lambda _: None, lambda: 4 * MAX_FILES)
-        assert pod.object is not None
         if "/" not in source:
             folder = self._folders.output(pod.object)
             looker.outputs(folder, lambda name: source in ("", name), self._settings.docker_containers, look)

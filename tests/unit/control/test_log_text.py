@@ -57,9 +57,9 @@ class Node:
             }
         )
         assert isinstance(pod, objects.PodObject)
-        followed = FollowedPod("default/web", pod, plan(pod, settings))
+        self.followed = FollowedPod("default/web", pod, plan(pod, settings))
         self.text = LogText(
-            settings, LogFolders(settings.pod_logs, settings.pod_volumes, kubelet=False), lambda: [followed]
+            settings, LogFolders(settings.pod_logs, settings.pod_volumes, kubelet=False), lambda: [self.followed]
         )
 
     def write(
@@ -228,3 +228,18 @@ def test_the_loop_goes_on_while_a_compressed_file_is_unpacked(node: Node, monkey
     body = asyncio.run(scenario()).body
     assert isinstance(body, bytes)
     assert [line["text"] for line in json.loads(body)["lines"]] == ["one", "one"]
+
+
+def test_a_pod_that_goes_away_while_its_question_waits_is_answered_of(node: Node) -> None:
+    node.write("app", "one\n")
+
+    async def scenario() -> Response:
+        async with node.text._reads:
+            asked = asyncio.create_task(node.text.page({"pod": "default/web"}))
+            await asyncio.sleep(0)
+            node.followed.object = node.followed.plan = None
+        return await asked
+
+    body = asyncio.run(scenario()).body
+    assert isinstance(body, bytes)
+    assert [line["text"] for line in json.loads(body)["lines"]] == ["one"]
