@@ -39,7 +39,8 @@ class Messages:
         begun = 0
         while size - at >= PREFIX:
             begun += 1
-            at += PREFIX + int.from_bytes(piece[at + 1 : at + PREFIX], "big")
+            # an index each: of small messages many a piece are counted, and a slice costs more
+            at += PREFIX + (piece[at + 1] << 24 | piece[at + 2] << 16 | piece[at + 3] << 8 | piece[at + 4])
         if at < size:
             self._prefix = piece[at:]
             self._left = 0
