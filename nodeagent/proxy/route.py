@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from nodeagent.mesh.entries import Endpoint, Workload
 from nodeagent.proxy.client_guard import ClientGuard
 from nodeagent.proxy.connection import Connection, Path
+from nodeagent.proxy.grpc.status import UNKNOWN as UNTOLD
 from nodeagent.proxy.http.fields import NO_FIELDS, Field
 from nodeagent.proxy.http.hop import Hop
 from nodeagent.proxy.pool import Pool
@@ -21,6 +22,10 @@ from nodeagent.vocabulary import host_port
 
 NAMED = 64
 """Pods' own ports that the series of one pod tell apart."""
+ANSWERS = 64
+"""Kinds of answers (status, gRPC's, flags) that the series of one route tell apart: a server may make
+up as many as it likes. Those beyond them count by the class of their status.
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,22 +90,32 @@ class Route(Hop):
 
     def cell(self, status: int, flags: str) -> HttpCell:
         """Return the counters of answers with *status* and response *flags* on this route."""
-        found = self._cells.get((status, flags))
+        cells = self._cells
+        found = cells.get((status, flags))
         if found is None:
-            found = self._cells[status, flags] = self._metrics.http(
-                self._reporters, labels.http(self._peers, status, flags), self._pod
-            )
+            if len(cells) >= ANSWERS:
+                status = _class_of(status)
+                found = cells.get((status, flags))
+            if found is None:
+                found = cells[status, flags] = self._made(labels.http(self._peers, status, flags))
         return found
 
     def call_cell(self, status: int, grpc_status: str, flags: str) -> HttpCell:
         """Return the counters of gRPC calls that ended with *grpc_status* (empty: none) in an answer with *status*."""
-        key = (status, grpc_status, flags)
-        found = self._calls.get(key)
+        cells = self._calls
+        found = cells.get((status, grpc_status, flags))
         if found is None:
-            found = self._calls[key] = self._metrics.http(
-                self._reporters, labels.http(self._peers, status, flags, "grpc", grpc_status), self._pod
-            )
+            if len(cells) >= ANSWERS:
+                status = _class_of(status)
+                grpc_status = UNTOLD
+                found = cells.get((status, grpc_status, flags))
+            if found is None:
+                made = self._made(labels.http(self._peers, status, flags, "grpc", grpc_status))
+                found = cells[status, grpc_status, flags] = made
         return found
+
+    def _made(self, names: Labels) -> HttpCell:
+        return self._metrics.http(self._reporters, names, self._pod)
 
     def messages(self) -> MessageCell:
         """Return the counters of the messages of gRPC calls on this route."""
@@ -114,6 +129,11 @@ class Route(Hop):
         if found is None:
             found = self._tcp[flags] = self._metrics.tcp(self._reporters, labels.tcp(self._peers, flags), self._pod)
         return found
+
+
+def _class_of(status: int) -> int:
+    """Return the status that stands for all of its class (RFC 9110 section 15)."""
+    return status // 100 * 100
 
 
 def _reporters(connection: Connection, to: Destination) -> tuple[str, ...]:

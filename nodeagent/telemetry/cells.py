@@ -110,8 +110,11 @@ class WorkerMetrics:
         self._per_pod = per_pod
         self._of_pod: dict[str, int] = {}
         self._http: dict[tuple[Labels, Labels], HttpCell] = {}
+        self._untold_http = HttpCell()
         self._tcp: dict[tuple[Labels, Labels], TcpCell] = {}
+        self._untold_tcp = TcpCell()
         self._messages: dict[tuple[Labels, Labels], MessageCell] = {}
+        self._untold_messages = MessageCell()
         self._counts: dict[tuple[str, Labels], int] = {}
         self._gauges: dict[tuple[str, Labels], float] = {}
 
@@ -125,9 +128,9 @@ class WorkerMetrics:
         key = (reporters, labels)
         cell = self._http.get(key)
         if cell is None:
-            cell = HttpCell()
-            if self._has_room(self._http, pod):
-                self._http[key] = cell
+            if not self._has_room(self._http, pod):
+                return self._untold_http
+            cell = self._http[key] = HttpCell()
         return cell
 
     def tcp(self, reporters: tuple[str, ...], labels: Labels, pod: str = "") -> TcpCell:
@@ -135,9 +138,9 @@ class WorkerMetrics:
         key = (reporters, labels)
         cell = self._tcp.get(key)
         if cell is None:
-            cell = TcpCell()
-            if self._has_room(self._tcp, pod):
-                self._tcp[key] = cell
+            if not self._has_room(self._tcp, pod):
+                return self._untold_tcp
+            cell = self._tcp[key] = TcpCell()
         return cell
 
     def messages(self, reporters: tuple[str, ...], labels: Labels, pod: str = "") -> MessageCell:
@@ -145,9 +148,9 @@ class WorkerMetrics:
         key = (reporters, labels)
         cell = self._messages.get(key)
         if cell is None:
-            cell = MessageCell()
-            if self._has_room(self._messages, pod):
-                self._messages[key] = cell
+            if not self._has_room(self._messages, pod):
+                return self._untold_messages
+            cell = self._messages[key] = MessageCell()
         return cell
 
     def count(self, metric: Metric, labels: Labels = (), amount: int = 1) -> None:
@@ -160,7 +163,7 @@ class WorkerMetrics:
         self._gauges[metric.name, labels] = value
 
     def _has_room(self, cells: Sized, pod: str) -> bool:
-        """Say whether a new cell of *pod* will be reported; one beyond a bound works, but goes nowhere."""
+        """Say whether a new cell of *pod* will be reported; what is beyond a bound shares one that goes nowhere."""
         held = self._of_pod.get(pod, 0)
         if len(cells) >= self._limit or (pod and held >= self._per_pod):
             self.count(REJECTED, ("series",))

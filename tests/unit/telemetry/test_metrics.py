@@ -356,6 +356,7 @@ def test_what_one_pod_makes_up_costs_the_others_no_series() -> None:
         == 11
     )
     assert store.value(metrics.REJECTED, ("series",)) == 1990
+    assert len({worker.http(("source",), labels.http(PEERS, code, "-"), "hostile") for code in range(1000)}) == 6
 
 
 def test_families_can_be_replaced_and_series_ended() -> None:
