@@ -144,7 +144,7 @@ HTTP2_BROKEN = Reason(
 )
 CONNECT_REFUSED = Reason(
     "connect_refused",
-    501,
+    403,
     "DPE",
     "http2.connect_not_supported",
     "CONNECT is not carried: connect to the port itself; WebSockets go over HTTP/1.1",

@@ -88,10 +88,10 @@ def test_node_calls_node(lab: Lab, where: str, version: int) -> None:
     counted.comes_to(300, "istio_requests_total", reporter="source", response_code="200", request_protocol="http")
 
 
-@pytest.mark.parametrize("form", ["--http2-prior-knowledge", "--http1.1"])
+@pytest.mark.parametrize("form", ["--http2-prior-knowledge", "--http1.1", "--http2"])
 @pytest.mark.parametrize("name", [f"{program}-{where}" for program in ("node", "nginx") for where in NODES])
 def test_curl_calls_either_server_in_either_version(lab: Lab, name: str, form: str) -> None:
-    """A port declared http2 takes a client of HTTP/1.1 too."""
+    """A port declared http2 takes a client of HTTP/1.1 too, and one that offers to go over (Upgrade: h2c)."""
     log = access_log(lab)
     done = curl(lab, "client", form, "-A", f"{form}{name}", "-w", " %{http_version} %{http_code}", url(lab, name))
     version = "2" if form == "--http2-prior-knowledge" else "1.1"

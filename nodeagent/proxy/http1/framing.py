@@ -54,6 +54,9 @@ _END_TO_END: Final = frozenset((b"content-length", b"host"))
 _TOKEN_BYTES: Final = b"!#$%&'*+-.^_`|~0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
 _HOST: Final = re.compile(rb"(?:[A-Za-z0-9._~!$&'()*+;=%-]*|\[[0-9A-Fa-f:.]+\])(?::[0-9]{0,5})?")
 """RFC 9110 section 7.2; no comma: it is what a folded, repeated Host looks like."""
+_PROTOCOL: Final = re.compile(rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+(?:/[!#$%&'*+\-.^_`|~0-9A-Za-z]+)?")
+"""RFC 9110 section 7.8."""
+_IS_HTTP: Final = re.compile(rb"h2|http", re.IGNORECASE)
 _MAX_LENGTH_DIGITS: Final = 18
 """Below 2**63 for every reader."""
 _DECIDING: Final = frozenset((b"host", b"content-length", b"transfer-encoding", b"connection", b"upgrade"))
@@ -225,10 +228,17 @@ def _with_options(kind: BodyKind, length: int, version: str, fields: dict[bytes,
 
 
 def _upgrade(values: list[bytes]) -> bytes:
-    """Return the protocols to offer on. h2c is left out: behind it requests would pass that nobody
-    authorised one by one.
+    """Return the protocols to offer on (RFC 9110 section 7.8). HTTP itself is left out, by any of its
+    names (h2c, h2c-14, HTTP/2.0): behind it requests would pass that nobody authorised one by one.
+    So is what is no protocol's name, in which a server could find another one.
     """
-    return b", ".join([protocol for protocol in _listed(values) if protocol and protocol.lower() != b"h2c"])
+    return b", ".join([each for each in _listed(values) if _PROTOCOL.fullmatch(each) and not _IS_HTTP.match(each)])
+
+
+def offered(protocols: bytes, upgrade: bytes) -> bool:
+    """Say whether all that *upgrade*, an answer's field, names are *protocols* that went out."""
+    given = frozenset(_listed([protocols.lower(), b""]))
+    return given.issuperset(_listed([upgrade.lower()]))
 
 
 def _listed(values: list[bytes]) -> list[bytes]:

@@ -41,9 +41,9 @@ from nodeagent.errors import UPSTREAM_PROTOCOL, UPSTREAM_RESET, Reason
 from nodeagent.proxy.connection import Connection
 from nodeagent.proxy.http import fields as field
 from nodeagent.proxy.http.exchange import UNKNOWN, Exchange, Upstream
-from nodeagent.proxy.http.fields import NO_FIELDS, Field, classify, with_fields, without
+from nodeagent.proxy.http.fields import NO_FIELDS, Field, classify, joined, with_fields, without
 from nodeagent.proxy.http.keeper import Keeper
-from nodeagent.proxy.http1.framing import Ambiguous, BodyKind, response_framing
+from nodeagent.proxy.http1.framing import Ambiguous, BodyKind, offered, response_framing
 from nodeagent.proxy.http1.wire import chunk, last_chunk, request_head
 from nodeagent.proxy.transport import Transport
 
@@ -343,10 +343,13 @@ class Http1Upstream(Upstream):
     # -- answers --
 
     def _interim(self, exchange: Exchange, status: int, fields: list[Field]) -> None:
-        """Pass a 1xx on; after 101 there is no HTTP on this connection any more (:meth:`_switch`)."""
+        """Pass a 1xx on; after 101 there is no HTTP on this connection any more (:meth:`_switch`), and no
+        other protocol than one that was offered (RFC 9110 section 7.8).
+        """
         if status == 101:
             exchange.status = status
-            self._switched = exchange.downstream.switches(exchange)
+            said = joined(fields, b"upgrade") or b""
+            self._switched = offered(exchange.upgrade, said) and exchange.downstream.switches(exchange)
             if not self._switched:
                 self._fail(UPSTREAM_PROTOCOL)
                 return

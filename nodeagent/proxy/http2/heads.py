@@ -104,7 +104,7 @@ def read_request(block: Sequence[Field], *, ended: bool, local: bytes) -> Reques
     """Return the request whose head is *block*; *ended*: it has no body; *local* stands in for a
     missing authority. Raises Malformed.
     """
-    method = target = authority = scheme = b""
+    method = target = authority = scheme = protocol = b""
     at = 0
     for name, value in block:
         if not name or name[0] != _COLON:
@@ -120,12 +120,25 @@ def read_request(block: Sequence[Field], *, ended: bool, local: bytes) -> Reques
             scheme = value
         elif name == b":authority" and not authority:
             authority = value
+        elif name == b":protocol" and not protocol:
+            protocol = value
         else:
             raise Malformed("a pseudo-header is unknown or repeated")
     head = RequestHead(method, target, authority, [])
     head.block = block
     _read_fields(head, block, at)
-    _check_line(head, scheme)
+    _check_line(head, scheme, protocol)
+    _take_host(head, local)
+    if not head.seen & field.FORWARDED_PROTO:
+        head.fields.append(_PROTO)
+    if ended:
+        _end(head)
+    return head
+
+
+def _take_host(head: RequestHead, local: bytes) -> None:
+    """Make the authority of what the client names, *local* where it names nothing, and of both one."""
+    authority = head.authority
     hosts = [value for name, value in head.fields if name == b"host"] if head.seen & field.HOST else []
     if len(hosts) > 1 or (hosts and hosts[0].lower() != (authority or hosts[0]).lower()) or b"" in hosts:
         raise Malformed("host is repeated, empty, or not what :authority says")
@@ -133,11 +146,6 @@ def read_request(block: Sequence[Field], *, ended: bool, local: bytes) -> Reques
     if not hosts:
         head.fields.insert(0, (b"host", head.authority))
     _check_host(head.authority)
-    if not head.seen & field.FORWARDED_PROTO:
-        head.fields.append(_PROTO)
-    if ended:
-        _end(head)
-    return head
 
 
 def _end(head: RequestHead) -> None:
@@ -222,13 +230,15 @@ def check_value(value: bytes) -> None:
         raise Malformed("a field's value begins or ends with white space")
 
 
-def _check_line(head: RequestHead, scheme: bytes) -> None:
-    """Refuse what would not be one line of HTTP/1: method and target."""
+def _check_line(head: RequestHead, scheme: bytes, protocol: bytes) -> None:
+    """Refuse what would not be one line of HTTP/1: method and target; a *protocol* belongs to CONNECT (RFC 8441)."""
     method = head.method
     if not _METHOD.fullmatch(method):
         raise Malformed(":method is missing, no token, or in lower case")
     if method == b"CONNECT":
         return
+    if protocol:
+        raise Malformed(":protocol is unknown")
     target = head.target
     if not target or not scheme:
         raise Malformed(":path or :scheme is missing")

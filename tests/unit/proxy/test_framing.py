@@ -128,6 +128,8 @@ def test_connection_names_the_fields_of_this_hop() -> None:
         ([(b"Connection", b"upgrade")], b""),
         ([(b"Connection", b"Upgrade, HTTP2-Settings"), (b"Upgrade", b"h2c"), (b"HTTP2-Settings", b"x")], b""),
         ([(b"Connection", b"upgrade"), (b"Upgrade", b"H2C, websocket")], b"websocket"),
+        ([(b"Connection", b"upgrade"), (b"Upgrade", b"h2c-14, HTTP/2.0, h2, http-draft-04/2.0, a")], b"a"),
+        ([(b"Connection", b"upgrade"), (b"Upgrade", b'foo h2c, "h2c", x/y/h2c, ;h2c, a\x0bh2c, b')], b"b"),
     ],
 )
 def test_upgrade(fields: Fields, upgrade: bytes) -> None:

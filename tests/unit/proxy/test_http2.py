@@ -250,18 +250,24 @@ def test_interim_answers_and_early_ones_pass() -> None:
     play(app, scene)
 
 
-def test_connect_is_refused_and_the_connection_stays() -> None:
+@pytest.mark.parametrize(
+    "more", [[], [(b":protocol", b"websocket"), (b":scheme", b"http"), (b":path", b"/chat")]], ids=["TCP", "WebSocket"]
+)
+def test_connect_is_refused_as_by_envoy_and_the_connection_stays(more: list[tuple[bytes, bytes]]) -> None:
+    """The extended one (RFC 8441) as well, which no setting announces."""
+
     async def scene(stage: Stage) -> None:
         client = await connected(stage)
         number = client.h2.get_next_available_stream_id()
-        client.h2.send_headers(number, [(b":method", b"CONNECT"), (b":authority", b"web:80")])
+        client.h2.send_headers(number, [(b":method", b"CONNECT"), (b":authority", b"web:80"), *more])
         client.send()
         message = client.messages.setdefault(number, Message(number))
-        await message.begun.wait()
-        assert message.status == 501
+        await message.ended.wait()
+        assert message.status == 403
+        assert b"WebSockets go over HTTP/1.1" in message.body
         assert (await client.get()).status == 200
         await client.close()
-        assert [each["response_code"] for each in stage.log.records] == [501, 200]
+        assert [each["response_code"] for each in stage.log.records] == [403, 200]
 
     play(answering(lambda head, body: ok(b"ok")), scene)
 

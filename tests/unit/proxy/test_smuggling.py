@@ -10,6 +10,7 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
+from nodeagent.proxy.http2 import frames
 from tests.unit.proxy.stage import Stage, play
 from tests.unit.proxy.strict import Read, StrictApp
 
@@ -152,6 +153,10 @@ PASSED = {
 }
 
 
+def statuses(answers: bytes) -> list[bytes]:
+    return [part[:3] for part in answers.split(b"HTTP/1.1 ")[1:] if part[:3].isdigit()]
+
+
 @pytest.mark.parametrize("attack", REFUSED.values(), ids=REFUSED.keys())
 def test_refused(attack: bytes) -> None:
     app = StrictApp()
@@ -173,7 +178,7 @@ def test_refused_behind_a_good_request(attack: bytes) -> None:
 
     async def scene(stage: Stage) -> None:
         answer = await stage.exchange(b"GET /good HTTP/1.1\r\nHost: web\r\n\r\n" + attack + NEXT)
-        assert [part[:3] for part in answer.split(b"HTTP/1.1 ")[1:] if part[:3].isdigit()] == [b"200", b"400"], answer
+        assert statuses(answer) == [b"200", b"400"], answer
         assert [request.target for request in app.requests] == [b"/good"]
 
     play(app, scene)
@@ -197,6 +202,75 @@ def test_passed_as_exactly_one(request_: bytes, body: bytes, split: bool) -> Non
         assert [request.body for request in app.requests] == [body, b""]
         assert app.requests[1].target == b"/next"
         assert not app.faults
+
+    play(app, scene)
+
+
+H2C = (
+    b"h2c",
+    b"H2C",
+    b"websocket, h2c",
+    b"websocket,\th2c\t",
+    b"h2c-14",
+    b"HTTP/2.0",
+    b"websocket h2c",
+    b"a\x0bh2c",
+    b'"h2c"',
+    b"websocket\r\nUpgrade: h2c",
+)
+
+
+@pytest.mark.parametrize("offer", H2C)
+def test_no_request_passes_behind_an_offer_of_h2c(offer: bytes) -> None:
+    """The application takes every offer that it can find; what the client goes on with is HTTP/2."""
+    seen: list[bytes] = []
+
+    async def app(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while True:
+            head = await reader.readuntil(b"\r\n\r\n")
+            seen.append(head)
+            if b"h2c" in head.lower() or b"http/2" in head.lower():
+                writer.write(b"HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: h2c\r\n\r\n")
+                seen.append(await reader.read())
+            writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n")
+
+    async def scene(stage: Stage) -> None:
+        answer = await stage.exchange(
+            b"GET / HTTP/1.1\r\nHost: web\r\nConnection: Upgrade, HTTP2-Settings\r\nUpgrade: %b\r\n" % offer
+            + b"HTTP2-Settings: AAMAAABkAAQAAP__\r\n\r\n"
+            + frames.PREFACE
+            + frames.settings(())
+        )
+        assert statuses(answer) in ([b"200", b"400"], [b"400"]), "HTTP/2's preface is no request"
+        assert len(seen) <= 1
+        assert not [head for head in seen if b"h2c" in head.lower() or b"http2-settings" in head.lower()]
+
+    play(app, scene)
+
+
+@pytest.mark.parametrize("taken", [b"h2c", b"websocket, h2c", b"other"])
+def test_a_server_goes_over_to_nothing_that_was_not_offered(taken: bytes) -> None:
+    async def app(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(b"HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: %b\r\n\r\n" % taken)
+        assert not await reader.read()
+
+    async def scene(stage: Stage) -> None:
+        answer = await stage.exchange(
+            b"GET / HTTP/1.1\r\nHost: web\r\nConnection: Upgrade, close\r\nUpgrade: websocket\r\n\r\n" + frames.PREFACE
+        )
+        assert answer.startswith(b"HTTP/1.1 502 "), answer
+
+    play(app, scene)
+
+
+def test_http2_does_not_begin_behind_a_request_of_http1() -> None:
+    app = StrictApp()
+
+    async def scene(stage: Stage) -> None:
+        answer = await stage.exchange(b"GET /good HTTP/1.1\r\nHost: web\r\n\r\n" + frames.PREFACE + frames.settings(()))
+        assert statuses(answer) == [b"200", b"400"], answer
+        assert [request.target for request in app.requests] == [b"/good"]
 
     play(app, scene)
 
