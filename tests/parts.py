@@ -128,8 +128,8 @@ def make(part: str, target: str, *before: str) -> Outcome:
 
 
 def unit(part: str) -> Outcome:
-    """Run the unit tests."""
-    return pytest(part, part, [f"tests/{part}"], [], ["-n", str(PROCESSES)])
+    """Run the unit tests, those of one ``xdist_group`` in one process."""
+    return pytest(part, part, [f"tests/{part}"], [], ["-n", str(PROCESSES), "--dist", "loadgroup"])
 
 
 def in_a_room(*targets: str) -> Outcome:

@@ -14,6 +14,7 @@ from aiohttp import web
 from nodeagent.identity.ca import CertificateAuthority
 from nodeagent.identity.tls import load_chain
 from nodeagent.kube.access import Access
+from tests.waiting import DEADLINE
 
 
 class ScriptedApi:
@@ -58,7 +59,7 @@ def run(test: Callable[[ScriptedApi, Access], Awaitable[None]], folder: Path) ->
         server = ScriptedApi(folder)
         access = await server.start()
         try:
-            await asyncio.wait_for(test(server, access), 20)
+            await asyncio.wait_for(test(server, access), DEADLINE)
         finally:
             await server.stop()
 

@@ -23,7 +23,7 @@ from nodeagent.resources.changes import AnyChange, Change, EnrolledChange
 from nodeagent.resources.objects import PodObject, parse
 from nodeagent.vocabulary import PodUid
 from tests.kube.cluster import ROOT, Cluster
-from tests.waiting import eventually, until
+from tests.waiting import DEADLINE, eventually, until
 
 CRDS = ("daemonset/base/crds", "daemonset/overlays/crds")
 
@@ -69,7 +69,7 @@ class Follower:
 
     async def until(self, condition: Callable[[], bool]) -> None:
         """Follow until *condition* holds."""
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(DEADLINE):
             while not condition():
                 for change in await self.source.changes():
                     self._take(change)
@@ -225,7 +225,7 @@ def test_the_rights_are_enough_for_all_that_an_agent_does_and_for_its_own_node_a
     async def main() -> None:
         client = KubeClient(open_access(account(rights)))
         source = KubernetesSource(client, "node1")
-        await asyncio.wait_for(source.changes(), 30)
+        await asyncio.wait_for(source.changes(), DEADLINE)
         assert source.missing() == [] and source.tainted
         marks = NodeStatusMarks(client, "node1", source.statuses, source.mark, here=source.here)
         parts = Parts()
@@ -267,7 +267,7 @@ def test_of_other_nodes_and_beyond_taints_nothing_may_be_written(rights: Cluster
         parts = Parts()
         async with told.run(parts):
             told.publish(PodUid("uid-x"), True)
-            async with asyncio.timeout(20):
+            async with asyncio.timeout(DEADLINE):
                 while not told.missing():
                     await asyncio.sleep(0.05)  # as long as the API server takes
             marks.extend(told.missing())
@@ -297,7 +297,7 @@ def test_without_rights_each_rule_is_named(rights: Cluster) -> None:
         async def main() -> None:
             source = KubernetesSource(KubeClient(open_access(account(rights))), "node1")
             waiting = asyncio.ensure_future(source.changes())
-            async with asyncio.timeout(30):
+            async with asyncio.timeout(DEADLINE):
                 while len(source.missing()) < len(FOLLOWED):
                     await asyncio.sleep(0.05)  # as long as the API server takes to refuse each
             words = "\n".join(source.missing())

@@ -17,6 +17,7 @@ from nodeagent.channel import memory_file as make_memory_file
 from nodeagent.errors import ControlError
 from nodeagent.messages import FROM_WORKER, Counted, FlowRows
 from nodeagent.wire import LARGEST_BYTES, FileDescriptor, MessageDecoder, MessageError, encode
+from tests.waiting import DEADLINE
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +59,7 @@ def exchange(*sent: Said) -> list[Said]:
         receiver = channel(loop, theirs, arrived.append)
         for message in sent:
             sender.send(message)
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(DEADLINE):
             while len(arrived) < len(sent):
                 await asyncio.sleep(0)
         sender.close()
@@ -137,7 +138,7 @@ def heard(say: Callable[[socket.socket], None]) -> tuple[list[Said], list[str]]:
             loop, ours, WORDS, heard=arrived.append, misunderstood=misunderstood.append, closed=ignore
         )
         say(theirs)
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(DEADLINE):
             while not misunderstood:
                 await asyncio.sleep(0)
         for _ in range(3):

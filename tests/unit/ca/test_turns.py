@@ -9,7 +9,7 @@ import pytest
 
 from nodeagent.ca.refusal import Refusal
 from nodeagent.ca.turns import SourceTurns
-from tests.waiting import until
+from tests.waiting import DEADLINE, until
 
 
 class Desk:
@@ -43,7 +43,7 @@ class Desk:
 def play(scene: Callable[[Desk], Awaitable[None]], at_once: int = 4, each: int = 2, waiting: int = 8) -> None:
     async def main() -> None:
         desk = Desk(SourceTurns(at_once, each, waiting))
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(DEADLINE):
             await scene(desk)
             desk.end(100)
             await asyncio.gather(*desk.tasks, return_exceptions=True)

@@ -15,6 +15,8 @@ from typing import Any
 
 import aiohttp
 
+ENDED = "chromium closed the connection: it crashed, or was killed"
+
 
 class Browser:
     """A tab. ``requests`` are the URLs it asked for, ``complaints`` what its console said and what scripts threw."""
@@ -24,12 +26,15 @@ class Browser:
         self._numbers = itertools.count(1)
         self._answers: dict[int, asyncio.Future[Any]] = {}
         self._session: str | None = None
-        self._loaded = asyncio.Event()
+        self._loaded: asyncio.Future[None] | None = None
+        self._ended = False
         self.requests: list[str] = []
         self.complaints: list[str] = []
 
     async def call(self, method: str, **parameters: Any) -> Any:
         """Call *method* of the protocol and return its result."""
+        if self._ended:
+            raise ConnectionError(ENDED)
         number = next(self._numbers)
         self._answers[number] = asyncio.get_running_loop().create_future()
         message = {"id": number, "method": method, "params": parameters} | (
@@ -39,28 +44,38 @@ class Browser:
         return await self._answers[number]
 
     async def listen(self) -> None:
-        """Take what the browser sends until it closes."""
-        async for message in self._socket:
-            told = message.json()
-            if "id" in told:
-                future = self._answers.pop(told["id"])
-                if "error" in told:
-                    future.set_exception(RuntimeError(str(told["error"])))
-                else:
-                    future.set_result(told["result"])
-            elif told["method"] == "Network.requestWillBeSent":
-                self.requests.append(told["params"]["request"]["url"])
-            elif told["method"] in ("Log.entryAdded", "Runtime.exceptionThrown", "Runtime.consoleAPICalled"):
-                self.complaints.append(str(told["params"]))
-            elif told["method"] == "Page.loadEventFired":
-                self._loaded.set()
+        """Take what the browser sends until it closes; who then still waits for it is told so."""
+        try:
+            async for message in self._socket:
+                self._take(message.json())
+        finally:
+            self._ended = True
+            for future in (*self._answers.values(), self._loaded):
+                if future is not None and not future.done():
+                    future.set_exception(ConnectionError(ENDED))
+
+    def _take(self, told: dict[str, Any]) -> None:
+        if "id" in told:
+            future = self._answers.pop(told["id"])
+            if "error" in told:
+                future.set_exception(RuntimeError(str(told["error"])))
+            else:
+                future.set_result(told["result"])
+        elif told["method"] == "Network.requestWillBeSent":
+            self.requests.append(told["params"]["request"]["url"])
+        elif told["method"] in ("Log.entryAdded", "Runtime.exceptionThrown", "Runtime.consoleAPICalled"):
+            self.complaints.append(str(told["params"]))
+        elif told["method"] in ("Inspector.targetCrashed", "Target.targetCrashed"):
+            raise ConnectionError(f"the tab crashed: {told['params']}")
+        elif told["method"] == "Page.loadEventFired" and self._loaded is not None and not self._loaded.done():
+            self._loaded.set_result(None)
 
     async def start(self) -> None:
         """Open the tab."""
         target = await self.call("Target.createTarget", url="about:blank")
         attached = await self.call("Target.attachToTarget", targetId=target["targetId"], flatten=True)
         self._session = attached["sessionId"]
-        for domain in ("Page", "Network", "Runtime", "Log"):
+        for domain in ("Inspector", "Page", "Network", "Runtime", "Log"):
             await self.call(f"{domain}.enable")
 
     async def visit(self, page: Path, *, width: int, theme: str = "light") -> None:
@@ -71,9 +86,9 @@ class Browser:
         await self.call(
             "Emulation.setEmulatedMedia", media="", features=[{"name": "prefers-color-scheme", "value": theme}]
         )
-        self._loaded.clear()
+        self._loaded = asyncio.get_running_loop().create_future()
         await self.call("Page.navigate", url=page.as_uri())
-        await self._loaded.wait()
+        await self._loaded
 
     async def evaluate(self, expression: str) -> Any:
         """Return the value of the JavaScript *expression*."""

@@ -18,6 +18,11 @@ from nodeagent.compare.page.look import MODES
 from tests.unit.compare.browser import browser
 from tests.unit.compare.sample import summary
 
+# The page is written and looked at once, by whichever process runs these; a machine that has much
+# else to do takes minutes for it.
+pytestmark = [pytest.mark.xdist_group("page"), pytest.mark.timeout(600)]
+PATIENCE = 500  # seconds
+
 WIDTHS = (1200, 400)
 OVERFLOWING = """
 (() => {
@@ -77,7 +82,7 @@ async def look_at(page: Path, profile: Path) -> Seen:
 def seen(tmp_path_factory: pytest.TempPathFactory) -> Seen:
     directory = tmp_path_factory.mktemp("report")
     page = write(summary(), directory / "report")
-    return asyncio.run(asyncio.wait_for(look_at(page, directory / "profile"), 100))
+    return asyncio.run(asyncio.wait_for(look_at(page, directory / "profile"), PATIENCE))
 
 
 def test_nothing_is_fetched_and_nothing_complains(seen: Seen) -> None:

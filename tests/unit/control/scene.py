@@ -23,6 +23,7 @@ from nodeagent.redirect.netns import PodNetns
 from nodeagent.redirect.pod import EnrolledPod, ListenerId, Listeners
 from nodeagent.telemetry.http_request import Routes
 from nodeagent.vocabulary import Address, PodUid, SpiffeId
+from tests.waiting import DEADLINE
 
 
 def identity(name: str) -> SpiffeId:
@@ -80,7 +81,7 @@ def snapshot(
 
 def play(scene: Callable[[], Awaitable[None]]) -> None:
     async def run() -> None:
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(DEADLINE):
             await scene()
 
     asyncio.run(run())

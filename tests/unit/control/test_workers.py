@@ -45,7 +45,7 @@ from nodeagent.parts import Parts
 from nodeagent.policy.model import Jwks
 from nodeagent.vocabulary import PodUid, SpiffeId
 from nodeagent.wire import FileDescriptor, encode
-from tests.waiting import until
+from tests.waiting import DEADLINE, until
 
 
 class Supervisor:
@@ -106,14 +106,14 @@ class Scene:
 
     async def filled(self, count: int) -> socket.socket:
         """Return the last of *count* ends, when so many workers were asked for."""
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(DEADLINE):
             while len(self.supervisor.ends) < count:
                 await asyncio.sleep(0)
         return self.supervisor.ends[-1]
 
     async def killed(self) -> int:
         """Return the pid of the worker that is killed, when one is."""
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(DEADLINE):
             while not self.supervisor.killed:
                 await asyncio.sleep(0)
         return self.supervisor.killed[0]

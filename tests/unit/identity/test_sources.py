@@ -23,7 +23,7 @@ from nodeagent.identity.sources import CHAIN, KEY, ROOTS, BuiltIn, Files, open_s
 from nodeagent.identity.spiffe import spiffe_id
 from nodeagent.identity.store import Certificates
 from tests.unit.identity.waiting import ensure
-from tests.waiting import LOOK_SECONDS
+from tests.waiting import DEADLINE, LOOK_SECONDS
 
 DOMAIN = "cluster.local"
 WEB, SHOP = spiffe_id(DOMAIN, "default", "web"), spiffe_id(DOMAIN, "default", "shop")
@@ -149,7 +149,7 @@ def test_a_mount_that_is_renewed_reaches_the_store(tmp_path: Path, authority: Ce
         with pytest.raises(IdentityError, match="not for"):
             store.current(SHOP)
         put(mount, second)
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(DEADLINE):
             while store.current(WEB).serial != second.serial:
                 store._wake.set()
                 await asyncio.sleep(LOOK_SECONDS)

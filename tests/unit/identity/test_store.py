@@ -14,6 +14,7 @@ from nodeagent.identity.sources import Trust
 from nodeagent.identity.store import AT_ONCE, LONGEST_PAUSE, Certificates
 from nodeagent.vocabulary import SpiffeId
 from tests.unit.identity.waiting import ensure
+from tests.waiting import DEADLINE
 
 WEB, SHOP = SpiffeId("spiffe://cluster.local/ns/d/sa/web"), SpiffeId("spiffe://cluster.local/ns/d/sa/shop")
 TTL = 1000.0
@@ -78,7 +79,7 @@ def play(scene: Callable[[World], Awaitable[None]]) -> None:
         world = World()
         work = asyncio.create_task(world.certificates.run())
         try:
-            async with asyncio.timeout(20):
+            async with asyncio.timeout(DEADLINE):
                 await scene(world)
             assert not work.done()
         finally:

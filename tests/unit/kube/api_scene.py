@@ -14,6 +14,7 @@ from nodeagent.resources.changes import AnyChange, EnrolledChange
 from nodeagent.resources.objects import PodObject
 from nodeagent.vocabulary import Address, PodUid
 from tests.fakes.kube_api import FakeKubeApi
+from tests.waiting import DEADLINE
 
 Document = dict[str, Any]
 
@@ -116,7 +117,7 @@ def play(folder: Path, scene: Callable[[FakeKubeApi, KubeClient], Awaitable[None
         api = FakeKubeApi(folder)
         client = KubeClient(await api.start())
         try:
-            await asyncio.wait_for(scene(api, client), 30)
+            await asyncio.wait_for(scene(api, client), DEADLINE)
         finally:
             await api.stop()
 
@@ -130,4 +131,4 @@ async def soon(_: float) -> None:
 
 async def following(source: Any) -> list[str]:
     """Return the next batch of *source*, in short."""
-    return told(await asyncio.wait_for(source.changes(), 10))
+    return told(await asyncio.wait_for(source.changes(), DEADLINE))

@@ -20,7 +20,7 @@ from nodeagent.resources.changes import Change
 from nodeagent.resources.objects import PodObject
 from tests.fakes.kube_api import FakeKubeApi
 from tests.unit.kube.api_scene import Runtime, following, peer_authentication, play, pod, soon
-from tests.waiting import quiet, until
+from tests.waiting import DEADLINE, quiet, until
 
 
 def listings(api: FakeKubeApi, plural: str) -> int:
@@ -140,7 +140,7 @@ def test_why_pods_may_not_be_listed_is_told_in_words(tmp_path: Path) -> None:
         await until(lambda: source.missing() != [])
         assert 'pods is forbidden: User "agent" cannot do that' in source.missing()[0]
         api.forbidden.clear()
-        await asyncio.wait_for(coming, 10)
+        await asyncio.wait_for(coming, DEADLINE)
         assert source.missing() == []
         source.close()
 

@@ -20,7 +20,7 @@ from nodeagent.places.runtime import CriRuntime
 from nodeagent.places.sandbox import Listed, Sandbox, SandboxError, SandboxReport
 from nodeagent.vocabulary import Address, PodUid
 from tests.fakes.cri import FakeCri, FakeSandbox
-from tests.waiting import until
+from tests.waiting import DEADLINE, until
 
 UID = PodUid("u-1")
 ADDRESSES = (Address("10.0.0.5"), Address("fd00::5"))
@@ -76,7 +76,7 @@ def play(folder: Path, scene: Callable[[Watched], Awaitable[None]]) -> None:
     async def main() -> None:
         watched = Watched(folder)
         try:
-            async with asyncio.timeout(20):
+            async with asyncio.timeout(DEADLINE):
                 await scene(watched)
         finally:
             watched.bundles.close()
@@ -181,7 +181,7 @@ def test_places_have_it_before_the_runtime_tells_and_keep_it_as_that_says(tmp_pa
         runtime = CriRuntime(fake.path)
         places = CriPlaces(runtime, read, folders=(), network=network, bundles=[folder])
         try:
-            async with asyncio.timeout(20):
+            async with asyncio.timeout(DEADLINE):
                 assert await places.changed() == frozenset()
                 bundle = made(folder, "a", config())
                 assert await places.changed() == {UID}

@@ -25,7 +25,7 @@ from nodeagent.resources.objects import PodObject, parse
 from nodeagent.vocabulary import PodUid
 from tests.fakes.cri import FakeCri, FakeSandbox
 from tests.fakes.serving import Method, serve
-from tests.waiting import eventually, until
+from tests.waiting import DEADLINE, eventually, until
 
 FIRST = PodUid("u-1")
 SECOND = PodUid("u-2")
@@ -52,7 +52,7 @@ def run(fake: FakeCri, script: Callable[[CriPlaces], Awaitable[None]], *folders:
     async def all_of_it() -> None:
         places = CriPlaces(CriRuntime(fake.path), read, folders=folders, uniform=lambda low, high: low)
         try:
-            async with asyncio.timeout(30):
+            async with asyncio.timeout(DEADLINE):
                 await script(places)
         finally:
             places.close()

@@ -25,6 +25,8 @@ from h2.events import (
 from h2.exceptions import ProtocolError
 from h2.settings import SettingCodes
 
+from tests.waiting import DEADLINE
+
 Pairs = list[tuple[bytes, bytes]]
 # By itself the package takes no frame behind a GOAWAY, though answers follow it (RFC 9113 section 6.8).
 for _state in (ConnectionState.CLIENT_OPEN, ConnectionState.SERVER_OPEN):
@@ -160,14 +162,14 @@ class Http2Client(Peer):
     async def get(self, path: str = "/", **options: Any) -> Message:
         """Ask and wait for the whole answer."""
         message = self.ask(path, **options)
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(DEADLINE):
             await message.ended.wait()
         return message
 
     async def post(self, path: str, body: bytes, trailers: Pairs | None = None, more: Pairs | None = None) -> Message:
         message = self.ask(path, "POST", end=False, more=more)
         await self.body(message.number, body, trailers=trailers)
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(DEADLINE):
             await message.ended.wait()
         return message
 

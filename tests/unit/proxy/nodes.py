@@ -30,7 +30,7 @@ from nodeagent.proxy.proxy import Proxy
 from nodeagent.redirect.original import Original
 from nodeagent.vocabulary import Address, PodUid, SpiffeId
 from tests.unit.proxy.stage import Handler, Log, context
-from tests.waiting import LOOK_SECONDS, until
+from tests.waiting import DEADLINE, LOOK_SECONDS, until
 
 CLIENT, SERVER, NODE, STRANGER = "127.0.0.3", "127.0.0.2", "127.0.0.9", "127.0.0.8"
 """Addresses of the client's pod, the server's pod, the server's node, and of somebody outside the mesh."""
@@ -289,7 +289,7 @@ def play(
             async with asyncio.timeout(seconds):
                 await scene(nodes)
         finally:
-            async with asyncio.timeout(10):
+            async with asyncio.timeout(DEADLINE):
                 await nodes.stop()
 
     uvloop.run(run())

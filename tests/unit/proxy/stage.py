@@ -22,7 +22,7 @@ from nodeagent.redirect.original import Original
 from nodeagent.telemetry.cells import WorkerMetrics
 from nodeagent.telemetry.log_format import FIELDS
 from nodeagent.vocabulary import Address, Direction, PodUid, SpiffeId
-from tests.waiting import packet
+from tests.waiting import DEADLINE, packet
 
 VIP, VIP6 = "10.96.0.1", "fd00:10:96::1"
 Handler = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
@@ -141,7 +141,7 @@ class Stage:
         reader, writer = await self.connect()
         writer.write(request)
         try:
-            async with asyncio.timeout(10):
+            async with asyncio.timeout(DEADLINE):
                 return await reader.read(-1)
         except ConnectionResetError:
             return b""
@@ -198,7 +198,7 @@ def play(
         stage = Stage(handler, protocol, settings)
         await stage.start()
         try:
-            async with asyncio.timeout(30):
+            async with asyncio.timeout(DEADLINE):
                 await scene(stage)
         finally:
             await stage.stop()

@@ -24,7 +24,7 @@ from tests.unit.proxy.nodes import SERVER, STRANGER, Nodes, Streams, asks, ident
 from tests.unit.proxy.stage import answering, ok
 from tests.unit.proxy.test_guard import get, last_record
 from tests.unit.proxy.test_http1 import read_answer
-from tests.waiting import packet, until
+from tests.waiting import DEADLINE, packet, until
 
 ASK = AuthorizationPolicy("default", "ask", "CUSTOM", (Rule(),), provider="authz")
 Answer = Callable[[Any], CheckResponse]
@@ -386,7 +386,7 @@ def test_a_body_of_several_reads_that_fits_is_read_on(tls: dict[str, Contexts], 
     """The first read already holds more than the proxy otherwise keeps, before anybody waits for it."""
 
     async def scene(nodes: Nodes, streams: Streams) -> None:
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(DEADLINE):
             status, _, body = await sent(streams, post(b"x" * 700_000, chunked=False), apart=False)
         assert status == 200
         assert len(authorizer.http.body) == 700_000

@@ -12,7 +12,7 @@ from nodeagent.proxy.dial import Dial, Dialled
 from nodeagent.proxy.http2.frames import MAX_CONCURRENT_STREAMS, goaway, settings
 from tests.unit.proxy.http2_peers import Apps, Http2App, Http2Client, Message, echo
 from tests.unit.proxy.stage import VIP, Stage, answering, ok, play, read_request
-from tests.waiting import packet, until
+from tests.waiting import DEADLINE, packet, until
 
 
 async def connected(stage: Stage, **settings: int) -> Http2Client:
@@ -52,7 +52,7 @@ def test_streams_share_a_connection_to_an_application_of_http2(protocol: str) ->
     async def scene(stage: Stage) -> None:
         client = await connected(stage)
         asked = [client.ask(f"/{each}", more=[(b"te", b"trailers")]) for each in range(50)]
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(DEADLINE):
             for each in asked:
                 await each.ended.wait()
         assert {each.fields[b"x-path"] for each in asked} == {b"/%d" % each for each in range(50)}
@@ -102,7 +102,7 @@ def test_an_application_that_takes_few_streams_gets_few_a_connection() -> None:
     async def scene(stage: Stage) -> None:
         client = await connected(stage)
         asked = [client.ask() for _ in range(40)]
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(DEADLINE):
             for each in asked:
                 await each.ended.wait()
         assert [each.status for each in asked] == [200] * 40
@@ -195,7 +195,7 @@ def test_a_slow_reader_of_one_stream_stops_that_stream_alone() -> None:
         client.h2.increment_flow_control_window(8_000_000)
         client.h2.increment_flow_control_window(8_000_000, large.number)
         client.send()
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(DEADLINE):
             await large.ended.wait()
         assert len(large.body) == 8_000_000
         await client.close()
@@ -289,7 +289,7 @@ def test_a_drain_tells_the_client_to_come_back_and_ends_no_request() -> None:
         go.set()
         await asked.ended.wait()
         assert (asked.status, asked.body) == (200, b"ok")
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(DEADLINE):
             await client.task
         assert stage.active() == 0
 
@@ -326,7 +326,7 @@ def test_a_client_that_takes_nothing_is_given_up_before_it_costs_much() -> None:
     async def scene(stage: Stage) -> None:
         client = await connected(stage, initial_window_size=0)
         asked = [client.ask() for _ in range(400)]
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(DEADLINE):
             for each in asked:
                 await each.ended.wait()
         (connection,) = [each for each in client.goaways if each.error_code]
@@ -346,7 +346,7 @@ def test_what_is_no_server_of_http2_is_told_from_one_that_is_away() -> None:
     async def scene(stage: Stage) -> None:
         client = await connected(stage)
         asked = [client.ask(method="POST") for _ in range(20)]
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(DEADLINE):
             for each in asked:
                 await each.ended.wait()
         assert {each.status for each in asked} <= {502, 503}
@@ -416,7 +416,7 @@ def test_requests_wait_for_the_streams_of_an_endpoint_that_leaves_after_each() -
     async def scene(stage: Stage) -> None:
         client = await connected(stage)
         asked = [client.ask() for _ in range(20)]
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(DEADLINE):
             for each in asked:
                 await each.ended.wait()
         assert [each.status for each in asked] == [200] * 20
@@ -438,7 +438,7 @@ def test_a_pod_has_no_more_requests_under_way_than_it_may() -> None:
         await until(lambda: len(stage.log.records) == 2)
         assert {each["response_flags"] for each in stage.log.records} == {"UO"}
         go.set()
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(DEADLINE):
             for each in asked:
                 await each.ended.wait()
         assert sorted(each.status for each in asked) == [200] * 6 + [503] * 2

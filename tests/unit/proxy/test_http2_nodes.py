@@ -11,7 +11,7 @@ from nodeagent.policy.model import AuthorizationPolicy, Operation, Rule
 from tests.unit.proxy.http2_peers import Apps, Http2App, Http2Client, Message, echo
 from tests.unit.proxy.nodes import Nodes, play
 from tests.unit.proxy.stage import answering, ok
-from tests.waiting import until
+from tests.waiting import DEADLINE, until
 
 
 def denies(*paths: str) -> AuthorizationPolicy:
@@ -25,7 +25,7 @@ def test_streams_of_one_client_share_one_connection_between_the_nodes(tls: dict[
     async def scene(nodes: Nodes) -> None:
         client = await Http2Client.on(await nodes.connect())
         asked = [client.ask(f"/{each}") for each in range(30)]
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(DEADLINE):
             for each in asked:
                 await each.ended.wait()
         assert [each.status for each in asked] == [200] * 30
@@ -71,14 +71,14 @@ def test_what_a_new_policy_forbids_is_ended_and_the_rest_goes_on(tls: dict[str, 
         kept = client.ask("/open")
         await until(lambda: (shut.body, kept.body) == (b"begun", b"begun"))
         await nodes.protect((denies("/shut"),))
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(DEADLINE):
             await shut.ended.wait()
         assert shut.reset is not None
         assert not kept.ended.is_set()
         numbers = {each.fields[b":path"]: each.number for each in apps.connections[0].messages.values()}
         await until(lambda: apps.connections[0].messages[numbers[b"/shut"]].reset is not None)
         await apps.connections[0].body(numbers[b"/open"], b" and done")
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(DEADLINE):
             await kept.ended.wait()
         assert kept.body == b"begun and done"
 

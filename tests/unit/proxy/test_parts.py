@@ -23,6 +23,7 @@ from nodeagent.vocabulary import PodUid
 from tests.unit import house
 from tests.unit.house import Import
 from tests.unit.proxy.stage import context
+from tests.waiting import DEADLINE
 
 ROOT = Path(__file__).parents[3]
 METHODS = sorted(name for name in vars(Transport) if not name.startswith("_"))
@@ -88,7 +89,7 @@ def test_the_loops_transports_have_what_the_proxy_uses(loop: Any) -> None:
 
     made = loop()
     try:
-        made.run_until_complete(asyncio.wait_for(scene(), 10))
+        made.run_until_complete(asyncio.wait_for(scene(), DEADLINE))
     finally:
         made.close()
 

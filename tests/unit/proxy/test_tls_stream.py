@@ -16,7 +16,7 @@ from nodeagent.identity.tls import Contexts
 from nodeagent.proxy.tls.stream import EMPTY_RECORDS, RECORDS_A_TURN, TlsStream
 from tests.unit.proxy import tls_client
 from tests.unit.proxy.nodes import SERVER, Nodes, play
-from tests.waiting import packet, until
+from tests.waiting import DEADLINE, packet, until
 
 
 class Above(asyncio.Protocol):
@@ -67,7 +67,7 @@ def on_a_pair(tls: dict[str, Contexts], scene: Callable[[End, End], Awaitable[No
         client, server = End(tls["client"].client_tcp, server_side=False), End(tls["server"].server, server_side=True)
         await loop.create_connection(lambda: server.stream, sock=other)  # type: ignore[type-var]
         await loop.create_connection(lambda: client.stream, sock=one)  # type: ignore[type-var]
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(DEADLINE):
             await asyncio.gather(client.ready, server.ready)
             await scene(client, server)
         for end in (client, server):
@@ -251,7 +251,7 @@ def by_hand(
         server = End(tls["server"].server, server_side=True)
         await loop.create_connection(lambda: server.stream, sock=other)  # type: ignore[type-var]
         with one:
-            async with asyncio.timeout(30):
+            async with asyncio.timeout(DEADLINE):
                 writer = await loop.run_in_executor(
                     None, tls_client.handshake, tls["client"].client_tcp, one, path / "keys"
                 )

@@ -41,7 +41,7 @@ from nodeagent.pulse import Pulses
 from nodeagent.vocabulary import Address, PodUid, SpiffeId
 from nodeagent.wire import FileDescriptor, MessageError, Unchecked, encode
 from tests.unit.proxy.stage import VIP, Originals, context
-from tests.waiting import until
+from tests.waiting import DEADLINE, until
 
 PARTS, POLICIES = 3, 150
 
@@ -122,7 +122,7 @@ def play(scene: Callable[[Told], Awaitable[None]]) -> None:
     async def run() -> None:
         told = Told()
         try:
-            async with asyncio.timeout(30):
+            async with asyncio.timeout(DEADLINE):
                 await scene(told)
         finally:
             told.channel.close()

@@ -12,7 +12,7 @@ from nodeagent.errors import KernelError
 from nodeagent.places.place import Place
 from nodeagent.redirect import pod_mount
 from nodeagent.redirect.pod_mount import is_mounted
-from tests.waiting import until
+from tests.waiting import DEADLINE, until
 
 FOLDER = Path("/run/nodeagent/pods/u1")
 
@@ -64,4 +64,4 @@ def test_a_file_system_that_never_answers_is_not_waited_for(monkeypatch: pytest.
         (pid,) = begun.read_text().split()
         await until(lambda: not Path(f"/proc/{pid}").exists())
 
-    asyncio.run(asyncio.wait_for(scene(), 20))
+    asyncio.run(asyncio.wait_for(scene(), DEADLINE))

@@ -17,6 +17,7 @@ from nodeagent.policy.model import PeerAuthentication
 from nodeagent.resources.changes import AnyChange, Change
 from nodeagent.resources.directory import DirectorySource
 from nodeagent.resources.security import Policy
+from tests.waiting import DEADLINE
 
 Step = Callable[[], Awaitable[list[str]]]
 
@@ -58,7 +59,7 @@ class Folder:
             source = DirectorySource(self.state, (self.path,))
 
             async def step() -> list[str]:
-                return told(await asyncio.wait_for(source.changes(), 5))
+                return told(await asyncio.wait_for(source.changes(), DEADLINE))
 
             try:
                 await scenario(source, step)

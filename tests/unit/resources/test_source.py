@@ -17,6 +17,7 @@ from nodeagent.resources.changes import AnyChange, Change, EnrolledChange
 from nodeagent.resources.directory import DirectorySource
 from nodeagent.resources.marks import DirectoryMarks
 from nodeagent.vocabulary import PodUid
+from tests.waiting import DEADLINE
 
 Step = Callable[[], Awaitable[list[AnyChange]]]
 
@@ -43,7 +44,7 @@ def watch(state: Path, scenario: Callable[[DirectorySource, Step], Awaitable[Non
         source = DirectorySource(state)
 
         async def step() -> list[AnyChange]:
-            return await asyncio.wait_for(source.changes(), 2)
+            return await asyncio.wait_for(source.changes(), DEADLINE)
 
         try:
             await scenario(source, step)
@@ -262,7 +263,7 @@ def test_watching_begins_anew_after_a_failure_whatever_was_watched_before(state:
 
     async def scenario(source: DirectorySource, _: Step) -> None:
         async def batch() -> list[str]:
-            return described(await asyncio.wait_for(source.changes(), 2))
+            return described(await asyncio.wait_for(source.changes(), DEADLINE))
 
         assert await batch() == []
         (state / "objects").rename(state / "elsewhere")

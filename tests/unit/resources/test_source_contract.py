@@ -25,6 +25,7 @@ from nodeagent.services.source import ServiceSource
 from nodeagent.vocabulary import PodUid
 from tests.fakes.kube_api import FakeKubeApi
 from tests.fakes.source import MemorySource
+from tests.waiting import DEADLINE
 
 
 class World(Protocol):
@@ -163,7 +164,7 @@ def run(world: World, scenario: Callable[[], Coroutine[Any, Any, None]]) -> None
 
 
 async def following(world: World) -> list[str]:
-    return told(await asyncio.wait_for(world.source.changes(), 5))
+    return told(await asyncio.wait_for(world.source.changes(), DEADLINE))
 
 
 def test_first_everything_then_what_changes(world: World) -> None:

@@ -60,7 +60,7 @@ def run(request: pytest.FixtureRequest) -> Callable[[Callable[[], Awaitable[Any]
     def runner(test: Callable[[], Awaitable[Any]]) -> Any:
         factory = uvloop.new_event_loop if request.param == "uvloop" else asyncio.new_event_loop
         with asyncio.Runner(loop_factory=factory) as loop:
-            return loop.run(asyncio.wait_for(test(), 15))  # type: ignore[arg-type]
+            return loop.run(asyncio.wait_for(test(), DEADLINE))  # type: ignore[arg-type]
 
     return runner
 
@@ -360,7 +360,7 @@ def test_closing_lets_nobody_hang(run: Any) -> None:
         reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
         writer.write(GET)
         await reader.readuntil(b"}\n")
-        await asyncio.wait_for(server.close(), 1)
+        await asyncio.wait_for(server.close(), DEADLINE)
         try:
             assert await reader.read() == b""
         except ConnectionResetError:

@@ -14,7 +14,7 @@ from nodeagent.telemetry.formats import OPENMETRICS, TEXT, Format
 from nodeagent.telemetry.http_server import EVERYWHERE, Response, ServerLimits, serve
 from nodeagent.telemetry.scrapes import FRESH_SECONDS, Scrapes
 from nodeagent.telemetry.sources import LONGEST_SECONDS, SOURCES, Sources
-from tests.waiting import until
+from tests.waiting import DEADLINE, until
 
 GET = b"GET /x HTTP/1.1\r\nHost: x\r\n\r\n"
 
@@ -182,7 +182,7 @@ def test_an_address_has_its_share_of_the_connections_and_takes_nobody_elses() ->
             writer.close()
         await server.close()
 
-    asyncio.run(asyncio.wait_for(scene(), 20))
+    asyncio.run(asyncio.wait_for(scene(), DEADLINE))
 
 
 def test_who_asks_too_often_waits_and_others_do_not() -> None:
@@ -200,4 +200,4 @@ def test_who_asks_too_often_waits_and_others_do_not() -> None:
         writer.close()
         await server.close()
 
-    asyncio.run(asyncio.wait_for(scene(), 20))
+    asyncio.run(asyncio.wait_for(scene(), DEADLINE))

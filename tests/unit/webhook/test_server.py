@@ -25,7 +25,7 @@ from nodeagent.inject import Injected, PodNamespace, inject
 from nodeagent.webhook.review import Admission, Entry, Review, decide, labels
 from nodeagent.webhook.server import WebhookLimits, WebhookServer
 from tests.unit.webhook.reviews import POD, SETTINGS, body
-from tests.waiting import LOOK_SECONDS, quiet, until
+from tests.waiting import DEADLINE, LOOK_SECONDS, quiet, until
 
 QUICK = WebhookLimits(
     connections=8,
@@ -99,7 +99,7 @@ async def running(stage: Stage) -> AsyncIterator[Stage]:
 
 
 def run(test: Callable[[], Awaitable[None]]) -> None:
-    asyncio.run(asyncio.wait_for(test(), 30))
+    asyncio.run(asyncio.wait_for(test(), DEADLINE))
 
 
 async def post(session: aiohttp.ClientSession, url: str, data: Any, **headers: str) -> tuple[int, str]:

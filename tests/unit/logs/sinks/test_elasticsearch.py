@@ -23,6 +23,7 @@ from nodeagent.logs.sinks.settings import ElasticsearchSettings
 from nodeagent.logs.sinks.sink import Indivisible, Outcome, Taken, Untaken
 from tests.fakes.bulk import Bulk, response
 from tests.unit.logs.made_records import origin, records
+from tests.waiting import DEADLINE
 
 
 def settings(port: int, **more: Any) -> ElasticsearchSettings:
@@ -46,7 +47,7 @@ async def sent(sink: ElasticsearchSink, *batch: LogRecords) -> Outcome:
 
 
 def run(test: Callable[[], Any]) -> None:
-    asyncio.run(asyncio.wait_for(test(), 30))
+    asyncio.run(asyncio.wait_for(test(), DEADLINE))
 
 
 @pytest.mark.parametrize("compressed", [True, False])

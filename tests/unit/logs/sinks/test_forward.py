@@ -13,6 +13,7 @@ from nodeagent.logs.sinks.settings import ForwardSettings
 from nodeagent.logs.sinks.sink import Outcome, Taken, Untaken
 from tests.fakes.forward import ForwardInput
 from tests.unit.logs.made_records import origin, records
+from tests.waiting import DEADLINE
 
 TWO = [records([{"a": 1, "big": 2**70}, "b"]), records(["c"], source=origin("web-2"))]
 
@@ -27,7 +28,7 @@ def sent(found: ForwardInput, *batches: Any, **more: Any) -> list[Outcome]:
         server.close()
         return outcomes
 
-    return asyncio.run(asyncio.wait_for(test(), 30))
+    return asyncio.run(asyncio.wait_for(test(), DEADLINE))
 
 
 @pytest.mark.parametrize("compressed", [True, False])
@@ -97,4 +98,4 @@ def test_a_server_that_says_nonsense_or_nothing_is_tried_again() -> None:
         await sink.close()
         server.close()
 
-    asyncio.run(asyncio.wait_for(test(), 30))
+    asyncio.run(asyncio.wait_for(test(), DEADLINE))

@@ -16,10 +16,11 @@ from nodeagent.logs.sinks.settings import LokiSettings
 from nodeagent.logs.sinks.sink import Indivisible, Taken, Untaken
 from tests.fakes.loki import Loki
 from tests.unit.logs.made_records import origin, records
+from tests.waiting import DEADLINE
 
 
 def run(test: Callable[[], Any]) -> None:
-    asyncio.run(asyncio.wait_for(test(), 30))
+    asyncio.run(asyncio.wait_for(test(), DEADLINE))
 
 
 @pytest.mark.parametrize("compressed", [True, False])

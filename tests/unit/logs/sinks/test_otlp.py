@@ -21,6 +21,7 @@ from nodeagent.protocols.otlp_logs_pb2 import (
 )
 from tests.fakes.serving import Method, serve
 from tests.unit.logs.made_records import records
+from tests.waiting import DEADLINE
 
 EXPORT = Method(
     "opentelemetry.proto.collector.logs.v1.LogsService", "Export", ExportLogsServiceRequest, ExportLogsServiceResponse
@@ -58,7 +59,7 @@ def sent(port: int, *batches: Any, **more: Any) -> list[Outcome]:
         await sink.close()
         return outcomes
 
-    return asyncio.run(asyncio.wait_for(test(), 30))
+    return asyncio.run(asyncio.wait_for(test(), DEADLINE))
 
 
 def test_records_have_resource_time_text_and_trace(collector: tuple[Collector, int], tmp_path: Path) -> None:
@@ -129,4 +130,4 @@ def test_nobody_and_nonsense_are_tried_again() -> None:
         assert isinstance(outcome, Untaken) and str(port) in outcome.why
         await sink.close()
 
-    asyncio.run(asyncio.wait_for(test(), 30))
+    asyncio.run(asyncio.wait_for(test(), DEADLINE))
