@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import collections
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -61,6 +62,13 @@ def frames(data: bytes) -> list[Frame]:
         found.append(Frame(data[at + 3], data[at + 4], number, data[at + 9 : end]))
         at = end
     return found
+
+
+async def read_frame(reader: asyncio.StreamReader) -> Frame:
+    """Return the next frame. Raises IncompleteReadError at the end."""
+    head = await reader.readexactly(wire.FRAME_HEAD)
+    payload = await reader.readexactly(int.from_bytes(head[:3], "big"))
+    return Frame(head[3], head[4], int.from_bytes(head[5:], "big"), payload)
 
 
 class Turns:

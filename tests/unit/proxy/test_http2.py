@@ -9,8 +9,12 @@ import pytest
 from nodeagent.identity.tls import Inside
 from nodeagent.proxy.context import Context
 from nodeagent.proxy.dial import Dial, Dialled
+from nodeagent.proxy.http2 import frames as wire
 from nodeagent.proxy.http2.frames import MAX_CONCURRENT_STREAMS, goaway, settings
+from nodeagent.proxy.http2.hpack.encoder import Encoder
+from nodeagent.proxy.http2.streams import MOST_STREAMS
 from tests.unit.proxy.http2_peers import Apps, Http2App, Http2Client, Message, echo
+from tests.unit.proxy.http2_wire import GET, SETTLED, read_frame
 from tests.unit.proxy.stage import VIP, Stage, answering, ok, play, read_request
 from tests.waiting import DEADLINE, packet, until
 
@@ -447,3 +451,44 @@ def test_a_pod_has_no_more_requests_under_way_than_it_may() -> None:
             await client.close()
 
     play(Apps(answer), scene, protocol="http2", limits={"streamsPerPod": 6})
+
+
+MANY = 10_000
+
+
+def test_ten_thousand_streams_of_one_connection_are_open_at_once() -> None:
+    """None is answered before all of them have come to the application."""
+    whole = wire.END_HEADERS | wire.END_STREAM
+    asked: list[tuple[asyncio.StreamWriter, int]] = []
+
+    async def app(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readexactly(len(wire.PREFACE))
+        writer.write(settings(((MAX_CONCURRENT_STREAMS, MANY),)))
+        while True:
+            each = await read_frame(reader)
+            if each.kind == wire.HEADERS:
+                asked.append((writer, each.number))
+            if len(asked) == MANY:
+                for its, number in asked:
+                    its.write(wire.frame(wire.HEADERS, whole, number, b"\x88"))
+                asked.clear()
+
+    async def scene(stage: Stage) -> None:
+        reader, writer = await stage.connect()
+        encoder = Encoder()
+        numbers = range(1, 2 * MANY, 2)
+        writer.write(wire.PREFACE + SETTLED)
+        for number in numbers:
+            writer.write(wire.frame(wire.HEADERS, whole, number, encoder.encode(GET)))
+        answered: list[int] = []
+        while len(answered) < MANY:
+            each = await read_frame(reader)
+            assert each.kind not in (wire.RST_STREAM, wire.GOAWAY)
+            if each.flags & wire.END_STREAM and each.kind in (wire.HEADERS, wire.DATA):
+                answered.append(each.number)
+        assert sorted(answered) == list(numbers)
+        assert MANY <= stage.upstream_connections * MOST_STREAMS < 2 * MANY
+        assert stage.active() == 0
+        writer.close()
+
+    play(app, scene, protocol="http2", limits={"streamsPerConnection": MANY})
