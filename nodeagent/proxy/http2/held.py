@@ -8,3 +8,5 @@ class HeldBytes:
 
     def __init__(self) -> None:
         self.bytes = 0
+        self.widened = 0
+        """Bytes that peers may send of streams beyond the windows with which they began."""

@@ -16,6 +16,10 @@ from nodeagent.proxy.http2.stream import Http2Stream
 from nodeagent.proxy.http2.user import SessionError, SessionUser
 
 CONNECTION_WINDOW: Final = 1 << 22
+WIDENED: Final = 1 << 22
+"""Bytes that streams whose bytes are taken as they come may send beyond their windows, all together."""
+WIDENED_PART: Final = 8
+"""On all connections of a pod: this part of what may be held for it."""
 QUANTUM: Final = 1 << 16
 """Bytes of one stream before the next one has its turn."""
 PUMPED: Final = 1 << 18
@@ -73,6 +77,9 @@ class FrameSender:
         self._encoder = Encoder()
         self._window = wire.DEFAULT_WINDOW
         self._stream_window = wire.DEFAULT_WINDOW
+        self._own_window = wire.DEFAULT_WINDOW
+        """What the peer may send of a stream that was not widened."""
+        self._widened = 0
         self._largest = wire.DEFAULT_FRAME
         self._outstanding = 0
         """Bytes of the connection's window towards us that the peer has not got back."""
@@ -162,6 +169,20 @@ class FrameSender:
         if stream.taken and not stream.remote_ended:
             self._out.append(wire.window_update(stream.number, stream.taken))
             stream.taken = 0
+
+    def _renew(self, stream: Http2Stream) -> None:
+        """Let the peer send as much of *stream* as before, and as much again while there is room: its
+        bytes are taken as they come, so that the way to the peer decides how many are under way.
+        """
+        more = 0
+        if not self._tunnels:
+            room = min(WIDENED - self._widened, self._most_held // WIDENED_PART - self._held.widened)
+            more = max(min(self._own_window + stream.widened, room), 0)
+            stream.widened += more
+            self._widened += more
+            self._held.widened += more
+        self._out.append(wire.window_update(stream.number, stream.taken + more))
+        stream.taken = 0
 
     def ping(self) -> None:
         """Ask whether the peer is there: ``pinged`` goes down when it answers."""
@@ -307,6 +328,8 @@ class FrameSender:
         self._held.bytes -= stream.owed + stream.queued
         self._return(stream.owed)
         stream.owed = 0
+        self._widened -= stream.widened
+        self._held.widened -= stream.widened
         self.queued -= stream.queued
         self.head_bytes -= stream.head_bytes
         stream.queue = None

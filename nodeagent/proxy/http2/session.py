@@ -21,7 +21,13 @@ GOAWAY is in what :meth:`take` returns, and ``broken`` says why.
 **Towards us** a peer may send STREAM_WINDOW bytes of a stream and CONNECTION_WINDOW of all. New
 window is given as bytes come, but not for a stream that is held: the other half of its exchange
 keeps what came, and the connection's window counts it until it is taken, so that the windows bound
-what one connection makes the proxy hold. What all connections of a pod do is counted too (``held.py``).
+what one connection makes the proxy hold. What all connections of a pod do is counted too
+(``held.py``).
+
+A window comes back as late as the way to the peer is long, and no stream moves faster than one a
+round trip. So that of a stream whose bytes are taken as they come doubles each time that half of it
+came, as long as all such streams of the connection have no more than WIDENED together, for which
+the connection's window has room of its own, and those of the pod no more than their part.
 
 **Towards the peer** a stream's bytes wait in it until its window, the connection's and the
 transport (``blocked``) let them go: streams take turns, QUANTUM bytes each. One whose queue grows
@@ -45,7 +51,7 @@ from nodeagent.proxy.http2.control import FAULT_COST, Control
 from nodeagent.proxy.http2.held import HeldBytes
 from nodeagent.proxy.http2.hpack.decoder import Decoder
 from nodeagent.proxy.http2.hpack.errors import CompressionError, ListTooLarge
-from nodeagent.proxy.http2.sender import CONNECTION_WINDOW, PATIENCE, STALLED
+from nodeagent.proxy.http2.sender import CONNECTION_WINDOW, PATIENCE, STALLED, WIDENED
 from nodeagent.proxy.http2.stream import Http2Stream
 from nodeagent.proxy.http2.user import TOO_LARGE, SessionError, SessionUser
 
@@ -76,7 +82,7 @@ class Session(Control):
         """
         Control.__init__(self, user, held, limits.held_bytes_per_pod, client=client, tunnels=tunnels > 0)
         self._own_window = window
-        self._own_windows = CONNECTION_WINDOW + tunnels * window
+        self._own_windows = CONNECTION_WINDOW + (tunnels * window if tunnels else WIDENED)
         self._most_streams = tunnels or limits.streams_per_connection
         self._header_limit = limits.header_bytes
         self._decoder = Decoder(wire.DEFAULT_TABLE, limits.header_bytes, limits.header_count)
@@ -181,7 +187,7 @@ class Session(Control):
             self._closed(stream, number)
             return
         stream.taken += count
-        if stream.taken > self._own_window:
+        if stream.taken > self._own_window + stream.widened:
             self._return(count)
             self._fault(stream, wire.FLOW_CONTROL_ERROR)
             return
@@ -208,9 +214,8 @@ class Session(Control):
             self._owe(stream, count)
             return
         self._return(count)
-        if stream.taken >= self._own_window // 2 and not ended:
-            self._out.append(wire.window_update(stream.number, stream.taken))
-            stream.taken = 0
+        if stream.taken >= (self._own_window + stream.widened) // 2 and not ended:
+            self._renew(stream)
 
     def _owe(self, stream: Http2Stream, count: int) -> None:
         """*count* bytes wait for the other half of the exchange."""
