@@ -47,6 +47,7 @@ class CarriedConnection(Carriage):
         that both sides agreed to leave.
         """
         self.http = http
+        self.taken = route
         self._context = context
         self._ledger = ledger
         self._connection = connection

@@ -118,7 +118,7 @@ class Carrier:
         if words is not None and self._turned(admitted, words, await words.decided(dialled), as_http):
             dialled.transport.abort()
             return
-        if self._stands(admitted, dialled, generation):
+        if self._stands(admitted, dialled, route, generation):
             ends = Ends(transport, dialled.transport, connection.early, dialled.early)
             carried = CarriedConnection(self._context, self._ledger, connection, route, ends, started=started)
             carried.start(ended=dialled.ended)
@@ -149,7 +149,7 @@ class Carrier:
             raise DialError(NO_ENDPOINTS)
         return await route.pool.connect()
 
-    def _stands(self, admitted: Admitted, dialled: Dialled, generation: int) -> bool:
+    def _stands(self, admitted: Admitted, dialled: Dialled, route: Route, generation: int) -> bool:
         """Say whether both sides are still there, and still permitted; else neither is kept."""
         connection = admitted.connection
         if admitted.transport.is_closing() or dialled.lost:
@@ -159,7 +159,7 @@ class Carrier:
             return False
         if generation == self._context.view.generation and not connection.unproved(time()):
             return True
-        reason = self._revocation.reconsidered(connection)
+        reason = self._revocation.reconsidered(connection, route)
         if reason is None:
             return True
         reset(dialled.transport)

@@ -42,7 +42,7 @@ class Revocation:
             await pace.keep()
             if connection.carriage is None:
                 continue  # gone, or not permitted yet: it will be by what is in force now
-            reason = self.reconsidered(connection)
+            reason = self.reconsidered(connection, cast(Route | None, connection.carriage.taken))
             if reason is not None:
                 self.revoke(connection, reason)
             elif isinstance(connection.carriage, Downstream):
@@ -60,18 +60,20 @@ class Revocation:
             if exchange.finished or is_probe(codec.permit, exchange.method, exchange.target):
                 continue
             before = cast(Route | None, exchange.route)
-            route = routes.get(before.upstream_host) if before is not None else None
             reason = None
             if codec.permit.only_probes:
                 reason = PROBE_REFUSED
-            elif route is not None:
+            elif before is not None:
+                route = routes.get(before.upstream_host) or self._routing.again(connection, before)
                 reason = self._guards.guard(connection, route, http=True).forbids(exchange)
             if reason is not None:
                 self._ledger.count_refused(reason)
                 exchange.give_up(reason)
 
-    def reconsidered(self, connection: Connection) -> Reason | None:
-        """Return why *connection* would not be permitted now, None where it would."""
+    def reconsidered(self, connection: Connection, taken: Route | None) -> Reason | None:
+        """Return why *connection* would not be permitted now, None where it would; *taken*: where all of it goes,
+        None: each request goes where it may.
+        """
         verdict = admit(self._context, connection)
         if isinstance(verdict, NotAdmitted):
             return verdict.reason
@@ -84,7 +86,10 @@ class Revocation:
             return PROBE_REFUSED
         if verdict.probes and requests:
             return None  # each request is looked at
-        routes = [route for route in self._routing.routes(connection) if http or _taken(connection, route)]
+        if taken is not None:
+            routes = [self._routing.again(connection, taken)]
+        else:
+            routes = self._routing.routes(connection) if http else []
         reasons = [self._guards.guard(connection, route, http=http).reason for route in routes]
         return reasons[0] if reasons and all(reason is not None for reason in reasons) else None
 
@@ -106,6 +111,12 @@ class Revocation:
                 continue
             if connection.carriage is not None and connection.peer.security == "mutual_tls":
                 connection.carriage.drain()
+
+    def released(self, pod: PodState) -> None:
+        """*pod* is no longer enrolled: what is open of it goes on, and takes nothing more."""
+        for connection in list(self._context.connections.values()):
+            if connection.pod is pod and connection.carriage is not None:
+                connection.carriage.depart()
 
     def drain(self) -> None:
         """Ask clients to come back on new connections as they finish; idle upstream connections close."""
@@ -140,9 +151,3 @@ class Revocation:
                 connection.carriage.sweep(now)
         if end < len(connections):
             self._context.loop.call_soon(self._sweep_from, connections, end)
-
-
-def _taken(connection: Connection, route: Route) -> bool:
-    """Say whether *connection*, which is carried as bytes, is carried to the pod of *route*."""
-    upstream = connection.upstream_workload
-    return route.workload is not None and upstream is not None and route.workload.uid == upstream.uid

@@ -47,6 +47,18 @@ class Routing:
             self._provide(connection)
         return cast("list[Route]", connection.routes)
 
+    def again(self, connection: Connection, before: Route) -> Route:
+        """Return the route of the current snapshot by which *connection* would reach the endpoint of
+        *before*, be it that this has left its Service meanwhile: what it serves yet is judged as ever.
+        """
+        for route in self.routes(connection):
+            if route.upstream_host == before.upstream_host:
+                return route
+        if before.endpoint is None or connection.direction == "inbound":
+            return before
+        to = self._towards(connection, before.endpoint, before.cluster)
+        return Route(self._context.metrics, connection, to, self._context.cluster_id)
+
     def _provide(self, connection: Connection) -> None:
         view = self._context.view
         generation = connection.view = view.generation
