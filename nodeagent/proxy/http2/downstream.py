@@ -89,8 +89,6 @@ class Http2Downstream(Downstream, SessionUser):
         self._buffer_limit = limits.buffer_bytes
         self._swept_at = context.now
         self._scheduled = False
-        self._unsent = 0
-        """Bytes that were written while the transport took none."""
         self._reading = True
         self._lingering = False
         self._closed = False
@@ -140,8 +138,7 @@ class Http2Downstream(Downstream, SessionUser):
         self.session.blocked = True
 
     def resume_writing(self) -> None:
-        self.session.blocked = False
-        self._unsent = 0
+        self.session.unblock()
         self._resume_reading()
         self._flush()
 
@@ -151,7 +148,7 @@ class Http2Downstream(Downstream, SessionUser):
             self.transport.pause_reading()
 
     def _resume_reading(self) -> None:
-        if self._unsent > UNSENT or self.session.behind:
+        if self.session.unsent_frames > UNSENT or self.session.behind:
             return
         if not self._reading and not self.transport.is_closing():
             self._reading = True
@@ -173,9 +170,8 @@ class Http2Downstream(Downstream, SessionUser):
             return
         if data:
             self.transport.write(data)
-            if session.blocked:
-                self._unsent += len(data)
-        if self._unsent > UNSENT:
+            session.written(len(data))
+        if session.unsent_frames > UNSENT:
             self._pause_reading()
         if session.broken is not None:
             self._break(session.broken)
@@ -308,7 +304,7 @@ class Http2Downstream(Downstream, SessionUser):
 
     def interim(self, exchange: Exchange, status: int, fields: list[Field]) -> None:
         assert isinstance(exchange, Http2Exchange)
-        if status != 101 and not exchange.finished and self._unsent <= UNSENT:
+        if status != 101 and not exchange.finished and self.session.unsent_frames <= UNSENT:
             exchange.sent += self.session.send_head(exchange.stream, answer_block(status, fields), ended=False)
             self._soon()
 

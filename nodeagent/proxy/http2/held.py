@@ -4,7 +4,9 @@ from __future__ import annotations
 
 
 class HeldBytes:
-    """Bytes of bodies that wait for somebody to take them, on all connections of a pod, towards it and from it."""
+    """Bytes that wait for somebody to take them, on all connections of a pod, towards it and from it: of bodies,
+    and of whatever a transport keeps.
+    """
 
     def __init__(self) -> None:
         self.bytes = 0

@@ -30,6 +30,10 @@ STALLED: Final = 1 << 22
 """Bytes that may wait for a peer that does not take them, heads of its streams among them; then it
 opens no more streams, and beyond four times as many it is given up.
 """
+SHARES: Final = 64
+"""A connection that holds no more than this part of what all of its pod's may is not to blame for the others:
+it goes on until they hold twice as much.
+"""
 PATIENCE: Final = 2000
 RESET_COST: Final = 5
 ANSWER_WORTH: Final = RESET_COST
@@ -58,6 +62,12 @@ class FrameSender:
         self._next = 1
         self.blocked = False
         """The transport takes no more for now."""
+        self.unsent = 0
+        """Bytes that the transport keeps since then."""
+        self.unsent_frames = 0
+        """Those of them that are of no body."""
+        self._pumped = 0
+        """Bytes of bodies in what was taken last."""
         self.broken: SessionError | None = None
         """Nothing is read any more."""
         self.leaving = False
@@ -116,7 +126,7 @@ class FrameSender:
         self.queued += size
         self._held.bytes += size
         stalled = self.queued > 4 * STALLED and not self._tunnels
-        if (stalled or self._held.bytes > self._most_held) and not self._client:
+        if (stalled or self._exceeds(self._most_held)) and not self._client:
             self._overflow(stream)
             return
         # where nothing but its turn is waited for, a write's worth may: many streams wait for long
@@ -124,6 +134,14 @@ class FrameSender:
         if stands and stream.queued > HIGH_WATER and not stream.waits:
             stream.waits = True
             self._user.on_full(stream)
+
+    def _exceeds(self, most: int) -> bool:
+        """Say whether the connections of the pod hold more than *most*, and this one has its part in that."""
+        held = self._held.bytes
+        if held <= most:
+            return False
+        own = self.queued + self.unsent + self._outstanding - self._due
+        return held > 2 * most or own > self._most_held // SHARES
 
     def _overflow(self, stream: Http2Stream) -> None:
         """More waits than the connection, or all of its pod, may make the proxy hold. A tunnel's bytes
@@ -206,14 +224,29 @@ class FrameSender:
 
     def take(self) -> bytes:
         """Return what is to be written now; :meth:`waiting` tells whether there is more."""
+        before = self.queued
         if self._ready and not self.blocked:
             self._pump()
+        self._pumped = before - self.queued
         out = self._out
         if not out:
             return b""
         taken = out[0] if len(out) == 1 else b"".join(out)
         out.clear()
         return taken
+
+    def written(self, count: int) -> None:
+        """The transport was given *count* bytes: if it takes no more, it keeps them."""
+        if self.blocked:
+            self.unsent += count
+            self.unsent_frames += count - self._pumped
+            self._held.bytes += count
+
+    def unblock(self) -> None:
+        """The transport has sent what it was given, and takes more."""
+        self.blocked = False
+        self._held.bytes -= self.unsent
+        self.unsent = self.unsent_frames = 0
 
     def waiting(self) -> bool:
         """Say whether :meth:`take` would return something."""
@@ -342,6 +375,8 @@ class FrameSender:
         streams = list(self.streams.values())
         for stream in streams:
             self._forget(stream)
+        self._held.bytes -= self.unsent
+        self.unsent = 0
         return streams
 
     def _remember(self, number: int) -> None:

@@ -221,7 +221,7 @@ class Session(Control):
         """*count* bytes wait for the other half of the exchange."""
         stream.owed += count
         self._held.bytes += count
-        if self._held.bytes > self._most_held:
+        if self._exceeds(self._most_held):
             self._overflow(stream)
 
     def _fits(self, stream: Http2Stream, count: int, *, ended: bool) -> bool:
@@ -341,7 +341,7 @@ class Session(Control):
 
     def _stalls(self) -> bool:
         """Say whether so much waits already that the peer may open no more streams."""
-        return self.queued + self.head_bytes > STALLED or self._held.bytes > self._most_held // 2
+        return self.queued + self.head_bytes > STALLED or self._exceeds(self._most_held // 2)
 
     # -- a client's streams --
 
