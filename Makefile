@@ -15,7 +15,7 @@ PACKAGES := python3-venv python3-bpfcc python3-cryptography linux-libc-dev iprou
 HOT := $(addprefix nodeagent/,$(addsuffix .py, proxy/grpc/call proxy/grpc/messages proxy/grpc/web proxy/grpc/status proxy/http/fields proxy/http/answers proxy/http/exchange proxy/http/hop proxy/http/keeper proxy/http/line proxy/http/patience \
 	$(addprefix proxy/http2/hpack/,static integers huffman table decoder encoder) \
 	$(addprefix proxy/http2/,frames stream held user sender control session heads exchange downstream upstream streams) \
-	$(addprefix proxy/shared/,heads lease stream link client server) \
+	$(addprefix proxy/shared/,heads lease stream own link client server) \
 	proxy/http1/framing proxy/http1/wire proxy/http1/exchange proxy/http1/answers proxy/http1/requests proxy/http1/downstream proxy/http1/upstream proxy/http1/turns \
 	proxy/tcp proxy/tls/records proxy/tls/stream proxy/accept proxy/sniff proxy/first_words proxy/carry proxy/view proxy/context proxy/permit proxy/admission proxy/carriage proxy/carried proxy/ledger proxy/guards proxy/records proxy/request_ids proxy/revocation proxy/pipeline proxy/busy_poll proxy/guard proxy/client_guard proxy/route proxy/routing proxy/connection \
 	policy/jwt policy/jwt_token vocabulary telemetry/cells telemetry/log_format))

@@ -157,9 +157,9 @@ class Pool:
 
     def sweep(self, now: float, idle: float) -> None:
         """Close what idled for *idle* seconds at *now* (monotonic), what the server should have closed, and all
-        where the pod is gone that dialled: each keeps its network namespace.
+        where the proxy drains, or the pod is gone that dialled: each keeps its network namespace.
         """
-        if self.dial.pod.gone:
+        if self.dial.pod.gone or self._context.draining:
             idle = -1.0
         # a certificate that was renewed is not shown until it ends: the server would cut the
         # connection

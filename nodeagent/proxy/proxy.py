@@ -96,6 +96,7 @@ class Proxy:
         if pod is not None:
             pod.gone = True
             self.context.view.generation += 1
+            self.revocation.released(pod)
         return pod
 
     def node_is(self, addresses: Iterable[str]) -> None:

@@ -16,7 +16,7 @@ from nodeagent.lab.agent import merge
 from tests.netns import sidecar
 from tests.netns.test_agent_policy import Policies, policy
 from tests.netns.test_agent_processes import reload
-from tests.netns.test_agent_upgrade import go_on
+from tests.netns.test_agent_upgrade import go_on, gone
 from tests.netns.world import (
     QUICK,
     Client,
@@ -132,6 +132,35 @@ def test_reloads_at_both_ends_lose_no_request(policies: Policies) -> None:
         assert shared(lab)
         results = [each.finish() for each in (*clients, knocks)]
     assert all(set(result) == {"ok"} for result in results), results
+
+
+def test_no_idle_one_keeps_a_daemon_that_was_succeeded(policies: Policies) -> None:
+    """Input: shared connections without streams, with streams between two requests of clients that stay, and
+    of a pod whose network has vanished. Verdict: the old daemon ends; who stays is served by the new one.
+    """
+    lab = policies.lab
+    agent = lab.agent("node2")
+    remote = cluster_ip(lab, "remote")
+    lab.apply(text=client("brief", "node1", account="two"))
+    asked = "GET /about HTTP/1.1\r\nHost: remote\r\n\r\n"
+    with ExitStack() as stack:
+        busy = [loads(lab, stack, name) for name in ("one", "brief")]
+        eventually(lambda: len(shared(lab)) == 2, "both share")
+        stay = [
+            stack.enter_context(client_in(lab, "one", "dial", remote, 80, "--send", asked, "--linger"))
+            for _ in range(3)
+        ]
+        for each in busy:
+            assert set(each.finish()) == {"ok"}
+        uid = lab.pod("brief")["metadata"]["uid"]
+        done = lab.exec("node1", ["ip", "link", "delete", f"veth{uid[:8]}"])
+        assert done.returncode == 0, done
+        assert len(shared(lab)) == 2
+        old = agent.succeed()
+        eventually(lambda: gone(old), "the old daemon has ended", 60)
+        assert [each.process.poll() for each in stay] == [None] * 3
+    lab.delete_pod("brief", grace_seconds=0)
+    assert about(lab, "one", f"http://{remote}")["pod"] == "remote"
 
 
 def test_a_sidecars_envoy_is_asked_as_ever(policies: Policies) -> None:

@@ -22,6 +22,7 @@ from nodeagent.proxy.http2.stream import Http2Stream
 from nodeagent.proxy.shared.heads import Carried, connect_block, is_taken
 from nodeagent.proxy.shared.lease import Lease
 from nodeagent.proxy.shared.link import STREAMS, Link
+from nodeagent.proxy.shared.own import OwnConnection
 from nodeagent.proxy.shared.stream import SharedStream
 from nodeagent.proxy.transport import Transport
 from nodeagent.vocabulary import host_port
@@ -36,10 +37,7 @@ ASK_SECONDS: Final = 60.0
 REFUSED_SECONDS: Final = 1.0
 """How long a peer that took no stream is asked for none."""
 MOST_MOVES: Final = 3
-"""A stream that is refused more often is lost."""
-PING_SECONDS: Final = 30.0
-LOST_SECONDS: Final = 20.0
-"""A peer with streams that says nothing is asked after the first, and given up the second later."""
+"""A stream that is refused more often gets a connection of its own."""
 
 
 class SharedUpstream(Link):
@@ -48,10 +46,10 @@ class SharedUpstream(Link):
     def __init__(self, pool: SharedPool, context: Context, transport: Transport, tls: Contexts | None) -> None:
         Link.__init__(self, context, pool.held, transport, client=True)
         self.lease = Lease(tls)
-        self.idle_since = context.now
         self._pool = pool
-        self._asked = 0.0
-        """When a PING was sent that has no answer yet."""
+        self._said = 0
+        """How many streams the peer takes by its own word, while it is not believed; 0: it is."""
+        self._refused_at = 0.0
 
     def free(self) -> bool:
         """Say whether one more stream may be opened."""
@@ -74,8 +72,6 @@ class SharedUpstream(Link):
         stream.move(self, anew)
 
     def _open(self, carried: Carried) -> Http2Stream:
-        if not self.session.streams:
-            self.touched = self.context.now
         stream = self.session.open()
         stream.kept = []
         self.session.send_head(stream, connect_block(carried, self._pool.authority), ended=False)
@@ -90,13 +86,16 @@ class SharedUpstream(Link):
             return
         stream.head_read = True
         stream.kept = None
+        shared = self.streams.get(stream.number)
+        if shared is not None:
+            shared.taken()
 
     def on_reset(self, stream: Http2Stream, code: int, *, ours: bool) -> None:
         shared = self.streams.get(stream.number)
-        if code == wire.REFUSED_STREAM and not ours and shared is not None and not shared.is_closing():
+        if code == wire.REFUSED_STREAM and not ours and shared is not None:
             if not self.session.leaving:
                 self._refused()
-            if stream.kept is not None and shared.moved < MOST_MOVES:
+            if shared.movable():
                 del self.streams[stream.number]
                 self._pool.again(shared)
                 return
@@ -104,12 +103,14 @@ class SharedUpstream(Link):
 
     def _refused(self) -> None:
         """The peer takes no more streams than there are, whatever it said; none at all: it takes none now."""
+        if not self._said:
+            self._said = self.session.peer_streams
+        self._refused_at = self.context.now
         self.session.peer_streams = max(1, len(self.session.streams))
         if not self.session.streams:
             self._pool.refused()
 
     def emptied(self) -> None:
-        self.idle_since = self.context.now
         if self.lease.retired:
             self.end()
 
@@ -127,10 +128,6 @@ class SharedUpstream(Link):
     def broke(self, words: str) -> None:
         self.retire()
 
-    def data_received(self, data: bytes) -> None:
-        self._asked = 0.0
-        Link.data_received(self, data)
-
     def eof_received(self) -> bool:
         self.retire()
         return False
@@ -145,17 +142,13 @@ class SharedUpstream(Link):
         """Close it where nobody uses it for *idle* seconds at *now* (monotonic), retire it where *tls*
         has been renewed, and see whether a peer that says nothing is still there.
         """
-        self.age()
+        if self._said and now - self._refused_at > REFUSED_SECONDS:
+            self.session.peer_streams = self._said
+            self._said = 0
         if self.lease.tls is not tls or (self.idle() and (self.context.draining or now - self.idle_since > idle)):
             self.retire()
-        if not self.session.streams or self.lost:
-            return
-        if self._asked and now - self._asked > LOST_SECONDS:
-            self.transport.abort()
-        elif not self._asked and now - self.touched > PING_SECONDS:
-            self._asked = now
-            self.session.ping()
-            self.soon()
+        if not self.lost:
+            self.age()
 
 
 class SharedPool:
@@ -232,7 +225,8 @@ class SharedPool:
         try:
             dialled = await self._dial.connect(self._context, carried, shared=True)
             if dialled.shared:
-                self._take(dialled, tls)
+                if not self._take(dialled, tls).free():
+                    self.refused()  # it is about to leave: the next one would, too
                 return None
         except DialError as error:
             waiting.set_exception(error)
@@ -245,8 +239,8 @@ class SharedPool:
         self._refused_until = self._context.now + ASK_SECONDS
         return dialled
 
-    def _take(self, dialled: Dialled, tls: Contexts | None) -> None:
-        """Use the shared connection that *dialled* is. Raises DialError."""
+    def _take(self, dialled: Dialled, tls: Contexts | None) -> SharedUpstream:
+        """Use the shared connection that *dialled* is, and return it. Raises DialError."""
         if dialled.lost or dialled.ended:
             dialled.transport.abort()
             raise DialError(UPSTREAM_RESET)
@@ -258,6 +252,7 @@ class SharedPool:
         self._links.append(link)
         if dialled.early:
             link.data_received(dialled.early)
+        return link
 
     # -- what connections tell --
 
@@ -282,15 +277,19 @@ class SharedPool:
 
     async def _carry_again(self, stream: SharedStream) -> None:
         try:
-            link = await self._link(stream.carried)
-        except DialError:
-            link = None
-        if isinstance(link, SharedUpstream) and stream.movable():
-            link.adopt(stream)
+            link = await self._link(stream.carried) if stream.moved < MOST_MOVES else None
+            if link is None:
+                link = await self._dial.connect(self._context, stream.carried)
+        except DialError as error:
+            stream.lose(ConnectionResetError(f"no other connection took the stream: {error.reason.code}"))
             return
-        stream.lose(ConnectionResetError("no other connection took the stream"))
-        if isinstance(link, Dialled):
-            link.transport.abort()
+        if not stream.movable():  # it was aborted
+            if isinstance(link, Dialled):
+                link.transport.abort()
+        elif isinstance(link, SharedUpstream):
+            link.adopt(stream)
+        else:
+            OwnConnection(self._context, stream, link).begin()
 
     def sweep(self, now: float, idle: float) -> None:
         """Close what idled for *idle* seconds at *now* (monotonic), and what may not be used any more."""

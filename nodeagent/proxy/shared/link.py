@@ -23,6 +23,10 @@ of STREAM_WINDOW, which waits here. The connection's window is that of all strea
 readers who stand still, be it all but one, never hold back another one. Where all that a pod's
 connections hold is too much, the stream whose bytes exceed it is reset, no other.
 
+**Nothing is lost on the way.** What is said is kept until the peer's agent has taken the stream. One
+that it does not take goes over another shared connection, and after some over one of its own
+(``own.py``), where it is said anew: so an agent that drains, or whose pod is released, costs none.
+
 **Ends.** What a peer said to a stream's end reaches its reader, however slow, whatever becomes of
 the connection or the other direction. A stream that is closed here, all of it sent, is reset when
 its peer does not end it within LINGER_SECONDS, as nobody else counts it any more.
@@ -33,10 +37,11 @@ from __future__ import annotations
 from typing import Final
 
 from nodeagent.proxy.context import Context
-from nodeagent.proxy.http.fields import Field
+from nodeagent.proxy.http.fields import NO_FIELDS, Field
+from nodeagent.proxy.http2 import frames as wire
 from nodeagent.proxy.http2.held import HeldBytes
 from nodeagent.proxy.http2.session import Session
-from nodeagent.proxy.http2.stream import Http2Stream
+from nodeagent.proxy.http2.stream import DOWNSTREAM, Http2Stream
 from nodeagent.proxy.http2.user import SessionUser
 from nodeagent.proxy.shared.stream import SharedStream, StreamOwner
 from nodeagent.proxy.transport import Transport
@@ -44,6 +49,12 @@ from nodeagent.proxy.transport import Transport
 STREAMS: Final = 128
 """On one connection; more are more connections."""
 STREAM_WINDOW: Final = 1 << 17
+PING_SECONDS: Final = 30.0
+LOST_SECONDS: Final = 60.0
+"""A peer that says nothing is asked whether it is there after the first, and given up the second later:
+a pod's network may vanish before a FIN has left it. As long as an agent may be without a processor.
+"""
+NEVER: Final = -1.0
 UNSENT: Final = 1 << 18
 """Bytes of control frames that may wait for a transport that takes none; then nothing is read either."""
 
@@ -58,24 +69,53 @@ class Link(StreamOwner, SessionUser):
         self.session = Session(self, held, context.limits, client=client, window=STREAM_WINDOW, tunnels=STREAMS)
         self.streams: dict[int, SharedStream] = {}
         self.lost = False
-        self.touched = context.now
-        """When the peer said something, by the context's clock."""
+        self.idle_since = context.now
+        """When its last stream ended, by the context's clock."""
+        self._touched = context.now
+        """When the peer said something."""
+        self._asked = NEVER
+        """When it was asked whether it is there, and has said nothing since."""
         self._swept_at = context.now
         self._scheduled = False
         self._broken = False
         self._reading = True
-        self._unsent = 0
 
     # -- what streams ask for --
 
+    def give(self, shared: SharedStream, piece: bytes) -> None:
+        self.session.give(shared.stream, piece)
+        self.soon()
+
+    def finish(self, shared: SharedStream) -> None:
+        self.session.finish(shared.stream, NO_FIELDS)
+        self.soon()
+
+    def closed(self, shared: SharedStream, *, ended: bool) -> None:
+        if ended:
+            self.forget(shared)
+
+    def cut(self, shared: SharedStream) -> None:
+        self.session.reset(shared.stream, wire.CANCEL)
+        self.forget(shared)
+
+    def hold(self, shared: SharedStream) -> None:
+        self.session.hold(shared.stream, DOWNSTREAM)
+
+    def release(self, shared: SharedStream) -> None:
+        self.session.release(shared.stream, DOWNSTREAM)
+        if self.session.waiting():
+            self.soon()
+
+    def forget(self, shared: SharedStream) -> None:
+        self.streams.pop(shared.stream.number, None)
+        self.idle_since = self.context.now
+        self.soon()
+
     def soon(self) -> None:
+        """Write what this turn of the loop says, at its end."""
         if not self._scheduled:
             self._scheduled = True
             self.context.loop.call_soon(self._flush)
-
-    def forget(self, stream: SharedStream) -> None:
-        self.streams.pop(stream.stream.number, None)
-        self.soon()
 
     def idle(self) -> bool:
         """Say whether no stream is open, nor has anything left that its reader has not taken."""
@@ -95,10 +135,9 @@ class Link(StreamOwner, SessionUser):
         data = session.take()
         if data:
             self.transport.write(data)
-            if session.blocked:
-                self._unsent += len(data)
-                if self._unsent > UNSENT:
-                    self._pause_reading()
+            session.written(len(data))
+            if session.unsent_frames > UNSENT:
+                self._pause_reading()
         if session.broken is not None:
             self._break(session.broken.words)
         elif session.waiting():
@@ -127,7 +166,8 @@ class Link(StreamOwner, SessionUser):
     # -- events of the transport --
 
     def data_received(self, data: bytes) -> None:
-        self.touched = self.context.now
+        self._touched = self.context.now
+        self._asked = NEVER
         self._feed(data)
         if self.session.behind:
             self._pause_reading()
@@ -165,8 +205,7 @@ class Link(StreamOwner, SessionUser):
         self.session.blocked = True
 
     def resume_writing(self) -> None:
-        self.session.blocked = False
-        self._unsent = 0
+        self.session.unblock()
         self._resume_reading()
         self._flush()
 
@@ -176,7 +215,7 @@ class Link(StreamOwner, SessionUser):
             self.transport.pause_reading()
 
     def _resume_reading(self) -> None:
-        if self._unsent > UNSENT or self.session.behind or self._reading or self.transport.is_closing():
+        if self.session.unsent_frames > UNSENT or self.session.behind or self._reading or self.transport.is_closing():
             return
         self._reading = True
         self.transport.resume_reading()
@@ -219,12 +258,23 @@ class Link(StreamOwner, SessionUser):
 
     # -- time --
 
+    def ask(self) -> None:
+        """Ask the peer whether it is there."""
+        self._asked = self.context.now
+        self.session.ping()
+        self.soon()
+
     def age(self) -> None:
-        """Give the peer back what patience the time since the last sweep earns, and reset the streams that
-        it should have ended.
+        """Give the peer back what patience the time since the last sweep earns, reset the streams that it
+        should have ended, and see whether one that says nothing is still there.
         """
         now = self.context.now
         self.session.forgive(now - self._swept_at)
         self._swept_at = now
         for stream in [each for each in self.streams.values() if each.overdue()]:
             stream.abort()
+        if self._asked != NEVER:
+            if now - self._asked > LOST_SECONDS:
+                self.transport.abort()
+        elif now - self._touched > PING_SECONDS:
+            self.ask()

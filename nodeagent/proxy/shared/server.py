@@ -20,8 +20,10 @@ from nodeagent.proxy.shared.link import Link
 from nodeagent.proxy.shared.stream import SharedStream
 from nodeagent.proxy.transport import reset
 
-WARNED_SECONDS: Final = 1.0
-"""How long the client's agent may take to answer a PING behind the first GOAWAY."""
+WARNED_SECONDS: Final = 10.0
+"""How long the client's agent may take to answer the PING behind a GOAWAY: what it opens before it has read
+that would meet a closed connection, whose reset may overtake the GOAWAY.
+"""
 
 Enter = Callable[[SharedStream, Carried], None]
 """Accepts what a stream carries."""
@@ -47,7 +49,9 @@ class SharedDownstream(Link):
         connection.path = "proxy-mtls"
         connection.allowed()
         connection.carriage = SharedCarriage(self)
-        if self.context.draining:
+        if self._connection.pod.gone:
+            self.depart()
+        elif self.context.draining:
             self.drain()
         self.soon()
 
@@ -74,7 +78,7 @@ class SharedDownstream(Link):
             shared.came(piece)
 
     def emptied(self) -> None:
-        if self._retiring and self.session.left():
+        if self._retiring and self.session.left() and self._heard():
             self.end()
 
     # -- the connection's end --
@@ -88,25 +92,36 @@ class SharedDownstream(Link):
         self._ledger.closed(self._connection)
 
     def drain(self) -> None:
-        """Ask the client's agent to open streams elsewhere."""
+        """Ask the client's agent to open streams elsewhere; those that are under way are taken."""
         if not self._retiring:
-            self._retiring = True
-            self._warned = self.context.now
             self.session.warn()
-            self.session.ping()
-            self.soon()
+            self._retire()
+
+    def depart(self) -> None:
+        """Take no stream any more: those that are under way go elsewhere."""
+        if not self.session.left():
+            self.session.leave()
+            self._retire()
+
+    def _retire(self) -> None:
+        self._retiring = True
+        self._warned = self.context.now
+        self.ask()
+
+    def _heard(self) -> bool:
+        """Say whether the client's agent has read the last GOAWAY, or had its time."""
+        return not self.session.pinged or self.context.now - self._warned > WARNED_SECONDS
 
     def sweep(self, now: float) -> None:
         """End what has had its time; *now* is monotonic."""
         self.age()
-        session = self.session
-        if self._retiring and not session.left() and (not session.pinged or now - self._warned > WARNED_SECONDS):
-            session.leave()
+        if self._retiring and self._heard():
+            self.session.leave()
             self.soon()
-        if not self.idle():
-            return
-        if (self._retiring and session.left()) or now - self.touched > self.context.timeouts.idle:
-            self.end()
+            if self.idle():
+                self.end()
+        elif self.idle() and now - self.idle_since > self.context.timeouts.idle:
+            self.drain()
 
 
 class SharedCarriage(Carriage):
@@ -120,6 +135,9 @@ class SharedCarriage(Carriage):
 
     def drain(self) -> None:
         self.link.drain()
+
+    def depart(self) -> None:
+        self.link.depart()
 
     def sweep(self, now: float) -> None:
         self.link.sweep(now)

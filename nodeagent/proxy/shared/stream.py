@@ -6,32 +6,52 @@ import collections
 from typing import Final
 
 from nodeagent.proxy.context import Context
-from nodeagent.proxy.http.fields import NO_FIELDS
-from nodeagent.proxy.http2 import frames as wire
-from nodeagent.proxy.http2.session import Session
-from nodeagent.proxy.http2.stream import DOWNSTREAM, Http2Stream
+from nodeagent.proxy.http2.stream import Http2Stream
 from nodeagent.proxy.shared.heads import Carried
 from nodeagent.proxy.transport import Receiver, Transport
 
 KEPT: Final = 1 << 16
-"""Bytes that are kept until the peer has taken the stream: else they go over another connection."""
+"""All that is written is kept until the peer has taken the stream, to be said over another connection if
+it does not; beyond so many bytes the writer is asked to wait for that.
+"""
+SMALL: Final = 1 << 11
+"""Pieces up to so many bytes are kept as one: each costs some 50 more."""
 LINGER_SECONDS: Final = 1.0
 """How long a peer that has all of a stream closed here may take to end its direction."""
 
 
 class StreamOwner:
-    """The shared connection, as its streams see it."""
+    """What a stream runs on: a shared connection, or in the end one of its own."""
 
     context: Context
-    session: Session
     transport: Transport
 
-    def soon(self) -> None:
-        """Write what this turn of the loop says, at its end."""
+    def give(self, shared: SharedStream, piece: bytes) -> None:
+        """Send *piece*."""
         raise NotImplementedError
 
-    def forget(self, stream: SharedStream) -> None:
-        """*stream* is told nothing any more."""
+    def finish(self, shared: SharedStream) -> None:
+        """End this direction behind what was given."""
+        raise NotImplementedError
+
+    def closed(self, shared: SharedStream, *, ended: bool) -> None:
+        """Nothing is read of *shared* any more, whose direction is finished; *ended*: the peer's is too."""
+        raise NotImplementedError
+
+    def cut(self, shared: SharedStream) -> None:
+        """End both directions now."""
+        raise NotImplementedError
+
+    def hold(self, shared: SharedStream) -> None:
+        """Its reader pauses."""
+        raise NotImplementedError
+
+    def release(self, shared: SharedStream) -> None:
+        """It goes on."""
+        raise NotImplementedError
+
+    def forget(self, shared: SharedStream) -> None:
+        """*shared* is told nothing any more."""
         raise NotImplementedError
 
 
@@ -50,6 +70,8 @@ class SharedStream:
         self.used = False
         """The peer has sent something."""
         self._reading = True
+        self._untaken = False
+        """The writer waits until the peer has taken the stream."""
         self._came: collections.deque[bytes] = collections.deque()
         """What came while the protocol did not read: a window of the stream at most."""
         self._eof_sent = False
@@ -62,32 +84,38 @@ class SharedStream:
     # -- as a transport --
 
     def write(self, data: bytes) -> None:
-        if self._closing or self._eof_sent:
-            return
+        if not self._closing and not self._eof_sent:
+            self._give(data)
+
+    def _give(self, data: bytes) -> None:
         stream = self.stream
-        stream.keeps(data, KEPT)
-        self._owner.session.give(stream, data)
-        self._owner.soon()
+        kept = stream.kept
+        if kept is not None:
+            add(kept, data)
+            stream.kept_bytes += len(data)
+            if stream.kept_bytes > KEPT and not self._untaken:
+                self._untaken = True
+                if self.protocol is not None and not stream.waits:
+                    self.protocol.pause_writing()
+        self._owner.give(self, data)
 
     def write_eof(self) -> None:
         if not self._eof_sent:
             self._eof_sent = True
-            self._owner.session.finish(self.stream, NO_FIELDS)
-            self._owner.soon()
+            self._owner.finish(self)
 
     def close(self) -> None:
         if self._closing:
             return
         self.write_eof()
-        if self._eof_received:
-            self._owner.forget(self)
         self._closed_at = self._owner.context.now
+        self._owner.closed(self, ended=self._eof_received)
         self._stop()
-        self._owner.session.release(self.stream, DOWNSTREAM)
+        self._owner.release(self)
 
     def abort(self) -> None:
-        self._owner.session.reset(self.stream, wire.CANCEL)
-        self._owner.forget(self)
+        self.stream.kept = None
+        self._owner.cut(self)
         if not self._closing:
             self._stop()
 
@@ -96,7 +124,7 @@ class SharedStream:
 
     def pause_reading(self) -> None:
         self._reading = False
-        self._owner.session.hold(self.stream, DOWNSTREAM)
+        self._owner.hold(self)
 
     def resume_reading(self) -> None:
         if self._closing or self._reading:
@@ -105,7 +133,7 @@ class SharedStream:
         if self._came or self._eof_received:
             self._owner.context.loop.call_soon(self._go_on)
         else:
-            self._take_again()
+            self._owner.release(self)
 
     def get_extra_info(self, name: str) -> object:
         return None if name == "socket" else self._owner.transport.get_extra_info(name)
@@ -121,12 +149,11 @@ class SharedStream:
         if self._closing or protocol is None:
             if not self.stream.queued:
                 # nobody reads any more: as a closed socket answers
-                self._owner.session.reset(self.stream, wire.CANCEL)
-                self._owner.forget(self)
+                self._owner.cut(self)
         elif self._reading and not self._came:
             protocol.data_received(piece)
         else:
-            self._came.append(piece)
+            add(self._came, piece)
 
     def ended(self) -> None:
         """The peer sends no more."""
@@ -136,7 +163,16 @@ class SharedStream:
         elif self._reading and not self._came:
             self._tell_end()
 
-    def lose(self, error: Exception) -> None:
+    def taken(self) -> None:
+        """The peer has looked at the stream: nothing of it need be said again."""
+        stream = self.stream
+        stream.kept = None
+        if self._untaken:
+            self._untaken = False
+            if self.protocol is not None and not stream.waits:
+                self.protocol.resume_writing()
+
+    def lose(self, error: Exception | None) -> None:
         """The stream is gone, by *error*: told at once, but behind what the peer said to its end."""
         self._owner.forget(self)
         if self._closing:
@@ -151,13 +187,13 @@ class SharedStream:
         return self._closing and waited > LINGER_SECONDS and not self.stream.queued
 
     def wait(self) -> None:
-        """Its connection is gone, another one is looked for: what is written meanwhile is kept, if little."""
-        if self.protocol is not None and not self.stream.waits:
+        """Its connection does not take it, another one is looked for: what is written meanwhile is kept."""
+        if self.protocol is not None and not self._untaken and not self.stream.waits:
             self.protocol.pause_writing()
 
     def movable(self) -> bool:
         """Say whether all that was written is there to be said once more."""
-        return self.stream.kept is not None and not self._closing
+        return self.stream.kept is not None
 
     def move(self, owner: StreamOwner, stream: Http2Stream) -> None:
         """Go on as *stream* of *owner*: the peer has not looked at the one before, and it is movable."""
@@ -165,14 +201,17 @@ class SharedStream:
         self.moved += 1
         self._owner = owner
         self.stream = stream
+        self._untaken = False
         for piece in kept:
-            stream.keeps(piece, KEPT)
-            owner.session.give(stream, piece)
+            self._give(piece)
         if self._eof_sent:
-            owner.session.finish(stream, NO_FIELDS)
+            owner.finish(self)
+        if self._closing:
+            owner.closed(self, ended=False)
+            return
         if not self._reading:
-            owner.session.hold(stream, DOWNSTREAM)
-        if self.protocol is not None:
+            owner.hold(self)
+        if self.protocol is not None and not self._untaken and not stream.waits:
             self.protocol.resume_writing()
 
     # -- parts --
@@ -184,17 +223,11 @@ class SharedStream:
             self.protocol.data_received(came.popleft())
         if came or not self._reading or self._closing:
             return
-        self._take_again()
+        self._owner.release(self)
         if self._eof_received:
             self._tell_end()
             if self._error is not None and not self._closing:
                 self._stop()
-
-    def _take_again(self) -> None:
-        session = self._owner.session
-        session.release(self.stream, DOWNSTREAM)
-        if session.waiting():
-            self._owner.soon()
 
     def _tell_end(self) -> None:
         if self._eof_told:
@@ -214,3 +247,11 @@ class SharedStream:
         self.protocol = None
         if protocol is not None:
             protocol.connection_lost(self._error)
+
+
+def add(pieces: list[bytes] | collections.deque[bytes], piece: bytes) -> None:
+    """Keep *piece* behind *pieces*; many small ones cost more than their bytes."""
+    if pieces and len(piece) <= SMALL and len(pieces[-1]) <= SMALL:
+        pieces[-1] += piece
+    else:
+        pieces.append(piece)

@@ -19,12 +19,14 @@ from nodeagent.proxy.dial import Dial, Dialled, Inside
 from nodeagent.proxy.http2 import frames as wire
 from nodeagent.proxy.http2.frames import frame
 from nodeagent.proxy.http2.hpack.encoder import Encoder
+from nodeagent.proxy.http2.sender import SHARES
 from nodeagent.proxy.ledger import Ledger
 from nodeagent.proxy.routing import Routing
 from nodeagent.proxy.shared.client import MOST_MOVES, REFUSED_SECONDS, SharedPool, SharedUpstream
 from nodeagent.proxy.shared.heads import TAKEN, Carried, connect_block, read_connect
-from nodeagent.proxy.shared.server import SharedCarriage, SharedDownstream
-from nodeagent.proxy.shared.stream import SharedStream
+from nodeagent.proxy.shared.link import LOST_SECONDS, PING_SECONDS
+from nodeagent.proxy.shared.server import WARNED_SECONDS, SharedCarriage, SharedDownstream
+from nodeagent.proxy.shared.stream import KEPT, SharedStream
 from nodeagent.vocabulary import SpiffeId
 from tests.unit.proxy.http2_wire import SETTLED, Frame, Pipe, Turns, accepted, context, enrolled, frames
 from tests.unit.proxy.nodes import Nodes, Streams
@@ -276,7 +278,8 @@ def test_slow_readers_who_fill_what_their_pod_may_hold_cost_no_other_request(tls
     play(app, scene, tls, protocol="http", seconds=60, limits={"heldBytesPerPod": 16777216})
 
 
-def test_a_drain_moves_clients_over_without_a_failed_request(tls: dict[str, Contexts]) -> None:
+@pytest.mark.parametrize("end", ["renewed", "released"])
+def test_a_drain_moves_clients_over_without_a_failed_request(tls: dict[str, Contexts], end: str) -> None:
     async def scene(nodes: Nodes) -> None:
         stop = False
         answers: list[bytes] = []
@@ -292,8 +295,8 @@ def test_a_drain_moves_clients_over_without_a_failed_request(tls: dict[str, Cont
         tasks = [asyncio.ensure_future(asks()) for _ in range(16)]
         await until(lambda: len(answers) > 100 and shared(nodes))
         (link,) = shared(nodes)
-        # as when the server's worker is told that its certificate was renewed, or drains
-        nodes.far.revocation.renewed(link.pod)
+        # as when the server's worker is told that its certificate was renewed, or drains; or that it is released
+        getattr(nodes.far.revocation, end)(link.pod)
         await until(lambda: link.closed is not None)
         count = len(answers)
         await until(lambda: len(answers) > count + 100 and shared(nodes))
@@ -358,7 +361,7 @@ def test_what_was_not_looked_at_goes_over_another_connection(tls: dict[str, Cont
 
 
 @pytest.mark.parametrize("more", [1000, 40_000, 200_000, 1_000_000])
-def test_a_body_that_grows_while_its_stream_goes_elsewhere_comes_whole_or_not_at_all(
+def test_a_body_that_grows_while_its_stream_goes_elsewhere_comes_whole(
     tls: dict[str, Contexts], monkeypatch: pytest.MonkeyPatch, more: int
 ) -> None:
     """What the second connection is told must begin where the request does: a body without its head would be
@@ -404,13 +407,34 @@ def test_a_body_that_grows_while_its_stream_goes_elsewhere_comes_whole_or_not_at
             writer.write(b"m" * 1000)
             await packet() if more <= 200_000 else None
         go.set()
-        head, body = await read_request(reader)
-        assert bodies == ([1000 + more] if body == b"took" else [])
-        assert body == b"took" or b" 503 " in head
+        _, body = await read_request(reader)
+        assert (bodies, body) == ([1000 + more], b"took")
         app.all.set()
         assert [(await each)[1] for each in busy] == [b"/busy"] * 4
 
     play(serve, scene, tls, protocol="http")
+
+
+def test_much_both_ways_on_many_streams_comes_through(tls: dict[str, Contexts]) -> None:
+    much = bytes(range(256)) * 32768
+
+    async def both(nodes: Nodes) -> None:
+        reader, writer = await nodes.connect()
+        writer.write(much)
+        writer.write_eof()
+        assert await reader.read() == much + b"bye"
+
+    async def scene(nodes: Nodes) -> None:
+        await asyncio.gather(*(both(nodes) for _ in range(12)))
+        assert shared(nodes)
+
+    async def app(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        """Echo, and read on meanwhile."""
+        while piece := await reader.read(65536):
+            writer.write(piece)
+        writer.write(b"bye")
+
+    play(app, scene, tls, protocol="tcp", seconds=60)
 
 
 async def echo(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -458,6 +482,10 @@ class Taking:
         """Let it read *pieces* at once; return the frames that it writes then."""
         if not self.pipe.closed:
             self.link.data_received(b"".join(pieces))
+        return self.said()
+
+    def said(self) -> list[Frame]:
+        """Return the frames that it writes now."""
         self.turns.run()
         written, self.pipe.written = self.pipe.written, b""
         return frames(written)
@@ -532,6 +560,7 @@ def test_what_is_whole_reaches_its_slow_reader_whatever_becomes_of_the_connectio
         taking.link.sweep(0.0)
     elif end == "idle":
         taking.link.sweep(1e6)
+        assert not taking.pipe.written
     else:
         taking.link.connection_lost(None)
     taking.turns.run()
@@ -542,6 +571,8 @@ def test_what_is_whole_reaches_its_slow_reader_whatever_becomes_of_the_connectio
     stream.close()
     taking.turns.run()
     assert slow.lost == 1
+    taking.link.sweep(1e6)
+    taking.feed(frame(wire.PING, wire.ACK, 0, bytes(8)))
     taking.link.sweep(1e6)
     assert taking.pipe.closed == (end != "lost")
 
@@ -629,35 +660,127 @@ class Sending:
     async def refuse(self, link: SharedUpstream) -> None:
         """Have the peer refuse the last stream of *link*; what follows has happened."""
         link.data_received(wire.rst_stream(max(link.streams), wire.REFUSED_STREAM))
+        await self.turns()
+
+    async def turns(self) -> None:
+        """What follows from what was said happens."""
         for _ in range(5):
             await asyncio.sleep(0)
 
 
-def test_a_stream_that_is_refused_again_and_again_is_lost() -> None:
-    async def scene() -> None:
-        sending = Sending(MOST_MOVES + 2)
-        for link in sending.links:
-            sending.take(link)
-        dialled = sending.links[0].open("http")
-        for link in sending.links[:MOST_MOVES]:
-            await sending.refuse(link)
-            assert not dialled.lost
-        await sending.refuse(sending.links[MOST_MOVES])
-        assert dialled.lost
-        assert [len(link.streams) for link in sending.links] == [1] * len(sending.links)
+class Asked(Reader):
+    """Who uses a stream at the client's side, and notes whether it was asked to pause."""
 
-    asyncio.run(scene())
+    def __init__(self, dialled: Dialled) -> None:
+        transport = dialled.transport
+        assert isinstance(transport, SharedStream)
+        Reader.__init__(self, transport)
+        self.waits = False
+        transport.set_protocol(self)
+
+    def pause_writing(self) -> None:
+        self.waits = True
+
+    def resume_writing(self) -> None:
+        self.waits = False
 
 
-def test_a_peer_that_takes_no_stream_gets_connections_for_a_while(monkeypatch: pytest.MonkeyPatch) -> None:
-    own = Dialled()
+class Kept(Pipe):
+    """A transport that keeps its protocol too."""
+
+    protocol: Any = None
+
+    def set_protocol(self, protocol: object) -> None:
+        self.protocol = protocol
+
+
+def connection_of_its_own(monkeypatch: pytest.MonkeyPatch) -> tuple[Dialled, Kept]:
+    """Return what is dialled from now on, where no shared connection is asked for, and its transport."""
+    own, pipe = Dialled(), Kept()
+    own.transport = pipe
 
     async def connect(self: Dial, context: Context, inside: Inside, *, shared: bool = False) -> Dialled:
         assert not shared
         return own
 
+    monkeypatch.setattr(Dial, "connect", connect)
+    return own, pipe
+
+
+@pytest.mark.parametrize("leaves", [False, True])
+def test_a_stream_that_nobody_takes_goes_over_a_connection_of_its_own(
+    monkeypatch: pytest.MonkeyPatch, leaves: bool
+) -> None:
+    """Also where who wrote has left meanwhile: what it said arrives."""
+
     async def scene() -> None:
-        monkeypatch.setattr(Dial, "connect", connect)
+        sending = Sending(MOST_MOVES + 2)
+        for link in sending.links:
+            sending.take(link)
+        own, pipe = connection_of_its_own(monkeypatch)
+        own.early = b"welcome"
+        asked = Asked(sending.links[0].open("tcp"))
+        asked.stream.write(b"first")
+        if leaves:
+            asked.stream.close()
+        for link in sending.links[: MOST_MOVES + 1]:
+            assert not pipe.written
+            await sending.refuse(link)
+        assert (pipe.written, pipe.ended, pipe.closed) == (b"first", leaves, leaves)
+        if not leaves:
+            assert not asked.waits
+            assert asked.came == b"welcome"
+            asked.stream.pause_reading()
+            pipe.protocol.data_received(b"more")
+            asked.stream.write(b"second")
+            assert (pipe.written, asked.came, pipe.reading) == (b"firstsecond", b"welcome", False)
+            asked.stream.resume_reading()
+            pipe.protocol.eof_received()
+            await asyncio.sleep(0)
+            assert (asked.came, asked.ended, pipe.reading) == (b"welcomemore", 1, True)
+            asked.stream.close()
+            assert pipe.closed
+        await asyncio.sleep(0)
+        assert asked.lost == 1
+        assert [len(link.streams) for link in sending.links] == [1] * len(sending.links)
+
+    asyncio.run(scene())
+
+
+def test_who_writes_much_before_the_peer_has_looked_waits_for_that() -> None:
+    async def scene() -> None:
+        (link,) = Sending(1).links
+        asked = Asked(link.open("tcp"))
+        asked.stream.write(b"a" * KEPT)
+        assert not asked.waits
+        asked.stream.write(b"b")
+        assert asked.waits
+        link.data_received(frame(wire.HEADERS, wire.END_HEADERS, 1, Encoder().encode(TAKEN)))
+        assert not asked.waits
+        asked.stream.abort()
+
+    asyncio.run(scene())
+
+
+def test_a_stream_that_is_given_up_while_another_connection_is_looked_for_goes_nowhere(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async def scene() -> None:
+        sending = Sending(1)
+        _, pipe = connection_of_its_own(monkeypatch)
+        asked = Asked(sending.links[0].open("tcp"))
+        asked.stream.write(b"said")
+        sending.links[0].data_received(wire.rst_stream(1, wire.REFUSED_STREAM))
+        asked.stream.abort()
+        await sending.turns()
+        assert (pipe.written, pipe.closed, asked.lost) == (b"", True, 1)
+
+    asyncio.run(scene())
+
+
+def test_a_peer_that_takes_no_stream_gets_connections_for_a_while(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def scene() -> None:
+        own, _ = connection_of_its_own(monkeypatch)
         sending = Sending(1)
         sending.links[0].open("http")
         await sending.refuse(sending.links[0])
@@ -666,6 +789,214 @@ def test_a_peer_that_takes_no_stream_gets_connections_for_a_while(monkeypatch: p
         assert (await sending.pool.connect("http", accompanied=True)).lease is sending.links[0].lease
 
     asyncio.run(scene())
+
+
+def test_a_peer_that_leaves_each_connection_at_once_is_not_dialled_without_end(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As a daemon that stops, and is to serve what comes meanwhile."""
+    asked: list[bool] = []
+
+    async def connect(self: Dial, context: Context, inside: Inside, *, shared: bool = False) -> Dialled:
+        asked.append(shared)
+        dialled = Dialled()
+        dialled.transport = Kept()
+        dialled.shared = shared
+        dialled.early = SETTLED + wire.goaway(wire.LARGEST_STREAM, wire.NO_ERROR, b"") if shared else b""
+        return dialled
+
+    async def scene() -> None:
+        monkeypatch.setattr(Dial, "connect", connect)
+        sending = Sending(0)
+        sending.pool._dial.pod.tls = object()  # type: ignore[assignment]
+        async with asyncio.timeout(5):
+            assert (await sending.pool.connect("tcp", accompanied=True)).lease is None
+        assert asked == [True, False]
+
+    asyncio.run(scene())
+
+
+def test_a_peer_that_refused_a_stream_is_asked_for_as_many_as_it_says_a_while_later() -> None:
+    async def scene() -> None:
+        sending = Sending(2)
+        link = sending.links[0]
+        sending.take(link)
+        link.open("http")
+        await sending.refuse(link)
+        assert not link.free()
+        sending.context.now += REFUSED_SECONDS + 0.1
+        sending.pool.sweep(sending.context.now, 3600)
+        assert link.free()
+
+    asyncio.run(scene())
+
+
+# -- ends --
+
+
+def test_a_pod_that_is_released_takes_no_more_streams_and_keeps_those_it_has() -> None:
+    taking = Taking()
+    taking.feed(taking.head(1))
+    taking.connection.carriage = SharedCarriage(taking.link)
+    taking.connection.carriage.depart()
+    said = taking.feed(taking.head(3))
+    (goaway,) = [each for each in said if each.kind == wire.GOAWAY]
+    assert int.from_bytes(goaway.payload[:4], "big") == 1
+    taking.feed(frame(wire.DATA, 0, 1, b"on"))
+    assert [reader(each).came for each in taking.taken] == [b"on"]
+    taking.feed(frame(wire.PING, wire.ACK, 0, bytes(8)), frame(wire.DATA, wire.END_STREAM, 1, b""))
+    assert not taking.pipe.closed
+    taking.taken[0].close()
+    taking.turns.run()
+    assert taking.pipe.closed
+
+
+def test_a_pod_that_was_released_during_the_handshake_takes_no_stream() -> None:
+    taking = Taking()
+    taking.connection.pod.gone = True
+    taking.link.begin()
+    assert wire.GOAWAY in [each.kind for each in taking.feed(taking.head(1))]
+    assert not taking.taken
+
+
+@pytest.mark.parametrize("streams", [0, 1])
+def test_a_peer_that_vanished_keeps_no_worker_that_drains(streams: int) -> None:
+    """Its pod's network went before a FIN could leave it."""
+    taking = Taking()
+    if streams:
+        taking.feed(taking.head(1))
+    taking.link.drain()
+    for _ in range(4):
+        taking.context.now += WARNED_SECONDS / 3
+        assert not taking.pipe.closed
+        taking.link.sweep(taking.context.now)
+        taking.said()
+    assert taking.pipe.closed == (streams == 0)
+    for each in [reader(stream) for stream in taking.taken]:
+        taking.context.now += LOST_SECONDS
+        taking.link.sweep(taking.context.now)
+        assert taking.pipe.closed
+        taking.link.connection_lost(None)
+        taking.turns.run()
+        assert each.lost == 1
+
+
+@pytest.mark.parametrize("answers", [True, False])
+def test_a_peer_that_says_nothing_is_asked_whether_it_is_there(answers: bool) -> None:
+    taking = Taking()
+    taking.feed(taking.head(1))
+    for _ in range(10):
+        taking.context.now += PING_SECONDS + 1
+        taking.link.sweep(taking.context.now)
+        if wire.PING in [each.kind for each in taking.said()] and answers:
+            taking.feed(frame(wire.PING, wire.ACK, 0, bytes(8)))
+    assert taking.pipe.closed != answers
+
+
+def test_a_drain_does_not_close_before_the_peer_knows() -> None:
+    """What the client's agent opened before it read the GOAWAY would meet a closed connection."""
+    taking = Taking()
+    taking.link.drain()
+    taking.context.now += 2.0
+    taking.link.sweep(taking.context.now)
+    taking.feed(taking.head(1), frame(wire.PING, wire.ACK, 0, bytes(8)))
+    assert len(taking.taken) == 1
+    taking.link.sweep(taking.context.now)
+    assert not taking.pipe.closed
+
+
+# -- what is held --
+
+
+class Full(Kept):
+    """A transport that takes no more after the first write."""
+
+    def __init__(self, link: SharedDownstream) -> None:
+        Kept.__init__(self)
+        self.link: SharedDownstream | None = link
+
+    def write(self, data: bytes) -> None:
+        Kept.write(self, data)
+        if self.link is not None:
+            self.link.pause_writing()
+
+
+def test_bodies_that_the_transport_keeps_are_held_and_stop_no_reading() -> None:
+    """Two agents that both had much to say, and read nothing until it is said, would wait for each other."""
+    taking = Taking()
+    taking.feed(wire.settings(((wire.INITIAL_WINDOW_SIZE, 1 << 20),)), wire.window_update(0, 1 << 20), taking.head(1))
+    full = taking.link.transport = taking.pipe = Full(taking.link)
+    taking.taken[0].write(bytes(300_000))
+    taking.said()
+    assert taking.pipe.reading
+    assert taking.held >= 300_000
+    for _ in range(100):
+        taking.feed(*[frame(wire.PING, 0, 0, bytes(8)) for _ in range(200)])
+        taking.link.session.earn(1000)
+    assert not taking.pipe.reading
+    assert taking.held > 1 << 18
+    full.link = None
+    taking.link.resume_writing()
+    assert taking.pipe.reading
+    assert taking.held == 0
+
+
+def test_what_a_lost_transport_kept_is_not_held() -> None:
+    taking = Taking()
+    taking.feed(taking.head(1))
+    taking.link.transport = taking.pipe = Full(taking.link)
+    taking.taken[0].write(b"kept")
+    taking.said()
+    assert taking.held
+    taking.link.connection_lost(None)
+    assert taking.held == 0
+
+
+def test_who_holds_little_is_spared_while_others_hold_too_much() -> None:
+    taking = Taking()
+    most = taking.context.limits.held_bytes_per_pod
+    taking.connection.pod.held.bytes = most
+    taking.feed(taking.head(1))
+    taking.connection.pod.held.bytes = 2 * most - 100_000
+    taking.feed(taking.head(3))
+    (stream,) = taking.taken
+    stream.pause_reading()
+    taking.feed(frame(wire.DATA, 0, 1, bytes(1000)))
+    assert set(taking.link.streams) == {1}
+    taking.connection.pod.held.bytes = 2 * most
+    assert wire.RST_STREAM in [each.kind for each in taking.feed(frame(wire.DATA, 0, 1, bytes(1000)))]
+    assert not taking.link.streams
+
+
+def test_who_holds_much_is_not_spared() -> None:
+    taking = Taking()
+    most = taking.context.limits.held_bytes_per_pod
+    heads = [taking.head(number) for number in range(1, 2 * (most // SHARES >> 16) + 2, 2)]
+    taking.feed(*heads)
+    for stream in taking.taken:
+        stream.pause_reading()
+        taking.feed(*[frame(wire.DATA, 0, stream.stream.number, bytes(16384)) for _ in range(4)])
+    taking.connection.pod.held.bytes += most
+    before = len(taking.link.streams)
+    said = taking.feed(frame(wire.DATA, 0, 1, bytes(1000)), taking.head(2 * before + 1))
+    assert [each.code for each in said if each.kind == wire.RST_STREAM] == [
+        wire.ENHANCE_YOUR_CALM,
+        wire.REFUSED_STREAM,
+    ]
+
+
+def test_small_pieces_that_wait_are_kept_as_few() -> None:
+    taking = Taking()
+    taking.feed(taking.head(1))
+    (stream,) = taking.taken
+    stream.pause_reading()
+    said = b"".join(b"%03d" % at for at in range(1000))
+    for at in range(0, len(said), 60):
+        taking.feed(*(frame(wire.DATA, 0, 1, said[index : index + 3]) for index in range(at, at + 60, 3)))
+    assert len(stream._came) < 4
+    stream.resume_reading()
+    taking.turns.run()
+    assert reader(stream).came == said
 
 
 @pytest.mark.parametrize(
