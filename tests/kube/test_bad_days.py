@@ -50,8 +50,9 @@ RIGHTS: list[Rule] = next(
     if each["kind"] == "ClusterRole"
 )
 READ = [rule for rule in RIGHTS if "list" in rule["verbs"]]
-TOLD = [rule for rule in RIGHTS if not {"list", "delete"} & set(rule["verbs"])]
-"""Rules of what a running agent writes; the one with ``delete`` is for ``nodeagent uninstall``."""
+TAINTS = next(rule for rule in RIGHTS if rule["resources"] == ["nodes"])
+TOLD = [rule for rule in RIGHTS if not {"list", "delete"} & set(rule["verbs"]) and rule != TAINTS]
+"""Rules of what a running agent tells; the one with ``delete`` is for ``nodeagent uninstall``."""
 KINDS = 5
 """Watches of an agent at least: pods, Services, namespaces, nodes, policies."""
 
@@ -175,9 +176,11 @@ def test_an_agent_that_may_not_read_everything_leaves_the_node_to_the_one_before
 def test_rights_to_tell_something_that_are_missing_are_named_each(days: Kube, api: Faults) -> None:
     wrong = client("days", "node-a", name="wrong")
     wrong["metadata"]["annotations"] = {"traffic.sidecar.istio.io/excludeInboundPorts": "eighty"}
+    with without(days, TAINTS):  # by itself: an agent that lacks something else leaves the taint where it is
+        days.kubectl("taint", "--overwrite", "node", "node-a", "nodeagent.io/agent-not-ready=:PreferNoSchedule")
+        eventually(lambda: holds(log_of_all(days), [words(TAINTS)]), "the taint's rule is in the log", SECONDS)
     with without(days, *TOLD):
         apply(days, wrong)  # an event, and one pod more that takes mTLS
-        days.kubectl("taint", "--overwrite", "node", "node-a", "nodeagent.io/agent-not-ready=:PreferNoSchedule")
         named = [words(rule) for rule in TOLD]
         eventually(lambda: holds(log_of_all(days), named), "the rules are in the log", SECONDS)
         assert curl(days, "days/client-node-a", WEB).stdout == "200"
