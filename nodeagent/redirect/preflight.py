@@ -18,7 +18,7 @@ import struct
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, NoReturn
@@ -79,6 +79,10 @@ class Check:
     attempt: Callable[[Ground], str]
     lost: str
     needed: bool = True
+    takes: frozenset[str] = frozenset()
+    """Capabilities without which the trial itself would fail, and say nothing of the feature: it is left
+    out then, since they are named as missing anyway.
+    """
 
 
 def _message(_: Ground) -> str:
@@ -381,7 +385,12 @@ CHECKS: Final = (
         needed=False,
     ),
     Check("netns cookie", _netns_cookie, "pods cannot be told apart"),
-    Check("map lookup without privilege", _unprivileged_lookup, "proxy workers need CAP_BPF"),
+    Check(
+        "map lookup without privilege",
+        _unprivileged_lookup,
+        "proxy workers need CAP_BPF",
+        takes=frozenset({"SETUID", "SETGID"}),
+    ),
     Check("IPv6", _ipv6, "pods have IPv4 only", needed=False),
     Check("capture (BCC, all programs)", _capture, "the data plane"),
     Check("TLS 1.3", _tls13, "no mTLS between nodes"),
@@ -396,12 +405,14 @@ def run(captured: Path | None = None, pinned: Path | None = None) -> Iterator[Fi
     """Try everything, one finding at a time. Needs root. *captured*: the cgroup that a daemon captures
     here, and *pinned* where its pins are; programs of others are looked for there.
     """
-    yield from _rights()
+    there = rights.held()
+    yield from _rights(there)
     try:
         with ground(loader.root_of(captured) if captured is not None else None) as where:
             yield Finding("cgroup2, network namespaces", True, True, str(where.cgroup.parent), "")
             for check in CHECKS:
-                yield _try(check, where)
+                if check.takes <= there:
+                    yield _try(check, where)
         if captured is not None and captured.is_dir():
             yield _others(captured, pinned)
             yield _try(_seen(captured), where)
@@ -409,9 +420,8 @@ def run(captured: Path | None = None, pinned: Path | None = None) -> Iterator[Fi
         yield Finding("cgroup2, network namespaces", False, True, str(error), "everything: nothing else can be tried")
 
 
-def _rights() -> Iterator[Finding]:
-    """Name each capability that is missing, with what is lost."""
-    there = rights.held()
+def _rights(there: Collection[str]) -> Iterator[Finding]:
+    """Name each capability that is missing *there*, with what is lost."""
     for right in rights.lacking(there):
         yield Finding(
             f"CAP_{right.name}",

@@ -115,6 +115,17 @@ def test_a_connection_that_is_refused_is_not_waited_for(tried: tuple[Ground, Dat
         pass
 
 
+@pytest.mark.parametrize("missing", ["setuid", "setgid"])
+def test_a_right_that_is_missing_is_all_that_is_named(missing: str) -> None:
+    """Input: root that may not become another user. Verdict: what cannot be tried for that is not called refused."""
+    limited = ["setpriv", f"--bounding-set=-{missing}", "--inh-caps=-all", "--no-new-privs", *CHECK, "-o", "json"]
+    done = subprocess.run(limited, capture_output=True, text=True, check=False, timeout=60)
+    assert done.returncode == 1
+    assert [row["feature"] for row in json.loads(done.stdout) if row["state"] == "missing"] == [
+        f"CAP_{missing.upper()}"
+    ]
+
+
 def test_without_root() -> None:
     """Input: nobody runs it. Verdict: exit 1 and one line that says what to do."""
     code = (
