@@ -26,7 +26,7 @@ from nodeagent.config import AgentConfig
 from nodeagent.control.admin import AdminPorts
 from nodeagent.control.certificates import NodeCertificates
 from nodeagent.control.concern import Concern, Resigning, merged
-from nodeagent.control.draining import tell_what_is_open
+from nodeagent.control.draining import drains_beside, noted, tell_what_is_open
 from nodeagent.control.enrolment import Enrolment
 from nodeagent.control.enrolment_neighbours import Effects
 from nodeagent.control.flows import Flows
@@ -386,10 +386,12 @@ async def step_down(beginning: Beginning, made: Concerns) -> None:
     await beginning.ports.close()
     made.pod_sockets.close()
     seconds = beginning.config.proxy.timeouts.hand_over
-    telling = functools.partial(tell_what_is_open, beginning.workers, beginning.workers.snapshot, seconds)
-    beginning.parts.start("what tells of the drain", telling)
-    await beginning.workers.step_down(seconds, beginning.link.hastened)
-    beginning.parts.stop()
+    workers = beginning.workers
+    with noted(beginning.config.runtime_directory) as note:
+        telling = functools.partial(tell_what_is_open, workers, workers.snapshot, seconds, note)
+        beginning.parts.start("what tells of the drain", telling)
+        await workers.step_down(seconds, beginning.link.hastened)
+        beginning.parts.stop()
 
 
 def first_words(config: AgentConfig, plane: DataPlane) -> StartWorker:
@@ -438,7 +440,11 @@ async def open_ports(beginning: Beginning, made: Concerns, ports: AdminPorts, he
         *beginning.beside,
     )
     missing = [*(concern.missing for concern in concerns), beginning.parts.failing]
-    warnings = [made.enrolment.warnings, made.footing.warnings]
+    warnings = [
+        made.enrolment.warnings,
+        made.footing.warnings,
+        functools.partial(drains_beside, config.runtime_directory),
+    ]
     if beginning.logs is not None:
         warnings.append(beginning.logs.warnings)
     readiness = Readiness(missing, warnings)

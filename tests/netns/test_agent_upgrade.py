@@ -28,6 +28,7 @@ from tests.netns.world import (
     cluster,
     cluster_ip,
     curl,
+    get,
     growth,
     parent_of,
     server,
@@ -95,6 +96,11 @@ def all_there(held: list[Client]) -> None:
 def log_of(agent: Agent, start: int, words: str) -> bool:
     """Say whether the log has *words* from byte *start* on."""
     return words in agent.log.read_text()[start:]
+
+
+def ready(lab: Lab) -> str:
+    """Return what node2's daemon says of itself."""
+    return get(lab, "node2", 15021, "/ready")[1]
 
 
 DENY = """
@@ -191,11 +197,14 @@ def test_what_drains_hears_of_every_policy(lab: Lab) -> None:
         assert held.say() == {"ok": 5, "bad": []}
         says = re.compile(r"this daemon ends when what is open has ended.*: default/remote \d+ \(for ")
         eventually(lambda: says.search(agent.log.read_text()[start:]), "it says so")  # fewer, if one worker is silent
+        told = "warning: an earlier daemon is there beside this one until its last connection ends"
+        eventually(lambda: re.search(f"{told}.*: default/remote ", ready(lab)), "its successor says so, too")
         lab.apply(text=DENY)
         try:
             eventually(lambda: held.say()["ok"] == 0, "they are cut")
             assert other.say() == {"ok": 5, "bad": []}
             eventually(lambda: gone(old), "the old daemon has ended")
+            assert "beside this one" not in ready(lab)
         finally:
             lab.delete(("AuthorizationPolicy", "default", "no-more"))
 

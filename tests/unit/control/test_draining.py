@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
+from pathlib import Path
 
 import pytest
 
 from nodeagent.control import draining
-from nodeagent.control.draining import NAMED, still_open, tell_what_is_open
+from nodeagent.control.draining import NAMED, NOTE, drains_beside, noted, still_open, tell_what_is_open
 from nodeagent.control.flows import FlowRow
 from nodeagent.mesh.entries import Entry
 from nodeagent.messages import AskFlows, AskMetrics
@@ -40,14 +42,17 @@ def test_it_is_said_at_once_with_the_time_that_it_may_take(caplog: pytest.LogCap
             assert question is AskFlows
             return [row("uid-web-1", 0.0)]
 
+    told: list[str] = []
+
     async def main() -> None:
-        telling = asyncio.ensure_future(tell_what_is_open(Workers(), lambda: KNOWN, 3600.0))
+        telling = asyncio.ensure_future(tell_what_is_open(Workers(), lambda: KNOWN, 3600.0, told.append))
         await until(lambda: "default/web-1 1 (for " in caplog.text)
         telling.cancel()
 
     caplog.set_level(logging.INFO)
     asyncio.run(main())
     assert "UTC: default/web-1" in caplog.text
+    assert "UTC: default/web-1" in told[0]
 
 
 def test_workers_that_were_too_busy_to_answer_are_asked_again_soon(
@@ -63,11 +68,49 @@ def test_workers_that_were_too_busy_to_answer_are_asked_again_soon(
             assert question is AskFlows
             return self.answers.pop(0)
 
+    told: list[str] = []
+
     async def main() -> None:
-        telling = asyncio.ensure_future(tell_what_is_open(Workers(), lambda: KNOWN, 3600.0))
+        telling = asyncio.ensure_future(tell_what_is_open(Workers(), lambda: KNOWN, 3600.0, told.append))
         await until(lambda: "default/web-1 1 (for " in caplog.text)
         telling.cancel()
 
     caplog.set_level(logging.INFO)
     asyncio.run(main())
     assert len(caplog.records) == 1
+    assert len(told) == 3
+
+
+def test_a_successor_reads_what_is_noted_and_nothing_when_that_has_ended(tmp_path: Path) -> None:
+    with noted(tmp_path) as note, noted(tmp_path) as another:
+        another("until then")
+        note("a long list of pods")
+        note("one pod")
+        found = drains_beside(tmp_path)
+    assert sorted(found) == [
+        f"an earlier daemon is there beside this one {words}" for words in ("one pod", "until then")
+    ]
+    assert drains_beside(tmp_path) == []
+    assert not list(tmp_path.iterdir())
+
+
+def test_who_was_killed_is_forgotten(tmp_path: Path) -> None:
+    (tmp_path / f"{NOTE}of-the-dead").write_text("for ever")
+    assert drains_beside(tmp_path) == []
+    assert not list(tmp_path.iterdir())
+
+
+def test_what_is_no_note_is_left_alone(tmp_path: Path) -> None:
+    """Input: links and pipes, of which one could wait for ever, and no folder at all."""
+    (tmp_path / "other").write_text("kept")
+    (tmp_path / f"{NOTE}link").symlink_to(tmp_path / "other")
+    os.mkfifo(tmp_path / f"{NOTE}pipe")
+    assert drains_beside(tmp_path) == []
+    assert (tmp_path / "other").read_text() == "kept"
+    assert drains_beside(tmp_path / "none") == []
+
+
+def test_a_daemon_drains_though_nothing_can_be_noted(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with noted(tmp_path / "none") as note:
+        note("words")
+    assert "cannot be told of the drain" in caplog.text
