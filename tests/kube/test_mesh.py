@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
+from ipaddress import ip_address
 from typing import Any
 
 import pytest
@@ -23,6 +24,7 @@ from tests.kube.mesh import (
     policy,
     ready,
     rolled_out,
+    states,
     statuses,
 )
 from tests.kube.workloads import Document, client, deployment, nginx, service
@@ -204,6 +206,41 @@ def test_a_stateful_set_is_reached_by_the_names_of_its_pods(shop: Kube) -> None:
     shop.kubectl("delete", "-n", "shop", "statefulset/store", "service/store", "--wait=false")
 
 
+def test_an_address_belongs_to_who_has_it_now(shop: Kube) -> None:
+    """Input: three pods that have one address, one after the other: in the mesh, in the mesh as somebody else of the
+    same name, and outside of it. Verdict: a client of the other node reaches each, by mTLS whom STRICT protects,
+    and from the address of what was in the mesh nobody gets in.
+    """
+    address = ""
+    with in_force(shop, policy("PeerAuthentication", "strict", "shop", {"mtls": {"mode": "STRICT"}})):
+        for namespace, name, account in (
+            ("shop", "one", "web"),
+            ("shop", "one", "client"),
+            ("default", "three", "default"),
+        ):
+            pod = client(namespace, "node-b", name=name, account=account)
+            pod["spec"]["containers"] = [nginx()]
+            apply(shop, pod)
+            ready(shop, namespace, name)
+            found = get(shop, "pod", "-n", namespace, name)["status"]["podIP"]
+            assert found == address or not address
+            address = found
+            url = f"http://{address}/"
+            eventually(lambda url=url: curl(shop, CLIENTS[0], url).stdout == "200", name, SECONDS)
+            own, allowed = f"{namespace}/{name}", "200" if namespace == "shop" else "000"
+            eventually(lambda own=own, allowed=allowed: curl(shop, own, WEB).stdout == allowed, f"{name} asks", SECONDS)
+            shop.kubectl("delete", "pod", "-n", namespace, name)
+            comes_next(shop, "node-b", address)
+
+
+def comes_next(kube: Kube, node: str, address: str) -> None:
+    """Have *node* give *address*, once it is free, to its next pod (CNI's host-local goes on after the last one)."""
+    folder = "/var/lib/cni/networks/lab"
+    script = f"test ! -e {folder}/{address} && printf {ip_address(address) - 1} > {folder}/last_reserved_ip.0"
+    command = kube.command(node, ["sh", "-c", script])
+    eventually(lambda: subprocess.run(command, check=False).returncode == 0, f"{address} is free", SECONDS)
+
+
 def test_a_job_ends(shop: Kube) -> None:
     container = client("shop", "node-a")["spec"]["containers"][0]
     container["command"] = ["curl", "-sf", "-m", "20", WEB]
@@ -256,6 +293,25 @@ def test_containerd_may_restart(shop: Kube) -> None:
     enrolled(shop, "node-b", "shop/late")
     assert curl(shop, "shop/late", WEB).stdout == "200"
     shop.kubectl("delete", "pod", "-n", "shop", "late", "--wait=false")
+
+
+def test_an_agent_that_is_killed_while_it_enrols_leaves_no_pod_half_done(shop: Kube) -> None:
+    """Input: eight pods that are made at once; as soon as one is known, every process of the agent is killed.
+    Verdict: all are enrolled by the next one, and are themselves at STRICT; nobody else gets in.
+    """
+    names = [f"many-{number}" for number in range(8)]
+    with in_force(shop, policy("PeerAuthentication", "strict", "shop", {"mtls": {"mode": "STRICT"}})):
+        eventually(lambda: curl(shop, OUTSIDER, WEB).returncode == 56, "the outsider's connection reset", SECONDS)
+        apply(shop, *(client("shop", "node-a", name=name, account="client") for name in names))
+        eventually(lambda: any(f"shop/{name}" in states(shop, "node-a") for name in names), "one is known", SECONDS)
+        kill = ["pkill", "-KILL", "-f", "[n]odeagent run -c"]  # in the node's own namespace of processes
+        subprocess.run(shop.command("node-a", kill), check=True)
+        ready(shop, "shop", *names)
+        enrolled(shop, "node-a", *(f"shop/{name}" for name in names))
+        for name in names:
+            assert curl(shop, f"shop/{name}", WEB).stdout == "200"
+        assert curl(shop, OUTSIDER, WEB).returncode == 56
+    shop.kubectl("delete", "pod", "-n", "shop", *names, "--wait=false")
 
 
 def test_an_agent_that_is_deleted_comes_back_and_enrols_who_came_meanwhile(shop: Kube) -> None:
