@@ -105,7 +105,7 @@ def _begun(folder: Path) -> tuple[int, Path]:
 
 def drains_beside(folder: Path) -> list[str]:
     """Return, in words, which daemons drain beside this one, and what they wait for."""
-    found = []
+    found: list[str] = []
     with suppress(OSError):
         for path in sorted(folder.glob(f"{NOTE}*")):
             with suppress(OSError):

@@ -44,7 +44,7 @@ from nodeagent.control.node_metrics import NodeMetrics
 from nodeagent.control.node_network import NodeNetwork
 from nodeagent.control.pod_sockets import PodSockets
 from nodeagent.control.pods_page import PodsPage
-from nodeagent.control.readiness import Readiness
+from nodeagent.control.readiness import Missing, Readiness
 from nodeagent.control.source_reader import SourceReader
 from nodeagent.control.supervisor_link import SupervisorLink
 from nodeagent.control.worker_process import Needs
@@ -440,11 +440,8 @@ async def open_ports(beginning: Beginning, made: Concerns, ports: AdminPorts, he
         *beginning.beside,
     )
     missing = [*(concern.missing for concern in concerns), beginning.parts.failing]
-    warnings = [
-        made.enrolment.warnings,
-        made.footing.warnings,
-        functools.partial(drains_beside, config.runtime_directory),
-    ]
+    drains = functools.partial(drains_beside, config.runtime_directory)
+    warnings: list[Missing] = [made.enrolment.warnings, made.footing.warnings, drains]
     if beginning.logs is not None:
         warnings.append(beginning.logs.warnings)
     readiness = Readiness(missing, warnings)
