@@ -268,7 +268,10 @@ class LogFinder:
         begun = self._clock()
         look = LogLook()
         looker = Looker(
-            self._known.__contains__, lambda folder: self._watches.watch(uid, folder), lambda: self._room(followed)
+            known=self._known.__contains__,
+            followed=lambda path: _key(followed, "file", path) in followed.sources,
+            watch=lambda folder: self._watches.watch(uid, folder),
+            room=lambda: self._room(followed),
         )
         try:
             with self._watches.look(uid):

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
+from nodeagent.control.log_names import log_of
 from nodeagent.control.log_opening import (
     FOLDER,
     Opened,
@@ -41,16 +42,8 @@ _OUTPUT: Final = re.compile(r"\d{1,9}\.log(\..{1,100})?")
 """What the kubelet calls a container's file: as it is written, rotated, and compressed."""
 _BEING_MADE: Final = re.compile(r".*\.(tmp|swp)")
 _DOCKER: Final = re.compile(r"([0-9a-f]{12,64})/([0-9a-f]{12,64}-json\.log(?:\.\d+)?)")
-_ROTATED: Final = re.compile(r"[-._~]?([-._~]*\d[-._~\dT:]*|old|bak)?(\.(gz|zip|zst|bz2|xz))?")
-"""What rotation puts behind a file's name. Linear: names are a pod's to choose, so many that a millisecond
-for each would stop control.
-"""
 _NO_TEXT: Final = re.compile("[\ud800-\udfff]")
 """What os.fsdecode makes of bytes that are no UTF-8."""
-_ROTATED_CHARACTERS: Final = 48
-"""Of a name's end that rotation may have put there."""
-_ROTATED_PLACES: Final = 10
-"""In it, at which what rotation put there may begin."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,11 +101,12 @@ class LogLook:
 
 @dataclass(frozen=True, slots=True)
 class Looker:
-    """What a look needs: *known* says whether a file has been told already, *watch* has a folder watched by its
-    descriptor, *room* says how many more files may be opened.
+    """What a look needs: *known* says whether a file has been told already, *followed* whether a path is that of a log
+    with files, *watch* has a folder watched by its descriptor, *room* says how many more files may be opened.
     """
 
     known: Callable[[FileId], bool]
+    followed: Callable[[str], bool]
     watch: Callable[[int], None]
     room: Callable[[], int]
 
@@ -178,7 +172,7 @@ class Looker:
             look.there = True
             self.watch(folder)
             for entry in self._entries(folder, look):
-                if entry.name == path.name or _rotated_of(entry.name, path.name, {path.name}):
+                if log_of(entry.name, path.name, path.name.__eq__) == path.name:
                     self._file(folder, entry.name, entry.inode(), str(path), look)
 
     def _walk(self, folder: int, path: str, parts: tuple[str, ...], look: LogLook, depth: int) -> None:
@@ -209,8 +203,12 @@ class Looker:
         """
         names = {each.name for each in entries if fits(part, each.name)}
         device = os.fstat(folder).st_dev
+
+        def there(name: str) -> bool:
+            return name in names or self.followed(_as_text(f"{path}/{name}"))
+
         for entry in entries:
-            base = entry.name if entry.name in names else _rotated_of(entry.name, part, names)
+            base = log_of(entry.name, part, there)
             if base:
                 self._file(folder, entry.name, entry.inode(), f"{path}/{base}", look)
             elif self.known((device, entry.inode())) and entry.is_file(follow_symlinks=False):
@@ -261,17 +259,6 @@ class Looker:
                     yield entry
         except OSError as error:
             look.refuse(f"a folder cannot be listed: {error.strerror}{_hint(error)}")
-
-
-def _rotated_of(name: str, part: str, names: set[str]) -> str:
-    """Return what the file *name* was called before it was rotated, if that fits *part*; else nothing."""
-    places = [end for end in range(max(1, len(name) - _ROTATED_CHARACTERS), len(name)) if name[end] in "-._~"]
-    for end in reversed(places[-_ROTATED_PLACES:]):
-        if _ROTATED.fullmatch(name[end:]):
-            base = name[:end]
-            if base in names or fits(part, base):
-                return base
-    return ""
 
 
 def _as_text(name: str) -> str:

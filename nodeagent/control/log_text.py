@@ -109,7 +109,9 @@ class LogText:
         return {"lines": lines, "cursor": told, "more": left <= 0, "refused": list(look.refusals)}
 
     def _look(self, pod: _Pod, source: str, look: LogLook) -> None:
-        looker = Looker(lambda _: False, lambda _: None, lambda: 4 * MAX_FILES)
+        looker = Looker(
+            known=lambda _: False, followed=lambda _: False, watch=lambda _: None, room=lambda: 4 * MAX_FILES
+        )
         if "/" not in source:
             folder = self._folders.output(pod.object)
             looker.outputs(folder, lambda name: source in ("", name), self._settings.docker_containers, look)

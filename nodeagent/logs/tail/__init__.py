@@ -23,7 +23,8 @@ needed to see a truncation.
 **Is it still the same content?** Before anything is read, the up to 1 KiB before the offset is read with
 it, and compared by its hash with what stood there. A file that shrank, or whose bytes before the offset
 are others, has a new generation. Likewise after a restart: an entry of the positions file names device,
-inode and birth, but only the bytes decide. What begins alike is told apart by what stands before the
+inode and birth, but only the bytes decide. It counts whatever source the file is handed over as: one that
+was renamed while nobody looked may be told as a log of its own. What begins alike is told apart by what stands before the
 offset, not by its head.
 
 **What a generation is called.** The hash of node, source, device, inode, birth, first line, and how often

@@ -9,7 +9,7 @@ from nodeagent.logs.tail.compressed import CompressedError
 from nodeagent.logs.tail.coverage import Mark
 from nodeagent.logs.tail.files import OpenFile
 from nodeagent.logs.tail.generation import BEGINNING, NOWHERE, Generation, restored
-from nodeagent.logs.tail.identity import TAIL_BYTES, tail_hash
+from nodeagent.logs.tail.identity import TAIL_BYTES, Inode, tail_hash
 from nodeagent.logs.tail.interfaces import LogSource, OpenTaker, TailCounts, TailSettings
 from nodeagent.logs.tail.positions import PositionEntry, done_entry
 
@@ -54,13 +54,26 @@ class Contents:
         self.unclaimed: list[Generation] = []
         """Contents from before the start whose file was not handed over yet."""
         self.restored_at = now
-        self._done = {each.where(): each.done for each in entries if each.done != NOWHERE}
+        self._done: dict[Inode, int] = {}
+        self.learn(entries, now)
+
+    def learn(self, entries: Iterable[PositionEntry], now: float) -> None:
+        """Know what the positions file has of files that are handed over as this source's."""
         for each in entries:
             if each.done != NOWHERE:
+                self._done[each.where()] = each.done
                 continue
-            found = restored(each, tail.changed)
+            found = restored(each, self.tail.changed)
             found.since = now
             (self.orphans if each.gone else self.unclaimed).append(found)
+
+    def unlearn(self, inode: Inode) -> list[PositionEntry]:
+        """That file is another source's now: forget what a restart left of it here, and return that."""
+        key = self.source.key
+        entries = [each.entry(key, gone=False) for each in self.unclaimed if each.inode.is_still(inode)]
+        self.unclaimed = [each for each in self.unclaimed if not each.inode.is_still(inode)]
+        done = self._done.pop(inode, NOWHERE)
+        return entries if done == NOWHERE else [*entries, done_entry(key, inode, "", done)]
 
     def add(self, file: OpenFile, start: int) -> None:
         """Take *file* in, and find what was known of it; *start*: up to where somebody else read it, if that is
@@ -94,8 +107,7 @@ class Contents:
         """Find what was known of *file* before a restart; return whether that says what it holds."""
         inode = file.inode
         for each in self.unclaimed:
-            same = each.inode.number == inode.number and each.inode.birth == inode.birth
-            if not same or (each.inode.device != inode.device and not inode.birth):
+            if not each.inode.is_still(inode):
                 continue
             self.unclaimed.remove(each)
             if self.holds(file, each):

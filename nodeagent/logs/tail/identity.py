@@ -30,6 +30,11 @@ class Inode:
     birth: int
     """Nanoseconds since the epoch; 0: the file system does not say."""
 
+    def is_still(self, now: Inode) -> bool:
+        """Say whether it may be the file that is *now* seen: a device may have another number after a restart."""
+        same = self.number == now.number and self.birth == now.birth
+        return same and (self.device == now.device or bool(now.birth))
+
 
 @functools.cache
 def _libc() -> ctypes.CDLL:

@@ -13,6 +13,7 @@ from typing import Final
 
 from nodeagent.errors import shown
 from nodeagent.logs.tail.files import OpenFile
+from nodeagent.logs.tail.identity import Inode
 from nodeagent.logs.tail.interfaces import FileStatus, LogSource, OpenTaker, SourceKey, TailCounts, TailSettings
 from nodeagent.logs.tail.log import FollowedLog, Turn
 from nodeagent.logs.tail.positions import PositionEntry, PositionsFile
@@ -65,8 +66,12 @@ class Tail:
         self._aged = clock()
         self._started = clock()
         self._entries: dict[str, list[PositionEntry]] = {}
+        self._whose: dict[int, list[str]] = {}
+        """Of which sources the positions file has something of the file of an inode number."""
         for each in self._positions.read():
             self._entries.setdefault(each.source, []).append(each)
+            if not each.gone:
+                self._whose.setdefault(each.inode, []).append(each.source)
         self._dirty = False
         self._urgent = False
         self._begun = 0
@@ -102,12 +107,29 @@ class Tail:
             entries = self._entries.pop(source.key, [])
             found = self._logs[source.key] = FollowedLog(source, self, entries, now)
         file.look(now)
+        found.contents.learn(self._of_others(file.inode, source.key), now)
         found.add(file, start)
         self._files[key] = (found, file)
         self._looks.add(file, found)
         self._stir(found)
         self.wake()
         return True
+
+    def _of_others(self, inode: Inode, key: SourceKey) -> list[PositionEntry]:
+        """Take from other sources than *key* what the positions file has of a file: it was one of theirs before it was
+        renamed.
+        """
+        taken: list[PositionEntry] = []
+        for other in self._whose.get(inode.number, ()):
+            if other == key:
+                continue
+            former = self._logs.get(SourceKey(other))
+            if former is not None:
+                taken += former.contents.unlearn(inode)
+            elif other in self._entries:
+                taken += [each for each in self._entries[other] if not each.gone and each.where().is_still(inode)]
+                self._entries[other] = [each for each in self._entries[other] if each not in taken]
+        return taken
 
     def named(self, device: int, inode: int, name: str) -> None:
         """That file is called *name* now."""
@@ -228,6 +250,7 @@ class Tail:
         self._bound_removed(now)
         if self._entries and now - self._started >= _UNKNOWN_SECONDS:
             self._entries.clear()
+            self._whose.clear()
             self.changed()
 
     def _forget_file(self, file: OpenFile) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from nodeagent.control.log_finder import IDLE_SOURCES, LogFinder
-from nodeagent.control.log_scan import MAX_REFUSALS, FileId, FoundFile, _rotated_of
+from nodeagent.control.log_scan import MAX_REFUSALS, FileId, FoundFile
 from nodeagent.logs.settings import LogSettings
 from nodeagent.logs.sources import SourceFacts
 from nodeagent.messages import LogSourceTold
@@ -337,25 +337,6 @@ def test_a_look_tells_a_bounded_number_of_things_that_are_wrong(node: Node) -> N
     (_, refusals), *_ = node.finder.rows()
     assert len(refusals) == MAX_REFUSALS + 1
     assert refusals[-1] == f"and {2 * MAX_REFUSALS} more"
-
-
-@pytest.mark.parametrize("name", ["-1" * 120 + "x.log", "-.~_1" * 50 + "x", "1" * 250 + ".x"])
-def test_what_a_name_may_have_been_before_rotation_takes_linear_time_to_say(name: str) -> None:
-    steps = 0
-
-    class Counting(str):
-        """A name of which each part that is looked at is counted."""
-
-        __slots__ = ()
-
-        def __getitem__(self, key: Any) -> str:
-            nonlocal steps
-            found = super().__getitem__(key)
-            steps += len(found)
-            return found
-
-    assert _rotated_of(Counting(name), "*.none", set()) == ""
-    assert steps <= 64 * 64
 
 
 def test_docker_links_are_followed_to_where_docker_writes_and_nowhere_else(node: Node, tmp_path: Path) -> None:

@@ -29,11 +29,15 @@ class Schedules(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.folder = Path(tempfile.mkdtemp())
-        self.rig = Rig(self.folder, TailSettings(turn_bytes=300, line_bytes=600))
+        self.rig = self.rig_in(self.folder)
         self.number = 0
         self.written: set[str] = set()
         self.torn = ""
         self.rotations = 0
+
+    def rig_in(self, folder: Path) -> Rig:
+        """Return what is tried."""
+        return Rig(folder, TailSettings(turn_bytes=300, line_bytes=600))
 
     def teardown(self) -> None:
         self.rig.hold = False

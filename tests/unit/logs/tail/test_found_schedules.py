@@ -1,0 +1,154 @@
+"""Any schedule as in ``test_schedules.py``, where control's own search says which files are one log: what is
+delivered depends neither on whether the pattern fits rotated names, nor on who was restarted when.
+"""
+
+from __future__ import annotations
+
+import gzip
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, settings
+from hypothesis.stateful import rule
+
+from nodeagent.control.log_finder import LogFinder
+from nodeagent.control.log_scan import FileId, FoundFile
+from nodeagent.logs.settings import LogSettings
+from nodeagent.logs.sources import SourceFacts
+from nodeagent.logs.tail.interfaces import LogSource, SourceKey, TailSettings
+from nodeagent.places.log_folders import LogFolders
+from nodeagent.resources.objects import PodObject
+from nodeagent.vocabulary import PodUid
+from tests.unit.logs.tail.rig import SOURCE, Rig
+from tests.unit.logs.tail.test_schedules import Schedules
+
+pytestmark = pytest.mark.timeout(600)
+SETTINGS = TailSettings(turn_bytes=300, line_bytes=600)
+
+
+class FoundRig(Rig):
+    """A tail that is handed what the search finds in a volume's folder."""
+
+    def __init__(self, folder: Path, pattern: str, settings: TailSettings = SETTINGS) -> None:
+        self.volume = folder / "volumes" / "uid-1" / "app"
+        self.volume.mkdir(parents=True)
+        annotations = {"nodeagent.io/log-files": f"app/{pattern}"}
+        self.pod = PodObject(
+            namespace="shop", name="cart", uid=PodUid("uid-1"), created="", terminating=False, owners=(), node="n",
+            service_account="", host_network=False, containers=(), phase="Running", addresses=(), ready=True,
+            labels={}, annotations=annotations,
+        )  # fmt: skip
+        self.finder: LogFinder | None = None
+        super().__init__(folder, settings)
+        shutil.rmtree(self.logs)
+        self.logs = self.volume
+        self.restart_control()
+
+    def restart_control(self) -> None:
+        """Begin another search, which knows nothing."""
+        sinks = [{"name": "all", "stdout": {}}]
+        folders = LogFolders(self.volume / "none", self.volume.parents[1], kubelet=False)
+        made = LogSettings.model_validate({"containers": "none", "sinks": sinks})
+        self.finder = LogFinder(made, folders, self, clock=lambda: self.now)
+
+    def scan(self, source: LogSource = SOURCE) -> None:
+        assert self.finder is not None
+        for closed in self.tail.closed():
+            self.finder.closed(closed)
+        self.now += 60  # a look is never due before its time
+        self.finder.follow({self.pod.uid: self.pod})
+        self.finder.look_at_all()
+
+    def restart(self, save: bool = True) -> None:
+        super().restart(save)
+        assert self.finder is not None
+        self.finder.forget()
+
+    # -- what the search tells, as control hands it on --
+
+    def source(self, source: SourceFacts) -> None:
+        pass
+
+    def file(self, source: str, found: FoundFile) -> None:
+        self.tail.add(os.dup(found.opened.descriptor), LogSource(SourceKey(source), PodUid("uid-1")), found.name)
+
+    def renamed(self, file: FileId, name: str) -> None:
+        if name:
+            self.tail.named(*file, name)
+
+    def source_gone(self, key: str) -> None:
+        pass
+
+
+class FoundSchedules(Schedules):
+    """One pod whose files are looked for by a pattern that fits rotated ones too."""
+
+    def rig_in(self, folder: Path) -> Rig:
+        return FoundRig(folder, "*.log*")
+
+    @rule()
+    def restart_control(self) -> None:
+        assert isinstance(self.rig, FoundRig)
+        self.rig.restart_control()
+
+
+FoundSchedules.TestCase.settings = settings(
+    max_examples=25, derandomize=True, stateful_step_count=40, deadline=None, suppress_health_check=list(HealthCheck)
+)
+TestFoundSchedules = FoundSchedules.TestCase
+
+
+# -- in order: each line once, under one name --
+
+
+def _renamed(log: Path, to: str) -> None:
+    log.rename(log.with_name(to))
+
+
+def _copied(log: Path, to: str) -> None:
+    shutil.copyfile(log, log.with_name(to))
+    os.truncate(log, 0)
+
+
+def _compressed(log: Path, to: str) -> None:
+    log.with_name(f"{to}.gz").write_bytes(gzip.compress(log.read_bytes()))
+    log.unlink()
+
+
+@pytest.fixture
+def rig(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[FoundRig]:
+    made = FoundRig(tmp_path, request.param, TailSettings())
+    yield made
+    made.tail.close()
+
+
+@pytest.mark.parametrize("rig", ["app.log", "*.log", "*.log*", "*"], indirect=True)
+@pytest.mark.parametrize("rotate", [_renamed, _copied, _compressed])
+@pytest.mark.parametrize("to", ["app.log.1", "app.log-20260101", "app-2026-01-01.log"])
+@pytest.mark.parametrize("restarts", ["nobody", "the tail", "control", "both"])
+def test_a_rotated_line_comes_once_whatever_the_pattern_fits(
+    rig: FoundRig, rotate: Callable[[Path, str], None], to: str, restarts: str
+) -> None:
+    def restart() -> None:
+        rig.run(2)
+        if restarts in ("the tail", "both"):
+            rig.restart()
+        if restarts in ("control", "both"):
+            rig.restart_control()
+
+    rig.write("app.log", *(f"first {number}" for number in range(900)))
+    rig.look(70)
+    restart()
+    rotate(rig.logs / "app.log", to)
+    if restarts == "nobody" or not to.endswith(".log"):
+        rig.look(70)  # while there may be no app.log
+    restart()
+    rig.write("app.log", "second")
+    rig.look(70)
+    restart()
+    rig.write("app.log", "third")
+    lines = rig.look(70)
+    assert sorted(lines) == sorted([*(f"first {number}" for number in range(900)), "second", "third"])
