@@ -203,7 +203,7 @@ class NodeLogs:
     async def report(self) -> None:
         """Bring the metrics up to date."""
         answer = await self.collector.ask()
-        self._metrics.tell(answer.files, answer.sinks)
+        self._metrics.tell(answer.files, answer.sinks, len(answer.warnings))
         self._warnings = tuple(answer.warnings)
 
     async def _keep_asking(self) -> None:
@@ -230,7 +230,8 @@ def with_troubles(files: Iterable[Unchecked], sinks: Iterable[Unchecked]) -> Ite
     """Yield the rows of *files*, each with what its sinks complain of: what is settled may be in the buffer only."""
     troubles = {each["name"]: f"sink {each['name']}: {each['trouble']}" for each in sinks if each["trouble"]}
     for row in files:
-        found = [troubles[name] for name in row["sinks"] if name in troubles]
+        own = [row["why"]] if row.get("why") else []
+        found = [*own, *(troubles[name] for name in row["sinks"] if name in troubles)]
         yield {**row, "why": "; ".join(found)} if found else row
 
 

@@ -307,6 +307,7 @@ class Intake:
             "lagBytes": status.lag_bytes,
             "lagSeconds": status.lag_seconds,
             "state": status.state,
+            **({"why": status.why} if status.why else {}),
             "parser": reading.parser,
             "multiline": reading.multiline,
             "sinks": list(reading.sinks),

@@ -24,8 +24,8 @@ needed to see a truncation.
 it, and compared by its hash with what stood there. A file that shrank, or whose bytes before the offset
 are others, has a new generation. Likewise after a restart: an entry of the positions file names device,
 inode and birth, but only the bytes decide. It counts whatever source the file is handed over as: one that
-was renamed while nobody looked may be told as a log of its own. What begins alike is told apart by what stands before the
-offset, not by its head.
+was renamed while nobody looked may be told as a log of its own. What begins alike is told apart by what
+stands before the offset, not by its head.
 
 **What a generation is called.** The hash of node, source, device, inode, birth, first line, and how often
 the file was truncated before. So the id is the same after a restart, also when positions were lost

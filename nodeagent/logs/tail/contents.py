@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from typing import Final, Protocol
 
-from nodeagent.logs.tail.compressed import CompressedError
 from nodeagent.logs.tail.coverage import Mark
 from nodeagent.logs.tail.files import OpenFile
 from nodeagent.logs.tail.generation import BEGINNING, NOWHERE, Generation, restored
@@ -88,7 +87,10 @@ class Contents:
         if self._claim(file):
             return
         if 0 < start <= file.size and not file.compressed:
-            before = file.read(max(start - TAIL_BYTES, 0), min(start, TAIL_BYTES))
+            try:
+                before = file.read(max(start - TAIL_BYTES, 0), min(start, TAIL_BYTES))
+            except OSError:
+                return  # read from its beginning, once it can be: twice rather than never
             self.begin(file, 0, Mark(start, 0, tail_hash(before)))
 
     def growing(self) -> OpenFile:
@@ -130,10 +132,12 @@ class Contents:
     def holds(file: OpenFile, generation: Generation) -> bool:
         offset = generation.read.offset
         before = min(offset, TAIL_BYTES)
+        if file.compressed:
+            return True
         try:
-            return file.compressed or generation.recognized(file.read(offset - before, before))
-        except (OSError, CompressedError):
-            return False
+            return generation.recognized(file.read(offset - before, before))
+        except OSError:
+            return True  # until it can be read, which compares it again
 
     def begin(self, file: OpenFile, truncated: int, at: Mark = BEGINNING) -> None:
         """Let *file* hold a new content; one that followed another has to be on disk before it is read."""

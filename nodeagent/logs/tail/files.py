@@ -22,6 +22,7 @@ class OpenFile:
     __slots__ = (
         "_content",
         "added",
+        "again",
         "born",
         "changed",
         "closed",
@@ -75,6 +76,8 @@ class OpenFile:
         """The size at which it had no whole line more."""
         self.failed = ""
         """Why it cannot be read."""
+        self.again = 0.0
+        """When reading is tried again after it failed; 0: never, what is there cannot be read."""
         self.in_order = False
         """Whether it was made sure that nothing before it is unread."""
         self.kind = _EMPTY
@@ -97,18 +100,22 @@ class OpenFile:
             self.removed = now
         if found.st_size == self.size and found.st_mtime_ns == self.modified:
             return False
+        if self.kind == _EMPTY and found.st_size:
+            try:
+                self.kind = _kind(os.pread(self.descriptor, len(MAGIC), 0), found.st_size)
+            except OSError:
+                return False  # the next look tries again
         self.size = found.st_size
         self.modified = found.st_mtime_ns
         self.changed = now
-        if self.kind == _EMPTY and self.size:
-            magic = os.pread(self.descriptor, len(MAGIC), 0)
-            if magic == MAGIC:
-                self.kind = _GZIP
-            elif magic and MAGIC.startswith(magic) and self.size < len(MAGIC):
-                self.kind = _EMPTY
-            elif magic:
-                self.kind = _PLAIN
         return True
+
+    def grew(self) -> bool:
+        """Return whether there is more than at the last look, or it cannot be said."""
+        try:
+            return bool(os.pread(self.descriptor, 1, self.size))
+        except OSError:
+            return True
 
     def read(self, offset: int, length: int) -> bytes:
         """Return up to *length* bytes of the content from *offset* on; raise OSError or CompressedError."""
@@ -162,3 +169,12 @@ class OpenFile:
         self._content = None
         self.closed = True
         os.close(self.descriptor)
+
+
+def _kind(magic: bytes, size: int) -> int:
+    """Return what a file of so many bytes is that begins with *magic*; what may become a gzip file is nothing yet."""
+    if magic == MAGIC:
+        return _GZIP
+    if not magic or (MAGIC.startswith(magic) and size < len(MAGIC)):
+        return _EMPTY
+    return _PLAIN

@@ -128,3 +128,5 @@ class FileStatus:
     """``following``, ``rotated``, ``removed``, ``waiting`` (a predecessor or a twin goes first), ``blocked``
     (no room behind it), ``done`` or ``failed``.
     """
+    why: str = ""
+    """Why it failed."""

@@ -43,7 +43,13 @@ class Judge:
             comparison = self._comparisons[file] = self._compare(file)
         try:
             more = not comparison.pointless and comparison.step()
-        except (OSError, CompressedError):
+        except OSError:
+            if now - file.added < _SUSPICIONS * self._contents.tail.settings.rotated_seconds:
+                del self._comparisons[file]
+                return False  # the disk may give it yet; a copy that is taken for none comes twice
+            comparison = self._comparisons[file] = Comparison(file, (), ())
+            more = False
+        except CompressedError:
             comparison = self._comparisons[file] = Comparison(file, (), ())  # reading it will say what is wrong
             more = False
         return more or self._judge(file, comparison, now)

@@ -96,7 +96,7 @@ class FollowedLog:
                     return Turn.READ
                 file.partial = file.size  # until something changes, or time tells
                 continue
-            came = self._read(file, file.generation, now)
+            came = self._try_to_read(file, file.generation, now)
             self.blocked = came is Turn.BLOCKED
             if came is not Turn.NOTHING:
                 return came
@@ -110,19 +110,25 @@ class FollowedLog:
         grew = [each for each in former if self.look(each, now)]
         return bool(grew)
 
+    def _try_to_read(self, file: OpenFile, generation: Generation, now: float) -> Turn:
+        try:
+            return self._read(file, generation, now)
+        except OSError as error:
+            self._falter(file, error, now)
+        except CompressedError as error:
+            self._fail(file, generation, error)
+        return Turn.READ
+
     def _read(self, file: OpenFile, generation: Generation, now: float) -> Turn:
+        """Raises OSError, CompressedError."""
         if hindered := self._hindered(generation):
             return hindered
         limit = self._tail.settings.line_bytes
         offset = generation.read.offset
         before = min(offset, TAIL_BYTES)
-        try:
-            if not file.reach(offset - before):
-                return Turn.READ  # others have their turn meanwhile
-            data, end, cut = self._stretch(file, generation, before)
-        except (OSError, CompressedError) as error:
-            self._fail(file, generation, error)
-            return Turn.READ
+        if not file.reach(offset - before):
+            return Turn.READ  # others have their turn meanwhile
+        data, end, cut = self._stretch(file, generation, before)
         if self._shrank(file, offset + len(data) - before):
             self.look(file, now)
             return Turn.READ
@@ -145,6 +151,7 @@ class FollowedLog:
             generation.abandon()
             self._fail(file, generation, error)
             return Turn.READ
+        file.again = 0.0
         if file.size <= generation.read.offset:
             file.unread_since = None
         self.contents.counts.bytes_read += end - before
@@ -205,8 +212,19 @@ class FollowedLog:
         generation.skip(begin, file.read(begin - before, before))
         return Turn.READ
 
+    def _falter(self, file: OpenFile, error: OSError, now: float) -> None:
+        """The disk does not give what is there: it is tried again for as long as the file is there."""
+        if not file.again:
+            log.warning(
+                "%s: file %s cannot be read: %s; it is tried again", self.source.key, shown(file.name), error.strerror
+            )
+        file.failed = error.strerror or str(error)
+        file.again = now + self._tail.settings.rotated_seconds
+        file.let_go()
+
     def _fail(self, file: OpenFile, generation: Generation, error: Exception) -> None:
         file.failed = str(error)
+        file.again = 0.0
         self.contents.counts.bytes_lost += max(file.size - generation.read.offset, 0)
         generation.finish()
         log.warning(
@@ -230,6 +248,8 @@ class FollowedLog:
     def age(self, now: float) -> list[OpenFile]:
         """Do what is due; return the files that were closed."""
         for file in self.contents.files:
+            if file.again and now >= file.again:
+                file.failed = ""
             if not file.known:
                 file.partial = NOWHERE  # time may tell what it is
             elif file.original is not None:
@@ -259,10 +279,7 @@ class FollowedLog:
         offset = generation.read.offset
         if file.partial != file.size or file.done != NOWHERE or not generation.can_be_cut(offset):
             return
-        if file.compressed:
-            rest = len(file.read(offset, self._tail.settings.line_bytes)) if file.at_end else 0
-        else:
-            rest = file.size - offset
+        rest = self._rest_unpacked(file, offset) if file.compressed else file.size - offset
         if rest <= 0 or now - file.changed < self._patience(file):
             return
         if self._tail.failing() and file.removed is None:
@@ -270,6 +287,12 @@ class FollowedLog:
         generation.cuts.append(offset + rest)
         generation.barrier = self._tail.barrier()
         file.partial = NOWHERE
+
+    def _rest_unpacked(self, file: OpenFile, offset: int) -> int:
+        try:
+            return len(file.read(offset, self._tail.settings.line_bytes)) if file.at_end else 0
+        except (OSError, CompressedError):
+            return 0  # reading it will say what is wrong
 
     def _patience(self, file: OpenFile) -> float:
         settings = self._tail.settings
@@ -287,7 +310,8 @@ class FollowedLog:
 
     def unread_bytes(self, file: OpenFile) -> int:
         """Return how much of *file* is unread, as it stands on disk; of a compressed one all until it is done."""
-        if file.done != NOWHERE or file.failed or file.original is not None:
+        given_up = file.failed and not file.again
+        if file.done != NOWHERE or given_up or file.original is not None:
             return 0
         if file.generation is None or file.compressed:
             return file.size
@@ -333,7 +357,7 @@ class FollowedLog:
 
     @staticmethod
     def _restless(file: OpenFile) -> bool:
-        if file.removed is not None or file.original is not None or (not file.known and file.kind):
+        if file.removed is not None or file.original is not None or (not file.known and file.kind) or file.again:
             return True
         return file.partial == file.size and file.generation is not None and file.done == NOWHERE
 

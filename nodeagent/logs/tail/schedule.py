@@ -5,7 +5,6 @@ what they cost evenly.
 from __future__ import annotations
 
 import math
-import os
 from collections import deque
 from collections.abc import Iterator
 from typing import Final
@@ -90,7 +89,7 @@ class Looks:
             if file.closed:
                 continue
             one.looks += 1
-            if one.looks % _FULL_LOOK and not os.pread(file.descriptor, 1, file.size):
+            if one.looks % _FULL_LOOK and not file.grew():
                 idle.append(one)
                 continue
             if one.log.look(file, now):

@@ -22,6 +22,7 @@ def status_of(log: FollowedLog, file: OpenFile, now: float) -> FileStatus:
         lag_bytes=lag,
         lag_seconds=now - file.unread_since if lag and file.unread_since is not None else 0.0,
         state=_state(log, file),
+        why=file.failed,
     )
 
 
